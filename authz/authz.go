@@ -1,0 +1,34 @@
+// Package authz decides what a caller may do, by the rules of Hadoop's
+// kms-acls.xml. Everything in it is a pure function of a parsed Policy, a
+// principal and his groups.
+package authz
+
+// Op is an operation-level right: hadoop.kms.acl.<OP> and
+// hadoop.kms.blacklist.<OP>.
+type Op string
+
+// The operation-level rights.
+const (
+	Create         Op = "CREATE"
+	Delete         Op = "DELETE"
+	Rollover       Op = "ROLLOVER"
+	Get            Op = "GET"
+	GetKeys        Op = "GET_KEYS"
+	GetMetadata    Op = "GET_METADATA"
+	SetKeyMaterial Op = "SET_KEY_MATERIAL"
+	GenerateEEK    Op = "GENERATE_EEK"
+	DecryptEEK     Op = "DECRYPT_EEK"
+)
+
+// KeyOp is a key-level right: key.acl.<name>.<OP>, default.key.acl.<OP>,
+// whitelist.key.acl.<OP>.
+type KeyOp string
+
+// The key-level rights.
+const (
+	KeyAll         KeyOp = "ALL"
+	KeyRead        KeyOp = "READ"
+	KeyManagement  KeyOp = "MANAGEMENT"
+	KeyGenerateEEK KeyOp = "GENERATE_EEK"
+	KeyDecryptEEK  KeyOp = "DECRYPT_EEK"
+)

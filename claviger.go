@@ -1,0 +1,94 @@
+// Package claviger holds the words that every room of the key management
+// server shares: encryption-zone (EZ) keys and their metadata, key versions
+// and their names, encrypted data encryption keys (EDEKs), callers, and the
+// one domain error.
+//
+// It imports the standard library only. Nothing in it does I/O, and nothing in
+// it carries key material: that lives in package secret and in package
+// provider.
+package claviger
+
+import (
+	"strings"
+	"time"
+)
+
+// ACLNameAttribute is the metadata attribute that names the ACL which guards a
+// key. Hadoop's KMS sets it at creation and trusts it ever after.
+const ACLNameAttribute = "key.acl.name"
+
+// DefaultCipher and DefaultBitLength are what Hadoop uses when a creation
+// request leaves them out (hadoop.security.key.default.cipher and
+// hadoop.security.key.default.bitlength).
+const (
+	DefaultCipher    = "AES/CTR/NoPadding"
+	DefaultBitLength = 128
+)
+
+// IVSize is the length in bytes of an EDEK's initialisation vector, and of a
+// counter block.
+const IVSize = 16
+
+// Metadata describes one EZ key. It is what a migration moves; it never holds
+// material.
+type Metadata struct {
+	Name        string
+	Cipher      string            // as HDFS compares it, e.g. "AES/CTR/NoPadding"
+	BitLength   int               // 128, 192 or 256
+	Description *string           // nil is JSON null, which differs from ""
+	Attributes  map[string]string // never nil in what a provider returns
+	Created     time.Time         // millisecond precision; what Hadoop calls created
+	Versions    int               // how many versions there are, deleted ones included
+}
+
+// ACLName is the name under which kms-acls.xml guards the key: the
+// key.acl.name attribute, else the key's own name.
+func (m *Metadata) ACLName() string {
+	if n, ok := m.Attributes[ACLNameAttribute]; ok {
+		return n
+	}
+	return m.Name
+}
+
+// EDEK is an encrypted data encryption key as HDFS stores it beside a file:
+// the wrapped bytes, the IV, and the full name of the key version that wrapped
+// them. Material is DEK xor keystream; there is no integrity check in it.
+type EDEK struct {
+	Version  string // full version name, "<key>@<id>"
+	IV       []byte // IVSize bytes in every well-formed EDEK
+	Material []byte // as long as the DEK
+}
+
+// KeyOfVersion returns the key name inside a version name: what stands before
+// the last '@'. The NameNode relies on that rule. ok is false where there is no
+// '@', or nothing before or after it.
+func KeyOfVersion(version string) (key string, ok bool) {
+	i := strings.LastIndexByte(version, '@')
+	if i <= 0 || i == len(version)-1 {
+		return "", false
+	}
+	return version[:i], true
+}
+
+// VersionName joins a key name and a version id.
+func VersionName(key, id string) string { return key + "@" + id }
+
+// Principal is an authenticated caller.
+type Principal struct {
+	// Name is the full principal ("hdfs/nn1.example.com@EXAMPLE.COM"); equal to
+	// Short under simple authentication. Audit lines print it.
+	Name string
+	// Short is what auth_to_local makes of Name. ACLs and proxy-user rules
+	// compare it.
+	Short string
+	// Real is the authenticated user behind an impersonation (doAs), else nil.
+	Real *Principal
+}
+
+// Caller is who asks, and from where: what an ACL decision and an audit line
+// need to know of a request.
+type Caller struct {
+	Principal
+	RemoteAddr string // IP address of the peer, without port
+	RequestID  string // unique in this process's life
+}

@@ -1,0 +1,122 @@
+package claviger
+
+import (
+	"errors"
+	"fmt"
+)
+
+// Kind says what went wrong in terms that an outward face can map to its own
+// wire form. Each face has exactly one file that does so.
+type Kind int
+
+// The kinds. "Key" below is Error.Key, which holds a key name or a full
+// version name as the kind says.
+const (
+	// Internal is a fault of ours: its text goes to the log, never to a caller.
+	Internal Kind = iota
+	// Invalid is a request that cannot be served as it stands. Error.Err's text
+	// is written for the caller and may be sent to him.
+	Invalid
+	// InvalidKeySize: a bit length other than 128, 192, 256. Key: key name.
+	InvalidKeySize
+	// MaterialLength: given material does not have the key's length. Err's text
+	// is for the caller ("Wrong key length. Required 128, but got 0").
+	MaterialLength
+	// UnknownCipher: the algorithm of a cipher such as "FOO/CTR/NoPadding" is
+	// unknown. Key: key name.
+	UnknownCipher
+	// KeyNotFound: no key of that name. Key: key name.
+	KeyNotFound
+	// KeyExists: a key of that name is there already. Key: key name.
+	KeyExists
+	// VersionNotFound: no version of that name, neither here nor (where sources
+	// are configured) at any source. Key: version name.
+	VersionNotFound
+	// WrongKey: a version that belongs to another key than the one named. Err's
+	// text is for the caller.
+	WrongKey
+	// BadIV: an IV that is not IVSize bytes long. Key: version name.
+	BadIV
+	// Denied: an operation-level ACL or blacklist said no. Err's text is for
+	// the caller.
+	Denied
+	// KeyDenied: a key-level ACL said no. Err's text is for the caller.
+	KeyDenied
+	// Unsupported: the provider does not do this by design (material into an
+	// HSM). Err's text is for the caller.
+	Unsupported
+	// Unavailable: this node cannot serve the request now; nothing was changed,
+	// another node may well serve it. Key: what it was about. Err's text is for
+	// the log.
+	Unavailable
+	// SourceUnreachable: the version is not ours and the source that may know it
+	// does not answer. Err's text is for the caller; it names the source.
+	SourceUnreachable
+	// SourceRefused: the version is not ours and the source refused us. Err's
+	// text is for the caller; it names the property at the source that would
+	// allow it.
+	SourceRefused
+	// Closed: used after Close.
+	Closed
+)
+
+var kindNames = [...]string{
+	"internal", "invalid", "invalid key size", "material length", "unknown cipher", "key not found", "key exists",
+	"version not found", "wrong key", "bad IV", "denied", "key denied", "unsupported", "unavailable",
+	"source unreachable", "source refused", "closed",
+}
+
+func (k Kind) String() string {
+	if k >= 0 && int(k) < len(kindNames) {
+		return kindNames[k]
+	}
+	return fmt.Sprintf("kind %d", int(k))
+}
+
+// Error is the one error type that crosses package borders. Op is
+// "package.Operation"; Key is a key or version name, see Kind.
+type Error struct {
+	Op   string
+	Key  string
+	Kind Kind
+	Err  error // may be nil where Kind and Key say it all
+}
+
+// E builds an *Error. err may be nil.
+func E(op string, kind Kind, key string, err error) *Error {
+	return &Error{Op: op, Key: key, Kind: kind, Err: err}
+}
+
+// Errorf builds an *Error whose Err is made from a format.
+func Errorf(op string, kind Kind, key, format string, args ...any) *Error {
+	return &Error{Op: op, Key: key, Kind: kind, Err: fmt.Errorf(format, args...)}
+}
+
+func (e *Error) Error() string {
+	s := e.Op + ": "
+	if e.Key != "" {
+		s += fmt.Sprintf("%q: ", e.Key)
+	}
+	if e.Err != nil {
+		return s + e.Err.Error()
+	}
+	return s + e.Kind.String()
+}
+
+func (e *Error) Unwrap() error { return e.Err }
+
+// KindOf returns the kind of the first *Error in err's chain; Internal for any
+// other error. It must not be called with nil.
+func KindOf(err error) Kind {
+	var e *Error
+	if errors.As(err, &e) {
+		return e.Kind
+	}
+	return Internal
+}
+
+// Is reports whether err is an *Error of the given kind.
+func Is(err error, kind Kind) bool {
+	var e *Error
+	return errors.As(err, &e) && e.Kind == kind
+}

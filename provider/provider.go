@@ -1,0 +1,133 @@
+// Package provider is the contract between the key management service and
+// whatever holds EZ keys: an HSM, a keystore file, another KMS, memory.
+//
+// A provider is a driver. Users of keys hold package keyring's Ring, which adds
+// rights, caches, queues, sources and audit; only the Ring and the migration
+// speak to a Provider. Every implementation passes the suite in
+// provider/providertest.
+package provider
+
+import (
+	"context"
+
+	"claviger"
+	"claviger/secret"
+)
+
+// KeyVersion is one version of an EZ key.
+type KeyVersion struct {
+	Key       string       // name of the EZ key
+	Name      string       // full version name, "<key>@<id>"; the id is opaque
+	BitLength int          // length of the key, and of the DEKs that it wraps
+	Material  secret.Bytes // nil where the provider withholds it
+}
+
+// Spec is what a new key shall be.
+type Spec struct {
+	Name        string
+	Cipher      string            // never empty; e.g. "AES/CTR/NoPadding"
+	BitLength   int               // never 0
+	Description *string           // nil = none
+	Attributes  map[string]string // may be nil
+	Material    secret.Bytes      // nil = the provider makes it
+}
+
+// Reader tells what keys there are.
+//
+// All methods of all interfaces here may be called at the same time from many
+// goroutines, honour ctx, and return *claviger.Error with the kinds named.
+// After Close they return kind Closed. Kind Unavailable, from any of them,
+// means that the backing store cannot be reached now and that nothing changed.
+type Reader interface {
+	// Keys returns the names of all keys, in no particular order.
+	Keys(ctx context.Context) ([]string, error)
+	// Metadata returns one entry per name, in the order asked, nil for a key that
+	// does not exist. Attributes is never nil in an entry.
+	Metadata(ctx context.Context, names ...string) ([]*claviger.Metadata, error)
+	// Versions returns all versions of a key, oldest first; an empty slice and no
+	// error where the key does not exist.
+	Versions(ctx context.Context, key string) ([]KeyVersion, error)
+	// Current returns the newest version. Kind KeyNotFound.
+	Current(ctx context.Context, key string) (KeyVersion, error)
+	// Version returns the version of that full name. Kind VersionNotFound, also
+	// for a name that no version can have.
+	Version(ctx context.Context, version string) (KeyVersion, error)
+}
+
+// Writer makes and ends keys. A call that fails has changed nothing that a
+// Reader can see; after a crash in mid-call, the same call made again finishes
+// the work without a second key.
+type Writer interface {
+	// Create makes a key with one version and returns that. Kinds KeyExists,
+	// InvalidKeySize, MaterialLength, UnknownCipher, Unsupported (material given
+	// to a provider that makes its own), Invalid (a name that it cannot hold).
+	Create(ctx context.Context, spec Spec) (KeyVersion, error)
+	// Roll adds a version, which becomes the current one. material nil: the
+	// provider makes it. Kinds KeyNotFound, MaterialLength, Unsupported.
+	Roll(ctx context.Context, key string, material secret.Bytes) (KeyVersion, error)
+	// Delete ends a key with all its versions. Kind KeyNotFound.
+	Delete(ctx context.Context, key string) error
+}
+
+// Provider is a Reader and a Writer, and also exactly one of BlockEncrypter and
+// EDEKService. It has more than eight methods because Hadoop's KeyProvider has.
+type Provider interface {
+	Reader
+	Writer
+	// URI names the provider in messages, in the form that the configuration
+	// gave it, without secrets.
+	URI() string
+	// Close releases what the provider holds. Calls under way may fail with kind
+	// Closed. A second Close does nothing.
+	Close() error
+}
+
+// BlockEncrypter is implemented by a provider that can use a version's key
+// itself: from material, or inside an HSM.
+type BlockEncrypter interface {
+	// EncryptBlocks encrypts blocks in place under the version's key, each
+	// 16-byte block by itself (AES in ECB mode). len(blocks) is a multiple of 16.
+	// It is one call to the HSM however long blocks is, as far as the HSM's own
+	// limit allows, and may share that call with others who ask at the same time.
+	// Kind VersionNotFound. On an error the content of blocks is undefined.
+	//
+	// Package eek feeds it counter blocks only, which is why no provider ever sees
+	// a DEK.
+	EncryptBlocks(ctx context.Context, version string, blocks []byte) error
+}
+
+// EDEKService is implemented by a provider that lets nobody near its keys: a
+// KMS elsewhere.
+type EDEKService interface {
+	// Generate makes n EDEKs under the key's current version. Kind KeyNotFound.
+	Generate(ctx context.Context, key string, n int) ([]claviger.EDEK, error)
+	// Unwrap returns one DEK per EDEK, in order. key is the key they belong to. as
+	// is the short name of the user on whose behalf it is asked (Hadoop's doAs);
+	// empty means in our own name. It fails as a whole. Kinds VersionNotFound,
+	// WrongKey, Denied, KeyDenied (both: the far side refused).
+	Unwrap(ctx context.Context, key, as string, edeks []claviger.EDEK) ([]secret.Bytes, error)
+	// Reencrypt returns one EDEK per EDEK, in order, under the key's current
+	// version at the far side.
+	Reencrypt(ctx context.Context, key string, edeks []claviger.EDEK) ([]claviger.EDEK, error)
+}
+
+// Importer is implemented by a provider that can take over a key's metadata
+// from elsewhere, with versions of its own making.
+type Importer interface {
+	// Import makes a key with m's name, cipher, length, description, attributes
+	// and creation time, and n fresh versions (n >= 1), and returns them oldest
+	// first. It is safe to call again after a crash or an error: what an earlier
+	// call made is used, not made twice. step, if not nil, is called after each
+	// durable step with a short name of it ("intent", "generated 2 of 3",
+	// "committed"); an error from it aborts the import, as a crash there would.
+	// Kind KeyExists where a key of that name is there already and was not left
+	// half-made.
+	Import(ctx context.Context, m claviger.Metadata, n int, step func(string) error) ([]KeyVersion, error)
+}
+
+// Health is implemented by a provider whose backing can fail by itself.
+type Health interface {
+	// Check makes one cheap round trip to the backing, and says what is wrong in
+	// words for an operator.
+	Check(ctx context.Context) error
+}
