@@ -1,7 +1,300 @@
-// Package eek is the arithmetic of encrypted data encryption keys: EDEK = DEK
-// xor keystream, where the keystream is AES under the EZ key version of
-// consecutive counter blocks that start at IV xor 0xff.. (Hadoop's CTR, see
-// CryptoExtension in hadoop-common). Counter blocks in, keystream out: so any
-// number of EDEKs of one version are one call to the provider, and no DEK ever
-// goes near it.
+// Package eek is the arithmetic of encrypted data encryption keys (EDEKs), as
+// Hadoop's CryptoCodec does it, in batches; and the queue of ready-made EDEKs.
+//
+// An EDEK's material is DEK xor keystream. The keystream is AES, under the EZ
+// key, of consecutive 128-bit big-endian counter blocks that begin at the
+// EDEK's IV with every byte xored with 0xff (Hadoop's
+// EncryptedKeyVersion.deriveIV). The work of whoever holds the EZ key is
+// therefore the same whatever is asked for: encrypt counter blocks. This
+// package lays the counter blocks of any number of EDEKs of one key version
+// side by side and has them encrypted by one call; what comes back is xored
+// here. No DEK is ever given to a provider.
 package eek
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/subtle"
+	"encoding/binary"
+	"io"
+	"math/bits"
+
+	"claviger"
+	"claviger/provider"
+	"claviger/secret"
+)
+
+const blockSize = claviger.IVSize
+
+// Generate makes n EDEKs of random DEKs of dekLen bytes under the version, with
+// one EncryptBlocks call. random is the source of IVs and DEKs; nil means
+// crypto/rand. The DEKs themselves are gone when Generate returns. n <= 0 makes
+// none and asks nobody.
+func Generate(ctx context.Context, enc provider.BlockEncrypter, version string, dekLen, n int, random io.Reader) ([]claviger.EDEK, error) {
+	const op = "eek.Generate"
+	if dekLen < 0 {
+		return nil, claviger.Errorf(op, claviger.Invalid, version, "a DEK cannot have %d bytes", dekLen)
+	}
+	if n <= 0 {
+		return []claviger.EDEK{}, nil
+	}
+	if random == nil {
+		random = rand.Reader
+	}
+	// One array holds IV and DEK of every EDEK; the DEKs turn into EDEKs in place.
+	size := blockSize + dekLen
+	all := make([]byte, n*size)
+	if _, err := io.ReadFull(random, all); err != nil {
+		clear(all)
+		return nil, claviger.Errorf(op, claviger.Internal, version, "reading random bytes: %w", err)
+	}
+	edeks := make([]claviger.EDEK, n)
+	for i := range edeks {
+		item := all[i*size : (i+1)*size : (i+1)*size]
+		edeks[i] = claviger.EDEK{Version: version, IV: item[:blockSize:blockSize], Material: item[blockSize:]}
+	}
+	perEDEK := blocksOf(dekLen)
+	blocks := make([]byte, n*perEDEK)
+	for i := range edeks {
+		putCounters(blocks[i*perEDEK:(i+1)*perEDEK], edeks[i].IV)
+	}
+	if err := encrypt(ctx, enc, version, blocks); err != nil {
+		clear(all)
+		return nil, err
+	}
+	for i := range edeks {
+		subtle.XORBytes(edeks[i].Material, edeks[i].Material, blocks[i*perEDEK:])
+	}
+	clear(blocks)
+	return edeks, nil
+}
+
+// Wrap makes one EDEK of each DEK, with the IV at the same place of ivs, under
+// the version, with one EncryptBlocks call. It is also how a DEK that another
+// KMS unwrapped is brought under a version of ours: with the IV that it had.
+// The caller still owns, and wipes, deks. Kind BadIV.
+func Wrap(ctx context.Context, enc provider.BlockEncrypter, version string, ivs [][]byte, deks []secret.Bytes) ([]claviger.EDEK, error) {
+	const op = "eek.Wrap"
+	if len(ivs) != len(deks) {
+		return nil, claviger.Errorf(op, claviger.Internal, version, "%d IVs for %d DEKs", len(ivs), len(deks))
+	}
+	edeks := make([]claviger.EDEK, len(deks))
+	for i, dek := range deks {
+		edeks[i] = claviger.EDEK{Version: version, IV: ivs[i], Material: dek}
+	}
+	l, err := plan(op, edeks)
+	if err != nil {
+		return nil, err
+	}
+	if err := encrypt(ctx, enc, version, l.blocks); err != nil {
+		return nil, err
+	}
+	l.rewrap(version, edeks)
+	return edeks, nil
+}
+
+// Unwrap returns the DEK of each EDEK, in order. The EDEKs may be of several
+// versions; each version costs one EncryptBlocks call. An EDEK without material
+// has an empty DEK, and a version that has only such EDEKs is not asked for. It
+// fails as a whole. Kinds BadIV (before anybody is asked) and those of
+// EncryptBlocks. The caller wipes the DEKs.
+func Unwrap(ctx context.Context, enc provider.BlockEncrypter, edeks []claviger.EDEK) ([]secret.Bytes, error) {
+	l, err := plan("eek.Unwrap", edeks)
+	if err != nil {
+		return nil, err
+	}
+	if err := l.encryptEach(ctx, enc); err != nil {
+		return nil, err
+	}
+	all := make([]byte, l.bytes)
+	deks := make([]secret.Bytes, len(edeks))
+	for i, e := range edeks {
+		n := len(e.Material)
+		subtle.XORBytes(all, e.Material, l.blocks[l.offset[i]:])
+		deks[i], all = all[:n:n], all[n:]
+	}
+	clear(l.blocks)
+	return deks, nil
+}
+
+// Reencrypt brings EDEKs under another version: same IV, same DEK. from holds
+// the versions that they are under, to holds version. It costs one
+// EncryptBlocks call for each version that they are under and one for the new
+// one. An EDEK that is under version already comes back as it is. It fails as a
+// whole, with the kinds of Unwrap.
+//
+// No DEK comes into being here: the two keystreams are xored with each other
+// first, and the EDEK with the result.
+func Reencrypt(ctx context.Context, from, to provider.BlockEncrypter, version string, edeks []claviger.EDEK) ([]claviger.EDEK, error) {
+	old := make([]claviger.EDEK, 0, len(edeks))
+	place := make([]int, 0, len(edeks)) // where each of old stands in edeks
+	for i, e := range edeks {
+		if e.Version != version {
+			old, place = append(old, e), append(place, i)
+		}
+	}
+	l, err := plan("eek.Reencrypt", old)
+	if err != nil {
+		return nil, err
+	}
+	counters := make([]byte, len(l.blocks))
+	copy(counters, l.blocks)
+	if err := l.encryptEach(ctx, from); err != nil {
+		return nil, err
+	}
+	if err := encrypt(ctx, to, version, counters); err != nil {
+		clear(l.blocks)
+		return nil, err
+	}
+	subtle.XORBytes(l.blocks, l.blocks, counters)
+	clear(counters)
+	l.rewrap(version, old)
+	if len(old) == len(edeks) {
+		return old, nil
+	}
+	out := make([]claviger.EDEK, len(edeks))
+	copy(out, edeks)
+	for i, at := range place {
+		out[at] = old[i]
+	}
+	return out, nil
+}
+
+// layout is the counter blocks of a batch of EDEKs in one array: those of one
+// version side by side, versions in the order in which they first occur.
+type layout struct {
+	blocks []byte
+	offset []int // of each EDEK's first block
+	bytes  int   // of all materials together
+	groups []group
+	index  map[string]int // of groups by version; made when they are more than few
+}
+
+type group struct {
+	version string
+	size    int // bytes of blocks
+	next    int // where the next EDEK's blocks go, while the layout is made
+}
+
+// plan checks the IVs and lays out the counter blocks.
+func plan(op string, edeks []claviger.EDEK) (*layout, error) {
+	l := &layout{offset: make([]int, len(edeks))}
+	// offset holds each EDEK's group first, then the place of its blocks.
+	last, total := -1, 0
+	for i := range edeks {
+		e := &edeks[i]
+		if len(e.IV) != claviger.IVSize {
+			return nil, claviger.Errorf(op, claviger.BadIV, e.Version, "Wrong IV length: must be %d bytes long, but got %d", claviger.IVSize, len(e.IV))
+		}
+		if last < 0 || l.groups[last].version != e.Version {
+			last = l.groupOf(e.Version)
+		}
+		l.offset[i] = last
+		size := blocksOf(len(e.Material))
+		l.groups[last].size += size
+		total += size
+		l.bytes += len(e.Material)
+	}
+	next := 0
+	for i := range l.groups {
+		l.groups[i].next = next
+		next += l.groups[i].size
+	}
+	l.blocks = make([]byte, total)
+	for i := range edeks {
+		g := &l.groups[l.offset[i]]
+		size := blocksOf(len(edeks[i].Material))
+		putCounters(l.blocks[g.next:g.next+size], edeks[i].IV)
+		l.offset[i] = g.next
+		g.next += size
+	}
+	return l, nil
+}
+
+// few is the number of versions up to which a walk along them is quicker than
+// a map. A batch of the NameNode's has one or two.
+const few = 4
+
+// groupOf returns the index of the version's group, which it makes if need be.
+func (l *layout) groupOf(version string) int {
+	if l.index == nil {
+		for i := range l.groups {
+			if l.groups[i].version == version {
+				return i
+			}
+		}
+	} else if i, ok := l.index[version]; ok {
+		return i
+	}
+	i := len(l.groups)
+	l.groups = append(l.groups, group{version: version})
+	switch {
+	case l.index != nil:
+		l.index[version] = i
+	case i >= few:
+		l.index = make(map[string]int, 2*len(l.groups))
+		for j := range l.groups {
+			l.index[l.groups[j].version] = j
+		}
+	}
+	return i
+}
+
+// encryptEach turns the counter blocks into keystream, each version's by one
+// call. On an error nothing of a keystream is left.
+func (l *layout) encryptEach(ctx context.Context, enc provider.BlockEncrypter) error {
+	off := 0
+	for _, g := range l.groups {
+		if err := encrypt(ctx, enc, g.version, l.blocks[off:off+g.size:off+g.size]); err != nil {
+			clear(l.blocks)
+			return err
+		}
+		off += g.size
+	}
+	return nil
+}
+
+// rewrap xors each EDEK's material with its place in l.blocks into one new
+// array, sets the version and copies the IV; then it wipes l.blocks.
+func (l *layout) rewrap(version string, edeks []claviger.EDEK) {
+	all := make([]byte, l.bytes+len(edeks)*claviger.IVSize)
+	for i := range edeks {
+		e := &edeks[i]
+		n := copy(all, e.IV)
+		e.IV, all = all[:n:n], all[n:]
+		n = subtle.XORBytes(all, e.Material, l.blocks[l.offset[i]:])
+		e.Material, all = all[:n:n], all[n:]
+		e.Version = version
+	}
+	clear(l.blocks)
+}
+
+// encrypt is EncryptBlocks, except that nothing is asked for nothing; after an
+// error the blocks are wiped.
+func encrypt(ctx context.Context, enc provider.BlockEncrypter, version string, blocks []byte) error {
+	if len(blocks) == 0 {
+		return nil
+	}
+	if err := enc.EncryptBlocks(ctx, version, blocks); err != nil {
+		clear(blocks)
+		return err
+	}
+	return nil
+}
+
+// blocksOf is the number of bytes of the blocks that cover n bytes.
+func blocksOf(n int) int { return (n + blockSize - 1) / blockSize * blockSize }
+
+// putCounters fills blocks with the consecutive counter blocks of an EDEK's IV.
+// All 128 bits count: an IV of zeros begins at ff..ff and goes on at 00..00.
+func putCounters(blocks, iv []byte) {
+	hi := ^binary.BigEndian.Uint64(iv[:8])
+	lo := ^binary.BigEndian.Uint64(iv[8:])
+	for ; len(blocks) > 0; blocks = blocks[blockSize:] {
+		binary.BigEndian.PutUint64(blocks[:8], hi)
+		binary.BigEndian.PutUint64(blocks[8:blockSize], lo)
+		var carry uint64
+		lo, carry = bits.Add64(lo, 1, 0)
+		hi += carry
+	}
+}
