@@ -1,6 +1,6 @@
 // Package authz decides what a caller may do, by the rules of Hadoop's
-// kms-acls.xml. Everything in it is a pure function of a parsed Policy, a
-// principal and his groups.
+// kms-acls.xml. What a Policy answers is a pure function of it, a principal and
+// his groups; a Watcher keeps the Policy that is in force.
 package authz
 
 // Op is an operation-level right: hadoop.kms.acl.<OP> and

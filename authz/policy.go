@@ -1,20 +1,174 @@
 package authz
 
-import "claviger"
+import (
+	"fmt"
+	"strings"
 
-// Policy is a parsed kms-acls.xml. It is immutable.
-type Policy struct{}
+	"claviger"
+)
+
+// Families of property names in kms-acls.xml.
+const (
+	opPrefix        = "hadoop.kms.acl."
+	blacklistPrefix = "hadoop.kms.blacklist."
+	keyPrefix       = "key.acl."
+	defaultPrefix   = "default.key.acl."
+	whitelistPrefix = "whitelist.key.acl."
+)
+
+var (
+	ops    = []Op{Create, Delete, Rollover, Get, GetKeys, GetMetadata, SetKeyMaterial, GenerateEEK, DecryptEEK}
+	keyOps = []KeyOp{KeyAll, KeyRead, KeyManagement, KeyGenerateEEK, KeyDecryptEEK}
+)
+
+// Policy is a parsed kms-acls.xml. It is immutable. The zero value and nil admit
+// nobody to anything; what an empty file means is Parse(nil).
+type Policy struct {
+	ops       map[Op]acl
+	blacklist map[Op]acl
+	keys      map[string]map[KeyOp]acl // by ACL name
+	defaults  map[KeyOp]acl            // for ACL names that keys does not hold
+	whitelist map[KeyOp]acl            // in addition, for every ACL name
+}
+
+// Property is one name and value of kms-acls.xml, variables expanded, the value
+// not trimmed (a leading space has a meaning in an ACL).
+type Property struct{ Name, Value string }
+
+// Parse makes a Policy of kms-acls.xml's properties; of one name given twice the
+// later counts, as in Hadoop. It never fails: what it does not understand admits
+// nobody and is told in a warning that names the property.
+//
+// An operation without its hadoop.kms.acl property is open to everybody, and
+// without its hadoop.kms.blacklist property closed to nobody. At key level what
+// is not named is denied.
+func Parse(props []Property) (p *Policy, warnings []string) {
+	p = &Policy{
+		ops: make(map[Op]acl), blacklist: make(map[Op]acl),
+		keys: make(map[string]map[KeyOp]acl), defaults: make(map[KeyOp]acl), whitelist: make(map[KeyOp]acl),
+	}
+	for _, op := range ops {
+		p.ops[op] = acl{all: true}
+	}
+	for _, prop := range props {
+		complaint := p.set(prop.Name, parseACL(prop.Value))
+		if complaint != "" {
+			warnings = append(warnings, fmt.Sprintf("%s: %s", prop.Name, complaint))
+			continue
+		}
+		for _, s := range suspicions(prop.Value) {
+			warnings = append(warnings, fmt.Sprintf("%s: value %q: %s", prop.Name, prop.Value, s))
+		}
+	}
+	return p, warnings
+}
+
+// set files one ACL under its property's name; complaint says why it could not.
+func (p *Policy) set(name string, a acl) (complaint string) {
+	if op, ok := strings.CutPrefix(name, opPrefix); ok {
+		return put(p.ops, ops, op, a)
+	}
+	if op, ok := strings.CutPrefix(name, blacklistPrefix); ok {
+		return put(p.blacklist, ops, op, a)
+	}
+	if op, ok := strings.CutPrefix(name, defaultPrefix); ok {
+		return putUnlessAll(p.defaults, op, a)
+	}
+	if op, ok := strings.CutPrefix(name, whitelistPrefix); ok {
+		return putUnlessAll(p.whitelist, op, a)
+	}
+	if rest, ok := strings.CutPrefix(name, keyPrefix); ok {
+		// A key's name may hold dots: the last one ends it.
+		dot := strings.LastIndexByte(rest, '.')
+		if dot <= 0 {
+			return "names no key and is ignored; the form is key.acl.<key>.<OP>"
+		}
+		key, op := rest[:dot], rest[dot+1:]
+		byOp := p.keys[key]
+		if byOp == nil {
+			byOp = make(map[KeyOp]acl)
+		}
+		complaint = put(byOp, keyOps, op, a)
+		if len(byOp) > 0 {
+			p.keys[key] = byOp
+		}
+		return complaint
+	}
+	return "is not a property of kms-acls.xml and is ignored" + didYouMean(name, knownNames(name))
+}
+
+func put[O ~string](into map[O]acl, known []O, op string, a acl) (complaint string) {
+	words := make([]string, len(known))
+	for i, k := range known {
+		if string(k) == op {
+			into[k] = a
+			return ""
+		}
+		words[i] = string(k)
+	}
+	return fmt.Sprintf("there is no operation %q, so that it is ignored%s", op, didYouMean(op, words))
+}
+
+// putUnlessAll: Hadoop ignores ALL as a default and in the whitelist.
+func putUnlessAll(into map[KeyOp]acl, op string, a acl) (complaint string) {
+	if op == string(KeyAll) {
+		return "ALL is not allowed here, so that it is ignored, as in Hadoop; name READ, MANAGEMENT, GENERATE_EEK, DECRYPT_EEK one by one"
+	}
+	return put(into, keyOps, op, a)
+}
+
+func didYouMean(word string, known []string) string {
+	if near, ok := claviger.NearMiss(word, known); ok {
+		return "; did you mean " + near + "?"
+	}
+	return ""
+}
+
+// knownNames lists the names that name may be a misspelling of.
+func knownNames(name string) []string {
+	var out []string
+	for _, op := range ops {
+		out = append(out, opPrefix+string(op), blacklistPrefix+string(op))
+	}
+	for _, op := range keyOps[1:] {
+		out = append(out, defaultPrefix+string(op), whitelistPrefix+string(op))
+	}
+	if parts := strings.SplitN(name, ".", 3); len(parts) == 3 {
+		out = append(out, keyPrefix+parts[2])
+	}
+	return out
+}
 
 // May reports whether the operation-level rules admit who, blacklists included.
+// groups returns the groups of a user's short name; it is asked only where a
+// rule names groups, and may be nil.
 func (p *Policy) May(op Op, who claviger.Principal, groups func(user string) []string) bool {
-	panic("not built")
+	return p != nil && p.ops[op].admits(who, groups) && !p.blacklist[op].admits(who, groups)
 }
 
 // KeyRulePresent is Hadoop's isACLPresent: whether any rule could admit anybody.
-func (p *Policy) KeyRulePresent(aclName string, op KeyOp) bool { panic("not built") }
+// A name with a rule of its own counts whatever operation that rule is for.
+func (p *Policy) KeyRulePresent(aclName string, op KeyOp) bool {
+	if p == nil {
+		return false
+	}
+	_, own := p.keys[aclName]
+	_, byDefault := p.defaults[op]
+	_, whitelisted := p.whitelist[op]
+	return own || byDefault || whitelisted
+}
 
 // MayKey is Hadoop's hasAccessToKey for exactly this op (the caller asks again
-// with KeyAll, as Hadoop does).
+// with KeyAll, as Hadoop does). A name with any rule of its own is closed to all
+// operations that it has no rule for: the defaults are not consulted then; the
+// whitelist always is.
 func (p *Policy) MayKey(aclName string, op KeyOp, who claviger.Principal, groups func(user string) []string) bool {
-	panic("not built")
+	if p == nil {
+		return false
+	}
+	rules, own := p.keys[aclName]
+	if !own {
+		rules = p.defaults
+	}
+	return rules[op].admits(who, groups) || p.whitelist[op].admits(who, groups)
 }

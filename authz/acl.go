@@ -1,0 +1,98 @@
+package authz
+
+import (
+	"slices"
+	"strings"
+
+	"claviger"
+)
+
+// realUserMark before a name in a list of users admits whoever that user
+// impersonates (HADOOP-17857).
+const realUserMark = "~"
+
+// acl is a parsed ACL string, "user,user group,group". The zero value admits
+// nobody.
+type acl struct {
+	all    bool
+	users  map[string]bool // short names, or "~" and the short name of a real user
+	groups []string
+}
+
+// parseACL splits as Hadoop's AccessControlList does: at the first space, so
+// that "alice, bob" is the user alice and the GROUP bob, and " staff" is the
+// group staff alone.
+func parseACL(s string) acl {
+	left, right, _ := strings.Cut(s, " ")
+	if trim(left) == "*" || trim(right) == "*" {
+		return acl{all: true}
+	}
+	a := acl{users: make(map[string]bool)}
+	for _, u := range names(left) {
+		a.users[u] = true
+	}
+	a.groups = names(right)
+	return a
+}
+
+// suspicions says what in an ACL string will surprise whoever wrote it.
+func suspicions(s string) []string {
+	left, right, _ := strings.Cut(s, " ")
+	if trim(left) == "*" || trim(right) == "*" {
+		return nil
+	}
+	var out []string
+	switch users := trim(left); {
+	case strings.HasSuffix(users, ",") && trim(right) != "":
+		out = append(out, "the first space ends the list of users, so that what follows it ("+trim(right)+
+			") are groups; write users without spaces between them")
+	case users == "" && left != "":
+		out = append(out, "the value begins on a new line, so that its first space ends an empty list of users and what follows it are groups; "+
+			"write it directly after <value>")
+	}
+	for _, n := range names(left) {
+		if n == "*" {
+			out = append(out, "* inside a list admits nobody; everybody is a * alone")
+		}
+	}
+	for _, n := range names(right) {
+		switch {
+		case n == "*":
+			out = append(out, "* inside a list admits nobody; everybody is a * alone")
+		case strings.ContainsAny(n, " \t"):
+			out = append(out, "\""+n+"\" is taken as the name of one group; lists are separated by commas")
+		}
+	}
+	return out
+}
+
+// admits is Hadoop's isUserInList.
+func (a acl) admits(who claviger.Principal, groups func(user string) []string) bool {
+	if a.all || a.users[who.Short] {
+		return true
+	}
+	if len(a.groups) > 0 && groups != nil {
+		of := groups(who.Short)
+		if slices.ContainsFunc(a.groups, func(g string) bool { return slices.Contains(of, g) }) {
+			return true
+		}
+	}
+	return who.Real != nil && a.users[realUserMark+who.Real.Short]
+}
+
+// names splits a list at commas and newlines and trims each name, as Hadoop's
+// getTrimmedStringCollection does; empty names are dropped.
+func names(list string) []string {
+	var out []string
+	for _, n := range strings.FieldsFunc(list, func(r rune) bool { return r == ',' || r == '\n' }) {
+		if n = trim(n); n != "" {
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
+// trim is Java's String.trim: it takes off every character up to U+0020.
+func trim(s string) string {
+	return strings.TrimFunc(s, func(r rune) bool { return r <= ' ' })
+}

@@ -1,0 +1,277 @@
+package authz_test
+
+import (
+	"bufio"
+	"encoding/xml"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"claviger"
+	"claviger/authz"
+)
+
+// readACLs is the least of a *-site.xml reader; the real one is hadoopconf's.
+func readACLs(path string) ([]authz.Property, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	var conf struct {
+		Property []struct {
+			Name  string `xml:"name"`
+			Value string `xml:"value"`
+		} `xml:"property"`
+	}
+	if err := xml.Unmarshal(data, &conf); err != nil {
+		return nil, err
+	}
+	var props []authz.Property
+	for _, p := range conf.Property {
+		props = append(props, authz.Property{Name: p.Name, Value: p.Value})
+	}
+	return props, nil
+}
+
+func user(name string) claviger.Principal { return claviger.Principal{Name: name, Short: name} }
+
+func noGroups(string) []string { return nil }
+
+// opOf is the operation-level right that Hadoop's KMS asks for an audited
+// operation.
+var opOf = map[string][]authz.Op{
+	"CREATE_KEY": {authz.Create}, "DELETE_KEY": {authz.Delete}, "ROLL_NEW_VERSION": {authz.Rollover},
+	"INVALIDATE_CACHE": {authz.Rollover, authz.Delete}, "GET_KEYS": {authz.GetKeys}, "GET_METADATA": {authz.GetMetadata},
+	"GET_KEY_VERSION": {authz.Get}, "GET_CURRENT_KEY": {authz.Get}, "GET_KEY_VERSIONS": {authz.Get},
+	"GENERATE_EEK": {authz.GenerateEEK}, "DECRYPT_EEK": {authz.DecryptEEK},
+	"REENCRYPT_EEK": {authz.GenerateEEK}, "REENCRYPT_EEK_BATCH": {authz.GenerateEEK},
+}
+
+// keyOpOf is the key-level right behind it.
+var keyOpOf = map[string]authz.KeyOp{
+	"CREATE_KEY": authz.KeyManagement, "DELETE_KEY": authz.KeyManagement, "ROLL_NEW_VERSION": authz.KeyManagement,
+	"INVALIDATE_CACHE": authz.KeyManagement, "GET_METADATA": authz.KeyRead, "GET_KEY_VERSION": authz.KeyRead,
+	"GET_CURRENT_KEY": authz.KeyRead, "GET_KEY_VERSIONS": authz.KeyRead, "GENERATE_EEK": authz.KeyGenerateEEK,
+	"DECRYPT_EEK": authz.KeyDecryptEEK, "REENCRYPT_EEK": authz.KeyGenerateEEK, "REENCRYPT_EEK_BATCH": authz.KeyGenerateEEK,
+}
+
+// TestAsRecorded takes every decision that a real Java KMS left in its audit
+// log under the recorded kms-acls.xml, and demands the same.
+func TestAsRecorded(t *testing.T) {
+	props, err := readACLs("testdata/acl-kms-acls.xml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, warnings := authz.Parse(props)
+	if len(warnings) > 0 {
+		t.Errorf("warnings: %q", warnings)
+	}
+	f, err := os.Open("testdata/acl-kms-audit.log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	line := regexp.MustCompile(`(OK|UNAUTHORIZED)\[op=(\w+)(?:, key=(\w+))?, user=(\w+)`)
+	allowed, denied := 0, 0
+	for s := bufio.NewScanner(f); s.Scan(); {
+		m := line.FindStringSubmatch(s.Text())
+		if m == nil {
+			continue // an ERROR line
+		}
+		op, key, who := m[2], m[3], user(m[4])
+		mayOp := slices.ContainsFunc(opOf[op], func(o authz.Op) bool { return p.May(o, who, noGroups) })
+		switch {
+		case m[1] == "OK" && key == "other":
+			// created with key.acl.name=ka, which is what is asked then
+			key = "ka"
+			fallthrough
+		case m[1] == "OK":
+			allowed++
+			// [] re-encrypts nothing and is not asked about, nor is a missing key
+			keyAsked := key != "" && key != "nokey" && !strings.Contains(s.Text(), "reencrypted 0 keys")
+			may := !keyAsked || p.MayKey(key, keyOpOf[op], who, noGroups) || p.MayKey(key, authz.KeyAll, who, noGroups)
+			if !mayOp || !may {
+				t.Errorf("denied (op level %v, key level %v): %s", mayOp, may, s.Text())
+			}
+		case op == "READ" || op == "MANAGEMENT" || op == "ALL" || (op == "GENERATE_EEK" || op == "DECRYPT_EEK") && mayOp:
+			denied++
+			if p.MayKey(key, authz.KeyOp(op), who, noGroups) {
+				t.Errorf("allowed at key level: %s", s.Text())
+			}
+		case strings.HasPrefix(op, "CREATE") || strings.HasPrefix(op, "ROLL"):
+			denied++
+			// mat and creator gave material, which asks for a second right
+			if mayOp && p.May(authz.SetKeyMaterial, who, noGroups) {
+				t.Errorf("allowed: %s", s.Text())
+			}
+		default:
+			denied++
+			if mayOp {
+				t.Errorf("allowed: %s", s.Text())
+			}
+		}
+	}
+	if allowed < 15 || denied < 40 {
+		t.Errorf("only %d allowed and %d denied decisions compared", allowed, denied)
+	}
+	// acl-create-unlisted-key: "User [alice] is not authorized to create key !!"
+	if p.KeyRulePresent("unlisted", authz.KeyManagement) {
+		t.Error("a rule for MANAGEMENT of an unlisted key")
+	}
+}
+
+func TestParse(t *testing.T) {
+	groups := func(u string) []string {
+		return map[string][]string{"gina": {"staff", "ops"}, "hdfs": {"hadoop"}}[u]
+	}
+	through := func(name, real string) claviger.Principal {
+		p, r := user(name), user(real)
+		p.Real = &r
+		return p
+	}
+	type ask struct {
+		who  claviger.Principal
+		want bool
+	}
+	for name, c := range map[string]struct {
+		value string
+		asks  []ask
+	}{
+		"everybody":           {"*", []ask{{user("x"), true}}},
+		"everybody, padded":   {"  * ", []ask{{user("x"), true}}},
+		"everybody by groups": {"alice *", []ask{{user("x"), true}}},
+		"nobody":              {"", []ask{{user("x"), false}, {user(""), false}}},
+		"nobody, a space":     {" ", []ask{{user("x"), false}, {user(""), false}}},
+		"users":               {"alice,bob", []ask{{user("alice"), true}, {user("bob"), true}, {user("carol"), false}, {user("Alice"), false}, {user("alice,bob"), false}}},
+		"groups":              {" staff", []ask{{user("gina"), true}, {user("staff"), false}, {user("hdfs"), false}}},
+		"both":                {"alice ops,hadoop", []ask{{user("alice"), true}, {user("gina"), true}, {user("hdfs"), true}, {user("bob"), false}}},
+		"space after comma":   {"alice, hdfs", []ask{{user("alice"), true}, {user("hdfs"), false}}},
+		"* in a list":         {"alice,*", []ask{{user("alice"), true}, {user("bob"), false}, {user("*"), true}}},
+		"real user":           {"alice,~oozie", []ask{{through("bob", "oozie"), true}, {user("oozie"), false}, {user("bob"), false}, {through("bob", "hive"), false}, {through("oozie", "hive"), false}}},
+		"newlines in list":    {"alice,\n\tbob\n", []ask{{user("bob"), true}, {user("alice"), true}}},
+	} {
+		p, _ := authz.Parse([]authz.Property{{Name: "hadoop.kms.acl.GET", Value: c.value}})
+		black, _ := authz.Parse([]authz.Property{{Name: "hadoop.kms.blacklist.GET", Value: c.value}})
+		for _, a := range c.asks {
+			if got := p.May(authz.Get, a.who, groups); got != a.want {
+				t.Errorf("%s: %q as ACL for %q: %v", name, c.value, a.who.Short, got)
+			}
+			if got := black.May(authz.Get, a.who, groups); got == a.want {
+				t.Errorf("%s: %q as blacklist for %q: %v", name, c.value, a.who.Short, got)
+			}
+		}
+	}
+}
+
+func TestKeyRules(t *testing.T) {
+	p, _ := authz.Parse([]authz.Property{
+		{Name: "key.acl.a.b.c.READ", Value: "alice"}, // the key a.b.c
+		{Name: "key.acl.shut.ALL", Value: ""},
+		{Name: "default.key.acl.READ", Value: "*"},
+		{Name: "default.key.acl.ALL", Value: "*"},
+		{Name: "whitelist.key.acl.DECRYPT_EEK", Value: "spark"},
+		{Name: "whitelist.key.acl.ALL", Value: "*"},
+	})
+	for _, c := range []struct {
+		key           string
+		op            authz.KeyOp
+		who           string
+		present, want bool
+	}{
+		{"a.b.c", authz.KeyRead, "alice", true, true},
+		{"a.b.c", authz.KeyRead, "bob", true, false},             // the default is not consulted
+		{"a.b.c", authz.KeyManagement, "alice", true, false},     // nor is another operation open
+		{"a.b.c", authz.KeyDecryptEEK, "spark", true, true},      // but the whitelist counts
+		{"shut", authz.KeyRead, "alice", true, false},            //
+		{"shut", authz.KeyDecryptEEK, "spark", true, true},       //
+		{"a.b", authz.KeyRead, "bob", true, true},                // another name: the default
+		{"a.b", authz.KeyDecryptEEK, "bob", true, false},         //
+		{"a.b", authz.KeyManagement, "alice", false, false},      // deny by default
+		{"a.b", authz.KeyAll, "alice", false, false},             // ALL is ignored in both
+		{"other", authz.KeyGenerateEEK, "alice", false, false},   //
+		{"other", authz.KeyDecryptEEK, "spark", true, true},      //
+		{"other", authz.KeyOp("NONSENSE"), "x", false, false},    //
+		{"", authz.KeyRead, "anybody", true, true},               //
+		{"a.b.c", authz.KeyOp("NONSENSE"), "alice", true, false}, //
+	} {
+		if got := p.KeyRulePresent(c.key, c.op); got != c.present {
+			t.Errorf("KeyRulePresent(%q, %s) = %v", c.key, c.op, got)
+		}
+		if got := p.MayKey(c.key, c.op, user(c.who), nil); got != c.want {
+			t.Errorf("MayKey(%q, %s, %s) = %v", c.key, c.op, c.who, got)
+		}
+	}
+}
+
+func TestDefaults(t *testing.T) {
+	empty, warnings := authz.Parse(nil)
+	if len(warnings) != 0 {
+		t.Errorf("warnings: %q", warnings)
+	}
+	all := []authz.Op{authz.Create, authz.Delete, authz.Rollover, authz.Get, authz.GetKeys, authz.GetMetadata, authz.SetKeyMaterial, authz.GenerateEEK, authz.DecryptEEK}
+	for _, op := range all {
+		if !empty.May(op, user("x"), nil) {
+			t.Errorf("%s is shut by an empty file", op)
+		}
+		for _, none := range []*authz.Policy{nil, {}} {
+			if none.May(op, user("x"), nil) {
+				t.Errorf("%s is open without any policy", op)
+			}
+		}
+	}
+	if empty.May(authz.Op("NONSENSE"), user("x"), nil) {
+		t.Error("an operation that does not exist is open")
+	}
+	for _, p := range []*authz.Policy{nil, {}, empty} {
+		if p.KeyRulePresent("k", authz.KeyRead) || p.MayKey("k", authz.KeyRead, user("x"), nil) {
+			t.Error("a key is open without a rule")
+		}
+	}
+	// Of one name given twice the later counts.
+	twice, _ := authz.Parse([]authz.Property{{"hadoop.kms.acl.GET", "alice"}, {"hadoop.kms.acl.GET", "bob"}})
+	if twice.May(authz.Get, user("alice"), nil) || !twice.May(authz.Get, user("bob"), nil) {
+		t.Error("the earlier of two values counts")
+	}
+}
+
+func TestWarnings(t *testing.T) {
+	for _, c := range []struct{ name, value, want string }{
+		{"hadoop.kms.acl.DECRYPT", "*", "did you mean DECRYPT_EEK?"},
+		{"hadoop.kms.acl.Create", "*", "did you mean CREATE?"},
+		{"hadoop.kms.blacklist.DECRYPTEEK", "hdfs", "did you mean DECRYPT_EEK?"},
+		{"hadoop.kms.blacklists.DECRYPT_EEK", "hdfs", "did you mean hadoop.kms.blacklist.DECRYPT_EEK?"},
+		{"key.acl.k.RAED", "alice", "did you mean READ?"},
+		{"key.acl.READ", "alice", "names no key"},
+		{"key.acl..READ", "alice", "names no key"},
+		{"keys.acl.k.READ", "alice", "did you mean key.acl.k.READ?"},
+		{"default.key.acl.ALL", "*", "ALL is not allowed here"},
+		{"whitelist.key.acl.ALL", "*", "ALL is not allowed here"},
+		{"default.key.acl.MANAGE", "*", "did you mean MANAGEMENT?"},
+		{"defaults.key.acl.READ", "*", "did you mean default.key.acl.READ?"},
+		{"hadoop.kms.http.port", "9600", "is not a property of kms-acls.xml"},
+		{"hadoop.kms.acl.GET", "alice, bob", "(bob) are groups"},
+		{"hadoop.kms.acl.GET", "alice bob carol", `"bob carol" is taken as the name of one group`},
+		{"hadoop.kms.acl.GET", "\n   alice", "begins on a new line"},
+		{"hadoop.kms.acl.GET", "alice,*", "* inside a list admits nobody"},
+		{"hadoop.kms.acl.GET", "alice staff,*", "* inside a list admits nobody"},
+		{"hadoop.kms.acl.GET", "alice,bob staff,ops", ""},
+		{"hadoop.kms.acl.GET", " staff", ""},
+		{"hadoop.kms.acl.GET", "*", ""},
+		{"hadoop.kms.acl.GET", " ", ""},
+	} {
+		_, warnings := authz.Parse([]authz.Property{{c.name, c.value}})
+		switch {
+		case c.want == "" && len(warnings) == 0:
+		case c.want != "" && len(warnings) == 1 && strings.Contains(warnings[0], c.want) && strings.HasPrefix(warnings[0], c.name+": "):
+		default:
+			t.Errorf("%s=%q: warnings %q, want %q", c.name, c.value, warnings, c.want)
+		}
+	}
+	// What is misspelt opens nothing.
+	p, _ := authz.Parse([]authz.Property{{"key.acl.k.read", "*"}, {"default.key.acl.READS", "*"}})
+	if p.KeyRulePresent("k", authz.KeyRead) || p.MayKey("k", authz.KeyRead, user("x"), nil) {
+		t.Error("a misspelt operation admits somebody")
+	}
+}

@@ -1,0 +1,133 @@
+package authz
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"os"
+	"sync/atomic"
+	"time"
+)
+
+// CheckInterval is how often a Watcher looks at its file; the same as Hadoop's.
+const CheckInterval = time.Second
+
+// settleTime is how long a file must have been left alone before it is read,
+// so that a writer without rename(2) is not caught half way. Hadoop's own
+// threshold is of the same length.
+const settleTime = 100 * time.Millisecond
+
+// Watcher holds the Policy of one kms-acls.xml and follows the file. A change
+// takes effect as a whole or not at all: where the file cannot be read or is
+// broken, the rules in force stay in force and the log says so.
+type Watcher struct {
+	path   string
+	read   func(path string) ([]Property, error)
+	log    *slog.Logger
+	policy atomic.Pointer[Policy]
+	seen   fileState // of the last attempt to load; touched by one goroutine only
+}
+
+// fileState tells whether a file is another one than before. Hadoop compares
+// the modification time with the time of its last load, and so misses a file
+// that is put in place with an older time (cp -p, rsync -t); any difference
+// counts here.
+type fileState struct {
+	exists  bool
+	modTime time.Time
+	size    int64
+}
+
+// NewWatcher loads the file for the first time. read parses it (package
+// hadoopconf does, which a contract package must not know). A file that is
+// broken is an error: there are no earlier rules to keep. Where there is no
+// file, the rules are Parse(nil): every operation is open to everybody at
+// operation level, every key is shut at key level; the log warns of it.
+func NewWatcher(path string, read func(path string) ([]Property, error), log *slog.Logger) (*Watcher, error) {
+	w := &Watcher{path: path, read: read, log: log}
+	state, err := stat(path)
+	if err != nil {
+		return nil, err
+	}
+	w.seen = state
+	if !state.exists {
+		w.log.Warn("there is no ACL file: all operations are open to everybody, but no key can be used while hadoop.kms.key.authorization.enable is true; "+
+			"write the file, with default.key.acl.* or key.acl.* properties", "file", path)
+		p, _ := Parse(nil)
+		w.policy.Store(p)
+		return w, nil
+	}
+	if err := w.load(); err != nil {
+		return nil, err
+	}
+	return w, nil
+}
+
+// Policy returns the rules in force.
+func (w *Watcher) Policy() *Policy { return w.policy.Load() }
+
+// Run follows the file until ctx ends. It is called once.
+func (w *Watcher) Run(ctx context.Context) {
+	tick := time.NewTicker(CheckInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-tick.C:
+			w.check(now)
+		}
+	}
+}
+
+// check reloads the file if it is another one than at the last attempt.
+func (w *Watcher) check(now time.Time) {
+	state, err := stat(w.path)
+	switch {
+	case err != nil:
+		state = fileState{} // as if it were gone: the rules stay, and it is said once
+	case state == w.seen:
+		return
+	}
+	if !state.exists {
+		if w.seen.exists {
+			w.log.Warn("the ACL file cannot be seen any more; the rules that were loaded from it stay in force", "file", w.path, "err", err)
+		}
+		w.seen = state
+		return
+	}
+	if age := now.Sub(state.modTime); age >= 0 && age < settleTime {
+		return // the next check sees it
+	}
+	w.seen = state // before the load, so that a broken file is complained of once
+	if err := w.load(); err != nil {
+		w.log.Error("the changed ACL file is not usable; the rules that were loaded before stay in force", "file", w.path, "err", err)
+		return
+	}
+	w.log.Info("ACLs loaded anew", "file", w.path)
+}
+
+func (w *Watcher) load() error {
+	props, err := w.read(w.path)
+	if err != nil {
+		return err
+	}
+	p, warnings := Parse(props)
+	for _, s := range warnings {
+		w.log.Warn("ACL property "+s, "file", w.path)
+	}
+	w.policy.Store(p)
+	return nil
+}
+
+func stat(path string) (fileState, error) {
+	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fileState{}, nil
+	}
+	if err != nil {
+		return fileState{}, err
+	}
+	return fileState{exists: true, modTime: info.ModTime(), size: info.Size()}, nil
+}

@@ -1,0 +1,174 @@
+package authz
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"claviger"
+)
+
+// readOne reads a file whose whole content is the value of one property.
+func readOne(path string) ([]Property, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	if strings.HasPrefix(string(data), "broken") {
+		return nil, errors.New("line 1: broken")
+	}
+	return []Property{{Name: "hadoop.kms.acl.GET", Value: string(data)}}, nil
+}
+
+func newTestWatcher(t *testing.T, content string) (w *Watcher, write func(content string, modTime time.Time), log *bytes.Buffer) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "kms-acls.xml")
+	write = func(content string, modTime time.Time) {
+		t.Helper()
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chtimes(path, modTime, modTime); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if content != "" {
+		write(content, time.Now().Add(-time.Hour))
+	}
+	log = new(bytes.Buffer)
+	w, err := NewWatcher(path, readOne, slog.New(slog.NewTextHandler(log, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return w, write, log
+}
+
+func (w *Watcher) mayGet(user string) bool {
+	return w.Policy().May(Get, claviger.Principal{Name: user, Short: user}, nil)
+}
+
+func TestWatcherReloads(t *testing.T) {
+	now := time.Now()
+	w, write, log := newTestWatcher(t, "alice")
+	before := w.Policy()
+	w.check(now)
+	if w.Policy() != before || !w.mayGet("alice") || w.mayGet("bob") {
+		t.Fatal("loaded anew without a change, or wrongly")
+	}
+
+	write("bob", now)
+	w.check(now.Add(settleTime / 2))
+	if w.Policy() != before {
+		t.Error("a file that was written a moment ago was read")
+	}
+	w.check(now.Add(settleTime))
+	if w.mayGet("alice") || !w.mayGet("bob") {
+		t.Error("the change did not take effect")
+	}
+	if !strings.Contains(log.String(), "loaded anew") {
+		t.Errorf("log: %s", log)
+	}
+
+	write("carol", now.Add(-24*time.Hour)) // as cp -p of an older file leaves it
+	w.check(now.Add(time.Second))
+	if !w.mayGet("carol") || w.mayGet("bob") {
+		t.Error("a file with an older time did not take effect")
+	}
+
+	write("dave", now.Add(time.Hour)) // as a clock that runs ahead leaves it
+	w.check(now.Add(2 * time.Second))
+	if !w.mayGet("dave") {
+		t.Error("a file with a time to come did not take effect")
+	}
+}
+
+func TestWatcherKeepsRulesOfBrokenFile(t *testing.T) {
+	now := time.Now()
+	w, write, log := newTestWatcher(t, "alice")
+	write("broken", now.Add(-time.Minute))
+	for i := range 3 {
+		w.check(now.Add(time.Duration(i) * time.Second))
+	}
+	if !w.mayGet("alice") || w.mayGet("bob") {
+		t.Error("the rules changed")
+	}
+	if n := strings.Count(log.String(), "not usable"); n != 1 || !strings.Contains(log.String(), "line 1: broken") {
+		t.Errorf("said %d times: %s", n, log)
+	}
+	write("bob", now.Add(-time.Second))
+	w.check(now)
+	if !w.mayGet("bob") {
+		t.Error("the mended file did not take effect")
+	}
+}
+
+func TestWatcherKeepsRulesOfVanishedFile(t *testing.T) {
+	now := time.Now()
+	w, write, log := newTestWatcher(t, "alice")
+	if err := os.Remove(w.path); err != nil {
+		t.Fatal(err)
+	}
+	w.check(now)
+	w.check(now.Add(time.Second))
+	if !w.mayGet("alice") || w.mayGet("bob") {
+		t.Error("the rules changed")
+	}
+	if n := strings.Count(log.String(), "cannot be seen"); n != 1 {
+		t.Errorf("said %d times: %s", n, log)
+	}
+	write("bob", now.Add(-time.Minute))
+	w.check(now)
+	if !w.mayGet("bob") {
+		t.Error("the file that came back did not take effect")
+	}
+}
+
+func TestWatcherWithoutFile(t *testing.T) {
+	w, write, log := newTestWatcher(t, "")
+	if !w.mayGet("anybody") || w.Policy().KeyRulePresent("k", KeyRead) {
+		t.Error("not the rules of an empty file")
+	}
+	if !strings.Contains(log.String(), "there is no ACL file") {
+		t.Errorf("log: %s", log)
+	}
+	write("alice", time.Now().Add(-time.Minute))
+	w.check(time.Now())
+	if w.mayGet("anybody") || !w.mayGet("alice") {
+		t.Error("the file that appeared did not take effect")
+	}
+}
+
+func TestWatcherRefusesBrokenFileAtStart(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "kms-acls.xml")
+	if err := os.WriteFile(path, []byte("broken"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := NewWatcher(path, readOne, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "line 1: broken") {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestWatcherRun(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	w, write, _ := newTestWatcher(t, "alice")
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); w.Run(ctx) }()
+	write("bob", time.Now().Add(-time.Minute))
+	for deadline := time.Now().Add(20 * time.Second); !w.mayGet("bob"); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Error("the change did not take effect")
+			break
+		}
+	}
+	cancel()
+	<-done
+}
