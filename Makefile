@@ -1,0 +1,70 @@
+# The two commands to know: `make demo` and `make test`. Both set up what is missing first.
+# Everything that is fetched comes by apt, by Maven with its default settings, or as a Go module; caches lie in
+# $XDG_CACHE_HOME/claviger (see scripts/cache-dir) and in .cache.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := build
+
+GOLANGCI_LINT_VERSION := v2.15.0
+GOLANGCI_LINT := .cache/bin/golangci-lint-$(GOLANGCI_LINT_VERSION)
+
+# The packages whose tests need no Hadoop, and how long `go test` may take over them.
+UNIT := $$(go list ./... | grep -v '/test/')
+FUZZTIME ?= 4s
+BENCHTIME ?= 1s
+
+.PHONY: help setup build test test-fast test-hadoop conformance fuzz demo bench lint clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+setup: ## install what the tests need and is missing (SoftHSM2, C compiler, Kerberos headers, JDK, Maven, Hadoop's jars)
+	@scripts/setup all
+
+build: ## build bin/claviger
+	@scripts/setup base
+	@scripts/build
+
+test: ## set up what is missing and run everything: vet, all tests with the race detector, real Hadoop, Hadoop's own KMS tests, fuzzing
+	@scripts/setup all
+	go vet ./...
+	go test -race -timeout 10m $(UNIT)
+	go test -race -p 1 -count 1 -timeout 15m ./test/...
+	scripts/fuzz $(FUZZTIME)
+
+test-fast: ## all tests that need no Hadoop
+	@scripts/setup base
+	go vet ./...
+	go test -race -timeout 10m $(UNIT)
+
+test-hadoop: ## the walk with a real Hadoop: KMS, NameNode, DataNode, clients
+	@scripts/setup all
+	go test -race -count 1 -timeout 15m -v ./test/hadoop
+
+conformance: ## Hadoop's own KMS tests against bin/claviger
+	@scripts/setup all
+	@scripts/build
+	CLAVIGER_BIN=$(CURDIR)/bin/claviger go test -count 1 -timeout 10m -v ./test/conformance
+
+fuzz: ## each fuzz target for FUZZTIME (default 4s)
+	@scripts/setup base
+	scripts/fuzz $(FUZZTIME)
+
+demo: build ## the whole migration on this machine, on SoftHSM2, narrated
+	bin/claviger demo
+
+bench: ## benchmarks of the packages; docs/performance.md has the figures
+	@scripts/setup base
+	go test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) -timeout 20m $$(scripts/packages-with '^func Benchmark')
+
+$(GOLANGCI_LINT):
+	mkdir -p .cache/bin/tmp
+	GOBIN=$(CURDIR)/.cache/bin/tmp GOFLAGS= go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT_VERSION)
+	mv .cache/bin/tmp/golangci-lint $@
+
+lint: $(GOLANGCI_LINT) ## golangci-lint, version pinned above
+	@scripts/setup base
+	$(GOLANGCI_LINT) run ./...
+
+clean: ## remove what was built here; caches outside of the project stay
+	rm -rf bin .cache
