@@ -1,0 +1,533 @@
+package archtest
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+const module = "claviger"
+
+// pkg is what `go list -json` tells of a package, as far as it matters here.
+type pkg struct {
+	Dir          string
+	ImportPath   string
+	Doc          string
+	GoFiles      []string
+	CgoFiles     []string
+	TestGoFiles  []string
+	XTestGoFiles []string
+	Imports      []string
+	TestImports  []string
+	XTestImports []string
+	Error        *struct{ Err string }
+}
+
+// room is the import path without the module: "provider/hsm"; "" is the root.
+func (p *pkg) room() string { return roomOf(p.ImportPath) }
+
+func roomOf(importPath string) string {
+	return strings.TrimPrefix(strings.TrimPrefix(importPath, module), "/")
+}
+
+// sources are the files that end up in the program.
+func (p *pkg) sources() []string { return slices.Concat(p.GoFiles, p.CgoFiles) }
+
+func (p *pkg) allFiles() []string { return slices.Concat(p.sources(), p.TestGoFiles, p.XTestGoFiles) }
+
+// ours lists the rooms among import paths.
+func ours(imports []string) []string {
+	var rooms []string
+	for _, i := range imports {
+		if i == module || strings.HasPrefix(i, module+"/") {
+			rooms = append(rooms, roomOf(i))
+		}
+	}
+	return rooms
+}
+
+func moduleRoot(t *testing.T) string {
+	t.Helper()
+	dir, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "go.mod")); err != nil {
+		t.Fatalf("the module's root should be %s: %v", dir, err)
+	}
+	return dir
+}
+
+func packages(t *testing.T) []*pkg {
+	t.Helper()
+	cmd := exec.Command("go", "list", "-e", "-json", "./...")
+	cmd.Dir = moduleRoot(t)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list: %v\n%s", err, stderr.Bytes())
+	}
+	var all []*pkg
+	for dec := json.NewDecoder(bytes.NewReader(out)); ; {
+		p := new(pkg)
+		if err := dec.Decode(p); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatalf("go list printed what is not JSON: %v", err)
+		}
+		if p.Error != nil {
+			t.Errorf("%s: %s", p.ImportPath, p.Error.Err)
+		}
+		all = append(all, p)
+	}
+	if len(all) < 5 {
+		t.Fatalf("go list found %d packages; there are more", len(all))
+	}
+	return all
+}
+
+// A rule names the rooms that a room may import of ours. Patterns: "x" is x
+// itself, "x/*" what lies under it, "" the root package.
+type rule struct {
+	room string
+	may  []string
+	why  string
+}
+
+var contracts = []string{"provider", "metastore", "authz", "audit"}
+
+// rules holds every room. The first that matches a package counts; a package
+// without a rule fails the test, so that a new room gets its place on purpose.
+var rules = []rule{
+	{"", nil, "the root package holds words that all share; it imports the standard library only"},
+	{"secret", nil, "secret is below everything"},
+	{"provider", []string{"", "secret"}, "a contract imports only the root and secret"},
+	{"metastore", []string{"", "secret"}, "a contract imports only the root and secret"},
+	{"authz", []string{"", "secret"}, "a contract imports only the root and secret"},
+	{"audit", []string{"", "secret"}, "a contract imports only the root and secret"},
+	{"eek", []string{"", "secret", "provider"}, "key arithmetic knows who encrypts blocks, and no more"},
+	{"pkcs11", []string{"", "secret"}, "pkcs11 knows no Hadoop"},
+	{"keystore", []string{"", "secret"}, "a codec of keystore files knows no provider"},
+	{"kmswire", []string{"", "secret"}, "a codec of Hadoop's JSON knows no server"},
+	{"hadoopconf", []string{"", "secret"}, "Hadoop's configuration files are a codec"},
+	{"provider/providertest", []string{"", "secret", "provider", "eek"}, "the suite knows the contract and the arithmetic that it checks"},
+	{"provider/builtin", []string{"", "secret", "provider", "provider/*", "metastore"}, "the one list of providers"},
+	{"provider/hsm", []string{"", "secret", "provider", "metastore", "pkcs11", "eek"}, "a provider imports contracts and its codec"},
+	{"provider/jceks", []string{"", "secret", "provider", "keystore", "eek"}, "a provider imports contracts and its codec"},
+	{"provider/kmsclient", []string{"", "secret", "provider", "kmswire", "hadoopconf", "eek"}, "a provider imports contracts and its codec"},
+	{"provider/memory", []string{"", "secret", "provider", "eek"}, "a provider imports contracts and its codec"},
+	{"metastore/storetest", []string{"", "secret", "metastore"}, "the suite knows the contract alone"},
+	{"metastore/*", []string{"", "secret", "metastore"}, "a store knows the contract alone"},
+	{"keyring", append([]string{"", "secret", "eek"}, contracts...), "keyring imports contracts and eek"},
+	{"authn", append([]string{"", "secret", "hadoopconf", "gssapi"}, contracts...), "who is it: no keys, no HTTP statuses"},
+	{"migrate", append([]string{"", "secret", "eek"}, contracts...), "the engine works on contracts"},
+	{"kmsapi", append([]string{"", "secret", "keyring", "kmswire", "authn", "eek"}, contracts...), "a face imports keyring; it knows no provider"},
+	{"console", append([]string{"", "secret", "keyring", "authn", "migrate"}, contracts...), "a face imports keyring; it knows no provider"},
+	{"demo", []string{"*"}, "the demo wires, as cmd does"},
+	{"bench", []string{"*"}, "benchmarks wire, as cmd does"},
+	{"cmd/*", []string{"*"}, "cmd wires"},
+	{"test/*", []string{"*"}, "tests of the whole wire, as cmd does"},
+	{"internal/*", []string{"", "secret"}, "test helpers and this test"},
+}
+
+func matches(pattern, room string) bool {
+	if pattern == "*" {
+		return true
+	}
+	if dir, ok := strings.CutSuffix(pattern, "/*"); ok {
+		return strings.HasPrefix(room, dir+"/")
+	}
+	return pattern == room
+}
+
+func ruleFor(room string) *rule {
+	for i := range rules {
+		if matches(rules[i].room, room) {
+			return &rules[i]
+		}
+	}
+	return nil
+}
+
+// forbidden returns what p's program files import against its rule.
+func forbidden(p *pkg) []string {
+	r := ruleFor(p.room())
+	if r == nil {
+		return []string{"no rule: say in archtest what this room may import, and in docs/ARCHITECTURE.md what it is"}
+	}
+	var bad []string
+	for _, i := range ours(p.Imports) {
+		if !slices.ContainsFunc(r.may, func(pattern string) bool { return matches(pattern, i) }) {
+			bad = append(bad, fmt.Sprintf("imports %s/%s: %s", module, i, r.why))
+		}
+	}
+	return bad
+}
+
+func TestImportRules(t *testing.T) {
+	for _, p := range packages(t) {
+		for _, b := range forbidden(p) {
+			t.Errorf("%s: %s", p.ImportPath, b)
+		}
+		if room := p.room(); room == "" || room == "secret" {
+			for _, i := range p.Imports {
+				if strings.Contains(i, ".") {
+					t.Errorf("%s imports %s: the standard library only", p.ImportPath, i)
+				}
+			}
+		}
+	}
+}
+
+// TestImportRulesBite shows the checker packages that break the design.
+func TestImportRulesBite(t *testing.T) {
+	for _, c := range []struct {
+		room, imports string
+		ok            bool
+	}{
+		{"provider/hsm", "claviger/pkcs11", true},
+		{"provider/hsm", "claviger/keyring", false},
+		{"provider/hsm", "claviger/provider/jceks", false},
+		{"provider/jceks", "claviger/metastore/sqlite", false},
+		{"keyring", "claviger/provider", true},
+		{"keyring", "claviger/provider/hsm", false},
+		{"keyring", "claviger/metastore/sqlite", false},
+		{"kmsapi", "claviger/keyring", true},
+		{"kmsapi", "claviger/provider/hsm", false},
+		{"pkcs11", "claviger/kmswire", false},
+		{"secret", "claviger", false},
+		{"provider", "claviger/metastore", false},
+		{"cmd/claviger", "claviger/provider/builtin", true},
+		{"nowhere", "claviger", false},
+	} {
+		got := forbidden(&pkg{ImportPath: module + "/" + c.room, Imports: []string{c.imports}})
+		if (len(got) == 0) != c.ok {
+			t.Errorf("%s importing %s: found %q, allowed should be %v", c.room, c.imports, got, c.ok)
+		}
+	}
+}
+
+var vagueNames = []string{"util", "utils", "common", "helper", "helpers", "misc", "shared", "pkg", "lib", "base"}
+
+func TestPackages(t *testing.T) {
+	for _, p := range packages(t) {
+		if p.Doc == "" && len(p.sources()) > 0 {
+			t.Errorf("%s has no package comment", p.ImportPath)
+		}
+		for _, part := range strings.Split(p.room(), "/") {
+			if slices.Contains(vagueNames, part) {
+				t.Errorf("%s: a package is named by a noun that a user or operator would look for, not %q", p.ImportPath, part)
+			}
+		}
+	}
+}
+
+// maxLines is how long a file may be. A longer one is named, with the reason,
+// in its package's comment.
+const maxLines = 700
+
+// isFace tells the rooms that may write an HTTP status.
+func isFace(room string) bool { return room == "kmsapi" || room == "console" }
+
+func TestFiles(t *testing.T) {
+	for _, p := range packages(t) {
+		comment := packageComment(t, p)
+		for _, name := range p.allFiles() {
+			file := filepath.Join(p.Dir, name)
+			src, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n := bytes.Count(src, []byte("\n")); n > maxLines && !strings.Contains(comment, name) {
+				t.Errorf("%s/%s has %d lines, over %d: split it, or name it in the package comment with the reason", p.room(), name, n, maxLines)
+			}
+			set := token.NewFileSet()
+			f, err := parser.ParseFile(set, file, src, parser.SkipObjectResolution)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, pos := range initFunctions(f) {
+				t.Errorf("%s: an init function: build the value where it is used, in sight", set.Position(pos))
+			}
+			inTest := strings.HasSuffix(name, "_test.go")
+			if !inTest && !isFace(p.room()) && !strings.HasPrefix(p.room(), "test/") {
+				for _, pos := range statusWrites(f) {
+					t.Errorf("%s: writes an HTTP status: only kmsapi and console do", set.Position(pos))
+				}
+			}
+		}
+	}
+}
+
+// packageComment is the whole comment; `go list` gives its first sentence only.
+func packageComment(t *testing.T, p *pkg) string {
+	t.Helper()
+	var all strings.Builder
+	for _, name := range p.sources() {
+		f, err := parser.ParseFile(token.NewFileSet(), filepath.Join(p.Dir, name), nil, parser.PackageClauseOnly|parser.ParseComments)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if f.Doc != nil {
+			all.WriteString(f.Doc.Text())
+		}
+	}
+	return all.String()
+}
+
+func initFunctions(f *ast.File) (found []token.Pos) {
+	for _, d := range f.Decls {
+		if fn, ok := d.(*ast.FuncDecl); ok && fn.Recv == nil && fn.Name.Name == "init" {
+			found = append(found, fn.Pos())
+		}
+	}
+	return found
+}
+
+// statusWrites finds calls of http.Error, http.Redirect, http.NotFound and of any
+// WriteHeader method. A method of that name that is declared (a wrapper of a
+// ResponseWriter) is no call.
+func statusWrites(f *ast.File) (found []token.Pos) {
+	ast.Inspect(f, func(n ast.Node) bool {
+		call, ok := n.(*ast.CallExpr)
+		if !ok {
+			return true
+		}
+		sel, ok := call.Fun.(*ast.SelectorExpr)
+		if !ok {
+			return true
+		}
+		if sel.Sel.Name == "WriteHeader" {
+			found = append(found, call.Pos())
+		}
+		if x, ok := sel.X.(*ast.Ident); ok && x.Name == "http" && slices.Contains([]string{"Error", "Redirect", "NotFound"}, sel.Sel.Name) {
+			found = append(found, call.Pos())
+		}
+		return true
+	})
+	return found
+}
+
+func TestFileChecksBite(t *testing.T) {
+	const bad = `package x
+import "net/http"
+func init() {}
+type r struct{}
+func (r) init() {}
+func (r) WriteHeader(int) {}
+func h(w http.ResponseWriter) { http.Error(w, "no", 500); w.WriteHeader(403) }
+`
+	f, err := parser.ParseFile(token.NewFileSet(), "x.go", bad, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := len(initFunctions(f)); n != 1 {
+		t.Errorf("found %d init functions, want 1", n)
+	}
+	if n := len(statusWrites(f)); n != 2 {
+		t.Errorf("found %d writes of a status, want 2", n)
+	}
+}
+
+// TestFuzzSeeds demands that every fuzz target has seeds beside it, so that an
+// ordinary test run exercises the parser with more than nothing.
+func TestFuzzSeeds(t *testing.T) {
+	targets := 0
+	for _, p := range packages(t) {
+		for _, name := range slices.Concat(p.TestGoFiles, p.XTestGoFiles) {
+			f, err := parser.ParseFile(token.NewFileSet(), filepath.Join(p.Dir, name), nil, parser.SkipObjectResolution)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, d := range f.Decls {
+				fn, ok := d.(*ast.FuncDecl)
+				if !ok || fn.Recv != nil || !strings.HasPrefix(fn.Name.Name, "Fuzz") {
+					continue
+				}
+				targets++
+				seeds, err := filepath.Glob(filepath.Join(p.Dir, "testdata", "fuzz", fn.Name.Name, "*"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if len(seeds) == 0 {
+					t.Errorf("%s in %s: testdata/fuzz/%s has no seed", fn.Name.Name, p.ImportPath, fn.Name.Name)
+				}
+			}
+		}
+	}
+	if targets == 0 {
+		t.Error("no fuzz target found: the parsers of peers' input should have some")
+	}
+}
+
+// TestDirectDependencies holds go.mod, what the code imports, and the table of
+// docs/ARCHITECTURE.md to one another: each direct dependency has its reason.
+func TestDirectDependencies(t *testing.T) {
+	root := moduleRoot(t)
+	mod, err := os.ReadFile(filepath.Join(root, "go.mod"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	required := requirements(t, string(mod))
+
+	imported := map[string]bool{}
+	for _, p := range packages(t) {
+		for _, i := range slices.Concat(p.Imports, p.TestImports, p.XTestImports) {
+			if m := moduleOf(i, required); m != "" {
+				imported[m] = true
+			} else if first, _, _ := strings.Cut(i, "/"); strings.Contains(first, ".") {
+				t.Errorf("%s imports %s, which no module in go.mod holds", p.ImportPath, i)
+			}
+		}
+	}
+
+	page := filepath.Join(root, "docs", "ARCHITECTURE.md")
+	text, err := os.ReadFile(page)
+	if err != nil {
+		t.Fatalf("%v: it holds the table of direct dependencies", err)
+	}
+	documented := dependencyTable(string(text))
+	if len(documented) == 0 {
+		t.Fatalf("docs/ARCHITECTURE.md has no table under %q", dependencyHeading)
+	}
+
+	for m, reason := range documented {
+		if strings.TrimSpace(reason) == "" {
+			t.Errorf("docs/ARCHITECTURE.md gives no reason for %s", m)
+		}
+		if !imported[m] {
+			t.Errorf("docs/ARCHITECTURE.md lists %s, which no package imports", m)
+		}
+	}
+	for m := range imported {
+		if _, ok := documented[m]; !ok {
+			t.Errorf("%s is imported, and docs/ARCHITECTURE.md gives no reason for it", m)
+		}
+		if required[m] {
+			t.Errorf("go.mod marks %s as indirect, yet it is imported: go mod tidy", m)
+		}
+	}
+	for m, indirect := range required {
+		if !indirect && !imported[m] {
+			t.Errorf("go.mod requires %s directly, and nothing imports it: go mod tidy", m)
+		}
+	}
+}
+
+var requireLine = regexp.MustCompile(`^\s*(?:require\s+)?([a-zA-Z0-9./_~-]+\.[a-zA-Z0-9./_~-]+) v\S+( // indirect)?\s*$`)
+
+// requirements maps each module of go.mod to whether it is marked indirect.
+func requirements(t *testing.T, mod string) map[string]bool {
+	t.Helper()
+	required := map[string]bool{}
+	for s := bufio.NewScanner(strings.NewReader(mod)); s.Scan(); {
+		if m := requireLine.FindStringSubmatch(s.Text()); m != nil {
+			required[m[1]] = m[2] != ""
+		}
+	}
+	if len(required) == 0 {
+		t.Fatal("found no requirement in go.mod")
+	}
+	return required
+}
+
+// moduleOf is the longest module path that importPath lies in.
+func moduleOf(importPath string, modules map[string]bool) string {
+	best := ""
+	for m := range modules {
+		if (importPath == m || strings.HasPrefix(importPath, m+"/")) && len(m) > len(best) {
+			best = m
+		}
+	}
+	return best
+}
+
+const dependencyHeading = "## Direct dependencies"
+
+// dependencyTable reads the rows "| module | reason |" under the heading.
+func dependencyTable(markdown string) map[string]string {
+	_, section, ok := strings.Cut(markdown, "\n"+dependencyHeading+"\n")
+	if !ok {
+		return nil
+	}
+	if i := strings.Index(section, "\n## "); i >= 0 {
+		section = section[:i]
+	}
+	rows := map[string]string{}
+	for _, line := range strings.Split(section, "\n") {
+		cells := strings.Split(strings.Trim(strings.TrimSpace(line), "|"), "|")
+		if len(cells) < 2 || !strings.HasPrefix(line, "|") {
+			continue
+		}
+		name := strings.Trim(strings.TrimSpace(cells[0]), "`")
+		if strings.Contains(name, ".") && !strings.ContainsAny(name, " -") || strings.Contains(name, "/") {
+			rows[name] = strings.TrimSpace(cells[1])
+		}
+	}
+	return rows
+}
+
+func TestDependencyTable(t *testing.T) {
+	got := dependencyTable("# A\n\n## Direct dependencies\n\n| module | why |\n|---|---|\n| `a.b/c` | x |\n| d.e/f-g/v2 | |\n\n## Next\n\n| h.i/j | no |\n")
+	want := map[string]string{"a.b/c": "x", "d.e/f-g/v2": ""}
+	if fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
+// machinePaths are beginnings of paths that exist on one machine only.
+var machinePaths = regexp.MustCompile(strings.Join([]string{`/wo` + `rk/`, `/tmp/l` + `ab`, `/ro` + `ot/\.`, `\.\./sh` + `ared`}, "|"))
+
+// TestNoPathsOfOneMachine reads every file under version control.
+func TestNoPathsOfOneMachine(t *testing.T) {
+	root := moduleRoot(t)
+	seen := 0
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() {
+			if name := d.Name(); name == ".git" || name == ".cache" || path == filepath.Join(root, "bin") {
+				return filepath.SkipDir
+			}
+			return nil
+		}
+		if info, err := d.Info(); err != nil || !info.Mode().IsRegular() || info.Size() > 1<<20 {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		seen++
+		for i, line := range strings.Split(string(b), "\n") {
+			if m := machinePaths.FindString(line); m != "" {
+				rel, _ := filepath.Rel(root, path)
+				t.Errorf("%s:%s names %s, a path of one machine", rel, strconv.Itoa(i+1), m)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if seen < 10 {
+		t.Fatalf("read %d files only", seen)
+	}
+}
