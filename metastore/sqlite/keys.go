@@ -1,0 +1,282 @@
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"fmt"
+	"slices"
+
+	"claviger"
+	"claviger/metastore"
+)
+
+const (
+	// One statement a key, so that a key and its versions are always of one
+	// moment. A key has a version at least, hence the inner join.
+	selectByName = `
+		SELECT k.cipher, k.bit_length, k.description, k.attributes, k.created, v.id, v.created, v.check_value
+		FROM ez_key k JOIN key_version v ON v.key_id = k.id
+		WHERE k.name = ? ORDER BY v.seq`
+	selectByVersion = `
+		SELECT k.cipher, k.bit_length, k.description, k.attributes, k.created,
+		       (SELECT count(*) FROM key_version n WHERE n.key_id = k.id), v.created, v.check_value
+		FROM key_version v JOIN ez_key k ON k.id = v.key_id
+		WHERE v.id = ? AND k.name = ?`
+)
+
+// Names returns all key names, sorted by bytes.
+func (s *Store) Names(ctx context.Context) ([]string, error) {
+	const op = "sqlite.Names"
+	if err := s.usable(op); err != nil {
+		return nil, err
+	}
+	names, err := collect(ctx, s.read, func(r *sql.Rows) (name string, err error) {
+		err = r.Scan(&name)
+		return name, err
+	}, `SELECT name FROM ez_key ORDER BY name`)
+	return names, s.fail(op, "", err)
+}
+
+// Get returns the keys of those names, nil for a missing one.
+func (s *Store) Get(ctx context.Context, names ...string) ([]*metastore.Key, error) {
+	const op = "sqlite.Get"
+	if err := s.usable(op); err != nil {
+		return nil, err
+	}
+	keys := make([]*metastore.Key, len(names))
+	for i, name := range names {
+		k, err := s.get(ctx, name)
+		if err != nil {
+			return nil, s.fail(op, name, err)
+		}
+		keys[i] = k
+	}
+	return keys, nil
+}
+
+func (s *Store) get(ctx context.Context, name string) (*metastore.Key, error) {
+	rows, err := s.byName.QueryContext(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = rows.Close() }() // Err below tells what went wrong
+	var k *metastore.Key
+	for rows.Next() {
+		var m metadataRow
+		var v metastore.Version
+		var created int64
+		if err := rows.Scan(&m.cipher, &m.bits, &m.description, &m.attributes, &m.created, &v.ID, &created, &v.Check); err != nil {
+			return nil, err
+		}
+		if k == nil {
+			md, err := m.metadata(name)
+			if err != nil {
+				return nil, err
+			}
+			k = &metastore.Key{Metadata: md}
+		}
+		v.Created = when(created)
+		k.List = append(k.List, v)
+	}
+	if k != nil {
+		k.Versions = len(k.List)
+	}
+	return k, rows.Err()
+}
+
+// ByVersion returns the version of that full name and its key.
+func (s *Store) ByVersion(ctx context.Context, version string) (*claviger.Metadata, metastore.Version, error) {
+	const op = "sqlite.ByVersion"
+	if err := s.usable(op); err != nil {
+		return nil, metastore.Version{}, err
+	}
+	key, ok := claviger.KeyOfVersion(version)
+	if !ok {
+		return nil, metastore.Version{}, claviger.E(op, claviger.VersionNotFound, version, nil)
+	}
+	var m metadataRow
+	var count int
+	var created int64
+	v := metastore.Version{ID: version[len(key)+1:]}
+	err := s.byVersion.QueryRowContext(ctx, v.ID, key).Scan(&m.cipher, &m.bits, &m.description, &m.attributes, &m.created, &count, &created, &v.Check)
+	if err == sql.ErrNoRows {
+		return nil, metastore.Version{}, claviger.E(op, claviger.VersionNotFound, version, nil)
+	}
+	if err != nil {
+		return nil, metastore.Version{}, s.fail(op, version, err)
+	}
+	md, err := m.metadata(key)
+	if err != nil {
+		return nil, metastore.Version{}, s.fail(op, version, err)
+	}
+	md.Versions = count
+	v.Created = when(created)
+	return &md, v, nil
+}
+
+// Insert adds a key and drops its intent.
+func (s *Store) Insert(ctx context.Context, k metastore.Key) error {
+	const op = "sqlite.Insert"
+	if len(k.List) == 0 {
+		return claviger.Errorf(op, claviger.Invalid, k.Name, "a key needs one version at least")
+	}
+	attributes, err := encodeAttributes(k.Attributes)
+	if err != nil {
+		return s.fail(op, k.Name, err)
+	}
+	return s.update(ctx, op, k.Name, func(tx *sql.Tx) error {
+		r, err := tx.ExecContext(ctx, `INSERT INTO ez_key (name, cipher, bit_length, description, attributes, created) VALUES (?, ?, ?, ?, ?, ?)`,
+			k.Name, k.Cipher, k.BitLength, k.Description, attributes, millis(k.Created))
+		if isUnique(err) {
+			return claviger.E(op, claviger.KeyExists, k.Name, nil)
+		}
+		if err != nil {
+			return err
+		}
+		id, err := r.LastInsertId()
+		if err != nil {
+			return err
+		}
+		for seq, v := range k.List {
+			if err := insertVersion(ctx, tx, id, seq, v); err != nil {
+				return err
+			}
+		}
+		return dropIntent(ctx, tx, k.Name)
+	})
+}
+
+func insertVersion(ctx context.Context, tx *sql.Tx, key int64, seq int, v metastore.Version) error {
+	_, err := tx.ExecContext(ctx, `INSERT INTO key_version (key_id, seq, id, created, check_value) VALUES (?, ?, ?, ?, ?)`,
+		key, seq, v.ID, millis(v.Created), notNil(v.Check))
+	if isUnique(err) {
+		return fmt.Errorf("version id %s is in use already, and two versions cannot share an HSM object: %w", v.ID, err)
+	}
+	return err
+}
+
+// Append adds a version and drops the key's intent.
+func (s *Store) Append(ctx context.Context, key string, v metastore.Version) error {
+	const op = "sqlite.Append"
+	return s.update(ctx, op, key, func(tx *sql.Tx) error {
+		var id int64
+		var seq int
+		err := tx.QueryRowContext(ctx, `SELECT k.id, max(v.seq) + 1 FROM ez_key k JOIN key_version v ON v.key_id = k.id WHERE k.name = ? GROUP BY k.id`, key).Scan(&id, &seq)
+		if err == sql.ErrNoRows {
+			return claviger.E(op, claviger.KeyNotFound, key, nil)
+		}
+		if err != nil {
+			return err
+		}
+		if err := insertVersion(ctx, tx, id, seq, v); err != nil {
+			return err
+		}
+		return dropIntent(ctx, tx, key)
+	})
+}
+
+// Remove takes a key away and leaves an intent to delete its HSM objects.
+func (s *Store) Remove(ctx context.Context, key string) (metastore.Intent, error) {
+	const op = "sqlite.Remove"
+	var in metastore.Intent
+	err := s.update(ctx, op, key, func(tx *sql.Tx) error {
+		ids, err := collect(ctx, tx, func(r *sql.Rows) (id string, err error) {
+			err = r.Scan(&id)
+			return id, err
+		}, `SELECT v.id FROM key_version v JOIN ez_key k ON k.id = v.key_id WHERE k.name = ? ORDER BY v.seq`, key)
+		if err != nil {
+			return err
+		}
+		if len(ids) == 0 {
+			return claviger.E(op, claviger.KeyNotFound, key, nil)
+		}
+		if _, err := tx.ExecContext(ctx, `DELETE FROM ez_key WHERE name = ?`, key); err != nil {
+			return err
+		}
+		want := metastore.Intent{Key: key, Op: "delete", IDs: ids, Begun: now()}
+		in, err = begin(ctx, tx, op, want)
+		if err != nil {
+			return err
+		}
+		// A delete that was begun before may know of fewer objects.
+		var more bool
+		for _, id := range ids {
+			if !slices.Contains(in.IDs, id) {
+				in.IDs, more = append(in.IDs, id), true
+			}
+		}
+		if !more {
+			return nil
+		}
+		list, err := json.Marshal(in.IDs)
+		if err != nil {
+			return err
+		}
+		_, err = tx.ExecContext(ctx, `UPDATE intent SET ids = ? WHERE key = ?`, string(list), key)
+		return err
+	})
+	if err != nil {
+		return metastore.Intent{}, err
+	}
+	return in, nil
+}
+
+// metadataRow is the part of a row that becomes claviger.Metadata.
+type metadataRow struct {
+	cipher      string
+	bits        int
+	description sql.NullString
+	attributes  string
+	created     int64
+}
+
+func (r *metadataRow) metadata(name string) (claviger.Metadata, error) {
+	m := claviger.Metadata{Name: name, Cipher: r.cipher, BitLength: r.bits, Created: when(r.created)}
+	if r.description.Valid {
+		m.Description = &r.description.String
+	}
+	if err := json.Unmarshal([]byte(r.attributes), &m.Attributes); err != nil {
+		return m, fmt.Errorf("attributes of the key are damaged: %w", err)
+	}
+	return m, nil
+}
+
+func encodeAttributes(a map[string]string) (string, error) {
+	if a == nil {
+		return "{}", nil
+	}
+	b, err := json.Marshal(a)
+	return string(b), err
+}
+
+// notNil makes nil an empty blob: the columns are NOT NULL.
+func notNil(b []byte) []byte {
+	if b == nil {
+		return []byte{}
+	}
+	return b
+}
+
+// querier is a pool or a transaction.
+type querier interface {
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+}
+
+// collect runs a query and scans all of its rows.
+func collect[T any](ctx context.Context, q querier, scan func(*sql.Rows) (T, error), query string, args ...any) ([]T, error) {
+	rows, err := q.QueryContext(ctx, query, args...)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = rows.Close() }() // Err below tells what went wrong
+	var all []T
+	for rows.Next() {
+		t, err := scan(rows)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, t)
+	}
+	return all, rows.Err()
+}

@@ -1,0 +1,311 @@
+// Package sqlite is the metastore of one node: one SQLite file, in WAL mode and
+// with synchronous=FULL, so that what a method has returned from survives a
+// power cut.
+//
+// One connection writes and a few read. Beside the database file lie SQLite's
+// own "-wal" and "-shm" files while it is open, and "<file>.lock", which
+// carries the named locks.
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/pressly/goose/v3"
+	driver "modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
+
+	"claviger"
+	"claviger/metastore"
+)
+
+//go:embed migrations/*.sql
+var migrations embed.FS
+
+const (
+	// schemaVersion is the number of the newest file in migrations.
+	schemaVersion = 1
+	// applicationID marks the file as ours in SQLite's header: "CLAV".
+	applicationID = 0x434c4156
+	// readers is how many lookups run side by side; each is a connection of about
+	// 100 KiB.
+	readers = 4
+	// busyTimeout is how long a write waits for another process's write.
+	busyTimeout = 5 * time.Second
+)
+
+// Store is a metastore in one SQLite file.
+type Store struct {
+	path   string
+	write  *sql.DB // exactly one connection
+	read   *sql.DB // up to readers connections, which cannot write
+	closed atomic.Bool
+
+	byName    *sql.Stmt
+	byVersion *sql.Stmt
+
+	mu    sync.Mutex
+	locks map[*os.File]struct{} // held now; guarded by mu
+}
+
+var _ metastore.Store = (*Store)(nil)
+
+// Open opens the store in the file path, which it makes, with mode 0600, where
+// there is none; the folder must exist. It brings an older schema up to date,
+// and refuses a newer one, a damaged file and a file that is not a metastore,
+// each with an error that names the file and the cure.
+func Open(ctx context.Context, path string) (*Store, error) {
+	const op = "sqlite.Open"
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return nil, claviger.Errorf(op, claviger.Invalid, "", "metastore %q: %w", path, err)
+	}
+	if err := create(abs); err != nil {
+		return nil, claviger.E(op, claviger.Unavailable, "", err)
+	}
+	s := &Store{path: abs, locks: make(map[*os.File]struct{})}
+	if s.write, err = sql.Open("sqlite", dsn(abs, "_txlock=immediate", "_pragma=journal_mode(WAL)", "_pragma=synchronous(FULL)", "_pragma=foreign_keys(1)")); err != nil {
+		return nil, s.fail(op, "", err)
+	}
+	s.write.SetMaxOpenConns(1)
+	if s.read, err = sql.Open("sqlite", dsn(abs, "_pragma=query_only(1)")); err != nil {
+		_ = s.write.Close()
+		return nil, s.fail(op, "", err)
+	}
+	s.read.SetMaxOpenConns(readers)
+	s.read.SetMaxIdleConns(readers)
+	if err := s.open(ctx); err != nil {
+		_ = s.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// create makes an empty file of mode 0600 where there is none. SQLite gives its
+// -wal and -shm files the same mode.
+func create(path string) error {
+	dir := filepath.Dir(path)
+	if st, err := os.Stat(dir); err != nil {
+		return fmt.Errorf("metastore %s: its folder %s cannot be used: %w; make the folder, owned by the user that the server runs as, mode 0700", path, dir, err)
+	} else if !st.IsDir() {
+		return fmt.Errorf("metastore %s: %s is not a folder", path, dir)
+	}
+	st, err := os.Stat(path)
+	switch {
+	case err == nil && !st.Mode().IsRegular():
+		return fmt.Errorf("metastore %s is not a regular file: name a file, or a path where a new one can be made", path)
+	case err == nil:
+		return nil
+	case !errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("metastore: %w", err)
+	}
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if errors.Is(err, fs.ErrExist) { // another process was faster
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("metastore: %w; the folder must be writable for the user that the server runs as", err)
+	}
+	return f.Close()
+}
+
+func dsn(path string, params ...string) string {
+	// A URI, so that a '?' or '%' in the path is data and nothing else.
+	u := (&url.URL{Scheme: "file", Path: path}).String() + fmt.Sprintf("?_pragma=busy_timeout(%d)", busyTimeout.Milliseconds())
+	for _, p := range params {
+		u += "&" + p
+	}
+	return u
+}
+
+func (s *Store) open(ctx context.Context) error {
+	const op = "sqlite.Open"
+	version, err := s.version(ctx)
+	if err != nil {
+		return s.fail(op, "", err)
+	}
+	if version > schemaVersion {
+		return claviger.Errorf(op, claviger.Unavailable, "", "metastore %s has schema version %d, this program knows versions up to %d: a newer claviger has written it; run that version or a newer one, or restore the copy that was taken before the upgrade",
+			s.path, version, schemaVersion)
+	}
+	if version < schemaVersion {
+		if err := s.migrate(ctx); err != nil {
+			return err
+		}
+	}
+	if s.byName, err = s.read.PrepareContext(ctx, selectByName); err != nil {
+		return s.fail(op, "", err)
+	}
+	if s.byVersion, err = s.read.PrepareContext(ctx, selectByVersion); err != nil {
+		return s.fail(op, "", err)
+	}
+	return nil
+}
+
+// version returns the schema's version, 0 for a new file. It is asked at each
+// start, so it is two small queries and not goose's own, slower, inspection.
+func (s *Store) version(ctx context.Context) (int64, error) {
+	var app, tables int64
+	err := s.write.QueryRowContext(ctx, `SELECT (SELECT application_id FROM pragma_application_id), (SELECT count(*) FROM sqlite_schema)`).Scan(&app, &tables)
+	if err != nil {
+		return 0, err
+	}
+	if app == 0 && tables == 0 {
+		return 0, nil
+	}
+	if app != applicationID {
+		return 0, claviger.Errorf("sqlite.Open", claviger.Unavailable, "", "metastore %s is an SQLite database of another program (application id %#x, ours is %#x): name another file", s.path, app, applicationID)
+	}
+	var version int64
+	err = s.write.QueryRowContext(ctx, `SELECT coalesce(max(version_id), 0) FROM goose_db_version WHERE is_applied`).Scan(&version)
+	var e *driver.Error
+	if errors.As(err, &e) && e.Code() == sqlite3.SQLITE_ERROR { // no such table: we were killed right after marking the file as ours
+		return 0, nil
+	}
+	return version, err
+}
+
+// migrate brings the schema up to date, in one process at a time.
+func (s *Store) migrate(ctx context.Context) error {
+	const op = "sqlite.Open"
+	unlock, err := s.Lock(ctx, "schema")
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if _, err := s.write.ExecContext(ctx, fmt.Sprintf("PRAGMA application_id = %d", applicationID)); err != nil {
+		return s.fail(op, "", err)
+	}
+	sub, err := fs.Sub(migrations, "migrations")
+	if err != nil {
+		return s.fail(op, "", err)
+	}
+	p, err := goose.NewProvider(goose.DialectSQLite3, s.write, sub)
+	if err != nil {
+		return s.fail(op, "", err)
+	}
+	if _, err := p.Up(ctx); err != nil {
+		return s.fail(op, "", fmt.Errorf("bringing the schema up to date: %w", err))
+	}
+	return nil
+}
+
+// URI is "sqlite:" and the absolute path.
+func (s *Store) URI() string { return "sqlite:" + s.path }
+
+// Check reads the schema's version.
+func (s *Store) Check(ctx context.Context) error {
+	const op = "sqlite.Check"
+	if err := s.usable(op); err != nil {
+		return err
+	}
+	var v int64
+	return s.fail(op, "", s.read.QueryRowContext(ctx, `SELECT max(version_id) FROM goose_db_version`).Scan(&v))
+}
+
+// Close waits for calls under way, moves the WAL into the database file and
+// gives up the locks that are still held. A second Close does nothing.
+func (s *Store) Close() error {
+	if s.closed.Swap(true) {
+		return nil
+	}
+	for _, st := range []*sql.Stmt{s.byName, s.byVersion} {
+		if st != nil {
+			_ = st.Close() // closing the pool below closes them anyhow
+		}
+	}
+	// Readers first: the last connection to close moves the WAL, and readers may
+	// not write.
+	err := errors.Join(s.read.Close(), s.write.Close())
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for f := range s.locks {
+		_ = f.Close()
+	}
+	clear(s.locks)
+	if err != nil {
+		return claviger.Errorf("sqlite.Close", claviger.Unavailable, "", "metastore %s: %w", s.path, err)
+	}
+	return nil
+}
+
+// usable is the check at the head of every method.
+func (s *Store) usable(op string) error {
+	if s.closed.Load() {
+		return claviger.Errorf(op, claviger.Closed, "", "metastore %s is closed", s.path)
+	}
+	return nil
+}
+
+// fail makes an error of ours of what SQLite said: with the file's name, in
+// words that lead to the cure. nil stays nil, and our own errors stay as they
+// are.
+func (s *Store) fail(op, key string, err error) error {
+	var own *claviger.Error
+	if err == nil || errors.As(err, &own) {
+		return err
+	}
+	if s.closed.Load() {
+		return claviger.Errorf(op, claviger.Closed, key, "metastore %s is closed", s.path)
+	}
+	if ctxErr := errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded); ctxErr {
+		return claviger.Errorf(op, claviger.Unavailable, key, "metastore %s: %w", s.path, err)
+	}
+	var e *driver.Error
+	if !errors.As(err, &e) {
+		return claviger.Errorf(op, claviger.Internal, key, "metastore %s: %w", s.path, err)
+	}
+	// The low byte is the primary result code, the rest tells more:
+	// https://www.sqlite.org/rescode.html
+	switch e.Code() & 0xff {
+	case sqlite3.SQLITE_FULL:
+		return claviger.Errorf(op, claviger.Unavailable, key, "metastore %s cannot grow: the disk is full, or a quota is reached (%w); nothing was changed; make room in %s", s.path, err, filepath.Dir(s.path))
+	case sqlite3.SQLITE_IOERR:
+		return claviger.Errorf(op, claviger.Unavailable, key, "metastore %s: the disk or file system failed (%w); nothing was changed; see the kernel's log", s.path, err)
+	case sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED:
+		return claviger.Errorf(op, claviger.Unavailable, key, "metastore %s: another process has been writing to it for more than %v (%w); nothing was changed", s.path, busyTimeout, err)
+	case sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_AUTH:
+		return claviger.Errorf(op, claviger.Unavailable, key, "metastore %s cannot be written (%w); the file and its folder must belong to the user that the server runs as", s.path, err)
+	case sqlite3.SQLITE_INTERRUPT: // what the driver makes of a context that ended in mid-call
+		return claviger.Errorf(op, claviger.Unavailable, key, "metastore %s: interrupted: %w", s.path, context.Canceled)
+	case sqlite3.SQLITE_NOTADB:
+		return claviger.Errorf(op, claviger.Unavailable, key, "metastore %s is not an SQLite database, or its head is damaged (%w); restore the file from a backup, or name another", s.path, err)
+	case sqlite3.SQLITE_CORRUPT:
+		return claviger.Errorf(op, claviger.Unavailable, key, "metastore %s is damaged (%w); restore the file from a backup (sqlite3's .recover may save parts); the keys in the HSM are not touched by this", s.path, err)
+	}
+	return claviger.Errorf(op, claviger.Internal, key, "metastore %s: %w", s.path, err)
+}
+
+// update runs f in one transaction of the writing connection.
+func (s *Store) update(ctx context.Context, op, key string, f func(*sql.Tx) error) error {
+	if err := s.usable(op); err != nil {
+		return err
+	}
+	tx, err := s.write.BeginTx(ctx, nil)
+	if err != nil {
+		return s.fail(op, key, err)
+	}
+	defer func() { _ = tx.Rollback() }() // after Commit it does nothing
+	if err := f(tx); err != nil {
+		return s.fail(op, key, err)
+	}
+	return s.fail(op, key, tx.Commit())
+}
+
+// millis and when are how times are stored: milliseconds since 1970, UTC.
+func millis(t time.Time) int64 { return t.UnixMilli() }
+func when(ms int64) time.Time  { return time.UnixMilli(ms).UTC() }
+func isUnique(err error) bool {
+	var e *driver.Error
+	return errors.As(err, &e) && (e.Code() == sqlite3.SQLITE_CONSTRAINT_UNIQUE || e.Code() == sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY)
+}

@@ -1,0 +1,200 @@
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"claviger"
+	"claviger/metastore"
+)
+
+func now() time.Time { return time.Now().UTC().Truncate(time.Millisecond) }
+
+// Begin writes an intent, or returns the one of the same key and Op.
+func (s *Store) Begin(ctx context.Context, i metastore.Intent) (metastore.Intent, error) {
+	const op = "sqlite.Begin"
+	if i.Key == "" || i.Op == "" {
+		return metastore.Intent{}, claviger.Errorf(op, claviger.Invalid, i.Key, "an intent needs a key and an operation")
+	}
+	if i.Begun.IsZero() {
+		i.Begun = now()
+	}
+	var out metastore.Intent
+	err := s.update(ctx, op, i.Key, func(tx *sql.Tx) (err error) {
+		out, err = begin(ctx, tx, op, i)
+		return err
+	})
+	if err != nil {
+		return metastore.Intent{}, err
+	}
+	return out, nil
+}
+
+func begin(ctx context.Context, tx *sql.Tx, op string, i metastore.Intent) (metastore.Intent, error) {
+	there, err := collect(ctx, tx, scanIntent, `SELECT key, op, ids, begun, payload FROM intent WHERE key = ?`, i.Key)
+	if err != nil {
+		return i, err
+	}
+	if len(there) == 1 {
+		if there[0].Op == i.Op {
+			return there[0], nil
+		}
+		return i, claviger.Errorf(op, claviger.Unavailable, i.Key, "a %s of this key, begun %s, must be finished before its %s can begin",
+			there[0].Op, there[0].Begun.Format(time.RFC3339), i.Op)
+	}
+	ids := i.IDs
+	if ids == nil {
+		ids = []string{}
+	}
+	list, err := json.Marshal(ids)
+	if err != nil {
+		return i, err
+	}
+	if _, err := tx.ExecContext(ctx, `INSERT INTO intent (key, op, ids, begun, payload) VALUES (?, ?, ?, ?, ?)`, i.Key, i.Op, string(list), millis(i.Begun), notNil(i.Payload)); err != nil {
+		return i, err
+	}
+	i.Begun = when(millis(i.Begun)) // as it will be read back
+	return i, nil
+}
+
+func scanIntent(r *sql.Rows) (i metastore.Intent, err error) {
+	var ids string
+	var begun int64
+	if err := r.Scan(&i.Key, &i.Op, &ids, &begun, &i.Payload); err != nil {
+		return i, err
+	}
+	i.Begun = when(begun)
+	if err := json.Unmarshal([]byte(ids), &i.IDs); err != nil {
+		return i, fmt.Errorf("intent of key %q is damaged: %w", i.Key, err)
+	}
+	return i, nil
+}
+
+// Pending returns all intents, oldest first.
+func (s *Store) Pending(ctx context.Context) ([]metastore.Intent, error) {
+	const op = "sqlite.Pending"
+	if err := s.usable(op); err != nil {
+		return nil, err
+	}
+	all, err := collect(ctx, s.read, scanIntent, `SELECT key, op, ids, begun, payload FROM intent ORDER BY seq`)
+	return all, s.fail(op, "", err)
+}
+
+// Drop ends an intent; dropping what is not there does nothing.
+func (s *Store) Drop(ctx context.Context, key string) error {
+	return s.update(ctx, "sqlite.Drop", key, func(tx *sql.Tx) error { return dropIntent(ctx, tx, key) })
+}
+
+func dropIntent(ctx context.Context, tx *sql.Tx, key string) error {
+	_, err := tx.ExecContext(ctx, `DELETE FROM intent WHERE key = ?`, key)
+	return err
+}
+
+// AddUse adds to the counters, all in one transaction.
+func (s *Store) AddUse(ctx context.Context, uses []metastore.Use) error {
+	const op = "sqlite.AddUse"
+	if len(uses) == 0 {
+		return s.usable(op)
+	}
+	return s.update(ctx, op, "", func(tx *sql.Tx) error {
+		st, err := tx.PrepareContext(ctx, `
+			INSERT INTO source_use (source, version, op, count, last) VALUES (?, ?, ?, ?, ?)
+			ON CONFLICT DO UPDATE SET count = count + excluded.count, last = max(last, excluded.last)`)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = st.Close() }() // the transaction's end closes it anyhow
+		for _, u := range uses {
+			if _, err := st.ExecContext(ctx, u.Source, u.Version, u.Op, u.Count, millis(u.Last)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// Uses returns all counters.
+func (s *Store) Uses(ctx context.Context) ([]metastore.Use, error) {
+	const op = "sqlite.Uses"
+	if err := s.usable(op); err != nil {
+		return nil, err
+	}
+	all, err := collect(ctx, s.read, func(r *sql.Rows) (u metastore.Use, err error) {
+		var last int64
+		err = r.Scan(&u.Source, &u.Version, &u.Op, &u.Count, &last)
+		u.Last = when(last)
+		return u, err
+	}, `SELECT source, version, op, count, last FROM source_use ORDER BY source, version, op`)
+	return all, s.fail(op, "", err)
+}
+
+// Put writes or replaces a record of the journal; a replaced one keeps its
+// place.
+func (s *Store) Put(ctx context.Context, run, item string, record []byte) error {
+	const op = "sqlite.Put"
+	if run == "" {
+		return claviger.Errorf(op, claviger.Invalid, item, "a record of the journal needs the name of its run")
+	}
+	return s.update(ctx, op, item, func(tx *sql.Tx) error {
+		_, err := tx.ExecContext(ctx, `
+			INSERT INTO journal (run, item, data, at) VALUES (?, ?, ?, ?)
+			ON CONFLICT (run, item) DO UPDATE SET data = excluded.data, at = excluded.at`, run, item, notNil(record), millis(now()))
+		return err
+	})
+}
+
+// Records returns a run's records in order of first writing.
+func (s *Store) Records(ctx context.Context, run string) ([]metastore.Record, error) {
+	const op = "sqlite.Records"
+	if err := s.usable(op); err != nil {
+		return nil, err
+	}
+	all, err := collect(ctx, s.read, func(r *sql.Rows) (rec metastore.Record, err error) {
+		var at int64
+		err = r.Scan(&rec.Item, &rec.Data, &at)
+		rec.At = when(at)
+		return rec, err
+	}, `SELECT item, data, at FROM journal WHERE run = ? ORDER BY seq`, run)
+	return all, s.fail(op, "", err)
+}
+
+// Runs returns the names of all runs, oldest first.
+func (s *Store) Runs(ctx context.Context) ([]string, error) {
+	const op = "sqlite.Runs"
+	if err := s.usable(op); err != nil {
+		return nil, err
+	}
+	all, err := collect(ctx, s.read, func(r *sql.Rows) (run string, err error) {
+		err = r.Scan(&run)
+		return run, err
+	}, `SELECT run FROM journal GROUP BY run ORDER BY min(seq)`)
+	return all, s.fail(op, "", err)
+}
+
+// Setting returns a named value.
+func (s *Store) Setting(ctx context.Context, name string) (value string, ok bool, err error) {
+	const op = "sqlite.Setting"
+	if err := s.usable(op); err != nil {
+		return "", false, err
+	}
+	err = s.read.QueryRowContext(ctx, `SELECT value FROM setting WHERE name = ?`, name).Scan(&value)
+	if errors.Is(err, sql.ErrNoRows) {
+		return "", false, nil
+	}
+	if err != nil {
+		return "", false, s.fail(op, "", fmt.Errorf("setting %s: %w", name, err))
+	}
+	return value, true, nil
+}
+
+// SetSetting writes or replaces a named value.
+func (s *Store) SetSetting(ctx context.Context, name, value string) error {
+	return s.update(ctx, "sqlite.SetSetting", "", func(tx *sql.Tx) error {
+		_, err := tx.ExecContext(ctx, `INSERT INTO setting (name, value) VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value`, name, value)
+		return err
+	})
+}

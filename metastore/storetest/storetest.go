@@ -1,0 +1,696 @@
+// Package storetest is the suite that every metastore passes: each method's
+// promise, order, conflicts, concurrency, locks, use after Close, cancelled
+// contexts, what survives a reopening, and what survives a SIGKILL.
+package storetest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"claviger"
+	"claviger/metastore"
+)
+
+// Backend is how the suite gets at stores.
+type Backend struct {
+	// New returns where a new, empty store will be: a file's path, a database's
+	// URL. What it needs is cleaned up with t.
+	New func(t *testing.T) (where string)
+	// Open opens that store, any number of times.
+	Open func(ctx context.Context, where string) (metastore.Store, error)
+}
+
+func (b Backend) open(t *testing.T, where string) metastore.Store {
+	t.Helper()
+	s, err := b.Open(t.Context(), where)
+	if err != nil {
+		t.Fatalf("open %s: %v", where, err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Errorf("close: %v", err)
+		}
+	})
+	return s
+}
+
+// Run runs the suite. The test binary's TestMain must call Main, for the crash
+// test starts the binary again.
+func Run(t *testing.T, b Backend) {
+	for _, tt := range []struct {
+		name string
+		test func(t *testing.T, b Backend, s metastore.Store, where string)
+	}{
+		{"Empty", testEmpty},
+		{"InsertGet", testInsertGet},
+		{"ByVersion", testByVersion},
+		{"VersionOrder", testVersionOrder},
+		{"Conflicts", testConflicts},
+		{"Remove", testRemove},
+		{"Intents", testIntents},
+		{"Usage", testUsage},
+		{"Journal", testJournal},
+		{"Settings", testSettings},
+		{"Locks", testLocks},
+		{"Concurrency", testConcurrency},
+		{"TwoStores", testTwoStores},
+		{"Reopen", testReopen},
+		{"Closed", testClosed},
+		{"Cancelled", testCancelled},
+		{"Kill", testKill},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			where := b.New(t)
+			tt.test(t, b, b.open(t, where), where)
+		})
+	}
+}
+
+// at is a moment with milliseconds, which is what a store keeps.
+func at(ms int64) time.Time { return time.UnixMilli(1_700_000_000_000 + ms).UTC() }
+
+func text(s string) *string { return &s }
+
+// key makes a key whose versions have the ids given.
+func key(name string, ids ...string) metastore.Key {
+	k := metastore.Key{Metadata: claviger.Metadata{
+		Name: name, Cipher: "AES/CTR/NoPadding", BitLength: 256, Description: text("zone of " + name),
+		Attributes: map[string]string{claviger.ACLNameAttribute: name + "-acl", "": "", "ключ": "<\u2028>"}, Created: at(123), Versions: len(ids),
+	}}
+	for i, id := range ids {
+		k.List = append(k.List, version(id, int64(i)))
+	}
+	return k
+}
+
+func version(id string, n int64) metastore.Version {
+	return metastore.Version{ID: id, Created: at(1000 * n), Check: []byte{byte(n), 0xff, 0, 4, 5, 6, 7, 8}}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func wantKind(t *testing.T, err error, kind claviger.Kind) {
+	t.Helper()
+	if !claviger.Is(err, kind) {
+		t.Errorf("error %v, want kind %q", err, kind)
+	}
+}
+
+func wantKey(t *testing.T, got *metastore.Key, want metastore.Key) {
+	t.Helper()
+	if got == nil {
+		t.Errorf("no key %q", want.Name)
+		return
+	}
+	want.Versions = len(want.List)
+	if diff := metadataDiff(got.Metadata, want.Metadata); diff != "" {
+		t.Errorf("key %q: %s", want.Name, diff)
+	}
+	if !slices.EqualFunc(got.List, want.List, sameVersion) {
+		t.Errorf("key %q has versions %v, want %v", want.Name, got.List, want.List)
+	}
+}
+
+func metadataDiff(got, want claviger.Metadata) string {
+	switch {
+	case got.Name != want.Name || got.Cipher != want.Cipher || got.BitLength != want.BitLength || got.Versions != want.Versions:
+		return fmt.Sprintf("got %+v, want %+v", got, want)
+	case (got.Description == nil) != (want.Description == nil) || got.Description != nil && *got.Description != *want.Description:
+		return fmt.Sprintf("description %v, want %v", got.Description, want.Description)
+	case got.Attributes == nil:
+		return "Attributes is nil"
+	case !maps.Equal(got.Attributes, want.Attributes):
+		return fmt.Sprintf("attributes %q, want %q", got.Attributes, want.Attributes)
+	case !got.Created.Equal(want.Created):
+		return fmt.Sprintf("created %v, want %v", got.Created, want.Created)
+	}
+	return ""
+}
+
+func sameVersion(a, b metastore.Version) bool {
+	return a.ID == b.ID && a.Created.Equal(b.Created) && bytes.Equal(a.Check, b.Check)
+}
+
+func testEmpty(t *testing.T, _ Backend, s metastore.Store, _ string) {
+	ctx := t.Context()
+	must(t, s.Check(ctx))
+	if s.URI() == "" {
+		t.Error("URI is empty")
+	}
+	if names, err := s.Names(ctx); err != nil || len(names) != 0 {
+		t.Errorf("Names: %q, %v", names, err)
+	}
+	if ks, err := s.Get(ctx); err != nil || len(ks) != 0 {
+		t.Errorf("Get of nothing: %v, %v", ks, err)
+	}
+	if ks, err := s.Get(ctx, "a", "b"); err != nil || len(ks) != 2 || ks[0] != nil || ks[1] != nil {
+		t.Errorf("Get of missing keys: %v, %v", ks, err)
+	}
+	if is, err := s.Pending(ctx); err != nil || len(is) != 0 {
+		t.Errorf("Pending: %v, %v", is, err)
+	}
+	if us, err := s.Uses(ctx); err != nil || len(us) != 0 {
+		t.Errorf("Uses: %v, %v", us, err)
+	}
+	if rs, err := s.Runs(ctx); err != nil || len(rs) != 0 {
+		t.Errorf("Runs: %v, %v", rs, err)
+	}
+	if rs, err := s.Records(ctx, "no such run"); err != nil || len(rs) != 0 {
+		t.Errorf("Records: %v, %v", rs, err)
+	}
+	must(t, s.AddUse(ctx, nil))
+	must(t, s.Drop(ctx, "no such key"))
+}
+
+func testInsertGet(t *testing.T, _ Backend, s metastore.Store, _ string) {
+	ctx := t.Context()
+	keys := []metastore.Key{
+		key("b", "0b01"), key("a", "0a02", "0a01"), key("B", "0c01"), key("a b/c@d?%", "0d01"), key("schlüssel", "0e01"), key(" ' \" ; --", "0f01"),
+	}
+	keys[0].Description, keys[0].Attributes = nil, nil
+	keys[1].Description, keys[1].Attributes = text(""), map[string]string{}
+	for _, k := range keys {
+		must(t, s.Insert(ctx, k))
+	}
+	names, err := s.Names(ctx)
+	must(t, err)
+	if want := []string{" ' \" ; --", "B", "a", "a b/c@d?%", "b", "schlüssel"}; !slices.Equal(names, want) {
+		t.Errorf("Names %q, want %q", names, want)
+	}
+	got, err := s.Get(ctx, "b", "missing", "a", "b", "B", "a b/c@d?%", "schlüssel", " ' \" ; --")
+	must(t, err)
+	if len(got) != 8 || got[1] != nil {
+		t.Fatalf("Get: %v", got)
+	}
+	for i, k := range []int{0, -1, 1, 0, 2, 3, 4, 5} {
+		if k >= 0 {
+			wantKey(t, got[i], keys[k])
+		}
+	}
+	k := key("none")
+	if err := s.Insert(ctx, k); err == nil {
+		t.Error("a key without a version was inserted")
+	}
+}
+
+func testByVersion(t *testing.T, _ Backend, s metastore.Store, _ string) {
+	ctx := t.Context()
+	k, odd := key("k", "01", "02"), key("k@01", "03")
+	must(t, s.Insert(ctx, k))
+	must(t, s.Insert(ctx, odd))
+	m, v, err := s.ByVersion(ctx, "k@02")
+	must(t, err)
+	if diff := metadataDiff(*m, k.Metadata); diff != "" {
+		t.Error(diff)
+	}
+	if !sameVersion(v, k.List[1]) {
+		t.Errorf("version %v, want %v", v, k.List[1])
+	}
+	if m, v, err := s.ByVersion(ctx, "k@01@03"); err != nil || m.Name != "k@01" || v.ID != "03" {
+		t.Errorf("version of a key with @ in its name: %v, %v, %v", m, v, err)
+	}
+	for _, name := range []string{"", "k", "k@", "@01", "k@03", "K@01", "k@1", "k@01 ", "k@01@01"} {
+		_, _, err := s.ByVersion(ctx, name)
+		wantKind(t, err, claviger.VersionNotFound)
+	}
+}
+
+// testVersionOrder: ids sort by nothing, the order of writing is the order.
+func testVersionOrder(t *testing.T, _ Backend, s metastore.Store, _ string) {
+	ctx := t.Context()
+	want := key("k", "ff", "00", "7a")
+	must(t, s.Insert(ctx, want))
+	for i, id := range []string{"fe", "01", "80", "02"} {
+		v := version(id, int64(-i)) // each created before the one before it
+		must(t, s.Append(ctx, "k", v))
+		want.List = append(want.List, v)
+		got, err := s.Get(ctx, "k")
+		must(t, err)
+		wantKey(t, got[0], want)
+		m, _, err := s.ByVersion(ctx, "k@ff")
+		must(t, err)
+		if m.Versions != len(want.List) {
+			t.Errorf("ByVersion counts %d versions, want %d", m.Versions, len(want.List))
+		}
+	}
+}
+
+func testConflicts(t *testing.T, _ Backend, s metastore.Store, _ string) {
+	ctx := t.Context()
+	k := key("k", "01")
+	must(t, s.Insert(ctx, k))
+	if _, err := s.Begin(ctx, metastore.Intent{Key: "k", Op: "roll", IDs: []string{"02"}}); err != nil {
+		t.Fatal(err)
+	}
+	wantKind(t, s.Insert(ctx, key("k", "09")), claviger.KeyExists)
+	wantKind(t, s.Append(ctx, "missing", version("08", 1)), claviger.KeyNotFound)
+	_, err := s.Remove(ctx, "missing")
+	wantKind(t, err, claviger.KeyNotFound)
+	// What failed has changed nothing, the intent included.
+	got, err := s.Get(ctx, "k")
+	must(t, err)
+	wantKey(t, got[0], k)
+	if p, err := s.Pending(ctx); err != nil || len(p) != 1 {
+		t.Errorf("intents after failures: %v, %v", p, err)
+	}
+	// Names differ by case.
+	must(t, s.Insert(ctx, key("K", "0a")))
+}
+
+func testRemove(t *testing.T, _ Backend, s metastore.Store, _ string) {
+	ctx := t.Context()
+	must(t, s.Insert(ctx, key("k", "03", "01")))
+	must(t, s.Append(ctx, "k", version("02", 2)))
+	in, err := s.Remove(ctx, "k")
+	must(t, err)
+	if in.Key != "k" || in.Op != "delete" || !slices.Equal(in.IDs, []string{"03", "01", "02"}) || in.Begun.IsZero() {
+		t.Errorf("Remove returned %+v", in)
+	}
+	if got, err := s.Get(ctx, "k"); err != nil || got[0] != nil {
+		t.Errorf("removed key: %v, %v", got[0], err)
+	}
+	_, _, err = s.ByVersion(ctx, "k@01")
+	wantKind(t, err, claviger.VersionNotFound)
+	p, err := s.Pending(ctx)
+	must(t, err)
+	if len(p) != 1 || p[0].Op != "delete" || !slices.Equal(p[0].IDs, in.IDs) || !p[0].Begun.Equal(in.Begun) {
+		t.Errorf("Pending %+v, want %+v", p, in)
+	}
+	_, err = s.Remove(ctx, "k")
+	wantKind(t, err, claviger.KeyNotFound)
+
+	// The name is free again once the deletion is finished, not before.
+	_, err = s.Begin(ctx, metastore.Intent{Key: "k", Op: "create", IDs: []string{"04"}})
+	wantKind(t, err, claviger.Unavailable)
+	must(t, s.Drop(ctx, "k"))
+	_, err = s.Begin(ctx, metastore.Intent{Key: "k", Op: "create", IDs: []string{"04"}})
+	must(t, err)
+	must(t, s.Insert(ctx, key("k", "04")))
+
+	// No step under way is forgotten: its HSM objects would be lost.
+	_, err = s.Begin(ctx, metastore.Intent{Key: "k", Op: "roll", IDs: []string{"05"}})
+	must(t, err)
+	_, err = s.Remove(ctx, "k")
+	wantKind(t, err, claviger.Unavailable)
+	if got, err := s.Get(ctx, "k"); err != nil || got[0] == nil {
+		t.Errorf("key after a refused removal: %v, %v", got[0], err)
+	}
+	must(t, s.Drop(ctx, "k"))
+	_, err = s.Begin(ctx, metastore.Intent{Key: "k", Op: "delete", IDs: []string{"05"}})
+	must(t, err)
+	in, err = s.Remove(ctx, "k")
+	must(t, err)
+	slices.Sort(in.IDs)
+	if !slices.Equal(in.IDs, []string{"04", "05"}) {
+		t.Errorf("deletion that was begun before: ids %q, want both", in.IDs)
+	}
+	p, err = s.Pending(ctx)
+	must(t, err)
+	if len(p) != 1 || len(p[0].IDs) != 2 {
+		t.Errorf("Pending %+v", p)
+	}
+}
+
+func testIntents(t *testing.T, _ Backend, s metastore.Store, _ string) {
+	ctx := t.Context()
+	first := metastore.Intent{Key: "z", Op: "import", IDs: []string{"02", "01"}, Begun: at(5), Payload: []byte(`{"a":1}`)}
+	got, err := s.Begin(ctx, first)
+	must(t, err)
+	same := func(got, want metastore.Intent) {
+		t.Helper()
+		if got.Key != want.Key || got.Op != want.Op || !slices.Equal(got.IDs, want.IDs) || !got.Begun.Equal(want.Begun) || !bytes.Equal(got.Payload, want.Payload) {
+			t.Errorf("intent %+v, want %+v", got, want)
+		}
+	}
+	same(got, first)
+	// The same step again: the one that is there is what counts.
+	got, err = s.Begin(ctx, metastore.Intent{Key: "z", Op: "import", IDs: []string{"09"}, Begun: at(9), Payload: []byte("x")})
+	must(t, err)
+	same(got, first)
+	_, err = s.Begin(ctx, metastore.Intent{Key: "z", Op: "create", IDs: []string{"08"}})
+	wantKind(t, err, claviger.Unavailable)
+
+	for _, k := range []string{"m", "a"} {
+		in, err := s.Begin(ctx, metastore.Intent{Key: k, Op: "create", IDs: []string{k}})
+		must(t, err)
+		if in.Begun.IsZero() {
+			t.Error("Begun is zero")
+		}
+	}
+	keys := func(want ...string) {
+		t.Helper()
+		p, err := s.Pending(ctx)
+		must(t, err)
+		var got []string
+		for _, i := range p {
+			got = append(got, i.Key)
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("Pending: %q, want %q", got, want)
+		}
+	}
+	keys("z", "m", "a")
+	must(t, s.Insert(ctx, key("m", "m1")))
+	keys("z", "a")
+	must(t, s.Drop(ctx, "z"))
+	keys("a")
+	_, err = s.Begin(ctx, metastore.Intent{Key: "m", Op: "roll", IDs: []string{"m2"}})
+	must(t, err)
+	keys("a", "m")
+	must(t, s.Append(ctx, "m", version("m2", 2)))
+	keys("a")
+	if _, err := s.Begin(ctx, metastore.Intent{Op: "create"}); err == nil {
+		t.Error("an intent without a key was taken")
+	}
+}
+
+func testUsage(t *testing.T, _ Backend, s metastore.Store, _ string) {
+	ctx := t.Context()
+	must(t, s.AddUse(ctx, []metastore.Use{
+		{Source: "kms://b", Version: "k@0", Op: "decrypt", Count: 3, Last: at(50)},
+		{Source: "kms://a", Version: "k@1", Op: "reencrypt", Count: 1000, Last: at(10)},
+		{Source: "kms://a", Version: "k@1", Op: "decrypt", Count: 1, Last: at(10)},
+		{Source: "kms://a", Version: "k@1", Op: "decrypt", Count: 2, Last: at(20)},
+	}))
+	must(t, s.AddUse(ctx, []metastore.Use{{Source: "kms://b", Version: "k@0", Op: "decrypt", Count: 4, Last: at(40)}})) // late news
+	must(t, s.AddUse(ctx, []metastore.Use{{Source: "kms://a", Version: "k@1", Op: "reencrypt", Count: 1, Last: at(11)}}))
+	got, err := s.Uses(ctx)
+	must(t, err)
+	want := []metastore.Use{
+		{Source: "kms://a", Version: "k@1", Op: "decrypt", Count: 3, Last: at(20)},
+		{Source: "kms://a", Version: "k@1", Op: "reencrypt", Count: 1001, Last: at(11)},
+		{Source: "kms://b", Version: "k@0", Op: "decrypt", Count: 7, Last: at(50)},
+	}
+	if !slices.EqualFunc(got, want, func(a, b metastore.Use) bool {
+		return a.Source == b.Source && a.Version == b.Version && a.Op == b.Op && a.Count == b.Count && a.Last.Equal(b.Last)
+	}) {
+		t.Errorf("Uses\n%v, want\n%v", got, want)
+	}
+}
+
+func testJournal(t *testing.T, _ Backend, s metastore.Store, _ string) {
+	ctx := t.Context()
+	begin := time.Now().Add(-time.Second)
+	for _, p := range [][3]string{
+		{"run2", "", `{"v":1}`}, {"run2", "k2", `1`}, {"run1", "", `{}`}, {"run2", "k1", `2`}, {"run1", "k1", ``}, {"run2", "", `{"v":2}`}, {"run2", "k2", `3`},
+	} {
+		must(t, s.Put(ctx, p[0], p[1], []byte(p[2])))
+	}
+	check := func(run string, want ...string) {
+		t.Helper()
+		rs, err := s.Records(ctx, run)
+		must(t, err)
+		var got []string
+		for _, r := range rs {
+			got = append(got, r.Item+"="+string(r.Data))
+			if r.At.Before(begin) || r.At.After(time.Now().Add(time.Second)) {
+				t.Errorf("record %q is of %v", r.Item, r.At)
+			}
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("records of %s: %q, want %q", run, got, want)
+		}
+	}
+	check("run2", `={"v":2}`, "k2=3", "k1=2")
+	check("run1", `={}`, "k1=")
+	runs, err := s.Runs(ctx)
+	must(t, err)
+	if !slices.Equal(runs, []string{"run2", "run1"}) {
+		t.Errorf("runs %q", runs)
+	}
+	if err := s.Put(ctx, "", "k", []byte("x")); err == nil {
+		t.Error("a record without a run was taken")
+	}
+}
+
+func testSettings(t *testing.T, _ Backend, s metastore.Store, _ string) {
+	ctx := t.Context()
+	if v, ok, err := s.Setting(ctx, "token"); v != "" || ok || err != nil {
+		t.Errorf("unset: %q, %v, %v", v, ok, err)
+	}
+	for _, v := range []string{"a", "", "serial 'x'"} {
+		must(t, s.SetSetting(ctx, "token", v))
+		if got, ok, err := s.Setting(ctx, "token"); got != v || !ok || err != nil {
+			t.Errorf("set to %q: %q, %v, %v", v, got, ok, err)
+		}
+	}
+	if _, ok, err := s.Setting(ctx, "Token"); ok || err != nil {
+		t.Errorf("another name: %v, %v", ok, err)
+	}
+}
+
+func testLocks(t *testing.T, b Backend, s metastore.Store, where string) {
+	ctx := t.Context()
+	other := b.open(t, where)
+	for _, second := range []metastore.Store{s, other} {
+		unlock, err := s.Lock(ctx, "migration")
+		must(t, err)
+		if _, ok, err := second.TryLock(ctx, "migration"); ok || err != nil {
+			t.Fatalf("a lock that is held was taken again: %v, %v", ok, err)
+		}
+		short, cancel := context.WithTimeout(ctx, 60*time.Millisecond)
+		_, err = second.Lock(short, "migration")
+		cancel()
+		wantKind(t, err, claviger.Unavailable)
+		if err != nil && !bytes.Contains([]byte(err.Error()), []byte("migration")) {
+			t.Errorf("the error does not name the lock: %v", err)
+		}
+		free, ok, err := second.TryLock(ctx, "another")
+		if !ok || err != nil {
+			t.Fatalf("another lock: %v, %v", ok, err)
+		}
+		free()
+		got := make(chan func(), 1)
+		go func() {
+			u, err := second.Lock(ctx, "migration")
+			if err != nil {
+				t.Error(err)
+				u = func() {}
+			}
+			got <- u
+		}()
+		unlock()
+		unlock() // a second call does nothing, above all not to the next holder
+		next := <-got
+		unlock()
+		if _, ok, err := s.TryLock(ctx, "migration"); ok || err != nil {
+			t.Errorf("an old unlock freed the new holder's lock: %v, %v", ok, err)
+		}
+		next()
+		free, ok, err = s.TryLock(ctx, "migration")
+		if !ok || err != nil {
+			t.Fatalf("free lock: %v, %v", ok, err)
+		}
+		free()
+	}
+	// The end of a store frees what it held.
+	third, err := b.Open(ctx, where)
+	must(t, err)
+	unlock, err := third.Lock(ctx, "migration")
+	must(t, err)
+	must(t, third.Close())
+	free, ok, err := s.TryLock(ctx, "migration")
+	if !ok || err != nil {
+		t.Fatalf("lock of a closed store: %v, %v", ok, err)
+	}
+	unlock()
+	free()
+}
+
+func testConcurrency(t *testing.T, _ Backend, s metastore.Store, _ string) {
+	concurrently(t, s, s)
+}
+
+// testTwoStores is two processes' worth of stores on one place.
+func testTwoStores(t *testing.T, b Backend, s metastore.Store, where string) {
+	concurrently(t, s, b.open(t, where))
+}
+
+func concurrently(t *testing.T, stores ...metastore.Store) {
+	const workers, rounds = 8, 12
+	ctx := t.Context()
+	must(t, stores[0].Insert(ctx, key("shared", "00")))
+	var wg sync.WaitGroup
+	inserted := make(chan int, workers)
+	for w := range workers {
+		wg.Go(func() {
+			s := stores[w%len(stores)]
+			if err := s.Insert(ctx, key("one", fmt.Sprintf("1%02d", w))); err == nil {
+				inserted <- w
+			} else if !claviger.Is(err, claviger.KeyExists) {
+				t.Errorf("insert: %v", err)
+			}
+			for r := range rounds {
+				id := fmt.Sprintf("%02d%02d", w, r)
+				if _, err := s.Begin(ctx, metastore.Intent{Key: "own" + id, Op: "create", IDs: []string{"f" + id}}); err != nil {
+					t.Errorf("begin: %v", err)
+				}
+				if err := s.Append(ctx, "shared", version(id, int64(r))); err != nil {
+					t.Errorf("append: %v", err)
+				}
+				if err := s.AddUse(ctx, []metastore.Use{{Source: "s", Version: "v", Op: "decrypt", Count: 1, Last: at(int64(r))}}); err != nil {
+					t.Errorf("use: %v", err)
+				}
+				got, err := s.Get(ctx, "shared")
+				if err != nil {
+					t.Errorf("get: %v", err)
+					continue
+				}
+				if k := got[0]; k.Versions != len(k.List) || !slices.ContainsFunc(k.List, func(v metastore.Version) bool { return v.ID == id }) {
+					t.Errorf("own write not seen, or a torn key: %d, %v", k.Versions, k.List)
+				}
+				if _, _, err := s.ByVersion(ctx, "shared@"+id); err != nil {
+					t.Errorf("by version: %v", err)
+				}
+				if err := s.Insert(ctx, key("own"+id, "f"+id)); err != nil {
+					t.Errorf("insert: %v", err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if len(inserted) != 1 {
+		t.Errorf("%d workers made the same key", len(inserted))
+	}
+	for _, s := range stores {
+		got, err := s.Get(ctx, "shared")
+		must(t, err)
+		if n := len(got[0].List); n != 1+workers*rounds {
+			t.Errorf("%d versions, want %d", n, 1+workers*rounds)
+		}
+		// Each worker's own appends are in his order.
+		last := make(map[string]string)
+		for _, v := range got[0].List[1:] {
+			if w := v.ID[:2]; last[w] >= v.ID {
+				t.Errorf("version %s stands after %s", v.ID, last[w])
+			} else {
+				last[w] = v.ID
+			}
+		}
+		if us, err := s.Uses(ctx); err != nil || len(us) != 1 || us[0].Count != workers*rounds || !us[0].Last.Equal(at(rounds-1)) {
+			t.Errorf("uses %v, %v", us, err)
+		}
+		if names, err := s.Names(ctx); err != nil || len(names) != 2+workers*rounds {
+			t.Errorf("%d names, %v", len(names), err)
+		}
+		if p, err := s.Pending(ctx); err != nil || len(p) != 0 {
+			t.Errorf("intents %v, %v", p, err)
+		}
+	}
+}
+
+func testReopen(t *testing.T, b Backend, _ metastore.Store, _ string) {
+	ctx := t.Context()
+	where := b.New(t)
+	s, err := b.Open(ctx, where)
+	must(t, err)
+	k := key("k", "02", "01")
+	must(t, s.Insert(ctx, k))
+	must(t, s.Insert(ctx, key("gone", "03")))
+	gone, err := s.Remove(ctx, "gone")
+	must(t, err)
+	must(t, s.AddUse(ctx, []metastore.Use{{Source: "s", Version: "k@0", Op: "decrypt", Count: 7, Last: at(9)}}))
+	must(t, s.Put(ctx, "run", "item", []byte("record")))
+	must(t, s.SetSetting(ctx, "token", "serial"))
+	uri := s.URI()
+	must(t, s.Close())
+
+	s = b.open(t, where)
+	if s.URI() != uri {
+		t.Errorf("URI %q, was %q", s.URI(), uri)
+	}
+	got, err := s.Get(ctx, "k", "gone")
+	must(t, err)
+	wantKey(t, got[0], k)
+	if got[1] != nil {
+		t.Error("a removed key is back")
+	}
+	if p, err := s.Pending(ctx); err != nil || len(p) != 1 || p[0].Key != "gone" || !slices.Equal(p[0].IDs, gone.IDs) {
+		t.Errorf("Pending %v, %v", p, err)
+	}
+	if us, err := s.Uses(ctx); err != nil || len(us) != 1 || us[0].Count != 7 || !us[0].Last.Equal(at(9)) {
+		t.Errorf("Uses %v, %v", us, err)
+	}
+	if rs, err := s.Records(ctx, "run"); err != nil || len(rs) != 1 || string(rs[0].Data) != "record" {
+		t.Errorf("Records %v, %v", rs, err)
+	}
+	if v, ok, err := s.Setting(ctx, "token"); v != "serial" || !ok || err != nil {
+		t.Errorf("Setting %q, %v, %v", v, ok, err)
+	}
+}
+
+// calls is every method that takes a context, with arguments that are in order.
+func calls(s metastore.Store) map[string]func(context.Context) error {
+	return map[string]func(context.Context) error{
+		"Names":     func(ctx context.Context) error { _, err := s.Names(ctx); return err },
+		"Get":       func(ctx context.Context) error { _, err := s.Get(ctx, "k"); return err },
+		"ByVersion": func(ctx context.Context) error { _, _, err := s.ByVersion(ctx, "k@01"); return err },
+		"Insert":    func(ctx context.Context) error { return s.Insert(ctx, key("new", "0f")) },
+		"Append":    func(ctx context.Context) error { return s.Append(ctx, "k", version("02", 1)) },
+		"Remove":    func(ctx context.Context) error { _, err := s.Remove(ctx, "k"); return err },
+		"Begin": func(ctx context.Context) error {
+			_, err := s.Begin(ctx, metastore.Intent{Key: "i", Op: "create"})
+			return err
+		},
+		"Pending":    func(ctx context.Context) error { _, err := s.Pending(ctx); return err },
+		"Drop":       func(ctx context.Context) error { return s.Drop(ctx, "k") },
+		"AddUse":     func(ctx context.Context) error { return s.AddUse(ctx, []metastore.Use{{Source: "s"}}) },
+		"Uses":       func(ctx context.Context) error { _, err := s.Uses(ctx); return err },
+		"Put":        func(ctx context.Context) error { return s.Put(ctx, "run", "item", nil) },
+		"Records":    func(ctx context.Context) error { _, err := s.Records(ctx, "run"); return err },
+		"Runs":       func(ctx context.Context) error { _, err := s.Runs(ctx); return err },
+		"Setting":    func(ctx context.Context) error { _, _, err := s.Setting(ctx, "n"); return err },
+		"SetSetting": func(ctx context.Context) error { return s.SetSetting(ctx, "n", "v") },
+		"Lock":       func(ctx context.Context) error { _, err := s.Lock(ctx, "l"); return err },
+		"TryLock":    func(ctx context.Context) error { _, _, err := s.TryLock(ctx, "l"); return err },
+		"Check":      s.Check,
+	}
+}
+
+func testClosed(t *testing.T, _ Backend, s metastore.Store, _ string) {
+	must(t, s.Insert(t.Context(), key("k", "01")))
+	must(t, s.Close())
+	for name, call := range calls(s) {
+		if err := call(t.Context()); !claviger.Is(err, claviger.Closed) {
+			t.Errorf("%s after Close: %v, want kind %q", name, err, claviger.Closed)
+		}
+	}
+	must(t, s.Close())
+}
+
+func testCancelled(t *testing.T, _ Backend, s metastore.Store, _ string) {
+	want := key("k", "01")
+	must(t, s.Insert(t.Context(), want))
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for name, call := range calls(s) {
+		err := call(ctx)
+		if !claviger.Is(err, claviger.Unavailable) || !errors.Is(err, context.Canceled) {
+			t.Errorf("%s with a cancelled context: %v, want kind %q and context.Canceled", name, err, claviger.Unavailable)
+		}
+	}
+	// Nothing happened, and the store is as good as before.
+	got, err := s.Get(t.Context(), "k", "new")
+	must(t, err)
+	wantKey(t, got[0], want)
+	if got[1] != nil {
+		t.Error("a cancelled insert came through")
+	}
+	free, ok, err := s.TryLock(t.Context(), "l")
+	if !ok || err != nil {
+		t.Fatalf("lock after cancelled ones: %v, %v", ok, err)
+	}
+	free()
+}
