@@ -11,27 +11,32 @@ import (
 // impersonates (HADOOP-17857).
 const realUserMark = "~"
 
-// acl is a parsed ACL string, "user,user group,group". The zero value admits
-// nobody.
-type acl struct {
+// ACL says who is admitted: named users, and members of groups. The zero value
+// admits nobody. It is immutable.
+type ACL struct {
 	all    bool
 	users  map[string]bool // short names, or "~" and the short name of a real user
 	groups []string
 }
 
-// parseACL splits as Hadoop's AccessControlList does: at the first space, so
-// that "alice, bob" is the user alice and the GROUP bob, and " staff" is the
-// group staff alone.
-func parseACL(s string) acl {
-	left, right, _ := strings.Cut(s, " ")
-	if trim(left) == "*" || trim(right) == "*" {
-		return acl{all: true}
+// ParseACL reads an ACL string, "user,user group,group". It splits as Hadoop's
+// AccessControlList does: at the first space, so that "alice, bob" is the user
+// alice and the GROUP bob, and " staff" is the group staff alone.
+func ParseACL(s string) ACL {
+	users, groups, _ := strings.Cut(s, " ")
+	return NewACL(users, groups)
+}
+
+// NewACL makes an ACL of two comma lists. One of them being "*" admits
+// everybody.
+func NewACL(users, groups string) ACL {
+	if trim(users) == "*" || trim(groups) == "*" {
+		return ACL{all: true}
 	}
-	a := acl{users: make(map[string]bool)}
-	for _, u := range names(left) {
+	a := ACL{users: make(map[string]bool), groups: names(groups)}
+	for _, u := range names(users) {
 		a.users[u] = true
 	}
-	a.groups = names(right)
 	return a
 }
 
@@ -66,8 +71,9 @@ func suspicions(s string) []string {
 	return out
 }
 
-// admits is Hadoop's isUserInList.
-func (a acl) admits(who claviger.Principal, groups func(user string) []string) bool {
+// Admits is Hadoop's isUserInList. groups returns the groups of a user's short
+// name; it is asked only where the ACL names groups, and may be nil.
+func (a ACL) Admits(who claviger.Principal, groups func(user string) []string) bool {
 	if a.all || a.users[who.Short] {
 		return true
 	}

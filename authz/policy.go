@@ -24,11 +24,11 @@ var (
 // Policy is a parsed kms-acls.xml. It is immutable. The zero value and nil admit
 // nobody to anything; what an empty file means is Parse(nil).
 type Policy struct {
-	ops       map[Op]acl
-	blacklist map[Op]acl
-	keys      map[string]map[KeyOp]acl // by ACL name
-	defaults  map[KeyOp]acl            // for ACL names that keys does not hold
-	whitelist map[KeyOp]acl            // in addition, for every ACL name
+	ops       map[Op]ACL
+	blacklist map[Op]ACL
+	keys      map[string]map[KeyOp]ACL // by ACL name
+	defaults  map[KeyOp]ACL            // for ACL names that keys does not hold
+	whitelist map[KeyOp]ACL            // in addition, for every ACL name
 }
 
 // Property is one name and value of kms-acls.xml, variables expanded, the value
@@ -44,14 +44,14 @@ type Property struct{ Name, Value string }
 // is not named is denied.
 func Parse(props []Property) (p *Policy, warnings []string) {
 	p = &Policy{
-		ops: make(map[Op]acl), blacklist: make(map[Op]acl),
-		keys: make(map[string]map[KeyOp]acl), defaults: make(map[KeyOp]acl), whitelist: make(map[KeyOp]acl),
+		ops: make(map[Op]ACL), blacklist: make(map[Op]ACL),
+		keys: make(map[string]map[KeyOp]ACL), defaults: make(map[KeyOp]ACL), whitelist: make(map[KeyOp]ACL),
 	}
 	for _, op := range ops {
-		p.ops[op] = acl{all: true}
+		p.ops[op] = ACL{all: true}
 	}
 	for _, prop := range props {
-		complaint := p.set(prop.Name, parseACL(prop.Value))
+		complaint := p.set(prop.Name, ParseACL(prop.Value))
 		if complaint != "" {
 			warnings = append(warnings, fmt.Sprintf("%s: %s", prop.Name, complaint))
 			continue
@@ -64,7 +64,7 @@ func Parse(props []Property) (p *Policy, warnings []string) {
 }
 
 // set files one ACL under its property's name; complaint says why it could not.
-func (p *Policy) set(name string, a acl) (complaint string) {
+func (p *Policy) set(name string, a ACL) (complaint string) {
 	if op, ok := strings.CutPrefix(name, opPrefix); ok {
 		return put(p.ops, ops, op, a)
 	}
@@ -86,7 +86,7 @@ func (p *Policy) set(name string, a acl) (complaint string) {
 		key, op := rest[:dot], rest[dot+1:]
 		byOp := p.keys[key]
 		if byOp == nil {
-			byOp = make(map[KeyOp]acl)
+			byOp = make(map[KeyOp]ACL)
 		}
 		complaint = put(byOp, keyOps, op, a)
 		if len(byOp) > 0 {
@@ -97,7 +97,7 @@ func (p *Policy) set(name string, a acl) (complaint string) {
 	return "is not a property of kms-acls.xml and is ignored" + didYouMean(name, knownNames(name))
 }
 
-func put[O ~string](into map[O]acl, known []O, op string, a acl) (complaint string) {
+func put[O ~string](into map[O]ACL, known []O, op string, a ACL) (complaint string) {
 	words := make([]string, len(known))
 	for i, k := range known {
 		if string(k) == op {
@@ -110,7 +110,7 @@ func put[O ~string](into map[O]acl, known []O, op string, a acl) (complaint stri
 }
 
 // putUnlessAll: Hadoop ignores ALL as a default and in the whitelist.
-func putUnlessAll(into map[KeyOp]acl, op string, a acl) (complaint string) {
+func putUnlessAll(into map[KeyOp]ACL, op string, a ACL) (complaint string) {
 	if op == string(KeyAll) {
 		return "ALL is not allowed here, so that it is ignored, as in Hadoop; name READ, MANAGEMENT, GENERATE_EEK, DECRYPT_EEK one by one"
 	}
@@ -143,7 +143,7 @@ func knownNames(name string) []string {
 // groups returns the groups of a user's short name; it is asked only where a
 // rule names groups, and may be nil.
 func (p *Policy) May(op Op, who claviger.Principal, groups func(user string) []string) bool {
-	return p != nil && p.ops[op].admits(who, groups) && !p.blacklist[op].admits(who, groups)
+	return p != nil && p.ops[op].Admits(who, groups) && !p.blacklist[op].Admits(who, groups)
 }
 
 // KeyRulePresent is Hadoop's isACLPresent: whether any rule could admit anybody.
@@ -170,5 +170,5 @@ func (p *Policy) MayKey(aclName string, op KeyOp, who claviger.Principal, groups
 	if !own {
 		rules = p.defaults
 	}
-	return rules[op].admits(who, groups) || p.whitelist[op].admits(who, groups)
+	return rules[op].Admits(who, groups) || p.whitelist[op].Admits(who, groups)
 }
