@@ -1,0 +1,217 @@
+package hadoopconf
+
+import (
+	"fmt"
+	"path/filepath"
+	"sort"
+	"strings"
+
+	"claviger"
+)
+
+// The properties that are asked for by name in more than one room.
+const (
+	ProviderURI        = "hadoop.kms.key.provider.uri"
+	SourceURI          = "hadoop.kms.key.provider.reencryption.source.uri"
+	ReencryptionEnable = "hadoop.kms.reencryption.crypto.enable"
+	InitiateMigration  = "cloudera.hsmkp.initiatemigration"
+	TrusteeConf        = "cloudera.hsmkp.ktkms.config.dir"
+	MetastoreURI       = "claviger.metastore.uri"
+	LowWatermark       = "hadoop.security.kms.encrypted.key.cache.low.watermark"
+	lowWatermarkDash   = "hadoop.security.kms.encrypted.key.cache.low-watermark"
+)
+
+// Known is one property that means something here.
+type Known struct {
+	Name    string // a '*' stands for any text
+	Default string // "" = none
+	Doc     string
+}
+
+// KMS is the table of properties of `claviger kms`: Hadoop's kms-default.xml
+// (trunk, 2025-02), what it uses of core-default.xml, what the migration from a
+// Key Trustee KMS adds, and our own, which begin with "claviger.".
+var KMS = []Known{
+	{"hadoop.kms.http.host", "0.0.0.0", "address to listen at"},
+	{"hadoop.kms.http.port", "9600", "port to listen at; 0 takes any free one"},
+	{"hadoop.kms.http.administrators", "", "ACL of the operations servlets; read, not yet used"},
+	{"hadoop.kms.ssl.enabled", "false", "serve https, by ssl-server.xml"},
+	{"hadoop.http.max.threads", "1000", "taken and not used: there is no thread pool here"},
+	{"hadoop.http.max.request.header.size", "65536", "bytes of a request's head; more is answered with 431"},
+	{"hadoop.http.max.response.header.size", "65536", "taken and not used"},
+	{"hadoop.http.temp.dir", "", "taken and not used"},
+	{"hadoop.http.socket.backlog.size", "500", "taken and not used: the system's own limit holds (net.core.somaxconn)"},
+	{"hadoop.http.idle_timeout.ms", "60000", "how long a connection may idle between requests"},
+	{ProviderURI, "jceks://file@/${user.home}/kms.keystore", "comma list: the first provider is written to, the others are asked for versions that it does not know"},
+	{SourceURI, "", "kms:// URI of the source KMS, hosts separated by ';', asked for versions that are not ours"},
+	{ReencryptionEnable, "false", "may EDEKs of a source's versions be re-wrapped under ours?"},
+	{InitiateMigration, "false", "take over the source's key metadata at start"},
+	{TrusteeConf, "", "path of kts-site.xml; taken, and of use only with a keytrustee:// provider"},
+	{"hadoop.security.keystore.java-keystore-provider.password-file", "", "file with the password of jceks:// keystores, in the configuration folder"},
+	{"hadoop.kms.cache.enable", "true", "remember key versions and metadata"},
+	{"hadoop.kms.cache.timeout.ms", "600000", "for how long after the last use"},
+	{"hadoop.kms.current.key.cache.timeout.ms", "30000", "for how long the current version is remembered"},
+	{"hadoop.kms.audit.aggregation.window.ms", "10000", "equal events of one user on one key within it are one audit line with a count"},
+	{"hadoop.kms.audit.logger", "", "taken and not used: the line format is Hadoop's own"},
+	{"hadoop.kms.authentication.type", "simple", "simple"},
+	{"hadoop.kms.authentication.kerberos.keytab", "${user.home}/kms.keytab", "for type kerberos"},
+	{"hadoop.kms.authentication.kerberos.principal", "HTTP/localhost", "for type kerberos"},
+	{"hadoop.kms.authentication.kerberos.name.rules", "DEFAULT", "for type kerberos"},
+	{"hadoop.kms.authentication.signer.secret.provider", "random", "where the cookies' secret comes from: random or file"},
+	{"hadoop.kms.authentication.signature.secret.file", "", "the secret, for provider file"},
+	{"hadoop.kms.authentication.signer.secret.provider.zookeeper.path", "/hadoop-kms/hadoop-auth-signature-secret", "for provider zookeeper"},
+	{"hadoop.kms.authentication.signer.secret.provider.zookeeper.connection.string", "", "for provider zookeeper"},
+	{"hadoop.kms.authentication.signer.secret.provider.zookeeper.auth.type", "none", "for provider zookeeper"},
+	{"hadoop.kms.authentication.signer.secret.provider.zookeeper.kerberos.keytab", "", "for provider zookeeper"},
+	{"hadoop.kms.authentication.signer.secret.provider.zookeeper.kerberos.principal", "", "for provider zookeeper"},
+	{"hadoop.kms.authentication.signer.secret.provider.zookeeper.*", "", "for provider zookeeper"},
+	{"hadoop.kms.authentication.token.validity", "36000", "seconds that a cookie is good for"},
+	{"hadoop.kms.authentication.token.max-inactive-interval", "-1", "seconds"},
+	{"hadoop.kms.authentication.simple.anonymous.allowed", "false", "let requests without a user name pass authentication"},
+	{"hadoop.kms.authentication.cookie.domain", "", "of the cookie hadoop.auth"},
+	{"hadoop.kms.authentication.cookie.path", "", "of the cookie hadoop.auth"},
+	{"hadoop.kms.authentication.cookie.persistent", "false", "give the cookie an expiry date"},
+	{"hadoop.kms.authentication.delegation-token.*", "", "lifetimes of delegation tokens"},
+	{"hadoop.kms.authentication.zk-dt-secret-manager.*", "", "delegation tokens in ZooKeeper"},
+	{"hadoop.kms.authentication.multi-scheme-auth-handler.*", "", "several schemes at once"},
+	{"hadoop.kms.authentication.kerberos.*", "", "for type kerberos"},
+	{"hadoop.kms.proxyuser.*.users", "", "whom a proxy user may impersonate"},
+	{"hadoop.kms.proxyuser.*.groups", "", "members of which groups a proxy user may impersonate"},
+	{"hadoop.kms.proxyuser.*.hosts", "", "from where: names, addresses, CIDR ranges, *"},
+	{"hadoop.kms.key.authorization.enable", "true", "ask the key ACLs of kms-acls.xml"},
+	{"hadoop.kms.metrics.process.name", "KMS", "taken and not used"},
+	{"hadoop.kms.metrics.session.id", "", "taken and not used"},
+	{"hadoop.security.kms.encrypted.key.cache.size", "100", "ready-made EDEKs kept per key"},
+	{LowWatermark, "0.3", "fraction of it below which the queue is filled again"},
+	{lowWatermarkDash, "", "another spelling of " + LowWatermark},
+	{"hadoop.security.kms.encrypted.key.cache.num.fill.threads", "2", "how many keys' queues are filled at once"},
+	{"hadoop.security.kms.encrypted.key.cache.expiry", "43200000", "ms after its last use that a queue is dropped"},
+	{"hadoop.security.key.default.cipher", claviger.DefaultCipher, "cipher of a key that is created without one"},
+	{"hadoop.security.key.default.bitlength", "128", "length of a key that is created without one"},
+	{"hadoop.security.group.mapping", "", "taken; groups come from the operating system"},
+	{"hadoop.security.groups.cache.secs", "300", "how long a user's groups are remembered"},
+	{"hadoop.user.group.static.mapping.overrides", "dr.who=;", "groups of users that are not asked of the system: user=group,group;user2=..."},
+	{"hadoop.tmp.dir", "${java.io.tmpdir}/hadoop-${user.name}", "what other values may refer to"},
+	{MetastoreURI, "sqlite://${user.home}/claviger.db", "where key metadata, the migration's journal and the use of sources are kept"},
+	{"claviger.audit.file", "", "file of audit lines; empty: standard output"},
+	{"claviger.source.timeout", "10s", "how long one call to a source may take"},
+	{"claviger.kms.max.num.keys", "100000", "most EDEKs that one request may ask for"},
+	{"claviger.kms.max.batch", "100000", "most EDEKs that one re-encryption batch may hold"},
+	{"claviger.kms.max.body.bytes", "67108864", "longest request body of a batch"},
+	{"claviger.shutdown.timeout", "15s", "how long requests under way may take to end at a stop"},
+	{"claviger.migration.versions", "all", "all: as many fresh versions as the source counts; current: one"},
+	{"claviger.metrics.enabled", "true", "serve /metrics"},
+}
+
+// ours are the families in which every property must be in the table.
+var ours = []string{"hadoop.kms.", "cloudera.hsmkp.", "claviger.", "hadoop.security.kms.encrypted.key.cache."}
+
+// LoadKMS reads the files of a KMS's configuration folder in Hadoop's order:
+// built-in defaults, core-site.xml, kms-site.xml. getenv as in New. A folder
+// that is not there, or that holds neither file, is an error.
+func LoadKMS(dir string, getenv func(string) string) (*Conf, error) {
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, fmt.Errorf("configuration folder %s: %w", dir, err)
+	}
+	c := New(abs, getenv)
+	if err := c.AddFile(filepath.Join(abs, "core-site.xml"), true); err != nil {
+		return nil, err
+	}
+	site := filepath.Join(abs, "kms-site.xml")
+	if err := c.AddFile(site, true); err != nil {
+		return nil, err
+	}
+	if len(c.props) == 0 {
+		return nil, fmt.Errorf("configuration folder %s holds no property in core-site.xml or kms-site.xml; name the folder with --conf, and set at least %s in its kms-site.xml", abs, ProviderURI)
+	}
+	c.environment()
+	c.lowWatermark()
+	c.warnUnknown()
+	used := make([]string, len(KMS))
+	for i, k := range KMS {
+		used[i] = k.Name
+		if k.Default != "" {
+			c.SetDefault(k.Name, k.Default)
+		}
+	}
+	return c, c.Check(used...)
+}
+
+// environment applies the settings that kms.sh takes from the environment and
+// that mean something here. They go over the files, as there.
+func (c *Conf) environment() {
+	for _, e := range []struct{ env, name string }{
+		{"KMS_HTTP_PORT", "hadoop.kms.http.port"},
+		{"KMS_SSL_ENABLED", "hadoop.kms.ssl.enabled"},
+		{"KMS_MAX_HTTP_HEADER_SIZE", "hadoop.http.max.request.header.size"},
+	} {
+		if v := c.getenv(e.env); v != "" {
+			c.Override(e.name, v, "environment "+e.env)
+		}
+	}
+}
+
+// lowWatermark takes the spelling that Cloudera's page prints. Hadoop's KMS
+// reads only the one with dots, so there the advice had no effect.
+func (c *Conf) lowWatermark() {
+	dash, ok := c.props[lowWatermarkDash]
+	if !ok {
+		return
+	}
+	if dot, both := c.props[LowWatermark]; both {
+		c.warnings = append(c.warnings, fmt.Sprintf("%s: property %s is ignored, since %s sets %s", dash.Where(), dash.Name, dot.Where(), LowWatermark))
+		return
+	}
+	c.warnings = append(c.warnings, fmt.Sprintf("%s: property %s is taken for %s; Hadoop's own KMS reads only the latter and would ignore this line", dash.Where(), dash.Name, LowWatermark))
+	p := dash
+	p.Name = LowWatermark
+	c.props[LowWatermark] = p
+}
+
+// warnUnknown names properties of our families that mean nothing, with the
+// nearest one that does.
+func (c *Conf) warnUnknown() {
+	exact := map[string]bool{}
+	var patterns, names []string
+	for _, k := range KMS {
+		if strings.Contains(k.Name, "*") {
+			patterns = append(patterns, k.Name)
+		} else {
+			exact[k.Name] = true
+			names = append(names, k.Name)
+		}
+	}
+	sort.Strings(names)
+	for _, name := range c.Names() {
+		if exact[name] || !inFamily(name) || matchesAny(patterns, name) {
+			continue
+		}
+		w := fmt.Sprintf("%s: property %s is not known and has no effect", c.props[name].Where(), name)
+		if near, ok := claviger.NearMiss(name, names); ok {
+			w += "; did you mean " + near + "?"
+		}
+		c.warnings = append(c.warnings, w)
+	}
+}
+
+func inFamily(name string) bool {
+	for _, f := range ours {
+		if strings.HasPrefix(name, f) {
+			return true
+		}
+	}
+	return false
+}
+
+// matchesAny knows patterns with one '*', which stands for one character or
+// more.
+func matchesAny(patterns []string, name string) bool {
+	for _, p := range patterns {
+		before, after, _ := strings.Cut(p, "*")
+		if len(name) > len(before)+len(after) && strings.HasPrefix(name, before) && strings.HasSuffix(name, after) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,109 @@
+package hadoopconf
+
+import (
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+	"time"
+)
+
+func (c *Conf) bad(name, value, want string) error {
+	return &ValueError{Property: c.props[name], Value: value, Want: want}
+}
+
+// Int reads a whole number between lo and hi. A property that is not set is 0;
+// the known ones have defaults (see LoadKMS). Hexadecimal (0x..) is taken, as
+// Hadoop takes it.
+func (c *Conf) Int(name string, lo, hi int64) (int64, error) {
+	v, ok := c.Get(name)
+	if !ok {
+		return 0, nil
+	}
+	base, digits := 10, v
+	if rest, hex := strings.CutPrefix(strings.ToLower(v), "0x"); hex {
+		base, digits = 16, rest
+	}
+	n, err := strconv.ParseInt(digits, base, 64)
+	if err != nil {
+		return 0, c.bad(name, v, fmt.Sprintf("it must be a whole number from %d to %d", lo, hi))
+	}
+	if n < lo || n > hi {
+		return 0, c.bad(name, v, fmt.Sprintf("it must lie between %d and %d", lo, hi))
+	}
+	return n, nil
+}
+
+// Bool reads true or false, in any case. Hadoop takes anything else for the
+// default without a word; here it is an error.
+func (c *Conf) Bool(name string) (bool, error) {
+	v, ok := c.Get(name)
+	if !ok {
+		return false, nil
+	}
+	switch strings.ToLower(v) {
+	case "true":
+		return true, nil
+	case "false":
+		return false, nil
+	}
+	return false, c.bad(name, v, "it must be true or false")
+}
+
+// Float reads a number between lo and hi.
+func (c *Conf) Float(name string, lo, hi float64) (float64, error) {
+	v, ok := c.Get(name)
+	if !ok {
+		return 0, nil
+	}
+	f, err := strconv.ParseFloat(v, 64)
+	if err != nil || math.IsNaN(f) || f < lo || f > hi {
+		return 0, c.bad(name, v, fmt.Sprintf("it must be a number between %g and %g", lo, hi))
+	}
+	return f, nil
+}
+
+// suffixes are those of Configuration.getTimeDuration, longest first.
+var suffixes = []struct {
+	text string
+	unit time.Duration
+}{
+	{"ns", time.Nanosecond}, {"us", time.Microsecond}, {"ms", time.Millisecond},
+	{"s", time.Second}, {"m", time.Minute}, {"h", time.Hour}, {"d", 24 * time.Hour},
+}
+
+// Duration reads a time: a bare number counts in unit; ns, us, ms, s, m, h and d
+// may follow it.
+func (c *Conf) Duration(name string, unit time.Duration) (time.Duration, error) {
+	v, ok := c.Get(name)
+	if !ok {
+		return 0, nil
+	}
+	digits := strings.ToLower(v)
+	for _, s := range suffixes {
+		if rest, has := strings.CutSuffix(digits, s.text); has {
+			digits, unit = strings.TrimSpace(rest), s.unit
+			break
+		}
+	}
+	n, err := strconv.ParseInt(digits, 10, 64)
+	if err != nil || n < 0 {
+		return 0, c.bad(name, v, "it must be a time: a whole number, or one followed by ms, s, m, h or d")
+	}
+	if n > int64(math.MaxInt64/unit) {
+		return 0, c.bad(name, v, "that time is longer than 292 years; make it shorter")
+	}
+	return time.Duration(n) * unit, nil
+}
+
+// Strings reads a comma list; parts are trimmed, empty ones dropped.
+func (c *Conf) Strings(name string) []string {
+	v, _ := c.Get(name)
+	var out []string
+	for _, part := range strings.Split(v, ",") {
+		if part = strings.TrimSpace(part); part != "" {
+			out = append(out, part)
+		}
+	}
+	return out
+}
