@@ -55,7 +55,9 @@ type Keys interface {
 	// intent. Kind KeyNotFound.
 	Append(ctx context.Context, key string, v Version) error
 	// Remove takes away a key with its versions and keeps an intent of Op
-	// "delete" with their ids in its place, in one transaction. Kind KeyNotFound.
+	// "delete" with their ids in its place, in one transaction; an intent to
+	// delete that is there already takes the ids in. Kinds KeyNotFound;
+	// Unavailable where a step of another Op is under way, as in Begin.
 	Remove(ctx context.Context, key string) (Intent, error)
 }
 

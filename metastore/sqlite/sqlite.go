@@ -74,7 +74,7 @@ func Open(ctx context.Context, path string) (*Store, error) {
 		return nil, claviger.E(op, claviger.Unavailable, "", err)
 	}
 	s := &Store{path: abs, locks: make(map[*os.File]struct{})}
-	if s.write, err = sql.Open("sqlite", dsn(abs, "_txlock=immediate", "_pragma=journal_mode(WAL)", "_pragma=synchronous(FULL)", "_pragma=foreign_keys(1)")); err != nil {
+	if s.write, err = sql.Open("sqlite", dsn(abs, "_txlock=immediate", "_pragma=synchronous(FULL)", "_pragma=foreign_keys(1)")); err != nil {
 		return nil, s.fail(op, "", err)
 	}
 	s.write.SetMaxOpenConns(1)
@@ -142,6 +142,10 @@ func (s *Store) open(ctx context.Context) error {
 		if err := s.migrate(ctx); err != nil {
 			return err
 		}
+	}
+	// Not before we know that the file is ours: the mode is written into it.
+	if _, err := s.write.ExecContext(ctx, "PRAGMA journal_mode = WAL"); err != nil {
+		return s.fail(op, "", err)
 	}
 	if s.byName, err = s.read.PrepareContext(ctx, selectByName); err != nil {
 		return s.fail(op, "", err)

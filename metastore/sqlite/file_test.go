@@ -1,0 +1,361 @@
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"claviger"
+	"claviger/metastore"
+)
+
+func newStore(t *testing.T) (*Store, string) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "metastore.db")
+	s, err := Open(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	return s, path
+}
+
+func testKey(name, id string) metastore.Key {
+	return metastore.Key{Metadata: claviger.Metadata{Name: name, Cipher: "AES/CTR/NoPadding", BitLength: 128},
+		List: []metastore.Version{{ID: id, Check: []byte("12345678")}}}
+}
+
+// TestSchemaVersion holds the constant that start-up compares with to the files
+// that goose would run.
+func TestSchemaVersion(t *testing.T) {
+	files, err := fs.Glob(migrations, "migrations/*.sql")
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	var newest int
+	if _, err := fmt.Sscanf(filepath.Base(files[len(files)-1]), "%d_", &newest); err != nil || newest != schemaVersion {
+		t.Errorf("newest migration is %d (%v), schemaVersion is %d", newest, err, schemaVersion)
+	}
+}
+
+func TestFileModes(t *testing.T) {
+	s, path := newStore(t)
+	if err := s.Insert(t.Context(), testKey("k", "01")); err != nil {
+		t.Fatal(err)
+	}
+	free, err := s.Lock(t.Context(), "x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer free()
+	for _, suffix := range []string{"", "-wal", "-shm", ".lock"} {
+		st, err := os.Stat(path + suffix)
+		if err != nil {
+			t.Error(err)
+		} else if st.Mode().Perm() != 0o600 {
+			t.Errorf("%s has mode %v, want 0600", st.Name(), st.Mode().Perm())
+		}
+	}
+}
+
+func TestDurability(t *testing.T) {
+	s, _ := newStore(t)
+	for pragma, want := range map[string]string{"journal_mode": "wal", "synchronous": "2", "foreign_keys": "1"} {
+		var got string
+		if err := s.write.QueryRow("PRAGMA " + pragma).Scan(&got); err != nil || got != want {
+			t.Errorf("%s is %q (%v), want %q", pragma, got, err, want)
+		}
+	}
+	if _, err := s.read.Exec("DELETE FROM ez_key"); err == nil {
+		t.Error("a reading connection can write")
+	}
+}
+
+// TestRefused is the files and places that Open refuses, each with words that
+// name it and the cure, and without a change to it.
+func TestRefused(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name string, data []byte) string {
+		p := filepath.Join(dir, name)
+		if err := os.WriteFile(p, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	good := filepath.Join(dir, "good.db")
+	s, err := Open(t.Context(), good)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 200 {
+		if err := s.Insert(t.Context(), testKey(fmt.Sprint("key", i), fmt.Sprint(i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	image, err := os.ReadFile(good)
+	if err != nil {
+		t.Fatal(err)
+	}
+	edit := func(name, statement string) string {
+		p := write(name, image)
+		db, err := sql.Open("sqlite", dsn(p))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := db.Exec(statement); err != nil {
+			t.Fatal(err)
+		}
+		if err := db.Close(); err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	damaged := append([]byte(nil), image...)
+	for i := 0; i < len(damaged); i += 4096 { // the head of every page but the first's first 100 bytes
+		copy(damaged[max(i, 100):], "\xde\xad\xbe\xef\xde\xad\xbe\xef\xde\xad\xbe\xef")
+	}
+	if err := os.Mkdir(filepath.Join(dir, "folder"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct{ path, want string }{
+		{filepath.Join(dir, "missing", "m.db"), `its folder .*missing cannot be used: .*no such file.*make the folder`},
+		{filepath.Join(good, "m.db"), `not a (folder|directory)`},
+		{filepath.Join(dir, "folder"), `not a regular file`},
+		{write("text.db", []byte(strings.Repeat("not a database at all\n", 400))), `is not an SQLite database, or its head is damaged .*restore the file from a backup`},
+		{write("damaged.db", damaged), `is damaged .*restore the file from a backup`},
+		{write("short.db", image[:len(image)/2]), `is damaged .*restore the file from a backup`},
+		{edit("newer.db", fmt.Sprintf("INSERT INTO goose_db_version (version_id, is_applied) VALUES (%d, 1)", schemaVersion+1)), `has schema version 2, this program knows versions up to 1: a newer claviger has written it`},
+		{edit("other.db", "PRAGMA application_id = 7"), `is an SQLite database of another program`},
+		{edit("unmarked.db", "PRAGMA application_id = 0; PRAGMA journal_mode = DELETE"), `is an SQLite database of another program`},
+	} {
+		t.Run(filepath.Base(tt.path), func(t *testing.T) {
+			before, _ := os.ReadFile(tt.path) // nil for what is no file
+			s, err := Open(t.Context(), tt.path)
+			if err == nil {
+				_ = s.Close()
+				t.Fatal("opened")
+			}
+			if !strings.Contains(err.Error(), tt.path) && !strings.Contains(err.Error(), filepath.Dir(tt.path)) || !regexp.MustCompile(tt.want).MatchString(err.Error()) {
+				t.Errorf("error %q, want the path and %q", err, tt.want)
+			}
+			if !claviger.Is(err, claviger.Unavailable) {
+				t.Errorf("error %v is not of kind %q", err, claviger.Unavailable)
+			}
+			if after, _ := os.ReadFile(tt.path); string(after) != string(before) {
+				t.Error("the refused file was changed")
+			}
+		})
+	}
+}
+
+// TestDamageFoundLater: a page that start-up does not read.
+func TestDamageFoundLater(t *testing.T) {
+	s, path := newStore(t)
+	for i := range 200 {
+		if err := s.Insert(t.Context(), testKey(fmt.Sprint("key", i), fmt.Sprint(i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var root int64
+	if err := s.read.QueryRow(`SELECT rootpage FROM sqlite_schema WHERE name = 'ez_key'`).Scan(&root); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt([]byte("\xff\xff\xff\xff\xff\xff\xff\xff"), (root-1)*4096); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s, err = Open(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Close() }()
+	if _, err := s.Get(t.Context(), "key7"); err == nil || !strings.Contains(err.Error(), path+" is damaged") {
+		t.Errorf("Get: %v", err)
+	}
+}
+
+// TestFull lets SQLite itself come to the end of its room: the same code and
+// path as a full disk.
+func TestFull(t *testing.T) {
+	s, path := newStore(t)
+	ctx := t.Context()
+	if err := s.Insert(ctx, testKey("before", "01")); err != nil {
+		t.Fatal(err)
+	}
+	var pages, limit int64
+	if err := s.write.QueryRow("PRAGMA page_count").Scan(&pages); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.write.QueryRow(fmt.Sprintf("PRAGMA max_page_count = %d", pages)).Scan(&limit); err != nil {
+		t.Fatal(err)
+	}
+	big := testKey("big", "02")
+	big.Attributes = map[string]string{"a": strings.Repeat("x", 100_000)}
+	err := s.Insert(ctx, big)
+	if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "the disk is full") {
+		t.Errorf("insert on a full disk: %v", err)
+	}
+	got, err := s.Get(ctx, "before", "big")
+	if err != nil || got[0] == nil || got[1] != nil {
+		t.Errorf("after it: %v, %v", got, err)
+	}
+	if err := s.write.QueryRow("PRAGMA max_page_count = 1000000").Scan(&limit); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Insert(ctx, big); err != nil {
+		t.Errorf("once there is room: %v", err)
+	}
+}
+
+// TestVersionIDsAreUnique: an id is an HSM object, which two keys must not
+// share.
+func TestVersionIDsAreUnique(t *testing.T) {
+	s, _ := newStore(t)
+	if err := s.Insert(t.Context(), testKey("a", "01")); err != nil {
+		t.Fatal(err)
+	}
+	err := s.Insert(t.Context(), testKey("b", "01"))
+	if err == nil || !strings.Contains(err.Error(), "version id 01 is in use already") {
+		t.Errorf("error %v", err)
+	}
+	if got, err := s.Get(t.Context(), "b"); err != nil || got[0] != nil {
+		t.Errorf("half of the key was kept: %v, %v", got, err)
+	}
+}
+
+// TestKilledWhileNew: a process that died between marking the file as ours and
+// the first migration.
+func TestKilledWhileNew(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "m.db")
+	db, err := sql.Open("sqlite", dsn(path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := db.Exec(fmt.Sprintf("PRAGMA application_id = %d", applicationID)); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s, err := Open(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Close() }()
+	if err := s.Insert(t.Context(), testKey("k", "01")); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestOpenTogether: several processes that start on a file that is not there
+// yet.
+func TestOpenTogether(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "m.db")
+	const n = 6
+	errs := make(chan error, n)
+	for range n {
+		go func() {
+			s, err := Open(context.Background(), path)
+			if err == nil {
+				err = s.Close()
+			}
+			errs <- err
+		}()
+	}
+	for range n {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestNoGoroutineIsLeft also opens what fails to open.
+func TestNoGoroutineIsLeft(t *testing.T) {
+	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
+	path := filepath.Join(t.TempDir(), "m.db")
+	s, err := Open(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if _, err := s.Names(ctx); err != nil {
+		t.Error(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := os.WriteFile(path, []byte(strings.Repeat("no database", 1000)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(t.Context(), path); err == nil {
+		t.Error("opened")
+	}
+}
+
+// BenchmarkOpen is what the metastore costs at the start of a server: an
+// existing store of a thousand keys.
+func BenchmarkOpen(b *testing.B) {
+	path := filepath.Join(b.TempDir(), "m.db")
+	s, err := Open(b.Context(), path)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for i := range 1000 {
+		if err := s.Insert(b.Context(), testKey(fmt.Sprint("key", i), fmt.Sprint(i))); err != nil {
+			b.Fatal(err)
+		}
+	}
+	if err := s.Close(); err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		s, err := Open(b.Context(), path)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if err := s.Close(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkByVersion is the lookup of an EDEK's key version.
+func BenchmarkByVersion(b *testing.B) {
+	s, err := Open(b.Context(), filepath.Join(b.TempDir(), "m.db"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer func() { _ = s.Close() }()
+	for i := range 1000 {
+		if err := s.Insert(b.Context(), testKey(fmt.Sprint("key", i), fmt.Sprint(i))); err != nil {
+			b.Fatal(err)
+		}
+	}
+	for b.Loop() {
+		if _, _, err := s.ByVersion(b.Context(), "key500@500"); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
