@@ -1,0 +1,211 @@
+package provider
+
+import (
+	"fmt"
+	"net"
+	"net/url"
+	"path"
+	"strconv"
+	"strings"
+)
+
+// SplitURIs splits Hadoop's comma list of provider URIs
+// (hadoop.kms.key.provider.uri, hadoop.security.key.provider.path). Blanks
+// around a URI and empty places of the list are left out. A comma may stand
+// inside a pkcs11: URI (RFC 7512 allows it in an attribute's value) where what
+// follows does not begin with a scheme; at its end, write %2C.
+func SplitURIs(list string) ([]string, error) {
+	var uris []string
+	for _, piece := range strings.Split(list, ",") {
+		last := len(uris) - 1
+		uri := strings.TrimSpace(piece)
+		switch scheme, rest := cutScheme(uri); {
+		case scheme != "" && !looksLikePort(rest):
+			uris = append(uris, uri)
+		case last >= 0 && isScheme(uris[last], "pkcs11"):
+			uris[last] += "," + strings.TrimRight(piece, " \t\r\n")
+		case uri == "":
+		case last >= 0 && isScheme(uris[last], "kms"):
+			return nil, fmt.Errorf("provider list %q: %q is not a provider URI; the hosts of one kms:// URI are separated by ';', not ','", list, uri)
+		default:
+			return nil, fmt.Errorf("provider list %q: %q is not a provider URI: it has no scheme (such as jceks:// or kms://)", list, uri)
+		}
+	}
+	for i := range uris {
+		uris[i] = strings.TrimRight(uris[i], ", \t\r\n")
+	}
+	return uris, nil
+}
+
+// cutScheme returns the scheme of a URI (RFC 3986 §3.1), "" where it has none,
+// and what follows the ':'.
+func cutScheme(uri string) (scheme, rest string) {
+	scheme, rest, ok := strings.Cut(uri, ":")
+	if !ok || scheme == "" {
+		return "", uri
+	}
+	for i, c := range []byte(scheme) {
+		letter := 'a' <= c|0x20 && c|0x20 <= 'z'
+		if !letter && (i == 0 || !('0' <= c && c <= '9' || c == '+' || c == '-' || c == '.')) {
+			return "", uri
+		}
+	}
+	return scheme, rest
+}
+
+func isScheme(uri, want string) bool {
+	scheme, _ := cutScheme(uri)
+	return strings.EqualFold(scheme, want)
+}
+
+// looksLikePort tells "h2:9600/kms", a host that somebody put behind a comma,
+// from a URI.
+func looksLikePort(rest string) bool {
+	port, _, _ := strings.Cut(rest, "/")
+	_, err := strconv.ParseUint(port, 10, 16)
+	return err == nil
+}
+
+// UnnestPath returns the local file that a provider URI in Hadoop's nested form
+// names: "jceks://file@/etc/kms.keystore" is /etc/kms.keystore, as is
+// "jceks://file@//etc/kms.keystore". Percent escapes are decoded, and the path
+// is cleaned. Files that are not local (jceks://hdfs@nn/...) are refused.
+func UnnestPath(uri string) (string, error) {
+	refuse := func(format string, args ...any) error {
+		return fmt.Errorf("provider URI %q: %s", uri, fmt.Sprintf(format, args...))
+	}
+	scheme, rest := cutScheme(uri)
+	if scheme == "" {
+		return "", refuse("it has no scheme (such as jceks://)")
+	}
+	example := scheme + "://file@/path/to/file"
+	rest, ok := strings.CutPrefix(rest, "//")
+	if !ok {
+		return "", refuse("a file is named as in %s", example)
+	}
+	authority, escaped := rest, ""
+	if i := strings.IndexByte(rest, '/'); i >= 0 {
+		authority, escaped = rest[:i], rest[i:]
+	}
+	switch inner, host, _ := strings.Cut(authority, "@"); {
+	case authority == "":
+		return "", refuse("it does not say where the file is; a local file is named as in %s", example)
+	case inner != "file":
+		return "", refuse("files of the file system %q are not supported, local ones are: copy the file to this host and name it as in %s", inner, example)
+	case host != "":
+		return "", refuse("a local file has no host, but %q stands behind the '@'; it is named as in %s", host, example)
+	case escaped == "":
+		return "", refuse("the path is missing; a file is named as in %s", example)
+	}
+	if i := strings.IndexAny(escaped, "?#"); i >= 0 {
+		return "", refuse("%q is neither wanted nor part of the path; a '?' or '#' in a file's name is written %%3F or %%23", escaped[i:])
+	}
+	file, err := url.PathUnescape(escaped)
+	if err != nil {
+		return "", refuse("%v; a '%%' in a file's name is written %%25", err)
+	}
+	if strings.ContainsRune(file, 0) {
+		return "", refuse("the path holds a NUL byte")
+	}
+	if file = path.Clean(file); file == "/" {
+		return "", refuse("the path is missing; a file is named as in %s", example)
+	}
+	return file, nil
+}
+
+// KMSURI is what a kms:// URI names: one KMS on one or more hosts.
+type KMSURI struct {
+	Scheme string   // "http" or "https"
+	Hosts  []string // names or addresses, IPv6 ones without brackets; at least one
+	Port   int      // the same on every host
+	Path   string   // "/kms"; without a slash at its end, "" for the root
+}
+
+// ParseKMS parses Hadoop's "kms://https@h1;h2:9600/kms". All hosts have one
+// port. Without one it is that of the scheme, 80 or 443, not the KMS's own
+// 9600: as with Hadoop's client.
+func ParseKMS(uri string) (KMSURI, error) {
+	const example = "kms://https@host1;host2:9600/kms"
+	var none KMSURI
+	refuse := func(format string, args ...any) (KMSURI, error) {
+		return none, fmt.Errorf("provider URI %q: %s; it is written as in %s", uri, fmt.Sprintf(format, args...), example)
+	}
+	scheme, rest := cutScheme(uri)
+	rest, ok := strings.CutPrefix(rest, "//")
+	if !strings.EqualFold(scheme, "kms") || !ok {
+		return refuse("it does not begin with kms://")
+	}
+	rest, _, _ = strings.Cut(rest, "#") // Hadoop drops the fragment
+	if strings.ContainsRune(rest, '?') {
+		return refuse("a query has no meaning here")
+	}
+	authority, urlPath := rest, ""
+	if i := strings.IndexByte(rest, '/'); i >= 0 {
+		authority, urlPath = rest[:i], rest[i:]
+	}
+	inner, hostPort, ok := strings.Cut(authority, "@")
+	k := KMSURI{Scheme: strings.ToLower(inner), Path: strings.TrimRight(urlPath, "/")}
+	switch {
+	case !ok || k.Scheme != "http" && k.Scheme != "https":
+		return refuse("before the hosts there must be http@ or https@")
+	case strings.ContainsRune(hostPort, '@'):
+		return refuse("there is more than one '@' before the path")
+	case strings.ContainsRune(hostPort, ','):
+		return refuse("hosts are separated by ';', not ','")
+	}
+	if _, err := url.Parse("http://h" + k.Path); err != nil {
+		return refuse("the path %q cannot be read", k.Path)
+	}
+	hosts := hostPort
+	k.Port = map[string]int{"http": 80, "https": 443}[k.Scheme]
+	// The port is what follows the last ':' outside of an IPv6 address's brackets.
+	if i := strings.LastIndexByte(hostPort, ':'); i > strings.LastIndexByte(hostPort, ']') {
+		hosts = hostPort[:i]
+		port, err := strconv.ParseUint(hostPort[i+1:], 10, 16)
+		if err != nil || port == 0 {
+			return refuse("%q is not a port; one port serves for all hosts and stands behind the last", hostPort[i+1:])
+		}
+		k.Port = int(port)
+	}
+	for _, h := range strings.Split(hosts, ";") {
+		name, err := hostName(strings.TrimSpace(h))
+		if err != nil {
+			return refuse("%v", err)
+		}
+		k.Hosts = append(k.Hosts, name)
+	}
+	return k, nil
+}
+
+func hostName(h string) (string, error) {
+	if inner, ok := strings.CutPrefix(h, "["); ok {
+		inner, ok = strings.CutSuffix(inner, "]")
+		if ip := net.ParseIP(inner); !ok || ip == nil || ip.To4() != nil {
+			return "", fmt.Errorf("%q is not an IPv6 address in brackets", h)
+		}
+		return inner, nil
+	}
+	if h == "" {
+		return "", fmt.Errorf("a host's name is missing")
+	}
+	if strings.ContainsRune(h, ':') {
+		return "", fmt.Errorf("host %q: one port serves for all hosts and stands behind the last; an IPv6 address stands in brackets", h)
+	}
+	for _, c := range []byte(h) {
+		if c|0x20 >= 'a' && c|0x20 <= 'z' || c >= '0' && c <= '9' || c == '-' || c == '.' || c == '_' {
+			continue
+		}
+		return "", fmt.Errorf("host %q: %q cannot stand in a host's name", h, c)
+	}
+	return h, nil
+}
+
+// BaseURLs returns the URL of each host, without a slash at its end:
+// "https://h1:9600/kms".
+func (k KMSURI) BaseURLs() []string {
+	urls := make([]string, len(k.Hosts))
+	for i, h := range k.Hosts {
+		urls[i] = k.Scheme + "://" + net.JoinHostPort(h, strconv.Itoa(k.Port)) + k.Path
+	}
+	return urls
+}
