@@ -1,0 +1,35 @@
+package provider
+
+import (
+	"strings"
+
+	"claviger"
+)
+
+// CheckSpec says what is wrong with a Spec whatever the provider: kinds Invalid
+// (no name), InvalidKeySize, UnknownCipher (AES is known, in any mode, for the
+// mode is HDFS's business), MaterialLength. op is the caller's, for the error.
+func CheckSpec(op string, s Spec) error {
+	if s.Name == "" {
+		return claviger.Errorf(op, claviger.Invalid, "", "a key must have a name")
+	}
+	if s.BitLength != 128 && s.BitLength != 192 && s.BitLength != 256 {
+		return claviger.Errorf(op, claviger.InvalidKeySize, s.Name, "bit length is %d; it must be 128, 192 or 256", s.BitLength)
+	}
+	if algorithm, _, _ := strings.Cut(s.Cipher, "/"); !strings.EqualFold(algorithm, "AES") {
+		return claviger.Errorf(op, claviger.UnknownCipher, s.Name, "cipher is %q; only AES is known, as in %q", s.Cipher, claviger.DefaultCipher)
+	}
+	if s.Material != nil {
+		return CheckMaterial(op, s.Name, s.BitLength, s.Material)
+	}
+	return nil
+}
+
+// CheckMaterial demands that given material is as long as its key. The text is
+// Hadoop's. Kind MaterialLength.
+func CheckMaterial(op, key string, bitLength int, material []byte) error {
+	if got := 8 * len(material); got != bitLength {
+		return claviger.Errorf(op, claviger.MaterialLength, key, "Wrong key length. Required %d, but got %d", bitLength, got)
+	}
+	return nil
+}
