@@ -1,0 +1,268 @@
+// Package authn finds out who sends a request, as Hadoop's authentication
+// filter does: by the signed hadoop.auth cookie, else by what the request says
+// of itself; and whether he may act for somebody else (doAs).
+//
+// It knows requests but not answers: an Authenticator returns a Result, and the
+// REST face turns that into status codes. So far it knows the authentication
+// type "simple", which believes the user.name of the query string.
+package authn
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"regexp"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"claviger"
+)
+
+// CookieName is the cookie that carries the signed token.
+const CookieName = "hadoop.auth"
+
+// PseudoAuth is the challenge (WWW-Authenticate) of type simple.
+const PseudoAuth = "PseudoAuth"
+
+// simpleTokenType is the token type of type simple; the suffix says that the
+// handler will take delegation tokens too. Clients look at it.
+const simpleTokenType = "simple-dt"
+
+// maxNameLength of a user's name, in bytes. Names are kept in caches; a
+// Kerberos principal is far shorter.
+const maxNameLength = 512
+
+// Config is what an Authenticator is made of. The properties have the prefix
+// hadoop.kms.authentication.
+type Config struct {
+	Anonymous   bool          // simple.anonymous.allowed
+	Validity    time.Duration // token.validity, of a new token
+	MaxInactive time.Duration // token.max-inactive-interval; <= 0: tokens do not tire
+	Cookie      CookieAttributes
+	Secrets     SecretProvider
+	ProxyUsers  *ProxyUsers      // nil: nobody may act for anybody
+	Now         func() time.Time // nil: time.Now
+}
+
+// Authenticator authenticates requests. Its methods may be called from many
+// goroutines.
+type Authenticator struct {
+	conf   Config
+	signer signer
+}
+
+// New makes an Authenticator for type simple.
+func New(conf Config) (*Authenticator, error) {
+	const op = "authn.New"
+	if conf.Secrets == nil {
+		return nil, claviger.Errorf(op, claviger.Internal, "", "no provider of signing secrets")
+	}
+	if conf.Validity <= 0 {
+		return nil, claviger.Errorf(op, claviger.Invalid, "",
+			"hadoop.kms.authentication.token.validity is %v; it must be a positive number of seconds", conf.Validity)
+	}
+	if err := conf.Cookie.check(); err != nil {
+		return nil, claviger.E(op, claviger.Invalid, "", err)
+	}
+	if conf.Now == nil {
+		conf.Now = time.Now
+	}
+	if conf.ProxyUsers == nil {
+		conf.ProxyUsers = &ProxyUsers{}
+	}
+	return &Authenticator{conf: conf, signer: signer{conf.Secrets}}, nil
+}
+
+// Request is what authentication needs to know of an HTTP request.
+type Request struct {
+	Header   http.Header
+	RawQuery string     // undecoded, without '?'
+	RemoteIP netip.Addr // of the TCP peer
+	HTTPS    bool
+}
+
+// RequestOf takes a Request out of what net/http hands to a handler.
+func RequestOf(r *http.Request) Request {
+	host, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		host = r.RemoteAddr
+	}
+	ip, _ := netip.ParseAddr(host) // the zero Addr is on no list
+	return Request{Header: r.Header, RawQuery: r.URL.RawQuery, RemoteIP: ip.Unmap().WithZone(""), HTTPS: r.TLS != nil}
+}
+
+// Result is the outcome for one request. Exactly one of Principal, Anonymous
+// and Refusal is set.
+type Result struct {
+	// Principal is who the request acts as; Principal.Real, where set, is who
+	// authenticated himself and acts for him.
+	Principal *claviger.Principal
+	// Anonymous: nobody is named and Config.Anonymous lets that pass. Hadoop's
+	// KMS answers OPTIONS to such a request and then fails at everything else.
+	Anonymous bool
+	// Refusal says why the request must not be served.
+	Refusal *Refusal
+	// SetCookie is the value of a Set-Cookie header to send, whatever the
+	// answer will be; "" is none. With a refusal it may clear the cookie, or
+	// (doAs refused) set one, as the proxy himself is authenticated.
+	SetCookie string
+}
+
+// RefusalKind says what is wrong, in terms that the face maps to a status.
+type RefusalKind int
+
+// The kinds of refusal.
+const (
+	// Unauthenticated: nobody is named, or the cookie does not hold. Hadoop: 401
+	// with the challenge, Reason as the reason phrase.
+	Unauthenticated RefusalKind = iota
+	// NotAllowed: he may not act for whom he names. Hadoop: 403, an
+	// AuthorizationException whose message is Reason.
+	NotAllowed
+	// Malformed: a name that no user can have. Hadoop: 500, an
+	// IllegalArgumentException whose message is Reason.
+	Malformed
+)
+
+// Refusal says why a request must not be served.
+type Refusal struct {
+	Kind RefusalKind
+	// Reason is Hadoop's own text. It may hold text of the request's: whoever
+	// writes it into HTML or a header must escape it.
+	Reason string
+	// Challenge is the value of the WWW-Authenticate header; set for
+	// Unauthenticated only.
+	Challenge string
+}
+
+// Authenticate finds out who sends the request and whom he acts for.
+//
+// Of several hadoop.auth cookies the first counts, and it beats user.name. One
+// that does not hold is as none, but its fault is the Reason where nothing else
+// in the request authenticates it.
+func (a *Authenticator) Authenticate(ctx context.Context, r Request) Result {
+	now := a.conf.Now()
+	tok, fresh, refusal := a.token(r, now)
+	if refusal != nil {
+		res := Result{Refusal: refusal}
+		if refusal.Kind == Unauthenticated {
+			res.SetCookie = a.conf.Cookie.text("", time.UnixMilli(0), r.HTTPS)
+		}
+		return res
+	}
+	if tok == nil {
+		return Result{Anonymous: true}
+	}
+
+	var res Result
+	if a.conf.MaxInactive > 0 && (fresh || !a.conf.Cookie.Persistent) {
+		tok.idleUntil = now.Add(a.conf.MaxInactive)
+		fresh = true
+	}
+	if fresh {
+		res.SetCookie = a.conf.Cookie.text(a.signer.sign(tok.text()), tok.expires, r.HTTPS)
+	}
+	res.Principal, res.Refusal = a.actingFor(ctx, r, tok.principal)
+	return res
+}
+
+// token returns the request's token: the cookie's, or a fresh one made of what
+// else the request says. No token and no refusal is an anonymous request.
+func (a *Authenticator) token(r Request, now time.Time) (tok *token, fresh bool, _ *Refusal) {
+	reason := "Authentication required"
+	if text, ok := authCookie(r.Header["Cookie"]); ok {
+		tok, why := a.openCookie(text, now)
+		if why == "" {
+			return tok, false, nil
+		}
+		reason = why
+	}
+	name, ok := queryValue(r.RawQuery, func(n string) bool { return n == "user.name" })
+	switch {
+	case ok && !validName(name):
+		return nil, false, &Refusal{Kind: Malformed, Reason: "userName is NULL, empty or contains a '&'"}
+	case ok:
+		return &token{user: name, principal: name, kind: simpleTokenType, expires: now.Add(a.conf.Validity)}, true, nil
+	case a.conf.Anonymous:
+		return nil, false, nil
+	}
+	return nil, false, &Refusal{Kind: Unauthenticated, Reason: reason, Challenge: PseudoAuth}
+}
+
+// openCookie returns the token of a cookie's value, or Hadoop's reason why it
+// does not hold.
+func (a *Authenticator) openCookie(text string, now time.Time) (_ *token, why string) {
+	if text == "" {
+		return nil, "Unauthorized access"
+	}
+	plain, err := a.signer.open(text)
+	if err != nil {
+		return nil, "org.apache.hadoop.security.authentication.util.SignerException: " + err.Error()
+	}
+	tok, err := parseToken(plain)
+	switch {
+	case err != nil:
+		return nil, err.Error()
+	case tok.kind != simpleTokenType:
+		return nil, "Invalid AuthenticationToken type"
+	case tok.expired(now):
+		return nil, "AuthenticationToken expired"
+	}
+	return tok, ""
+}
+
+// actingFor is the principal of a name, or of whom the request's doAs names.
+// Of several doAs the first counts, in whatever case the parameter is written.
+func (a *Authenticator) actingFor(ctx context.Context, r Request, name string) (*claviger.Principal, *Refusal) {
+	real, err := principalOf(name)
+	if err != nil {
+		return nil, &Refusal{Kind: Malformed, Reason: err.Error()}
+	}
+	doAs, ok := queryValue(r.RawQuery, func(n string) bool { return strings.EqualFold(n, "doAs") })
+	if !ok {
+		return &real, nil
+	}
+	if !validName(doAs) {
+		return nil, &Refusal{Kind: Malformed, Reason: "Null user"}
+	}
+	who, err := principalOf(doAs)
+	if err != nil {
+		return nil, &Refusal{Kind: Malformed, Reason: err.Error()}
+	}
+	who.Real = &real
+	if reason := a.conf.ProxyUsers.refuse(ctx, who, r.RemoteIP); reason != "" {
+		return nil, &Refusal{Kind: NotAllowed, Reason: reason}
+	}
+	return &who, nil
+}
+
+// validName keeps out what Hadoop keeps out (an empty name, one with '&', which
+// would break the token's text), and what would break a header, a quoted
+// cookie or a line of a log.
+func validName(name string) bool {
+	if name == "" || len(name) > maxNameLength || !utf8.ValidString(name) {
+		return false
+	}
+	return !strings.ContainsFunc(name, func(r rune) bool {
+		return r < ' ' || r == 0x7f || r == '&' || r == '"' || r == '\\' ||
+			r >= 0x80 && r < 0xa0 || r == '\u2028' || r == '\u2029'
+	})
+}
+
+// kerberosName is what Hadoop takes for a principal: service[/host][@realm].
+var kerberosName = regexp.MustCompile(`^([^/@]+)(?:/[^/@]+)?(?:@[^/@]+)?$`)
+
+// principalOf splits a name as Hadoop does without Kerberos, where the rules
+// are RULE:[1:$1] RULE:[2:$1]: the first component is the short name.
+func principalOf(name string) (claviger.Principal, error) {
+	p := claviger.Principal{Name: name, Short: name}
+	if m := kerberosName.FindStringSubmatch(name); m != nil {
+		p.Short = m[1]
+	} else if strings.Contains(name, "@") {
+		return p, fmt.Errorf("Malformed Kerberos name: %s", name) //nolint:staticcheck // Hadoop's text
+	}
+	return p, nil
+}

@@ -1,0 +1,202 @@
+package authn
+
+import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"claviger/secret"
+)
+
+// token is the content of a hadoop.auth cookie. Its text is
+//
+//	u=<user>&p=<principal>&t=<type>[&i=<ms>]&e=<ms>
+//
+// with times in milliseconds since the epoch: i is until when the token may lie
+// idle, e is when it expires.
+type token struct {
+	user, principal, kind string
+	idleUntil             time.Time // zero: without such a limit
+	expires               time.Time
+}
+
+func (t *token) text() string {
+	idle := ""
+	if !t.idleUntil.IsZero() {
+		idle = "&i=" + strconv.FormatInt(t.idleUntil.UnixMilli(), 10)
+	}
+	return fmt.Sprintf("u=%s&p=%s&t=%s%s&e=%d", t.user, t.principal, t.kind, idle, t.expires.UnixMilli())
+}
+
+func (t *token) expired(now time.Time) bool {
+	return !t.idleUntil.IsZero() && now.After(t.idleUntil) || now.After(t.expires)
+}
+
+// parseToken reads a token's text. Only texts that were signed get here; the
+// errors are Hadoop's nevertheless.
+func parseToken(text string) (*token, error) {
+	if len(text) >= 2 && text[0] == '"' && text[len(text)-1] == '"' {
+		text = text[1 : len(text)-1]
+	}
+	attrs := make(map[string]string)
+	for part := range strings.SplitSeq(text, "&") {
+		if part == "" {
+			continue
+		}
+		name, value, ok := strings.Cut(part, "=")
+		if !ok {
+			return nil, errors.New("Invalid authentication token") //nolint:staticcheck // Hadoop's text
+		}
+		attrs[name] = value
+	}
+	for _, name := range []string{"u", "p", "t", "e"} {
+		if _, ok := attrs[name]; !ok {
+			return nil, errors.New("Invalid token string, missing attributes") //nolint:staticcheck // Hadoop's text
+		}
+	}
+	t := &token{user: attrs["u"], principal: attrs["p"], kind: attrs["t"]}
+	if !validName(t.user) || !validName(t.principal) {
+		return nil, errors.New("userName is NULL, empty or contains a '&'")
+	}
+	var err error
+	if t.expires, err = parseMillis(attrs["e"]); err != nil {
+		return nil, err
+	}
+	if i, ok := attrs["i"]; ok && i != "-1" {
+		if t.idleUntil, err = parseMillis(i); err != nil {
+			return nil, err
+		}
+	}
+	return t, nil
+}
+
+func parseMillis(s string) (time.Time, error) {
+	ms, err := strconv.ParseInt(s, 10, 64)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("For input string: %q", s) //nolint:staticcheck // Java's text
+	}
+	return time.UnixMilli(ms), nil
+}
+
+// signatureMark stands between a token's text and its signature, the padded
+// standard base64 of the text's HMAC-SHA256.
+const signatureMark = "&s="
+
+// signer signs and opens tokens as hadoop-auth's Signer does.
+type signer struct{ secrets SecretProvider }
+
+func (s signer) sign(text string) string {
+	current, _ := s.secrets.Secrets()
+	return text + signatureMark + signature(current, text)
+}
+
+// open returns the text in front of the signature, if any of the valid secrets
+// made that. Errors have Hadoop's texts.
+func (s signer) open(signed string) (string, error) {
+	i := strings.LastIndex(signed, signatureMark)
+	if i < 0 {
+		return "", errors.New("Invalid signed text: " + signed) //nolint:staticcheck // Hadoop's text
+	}
+	text, given := signed[:i], []byte(signed[i+len(signatureMark):])
+	_, valid := s.secrets.Secrets()
+	match := 0
+	for _, key := range valid { // all of them, so that time tells nothing of which
+		match |= subtle.ConstantTimeCompare(given, []byte(signature(key, text)))
+	}
+	if match == 0 {
+		return "", errors.New("Invalid signature") //nolint:staticcheck // Hadoop's text
+	}
+	return text, nil
+}
+
+func signature(key secret.Bytes, text string) string {
+	mac := hmac.New(sha256.New, key)
+	mac.Write([]byte(text))
+	return base64.StdEncoding.EncodeToString(mac.Sum(nil))
+}
+
+// CookieAttributes are how the cookie is set; hadoop.kms.authentication.cookie.*
+type CookieAttributes struct {
+	Domain, Path string // "": the attribute is left out
+	Persistent   bool
+}
+
+func (c CookieAttributes) check() error {
+	for name, value := range map[string]string{"domain": c.Domain, "path": c.Path} {
+		if strings.ContainsFunc(value, func(r rune) bool { return r <= ' ' || r >= 0x7f || r == ';' }) {
+			return fmt.Errorf("hadoop.kms.authentication.cookie.%s is %q; it must be printable ASCII without blanks and ';'", name, value)
+		}
+	}
+	return nil
+}
+
+// text is a Set-Cookie header's value. It is put together by hand because
+// http.SetCookie would drop the quotes and write another form of date; Hadoop's
+// clients expect these bytes. An empty value clears the cookie.
+func (c CookieAttributes) text(value string, expires time.Time, https bool) string {
+	var b strings.Builder
+	b.WriteString(CookieName + "=")
+	if value != "" {
+		b.WriteString(`"` + value + `"`)
+	}
+	if c.Path != "" {
+		b.WriteString("; Path=" + c.Path)
+	}
+	if c.Domain != "" {
+		b.WriteString("; Domain=" + c.Domain)
+	}
+	if c.Persistent {
+		b.WriteString("; Expires=" + expires.UTC().Format("Mon, 02-Jan-2006 15:04:05 GMT"))
+	}
+	if https {
+		b.WriteString("; Secure")
+	}
+	b.WriteString("; HttpOnly")
+	return b.String()
+}
+
+// authCookie returns the value of the first hadoop.auth cookie, quotes taken
+// off. An empty value in quotes is no cookie, as Jetty has it. net/http's own
+// parser is not used because it drops cookies whose value is not ASCII, which
+// a user's name need not be.
+func authCookie(headers []string) (value string, ok bool) {
+	for _, h := range headers {
+		for h != "" {
+			var pair string
+			pair, h = cutCookie(h)
+			name, value, hasValue := strings.Cut(strings.TrimSpace(pair), "=")
+			if !hasValue || strings.TrimSpace(name) != CookieName {
+				continue
+			}
+			value = strings.TrimSpace(value)
+			if value == `""` {
+				continue
+			}
+			if len(value) >= 2 && value[0] == '"' && value[len(value)-1] == '"' {
+				value = value[1 : len(value)-1]
+			}
+			return value, true
+		}
+	}
+	return "", false
+}
+
+// cutCookie cuts a Cookie header at the first ';' that is not in quotes.
+func cutCookie(h string) (pair, rest string) {
+	quoted := false
+	for i := range len(h) {
+		switch {
+		case h[i] == '"':
+			quoted = !quoted
+		case h[i] == ';' && !quoted:
+			return h[:i], h[i+1:]
+		}
+	}
+	return h, ""
+}
