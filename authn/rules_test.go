@@ -1,0 +1,233 @@
+package authn
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os/user"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"claviger"
+)
+
+var quiet = slog.New(slog.DiscardHandler)
+
+func TestProxyUsers(t *testing.T) {
+	groups := func(u string) []string { return map[string][]string{"gina": {"staff"}}[u] }
+	p, warnings := NewProxyUsers(map[string]string{
+		"a.b.users": "alice", "a.b.hosts": "10.0.0.0/8, 192.168.1.7\n,fe80::1",
+		"byGroup.groups": "staff", "byGroup.hosts": "*",
+		"both.users": "alice", "both.groups": "staff", "both.hosts": "*",
+		"anyGroup.groups": "*", "anyGroup.hosts": "*",
+		"any.users": "*", "any.hosts": "10.1.2.3/16",
+		"noHosts.users":    "*",
+		"nobody.hosts":     "*",
+		"noAddress.users":  "*",
+		"noAddress.hosts":  "10.0.0.0/33,*",
+		"emptyHosts.users": "*", "emptyHosts.hosts": " ",
+		"real.users": "~real", "real.hosts": "*",
+		"typo.user": "*",
+		".users":    "x",
+	}, groups, quiet)
+	for _, want := range []string{
+		"noHosts may act for nobody: there is no .hosts", "nobody may act for nobody: there is neither", `noAddress.hosts: "10.0.0.0/33" is ignored`,
+		"noAddress.hosts: * inside a list", "typo.user is ignored", ".users is ignored",
+	} {
+		if !slices.ContainsFunc(warnings, func(w string) bool { return strings.Contains(w, want) }) {
+			t.Errorf("no warning %q", want)
+		}
+	}
+	if len(warnings) != 6 {
+		t.Errorf("warnings: %q", warnings)
+	}
+
+	const no, far = "is not allowed to impersonate", "Unauthorized connection for super-user"
+	for _, c := range []struct{ real, who, from, want string }{
+		{"a.b", "alice", "10.200.3.4", ""},
+		{"a.b", "alice", "192.168.1.7", ""},
+		{"a.b", "alice", "fe80::1", ""},
+		{"a.b", "alice", "192.168.1.8", "Unauthorized connection for super-user: a.b from IP /192.168.1.8"},
+		{"a.b", "alice", "fe80::2", "Unauthorized connection for super-user: a.b from IP /fe80:0:0:0:0:0:0:2"},
+		{"a.b", "bob", "10.200.3.4", "User: a.b is not allowed to impersonate bob"},
+		{"a", "alice", "10.200.3.4", no},
+		{"byGroup", "gina", "10.0.0.1", ""},
+		{"byGroup", "alice", "10.0.0.1", no},
+		{"both", "gina", "10.0.0.1", ""},
+		{"both", "alice", "10.0.0.1", ""},
+		{"both", "bob", "10.0.0.1", no},
+		{"anyGroup", "bob", "10.0.0.1", ""},
+		{"any", "bob", "10.1.255.255", ""},
+		{"any", "bob", "10.1.0.0", ""},
+		{"any", "bob", "10.2.0.0", far},
+		{"noHosts", "bob", "10.0.0.1", far},
+		{"nobody", "bob", "10.0.0.1", no},
+		{"noAddress", "bob", "10.0.0.1", far},
+		{"emptyHosts", "bob", "10.0.0.1", far},
+		{"real", "bob", "10.0.0.1", ""},
+		{"typo", "bob", "10.0.0.1", no},
+		{"", "bob", "10.0.0.1", no},
+	} {
+		who := claviger.Principal{Name: c.who, Short: c.who, Real: &claviger.Principal{Name: c.real, Short: c.real}}
+		got := p.refuse(t.Context(), who, netip.MustParseAddr(c.from))
+		if got == c.want || c.want != "" && strings.Contains(got, c.want) {
+			continue
+		}
+		t.Errorf("%s for %s from %s: %q, want %q", c.real, c.who, c.from, got, c.want)
+	}
+	who := claviger.Principal{Name: "bob", Short: "bob", Real: &claviger.Principal{Name: "any", Short: "any"}}
+	if p.refuse(t.Context(), who, netip.Addr{}) == "" {
+		t.Error("allowed from no address")
+	}
+	if (&ProxyUsers{}).refuse(t.Context(), who, netip.MustParseAddr("10.1.0.0")) == "" {
+		t.Error("allowed without a rule")
+	}
+}
+
+func TestHostNames(t *testing.T) {
+	h, _ := parseHosts("gw.example.com,10.0.0.1,other.example.com", quiet)
+	now := time.Unix(0, 0)
+	h.names.now = func() time.Time { return now }
+	answers := map[string][]netip.Addr{"gw.example.com": {netip.MustParseAddr("::ffff:10.0.0.2"), netip.MustParseAddr("10.0.0.3")}}
+	lookups := 0
+	h.names.lookup = func(ctx context.Context, _, host string) ([]netip.Addr, error) {
+		lookups++
+		if _, ok := ctx.Deadline(); !ok {
+			t.Error("a lookup without a deadline")
+		}
+		if a, ok := answers[host]; ok {
+			return slices.Clone(a), nil
+		}
+		return nil, errors.New("no such host")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel() // a caller who is gone must not spoil it for the others
+	check := func(ip string, want bool) {
+		t.Helper()
+		if got := h.includes(ctx, netip.MustParseAddr(ip)); got != want {
+			t.Errorf("%s included: %v", ip, got)
+		}
+	}
+	check("10.0.0.1", true)
+	if lookups != 0 {
+		t.Error("looked up although an address decides")
+	}
+	check("10.0.0.2", true)
+	check("10.0.0.3", true)
+	check("10.0.0.4", false)
+	if lookups != 2 {
+		t.Errorf("%d lookups, want one a name", lookups)
+	}
+	now = now.Add(resolveEvery)
+	delete(answers, "gw.example.com") // the name server is down
+	check("10.0.0.2", true)
+	now = now.Add(resolveEvery)
+	answers["gw.example.com"] = []netip.Addr{netip.MustParseAddr("10.0.0.4")} // the host has moved
+	check("10.0.0.2", false)
+	check("10.0.0.4", true)
+}
+
+func TestGroups(t *testing.T) {
+	var logged bytes.Buffer
+	g, err := NewGroups("dr.who=; root = wheel , admin;x=y", 5*time.Minute, slog.New(slog.NewTextHandler(&logged, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Unix(0, 0)
+	g.now = func() time.Time { return now }
+	asked, answer, fault := 0, []string{"staff"}, error(nil)
+	g.lookup = func(string) ([]string, error) { asked++; return answer, fault }
+	check := func(name string, wantAsked int, want ...string) {
+		t.Helper()
+		if got := g.Of(name); !slices.Equal(got, want) || asked != wantAsked {
+			t.Errorf("%s: %q after %d questions, want %q after %d", name, got, asked, want, wantAsked)
+		}
+	}
+	check("dr.who", 0)
+	check("root", 0, "wheel", "admin")
+	check("x", 0, "y")
+	check("alice", 1, "staff")
+	check("alice", 1, "staff")
+	answer = []string{"staff", "ops"}
+	now = now.Add(5*time.Minute - 1)
+	check("alice", 1, "staff")
+	now = now.Add(1)
+	check("alice", 2, "staff", "ops")
+	fault = errors.New("the directory is down")
+	now = now.Add(5 * time.Minute)
+	check("alice", 3, "staff", "ops")
+	check("alice", 3, "staff", "ops") // not asked again at once
+	if !strings.Contains(logged.String(), "directory is down") {
+		t.Errorf("log: %s", &logged)
+	}
+	fault = fmt.Errorf("wrapped: %w", user.UnknownUserError("alice"))
+	now = now.Add(unknownUserTTL)
+	check("alice", 4)
+	fault = nil
+	now = now.Add(unknownUserTTL)
+	check("alice", 5, "staff", "ops")
+
+	for i := range maxCachedUsers + 10 {
+		g.Of(fmt.Sprint("user", i))
+	}
+	if len(g.cache) > maxCachedUsers {
+		t.Errorf("%d users cached", len(g.cache))
+	}
+	for _, bad := range []string{"=g", "a=b=c", "a=g; =h"} {
+		if _, err := NewGroups(bad, time.Minute, quiet); err == nil || !strings.Contains(err.Error(), StaticMappingProperty) {
+			t.Errorf("%q: %v", bad, err)
+		}
+	}
+}
+
+func TestGroupsAskedOnceForMany(t *testing.T) {
+	g, err := NewGroups("", time.Minute, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var asked atomic.Int32
+	release := make(chan struct{})
+	g.lookup = func(string) ([]string, error) { asked.Add(1); <-release; return []string{"staff"}, nil }
+	var wg sync.WaitGroup
+	for range 20 {
+		wg.Go(func() {
+			if got := g.Of("alice"); !slices.Equal(got, []string{"staff"}) {
+				t.Errorf("groups %q", got)
+			}
+		})
+	}
+	for asked.Load() == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	close(release)
+	wg.Wait()
+	if n := asked.Load(); n != 1 {
+		t.Errorf("asked %d times", n)
+	}
+}
+
+func TestSystemGroups(t *testing.T) {
+	me, err := user.Current()
+	if err != nil {
+		t.Skipf("this system does not know who runs the test: %v", err)
+	}
+	primary, err := user.LookupGroupId(me.Gid)
+	if err != nil {
+		t.Skipf("this user's group has no name: %v", err)
+	}
+	groups, err := systemGroups(me.Username)
+	if err != nil || !slices.Contains(groups, primary.Name) {
+		t.Errorf("groups of %s: %q, %v; want %s among them", me.Username, groups, err, primary.Name)
+	}
+	var unknown user.UnknownUserError
+	if _, err := systemGroups("no-such-user-at-all"); !errors.As(err, &unknown) {
+		t.Errorf("an unknown user: %v", err)
+	}
+}
