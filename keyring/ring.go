@@ -2,15 +2,18 @@ package keyring
 
 import (
 	"context"
+	"errors"
 	"log/slog"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"claviger"
 	"claviger/audit"
 	"claviger/authz"
+	"claviger/eek"
 	"claviger/metastore"
 	"claviger/provider"
-	"claviger/secret"
 )
 
 // Source is a provider that is asked for versions which the primary does not
@@ -30,10 +33,10 @@ type Config struct {
 	Policy func() *authz.Policy
 	// KeyAuthorization is hadoop.kms.key.authorization.enable.
 	KeyAuthorization bool
-	// Groups returns the groups of a user's short name.
+	// Groups returns the groups of a user's short name; nil knows none.
 	Groups func(user string) []string
 	Audit  audit.Logger
-	Log    *slog.Logger
+	Log    *slog.Logger // nil discards
 	// Reencryption is hadoop.kms.reencryption.crypto.enable: may EDEKs of a
 	// source's versions be re-wrapped under ours?
 	Reencryption bool
@@ -41,98 +44,185 @@ type Config struct {
 	// restarts.
 	Usage metastore.Usage
 
-	DefaultCipher    string // hadoop.security.key.default.cipher
-	DefaultBitLength int    // hadoop.security.key.default.bitlength
+	DefaultCipher    string // hadoop.security.key.default.cipher; "" is Hadoop's default
+	DefaultBitLength int    // hadoop.security.key.default.bitlength; 0 is Hadoop's default
 
 	CacheEnable         bool          // hadoop.kms.cache.enable
 	CacheTimeout        time.Duration // hadoop.kms.cache.timeout.ms, after last access
 	CurrentCacheTimeout time.Duration // hadoop.kms.current.key.cache.timeout.ms, after write
 
+	// The queue of ready-made EDEKs. Where the primary is a KMS elsewhere there is
+	// none, and these are not looked at.
 	QueueSize         int           // hadoop.security.kms.encrypted.key.cache.size
 	QueueLowWatermark float64       // ...low.watermark
 	QueueExpiry       time.Duration // ...expiry
 	QueueFillers      int           // ...num.fill.threads
 
-	SourceTimeout time.Duration // of one call to a source
+	// SourceTimeout is the limit of one call to a source; 0 is 10 s.
+	SourceTimeout time.Duration
+	// SourcePause is how long a source that failed SourceFailures calls on end is
+	// left alone before one request may try it again; 0 is 5 s.
+	SourcePause time.Duration
+	// SourceFailures is how many calls to a source must fail, one after another
+	// and for want of an answer, until it is left alone; 0 is 3.
+	SourceFailures uint32
 }
+
+// Defaults of Config, and limits.
+const (
+	defaultSourceTimeout  = 10 * time.Second
+	defaultSourcePause    = 5 * time.Second
+	defaultSourceFailures = 3
+
+	// fillTimeout ends a refill of the queue in the background.
+	fillTimeout = time.Minute
+	// cachedKeys and cachedVersions bound the caches; a cluster has some hundred
+	// keys.
+	cachedKeys     = 1 << 14
+	cachedVersions = 1 << 15
+)
 
 // Ring is the key management service. Its methods may be called from many
 // goroutines. Each takes who asks, decides whether he may, and leaves audit
-// events as Hadoop's KMS does. Errors are *claviger.Error.
-type Ring struct{}
+// events as Hadoop's KMS does: UNAUTHORIZED where rules say no, OK where the
+// request was served. ERROR events, which name method and URL, are left to the
+// face that knows these. Errors are *claviger.Error. After Close they are of
+// kind Closed.
+type Ring struct {
+	cfg     Config
+	log     *slog.Logger
+	blocks  provider.BlockEncrypter // the primary, if it is one; else
+	service provider.EDEKService    // the primary is this
+	queue   *eek.Queue              // nil where service is not
 
-func New(Config) (*Ring, error) { panic("not built") }
+	versions *cache[provider.KeyVersion]
+	current  *cache[provider.KeyVersion] // by key
+	keys     *cache[*claviger.Metadata]  // by key; entries are shared and not changed
+
+	sources []*source
+	homes   *cache[*source]            // which source has served a version
+	foreign *cache[*claviger.Metadata] // of keys that only a source has
+	missing *cache[struct{}]           // versions that neither the primary nor a source knows
+	usage   *usage
+
+	manage keyLocks
+	closed atomic.Bool
+	close  sync.Once
+}
+
+// New builds a Ring and starts its queue. The providers remain the caller's to
+// close, after the Ring. Kind Invalid where the figures cannot work.
+func New(cfg Config) (*Ring, error) {
+	const op = "keyring.New"
+	if cfg.Primary == nil || cfg.Policy == nil || cfg.Audit == nil {
+		return nil, claviger.Errorf(op, claviger.Internal, "", "Primary, Policy and Audit must be given")
+	}
+	if cfg.Groups == nil {
+		cfg.Groups = func(string) []string { return nil }
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.DefaultCipher == "" {
+		cfg.DefaultCipher = claviger.DefaultCipher
+	}
+	if cfg.DefaultBitLength == 0 {
+		cfg.DefaultBitLength = claviger.DefaultBitLength
+	}
+	cfg.SourceTimeout = orDefault(cfg.SourceTimeout, defaultSourceTimeout)
+	cfg.SourcePause = orDefault(cfg.SourcePause, defaultSourcePause)
+	cfg.SourceFailures = orDefault(cfg.SourceFailures, defaultSourceFailures)
+
+	r := &Ring{cfg: cfg, log: cfg.Log}
+	if err := r.useProviders(); err != nil {
+		return nil, err
+	}
+	if cfg.CacheEnable {
+		r.versions = newCache[provider.KeyVersion](cfg.CacheTimeout, true, cachedVersions)
+		r.keys = newCache[*claviger.Metadata](cfg.CacheTimeout, true, cachedKeys)
+		r.current = newCache[provider.KeyVersion](cfg.CurrentCacheTimeout, false, cachedKeys)
+	}
+	if r.blocks != nil {
+		var err error
+		r.queue, err = eek.NewQueue(eek.QueueConfig{
+			Fill: r.makeEDEKs, Size: cfg.QueueSize, LowWatermark: cfg.QueueLowWatermark, Expiry: cfg.QueueExpiry,
+			Workers: cfg.QueueFillers, FillTimeout: fillTimeout,
+			OnError: func(key string, err error) {
+				r.log.Warn("refilling the queue of EDEKs failed", "key", key, "error", err)
+			},
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	r.usage = newUsage(cfg.Usage, r.log)
+	r.rememberHomes()
+	return r, nil
+}
+
+func orDefault[T ~int64 | ~uint32](v, otherwise T) T {
+	if v <= 0 {
+		return otherwise
+	}
+	return v
+}
+
+// useProviders sorts out what the primary and the sources can do.
+func (r *Ring) useProviders() (err error) {
+	if r.blocks, r.service, err = abilities(r.cfg.Primary); err != nil {
+		return err
+	}
+	for _, s := range r.cfg.Sources {
+		src, err := newSource(s, r.cfg, r.log)
+		if err != nil {
+			return err
+		}
+		r.sources = append(r.sources, src)
+	}
+	if len(r.sources) > 0 {
+		r.homes = newCache[*source](homeTimeout, true, cachedVersions)
+		r.foreign = newCache[*claviger.Metadata](foreignTimeout, false, cachedKeys)
+		r.missing = newCache[struct{}](missingTimeout, false, cachedVersions)
+	}
+	return nil
+}
+
+// abilities returns the one way in which a provider uses its keys.
+func abilities(p provider.Provider) (provider.BlockEncrypter, provider.EDEKService, error) {
+	b, isBlocks := p.(provider.BlockEncrypter)
+	s, isService := p.(provider.EDEKService)
+	if isBlocks == isService {
+		return nil, nil, claviger.Errorf("keyring.New", claviger.Internal, "", "provider %s must be exactly one of BlockEncrypter and EDEKService", p.URI())
+	}
+	return b, s, nil
+}
 
 // Close stops the queues and writes the counters. It does not close the
-// providers.
-func (r *Ring) Close() error { panic("not built") }
-
-// Create makes a key. spec.Cipher "" and spec.BitLength 0 take the defaults. The
-// version's material is withheld from a caller without the GET right.
-func (r *Ring) Create(ctx context.Context, c claviger.Caller, spec provider.Spec) (provider.KeyVersion, error) {
-	panic("not built")
+// providers. The error tells that the counters could not be written.
+func (r *Ring) Close() error {
+	var err error
+	r.close.Do(func() {
+		r.closed.Store(true)
+		if r.queue != nil {
+			r.queue.Close()
+		}
+		err = r.usage.close()
+	})
+	return err
 }
 
-// Roll adds a version; material as in Create.
-func (r *Ring) Roll(ctx context.Context, c claviger.Caller, key string, material secret.Bytes) (provider.KeyVersion, error) {
-	panic("not built")
-}
+// PrimaryURI names the primary provider as Hadoop's messages do.
+func (r *Ring) PrimaryURI() string { return r.cfg.Primary.URI() }
 
-// Delete ends a key.
-func (r *Ring) Delete(ctx context.Context, c claviger.Caller, key string) error { panic("not built") }
-
-// Invalidate forgets what is cached of a key and drains its queue of EDEKs. A
-// key that does not exist is no error.
-func (r *Ring) Invalidate(ctx context.Context, c claviger.Caller, key string) error {
-	panic("not built")
-}
-
-// Names returns all key names.
-func (r *Ring) Names(ctx context.Context, c claviger.Caller) ([]string, error) { panic("not built") }
-
-// KeysMetadata returns one entry per key in order, nil for missing ones.
-func (r *Ring) KeysMetadata(ctx context.Context, c claviger.Caller, keys []string) ([]*claviger.Metadata, error) {
-	panic("not built")
-}
-
-// Metadata returns nil without an error for a missing key.
-func (r *Ring) Metadata(ctx context.Context, c claviger.Caller, key string) (*claviger.Metadata, error) {
-	panic("not built")
-}
-
-// Current returns nil without an error for a missing key.
-func (r *Ring) Current(ctx context.Context, c claviger.Caller, key string) (*provider.KeyVersion, error) {
-	panic("not built")
-}
-
-// Version returns nil without an error for a missing version.
-func (r *Ring) Version(ctx context.Context, c claviger.Caller, version string) (*provider.KeyVersion, error) {
-	panic("not built")
-}
-
-// Versions returns all versions of a key, oldest first; none for a missing key.
-func (r *Ring) Versions(ctx context.Context, c claviger.Caller, key string) ([]provider.KeyVersion, error) {
-	panic("not built")
-}
-
-// Generate makes n EDEKs under the key's current version; n <= 0 makes none.
-func (r *Ring) Generate(ctx context.Context, c claviger.Caller, key string, n int) ([]claviger.EDEK, error) {
-	panic("not built")
-}
-
-// Decrypt opens one EDEK. key is the name that the request gave, "" and
-// hasKey false where it gave none.
-func (r *Ring) Decrypt(ctx context.Context, c claviger.Caller, key string, hasKey bool, e claviger.EDEK) (secret.Bytes, error) {
-	panic("not built")
-}
-
-// Reencrypt wraps one EDEK's DEK anew under the current version, same IV.
-func (r *Ring) Reencrypt(ctx context.Context, c claviger.Caller, key string, hasKey bool, e claviger.EDEK) (claviger.EDEK, error) {
-	panic("not built")
-}
-
-// ReencryptBatch does so for many, in order; an EDEK that is at the current
-// version already comes back as it was.
-func (r *Ring) ReencryptBatch(ctx context.Context, c claviger.Caller, key string, es []claviger.EDEK) ([]claviger.EDEK, error) {
-	panic("not built")
+// Health asks the primary for a sign of life. An error is for an operator. What
+// sources do is told by Sources: a dead one leaves this service usable.
+func (r *Ring) Health(ctx context.Context) error {
+	if r.closed.Load() {
+		return claviger.E("keyring.Health", claviger.Closed, "", nil)
+	}
+	err := r.cfg.Audit.Err()
+	if h, ok := r.cfg.Primary.(provider.Health); ok {
+		err = errors.Join(err, h.Check(ctx))
+	}
+	return err
 }

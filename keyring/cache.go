@@ -1,0 +1,231 @@
+package keyring
+
+import (
+	"context"
+	"hash/maphash"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"claviger"
+)
+
+// cache remembers, for a while, what a provider said. A hit takes one shard's
+// read lock and allocates nothing; misses of one name that come together ask
+// the provider once. It is bounded: a full shard gives up one of its older
+// entries. Errors are never remembered, so what is absent is asked for anew
+// each time, as in Hadoop's CachingKeyProvider.
+//
+// A nil *cache remembers nothing.
+type cache[V any] struct {
+	ttl     time.Duration
+	renewed bool // a hit begins the ttl anew: "after access" rather than "after write"
+	limit   int  // entries per shard
+	seed    maphash.Seed
+	now     func() time.Duration // since some fixed moment
+	shards  [cacheShards]shard[V]
+}
+
+const (
+	cacheShards = 16
+	// evictionSample is how many entries of a full shard are looked at to find
+	// one to give up. Go's maps are walked from a random place.
+	evictionSample = 8
+)
+
+type shard[V any] struct {
+	mu      sync.RWMutex
+	entries map[string]*entry[V]
+	loading map[string]*loading[V]
+	_       [64]byte // keeps two shards' locks off one cache line
+}
+
+type entry[V any] struct {
+	value V
+	stamp atomic.Int64 // cache.now when the ttl began
+}
+
+// loading is a question to the provider that is under way.
+type loading[V any] struct {
+	done  chan struct{} // closed at the end; what follows is read after that
+	value V
+	err   error
+	// gaveUp: err tells of the one who asked (his context ended, he panicked),
+	// not of the name; who waited for him asks again.
+	gaveUp bool
+}
+
+// newCache makes a cache of about size entries. A ttl <= 0 remembers nothing.
+func newCache[V any](ttl time.Duration, renewed bool, size int) *cache[V] {
+	if ttl <= 0 {
+		return nil
+	}
+	start := time.Now()
+	c := &cache[V]{
+		ttl: ttl, renewed: renewed, limit: max(1, size/cacheShards), seed: maphash.MakeSeed(),
+		now: func() time.Duration { return time.Since(start) },
+	}
+	for i := range c.shards {
+		c.shards[i].entries = map[string]*entry[V]{}
+		c.shards[i].loading = map[string]*loading[V]{}
+	}
+	return c
+}
+
+func (c *cache[V]) shard(name string) *shard[V] {
+	return &c.shards[maphash.String(c.seed, name)%cacheShards]
+}
+
+// get returns what is remembered under the name.
+func (c *cache[V]) get(name string) (value V, ok bool) {
+	if c == nil {
+		return value, false
+	}
+	s := c.shard(name)
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return c.look(s, name)
+}
+
+// look is get under the shard's lock, for reading at least.
+func (c *cache[V]) look(s *shard[V], name string) (value V, ok bool) {
+	e := s.entries[name]
+	if e == nil {
+		return value, false
+	}
+	now := int64(c.now())
+	age := now - e.stamp.Load()
+	if age >= int64(c.ttl) {
+		return value, false
+	}
+	// A much used entry is stamped now and then only: its cache line is shared by
+	// all who read it.
+	if c.renewed && age > int64(c.ttl/64) {
+		e.stamp.Store(now)
+	}
+	return e.value, true
+}
+
+// put remembers value under the name.
+func (c *cache[V]) put(name string, value V) {
+	if c == nil {
+		return
+	}
+	s := c.shard(name)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c.store(s, name, value)
+}
+
+// store is put under the shard's lock.
+func (c *cache[V]) store(s *shard[V], name string, value V) {
+	if _, there := s.entries[name]; !there && len(s.entries) >= c.limit {
+		s.evict()
+	}
+	e := &entry[V]{value: value}
+	e.stamp.Store(int64(c.now()))
+	s.entries[name] = e
+}
+
+// evict drops the oldest of a few entries.
+func (s *shard[V]) evict() {
+	var victim string
+	var oldest int64
+	seen := 0
+	for name, e := range s.entries {
+		if stamp := e.stamp.Load(); seen == 0 || stamp < oldest {
+			victim, oldest = name, stamp
+		}
+		if seen++; seen == evictionSample {
+			break
+		}
+	}
+	delete(s.entries, victim)
+}
+
+// fetch returns what is remembered under the name, or what ask says, which is
+// then remembered. Of several callers at a time one asks and the others wait
+// for him, each within his own ctx. An answer that was asked for before a drop
+// of the name is not remembered after it, nor given to who comes after it.
+func (c *cache[V]) fetch(ctx context.Context, name string, ask func(context.Context, string) (V, error)) (value V, err error) {
+	if c == nil {
+		return ask(ctx, name)
+	}
+	s := c.shard(name)
+	for {
+		s.mu.Lock()
+		if value, ok := c.look(s, name); ok {
+			s.mu.Unlock()
+			return value, nil
+		}
+		l := s.loading[name]
+		if l == nil {
+			l = &loading[V]{done: make(chan struct{}), gaveUp: true}
+			s.loading[name] = l
+			s.mu.Unlock()
+			return c.load(ctx, s, name, l, ask)
+		}
+		s.mu.Unlock()
+		select {
+		case <-l.done:
+			if !l.gaveUp {
+				return l.value, l.err
+			}
+		case <-ctx.Done():
+			return value, claviger.E("keyring.cache", claviger.Unavailable, name, context.Cause(ctx))
+		}
+	}
+}
+
+// load asks, and hands the answer to all who wait, even where ask panics.
+func (c *cache[V]) load(ctx context.Context, s *shard[V], name string, l *loading[V], ask func(context.Context, string) (V, error)) (V, error) {
+	defer func() {
+		s.mu.Lock()
+		if s.loading[name] == l { // else it was dropped meanwhile
+			delete(s.loading, name)
+			if !l.gaveUp && l.err == nil {
+				c.store(s, name, l.value)
+			}
+		}
+		s.mu.Unlock()
+		close(l.done)
+	}()
+	l.value, l.err = ask(ctx, name)
+	l.gaveUp = l.err != nil && ctx.Err() != nil
+	return l.value, l.err
+}
+
+// drop forgets the name.
+func (c *cache[V]) drop(name string) {
+	if c == nil {
+		return
+	}
+	s := c.shard(name)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.entries, name)
+	delete(s.loading, name)
+}
+
+// dropAll forgets each name that is to go. It looks at all of them: it is for
+// management operations.
+func (c *cache[V]) dropAll(toGo func(name string) bool) {
+	if c == nil {
+		return
+	}
+	for i := range c.shards {
+		s := &c.shards[i]
+		s.mu.Lock()
+		for name := range s.entries {
+			if toGo(name) {
+				delete(s.entries, name)
+			}
+		}
+		for name := range s.loading {
+			if toGo(name) {
+				delete(s.loading, name)
+			}
+		}
+		s.mu.Unlock()
+	}
+}

@@ -1,0 +1,332 @@
+package keyring
+
+import (
+	"context"
+	"fmt"
+
+	"claviger"
+	"claviger/audit"
+	"claviger/authz"
+	"claviger/eek"
+	"claviger/provider"
+	"claviger/secret"
+)
+
+// Generate makes n EDEKs under the key's current version; n <= 0 makes none, and
+// then the key's rules are not asked and the key need not exist, as in Hadoop.
+// What the queue does not hold is made in one call. Kind KeyNotFound.
+func (r *Ring) Generate(ctx context.Context, c claviger.Caller, key string, n int) ([]claviger.EDEK, error) {
+	q, err := r.enter(ctx, &c, audit.GenerateEEK, &key, authz.GenerateEEK)
+	if err != nil {
+		return nil, err
+	}
+	edeks := []claviger.EDEK{}
+	if n > 0 {
+		if err := r.needKey(ctx, &q, key, authz.KeyGenerateEEK); err != nil {
+			return nil, err
+		}
+		if r.service != nil {
+			edeks, err = r.service.Generate(ctx, key, n)
+		} else {
+			edeks, err = r.queue.Take(ctx, key, n)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	q.ok(ctx, key, "")
+	return edeks, nil
+}
+
+// makeEDEKs fills the queue.
+func (r *Ring) makeEDEKs(ctx context.Context, key string, n int) ([]claviger.EDEK, error) {
+	v, err := r.currentVersion(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	return eek.Generate(ctx, r.blocks, v.Name, v.BitLength/8, n, nil)
+}
+
+// Decrypt opens one EDEK. key is the name that the request gave, "" and
+// hasKey false where it gave none. The caller owns the DEK, and wipes it. Kinds
+// VersionNotFound, WrongKey, BadIV, and where a source is asked
+// SourceUnreachable and SourceRefused.
+func (r *Ring) Decrypt(ctx context.Context, c claviger.Caller, key string, hasKey bool, e claviger.EDEK) (secret.Bytes, error) {
+	named := nameIf(hasKey, &key)
+	q, err := r.enter(ctx, &c, audit.DecryptEEK, named, authz.DecryptEEK)
+	if err != nil {
+		return nil, err
+	}
+	var dek secret.Bytes
+	v, err := r.ownVersion(ctx, e.Version)
+	switch {
+	case err == nil:
+		dek, err = r.decryptOwn(ctx, &q, named, v.Key, e)
+	case r.mayBeForeign(err, e.Version):
+		dek, err = r.decryptForeign(ctx, &q, named, e)
+	}
+	if err != nil {
+		return nil, err
+	}
+	q.ok(ctx, key, "")
+	return dek, nil
+}
+
+func nameIf(given bool, key *string) *string {
+	if given {
+		return key
+	}
+	return nil
+}
+
+// decryptOwn opens an EDEK of a version of the primary, which belongs to the
+// key owner. With key authorization off the name in the request is not looked at,
+// as in Hadoop: it guards nothing then.
+func (r *Ring) decryptOwn(ctx context.Context, q *request, named *string, owner string, e claviger.EDEK) (secret.Bytes, error) {
+	if r.cfg.KeyAuthorization {
+		if err := belongs(e.Version, owner, named); err != nil {
+			return nil, err
+		}
+		if err := r.needKey(ctx, q, owner, authz.KeyDecryptEEK); err != nil {
+			return nil, err
+		}
+	}
+	one := []claviger.EDEK{e}
+	var deks []secret.Bytes
+	var err error
+	if r.service != nil {
+		if deks, err = r.service.Unwrap(ctx, owner, q.caller.Short, one); err == nil {
+			err = fits(one, deks)
+		}
+	} else {
+		deks, err = eek.Unwrap(ctx, r.blocks, one)
+	}
+	if err != nil {
+		wipeAll(deks)
+		return nil, err
+	}
+	return deks[0], nil
+}
+
+// belongs says that the version is one of the key that the request names, or
+// what Hadoop says where it isn't.
+func belongs(version, owner string, named *string) error {
+	if named != nil && *named == owner {
+		return nil
+	}
+	name := "null" // as Java prints it
+	if named != nil {
+		name = *named
+	}
+	return claviger.Errorf("keyring.belongs", claviger.WrongKey, version, "KeyVersion '%s' does not belong to the key '%s'", version, name)
+}
+
+// Reencrypt wraps one EDEK's DEK anew under the current version, same IV. Kinds
+// as of Decrypt; Invalid where the version is a source's and
+// Config.Reencryption is false.
+//
+// That the version must belong to the key is asked even with key authorization
+// off, where Hadoop would wrap one key's DEK under another.
+func (r *Ring) Reencrypt(ctx context.Context, c claviger.Caller, key string, hasKey bool, e claviger.EDEK) (claviger.EDEK, error) {
+	named := nameIf(hasKey, &key)
+	q, err := r.enter(ctx, &c, audit.ReencryptEEK, named, authz.GenerateEEK)
+	if err != nil {
+		return claviger.EDEK{}, err
+	}
+	out, err := r.reencrypt(ctx, &q, named, []claviger.EDEK{e})
+	if err != nil {
+		return claviger.EDEK{}, err
+	}
+	q.ok(ctx, key, "")
+	return out[0], nil
+}
+
+// ReencryptBatch does so for many, in order; an EDEK that is at the current
+// version already comes back as it was. One that can't be re-encrypted fails the
+// whole. For an empty batch the key's rules are not asked, as in Hadoop.
+func (r *Ring) ReencryptBatch(ctx context.Context, c claviger.Caller, key string, es []claviger.EDEK) ([]claviger.EDEK, error) {
+	q, err := r.enter(ctx, &c, audit.ReencryptEEKBatch, &key, authz.GenerateEEK)
+	if err != nil {
+		return nil, err
+	}
+	out := []claviger.EDEK{}
+	if len(es) > 0 {
+		if out, err = r.reencrypt(ctx, &q, &key, es); err != nil {
+			return nil, err
+		}
+	}
+	q.ok(ctx, key, fmt.Sprintf("reencrypted %d keys", len(es)))
+	return out, nil
+}
+
+// reencrypt brings the EDEKs of one key under its current version. es is not
+// empty.
+func (r *Ring) reencrypt(ctx context.Context, q *request, named *string, es []claviger.EDEK) ([]claviger.EDEK, error) {
+	if !r.cfg.KeyAuthorization && named != nil {
+		// Hadoop looks for the key first where it has no rules to ask.
+		if _, err := r.currentVersion(ctx, *named); err != nil {
+			return nil, err
+		}
+	}
+	foreign, err := r.checkVersions(ctx, named, es)
+	if err != nil {
+		return nil, err
+	}
+	key := *named // checkVersions has seen a version that belongs to it
+	if err := r.needKey(ctx, q, key, authz.KeyGenerateEEK); err != nil {
+		return nil, err
+	}
+	current, err := r.currentVersion(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case len(foreign) > 0:
+		return r.reencryptForeign(ctx, key, current, foreign, es)
+	case r.service != nil:
+		return r.reencryptAtPrimary(ctx, key, current.Name, es)
+	default:
+		return eek.Reencrypt(ctx, r.blocks, r.blocks, current.Name, es)
+	}
+}
+
+// checkVersions looks up each distinct version of the batch, in its order, and
+// returns those that may be a source's. All must belong to the key.
+func (r *Ring) checkVersions(ctx context.Context, named *string, es []claviger.EDEK) (foreign map[string]struct{}, err error) {
+	var seen map[string]struct{} // made when there is a second version
+	for i := range es {
+		version := es[i].Version
+		if i > 0 {
+			if version == es[i-1].Version {
+				continue
+			}
+			if _, ok := seen[version]; ok {
+				continue
+			}
+			if seen == nil {
+				seen = map[string]struct{}{es[0].Version: {}}
+			}
+			seen[version] = struct{}{}
+		}
+		v, err := r.ownVersion(ctx, version)
+		owner := v.Key
+		if err != nil {
+			if !r.mayBeForeign(err, version) {
+				return nil, err
+			}
+			owner, _ = claviger.KeyOfVersion(version)
+			if foreign == nil {
+				foreign = map[string]struct{}{}
+			}
+			foreign[version] = struct{}{}
+		}
+		if err := belongs(version, owner, named); err != nil {
+			return nil, err
+		}
+	}
+	return foreign, nil
+}
+
+// reencryptAtPrimary has a primary that is a KMS elsewhere do the work. EDEKs
+// under the current version are not sent.
+func (r *Ring) reencryptAtPrimary(ctx context.Context, key, current string, es []claviger.EDEK) ([]claviger.EDEK, error) {
+	out := append([]claviger.EDEK(nil), es...)
+	old, at := notUnder(current, es)
+	if len(old) == 0 {
+		return out, nil
+	}
+	fresh, err := r.service.Reencrypt(ctx, key, old)
+	if err != nil {
+		return nil, err
+	}
+	if len(fresh) != len(old) {
+		return nil, claviger.Errorf("keyring.Reencrypt", claviger.Internal, key, "primary returned %d EDEKs for %d", len(fresh), len(old))
+	}
+	for i, e := range fresh {
+		out[at[i]] = e
+	}
+	return out, nil
+}
+
+// notUnder returns the EDEKs that are not under the version, and their places.
+func notUnder(version string, es []claviger.EDEK) (old []claviger.EDEK, at []int) {
+	for i, e := range es {
+		if e.Version != version {
+			old, at = append(old, e), append(at, i)
+		}
+	}
+	return old, at
+}
+
+// reencryptForeign is reencrypt where versions in foreign are not ours: DEKs are
+// unwrapped, at the primary by one call for each version and at the sources,
+// and then wrapped under the current version by one call.
+func (r *Ring) reencryptForeign(ctx context.Context, key string, current provider.KeyVersion, foreign map[string]struct{}, es []claviger.EDEK) ([]claviger.EDEK, error) {
+	const op = "keyring.Reencrypt"
+	if !r.cfg.Reencryption {
+		return nil, claviger.Errorf(op, claviger.Invalid, key,
+			"key '%s': EDEKs of another KMS's key versions are not brought under a version of this one: "+
+				"hadoop.kms.reencryption.crypto.enable is false; set it to true in kms-site.xml and restart", key)
+	}
+	if r.service != nil {
+		return nil, claviger.Errorf(op, claviger.Unsupported, key,
+			"the provider %s wraps no DEK that it has not made, so EDEKs of other providers' key versions can't be re-encrypted under it", r.PrimaryURI())
+	}
+	old, at := notUnder(current.Name, es)
+	deks := make([]secret.Bytes, len(old))
+	defer wipeAll(deks)
+	ivs := make([][]byte, len(old))
+	var own group
+	theirs := make(map[string]*group, len(foreign))
+	for i, e := range old {
+		ivs[i] = e.IV
+		g := &own
+		if _, ok := foreign[e.Version]; ok {
+			if g = theirs[e.Version]; g == nil {
+				g = &group{}
+				theirs[e.Version] = g
+			}
+		}
+		g.edeks, g.at = append(g.edeks, e), append(g.at, i)
+	}
+	unwrapped, err := eek.Unwrap(ctx, r.blocks, own.edeks)
+	if err != nil {
+		return nil, err
+	}
+	own.put(unwrapped, deks)
+	for version, g := range theirs {
+		unwrapped, err := r.unwrapAtSource(ctx, useReencrypt, key, version, "", g.edeks)
+		if err != nil {
+			return nil, err
+		}
+		g.put(unwrapped, deks)
+	}
+	fresh, err := eek.Wrap(ctx, r.blocks, current.Name, ivs, deks)
+	if err != nil {
+		return nil, err
+	}
+	out := append([]claviger.EDEK(nil), es...)
+	for i, e := range fresh {
+		out[at[i]] = e
+	}
+	return out, nil
+}
+
+// group is the EDEKs of a batch that are opened together, and their places in
+// it.
+type group struct {
+	edeks []claviger.EDEK
+	at    []int
+}
+
+func (g *group) put(deks, into []secret.Bytes) {
+	for i, dek := range deks {
+		into[g.at[i]] = dek
+	}
+}
+
+func wipeAll(deks []secret.Bytes) {
+	for _, dek := range deks {
+		dek.Wipe()
+	}
+}

@@ -1,0 +1,219 @@
+package keyring
+
+import (
+	"context"
+	"fmt"
+	"maps"
+
+	"claviger"
+	"claviger/audit"
+	"claviger/authz"
+	"claviger/provider"
+	"claviger/secret"
+)
+
+// Create makes a key. spec.Cipher "" and spec.BitLength 0 take the defaults. The
+// version's material is withheld from a caller without the GET right. Kinds
+// Denied, KeyDenied, and those of provider.Writer.
+func (r *Ring) Create(ctx context.Context, c claviger.Caller, spec provider.Spec) (provider.KeyVersion, error) {
+	q, err := r.enter(ctx, &c, audit.CreateKey, &spec.Name, authz.Create)
+	if err != nil {
+		return provider.KeyVersion{}, err
+	}
+	given := spec.Material != nil
+	if given {
+		if err := q.need(ctx, &spec.Name, authz.SetKeyMaterial); err != nil {
+			return provider.KeyVersion{}, err
+		}
+	}
+	if r.cfg.KeyAuthorization {
+		if spec.Attributes, err = q.needCreate(ctx, spec.Name, spec.Attributes); err != nil {
+			return provider.KeyVersion{}, err
+		}
+	}
+	v, err := r.create(ctx, spec)
+	if err != nil {
+		return provider.KeyVersion{}, err
+	}
+	description := "null" // as Java prints it
+	if spec.Description != nil {
+		description = *spec.Description
+	}
+	q.ok(ctx, spec.Name, fmt.Sprintf("UserProvidedMaterial:%t Description:%s", given, description))
+	return q.show(v), nil
+}
+
+// needCreate asks the key-level rules for a key that is not there yet, and
+// returns its attributes with the ACL name that will guard it.
+func (q *request) needCreate(ctx context.Context, key string, attributes map[string]string) (map[string]string, error) {
+	aclName := attributes[claviger.ACLNameAttribute]
+	if aclName == "" {
+		aclName = key
+		attributes = maps.Clone(attributes)
+		if attributes == nil {
+			attributes = map[string]string{}
+		}
+		attributes[claviger.ACLNameAttribute] = key
+	}
+	if !q.hasKey(ctx, aclName, authz.KeyManagement) {
+		return nil, claviger.Errorf("keyring.Create", claviger.KeyDenied, key, "User [%s] is not authorized to create key !!", q.caller.Short)
+	}
+	return attributes, nil
+}
+
+// create checks in Hadoop's order: made material needs a good length first,
+// given material is measured when the key is known to be new.
+func (r *Ring) create(ctx context.Context, spec provider.Spec) (provider.KeyVersion, error) {
+	const op = "keyring.Create"
+	if spec.Name == "" {
+		return provider.KeyVersion{}, claviger.Errorf(op, claviger.Invalid, "", "a key needs a name")
+	}
+	if spec.Cipher == "" {
+		spec.Cipher = r.cfg.DefaultCipher
+	}
+	if spec.BitLength == 0 {
+		spec.BitLength = r.cfg.DefaultBitLength
+	}
+	switch spec.BitLength {
+	case 128, 192, 256:
+	default:
+		return provider.KeyVersion{}, claviger.Errorf(op, claviger.InvalidKeySize, spec.Name, "Wrong keysize: must be equal to 128, 192 or 256")
+	}
+	unlock, err := r.manage.lock(ctx, spec.Name)
+	if err != nil {
+		return provider.KeyVersion{}, err
+	}
+	defer unlock()
+	if spec.Material != nil {
+		_, err := r.askMetadata(ctx, spec.Name)
+		if err == nil {
+			return provider.KeyVersion{}, claviger.E(op, claviger.KeyExists, spec.Name, nil)
+		}
+		if !claviger.Is(err, claviger.KeyNotFound) {
+			return provider.KeyVersion{}, err
+		}
+		if err := measure(op, spec.Name, spec.BitLength, spec.Material); err != nil {
+			return provider.KeyVersion{}, err
+		}
+	}
+	// Also after an error: that a call failed towards us does not prove that it
+	// did nothing.
+	defer r.forget(spec.Name)
+	return r.cfg.Primary.Create(ctx, spec)
+}
+
+// measure checks the length of given material.
+func measure(op, key string, bits int, material secret.Bytes) error {
+	if got := 8 * len(material); got != bits {
+		return claviger.Errorf(op, claviger.MaterialLength, key, "Wrong key length. Required %d, but got %d", bits, got)
+	}
+	return nil
+}
+
+// Roll adds a version; material as in Create. The next request through this
+// Ring sees it.
+func (r *Ring) Roll(ctx context.Context, c claviger.Caller, key string, material secret.Bytes) (provider.KeyVersion, error) {
+	q, err := r.enter(ctx, &c, audit.RollNewVersion, &key, authz.Rollover)
+	if err != nil {
+		return provider.KeyVersion{}, err
+	}
+	given := material != nil
+	if given {
+		if err := q.need(ctx, &key, authz.SetKeyMaterial); err != nil {
+			return provider.KeyVersion{}, err
+		}
+	}
+	v, err := r.roll(ctx, &q, key, material)
+	if err != nil {
+		return provider.KeyVersion{}, err
+	}
+	q.ok(ctx, key, fmt.Sprintf("UserProvidedMaterial:%t NewVersion:%s", given, v.Name))
+	return q.show(v), nil
+}
+
+func (r *Ring) roll(ctx context.Context, q *request, key string, material secret.Bytes) (provider.KeyVersion, error) {
+	const op = "keyring.Roll"
+	unlock, err := r.manage.lock(ctx, key)
+	if err != nil {
+		return provider.KeyVersion{}, err
+	}
+	defer unlock()
+	m, err := r.needManagement(ctx, q, key)
+	if err != nil {
+		return provider.KeyVersion{}, err
+	}
+	if material != nil {
+		if err := measure(op, key, m.BitLength, material); err != nil {
+			return provider.KeyVersion{}, err
+		}
+	}
+	defer r.forget(key)
+	return r.cfg.Primary.Roll(ctx, key, material)
+}
+
+// show is the version as the caller may see it.
+func (q *request) show(v provider.KeyVersion) provider.KeyVersion {
+	v = owned(v)
+	if !q.has(authz.Get) {
+		v.Material.Wipe()
+		v.Material = nil
+	}
+	return v
+}
+
+// Delete ends a key. Kinds Denied, KeyDenied, KeyNotFound. Ready-made EDEKs of
+// the key are thrown away with it, which Hadoop leaves to the client's
+// invalidation: an EDEK handed out after the deletion would lose a file.
+func (r *Ring) Delete(ctx context.Context, c claviger.Caller, key string) error {
+	q, err := r.enter(ctx, &c, audit.DeleteKey, &key, authz.Delete)
+	if err != nil {
+		return err
+	}
+	if err := r.delete(ctx, &q, key); err != nil {
+		return err
+	}
+	q.ok(ctx, key, "")
+	return nil
+}
+
+func (r *Ring) delete(ctx context.Context, q *request, key string) error {
+	unlock, err := r.manage.lock(ctx, key)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if _, err := r.needManagement(ctx, q, key); err != nil {
+		return err
+	}
+	defer r.forget(key)
+	return r.cfg.Primary.Delete(ctx, key)
+}
+
+// needManagement asks the rules of a key that is to be changed, by the metadata
+// in force rather than what is remembered: a key made anew elsewhere may have
+// another ACL name and another length. Kinds KeyNotFound, KeyDenied.
+func (r *Ring) needManagement(ctx context.Context, q *request, key string) (*claviger.Metadata, error) {
+	m, err := r.askMetadata(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	return m, q.needKey(ctx, m, authz.KeyManagement)
+}
+
+// Invalidate forgets what is cached of a key and drains its queue of EDEKs. A
+// key that does not exist is no error: Hadoop's client tells every host so of a
+// key that it has just deleted.
+func (r *Ring) Invalidate(ctx context.Context, c claviger.Caller, key string) error {
+	q, err := r.enter(ctx, &c, audit.InvalidateCache, &key, authz.Rollover, authz.Delete)
+	if err != nil {
+		return err
+	}
+	if r.cfg.KeyAuthorization {
+		if _, err := r.needManagement(ctx, &q, key); err != nil && !claviger.Is(err, claviger.KeyNotFound) {
+			return err
+		}
+	}
+	r.forget(key)
+	q.ok(ctx, key, "")
+	return nil
+}

@@ -1,0 +1,95 @@
+package keyring
+
+import (
+	"context"
+
+	"claviger"
+	"claviger/audit"
+	"claviger/authz"
+)
+
+// request is one request that was let in: who asks, and by which rules. The
+// rules stay the same to its end even where the file changes meanwhile.
+type request struct {
+	ring   *Ring
+	caller *claviger.Caller
+	policy *authz.Policy
+	op     audit.Op
+}
+
+// enter asks the operation-level rules. Any one of rights will do. key is what
+// messages and the audit line name; nil where the operation has none.
+func (r *Ring) enter(ctx context.Context, c *claviger.Caller, op audit.Op, key *string, rights ...authz.Op) (request, error) {
+	if r.closed.Load() {
+		return request{}, claviger.E("keyring."+string(op), claviger.Closed, deref(key), nil)
+	}
+	q := request{ring: r, caller: c, op: op, policy: r.cfg.Policy()}
+	return q, q.need(ctx, key, rights...)
+}
+
+// need is Hadoop's KMSACLs.assertAccess.
+func (q *request) need(ctx context.Context, key *string, rights ...authz.Op) error {
+	for _, right := range rights {
+		if q.has(right) {
+			return nil
+		}
+	}
+	name := deref(key)
+	q.log(ctx, audit.Unauthorized, q.op, name, "")
+	if key == nil {
+		return claviger.Errorf("keyring.access", claviger.Denied, "", "User:%s not allowed to do '%s'", q.caller.Short, q.op)
+	}
+	return claviger.Errorf("keyring.access", claviger.Denied, name, "User:%s not allowed to do '%s' on '%s'", q.caller.Short, q.op, name)
+}
+
+// has is need without consequences.
+func (q *request) has(right authz.Op) bool {
+	return q.policy.May(right, q.caller.Principal, q.ring.cfg.Groups)
+}
+
+// needKey is Hadoop's KeyAuthorizationKeyProvider.doAccessCheck: the key-level
+// rules under the name that the key's metadata gives. A key without metadata
+// does not exist, and is not guarded.
+func (q *request) needKey(ctx context.Context, m *claviger.Metadata, right authz.KeyOp) error {
+	if m == nil || !q.ring.cfg.KeyAuthorization {
+		return nil
+	}
+	aclName := m.ACLName()
+	if q.hasKey(ctx, aclName, right) {
+		return nil
+	}
+	return claviger.Errorf("keyring.access", claviger.KeyDenied, m.Name,
+		"User [%s] is not authorized to perform [%s] on key with ACL name [%s]!!", q.caller.Short, right, aclName)
+}
+
+// hasKey asks for the right and then for ALL. Each no is an audit line, also
+// where ALL then says yes, as in Hadoop.
+func (q *request) hasKey(ctx context.Context, aclName string, right authz.KeyOp) bool {
+	if !q.policy.KeyRulePresent(aclName, right) {
+		return false
+	}
+	for _, op := range [...]authz.KeyOp{right, authz.KeyAll} {
+		if q.policy.MayKey(aclName, op, q.caller.Principal, q.ring.cfg.Groups) {
+			return true
+		}
+		q.log(ctx, audit.Unauthorized, audit.Op(op), aclName, "")
+	}
+	return false
+}
+
+// ok leaves the audit line of a request that was served. Lines of kind ERROR
+// name method and URL and are therefore left by the face that knows them.
+func (q *request) ok(ctx context.Context, key, message string) {
+	q.log(ctx, audit.OK, q.op, key, message)
+}
+
+func (q *request) log(ctx context.Context, status audit.Status, op audit.Op, key, message string) {
+	q.ring.cfg.Audit.Log(ctx, audit.Event{Status: status, Op: op, Key: key, Caller: *q.caller, Message: message})
+}
+
+func deref(s *string) string {
+	if s == nil {
+		return ""
+	}
+	return *s
+}

@@ -1,0 +1,442 @@
+package keyring
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/sony/gobreaker/v2"
+
+	"claviger"
+	"claviger/authz"
+	"claviger/eek"
+	"claviger/provider"
+	"claviger/secret"
+)
+
+const (
+	// homeTimeout is how long it is remembered, since it was last used, which
+	// source served a version. Versions don't move.
+	homeTimeout = 24 * time.Hour
+	// foreignTimeout is how long a source's metadata of a key that is not here is
+	// believed: as long as Hadoop believes in a current version.
+	foreignTimeout = 30 * time.Second
+	// missingTimeout is how long a version that nobody knows is not asked for
+	// again, so that a client that asks in a loop is no load on the sources.
+	missingTimeout = 10 * time.Second
+	// sourceChunk is how many EDEKs go into one call to a source, which has
+	// SourceTimeout for them.
+	sourceChunk = 250
+)
+
+// source is a Source with what keeps a dead one from being waited for.
+type source struct {
+	provider.Provider
+	blocks   provider.BlockEncrypter // one of the two is not nil
+	service  provider.EDEKService
+	property string // which names it, for messages
+	timeout  time.Duration
+	breaker  *gobreaker.CircuitBreaker[struct{}]
+	lastFail atomic.Pointer[SourceFailure]
+}
+
+// SourceFailure is a call to a source that got no answer.
+type SourceFailure struct {
+	At  time.Time
+	Err error
+}
+
+// SourceState tells how a source does, for consoles and metrics.
+type SourceState struct {
+	URI          string
+	Reencryption bool
+	// State is "closed" where calls go to the source, "open" where it is left
+	// alone after failures, "half-open" where one call may try it.
+	State string
+	// LastFailure is nil where each call got an answer so far.
+	LastFailure *SourceFailure
+}
+
+func newSource(s Source, cfg Config, log *slog.Logger) (*source, error) {
+	blocks, service, err := abilities(s.Provider)
+	if err != nil {
+		return nil, err
+	}
+	src := &source{Provider: s.Provider, blocks: blocks, service: service, timeout: cfg.SourceTimeout, property: "hadoop.kms.key.provider.uri"}
+	if s.Reencryption {
+		src.property = "hadoop.kms.key.provider.reencryption.source.uri"
+	}
+	src.breaker = gobreaker.NewCircuitBreaker[struct{}](gobreaker.Settings{
+		Name:         s.URI(),
+		MaxRequests:  1,
+		Timeout:      cfg.SourcePause,
+		ReadyToTrip:  func(n gobreaker.Counts) bool { return n.ConsecutiveFailures >= cfg.SourceFailures },
+		IsSuccessful: func(err error) bool { return err == nil || !noAnswer(err) },
+		IsExcluded:   func(err error) bool { return errors.Is(err, errLeft) },
+		OnStateChange: func(uri string, from, to gobreaker.State) {
+			log.Warn("circuit breaker of a source of key versions", "source", uri, "from", from.String(), "to", to.String())
+		},
+	})
+	return src, nil
+}
+
+// Sources tells how the sources do, in the order in which they are asked.
+func (r *Ring) Sources() []SourceState {
+	states := make([]SourceState, len(r.sources))
+	for i, s := range r.sources {
+		states[i] = SourceState{
+			URI: s.URI(), Reencryption: r.cfg.Sources[i].Reencryption,
+			State: s.breaker.State().String(), LastFailure: s.lastFail.Load(),
+		}
+	}
+	return states
+}
+
+var (
+	errTimeout = errors.New("no answer within")
+	// errLeft marks a call that its caller gave up, which tells nothing of the
+	// source.
+	errLeft = errors.New("the caller has gone")
+)
+
+// noAnswer reports whether the error means that the source is not there,
+// rather than that it said no.
+func noAnswer(err error) bool {
+	if errors.Is(err, errTimeout) || errors.Is(err, context.DeadlineExceeded) {
+		return true
+	}
+	switch claviger.KindOf(err) {
+	case claviger.Unavailable, claviger.SourceUnreachable, claviger.Closed:
+		return true
+	}
+	return false
+}
+
+// call calls the source within its time, unless it is being left alone.
+func (s *source) call(ctx context.Context, fn func(context.Context) error) error {
+	_, err := s.breaker.Execute(func() (struct{}, error) {
+		begun := time.Now()
+		limited, cancel := context.WithTimeout(ctx, s.timeout)
+		defer cancel()
+		err := fn(limited)
+		switch {
+		case err == nil:
+		case ctx.Err() != nil:
+			// The request's own end came first. If it was a deadline, and the source
+			// had much of its time, the source is to blame.
+			if errors.Is(ctx.Err(), context.Canceled) || time.Since(begun) < s.timeout/2 {
+				err = fmt.Errorf("%w: %w", errLeft, err)
+			} else {
+				err = fmt.Errorf("%w %v: %w", errTimeout, time.Since(begun).Round(time.Millisecond), err)
+			}
+		case limited.Err() != nil:
+			err = fmt.Errorf("%w %v: %w", errTimeout, s.timeout, err)
+		}
+		if err != nil && noAnswer(err) && !errors.Is(err, errLeft) {
+			s.lastFail.Store(&SourceFailure{At: time.Now(), Err: err})
+		}
+		return struct{}{}, err
+	})
+	return err
+}
+
+// unwrap has the source open EDEKs that are all of one version.
+func (s *source) unwrap(ctx context.Context, key, as string, edeks []claviger.EDEK) ([]secret.Bytes, error) {
+	deks := make([]secret.Bytes, 0, len(edeks))
+	for len(edeks) > 0 {
+		chunk := edeks[:min(len(edeks), sourceChunk)]
+		edeks = edeks[len(chunk):]
+		var opened []secret.Bytes
+		err := s.call(ctx, func(ctx context.Context) (err error) {
+			if s.service != nil {
+				opened, err = s.service.Unwrap(ctx, key, as, chunk)
+				return err
+			}
+			opened, err = eek.Unwrap(ctx, s.blocks, chunk)
+			if err == nil && len(chunk[0].Material) == 0 {
+				// Nothing to encrypt may mean that nobody was asked; and what is served
+				// counts, and is remembered.
+				_, err = s.Version(ctx, chunk[0].Version)
+			}
+			return err
+		})
+		if err == nil {
+			err = fits(chunk, opened)
+		}
+		deks = append(deks, opened...)
+		if err != nil {
+			wipeAll(deks)
+			return nil, err
+		}
+	}
+	return deks, nil
+}
+
+// fits checks that a source's answer is one DEK per EDEK, of its length.
+func fits(edeks []claviger.EDEK, deks []secret.Bytes) error {
+	if len(deks) != len(edeks) {
+		return claviger.Errorf("keyring.unwrap", claviger.Internal, edeks[0].Version, "%d DEKs for %d EDEKs", len(deks), len(edeks))
+	}
+	for i := range deks {
+		if len(deks[i]) != len(edeks[i].Material) {
+			return claviger.Errorf("keyring.unwrap", claviger.Internal, edeks[i].Version, "a DEK of %d bytes for an EDEK of %d", len(deks[i]), len(edeks[i].Material))
+		}
+	}
+	return nil
+}
+
+// mayBeForeign reports whether err, from looking for the version at the
+// primary, leaves it possible that a source has it.
+func (r *Ring) mayBeForeign(err error, version string) bool {
+	if len(r.sources) == 0 || !claviger.Is(err, claviger.VersionNotFound) {
+		return false
+	}
+	if _, ok := claviger.KeyOfVersion(version); !ok {
+		return false
+	}
+	_, missing := r.missing.get(version)
+	return !missing
+}
+
+// decryptForeign opens an EDEK of a version that only a source can know. The
+// rules of the key are asked before the source is.
+func (r *Ring) decryptForeign(ctx context.Context, q *request, named *string, e claviger.EDEK) (secret.Bytes, error) {
+	version := e.Version
+	key, _ := claviger.KeyOfVersion(version)
+	if r.cfg.KeyAuthorization {
+		if err := belongs(version, key, named); err != nil {
+			return nil, err
+		}
+		m, err := r.metadataAnywhere(ctx, key, version)
+		if err != nil {
+			return nil, err
+		}
+		if err := q.needKey(ctx, m, authz.KeyDecryptEEK); err != nil {
+			return nil, err
+		}
+	}
+	deks, err := r.unwrapAtSource(ctx, useDecrypt, key, version, q.caller.Short, []claviger.EDEK{e})
+	if err != nil {
+		return nil, err
+	}
+	return deks[0], nil
+}
+
+// metadataAnywhere returns a key's metadata: ours, or else that of the first
+// source which has the key. Where nobody has it there can't be such a version
+// (kind VersionNotFound). Hadoop guards no key that it has no metadata of; a key
+// of which a source has some is guarded here all the same.
+func (r *Ring) metadataAnywhere(ctx context.Context, key, version string) (*claviger.Metadata, error) {
+	m, err := r.metadata(ctx, key)
+	if m != nil || err != nil {
+		return m, err
+	}
+	m, err = r.foreign.fetch(ctx, key, r.askSourcesForMetadata)
+	if claviger.Is(err, claviger.KeyNotFound) {
+		r.missing.put(version, struct{}{})
+		return nil, claviger.E("keyring.source", claviger.VersionNotFound, version, nil)
+	}
+	return m, err
+}
+
+func (r *Ring) askSourcesForMetadata(ctx context.Context, key string) (*claviger.Metadata, error) {
+	for _, s := range r.sources {
+		var m *claviger.Metadata
+		err := s.call(ctx, func(ctx context.Context) (err error) {
+			m, err = oneMetadata(ctx, s, key)
+			return err
+		})
+		if err == nil {
+			return m, nil
+		}
+		if !claviger.Is(err, claviger.KeyNotFound) {
+			return nil, s.explain(err, question{what: "the metadata of key '" + key + "'", name: key, op: "GET_METADATA", keyOp: "READ", key: key})
+		}
+	}
+	return nil, claviger.E("keyring.source", claviger.KeyNotFound, key, nil)
+}
+
+// unwrapAtSource finds the source that has the version and has it open EDEKs,
+// all of that version, on behalf of as ("" = in our own name).
+func (r *Ring) unwrapAtSource(ctx context.Context, use, key, version, as string, edeks []claviger.EDEK) ([]secret.Bytes, error) {
+	ask := question{what: "key version '" + version + "'", name: version, op: "DECRYPT_EEK", keyOp: "DECRYPT_EEK", key: key, as: as}
+	var deks []secret.Bytes
+	s, err := r.findSource(version, ask, func(s *source) (err error) {
+		deks, err = s.unwrap(ctx, key, as, edeks)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	r.homes.put(version, s)
+	r.usage.add(s.URI(), version, use, len(edeks))
+	return deks, nil
+}
+
+// versionAtSource tells of a version that the primary does not know: without
+// material, whatever the source would show.
+func (r *Ring) versionAtSource(ctx context.Context, q *request, version string) (*provider.KeyVersion, error) {
+	notFound := claviger.E("keyring.Version", claviger.VersionNotFound, version, nil)
+	if !r.mayBeForeign(notFound, version) {
+		return nil, nil
+	}
+	key, _ := claviger.KeyOfVersion(version)
+	if r.cfg.KeyAuthorization {
+		m, err := r.metadataAnywhere(ctx, key, version)
+		if claviger.Is(err, claviger.VersionNotFound) {
+			return nil, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		if err := q.needKey(ctx, m, authz.KeyRead); err != nil {
+			return nil, err
+		}
+	}
+	var v provider.KeyVersion
+	ask := question{what: "key version '" + version + "'", name: version, op: "GET", keyOp: "READ", key: key}
+	_, err := r.findSource(version, ask, func(s *source) error {
+		return s.call(ctx, func(ctx context.Context) (err error) {
+			v, err = s.Version(ctx, version)
+			return err
+		})
+	})
+	if claviger.Is(err, claviger.VersionNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	v.Material = nil // not wiped: the source may hold on to it
+	q.ok(ctx, v.Key, "")
+	return &v, nil
+}
+
+// findSource calls try with the source that served the version before, or with
+// the sources in order until one does not say "not found". One that refuses or
+// does not answer ends the walk, see the package comment. Kinds VersionNotFound,
+// SourceUnreachable, SourceRefused, and what else a source may say of the EDEKs.
+func (r *Ring) findSource(version string, ask question, try func(*source) error) (*source, error) {
+	if s, ok := r.homes.get(version); ok {
+		err := try(s)
+		if err == nil {
+			return s, nil
+		}
+		if !notThere(err) {
+			return nil, s.explain(err, ask)
+		}
+		r.homes.drop(version) // the source was rebuilt, or its key deleted
+	}
+	for _, s := range r.sources {
+		err := try(s)
+		if err == nil {
+			return s, nil
+		}
+		if !notThere(err) {
+			return nil, s.explain(err, ask)
+		}
+	}
+	r.missing.put(version, struct{}{})
+	return nil, claviger.E("keyring.source", claviger.VersionNotFound, version, nil)
+}
+
+// notThere reports whether a source said that it has no such version.
+func notThere(err error) bool {
+	switch claviger.KindOf(err) {
+	case claviger.VersionNotFound, claviger.KeyNotFound:
+		return true
+	}
+	return false
+}
+
+// question is what a source was asked, for messages.
+type question struct {
+	what      string // "key version 'k@0'"
+	name      string // Error.Key
+	op, keyOp string // the rights that the source wants for it
+	key       string
+	as        string // the user on whose behalf, "" for ourselves
+}
+
+// explain makes of a source's error what the caller and the operator need.
+func (s *source) explain(err error, ask question) error {
+	const op = "keyring.source"
+	switch kind := claviger.KindOf(err); {
+	case errors.Is(err, errLeft):
+		return claviger.E(op, claviger.Unavailable, ask.name, err)
+	case errors.Is(err, gobreaker.ErrOpenState), errors.Is(err, gobreaker.ErrTooManyRequests):
+		why := "it is left alone for a while after failures"
+		if f := s.lastFail.Load(); f != nil {
+			why = fmt.Sprintf("%s, the last at %s: %s", why, f.At.UTC().Format(time.RFC3339), said(f.Err))
+		}
+		return s.unreachable(ask, why)
+	case noAnswer(err):
+		return s.unreachable(ask, said(err))
+	case kind == claviger.Denied || kind == claviger.KeyDenied:
+		who := "this KMS, which asked in its own name,"
+		if ask.as != "" {
+			who = "user '" + ask.as + "'"
+		}
+		return claviger.Errorf(op, claviger.SourceRefused, ask.name, "the source %s refused %s %s: %s; %s",
+			s.URI(), who, ask.what, said(err), cure(kind, said(err), ask))
+	case kind == claviger.Internal:
+		// Its text is for the log only, see claviger.Internal.
+		return claviger.E(op, claviger.SourceUnreachable, ask.name, &brokenSource{uri: s.URI(), what: ask.what, err: err})
+	default: // BadIV, WrongKey and the like: of what was asked, not of the source
+		return err
+	}
+}
+
+// brokenSource is an error of a source whose own words are not for the caller.
+type brokenSource struct {
+	uri, what string
+	err       error
+}
+
+func (b *brokenSource) Error() string {
+	return fmt.Sprintf("%s is not held here, and the source %s, which may hold it, failed at it; see the log there", b.what, b.uri)
+}
+
+func (b *brokenSource) Unwrap() error { return b.err }
+
+func (s *source) unreachable(ask question, why string) error {
+	return claviger.Errorf("keyring.source", claviger.SourceUnreachable, ask.name,
+		"%s is not held here, and the source %s, which may hold it, does not answer: %s; "+
+			"check that it runs, that this host reaches it, and the property %s",
+		ask.what, s.URI(), why, s.property)
+}
+
+// cure names the property at the source that would allow what it refused.
+func cure(kind claviger.Kind, refusal string, ask question) string {
+	switch {
+	case strings.Contains(refusal, "not allowed to impersonate"):
+		return "in the source's kms-site.xml hadoop.kms.proxyuser.<this KMS's user>.users (or .groups) must name " + ask.as
+	case strings.Contains(refusal, "Unauthorized connection for super-user"):
+		return "in the source's kms-site.xml hadoop.kms.proxyuser.<this KMS's user>.hosts must name this host"
+	}
+	who := ask.as
+	if who == "" {
+		who = "this KMS's user"
+	}
+	if kind == claviger.KeyDenied {
+		return fmt.Sprintf("in the source's kms-acls.xml key.acl.%s.%s or whitelist.key.acl.%s must admit %s", ask.key, ask.keyOp, ask.keyOp, who)
+	}
+	return fmt.Sprintf("in the source's kms-acls.xml hadoop.kms.acl.%s must admit %s, and hadoop.kms.blacklist.%s must not name it", ask.op, who, ask.op)
+}
+
+// said is the first line of what went wrong at a source, without the names of
+// our own functions.
+func said(err error) string {
+	var e *claviger.Error
+	if !errors.Is(err, errTimeout) && errors.As(err, &e) {
+		if err = e.Err; err == nil {
+			return e.Kind.String()
+		}
+	}
+	line, _, _ := strings.Cut(err.Error(), "\n")
+	return line
+}

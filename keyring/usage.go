@@ -1,0 +1,214 @@
+package keyring
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"claviger"
+	"claviger/metastore"
+)
+
+// What a source's version was used for, as metastore.Use.Op says it.
+const (
+	useDecrypt   = "decrypt"
+	useReencrypt = "reencrypt"
+)
+
+const (
+	// flushEvery is how much of the counters a crash can lose.
+	flushEvery = 3 * time.Second
+	// flushTimeout limits one writing of the counters.
+	flushTimeout = 10 * time.Second
+	// countedVersions bounds the counters in memory. Only versions that a source
+	// has really served are counted, so there are as many as the source has; what
+	// is beyond the bound is counted under OtherVersions.
+	countedVersions = 1 << 16
+)
+
+// OtherVersions stands for the versions of a source that are too many to be
+// counted one by one.
+const OtherVersions = "(others)"
+
+// usage counts the uses of source versions, and writes them down every few
+// seconds: by it a source is proved idle.
+type usage struct {
+	store metastore.Usage // may be nil
+	log   *slog.Logger
+
+	mu      sync.Mutex
+	pending map[useName]*useCount // not written yet; all there are, where store is nil
+	limit   int
+
+	flushing sync.Mutex // one flush or reading of the store at a time
+	stop     chan struct{}
+	stopped  chan struct{}
+}
+
+type useName struct{ source, version, op string }
+
+type useCount struct {
+	count int64
+	last  time.Time
+}
+
+func newUsage(store metastore.Usage, log *slog.Logger) *usage {
+	u := &usage{store: store, log: log, limit: countedVersions, pending: map[useName]*useCount{}}
+	if store != nil {
+		u.stop, u.stopped = make(chan struct{}), make(chan struct{})
+		go u.run()
+	}
+	return u
+}
+
+// add counts n EDEKs of a version that a source has opened.
+func (u *usage) add(source, version, op string, n int) {
+	now := time.Now()
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.merge(useName{source, version, op}, int64(n), now)
+}
+
+// merge needs u.mu.
+func (u *usage) merge(name useName, n int64, last time.Time) {
+	c := u.pending[name]
+	if c == nil {
+		if len(u.pending) >= u.limit {
+			name.version = OtherVersions
+			c = u.pending[name]
+		}
+		if c == nil {
+			c = &useCount{}
+			u.pending[name] = c
+		}
+	}
+	c.count += n
+	if last.After(c.last) {
+		c.last = last
+	}
+}
+
+func (u *usage) run() {
+	defer close(u.stopped)
+	tick := time.NewTicker(flushEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			if err := u.flush(); err != nil {
+				u.log.Error("the counters of source key versions could not be written; they are kept and written later", "error", err)
+			}
+		case <-u.stop:
+			return
+		}
+	}
+}
+
+// flush writes what is pending. What could not be written stays pending.
+func (u *usage) flush() error {
+	u.flushing.Lock()
+	defer u.flushing.Unlock()
+	u.mu.Lock()
+	taken := u.pending
+	u.pending = make(map[useName]*useCount, len(taken))
+	u.mu.Unlock()
+	if len(taken) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), flushTimeout)
+	defer cancel()
+	err := u.store.AddUse(ctx, uses(taken))
+	if err != nil {
+		u.mu.Lock()
+		defer u.mu.Unlock()
+		for name, c := range taken {
+			u.merge(name, c.count, c.last)
+		}
+	}
+	return err
+}
+
+func uses(counts map[useName]*useCount) []metastore.Use {
+	list := make([]metastore.Use, 0, len(counts))
+	for name, c := range counts {
+		list = append(list, metastore.Use{Source: name.source, Version: name.version, Op: name.op, Count: c.count, Last: c.last})
+	}
+	return list
+}
+
+// all returns the counters, those of earlier runs included.
+func (u *usage) all(ctx context.Context) ([]metastore.Use, error) {
+	u.flushing.Lock() // else a flush could move counts past us, from one place to the other
+	defer u.flushing.Unlock()
+	var list []metastore.Use
+	if u.store != nil {
+		var err error
+		if list, err = u.store.Uses(ctx); err != nil {
+			return nil, err
+		}
+	}
+	at := make(map[useName]int, len(list))
+	for i, use := range list {
+		at[useName{use.Source, use.Version, use.Op}] = i
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for _, use := range uses(u.pending) {
+		i, ok := at[useName{use.Source, use.Version, use.Op}]
+		if !ok {
+			list = append(list, use)
+			continue
+		}
+		list[i].Count += use.Count
+		if use.Last.After(list[i].Last) {
+			list[i].Last = use.Last
+		}
+	}
+	return list, nil
+}
+
+// close ends the writing after one last time.
+func (u *usage) close() error {
+	if u.store == nil {
+		return nil
+	}
+	close(u.stop)
+	<-u.stopped
+	return u.flush()
+}
+
+// SourceUse returns how often and when last each version of a source was used
+// through this service, over all its runs (and, where the metastore is shared,
+// over all its nodes, up to a few seconds ago).
+func (r *Ring) SourceUse(ctx context.Context) ([]metastore.Use, error) {
+	if r.closed.Load() {
+		return nil, claviger.E("keyring.SourceUse", claviger.Closed, "", nil)
+	}
+	return r.usage.all(ctx)
+}
+
+// rememberHomes takes from the counters which source served which version in
+// earlier runs. A store that can't be read is no reason not to serve: the
+// sources are then asked in order.
+func (r *Ring) rememberHomes() {
+	if len(r.sources) == 0 || r.cfg.Usage == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), flushTimeout)
+	defer cancel()
+	list, err := r.cfg.Usage.Uses(ctx)
+	if err != nil {
+		r.log.Warn("the counters of source key versions could not be read", "error", err)
+		return
+	}
+	byURI := make(map[string]*source, len(r.sources))
+	for _, s := range r.sources {
+		byURI[s.URI()] = s
+	}
+	for _, use := range list {
+		if s := byURI[use.Source]; s != nil && use.Version != OtherVersions {
+			r.homes.put(use.Version, s)
+		}
+	}
+}
