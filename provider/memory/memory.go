@@ -348,4 +348,3 @@ func (p *Provider) Delete(ctx context.Context, name string) error {
 	delete(p.keys, name)
 	return nil
 }
-

@@ -1,0 +1,410 @@
+package providertest
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"claviger"
+	"claviger/provider"
+)
+
+func testKeys(t *testing.T, s Suite) {
+	for _, c := range []struct {
+		name string
+		f    func(*testing.T, Suite)
+	}{
+		{"Create", testCreate}, {"Description", testDescription}, {"Attributes", testAttributes},
+		{"CreateRefuses", testCreateRefuses}, {"Material", testMaterial}, {"Roll", testRoll},
+		{"Missing", testMissing}, {"Delete", testDelete}, {"Many", testMany}, {"OddNames", testOddNames},
+	} {
+		t.Run(c.name, func(t *testing.T) { c.f(t, s) })
+	}
+}
+
+func testCreate(t *testing.T, s Suite) {
+	p := s.open(t)
+	if p.URI() == "" {
+		t.Error("URI is empty")
+	}
+	for _, bits := range []int{128, 192, 256} {
+		name := keyName(fmt.Sprint("create", bits))
+		if m := metadata(t, p, name); m != nil {
+			t.Fatalf("%q is there already", name)
+		}
+		before := time.Now()
+		v := create(t, p, spec(name, bits))
+		after := time.Now()
+		s.wantVersion(t, v, name, bits)
+
+		m := metadata(t, p, name)
+		if m == nil {
+			t.Fatalf("%q is not there", name)
+		}
+		if m.Name != name || m.Cipher != claviger.DefaultCipher || m.BitLength != bits || m.Versions != 1 {
+			t.Errorf("metadata %+v", m)
+		}
+		if !sameAttributes(m.Attributes, nil) {
+			t.Errorf("attributes %v, want none, and not nil", m.Attributes)
+		}
+		// Created has milliseconds: it may lie before the call by less than one.
+		if m.Created.Before(before.Add(-time.Millisecond-s.Skew)) || m.Created.After(after.Add(s.Skew)) {
+			t.Errorf("created %v, want between %v and %v", m.Created, before, after)
+		}
+		if !m.Created.Equal(m.Created.Truncate(time.Millisecond)) {
+			t.Errorf("created %v is finer than milliseconds", m.Created)
+		}
+		cur, err := p.Current(t.Context(), name)
+		if err != nil || !same(cur, v) {
+			t.Errorf("Current: %q, %v; want what Create returned, %q", cur.Name, err, v.Name)
+		}
+		got, err := p.Version(t.Context(), v.Name)
+		if err != nil || !same(got, v) {
+			t.Errorf("Version(%q): %q, %v", v.Name, got.Name, err)
+		}
+		if list := versions(t, p, name); len(list) != 1 || !same(list[0], v) {
+			t.Errorf("Versions: %q", names(list))
+		}
+		keys, err := p.Keys(t.Context())
+		if err != nil || len(own(keys, name)) != 1 {
+			t.Errorf("Keys lists %q %d times, %v", name, len(own(keys, name)), err)
+		}
+	}
+}
+
+func testDescription(t *testing.T, s Suite) {
+	p := s.open(t)
+	for i, want := range []*string{nil, ptr(""), ptr("a zone's key"), ptr("ümläut \"quo'te\" \\ \n 鍵 <&>")} {
+		sp := spec(keyName(fmt.Sprint("description", i)), 128)
+		sp.Description = want
+		create(t, p, sp)
+		if m := metadata(t, p, sp.Name); m == nil || text(m.Description) != text(want) {
+			t.Errorf("description is %s, want %s", text(m.Description), text(want))
+		}
+	}
+}
+
+func testAttributes(t *testing.T, s Suite) {
+	p := s.open(t)
+	for i, want := range []map[string]string{
+		nil, {}, {"a": "b"}, {"a": "", "B c": "d=e,f", "ü": "\"鍵\"\n"},
+		{claviger.ACLNameAttribute: keyName("acl"), "x": "y"},
+	} {
+		sp := spec(keyName(fmt.Sprint("attributes", i)), 256)
+		sp.Attributes = want
+		create(t, p, sp)
+		m := metadata(t, p, sp.Name)
+		if m == nil || !sameAttributes(m.Attributes, want) {
+			t.Errorf("attributes of %+v, want %v", m, want)
+			continue
+		}
+		// What is returned belongs to the caller.
+		m.Attributes["mine"] = "changed"
+		if again := metadata(t, p, sp.Name); !sameAttributes(again.Attributes, want) {
+			t.Errorf("a caller's change shows: %v", again.Attributes)
+		}
+	}
+}
+
+func testCreateRefuses(t *testing.T, s Suite) {
+	p := s.open(t)
+	name := keyName("refuse")
+	for _, bits := range []int{-128, -1, 1, 64, 100, 129, 512, 1 << 30} {
+		_, err := p.Create(t.Context(), spec(name, bits))
+		wantKind(t, fmt.Sprintf("Create with %d bits", bits), err, claviger.InvalidKeySize)
+	}
+	for _, cipher := range []string{"FOO/CTR/NoPadding", "nonsense"} {
+		sp := spec(name, 128)
+		sp.Cipher = cipher
+		_, err := p.Create(t.Context(), sp)
+		wantKind(t, "Create with cipher "+cipher, err, claviger.UnknownCipher)
+	}
+	_, err := p.Create(t.Context(), spec("", 128))
+	wantKind(t, "Create without a name", err, claviger.Invalid)
+	for _, n := range s.Refused {
+		_, err := p.Create(t.Context(), spec(n, 128))
+		wantKind(t, fmt.Sprintf("Create of %q", n), err, claviger.Invalid)
+	}
+	if m := metadata(t, p, name); m != nil {
+		t.Errorf("a refused key is there: %+v", m)
+	}
+
+	v := create(t, p, spec(name, 192))
+	before := metadata(t, p, name)
+	other := spec(name, 256)
+	other.Description = ptr("another")
+	_, err = p.Create(t.Context(), other)
+	wantKind(t, "Create of an existing key", err, claviger.KeyExists)
+	if m := metadata(t, p, name); m == nil || m.BitLength != 192 || m.Description != nil || m.Versions != 1 || !m.Created.Equal(before.Created) {
+		t.Errorf("a refused Create changed the key: %+v, before %+v", m, before)
+	}
+	if cur, err := p.Current(t.Context(), name); err != nil || !same(cur, v) {
+		t.Errorf("a refused Create changed the version: %q, %v", cur.Name, err)
+	}
+}
+
+func testMaterial(t *testing.T, s Suite) {
+	p := s.open(t)
+	if !s.TakesMaterial {
+		name := keyName("given")
+		sp := spec(name, 128)
+		sp.Material = bytesOf(16)
+		_, err := p.Create(t.Context(), sp)
+		wantKind(t, "Create with material", err, claviger.Unsupported)
+		if m := metadata(t, p, name); m != nil {
+			t.Errorf("the refused key is there: %+v", m)
+		}
+		create(t, p, spec(name, 128))
+		_, err = p.Roll(t.Context(), name, bytesOf(16))
+		wantKind(t, "Roll with material", err, claviger.Unsupported)
+		if n := len(versions(t, p, name)); n != 1 {
+			t.Errorf("%d versions after a refused Roll", n)
+		}
+		return
+	}
+	for _, bits := range []int{128, 192, 256} {
+		name := keyName(fmt.Sprint("given", bits))
+		for _, n := range []int{0, 1, bits/8 - 1, bits/8 + 1, 64} {
+			sp := spec(name, bits)
+			sp.Material = bytesOf(n)
+			_, err := p.Create(t.Context(), sp)
+			wantKind(t, fmt.Sprintf("Create of %d bits with %d bytes", bits, n), err, claviger.MaterialLength)
+		}
+		if m := metadata(t, p, name); m != nil {
+			t.Errorf("a refused key is there: %+v", m)
+		}
+		sp := spec(name, bits)
+		sp.Material = bytesOf(bits / 8)
+		kept := slices.Clone(sp.Material)
+		first := create(t, p, sp)
+		second := bytesOf(bits / 8)
+		kept2 := slices.Clone(second)
+		v2, err := p.Roll(t.Context(), name, second)
+		if err != nil {
+			t.Fatalf("Roll with material: %v", err)
+		}
+		for _, n := range []int{0, 1, bits/8 - 1, bits/8 + 1} {
+			_, err := p.Roll(t.Context(), name, bytesOf(n))
+			wantKind(t, fmt.Sprintf("Roll of %d bits with %d bytes", bits, n), err, claviger.MaterialLength)
+		}
+		// What was given belongs to the caller, who wipes it.
+		sp.Material.Wipe()
+		second.Wipe()
+		list := versions(t, p, name)
+		if len(list) != 2 || list[0].Name != first.Name || list[1].Name != v2.Name {
+			t.Fatalf("versions %q", names(list))
+		}
+		if s.ShowsMaterial && (!list[0].Material.Equal(kept) || !list[1].Material.Equal(kept2)) {
+			t.Error("the material is not what was given")
+		}
+	}
+	name := keyName("nokey")
+	_, err := p.Roll(t.Context(), name, bytesOf(16))
+	wantKind(t, "Roll of a missing key with material", err, claviger.KeyNotFound)
+}
+
+func testRoll(t *testing.T, s Suite) {
+	p := s.open(t)
+	name := keyName("roll")
+	sp := spec(name, 256)
+	sp.Description, sp.Attributes = ptr("kept"), map[string]string{"kept": "too"}
+	want := []provider.KeyVersion{create(t, p, sp)}
+	before := metadata(t, p, name)
+	for i := range 12 {
+		v := roll(t, p, name)
+		s.wantVersion(t, v, name, 256)
+		want = append(want, v)
+		if cur, err := p.Current(t.Context(), name); err != nil || !same(cur, v) {
+			t.Fatalf("after roll %d the current version is %q, %v; want %q", i+1, cur.Name, err, v.Name)
+		}
+	}
+	list := versions(t, p, name)
+	if !slices.Equal(names(list), names(want)) {
+		t.Errorf("versions %q, want %q", names(list), names(want))
+	}
+	seen, materials := map[string]bool{}, map[string]bool{}
+	for i, v := range list {
+		if !same(v, want[i]) {
+			t.Errorf("version %d is not what Roll returned", i)
+		}
+		if got, err := p.Version(t.Context(), v.Name); err != nil || !same(got, v) {
+			t.Errorf("Version(%q): %q, %v", v.Name, got.Name, err)
+		}
+		seen[v.Name], materials[string(v.Material)] = true, true
+	}
+	if len(seen) != 13 || s.ShowsMaterial && len(materials) != 13 {
+		t.Errorf("%d different names and %d different materials of 13", len(seen), len(materials))
+	}
+	m := metadata(t, p, name)
+	if m.Versions != 13 || text(m.Description) != `"kept"` || !sameAttributes(m.Attributes, sp.Attributes) || !m.Created.Equal(before.Created) {
+		t.Errorf("metadata %+v, before %+v", m, before)
+	}
+}
+
+func testMissing(t *testing.T, s Suite) {
+	p := s.open(t)
+	name := keyName("missing")
+	here := keyName("here")
+	create(t, p, spec(here, 128))
+
+	if list, err := p.Versions(t.Context(), name); err != nil || len(list) != 0 {
+		t.Errorf("Versions of a missing key: %q, %v", names(list), err)
+	}
+	_, err := p.Current(t.Context(), name)
+	wantKind(t, "Current of a missing key", err, claviger.KeyNotFound)
+	_, err = p.Roll(t.Context(), name, nil)
+	wantKind(t, "Roll of a missing key", err, claviger.KeyNotFound)
+	wantKind(t, "Delete of a missing key", p.Delete(t.Context(), name), claviger.KeyNotFound)
+	for _, v := range append(missing(here), missing(name)...) {
+		if got, err := p.Version(t.Context(), v); !claviger.Is(err, claviger.VersionNotFound) {
+			t.Errorf("Version(%.80q): %q, %v; want kind VersionNotFound", v, got.Name, err)
+		}
+	}
+	if list, err := p.Metadata(t.Context()); err != nil || len(list) != 0 {
+		t.Errorf("Metadata of nothing: %v, %v", list, err)
+	}
+	list, err := p.Metadata(t.Context(), name, here, "", name, here)
+	if err != nil || len(list) != 5 {
+		t.Fatalf("Metadata: %d entries, %v", len(list), err)
+	}
+	for i, want := range []bool{false, true, false, false, true} {
+		if (list[i] != nil) != want || want && list[i].Name != here {
+			t.Errorf("entry %d is %+v", i, list[i])
+		}
+	}
+}
+
+func testDelete(t *testing.T, s Suite) {
+	p := s.open(t)
+	objects := 0
+	if s.Objects != nil {
+		objects = s.Objects(t, p)
+	}
+	name, stays := keyName("delete"), keyName("delete-stays")
+	old := create(t, p, spec(name, 128))
+	rolled := roll(t, p, name)
+	kept := create(t, p, spec(stays, 128))
+	if err := p.Delete(t.Context(), name); err != nil {
+		t.Fatal(err)
+	}
+	gone := func() {
+		t.Helper()
+		if m := metadata(t, p, name); m != nil {
+			t.Errorf("metadata of the deleted key: %+v", m)
+		}
+		if list := versions(t, p, name); len(list) != 0 {
+			t.Errorf("versions of the deleted key: %q", names(list))
+		}
+		_, err := p.Current(t.Context(), name)
+		wantKind(t, "Current of the deleted key", err, claviger.KeyNotFound)
+		for _, v := range []string{old.Name, rolled.Name} {
+			_, err := p.Version(t.Context(), v)
+			wantKind(t, "Version of the deleted key", err, claviger.VersionNotFound)
+		}
+		keys, err := p.Keys(t.Context())
+		if err != nil || slices.Contains(keys, name) || !slices.Contains(keys, stays) {
+			t.Errorf("Keys lists the deleted key: %v, the other: %v; %v", slices.Contains(keys, name), slices.Contains(keys, stays), err)
+		}
+	}
+	gone()
+	wantKind(t, "second Delete", p.Delete(t.Context(), name), claviger.KeyNotFound)
+	if s.Objects != nil {
+		if n := s.Objects(t, p); n != objects+1 {
+			t.Errorf("%d objects, want %d", n, objects+1)
+		}
+	}
+	if cur, err := p.Current(t.Context(), stays); err != nil || !same(cur, kept) {
+		t.Errorf("the other key is %q, %v", cur.Name, err)
+	}
+
+	// The name is free again, and the new key is another.
+	sp := spec(name, 256)
+	again := create(t, p, sp)
+	s.wantVersion(t, again, name, 256)
+	if list := versions(t, p, name); len(list) != 1 || !same(list[0], again) {
+		t.Errorf("versions of the new key: %q", names(list))
+	}
+	if m := metadata(t, p, name); m == nil || m.Versions != 1 || m.BitLength != 256 {
+		t.Errorf("metadata of the new key: %+v", m)
+	}
+	if s.ShowsMaterial && again.Material.Equal(old.Material) {
+		t.Error("the new key has the old one's material")
+	}
+	if err := p.Delete(t.Context(), name); err != nil {
+		t.Fatal(err)
+	}
+	if m := metadata(t, p, name); m != nil {
+		t.Errorf("deleted twice, still there: %+v", m)
+	}
+}
+
+func testMany(t *testing.T, s Suite) {
+	p := s.open(t)
+	prefix := keyName("many")
+	var want []string
+	for i := range s.Many {
+		name := fmt.Sprintf("%s-%04d", prefix, i)
+		sp := spec(name, []int{128, 192, 256}[i%3])
+		sp.Description = ptr(name)
+		create(t, p, sp)
+		want = append(want, name)
+	}
+	keys, err := p.Keys(t.Context())
+	if err != nil || !slices.Equal(own(keys, prefix), want) {
+		t.Errorf("Keys lists %d of %d, %v", len(own(keys, prefix)), len(want), err)
+	}
+	// In the order asked, with a hole.
+	ask := slices.Clone(want)
+	slices.Reverse(ask)
+	ask = append(ask, prefix+"-hole")
+	list, err := p.Metadata(t.Context(), ask...)
+	if err != nil || len(list) != len(ask) {
+		t.Fatalf("Metadata: %d of %d entries, %v", len(list), len(ask), err)
+	}
+	for i, m := range list[:len(want)] {
+		if m == nil || m.Name != ask[i] || text(m.Description) != fmt.Sprintf("%q", ask[i]) || m.Versions != 1 {
+			t.Fatalf("entry %d is %+v, asked for %q", i, m, ask[i])
+		}
+	}
+	if list[len(want)] != nil {
+		t.Errorf("a missing key has metadata: %+v", list[len(want)])
+	}
+}
+
+func testOddNames(t *testing.T, s Suite) {
+	p := s.open(t)
+	mark := keyName("") // the backing may be shared
+	for _, odd := range s.Names {
+		// What is odd about a name may be how it begins or how it ends.
+		for _, name := range []string{odd + mark, mark + odd} {
+			v, err := p.Create(t.Context(), spec(name, 128))
+			if err != nil {
+				t.Errorf("Create(%q): %v", name, err)
+				continue
+			}
+			s.wantVersion(t, v, name, 128)
+			v2 := roll(t, p, name)
+			s.wantVersion(t, v2, name, 128)
+			if m := metadata(t, p, name); m == nil || m.Name != name || m.Versions != 2 {
+				t.Errorf("Metadata(%q): %+v", name, m)
+			}
+			if list := versions(t, p, name); len(list) != 2 || !same(list[0], v) || !same(list[1], v2) {
+				t.Errorf("Versions(%q): %q", name, names(list))
+			}
+			if got, err := p.Version(t.Context(), v.Name); err != nil || !same(got, v) {
+				t.Errorf("Version(%q): %q, %v", v.Name, got.Name, err)
+			}
+			keys, err := p.Keys(t.Context())
+			if err != nil || !slices.Contains(keys, name) {
+				t.Errorf("Keys does not list %q, %v", name, err)
+			}
+			if err := p.Delete(t.Context(), name); err != nil {
+				t.Errorf("Delete(%q): %v", name, err)
+			}
+			if m := metadata(t, p, name); m != nil {
+				t.Errorf("%q was deleted and is there", name)
+			}
+		}
+	}
+}
