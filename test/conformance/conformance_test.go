@@ -1,0 +1,216 @@
+package conformance
+
+import (
+	"archive/zip"
+	"context"
+	"flag"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"claviger/test/hadoop"
+)
+
+var reference = flag.Bool("reference", false, "run against the real Java KMS instead of claviger")
+
+// methods are the tests of TestKMS that need simple authentication only.
+var methods = []string{
+	"testSpecialKeyNames",
+	"testKMSProvider",
+	"testKMSProviderCaching",
+	"testStartStopHttpPseudo",
+	"testKMSRestartSimpleAuth",
+	"testKMSAuthFailureRetry",
+	"testKMSTimeout",
+}
+
+// serialFilter lets the JVM read the metadata objects in a JCEKS keystore.
+const serialFilter = `-Djceks.key.serialFilter=java.lang.Enum;java.security.KeyRep;java.security.KeyRep$Type;javax.crypto.spec.SecretKeySpec;org.apache.hadoop.crypto.key.JavaKeyStoreProvider$KeyMetadata;!*`
+
+// Hadoop asks the JDK's internals for the default realm, even where Kerberos is
+// not used.
+const (
+	openKerberos   = "--add-opens=java.security.jgss/sun.security.krb5=ALL-UNNAMED"
+	exportKerberos = "--add-exports=java.security.jgss/sun.security.krb5=ALL-UNNAMED"
+)
+
+// outcome is how one JUnit test ended.
+type outcome struct {
+	name    string
+	how     string // PASS, FAIL, SKIP
+	seconds float64
+	trace   string
+}
+
+func TestHadoopKMSTests(t *testing.T) {
+	hadoop.Require(t)
+	log := filepath.Join(t.TempDir(), "kms-server.log")
+	outcomes, output := runJUnit(t, "org.apache.hadoop.crypto.key.kms.server.TestKMS", log)
+	for _, m := range methods {
+		t.Run(m, func(t *testing.T) {
+			i := slices.IndexFunc(outcomes, func(o outcome) bool { return o.name == m })
+			if i < 0 {
+				t.Fatalf("it did not run; the JVM's output:\n%s", output)
+			}
+			o := outcomes[i]
+			t.Logf("%.2f s in JUnit", o.seconds)
+			if o.how != "PASS" {
+				t.Errorf("%s\n%s", o.how, o.trace)
+			}
+		})
+	}
+	if t.Failed() {
+		t.Logf("end of the server's log:\n%s", tail(log, 60<<10))
+	}
+	if b, err := os.ReadFile(log); err != nil {
+		t.Errorf("the server left no log: %v", err)
+	} else if strings.Contains(string(b), "DATA RACE") {
+		t.Errorf("the race detector spoke up in the server:\n%s", tail(log, 60<<10))
+	}
+}
+
+// runJUnit runs the methods and returns how each ended, and all that was
+// printed.
+func runJUnit(t *testing.T, class, serverLog string) ([]outcome, string) {
+	t.Helper()
+	jars := hadoop.Jars(t)
+	all := filepath.Join(jars, "*")
+	runner := hadoop.Javac(t, all, "java/runner")
+	shim := hadoop.Javac(t, all, "java/shim")
+	work := t.TempDir()
+	classes := filepath.Join(work, "target", "test-classes")
+	unpackTests(t, jars, classes)
+	log4j, err := filepath.Abs("log4j.properties")
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	args := []string{
+		"-Xmx1g", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xshare:auto",
+		"--add-opens=java.base/java.lang=ALL-UNNAMED", "--add-opens=java.base/java.util=ALL-UNNAMED",
+		"--add-opens=java.base/java.lang.reflect=ALL-UNNAMED", "--add-opens=java.base/java.net=ALL-UNNAMED",
+		openKerberos, exportKerberos,
+		"-Dtest.build.dir=" + filepath.Join(work, "target", "test-dir"),
+		"-Dtest.build.data=" + filepath.Join(work, "target", "test", "data"),
+		"-Dbuild.test.dir=" + filepath.Join(work, "target"),
+		"-Djava.io.tmpdir=" + work,
+		"-Dkms.server.cmd=" + strings.Join(serverCommand(t, all, log4j), "\n"),
+		"-Dkms.server.log=" + serverLog,
+		"-Dlog4j.configuration=file:" + log4j,
+		serialFilter,
+		"-cp", strings.Join([]string{runner, shim, classes, all}, string(os.PathListSeparator)),
+		"RunTests", class,
+	}
+	cmd := exec.CommandContext(context.Background(), "java", append(args, methods...)...)
+	cmd.Dir = work
+	var output strings.Builder
+	cmd.Stdout = &output
+	p := hadoop.Start(t, "junit", cmd)
+	if !p.Wait(5 * time.Minute) {
+		t.Errorf("the JVM did not end within 5 minutes")
+		p.Kill()
+	}
+	return parse(output.String()), output.String()
+}
+
+// serverCommand is what the shim starts in the place of Hadoop's own server.
+func serverCommand(t *testing.T, all, log4j string) []string {
+	t.Helper()
+	if !*reference {
+		return []string{hadoop.Binary(t), "kms"}
+	}
+	classes := hadoop.Javac(t, all, "java/reference")
+	return []string{
+		"java", "-Xmx256m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC",
+		"--add-opens=java.base/java.lang=ALL-UNNAMED", openKerberos, exportKerberos,
+		serialFilter, "-Dlog4j.configuration=file:" + log4j,
+		"-cp", classes + string(os.PathListSeparator) + hadoop.RuntimeClassPath(t),
+		"org.apache.hadoop.crypto.key.kms.server.ReferenceServer",
+	}
+}
+
+// unpackTests puts Hadoop's test classes into a folder: they write files beside
+// their class, which a jar does not allow.
+func unpackTests(t *testing.T, jars, dir string) {
+	t.Helper()
+	found, err := filepath.Glob(filepath.Join(jars, "hadoop-kms-*-tests.jar"))
+	if err != nil || len(found) != 1 {
+		t.Fatalf("want one hadoop-kms-*-tests.jar in %s, found %q", jars, found)
+	}
+	r, err := zip.OpenReader(found[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	for _, f := range r.File {
+		if strings.HasSuffix(f.Name, "/") || !filepath.IsLocal(f.Name) || strings.HasPrefix(f.Name, "META-INF/") {
+			continue
+		}
+		unpack(t, f, filepath.Join(dir, f.Name))
+	}
+}
+
+func unpack(t *testing.T, f *zip.File, file string) {
+	t.Helper()
+	in, err := f.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	b, err := io.ReadAll(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// parse reads what RunTests prints.
+func parse(output string) []outcome {
+	var all []outcome
+	for _, line := range strings.Split(output, "\n") {
+		if rest, ok := strings.CutPrefix(line, "  "); ok && len(all) > 0 {
+			all[len(all)-1].trace += rest + "\n"
+			continue
+		}
+		f := strings.Fields(line)
+		if len(f) != 3 || !slices.Contains([]string{"PASS", "FAIL", "SKIP"}, f[0]) {
+			continue
+		}
+		seconds, err := strconv.ParseFloat(f[2], 64)
+		if err != nil {
+			continue
+		}
+		all = append(all, outcome{name: f[1], how: f[0], seconds: seconds})
+	}
+	return all
+}
+
+func TestParse(t *testing.T) {
+	got := parse("noise\nPASS testA 1.25\nFAIL testB 0.10\n  java.lang.AssertionError: x\n  at y\n1 of 2 passed\n")
+	want := []outcome{{"testA", "PASS", 1.25, ""}, {"testB", "FAIL", 0.10, "java.lang.AssertionError: x\nat y\n"}}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
+func tail(file string, n int) string {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return err.Error()
+	}
+	if len(b) > n {
+		b = b[len(b)-n:]
+	}
+	return string(b)
+}

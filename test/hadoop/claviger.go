@@ -1,0 +1,95 @@
+package hadoop
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// binary is the path of the built program, and why it could not be built.
+var binary = sync.OnceValues(func() (string, error) {
+	if bin := os.Getenv("CLAVIGER_BIN"); bin != "" {
+		return bin, nil
+	}
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return "", err
+	}
+	// One name for each checkout, so that two of them do not test each other's.
+	dir := filepath.Join(cache, "claviger", fmt.Sprintf("bin-%x", sha256.Sum256([]byte(Root())))[:20])
+	bin := filepath.Join(dir, "claviger")
+	args := []string{"build", "-buildvcs=false"}
+	if raceDetector {
+		bin += "-race"
+		args = append(args, "-race")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "go", append(args, "-o", bin, "./cmd/claviger")...)
+	cmd.Dir = Root()
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("%w\n%s", err, out)
+	}
+	return bin, nil
+})
+
+// Binary is the program under test, built from this checkout, with the race
+// detector in it where the test has it. CLAVIGER_BIN names one to use instead.
+func Binary(t testing.TB) string {
+	t.Helper()
+	bin, err := binary()
+	if err != nil {
+		t.Fatalf("building cmd/claviger: %v", err)
+	}
+	return bin
+}
+
+// Claviger runs one command of ours that has to succeed and returns its
+// standard output.
+func Claviger(t testing.TB, env []string, args ...string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, Binary(t), args...)
+	cmd.Env = append(cleanEnv(), env...)
+	var out, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &stderr
+	if err := cmd.Run(); err != nil {
+		t.Fatalf("claviger %s: %v\n%s%s", strings.Join(args, " "), err, out.Bytes(), stderr.Bytes())
+	}
+	return out.String()
+}
+
+// StartClaviger runs `claviger kms` over the configuration folder conf, on a
+// free port, and returns when it accepts requests.
+func StartClaviger(t testing.TB, conf string, env []string) *KMS {
+	t.Helper()
+	Require(t)
+	ready := filepath.Join(t.TempDir(), "ready")
+	cmd := exec.CommandContext(context.Background(), Binary(t), "kms", "--conf", conf, "--http-port", "0", "--ready-file", ready)
+	cmd.Env = append(cleanEnv(), env...)
+	p := Start(t, "claviger", cmd)
+	t.Cleanup(func() {
+		if b, err := os.ReadFile(p.Log); err == nil && bytes.Contains(b, []byte("DATA RACE")) {
+			t.Error("the race detector spoke up in claviger kms")
+		}
+	})
+	k := &KMS{Process: p}
+	p.WaitFor("its ready file", func() bool {
+		b, err := os.ReadFile(ready)
+		if err != nil || !bytes.HasSuffix(b, []byte("\n")) {
+			return false
+		}
+		k.URL = strings.TrimSpace(string(b))
+		return true
+	})
+	return k
+}

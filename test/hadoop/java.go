@@ -1,0 +1,195 @@
+package hadoop
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sort"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// Require skips the test under -short and fails it where there is no JDK.
+func Require(t testing.TB) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("starts Java processes: left out by -short")
+	}
+	for _, tool := range []string{"java", "javac"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			t.Fatalf("%s is not installed: run `make setup`, or `go test -short` to leave these tests out", tool)
+		}
+	}
+}
+
+// Root is the project's top folder: the nearest one, from where the test runs
+// upwards, that holds a go.mod.
+func Root() string {
+	dir, err := os.Getwd()
+	if err != nil {
+		panic(err)
+	}
+	for {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return dir
+		}
+		up := filepath.Dir(dir)
+		if up == dir {
+			panic("no go.mod above the working directory")
+		}
+		dir = up
+	}
+}
+
+var jarFolder = sync.OnceValues(func() (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, filepath.Join(Root(), "scripts", "hadoop-jars")).Output()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		err = errors.New(strings.TrimSpace(string(exit.Stderr)))
+	}
+	return strings.TrimSpace(string(out)), err
+})
+
+// cacheDir is the folder that scripts/cache-dir prints; it exists.
+func cacheDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.UserCacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir = filepath.Join(dir, "claviger")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// Jars is the folder with Hadoop's jars; the first call on a machine fetches
+// them.
+func Jars(t testing.TB) string {
+	t.Helper()
+	dir, err := jarFolder()
+	if err != nil {
+		t.Fatalf("the jars of Hadoop: %v", err)
+	}
+	return dir
+}
+
+// RuntimeClassPath lists what the processes and clients of Hadoop need. The
+// jars of Hadoop's tests stay out: the configuration files in them would win
+// over Hadoop's own.
+func RuntimeClassPath(t testing.TB) string {
+	t.Helper()
+	jars, err := filepath.Glob(filepath.Join(Jars(t), "*.jar"))
+	if err != nil || len(jars) == 0 {
+		t.Fatalf("no jars in %s: remove the folder and run `make setup` (%v)", Jars(t), err)
+	}
+	sort.Strings(jars)
+	var keep []string
+	for _, j := range jars {
+		base := filepath.Base(j)
+		if !strings.HasSuffix(base, "-tests.jar") && !strings.HasPrefix(base, "mockito-") {
+			keep = append(keep, j)
+		}
+	}
+	return strings.Join(keep, string(os.PathListSeparator))
+}
+
+// Javac compiles every .java file under the source folders against classPath
+// and returns the folder of the classes, which is kept in the cache for as long
+// as sources and class path stay the same.
+func Javac(t testing.TB, classPath string, sources ...string) string {
+	t.Helper()
+	sum := sha256.New()
+	fmt.Fprintln(sum, "release 8", classPath)
+	var files []string
+	for _, dir := range sources {
+		err := filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
+			if err != nil || !strings.HasSuffix(path, ".java") {
+				return err
+			}
+			b, err := os.ReadFile(path)
+			fmt.Fprintf(sum, "%s %d\n%s\n", path, len(b), b)
+			files = append(files, path)
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	cache := cacheDir(t)
+	done := filepath.Join(cache, fmt.Sprintf("classes-%x", sum.Sum(nil)[:6]))
+	if _, err := os.Stat(done); err == nil {
+		return done
+	}
+	part, err := os.MkdirTemp(cache, "classes-part-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(part)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	// Jersey 1, in the KMS, reads class files itself and knows no newer format
+	// than Java 8's.
+	args := append([]string{"--release", "8", "-nowarn", "-proc:none", "-J-XX:TieredStopAtLevel=1", "-J-XX:+UseSerialGC", "-d", part, "-cp", classPath}, files...)
+	if msg, err := exec.CommandContext(ctx, "javac", args...).CombinedOutput(); err != nil {
+		t.Fatalf("javac: %v\n%s", err, msg)
+	}
+	// Another process may have been faster; its result is the same.
+	if err := os.Rename(part, done); err != nil && !errors.Is(err, fs.ErrExist) {
+		t.Fatal(err)
+	}
+	return done
+}
+
+// fastJVM makes short-lived JVMs start quickly and stay small.
+var fastJVM = []string{"-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xshare:auto", "-Xmx256m"}
+
+// java is one JVM to be: the conf folder comes first on its class path.
+type java struct {
+	name      string   // of the process, for logs and messages
+	conf      string   // folder with *-site.xml and log4j.properties
+	classPath []string // after conf, before the jars
+	flags     []string
+	main      string
+	args      []string
+	user      string // HADOOP_USER_NAME, the user under simple authentication
+	env       []string
+}
+
+func (j java) command(ctx context.Context, t testing.TB) *exec.Cmd {
+	t.Helper()
+	cp := append(append([]string{j.conf}, j.classPath...), RuntimeClassPath(t))
+	args := append(append([]string{}, fastJVM...), j.flags...)
+	args = append(args,
+		"-Dlog4j.configuration=file:"+filepath.Join(j.conf, "log4j.properties"),
+		"-Djava.net.preferIPv4Stack=true",
+		"-cp", strings.Join(cp, string(os.PathListSeparator)), j.main)
+	cmd := exec.CommandContext(ctx, "java", append(args, j.args...)...)
+	cmd.Env = append(cleanEnv(), j.env...)
+	if j.user != "" {
+		cmd.Env = append(cmd.Env, "HADOOP_USER_NAME="+j.user)
+	}
+	return cmd
+}
+
+// cleanEnv is the environment without what would change Hadoop's behaviour.
+func cleanEnv() []string {
+	var env []string
+	for _, kv := range os.Environ() {
+		name, _, _ := strings.Cut(kv, "=")
+		if !strings.HasPrefix(name, "HADOOP_") && !strings.HasPrefix(name, "KMS_") && name != "JAVA_TOOL_OPTIONS" && name != "CLASSPATH" {
+			env = append(env, kv)
+		}
+	}
+	return env
+}

@@ -1,0 +1,159 @@
+package hadoop
+
+import (
+	"bytes"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// startTimeout bounds the start of one process. A JVM needs two to four
+// seconds; on two cores that do other things too, much more.
+const startTimeout = 90 * time.Second
+
+// Process is a server or a client that a test started. It lives until Stop, or
+// until the test ends.
+type Process struct {
+	Name string
+	Log  string // file with its standard output and error
+
+	t      testing.TB
+	cmd    *exec.Cmd
+	exited chan struct{} // closed once cmd.Wait returned
+}
+
+// Start runs cmd in a process group of its own, with standard output (unless
+// cmd.Stdout is set) and error in a log file. The test's end kills the group.
+func Start(t testing.TB, name string, cmd *exec.Cmd) *Process {
+	t.Helper()
+	p := &Process{Name: name, Log: filepath.Join(t.TempDir(), name+".log"), t: t, cmd: cmd, exited: make(chan struct{})}
+	log, err := os.Create(p.Log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	if cmd.Stdout == nil {
+		cmd.Stdout = log
+	}
+	cmd.Stderr = log
+	// Pdeathsig: where the test binary itself is killed (its timeout, an
+	// interrupt) no cleanup runs, and a JVM would live on.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		t.Fatalf("%s: %v", name, err)
+	}
+	go func() {
+		_ = cmd.Wait() // the status is in cmd.ProcessState
+		close(p.exited)
+	}()
+	t.Cleanup(func() {
+		p.Kill()
+		if t.Failed() {
+			t.Logf("end of the log of %s:\n%s", name, p.tail(12<<10))
+		}
+	})
+	return p
+}
+
+// Stop asks the process to end by SIGTERM, gives it ten seconds, and returns
+// its exit status; -1 where it had to be killed or died of a signal.
+func (p *Process) Stop() int {
+	p.t.Helper()
+	_ = p.cmd.Process.Signal(syscall.SIGTERM) // it may have ended already
+	select {
+	case <-p.exited:
+	case <-time.After(10 * time.Second):
+		p.t.Logf("%s did not end within 10 s of SIGTERM", p.Name)
+		p.Kill()
+	}
+	return p.cmd.ProcessState.ExitCode()
+}
+
+// Kill ends the process and what it started, at once.
+func (p *Process) Kill() {
+	_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
+	<-p.exited
+}
+
+// Wait waits for the process to end by itself and reports whether it did so
+// within d.
+func (p *Process) Wait(d time.Duration) bool {
+	select {
+	case <-p.exited:
+		return true
+	case <-time.After(d):
+		return false
+	}
+}
+
+// Alive reports whether the process still runs.
+func (p *Process) Alive() bool {
+	select {
+	case <-p.exited:
+		return false
+	default:
+		return true
+	}
+}
+
+// WaitFor calls ready every few milliseconds until it is true, and fails the
+// test where the process ends or the time is up before.
+func (p *Process) WaitFor(what string, ready func() bool) {
+	p.t.Helper()
+	deadline := time.Now().Add(startTimeout)
+	for !ready() {
+		if !p.Alive() {
+			p.t.Fatalf("%s ended (%v) before %s; its log:\n%s", p.Name, p.cmd.ProcessState, what, p.tail(12<<10))
+		}
+		if time.Now().After(deadline) {
+			p.t.Fatalf("%s: %s did not happen within %v; its log:\n%s", p.Name, what, startTimeout, p.tail(12<<10))
+		}
+		time.Sleep(25 * time.Millisecond)
+	}
+}
+
+// WaitLog waits for a line in the process's log.
+func (p *Process) WaitLog(pattern string) {
+	p.t.Helper()
+	re := regexp.MustCompile(pattern)
+	p.WaitFor(fmt.Sprintf("log line %q", pattern), func() bool {
+		b, err := os.ReadFile(p.Log)
+		return err == nil && re.Match(b)
+	})
+}
+
+func (p *Process) tail(n int) []byte {
+	b, err := os.ReadFile(p.Log)
+	if err != nil {
+		return []byte(err.Error())
+	}
+	if len(b) > n {
+		b = b[len(b)-n:]
+		if i := bytes.IndexByte(b, '\n'); i >= 0 {
+			b = b[i+1:]
+		}
+	}
+	return b
+}
+
+// FreePorts returns n loopback ports that nobody listens on. They are held
+// together while they are chosen, so that they differ.
+func FreePorts(t testing.TB, n int) []int {
+	t.Helper()
+	var ports []int
+	for range n {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
+	}
+	return ports
+}

@@ -1,0 +1,5 @@
+//go:build !race
+
+package hadoop
+
+const raceDetector = false
