@@ -61,23 +61,20 @@ func (q *request) needCreate(ctx context.Context, key string, attributes map[str
 	return attributes, nil
 }
 
-// create checks in Hadoop's order: made material needs a good length first,
-// given material is measured when the key is known to be new.
+// create checks in Hadoop's order: given material is measured when the key is
+// known to be new.
 func (r *Ring) create(ctx context.Context, spec provider.Spec) (provider.KeyVersion, error) {
 	const op = "keyring.Create"
-	if spec.Name == "" {
-		return provider.KeyVersion{}, claviger.Errorf(op, claviger.Invalid, "", "a key needs a name")
-	}
 	if spec.Cipher == "" {
 		spec.Cipher = r.cfg.DefaultCipher
 	}
 	if spec.BitLength == 0 {
 		spec.BitLength = r.cfg.DefaultBitLength
 	}
-	switch spec.BitLength {
-	case 128, 192, 256:
-	default:
-		return provider.KeyVersion{}, claviger.Errorf(op, claviger.InvalidKeySize, spec.Name, "Wrong keysize: must be equal to 128, 192 or 256")
+	wanted := spec
+	wanted.Material = nil
+	if err := provider.CheckSpec(op, wanted); err != nil {
+		return provider.KeyVersion{}, err
 	}
 	unlock, err := r.manage.lock(ctx, spec.Name)
 	if err != nil {
@@ -92,7 +89,7 @@ func (r *Ring) create(ctx context.Context, spec provider.Spec) (provider.KeyVers
 		if !claviger.Is(err, claviger.KeyNotFound) {
 			return provider.KeyVersion{}, err
 		}
-		if err := measure(op, spec.Name, spec.BitLength, spec.Material); err != nil {
+		if err := provider.CheckMaterial(op, spec.Name, spec.BitLength, spec.Material); err != nil {
 			return provider.KeyVersion{}, err
 		}
 	}
@@ -100,14 +97,6 @@ func (r *Ring) create(ctx context.Context, spec provider.Spec) (provider.KeyVers
 	// did nothing.
 	defer r.forget(spec.Name)
 	return r.cfg.Primary.Create(ctx, spec)
-}
-
-// measure checks the length of given material.
-func measure(op, key string, bits int, material secret.Bytes) error {
-	if got := 8 * len(material); got != bits {
-		return claviger.Errorf(op, claviger.MaterialLength, key, "Wrong key length. Required %d, but got %d", bits, got)
-	}
-	return nil
 }
 
 // Roll adds a version; material as in Create. The next request through this
@@ -143,7 +132,7 @@ func (r *Ring) roll(ctx context.Context, q *request, key string, material secret
 		return provider.KeyVersion{}, err
 	}
 	if material != nil {
-		if err := measure(op, key, m.BitLength, material); err != nil {
+		if err := provider.CheckMaterial(op, key, m.BitLength, material); err != nil {
 			return provider.KeyVersion{}, err
 		}
 	}

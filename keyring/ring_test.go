@@ -1,0 +1,393 @@
+package keyring
+
+import (
+	"context"
+	"encoding/xml"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"claviger"
+	"claviger/audit"
+	"claviger/authz"
+	"claviger/eek"
+	"claviger/provider"
+	"claviger/provider/memory"
+	"claviger/secret"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// auditLog keeps audit lines in Hadoop's form, without times and counts.
+type auditLog struct {
+	mu    sync.Mutex
+	lines []string
+}
+
+func (l *auditLog) Log(_ context.Context, e audit.Event) {
+	line := fmt.Sprintf("%s[op=%s", e.Status, e.Op)
+	if e.Key != "" {
+		line += ", key=" + e.Key
+	}
+	line += ", user=" + e.Caller.Name + "] " + e.Message
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.lines = append(l.lines, line)
+}
+
+func (l *auditLog) Err() error   { return nil }
+func (l *auditLog) Close() error { return nil }
+
+// take returns the lines since the last take.
+func (l *auditLog) take() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	lines := l.lines
+	l.lines = nil
+	return lines
+}
+
+// noAudit is for benchmarks.
+type noAudit struct{}
+
+func (noAudit) Log(context.Context, audit.Event) {}
+func (noAudit) Err() error                       { return nil }
+func (noAudit) Close() error                     { return nil }
+
+// rules parses pairs of property name and value.
+func rules(t testing.TB, pairs ...string) func() *authz.Policy {
+	t.Helper()
+	var props []authz.Property
+	for i := 0; i < len(pairs); i += 2 {
+		props = append(props, authz.Property{Name: pairs[i], Value: pairs[i+1]})
+	}
+	p, warnings := authz.Parse(props)
+	if len(warnings) > 0 {
+		t.Fatal(warnings)
+	}
+	return func() *authz.Policy { return p }
+}
+
+// everything is the rules of Hadoop's shipped kms-acls.xml: all is open.
+var everything = []string{
+	"default.key.acl.MANAGEMENT", "*", "default.key.acl.GENERATE_EEK", "*",
+	"default.key.acl.DECRYPT_EEK", "*", "default.key.acl.READ", "*",
+}
+
+// recordedRules are those under which the recorded audit log was written.
+func recordedRules(t *testing.T) func() *authz.Policy {
+	t.Helper()
+	text, err := os.ReadFile("testdata/acl-kms-acls.xml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var file struct {
+		Properties []struct {
+			Name  string `xml:"name"`
+			Value string `xml:"value"`
+		} `xml:"property"`
+	}
+	if err := xml.Unmarshal(text, &file); err != nil {
+		t.Fatal(err)
+	}
+	var pairs []string
+	for _, p := range file.Properties {
+		pairs = append(pairs, p.Name, p.Value)
+	}
+	return rules(t, pairs...)
+}
+
+func caller(user string) claviger.Caller {
+	return claviger.Caller{Principal: claviger.Principal{Name: user, Short: user}, RemoteAddr: "127.0.0.1", RequestID: "1"}
+}
+
+// counting counts what a provider is asked for.
+type counting struct {
+	*memory.Provider
+	encrypts, blocks                   atomic.Int64
+	versions, currents, metadata, keys atomic.Int64
+
+	before func(ctx context.Context, call string) error // nil: nothing
+}
+
+func (p *counting) at(ctx context.Context, call string) error {
+	if p.before == nil {
+		return nil
+	}
+	return p.before(ctx, call)
+}
+
+func (p *counting) EncryptBlocks(ctx context.Context, version string, blocks []byte) error {
+	p.encrypts.Add(1)
+	p.blocks.Add(int64(len(blocks) / 16))
+	if err := p.at(ctx, "EncryptBlocks"); err != nil {
+		return err
+	}
+	return p.Provider.EncryptBlocks(ctx, version, blocks)
+}
+
+func (p *counting) Version(ctx context.Context, version string) (provider.KeyVersion, error) {
+	p.versions.Add(1)
+	if err := p.at(ctx, "Version"); err != nil {
+		return provider.KeyVersion{}, err
+	}
+	return p.Provider.Version(ctx, version)
+}
+
+func (p *counting) Current(ctx context.Context, key string) (provider.KeyVersion, error) {
+	p.currents.Add(1)
+	if err := p.at(ctx, "Current"); err != nil {
+		return provider.KeyVersion{}, err
+	}
+	return p.Provider.Current(ctx, key)
+}
+
+func (p *counting) Metadata(ctx context.Context, names ...string) ([]*claviger.Metadata, error) {
+	p.metadata.Add(1)
+	if err := p.at(ctx, "Metadata"); err != nil {
+		return nil, err
+	}
+	return p.Provider.Metadata(ctx, names...)
+}
+
+func (p *counting) Create(ctx context.Context, s provider.Spec) (provider.KeyVersion, error) {
+	if err := p.at(ctx, "Create "+s.Name); err != nil {
+		return provider.KeyVersion{}, err
+	}
+	return p.Provider.Create(ctx, s)
+}
+
+// farKMS is another KMS: it opens EDEKs and lets nobody near its keys. Its
+// address is that of a listener of the test, or nobody's.
+type farKMS struct {
+	provider.Provider
+	blocks provider.BlockEncrypter
+	uri    string
+
+	mu    sync.Mutex
+	asked []string // "as/version/count" of each Unwrap
+	fail  func(ctx context.Context) error
+}
+
+func newFarKMS(t testing.TB, uri string, keys ...string) *farKMS {
+	p := memory.New(memory.Config{URI: uri, SequentialIDs: true})
+	t.Cleanup(func() { _ = p.Close() })
+	for _, key := range keys {
+		create(t, p, key)
+	}
+	return &farKMS{Provider: p, blocks: p, uri: uri}
+}
+
+func (k *farKMS) URI() string { return k.uri }
+
+func (k *farKMS) setFail(f func(context.Context) error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.fail = f
+}
+
+func (k *farKMS) at(ctx context.Context) error {
+	k.mu.Lock()
+	f := k.fail
+	k.mu.Unlock()
+	if f == nil {
+		return nil
+	}
+	return f(ctx)
+}
+
+func (k *farKMS) Metadata(ctx context.Context, names ...string) ([]*claviger.Metadata, error) {
+	k.note("metadata/" + names[0])
+	if err := k.at(ctx); err != nil {
+		return nil, err
+	}
+	return k.Provider.Metadata(ctx, names...)
+}
+
+func (k *farKMS) Version(ctx context.Context, version string) (provider.KeyVersion, error) {
+	k.note("version/" + version)
+	if err := k.at(ctx); err != nil {
+		return provider.KeyVersion{}, err
+	}
+	return k.Provider.Version(ctx, version)
+}
+
+func (k *farKMS) Generate(ctx context.Context, key string, n int) ([]claviger.EDEK, error) {
+	if err := k.at(ctx); err != nil {
+		return nil, err
+	}
+	v, err := k.Current(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	return eek.Generate(ctx, k.blocks, v.Name, v.BitLength/8, n, nil)
+}
+
+func (k *farKMS) Unwrap(ctx context.Context, key, as string, edeks []claviger.EDEK) ([]secret.Bytes, error) {
+	k.note(fmt.Sprintf("%s/%s/%d", as, edeks[0].Version, len(edeks)))
+	if err := k.at(ctx); err != nil {
+		return nil, err
+	}
+	for _, e := range edeks {
+		v, err := k.Provider.Version(ctx, e.Version)
+		if err != nil {
+			return nil, err
+		}
+		if v.Key != key {
+			return nil, claviger.Errorf("far.Unwrap", claviger.WrongKey, e.Version, "not of key %s", key)
+		}
+	}
+	return eek.Unwrap(ctx, k.blocks, edeks)
+}
+
+func (k *farKMS) Reencrypt(ctx context.Context, key string, edeks []claviger.EDEK) ([]claviger.EDEK, error) {
+	k.note(fmt.Sprintf("reencrypt/%s/%d", key, len(edeks)))
+	v, err := k.Current(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	return eek.Reencrypt(ctx, k.blocks, k.blocks, v.Name, edeks)
+}
+
+func (k *farKMS) note(s string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.asked = append(k.asked, s)
+}
+
+// calls returns what was asked since the last calls.
+func (k *farKMS) calls() []string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	calls := k.asked
+	k.asked = nil
+	return calls
+}
+
+// blackhole is the address of a listener that takes connections and says
+// nothing.
+func blackhole(t testing.TB) func(ctx context.Context) error {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	return func(ctx context.Context) error {
+		c, err := (&net.Dialer{}).DialContext(ctx, "tcp", l.Addr().String())
+		if err != nil {
+			return claviger.E("far", claviger.Unavailable, "", err)
+		}
+		defer func() { _ = c.Close() }()
+		stop := context.AfterFunc(ctx, func() { _ = c.SetReadDeadline(time.Unix(1, 0)) })
+		defer stop()
+		_, err = c.Read(make([]byte, 1))
+		return claviger.E("far", claviger.Unavailable, "", err)
+	}
+}
+
+func create(t testing.TB, p provider.Provider, key string) provider.KeyVersion {
+	t.Helper()
+	v, err := p.Create(t.Context(), provider.Spec{
+		Name: key, Cipher: claviger.DefaultCipher, BitLength: 128,
+		Attributes: map[string]string{claviger.ACLNameAttribute: key},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+// lab is a Ring over a memory provider that counts.
+type lab struct {
+	*Ring
+	primary *counting
+	audit   *auditLog
+}
+
+// newLab builds a Ring. change, if not nil, changes its Config first.
+func newLab(t testing.TB, change func(*Config)) *lab {
+	t.Helper()
+	l := &lab{primary: &counting{Provider: memory.New(memory.Config{SequentialIDs: true})}, audit: &auditLog{}}
+	cfg := config(t, l.primary)
+	cfg.Audit = l.audit
+	if change != nil {
+		change(&cfg)
+	}
+	var err error
+	if l.Ring, err = New(cfg); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+		_ = l.primary.Provider.Close()
+	})
+	return l
+}
+
+func config(t testing.TB, primary provider.Provider) Config {
+	return Config{
+		Primary: primary, Policy: rules(t, everything...), KeyAuthorization: true, Audit: noAudit{},
+		CacheEnable: true, CacheTimeout: 10 * time.Minute, CurrentCacheTimeout: 30 * time.Second,
+		QueueSize: 100, QueueLowWatermark: 0.3, QueueExpiry: 12 * time.Hour, QueueFillers: 2,
+	}
+}
+
+// edeks makes n EDEKs by means of the Ring, and tells their DEKs.
+func (l *lab) edeks(t testing.TB, key string, n int) ([]claviger.EDEK, []secret.Bytes) {
+	t.Helper()
+	es, err := l.Generate(t.Context(), caller("maker"), key, n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return es, opened(t, l.primary.Provider, es)
+}
+
+func opened(t testing.TB, by provider.BlockEncrypter, es []claviger.EDEK) []secret.Bytes {
+	t.Helper()
+	deks, err := eek.Unwrap(t.Context(), by, es)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return deks
+}
+
+// made makes n EDEKs of the version behind the Ring's back.
+func made(t testing.TB, by provider.BlockEncrypter, version string, n int) ([]claviger.EDEK, []secret.Bytes) {
+	t.Helper()
+	es, err := eek.Generate(t.Context(), by, version, 16, n, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return es, opened(t, by, es)
+}
+
+func wantKind(t testing.TB, err error, kind claviger.Kind) {
+	t.Helper()
+	if err == nil {
+		t.Fatalf("no error, want kind %v", kind)
+	}
+	if got := claviger.KindOf(err); got != kind {
+		t.Fatalf("kind %v (%v), want %v", got, err, kind)
+	}
+}
+
+// text is what a caller is shown of an error.
+func text(t testing.TB, err error) string {
+	t.Helper()
+	e, ok := err.(*claviger.Error)
+	if !ok {
+		t.Fatalf("%T is no *claviger.Error", err)
+	}
+	if e.Err == nil {
+		return ""
+	}
+	return e.Err.Error()
+}
