@@ -204,8 +204,8 @@ func (s *Store) migrate(ctx context.Context) error {
 	return nil
 }
 
-// URI is "sqlite:" and the absolute path.
-func (s *Store) URI() string { return "sqlite:" + s.path }
+// URI is "sqlite://" and the absolute path, as the configuration has it.
+func (s *Store) URI() string { return "sqlite://" + s.path }
 
 // Check reads the schema's version.
 func (s *Store) Check(ctx context.Context) error {
