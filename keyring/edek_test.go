@@ -1,0 +1,563 @@
+package keyring
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"fmt"
+	"sync"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"claviger"
+	"claviger/provider"
+	"claviger/provider/memory"
+	"claviger/secret"
+)
+
+func TestGenerate(t *testing.T) {
+	l := newLab(t, nil)
+	create(t, l.primary, "k")
+	for _, n := range []int{-1, 0} {
+		es, err := l.Generate(t.Context(), caller("u"), "nokey", n)
+		if err != nil || es == nil || len(es) != 0 {
+			t.Fatalf("n = %d: %v, %v", n, es, err)
+		}
+	}
+	if _, err := l.Generate(t.Context(), caller("u"), "nokey", 1); true {
+		wantKind(t, err, claviger.KeyNotFound)
+	}
+	// More than the queue holds, or ever will: one call.
+	calls := l.primary.encrypts.Load()
+	es, deks := l.edeks(t, "k", 500)
+	if got := l.primary.encrypts.Load() - calls; got > 3 { // 1 for us, 1 for a refill, 1 of edeks itself
+		t.Errorf("%d EncryptBlocks calls for 500 EDEKs", got)
+	}
+	distinct := map[string]bool{}
+	for i, e := range es {
+		if e.Version != "k@0" || len(e.IV) != 16 || len(e.Material) != 16 {
+			t.Fatalf("EDEK %+v", e)
+		}
+		distinct[string(deks[i])+string(e.IV)] = true
+	}
+	if len(distinct) != 500 {
+		t.Errorf("%d different DEKs of 500", len(distinct))
+	}
+}
+
+// TestGenerateAfterRoll: the next EDEK after a roll is of the new version,
+// though the queue was full of the old one's.
+func TestGenerateAfterRoll(t *testing.T) {
+	l := newLab(t, nil)
+	create(t, l.primary, "k")
+	for i := range 20 {
+		if es, _ := l.edeks(t, "k", 3); es[2].Version != fmt.Sprintf("k@%d", i) {
+			t.Fatalf("EDEK of %s after %d rolls", es[2].Version, i)
+		}
+		v, err := l.Roll(t.Context(), caller("u"), "k", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if cur, err := l.Current(t.Context(), caller("u"), "k"); err != nil || cur.Name != v.Name {
+			t.Fatalf("current version %v, %v; want %s", cur, err, v.Name)
+		}
+		if m, err := l.Metadata(t.Context(), caller("u"), "k"); err != nil || m.Versions != i+2 {
+			t.Fatalf("metadata %+v, %v; want %d versions", m, err, i+2)
+		}
+	}
+}
+
+// TestGenerateAfterInvalidate: a roll by another node is seen when Hadoop's
+// client has told of it.
+func TestGenerateAfterInvalidate(t *testing.T) {
+	l := newLab(t, nil)
+	create(t, l.primary, "k")
+	l.edeks(t, "k", 1)
+	if _, err := l.primary.Roll(t.Context(), "k", nil); err != nil {
+		t.Fatal(err)
+	}
+	if es, _ := l.edeks(t, "k", 1); es[0].Version != "k@0" {
+		t.Fatalf("EDEK of %s: the queue was not used", es[0].Version)
+	}
+	if err := l.Invalidate(t.Context(), caller("u"), "k"); err != nil {
+		t.Fatal(err)
+	}
+	if es, _ := l.edeks(t, "k", 1); es[0].Version != "k@1" {
+		t.Fatalf("EDEK of %s after the invalidation", es[0].Version)
+	}
+}
+
+// TestGenerateAfterDelete: no ready-made EDEK outlives its key.
+func TestGenerateAfterDelete(t *testing.T) {
+	l := newLab(t, nil)
+	create(t, l.primary, "k")
+	l.edeks(t, "k", 1)
+	if err := l.Delete(t.Context(), caller("u"), "k"); err != nil {
+		t.Fatal(err)
+	}
+	_, err := l.Generate(t.Context(), caller("u"), "k", 1)
+	wantKind(t, err, claviger.KeyNotFound)
+}
+
+func TestDecrypt(t *testing.T) {
+	for _, authorization := range []bool{true, false} {
+		t.Run(fmt.Sprintf("key authorization %t", authorization), func(t *testing.T) {
+			l := newLab(t, func(c *Config) { c.KeyAuthorization = authorization })
+			create(t, l.primary, "k")
+			create(t, l.primary, "other")
+			es, deks := l.edeks(t, "k", 1)
+			e, u := es[0], caller("u")
+			open := func(key string, hasKey bool, e claviger.EDEK) (secret.Bytes, error) {
+				return l.Decrypt(t.Context(), u, key, hasKey, e)
+			}
+			if dek, err := open("k", true, e); err != nil || !dek.Equal(deks[0]) {
+				t.Errorf("DEK differs: %v", err)
+			}
+			// Hadoop looks at the name where it guards something.
+			for _, c := range []struct {
+				key    string
+				hasKey bool
+				text   string
+			}{
+				{"other", true, "KeyVersion 'k@0' does not belong to the key 'other'"},
+				{"nokey", true, "KeyVersion 'k@0' does not belong to the key 'nokey'"},
+				{"", false, "KeyVersion 'k@0' does not belong to the key 'null'"},
+			} {
+				dek, err := open(c.key, c.hasKey, e)
+				switch {
+				case authorization:
+					wantKind(t, err, claviger.WrongKey)
+					if text(t, err) != c.text {
+						t.Errorf("%q", text(t, err))
+					}
+				case err != nil || !dek.Equal(deks[0]):
+					t.Errorf("name %q: %v", c.key, err)
+				}
+			}
+			for _, version := range []string{"k@1", "nokey@0", "k", "", "@", "k@"} {
+				missing := e
+				missing.Version = version
+				_, err := open("k", true, missing)
+				wantKind(t, err, claviger.VersionNotFound)
+			}
+			for _, n := range []int{0, 15, 17} {
+				bad := e
+				bad.IV = make([]byte, n)
+				_, err := open("k", true, bad)
+				wantKind(t, err, claviger.BadIV)
+			}
+			empty := e
+			empty.Material = nil
+			if dek, err := open("k", true, empty); err != nil || len(dek) != 0 {
+				t.Errorf("EDEK without material: %v, %v", len(dek), err)
+			}
+		})
+	}
+}
+
+// TestReencryptBatchCalls counts: one call for each old version, one for the new
+// one over all that needs it, none for what is under it already.
+func TestReencryptBatchCalls(t *testing.T) {
+	for _, olds := range []int{0, 1, 3} {
+		for _, untouched := range []int{0, 10} {
+			t.Run(fmt.Sprintf("%d old versions, %d untouched", olds, untouched), func(t *testing.T) {
+				l := newLab(t, nil)
+				v := create(t, l.primary, "k")
+				var es []claviger.EDEK
+				var deks []secret.Bytes
+				add := func(version string, n int) {
+					e, d := made(t, l.primary.Provider, version, n)
+					es, deks = append(es, e...), append(deks, d...)
+				}
+				for range olds {
+					add(v.Name, 1000/olds)
+					var err error
+					if v, err = l.Roll(t.Context(), caller("u"), "k", nil); err != nil {
+						t.Fatal(err)
+					}
+				}
+				add(v.Name, untouched)
+				// Versions side by side or mixed, it costs the same.
+				shuffle(t, len(es), func(i, j int) { es[i], es[j], deks[i], deks[j] = es[j], es[i], deks[j], deks[i] })
+
+				calls, blocks := l.primary.encrypts.Load(), l.primary.blocks.Load()
+				out, err := l.ReencryptBatch(t.Context(), caller("nn"), "k", es)
+				if err != nil {
+					t.Fatal(err)
+				}
+				want := int64(olds + 1)
+				if olds == 0 {
+					want = 0
+				}
+				if got := l.primary.encrypts.Load() - calls; got != want {
+					t.Errorf("%d EncryptBlocks calls, want %d", got, want)
+				}
+				if got := l.primary.blocks.Load() - blocks; got != int64(2*(len(es)-untouched)) {
+					t.Errorf("%d blocks for %d EDEKs", got, len(es)-untouched)
+				}
+				checkReencrypted(t, l.primary.Provider, v.Name, es, out, deks)
+			})
+		}
+	}
+}
+
+func shuffle(t *testing.T, n int, swap func(i, j int)) {
+	t.Helper()
+	for i := n - 1; i > 0; i-- {
+		var b [2]byte
+		if _, err := rand.Read(b[:]); err != nil {
+			t.Fatal(err)
+		}
+		swap(i, (int(b[0])<<8|int(b[1]))%(i+1))
+	}
+}
+
+// checkReencrypted demands that out is es under the version: same order, same
+// DEK, same IV.
+func checkReencrypted(t testing.TB, by provider.BlockEncrypter, version string, es, out []claviger.EDEK, deks []secret.Bytes) {
+	t.Helper()
+	if len(out) != len(es) {
+		t.Fatalf("%d EDEKs for %d", len(out), len(es))
+	}
+	for i, dek := range opened(t, by, out) {
+		switch {
+		case out[i].Version != version:
+			t.Fatalf("EDEK %d is under %s", i, out[i].Version)
+		case !bytes.Equal(out[i].IV, es[i].IV):
+			t.Fatalf("EDEK %d has another IV", i)
+		case !dek.Equal(deks[i]):
+			t.Fatalf("EDEK %d has another DEK", i)
+		case es[i].Version == version && !bytes.Equal(out[i].Material, es[i].Material):
+			t.Fatalf("EDEK %d was touched", i)
+		}
+	}
+}
+
+// TestReencryptBatchRefused: one bad EDEK fails the batch, and what comes first
+// decides how.
+func TestReencryptBatchRefused(t *testing.T) {
+	l := newLab(t, func(c *Config) {
+		c.Policy = rules(t, append([]string{"key.acl.shut.GENERATE_EEK", "nobody"}, everything...)...)
+	})
+	create(t, l.primary, "k")
+	create(t, l.primary, "k256")
+	create(t, l.primary, "shut")
+	good, _ := made(t, l.primary.Provider, "k@0", 2)
+	other, _ := made(t, l.primary.Provider, "k256@0", 1)
+	shut, _ := made(t, l.primary.Provider, "shut@0", 1)
+	missing := good[0]
+	missing.Version = "k@99"
+	badIV := good[0]
+	badIV.IV = badIV.IV[1:]
+	if _, err := l.Roll(t.Context(), caller("u"), "k", nil); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name string
+		key  string
+		es   []claviger.EDEK
+		kind claviger.Kind
+		text string
+	}{
+		{"other key", "k", []claviger.EDEK{good[0], other[0], good[1]}, claviger.WrongKey, "KeyVersion 'k256@0' does not belong to the key 'k'"},
+		{"missing version", "k", []claviger.EDEK{good[0], missing}, claviger.VersionNotFound, ""},
+		{"missing, then other key", "k", []claviger.EDEK{missing, other[0]}, claviger.VersionNotFound, ""},
+		{"bad IV", "k", []claviger.EDEK{good[0], badIV}, claviger.BadIV, ""},
+		{"missing key", "nokey", []claviger.EDEK{{Version: "nokey@0", IV: make([]byte, 16)}}, claviger.VersionNotFound, ""},
+		{"key not allowed", "shut", shut, claviger.KeyDenied, ""},
+		{"key not allowed, wrong version", "shut", []claviger.EDEK{shut[0], good[0]}, claviger.WrongKey, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			calls := l.primary.encrypts.Load()
+			out, err := l.ReencryptBatch(t.Context(), caller("u"), c.key, c.es)
+			wantKind(t, err, c.kind)
+			if out != nil {
+				t.Errorf("%d EDEKs were returned", len(out))
+			}
+			if c.text != "" && text(t, err) != c.text {
+				t.Errorf("%q", text(t, err))
+			}
+			if got := l.primary.encrypts.Load() - calls; got != 0 {
+				t.Errorf("%d EncryptBlocks calls", got)
+			}
+		})
+	}
+	l.audit.take()
+	if out, err := l.ReencryptBatch(t.Context(), caller("u"), "shut", nil); err != nil || out == nil || len(out) != 0 {
+		t.Errorf("empty batch: %v, %v", out, err)
+	}
+	if got := l.audit.take(); len(got) != 1 || got[0] != "OK[op=REENCRYPT_EEK_BATCH, key=shut, user=u] reencrypted 0 keys" {
+		t.Errorf("audit %q", got)
+	}
+}
+
+// TestReencryptWithoutKeyAuthorization: Hadoop's order of errors, but never a
+// DEK of one key under another.
+func TestReencryptWithoutKeyAuthorization(t *testing.T) {
+	l := newLab(t, func(c *Config) { c.KeyAuthorization = false })
+	create(t, l.primary, "k")
+	create(t, l.primary, "other")
+	es, deks := l.edeks(t, "k", 1)
+	u := caller("u")
+	_, err := l.ReencryptBatch(t.Context(), u, "zz", es)
+	wantKind(t, err, claviger.KeyNotFound)
+	_, err = l.ReencryptBatch(t.Context(), u, "other", es)
+	wantKind(t, err, claviger.WrongKey)
+	_, err = l.Reencrypt(t.Context(), u, "", false, es[0])
+	wantKind(t, err, claviger.WrongKey)
+	if _, err := l.Roll(t.Context(), u, "k", nil); err != nil {
+		t.Fatal(err)
+	}
+	out, err := l.Reencrypt(t.Context(), u, "k", true, es[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkReencrypted(t, l.primary.Provider, "k@1", es, []claviger.EDEK{out}, deks)
+}
+
+// TestConcurrentDecrypts: what is looked up for the first of many is looked up
+// once.
+func TestConcurrentDecrypts(t *testing.T) {
+	l := newLab(t, nil)
+	create(t, l.primary, "k")
+	es, deks := made(t, l.primary.Provider, "k@0", 64)
+	var wg sync.WaitGroup
+	for round := range 4 {
+		for i, e := range es {
+			wg.Go(func() {
+				dek, err := l.Decrypt(t.Context(), caller("u"), "k", true, e)
+				if err != nil || !dek.Equal(deks[i]) {
+					t.Errorf("round %d, EDEK %d: %v", round, i, err)
+				}
+			})
+		}
+	}
+	wg.Wait()
+	if v, m := l.primary.versions.Load(), l.primary.metadata.Load(); v != 1 || m != 1 {
+		t.Errorf("the primary was asked for the version %d times, for the metadata %d times", v, m)
+	}
+}
+
+// TestRollUnderLoad: whatever goes on beside it, what a roll has returned is in
+// force, and every EDEK can be opened.
+func TestRollUnderLoad(t *testing.T) {
+	l := newLab(t, func(c *Config) { c.QueueSize = 20 })
+	create(t, l.primary, "k")
+	ctx, stop := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				es, err := l.Generate(t.Context(), caller("u"), "k", 7)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				for _, e := range es[:1] {
+					if _, err := l.Decrypt(t.Context(), caller("u"), "k", true, e); err != nil {
+						t.Error(err)
+						return
+					}
+				}
+			}
+		})
+	}
+	for range 50 {
+		v, err := l.Roll(t.Context(), caller("u"), "k", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if es, _ := l.edeks(t, "k", 2); es[0].Version != v.Name || es[1].Version != v.Name {
+			t.Fatalf("EDEK of %s after the roll to %s", es[0].Version, v.Name)
+		}
+	}
+	stop()
+	wg.Wait()
+}
+
+// TestServicePrimary: a KMS elsewhere as the primary does the work itself.
+func TestServicePrimary(t *testing.T) {
+	far := newFarKMS(t, "kms://http@far:9600/kms", "k")
+	r, err := New(config(t, far))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = r.Close() })
+	es, err := r.Generate(t.Context(), caller("nn"), "k", 40)
+	if err != nil || len(es) != 40 {
+		t.Fatal(len(es), err)
+	}
+	deks := opened(t, far.blocks, es)
+	far.calls()
+	dek, err := r.Decrypt(t.Context(), caller("bob"), "k", true, es[0])
+	if err != nil || !dek.Equal(deks[0]) {
+		t.Fatal(err)
+	}
+	if calls := far.calls(); calls[len(calls)-1] != "bob/k@0/1" {
+		t.Errorf("asked %q, want an unwrap as bob", calls)
+	}
+	if _, err := r.Roll(t.Context(), caller("u"), "k", nil); err != nil {
+		t.Fatal(err)
+	}
+	fresh, err := r.Generate(t.Context(), caller("nn"), "k", 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mixed := append(es[:3:3], fresh...)
+	far.calls()
+	out, err := r.ReencryptBatch(t.Context(), caller("nn"), "k", mixed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkReencrypted(t, far.blocks, "k@1", mixed, out, append(deks[:3:3], opened(t, far.blocks, fresh)...))
+	if calls := far.calls(); calls[len(calls)-1] != "reencrypt/k/3" {
+		t.Errorf("asked %q, want 3 EDEKs re-encrypted", calls)
+	}
+}
+
+// TestBatchModel compares random batches with what must come out of them.
+func TestBatchModel(t *testing.T) {
+	l := newLab(t, nil)
+	names := []string{create(t, l.primary, "k").Name}
+	for range 4 {
+		v, err := l.Roll(t.Context(), caller("u"), "k", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		names = append(names, v.Name)
+	}
+	rapid.Check(t, func(rt *rapid.T) {
+		var es []claviger.EDEK
+		var deks []secret.Bytes
+		old := map[string]bool{}
+		for range rapid.IntRange(0, 30).Draw(rt, "n") {
+			v := rapid.SampledFrom(names).Draw(rt, "version")
+			e, d := made(t, l.primary.Provider, v, 1)
+			es, deks = append(es, e...), append(deks, d...)
+			if v != names[len(names)-1] {
+				old[v] = true
+			}
+		}
+		calls := l.primary.encrypts.Load()
+		out, err := l.ReencryptBatch(t.Context(), caller("u"), "k", es)
+		if err != nil {
+			rt.Fatal(err)
+		}
+		want := int64(len(old))
+		if want > 0 {
+			want++
+		}
+		if got := l.primary.encrypts.Load() - calls; got != want {
+			rt.Fatalf("%d EncryptBlocks calls for %d old versions", got, len(old))
+		}
+		checkReencrypted(t, l.primary.Provider, names[len(names)-1], es, out, deks)
+	})
+}
+
+// TestClosed: after Close nothing is served, and the queue's workers are gone.
+func TestClosed(t *testing.T) {
+	l := newLab(t, nil)
+	create(t, l.primary, "k")
+	es, _ := l.edeks(t, "k", 1)
+	for range 2 {
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, err := l.Decrypt(t.Context(), caller("u"), "k", true, es[0])
+	wantKind(t, err, claviger.Closed)
+	_, err = l.Generate(t.Context(), caller("u"), "k", 1)
+	wantKind(t, err, claviger.Closed)
+	wantKind(t, l.Health(t.Context()), claviger.Closed)
+	_, err = l.SourceUse(t.Context())
+	wantKind(t, err, claviger.Closed)
+}
+
+func TestNewRefuses(t *testing.T) {
+	p := memory.New(memory.Config{})
+	t.Cleanup(func() { _ = p.Close() })
+	for name, change := range map[string]func(*Config){
+		"no primary":   func(c *Config) { c.Primary = nil },
+		"no policy":    func(c *Config) { c.Policy = nil },
+		"no audit":     func(c *Config) { c.Audit = nil },
+		"neither kind": func(c *Config) { c.Primary = struct{ provider.Provider }{p} },
+		"queue":        func(c *Config) { c.QueueLowWatermark = 0.001 },
+		"bad source":   func(c *Config) { c.Sources = []Source{{Provider: struct{ provider.Provider }{p}}} },
+	} {
+		cfg := config(t, p)
+		change(&cfg)
+		if r, err := New(cfg); err == nil {
+			_ = r.Close()
+			t.Errorf("%s: no error", name)
+		}
+	}
+}
+
+func benchRing(b *testing.B, primary provider.Provider) *Ring {
+	cfg := config(b, primary)
+	cfg.Policy = rules(b, "key.acl.k.GENERATE_EEK", "nn", "key.acl.k.DECRYPT_EEK", "u,nn", "hadoop.kms.blacklist.DECRYPT_EEK", "hdfs")
+	cfg.QueueSize = 500
+	r, err := New(cfg)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _ = r.Close() })
+	return r
+}
+
+func BenchmarkDecrypt(b *testing.B) {
+	p := memory.New(memory.Config{SequentialIDs: true})
+	b.Cleanup(func() { _ = p.Close() })
+	create(b, p, "k")
+	r := benchRing(b, p)
+	es, _ := made(b, p, "k@0", 1)
+	c := caller("u")
+	b.ReportAllocs()
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			dek, err := r.Decrypt(context.Background(), c, "k", true, es[0])
+			if err != nil {
+				b.Error(err)
+				return
+			}
+			dek.Wipe()
+		}
+	})
+}
+
+func BenchmarkReencryptBatch1000(b *testing.B) {
+	p := memory.New(memory.Config{SequentialIDs: true})
+	b.Cleanup(func() { _ = p.Close() })
+	create(b, p, "k")
+	if _, err := p.Roll(context.Background(), "k", nil); err != nil {
+		b.Fatal(err)
+	}
+	r := benchRing(b, p)
+	es, _ := made(b, p, "k@0", 1000)
+	c := caller("nn")
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := r.ReencryptBatch(context.Background(), c, "k", es); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkGenerate(b *testing.B) {
+	for _, n := range []int{1, 150, 500} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			p := memory.New(memory.Config{SequentialIDs: true})
+			b.Cleanup(func() { _ = p.Close() })
+			create(b, p, "k")
+			r := benchRing(b, p)
+			c := caller("nn")
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := r.Generate(context.Background(), c, "k", n); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
