@@ -1,0 +1,58 @@
+package keystore
+
+import (
+	"bytes"
+	"encoding/asn1"
+	"encoding/binary"
+	"fmt"
+)
+
+// Format is a form of keystore file, in the words of Hadoop's
+// ssl.server.keystore.type.
+type Format string
+
+// The formats that Sniff tells apart.
+const (
+	JKSFormat    Format = "jks"
+	JCEKSFormat  Format = "jceks"
+	PKCS12Format Format = "pkcs12"
+	PEMFormat    Format = "pem"
+)
+
+const jksMagic = 0xfeedfeed
+
+// Sniff tells a keystore's format from its first bytes; "" for none that we
+// know.
+func Sniff(data []byte) Format {
+	if len(data) >= 4 {
+		switch binary.BigEndian.Uint32(data) {
+		case jceksMagic:
+			return JCEKSFormat
+		case jksMagic:
+			return JKSFormat
+		}
+	}
+	if bytes.Contains(data, []byte("-----BEGIN ")) {
+		return PEMFormat
+	}
+	// A PFX (RFC 7292) is a SEQUENCE that begins with the INTEGER 3.
+	var pfx asn1.RawValue
+	if _, err := asn1.Unmarshal(data, &pfx); err == nil && pfx.Tag == asn1.TagSequence {
+		var version int
+		if _, err := asn1.Unmarshal(pfx.Bytes, &version); err == nil && version == 3 {
+			return PKCS12Format
+		}
+	}
+	return ""
+}
+
+// describeMagic says what a file is that is no JCEKS.
+func describeMagic(data []byte) string {
+	if f := Sniff(data); f != "" && f != JCEKSFormat {
+		return fmt.Sprintf("this is a %s file, not a JCEKS keystore", f)
+	}
+	if len(data) == 0 {
+		return "the file is empty, so it is no keystore"
+	}
+	return fmt.Sprintf("the file begins with % x, not with ce ce ce ce, so it is no JCEKS keystore", data[:min(4, len(data))])
+}
