@@ -7,7 +7,10 @@
 package hadoopconf
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
+	"iter"
 	"os"
 	"os/user"
 	"path/filepath"
@@ -17,7 +20,7 @@ import (
 )
 
 // maxExpansions is how many ${...} Hadoop substitutes in one value before it
-// gives up (Configuration.MAX_SUBST).
+// gives up (Configuration.MAX_SUBST): the twentieth is one too many.
 const maxExpansions = 20
 
 // Property is one property with where it was set.
@@ -52,22 +55,26 @@ func (e *ValueError) Error() string {
 type Conf struct {
 	dir      string
 	props    map[string]Property
-	system   map[string]string // what Java calls system properties: user.home and such
-	getenv   func(string) string
+	finals   map[string]Property // the ones that later files, and later lines, must not change
+	system   map[string]string   // what Java calls system properties: user.home and such
+	env      func(string) (string, bool)
 	warnings []string
 }
 
-// New returns an empty configuration. dir is what Dir returns; getenv reads the
-// environment for ${env.NAME} (nil: os.Getenv).
-func New(dir string, getenv func(string) string) *Conf {
-	if getenv == nil {
-		getenv = os.Getenv
+// New returns an empty configuration. dir is what Dir returns; env reads the
+// environment for ${env.NAME} (nil: os.LookupEnv).
+func New(dir string, env func(string) (string, bool)) *Conf {
+	if env == nil {
+		env = os.LookupEnv
 	}
-	c := &Conf{dir: dir, props: map[string]Property{}, getenv: getenv, system: map[string]string{"java.io.tmpdir": os.TempDir()}}
+	c := &Conf{
+		dir: dir, env: env, props: map[string]Property{}, finals: map[string]Property{},
+		system: map[string]string{"java.io.tmpdir": os.TempDir(), "file.separator": "/", "path.separator": ":"},
+	}
 	if u, err := user.Current(); err == nil {
 		c.system["user.name"], c.system["user.home"] = u.Username, u.HomeDir
 	}
-	if h := getenv("HOME"); h != "" {
+	if h, _ := env("HOME"); h != "" { // Java asks the user data base alone
 		c.system["user.home"] = h
 	}
 	if wd, err := os.Getwd(); err == nil {
@@ -93,33 +100,42 @@ func (c *Conf) Override(name, value, where string) {
 }
 
 // AddFile reads a file over what is there. A file that does not exist is
-// skipped where optional is true.
+// skipped where optional is true. After an error the configuration is as it was.
 func (c *Conf) AddFile(path string, optional bool) error {
 	list, warnings, err := parseFile(path)
-	if optional && os.IsNotExist(err) {
+	if optional && errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	c.warnings = append(c.warnings, warnings...)
 	inFile := map[string]Property{}
 	for _, p := range list {
-		if first, twice := inFile[p.Name]; twice && first.Value != p.Value {
-			if onlyOnce[p.Name] {
-				return fmt.Errorf("%s: property %s is set twice, to %q (line %d) and to %q (line %d): these are alternatives; keep the one that the source answers to",
-					p.File, p.Name, first.Value, first.Line, p.Value, p.Line)
-			}
-			c.warnings = append(c.warnings, fmt.Sprintf("%s: property %s is set twice; the value of line %d, %q, is used", p.File, p.Name, p.Line, p.Value))
-		}
+		first, twice := inFile[p.Name]
 		inFile[p.Name] = p
-		if old, ok := c.props[p.Name]; ok && old.Final && old.File != p.File {
-			if old.Value != p.Value {
-				c.warnings = append(c.warnings, fmt.Sprintf("%s: property %s is ignored: %s says that its value %q is final", p.Where(), p.Name, old.Where(), old.Value))
+		if !twice {
+			continue
+		}
+		switch {
+		case onlyOnce[p.Name] && first.Value != p.Value:
+			return fmt.Errorf("%s: property %s is set twice, to %q (line %d) and to %q (line %d): these are alternatives; keep the one that the source answers to",
+				p.File, p.Name, first.Value, first.Line, p.Value, p.Line)
+		case !first.Final: // else it is said below
+			warnings = append(warnings, fmt.Sprintf("%s: property %s is set twice, to %q (%s) and to %q, which is used; take one out", p.Where(), p.Name, first.Value, first.Where(), p.Value))
+		}
+	}
+	c.warnings = append(c.warnings, warnings...)
+	for _, p := range list {
+		if kept, ok := c.finals[p.Name]; ok {
+			if kept.Value != p.Value {
+				c.warnings = append(c.warnings, fmt.Sprintf("%s: property %s is ignored: %s says that its value %q is final", p.Where(), p.Name, kept.Where(), kept.Value))
 			}
 			continue
 		}
 		c.props[p.Name] = p
+		if p.Final {
+			c.finals[p.Name] = p
+		}
 	}
 	return nil
 }
@@ -146,7 +162,7 @@ func (c *Conf) Get(name string) (string, bool) {
 	if err != nil {
 		v = p.Value
 	}
-	v = strings.TrimSpace(v)
+	v = trim(v)
 	return v, v != ""
 }
 
@@ -156,20 +172,33 @@ func (c *Conf) String(name string) string {
 	return v
 }
 
-// Under returns the properties whose names begin with prefix, expanded, by the
-// rest of their names. Empty values are kept: an empty ACL means nobody.
+// Under returns the properties whose names begin with prefix, variables expanded
+// but not trimmed, by the rest of their names.
 func (c *Conf) Under(prefix string) map[string]string {
 	out := map[string]string{}
-	for name, p := range c.props {
+	for name, value := range c.All() {
 		if rest, ok := strings.CutPrefix(name, prefix); ok {
+			out[rest] = value
+		}
+	}
+	return out
+}
+
+// All goes through all properties by name; the values have their variables
+// expanded and are not trimmed, since a leading blank means something in an ACL.
+func (c *Conf) All() iter.Seq2[string, string] {
+	return func(yield func(name, value string) bool) {
+		for _, name := range c.Names() {
+			p := c.props[name]
 			v, err := c.expand(p)
 			if err != nil {
 				v = p.Value
 			}
-			out[rest] = v
+			if !yield(name, v) {
+				return
+			}
 		}
 	}
-	return out
 }
 
 // Names returns the names of all properties, sorted.
@@ -212,51 +241,56 @@ func (c *Conf) Path(name string) (string, bool) {
 // no '}', '$' or blank inside.
 var variable = regexp.MustCompile(`\$\{[^}$ ]+\}`)
 
-// expand substitutes ${...}: env.NAME (with the shell's defaults -x and :-x),
-// then Java's system properties, then other properties. What is not known stays
-// as it is.
+// expand substitutes ${...}: env.NAME (with the shell's defaults, -x where NAME is
+// not set and :-x where it is empty too), then Java's system properties, then
+// other properties. The first that is not known ends it, and a value that leads
+// to itself at once is left alone, as in Hadoop.
 func (c *Conf) expand(p Property) (string, error) {
 	v := p.Value
-	from := 0
-	for n := 0; ; n++ {
-		loc := variable.FindStringIndex(v[from:])
+	for range maxExpansions {
+		loc := variable.FindStringIndex(v)
 		if loc == nil {
 			return v, nil
 		}
-		if n == maxExpansions {
-			return "", &ValueError{Property: p, Value: p.Value, Want: fmt.Sprintf("its ${...} were expanded %d times and there is still one left; break the circle", maxExpansions)}
-		}
-		start, end := from+loc[0], from+loc[1]
-		name := v[start+2 : end-1]
-		val, ok := c.variable(name)
+		start, end := loc[0], loc[1]
+		val, ok := c.variable(v[start+2 : end-1])
 		if !ok {
-			from = end // stays as written
-			continue
+			return v, nil
 		}
-		v, from = v[:start]+val+v[end:], 0
+		if strings.Contains(val, v[start:end]) {
+			return p.Value, nil
+		}
+		if v = v[:start] + val + v[end:]; len(v) > maxValue {
+			return "", &ValueError{Property: p, Value: p.Value, Want: fmt.Sprintf("its ${...} make it longer than %d bytes; write it out", maxValue)}
+		}
 	}
+	return "", &ValueError{Property: p, Value: p.Value, Want: fmt.Sprintf("it takes %d expansions of ${...} or more, which Hadoop refuses, too; break the circle, or write it out", maxExpansions)}
 }
 
+// maxValue in bytes of an expanded value: twenty expansions can double it each.
+const maxValue = 1 << 20
+
 func (c *Conf) variable(name string) (string, bool) {
-	if env, ok := strings.CutPrefix(name, "env."); ok {
-		for i := 0; i < len(env); i++ {
+	env, isEnv := strings.CutPrefix(name, "env.")
+	if isEnv && env != "" {
+		for i := range len(env) {
 			switch {
 			case strings.HasPrefix(env[i:], ":-"):
-				if v := c.getenv(env[:i]); v != "" {
+				if v, _ := c.env(env[:i]); v != "" {
 					return v, true
 				}
 				return env[i+2:], true
 			case env[i] == '-':
-				if v := c.getenv(env[:i]); v != "" {
+				if v, ok := c.env(env[:i]); ok {
 					return v, true
 				}
 				return env[i+1:], true
 			}
 		}
-		v := c.getenv(env)
-		return v, v != ""
-	}
-	if v, ok := c.system[name]; ok {
+		if v, ok := c.env(env); ok {
+			return v, true
+		}
+	} else if v, ok := c.system[name]; ok {
 		return v, true
 	}
 	p, ok := c.props[name]

@@ -3,7 +3,6 @@ package hadoopconf
 import (
 	"fmt"
 	"path/filepath"
-	"sort"
 	"strings"
 
 	"claviger"
@@ -107,14 +106,14 @@ var KMS = []Known{
 var ours = []string{"hadoop.kms.", "cloudera.hsmkp.", "claviger.", "hadoop.security.kms.encrypted.key.cache."}
 
 // LoadKMS reads the files of a KMS's configuration folder in Hadoop's order:
-// built-in defaults, core-site.xml, kms-site.xml. getenv as in New. A folder
-// that is not there, or that holds neither file, is an error.
-func LoadKMS(dir string, getenv func(string) string) (*Conf, error) {
+// built-in defaults, core-site.xml, kms-site.xml. env as in New. A folder that is
+// not there, or that holds neither file, is an error.
+func LoadKMS(dir string, env func(string) (string, bool)) (*Conf, error) {
 	abs, err := filepath.Abs(dir)
 	if err != nil {
 		return nil, fmt.Errorf("configuration folder %s: %w", dir, err)
 	}
-	c := New(abs, getenv)
+	c := New(abs, env)
 	if err := c.AddFile(filepath.Join(abs, "core-site.xml"), true); err != nil {
 		return nil, err
 	}
@@ -128,25 +127,47 @@ func LoadKMS(dir string, getenv func(string) string) (*Conf, error) {
 	c.environment()
 	c.lowWatermark()
 	c.warnUnknown()
-	used := make([]string, len(KMS))
-	for i, k := range KMS {
-		used[i] = k.Name
+	for _, k := range KMS {
 		if k.Default != "" {
 			c.SetDefault(k.Name, k.Default)
 		}
 	}
-	return c, c.Check(used...)
+	return c, c.checkOurs()
 }
 
-// environment applies the settings that kms.sh takes from the environment and
-// that mean something here. They go over the files, as there.
+// checkOurs expands every property that we may ask for, so that Get need not
+// fail later, and warns of variables that stay as they stand.
+func (c *Conf) checkOurs() error {
+	names := make(map[string]bool, len(KMS))
+	for _, k := range KMS {
+		names[k.Name] = true
+	}
+	for _, name := range c.Names() {
+		if !names[name] && !inFamily(name) {
+			continue
+		}
+		p := c.props[name]
+		v, err := c.expand(p)
+		if err != nil {
+			return err
+		}
+		if left := variable.FindString(v); left != "" && p.File != "" {
+			c.warnings = append(c.warnings, fmt.Sprintf("%s: property %s: %s is not set, so that the value is %q", p.Where(), name, left, v))
+		}
+	}
+	return nil
+}
+
+// environment applies the settings that Hadoop's KMS still takes from the
+// environment and that mean something here. They go over the files, as there.
 func (c *Conf) environment() {
 	for _, e := range []struct{ env, name string }{
 		{"KMS_HTTP_PORT", "hadoop.kms.http.port"},
 		{"KMS_SSL_ENABLED", "hadoop.kms.ssl.enabled"},
 		{"KMS_MAX_HTTP_HEADER_SIZE", "hadoop.http.max.request.header.size"},
 	} {
-		if v := c.getenv(e.env); v != "" {
+		if v, _ := c.env(e.env); v != "" {
+			c.warnings = append(c.warnings, fmt.Sprintf("environment variable %s overrides property %s with %q; set the property in kms-site.xml instead", e.env, e.name, v))
 			c.Override(e.name, v, "environment "+e.env)
 		}
 	}
@@ -169,30 +190,54 @@ func (c *Conf) lowWatermark() {
 	c.props[LowWatermark] = p
 }
 
+// misnamed are names that documents print and nothing ever read.
+var misnamed = map[string]string{
+	"hadoop.kms.aggregation.delay.ms": "hadoop.kms.audit.aggregation.window.ms", // Hadoop's own KMS guide
+}
+
 // warnUnknown names properties of our families that mean nothing, with the
 // nearest one that does.
 func (c *Conf) warnUnknown() {
 	exact := map[string]bool{}
-	var patterns, names []string
 	for _, k := range KMS {
-		if strings.Contains(k.Name, "*") {
-			patterns = append(patterns, k.Name)
-		} else {
-			exact[k.Name] = true
-			names = append(names, k.Name)
-		}
+		exact[k.Name] = true
 	}
-	sort.Strings(names)
 	for _, name := range c.Names() {
-		if exact[name] || !inFamily(name) || matchesAny(patterns, name) {
+		if exact[name] || !inFamily(name) || matchesPattern(name) {
 			continue
 		}
 		w := fmt.Sprintf("%s: property %s is not known and has no effect", c.props[name].Where(), name)
-		if near, ok := claviger.NearMiss(name, names); ok {
+		if meant, ok := misnamed[name]; ok {
+			w += "; the property is called " + meant
+		} else if near, ok := claviger.NearMiss(name, candidates(name)); ok {
 			w += "; did you mean " + near + "?"
 		}
 		c.warnings = append(c.warnings, w)
 	}
+}
+
+// candidates are the names that name may be a misspelling of. Where a known
+// name has a '*' between dots, what name has in that place stands in for it.
+func candidates(name string) []string {
+	parts := strings.Split(name, ".")
+	var out []string
+	for _, k := range KMS {
+		if !strings.Contains(k.Name, "*") {
+			out = append(out, k.Name)
+			continue
+		}
+		pattern := strings.Split(k.Name, ".")
+		if len(pattern) != len(parts) {
+			continue
+		}
+		for i := range pattern {
+			if pattern[i] == "*" {
+				pattern[i] = parts[i]
+			}
+		}
+		out = append(out, strings.Join(pattern, "."))
+	}
+	return out
 }
 
 func inFamily(name string) bool {
@@ -204,12 +249,12 @@ func inFamily(name string) bool {
 	return false
 }
 
-// matchesAny knows patterns with one '*', which stands for one character or
+// matchesPattern knows names with one '*', which stands for one character or
 // more.
-func matchesAny(patterns []string, name string) bool {
-	for _, p := range patterns {
-		before, after, _ := strings.Cut(p, "*")
-		if len(name) > len(before)+len(after) && strings.HasPrefix(name, before) && strings.HasSuffix(name, after) {
+func matchesPattern(name string) bool {
+	for _, k := range KMS {
+		before, after, ok := strings.Cut(k.Name, "*")
+		if ok && len(name) > len(before)+len(after) && strings.HasPrefix(name, before) && strings.HasSuffix(name, after) {
 			return true
 		}
 	}

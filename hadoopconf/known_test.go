@@ -24,7 +24,9 @@ func prop(name, value string) string {
 	return "\n<property><name>" + name + "</name><value>" + value + "</value></property>"
 }
 
-func env(m map[string]string) func(string) string { return func(k string) string { return m[k] } }
+func env(m map[string]string) func(string) (string, bool) {
+	return func(k string) (string, bool) { v, ok := m[k]; return v, ok }
+}
 
 func TestLoadKMS(t *testing.T) {
 	dir := writeConf(t, map[string]string{

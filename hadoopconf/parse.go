@@ -1,62 +1,86 @@
 package hadoopconf
 
 import (
+	"bytes"
 	"encoding/xml"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
-// Limits of one file. Real ones are a few hundred kilobytes at most.
+// Limits of one file and what it includes. Real ones are a few hundred kilobytes
+// in two or three files.
 const (
-	maxFileSize     = 8 << 20
+	maxSize         = 8 << 20 // bytes, of all files together
 	maxIncludeDepth = 10
-	xincludeSpace   = "http://www.w3.org/2001/XInclude"
+	maxIncludes     = 100
+	maxNesting      = 100 // of <configuration> in <configuration>
 )
 
 // parser reads one file and what it includes.
 type parser struct {
+	read     func(path string) ([]byte, error) // at most maxSize+1 bytes
 	props    []Property
 	warnings []string
 	open     []string // files being read, outermost first
+	files    int      // read so far
+	size     int      // of them
+	nesting  int
 }
 
 func parseFile(path string) ([]Property, []string, error) {
-	p := &parser{}
+	p := &parser{read: readFile}
 	if err := p.file(path); err != nil {
 		return nil, nil, err
 	}
 	return p.props, p.warnings, nil
 }
 
-func (p *parser) file(path string) error {
-	for _, o := range p.open {
-		if o == path {
-			return fmt.Errorf("%s: the file includes itself by way of %s; take one of the xi:include elements out", path, strings.Join(p.open, ", "))
-		}
-	}
-	if len(p.open) == maxIncludeDepth {
-		return fmt.Errorf("%s: files are included more than %d deep; include it from further up", path, maxIncludeDepth)
+func readFile(path string) ([]byte, error) {
+	info, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, err // the caller may do without the file
+	case err != nil:
+		return nil, fmt.Errorf("%w; let the user that this process runs as read it", err)
+	case !info.Mode().IsRegular(): // a named pipe would be waited for, a device has no end
+		return nil, fmt.Errorf("%s is a %v, not a file; name a file", path, info.Mode().Type())
 	}
 	f, err := os.Open(path)
 	if err != nil {
-		return err // an *os.PathError names the file and can be asked for ErrNotExist
+		return nil, fmt.Errorf("%w; let the user that this process runs as read it", err)
 	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxFileSize+1))
+	defer f.Close() //nolint:errcheck // read only
+	return io.ReadAll(io.LimitReader(f, maxSize+1))
+}
+
+func (p *parser) file(path string) error {
+	if slices.Contains(p.open, path) {
+		return fmt.Errorf("%s: the file includes itself by way of %s; take one of the xi:include elements out", path, strings.Join(p.open, ", "))
+	}
+	if len(p.open) > maxIncludeDepth {
+		return fmt.Errorf("%s: files are included more than %d deep; include it from further up", path, maxIncludeDepth)
+	}
+	if p.files > maxIncludes {
+		return fmt.Errorf("%s: more than %d files are included; put them together", path, maxIncludes)
+	}
+	data, err := p.read(path)
 	if err != nil {
-		return fmt.Errorf("%s: %w", path, err)
+		return err // names the file, and can be asked for ErrNotExist
 	}
-	if len(data) > maxFileSize {
-		return fmt.Errorf("%s: the file is larger than %d MiB; that is no configuration file", path, maxFileSize>>20)
+	p.files++
+	if p.size += len(data); p.size > maxSize {
+		return fmt.Errorf("%s: the file, with what it includes, is larger than %d MiB; is it a configuration file?", path, maxSize>>20)
 	}
 	p.open = append(p.open, path)
 	defer func() { p.open = p.open[:len(p.open)-1] }()
-	return p.parse(path, string(data))
+	return p.parse(path, strings.TrimPrefix(string(data), "\ufeff"))
 }
 
 // document is a token reader that knows where it is.
@@ -73,16 +97,22 @@ func (d *document) line() int {
 // fail words what the XML reader says.
 func (d *document) fail(err error) error {
 	line := d.line()
+	msg, cure := err.Error(), "a configuration file is <configuration>, in it <property><name>..</name><value>..</value></property>"
 	var syntax *xml.SyntaxError
-	msg := err.Error()
-	if errors.As(err, &syntax) {
+	switch {
+	case errors.As(err, &syntax):
 		line, msg = syntax.Line, syntax.Msg
-	} else if errors.Is(err, io.EOF) {
+	case errors.Is(err, io.EOF):
 		msg = "the file ends before its last element does"
 	}
-	return fmt.Errorf("%s:%d: malformed XML: %s; a configuration file is <configuration>, in it <property><name>..</name><value>..</value></property>", d.path, line, msg)
+	if strings.Contains(msg, "character entity") {
+		cure = "write & as &amp;, and instead of an entity of a DOCTYPE, which is not read here, the text itself"
+	}
+	return fmt.Errorf("%s:%d: malformed XML: %s; %s", d.path, line, msg, cure)
 }
 
+// parse reads one document. Entities that a DOCTYPE declares are neither
+// expanded nor fetched: encoding/xml knows the five of XML itself only.
 func (p *parser) parse(path, text string) error {
 	d := &document{Decoder: xml.NewDecoder(strings.NewReader(text)), path: path}
 	d.CharsetReader = charset
@@ -91,29 +121,39 @@ func (p *parser) parse(path, text string) error {
 		tok, err := d.Token()
 		if errors.Is(err, io.EOF) {
 			if !seen {
-				return fmt.Errorf("%s: malformed XML: there is no <configuration> element", path)
+				return fmt.Errorf("%s: malformed XML: there is no <configuration> element; it must hold all others", path)
 			}
 			return nil
 		}
 		if err != nil {
 			return d.fail(err)
 		}
-		start, ok := tok.(xml.StartElement)
-		if !ok {
-			continue
-		}
-		if start.Name.Local != "configuration" {
-			return fmt.Errorf("%s:%d: the outermost element is <%s>; it must be <configuration>", path, d.line(), start.Name.Local)
-		}
-		seen = true
-		if err := p.configuration(d); err != nil {
-			return err
+		switch t := tok.(type) {
+		case xml.CharData:
+			if len(bytes.TrimSpace(t)) > 0 {
+				return fmt.Errorf("%s:%d: malformed XML: text outside of <configuration>; take it out, or make it a comment", path, d.line())
+			}
+		case xml.StartElement:
+			if t.Name.Local != "configuration" {
+				return fmt.Errorf("%s:%d: the outermost element is <%s>; it must be <configuration>", path, d.line(), t.Name.Local)
+			}
+			if seen {
+				return fmt.Errorf("%s:%d: malformed XML: there is a second outermost <configuration>; put its properties into the first", path, d.line())
+			}
+			seen = true
+			if err := p.configuration(d); err != nil {
+				return err
+			}
 		}
 	}
 }
 
 // configuration reads up to the end of the element that has just begun.
 func (p *parser) configuration(d *document) error {
+	if p.nesting++; p.nesting > maxNesting {
+		return fmt.Errorf("%s:%d: elements are nested more than %d deep; take the inner <configuration> elements away", d.path, d.line(), maxNesting)
+	}
+	defer func() { p.nesting-- }()
 	for {
 		tok, err := d.Token()
 		if err != nil {
@@ -123,16 +163,16 @@ func (p *parser) configuration(d *document) error {
 		case xml.EndElement:
 			return nil
 		case xml.StartElement:
-			switch {
-			case t.Name.Local == "property":
+			switch t.Name.Local { // whatever the namespace, as in Hadoop
+			case "property":
 				err = p.property(d, t)
-			case t.Name.Local == "configuration":
+			case "configuration":
 				err = p.configuration(d)
-			case t.Name.Local == "include" && t.Name.Space == xincludeSpace:
+			case "include":
 				err = p.include(d, t)
-			default:
-				p.warnings = append(p.warnings, fmt.Sprintf("%s:%d: element <%s> is not known here and is ignored", d.path, d.line(), t.Name.Local))
-				err = d.skip()
+			default: // Hadoop looks through elements that it does not know
+				p.warnings = append(p.warnings, fmt.Sprintf("%s:%d: element <%s> is not known here; what is in it counts as if it were not there", d.path, d.line(), t.Name.Local))
+				err = p.configuration(d)
 			}
 			if err != nil {
 				return err
@@ -167,18 +207,25 @@ func (d *document) text() (string, error) {
 	}
 }
 
-// property reads <property>, whose parts may also be attributes.
+// property reads <property>, whose parts may also be attributes. As in Hadoop an
+// element without text is as if it were not there: <value></value> does not set
+// a property, nor does it override one.
 func (p *parser) property(d *document, start xml.StartElement) error {
 	prop := Property{File: d.path, Line: d.line()}
-	hasValue := false
+	hasValue, emptyValue := false, false
+	warn := func(format string, args ...any) {
+		p.warnings = append(p.warnings, fmt.Sprintf("%s:%d: ", d.path, prop.Line)+fmt.Sprintf(format, args...))
+	}
 	set := func(part, v string) {
 		switch part {
 		case "name":
-			prop.Name = strings.TrimSpace(v)
+			prop.Name = trim(v)
 		case "value":
 			prop.Value, hasValue = v, true
 		case "final":
-			prop.Final = strings.TrimSpace(v) == "true"
+			if prop.Final = v == "true"; !prop.Final && trim(v) == "true" {
+				warn("property %s: <final>%s</final> is not taken for true because of the blanks in it; write <final>true</final>", prop.Name, v)
+			}
 		}
 	}
 	for _, a := range start.Attr {
@@ -197,23 +244,30 @@ func (p *parser) property(d *document, start xml.StartElement) error {
 				if err != nil {
 					return err
 				}
-				set(t.Name.Local, v)
+				if v != "" || t.Name.Local == "final" {
+					set(t.Name.Local, v)
+				} else if t.Name.Local == "value" {
+					emptyValue = true
+				}
 			case "description", "source", "tag":
-				err = d.skip()
-				if err != nil {
+				if err := d.skip(); err != nil {
 					return err
 				}
 			default:
-				p.warnings = append(p.warnings, fmt.Sprintf("%s:%d: element <%s> in a property is not known and is ignored", d.path, d.line(), t.Name.Local))
+				warn("element <%s> in a property is not known and is ignored", t.Name.Local)
 				if err := d.skip(); err != nil {
 					return err
 				}
 			}
 		case xml.EndElement:
-			if prop.Name == "" {
-				return fmt.Errorf("%s:%d: a property without a name; give it one or take it out", d.path, prop.Line)
-			}
-			if hasValue { // Hadoop ignores a property without a <value>
+			switch {
+			case prop.Name == "":
+				warn("a property without a name is ignored; give it one or take it out")
+			case !hasValue && emptyValue:
+				warn("property %s has an empty <value> and is ignored, as in Hadoop; take it out (an ACL that admits nobody is a single blank)", prop.Name)
+			case !hasValue:
+				warn("property %s has no <value> and is ignored, as in Hadoop; give it one or take it out", prop.Name)
+			default:
 				p.props = append(p.props, prop)
 			}
 			return nil
@@ -235,7 +289,7 @@ func (p *parser) include(d *document, start xml.StartElement) error {
 	}
 	missing := false
 	if err := p.file(path); err != nil {
-		if !os.IsNotExist(err) {
+		if !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 		missing = true
@@ -248,7 +302,7 @@ func (p *parser) include(d *document, start xml.StartElement) error {
 		}
 		switch t := tok.(type) {
 		case xml.StartElement:
-			if t.Name.Local == "fallback" && t.Name.Space == xincludeSpace && missing {
+			if t.Name.Local == "fallback" && missing {
 				fallback = true
 				if err := p.configuration(d); err != nil {
 					return err
@@ -281,6 +335,11 @@ func includePath(from, href string) (string, error) {
 		return filepath.Clean(u.Path), nil
 	}
 	return filepath.Join(filepath.Dir(from), u.Path), nil
+}
+
+// trim takes off what Java's String.trim does: characters up to U+0020.
+func trim(s string) string {
+	return strings.TrimFunc(s, func(r rune) bool { return r <= ' ' })
 }
 
 // charset serves the two single-byte encodings that such files come in beside

@@ -8,6 +8,15 @@ import (
 	"time"
 )
 
+// given returns a property's value for a typed getter: trimmed, expanded; false
+// where the property is not set. One that is set to nothing is an error there
+// ("" is no number), not the default.
+func (c *Conf) given(name string) (string, bool) {
+	_, ok := c.props[name]
+	v, _ := c.Get(name)
+	return v, ok
+}
+
 func (c *Conf) bad(name, value, want string) error {
 	return &ValueError{Property: c.props[name], Value: value, Want: want}
 }
@@ -16,7 +25,7 @@ func (c *Conf) bad(name, value, want string) error {
 // the known ones have defaults (see LoadKMS). Hexadecimal (0x..) is taken, as
 // Hadoop takes it.
 func (c *Conf) Int(name string, lo, hi int64) (int64, error) {
-	v, ok := c.Get(name)
+	v, ok := c.given(name)
 	if !ok {
 		return 0, nil
 	}
@@ -37,7 +46,7 @@ func (c *Conf) Int(name string, lo, hi int64) (int64, error) {
 // Bool reads true or false, in any case. Hadoop takes anything else for the
 // default without a word; here it is an error.
 func (c *Conf) Bool(name string) (bool, error) {
-	v, ok := c.Get(name)
+	v, ok := c.given(name)
 	if !ok {
 		return false, nil
 	}
@@ -52,7 +61,7 @@ func (c *Conf) Bool(name string) (bool, error) {
 
 // Float reads a number between lo and hi.
 func (c *Conf) Float(name string, lo, hi float64) (float64, error) {
-	v, ok := c.Get(name)
+	v, ok := c.given(name)
 	if !ok {
 		return 0, nil
 	}
@@ -75,7 +84,7 @@ var suffixes = []struct {
 // Duration reads a time: a bare number counts in unit; ns, us, ms, s, m, h and d
 // may follow it.
 func (c *Conf) Duration(name string, unit time.Duration) (time.Duration, error) {
-	v, ok := c.Get(name)
+	v, ok := c.given(name)
 	if !ok {
 		return 0, nil
 	}
