@@ -68,14 +68,20 @@ func Claviger(t testing.TB, env []string, args ...string) string {
 	return out.String()
 }
 
-// StartClaviger runs `claviger kms` over the configuration folder conf, on a
-// free port, and returns when it accepts requests.
-func StartClaviger(t testing.TB, conf string, env []string) *KMS {
+// ClavigerOptions say how `claviger kms` is to run.
+type ClavigerOptions struct {
+	Conf string   // configuration folder
+	Port int      // 0 takes any free one
+	Env  []string // on top of the test's
+}
+
+// StartClaviger runs `claviger kms` and returns when it accepts requests.
+func StartClaviger(t testing.TB, o ClavigerOptions) *KMS {
 	t.Helper()
 	Require(t)
 	ready := filepath.Join(t.TempDir(), "ready")
-	cmd := exec.CommandContext(context.Background(), Binary(t), "kms", "--conf", conf, "--http-port", "0", "--ready-file", ready)
-	cmd.Env = append(cleanEnv(), env...)
+	cmd := exec.CommandContext(context.Background(), Binary(t), "kms", "--conf", o.Conf, "--http-port", fmt.Sprint(o.Port), "--ready-file", ready)
+	cmd.Env = append(cleanEnv(), o.Env...)
 	p := Start(t, "claviger", cmd)
 	t.Cleanup(func() {
 		if b, err := os.ReadFile(p.Log); err == nil && bytes.Contains(b, []byte("DATA RACE")) {

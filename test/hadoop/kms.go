@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"net/url"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -48,9 +50,23 @@ type KMS struct {
 // "kms://http@127.0.0.1:PORT/kms".
 func (k *KMS) ProviderURI() string { return ProviderURI(k.URL) }
 
+// Port is the port in URL.
+func (k *KMS) Port(t testing.TB) int {
+	t.Helper()
+	u, err := url.Parse(k.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	port, err := strconv.Atoi(u.Port())
+	if err != nil {
+		t.Fatalf("%s: %v", k.URL, err)
+	}
+	return port
+}
+
 // ProviderURI turns a KMS's base URL into the URI that Hadoop's clients take.
-func ProviderURI(url string) string {
-	scheme, rest, _ := strings.Cut(url, "://")
+func ProviderURI(base string) string {
+	scheme, rest, _ := strings.Cut(base, "://")
 	return "kms://" + scheme + "@" + rest
 }
 
@@ -89,12 +105,12 @@ func StartJavaKMS(t testing.TB, o KMSOptions) *KMS {
 	return k
 }
 
-// Answers reports whether a KMS at url answers a request at all; that it asks
+// Answers reports whether a KMS at base answers a request at all; that it asks
 // who we are is answer enough.
-func Answers(url string) bool {
+func Answers(base string) bool {
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url+"/v1/keys/names", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, base+"/v1/keys/names", nil)
 	if err != nil {
 		return false
 	}

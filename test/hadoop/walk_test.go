@@ -1,0 +1,308 @@
+package hadoop
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// The people of the walk.
+const (
+	keyAdmin = "keyadmin" // makes and rolls keys
+	alice    = "alice"    // reads and writes files in the zones
+	bob      = "bob"      // may not decrypt
+	migrator = "mig"      // who our server is at the source
+)
+
+// siteACLs is a kms-acls.xml as a site has it: the key administrator sees no
+// EDEK, the HDFS superuser may have EDEKs made and is kept from decrypting.
+func siteACLs() Conf {
+	return Conf{
+		"hadoop.kms.acl.CREATE":            keyAdmin,
+		"hadoop.kms.acl.DELETE":            keyAdmin,
+		"hadoop.kms.acl.ROLLOVER":          keyAdmin,
+		"hadoop.kms.acl.GET":               " ",
+		"hadoop.kms.acl.GET_KEYS":          keyAdmin,
+		"hadoop.kms.acl.GET_METADATA":      keyAdmin + "," + HDFSUser,
+		"hadoop.kms.acl.SET_KEY_MATERIAL":  " ",
+		"hadoop.kms.acl.GENERATE_EEK":      HDFSUser,
+		"hadoop.kms.acl.DECRYPT_EEK":       alice + "," + bob,
+		"hadoop.kms.blacklist.DECRYPT_EEK": HDFSUser,
+		"default.key.acl.MANAGEMENT":       keyAdmin,
+		"default.key.acl.READ":             keyAdmin + "," + HDFSUser,
+		"default.key.acl.GENERATE_EEK":     HDFSUser,
+		"default.key.acl.DECRYPT_EEK":      alice,
+	}
+}
+
+// sourceACLs is siteACLs and, on top, exactly what docs/migration.md says that
+// a source must grant to the server that takes over: it lists keys, reads
+// metadata, and decrypts in its own name for re-encryption. It never gets the
+// operation GET, which would show it key material.
+func sourceACLs() Conf {
+	acls := siteACLs()
+	for _, op := range []string{"GET_KEYS", "GET_METADATA", "DECRYPT_EEK"} {
+		acls["hadoop.kms.acl."+op] += "," + migrator
+	}
+	acls["whitelist.key.acl.READ"] = migrator
+	acls["whitelist.key.acl.DECRYPT_EEK"] = migrator
+	return acls
+}
+
+// sourceSite lets the migrator decrypt on behalf of those who read files, and
+// of nobody else.
+func sourceSite() Conf {
+	return Conf{
+		"hadoop.kms.proxyuser." + migrator + ".users": alice + "," + bob,
+		"hadoop.kms.proxyuser." + migrator + ".hosts": "127.0.0.1",
+	}
+}
+
+// zones maps each zone to its key.
+var zones = map[string]string{"/finance": "fin.key", "/research": "res.key"}
+
+// walk is one HDFS with files in zones, and what must be in them.
+type walk struct {
+	t       *testing.T
+	cluster *Cluster
+	local   string              // folder with the true content, a subfolder for each zone
+	files   map[string][]string // by zone, the names
+	random  *rand.Rand
+}
+
+func (w *walk) client(user string) *Client { return NewClient(w.t, user, w.cluster.Conf()) }
+
+// write puts n new files of different sizes into a zone as alice.
+func (w *walk) write(c *Client, zone, prefix string, n int) {
+	w.t.Helper()
+	dir := filepath.Join(w.local, zone)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		w.t.Fatal(err)
+	}
+	put := []string{"-put"}
+	for i := range n {
+		// Sizes around AES's block and around HDFS's, and an empty file.
+		size := []int{0, 1, 15, 16, 17, 1000, 65536, 200001}[i%8]
+		content := make([]byte, size)
+		for j := range content {
+			content[j] = byte(w.random.Uint32())
+		}
+		name := fmt.Sprintf("%s-%02d", prefix, i)
+		if err := os.WriteFile(filepath.Join(dir, name), content, 0o600); err != nil {
+			w.t.Fatal(err)
+		}
+		put = append(put, filepath.Join(dir, name))
+		w.files[zone] = append(w.files[zone], name)
+	}
+	c.FsShell(append(put, zone+"/")...)
+}
+
+// readAll reads every file of every zone and compares it.
+func (w *walk) readAll(c *Client, when string) {
+	w.t.Helper()
+	begun := time.Now()
+	n := 0
+	for zone, names := range w.files {
+		got := w.t.TempDir()
+		c.FsShell("-get", zone+"/*", got)
+		for _, name := range names {
+			want, err := os.ReadFile(filepath.Join(w.local, zone, name))
+			if err != nil {
+				w.t.Fatal(err)
+			}
+			have, err := os.ReadFile(filepath.Join(got, name))
+			if err != nil {
+				w.t.Errorf("%s: %v", when, err)
+			} else if string(have) != string(want) {
+				w.t.Errorf("%s: %s/%s reads differently: %d bytes, want %d", when, zone, name, len(have), len(want))
+			}
+			n++
+		}
+	}
+	w.t.Logf("%s: %d files read and compared in %.1fs", when, n, time.Since(begun).Seconds())
+}
+
+var versionInInfo = regexp.MustCompile(`keyName: (\S+), ezKeyVersionName: (\S+)\}`)
+
+// versions returns the key version of each file in a zone.
+func (w *walk) versions(c *Client, zone string) map[string]string {
+	w.t.Helper()
+	all := map[string]string{}
+	for _, name := range w.files[zone] {
+		out := c.CryptoAdmin("-getFileEncryptionInfo", "-path", zone+"/"+name)
+		m := versionInInfo.FindStringSubmatch(out)
+		if m == nil {
+			w.t.Fatalf("%s/%s: -getFileEncryptionInfo printed %q", zone, name, out)
+		}
+		if m[1] != zones[zone] {
+			w.t.Errorf("%s/%s: key %q, want %q", zone, name, m[1], zones[zone])
+		}
+		all[name] = m[2]
+	}
+	return all
+}
+
+// distinct lists the versions in the result of versions.
+func distinct(versions map[string]string) []string {
+	return slices.Compact(slices.Sorted(maps.Values(versions)))
+}
+
+// sourceVersion is what a Java KMS names the versions of a key.
+var sourceVersion = regexp.MustCompile(`@[0-9]{1,3}$`)
+
+// reencrypt re-encrypts a zone and waits for the end.
+func (w *walk) reencrypt(c *Client, zone string) {
+	w.t.Helper()
+	begun := time.Now()
+	c.CryptoAdmin("-reencryptZone", "-start", "-path", zone)
+	for {
+		status := c.CryptoAdmin("-listReencryptionStatus")
+		for line := range strings.Lines(status) {
+			if f := strings.Fields(line); len(f) > 1 && f[0] == zone && f[1] == "Completed" {
+				w.t.Logf("re-encrypted in %.1fs: %s", time.Since(begun).Seconds(), strings.TrimSpace(line))
+				return
+			}
+		}
+		if time.Since(begun) > commandTimeout {
+			w.t.Fatalf("%s is not re-encrypted after %v:\n%s", zone, commandTimeout, status)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
+// metadata returns the lines of `hadoop key list -metadata` at a KMS.
+func metadata(t *testing.T, providerURI string) []string {
+	t.Helper()
+	c := NewClient(t, keyAdmin, Conf{"hadoop.security.key.provider.path": providerURI})
+	defer c.Close()
+	var lines []string
+	for line := range strings.Lines(c.KeyShell("list", "-metadata")) {
+		if strings.Contains(line, " : cipher: ") {
+			lines = append(lines, strings.TrimSpace(line))
+		}
+	}
+	slices.Sort(lines)
+	return lines
+}
+
+// TestWalk takes a cluster from a Java KMS to an HSM KMS of ours, as the
+// procedure says, with stock Hadoop at every other place, and reads every file
+// after every step.
+func TestWalk(t *testing.T) {
+	Require(t)
+	source := StartJavaKMS(t, KMSOptions{ACLs: sourceACLs(), Site: sourceSite()})
+	w := &walk{
+		t: t,
+		// A NameNode keeps up to 500 EDEKs of an old version in hand after a roll;
+		// so few show both versions in a few files.
+		cluster: NewCluster(t, source.ProviderURI(), Conf{
+			"hadoop.security.kms.client.encrypted.key.cache.size":          "4",
+			"hadoop.security.kms.client.encrypted.key.cache.low-watermark": "0.5",
+		}),
+		local:  t.TempDir(),
+		files:  map[string][]string{},
+		random: rand.New(rand.NewPCG(1, 2)),
+	}
+	w.before(source)
+	conf, env := clavigerConf(t, source)
+
+	ours := StartClaviger(t, ClavigerOptions{Conf: conf, Env: env})
+	if want, got := metadata(t, source.ProviderURI()), metadata(t, ours.ProviderURI()); len(want) != len(zones) || !slices.Equal(got, want) {
+		t.Errorf("metadata after the migration:\n%s\nat the source:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+	w.cluster.SetKeyProvider(ours.ProviderURI())
+	w.cluster.Restart()
+	w.beside(ours)
+
+	if code := source.Stop(); code != 143 && code != 0 { // 143: a JVM ended by SIGTERM
+		t.Errorf("the Java KMS ended with status %d", code)
+	}
+	w.readAll(w.client(alice), "without the source")
+
+	// The procedure's last steps: the properties of the migration go, and the
+	// server starts without them where it was.
+	port := ours.Port(t)
+	if code := ours.Stop(); code != 0 {
+		t.Errorf("claviger kms ended with status %d on SIGTERM", code)
+	}
+	hsmOnly(conf).Write(t, filepath.Join(conf, "kms-site.xml"))
+	StartClaviger(t, ClavigerOptions{Conf: conf, Env: env, Port: port})
+	c := w.client(alice)
+	w.readAll(c, "with the migration's properties removed")
+	w.write(c, "/finance", "last", 2)
+	w.readAll(c, "at the end")
+}
+
+// before makes the cluster of a site that uses the Java KMS: two zones, one
+// whose key was rolled, files under every version.
+func (w *walk) before(source *KMS) {
+	t := w.t
+	t.Helper()
+	admin := NewClient(t, keyAdmin, Conf{"hadoop.security.key.provider.path": source.ProviderURI()})
+	defer admin.Close()
+	admin.KeyShell("create", "fin.key", "-size", "128", "-description", "books of the finance department", "-attr", "owner=fin", "-attr", "class=secret")
+	admin.KeyShell("create", "res.key", "-size", "256", "-description", "Grüße: <&>\"", "-attr", "owner=res")
+
+	w.cluster.Start()
+	super, user := w.client(HDFSUser), w.client(alice)
+	for zone, key := range zones {
+		super.FsShell("-mkdir", zone)
+		super.CryptoAdmin("-createZone", "-keyName", key, "-path", zone)
+		super.FsShell("-chown", alice, zone)
+		w.write(user, zone, "v0", 8)
+	}
+	admin.KeyShell("roll", "fin.key")
+	w.write(user, "/finance", "v1", 16)
+	if got, want := distinct(w.versions(super, "/finance")), []string{"fin.key@0", "fin.key@1"}; !slices.Equal(got, want) {
+		t.Fatalf("the files in /finance are under %q, want both versions %q", got, want)
+	}
+	w.readAll(user, "at the Java KMS")
+}
+
+// beside is what happens while both servers run and HDFS is at ours.
+func (w *walk) beside(ours *KMS) {
+	t := w.t
+	t.Helper()
+	super, user := w.client(HDFSUser), w.client(alice)
+	w.readAll(user, "old files through the source")
+	// The superuser may see the files and is blacklisted from decrypting; bob
+	// passes the operation's ACL and fails at the key's.
+	super.FsShell("-chmod", "-R", "755", "/finance")
+	super.MustFail("fs", "-cat", "/finance/v0-05")
+	w.client(bob).MustFail("fs", "-cat", "/finance/v0-05")
+
+	firstOfOurs := map[string]string{}
+	for zone := range zones {
+		w.write(user, zone, "new", 8)
+		for name, v := range w.versions(super, zone) {
+			if strings.HasPrefix(name, "new-") == sourceVersion.MatchString(v) {
+				t.Errorf("%s/%s is under %s", zone, name, v)
+			}
+			if strings.HasPrefix(name, "new-") {
+				firstOfOurs[zone] = v
+			}
+		}
+	}
+
+	admin := NewClient(t, keyAdmin, Conf{"hadoop.security.key.provider.path": ours.ProviderURI()})
+	defer admin.Close()
+	admin.KeyShell("roll", "fin.key")
+	for zone, key := range zones {
+		w.reencrypt(super, zone)
+		got := distinct(w.versions(super, zone))
+		if len(got) != 1 || sourceVersion.MatchString(got[0]) || !strings.HasPrefix(got[0], key+"@") {
+			t.Errorf("after the re-encryption the files in %s are under %q, want one version of ours", zone, got)
+		}
+		if rolled := key == "fin.key"; len(got) == 1 && (got[0] != firstOfOurs[zone]) != rolled {
+			t.Errorf("%s: re-encrypted under %s; before it new files were under %s; rolled in between: %v", zone, got[0], firstOfOurs[zone], rolled)
+		}
+	}
+	w.readAll(user, "re-encrypted")
+}
