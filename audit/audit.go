@@ -47,8 +47,12 @@ type Event struct {
 	Time   time.Time // zero: now
 	Status Status
 	Op     Op
-	Key    string
-	Caller claviger.Caller
+	// KeyRight: Op is a key-level right, not a KMS operation. GENERATE_EEK and
+	// DECRYPT_EEK are both; a refused right is never aggregated and ends no
+	// aggregation, a refused operation does.
+	KeyRight bool
+	Key      string
+	Caller   claviger.Caller
 	// Message is the operation's own remark ("reencrypted 3 keys for key k1"), or
 	// for Error and Unauthenticated the first line of what went wrong.
 	Message string
