@@ -72,7 +72,7 @@ func (q *request) hasKey(ctx context.Context, aclName string, right authz.KeyOp)
 		if q.policy.MayKey(aclName, op, q.caller.Principal, q.ring.cfg.Groups) {
 			return true
 		}
-		q.log(ctx, audit.Unauthorized, audit.Op(op), aclName, "")
+		q.ring.cfg.Audit.Log(ctx, audit.Event{Status: audit.Unauthorized, Op: audit.Op(op), KeyRight: true, Key: aclName, Caller: *q.caller})
 	}
 	return false
 }
