@@ -1,0 +1,484 @@
+package audit
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"claviger"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var (
+	stamped      = regexp.MustCompile(`^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) (.*)$`)
+	aggregatedRE = regexp.MustCompile(`^OK\[op=(\w+), key=(.*), user=(\w+), accessCount=(\d+), interval=(\d+)ms\] $`)
+	plainRE      = regexp.MustCompile(`^(OK|UNAUTHORIZED)\[op=(\w+)(?:, key=(.*?))?, user=(\w+)\] (.*)$`)
+	errorRE      = regexp.MustCompile(`^ERROR\[user=(\w+)\] Method:'(\w+)' Exception:'(.*)'$`)
+	unauthRE     = regexp.MustCompile(`^UNAUTHENTICATED RemoteHost:(\S+) Method:(\w+) URL:(\S+) ErrorMsg:'(.*)'$`)
+)
+
+// step is one thing that happened to the recorded KMS: an event, or (where event
+// is nil) the end of windows.
+type step struct {
+	at    time.Time
+	event *Event
+}
+
+// readLog takes a recorded log apart into the events that made it. Accesses that
+// were only counted happened at some time within the window; they are put at its
+// beginning.
+func readLog(t *testing.T, file string) (steps []step, lines []string) {
+	t.Helper()
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines = strings.Split(strings.TrimSuffix(string(data), "\n"), "\n")
+	slices.SortStableFunc(lines, func(a, b string) int { return strings.Compare(a[:23], b[:23]) }) // the sample is put together
+	begun := make(map[string]*Event)
+	var begunAt time.Time
+	for _, l := range lines {
+		m := stamped.FindStringSubmatch(l)
+		at, err := time.ParseInLocation(timeLayout, m[1], time.Local)
+		if err != nil {
+			t.Fatal(err)
+		}
+		e := &Event{Time: at}
+		text := m[2]
+		if m := aggregatedRE.FindStringSubmatch(text); m != nil {
+			e.Status, e.Op, e.Key, e.Caller = OK, Op(m[1]), m[2], caller(m[3])
+			count, _ := strconv.Atoi(m[4])
+			interval, _ := strconv.Atoi(m[5])
+			id := m[1] + " " + m[2] + " " + m[3]
+			if first := begun[id]; first != nil && interval > 1000 {
+				for range count - 1 {
+					steps = append(steps, step{begunAt, first})
+				}
+				steps = append(steps, step{at: at})
+				continue
+			}
+			e.Time = at.Add(-time.Duration(interval) * time.Millisecond)
+			begun[id], begunAt = e, e.Time
+		} else if m := plainRE.FindStringSubmatch(text); m != nil {
+			e.Status, e.Op, e.Key, e.Caller, e.Message = Status(m[1]), Op(m[2]), m[3], caller(m[4]), m[5]
+		} else if m := errorRE.FindStringSubmatch(text); m != nil {
+			e.Status, e.Caller, e.Method, e.Message = Error, caller(m[1]), m[2], m[3]
+		} else if m := unauthRE.FindStringSubmatch(text); m != nil {
+			e.Status, e.Caller.RemoteAddr, e.Method, e.URL, e.Message = Unauthenticated, m[1], m[2], m[3], m[4]
+		} else {
+			t.Fatalf("line of an unknown form: %s", l)
+		}
+		steps = append(steps, step{e.Time, e})
+	}
+	slices.SortStableFunc(steps, func(a, b step) int { return a.at.Compare(b.at) })
+	return steps, lines
+}
+
+func caller(name string) claviger.Caller {
+	return claviger.Caller{Principal: claviger.Principal{Name: name, Short: name}}
+}
+
+// TestAsRecorded feeds what happened to a real Java KMS and demands its lines.
+func TestAsRecorded(t *testing.T) {
+	for _, file := range []string{"kms-audit-sample.log", "acl-kms-audit.log"} {
+		t.Run(file, func(t *testing.T) {
+			steps, want := readLog(t, "testdata/"+file)
+			var out bytes.Buffer
+			var now time.Time
+			h := newHadoop(&out, 10*time.Second, func() time.Time { return now })
+			for i, s := range steps {
+				if i > 0 && s.at.Sub(now) > 12*time.Second { // the recorded KMS swept each second
+					now = s.at.Add(-time.Second)
+					h.sweep()
+				}
+				if now = s.at; s.event == nil {
+					h.sweep()
+				} else {
+					h.Log(t.Context(), *s.event)
+				}
+			}
+			got := strings.Split(strings.TrimSuffix(out.String(), "\n"), "\n")
+			// Times and intervals are the Java KMS's to a few milliseconds; it took
+			// some to write a line, and ended windows of one instant one by one.
+			got, want = round(got), round(want)
+			if missing, extra := without(want, got), without(got, want); len(missing)+len(extra) > 0 {
+				t.Errorf("missing:\n%s\nextra:\n%s", strings.Join(missing, "\n"), strings.Join(extra, "\n"))
+			}
+			if len(want) < 40 {
+				t.Errorf("only %d lines", len(want))
+			}
+		})
+	}
+}
+
+// round cuts time stamps to seconds, and rounds intervals to them.
+func round(lines []string) []string {
+	interval := regexp.MustCompile(`interval=(\d+)ms`)
+	var out []string
+	for _, l := range lines {
+		l = l[:19] + l[23:]
+		out = append(out, interval.ReplaceAllStringFunc(l, func(s string) string {
+			ms, _ := strconv.Atoi(interval.FindStringSubmatch(s)[1])
+			return fmt.Sprintf("interval=%.0fs", float64(ms)/1000)
+		}))
+	}
+	return out
+}
+
+// without returns what is in a but not in b, counting repetitions.
+func without(a, b []string) []string {
+	left := slices.Clone(b)
+	var out []string
+	for _, x := range a {
+		if i := slices.Index(left, x); i >= 0 {
+			left = slices.Delete(left, i, i+1)
+		} else {
+			out = append(out, x)
+		}
+	}
+	return out
+}
+
+// trail is a log on a clock of its own.
+type trail struct {
+	*Hadoop
+	out bytes.Buffer
+	now time.Time
+}
+
+func newTrail(window time.Duration) *trail {
+	l := &trail{now: time.Date(2026, 11, 23, 14, 0, 0, 0, time.Local)}
+	l.Hadoop = newHadoop(&l.out, window, func() time.Time { return l.now })
+	return l
+}
+
+func (l *trail) ok(op Op, key, user string) {
+	l.Log(context.Background(), Event{Status: OK, Op: op, Key: key, Caller: caller(user)})
+}
+
+func (l *trail) refused(op Op, key, user string, keyRight bool) {
+	l.Log(context.Background(), Event{Status: Unauthorized, Op: op, KeyRight: keyRight, Key: key, Caller: caller(user)})
+}
+
+// pass lets time go by, sweeping each second as run does.
+func (l *trail) pass(d time.Duration) {
+	for end := l.now.Add(d); l.now.Before(end); {
+		l.now = l.now.Add(time.Second)
+		l.sweep()
+	}
+}
+
+// expect compares what was written since the last time, time stamps cut off.
+func (l *trail) expect(t *testing.T, want ...string) {
+	t.Helper()
+	var got []string
+	for line := range strings.Lines(l.out.String()) {
+		got = append(got, strings.TrimSuffix(line[24:], "\n"))
+	}
+	l.out.Reset()
+	if !slices.Equal(got, want) {
+		t.Errorf("got\n  %s\nwant\n  %s", strings.Join(got, "\n  "), strings.Join(want, "\n  "))
+	}
+}
+
+func agg(op, key, user string, count, ms int) string {
+	return fmt.Sprintf("OK[op=%s, key=%s, user=%s, accessCount=%d, interval=%dms] ", op, key, user, count, ms)
+}
+
+func TestAggregation(t *testing.T) {
+	l := newTrail(10 * time.Second)
+	l.ok(DecryptEEK, "k", "u")
+	l.expect(t, agg("DECRYPT_EEK", "k", "u", 1, 0))
+	l.ok(DecryptEEK, "k", "u")
+	l.ok(DecryptEEK, "k", "u")
+	l.ok(DecryptEEK, "k", "other")
+	l.ok(DecryptEEK, "other", "u")
+	l.ok(GenerateEEK, "k", "u")
+	l.expect(t, agg("DECRYPT_EEK", "k", "other", 1, 0), agg("DECRYPT_EEK", "other", "u", 1, 0), agg("GENERATE_EEK", "k", "u", 1, 0))
+	l.pass(9 * time.Second)
+	l.expect(t)
+	l.pass(time.Second) // counted lines tell the first event again
+	l.expect(t, agg("DECRYPT_EEK", "k", "other", 1, 10000), agg("DECRYPT_EEK", "k", "u", 3, 10000),
+		agg("DECRYPT_EEK", "other", "u", 1, 10000), agg("GENERATE_EEK", "k", "u", 1, 10000))
+	l.pass(5 * time.Second)
+	l.ok(DecryptEEK, "k", "u") // the next window: counted, not written
+	l.expect(t)
+	l.pass(5 * time.Second)
+	l.expect(t, agg("DECRYPT_EEK", "k", "u", 1, 20000))
+	l.pass(10 * time.Second) // a window without anything ends it
+	l.expect(t)
+	l.ok(DecryptEEK, "k", "u")
+	l.expect(t, agg("DECRYPT_EEK", "k", "u", 1, 0))
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l.expect(t, agg("DECRYPT_EEK", "k", "u", 1, 0))
+	if len(l.held) != 1 {
+		t.Errorf("%d entries held, want the one of the last event", len(l.held))
+	}
+}
+
+func TestRefusalEndsWindow(t *testing.T) {
+	l := newTrail(10 * time.Second)
+	const refused = "UNAUTHORIZED[op=DECRYPT_EEK, key=k, user=u] "
+	l.ok(DecryptEEK, "k", "u")
+	l.ok(DecryptEEK, "k", "u")
+	l.ok(DecryptEEK, "k", "other")
+	l.expect(t, agg("DECRYPT_EEK", "k", "u", 1, 0), agg("DECRYPT_EEK", "k", "other", 1, 0))
+	l.pass(2 * time.Second)
+	l.refused(DecryptEEK, "k", "u", true) // a key-level right: ends nothing
+	l.expect(t, refused)
+	l.refused(DecryptEEK, "k", "u", false)
+	l.expect(t, agg("DECRYPT_EEK", "k", "u", 2, 2000), refused)
+	l.refused(DecryptEEK, "k", "u", false) // nothing has been counted since
+	l.expect(t, refused)
+	l.ok(DecryptEEK, "k", "u")
+	l.expect(t, agg("DECRYPT_EEK", "k", "u", 1, 0))
+}
+
+func TestNotAggregated(t *testing.T) {
+	l := newTrail(10 * time.Second)
+	for range 2 {
+		l.ok(GetMetadata, "k", "u")
+		l.ok(GetKeyVersion, "", "u") // no key: nothing to count by
+		l.Log(t.Context(), Event{Status: OK, Op: GetKeys, Caller: caller("u@REALM")})
+		l.Log(t.Context(), Event{Status: OK, Op: ReencryptEEKBatch, Key: "k", Caller: caller("u"), Message: "reencrypted 3 keys"})
+		l.Log(t.Context(), Event{Status: Error, Op: DecryptEEK, Key: "k", Caller: caller("u"), Method: "POST", URL: "http://h/x", Message: "first\nsecond"})
+		l.Log(t.Context(), Event{Status: Error, Method: "GET", Message: "m"})
+		l.Log(t.Context(), Event{Status: OK})
+	}
+	for range 2 {
+		_ = l.Err()
+	}
+	want := []string{
+		"OK[op=GET_METADATA, key=k, user=u] ", "OK[op=GET_KEY_VERSION, user=u] ", "OK[op=GET_KEYS, user=u@REALM] ",
+		"OK[op=REENCRYPT_EEK_BATCH, key=k, user=u] reencrypted 3 keys", "ERROR[user=u] Method:'POST' Exception:'first'",
+		"ERROR Method:'GET' Exception:'m'", "OK ",
+	}
+	l.expect(t, append(want, want...)...)
+
+	off := newTrail(0) // no window: nothing is held back
+	off.ok(DecryptEEK, "k", "u")
+	off.ok(DecryptEEK, "k", "u")
+	off.expect(t, agg("DECRYPT_EEK", "k", "u", 1, 0), agg("DECRYPT_EEK", "k", "u", 1, 0))
+	if err := off.Close(); err != nil || off.out.Len() > 0 {
+		t.Errorf("Close: %v, wrote %q", err, off.out.String())
+	}
+}
+
+func TestNoLineIsForged(t *testing.T) {
+	l := newTrail(10 * time.Second)
+	const forged = "x\n2026-11-23 14:00:00,000 OK[op=DELETE_KEY, key=k, user=root] "
+	evil := claviger.Caller{Principal: claviger.Principal{Name: forged}, RemoteAddr: forged}
+	for _, s := range []Status{OK, Unauthorized, Unauthenticated, Error} {
+		for _, op := range []Op{DecryptEEK, GetMetadata} {
+			l.Log(t.Context(), Event{Status: s, Op: op, Key: forged + "\r\u2028\x00\x1b[2J", Caller: evil, Message: forged, Method: forged, URL: forged})
+		}
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for line := range strings.Lines(l.out.String()) {
+		n++
+		if !stamped.MatchString(strings.TrimSuffix(line, "\n")) || strings.HasPrefix(line[24:], "OK[op=DELETE_KEY") {
+			t.Errorf("a forged or torn line: %q", line)
+		}
+		if strings.ContainsAny(strings.TrimSuffix(line, "\n"), "\r\x00\x1b\n\u2028") {
+			t.Errorf("a control character in %q", line)
+		}
+	}
+	if n != 9 { // one aggregated line is told twice
+		t.Errorf("%d lines", n)
+	}
+}
+
+func TestHeldIsBounded(t *testing.T) {
+	l := newTrail(10 * time.Second)
+	for i := range maxHeld + 100 {
+		l.ok(DecryptEEK, fmt.Sprint("made up ", i), "u")
+	}
+	if len(l.held) != maxHeld {
+		t.Errorf("%d entries held", len(l.held))
+	}
+	if n := strings.Count(l.out.String(), "\n"); n != maxHeld+100 {
+		t.Errorf("%d lines", n)
+	}
+	l.pass(20 * time.Second)
+	if len(l.held) != 0 {
+		t.Errorf("%d entries held after two windows", len(l.held))
+	}
+}
+
+// faulty fails while broken is set.
+type faulty struct {
+	bytes.Buffer
+	broken error
+	closed bool
+}
+
+func (f *faulty) Write(p []byte) (int, error) {
+	if f.broken != nil {
+		return 0, f.broken
+	}
+	return f.Buffer.Write(p)
+}
+
+func (f *faulty) Close() error { f.closed = true; return nil }
+
+func TestErr(t *testing.T) {
+	w := &faulty{}
+	h := newHadoop(w, time.Second, time.Now)
+	log := func() { h.Log(t.Context(), Event{Status: OK, Op: GetKeys, Caller: caller("u")}) }
+	if log(); h.Err() != nil {
+		t.Errorf("Err %v", h.Err())
+	}
+	w.broken = errors.New("no space left on device")
+	if log(); !errors.Is(h.Err(), w.broken) {
+		t.Errorf("Err %v", h.Err())
+	}
+	w.broken = nil
+	if log(); h.Err() != nil {
+		t.Errorf("Err %v after a good write", h.Err())
+	}
+	if err := h.Close(); err != nil || !w.closed {
+		t.Errorf("Close %v, closed %v", err, w.closed)
+	}
+	n := w.Len()
+	if log(); w.Len() != n || !errors.Is(h.Err(), errClosed) {
+		t.Errorf("written after Close, or Err is %v", h.Err())
+	}
+	if err := h.Close(); err != nil {
+		t.Errorf("a second Close: %v", err)
+	}
+}
+
+// TestRun is the real thing: clock, goroutine and many writers.
+func TestRun(t *testing.T) {
+	w := &faulty{}
+	h := NewHadoop(w, 50*time.Millisecond)
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			for range 500 {
+				h.Log(t.Context(), Event{Status: OK, Op: DecryptEEK, Key: "k", Caller: caller(fmt.Sprint("u", i%2))})
+			}
+		})
+	}
+	wg.Wait()
+	end := time.Now().Add(20 * time.Second)
+	for read := ""; strings.Count(read, "\n") < 4; { // two first lines, two counts at least
+		if time.Now().After(end) {
+			t.Fatal("no window ended")
+		}
+		time.Sleep(5 * time.Millisecond)
+		h.mu.Lock()
+		read = w.String()
+		h.mu.Unlock()
+	}
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+	total, first := 0, map[string]bool{}
+	for line := range strings.Lines(w.String()) {
+		m := aggregatedRE.FindStringSubmatch(strings.TrimSuffix(line[24:], "\n"))
+		if m == nil {
+			t.Fatalf("line %q", line)
+		}
+		n, _ := strconv.Atoi(m[4])
+		if !first[m[3]] {
+			first[m[3]] = true // told again by the next line
+			continue
+		}
+		total += n
+	}
+	if total != 8*500 {
+		t.Errorf("%d accesses in the lines, want %d:\n%s", total, 8*500, w)
+	}
+}
+
+func TestFile(t *testing.T) {
+	dir := t.TempDir()
+	path := dir + "/kms-audit.log"
+	if err := os.WriteFile(path, []byte("earlier\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := OpenFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := newHadoop(f, 0, time.Now)
+	log := func(key string) { h.Log(t.Context(), Event{Status: OK, Op: DeleteKey, Key: key, Caller: caller("u")}) }
+	log("one")
+	if err := os.Rename(path, path+".1"); err != nil {
+		t.Fatal(err)
+	}
+	log("two")
+	if err := f.Reopen(); err != nil {
+		t.Fatal(err)
+	}
+	log("three")
+	if err := os.Rename(dir, dir+".away"); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Reopen(); err == nil || !strings.Contains(err.Error(), path) {
+		t.Errorf("Reopen without a folder: %v", err)
+	}
+	log("four") // goes on where it was
+	if h.Err() != nil {
+		t.Errorf("Err %v", h.Err())
+	}
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string][]string{"kms-audit.log.1": {"earlier", "one", "two"}, "kms-audit.log": {"three", "four"}} {
+		data, err := os.ReadFile(dir + ".away/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		lines := strings.Split(strings.TrimSuffix(string(data), "\n"), "\n")
+		if !slices.EqualFunc(lines, want, func(line, word string) bool { return strings.Contains(line, word) }) {
+			t.Errorf("%s: %q, want %q", name, lines, want)
+		}
+	}
+	if _, err := OpenFile(dir + "/none/kms-audit.log"); err == nil || !strings.Contains(err.Error(), "make its folder") {
+		t.Errorf("OpenFile: %v", err)
+	}
+	log("late")
+	if h.Err() == nil {
+		t.Error("Err is nil after Close")
+	}
+}
+
+// TestTornLine: what follows a write that a full disk cut short is a line of its
+// own.
+func TestTornLine(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close() //nolint:errcheck // read only
+	f := &File{f: w, torn: true}
+	if _, err := f.Write([]byte("next\n")); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := io.ReadAll(r); err != nil || string(got) != "\nnext\n" {
+		t.Errorf("%q, %v", got, err)
+	}
+}
