@@ -4,9 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
-	"net/url"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -49,20 +47,6 @@ type KMS struct {
 // ProviderURI is the server as a Hadoop key provider:
 // "kms://http@127.0.0.1:PORT/kms".
 func (k *KMS) ProviderURI() string { return ProviderURI(k.URL) }
-
-// Port is the port in URL.
-func (k *KMS) Port(t testing.TB) int {
-	t.Helper()
-	u, err := url.Parse(k.URL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	port, err := strconv.Atoi(u.Port())
-	if err != nil {
-		t.Fatalf("%s: %v", k.URL, err)
-	}
-	return port
-}
 
 // ProviderURI turns a KMS's base URL into the URI that Hadoop's clients take.
 func ProviderURI(base string) string {

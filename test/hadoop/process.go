@@ -3,6 +3,7 @@ package hadoop
 import (
 	"bytes"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -142,18 +143,24 @@ func (p *Process) tail(n int) []byte {
 	return b
 }
 
-// FreePorts returns n loopback ports that nobody listens on. They are held
-// together while they are chosen, so that they differ.
+// FreePorts returns n loopback ports that nobody listens on. They lie below the
+// range from which systems take the ports of outgoing connections: a server that
+// is restarted must find its port free again.
 func FreePorts(t testing.TB, n int) []int {
 	t.Helper()
+	const low, high = 12000, 32000
 	var ports []int
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
+	for try := 0; len(ports) < n; try++ {
+		if try == 1000 {
+			t.Fatalf("no free port between %d and %d", low, high)
 		}
-		defer l.Close()
-		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
+		port := low + rand.IntN(high-low)
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err != nil {
+			continue
+		}
+		defer l.Close() // held until all are chosen, so that they differ
+		ports = append(ports, port)
 	}
 	return ports
 }

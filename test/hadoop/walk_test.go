@@ -213,7 +213,8 @@ func TestWalk(t *testing.T) {
 	w.before(source)
 	conf, env := clavigerConf(t, source)
 
-	ours := StartClaviger(t, ClavigerOptions{Conf: conf, Env: env})
+	port := FreePorts(t, 1)[0]
+	ours := StartClaviger(t, ClavigerOptions{Conf: conf, Env: env, Port: port})
 	if want, got := metadata(t, source.ProviderURI()), metadata(t, ours.ProviderURI()); len(want) != len(zones) || !slices.Equal(got, want) {
 		t.Errorf("metadata after the migration:\n%s\nat the source:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
@@ -228,7 +229,6 @@ func TestWalk(t *testing.T) {
 
 	// The procedure's last steps: the properties of the migration go, and the
 	// server starts without them where it was.
-	port := ours.Port(t)
 	if code := ours.Stop(); code != 0 {
 		t.Errorf("claviger kms ended with status %d on SIGTERM", code)
 	}
