@@ -1,0 +1,667 @@
+package keyring
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"claviger"
+	"claviger/provider"
+	"claviger/provider/memory"
+	"claviger/secret"
+)
+
+const farURI = "kms://http@old.example.com:9600/kms"
+
+// withSource builds a Ring whose primary makes random ids (as an HSM's does) and
+// has key "k", and whose source has the keys named.
+func withSource(t *testing.T, change func(*Config), keys ...string) (*lab, *farKMS) {
+	t.Helper()
+	far := newFarKMS(t, farURI, keys...)
+	primary := &counting{Provider: memory.New(memory.Config{Sealed: true})}
+	t.Cleanup(func() { _ = primary.Provider.Close() })
+	create(t, primary, "k")
+	l := newLab(t, func(c *Config) {
+		c.Primary = primary
+		c.Sources = []Source{{Provider: far, Reencryption: true}}
+		c.Reencryption = true
+		if change != nil {
+			change(c)
+		}
+	})
+	l.primary = primary
+	return l, far
+}
+
+func failing(kind claviger.Kind, text string) func(context.Context) error {
+	return func(context.Context) error { return claviger.Errorf("far.call", kind, "", "%s", text) }
+}
+
+func TestDecryptAtSource(t *testing.T) {
+	l, far := withSource(t, nil, "k")
+	es, deks := made(t, far.blocks, "k@0", 2)
+	for i, e := range es {
+		dek, err := l.Decrypt(t.Context(), caller("bob"), "k", true, e)
+		if err != nil || !dek.Equal(deks[i]) {
+			t.Fatalf("EDEK %d: %v", i, err)
+		}
+	}
+	if got, want := far.calls(), []string{"bob/k@0/1", "bob/k@0/1"}; !slices.Equal(got, want) {
+		t.Errorf("the source was asked %q, want %q", got, want)
+	}
+	if got := l.audit.take(); len(got) != 2 || got[1] != "OK[op=DECRYPT_EEK, key=k, user=bob] " {
+		t.Errorf("audit %q", got)
+	}
+}
+
+// TestSourceIsAskedLast: no request reaches a source that our own rules refuse,
+// or that is not in order.
+func TestSourceIsAskedLast(t *testing.T) {
+	l, far := withSource(t, func(c *Config) {
+		c.Policy = rules(t, "hadoop.kms.blacklist.DECRYPT_EEK", "hdfs", "hadoop.kms.acl.GET", "auditor,bob",
+			"key.acl.k.DECRYPT_EEK", "bob", "key.acl.k.GENERATE_EEK", "hdfs", "key.acl.k.READ", "auditor")
+	}, "k")
+	es, _ := made(t, far.blocks, "k@0", 1)
+	e := es[0]
+	decrypt := func(user, key string, hasKey bool) error {
+		_, err := l.Decrypt(t.Context(), caller(user), key, hasKey, e)
+		return err
+	}
+	wantKind(t, decrypt("hdfs", "k", true), claviger.Denied)
+	wantKind(t, decrypt("carol", "k", true), claviger.KeyDenied)
+	wantKind(t, decrypt("bob", "other", true), claviger.WrongKey)
+	wantKind(t, decrypt("bob", "", false), claviger.WrongKey)
+	_, err := l.Reencrypt(t.Context(), caller("bob"), "k", true, e)
+	wantKind(t, err, claviger.KeyDenied)
+	_, err = l.Version(t.Context(), caller("bob"), "k@0")
+	wantKind(t, err, claviger.KeyDenied)
+	_, err = l.Version(t.Context(), caller("carol"), "k@0")
+	wantKind(t, err, claviger.Denied)
+	for _, version := range []string{"k", "@0", "k@", ""} { // no source can have these
+		bad := e
+		bad.Version = version
+		_, err := l.Decrypt(t.Context(), caller("bob"), "k", true, bad)
+		wantKind(t, err, claviger.VersionNotFound)
+	}
+	if calls := far.calls(); len(calls) != 0 {
+		t.Errorf("the source was asked %q", calls)
+	}
+	if err := decrypt("bob", "k", true); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestKeyOnlyAtSource: a key that is not here is guarded by the ACL name that
+// the source tells.
+func TestKeyOnlyAtSource(t *testing.T) {
+	l, far := withSource(t, func(c *Config) {
+		c.Policy = rules(t, "key.acl.finance.DECRYPT_EEK", "bob", "key.acl.theirs.DECRYPT_EEK", "carol", "key.acl.theirs.READ", "carol")
+	})
+	if _, err := far.Create(t.Context(), provider.Spec{
+		Name: "theirs", Cipher: claviger.DefaultCipher, BitLength: 128,
+		Attributes: map[string]string{claviger.ACLNameAttribute: "finance"},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	es, deks := made(t, far.blocks, "theirs@0", 1)
+	if dek, err := l.Decrypt(t.Context(), caller("bob"), "theirs", true, es[0]); err != nil || !dek.Equal(deks[0]) {
+		t.Fatal(err)
+	}
+	_, err := l.Decrypt(t.Context(), caller("carol"), "theirs", true, es[0])
+	wantKind(t, err, claviger.KeyDenied)
+	_, err = l.Version(t.Context(), caller("carol"), "theirs@0")
+	wantKind(t, err, claviger.KeyDenied)
+	// There is no version of ours to bring it under.
+	_, err = l.Reencrypt(t.Context(), caller("bob"), "theirs", true, es[0])
+	wantKind(t, err, claviger.KeyNotFound)
+	if use, err := l.SourceUse(t.Context()); err != nil || len(use) != 1 || use[0].Op != useDecrypt {
+		t.Errorf("use %v, %v", use, err)
+	}
+	// Without the source's word nobody is let in.
+	l, far = withSource(t, nil, "theirs")
+	far.setFail(failing(claviger.Denied, "User:mig not allowed to do 'GET_METADATA' on 'theirs'"))
+	_, err = l.Decrypt(t.Context(), caller("bob"), "theirs", true, es[0])
+	wantKind(t, err, claviger.SourceRefused)
+	if s := text(t, err); !strings.Contains(s, "hadoop.kms.acl.GET_METADATA") || !strings.Contains(s, farURI) {
+		t.Errorf("%q", s)
+	}
+}
+
+func TestReencryptFromSource(t *testing.T) {
+	l, far := withSource(t, nil, "k")
+	cur, err := l.Current(t.Context(), caller("u"), "k")
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs, deks := made(t, far.blocks, "k@0", 600)
+	if _, err := far.Roll(t.Context(), "k", nil); err != nil {
+		t.Fatal(err)
+	}
+	late, lateDEKs := made(t, far.blocks, "k@1", 3)
+	old, oldDEKs := made(t, l.primary.Provider, cur.Name, 5)
+	fresh, err := l.Roll(t.Context(), caller("u"), "k", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done, doneDEKs := made(t, l.primary.Provider, fresh.Name, 2)
+	es := slices.Concat(theirs, old, late, done)
+	all := slices.Concat(deks, oldDEKs, lateDEKs, doneDEKs)
+	shuffle(t, len(es), func(i, j int) { es[i], es[j], all[i], all[j] = es[j], es[i], all[j], all[i] })
+
+	calls := l.primary.encrypts.Load()
+	far.calls()
+	out, err := l.ReencryptBatch(t.Context(), caller("hdfs"), "k", es)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := l.primary.encrypts.Load() - calls; got != 2 {
+		t.Errorf("%d EncryptBlocks calls, want 1 for our old version and 1 for the new one", got)
+	}
+	got := far.calls()
+	slices.Sort(got)
+	if want := []string{"/k@0/100", "/k@0/250", "/k@0/250", "/k@1/3"}; !slices.Equal(got, want) {
+		t.Errorf("the source was asked %q, want %q: in our own name, in chunks", got, want)
+	}
+	checkReencrypted(t, l.primary.Provider, fresh.Name, es, out, all)
+	if s, err := l.Reencrypt(t.Context(), caller("hdfs"), "k", true, theirs[0]); err != nil {
+		t.Error(err)
+	} else {
+		checkReencrypted(t, l.primary.Provider, fresh.Name, theirs[:1], []claviger.EDEK{s}, deks[:1])
+	}
+}
+
+func TestReencryptFromSourceRefused(t *testing.T) {
+	t.Run("not configured", func(t *testing.T) {
+		l, far := withSource(t, func(c *Config) { c.Reencryption = false }, "k")
+		es, _ := made(t, far.blocks, "k@0", 1)
+		_, err := l.ReencryptBatch(t.Context(), caller("hdfs"), "k", es)
+		wantKind(t, err, claviger.Invalid)
+		if s := text(t, err); !strings.Contains(s, "hadoop.kms.reencryption.crypto.enable") || !strings.Contains(s, "'k'") {
+			t.Errorf("%q", s)
+		}
+		if calls := far.calls(); len(calls) != 0 {
+			t.Errorf("the source was asked %q", calls)
+		}
+	})
+	t.Run("one version missing", func(t *testing.T) {
+		l, far := withSource(t, nil, "k")
+		es, _ := made(t, far.blocks, "k@0", 1)
+		missing := es[0]
+		missing.Version = "k@7"
+		out, err := l.ReencryptBatch(t.Context(), caller("hdfs"), "k", []claviger.EDEK{es[0], missing})
+		wantKind(t, err, claviger.VersionNotFound)
+		if out != nil {
+			t.Error("EDEKs were returned")
+		}
+	})
+	t.Run("primary is a KMS", func(t *testing.T) {
+		primary, far := newFarKMS(t, "kms://http@new:9600/kms", "k"), newFarKMS(t, farURI, "k")
+		if _, err := far.Roll(t.Context(), "k", nil); err != nil {
+			t.Fatal(err)
+		}
+		cfg := config(t, primary)
+		cfg.Sources, cfg.Reencryption = []Source{{Provider: far}}, true
+		r, err := New(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = r.Close() })
+		es, _ := made(t, far.blocks, "k@1", 1)
+		_, err = r.ReencryptBatch(t.Context(), caller("hdfs"), "k", es)
+		wantKind(t, err, claviger.Unsupported)
+	})
+	t.Run("DEKs of another length", func(t *testing.T) {
+		l, far := withSource(t, nil, "k")
+		es, _ := made(t, far.blocks, "k@0", 2)
+		short := &shortService{farKMS: far}
+		l.sources[0].service = short
+		_, err := l.ReencryptBatch(t.Context(), caller("hdfs"), "k", es)
+		wantKind(t, err, claviger.SourceUnreachable)
+		if strings.Contains(err.Error(), "DEK") {
+			t.Errorf("an internal error's text is shown: %q", err)
+		}
+		if !short.given.Equal(make([]byte, len(short.given))) {
+			t.Error("the DEK was not wiped")
+		}
+	})
+}
+
+// shortService returns the last DEK cut.
+type shortService struct {
+	*farKMS
+	given secret.Bytes
+}
+
+func (s *shortService) Unwrap(ctx context.Context, key, as string, es []claviger.EDEK) ([]secret.Bytes, error) {
+	deks, err := s.farKMS.Unwrap(ctx, key, as, es)
+	if err == nil {
+		s.given = deks[0]
+		deks[1] = deks[1][:7]
+	}
+	return deks, err
+}
+
+// TestSourceErrors: each way to fail has its kind, and a text that names source,
+// cause and cure.
+func TestSourceErrors(t *testing.T) {
+	cases := []struct {
+		name      string
+		fail      func(context.Context) error
+		reencrypt bool
+		kind      claviger.Kind
+		texts     []string
+	}{
+		{"missing", failing(claviger.VersionNotFound, "no such version"), false, claviger.VersionNotFound, nil},
+		{"key missing", failing(claviger.KeyNotFound, "no such key"), false, claviger.VersionNotFound, nil},
+		{"down", failing(claviger.Unavailable, "connection refused"), false, claviger.SourceUnreachable,
+			[]string{"key version 'k@0' is not held here", farURI, "connection refused", "hadoop.kms.key.provider.reencryption.source.uri"}},
+		{"silent", func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }, false, claviger.SourceUnreachable,
+			[]string{"no answer within 50ms", farURI}},
+		{"closed", failing(claviger.Closed, "closed"), false, claviger.SourceUnreachable, []string{farURI}},
+		{"broken", failing(claviger.Internal, "secret words"), false, claviger.SourceUnreachable, []string{farURI, "failed at it"}},
+		{"op denied", failing(claviger.Denied, "User:bob not allowed to do 'DECRYPT_EEK' on 'k'"), false, claviger.SourceRefused,
+			[]string{farURI, "refused user 'bob'", "User:bob not allowed", "hadoop.kms.acl.DECRYPT_EEK must admit bob"}},
+		{"key denied", failing(claviger.KeyDenied, "User [bob] is not authorized"), false, claviger.SourceRefused,
+			[]string{"key.acl.k.DECRYPT_EEK or whitelist.key.acl.DECRYPT_EEK must admit bob"}},
+		{"impersonation", failing(claviger.Denied, "User: mig is not allowed to impersonate bob"), false, claviger.SourceRefused,
+			[]string{"hadoop.kms.proxyuser.<this KMS's user>.users (or .groups) must name bob"}},
+		{"impersonation from here", failing(claviger.Denied, "Unauthorized connection for super-user: mig from IP 10.0.0.1"), false, claviger.SourceRefused,
+			[]string{"hadoop.kms.proxyuser.<this KMS's user>.hosts must name this host"}},
+		{"own name", failing(claviger.Denied, "User:mig not allowed to do 'DECRYPT_EEK' on 'k'"), true, claviger.SourceRefused,
+			[]string{"this KMS, which asked in its own name", "hadoop.kms.acl.DECRYPT_EEK must admit this KMS's user"}},
+		{"bad EDEK", failing(claviger.BadIV, "Wrong IV length"), false, claviger.BadIV, nil},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			l, far := withSource(t, func(c *Config) { c.SourceTimeout = 50 * time.Millisecond }, "k")
+			es, _ := made(t, far.blocks, "k@0", 1)
+			far.setFail(c.fail)
+			var err error
+			if c.reencrypt {
+				_, err = l.Reencrypt(t.Context(), caller("hdfs"), "k", true, es[0])
+			} else {
+				_, err = l.Decrypt(t.Context(), caller("bob"), "k", true, es[0])
+			}
+			wantKind(t, err, c.kind)
+			for _, s := range c.texts {
+				if got := text(t, err); !strings.Contains(got, s) {
+					t.Errorf("%q does not say %q", got, s)
+				}
+			}
+			if strings.Contains(text(t, err), "secret words") {
+				t.Errorf("an internal error's text is shown: %q", text(t, err))
+			}
+			if c.kind == claviger.SourceRefused && strings.Contains(text(t, err), "far.call") {
+				t.Errorf("a function's name is shown: %q", text(t, err))
+			}
+			if use, err := l.SourceUse(t.Context()); err != nil || len(use) != 0 {
+				t.Errorf("use %v, %v: it was not served", use, err)
+			}
+		})
+	}
+}
+
+// TestTwoSources: order, and that neither a refusal nor silence is taken for
+// "not there".
+func TestTwoSources(t *testing.T) {
+	type lab2 struct {
+		*lab
+		a, b *farKMS
+	}
+	build := func(t *testing.T, change func(*Config)) lab2 {
+		a, b := newFarKMS(t, "kms://http@a:9600/kms", "both", "onlya"), newFarKMS(t, "kms://http@b:9600/kms", "both", "onlyb", "k")
+		primary := &counting{Provider: memory.New(memory.Config{Sealed: true})}
+		for _, key := range []string{"both", "onlya", "onlyb", "k"} {
+			create(t, primary, key)
+		}
+		l := newLab(t, func(c *Config) {
+			c.Primary = primary
+			c.Sources = []Source{{Provider: a}, {Provider: b, Reencryption: true}}
+			c.SourcePause = time.Hour
+			if change != nil {
+				change(c)
+			}
+		})
+		return lab2{l, a, b}
+	}
+	edek := func(t *testing.T, k *farKMS, version string) (claviger.EDEK, secret.Bytes) {
+		es, deks := made(t, k.blocks, version, 1)
+		return es[0], deks[0]
+	}
+	open := func(t *testing.T, l lab2, key string, e claviger.EDEK) (secret.Bytes, error) {
+		return l.Decrypt(t.Context(), caller("bob"), key, true, e)
+	}
+	down := failing(claviger.Unavailable, "connection refused")
+
+	t.Run("the first that knows it", func(t *testing.T) {
+		l := build(t, nil)
+		e, dek := edek(t, l.a, "both@0")
+		if got, err := open(t, l, "both", e); err != nil || !got.Equal(dek) {
+			t.Error(err)
+		}
+		if calls := l.b.calls(); len(calls) != 0 {
+			t.Errorf("the second was asked %q", calls)
+		}
+		e, dek = edek(t, l.b, "onlyb@0")
+		for range 3 {
+			if got, err := open(t, l, "onlyb", e); err != nil || !got.Equal(dek) {
+				t.Error(err)
+			}
+		}
+		if calls := l.a.calls(); len(calls) != 2 { // both@0, and onlyb@0 once
+			t.Errorf("the first was asked %q: where a version is, is remembered", calls)
+		}
+	})
+	t.Run("down first", func(t *testing.T) {
+		l := build(t, nil)
+		known, dek := edek(t, l.b, "onlyb@0")
+		if _, err := open(t, l, "onlyb", known); err != nil {
+			t.Fatal(err)
+		}
+		l.a.setFail(down)
+		// The second's both@0 is another key than the first's.
+		e, _ := edek(t, l.a, "both@0")
+		_, err := open(t, l, "both", e)
+		wantKind(t, err, claviger.SourceUnreachable)
+		if s := text(t, err); !strings.Contains(s, l.a.uri) || strings.Contains(s, l.b.uri) || !strings.Contains(s, "hadoop.kms.key.provider.uri") {
+			t.Errorf("%q", s)
+		}
+		if got, err := open(t, l, "onlyb", known); err != nil || !got.Equal(dek) {
+			t.Errorf("a version that the living source served before: %v", err)
+		}
+	})
+	t.Run("down second", func(t *testing.T) {
+		l := build(t, nil)
+		l.b.setFail(down)
+		e, _ := edek(t, l.b, "onlyb@0")
+		for range 2 { // and not remembered as missing
+			_, err := open(t, l, "onlyb", e)
+			wantKind(t, err, claviger.SourceUnreachable)
+		}
+		l.b.setFail(nil)
+		if _, err := open(t, l, "onlyb", e); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("refused first", func(t *testing.T) {
+		l := build(t, nil)
+		l.a.setFail(failing(claviger.KeyDenied, "no"))
+		e, _ := edek(t, l.a, "both@0")
+		_, err := open(t, l, "both", e)
+		wantKind(t, err, claviger.SourceRefused)
+		if calls := l.b.calls(); len(calls) != 0 {
+			t.Errorf("the second was asked %q", calls)
+		}
+	})
+	t.Run("gone from where it was", func(t *testing.T) {
+		l := build(t, nil)
+		e, _ := edek(t, l.a, "onlya@0")
+		if _, err := open(t, l, "onlya", e); err != nil {
+			t.Fatal(err)
+		}
+		if err := l.a.Delete(t.Context(), "onlya"); err != nil {
+			t.Fatal(err)
+		}
+		_, err := open(t, l, "onlya", e)
+		wantKind(t, err, claviger.VersionNotFound)
+	})
+	t.Run("remembered over restarts", func(t *testing.T) {
+		store := openStore(t)
+		l := build(t, func(c *Config) { c.Usage = store })
+		e, dek := edek(t, l.b, "k@0")
+		if _, err := open(t, l, "k", e); err != nil {
+			t.Fatal(err)
+		}
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+		cfg := l.cfg
+		l.a.setFail(down)
+		r, err := New(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = r.Close() })
+		if got, err := r.Decrypt(t.Context(), caller("bob"), "k", true, e); err != nil || !got.Equal(dek) {
+			t.Errorf("%v", err)
+		}
+	})
+}
+
+// TestBlockSource: a keystore as a source.
+func TestBlockSource(t *testing.T) {
+	store := &counting{Provider: memory.New(memory.Config{URI: "jceks://file@/old.jceks", SequentialIDs: true})}
+	t.Cleanup(func() { _ = store.Provider.Close() })
+	create(t, store, "k")
+	l, _ := withSource(t, func(c *Config) { c.Sources = []Source{{Provider: store}} })
+	es, deks := made(t, store.Provider, "k@0", 4)
+	if dek, err := l.Decrypt(t.Context(), caller("bob"), "k", true, es[0]); err != nil || !dek.Equal(deks[0]) {
+		t.Fatal(err)
+	}
+	cur, err := l.Current(t.Context(), caller("u"), "k")
+	if err != nil {
+		t.Fatal(err)
+	}
+	calls := store.encrypts.Load()
+	out, err := l.ReencryptBatch(t.Context(), caller("hdfs"), "k", es)
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkReencrypted(t, l.primary.Provider, cur.Name, es, out, deks)
+	if got := store.encrypts.Load() - calls; got != 1 {
+		t.Errorf("the source made %d EncryptBlocks calls for one version", got)
+	}
+	// An EDEK without material needs no keystream, and must not be served under a
+	// version that nobody has.
+	_, err = l.Decrypt(t.Context(), caller("bob"), "k", true, claviger.EDEK{Version: "k@9", IV: make([]byte, 16)})
+	wantKind(t, err, claviger.VersionNotFound)
+}
+
+func TestVersionAtSource(t *testing.T) {
+	l, far := withSource(t, nil, "k")
+	v, err := l.Version(t.Context(), caller("u"), "k@0")
+	if err != nil || v == nil || v.Name != "k@0" || v.Key != "k" {
+		t.Fatalf("%v, %v", v, err)
+	}
+	if v.Material != nil {
+		t.Error("the source's material was shown")
+	}
+	if got := l.audit.take(); len(got) != 1 || got[0] != "OK[op=GET_KEY_VERSION, key=k, user=u] " {
+		t.Errorf("audit %q", got)
+	}
+	for range 3 {
+		if v, err := l.Version(t.Context(), caller("u"), "k@9"); v != nil || err != nil {
+			t.Fatalf("%v, %v", v, err)
+		}
+	}
+	if calls := far.calls(); !slices.Equal(calls, []string{"version/k@0", "version/k@9"}) {
+		t.Errorf("the source was asked %q", calls)
+	}
+	far.setFail(failing(claviger.Denied, "no"))
+	_, err = l.Version(t.Context(), caller("u"), "k@5")
+	wantKind(t, err, claviger.SourceRefused)
+	if s := text(t, err); !strings.Contains(s, "hadoop.kms.acl.GET ") {
+		t.Errorf("%q", s)
+	}
+}
+
+// TestMissingIsRemembered: names that nobody knows are no load on a source.
+func TestMissingIsRemembered(t *testing.T) {
+	l, far := withSource(t, nil, "k")
+	for range 50 {
+		for _, c := range [][2]string{{"k", "k@77"}, {"nowhere", "nowhere@0"}} {
+			_, err := l.Decrypt(t.Context(), caller("u"), c[0], true, claviger.EDEK{Version: c[1], IV: make([]byte, 16), Material: make([]byte, 16)})
+			wantKind(t, err, claviger.VersionNotFound)
+		}
+	}
+	if calls := far.calls(); len(calls) != 2 {
+		t.Errorf("the source was asked %d times: %q", len(calls), calls)
+	}
+	// What is created or invalidated here is forgotten to be missing.
+	if err := l.Invalidate(t.Context(), caller("u"), "k"); err != nil {
+		t.Fatal(err)
+	}
+	_, err := l.Decrypt(t.Context(), caller("u"), "k", true, claviger.EDEK{Version: "k@77", IV: make([]byte, 16), Material: make([]byte, 16)})
+	wantKind(t, err, claviger.VersionNotFound)
+	if calls := far.calls(); len(calls) != 1 {
+		t.Errorf("the source was asked %q", calls)
+	}
+}
+
+// TestDeadSource: a source that takes connections and says nothing holds up who
+// needs it, not longer than its timeout, and nobody else.
+func TestDeadSource(t *testing.T) {
+	const timeout = 300 * time.Millisecond
+	l, far := withSource(t, func(c *Config) {
+		c.SourceTimeout, c.SourcePause, c.SourceFailures = timeout, time.Hour, 3
+	}, "k")
+	theirs, _ := made(t, far.blocks, "k@0", 1)
+	ours, deks := l.edeks(t, "k", 64)
+	far.setFail(blackhole(t))
+
+	var wg sync.WaitGroup
+	hung := make(chan error, 8)
+	for range cap(hung) {
+		wg.Go(func() {
+			_, err := l.Decrypt(t.Context(), caller("u"), "k", true, theirs[0])
+			hung <- err
+		})
+	}
+	for len(far.calls()) == 0 { // until one hangs
+		time.Sleep(time.Millisecond)
+	}
+	// Meanwhile, 64 at a time: none may wait for the source, which the deadline
+	// proves, for nothing that hangs can end before it.
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	var own sync.WaitGroup
+	for i, e := range ours {
+		own.Go(func() {
+			dek, err := l.Decrypt(ctx, caller("u"), "k", true, e)
+			if err != nil || !dek.Equal(deks[i]) {
+				t.Errorf("our own EDEK: %v", err)
+			}
+			if _, err := l.Generate(ctx, caller("u"), "k", 2); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	own.Wait()
+	if len(hung) == cap(hung) {
+		t.Log("the machine was too busy to tell whether our own EDEKs waited")
+	}
+	if _, err := l.ReencryptBatch(ctx, caller("nn"), "k", ours); err != nil {
+		t.Error(err)
+	}
+	wg.Wait()
+	close(hung)
+	for err := range hung {
+		wantKind(t, err, claviger.SourceUnreachable)
+	}
+	// From now on it is left alone.
+	far.calls()
+	begun := time.Now()
+	for range 20 {
+		_, err := l.Decrypt(t.Context(), caller("u"), "k", true, theirs[0])
+		wantKind(t, err, claviger.SourceUnreachable)
+		if s := text(t, err); !strings.Contains(s, "left alone") || !strings.Contains(s, "no answer within") {
+			t.Fatalf("%q", s)
+		}
+	}
+	if took := time.Since(begun); took > 20*timeout/2 {
+		t.Errorf("20 requests took %v: they waited for the dead source", took)
+	}
+	if calls := far.calls(); len(calls) != 0 {
+		t.Errorf("the source was asked %d times", len(calls))
+	}
+	s := l.Sources()
+	if len(s) != 1 || s[0].State != "open" || s[0].URI != farURI || !s[0].Reencryption || s[0].LastFailure == nil {
+		t.Errorf("%+v", s)
+	}
+	if err := l.Health(t.Context()); err != nil {
+		t.Errorf("a dead source makes this service unhealthy: %v", err)
+	}
+}
+
+// TestSourceComesBack: after the pause one request tries the source, and if it
+// answers all may.
+func TestSourceComesBack(t *testing.T) {
+	l, far := withSource(t, func(c *Config) { c.SourcePause, c.SourceFailures = 20*time.Millisecond, 2 }, "k")
+	es, deks := made(t, far.blocks, "k@0", 1)
+	far.setFail(failing(claviger.Unavailable, "connection refused"))
+	for range 2 {
+		_, err := l.Decrypt(t.Context(), caller("u"), "k", true, es[0])
+		wantKind(t, err, claviger.SourceUnreachable)
+	}
+	if s := l.Sources()[0].State; s != "open" && s != "half-open" { // the latter on a slow machine
+		t.Errorf("state %s", s)
+	}
+	far.setFail(nil)
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		dek, err := l.Decrypt(t.Context(), caller("u"), "k", true, es[0])
+		if err == nil {
+			if !dek.Equal(deks[0]) {
+				t.Fatal("another DEK")
+			}
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	if s := l.Sources()[0].State; s != "closed" {
+		t.Errorf("state %s", s)
+	}
+}
+
+// TestWhatTripsTheBreaker: refusals, missing versions, bad EDEKs and callers that
+// went away don't.
+func TestWhatTripsTheBreaker(t *testing.T) {
+	for name, fail := range map[string]func(context.Context) error{
+		"refusal": failing(claviger.Denied, "no"),
+		"missing": failing(claviger.VersionNotFound, "no"),
+		"bad IV":  failing(claviger.BadIV, "no"),
+		"broken":  failing(claviger.Internal, "no"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			l, far := withSource(t, func(c *Config) { c.SourceFailures = 1 }, "k")
+			es, _ := made(t, far.blocks, "k@0", 1)
+			far.setFail(fail)
+			for i := range 5 {
+				e := es[0]
+				e.Version = fmt.Sprintf("k@%d", i)
+				if _, err := l.Decrypt(t.Context(), caller("u"), "k", true, e); err == nil {
+					t.Fatal("no error")
+				}
+			}
+			if s := l.Sources()[0]; s.State != "closed" || s.LastFailure != nil {
+				t.Errorf("%+v", s)
+			}
+		})
+	}
+	t.Run("caller gone", func(t *testing.T) {
+		l, far := withSource(t, func(c *Config) { c.SourceFailures = 1 }, "k")
+		es, _ := made(t, far.blocks, "k@0", 1)
+		ctx, cancel := context.WithCancel(t.Context())
+		far.setFail(func(ctx context.Context) error {
+			cancel()
+			<-ctx.Done()
+			return claviger.E("far", claviger.Unavailable, "", ctx.Err())
+		})
+		_, err := l.Decrypt(ctx, caller("u"), "k", true, es[0])
+		wantKind(t, err, claviger.Unavailable)
+		if !errors.Is(err, errLeft) {
+			t.Error(err)
+		}
+		if s := l.Sources()[0]; s.State != "closed" || s.LastFailure != nil {
+			t.Errorf("%+v", s)
+		}
+	})
+}

@@ -1,0 +1,189 @@
+package keyring
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"claviger"
+	"claviger/metastore"
+	"claviger/metastore/sqlite"
+)
+
+func openStore(t *testing.T) *sqlite.Store {
+	t.Helper()
+	s, err := sqlite.Open(t.Context(), filepath.Join(t.TempDir(), "meta.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	return s
+}
+
+// counts makes uses comparable: without times, sorted.
+func counts(uses []metastore.Use) []string {
+	var list []string
+	for _, u := range uses {
+		list = append(list, fmt.Sprintf("%s %s %s %d", u.Source, u.Version, u.Op, u.Count))
+	}
+	slices.Sort(list)
+	return list
+}
+
+func TestSourceUseOverRestarts(t *testing.T) {
+	store := openStore(t)
+	begun := time.Now().Add(-time.Second)
+	l, far := withSource(t, func(c *Config) { c.Usage = store }, "k")
+	es, _ := made(t, far.blocks, "k@0", 10)
+	use := func(r *Ring) {
+		t.Helper()
+		for _, e := range es[:3] {
+			if _, err := r.Decrypt(t.Context(), caller("u"), "k", true, e); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := r.ReencryptBatch(t.Context(), caller("nn"), "k", es); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := func(r *Ring, times int) {
+		t.Helper()
+		uses, err := r.SourceUse(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, want := counts(uses), []string{
+			fmt.Sprintf("%s k@0 decrypt %d", farURI, 3*times), fmt.Sprintf("%s k@0 reencrypt %d", farURI, 10*times),
+		}; !slices.Equal(got, want) {
+			t.Errorf("use %q, want %q", got, want)
+		}
+		for _, u := range uses {
+			if u.Last.Before(begun) || u.Last.After(time.Now().Add(time.Second)) {
+				t.Errorf("last use at %v", u.Last)
+			}
+		}
+	}
+	use(l.Ring)
+	want(l.Ring, 1)
+	if err := l.usage.flush(); err != nil {
+		t.Fatal(err)
+	}
+	want(l.Ring, 1)
+	use(l.Ring)
+	want(l.Ring, 2) // written and pending together
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	again, err := New(l.cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want(again, 2)
+	use(again)
+	if err := again.Close(); err != nil {
+		t.Fatal(err)
+	}
+	uses, err := store.Uses(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := counts(uses); got[0] != farURI+" k@0 decrypt 9" {
+		t.Errorf("stored %q", got)
+	}
+}
+
+// brittleStore fails while it is told to.
+type brittleStore struct {
+	mu     sync.Mutex
+	broken bool
+	uses   map[string]int64
+}
+
+func (s *brittleStore) AddUse(_ context.Context, uses []metastore.Use) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.broken {
+		return claviger.E("store", claviger.Unavailable, "", errors.New("disk full"))
+	}
+	for _, u := range uses {
+		s.uses[u.Version+" "+u.Op] += u.Count
+	}
+	return nil
+}
+
+func (s *brittleStore) Uses(context.Context) ([]metastore.Use, error) { return nil, nil }
+
+// TestUsageIsKeptWhenNotWritten: what the store refuses is written when it takes
+// it again, and not twice.
+func TestUsageIsKeptWhenNotWritten(t *testing.T) {
+	store := &brittleStore{broken: true, uses: map[string]int64{}}
+	u := newUsage(store, slog.New(slog.DiscardHandler))
+	u.add("s", "k@0", useDecrypt, 2)
+	if err := u.flush(); err == nil {
+		t.Error("no error")
+	}
+	u.add("s", "k@0", useDecrypt, 1)
+	if err := u.flush(); err == nil {
+		t.Error("no error")
+	}
+	store.mu.Lock()
+	store.broken = false
+	store.mu.Unlock()
+	if err := u.close(); err != nil {
+		t.Error(err)
+	}
+	if got := store.uses["k@0 decrypt"]; got != 3 {
+		t.Errorf("%d uses written, want 3", got)
+	}
+}
+
+// TestUsageIsBounded: beyond the bound nothing is lost, only told less finely.
+func TestUsageIsBounded(t *testing.T) {
+	u := newUsage(nil, slog.New(slog.DiscardHandler))
+	u.limit = 10
+	for i := range 25 {
+		u.add("s", fmt.Sprintf("k@%d", i), useDecrypt, 1)
+	}
+	uses, err := u.all(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(uses) != 11 || !slices.Contains(counts(uses), "s "+OtherVersions+" decrypt 15") {
+		t.Errorf("use %q", counts(uses))
+	}
+}
+
+func TestUsageConcurrently(t *testing.T) {
+	store := &brittleStore{uses: map[string]int64{}}
+	u := newUsage(store, slog.New(slog.DiscardHandler))
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for i := range 500 {
+				u.add("s", fmt.Sprintf("k@%d", i%3), useReencrypt, 2)
+				if i%100 == 0 {
+					if err := u.flush(); err != nil {
+						t.Error(err)
+					}
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if err := u.close(); err != nil {
+		t.Fatal(err)
+	}
+	var total int64
+	for _, n := range store.uses {
+		total += n
+	}
+	if total != 8*500*2 {
+		t.Errorf("%d uses written of %d", total, 8*500*2)
+	}
+}
