@@ -83,3 +83,9 @@ func decodeMUTF8(b []byte) (string, error) {
 	}
 	return string(utf16.Decode(units)), nil
 }
+
+// CheckAlias says why no entry can have this alias.
+func CheckAlias(alias string) error {
+	_, err := appendMUTF8(nil, alias)
+	return err
+}

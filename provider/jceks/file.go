@@ -1,0 +1,378 @@
+package jceks
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"claviger/keystore"
+	"claviger/secret"
+)
+
+// file is the keystore's file with the others that lie around it. For
+// /etc/kms.keystore:
+//
+//	kms.keystore_NEW            what Hadoop writes before it renames it to kms.keystore
+//	kms.keystore_OLD            the state before, while a write is under way
+//	kms.keystore_..._ORPHANED_<ms>  a _NEW or _OLD that a later write found in its way
+//	kms.keystore_CORRUPTED_<ms> a damaged file that _OLD took the place of
+//	.kms.keystore.crc           checksums of Hadoop's LocalFileSystem, see flush
+//	.kms.keystore.tmp           what we write before we rename it to kms.keystore
+//	.kms.keystore.lock          the lock between our writers; empty, and never removed
+//
+// An update may be cut off anywhere: load finds its way from any state in which
+// we or Hadoop can leave these files.
+type file struct {
+	path     string
+	password secret.Bytes
+	log      *slog.Logger
+}
+
+func (f *file) suffixed(s string) string { return f.path + s }
+
+// beside is Hadoop's and our form of a hidden file that belongs to another.
+func beside(path, suffix string) string {
+	return filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+suffix)
+}
+
+// identity tells one state of a file from another. Each write makes a new file,
+// so that even two writes within the clock's grain differ in the inode.
+type identity struct {
+	dev, inode   uint64
+	size         int64
+	mtime, ctime int64 // ns
+}
+
+// identify returns the zero identity where there is no file.
+func identify(path string) (identity, error) {
+	var st unix.Stat_t
+	err := unix.Stat(path, &st)
+	if errors.Is(err, fs.ErrNotExist) {
+		return identity{}, nil
+	}
+	if err != nil {
+		return identity{}, &fs.PathError{Op: "stat", Path: path, Err: err}
+	}
+	return identity{
+		dev: uint64(st.Dev), inode: st.Ino, size: st.Size, //nolint:unconvert // differs by platform
+		mtime: st.Mtim.Nano(), ctime: st.Ctim.Nano(),
+	}, nil
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}
+
+// read parses the file of that name, and returns the identity of what it read.
+func (f *file) read(path string) (*keystore.JCEKS, identity, error) {
+	// The file may be replaced between stat and open; then the identities differ
+	// and the new one is read.
+	for range 10 {
+		before, err := identify(path)
+		if err != nil {
+			return nil, identity{}, err
+		}
+		data, err := readLimited(path)
+		if err != nil {
+			return nil, identity{}, err
+		}
+		if after, err := identify(path); err != nil || after != before {
+			continue
+		}
+		s, err := keystore.ParseJCEKS(data, f.password)
+		if err != nil {
+			return nil, before, &contentError{path: path, err: err}
+		}
+		return s, before, nil
+	}
+	return nil, identity{}, fmt.Errorf("%s changes all the time", path)
+}
+
+func readLimited(path string) ([]byte, error) {
+	r, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close() //nolint:errcheck // only read
+	st, err := r.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !st.Mode().IsRegular() {
+		return nil, &fs.PathError{Op: "read", Path: path, Err: errors.New("not a regular file")}
+	}
+	return io.ReadAll(io.LimitReader(r, keystore.MaxJCEKS+1))
+}
+
+// contentError is a keystore file that could be read from disk and is not what
+// it should be. Its text is for the operator.
+type contentError struct {
+	path string
+	err  error
+}
+
+func (e *contentError) Error() string {
+	text := fmt.Sprintf("keystore %s: %v", e.path, e.err)
+	switch {
+	case errors.Is(e.err, keystore.ErrPassword):
+		return text + "; the password is that of the environment variable " + passwordEnv + ", else of the file that the property " + passwordFileProperty + " names, else \"none\""
+	case e.corrupt():
+		return text + "; put back a backup of the file"
+	}
+	return text
+}
+
+func (e *contentError) Unwrap() error { return e.err }
+
+// corrupt reports whether Hadoop, too, would take the file for damaged, and not
+// the password for wrong: it cannot be parsed.
+func (e *contentError) corrupt() bool {
+	var format *keystore.FormatError
+	return errors.As(e.err, &format)
+}
+
+func isCorrupt(err error) bool {
+	var c *contentError
+	return errors.As(err, &c) && c.corrupt()
+}
+
+// settled reports whether no write is under way or was cut off, so that the file
+// can be read as it is.
+func (f *file) settled() bool {
+	return exists(f.path) && !exists(f.suffixed("_NEW")) && !exists(f.suffixed("_OLD"))
+}
+
+// load reads the keystore, and finishes or takes back what a crash left
+// half-done. It needs the lock. The order is that of Hadoop's locateKeystore.
+// The zero identity, and an empty store, are returned where there is no file.
+func (f *file) load() (*keystore.JCEKS, identity, error) {
+	newPath, oldPath := f.suffixed("_NEW"), f.suffixed("_OLD")
+	if exists(f.path) {
+		if exists(newPath) {
+			return nil, identity{}, fmt.Errorf("keystore %s: it and %s should not exist together: one of them is from a backup or was written after a crash; "+
+				"look which holds the right keys and move the other one away", f.path, newPath)
+		}
+		s, id, err := f.read(f.path)
+		switch {
+		case err == nil:
+			return s, id, f.remove(oldPath)
+		case !isCorrupt(err) || !exists(oldPath):
+			return nil, identity{}, err
+		}
+		s, id, errOld := f.read(oldPath)
+		if errOld != nil {
+			return nil, identity{}, fmt.Errorf("%w; nor can the state before be used: %w", err, errOld)
+		}
+		parked := f.stamped("_CORRUPTED_")
+		f.log.Warn("keystore is damaged; the state before the last write is used", "file", f.path, "reason", err, "parked", parked)
+		if err := errors.Join(f.rename(f.path, parked), f.rename(oldPath, f.path)); err != nil {
+			return nil, identity{}, err
+		}
+		return s, id, f.syncFolder()
+	}
+	var broken error
+	for _, p := range []struct{ use, drop string }{{newPath, oldPath}, {oldPath, newPath}} {
+		if !exists(p.use) {
+			continue
+		}
+		s, id, err := f.read(p.use)
+		if isCorrupt(err) {
+			broken = err
+			continue
+		}
+		if err != nil {
+			return nil, identity{}, err
+		}
+		f.log.Warn("a write of the keystore was cut off; it is completed", "file", f.path, "from", p.use)
+		if err := errors.Join(f.rename(p.use, f.path), f.remove(p.drop), f.syncFolder()); err != nil {
+			return nil, identity{}, err
+		}
+		// Renaming changes ctime.
+		if id, err = identify(f.path); err != nil {
+			return nil, identity{}, err
+		}
+		return s, id, nil
+	}
+	if broken != nil && exists(oldPath) {
+		// Hadoop would begin an empty store here, and every key would seem gone.
+		return nil, identity{}, fmt.Errorf("%w; the file %s itself is missing", broken, f.path)
+	}
+	return keystore.NewJCEKS(), identity{}, nil
+}
+
+func (f *file) stamped(suffix string) string {
+	return f.suffixed(suffix + strconv.FormatInt(time.Now().UnixMilli(), 10))
+}
+
+// rename moves a file, and Hadoop's checksums with it.
+func (f *file) rename(from, to string) error {
+	if err := f.remove(beside(to, ".crc")); err != nil {
+		return err
+	}
+	if err := os.Rename(from, to); err != nil {
+		return err
+	}
+	if err := os.Rename(beside(from, ".crc"), beside(to, ".crc")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// remove removes a file, which need not be there, and Hadoop's checksums of it.
+func (f *file) remove(path string) error {
+	for _, p := range []string{path, beside(path, ".crc")} {
+		if err := os.Remove(p); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+func (f *file) syncFolder() error {
+	d, err := os.Open(filepath.Dir(f.path))
+	if err != nil {
+		return err
+	}
+	defer d.Close() //nolint:errcheck // only read
+	return d.Sync()
+}
+
+// flush replaces the keystore by s, durably, or changes nothing. It needs the
+// lock.
+//
+// Hadoop renames the file to _OLD, writes _NEW, renames that to the file, and
+// removes _OLD; in between there is no keystore under its name. We write a file
+// that Hadoop does not look at, keep the state before as _OLD (a hard link), and
+// put the new one in place with one rename: whatever moment a crash takes, and
+// whenever a Java process looks, there is a whole keystore, in a state that
+// Hadoop's own loader knows.
+//
+// Hadoop's LocalFileSystem keeps checksums of the file in .NAME.crc and refuses
+// a file that does not fit them, and reads one without them unchecked. Two files
+// cannot be replaced at once, so the checksums go first, and are not written
+// anew: the keystore ends in a stronger check of its own. Java writes them again
+// with its next change.
+func (f *file) flush(s *keystore.JCEKS) (identity, error) {
+	data, err := s.Marshal(f.password)
+	if err != nil {
+		return identity{}, err
+	}
+	for _, suffix := range []string{"_NEW", "_OLD"} {
+		if stale := f.suffixed(suffix); exists(stale) {
+			if err := f.rename(stale, f.stamped(suffix+"_ORPHANED_")); err != nil {
+				return identity{}, err
+			}
+		}
+	}
+	tmp := beside(f.path, ".tmp")
+	if err := f.writeTemp(tmp, data); err != nil {
+		_ = os.Remove(tmp)
+		return identity{}, err
+	}
+	oldPath := f.suffixed("_OLD")
+	err = f.remove(beside(f.path, ".crc"))
+	if err == nil && exists(f.path) {
+		// A file system without hard links does without the backup: the rename
+		// below is whole or not at all.
+		if errLink := os.Link(f.path, oldPath); errLink != nil {
+			f.log.Debug("no backup while the keystore is written", "file", f.path, "reason", errLink)
+		}
+	}
+	if err == nil {
+		err = os.Rename(tmp, f.path)
+	}
+	if err != nil {
+		_ = os.Remove(tmp)
+		_ = os.Remove(oldPath)
+		return identity{}, err
+	}
+	// The new state is in place, and may be seen: what follows cannot take it
+	// back, and an error of it must not look as if it had.
+	if err := f.syncFolder(); err != nil {
+		f.log.Warn("keystore is written, but its folder could not be synced", "file", f.path, "reason", err)
+	}
+	if err := f.remove(oldPath); err != nil {
+		f.log.Warn("backup of the keystore could not be removed", "file", oldPath, "reason", err)
+	}
+	// Where this fails, the next call finds the file changed, and reads it.
+	id, _ := identify(f.path)
+	return id, nil
+}
+
+// writeTemp writes data to a new file with the mode and owner of the keystore,
+// or mode 0600 where there is none, and syncs it.
+func (f *file) writeTemp(tmp string, data []byte) error {
+	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	w, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	mode := fs.FileMode(0o600)
+	owned := filepath.Dir(f.path)
+	if st, err := os.Stat(f.path); err == nil {
+		mode, owned = st.Mode().Perm(), f.path
+	}
+	f.handOver(w, owned)
+	_, err = w.Write(data)
+	return errors.Join(err, w.Chmod(mode), w.Sync(), w.Close())
+}
+
+// handOver gives a file the owner of another one. Only root can do that, and
+// only then it matters: an administrator's command must not take the keystore
+// away from the server's user.
+func (f *file) handOver(w *os.File, from string) {
+	st, err := os.Stat(from)
+	if err != nil || os.Geteuid() != 0 {
+		return
+	}
+	if sys, ok := st.Sys().(*syscall.Stat_t); ok {
+		if err := w.Chown(int(sys.Uid), int(sys.Gid)); err != nil {
+			f.log.Warn("owner of the keystore could not be kept", "file", w.Name(), "reason", err)
+		}
+	}
+}
+
+// lock takes the lock that all writers of this program respect. It is an
+// open-file-description lock: it ends with its holder's process, and two
+// providers in one process exclude each other as two processes do.
+func (f *file) lock(ctx context.Context) (unlock func(), err error) {
+	name := beside(f.path, ".lock")
+	created := !exists(name)
+	w, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if created {
+		f.handOver(w, filepath.Dir(f.path))
+	}
+	unlock = func() { _ = w.Close() }
+	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
+		err := unix.FcntlFlock(w.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart})
+		if err == nil {
+			return unlock, nil
+		}
+		if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EACCES) && !errors.Is(err, unix.EINTR) {
+			unlock()
+			return nil, &fs.PathError{Op: "lock", Path: name, Err: err}
+		}
+		select {
+		case <-ctx.Done():
+			unlock()
+			return nil, fmt.Errorf("waiting for another writer's lock on %s: %w", name, ctx.Err())
+		case <-time.After(wait):
+		}
+	}
+}

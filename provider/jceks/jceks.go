@@ -1,0 +1,223 @@
+package jceks
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+
+	"claviger/keystore"
+	"claviger/provider"
+	"claviger/secret"
+)
+
+const (
+	passwordEnv          = "HADOOP_KEYSTORE_PASSWORD"
+	passwordFileProperty = "hadoop.security.keystore.java-keystore-provider.password-file"
+	defaultPassword      = "none"
+	maxPasswordFile      = 4096
+)
+
+// Provider is a provider.Provider, a BlockEncrypter, an Importer and a Health
+// over one keystore file.
+type Provider struct {
+	uri        string
+	file       *file
+	log        *slog.Logger
+	iterations int // of the entries that we write; 0 means Java's default
+
+	closed atomic.Bool
+	state  atomic.Pointer[state]
+
+	gate      chan struct{} // holds one token: who has it may change what follows, and state
+	complaint string        // the reason that was last logged
+	badID     identity      // of a file that cannot be used, for the reason badErr
+	badErr    error
+}
+
+var (
+	_ provider.Provider       = (*Provider)(nil)
+	_ provider.BlockEncrypter = (*Provider)(nil)
+	_ provider.Importer       = (*Provider)(nil)
+	_ provider.Health         = (*Provider)(nil)
+)
+
+// Schemes are the registry's lines: jceks://file@/path, and localjceks://file/path
+// for the same.
+func Schemes() []provider.Scheme {
+	return []provider.Scheme{{Name: "jceks", Open: Open}, {Name: "localjceks", Open: Open}}
+}
+
+// Open opens the keystore that uri names. The file need not be there, its folder
+// must: the first key that is made makes the file, with mode 0600. What a crash
+// left half-done is finished first.
+func Open(ctx context.Context, uri string, env provider.Env) (provider.Provider, error) {
+	p, err := open(ctx, uri, env)
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+func open(ctx context.Context, uri string, env provider.Env) (*Provider, error) {
+	path, err := provider.UnnestPath(uri)
+	if err != nil {
+		return nil, err
+	}
+	log := env.Log
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	password, err := findPassword(env, log)
+	if err != nil {
+		return nil, fmt.Errorf("keystore %s: %w", path, err)
+	}
+	if err := checkFolder(path); err != nil {
+		return nil, err
+	}
+	// A rename over a symbolic link would replace the link.
+	if target, err := filepath.EvalSymlinks(path); err == nil {
+		path = target
+	}
+	p := &Provider{uri: uri, file: &file{path: path, password: password, log: log}, log: log, gate: make(chan struct{}, 1)}
+	st, err := p.file.first(ctx)
+	if err != nil {
+		return nil, explainOpen(err, path)
+	}
+	p.state.Store(st)
+	return p, nil
+}
+
+// first reads the keystore as Open finds it.
+func (f *file) first(ctx context.Context) (*state, error) {
+	if !f.settled() {
+		if !exists(f.path) && !exists(f.suffixed("_NEW")) && !exists(f.suffixed("_OLD")) {
+			return newState(keystore.NewJCEKS(), identity{}, nil), nil
+		}
+		unlock, err := f.lock(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("keystore %s: a write was cut off, which must be completed: %w", f.path, err)
+		}
+		defer unlock()
+		s, id, err := f.load()
+		if err != nil {
+			return nil, err
+		}
+		return newState(s, id, nil), nil
+	}
+	s, id, err := f.read(f.path)
+	if err != nil {
+		return nil, err
+	}
+	return newState(s, id, nil), nil
+}
+
+func checkFolder(path string) error {
+	folder := filepath.Dir(path)
+	st, err := os.Stat(folder)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("keystore %s: the folder %s does not exist: make it, or correct the provider URI", path, folder)
+	case err != nil:
+		return fmt.Errorf("keystore %s: %w", path, err)
+	case !st.IsDir():
+		return fmt.Errorf("keystore %s: %s is not a folder: correct the provider URI", path, folder)
+	}
+	return nil
+}
+
+func explainOpen(err error, path string) error {
+	if errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("keystore %s: %w; the server's user (uid %d) must be allowed to read it", path, err, os.Geteuid())
+	}
+	var p *fs.PathError
+	if errors.As(err, &p) {
+		return fmt.Errorf("keystore %s: %w", path, err)
+	}
+	return err
+}
+
+// findPassword looks where Hadoop looks: the environment, the password file, and
+// last the well-known default.
+func findPassword(env provider.Env, log *slog.Logger) (secret.Bytes, error) {
+	source := "the environment variable " + passwordEnv
+	var password secret.Bytes
+	if env.Getenv != nil {
+		password = secret.Bytes(env.Getenv(passwordEnv))
+	}
+	if len(password) == 0 {
+		var name string
+		if env.Get != nil {
+			name, _ = env.Get(passwordFileProperty)
+		}
+		if name = strings.TrimSpace(name); name == "" {
+			log.Warn("keystore password is not set, Hadoop's default is used: set "+passwordEnv+" or "+passwordFileProperty, "password", "the word \"none\"")
+			return secret.Bytes(defaultPassword), nil
+		}
+		if !filepath.IsAbs(name) {
+			name = filepath.Join(env.ConfDir, name)
+		}
+		source = "the password file " + name + " (property " + passwordFileProperty + ")"
+		var err error
+		if password, err = readPassword(name); err != nil {
+			return nil, fmt.Errorf("%s: %w", source, err)
+		}
+	}
+	if err := keystore.CheckPassword(password); err != nil {
+		return nil, fmt.Errorf("%s: %w: Java could open the keystore with this password, but neither read nor write a key in it; choose another one", source, err)
+	}
+	return password, nil
+}
+
+func readPassword(name string) (secret.Bytes, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, errors.New("there is no such file")
+		}
+		return nil, err
+	}
+	defer f.Close() //nolint:errcheck // only read
+	data, err := io.ReadAll(io.LimitReader(f, maxPasswordFile+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(data) > maxPasswordFile {
+		return nil, fmt.Errorf("it is longer than %d bytes, so it cannot be the right file", maxPasswordFile)
+	}
+	// As String.trim does: a newline at the end, above all.
+	start, end := 0, len(data)
+	for start < end && data[start] <= ' ' {
+		start++
+	}
+	for end > start && data[end-1] <= ' ' {
+		end--
+	}
+	return data[start:end], nil
+}
+
+// URI names the provider.
+func (p *Provider) URI() string { return p.uri }
+
+// Close ends the provider. Nothing is left to be written; calls under way finish
+// with what they began with.
+func (p *Provider) Close() error {
+	p.closed.Store(true)
+	return nil
+}
+
+// enter takes the token that readers of a changed file and writers need.
+func (p *Provider) enter(ctx context.Context) (leave func(), err error) {
+	select {
+	case p.gate <- struct{}{}:
+		return func() { <-p.gate }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}

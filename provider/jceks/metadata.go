@@ -1,0 +1,73 @@
+package jceks
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"time"
+
+	"claviger"
+)
+
+// metadata is Hadoop's KeyProvider.Metadata as it serialises itself: in this
+// order, absent where null or 0. It has no other field, and Hadoop fails on one.
+type metadata struct {
+	Cipher      string            `json:"cipher,omitempty"`
+	BitLength   int               `json:"bitLength,omitempty"`
+	Created     int64             `json:"created,omitempty"` // ms since 1970
+	Description *string           `json:"description,omitempty"`
+	Attributes  map[string]string `json:"attributes,omitempty"`
+	// Versions is the next version's number. It is not always how many there are:
+	// Hadoop skips holes, and Import leaves some.
+	Versions int `json:"versions,omitempty"`
+}
+
+// maxVersions bounds a version's number, so that it stays an int for Java.
+const maxVersions = 1<<31 - 1
+
+func parseMetadata(data []byte) (*metadata, error) {
+	var m metadata
+	if err := json.Unmarshal(data, &m); err != nil {
+		return nil, fmt.Errorf("the metadata is not Hadoop's JSON: %w", err)
+	}
+	if m.Versions < 0 || m.Versions > maxVersions || m.BitLength < 0 {
+		return nil, errors.New("the metadata holds a negative number")
+	}
+	return &m, nil
+}
+
+func (m *metadata) marshal() ([]byte, error) {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	if err := e.Encode(m); err != nil {
+		return nil, err
+	}
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
+}
+
+// public makes what a Reader returns, which belongs to the caller.
+func (m *metadata) public(name string, versions int) *claviger.Metadata {
+	out := &claviger.Metadata{
+		Name: name, Cipher: m.Cipher, BitLength: m.BitLength, Attributes: map[string]string{},
+		Created: time.UnixMilli(m.Created), Versions: versions,
+	}
+	if m.Description != nil {
+		d := *m.Description
+		out.Description = &d
+	}
+	maps.Copy(out.Attributes, m.Attributes)
+	return out
+}
+
+// newMetadata makes what is kept of m; it shares nothing with it.
+func newMetadata(m claviger.Metadata, versions int) *metadata {
+	out := &metadata{Cipher: m.Cipher, BitLength: m.BitLength, Created: m.Created.UnixMilli(), Attributes: maps.Clone(m.Attributes), Versions: versions}
+	if m.Description != nil {
+		d := *m.Description
+		out.Description = &d
+	}
+	return out
+}

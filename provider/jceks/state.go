@@ -1,0 +1,136 @@
+package jceks
+
+import (
+	"crypto/aes"
+	"crypto/cipher"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"claviger"
+	"claviger/keystore"
+	"claviger/secret"
+)
+
+// state is one state of the keystore in memory. It does not change, but for
+// slots that get opened.
+type state struct {
+	id       identity
+	store    *keystore.JCEKS
+	slots    map[string]*slot // by alias
+	versions map[string][]int // numbers of the version entries by key name, ascending
+}
+
+// newState indexes the store. Slots of entries that before has as well are taken
+// over, opened ones opened.
+func newState(s *keystore.JCEKS, id identity, before *state) *state {
+	aliases := s.Aliases()
+	st := &state{id: id, store: s, slots: make(map[string]*slot, len(aliases)), versions: make(map[string][]int)}
+	for _, alias := range aliases {
+		e := s.Entry(alias)
+		if e.Kind != keystore.SecretKeyEntry {
+			continue // not ours; the store carries it over
+		}
+		var kept *slot
+		if before != nil {
+			kept = before.slots[alias]
+		}
+		if kept == nil || kept.entry != e && !kept.entry.Equal(e) {
+			kept = &slot{entry: e}
+		}
+		st.slots[alias] = kept
+		if key, n, ok := versionNumber(alias); ok {
+			st.versions[key] = append(st.versions[key], n)
+		}
+	}
+	for _, list := range st.versions {
+		slices.Sort(list)
+	}
+	return st
+}
+
+// versionNumber takes a version's name apart, where its id is a number in the
+// one form that Hadoop writes.
+func versionNumber(name string) (key string, n int, ok bool) {
+	key, ok = claviger.KeyOfVersion(name)
+	if !ok {
+		return "", 0, false
+	}
+	id := name[len(key)+1:]
+	n, err := strconv.Atoi(id)
+	return key, n, err == nil && n >= 0 && n < maxVersions && strconv.Itoa(n) == id
+}
+
+func numberedVersion(key string, n int) string { return claviger.VersionName(key, strconv.Itoa(n)) }
+
+// slot is an entry, and what is in it once it was opened.
+type slot struct {
+	entry  *keystore.Entry
+	mu     sync.Mutex // held while the entry is decrypted: once, however many ask
+	opened atomic.Pointer[opened]
+}
+
+// opened is what an entry holds: metadata or material, or the reason why it
+// cannot be opened, which will not go away.
+type opened struct {
+	meta     *metadata
+	material secret.Bytes
+	block    cipher.Block // nil where the material is no AES key
+	err      error
+}
+
+// open decrypts the entry the first time.
+func (s *slot) open(password secret.Bytes) *opened {
+	if o := s.opened.Load(); o != nil {
+		return o
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if o := s.opened.Load(); o != nil {
+		return o
+	}
+	o := &opened{}
+	got, err := s.entry.Open(password)
+	switch {
+	case err != nil:
+		o.err = err
+	case got.HadoopMetadata != nil:
+		if o.meta, err = parseMetadata(got.HadoopMetadata); err != nil {
+			o.err = fmt.Errorf("entry %q: %w", s.entry.Alias, err)
+		}
+	default:
+		*o = *openedMaterial(got.Material)
+	}
+	s.opened.Store(o)
+	return o
+}
+
+func openedMaterial(material secret.Bytes) *opened {
+	o := &opened{material: material}
+	if block, err := aes.NewCipher(material); err == nil {
+		o.block = block
+	}
+	return o
+}
+
+// keys returns the names of keys without an '@'.
+func (st *state) keys() []string {
+	names := []string{}
+	for alias := range st.slots {
+		if !strings.Contains(alias, "@") {
+			names = append(names, alias)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// live returns the numbers of a key's versions that its metadata counts.
+func (st *state) live(key string, m *metadata) []int {
+	list := st.versions[key]
+	n, _ := slices.BinarySearch(list, m.Versions)
+	return list[:n]
+}

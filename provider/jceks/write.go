@@ -1,0 +1,354 @@
+package jceks
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"claviger"
+	"claviger/keystore"
+	"claviger/provider"
+	"claviger/secret"
+)
+
+// draft is a change of the keystore that is being made.
+type draft struct {
+	p      *Provider
+	before *state
+	store  *keystore.JCEKS
+	opened map[string]*opened // what the new entries hold, so that nobody need decrypt them
+	now    time.Time
+}
+
+// change makes one change of the file, alone of all processes, on the newest
+// state of it. It has happened as a whole, and is durable, when change returns
+// nil; else nothing has.
+func (p *Provider) change(ctx context.Context, op, key string, f func(*draft) error) error {
+	unavailable := func(err error) error { return claviger.E(op, claviger.Unavailable, key, err) }
+	if p.closed.Load() {
+		return claviger.E(op, claviger.Closed, key, nil)
+	}
+	if err := ctx.Err(); err != nil {
+		return unavailable(err)
+	}
+	leave, err := p.enter(ctx)
+	if err != nil {
+		return unavailable(err)
+	}
+	defer leave()
+	unlock, err := p.file.lock(ctx)
+	if err != nil {
+		return unavailable(p.writeError(err))
+	}
+	defer unlock()
+	if err := p.catchUp(); err != nil {
+		return unavailable(err)
+	}
+	before := p.state.Load()
+	d := &draft{p: p, before: before, store: before.store.Clone(), opened: make(map[string]*opened), now: time.Now().Truncate(time.Millisecond)}
+	d.store.Iterations = p.iterations
+	if err := f(d); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return unavailable(err)
+	}
+	id, err := p.file.flush(d.store)
+	if err != nil {
+		return unavailable(p.writeError(err))
+	}
+	after := newState(d.store, id, before)
+	for alias, o := range d.opened {
+		after.slots[alias].opened.Store(o)
+	}
+	p.state.Store(after)
+	return nil
+}
+
+// catchUp makes the state in memory that of the file, and the files whole. It
+// needs the gate and the lock.
+func (p *Provider) catchUp() error {
+	st := p.state.Load()
+	id, err := identify(p.file.path)
+	if err != nil {
+		return err
+	}
+	neverWritten := id == identity{} && st.id == identity{}
+	leftOver := exists(p.file.suffixed("_NEW")) || exists(p.file.suffixed("_OLD"))
+	switch {
+	case !leftOver && (id == st.id || neverWritten):
+		return nil
+	case !leftOver && id == identity{}:
+		return p.gone()
+	}
+	s, id, err := p.file.load()
+	if err != nil {
+		return err
+	}
+	p.state.Store(newState(s, id, st))
+	p.complaint = ""
+	return nil
+}
+
+func (p *Provider) gone() error {
+	return fmt.Errorf("keystore %s is gone since it was read; put it back", p.file.path)
+}
+
+// writeError says what to do about a write that failed.
+func (p *Provider) writeError(err error) error {
+	cure := ""
+	switch {
+	case errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT):
+		cure = "; make room on the disk: a write needs twice the keystore's size"
+	case errors.Is(err, fs.ErrPermission):
+		cure = "; the server's user must be allowed to make files in the keystore's folder"
+	case errors.Is(err, syscall.EROFS):
+		cure = "; the file system is mounted read-only"
+	}
+	return fmt.Errorf("keystore %s could not be written, and nothing was changed: %w%s", p.file.path, err, cure)
+}
+
+// set puts a version into the draft. material belongs to the draft from now on.
+func (d *draft) setVersion(name, cipher string, material secret.Bytes) error {
+	if err := d.store.SetKey(name, cipher, material, d.p.file.password, d.now); err != nil {
+		return err
+	}
+	d.opened[name] = openedMaterial(material)
+	return nil
+}
+
+func (d *draft) setMetadata(name string, m *metadata) error {
+	data, err := m.marshal()
+	if err != nil {
+		return err
+	}
+	if err := d.store.SetHadoopMetadata(name, data, d.p.file.password, d.now); err != nil {
+		return err
+	}
+	d.opened[name] = &opened{meta: m}
+	return nil
+}
+
+// materialOf returns a copy of given material, or makes some.
+func materialOf(given secret.Bytes, bits int) secret.Bytes {
+	if given != nil {
+		return slices.Clone(given)
+	}
+	m := make(secret.Bytes, bits/8)
+	_, _ = rand.Read(m) // never fails: crypto/rand
+	return m
+}
+
+// checkName refuses what a JCEKS cannot hold as an alias. The first text is
+// Hadoop's.
+func checkName(op, name string) error {
+	if name != strings.ToLower(name) {
+		return claviger.Errorf(op, claviger.Invalid, name, "Uppercase key names are unsupported: %s", name)
+	}
+	if err := keystore.CheckAlias(numberedVersion(name, maxVersions)); err != nil {
+		return claviger.Errorf(op, claviger.Invalid, name, "a Java keystore cannot hold a key of this name: %w", err)
+	}
+	return nil
+}
+
+// javaLength is how many bits Java's key generator really makes of the lengths
+// that it takes: parity bits are counted in the material, not in the length. So
+// Hadoop can never generate such a key, and says so.
+var javaLength = map[string]map[int]int{
+	"DES":    {56: 64},
+	"DESEDE": {112: 192, 168: 192},
+}
+
+// checkSpec is provider.CheckSpec, with Hadoop's answer for DES.
+func checkSpec(op string, spec provider.Spec) error {
+	algorithm, _, _ := strings.Cut(spec.Cipher, "/")
+	if got, ok := javaLength[strings.ToUpper(algorithm)][spec.BitLength]; ok && spec.Material == nil && spec.Name != "" {
+		return claviger.Errorf(op, claviger.MaterialLength, spec.Name, "Wrong key length. Required %d, but got %d", spec.BitLength, got)
+	}
+	if err := provider.CheckSpec(op, spec); err != nil {
+		return err
+	}
+	return checkName(op, spec.Name)
+}
+
+// free demands that nothing stands under a key's name, nor under those of the
+// versions that it is to get: an entry there would be lost, and with it the
+// files that were encrypted under it.
+func (d *draft) free(op, name string, versions ...string) error {
+	if d.store.Entry(name) != nil {
+		return claviger.E(op, claviger.KeyExists, name, nil)
+	}
+	return d.freeVersions(op, name, versions...)
+}
+
+func (d *draft) freeVersions(op, name string, versions ...string) error {
+	for _, v := range versions {
+		if d.store.Entry(v) != nil {
+			return claviger.Errorf(op, claviger.Invalid, name, "the keystore has an entry %q already, which this would overwrite: "+
+				"another key's, or what is left of a deleted one", v)
+		}
+	}
+	return nil
+}
+
+// Create makes a key.
+func (p *Provider) Create(ctx context.Context, spec provider.Spec) (provider.KeyVersion, error) {
+	const op = "jceks.Create"
+	if p.closed.Load() {
+		return provider.KeyVersion{}, claviger.E(op, claviger.Closed, spec.Name, nil)
+	}
+	if err := checkSpec(op, spec); err != nil {
+		return provider.KeyVersion{}, err
+	}
+	name := numberedVersion(spec.Name, 0)
+	err := p.change(ctx, op, spec.Name, func(d *draft) error {
+		if err := d.free(op, spec.Name, name); err != nil {
+			return err
+		}
+		m := newMetadata(claviger.Metadata{
+			Cipher: spec.Cipher, BitLength: spec.BitLength, Description: spec.Description, Attributes: spec.Attributes, Created: d.now,
+		}, 1)
+		err := d.setVersion(name, spec.Cipher, materialOf(spec.Material, spec.BitLength))
+		if err == nil {
+			err = d.setMetadata(spec.Name, m)
+		}
+		return internal(op, spec.Name, err)
+	})
+	if err != nil {
+		return provider.KeyVersion{}, err
+	}
+	return p.made(spec.Name, name), nil
+}
+
+// internal keeps nil nil.
+func internal(op, key string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return claviger.E(op, claviger.Internal, key, err)
+}
+
+// made returns a version that was made a moment ago. Where another process has
+// deleted it meanwhile, it is the caller's next call that finds out.
+func (p *Provider) made(key, name string) provider.KeyVersion {
+	kv := provider.KeyVersion{Key: key, Name: name}
+	if s := p.state.Load().slots[name]; s != nil {
+		if o := s.open(p.file.password); o.err == nil && o.meta == nil {
+			kv = keyVersion(key, name, o)
+		}
+	}
+	return kv
+}
+
+// Roll adds a version.
+func (p *Provider) Roll(ctx context.Context, key string, material secret.Bytes) (provider.KeyVersion, error) {
+	const op = "jceks.Roll"
+	var name string
+	err := p.change(ctx, op, key, func(d *draft) error {
+		m, err := p.openMetadata(d.before, key)
+		switch {
+		case err != nil:
+			return claviger.E(op, claviger.Internal, key, err)
+		case m == nil:
+			return claviger.E(op, claviger.KeyNotFound, key, nil)
+		case m.Versions == maxVersions:
+			return claviger.Errorf(op, claviger.Invalid, key, "the key has as many versions as Hadoop can count")
+		case material != nil:
+			err = provider.CheckMaterial(op, key, m.BitLength, material)
+		default:
+			err = provider.CheckSpec(op, provider.Spec{Name: key, Cipher: m.Cipher, BitLength: m.BitLength})
+		}
+		if err != nil {
+			return err
+		}
+		next := *m
+		next.Versions++
+		name = numberedVersion(key, m.Versions)
+		if err := d.freeVersions(op, key, name); err != nil {
+			return err
+		}
+		err = d.setVersion(name, m.Cipher, materialOf(material, m.BitLength))
+		if err == nil {
+			err = d.setMetadata(key, &next)
+		}
+		return internal(op, key, err)
+	})
+	if err != nil {
+		return provider.KeyVersion{}, err
+	}
+	return p.made(key, name), nil
+}
+
+// Delete takes a key and its versions out of the file.
+func (p *Provider) Delete(ctx context.Context, key string) error {
+	const op = "jceks.Delete"
+	return p.change(ctx, op, key, func(d *draft) error {
+		m, err := p.openMetadata(d.before, key)
+		if err != nil {
+			return claviger.E(op, claviger.Internal, key, err)
+		}
+		if m == nil {
+			return claviger.E(op, claviger.KeyNotFound, key, nil)
+		}
+		for _, n := range d.before.live(key, m) {
+			d.store.Delete(numberedVersion(key, n))
+		}
+		d.store.Delete(key)
+		return nil
+	})
+}
+
+// Import makes a key after another's metadata, in one change of the file. Its
+// versions are numbered from where the source's end (at least from 1): so none
+// has the name of a version at the source, where other material goes by it.
+// Hadoop skips the numbers that are missing.
+func (p *Provider) Import(ctx context.Context, m claviger.Metadata, n int, step func(string) error) ([]provider.KeyVersion, error) {
+	const op = "jceks.Import"
+	first := max(m.Versions, 1)
+	if n < 1 || first > maxVersions-n {
+		return nil, claviger.Errorf(op, claviger.Invalid, m.Name, "a key must have at least 1 version, not %d, and %d are before it", n, first)
+	}
+	if err := checkSpec(op, provider.Spec{Name: m.Name, Cipher: m.Cipher, BitLength: m.BitLength}); err != nil {
+		return nil, err
+	}
+	names := make([]string, n)
+	for i := range names {
+		names[i] = numberedVersion(m.Name, first+i)
+	}
+	err := p.change(ctx, op, m.Name, func(d *draft) error {
+		if err := d.free(op, m.Name, names...); err != nil {
+			return err
+		}
+		if m.Created.IsZero() {
+			m.Created = d.now
+		}
+		for _, name := range names {
+			if err := ctx.Err(); err != nil {
+				return claviger.E(op, claviger.Unavailable, m.Name, err)
+			}
+			if err := d.setVersion(name, m.Cipher, materialOf(nil, m.BitLength)); err != nil {
+				return internal(op, m.Name, err)
+			}
+		}
+		return internal(op, m.Name, d.setMetadata(m.Name, newMetadata(m, first+n)))
+	})
+	if err != nil {
+		return nil, err
+	}
+	if step != nil {
+		if err := step("committed"); err != nil {
+			return nil, claviger.Errorf(op, claviger.KindOf(err), m.Name, "import broken off after %q: %w", "committed", err)
+		}
+	}
+	out := make([]provider.KeyVersion, n)
+	for i, name := range names {
+		out[i] = p.made(m.Name, name)
+	}
+	return out, nil
+}
