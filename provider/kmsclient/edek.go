@@ -1,0 +1,166 @@
+package kmsclient
+
+import (
+	"context"
+	"net/http"
+	"net/url"
+	"strconv"
+
+	"golang.org/x/sync/errgroup"
+
+	"claviger"
+	"claviger/secret"
+)
+
+// maxBatch is how many EDEKs go into one request of a re-encryption. Hadoop's
+// server logs a warning from 10,000 on, its NameNode sends 1,000.
+const maxBatch = 2000
+
+// Generate has the far KMS make n EDEKs, by one request.
+func (p *Provider) Generate(ctx context.Context, key string, n int) ([]claviger.EDEK, error) {
+	const op = "kmsclient.Generate"
+	if p.ctx.Err() != nil {
+		return nil, closedError(op, key)
+	}
+	if n <= 0 {
+		return []claviger.EDEK{}, nil
+	}
+	if key == "" {
+		return nil, claviger.E(op, claviger.KeyNotFound, key, nil)
+	}
+	body, err := p.do(ctx, request{
+		op: op, key: key, method: http.MethodGet, path: keyPath(key, "/_eek"), safe: true, status: http.StatusOK,
+		query: url.Values{"eek_op": {"generate"}, "num_keys": {strconv.Itoa(n)}},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return p.edeks(op, key, body, n)
+}
+
+// edeks decodes n EDEKs of a key.
+func (p *Provider) edeks(op, key string, body []byte, n int) ([]claviger.EDEK, error) {
+	list, err := decode[[]eekJSON](op, key, body)
+	if err != nil {
+		return nil, err
+	}
+	if len(list) != n {
+		return nil, claviger.Errorf(op, claviger.Internal, key, "KMS %s: %d EDEKs, asked for %d", p.uri, len(list), n)
+	}
+	out := make([]claviger.EDEK, n)
+	for i, e := range list {
+		if k, ok := claviger.KeyOfVersion(e.VersionName); !ok || k != key || len(e.IV) != claviger.IVSize || e.Encrypted == nil {
+			return nil, claviger.Errorf(op, claviger.Internal, key, "KMS %s: EDEK %d is not one: version %q, IV of %d bytes", p.uri, i, e.VersionName, len(e.IV))
+		}
+		out[i] = claviger.EDEK{Version: e.VersionName, IV: e.IV, Material: e.Encrypted.Material}
+	}
+	return out, nil
+}
+
+// Unwrap has the far KMS open each EDEK by a request of its own, Options.Parallel
+// of them at a time. The first error ends the others.
+func (p *Provider) Unwrap(ctx context.Context, key, as string, edeks []claviger.EDEK) ([]secret.Bytes, error) {
+	if p.ctx.Err() != nil {
+		return nil, closedError(opUnwrap, key)
+	}
+	if err := checkIVs(opUnwrap, edeks); err != nil {
+		return nil, err
+	}
+	deks := make([]secret.Bytes, len(edeks))
+	if len(edeks) == 1 { // the hot path: a user opens a file
+		dek, err := p.unwrap(ctx, key, as, edeks[0])
+		if err != nil {
+			return nil, err
+		}
+		deks[0] = dek
+		return deks, nil
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(p.opt.Parallel)
+	for i, e := range edeks {
+		if ctx.Err() != nil {
+			break // what ended it is g's error
+		}
+		g.Go(func() (err error) {
+			deks[i], err = p.unwrap(ctx, key, as, e)
+			return err
+		})
+	}
+	err := g.Wait()
+	if err == nil && len(edeks) > 0 && deks[len(deks)-1] == nil {
+		// The loop was left because of the caller's own context.
+		err = claviger.E(opUnwrap, claviger.Unavailable, key, context.Cause(ctx))
+	}
+	if err != nil {
+		for _, d := range deks {
+			d.Wipe()
+		}
+		return nil, err
+	}
+	return deks, nil
+}
+
+func (p *Provider) unwrap(ctx context.Context, key, as string, e claviger.EDEK) (secret.Bytes, error) {
+	in, err := encode(opUnwrap, e.Version, decryptJSON{Name: key, IV: e.IV, Material: materialJSON(e.Material)})
+	if err != nil {
+		return nil, err
+	}
+	body, err := p.do(ctx, request{
+		op: opUnwrap, key: e.Version, method: http.MethodPost, path: "/v1/keyversion/" + escape(e.Version) + "/_eek",
+		query: url.Values{"eek_op": {"decrypt"}}, body: in, as: as, safe: true, status: http.StatusOK,
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer clear(body)
+	v, err := decode[versionJSON](opUnwrap, e.Version, body)
+	if err != nil {
+		return nil, err
+	}
+	if v.Material == nil || len(v.Material) != len(e.Material) {
+		return nil, claviger.Errorf(opUnwrap, claviger.Internal, e.Version, "KMS %s: a DEK of %d bytes for an EDEK of %d", p.uri, len(v.Material), len(e.Material))
+	}
+	return secret.Bytes(v.Material), nil
+}
+
+// Reencrypt has the far KMS bring the EDEKs under the key's current version.
+func (p *Provider) Reencrypt(ctx context.Context, key string, edeks []claviger.EDEK) ([]claviger.EDEK, error) {
+	if p.ctx.Err() != nil {
+		return nil, closedError(opReencrypt, key)
+	}
+	if err := checkIVs(opReencrypt, edeks); err != nil {
+		return nil, err
+	}
+	out := make([]claviger.EDEK, 0, len(edeks))
+	for len(edeks) > 0 {
+		n := min(maxBatch, len(edeks))
+		list := make([]eekJSON, n)
+		for i, e := range edeks[:n] {
+			list[i] = eekJSON{VersionName: e.Version, IV: e.IV, Encrypted: &versionJSON{Name: key, VersionName: "EEK", Material: materialJSON(e.Material)}}
+		}
+		in, err := encode(opReencrypt, key, list)
+		if err != nil {
+			return nil, err
+		}
+		body, err := p.do(ctx, request{op: opReencrypt, key: key, method: http.MethodPost, path: keyPath(key, "/_reencryptbatch"), body: in, safe: true, status: http.StatusOK})
+		if err != nil {
+			return nil, err
+		}
+		done, err := p.edeks(opReencrypt, key, body, n)
+		if err != nil {
+			return nil, err
+		}
+		out, edeks = append(out, done...), edeks[n:]
+	}
+	return out, nil
+}
+
+// checkIVs refuses here what every KMS would refuse, after some work.
+func checkIVs(op string, edeks []claviger.EDEK) error {
+	for _, e := range edeks {
+		if len(e.IV) != claviger.IVSize {
+			return claviger.Errorf(op, claviger.BadIV, e.Version, "Wrong IV length: must be %d bytes long, but got %d", claviger.IVSize, len(e.IV))
+		}
+	}
+	return nil
+}

@@ -1,0 +1,338 @@
+package kmsclient
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptrace"
+	"net/url"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+
+	"claviger"
+)
+
+const (
+	// maxBody bounds an answer: 100,000 EDEKs, or a million key names, fit.
+	maxBody = 64 << 20
+	// maxErrorBody bounds an answer that is an error.
+	maxErrorBody = 64 << 10
+	// restPeriod is how long a host that could not be reached is asked last.
+	restPeriod = 5 * time.Second
+	authCookie = "hadoop.auth"
+)
+
+// host is one of the far KMS's hosts.
+type host struct {
+	base string // "https://h1:9600/kms"
+
+	restUntil atomic.Int64 // Unix nanoseconds; see restPeriod
+
+	login  chan struct{} // holds one token: one handshake at a time
+	cookie atomic.Pointer[string]
+}
+
+// request is a call of the REST API.
+type request struct {
+	op     string // of ours, for errors
+	key    string // key or version name, for errors
+	method string
+	path   string // escaped, from "/v1"
+	query  url.Values
+	body   []byte // JSON, or nil
+	as     string // doAs
+	status int    // the status that means success
+	noBody bool   // success has no JSON
+	// safe: may be sent again though a host may have acted on it.
+	safe bool
+}
+
+// failure is an attempt that gave no answer to return.
+type failure struct {
+	err error
+	// untouched: the host has not acted on the request, for certain.
+	untouched bool
+	// final: no other host would say anything else.
+	final bool
+}
+
+func (f *failure) Error() string { return f.err.Error() }
+
+// do sends the request to one host after the other until one answers, and
+// returns the body. Errors are *claviger.Error.
+func (p *Provider) do(ctx context.Context, r request) ([]byte, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(p.ctx, cancel)()
+
+	pause := backoff.NewExponentialBackOff()
+	pause.InitialInterval, pause.MaxInterval, pause.Multiplier = p.opt.SleepBase, p.opt.SleepMax, 2
+
+	hosts := p.order()
+	attempts := max(len(hosts), p.opt.MaxRetries+1)
+	var failed []string
+	for i := range attempts {
+		if i > 0 && i%len(hosts) == 0 {
+			if err := sleep(ctx, pause.NextBackOff()); err != nil {
+				break
+			}
+		}
+		h := hosts[i%len(hosts)]
+		body, f := p.attempt(ctx, h, r)
+		switch {
+		case f == nil:
+			h.restUntil.Store(0)
+			return body, nil
+		case p.ctx.Err() != nil:
+			return nil, closedError(r.op, r.key)
+		case f.final:
+			return nil, f.err
+		case ctx.Err() != nil && (f.untouched || r.safe):
+			return nil, claviger.Errorf(r.op, claviger.Unavailable, r.key, "KMS %s: %w", h.base, context.Cause(ctx))
+		case !f.untouched && !r.safe:
+			return nil, claviger.Errorf(r.op, claviger.Internal, r.key,
+				"KMS %s: %w; the request was sent, and whether it was done is not known: look before it is sent again", h.base, f.err)
+		}
+		if f.untouched {
+			h.restUntil.Store(time.Now().Add(restPeriod).UnixNano())
+		}
+		p.opt.Log.Warn("KMS host failed", "host", h.base, "op", r.op, "err", f.err)
+		if i < len(hosts) {
+			failed = append(failed, fmt.Sprintf("%s: %v", h.base, f.err))
+		}
+	}
+	if p.ctx.Err() != nil {
+		return nil, closedError(r.op, r.key)
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, claviger.Errorf(r.op, claviger.Unavailable, r.key, "%w; no host of the KMS answered: %s", err, strings.Join(failed, "; "))
+	}
+	return nil, claviger.Errorf(r.op, claviger.Unavailable, r.key, "no host of the KMS answered: %s", strings.Join(failed, "; "))
+}
+
+// order returns the hosts in turn, those that lately could not be reached last.
+func (p *Provider) order() []*host {
+	start := int(p.next.Add(1) % uint32(len(p.hosts)))
+	now := time.Now().UnixNano()
+	out := make([]*host, 0, len(p.hosts))
+	var resting []*host
+	for i := range p.hosts {
+		h := p.hosts[(start+i)%len(p.hosts)]
+		if h.restUntil.Load() > now {
+			resting = append(resting, h)
+		} else {
+			out = append(out, h)
+		}
+	}
+	return append(out, resting...)
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// attempt sends the request to one host, logging in first where there is no
+// cookie, and again where the cookie is no longer taken.
+func (p *Provider) attempt(ctx context.Context, h *host, r request) ([]byte, *failure) {
+	ctx, cancel := context.WithTimeout(ctx, p.opt.Timeout)
+	defer cancel()
+	cookie := h.cookie.Load()
+	for again := false; ; again = true {
+		if cookie == nil {
+			var f *failure
+			if cookie, f = p.logIn(ctx, h, r, nil); f != nil {
+				return nil, f
+			}
+		}
+		body, f, stale := p.send(ctx, h, r, *cookie)
+		if !stale {
+			return body, f
+		}
+		if again {
+			return nil, f
+		}
+		if cookie, f = p.logIn(ctx, h, r, cookie); f != nil {
+			return nil, f
+		}
+	}
+}
+
+// logIn does the handshake of simple authentication (OPTIONS with user.name)
+// unless another call has replaced the stale cookie meanwhile.
+func (p *Provider) logIn(ctx context.Context, h *host, r request, stale *string) (*string, *failure) {
+	select {
+	case h.login <- struct{}{}:
+		defer func() { <-h.login }()
+	case <-ctx.Done():
+		return nil, &failure{err: ctx.Err(), untouched: true}
+	}
+	if c := h.cookie.Load(); c != nil && c != stale {
+		return c, nil
+	}
+	target := h.base + "/v1/keys/names?" + url.Values{"user.name": {p.opt.User}}.Encode()
+	req, err := http.NewRequestWithContext(ctx, http.MethodOptions, target, nil)
+	if err != nil {
+		return nil, &failure{err: claviger.E(r.op, claviger.Internal, r.key, err), final: true}
+	}
+	resp, err := p.client.Do(req)
+	if err != nil {
+		return nil, &failure{err: explain(h, err), untouched: true} // OPTIONS does nothing
+	}
+	defer drain(resp)
+	for _, c := range resp.Cookies() {
+		if c.Name == authCookie && c.Value != "" && resp.StatusCode < 300 {
+			h.cookie.Store(&c.Value)
+			return &c.Value, nil
+		}
+	}
+	switch {
+	case strings.HasPrefix(resp.Header.Get("WWW-Authenticate"), "Negotiate"):
+		err = fmt.Errorf("KMS %s wants Kerberos; only simple authentication is spoken here (hadoop.kms.authentication.type there)", h.base)
+	case resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusForbidden:
+		err = fmt.Errorf("KMS %s does not let user %q log in by simple authentication: %s", h.base, p.opt.User, resp.Status)
+	case resp.StatusCode < 300:
+		err = fmt.Errorf("%s gave no %s cookie for user %q: it is not a KMS with simple authentication", h.base, authCookie, p.opt.User)
+	default:
+		// Not a KMS, a KMS that is starting, or a balancer without one behind it.
+		text, _ := readAll(resp.Body, maxErrorBody)
+		if err = refusedScheme(h, resp, text); err == nil {
+			err = fmt.Errorf("the login was answered with %s; is the path of the URI that of the KMS?", resp.Status)
+		}
+		return nil, &failure{err: err, untouched: true}
+	}
+	return nil, &failure{err: claviger.E(r.op, claviger.Denied, r.key, err), untouched: true, final: true}
+}
+
+// send sends the request. stale: the cookie was not taken, and so nothing was
+// done.
+func (p *Provider) send(ctx context.Context, h *host, r request, cookie string) (body []byte, f *failure, stale bool) {
+	target := h.base + r.path
+	q := r.query
+	if r.as != "" {
+		q = url.Values{"doAs": {r.as}}
+		for k, v := range r.query {
+			q[k] = v
+		}
+	}
+	if len(q) > 0 {
+		target += "?" + q.Encode()
+	}
+	var in io.Reader
+	if r.body != nil {
+		in = bytes.NewReader(r.body)
+	}
+	connected := false // else the request cannot have reached the host
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { connected = true }})
+	req, err := http.NewRequestWithContext(ctx, r.method, target, in)
+	if err != nil {
+		return nil, &failure{err: claviger.E(r.op, claviger.Internal, r.key, err), untouched: true, final: true}, false
+	}
+	if r.body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	req.Header.Set("Accept", "application/json, */*;q=0.2")
+	req.Header.Set("Cookie", authCookie+`="`+cookie+`"`)
+	resp, err := p.client.Do(req)
+	if err != nil {
+		return nil, &failure{err: explain(h, err), untouched: !connected}, false
+	}
+	defer drain(resp)
+	if resp.StatusCode != r.status {
+		return nil, p.refused(h, r, resp), staleCookie(resp)
+	}
+	if r.noBody {
+		return nil, nil, false
+	}
+	// The request is done; what is wrong with the answer no other host mends.
+	bad := func(format string, args ...any) *failure {
+		return &failure{err: claviger.Errorf(r.op, claviger.Internal, r.key, "KMS %s: "+format, append([]any{h.base}, args...)...), final: true}
+	}
+	if ct := resp.Header.Get("Content-Type"); !strings.HasPrefix(strings.ToLower(ct), "application/json") {
+		return nil, bad("the answer is %q, not application/json: is the path of the URI that of the KMS?", ct), false
+	}
+	body, err = readAll(resp.Body, maxBody)
+	switch {
+	case errors.Is(err, errTooLong):
+		return nil, bad("the answer is longer than %d bytes", maxBody), false
+	case err != nil:
+		return nil, &failure{err: fmt.Errorf("reading the answer: %w", err)}, false
+	}
+	return body, nil, false
+}
+
+// staleCookie tells the answers upon which Hadoop's clients authenticate again:
+// 401, and 403 with one of two reason phrases.
+func staleCookie(resp *http.Response) bool {
+	switch resp.StatusCode {
+	case http.StatusUnauthorized:
+		return true
+	case http.StatusForbidden:
+		return strings.Contains(resp.Status, "Anonymous requests are disallowed") || strings.Contains(resp.Status, "Invalid signature")
+	}
+	return false
+}
+
+var errTooLong = errors.New("too long")
+
+// readAll is io.ReadAll with a limit, beyond which it gives errTooLong.
+func readAll(r io.Reader, limit int64) ([]byte, error) {
+	b, err := io.ReadAll(io.LimitReader(r, limit+1))
+	if err == nil && int64(len(b)) > limit {
+		return nil, errTooLong
+	}
+	return b, err
+}
+
+// drain reads what is left of an answer, if it is short, so that the connection
+// can be used again.
+func drain(resp *http.Response) {
+	_, _ = io.CopyN(io.Discard, resp.Body, maxErrorBody)
+	_ = resp.Body.Close()
+}
+
+// explain puts into words what a transport's error means for who wrote the URI.
+func explain(h *host, err error) error {
+	var u *url.Error
+	if errors.As(err, &u) {
+		err = u.Err // without the URL: it may be long, and names who acts for whom
+	}
+	var authority x509.UnknownAuthorityError
+	var hostname x509.HostnameError
+	switch {
+	case errors.Is(err, http.ErrSchemeMismatch):
+		return fmt.Errorf("it speaks http, but the URI says https: write kms://http@...: %w", err)
+	case strings.Contains(err.Error(), "malformed HTTP response \"\\x15\\x03"): // a TLS alert
+		return fmt.Errorf("it speaks https, but the URI says http: write kms://https@...: %w", err)
+	case errors.As(err, &authority):
+		return fmt.Errorf("its certificate is signed by none that the truststore holds (ssl.client.truststore.location of ssl-client.xml): %w", err)
+	case errors.As(err, &hostname):
+		return fmt.Errorf("its certificate is for another host than the URI names: %w", err)
+	}
+	return err
+}
+
+// refusedScheme tells the 400 with which Go's and others' TLS servers answer a
+// plain request.
+func refusedScheme(h *host, resp *http.Response, text []byte) error {
+	if resp.StatusCode != http.StatusBadRequest || !strings.HasPrefix(h.base, "http://") {
+		return nil
+	}
+	if lower := bytes.ToLower(text); bytes.Contains(lower, []byte("https server")) || bytes.Contains(lower, []byte("https port")) {
+		return errors.New("it speaks https, but the URI says http: write kms://https@...")
+	}
+	return nil
+}
