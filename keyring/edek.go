@@ -12,13 +12,21 @@ import (
 	"claviger/secret"
 )
 
+// MaxGenerate is how many EDEKs one Generate makes. Hadoop has no such limit, and
+// goes out of memory; its clients ask for 500.
+const MaxGenerate = 100_000
+
 // Generate makes n EDEKs under the key's current version; n <= 0 makes none, and
 // then the key's rules are not asked and the key need not exist, as in Hadoop.
-// What the queue does not hold is made in one call. Kind KeyNotFound.
+// What the queue does not hold is made in one call. Kinds KeyNotFound, and
+// Invalid where n is above MaxGenerate.
 func (r *Ring) Generate(ctx context.Context, c claviger.Caller, key string, n int) ([]claviger.EDEK, error) {
 	q, err := r.enter(ctx, &c, audit.GenerateEEK, &key, authz.GenerateEEK)
 	if err != nil {
 		return nil, err
+	}
+	if n > MaxGenerate {
+		return nil, claviger.Errorf("keyring.Generate", claviger.Invalid, key, "%d EDEKs were asked for; at most %d are made in one request", n, MaxGenerate)
 	}
 	edeks := []claviger.EDEK{}
 	if n > 0 {
@@ -277,14 +285,16 @@ func (r *Ring) reencryptForeign(ctx context.Context, key string, current provide
 	defer wipeAll(deks)
 	ivs := make([][]byte, len(old))
 	var own group
-	theirs := make(map[string]*group, len(foreign))
+	var theirs []*group // in the order in which their versions first occur
+	byVersion := make(map[string]*group, len(foreign))
 	for i, e := range old {
 		ivs[i] = e.IV
 		g := &own
 		if _, ok := foreign[e.Version]; ok {
-			if g = theirs[e.Version]; g == nil {
+			if g = byVersion[e.Version]; g == nil {
 				g = &group{}
-				theirs[e.Version] = g
+				byVersion[e.Version] = g
+				theirs = append(theirs, g)
 			}
 		}
 		g.edeks, g.at = append(g.edeks, e), append(g.at, i)
@@ -294,8 +304,8 @@ func (r *Ring) reencryptForeign(ctx context.Context, key string, current provide
 		return nil, err
 	}
 	own.put(unwrapped, deks)
-	for version, g := range theirs {
-		unwrapped, err := r.unwrapAtSource(ctx, useReencrypt, key, version, "", g.edeks)
+	for _, g := range theirs {
+		unwrapped, err := r.unwrapAtSource(ctx, useReencrypt, key, "", g.edeks)
 		if err != nil {
 			return nil, err
 		}

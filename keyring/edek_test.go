@@ -28,6 +28,9 @@ func TestGenerate(t *testing.T) {
 	if _, err := l.Generate(t.Context(), caller("u"), "nokey", 1); true {
 		wantKind(t, err, claviger.KeyNotFound)
 	}
+	if _, err := l.Generate(t.Context(), caller("u"), "k", MaxGenerate+1); true {
+		wantKind(t, err, claviger.Invalid)
+	}
 	// More than the queue holds, or ever will: one call.
 	calls := l.primary.encrypts.Load()
 	es, deks := l.edeks(t, "k", 500)

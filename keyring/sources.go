@@ -219,7 +219,7 @@ func (r *Ring) decryptForeign(ctx context.Context, q *request, named *string, e 
 			return nil, err
 		}
 	}
-	deks, err := r.unwrapAtSource(ctx, useDecrypt, key, version, q.caller.Short, []claviger.EDEK{e})
+	deks, err := r.unwrapAtSource(ctx, useDecrypt, key, q.caller.Short, []claviger.EDEK{e})
 	if err != nil {
 		return nil, err
 	}
@@ -260,9 +260,10 @@ func (r *Ring) askSourcesForMetadata(ctx context.Context, key string) (*claviger
 	return nil, claviger.E("keyring.source", claviger.KeyNotFound, key, nil)
 }
 
-// unwrapAtSource finds the source that has the version and has it open EDEKs,
-// all of that version, on behalf of as ("" = in our own name).
-func (r *Ring) unwrapAtSource(ctx context.Context, use, key, version, as string, edeks []claviger.EDEK) ([]secret.Bytes, error) {
+// unwrapAtSource finds the source that has the EDEKs' version, which is one, and
+// has it open them on behalf of as ("" = in our own name).
+func (r *Ring) unwrapAtSource(ctx context.Context, use, key, as string, edeks []claviger.EDEK) ([]secret.Bytes, error) {
+	version := edeks[0].Version
 	ask := question{what: "key version '" + version + "'", name: version, op: "DECRYPT_EEK", keyOp: "DECRYPT_EEK", key: key, as: as}
 	var deks []secret.Bytes
 	s, err := r.findSource(version, ask, func(s *source) (err error) {

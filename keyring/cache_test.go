@@ -1,0 +1,295 @@
+package keyring
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"claviger"
+)
+
+// clock lets a test move a cache's time.
+type clock struct{ now atomic.Int64 }
+
+func (c *clock) set(d time.Duration) { c.now.Store(int64(d)) }
+
+func clockedCache(ttl time.Duration, renewed bool, size int) (*cache[string], *clock) {
+	c := newCache[string](ttl, renewed, size)
+	k := &clock{}
+	c.now = func() time.Duration { return time.Duration(k.now.Load()) }
+	return c, k
+}
+
+func TestCacheExpiry(t *testing.T) {
+	for _, renewed := range []bool{false, true} {
+		c, clock := clockedCache(time.Minute, renewed, 100)
+		c.put("k", "v")
+		for i := 1; i <= 3; i++ {
+			clock.set(time.Duration(i) * 40 * time.Second)
+			_, ok := c.get("k")
+			if want := renewed || i == 1; ok != want {
+				t.Errorf("renewed %t, %d s: remembered %t", renewed, i*40, ok)
+			}
+		}
+		clock.set(time.Hour)
+		if _, ok := c.get("k"); ok {
+			t.Errorf("renewed %t: remembered after an hour without use", renewed)
+		}
+	}
+}
+
+func TestCacheOfNothing(t *testing.T) {
+	for _, c := range []*cache[string]{nil, newCache[string](0, true, 10), newCache[string](-1, false, 10)} {
+		c.put("k", "v")
+		if _, ok := c.get("k"); ok {
+			t.Error("remembered")
+		}
+		asked := 0
+		for range 3 {
+			v, err := c.fetch(t.Context(), "k", func(context.Context, string) (string, error) { asked++; return "v", nil })
+			if v != "v" || err != nil {
+				t.Error(v, err)
+			}
+		}
+		if asked != 3 {
+			t.Errorf("asked %d times of 3", asked)
+		}
+		c.drop("k")
+		c.dropAll(func(string) bool { return true })
+	}
+}
+
+func TestCacheIsBounded(t *testing.T) {
+	c, clock := clockedCache(time.Hour, true, 160)
+	for i := range 10_000 {
+		clock.set(time.Duration(i) * time.Millisecond)
+		c.put(fmt.Sprint(i), "v")
+		// One name that is used all the time is kept, as nearly as sampling can.
+		c.put("used", "v")
+	}
+	n := 0
+	for i := range c.shards {
+		if got := len(c.shards[i].entries); got > 10 {
+			t.Errorf("shard %d has %d entries", i, got)
+		}
+		n += len(c.shards[i].entries)
+	}
+	if n < 80 {
+		t.Errorf("only %d entries are left", n)
+	}
+	if _, ok := c.get("used"); !ok {
+		t.Error("the newest entry was given up")
+	}
+}
+
+func TestCacheErrorsAreNotRemembered(t *testing.T) {
+	c, _ := clockedCache(time.Hour, true, 100)
+	asked := 0
+	for range 3 {
+		_, err := c.fetch(t.Context(), "k", func(_ context.Context, name string) (string, error) {
+			asked++
+			return "", claviger.E("test", claviger.KeyNotFound, name, nil)
+		})
+		wantKind(t, err, claviger.KeyNotFound)
+	}
+	if asked != 3 {
+		t.Errorf("asked %d times of 3", asked)
+	}
+	for i := range c.shards {
+		if len(c.shards[i].loading) != 0 {
+			t.Error("a question is left over")
+		}
+	}
+}
+
+// TestCacheAsksOnce: of many who miss together one asks.
+func TestCacheAsksOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, _ := clockedCache(time.Hour, true, 100)
+		var asked atomic.Int64
+		ask := func(context.Context, string) (string, error) {
+			asked.Add(1)
+			time.Sleep(time.Second)
+			return "v", nil
+		}
+		var wg sync.WaitGroup
+		for range 50 {
+			wg.Go(func() {
+				if v, err := c.fetch(t.Context(), "k", ask); v != "v" || err != nil {
+					t.Error(v, err)
+				}
+			})
+		}
+		wg.Wait()
+		if asked.Load() != 1 {
+			t.Errorf("asked %d times", asked.Load())
+		}
+	})
+}
+
+// TestCacheAskerGivesUp: whose context ends gets his error at once, and does not
+// spoil the others' answer.
+func TestCacheAskerGivesUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, _ := clockedCache(time.Hour, true, 100)
+		ask := func(ctx context.Context, _ string) (string, error) {
+			select {
+			case <-ctx.Done():
+				return "", ctx.Err()
+			case <-time.After(time.Minute):
+				return "v", nil
+			}
+		}
+		first, cancelFirst := context.WithCancel(t.Context())
+		waiting, cancelWaiting := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if _, err := c.fetch(first, "k", ask); !errors.Is(err, context.Canceled) {
+				t.Errorf("who asked: %v", err)
+			}
+		})
+		synctest.Wait()
+		wg.Go(func() {
+			_, err := c.fetch(waiting, "k", ask)
+			wantKind(t, err, claviger.Unavailable)
+		})
+		for range 5 {
+			wg.Go(func() {
+				if v, err := c.fetch(t.Context(), "k", ask); v != "v" || err != nil {
+					t.Errorf("who waited: %q, %v", v, err)
+				}
+			})
+		}
+		synctest.Wait()
+		cancelWaiting()
+		synctest.Wait()
+		cancelFirst()
+		wg.Wait()
+	})
+}
+
+func TestCacheAskerPanics(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, _ := clockedCache(time.Hour, true, 100)
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			defer func() {
+				if recover() == nil {
+					t.Error("the panic was swallowed")
+				}
+			}()
+			_, _ = c.fetch(t.Context(), "k", func(context.Context, string) (string, error) {
+				time.Sleep(time.Second)
+				panic("provider")
+			})
+		})
+		synctest.Wait()
+		if v, err := c.fetch(t.Context(), "k", func(context.Context, string) (string, error) { return "v", nil }); v != "v" || err != nil {
+			t.Error(v, err)
+		}
+		wg.Wait()
+	})
+}
+
+// TestCacheDropWhileAsking: an answer from before a drop is neither remembered
+// nor given to who comes after it.
+func TestCacheDropWhileAsking(t *testing.T) {
+	for name, drop := range map[string]func(*cache[string]){
+		"drop":    func(c *cache[string]) { c.drop("k") },
+		"dropAll": func(c *cache[string]) { c.dropAll(func(name string) bool { return name == "k" }) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c, _ := clockedCache(time.Hour, true, 100)
+				var wg sync.WaitGroup
+				wg.Go(func() {
+					v, err := c.fetch(t.Context(), "k", func(context.Context, string) (string, error) {
+						time.Sleep(time.Second)
+						return "old", nil
+					})
+					if v != "old" || err != nil {
+						t.Error(v, err)
+					}
+				})
+				synctest.Wait() // the old question is under way
+				drop(c)
+				v, err := c.fetch(t.Context(), "k", func(context.Context, string) (string, error) { return "new", nil })
+				if v != "new" || err != nil {
+					t.Errorf("after the drop: %q, %v", v, err)
+				}
+				wg.Wait()
+				if v, ok := c.get("k"); !ok || v != "new" {
+					t.Errorf("remembered: %q, %t", v, ok)
+				}
+			})
+		})
+	}
+}
+
+func TestCacheHitAllocatesNothing(t *testing.T) {
+	c, _ := clockedCache(time.Hour, true, 100)
+	c.put("k", "v")
+	if n := testing.AllocsPerRun(100, func() {
+		if _, ok := c.get("k"); !ok {
+			t.Fatal("not remembered")
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
+// TestCachingOfTheRing: what is asked of the primary, and how often.
+func TestCachingOfTheRing(t *testing.T) {
+	for _, enabled := range []bool{true, false} {
+		t.Run(fmt.Sprintf("enabled %t", enabled), func(t *testing.T) {
+			l := newLab(t, func(c *Config) { c.CacheEnable = enabled })
+			create(t, l.primary, "k")
+			u := caller("u")
+			for range 5 {
+				if v, err := l.Version(t.Context(), u, "k@0"); err != nil || v == nil {
+					t.Fatal(v, err)
+				}
+				if v, err := l.Current(t.Context(), u, "k"); err != nil || v == nil {
+					t.Fatal(v, err)
+				}
+				if m, err := l.Metadata(t.Context(), u, "k"); err != nil || m == nil {
+					t.Fatal(m, err)
+				}
+				// The absent is asked for each time.
+				if v, err := l.Version(t.Context(), u, "k@1"); err != nil || v != nil {
+					t.Fatal(v, err)
+				}
+			}
+			want := [3]int64{1 + 5, 1, 1}
+			if !enabled {
+				want = [3]int64{5 + 5, 5, 15} // each of the reads asks the key's rules
+			}
+			if got := [3]int64{l.primary.versions.Load(), l.primary.currents.Load(), l.primary.metadata.Load()}; got != want {
+				t.Errorf("the primary was asked for %v versions, currents, metadata; want %v", got, want)
+			}
+			if v, err := l.Roll(t.Context(), u, "k", nil); err != nil || v.Name != "k@1" {
+				t.Fatal(v, err)
+			}
+			if v, err := l.Version(t.Context(), u, "k@1"); err != nil || v == nil {
+				t.Errorf("the new version is not seen: %v", err)
+			}
+			if err := l.Delete(t.Context(), u, "k"); err != nil {
+				t.Fatal(err)
+			}
+			if v, err := l.Version(t.Context(), u, "k@0"); err != nil || v != nil {
+				t.Errorf("a version of a deleted key: %v, %v", v, err)
+			}
+			if v, err := l.Current(t.Context(), u, "k"); err != nil || v != nil {
+				t.Errorf("current version of a deleted key: %v, %v", v, err)
+			}
+			if m, err := l.Metadata(t.Context(), u, "k"); err != nil || m != nil {
+				t.Errorf("metadata of a deleted key: %v, %v", m, err)
+			}
+		})
+	}
+}
