@@ -1,0 +1,212 @@
+package kmswire
+
+import (
+	"strconv"
+	"unicode/utf8"
+
+	"claviger"
+	"claviger/provider"
+	"claviger/secret"
+)
+
+const hexDigits = "0123456789abcdef"
+
+// appendString appends s as a JSON string. Bytes that are not UTF-8 become
+// U+FFFD.
+func appendString[T string | []byte](b []byte, s T) []byte {
+	b = append(b, '"')
+	start := 0
+	for i := 0; i < len(s); {
+		c := s[i]
+		if c < utf8.RuneSelf {
+			if c >= ' ' && c != '"' && c != '\\' {
+				i++
+				continue
+			}
+			b = append(b, s[start:i]...)
+			switch c {
+			case '"', '\\':
+				b = append(b, '\\', c)
+			case '\n':
+				b = append(b, '\\', 'n')
+			case '\r':
+				b = append(b, '\\', 'r')
+			case '\t':
+				b = append(b, '\\', 't')
+			default:
+				b = append(b, '\\', 'u', '0', '0', hexDigits[c>>4], hexDigits[c&15])
+			}
+			i++
+			start = i
+			continue
+		}
+		r, size := utf8.DecodeRuneInString(string(s[i:min(i+utf8.UTFMax, len(s))]))
+		if r == utf8.RuneError && size == 1 {
+			b = append(b, s[start:i]...)
+			b = append(b, "\ufffd"...)
+			i++
+			start = i
+			continue
+		}
+		i += size
+	}
+	b = append(b, s[start:]...)
+	return append(b, '"')
+}
+
+func appendBytes(b, data []byte) []byte {
+	b = append(b, '"')
+	b = urlSafe.AppendEncode(b, data)
+	return append(b, '"')
+}
+
+func appendNullable(b []byte, s *string) []byte {
+	if s == nil {
+		return append(b, "null"...)
+	}
+	return appendString(b, *s)
+}
+
+// AppendKeyVersion appends a key version; nil is one that does not exist.
+// Material that is nil is withheld and written as null.
+func AppendKeyVersion(b []byte, v *provider.KeyVersion) []byte {
+	if v == nil {
+		return append(b, "{}"...)
+	}
+	return appendVersion(b, v.Key, v.Name, v.Material)
+}
+
+func appendVersion(b []byte, key, version string, material secret.Bytes) []byte {
+	b = append(b, `{"material":`...)
+	if material == nil {
+		b = append(b, "null"...)
+	} else {
+		b = appendBytes(b, material)
+	}
+	b = append(b, `,"name":`...)
+	b = appendString(b, key)
+	b = append(b, `,"versionName":`...)
+	b = appendString(b, version)
+	return append(b, '}')
+}
+
+// AppendKeyVersions appends a list of them.
+func AppendKeyVersions(b []byte, vs []provider.KeyVersion) []byte {
+	return appendList(b, len(vs), func(b []byte, i int) []byte { return AppendKeyVersion(b, &vs[i]) })
+}
+
+func appendList(b []byte, n int, item func([]byte, int) []byte) []byte {
+	b = append(b, '[')
+	for i := range n {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = item(b, i)
+	}
+	return append(b, ']')
+}
+
+// AppendDEK appends an unwrapped DEK of a key.
+func AppendDEK(b []byte, key string, dek secret.Bytes) []byte {
+	if dek == nil {
+		dek = secret.Bytes{}
+	}
+	return appendVersion(b, key, EK, dek)
+}
+
+// AppendEDEK appends one EDEK. The inner name is the key's, or null where key is
+// nil.
+func AppendEDEK(b []byte, key *string, e *claviger.EDEK) []byte {
+	b = append(b, `{"versionName":`...)
+	b = appendString(b, e.Version)
+	b = append(b, `,"iv":`...)
+	b = appendBytes(b, e.IV)
+	b = append(b, `,"encryptedKeyVersion":{"versionName":"`+EEK+`","name":`...)
+	b = appendNullable(b, key)
+	b = append(b, `,"material":`...)
+	b = appendBytes(b, e.Material)
+	return append(b, "}}"...)
+}
+
+// AppendEDEKs appends a list of fresh EDEKs of one key.
+func AppendEDEKs(b []byte, key string, es []claviger.EDEK) []byte {
+	return appendList(b, len(es), func(b []byte, i int) []byte { return AppendEDEK(b, &key, &es[i]) })
+}
+
+// AppendReencrypted appends the answer to a batch. An EDEK that came back under
+// the version that it was sent with was left as it is; Hadoop writes null for
+// its inner name.
+func AppendReencrypted(b []byte, key string, sent, es []claviger.EDEK) []byte {
+	return appendList(b, len(es), func(b []byte, i int) []byte {
+		if es[i].Version == sent[i].Version {
+			return AppendEDEK(b, nil, &es[i])
+		}
+		return AppendEDEK(b, &key, &es[i])
+	})
+}
+
+// AppendMetadata appends a key's metadata; nil is a key that does not exist.
+func AppendMetadata(b []byte, m *claviger.Metadata) []byte {
+	if m == nil {
+		return append(b, "{}"...)
+	}
+	b = append(b, `{"name":`...)
+	b = appendString(b, m.Name)
+	b = append(b, `,"cipher":`...)
+	b = appendString(b, m.Cipher)
+	b = append(b, `,"length":`...)
+	b = strconv.AppendInt(b, int64(m.BitLength), 10)
+	b = append(b, `,"description":`...)
+	b = appendNullable(b, m.Description)
+	b = append(b, `,"attributes":{`...)
+	first := true
+	for k, v := range m.Attributes {
+		if !first {
+			b = append(b, ',')
+		}
+		first = false
+		b = appendString(b, k)
+		b = append(b, ':')
+		b = appendString(b, v)
+	}
+	b = append(b, `},"created":`...)
+	b = strconv.AppendInt(b, m.Created.UnixMilli(), 10)
+	b = append(b, `,"versions":`...)
+	b = strconv.AppendInt(b, int64(m.Versions), 10)
+	return append(b, '}')
+}
+
+// AppendMetadataList appends one entry per key asked for.
+func AppendMetadataList(b []byte, ms []*claviger.Metadata) []byte {
+	return appendList(b, len(ms), func(b []byte, i int) []byte { return AppendMetadata(b, ms[i]) })
+}
+
+// AppendNames appends a list of key names.
+func AppendNames(b []byte, names []string) []byte {
+	return appendList(b, len(names), func(b []byte, i int) []byte { return appendString(b, names[i]) })
+}
+
+// AppendException appends a RemoteException answer. Its message ends at the
+// first line's end, as Hadoop's does.
+func AppendException(b []byte, e *Exception) []byte {
+	b = append(b, `{"RemoteException":{"message":`...)
+	if e.NoMessage {
+		b = append(b, "null"...)
+	} else {
+		b = appendString(b, firstLine(e.Message))
+	}
+	b = append(b, `,"exception":`...)
+	b = appendString(b, e.Simple())
+	b = append(b, `,"javaClassName":`...)
+	b = appendString(b, e.Class)
+	return append(b, "}}"...)
+}
+
+func firstLine(s string) string {
+	for i := range len(s) {
+		if s[i] == '\n' {
+			return s[:i]
+		}
+	}
+	return s
+}

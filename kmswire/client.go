@@ -1,0 +1,241 @@
+package kmswire
+
+import (
+	"encoding/json"
+	"fmt"
+	"math"
+	"strconv"
+	"time"
+
+	"claviger"
+	"claviger/provider"
+	"claviger/secret"
+)
+
+// AppendCreate appends the body of POST /v1/keys.
+func AppendCreate(b []byte, s provider.Spec) []byte {
+	b = append(b, `{"name":`...)
+	b = appendString(b, s.Name)
+	b = append(b, `,"cipher":`...)
+	b = appendString(b, s.Cipher)
+	b = append(b, `,"length":`...)
+	b = strconv.AppendInt(b, int64(s.BitLength), 10)
+	if s.Material != nil {
+		b = append(b, `,"material":`...)
+		b = appendBytes(b, s.Material)
+	}
+	if s.Description != nil {
+		b = append(b, `,"description":`...)
+		b = appendString(b, *s.Description)
+	}
+	if len(s.Attributes) > 0 {
+		b = append(b, `,"attributes":{`...)
+		first := true
+		for k, v := range s.Attributes {
+			if !first {
+				b = append(b, ',')
+			}
+			first = false
+			b = appendString(b, k)
+			b = append(b, ':')
+			b = appendString(b, v)
+		}
+		b = append(b, '}')
+	}
+	return append(b, '}')
+}
+
+// AppendRoll appends the body of POST /v1/key/{name}; nil material is none.
+func AppendRoll(b []byte, material secret.Bytes) []byte {
+	if material == nil {
+		return append(b, "{}"...)
+	}
+	b = append(b, `{"material":`...)
+	b = appendBytes(b, material)
+	return append(b, '}')
+}
+
+// AppendOpen appends the body of a decrypt or a single re-encrypt.
+func AppendOpen(b []byte, key string, e *claviger.EDEK) []byte {
+	b = append(b, `{"name":`...)
+	b = appendString(b, key)
+	b = append(b, `,"iv":`...)
+	b = appendBytes(b, e.IV)
+	b = append(b, `,"material":`...)
+	b = appendBytes(b, e.Material)
+	return append(b, '}')
+}
+
+// AppendBatch appends the body of a batch re-encryption.
+func AppendBatch(b []byte, key string, es []claviger.EDEK) []byte { return AppendEDEKs(b, key, es) }
+
+// keyVersionJSON is a key version as a server answers it.
+type keyVersionJSON struct {
+	Name        *string `json:"name"`
+	VersionName *string `json:"versionName"`
+	Material    *string `json:"material"`
+}
+
+func (j *keyVersionJSON) version() (*provider.KeyVersion, error) {
+	if j.VersionName == nil {
+		return nil, nil
+	}
+	v := &provider.KeyVersion{Name: *j.VersionName}
+	if j.Name != nil {
+		v.Key = *j.Name
+	}
+	if j.Material != nil {
+		m, err := decodeBase64(*j.Material)
+		if err != nil {
+			return nil, fmt.Errorf("material of key version %q: %w", v.Name, err)
+		}
+		v.Material, v.BitLength = m, len(m)*8
+	}
+	return v, nil
+}
+
+// ReadKeyVersion decodes a key version; nil without an error where the answer is
+// {}, which is how absence is told. BitLength is set only where the material is
+// shown.
+func ReadKeyVersion(body []byte) (*provider.KeyVersion, error) {
+	var j keyVersionJSON
+	if err := json.Unmarshal(body, &j); err != nil {
+		return nil, err
+	}
+	return j.version()
+}
+
+// ReadKeyVersions decodes a list of them.
+func ReadKeyVersions(body []byte) ([]provider.KeyVersion, error) {
+	var js []keyVersionJSON
+	if err := json.Unmarshal(body, &js); err != nil {
+		return nil, err
+	}
+	vs := make([]provider.KeyVersion, len(js))
+	for i := range js {
+		v, err := js[i].version()
+		if err != nil {
+			return nil, err
+		}
+		if v == nil {
+			return nil, fmt.Errorf("entry %d of the list is no key version", i)
+		}
+		vs[i] = *v
+	}
+	return vs, nil
+}
+
+// ReadDEK decodes the answer to a decrypt.
+func ReadDEK(body []byte) (secret.Bytes, error) {
+	l := &lexer{data: body}
+	var dek []byte
+	found := false
+	err := l.body("answer", func(field []byte) error {
+		if string(field) != "material" {
+			_, err := l.skip(0)
+			return err
+		}
+		s, ok, err := l.text()
+		if err != nil || !ok {
+			return err
+		}
+		found = true
+		dek, err = decodeBase64(s)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if !found {
+		return nil, fmt.Errorf("the answer holds no key material")
+	}
+	return dek, nil
+}
+
+// ReadEDEKs decodes a list of EDEKs.
+func ReadEDEKs(body []byte) ([]claviger.EDEK, error) { return ReadBatch(body, math.MaxInt) }
+
+// ReadEDEK decodes the answer to a single re-encrypt.
+func ReadEDEK(body []byte) (claviger.EDEK, error) {
+	b := &batchReader{lexer: &lexer{data: body}, buf: make([]byte, 0, len(body))}
+	if err := b.item(); err != nil {
+		return claviger.EDEK{}, err
+	}
+	return b.edeks[0], nil
+}
+
+// metadataJSON is a key's metadata as a server answers it.
+type metadataJSON struct {
+	Name        *string           `json:"name"`
+	Cipher      string            `json:"cipher"`
+	Length      int               `json:"length"`
+	Description *string           `json:"description"`
+	Attributes  map[string]string `json:"attributes"`
+	Created     int64             `json:"created"`
+	Versions    int               `json:"versions"`
+}
+
+func (j *metadataJSON) metadata() *claviger.Metadata {
+	if j == nil || j.Name == nil {
+		return nil
+	}
+	m := &claviger.Metadata{Name: *j.Name, Cipher: j.Cipher, BitLength: j.Length, Description: j.Description,
+		Attributes: j.Attributes, Created: time.UnixMilli(j.Created), Versions: j.Versions}
+	if m.Attributes == nil {
+		m.Attributes = map[string]string{}
+	}
+	return m
+}
+
+// ReadMetadata decodes a key's metadata; nil without an error where there is
+// none.
+func ReadMetadata(body []byte) (*claviger.Metadata, error) {
+	var j metadataJSON
+	if err := json.Unmarshal(body, &j); err != nil {
+		return nil, err
+	}
+	return j.metadata(), nil
+}
+
+// ReadMetadataList decodes one entry per key asked for, nil for missing ones.
+func ReadMetadataList(body []byte) ([]*claviger.Metadata, error) {
+	var js []*metadataJSON
+	if err := json.Unmarshal(body, &js); err != nil {
+		return nil, err
+	}
+	ms := make([]*claviger.Metadata, len(js))
+	for i, j := range js {
+		ms[i] = j.metadata()
+	}
+	return ms, nil
+}
+
+// ReadNames decodes a list of key names.
+func ReadNames(body []byte) ([]string, error) {
+	var names []string
+	err := json.Unmarshal(body, &names)
+	return names, err
+}
+
+// ReadException decodes a RemoteException answer; nil where the body is none.
+func ReadException(body []byte) *Exception {
+	var j struct {
+		RemoteException *struct {
+			Message       *string `json:"message"`
+			Exception     string  `json:"exception"`
+			JavaClassName string  `json:"javaClassName"`
+		}
+	}
+	if json.Unmarshal(body, &j) != nil || j.RemoteException == nil {
+		return nil
+	}
+	r := j.RemoteException
+	e := &Exception{Class: r.JavaClassName, NoMessage: r.Message == nil}
+	if e.Class == "" {
+		e.Class = r.Exception
+	}
+	if r.Message != nil {
+		e.Message = *r.Message
+	}
+	return e
+}

@@ -1,0 +1,295 @@
+package kmswire
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"unicode/utf8"
+)
+
+// maxDepth is how deep a value that nobody asked for may nest.
+const maxDepth = 64
+
+// lexer reads JSON from a whole body, without allocating for what is skipped or
+// holds no escape. Its errors are *Exception, worded near to Jackson's.
+//
+// Package encoding/json would do; but a NameNode sends bodies of a thousand
+// EDEKs, and reading those was most of the time that a batch took. The two are
+// held equal by FuzzRequests.
+type lexer struct {
+	data []byte
+	pos  int
+}
+
+func (l *lexer) space() {
+	for l.pos < len(l.data) {
+		switch l.data[l.pos] {
+		case ' ', '\t', '\n', '\r':
+			l.pos++
+		default:
+			return
+		}
+	}
+}
+
+// peek returns the first byte of the next token; 0 at the end.
+func (l *lexer) peek() byte {
+	l.space()
+	if l.pos == len(l.data) {
+		return 0
+	}
+	return l.data[l.pos]
+}
+
+func (l *lexer) eof(where string) error {
+	return Throw(jsonEOFException, "Unexpected end-of-input"+where)
+}
+
+func (l *lexer) unexpected(want string) error {
+	if l.pos >= len(l.data) {
+		return l.eof(": " + want)
+	}
+	return Throw(jsonParseException, fmt.Sprintf("Unexpected character (%s) at byte %d: %s", strconv.QuoteRune(rune(l.data[l.pos])), l.pos+1, want))
+}
+
+// object calls field for each name; field must read the value.
+func (l *lexer) object(field func(name []byte) error) error {
+	if l.peek() != '{' {
+		return l.unexpected("expected an object")
+	}
+	l.pos++
+	if l.peek() == '}' {
+		l.pos++
+		return nil
+	}
+	for {
+		if l.peek() != '"' {
+			return l.unexpected("was expecting double-quote to start field name")
+		}
+		name, err := l.str()
+		if err != nil {
+			return err
+		}
+		if l.peek() != ':' {
+			return l.unexpected("was expecting a colon to separate field name and value")
+		}
+		l.pos++
+		if err := field(name); err != nil {
+			return err
+		}
+		switch l.peek() {
+		case ',':
+			l.pos++
+		case '}':
+			l.pos++
+			return nil
+		default:
+			return l.unexpected("was expecting comma to separate Object entries")
+		}
+	}
+}
+
+// array calls item for each element; item must read it.
+func (l *lexer) array(item func() error) error {
+	if l.peek() != '[' {
+		return l.unexpected("expected an array")
+	}
+	l.pos++
+	if l.peek() == ']' {
+		l.pos++
+		return nil
+	}
+	for {
+		if err := item(); err != nil {
+			return err
+		}
+		switch l.peek() {
+		case ',':
+			l.pos++
+		case ']':
+			l.pos++
+			return nil
+		default:
+			return l.unexpected("was expecting comma to separate Array entries")
+		}
+	}
+}
+
+// str reads a string token. The result may be part of data.
+func (l *lexer) str() ([]byte, error) {
+	start := l.pos + 1 // after the quote
+	for i := start; i < len(l.data); i++ {
+		switch c := l.data[i]; {
+		case c == '"':
+			l.pos = i + 1
+			return l.data[start:i], nil
+		case c == '\\' || c < ' ' || c >= utf8.RuneSelf:
+			return l.slowString(start, i)
+		}
+	}
+	l.pos = len(l.data)
+	return nil, l.eof(" in VALUE_STRING")
+}
+
+// slowString reads a string that holds escapes or text beyond ASCII.
+func (l *lexer) slowString(start, i int) ([]byte, error) {
+	escaped := false
+	for ; i < len(l.data); i++ {
+		c := l.data[i]
+		switch {
+		case c == '\\':
+			escaped = true
+			i++
+		case c < ' ':
+			l.pos = i
+			return nil, l.unexpected("control characters must be escaped in strings")
+		case c == '"':
+			raw := l.data[start:i]
+			l.pos = i + 1
+			if !utf8.Valid(raw) {
+				return nil, Throw(jsonParseException, "Invalid UTF-8 in a string")
+			}
+			if !escaped {
+				return raw, nil
+			}
+			var s string
+			if err := json.Unmarshal(l.data[start-1:i+1], &s); err != nil {
+				return nil, Throw(jsonParseException, "Unrecognized character escape in a string")
+			}
+			return []byte(s), nil
+		}
+	}
+	l.pos = len(l.data)
+	return nil, l.eof(" in VALUE_STRING")
+}
+
+// word reads the literal that begins here.
+func (l *lexer) word(w string) error {
+	if !bytes.HasPrefix(l.data[l.pos:], []byte(w)) {
+		return l.unexpected("expected a value")
+	}
+	l.pos += len(w)
+	return nil
+}
+
+// number reads a number token by JSON's grammar; integer tells whether it has
+// neither fraction nor exponent.
+func (l *lexer) number() (text []byte, integer bool, err error) {
+	start := l.pos
+	digits := func() bool {
+		from := l.pos
+		for l.pos < len(l.data) && l.data[l.pos] >= '0' && l.data[l.pos] <= '9' {
+			l.pos++
+		}
+		return l.pos > from
+	}
+	if l.data[l.pos] == '-' {
+		l.pos++
+	}
+	first := l.pos
+	if !digits() {
+		return nil, false, l.unexpected("expected a digit")
+	}
+	if l.data[first] == '0' && l.pos > first+1 {
+		return nil, false, Throw(jsonParseException, "Invalid numeric value: Leading zeroes not allowed")
+	}
+	integer = true
+	if l.pos < len(l.data) && l.data[l.pos] == '.' {
+		integer = false
+		l.pos++
+		if !digits() {
+			return nil, false, l.unexpected("Decimal point not followed by a digit")
+		}
+	}
+	if l.pos < len(l.data) && (l.data[l.pos] == 'e' || l.data[l.pos] == 'E') {
+		integer = false
+		l.pos++
+		if l.pos < len(l.data) && (l.data[l.pos] == '+' || l.data[l.pos] == '-') {
+			l.pos++
+		}
+		if !digits() {
+			return nil, false, l.unexpected("Exponent indicator not followed by a digit")
+		}
+	}
+	return l.data[start:l.pos], integer, nil
+}
+
+// skip reads a value of any kind and returns what Java would make of it.
+func (l *lexer) skip(depth int) (java string, err error) {
+	if depth > maxDepth {
+		return "", Throw(jsonParseException, fmt.Sprintf("JSON is nested more than %d deep", maxDepth))
+	}
+	switch c := l.peek(); {
+	case c == '{':
+		return "java.util.LinkedHashMap", l.object(func([]byte) error {
+			_, err := l.skip(depth + 1)
+			return err
+		})
+	case c == '[':
+		return "java.util.ArrayList", l.array(func() error {
+			_, err := l.skip(depth + 1)
+			return err
+		})
+	case c == '"':
+		_, err := l.str()
+		return "java.lang.String", err
+	case c == 't':
+		return "java.lang.Boolean", l.word("true")
+	case c == 'f':
+		return "java.lang.Boolean", l.word("false")
+	case c == 'n':
+		return "", l.word("null")
+	case c == '-' || c >= '0' && c <= '9':
+		text, integer, err := l.number()
+		return javaNumber(text, integer), err
+	}
+	return "", l.unexpected("expected a value")
+}
+
+// javaNumber is the class that Jackson gives a number.
+func javaNumber(text []byte, integer bool) string {
+	if !integer {
+		return "java.lang.Double"
+	}
+	n, err := strconv.ParseInt(string(text), 10, 64)
+	switch {
+	case err != nil:
+		return "java.math.BigInteger"
+	case int64(int32(n)) != n:
+		return "java.lang.Long"
+	}
+	return "java.lang.Integer"
+}
+
+// cannotCast is what Java says of a value of the wrong kind.
+func cannotCast(from, to string) error {
+	return Throw(ClassCast, fmt.Sprintf("class %[1]s cannot be cast to class %[2]s (%[1]s and %[2]s are in module java.base of loader 'bootstrap')", from, to))
+}
+
+// text reads a string or null; ok is false for null.
+func (l *lexer) text() (s []byte, ok bool, err error) {
+	if l.peek() == '"' {
+		s, err = l.str()
+		return s, err == nil, err
+	}
+	java, err := l.skip(0)
+	if err == nil && java != "" {
+		err = cannotCast(java, "java.lang.String")
+	}
+	return nil, false, err
+}
+
+// integer reads an int or null (0).
+func (l *lexer) integer() (int, error) {
+	l.space()
+	start := l.pos
+	java, err := l.skip(0)
+	if err != nil || java == "" {
+		return 0, err
+	}
+	if java != "java.lang.Integer" {
+		return 0, cannotCast(java, "java.lang.Integer")
+	}
+	return strconv.Atoi(string(l.data[start:l.pos]))
+}
