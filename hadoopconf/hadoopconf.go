@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"sort"
+	"strconv"
 	"strings"
 )
 
@@ -29,13 +30,16 @@ type Property struct {
 	Value string // as written, variables not expanded
 	Final bool
 	File  string // "" for a built-in default
-	Line  int
+	Line  int    // 0 where File is not a file: a flag, the environment
 }
 
 // Where names file and line for a person.
 func (p Property) Where() string {
-	if p.File == "" {
+	switch {
+	case p.File == "":
 		return "built-in default"
+	case p.Line == 0:
+		return p.File
 	}
 	return fmt.Sprintf("%s:%d", p.File, p.Line)
 }
@@ -48,7 +52,19 @@ type ValueError struct {
 }
 
 func (e *ValueError) Error() string {
-	return fmt.Sprintf("%s: property %s has the value %q; %s", e.Property.Where(), e.Property.Name, e.Value, e.Want)
+	return fmt.Sprintf("%s: property %s has the value %s; %s", e.Property.Where(), e.Property.Name, shown(e.Property.Name, e.Value), e.Want)
+}
+
+// sensitive are names whose values must not be told, after Hadoop's
+// hadoop.security.sensitive-config-keys.
+var sensitive = regexp.MustCompile(`(?i)(secret|password|pass|credential|token|secret.?key|access.?key)$`)
+
+// shown is a value for a person to read.
+func shown(name, value string) string {
+	if sensitive.MatchString(name) {
+		return "(not shown)"
+	}
+	return strconv.Quote(value)
 }
 
 // Conf is a loaded configuration. It does not change once it is loaded.
@@ -121,14 +137,15 @@ func (c *Conf) AddFile(path string, optional bool) error {
 			return fmt.Errorf("%s: property %s is set twice, to %q (line %d) and to %q (line %d): these are alternatives; keep the one that the source answers to",
 				p.File, p.Name, first.Value, first.Line, p.Value, p.Line)
 		case !first.Final: // else it is said below
-			warnings = append(warnings, fmt.Sprintf("%s: property %s is set twice, to %q (%s) and to %q, which is used; take one out", p.Where(), p.Name, first.Value, first.Where(), p.Value))
+			warnings = append(warnings, fmt.Sprintf("%s: property %s is set twice, to %s (%s) and to %s, which is used; take one out",
+				p.Where(), p.Name, shown(p.Name, first.Value), first.Where(), shown(p.Name, p.Value)))
 		}
 	}
 	c.warnings = append(c.warnings, warnings...)
 	for _, p := range list {
 		if kept, ok := c.finals[p.Name]; ok {
 			if kept.Value != p.Value {
-				c.warnings = append(c.warnings, fmt.Sprintf("%s: property %s is ignored: %s says that its value %q is final", p.Where(), p.Name, kept.Where(), kept.Value))
+				c.warnings = append(c.warnings, fmt.Sprintf("%s: property %s is ignored: %s says that its value %s is final", p.Where(), p.Name, kept.Where(), shown(p.Name, kept.Value)))
 			}
 			continue
 		}
@@ -152,7 +169,7 @@ func (c *Conf) Lookup(name string) (Property, bool) {
 
 // Get returns a property's value, trimmed and with variables expanded; false
 // where it is not set or empty. A value whose variables can't be expanded comes
-// back as written; Check finds those.
+// back as written; LoadKMS has refused those that matter.
 func (c *Conf) Get(name string) (string, bool) {
 	p, ok := c.props[name]
 	if !ok {
@@ -213,16 +230,6 @@ func (c *Conf) Names() []string {
 
 // Warnings says what was read but is probably not what its writer meant.
 func (c *Conf) Warnings() []string { return append([]string(nil), c.warnings...) }
-
-// Check expands the named values once and reports the first that can't be.
-func (c *Conf) Check(names ...string) error {
-	for _, name := range names {
-		if _, err := c.expand(c.props[name]); err != nil {
-			return err
-		}
-	}
-	return nil
-}
 
 // Path returns a property as an absolute path: a relative one is taken from the
 // configuration folder.

@@ -152,7 +152,7 @@ func (c *Conf) checkOurs() error {
 			return err
 		}
 		if left := variable.FindString(v); left != "" && p.File != "" {
-			c.warnings = append(c.warnings, fmt.Sprintf("%s: property %s: %s is not set, so that the value is %q", p.Where(), name, left, v))
+			c.warnings = append(c.warnings, fmt.Sprintf("%s: property %s: %s is not set, so that the value is %s", p.Where(), name, left, shown(name, v)))
 		}
 	}
 	return nil

@@ -50,7 +50,7 @@ func readFile(path string) ([]byte, error) {
 	case err != nil:
 		return nil, fmt.Errorf("%w; let the user that this process runs as read it", err)
 	case !info.Mode().IsRegular(): // a named pipe would be waited for, a device has no end
-		return nil, fmt.Errorf("%s is a %v, not a file; name a file", path, info.Mode().Type())
+		return nil, fmt.Errorf("%s is not a regular file; name one", path)
 	}
 	f, err := os.Open(path)
 	if err != nil {
@@ -105,7 +105,13 @@ func (d *document) fail(err error) error {
 	case errors.Is(err, io.EOF):
 		msg = "the file ends before its last element does"
 	}
-	if strings.Contains(msg, "character entity") {
+	var enc encodingError
+	switch {
+	case errors.As(err, &enc):
+		msg, cure = enc.Error(), "save the file as UTF-8"
+	case strings.Contains(msg, "invalid UTF-8"):
+		cure = "save the file as UTF-8, or name its encoding in the first line"
+	case strings.Contains(msg, "character entity"):
 		cure = "write & as &amp;, and instead of an entity of a DOCTYPE, which is not read here, the text itself"
 	}
 	return fmt.Errorf("%s:%d: malformed XML: %s; %s", d.path, line, msg, cure)
@@ -131,7 +137,7 @@ func (p *parser) parse(path, text string) error {
 		switch t := tok.(type) {
 		case xml.CharData:
 			if len(bytes.TrimSpace(t)) > 0 {
-				return fmt.Errorf("%s:%d: malformed XML: text outside of <configuration>; take it out, or make it a comment", path, d.line())
+				return fmt.Errorf("%s: malformed XML: there is text outside of <configuration>; take it out, or make it a comment", path)
 			}
 		case xml.StartElement:
 			if t.Name.Local != "configuration" {
@@ -329,7 +335,7 @@ func includePath(from, href string) (string, error) {
 	case href == "":
 		return "", errors.New("there is no file name in it")
 	case u.Scheme != "" && u.Scheme != "file":
-		return "", fmt.Errorf("only files can be included, not %s:", u.Scheme)
+		return "", fmt.Errorf("only files can be included, not %s:; put a copy beside this file and include that", u.Scheme)
 	}
 	if filepath.IsAbs(u.Path) {
 		return filepath.Clean(u.Path), nil
@@ -359,5 +365,11 @@ func charset(name string, in io.Reader) (io.Reader, error) {
 		}
 		return strings.NewReader(string(runes)), nil
 	}
-	return nil, fmt.Errorf("the encoding %q is not supported; save the file as UTF-8", name)
+	return nil, encodingError(name)
+}
+
+type encodingError string
+
+func (e encodingError) Error() string {
+	return fmt.Sprintf("the encoding %q is not supported", string(e))
 }
