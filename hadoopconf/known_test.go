@@ -115,3 +115,106 @@ func TestFinalAndInclude(t *testing.T) {
 		t.Errorf("warnings %q", w)
 	}
 }
+
+// TestDefaults compares the table with the names and values of Hadoop 3.4.2's
+// kms-default.xml.
+func TestDefaults(t *testing.T) {
+	data, err := os.ReadFile("testdata/kms-default.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	table := map[string]Known{}
+	for _, k := range KMS {
+		if _, twice := table[k.Name]; twice || k.Doc == "" || k.Name == "" {
+			t.Errorf("%q stands there twice, or lacks its line of documentation", k.Name)
+		}
+		table[k.Name] = k
+	}
+	n := 0
+	for line := range strings.Lines(string(data)) {
+		name, value, _ := strings.Cut(strings.TrimSuffix(line, "\n"), "=")
+		if k, ok := table[name]; !ok || k.Default != value {
+			t.Errorf("%s: %q, want %q", name, k.Default, value)
+		}
+		n++
+	}
+	if n < 25 {
+		t.Errorf("only %d defaults compared", n)
+	}
+}
+
+func TestEnvironment(t *testing.T) {
+	dir := writeConf(t, map[string]string{"kms-site.xml": prop("hadoop.kms.http.port", "9600")})
+	c, err := LoadKMS(dir, env(map[string]string{"KMS_HTTP_PORT": "97oo", "KMS_SSL_ENABLED": ""}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = c.Int("hadoop.kms.http.port", 0, 65535)
+	if err == nil || err.Error() != `environment KMS_HTTP_PORT: property hadoop.kms.http.port has the value "97oo"; it must be a whole number from 0 to 65535` {
+		t.Errorf("error %v", err)
+	}
+	if c.String("hadoop.kms.ssl.enabled") != "false" {
+		t.Error("an empty variable overrides")
+	}
+	if w := strings.Join(c.Warnings(), "\n"); !strings.Contains(w, "environment variable KMS_HTTP_PORT overrides property hadoop.kms.http.port") {
+		t.Errorf("warnings %q", w)
+	}
+}
+
+func TestWarningOfEach(t *testing.T) {
+	for _, c := range []struct{ site, want string }{ // want "": no warning
+		{prop("hadoop.kms.aggregation.delay.ms", "1"), "the property is called hadoop.kms.audit.aggregation.window.ms"},
+		{prop("hadoop.kms.http.prot", "1"), "did you mean hadoop.kms.http.port?"},
+		{prop("hadoop.kms.proxyuser.oozie.host", "*"), "did you mean hadoop.kms.proxyuser.oozie.hosts?"},
+		{prop("hadoop.kms.proxyusers.oozie.hosts", "*"), "did you mean hadoop.kms.proxyuser.oozie.hosts?"},
+		{prop("hadoop.kms.proxyuser.oozie.hosts", "*"), ""},
+		{prop("cloudera.hsmkp.initiate.migration", "true"), "did you mean cloudera.hsmkp.initiatemigration?"},
+		{prop("claviger.audit.files", "x"), "did you mean claviger.audit.file?"},
+		{prop("claviger.colour", "red"), "property claviger.colour is not known and has no effect"},
+		{prop("hadoop.security.kms.client.timeout", "60"), ""}, // a client's
+		{prop("hadoop.kms.authentication.zk-dt-secret-manager.enable", "true"), ""},
+		{prop("claviger.audit.file", "/var/log/${nowhere}/x"), `${nowhere} is not set, so that the value is "/var/log/${nowhere}/x"`},
+		{prop("x", "${nowhere}"), ""}, // not ours
+		{prop("x", "1") + prop("x", "1"), "property x is set twice"},
+		{prop(SourceURI, "kms://http@h/kms") + prop(SourceURI, "kms://http@h/kms"), "is set twice"},
+		{prop("x", ""), "property x has an empty <value> and is ignored"},
+		{prop("x", "1") + "<property><name>y</name></property>", "property y has no <value>"},
+		{prop("x", "1") + "<property><value>y</value></property>", "a property without a name"},
+		{"<property><name>x</name><value>1</value><final> true</final></property>", "is not taken for true"},
+		{"<property><name>x</name><value>1</value><finale>true</finale></property>", "element <finale> in a property"},
+		{"<properties>" + prop("x", "1") + "</properties>", "element <properties> is not known"},
+		{prop(LowWatermark, ".1"), ""},
+		{prop(LowWatermark, ".1") + prop(lowWatermarkDash, ".2"), "low-watermark is ignored"},
+	} {
+		dir := writeConf(t, map[string]string{"core-site.xml": prop("fs.defaultFS", "hdfs://nn"), "kms-site.xml": c.site})
+		conf, err := LoadKMS(dir, env(nil))
+		if err != nil {
+			t.Errorf("%s: %v", c.site, err)
+			continue
+		}
+		w := conf.Warnings()
+		if c.want == "" && len(w) != 0 || c.want != "" && (len(w) != 1 || !strings.Contains(w[0], c.want) || !strings.Contains(w[0], "kms-site.xml:")) {
+			t.Errorf("%s: warnings %q, want %q", c.site, w, c.want)
+		}
+	}
+}
+
+func TestUnder(t *testing.T) {
+	dir := writeConf(t, map[string]string{"a.xml": prop("p.one", " ${base} ") + prop("p.two", " ") + prop("base", "x") + prop("pp", "y")})
+	c := New(dir, env(nil))
+	if err := c.AddFile(filepath.Join(dir, "a.xml"), false); err != nil {
+		t.Fatal(err)
+	}
+	if got := c.Under("p."); len(got) != 2 || got["one"] != " x " || got["two"] != " " {
+		t.Errorf("%q", got)
+	}
+	var names []string
+	for name := range c.All() {
+		if names = append(names, name); name == "p.one" {
+			break
+		}
+	}
+	if strings.Join(names, " ") != "base p.one" {
+		t.Errorf("All gave %q", names)
+	}
+}
