@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"claviger"
+	"claviger/kmswire"
 	"claviger/secret"
 )
 
@@ -30,7 +31,7 @@ func (p *Provider) Generate(ctx context.Context, key string, n int) ([]claviger.
 	}
 	body, err := p.do(ctx, request{
 		op: op, key: key, method: http.MethodGet, path: keyPath(key, "/_eek"), safe: true, status: http.StatusOK,
-		query: url.Values{"eek_op": {"generate"}, "num_keys": {strconv.Itoa(n)}},
+		query: url.Values{"eek_op": {kmswire.OpGenerate}, "num_keys": {strconv.Itoa(n)}},
 	})
 	if err != nil {
 		return nil, err
@@ -40,19 +41,17 @@ func (p *Provider) Generate(ctx context.Context, key string, n int) ([]claviger.
 
 // edeks decodes n EDEKs of a key.
 func (p *Provider) edeks(op, key string, body []byte, n int) ([]claviger.EDEK, error) {
-	list, err := decode[[]eekJSON](op, key, body)
+	out, err := read(op, key, body, kmswire.ReadEDEKs)
 	if err != nil {
 		return nil, err
 	}
-	if len(list) != n {
-		return nil, claviger.Errorf(op, claviger.Internal, key, "KMS %s: %d EDEKs, asked for %d", p.uri, len(list), n)
+	if len(out) != n {
+		return nil, claviger.Errorf(op, claviger.Internal, key, "KMS %s: %d EDEKs, asked for %d", p.uri, len(out), n)
 	}
-	out := make([]claviger.EDEK, n)
-	for i, e := range list {
-		if k, ok := claviger.KeyOfVersion(e.VersionName); !ok || k != key || len(e.IV) != claviger.IVSize || e.Encrypted == nil {
-			return nil, claviger.Errorf(op, claviger.Internal, key, "KMS %s: EDEK %d is not one: version %q, IV of %d bytes", p.uri, i, e.VersionName, len(e.IV))
+	for i, e := range out {
+		if k, ok := claviger.KeyOfVersion(e.Version); !ok || k != key || len(e.IV) != claviger.IVSize {
+			return nil, claviger.Errorf(op, claviger.Internal, key, "KMS %s: EDEK %d is not one: version %q, IV of %d bytes", p.uri, i, e.Version, len(e.IV))
 		}
-		out[i] = claviger.EDEK{Version: e.VersionName, IV: e.IV, Material: e.Encrypted.Material}
 	}
 	return out, nil
 }
@@ -101,26 +100,23 @@ func (p *Provider) Unwrap(ctx context.Context, key, as string, edeks []claviger.
 }
 
 func (p *Provider) unwrap(ctx context.Context, key, as string, e claviger.EDEK) (secret.Bytes, error) {
-	in, err := encode(opUnwrap, e.Version, decryptJSON{Name: key, IV: e.IV, Material: materialJSON(e.Material)})
-	if err != nil {
-		return nil, err
-	}
+	in := kmswire.AppendOpen(nil, key, &e)
 	body, err := p.do(ctx, request{
 		op: opUnwrap, key: e.Version, method: http.MethodPost, path: "/v1/keyversion/" + escape(e.Version) + "/_eek",
-		query: url.Values{"eek_op": {"decrypt"}}, body: in, as: as, safe: true, status: http.StatusOK,
+		query: url.Values{"eek_op": {kmswire.OpDecrypt}}, body: in, as: as, safe: true, status: http.StatusOK,
 	})
 	if err != nil {
 		return nil, err
 	}
 	defer clear(body)
-	v, err := decode[versionJSON](opUnwrap, e.Version, body)
+	dek, err := read(opUnwrap, e.Version, body, kmswire.ReadDEK)
 	if err != nil {
 		return nil, err
 	}
-	if v.Material == nil || len(v.Material) != len(e.Material) {
-		return nil, claviger.Errorf(opUnwrap, claviger.Internal, e.Version, "KMS %s: a DEK of %d bytes for an EDEK of %d", p.uri, len(v.Material), len(e.Material))
+	if len(dek) != len(e.Material) {
+		return nil, claviger.Errorf(opUnwrap, claviger.Internal, e.Version, "KMS %s: a DEK of %d bytes for an EDEK of %d", p.uri, len(dek), len(e.Material))
 	}
-	return secret.Bytes(v.Material), nil
+	return dek, nil
 }
 
 // Reencrypt has the far KMS bring the EDEKs under the key's current version.
@@ -134,14 +130,7 @@ func (p *Provider) Reencrypt(ctx context.Context, key string, edeks []claviger.E
 	out := make([]claviger.EDEK, 0, len(edeks))
 	for len(edeks) > 0 {
 		n := min(maxBatch, len(edeks))
-		list := make([]eekJSON, n)
-		for i, e := range edeks[:n] {
-			list[i] = eekJSON{VersionName: e.Version, IV: e.IV, Encrypted: &versionJSON{Name: key, VersionName: "EEK", Material: materialJSON(e.Material)}}
-		}
-		in, err := encode(opReencrypt, key, list)
-		if err != nil {
-			return nil, err
-		}
+		in := kmswire.AppendBatch(nil, key, edeks[:n])
 		body, err := p.do(ctx, request{op: opReencrypt, key: key, method: http.MethodPost, path: keyPath(key, "/_reencryptbatch"), body: in, safe: true, status: http.StatusOK})
 		if err != nil {
 			return nil, err

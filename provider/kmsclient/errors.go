@@ -1,7 +1,6 @@
 package kmsclient
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -9,34 +8,21 @@ import (
 	"strings"
 
 	"claviger"
+	"claviger/kmswire"
 )
-
-// remoteException is Hadoop's error JSON.
-type remoteException struct {
-	RemoteException *struct {
-		Message       *string `json:"message"`
-		Exception     string  `json:"exception"`
-		JavaClassName string  `json:"javaClassName"`
-	} `json:"RemoteException"`
-}
 
 // refused makes an error of an answer that is not success. Hadoop tells most of
 // its errors by text alone: the texts are those of its 3.x servers, and ours
 // sends the same.
 func (p *Provider) refused(h *host, r request, resp *http.Response) *failure {
 	text, readErr := readAll(resp.Body, maxErrorBody)
-	var remote remoteException
-	message := ""
-	if readErr == nil && json.Unmarshal(text, &remote) == nil && remote.RemoteException != nil {
-		if m := remote.RemoteException.Message; m != nil {
-			message = *m
-		}
-	} else {
-		remote.RemoteException = nil
+	var remote *kmswire.Exception
+	message, class := "", ""
+	if readErr == nil {
+		remote = kmswire.ReadException(text)
 	}
-	class := ""
-	if remote.RemoteException != nil {
-		class = remote.RemoteException.Exception
+	if remote != nil {
+		message, class = remote.Message, remote.Simple()
 	}
 	says := func(kind claviger.Kind, text string) *failure {
 		return &failure{err: claviger.Errorf(r.op, kind, r.key, "KMS %s: %s", h.base, text), final: true}
@@ -55,7 +41,7 @@ func (p *Provider) refused(h *host, r request, resp *http.Response) *failure {
 		return &failure{err: fmt.Errorf("%s %s", resp.Status, message), untouched: true}
 	case resp.StatusCode == http.StatusBadGateway, resp.StatusCode == http.StatusGatewayTimeout:
 		return &failure{err: errors.New(resp.Status)}
-	case remote.RemoteException == nil:
+	case remote == nil:
 		if err := refusedScheme(h, resp, text); err != nil {
 			return &failure{err: err, untouched: true}
 		}

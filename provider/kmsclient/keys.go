@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"claviger"
+	"claviger/kmswire"
 	"claviger/provider"
 	"claviger/secret"
 )
@@ -38,7 +39,7 @@ func (p *Provider) Keys(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	return decode[[]string](op, "", body)
+	return read(op, "", body, kmswire.ReadNames)
 }
 
 // maxNames bounds the names in one URL, as Hadoop's client does (getKeysMetadata):
@@ -68,7 +69,7 @@ func (p *Provider) Metadata(ctx context.Context, names ...string) ([]*claviger.M
 		if err != nil {
 			return err
 		}
-		list, err := decode[[]metadataJSON](op, r.key, body)
+		list, err := read(op, r.key, body, kmswire.ReadMetadataList)
 		if err != nil {
 			return err
 		}
@@ -76,10 +77,10 @@ func (p *Provider) Metadata(ctx context.Context, names ...string) ([]*claviger.M
 			return claviger.Errorf(op, claviger.Internal, r.key, "KMS %s: %d entries for %d keys", p.uri, len(list), len(ask))
 		}
 		for i, m := range list {
-			if m.Name != "" && m.Name != ask[i] {
+			if m != nil && m.Name != ask[i] {
 				return claviger.Errorf(op, claviger.Internal, ask[i], "KMS %s: the entry of another key, %q", p.uri, m.Name)
 			}
-			out[place[i]] = m.metadata()
+			out[place[i]] = m
 		}
 		ask, place, size = nil, nil, 0
 		return nil
@@ -116,23 +117,22 @@ func (p *Provider) Versions(ctx context.Context, key string) ([]provider.KeyVers
 		return nil, err
 	}
 	defer clear(body)
-	list, err := decode[[]versionJSON](op, key, body)
+	list, err := read(op, key, body, kmswire.ReadKeyVersions)
 	if err != nil {
 		return nil, err
 	}
-	out := make([]provider.KeyVersion, len(list))
 	bits := 0
-	for i, v := range list {
-		if bits == 0 && v.Material == nil {
+	for i := range list {
+		if bits == 0 && list[i].Material == nil {
 			if bits, err = p.bitLength(ctx, op, key); err != nil {
 				return nil, err
 			}
 		}
-		if out[i], err = v.version(op, key, bits); err != nil {
+		if list[i], err = checkVersion(op, key, &list[i], bits); err != nil {
 			return nil, err
 		}
 	}
-	return out, nil
+	return list, nil
 }
 
 // Current returns a key's newest version.
@@ -171,11 +171,11 @@ func (p *Provider) version(ctx context.Context, r request, key string, missing c
 		return none, err
 	}
 	defer clear(body)
-	v, err := decode[versionJSON](r.op, r.key, body)
+	v, err := read(r.op, r.key, body, kmswire.ReadKeyVersion)
 	if err != nil {
 		return none, err
 	}
-	if v.VersionName == "" {
+	if v == nil {
 		return none, claviger.E(r.op, missing, r.key, nil)
 	}
 	bits := 0
@@ -184,7 +184,7 @@ func (p *Provider) version(ctx context.Context, r request, key string, missing c
 			return none, err
 		}
 	}
-	return v.version(r.op, key, bits)
+	return checkVersion(r.op, key, v, bits)
 }
 
 // bitLength asks for the length of a key, which the JSON of a version tells by
@@ -210,24 +210,18 @@ func (p *Provider) Create(ctx context.Context, spec provider.Spec) (provider.Key
 	if err := provider.CheckSpec(opCreate, spec); err != nil {
 		return none, err
 	}
-	in, err := encode(opCreate, spec.Name, createJSON{
-		Name: spec.Name, Cipher: spec.Cipher, Length: spec.BitLength, Material: base64JSON(spec.Material),
-		Description: spec.Description, Attributes: spec.Attributes,
-	})
-	if err != nil {
-		return none, err
-	}
+	in := kmswire.AppendCreate(nil, spec)
 	defer clear(in)
 	body, err := p.do(ctx, request{op: opCreate, key: spec.Name, method: http.MethodPost, path: "/v1/keys", body: in, status: http.StatusCreated})
 	if err != nil {
 		return none, err
 	}
 	defer clear(body)
-	v, err := decode[versionJSON](opCreate, spec.Name, body)
+	v, err := read(opCreate, spec.Name, body, kmswire.ReadKeyVersion)
 	if err != nil {
 		return none, err
 	}
-	return v.version(opCreate, spec.Name, spec.BitLength)
+	return checkVersion(opCreate, spec.Name, v, spec.BitLength)
 }
 
 // Roll adds a version.
@@ -250,10 +244,7 @@ func (p *Provider) Roll(ctx context.Context, key string, material secret.Bytes) 
 			return none, err
 		}
 	}
-	in, err := encode(opRoll, key, rollJSON{Material: base64JSON(material)})
-	if err != nil {
-		return none, err
-	}
+	in := kmswire.AppendRoll(nil, material)
 	defer clear(in)
 	body, err := p.do(ctx, request{op: opRoll, key: key, method: http.MethodPost, path: keyPath(key, ""), body: in, status: http.StatusOK})
 	if err != nil {
@@ -261,11 +252,11 @@ func (p *Provider) Roll(ctx context.Context, key string, material secret.Bytes) 
 	}
 	defer clear(body)
 	p.invalidate(ctx, key)
-	v, err := decode[versionJSON](opRoll, key, body)
+	v, err := read(opRoll, key, body, kmswire.ReadKeyVersion)
 	if err != nil {
 		return none, err
 	}
-	return v.version(opRoll, key, bits)
+	return checkVersion(opRoll, key, v, bits)
 }
 
 // Delete ends a key.

@@ -68,6 +68,9 @@ func (f *failure) Error() string { return f.err.Error() }
 // do sends the request to one host after the other until one answers, and
 // returns the body. Errors are *claviger.Error.
 func (p *Provider) do(ctx context.Context, r request) ([]byte, error) {
+	if p.ctx.Err() != nil {
+		return nil, closedError(r.op, r.key)
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(p.ctx, cancel)()
