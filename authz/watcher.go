@@ -23,11 +23,16 @@ const settleTime = 100 * time.Millisecond
 // broken, the rules in force stay in force and the log says so.
 type Watcher struct {
 	path   string
-	read   func(path string) ([]Property, error)
+	read   ReadFunc
 	log    *slog.Logger
 	policy atomic.Pointer[Policy]
 	seen   fileState // of the last attempt to load; touched by one goroutine only
 }
+
+// ReadFunc reads the properties of a file; warnings say what in it is probably
+// not meant. Package hadoopconf does this, which a contract package must not
+// know.
+type ReadFunc func(path string) (props []Property, warnings []string, err error)
 
 // fileState tells whether a file is another one than before. Hadoop compares
 // the modification time with the time of its last load, and so misses a file
@@ -39,12 +44,11 @@ type fileState struct {
 	size    int64
 }
 
-// NewWatcher loads the file for the first time. read parses it (package
-// hadoopconf does, which a contract package must not know). A file that is
-// broken is an error: there are no earlier rules to keep. Where there is no
-// file, the rules are Parse(nil): every operation is open to everybody at
-// operation level, every key is shut at key level; the log warns of it.
-func NewWatcher(path string, read func(path string) ([]Property, error), log *slog.Logger) (*Watcher, error) {
+// NewWatcher loads the file for the first time. A file that is broken is an
+// error: there are no earlier rules to keep. Where there is no file, the rules
+// are Parse(nil): every operation is open to everybody at operation level, every
+// key is shut at key level; the log warns of it.
+func NewWatcher(path string, read ReadFunc, log *slog.Logger) (*Watcher, error) {
 	w := &Watcher{path: path, read: read, log: log}
 	state, err := stat(path)
 	if err != nil {
@@ -109,13 +113,13 @@ func (w *Watcher) check(now time.Time) {
 }
 
 func (w *Watcher) load() error {
-	props, err := w.read(w.path)
+	props, odd, err := w.read(w.path)
 	if err != nil {
 		return err
 	}
 	p, warnings := Parse(props)
-	for _, s := range warnings {
-		w.log.Warn("ACL property "+s, "file", w.path)
+	for _, s := range append(odd, warnings...) {
+		w.log.Warn("in the ACL file: "+s, "file", w.path)
 	}
 	w.policy.Store(p)
 	return nil

@@ -17,15 +17,15 @@ import (
 )
 
 // readOne reads a file whose whole content is the value of one property.
-func readOne(path string) ([]Property, error) {
+func readOne(path string) ([]Property, []string, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if strings.HasPrefix(string(data), "broken") {
-		return nil, errors.New("line 1: broken")
+		return nil, nil, errors.New("line 1: broken")
 	}
-	return []Property{{Name: "hadoop.kms.acl.GET", Value: string(data)}}, nil
+	return []Property{{Name: "hadoop.kms.acl.GET", Value: string(data)}}, []string{"odd: " + string(data)}, nil
 }
 
 func newTestWatcher(t *testing.T, content string) (w *Watcher, write func(content string, modTime time.Time), log *bytes.Buffer) {
@@ -72,6 +72,9 @@ func TestWatcherReloads(t *testing.T) {
 	w.check(now.Add(settleTime))
 	if w.mayGet("alice") || !w.mayGet("bob") {
 		t.Error("the change did not take effect")
+	}
+	if !strings.Contains(log.String(), "odd: bob") {
+		t.Errorf("the reader's warning is not told: %s", log)
 	}
 	if !strings.Contains(log.String(), "loaded anew") {
 		t.Errorf("log: %s", log)
