@@ -205,6 +205,28 @@ func TestReencryptBatchCalls(t *testing.T) {
 	}
 }
 
+// TestBatchLooksUpOnce: each distinct version, however they are mixed, even where
+// nothing is cached.
+func TestBatchLooksUpOnce(t *testing.T) {
+	l := newLab(t, func(c *Config) { c.CacheEnable = false })
+	create(t, l.primary, "k")
+	var es []claviger.EDEK
+	for i := range 3 {
+		e, _ := made(t, l.primary.Provider, fmt.Sprintf("k@%d", i), 20)
+		es = append(es, e...)
+		if _, err := l.Roll(t.Context(), caller("u"), "k", nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	shuffle(t, len(es), func(i, j int) { es[i], es[j] = es[j], es[i] })
+	if _, err := l.ReencryptBatch(t.Context(), caller("u"), "k", es); err != nil {
+		t.Fatal(err)
+	}
+	if got := l.primary.versions.Load(); got != 3 {
+		t.Errorf("the primary was asked for %d versions, want 3", got)
+	}
+}
+
 func shuffle(t *testing.T, n int, swap func(i, j int)) {
 	t.Helper()
 	for i := n - 1; i > 0; i-- {

@@ -40,6 +40,7 @@ type source struct {
 	service  provider.EDEKService
 	property string // which names it, for messages
 	timeout  time.Duration
+	log      *slog.Logger
 	breaker  *gobreaker.CircuitBreaker[struct{}]
 	lastFail atomic.Pointer[SourceFailure]
 }
@@ -66,7 +67,7 @@ func newSource(s Source, cfg Config, log *slog.Logger) (*source, error) {
 	if err != nil {
 		return nil, err
 	}
-	src := &source{Provider: s.Provider, blocks: blocks, service: service, timeout: cfg.SourceTimeout, property: "hadoop.kms.key.provider.uri"}
+	src := &source{Provider: s.Provider, blocks: blocks, service: service, timeout: cfg.SourceTimeout, log: log, property: "hadoop.kms.key.provider.uri"}
 	if s.Reencryption {
 		src.property = "hadoop.kms.key.provider.reencryption.source.uri"
 	}
@@ -124,7 +125,8 @@ func (s *source) call(ctx context.Context, fn func(context.Context) error) error
 		defer cancel()
 		err := fn(limited)
 		switch {
-		case err == nil:
+		case err == nil || !noAnswer(err) && claviger.KindOf(err) != claviger.Internal:
+			// An answer, whatever the time.
 		case ctx.Err() != nil:
 			// The request's own end came first. If it was a deadline, and the source
 			// had much of its time, the source is to blame.
@@ -254,7 +256,7 @@ func (r *Ring) askSourcesForMetadata(ctx context.Context, key string) (*claviger
 			return m, nil
 		}
 		if !claviger.Is(err, claviger.KeyNotFound) {
-			return nil, s.explain(err, question{what: "the metadata of key '" + key + "'", name: key, op: "GET_METADATA", keyOp: "READ", key: key})
+			return nil, s.explain(err, question{what: "the metadata of key '" + key + "'", name: key})
 		}
 	}
 	return nil, claviger.E("keyring.source", claviger.KeyNotFound, key, nil)
@@ -264,7 +266,7 @@ func (r *Ring) askSourcesForMetadata(ctx context.Context, key string) (*claviger
 // has it open them on behalf of as ("" = in our own name).
 func (r *Ring) unwrapAtSource(ctx context.Context, use, key, as string, edeks []claviger.EDEK) ([]secret.Bytes, error) {
 	version := edeks[0].Version
-	ask := question{what: "key version '" + version + "'", name: version, op: "DECRYPT_EEK", keyOp: "DECRYPT_EEK", key: key, as: as}
+	ask := question{what: "key version '" + version + "'", name: version, as: as}
 	var deks []secret.Bytes
 	s, err := r.findSource(version, ask, func(s *source) (err error) {
 		deks, err = s.unwrap(ctx, key, as, edeks)
@@ -299,7 +301,7 @@ func (r *Ring) versionAtSource(ctx context.Context, q *request, version string) 
 		}
 	}
 	var v provider.KeyVersion
-	ask := question{what: "key version '" + version + "'", name: version, op: "GET", keyOp: "READ", key: key}
+	ask := question{what: "key version '" + version + "'", name: version}
 	_, err := r.findSource(version, ask, func(s *source) error {
 		return s.call(ctx, func(ctx context.Context) (err error) {
 			v, err = s.Version(ctx, version)
@@ -356,11 +358,9 @@ func notThere(err error) bool {
 
 // question is what a source was asked, for messages.
 type question struct {
-	what      string // "key version 'k@0'"
-	name      string // Error.Key
-	op, keyOp string // the rights that the source wants for it
-	key       string
-	as        string // the user on whose behalf, "" for ourselves
+	what string // "key version 'k@0'"
+	name string // Error.Key
+	as   string // the user on whose behalf, "" for ourselves
 }
 
 // explain makes of a source's error what the caller and the operator need.
@@ -382,10 +382,12 @@ func (s *source) explain(err error, ask question) error {
 		if ask.as != "" {
 			who = "user '" + ask.as + "'"
 		}
-		return claviger.Errorf(op, claviger.SourceRefused, ask.name, "the source %s refused %s %s: %s; %s",
-			s.URI(), who, ask.what, said(err), cure(kind, said(err), ask))
+		// What the source's provider says names the property there that would allow it.
+		return claviger.Errorf(op, claviger.SourceRefused, ask.name, "the source %s refused %s %s: %s",
+			s.URI(), who, ask.what, said(err))
 	case kind == claviger.Internal:
 		// Its text is for the log only, see claviger.Internal.
+		s.log.Error("a source of key versions failed", "source", s.URI(), "asked for", ask.what, "error", err)
 		return claviger.E(op, claviger.SourceUnreachable, ask.name, &brokenSource{uri: s.URI(), what: ask.what, err: err})
 	default: // BadIV, WrongKey and the like: of what was asked, not of the source
 		return err
@@ -399,7 +401,7 @@ type brokenSource struct {
 }
 
 func (b *brokenSource) Error() string {
-	return fmt.Sprintf("%s is not held here, and the source %s, which may hold it, failed at it; see the log there", b.what, b.uri)
+	return fmt.Sprintf("%s is not held here, and the source %s, which may hold it, failed at it; see the logs of both", b.what, b.uri)
 }
 
 func (b *brokenSource) Unwrap() error { return b.err }
@@ -409,24 +411,6 @@ func (s *source) unreachable(ask question, why string) error {
 		"%s is not held here, and the source %s, which may hold it, does not answer: %s; "+
 			"check that it runs, that this host reaches it, and the property %s",
 		ask.what, s.URI(), why, s.property)
-}
-
-// cure names the property at the source that would allow what it refused.
-func cure(kind claviger.Kind, refusal string, ask question) string {
-	switch {
-	case strings.Contains(refusal, "not allowed to impersonate"):
-		return "in the source's kms-site.xml hadoop.kms.proxyuser.<this KMS's user>.users (or .groups) must name " + ask.as
-	case strings.Contains(refusal, "Unauthorized connection for super-user"):
-		return "in the source's kms-site.xml hadoop.kms.proxyuser.<this KMS's user>.hosts must name this host"
-	}
-	who := ask.as
-	if who == "" {
-		who = "this KMS's user"
-	}
-	if kind == claviger.KeyDenied {
-		return fmt.Sprintf("in the source's kms-acls.xml key.acl.%s.%s or whitelist.key.acl.%s must admit %s", ask.key, ask.keyOp, ask.keyOp, who)
-	}
-	return fmt.Sprintf("in the source's kms-acls.xml hadoop.kms.acl.%s must admit %s, and hadoop.kms.blacklist.%s must not name it", ask.op, who, ask.op)
 }
 
 // said is the first line of what went wrong at a source, without the names of
