@@ -1,0 +1,323 @@
+package keystore
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+
+	jks "github.com/pavlo-v-chernykh/keystore-go/v4"
+	"software.sslmate.com/src/go-pkcs12"
+
+	"claviger/secret"
+)
+
+// maxTLSFile bounds a certificate or key file; a trust store of all public CAs
+// is below 1 MiB.
+const maxTLSFile = 16 << 20
+
+// TLSFile names a file with TLS material, as the ssl.server.keystore.* and
+// ssl.server.truststore.* properties of ssl-server.xml do (ssl.client.* alike).
+type TLSFile struct {
+	Path string
+	// Type is "jks", "jceks", "pkcs12" or "pem", in any case; empty: as the content
+	// says. Where the two differ the content counts, as in Java, whose "jks" reads
+	// PKCS#12 as well.
+	Type string
+	// Password is that of the file. PEM files have none.
+	Password secret.Bytes
+	// KeyPassword is that of the private key in it; empty: the file's.
+	KeyPassword secret.Bytes
+	// KeyPath is a PEM file with the private key, where Path has certificates
+	// only.
+	KeyPath string
+}
+
+// Files are the files that are read.
+func (f TLSFile) Files() []string {
+	if f.KeyPath == "" {
+		return []string{f.Path}
+	}
+	return []string{f.Path, f.KeyPath}
+}
+
+func readTLSFile(path string) ([]byte, error) {
+	r, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close() //nolint:errcheck // only read
+	data, err := io.ReadAll(io.LimitReader(r, maxTLSFile+1))
+	if err == nil && len(data) > maxTLSFile {
+		err = fmt.Errorf("%s is larger than %d bytes", path, maxTLSFile)
+	}
+	return data, err
+}
+
+// open reads the file and tells its format.
+func (f TLSFile) open() ([]byte, Format, error) {
+	if f.Path == "" {
+		return nil, "", errors.New("no keystore file is named")
+	}
+	switch t := Format(strings.ToLower(f.Type)); t {
+	case "", JKSFormat, JCEKSFormat, PKCS12Format, PEMFormat, "p12", "pfx":
+	default:
+		return nil, "", fmt.Errorf("keystore %s: type %q is not known; it is one of jks, jceks, pkcs12, pem", f.Path, f.Type)
+	}
+	data, err := readTLSFile(f.Path)
+	if err != nil {
+		return nil, "", fmt.Errorf("keystore: %w", err)
+	}
+	format := Sniff(data)
+	if format == "" {
+		return nil, "", fmt.Errorf("keystore %s: the file is none of jks, jceks, pkcs12, pem", f.Path)
+	}
+	return data, format, nil
+}
+
+// explain names the file and says what to do about an error.
+func (f TLSFile) explain(format Format, err error) error {
+	if errors.Is(err, ErrPassword) || errors.Is(err, pkcs12.ErrIncorrectPassword) || errors.Is(err, pkcs12.ErrDecryption) {
+		return fmt.Errorf("keystore %s (%s): %w; check the passwords of the keystore and of its key", f.Path, format, ErrPassword)
+	}
+	return fmt.Errorf("keystore %s (%s): %w", f.Path, format, err)
+}
+
+// Certificate loads a private key and its certificate chain. Of several keys in
+// a file, the first by alias is taken.
+func (f TLSFile) Certificate() (tls.Certificate, error) {
+	data, format, err := f.open()
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	var c tls.Certificate
+	switch format {
+	case JKSFormat:
+		c, err = f.jksCertificate(data)
+	case JCEKSFormat:
+		c, err = f.jceksCertificate(data)
+	case PKCS12Format:
+		c, err = f.pkcs12Certificate(data)
+	case PEMFormat:
+		c, err = f.pemCertificate(data)
+	}
+	if err != nil {
+		return tls.Certificate{}, f.explain(format, err)
+	}
+	return c, nil
+}
+
+func (f TLSFile) keyPassword() secret.Bytes {
+	if len(f.KeyPassword) > 0 {
+		return f.KeyPassword
+	}
+	return f.Password
+}
+
+var errNoKey = errors.New("there is no private key with a certificate in it")
+
+// certificate puts a key and its chain together, and refuses a pair that does
+// not fit.
+func certificate(key any, chain [][]byte) (tls.Certificate, error) {
+	if len(chain) == 0 {
+		return tls.Certificate{}, errNoKey
+	}
+	leaf, err := x509.ParseCertificate(chain[0])
+	if err != nil {
+		return tls.Certificate{}, fmt.Errorf("certificate: %w", err)
+	}
+	signer, ok := key.(crypto.Signer)
+	if !ok {
+		return tls.Certificate{}, fmt.Errorf("a private key of type %T cannot sign", key)
+	}
+	if public, ok := signer.Public().(interface{ Equal(crypto.PublicKey) bool }); !ok || !public.Equal(leaf.PublicKey) {
+		return tls.Certificate{}, errors.New("the private key is not that of the certificate")
+	}
+	return tls.Certificate{Certificate: chain, PrivateKey: key, Leaf: leaf}, nil
+}
+
+func (f TLSFile) loadJKS(data []byte) (jks.KeyStore, error) {
+	ks := jks.New(jks.WithOrderedAliases())
+	err := ks.Load(bytes.NewReader(data), f.Password)
+	if err != nil && strings.Contains(err.Error(), "digest") {
+		err = ErrPassword
+	}
+	return ks, err
+}
+
+func (f TLSFile) jksCertificate(data []byte) (tls.Certificate, error) {
+	ks, err := f.loadJKS(data)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	for _, alias := range ks.Aliases() {
+		if !ks.IsPrivateKeyEntry(alias) {
+			continue
+		}
+		e, err := ks.GetPrivateKeyEntry(alias, f.keyPassword())
+		if err != nil {
+			return tls.Certificate{}, fmt.Errorf("entry %q: %w", alias, ErrPassword) // the library's own text says "digest"
+		}
+		key, err := x509.ParsePKCS8PrivateKey(e.PrivateKey)
+		if err != nil {
+			return tls.Certificate{}, fmt.Errorf("entry %q: %w", alias, err)
+		}
+		var chain [][]byte
+		for _, c := range e.CertificateChain {
+			chain = append(chain, c.Content)
+		}
+		return certificate(key, chain)
+	}
+	return tls.Certificate{}, errNoKey
+}
+
+func (f TLSFile) jceksCertificate(data []byte) (tls.Certificate, error) {
+	ks, err := ParseJCEKS(data, f.Password)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	for _, alias := range ks.Aliases() {
+		e := ks.Entry(alias)
+		if e.Kind != PrivateKeyEntry {
+			continue
+		}
+		pkcs8, chain, err := e.PrivateKey(f.keyPassword())
+		if err != nil {
+			return tls.Certificate{}, err
+		}
+		defer pkcs8.Wipe()
+		key, err := x509.ParsePKCS8PrivateKey(pkcs8)
+		if err != nil {
+			return tls.Certificate{}, fmt.Errorf("entry %q: %w", alias, err)
+		}
+		return certificate(key, chain)
+	}
+	return tls.Certificate{}, errNoKey
+}
+
+func (f TLSFile) pkcs12Certificate(data []byte) (tls.Certificate, error) {
+	key, leaf, ca, err := pkcs12.DecodeChain(data, string(f.Password))
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	chain := [][]byte{leaf.Raw}
+	for _, c := range ca {
+		chain = append(chain, c.Raw)
+	}
+	return certificate(key, chain)
+}
+
+func (f TLSFile) pemCertificate(data []byte) (tls.Certificate, error) {
+	keyData := data
+	if f.KeyPath != "" {
+		var err error
+		if keyData, err = readTLSFile(f.KeyPath); err != nil {
+			return tls.Certificate{}, err
+		}
+	}
+	for rest := keyData; ; {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			break
+		}
+		if block.Type == "ENCRYPTED PRIVATE KEY" || block.Headers["DEK-Info"] != "" {
+			return tls.Certificate{}, errors.New("the private key is encrypted, which is not supported in PEM files: " +
+				"keep it in a PKCS#12 file (openssl pkcs12 -export), or unencrypted in a file that only the server's user can read")
+		}
+	}
+	return tls.X509KeyPair(data, keyData)
+}
+
+// Roots loads the certificates that a trust store trusts: the trusted ones and,
+// as Java does, those of its private keys.
+func (f TLSFile) Roots() (*x509.CertPool, error) {
+	data, format, err := f.open()
+	if err != nil {
+		return nil, err
+	}
+	var certs [][]byte
+	switch format {
+	case JKSFormat:
+		certs, err = f.jksRoots(data)
+	case JCEKSFormat:
+		certs, err = f.jceksRoots(data)
+	case PKCS12Format:
+		certs, err = f.pkcs12Roots(data)
+	case PEMFormat:
+		for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
+			if block.Type == "CERTIFICATE" {
+				certs = append(certs, block.Bytes)
+			}
+		}
+	}
+	if err == nil && len(certs) == 0 {
+		err = errors.New("there is no trusted certificate in it")
+	}
+	if err != nil {
+		return nil, f.explain(format, err)
+	}
+	pool := x509.NewCertPool()
+	for _, der := range certs {
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			return nil, f.explain(format, fmt.Errorf("certificate: %w", err))
+		}
+		pool.AddCert(c)
+	}
+	return pool, nil
+}
+
+func (f TLSFile) jksRoots(data []byte) ([][]byte, error) {
+	ks, err := f.loadJKS(data)
+	if err != nil {
+		return nil, err
+	}
+	var certs [][]byte
+	for _, alias := range ks.Aliases() {
+		if e, err := ks.GetTrustedCertificateEntry(alias); err == nil {
+			certs = append(certs, e.Certificate.Content)
+		} else if chain, err := ks.GetPrivateKeyEntryCertificateChain(alias); err == nil && len(chain) > 0 {
+			certs = append(certs, chain[0].Content)
+		}
+	}
+	return certs, nil
+}
+
+func (f TLSFile) jceksRoots(data []byte) ([][]byte, error) {
+	ks, err := ParseJCEKS(data, f.Password)
+	if err != nil {
+		return nil, err
+	}
+	var certs [][]byte
+	for _, alias := range ks.Aliases() {
+		if chain := ks.Entry(alias).chain; len(chain) > 0 {
+			certs = append(certs, chain[0])
+		}
+	}
+	return certs, nil
+}
+
+func (f TLSFile) pkcs12Roots(data []byte) ([][]byte, error) {
+	list, err := pkcs12.DecodeTrustStore(data, string(f.Password))
+	if err != nil && !errors.Is(err, pkcs12.ErrIncorrectPassword) {
+		// With a private key in it, it is no trust store to the library.
+		if _, leaf, _, errKey := pkcs12.DecodeChain(data, string(f.Password)); errKey == nil {
+			return [][]byte{slices.Clone(leaf.Raw)}, nil
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	var certs [][]byte
+	for _, c := range list {
+		certs = append(certs, c.Raw)
+	}
+	return certs, nil
+}
