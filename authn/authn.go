@@ -259,6 +259,9 @@ var kerberosName = regexp.MustCompile(`^([^/@]+)(?:/[^/@]+)?(?:@[^/@]+)?$`)
 // are RULE:[1:$1] RULE:[2:$1]: the first component is the short name.
 func principalOf(name string) (claviger.Principal, error) {
 	p := claviger.Principal{Name: name, Short: name}
+	if !strings.ContainsAny(name, "/@") {
+		return p, nil
+	}
 	if m := kerberosName.FindStringSubmatch(name); m != nil {
 		p.Short = m[1]
 	} else if strings.Contains(name, "@") {

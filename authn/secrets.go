@@ -86,7 +86,7 @@ func NewFileSecret(path string) (*FileSecret, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w; make the file readable, or remove the property for random secrets", property, err)
 	}
-	defer f.Close() //nolint:errcheck // read only
+	defer f.Close()
 	b, err := io.ReadAll(io.LimitReader(f, maxSecretFile+1))
 	switch {
 	case err != nil:
