@@ -199,7 +199,7 @@ func (h *Hadoop) write(at time.Time, text string) {
 	if h.closed {
 		return
 	}
-	_, h.err = h.w.Write([]byte(at.Local().Format(timeLayout)+" "+text+"\n"))
+	_, h.err = h.w.Write([]byte(at.Local().Format(timeLayout) + " " + text + "\n"))
 }
 
 // line words an event as Hadoop's SimpleKMSAuditLogger does. A blank always

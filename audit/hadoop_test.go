@@ -468,7 +468,7 @@ func TestTornLine(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer r.Close() //nolint:errcheck // read only
+	defer r.Close()
 	f := &File{f: w, torn: true}
 	if _, err := f.Write([]byte("next\n")); err != nil {
 		t.Fatal(err)

@@ -47,6 +47,9 @@ func suspicions(s string) []string {
 		return nil
 	}
 	var out []string
+	if strings.Contains(s, "${") {
+		out = append(out, "the variable is not set, so that its name is taken for one of a user or group")
+	}
 	switch users := trim(left); {
 	case strings.HasSuffix(users, ",") && trim(right) != "":
 		out = append(out, "the first space ends the list of users, so that what follows it ("+trim(right)+

@@ -256,6 +256,7 @@ func TestWarnings(t *testing.T) {
 		{"hadoop.kms.acl.GET", "\n   alice", "begins on a new line"},
 		{"hadoop.kms.acl.GET", "alice,*", "* inside a list admits nobody"},
 		{"hadoop.kms.acl.GET", "alice staff,*", "* inside a list admits nobody"},
+		{"hadoop.kms.acl.GET", "${admins}", "the variable is not set"},
 		{"hadoop.kms.acl.GET", "alice,bob staff,ops", ""},
 		{"hadoop.kms.acl.GET", " staff", ""},
 		{"hadoop.kms.acl.GET", "*", ""},

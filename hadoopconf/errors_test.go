@@ -49,6 +49,9 @@ func firstError(file string) error {
 		return err
 	}
 	if err := c.checkOurs(); err != nil {
+		return errors.Join(err, differs(err, c.Check()))
+	}
+	if err := c.Check(); err != nil {
 		return err
 	}
 	_, e1 := c.Int("hadoop.kms.http.port", 0, 65535)
@@ -56,6 +59,15 @@ func firstError(file string) error {
 	_, e3 := c.Float(LowWatermark, 0, 1)
 	_, e4 := c.Duration("claviger.source.timeout", time.Second)
 	return errors.Join(e1, e2, e3, e4)
+}
+
+// differs: Check goes through all properties, and the helpers of the circle come
+// before the one that is asked for; but it must find something, too.
+func differs(ours, all error) error {
+	if all == nil {
+		return errors.New("Check finds nothing where checkOurs finds: " + ours.Error())
+	}
+	return nil
 }
 
 func TestFilesThatAreNoFiles(t *testing.T) {

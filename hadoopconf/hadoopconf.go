@@ -205,6 +205,7 @@ func (c *Conf) Under(prefix string) map[string]string {
 // expanded and are not trimmed, since a leading blank means something in an ACL.
 func (c *Conf) All() iter.Seq2[string, string] {
 	return func(yield func(name, value string) bool) {
+		// A value that cannot be expanded comes as it is written, see Check.
 		for _, name := range c.Names() {
 			p := c.props[name]
 			v, err := c.expand(p)
@@ -230,6 +231,18 @@ func (c *Conf) Names() []string {
 
 // Warnings says what was read but is probably not what its writer meant.
 func (c *Conf) Warnings() []string { return append([]string(nil), c.warnings...) }
+
+// Check expands every property and reports the first (by name) that cannot be;
+// All and Under leave it as written. It is for files in which each property
+// counts, such as kms-acls.xml.
+func (c *Conf) Check() error {
+	for _, name := range c.Names() {
+		if _, err := c.expand(c.props[name]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 // Path returns a property as an absolute path: a relative one is taken from the
 // configuration folder.

@@ -56,7 +56,7 @@ func readFile(path string) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w; let the user that this process runs as read it", err)
 	}
-	defer f.Close() //nolint:errcheck // read only
+	defer f.Close()
 	return io.ReadAll(io.LimitReader(f, maxSize+1))
 }
 
