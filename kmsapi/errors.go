@@ -1,0 +1,185 @@
+package kmsapi
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"strconv"
+
+	"claviger"
+	"claviger/audit"
+	"claviger/authn"
+	"claviger/kmswire"
+)
+
+// This file alone knows how what went wrong looks on the wire: Hadoop's
+// KMSExceptionsProvider, and the texts of what its KMS throws.
+
+// retryAfter is what a client is told, in seconds, where another node may serve
+// it at once and this one will again.
+const retryAfter = "5"
+
+// statusOf is KMSExceptionsProvider's table from exception to status.
+func statusOf(class string) int {
+	switch class {
+	case kmswire.AuthorizationException, kmswire.AccessControlException, kmswire.AuthenticationException:
+		return http.StatusForbidden
+	case kmswire.IllegalArgument, kmswire.InvalidParameter, kmswire.UnsupportedOperation:
+		return http.StatusBadRequest
+	case kmswire.StandbyException:
+		return http.StatusServiceUnavailable
+	}
+	return http.StatusInternalServerError
+}
+
+// fail answers an error of any stage.
+func (c *call) fail(err error) {
+	var large *tooLarge
+	if errors.As(err, &large) {
+		c.w.Header().Set("Connection", "close") // the rest of the body is not read
+		c.throw(http.StatusRequestEntityTooLarge, kmswire.Throw(kmswire.IOException, large.Error()))
+		return
+	}
+	e := c.exception(err)
+	c.throw(statusOf(e.Class), e)
+}
+
+// throw writes a RemoteException, and the audit line that Hadoop writes with
+// it: none where authorisation said no, for that has left its own.
+func (c *call) throw(status int, e *kmswire.Exception) {
+	if status == http.StatusServiceUnavailable {
+		c.w.Header().Set("Retry-After", retryAfter)
+	}
+	if e.Class != kmswire.AuthorizationException && e.Class != kmswire.StandbyException {
+		message := e.Message
+		if e.NoMessage {
+			message = "null"
+		}
+		c.audit(audit.Error, message)
+	}
+	c.json(status, func(b []byte) []byte { return kmswire.AppendException(b, e) })
+}
+
+func (c *call) audit(status audit.Status, message string) {
+	c.Audit.Log(c.r.Context(), audit.Event{Status: status, Caller: c.caller, Message: message, Method: c.r.Method, URL: c.baseURL() + c.r.RequestURI})
+}
+
+// exception maps a domain error to what Hadoop throws there.
+func (c *call) exception(err error) *kmswire.Exception {
+	var thrown *kmswire.Exception
+	if errors.As(err, &thrown) {
+		return thrown
+	}
+	var e *claviger.Error
+	if !errors.As(err, &e) {
+		e = claviger.E("kmsapi", claviger.Internal, "", err)
+	}
+	switch e.Kind {
+	case claviger.Invalid, claviger.WrongKey:
+		return kmswire.Throw(kmswire.IllegalArgument, text(e))
+	case claviger.InvalidKeySize:
+		return kmswire.Throw(kmswire.InvalidParameter, "Wrong keysize: must be equal to 128, 192 or 256")
+	case claviger.MaterialLength:
+		return kmswire.Throw(kmswire.IOException, text(e))
+	case claviger.UnknownCipher:
+		return &kmswire.Exception{Class: kmswire.UndeclaredThrowable, NoMessage: true}
+	case claviger.KeyNotFound:
+		return c.keyNotFound(e)
+	case claviger.KeyExists:
+		return kmswire.Throw(kmswire.IOException, "Key "+e.Key+" already exists in "+c.Ring.PrimaryURI())
+	case claviger.VersionNotFound:
+		if !c.KeyAuthorization {
+			return kmswire.Throw(kmswire.NullPointer, "KeyVersion name '"+e.Key+"' does not exist")
+		}
+		return kmswire.Throw(kmswire.IllegalArgument, "'"+e.Key+"' not found")
+	case claviger.BadIV:
+		return kmswire.Throw(kmswire.IOException, "java.security.InvalidAlgorithmParameterException: Wrong IV length: must be 16 bytes long")
+	case claviger.Denied, claviger.KeyDenied, claviger.SourceRefused:
+		return kmswire.Throw(kmswire.AuthorizationException, text(e))
+	case claviger.Unsupported:
+		return kmswire.Throw(kmswire.UnsupportedOperation, text(e))
+	case claviger.SourceUnreachable:
+		return kmswire.Throw(kmswire.IOException, text(e))
+	case claviger.Unavailable, claviger.Closed:
+		return c.standby(err)
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		return c.standby(err)
+	}
+	if !errors.Is(err, context.Canceled) { // the client has gone: nobody to tell
+		c.Log.Error("a request failed", "id", c.caller.RequestID, "op", c.op(), "name", c.name, "err", err)
+	}
+	return kmswire.Throw(kmswire.IOException, "internal error; the server's log tells more under request id "+c.caller.RequestID)
+}
+
+// standby makes a load-balancing client go to another node.
+func (c *call) standby(err error) *kmswire.Exception {
+	c.Log.Warn("a request could not be served now", "id", c.caller.RequestID, "op", c.op(), "name", c.name, "err", err)
+	return kmswire.Throw(kmswire.StandbyException, "this node cannot serve the request now; its log tells more under request id "+c.caller.RequestID)
+}
+
+// keyNotFound: each operation has its own words.
+func (c *call) keyNotFound(e *claviger.Error) *kmswire.Exception {
+	switch c.op() {
+	case "roll_new_version":
+		return kmswire.Throw(kmswire.IOException, "Can't find Metadata for key "+e.Key)
+	case "delete_key":
+		return kmswire.Throw(kmswire.IOException, "Key "+e.Key+" does not exist in "+c.Ring.PrimaryURI())
+	case "reencrypt_eek_batch":
+		return kmswire.Throw(kmswire.NullPointer, "Key name '"+e.Key+"' does not exist")
+	}
+	return kmswire.Throw(kmswire.IOException, "Key "+e.Key+" not found")
+}
+
+// insideGenerate wraps what Hadoop's generator threads throw: an IOException
+// whose message is the cause's, class included. A refusal at operation level
+// comes before those threads.
+func insideGenerate(c *call, err error) error {
+	switch claviger.KindOf(err) {
+	case claviger.Denied, claviger.Unavailable, claviger.Closed, claviger.Internal, claviger.Invalid:
+		return err
+	case claviger.KeyNotFound:
+		return kmswire.Throw(kmswire.IOException, "org.apache.hadoop.thirdparty.com.google.common.util.concurrent.UncheckedExecutionException: java.lang.NullPointerException: No KeyVersion exists for key '"+c.name+"' ")
+	}
+	return kmswire.Throw(kmswire.IOException, c.exception(err).Error())
+}
+
+// text is an error's own words, which its kind allows to be shown.
+func text(e *claviger.Error) string {
+	if e.Err == nil {
+		return e.Kind.String()
+	}
+	return e.Err.Error()
+}
+
+// refuse answers what authentication said no to.
+func (c *call) refuse(r *authn.Refusal) {
+	switch r.Kind {
+	case authn.NotAllowed:
+		c.throw(http.StatusForbidden, kmswire.Throw(kmswire.AuthorizationException, r.Reason))
+	case authn.Malformed:
+		c.w.Header().Set("Connection", "close")
+		c.page(http.StatusInternalServerError, "java.lang.IllegalArgumentException: "+r.Reason)
+	default:
+		if c.r.Method != http.MethodOptions {
+			c.audit(audit.Unauthenticated, r.Reason)
+		}
+		c.w.Header().Set("WWW-Authenticate", r.Challenge)
+		c.page(http.StatusUnauthorized, r.Reason)
+	}
+}
+
+// page answers with Jetty's error page: HTML, or JSON where the client asks for
+// that; nothing on methods other than GET and POST.
+func (c *call) page(status int, reason string) {
+	h := c.w.Header()
+	h.Set("Cache-Control", "must-revalidate,no-cache,no-store")
+	if c.r.Method != http.MethodGet && c.r.Method != http.MethodPost {
+		c.answer(status, "text/plain;charset=utf-8", nil)
+		return
+	}
+	contentType, body := errorPage(c.r, status, reason)
+	c.answer(status, contentType, body)
+}
+
+func statusText(status int) string { return strconv.Itoa(status) }

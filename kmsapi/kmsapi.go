@@ -1,0 +1,323 @@
+// Package kmsapi is the REST face of Hadoop's KMS: its fifteen operations, as
+// stock clients call them. It finds out what is asked, has package authn find
+// out who asks, hands both to the keyring, and writes what Hadoop's KMS would
+// have written. Where it does not, docs/hadoop-divergences.md says so and why.
+//
+// The contract is that of org.apache.hadoop.crypto.key.kms.server.KMS in Hadoop
+// 3.4, on Jetty 9.4 and Jersey 1.
+package kmsapi
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"claviger"
+	"claviger/audit"
+	"claviger/authn"
+	"claviger/keyring"
+	"claviger/kmswire"
+)
+
+// Limits bound what one request may ask for.
+type Limits struct {
+	MaxKeys  int   // EDEKs of one generate
+	MaxBatch int   // EDEKs of one batch re-encryption
+	MaxBody  int64 // bytes of a batch's body; other bodies end at 1 MiB
+}
+
+// Config is what the face is made of.
+type Config struct {
+	Ring  *keyring.Ring
+	Auth  *authn.Authenticator
+	Audit audit.Logger
+	Log   *slog.Logger
+	// KeyAuthorization is hadoop.kms.key.authorization.enable. Without it, Hadoop
+	// reports a missing version in another way.
+	KeyAuthorization bool
+	Limits           Limits
+	// NotReady returns why no request can be served yet, or "". Until then
+	// every request is answered in the way that makes a client try another node.
+	NotReady func() string
+	// Observe, if not nil, is told of each request: its operation ("decrypt_eek";
+	// "unknown" for none), the status, how many EDEKs it was about, and its time.
+	Observe func(op string, status, edeks int, took time.Duration)
+}
+
+// smallBody caps every body but a batch's. A creation with all its attributes
+// is a few kilobytes.
+const smallBody = 1 << 20
+
+// maxName caps a decoded key or version name.
+const maxName = 4096
+
+type api struct {
+	Config
+	instance string // begins every request id
+	requests atomic.Uint64
+}
+
+// New returns the handler of all paths below /kms, and of those that Hadoop's
+// server answers with its own pages.
+func New(cfg Config) (http.Handler, error) {
+	if cfg.Ring == nil || cfg.Auth == nil || cfg.Audit == nil {
+		return nil, errors.New("kmsapi.New: Ring, Auth and Audit must be given")
+	}
+	if cfg.Limits.MaxKeys <= 0 || cfg.Limits.MaxBatch <= 0 || cfg.Limits.MaxBody <= 0 {
+		return nil, errors.New("kmsapi.New: all Limits must be positive")
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.NotReady == nil {
+		cfg.NotReady = func() string { return "" }
+	}
+	if cfg.Observe == nil {
+		cfg.Observe = func(string, int, int, time.Duration) {}
+	}
+	id := make([]byte, 4)
+	if _, err := rand.Read(id); err != nil {
+		return nil, err
+	}
+	return &api{Config: cfg, instance: hex.EncodeToString(id)}, nil
+}
+
+// call is one request on its way through the face.
+type call struct {
+	*api
+	w      http.ResponseWriter
+	r      *http.Request
+	began  time.Time
+	caller claviger.Caller
+	route  *route
+	name   string     // decoded key or version name of the path
+	query  url.Values // parsed when first asked for
+	body   []byte
+	edeks  int
+	status int
+}
+
+// op is the name of the operation in metrics.
+func (c *call) op() string {
+	if c.route == nil {
+		return "unknown"
+	}
+	return c.route.op
+}
+
+func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	c := &call{api: a, w: w, r: r, began: time.Now()}
+	c.caller.RequestID = a.instance + "-" + strconv.FormatUint(a.requests.Add(1), 10)
+	c.serve()
+	took := time.Since(c.began)
+	a.Observe(c.op(), c.status, c.edeks, took)
+	if a.Log.Enabled(r.Context(), slog.LevelDebug) {
+		a.Log.Debug("request", "id", c.caller.RequestID, "user", c.caller.Name, "remote", c.caller.RemoteAddr, "method", r.Method, "path", r.URL.EscapedPath(), "status", c.status, "took", took)
+	}
+}
+
+// serve runs the stages in Hadoop's order: who, where, may the method, the body,
+// the operation.
+func (c *call) serve() {
+	req := authn.RequestOf(c.r)
+	c.caller.RemoteAddr = req.RemoteIP.String()
+	path, _, _ := strings.Cut(c.r.RequestURI, "?")
+	if why := c.NotReady(); why != "" {
+		c.throw(http.StatusServiceUnavailable, kmswire.Throw(kmswire.StandbyException, why))
+		return
+	}
+	who := c.Auth.Authenticate(c.r.Context(), req)
+	if who.SetCookie != "" {
+		c.w.Header().Set("Set-Cookie", who.SetCookie)
+	}
+	if who.Refusal != nil {
+		c.refuse(who.Refusal)
+		return
+	}
+	if who.Principal != nil {
+		c.caller.Principal = *who.Principal
+	}
+
+	if path != base && !strings.HasPrefix(path, base+"/") {
+		c.page(http.StatusNotFound, "Not Found")
+		return
+	}
+	pattern, rawName, ok := match(withoutMatrix(path))
+	if !ok {
+		if path == base {
+			path += "/"
+		}
+		c.fail(kmswire.Throw(kmswire.NotFoundException, "null for uri: "+c.baseURL()+path))
+		return
+	}
+	if c.r.Method == http.MethodOptions {
+		c.w.Header().Set("Allow", allowed(pattern))
+		c.answer(http.StatusOK, "text/plain;charset=utf-8", nil)
+		return
+	}
+	if who.Anonymous {
+		c.fail(&kmswire.Exception{Class: kmswire.NullPointer, Message: `Cannot invoke "org.apache.hadoop.security.UserGroupInformation.doAs(java.security.PrivilegedExceptionAction)" because "user" is null`})
+		return
+	}
+	if c.route = find(pattern, c.r.Method); c.route == nil || !c.acceptable() {
+		c.fail(&kmswire.Exception{Class: kmswire.WebApplicationException, NoMessage: true})
+		return
+	}
+	if c.name, ok = decodeName(rawName); !ok {
+		c.page(http.StatusBadRequest, "Bad Request")
+		return
+	}
+	if c.name == "" && strings.Contains(pattern, "{name}") {
+		param := "name"
+		if strings.HasPrefix(pattern, "keyversion/") {
+			param = "versionName"
+		}
+		c.fail(kmswire.Throw(kmswire.IllegalArgument, "Parameter '"+param+"' cannot be empty"))
+		return
+	}
+	if len(c.name) > maxName {
+		c.fail(kmswire.Throw(kmswire.IllegalArgument, "the name in the path is longer than "+strconv.Itoa(maxName)+" bytes"))
+		return
+	}
+	ctx, cancel := context.WithTimeout(c.r.Context(), c.route.deadline)
+	defer cancel()
+	if c.route.body != noBody {
+		if err := c.readBody(); err != nil {
+			c.fail(err)
+			return
+		}
+	}
+	if err := c.route.handle(ctx, c); err != nil {
+		c.fail(err)
+	}
+}
+
+// acceptable tells whether the client takes JSON, where JSON would be answered.
+func (c *call) acceptable() bool {
+	accept := c.r.Header.Values("Accept")
+	if c.route == nil || !c.route.json || len(accept) == 0 {
+		return true
+	}
+	for _, part := range strings.Split(strings.Join(accept, ","), ",") {
+		media, _, _ := strings.Cut(part, ";")
+		switch strings.ToLower(strings.TrimSpace(media)) {
+		case "application/json", "application/*", "*/*", "*":
+			return true
+		}
+	}
+	return false
+}
+
+// readBody checks the type of a body and reads it whole.
+func (c *call) readBody() error {
+	media, _, _ := strings.Cut(c.r.Header.Get("Content-Type"), ";")
+	switch strings.ToLower(strings.TrimSpace(media)) {
+	case "application/json":
+	case "":
+		return kmswire.Throw(kmswire.WebApplicationException, "com.sun.jersey.api.MessageException: A message body reader for Java class java.util.Map, and Java type interface java.util.Map, and MIME media type application/octet-stream was not found.")
+	default:
+		return &kmswire.Exception{Class: kmswire.WebApplicationException, NoMessage: true}
+	}
+	limit := int64(smallBody)
+	if c.route.body == batchBody {
+		limit = c.Limits.MaxBody
+	}
+	if c.r.ContentLength > limit {
+		return &tooLarge{limit}
+	}
+	in := http.MaxBytesReader(c.w, c.r.Body, limit)
+	var err error
+	if n := c.r.ContentLength; n >= 0 {
+		c.body = make([]byte, n)
+		_, err = io.ReadFull(in, c.body)
+	} else {
+		c.body, err = io.ReadAll(in)
+	}
+	var over *http.MaxBytesError
+	switch {
+	case errors.As(err, &over):
+		return &tooLarge{limit}
+	case err != nil:
+		return kmswire.Throw(kmswire.IOException, "the request's body could not be read to its end")
+	}
+	return nil
+}
+
+// tooLarge is a body beyond its limit.
+type tooLarge struct{ limit int64 }
+
+func (e *tooLarge) Error() string {
+	return "the request's body is longer than " + strconv.FormatInt(e.limit, 10) + " bytes"
+}
+
+// param returns a query parameter's first value.
+func (c *call) param(name string) (string, bool) {
+	if c.query == nil {
+		c.query = c.r.URL.Query()
+	}
+	v, ok := c.query[name]
+	if !ok {
+		return "", false
+	}
+	return v[0], true
+}
+
+// baseURL is scheme and host as the client named them.
+func (c *call) baseURL() string {
+	scheme := "http://"
+	if c.r.TLS != nil {
+		scheme = "https://"
+	}
+	return scheme + c.r.Host
+}
+
+// buffers holds answers while they are built. They may hold DEKs, and are wiped
+// before they are used again.
+var buffers = sync.Pool{New: func() any { return new([]byte) }}
+
+// keepBuffer is the largest buffer that goes back to the pool.
+const keepBuffer = 1 << 20
+
+// json writes an answer that build appends.
+func (c *call) json(status int, build func([]byte) []byte) {
+	p, _ := buffers.Get().(*[]byte)
+	b := build((*p)[:0])
+	c.answer(status, "application/json", b)
+	clear(b)
+	if cap(b) <= keepBuffer {
+		*p = b
+		buffers.Put(p)
+	}
+}
+
+// answer writes a whole response. A HEAD gets the headers of an empty one.
+func (c *call) answer(status int, contentType string, body []byte) {
+	c.status = status
+	h := c.w.Header()
+	h.Set("Content-Type", contentType)
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("X-XSS-Protection", "1; mode=block")
+	h.Set("Pragma", "no-cache")
+	if h.Get("Cache-Control") == "" {
+		h.Set("Cache-Control", "no-cache")
+		h.Set("Expires", c.began.UTC().Format(http.TimeFormat))
+	}
+	if c.r.Method == http.MethodHead {
+		body = nil
+	}
+	h.Set("Content-Length", strconv.Itoa(len(body)))
+	c.w.WriteHeader(status)
+	if _, err := c.w.Write(body); err != nil && len(body) > 0 && c.r.Method != http.MethodHead {
+		c.Log.Debug("the client went away before its answer", "id", c.caller.RequestID, "err", err)
+	}
+}

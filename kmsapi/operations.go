@@ -1,0 +1,261 @@
+package kmsapi
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+
+	"claviger"
+	"claviger/kmswire"
+	"claviger/provider"
+)
+
+// bodyKind says what body a route takes, and so how long it may be.
+type bodyKind int
+
+const (
+	noBody    bodyKind = iota // none; what is sent is not read
+	plainBody                 // one JSON object
+	batchBody                 // a JSON array of EDEKs
+)
+
+// Deadlines. Hadoop's clients wait 60 s for an answer, so work that lasts longer
+// has nobody left to hear of it.
+const (
+	quick = 30 * time.Second
+	long  = 60 * time.Second
+)
+
+// route is one operation.
+type route struct {
+	method, pattern string
+	op              string // in metrics; Hadoop's names of its meters, in lower case
+	body            bodyKind
+	json            bool // it answers JSON, so the client must take that
+	deadline        time.Duration
+	handle          func(context.Context, *call) error
+}
+
+// routes are the KMS's operations. OPTIONS, which every pattern answers, and
+// HEAD, which goes with GET, are not in it.
+var routes = []route{
+	{http.MethodPost, patternKeys, "create_key", plainBody, true, long, create},
+	{http.MethodGet, patternMetadata, "get_keys_metadata", noBody, true, quick, keysMetadata},
+	{http.MethodGet, patternNames, "get_keys", noBody, true, quick, names},
+	{http.MethodGet, patternKey, "get_metadata", noBody, true, quick, metadata},
+	{http.MethodPost, patternKey, "roll_new_version", plainBody, true, long, roll},
+	{http.MethodDelete, patternKey, "delete_key", noBody, false, long, remove},
+	{http.MethodGet, patternKey + "/_metadata", "get_metadata", noBody, true, quick, metadata},
+	{http.MethodPost, patternKey + "/_invalidatecache", "invalidate_cache", noBody, false, quick, invalidate},
+	{http.MethodGet, patternKey + "/_currentversion", "get_current_key", noBody, true, quick, currentVersion},
+	{http.MethodGet, patternKey + "/_versions", "get_key_versions", noBody, true, quick, versions},
+	{http.MethodGet, patternKey + "/_eek", "generate_eek", noBody, true, quick, generate},
+	{http.MethodPost, patternKey + "/_reencryptbatch", "reencrypt_eek_batch", batchBody, true, long, reencryptBatch},
+	{http.MethodGet, patternKeyVersion, "get_key_version", noBody, true, quick, keyVersion},
+	{http.MethodPost, patternKeyVersion + "/_eek", "decrypt_eek", plainBody, true, quick, openEDEK},
+}
+
+func create(ctx context.Context, c *call) error {
+	in, err := kmswire.ReadCreate(c.body)
+	if err != nil {
+		return err
+	}
+	c.name = in.Name
+	spec := provider.Spec{Name: in.Name, Cipher: in.Cipher, BitLength: in.Length, Description: in.Description, Attributes: in.Attributes, Material: in.Material}
+	if in.BadAttribute {
+		return kmswire.Throw(kmswire.IOException, "Can't set metadata key "+in.Name)
+	}
+	v, err := c.Ring.Create(ctx, c.caller, spec)
+	if err != nil {
+		return err
+	}
+	c.w.Header().Set("Location", c.baseURL()+base+"/v1/key/"+url.PathEscape(in.Name))
+	c.json(http.StatusCreated, func(b []byte) []byte { return kmswire.AppendKeyVersion(b, &v) })
+	return nil
+}
+
+func roll(ctx context.Context, c *call) error {
+	in, err := kmswire.ReadRoll(c.body)
+	if err != nil {
+		return err
+	}
+	v, err := c.Ring.Roll(ctx, c.caller, c.name, in.Material)
+	if claviger.Is(err, claviger.KeyNotFound) && in.Material != nil {
+		return kmswire.Throw(kmswire.IOException, "Key "+c.name+" not found")
+	}
+	if err != nil {
+		return err
+	}
+	c.json(http.StatusOK, func(b []byte) []byte { return kmswire.AppendKeyVersion(b, &v) })
+	return nil
+}
+
+func remove(ctx context.Context, c *call) error {
+	if err := c.Ring.Delete(ctx, c.caller, c.name); err != nil {
+		return err
+	}
+	c.answer(http.StatusOK, "text/plain;charset=utf-8", nil)
+	return nil
+}
+
+func invalidate(ctx context.Context, c *call) error {
+	if err := c.Ring.Invalidate(ctx, c.caller, c.name); err != nil {
+		return err
+	}
+	c.answer(http.StatusOK, "text/plain;charset=utf-8", nil)
+	return nil
+}
+
+func names(ctx context.Context, c *call) error {
+	list, err := c.Ring.Names(ctx, c.caller)
+	if err != nil {
+		return err
+	}
+	c.json(http.StatusOK, func(b []byte) []byte { return kmswire.AppendNames(b, list) })
+	return nil
+}
+
+func keysMetadata(ctx context.Context, c *call) error {
+	c.param("key")
+	list, err := c.Ring.KeysMetadata(ctx, c.caller, c.query["key"])
+	if err != nil {
+		return err
+	}
+	c.json(http.StatusOK, func(b []byte) []byte { return kmswire.AppendMetadataList(b, list) })
+	return nil
+}
+
+func metadata(ctx context.Context, c *call) error {
+	m, err := c.Ring.Metadata(ctx, c.caller, c.name)
+	if err != nil {
+		return err
+	}
+	c.json(http.StatusOK, func(b []byte) []byte { return kmswire.AppendMetadata(b, m) })
+	return nil
+}
+
+func currentVersion(ctx context.Context, c *call) error {
+	v, err := c.Ring.Current(ctx, c.caller, c.name)
+	if err != nil {
+		return err
+	}
+	c.json(http.StatusOK, func(b []byte) []byte { return kmswire.AppendKeyVersion(b, v) })
+	return nil
+}
+
+func keyVersion(ctx context.Context, c *call) error {
+	v, err := c.Ring.Version(ctx, c.caller, c.name)
+	if err != nil {
+		return err
+	}
+	c.json(http.StatusOK, func(b []byte) []byte { return kmswire.AppendKeyVersion(b, v) })
+	return nil
+}
+
+func versions(ctx context.Context, c *call) error {
+	vs, err := c.Ring.Versions(ctx, c.caller, c.name)
+	if err != nil {
+		return err
+	}
+	c.json(http.StatusOK, func(b []byte) []byte { return kmswire.AppendKeyVersions(b, vs) })
+	return nil
+}
+
+// wrongOp is Hadoop's answer to any other eek_op, and to the right one on the
+// wrong path.
+var wrongOp = kmswire.Throw(kmswire.IllegalArgument, "Wrong eek_op value, it must be generate or decrypt")
+
+// eekOp returns the parameter eek_op.
+func (c *call) eekOp() (string, error) {
+	op, ok := c.param("eek_op")
+	if !ok {
+		return "", kmswire.Throw(kmswire.IllegalArgument, "Parameter 'eekOp' cannot be null")
+	}
+	return op, nil
+}
+
+func generate(ctx context.Context, c *call) error {
+	op, err := c.eekOp()
+	if err != nil {
+		return err
+	}
+	n, err := c.numKeys()
+	if err != nil {
+		return err
+	}
+	if op != kmswire.OpGenerate {
+		return wrongOp
+	}
+	edeks, err := c.Ring.Generate(ctx, c.caller, c.name, n)
+	if err != nil {
+		return insideGenerate(c, err)
+	}
+	c.edeks = len(edeks)
+	c.json(http.StatusOK, func(b []byte) []byte { return kmswire.AppendEDEKs(b, c.name, edeks) })
+	return nil
+}
+
+// numKeys reads num_keys as a Java int; absent or empty is 1.
+func (c *call) numKeys() (int, error) {
+	text, _ := c.param("num_keys")
+	if text == "" {
+		return 1, nil
+	}
+	n, err := strconv.ParseInt(text, 10, 32)
+	if err != nil {
+		return 0, kmswire.Throw(kmswire.QueryParamException, fmt.Sprintf("java.lang.NumberFormatException: For input string: %q", text))
+	}
+	if n > int64(c.Limits.MaxKeys) {
+		return 0, kmswire.Throw(kmswire.IllegalArgument, fmt.Sprintf("num_keys=%d is more than the %d EDEKs that one request may ask for; ask in parts", n, c.Limits.MaxKeys))
+	}
+	return int(n), nil
+}
+
+// openEDEK is decrypt and reencrypt of one EDEK.
+func openEDEK(ctx context.Context, c *call) error {
+	op, err := c.eekOp()
+	if err != nil {
+		return err
+	}
+	in, err := kmswire.ReadOpen(c.body)
+	if err != nil {
+		return err
+	}
+	e := claviger.EDEK{Version: c.name, IV: in.IV, Material: in.Material}
+	c.edeks = 1
+	switch op {
+	case kmswire.OpDecrypt:
+		dek, err := c.Ring.Decrypt(ctx, c.caller, in.Name, in.HasName, e)
+		if err != nil {
+			return err
+		}
+		c.json(http.StatusOK, func(b []byte) []byte { return kmswire.AppendDEK(b, in.Name, dek) })
+		dek.Wipe()
+		return nil
+	case kmswire.OpReencrypt:
+		fresh, err := c.Ring.Reencrypt(ctx, c.caller, in.Name, in.HasName, e)
+		if err != nil {
+			return err
+		}
+		c.json(http.StatusOK, func(b []byte) []byte { return kmswire.AppendEDEK(b, &in.Name, &fresh) })
+		return nil
+	}
+	return wrongOp
+}
+
+func reencryptBatch(ctx context.Context, c *call) error {
+	in, err := kmswire.ReadBatch(c.body, c.Limits.MaxBatch)
+	if err != nil {
+		return err
+	}
+	c.edeks = len(in)
+	fresh, err := c.Ring.ReencryptBatch(ctx, c.caller, c.name, in)
+	if err != nil {
+		return err
+	}
+	c.json(http.StatusOK, func(b []byte) []byte { return kmswire.AppendReencrypted(b, c.name, in, fresh) })
+	return nil
+}

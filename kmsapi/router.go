@@ -1,0 +1,137 @@
+package kmsapi
+
+import (
+	"net/http"
+	"slices"
+	"strings"
+)
+
+// Paths are matched on the raw request target, as Jersey 1 on Jetty matches
+// them: a key's name may hold slashes, raw or escaped, "//" and "..", so a
+// router that cleans paths, or redirects to clean ones, would serve another key
+// than the one named. Literal segments match undecoded only.
+const (
+	base = "/kms"
+
+	patternRoot       = ""
+	patternKeys       = "keys"
+	patternMetadata   = "keys/metadata"
+	patternNames      = "keys/names"
+	patternKey        = "key/{name}"
+	patternKeyVersion = "keyversion/{name}"
+)
+
+// subresources are the segments that end a name. Any other belongs to it.
+var subresources = map[string][]string{
+	"key/":        {"_invalidatecache", "_metadata", "_currentversion", "_versions", "_eek", "_reencryptbatch"},
+	"keyversion/": {"_eek"},
+}
+
+// match finds the resource that a raw path names, and the raw name in it. ok is
+// false where there is none.
+func match(path string) (pattern, rawName string, ok bool) {
+	rest, ok := strings.CutPrefix(path, base+"/v1")
+	if !ok || rest != "" && rest[0] != '/' {
+		return "", "", false
+	}
+	rest = strings.TrimPrefix(rest, "/")
+	switch strings.TrimSuffix(rest, "/") {
+	case patternRoot, patternKeys, patternMetadata, patternNames:
+		return strings.TrimSuffix(rest, "/"), "", !strings.HasPrefix(rest, "/")
+	}
+	for prefix, subs := range subresources {
+		name, ok := strings.CutPrefix(rest, prefix)
+		if !ok {
+			continue
+		}
+		trimmed := strings.TrimSuffix(name, "/")
+		for _, sub := range subs {
+			if n, ok := strings.CutSuffix(trimmed, "/"+sub); ok {
+				return prefix + "{name}/" + sub, n, true
+			}
+		}
+		return prefix + "{name}", name, true
+	}
+	return "", "", false
+}
+
+// withoutMatrix cuts the parameters (";x=y") off each segment of a raw path.
+func withoutMatrix(path string) string {
+	if strings.IndexByte(path, ';') < 0 {
+		return path
+	}
+	var b strings.Builder
+	for i, seg := range strings.Split(path, "/") {
+		if i > 0 {
+			b.WriteByte('/')
+		}
+		seg, _, _ = strings.Cut(seg, ";")
+		b.WriteString(seg)
+	}
+	return b.String()
+}
+
+// decodeName decodes the percent escapes of a raw name; a '+' stays one. Bytes
+// that are not UTF-8 become U+FFFD, as in Java. ok is false for a broken escape
+// or a NUL, which Jetty refuses before anything else looks at the request.
+func decodeName(raw string) (name string, ok bool) {
+	if strings.IndexByte(raw, '%') < 0 {
+		return strings.ToValidUTF8(raw, "\ufffd"), true
+	}
+	b := make([]byte, 0, len(raw))
+	for i := 0; i < len(raw); i++ {
+		c := raw[i]
+		if c == '%' {
+			if i+2 >= len(raw) {
+				return "", false
+			}
+			hi, lo := unhex(raw[i+1]), unhex(raw[i+2])
+			if hi < 0 || lo < 0 || hi == 0 && lo == 0 {
+				return "", false
+			}
+			c = byte(hi<<4 | lo)
+			i += 2
+		}
+		b = append(b, c)
+	}
+	return strings.ToValidUTF8(string(b), "\ufffd"), true
+}
+
+func unhex(c byte) int {
+	switch {
+	case c >= '0' && c <= '9':
+		return int(c - '0')
+	case c >= 'a' && c <= 'f':
+		return int(c-'a') + 10
+	case c >= 'A' && c <= 'F':
+		return int(c-'A') + 10
+	}
+	return -1
+}
+
+// find returns the route of a method on a pattern; HEAD goes where GET goes.
+func find(pattern, method string) *route {
+	if method == http.MethodHead {
+		method = http.MethodGet
+	}
+	for i := range routes {
+		if routes[i].pattern == pattern && routes[i].method == method {
+			return &routes[i]
+		}
+	}
+	return nil
+}
+
+// allowed is the value of the Allow header of a pattern.
+func allowed(pattern string) string {
+	methods := []string{http.MethodOptions}
+	for i := range routes {
+		if routes[i].pattern == pattern {
+			if routes[i].method == http.MethodGet {
+				methods = append(methods, http.MethodHead)
+			}
+			methods = append(methods, routes[i].method)
+		}
+	}
+	return strings.Join(slices.Compact(methods), ",")
+}
