@@ -115,6 +115,9 @@ func create(t *testing.T, p provider.Provider, s provider.Spec) provider.KeyVers
 	if err != nil {
 		t.Fatalf("Create(%q): %v", s.Name, err)
 	}
+	// A backing that all tests share stays small. The test may have deleted the
+	// key, or closed the provider.
+	t.Cleanup(func() { _ = p.Delete(context.Background(), s.Name) })
 	return v
 }
 
