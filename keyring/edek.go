@@ -269,7 +269,8 @@ func notUnder(version string, es []claviger.EDEK) (old []claviger.EDEK, at []int
 // reencryptForeign is reencrypt where versions in foreign are not ours: DEKs are
 // unwrapped, at the primary by one call for each version and at the sources,
 // and then wrapped under the current version by one call.
-func (r *Ring) reencryptForeign(ctx context.Context, key string, current provider.KeyVersion, foreign map[string]struct{}, es []claviger.EDEK) ([]claviger.EDEK, error) {
+func (r *Ring) reencryptForeign(ctx context.Context, key string, current provider.KeyVersion, foreign map[string]struct{},
+	es []claviger.EDEK) ([]claviger.EDEK, error) {
 	const op = "keyring.Reencrypt"
 	if !r.cfg.Reencryption {
 		return nil, claviger.Errorf(op, claviger.Invalid, key,

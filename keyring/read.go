@@ -98,11 +98,12 @@ func (r *Ring) Current(ctx context.Context, c claviger.Caller, key string) (*pro
 		return nil, err
 	}
 	v, err := r.currentVersion(ctx, key)
-	if err != nil && !claviger.Is(err, claviger.KeyNotFound) {
+	missing := claviger.Is(err, claviger.KeyNotFound)
+	if err != nil && !missing {
 		return nil, err
 	}
 	q.ok(ctx, key, "")
-	if err != nil {
+	if missing {
 		return nil, nil
 	}
 	v = owned(v)

@@ -110,8 +110,8 @@ func caller(user string) claviger.Caller {
 // counting counts what a provider is asked for.
 type counting struct {
 	*memory.Provider
-	encrypts, blocks                   atomic.Int64
-	versions, currents, metadata, keys atomic.Int64
+	encrypts, blocks             atomic.Int64
+	versions, currents, metadata atomic.Int64
 
 	before func(ctx context.Context, call string) error // nil: nothing
 }
