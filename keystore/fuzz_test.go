@@ -1,0 +1,107 @@
+package keystore
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"claviger/secret"
+)
+
+// seeds fails a fuzz target whose seed folder is empty: the seeds are what Java
+// wrote, and without them it would only ever see rubbish.
+func seeds(f *testing.F, least int) {
+	f.Helper()
+	list, err := os.ReadDir(filepath.Join("testdata", "fuzz", f.Name()))
+	if err != nil || len(list) < least {
+		f.Fatalf("%d seeds in testdata/fuzz/%s, want at least %d; %v", len(list), f.Name(), least, err)
+	}
+}
+
+// FuzzJCEKS: what is read of a keystore is written and read again as the same.
+// The check at the end is made to fit, and no entry is decrypted: that would
+// take all the time.
+func FuzzJCEKS(f *testing.F) {
+	seeds(f, 4)
+	password := secret.Bytes("password")
+	f.Fuzz(func(t *testing.T, data []byte) {
+		r := &jceksReader{b: data}
+		if _, err := r.store(); err != nil {
+			return
+		}
+		sum := jceksDigest(password, data[:r.off])
+		s, err := ParseJCEKS(append(bytes.Clone(data[:r.off]), sum[:]...), password)
+		if err != nil {
+			t.Fatalf("read without its check, not with it: %v", err)
+		}
+		out, err := s.Marshal(password)
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := ParseJCEKS(out, password)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(again.entries) != len(s.entries) {
+			t.Fatalf("%d entries, after writing %d", len(s.entries), len(again.entries))
+		}
+		for alias, e := range s.entries {
+			if !e.Equal(again.entries[alias]) {
+				t.Errorf("entry %q changed", alias)
+			}
+		}
+	})
+}
+
+// FuzzJavaSerialization: no input costs more than its length, or crashes; and a
+// key that is read is written so that it is read again.
+func FuzzJavaSerialization(f *testing.F) {
+	seeds(f, 5)
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if _, n, err := decodeSealed(data); n > len(data) {
+			t.Fatalf("read %d of %d bytes, %v", n, len(data), err)
+		}
+		s, err := decodeSecret(data)
+		if err != nil {
+			return
+		}
+		var out []byte
+		if s.HadoopMetadata != nil {
+			out, err = encodeHadoopMetadata(s.HadoopMetadata)
+		} else {
+			out, err = encodeSecretKey(s.Algorithm, s.Material)
+		}
+		if err != nil {
+			return // longer than what we write
+		}
+		again, err := decodeSecret(out)
+		if err != nil || again.Algorithm != s.Algorithm || !again.Material.Equal(s.Material) || !bytes.Equal(again.HadoopMetadata, s.HadoopMetadata) {
+			t.Errorf("%q, %q; after writing %q, %q, %v", s.Algorithm, s.HadoopMetadata, again.Algorithm, again.HadoopMetadata, err)
+		}
+	})
+}
+
+// FuzzMUTF8: Java's text is read into Go's and back.
+func FuzzMUTF8(f *testing.F) {
+	f.Add([]byte("k1@0"))
+	f.Add([]byte("gr\xc3\xb6\xc3\x9fe\xed\xa0\xb4\xed\xb4\x9e"))
+	f.Add([]byte("\xc0\x80"))
+	f.Add([]byte("\xed\xa0\xb4"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		s, err := decodeMUTF8(data)
+		if err != nil {
+			return
+		}
+		b, err := appendMUTF8(nil, s)
+		if err != nil {
+			if len(s) > maxMUTF8/2 {
+				return
+			}
+			t.Fatalf("%q was read and cannot be written: %v", s, err)
+		}
+		if again, err := decodeMUTF8(b[2:]); err != nil || again != s {
+			t.Errorf("%q became %q, %v", s, again, err)
+		}
+	})
+}
