@@ -6,7 +6,9 @@ import (
 	"crypto/rand"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 
@@ -362,6 +364,43 @@ func TestConcurrentDecrypts(t *testing.T) {
 	if v, m := l.primary.versions.Load(), l.primary.metadata.Load(); v != 1 || m != 1 {
 		t.Errorf("the primary was asked for the version %d times, for the metadata %d times", v, m)
 	}
+}
+
+// TestDecryptsAreNotQueued: 64 requests are at the provider together, which can
+// then gather them into few calls to an HSM.
+func TestDecryptsAreNotQueued(t *testing.T) {
+	const together = 64
+	l := newLab(t, nil)
+	var here atomic.Int64
+	all := make(chan struct{})
+	l.primary.before = func(ctx context.Context, call string) error {
+		if call != "EncryptBlocks" {
+			return nil
+		}
+		if here.Add(1) == together {
+			close(all)
+		}
+		select {
+		case <-all:
+			return nil
+		case <-ctx.Done():
+			return claviger.Errorf("test", claviger.Unavailable, "", "only %d came together", here.Load())
+		}
+	}
+	create(t, l.primary, "k")
+	es, deks := made(t, l.primary.Provider, "k@0", together)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	var wg sync.WaitGroup
+	for i, e := range es {
+		wg.Go(func() {
+			dek, err := l.Decrypt(ctx, caller("u"), "k", true, e)
+			if err != nil || !dek.Equal(deks[i]) {
+				t.Errorf("EDEK %d: %v", i, err)
+			}
+		})
+	}
+	wg.Wait()
 }
 
 // TestRollUnderLoad: whatever goes on beside it, what a roll has returned is in

@@ -198,7 +198,9 @@ func abilities(p provider.Provider) (provider.BlockEncrypter, provider.EDEKServi
 }
 
 // Close stops the queues and writes the counters. It does not close the
-// providers. The error tells that the counters could not be written.
+// providers. It is called when the faces have ended their requests: what a
+// request still under way counts is lost. The error tells that the counters
+// could not be written.
 func (r *Ring) Close() error {
 	var err error
 	r.close.Do(func() {
