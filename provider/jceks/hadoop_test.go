@@ -1,0 +1,207 @@
+package jceks
+
+import (
+	"context"
+	"encoding/hex"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"claviger"
+	"claviger/provider"
+	"claviger/secret"
+)
+
+const hadoopPassword = "secretpw"
+
+// hadoopRun returns a function that runs testdata/java/HadoopKeys.java, which
+// goes through Hadoop's own JavaKeyStoreProvider. CLAVIGER_HADOOP_JARS names the
+// folder of Hadoop's jars; scripts/hadoop-jars prints one. Without it the test is
+// skipped, or fails if CLAVIGER_REQUIRE_HADOOP says that there must be one.
+func hadoopRun(t *testing.T) func(path string, commands ...string) (string, error) {
+	t.Helper()
+	jars := os.Getenv("CLAVIGER_HADOOP_JARS")
+	if _, err := exec.LookPath("java"); jars == "" || err != nil {
+		if os.Getenv("CLAVIGER_REQUIRE_HADOOP") == "1" {
+			t.Fatalf("CLAVIGER_HADOOP_JARS is %q, java: %v", jars, err)
+		}
+		t.Skip("CLAVIGER_HADOOP_JARS does not name a folder with Hadoop's jars: the exchange with a real Hadoop is left out")
+	}
+	dir := t.TempDir()
+	config := filepath.Join(dir, "log4j.properties")
+	if err := os.WriteFile(config, []byte("log4j.rootLogger=OFF\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	flags := []string{"-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Dfile.encoding=UTF-8", "-Dlog4j.configuration=file:" + config, "-cp", jars + "/*:" + dir}
+	cmd := exec.CommandContext(t.Context(), "javac", "-cp", jars+"/*", "-d", dir, "testdata/java/HadoopKeys.java")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("javac: %v\n%s", err, out)
+	}
+	return func(path string, commands ...string) (string, error) {
+		cmd := exec.CommandContext(t.Context(), "java", append(append(flags, "HadoopKeys", "jceks://file@"+path), commands...)...)
+		cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8", passwordEnv+"="+hadoopPassword)
+		var stderr strings.Builder
+		cmd.Stderr = &stderr
+		out, err := cmd.Output()
+		if err != nil {
+			return stderr.String(), err
+		}
+		return string(out), nil
+	}
+}
+
+// TestHadoopExchange: Hadoop reads what we wrote, changes it, and we read and
+// change that, several times over, on one file. Our provider stays open
+// throughout and sees each of Hadoop's changes.
+func TestHadoopExchange(t *testing.T) {
+	run := hadoopRun(t)
+	path := filepath.Join(t.TempDir(), "kms.keystore")
+	hadoop := func(commands ...string) string {
+		t.Helper()
+		out, err := run(path, commands...)
+		if err != nil {
+			t.Fatalf("Hadoop, %q: %v\n%s", commands, err, out)
+		}
+		return out
+	}
+	p := openFile(t, path, hadoopPassword)
+	agree := func(extra ...string) {
+		t.Helper()
+		commands := []string{}
+		for _, n := range extra {
+			commands = append(commands, "name="+n)
+		}
+		if got, want := hadoop(append(commands, "dump")...), dump(t, p, extra...); got != want {
+			t.Fatalf("Hadoop reads\n%s\nwe read\n%s", got, want)
+		}
+	}
+	description := "Größe <&> \u2028 \"鍵\""
+	long := strings.Repeat("long ", 1000)
+	for _, s := range []provider.Spec{
+		{Name: "plain", Cipher: claviger.DefaultCipher, BitLength: 128},
+		{Name: "full", Cipher: "AES/CBC/NoPadding", BitLength: 256, Description: &description, Attributes: map[string]string{"key.acl.name": "x", "ü": "<&>"}},
+		{Name: "long", Cipher: claviger.DefaultCipher, BitLength: 192, Description: &long},
+		{Name: "at@1", Cipher: claviger.DefaultCipher, BitLength: 128},
+		{Name: "späť/a b", Cipher: claviger.DefaultCipher, BitLength: 128, Material: secret.Bytes("0123456789abcdef")},
+	} {
+		if _, err := p.Create(t.Context(), s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.iterations = 0 // as outside of tests
+	if _, err := p.Roll(t.Context(), "full", nil); err != nil {
+		t.Fatal(err)
+	}
+	agree("at@1")
+
+	// Hadoop writes: now there are checksums beside the file, which our next
+	// write must not leave stale.
+	material := strings.Repeat("ab", 16)
+	hadoop("roll=plain:"+material, "create=theirs:AES/CTR/NoPadding:"+material)
+	if !exists(beside(path, ".crc")) {
+		t.Error("Hadoop wrote no checksums; this test shows less than it should")
+	}
+	agree("at@1")
+	got, err := p.Version(t.Context(), "plain@1")
+	if err != nil || hex.EncodeToString(got.Material) != material {
+		t.Errorf("Hadoop's version: %v", err)
+	}
+	stale, err := os.ReadFile(beside(path, ".crc"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Roll(t.Context(), "theirs", nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Delete(t.Context(), "long"); err != nil {
+		t.Fatal(err)
+	}
+	agree("at@1")
+	hadoop("delete=plain", "roll=theirs:"+material, "roll=full:"+strings.Repeat("cd", 32))
+	agree("at@1")
+	if m, err := p.Metadata(t.Context(), "plain", "theirs"); err != nil || m[0] != nil || m[1].Versions != 3 {
+		t.Errorf("after Hadoop's changes: %+v, %v", m, err)
+	}
+
+	// What Hadoop does with stale checksums, to know that they matter.
+	if err := os.WriteFile(beside(path, ".crc"), stale, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := run(path, "dump"); err == nil || !strings.Contains(out, "ChecksumException") && !strings.Contains(out, "FileNotFoundException") {
+		t.Errorf("Hadoop takes a file with stale checksums: %v\n%s", err, out)
+	}
+	if _, err := p.Roll(t.Context(), "theirs", nil); err != nil {
+		t.Fatal(err)
+	}
+	agree("at@1")
+}
+
+// TestHadoopReadsImported: an imported key's versions do not begin at 0, and
+// Hadoop goes on from there.
+func TestHadoopReadsImported(t *testing.T) {
+	run := hadoopRun(t)
+	path := filepath.Join(t.TempDir(), "kms.keystore")
+	p := openFile(t, path, hadoopPassword)
+	m := claviger.Metadata{Name: "imported", Cipher: claviger.DefaultCipher, BitLength: 128, Versions: 3}
+	versions, err := p.Import(t.Context(), m, 2, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if versions[0].Name != "imported@3" || versions[1].Name != "imported@4" {
+		t.Errorf("imported as %q and %q", versions[0].Name, versions[1].Name)
+	}
+	material := strings.Repeat("ef", 16)
+	out, err := run(path, "roll=imported:"+material, "dump")
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	for _, line := range []string{
+		"\n  imported@3 " + hex.EncodeToString(versions[0].Material) + "\n",
+		"\n  imported@4 " + hex.EncodeToString(versions[1].Material) + "\n", "\n  imported@5 " + material + "\n",
+	} {
+		if !strings.Contains(out, line) {
+			t.Errorf("Hadoop does not read %q of\n%s", line, out)
+		}
+	}
+	cur, err := p.Current(t.Context(), "imported")
+	if err != nil || cur.Name != "imported@5" {
+		t.Errorf("the current version is %q, %v", cur.Name, err)
+	}
+}
+
+// TestHadoopAfterCrash: Hadoop starts from every state in which our write can be
+// cut off, with the keys of before or of after.
+func TestHadoopAfterCrash(t *testing.T) {
+	run := hadoopRun(t)
+	dir := t.TempDir()
+	made := filepath.Join(dir, "made")
+	p := openFile(t, made, hadoopPassword)
+	create := func(name string) []byte {
+		t.Helper()
+		if _, err := p.Create(context.Background(), provider.Spec{Name: name, Cipher: claviger.DefaultCipher, BitLength: 128}); err != nil {
+			t.Fatal(err)
+		}
+		data, err := os.ReadFile(made)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return data
+	}
+	before := create("first")
+	after := create("second")
+	for _, tc := range crashStates {
+		t.Run(tc.name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "kms.keystore")
+			tc.make(t, path, before, after)
+			out, err := run(path, "dump")
+			if err != nil {
+				t.Fatalf("%v\n%s", err, out)
+			}
+			if second := strings.Contains(out, "\nsecond "); !strings.HasPrefix(out, "first ") || second != tc.after {
+				t.Errorf("Hadoop reads, want the keys of after: %v\n%s", tc.after, out)
+			}
+		})
+	}
+}
