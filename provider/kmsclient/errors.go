@@ -81,6 +81,7 @@ var texts = []struct {
 	{text: "Wrong keysize", kind: claviger.InvalidKeySize},
 	{text: "Wrong key length. Required", kind: claviger.MaterialLength},
 	{text: "", class: "UndeclaredThrowableException", op: opCreate, kind: claviger.UnknownCipher},
+	{text: "", class: "UnsupportedOperationException", kind: claviger.Unsupported},
 	{text: "Uppercase key names are unsupported", kind: claviger.Invalid},
 	{text: "Wrong IV length", kind: claviger.BadIV},
 	{text: "does not belong to the key", kind: claviger.WrongKey},

@@ -1,0 +1,83 @@
+package kmsclient_test
+
+import (
+	"context"
+	"io"
+	"net/http/httptest"
+	"testing"
+	"time"
+
+	"claviger/audit"
+	"claviger/authn"
+	"claviger/authz"
+	"claviger/keyring"
+	"claviger/kmsapi"
+	"claviger/provider"
+	"claviger/provider/kmsclient"
+	"claviger/provider/memory"
+	"claviger/provider/providertest"
+)
+
+// serveOurs is our own KMS over a memory provider, open to everybody. It is here
+// and not in kmsapi because the client's conformance is tested; the two must
+// understand each other.
+func serveOurs(t *testing.T, sealed bool) (*httptest.Server, *memory.Provider) {
+	t.Helper()
+	keys := memory.New(memory.Config{Sealed: sealed})
+	t.Cleanup(func() { _ = keys.Close() })
+	var props []authz.Property
+	for _, op := range []string{"CREATE", "DELETE", "ROLLOVER", "GET", "GET_KEYS", "GET_METADATA", "SET_KEY_MATERIAL", "GENERATE_EEK", "DECRYPT_EEK"} {
+		props = append(props, authz.Property{Name: "hadoop.kms.acl." + op, Value: "*"})
+	}
+	for _, op := range []string{"MANAGEMENT", "GENERATE_EEK", "DECRYPT_EEK", "READ"} {
+		props = append(props, authz.Property{Name: "default.key.acl." + op, Value: "*"})
+	}
+	policy, _ := authz.Parse(props)
+	log := audit.NewHadoop(io.Discard, time.Second)
+	t.Cleanup(func() { _ = log.Close() })
+	ring, err := keyring.New(keyring.Config{
+		Primary: keys, Policy: func() *authz.Policy { return policy }, KeyAuthorization: true, Audit: log,
+		CacheEnable: true, CacheTimeout: time.Minute, CurrentCacheTimeout: time.Minute,
+		QueueSize: 100, QueueLowWatermark: 0.3, QueueExpiry: time.Hour, QueueFillers: 2,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = ring.Close() })
+	auth, err := authn.New(authn.Config{Validity: time.Hour, Secrets: authn.NewRandomSecrets(time.Hour, time.Now)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	api, err := kmsapi.New(kmsapi.Config{
+		Ring: ring, Auth: auth, Audit: log, KeyAuthorization: true,
+		Limits: kmsapi.Limits{MaxKeys: 10000, MaxBatch: 10000, MaxBody: 16 << 20},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := httptest.NewServer(api)
+	t.Cleanup(s.Close)
+	return s, keys
+}
+
+func TestConformanceOverOurs(t *testing.T) {
+	for name, sealed := range map[string]bool{"Keystore": false, "HSM": true} {
+		t.Run(name, func(t *testing.T) {
+			s, keys := serveOurs(t, sealed)
+			opener := func(t *testing.T) provider.Provider { return open(t, uriOf(s), kmsclient.Options{}) }
+			providertest.Run(t, providertest.Suite{
+				New: opener,
+				Reopen: func(t *testing.T, p provider.Provider) provider.Provider {
+					_ = p.Close()
+					return opener(t)
+				},
+				Objects:       func(*testing.T, provider.Provider) int { return keys.Objects() },
+				TakesMaterial: !sealed,
+				ShowsMaterial: !sealed,
+			})
+			if list, err := keys.Keys(context.Background()); err != nil || len(list) > 10 {
+				t.Errorf("%d keys are left, %v", len(list), err)
+			}
+		})
+	}
+}
