@@ -23,7 +23,7 @@ var javaTokens = []string{
 
 var someTime = time.UnixMilli(1795478610857).Add(-time.Hour)
 
-func newAuthenticator(t *testing.T, conf authn.Config) *authn.Authenticator {
+func newAuthenticator(t testing.TB, conf authn.Config) *authn.Authenticator {
 	t.Helper()
 	if conf.Secrets == nil {
 		conf.Secrets = ofJava
@@ -113,6 +113,11 @@ func TestUserName(t *testing.T) {
 		{"a=b;user.name=alice", "alice", "alice", ""},
 		{"user%2Ename=a+b%20c", "a b c", "a b c", ""},
 		{"user.name=%zz", "%zz", "%zz", ""},
+		{"user.name=a+%zz%41%4", "a %zzA%4", "a %zzA%4", ""},
+		{"user.name=a%+1", "a% 1", "a% 1", ""},
+		{"user.name=a=b", "a=b", "a=b", ""},
+		{"&&=x&user.name=a", "a", "a", ""},
+		{"user.name&user.name=alice", "", "", "Authentication required"},
 		{"user.name=alice@EXAMPLE.COM", "alice@EXAMPLE.COM", "alice", ""},
 		{"user.name=nn/h1", "nn/h1", "nn", ""},
 		{"user.name=a/b/c", "a/b/c", "a/b/c", ""},

@@ -1,7 +1,7 @@
 package authn
 
 import (
-	"net/url"
+	"strconv"
 	"strings"
 )
 
@@ -19,10 +19,24 @@ func queryValue(raw string, match func(name string) bool) (value string, ok bool
 	return "", false
 }
 
+// formDecode takes '+' for a blank and decodes the escapes that are whole.
 func formDecode(s string) string {
-	d, err := url.QueryUnescape(s)
-	if err != nil {
+	if !strings.ContainsAny(s, "+%") {
 		return s
 	}
-	return d
+	b := make([]byte, 0, len(s))
+	for i := 0; i < len(s); i++ {
+		c := s[i]
+		if c == '+' {
+			c = ' '
+		}
+		if c == '%' && i+2 < len(s) {
+			if v, err := strconv.ParseUint(s[i+1:i+3], 16, 8); err == nil {
+				c = byte(v)
+				i += 2
+			}
+		}
+		b = append(b, c)
+	}
+	return string(b)
 }
