@@ -124,7 +124,7 @@ var rules = []rule{
 	{"eek", []string{"", "secret", "provider"}, "key arithmetic knows who encrypts blocks, and no more"},
 	{"pkcs11", []string{"", "secret"}, "pkcs11 knows no Hadoop"},
 	{"keystore", []string{"", "secret"}, "a codec of keystore files knows no provider"},
-	{"kmswire", []string{"", "secret"}, "a codec of Hadoop's JSON knows no server"},
+	{"kmswire", []string{"", "secret", "provider"}, "a codec of Hadoop's JSON knows the contract's key versions, and no server"},
 	{"hadoopconf", []string{"", "secret"}, "Hadoop's configuration files are a codec"},
 	{"provider/providertest", []string{"", "secret", "provider", "eek"}, "the suite knows the contract and the arithmetic that it checks"},
 	{"provider/builtin", []string{"", "secret", "provider", "provider/*", "metastore"}, "the one list of providers"},
