@@ -1,7 +1,6 @@
 package kmsclient_test
 
 import (
-	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -420,8 +419,7 @@ func TestScheme(t *testing.T) {
 }
 
 func BenchmarkUnwrap100(b *testing.B) {
-	t := &testing.T{}
-	f := newFake(t)
+	f := newFake(b)
 	s := httptest.NewServer(f)
 	defer s.Close()
 	p, err := kmsclient.New(uriOf(s), kmsclient.Options{User: "mig"})
@@ -429,17 +427,17 @@ func BenchmarkUnwrap100(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer func() { _ = p.Close() }()
-	if _, err := p.Create(context.Background(), spec("k")); err != nil {
+	if _, err := p.Create(b.Context(), spec("k")); err != nil {
 		b.Fatal(err)
 	}
-	edeks, err := p.Generate(context.Background(), "k", 100)
+	edeks, err := p.Generate(b.Context(), "k", 100)
 	if err != nil {
 		b.Fatal(err)
 	}
 	b.ReportAllocs()
 	for b.Loop() {
 		f.took()
-		if _, err := p.Unwrap(context.Background(), "k", "", edeks); err != nil {
+		if _, err := p.Unwrap(b.Context(), "k", "", edeks); err != nil {
 			b.Fatal(err)
 		}
 	}

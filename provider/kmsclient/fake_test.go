@@ -44,7 +44,7 @@ type remoteError struct {
 
 func (e *remoteError) Error() string { return e.message }
 
-func newFake(t *testing.T) *fakeKMS {
+func newFake(t testing.TB) *fakeKMS {
 	f := &fakeKMS{
 		keys: memory.New(memory.Config{SequentialIDs: true, URI: "jceks://file@/fake"}), cookies: map[string]string{},
 		proxies: map[string][]string{}, deny: map[string]error{}, material: true,
