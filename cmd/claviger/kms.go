@@ -1,0 +1,315 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"claviger/audit"
+	"claviger/authn"
+	"claviger/authz"
+	"claviger/console"
+	"claviger/hadoopconf"
+	"claviger/keyring"
+	"claviger/kmsapi"
+	"claviger/migrate"
+)
+
+// kmsFlags are the flags of `claviger kms`.
+type kmsFlags struct {
+	conf  string
+	port  int
+	ready string
+	tls   bool
+	level string
+}
+
+func newKMSCommand() *cobra.Command {
+	var f kmsFlags
+	cmd := &cobra.Command{
+		Use:   "kms --conf DIR",
+		Short: "Serve Hadoop's KMS protocol",
+		Long: `kms serves Hadoop's KMS protocol by the files in DIR: core-site.xml, kms-site.xml, kms-acls.xml, ssl-server.xml.
+It ends on SIGTERM or SIGINT when the requests under way are served.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			log, err := newLogger(f.level)
+			if err != nil {
+				return &exitError{exitUsage, err}
+			}
+			return serveKMS(cmd.Context(), f, log)
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&f.conf, "conf", "", "configuration folder")
+	flags.IntVar(&f.port, "http-port", -1, "listen at this port instead of hadoop.kms.http.port; 0 takes any free one")
+	flags.StringVar(&f.ready, "ready-file", "", "write the base URL into this file once requests are served")
+	flags.BoolVar(&f.tls, "tls", false, "serve https, as hadoop.kms.ssl.enabled does")
+	flags.StringVar(&f.level, "log-level", "info", "debug, info, warn or error")
+	_ = cmd.MarkFlagRequired("conf") // the flag is defined above
+	return cmd
+}
+
+// newLogger logs to standard error.
+func newLogger(level string) (*slog.Logger, error) {
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		return nil, fmt.Errorf("--log-level %q: it must be debug, info, warn or error", level)
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: l})), nil
+}
+
+// serveKMS runs the server until ctx ends.
+func serveKMS(ctx context.Context, f kmsFlags, log *slog.Logger) (err error) {
+	conf, err := hadoopconf.LoadKMS(f.conf, os.LookupEnv)
+	if err != nil {
+		return err
+	}
+	for _, w := range conf.Warnings() {
+		log.Warn(w)
+	}
+	if f.port >= 0 {
+		conf.Override("hadoop.kms.http.port", strconv.Itoa(f.port), "--http-port")
+	}
+	if f.tls {
+		conf.Override("hadoop.kms.ssl.enabled", "true", "--tls")
+	}
+	// All that can be wrong is found before anything is opened.
+	set, err := readKMSSettings(conf)
+	if err != nil {
+		return err
+	}
+	auth, err := newAuthenticator(conf, log)
+	if err != nil {
+		return err
+	}
+	policy, err := authz.NewWatcher(filepath.Join(conf.Dir(), "kms-acls.xml"), readACLs, log)
+	if err != nil {
+		return err
+	}
+	trail, err := openAudit(set)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, trail.Close()) }()
+	svc, err := openConfigured(ctx, conf, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, svc.Close()) }()
+
+	cfg := set.ring
+	cfg.Primary, cfg.Sources, cfg.Policy, cfg.Groups, cfg.Audit, cfg.Log = svc.Primary, svc.Sources, policy.Policy, auth.groups.Of, trail, log
+	if svc.Store != nil {
+		cfg.Usage = svc.Store
+	}
+	ring, err := keyring.New(cfg)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, ring.Close()) }()
+
+	s := &kmsServer{conf: conf, set: set, log: log, svc: svc, auth: auth.Authenticator, trail: trail, ring: ring}
+	return s.run(ctx, f.ready, policy)
+}
+
+// kmsServer is the server while it runs.
+type kmsServer struct {
+	conf  *hadoopconf.Conf
+	set   kmsSettings
+	log   *slog.Logger
+	svc   *service
+	auth  *authn.Authenticator
+	trail audit.Logger
+	ring  *keyring.Ring
+	// waiting is why KMS requests are not served yet; "" once they are.
+	waiting atomic.Pointer[string]
+}
+
+// run listens, migrates if it is told to, then serves until ctx ends.
+func (s *kmsServer) run(ctx context.Context, readyFile string, policy *authz.Watcher) (err error) {
+	starting := "the server is starting"
+	s.waiting.Store(&starting)
+	handler, err := s.handler()
+	if err != nil {
+		return err
+	}
+	tlsConf, stopReload, err := s.serverTLS()
+	if err != nil {
+		return err
+	}
+	defer stopReload()
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort(s.set.host, strconv.Itoa(s.set.port)))
+	if err != nil {
+		return fmt.Errorf("listening at the address of hadoop.kms.http.host and hadoop.kms.http.port: %w", err)
+	}
+	scheme := "http"
+	if tlsConf != nil {
+		scheme, listener = "https", tls.NewListener(listener, tlsConf)
+	}
+	server := &http.Server{
+		Handler:           handler,
+		ReadHeaderTimeout: headerTimeout,
+		ReadTimeout:       requestTimeout,
+		WriteTimeout:      answerTimeout,
+		IdleTimeout:       s.set.idle,
+		MaxHeaderBytes:    s.set.maxHeaderBytes,
+		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+		// OPTIONS * goes to the handler as everything else does.
+		DisableGeneralOptionsHandler: true,
+	}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(listener) }()
+	defer func() { err = errors.Join(err, s.shutdown(server, served)) }()
+
+	background, stop := context.WithCancel(ctx)
+	var group sync.WaitGroup
+	defer func() { stop(); group.Wait() }()
+	group.Go(func() { policy.Run(background) })
+
+	if s.set.migrate {
+		if err := s.migrate(ctx); err != nil {
+			return err
+		}
+	}
+	none := ""
+	s.waiting.Store(&none)
+	url := baseURL(scheme, s.set.host, listener.Addr())
+	if readyFile != "" {
+		if err := writeReady(readyFile, url); err != nil {
+			return err
+		}
+	}
+	s.log.Info("serving", "url", url, "provider", s.svc.Primary.URI(), "sources", len(s.svc.Sources))
+	select {
+	case <-ctx.Done():
+		s.log.Info("stopping: requests under way are served to their end")
+		return nil
+	case err := <-served:
+		served <- err
+		return err
+	}
+}
+
+// Time limits of one connection. Clients wait a minute for an answer; a large
+// batch over a slow line may take as long to arrive.
+const (
+	headerTimeout  = 10 * time.Second
+	requestTimeout = time.Minute
+	answerTimeout  = 2 * time.Minute
+)
+
+// shutdown lets requests under way end, for as long as the setting says.
+func (s *kmsServer) shutdown(server *http.Server, served <-chan error) error {
+	ctx, cancel := context.WithTimeout(context.Background(), s.set.shutdown)
+	defer cancel()
+	if err := server.Shutdown(ctx); err != nil {
+		s.log.Warn("requests were still under way at the end of claviger.shutdown.timeout and are cut off", "err", err)
+		if err := server.Close(); err != nil {
+			return err
+		}
+	}
+	if err := <-served; !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+// handler is the REST face, with the console beside it.
+func (s *kmsServer) handler() (http.Handler, error) {
+	var metrics *console.Metrics
+	var observe func(string, int, int, time.Duration)
+	if s.set.metrics {
+		metrics = console.NewMetrics(s.ring.SourceUse)
+		observe = metrics.Observe
+	}
+	api, err := kmsapi.New(kmsapi.Config{
+		Ring: s.ring, Auth: s.auth, Audit: s.trail, Log: s.log, KeyAuthorization: s.set.ring.KeyAuthorization,
+		Limits:   kmsapi.Limits{MaxKeys: s.set.maxKeys, MaxBatch: s.set.maxBatch, MaxBody: s.set.maxBody},
+		NotReady: func() string { return *s.waiting.Load() },
+		Observe:  observe,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return console.New(console.Config{Checks: s.checks(), Metrics: metrics, Log: s.log}, api), nil
+}
+
+// checks are the conditions of readiness.
+func (s *kmsServer) checks() []console.Check {
+	checks := []console.Check{
+		{Name: "started", Run: func(context.Context) error {
+			if why := *s.waiting.Load(); why != "" {
+				return errors.New(why)
+			}
+			return nil
+		}},
+		{Name: "provider", Run: s.ring.Health},
+		{Name: "audit", Run: func(context.Context) error { return s.trail.Err() }},
+	}
+	if s.svc.Store != nil {
+		checks = append(checks, console.Check{Name: "metastore", Run: s.svc.Store.Check})
+	}
+	for i, src := range s.ring.Sources() {
+		checks = append(checks, console.Check{Name: "source " + src.URI, Informational: true, Run: func(context.Context) error {
+			now := s.ring.Sources()[i]
+			if now.State != "closed" {
+				return fmt.Errorf("circuit breaker %s after failures", now.State)
+			}
+			return nil
+		}})
+	}
+	return checks
+}
+
+// baseURL is where clients find the server: the host as configured, localhost
+// where it listens at every address.
+func baseURL(scheme, host string, addr net.Addr) string {
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		host = "localhost"
+	}
+	_, port, _ := net.SplitHostPort(addr.String()) // a TCP address always has one
+	return scheme + "://" + net.JoinHostPort(host, port) + "/kms"
+}
+
+// writeReady puts the URL and a newline into the file, at once.
+func writeReady(path, url string) error {
+	tmp := path + ".tmp"
+	if err := os.WriteFile(tmp, []byte(url+"\n"), 0o644); err != nil { //nolint:gosec // others wait for it
+		return fmt.Errorf("--ready-file: %w", err)
+	}
+	if err := os.Rename(tmp, path); err != nil {
+		return fmt.Errorf("--ready-file: %w", err)
+	}
+	return nil
+}
+
+// migrate takes over the source's metadata before requests are served.
+func (s *kmsServer) migrate(ctx context.Context) error {
+	why := "the migration of key metadata at start is under way"
+	s.waiting.Store(&why)
+	engine, err := s.svc.engine(ctx, migrate.Config{
+		Log: s.log,
+		Progress: func(p migrate.Progress) {
+			text := fmt.Sprintf("%s: %d of %d keys", why, p.Keys, p.KeysTotal)
+			s.waiting.Store(&text)
+		},
+	})
+	if err != nil {
+		return err
+	}
+	_, err = engine.AtStart(ctx)
+	return err
+}

@@ -1,0 +1,106 @@
+// Command claviger is a Hadoop-compatible key management server whose
+// encryption-zone keys are born in an HSM and never leave it, and the way
+// there from any other Hadoop KMS. One binary, one file a subcommand.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+// Exit codes. They are part of the command line's contract.
+const (
+	exitOK      = 0
+	exitFailed  = 1 // the work was not done; standard error says why
+	exitUsage   = 2 // the command line itself is wrong
+	exitRefused = 3 // the work was refused, or found something that a person must decide
+)
+
+// exitError carries an exit code through cobra. Its error may be nil where all
+// has been said on the way.
+type exitError struct {
+	code int
+	err  error
+}
+
+func (e *exitError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit %d", e.code)
+	}
+	return e.err.Error()
+}
+
+func (e *exitError) Unwrap() error { return e.err }
+
+func main() { os.Exit(run(os.Args[1:])) }
+
+// run is main without the exit, so that scripts in tests can call it.
+func run(args []string) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	root := newRootCommand()
+	root.SetArgs(args)
+	cmd, err := root.ExecuteContextC(ctx)
+	if err == nil {
+		return exitOK
+	}
+	code := exitFailed
+	var coded *exitError
+	if errors.As(err, &coded) {
+		code = coded.code
+		if coded.err == nil {
+			return code
+		}
+	}
+	fmt.Fprintf(cmd.ErrOrStderr(), "claviger: %v\n", err)
+	if code == exitUsage {
+		fmt.Fprintf(cmd.ErrOrStderr(), "Run '%s --help' for usage.\n", cmd.CommandPath())
+	}
+	return code
+}
+
+func newRootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "claviger",
+		Short: "A Hadoop KMS whose keys are born in an HSM, and the way there",
+		Long: `claviger is a key management server for Hadoop: HDFS, Spark, Hive and 'hadoop key' talk to it unchanged.
+Its encryption-zone keys are born in a hardware security module and never leave it.`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		// An unknown subcommand must be an error with a suggestion, not a help page
+		// with exit status 0.
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return fmt.Errorf("unknown command %q for %q", args[0], cmd.CommandPath())
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.CompletionOptions.HiddenDefaultCmd = true
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &exitError{exitUsage, err} })
+	root.AddCommand(newKMSCommand())
+	usageErrors(root)
+	return root
+}
+
+// usageErrors makes every command's argument errors exit with exitUsage.
+func usageErrors(c *cobra.Command) {
+	if check := c.Args; check != nil {
+		c.Args = func(cmd *cobra.Command, args []string) error {
+			if err := check(cmd, args); err != nil {
+				return &exitError{exitUsage, err}
+			}
+			return nil
+		}
+	}
+	for _, sub := range c.Commands() {
+		usageErrors(sub)
+	}
+}

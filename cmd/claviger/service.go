@@ -1,0 +1,205 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/user"
+	"strings"
+	"sync"
+
+	"claviger/hadoopconf"
+	"claviger/keyring"
+	"claviger/metastore"
+	"claviger/metastore/sqlite"
+	"claviger/migrate"
+	"claviger/provider"
+	"claviger/provider/builtin"
+)
+
+// service is what a configuration folder describes: the providers, and the
+// metastore where one is needed. The server and the migration's commands open
+// the same.
+type service struct {
+	Conf    *hadoopconf.Conf
+	Log     *slog.Logger
+	Primary provider.Provider
+	Sources []keyring.Source
+	// Store is nil where neither the primary provider nor a source needs one.
+	Store metastore.Store
+
+	storeOnce sync.Once
+	storeErr  error
+}
+
+// openService loads the configuration in dir, says on log what is odd about it,
+// and opens what it names.
+func openService(ctx context.Context, dir string, log *slog.Logger) (*service, error) {
+	conf, err := hadoopconf.LoadKMS(dir, os.LookupEnv)
+	if err != nil {
+		return nil, err
+	}
+	for _, w := range conf.Warnings() {
+		log.Warn(w)
+	}
+	return openConfigured(ctx, conf, log)
+}
+
+// openConfigured opens what a loaded configuration names.
+func openConfigured(ctx context.Context, conf *hadoopconf.Conf, log *slog.Logger) (*service, error) {
+	s := &service{Conf: conf, Log: log}
+	if err := s.open(ctx); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return s, nil
+}
+
+func (s *service) open(ctx context.Context) error {
+	registry := builtin.Registry(builtin.Options{Store: s.store, ClientTLS: s.clientTLS})
+	env := provider.Env{Get: s.Conf.Get, Getenv: os.Getenv, ConfDir: s.Conf.Dir(), User: osUser(), Log: s.Log}
+
+	list, err := s.uris(hadoopconf.ProviderURI)
+	if err != nil {
+		return err
+	}
+	if len(list) == 0 {
+		return fmt.Errorf("property %s names no provider; known schemes: %s", hadoopconf.ProviderURI, strings.Join(registry.Schemes(), ", "))
+	}
+	if s.Primary, err = registry.Open(ctx, list[0], env); err != nil {
+		return s.blame(hadoopconf.ProviderURI, err)
+	}
+	for _, uri := range list[1:] {
+		p, err := registry.Open(ctx, uri, env)
+		if err != nil {
+			return s.blame(hadoopconf.ProviderURI, err)
+		}
+		s.Sources = append(s.Sources, keyring.Source{Provider: p})
+	}
+	sources, err := s.uris(hadoopconf.SourceURI)
+	if err != nil {
+		return err
+	}
+	for _, uri := range sources {
+		p, err := registry.Open(ctx, uri, env)
+		if err != nil {
+			return s.blame(hadoopconf.SourceURI, err)
+		}
+		s.Sources = append(s.Sources, keyring.Source{Provider: p, Reencryption: true})
+	}
+	if len(s.Sources) > 0 {
+		// Who still uses a source must outlive this process.
+		if _, err := s.store(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *service) uris(property string) ([]string, error) {
+	v, ok := s.Conf.Get(property)
+	if !ok {
+		return nil, nil
+	}
+	list, err := provider.SplitURIs(v)
+	if err != nil {
+		return nil, s.blame(property, err)
+	}
+	return list, nil
+}
+
+// blame says which property led to an error.
+func (s *service) blame(property string, err error) error {
+	p, _ := s.Conf.Lookup(property)
+	return fmt.Errorf("%s: property %s: %w", p.Where(), property, err)
+}
+
+// store opens the metastore, once.
+func (s *service) store(ctx context.Context) (metastore.Store, error) {
+	s.storeOnce.Do(func() { s.Store, s.storeErr = openStore(ctx, s.Conf) })
+	return s.Store, s.storeErr
+}
+
+// openStore opens the metastore that the configuration names.
+func openStore(ctx context.Context, conf *hadoopconf.Conf) (metastore.Store, error) {
+	uri, _ := conf.Get(hadoopconf.MetastoreURI)
+	p, _ := conf.Lookup(hadoopconf.MetastoreURI)
+	path, ok := strings.CutPrefix(uri, "sqlite://")
+	if !ok || !strings.HasPrefix(path, "/") {
+		return nil, &hadoopconf.ValueError{Property: p, Value: uri, Want: "it must be sqlite:// and an absolute path, as in sqlite:///var/lib/claviger/claviger.db"}
+	}
+	st, err := sqlite.Open(ctx, path)
+	if err != nil {
+		return nil, fmt.Errorf("%s: property %s: %w", p.Where(), hadoopconf.MetastoreURI, err)
+	}
+	return st, nil
+}
+
+// Close closes the providers, then the store.
+func (s *service) Close() error {
+	var errs []error
+	for _, src := range s.Sources {
+		errs = append(errs, src.Close())
+	}
+	if s.Primary != nil {
+		errs = append(errs, s.Primary.Close())
+	}
+	if s.Store != nil {
+		errs = append(errs, s.Store.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// osUser is the name that we go by at a KMS with simple authentication.
+// HADOOP_USER_NAME overrides it, as for every Hadoop client.
+func osUser() string {
+	if u := os.Getenv("HADOOP_USER_NAME"); u != "" {
+		return u
+	}
+	if u, err := user.Current(); err == nil {
+		return u.Username
+	}
+	return "claviger"
+}
+
+// engine makes the migration's engine over what is open. cfg brings what is the
+// caller's own.
+func (s *service) engine(ctx context.Context, cfg migrate.Config) (*migrate.Engine, error) {
+	target, ok := s.Primary.(migrate.Target)
+	if !ok {
+		return nil, s.blame(hadoopconf.ProviderURI, fmt.Errorf("the first provider, %s, cannot take over keys; it must be an HSM (cloudera.hsmkp:// or pkcs11:) or a jceks:// keystore", s.Primary.URI()))
+	}
+	store, err := s.store(ctx)
+	if err != nil {
+		return nil, err
+	}
+	cfg.Target, cfg.Store = target, store
+	if src, ok := s.reencryptionSource(); ok {
+		cfg.Source = src
+	}
+	if cfg.Versions == "" {
+		switch v := migrate.Versions(s.Conf.String("claviger.migration.versions")); v {
+		case migrate.All, migrate.Current:
+			cfg.Versions = v
+		default:
+			return nil, refuse(s.Conf, "claviger.migration.versions", "it must be all or current")
+		}
+	}
+	return migrate.New(cfg)
+}
+
+// reencryptionSource is the source that a migration reads: the one of
+// hadoop.kms.key.provider.reencryption.source.uri, else the last of the
+// provider list.
+func (s *service) reencryptionSource() (provider.Provider, bool) {
+	for _, src := range s.Sources {
+		if src.Reencryption {
+			return src.Provider, true
+		}
+	}
+	if n := len(s.Sources); n > 0 {
+		return s.Sources[n-1].Provider, true
+	}
+	return nil, false
+}

@@ -1,0 +1,224 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"math"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"claviger/audit"
+	"claviger/authn"
+	"claviger/authz"
+	"claviger/hadoopconf"
+	"claviger/keyring"
+)
+
+// kmsSettings are the properties of the server, read and checked.
+type kmsSettings struct {
+	host           string
+	port           int
+	tls            bool
+	maxHeaderBytes int
+	idle           time.Duration
+	shutdown       time.Duration
+	maxKeys        int
+	maxBatch       int
+	maxBody        int64
+	metrics        bool
+	migrate        bool
+	auditWindow    time.Duration
+	auditFile      string
+	ring           keyring.Config // all but what is opened later
+}
+
+// reader collects the first error, so that a table of properties reads as one.
+type reader struct {
+	conf *hadoopconf.Conf
+	err  error
+}
+
+func (r *reader) keep(err error) {
+	if r.err == nil {
+		r.err = err
+	}
+}
+
+func (r *reader) int(name string, lo, hi int64) int64 {
+	n, err := r.conf.Int(name, lo, hi)
+	r.keep(err)
+	return n
+}
+
+func (r *reader) bool(name string) bool {
+	b, err := r.conf.Bool(name)
+	r.keep(err)
+	return b
+}
+
+func (r *reader) duration(name string, unit time.Duration) time.Duration {
+	d, err := r.conf.Duration(name, unit)
+	r.keep(err)
+	return d
+}
+
+func (r *reader) float(name string, lo, hi float64) float64 {
+	f, err := r.conf.Float(name, lo, hi)
+	r.keep(err)
+	return f
+}
+
+// readKMSSettings reads every property that the server uses itself; a value that
+// cannot be used is an error that names file, line, property and cure.
+func readKMSSettings(conf *hadoopconf.Conf) (kmsSettings, error) {
+	r := &reader{conf: conf}
+	const queue = "hadoop.security.kms.encrypted.key.cache."
+	s := kmsSettings{
+		host:           conf.String("hadoop.kms.http.host"),
+		port:           int(r.int("hadoop.kms.http.port", 0, 65535)),
+		tls:            r.bool("hadoop.kms.ssl.enabled"),
+		maxHeaderBytes: int(r.int("hadoop.http.max.request.header.size", 1024, 1<<20)),
+		idle:           r.duration("hadoop.http.idle_timeout.ms", time.Millisecond),
+		shutdown:       r.duration("claviger.shutdown.timeout", time.Second),
+		maxKeys:        int(r.int("claviger.kms.max.num.keys", 1, math.MaxInt32)),
+		maxBatch:       int(r.int("claviger.kms.max.batch", 1, math.MaxInt32)),
+		maxBody:        r.int("claviger.kms.max.body.bytes", 1<<16, 1<<32),
+		metrics:        r.bool("claviger.metrics.enabled"),
+		migrate:        r.bool(hadoopconf.InitiateMigration),
+		auditWindow:    r.duration("hadoop.kms.audit.aggregation.window.ms", time.Millisecond),
+		ring: keyring.Config{
+			KeyAuthorization:    r.bool("hadoop.kms.key.authorization.enable"),
+			Reencryption:        r.bool(hadoopconf.ReencryptionEnable),
+			DefaultCipher:       conf.String("hadoop.security.key.default.cipher"),
+			DefaultBitLength:    int(r.int("hadoop.security.key.default.bitlength", 128, 256)),
+			CacheEnable:         r.bool("hadoop.kms.cache.enable"),
+			CacheTimeout:        r.duration("hadoop.kms.cache.timeout.ms", time.Millisecond),
+			CurrentCacheTimeout: r.duration("hadoop.kms.current.key.cache.timeout.ms", time.Millisecond),
+			QueueSize:           int(r.int(queue+"size", 1, 1<<20)),
+			QueueLowWatermark:   r.float(hadoopconf.LowWatermark, 0, 1),
+			QueueExpiry:         r.duration(queue+"expiry", time.Millisecond),
+			QueueFillers:        int(r.int(queue+"num.fill.threads", 1, 1024)),
+			SourceTimeout:       r.duration("claviger.source.timeout", time.Second),
+		},
+	}
+	s.auditFile, _ = conf.Path("claviger.audit.file")
+	if r.err != nil {
+		return s, r.err
+	}
+	if t := conf.String("hadoop.kms.authentication.type"); t != "simple" {
+		return s, refuse(conf, "hadoop.kms.authentication.type", "this build knows only simple")
+	}
+	if _, ok := conf.Get(hadoopconf.SourceURI); s.migrate && !ok && !strings.Contains(conf.String(hadoopconf.ProviderURI), ",") {
+		return s, refuse(conf, hadoopconf.InitiateMigration, fmt.Sprintf("a migration needs a source: set %s to kms://http@HOST:PORT/kms, or this to false", hadoopconf.SourceURI))
+	}
+	return s, nil
+}
+
+// refuse says that a property's value can't be used.
+func refuse(conf *hadoopconf.Conf, name, want string) error {
+	p, _ := conf.Lookup(name)
+	v, _ := conf.Get(name)
+	return &hadoopconf.ValueError{Property: p, Value: v, Want: want}
+}
+
+// authenticator is an Authenticator with the groups that ACLs ask for too.
+type authenticator struct {
+	*authn.Authenticator
+	groups *authn.Groups
+}
+
+func newAuthenticator(conf *hadoopconf.Conf, log *slog.Logger) (*authenticator, error) {
+	const prefix = "hadoop.kms.authentication."
+	r := &reader{conf: conf}
+	ttl := r.duration("hadoop.security.groups.cache.secs", time.Second)
+	validity := r.duration(prefix+"token.validity", time.Second)
+	var inactive time.Duration
+	if conf.String(prefix+"token.max-inactive-interval") != "-1" {
+		inactive = r.duration(prefix+"token.max-inactive-interval", time.Second)
+	}
+	cfg := authn.Config{
+		Anonymous:   r.bool(prefix + "simple.anonymous.allowed"),
+		Validity:    validity,
+		MaxInactive: inactive,
+		Cookie: authn.CookieAttributes{
+			Domain:     conf.String(prefix + "cookie.domain"),
+			Path:       conf.String(prefix + "cookie.path"),
+			Persistent: r.bool(prefix + "cookie.persistent"),
+		},
+	}
+	if r.err != nil {
+		return nil, r.err
+	}
+	if validity == 0 {
+		return nil, refuse(conf, prefix+"token.validity", "it must be at least one second")
+	}
+	groups, err := authn.NewGroups(conf.String(authn.StaticMappingProperty), ttl, log)
+	if err != nil {
+		return nil, fmt.Errorf("property %s: %w", authn.StaticMappingProperty, err)
+	}
+	proxies, warnings := authn.NewProxyUsers(conf.Under(authn.ProxyUserPrefix), groups.Of, log)
+	for _, w := range warnings {
+		log.Warn(w)
+	}
+	cfg.ProxyUsers = proxies
+	if cfg.Secrets, err = secretProvider(conf, validity); err != nil {
+		return nil, err
+	}
+	a, err := authn.New(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return &authenticator{a, groups}, nil
+}
+
+// secretProvider opens what signs the cookies.
+func secretProvider(conf *hadoopconf.Conf, validity time.Duration) (authn.SecretProvider, error) {
+	const kind = "hadoop.kms.authentication.signer.secret.provider"
+	switch conf.String(kind) {
+	case "random":
+		return authn.NewRandomSecrets(validity, nil), nil
+	case "file":
+		const file = "hadoop.kms.authentication.signature.secret.file"
+		path, ok := conf.Path(file)
+		if !ok {
+			return nil, refuse(conf, kind, "set "+file+" to the file that holds the secret")
+		}
+		return authn.NewFileSecret(path)
+	}
+	return nil, refuse(conf, kind, "this build knows random and file")
+}
+
+// readACLs reads kms-acls.xml, alone, as Hadoop does.
+func readACLs(path string) ([]authz.Property, []string, error) {
+	c := hadoopconf.New(filepath.Dir(path), nil)
+	if err := c.AddFile(path, false); err != nil {
+		return nil, nil, err
+	}
+	var props []authz.Property
+	for name, value := range c.All() {
+		props = append(props, authz.Property{Name: name, Value: value})
+	}
+	return props, c.Warnings(), nil
+}
+
+// openAudit opens the audit trail: a file, or standard output.
+func openAudit(s kmsSettings) (audit.Logger, error) {
+	var w io.WriteCloser = standardOutput{}
+	if s.auditFile != "" {
+		f, err := audit.OpenFile(s.auditFile)
+		if err != nil {
+			return nil, err
+		}
+		w = f
+	}
+	return audit.NewHadoop(w, s.auditWindow), nil
+}
+
+// standardOutput is not ours to close.
+type standardOutput struct{}
+
+func (standardOutput) Write(p []byte) (int, error) { return os.Stdout.Write(p) }
+func (standardOutput) Close() error                { return nil }

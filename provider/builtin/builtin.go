@@ -1,0 +1,30 @@
+// Package builtin is the one list of providers.
+package builtin
+
+import (
+	"context"
+	"crypto/tls"
+
+	"claviger/metastore"
+	"claviger/provider"
+	"claviger/provider/jceks"
+	"claviger/provider/kmsclient"
+)
+
+// Options are what some providers need beside their URI.
+type Options struct {
+	// Store opens the node's metastore, for providers that keep metadata beside
+	// their keys. It may be called more than once and returns the same store.
+	Store func(context.Context) (metastore.Store, error)
+	// ClientTLS is for https to another KMS; nil trusts the system's roots.
+	ClientTLS func(provider.Env) (*tls.Config, error)
+}
+
+// Registry returns all providers by URI scheme.
+func Registry(o Options) *provider.Registry {
+	return provider.NewRegistry(
+		provider.Scheme{Name: "jceks", Open: jceks.Open},
+		provider.Scheme{Name: "localjceks", Open: jceks.Open},
+		kmsclient.Scheme(o.ClientTLS),
+	)
+}
