@@ -1,0 +1,233 @@
+// Package demo walks the whole procedure of Cloudera's page "Migrating from a
+// Key Trustee KMS to an HSM KMS" on one machine: a source KMS with keys and
+// EDEKs in use, an HSM KMS beside it on a SoftHSM token, the migration at its
+// start, the re-encryption, the end of the source. It plays the parts of the
+// administrator, of the NameNode and of the users; the servers are real
+// processes of this very binary. Each step says what it does and what it saw,
+// and anything that is not as it should be ends the demo with an error.
+package demo
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"claviger"
+	"claviger/provider"
+	"claviger/secret"
+)
+
+// KMS is what the demo's people use: a Hadoop KMS over its REST protocol.
+type KMS interface {
+	provider.Provider
+	provider.EDEKService
+}
+
+// Options say where and with what.
+type Options struct {
+	Exe   string    // the claviger binary; each role is a process of it
+	Dir   string    // an empty folder for everything that the demo makes
+	Out   io.Writer // the story
+	EDEKs int       // how many EDEKs each zone has at the source
+	// NewToken makes a SoftHSM token in dir and returns how it is reached. Env
+	// holds what a process needs in its environment to see it.
+	NewToken func(dir string) (Token, error)
+	// Connect opens a KMS as the given user.
+	Connect func(ctx context.Context, uri, user string) (KMS, error)
+}
+
+// Token is a token that was made for the demo.
+type Token struct {
+	Module  string   // path of the PKCS#11 library
+	Label   string   // of the token
+	PINFile string   // file with the user's PIN
+	Env     []string // NAME=value
+}
+
+// file is one file in an encryption zone, as far as a KMS is concerned: its
+// EDEK, and the DEK that its content was encrypted with.
+type file struct {
+	zone string
+	edek claviger.EDEK
+	dek  secret.Bytes
+}
+
+// run is the state of one demo.
+type run struct {
+	Options
+	began  time.Time
+	token  Token
+	source *server
+	hsm    *server
+	files  []file
+}
+
+// Users of the demo, by the parts they play.
+const (
+	namenode = "hdfs"  // makes and re-encrypts EDEKs; may not decrypt
+	reader   = "alice" // opens files
+	keyadmin = "keyadmin"
+)
+
+// zones are the two keys that the source has, with their lengths in bits.
+var zones = []struct {
+	name string
+	bits int
+	desc string
+	team string
+}{
+	{"finance", 256, "ledgers since 2014", "finance"},
+	{"web-logs", 128, "", "web"},
+}
+
+// Run plays the demo. The processes that it started are gone when it returns.
+func Run(ctx context.Context, o Options) (err error) {
+	r := &run{Options: o, began: time.Now()}
+	defer func() {
+		stopErr := errors.Join(r.source.stop(), r.hsm.stop())
+		if err == nil {
+			err = stopErr
+		}
+		for _, f := range r.files {
+			f.dek.Wipe()
+		}
+	}()
+	steps := []struct {
+		title string
+		do    func(context.Context) error
+	}{
+		{"Before: a source KMS in use, with two zones' keys and their files", r.stageSource},
+		{"Steps 1-2: kts-site.xml and the .keytrustee folder", r.stepTrusteeFiles},
+		{"Steps 3-4: TLS trust towards the source", r.stepTrust},
+		{"Step 5: the HSM KMS's configuration, and a token behind it", r.stepConfigure},
+		{"Step 6: plan, then ask for the migration on this node", r.stepPlan},
+		{"Steps 7-8: cache sizes, and ZooKeeper under Kerberos", r.stepCaches},
+		{"Steps 9-10: start the HSM KMS, which migrates at its start, and point HDFS at it", r.stepStart},
+		{"After the migration: the keys are the same, the versions are not", r.stepCompare},
+		{"Old files open through the source, new files come from the HSM", r.stepServe},
+		{"Re-encryption, in batches, as a NameNode does it", r.stepReencrypt},
+		{"Step 11: initiatemigration off; may the source go?", r.stepMayItGo},
+		{"The source stops; every file still opens", r.stepSourceGone},
+		{"Steps 12-14: clean up, and serve from the HSM alone", r.stepFinish},
+	}
+	for _, s := range steps {
+		fmt.Fprintf(o.Out, "\n== %s\n", s.title)
+		if err := s.do(ctx); err != nil {
+			return fmt.Errorf("%s: %w", s.title, err)
+		}
+	}
+	return r.report(ctx)
+}
+
+// say prints one line of the story.
+func (r *run) say(format string, args ...any) {
+	fmt.Fprintf(r.Out, "   "+format+"\n", args...)
+}
+
+// connect opens a server's KMS as a user.
+func (r *run) connect(ctx context.Context, s *server, user string) (KMS, error) {
+	k, err := r.Connect(ctx, s.uri, user)
+	if err != nil {
+		return nil, fmt.Errorf("%s as %s: %w", s.name, user, err)
+	}
+	return k, nil
+}
+
+// as runs f with a connection to s of the given user.
+func (r *run) as(ctx context.Context, s *server, user string, f func(KMS) error) error {
+	k, err := r.connect(ctx, s, user)
+	if err != nil {
+		return err
+	}
+	defer k.Close()
+	return f(k)
+}
+
+// openAll lets the reader open every file at s and compares the DEKs.
+func (r *run) openAll(ctx context.Context, s *server) error {
+	return r.as(ctx, s, reader, func(k KMS) error {
+		began := time.Now()
+		for zone, edeks := range r.byZone() {
+			deks, err := k.Unwrap(ctx, zone, "", edeks)
+			if err != nil {
+				return fmt.Errorf("%s opens %d files of zone %s at the %s: %w", reader, len(edeks), zone, s.name, err)
+			}
+			i := 0
+			for _, f := range r.files {
+				if f.zone != zone {
+					continue
+				}
+				if !f.dek.Equal(deks[i]) {
+					return fmt.Errorf("file %d of zone %s, EDEK of %s: the %s gives another DEK than the file was written with", i, zone, f.edek.Version, s.name)
+				}
+				deks[i].Wipe()
+				i++
+			}
+		}
+		r.say("%s opened all %d files at the %s in %v: every DEK is the one that its file was written with", reader, len(r.files), s.name, since(began))
+		return nil
+	})
+}
+
+// byZone returns the EDEKs of the files by zone, in the order of r.files.
+func (r *run) byZone() map[string][]claviger.EDEK {
+	m := map[string][]claviger.EDEK{}
+	for _, f := range r.files {
+		m[f.zone] = append(m[f.zone], f.edek)
+	}
+	return m
+}
+
+// write makes n new files in a zone at s: the NameNode gets the EDEKs, the user
+// opens them.
+func (r *run) write(ctx context.Context, s *server, zone string, n int) error {
+	var edeks []claviger.EDEK
+	err := r.as(ctx, s, namenode, func(k KMS) (err error) {
+		edeks, err = k.Generate(ctx, zone, n)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return r.as(ctx, s, reader, func(k KMS) error {
+		deks, err := k.Unwrap(ctx, zone, "", edeks)
+		if err != nil {
+			return err
+		}
+		for i := range edeks {
+			r.files = append(r.files, file{zone: zone, edek: edeks[i], dek: deks[i]})
+		}
+		return nil
+	})
+}
+
+// versions counts the files of a zone by the key version that wraps them.
+func (r *run) versions(zone string) map[string]int {
+	m := map[string]int{}
+	for _, f := range r.files {
+		if f.zone == zone {
+			m[f.edek.Version]++
+		}
+	}
+	return m
+}
+
+func since(t time.Time) time.Duration { return time.Since(t).Round(100 * time.Microsecond) }
+
+// conf writes a configuration folder.
+func (r *run) conf(name string, files map[string]properties) (string, error) {
+	dir := filepath.Join(r.Dir, name)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", err
+	}
+	for f, props := range files {
+		if err := os.WriteFile(filepath.Join(dir, f), props.xml(), 0o600); err != nil {
+			return "", err
+		}
+	}
+	return dir, nil
+}

@@ -1,0 +1,380 @@
+package demo
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os/user"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"claviger"
+	"claviger/hadoopconf"
+	"claviger/provider"
+)
+
+// batch is how many EDEKs a NameNode sends for re-encryption at once
+// (dfs.namenode.reencrypt.batch.size).
+const batch = 1000
+
+// acls are the rights at either KMS: the NameNode makes EDEKs and opens none,
+// users open what they may read, keyadmin manages, and self is the HSM KMS in
+// its own name.
+func acls(self string) properties {
+	people := namenode + "," + reader + "," + keyadmin
+	return properties{
+		{"hadoop.kms.acl.CREATE", keyadmin},
+		{"hadoop.kms.acl.DELETE", keyadmin},
+		{"hadoop.kms.acl.ROLLOVER", keyadmin},
+		{"hadoop.kms.acl.GET", keyadmin},
+		{"hadoop.kms.acl.GET_KEYS", people + "," + self},
+		{"hadoop.kms.acl.GET_METADATA", people + "," + self},
+		{"hadoop.kms.acl.SET_KEY_MATERIAL", keyadmin},
+		{"hadoop.kms.acl.GENERATE_EEK", namenode},
+		{"hadoop.kms.acl.DECRYPT_EEK", reader + "," + self},
+		{"hadoop.kms.blacklist.DECRYPT_EEK", namenode},
+		{"default.key.acl.MANAGEMENT", keyadmin},
+		{"default.key.acl.GENERATE_EEK", namenode},
+		{"default.key.acl.DECRYPT_EEK", reader},
+		{"default.key.acl.READ", people},
+		{"whitelist.key.acl.READ", self},
+		{"whitelist.key.acl.DECRYPT_EEK", self},
+	}
+}
+
+func (r *run) stageSource(ctx context.Context) error {
+	self, err := user.Current()
+	if err != nil {
+		return err
+	}
+	dir, err := r.conf("source", map[string]properties{
+		"kms-site.xml": {
+			{"hadoop.kms.http.host", "127.0.0.1"},
+			{hadoopconf.ProviderURI, "jceks://file@" + filepath.Join(r.Dir, "source", "kms.keystore")},
+			{"hadoop.kms.proxyuser." + self.Username + ".users", reader},
+			{"hadoop.kms.proxyuser." + self.Username + ".hosts", "127.0.0.1"},
+			{"claviger.audit.file", filepath.Join(r.Dir, "source", "kms-audit.log")},
+		},
+		"kms-acls.xml": acls(self.Username),
+	})
+	if err != nil {
+		return err
+	}
+	if r.source, err = r.start(ctx, "source KMS", dir); err != nil {
+		return err
+	}
+	r.say("the source KMS serves at %s, on a keystore file as Hadoop's own KMS writes it", r.source.uri)
+	for _, z := range zones {
+		spec := provider.Spec{Name: z.name, Cipher: claviger.DefaultCipher, BitLength: z.bits, Attributes: map[string]string{"team": z.team}}
+		if z.desc != "" {
+			spec.Description = &z.desc
+		}
+		err := r.as(ctx, r.source, keyadmin, func(k KMS) error {
+			_, err := k.Create(ctx, spec)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		if err := r.write(ctx, r.source, z.name, r.EDEKs/2); err != nil {
+			return err
+		}
+	}
+	err = r.as(ctx, r.source, keyadmin, func(k KMS) error {
+		_, err := k.Roll(ctx, zones[0].name, nil)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for _, z := range zones {
+		if err := r.write(ctx, r.source, z.name, r.EDEKs-r.EDEKs/2); err != nil {
+			return err
+		}
+		r.say("key %s, %d bits: %s", z.name, z.bits, counts(r.versions(z.name)))
+	}
+	return nil
+}
+
+func (r *run) stepTrusteeFiles(context.Context) error {
+	r.say("not needed here: metadata and old EDEKs are asked of the running source over its KMS protocol,")
+	r.say("so no private GPG key of it has to be copied to this host")
+	return nil
+}
+
+func (r *run) stepTrust(context.Context) error {
+	r.say("TLS is off on this machine; with it, the source's certificates go into the truststore of ssl-client.xml")
+	return nil
+}
+
+func (r *run) stepConfigure(ctx context.Context) error {
+	self, err := user.Current()
+	if err != nil {
+		return err
+	}
+	token, err := r.NewToken(filepath.Join(r.Dir, "token"))
+	if err != nil {
+		return fmt.Errorf("making a SoftHSM token: %w", err)
+	}
+	r.token = token
+	dir, err := r.conf("hsm", map[string]properties{"kms-site.xml": r.siteDuring(), "kms-acls.xml": acls(self.Username)})
+	if err != nil {
+		return err
+	}
+	if _, err := r.cli(ctx, 0, "hsm", "init", "--module", token.Module, "--token", token.Label, "--pin-file", token.PINFile,
+		"--profile", "softhsm", filepath.Join(dir, "luna.keystore")); err != nil {
+		return err
+	}
+	for _, p := range r.siteDuring() {
+		r.say("%s = %s", p.name, p.value)
+	}
+	return nil
+}
+
+// siteAfter is the HSM KMS's kms-site.xml when all is done.
+func (r *run) siteAfter() properties {
+	dir := filepath.Join(r.Dir, "hsm")
+	return properties{
+		{"hadoop.kms.http.host", "127.0.0.1"},
+		{hadoopconf.ProviderURI, "cloudera.hsmkp://file@" + filepath.Join(dir, "luna.keystore")},
+		{hadoopconf.MetastoreURI, "sqlite://" + filepath.Join(dir, "claviger.db")},
+		{"claviger.audit.file", filepath.Join(dir, "kms-audit.log")},
+	}
+}
+
+// siteDuring is the same with the safety valves of step 5.
+func (r *run) siteDuring() properties {
+	return r.siteAfter().with(
+		property{hadoopconf.SourceURI, r.source.uri},
+		property{hadoopconf.ReencryptionEnable, "true"},
+	)
+}
+
+// rewrite puts another kms-site.xml into the HSM KMS's folder.
+func (r *run) rewrite(site properties) (dir string, err error) {
+	return r.conf("hsm", map[string]properties{"kms-site.xml": site})
+}
+
+func (r *run) stepPlan(ctx context.Context) error {
+	if _, err := r.cli(ctx, 0, "migrate", "plan", "--conf", filepath.Join(r.Dir, "hsm")); err != nil {
+		return err
+	}
+	_, err := r.rewrite(r.siteDuring().with(property{hadoopconf.InitiateMigration, "true"}))
+	r.say("%s = true", hadoopconf.InitiateMigration)
+	return err
+}
+
+func (r *run) stepCaches(context.Context) error {
+	r.say("not needed: a batch is one HSM call however large, so the caches need not be small for a distant HSM;")
+	r.say("one node and no Kerberos here, so no ZooKeeper either")
+	return nil
+}
+
+func (r *run) stepStart(ctx context.Context) (err error) {
+	if r.hsm, err = r.start(ctx, "HSM KMS", filepath.Join(r.Dir, "hsm")); err != nil {
+		return err
+	}
+	r.say("the HSM KMS migrated and serves at %s, %v after its start", r.hsm.uri, r.hsm.took.Round(time.Millisecond))
+	r.say("from here on the NameNode and the users talk to it alone")
+	return nil
+}
+
+func (r *run) stepCompare(ctx context.Context) error {
+	var names []string
+	for _, z := range zones {
+		names = append(names, z.name)
+	}
+	return r.as(ctx, r.source, keyadmin, func(src KMS) error {
+		return r.as(ctx, r.hsm, keyadmin, func(dst KMS) error {
+			was, err := src.Metadata(ctx, names...)
+			if err != nil {
+				return err
+			}
+			is, err := dst.Metadata(ctx, names...)
+			if err != nil {
+				return err
+			}
+			for i, name := range names {
+				if was[i] == nil || is[i] == nil {
+					return fmt.Errorf("key %s is missing: at the source %t, at the HSM KMS %t", name, was[i] == nil, is[i] == nil)
+				}
+				if a, b := describe(was[i]), describe(is[i]); a != b {
+					return fmt.Errorf("key %s is\n  %s\nat the source, and\n  %s\nat the HSM KMS", name, a, b)
+				}
+				old, err := src.Versions(ctx, name)
+				if err != nil {
+					return err
+				}
+				fresh, err := dst.Versions(ctx, name)
+				if err != nil {
+					return err
+				}
+				for _, v := range fresh {
+					if v.Material != nil {
+						return fmt.Errorf("the HSM KMS gave material of %s away", v.Name)
+					}
+					if slices.ContainsFunc(old, func(o provider.KeyVersion) bool { return o.Name == v.Name }) {
+						return fmt.Errorf("version %s is on both sides", v.Name)
+					}
+				}
+				r.say("%s", describe(is[i]))
+				r.say("  %s at the source, %s in the HSM", versionNames(old), versionNames(fresh))
+			}
+			return nil
+		})
+	})
+}
+
+func (r *run) stepServe(ctx context.Context) error {
+	if err := r.openAll(ctx, r.hsm); err != nil {
+		return err
+	}
+	for _, z := range zones {
+		if err := r.write(ctx, r.hsm, z.name, r.EDEKs/4); err != nil {
+			return err
+		}
+		r.say("new files in %s: %s", z.name, counts(r.versions(z.name)))
+	}
+	// The NameNode's user must not be able to open what it stores.
+	err := r.as(ctx, r.hsm, namenode, func(k KMS) error {
+		_, err := k.Unwrap(ctx, r.files[0].zone, "", []claviger.EDEK{r.files[0].edek})
+		return err
+	})
+	if !claviger.Is(err, claviger.Denied) {
+		return fmt.Errorf("the NameNode's user opened an EDEK, or was refused in another way than by the ACL: %w", err)
+	}
+	r.say("%s may not open files, neither here nor by way of the source", namenode)
+	return nil
+}
+
+func (r *run) stepReencrypt(ctx context.Context) error {
+	return r.as(ctx, r.hsm, namenode, func(k KMS) error {
+		for _, z := range zones {
+			var at []int // places of the zone's files in r.files
+			for i, f := range r.files {
+				if f.zone == z.name {
+					at = append(at, i)
+				}
+			}
+			began := time.Now()
+			for part := range slices.Chunk(at, batch) {
+				old := make([]claviger.EDEK, len(part))
+				for i, n := range part {
+					old[i] = r.files[n].edek
+				}
+				fresh, err := k.Reencrypt(ctx, z.name, old)
+				if err != nil {
+					return err
+				}
+				for i, n := range part {
+					if string(fresh[i].IV) != string(old[i].IV) {
+						return errors.New("re-encryption changed an IV")
+					}
+					r.files[n].edek = fresh[i]
+				}
+			}
+			vs := r.versions(z.name)
+			if len(vs) != 1 {
+				return fmt.Errorf("zone %s is not at one version after its re-encryption: %s", z.name, counts(vs))
+			}
+			r.say("%s: %s, in %v", z.name, counts(vs), since(began))
+		}
+		return nil
+	})
+}
+
+func (r *run) stepMayItGo(ctx context.Context) error {
+	dir, err := r.rewrite(r.siteDuring())
+	if err != nil {
+		return err
+	}
+	if err := r.hsm.stop(); err != nil {
+		return err
+	}
+	if r.hsm, err = r.start(ctx, "HSM KMS", dir); err != nil {
+		return err
+	}
+	r.say("restarted without %s; it serves %v after its start", hadoopconf.InitiateMigration, r.hsm.took.Round(time.Millisecond))
+	for _, sub := range []string{"status", "verify"} {
+		if _, err := r.cli(ctx, 0, "migrate", sub, "--conf", dir); err != nil {
+			return err
+		}
+	}
+	r.say("")
+	r.say("versions of the source were asked for moments ago, so this is refused:")
+	_, err = r.cli(ctx, 3, "migrate", "finish", "--conf", dir)
+	return err
+}
+
+func (r *run) stepSourceGone(ctx context.Context) error {
+	if err := r.source.stop(); err != nil {
+		return err
+	}
+	r.say("the source KMS is stopped")
+	return r.openAll(ctx, r.hsm)
+}
+
+func (r *run) stepFinish(ctx context.Context) error {
+	dir, err := r.rewrite(r.siteAfter())
+	if err != nil {
+		return err
+	}
+	if err := r.hsm.stop(); err != nil {
+		return err
+	}
+	if _, err := r.cli(ctx, 0, "migrate", "finish", "--conf", dir, "--edeks-done", "--unused-for", "0s"); err != nil {
+		return err
+	}
+	if r.hsm, err = r.start(ctx, "HSM KMS", dir); err != nil {
+		return err
+	}
+	return r.openAll(ctx, r.hsm)
+}
+
+func (r *run) report(ctx context.Context) error {
+	fmt.Fprintf(r.Out, "\n== Report\n")
+	for _, z := range zones {
+		r.say("%-10s %4d files, all at %s", z.name, len(r.byZone()[z.name]), counts(r.versions(z.name)))
+	}
+	if _, err := r.cli(ctx, 0, "migrate", "status", "--conf", filepath.Join(r.Dir, "hsm")); err != nil {
+		return err
+	}
+	r.say("")
+	r.say("done in %v: no key material left the source or the HSM, and no file was unreadable at any time", time.Since(r.began).Round(10*time.Millisecond))
+	return nil
+}
+
+// describe is a key's metadata as one line.
+func describe(m *claviger.Metadata) string {
+	desc := "no description"
+	if m.Description != nil {
+		desc = fmt.Sprintf("%q", *m.Description)
+	}
+	var attrs []string
+	for k, v := range m.Attributes {
+		attrs = append(attrs, k+"="+v)
+	}
+	slices.Sort(attrs)
+	return fmt.Sprintf("%s: %s, %d bits, %s, created %s, %d version(s), %s",
+		m.Name, m.Cipher, m.BitLength, desc, m.Created.UTC().Format("2006-01-02T15:04:05.000Z"), m.Versions, strings.Join(attrs, " "))
+}
+
+func versionNames(vs []provider.KeyVersion) string {
+	names := make([]string, len(vs))
+	for i, v := range vs {
+		names[i] = v.Name
+	}
+	return strings.Join(names, ", ")
+}
+
+// counts is "150 x k@0, 150 x k@1".
+func counts(m map[string]int) string {
+	var parts []string
+	for v, n := range m {
+		parts = append(parts, fmt.Sprintf("%d x %s", n, v))
+	}
+	slices.Sort(parts)
+	return strings.Join(parts, ", ")
+}
