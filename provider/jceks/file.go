@@ -36,6 +36,11 @@ type file struct {
 	path     string
 	password secret.Bytes
 	log      *slog.Logger
+	create   func(path string) (*os.File, error) // createNew, outside of tests
+}
+
+func createNew(path string) (*os.File, error) {
+	return os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 }
 
 func (f *file) suffixed(s string) string { return f.path + s }
@@ -127,7 +132,7 @@ func (e *contentError) Error() string {
 	switch {
 	case errors.Is(e.err, keystore.ErrPassword):
 		return text + "; the password is that of the environment variable " + passwordEnv + ", else of the file that the property " + passwordFileProperty + " names, else \"none\""
-	case e.corrupt():
+	case errors.As(e.err, new(*keystore.DamagedError)) || e.corrupt():
 		return text + "; put back a backup of the file"
 	}
 	return text
@@ -316,8 +321,12 @@ func (f *file) writeTemp(tmp string, data []byte) error {
 	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	w, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	w, err := f.create(tmp)
 	if err != nil {
+		return err
+	}
+	if _, err := w.Write(data); err != nil {
+		_ = w.Close()
 		return err
 	}
 	mode := fs.FileMode(0o600)
@@ -326,8 +335,7 @@ func (f *file) writeTemp(tmp string, data []byte) error {
 		mode, owned = st.Mode().Perm(), f.path
 	}
 	f.handOver(w, owned)
-	_, err = w.Write(data)
-	return errors.Join(err, w.Chmod(mode), w.Sync(), w.Close())
+	return errors.Join(w.Chmod(mode), w.Sync(), w.Close())
 }
 
 // handOver gives a file the owner of another one. Only root can do that, and

@@ -85,7 +85,7 @@ func open(ctx context.Context, uri string, env provider.Env) (*Provider, error) 
 	if target, err := filepath.EvalSymlinks(path); err == nil {
 		path = target
 	}
-	p := &Provider{uri: uri, file: &file{path: path, password: password, log: log}, log: log, gate: make(chan struct{}, 1)}
+	p := &Provider{uri: uri, file: &file{path: path, password: password, log: log, create: createNew}, log: log, gate: make(chan struct{}, 1)}
 	st, err := p.file.first(ctx)
 	if err != nil {
 		return nil, explainOpen(err, path)
@@ -134,7 +134,7 @@ func checkFolder(path string) error {
 
 func explainOpen(err error, path string) error {
 	if errors.Is(err, fs.ErrPermission) {
-		return fmt.Errorf("keystore %s: %w; the server's user (uid %d) must be allowed to read it", path, err, os.Geteuid())
+		return fmt.Errorf("keystore %s: %w; the server's user must be allowed to read it", path, err)
 	}
 	var p *fs.PathError
 	if errors.As(err, &p) {
