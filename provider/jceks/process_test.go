@@ -1,0 +1,197 @@
+package jceks
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"claviger"
+	"claviger/provider"
+)
+
+// workerEnv turns the test binary into a process that makes keys in a keystore,
+// and prints the name of each when it is made: path, prefix, number.
+const workerEnv = "CLAVIGER_TEST_JCEKS_WORKER"
+
+func TestMain(m *testing.M) {
+	if job := os.Getenv(workerEnv); job != "" {
+		if err := work(strings.Split(job, "|")); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+func work(job []string) error {
+	p, err := open(context.Background(), "jceks://file@"+job[0], env(hadoopPassword))
+	if err != nil {
+		return err
+	}
+	p.iterations = fewIterations
+	n, err := strconv.Atoi(job[2])
+	if err != nil {
+		return err
+	}
+	for i := range n {
+		name := fmt.Sprintf("%s%d", job[1], i)
+		if _, err := p.Create(context.Background(), provider.Spec{Name: name, Cipher: claviger.DefaultCipher, BitLength: 128}); err != nil {
+			return err
+		}
+		fmt.Println(name)
+	}
+	return p.Close()
+}
+
+func worker(t *testing.T, path, prefix string, n int) *exec.Cmd {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), os.Args[0])
+	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s|%s|%d", workerEnv, path, prefix, n))
+	return cmd
+}
+
+// TestProcesses: several processes write one file at once, and no key is lost.
+// A provider that stays open sees them all.
+func TestProcesses(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "kms.keystore")
+	p := openFile(t, path, hadoopPassword)
+	const processes, keys = 3, 8
+	var wg sync.WaitGroup
+	for i := range processes {
+		cmd := worker(t, path, fmt.Sprintf("p%d-", i), keys)
+		wg.Go(func() {
+			if out, err := cmd.CombinedOutput(); err != nil {
+				t.Errorf("%v\n%s", err, out)
+			}
+		})
+	}
+	for i := range keys {
+		mustCreate(t, p, fmt.Sprintf("own-%d", i))
+	}
+	wg.Wait()
+	names, err := p.Keys(t.Context())
+	if err != nil || len(names) != (processes+1)*keys {
+		t.Fatalf("%d keys, want %d, %v", len(names), (processes+1)*keys, err)
+	}
+	list, err := p.Metadata(t.Context(), names...)
+	if err != nil || slices.Contains(list, nil) {
+		t.Errorf("a key without metadata, %v", err)
+	}
+}
+
+// TestKill: whatever moment a writing process is killed at, each key that it
+// said it made is there, and the keystore can be read and written.
+func TestKill(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "kms.keystore")
+	said := []string{}
+	for round := range 6 {
+		cmd := worker(t, path, fmt.Sprintf("r%d-", round), 1000)
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		lines := bufio.NewScanner(out)
+		for lines.Scan() {
+			said = append(said, lines.Text())
+			if strings.HasPrefix(lines.Text(), fmt.Sprintf("r%d-2", round)) {
+				// Somewhere in the next key, which takes some milliseconds.
+				time.AfterFunc(time.Duration(round)*1700*time.Microsecond, func() { _ = cmd.Process.Kill() })
+			}
+		}
+		if err := cmd.Wait(); err == nil {
+			t.Error("the process was not killed")
+		}
+		p := openFile(t, path, hadoopPassword)
+		names, err := p.Keys(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range said {
+			if !slices.Contains(names, name) {
+				t.Errorf("round %d: key %q was made and is gone", round, name)
+			}
+		}
+		name := fmt.Sprintf("after-%d", round)
+		mustCreate(t, p, name)
+		said = append(said, name)
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if exists(path+"_OLD") || exists(path+"_NEW") || exists(beside(path, ".tmp")) {
+		t.Error("the last write left something behind")
+	}
+}
+
+// TestTwoProviders: what one changes, another over the same file sees with its
+// next call, also where only the material is new.
+func TestTwoProviders(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "kms.keystore")
+	a, b := openFile(t, path, hadoopPassword), openFile(t, path, hadoopPassword)
+	first := mustCreate(t, a, "k")
+	encrypt := func(p *Provider) []byte {
+		t.Helper()
+		block := make([]byte, 16)
+		if err := p.EncryptBlocks(t.Context(), "k@0", block); err != nil {
+			t.Fatal(err)
+		}
+		return block
+	}
+	old := encrypt(b)
+	if !bytes.Equal(old, encrypt(a)) {
+		t.Error("two providers encrypt differently")
+	}
+	if err := a.Delete(t.Context(), "k"); err != nil {
+		t.Fatal(err)
+	}
+	second := mustCreate(t, a, "k") // k@0 again, another key
+	if first.Material.Equal(second.Material) {
+		t.Fatal("the same material twice")
+	}
+	if got := encrypt(b); bytes.Equal(got, old) || !bytes.Equal(got, encrypt(a)) {
+		t.Error("the other provider goes on with a deleted key's material")
+	}
+	if _, err := b.Roll(t.Context(), "k", nil); err != nil {
+		t.Fatal(err)
+	}
+	v, err := a.Roll(t.Context(), "k", nil)
+	if err != nil || v.Name != "k@2" {
+		t.Errorf("%q, %v", v.Name, err)
+	}
+	if cur, err := b.Current(t.Context(), "k"); err != nil || cur.Name != "k@2" {
+		t.Errorf("%q, %v", cur.Name, err)
+	}
+}
+
+// TestLockHonoursContext: a writer that must wait does so no longer than its
+// caller.
+func TestLockHonoursContext(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "kms.keystore")
+	p := openFile(t, path, hadoopPassword)
+	unlock, err := openFile(t, path, hadoopPassword).file.lock(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	_, err = p.Create(ctx, provider.Spec{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128})
+	if !claviger.Is(err, claviger.Unavailable) {
+		t.Errorf("%v, want kind Unavailable", err)
+	}
+	unlock()
+	mustCreate(t, p, "k")
+}

@@ -1,0 +1,329 @@
+package jceks
+
+import (
+	"bytes"
+	"crypto/aes"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"claviger"
+	"claviger/keystore"
+	"claviger/provider"
+	"claviger/secret"
+)
+
+// storeWith makes a keystore file with keys of these names.
+func storeWith(t *testing.T, names ...string) []byte {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "made")
+	p := openFile(t, path, hadoopPassword)
+	for _, n := range names {
+		mustCreate(t, p, n)
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+var stamp = regexp.MustCompile(`\d{13}`)
+
+// files lists the folder, times in names put as MS, without the lock.
+func files(t *testing.T, dir string) string {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, e := range entries {
+		if !strings.HasSuffix(e.Name(), ".lock") {
+			names = append(names, stamp.ReplaceAllString(e.Name(), "MS"))
+		}
+	}
+	slices.Sort(names)
+	return strings.Join(names, " ")
+}
+
+// TestLoadStates starts from the states in which Hadoop leaves its files, and
+// from ours. after is what lies there when the keystore is open.
+func TestLoadStates(t *testing.T) {
+	one, two := storeWith(t, "first"), storeWith(t, "first", "second")
+	cut := two[:len(two)/2]
+	for _, tc := range []struct {
+		name  string
+		files map[string][]byte
+		keys  string
+		after string
+		write string // what lies there after a write, if it differs
+	}{
+		{"nothing", nil, "", "", "ks"},
+		{"main", map[string][]byte{"ks": one}, "first", "ks", ""},
+		{"main with old", map[string][]byte{"ks": two, "ks_OLD": one, ".ks_OLD.crc": {1}}, "first second", "ks", ""},
+		{"damaged main with old", map[string][]byte{"ks": cut, ".ks.crc": {2}, "ks_OLD": one, ".ks_OLD.crc": {1}}, "first",
+			".ks.crc .ks_CORRUPTED_MS.crc ks ks_CORRUPTED_MS", ".ks_CORRUPTED_MS.crc ks ks_CORRUPTED_MS"},
+		{"new alone", map[string][]byte{"ks_NEW": two, ".ks_NEW.crc": {1}}, "first second", ".ks.crc ks", "ks"},
+		{"new and old", map[string][]byte{"ks_NEW": two, "ks_OLD": one}, "first second", "ks", ""},
+		{"half new and old", map[string][]byte{"ks_NEW": cut, "ks_OLD": one}, "first", "ks", ""},
+		{"old alone", map[string][]byte{"ks_OLD": one}, "first", "ks", ""},
+		{"half new alone", map[string][]byte{"ks_NEW": cut}, "", "ks_NEW", "ks ks_NEW_ORPHANED_MS"}, // of a first write ever
+		{"our temporary file", map[string][]byte{"ks": one, ".ks.tmp": cut}, "first", ".ks.tmp ks", "ks"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			dir := t.TempDir()
+			for name, data := range tc.files {
+				put(t, filepath.Join(dir, name), data)
+			}
+			p := openFile(t, filepath.Join(dir, "ks"), hadoopPassword)
+			keys, err := p.Keys(t.Context())
+			if got := strings.Join(keys, " "); err != nil || got != tc.keys {
+				t.Errorf("keys %q, %v; want %q", got, err, tc.keys)
+			}
+			if got := files(t, dir); got != tc.after {
+				t.Errorf("files %q, want %q", got, tc.after)
+			}
+			mustCreate(t, p, "third")
+			if tc.write == "" {
+				tc.write = tc.after
+			}
+			if got := files(t, dir); got != tc.write {
+				t.Errorf("files after a write %q, want %q", got, tc.write)
+			}
+			again := openFile(t, filepath.Join(dir, "ks"), hadoopPassword)
+			keys, err = again.Keys(t.Context())
+			if got, want := strings.Join(keys, " "), strings.TrimSpace(tc.keys+" third"); err != nil || got != want {
+				t.Errorf("keys after a write %q, %v; want %q", got, err, want)
+			}
+		})
+	}
+	for _, tc := range crashStates {
+		t.Run("ours, "+tc.name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "ks")
+			tc.make(t, path, one, two)
+			p := openFile(t, path, hadoopPassword)
+			keys, err := p.Keys(t.Context())
+			want := map[bool]string{false: "first", true: "first second"}[tc.after]
+			if got := strings.Join(keys, " "); err != nil || got != want {
+				t.Errorf("keys %q, %v; want %q", got, err, want)
+			}
+			mustCreate(t, p, "third")
+			if got := files(t, filepath.Dir(path)); got != "ks" {
+				t.Errorf("files after a write %q", got)
+			}
+		})
+	}
+}
+
+// TestBrokenUnderfoot: while the file on disk is damaged, or away, what was read
+// before serves readers, nothing is written over it, and Check says why.
+func TestBrokenUnderfoot(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "ks")
+	p := openFile(t, path, hadoopPassword)
+	mustCreate(t, p, "k")
+	good, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, spoil := range map[string]func() error{
+		"damaged": func() error { return os.WriteFile(path, good[:500], 0o600) },
+		"gone":    func() error { return os.Remove(path) },
+		"while Hadoop writes": func() error {
+			return os.Rename(path, path+"_OLD")
+		},
+	} {
+		if err := spoil(); err != nil {
+			t.Fatal(err)
+		}
+		for range 3 {
+			if cur, err := p.Current(t.Context(), "k"); err != nil || cur.Name != "k@0" {
+				t.Errorf("%s: Current: %q, %v", name, cur.Name, err)
+			}
+		}
+		if err := p.Check(t.Context()); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), path) {
+			t.Errorf("%s: Check: %v", name, err)
+		}
+		if name != "while Hadoop writes" { // that a write finishes, as Hadoop would
+			if _, err := p.Roll(t.Context(), "k", nil); !claviger.Is(err, claviger.Unavailable) {
+				t.Errorf("%s: Roll: %v, want kind Unavailable", name, err)
+			}
+		}
+		_ = os.Remove(path + "_OLD")
+		put(t, path, good)
+		if err := p.Check(t.Context()); err != nil {
+			t.Errorf("%s, and repaired: %v", name, err)
+		}
+	}
+	if _, err := p.Roll(t.Context(), "k", nil); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestModes: a new keystore is its owner's alone; one that is there keeps its
+// mode.
+func TestModes(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "ks")
+	p := openFile(t, path, hadoopPassword)
+	want := func(mode fs.FileMode) {
+		t.Helper()
+		if st, err := os.Stat(path); err != nil || st.Mode().Perm() != mode {
+			t.Errorf("mode %v, %v; want %v", st.Mode().Perm(), err, mode)
+		}
+	}
+	mustCreate(t, p, "k")
+	want(0o600)
+	if err := os.Chmod(path, 0o640); err != nil {
+		t.Fatal(err)
+	}
+	mustCreate(t, p, "l")
+	want(0o640)
+}
+
+// TestSymbolicLink: the keystore that a link points to is written, and the link
+// stays one.
+func TestSymbolicLink(t *testing.T) {
+	dir := t.TempDir()
+	target, link := filepath.Join(dir, "target"), filepath.Join(dir, "link")
+	put(t, target, storeWith(t, "first"))
+	if err := os.Symlink(target, link); err != nil {
+		t.Fatal(err)
+	}
+	mustCreate(t, openFile(t, link, hadoopPassword), "second")
+	if st, err := os.Lstat(link); err != nil || st.Mode()&fs.ModeSymlink == 0 {
+		t.Errorf("the link is one no more: %v", err)
+	}
+	keys, err := openFile(t, target, hadoopPassword).Keys(t.Context())
+	if err != nil || len(keys) != 2 {
+		t.Errorf("keys %q, %v", keys, err)
+	}
+}
+
+// TestAtInName: keys whose names look like versions, as Hadoop treats them.
+func TestAtInName(t *testing.T) {
+	p := openFile(t, filepath.Join(t.TempDir(), "ks"), hadoopPassword)
+	mustCreate(t, p, "at")
+	v := mustCreate(t, p, "at@1")
+	if v.Name != "at@1@0" || v.Key != "at@1" {
+		t.Errorf("%+v", v)
+	}
+	if v, err := p.Roll(t.Context(), "at@1", nil); err != nil || v.Name != "at@1@1" {
+		t.Errorf("%q, %v", v.Name, err)
+	}
+	if keys, err := p.Keys(t.Context()); err != nil || !slices.Equal(keys, []string{"at"}) {
+		t.Errorf("keys %q, %v", keys, err)
+	}
+	// Hadoop would write the version's material over the other key's metadata.
+	_, err := p.Roll(t.Context(), "at", nil)
+	if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), `"at@1"`) {
+		t.Errorf("a version that has the name of a key: %v", err)
+	}
+	if _, err := p.Version(t.Context(), "at@1"); !claviger.Is(err, claviger.VersionNotFound) {
+		t.Errorf("a key's name taken for a version: %v", err)
+	}
+	mustCreate(t, p, "b")
+	if _, err := p.Create(t.Context(), provider.Spec{Name: "b@0", Cipher: claviger.DefaultCipher, BitLength: 128}); !claviger.Is(err, claviger.KeyExists) {
+		t.Errorf("a key that has the name of a version: %v", err)
+	}
+	list, err := p.Metadata(t.Context(), "at", "at@1", "b@0", "b")
+	if err != nil || list[0].Versions != 1 || list[1].Versions != 2 || list[2] != nil || list[3] == nil {
+		t.Errorf("metadata %+v, %v", list, err)
+	}
+	if err := p.Delete(t.Context(), "at"); err != nil {
+		t.Fatal(err)
+	}
+	if m, err := p.Metadata(t.Context(), "at@1"); err != nil || m[0] == nil {
+		t.Errorf("another key went with it: %v", err)
+	}
+}
+
+// TestForeignEntries: a keystore of keytool's, with keys of other kinds, is used
+// beside them, and they stay.
+func TestForeignEntries(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "ks")
+	copyFile(t, "../../keystore/testdata/keytool.jceks", path)
+	p := openFile(t, path, "changeit")
+	if m, err := p.Metadata(t.Context(), "rsa", "aes"); err != nil || m[0] != nil || m[1] != nil {
+		t.Errorf("metadata of keys that Hadoop did not make: %+v, %v", m, err)
+	}
+	if _, err := p.Metadata(t.Context(), "des3"); !claviger.Is(err, claviger.Internal) || !strings.Contains(err.Error(), "password of the whole keystore") {
+		t.Errorf("an entry with another password: %v", err)
+	}
+	for _, name := range []string{"rsa", "trusted", "aes", "des3"} {
+		if _, err := p.Create(t.Context(), provider.Spec{Name: name, Cipher: claviger.DefaultCipher, BitLength: 128}); !claviger.Is(err, claviger.KeyExists) {
+			t.Errorf("Create over %q: %v", name, err)
+		}
+	}
+	mustCreate(t, p, "k")
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := keystore.ParseJCEKS(data, secret.Bytes("changeit"))
+	if err != nil || len(s.Aliases()) != 6 {
+		t.Errorf("%q, %v", s.Aliases(), err)
+	}
+}
+
+// TestOpenedOnce: however many ask at once for a version that was not used yet,
+// it is decrypted once, and a reload leaves it decrypted.
+func TestOpenedOnce(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "ks")
+	copyFile(t, "testdata/hadoop.jceks", path)
+	p := openFile(t, path, hadoopPassword)
+	slotOf := func() *slot { return p.state.Load().slots["finance@1"] }
+	if slotOf().opened.Load() != nil {
+		t.Fatal("opened before it was asked for")
+	}
+	got := make([]*opened, 32)
+	var wg sync.WaitGroup
+	for i := range got {
+		wg.Go(func() { got[i] = slotOf().open(p.file.password) })
+	}
+	wg.Wait()
+	for _, o := range got {
+		if o != got[0] || o.err != nil {
+			t.Fatalf("opened more than once, or not: %v", o.err)
+		}
+	}
+	mustCreate(t, openFile(t, path, hadoopPassword), "another")
+	start := time.Now()
+	if err := p.EncryptBlocks(t.Context(), "finance@1", make([]byte, aes.BlockSize)); err != nil {
+		t.Fatal(err)
+	}
+	if slotOf().opened.Load() != got[0] {
+		t.Errorf("a change of another key made this one be decrypted again (%v)", time.Since(start))
+	}
+}
+
+// TestNothingShared: what goes in and out belongs to the caller.
+func TestNothingShared(t *testing.T) {
+	p := openFile(t, filepath.Join(t.TempDir(), "ks"), hadoopPassword)
+	v := mustCreate(t, p, "k")
+	kept := bytes.Clone(v.Material)
+	v.Material.Wipe()
+	again, err := p.Version(t.Context(), "k@0")
+	if err != nil || !again.Material.Equal(kept) {
+		t.Errorf("wiping what was returned wiped the key, %v", err)
+	}
+}
+
+func BenchmarkEncryptBlocks(b *testing.B) {
+	p := openFile(b, filepath.Join(b.TempDir(), "ks"), hadoopPassword)
+	mustCreate(b, p, "k")
+	b.ReportAllocs()
+	b.RunParallel(func(pb *testing.PB) {
+		blocks := make([]byte, aes.BlockSize)
+		for pb.Next() {
+			if err := p.EncryptBlocks(b.Context(), "k@0", blocks); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
