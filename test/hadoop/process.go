@@ -62,6 +62,9 @@ func Start(t testing.TB, name string, cmd *exec.Cmd) *Process {
 	return p
 }
 
+// PID is the process's id.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
 // Stop asks the process to end by SIGTERM, gives it ten seconds, and returns
 // its exit status; -1 where it had to be killed or died of a signal.
 func (p *Process) Stop() int {

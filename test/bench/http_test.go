@@ -1,0 +1,303 @@
+package bench
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"claviger/internal/softhsm"
+	"claviger/test/hadoop"
+)
+
+// clients is how many connections the load comes over.
+const clients = 16
+
+// batch is what a NameNode re-encrypts at once.
+const batch = 1000
+
+// The role that this very binary plays as a child: a server with an empty
+// handler.
+const roleEnv, roleEmpty = "CLAVIGER_BENCH_ROLE", "empty"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(roleEnv) == roleEmpty {
+		serveEmpty()
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// serveEmpty reads a request's body and answers with as many bytes as a decrypt
+// does.
+func serveEmpty() {
+	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // a child's whole life
+	if err != nil {
+		panic(err)
+	}
+	fmt.Println("http://" + l.Addr().String() + "/kms")
+	body := []byte(`{"material":"iUSaK8pgqrlk4oenxBS8jQ","name":"k1","versionName":"EK"}`)
+	h := func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body) // a body that breaks off is its sender's loss
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = w.Write(body)
+	}
+	s := &http.Server{Handler: http.HandlerFunc(h), ReadHeaderTimeout: time.Minute}
+	panic(s.Serve(l))
+}
+
+// target is a server under load.
+type target struct {
+	url     string // base
+	pid     int
+	client  *http.Client
+	cookie  string
+	started time.Duration
+}
+
+func newTarget(b *testing.B, base string, pid int, started time.Duration) *target {
+	b.Helper()
+	t := &target{url: base, pid: pid, started: started, client: &http.Client{Timeout: time.Minute, Transport: &http.Transport{MaxIdleConnsPerHost: clients, MaxConnsPerHost: clients}}}
+	b.Cleanup(t.client.CloseIdleConnections)
+	res, err := t.client.Get(base + "/v1/keys/names?user.name=bench") //nolint:noctx // the client has a timeout
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer res.Body.Close()
+	for _, c := range res.Header.Values("Set-Cookie") {
+		t.cookie, _, _ = strings.Cut(c, ";")
+	}
+	return t
+}
+
+// do sends one request and returns the answer's body.
+func (t *target) do(method, path string, body []byte) ([]byte, error) {
+	req, err := http.NewRequestWithContext(context.Background(), method, t.url+path, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("Cookie", t.cookie)
+	res, err := t.client.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer res.Body.Close()
+	answer, err := io.ReadAll(res.Body)
+	if err == nil && res.StatusCode/100 != 2 {
+		err = fmt.Errorf("%s %s: %s: %s", method, path, res.Status, answer)
+	}
+	return answer, err
+}
+
+// cpu is the process's user and system time so far. The system counts in
+// hundredths of a second.
+func (t *target) cpu(b *testing.B) time.Duration {
+	b.Helper()
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", t.pid))
+	if err != nil {
+		b.Fatal(err)
+	}
+	// The second field is the command in parentheses and may hold blanks.
+	f := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	user, err1 := strconv.Atoi(f[11])
+	system, err2 := strconv.Atoi(f[12])
+	if err := errors.Join(err1, err2); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(user+system) * 10 * time.Millisecond
+}
+
+// rss is the most memory that the process has had, in MiB.
+func (t *target) rss(b *testing.B) float64 {
+	b.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", t.pid))
+	if err != nil {
+		b.Fatal(err)
+	}
+	for line := range strings.Lines(string(status)) {
+		if v, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+			kib, err := strconv.Atoi(strings.Fields(v)[0])
+			if err != nil {
+				b.Fatal(err)
+			}
+			return float64(kib) / 1024
+		}
+	}
+	b.Fatal("no VmHWM")
+	return 0
+}
+
+// load sends one request b.N times over all connections and reports the work
+// per CPU-second.
+func (t *target) load(b *testing.B, unit, path string, body []byte) {
+	b.Helper()
+	before := t.cpu(b)
+	b.ResetTimer()
+	t.send(b, path, body, b.N)
+	b.StopTimer()
+	if used := t.cpu(b) - before; used > 0 {
+		b.ReportMetric(float64(b.N)/used.Seconds(), unit+"/cpu-s")
+	}
+	b.ReportMetric(t.rss(b), "MiB")
+	b.ReportMetric(float64(t.started.Microseconds())/1000, "start-ms")
+}
+
+func (t *target) send(b *testing.B, path string, body []byte, n int) {
+	b.Helper()
+	var left atomic.Int64
+	left.Store(int64(n))
+	errs := make(chan error, clients)
+	var wg sync.WaitGroup
+	for range clients {
+		wg.Go(func() {
+			for left.Add(-1) >= 0 {
+				if _, err := t.do(http.MethodPost, path, body); err != nil {
+					errs <- err
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	select {
+	case err := <-errs:
+		b.Fatal(err)
+	default:
+	}
+}
+
+// requests makes a key at t with two versions, and returns a decrypt of an EDEK
+// of the first and a batch of its EDEKs.
+func (t *target) requests(b *testing.B) (decryptPath string, decryptBody []byte, batchPath string, batchBody []byte) {
+	b.Helper()
+	must := func(method, path string, body string) []byte {
+		answer, err := t.do(method, path, []byte(body))
+		if err != nil {
+			b.Fatal(err)
+		}
+		return answer
+	}
+	key := fmt.Sprintf("bench%d", time.Now().UnixNano())
+	must(http.MethodPost, "/v1/keys", `{"name":"`+key+`","length":256}`)
+	batchBody = must(http.MethodGet, fmt.Sprintf("/v1/key/%s/_eek?eek_op=generate&num_keys=%d", key, batch), "")
+	must(http.MethodPost, "/v1/key/"+key, "{}")
+	must(http.MethodPost, "/v1/key/"+key+"/_invalidatecache", "")
+	var edeks []struct {
+		VersionName         string `json:"versionName"`
+		IV                  string `json:"iv"`
+		EncryptedKeyVersion struct {
+			Material string `json:"material"`
+		} `json:"encryptedKeyVersion"`
+	}
+	if err := json.Unmarshal(batchBody, &edeks); err != nil || len(edeks) != batch {
+		b.Fatalf("%d EDEKs, %v", len(edeks), err)
+	}
+	e := edeks[0]
+	return "/v1/keyversion/" + url.QueryEscape(e.VersionName) + "/_eek?eek_op=decrypt",
+		fmt.Appendf(nil, `{"name":%q,"iv":%q,"material":%q}`, key, e.IV, e.EncryptedKeyVersion.Material),
+		"/v1/key/" + key + "/_reencryptbatch", batchBody
+}
+
+// startEmpty runs the server that does nothing.
+func startEmpty(b *testing.B) *target {
+	b.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		b.Fatal(err)
+	}
+	cmd := exec.CommandContext(context.Background(), exe)
+	cmd.Env = append(os.Environ(), roleEnv+"="+roleEmpty)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	began := time.Now()
+	p := hadoop.Start(b, "empty", cmd)
+	var line [256]byte
+	n, err := out.Read(line[:])
+	if err != nil {
+		b.Fatal(err)
+	}
+	return newTarget(b, strings.TrimSpace(string(line[:n])), p.PID(), time.Since(began))
+}
+
+// startClaviger runs ours: on a SoftHSM token, or on a keystore file.
+func startClaviger(b *testing.B, hsm bool) *target {
+	b.Helper()
+	dir := b.TempDir()
+	site := hadoop.Conf{"hadoop.kms.http.host": "127.0.0.1", "claviger.metastore.uri": "sqlite://" + filepath.Join(dir, "claviger.db"), "claviger.audit.file": filepath.Join(dir, "kms-audit.log")}
+	var env []string
+	if hsm {
+		token, err := softhsm.Create(filepath.Join(dir, "token"), "bench")
+		if err != nil {
+			b.Fatal(err)
+		}
+		env = token.Env
+		file := filepath.Join(dir, "luna.keystore")
+		hadoop.Claviger(b, env, "hsm", "init", "--module", token.Module, "--token", token.Label, "--pin-file", token.PINFile, "--profile", "softhsm", file)
+		site["hadoop.kms.key.provider.uri"] = "cloudera.hsmkp://file@" + file
+	} else {
+		site["hadoop.kms.key.provider.uri"] = "jceks://file@" + filepath.Join(dir, "kms.keystore")
+	}
+	site.Write(b, filepath.Join(dir, "kms-site.xml"))
+	hadoop.OpenACLs().Write(b, filepath.Join(dir, "kms-acls.xml"))
+	hadoop.Binary(b) // its build is no part of the start
+	hadoop.StartClaviger(b, hadoop.ClavigerOptions{Conf: dir, Env: env}).Stop()
+	began := time.Now() // of a start on an existing store
+	k := hadoop.StartClaviger(b, hadoop.ClavigerOptions{Conf: dir, Env: env})
+	return newTarget(b, k.URL, k.PID(), time.Since(began))
+}
+
+func startJava(b *testing.B) *target {
+	b.Helper()
+	began := time.Now()
+	k := hadoop.StartJavaKMS(b, hadoop.KMSOptions{})
+	return newTarget(b, k.URL, k.PID(), time.Since(began))
+}
+
+// The warm-ups. A JVM compiles what it has run ten thousand times.
+const (
+	warmRequests = 20_000
+	warmBatches  = 100
+)
+
+func BenchmarkHTTP(b *testing.B) {
+	b.Run("empty-handler", func(b *testing.B) {
+		t := startEmpty(b)
+		const path, body = "/v1/keyversion/k%400/_eek?eek_op=decrypt", `{"name":"k","iv":"1xOX0dBLnp12it64cV19DA","material":"zVF9vVNCb9oR41-l514RPQ"}`
+		t.send(b, path, []byte(body), warmRequests)
+		b.Run("request", func(b *testing.B) { t.load(b, "requests", path, []byte(body)) })
+	})
+	for _, s := range []struct {
+		name  string
+		start func(*testing.B) *target
+	}{
+		{"claviger-hsm", func(b *testing.B) *target { return startClaviger(b, true) }},
+		{"claviger-jceks", func(b *testing.B) *target { return startClaviger(b, false) }},
+		{"java-kms", startJava},
+	} {
+		b.Run(s.name, func(b *testing.B) {
+			t := s.start(b) // once for both loads: a benchmark with parts runs once
+			decryptPath, decrypt, batchPath, batch := t.requests(b)
+			t.send(b, decryptPath, decrypt, warmRequests)
+			b.Run("decrypt", func(b *testing.B) { t.load(b, "decrypts", decryptPath, decrypt) })
+			t.send(b, batchPath, batch, warmBatches)
+			b.Run("batch-1000", func(b *testing.B) { t.load(b, "batches", batchPath, batch) })
+		})
+	}
+}
