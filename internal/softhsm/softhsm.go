@@ -1,0 +1,118 @@
+// Package softhsm makes SoftHSM 2 tokens, for the demo and for tests. A token is
+// a folder of files; which folder, a process learns from SOFTHSM2_CONF when it
+// initialises the library.
+package softhsm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+)
+
+// modulePaths are where distributions put the library.
+var modulePaths = []string{
+	"/usr/lib/softhsm/libsofthsm2.so",
+	"/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so",
+	"/usr/lib/aarch64-linux-gnu/softhsm/libsofthsm2.so",
+	"/usr/lib64/pkcs11/libsofthsm2.so",
+	"/usr/lib64/softhsm/libsofthsm2.so",
+	"/usr/local/lib/softhsm/libsofthsm2.so",
+	"/opt/homebrew/lib/softhsm/libsofthsm2.so",
+}
+
+// utilTimeout bounds the making of one token.
+const utilTimeout = 30 * time.Second
+
+// Token is a token that was made.
+type Token struct {
+	Module  string   // path of the library
+	Label   string   // of the token
+	Serial  string   // its serial number, 16 hexadecimal digits
+	PINFile string   // file with the user's PIN, mode 0600
+	Env     []string // what a process that uses the token needs in its environment
+}
+
+// Module finds the library. SOFTHSM2_MODULE names another place.
+func Module() (string, error) {
+	if m := os.Getenv("SOFTHSM2_MODULE"); m != "" {
+		if _, err := os.Stat(m); err != nil {
+			return "", fmt.Errorf("SOFTHSM2_MODULE: %w", err)
+		}
+		return m, nil
+	}
+	for _, m := range modulePaths {
+		if _, err := os.Stat(m); err == nil {
+			return m, nil
+		}
+	}
+	return "", errors.New("SoftHSM 2 is not installed: apt-get install softhsm2, or set SOFTHSM2_MODULE to the path of libsofthsm2.so")
+}
+
+// Create makes a token in the folder dir, which is made where it is missing.
+// More tokens may be made in one folder; each needs a label of its own.
+func Create(dir, label string) (Token, error) {
+	module, err := Module()
+	if err != nil {
+		return Token{}, err
+	}
+	util, err := exec.LookPath("softhsm2-util")
+	if err != nil {
+		return Token{}, fmt.Errorf("softhsm2-util is not installed: apt-get install softhsm2 (%w)", err)
+	}
+	if dir, err = filepath.Abs(dir); err != nil {
+		return Token{}, err
+	}
+	tokens := filepath.Join(dir, "tokens")
+	if err := os.MkdirAll(tokens, 0o700); err != nil {
+		return Token{}, err
+	}
+	conf := filepath.Join(dir, "softhsm2.conf")
+	if err := os.WriteFile(conf, []byte("directories.tokendir = "+tokens+"\nobjectstore.backend = file\nlog.level = ERROR\n"), 0o600); err != nil {
+		return Token{}, err
+	}
+	const pin = "12345678" // of a token that lives in a scratch folder
+	t := Token{Module: module, Label: label, PINFile: filepath.Join(dir, label+".pin"), Env: []string{"SOFTHSM2_CONF=" + conf}}
+	if err := os.WriteFile(t.PINFile, []byte(pin+"\n"), 0o600); err != nil {
+		return Token{}, err
+	}
+	run := func(args ...string) (string, error) {
+		ctx, cancel := context.WithTimeout(context.Background(), utilTimeout)
+		defer cancel()
+		cmd := exec.CommandContext(ctx, util, append([]string{"--module", module}, args...)...)
+		cmd.Env = append(os.Environ(), t.Env...)
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			return "", fmt.Errorf("softhsm2-util %s: %w: %s", args[0], err, strings.TrimSpace(string(out)))
+		}
+		return string(out), nil
+	}
+	before, err := run("--show-slots")
+	if err != nil {
+		return Token{}, err
+	}
+	if _, err := run("--init-token", "--free", "--label", label, "--so-pin", pin, "--pin", pin); err != nil {
+		return Token{}, err
+	}
+	after, err := run("--show-slots")
+	if err != nil {
+		return Token{}, err
+	}
+	for _, m := range serialNumber.FindAllStringSubmatch(after, -1) {
+		if !strings.Contains(before, m[1]) {
+			t.Serial = m[1]
+		}
+	}
+	if t.Serial == "" {
+		return Token{}, fmt.Errorf("softhsm2-util made token %q and does not show it", label)
+	}
+	return t, nil
+}
+
+// serialNumber matches a line of softhsm2-util --show-slots.
+var serialNumber = regexp.MustCompile(`Serial number:\s+([0-9a-f]{16})`)

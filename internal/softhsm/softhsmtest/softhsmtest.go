@@ -1,0 +1,49 @@
+// Package softhsmtest gives tests a SoftHSM token in their own process.
+package softhsmtest
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"claviger/internal/softhsm"
+)
+
+// New makes a token that this process can open. Where SoftHSM is missing the
+// test fails with a line that says what to install: nothing here is worth
+// testing without an HSM.
+//
+// SoftHSM reads its configuration when the library is initialised, so a token
+// that was made earlier must be closed before New is called.
+func New(t testing.TB) softhsm.Token {
+	t.Helper()
+	return In(t, filepath.Join(t.TempDir(), "softhsm"), "claviger-test")
+}
+
+// In makes a token with that label in a folder, beside those that are there.
+func In(t testing.TB, dir, label string) softhsm.Token {
+	t.Helper()
+	token, err := softhsm.Create(dir, label)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, kv := range token.Env {
+		for i := range kv {
+			if kv[i] == '=' {
+				old, had := os.LookupEnv(kv[:i])
+				if err := os.Setenv(kv[:i], kv[i+1:]); err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() {
+					if had {
+						_ = os.Setenv(kv[:i], old)
+					} else {
+						_ = os.Unsetenv(kv[:i])
+					}
+				})
+				break
+			}
+		}
+	}
+	return token
+}

@@ -1,0 +1,274 @@
+package pkcs11
+
+import (
+	"maps"
+	"sync"
+	"time"
+
+	p11 "github.com/miekg/pkcs11"
+)
+
+// Boundary is the part of Cryptoki that this package calls, in the form that
+// github.com/miekg/pkcs11 gives it: *p11.Ctx is one. It has as many methods as
+// there are C functions in use; whatever wraps it embeds it.
+//
+// Encrypt is two calls of C_Encrypt, the first of which only asks for the length
+// of the result and is answered by the vendor's library without the HSM.
+type Boundary interface {
+	Initialize(...p11.InitializeOption) error
+	Finalize() error
+	GetSlotList(tokenPresent bool) ([]uint, error)
+	GetTokenInfo(slot uint) (p11.TokenInfo, error)
+	GetMechanismList(slot uint) ([]*p11.Mechanism, error)
+	OpenSession(slot, flags uint) (p11.SessionHandle, error)
+	CloseSession(p11.SessionHandle) error
+	GetSessionInfo(p11.SessionHandle) (p11.SessionInfo, error)
+	Login(s p11.SessionHandle, user uint, pin string) error
+	GenerateRandom(s p11.SessionHandle, n int) ([]byte, error)
+	GenerateKey(p11.SessionHandle, []*p11.Mechanism, []*p11.Attribute) (p11.ObjectHandle, error)
+	DestroyObject(p11.SessionHandle, p11.ObjectHandle) error
+	GetAttributeValue(p11.SessionHandle, p11.ObjectHandle, []*p11.Attribute) ([]*p11.Attribute, error)
+	FindObjectsInit(p11.SessionHandle, []*p11.Attribute) error
+	FindObjects(s p11.SessionHandle, limit int) ([]p11.ObjectHandle, bool, error)
+	FindObjectsFinal(p11.SessionHandle) error
+	EncryptInit(p11.SessionHandle, []*p11.Mechanism, p11.ObjectHandle) error
+	Encrypt(p11.SessionHandle, []byte) ([]byte, error)
+}
+
+var _ Boundary = (*p11.Ctx)(nil)
+
+// Meter wraps a Boundary for tests and benchmarks: it counts the calls, makes
+// each take longer as a network HSM would, and makes some fail or hang. Calls are
+// named after the methods, "Encrypt". Give its Wrap as Config.Wrap.
+//
+// The zero Meter only counts. All methods may be called at any time.
+type Meter struct {
+	mu      sync.Mutex
+	counts  map[string]int
+	latency time.Duration
+	faults  map[string][]error
+	hung    map[string]chan struct{}
+}
+
+// Wrap puts the meter before b. Several boundaries behind one meter are counted
+// together.
+func (m *Meter) Wrap(b Boundary) Boundary { return &metered{m, b} }
+
+// Count is the number of calls of that name until now, failed ones included.
+func (m *Meter) Count(call string) int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.counts[call]
+}
+
+// Counts returns the number of calls by name.
+func (m *Meter) Counts() map[string]int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return maps.Clone(m.counts)
+}
+
+// Reset sets all counts to zero.
+func (m *Meter) Reset() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	clear(m.counts)
+}
+
+// SetLatency makes every later call take d longer.
+func (m *Meter) SetLatency(d time.Duration) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.latency = d
+}
+
+// Fail makes the next n calls of that name return err, most often a p11.Error,
+// without reaching the token.
+func (m *Meter) Fail(call string, n int, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.faults == nil {
+		m.faults = map[string][]error{}
+	}
+	for range n {
+		m.faults[call] = append(m.faults[call], err)
+	}
+}
+
+// Heal forgets the failures that Fail ordered and that have not happened yet.
+func (m *Meter) Heal() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	clear(m.faults)
+}
+
+// Hang makes calls of that name hang until release is called; then they go on to
+// the token. release may be called more than once.
+func (m *Meter) Hang(call string) (release func()) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.hung == nil {
+		m.hung = map[string]chan struct{}{}
+	}
+	c := make(chan struct{})
+	m.hung[call] = c
+	return sync.OnceFunc(func() {
+		m.mu.Lock()
+		if m.hung[call] == c {
+			delete(m.hung, call)
+		}
+		m.mu.Unlock()
+		close(c)
+	})
+}
+
+// enter is what happens to a call before it reaches the token.
+func (m *Meter) enter(call string) error {
+	m.mu.Lock()
+	if m.counts == nil {
+		m.counts = map[string]int{}
+	}
+	m.counts[call]++
+	latency, hung := m.latency, m.hung[call]
+	var err error
+	if f := m.faults[call]; len(f) > 0 {
+		err, m.faults[call] = f[0], f[1:]
+	}
+	m.mu.Unlock()
+	if hung != nil {
+		<-hung
+	}
+	time.Sleep(latency)
+	return err
+}
+
+type metered struct {
+	m *Meter
+	b Boundary
+}
+
+func (w *metered) Initialize(o ...p11.InitializeOption) error {
+	if err := w.m.enter("Initialize"); err != nil {
+		return err
+	}
+	return w.b.Initialize(o...)
+}
+
+func (w *metered) Finalize() error {
+	if err := w.m.enter("Finalize"); err != nil {
+		return err
+	}
+	return w.b.Finalize()
+}
+
+func (w *metered) GetSlotList(present bool) ([]uint, error) {
+	if err := w.m.enter("GetSlotList"); err != nil {
+		return nil, err
+	}
+	return w.b.GetSlotList(present)
+}
+
+func (w *metered) GetTokenInfo(slot uint) (p11.TokenInfo, error) {
+	if err := w.m.enter("GetTokenInfo"); err != nil {
+		return p11.TokenInfo{}, err
+	}
+	return w.b.GetTokenInfo(slot)
+}
+
+func (w *metered) GetMechanismList(slot uint) ([]*p11.Mechanism, error) {
+	if err := w.m.enter("GetMechanismList"); err != nil {
+		return nil, err
+	}
+	return w.b.GetMechanismList(slot)
+}
+
+func (w *metered) OpenSession(slot, flags uint) (p11.SessionHandle, error) {
+	if err := w.m.enter("OpenSession"); err != nil {
+		return 0, err
+	}
+	return w.b.OpenSession(slot, flags)
+}
+
+func (w *metered) CloseSession(s p11.SessionHandle) error {
+	if err := w.m.enter("CloseSession"); err != nil {
+		return err
+	}
+	return w.b.CloseSession(s)
+}
+
+func (w *metered) GetSessionInfo(s p11.SessionHandle) (p11.SessionInfo, error) {
+	if err := w.m.enter("GetSessionInfo"); err != nil {
+		return p11.SessionInfo{}, err
+	}
+	return w.b.GetSessionInfo(s)
+}
+
+func (w *metered) Login(s p11.SessionHandle, user uint, pin string) error {
+	if err := w.m.enter("Login"); err != nil {
+		return err
+	}
+	return w.b.Login(s, user, pin)
+}
+
+func (w *metered) GenerateRandom(s p11.SessionHandle, n int) ([]byte, error) {
+	if err := w.m.enter("GenerateRandom"); err != nil {
+		return nil, err
+	}
+	return w.b.GenerateRandom(s, n)
+}
+
+func (w *metered) GenerateKey(s p11.SessionHandle, m []*p11.Mechanism, a []*p11.Attribute) (p11.ObjectHandle, error) {
+	if err := w.m.enter("GenerateKey"); err != nil {
+		return 0, err
+	}
+	return w.b.GenerateKey(s, m, a)
+}
+
+func (w *metered) DestroyObject(s p11.SessionHandle, o p11.ObjectHandle) error {
+	if err := w.m.enter("DestroyObject"); err != nil {
+		return err
+	}
+	return w.b.DestroyObject(s, o)
+}
+
+func (w *metered) GetAttributeValue(s p11.SessionHandle, o p11.ObjectHandle, a []*p11.Attribute) ([]*p11.Attribute, error) {
+	if err := w.m.enter("GetAttributeValue"); err != nil {
+		return nil, err
+	}
+	return w.b.GetAttributeValue(s, o, a)
+}
+
+func (w *metered) FindObjectsInit(s p11.SessionHandle, a []*p11.Attribute) error {
+	if err := w.m.enter("FindObjectsInit"); err != nil {
+		return err
+	}
+	return w.b.FindObjectsInit(s, a)
+}
+
+func (w *metered) FindObjects(s p11.SessionHandle, limit int) ([]p11.ObjectHandle, bool, error) {
+	if err := w.m.enter("FindObjects"); err != nil {
+		return nil, false, err
+	}
+	return w.b.FindObjects(s, limit)
+}
+
+func (w *metered) FindObjectsFinal(s p11.SessionHandle) error {
+	if err := w.m.enter("FindObjectsFinal"); err != nil {
+		return err
+	}
+	return w.b.FindObjectsFinal(s)
+}
+
+func (w *metered) EncryptInit(s p11.SessionHandle, m []*p11.Mechanism, o p11.ObjectHandle) error {
+	if err := w.m.enter("EncryptInit"); err != nil {
+		return err
+	}
+	return w.b.EncryptInit(s, m, o)
+}
+
+func (w *metered) Encrypt(s p11.SessionHandle, data []byte) ([]byte, error) {
+	if err := w.m.enter("Encrypt"); err != nil {
+		return nil, err
+	}
+	return w.b.Encrypt(s, data)
+}

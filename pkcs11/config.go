@@ -1,0 +1,357 @@
+package pkcs11
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"claviger/secret"
+)
+
+// Config says which token to open, and how.
+type Config struct {
+	Module string // path of the vendor's library
+	// The token: by Serial, by TokenLabel or by Slot. All that are given must fit;
+	// with none, the one token there is.
+	TokenLabel string
+	Serial     string
+	Slot       *uint
+	// PIN reads the user's PIN; it is called once per login. PINSource says in
+	// messages where it comes from.
+	PIN       func() (secret.Bytes, error)
+	PINSource string
+	Profile   Profile
+	// MaxSessions bounds the calls under way at once; 0 is the profile's figure.
+	MaxSessions int
+	Log         *slog.Logger
+	// Wrap, if not nil, is put around the library's calls.
+	Wrap func(Boundary) Boundary
+}
+
+// maxFile bounds a keystore or PIN file.
+const maxFile = 64 << 10
+
+// FileConfig is what a keystore file says. Exactly one of Token, Serial and Slot
+// names the token, and one of PINFile, PINEnv and Credential the PIN.
+type FileConfig struct {
+	Module      string
+	Token       string
+	Serial      string
+	Slot        *uint
+	PINFile     string // path of a file that holds the PIN alone
+	PINEnv      string // name of an environment variable
+	Credential  string // name of a systemd credential (LoadCredential=)
+	Profile     Profile
+	MaxSessions int
+}
+
+// WriteKeystoreFile writes the small file that a cloudera.hsmkp:// URI names.
+// It never overwrites one: what a running KMS depends on is not replaced by a
+// slip.
+func WriteKeystoreFile(path string, c FileConfig) error {
+	var b bytes.Buffer
+	b.WriteString("# Which HSM token claviger uses. It holds no secret; the PIN is where it says.\n")
+	line := func(name, value string) {
+		if value != "" {
+			fmt.Fprintf(&b, "%s = %s\n", name, value)
+		}
+	}
+	line("module", c.Module)
+	line("token", c.Token)
+	line("serial", c.Serial)
+	if c.Slot != nil {
+		line("slot", strconv.FormatUint(uint64(*c.Slot), 10))
+	}
+	line("pin-file", c.PINFile)
+	line("pin-env", c.PINEnv)
+	line("credential", c.Credential)
+	line("profile", string(c.Profile))
+	if c.MaxSessions > 0 {
+		line("max-sessions", strconv.Itoa(c.MaxSessions))
+	}
+	if _, err := parseKeystore(path, b.Bytes()); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("%s is there already and is not overwritten; move it away if it is no longer used", path)
+	}
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b.Bytes())
+	if err == nil {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
+}
+
+// ReadKeystoreFile reads that file. warnings say what in it is odd.
+func ReadKeystoreFile(path string) (c Config, warnings []string, err error) {
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return c, nil, fmt.Errorf("keystore file %s is not there; write it with: claviger hsm init --module LIBRARY --token LABEL --pin-file FILE %s", path, path)
+	}
+	if err != nil {
+		return c, nil, fmt.Errorf("keystore file: %w", err)
+	}
+	f, err := parseKeystore(path, data)
+	if err != nil {
+		return c, nil, err
+	}
+	c, err = f.config(filepath.Dir(path))
+	if err != nil {
+		return c, nil, fmt.Errorf("keystore file %s: %w", path, err)
+	}
+	return c, nil, nil
+}
+
+// ParseProfile checks a profile's name; "" leaves the choice to the token's maker.
+func ParseProfile(name string) (Profile, error) {
+	p := Profile(strings.ToLower(name))
+	if _, ok := profiles[p]; ok || p == "" {
+		return p, nil
+	}
+	return "", fmt.Errorf("unknown profile %q; known ones: %v", name, Profiles())
+}
+
+// parseKeystore reads the lines "name = value"; path is for messages.
+func parseKeystore(path string, data []byte) (FileConfig, error) {
+	var c FileConfig
+	const form = "a keystore file has lines like \"module = /path/of/library.so\"; claviger hsm init writes one"
+	if len(data) > maxFile || bytes.IndexByte(data, 0) >= 0 {
+		return c, fmt.Errorf("%s is no keystore file of claviger's (a Java keystore?); %s", path, form)
+	}
+	seen := map[string]bool{}
+	lines := bufio.NewScanner(bytes.NewReader(data))
+	lines.Buffer(nil, maxFile+1)
+	for n := 1; lines.Scan(); n++ {
+		text := strings.TrimSpace(lines.Text())
+		if text == "" || text[0] == '#' {
+			continue
+		}
+		name, value, ok := strings.Cut(text, "=")
+		name, value = strings.TrimSpace(name), strings.TrimSpace(value)
+		fail := func(format string, args ...any) (FileConfig, error) {
+			return FileConfig{}, fmt.Errorf("%s:%d: %s", path, n, fmt.Sprintf(format, args...))
+		}
+		switch {
+		case !ok:
+			return fail("there is no '=' in this line; %s", form)
+		case value == "":
+			return fail("%s has no value; give it one or take the line out", name)
+		case seen[name]:
+			return fail("%s stands there twice; keep one", name)
+		}
+		seen[name] = true
+		var err error
+		switch name {
+		case "module":
+			c.Module = value
+		case "token":
+			c.Token = value
+		case "serial":
+			c.Serial = value
+		case "slot":
+			c.Slot, err = parseSlot(value)
+		case "pin-file":
+			c.PINFile = value
+		case "pin-env":
+			c.PINEnv = value
+		case "credential":
+			c.Credential = value
+		case "pin":
+			return fail("a PIN must not stand in this file; put it into a file of its own (mode 0400) and name that: pin-file = PATH")
+		case "profile":
+			c.Profile, err = ParseProfile(value)
+		case "max-sessions":
+			if c.MaxSessions, err = strconv.Atoi(value); err != nil || c.MaxSessions < 1 || c.MaxSessions > 4096 {
+				return fail("max-sessions has the value %q; it must be a number from 1 to 4096", value)
+			}
+		default:
+			return fail("%q is not known; known are module, token, serial, slot, pin-file, pin-env, credential, profile, max-sessions", name)
+		}
+		if err != nil {
+			return fail("%v", err)
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return c, fmt.Errorf("%s: %w", path, err)
+	}
+	return c, c.check(path)
+}
+
+func parseSlot(value string) (*uint, error) {
+	n, err := strconv.ParseUint(value, 0, 32)
+	if err != nil {
+		return nil, fmt.Errorf("slot has the value %q; it must be a slot number", value)
+	}
+	u := uint(n)
+	return &u, nil
+}
+
+// check demands what every use needs.
+func (c *FileConfig) check(path string) error {
+	count := func(set ...bool) (n int) {
+		for _, s := range set {
+			if s {
+				n++
+			}
+		}
+		return n
+	}
+	switch {
+	case c.Module == "":
+		return fmt.Errorf("%s: module is missing: the path of the HSM's PKCS#11 library", path)
+	case !filepath.IsAbs(c.Module):
+		return fmt.Errorf("%s: module has the value %q; it must be an absolute path", path, c.Module)
+	case count(c.Token != "", c.Serial != "", c.Slot != nil) != 1:
+		return fmt.Errorf("%s: the token must be named once, by one of token (its label), serial or slot", path)
+	case count(c.PINFile != "", c.PINEnv != "", c.Credential != "") != 1:
+		return fmt.Errorf("%s: the place of the PIN must be named once, by one of pin-file, pin-env or credential", path)
+	}
+	return nil
+}
+
+// config makes a Config. A relative pin-file is taken from dir.
+func (c *FileConfig) config(dir string) (Config, error) {
+	cfg := Config{Module: c.Module, TokenLabel: c.Token, Serial: c.Serial, Slot: c.Slot, Profile: c.Profile, MaxSessions: c.MaxSessions}
+	switch {
+	case c.PINFile != "":
+		path := c.PINFile
+		if !filepath.IsAbs(path) {
+			path = filepath.Join(dir, path)
+		}
+		cfg.PIN, cfg.PINSource = pinFile(path), "file "+path
+	case c.PINEnv != "":
+		cfg.PINSource = "environment variable " + c.PINEnv
+		cfg.PIN = func() (secret.Bytes, error) {
+			if v := os.Getenv(c.PINEnv); v != "" {
+				return secret.Bytes(v), nil
+			}
+			return nil, fmt.Errorf("environment variable %s, which should hold the PIN, is not set", c.PINEnv)
+		}
+	default:
+		if strings.ContainsRune(c.Credential, '/') {
+			return cfg, fmt.Errorf("credential has the value %q; it must be a name without a slash", c.Credential)
+		}
+		base := os.Getenv("CREDENTIALS_DIRECTORY")
+		if base == "" {
+			return cfg, fmt.Errorf("credential %s is asked for, but CREDENTIALS_DIRECTORY is not set; give the unit LoadCredential=%s:FILE", c.Credential, c.Credential)
+		}
+		path := filepath.Join(base, c.Credential)
+		cfg.PIN, cfg.PINSource = pinFile(path), "credential "+c.Credential
+	}
+	return cfg, nil
+}
+
+// pinFile reads a PIN from a file that only its owner (and group) may read. One
+// newline at its end is not part of the PIN.
+func pinFile(path string) func() (secret.Bytes, error) {
+	return func() (secret.Bytes, error) {
+		info, err := os.Stat(path)
+		if err != nil {
+			return nil, fmt.Errorf("PIN file: %w", err)
+		}
+		if info.Mode().Perm()&0o007 != 0 {
+			return nil, fmt.Errorf("PIN file %s may be read by everybody (mode %04o); cure: chmod o= %s", path, info.Mode().Perm(), path)
+		}
+		if info.Size() > maxFile {
+			return nil, fmt.Errorf("PIN file %s is %d bytes long; that is no PIN", path, info.Size())
+		}
+		pin, err := os.ReadFile(path)
+		if err != nil {
+			return nil, fmt.Errorf("PIN file: %w", err)
+		}
+		pin = bytes.TrimSuffix(bytes.TrimSuffix(pin, []byte("\n")), []byte("\r"))
+		if len(pin) == 0 {
+			return nil, fmt.Errorf("PIN file %s is empty", path)
+		}
+		return pin, nil
+	}
+}
+
+// ParseURI reads an RFC 7512 URI: pkcs11:token=..;serial=..;slot-id=..?
+// module-path=..&pin-source=file:.. . The vendor attribute x-claviger-profile
+// names a profile. warnings name what is not used.
+func ParseURI(uri string) (c Config, warnings []string, err error) {
+	rest, ok := strings.CutPrefix(uri, "pkcs11:")
+	if !ok {
+		return c, nil, fmt.Errorf("%q is no pkcs11: URI", uri)
+	}
+	path, query, _ := strings.Cut(rest, "?")
+	f := FileConfig{}
+	seen := map[string]bool{}
+	attr := func(part string) error {
+		name, raw, ok := strings.Cut(part, "=")
+		if !ok {
+			return fmt.Errorf("pkcs11: URI: %q is no attribute; one is name=value", part)
+		}
+		if seen[name] {
+			return fmt.Errorf("pkcs11: URI: attribute %s stands there twice", name)
+		}
+		seen[name] = true
+		value, err := url.PathUnescape(raw)
+		if err != nil {
+			return fmt.Errorf("pkcs11: URI: attribute %s: %w", name, err)
+		}
+		switch name {
+		case "token":
+			f.Token = value
+		case "serial":
+			f.Serial = value
+		case "slot-id":
+			f.Slot, err = parseSlot(value)
+		case "module-path":
+			f.Module = value
+		case "pin-source":
+			file, ok := strings.CutPrefix(value, "file:")
+			if !ok {
+				return fmt.Errorf("pkcs11: URI: pin-source has the value %q; it must be file: and a path", value)
+			}
+			f.PINFile = strings.TrimPrefix(file, "//")
+		case "pin-value":
+			return errors.New("pkcs11: URI: pin-value would put the PIN into configuration files, process lists and logs; use pin-source=file:/path")
+		case "x-claviger-profile":
+			f.Profile, err = ParseProfile(value)
+		default:
+			warnings = append(warnings, fmt.Sprintf("pkcs11: URI: attribute %s is not used", name))
+		}
+		if err != nil {
+			return fmt.Errorf("pkcs11: URI: %w", err)
+		}
+		return nil
+	}
+	for _, list := range []struct{ text, sep string }{{path, ";"}, {query, "&"}} {
+		for _, part := range strings.Split(list.text, list.sep) {
+			if part == "" {
+				continue
+			}
+			if err := attr(part); err != nil {
+				return Config{}, nil, err
+			}
+		}
+	}
+	// A serial beside a label is a second lock on the same door.
+	label := f.Token
+	if f.Serial != "" || f.Slot != nil {
+		f.Token = ""
+	}
+	if f.Serial != "" && f.Slot != nil {
+		return Config{}, nil, errors.New("pkcs11: URI: serial and slot-id both name the token; keep one")
+	}
+	if err := f.check("pkcs11: URI"); err != nil {
+		return Config{}, nil, err
+	}
+	c, err = f.config("/")
+	c.TokenLabel = label
+	return c, warnings, err
+}

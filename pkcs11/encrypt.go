@@ -1,0 +1,294 @@
+package pkcs11
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	p11 "github.com/miekg/pkcs11"
+
+	"claviger"
+)
+
+// blockSize of AES, in bytes.
+const blockSize = 16
+
+// inFlight is how many calls with one key may be under way at once. The second
+// hides the way to the HSM and back; those who come while both are away are
+// gathered for the next. More would only make the batches smaller.
+const inFlight = 2
+
+// gatherTimeout ends a gathered call that nobody's deadline ends, so that the
+// key is not blocked by a call that hangs.
+const gatherTimeout = time.Minute
+
+// EncryptBlocks encrypts each 16-byte block by itself, in place. It is one
+// C_Encrypt however many blocks there are (as far as the HSM's limit goes), and
+// shares it with others who use the same key meanwhile. Kind KeyNotFound where
+// the token has no such key.
+func (t *Token) EncryptBlocks(ctx context.Context, id []byte, label string, blocks []byte) error {
+	const op = "pkcs11.EncryptBlocks"
+	if len(blocks)%blockSize != 0 {
+		return claviger.Errorf(op, claviger.Internal, label, "%d bytes are not whole blocks", len(blocks))
+	}
+	if len(blocks) == 0 {
+		return nil
+	}
+	if err := ctx.Err(); err != nil {
+		return claviger.E(op, claviger.Unavailable, label, err)
+	}
+	v, ok := t.gather.Load(string(id))
+	if !ok {
+		v, _ = t.gather.LoadOrStore(string(id), &gatherer{token: t, id: append([]byte(nil), id...), label: label})
+	}
+	g, _ := v.(*gatherer)
+	w := &waiter{blocks: blocks, in: append([]byte(nil), blocks...), done: make(chan error, 1)}
+	g.add(w)
+	select {
+	case err := <-w.done:
+		return err
+	case <-ctx.Done():
+		if w.state.CompareAndSwap(waiting, left) {
+			return claviger.Errorf(op, claviger.Unavailable, label, "the HSM did not answer in time: %w", ctx.Err())
+		}
+		return <-w.done // the result is being written into blocks
+	}
+}
+
+// States of a waiter. Whoever moves it away from waiting owns its blocks.
+const (
+	waiting int32 = iota
+	served
+	left
+)
+
+// waiter is one caller of EncryptBlocks. The call works on a copy, since he may
+// leave, with his blocks, while it is under way.
+type waiter struct {
+	blocks []byte
+	in     []byte
+	state  atomic.Int32
+	done   chan error
+}
+
+// gatherer makes the calls with one key.
+type gatherer struct {
+	token *Token
+	id    []byte
+	label string
+
+	mu      sync.Mutex
+	pending []*waiter
+	running int
+}
+
+// add queues a caller, and starts a call if not enough are under way.
+func (g *gatherer) add(w *waiter) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.pending = append(g.pending, w)
+	if g.running < inFlight {
+		g.running++
+		go g.run()
+	}
+}
+
+// next takes as many callers as one C_Encrypt serves; at least one.
+func (g *gatherer) next() []*waiter {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	size, n := 0, 0
+	for n < len(g.pending) {
+		size += len(g.pending[n].blocks)
+		if n > 0 && size > g.token.maxData {
+			break
+		}
+		n++
+	}
+	if n == 0 {
+		g.running--
+		return nil
+	}
+	batch := g.pending[:n:n]
+	g.pending = g.pending[n:]
+	if len(g.pending) == 0 {
+		g.pending = nil
+	}
+	return batch
+}
+
+// run makes calls until nobody waits.
+func (g *gatherer) run() {
+	for batch := g.next(); batch != nil; batch = g.next() {
+		g.serve(batch)
+	}
+}
+
+// serve makes one call for a batch of callers.
+func (g *gatherer) serve(batch []*waiter) {
+	in := batch[0].in
+	for _, w := range batch[1:] {
+		in = append(in, w.in...)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), gatherTimeout)
+	defer cancel()
+	var out []byte
+	err := g.token.do(ctx, "pkcs11.EncryptBlocks", func(s p11.SessionHandle) error {
+		var err error
+		out, err = g.token.encrypt(s, g.id, g.label, in)
+		return err
+	})
+	at := 0
+	for _, w := range batch {
+		n := len(w.blocks)
+		if w.state.CompareAndSwap(waiting, served) {
+			if err == nil {
+				copy(w.blocks, out[at:at+n])
+			}
+			w.done <- err
+		}
+		at += n
+	}
+	clear(in)
+	if err == nil {
+		clear(out)
+	}
+}
+
+// encrypt makes the C calls: one C_Encrypt for each maxData bytes.
+func (t *Token) encrypt(s p11.SessionHandle, id []byte, label string, in []byte) ([]byte, error) {
+	object, err := t.handle(s, id, label)
+	if err != nil {
+		return nil, err
+	}
+	if len(in) <= t.maxData {
+		return t.mechanismEncrypt(s, t.mechanism, object, in)
+	}
+	out := make([]byte, 0, len(in))
+	for from := 0; from < len(in); from += t.maxData {
+		part, err := t.mechanismEncrypt(s, t.mechanism, object, in[from:min(from+t.maxData, len(in))])
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, part...)
+	}
+	return out, nil
+}
+
+// mechanismEncrypt encrypts blocks by a rung of the ladder. ECB is what is
+// wanted; the others give the same with more calls, where an HSM's policy
+// forbids ECB.
+func (t *Token) mechanismEncrypt(s p11.SessionHandle, mechanism uint, key p11.ObjectHandle, in []byte) ([]byte, error) {
+	switch mechanism {
+	case p11.CKM_AES_CTR:
+		// Counter mode over zeros is the encryption of the counters: one call for
+		// each run of consecutive blocks.
+		out := make([]byte, 0, len(in))
+		for len(in) > 0 {
+			n := counterRun(in)
+			part, err := t.oneEncrypt(s, p11.NewMechanism(p11.CKM_AES_CTR, ctrParams(in[:blockSize])), key, make([]byte, n))
+			if err != nil {
+				return nil, err
+			}
+			out, in = append(out, part...), in[n:]
+		}
+		return out, nil
+	case p11.CKM_AES_CBC:
+		// The first block of CBC with a zero IV is the encryption of the block.
+		out := make([]byte, 0, len(in))
+		for ; len(in) > 0; in = in[blockSize:] {
+			part, err := t.oneEncrypt(s, p11.NewMechanism(p11.CKM_AES_CBC, make([]byte, blockSize)), key, in[:blockSize])
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, part...)
+		}
+		return out, nil
+	}
+	return t.oneEncrypt(s, p11.NewMechanism(mechanism, nil), key, in)
+}
+
+func (t *Token) oneEncrypt(s p11.SessionHandle, m *p11.Mechanism, key p11.ObjectHandle, in []byte) ([]byte, error) {
+	if err := t.b.EncryptInit(s, []*p11.Mechanism{m}, key); err != nil {
+		return nil, err
+	}
+	out, err := t.b.Encrypt(s, in)
+	if err == nil && len(out) != len(in) {
+		err = fmt.Errorf("the HSM made %d bytes of %d", len(out), len(in))
+	}
+	return out, err
+}
+
+// counterRun is how many bytes at the beginning of in are blocks that count up
+// by one. A run ends where the counter wraps to zero: there SoftHSM gives up.
+func counterRun(in []byte) int {
+	hi, lo := binary.BigEndian.Uint64(in), binary.BigEndian.Uint64(in[8:])
+	n := blockSize
+	for ; n < len(in); n += blockSize {
+		if lo++; lo == 0 {
+			if hi++; hi == 0 {
+				break
+			}
+		}
+		if binary.BigEndian.Uint64(in[n:]) != hi || binary.BigEndian.Uint64(in[n+8:]) != lo {
+			break
+		}
+	}
+	return n
+}
+
+// ctrParams is CK_AES_CTR_PARAMS: an unsigned long with the counter's bits, and
+// the first counter block.
+func ctrParams(counter []byte) []byte {
+	p := make([]byte, 8+blockSize)
+	binary.NativeEndian.PutUint64(p, blockSize*8)
+	copy(p[8:], counter)
+	return p
+}
+
+// probe finds the first mechanism of the ladder that the token has and that
+// works, on a session key that is gone afterwards.
+func (t *Token) probe(ctx context.Context, ladder []uint) error {
+	return t.do(ctx, "pkcs11.probe", func(s p11.SessionHandle) error {
+		t.mu.Lock()
+		slot := t.found.slot
+		t.mu.Unlock()
+		list, err := t.b.GetMechanismList(slot)
+		if err != nil {
+			return err
+		}
+		offered := map[uint]bool{}
+		for _, m := range list {
+			offered[m.Mechanism] = true
+		}
+		key, err := t.b.GenerateKey(s, []*p11.Mechanism{p11.NewMechanism(p11.CKM_AES_KEY_GEN, nil)}, []*p11.Attribute{
+			p11.NewAttribute(p11.CKA_CLASS, p11.CKO_SECRET_KEY), p11.NewAttribute(p11.CKA_KEY_TYPE, p11.CKK_AES), p11.NewAttribute(p11.CKA_VALUE_LEN, 32),
+			p11.NewAttribute(p11.CKA_TOKEN, false), p11.NewAttribute(p11.CKA_SENSITIVE, true), p11.NewAttribute(p11.CKA_EXTRACTABLE, false),
+			p11.NewAttribute(p11.CKA_ENCRYPT, true), p11.NewAttribute(p11.CKA_LABEL, "claviger probe"),
+		})
+		if err != nil {
+			return fmt.Errorf("token %s makes no AES key: %w", t.found, err)
+		}
+		defer t.b.DestroyObject(s, key) //nolint:errcheck // it ends with the session in any case
+		var tried []string
+		for _, m := range ladder {
+			if !offered[m] {
+				tried = append(tried, mechanismName(m)+" (not offered)")
+				continue
+			}
+			if _, err := t.mechanismEncrypt(s, m, key, make([]byte, 2*blockSize)); err != nil {
+				tried = append(tried, fmt.Sprintf("%s (%v)", mechanismName(m), err))
+				continue
+			}
+			t.mechanism = m
+			if m != p11.CKM_AES_ECB {
+				t.log.Warn("the token does not encrypt by CKM_AES_ECB; each EDEK will be a call of its own", "uses", mechanismName(m), "tried", tried)
+			}
+			return nil
+		}
+		return fmt.Errorf("token %s encrypts by none of the mechanisms that would do: %v; allow one of them in the policies of the partition", t.found, tried)
+	})
+}

@@ -1,0 +1,113 @@
+package pkcs11
+
+import (
+	"fmt"
+	"strings"
+
+	p11 "github.com/miekg/pkcs11"
+)
+
+// TokenInfo is what is known of an open token.
+type TokenInfo struct {
+	Label        string
+	Serial       string
+	Manufacturer string
+	Model        string
+	Firmware     string
+	Slot         uint
+	Profile      Profile
+	Mechanism    string // that EDEKs are opened with
+	MaxSessions  int
+	MaxData      int // bytes of one C_Encrypt
+	// FreePrivateMemory is what the token says it has left for keys, in bytes; 0
+	// where it does not say.
+	FreePrivateMemory uint
+}
+
+// Flags of CK_TOKEN_INFO.
+const (
+	flagTokenInitialized = 0x00000400
+	flagPINCountLow      = 0x00010000
+	flagPINFinalTry      = 0x00020000
+	flagPINLocked        = 0x00040000
+	flagPINInitialized   = 0x00000008
+)
+
+// unavailable is CK_UNAVAILABLE_INFORMATION.
+const unavailable = ^uint(0)
+
+// candidate is a token in a slot.
+type candidate struct {
+	slot uint
+	info p11.TokenInfo
+}
+
+func (c candidate) String() string {
+	return fmt.Sprintf("%q (serial %s, slot %d)", strings.TrimSpace(c.info.Label), strings.TrimSpace(c.info.SerialNumber), c.slot)
+}
+
+// findToken returns the one token that the configuration names.
+func findToken(b Boundary, c *Config) (candidate, error) {
+	slots, err := b.GetSlotList(true)
+	if err != nil {
+		return candidate{}, fmt.Errorf("asking PKCS#11 module %s for its slots: %w", c.Module, err)
+	}
+	var fit, all []candidate
+	var blank []string
+	for _, slot := range slots {
+		info, err := b.GetTokenInfo(slot)
+		if err != nil {
+			continue // a token that is being taken out, or a broken reader
+		}
+		t := candidate{slot, info}
+		if info.Flags&flagTokenInitialized == 0 {
+			blank = append(blank, fmt.Sprint(slot))
+			if c.Slot != nil && *c.Slot == slot {
+				return candidate{}, fmt.Errorf("the token in slot %d of %s is not initialised; initialise it with the HSM's own tool (SoftHSM: softhsm2-util --init-token --slot %d --label LABEL), then name it by its label", slot, c.Module, slot)
+			}
+			continue
+		}
+		all = append(all, t)
+		if c.Slot != nil && *c.Slot != slot || c.TokenLabel != "" && strings.TrimSpace(info.Label) != c.TokenLabel || c.Serial != "" && strings.TrimSpace(info.SerialNumber) != c.Serial {
+			continue
+		}
+		fit = append(fit, t)
+	}
+	switch {
+	case len(fit) == 1:
+		return fit[0], nil
+	case len(fit) > 1:
+		return candidate{}, fmt.Errorf("%d tokens of %s fit %s: %s; name the right one by its serial number (serial = ...)", len(fit), c.Module, c.wanted(), list(fit))
+	case len(all) == 0 && len(blank) > 0:
+		return candidate{}, fmt.Errorf("no token of %s is initialised (empty: slot %s); initialise one with the HSM's own tool (SoftHSM: softhsm2-util --init-token --free --label LABEL)", c.Module, strings.Join(blank, ", "))
+	case len(all) == 0:
+		return candidate{}, fmt.Errorf("PKCS#11 module %s shows no token; is the HSM connected, and its client configured for this user?", c.Module)
+	}
+	return candidate{}, fmt.Errorf("no token of %s fits %s; there are: %s", c.Module, c.wanted(), list(all))
+}
+
+func list(ts []candidate) string {
+	names := make([]string, len(ts))
+	for i, t := range ts {
+		names[i] = t.String()
+	}
+	return strings.Join(names, ", ")
+}
+
+// wanted says what the configuration asks for.
+func (c *Config) wanted() string {
+	var parts []string
+	if c.TokenLabel != "" {
+		parts = append(parts, fmt.Sprintf("token %q", c.TokenLabel))
+	}
+	if c.Serial != "" {
+		parts = append(parts, "serial "+c.Serial)
+	}
+	if c.Slot != nil {
+		parts = append(parts, fmt.Sprintf("slot %d", *c.Slot))
+	}
+	if len(parts) == 0 {
+		return "\"any token\""
+	}
+	return strings.Join(parts, ", ")
+}

@@ -1,0 +1,253 @@
+package pkcs11
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+
+	p11 "github.com/miekg/pkcs11"
+
+	"claviger"
+)
+
+// checkBlock is what a key's check value is made of. It is no counter block that
+// an EDEK's IV would lead to but by choice, and even then 8 bytes of a hash of
+// its encryption tell nothing of it.
+const checkBlock = "claviger check 1"
+
+// checkSize is the length of a check value in bytes.
+const checkSize = 8
+
+// KeyInfo describes an AES key on the token.
+type KeyInfo struct {
+	ID    []byte // CKA_ID
+	Label string // CKA_LABEL
+	Bits  int
+	// The token's word on what may be done with the key.
+	Sensitive, Extractable, NeverExtractable, Local, Encrypt, Decrypt bool
+}
+
+// GenerateKey makes an AES key of so many bits, that can encrypt and nothing
+// else, and never leave the token. Kind KeyExists where the id is taken.
+func (t *Token) GenerateKey(ctx context.Context, id []byte, label string, bits int) error {
+	const op = "pkcs11.GenerateKey"
+	return t.do(ctx, op, func(s p11.SessionHandle) error {
+		found, err := t.find(s, id, nil)
+		if err != nil {
+			return err
+		}
+		if len(found) > 0 {
+			return claviger.Errorf(op, claviger.KeyExists, label, "there is a key with CKA_ID %x on the token already", id)
+		}
+		template := []*p11.Attribute{
+			p11.NewAttribute(p11.CKA_CLASS, p11.CKO_SECRET_KEY),
+			p11.NewAttribute(p11.CKA_KEY_TYPE, p11.CKK_AES),
+			p11.NewAttribute(p11.CKA_VALUE_LEN, bits/8),
+			p11.NewAttribute(p11.CKA_ID, id),
+			p11.NewAttribute(p11.CKA_LABEL, label),
+			p11.NewAttribute(p11.CKA_TOKEN, true),
+			p11.NewAttribute(p11.CKA_PRIVATE, true),
+			p11.NewAttribute(p11.CKA_SENSITIVE, true),
+			p11.NewAttribute(p11.CKA_EXTRACTABLE, false),
+			p11.NewAttribute(p11.CKA_ENCRYPT, true),
+			p11.NewAttribute(p11.CKA_DECRYPT, false),
+			p11.NewAttribute(p11.CKA_SIGN, false),
+			p11.NewAttribute(p11.CKA_VERIFY, false),
+			p11.NewAttribute(p11.CKA_WRAP, false),
+			p11.NewAttribute(p11.CKA_UNWRAP, false),
+			p11.NewAttribute(p11.CKA_DERIVE, false),
+		}
+		if profiles[t.cfg.Profile].modifiable {
+			template = append(template, p11.NewAttribute(p11.CKA_MODIFIABLE, false))
+		}
+		object, err := t.b.GenerateKey(s, []*p11.Mechanism{p11.NewMechanism(p11.CKM_AES_KEY_GEN, nil)}, template)
+		if errors.Is(err, p11.Error(p11.CKR_DEVICE_MEMORY)) {
+			return claviger.Errorf(op, claviger.Unavailable, label, "the token has no room for another key: %w", err)
+		}
+		if err != nil {
+			return err
+		}
+		// Trust is good: a policy of the HSM may have overruled the template.
+		info, err := t.describe(s, object)
+		if err == nil && (!info.Sensitive || info.Extractable || info.Decrypt) {
+			err = fmt.Errorf("the token made key %s with sensitive=%t, extractable=%t, decrypt=%t, which is not what was asked for; it was destroyed again: check the policies of the partition", label, info.Sensitive, info.Extractable, info.Decrypt)
+		}
+		if err != nil {
+			return errors.Join(err, t.b.DestroyObject(s, object))
+		}
+		return nil
+	})
+}
+
+// Find returns the key with the given CKA_ID, nil where there is none. More
+// than one is an error: then nobody can say which was meant.
+func (t *Token) Find(ctx context.Context, id []byte) (*KeyInfo, error) {
+	var info *KeyInfo
+	err := t.do(ctx, "pkcs11.Find", func(s p11.SessionHandle) error {
+		found, err := t.find(s, id, nil)
+		switch {
+		case err != nil:
+			return err
+		case len(found) == 0:
+			info = nil
+			return nil
+		case len(found) > 1:
+			return fmt.Errorf("%d keys on the token have CKA_ID %x; destroy or relabel the wrong one with the HSM's own tool", len(found), id)
+		}
+		k, err := t.describe(s, found[0])
+		info = &k
+		return err
+	})
+	if err != nil {
+		return nil, err // not info: a call that was left behind may still write it
+	}
+	return info, nil
+}
+
+// List returns all AES keys of the token.
+func (t *Token) List(ctx context.Context) ([]KeyInfo, error) {
+	var list []KeyInfo
+	err := t.do(ctx, "pkcs11.List", func(s p11.SessionHandle) error {
+		list = nil
+		objects, err := t.find(s, nil, nil)
+		if err != nil {
+			return err
+		}
+		for _, o := range objects {
+			info, err := t.describe(s, o)
+			if errors.Is(err, p11.Error(p11.CKR_OBJECT_HANDLE_INVALID)) {
+				continue // destroyed since
+			}
+			if err != nil {
+				return err
+			}
+			list = append(list, info)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err // see Find
+	}
+	return list, nil
+}
+
+// Destroy destroys the key with that id and label, for ever. One that is gone is
+// no error.
+func (t *Token) Destroy(ctx context.Context, id []byte, label string) error {
+	return t.do(ctx, "pkcs11.Destroy", func(s p11.SessionHandle) error {
+		t.handles.Delete(string(id))
+		t.gather.Delete(string(id))
+		found, err := t.find(s, id, &label)
+		if err != nil || len(found) == 0 {
+			return err
+		}
+		if len(found) > 1 {
+			return fmt.Errorf("%d keys on the token have CKA_ID %x and label %q; none was destroyed", len(found), id, label)
+		}
+		return t.b.DestroyObject(s, found[0])
+	})
+}
+
+// CheckValue returns the key check value: the first 8 bytes of SHA-256 over the
+// encryption of a fixed block.
+func (t *Token) CheckValue(ctx context.Context, id []byte, label string) ([]byte, error) {
+	block := []byte(checkBlock)
+	if err := t.EncryptBlocks(ctx, id, label, block); err != nil {
+		return nil, err
+	}
+	sum := sha256.Sum256(block)
+	return sum[:checkSize], nil
+}
+
+// find returns the handles of AES keys: all, or those with an id, and a label.
+func (t *Token) find(s p11.SessionHandle, id []byte, label *string) ([]p11.ObjectHandle, error) {
+	template := []*p11.Attribute{p11.NewAttribute(p11.CKA_CLASS, p11.CKO_SECRET_KEY), p11.NewAttribute(p11.CKA_KEY_TYPE, p11.CKK_AES)}
+	if id != nil {
+		template = append(template, p11.NewAttribute(p11.CKA_ID, id))
+	}
+	if label != nil {
+		template = append(template, p11.NewAttribute(p11.CKA_LABEL, *label))
+	}
+	if err := t.b.FindObjectsInit(s, template); err != nil {
+		return nil, err
+	}
+	const page = 256
+	var all []p11.ObjectHandle
+	for {
+		some, _, err := t.b.FindObjects(s, page)
+		if err != nil {
+			return nil, errors.Join(err, t.b.FindObjectsFinal(s))
+		}
+		all = append(all, some...)
+		if len(some) < page {
+			break
+		}
+	}
+	return all, t.b.FindObjectsFinal(s)
+}
+
+// describe reads a key's attributes.
+func (t *Token) describe(s p11.SessionHandle, o p11.ObjectHandle) (KeyInfo, error) {
+	var k KeyInfo
+	attrs, err := t.b.GetAttributeValue(s, o, []*p11.Attribute{
+		p11.NewAttribute(p11.CKA_ID, nil), p11.NewAttribute(p11.CKA_LABEL, nil), p11.NewAttribute(p11.CKA_VALUE_LEN, nil),
+		p11.NewAttribute(p11.CKA_SENSITIVE, nil), p11.NewAttribute(p11.CKA_EXTRACTABLE, nil), p11.NewAttribute(p11.CKA_NEVER_EXTRACTABLE, nil),
+		p11.NewAttribute(p11.CKA_LOCAL, nil), p11.NewAttribute(p11.CKA_ENCRYPT, nil), p11.NewAttribute(p11.CKA_DECRYPT, nil),
+	})
+	if err != nil {
+		return k, err
+	}
+	for _, a := range attrs {
+		yes := len(a.Value) > 0 && a.Value[0] != 0
+		switch a.Type {
+		case p11.CKA_ID:
+			k.ID = bytes.Clone(a.Value)
+		case p11.CKA_LABEL:
+			k.Label = string(a.Value)
+		case p11.CKA_VALUE_LEN:
+			for i := len(a.Value) - 1; i >= 0; i-- { // CK_ULONG, little-endian on all that Go and HSM clients share
+				k.Bits = k.Bits<<8 | int(a.Value[i])
+			}
+			k.Bits *= 8
+		case p11.CKA_SENSITIVE:
+			k.Sensitive = yes
+		case p11.CKA_EXTRACTABLE:
+			k.Extractable = yes
+		case p11.CKA_NEVER_EXTRACTABLE:
+			k.NeverExtractable = yes
+		case p11.CKA_LOCAL:
+			k.Local = yes
+		case p11.CKA_ENCRYPT:
+			k.Encrypt = yes
+		case p11.CKA_DECRYPT:
+			k.Decrypt = yes
+		}
+	}
+	return k, nil
+}
+
+// handle returns the key's object handle, from the cache or by a look-up that
+// demands exactly one match of id and label.
+func (t *Token) handle(s p11.SessionHandle, id []byte, label string) (p11.ObjectHandle, error) {
+	generation := t.module.current()
+	if v, ok := t.handles.Load(string(id)); ok {
+		if h, ok := v.(handle); ok && h.generation == generation && h.label == label {
+			return h.object, nil
+		}
+	}
+	found, err := t.find(s, id, &label)
+	if err != nil {
+		return 0, err
+	}
+	switch len(found) {
+	case 0:
+		return 0, claviger.Errorf("pkcs11.key", claviger.KeyNotFound, label, "the token holds no key with CKA_ID %s and label %q", hex.EncodeToString(id), label)
+	case 1:
+		t.handles.Store(string(id), handle{found[0], label, generation})
+		return found[0], nil
+	}
+	return 0, fmt.Errorf("%d keys on the token have CKA_ID %x and label %q; it is not used until only the right one is left", len(found), id, label)
+}

@@ -1,0 +1,298 @@
+package pkcs11
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	p11 "github.com/miekg/pkcs11"
+	"go.uber.org/goleak"
+
+	"claviger"
+	"claviger/internal/softhsm"
+	"claviger/internal/softhsm/softhsmtest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// config names a SoftHSM token.
+func config(tok softhsm.Token) Config {
+	return Config{Module: tok.Module, TokenLabel: tok.Label, PIN: pinFile(tok.PINFile), PINSource: "file " + tok.PINFile, Profile: SoftHSM}
+}
+
+// open opens a fresh token, with a Meter before it.
+func open(t *testing.T) (*Token, *Meter) {
+	t.Helper()
+	return openAs(t, config(softhsmtest.New(t)))
+}
+
+func openAs(t *testing.T, c Config) (*Token, *Meter) {
+	t.Helper()
+	m := new(Meter)
+	c.Wrap = m.Wrap
+	tok, err := Open(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := tok.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	m.Reset()
+	return tok, m
+}
+
+func generate(t *testing.T, tok *Token, n byte, bits int) (id []byte, label string) {
+	t.Helper()
+	id, label = []byte{1, 2, 3, n}, fmt.Sprintf("k@%d", n)
+	if err := tok.GenerateKey(t.Context(), id, label, bits); err != nil {
+		t.Fatal(err)
+	}
+	return id, label
+}
+
+func TestKeys(t *testing.T) {
+	tok, _ := open(t)
+	ctx := t.Context()
+	for i, bits := range []int{128, 192, 256} {
+		id, label := generate(t, tok, byte(i), bits)
+		k, err := tok.Find(ctx, id)
+		if err != nil || k == nil {
+			t.Fatalf("%v, %v", k, err)
+		}
+		if k.Bits != bits || k.Label != label || !bytes.Equal(k.ID, id) || !k.Sensitive || k.Extractable || !k.NeverExtractable || !k.Local || !k.Encrypt || k.Decrypt {
+			t.Errorf("made %+v", *k)
+		}
+		if err := tok.GenerateKey(ctx, id, label, bits); !claviger.Is(err, claviger.KeyExists) {
+			t.Errorf("made twice: %v", err)
+		}
+	}
+	list, err := tok.List(ctx)
+	if err != nil || len(list) != 3 {
+		t.Fatalf("%d keys, %v", len(list), err)
+	}
+	id := []byte{1, 2, 3, 1}
+	if err := tok.Destroy(ctx, id, "another label"); err != nil {
+		t.Error(err)
+	}
+	if k, err := tok.Find(ctx, id); err != nil || k == nil {
+		t.Errorf("a key went by another's label: %v, %v", k, err)
+	}
+	for range 2 { // the second time it is gone, which is no error
+		if err := tok.Destroy(ctx, id, "k@1"); err != nil {
+			t.Error(err)
+		}
+	}
+	if k, err := tok.Find(ctx, id); err != nil || k != nil {
+		t.Errorf("destroyed: %v, %v", k, err)
+	}
+	if err := tok.EncryptBlocks(ctx, id, "k@1", make([]byte, 16)); !claviger.Is(err, claviger.KeyNotFound) {
+		t.Errorf("encrypts with a destroyed key: %v", err)
+	}
+}
+
+// TestLadder: every mechanism gives the same bytes.
+func TestLadder(t *testing.T) {
+	tok, _ := open(t)
+	id, label := generate(t, tok, 1, 256)
+	// Two runs of counters; the second wraps in all 128 bits.
+	blocks := make([]byte, 0, 16*6)
+	for _, b := range []byte{0, 1, 2} {
+		blocks = append(append(blocks, make([]byte, 15)...), b)
+	}
+	blocks = append(append(blocks, bytes.Repeat([]byte{0xff}, 15)...), 0xfe)
+	blocks = append(blocks, bytes.Repeat([]byte{0xff}, 16)...)
+	blocks = append(blocks, make([]byte, 16)...)
+	var want []byte
+	for _, m := range profiles[SoftHSM].ladder {
+		tok.mechanism = m
+		got := bytes.Clone(blocks)
+		if err := tok.EncryptBlocks(t.Context(), id, label, got); err != nil {
+			t.Fatalf("%s: %v", mechanismName(m), err)
+		}
+		if want == nil {
+			want = got
+		}
+		if !bytes.Equal(got, want) || bytes.Equal(got, blocks) {
+			t.Errorf("%s: %x, want %x", mechanismName(m), got, want)
+		}
+	}
+	if !bytes.Equal(want[:16], want[80:]) {
+		t.Error("one block, two encryptions")
+	}
+}
+
+// TestGathering is the promise of the group commit: 64 callers of one key, with
+// 30 ms on each call, are at most 4 calls.
+func TestGathering(t *testing.T) {
+	tok, m := open(t)
+	id, label := generate(t, tok, 1, 128)
+	const callers = 64
+	want := make([][]byte, callers)
+	for i := range want {
+		want[i] = bytes.Repeat([]byte{byte(i)}, 32)
+		if err := tok.EncryptBlocks(t.Context(), id, label, want[i]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m.Reset()
+	m.SetLatency(30 * time.Millisecond)
+	var ready, wg sync.WaitGroup
+	ready.Add(1)
+	for i := range callers {
+		wg.Go(func() {
+			got := bytes.Repeat([]byte{byte(i)}, 32)
+			ready.Wait()
+			if err := tok.EncryptBlocks(t.Context(), id, label, got); err != nil || !bytes.Equal(got, want[i]) {
+				t.Errorf("caller %d: %x, %v", i, got, err)
+			}
+		})
+	}
+	ready.Done()
+	wg.Wait()
+	if n := m.Count("Encrypt"); n > 4 {
+		t.Errorf("%d calls of C_Encrypt", n)
+	}
+}
+
+// TestLeaver: a caller whose time is up leaves, and the others are served.
+func TestLeaver(t *testing.T) {
+	tok, m := open(t)
+	id, label := generate(t, tok, 1, 128)
+	if err := tok.EncryptBlocks(t.Context(), id, label, make([]byte, 16)); err != nil {
+		t.Fatal(err)
+	}
+	m.SetLatency(200 * time.Millisecond)
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			ctx := t.Context()
+			if i%2 == 0 {
+				var cancel context.CancelFunc
+				ctx, cancel = context.WithTimeout(ctx, 20*time.Millisecond)
+				defer cancel()
+			}
+			blocks := make([]byte, 32)
+			err := tok.EncryptBlocks(ctx, id, label, blocks)
+			clear(blocks) // as package eek does with keystream
+			if gone := claviger.Is(err, claviger.Unavailable); gone != (i%2 == 0) {
+				t.Errorf("caller %d: %v", i, err)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func TestOneCallHoweverLong(t *testing.T) {
+	tok, m := open(t)
+	id, label := generate(t, tok, 1, 256)
+	if err := tok.EncryptBlocks(t.Context(), id, label, make([]byte, 16)); err != nil {
+		t.Fatal(err)
+	}
+	m.Reset()
+	for _, c := range []struct{ bytes, limit, calls int }{{32_000, 32_000, 1}, {32_016, 32_000, 2}, {1 << 20, 4 << 20, 1}} {
+		tok.maxData = c.limit
+		m.Reset()
+		if err := tok.EncryptBlocks(t.Context(), id, label, make([]byte, c.bytes)); err != nil {
+			t.Fatal(err)
+		}
+		if n := m.Count("Encrypt"); n != c.calls {
+			t.Errorf("%d bytes at a limit of %d: %d calls, want %d", c.bytes, c.limit, n, c.calls)
+		}
+	}
+}
+
+// TestRecovery: what goes wrong once is mended without the caller's noticing.
+func TestRecovery(t *testing.T) {
+	for _, code := range []uint{p11.CKR_SESSION_HANDLE_INVALID, p11.CKR_SESSION_CLOSED, p11.CKR_USER_NOT_LOGGED_IN, p11.CKR_OBJECT_HANDLE_INVALID,
+		p11.CKR_KEY_HANDLE_INVALID, p11.CKR_DEVICE_ERROR, p11.CKR_DEVICE_REMOVED, p11.CKR_TOKEN_NOT_PRESENT, p11.CKR_CRYPTOKI_NOT_INITIALIZED, p11.CKR_GENERAL_ERROR} {
+		t.Run(p11.Error(code).Error(), func(t *testing.T) {
+			tok, m := open(t)
+			id, label := generate(t, tok, 1, 256)
+			check, err := tok.CheckValue(t.Context(), id, label)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resets := 0
+			tok.OnReset(func() { resets++ })
+			m.Reset()
+			m.Fail("EncryptInit", 1, p11.Error(code))
+			again, err := tok.CheckValue(t.Context(), id, label)
+			if err != nil || !bytes.Equal(again, check) {
+				t.Errorf("%x, %v, want %x", again, err, check)
+			}
+			if lostToken := harm(p11.Error(code)) == lost; (resets == 1) != lostToken {
+				t.Errorf("%d resets", resets)
+			}
+		})
+	}
+}
+
+// TestTokenAway: while the token is gone, calls fail at once and say so; when it
+// is back they succeed.
+func TestTokenAway(t *testing.T) {
+	tok, m := open(t)
+	id, label := generate(t, tok, 1, 256)
+	for _, call := range []string{"EncryptInit", "GetSlotList", "OpenSession"} {
+		m.Fail(call, 1000, p11.Error(p11.CKR_DEVICE_REMOVED))
+	}
+	for range 5 {
+		if err := tok.EncryptBlocks(t.Context(), id, label, make([]byte, 16)); !claviger.Is(err, claviger.Unavailable) {
+			t.Fatal(err)
+		}
+	}
+	if n := m.Count("Initialize"); n > 2 {
+		t.Errorf("initialised %d times without a pause", n)
+	}
+	m.Heal()
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		err := tok.EncryptBlocks(t.Context(), id, label, make([]byte, 16))
+		if err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestClosed(t *testing.T) {
+	tok, _ := open(t)
+	id, label := generate(t, tok, 1, 256)
+	for range 2 {
+		if err := tok.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := tok.EncryptBlocks(t.Context(), id, label, make([]byte, 16)); !claviger.Is(err, claviger.Closed) {
+		t.Errorf("a closed token: %v", err)
+	}
+}
+
+// TestWrongPIN: tried once, and never again by this process.
+func TestWrongPIN(t *testing.T) {
+	made := softhsmtest.New(t)
+	wrong := filepath.Join(t.TempDir(), "pin")
+	if err := os.WriteFile(wrong, []byte("87654321"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c := config(made)
+	c.PIN, c.PINSource = pinFile(wrong), "file PIN"
+	m := new(Meter)
+	c.Wrap = m.Wrap
+	_, err := Open(t.Context(), c)
+	if err == nil || m.Count("Login") != 1 {
+		t.Fatalf("%d logins, %v", m.Count("Login"), err)
+	}
+	golden(t, "wrong-pin", err, made)
+	if !errors.Is(err, p11.Error(p11.CKR_PIN_INCORRECT)) {
+		t.Errorf("not CKR_PIN_INCORRECT: %v", err)
+	}
+}
