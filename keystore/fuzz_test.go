@@ -84,10 +84,7 @@ func FuzzJavaSerialization(f *testing.F) {
 
 // FuzzMUTF8: Java's text is read into Go's and back.
 func FuzzMUTF8(f *testing.F) {
-	f.Add([]byte("k1@0"))
-	f.Add([]byte("gr\xc3\xb6\xc3\x9fe\xed\xa0\xb4\xed\xb4\x9e"))
-	f.Add([]byte("\xc0\x80"))
-	f.Add([]byte("\xed\xa0\xb4"))
+	seeds(f, 4)
 	f.Fuzz(func(t *testing.T, data []byte) {
 		s, err := decodeMUTF8(data)
 		if err != nil {

@@ -176,7 +176,7 @@ func (r *javaReader) reference() (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if h < baseWireHandle || h-baseWireHandle >= uint32(len(r.handles)) { //nolint:gosec // at most maxJavaHandles
+	if h < baseWireHandle || h-baseWireHandle >= uint32(len(r.handles)) {
 		return nil, r.errorf("reference to object %#x, which is not there", h)
 	}
 	return r.handles[h-baseWireHandle], nil

@@ -51,7 +51,7 @@ func (w *javaWriter) field(kind byte, name string) {
 
 // bytes writes the content of a byte array, after its class.
 func (w *javaWriter) bytes(v []byte) {
-	w.b = binary.BigEndian.AppendUint32(w.b, uint32(len(v))) //nolint:gosec // callers keep it below maxJavaArray
+	w.b = binary.BigEndian.AppendUint32(w.b, uint32(len(v)))
 	w.b = append(w.b, v...)
 }
 
@@ -125,7 +125,7 @@ func encodeHadoopMetadata(json []byte) ([]byte, error) {
 	w.field('L', "metadata")
 	w.string("Lorg/apache/hadoop/crypto/key/KeyProvider$Metadata;")
 	w.raw(tcEndBlockData, tcNull)
-	block := binary.BigEndian.AppendUint32(nil, uint32(len(json))) //nolint:gosec // done() bounds it
+	block := binary.BigEndian.AppendUint32(nil, uint32(len(json)))
 	block = append(block, json...)
 	for len(block) > 0 { // ObjectOutputStream cuts at 1024
 		n := min(len(block), 1024)
@@ -133,7 +133,7 @@ func encodeHadoopMetadata(json []byte) ([]byte, error) {
 			w.raw(tcBlockData, byte(n))
 		} else {
 			w.raw(tcBlockDataLong)
-			w.b = binary.BigEndian.AppendUint32(w.b, uint32(n)) //nolint:gosec // at most 1024
+			w.b = binary.BigEndian.AppendUint32(w.b, uint32(n))
 		}
 		w.raw(block[:n]...)
 		block = block[n:]

@@ -2,7 +2,7 @@ package keystore
 
 import (
 	"bytes"
-	"crypto/sha1" //nolint:gosec // the format's own digest
+	"crypto/sha1"
 	"crypto/subtle"
 	"crypto/x509/pkix"
 	"encoding/asn1"
@@ -212,7 +212,7 @@ func (s *JCEKS) seal(alias string, plain []byte, password secret.Bytes, created 
 // jceksDigest is the check at the file's end: SHA-1 of the password in UTF-16BE,
 // a phrase, and all bytes before.
 func jceksDigest(password secret.Bytes, body []byte) [sha1.Size]byte {
-	h := sha1.New() //nolint:gosec // the format's own digest
+	h := sha1.New()
 	for _, u := range utf16.Encode([]rune(string(password))) {
 		_, _ = h.Write([]byte{byte(u >> 8), byte(u)})
 	}
@@ -226,15 +226,15 @@ func jceksDigest(password secret.Bytes, body []byte) [sha1.Size]byte {
 func (s *JCEKS) Marshal(password secret.Bytes) ([]byte, error) {
 	b := binary.BigEndian.AppendUint32(nil, jceksMagic)
 	b = binary.BigEndian.AppendUint32(b, jceksVersion)
-	b = binary.BigEndian.AppendUint32(b, uint32(len(s.entries))) //nolint:gosec // a file below MaxJCEKS
+	b = binary.BigEndian.AppendUint32(b, uint32(len(s.entries)))
 	for _, alias := range slices.Sorted(maps.Keys(s.entries)) {
 		e := s.entries[alias]
 		var err error
-		b = binary.BigEndian.AppendUint32(b, uint32(e.Kind)) //nolint:gosec // 1 to 3
+		b = binary.BigEndian.AppendUint32(b, uint32(e.Kind))
 		if b, err = appendMUTF8(b, e.Alias); err != nil {
 			return nil, fmt.Errorf("entry %.100q: %w", e.Alias, err)
 		}
-		b = binary.BigEndian.AppendUint64(b, uint64(e.Created.UnixMilli())) //nolint:gosec // bits as they are
+		b = binary.BigEndian.AppendUint64(b, uint64(e.Created.UnixMilli()))
 		b = append(b, e.raw...)
 	}
 	sum := jceksDigest(password, b)
@@ -301,11 +301,11 @@ func (r *jceksReader) errorf(format string, args ...any) error {
 }
 
 func (r *jceksReader) take(n uint64, what string) ([]byte, error) {
-	if n > uint64(len(r.b)-r.off) { //nolint:gosec // off <= len
+	if n > uint64(len(r.b)-r.off) {
 		return nil, r.errorf("the file ends inside %s", what)
 	}
-	s := r.b[r.off : r.off+int(n)] //nolint:gosec // n <= len
-	r.off += int(n)                //nolint:gosec // n <= len
+	s := r.b[r.off : r.off+int(n)]
+	r.off += int(n)
 	return s, nil
 }
 
@@ -348,7 +348,7 @@ func (r *jceksReader) store() (*JCEKS, error) {
 	if err != nil {
 		return nil, err
 	}
-	if uint64(count)*jceksMinEntry > uint64(len(r.b)-r.off) { //nolint:gosec // off <= len
+	if uint64(count)*jceksMinEntry > uint64(len(r.b)-r.off) {
 		return nil, r.errorf("the file ends before its %d entries", count)
 	}
 	s := NewJCEKS()
@@ -375,7 +375,7 @@ func (r *jceksReader) entry() (*Entry, error) {
 	if err != nil {
 		return nil, err
 	}
-	e.Created = time.UnixMilli(int64(binary.BigEndian.Uint64(date))) //nolint:gosec // bits as they are
+	e.Created = time.UnixMilli(int64(binary.BigEndian.Uint64(date)))
 	start := r.off
 	switch e.Kind {
 	case PrivateKeyEntry:

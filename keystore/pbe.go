@@ -2,8 +2,8 @@ package keystore
 
 import (
 	"crypto/cipher"
-	"crypto/des" //nolint:gosec // the format's own cipher
-	"crypto/md5" //nolint:gosec // the format's own digest
+	"crypto/des"
+	"crypto/md5"
 	"crypto/rand"
 	"encoding/asn1"
 	"errors"
@@ -93,15 +93,15 @@ func (p pbeParams) derive(password secret.Bytes) (cipher.Block, []byte, error) {
 	for half := range 2 {
 		n := copy(buf, salt[4*half:4*half+4])
 		copy(buf[n:], password)
-		sum := md5.Sum(buf[:n+len(password)]) //nolint:gosec // the format's own digest
+		sum := md5.Sum(buf[:n+len(password)])
 		copy(buf[md5.Size:], password)
 		for range p.Iterations - 1 {
 			copy(buf, sum[:])
-			sum = md5.Sum(buf) //nolint:gosec // the format's own digest
+			sum = md5.Sum(buf)
 		}
 		copy(out[md5.Size*half:], sum[:])
 	}
-	block, err := des.NewTripleDESCipher(out[:24]) //nolint:gosec // the format's own cipher
+	block, err := des.NewTripleDESCipher(out[:24])
 	if err != nil {
 		return nil, nil, err
 	}

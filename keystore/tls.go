@@ -53,7 +53,7 @@ func readTLSFile(path string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer r.Close() //nolint:errcheck // only read
+	defer r.Close()
 	data, err := io.ReadAll(io.LimitReader(r, maxTLSFile+1))
 	if err == nil && len(data) > maxTLSFile {
 		err = fmt.Errorf("%s is larger than %d bytes", path, maxTLSFile)

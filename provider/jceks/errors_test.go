@@ -62,6 +62,10 @@ func TestOpenErrors(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	other, err := os.ReadFile("../../keystore/testdata/secretkeyspec.jceks") // of another password
+	if err != nil {
+		t.Fatal(err)
+	}
 	damaged := bytes.Clone(good)
 	damaged[len(damaged)-60] ^= 1
 	for _, tc := range []struct {
@@ -71,6 +75,7 @@ func TestOpenErrors(t *testing.T) {
 		files    map[string][]byte
 	}{
 		{"wrong-password", "jceks://file@DIR/kms.keystore", "not it", map[string][]byte{"kms.keystore": good}},
+		{"wrong-password-with-old", "jceks://file@DIR/kms.keystore", hadoopPassword, map[string][]byte{"kms.keystore": other, "kms.keystore_OLD": good}},
 		{"damaged-content", "jceks://file@DIR/kms.keystore", hadoopPassword, map[string][]byte{"kms.keystore": damaged}},
 		{"damaged-cut-short", "jceks://file@DIR/kms.keystore", hadoopPassword, map[string][]byte{"kms.keystore": good[:1000]}},
 		{"damaged-both", "jceks://file@DIR/kms.keystore", hadoopPassword, map[string][]byte{"kms.keystore": good[:1000], "kms.keystore_OLD": good[:500]}},
@@ -216,11 +221,17 @@ func TestSpecErrors(t *testing.T) {
 		{provider.Spec{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128, Material: []byte{}}, claviger.MaterialLength, "Wrong key length. Required 128, but got 0"},
 		{provider.Spec{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 100}, claviger.InvalidKeySize, ""},
 		{provider.Spec{Name: "k", Cipher: "FOO/CTR/NoPadding", BitLength: 128}, claviger.UnknownCipher, ""},
+		{provider.Spec{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128, Attributes: map[string]string{"a": strings.Repeat("x", maxText)}}, claviger.Invalid,
+			"cipher, description and attributes are 131090 bytes long; at most 131072 are taken"},
 	} {
 		_, err := p.Create(t.Context(), tc.spec)
 		if !claviger.Is(err, tc.kind) || !strings.HasSuffix(err.Error(), ": "+tc.text) && tc.text != "" {
 			t.Errorf("%+v: %v, want kind %v, %q", tc.spec, err, tc.kind, tc.text)
 		}
+	}
+	longest := strings.Repeat("\x01", maxText-len(claviger.DefaultCipher)) // six bytes each in JSON
+	if _, err := p.Create(t.Context(), provider.Spec{Name: "longest", Cipher: claviger.DefaultCipher, BitLength: 128, Description: &longest}); err != nil {
+		t.Errorf("as much text as is taken: %v", err)
 	}
 	if v, err := p.Create(t.Context(), provider.Spec{Name: "kcbc", Cipher: "AES/CBC/NoPadding", BitLength: 128}); err != nil || v.Name != "kcbc@0" {
 		t.Errorf("AES in another mode: %q, %v", v.Name, err)

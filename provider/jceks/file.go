@@ -69,7 +69,7 @@ func identify(path string) (identity, error) {
 		return identity{}, &fs.PathError{Op: "stat", Path: path, Err: err}
 	}
 	return identity{
-		dev: uint64(st.Dev), inode: st.Ino, size: st.Size, //nolint:unconvert // differs by platform
+		dev: st.Dev, inode: st.Ino, size: st.Size,
 		mtime: st.Mtim.Nano(), ctime: st.Ctim.Nano(),
 	}, nil
 }
@@ -109,7 +109,7 @@ func readLimited(path string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer r.Close() //nolint:errcheck // only read
+	defer r.Close()
 	st, err := r.Stat()
 	if err != nil {
 		return nil, err
@@ -160,7 +160,9 @@ func (f *file) settled() bool {
 
 // load reads the keystore, and finishes or takes back what a crash left
 // half-done. It needs the lock. The order is that of Hadoop's locateKeystore.
-// The zero identity, and an empty store, are returned where there is no file.
+// The zero identity, and an empty store, are returned where there is no file. A
+// file that had to be renamed has another identity by then, which costs the next
+// call a second look at it.
 func (f *file) load() (*keystore.JCEKS, identity, error) {
 	newPath, oldPath := f.suffixed("_NEW"), f.suffixed("_OLD")
 	if exists(f.path) {
@@ -181,7 +183,10 @@ func (f *file) load() (*keystore.JCEKS, identity, error) {
 		}
 		parked := f.stamped("_CORRUPTED_")
 		f.log.Warn("keystore is damaged; the state before the last write is used", "file", f.path, "reason", err, "parked", parked)
-		if err := errors.Join(f.rename(f.path, parked), f.rename(oldPath, f.path)); err != nil {
+		if err := f.rename(f.path, parked); err != nil {
+			return nil, identity{}, err
+		}
+		if err := f.rename(oldPath, f.path); err != nil {
 			return nil, identity{}, err
 		}
 		return s, id, f.syncFolder()
@@ -200,14 +205,13 @@ func (f *file) load() (*keystore.JCEKS, identity, error) {
 			return nil, identity{}, err
 		}
 		f.log.Warn("a write of the keystore was cut off; it is completed", "file", f.path, "from", p.use)
-		if err := errors.Join(f.rename(p.use, f.path), f.remove(p.drop), f.syncFolder()); err != nil {
+		if err := f.rename(p.use, f.path); err != nil {
 			return nil, identity{}, err
 		}
-		// Renaming changes ctime.
-		if id, err = identify(f.path); err != nil {
+		if err := f.remove(p.drop); err != nil {
 			return nil, identity{}, err
 		}
-		return s, id, nil
+		return s, id, f.syncFolder()
 	}
 	if broken != nil && exists(oldPath) {
 		// Hadoop would begin an empty store here, and every key would seem gone.
@@ -249,7 +253,7 @@ func (f *file) syncFolder() error {
 	if err != nil {
 		return err
 	}
-	defer d.Close() //nolint:errcheck // only read
+	defer d.Close()
 	return d.Sync()
 }
 

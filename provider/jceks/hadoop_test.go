@@ -191,17 +191,23 @@ func TestHadoopAfterCrash(t *testing.T) {
 	}
 	before := create("first")
 	after := create("second")
+	var commands []string
 	for _, tc := range crashStates {
-		t.Run(tc.name, func(t *testing.T) {
-			path := filepath.Join(t.TempDir(), "kms.keystore")
-			tc.make(t, path, before, after)
-			out, err := run(path, "dump")
-			if err != nil {
-				t.Fatalf("%v\n%s", err, out)
-			}
-			if second := strings.Contains(out, "\nsecond "); !strings.HasPrefix(out, "first ") || second != tc.after {
-				t.Errorf("Hadoop reads, want the keys of after: %v\n%s", tc.after, out)
-			}
-		})
+		path := filepath.Join(t.TempDir(), "kms.keystore")
+		tc.make(t, path, before, after)
+		commands = append(commands, "use=jceks://file@"+path, "dump")
+	}
+	out, err := run(made, commands...)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	dumps := strings.Split(out, "use=")[1:]
+	if len(dumps) != len(crashStates) {
+		t.Fatalf("%d dumps, want %d:\n%s", len(dumps), len(crashStates), out)
+	}
+	for i, tc := range crashStates {
+		if second := strings.Contains(dumps[i], "\nsecond "); !strings.Contains(dumps[i], "\nfirst ") || second != tc.after {
+			t.Errorf("%s: Hadoop reads, want the keys of after: %v\n%s", tc.name, tc.after, dumps[i])
+		}
 	}
 }

@@ -183,7 +183,7 @@ func readPassword(name string) (secret.Bytes, error) {
 		}
 		return nil, err
 	}
-	defer f.Close() //nolint:errcheck // only read
+	defer f.Close()
 	data, err := io.ReadAll(io.LimitReader(f, maxPasswordFile+1))
 	if err != nil {
 		return nil, err

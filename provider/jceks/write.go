@@ -114,7 +114,7 @@ func (p *Provider) writeError(err error) error {
 	return fmt.Errorf("keystore %s could not be written, and nothing was changed: %w%s", p.file.path, err, cure)
 }
 
-// set puts a version into the draft. material belongs to the draft from now on.
+// setVersion puts a version into the draft. material belongs to the draft from now on.
 func (d *draft) setVersion(name, cipher string, material secret.Bytes) error {
 	if err := d.store.SetKey(name, cipher, material, d.p.file.password, d.now); err != nil {
 		return err
@@ -157,6 +157,10 @@ func checkName(op, name string) error {
 	return nil
 }
 
+// maxText bounds the text of a key's metadata, in bytes, so that it is less than
+// the 1 MiB of an entry even where JSON makes six bytes of one.
+const maxText = 128 << 10
+
 // javaLength is how many bits Java's key generator really makes of the lengths
 // that it takes: parity bits are counted in the material, not in the length. So
 // Hadoop can never generate such a key, and says so.
@@ -173,6 +177,16 @@ func checkSpec(op string, spec provider.Spec) error {
 	}
 	if err := provider.CheckSpec(op, spec); err != nil {
 		return err
+	}
+	n := len(spec.Cipher)
+	if spec.Description != nil {
+		n += len(*spec.Description)
+	}
+	for k, v := range spec.Attributes {
+		n += len(k) + len(v)
+	}
+	if n > maxText {
+		return claviger.Errorf(op, claviger.Invalid, spec.Name, "cipher, description and attributes are %d bytes long; at most %d are taken", n, maxText)
 	}
 	return checkName(op, spec.Name)
 }
@@ -314,7 +328,7 @@ func (p *Provider) Import(ctx context.Context, m claviger.Metadata, n int, step 
 	if n < 1 || first > maxVersions-n {
 		return nil, claviger.Errorf(op, claviger.Invalid, m.Name, "a key must have at least 1 version, not %d, and %d are before it", n, first)
 	}
-	if err := checkSpec(op, provider.Spec{Name: m.Name, Cipher: m.Cipher, BitLength: m.BitLength}); err != nil {
+	if err := checkSpec(op, provider.Spec{Name: m.Name, Cipher: m.Cipher, BitLength: m.BitLength, Description: m.Description, Attributes: m.Attributes}); err != nil {
 		return nil, err
 	}
 	names := make([]string, n)

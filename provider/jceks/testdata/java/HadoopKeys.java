@@ -11,15 +11,20 @@ import org.apache.hadoop.crypto.key.KeyProviderFactory;
  * Uses a keystore through Hadoop's own JavaKeyStoreProvider, as a KMS does. Arguments: provider URI, then commands:
  * dump: for each key, and for those named as name=KEY, prints its metadata and versions
  * create=NAME:CIPHER:HEX  roll=NAME:HEX  delete=NAME: one change each; a flush follows.
+ * use=URI: goes on with another keystore.
  */
 public class HadoopKeys {
     public static void main(String[] a) throws Exception {
         KeyProvider p = KeyProviderFactory.get(new URI(a[0]), new Configuration());
-        var names = new ArrayList<String>(p.getKeys());
+        var names = new ArrayList<String>();
         for (int i = 1; i < a.length; i++) {
             String cmd = a[i].substring(0, (a[i] + "=").indexOf('='));
             String[] arg = a[i].substring(Math.min(a[i].length(), cmd.length() + 1)).split(":");
             switch (cmd) {
+                case "use" -> {
+                    p = KeyProviderFactory.get(new URI(a[i].substring(4)), new Configuration());
+                    System.out.println(a[i]);
+                }
                 case "name" -> names.add(arg[0]);
                 case "create" -> {
                     byte[] m = HexFormat.of().parseHex(arg[2]);
@@ -36,8 +41,10 @@ public class HadoopKeys {
                     p.flush();
                 }
                 case "dump" -> {
-                    Collections.sort(names);
-                    for (String n : names) {
+                    var all = new ArrayList<String>(p.getKeys());
+                    all.addAll(names);
+                    Collections.sort(all);
+                    for (String n : all) {
                         var m = p.getMetadata(n);
                         System.out.println(n + " " + m.getCipher() + " " + m.getBitLength() + " " + m.getCreated().getTime() + " "
                             + m.getVersions() + " " + m.getDescription() + " " + (m.getAttributes() == null ? "{}" : new TreeMap<>(m.getAttributes())));
