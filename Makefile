@@ -28,7 +28,7 @@ build: ## build bin/claviger
 test: ## set up what is missing and run everything: vet, all tests with the race detector, real Hadoop, Hadoop's own KMS tests, fuzzing
 	@scripts/setup all
 	go vet ./...
-	go test -race -timeout 10m $(UNIT)
+	CLAVIGER_REQUIRE_JAVA=1 CLAVIGER_REQUIRE_HADOOP=1 CLAVIGER_HADOOP_JARS=$$(scripts/hadoop-jars) go test -race -timeout 10m $(UNIT)
 	go test -race -p 1 -count 1 -timeout 15m ./test/...
 	scripts/fuzz $(FUZZTIME)
 
