@@ -95,6 +95,7 @@ func (c *call) exception(err error) *kmswire.Exception {
 	case claviger.BadIV:
 		return kmswire.Throw(kmswire.IOException, "java.security.InvalidAlgorithmParameterException: Wrong IV length: must be 16 bytes long")
 	case claviger.Denied, claviger.KeyDenied, claviger.SourceRefused:
+		c.denied = e.Kind == claviger.Denied
 		return kmswire.Throw(kmswire.AuthorizationException, text(e))
 	case claviger.Unsupported:
 		return kmswire.Throw(kmswire.UnsupportedOperation, text(e))

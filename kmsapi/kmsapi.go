@@ -64,6 +64,7 @@ const maxName = 4096
 type api struct {
 	Config
 	instance string // begins every request id
+	gauges   *gauges
 	requests atomic.Uint64
 }
 
@@ -89,7 +90,7 @@ func New(cfg Config) (http.Handler, error) {
 	if _, err := rand.Read(id); err != nil {
 		return nil, err
 	}
-	return &api{Config: cfg, instance: hex.EncodeToString(id)}, nil
+	return &api{Config: cfg, instance: hex.EncodeToString(id), gauges: newGauges(time.Now())}, nil
 }
 
 // call is one request on its way through the face.
@@ -104,12 +105,17 @@ type call struct {
 	query  url.Values // parsed when first asked for
 	body   []byte
 	edeks  int
+	opName string // if not the route's own
+	denied bool   // by the operation-level rules
 	status int
 }
 
 // op is the name of the operation in metrics.
 func (c *call) op() string {
-	if c.route == nil {
+	switch {
+	case c.opName != "":
+		return c.opName
+	case c.route == nil:
 		return "unknown"
 	}
 	return c.route.op
@@ -119,7 +125,9 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c := &call{api: a, w: w, r: r, began: time.Now()}
 	c.caller.RequestID = a.instance + "-" + strconv.FormatUint(a.requests.Add(1), 10)
 	c.serve()
-	took := time.Since(c.began)
+	now := time.Now()
+	took := now.Sub(c.began)
+	a.gauges.count(c.op(), c.status, c.denied, now)
 	a.Observe(c.op(), c.status, c.edeks, took)
 	if a.Log.Enabled(r.Context(), slog.LevelDebug) {
 		a.Log.Debug("request", "id", c.caller.RequestID, "user", c.caller.Name, "remote", c.caller.RemoteAddr, "method", r.Method, "path", r.URL.EscapedPath(), "status", c.status, "took", took)
@@ -148,6 +156,11 @@ func (c *call) serve() {
 		c.caller.Principal = *who.Principal
 	}
 
+	if isJMX(path) {
+		c.opName = "jmx"
+		c.jmx()
+		return
+	}
 	if path != base && !strings.HasPrefix(path, base+"/") {
 		c.page(http.StatusNotFound, "Not Found")
 		return

@@ -236,6 +236,7 @@ func openEDEK(ctx context.Context, c *call) error {
 		dek.Wipe()
 		return nil
 	case kmswire.OpReencrypt:
+		c.opName = "reencrypt_eek"
 		fresh, err := c.Ring.Reencrypt(ctx, c.caller, in.Name, in.HasName, e)
 		if err != nil {
 			return err

@@ -1,0 +1,358 @@
+package kmsapi
+
+import (
+	"bytes"
+	"encoding/json"
+	"math"
+	"net/http"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"runtime/metrics"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Hadoop's KMS shows its figures as JMX beans in JSON, at /jmx and /kms/jmx, and
+// monitoring of clusters reads them there. Here are the beans whose meaning
+// carries over: the meters of calls, and what is true of any process. Of beans
+// about a JVM (JvmMetrics, garbage collectors) there are none.
+
+// isJMX tells whether a raw path is the servlet's.
+func isJMX(path string) bool { return path == "/jmx" || path == base+"/jmx" }
+
+// meterOf is the meter that counts an operation's calls.
+var meterOf = map[string]string{
+	"create_key": "admin", "delete_key": "admin", "roll_new_version": "admin", "invalidate_cache": "admin",
+	"get_keys_metadata": "admin", "get_keys": "admin", "get_metadata": "admin",
+	"get_current_key": "key", "get_key_versions": "key", "get_key_version": "key",
+	"generate_eek": "generate_eek", "decrypt_eek": "decrypt_eek", "reencrypt_eek": "reencrypt_eek", "reencrypt_eek_batch": "reencrypt_eek_batch",
+}
+
+// meterNames are all meters, in the order in which they are shown.
+var meterNames = []string{"admin", "key", "invalid", "unauthorized", "unauthenticated", "generate_eek", "decrypt_eek", "reencrypt_eek", "reencrypt_eek_batch"}
+
+// gauges are the figures behind the beans.
+type gauges struct {
+	began  time.Time
+	meters map[string]*meter // not changed after newGauges
+}
+
+func newGauges(now time.Time) *gauges {
+	g := &gauges{began: now, meters: make(map[string]*meter)}
+	for _, name := range meterNames {
+		g.meters[name] = newMeter(now)
+	}
+	return g
+}
+
+// count takes a request that has been answered into account, as Hadoop's
+// KMSAuthenticationFilter and KMS do. Refusals of the key-level rules are not
+// "unauthorized" there, and so not here.
+func (g *gauges) count(op string, status int, denied bool, now time.Time) {
+	if m, ok := g.meters[meterOf[op]]; ok {
+		m.mark(now)
+	}
+	if denied {
+		g.meters["unauthorized"].mark(now)
+	}
+	switch status {
+	case http.StatusOK, http.StatusCreated:
+	case http.StatusUnauthorized:
+		g.meters["unauthenticated"].mark(now)
+	default:
+		g.meters["invalid"].mark(now)
+	}
+}
+
+// meterTick is how often the moving averages of a meter move: that of
+// com.codahale.metrics.Meter, whose figures these are.
+const meterTick = 5 * time.Second
+
+// meter counts events and their rate over the last 1, 5 and 15 minutes. It has
+// no goroutine: averages are brought up to date when somebody marks or looks.
+type meter struct {
+	began     time.Time
+	count     atomic.Int64
+	uncounted atomic.Int64 // events since the last tick
+	nextTick  atomic.Int64 // nanoseconds after began
+
+	mu    sync.Mutex
+	ticks int64 // done so far
+	rates [3]float64
+}
+
+// windows of the averages, in minutes.
+var windows = [3]float64{1, 5, 15}
+
+func newMeter(now time.Time) *meter {
+	m := &meter{began: now}
+	m.nextTick.Store(int64(meterTick))
+	return m
+}
+
+func (m *meter) mark(now time.Time) {
+	m.tick(now)
+	m.count.Add(1)
+	m.uncounted.Add(1)
+}
+
+// tick does the ticks that are due. All events since the last one fell into the
+// first of them; the others decay.
+func (m *meter) tick(now time.Time) {
+	age := now.Sub(m.began)
+	if int64(age) < m.nextTick.Load() {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	due := int64(age / meterTick)
+	n := due - m.ticks
+	if n <= 0 {
+		return // another goroutine was here
+	}
+	rate := float64(m.uncounted.Swap(0)) / meterTick.Seconds()
+	for i, minutes := range windows {
+		keep := math.Exp(-meterTick.Minutes() / minutes)
+		if m.ticks == 0 {
+			m.rates[i] = rate // there is nothing yet to average with
+		} else {
+			m.rates[i] = keep*m.rates[i] + (1-keep)*rate
+		}
+		m.rates[i] *= math.Pow(keep, float64(n-1))
+	}
+	m.ticks = due
+	m.nextTick.Store((due + 1) * int64(meterTick))
+}
+
+func (m *meter) bean(name string, now time.Time) bean {
+	m.tick(now)
+	m.mu.Lock()
+	rates := m.rates
+	m.mu.Unlock()
+	count, mean := m.count.Load(), 0.0
+	if elapsed := now.Sub(m.began).Seconds(); count > 0 && elapsed > 0 {
+		mean = float64(count) / elapsed
+	}
+	return bean{"metrics:name=hadoop.kms." + name + ".calls.meter", []attribute{
+		{"modelerType", "com.codahale.metrics.JmxReporter$JmxMeter"},
+		{"Count", count},
+		{"FifteenMinuteRate", rates[2]}, {"FiveMinuteRate", rates[1]}, {"MeanRate", mean}, {"OneMinuteRate", rates[0]},
+		{"RateUnit", "events/second"},
+	}}
+}
+
+// bean is an object of JMX.
+type bean struct {
+	name       string
+	attributes []attribute // in the order in which they are shown
+}
+
+type attribute struct {
+	name  string
+	value any
+}
+
+// MarshalJSON keeps the order, which no client minds and every reader likes.
+func (b bean) MarshalJSON() ([]byte, error) {
+	var out bytes.Buffer
+	out.WriteByte('{')
+	for i, a := range append([]attribute{{"name", b.name}}, b.attributes...) {
+		if i > 0 {
+			out.WriteByte(',')
+		}
+		value, err := json.Marshal(a.value)
+		if err != nil {
+			return nil, err
+		}
+		out.WriteString(strconv.Quote(a.name) + ":") // names are ours, of ASCII letters
+		out.Write(value)
+	}
+	out.WriteByte('}')
+	return out.Bytes(), nil
+}
+
+// beans are all of them, as they are now.
+func (g *gauges) beans(now time.Time) []bean {
+	host, _ := os.Hostname() // the bean is as good without
+	list := []bean{memoryBean(), {"java.lang:type=Runtime", []attribute{
+		{"modelerType", "claviger"},
+		{"Name", strconv.Itoa(os.Getpid()) + "@" + host}, {"Pid", os.Getpid()},
+		{"VmName", "Go"}, {"VmVersion", runtime.Version()},
+		{"StartTime", g.began.UnixMilli()}, {"Uptime", now.Sub(g.began).Milliseconds()},
+	}}}
+	for _, name := range meterNames {
+		list = append(list, g.meters[name].bean(name, now))
+	}
+	return list
+}
+
+// memoryBean is java.lang:type=Memory, whose fields mean the same for Go's
+// heap. -1 is "not defined", as in java.lang.management.MemoryUsage.
+func memoryBean() bean {
+	samples := []metrics.Sample{
+		{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/memory/classes/heap/unused:bytes"}, {Name: "/memory/classes/heap/free:bytes"},
+		{Name: "/memory/classes/total:bytes"}, {Name: "/memory/classes/heap/released:bytes"},
+	}
+	metrics.Read(samples)
+	var n [5]int64
+	for i, s := range samples {
+		if s.Value.Kind() == metrics.KindUint64 {
+			n[i] = int64(min(s.Value.Uint64(), math.MaxInt64)) //nolint:gosec // it fits after min
+		}
+	}
+	used, committed := n[0], n[0]+n[1]+n[2]
+	other := n[3] - n[4] - committed
+	limit := int64(-1)
+	if l := debug.SetMemoryLimit(-1); l < math.MaxInt64 { // a negative limit only asks
+		limit = l
+	}
+	type usage struct {
+		Committed int64 `json:"committed"`
+		Init      int64 `json:"init"`
+		Max       int64 `json:"max"`
+		Used      int64 `json:"used"`
+	}
+	return bean{"java.lang:type=Memory", []attribute{
+		{"modelerType", "claviger"},
+		{"HeapMemoryUsage", usage{committed, -1, limit, used}},
+		{"NonHeapMemoryUsage", usage{other, -1, -1, other}},
+	}}
+}
+
+// jmx is Hadoop's JMXJsonServlet: qry selects beans by a pattern of names, get
+// one attribute by NAME::ATTRIBUTE.
+func (c *call) jmx() {
+	switch c.r.Method {
+	case http.MethodGet, http.MethodHead:
+	case http.MethodOptions:
+		c.w.Header().Set("Allow", "GET, HEAD, OPTIONS")
+		c.answer(http.StatusOK, "text/plain;charset=utf-8", nil)
+		return
+	default:
+		c.page(http.StatusMethodNotAllowed, "HTTP method "+c.r.Method+" is not supported by this URL")
+		return
+	}
+	status, answer := c.queryBeans()
+	body, err := json.MarshalIndent(answer, "", "  ")
+	if err != nil {
+		c.Log.Error("jmx", "err", err)
+		status, body = http.StatusInternalServerError, nil
+	}
+	h := c.w.Header()
+	h.Set("Access-Control-Allow-Methods", "GET")
+	h.Set("Access-Control-Allow-Origin", "*")
+	c.answer(status, "application/json; charset=utf8", body)
+}
+
+// jmxError is an answer about no bean, or not about all of it.
+type jmxError struct {
+	Result  string `json:"result"`
+	Message string `json:"message"`
+}
+
+func (c *call) queryBeans() (status int, answer any) {
+	query, only := "*:*", ""
+	if q, ok := c.param("qry"); ok {
+		query = q
+	}
+	if get, ok := c.param("get"); ok {
+		name, attr, ok := strings.Cut(get, "::")
+		if !ok || attr == "" || strings.Contains(attr, "::") {
+			return http.StatusBadRequest, jmxError{"ERROR", "query format is not as expected."}
+		}
+		query, only = name, attr
+	}
+	pattern, ok := parseObjectName(query)
+	if !ok {
+		return http.StatusBadRequest, jmxError{"ERROR", "qry is no object name: it must be DOMAIN:KEY=VALUE,..., where * and ? are wildcards"}
+	}
+	found := []bean{}
+	for _, b := range c.gauges.beans(time.Now()) {
+		if !pattern.matches(b.name) {
+			continue
+		}
+		if only != "" && only != "*" {
+			i := slices.IndexFunc(b.attributes, func(a attribute) bool { return a.name == only })
+			if i < 0 {
+				return http.StatusNotFound, jmxError{"ERROR", "No attribute with name " + only + " was found."}
+			}
+			b.attributes = slices.Compact([]attribute{b.attributes[0], b.attributes[i]}) // the first is modelerType
+		}
+		found = append(found, b)
+	}
+	return http.StatusOK, map[string]any{"beans": found}
+}
+
+// objectName is a pattern of javax.management.ObjectName.
+type objectName struct {
+	domain     string
+	properties map[string]string
+	more       bool // properties other than these may be there
+}
+
+// parseObjectName reads DOMAIN:KEY=VALUE,... where a property "*" allows
+// others. Quoted values are not known: no name here has one.
+func parseObjectName(s string) (objectName, bool) {
+	if s == "" {
+		s = "*:*" // as in Java
+	}
+	domain, list, ok := strings.Cut(s, ":")
+	if !ok || list == "" {
+		return objectName{}, false
+	}
+	n := objectName{domain: domain, properties: map[string]string{}}
+	for _, p := range strings.Split(list, ",") {
+		if p == "*" && !n.more {
+			n.more = true
+			continue
+		}
+		key, value, ok := strings.Cut(p, "=")
+		if _, twice := n.properties[key]; !ok || key == "" || twice {
+			return objectName{}, false
+		}
+		n.properties[key] = value
+	}
+	return n, true
+}
+
+// matches tells whether the pattern covers a bean's name.
+func (n objectName) matches(name string) bool {
+	bean, _ := parseObjectName(name) // names of beans are well-formed
+	if !wildcard(n.domain, bean.domain) || !n.more && len(n.properties) != len(bean.properties) {
+		return false
+	}
+	for key, pattern := range n.properties {
+		if value, ok := bean.properties[key]; !ok || !wildcard(pattern, value) {
+			return false
+		}
+	}
+	return true
+}
+
+// wildcard matches with * for any characters and ? for one, in time
+// proportional to the product of the lengths.
+func wildcard(pattern, s string) bool {
+	star, mark := -1, 0
+	p, i := 0, 0
+	for i < len(s) {
+		switch {
+		case p < len(pattern) && pattern[p] == '*':
+			star, mark = p, i
+			p++
+		case p < len(pattern) && (pattern[p] == '?' || pattern[p] == s[i]):
+			p++
+			i++
+		case star >= 0:
+			mark++
+			p, i = star+1, mark
+		default:
+			return false
+		}
+	}
+	return strings.Trim(pattern[p:], "*") == ""
+}
