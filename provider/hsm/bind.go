@@ -1,0 +1,273 @@
+package hsm
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"claviger"
+)
+
+// Settings of the metastore.
+const (
+	settingSerial = "hsm.token.serial"
+	settingLabel  = "hsm.token.label"
+)
+
+const (
+	// verifyAtStart is how many versions are verified before the provider serves;
+	// the others are before their first use, and in the background.
+	verifyAtStart = 64
+	// verifyAtOnce is how many of them side by side.
+	verifyAtOnce = 8
+	// verifyPause lies between two of the background's, which must not be in
+	// anybody's way.
+	verifyPause = 50 * time.Millisecond
+)
+
+// bind makes sure that store and token belong together: by the token's serial
+// number, and by check values where that differs, since a cloned or restored
+// token is another with the same keys. It returns the versions that remain to be
+// verified.
+func (p *Provider) bind(ctx context.Context) (later []string, err error) {
+	info := p.tok.Info()
+	serial, known, err := p.store.Setting(ctx, settingSerial)
+	if err != nil {
+		return nil, err
+	}
+	label, _, err := p.store.Setting(ctx, settingLabel)
+	if err != nil {
+		return nil, err
+	}
+	first, later, err := p.toVerify(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.verifyAll(ctx, first); err != nil {
+		unfit := errors.Is(err, errMismatch) || claviger.Is(err, claviger.KeyNotFound)
+		if unfit && known && serial != info.Serial {
+			return nil, claviger.Errorf("hsm.Open", claviger.Invalid, "",
+				"the metastore %s belongs to token %q (serial %s), and this is token %s: %w; name the right token in the keystore file, or the metastore of this token by claviger.metastore.uri",
+				p.store.URI(), label, serial, tokenName(info), err)
+		}
+		if unfit {
+			return nil, claviger.Errorf("hsm.Open", claviger.Invalid, "", "token %s and metastore %s do not fit together: %w; restore the token or the metastore from the backup that fits the other", tokenName(info), p.store.URI(), err)
+		}
+		return nil, err
+	}
+	if known && serial == info.Serial && label == info.Label {
+		return later, nil
+	}
+	if known {
+		p.log.Warn("the metastore was bound to another token whose keys this one has: a clone or a restored backup", "was", label, "wasSerial", serial, "is", info.Label, "isSerial", info.Serial)
+	}
+	return later, errors.Join(p.store.SetSetting(ctx, settingSerial, info.Serial), p.store.SetSetting(ctx, settingLabel, info.Label))
+}
+
+// toVerify returns all versions, the newest of each key first, in two parts.
+func (p *Provider) toVerify(ctx context.Context) (first, later []string, err error) {
+	names, err := p.store.Names(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	var current, older []string
+	const page = 256
+	for len(names) > 0 {
+		n := min(page, len(names))
+		keys, err := p.store.Get(ctx, names[:n]...)
+		if err != nil {
+			return nil, nil, err
+		}
+		names = names[n:]
+		for _, k := range keys {
+			if k == nil {
+				continue // deleted since
+			}
+			for i, v := range k.List {
+				name := claviger.VersionName(k.Name, v.ID)
+				if i == len(k.List)-1 {
+					current = append(current, name)
+				} else {
+					older = append(older, name)
+				}
+			}
+		}
+	}
+	all := append(current, older...)
+	n := min(verifyAtStart, len(all))
+	return all[:n], all[n:], nil
+}
+
+func (p *Provider) verifyAll(ctx context.Context, versions []string) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(verifyAtOnce)
+	for _, v := range versions {
+		g.Go(func() error {
+			e, err := p.entry(ctx, v)
+			if claviger.Is(err, claviger.VersionNotFound) {
+				return nil // deleted since
+			}
+			if err != nil {
+				return err
+			}
+			return p.verify(ctx, e)
+		})
+	}
+	return g.Wait()
+}
+
+// verifyLater goes through the rest, slowly. What it finds wrong is told, and
+// refused when it is used.
+func (p *Provider) verifyLater(ctx context.Context, versions []string) {
+	for _, v := range versions {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(verifyPause):
+		}
+		e, err := p.entry(ctx, v)
+		if err == nil {
+			err = p.verify(ctx, e)
+		}
+		if err != nil && ctx.Err() == nil && !claviger.Is(err, claviger.VersionNotFound) {
+			p.log.Error("a key version on the token is not as the metastore says", "version", v, "err", err)
+		}
+	}
+}
+
+// Latency times small round trips to the HSM: encryptions of one block where
+// there is a key, else questions for the token's state.
+func (p *Provider) Latency(ctx context.Context) ([]time.Duration, error) {
+	const samples = 20
+	first, _, err := p.toVerify(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var times []time.Duration
+	block := make([]byte, 16)
+	for range samples {
+		began := time.Now()
+		if len(first) > 0 {
+			err = p.EncryptBlocks(ctx, first[0], block)
+		} else {
+			err = p.tok.Ping(ctx)
+		}
+		if err != nil {
+			return nil, err
+		}
+		times = append(times, time.Since(began))
+	}
+	return times, nil
+}
+
+// objectSize is what a key object takes on a token, about: 32 bytes of key, and
+// its attributes.
+const objectSize = 512
+
+// Room tells how many more keys the token holds, as far as it says.
+func (p *Provider) Room(context.Context) (keys int, known bool, err error) {
+	free := p.tok.Info().FreePrivateMemory
+	return int(min(free/objectSize, 1<<30)), free > 0, nil
+}
+
+// Mark says what an object on the token is.
+type Mark string
+
+// The marks.
+const (
+	InUse   Mark = "in use"  // a version that the metastore knows
+	Pending Mark = "pending" // of a step that was broken off; making it again uses it
+	Orphan  Mark = "orphan"  // named like ours, but unknown to the metastore
+	Foreign Mark = "foreign" // somebody else's
+)
+
+// Object is an AES key on the token.
+type Object struct {
+	ID          string `json:"id"` // CKA_ID in hex
+	Label       string `json:"label"`
+	Bits        int    `json:"bits"`
+	Extractable bool   `json:"extractable"`
+	Sensitive   bool   `json:"sensitive"`
+	Mark        Mark   `json:"mark"`
+}
+
+// Objects returns all AES keys on the token with what they are.
+func (p *Provider) Objects(ctx context.Context) ([]Object, error) {
+	// Pending first: an object of a step that ends meanwhile is then in use.
+	pending, err := p.store.Pending(ctx)
+	if err != nil {
+		return nil, err
+	}
+	begun := map[string]bool{}
+	for _, i := range pending {
+		for _, id := range i.IDs {
+			begun[claviger.VersionName(i.Key, id)] = true
+		}
+	}
+	keys, err := p.tok.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	list := make([]Object, len(keys))
+	for i, k := range keys {
+		o := Object{ID: fmt.Sprintf("%x", k.ID), Label: k.Label, Bits: k.Bits, Extractable: k.Extractable, Sensitive: k.Sensitive, Mark: Foreign}
+		if key, ok := claviger.KeyOfVersion(k.Label); ok && claviger.VersionName(key, o.ID) == k.Label && len(k.ID) == idSize {
+			_, _, err := p.store.ByVersion(ctx, k.Label)
+			switch {
+			case err == nil:
+				o.Mark = InUse
+			case !claviger.Is(err, claviger.VersionNotFound):
+				return nil, err
+			case begun[k.Label]:
+				o.Mark = Pending
+			default:
+				o.Mark = Orphan
+			}
+		}
+		list[i] = o
+	}
+	return list, nil
+}
+
+// Prune destroys orphans, for ever, and returns them. Metastores that share a
+// token would take each other's keys for orphans, so it is the caller's duty to
+// have asked.
+func (p *Provider) Prune(ctx context.Context) ([]Object, error) {
+	objects, err := p.Objects(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var gone []Object
+	for _, o := range objects {
+		if o.Mark != Orphan {
+			continue
+		}
+		key, _ := claviger.KeyOfVersion(o.Label)
+		if err := p.clearOrphan(ctx, key, o); err != nil {
+			return gone, err
+		}
+		gone = append(gone, o)
+	}
+	return gone, nil
+}
+
+// clearOrphan destroys one orphan under its key's lock, if it still is one.
+func (p *Provider) clearOrphan(ctx context.Context, key string, o Object) error {
+	unlock, err := p.lock(ctx, "hsm.Prune", key)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if _, _, err := p.store.ByVersion(ctx, o.Label); !claviger.Is(err, claviger.VersionNotFound) {
+		return err
+	}
+	id, err := hex.DecodeString(o.ID)
+	if err != nil {
+		return err
+	}
+	return p.tok.Destroy(ctx, id, o.Label)
+}

@@ -1,0 +1,363 @@
+// Package hsm is the provider whose keys live in an HSM. Each key version is an
+// AES key object on the token, made there, that can encrypt and never leaves.
+// What the token does not keep (which versions belong to a key, in which order,
+// description, attributes, check values) is in a metastore.
+//
+// A version's id is 8 random bytes: CKA_ID as they are, in names as 16 hex
+// digits. CKA_LABEL is the full version name. So the vendor's own tools show
+// which object is which.
+//
+// Every step that touches the token is first written down as an intent with the
+// ids that it will use. A crash leaves at most an intent and objects under its
+// ids; the same step, made again, uses them.
+package hsm
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"claviger"
+	"claviger/metastore"
+	"claviger/pkcs11"
+	"claviger/provider"
+	"claviger/secret"
+)
+
+// token is what is used of a *pkcs11.Token.
+type token interface {
+	Info() pkcs11.TokenInfo
+	GenerateKey(ctx context.Context, id []byte, label string, bits int) error
+	Find(ctx context.Context, id []byte) (*pkcs11.KeyInfo, error)
+	List(ctx context.Context) ([]pkcs11.KeyInfo, error)
+	Destroy(ctx context.Context, id []byte, label string) error
+	CheckValue(ctx context.Context, id []byte, label string) ([]byte, error)
+	EncryptBlocks(ctx context.Context, id []byte, label string, blocks []byte) error
+	Ping(ctx context.Context) error
+	OnReset(func())
+	Close() error
+}
+
+// Provider is a token with a metastore.
+type Provider struct {
+	uri   string
+	tok   token
+	store metastore.Store
+	log   *slog.Logger
+
+	// versions maps a version name to its *entry. It grows with the versions that
+	// are used, each of which is an object on the token.
+	versions sync.Map
+	// epoch counts the times that the token came back; what was verified in an
+	// earlier one is verified anew.
+	epoch atomic.Uint64
+
+	closed atomic.Bool
+	once   sync.Once
+	stop   context.CancelFunc
+	sweep  sync.WaitGroup
+}
+
+var (
+	_ provider.Provider       = (*Provider)(nil)
+	_ provider.BlockEncrypter = (*Provider)(nil)
+	_ provider.Importer       = (*Provider)(nil)
+	_ provider.Health         = (*Provider)(nil)
+)
+
+// entry is a version as far as its use goes.
+type entry struct {
+	key   string
+	name  string
+	id    []byte
+	bits  int
+	check []byte
+
+	verified atomic.Uint64 // epoch+1 in which the check value was found right
+	mu       sync.Mutex    // of the verification
+}
+
+// Open opens the provider of a cloudera.hsmkp:// or pkcs11: URI. openStore is
+// called when the token is open, and its store stays the caller's to close. wrap
+// is put around the library's calls; nil is none.
+func Open(ctx context.Context, uri string, env provider.Env, openStore func(context.Context) (metastore.Store, error), wrap func(pkcs11.Boundary) pkcs11.Boundary) (*Provider, error) {
+	cfg, warnings, err := tokenConfig(uri)
+	if err != nil {
+		return nil, err
+	}
+	log := env.Log
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	for _, w := range warnings {
+		log.Warn(w)
+	}
+	cfg.Log, cfg.Wrap = log, wrap
+	// A KMS must not wait for ever for an HSM that swallows packets.
+	const patience = time.Minute
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	tok, err := pkcs11.Open(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	store, err := openStore(ctx)
+	if err != nil {
+		return nil, errors.Join(err, tok.Close())
+	}
+	p, err := New(ctx, uri, tok, store, log)
+	if err != nil {
+		return nil, errors.Join(err, tok.Close())
+	}
+	return p, nil
+}
+
+func tokenConfig(uri string) (pkcs11.Config, []string, error) {
+	if strings.HasPrefix(uri, "pkcs11:") {
+		return pkcs11.ParseURI(uri)
+	}
+	path, err := provider.UnnestPath(uri)
+	if err != nil {
+		return pkcs11.Config{}, nil, err
+	}
+	return pkcs11.ReadKeystoreFile(path)
+}
+
+// New makes a provider of an open token, which it closes, and a store, which it
+// does not. It refuses a store that belongs to another token.
+func New(ctx context.Context, uri string, tok *pkcs11.Token, store metastore.Store, log *slog.Logger) (*Provider, error) {
+	background, stop := context.WithCancel(context.Background())
+	p := &Provider{uri: uri, tok: tok, store: store, log: log, stop: stop}
+	tok.OnReset(func() { p.epoch.Add(1) })
+	later, err := p.bind(ctx)
+	if err == nil {
+		err = p.finishPending(ctx)
+	}
+	if err != nil {
+		stop()
+		return nil, err
+	}
+	p.sweep.Go(func() { p.verifyLater(background, later) })
+	return p, nil
+}
+
+// URI names the provider.
+func (p *Provider) URI() string { return p.uri }
+
+// Info tells which token it is.
+func (p *Provider) Info() pkcs11.TokenInfo { return p.tok.Info() }
+
+// Check asks the token for a sign of life.
+func (p *Provider) Check(ctx context.Context) error {
+	if err := p.ready("hsm.Check", ""); err != nil {
+		return err
+	}
+	return p.tok.Ping(ctx)
+}
+
+// Close closes the token.
+func (p *Provider) Close() error {
+	var err error
+	p.once.Do(func() {
+		p.closed.Store(true)
+		p.stop()
+		p.sweep.Wait()
+		err = p.tok.Close()
+	})
+	return err
+}
+
+func (p *Provider) ready(op, key string) error {
+	if p.closed.Load() {
+		return claviger.E(op, claviger.Closed, key, nil)
+	}
+	return nil
+}
+
+// EncryptBlocks encrypts blocks in the HSM. A version is verified by its check
+// value before its first use, and after each time that the token was away.
+func (p *Provider) EncryptBlocks(ctx context.Context, version string, blocks []byte) error {
+	const op = "hsm.EncryptBlocks"
+	if err := p.ready(op, version); err != nil {
+		return err
+	}
+	e, err := p.entry(ctx, version)
+	if err != nil {
+		return err
+	}
+	if e.verified.Load() != p.epoch.Load()+1 {
+		if err := p.verify(ctx, e); err != nil {
+			return p.gone(ctx, op, e, err)
+		}
+	}
+	if err := p.tok.EncryptBlocks(ctx, e.id, e.name, blocks); err != nil {
+		return p.gone(ctx, op, e, err)
+	}
+	return nil
+}
+
+// gone looks after a key that the token does not hold: deleted by another
+// process on the same store, or lost.
+func (p *Provider) gone(ctx context.Context, op string, e *entry, err error) error {
+	if !claviger.Is(err, claviger.KeyNotFound) {
+		return err
+	}
+	p.versions.Delete(e.name)
+	if _, _, serr := p.store.ByVersion(ctx, e.name); claviger.Is(serr, claviger.VersionNotFound) {
+		return serr
+	}
+	return claviger.Errorf(op, claviger.Internal, e.name, "%w; the metastore knows it: is this the right token, and was it restored whole?", err)
+}
+
+// entry returns a version's entry, from the cache or the store.
+func (p *Provider) entry(ctx context.Context, version string) (*entry, error) {
+	if v, ok := p.versions.Load(version); ok {
+		e, _ := v.(*entry)
+		return e, nil
+	}
+	m, v, err := p.store.ByVersion(ctx, version)
+	if err != nil {
+		return nil, err
+	}
+	e, err := newEntry(m, v)
+	if err != nil {
+		return nil, err
+	}
+	actual, _ := p.versions.LoadOrStore(version, e)
+	e, _ = actual.(*entry)
+	return e, nil
+}
+
+func newEntry(m *claviger.Metadata, v metastore.Version) (*entry, error) {
+	name := claviger.VersionName(m.Name, v.ID)
+	id, err := hex.DecodeString(v.ID)
+	if err != nil {
+		return nil, claviger.Errorf("hsm.entry", claviger.Internal, name, "the metastore holds the version id %q, which is not hexadecimal", v.ID)
+	}
+	return &entry{key: m.Name, name: name, id: id, bits: m.BitLength, check: v.Check}, nil
+}
+
+// verify compares a version's check value with the store's, once per epoch.
+func (p *Provider) verify(ctx context.Context, e *entry) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	epoch := p.epoch.Load() + 1
+	if e.verified.Load() == epoch {
+		return nil
+	}
+	got, err := p.tok.CheckValue(ctx, e.id, e.name)
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(got, e.check) {
+		return claviger.Errorf("hsm.verify", claviger.Internal, e.name,
+			"%w: the key on token %s has the check value %x, the metastore says %x, so it is another key of the same name; it is not used", errMismatch, tokenName(p.tok.Info()), got, e.check)
+	}
+	e.verified.Store(epoch)
+	return nil
+}
+
+// errMismatch marks a check value that differs.
+var errMismatch = errors.New("check value differs")
+
+// Keys returns all names.
+func (p *Provider) Keys(ctx context.Context) ([]string, error) {
+	if err := p.ready("hsm.Keys", ""); err != nil {
+		return nil, err
+	}
+	return p.store.Names(ctx)
+}
+
+// Metadata returns one entry per name.
+func (p *Provider) Metadata(ctx context.Context, names ...string) ([]*claviger.Metadata, error) {
+	if err := p.ready("hsm.Metadata", ""); err != nil {
+		return nil, err
+	}
+	keys, err := p.store.Get(ctx, names...)
+	if err != nil {
+		return nil, err
+	}
+	list := make([]*claviger.Metadata, len(keys))
+	for i, k := range keys {
+		if k != nil {
+			m := k.Metadata
+			m.Attributes = maps.Clone(m.Attributes)
+			if m.Attributes == nil {
+				m.Attributes = map[string]string{}
+			}
+			list[i] = &m
+		}
+	}
+	return list, nil
+}
+
+// Versions returns all versions of a key.
+func (p *Provider) Versions(ctx context.Context, key string) ([]provider.KeyVersion, error) {
+	if err := p.ready("hsm.Versions", key); err != nil {
+		return nil, err
+	}
+	k, err := p.key(ctx, key)
+	if err != nil || k == nil {
+		return nil, err
+	}
+	return versionsOf(k), nil
+}
+
+// key returns a key of the store, nil where there is none.
+func (p *Provider) key(ctx context.Context, name string) (*metastore.Key, error) {
+	keys, err := p.store.Get(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	return keys[0], nil
+}
+
+func versionsOf(k *metastore.Key) []provider.KeyVersion {
+	vs := make([]provider.KeyVersion, len(k.List))
+	for i, v := range k.List {
+		vs[i] = provider.KeyVersion{Key: k.Name, Name: claviger.VersionName(k.Name, v.ID), BitLength: k.BitLength}
+	}
+	return vs
+}
+
+// Current returns a key's newest version.
+func (p *Provider) Current(ctx context.Context, key string) (provider.KeyVersion, error) {
+	vs, err := p.Versions(ctx, key)
+	if err != nil {
+		return provider.KeyVersion{}, err
+	}
+	if len(vs) == 0 {
+		return provider.KeyVersion{}, claviger.E("hsm.Current", claviger.KeyNotFound, key, nil)
+	}
+	return vs[len(vs)-1], nil
+}
+
+// Version returns the version of that name.
+func (p *Provider) Version(ctx context.Context, version string) (provider.KeyVersion, error) {
+	if err := p.ready("hsm.Version", version); err != nil {
+		return provider.KeyVersion{}, err
+	}
+	m, _, err := p.store.ByVersion(ctx, version)
+	if err != nil {
+		return provider.KeyVersion{}, err
+	}
+	return provider.KeyVersion{Key: m.Name, Name: version, BitLength: m.BitLength}, nil
+}
+
+func tokenName(i pkcs11.TokenInfo) string { return fmt.Sprintf("%q (serial %s)", i.Label, i.Serial) }
+
+// refuseMaterial is the answer to given material.
+func refuseMaterial(op, key string, material secret.Bytes) error {
+	if material == nil {
+		return nil
+	}
+	return claviger.Errorf(op, claviger.Unsupported, key, "key material cannot be put into an HSM, where keys are made and stay: create or roll key %q without material", key)
+}

@@ -1,0 +1,237 @@
+package hsm_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"claviger"
+	"claviger/internal/softhsm"
+	"claviger/internal/softhsm/softhsmtest"
+	"claviger/metastore"
+	"claviger/metastore/sqlite"
+	"claviger/pkcs11"
+	"claviger/provider"
+	"claviger/provider/hsm"
+	"claviger/provider/providertest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// backing is a token and the path of a metastore beside it.
+type backing struct {
+	token softhsm.Token
+	file  string // keystore file
+	db    string
+	meter pkcs11.Meter
+	// around, if not nil, is put around the store.
+	around func(metastore.Store) metastore.Store
+
+	mu     sync.Mutex
+	stores []metastore.Store
+}
+
+func newBacking(t *testing.T) *backing {
+	t.Helper()
+	dir := t.TempDir()
+	b := &backing{token: softhsmtest.New(t), file: filepath.Join(dir, "luna.keystore"), db: filepath.Join(dir, "claviger.db")}
+	if err := pkcs11.WriteKeystoreFile(b.file, pkcs11.FileConfig{Module: b.token.Module, Token: b.token.Label, PINFile: b.token.PINFile, Profile: pkcs11.SoftHSM}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		for _, s := range b.stores {
+			if err := s.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	return b
+}
+
+func (b *backing) open(ctx context.Context) (*hsm.Provider, error) {
+	return hsm.Open(ctx, "cloudera.hsmkp://file@"+b.file, provider.Env{Log: slog.New(slog.DiscardHandler)}, func(ctx context.Context) (metastore.Store, error) {
+		s, err := sqlite.Open(ctx, b.db)
+		if err != nil {
+			return nil, err
+		}
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.stores = append(b.stores, s)
+		if b.around != nil {
+			return b.around(s), nil
+		}
+		return s, nil
+	}, b.meter.Wrap)
+}
+
+func (b *backing) mustOpen(t *testing.T) *hsm.Provider {
+	t.Helper()
+	p, err := b.open(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = p.Close() }) // most tests close it themselves
+	return p
+}
+
+func objects(t *testing.T, p *hsm.Provider) []hsm.Object {
+	t.Helper()
+	list, err := p.Objects(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list
+}
+
+func TestConformance(t *testing.T) {
+	b := newBacking(t)
+	providertest.Run(t, providertest.Suite{
+		New: func(t *testing.T) provider.Provider { return b.mustOpen(t) },
+		Reopen: func(t *testing.T, p provider.Provider) provider.Provider {
+			if err := p.Close(); err != nil {
+				t.Fatal(err)
+			}
+			return b.mustOpen(t)
+		},
+		Objects: func(t *testing.T, p provider.Provider) int {
+			q, ok := p.(*hsm.Provider)
+			if !ok {
+				t.Fatalf("%T", p)
+			}
+			return len(objects(t, q))
+		},
+		Many: 30,
+	})
+}
+
+// failing is a store whose k-th writing call fails, before or after its work,
+// as a process that is killed there would leave it.
+type failing struct {
+	metastore.Store
+	at, n int
+	after bool
+}
+
+var errKilled = errors.New("killed here")
+
+func (f *failing) do(g func() error) error {
+	f.n++
+	if f.n == f.at && !f.after {
+		return errKilled
+	}
+	err := g()
+	if f.n == f.at && err == nil {
+		return errKilled
+	}
+	return err
+}
+
+func (f *failing) Begin(ctx context.Context, i metastore.Intent) (out metastore.Intent, err error) {
+	err = f.do(func() error { out, err = f.Store.Begin(ctx, i); return err })
+	return out, err
+}
+
+func (f *failing) Insert(ctx context.Context, k metastore.Key) error {
+	return f.do(func() error { return f.Store.Insert(ctx, k) })
+}
+
+func (f *failing) Append(ctx context.Context, key string, v metastore.Version) error {
+	return f.do(func() error { return f.Store.Append(ctx, key, v) })
+}
+
+func (f *failing) Remove(ctx context.Context, key string) (out metastore.Intent, err error) {
+	err = f.do(func() error { out, err = f.Store.Remove(ctx, key); return err })
+	return out, err
+}
+
+func (f *failing) Drop(ctx context.Context, key string) error {
+	return f.do(func() error { return f.Store.Drop(ctx, key) })
+}
+
+// TestCrashes breaks each step off at each write to the metastore and at each
+// kind of HSM call, opens the provider anew, makes the step again, and counts:
+// as many objects on the token as without a crash, each of them in use.
+func TestCrashes(t *testing.T) {
+	b := newBacking(t)
+	spec := provider.Spec{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 256}
+	steps := []struct {
+		name     string
+		before   func(context.Context, *hsm.Provider) error
+		do       func(context.Context, *hsm.Provider) error
+		again    claviger.Kind // what a second call may say where the first had in fact ended
+		versions int
+	}{
+		{"create", nil, func(ctx context.Context, p *hsm.Provider) error { _, err := p.Create(ctx, spec); return err }, claviger.KeyExists, 1},
+		{"import", nil, func(ctx context.Context, p *hsm.Provider) error {
+			_, err := p.Import(ctx, claviger.Metadata{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128}, 3, nil)
+			return err
+		}, claviger.KeyExists, 3},
+		{"delete", func(ctx context.Context, p *hsm.Provider) error { _, err := p.Create(ctx, spec); return err },
+			func(ctx context.Context, p *hsm.Provider) error { return p.Delete(ctx, "k") }, claviger.KeyNotFound, 0},
+	}
+	faults := map[string]func(){"none": func() {}}
+	var store *failing
+	b.around = func(s metastore.Store) metastore.Store { store.Store = s; return store }
+	for at := 1; at <= 3; at++ {
+		for _, after := range []bool{false, true} {
+			faults[fmt.Sprintf("store write %d, after=%t", at, after)] = func() { store.at, store.after, store.n = at, after, 0 }
+		}
+	}
+	for _, call := range []string{"GenerateKey", "DestroyObject", "Encrypt", "FindObjectsInit"} {
+		for skip := range 2 {
+			faults[fmt.Sprintf("%s %d", call, skip)] = func() {
+				b.meter.Fail(call, skip, nil)
+				b.meter.Fail(call, 2, errKilled)
+			}
+		}
+	}
+	for _, s := range steps {
+		for name, fault := range faults {
+			t.Run(s.name+"/"+name, func(t *testing.T) {
+				ctx := t.Context()
+				store = &failing{}
+				p := b.mustOpen(t)
+				if s.before != nil {
+					if err := s.before(ctx, p); err != nil {
+						t.Fatal(err)
+					}
+				}
+				fault()
+				firstErr := s.do(ctx, p)
+				b.meter.Heal()
+				if err := p.Close(); err != nil {
+					t.Fatal(err)
+				}
+				store = &failing{}
+				p = b.mustOpen(t)
+				if err := s.do(ctx, p); err != nil && !claviger.Is(err, s.again) {
+					t.Errorf("again: %v (first: %v)", err, firstErr)
+				}
+				list := objects(t, p)
+				for _, o := range list {
+					if o.Mark != hsm.InUse {
+						t.Errorf("%s is %s", o.Label, o.Mark)
+					}
+				}
+				vs, err := p.Versions(ctx, "k")
+				if err != nil || len(list) != s.versions || len(vs) != s.versions {
+					t.Errorf("%d objects, %d versions, %v; want %d of both (first: %v)", len(list), len(vs), err, s.versions, firstErr)
+				}
+				if s.versions > 0 {
+					if err := p.Delete(ctx, "k"); err != nil {
+						t.Error(err)
+					}
+				}
+				if err := p.Close(); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+	}
+}

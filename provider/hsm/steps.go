@@ -1,0 +1,311 @@
+package hsm
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"claviger"
+	"claviger/metastore"
+	"claviger/provider"
+	"claviger/secret"
+)
+
+// Ops of intents.
+const (
+	opCreate = "create"
+	opRoll   = "roll"
+	opImport = "import"
+	opDelete = "delete"
+)
+
+// idSize is the length of a version id in bytes.
+const idSize = 8
+
+// plan is the payload of an intent: what its keys must be like for a later call
+// to use them.
+type plan struct {
+	Bits int `json:"bits"`
+}
+
+// Create makes a key in the HSM.
+func (p *Provider) Create(ctx context.Context, spec provider.Spec) (provider.KeyVersion, error) {
+	const op = "hsm.Create"
+	if err := refuseMaterial(op, spec.Name, spec.Material); err != nil {
+		return provider.KeyVersion{}, err
+	}
+	if err := provider.CheckSpec(op, spec); err != nil {
+		return provider.KeyVersion{}, err
+	}
+	m := claviger.Metadata{Name: spec.Name, Cipher: spec.Cipher, BitLength: spec.BitLength, Description: spec.Description, Attributes: spec.Attributes, Created: time.Now().Truncate(time.Millisecond)}
+	vs, err := p.make(ctx, op, opCreate, m, 1, nil)
+	if err != nil {
+		return provider.KeyVersion{}, err
+	}
+	return vs[0], nil
+}
+
+// Import makes a key after another's metadata, with n versions.
+func (p *Provider) Import(ctx context.Context, m claviger.Metadata, n int, step func(string) error) ([]provider.KeyVersion, error) {
+	const op = "hsm.Import"
+	if n < 1 {
+		return nil, claviger.Errorf(op, claviger.Invalid, m.Name, "a key must have at least 1 version, not %d", n)
+	}
+	if err := provider.CheckSpec(op, provider.Spec{Name: m.Name, Cipher: m.Cipher, BitLength: m.BitLength}); err != nil {
+		return nil, err
+	}
+	return p.make(ctx, op, opImport, m, n, step)
+}
+
+// lock takes the key's lock, which all processes on the store respect.
+func (p *Provider) lock(ctx context.Context, op, key string) (unlock func(), err error) {
+	if err := p.ready(op, key); err != nil {
+		return nil, err
+	}
+	return p.store.Lock(ctx, "key "+key)
+}
+
+// make makes a key with n versions: an intent, the HSM's objects, then the key
+// itself in one transaction.
+func (p *Provider) make(ctx context.Context, op, kind string, m claviger.Metadata, n int, step func(string) error) ([]provider.KeyVersion, error) {
+	unlock, err := p.lock(ctx, op, m.Name)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if k, err := p.key(ctx, m.Name); err != nil {
+		return nil, err
+	} else if k != nil {
+		return nil, claviger.E(op, claviger.KeyExists, m.Name, nil)
+	}
+	told := func(what string) error {
+		if step == nil {
+			return nil
+		}
+		if err := step(what); err != nil {
+			return claviger.Errorf(op, claviger.KindOf(err), m.Name, "broken off after %q: %w", what, err)
+		}
+		return nil
+	}
+	intent, err := p.begin(ctx, kind, m.Name, m.BitLength, n)
+	if err == nil {
+		err = told("intent")
+	}
+	if err != nil {
+		return nil, err
+	}
+	list := make([]metastore.Version, n)
+	for i, id := range intent.IDs {
+		if list[i], err = p.ensure(ctx, op, m.Name, id, m.BitLength); err == nil {
+			err = told(fmt.Sprintf("generated %d of %d", i+1, n))
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	m.Versions = n
+	if err := p.store.Insert(ctx, metastore.Key{Metadata: m, List: list}); err != nil {
+		return nil, err
+	}
+	vs := p.remember(&m, list)
+	return vs, told("committed")
+}
+
+// remember caches versions that were just made: their check values are known to
+// be right.
+func (p *Provider) remember(m *claviger.Metadata, list []metastore.Version) []provider.KeyVersion {
+	vs := make([]provider.KeyVersion, len(list))
+	for i, v := range list {
+		name := claviger.VersionName(m.Name, v.ID)
+		vs[i] = provider.KeyVersion{Key: m.Name, Name: name, BitLength: m.BitLength}
+		if e, err := newEntry(m, v); err == nil {
+			e.verified.Store(p.epoch.Load() + 1)
+			p.versions.Store(name, e)
+		}
+	}
+	return vs
+}
+
+// begin writes the intent of a step, or takes up the one that an earlier call of
+// the same step left. What another step left is cleared first. The key's lock is
+// held.
+func (p *Provider) begin(ctx context.Context, kind, key string, bits, n int) (metastore.Intent, error) {
+	pending, err := p.store.Pending(ctx)
+	if err != nil {
+		return metastore.Intent{}, err
+	}
+	for _, i := range pending {
+		if i.Key != key {
+			continue
+		}
+		var was plan
+		if i.Op == kind && len(i.IDs) == n && json.Unmarshal(i.Payload, &was) == nil && was.Bits == bits {
+			p.log.Info("a step that was broken off is taken up again", "key", key, "step", kind, "begun", i.Begun)
+			return i, nil
+		}
+		if err := p.clear(ctx, i); err != nil {
+			return metastore.Intent{}, err
+		}
+	}
+	ids := make([]string, n)
+	for i := range ids {
+		id := make([]byte, idSize)
+		if _, err := rand.Read(id); err != nil {
+			return metastore.Intent{}, err
+		}
+		ids[i] = hex.EncodeToString(id)
+	}
+	payload, err := json.Marshal(plan{bits})
+	if err != nil {
+		return metastore.Intent{}, err
+	}
+	return p.store.Begin(ctx, metastore.Intent{Key: key, Op: kind, IDs: ids, Begun: time.Now(), Payload: payload})
+}
+
+// clear destroys what a step made that nobody will finish, and ends its intent.
+func (p *Provider) clear(ctx context.Context, i metastore.Intent) error {
+	for _, id := range i.IDs {
+		raw, err := hex.DecodeString(id)
+		if err != nil {
+			return claviger.Errorf("hsm.clear", claviger.Internal, i.Key, "the metastore holds the version id %q, which is not hexadecimal", id)
+		}
+		name := claviger.VersionName(i.Key, id)
+		if err := p.tok.Destroy(ctx, raw, name); err != nil {
+			return err
+		}
+		p.versions.Delete(name)
+	}
+	return p.store.Drop(ctx, i.Key)
+}
+
+// ensure makes the HSM object of a version, or adopts the one that is there
+// under its id, if that is as it would have been made.
+func (p *Provider) ensure(ctx context.Context, op, key, id string, bits int) (metastore.Version, error) {
+	raw, err := hex.DecodeString(id)
+	if err != nil {
+		return metastore.Version{}, claviger.Errorf(op, claviger.Internal, key, "version id %q is not hexadecimal", id)
+	}
+	name := claviger.VersionName(key, id)
+	info, err := p.tok.Find(ctx, raw)
+	switch {
+	case err != nil:
+		return metastore.Version{}, err
+	case info == nil:
+		err = p.tok.GenerateKey(ctx, raw, name, bits)
+	case info.Label != name || info.Bits != bits || !info.Sensitive || info.Extractable || !info.Encrypt:
+		err = claviger.Errorf(op, claviger.Internal, name,
+			"the token holds an object with CKA_ID %s that was not made for this version (label %q, %d bits, sensitive=%t, extractable=%t); see claviger hsm list", id, info.Label, info.Bits, info.Sensitive, info.Extractable)
+	}
+	if err != nil {
+		return metastore.Version{}, err
+	}
+	check, err := p.tok.CheckValue(ctx, raw, name)
+	if err != nil {
+		return metastore.Version{}, err
+	}
+	return metastore.Version{ID: id, Created: time.Now().Truncate(time.Millisecond), Check: check}, nil
+}
+
+// Roll adds a version that the HSM makes.
+func (p *Provider) Roll(ctx context.Context, key string, material secret.Bytes) (provider.KeyVersion, error) {
+	const op = "hsm.Roll"
+	if err := refuseMaterial(op, key, material); err != nil {
+		return provider.KeyVersion{}, err
+	}
+	unlock, err := p.lock(ctx, op, key)
+	if err != nil {
+		return provider.KeyVersion{}, err
+	}
+	defer unlock()
+	k, err := p.key(ctx, key)
+	if err != nil {
+		return provider.KeyVersion{}, err
+	}
+	if k == nil {
+		return provider.KeyVersion{}, claviger.E(op, claviger.KeyNotFound, key, nil)
+	}
+	intent, err := p.begin(ctx, opRoll, key, k.BitLength, 1)
+	if err != nil {
+		return provider.KeyVersion{}, err
+	}
+	v, err := p.ensure(ctx, op, key, intent.IDs[0], k.BitLength)
+	if err != nil {
+		return provider.KeyVersion{}, err
+	}
+	if err := p.store.Append(ctx, key, v); err != nil {
+		return provider.KeyVersion{}, err
+	}
+	return p.remember(&k.Metadata, []metastore.Version{v})[0], nil
+}
+
+// Delete ends a key: first in the metastore, so that nobody uses it, then on the
+// token. What a crash leaves in between is destroyed at the next start, or by the
+// next step with a key of that name.
+func (p *Provider) Delete(ctx context.Context, key string) error {
+	const op = "hsm.Delete"
+	unlock, err := p.lock(ctx, op, key)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	k, err := p.key(ctx, key)
+	if err != nil {
+		return err
+	}
+	pending, err := p.store.Pending(ctx)
+	if err != nil {
+		return err
+	}
+	for _, i := range pending {
+		if i.Key == key { // a roll that was broken off, or what an earlier delete left
+			if err := p.clear(ctx, i); err != nil {
+				return err
+			}
+		}
+	}
+	if k == nil {
+		return claviger.E(op, claviger.KeyNotFound, key, nil)
+	}
+	intent, err := p.store.Remove(ctx, key)
+	if err != nil {
+		return err
+	}
+	// From here on the key is gone for everybody; that its objects are, too, is
+	// house-keeping that may be finished later.
+	if err := p.clear(ctx, intent); err != nil {
+		p.log.Warn("a deleted key's objects are still on the token; they are destroyed at the next start", "key", key, "err", err)
+	}
+	return nil
+}
+
+// finishPending finishes deletions, and tells of other steps that were broken
+// off: those wait for the same step to be made again.
+func (p *Provider) finishPending(ctx context.Context) error {
+	pending, err := p.store.Pending(ctx)
+	if err != nil {
+		return err
+	}
+	for _, i := range pending {
+		if i.Op != opDelete {
+			p.log.Info("a step was broken off; making it again finishes it", "key", i.Key, "step", i.Op, "begun", i.Begun)
+			continue
+		}
+		unlock, ok, err := p.store.TryLock(ctx, "key "+i.Key)
+		if err != nil {
+			return err
+		}
+		if !ok {
+			continue // another process is at it
+		}
+		err = p.clear(ctx, i)
+		unlock()
+		if err != nil {
+			return errors.Join(fmt.Errorf("finishing the deletion of key %q", i.Key), err)
+		}
+	}
+	return nil
+}
