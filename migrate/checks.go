@@ -1,0 +1,300 @@
+package migrate
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"claviger/provider"
+)
+
+// Status is a check's outcome. Its zero value is OK.
+type Status string
+
+// The outcomes. A warning is left to the operator; a failure makes a plan not
+// ready.
+const (
+	OK      Status = ""
+	Warning Status = "warning"
+	Failure Status = "failure"
+)
+
+// MarshalText writes OK as "ok".
+func (s Status) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+func (s Status) String() string {
+	if s == OK {
+		return "ok"
+	}
+	return string(s)
+}
+
+// Check is one requirement, measured.
+type Check struct {
+	Name     string `json:"name"`
+	Status   Status `json:"status"`
+	Measured string `json:"measured"`
+	Cure     string `json:"cure,omitempty"`
+}
+
+// Probes are what Plan measures beyond keys. Each may be left out: its check
+// then says that it was not made.
+type Probes struct {
+	// User is the name that we go by at the source, for messages.
+	User string
+	// Latency times round trips to the HSM, each a smallest possible call.
+	Latency func(ctx context.Context) ([]time.Duration, error)
+	// Room tells how many more keys the token holds; known is false where it does
+	// not say.
+	Room func(ctx context.Context) (keys int, known bool, err error)
+	// Source looks at each host of a source that is a KMS: SourceKMS.Probe.
+	Source func(ctx context.Context) []HostFacts
+	// HDFS returns a property of the cluster's core-site.xml and hdfs-site.xml.
+	HDFS func(name string) (value string, ok bool)
+	// Own are the "host:port" under which clients reach this server.
+	Own []string
+	// LocalAddrs are this machine's addresses; nil asks the system.
+	LocalAddrs func() ([]netip.Addr, error)
+}
+
+// The limits of the checks.
+const (
+	// maxLatency is the seed procedure's recommendation for the way to the HSM.
+	maxLatency = 30 * time.Millisecond
+	// maxSkew is how far the source's clock may be from ours. Signed cookies and
+	// Kerberos live on clocks; Kerberos gives up at 5 minutes.
+	maxSkew = 30 * time.Second
+	// kerberosSkew is Kerberos' default.
+	kerberosSkew = 5 * time.Minute
+)
+
+// run makes the checks that need nothing of the keys.
+func (p *Probes) run(ctx context.Context, now func() time.Time) []Check {
+	checks := []Check{p.latency(ctx)}
+	if p.Source == nil {
+		checks = append(checks, Check{Name: "source alive", Measured: "the source is no KMS; its keys are read from where it keeps them"})
+	} else {
+		facts := p.Source(ctx)
+		checks = append(checks, alive(facts), p.otherHost(facts), clocks(facts, now))
+	}
+	return append(checks, p.hdfs())
+}
+
+func (p *Probes) latency(ctx context.Context) Check {
+	c := Check{Name: "latency of the HSM"}
+	if p.Latency == nil {
+		c.Status, c.Measured = Warning, "not measured: the target does not tell"
+		return c
+	}
+	times, err := p.Latency(ctx)
+	if err == nil && len(times) == 0 {
+		err = fmt.Errorf("no round trip was made")
+	}
+	if err != nil {
+		c.Status, c.Measured, c.Cure = Failure, firstLine(err), "see that the HSM can be reached and used: claviger hsm inspect"
+		return c
+	}
+	slices.Sort(times)
+	p50, p99 := percentile(times, 50), percentile(times, 99)
+	c.Measured = fmt.Sprintf("p50 %s, p99 %s of %d round trips; at most %v is advised", milli(p50), milli(p99), len(times), maxLatency)
+	if p99 > maxLatency {
+		c.Status = Warning
+		c.Cure = "bring the server nearer to the HSM, or make Hadoop's caches smaller (docs/migration.md, step 7)"
+	}
+	return c
+}
+
+// percentile of sorted times, by nearest rank.
+func percentile(sorted []time.Duration, p int) time.Duration {
+	return sorted[(len(sorted)*p+99)/100-1]
+}
+
+func milli(d time.Duration) string {
+	return fmt.Sprintf("%.2f ms", float64(d)/float64(time.Millisecond))
+}
+
+func alive(facts []HostFacts) Check {
+	c := Check{Name: "source alive"}
+	var measured, cures []string
+	up := 0
+	for _, f := range facts {
+		if f.Err != nil {
+			measured = append(measured, f.Base+": "+f.Err.Error())
+			cures = append(cures, f.Cure)
+			continue
+		}
+		up++
+		m := fmt.Sprintf("%s answers in %s", f.Base, milli(f.Took))
+		if f.Server != "" {
+			m += " (" + printable(f.Server) + ")"
+		}
+		if strings.HasPrefix(f.Base, "http:") {
+			m += ", without TLS"
+		}
+		measured = append(measured, m)
+	}
+	c.Measured, c.Cure = strings.Join(measured, "; "), strings.Join(slices.Compact(cures), "; ")
+	switch {
+	case up == 0:
+		c.Status = Failure
+	case up < len(facts):
+		c.Status = Warning
+	}
+	return c
+}
+
+// otherHost: the seed wants source and target on hosts of their own.
+func (p *Probes) otherHost(facts []HostFacts) Check {
+	c := Check{Name: "source on another host"}
+	local, err := p.localAddrs()
+	if err != nil {
+		c.Status, c.Measured = Warning, "not known: "+err.Error()
+		return c
+	}
+	var measured []string
+	for _, f := range facts {
+		switch i := slices.IndexFunc(f.Addrs, func(a netip.Addr) bool { return a.IsLoopback() || slices.Contains(local, a.Unmap()) }); {
+		case len(f.Addrs) == 0:
+			c.Status = Warning
+			measured = append(measured, f.Host+" has no address")
+		case i >= 0:
+			c.Status = Warning
+			c.Cure = "run source and target on hosts of their own, so that neither takes the other's port, memory or failure"
+			measured = append(measured, fmt.Sprintf("%s (%s) is this host", f.Host, f.Addrs[i]))
+		default:
+			measured = append(measured, fmt.Sprintf("%s is %s", f.Host, f.Addrs[0]))
+		}
+	}
+	c.Measured = strings.Join(measured, "; ")
+	return c
+}
+
+func (p *Probes) localAddrs() ([]netip.Addr, error) {
+	if p.LocalAddrs != nil {
+		return p.LocalAddrs()
+	}
+	as, err := net.InterfaceAddrs()
+	var local []netip.Addr
+	for _, a := range as {
+		if n, ok := a.(*net.IPNet); ok {
+			if ip, ok := netip.AddrFromSlice(n.IP); ok {
+				local = append(local, ip.Unmap())
+			}
+		}
+	}
+	return local, err
+}
+
+func clocks(facts []HostFacts, now func() time.Time) Check {
+	c := Check{Name: "clocks"}
+	var measured []string
+	for _, f := range facts {
+		if f.Err != nil || f.Date.IsZero() {
+			continue
+		}
+		// The Date header has whole seconds, and was written while we waited.
+		skew := f.Date.Sub(f.Asked.Add(f.Took / 2))
+		if skew.Abs() < time.Second+f.Took {
+			skew = 0
+		}
+		skew = skew.Round(time.Second)
+		switch {
+		case skew == 0:
+			measured = append(measured, f.Host+" agrees with ours")
+		case skew > 0:
+			measured = append(measured, fmt.Sprintf("%s is %v ahead of ours", f.Host, skew))
+		default:
+			measured = append(measured, fmt.Sprintf("%s is %v behind ours", f.Host, -skew))
+		}
+		if skew.Abs() > maxSkew {
+			c.Status = Warning
+			c.Cure = "set both clocks by NTP: signed cookies, delegation tokens and Kerberos compare times"
+		}
+		if skew.Abs() >= kerberosSkew {
+			c.Status = Failure
+		}
+	}
+	if len(measured) == 0 {
+		c.Status, measured = Warning, []string{fmt.Sprintf("not compared: no answer with a date (ours says %s)", now().Format(time.RFC3339))}
+	}
+	c.Measured = strings.Join(measured, "; ")
+	return c
+}
+
+// The properties by which HDFS finds its KMS, the newer one first.
+var hdfsProviderProps = []string{"hadoop.security.key.provider.path", "dfs.encryption.key.provider.uri"}
+
+// hdfs: HDFS should go on using the source until the metadata is here.
+func (p *Probes) hdfs() Check {
+	c := Check{Name: "HDFS not yet pointed here"}
+	if p.HDFS == nil {
+		c.Status, c.Measured, c.Cure = Warning, "not checked", "give HDFS' configuration folder: --hdfs-conf DIR"
+		return c
+	}
+	for _, name := range hdfsProviderProps {
+		value, ok := p.HDFS(name)
+		if !ok || value == "" {
+			continue
+		}
+		c.Measured = fmt.Sprintf("%s is %s", name, value)
+		for _, host := range kmsHosts(value) {
+			if slices.ContainsFunc(p.Own, func(own string) bool { return strings.EqualFold(own, host) }) {
+				c.Status = Warning
+				c.Cure = fmt.Sprintf("HDFS asks %s already: until the migration is complete, creating and opening files in encrypted zones fails; migrate before HDFS is restarted", host)
+			}
+		}
+		return c
+	}
+	c.Status, c.Measured = Warning, "HDFS has no key provider configured"
+	c.Cure = "see that the folder is that of HDFS' own core-site.xml; encryption zones need " + hdfsProviderProps[0]
+	return c
+}
+
+// kmsHosts are the "host:port" of the KMSs in a list of provider URIs. What is
+// no KMS, or not well-formed, has none: it cannot be us.
+func kmsHosts(list string) []string {
+	uris, err := provider.SplitURIs(list)
+	if err != nil {
+		return nil
+	}
+	var hosts []string
+	for _, uri := range uris {
+		k, err := provider.ParseKMS(uri)
+		if err != nil {
+			continue
+		}
+		for _, h := range k.Hosts {
+			hosts = append(hosts, net.JoinHostPort(h, strconv.Itoa(k.Port)))
+		}
+	}
+	return hosts
+}
+
+// whyUnreachable asks the source's hosts and returns the cure that their
+// answers suggest; "" where there is none.
+func (p *Probes) whyUnreachable(ctx context.Context) string {
+	if p.Source == nil {
+		return ""
+	}
+	for _, f := range p.Source(ctx) {
+		if f.Err != nil && f.Cure != "" {
+			return f.Cure
+		}
+	}
+	return ""
+}
+
+// hostOf is the host of a base URL, for messages and lookups.
+func hostOf(base string) string {
+	u, err := url.Parse(base)
+	if err != nil {
+		return base
+	}
+	return u.Hostname()
+}

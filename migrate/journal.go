@@ -1,0 +1,199 @@
+package migrate
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"strings"
+	"time"
+
+	"claviger"
+	"claviger/metastore"
+)
+
+// State is how far a key or a run is.
+type State string
+
+// The states of a key. Plan uses them too, for what would be.
+const (
+	Planned     State = "planned"     // will be imported
+	Importing   State = "importing"   // was begun; the next run goes on with it
+	Done        State = "done"        // is at the target
+	Conflict    State = "conflict"    // another key of that name is at the target
+	Unsupported State = "unsupported" // the target cannot hold such a key
+	Refused     State = "refused"     // the source does not let us read it
+	Failed      State = "failed"      // the import ended in an error; the next run tries again
+	Deleted     State = "deleted"     // was migrated, and deleted at the target since
+)
+
+// The states of a run.
+const (
+	Running    State = "running"    // or was killed in it
+	Complete   State = "complete"   // every key is done, or deleted since
+	Incomplete State = "incomplete" // some key could not be imported
+	Finished   State = "finished"   // the operator has ended the migration
+)
+
+// Fields is a key's metadata as reports and the journal write it. Its field
+// names are part of the JSON reports' format.
+type Fields struct {
+	Cipher      string            `json:"cipher"`
+	Length      int               `json:"length"` // bits
+	Description *string           `json:"description"`
+	Attributes  map[string]string `json:"attributes"`
+	Created     time.Time         `json:"created"`
+	Versions    int               `json:"versions"`
+}
+
+func fieldsOf(m *claviger.Metadata) Fields {
+	f := Fields{Cipher: m.Cipher, Length: m.BitLength, Description: m.Description, Attributes: maps.Clone(m.Attributes), Created: m.Created.UTC().Truncate(time.Millisecond), Versions: m.Versions}
+	if f.Attributes == nil {
+		f.Attributes = map[string]string{}
+	}
+	return f
+}
+
+// Run is the journal's record of a run.
+type Run struct {
+	Name     string    `json:"run"`
+	State    State     `json:"state"`
+	Source   string    `json:"source"` // URI
+	Target   string    `json:"target"`
+	Versions Versions  `json:"versionsMode"`
+	Host     string    `json:"host"`
+	Started  time.Time `json:"started"`
+	// Ended is when it became complete, incomplete or finished.
+	Ended *time.Time `json:"ended,omitempty"`
+	// Resumed is how often a later process went on with it.
+	Resumed int `json:"resumed,omitempty"`
+}
+
+// Item is the journal's record of one key in a run.
+type Item struct {
+	Key   string `json:"key"`
+	State State  `json:"state"`
+	// Source is what the source said of the key when it was planned.
+	Source Fields `json:"source"`
+	// SourceVersions are the full names at the source, oldest first; none where
+	// the source does not show them, as a KMS that rightly denies us GET.
+	SourceVersions []string `json:"sourceVersions,omitempty"`
+	// Count is how many versions the target makes. The first of TargetVersions
+	// stands for the first of SourceVersions, and so on; with versions "current"
+	// the only one stands for the last.
+	Count          int        `json:"count"`
+	TargetVersions []string   `json:"targetVersions,omitempty"`
+	Started        *time.Time `json:"started,omitempty"`
+	Ended          *time.Time `json:"ended,omitempty"`
+	// Adopted: the key was at the target already, with the same metadata.
+	Adopted bool `json:"adopted,omitempty"`
+	// Why says what stands against the import, and the cure.
+	Why string `json:"why,omitempty"`
+	// Run is the run that the record belongs to.
+	Run string `json:"-"`
+}
+
+// history is the journal, read: runs oldest first, and the newest record of
+// each key.
+type history struct {
+	runs  []Run
+	items map[string]Item
+	order []string // keys by first appearance
+}
+
+// runPrefix sets a migration's runs apart from what others may write into the
+// journal.
+const runPrefix = "migration-"
+
+// read collects the runs from one source, or from all where source is "".
+func (e *Engine) read(ctx context.Context, source string) (*history, error) {
+	h := &history{items: make(map[string]Item)}
+	names, err := e.cfg.Store.Runs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range names {
+		if !strings.HasPrefix(name, runPrefix) {
+			continue
+		}
+		records, err := e.cfg.Store.Records(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		run, items, err := decodeRun(name, records)
+		if err != nil {
+			return nil, err
+		}
+		if source != "" && run.Source != source {
+			continue
+		}
+		h.runs = append(h.runs, run)
+		for _, it := range items {
+			if _, seen := h.items[it.Key]; !seen {
+				h.order = append(h.order, it.Key)
+			}
+			h.items[it.Key] = it
+		}
+	}
+	return h, nil
+}
+
+func decodeRun(name string, records []metastore.Record) (run Run, items []Item, err error) {
+	for _, r := range records {
+		if r.Item == "" {
+			err = json.Unmarshal(r.Data, &run)
+		} else {
+			it := Item{Run: name}
+			err = json.Unmarshal(r.Data, &it)
+			items = append(items, it)
+		}
+		if err != nil {
+			return run, nil, claviger.Errorf("migrate.Journal", claviger.Internal, r.Item, "the journal's record of run %s is damaged: %w; restore the metastore from a backup", name, err)
+		}
+	}
+	return run, items, nil
+}
+
+// last is the newest run, nil where there is none.
+func (h *history) last() *Run {
+	if len(h.runs) == 0 {
+		return nil
+	}
+	return &h.runs[len(h.runs)-1]
+}
+
+// open is the run that a new process goes on with, nil where a new one is to
+// be begun.
+func (h *history) open() *Run {
+	if r := h.last(); r != nil && (r.State == Running || r.State == Incomplete) {
+		return r
+	}
+	return nil
+}
+
+func (e *Engine) putRun(ctx context.Context, r Run) error {
+	return e.put(ctx, r.Name, "", r)
+}
+
+func (e *Engine) putItem(ctx context.Context, run string, it Item) error {
+	return e.put(ctx, run, it.Key, it)
+}
+
+func (e *Engine) put(ctx context.Context, run, item string, record any) error {
+	data, err := json.Marshal(record)
+	if err != nil {
+		return claviger.E("migrate.Journal", claviger.Internal, item, err)
+	}
+	return e.cfg.Store.Put(ctx, run, item, data)
+}
+
+// newRun names a run by the moment it began; two cannot begin at once, for the
+// lock is held.
+func (e *Engine) newRun(h *history) Run {
+	started := e.now()
+	name := runPrefix + started.Format("20060102T150405.000Z")
+	if last := h.last(); last != nil && last.Name >= name { // a clock that was set back
+		name = fmt.Sprintf("%s-%d", name, len(h.runs)+1)
+	}
+	return Run{Name: name, State: Running, Source: e.cfg.Source.URI(), Target: e.cfg.Target.URI(), Versions: e.cfg.Versions, Host: e.cfg.Host, Started: started}
+}

@@ -1,0 +1,212 @@
+// Package migrate moves the metadata of encryption-zone keys from a running
+// Hadoop KMS (or any other provider) to a provider that makes its own key
+// versions: an HSM. Material never moves.
+//
+// For each key of the source the target is told name, cipher, length,
+// description, attributes, creation time and how many versions to make. The
+// work is written down in the metastore's journal before and after each step:
+//
+//	run ""      {"source": ..., "state": "running"}
+//	run "k1"    planned -> importing -> done
+//	run "k2"    planned -> importing -> failed
+//
+// so that a process that is killed at any point is followed by one that goes on
+// from there, with neither a second HSM key nor a lost one. The source is only
+// ever read.
+//
+// Plan says beforehand what Run would do; Status and Verify say afterwards what
+// was done and whether it still is so; Finish says when the source may go.
+package migrate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"time"
+
+	"claviger"
+	"claviger/metastore"
+	"claviger/provider"
+)
+
+// LockName is the metastore's lock under which one process migrates, however
+// many are told to.
+const LockName = "migration"
+
+// Source is what keys are taken over from. Nothing but its reading methods is
+// ever called.
+type Source interface {
+	provider.Reader
+	URI() string
+}
+
+// Target is what keys are taken over into.
+type Target interface {
+	provider.Reader
+	provider.Importer
+	URI() string
+}
+
+// Store is the part of a metastore that a migration needs.
+type Store interface {
+	metastore.Journal
+	metastore.Usage
+	Lock(ctx context.Context, name string) (unlock func(), err error)
+	TryLock(ctx context.Context, name string) (unlock func(), ok bool, err error)
+}
+
+// Versions says how many versions a key gets at the target.
+type Versions string
+
+// The choices. With Current, which saves room in the HSM, only later rolls add
+// to the one version; old EDEKs are opened through the source either way.
+const (
+	All     Versions = "all"     // as many as the source counts
+	Current Versions = "current" // one
+)
+
+// Progress is how far a run has come.
+type Progress struct {
+	Keys, KeysTotal         int // of those that this run imports
+	Versions, VersionsTotal int // HSM keys; a resumed key counts wholly
+	Key                     string
+	Step                    string // what was just made durable
+}
+
+// Config is what an Engine is made of.
+type Config struct {
+	// Source may be nil for Status and Finish, which live on the journal: when a
+	// migration is finished, the source is no longer configured.
+	Source Source
+	Target Target
+	Store  Store
+	// Versions is All where empty.
+	Versions Versions
+	// MaxVersions bounds what a source may make us generate for one key; 0 is
+	// 1,000.
+	MaxVersions int
+	// Parallel is how many keys are imported side by side; 0 is 4.
+	Parallel int
+	// Probes are the checks of Plan that need more than the fields above.
+	Probes Probes
+	// Progress is called after each durable step, if not nil, never twice at a
+	// time.
+	Progress func(Progress)
+	// OnStep is called after each durable step with its key ("" for the run's
+	// own) and name, never twice at a time. An error from it ends the run as a
+	// crash at that point would. Tests use it; nil is none.
+	OnStep func(key, step string) error
+	// Now is time.Now where nil.
+	Now func() time.Time
+	// Host names this machine in the journal; "" is the machine's own name.
+	Host string
+	Log  *slog.Logger // nil is slog.Default()
+}
+
+// Engine does the work. Its methods may be called at the same time; Run takes a
+// lock.
+type Engine struct {
+	cfg Config
+	log *slog.Logger
+}
+
+// New checks the configuration.
+func New(cfg Config) (*Engine, error) {
+	const op = "migrate.New"
+	if cfg.Target == nil || cfg.Store == nil {
+		return nil, claviger.Errorf(op, claviger.Internal, "", "no target or no store")
+	}
+	switch cfg.Versions {
+	case "":
+		cfg.Versions = All
+	case All, Current:
+	default:
+		return nil, claviger.Errorf(op, claviger.Invalid, "", "versions: %q is neither %q nor %q", cfg.Versions, All, Current)
+	}
+	if cfg.MaxVersions <= 0 {
+		cfg.MaxVersions = 1000
+	}
+	if cfg.Parallel <= 0 {
+		cfg.Parallel = 4
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.Default()
+	}
+	if cfg.Host == "" {
+		// A host without a name is rare, and no reason not to migrate.
+		cfg.Host, _ = os.Hostname()
+	}
+	return &Engine{cfg: cfg, log: cfg.Log}, nil
+}
+
+// now is the journal's clock: UTC, milliseconds.
+func (e *Engine) now() time.Time { return e.cfg.Now().UTC().Truncate(time.Millisecond) }
+
+// The properties that the messages of this package speak of.
+const (
+	propInitiate  = "cloudera.hsmkp.initiatemigration"
+	propSource    = "hadoop.kms.key.provider.reencryption.source.uri"
+	propReencrypt = "hadoop.kms.reencryption.crypto.enable"
+	propTrustee   = "cloudera.hsmkp.ktkms.config.dir"
+	propProvider  = "hadoop.kms.key.provider.uri"
+)
+
+// errNoSource is what a migration without a source gets.
+func errNoSource(op string) error {
+	return claviger.Errorf(op, claviger.Invalid, "", "there is nothing to migrate from: set %s to the old KMS (kms://https@HOST:PORT/kms) in kms-site.xml, or name it second in %s", propSource, propProvider)
+}
+
+// sourceError puts into words why the source could not be read, with the
+// property at the source that would allow it.
+func (e *Engine) sourceError(ctx context.Context, op, key string, err error) error {
+	if ctx.Err() != nil {
+		return claviger.E(op, claviger.Unavailable, key, err)
+	}
+	switch claviger.KindOf(err) {
+	case claviger.Denied, claviger.KeyDenied, claviger.SourceRefused, claviger.Unsupported:
+		return claviger.Errorf(op, claviger.SourceRefused, key, "the source %s refused us: %w; %s", e.cfg.Source.URI(), err, e.rightsCure(key, err))
+	case claviger.Unavailable, claviger.SourceUnreachable:
+		hint := "see that it runs and that its port can be reached from here"
+		if better := e.cfg.Probes.whyUnreachable(ctx); better != "" {
+			hint = better
+		}
+		return claviger.Errorf(op, claviger.SourceUnreachable, key, "the source %s does not answer: %w; %s", e.cfg.Source.URI(), err, hint)
+	}
+	return claviger.Errorf(op, claviger.KindOf(err), key, "reading the source %s: %w", e.cfg.Source.URI(), err)
+}
+
+// rightsCure names the properties of the source's kms-acls.xml that let us
+// read: key "" is the list of names.
+func (e *Engine) rightsCure(key string, err error) string {
+	who := "our user"
+	if u := e.cfg.Probes.User; u != "" {
+		who = u
+	}
+	if key == "" {
+		return fmt.Sprintf("at the source, in kms-acls.xml: let hadoop.kms.acl.GET_KEYS and hadoop.kms.acl.GET_METADATA admit %s, and no hadoop.kms.blacklist.* of these name it", who)
+	}
+	if claviger.Is(err, claviger.Denied) {
+		return fmt.Sprintf("at the source, in kms-acls.xml: let hadoop.kms.acl.GET_METADATA admit %s", who)
+	}
+	return fmt.Sprintf("at the source, in kms-acls.xml: let whitelist.key.acl.READ admit %s (it works beside the key's own entries), and hadoop.kms.acl.GET_METADATA too", who)
+}
+
+// refused tells the errors by which a source says no, as against not
+// answering.
+func refused(err error) bool {
+	return claviger.Is(err, claviger.Denied) || claviger.Is(err, claviger.KeyDenied) || claviger.Is(err, claviger.SourceRefused)
+}
+
+// firstLine is the message of an error as the journal and tables keep it.
+func firstLine(err error) string {
+	var e *claviger.Error
+	if errors.As(err, &e) && e.Err != nil && e == err {
+		return e.Err.Error()
+	}
+	return err.Error()
+}

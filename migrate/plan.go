@@ -1,0 +1,111 @@
+package migrate
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// Plan is what a run would do, and what was measured beforehand.
+type Plan struct {
+	Format   string    `json:"format"` // "claviger migrate plan 1"
+	At       time.Time `json:"at"`
+	Source   string    `json:"source"`
+	Target   string    `json:"target"`
+	Versions Versions  `json:"versionsMode"`
+	Checks   []Check   `json:"checks"`
+	Keys     []KeyLine `json:"keys"`
+	Counts   Counts    `json:"counts"`
+	// OnlyTarget are keys that the source does not have; they are left alone.
+	OnlyTarget []string `json:"onlyTarget,omitempty"`
+}
+
+// Ready reports whether a run would bring every key over and no check failed.
+func (p *Plan) Ready() bool {
+	if p.Counts.Blocked > 0 {
+		return false
+	}
+	for _, c := range p.Checks {
+		if c.Status == Failure {
+			return false
+		}
+	}
+	return true
+}
+
+// Plan changes nothing. Where the source cannot be read, the checks are
+// returned together with the error, for they tell why.
+func (e *Engine) Plan(ctx context.Context) (*Plan, error) {
+	const op = "migrate.Plan"
+	if e.cfg.Source == nil {
+		return nil, errNoSource(op)
+	}
+	p := &Plan{Format: "claviger migrate plan 1", At: e.now(), Source: e.cfg.Source.URI(), Target: e.cfg.Target.URI(), Versions: e.cfg.Versions, Keys: []KeyLine{}}
+	p.Checks = e.cfg.Probes.run(ctx, e.now)
+	sv, err := e.look(ctx, op)
+	if err != nil {
+		p.Checks = append(p.Checks, Check{Name: "keys of the source", Status: Failure, Measured: "not readable", Cure: firstLine(err)})
+		return p, err
+	}
+	for _, it := range sv.items {
+		p.Keys = append(p.Keys, lineOf(it))
+		p.Counts.add(it)
+	}
+	p.OnlyTarget = sv.onlyTarget
+	p.Checks = append(p.Checks, e.readable(sv), e.room(ctx, p.Counts.NewVersions))
+	if sv.material {
+		p.Checks = append(p.Checks, Check{Name: "material at the source", Status: Warning, Measured: "the source shows us key material",
+			Cure: "not needed here: at the source, take us out of hadoop.kms.acl.GET"})
+	}
+	busy, err := e.busy(ctx)
+	if busy {
+		p.Checks = append(p.Checks, Check{Name: "no other run", Status: Warning, Measured: "a process is migrating now", Cure: "wait for it: claviger migrate status"})
+	}
+	return p, err
+}
+
+func (e *Engine) readable(sv *survey) Check {
+	c := Check{Name: "rights at the source", Measured: fmt.Sprintf("all %d keys are readable", len(sv.items))}
+	n := 0
+	for _, it := range sv.items {
+		if it.State == Refused {
+			n++
+			c.Cure = it.Why
+		}
+	}
+	if n > 0 {
+		c.Status, c.Measured = Failure, fmt.Sprintf("%d of %d keys are refused to us", n, len(sv.items))
+	}
+	return c
+}
+
+// room compares the HSM keys that a run would make with what the token says.
+func (e *Engine) room(ctx context.Context, need int) Check {
+	c := Check{Name: "room in the HSM"}
+	if e.cfg.Probes.Room == nil {
+		c.Measured = fmt.Sprintf("%d new keys; the target does not tell how many it has room for", need)
+		return c
+	}
+	free, known, err := e.cfg.Probes.Room(ctx)
+	switch {
+	case err != nil:
+		c.Status, c.Measured, c.Cure = Failure, firstLine(err), "see that the HSM can be reached"
+	case !known:
+		c.Measured = fmt.Sprintf("%d new keys; the token does not tell how many it has room for", need)
+	case free < need:
+		c.Status, c.Measured = Failure, fmt.Sprintf("%d new keys, room for %d", need, free)
+		c.Cure = "run with --versions current (one new version a key), or make room in the token"
+	default:
+		c.Measured = fmt.Sprintf("%d new keys, room for %d", need, free)
+	}
+	return c
+}
+
+// busy reports whether another process migrates now.
+func (e *Engine) busy(ctx context.Context) (bool, error) {
+	unlock, ok, err := e.cfg.Store.TryLock(ctx, LockName)
+	if ok {
+		unlock()
+	}
+	return err == nil && !ok, err
+}

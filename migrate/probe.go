@@ -1,0 +1,166 @@
+package migrate
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strings"
+	"time"
+)
+
+// SourceKMS is a source that is a KMS, as far as looking at it goes.
+type SourceKMS struct {
+	// Bases are its hosts' base URLs: "https://kms-1.example.com:16000/kms".
+	Bases []string
+	// TLS is the configuration with which the source is read; nil is the
+	// system's trust.
+	TLS *tls.Config
+	// Timeout bounds the look at each host; 0 is 5 seconds.
+	Timeout time.Duration
+}
+
+// HostFacts is what one host of the source answered.
+type HostFacts struct {
+	Base   string
+	Host   string
+	Addrs  []netip.Addr
+	Asked  time.Time
+	Took   time.Duration
+	Date   time.Time // of the answer; zero where there was none
+	Server string    // the Server header
+	Err    error     // it is not usable
+	Cure   string    // what to do about Err
+}
+
+// Probe asks each host for a page that needs no right, and tells what kind of
+// answer it was. It follows no redirects and sends no identity.
+func (s *SourceKMS) Probe(ctx context.Context) []HostFacts {
+	var all []HostFacts
+	for _, base := range s.Bases {
+		all = append(all, s.probe(ctx, strings.TrimSuffix(base, "/")))
+	}
+	return all
+}
+
+func (s *SourceKMS) probe(ctx context.Context, base string) HostFacts {
+	timeout := s.Timeout
+	if timeout <= 0 {
+		timeout = 5 * time.Second
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	f := HostFacts{Base: base, Host: hostOf(base), Asked: time.Now()}
+	var resolver net.Resolver
+	addrs, err := resolver.LookupNetIP(ctx, "ip", f.Host)
+	if err != nil {
+		f.Err, f.Cure = err, fmt.Sprintf("correct the host name %q in %s, or the name service", f.Host, propSource)
+		return f
+	}
+	for _, a := range addrs {
+		f.Addrs = append(f.Addrs, a.Unmap())
+	}
+	f.Asked = time.Now()
+	resp, body, err := get(ctx, base, s.TLS)
+	f.Took = time.Since(f.Asked)
+	if scheme, _, _ := strings.Cut(base, ":"); err != nil || scheme == "http" && resp.StatusCode == http.StatusBadRequest {
+		s.explain(ctx, &f, scheme, err)
+		return f
+	}
+	f.Server = resp.Header.Get("Server")
+	if d, err := http.ParseTime(resp.Header.Get("Date")); err == nil {
+		f.Date = d
+	}
+	// Without an identity a KMS says 401, a Hadoop with anonymous access 200 or
+	// 403. A page that is not there is another service, or another path.
+	if resp.StatusCode == http.StatusNotFound {
+		f.Err = fmt.Errorf("HTTP status %s: %s", resp.Status, printable(body))
+		f.Cure = fmt.Sprintf("correct the path in %s: a KMS is usually at /kms", propSource)
+	}
+	return f
+}
+
+// explain finds out why a host did not answer as it should: by trying the
+// other scheme.
+func (s *SourceKMS) explain(ctx context.Context, f *HostFacts, scheme string, err error) {
+	f.Err = err
+	switch scheme {
+	case "http":
+		// Is TLS spoken there? Who speaks it does not matter for this question, and
+		// nothing is sent over the connection.
+		d := tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true}} //nolint:gosec // see above
+		conn, tlsErr := d.DialContext(ctx, "tcp", hostPort(f.Base))
+		if tlsErr == nil {
+			_ = conn.Close()
+			f.Err = errors.New("https answers where http was asked")
+			f.Cure = fmt.Sprintf("write https in %s: kms://https@%s", propSource, afterScheme(f.Base))
+			return
+		}
+		if f.Err == nil {
+			f.Err = errors.New("HTTP status 400")
+		}
+	case "https":
+		var certificate *tls.CertificateVerificationError
+		var header tls.RecordHeaderError
+		switch {
+		case errors.As(err, &certificate):
+			f.Cure = "put the certificate of its authority into our truststore (ssl-client.xml, ssl.client.truststore.location)"
+			return
+		case errors.As(err, &header), strings.Contains(err.Error(), "server gave HTTP response to HTTPS client"):
+			f.Err = errors.New("http answers where https was asked")
+			f.Cure = fmt.Sprintf("write http in %s: kms://http@%s; better: turn on TLS at the source", propSource, afterScheme(f.Base))
+			return
+		}
+	}
+	f.Cure = fmt.Sprintf("see that it runs, and that %s can be reached from here", hostPort(f.Base))
+}
+
+// get asks for the list of key names, which a KMS refuses to strangers.
+func get(ctx context.Context, base string, config *tls.Config) (*http.Response, string, error) {
+	t := &http.Transport{TLSClientConfig: config, DisableKeepAlives: true, MaxResponseHeaderBytes: 64 << 10}
+	defer t.CloseIdleConnections()
+	c := &http.Client{Transport: t, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, base+"/v1/keys/names", nil)
+	if err != nil {
+		return nil, "", err
+	}
+	resp, err := c.Do(req)
+	if err != nil {
+		var u *url.Error // says method and URL, which stand before it anyhow
+		if errors.As(err, &u) {
+			err = u.Err
+		}
+		return nil, "", err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 200))
+	if err != nil {
+		return nil, "", err
+	}
+	return resp, string(body), nil
+}
+
+func hostPort(base string) string {
+	u, err := url.Parse(base)
+	if err != nil {
+		return base
+	}
+	if u.Port() != "" {
+		return u.Host
+	}
+	port := "80"
+	if u.Scheme == "https" {
+		port = "443"
+	}
+	return net.JoinHostPort(u.Hostname(), port)
+}
+
+func afterScheme(base string) string {
+	_, rest, _ := strings.Cut(base, "://")
+	return rest
+}

@@ -1,0 +1,338 @@
+package migrate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"claviger"
+)
+
+// giveUpAfter is how many keys in a row may fail because the target is away
+// before the run ends: with the HSM gone, each of a thousand keys would wait
+// for its own timeout.
+const giveUpAfter = 3
+
+// Result is what a run did.
+type Result struct {
+	Format string `json:"format"` // "claviger migrate run 1"
+	Run    Run    `json:"migration"`
+	// Changed is false where there was nothing left to do.
+	Changed bool      `json:"changed"`
+	Took    string    `json:"took"`
+	Keys    []KeyLine `json:"keys"`
+	Counts  Counts    `json:"counts"`
+}
+
+// Complete reports whether every key of the source is at the target.
+func (r *Result) Complete() bool { return r.Run.State == Complete || r.Run.State == Finished }
+
+// KeyLine is one key in a report.
+type KeyLine struct {
+	Key   string `json:"key"`
+	State State  `json:"state"`
+	// Versions is how many versions the target has made, or would make, of it.
+	Versions       int      `json:"versions"`
+	Source         *Fields  `json:"source,omitempty"` // nil where the source does not let us read it
+	SourceVersions []string `json:"sourceVersions,omitempty"`
+	TargetVersions []string `json:"targetVersions,omitempty"`
+	// Why says what stands against it and the cure, or remarks on it.
+	Why string `json:"why,omitempty"`
+}
+
+func lineOf(it Item) KeyLine {
+	l := KeyLine{Key: it.Key, State: it.State, Versions: it.Count, SourceVersions: it.SourceVersions, TargetVersions: it.TargetVersions, Why: it.Why}
+	if it.State != Refused {
+		l.Source = &it.Source
+	}
+	return l
+}
+
+// Counts sums up keys by state.
+type Counts struct {
+	Total       int `json:"total"`
+	Planned     int `json:"planned"`     // importing included
+	Done        int `json:"done"`        // deleted here since included
+	Blocked     int `json:"blocked"`     // conflict, unsupported, refused, failed
+	NewVersions int `json:"newVersions"` // HSM keys that were, or would be, made
+}
+
+func (c *Counts) add(it Item) {
+	c.Total++
+	switch it.State {
+	case Planned, Importing:
+		c.Planned++
+		c.NewVersions += it.Count
+	case Done, Deleted:
+		c.Done++
+	default:
+		c.Blocked++
+	}
+}
+
+// Run imports every key of the source that is not at the target yet. It may be
+// called again at any time: what is done is not done twice, what was begun is
+// gone on with, and keys that are new at the source are taken up.
+//
+// A key that cannot be imported does not keep the others from it: the error is
+// nil, and the result says so. Kinds: Invalid without a source, Unavailable
+// where another process migrates, SourceUnreachable, SourceRefused.
+func (e *Engine) Run(ctx context.Context) (*Result, error) {
+	const op = "migrate.Run"
+	if e.cfg.Source == nil {
+		return nil, errNoSource(op)
+	}
+	unlock, ok, err := e.cfg.Store.TryLock(ctx, LockName)
+	if err != nil {
+		return nil, err
+	}
+	if !ok {
+		return nil, claviger.Errorf(op, claviger.Unavailable, "", "another process is migrating into this metastore now; wait until it is done, and see claviger migrate status")
+	}
+	defer unlock()
+	return e.run(ctx)
+}
+
+// run is Run under the lock.
+func (e *Engine) run(ctx context.Context) (*Result, error) {
+	began := e.cfg.Now()
+	sv, err := e.look(ctx, "migrate.Run")
+	if err != nil {
+		return nil, err
+	}
+	w := &work{e: e, items: sv.items}
+	if w.nothingNew(sv.history) {
+		return w.result(*sv.history.last(), false, e.cfg.Now().Sub(began)), nil
+	}
+	if err := w.begin(ctx, sv.history); err != nil {
+		return nil, err
+	}
+	err = w.importAll(ctx)
+	if err == nil {
+		err = w.end(ctx)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return w.result(w.run, true, e.cfg.Now().Sub(began)), nil
+}
+
+// work is one process's part in a run.
+type work struct {
+	e     *Engine
+	run   Run
+	items []Item
+
+	mu       sync.Mutex // guards what follows, and makes callbacks come one at a time
+	progress Progress
+	away     int // failures in a row because the target is away
+}
+
+// nothingNew: the journal's last word on every key is what we see now, and the
+// run that said so has ended.
+func (w *work) nothingNew(h *history) bool {
+	last := h.last()
+	if last == nil || last.State == Running || last.State == Incomplete {
+		return false
+	}
+	for _, it := range w.items {
+		if before, known := h.items[it.Key]; !known || before.State != it.State {
+			return false
+		}
+	}
+	return true
+}
+
+// begin writes the run and each key's place in it.
+func (w *work) begin(ctx context.Context, h *history) error {
+	if open := h.open(); open != nil {
+		w.run = *open
+		w.run.State, w.run.Ended = Running, nil
+		w.run.Resumed++
+		w.run.Host = w.e.cfg.Host
+	} else {
+		w.run = w.e.newRun(h)
+	}
+	if err := w.e.putRun(ctx, w.run); err != nil {
+		return err
+	}
+	if err := w.step("", "begun"); err != nil {
+		return err
+	}
+	for i := range w.items {
+		it := &w.items[i]
+		if it.State == Planned || it.State == Importing {
+			w.progress.KeysTotal++
+			w.progress.VersionsTotal += it.Count
+		}
+		before, known := h.items[it.Key]
+		if known && before.State == it.State && before.Run != w.run.Name && it.State == Done {
+			it.Run = before.Run // an earlier run brought it; its record stays the only one
+			continue
+		}
+		if known && before.Run == w.run.Name && before.State == it.State && before.Why == it.Why {
+			continue
+		}
+		if err := w.e.putItem(ctx, w.run.Name, *it); err != nil {
+			return err
+		}
+		if err := w.step(it.Key, string(it.State)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// importAll imports what is planned. Its error is that of the journal, of a
+// context that ended or of OnStep; a key's own error is in its item.
+func (w *work) importAll(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(w.e.cfg.Parallel)
+	for i := range w.items {
+		it := &w.items[i]
+		if it.State != Planned && it.State != Importing {
+			continue
+		}
+		if ctx.Err() != nil || w.givenUp() {
+			break
+		}
+		g.Go(func() error { return w.importOne(ctx, it) })
+	}
+	return g.Wait()
+}
+
+func (w *work) givenUp() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.away >= giveUpAfter
+}
+
+func (w *work) importOne(ctx context.Context, it *Item) error {
+	e := w.e
+	it.State, it.Why = Importing, ""
+	if it.Started == nil {
+		it.Started = ptr(e.now())
+	}
+	if err := e.putItem(ctx, w.run.Name, *it); err != nil {
+		return err
+	}
+	if err := w.step(it.Key, "importing"); err != nil {
+		return err
+	}
+	m := claviger.Metadata{Name: it.Key, Cipher: it.Source.Cipher, BitLength: it.Source.Length, Description: it.Source.Description,
+		Attributes: it.Source.Attributes, Created: it.Source.Created, Versions: it.Count}
+	var stop error // what OnStep said
+	versions, err := e.cfg.Target.Import(ctx, m, it.Count, func(step string) error {
+		stop = w.step(it.Key, step)
+		return stop
+	})
+	if stop != nil {
+		return stop
+	}
+	if ctx.Err() != nil {
+		return claviger.Errorf("migrate.Run", claviger.Unavailable, it.Key, "stopped: %w; the next run goes on from here", context.Cause(ctx))
+	}
+	w.mu.Lock()
+	if away := err != nil && claviger.Is(err, claviger.Unavailable); away {
+		w.away++
+	} else {
+		w.away = 0
+	}
+	w.mu.Unlock()
+	it.Ended = ptr(e.now())
+	switch {
+	case err == nil:
+		it.State = Done
+		for _, v := range versions {
+			v.Material.Wipe()
+			it.TargetVersions = append(it.TargetVersions, v.Name)
+		}
+	case claviger.Is(err, claviger.KeyExists):
+		it.State = Conflict
+		it.Why = "a key of that name was made here while the migration ran; run the migration again to see how it differs"
+	default:
+		it.State = Failed
+		it.Why = err.Error()
+		e.log.Error("migration: key could not be imported", "key", it.Key, "err", err)
+	}
+	if err := e.putItem(ctx, w.run.Name, *it); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	w.progress.Keys++
+	w.progress.Versions += it.Count
+	w.mu.Unlock()
+	return w.step(it.Key, string(it.State))
+}
+
+// end writes how the run ended.
+func (w *work) end(ctx context.Context) error {
+	w.run.State = Complete
+	for _, it := range w.items {
+		if it.State != Done && it.State != Deleted {
+			w.run.State = Incomplete
+		}
+	}
+	w.run.Ended = ptr(w.e.now())
+	if err := w.e.putRun(ctx, w.run); err != nil {
+		return err
+	}
+	return w.step("", string(w.run.State))
+}
+
+// step tells the callbacks that something is durable now.
+func (w *work) step(key, step string) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.progress.Key, w.progress.Step = key, step
+	if w.e.cfg.Progress != nil {
+		w.e.cfg.Progress(w.progress)
+	}
+	if w.e.cfg.OnStep != nil {
+		return w.e.cfg.OnStep(key, step)
+	}
+	return nil
+}
+
+func (w *work) result(run Run, changed bool, took time.Duration) *Result {
+	r := &Result{Format: "claviger migrate run 1", Run: run, Changed: changed, Took: took.Round(time.Millisecond).String(), Keys: []KeyLine{}}
+	for _, it := range w.items {
+		r.Keys = append(r.Keys, lineOf(it))
+		r.Counts.add(it)
+		if changed && it.State == Done && !it.Adopted && it.Run == "" {
+			r.Counts.NewVersions += len(it.TargetVersions)
+		}
+	}
+	return r
+}
+
+// Err is nil for a complete result, else an error that names the keys which
+// could not be migrated, for those who start a server on it.
+func (r *Result) Err() error {
+	if r.Complete() {
+		return nil
+	}
+	const most = 5
+	var text string
+	n := 0
+	for _, k := range r.Keys {
+		if k.State == Done || k.State == Deleted {
+			continue
+		}
+		if n++; n <= most {
+			why := k.Why
+			if why == "" {
+				why = "not begun, because the target could not be reached for the keys before it"
+			}
+			text += fmt.Sprintf("\n  key %s (%s): %s", printable(k.Key), k.State, why)
+		}
+	}
+	if n > most {
+		text += fmt.Sprintf("\n  and %d more: see claviger migrate plan", n-most)
+	}
+	return claviger.E("migrate.Run", claviger.Invalid, "", errors.New(fmt.Sprintf("%d of %d keys of %s could not be migrated:", n, r.Counts.Total, r.Run.Source)+text))
+}

@@ -1,0 +1,378 @@
+package migrate
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"claviger"
+	"claviger/metastore"
+)
+
+// Standing is where a migration stands, by the journal and the counters of
+// source versions. It does not ask the source.
+type Standing struct {
+	Format string    `json:"format"` // "claviger migrate status 1"
+	At     time.Time `json:"at"`
+	// Runs are all runs, oldest first.
+	Runs   []Run         `json:"runs"`
+	Counts Counts        `json:"counts"`
+	Keys   []KeyStanding `json:"keys"`
+	// LastUse is when any version of a source was used last; nil: never.
+	LastUse *time.Time `json:"lastUse,omitempty"`
+}
+
+// KeyStanding is one key.
+type KeyStanding struct {
+	Key      string           `json:"key"`
+	State    State            `json:"state"`
+	Run      string           `json:"run"`
+	Versions []VersionMapping `json:"versions"`
+	Why      string           `json:"why,omitempty"`
+}
+
+// VersionMapping is one version of the source, the version of the target that
+// stands for it, and its use since.
+type VersionMapping struct {
+	// Source is the full name; "" where the source does not show it and nobody has
+	// used it yet.
+	Source string `json:"source,omitempty"`
+	// Target is the version made for it; "" where there is none, as with versions
+	// "current", or for one that the source has rolled to since.
+	Target  string     `json:"target,omitempty"`
+	LastUse *time.Time `json:"lastUse,omitempty"`
+	// Decrypted and Reencrypted count EDEKs that the source has opened for us.
+	Decrypted   int64 `json:"decrypted"`
+	Reencrypted int64 `json:"reencrypted"`
+}
+
+// Status reads the journal and the counters. A server that runs writes its
+// counters now and then, and when it stops; what it has not written yet is not
+// seen.
+func (e *Engine) Status(ctx context.Context) (*Standing, error) {
+	h, err := e.read(ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	uses, err := e.cfg.Store.Uses(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s := &Standing{Format: "claviger migrate status 1", At: e.now(), Runs: h.runs, Keys: []KeyStanding{}}
+	if s.Runs == nil {
+		s.Runs = []Run{}
+	}
+	byKey := make(map[string][]metastore.Use)
+	for _, u := range uses {
+		key, _ := claviger.KeyOfVersion(u.Version)
+		byKey[key] = append(byKey[key], u)
+		if s.LastUse == nil || u.Last.After(*s.LastUse) {
+			s.LastUse = ptr(u.Last)
+		}
+	}
+	for _, key := range slices.Sorted(slices.Values(h.order)) {
+		it := h.items[key]
+		s.Counts.add(it)
+		s.Keys = append(s.Keys, KeyStanding{Key: key, State: it.State, Run: it.Run, Versions: mapping(it, byKey[key]), Why: it.Why})
+	}
+	return s, nil
+}
+
+// mapping puts the source's versions beside the target's, oldest first. With
+// one version for many, it stands for the newest.
+func mapping(it Item, uses []metastore.Use) []VersionMapping {
+	n := max(len(it.SourceVersions), it.Source.Versions, len(it.TargetVersions))
+	ms := make([]VersionMapping, n)
+	shift := max(it.Source.Versions, len(it.TargetVersions)) - len(it.TargetVersions)
+	for i := range ms {
+		if i < len(it.SourceVersions) {
+			ms[i].Source = it.SourceVersions[i]
+		}
+		if j := i - shift; j >= 0 && j < len(it.TargetVersions) {
+			ms[i].Target = it.TargetVersions[j]
+		}
+	}
+	for _, u := range uses {
+		i := slices.IndexFunc(ms, func(m VersionMapping) bool { return m.Source == u.Version })
+		if i < 0 { // one whose place among the others we do not know
+			ms = append(ms, VersionMapping{Source: u.Version})
+			i = len(ms) - 1
+		}
+		m := &ms[i]
+		if m.LastUse == nil || u.Last.After(*m.LastUse) {
+			m.LastUse = ptr(u.Last)
+		}
+		if u.Op == "reencrypt" {
+			m.Reencrypted += u.Count
+		} else {
+			m.Decrypted += u.Count
+		}
+	}
+	return ms
+}
+
+// Verification compares the target with the live source.
+type Verification struct {
+	Format string    `json:"format"` // "claviger migrate verify 1"
+	At     time.Time `json:"at"`
+	Source string    `json:"source"`
+	Target string    `json:"target"`
+	Keys   []KeyDiff `json:"keys"`
+	// Same and Different count keys.
+	Same      int `json:"same"`
+	Different int `json:"different"`
+	// OnlyTarget are keys that the source does not have: made here since, or
+	// deleted there. They are no difference.
+	OnlyTarget []string `json:"onlyTarget,omitempty"`
+}
+
+// KeyDiff is one key of the source.
+type KeyDiff struct {
+	Key         string       `json:"key"`
+	Same        bool         `json:"same"`
+	Differences []Difference `json:"differences,omitempty"`
+	// Remarks are what an auditor may ask about and is no difference.
+	Remarks []string `json:"remarks,omitempty"`
+}
+
+// Verify compares each key's name, cipher, length, description, attributes,
+// time of creation and number of versions, and looks whether every version that
+// was made for it is still there. It changes nothing.
+func (e *Engine) Verify(ctx context.Context) (*Verification, error) {
+	const op = "migrate.Verify"
+	if e.cfg.Source == nil {
+		return nil, errNoSource(op)
+	}
+	sv, err := e.look(ctx, op)
+	if err != nil {
+		return nil, err
+	}
+	v := &Verification{Format: "claviger migrate verify 1", At: e.now(), Source: e.cfg.Source.URI(), Target: e.cfg.Target.URI(), Keys: []KeyDiff{}, OnlyTarget: sv.onlyTarget}
+	for batch := range slices.Chunk(sv.items, metadataBatch) {
+		names := make([]string, len(batch))
+		for i, it := range batch {
+			names[i] = it.Key
+		}
+		theirs, refusals, err := e.sourceMetadata(ctx, op, names)
+		if err != nil {
+			return nil, err
+		}
+		ours, err := e.cfg.Target.Metadata(ctx, names...)
+		if err != nil {
+			return nil, err
+		}
+		for i, it := range batch {
+			d := KeyDiff{Key: it.Key}
+			switch {
+			case refusals[i] != nil:
+				d.Differences = []Difference{{Field: "key", Source: "refused to us: " + e.rightsCure(it.Key, refusals[i]), Target: presence(ours[i])}}
+			case theirs[i] == nil:
+				continue // deleted there since
+			case ours[i] == nil:
+				d.Differences = []Difference{{Field: "key", Source: "there", Target: presence(nil)}}
+			default:
+				d.Differences = compare(fieldsOf(theirs[i]), fieldsOf(ours[i]))
+				if err := e.verifyVersions(ctx, &d, it, theirs[i], ours[i]); err != nil {
+					return nil, err
+				}
+			}
+			if d.Same = len(d.Differences) == 0; d.Same {
+				v.Same++
+			} else {
+				v.Different++
+			}
+			v.Keys = append(v.Keys, d)
+		}
+	}
+	return v, nil
+}
+
+func presence(m *claviger.Metadata) string {
+	if m == nil {
+		return "none"
+	}
+	return "there"
+}
+
+func (e *Engine) verifyVersions(ctx context.Context, d *KeyDiff, it Item, theirs, ours *claviger.Metadata) error {
+	have, err := e.cfg.Target.Versions(ctx, it.Key)
+	if err != nil {
+		return err
+	}
+	names := make(map[string]bool, len(have))
+	for _, v := range have {
+		v.Material.Wipe()
+		names[v.Name] = true
+	}
+	for _, name := range it.TargetVersions {
+		if !names[name] {
+			d.Differences = append(d.Differences, Difference{Field: "version " + name, Source: "made by " + it.Run, Target: "none"})
+		}
+	}
+	made := ours.Versions
+	if it.State == Done && len(it.TargetVersions) > 0 {
+		made = len(it.TargetVersions)
+		if n := ours.Versions - made; n > 0 {
+			d.Remarks = append(d.Remarks, fmt.Sprintf("rolled here since: %d more", n))
+		}
+		if n := theirs.Versions - it.Source.Versions; n > 0 {
+			d.Remarks = append(d.Remarks, fmt.Sprintf("rolled at the source since: %d more, opened through the source", n))
+			made += n
+		}
+		if made < theirs.Versions && it.Count < it.Source.Versions {
+			d.Remarks = append(d.Remarks, fmt.Sprintf("one version was made for %d, as --versions current asks", it.Source.Versions))
+			made = theirs.Versions
+		}
+	}
+	if made != theirs.Versions {
+		d.Differences = append(d.Differences, Difference{Field: "versions", Source: fmt.Sprint(theirs.Versions), Target: fmt.Sprint(made)})
+	}
+	return nil
+}
+
+// FinishOptions is what Finish goes by.
+type FinishOptions struct {
+	// Since: a version of a source that was used after it keeps the source needed.
+	Since time.Time
+	// EDEKsDone is the operator's word that every EDEK, those in snapshots and
+	// replicas included, is re-encrypted or gone.
+	EDEKsDone bool
+	// Get returns a property of the server's configuration as it is set; nil
+	// leaves the properties unchecked.
+	Get func(name string) (value string, ok bool)
+}
+
+// Ending is what Finish found.
+type Ending struct {
+	Format string    `json:"format"` // "claviger migrate finish 1"
+	At     time.Time `json:"at"`
+	Since  time.Time `json:"since"`
+	// Refusals say why the source is still needed; none: it is not.
+	Refusals []string `json:"refusals"`
+	// Properties are those to remove or restore, in the procedure's order.
+	Properties []Property `json:"properties"`
+	// Finished: nothing is left to do, and the journal says so.
+	Finished bool     `json:"finished"`
+	Remarks  []string `json:"remarks,omitempty"`
+}
+
+// Property is one property of the clean-up.
+type Property struct {
+	Name  string `json:"name"`
+	Value string `json:"value,omitempty"` // as it is now
+	Want  string `json:"want"`            // "removed", or the value to restore
+	Done  bool   `json:"done"`
+}
+
+// Finish decides whether the source may go. If so it tells the properties to
+// remove, and once they are gone it writes the end into the journal; from then
+// on a call finds it finished.
+func (e *Engine) Finish(ctx context.Context, o FinishOptions) (*Ending, error) {
+	f := &Ending{Format: "claviger migrate finish 1", At: e.now(), Since: o.Since.UTC(), Refusals: []string{}, Properties: []Property{}}
+	h, err := e.read(ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	last := h.last()
+	if last == nil {
+		f.Refusals = append(f.Refusals, "nothing was migrated: the journal of this metastore has no run")
+		return f, nil
+	}
+	unlock, ok, err := e.cfg.Store.TryLock(ctx, LockName)
+	if err != nil {
+		return nil, err
+	}
+	if !ok {
+		f.Refusals = append(f.Refusals, "a process is migrating now")
+		return f, nil
+	}
+	defer unlock()
+	if err := e.refusals(ctx, f, h, o); err != nil {
+		return nil, err
+	}
+	if len(f.Refusals) > 0 {
+		return f, nil
+	}
+	left := 0
+	if o.Get != nil {
+		f.Properties = cleanup(o.Get)
+		for _, p := range f.Properties {
+			if !p.Done {
+				left++
+			}
+		}
+	}
+	if left > 0 || o.Get == nil {
+		return f, nil
+	}
+	f.Finished = true
+	if last.State == Finished {
+		return f, nil
+	}
+	last.State, last.Ended = Finished, ptr(e.now())
+	return f, e.putRun(ctx, *last)
+}
+
+func (e *Engine) refusals(ctx context.Context, f *Ending, h *history, o FinishOptions) error {
+	refuse := func(format string, args ...any) { f.Refusals = append(f.Refusals, fmt.Sprintf(format, args...)) }
+	if last := h.last(); last.State != Complete && last.State != Finished {
+		refuse("the last run (%s) is %s: run the migration again", last.Name, last.State)
+	}
+	for _, key := range h.order {
+		if it := h.items[key]; it.State != Done && it.State != Deleted {
+			refuse("key %s is %s: %s", printable(key), it.State, it.Why)
+		}
+	}
+	if e.cfg.Source != nil {
+		sv, err := e.look(ctx, "migrate.Finish")
+		switch {
+		case err == nil:
+			for _, it := range sv.items {
+				if _, known := h.items[it.Key]; !known {
+					refuse("key %s is at the source and was not migrated: run the migration again", printable(it.Key))
+				}
+			}
+		case claviger.Is(err, claviger.SourceUnreachable) || claviger.Is(err, claviger.SourceRefused):
+			f.Remarks = append(f.Remarks, "the source could not be asked for keys that are new there: "+firstLine(err))
+		default:
+			return err
+		}
+	}
+	uses, err := e.cfg.Store.Uses(ctx)
+	if err != nil {
+		return err
+	}
+	for _, u := range uses {
+		if u.Last.After(o.Since) {
+			refuse("%s was asked of %s (%s) at %s, after %s: something still needs it", u.Version, u.Source, u.Op, u.Last.UTC().Format(time.RFC3339), o.Since.UTC().Format(time.RFC3339))
+		}
+	}
+	if !o.EDEKsDone {
+		refuse("nobody has said that all EDEKs are re-encrypted: re-encrypt every zone (hdfs crypto -reencryptZone -start -path ZONE), delete snapshots from before it, then say so with --edeks-done")
+	}
+	return nil
+}
+
+// cleanup is the procedure's steps 11 to 14.
+func cleanup(get func(string) (string, bool)) []Property {
+	var ps []Property
+	gone := func(name string) {
+		v, set := get(name)
+		ps = append(ps, Property{Name: name, Value: v, Want: "removed", Done: !set})
+	}
+	v, set := get(propInitiate)
+	ps = append(ps, Property{Name: propInitiate, Value: v, Want: "false, or removed", Done: !set || strings.EqualFold(strings.TrimSpace(v), "false")})
+	gone(propTrustee)
+	gone(propSource)
+	if v, set := get(propReencrypt); set { // false is as good as gone
+		ps = append(ps, Property{Name: propReencrypt, Value: v, Want: "removed", Done: strings.EqualFold(strings.TrimSpace(v), "false")})
+	} else {
+		gone(propReencrypt)
+	}
+	uri, _ := get(propProvider)
+	first, more, several := strings.Cut(uri, ",")
+	ps = append(ps, Property{Name: propProvider, Value: uri, Want: strings.TrimSpace(first), Done: !several || strings.TrimSpace(more) == ""})
+	return ps
+}
