@@ -80,10 +80,10 @@ func WriteKeystoreFile(path string, c FileConfig) error {
 	if _, err := parseKeystore(path, b.Bytes()); err != nil {
 		return err
 	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("%s is there already and is not overwritten; move it away if it is no longer used", path)
+	if err := CheckNew(path); err != nil {
+		return err
 	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
@@ -92,6 +92,14 @@ func WriteKeystoreFile(path string, c FileConfig) error {
 		err = f.Sync()
 	}
 	return errors.Join(err, f.Close())
+}
+
+// CheckNew says why a keystore file cannot be written at path: there is one.
+func CheckNew(path string) error {
+	if _, err := os.Lstat(path); err == nil {
+		return fmt.Errorf("%s is there already and is not overwritten; move it away if it is no longer used", path)
+	}
+	return nil
 }
 
 // ReadKeystoreFile reads that file. warnings say what in it is odd.
@@ -107,7 +115,7 @@ func ReadKeystoreFile(path string) (c Config, warnings []string, err error) {
 	if err != nil {
 		return c, nil, err
 	}
-	c, err = f.config(filepath.Dir(path))
+	c, err = f.Config(filepath.Dir(path))
 	if err != nil {
 		return c, nil, fmt.Errorf("keystore file %s: %w", path, err)
 	}
@@ -221,8 +229,8 @@ func (c *FileConfig) check(path string) error {
 	return nil
 }
 
-// config makes a Config. A relative pin-file is taken from dir.
-func (c *FileConfig) config(dir string) (Config, error) {
+// Config makes a Config. A relative pin-file is taken from dir.
+func (c *FileConfig) Config(dir string) (Config, error) {
 	cfg := Config{Module: c.Module, TokenLabel: c.Token, Serial: c.Serial, Slot: c.Slot, Profile: c.Profile, MaxSessions: c.MaxSessions}
 	switch {
 	case c.PINFile != "":
@@ -351,7 +359,7 @@ func ParseURI(uri string) (c Config, warnings []string, err error) {
 	if err := f.check("pkcs11: URI"); err != nil {
 		return Config{}, nil, err
 	}
-	c, err = f.config("/")
+	c, err = f.Config("/")
 	c.TokenLabel = label
 	return c, warnings, err
 }

@@ -2,9 +2,12 @@ package main
 
 import (
 	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"claviger/internal/softhsm"
 )
 
 // TestMain lets scripts call the real main as the command claviger.
@@ -12,7 +15,17 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"claviger": func() { os.Exit(run(os.Args[1:])) }})
 }
 
-// TestScripts runs testdata/*.txtar.
+// TestScripts runs testdata/*.txtar, each with a SoftHSM token of its own.
 func TestScripts(t *testing.T) {
-	testscript.Run(t, testscript.Params{Dir: "testdata", RequireExplicitExec: true})
+	testscript.Run(t, testscript.Params{Dir: "testdata", RequireExplicitExec: true, Setup: func(env *testscript.Env) error {
+		token, err := softhsm.Create(filepath.Join(env.WorkDir, "token"), "script")
+		if err != nil {
+			return err
+		}
+		env.Vars = append(env.Vars, token.Env...)
+		env.Setenv("MODULE", token.Module)
+		env.Setenv("TOKEN", token.Label)
+		env.Setenv("PINFILE", token.PINFile)
+		return nil
+	}})
 }

@@ -7,6 +7,7 @@ import (
 
 	"claviger/metastore"
 	"claviger/provider"
+	"claviger/provider/hsm"
 	"claviger/provider/jceks"
 	"claviger/provider/kmsclient"
 )
@@ -26,5 +27,12 @@ func Registry(o Options) *provider.Registry {
 		provider.Scheme{Name: "jceks", Open: jceks.Open},
 		provider.Scheme{Name: "localjceks", Open: jceks.Open},
 		kmsclient.Scheme(o.ClientTLS),
+		provider.Scheme{Name: "cloudera.hsmkp", Open: o.hsm},
+		provider.Scheme{Name: "pkcs11", Open: o.hsm},
 	)
+}
+
+// hsm opens an HSM, with the node's metastore beside it.
+func (o Options) hsm(ctx context.Context, uri string, env provider.Env) (provider.Provider, error) {
+	return hsm.Open(ctx, uri, env, o.Store, nil)
 }

@@ -1,0 +1,61 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"claviger/demo"
+	"claviger/internal/softhsm"
+	"claviger/provider/kmsclient"
+)
+
+func newDemoCommand() *cobra.Command {
+	var dir string
+	var edeks int
+	cmd := &cobra.Command{
+		Use:   "demo",
+		Short: "Play the whole migration on this machine, on SoftHSM",
+		Long: `demo plays Cloudera's procedure "Migrating from a Key Trustee KMS to an HSM KMS" on this machine: a source KMS with keys and EDEKs
+in use, an HSM KMS on a SoftHSM2 token, the migration at its start, the re-encryption, the end of the source. Every step says what it
+does and what it saw; anything that is not as it should be ends the demo with exit status 1.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if edeks < 4 || edeks > 100_000 {
+				return &exitError{exitUsage, fmt.Errorf("--edeks %d: it must be a number from 4 to 100000", edeks)}
+			}
+			return playDemo(cmd, dir, edeks)
+		},
+	}
+	cmd.Flags().StringVar(&dir, "dir", "", "keep what the demo makes in this folder, which must be empty; otherwise it is deleted")
+	cmd.Flags().IntVar(&edeks, "edeks", 400, "how many EDEKs each zone has at the source")
+	return cmd
+}
+
+func playDemo(cmd *cobra.Command, dir string, edeks int) error {
+	exe, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	if dir == "" {
+		if dir, err = os.MkdirTemp("", "claviger-demo-"); err != nil {
+			return err
+		}
+		defer os.RemoveAll(dir) //nolint:errcheck // a leftover in the temporary folder hurts nobody
+	} else if list, err := os.ReadDir(dir); err != nil || len(list) > 0 {
+		return &exitError{exitUsage, fmt.Errorf("--dir %s: it must be an empty folder (%v, %d entries)", dir, err, len(list))}
+	}
+	return demo.Run(cmd.Context(), demo.Options{
+		Exe: exe, Dir: dir, Out: cmd.OutOrStdout(), EDEKs: edeks,
+		NewToken: func(dir string) (demo.Token, error) {
+			t, err := softhsm.Create(dir, "claviger-demo")
+			return demo.Token{Module: t.Module, Label: t.Label, PINFile: t.PINFile, Env: t.Env}, err
+		},
+		Connect: func(_ context.Context, uri, user string) (demo.KMS, error) {
+			return kmsclient.New(uri, kmsclient.Options{User: user, Log: slog.New(slog.DiscardHandler)})
+		},
+	})
+}

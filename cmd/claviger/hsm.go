@@ -1,0 +1,329 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"claviger/pkcs11"
+	"claviger/provider/hsm"
+)
+
+// hsmTimeout bounds one command's work on the token.
+const hsmTimeout = 5 * time.Minute
+
+// hsmLatency is the latency that Cloudera's procedure recommends at most.
+const hsmLatency = 30 * time.Millisecond
+
+func newHSMCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "hsm", Short: "Set up, list, inspect and measure an HSM token", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
+	cmd.AddCommand(newHSMInit(), newHSMList(), newHSMInspect(), newHSMBench(), newHSMPrune())
+	return cmd
+}
+
+func newHSMInit() *cobra.Command {
+	var c pkcs11.FileConfig
+	var slot int
+	var profile string
+	var noCheck bool
+	cmd := &cobra.Command{
+		Use:   "init --module LIBRARY (--token LABEL | --serial SERIAL | --slot N) (--pin-file FILE | --pin-env NAME | --credential NAME) FILE",
+		Short: "Write the small file that says which token claviger uses",
+		Long: `init writes FILE, which a provider URI names: cloudera.hsmkp://file@/path/of/FILE. The file holds no secret: the PIN stays where it is.
+Unless --no-check is given, the token is opened and has to encrypt before anything is written. FILE is never overwritten.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if slot >= 0 {
+				n := uint(slot)
+				c.Slot = &n
+			}
+			var err error
+			if c.Profile, err = pkcs11.ParseProfile(profile); err != nil {
+				return &exitError{exitUsage, fmt.Errorf("--profile: %w", err)}
+			}
+			if c.PINFile != "" {
+				if c.PINFile, err = filepath.Abs(c.PINFile); err != nil {
+					return err
+				}
+			}
+			return initHSM(cmd.Context(), cmd.OutOrStdout(), args[0], c, !noCheck)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&c.Module, "module", "", "path of the HSM's PKCS#11 library")
+	f.StringVar(&c.Token, "token", "", "label of the token")
+	f.StringVar(&c.Serial, "serial", "", "serial number of the token")
+	f.IntVar(&slot, "slot", -1, "slot of the token")
+	f.StringVar(&c.PINFile, "pin-file", "", "file that holds the user's PIN and nothing else")
+	f.StringVar(&c.PINEnv, "pin-env", "", "environment variable that holds it")
+	f.StringVar(&c.Credential, "credential", "", "systemd credential that holds it")
+	f.StringVar(&profile, "profile", "", "luna, ncipher, softhsm or generic; otherwise by the token's maker")
+	f.IntVar(&c.MaxSessions, "max-sessions", 0, "calls under way at once; otherwise by the profile")
+	f.BoolVar(&noCheck, "no-check", false, "write the file without opening the token")
+	_ = cmd.MarkFlagRequired("module") // the flag is defined above
+	return cmd
+}
+
+// initHSM writes the file beside its place, opens the token by it, and only then
+// puts it there.
+func initHSM(ctx context.Context, out io.Writer, path string, c pkcs11.FileConfig, check bool) error {
+	if err := pkcs11.CheckNew(path); err != nil {
+		return err
+	}
+	if check {
+		cfg, err := c.Config(filepath.Dir(path))
+		if err != nil {
+			return &exitError{exitUsage, err}
+		}
+		ctx, cancel := context.WithTimeout(ctx, hsmTimeout)
+		defer cancel()
+		tok, err := pkcs11.Open(ctx, cfg)
+		if err != nil {
+			return err
+		}
+		info := tok.Info()
+		if err := tok.Close(); err != nil {
+			return err
+		}
+		fmt.Fprintf(out, "token %s, serial %s, %s %s: logged in, encrypts by %s\n", info.Label, info.Serial, info.Manufacturer, info.Model, info.Mechanism)
+	}
+	if err := pkcs11.WriteKeystoreFile(path, c); err != nil {
+		return err
+	}
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "wrote %s; in kms-site.xml: hadoop.kms.key.provider.uri = cloudera.hsmkp://file@%s\n", path, abs)
+	return nil
+}
+
+// hsmCommand is a subcommand that works on the token of a configuration folder.
+func hsmCommand(use, short, long string, run func(ctx context.Context, p *hsm.Provider, out *output) error) *cobra.Command {
+	var conf, format string
+	cmd := &cobra.Command{Use: use, Short: short, Long: long, Args: cobra.NoArgs}
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		out, err := newOutput(cmd.OutOrStdout(), format)
+		if err != nil {
+			return err
+		}
+		log, err := newLogger("warn")
+		if err != nil {
+			return err
+		}
+		ctx, cancel := context.WithTimeout(cmd.Context(), hsmTimeout)
+		defer cancel()
+		svc, err := openService(ctx, conf, log)
+		if err != nil {
+			return err
+		}
+		p, ok := svc.Primary.(*hsm.Provider)
+		if !ok {
+			return errors.Join(fmt.Errorf("the first provider of %s is %s, which is no HSM", conf, svc.Primary.URI()), svc.Close())
+		}
+		return errors.Join(run(ctx, p, out), svc.Close())
+	}
+	cmd.Flags().StringVar(&conf, "conf", "", "configuration folder")
+	cmd.Flags().StringVarP(&format, "output", "o", "text", "text or json")
+	_ = cmd.MarkFlagRequired("conf") // the flag is defined above
+	return cmd
+}
+
+// output writes what a command found: a table for people, JSON for machines.
+type output struct {
+	w    io.Writer
+	json bool
+}
+
+func newOutput(w io.Writer, format string) (*output, error) {
+	switch format {
+	case "text", "json":
+		return &output{w, format == "json"}, nil
+	}
+	return nil, &exitError{exitUsage, fmt.Errorf("-o %s: it must be text or json", format)}
+}
+
+// write writes v as JSON, or has text write it.
+func (o *output) write(v any, text func(io.Writer)) error {
+	if o.json {
+		enc := json.NewEncoder(o.w)
+		enc.SetIndent("", "  ")
+		return enc.Encode(v)
+	}
+	w := tabwriter.NewWriter(o.w, 0, 0, 2, ' ', 0)
+	text(w)
+	return w.Flush()
+}
+
+func newHSMList() *cobra.Command {
+	return hsmCommand("list --conf DIR", "List the AES keys on the token",
+		`list shows every AES key on the token and what it is: in use by a version that the metastore knows; pending, of a step that was broken
+off and that the next run of the same step uses; an orphan, named like ours but unknown to the metastore; or foreign.`,
+		func(ctx context.Context, p *hsm.Provider, out *output) error {
+			objects, err := p.Objects(ctx)
+			if err != nil {
+				return err
+			}
+			slices.SortFunc(objects, func(a, b hsm.Object) int { return strings.Compare(a.Label, b.Label) })
+			return out.write(objects, func(w io.Writer) {
+				fmt.Fprintln(w, "CKA_ID\tLABEL\tBITS\tSTATE")
+				for _, o := range objects {
+					fmt.Fprintf(w, "%s\t%s\t%d\t%s%s\n", o.ID, o.Label, o.Bits, o.Mark, alarm(o))
+				}
+			})
+		})
+}
+
+// alarm shouts where a key is less guarded than it should be.
+func alarm(o hsm.Object) string {
+	switch {
+	case o.Extractable:
+		return "  EXTRACTABLE!"
+	case !o.Sensitive:
+		return "  NOT SENSITIVE!"
+	}
+	return ""
+}
+
+func newHSMInspect() *cobra.Command {
+	return hsmCommand("inspect --conf DIR", "Show the token, its mechanism, and whether its keys are guarded",
+		"inspect shows which token is used and how, and says how many of its keys could leave it.",
+		func(ctx context.Context, p *hsm.Provider, out *output) error {
+			objects, err := p.Objects(ctx)
+			if err != nil {
+				return err
+			}
+			marks, weak := map[hsm.Mark]int{}, 0
+			for _, o := range objects {
+				marks[o.Mark]++
+				if alarm(o) != "" && o.Mark != hsm.Foreign {
+					weak++
+				}
+			}
+			i := p.Info()
+			err = out.write(map[string]any{"token": i, "keys": marks, "unguarded": weak}, func(w io.Writer) {
+				fmt.Fprintf(w, "token\t%s\nserial\t%s\nslot\t%d\nmaker\t%s %s, firmware %s\nprofile\t%s\nmechanism\t%s\nsessions\tup to %d\none call\tup to %d bytes\n",
+					i.Label, i.Serial, i.Slot, i.Manufacturer, i.Model, i.Firmware, i.Profile, i.Mechanism, i.MaxSessions, i.MaxData)
+				for _, m := range []hsm.Mark{hsm.InUse, hsm.Pending, hsm.Orphan, hsm.Foreign} {
+					fmt.Fprintf(w, "keys %s\t%d\n", m, marks[m])
+				}
+				fmt.Fprintf(w, "of ours not sensitive, or extractable\t%d\n", weak)
+			})
+			if err == nil && weak > 0 {
+				err = &exitError{exitRefused, fmt.Errorf("%d keys could leave the token: roll the EZ keys they belong to, and find out who changed them", weak)}
+			}
+			return err
+		})
+}
+
+// benchResult is one line of `hsm bench`.
+type benchResult struct {
+	What   string        `json:"what"`
+	EDEKs  int           `json:"edeks"`
+	Calls  int           `json:"calls"`
+	Median time.Duration `json:"medianNanoseconds"`
+	P99    time.Duration `json:"p99Nanoseconds"`
+	PerSec float64       `json:"edeksPerSecond"`
+}
+
+func newHSMBench() *cobra.Command {
+	return hsmCommand("bench --conf DIR", "Measure the token's latency and what batches gain",
+		`bench encrypts with the newest version of some key of the metastore (it needs one) and prints the latency of calls for one EDEK and for a
+NameNode's batch of 1,000. Exit status 3 where the median is above the 30 ms that Cloudera's procedure recommends at most.`,
+		func(ctx context.Context, p *hsm.Provider, out *output) error {
+			version, err := someVersion(ctx, p)
+			if err != nil {
+				return err
+			}
+			var results []benchResult
+			for _, b := range []struct {
+				what         string
+				edeks, calls int
+			}{{"one EDEK a call", 1, 200}, {"1,000 EDEKs a call", 1000, 50}} {
+				r, err := benchHSM(ctx, p, version, b.edeks, b.calls)
+				if err != nil {
+					return err
+				}
+				r.What = b.what
+				results = append(results, r)
+			}
+			err = out.write(results, func(w io.Writer) {
+				fmt.Fprintln(w, "WHAT\tMEDIAN\tP99\tEDEKS/S, ONE AFTER ANOTHER")
+				for _, r := range results {
+					fmt.Fprintf(w, "%s\t%v\t%v\t%.0f\n", r.What, r.Median.Round(time.Microsecond), r.P99.Round(time.Microsecond), r.PerSec)
+				}
+			})
+			if err == nil && results[0].Median > hsmLatency {
+				err = &exitError{exitRefused, fmt.Errorf("the median latency is above %v: requests may time out; move the server nearer to the HSM", hsmLatency)}
+			}
+			return err
+		})
+}
+
+func someVersion(ctx context.Context, p *hsm.Provider) (string, error) {
+	names, err := p.Keys(ctx)
+	if err != nil {
+		return "", err
+	}
+	for _, n := range names {
+		if v, err := p.Current(ctx, n); err == nil {
+			return v.Name, nil
+		}
+	}
+	return "", errors.New("there is no key yet to measure with; create one: hadoop key create bench -provider kms://...")
+}
+
+func benchHSM(ctx context.Context, p *hsm.Provider, version string, edeks, calls int) (benchResult, error) {
+	const edekBytes = 32 // of a 256-bit DEK: two counter blocks
+	blocks := make([]byte, edeks*edekBytes)
+	if _, err := rand.Read(blocks); err != nil {
+		return benchResult{}, err
+	}
+	times := make([]time.Duration, calls)
+	var total time.Duration
+	for i := range times {
+		began := time.Now()
+		if err := p.EncryptBlocks(ctx, version, blocks); err != nil {
+			return benchResult{}, err
+		}
+		times[i] = time.Since(began)
+		total += times[i]
+	}
+	slices.Sort(times)
+	return benchResult{EDEKs: edeks, Calls: calls, Median: times[calls/2], P99: times[calls*99/100], PerSec: float64(edeks*calls) / total.Seconds()}, nil
+}
+
+func newHSMPrune() *cobra.Command {
+	var yes bool
+	cmd := hsmCommand("prune --conf DIR --yes", "Destroy orphans on the token, for ever",
+		`prune destroys the keys that hsm list shows as orphans: named like ours, but unknown to this metastore. Where another metastore uses the
+same token, its keys are orphans to this one: then do not prune.`,
+		func(ctx context.Context, p *hsm.Provider, out *output) error {
+			if !yes {
+				return &exitError{exitRefused, errors.New("prune destroys keys for ever; look at hsm list first, then say --yes")}
+			}
+			gone, err := p.Prune(ctx)
+			if gone == nil {
+				gone = []hsm.Object{}
+			}
+			return errors.Join(err, out.write(gone, func(w io.Writer) {
+				for _, o := range gone {
+					fmt.Fprintf(w, "destroyed\t%s\t%s\n", o.ID, o.Label)
+				}
+				fmt.Fprintf(w, "%d orphans destroyed\n", len(gone))
+			}))
+		})
+	cmd.Flags().BoolVar(&yes, "yes", false, "do it")
+	return cmd
+}
