@@ -44,6 +44,7 @@ type Config struct {
 	Cookie      CookieAttributes
 	Secrets     SecretProvider
 	ProxyUsers  *ProxyUsers      // nil: nobody may act for anybody
+	Delegations *Delegations     // nil: there are no delegation tokens
 	Now         func() time.Time // nil: time.Now
 }
 
@@ -125,6 +126,18 @@ const (
 	// Malformed: a name that no user can have. Hadoop: 500, an
 	// IllegalArgumentException whose message is Reason.
 	Malformed
+	// BadDelegation: the delegation token does not hold, or may not be renewed.
+	// Hadoop: 403, an AuthenticationException whose message is Reason.
+	BadDelegation
+	// NoDelegator: an operation on delegation tokens needs a caller, and none is
+	// named. Hadoop: 403 with the challenge and no body.
+	NoDelegator
+	// BadOperation: an operation on delegation tokens with the wrong method, or
+	// without what it needs. Hadoop: 400, Reason as the reason phrase.
+	BadOperation
+	// UnknownDelegation: the token to cancel is not there, or not the caller's to
+	// cancel. Hadoop: 404, Reason as the reason phrase.
+	UnknownDelegation
 )
 
 // Refusal says why a request must not be served.
@@ -134,18 +147,29 @@ type Refusal struct {
 	// writes it into HTML or a header must escape it.
 	Reason string
 	// Challenge is the value of the WWW-Authenticate header; set for
-	// Unauthenticated only.
+	// Unauthenticated and NoDelegator only.
 	Challenge string
 }
 
 // Authenticate finds out who sends the request and whom he acts for.
 //
-// Of several hadoop.auth cookies the first counts, and it beats user.name. One
+// Of several hadoop.auth cookies the first counts, and it beats a delegation
+// token, which beats user.name. A cookie
 // that does not hold is as none, but its fault is the Reason where nothing else
 // in the request authenticates it.
 func (a *Authenticator) Authenticate(ctx context.Context, r Request) Result {
 	now := a.conf.Now()
-	tok, fresh, refusal := a.token(r, now)
+	tok, reason := a.cookieToken(r, now)
+	fresh := tok == nil
+	var refusal *Refusal
+	if fresh {
+		if text, ok := delegationOf(r); ok && a.conf.Delegations != nil {
+			return a.byDelegation(text)
+		}
+		if tok, refusal = a.namedToken(r, now); tok == nil && refusal == nil && !a.conf.Anonymous {
+			refusal = &Refusal{Kind: Unauthenticated, Reason: reason, Challenge: PseudoAuth}
+		}
+	}
 	if refusal != nil {
 		res := Result{Refusal: refusal}
 		if refusal.Kind == Unauthenticated {
@@ -169,27 +193,26 @@ func (a *Authenticator) Authenticate(ctx context.Context, r Request) Result {
 	return res
 }
 
-// token returns the request's token: the cookie's, or a fresh one made of what
-// else the request says. No token and no refusal is an anonymous request.
-func (a *Authenticator) token(r Request, now time.Time) (tok *token, fresh bool, _ *Refusal) {
-	reason := "Authentication required"
-	if text, ok := authCookie(r.Header["Cookie"]); ok {
-		tok, why := a.openCookie(text, now)
-		if why == "" {
-			return tok, false, nil
-		}
-		reason = why
+// cookieToken returns the token of the request's cookie, or why there is none.
+func (a *Authenticator) cookieToken(r Request, now time.Time) (_ *token, why string) {
+	text, ok := authCookie(r.Header["Cookie"])
+	if !ok {
+		return nil, "Authentication required"
 	}
+	return a.openCookie(text, now)
+}
+
+// namedToken makes a token of what else the request says. No token and no
+// refusal is a request that says nothing.
+func (a *Authenticator) namedToken(r Request, now time.Time) (*token, *Refusal) {
 	name, ok := queryValue(r.RawQuery, func(n string) bool { return n == "user.name" })
 	switch {
-	case ok && !validName(name):
-		return nil, false, &Refusal{Kind: Malformed, Reason: "userName is NULL, empty or contains a '&'"}
-	case ok:
-		return &token{user: name, principal: name, kind: simpleTokenType, expires: now.Add(a.conf.Validity)}, true, nil
-	case a.conf.Anonymous:
-		return nil, false, nil
+	case !ok:
+		return nil, nil
+	case !validName(name):
+		return nil, &Refusal{Kind: Malformed, Reason: "userName is NULL, empty or contains a '&'"}
 	}
-	return nil, false, &Refusal{Kind: Unauthenticated, Reason: reason, Challenge: PseudoAuth}
+	return &token{user: name, principal: name, kind: simpleTokenType, expires: now.Add(a.conf.Validity)}, nil
 }
 
 // openCookie returns the token of a cookie's value, or Hadoop's reason why it

@@ -45,12 +45,15 @@ func (c *call) fail(err error) {
 }
 
 // throw writes a RemoteException, and the audit line that Hadoop writes with
-// it: none where authorisation said no, for that has left its own.
+// it: none where authentication or authorisation said no, for these have left
+// their own.
 func (c *call) throw(status int, e *kmswire.Exception) {
 	if status == http.StatusServiceUnavailable {
 		c.w.Header().Set("Retry-After", retryAfter)
 	}
-	if e.Class != kmswire.AuthorizationException && e.Class != kmswire.StandbyException {
+	switch e.Class {
+	case kmswire.AuthorizationException, kmswire.AuthenticationException, kmswire.StandbyException:
+	default:
 		message := e.Message
 		if e.NoMessage {
 			message = "null"
@@ -158,6 +161,17 @@ func (c *call) refuse(r *authn.Refusal) {
 	switch r.Kind {
 	case authn.NotAllowed:
 		c.throw(http.StatusForbidden, kmswire.Throw(kmswire.AuthorizationException, r.Reason))
+	case authn.BadDelegation:
+		c.audit(audit.Unauthenticated, r.Reason)
+		c.throw(http.StatusForbidden, kmswire.Throw(kmswire.AuthenticationException, r.Reason))
+	case authn.NoDelegator:
+		c.audit(audit.Unauthenticated, r.Reason)
+		c.w.Header().Set("WWW-Authenticate", r.Challenge)
+		c.answer(http.StatusForbidden, "text/plain;charset=utf-8", nil)
+	case authn.BadOperation:
+		c.throw(http.StatusBadRequest, kmswire.Throw(kmswire.IllegalArgument, r.Reason))
+	case authn.UnknownDelegation:
+		c.throw(http.StatusNotFound, kmswire.Throw(kmswire.IOException, r.Reason))
 	case authn.Malformed:
 		c.w.Header().Set("Connection", "close")
 		c.page(http.StatusInternalServerError, "java.lang.IllegalArgumentException: "+r.Reason)

@@ -144,6 +144,11 @@ func (c *call) serve() {
 		c.throw(http.StatusServiceUnavailable, kmswire.Throw(kmswire.StandbyException, why))
 		return
 	}
+	if res, ok := c.Auth.Delegation(c.r.Context(), c.r.Method, req); ok {
+		c.opName = "delegation_token"
+		c.delegation(res)
+		return
+	}
 	who := c.Auth.Authenticate(c.r.Context(), req)
 	if who.SetCookie != "" {
 		c.w.Header().Set("Set-Cookie", who.SetCookie)
@@ -212,6 +217,25 @@ func (c *call) serve() {
 	}
 	if err := c.route.handle(ctx, c); err != nil {
 		c.fail(err)
+	}
+}
+
+// delegation answers an operation on delegation tokens, which may be asked for
+// at any path.
+func (c *call) delegation(res authn.DelegationResult) {
+	c.caller.Principal = res.Caller
+	if res.SetCookie != "" {
+		c.w.Header().Set("Set-Cookie", res.SetCookie)
+	}
+	switch {
+	case res.Refusal != nil:
+		c.refuse(res.Refusal)
+	case res.Token != "":
+		c.json(http.StatusOK, func(b []byte) []byte { return kmswire.AppendDelegationToken(b, res.Token) })
+	case !res.Expires.IsZero():
+		c.json(http.StatusOK, func(b []byte) []byte { return kmswire.AppendLong(b, res.Expires.UnixMilli()) })
+	default:
+		c.answer(http.StatusOK, "text/plain;charset=utf-8", nil)
 	}
 }
 

@@ -186,6 +186,21 @@ func AppendNames(b []byte, names []string) []byte {
 	return appendList(b, len(names), func(b []byte, i int) []byte { return appendString(b, names[i]) })
 }
 
+// AppendDelegationToken appends the answer to a request for a delegation token.
+func AppendDelegationToken(b []byte, text string) []byte {
+	b = append(b, `{"Token":{"urlString":`...)
+	b = appendString(b, text)
+	return append(b, "}}"...)
+}
+
+// AppendLong appends the answer to a renewal: when the token expires, in
+// milliseconds since the epoch.
+func AppendLong(b []byte, millis int64) []byte {
+	b = append(b, `{"long":`...)
+	b = strconv.AppendInt(b, millis, 10)
+	return append(b, '}')
+}
+
 // AppendException appends a RemoteException answer. Its message ends at the
 // first line's end, as Hadoop's does.
 func AppendException(b []byte, e *Exception) []byte {

@@ -149,8 +149,19 @@ func newAuthenticator(conf *hadoopconf.Conf, log *slog.Logger) (*authenticator, 
 			Persistent: r.bool(prefix + "cookie.persistent"),
 		},
 	}
+	const delegation = prefix + "delegation-token."
+	times := authn.DelegationConfig{
+		KeyUpdate: r.duration(delegation+"update-interval.sec", time.Second),
+		MaxLife:   r.duration(delegation+"max-lifetime.sec", time.Second),
+		Renewal:   r.duration(delegation+"renew-interval.sec", time.Second),
+		Scan:      r.duration(delegation+"removal-scan-interval.sec", time.Second),
+	}
 	if r.err != nil {
 		return nil, r.err
+	}
+	var err error
+	if cfg.Delegations, err = authn.NewDelegations(times); err != nil {
+		return nil, err
 	}
 	if validity == 0 {
 		return nil, refuse(conf, prefix+"token.validity", "it must be at least one second")

@@ -1,0 +1,278 @@
+package authn
+
+import (
+	"encoding/hex"
+	"fmt"
+	"math"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"claviger/secret"
+)
+
+// Tokens that Hadoop 3.4.2's KMS issued.
+const (
+	ofAlice   = "HQAFYWxpY2UEeWFybgCKAaIIuGEtigGiLMTlLQECFOlAS4rZAeeTFQT8Liu2TP85q6qTBmttcy1kdAA"
+	viaMigr   = "IQAFYWxpY2UEeWFybgRtaWdyigGiCLhhSooBoizE5UoGAhRwgJd2X4Yj926CsXR9YF7x9ZGUPgZrbXMtZHQA"
+	ofService = "HQAFYWxpY2UEeWFybgCKAaIIuGEzigGiLMTlMwICFOPzLOOJ8voKruxqj_61j1_cBX4RBmttcy1kdA4xMjcuMC4wLjE6OTYwMA"
+)
+
+func TestDelegationBytesAreHadoops(t *testing.T) {
+	for _, c := range []struct{ text, id, service string }{
+		{ofAlice, "kms-dt owner=alice, renewer=yarn, realUser=, issueDate=1795442630957, maxDate=1796047430957, sequenceNumber=1, masterKeyId=2", ""},
+		{viaMigr, "kms-dt owner=alice, renewer=yarn, realUser=migr, issueDate=1795442630986, maxDate=1796047430986, sequenceNumber=6, masterKeyId=2", ""},
+		{ofService, "kms-dt owner=alice, renewer=yarn, realUser=, issueDate=1795442630963, maxDate=1796047430963, sequenceNumber=2, masterKeyId=2", "127.0.0.1:9600"},
+	} {
+		d, id, err := parseDelegation(c.text)
+		if err != nil || id.String() != c.id || d.service != c.service || d.kind != "kms-dt" || len(d.password) != 20 {
+			t.Errorf("%s: %v %+v, %v", c.text, id, d, err)
+			continue
+		}
+		d.identifier = id.bytes()
+		if got := d.text(); got != c.text {
+			t.Errorf("written again it is %s, want %s", got, c.text)
+		}
+	}
+}
+
+// TestVLong: examples of WritableUtils' format.
+func TestVLong(t *testing.T) {
+	for n, want := range map[int64]string{
+		0: "00", 127: "7f", -112: "90", 128: "8f80", 255: "8fff", 256: "8e0100", -113: "8770", -129: "8780", -257: "860100",
+		math.MaxInt64: "887fffffffffffffff", math.MinInt64: "807fffffffffffffff", 1795442630957: "8a01a208b8612d",
+	} {
+		b := appendVLong(nil, n)
+		if got := hex.EncodeToString(b); got != want {
+			t.Errorf("%d is written %s, want %s", n, got, want)
+		}
+		r := &writable{b: b}
+		if got := r.vlong(); got != n || r.failed || len(r.b) != 0 {
+			t.Errorf("%s is read %d, want %d", want, got, n)
+		}
+	}
+}
+
+type oneSecret struct{}
+
+func (oneSecret) Secrets() (secret.Bytes, []secret.Bytes) {
+	s := secret.Bytes("of the test")
+	return s, []secret.Bytes{s}
+}
+
+// delegating is an Authenticator with a clock of its own.
+type delegating struct {
+	*Authenticator
+	t   *testing.T
+	now time.Time
+}
+
+func newDelegating(t *testing.T) *delegating {
+	d := &delegating{t: t, now: time.UnixMilli(1795442630957)}
+	clock := func() time.Time { return d.now }
+	tokens, err := NewDelegations(DelegationConfig{KeyUpdate: 24 * time.Hour, MaxLife: 7 * 24 * time.Hour, Renewal: 24 * time.Hour, Scan: time.Hour, Now: clock})
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxies, warnings := NewProxyUsers(map[string]string{"migr.users": "alice", "migr.hosts": "127.0.0.1"}, nil, nil)
+	if len(warnings) > 0 {
+		t.Fatal(warnings)
+	}
+	if d.Authenticator, err = New(Config{Validity: time.Hour, Secrets: oneSecret{}, Delegations: tokens, ProxyUsers: proxies, Now: clock}); err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+func (d *delegating) request(query string) Request {
+	return Request{Header: http.Header{}, RawQuery: query, RemoteIP: netip.MustParseAddr("127.0.0.1")}
+}
+
+func (d *delegating) do(method, query string) DelegationResult {
+	d.t.Helper()
+	res, ok := d.Delegation(d.t.Context(), method, d.request(query))
+	if !ok {
+		d.t.Fatalf("%s %s is no operation on delegation tokens", method, query)
+	}
+	return res
+}
+
+func (d *delegating) get(query string) string {
+	d.t.Helper()
+	res := d.do(http.MethodGet, "op=GETDELEGATIONTOKEN&"+query)
+	if res.Token == "" {
+		d.t.Fatalf("%s: %+v", query, res.Refusal)
+	}
+	return res.Token
+}
+
+// use returns who a request with the token is, or why it is nobody's.
+func (d *delegating) use(token string) string {
+	res := d.Authenticate(d.t.Context(), d.request("doAs=bob&user.name=bob&delegation="+url.QueryEscape(token)))
+	switch {
+	case res.SetCookie != "":
+		return "a cookie is set"
+	case res.Refusal != nil:
+		return fmt.Sprintf("%d %s", res.Refusal.Kind, res.Refusal.Reason)
+	case res.Principal.Real != nil:
+		return res.Principal.Name + " via " + res.Principal.Real.Name
+	}
+	return res.Principal.Name
+}
+
+func TestDelegationLife(t *testing.T) {
+	d := newDelegating(t)
+	token := d.get("renewer=yarn/rm@R&user.name=alice")
+	via := d.get("renewer=yarn&user.name=migr&doAs=alice&service=h:1")
+	if got := d.use(token); got != "alice" {
+		t.Errorf("the token is %s's", got)
+	}
+	if got := d.use(via); got != "alice via migr" {
+		t.Errorf("the token is %s's", got)
+	}
+	_, id, _ := parseDelegation(token)
+	if id.renewer != "yarn" || id.sequence != 1 || id.keyID != 1 {
+		t.Errorf("identifier %v", id)
+	}
+
+	renew := func(user string) DelegationResult {
+		return d.do(http.MethodPut, "op=renewdelegationtoken&user.name="+user+"&token="+token)
+	}
+	want := fmt.Sprintf("org.apache.hadoop.security.AccessControlException: alice tries to renew a token (%v) with non-matching renewer yarn", id)
+	if res := renew("alice"); res.Refusal == nil || res.Refusal.Kind != BadDelegation || res.Refusal.Reason != want {
+		t.Errorf("renewed by its owner: %+v", res.Refusal)
+	}
+	d.now = d.now.Add(20 * time.Hour)
+	if res := renew("yarn"); !res.Expires.Equal(d.now.Add(24 * time.Hour)) {
+		t.Errorf("renewed until %v, %+v", res.Expires, res.Refusal)
+	}
+	d.now = d.now.Add(20 * time.Hour)
+	if got := d.use(token); got != "alice" {
+		t.Errorf("after its renewal the token is %s's", got)
+	}
+	if got := d.use(via); !strings.Contains(got, "has expired") {
+		t.Errorf("the other one expired, and is %s's", got)
+	}
+	// A new key, and a scan: what was signed with the old key holds.
+	_, fresh, _ := parseDelegation(d.get("user.name=bob"))
+	if fresh.keyID != 2 || fresh.renewer != "bob" || d.use(token) != "alice" {
+		t.Errorf("after the key's change: %v; %s", fresh, d.use(token))
+	}
+	if got := d.use(via); !strings.Contains(got, "Token for real user: migr, can't be found in cache") {
+		t.Errorf("the expired one was to be removed; %s", got)
+	}
+	// No renewal goes beyond the longest life.
+	d.now = time.UnixMilli(id.maxDate).Add(-time.Hour)
+	if res := renew("yarn"); !res.Expires.Equal(time.UnixMilli(id.maxDate)) {
+		t.Errorf("renewed until %v, want %v", res.Expires, time.UnixMilli(id.maxDate))
+	}
+	d.now = d.now.Add(2 * time.Hour)
+	if res := renew("yarn"); res.Refusal == nil || !strings.Contains(res.Refusal.Reason, "tried to renew an expired token") {
+		t.Errorf("renewed beyond its life: %+v", res)
+	}
+}
+
+func TestDelegationCancel(t *testing.T) {
+	d := newDelegating(t)
+	for _, c := range []struct{ who, query string }{{"its owner", "user.name=alice&"}, {"its renewer", "user.name=yarn&"}, {"whoever has it", ""}} {
+		token := d.get("renewer=yarn&user.name=alice")
+		cookie := ""
+		if c.query != "" {
+			cookie = d.Authenticate(t.Context(), d.request(c.query)).SetCookie
+		}
+		cancel := func(cookie, token string) *Refusal {
+			r := d.request("op=CANCELDELEGATIONTOKEN&token=" + token)
+			r.Header.Set("Cookie", strings.TrimSuffix(cookie, "; HttpOnly"))
+			res, _ := d.Delegation(t.Context(), http.MethodPut, r)
+			return res.Refusal
+		}
+		bob := d.Authenticate(t.Context(), d.request("user.name=bob")).SetCookie
+		if r := cancel(bob, token); r == nil || r.Kind != UnknownDelegation {
+			t.Errorf("cancelled by a stranger: %+v", r)
+		}
+		parsed, _, _ := parseDelegation(token)
+		parsed.password = make([]byte, 20)
+		if r := cancel(cookie, parsed.text()); r == nil {
+			t.Error("cancelled with another password")
+		}
+		if got := d.use(token); got != "alice" {
+			t.Fatalf("before: %s", got)
+		}
+		if r := cancel(cookie, token); r != nil {
+			t.Errorf("cancelled by %s: %+v", c.who, r)
+		}
+		if got := d.use(token); !strings.Contains(got, "can't be found in cache") {
+			t.Errorf("cancelled by %s it is still %s's", c.who, got)
+		}
+	}
+}
+
+func TestDelegationRefused(t *testing.T) {
+	d := newDelegating(t)
+	token := d.get("user.name=alice")
+	forged, id, _ := parseDelegation(token)
+	forged.password[3] ^= 1
+	other := forged
+	id.owner = "hdfs"
+	other.identifier = id.bytes()
+	for _, c := range []struct{ token, want string }{
+		{forged.text(), "is invalid, password doesn't match"},
+		{other.text(), "can't be found in cache"},
+		{ofAlice, "can't be found in cache"},
+		{"AAAA", "java.io.EOFException"}, {"!!", "java.io.EOFException"}, {strings.Repeat("A", maxDelegation+1), "java.io.EOFException"},
+	} {
+		if got := d.use(c.token); !strings.HasSuffix(got, c.want) || !strings.HasPrefix(got, fmt.Sprint(int(BadDelegation))) {
+			t.Errorf("%.60s: %s, want %s", c.token, got, c.want)
+		}
+	}
+	for _, c := range []struct {
+		method, query string
+		kind          RefusalKind
+	}{
+		{"GET", "op=GETDELEGATIONTOKEN&renewer=yarn", NoDelegator},
+		{"GET", "op=GETDELEGATIONTOKEN&delegation=" + token, NoDelegator}, // a token is no credential for a token
+		{"GET", "op=GETDELEGATIONTOKEN&user.name=", Malformed},
+		{"GET", "op=GETDELEGATIONTOKEN&user.name=migr&doAs=mallory", NotAllowed},
+		{"GET", "op=GETDELEGATIONTOKEN&user.name=alice&renewer=" + strings.Repeat("x", 513), BadOperation},
+		{"GET", "op=GETDELEGATIONTOKEN&user.name=alice&service=%0a", BadOperation},
+		{"PUT", "op=GETDELEGATIONTOKEN&user.name=alice", BadOperation},
+		{"GET", "op=RENEWDELEGATIONTOKEN&user.name=alice&token=" + token, BadOperation},
+		{"PUT", "op=RENEWDELEGATIONTOKEN&user.name=alice", BadOperation},
+		{"PUT", "op=RENEWDELEGATIONTOKEN&token=" + token, NoDelegator},
+		{"PUT", "op=CANCELDELEGATIONTOKEN", BadOperation},
+		{"PUT", "op=CANCELDELEGATIONTOKEN&token=AAAA", UnknownDelegation},
+	} {
+		if res := d.do(c.method, c.query); res.Refusal == nil || res.Refusal.Kind != c.kind || res.Token != "" {
+			t.Errorf("%s %.60s: %+v", c.method, c.query, res)
+		}
+	}
+	for _, c := range []struct{ method, query string }{{"GET", "op=FOO"}, {"GET", "op"}, {"OPTIONS", "op=GETDELEGATIONTOKEN"}} {
+		if _, ok := d.Delegation(t.Context(), c.method, d.request(c.query)); ok {
+			t.Errorf("%s %s is taken for an operation on delegation tokens", c.method, c.query)
+		}
+	}
+	if _, err := NewDelegations(DelegationConfig{KeyUpdate: 1, MaxLife: 1, Renewal: 1}); err == nil || !strings.Contains(err.Error(), "removal-scan-interval.sec") {
+		t.Errorf("an interval of 0: %v", err)
+	}
+}
+
+func FuzzDelegation(f *testing.F) {
+	if seeds, err := os.ReadDir("testdata/fuzz/FuzzDelegation"); err != nil || len(seeds) == 0 {
+		f.Fatalf("no seeds: %v", err)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		d, id, err := parseDelegation(text)
+		if err != nil {
+			return
+		}
+		d.identifier = id.bytes()
+		again, sameID, err := parseDelegation(d.text())
+		if err != nil || sameID != id || again.service != d.service || string(again.password) != string(d.password) {
+			t.Errorf("%v, written and read, is %v; %v", id, sameID, err)
+		}
+	})
+}
