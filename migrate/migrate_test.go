@@ -536,7 +536,7 @@ func TestStatusAndFinish(t *testing.T) {
 		"hadoop.kms.reencryption.crypto.enable":           "true",
 		"hadoop.kms.key.provider.uri":                     "cloudera.hsmkp://file@/etc/luna.keystore,keytrustee://file@/var/lib/kms-keytrustee/keytrustee/.keytrustee",
 	}
-	opts := migrate.FinishOptions{Since: noon.Add(-24 * time.Hour), EDEKsDone: true, Get: func(n string) (string, bool) { v, ok := conf[n]; return v, ok }}
+	opts := migrate.FinishOptions{Since: noon.Add(-24 * time.Hour), EDEKsDone: true, Get: func(n string) (string, string, bool) { v, ok := conf[n]; return v, "/etc/kms/kms-site.xml:12", ok }}
 
 	if f := finish(opts); len(f.Refusals) != 1 || !strings.Contains(f.Refusals[0], "nothing was migrated") {
 		t.Errorf("before any run: %q", f.Refusals)
@@ -740,7 +740,7 @@ func TestJSON(t *testing.T) {
 	r.Took = "1ms"
 	s, err := b.engine(t).Status(t.Context())
 	must(t, err)
-	f, err := b.engine(t).Finish(t.Context(), migrate.FinishOptions{Since: noon, EDEKsDone: true, Get: func(string) (string, bool) { return "", false }})
+	f, err := b.engine(t).Finish(t.Context(), migrate.FinishOptions{Since: noon, EDEKsDone: true, Get: func(string) (string, string, bool) { return "", "", false }})
 	must(t, err)
 	var out bytes.Buffer
 	enc := json.NewEncoder(&out)

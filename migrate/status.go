@@ -239,9 +239,10 @@ type FinishOptions struct {
 	// EDEKsDone is the operator's word that every EDEK, those in snapshots and
 	// replicas included, is re-encrypted or gone.
 	EDEKsDone bool
-	// Get returns a property of the server's configuration as it is set; nil
+	// Get returns a property of the server's configuration as somebody has set it,
+	// and where ("/etc/kms/kms-site.xml:12"); built-in defaults do not count. Nil
 	// leaves the properties unchecked.
-	Get func(name string) (value string, ok bool)
+	Get func(name string) (value, where string, ok bool)
 }
 
 // Ending is what Finish found.
@@ -262,6 +263,7 @@ type Ending struct {
 type Property struct {
 	Name  string `json:"name"`
 	Value string `json:"value,omitempty"` // as it is now
+	Where string `json:"where,omitempty"` // file and line that set it
 	Want  string `json:"want"`            // "removed", or the value to restore
 	Done  bool   `json:"done"`
 }
@@ -356,23 +358,25 @@ func (e *Engine) refusals(ctx context.Context, f *Ending, h *history, o FinishOp
 }
 
 // cleanup is the procedure's steps 11 to 14.
-func cleanup(get func(string) (string, bool)) []Property {
-	var ps []Property
-	gone := func(name string) {
-		v, set := get(name)
-		ps = append(ps, Property{Name: name, Value: v, Want: "removed", Done: !set})
+func cleanup(get func(string) (string, string, bool)) []Property {
+	ask := func(name, want string, done func(value string, set bool) bool) Property {
+		value, where, set := get(name)
+		return Property{Name: name, Value: value, Where: where, Want: want, Done: done(strings.TrimSpace(value), set)}
 	}
-	v, set := get(propInitiate)
-	ps = append(ps, Property{Name: propInitiate, Value: v, Want: "false, or removed", Done: !set || strings.EqualFold(strings.TrimSpace(v), "false")})
-	gone(propTrustee)
-	gone(propSource)
-	if v, set := get(propReencrypt); set { // false is as good as gone
-		ps = append(ps, Property{Name: propReencrypt, Value: v, Want: "removed", Done: strings.EqualFold(strings.TrimSpace(v), "false")})
-	} else {
-		gone(propReencrypt)
+	gone := func(_ string, set bool) bool { return !set }
+	off := func(value string, set bool) bool { return !set || strings.EqualFold(value, "false") }
+	ps := []Property{
+		ask(propInitiate, "false, or removed", off),
+		ask(propTrustee, "removed", gone),
+		ask(propSource, "removed", gone),
+		ask(propReencrypt, "removed", off), // false is as good as gone
 	}
-	uri, _ := get(propProvider)
-	first, more, several := strings.Cut(uri, ",")
-	ps = append(ps, Property{Name: propProvider, Value: uri, Want: strings.TrimSpace(first), Done: !several || strings.TrimSpace(more) == ""})
-	return ps
+	// The provider list stays, with its first entry alone.
+	uri := ask(propProvider, "", func(value string, _ bool) bool {
+		_, more, _ := strings.Cut(value, ",")
+		return strings.TrimSpace(more) == ""
+	})
+	first, _, _ := strings.Cut(uri.Value, ",")
+	uri.Want = strings.TrimSpace(first)
+	return append(ps, uri)
 }

@@ -242,7 +242,12 @@ func (f *Ending) WriteText(w io.Writer) error {
 			}
 			rows = append(rows, []string{"  " + done, p.Name, p.Want, printableOrNothing(p.Value)})
 		}
-		r.table([]string{"", "PROPERTY", "WANTED", "IS"}, rows, nil)
+		r.table([]string{"", "PROPERTY", "WANTED", "IS"}, rows, func(i int) []string {
+			if p := f.Properties[i]; !p.Done {
+				return some(p.Where)
+			}
+			return nil
+		})
 	}
 	r.line("")
 	if f.Finished {
