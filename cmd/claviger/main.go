@@ -85,12 +85,13 @@ Its encryption-zone keys are born in a hardware security module and never leave 
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &exitError{exitUsage, err} })
-	root.AddCommand(newKMSCommand(), newHSMCommand())
+	root.AddCommand(newKMSCommand(), newMigrateCommand(), newHSMCommand(), newDemoCommand())
 	usageErrors(root)
 	return root
 }
 
-// usageErrors makes every command's argument errors exit with exitUsage.
+// usageErrors makes every command's errors about arguments, and about flags that
+// are missing, exit with exitUsage.
 func usageErrors(c *cobra.Command) {
 	if check := c.Args; check != nil {
 		c.Args = func(cmd *cobra.Command, args []string) error {
@@ -99,6 +100,12 @@ func usageErrors(c *cobra.Command) {
 			}
 			return nil
 		}
+	}
+	c.PreRunE = func(cmd *cobra.Command, _ []string) error {
+		if err := cmd.ValidateRequiredFlags(); err != nil {
+			return &exitError{exitUsage, err}
+		}
+		return nil
 	}
 	for _, sub := range c.Commands() {
 		usageErrors(sub)

@@ -1,0 +1,326 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"claviger/hadoopconf"
+	"claviger/migrate"
+	"claviger/provider"
+)
+
+// migrateFlags are the flags of `claviger migrate`; not every subcommand has
+// all of them.
+type migrateFlags struct {
+	conf      string
+	format    string
+	versions  string
+	hdfs      string
+	edeksDone bool
+	unused    time.Duration
+}
+
+func newMigrateCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "migrate",
+		Short: "Take over the key metadata of another KMS, and say when it may go",
+		Long: `migrate takes over the metadata of encryption-zone keys from a running Hadoop KMS into the HSM, where each key gets new versions.
+Key material never moves, and the source is only read. The usual order: plan, run (or cloudera.hsmkp.initiatemigration, by which the
+server does it at its start), verify; re-encrypt the zones; status, finish.
+
+Exit status: 0 all is well, 1 it could not be done, 2 the command line is wrong, 3 something stands against it that a person decides:
+keys that cannot be imported, a difference, a source that is still needed.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(newMigratePlan(), newMigrateRun(), newMigrateStatus(), newMigrateVerify(), newMigrateFinish())
+	return cmd
+}
+
+func newMigratePlan() *cobra.Command {
+	return migrateCommand("plan --conf DIR", "Say what a run would do, and check what the procedure requires",
+		"plan changes nothing. It measures what the procedure requires, and lists for each key of the source what a run would do with it.",
+		func(cmd *cobra.Command, f *migrateFlags) {
+			versionsFlag(cmd, f)
+			cmd.Flags().StringVar(&f.hdfs, "hdfs-conf", "", "folder with the cluster's core-site.xml and hdfs-site.xml")
+		},
+		func(m *migration) error {
+			plan, err := m.engine.Plan(m.ctx)
+			if plan != nil { // the checks tell more than the error does
+				err = errors.Join(m.write(plan), err)
+			}
+			if err == nil && !plan.Ready() {
+				return &exitError{code: exitRefused}
+			}
+			return err
+		})
+}
+
+func newMigrateRun() *cobra.Command {
+	return migrateCommand("run --conf DIR", "Import every key that is not here yet",
+		`run imports every key of the source that is not here yet. It may be run again at any time, after a crash too: what is done is not done
+twice, what was begun is gone on with. A key that cannot be imported does not keep the others from it.`,
+		versionsFlag,
+		func(m *migration) error {
+			result, err := m.engine.Run(m.ctx)
+			m.bar.end()
+			if err != nil {
+				return err
+			}
+			if err := m.write(result); err != nil {
+				return err
+			}
+			if !result.Complete() {
+				return &exitError{code: exitRefused}
+			}
+			return nil
+		})
+}
+
+func newMigrateStatus() *cobra.Command {
+	return migrateCommand("status --conf DIR", "Show the runs, the keys, and when the source was last needed",
+		"status reads the journal. It does not ask the source, and works when that is gone.", nil,
+		func(m *migration) error {
+			standing, err := m.engine.Status(m.ctx)
+			if err != nil {
+				return err
+			}
+			return m.write(standing)
+		})
+}
+
+func newMigrateVerify() *cobra.Command {
+	return migrateCommand("verify --conf DIR", "Compare every field of every key with the source",
+		"verify changes nothing. It asks the running source for all metadata, and compares it with what is here.", nil,
+		func(m *migration) error {
+			v, err := m.engine.Verify(m.ctx)
+			if err != nil {
+				return err
+			}
+			if err := m.write(v); err != nil {
+				return err
+			}
+			if v.Different > 0 {
+				return &exitError{code: exitRefused}
+			}
+			return nil
+		})
+}
+
+func newMigrateFinish() *cobra.Command {
+	return migrateCommand("finish --conf DIR", "Say whether the source may go, and end the migration",
+		`finish refuses while the source is still needed: a version of it was used lately, a key is not here, or nobody has said that all EDEKs
+are re-encrypted, those in snapshots too. Otherwise it lists the properties to remove from kms-site.xml, each with the file and line where
+it still stands, and once they are gone it writes the end into the journal. It changes no file.`,
+		func(cmd *cobra.Command, f *migrateFlags) {
+			cmd.Flags().BoolVar(&f.edeksDone, "edeks-done", false, "all EDEKs, those in snapshots and copies too, are re-encrypted or deleted")
+			cmd.Flags().DurationVar(&f.unused, "unused-for", 24*time.Hour, "for how long no version of the source may have been used")
+		},
+		func(m *migration) error {
+			ending, err := m.engine.Finish(m.ctx, migrate.FinishOptions{Since: time.Now().Add(-m.flags.unused), EDEKsDone: m.flags.edeksDone, Get: asSet(m.svc.Conf)})
+			if err != nil {
+				return err
+			}
+			if err := m.write(ending); err != nil {
+				return err
+			}
+			if !ending.Finished {
+				return &exitError{code: exitRefused}
+			}
+			return nil
+		})
+}
+
+func versionsFlag(cmd *cobra.Command, f *migrateFlags) {
+	cmd.Flags().StringVar(&f.versions, "versions", "", "all: as many new versions as the source counts; current: one a key (default claviger.migration.versions)")
+}
+
+// migration is what the subcommands work with.
+type migration struct {
+	ctx    context.Context
+	flags  *migrateFlags
+	svc    *service
+	engine *migrate.Engine
+	bar    *progressBar
+	out    *output
+}
+
+// write writes a report in the format that was asked for.
+func (m *migration) write(r interface{ WriteText(io.Writer) error }) error {
+	if m.out.json {
+		return m.out.write(r, nil)
+	}
+	return r.WriteText(m.out.w)
+}
+
+// migrateCommand is a subcommand over the service that a folder configures.
+func migrateCommand(use, short, long string, flags func(*cobra.Command, *migrateFlags), work func(*migration) error) *cobra.Command {
+	var f migrateFlags
+	cmd := &cobra.Command{Use: use, Short: short, Long: long, Args: cobra.NoArgs}
+	cmd.RunE = func(cmd *cobra.Command, _ []string) (err error) {
+		m := &migration{ctx: cmd.Context(), flags: &f, bar: newProgressBar(os.Stderr, term.IsTerminal(int(os.Stderr.Fd())))}
+		if m.out, err = newOutput(cmd.OutOrStdout(), f.format); err != nil {
+			return err
+		}
+		cfg, err := f.config()
+		if err != nil {
+			return &exitError{exitUsage, err}
+		}
+		cfg.Progress = m.bar.show
+		if cfg.Log, err = newLogger("warn"); err != nil {
+			return err
+		}
+		if m.svc, err = openService(m.ctx, f.conf, cfg.Log); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, m.svc.Close()) }()
+		if m.engine, err = m.svc.engine(m.ctx, cfg); err != nil {
+			return err
+		}
+		return work(m)
+	}
+	cmd.Flags().StringVar(&f.conf, "conf", "", "configuration folder")
+	cmd.Flags().StringVarP(&f.format, "output", "o", "text", "text or json")
+	_ = cmd.MarkFlagRequired("conf") // the flag is defined above
+	if flags != nil {
+		flags(cmd, &f)
+	}
+	return cmd
+}
+
+// config is the part of the engine's configuration that flags give. Its errors
+// are about the command line.
+func (f *migrateFlags) config() (migrate.Config, error) {
+	cfg := migrate.Config{Versions: migrate.Versions(f.versions)}
+	if cfg.Versions != "" && cfg.Versions != migrate.All && cfg.Versions != migrate.Current {
+		return cfg, fmt.Errorf("--versions %s: it must be %s or %s", f.versions, migrate.All, migrate.Current)
+	}
+	if f.unused < 0 {
+		return cfg, fmt.Errorf("--unused-for %v: it must not be negative; 0s asks for no time at all", f.unused)
+	}
+	if f.hdfs == "" {
+		return cfg, nil
+	}
+	hdfs, err := hdfsConf(f.hdfs)
+	if err != nil {
+		return cfg, fmt.Errorf("--hdfs-conf: %w", err)
+	}
+	cfg.Probes.HDFS = hdfs.Get
+	return cfg, nil
+}
+
+// hdfsConf reads HDFS' own configuration.
+func hdfsConf(dir string) (*hadoopconf.Conf, error) {
+	c := hadoopconf.New(dir, os.LookupEnv)
+	found := false
+	for _, name := range []string{"core-site.xml", "hdfs-site.xml"} {
+		switch err := c.AddFile(filepath.Join(dir, name), false); {
+		case err == nil:
+			found = true
+		case !errors.Is(err, fs.ErrNotExist):
+			return nil, err
+		}
+	}
+	if !found {
+		return nil, fmt.Errorf("%s holds neither core-site.xml nor hdfs-site.xml; name the folder of HDFS' configuration, as /etc/hadoop/conf", dir)
+	}
+	return c, nil
+}
+
+// asSet tells properties that a file sets, or a flag or the environment, and
+// where; not the built-in defaults.
+func asSet(conf *hadoopconf.Conf) func(string) (value, where string, ok bool) {
+	return func(name string) (string, string, bool) {
+		p, ok := conf.Lookup(name)
+		if !ok || p.File == "" {
+			return "", "", false
+		}
+		v, _ := conf.Get(name)
+		return v, p.Where(), true
+	}
+}
+
+// probes are what a migration measures of the providers that are open.
+func (s *service) probes(ctx context.Context) (migrate.Probes, error) {
+	p := migrate.Probes{User: osUser(), Own: ownAddresses(ctx, s.Conf)}
+	if t, ok := s.Primary.(interface {
+		Latency(context.Context) ([]time.Duration, error)
+	}); ok {
+		p.Latency = t.Latency
+	}
+	if t, ok := s.Primary.(interface {
+		Room(context.Context) (keys int, known bool, err error)
+	}); ok {
+		p.Room = t.Room
+	}
+	src, ok := s.reencryptionSource()
+	if !ok {
+		return p, nil
+	}
+	uri, err := provider.ParseKMS(src.URI())
+	if err != nil { // it was opened, so it is well-formed: it is no KMS
+		return p, nil
+	}
+	conf, err := s.clientTLS(provider.Env{})
+	if err != nil {
+		return p, err
+	}
+	kms := &migrate.SourceKMS{TLS: conf}
+	for _, host := range uri.Hosts {
+		kms.Bases = append(kms.Bases, uri.Scheme+"://"+net.JoinHostPort(host, strconv.Itoa(uri.Port))+uri.Path)
+	}
+	p.Source = kms.Probe
+	return p, nil
+}
+
+// lookupTimeout bounds the question for our own full name.
+const lookupTimeout = 2 * time.Second
+
+// ownAddresses are the "host:port" under which clients may reach this server:
+// the host as configured, or every name and address of the machine where it
+// listens at all of them. With a port that the system picks there are none.
+func ownAddresses(ctx context.Context, conf *hadoopconf.Conf) []string {
+	port, err := conf.Int("hadoop.kms.http.port", 0, 65535)
+	if err != nil || port == 0 {
+		return nil
+	}
+	hosts := []string{conf.String("hadoop.kms.http.host")}
+	if ip := net.ParseIP(hosts[0]); hosts[0] == "" || ip != nil && ip.IsUnspecified() {
+		hosts = []string{"localhost"}
+		if name, err := os.Hostname(); err == nil {
+			hosts = append(hosts, name)
+			ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+			defer cancel()
+			// Without a name service the short name has to do.
+			if full, err := net.DefaultResolver.LookupCNAME(ctx, name); err == nil {
+				hosts = append(hosts, strings.TrimSuffix(full, "."))
+			}
+		}
+		if list, err := net.InterfaceAddrs(); err == nil {
+			for _, a := range list {
+				if n, ok := a.(*net.IPNet); ok {
+					hosts = append(hosts, n.IP.String())
+				}
+			}
+		}
+	}
+	var own []string
+	for _, h := range hosts {
+		own = append(own, net.JoinHostPort(h, strconv.FormatInt(port, 10)))
+	}
+	slices.Sort(own)
+	return slices.Compact(own)
+}
