@@ -34,5 +34,9 @@ func Registry(o Options) *provider.Registry {
 
 // hsm opens an HSM, with the node's metastore beside it.
 func (o Options) hsm(ctx context.Context, uri string, env provider.Env) (provider.Provider, error) {
-	return hsm.Open(ctx, uri, env, o.Store, nil)
+	p, err := hsm.Open(ctx, uri, env, o.Store, nil)
+	if err != nil {
+		return nil, err // not p: a nil pointer in an interface is not nil
+	}
+	return p, nil
 }

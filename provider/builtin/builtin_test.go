@@ -1,0 +1,34 @@
+package builtin_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+
+	"claviger/metastore"
+	"claviger/provider"
+	"claviger/provider/builtin"
+)
+
+func registry() *provider.Registry {
+	return builtin.Registry(builtin.Options{Store: func(context.Context) (metastore.Store, error) { return nil, errors.New("no store here") }})
+}
+
+func TestUnknownScheme(t *testing.T) {
+	_, err := registry().Open(t.Context(), "keytrustee://file@/x", provider.Env{})
+	if err == nil || !strings.Contains(err.Error(), `unknown scheme "keytrustee"; known schemes: cloudera.hsmkp, jceks, kms, localjceks, pkcs11`) {
+		t.Error(err)
+	}
+}
+
+// TestNothingOnError: whoever closes what he was given must not be given a nil
+// pointer that looks like a provider.
+func TestNothingOnError(t *testing.T) {
+	env := provider.Env{Get: func(string) (string, bool) { return "", false }, Getenv: func(string) string { return "" }}
+	for _, uri := range []string{"cloudera.hsmkp://file@/nowhere/luna.keystore", "pkcs11:token=x", "jceks://file@/nowhere/k", "localjceks://file/nowhere/k", "kms://ftp@x"} {
+		if p, err := registry().Open(t.Context(), uri, env); err == nil || p != nil {
+			t.Errorf("%s: %v, %v", uri, p, err)
+		}
+	}
+}
