@@ -1,39 +1,11 @@
 package hadoop
 
 import (
-	"context"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"testing"
-	"time"
+
+	"claviger/internal/softhsm"
 )
-
-const tokenPIN = "1234"
-
-// newToken makes a SoftHSM2 token labelled "claviger" and returns the
-// environment that shows it to a process.
-func newToken(t *testing.T) []string {
-	t.Helper()
-	dir := t.TempDir()
-	tokens := filepath.Join(dir, "tokens")
-	if err := os.Mkdir(tokens, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	conf := filepath.Join(dir, "softhsm2.conf")
-	if err := os.WriteFile(conf, []byte("directories.tokendir = "+tokens+"\nobjectstore.backend = file\nlog.level = ERROR\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	env := []string{"SOFTHSM2_CONF=" + conf}
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, "softhsm2-util", "--init-token", "--free", "--label", "claviger", "--pin", tokenPIN, "--so-pin", "87654321")
-	cmd.Env = append(os.Environ(), env...)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("softhsm2-util (run `make setup` if it is missing): %v\n%s", err, out)
-	}
-	return env
-}
 
 // hsmOnly is the kms-site.xml of a server that is past its migration.
 func hsmOnly(dir string) Conf {
@@ -50,7 +22,12 @@ func hsmOnly(dir string) Conf {
 func clavigerConf(t *testing.T, source *KMS) (dir string, env []string) {
 	t.Helper()
 	dir = t.TempDir()
-	env = append(newToken(t), "HADOOP_USER_NAME="+migrator)
+	token, err := softhsm.Create(filepath.Join(dir, "token"), "claviger")
+	if err != nil {
+		t.Fatal(err)
+	}
+	env = append(token.Env, "HADOOP_USER_NAME="+migrator)
+	Claviger(t, env, "hsm", "init", "--module", token.Module, "--token", token.Label, "--pin-file", token.PINFile, filepath.Join(dir, "hsm.keystore"))
 	hsmOnly(dir).With(Conf{
 		"hadoop.kms.key.provider.reencryption.source.uri": source.ProviderURI(),
 		"hadoop.kms.reencryption.crypto.enable":           "true",
