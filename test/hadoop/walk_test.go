@@ -185,7 +185,11 @@ func metadata(t *testing.T, providerURI string) []string {
 	var lines []string
 	for line := range strings.Lines(c.KeyShell("list", "-metadata")) {
 		if strings.Contains(line, " : cipher: ") {
-			lines = append(lines, strings.TrimSpace(line))
+			// Attributes are a set: their order means nothing, and differs.
+			head, attributes, _ := strings.Cut(strings.TrimSpace(line), "attributes: ")
+			set := strings.Split(attributes, ", ")
+			slices.Sort(set)
+			lines = append(lines, head+strings.Join(set, ", "))
 		}
 	}
 	slices.Sort(lines)
