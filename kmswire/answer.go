@@ -1,6 +1,8 @@
 package kmswire
 
 import (
+	"maps"
+	"slices"
 	"strconv"
 	"unicode/utf8"
 
@@ -159,15 +161,13 @@ func AppendMetadata(b []byte, m *claviger.Metadata) []byte {
 	b = append(b, `,"description":`...)
 	b = appendNullable(b, m.Description)
 	b = append(b, `,"attributes":{`...)
-	first := true
-	for k, v := range m.Attributes {
-		if !first {
+	for i, k := range slices.Sorted(maps.Keys(m.Attributes)) {
+		if i > 0 {
 			b = append(b, ',')
 		}
-		first = false
 		b = appendString(b, k)
 		b = append(b, ':')
-		b = appendString(b, v)
+		b = appendString(b, m.Attributes[k])
 	}
 	b = append(b, `},"created":`...)
 	b = strconv.AppendInt(b, m.Created.UnixMilli(), 10)
