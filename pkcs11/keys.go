@@ -30,11 +30,26 @@ type KeyInfo struct {
 	Sensitive, Extractable, NeverExtractable, Local, Encrypt, Decrypt bool
 }
 
+// objects keeps calls apart that change or search the token's list of objects,
+// where the profile asks for it. A search of SoftHSM takes up files that it does
+// not know, also those that C_GenerateKey is writing in another session: from
+// then on there are two objects of one key, or one that does not work, or
+// CKR_GENERAL_ERROR (seen with 2.6.1; TestMakeTogether). Calls that use keys are
+// not held up.
+func (t *Token) objects() (unlock func()) {
+	if !profiles[t.cfg.Profile].oneObjectCall {
+		return func() {}
+	}
+	t.module.objects.Lock()
+	return t.module.objects.Unlock
+}
+
 // GenerateKey makes an AES key of so many bits, that can encrypt and nothing
 // else, and never leave the token. Kind KeyExists where the id is taken.
 func (t *Token) GenerateKey(ctx context.Context, id []byte, label string, bits int) error {
 	const op = "pkcs11.GenerateKey"
 	return t.do(ctx, op, func(s p11.SessionHandle) error {
+		defer t.objects()()
 		found, err := t.find(s, id, nil)
 		if err != nil {
 			return err
@@ -87,6 +102,7 @@ func (t *Token) GenerateKey(ctx context.Context, id []byte, label string, bits i
 func (t *Token) Find(ctx context.Context, id []byte) (*KeyInfo, error) {
 	var info *KeyInfo
 	err := t.do(ctx, "pkcs11.Find", func(s p11.SessionHandle) error {
+		defer t.objects()()
 		found, err := t.find(s, id, nil)
 		switch {
 		case err != nil:
@@ -111,6 +127,7 @@ func (t *Token) Find(ctx context.Context, id []byte) (*KeyInfo, error) {
 func (t *Token) List(ctx context.Context) ([]KeyInfo, error) {
 	var list []KeyInfo
 	err := t.do(ctx, "pkcs11.List", func(s p11.SessionHandle) error {
+		defer t.objects()()
 		list = nil
 		objects, err := t.find(s, nil, nil)
 		if err != nil {
@@ -138,6 +155,7 @@ func (t *Token) List(ctx context.Context) ([]KeyInfo, error) {
 // no error.
 func (t *Token) Destroy(ctx context.Context, id []byte, label string) error {
 	return t.do(ctx, "pkcs11.Destroy", func(s p11.SessionHandle) error {
+		defer t.objects()()
 		t.handles.Delete(string(id))
 		t.gather.Delete(string(id))
 		found, err := t.find(s, id, &label)
@@ -238,7 +256,9 @@ func (t *Token) handle(s p11.SessionHandle, id []byte, label string) (p11.Object
 			return h.object, nil
 		}
 	}
+	unlock := t.objects()
 	found, err := t.find(s, id, &label)
+	unlock()
 	if err != nil {
 		return 0, err
 	}

@@ -19,6 +19,8 @@ type module struct {
 	// busy is held for reading by every call, and for writing while the library is
 	// initialised anew: a C_Finalize beside a running call crashes some libraries.
 	busy sync.RWMutex
+	// objects is what Token.objects holds.
+	objects sync.Mutex
 
 	mu         sync.Mutex
 	users      int

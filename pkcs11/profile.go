@@ -37,6 +37,9 @@ type traits struct {
 	// modifiable says whether the template names CKA_MODIFIABLE false, which
 	// stops even the holder of the PIN from relabelling a key.
 	modifiable bool
+	// oneObjectCall says that objects are made, destroyed and searched for one at a
+	// time, see Token.objects.
+	oneObjectCall bool
 	// manufacturers: how the manufacturer's name in CK_TOKEN_INFO begins.
 	manufacturers []string
 }
@@ -56,7 +59,7 @@ var profiles = map[Profile]traits{
 	// same calls per second with 1 and with 32).
 	SoftHSM: {
 		ladder: []uint{p11.CKM_AES_ECB, p11.CKM_AES_CTR, p11.CKM_AES_CBC}, sessions: 4, dataLimit: 1 << 20,
-		manufacturers: []string{"softhsm"},
+		oneObjectCall: true, manufacturers: []string{"softhsm"},
 	},
 	Generic: {
 		ladder: []uint{p11.CKM_AES_ECB, p11.CKM_AES_CTR, p11.CKM_AES_CBC}, sessions: 8, dataLimit: 32 << 10,
