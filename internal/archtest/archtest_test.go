@@ -143,7 +143,7 @@ var rules = []rule{
 	{"bench", []string{"*"}, "benchmarks wire, as cmd does"},
 	{"cmd/*", []string{"*"}, "cmd wires"},
 	{"test/*", []string{"*"}, "tests of the whole wire, as cmd does"},
-	{"internal/*", []string{"", "secret"}, "test helpers and this test"},
+	{"internal/*", []string{"", "secret", "internal/*"}, "test helpers and this test"},
 }
 
 func matches(pattern, room string) bool {
