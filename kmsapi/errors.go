@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"net/http"
-	"strconv"
 
 	"claviger"
 	"claviger/audit"
@@ -108,7 +107,9 @@ func (c *call) exception(err error) *kmswire.Exception {
 		return c.standby(err)
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
-		return c.standby(err)
+		// Not a 503: clients take that for "nothing was done", and ask another node.
+		c.Log.Error("a request took too long", "id", c.caller.RequestID, "op", c.op(), "name", c.name, "err", err)
+		return kmswire.Throw(kmswire.IOException, "the request was given up after "+c.route.deadline.String()+"; look whether it was done before you repeat it. The server's log tells more under request id "+c.caller.RequestID)
 	}
 	if !errors.Is(err, context.Canceled) { // the client has gone: nobody to tell
 		c.Log.Error("a request failed", "id", c.caller.RequestID, "op", c.op(), "name", c.name, "err", err)
@@ -116,7 +117,8 @@ func (c *call) exception(err error) *kmswire.Exception {
 	return kmswire.Throw(kmswire.IOException, "internal error; the server's log tells more under request id "+c.caller.RequestID)
 }
 
-// standby makes a load-balancing client go to another node.
+// standby makes a load-balancing client go to another node. It is for what has
+// surely changed nothing: clients repeat even a roll after it.
 func (c *call) standby(err error) *kmswire.Exception {
 	c.Log.Warn("a request could not be served now", "id", c.caller.RequestID, "op", c.op(), "name", c.name, "err", err)
 	return kmswire.Throw(kmswire.StandbyException, "this node cannot serve the request now; its log tells more under request id "+c.caller.RequestID)
@@ -166,7 +168,7 @@ func (c *call) refuse(r *authn.Refusal) {
 		c.throw(http.StatusForbidden, kmswire.Throw(kmswire.AuthenticationException, r.Reason))
 	case authn.NoDelegator:
 		c.audit(audit.Unauthenticated, r.Reason)
-		c.w.Header().Set("WWW-Authenticate", r.Challenge)
+		c.w.Header()["WWW-Authenticate"] = []string{r.Challenge} // spelt as Hadoop does
 		c.answer(http.StatusForbidden, "text/plain;charset=utf-8", nil)
 	case authn.BadOperation:
 		c.throw(http.StatusBadRequest, kmswire.Throw(kmswire.IllegalArgument, r.Reason))
@@ -179,22 +181,7 @@ func (c *call) refuse(r *authn.Refusal) {
 		if c.r.Method != http.MethodOptions {
 			c.audit(audit.Unauthenticated, r.Reason)
 		}
-		c.w.Header().Set("WWW-Authenticate", r.Challenge)
+		c.w.Header()["WWW-Authenticate"] = []string{r.Challenge} // spelt as Hadoop does
 		c.page(http.StatusUnauthorized, r.Reason)
 	}
 }
-
-// page answers with Jetty's error page: HTML, or JSON where the client asks for
-// that; nothing on methods other than GET and POST.
-func (c *call) page(status int, reason string) {
-	h := c.w.Header()
-	h.Set("Cache-Control", "must-revalidate,no-cache,no-store")
-	if c.r.Method != http.MethodGet && c.r.Method != http.MethodPost {
-		c.answer(status, "text/plain;charset=utf-8", nil)
-		return
-	}
-	contentType, body := errorPage(c.r, status, reason)
-	c.answer(status, contentType, body)
-}
-
-func statusText(status int) string { return strconv.Itoa(status) }

@@ -139,7 +139,11 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (c *call) serve() {
 	req := authn.RequestOf(c.r)
 	c.caller.RemoteAddr = req.RemoteIP.String()
-	path, _, _ := strings.Cut(c.r.RequestURI, "?")
+	path := rawPath(c.r)
+	if strings.Contains(path, "%00") { // as Jetty, before any filter
+		c.badMessage()
+		return
+	}
 	if why := c.NotReady(); why != "" {
 		c.throw(http.StatusServiceUnavailable, kmswire.Throw(kmswire.StandbyException, why))
 		return
@@ -161,6 +165,11 @@ func (c *call) serve() {
 		c.caller.Principal = *who.Principal
 	}
 
+	if path == "*" && c.r.Method == http.MethodOptions { // of the server as a whole
+		c.w.Header().Set("Allow", "GET,HEAD,POST,OPTIONS")
+		c.answer(http.StatusOK, "text/plain;charset=utf-8", nil)
+		return
+	}
 	if isJMX(path) {
 		c.opName = "jmx"
 		c.jmx()
@@ -192,7 +201,7 @@ func (c *call) serve() {
 		return
 	}
 	if c.name, ok = decodeName(rawName); !ok {
-		c.page(http.StatusBadRequest, "Bad Request")
+		c.badMessage()
 		return
 	}
 	if c.name == "" && strings.Contains(pattern, "{name}") {
@@ -339,22 +348,35 @@ func (c *call) json(status int, build func([]byte) []byte) {
 
 // answer writes a whole response. A HEAD gets the headers of an empty one.
 func (c *call) answer(status int, contentType string, body []byte) {
-	c.status = status
 	h := c.w.Header()
 	h.Set("Content-Type", contentType)
-	h.Set("X-Content-Type-Options", "nosniff")
-	h.Set("X-XSS-Protection", "1; mode=block")
-	h.Set("Pragma", "no-cache")
-	if h.Get("Cache-Control") == "" {
-		h.Set("Cache-Control", "no-cache")
-		h.Set("Expires", c.began.UTC().Format(http.TimeFormat))
-	}
+	h.Set("Cache-Control", "no-cache")
+	h.Set("Expires", c.began.UTC().Format(http.TimeFormat))
 	if c.r.Method == http.MethodHead {
 		body = nil
 	}
+	c.send(status, body)
+}
+
+// send writes a response with the headers that all have.
+func (c *call) send(status int, body []byte) {
+	c.status = status
+	h := c.w.Header()
+	h.Set("X-Content-Type-Options", "nosniff")
+	h["X-XSS-Protection"] = []string{"1; mode=block"} // spelt as Hadoop does
+	h.Set("Pragma", "no-cache")
 	h.Set("Content-Length", strconv.Itoa(len(body)))
 	c.w.WriteHeader(status)
-	if _, err := c.w.Write(body); err != nil && len(body) > 0 && c.r.Method != http.MethodHead {
+	if c.r.Method == http.MethodHead {
+		return
+	}
+	if _, err := c.w.Write(body); err != nil && len(body) > 0 {
 		c.Log.Debug("the client went away before its answer", "id", c.caller.RequestID, "err", err)
 	}
+}
+
+// rawPath is the path as the client wrote it, undecoded.
+func rawPath(r *http.Request) string {
+	path, _, _ := strings.Cut(r.RequestURI, "?")
+	return path
 }

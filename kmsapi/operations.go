@@ -165,8 +165,8 @@ func versions(ctx context.Context, c *call) error {
 }
 
 // wrongOp is Hadoop's answer to any other eek_op, and to the right one on the
-// wrong path.
-var wrongOp = kmswire.Throw(kmswire.IllegalArgument, "Wrong eek_op value, it must be generate or decrypt")
+// wrong path. Its text does begin with the class's name.
+var wrongOp = kmswire.Throw(kmswire.IllegalArgument, "IllegalArgumentException Wrong eek_op value, it must be generate or decrypt")
 
 // eekOp returns the parameter eek_op.
 func (c *call) eekOp() (string, error) {
@@ -232,7 +232,10 @@ func openEDEK(ctx context.Context, c *call) error {
 		if err != nil {
 			return err
 		}
-		c.json(http.StatusOK, func(b []byte) []byte { return kmswire.AppendDEK(b, in.Name, dek) })
+		// The name is the version's, which the one in the request need not be where
+		// key authorization is off.
+		key, _ := claviger.KeyOfVersion(c.name)
+		c.json(http.StatusOK, func(b []byte) []byte { return kmswire.AppendDEK(b, key, dek) })
 		dek.Wipe()
 		return nil
 	case kmswire.OpReencrypt:

@@ -1,34 +1,94 @@
 package kmsapi
 
 import (
+	"bytes"
 	"encoding/json"
-	"html"
+	"fmt"
+	"io"
 	"net/http"
+	"strconv"
 	"strings"
+	"unicode/utf8"
 )
 
-// errorPage is Jetty's page for an error that no exception stands for. Go's
-// net/http cannot send the reason in the status line, so this is where it is.
+// page answers with Jetty's error page, as its sendError does: HTML, or JSON
+// where the client asks for that; nothing on methods other than GET, HEAD and
+// POST. Go's net/http cannot send the reason in the status line, so this is
+// where it is.
+func (c *call) page(status int, reason string) {
+	switch c.r.Method {
+	case http.MethodGet, http.MethodHead, http.MethodPost:
+	default:
+		c.send(status, nil)
+		return
+	}
+	h := c.w.Header()
+	h.Set("Cache-Control", "must-revalidate,no-cache,no-store")
+	contentType, body := errorPage(c.r, status, reason)
+	h.Set("Content-Type", contentType)
+	c.send(status, body)
+}
+
+// badMessage is Jetty's answer to a request whose path it cannot decode. net/http
+// has a text of its own for most of those, and does not ask us.
+func (c *call) badMessage() {
+	const body = "<h1>Bad Message 400</h1><pre>reason: Bad Request</pre>"
+	c.status = http.StatusBadRequest
+	h := c.w.Header()
+	h.Set("Connection", "close")
+	h.Set("Content-Type", "text/html;charset=iso-8859-1")
+	h.Set("Content-Length", strconv.Itoa(len(body)))
+	c.w.WriteHeader(c.status)
+	_, _ = io.WriteString(c.w, body) // the client is gone if this fails
+}
+
+// errorPage is the content of a page. Its text may be the client's own.
 func errorPage(r *http.Request, status int, reason string) (contentType string, body []byte) {
-	path := r.URL.EscapedPath()
+	path := rawPath(r)
 	if wantsJSON(r.Header.Values("Accept")) {
-		body, _ = json.Marshal(struct { // strings always marshal
-			Servlet string `json:"servlet"`
+		var b bytes.Buffer
+		e := json.NewEncoder(&b)
+		e.SetEscapeHTML(false)
+		_ = e.Encode(struct { // strings always encode
 			Message string `json:"message"`
 			URL     string `json:"url"`
 			Status  string `json:"status"`
-		}{"claviger", reason, path, statusText(status)})
-		return "application/json", body
+		}{reason, path, strconv.Itoa(status)})
+		return "application/json", b.Bytes()
 	}
-	title := html.EscapeString(statusText(status) + " " + reason)
+	title := fmt.Sprintf("%d %s", status, escape(reason))
 	var b strings.Builder
-	b.WriteString("<html>\n<head>\n<meta http-equiv=\"Content-Type\" content=\"text/html;charset=utf-8\"/>\n<title>Error " + title + "</title>\n</head>\n")
+	b.WriteString("<html>\n<head>\n<meta http-equiv=\"Content-Type\" content=\"text/html;charset=ISO-8859-1\"/>\n<title>Error " + title + "</title>\n</head>\n")
 	b.WriteString("<body><h2>HTTP ERROR " + title + "</h2>\n<table>\n")
-	for _, row := range [][2]string{{"URI", path}, {"STATUS", statusText(status)}, {"MESSAGE", reason}} {
-		b.WriteString("<tr><th>" + row[0] + ":</th><td>" + html.EscapeString(row[1]) + "</td></tr>\n")
+	for _, row := range [][2]string{{"URI", path}, {"STATUS", strconv.Itoa(status)}, {"MESSAGE", reason}} {
+		b.WriteString("<tr><th>" + row[0] + ":</th><td>" + escape(row[1]) + "</td></tr>\n")
 	}
-	b.WriteString("</table>\n</body>\n</html>\n")
-	return "text/html;charset=utf-8", []byte(b.String())
+	b.WriteString("</table>\n\n</body>\n</html>\n")
+	return "text/html;charset=iso-8859-1", []byte(b.String())
+}
+
+// escape writes text for HTML in ASCII, as the page's charset is Jetty's.
+func escape(s string) string {
+	var b strings.Builder
+	for _, r := range s {
+		switch {
+		case r == '&':
+			b.WriteString("&amp;")
+		case r == '<':
+			b.WriteString("&lt;")
+		case r == '>':
+			b.WriteString("&gt;")
+		case r == '"':
+			b.WriteString("&quot;")
+		case r == '\'':
+			b.WriteString("&apos;")
+		case r >= utf8.RuneSelf || r < ' ':
+			fmt.Fprintf(&b, "&#%d;", r)
+		default:
+			b.WriteRune(r)
+		}
+	}
+	return b.String()
 }
 
 // wantsJSON: the client names JSON before HTML.
