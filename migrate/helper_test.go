@@ -1,0 +1,227 @@
+package migrate_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"claviger"
+	"claviger/metastore"
+	"claviger/metastore/sqlite"
+	"claviger/migrate"
+	"claviger/provider"
+	"claviger/provider/memory"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+// golden compares text with testdata/NAME.golden.
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	path := filepath.Join("testdata", name+".golden")
+	if *update {
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("%s differs; got:\n%s\nwant:\n%s", path, got, want)
+	}
+}
+
+// born is a fixed creation time; the clock of these tests stands at noon.
+var (
+	born = time.Date(2024, 3, 1, 8, 30, 0, 123e6, time.UTC)
+	noon = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
+)
+
+func text(s string) *string { return &s }
+
+// bench is a source with keys, a target that makes its own, and a store.
+type bench struct {
+	source *memory.Provider
+	target *memory.Provider
+	store  metastore.Store
+	cfg    migrate.Config
+}
+
+func newBench(t *testing.T) *bench {
+	t.Helper()
+	store, err := sqlite.Open(t.Context(), filepath.Join(t.TempDir(), "metastore.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &bench{
+		source: memory.New(memory.Config{URI: "kms://http@old.example.com:16000/kms", SequentialIDs: true}),
+		target: memory.New(memory.Config{URI: "pkcs11:token=new", Sealed: true}),
+		store:  store,
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(b.source.Close(), b.target.Close(), store.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+	b.cfg = migrate.Config{Source: b.source, Target: b.target, Store: store, Parallel: 1, Host: "new.example.com", Now: func() time.Time { return noon }}
+	return b
+}
+
+// add makes a key of n versions at the source.
+func (b *bench) add(t *testing.T, name string, n int, change ...func(*claviger.Metadata)) {
+	t.Helper()
+	addTo(t, b.source, name, n, change...)
+}
+
+func addTo(t *testing.T, to provider.Importer, name string, n int, change ...func(*claviger.Metadata)) {
+	t.Helper()
+	m := claviger.Metadata{Name: name, Cipher: "AES/CTR/NoPadding", BitLength: 256, Description: text("zone " + name), Created: born,
+		Attributes: map[string]string{claviger.ACLNameAttribute: name, "owner": "ops"}}
+	for _, c := range change {
+		c(&m)
+	}
+	if _, err := to.Import(t.Context(), m, n, nil); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (b *bench) engine(t *testing.T) *migrate.Engine {
+	t.Helper()
+	e, err := migrate.New(b.cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e
+}
+
+func (b *bench) run(t *testing.T) *migrate.Result {
+	t.Helper()
+	r, err := b.engine(t).Run(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func states(keys []migrate.KeyLine) map[string]migrate.State {
+	m := make(map[string]migrate.State)
+	for _, k := range keys {
+		m[k.Key] = k.State
+	}
+	return m
+}
+
+func versions(t *testing.T, p provider.Reader, key string) []string {
+	t.Helper()
+	vs, err := p.Versions(t.Context(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, v := range vs {
+		names = append(names, v.Name)
+	}
+	return names
+}
+
+// sameMetadata compares every field at both sides.
+func (b *bench) sameMetadata(t *testing.T, keys ...string) {
+	t.Helper()
+	theirs, err := b.source.Metadata(t.Context(), keys...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, err := b.target.Metadata(t.Context(), keys...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, k := range keys {
+		if ours[i] == nil {
+			t.Errorf("key %q is not at the target", k)
+			continue
+		}
+		s, o := theirs[i], ours[i]
+		if s.Name != o.Name || s.Cipher != o.Cipher || s.BitLength != o.BitLength || s.Versions != o.Versions || !s.Created.Equal(o.Created) || !maps.Equal(s.Attributes, o.Attributes) ||
+			(s.Description == nil) != (o.Description == nil) || s.Description != nil && *s.Description != *o.Description {
+			t.Errorf("key %q: %+v at the source, %+v at the target", k, s, o)
+		}
+	}
+}
+
+func textOf(t *testing.T, write func(io.Writer) error) string {
+	t.Helper()
+	var buf bytes.Buffer
+	if err := write(&buf); err != nil {
+		t.Fatal(err)
+	}
+	return buf.String()
+}
+
+// stub is a source that also refuses, lies and fails.
+type stub struct {
+	migrate.Source
+	change  func(*claviger.Metadata)
+	refuse  map[string]claviger.Kind
+	keysErr error
+	noNames bool // versions need a right that we have not
+}
+
+func (s *stub) Keys(ctx context.Context) ([]string, error) {
+	if s.keysErr != nil {
+		return nil, s.keysErr
+	}
+	return s.Source.Keys(ctx)
+}
+
+func (s *stub) Metadata(ctx context.Context, names ...string) ([]*claviger.Metadata, error) {
+	for _, n := range names {
+		if kind, ok := s.refuse[n]; ok {
+			return nil, claviger.Errorf("kmsclient.Metadata", kind, n, "User [mig] is not authorized to perform [READ] on key with ACL name [%s]!!", n)
+		}
+	}
+	ms, err := s.Source.Metadata(ctx, names...)
+	for _, m := range ms {
+		if m != nil && s.change != nil {
+			s.change(m)
+		}
+	}
+	return ms, err
+}
+
+func (s *stub) Versions(ctx context.Context, key string) ([]provider.KeyVersion, error) {
+	if s.noNames {
+		return nil, claviger.Errorf("kmsclient.Versions", claviger.Denied, key, "User:mig not allowed to do 'GET_KEY_VERSIONS' on '%s'", key)
+	}
+	return s.Source.Versions(ctx, key)
+}
+
+// failing is a target whose imports of some keys fail.
+type failing struct {
+	migrate.Target
+	errs  map[string]error
+	calls int
+}
+
+func (f *failing) Import(ctx context.Context, m claviger.Metadata, n int, step func(string) error) ([]provider.KeyVersion, error) {
+	f.calls++
+	if err := f.errs[m.Name]; err != nil {
+		return nil, err
+	}
+	return f.Target.Import(ctx, m, n, step)
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}

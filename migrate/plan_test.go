@@ -1,0 +1,88 @@
+package migrate_test
+
+import (
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"claviger"
+	"claviger/migrate"
+)
+
+// TestPlanAndBlocked: keys that cannot be imported keep nobody from being so,
+// the plan says the same beforehand, and it changes nothing.
+func TestPlanAndBlocked(t *testing.T) {
+	b := newBench(t)
+	b.add(t, "done", 1)
+	addTo(t, b.target, "done", 1)
+	b.add(t, "good", 2)
+	b.add(t, "clash", 2)
+	addTo(t, b.target, "clash", 1, func(m *claviger.Metadata) {
+		m.Description, m.BitLength, m.Created = nil, 128, born.Add(time.Millisecond)
+		m.Attributes = map[string]string{claviger.ACLNameAttribute: "other", "new": "x"}
+	})
+	addTo(t, b.target, "ours", 1)
+	b.cfg.MaxVersions = 5
+	b.add(t, "many", 6)
+	src := &stub{Source: b.source, change: func(m *claviger.Metadata) {
+		switch m.Name {
+		case "sm4":
+			m.Cipher = "SM4/CTR/NoPadding"
+		case "short":
+			m.BitLength = 64
+		case "empty":
+			m.Versions = 0
+		}
+	}, refuse: map[string]claviger.Kind{"secret": claviger.KeyDenied}}
+	b.cfg.Source = src
+	for _, k := range []string{"sm4", "short", "empty", "secret"} {
+		b.add(t, k, 1)
+	}
+	b.cfg.Probes.User = "mig"
+	objects := b.target.Objects()
+
+	p, err := b.engine(t).Plan(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]migrate.State{"done": migrate.Done, "good": migrate.Planned, "clash": migrate.Conflict, "many": migrate.Unsupported,
+		"sm4": migrate.Unsupported, "short": migrate.Unsupported, "empty": migrate.Unsupported, "secret": migrate.Refused}
+	if got := states(p.Keys); !maps.Equal(got, want) {
+		t.Errorf("planned %v, want %v", got, want)
+	}
+	if p.Ready() || p.Counts.Blocked != 6 || p.Counts.Planned != 1 || p.Counts.NewVersions != 2 || !slices.Equal(p.OnlyTarget, []string{"ours"}) {
+		t.Errorf("plan %+v", p)
+	}
+	if runs, err := b.store.Runs(t.Context()); err != nil || len(runs) != 0 || b.target.Objects() != objects {
+		t.Errorf("the plan changed something: %q, %v, %d objects", runs, err, b.target.Objects())
+	}
+	golden(t, "plan", textOf(t, p.WriteText))
+
+	r := b.run(t)
+	want["good"] = migrate.Done
+	if got := states(r.Keys); !maps.Equal(got, want) || r.Complete() || b.target.Objects() != objects+2 {
+		t.Errorf("after the run %v, want %v", got, want)
+	}
+	golden(t, "conflicts", r.Err().Error()+"\n")
+	_, err = b.engine(t).AtStart(t.Context())
+	if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "cloudera.hsmkp.initiatemigration") || !strings.Contains(err.Error(), "key clash (conflict)") {
+		t.Errorf("start: %v", err)
+	}
+
+	// Once cured, the same run goes on and completes.
+	for _, k := range []string{"sm4", "short", "empty", "secret", "many"} {
+		if err := b.source.Delete(t.Context(), k); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := b.target.Delete(t.Context(), "clash"); err != nil {
+		t.Fatal(err)
+	}
+	r2 := b.run(t)
+	if !r2.Complete() || r2.Run.Name != r.Run.Name || r2.Run.Resumed == 0 {
+		t.Errorf("cured: %+v", r2)
+	}
+	b.sameMetadata(t, "done", "good", "clash")
+}
