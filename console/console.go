@@ -32,36 +32,36 @@ type Config struct {
 	Log     *slog.Logger
 }
 
+// console is what New makes.
+type console struct {
+	log    *slog.Logger
+	probes []*probe
+}
+
 // New returns a handler that serves the console's paths and hands all others
 // to next.
 func New(cfg Config, next http.Handler) http.Handler {
-	if cfg.Log == nil {
-		cfg.Log = slog.New(slog.DiscardHandler)
+	c := &console{log: cfg.Log}
+	if c.log == nil {
+		c.log = slog.New(slog.DiscardHandler)
 	}
-	var metrics http.Handler
+	for _, check := range cfg.Checks {
+		c.probes = append(c.probes, &probe{Check: check})
+	}
+	pages := map[string]http.Handler{"/healthz": http.HandlerFunc(healthz), "/readyz": http.HandlerFunc(c.readyz)}
 	if cfg.Metrics != nil {
-		metrics = cfg.Metrics.handler()
+		pages["/metrics"] = cfg.Metrics.handler(c.log)
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		var h http.HandlerFunc
-		switch r.URL.Path {
-		case "/healthz":
-			h = healthz
-		case "/readyz":
-			h = cfg.readyz
-		case "/metrics":
-			if metrics != nil {
-				h = metrics.ServeHTTP
-			}
-		}
+		page, ok := pages[r.URL.Path]
 		switch {
-		case h == nil:
+		case !ok:
 			next.ServeHTTP(w, r)
 		case r.Method != http.MethodGet && r.Method != http.MethodHead:
 			w.Header().Set("Allow", "GET, HEAD")
 			w.WriteHeader(http.StatusMethodNotAllowed)
 		default:
-			h(w, r)
+			page.ServeHTTP(w, r)
 		}
 	})
 }
@@ -81,22 +81,70 @@ type result struct {
 	Took          string `json:"took"`
 }
 
-// readyz runs all checks side by side and answers 200, or 503 where one that
+// believed is how long the outcome of a check holds for other probes. Anybody
+// may ask, and checks go to the HSM.
+const believed = time.Second
+
+// probe runs one check, for however many ask, once at a time.
+type probe struct {
+	Check
+
+	mu   sync.Mutex
+	last result
+	at   time.Time     // when last was found; zero: never
+	done chan struct{} // closed when the run under way ends; nil: none is
+}
+
+// result returns what the check says, or that it does not answer before ctx
+// ends.
+func (p *probe) result(ctx context.Context) result {
+	p.mu.Lock()
+	if p.done == nil && !p.at.IsZero() && time.Since(p.at) < believed {
+		defer p.mu.Unlock()
+		return p.last
+	}
+	if p.done == nil {
+		p.done = make(chan struct{})
+		go p.run()
+	}
+	done := p.done
+	p.mu.Unlock()
+	select {
+	case <-done:
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return p.last
+	case <-ctx.Done():
+		return result{Name: p.Name, Informational: p.Informational, Error: "no answer yet", Took: "over " + checkTimeout.String()}
+	}
+}
+
+func (p *probe) run() {
+	// Not the context of one who asks: another may wait for it, too.
+	ctx, cancel := context.WithTimeout(context.Background(), checkTimeout)
+	defer cancel()
+	began := time.Now()
+	err := p.Run(ctx)
+	r := result{Name: p.Name, OK: err == nil, Informational: p.Informational, Took: time.Since(began).Round(time.Microsecond).String()}
+	if err != nil {
+		r.Error = err.Error()
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.last, p.at = r, time.Now()
+	close(p.done)
+	p.done = nil
+}
+
+// readyz answers with the outcome of all checks: 200, or 503 where one that
 // counts fails.
-func (c *Config) readyz(w http.ResponseWriter, r *http.Request) {
+func (c *console) readyz(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), checkTimeout)
 	defer cancel()
-	results := make([]result, len(c.Checks))
+	results := make([]result, len(c.probes))
 	var wg sync.WaitGroup
-	for i, check := range c.Checks {
-		wg.Go(func() {
-			began := time.Now()
-			err := check.Run(ctx)
-			results[i] = result{Name: check.Name, OK: err == nil, Informational: check.Informational, Took: time.Since(began).Round(time.Microsecond).String()}
-			if err != nil {
-				results[i].Error = err.Error()
-			}
-		})
+	for i, p := range c.probes {
+		wg.Go(func() { results[i] = p.result(ctx) })
 	}
 	wg.Wait()
 	status := http.StatusOK
@@ -105,13 +153,16 @@ func (c *Config) readyz(w http.ResponseWriter, r *http.Request) {
 			status = http.StatusServiceUnavailable
 		}
 	}
-	body, err := json.MarshalIndent(map[string]any{"ready": status == http.StatusOK, "checks": results}, "", "  ")
+	body, err := json.MarshalIndent(struct {
+		Ready  bool     `json:"ready"`
+		Checks []result `json:"checks"`
+	}{status == http.StatusOK, results}, "", "  ")
 	if err != nil {
-		c.Log.Error("readyz", "err", err)
+		c.log.Error("readyz", "err", err)
 		status, body = http.StatusInternalServerError, nil
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
-	_, _ = w.Write(append(body, '\n'))
+	_, _ = w.Write(append(body, '\n')) // the client is gone if this fails
 }

@@ -2,6 +2,7 @@ package console
 
 import (
 	"context"
+	"log/slog"
 	"net/http"
 	"strconv"
 	"time"
@@ -47,8 +48,12 @@ func (m *Metrics) Observe(op string, status, edeks int, took time.Duration) {
 	}
 }
 
-func (m *Metrics) handler() http.Handler {
-	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{Timeout: checkTimeout})
+// handler serves the figures. Those that cannot be had are left out and logged;
+// the others are not lost with them.
+func (m *Metrics) handler(log *slog.Logger) http.Handler {
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{
+		Timeout: checkTimeout, ErrorHandling: promhttp.ContinueOnError, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+	})
 }
 
 // sourceUse shows by version who still needs a source, which is what its

@@ -63,7 +63,7 @@ func (c *call) throw(status int, e *kmswire.Exception) {
 }
 
 func (c *call) audit(status audit.Status, message string) {
-	c.Audit.Log(c.r.Context(), audit.Event{Status: status, Caller: c.caller, Message: message, Method: c.r.Method, URL: c.baseURL() + c.r.RequestURI})
+	c.Audit.Log(c.r.Context(), audit.Event{Status: status, Caller: c.caller, Message: message, Method: c.r.Method, URL: c.auditURL()})
 }
 
 // exception maps a domain error to what Hadoop throws there.

@@ -16,6 +16,8 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -124,7 +126,21 @@ func (c *call) op() string {
 func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c := &call{api: a, w: w, r: r, began: time.Now()}
 	c.caller.RequestID = a.instance + "-" + strconv.FormatUint(a.requests.Add(1), 10)
+	defer c.done()
 	c.serve()
+}
+
+// done counts and logs what was served, and answers for a fault of ours.
+func (c *call) done() {
+	a, r := c.api, c.r
+	if p := recover(); p != nil {
+		a.Log.Error("a request met a fault in this program", "id", c.caller.RequestID, "op", c.op(), "panic", p, "stack", string(debug.Stack()))
+		if c.status != 0 {
+			panic(http.ErrAbortHandler) // cut off, or the client takes half an answer for a whole one
+		}
+		c.fail(claviger.Errorf("kmsapi", claviger.Internal, "", "panic"))
+	}
+	clear(c.body) // it may hold key material
 	now := time.Now()
 	took := now.Sub(c.began)
 	a.gauges.count(c.op(), c.status, c.denied, now)
@@ -281,14 +297,8 @@ func (c *call) readBody() error {
 	if c.r.ContentLength > limit {
 		return &tooLarge{limit}
 	}
-	in := http.MaxBytesReader(c.w, c.r.Body, limit)
 	var err error
-	if n := c.r.ContentLength; n >= 0 {
-		c.body = make([]byte, n)
-		_, err = io.ReadFull(in, c.body)
-	} else {
-		c.body, err = io.ReadAll(in)
-	}
+	c.body, err = readAll(http.MaxBytesReader(c.w, c.r.Body, limit), c.r.ContentLength)
 	var over *http.MaxBytesError
 	switch {
 	case errors.As(err, &over):
@@ -297,6 +307,31 @@ func (c *call) readBody() error {
 		return kmswire.Throw(kmswire.IOException, "the request's body could not be read to its end")
 	}
 	return nil
+}
+
+// firstRead is how much memory a body gets before any of it has come: a client
+// that announces much and sends nothing must not cost much.
+const firstRead = 256 << 10
+
+// readAll reads a body of the length that was announced, -1 for none.
+func readAll(in io.Reader, announced int64) ([]byte, error) {
+	first := announced + 1 // one more, to see the end without growing
+	if announced < 0 || first > firstRead {
+		first = firstRead
+	}
+	b := make([]byte, 0, first)
+	for {
+		n, err := in.Read(b[len(b):cap(b)])
+		b = b[:len(b)+n]
+		switch {
+		case errors.Is(err, io.EOF):
+			return b, nil
+		case err != nil:
+			return nil, err
+		case len(b) == cap(b):
+			b = slices.Grow(b, cap(b))
+		}
+	}
 }
 
 // tooLarge is a body beyond its limit.
@@ -329,7 +364,11 @@ func (c *call) baseURL() string {
 
 // buffers holds answers while they are built. They may hold DEKs, and are wiped
 // before they are used again.
-var buffers = sync.Pool{New: func() any { return new([]byte) }}
+var buffers = sync.Pool{New: func() any {
+	const most = 4 << 10 // more than most answers take
+	b := make([]byte, 0, most)
+	return &b
+}}
 
 // keepBuffer is the largest buffer that goes back to the pool.
 const keepBuffer = 1 << 20
@@ -378,5 +417,31 @@ func (c *call) send(status int, body []byte) {
 // rawPath is the path as the client wrote it, undecoded.
 func rawPath(r *http.Request) string {
 	path, _, _ := strings.Cut(r.RequestURI, "?")
+	if path != "" && path[0] == '/' {
+		return path
+	}
+	// GET http://host/path, as to a proxy.
+	if _, rest, ok := strings.Cut(path, "://"); ok {
+		if i := strings.IndexByte(rest, '/'); i >= 0 {
+			return rest[i:]
+		}
+		return "/"
+	}
 	return path
+}
+
+// auditURL is the request's URL without what would let a reader of the log in.
+func (c *call) auditURL() string {
+	query := c.r.URL.RawQuery
+	if query == "" {
+		return c.baseURL() + rawPath(c.r)
+	}
+	parts := strings.Split(query, "&")
+	for i, part := range parts {
+		name, _, _ := strings.Cut(part, "=")
+		if plain, err := url.QueryUnescape(name); err != nil || plain == "delegation" || plain == "token" {
+			parts[i] = name + "=***"
+		}
+	}
+	return c.baseURL() + rawPath(c.r) + "?" + strings.Join(parts, "&")
 }
