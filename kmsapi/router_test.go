@@ -1,0 +1,108 @@
+package kmsapi
+
+import (
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"testing"
+	"unicode/utf8"
+)
+
+// FuzzPath takes any text for a raw path, and for a key's name in one: a path
+// finds one resource or none, and a name that a client has escaped comes back as
+// it was, whatever it looks like.
+func FuzzPath(f *testing.F) {
+	if seeds, err := os.ReadDir("testdata/fuzz/FuzzPath"); err != nil || len(seeds) == 0 {
+		f.Fatalf("no seeds: %v", err)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		if pattern, raw, ok := match(withoutMatrix(text)); ok {
+			if !strings.HasPrefix(text, base+"/v1") {
+				t.Errorf("%q, outside of %s/v1, is %s", text, base, pattern)
+			}
+			if allowed(pattern) == "" || raw != "" && !strings.Contains(pattern, "{name}") {
+				t.Errorf("%q is %s with the name %q", text, pattern, raw)
+			}
+			if name, ok := decodeName(raw); ok && (!utf8.ValidString(name) || strings.Contains(raw, "%00")) {
+				t.Errorf("%q is the name %q", raw, name)
+			}
+		} else if pattern != "" || raw != "" {
+			t.Errorf("%q is nothing, but %q and %q", text, pattern, raw)
+		}
+		if !utf8.ValidString(text) || strings.ContainsRune(text, 0) {
+			return
+		}
+		for _, r := range routes {
+			before, after, ok := strings.Cut(r.pattern, "{name}")
+			if !ok {
+				continue
+			}
+			path := base + "/v1/" + before + url.PathEscape(text) + after
+			pattern, raw, ok := match(withoutMatrix(path))
+			if name, whole := decodeName(raw); !ok || !whole || pattern != r.pattern || name != text {
+				t.Errorf("%s finds %s with the name %q; it is %s with %q", path, pattern, name, r.pattern, text)
+			}
+		}
+	})
+}
+
+func TestMatch(t *testing.T) {
+	for path, want := range map[string]string{
+		"/kms/v1":                            " ",
+		"/kms/v1/":                           " ",
+		"/kms/v1//":                          "none",
+		"/kms/v12/keys":                      "none",
+		"/kms/v1/keys":                       "keys ",
+		"/kms/v1/keys/":                      "keys ",
+		"/kms/v1/keys/names/x":               "none",
+		"/kms/v1/%6Beys/names":               "none",
+		"/kms/v1/key/a/b/_metadata":          "key/{name}/_metadata a/b",
+		"/kms/v1/key/a/_metadata/_eek":       "key/{name}/_eek a/_metadata",
+		"/kms/v1/key/a/%5Fmetadata":          "key/{name} a/%5Fmetadata",
+		"/kms/v1/key/_metadata":              "key/{name} _metadata",
+		"/kms/v1/key/a/_foo":                 "key/{name} a/_foo",
+		"/kms/v1/keyversion/a/_metadata":     "keyversion/{name} a/_metadata",
+		"/kms/v1/keyversion/a@0/_eek/":       "keyversion/{name}/_eek a@0",
+		"/kms/v1/key;v=1/a;b=c/_metadata;q":  "key/{name}/_metadata a",
+		"/kms/v1/key/../../secret/_metadata": "key/{name}/_metadata ../../secret",
+	} {
+		pattern, raw, ok := match(withoutMatrix(path))
+		got := pattern + " " + raw
+		if !ok {
+			got = "none"
+		}
+		if got != want {
+			t.Errorf("%s is %q, want %q", path, got, want)
+		}
+	}
+}
+
+func TestRawPath(t *testing.T) {
+	for uri, want := range map[string]string{
+		"/kms/v1/key/a%2Fb?x=/": "/kms/v1/key/a%2Fb", "*": "*", "": "",
+		"http://kms:9600/kms/v1/keys/names?user.name=a": "/kms/v1/keys/names", "https://kms": "/",
+	} {
+		if got := rawPath(&http.Request{RequestURI: uri}); got != want {
+			t.Errorf("%s: %s, want %s", uri, got, want)
+		}
+	}
+}
+
+// TestRoutes: a table of routes that contradicts itself would not be noticed.
+func TestRoutes(t *testing.T) {
+	seen := map[string]bool{}
+	for _, r := range routes {
+		if key := r.method + " " + r.pattern; seen[key] {
+			t.Errorf("%s is there twice", key)
+		} else {
+			seen[key] = true
+		}
+		if r.deadline <= 0 || r.handle == nil || meterOf[r.op] == "" || (r.body != noBody) != (r.method == http.MethodPost && r.op != "invalidate_cache") {
+			t.Errorf("%+v", r)
+		}
+	}
+	if len(seen) != 14 { // of the KMS's fifteen one is OPTIONS
+		t.Errorf("%d routes", len(seen))
+	}
+}
