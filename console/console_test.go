@@ -1,0 +1,213 @@
+package console_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"claviger/console"
+	"claviger/metastore"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// get asks a handler and returns status and body.
+func get(h http.Handler, method, path string) *httptest.ResponseRecorder {
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequest(method, path, nil))
+	return w
+}
+
+var elsewhere = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) })
+
+type ready struct {
+	Ready  bool
+	Checks []struct {
+		Name, Error, Took string
+		OK, Informational bool
+	}
+}
+
+func readyz(t *testing.T, h http.Handler) (int, ready) {
+	t.Helper()
+	w := get(h, "GET", "/readyz")
+	var r ready
+	if err := json.Unmarshal(w.Body.Bytes(), &r); err != nil || w.Header().Get("Content-Type") != "application/json" || w.Header().Get("Cache-Control") != "no-store" {
+		t.Fatalf("%v %s: %v", w.Header(), w.Body, err)
+	}
+	return w.Code, r
+}
+
+func fails(text string) func(context.Context) error {
+	return func(context.Context) error { return errors.New(text) }
+}
+
+func works(context.Context) error { return nil }
+
+func TestPaths(t *testing.T) {
+	with := console.New(console.Config{Metrics: console.NewMetrics(nil)}, elsewhere)
+	without := console.New(console.Config{}, elsewhere)
+	for _, c := range []struct {
+		h            http.Handler
+		method, path string
+		status       int
+	}{
+		{with, "GET", "/healthz", 200}, {with, "HEAD", "/healthz", 200}, {with, "POST", "/healthz", 405},
+		{with, "GET", "/readyz", 200}, {with, "DELETE", "/readyz", 405},
+		{with, "GET", "/metrics", 200}, {with, "PUT", "/metrics", 405},
+		{without, "GET", "/metrics", http.StatusTeapot},
+		{with, "GET", "/kms/v1/keys/names", http.StatusTeapot}, {with, "POST", "/", http.StatusTeapot}, {with, "GET", "/healthz/", http.StatusTeapot}, {with, "GET", "//healthz", http.StatusTeapot},
+	} {
+		w := get(c.h, c.method, c.path)
+		if w.Code != c.status || (w.Code == 405) != (w.Header().Get("Allow") == "GET, HEAD") {
+			t.Errorf("%s %s: %d %v", c.method, c.path, w.Code, w.Header())
+		}
+	}
+}
+
+func TestReady(t *testing.T) {
+	note := console.Check{Name: "source", Informational: true, Run: fails("circuit breaker open")}
+	for _, c := range []struct {
+		what   string
+		checks []console.Check
+		status int
+		errors []string
+	}{
+		{"no checks", nil, 200, nil},
+		{"all is well", []console.Check{{Name: "provider", Run: works}}, 200, []string{""}},
+		{"only a note fails", []console.Check{{Name: "provider", Run: works}, note}, 200, []string{"", "circuit breaker open"}},
+		{"one that counts fails", []console.Check{{Name: "provider", Run: fails("CKR_DEVICE_REMOVED")}, {Name: "audit", Run: works}, note}, 503, []string{"CKR_DEVICE_REMOVED", "", "circuit breaker open"}},
+	} {
+		status, r := readyz(t, console.New(console.Config{Checks: c.checks}, elsewhere))
+		var texts []string
+		for i, check := range r.Checks {
+			texts = append(texts, check.Error)
+			if check.Name != c.checks[i].Name || check.OK != (check.Error == "") || check.Informational != c.checks[i].Informational || check.Took == "" {
+				t.Errorf("%s: %+v", c.what, check)
+			}
+		}
+		if status != c.status || r.Ready != (status == 200) || !slices.Equal(texts, c.errors) {
+			t.Errorf("%s: %d %+v", c.what, status, r)
+		}
+	}
+}
+
+// TestManyProbes: a check runs once, however many ask, and again when what it
+// said has become old.
+func TestManyProbes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var runs atomic.Int32
+		h := console.New(console.Config{Checks: []console.Check{{Name: "hsm", Run: func(context.Context) error {
+			time.Sleep(100 * time.Millisecond)
+			if runs.Add(1) > 1 {
+				return errors.New("gone")
+			}
+			return nil
+		}}}}, elsewhere)
+		ask := func(want int) {
+			var wg sync.WaitGroup
+			for range 50 {
+				wg.Go(func() {
+					if w := get(h, "GET", "/readyz"); w.Code != want {
+						t.Errorf("%d %s", w.Code, w.Body)
+					}
+				})
+			}
+			wg.Wait()
+		}
+		ask(200)
+		time.Sleep(500 * time.Millisecond)
+		ask(200)
+		if n := runs.Load(); n != 1 {
+			t.Errorf("the check ran %d times for 100 probes within a second", n)
+		}
+		time.Sleep(time.Second)
+		ask(503)
+		if n := runs.Load(); n != 2 {
+			t.Errorf("the check ran %d times, want 2", n)
+		}
+	})
+}
+
+// TestStuckCheck: a check that ends late, whatever its context says, fails in
+// time, and does not pile up.
+func TestStuckCheck(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		var runs atomic.Int32
+		h := console.New(console.Config{Checks: []console.Check{{Name: "hsm", Run: func(context.Context) error { runs.Add(1); <-release; return nil }}, {Name: "audit", Run: works}}}, elsewhere)
+		for range 3 {
+			began := time.Now()
+			status, r := readyz(t, h)
+			if took := time.Since(began); status != 503 || r.Checks[0].Error != "no answer yet" || !r.Checks[1].OK || took > 5*time.Second {
+				t.Errorf("after %v %d %+v", took, status, r)
+			}
+		}
+		if n := runs.Load(); n != 1 {
+			t.Errorf("%d runs at once", n)
+		}
+		close(release)
+		synctest.Wait()
+		if status, _ := readyz(t, h); status != 200 {
+			t.Errorf("after it came free: %d", status)
+		}
+	})
+}
+
+func metrics(t *testing.T, m *console.Metrics, log *slog.Logger) string {
+	t.Helper()
+	w := get(console.New(console.Config{Metrics: m, Log: log}, elsewhere), "GET", "/metrics")
+	if w.Code != 200 {
+		t.Fatalf("%d %s", w.Code, w.Body)
+	}
+	return w.Body.String()
+}
+
+func TestMetrics(t *testing.T) {
+	last := time.UnixMilli(1795442610500)
+	m := console.NewMetrics(func(context.Context) ([]metastore.Use, error) {
+		return []metastore.Use{{Source: "kms://http@old:9600/kms", Version: `k"\1@0`, Op: "decrypt", Count: 42, Last: last}}, nil
+	})
+	m.Observe("decrypt_eek", 200, 1, 3*time.Millisecond)
+	m.Observe("reencrypt_eek_batch", 200, 1000, 30*time.Millisecond)
+	m.Observe("reencrypt_eek_batch", 400, 1000, time.Millisecond)
+	text := metrics(t, m, nil)
+	for _, line := range []string{
+		`claviger_kms_request_seconds_count{op="decrypt_eek",status="200"} 1`,
+		`claviger_kms_request_seconds_bucket{op="decrypt_eek",status="200",le="0.0025"} 0`,
+		`claviger_kms_request_seconds_bucket{op="decrypt_eek",status="200",le="0.005"} 1`,
+		`claviger_kms_request_seconds_count{op="reencrypt_eek_batch",status="400"} 1`,
+		`claviger_kms_edeks_total{op="reencrypt_eek_batch"} 1000`,
+		`claviger_source_edeks_total{op="decrypt",source="kms://http@old:9600/kms",version="k\"\\1@0"} 42`,
+		`claviger_source_last_use_seconds{op="decrypt",source="kms://http@old:9600/kms",version="k\"\\1@0"} 1.7954426105e+09`,
+		`go_goroutines `,
+	} {
+		if !strings.Contains(text, "\n"+line) {
+			t.Errorf("no line %s in\n%s", line, text)
+		}
+	}
+}
+
+// TestMetricsWithoutStore: the use of sources cannot be read; everything else is
+// still there.
+func TestMetricsWithoutStore(t *testing.T) {
+	m := console.NewMetrics(func(context.Context) ([]metastore.Use, error) { return nil, errors.New("disk I/O error") })
+	m.Observe("get_keys", 200, 0, time.Millisecond)
+	var log strings.Builder
+	text := metrics(t, m, slog.New(slog.NewTextHandler(&log, nil)))
+	if !strings.Contains(text, `claviger_kms_request_seconds_count{op="get_keys",status="200"} 1`) || !strings.Contains(log.String(), "disk I/O error") {
+		t.Errorf("log %s\n%s", &log, text)
+	}
+}
