@@ -111,6 +111,9 @@ func (s *service) uris(property string) ([]string, error) {
 
 // blame says which property led to an error.
 func (s *service) blame(property string, err error) error {
+	if s.storeErr != nil {
+		return s.storeErr // the metastore's own property is named in it
+	}
 	p, _ := s.Conf.Lookup(property)
 	return fmt.Errorf("%s: property %s: %w", p.Where(), property, err)
 }

@@ -1,0 +1,443 @@
+package faults
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"flag"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"claviger/internal/softhsm"
+	"claviger/test/hadoop"
+)
+
+var update = flag.Bool("update", false, "write the golden files")
+
+const timeout = 60 * time.Second
+
+// site is a place where a server could run: a token, a keystore file that names
+// it, and a configuration folder.
+type site struct {
+	t     *testing.T
+	root  string // everything is below it
+	conf  string
+	token softhsm.Token
+	props hadoop.Conf
+	env   []string
+}
+
+func newSite(t *testing.T) *site {
+	t.Helper()
+	root := t.TempDir()
+	s := &site{t: t, root: root, conf: filepath.Join(root, "conf")}
+	if err := os.Mkdir(s.conf, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	if s.token, err = softhsm.Create(filepath.Join(root, "token"), "kms"); err != nil {
+		t.Fatal(err)
+	}
+	s.env = s.token.Env
+	s.props = hadoop.Conf{
+		"hadoop.kms.http.host":        "127.0.0.1",
+		"hadoop.kms.key.provider.uri": "cloudera.hsmkp://file@" + s.path("conf/luna.keystore"),
+		"claviger.metastore.uri":      "sqlite://" + s.path("conf/claviger.db"),
+	}
+	s.keystore("")
+	hadoop.OpenACLs().Write(t, s.path("conf/kms-acls.xml"))
+	return s
+}
+
+func (s *site) path(name string) string { return filepath.Join(s.root, name) }
+
+func (s *site) write(name, text string) string {
+	s.t.Helper()
+	if err := os.WriteFile(s.path(name), []byte(text), 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+	return s.path(name)
+}
+
+// keystore writes the file that names the token, with a line replaced: "pin-file
+// = x".
+func (s *site) keystore(line string) {
+	lines := []string{"module = " + s.token.Module, "token = " + s.token.Label, "pin-file = " + s.token.PINFile, "profile = softhsm"}
+	name, _, _ := strings.Cut(line, " ")
+	if i := slices.IndexFunc(lines, func(l string) bool { return name != "" && strings.HasPrefix(l, name+" ") }); i >= 0 {
+		lines[i] = line
+	} else if line != "" {
+		lines = append(lines, line)
+	}
+	s.write("conf/luna.keystore", strings.Join(lines, "\n")+"\n")
+}
+
+// set changes a property; "" takes it away.
+func (s *site) set(name, value string) {
+	if value == "" {
+		delete(s.props, name)
+		return
+	}
+	s.props[name] = value
+}
+
+// run runs claviger to its end and returns what it said and its exit status.
+func (s *site) run(args ...string) (string, int) {
+	s.t.Helper()
+	if _, err := os.Stat(s.path("conf/kms-site.xml")); err != nil {
+		s.props.Write(s.t, s.path("conf/kms-site.xml"))
+	}
+	ctx, cancel := context.WithTimeout(s.t.Context(), timeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, hadoop.Binary(s.t), args...)
+	cmd.Env = append(os.Environ(), s.env...)
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	err := cmd.Run()
+	if ctx.Err() != nil {
+		s.t.Fatalf("claviger %v did not end: %s", args, out.String())
+	}
+	if _, exit := err.(*exec.ExitError); err != nil && !exit { //nolint:errorlint // Run returns it as it is
+		s.t.Fatal(err)
+	}
+	return out.String(), cmd.ProcessState.ExitCode()
+}
+
+// start is the server's command line.
+func (s *site) start() []string {
+	return []string{"kms", "--conf", s.conf, "--http-port", "0", "--ready-file", s.path("ready")}
+}
+
+// snapshot lists the site's files with what is in them; SQLite's own and the
+// token's, which count logins, are left out.
+func (s *site) snapshot() string {
+	s.t.Helper()
+	var b strings.Builder
+	err := filepath.WalkDir(s.root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || strings.HasPrefix(path, s.path("token")) || strings.Contains(d.Name(), ".db") || d.Name() == "kms-site.xml" {
+			return err
+		}
+		data, err := os.ReadFile(path)
+		fmt.Fprintf(&b, "%s %x\n", strings.TrimPrefix(path, s.root), sha256.Sum256(data))
+		return err
+	})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return b.String()
+}
+
+var (
+	logLine = regexp.MustCompile(`(?m)^time=\S+ level=\S+ msg=.*\n`)
+	serial  = regexp.MustCompile(`serial [0-9a-f]{16}`)
+	slot    = regexp.MustCompile(`slot \d+`)
+	port    = regexp.MustCompile(`127\.0\.0\.1:\d+|localhost:\d+`)
+	version = regexp.MustCompile(`@[0-9a-f]{16}`)
+	check   = regexp.MustCompile(`value [0-9a-f]{16}|says [0-9a-f]{16}`)
+	ckaID   = regexp.MustCompile(`CKA_ID [0-9a-f]{16}`)
+	request = regexp.MustCompile(`request id [0-9a-f]+-\d+`)
+)
+
+// plain replaces what differs from run to run.
+func (s *site) plain(text string) string {
+	text = logLine.ReplaceAllString(text, "")
+	for _, r := range [][2]string{{s.conf, "/etc/claviger"}, {s.path("token"), "/etc/claviger/token"}, {s.root, "/var/lib/claviger"}, {s.token.Module, "/usr/lib/libCryptoki2_64.so"}} {
+		text = strings.ReplaceAll(text, r[0], r[1])
+	}
+	text = serial.ReplaceAllString(text, "serial 0123456789abcdef")
+	text = slot.ReplaceAllString(text, "slot 1")
+	text = port.ReplaceAllString(text, "kms-1.example.com:9600")
+	text = version.ReplaceAllString(text, "@0123456789abcdef")
+	text = check.ReplaceAllStringFunc(text, func(m string) string { w, _, _ := strings.Cut(m, " "); return w + " 0011223344556677" })
+	text = ckaID.ReplaceAllString(text, "CKA_ID 0123456789abcdef")
+	text = request.ReplaceAllString(text, "request id 01234567-1")
+	return text
+}
+
+// golden holds a message, and that the page shows it.
+func golden(t *testing.T, name, text string) {
+	t.Helper()
+	path := filepath.Join("testdata", name+".golden")
+	if *update {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text != string(want) {
+		t.Errorf("it says\n%s\nwant\n%s", text, want)
+	}
+	shown(t, text)
+}
+
+// shown demands that the page shows a text.
+func shown(t *testing.T, text string) {
+	t.Helper()
+	page, err := os.ReadFile(filepath.Join(hadoop.Root(), "docs", "faults.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if block := "```\n" + strings.TrimRight(text, "\n") + "\n```"; !strings.Contains(string(page), block) {
+		t.Errorf("docs/faults.md does not show\n%s", block)
+	}
+}
+
+// TestElsewhere: messages that a test of their own package provokes, since it
+// takes a full disk.
+func TestElsewhere(t *testing.T) {
+	for _, path := range []string{"provider/jceks/testdata/disk-full.golden"} {
+		text, err := os.ReadFile(filepath.Join(hadoop.Root(), path))
+		if err != nil {
+			t.Fatal(err)
+		}
+		shown(t, string(text))
+	}
+}
+
+// TestEveryGolden: each golden file belongs to a case.
+func TestEveryGolden(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.golden")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("%d files, %v", len(files), err)
+	}
+	for _, f := range files {
+		name := strings.TrimSuffix(filepath.Base(f), ".golden")
+		if starts[name] == nil && requests[name].send == nil {
+			t.Errorf("%s belongs to no case", f)
+		}
+	}
+}
+
+// starts are the faults that stop a command. Each sets the fault up and returns
+// the command.
+var starts = map[string]func(*site) []string{
+	"wrong-pin": func(s *site) []string {
+		s.keystore("pin-file = " + s.write("conf/pin", "87654321\n"))
+		return s.start()
+	},
+	"pin-file-missing": func(s *site) []string {
+		s.keystore("pin-file = " + s.path("conf/nowhere"))
+		return s.start()
+	},
+	"pin-file-open": func(s *site) []string {
+		path := s.write("conf/pin", "12345678\n")
+		if err := os.Chmod(path, 0o644); err != nil { //nolint:gosec // that is the fault
+			s.t.Fatal(err)
+		}
+		s.keystore("pin-file = " + path)
+		return s.start()
+	},
+	"module-missing": func(s *site) []string {
+		s.keystore("module = /nowhere/libCryptoki2_64.so")
+		return s.start()
+	},
+	"module-no-library": func(s *site) []string {
+		s.keystore("module = " + s.write("conf/module.so", "no library"))
+		return s.start()
+	},
+	"token-uninitialised": func(s *site) []string {
+		s.keystore("token = nobody")
+		s.write("conf/luna.keystore", strings.Replace(s.read("conf/luna.keystore"), "token = nobody", "slot = 1", 1))
+		return s.start()
+	},
+	"token-unknown": func(s *site) []string {
+		s.keystore("token = nobody")
+		return s.start()
+	},
+	"token-twice": func(s *site) []string {
+		if _, err := softhsm.Create(s.path("token"), s.token.Label); err != nil {
+			s.t.Fatal(err)
+		}
+		return s.start()
+	},
+	"keystore-missing": func(s *site) []string {
+		if err := os.Remove(s.path("conf/luna.keystore")); err != nil {
+			s.t.Fatal(err)
+		}
+		return s.start()
+	},
+	"keystore-wrong-form": func(s *site) []string {
+		s.write("conf/luna.keystore", "module: /usr/lib/libCryptoki2_64.so\n")
+		return s.start()
+	},
+	"keystore-unknown-name": func(s *site) []string {
+		s.keystore("pin = 12345678")
+		return s.start()
+	},
+	"keystore-overwrite": func(s *site) []string {
+		return []string{"hsm", "init", "--module", s.token.Module, "--token", s.token.Label, "--pin-file", s.token.PINFile, s.path("conf/luna.keystore")}
+	},
+	"metastore-other-token": func(s *site) []string {
+		k := s.serve()
+		s.create(k, "k1")
+		k.Stop()
+		other, err := softhsm.Create(s.path("token/other"), "other")
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		s.env = other.Env
+		s.keystore("token = other")
+		return s.start()
+	},
+	"metastore-folder-missing": func(s *site) []string {
+		s.set("claviger.metastore.uri", "sqlite://"+s.path("nowhere/claviger.db"))
+		return s.start()
+	},
+	"metastore-wrong-uri": func(s *site) []string {
+		s.set("claviger.metastore.uri", "postgres://db/claviger")
+		return s.start()
+	},
+	"metastore-damaged": func(s *site) []string {
+		s.write("conf/claviger.db", strings.Repeat("not a database\n", 1000))
+		return s.start()
+	},
+	"xml-malformed": func(s *site) []string {
+		s.write("conf/kms-site.xml", "<configuration>\n<property><name>hadoop.kms.http.port</name><value>9600</property>\n</configuration>\n")
+		return s.start()
+	},
+	"acls-malformed": func(s *site) []string {
+		s.write("conf/kms-acls.xml", "<configuration>\n<property>\n")
+		return s.start()
+	},
+	"value-not-a-number": func(s *site) []string {
+		s.set("hadoop.kms.http.port", "ninety-six hundred")
+		return []string{"kms", "--conf", s.conf}
+	},
+	"value-not-a-boolean": func(s *site) []string {
+		s.set("hadoop.kms.cache.enable", "yes")
+		return s.start()
+	},
+	"provider-unknown-scheme": func(s *site) []string {
+		s.set("hadoop.kms.key.provider.uri", "keytrustee://file@/var/lib/kms-keytrustee/keytrustee/.keytrustee")
+		return s.start()
+	},
+	"source-uri-twice": func(s *site) []string {
+		const name = "hadoop.kms.key.provider.reencryption.source.uri"
+		prop := func(v string) string {
+			return "<property><name>" + name + "</name><value>" + v + "</value></property>\n"
+		}
+		s.write("conf/kms-site.xml", "<configuration>\n"+prop("kms://https@kms-1.example.com:16000/kms")+prop("kms://http@kms-1.example.com:16000/kms")+"</configuration>\n")
+		return s.start()
+	},
+	"migration-without-source": func(s *site) []string {
+		s.set("cloudera.hsmkp.initiatemigration", "true")
+		return s.start()
+	},
+	"source-unreachable": func(s *site) []string {
+		s.set("hadoop.kms.key.provider.reencryption.source.uri", "kms://http@127.0.0.1:1/kms")
+		s.set("cloudera.hsmkp.initiatemigration", "true")
+		return s.start()
+	},
+	"source-http-where-https": func(s *site) []string {
+		s.set("hadoop.kms.key.provider.reencryption.source.uri", "kms://http@127.0.0.1:"+s.tlsServer()+"/kms")
+		s.set("cloudera.hsmkp.initiatemigration", "true")
+		return s.start()
+	},
+	"jceks-damaged": func(s *site) []string {
+		s.jceks()
+		data := []byte(s.read("kms.keystore"))
+		data[len(data)/2] ^= 0xff
+		s.write("kms.keystore", string(data))
+		return s.start()
+	},
+	"jceks-wrong-password": func(s *site) []string {
+		s.jceks()
+		s.env = append(slices.Clone(s.env), "HADOOP_KEYSTORE_PASSWORD=guess")
+		return s.start()
+	},
+	"jceks-not-a-keystore": func(s *site) []string {
+		s.set("hadoop.kms.key.provider.uri", "jceks://file@"+s.write("kms.keystore", "text"))
+		return s.start()
+	},
+	"tls-without-keystore": func(s *site) []string {
+		s.set("hadoop.kms.ssl.enabled", "true")
+		return s.start()
+	},
+	"port-in-use": func(s *site) []string {
+		l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // closed below
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		s.t.Cleanup(func() { _ = l.Close() })
+		_, p, _ := net.SplitHostPort(l.Addr().String())
+		return []string{"kms", "--conf", s.conf, "--http-port", p}
+	},
+}
+
+func (s *site) read(name string) string {
+	s.t.Helper()
+	data, err := os.ReadFile(s.path(name))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return string(data)
+}
+
+// serve starts the server, which must start.
+func (s *site) serve() *hadoop.KMS {
+	s.t.Helper()
+	s.props.Write(s.t, s.path("conf/kms-site.xml"))
+	return hadoop.StartClaviger(s.t, hadoop.ClavigerOptions{Conf: s.conf, Env: s.env})
+}
+
+// jceks has the site use a keystore file with a key in it.
+func (s *site) jceks() {
+	s.t.Helper()
+	s.set("hadoop.kms.key.provider.uri", "jceks://file@"+s.path("kms.keystore"))
+	k := s.serve()
+	s.create(k, "k1")
+	k.Stop()
+}
+
+func TestStarts(t *testing.T) {
+	for name, fault := range starts {
+		t.Run(name, func(t *testing.T) {
+			s := newSite(t)
+			args := fault(s)
+			out, status := s.run(args...)
+			if status != 1 {
+				t.Errorf("exit status %d", status)
+			}
+			if _, err := os.Stat(s.path("ready")); err == nil {
+				t.Error("it said that it was ready")
+			}
+			// The first run may have made files that a server needs; a second one
+			// changes nothing, and says the same.
+			before := s.snapshot()
+			again, _ := s.run(args...)
+			if s.plain(again) != s.plain(out) {
+				t.Errorf("a second run says\n%s\nthe first\n%s", s.plain(again), s.plain(out))
+			}
+			if after := s.snapshot(); after != before {
+				t.Errorf("a run that fails changes files:\n%s\nwas\n%s", after, before)
+			}
+			golden(t, name, s.plain(out))
+		})
+	}
+}
+
+// TestWrongPINDoesNotLock: after many starts with a wrong PIN the right one still
+// opens the token.
+func TestWrongPINDoesNotLock(t *testing.T) {
+	s := newSite(t)
+	s.keystore("pin-file = " + s.write("conf/pin", "87654321\n"))
+	for range 3 {
+		if _, status := s.run(s.start()...); status != 1 {
+			t.Fatalf("exit status %d", status)
+		}
+	}
+	s.keystore("")
+	s.serve()
+}
