@@ -105,7 +105,7 @@ func (p *probe) result(ctx context.Context) result {
 	}
 	if p.done == nil {
 		p.done = make(chan struct{})
-		go p.run()
+		go p.run() //nolint:gosec // it outlives the probe on purpose: others wait for it
 	}
 	done := p.done
 	p.mu.Unlock()
