@@ -1,0 +1,166 @@
+package calls
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"claviger"
+	"claviger/audit"
+	"claviger/authz"
+	"claviger/internal/softhsm/softhsmtest"
+	"claviger/keyring"
+	"claviger/metastore"
+	"claviger/metastore/sqlite"
+	"claviger/pkcs11"
+	"claviger/provider"
+	"claviger/provider/hsm"
+)
+
+var alice = claviger.Caller{Principal: claviger.Principal{Name: "alice", Short: "alice"}}
+
+type nopCloser struct{ io.Writer }
+
+func (nopCloser) Close() error { return nil }
+
+// newRing is the service over a SoftHSM token, with a Meter at the boundary to
+// the library, and a key "k" of 256 bits.
+func newRing(t *testing.T) (*keyring.Ring, *pkcs11.Meter) {
+	t.Helper()
+	dir, meter := t.TempDir(), new(pkcs11.Meter)
+	token := softhsmtest.New(t)
+	file := filepath.Join(dir, "luna.keystore")
+	if err := pkcs11.WriteKeystoreFile(file, pkcs11.FileConfig{Module: token.Module, Token: token.Label, PINFile: token.PINFile, Profile: pkcs11.SoftHSM}); err != nil {
+		t.Fatal(err)
+	}
+	store, err := sqlite.Open(t.Context(), filepath.Join(dir, "claviger.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	open := func(context.Context) (metastore.Store, error) { return store, nil }
+	p, err := hsm.Open(t.Context(), "cloudera.hsmkp://file@"+file, provider.Env{Log: slog.New(slog.DiscardHandler)}, open, meter.Wrap)
+	if err != nil {
+		t.Fatal(err)
+	}
+	policy, warnings := authz.Parse([]authz.Property{
+		{Name: "default.key.acl.MANAGEMENT", Value: "*"}, {Name: "default.key.acl.GENERATE_EEK", Value: "*"},
+		{Name: "default.key.acl.DECRYPT_EEK", Value: "*"}, {Name: "default.key.acl.READ", Value: "*"},
+	})
+	if len(warnings) > 0 {
+		t.Fatal(warnings)
+	}
+	trail := audit.NewHadoop(nopCloser{io.Discard}, time.Second)
+	ring, err := keyring.New(keyring.Config{
+		Primary: p, Policy: func() *authz.Policy { return policy }, KeyAuthorization: true, Audit: trail,
+		CacheEnable: true, CacheTimeout: time.Minute, CurrentCacheTimeout: time.Minute,
+		// One EDEK in hand: a queue would answer in place of the HSM.
+		QueueSize: 1, QueueLowWatermark: 1, QueueExpiry: time.Hour, QueueFillers: 1,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		for _, c := range []io.Closer{ring, p, trail, store} {
+			if err := c.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	if _, err := ring.Create(t.Context(), alice, provider.Spec{Name: "k", BitLength: 256}); err != nil {
+		t.Fatal(err)
+	}
+	return ring, meter
+}
+
+// settle waits until no call is made any more: the queue refills by itself.
+func settle(m *pkcs11.Meter) {
+	for last := -1; last != m.Count("Encrypt"); {
+		last = m.Count("Encrypt")
+		time.Sleep(100 * time.Millisecond)
+	}
+	m.Reset()
+}
+
+func generate(t *testing.T, r *keyring.Ring, n int) []claviger.EDEK {
+	t.Helper()
+	es, err := r.Generate(t.Context(), alice, "k", n)
+	if err != nil || len(es) != n {
+		t.Fatalf("%d EDEKs, %v", len(es), err)
+	}
+	return es
+}
+
+// TestGenerate: 500 EDEKs are one call (the one EDEK that the queue puts in
+// hand is another).
+func TestGenerate(t *testing.T) {
+	ring, meter := newRing(t)
+	generate(t, ring, 1)
+	settle(meter)
+	generate(t, ring, 500)
+	made := meter.Count("Encrypt")
+	settle(meter)
+	if made > 2 {
+		t.Errorf("500 EDEKs took %d calls of C_Encrypt", made)
+	}
+}
+
+// TestReencryptBatch: 1,000 EDEKs of one version are two calls.
+func TestReencryptBatch(t *testing.T) {
+	ring, meter := newRing(t)
+	old := generate(t, ring, 1000)
+	if _, err := ring.Roll(t.Context(), alice, "k", nil); err != nil {
+		t.Fatal(err)
+	}
+	settle(meter)
+	fresh, err := ring.ReencryptBatch(t.Context(), alice, "k", old)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := meter.Count("Encrypt"); n != 2 {
+		t.Errorf("%d calls of C_Encrypt, want 2", n)
+	}
+	for i := range old {
+		if fresh[i].Version == old[i].Version {
+			t.Fatalf("EDEK %d is still under %s", i, old[i].Version)
+		}
+	}
+	for _, i := range []int{0, 500, 999} {
+		a, errA := ring.Decrypt(t.Context(), alice, "k", true, old[i])
+		b, errB := ring.Decrypt(t.Context(), alice, "k", true, fresh[i])
+		if errA != nil || errB != nil || !a.Equal(b) {
+			t.Errorf("EDEK %d has another DEK after its re-encryption: %v, %v", i, errA, errB)
+		}
+	}
+}
+
+// TestDecryptsTogether: 64 users who open files of one version at the same time
+// cost at most 4 calls, and so about 4 times the HSM's latency.
+func TestDecryptsTogether(t *testing.T) {
+	ring, meter := newRing(t)
+	const users = 64
+	edeks := generate(t, ring, users)
+	if _, err := ring.Decrypt(t.Context(), alice, "k", true, edeks[0]); err != nil {
+		t.Fatal(err)
+	}
+	settle(meter)
+	meter.SetLatency(30 * time.Millisecond)
+	var wg sync.WaitGroup
+	start := make(chan struct{})
+	for _, e := range edeks {
+		wg.Go(func() {
+			<-start
+			if _, err := ring.Decrypt(t.Context(), alice, "k", true, e); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	close(start)
+	wg.Wait()
+	if n := meter.Count("Encrypt"); n > 4 {
+		t.Errorf("%d calls of C_Encrypt, want at most 4", n)
+	}
+}
