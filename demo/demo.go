@@ -143,7 +143,7 @@ func (r *run) as(ctx context.Context, s *server, user string, f func(KMS) error)
 	if err != nil {
 		return err
 	}
-	defer k.Close()
+	defer k.Close() //nolint:errcheck // nothing is lost with a connection
 	return f(k)
 }
 

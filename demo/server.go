@@ -58,7 +58,7 @@ func (r *run) start(ctx context.Context, name, conf string) (*server, error) {
 		select {
 		case err := <-s.done:
 			s.done <- err
-			return nil, fmt.Errorf("the %s ended before it served (%v); its log says:\n%s", name, err, tail(s.log))
+			return nil, fmt.Errorf("the %s ended before it served (%w); its log says:\n%s", name, err, tail(s.log))
 		case <-ctx.Done():
 			return nil, errors.Join(ctx.Err(), s.stop())
 		case <-time.After(5 * time.Millisecond):

@@ -226,8 +226,8 @@ func ReadException(body []byte) *Exception {
 			JavaClassName string  `json:"javaClassName"`
 		}
 	}
-	if json.Unmarshal(body, &j) != nil || j.RemoteException == nil {
-		return nil
+	if err := json.Unmarshal(body, &j); err != nil || j.RemoteException == nil {
+		return nil //nolint:nilerr // what is no such answer is told by nil
 	}
 	r := j.RemoteException
 	e := &Exception{Class: r.JavaClassName, NoMessage: r.Message == nil}

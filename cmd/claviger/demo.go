@@ -45,8 +45,10 @@ func playDemo(cmd *cobra.Command, dir string, edeks int) error {
 			return err
 		}
 		defer os.RemoveAll(dir) //nolint:errcheck // a leftover in the temporary folder hurts nobody
-	} else if list, err := os.ReadDir(dir); err != nil || len(list) > 0 {
-		return &exitError{exitUsage, fmt.Errorf("--dir %s: it must be an empty folder (%v, %d entries)", dir, err, len(list))}
+	} else if list, err := os.ReadDir(dir); err != nil {
+		return &exitError{exitUsage, fmt.Errorf("--dir: %w", err)}
+	} else if len(list) > 0 {
+		return &exitError{exitUsage, fmt.Errorf("--dir %s: it must be an empty folder (it holds %d entries)", dir, len(list))}
 	}
 	return demo.Run(cmd.Context(), demo.Options{
 		Exe: exe, Dir: dir, Out: cmd.OutOrStdout(), EDEKs: edeks,

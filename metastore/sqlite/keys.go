@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -100,7 +101,7 @@ func (s *Store) ByVersion(ctx context.Context, version string) (*claviger.Metada
 	var created int64
 	v := metastore.Version{ID: version[len(key)+1:]}
 	err := s.byVersion.QueryRowContext(ctx, v.ID, key).Scan(&m.cipher, &m.bits, &m.description, &m.attributes, &m.created, &count, &created, &v.Check)
-	if err == sql.ErrNoRows {
+	if errors.Is(err, sql.ErrNoRows) {
 		return nil, metastore.Version{}, claviger.E(op, claviger.VersionNotFound, version, nil)
 	}
 	if err != nil {
@@ -163,7 +164,7 @@ func (s *Store) Append(ctx context.Context, key string, v metastore.Version) err
 		var id int64
 		var seq int
 		err := tx.QueryRowContext(ctx, `SELECT k.id, max(v.seq) + 1 FROM ez_key k JOIN key_version v ON v.key_id = k.id WHERE k.name = ? GROUP BY k.id`, key).Scan(&id, &seq)
-		if err == sql.ErrNoRows {
+		if errors.Is(err, sql.ErrNoRows) {
 			return claviger.E(op, claviger.KeyNotFound, key, nil)
 		}
 		if err != nil {
