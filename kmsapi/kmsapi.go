@@ -253,6 +253,10 @@ func (c *call) delegation(res authn.DelegationResult) {
 		c.w.Header().Set("Set-Cookie", res.SetCookie)
 	}
 	switch {
+	case res.Refusal != nil && res.Refusal.Kind == authn.BadDelegation:
+		// Hadoop says this in the reason phrase, of which its client makes an
+		// IOException; an AuthenticationException it would not expect here.
+		c.throw(http.StatusForbidden, kmswire.Throw(kmswire.IOException, res.Refusal.Reason))
 	case res.Refusal != nil:
 		c.refuse(res.Refusal)
 	case res.Token != "":
