@@ -204,6 +204,18 @@ func (p *Provider) ensure(ctx context.Context, op, key, id string, bits int) (me
 		return metastore.Version{}, err
 	}
 	check, err := p.tok.CheckValue(ctx, raw, name)
+	if claviger.Is(err, claviger.Internal) && info != nil {
+		// An object of ours that is no working key. SoftHSM, killed within
+		// C_GenerateKey, leaves one that has all attributes but its value. Nothing was
+		// ever encrypted with it: no version stands on it yet.
+		p.log.Warn("the token holds an unusable object of a step that was broken off; it is made anew", "version", name, "err", err)
+		if err = p.tok.Destroy(ctx, raw, name); err == nil {
+			err = p.tok.GenerateKey(ctx, raw, name, bits)
+		}
+		if err == nil {
+			check, err = p.tok.CheckValue(ctx, raw, name)
+		}
+	}
 	if err != nil {
 		return metastore.Version{}, err
 	}

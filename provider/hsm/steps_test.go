@@ -1,0 +1,63 @@
+package hsm_test
+
+import (
+	"errors"
+	"testing"
+
+	p11 "github.com/miekg/pkcs11"
+
+	"claviger"
+)
+
+// TestUnusableObject: a process that is killed within C_GenerateKey of SoftHSM
+// leaves an object that looks right and cannot encrypt. The same step makes it
+// anew, and leaves alone what it cannot use for another reason.
+func TestUnusableObject(t *testing.T) {
+	b := newBacking(t)
+	ctx := t.Context()
+	m := claviger.Metadata{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 256}
+	p := b.mustOpen(t)
+	killed := errors.New("killed here")
+	_, err := p.Import(ctx, m, 2, func(step string) error {
+		if step == "generated 1 of 2" {
+			return killed
+		}
+		return nil
+	})
+	if !errors.Is(err, killed) {
+		t.Fatal(err)
+	}
+	before := objects(t, p)
+	if len(before) != 1 {
+		t.Fatalf("%+v", before)
+	}
+
+	// The token answers that it is busy: that says nothing of the object.
+	b.meter.Fail("EncryptInit", 4, p11.Error(p11.CKR_DEVICE_ERROR))
+	if _, err := p.Import(ctx, m, 2, nil); !claviger.Is(err, claviger.Unavailable) {
+		t.Errorf("with a token that is away: %v", err)
+	}
+	b.meter.Heal()
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+	p = b.mustOpen(t)
+	b.meter.Reset()
+	b.meter.Fail("EncryptInit", 1, p11.Error(p11.CKR_MECHANISM_INVALID))
+	vs, err := p.Import(ctx, m, 2, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	after := objects(t, p)
+	if len(vs) != 2 || len(after) != 2 || b.meter.Count("DestroyObject") != 1 || b.meter.Count("GenerateKey") != 2 {
+		t.Errorf("%d versions, %+v, calls %v", len(vs), after, b.meter.Counts())
+	}
+	for _, v := range vs {
+		if err := p.EncryptBlocks(ctx, v.Name, make([]byte, 16)); err != nil {
+			t.Error(err)
+		}
+	}
+	if vs[0].Name != before[0].Label {
+		t.Errorf("the first version is %s, and was begun as %s", vs[0].Name, before[0].Label)
+	}
+}
