@@ -10,8 +10,12 @@ import (
 	"claviger/internal/softhsm"
 )
 
-// TestMain lets scripts call the real main as the command claviger.
+// TestMain lets scripts call the real main as the command claviger, and
+// TestKill start this binary as a process that migrates.
 func TestMain(m *testing.M) {
+	if os.Getenv(envMigrateConf) != "" {
+		os.Exit(migrateAndDie())
+	}
 	testscript.Main(m, map[string]func(){"claviger": func() { os.Exit(run(os.Args[1:])) }})
 }
 
