@@ -77,10 +77,20 @@ func (s *SourceKMS) probe(ctx context.Context, base string) HostFacts {
 		f.Date = d
 	}
 	// Without an identity a KMS says 401, a Hadoop with anonymous access 200 or
-	// 403. A page that is not there is another service, or another path.
-	if resp.StatusCode == http.StatusNotFound {
-		f.Err = fmt.Errorf("HTTP status %s: %s", resp.Status, printable(body))
-		f.Cure = fmt.Sprintf("correct the path in %s: a KMS is usually at /kms", propSource)
+	// 403. What else there may be is another service, another path, or a KMS that
+	// cannot work.
+	status := fmt.Errorf("HTTP status %s", resp.Status)
+	if strings.TrimSpace(body) != "" {
+		status = fmt.Errorf("%w: %s", status, printable(body))
+	}
+	switch {
+	case resp.StatusCode == http.StatusNotFound:
+		f.Err, f.Cure = status, fmt.Sprintf("correct the path in %s: a KMS is usually at /kms", propSource)
+	case resp.StatusCode >= 500:
+		f.Err, f.Cure = status, "see the log of the KMS there"
+	case resp.StatusCode >= 300 && resp.StatusCode < 400:
+		f.Err = fmt.Errorf("HTTP status %s: it sends us to %s", resp.Status, printable(resp.Header.Get("Location")))
+		f.Cure = fmt.Sprintf("name the KMS itself in %s", propSource)
 	}
 	return f
 }

@@ -1,0 +1,248 @@
+package migrate_test
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"claviger"
+	"claviger/migrate"
+)
+
+// strangers is what a KMS says to somebody without an identity, at /kms only.
+func strangers(w http.ResponseWriter, r *http.Request) {
+	if !strings.HasPrefix(r.URL.Path, "/kms/v1/") {
+		http.NotFound(w, r)
+		return
+	}
+	w.Header().Set("Server", "Jetty(9.4)")
+	w.WriteHeader(http.StatusUnauthorized)
+}
+
+func answer(status int, header ...string) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		for i := 0; i+1 < len(header); i += 2 {
+			w.Header().Set(header[i], header[i+1])
+		}
+		w.WriteHeader(status)
+	}
+}
+
+func serve(t *testing.T, withTLS bool, h http.HandlerFunc) *httptest.Server {
+	t.Helper()
+	s := httptest.NewUnstartedServer(h)
+	s.Config.ErrorLog = log.New(io.Discard, "", 0) // handshakes fail on purpose
+	if withTLS {
+		s.StartTLS()
+	} else {
+		s.Start()
+	}
+	t.Cleanup(s.Close)
+	return s
+}
+
+// closedPort is the address of a port that nobody listens at.
+func closedPort(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	must(t, l.Close())
+	return l.Addr().String()
+}
+
+func TestProbe(t *testing.T) {
+	plain, secure := serve(t, false, strangers), serve(t, true, strangers)
+	trust := x509.NewCertPool()
+	trust.AddCert(secure.Certificate())
+	for _, tt := range []struct {
+		name, base string
+		trust      *x509.CertPool
+		err, cure  string // parts of; "" is none
+	}{
+		{"http", plain.URL + "/kms", nil, "", ""},
+		{"https", secure.URL + "/kms/", trust, "", ""},
+		{"http where https answers", "http" + strings.TrimPrefix(secure.URL, "https") + "/kms", nil,
+			"https answers where http was asked", "write https in hadoop.kms.key.provider.reencryption.source.uri: kms://https@127.0.0.1:"},
+		{"https where http answers", "https" + strings.TrimPrefix(plain.URL, "http") + "/kms", nil,
+			"http answers where https was asked", "write http in hadoop.kms.key.provider.reencryption.source.uri: kms://http@127.0.0.1:"},
+		{"unknown authority", secure.URL + "/kms", x509.NewCertPool(), "certificate signed by unknown authority", "truststore"},
+		{"wrong path", plain.URL, nil, "404", "a KMS is usually at /kms"},
+		{"failing", serve(t, false, answer(503)).URL, nil, "503", "the log of the KMS"},
+		{"redirect", serve(t, false, answer(302, "Location", "https://elsewhere/")).URL, nil, "sends us to https://elsewhere/", "name the KMS itself"},
+		{"bad request, no TLS", serve(t, false, answer(400)).URL, nil, "HTTP status 400", "see that it runs"},
+		{"nobody there", "http://" + closedPort(t) + "/kms", nil, "connection refused", "can be reached from here"},
+		{"unknown host", "http://kms.invalid:16000/kms", nil, "kms.invalid", `correct the host name "kms.invalid"`},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			kms := &migrate.SourceKMS{Bases: []string{tt.base}, TLS: &tls.Config{RootCAs: tt.trust}}
+			facts := kms.Probe(t.Context())
+			if len(facts) != 1 {
+				t.Fatalf("%d facts", len(facts))
+			}
+			f := facts[0]
+			if tt.err == "" {
+				if f.Err != nil || f.Cure != "" || f.Server != "Jetty(9.4)" || time.Since(f.Date).Abs() > time.Minute || len(f.Addrs) == 0 {
+					t.Errorf("%+v", f)
+				}
+				return
+			}
+			if f.Err == nil || !strings.Contains(f.Err.Error(), tt.err) || !strings.Contains(f.Cure, tt.cure) {
+				t.Errorf("error %v, cure %q; want %q and %q", f.Err, f.Cure, tt.err, tt.cure)
+			}
+		})
+	}
+}
+
+// TestProbeEnds: a source that accepts and never answers costs its timeout.
+func TestProbeEnds(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	defer func() { must(t, l.Close()) }()
+	kms := &migrate.SourceKMS{Bases: []string{"http://" + l.Addr().String() + "/kms"}, Timeout: 100 * time.Millisecond}
+	began := time.Now()
+	facts := kms.Probe(t.Context())
+	if facts[0].Err == nil || time.Since(began) > 10*time.Second {
+		t.Errorf("%+v after %v", facts[0], time.Since(began))
+	}
+}
+
+// TestStartWithWrongScheme is what an operator sees who has written http for a
+// source that speaks https.
+func TestStartWithWrongScheme(t *testing.T) {
+	secure := serve(t, true, strangers)
+	b := newBench(t)
+	b.cfg.Source = &stub{Source: b.source, keysErr: claviger.Errorf("kmsclient.Keys", claviger.Unavailable, "", "malformed HTTP response")}
+	b.cfg.Probes.Source = (&migrate.SourceKMS{Bases: []string{"http" + strings.TrimPrefix(secure.URL, "https") + "/kms"}}).Probe
+	_, err := b.engine(t).AtStart(t.Context())
+	if !claviger.Is(err, claviger.SourceUnreachable) {
+		t.Errorf("kind of %v", err)
+	}
+	golden(t, "wrong-scheme", strings.ReplaceAll(err.Error()+"\n", secure.Listener.Addr().String(), "old.example.com:16000"))
+}
+
+// TestChecks makes every check come out each way.
+func TestChecks(t *testing.T) {
+	addr := netip.MustParseAddr
+	here := func() ([]netip.Addr, error) { return []netip.Addr{addr("192.0.2.1")}, nil }
+	host := func(name, ip string, ahead time.Duration) migrate.HostFacts {
+		return migrate.HostFacts{Base: "https://" + name + ":16000/kms", Host: name, Addrs: []netip.Addr{addr(ip)}, Asked: noon, Took: 4 * time.Millisecond, Date: noon.Add(ahead), Server: "Jetty(9.4)"}
+	}
+	down := migrate.HostFacts{Base: "https://kms-2:16000/kms", Host: "kms-2", Addrs: []netip.Addr{addr("192.0.2.8")}, Err: io.ErrUnexpectedEOF, Cure: "see that it runs"}
+	source := func(facts ...migrate.HostFacts) func(context.Context) []migrate.HostFacts {
+		return func(context.Context) []migrate.HostFacts { return facts }
+	}
+	latency := func(times ...time.Duration) func(context.Context) ([]time.Duration, error) {
+		return func(context.Context) ([]time.Duration, error) { return times, nil }
+	}
+	room := func(n int, known bool, err error) func(context.Context) (int, bool, error) {
+		return func(context.Context) (int, bool, error) { return n, known, err }
+	}
+	hdfs := func(name, value string) func(string) (string, bool) {
+		return func(n string) (string, bool) { return value, n == name }
+	}
+	const path = "hadoop.security.key.provider.path"
+	away := claviger.Errorf("pkcs11.Ping", claviger.Unavailable, "", "CKR_DEVICE_REMOVED")
+	for _, tt := range []struct {
+		name     string
+		probes   migrate.Probes
+		check    string
+		status   migrate.Status
+		measured string
+		cure     string
+	}{
+		{"fast", migrate.Probes{Latency: latency(3*time.Millisecond, time.Millisecond, 2*time.Millisecond)}, "latency of the HSM", migrate.OK, "p50 2.00 ms, p99 3.00 ms of 3 round trips", ""},
+		{"slow", migrate.Probes{Latency: latency(time.Millisecond, 31*time.Millisecond)}, "latency of the HSM", migrate.Warning, "p99 31.00 ms", "caches smaller"},
+		{"HSM away", migrate.Probes{Latency: func(context.Context) ([]time.Duration, error) { return nil, away }}, "latency of the HSM", migrate.Failure, "CKR_DEVICE_REMOVED", "hsm inspect"},
+		{"no round trip", migrate.Probes{Latency: latency()}, "latency of the HSM", migrate.Failure, "no round trip", ""},
+		{"alive", migrate.Probes{Source: source(host("kms-1", "192.0.2.7", 0))}, "source alive", migrate.OK, "https://kms-1:16000/kms answers in 4.00 ms (Jetty(9.4))", ""},
+		{"one of two", migrate.Probes{Source: source(host("kms-1", "192.0.2.7", 0), down)}, "source alive", migrate.Warning, "unexpected EOF", "see that it runs"},
+		{"dead", migrate.Probes{Source: source(down, down)}, "source alive", migrate.Failure, "unexpected EOF", "see that it runs"},
+		{"other host", migrate.Probes{LocalAddrs: here, Source: source(host("kms-1", "192.0.2.7", 0))}, "source on another host", migrate.OK, "kms-1 is 192.0.2.7", ""},
+		{"this host", migrate.Probes{LocalAddrs: here, Source: source(host("kms-1", "192.0.2.1", 0))}, "source on another host", migrate.Warning, "is this host", "hosts of their own"},
+		{"loopback", migrate.Probes{Source: source(host("localhost", "127.0.0.1", 0))}, "source on another host", migrate.Warning, "is this host", ""},
+		{"clocks agree", migrate.Probes{Source: source(host("kms-1", "192.0.2.7", time.Second))}, "clocks", migrate.OK, "agrees with ours", ""},
+		{"clock behind", migrate.Probes{Source: source(host("kms-1", "192.0.2.7", -45*time.Second))}, "clocks", migrate.Warning, "45s behind ours", "NTP"},
+		{"clock ahead", migrate.Probes{Source: source(host("kms-1", "192.0.2.7", 10*time.Minute))}, "clocks", migrate.Failure, "10m0s ahead of ours", "NTP"},
+		{"no clock", migrate.Probes{Source: source(down)}, "clocks", migrate.Warning, "not compared", ""},
+		{"HDFS there", migrate.Probes{Own: []string{"new:9600"}, HDFS: hdfs(path, "kms://https@kms-1;kms-2:16000/kms")}, "HDFS not yet pointed here", migrate.OK, path + " is kms://", ""},
+		{"HDFS here", migrate.Probes{Own: []string{"new2:9600"}, HDFS: hdfs(path, "kms://https@new1;NEW2:9600/kms")}, "HDFS not yet pointed here", migrate.Warning, "", "HDFS asks NEW2:9600 already"},
+		{"HDFS here, old name", migrate.Probes{Own: []string{"new:9600"}, HDFS: hdfs("dfs.encryption.key.provider.uri", "kms://http@new:9600/kms")}, "HDFS not yet pointed here", migrate.Warning, "dfs.encryption", "already"},
+		{"HDFS without", migrate.Probes{HDFS: hdfs("", "")}, "HDFS not yet pointed here", migrate.Warning, "no key provider", path},
+		{"room", migrate.Probes{Room: room(2, true, nil)}, "room in the HSM", migrate.OK, "2 new keys, room for 2", ""},
+		{"no room", migrate.Probes{Room: room(1, true, nil)}, "room in the HSM", migrate.Failure, "2 new keys, room for 1", "--versions current"},
+		{"room unknown", migrate.Probes{Room: room(0, false, nil)}, "room in the HSM", migrate.OK, "does not tell", ""},
+		{"room not asked", migrate.Probes{Room: room(0, false, away)}, "room in the HSM", migrate.Failure, "CKR_DEVICE_REMOVED", "reached"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			b := newBench(t)
+			b.add(t, "k", 2)
+			b.cfg.Probes = tt.probes
+			p, err := b.engine(t).Plan(t.Context())
+			must(t, err)
+			found, failures := 0, 0
+			for _, c := range p.Checks {
+				if c.Status == migrate.Failure {
+					failures++
+				}
+				if c.Name != tt.check {
+					continue
+				}
+				found++
+				if c.Status != tt.status || !strings.Contains(c.Measured, tt.measured) || !strings.Contains(c.Cure, tt.cure) {
+					t.Errorf("%+v, want %v, %q, %q", c, tt.status, tt.measured, tt.cure)
+				}
+				if tt.status == migrate.OK && c.Cure != "" {
+					t.Errorf("a cure for what is well: %q", c.Cure)
+				}
+			}
+			if found != 1 {
+				t.Errorf("%d checks of that name in %+v", found, p.Checks)
+			}
+			if p.Ready() != (failures == 0) {
+				t.Errorf("ready is %v with %d failures", p.Ready(), failures)
+			}
+		})
+	}
+}
+
+// TestPlanWithoutSource: the checks are told though the keys cannot be.
+func TestPlanWithoutSource(t *testing.T) {
+	b := newBench(t)
+	b.cfg.Source = &stub{Source: b.source, keysErr: claviger.Errorf("kmsclient.Keys", claviger.Unavailable, "", "connection refused")}
+	p, err := b.engine(t).Plan(t.Context())
+	if !claviger.Is(err, claviger.SourceUnreachable) || p == nil || p.Ready() || len(p.Checks) < 3 {
+		t.Errorf("%+v, %v", p, err)
+	}
+	b.cfg.Source = nil
+	e := b.engine(t)
+	_, errPlan := e.Plan(t.Context())
+	_, errRun := e.Run(t.Context())
+	_, errVerify := e.Verify(t.Context())
+	for _, err := range []error{errPlan, errRun, errVerify} {
+		if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "hadoop.kms.key.provider.reencryption.source.uri") {
+			t.Errorf("%v", err)
+		}
+	}
+}
+
+// TestBusy: a plan beside a run says so.
+func TestBusy(t *testing.T) {
+	b := newBench(t)
+	unlock, err := b.store.Lock(t.Context(), migrate.LockName)
+	must(t, err)
+	defer unlock()
+	p, err := b.engine(t).Plan(t.Context())
+	must(t, err)
+	if last := p.Checks[len(p.Checks)-1]; last.Status != migrate.Warning || last.Name != "no other run" {
+		t.Errorf("%+v", p.Checks)
+	}
+}
