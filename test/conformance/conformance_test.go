@@ -28,6 +28,8 @@ var methods = []string{
 	"testKMSRestartSimpleAuth",
 	"testKMSAuthFailureRetry",
 	"testKMSTimeout",
+	"testDelegationTokensOpsHttpPseudo",
+	"testProxyUserSimple",
 }
 
 // serialFilter lets the JVM read the metadata objects in a JCEKS keystore.
