@@ -5,9 +5,9 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -57,27 +57,11 @@ type FileConfig struct {
 // It never overwrites one: what a running KMS depends on is not replaced by a
 // slip.
 func WriteKeystoreFile(path string, c FileConfig) error {
-	var b bytes.Buffer
-	b.WriteString("# Which HSM token claviger uses. It holds no secret; the PIN is where it says.\n")
-	line := func(name, value string) {
-		if value != "" {
-			fmt.Fprintf(&b, "%s = %s\n", name, value)
-		}
+	data, err := c.format()
+	if err != nil {
+		return fmt.Errorf("keystore file %s: %w", path, err)
 	}
-	line("module", c.Module)
-	line("token", c.Token)
-	line("serial", c.Serial)
-	if c.Slot != nil {
-		line("slot", strconv.FormatUint(uint64(*c.Slot), 10))
-	}
-	line("pin-file", c.PINFile)
-	line("pin-env", c.PINEnv)
-	line("credential", c.Credential)
-	line("profile", string(c.Profile))
-	if c.MaxSessions > 0 {
-		line("max-sessions", strconv.Itoa(c.MaxSessions))
-	}
-	if _, err := parseKeystore(path, b.Bytes()); err != nil {
+	if _, err := parseKeystore(path, data); err != nil {
 		return err
 	}
 	if err := CheckNew(path); err != nil {
@@ -87,11 +71,40 @@ func WriteKeystoreFile(path string, c FileConfig) error {
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(b.Bytes())
+	_, err = f.Write(data)
 	if err == nil {
 		err = f.Sync()
 	}
-	return errors.Join(err, f.Close())
+	if err = errors.Join(err, f.Close()); err != nil {
+		_ = os.Remove(path) // half a file is worse than none; it is ours
+	}
+	return err
+}
+
+// format writes the file's lines, such that parseKeystore reads the same.
+func (c *FileConfig) format() ([]byte, error) {
+	var slot, sessions string
+	if c.Slot != nil {
+		slot = strconv.FormatUint(uint64(*c.Slot), 10)
+	}
+	if c.MaxSessions != 0 {
+		sessions = strconv.Itoa(c.MaxSessions)
+	}
+	b := bytes.NewBufferString("# Which HSM token claviger uses. It holds no secret; the PIN is where it says.\n")
+	for _, l := range []struct{ name, value string }{
+		{"module", c.Module}, {"token", c.Token}, {"serial", c.Serial}, {"slot", slot},
+		{"pin-file", c.PINFile}, {"pin-env", c.PINEnv}, {"credential", c.Credential},
+		{"profile", string(c.Profile)}, {"max-sessions", sessions},
+	} {
+		if l.value == "" {
+			continue
+		}
+		if strings.TrimSpace(l.value) != l.value || strings.ContainsAny(l.value, "\n\x00") {
+			return nil, fmt.Errorf("%s has the value %q, which a line of the file cannot hold: it would not be read back as it is", l.name, l.value)
+		}
+		fmt.Fprintf(b, "%s = %s\n", l.name, l.value)
+	}
+	return b.Bytes(), nil
 }
 
 // CheckNew says why a keystore file cannot be written at path: there is one.
@@ -104,10 +117,27 @@ func CheckNew(path string) error {
 
 // ReadKeystoreFile reads that file. warnings say what in it is odd.
 func ReadKeystoreFile(path string) (c Config, warnings []string, err error) {
-	data, err := os.ReadFile(path)
+	file, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return c, nil, fmt.Errorf("keystore file %s is not there; write it with: claviger hsm init --module LIBRARY --token LABEL --pin-file FILE %s", path, path)
 	}
+	if err != nil {
+		return c, nil, fmt.Errorf("keystore file: %w", err)
+	}
+	defer file.Close()
+	info, err := file.Stat()
+	if err != nil {
+		return c, nil, fmt.Errorf("keystore file: %w", err)
+	}
+	// Whoever writes this file names the library that is loaded into the server, and
+	// is told the PIN.
+	switch mode := info.Mode().Perm(); {
+	case mode&0o002 != 0:
+		return c, nil, fmt.Errorf("keystore file %s may be written by everybody (mode %04o), who could have any library loaded; cure: chmod o-w %s", path, mode, path)
+	case mode&0o020 != 0:
+		warnings = append(warnings, fmt.Sprintf("keystore file %s may be written by its group (mode %04o), who could have any library loaded; better: chmod g-w %s", path, mode, path))
+	}
+	data, err := io.ReadAll(io.LimitReader(file, maxFile+1))
 	if err != nil {
 		return c, nil, fmt.Errorf("keystore file: %w", err)
 	}
@@ -119,7 +149,7 @@ func ReadKeystoreFile(path string) (c Config, warnings []string, err error) {
 	if err != nil {
 		return c, nil, fmt.Errorf("keystore file %s: %w", path, err)
 	}
-	return c, nil, nil
+	return c, warnings, nil
 }
 
 // ParseProfile checks a profile's name; "" leaves the choice to the token's maker.
@@ -285,81 +315,4 @@ func pinFile(path string) func() (secret.Bytes, error) {
 		}
 		return pin, nil
 	}
-}
-
-// ParseURI reads an RFC 7512 URI: pkcs11:token=..;serial=..;slot-id=..?
-// module-path=..&pin-source=file:.. . The vendor attribute x-claviger-profile
-// names a profile. warnings name what is not used.
-func ParseURI(uri string) (c Config, warnings []string, err error) {
-	rest, ok := strings.CutPrefix(uri, "pkcs11:")
-	if !ok {
-		return c, nil, fmt.Errorf("%q is no pkcs11: URI", uri)
-	}
-	path, query, _ := strings.Cut(rest, "?")
-	f := FileConfig{}
-	seen := map[string]bool{}
-	attr := func(part string) error {
-		name, raw, ok := strings.Cut(part, "=")
-		if !ok {
-			return fmt.Errorf("pkcs11: URI: %q is no attribute; one is name=value", part)
-		}
-		if seen[name] {
-			return fmt.Errorf("pkcs11: URI: attribute %s stands there twice", name)
-		}
-		seen[name] = true
-		value, err := url.PathUnescape(raw)
-		if err != nil {
-			return fmt.Errorf("pkcs11: URI: attribute %s: %w", name, err)
-		}
-		switch name {
-		case "token":
-			f.Token = value
-		case "serial":
-			f.Serial = value
-		case "slot-id":
-			f.Slot, err = parseSlot(value)
-		case "module-path":
-			f.Module = value
-		case "pin-source":
-			file, ok := strings.CutPrefix(value, "file:")
-			if !ok {
-				return fmt.Errorf("pkcs11: URI: pin-source has the value %q; it must be file: and a path", value)
-			}
-			f.PINFile = strings.TrimPrefix(file, "//")
-		case "pin-value":
-			return errors.New("pkcs11: URI: pin-value would put the PIN into configuration files, process lists and logs; use pin-source=file:/path")
-		case "x-claviger-profile":
-			f.Profile, err = ParseProfile(value)
-		default:
-			warnings = append(warnings, fmt.Sprintf("pkcs11: URI: attribute %s is not used", name))
-		}
-		if err != nil {
-			return fmt.Errorf("pkcs11: URI: %w", err)
-		}
-		return nil
-	}
-	for _, list := range []struct{ text, sep string }{{path, ";"}, {query, "&"}} {
-		for _, part := range strings.Split(list.text, list.sep) {
-			if part == "" {
-				continue
-			}
-			if err := attr(part); err != nil {
-				return Config{}, nil, err
-			}
-		}
-	}
-	// A serial beside a label is a second lock on the same door.
-	label := f.Token
-	if f.Serial != "" || f.Slot != nil {
-		f.Token = ""
-	}
-	if f.Serial != "" && f.Slot != nil {
-		return Config{}, nil, errors.New("pkcs11: URI: serial and slot-id both name the token; keep one")
-	}
-	if err := f.check("pkcs11: URI"); err != nil {
-		return Config{}, nil, err
-	}
-	c, err = f.Config("/")
-	c.TokenLabel = label
-	return c, warnings, err
 }

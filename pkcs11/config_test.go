@@ -1,0 +1,247 @@
+package pkcs11
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+)
+
+func write(t *testing.T, name, content string, mode os.FileMode) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(path, mode); err != nil { // WriteFile's mode goes through the umask
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestKeystoreFile(t *testing.T) {
+	path := write(t, "luna.keystore", `
+# the partition of the KMS
+module = /usr/safenet/lunaclient/lib/libCryptoki2_64.so
+  serial=1238696044953
+pin-file = luna.pin
+profile = Luna
+max-sessions = 30
+`, 0o600)
+	c, warnings, err := ReadKeystoreFile(path)
+	if err != nil || len(warnings) > 0 {
+		t.Fatal(err, warnings)
+	}
+	pin := filepath.Join(filepath.Dir(path), "luna.pin") // beside the file, for it has no folder
+	if c.Module != "/usr/safenet/lunaclient/lib/libCryptoki2_64.so" || c.Serial != "1238696044953" || c.TokenLabel != "" || c.Slot != nil ||
+		c.PINSource != "file "+pin || c.Profile != Luna || c.MaxSessions != 30 {
+		t.Errorf("%+v", c)
+	}
+}
+
+// TestKeystoreFileErrors: each names the file, the line, the value and what to do.
+func TestKeystoreFileErrors(t *testing.T) {
+	const good = "module = /x.so\ntoken = kms\npin-file = /pin\n"
+	for content, want := range map[string]string{
+		"module\n":                                         `:1: there is no '=' in this line; a keystore file has lines like "module = /path/of/library.so"; claviger hsm init writes one`,
+		"\n# x\nmodule =\n":                                `:3: module has no value; give it one or take the line out`,
+		good + "token = x\n":                               `:4: token stands there twice; keep one`,
+		good + "libary = /x.so":                            `:4: "libary" is not known; known are module, token, serial, slot, pin-file, pin-env, credential, profile, max-sessions`,
+		good + "pin = 1234\n":                              `:4: a PIN must not stand in this file; put it into a file of its own (mode 0400) and name that: pin-file = PATH`,
+		good + "profile = lunar":                           `:4: unknown profile "lunar"; known ones: [luna ncipher softhsm generic]`,
+		good + "max-sessions = 0":                          `:4: max-sessions has the value "0"; it must be a number from 1 to 4096`,
+		"slot = one\n":                                     `:1: slot has the value "one"; it must be a slot number`,
+		"token = kms\npin-file = /pin\n":                   `: module is missing: the path of the HSM's PKCS#11 library`,
+		"module = x.so\ntoken = kms\npin-file = /pin\n":    `: module has the value "x.so"; it must be an absolute path`,
+		"module = /x.so\npin-file = /pin\n":                `: the token must be named once, by one of token (its label), serial or slot`,
+		good + "serial = 1\n":                              `: the token must be named once, by one of token (its label), serial or slot`,
+		"module = /x.so\ntoken = kms\n":                    `: the place of the PIN must be named once, by one of pin-file, pin-env or credential`,
+		good + "pin-env = PIN\n":                           `: the place of the PIN must be named once, by one of pin-file, pin-env or credential`,
+		"\xfe\xed\xfe\xed\x00\x00\x00\x02":                 ` is no keystore file of claviger's (a Java keystore?); a keystore file has lines like "module = /path/of/library.so"; claviger hsm init writes one`,
+		strings.Repeat("# a comment\n", maxFile/12) + good: ` is no keystore file of claviger's (a Java keystore?); a keystore file has lines like "module = /path/of/library.so"; claviger hsm init writes one`,
+	} {
+		path := write(t, "x.keystore", content, 0o640)
+		_, _, err := ReadKeystoreFile(path)
+		if err == nil || !strings.HasSuffix(err.Error(), path+want) {
+			t.Errorf("%.60q:\n%v\nwant\n%s", content, err, path+want)
+		}
+		if err != nil && strings.Contains(err.Error(), "1234") {
+			t.Errorf("the PIN is in %v", err)
+		}
+	}
+}
+
+// TestKeystoreFileMode: who may write the file may run code in the server.
+func TestKeystoreFileMode(t *testing.T) {
+	const good = "module = /x.so\ntoken = kms\npin-file = /pin\n"
+	path := write(t, "x.keystore", good, 0o646)
+	if _, _, err := ReadKeystoreFile(path); err == nil || !strings.Contains(err.Error(), "may be written by everybody (mode 0646)") || !strings.Contains(err.Error(), "cure: chmod o-w "+path) {
+		t.Error(err)
+	}
+	_, warnings, err := ReadKeystoreFile(write(t, "x.keystore", good, 0o664))
+	if err != nil || len(warnings) != 1 || !strings.Contains(warnings[0], "may be written by its group (mode 0664)") {
+		t.Error(warnings, err)
+	}
+}
+
+func TestWriteKeystoreFile(t *testing.T) {
+	slot := uint(7)
+	dir := t.TempDir()
+	for name, c := range map[string]FileConfig{
+		"label":      {Module: "/x.so", Token: "my token # 1 = one", PINFile: "/pin", Profile: NCipher},
+		"serial":     {Module: "/x.so", Serial: "0123", PINEnv: "PIN", MaxSessions: 12},
+		"slot":       {Module: "/x.so", Slot: &slot, Credential: "hsm-pin", Profile: Generic},
+		"with space": {Module: "/a dir/x.so", Token: "t", PINFile: "pin"},
+	} {
+		path := filepath.Join(dir, name)
+		if err := WriteKeystoreFile(path, c); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		info, err := os.Stat(path)
+		if err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v, %v", name, info.Mode(), err)
+		}
+		data, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := parseKeystore(path, data)
+		if err != nil || !reflect.DeepEqual(got, c) {
+			t.Errorf("%s: read back as %+v, %v", name, got, err)
+		}
+		if err := WriteKeystoreFile(path, FileConfig{Module: "/y.so", Token: "t", PINFile: "/pin"}); err == nil || !strings.Contains(err.Error(), "is there already and is not overwritten") {
+			t.Errorf("%s: overwritten: %v", name, err)
+		}
+		if again, err := os.ReadFile(path); err != nil || string(again) != string(data) {
+			t.Errorf("%s: changed: %q, %v", name, again, err)
+		}
+	}
+	for _, c := range []FileConfig{
+		{Module: "/x.so", Token: "t\nprofile = luna", PINFile: "/pin"}, // would be another file than the one meant
+		{Module: "/x.so", Token: " t", PINFile: "/pin"},
+		{Module: "/x.so", Token: "t", PINFile: "/pin", MaxSessions: -1},
+		{Module: "x.so", Token: "t", PINFile: "/pin"},
+		{Module: "/x.so", Token: "t", Serial: "1", PINFile: "/pin"},
+	} {
+		path := filepath.Join(dir, "refused")
+		if err := WriteKeystoreFile(path, c); err == nil {
+			t.Errorf("written: %+v", c)
+		}
+		if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("there is a file: %v", err)
+		}
+	}
+}
+
+func TestPIN(t *testing.T) {
+	t.Setenv("CLAVIGER_TEST_PIN", "in env")
+	dir := filepath.Dir(write(t, "hsm-pin", "in credential\n", 0o400))
+	t.Setenv("CREDENTIALS_DIRECTORY", dir)
+	read := func(c FileConfig) (string, error) {
+		c.Module, c.Token = "/x.so", "t"
+		cfg, err := c.Config("/etc/claviger")
+		if err != nil {
+			return "", err
+		}
+		pin, err := cfg.PIN()
+		return string(pin), err
+	}
+	for _, c := range []struct {
+		name string
+		file FileConfig
+		want string
+	}{
+		{"plain", FileConfig{PINFile: write(t, "pin", "1234", 0o600)}, "1234"},
+		{"newline", FileConfig{PINFile: write(t, "pin", "1234\n", 0o640)}, "1234"},
+		{"one newline only", FileConfig{PINFile: write(t, "pin", " 1234 \n\n", 0o600)}, " 1234 \n"},
+		{"from Windows", FileConfig{PINFile: write(t, "pin", "1234\r\n", 0o600)}, "1234"},
+		{"environment", FileConfig{PINEnv: "CLAVIGER_TEST_PIN"}, "in env"},
+		{"credential", FileConfig{Credential: "hsm-pin"}, "in credential"},
+	} {
+		if got, err := read(c.file); err != nil || got != c.want {
+			t.Errorf("%s: %q, %v; want %q", c.name, got, err, c.want)
+		}
+	}
+	open := write(t, "pin", "1234", 0o604)
+	for _, c := range []struct {
+		file FileConfig
+		want string
+	}{
+		{FileConfig{PINFile: open}, "PIN file " + open + " may be read by everybody (mode 0604); cure: chmod o= " + open},
+		{FileConfig{PINFile: write(t, "pin", "\n", 0o600)}, "is empty"},
+		{FileConfig{PINFile: write(t, "pin", strings.Repeat("1", maxFile+1), 0o600)}, "is 65537 bytes long; that is no PIN"},
+		{FileConfig{PINFile: "nowhere"}, "PIN file: stat /etc/claviger/nowhere: no such file or directory"},
+		{FileConfig{PINEnv: "CLAVIGER_TEST_UNSET"}, "environment variable CLAVIGER_TEST_UNSET, which should hold the PIN, is not set"},
+		{FileConfig{Credential: "../pin"}, `credential has the value "../pin"; it must be a name without a slash`},
+	} {
+		if got, err := read(c.file); err == nil || !strings.HasSuffix(err.Error(), c.want) {
+			t.Errorf("%+v: %q, %v; want %s", c.file, got, err, c.want)
+		}
+	}
+	t.Setenv("CREDENTIALS_DIRECTORY", "")
+	if _, err := read(FileConfig{Credential: "hsm-pin"}); err == nil || !strings.Contains(err.Error(), "give the unit LoadCredential=hsm-pin:FILE") {
+		t.Error(err)
+	}
+}
+
+func TestParseURI(t *testing.T) {
+	c, warnings, err := ParseURI("pkcs11:serial=1238;token=My%20Token;object=x?module-path=/usr/lib/x.so&pin-source=file:///etc/pin&x-claviger-profile=luna")
+	if err != nil || c.TokenLabel != "My Token" || c.Serial != "1238" || c.Slot != nil || c.Module != "/usr/lib/x.so" || c.PINSource != "file /etc/pin" || c.Profile != Luna {
+		t.Errorf("%+v, %v", c, err)
+	}
+	if len(warnings) != 1 || warnings[0] != "pkcs11: URI: attribute object is not used" {
+		t.Errorf("warnings: %q", warnings)
+	}
+	c, _, err = ParseURI("PKCS11:slot-id=0x1f?module-path=/x.so&pin-source=file:/etc/pin")
+	if err != nil || c.Slot == nil || *c.Slot != 31 || c.TokenLabel != "" {
+		t.Errorf("%+v, %v", c, err)
+	}
+
+	const rest = "?module-path=/x.so&pin-source=file:/etc/pin"
+	for uri, want := range map[string]string{
+		"jceks://file@/x":                                      `"jceks://file@/x" is no pkcs11: URI`,
+		"pkcs11:token" + rest:                                  `"token" is no attribute; one is name=value`,
+		"pkcs11:token=a;token=b" + rest:                        `attribute token stands there twice`,
+		"pkcs11:token=%zz" + rest:                              `attribute token: invalid URL escape "%zz"`,
+		"pkcs11:token=" + rest:                                 `attribute token has the value ""; give it one or take it out`,
+		"pkcs11:token=a%00b" + rest:                            `attribute token has the value "a\x00b"; give it one or take it out`,
+		"pkcs11:slot-id=one" + rest:                            `slot has the value "one"; it must be a slot number`,
+		"pkcs11:serial=1;slot-id=1" + rest:                     `serial and slot-id both name the token; keep one`,
+		"pkcs11:" + rest:                                       `the token is not named; name it by token (its label), serial or slot-id`,
+		"pkcs11:token=a?module-path=/x.so":                     `pin-source is missing: file: and the path of a file that holds the PIN`,
+		"pkcs11:token=a?pin-source=file:/pin":                  `module-path is missing: the path of the HSM's PKCS#11 library`,
+		"pkcs11:token=a?module-path=x.so":                      `module-path has the value "x.so"; it must be an absolute path`,
+		"pkcs11:token=a?pin-source=pin":                        `pin-source has the value "pin"; it must be file: and an absolute path`,
+		"pkcs11:token=a?pin-source=file:pin":                   `pin-source has the value "file:pin"; it must be file: and an absolute path`,
+		"pkcs11:token=a?pin-source=%7Cpinomatic":               `pin-source has the value "|pinomatic"; it must be file: and an absolute path`,
+		"pkcs11:token=a;x-claviger-profile=lunar" + rest:       `unknown profile "lunar"; known ones: [luna ncipher softhsm generic]`,
+		"pkcs11:token=a" + rest + "&module-name=x":             `module-path and module-name both name the library; keep one`,
+		"pkcs11:token=a?module-name=/x&pin-source=file:/pin":   `module-name has the value "/x"; a path is named by module-path`,
+		"pkcs11:token=a?module-name=nope&pin-source=file:/pin": `module-name has the value "nope"; there is neither nope.so nor libnope.so in ` + strings.Join(moduleFolders, ", ") + `; name the library by module-path`,
+	} {
+		if _, _, err := ParseURI(uri); err == nil || !strings.HasSuffix(err.Error(), want) {
+			t.Errorf("%s:\n%v\nwant\n%s", uri, err, want)
+		}
+	}
+	for _, uri := range []string{"pkcs11:token=a?pin-value=98765", "pkcs11:token=a" + rest + "&pin-value=98765&pin-value=98765", "pkcs11:token=a?pin-value=98765%zz"} {
+		if _, _, err := ParseURI(uri); err == nil || strings.Contains(err.Error(), "98765") || !strings.Contains(err.Error(), "use pin-source=file:/path") {
+			t.Errorf("%s: %v", uri, err)
+		}
+	}
+}
+
+// TestModuleName finds a library in the folders of distributions.
+func TestModuleName(t *testing.T) {
+	lib := write(t, "libvendor.so", "", 0o600)
+	old := moduleFolders
+	t.Cleanup(func() { moduleFolders = old })
+	moduleFolders = []string{filepath.Join(t.TempDir(), "none"), filepath.Dir(lib)}
+	for _, name := range []string{"vendor", "libvendor"} {
+		c, _, err := ParseURI("pkcs11:token=a?module-name=" + name + "&pin-source=file:/pin")
+		if err != nil || c.Module != lib {
+			t.Errorf("%s: %q, %v", name, c.Module, err)
+		}
+	}
+}

@@ -1,0 +1,131 @@
+package pkcs11
+
+import (
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// ParseURI reads an RFC 7512 URI: pkcs11:token=..;serial=..;slot-id=..?
+// module-path=..&pin-source=file:.. . module-name in place of module-path is
+// looked for where distributions keep such libraries. The vendor attribute
+// x-claviger-profile names a profile. warnings name what is not used.
+func ParseURI(uri string) (c Config, warnings []string, err error) {
+	scheme, rest, ok := strings.Cut(uri, ":")
+	if !ok || !strings.EqualFold(scheme, "pkcs11") {
+		return c, nil, fmt.Errorf("%q is no pkcs11: URI", uri)
+	}
+	path, query, _ := strings.Cut(rest, "?")
+	f, moduleName := FileConfig{}, ""
+	seen := map[string]bool{}
+	attr := func(part string) error {
+		name, raw, ok := strings.Cut(part, "=")
+		if !ok {
+			return fmt.Errorf("pkcs11: URI: %q is no attribute; one is name=value", part)
+		}
+		if name == "pin-value" { // first, so that no other message shows it
+			return errors.New("pkcs11: URI: pin-value would put the PIN into configuration files, process lists and logs; use pin-source=file:/path")
+		}
+		if seen[name] {
+			return fmt.Errorf("pkcs11: URI: attribute %s stands there twice", name)
+		}
+		seen[name] = true
+		value, err := url.PathUnescape(raw)
+		if err != nil {
+			return fmt.Errorf("pkcs11: URI: attribute %s: %w", name, err)
+		}
+		switch name {
+		case "token", "serial", "slot-id", "module-path", "module-name", "pin-source", "x-claviger-profile":
+		default:
+			warnings = append(warnings, fmt.Sprintf("pkcs11: URI: attribute %s is not used", name))
+			return nil
+		}
+		if value == "" || strings.ContainsRune(value, 0) {
+			return fmt.Errorf("pkcs11: URI: attribute %s has the value %q; give it one or take it out", name, value)
+		}
+		switch name {
+		case "token":
+			f.Token = value
+		case "serial":
+			f.Serial = value
+		case "slot-id":
+			f.Slot, err = parseSlot(value)
+		case "module-path":
+			f.Module = value
+		case "module-name":
+			moduleName = value
+		case "pin-source":
+			file, ok := strings.CutPrefix(value, "file:")
+			f.PINFile = strings.TrimPrefix(file, "//")
+			if !ok || !filepath.IsAbs(f.PINFile) {
+				return fmt.Errorf("pkcs11: URI: pin-source has the value %q; it must be file: and an absolute path", value)
+			}
+		case "x-claviger-profile":
+			f.Profile, err = ParseProfile(value)
+		}
+		if err != nil {
+			return fmt.Errorf("pkcs11: URI: %w", err)
+		}
+		return nil
+	}
+	for _, list := range []struct{ text, sep string }{{path, ";"}, {query, "&"}} {
+		for _, part := range strings.Split(list.text, list.sep) {
+			if part == "" {
+				continue
+			}
+			if err := attr(part); err != nil {
+				return Config{}, nil, err
+			}
+		}
+	}
+	switch {
+	case moduleName != "" && f.Module != "":
+		return Config{}, nil, errors.New("pkcs11: URI: module-path and module-name both name the library; keep one")
+	case moduleName != "":
+		if f.Module, err = moduleByName(moduleName); err != nil {
+			return Config{}, nil, fmt.Errorf("pkcs11: URI: %w", err)
+		}
+	case f.Module == "":
+		return Config{}, nil, errors.New("pkcs11: URI: module-path is missing: the path of the HSM's PKCS#11 library")
+	case !filepath.IsAbs(f.Module):
+		return Config{}, nil, fmt.Errorf("pkcs11: URI: module-path has the value %q; it must be an absolute path", f.Module)
+	}
+	switch {
+	case f.Serial != "" && f.Slot != nil:
+		return Config{}, nil, errors.New("pkcs11: URI: serial and slot-id both name the token; keep one")
+	case f.Token == "" && f.Serial == "" && f.Slot == nil: // a label may stand beside one of the others
+		return Config{}, nil, errors.New("pkcs11: URI: the token is not named; name it by token (its label), serial or slot-id")
+	case f.PINFile == "":
+		return Config{}, nil, errors.New("pkcs11: URI: pin-source is missing: file: and the path of a file that holds the PIN")
+	}
+	if c, err = f.Config("/"); err != nil {
+		return Config{}, nil, fmt.Errorf("pkcs11: URI: %w", err)
+	}
+	return c, warnings, nil
+}
+
+// moduleFolders are where distributions put PKCS#11 libraries, or links to them.
+var moduleFolders = []string{
+	"/usr/lib/x86_64-linux-gnu/pkcs11", "/usr/lib/aarch64-linux-gnu/pkcs11", "/usr/lib64/pkcs11", "/usr/lib/pkcs11", "/usr/local/lib/pkcs11",
+	"/usr/lib/softhsm", "/usr/lib/x86_64-linux-gnu/softhsm", "/usr/lib/aarch64-linux-gnu/softhsm",
+}
+
+// moduleByName finds a library by its name without path, "lib" and ".so", as RFC
+// 7512 has it.
+func moduleByName(name string) (string, error) {
+	if strings.ContainsRune(name, '/') {
+		return "", fmt.Errorf("module-name has the value %q; a path is named by module-path", name)
+	}
+	for _, dir := range moduleFolders {
+		for _, file := range []string{name + ".so", "lib" + name + ".so"} {
+			path := filepath.Join(dir, file)
+			if _, err := os.Stat(path); err == nil {
+				return path, nil
+			}
+		}
+	}
+	return "", fmt.Errorf("module-name has the value %q; there is neither %[1]s.so nor lib%[1]s.so in %s; name the library by module-path", name, strings.Join(moduleFolders, ", "))
+}
