@@ -116,17 +116,23 @@ func TestProbeEnds(t *testing.T) {
 }
 
 // TestStartWithWrongScheme is what an operator sees who has written http for a
-// source that speaks https.
+// source that speaks https, or the other way round.
 func TestStartWithWrongScheme(t *testing.T) {
-	secure := serve(t, true, strangers)
-	b := newBench(t)
-	b.cfg.Source = &stub{Source: b.source, keysErr: claviger.Errorf("kmsclient.Keys", claviger.Unavailable, "", "malformed HTTP response")}
-	b.cfg.Probes.Source = (&migrate.SourceKMS{Bases: []string{"http" + strings.TrimPrefix(secure.URL, "https") + "/kms"}}).Probe
-	_, err := b.engine(t).AtStart(t.Context())
-	if !claviger.Is(err, claviger.SourceUnreachable) {
-		t.Errorf("kind of %v", err)
+	secure, plain := serve(t, true, strangers), serve(t, false, strangers)
+	for name, source := range map[string]string{
+		"wrong-scheme":       "http://" + secure.Listener.Addr().String(),
+		"wrong-scheme-https": "https://" + plain.Listener.Addr().String(),
+	} {
+		b := newBench(t)
+		b.cfg.Source = &stub{Source: b.source, keysErr: claviger.Errorf("kmsclient.Keys", claviger.Unavailable, "", "malformed HTTP response")}
+		b.cfg.Probes.Source = (&migrate.SourceKMS{Bases: []string{source + "/kms"}}).Probe
+		_, err := b.engine(t).AtStart(t.Context())
+		if !claviger.Is(err, claviger.SourceUnreachable) {
+			t.Errorf("kind of %v", err)
+		}
+		_, addr, _ := strings.Cut(source, "://")
+		golden(t, name, strings.ReplaceAll(err.Error()+"\n", addr, "old.example.com:16000"))
 	}
-	golden(t, "wrong-scheme", strings.ReplaceAll(err.Error()+"\n", secure.Listener.Addr().String(), "old.example.com:16000"))
 }
 
 // TestChecks makes every check come out each way.
