@@ -21,7 +21,7 @@ func TestMain(m *testing.M) {
 
 // TestScripts runs testdata/*.txtar, each with a SoftHSM token of its own.
 func TestScripts(t *testing.T) {
-	testscript.Run(t, testscript.Params{Dir: "testdata", RequireExplicitExec: true, Setup: func(env *testscript.Env) error {
+	testscript.Run(t, testscript.Params{Dir: "testdata", RequireExplicitExec: true, Cmds: scriptCommands, Setup: func(env *testscript.Env) error {
 		token, err := softhsm.Create(filepath.Join(env.WorkDir, "token"), "script")
 		if err != nil {
 			return err
