@@ -1,7 +1,9 @@
 package pkcs11
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 	"strings"
 
 	p11 "github.com/miekg/pkcs11"
@@ -73,6 +75,8 @@ func findToken(b Boundary, c *Config) (candidate, error) {
 		}
 		fit = append(fit, t)
 	}
+	byName(fit) // the order of slots may change whenever a library is loaded
+	byName(all)
 	switch {
 	case len(fit) == 1:
 		return fit[0], nil
@@ -84,6 +88,12 @@ func findToken(b Boundary, c *Config) (candidate, error) {
 		return candidate{}, fmt.Errorf("PKCS#11 module %s shows no token; is the HSM connected, and its client configured for this user?", c.Module)
 	}
 	return candidate{}, fmt.Errorf("no token of %s fits %s; there are: %s", c.Module, c.wanted(), list(all))
+}
+
+func byName(ts []candidate) {
+	slices.SortFunc(ts, func(a, b candidate) int {
+		return cmp.Or(strings.Compare(a.info.Label, b.info.Label), strings.Compare(a.info.SerialNumber, b.info.SerialNumber))
+	})
 }
 
 func list(ts []candidate) string {
