@@ -3,10 +3,11 @@ package pkcs11
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	p11 "github.com/miekg/pkcs11"
 
@@ -20,10 +21,6 @@ const blockSize = 16
 // hides the way to the HSM and back; those who come while both are away are
 // gathered for the next. More would only make the batches smaller.
 const inFlight = 2
-
-// gatherTimeout ends a gathered call that nobody's deadline ends, so that the
-// key is not blocked by a call that hangs.
-const gatherTimeout = time.Minute
 
 // EncryptBlocks encrypts each 16-byte block by itself, in place. It is one
 // C_Encrypt however many blocks there are (as far as the HSM's limit goes), and
@@ -40,9 +37,12 @@ func (t *Token) EncryptBlocks(ctx context.Context, id []byte, label string, bloc
 	if err := ctx.Err(); err != nil {
 		return claviger.E(op, claviger.Unavailable, label, err)
 	}
-	v, ok := t.gather.Load(string(id))
+	ctx, cancel := t.limited(ctx)
+	defer cancel()
+	name := keyName{string(id), label}
+	v, ok := t.gather.Load(name)
 	if !ok {
-		v, _ = t.gather.LoadOrStore(string(id), &gatherer{token: t, id: append([]byte(nil), id...), label: label})
+		v, _ = t.gather.LoadOrStore(name, &gatherer{token: t, name: name})
 	}
 	g, _ := v.(*gatherer)
 	w := &waiter{blocks: blocks, in: append([]byte(nil), blocks...), done: make(chan error, 1)}
@@ -77,8 +77,7 @@ type waiter struct {
 // gatherer makes the calls with one key.
 type gatherer struct {
 	token *Token
-	id    []byte
-	label string
+	name  keyName
 
 	mu      sync.Mutex
 	pending []*waiter
@@ -96,14 +95,16 @@ func (g *gatherer) add(w *waiter) {
 	}
 }
 
-// next takes as many callers as one C_Encrypt serves; at least one.
+// next takes as many callers as one C_Encrypt serves; at least one. Those who
+// have left since are not served.
 func (g *gatherer) next() []*waiter {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.pending = slices.DeleteFunc(g.pending, func(w *waiter) bool { return w.state.Load() == left })
 	size, n := 0, 0
 	for n < len(g.pending) {
-		size += len(g.pending[n].blocks)
-		if n > 0 && size > g.token.maxData {
+		size += len(g.pending[n].in)
+		if n > 0 && int64(size) > g.token.maxData.Load() {
 			break
 		}
 		n++
@@ -127,23 +128,43 @@ func (g *gatherer) run() {
 	}
 }
 
-// serve makes one call for a batch of callers.
+// serve makes one call for a batch of callers. Its limit is the token's, so that
+// the key is not blocked by a call that hangs.
 func (g *gatherer) serve(batch []*waiter) {
 	in := batch[0].in
-	for _, w := range batch[1:] {
-		in = append(in, w.in...)
+	if len(batch) > 1 {
+		size := 0
+		for _, w := range batch {
+			size += len(w.in)
+		}
+		in = make([]byte, 0, size)
+		for _, w := range batch {
+			in = append(in, w.in...)
+			clear(w.in)
+		}
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), gatherTimeout)
-	defer cancel()
 	var out []byte
-	err := g.token.do(ctx, "pkcs11.EncryptBlocks", func(s p11.SessionHandle) error {
+	err := g.token.doThen(context.Background(), "pkcs11.EncryptBlocks", func(l *login, s p11.SessionHandle) error {
 		var err error
-		out, err = g.token.encrypt(s, g.id, g.label, in)
+		out, err = g.token.encrypt(l, s, []byte(g.name.id), g.name.label, in)
 		return err
+	}, func(err error) {
+		// Here and not below: a call that hangs may still read in and write out.
+		deliver(batch, out, err)
+		clear(in)
+		clear(out)
 	})
+	deliver(batch, nil, err) // where the call was left behind
+	if claviger.Is(err, claviger.KeyNotFound) {
+		g.token.gather.CompareAndDelete(g.name, g)
+	}
+}
+
+// deliver gives all who still wait their part of out, or err.
+func deliver(batch []*waiter, out []byte, err error) {
 	at := 0
 	for _, w := range batch {
-		n := len(w.blocks)
+		n := len(w.in)
 		if w.state.CompareAndSwap(waiting, served) {
 			if err == nil {
 				copy(w.blocks, out[at:at+n])
@@ -152,28 +173,34 @@ func (g *gatherer) serve(batch []*waiter) {
 		}
 		at += n
 	}
-	clear(in)
-	if err == nil {
-		clear(out)
-	}
 }
 
-// encrypt makes the C calls: one C_Encrypt for each maxData bytes.
-func (t *Token) encrypt(s p11.SessionHandle, id []byte, label string, in []byte) ([]byte, error) {
-	object, err := t.handle(s, id, label)
+// encrypt makes the C calls: one C_Encrypt for each maxData bytes. How much the
+// token takes at once nobody tells but it, by CKR_DATA_LEN_RANGE; then maxData is
+// halved for as long as the token is open.
+func (t *Token) encrypt(l *login, s p11.SessionHandle, id []byte, label string, in []byte) ([]byte, error) {
+	object, err := t.handle(l, s, id, label)
 	if err != nil {
 		return nil, err
 	}
-	if len(in) <= t.maxData {
-		return t.mechanismEncrypt(s, t.mechanism, object, in)
-	}
 	out := make([]byte, 0, len(in))
-	for from := 0; from < len(in); from += t.maxData {
-		part, err := t.mechanismEncrypt(s, t.mechanism, object, in[from:min(from+t.maxData, len(in))])
-		if err != nil {
+	for rest := in; len(rest) > 0; {
+		limit := t.maxData.Load()
+		n := int(min(limit, int64(len(rest))))
+		part, err := t.mechanismEncrypt(s, t.mechanism, object, rest[:n])
+		switch {
+		case err == nil:
+			out, rest = append(out, part...), rest[n:]
+			clear(part)
+		case errors.Is(err, p11.Error(p11.CKR_DATA_LEN_RANGE)) && n > blockSize:
+			half := int64(n/2/blockSize) * blockSize
+			if limit = t.maxData.Load(); half < limit && t.maxData.CompareAndSwap(limit, half) {
+				t.log.Warn("the token takes less data in one call than its profile says", "bytes", n, "now", half)
+			}
+		default:
+			clear(out)
 			return nil, err
 		}
-		out = append(out, part...)
 	}
 	return out, nil
 }
@@ -252,11 +279,8 @@ func ctrParams(counter []byte) []byte {
 // probe finds the first mechanism of the ladder that the token has and that
 // works, on a session key that is gone afterwards.
 func (t *Token) probe(ctx context.Context, ladder []uint) error {
-	return t.do(ctx, "pkcs11.probe", func(s p11.SessionHandle) error {
-		t.mu.Lock()
-		slot := t.found.slot
-		t.mu.Unlock()
-		list, err := t.b.GetMechanismList(slot)
+	return t.do(ctx, "pkcs11.probe", func(l *login, s p11.SessionHandle) error {
+		list, err := t.b.GetMechanismList(l.found.slot)
 		if err != nil {
 			return err
 		}
@@ -270,7 +294,7 @@ func (t *Token) probe(ctx context.Context, ladder []uint) error {
 			p11.NewAttribute(p11.CKA_ENCRYPT, true), p11.NewAttribute(p11.CKA_LABEL, "claviger probe"),
 		})
 		if err != nil {
-			return fmt.Errorf("token %s makes no AES key: %w", t.found, err)
+			return fmt.Errorf("token %s makes no AES key: %w", l.found, err)
 		}
 		defer t.b.DestroyObject(s, key) //nolint:errcheck // it ends with the session in any case
 		var tried []string
@@ -289,6 +313,6 @@ func (t *Token) probe(ctx context.Context, ladder []uint) error {
 			}
 			return nil
 		}
-		return fmt.Errorf("token %s encrypts by none of the mechanisms that would do: %v; allow one of them in the policies of the partition", t.found, tried)
+		return fmt.Errorf("token %s encrypts by none of the mechanisms that would do: %v; allow one of them in the policies of the partition", l.found, tried)
 	})
 }

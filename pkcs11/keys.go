@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"time"
 
 	p11 "github.com/miekg/pkcs11"
 
@@ -20,6 +21,10 @@ const checkBlock = "claviger check 1"
 
 // checkSize is the length of a check value in bytes.
 const checkSize = 8
+
+// listLimit is List's callLimit: it makes two calls for each of the thousands of
+// keys that a token may hold.
+const listLimit = 10 * time.Minute
 
 // KeyInfo describes an AES key on the token.
 type KeyInfo struct {
@@ -48,11 +53,23 @@ func (t *Token) objects() (unlock func()) {
 // else, and never leave the token. Kind KeyExists where the id is taken.
 func (t *Token) GenerateKey(ctx context.Context, id []byte, label string, bits int) error {
 	const op = "pkcs11.GenerateKey"
-	return t.do(ctx, op, func(s p11.SessionHandle) error {
+	asked := false
+	return t.do(ctx, op, func(_ *login, s p11.SessionHandle) error {
 		defer t.objects()()
 		found, err := t.find(s, id, nil)
 		if err != nil {
 			return err
+		}
+		if asked && len(found) == 1 {
+			// The first try made it, whatever the library said then: under an id and label
+			// that were free.
+			ours, err := t.find(s, id, &label)
+			if err != nil {
+				return err
+			}
+			if len(ours) == 1 {
+				return t.asOrdered(s, ours[0], label, bits)
+			}
 		}
 		if len(found) > 0 {
 			return claviger.Errorf(op, claviger.KeyExists, label, "there is a key with CKA_ID %x on the token already", id)
@@ -78,6 +95,7 @@ func (t *Token) GenerateKey(ctx context.Context, id []byte, label string, bits i
 		if profiles[t.cfg.Profile].modifiable {
 			template = append(template, p11.NewAttribute(p11.CKA_MODIFIABLE, false))
 		}
+		asked = true
 		object, err := t.b.GenerateKey(s, []*p11.Mechanism{p11.NewMechanism(p11.CKM_AES_KEY_GEN, nil)}, template)
 		if errors.Is(err, p11.Error(p11.CKR_DEVICE_MEMORY)) {
 			return claviger.Errorf(op, claviger.Unavailable, label, "the token has no room for another key: %w", err)
@@ -85,23 +103,28 @@ func (t *Token) GenerateKey(ctx context.Context, id []byte, label string, bits i
 		if err != nil {
 			return err
 		}
-		// Trust is good: a policy of the HSM may have overruled the template.
-		info, err := t.describe(s, object)
-		if err == nil && (!info.Sensitive || info.Extractable || info.Decrypt) {
-			err = fmt.Errorf("the token made key %s with sensitive=%t, extractable=%t, decrypt=%t, which is not what was asked for; it was destroyed again: check the policies of the partition", label, info.Sensitive, info.Extractable, info.Decrypt)
-		}
-		if err != nil {
-			return errors.Join(err, t.b.DestroyObject(s, object))
-		}
-		return nil
+		return t.asOrdered(s, object, label, bits)
 	})
+}
+
+// asOrdered destroys a new key that is not what was asked for: a policy of the
+// HSM may have overruled the template.
+func (t *Token) asOrdered(s p11.SessionHandle, object p11.ObjectHandle, label string, bits int) error {
+	k, err := t.describe(s, object)
+	if err == nil && (k.Bits != bits || !k.Sensitive || k.Extractable || k.Decrypt) {
+		err = fmt.Errorf("the token made key %s with %d bits, sensitive=%t, extractable=%t, decrypt=%t, which is not what was asked for; it was destroyed again: check the policies of the partition", label, k.Bits, k.Sensitive, k.Extractable, k.Decrypt)
+	}
+	if err != nil {
+		return errors.Join(err, t.b.DestroyObject(s, object))
+	}
+	return nil
 }
 
 // Find returns the key with the given CKA_ID, nil where there is none. More
 // than one is an error: then nobody can say which was meant.
 func (t *Token) Find(ctx context.Context, id []byte) (*KeyInfo, error) {
 	var info *KeyInfo
-	err := t.do(ctx, "pkcs11.Find", func(s p11.SessionHandle) error {
+	err := t.do(ctx, "pkcs11.Find", func(_ *login, s p11.SessionHandle) error {
 		defer t.objects()()
 		found, err := t.find(s, id, nil)
 		switch {
@@ -125,8 +148,13 @@ func (t *Token) Find(ctx context.Context, id []byte) (*KeyInfo, error) {
 
 // List returns all AES keys of the token.
 func (t *Token) List(ctx context.Context) ([]KeyInfo, error) {
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, listLimit)
+		defer cancel()
+	}
 	var list []KeyInfo
-	err := t.do(ctx, "pkcs11.List", func(s p11.SessionHandle) error {
+	err := t.do(ctx, "pkcs11.List", func(_ *login, s p11.SessionHandle) error {
 		defer t.objects()()
 		list = nil
 		objects, err := t.find(s, nil, nil)
@@ -154,10 +182,11 @@ func (t *Token) List(ctx context.Context) ([]KeyInfo, error) {
 // Destroy destroys the key with that id and label, for ever. One that is gone is
 // no error.
 func (t *Token) Destroy(ctx context.Context, id []byte, label string) error {
-	return t.do(ctx, "pkcs11.Destroy", func(s p11.SessionHandle) error {
+	return t.do(ctx, "pkcs11.Destroy", func(l *login, s p11.SessionHandle) error {
 		defer t.objects()()
-		t.handles.Delete(string(id))
-		t.gather.Delete(string(id))
+		name := keyName{string(id), label}
+		l.handles.Delete(name)
+		t.gather.Delete(name)
 		found, err := t.find(s, id, &label)
 		if err != nil || len(found) == 0 {
 			return err
@@ -204,7 +233,20 @@ func (t *Token) find(s p11.SessionHandle, id []byte, label *string) ([]p11.Objec
 			break
 		}
 	}
-	return all, t.b.FindObjectsFinal(s)
+	if err := t.b.FindObjectsFinal(s); err != nil || len(all) > 0 {
+		return all, err
+	}
+	return nil, t.stillLoggedIn(s)
+}
+
+// stillLoggedIn is asked before it is believed that a key is not there: to one
+// who is not logged in the token shows no private object, and no error.
+func (t *Token) stillLoggedIn(s p11.SessionHandle) error {
+	info, err := t.b.GetSessionInfo(s)
+	if err == nil && info.State != p11.CKS_RW_USER_FUNCTIONS {
+		return p11.Error(p11.CKR_USER_NOT_LOGGED_IN)
+	}
+	return err
 }
 
 // describe reads a key's attributes.
@@ -249,12 +291,11 @@ func (t *Token) describe(s p11.SessionHandle, o p11.ObjectHandle) (KeyInfo, erro
 
 // handle returns the key's object handle, from the cache or by a look-up that
 // demands exactly one match of id and label.
-func (t *Token) handle(s p11.SessionHandle, id []byte, label string) (p11.ObjectHandle, error) {
-	generation := t.module.current()
-	if v, ok := t.handles.Load(string(id)); ok {
-		if h, ok := v.(handle); ok && h.generation == generation && h.label == label {
-			return h.object, nil
-		}
+func (t *Token) handle(l *login, s p11.SessionHandle, id []byte, label string) (p11.ObjectHandle, error) {
+	name := keyName{string(id), label}
+	if v, ok := l.handles.Load(name); ok {
+		h, _ := v.(p11.ObjectHandle)
+		return h, nil
 	}
 	unlock := t.objects()
 	found, err := t.find(s, id, &label)
@@ -266,7 +307,7 @@ func (t *Token) handle(s p11.SessionHandle, id []byte, label string) (p11.Object
 	case 0:
 		return 0, claviger.Errorf("pkcs11.key", claviger.KeyNotFound, label, "the token holds no key with CKA_ID %s and label %q", hex.EncodeToString(id), label)
 	case 1:
-		t.handles.Store(string(id), handle{found[0], label, generation})
+		l.handles.Store(name, found[0])
 		return found[0], nil
 	}
 	return 0, fmt.Errorf("%d keys on the token have CKA_ID %x and label %q; it is not used until only the right one is left", len(found), id, label)

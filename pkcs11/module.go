@@ -1,30 +1,73 @@
 package pkcs11
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"sync"
+	"time"
 
 	p11 "github.com/miekg/pkcs11"
+)
+
+const (
+	// drainPatience is how long a reset holds new calls back while those under way
+	// come back. One that takes longer than this is taken to hang.
+	drainPatience = 3 * time.Second
+	// gatePatience is how long after a reset began a call waits for its end. It is
+	// longer than drainPatience by what a library may take to initialise itself.
+	gatePatience = 10 * time.Second
 )
 
 // module is a loaded library. A process may load and initialise each library
 // once only, so tokens of one library share it.
 type module struct {
-	path string
-	b    *p11.Ctx
+	path     string // as configured, for messages
+	resolved string // without symbolic links, the key of modules
+	b        *p11.Ctx
 
-	// busy is held for reading by every call, and for writing while the library is
-	// initialised anew: a C_Finalize beside a running call crashes some libraries.
-	busy sync.RWMutex
 	// objects is what Token.objects holds.
 	objects sync.Mutex
 
 	mu         sync.Mutex
 	users      int
 	generation uint64 // of initialisations; sessions and handles live in one
+
+	// Calls go in and out by enter and leave, since a C_Finalize beside a running
+	// call crashes some libraries. A reset closes the gate, waits until none is
+	// inside, and opens it again.
+	active int
+	gate   *gate
+	quiet  chan struct{} // closed when the last call leaves; nil while nobody waits for it
+	// Calls that a reset gave up waiting for: no reset can be made until they are
+	// back, and none holds others back for them once more. They are those that
+	// entered before epoch.
+	hung  int
+	epoch uint64
+}
+
+// gate is closed while a reset is under way.
+type gate struct {
+	since time.Time
+	open  chan struct{} // closed when the reset has ended
+	err   error         // how it ended; to be read after open
+}
+
+// wait waits until the reset has ended, but not for ever: C_Finalize may hang.
+func (g *gate) wait(ctx context.Context) error {
+	timer := time.NewTimer(time.Until(g.since.Add(gatePatience)))
+	defer timer.Stop()
+	select {
+	case <-g.open:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
+		return errors.New("the PKCS#11 library does not come back from being initialised anew")
+	}
 }
 
 var (
@@ -36,15 +79,22 @@ var (
 func openModule(path string) (*module, error) {
 	modulesMu.Lock()
 	defer modulesMu.Unlock()
-	if m, ok := modules[path]; ok {
-		m.users++
-		return m, nil
-	}
-	if info, err := os.Stat(path); err != nil || info.IsDir() {
+	info, err := os.Stat(path)
+	if err != nil || info.IsDir() {
 		if errors.Is(err, fs.ErrNotExist) || err == nil {
 			return nil, fmt.Errorf("PKCS#11 module %s is not there; install the HSM's client software, or name its library where it is", path)
 		}
 		return nil, fmt.Errorf("PKCS#11 module: %w", err)
+	}
+	resolved, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return nil, fmt.Errorf("PKCS#11 module: %w", err)
+	}
+	if m, ok := modules[resolved]; ok {
+		if err := m.join(); err != nil {
+			return nil, fmt.Errorf("PKCS#11 module %s cannot be initialised anew: %w", path, err)
+		}
+		return m, nil
 	}
 	b := p11.New(path)
 	if b == nil {
@@ -54,8 +104,8 @@ func openModule(path string) (*module, error) {
 		b.Destroy()
 		return nil, fmt.Errorf("PKCS#11 module %s cannot be initialised: %w; the HSM client's own log or check program tells more", path, err)
 	}
-	m := &module{path: path, b: b, users: 1, generation: 1}
-	modules[path] = m
+	m := &module{path: path, resolved: resolved, b: b, users: 1, generation: 1}
+	modules[resolved] = m
 	return m, nil
 }
 
@@ -67,19 +117,39 @@ func initialize(b Boundary) error {
 	return err
 }
 
+// join is one more use. A library that nobody uses any more is still here
+// because a call hung in it; when that is back, it begins anew.
+func (m *module) join() error {
+	m.mu.Lock()
+	unused, seen := m.users == 0 && m.active == 0 && m.gate == nil, m.generation
+	m.users++
+	m.mu.Unlock()
+	if !unused {
+		return nil
+	}
+	err := m.reset(context.Background(), seen, m.b)
+	if err != nil {
+		m.mu.Lock()
+		m.users--
+		m.mu.Unlock()
+	}
+	return err
+}
+
 // release ends one use; the last one unloads the library.
 func (m *module) release() error {
 	modulesMu.Lock()
 	defer modulesMu.Unlock()
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	if m.users--; m.users > 0 {
 		return nil
 	}
-	delete(modules, m.path)
-	if !m.busy.TryLock() {
-		// A call hangs in the library; to finalise under it could crash.
+	if m.active > 0 || m.gate != nil {
+		// To finalise under a call could crash.
 		return fmt.Errorf("PKCS#11 module %s: a call did not return; the library stays loaded", m.path)
 	}
-	defer m.busy.Unlock()
+	delete(modules, m.resolved)
 	err := m.b.Finalize()
 	if errors.Is(err, p11.Error(p11.CKR_CRYPTOKI_NOT_INITIALIZED)) {
 		err = nil
@@ -88,30 +158,107 @@ func (m *module) release() error {
 	return err
 }
 
-// current is the generation in force.
+// current is the generation in force. Between enter and leave it stays the same.
 func (m *module) current() uint64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.generation
 }
 
-// reset initialises the library anew, unless somebody has since seen. It may be
-// called when no call is under way; ok is false where one is.
-func (m *module) reset(seen uint64, b Boundary) (ok bool, err error) {
-	// Not Lock: a call that hangs would make all others wait behind us.
-	if !m.busy.TryLock() {
-		return false, nil
+// enter goes before C calls, and waits while a reset is under way. What it
+// returns is for leave.
+func (m *module) enter(ctx context.Context) (visit uint64, err error) {
+	for {
+		m.mu.Lock()
+		g := m.gate
+		if g == nil {
+			m.active++
+			visit = m.epoch
+			m.mu.Unlock()
+			return visit, nil
+		}
+		m.mu.Unlock()
+		if err := g.wait(ctx); err != nil {
+			return 0, err
+		}
 	}
-	defer m.busy.Unlock()
+}
+
+// leave goes after them.
+func (m *module) leave(visit uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.active--
+	if visit < m.epoch {
+		m.hung--
+	}
+	if m.active == 0 && m.quiet != nil {
+		close(m.quiet)
+		m.quiet = nil
+	}
+}
+
+// errHung refuses a reset.
+var errHung = errors.New("calls hang in the HSM's library, so it cannot be initialised anew; if they stay, restart claviger")
+
+// reset initialises the library anew, unless somebody has since seen. The
+// caller must not be between enter and leave.
+func (m *module) reset(ctx context.Context, seen uint64, b Boundary) error {
+	m.mu.Lock()
 	if m.generation != seen {
-		return true, nil
+		m.mu.Unlock()
+		return nil
+	}
+	if g := m.gate; g != nil {
+		m.mu.Unlock()
+		if err := g.wait(ctx); err != nil {
+			return err
+		}
+		return g.err
+	}
+	if m.hung > 0 {
+		m.mu.Unlock()
+		return errHung
+	}
+	g := &gate{since: time.Now(), open: make(chan struct{})}
+	m.gate = g
+	quiet := make(chan struct{})
+	if m.active == 0 {
+		close(quiet)
+	} else {
+		m.quiet = quiet
+	}
+	m.mu.Unlock()
+
+	timer := time.NewTimer(drainPatience)
+	defer timer.Stop()
+	select {
+	case <-quiet:
+	case <-timer.C:
+		m.mu.Lock()
+		if m.active > 0 {
+			defer m.mu.Unlock()
+			m.epoch++
+			m.hung = m.active
+			m.quiet = nil
+			m.openGate(g, errHung)
+			return errHung
+		}
+		m.mu.Unlock()
 	}
 	_ = b.Finalize() // the library may have lost its state already
-	if err := initialize(b); err != nil {
-		return true, err
+	err := initialize(b)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err == nil {
+		m.generation++
 	}
-	m.generation++
-	return true, nil
+	m.openGate(g, err)
+	return err
+}
+
+// openGate opens the gate. m.mu is held.
+func (m *module) openGate(g *gate, err error) {
+	m.gate, g.err = nil, err
+	close(g.open)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	p11 "github.com/miekg/pkcs11"
@@ -11,28 +12,46 @@ import (
 	"claviger"
 )
 
-// Pauses between attempts to get a lost token back.
+// Pauses between attempts to get a lost token back. They grow while one follows
+// another within calm: what does not help, as with one broken key on a token
+// that is well, must not keep on disturbing all the others.
 const (
 	firstBackoff = 250 * time.Millisecond
 	maxBackoff   = 10 * time.Second
+	calm         = time.Minute
 )
+
+// callLimit ends a call for which the caller has set no deadline.
+const callLimit = 30 * time.Second
 
 // damage says how far what a call returned reaches.
 type damage int
 
 const (
 	none    damage = iota // the session is as good as before
-	session               // sessions, login or handles are no longer good
+	suspect               // nobody can say what state the session is in
+	broken                // the session is no longer good; another will do
+	gone                  // sessions, login or handles are no longer good
 	lost                  // the token or the library is
 )
 
-// Return values by what they mean for a session; all others leave it usable.
-// Sources of the second list: reports of Luna, nShield and YubiHSM users, whose
+// Return values by what they mean; those in no list make the session suspect.
+// Sources of tokenGone: reports of Luna, nShield and YubiHSM users, whose
 // libraries came back after C_Finalize and C_Initialize only.
 var (
-	sessionGone = []uint{
-		p11.CKR_SESSION_HANDLE_INVALID, p11.CKR_SESSION_CLOSED, p11.CKR_USER_NOT_LOGGED_IN,
-		p11.CKR_OBJECT_HANDLE_INVALID, p11.CKR_KEY_HANDLE_INVALID, p11.CKR_OPERATION_ACTIVE, p11.CKR_OPERATION_NOT_INITIALIZED,
+	// harmless ones speak of what was asked for, and end the operation (PKCS #11
+	// v2.40, 5.1), so that the session is free for the next. CKR_BUFFER_TOO_SMALL,
+	// which leaves it active, is none of them.
+	harmless = []uint{
+		p11.CKR_ARGUMENTS_BAD, p11.CKR_ATTRIBUTE_READ_ONLY, p11.CKR_ATTRIBUTE_SENSITIVE, p11.CKR_ATTRIBUTE_TYPE_INVALID, p11.CKR_ATTRIBUTE_VALUE_INVALID,
+		p11.CKR_TEMPLATE_INCOMPLETE, p11.CKR_TEMPLATE_INCONSISTENT, p11.CKR_MECHANISM_INVALID, p11.CKR_MECHANISM_PARAM_INVALID,
+		p11.CKR_DATA_INVALID, p11.CKR_DATA_LEN_RANGE, p11.CKR_KEY_SIZE_RANGE, p11.CKR_KEY_TYPE_INCONSISTENT, p11.CKR_KEY_FUNCTION_NOT_PERMITTED,
+		p11.CKR_FUNCTION_NOT_SUPPORTED, p11.CKR_ACTION_PROHIBITED, p11.CKR_RANDOM_NO_RNG, p11.CKR_DEVICE_MEMORY,
+		p11.CKR_PIN_INCORRECT, p11.CKR_PIN_INVALID, p11.CKR_PIN_LEN_RANGE, p11.CKR_PIN_EXPIRED, p11.CKR_PIN_LOCKED,
+	}
+	sessionBroken = []uint{p11.CKR_OPERATION_ACTIVE, p11.CKR_OPERATION_NOT_INITIALIZED}
+	loginGone     = []uint{
+		p11.CKR_SESSION_HANDLE_INVALID, p11.CKR_SESSION_CLOSED, p11.CKR_USER_NOT_LOGGED_IN, p11.CKR_OBJECT_HANDLE_INVALID, p11.CKR_KEY_HANDLE_INVALID,
 	}
 	tokenGone = []uint{
 		p11.CKR_DEVICE_ERROR, p11.CKR_DEVICE_REMOVED, p11.CKR_TOKEN_NOT_PRESENT, p11.CKR_TOKEN_NOT_RECOGNIZED,
@@ -45,185 +64,249 @@ type errConnect struct{ error }
 
 func (e errConnect) Unwrap() error { return e.error }
 
+// harm is the worst of what err holds.
 func harm(err error) damage {
-	var c errConnect
-	if errors.As(err, &c) {
-		return lost
-	}
-	var code p11.Error
-	if !errors.As(err, &code) {
+	switch e := err.(type) { //nolint:errorlint // it walks the chain itself
+	case nil:
 		return none
-	}
-	for _, k := range sessionGone {
-		if uint(code) == k {
-			return session
-		}
-	}
-	for _, k := range tokenGone {
-		if uint(code) == k {
+	case errConnect:
+		return lost
+	case p11.Error:
+		switch code := uint(e); {
+		case slices.Contains(harmless, code):
+			return none
+		case slices.Contains(sessionBroken, code):
+			return broken
+		case slices.Contains(loginGone, code):
+			return gone
+		case slices.Contains(tokenGone, code):
 			return lost
 		}
+		return suspect
+	case interface{ Unwrap() []error }:
+		worst := none
+		for _, err := range e.Unwrap() {
+			worst = max(worst, harm(err))
+		}
+		return worst
 	}
-	return none
+	return harm(errors.Unwrap(err))
+}
+
+// limited gives ctx a deadline if it has none.
+func (t *Token) limited(ctx context.Context) (context.Context, context.CancelFunc) {
+	if _, ok := ctx.Deadline(); ok {
+		return ctx, func() {}
+	}
+	return context.WithTimeout(ctx, t.limit)
 }
 
 // do runs f with a session of its own. Where the session, or the token behind
 // it, turns out to be gone, it is brought back and f runs once more. f must make
 // its calls on that session only, and may outlive ctx.
-func (t *Token) do(ctx context.Context, op string, f func(p11.SessionHandle) error) error {
-	select {
-	case t.slots <- struct{}{}:
-	default:
-		select {
-		case t.slots <- struct{}{}:
-		case <-t.end:
-			return claviger.E(op, claviger.Closed, "", nil)
-		case <-ctx.Done():
-			return claviger.Errorf(op, claviger.Unavailable, "", "all %d sessions of the HSM were in use: %w", cap(t.slots), ctx.Err())
-		}
+func (t *Token) do(ctx context.Context, op string, f func(*login, p11.SessionHandle) error) error {
+	return t.doThen(ctx, op, f, func(error) {})
+}
+
+// doThen is do, and calls ended when f runs no more: before it returns, or, if it
+// returns since ctx has ended, whenever the HSM lets go of f. What f uses may be
+// cleared there and not earlier.
+func (t *Token) doThen(ctx context.Context, op string, f func(*login, p11.SessionHandle) error, ended func(error)) error {
+	ctx, cancel := t.limited(ctx)
+	defer cancel()
+	if err := t.place(ctx, op); err != nil {
+		ended(err)
+		return err
 	}
 	done := make(chan error, 1)
 	go func() {
 		defer func() { <-t.slots }()
-		done <- t.attempt(f)
+		err := kinded(op, t.attempt(ctx, f))
+		ended(err)
+		done <- err
 	}()
-	var err error
 	select {
-	case err = <-done:
+	case err := <-done:
+		return err
 	case <-ctx.Done():
 		// The C call goes on; its place in the pool stays taken until it returns.
 		return claviger.Errorf(op, claviger.Unavailable, "", "the HSM did not answer in time: %w", ctx.Err())
 	}
+}
+
+// place takes a place in the pool.
+func (t *Token) place(ctx context.Context, op string) error {
+	if err := ctx.Err(); err != nil {
+		return claviger.E(op, claviger.Unavailable, "", err)
+	}
+	select {
+	case t.slots <- struct{}{}:
+		return nil
+	default:
+	}
+	select {
+	case t.slots <- struct{}{}:
+		return nil
+	case <-t.end:
+		return claviger.E(op, claviger.Closed, "", nil)
+	case <-ctx.Done():
+		return claviger.Errorf(op, claviger.Unavailable, "", "all %d sessions of the HSM were in use: %w", cap(t.slots), ctx.Err())
+	}
+}
+
+// kinded makes a *claviger.Error of what an attempt returned.
+func kinded(op string, err error) error {
 	var domain *claviger.Error
 	switch {
 	case err == nil:
 		return nil
 	case errors.As(err, &domain):
 		return err
-	case harm(err) != none:
+	case harm(err) > suspect:
 		return claviger.E(op, claviger.Unavailable, "", err)
 	}
 	return claviger.E(op, claviger.Internal, "", err)
 }
 
 // attempt runs f, twice if need be.
-func (t *Token) attempt(f func(p11.SessionHandle) error) error {
+func (t *Token) attempt(ctx context.Context, f func(*login, p11.SessionHandle) error) error {
 	var err error
 	for try := 0; try < 2; try++ {
-		if err = t.once(f); harm(err) == none {
+		var generation uint64
+		generation, err = t.once(ctx, f)
+		how := harm(err)
+		if how <= suspect {
 			return err
 		}
-		if harm(err) == lost {
-			if rerr := t.reset(); rerr != nil {
+		if how == lost {
+			if rerr := t.reset(ctx, generation); rerr != nil {
 				return fmt.Errorf("%w (%w)", err, rerr)
 			}
 		}
+		if ctx.Err() != nil {
+			return err // nobody waits any more
+		}
 	}
 	return err
 }
 
-// once runs f with a session, and keeps the session if it is still good.
-func (t *Token) once(f func(p11.SessionHandle) error) error {
-	t.module.busy.RLock()
-	defer t.module.busy.RUnlock()
-	s, generation, err := t.take()
+// once runs f with a session, and keeps the session if it is still good. The
+// generation is the library's in which that was.
+func (t *Token) once(ctx context.Context, f func(*login, p11.SessionHandle) error) (generation uint64, err error) {
+	visit, err := t.module.enter(ctx)
 	if err != nil {
-		return err
+		return 0, claviger.E("pkcs11.Token", claviger.Unavailable, "", err)
 	}
-	err = f(s)
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	switch harm(err) {
-	case none:
-		if generation == t.generation && !t.closed {
-			t.idle = append(t.idle, s)
-			return err
-		}
-		_ = t.b.CloseSession(s) // it may be gone already
-	case session:
-		// Handles die with the sessions that they were found in, in some libraries;
-		// and a logout hits all sessions at once.
-		t.handles.Clear()
-		if generation == t.generation {
-			t.generation = 0
-		}
-		_ = t.b.CloseSession(s)
-	case lost:
-		t.handles.Clear()
+	defer t.module.leave(visit)
+	generation = t.module.current()
+	l, s, err := t.take(ctx)
+	if err != nil {
+		return generation, err
 	}
-	return err
+	err = f(l, s)
+	t.giveBack(l, s, harm(err))
+	return generation, err
 }
 
 // take returns an idle session, or a new one, of a token that is logged in.
-func (t *Token) take() (s p11.SessionHandle, generation uint64, err error) {
+func (t *Token) take(ctx context.Context) (*login, p11.SessionHandle, error) {
+	l, err := t.loggedIn(ctx)
+	if err != nil {
+		return nil, 0, err
+	}
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.closed {
-		return 0, 0, claviger.E("pkcs11.Token", claviger.Closed, "", nil)
+	if n := len(l.idle); n > 0 {
+		s := l.idle[n-1]
+		l.idle = l.idle[:n-1]
+		t.mu.Unlock()
+		return l, s, nil
 	}
-	if now := t.module.current(); t.generation != now {
-		t.drop()
-		if err := t.connect(); err != nil {
-			if t.badPIN != nil {
-				return 0, 0, claviger.E("pkcs11.Token", claviger.Unavailable, "", err)
-			}
-			return 0, 0, errConnect{err}
-		}
-		t.backoff = 0
-	}
-	if n := len(t.idle); n > 0 {
-		s = t.idle[n-1]
-		t.idle = t.idle[:n-1]
-		return s, t.generation, nil
-	}
-	slot := t.found.slot
-	generation = t.generation
-	s, err = t.b.OpenSession(slot, p11.CKF_SERIAL_SESSION|p11.CKF_RW_SESSION)
+	t.mu.Unlock()
+	s, err := t.b.OpenSession(l.found.slot, p11.CKF_SERIAL_SESSION|p11.CKF_RW_SESSION)
 	if errors.Is(err, p11.Error(p11.CKR_SESSION_COUNT)) {
-		return 0, 0, claviger.Errorf("pkcs11.Token", claviger.Unavailable, "", "the HSM allows no further session; set max-sessions below %d: %w", t.cfg.MaxSessions, err)
+		return nil, 0, claviger.Errorf("pkcs11.Token", claviger.Unavailable, "", "the HSM allows no further session; set max-sessions below %d: %w", t.cfg.MaxSessions, err)
 	}
-	return s, generation, err
+	if harm(err) >= gone {
+		t.retire(l)
+	}
+	return l, s, err
 }
 
-// drop closes the sessions that a login that is gone has left. t.mu is held.
-func (t *Token) drop() {
-	for _, s := range t.idle {
-		_ = t.b.CloseSession(s) // most libraries have closed it themselves
+// giveBack keeps a session for the next call, or closes it. Closing goes before
+// a reset: the reset may be refused.
+func (t *Token) giveBack(l *login, s p11.SessionHandle, how damage) {
+	if how >= gone {
+		// Handles die with the sessions that they were found in, in some libraries;
+		// and a logout hits all sessions at once.
+		t.retire(l)
 	}
-	if t.login != 0 {
-		_ = t.b.CloseSession(t.login)
-	}
-	t.idle, t.login = nil, 0
-}
-
-// reset brings the library back to its beginning after the token was lost, at
-// growing intervals. The next session logs in again.
-func (t *Token) reset() error {
 	t.mu.Lock()
-	if wait := time.Until(t.retryAt); wait > 0 {
+	if how == none && t.login == l && !t.closed {
+		l.idle = append(l.idle, s)
+		t.mu.Unlock()
+		return
+	}
+	t.mu.Unlock()
+	_ = t.b.CloseSession(s) // it may be gone already
+}
+
+// reset brings the library back to its beginning after the token was lost in
+// that generation, at growing intervals. The next session logs in again.
+func (t *Token) reset(ctx context.Context, generation uint64) error {
+	t.mu.Lock()
+	if t.module.current() != generation {
+		t.mu.Unlock()
+		return nil // somebody was faster
+	}
+	f := t.resetting
+	switch wait := time.Until(t.retryAt); {
+	case f != nil:
+		t.mu.Unlock()
+		return f.wait(ctx)
+	case wait > 0:
 		t.mu.Unlock()
 		return fmt.Errorf("the token was lost; the next attempt to get it back is in %v", wait.Round(time.Millisecond))
+	case wait < -calm:
+		t.backoff = 0
 	}
 	t.backoff = min(max(2*t.backoff, firstBackoff), maxBackoff)
-	t.retryAt = time.Now().Add(t.backoff)
-	seen := t.module.current()
+	f = newFlight()
+	t.resetting = f
 	t.mu.Unlock()
 
 	t.log.Warn("the token was lost; initialising the PKCS#11 library anew", "module", t.cfg.Module)
-	ok, err := t.module.reset(seen, t.b)
-	switch {
-	case !ok:
-		return errors.New("other calls have not come back from the HSM yet")
-	case err != nil:
-		return fmt.Errorf("initialising %s anew: %w", t.cfg.Module, err)
+	err := t.module.reset(ctx, generation, t.b)
+	if err != nil {
+		err = fmt.Errorf("initialising %s anew: %w", t.cfg.Module, err)
 	}
 	t.mu.Lock()
-	t.handles.Clear()
-	t.idle, t.login = nil, 0 // of the library's former life
-	tell := append([]func(){}, t.onReset...)
+	t.resetting = nil
+	t.retryAt = time.Now().Add(t.backoff)
 	t.mu.Unlock()
-	for _, f := range tell {
-		f()
+	f.land(err)
+	return err
+}
+
+// flight is work that one does and others wait for.
+type flight struct {
+	done chan struct{}
+	err  error
+}
+
+func newFlight() *flight { return &flight{done: make(chan struct{})} }
+
+// land ends the flight.
+func (f *flight) land(err error) {
+	f.err = err
+	close(f.done)
+}
+
+// wait returns what land was given, or ctx's error.
+func (f *flight) wait(ctx context.Context) error {
+	select {
+	case <-f.done:
+		return f.err
+	case <-ctx.Done():
+		return ctx.Err()
 	}
-	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	p11 "github.com/miekg/pkcs11"
@@ -27,30 +28,29 @@ type Token struct {
 	end    chan struct{} // closed by Close
 
 	mechanism uint
-	maxData   int
+	maxData   atomic.Int64  // bytes of one C_Encrypt; it may shrink, see encrypt
+	limit     time.Duration // callLimit, but in tests
+	patience  time.Duration // closePatience, but in tests
 
+	// No C call is made while mu is held: it may hang, and Info and Close must not.
 	mu         sync.Mutex
 	closed     bool
-	found      candidate
-	generation uint64              // of the sessions below
-	login      p11.SessionHandle   // stays open: closing the last session logs out
-	idle       []p11.SessionHandle // last in, first out
-	badPIN     error               // the PIN was refused: it is not tried again
+	found      candidate // the last that was logged in to
+	login      *login    // nil where the next call must log in
+	logins     int       // how many there have been
+	retired    []*login  // whose sessions are still to be closed
+	connecting *flight   // the login that is being made
+	resetting  *flight
 	onReset    []func()
 	retryAt    time.Time // before it, a lost token is not tried again
 	backoff    time.Duration
 
-	handles sync.Map // string(id) -> handle
-	gather  sync.Map // string(id) -> *gatherer
+	gather sync.Map // keyName -> *gatherer
 }
 
-// handle is a cached object handle. It is good in one generation only: after a
-// token came back, the same number may name another key.
-type handle struct {
-	object     p11.ObjectHandle
-	label      string
-	generation uint64
-}
+// keyName is what names a key for use: both its attributes, so that one who asks
+// for the wrong label gets, and spoils, nobody else's key.
+type keyName struct{ id, label string }
 
 // Open loads the library, finds the token, logs in, and finds out which
 // mechanism works. Its errors say what is wrong and how to mend it.
@@ -65,30 +65,81 @@ func Open(ctx context.Context, cfg Config) (*Token, error) {
 	if cfg.PIN == nil {
 		return nil, claviger.Errorf(op, claviger.Invalid, "", "no source of the PIN is given")
 	}
-	m, err := openModule(cfg.Module)
-	if err != nil {
-		return nil, claviger.E(op, claviger.Invalid, "", err)
-	}
-	t := &Token{cfg: cfg, module: m, b: m.b, log: cfg.Log, end: make(chan struct{})}
-	if cfg.Wrap != nil {
-		t.b = cfg.Wrap(t.b)
-	}
-	err = t.call(ctx, func() error {
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		return t.connect()
-	})
+	t := &Token{cfg: cfg, log: cfg.Log, end: make(chan struct{}), limit: callLimit, patience: closePatience}
+	ctx, cancel := t.limited(ctx)
+	defer cancel()
+	err := t.start(ctx)
 	if err == nil {
 		err = t.setUp(ctx)
 	}
-	if err != nil {
-		kind := claviger.Invalid
-		if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
-			kind = claviger.Unavailable
-		}
-		return nil, claviger.E(op, kind, "", errors.Join(err, t.Close()))
+	if err == nil {
+		return t, nil
 	}
-	return t, nil
+	kind := claviger.Invalid
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
+		kind = claviger.Unavailable
+	}
+	if t.module != nil {
+		err = errors.Join(err, t.Close())
+	}
+	return nil, claviger.E(op, kind, "", err)
+}
+
+// start loads the library and logs in. Whatever of this hangs is left behind
+// when ctx ends, and undone if it ever comes back.
+func (t *Token) start(ctx context.Context) error {
+	type loaded struct {
+		m   *module
+		err error
+	}
+	opened := make(chan loaded, 1)
+	go func() {
+		m, err := openModule(t.cfg.Module)
+		opened <- loaded{m, err}
+	}()
+	select {
+	case o := <-opened:
+		if o.err != nil {
+			return o.err
+		}
+		t.module = o.m
+	case <-ctx.Done():
+		go func() {
+			if o := <-opened; o.err == nil {
+				_ = o.m.release() // nobody is left to hear of an error
+			}
+		}()
+		return fmt.Errorf("PKCS#11 module %s did not come up in time: %w; the HSM client's own log or check program tells more", t.cfg.Module, ctx.Err())
+	}
+	t.b = t.module.b
+	if t.cfg.Wrap != nil {
+		t.b = t.cfg.Wrap(t.b)
+	}
+	done := make(chan error, 1)
+	go func() {
+		visit, err := t.module.enter(ctx)
+		if err == nil {
+			_, err = t.loggedIn(ctx)
+			t.module.leave(visit)
+		}
+		done <- plain(err)
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("the HSM behind %s did not answer in time: %w", t.cfg.Module, ctx.Err())
+	}
+}
+
+// plain takes off what the first login is not to be told with: it is neither
+// repeated nor told to a client.
+func plain(err error) error {
+	var e *claviger.Error
+	if errors.As(err, &e) && e.Err != nil {
+		return e.Err
+	}
+	return err
 }
 
 // setUp applies the profile, which may be the one of the token's maker, and
@@ -101,82 +152,9 @@ func (t *Token) setUp(ctx context.Context) error {
 	if t.cfg.MaxSessions == 0 {
 		t.cfg.MaxSessions = traits.sessions
 	}
-	t.slots, t.maxData = make(chan struct{}, t.cfg.MaxSessions), traits.dataLimit
+	t.slots = make(chan struct{}, t.cfg.MaxSessions)
+	t.maxData.Store(int64(traits.dataLimit))
 	return t.probe(ctx, traits.ladder)
-}
-
-// call runs f, which makes C calls, and leaves it behind when ctx ends: a C
-// call cannot be stopped. What is left behind keeps its place in the pool, so
-// that no more than MaxSessions of them can pile up.
-func (t *Token) call(ctx context.Context, f func() error) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	done := make(chan error, 1)
-	go func() {
-		t.module.busy.RLock()
-		err := f()
-		t.module.busy.RUnlock()
-		done <- err
-	}()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-// connect finds the token and logs in. t.mu is held.
-func (t *Token) connect() error {
-	if t.badPIN != nil {
-		return t.badPIN
-	}
-	found, err := findToken(t.b, &t.cfg)
-	if err != nil {
-		return err
-	}
-	who := found.String()
-	switch flags := found.info.Flags; {
-	case flags&flagPINLocked != 0:
-		return fmt.Errorf("the PIN of token %s is locked after too many wrong tries; the HSM's security officer must reset it", who)
-	case flags&flagPINInitialized == 0:
-		return fmt.Errorf("token %s has no user PIN yet; the HSM's security officer must set one", who)
-	case flags&flagPINFinalTry != 0:
-		return fmt.Errorf("token %s would lock at one more wrong PIN, so it is not tried; log in once with the HSM's own tool and the right PIN, then start again", who)
-	case flags&flagPINCountLow != 0:
-		t.log.Warn("a wrong PIN was tried at the token before", "token", who)
-	}
-	session, err := t.b.OpenSession(found.slot, p11.CKF_SERIAL_SESSION|p11.CKF_RW_SESSION)
-	if err != nil {
-		return fmt.Errorf("opening a session on token %s: %w", who, err)
-	}
-	pin, err := t.cfg.PIN()
-	if err != nil {
-		return errors.Join(err, t.b.CloseSession(session))
-	}
-	err = t.b.Login(session, p11.CKU_USER, string(pin))
-	pin.Wipe()
-	switch {
-	case err == nil, errors.Is(err, p11.Error(p11.CKR_USER_ALREADY_LOGGED_IN)):
-	case isPIN(err):
-		t.badPIN = fmt.Errorf("token %s refuses the PIN of %s (%w); it was tried once and is not tried again, lest the token lock: correct the PIN, then start again", who, t.cfg.PINSource, err)
-		return errors.Join(t.badPIN, t.b.CloseSession(session))
-	default:
-		return errors.Join(fmt.Errorf("logging in to token %s: %w", who, err), t.b.CloseSession(session))
-	}
-	t.found, t.login, t.generation = found, session, t.module.current()
-	t.idle = nil
-	return nil
-}
-
-func isPIN(err error) bool {
-	for _, code := range []uint{p11.CKR_PIN_INCORRECT, p11.CKR_PIN_INVALID, p11.CKR_PIN_LEN_RANGE, p11.CKR_PIN_EXPIRED, p11.CKR_PIN_LOCKED} {
-		if errors.Is(err, p11.Error(code)) {
-			return true
-		}
-	}
-	return false
 }
 
 // Info tells what is known of the token.
@@ -188,7 +166,7 @@ func (t *Token) Info() TokenInfo {
 		Label: strings.TrimSpace(found.info.Label), Serial: strings.TrimSpace(found.info.SerialNumber),
 		Manufacturer: strings.TrimSpace(found.info.ManufacturerID), Model: strings.TrimSpace(found.info.Model),
 		Firmware: fmt.Sprintf("%d.%d", found.info.FirmwareVersion.Major, found.info.FirmwareVersion.Minor),
-		Slot:     found.slot, Profile: t.cfg.Profile, Mechanism: mechanismName(t.mechanism), MaxSessions: t.cfg.MaxSessions, MaxData: t.maxData,
+		Slot:     found.slot, Profile: t.cfg.Profile, Mechanism: mechanismName(t.mechanism), MaxSessions: t.cfg.MaxSessions, MaxData: int(t.maxData.Load()),
 	}
 	if found.info.FreePrivateMemory != unavailable {
 		i.FreePrivateMemory = found.info.FreePrivateMemory
@@ -196,24 +174,31 @@ func (t *Token) Info() TokenInfo {
 	return i
 }
 
-// OnReset has f called each time that the token was lost and came back: what
-// was known of its keys must be verified anew. f must not call the token.
+// OnReset has f called each time that the token was lost and came back, or was
+// logged in to anew, before it is used again: what was known of its keys must be
+// verified anew. f must not call the token.
 func (t *Token) OnReset(f func()) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.onReset = append(t.onReset, f)
 }
 
-// Ping asks the token for its state: one round trip, no key.
+// Ping asks the token for a few random bytes: one round trip, no key. What is
+// known of tokens and sessions a library may tell from its memory, though the HSM
+// be gone; that is asked where the token makes no random numbers.
 func (t *Token) Ping(ctx context.Context) error {
-	return t.do(ctx, "pkcs11.Ping", func(p11.SessionHandle) error {
-		t.mu.Lock()
-		slot := t.found.slot
-		t.mu.Unlock()
-		_, err := t.b.GetTokenInfo(slot)
+	return t.do(ctx, "pkcs11.Ping", func(_ *login, s p11.SessionHandle) error {
+		_, err := t.b.GenerateRandom(s, 8)
+		if errors.Is(err, p11.Error(p11.CKR_FUNCTION_NOT_SUPPORTED)) || errors.Is(err, p11.Error(p11.CKR_RANDOM_NO_RNG)) {
+			_, err = t.b.GetSessionInfo(s)
+		}
 		return err
 	})
 }
+
+// closePatience is how long Close waits for calls under way, and then for the
+// library.
+const closePatience = 5 * time.Second
 
 // Close closes the sessions, which logs out, and the library with its last
 // token. It waits for calls under way, for a moment. A second Close does nothing.
@@ -224,26 +209,45 @@ func (t *Token) Close() error {
 		return nil
 	}
 	t.closed = true
+	who := t.found.String()
 	close(t.end)
 	t.mu.Unlock()
-	const patience = 5 * time.Second
-	deadline := time.After(patience)
+	if !t.drain() {
+		t.log.Warn("a call to the HSM did not return before the token was closed", "token", who)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), t.patience)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() {
+		if visit, err := t.module.enter(ctx); err == nil {
+			t.mu.Lock()
+			if t.login != nil {
+				t.retired, t.login = append(t.retired, t.login), nil
+			}
+			t.mu.Unlock()
+			t.closeRetired()
+			t.module.leave(visit)
+		}
+		done <- t.module.release()
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("PKCS#11 module %s: the library does not let go of token %s", t.cfg.Module, who)
+	}
+}
+
+// drain takes all places of the pool; false where a call keeps its own.
+func (t *Token) drain() bool {
+	deadline := time.NewTimer(t.patience)
+	defer deadline.Stop()
 	for range cap(t.slots) {
 		select {
 		case t.slots <- struct{}{}:
-			continue
-		case <-deadline:
-		}
-		t.log.Warn("a call to the HSM did not return before the token was closed", "token", t.found.String())
-		break
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.login != 0 && t.generation == t.module.current() {
-		for _, s := range append(t.idle, t.login) {
-			_ = t.b.CloseSession(s) // the library is finalised next
+		case <-deadline.C:
+			return false
 		}
 	}
-	t.idle, t.login = nil, 0
-	return t.module.release()
+	return true
 }

@@ -198,7 +198,7 @@ func TestOneCallHoweverLong(t *testing.T) {
 	}
 	m.Reset()
 	for _, c := range []struct{ bytes, limit, calls int }{{32_000, 32_000, 1}, {32_016, 32_000, 2}, {1 << 20, 4 << 20, 1}} {
-		tok.maxData = c.limit
+		tok.maxData.Store(int64(c.limit))
 		m.Reset()
 		if err := tok.EncryptBlocks(t.Context(), id, label, make([]byte, c.bytes)); err != nil {
 			t.Fatal(err)
@@ -228,8 +228,11 @@ func TestRecovery(t *testing.T) {
 			if err != nil || !bytes.Equal(again, check) {
 				t.Errorf("%x, %v, want %x", again, err, check)
 			}
-			if lostToken := harm(p11.Error(code)) == lost; (resets == 1) != lostToken {
+			if resets != 1 {
 				t.Errorf("%d resets", resets)
+			}
+			if lostToken := harm(p11.Error(code)) == lost; (m.Count("Initialize") == 1) != lostToken {
+				t.Errorf("initialised %d times", m.Count("Initialize"))
 			}
 		})
 	}

@@ -1,0 +1,129 @@
+package pkcs11
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	p11 "github.com/miekg/pkcs11"
+
+	"claviger"
+	"claviger/internal/softhsm/softhsmtest"
+)
+
+// wrongPIN is the configuration of a fresh token, with a PIN that it refuses. It
+// returns the file that the PIN is in, too, and a Meter before the token.
+func wrongPIN(t *testing.T) (c Config, file, right string, m *Meter) {
+	t.Helper()
+	made := softhsmtest.New(t)
+	pin, err := os.ReadFile(made.PINFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file = filepath.Join(t.TempDir(), "pin")
+	writePIN(t, file, "87654321")
+	c, m = config(made), new(Meter)
+	c.PIN, c.PINSource, c.Wrap = pinFile(file), "file "+file, m.Wrap
+	return c, file, string(pin), m
+}
+
+func writePIN(t *testing.T, file, pin string) {
+	t.Helper()
+	if err := os.WriteFile(file, []byte(pin), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestWrongPINOnce: a wrong PIN is tried once in a process, however often and by
+// however many the token is opened; another PIN is tried at once.
+func TestWrongPINOnce(t *testing.T) {
+	c, file, right, m := wrongPIN(t)
+	const opens = 4
+	says := make([]string, opens)
+	var wg sync.WaitGroup
+	for i := range opens {
+		wg.Go(func() {
+			tok, err := Open(t.Context(), c)
+			if err == nil {
+				_ = tok.Close()
+				t.Error("a wrong PIN opens the token")
+				return
+			}
+			says[i] = err.Error()
+		})
+	}
+	wg.Wait()
+	if n := m.Count("Login"); n != 1 {
+		t.Errorf("%d logins with one wrong PIN", n)
+	}
+	for _, s := range says {
+		if s != says[0] || !strings.Contains(s, "was tried once") {
+			t.Errorf("not the same words: %s", s)
+		}
+	}
+	writePIN(t, file, right)
+	tok, err := Open(t.Context(), c)
+	if err != nil {
+		t.Fatalf("the right PIN: %v", err)
+	}
+	if err := tok.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestPINChanged: the PIN becomes wrong while the token is open. It is tried
+// once, callers hear why, the library is not initialised anew for it, and the
+// right PIN is taken without a restart.
+func TestPINChanged(t *testing.T) {
+	c, file, right, m := wrongPIN(t)
+	writePIN(t, file, right)
+	tok, err := Open(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tok.Close() //nolint:errcheck // the calls below are what is tested
+	id, label := generate(t, tok, 1, 256)
+	// SoftHSM would take any session for logged in while another is.
+	if err := tok.module.b.Logout(tok.login.session); err != nil {
+		t.Fatal(err)
+	}
+	writePIN(t, file, "11112222")
+	m.Reset()
+	for range 3 {
+		err := tok.EncryptBlocks(t.Context(), id, label, make([]byte, 16))
+		if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "was tried once") {
+			t.Fatal(err)
+		}
+	}
+	if m.Count("Login") != 1 || m.Count("Initialize") != 0 {
+		t.Errorf("%d logins, initialised %d times", m.Count("Login"), m.Count("Initialize"))
+	}
+	writePIN(t, file, right)
+	if err := tok.EncryptBlocks(t.Context(), id, label, make([]byte, 16)); err != nil {
+		t.Errorf("the right PIN: %v", err)
+	}
+}
+
+// TestPINOnlyIfRefused: an error that says nothing of the PIN is no refusal.
+func TestPINOnlyIfRefused(t *testing.T) {
+	c := config(softhsmtest.New(t))
+	m := new(Meter)
+	c.Wrap = m.Wrap
+	m.Fail("Login", 1, p11.Error(p11.CKR_DEVICE_ERROR))
+	if tok, err := Open(t.Context(), c); err == nil {
+		_ = tok.Close()
+		t.Fatal("logged in though C_Login failed")
+	}
+	tok, err := Open(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := tok.Close(); err != nil {
+		t.Error(err)
+	}
+	if m.Count("Login") != 2 {
+		t.Errorf("%d logins", m.Count("Login"))
+	}
+}

@@ -1,0 +1,511 @@
+package pkcs11
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	p11 "github.com/miekg/pkcs11"
+
+	"claviger"
+	"claviger/internal/softhsm/softhsmtest"
+)
+
+// within fails the test if f takes longer than d, which must be generous.
+func within(t *testing.T, d time.Duration, what string, f func()) {
+	t.Helper()
+	c := make(chan struct{})
+	go func() { defer close(c); f() }()
+	select {
+	case <-c:
+	case <-time.After(d):
+		t.Errorf("%s: still hangs after %v", what, d)
+	}
+}
+
+// eventually retries f for as long as a token may take to come back.
+func eventually(t *testing.T, f func() error) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		err := f()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+	}
+}
+
+// away is a token that is gone until the library is initialised anew.
+type away struct {
+	Boundary
+	gone *atomic.Bool
+}
+
+func (a away) EncryptInit(s p11.SessionHandle, m []*p11.Mechanism, o p11.ObjectHandle) error {
+	time.Sleep(5 * time.Millisecond)
+	if a.gone.Load() {
+		return p11.Error(p11.CKR_DEVICE_REMOVED)
+	}
+	return a.Boundary.EncryptInit(s, m, o)
+}
+
+func (a away) Finalize() error {
+	a.gone.Store(false)
+	return a.Boundary.Finalize()
+}
+
+// TestRecoveryUnderLoad: callers who come without a pause do not keep the
+// library from being initialised anew.
+func TestRecoveryUnderLoad(t *testing.T) {
+	c := config(softhsmtest.New(t))
+	gone := new(atomic.Bool)
+	c.Wrap = func(b Boundary) Boundary { return away{b, gone} }
+	tok, err := Open(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tok.Close() //nolint:errcheck // the calls below are what is tested
+	const callers = 4
+	for i := range callers {
+		generate(t, tok, byte(i), 128)
+	}
+	gone.Store(true)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	var back sync.WaitGroup
+	var wg sync.WaitGroup
+	back.Add(callers)
+	for i := range callers {
+		wg.Go(func() {
+			served := sync.OnceFunc(back.Done)
+			defer served()
+			for ctx.Err() == nil {
+				if tok.EncryptBlocks(ctx, []byte{1, 2, 3, byte(i)}, fmt.Sprintf("k@%d", i), make([]byte, 16)) == nil {
+					served() // and stay a load to the others
+				}
+			}
+		})
+	}
+	back.Wait()
+	if ctx.Err() != nil {
+		t.Error("the token did not come back for all callers")
+	}
+	cancel()
+	wg.Wait()
+}
+
+// TestHungCall: a call that hangs keeps a lost token from coming back, since the
+// library cannot be finalised under it; but the others hear so soon, and when
+// the call is back, so is the token.
+func TestHungCall(t *testing.T) {
+	tok, m := open(t)
+	id, label := generate(t, tok, 1, 256)
+	other, otherLabel := generate(t, tok, 2, 256)
+	for range 2 {
+		if err := tok.EncryptBlocks(t.Context(), id, label, make([]byte, 16)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	release := m.Hang("GenerateRandom")
+	defer release()
+	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := tok.Ping(short); !claviger.Is(err, claviger.Unavailable) {
+		t.Fatalf("a ping that hangs: %v", err)
+	}
+	m.Fail("EncryptInit", 1, p11.Error(p11.CKR_DEVICE_REMOVED))
+	within(t, 20*time.Second, "a lost token beside a call that hangs", func() {
+		if err := tok.EncryptBlocks(t.Context(), id, label, make([]byte, 16)); !claviger.Is(err, claviger.Unavailable) || !errors.Is(err, errHung) {
+			t.Errorf("%v", err)
+		}
+	})
+	// Without a reset: the login was taken out of use, and a new one may do.
+	if err := tok.EncryptBlocks(t.Context(), other, otherLabel, make([]byte, 16)); err != nil {
+		t.Error(err)
+	}
+	release()
+	m.Fail("EncryptInit", 1, p11.Error(p11.CKR_DEVICE_REMOVED))
+	eventually(t, func() error { return tok.EncryptBlocks(t.Context(), id, label, make([]byte, 16)) })
+	if opened, closed := m.Count("OpenSession"), m.Count("CloseSession"); m.Count("Initialize") == 0 && opened-closed > tok.cfg.MaxSessions+1 {
+		t.Errorf("%d sessions opened, %d closed", opened, closed)
+	}
+}
+
+// TestGate: while C_Finalize hangs, callers leave when their time is up, and go
+// on when it is back.
+func TestGate(t *testing.T) {
+	tok, m := open(t)
+	id, label := generate(t, tok, 1, 256)
+	release := m.Hang("Finalize")
+	defer release()
+	m.Fail("EncryptInit", 1, p11.Error(p11.CKR_GENERAL_ERROR))
+	for range 3 {
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		if err := tok.EncryptBlocks(ctx, id, label, make([]byte, 16)); !claviger.Is(err, claviger.Unavailable) {
+			t.Errorf("during C_Finalize: %v", err)
+		}
+		cancel()
+	}
+	within(t, 20*time.Second, "Info", func() { tok.Info() })
+	release()
+	eventually(t, func() error { return tok.EncryptBlocks(t.Context(), id, label, make([]byte, 16)) })
+}
+
+// TestHungOpenSession: nothing but the calls that need a session waits for one.
+func TestHungOpenSession(t *testing.T) {
+	for _, loggedIn := range []bool{true, false} {
+		t.Run(map[bool]string{true: "pool", false: "login"}[loggedIn], func(t *testing.T) {
+			tok, m := open(t)
+			tok.mu.Lock()
+			sessions := tok.login.idle
+			tok.login.idle = nil
+			tok.mu.Unlock()
+			for _, s := range sessions {
+				if err := tok.b.CloseSession(s); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if !loggedIn {
+				tok.retire(tok.login)
+			}
+			release := m.Hang("OpenSession")
+			defer release()
+			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+			defer cancel()
+			var wg sync.WaitGroup
+			for range 3 {
+				wg.Go(func() {
+					if err := tok.Ping(ctx); !claviger.Is(err, claviger.Unavailable) {
+						t.Errorf("no session, but %v", err)
+					}
+				})
+			}
+			wg.Wait()
+			within(t, 20*time.Second, "Info", func() { tok.Info() })
+			within(t, 20*time.Second, "OnReset", func() { tok.OnReset(func() {}) })
+			tok.patience = 200 * time.Millisecond
+			within(t, 30*time.Second, "Close", func() {
+				if err := tok.Close(); err == nil {
+					t.Error("Close says nothing of a call that hangs")
+				}
+			})
+			release()
+			// The late session must not stay; when it is gone the library is free for the
+			// next test.
+			eventually(t, func() error {
+				tok.module.mu.Lock()
+				defer tok.module.mu.Unlock()
+				if tok.module.active > 0 {
+					return fmt.Errorf("%d calls still in the library", tok.module.active)
+				}
+				return nil
+			})
+		})
+	}
+}
+
+// TestAfterHungClose: a library that could not be unloaded is taken up again, and
+// shows what has changed meanwhile.
+func TestAfterHungClose(t *testing.T) {
+	tok, m := open(t)
+	release := m.Hang("GenerateRandom")
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	_ = tok.Ping(ctx)
+	tok.patience = 200 * time.Millisecond
+	if err := tok.Close(); err == nil {
+		t.Error("the library was unloaded under a call")
+	}
+	release()
+	eventually(t, func() error {
+		tok.module.mu.Lock()
+		defer tok.module.mu.Unlock()
+		if tok.module.active > 0 {
+			return errors.New("the call is still in the library")
+		}
+		return nil
+	})
+	again, _ := open(t) // in another folder
+	if again.module != tok.module {
+		t.Error("one library, two modules")
+	}
+	if err := again.Ping(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestSuspectSession: a session is used again only after errors that are known
+// to leave it clean.
+func TestSuspectSession(t *testing.T) {
+	const vendor = p11.CKR_VENDOR_DEFINED | 0x42
+	for _, c := range []struct {
+		code   uint
+		closed int
+		retry  bool
+	}{
+		{p11.CKR_DATA_INVALID, 0, false}, {p11.CKR_MECHANISM_INVALID, 0, false},
+		{vendor, 1, false}, {p11.CKR_HOST_MEMORY, 1, false}, {p11.CKR_BUFFER_TOO_SMALL, 1, false}, {p11.CKR_FUNCTION_CANCELED, 1, false},
+		{p11.CKR_OPERATION_ACTIVE, 1, true},
+	} {
+		t.Run(p11.Error(c.code).Error(), func(t *testing.T) {
+			tok, m := open(t)
+			id, label := generate(t, tok, 1, 128)
+			m.Reset()
+			m.Fail("EncryptInit", 1, p11.Error(c.code))
+			err := tok.EncryptBlocks(t.Context(), id, label, make([]byte, 16))
+			if (err == nil) != c.retry {
+				t.Errorf("%v", err)
+			}
+			if n := m.Count("CloseSession"); n != c.closed {
+				t.Errorf("%d sessions closed, want %d", n, c.closed)
+			}
+			if m.Count("Login")+m.Count("Initialize") > 0 {
+				t.Error("logged in anew")
+			}
+			if err := tok.EncryptBlocks(t.Context(), id, label, make([]byte, 16)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestLoggedOut: somebody logs out behind our back. A key that was not used yet
+// is then not to be seen, which must not be taken for its not being there.
+func TestLoggedOut(t *testing.T) {
+	tok, _ := open(t)
+	id, label := generate(t, tok, 1, 256)
+	resets := 0
+	tok.OnReset(func() { resets++ })
+	if err := tok.module.b.Logout(tok.login.session); err != nil {
+		t.Fatal(err)
+	}
+	if err := tok.EncryptBlocks(t.Context(), id, label, make([]byte, 16)); err != nil {
+		t.Error(err)
+	}
+	if resets != 1 {
+		t.Errorf("%d resets told", resets)
+	}
+	if err := tok.EncryptBlocks(t.Context(), []byte("nil"), "no@1", make([]byte, 16)); !claviger.Is(err, claviger.KeyNotFound) {
+		t.Errorf("a key that is not there: %v", err)
+	}
+	if resets != 1 {
+		t.Errorf("logged in anew for a key that is not there")
+	}
+}
+
+// TestTwoTokens: each token of a library hears of a reset that another made.
+func TestTwoTokens(t *testing.T) {
+	made := softhsmtest.New(t)
+	a, m := openAs(t, config(made))
+	b, _ := openAs(t, config(made))
+	id, label := generate(t, a, 1, 256)
+	told := 0
+	b.OnReset(func() { told++ })
+	if err := b.EncryptBlocks(t.Context(), id, label, make([]byte, 16)); err != nil {
+		t.Fatal(err)
+	}
+	m.Fail("EncryptInit", 1, p11.Error(p11.CKR_DEVICE_ERROR))
+	for _, tok := range []*Token{a, b} {
+		if err := tok.EncryptBlocks(t.Context(), id, label, make([]byte, 16)); err != nil {
+			t.Error(err)
+		}
+	}
+	if told != 1 {
+		t.Errorf("the other token was told of %d resets", told)
+	}
+}
+
+// TestPing: a sign of life comes from the HSM, not from its library's memory.
+func TestPing(t *testing.T) {
+	tok, m := open(t)
+	if err := tok.Ping(t.Context()); err != nil || m.Count("GenerateRandom") != 1 {
+		t.Errorf("%d calls for random bytes, %v", m.Count("GenerateRandom"), err)
+	}
+	cancelled, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := tok.Ping(cancelled); !claviger.Is(err, claviger.Unavailable) {
+		t.Errorf("with a cancelled context: %v", err)
+	}
+	m.Fail("GenerateRandom", 1, p11.Error(p11.CKR_RANDOM_NO_RNG))
+	if err := tok.Ping(t.Context()); err != nil || m.Count("GetSessionInfo") != 1 {
+		t.Errorf("without random numbers: %d questions, %v", m.Count("GetSessionInfo"), err)
+	}
+	if err := tok.Close(); err != nil {
+		t.Error(err)
+	}
+	within(t, 20*time.Second, "Ping after Close", func() {
+		if err := tok.Ping(t.Context()); !claviger.Is(err, claviger.Closed) {
+			t.Errorf("after Close: %v", err)
+		}
+	})
+}
+
+// TestDefaultLimit: a caller without a deadline is not left waiting for ever, and
+// what the call that hangs works on stays as it is until it is back.
+func TestDefaultLimit(t *testing.T) {
+	seen := make(chan []byte, 1)
+	made := softhsmtest.New(t)
+	m := new(Meter)
+	c := config(made)
+	c.Wrap = func(b Boundary) Boundary { return m.Wrap(spy{b, seen}) }
+	tok, err := Open(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tok.Close() //nolint:errcheck // the calls below are what is tested
+	id, label := generate(t, tok, 1, 256)
+	select {
+	case <-seen: // of the probe
+	default:
+	}
+	tok.limit = 100 * time.Millisecond
+	release := m.Hang("Encrypt")
+	defer release()
+	want := bytes.Repeat([]byte{7}, 32)
+	within(t, 20*time.Second, "EncryptBlocks", func() {
+		err := tok.EncryptBlocks(context.Background(), id, label, bytes.Clone(want))
+		if !claviger.Is(err, claviger.Unavailable) || !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("no deadline: %v", err)
+		}
+	})
+	hang := m.Hang("GenerateRandom")
+	defer hang()
+	within(t, 20*time.Second, "Ping", func() {
+		if err := tok.Ping(context.Background()); !claviger.Is(err, claviger.Unavailable) {
+			t.Errorf("no deadline: %v", err)
+		}
+	})
+	hang()
+	release()
+	select {
+	case got := <-seen:
+		if !bytes.Equal(got, want) {
+			t.Errorf("the call that hung read %x", got)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("the call that hung was not made")
+	}
+}
+
+// spy keeps what C_Encrypt is given.
+type spy struct {
+	Boundary
+	seen chan []byte
+}
+
+func (s spy) Encrypt(h p11.SessionHandle, data []byte) ([]byte, error) {
+	select {
+	case s.seen <- bytes.Clone(data):
+	default:
+	}
+	return s.Boundary.Encrypt(h, data)
+}
+
+// TestMadeAnyway: C_GenerateKey made the key and then said that the device had
+// failed. The second try takes that key for what it is.
+func TestMadeAnyway(t *testing.T) {
+	c := config(softhsmtest.New(t))
+	first := true
+	c.Wrap = func(b Boundary) Boundary { return &liar{b, &first} }
+	tok, err := Open(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tok.Close() //nolint:errcheck // the calls below are what is tested
+	id, label := generate(t, tok, 1, 256)
+	if list, err := tok.List(t.Context()); err != nil || len(list) != 1 {
+		t.Errorf("%d keys, %v", len(list), err)
+	}
+	if err := tok.GenerateKey(t.Context(), id, label, 256); !claviger.Is(err, claviger.KeyExists) {
+		t.Errorf("made twice: %v", err)
+	}
+}
+
+type liar struct {
+	Boundary
+	first *bool
+}
+
+func (l *liar) GenerateKey(s p11.SessionHandle, m []*p11.Mechanism, a []*p11.Attribute) (p11.ObjectHandle, error) {
+	o, err := l.Boundary.GenerateKey(s, m, a)
+	for _, x := range a {
+		if x.Type == p11.CKA_ID && *l.first && err == nil {
+			*l.first = false
+			return 0, p11.Error(p11.CKR_DEVICE_ERROR)
+		}
+	}
+	return o, err
+}
+
+// TestDataLimit: where the token takes less in one call than the profile says,
+// the limit shrinks until it does.
+func TestDataLimit(t *testing.T) {
+	const takes = 1000 // bytes; no multiple of a block
+	c := config(softhsmtest.New(t))
+	m := new(Meter)
+	c.Wrap = func(b Boundary) Boundary { return m.Wrap(narrow{b, takes}) }
+	tok, err := Open(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tok.Close() //nolint:errcheck // the calls below are what is tested
+	id, label := generate(t, tok, 1, 256)
+	one := bytes.Repeat([]byte{3}, 16)
+	if err := tok.EncryptBlocks(t.Context(), id, label, one); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		m.Reset()
+		got := bytes.Repeat([]byte{3}, 32_000)
+		if err := tok.EncryptBlocks(t.Context(), id, label, got); err != nil || !bytes.Equal(got, bytes.Repeat(one, 2000)) {
+			t.Fatalf("%v; the blocks are right: %t", err, bytes.Equal(got, bytes.Repeat(one, 2000)))
+		}
+	}
+	limit := tok.Info().MaxData
+	if limit > takes || limit < takes/2-blockSize || limit%blockSize != 0 {
+		t.Errorf("the limit is %d bytes, the token takes %d", limit, takes)
+	}
+	if n, want := m.Count("Encrypt"), (32_000+limit-1)/limit; n != want {
+		t.Errorf("the second time it took %d calls, want %d", n, want)
+	}
+}
+
+// narrow refuses more than so many bytes in one call.
+type narrow struct {
+	Boundary
+	limit int
+}
+
+func (n narrow) Encrypt(s p11.SessionHandle, data []byte) ([]byte, error) {
+	if len(data) > n.limit {
+		// The operation must end, as it would have.
+		if _, err := n.Boundary.Encrypt(s, data); err != nil {
+			return nil, err
+		}
+		return nil, p11.Error(p11.CKR_DATA_LEN_RANGE)
+	}
+	return n.Boundary.Encrypt(s, data)
+}
+
+// TestLabel: who asks for the wrong label does not get the key, and does not
+// spoil it.
+func TestLabel(t *testing.T) {
+	tok, _ := open(t)
+	id, label := generate(t, tok, 1, 256)
+	for _, l := range []string{"wrong", label, "wrong", label} {
+		err := tok.EncryptBlocks(t.Context(), id, l, make([]byte, 16))
+		if claviger.Is(err, claviger.KeyNotFound) != (l == "wrong") || l == label && err != nil {
+			t.Errorf("label %s: %v", l, err)
+		}
+	}
+	if _, ok := tok.gather.Load(keyName{string(id), "wrong"}); ok {
+		t.Error("a key that is not there stays in memory")
+	}
+}
