@@ -2,8 +2,11 @@ package kmswire
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"maps"
 	"math"
+	"slices"
 	"strconv"
 	"time"
 
@@ -30,15 +33,13 @@ func AppendCreate(b []byte, s provider.Spec) []byte {
 	}
 	if len(s.Attributes) > 0 {
 		b = append(b, `,"attributes":{`...)
-		first := true
-		for k, v := range s.Attributes {
-			if !first {
+		for i, k := range slices.Sorted(maps.Keys(s.Attributes)) {
+			if i > 0 {
 				b = append(b, ',')
 			}
-			first = false
 			b = appendString(b, k)
 			b = append(b, ':')
-			b = appendString(b, v)
+			b = appendString(b, s.Attributes[k])
 		}
 		b = append(b, '}')
 	}
@@ -127,29 +128,24 @@ func ReadKeyVersions(body []byte) ([]provider.KeyVersion, error) {
 
 // ReadDEK decodes the answer to a decrypt.
 func ReadDEK(body []byte) (secret.Bytes, error) {
-	l := &lexer{data: body}
-	var dek []byte
-	found := false
-	err := l.body("answer", func(field []byte) error {
-		if string(field) != "material" {
-			_, err := l.skip(0)
-			return err
+	var material value
+	err := newLexer(body).body("answer", func(field []byte) *value {
+		if string(field) == "material" {
+			return &material
 		}
-		s, ok, err := l.text()
-		if err != nil || !ok {
-			return err
-		}
-		found = true
-		dek, err = decodeBase64(s)
-		return err
+		return nil
 	})
 	if err != nil {
 		return nil, err
 	}
-	if !found {
-		return nil, fmt.Errorf("the answer holds no key material")
+	s, ok, err := material.string()
+	switch {
+	case err != nil:
+		return nil, err
+	case !ok:
+		return nil, errors.New("the answer holds no key material")
 	}
-	return dek, nil
+	return decodeBase64(s)
 }
 
 // ReadEDEKs decodes a list of EDEKs.
@@ -157,9 +153,12 @@ func ReadEDEKs(body []byte) ([]claviger.EDEK, error) { return ReadBatch(body, ma
 
 // ReadEDEK decodes the answer to a single re-encrypt.
 func ReadEDEK(body []byte) (claviger.EDEK, error) {
-	b := &batchReader{lexer: &lexer{data: body}, buf: make([]byte, 0, len(body))}
-	if err := b.item(); err != nil {
-		return claviger.EDEK{}, err
+	b := &batchReader{lexer: newLexer(body), buf: make([]byte, 0, len(body))}
+	err := b.item()
+	for _, err := range [...]error{err, b.wrong, b.notEEK} {
+		if err != nil {
+			return claviger.EDEK{}, err
+		}
 	}
 	return b.edeks[0], nil
 }

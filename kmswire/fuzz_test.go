@@ -4,69 +4,323 @@ import (
 	"bytes"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
+	"math/big"
 	"reflect"
 	"strings"
 	"testing"
 	"unicode/utf8"
+
+	"claviger"
 )
 
-// FuzzRequests holds our reader to encoding/json: where that one reads a body
-// as a batch, so do we, to the same EDEKs; where it refuses the JSON, so do we.
-// Left out are the places where Jackson, whom we follow, differs from it: names
-// match in their exact case, and what follows the value is not looked at.
+// FuzzRequests holds our readers to what Hadoop's KMS does, written down once
+// more over encoding/json: both come to the same, or both refuse, and then both
+// throw the same; of broken JSON, that it is broken. Ours may refuse more in two
+// places only: nesting, and text that is not UTF-8.
 func FuzzRequests(f *testing.F) {
 	f.Fuzz(func(t *testing.T, body []byte) {
-		_, _ = ReadCreate(body)
-		_, _ = ReadRoll(body)
-		_, _ = ReadOpen(body)
-		got, err := ReadBatch(body, 1000)
+		create, err := ReadCreate(body)
+		hold(t, body, create, err, javaCreate)
+		roll, err := ReadRoll(body)
+		hold(t, body, roll, err, javaRoll)
+		open, err := ReadOpen(body)
+		hold(t, body, open, err, javaOpen)
+		const most = 1000
+		batch, err := ReadBatch(body, most)
+		hold(t, body, batch, err, javaBatch)
 
-		var ref []map[string]any
-		dec := json.NewDecoder(bytes.NewReader(body))
-		if refErr := dec.Decode(&ref); refErr != nil {
-			if err == nil {
-				t.Fatalf("taken, but encoding/json says: %v", refErr)
-			}
+		if err != nil {
 			return
 		}
-		if err != nil || !utf8.Valid(body) {
-			return // ours asks for more than JSON: fields, base64, depth
+		for i := range batch {
+			batch[i].Version = strings.ToValidUTF8(batch[i].Version, "\ufffd")
 		}
-		if len(ref) != len(got) {
-			t.Fatalf("%d EDEKs, encoding/json has %d", len(got), len(ref))
-		}
-		for i, e := range got {
-			inner, _ := ref[i]["encryptedKeyVersion"].(map[string]any)
-			iv, ivErr := decodeBase64(str(ref[i]["iv"]))
-			if ivErr != nil {
-				iv = []byte{}
-			}
-			material, mErr := decodeBase64(str(inner["material"]))
-			if e.Version != str(ref[i]["versionName"]) || !bytes.Equal(e.IV, iv) || mErr != nil || !bytes.Equal(e.Material, material) {
-				t.Fatalf("EDEK %d is %+v, encoding/json has %v", i, e, ref[i])
-			}
-		}
-		again, err := ReadBatch(AppendBatch(nil, "k", got), 1000)
-		if err != nil || !reflect.DeepEqual(again, got) {
-			t.Fatalf("written and read again: %+v, %v, was %+v", again, err, got)
+		again, err := ReadBatch(AppendBatch(nil, "k", batch), most)
+		if err != nil || !reflect.DeepEqual(again, batch) {
+			t.Fatalf("written and read again: %+v, %v, was %+v", again, err, batch)
 		}
 	})
 }
 
-func str(v any) string { s, _ := v.(string); return s }
+// hold compares what a reader made of a body with what Java makes of it.
+func hold[T any](t *testing.T, body []byte, got T, err error, java func(any) T) {
+	t.Helper()
+	var thrown *Exception
+	if err != nil && !errors.As(err, &thrown) {
+		t.Fatalf("%T: the error is no Exception: %v", got, err)
+	}
+	if thrown != nil && thrown.Class == jsonParseException && (!utf8.Valid(body) || strings.Contains(thrown.Message, "nested more than")) {
+		return
+	}
+	var v any
+	dec := json.NewDecoder(bytes.NewReader(bytes.TrimPrefix(body, []byte("\ufeff"))))
+	dec.UseNumber()
+	ofJackson := thrown != nil && (thrown.Class == jsonParseException || thrown.Class == jsonEOFException || thrown.Class == mismatchedInputException)
+	if broken := dec.Decode(&v); broken != nil {
+		if !ofJackson {
+			t.Fatalf("%T: %v, but encoding/json says: %v", got, err, broken)
+		}
+		return
+	}
+	want, wantThrown := func() (want T, thrown *Exception) {
+		defer func() {
+			if p := recover(); p != nil {
+				var ok bool
+				if thrown, ok = p.(*Exception); !ok {
+					panic(p)
+				}
+			}
+		}()
+		return java(v), nil
+	}()
+	switch {
+	case thrown == nil && wantThrown == nil:
+		if !reflect.DeepEqual(got, want) {
+			t.Fatalf("%+v, want %+v", got, want)
+		}
+	case wantThrown != nil && wantThrown.Class == mismatchedInputException && ofJackson:
+		// A value of another kind, whose end encoding/json may see elsewhere: "01".
+	case !reflect.DeepEqual(thrown, wantThrown):
+		t.Fatalf("%T: %v, want %v", got, thrown, wantThrown)
+	}
+}
+
+// What follows is Java's side: it panics with what Java throws.
+
+func javaClass(v any) string {
+	switch v := v.(type) {
+	case map[string]any:
+		return "java.util.LinkedHashMap"
+	case []any:
+		return "java.util.ArrayList"
+	case string:
+		return "java.lang.String"
+	case bool:
+		return "java.lang.Boolean"
+	case json.Number:
+		n, ok := new(big.Int).SetString(v.String(), 10)
+		switch {
+		case !ok:
+			return "java.lang.Double"
+		case !n.IsInt64():
+			return "java.math.BigInteger"
+		case n.Int64() != int64(int32(n.Int64())):
+			return "java.lang.Long"
+		}
+		return "java.lang.Integer"
+	}
+	return ""
+}
+
+func javaObject(v any, parameter string) map[string]any {
+	if v == nil {
+		panic(Throw(NullPointer, `Cannot invoke "java.util.Map.get(Object)" because "`+parameter+`" is null`))
+	}
+	m, ok := v.(map[string]any)
+	if !ok {
+		panic(Throw(mismatchedInputException, ""))
+	}
+	return m
+}
+
+// javaCast is (String) v; nil for null.
+func javaCast(v any) *string {
+	s, ok := v.(string)
+	switch {
+	case ok:
+		return &s
+	case v == nil:
+		return nil
+	}
+	panic(cannotCast(javaClass(v), "java.lang.String"))
+}
+
+func notNull[T any](v *T, parameter string) T {
+	if v == nil {
+		panic(required(parameter))
+	}
+	return *v
+}
+
+// javaMaterial is Base64.decodeBase64 for what is base64, and nothing for what
+// is not.
+func javaMaterial(s *string) []byte {
+	if s == nil {
+		return nil
+	}
+	b, err := referenceBase64(*s)
+	if err != nil {
+		return []byte{}
+	}
+	return b
+}
+
+func strictMaterial(s string) []byte {
+	b, err := referenceBase64(s)
+	if err != nil {
+		panic(errMaterial)
+	}
+	return b
+}
+
+func javaCreate(v any) (c Create) {
+	m := javaObject(v, "jsonKey")
+	if c.Name = notNull(javaCast(m["name"]), "name"); c.Name == "" {
+		panic(Throw(IllegalArgument, "Parameter 'name' cannot be empty"))
+	}
+	if s := javaCast(m["cipher"]); s != nil {
+		c.Cipher = *s
+	}
+	c.Material = javaMaterial(javaCast(m["material"]))
+	switch n := m["length"].(type) {
+	case nil:
+	case json.Number:
+		if javaClass(n) == "java.lang.Integer" {
+			i, _ := n.Int64()
+			c.Length = int(i)
+			break
+		}
+		panic(cannotCast(javaClass(n), "java.lang.Integer"))
+	default:
+		panic(cannotCast(javaClass(n), "java.lang.Integer"))
+	}
+	c.Description = javaCast(m["description"])
+	switch attrs := m["attributes"].(type) {
+	case nil:
+	case map[string]any:
+		c.Attributes = map[string]string{}
+		for k, v := range attrs {
+			switch v := v.(type) {
+			case string:
+				c.Attributes[k] = v
+			case nil:
+			default:
+				c.BadAttribute = true
+			}
+		}
+	default:
+		panic(cannotCast(javaClass(attrs), "java.util.Map"))
+	}
+	return c
+}
+
+func javaRoll(v any) Roll {
+	return Roll{javaMaterial(javaCast(javaObject(v, "jsonMaterial")["material"]))}
+}
+
+func javaOpen(v any) (o Open) {
+	m := javaObject(v, "jsonPayload")
+	name, iv, material := javaCast(m["name"]), javaCast(m["iv"]), javaCast(m["material"])
+	if o.HasName = name != nil; o.HasName {
+		o.Name = *name
+	}
+	notNull(iv, "iv")
+	o.IV = javaMaterial(iv)
+	o.Material = strictMaterial(notNull(material, "material"))
+	return o
+}
+
+func javaBatch(v any) Batch {
+	if v == nil {
+		panic(required("jsonPayload"))
+	}
+	list, ok := v.([]any)
+	if !ok {
+		panic(Throw(mismatchedInputException, ""))
+	}
+	if len(list) > 1000 {
+		panic(tooMany(1000))
+	}
+	object := func(v any, parameter string) map[string]any {
+		m, ok := v.(map[string]any)
+		switch {
+		case v == nil:
+			panic(required(parameter))
+		case !ok:
+			panic(cannotCast(javaClass(v), "java.util.Map"))
+		}
+		return m
+	}
+	batch := Batch{}
+	var notEEK *Exception
+	for _, item := range list {
+		m := object(item, "valueMap")
+		var e claviger.EDEK
+		e.Version = notNull(javaCast(m["versionName"]), "versionName")
+		iv := javaCast(m["iv"])
+		notNull(iv, "iv")
+		e.IV = javaMaterial(iv)
+		inner := object(m["encryptedKeyVersion"], "encryptedKeyVersion")
+		name := notNull(javaCast(inner["versionName"]), "versionName")
+		e.Material = strictMaterial(notNull(javaCast(inner["material"]), "material"))
+		if name != "EEK" && notEEK == nil {
+			notEEK = Throw(IllegalArgument, "encryptedKey version name must be 'EEK', but found '"+name+"'")
+		}
+		batch = append(batch, e)
+	}
+	if notEEK != nil {
+		panic(notEEK)
+	}
+	return batch
+}
+
+// FuzzAnswers reads anything as a server's answer.
+func FuzzAnswers(f *testing.F) {
+	f.Fuzz(func(t *testing.T, body []byte) {
+		if v, err := ReadKeyVersion(body); err == nil && v != nil {
+			if again, err := ReadKeyVersion(AppendKeyVersion(nil, v)); err != nil || !reflect.DeepEqual(again, v) {
+				t.Errorf("key version %+v came back as %+v, %v", v, again, err)
+			}
+		}
+		if m, err := ReadMetadata(body); err == nil && m != nil {
+			if again, err := ReadMetadata(AppendMetadata(nil, m)); err != nil || !reflect.DeepEqual(again, m) {
+				t.Errorf("metadata %+v came back as %+v, %v", m, again, err)
+			}
+		}
+		if names, err := ReadNames(body); err == nil && len(names) > 0 {
+			if again, err := ReadNames(AppendNames(nil, names)); err != nil || !reflect.DeepEqual(again, names) {
+				t.Errorf("names %q came back as %q, %v", names, again, err)
+			}
+		}
+		if e, err := ReadEDEK(body); err == nil {
+			if again, err := ReadEDEK(AppendEDEK(nil, nil, &e)); err != nil || !reflect.DeepEqual(again, e) {
+				t.Errorf("EDEK %+v came back as %+v, %v", e, again, err)
+			}
+		}
+		if dek, err := ReadDEK(body); err == nil {
+			if again, err := ReadDEK(AppendDEK(nil, "k", dek)); err != nil || !again.Equal(dek) {
+				t.Errorf("a DEK of %d bytes came back as one of %d, %v", len(dek), len(again), err)
+			}
+		}
+		if e := ReadException(body); e != nil {
+			e.Message = firstLine(e.Message)
+			if again := ReadException(AppendException(nil, e)); !reflect.DeepEqual(again, e) {
+				t.Errorf("%+v came back as %+v", e, again)
+			}
+		}
+		_, _ = ReadKeyVersions(body)
+		_, _ = ReadMetadataList(body)
+		_, _ = ReadEDEKs(body)
+	})
+}
+
+// referenceBase64 takes the four dialects by encoding/base64.
+func referenceBase64(s string) (b []byte, err error) {
+	plain := strings.NewReplacer(" ", "", "\n", "", "\r", "", "\t", "", "+", "-", "/", "_").Replace(s)
+	for _, enc := range []*base64.Encoding{base64.RawURLEncoding, base64.URLEncoding} {
+		if b, err = enc.DecodeString(plain); err == nil {
+			return b, nil
+		}
+	}
+	return nil, err
+}
 
 // FuzzBase64 holds the decoder to encoding/base64.
 func FuzzBase64(f *testing.F) {
 	f.Fuzz(func(t *testing.T, s string) {
 		got, err := decodeBase64(s)
-		plain := strings.NewReplacer(" ", "", "\n", "", "\r", "", "\t", "", "+", "-", "/", "_").Replace(s)
-		var want []byte
-		refErr := error(base64.CorruptInputError(0))
-		for _, enc := range []*base64.Encoding{base64.RawURLEncoding, base64.URLEncoding} {
-			if b, e := enc.DecodeString(plain); e == nil {
-				want, refErr = b, nil
-			}
-		}
+		want, refErr := referenceBase64(s)
 		if (err == nil) != (refErr == nil) || err == nil && !bytes.Equal(got, want) {
 			t.Fatalf("%q: %x, %v; encoding/base64: %x, %v", s, got, err, want, refErr)
 		}

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"claviger"
+	"claviger/secret"
 )
 
 // Names that stand where a version name stands, for things that have none.
@@ -86,14 +87,14 @@ type Create struct {
 	Length      int    // 0 where absent or null
 	Description *string
 	Attributes  map[string]string // nil where absent
-	Material    []byte            // nil where absent; empty where it is no base64
+	Material    secret.Bytes      // nil where absent; empty where it is no base64
 	// BadAttribute: an attribute's value is no string. Hadoop notices only when it
 	// stores the key, after all else was checked.
 	BadAttribute bool
 }
 
 // Roll is the body of POST /v1/key/{name}.
-type Roll struct{ Material []byte }
+type Roll struct{ Material secret.Bytes }
 
 // Open is the body of a decrypt or a single re-encrypt.
 type Open struct {

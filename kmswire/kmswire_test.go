@@ -73,6 +73,9 @@ func TestRequestErrors(t *testing.T) {
 		{batch, `[{"versionName":"k@0","iv":"AA"}]`, "IllegalArgumentException", "Parameter 'encryptedKeyVersion' cannot be null"},
 		{batch, strings.Replace("["+item+"]", "EEK", "FOO", 1), "IllegalArgumentException", "encryptedKey version name must be 'EEK', but found 'FOO'"},
 		{batch, strings.Replace("["+item+"]", `"iv"`, `"vi"`, 1), "IllegalArgumentException", "Parameter 'iv' cannot be null"},
+		{batch, strings.Replace("["+item+"]", `"EEK"`, `null`, 1), "IllegalArgumentException", "Parameter 'versionName' cannot be null"},
+		{batch, strings.Replace("["+item+",null]", "EEK", "FOO", 1), "IllegalArgumentException", "Parameter 'valueMap' cannot be null"},
+		{batch, "[null, 1, " + item, "JsonEOFException", ""},
 		{batch, "[" + item + "," + item + "," + item + "," + item + "]", "IllegalArgumentException", "more than 3 EDEKs in one request; send them in parts"},
 	} {
 		err := c.read(c.body)
@@ -145,7 +148,7 @@ func TestStrings(t *testing.T) {
 }
 
 func TestFuzzSeeds(t *testing.T) {
-	for _, f := range []string{"FuzzRequests", "FuzzBase64"} {
+	for _, f := range []string{"FuzzRequests", "FuzzAnswers", "FuzzBase64"} {
 		if files, err := os.ReadDir("testdata/fuzz/" + f); err != nil || len(files) == 0 {
 			t.Errorf("%s has no seeds: %v", f, err)
 		}

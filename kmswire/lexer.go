@@ -22,6 +22,11 @@ type lexer struct {
 	pos  int
 }
 
+// newLexer reads a body. A byte order mark, which Jackson skips, is left out.
+func newLexer(body []byte) *lexer {
+	return &lexer{data: bytes.TrimPrefix(body, []byte("\ufeff"))}
+}
+
 func (l *lexer) space() {
 	for l.pos < len(l.data) {
 		switch l.data[l.pos] {
@@ -233,7 +238,7 @@ func (l *lexer) skip(depth int) (java string, err error) {
 		})
 	case c == '"':
 		_, err := l.str()
-		return "java.lang.String", err
+		return javaString, err
 	case c == 't':
 		return "java.lang.Boolean", l.word("true")
 	case c == 'f':
@@ -259,7 +264,7 @@ func javaNumber(text []byte, integer bool) string {
 	case int64(int32(n)) != n:
 		return "java.lang.Long"
 	}
-	return "java.lang.Integer"
+	return javaInteger
 }
 
 // cannotCast is what Java says of a value of the wrong kind.
@@ -267,29 +272,65 @@ func cannotCast(from, to string) error {
 	return Throw(ClassCast, fmt.Sprintf("class %[1]s cannot be cast to class %[2]s (%[1]s and %[2]s are in module java.base of loader 'bootstrap')", from, to))
 }
 
-// text reads a string or null; ok is false for null.
-func (l *lexer) text() (s []byte, ok bool, err error) {
-	if l.peek() == '"' {
-		s, err = l.str()
-		return s, err == nil, err
-	}
-	java, err := l.skip(0)
-	if err == nil && java != "" {
-		err = cannotCast(java, "java.lang.String")
-	}
-	return nil, false, err
+// Java's classes of JSON values, as Jackson makes them.
+const (
+	javaString  = "java.lang.String"
+	javaInteger = "java.lang.Integer"
+	javaMap     = "java.util.Map"
+)
+
+// value is a field's value as it was read last. Hadoop's KMS parses a body whole,
+// keeps the last of fields of one name, and casts a field when it uses it: so a
+// value of the wrong kind is no error before somebody asks for it.
+type value struct {
+	java string // its class; "" for null, and for what is absent
+	text []byte // the content of a string; else the value as it was written
 }
 
-// integer reads an int or null (0).
-func (l *lexer) integer() (int, error) {
-	l.space()
+// value reads a value of any kind.
+func (l *lexer) value() (v value, err error) {
+	if l.peek() == '"' {
+		v.java = javaString
+		v.text, err = l.str()
+		return v, err
+	}
 	start := l.pos
-	java, err := l.skip(0)
-	if err != nil || java == "" {
-		return 0, err
+	v.java, err = l.skip(0)
+	v.text = l.data[start:l.pos]
+	return v, err
+}
+
+// string returns a string; ok is false for null.
+func (v value) string() (s []byte, ok bool, err error) {
+	switch v.java {
+	case javaString:
+		return v.text, true, nil
+	case "":
+		return nil, false, nil
 	}
-	if java != "java.lang.Integer" {
-		return 0, cannotCast(java, "java.lang.Integer")
+	return nil, false, cannotCast(v.java, javaString)
+}
+
+// integer returns an int; null is 0.
+func (v value) integer() (int, error) {
+	switch v.java {
+	case javaInteger:
+		return strconv.Atoi(string(v.text))
+	case "":
+		return 0, nil
 	}
-	return strconv.Atoi(string(l.data[start:l.pos]))
+	return 0, cannotCast(v.java, javaInteger)
+}
+
+// fields reads an object into the values that its names stand for.
+func (l *lexer) fields(find func(name []byte) *value) error {
+	return l.object(func(name []byte) error {
+		if v := find(name); v != nil {
+			var err error
+			*v, err = l.value()
+			return err
+		}
+		_, err := l.skip(0)
+		return err
+	})
 }

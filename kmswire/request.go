@@ -2,6 +2,7 @@ package kmswire
 
 import (
 	"claviger"
+	"claviger/secret"
 )
 
 // begin checks that a body holds a value of the wanted kind, and returns false
@@ -31,9 +32,9 @@ func (l *lexer) begin(open byte, java string) (ok bool, err error) {
 	return false, Throw(mismatchedInputException, "Cannot deserialize value of type `"+java+"` from "+token)
 }
 
-// object reads a request body that is an object. parameter is the Java variable
+// body reads a request body that is an object. parameter is the Java variable
 // that a null body makes null.
-func (l *lexer) body(parameter string, field func(name []byte) error) error {
+func (l *lexer) body(parameter string, find func(name []byte) *value) error {
 	ok, err := l.begin('{', "java.util.LinkedHashMap<java.lang.Object,java.lang.Object>")
 	if err != nil {
 		return err
@@ -41,141 +42,164 @@ func (l *lexer) body(parameter string, field func(name []byte) error) error {
 	if !ok {
 		return Throw(NullPointer, `Cannot invoke "java.util.Map.get(Object)" because "`+parameter+`" is null`)
 	}
-	return l.object(field)
+	return l.fields(find)
 }
 
-// material reads a base64 field of a creation or a roll. What is no base64 is
-// empty, as with Hadoop, whose length check then refuses it.
-func (l *lexer) material() ([]byte, error) {
-	s, ok, err := l.text()
+// material decodes a base64 field of a creation or a roll; nil where there is
+// none. What is no base64 is empty, as with Hadoop, whose length check then
+// refuses it.
+func (v value) material() (secret.Bytes, error) {
+	s, ok, err := v.string()
 	if err != nil || !ok {
 		return nil, err
 	}
 	b, err := decodeBase64(s)
 	if err != nil {
-		return []byte{}, nil //nolint:nilerr // see above: the length check speaks
+		return secret.Bytes{}, nil //nolint:nilerr // see above: the length check speaks
 	}
 	return b, nil
 }
 
-// ReadCreate decodes the body of POST /v1/keys. Errors are *Exception.
+// ReadCreate decodes the body of POST /v1/keys. Errors are *Exception, here and
+// below.
 func ReadCreate(body []byte) (Create, error) {
-	var c Create
-	l := &lexer{data: body}
-	name := false
-	err := l.body("jsonKey", func(field []byte) (err error) {
-		var s []byte
+	l := newLexer(body)
+	var name, cipher, material, length, description, attributes value
+	err := l.body("jsonKey", func(field []byte) *value {
 		switch string(field) {
 		case "name":
-			s, name, err = l.text()
-			c.Name = string(s)
+			return &name
 		case "cipher":
-			s, _, err = l.text()
-			c.Cipher = string(s)
-		case "length":
-			c.Length, err = l.integer()
-		case "description":
-			var ok bool
-			if s, ok, err = l.text(); ok {
-				d := string(s)
-				c.Description = &d
-			} else {
-				c.Description = nil
-			}
-		case "attributes":
-			c.Attributes, c.BadAttribute, err = l.attributes()
+			return &cipher
 		case "material":
-			c.Material, err = l.material()
-		default:
-			_, err = l.skip(0)
+			return &material
+		case "length":
+			return &length
+		case "description":
+			return &description
+		case "attributes":
+			return &attributes
 		}
-		return err
+		return nil
 	})
+	if err != nil {
+		return Create{}, err
+	}
+	s, ok, err := name.string()
 	switch {
 	case err != nil:
 		return Create{}, err
-	case !name:
+	case !ok:
 		return Create{}, required("name")
-	case c.Name == "":
+	case len(s) == 0:
 		return Create{}, Throw(IllegalArgument, "Parameter 'name' cannot be empty")
+	}
+	c := Create{Name: string(s)}
+	if s, _, err = cipher.string(); err != nil {
+		return Create{}, err
+	}
+	c.Cipher = string(s)
+	if c.Material, err = material.material(); err != nil {
+		return Create{}, err
+	}
+	if c.Length, err = length.integer(); err != nil {
+		return Create{}, err
+	}
+	if s, ok, err = description.string(); err != nil {
+		return Create{}, err
+	} else if ok {
+		text := string(s)
+		c.Description = &text
+	}
+	c.Attributes, c.BadAttribute, err = attributes.attributes()
+	if err != nil {
+		return Create{}, err
 	}
 	return c, nil
 }
 
-// attributes reads a map of strings, or null. bad tells of a value of another
-// kind.
-func (l *lexer) attributes() (m map[string]string, bad bool, err error) {
-	if l.peek() != '{' {
-		java, err := l.skip(0)
-		if err == nil && java != "" {
-			err = cannotCast(java, "java.util.Map")
-		}
-		return nil, false, err
+// attributes returns a map of strings, or nil for null. bad tells of a value of
+// another kind.
+func (v value) attributes() (m map[string]string, bad bool, err error) {
+	switch {
+	case v.java == "":
+		return nil, false, nil
+	case v.text[0] != '{' || v.java == javaString:
+		return nil, false, cannotCast(v.java, javaMap)
 	}
 	m = map[string]string{}
+	wrong := map[string]bool{}
+	l := &lexer{data: v.text}
 	err = l.object(func(name []byte) error {
-		if l.peek() != '"' {
-			java, err := l.skip(1)
-			bad = bad || java != ""
+		v, err := l.value()
+		if err != nil {
 			return err
 		}
-		v, err := l.str()
-		m[string(name)] = string(v)
-		return err
+		delete(m, string(name))
+		delete(wrong, string(name))
+		s, ok, castErr := v.string()
+		switch {
+		case castErr != nil:
+			wrong[string(name)] = true
+		case ok:
+			m[string(name)] = string(s)
+		}
+		return nil
 	})
-	return m, bad, err
+	return m, len(wrong) > 0, err
 }
 
 // ReadRoll decodes the body of POST /v1/key/{name}.
-func ReadRoll(body []byte) (Roll, error) {
-	var r Roll
-	l := &lexer{data: body}
-	err := l.body("jsonMaterial", func(field []byte) (err error) {
+func ReadRoll(body []byte) (r Roll, err error) {
+	var material value
+	err = newLexer(body).body("jsonMaterial", func(field []byte) *value {
 		if string(field) == "material" {
-			r.Material, err = l.material()
-			return err
+			return &material
 		}
-		_, err = l.skip(0)
-		return err
+		return nil
 	})
+	if err == nil {
+		r.Material, err = material.material()
+	}
 	return r, err
 }
 
 // ReadOpen decodes the body of a decrypt or a single re-encrypt.
-func ReadOpen(body []byte) (Open, error) {
-	var o Open
-	l := &lexer{data: body}
-	var iv, material bool
-	buf := make([]byte, 0, len(body)) // IV and material decode into one piece
-	err := l.body("jsonPayload", func(field []byte) (err error) {
-		var s []byte
+func ReadOpen(body []byte) (o Open, err error) {
+	var name, iv, material value
+	err = newLexer(body).body("jsonPayload", func(field []byte) *value {
 		switch string(field) {
 		case "name":
-			s, o.HasName, err = l.text()
-			o.Name = string(s)
+			return &name
 		case "iv":
-			if s, iv, err = l.text(); iv {
-				o.IV, buf = decodeInto(buf, s)
-			}
+			return &iv
 		case "material":
-			if s, material, err = l.text(); material {
-				var ok bool
-				if o.Material, buf, ok = decodeStrict(buf, s); !ok {
-					return errMaterial
-				}
-			}
-		default:
-			_, err = l.skip(0)
+			return &material
 		}
-		return err
+		return nil
 	})
-	switch {
-	case err != nil:
+	if err != nil {
 		return Open{}, err
-	case !iv:
+	}
+	key, hasName, nameErr := name.string()
+	ivText, hasIV, ivErr := iv.string()
+	text, hasMaterial, textErr := material.string()
+	for _, err := range [...]error{nameErr, ivErr, textErr} {
+		if err != nil {
+			return Open{}, err
+		}
+	}
+	switch {
+	case !hasIV:
 		return Open{}, required("iv")
-	case !material:
+	case !hasMaterial:
 		return Open{}, required("material")
+	}
+	o = Open{Name: string(key), HasName: hasName}
+	buf := make([]byte, 0, len(ivText)+len(text)) // both decode into one piece
+	o.IV, buf = decodeInto(buf, ivText)
+	if o.Material, _, hasMaterial = decodeStrict(buf, text); !hasMaterial {
+		return Open{}, errMaterial
 	}
 	return o, nil
 }
@@ -208,7 +232,7 @@ func decodeInto(buf, s []byte) (value, rest []byte) {
 // ReadBatch decodes the body of POST /v1/key/{name}/_reencryptbatch. More than
 // most EDEKs are refused. The EDEKs share one piece of memory.
 func ReadBatch(body []byte, most int) (Batch, error) {
-	l := &lexer{data: body}
+	l := newLexer(body)
 	ok, err := l.begin('[', "java.util.ArrayList<java.lang.Object>")
 	if err != nil {
 		return nil, err
@@ -217,15 +241,21 @@ func ReadBatch(body []byte, most int) (Batch, error) {
 		return nil, required("jsonPayload")
 	}
 	const guess = 150 // bytes of JSON an EDEK; only a first capacity
-	b := &batchReader{lexer: l, edeks: make(Batch, 0, min(most, len(body)/guess+1)), buf: make([]byte, 0, len(body))}
+	b := &batchReader{lexer: l, edeks: make(Batch, 0, min(most, len(body)/guess+1)), buf: make([]byte, 0, len(body)/3)}
+	items := 0
 	err = l.array(func() error {
-		if len(b.edeks) == most {
+		if items++; items > most {
 			return tooMany(most)
 		}
 		return b.item()
 	})
-	if err != nil {
+	switch {
+	case err != nil:
 		return nil, err
+	case b.wrong != nil:
+		return nil, b.wrong
+	case b.notEEK != nil:
+		return nil, b.notEEK
 	}
 	return b.edeks, nil
 }
@@ -234,65 +264,49 @@ func ReadBatch(body []byte, most int) (Batch, error) {
 type batchReader struct {
 	*lexer
 	edeks   Batch
-	buf     []byte // decoded bytes of all EDEKs
+	buf     []byte // decoded bytes of all EDEKs; where it grows, those before stay where they are
 	version string // the last one, since nearly all are the same
+	// Hadoop parses the body whole, then looks at its items, then at the version
+	// names inside of them. These are the first that were wrong.
+	wrong, notEEK error
 }
 
 // item reads {"versionName":..,"iv":..,"encryptedKeyVersion":{"versionName":"EEK","material":..}}.
+// It returns errors of syntax; the item's own are in b.
 func (b *batchReader) item() error {
-	switch b.peek() {
-	case '{':
-	case 'n':
-		if err := b.word("null"); err != nil {
-			return err
-		}
-		return Throw(IllegalArgument, "Parameter 'valueMap' cannot be null")
-	default:
+	if b.peek() != '{' {
 		java, err := b.skip(0)
-		if err == nil {
-			err = cannotCast(java, "java.util.Map")
+		switch {
+		case err != nil:
+			return err
+		case java == "":
+			b.note(Throw(IllegalArgument, "Parameter 'valueMap' cannot be null"))
+		default:
+			b.note(cannotCast(java, javaMap))
 		}
-		return err
+		return nil
 	}
-	var e claviger.EDEK
-	var version, iv, inner, material, wrapped bool
-	var innerName []byte
+	var version, iv, wrapped, inner, material value
 	err := b.object(func(field []byte) (err error) {
-		var s []byte
 		switch string(field) {
 		case "versionName":
-			if s, version, err = b.text(); version {
-				if b.version != string(s) {
-					b.version = string(s)
-				}
-				e.Version = b.version
-			}
+			version, err = b.value()
 		case "iv":
-			if s, iv, err = b.text(); iv {
-				e.IV, b.buf = decodeInto(b.buf, s)
-			}
+			iv, err = b.value()
 		case "encryptedKeyVersion":
-			wrapped, inner, material = false, false, false
+			inner, material = value{}, value{}
 			if b.peek() != '{' {
-				java, err := b.skip(0)
-				if err == nil && java != "" {
-					err = cannotCast(java, "java.util.Map")
-				}
+				wrapped, err = b.value()
 				return err
 			}
-			wrapped = true
+			wrapped.java = javaMap
+			// Not by fields: a thousand items would put their values on the heap.
 			return b.object(func(field []byte) (err error) {
 				switch string(field) {
 				case "versionName":
-					innerName, inner, err = b.text()
+					inner, err = b.value()
 				case "material":
-					var s []byte
-					if s, material, err = b.text(); material {
-						var ok bool
-						if e.Material, b.buf, ok = decodeStrict(b.buf, s); !ok {
-							return errMaterial
-						}
-					}
+					material, err = b.value()
 				default:
 					_, err = b.skip(0)
 				}
@@ -303,24 +317,64 @@ func (b *batchReader) item() error {
 		}
 		return err
 	})
-	switch {
-	case err != nil:
+	if err == nil && b.wrong == nil {
+		b.note(b.keep(version, iv, wrapped, inner, material))
+	}
+	return err
+}
+
+func (b *batchReader) note(err error) {
+	if b.wrong == nil {
+		b.wrong = err
+	}
+}
+
+// keep appends the EDEK that an item's values make.
+func (b *batchReader) keep(version, iv, wrapped, inner, material value) error {
+	versionName, err := version.required("versionName")
+	if err != nil {
 		return err
-	case !version:
-		return required("versionName")
-	case !iv:
-		return required("iv")
-	case !wrapped:
+	}
+	ivText, err := iv.required("iv")
+	if err != nil {
+		return err
+	}
+	switch wrapped.java {
+	case javaMap:
+	case "":
 		return required("encryptedKeyVersion")
-	case !inner || string(innerName) != EEK:
-		name := "null"
-		if inner {
-			name = string(innerName)
-		}
-		return Throw(IllegalArgument, "encryptedKey version name must be 'EEK', but found '"+name+"'")
-	case !material:
-		return required("material")
+	default:
+		return cannotCast(wrapped.java, javaMap)
+	}
+	innerName, err := inner.required("versionName")
+	if err != nil {
+		return err
+	}
+	text, err := material.required("material")
+	if err != nil {
+		return err
+	}
+	if b.notEEK == nil && string(innerName) != EEK {
+		b.notEEK = Throw(IllegalArgument, "encryptedKey version name must be 'EEK', but found '"+string(innerName)+"'")
+	}
+	if b.version != string(versionName) {
+		b.version = string(versionName)
+	}
+	e := claviger.EDEK{Version: b.version}
+	e.IV, b.buf = decodeInto(b.buf, ivText)
+	var ok bool
+	if e.Material, b.buf, ok = decodeStrict(b.buf, text); !ok {
+		return errMaterial
 	}
 	b.edeks = append(b.edeks, e)
 	return nil
+}
+
+// required returns a string that must be there.
+func (v value) required(parameter string) ([]byte, error) {
+	s, ok, err := v.string()
+	if err == nil && !ok {
+		err = required(parameter)
+	}
+	return s, err
 }
