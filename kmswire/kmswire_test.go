@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -161,6 +162,43 @@ func batchOf(n int) []byte {
 		es[i] = claviger.EDEK{Version: "k@0123456789abcdef", IV: bytes.Repeat([]byte{byte(i)}, 16), Material: bytes.Repeat([]byte{byte(i)}, 32)}
 	}
 	return AppendBatch(nil, "k", es)
+}
+
+func BenchmarkAppendReencrypted1000(b *testing.B) {
+	sent, err := ReadBatch(batchOf(1000), 1000)
+	if err != nil {
+		b.Fatal(err)
+	}
+	fresh := slices.Clone(sent)
+	for i := range fresh {
+		fresh[i].Version = "k@fedcba9876543210"
+	}
+	out := AppendReencrypted(nil, "k", sent, fresh)
+	b.Run("kmswire", func(b *testing.B) {
+		b.SetBytes(int64(len(out)))
+		b.ReportAllocs()
+		for b.Loop() {
+			out = AppendReencrypted(out[:0], "k", sent, fresh)
+		}
+	})
+	b.Run("encoding-json", func(b *testing.B) {
+		type inner struct{ VersionName, Name, Material string }
+		type item struct {
+			VersionName, IV     string
+			EncryptedKeyVersion inner
+		}
+		b.SetBytes(int64(len(out)))
+		b.ReportAllocs()
+		for b.Loop() {
+			items := make([]item, len(fresh))
+			for i, e := range fresh {
+				items[i] = item{e.Version, urlSafe.EncodeToString(e.IV), inner{EEK, "k", urlSafe.EncodeToString(e.Material)}}
+			}
+			if _, err := json.Marshal(items); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
 }
 
 func BenchmarkReadBatch1000(b *testing.B) {
