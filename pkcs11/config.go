@@ -296,6 +296,9 @@ func (c *FileConfig) Config(dir string) (Config, error) {
 func pinFile(path string) func() (secret.Bytes, error) {
 	return func() (secret.Bytes, error) {
 		info, err := os.Stat(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("PIN file %s is not there; write the PIN, and nothing else, into it (mode 0400), or name the file that has it", path)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("PIN file: %w", err)
 		}
@@ -303,7 +306,7 @@ func pinFile(path string) func() (secret.Bytes, error) {
 			return nil, fmt.Errorf("PIN file %s may be read by everybody (mode %04o); cure: chmod o= %s", path, info.Mode().Perm(), path)
 		}
 		if info.Size() > maxFile {
-			return nil, fmt.Errorf("PIN file %s is %d bytes long; that is no PIN", path, info.Size())
+			return nil, fmt.Errorf("PIN file %s is %d bytes long; that is no PIN: write the PIN alone into it, or name the file that has it", path, info.Size())
 		}
 		pin, err := os.ReadFile(path)
 		if err != nil {
@@ -311,7 +314,7 @@ func pinFile(path string) func() (secret.Bytes, error) {
 		}
 		pin = bytes.TrimSuffix(bytes.TrimSuffix(pin, []byte("\n")), []byte("\r"))
 		if len(pin) == 0 {
-			return nil, fmt.Errorf("PIN file %s is empty", path)
+			return nil, fmt.Errorf("PIN file %s is empty; write the PIN into it", path)
 		}
 		return pin, nil
 	}

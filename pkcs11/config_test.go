@@ -170,9 +170,9 @@ func TestPIN(t *testing.T) {
 		want string
 	}{
 		{FileConfig{PINFile: open}, "PIN file " + open + " may be read by everybody (mode 0604); cure: chmod o= " + open},
-		{FileConfig{PINFile: write(t, "pin", "\n", 0o600)}, "is empty"},
-		{FileConfig{PINFile: write(t, "pin", strings.Repeat("1", maxFile+1), 0o600)}, "is 65537 bytes long; that is no PIN"},
-		{FileConfig{PINFile: "nowhere"}, "PIN file: stat /etc/claviger/nowhere: no such file or directory"},
+		{FileConfig{PINFile: write(t, "pin", "\n", 0o600)}, "is empty; write the PIN into it"},
+		{FileConfig{PINFile: write(t, "pin", strings.Repeat("1", maxFile+1), 0o600)}, "is 65537 bytes long; that is no PIN: write the PIN alone into it, or name the file that has it"},
+		{FileConfig{PINFile: "nowhere"}, "PIN file /etc/claviger/nowhere is not there; write the PIN, and nothing else, into it (mode 0400), or name the file that has it"},
 		{FileConfig{PINEnv: "CLAVIGER_TEST_UNSET"}, "environment variable CLAVIGER_TEST_UNSET, which should hold the PIN, is not set"},
 		{FileConfig{Credential: "../pin"}, `credential has the value "../pin"; it must be a name without a slash`},
 	} {

@@ -178,7 +178,7 @@ func (t *Token) connect(ctx context.Context) (*login, error) {
 	case err == nil:
 		return l, nil
 	case errors.Is(err, p11.Error(p11.CKR_PIN_LOCKED)):
-		return nil, refusal{fmt.Errorf("the PIN of token %s is locked after too many wrong tries (%w); the HSM's security officer must reset it", who, codeOf(err))}
+		return nil, refusal{fmt.Errorf("the PIN of token %s is locked after too many wrong tries (%w); the HSM's security officer must reset it, then start again", who, codeOf(err))}
 	case isPIN(err):
 		return nil, refusal{fmt.Errorf("token %s refuses the PIN of %s (%w); it was tried once and is not tried again, lest the token lock: correct the PIN, then start again", who, t.cfg.PINSource, codeOf(err))}
 	}
