@@ -11,6 +11,7 @@ import (
 	"claviger"
 	"claviger/kmswire"
 	"claviger/provider"
+	"claviger/secret"
 )
 
 // bodyKind says what body a route takes, and so how long it may be.
@@ -74,7 +75,17 @@ func create(ctx context.Context, c *call) error {
 	}
 	c.w.Header().Set("Location", c.baseURL()+base+"/v1/key/"+url.PathEscape(in.Name))
 	c.json(http.StatusCreated, func(b []byte) []byte { return kmswire.AppendKeyVersion(b, &v) })
+	wipe(in.Material, v.Material)
 	return nil
+}
+
+// wipe overwrites material that was used, and is ours alone: the keyring gives
+// copies. It is not for after an error: a provider that was given up may still
+// be at work with what it was given.
+func wipe(materials ...secret.Bytes) {
+	for _, m := range materials {
+		m.Wipe()
+	}
 }
 
 func roll(ctx context.Context, c *call) error {
@@ -90,6 +101,7 @@ func roll(ctx context.Context, c *call) error {
 		return err
 	}
 	c.json(http.StatusOK, func(b []byte) []byte { return kmswire.AppendKeyVersion(b, &v) })
+	wipe(in.Material, v.Material)
 	return nil
 }
 
@@ -143,6 +155,9 @@ func currentVersion(ctx context.Context, c *call) error {
 		return err
 	}
 	c.json(http.StatusOK, func(b []byte) []byte { return kmswire.AppendKeyVersion(b, v) })
+	if v != nil {
+		wipe(v.Material)
+	}
 	return nil
 }
 
@@ -152,6 +167,9 @@ func keyVersion(ctx context.Context, c *call) error {
 		return err
 	}
 	c.json(http.StatusOK, func(b []byte) []byte { return kmswire.AppendKeyVersion(b, v) })
+	if v != nil {
+		wipe(v.Material)
+	}
 	return nil
 }
 
@@ -161,6 +179,9 @@ func versions(ctx context.Context, c *call) error {
 		return err
 	}
 	c.json(http.StatusOK, func(b []byte) []byte { return kmswire.AppendKeyVersions(b, vs) })
+	for _, v := range vs {
+		wipe(v.Material)
+	}
 	return nil
 }
 
@@ -178,11 +199,11 @@ func (c *call) eekOp() (string, error) {
 }
 
 func generate(ctx context.Context, c *call) error {
-	op, err := c.eekOp()
+	n, err := c.numKeys() // first, as Jersey reads it before the KMS is called
 	if err != nil {
 		return err
 	}
-	n, err := c.numKeys()
+	op, err := c.eekOp()
 	if err != nil {
 		return err
 	}
@@ -236,7 +257,7 @@ func openEDEK(ctx context.Context, c *call) error {
 		// key authorization is off.
 		key, _ := claviger.KeyOfVersion(c.name)
 		c.json(http.StatusOK, func(b []byte) []byte { return kmswire.AppendDEK(b, key, dek) })
-		dek.Wipe()
+		wipe(dek)
 		return nil
 	case kmswire.OpReencrypt:
 		c.opName = "reencrypt_eek"

@@ -1,0 +1,51 @@
+package kmsapi_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"net/http"
+	"testing"
+
+	"claviger/provider"
+	"claviger/provider/memory"
+	"claviger/secret"
+)
+
+// keeper keeps the very bytes that it was given.
+type keeper struct {
+	*memory.Provider
+	given []secret.Bytes
+}
+
+func (k *keeper) Create(ctx context.Context, spec provider.Spec) (provider.KeyVersion, error) {
+	k.given = append(k.given, spec.Material)
+	return k.Provider.Create(ctx, spec)
+}
+
+func (k *keeper) Roll(ctx context.Context, key string, material secret.Bytes) (provider.KeyVersion, error) {
+	k.given = append(k.given, material)
+	return k.Provider.Roll(ctx, key, material)
+}
+
+// TestGivenMaterialIsWiped: material that a client sends is overwritten once it
+// is stored, and what was stored is what he sent.
+func TestGivenMaterialIsWiped(t *testing.T) {
+	k := &keeper{Provider: memory.New(memory.Config{SequentialIDs: true})}
+	addr := start(t, stack{Primary: k})
+	for i, target := range []string{"/kms/v1/keys", "/kms/v1/key/k"} {
+		material := base64.RawURLEncoding.EncodeToString(bytes.Repeat([]byte{byte(i + 1)}, 16))
+		if a := ask(t, addr, "POST", target, `{"name":"k","length":128,"material":"`+material+`"}`); a.status/100 != 2 {
+			t.Fatalf("%d %s", a.status, a.body)
+		}
+		if !k.given[i].Equal(make(secret.Bytes, 16)) {
+			t.Errorf("%s leaves the material in memory", target)
+		}
+		// Twice: what is wiped after the first answer must not be what is kept.
+		for range 2 {
+			if a := ask(t, addr, "GET", "/kms/v1/key/k/_currentversion", ""); a.status != http.StatusOK || !bytes.Contains(a.body, []byte(`"`+material+`"`)) {
+				t.Errorf("%d %s, want material %s", a.status, a.body, material)
+			}
+		}
+	}
+}
