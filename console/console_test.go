@@ -200,6 +200,25 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
+// TestInFlight: a request counts while it is served, however it ends; probes do
+// not.
+func TestInFlight(t *testing.T) {
+	m := console.NewMetrics(nil)
+	var during string
+	h := console.New(console.Config{Metrics: m}, http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		during = metrics(t, m, nil)
+		panic(http.ErrAbortHandler)
+	}))
+	func() {
+		defer func() { _ = recover() }()
+		get(h, "GET", "/kms/v1/keys/names")
+	}()
+	const name = "\nclaviger_kms_requests_in_flight "
+	if after := metrics(t, m, nil); !strings.Contains(during, name+"1\n") || !strings.Contains(after, name+"0\n") {
+		t.Errorf("while one was served:\n%s\nafterwards:\n%s", during, after)
+	}
+}
+
 // TestMetricsWithoutStore: the use of sources cannot be read; everything else is
 // still there.
 func TestMetricsWithoutStore(t *testing.T) {

@@ -23,6 +23,7 @@ type Metrics struct {
 	registry *prometheus.Registry
 	requests *prometheus.HistogramVec
 	edeks    *prometheus.CounterVec
+	inFlight prometheus.Gauge
 }
 
 // NewMetrics makes them. use, if not nil, returns how often the versions of
@@ -32,12 +33,18 @@ func NewMetrics(use func(context.Context) ([]metastore.Use, error)) *Metrics {
 		registry: prometheus.NewRegistry(),
 		requests: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "claviger_kms_request_seconds", Help: "Requests by operation and status.", Buckets: buckets}, []string{"op", "status"}),
 		edeks:    prometheus.NewCounterVec(prometheus.CounterOpts{Name: "claviger_kms_edeks_total", Help: "EDEKs generated, decrypted or re-encrypted."}, []string{"op"}),
+		inFlight: prometheus.NewGauge(prometheus.GaugeOpts{Name: "claviger_kms_requests_in_flight", Help: "Requests under way."}),
 	}
-	m.registry.MustRegister(m.requests, m.edeks, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	m.registry.MustRegister(m.requests, m.edeks, m.inFlight, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	if use != nil {
 		m.registry.MustRegister(&sourceUse{use})
 	}
 	return m
+}
+
+// underWay counts the requests that next is serving.
+func (m *Metrics) underWay(next http.Handler) http.Handler {
+	return promhttp.InstrumentHandlerInFlight(m.inFlight, next)
 }
 
 // Observe is kmsapi's hook.
