@@ -183,13 +183,16 @@ func (t *Token) encrypt(l *login, s p11.SessionHandle, id []byte, label string, 
 	if err != nil {
 		return nil, err
 	}
-	out := make([]byte, 0, len(in))
+	var out []byte
 	for rest := in; len(rest) > 0; {
 		limit := t.maxData.Load()
 		n := int(min(limit, int64(len(rest))))
 		part, err := t.mechanismEncrypt(s, t.mechanism, object, rest[:n])
 		switch {
+		case err == nil && n == len(in):
+			return part, nil
 		case err == nil:
+			out = slices.Grow(out, len(rest)) // once
 			out, rest = append(out, part...), rest[n:]
 			clear(part)
 		case errors.Is(err, p11.Error(p11.CKR_DATA_LEN_RANGE)) && n > blockSize:

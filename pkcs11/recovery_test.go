@@ -244,6 +244,8 @@ func TestAfterHungClose(t *testing.T) {
 // TestSuspectSession: a session is used again only after errors that are known
 // to leave it clean.
 func TestSuspectSession(t *testing.T) {
+	tok, m := open(t)
+	id, label := generate(t, tok, 1, 128)
 	const vendor = p11.CKR_VENDOR_DEFINED | 0x42
 	for _, c := range []struct {
 		code   uint
@@ -255,8 +257,6 @@ func TestSuspectSession(t *testing.T) {
 		{p11.CKR_OPERATION_ACTIVE, 1, true},
 	} {
 		t.Run(p11.Error(c.code).Error(), func(t *testing.T) {
-			tok, m := open(t)
-			id, label := generate(t, tok, 1, 128)
 			m.Reset()
 			m.Fail("EncryptInit", 1, p11.Error(c.code))
 			err := tok.EncryptBlocks(t.Context(), id, label, make([]byte, 16))
