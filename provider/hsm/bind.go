@@ -59,10 +59,23 @@ func (p *Provider) bind(ctx context.Context) (later []string, err error) {
 		}
 		return nil, err
 	}
-	if known && serial == info.Serial && label == info.Label {
+	switch {
+	case known && serial == info.Serial && label == info.Label:
 		return later, nil
-	}
-	if known {
+	case known && serial != info.Serial && len(first) == 0:
+		// No check value can tell whether this is a clone. Nothing is lost by taking it,
+		// unless keys were begun on the other.
+		pending, err := p.store.Pending(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if len(pending) > 0 {
+			return nil, claviger.Errorf("hsm.Open", claviger.Invalid, "",
+				"the metastore %s belongs to token %q (serial %s), where the step %q of key %q was broken off, and this is token %s; name the right token in the keystore file, or another metastore by claviger.metastore.uri",
+				p.store.URI(), label, serial, pending[0].Op, pending[0].Key, tokenName(info))
+		}
+		p.log.Warn("the metastore, which holds no key, was bound to another token", "was", label, "wasSerial", serial, "is", info.Label, "isSerial", info.Serial)
+	case known:
 		p.log.Warn("the metastore was bound to another token whose keys this one has: a clone or a restored backup", "was", label, "wasSerial", serial, "is", info.Label, "isSerial", info.Serial)
 	}
 	return later, errors.Join(p.store.SetSetting(ctx, settingSerial, info.Serial), p.store.SetSetting(ctx, settingLabel, info.Label))
@@ -133,8 +146,12 @@ func (p *Provider) verifyLater(ctx context.Context, versions []string) {
 		if err == nil {
 			err = p.verify(ctx, e)
 		}
-		if err != nil && ctx.Err() == nil && !claviger.Is(err, claviger.VersionNotFound) {
-			p.log.Error("a key version on the token is not as the metastore says", "version", v, "err", err)
+		switch {
+		case err == nil, ctx.Err() != nil, claviger.Is(err, claviger.VersionNotFound): // the last: deleted since
+		case claviger.Is(err, claviger.Unavailable):
+			p.log.Warn("a key version could not be verified; it will be before its first use", "version", v, "err", err)
+		default:
+			p.log.Error("a key version on the token is not as the metastore says; it is not used", "version", v, "err", err)
 		}
 	}
 }

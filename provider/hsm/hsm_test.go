@@ -2,10 +2,12 @@ package hsm_test
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 
@@ -30,8 +32,12 @@ type backing struct {
 	file  string // keystore file
 	db    string
 	meter pkcs11.Meter
-	// around, if not nil, is put around the store.
+	// These are put around the store and the library, or in the place of the URI and
+	// of no log, where they are set.
 	around func(metastore.Store) metastore.Store
+	wrap   func(pkcs11.Boundary) pkcs11.Boundary
+	uri    string
+	log    *slog.Logger
 
 	mu     sync.Mutex
 	stores []metastore.Store
@@ -55,7 +61,14 @@ func newBacking(t *testing.T) *backing {
 }
 
 func (b *backing) open(ctx context.Context) (*hsm.Provider, error) {
-	return hsm.Open(ctx, "cloudera.hsmkp://file@"+b.file, provider.Env{Log: slog.New(slog.DiscardHandler)}, func(ctx context.Context) (metastore.Store, error) {
+	uri, wrap := "cloudera.hsmkp://file@"+b.file, b.meter.Wrap
+	if b.uri != "" {
+		uri = b.uri
+	}
+	if b.wrap != nil {
+		wrap = func(c pkcs11.Boundary) pkcs11.Boundary { return b.wrap(b.meter.Wrap(c)) }
+	}
+	return hsm.Open(ctx, uri, provider.Env{Log: b.log}, func(ctx context.Context) (metastore.Store, error) {
 		s, err := sqlite.Open(ctx, b.db)
 		if err != nil {
 			return nil, err
@@ -67,7 +80,7 @@ func (b *backing) open(ctx context.Context) (*hsm.Provider, error) {
 			return b.around(s), nil
 		}
 		return s, nil
-	}, b.meter.Wrap)
+	}, wrap)
 }
 
 func (b *backing) mustOpen(t *testing.T) *hsm.Provider {
@@ -78,6 +91,65 @@ func (b *backing) mustOpen(t *testing.T) *hsm.Provider {
 	}
 	t.Cleanup(func() { _ = p.Close() }) // most tests close it themselves
 	return p
+}
+
+// withToken opens a backing's token by itself, while no provider has it open.
+func (b *backing) withToken(t *testing.T, f func(*pkcs11.Token)) {
+	t.Helper()
+	cfg, _, err := pkcs11.ReadKeystoreFile(b.file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tok, err := pkcs11.Open(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f(tok)
+	if err := tok.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// withStore opens a backing's metastore by itself.
+func (b *backing) withStore(t *testing.T, f func(metastore.Store)) {
+	t.Helper()
+	s, err := sqlite.Open(t.Context(), b.db)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f(s)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func mustClose(t *testing.T, p *hsm.Provider) {
+	t.Helper()
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// object is what the token knows a version by.
+func object(t *testing.T, version string) (id []byte, label string) {
+	t.Helper()
+	key, _ := claviger.KeyOfVersion(version)
+	id, err := hex.DecodeString(strings.TrimPrefix(version, key+"@"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id, version
+}
+
+func (b *backing) create(t *testing.T, key string) (version string) {
+	t.Helper()
+	p := b.mustOpen(t)
+	v, err := p.Create(t.Context(), provider.Spec{Name: key, Cipher: claviger.DefaultCipher, BitLength: 256})
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustClose(t, p)
+	return v.Name
 }
 
 func objects(t *testing.T, p *hsm.Provider) []hsm.Object {

@@ -1,0 +1,332 @@
+package hsm_test
+
+import (
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"claviger"
+	"claviger/internal/softhsm/softhsmtest"
+	"claviger/metastore"
+	"claviger/pkcs11"
+	"claviger/provider"
+	"claviger/provider/hsm"
+)
+
+// TestOtherToken: a metastore is refused at a token that has not its keys, and
+// belongs to its own as before.
+func TestOtherToken(t *testing.T) {
+	b := newBacking(t)
+	version := b.create(t, "k")
+	own, other := b.token, softhsmtest.In(t, filepath.Dir(b.token.PINFile), "other")
+	file := b.file
+	b.file = filepath.Join(t.TempDir(), "other.keystore")
+	if err := pkcs11.WriteKeystoreFile(b.file, pkcs11.FileConfig{Module: other.Module, Token: other.Label, PINFile: other.PINFile}); err != nil {
+		t.Fatal(err)
+	}
+	_, err := b.open(t.Context())
+	if !claviger.Is(err, claviger.Invalid) {
+		t.Fatalf("opened at another token: %v", err)
+	}
+	for _, want := range []string{own.Label, own.Serial, other.Label, other.Serial, version, b.db, "name the right token in the keystore file"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%q is not in %v", want, err)
+		}
+	}
+	b.file = file
+	mustClose(t, b.mustOpen(t))
+}
+
+// TestOtherTokenWithoutKeys: a metastore without a key may go to another token,
+// but not if keys were begun on the first.
+func TestOtherTokenWithoutKeys(t *testing.T) {
+	b := newBacking(t)
+	mustClose(t, b.mustOpen(t))
+	serial := func(want string, set bool) {
+		t.Helper()
+		b.withStore(t, func(s metastore.Store) {
+			if got, _, err := s.Setting(t.Context(), "hsm.token.serial"); err != nil || got != want {
+				t.Errorf("bound to %q, %v; want %q", got, err, want)
+			}
+			if set {
+				if err := s.SetSetting(t.Context(), "hsm.token.serial", "elsewhere"); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	serial(b.token.Serial, true)
+	mustClose(t, b.mustOpen(t))
+	serial(b.token.Serial, true)
+	b.withStore(t, func(s metastore.Store) {
+		if _, err := s.Begin(t.Context(), metastore.Intent{Key: "half", Op: "create", IDs: []string{"0123456789abcdef"}, Begun: time.Now(), Payload: []byte("{}")}); err != nil {
+			t.Error(err)
+		}
+	})
+	_, err := b.open(t.Context())
+	if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), `the step "create" of key "half" was broken off`) || !strings.Contains(err.Error(), "serial elsewhere") {
+		t.Errorf("a key was begun on the other token: %v", err)
+	}
+	serial("elsewhere", false)
+}
+
+// TestClone: a token with another serial number and the same keys is one that was
+// cloned or restored.
+func TestClone(t *testing.T) {
+	b := newBacking(t)
+	version := b.create(t, "k")
+	b.withStore(t, func(s metastore.Store) {
+		if err := s.SetSetting(t.Context(), "hsm.token.serial", "elsewhere"); err != nil {
+			t.Error(err)
+		}
+	})
+	p := b.mustOpen(t)
+	if err := p.EncryptBlocks(t.Context(), version, make([]byte, 16)); err != nil {
+		t.Error(err)
+	}
+	mustClose(t, p)
+	b.withStore(t, func(s metastore.Store) {
+		if got, _, err := s.Setting(t.Context(), "hsm.token.serial"); err != nil || got != b.token.Serial {
+			t.Errorf("bound to %q, %v", got, err)
+		}
+	})
+}
+
+// TestKeysThatDoNotFit: a key that is gone, or is another under the same name,
+// keeps the provider from starting.
+func TestKeysThatDoNotFit(t *testing.T) {
+	b := newBacking(t)
+	version := b.create(t, "k")
+	b.create(t, "another")
+	id, label := object(t, version)
+	for _, c := range []struct {
+		name, want string
+		change     func(*pkcs11.Token) error
+	}{
+		{"gone", "the token holds no key", func(tok *pkcs11.Token) error { return tok.Destroy(t.Context(), id, label) }},
+		{"another", "check value differs", func(tok *pkcs11.Token) error { return tok.GenerateKey(t.Context(), id, label, 256) }},
+	} {
+		b.withToken(t, func(tok *pkcs11.Token) {
+			if err := c.change(tok); err != nil {
+				t.Fatal(err)
+			}
+		})
+		p, err := b.open(t.Context())
+		if err == nil {
+			mustClose(t, p)
+		}
+		if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), label) || !strings.Contains(err.Error(), "restore the token or the metastore") {
+			t.Errorf("%s: %v", c.name, err)
+		}
+	}
+}
+
+// TestObjects: what is on the token is told apart, and prune takes orphans only.
+func TestObjects(t *testing.T) {
+	b := newBacking(t)
+	used := b.create(t, "k")
+	orphan := "gone@00000000000000aa"
+	b.withToken(t, func(tok *pkcs11.Token) {
+		id, label := object(t, orphan)
+		if err := tok.GenerateKey(t.Context(), id, label, 128); err != nil {
+			t.Fatal(err)
+		}
+		for _, label := range []string{"somebody's", "k@00000000000000bb", "k@00"} { // a label that does not fit the id is not ours
+			if err := tok.GenerateKey(t.Context(), []byte(label), label, 256); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+	p := b.mustOpen(t)
+	b.meter.Fail("Encrypt", 1, errKilled)
+	if _, err := p.Create(t.Context(), provider.Spec{Name: "half", Cipher: claviger.DefaultCipher, BitLength: 256}); err == nil {
+		t.Fatal("created")
+	}
+	b.meter.Heal()
+	count := func() map[hsm.Mark]int {
+		marks := map[hsm.Mark]int{}
+		for _, o := range objects(t, p) {
+			marks[o.Mark]++
+			if o.Mark == hsm.InUse && o.Label != used || o.Mark == hsm.Orphan && o.Label != orphan || !o.Sensitive || o.Extractable {
+				t.Errorf("%+v", o)
+			}
+		}
+		return marks
+	}
+	if m := count(); m[hsm.InUse] != 1 || m[hsm.Orphan] != 1 || m[hsm.Pending] != 1 || m[hsm.Foreign] != 3 {
+		t.Errorf("%v", m)
+	}
+	gone, err := p.Prune(t.Context())
+	if err != nil || len(gone) != 1 || gone[0].Label != orphan {
+		t.Errorf("%+v, %v", gone, err)
+	}
+	if m := count(); m[hsm.InUse] != 1 || m[hsm.Orphan] != 0 || m[hsm.Pending] != 1 || m[hsm.Foreign] != 3 {
+		t.Errorf("after the prune: %v", m)
+	}
+	mustClose(t, p)
+}
+
+// TestDeleteFinishedAtStart: a deletion whose objects could not be destroyed is
+// one for every caller, and is finished at the next start.
+func TestDeleteFinishedAtStart(t *testing.T) {
+	b := newBacking(t)
+	version := b.create(t, "k")
+	p := b.mustOpen(t)
+	b.meter.Fail("DestroyObject", 1, errKilled)
+	if err := p.Delete(t.Context(), "k"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Version(t.Context(), version); !claviger.Is(err, claviger.VersionNotFound) {
+		t.Errorf("a deleted version: %v", err)
+	}
+	if list := objects(t, p); len(list) != 1 || list[0].Mark != hsm.Pending {
+		t.Errorf("%+v", list)
+	}
+	mustClose(t, p)
+	p = b.mustOpen(t)
+	if list := objects(t, p); len(list) != 0 {
+		t.Errorf("%+v", list)
+	}
+	mustClose(t, p)
+}
+
+// TestRollCrashes is TestCrashes for Roll, after whose crash one version more may
+// stand there than the caller heard of.
+func TestRollCrashes(t *testing.T) {
+	b := newBacking(t)
+	var store *failing
+	b.around = func(s metastore.Store) metastore.Store { store = &failing{Store: s}; return store }
+	for _, c := range []struct {
+		name     string
+		fault    func()
+		versions int
+	}{
+		{"before Begin", func() { store.at = 1 }, 2},
+		{"after Begin", func() { store.at, store.after = 1, true }, 2},
+		{"before Append", func() { store.at = 2 }, 2},
+		{"after Append", func() { store.at, store.after = 2, true }, 3},
+		{"GenerateKey", func() { b.meter.Fail("GenerateKey", 1, errKilled) }, 2},
+		{"Encrypt", func() { b.meter.Fail("Encrypt", 1, errKilled) }, 2},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			ctx := t.Context()
+			p := b.mustOpen(t)
+			if _, err := p.Create(ctx, provider.Spec{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 256}); err != nil {
+				t.Fatal(err)
+			}
+			store.n = 0
+			c.fault()
+			if v, err := p.Roll(ctx, "k", nil); err == nil {
+				t.Fatalf("rolled to %s", v.Name)
+			}
+			b.meter.Heal()
+			mustClose(t, p)
+			p = b.mustOpen(t)
+			if _, err := p.Roll(ctx, "k", nil); err != nil {
+				t.Error(err)
+			}
+			vs, err := p.Versions(ctx, "k")
+			list := objects(t, p)
+			if err != nil || len(vs) != c.versions || len(list) != c.versions {
+				t.Errorf("%d versions, %d objects, %v; want %d of both", len(vs), len(list), err, c.versions)
+			}
+			for _, o := range list {
+				if o.Mark != hsm.InUse {
+					t.Errorf("%s is %s", o.Label, o.Mark)
+				}
+			}
+			if err := p.Delete(ctx, "k"); err != nil {
+				t.Error(err)
+			}
+			mustClose(t, p)
+		})
+	}
+}
+
+// TestTwoNodes: two providers on one store and one token make one key where both
+// create it, and lose no version where both roll it.
+func TestTwoNodes(t *testing.T) {
+	b := newBacking(t)
+	nodes := []*hsm.Provider{b.mustOpen(t), b.mustOpen(t)}
+	ctx := t.Context()
+	var made atomic.Int64
+	g := new(errgroup.Group)
+	for _, p := range nodes {
+		g.Go(func() error {
+			_, err := p.Create(ctx, provider.Spec{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 256})
+			if err == nil {
+				made.Add(1)
+			}
+			if err != nil && !claviger.Is(err, claviger.KeyExists) {
+				return err
+			}
+			for range 4 {
+				if _, err := p.Roll(ctx, "k", nil); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	vs, err := nodes[0].Versions(ctx, "k")
+	if made.Load() != 1 || err != nil || len(vs) != 9 || len(objects(t, nodes[1])) != 9 {
+		t.Errorf("made %d times, %d versions, %v", made.Load(), len(vs), err)
+	}
+	// Each uses what the other made, and hears of its end.
+	for _, p := range nodes {
+		for _, v := range vs {
+			if err := p.EncryptBlocks(ctx, v.Name, make([]byte, 16)); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	if err := nodes[0].Delete(ctx, "k"); err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range vs {
+		if err := nodes[1].EncryptBlocks(ctx, v.Name, make([]byte, 16)); !claviger.Is(err, claviger.VersionNotFound) {
+			t.Errorf("a version that another node deleted: %v", err)
+		}
+	}
+	for _, p := range nodes {
+		mustClose(t, p)
+	}
+}
+
+// TestURIs: both schemes lead to the same token, and a file that is not there is
+// named.
+func TestURIs(t *testing.T) {
+	b := newBacking(t)
+	version := b.create(t, "k")
+	for _, uri := range []string{
+		"cloudera.hsmkp://file@" + b.file,
+		"pkcs11:token=" + b.token.Label + ";serial=" + b.token.Serial + "?module-path=" + b.token.Module + "&pin-source=file:" + b.token.PINFile,
+	} {
+		b.uri = uri
+		p := b.mustOpen(t)
+		if p.URI() != uri || p.Info().Serial != b.token.Serial {
+			t.Errorf("%s: %+v", p.URI(), p.Info())
+		}
+		if err := p.EncryptBlocks(t.Context(), version, make([]byte, 16)); err != nil {
+			t.Error(err)
+		}
+		mustClose(t, p)
+	}
+	for uri, want := range map[string]string{
+		"cloudera.hsmkp://file@/nowhere/luna.keystore":    "keystore file /nowhere/luna.keystore is not there",
+		"cloudera.hsmkp://hdfs@nn/luna.keystore":          "cloudera.hsmkp://hdfs@nn/luna.keystore",
+		"pkcs11:token=x?module-path=/x.so&pin-value=1234": "use pin-source=file:/path",
+	} {
+		b.uri = uri
+		if _, err := b.open(t.Context()); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "1234") {
+			t.Errorf("%s: %v", uri, err)
+		}
+	}
+}
