@@ -121,7 +121,7 @@ func Open(ctx context.Context, uri string, env provider.Env, openStore func(cont
 }
 
 func tokenConfig(uri string) (pkcs11.Config, []string, error) {
-	if strings.HasPrefix(uri, "pkcs11:") {
+	if scheme, _, _ := strings.Cut(uri, ":"); strings.EqualFold(scheme, "pkcs11") {
 		return pkcs11.ParseURI(uri)
 	}
 	path, err := provider.UnnestPath(uri)
@@ -193,12 +193,15 @@ func (p *Provider) EncryptBlocks(ctx context.Context, version string, blocks []b
 	if err != nil {
 		return err
 	}
-	if e.verified.Load() != p.epoch.Load()+1 {
-		if err := p.verify(ctx, e); err != nil {
-			return p.gone(ctx, op, e, err)
-		}
+	if err := p.verify(ctx, e); err != nil {
+		return p.gone(ctx, op, e, err)
 	}
 	if err := p.tok.EncryptBlocks(ctx, e.id, e.name, blocks); err != nil {
+		return p.gone(ctx, op, e, err)
+	}
+	// The call itself may have brought a lost token back, and then have used a key
+	// that nobody had looked at since.
+	if err := p.verify(ctx, e); err != nil {
 		return p.gone(ctx, op, e, err)
 	}
 	return nil
@@ -247,6 +250,9 @@ func newEntry(m *claviger.Metadata, v metastore.Version) (*entry, error) {
 
 // verify compares a version's check value with the store's, once per epoch.
 func (p *Provider) verify(ctx context.Context, e *entry) error {
+	if e.verified.Load() == p.epoch.Load()+1 {
+		return nil
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	epoch := p.epoch.Load() + 1
