@@ -31,8 +31,11 @@ type KeyInfo struct {
 	ID    []byte // CKA_ID
 	Label string // CKA_LABEL
 	Bits  int
-	// The token's word on what may be done with the key.
+	// The token's word on what may be done with the key. Extractable is true where it
+	// says nothing of that.
 	Sensitive, Extractable, NeverExtractable, Local, Encrypt, Decrypt bool
+
+	neverTold, localTold bool // whether the token knows these two of them
 }
 
 // objects keeps calls apart that change or search the token's list of objects,
@@ -111,8 +114,9 @@ func (t *Token) GenerateKey(ctx context.Context, id []byte, label string, bits i
 // HSM may have overruled the template.
 func (t *Token) asOrdered(s p11.SessionHandle, object p11.ObjectHandle, label string, bits int) error {
 	k, err := t.describe(s, object)
-	if err == nil && (k.Bits != bits || !k.Sensitive || k.Extractable || k.Decrypt) {
-		err = fmt.Errorf("the token made key %s with %d bits, sensitive=%t, extractable=%t, decrypt=%t, which is not what was asked for; it was destroyed again: check the policies of the partition", label, k.Bits, k.Sensitive, k.Extractable, k.Decrypt)
+	if err == nil && (k.Bits != bits || !k.Sensitive || k.Extractable || !k.Encrypt || k.Decrypt || k.neverTold && !k.NeverExtractable || k.localTold && !k.Local) {
+		err = fmt.Errorf("the token made key %s with %d bits, sensitive=%t, extractable=%t, never extractable=%t, local=%t, encrypt=%t, decrypt=%t, which is not what was asked for; it was destroyed again: check the policies of the partition",
+			label, k.Bits, k.Sensitive, k.Extractable, k.NeverExtractable, k.Local, k.Encrypt, k.Decrypt)
 	}
 	if err != nil {
 		return errors.Join(err, t.b.DestroyObject(s, object))
@@ -251,17 +255,14 @@ func (t *Token) stillLoggedIn(s p11.SessionHandle) error {
 
 // describe reads a key's attributes.
 func (t *Token) describe(s p11.SessionHandle, o p11.ObjectHandle) (KeyInfo, error) {
-	var k KeyInfo
-	attrs, err := t.b.GetAttributeValue(s, o, []*p11.Attribute{
-		p11.NewAttribute(p11.CKA_ID, nil), p11.NewAttribute(p11.CKA_LABEL, nil), p11.NewAttribute(p11.CKA_VALUE_LEN, nil),
-		p11.NewAttribute(p11.CKA_SENSITIVE, nil), p11.NewAttribute(p11.CKA_EXTRACTABLE, nil), p11.NewAttribute(p11.CKA_NEVER_EXTRACTABLE, nil),
-		p11.NewAttribute(p11.CKA_LOCAL, nil), p11.NewAttribute(p11.CKA_ENCRYPT, nil), p11.NewAttribute(p11.CKA_DECRYPT, nil),
-	})
+	attrs, err := t.attributes(s, o)
 	if err != nil {
-		return k, err
+		return KeyInfo{}, err
 	}
+	k := KeyInfo{Extractable: true}
 	for _, a := range attrs {
-		yes := len(a.Value) > 0 && a.Value[0] != 0
+		told := len(a.Value) > 0
+		yes := told && a.Value[0] != 0
 		switch a.Type {
 		case p11.CKA_ID:
 			k.ID = bytes.Clone(a.Value)
@@ -275,11 +276,11 @@ func (t *Token) describe(s p11.SessionHandle, o p11.ObjectHandle) (KeyInfo, erro
 		case p11.CKA_SENSITIVE:
 			k.Sensitive = yes
 		case p11.CKA_EXTRACTABLE:
-			k.Extractable = yes
+			k.Extractable = yes || !told
 		case p11.CKA_NEVER_EXTRACTABLE:
-			k.NeverExtractable = yes
+			k.NeverExtractable, k.neverTold = yes, told
 		case p11.CKA_LOCAL:
-			k.Local = yes
+			k.Local, k.localTold = yes, told
 		case p11.CKA_ENCRYPT:
 			k.Encrypt = yes
 		case p11.CKA_DECRYPT:
@@ -287,6 +288,34 @@ func (t *Token) describe(s p11.SessionHandle, o p11.ObjectHandle) (KeyInfo, erro
 		}
 	}
 	return k, nil
+}
+
+// attributes asks for what a KeyInfo holds: all in one call, or one by one where
+// the token does not know some of it. Those are left out.
+func (t *Token) attributes(s p11.SessionHandle, o p11.ObjectHandle) ([]*p11.Attribute, error) {
+	ask := []*p11.Attribute{
+		p11.NewAttribute(p11.CKA_ID, nil), p11.NewAttribute(p11.CKA_LABEL, nil), p11.NewAttribute(p11.CKA_VALUE_LEN, nil),
+		p11.NewAttribute(p11.CKA_SENSITIVE, nil), p11.NewAttribute(p11.CKA_EXTRACTABLE, nil), p11.NewAttribute(p11.CKA_NEVER_EXTRACTABLE, nil),
+		p11.NewAttribute(p11.CKA_LOCAL, nil), p11.NewAttribute(p11.CKA_ENCRYPT, nil), p11.NewAttribute(p11.CKA_DECRYPT, nil),
+	}
+	unknown := func(err error) bool {
+		return errors.Is(err, p11.Error(p11.CKR_ATTRIBUTE_TYPE_INVALID)) || errors.Is(err, p11.Error(p11.CKR_ATTRIBUTE_SENSITIVE))
+	}
+	all, err := t.b.GetAttributeValue(s, o, ask)
+	if !unknown(err) {
+		return all, err
+	}
+	var known []*p11.Attribute
+	for i := range ask {
+		one, err := t.b.GetAttributeValue(s, o, ask[i:i+1])
+		switch {
+		case err == nil:
+			known = append(known, one...)
+		case !unknown(err):
+			return nil, err
+		}
+	}
+	return known, nil
 }
 
 // handle returns the key's object handle, from the cache or by a look-up that
