@@ -214,8 +214,9 @@ func (p *recordedKeys) Roll(ctx context.Context, key string, material secret.Byt
 
 // server is our stack, as one of the recorded servers was configured.
 type server struct {
-	addr string
-	keys *recordedKeys
+	addr  string
+	keys  *recordedKeys
+	trail *trail
 }
 
 var openRules = []authz.Property{
@@ -280,7 +281,9 @@ func startRecorded(t *testing.T, name string) *server {
 	if len(warnings) > 0 {
 		t.Fatal(warnings)
 	}
-	return &server{addr: start(t, stack{Primary: keys, Auth: auth, Policy: policy, KeyAuthorization: keyAuthorization}), keys: keys}
+	tr := &trail{}
+	addr := start(t, stack{Primary: keys, Auth: auth, Policy: policy, KeyAuthorization: keyAuthorization, Trail: tr})
+	return &server{addr: addr, keys: keys, trail: tr}
 }
 
 // TestWire replays every recording in its order and compares the answers. What
@@ -312,6 +315,8 @@ func TestWire(t *testing.T) {
 		seen[name] = true
 		t.Run(name, func(t *testing.T) { of(kind).replay(t, readRecording(t, kind, name), everywhere) })
 	}
+	compareAuditLog(t, servers["acl"].trail.all())
+	compareAuditSample(t, servers["main"].trail.all())
 	files, err := filepath.Glob("testdata/wire/*.http")
 	if err != nil || len(files) < 300 {
 		t.Fatalf("%d recordings, %v", len(files), err)
@@ -370,7 +375,9 @@ func (s *server) replay(t *testing.T, rec recording, everywhere map[string]bool)
 	if rec.method == http.MethodPost && rec.answer.status/100 == 2 && json.Unmarshal(rec.answer.body, &shown) == nil && shown.Material != nil {
 		s.keys.next, _ = base64.RawURLEncoding.DecodeString(*shown.Material)
 	}
+	before := len(s.trail.all())
 	got := exchange(t, s.addr, rec.method, rec.request)
+	checkErrorLine(t, rec, got, s.trail.all()[before:])
 	differs := compare(rec, got, everywhere)
 	for what := range differs {
 		if id := divergences[rec.name][what]; id == "" {

@@ -1,0 +1,137 @@
+package kmsapi_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"claviger/audit"
+)
+
+// auditLines writes events as the audit log would, and leaves out what no two
+// runs share: times, and how long an aggregation took. The window does not end
+// before all has been written.
+func auditLines(t *testing.T, events []audit.Event) []string {
+	t.Helper()
+	var b strings.Builder
+	log := audit.NewHadoop(&b, time.Hour)
+	for _, e := range events {
+		log.Log(t.Context(), e)
+	}
+	if err := log.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return withoutTimes(b.String())
+}
+
+var intervals = regexp.MustCompile(`interval=\d+ms`)
+
+func withoutTimes(log string) []string {
+	var lines []string
+	for _, line := range strings.Split(strings.TrimSuffix(log, "\n"), "\n") {
+		lines = append(lines, intervals.ReplaceAllString(line[len("2026-11-23 14:08:15,122 "):], "interval=N"))
+	}
+	return lines
+}
+
+func recordedLines(t *testing.T, name string) []string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("testdata/wire", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return withoutTimes(string(text))
+}
+
+// compareAuditLog holds what the replay has left to the whole audit log of the
+// recorded server "acl".
+func compareAuditLog(t *testing.T, events []audit.Event) {
+	t.Helper()
+	want := recordedLines(t, "acl-kms-audit.log")[1:] // the first is of a request that was not kept
+	got := auditLines(t, events)
+	const aggregated = 3 // written when the window ended, in no order
+	for _, lines := range [][]string{got, want} {
+		slices.Sort(lines[len(lines)-aggregated:])
+	}
+	for i := range max(len(got), len(want)) {
+		switch {
+		case i >= len(got):
+			t.Errorf("no line %q", want[i])
+		case i >= len(want):
+			t.Errorf("line %q is not in the recorded log", got[i])
+		case got[i] != want[i]:
+			t.Errorf("line %d of the audit log is\n%s, want\n%s", i+1, got[i], want[i])
+		}
+	}
+}
+
+// compareAuditSample looks for the lines that were kept of the audit log of the
+// recorded server "main", as far as they are of one request. ids are of
+// divergences that make them another.
+func compareAuditSample(t *testing.T, events []audit.Event) {
+	t.Helper()
+	differs := map[string]string{
+		"Unexpected end-of-input within/between Object entries": "D-json-message",
+		"java.lang.ClassCastException":                          "D-key-name-as-version",
+	}
+	got := auditLines(t, events)
+	looked := 0
+	for _, line := range recordedLines(t, "kms-audit-sample.log") {
+		if strings.HasPrefix(line, "OK[") {
+			continue // aggregated over what was recorded and what was not
+		}
+		looked++
+		id := ""
+		for part, d := range differs {
+			if strings.Contains(line, part) {
+				id = d
+			}
+		}
+		if found := slices.Contains(got, line); found == (id != "") {
+			t.Errorf("of %q the replay's log has %t (%s)", line, found, id)
+		}
+	}
+	if looked < 20 {
+		t.Errorf("only %d lines were looked at", looked)
+	}
+}
+
+// checkErrorLine: Hadoop writes UNAUTHENTICATED for each 401 but that of the
+// handshake, and ERROR for what it throws, unless a refusal has its own line.
+func checkErrorLine(t *testing.T, rec recording, got answer, events []audit.Event) {
+	t.Helper()
+	want := "none"
+	switch {
+	case got.status == http.StatusUnauthorized && rec.method != http.MethodOptions:
+		want = "UNAUTHENTICATED"
+	case got.status >= 400 && rec.method == http.MethodHead:
+		return // no body tells what was thrown
+	case got.status >= 400 && got.header("Content-Type") == "application/json":
+		var e thrown
+		if err := json.Unmarshal(got.body, &e); err != nil {
+			t.Fatal(err)
+		}
+		if class := e.RemoteException.Exception; class != "" && class != "AuthorizationException" {
+			want = "ERROR"
+		}
+	}
+	var found []string
+	for _, e := range events {
+		if e.Status == audit.Error || e.Status == audit.Unauthenticated {
+			found = append(found, string(e.Status))
+		}
+	}
+	if len(found) == 0 {
+		found = []string{"none"}
+	}
+	if !slices.Equal(found, []string{want}) {
+		t.Errorf("lines of errors in the audit log: %v, want %s", found, fmt.Sprint(want))
+	}
+}
