@@ -140,7 +140,7 @@ func (c *call) done() {
 		}
 		c.fail(claviger.Errorf("kmsapi", claviger.Internal, "", "panic"))
 	}
-	clear(c.body) // it may hold key material
+	recycle(c.body) // it may hold key material
 	now := time.Now()
 	took := now.Sub(c.began)
 	a.gauges.count(c.op(), c.status, c.denied, now)
@@ -323,7 +323,8 @@ func readAll(in io.Reader, announced int64) ([]byte, error) {
 	if announced < 0 || first > firstRead {
 		first = firstRead
 	}
-	b := make([]byte, 0, first)
+	p, _ := buffers.Get().(*[]byte)
+	b := slices.Grow((*p)[:0], int(first))
 	for {
 		n, err := in.Read(b[len(b):cap(b)])
 		b = b[:len(b)+n]
@@ -366,8 +367,8 @@ func (c *call) baseURL() string {
 	return scheme + c.r.Host
 }
 
-// buffers holds answers while they are built. They may hold DEKs, and are wiped
-// before they are used again.
+// buffers holds bodies while they are read, and answers while they are built.
+// Either may hold keys, so they are wiped before they are used again.
 var buffers = sync.Pool{New: func() any {
 	const most = 4 << 10 // more than most answers take
 	b := make([]byte, 0, most)
@@ -382,10 +383,14 @@ func (c *call) json(status int, build func([]byte) []byte) {
 	p, _ := buffers.Get().(*[]byte)
 	b := build((*p)[:0])
 	c.answer(status, "application/json", b)
+	recycle(b)
+}
+
+// recycle wipes a buffer and gives it back.
+func recycle(b []byte) {
 	clear(b)
-	if cap(b) <= keepBuffer {
-		*p = b
-		buffers.Put(p)
+	if b != nil && cap(b) <= keepBuffer {
+		buffers.Put(&b)
 	}
 }
 

@@ -240,7 +240,9 @@ func ReadBatch(body []byte, most int) (Batch, error) {
 	if !ok {
 		return nil, required("jsonPayload")
 	}
-	const guess = 150 // bytes of JSON an EDEK; only a first capacity
+	// Of the JSON of an EDEK, about 150 bytes, a third is what it says. Both are
+	// first capacities only.
+	const guess = 150
 	b := &batchReader{lexer: l, edeks: make(Batch, 0, min(most, len(body)/guess+1)), buf: make([]byte, 0, len(body)/3)}
 	items := 0
 	err = l.array(func() error {

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -16,11 +17,6 @@ import (
 
 // blockSize of AES, in bytes.
 const blockSize = 16
-
-// inFlight is how many calls with one key may be under way at once. The second
-// hides the way to the HSM and back; those who come while both are away are
-// gathered for the next. More would only make the batches smaller.
-const inFlight = 2
 
 // EncryptBlocks encrypts each 16-byte block by itself, in place. It is one
 // C_Encrypt however many blocks there are (as far as the HSM's limit goes), and
@@ -89,7 +85,7 @@ func (g *gatherer) add(w *waiter) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.pending = append(g.pending, w)
-	if g.running < inFlight {
+	if g.running < g.token.inFlight {
 		g.running++
 		go g.run()
 	}
@@ -123,9 +119,32 @@ func (g *gatherer) next() []*waiter {
 
 // run makes calls until nobody waits.
 func (g *gatherer) run() {
+	g.linger()
 	for batch := g.next(); batch != nil; batch = g.next() {
 		g.serve(batch)
+		g.linger()
 	}
+}
+
+// linger lets goroutines that are about to ask do so, as long as some do: where
+// the HSM is quick, requests would otherwise just miss each other. On an idle
+// machine it takes no time.
+func (g *gatherer) linger() {
+	const most = 64 // more make no call much cheaper
+	for before := g.waiting(); before < most; {
+		runtime.Gosched()
+		after := g.waiting()
+		if after == before {
+			return
+		}
+		before = after
+	}
+}
+
+func (g *gatherer) waiting() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return len(g.pending)
 }
 
 // serve makes one call for a batch of callers. Its limit is the token's, so that

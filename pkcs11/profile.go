@@ -34,6 +34,10 @@ type traits struct {
 	// token answers CKR_DATA_LEN_RANGE we halve ours for as long as it is open.
 	// All of these hold 1,000 EDEKs of 256-bit DEKs (32,000 bytes).
 	dataLimit int
+	// inFlight is how many calls with one key may be under way at once. The second
+	// hides the way to a network HSM and back; those who come while both are away
+	// are gathered for the next. More would only make the batches smaller.
+	inFlight int
 	// modifiable says whether the template names CKA_MODIFIABLE false, which
 	// stops even the holder of the PIN from relabelling a key.
 	modifiable bool
@@ -47,22 +51,22 @@ type traits struct {
 var profiles = map[Profile]traits{
 	// Luna's client has its best throughput at some 30 threads an appliance.
 	Luna: {
-		ladder: []uint{p11.CKM_AES_ECB, p11.CKM_AES_CTR, p11.CKM_AES_CBC}, sessions: 30, dataLimit: 32 << 10,
+		ladder: []uint{p11.CKM_AES_ECB, p11.CKM_AES_CTR, p11.CKM_AES_CBC}, sessions: 30, inFlight: 2, dataLimit: 32 << 10,
 		modifiable: true, manufacturers: []string{"safenet", "thales", "gemalto"},
 	},
 	// nShield's library has long known CBC and only later CTR.
 	NCipher: {
-		ladder: []uint{p11.CKM_AES_ECB, p11.CKM_AES_CBC, p11.CKM_AES_CTR}, sessions: 16, dataLimit: 32 << 10,
+		ladder: []uint{p11.CKM_AES_ECB, p11.CKM_AES_CBC, p11.CKM_AES_CTR}, sessions: 16, inFlight: 2, dataLimit: 32 << 10,
 		modifiable: true, manufacturers: []string{"ncipher", "entrust"},
 	},
 	// SoftHSM works under one lock: more sessions only wait longer (measured: the
 	// same calls per second with 1 and with 32).
 	SoftHSM: {
-		ladder: []uint{p11.CKM_AES_ECB, p11.CKM_AES_CTR, p11.CKM_AES_CBC}, sessions: 4, dataLimit: 1 << 20,
+		ladder: []uint{p11.CKM_AES_ECB, p11.CKM_AES_CTR, p11.CKM_AES_CBC}, sessions: 4, inFlight: 1, dataLimit: 1 << 20,
 		oneObjectCall: true, manufacturers: []string{"softhsm"},
 	},
 	Generic: {
-		ladder: []uint{p11.CKM_AES_ECB, p11.CKM_AES_CTR, p11.CKM_AES_CBC}, sessions: 8, dataLimit: 32 << 10,
+		ladder: []uint{p11.CKM_AES_ECB, p11.CKM_AES_CTR, p11.CKM_AES_CBC}, sessions: 8, inFlight: 2, dataLimit: 32 << 10,
 		modifiable: true,
 	},
 }

@@ -29,6 +29,7 @@ type Token struct {
 
 	mechanism uint
 	maxData   atomic.Int64  // bytes of one C_Encrypt; it may shrink, see encrypt
+	inFlight  int           // calls with one key under way at once
 	limit     time.Duration // callLimit, but in tests
 	patience  time.Duration // closePatience, but in tests
 
@@ -154,6 +155,7 @@ func (t *Token) setUp(ctx context.Context) error {
 	}
 	t.slots = make(chan struct{}, t.cfg.MaxSessions)
 	t.maxData.Store(int64(traits.dataLimit))
+	t.inFlight = traits.inFlight
 	return t.probe(ctx, traits.ladder)
 }
 
