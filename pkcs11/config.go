@@ -57,11 +57,8 @@ type FileConfig struct {
 // It never overwrites one: what a running KMS depends on is not replaced by a
 // slip.
 func WriteKeystoreFile(path string, c FileConfig) error {
-	data, err := c.format()
+	data, err := c.file(path)
 	if err != nil {
-		return fmt.Errorf("keystore file %s: %w", path, err)
-	}
-	if _, err := parseKeystore(path, data); err != nil {
 		return err
 	}
 	if err := CheckNew(path); err != nil {
@@ -79,6 +76,23 @@ func WriteKeystoreFile(path string, c FileConfig) error {
 		_ = os.Remove(path) // half a file is worse than none; it is ours
 	}
 	return err
+}
+
+// Check says why WriteKeystoreFile would refuse to write c to path, whatever is
+// there.
+func (c *FileConfig) Check(path string) error {
+	_, err := c.file(path)
+	return err
+}
+
+// file returns the file's content, if it is one that will do.
+func (c *FileConfig) file(path string) ([]byte, error) {
+	data, err := c.format()
+	if err != nil {
+		return nil, fmt.Errorf("keystore file %s: %w", path, err)
+	}
+	_, err = parseKeystore(path, data)
+	return data, err
 }
 
 // format writes the file's lines, such that parseKeystore reads the same.

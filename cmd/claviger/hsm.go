@@ -78,6 +78,9 @@ Unless --no-check is given, the token is opened and has to encrypt before anythi
 // initHSM writes the file beside its place, opens the token by it, and only then
 // puts it there.
 func initHSM(ctx context.Context, out io.Writer, path string, c pkcs11.FileConfig, check bool) error {
+	if err := c.Check(path); err != nil { // before the PIN is tried in vain
+		return &exitError{exitUsage, err}
+	}
 	if err := pkcs11.CheckNew(path); err != nil {
 		return err
 	}
