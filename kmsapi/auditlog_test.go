@@ -2,7 +2,6 @@ package kmsapi_test
 
 import (
 	"encoding/json"
-	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -12,7 +11,9 @@ import (
 	"testing"
 	"time"
 
+	"claviger"
 	"claviger/audit"
+	"claviger/provider/memory"
 )
 
 // auditLines writes events as the audit log would, and leaves out what no two
@@ -132,6 +133,31 @@ func checkErrorLine(t *testing.T, rec recording, got answer, events []audit.Even
 		found = []string{"none"}
 	}
 	if !slices.Equal(found, []string{want}) {
-		t.Errorf("lines of errors in the audit log: %v, want %s", found, fmt.Sprint(want))
+		t.Errorf("lines of errors in the audit log: %v, want %s", found, want)
+	}
+}
+
+// TestFaultsAreAudited: a request that the rules allowed, and that then failed,
+// leaves one line whatever it failed of.
+func TestFaultsAreAudited(t *testing.T) {
+	f := &faulty{Provider: memory.New(memory.Config{SequentialIDs: true})}
+	tr := &trail{}
+	addr := withKey(t, stack{Primary: f, Trail: tr})
+	for kind, message := range map[claviger.Kind]string{
+		claviger.Unavailable:       "this node cannot serve the request now",
+		claviger.Closed:            "this node cannot serve the request now",
+		claviger.SourceRefused:     "words for the caller",
+		claviger.SourceUnreachable: "words for the caller",
+		claviger.Unsupported:       "words for the caller",
+		claviger.Internal:          "internal error",
+	} {
+		f.fail(func() error { return claviger.Errorf("test", kind, "k", "words for the caller") })
+		before := len(tr.all())
+		a := ask(t, addr, "POST", "/kms/v1/key/k", "{}")
+		_, told := a.thrown(t)
+		events := tr.all()[before:]
+		if len(events) != 1 || events[0].Status != audit.Error || events[0].Caller.Name != "alice" || events[0].Method != "POST" || events[0].Message != told || !strings.HasPrefix(told, message) {
+			t.Errorf("%v: %d %q, audit events %+v", kind, a.status, told, events)
+		}
 	}
 }

@@ -40,12 +40,16 @@ func (c *call) fail(err error) {
 		return
 	}
 	e := c.exception(err)
+	if claviger.Is(err, claviger.SourceRefused) || e.Class == kmswire.StandbyException {
+		// Nobody else leaves a line: our own rules had said yes.
+		c.audit(audit.Error, e.Message)
+	}
 	c.throw(statusOf(e.Class), e)
 }
 
 // throw writes a RemoteException, and the audit line that Hadoop writes with
 // it: none where authentication or authorisation said no, for these have left
-// their own.
+// their own, and none where nobody has looked at the request yet.
 func (c *call) throw(status int, e *kmswire.Exception) {
 	if status == http.StatusServiceUnavailable {
 		c.w.Header().Set("Retry-After", retryAfter)
