@@ -332,6 +332,7 @@ func readAll(in io.Reader, announced int64) ([]byte, error) {
 		case errors.Is(err, io.EOF):
 			return b, nil
 		case err != nil:
+			recycle(b)
 			return nil, err
 		case len(b) == cap(b):
 			b = slices.Grow(b, cap(b))

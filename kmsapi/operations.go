@@ -227,7 +227,7 @@ func (c *call) numKeys() (int, error) {
 	}
 	n, err := strconv.ParseInt(text, 10, 32)
 	if err != nil {
-		return 0, kmswire.Throw(kmswire.QueryParamException, fmt.Sprintf("java.lang.NumberFormatException: For input string: %q", text))
+		return 0, kmswire.Throw(kmswire.QueryParamException, "java.lang.NumberFormatException: For input string: \""+text+"\"")
 	}
 	if n > int64(c.Limits.MaxKeys) {
 		return 0, kmswire.Throw(kmswire.IllegalArgument, fmt.Sprintf("num_keys=%d is more than the %d EDEKs that one request may ask for; ask in parts", n, c.Limits.MaxKeys))

@@ -92,6 +92,7 @@ func TestLimits(t *testing.T) {
 	}{
 		{"a billion EDEKs", "GET", "/kms/v1/key/k/_eek?eek_op=generate&num_keys=1000000000", "", 400, illegal, "num_keys=1000000000 is more than the 500"},
 		{"one EDEK too many", "GET", "/kms/v1/key/k/_eek?eek_op=generate&num_keys=501", "", 400, illegal, "num_keys=501"},
+		{"no number", "GET", "/kms/v1/key/k/_eek?eek_op=generate&num_keys=%22a%0Ab", "", 500, "com.sun.jersey.api.ParamException$QueryParamException", `java.lang.NumberFormatException: For input string: ""a`},
 		{"a batch too long", "POST", "/kms/v1/key/k/_reencryptbatch", "[" + strings.Repeat(edek+",", 3) + edek + "]", 400, illegal, "more than 3 EDEKs"},
 		{"a body too long", "POST", "/kms/v1/keys", `{"name":"` + strings.Repeat("x", 1<<20) + `"}`, 413, "java.io.IOException", "longer than 1048576 bytes"},
 		{"a batch's body too long", "POST", "/kms/v1/key/k/_reencryptbatch", strings.Repeat(" ", 2<<20+1), 413, "java.io.IOException", "longer than 2097152 bytes"},

@@ -2,6 +2,9 @@
 // server reads and writes, and what a client does. It knows shapes, not
 // statuses and not rights.
 //
+// What a reader returns shares no memory with the body that it read, so that a
+// body may be wiped and used again.
+//
 // The shapes are those of org.apache.hadoop.crypto.key.kms.server.KMSUtil and
 // KMSClientProvider (Hadoop 3.4). What is written differs from Java's in white
 // space alone: there is none.

@@ -112,6 +112,30 @@ func TestRequests(t *testing.T) {
 	}
 }
 
+// TestOwnMemory: servers wipe bodies while what was read is still in use.
+func TestOwnMemory(t *testing.T) {
+	for what, read := range map[string]func([]byte) (any, error){
+		"create": func(b []byte) (any, error) { return ReadCreate(b) },
+		"roll":   func(b []byte) (any, error) { return ReadRoll(b) },
+		"open":   func(b []byte) (any, error) { return ReadOpen(b) },
+		"batch":  func(b []byte) (any, error) { return ReadBatch(b, 9) },
+	} {
+		body := `{"name":"k","cipher":"c","description":"d","attributes":{"a":"b"},"iv":"AAAA","material":"AQID"}`
+		if what == "batch" {
+			body = `[{"versionName":"k@0","iv":"AAAA","encryptedKeyVersion":{"versionName":"EEK","material":"AQID"}}]`
+		}
+		buf := []byte(body)
+		got, err := read(buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		clear(buf)
+		if want, _ := read([]byte(body)); !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: %+v, before its body was wiped %+v", what, got, want)
+		}
+	}
+}
+
 func TestAnswers(t *testing.T) {
 	m := &claviger.Metadata{Name: "k", Cipher: "AES/CTR/NoPadding", BitLength: 128, Attributes: map[string]string{"key.acl.name": "k"},
 		Created: time.UnixMilli(1795442617204), Versions: 3}
