@@ -214,7 +214,12 @@ type Object struct {
 
 // Objects returns all AES keys on the token with what they are.
 func (p *Provider) Objects(ctx context.Context) ([]Object, error) {
-	// Pending first: an object of a step that ends meanwhile is then in use.
+	keys, err := p.tok.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	// The token first: an intent is there before its objects are, and goes with the
+	// transaction that puts them in use.
 	pending, err := p.store.Pending(ctx)
 	if err != nil {
 		return nil, err
@@ -225,12 +230,8 @@ func (p *Provider) Objects(ctx context.Context) ([]Object, error) {
 			begun[claviger.VersionName(i.Key, id)] = true
 		}
 	}
-	keys, err := p.tok.List(ctx)
-	if err != nil {
-		return nil, err
-	}
-	list := make([]Object, len(keys))
-	for i, k := range keys {
+	list := make([]Object, 0, len(keys))
+	for _, k := range keys {
 		o := Object{ID: fmt.Sprintf("%x", k.ID), Label: k.Label, Bits: k.Bits, Extractable: k.Extractable, Sensitive: k.Sensitive, Mark: Foreign}
 		if key, ok := claviger.KeyOfVersion(k.Label); ok && claviger.VersionName(key, o.ID) == k.Label && len(k.ID) == idSize {
 			_, _, err := p.store.ByVersion(ctx, k.Label)
@@ -243,9 +244,14 @@ func (p *Provider) Objects(ctx context.Context) ([]Object, error) {
 				o.Mark = Pending
 			default:
 				o.Mark = Orphan
+				if still, err := p.tok.Find(ctx, k.ID); err != nil {
+					return nil, err
+				} else if still == nil {
+					continue // deleted meanwhile
+				}
 			}
 		}
-		list[i] = o
+		list = append(list, o)
 	}
 	return list, nil
 }

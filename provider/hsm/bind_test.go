@@ -1,6 +1,8 @@
 package hsm_test
 
 import (
+	"context"
+	"errors"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -168,6 +170,53 @@ func TestObjects(t *testing.T) {
 		t.Errorf("after the prune: %v", m)
 	}
 	mustClose(t, p)
+}
+
+// interrupted is a store that lets something happen when it is asked for its
+// intents.
+type interrupted struct {
+	metastore.Store
+	meanwhile func()
+}
+
+func (i *interrupted) Pending(ctx context.Context) ([]metastore.Intent, error) {
+	list, err := i.Store.Pending(ctx)
+	i.meanwhile()
+	return list, err
+}
+
+// TestObjectsMeanwhile: what another node begins or ends while the token is
+// listed is no orphan.
+func TestObjectsMeanwhile(t *testing.T) {
+	b := newBacking(t)
+	b.create(t, "ending")
+	failed := &failing{at: 2} // at Insert
+	b.around = func(s metastore.Store) metastore.Store { failed.Store = s; return failed }
+	beginner := b.mustOpen(t)
+	b.around = nil
+	ender := b.mustOpen(t)
+	nothing := func() {}
+	slow := &interrupted{meanwhile: nothing}
+	b.around = func(s metastore.Store) metastore.Store { slow.Store = s; return slow }
+	p := b.mustOpen(t)
+	slow.meanwhile = func() {
+		if _, err := beginner.Create(t.Context(), provider.Spec{Name: "beginning", Cipher: claviger.DefaultCipher, BitLength: 256}); !errors.Is(err, errKilled) {
+			t.Error(err)
+		}
+		if err := ender.Delete(t.Context(), "ending"); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, o := range objects(t, p) {
+		t.Errorf("%+v", o)
+	}
+	slow.meanwhile = nothing
+	if list := objects(t, p); len(list) != 1 || list[0].Mark != hsm.Pending {
+		t.Errorf("%+v", list)
+	}
+	for _, p := range []*hsm.Provider{p, ender, beginner} {
+		mustClose(t, p)
+	}
 }
 
 // TestDeleteFinishedAtStart: a deletion whose objects could not be destroyed is
