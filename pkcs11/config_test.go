@@ -225,7 +225,7 @@ func TestParseURI(t *testing.T) {
 			t.Errorf("%s:\n%v\nwant\n%s", uri, err, want)
 		}
 	}
-	for _, uri := range []string{"pkcs11:token=a?pin-value=98765", "pkcs11:token=a" + rest + "&pin-value=98765&pin-value=98765", "pkcs11:token=a?pin-value=98765%zz"} {
+	for _, uri := range []string{"pkcs11:token=a?pin-value=98765", "pkcs11:token=a" + rest + "&pin-value=98765&pin-value=98765", "pkcs11:token=a?pin-value=98765%zz", "pkcs11:token=a?pin-value:98765"} {
 		if _, _, err := ParseURI(uri); err == nil || strings.Contains(err.Error(), "98765") || !strings.Contains(err.Error(), "use pin-source=file:/path") {
 			t.Errorf("%s: %v", uri, err)
 		}

@@ -22,12 +22,12 @@ func ParseURI(uri string) (c Config, warnings []string, err error) {
 	f, moduleName := FileConfig{}, ""
 	seen := map[string]bool{}
 	attr := func(part string) error {
+		if strings.HasPrefix(part, "pin-value") { // first, so that no other message shows it
+			return errors.New("pkcs11: URI: pin-value would put the PIN into configuration files, process lists and logs; use pin-source=file:/path")
+		}
 		name, raw, ok := strings.Cut(part, "=")
 		if !ok {
 			return fmt.Errorf("pkcs11: URI: %q is no attribute; one is name=value", part)
-		}
-		if name == "pin-value" { // first, so that no other message shows it
-			return errors.New("pkcs11: URI: pin-value would put the PIN into configuration files, process lists and logs; use pin-source=file:/path")
 		}
 		if seen[name] {
 			return fmt.Errorf("pkcs11: URI: attribute %s stands there twice", name)
