@@ -113,7 +113,7 @@ func javaClass(v any) string {
 	return ""
 }
 
-func javaObject(v any, parameter string) map[string]any {
+func javaFields(v any, parameter string) map[string]any {
 	if v == nil {
 		panic(Throw(NullPointer, `Cannot invoke "java.util.Map.get(Object)" because "`+parameter+`" is null`))
 	}
@@ -165,7 +165,7 @@ func strictMaterial(s string) []byte {
 }
 
 func javaCreate(v any) (c Create) {
-	m := javaObject(v, "jsonKey")
+	m := javaFields(v, "jsonKey")
 	if c.Name = notNull(javaCast(m["name"]), "name"); c.Name == "" {
 		panic(Throw(IllegalArgument, "Parameter 'name' cannot be empty"))
 	}
@@ -206,11 +206,11 @@ func javaCreate(v any) (c Create) {
 }
 
 func javaRoll(v any) Roll {
-	return Roll{javaMaterial(javaCast(javaObject(v, "jsonMaterial")["material"]))}
+	return Roll{javaMaterial(javaCast(javaFields(v, "jsonMaterial")["material"]))}
 }
 
 func javaOpen(v any) (o Open) {
-	m := javaObject(v, "jsonPayload")
+	m := javaFields(v, "jsonPayload")
 	name, iv, material := javaCast(m["name"]), javaCast(m["iv"]), javaCast(m["material"])
 	if o.HasName = name != nil; o.HasName {
 		o.Name = *name

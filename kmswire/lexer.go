@@ -227,7 +227,7 @@ func (l *lexer) skip(depth int) (java string, err error) {
 	}
 	switch c := l.peek(); {
 	case c == '{':
-		return "java.util.LinkedHashMap", l.object(func([]byte) error {
+		return javaObject, l.object(func([]byte) error {
 			_, err := l.skip(depth + 1)
 			return err
 		})
@@ -276,7 +276,8 @@ func cannotCast(from, to string) error {
 const (
 	javaString  = "java.lang.String"
 	javaInteger = "java.lang.Integer"
-	javaMap     = "java.util.Map"
+	javaMap     = "java.util.Map"           // what Hadoop casts an object to
+	javaObject  = "java.util.LinkedHashMap" // what it is
 )
 
 // value is a field's value as it was read last. Hadoop's KMS parses a body whole,

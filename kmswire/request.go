@@ -20,11 +20,11 @@ func (l *lexer) begin(open byte, java string) (ok bool, err error) {
 		return false, err
 	}
 	token := map[string]string{
-		"java.util.LinkedHashMap": "Object value (token `JsonToken.START_OBJECT`)",
-		"java.util.ArrayList":     "Array value (token `JsonToken.START_ARRAY`)",
-		"java.lang.String":        "String value (token `JsonToken.VALUE_STRING`)",
-		"java.lang.Boolean":       "Boolean value",
-		"java.lang.Double":        "Floating-point value (token `JsonToken.VALUE_NUMBER_FLOAT`)",
+		javaObject:            "Object value (token `JsonToken.START_OBJECT`)",
+		"java.util.ArrayList": "Array value (token `JsonToken.START_ARRAY`)",
+		javaString:            "String value (token `JsonToken.VALUE_STRING`)",
+		"java.lang.Boolean":   "Boolean value",
+		"java.lang.Double":    "Floating-point value (token `JsonToken.VALUE_NUMBER_FLOAT`)",
 	}[got]
 	if token == "" {
 		token = "Integer value (token `JsonToken.VALUE_NUMBER_INT`)"
@@ -121,10 +121,11 @@ func ReadCreate(body []byte) (Create, error) {
 // attributes returns a map of strings, or nil for null. bad tells of a value of
 // another kind.
 func (v value) attributes() (m map[string]string, bad bool, err error) {
-	switch {
-	case v.java == "":
+	switch v.java {
+	case "":
 		return nil, false, nil
-	case v.text[0] != '{' || v.java == javaString:
+	case javaObject:
+	default:
 		return nil, false, cannotCast(v.java, javaMap)
 	}
 	m = map[string]string{}
