@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -72,16 +71,8 @@ func newLogger(level string) (*slog.Logger, error) {
 	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: l})), nil
 }
 
-// gcPercent is how much garbage there may be beside what is in use. Batches of a
-// thousand EDEKs leave much of it, none of it for long; Go's own 100 would have
-// the server take half as much memory again, for some percent of CPU time.
-const gcPercent = 50
-
 // serveKMS runs the server until ctx ends.
 func serveKMS(ctx context.Context, f kmsFlags, log *slog.Logger) (err error) {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
-	}
 	conf, err := hadoopconf.LoadKMS(f.conf, os.LookupEnv)
 	if err != nil {
 		return err
