@@ -91,6 +91,11 @@ func (g *gatherer) add(w *waiter) {
 	}
 }
 
+// gatherLimit is how many bytes of several callers go into one call. Beyond it
+// the call is dear enough for its cost to be shared no further, and copies of
+// large batches side by side would only take memory.
+const gatherLimit = 64 << 10
+
 // next takes as many callers as one C_Encrypt serves; at least one. Those who
 // have left since are not served.
 func (g *gatherer) next() []*waiter {
@@ -100,7 +105,7 @@ func (g *gatherer) next() []*waiter {
 	size, n := 0, 0
 	for n < len(g.pending) {
 		size += len(g.pending[n].in)
-		if n > 0 && int64(size) > g.token.maxData.Load() {
+		if n > 0 && int64(size) > min(g.token.maxData.Load(), gatherLimit) {
 			break
 		}
 		n++
