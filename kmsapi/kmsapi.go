@@ -67,6 +67,7 @@ type api struct {
 	Config
 	instance string // begins every request id
 	gauges   *gauges
+	large    largeRequests
 	requests atomic.Uint64
 }
 
@@ -92,7 +93,7 @@ func New(cfg Config) (http.Handler, error) {
 	if _, err := rand.Read(id); err != nil {
 		return nil, err
 	}
-	return &api{Config: cfg, instance: hex.EncodeToString(id), gauges: newGauges(time.Now())}, nil
+	return &api{Config: cfg, instance: hex.EncodeToString(id), gauges: newGauges(time.Now()), large: newLargeRequests(cfg.Limits.MaxBody)}, nil
 }
 
 // call is one request on its way through the face.
@@ -106,10 +107,12 @@ type call struct {
 	name   string     // decoded key or version name of the path
 	query  url.Values // parsed when first asked for
 	body   []byte
-	edeks  int
-	opName string // if not the route's own
-	denied bool   // by the operation-level rules
-	status int
+	// reserved is what it holds of the allowance for large requests.
+	reserved int64
+	edeks    int
+	opName   string // if not the route's own
+	denied   bool   // by the operation-level rules
+	status   int
 }
 
 // op is the name of the operation in metrics.
@@ -141,6 +144,7 @@ func (c *call) done() {
 		c.fail(claviger.Errorf("kmsapi", claviger.Internal, "", "panic"))
 	}
 	recycle(c.body) // it may hold key material
+	c.release()
 	now := time.Now()
 	took := now.Sub(c.began)
 	a.gauges.count(c.op(), c.status, c.denied, now)
@@ -235,7 +239,7 @@ func (c *call) serve() {
 	ctx, cancel := context.WithTimeout(c.r.Context(), c.route.deadline)
 	defer cancel()
 	if c.route.body != noBody {
-		if err := c.readBody(); err != nil {
+		if err := c.readBody(ctx); err != nil {
 			c.fail(err)
 			return
 		}
@@ -285,7 +289,7 @@ func (c *call) acceptable() bool {
 }
 
 // readBody checks the type of a body and reads it whole.
-func (c *call) readBody() error {
+func (c *call) readBody(ctx context.Context) error {
 	media, _, _ := strings.Cut(c.r.Header.Get("Content-Type"), ";")
 	switch strings.ToLower(strings.TrimSpace(media)) {
 	case "application/json":
@@ -300,6 +304,13 @@ func (c *call) readBody() error {
 	}
 	if c.r.ContentLength > limit {
 		return &tooLarge{limit}
+	}
+	length := c.r.ContentLength
+	if length < 0 {
+		length = limit // chunked: it may be that long
+	}
+	if err := c.reserve(ctx, length); err != nil {
+		return err
 	}
 	var err error
 	c.body, err = readAll(http.MaxBytesReader(c.w, c.r.Body, limit), c.r.ContentLength)

@@ -210,6 +210,9 @@ func generate(ctx context.Context, c *call) error {
 	if op != kmswire.OpGenerate {
 		return wrongOp
 	}
+	if err := c.reserve(ctx, int64(n)*edekMemory); err != nil {
+		return err
+	}
 	edeks, err := c.Ring.Generate(ctx, c.caller, c.name, n)
 	if err != nil {
 		return insideGenerate(c, err)

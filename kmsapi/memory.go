@@ -1,0 +1,57 @@
+package kmsapi
+
+import (
+	"context"
+
+	"golang.org/x/sync/semaphore"
+
+	"claviger"
+)
+
+// A request may be large, and many may come at once: without an end to their
+// sum, a few clients who ask for what each of them may ask for would take all
+// memory. So large requests share an allowance, and wait for it in turn. Small
+// ones, which nearly all are, never wait: a NameNode's batch of a thousand EDEKs
+// has 160 kB, its largest generate 500 EDEKs.
+const (
+	// freeMemory is what a request may take without asking.
+	freeMemory = firstRead
+	// edekMemory is about what a fresh EDEK takes until it is sent: its struct and
+	// bytes, and twice its JSON, since buffers grow by doubling.
+	edekMemory = 400
+	// allowance is how many batches of the longest body may be there at once.
+	allowance = 4
+)
+
+// largeRequests is the allowance, in bytes.
+type largeRequests struct {
+	*semaphore.Weighted
+	size int64
+}
+
+func newLargeRequests(maxBody int64) largeRequests {
+	size := allowance * max(maxBody, smallBody)
+	return largeRequests{semaphore.NewWeighted(size), size}
+}
+
+// reserve waits until a request may take n bytes; they are given back when it is
+// done. Kind Unavailable where that does not come to pass before ctx ends.
+func (c *call) reserve(ctx context.Context, n int64) error {
+	if n <= freeMemory {
+		return nil
+	}
+	n = min(n, c.large.size)
+	if err := c.large.Acquire(ctx, n); err != nil {
+		return claviger.Errorf("kmsapi", claviger.Unavailable, c.name, "too many large requests at once; this one, of %d bytes, waited in vain: %w", n, err)
+	}
+	c.reserved += n
+	return nil
+}
+
+// release gives back what the request has reserved.
+func (c *call) release() {
+	if c.reserved > 0 {
+		c.large.Release(c.reserved)
+		c.reserved = 0
+	}
+}
