@@ -205,7 +205,7 @@ func refused(err error) bool {
 // firstLine is the message of an error as the journal and tables keep it.
 func firstLine(err error) string {
 	var e *claviger.Error
-	if errors.As(err, &e) && e.Err != nil && e == err {
+	if errors.As(err, &e) && e.Err != nil && e == err { //nolint:errorlint // the outermost error only: what wraps it has more to say
 		return e.Err.Error()
 	}
 	return err.Error()

@@ -66,7 +66,7 @@ func (s *SourceKMS) probe(ctx context.Context, base string) HostFacts {
 		f.Addrs = append(f.Addrs, a.Unmap())
 	}
 	f.Asked = time.Now()
-	resp, body, err := get(ctx, base, s.TLS)
+	resp, body, err := get(ctx, base, s.TLS) //nolint:bodyclose // get has read and closed it
 	f.Took = time.Since(f.Asked)
 	if scheme, _, _ := strings.Cut(base, ":"); err != nil || scheme == "http" && resp.StatusCode == http.StatusBadRequest {
 		s.explain(ctx, &f, scheme, err)

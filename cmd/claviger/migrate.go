@@ -272,7 +272,7 @@ func (s *service) probes(ctx context.Context) (migrate.Probes, error) {
 	}
 	uri, err := provider.ParseKMS(src.URI())
 	if err != nil { // it was opened, so it is well-formed: it is no KMS
-		return p, nil
+		return p, nil //nolint:nilerr // and there is nothing to probe over the network
 	}
 	conf, err := s.clientTLS(provider.Env{})
 	if err != nil {
