@@ -1,0 +1,88 @@
+package main
+
+import (
+	"fmt"
+	"log/slog"
+	"time"
+
+	"claviger/authn"
+	"claviger/hadoopconf"
+)
+
+// authenticator is an Authenticator with the groups that ACLs ask for too.
+type authenticator struct {
+	*authn.Authenticator
+	groups *authn.Groups
+}
+
+func newAuthenticator(conf *hadoopconf.Conf, log *slog.Logger) (*authenticator, error) {
+	const prefix = "hadoop.kms.authentication."
+	r := &reader{conf: conf}
+	ttl := r.duration("hadoop.security.groups.cache.secs", time.Second)
+	validity := r.duration(prefix+"token.validity", time.Second)
+	var inactive time.Duration
+	if conf.String(prefix+"token.max-inactive-interval") != "-1" {
+		inactive = r.duration(prefix+"token.max-inactive-interval", time.Second)
+	}
+	cfg := authn.Config{
+		Anonymous:   r.bool(prefix + "simple.anonymous.allowed"),
+		Validity:    validity,
+		MaxInactive: inactive,
+		Cookie: authn.CookieAttributes{
+			Domain:     conf.String(prefix + "cookie.domain"),
+			Path:       conf.String(prefix + "cookie.path"),
+			Persistent: r.bool(prefix + "cookie.persistent"),
+		},
+	}
+	const delegation = prefix + "delegation-token."
+	times := authn.DelegationConfig{
+		KeyUpdate: r.duration(delegation+"update-interval.sec", time.Second),
+		MaxLife:   r.duration(delegation+"max-lifetime.sec", time.Second),
+		Renewal:   r.duration(delegation+"renew-interval.sec", time.Second),
+		Scan:      r.duration(delegation+"removal-scan-interval.sec", time.Second),
+	}
+	if r.err != nil {
+		return nil, r.err
+	}
+	var err error
+	if cfg.Delegations, err = authn.NewDelegations(times); err != nil {
+		return nil, err
+	}
+	if validity == 0 {
+		return nil, refuse(conf, prefix+"token.validity", "it must be at least one second")
+	}
+	groups, err := authn.NewGroups(conf.String(authn.StaticMappingProperty), ttl, log)
+	if err != nil {
+		return nil, fmt.Errorf("property %s: %w", authn.StaticMappingProperty, err)
+	}
+	proxies, warnings := authn.NewProxyUsers(conf.Under(authn.ProxyUserPrefix), groups.Of, log)
+	for _, w := range warnings {
+		log.Warn(w)
+	}
+	cfg.ProxyUsers = proxies
+	if cfg.Secrets, err = secretProvider(conf, validity); err != nil {
+		return nil, err
+	}
+	a, err := authn.New(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return &authenticator{a, groups}, nil
+}
+
+// secretProvider opens what signs the cookies.
+func secretProvider(conf *hadoopconf.Conf, validity time.Duration) (authn.SecretProvider, error) {
+	const kind = "hadoop.kms.authentication.signer.secret.provider"
+	switch conf.String(kind) {
+	case "random":
+		return authn.NewRandomSecrets(validity, nil), nil
+	case "file":
+		const file = "hadoop.kms.authentication.signature.secret.file"
+		path, ok := conf.Path(file)
+		if !ok {
+			return nil, refuse(conf, kind, "set "+file+" to the file that holds the secret")
+		}
+		return authn.NewFileSecret(path)
+	}
+	return nil, refuse(conf, kind, "this build knows random and file")
+}
