@@ -1,0 +1,254 @@
+package zktest
+
+import (
+	"fmt"
+	"maps"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// startTimeout bounds one start. Two seconds are enough for it alone on a
+// machine; other tests run beside it.
+const startTimeout = 90 * time.Second
+
+// SASL makes a server authenticate its clients by Kerberos.
+type SASL struct {
+	Krb5Conf  string // path of a krb5.conf
+	Keytab    string // of the server
+	Principal string // in it: "zookeeper/localhost@REALM"
+	// Enforce makes it refuse whoever does not authenticate. Without it they are
+	// world:anyone.
+	Enforce bool
+}
+
+// Options of a server. The zero value lets everybody in, without TLS.
+type Options struct {
+	// Jars is a folder with ZooKeeper's jars; CLAVIGER_HADOOP_JARS where empty.
+	Jars string
+	SASL *SASL
+	// TLS makes the server speak nothing but TLS, with the certificates of Server's
+	// CA; TLSClients makes it demand a certificate of its clients.
+	TLS, TLSClients bool
+}
+
+// Server is one ZooKeeper. Its methods are for the test's own goroutine.
+type Server struct {
+	// Addr is where it answers, "127.0.0.1:PORT". It stays so over restarts.
+	Addr string
+	// Certificates are there where Options.TLS is.
+	Certificates *Certificates
+	// Log is the file of what it prints.
+	Log string
+
+	t       testing.TB
+	args    []string
+	cmd     *exec.Cmd
+	exited  chan struct{} // closed once cmd.Wait returned
+	running bool
+}
+
+// Start starts a server, which ends with the test.
+func Start(t testing.TB, o Options) *Server {
+	t.Helper()
+	jars := o.jars(t)
+	dir := t.TempDir()
+	s := &Server{t: t, Addr: fmt.Sprintf("127.0.0.1:%d", freePort(t)), Log: filepath.Join(dir, "zookeeper.log")}
+	_, port, _ := net.SplitHostPort(s.Addr) // just made
+	conf := map[string]string{
+		"dataDir":                filepath.Join(dir, "data"),
+		"clientPortAddress":      "127.0.0.1",
+		"clientPort":             port,
+		"tickTime":               "500", // ms; sessions of 1 to 60 s may be asked for
+		"maxSessionTimeout":      "60000",
+		"maxClientCnxns":         "0",
+		"admin.enableServer":     "false",
+		"4lw.commands.whitelist": "ruok",
+		"forceSync":              "no", // killed processes lose nothing by it, only machines do
+	}
+	s.args = []string{"-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xmx128m", "-Djava.net.preferIPv4Stack=true"}
+	if o.SASL != nil {
+		o.SASL.configure(t, dir, conf, s)
+	}
+	if o.TLS {
+		s.Certificates = newCertificates(t, dir)
+		s.Certificates.configure(conf, o.TLSClients)
+	}
+	var text strings.Builder
+	for _, name := range slices.Sorted(maps.Keys(conf)) {
+		fmt.Fprintf(&text, "%s=%s\n", name, conf[name])
+	}
+	cfg := write(t, dir, "zoo.cfg", text.String())
+	log4j := write(t, dir, "log4j.properties", "log4j.rootLogger=INFO,console\nlog4j.appender.console=org.apache.log4j.ConsoleAppender\n"+
+		"log4j.appender.console.target=System.err\nlog4j.appender.console.layout=org.apache.log4j.PatternLayout\n"+
+		"log4j.appender.console.layout.ConversionPattern=%d{ISO8601} %p %c{1} - %m%n\n")
+	s.args = append(s.args, "-Dlog4j.configuration=file:"+log4j, "-cp", filepath.Join(jars, "*"), "org.apache.zookeeper.server.ZooKeeperServerMain", cfg)
+	t.Cleanup(func() {
+		s.Kill()
+		if b, err := os.ReadFile(s.Log); err == nil && t.Failed() {
+			t.Logf("end of the log of the ZooKeeper server:\n%s", b[max(0, len(b)-12<<10):])
+		}
+	})
+	s.Start()
+	return s
+}
+
+func (o Options) jars(t testing.TB) string {
+	t.Helper()
+	if o.Jars != "" {
+		return o.Jars
+	}
+	if testing.Short() {
+		t.Skip("starts a ZooKeeper server, a Java process: left out by -short")
+	}
+	dir := os.Getenv("CLAVIGER_HADOOP_JARS")
+	_, err := exec.LookPath("java")
+	if found, _ := filepath.Glob(filepath.Join(dir, "zookeeper-3*.jar")); dir != "" && len(found) > 0 && err == nil { // the pattern is a good one
+		return dir
+	}
+	if os.Getenv("CLAVIGER_REQUIRE_HADOOP") == "1" {
+		t.Fatalf("CLAVIGER_HADOOP_JARS is %q, which must be a folder with ZooKeeper's jar, and java must be installed (%v): run `make setup`", dir, err)
+	}
+	t.Skip("CLAVIGER_HADOOP_JARS does not name a folder with ZooKeeper's jar: tests with a real ZooKeeper are left out; `make test` has them")
+	return ""
+}
+
+// configure writes what the server logs in with.
+func (o *SASL) configure(t testing.TB, dir string, conf map[string]string, s *Server) {
+	jaas := write(t, dir, "jaas.conf", fmt.Sprintf(`Server {
+  com.sun.security.auth.module.Krb5LoginModule required
+  useKeyTab=true storeKey=true useTicketCache=false isInitiator=false
+  keyTab=%q principal=%q;
+};
+`, o.Keytab, o.Principal))
+	s.args = append(s.args, "-Djava.security.auth.login.config="+jaas, "-Djava.security.krb5.conf="+o.Krb5Conf)
+	conf["authProvider.1"] = "org.apache.zookeeper.server.auth.SASLAuthenticationProvider"
+	// What Hadoop's documentation asks of an ensemble: nodes of one service are
+	// one user, or none could read what the other wrote.
+	conf["kerberos.removeHostFromPrincipal"] = "true"
+	conf["kerberos.removeRealmFromPrincipal"] = "true"
+	if o.Enforce {
+		conf["enforce.auth.enabled"] = "true"
+		conf["enforce.auth.schemes"] = "sasl"
+	}
+}
+
+// Start starts a server that was stopped or killed, and waits until it serves.
+func (s *Server) Start() {
+	s.t.Helper()
+	log, err := os.OpenFile(s.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer log.Close()
+	begin, err := log.Seek(0, 2)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	cmd := exec.Command("java", s.args...)
+	cmd.Stdout, cmd.Stderr = log, log
+	// Pdeathsig: where the test binary itself is killed no cleanup runs.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		s.t.Fatalf("ZooKeeper: %v", err)
+	}
+	exited := make(chan struct{})
+	go func() {
+		_ = cmd.Wait() // the status is in cmd.ProcessState
+		close(exited)
+	}()
+	s.cmd, s.exited, s.running = cmd, exited, true
+	for deadline := time.Now().Add(startTimeout); !s.serves(begin); time.Sleep(25 * time.Millisecond) {
+		select {
+		case <-exited:
+			s.t.Fatalf("the ZooKeeper server ended (%v) before it served", cmd.ProcessState)
+		default:
+		}
+		if time.Now().After(deadline) {
+			s.t.Fatalf("the ZooKeeper server did not serve within %v", startTimeout)
+		}
+	}
+}
+
+// serves tells by the log written from begin on that a start is done, and by a
+// connection that the port is open.
+func (s *Server) serves(begin int64) bool {
+	b, err := os.ReadFile(s.Log)
+	if err != nil || int64(len(b)) < begin || !strings.Contains(string(b[begin:]), "zookeeper.request_throttler.shutdownTimeout") {
+		return false
+	}
+	c, err := net.DialTimeout("tcp", s.Addr, time.Second)
+	if err != nil {
+		return false
+	}
+	_ = c.Close() // nothing was written
+	return true
+}
+
+// Stop asks the server to end, and waits for it.
+func (s *Server) Stop() { s.end(syscall.SIGTERM) }
+
+// Kill ends it at once.
+func (s *Server) Kill() { s.end(syscall.SIGKILL) }
+
+func (s *Server) end(sig syscall.Signal) {
+	s.t.Helper()
+	if !s.running {
+		return
+	}
+	s.running = false
+	_ = syscall.Kill(-s.cmd.Process.Pid, sig) // it may have ended already
+	select {
+	case <-s.exited:
+	case <-time.After(20 * time.Second):
+		s.t.Error("the ZooKeeper server did not end within 20 s of SIGTERM")
+		_ = syscall.Kill(-s.cmd.Process.Pid, syscall.SIGKILL)
+		<-s.exited
+	}
+}
+
+// Pause holds the server up: connections stay open and nothing answers, as it is
+// when a network swallows packets. Resume lets it go on.
+func (s *Server) Pause() { s.signal(syscall.SIGSTOP) }
+
+// Resume ends a Pause.
+func (s *Server) Resume() { s.signal(syscall.SIGCONT) }
+
+func (s *Server) signal(sig syscall.Signal) {
+	s.t.Helper()
+	if err := syscall.Kill(-s.cmd.Process.Pid, sig); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func write(t testing.TB, dir, name, text string) string {
+	t.Helper()
+	path := filepath.Join(dir, name)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// freePort finds a port below the range that systems give to outgoing
+// connections: a server that is started again must find it free.
+func freePort(t testing.TB) int {
+	t.Helper()
+	const low, high = 12000, 32000
+	for port := low + int(time.Now().UnixNano()/1000%(high-low)); port < high; port++ {
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err != nil {
+			continue
+		}
+		_ = l.Close() // it never accepted
+		return port
+	}
+	t.Fatalf("no free port below %d", high)
+	return 0
+}
