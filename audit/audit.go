@@ -1,5 +1,6 @@
-// Package audit records who did what to which key, in the line format of
-// Hadoop's kms-audit.log.
+// Package audit records who did what to which key: in the line format of
+// Hadoop's kms-audit.log, and as a chain of JSON records from which nothing can
+// be taken, and in which nothing can be changed, without Verify finding it.
 package audit
 
 import (
@@ -18,6 +19,9 @@ const (
 	Unauthorized    Status = "UNAUTHORIZED"
 	Unauthenticated Status = "UNAUTHENTICATED"
 	Error           Status = "ERROR"
+	// Attempt is no outcome: the operation is about to be done, see Guard. Hadoop's
+	// log has no such line.
+	Attempt Status = "ATTEMPT"
 )
 
 // Op is what was asked for, as Hadoop names it: a KMS operation, or (only with
@@ -58,6 +62,31 @@ type Event struct {
 	Message string
 	// Method and URL of the request; only Error and Unauthenticated print them.
 	Method, URL string
+
+	// What follows is not in Hadoop's lines.
+
+	// Version is the full name of the key version that was used, made or asked
+	// for.
+	Version string
+	// From are the versions that EDEKs were re-encrypted from, without repetition.
+	From []string
+	// EDEKs is how many EDEKs were made, opened or re-encrypted.
+	EDEKs int
+	// Provider is the URI of what did the work: the primary provider (the HSM), or
+	// the source that answered; of several, separated by blanks.
+	Provider string
+}
+
+// Management are the operations that change keys, or what nodes know of them.
+var Management = []Op{CreateKey, DeleteKey, RollNewVersion, InvalidateCache}
+
+// Guard is a Logger that can be asked to record an operation before it is done.
+type Guard interface {
+	// Begin returns nil when the operation may be done: it need not be recorded
+	// first, or the record of its attempt is where a crash does not take it. Of
+	// e, the Status is set by Begin. An error is of kind Unavailable, and nothing
+	// has been done.
+	Begin(ctx context.Context, e Event) error
 }
 
 // Logger takes events. Log never fails towards its caller: a sink that cannot

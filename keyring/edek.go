@@ -42,6 +42,9 @@ func (r *Ring) Generate(ctx context.Context, c claviger.Caller, key string, n in
 			return nil, err
 		}
 	}
+	if q.did.edeks = len(edeks); len(edeks) > 0 {
+		q.did.version = edeks[0].Version
+	}
 	q.ok(ctx, key, "")
 	return edeks, nil
 }
@@ -65,6 +68,7 @@ func (r *Ring) Decrypt(ctx context.Context, c claviger.Caller, key string, hasKe
 	if err != nil {
 		return nil, err
 	}
+	q.did = work{version: e.Version, edeks: 1}
 	var dek secret.Bytes
 	v, err := r.ownVersion(ctx, e.Version)
 	switch {
@@ -141,6 +145,7 @@ func (r *Ring) Reencrypt(ctx context.Context, c claviger.Caller, key string, has
 	if err != nil {
 		return claviger.EDEK{}, err
 	}
+	q.did.edeks = 1
 	out, err := r.reencrypt(ctx, &q, named, []claviger.EDEK{e})
 	if err != nil {
 		return claviger.EDEK{}, err
@@ -157,6 +162,7 @@ func (r *Ring) ReencryptBatch(ctx context.Context, c claviger.Caller, key string
 	if err != nil {
 		return nil, err
 	}
+	q.did.edeks = len(es)
 	out := []claviger.EDEK{}
 	if len(es) > 0 {
 		if out, err = r.reencrypt(ctx, &q, &key, es); err != nil {
@@ -176,7 +182,7 @@ func (r *Ring) reencrypt(ctx context.Context, q *request, named *string, es []cl
 			return nil, err
 		}
 	}
-	foreign, err := r.checkVersions(ctx, named, es)
+	foreign, err := r.checkVersions(ctx, q, named, es)
 	if err != nil {
 		return nil, err
 	}
@@ -188,9 +194,10 @@ func (r *Ring) reencrypt(ctx context.Context, q *request, named *string, es []cl
 	if err != nil {
 		return nil, err
 	}
+	q.did.version = current.Name
 	switch {
 	case len(foreign) > 0:
-		return r.reencryptForeign(ctx, key, current, foreign, es)
+		return r.reencryptForeign(ctx, q, key, current, foreign, es)
 	case r.service != nil:
 		return r.reencryptAtPrimary(ctx, key, current.Name, es)
 	default:
@@ -200,7 +207,7 @@ func (r *Ring) reencrypt(ctx context.Context, q *request, named *string, es []cl
 
 // checkVersions looks up each distinct version of the batch, in its order, and
 // returns those that may be a source's. All must belong to the key.
-func (r *Ring) checkVersions(ctx context.Context, named *string, es []claviger.EDEK) (foreign map[string]struct{}, err error) {
+func (r *Ring) checkVersions(ctx context.Context, q *request, named *string, es []claviger.EDEK) (foreign map[string]struct{}, err error) {
 	var seen map[string]struct{} // made when there is a second version
 	for i := range es {
 		version := es[i].Version
@@ -216,6 +223,7 @@ func (r *Ring) checkVersions(ctx context.Context, named *string, es []claviger.E
 			}
 			seen[version] = struct{}{}
 		}
+		q.did.from = append(q.did.from, version)
 		v, err := r.ownVersion(ctx, version)
 		owner := v.Key
 		if err != nil {
@@ -269,7 +277,7 @@ func notUnder(version string, es []claviger.EDEK) (old []claviger.EDEK, at []int
 // reencryptForeign is reencrypt where versions in foreign are not ours: DEKs are
 // unwrapped, at the primary by one call for each version and at the sources,
 // and then wrapped under the current version by one call.
-func (r *Ring) reencryptForeign(ctx context.Context, key string, current provider.KeyVersion, foreign map[string]struct{},
+func (r *Ring) reencryptForeign(ctx context.Context, q *request, key string, current provider.KeyVersion, foreign map[string]struct{},
 	es []claviger.EDEK) ([]claviger.EDEK, error) {
 	const op = "keyring.Reencrypt"
 	if !r.cfg.Reencryption {
@@ -306,7 +314,7 @@ func (r *Ring) reencryptForeign(ctx context.Context, key string, current provide
 	}
 	own.put(unwrapped, deks)
 	for _, g := range theirs {
-		unwrapped, err := r.unwrapAtSource(ctx, useReencrypt, key, "", g.edeks)
+		unwrapped, err := r.unwrapAtSource(ctx, q, useReencrypt, key, "", g.edeks)
 		if err != nil {
 			return nil, err
 		}

@@ -35,6 +35,7 @@ func (r *Ring) Create(ctx context.Context, c claviger.Caller, spec provider.Spec
 	if err != nil {
 		return provider.KeyVersion{}, err
 	}
+	q.did.version = v.Name
 	description := "null" // as Java prints it
 	if spec.Description != nil {
 		description = *spec.Description
@@ -116,6 +117,7 @@ func (r *Ring) Roll(ctx context.Context, c claviger.Caller, key string, material
 	if err != nil {
 		return provider.KeyVersion{}, err
 	}
+	q.did.version = v.Name
 	q.ok(ctx, key, fmt.Sprintf("UserProvidedMaterial:%t NewVersion:%s", given, v.Name))
 	return q.show(v), nil
 }

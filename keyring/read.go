@@ -102,6 +102,7 @@ func (r *Ring) Current(ctx context.Context, c claviger.Caller, key string) (*pro
 	if err != nil && !missing {
 		return nil, err
 	}
+	q.did.version = v.Name
 	q.ok(ctx, key, "")
 	if missing {
 		return nil, nil
@@ -118,6 +119,7 @@ func (r *Ring) Version(ctx context.Context, c claviger.Caller, version string) (
 	if err != nil {
 		return nil, err
 	}
+	q.did.version = version
 	v, err := r.ownVersion(ctx, version)
 	if claviger.Is(err, claviger.VersionNotFound) {
 		return r.versionAtSource(ctx, &q, version)

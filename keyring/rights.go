@@ -2,6 +2,8 @@ package keyring
 
 import (
 	"context"
+	"slices"
+	"strings"
 
 	"claviger"
 	"claviger/audit"
@@ -15,16 +17,36 @@ type request struct {
 	caller *claviger.Caller
 	policy *authz.Policy
 	op     audit.Op
+	did    work
 }
 
-// enter asks the operation-level rules. Any one of rights will do. key is what
-// messages and the audit line name; nil where the operation has none.
+// work is what the audit log is told of a request beside Hadoop's line.
+type work struct {
+	version string   // that was used, made or asked for
+	from    []string // versions that EDEKs were re-encrypted from
+	edeks   int
+	sources []string // URIs of the sources that answered; none: the primary did
+}
+
+// askedOf notes that a source did the work, or a part of it.
+func (w *work) askedOf(uri string) {
+	if !slices.Contains(w.sources, uri) {
+		w.sources = append(w.sources, uri)
+	}
+}
+
+// enter asks the operation-level rules, then has the attempt recorded where that
+// must be. Any one of rights will do. key is what messages and the audit line
+// name; nil where the operation has none.
 func (r *Ring) enter(ctx context.Context, c *claviger.Caller, op audit.Op, key *string, rights ...authz.Op) (request, error) {
 	if r.closed.Load() {
 		return request{}, claviger.E("keyring."+string(op), claviger.Closed, deref(key), nil)
 	}
 	q := request{ring: r, caller: c, op: op, policy: r.cfg.Policy()}
-	return q, q.need(ctx, key, rights...)
+	if err := q.need(ctx, key, rights...); err != nil || r.guard == nil {
+		return q, err
+	}
+	return q, r.guard.Begin(ctx, audit.Event{Op: op, Key: deref(key), Caller: *c, Provider: r.PrimaryURI()})
 }
 
 // need is Hadoop's KMSACLs.assertAccess.
@@ -84,7 +106,14 @@ func (q *request) ok(ctx context.Context, key, message string) {
 }
 
 func (q *request) log(ctx context.Context, status audit.Status, op audit.Op, key, message string) {
-	q.ring.cfg.Audit.Log(ctx, audit.Event{Status: status, Op: op, Key: key, Caller: *q.caller, Message: message})
+	provider := q.ring.PrimaryURI()
+	if len(q.did.sources) > 0 {
+		provider = strings.Join(q.did.sources, " ")
+	}
+	q.ring.cfg.Audit.Log(ctx, audit.Event{
+		Status: status, Op: op, Key: key, Caller: *q.caller, Message: message,
+		Version: q.did.version, From: q.did.from, EDEKs: q.did.edeks, Provider: provider,
+	})
 }
 
 func deref(s *string) string {

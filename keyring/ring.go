@@ -91,6 +91,7 @@ const (
 type Ring struct {
 	cfg     Config
 	log     *slog.Logger
+	guard   audit.Guard             // cfg.Audit, if it is one
 	blocks  provider.BlockEncrypter // the primary, if it is one; else
 	service provider.EDEKService    // the primary is this
 	queue   *eek.Queue              // nil where service is not
@@ -134,6 +135,7 @@ func New(cfg Config) (*Ring, error) {
 	cfg.SourceFailures = orDefault(cfg.SourceFailures, defaultSourceFailures)
 
 	r := &Ring{cfg: cfg, log: cfg.Log}
+	r.guard, _ = cfg.Audit.(audit.Guard)
 	if err := r.useProviders(); err != nil {
 		return nil, err
 	}

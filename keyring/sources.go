@@ -221,7 +221,7 @@ func (r *Ring) decryptForeign(ctx context.Context, q *request, named *string, e 
 			return nil, err
 		}
 	}
-	deks, err := r.unwrapAtSource(ctx, useDecrypt, key, q.caller.Short, []claviger.EDEK{e})
+	deks, err := r.unwrapAtSource(ctx, q, useDecrypt, key, q.caller.Short, []claviger.EDEK{e})
 	if err != nil {
 		return nil, err
 	}
@@ -264,7 +264,7 @@ func (r *Ring) askSourcesForMetadata(ctx context.Context, key string) (*claviger
 
 // unwrapAtSource finds the source that has the EDEKs' version, which is one, and
 // has it open them on behalf of as ("" = in our own name).
-func (r *Ring) unwrapAtSource(ctx context.Context, use, key, as string, edeks []claviger.EDEK) ([]secret.Bytes, error) {
+func (r *Ring) unwrapAtSource(ctx context.Context, q *request, use, key, as string, edeks []claviger.EDEK) ([]secret.Bytes, error) {
 	version := edeks[0].Version
 	ask := question{what: "key version '" + version + "'", name: version, as: as}
 	var deks []secret.Bytes
@@ -275,6 +275,7 @@ func (r *Ring) unwrapAtSource(ctx context.Context, use, key, as string, edeks []
 	if err != nil {
 		return nil, err
 	}
+	q.did.askedOf(s.URI())
 	r.homes.put(version, s)
 	r.usage.add(s.URI(), version, use, len(edeks))
 	return deks, nil
@@ -302,7 +303,7 @@ func (r *Ring) versionAtSource(ctx context.Context, q *request, version string) 
 	}
 	var v provider.KeyVersion
 	ask := question{what: "key version '" + version + "'", name: version}
-	_, err := r.findSource(version, ask, func(s *source) error {
+	s, err := r.findSource(version, ask, func(s *source) error {
 		return s.call(ctx, func(ctx context.Context) (err error) {
 			v, err = s.Version(ctx, version)
 			return err
@@ -315,6 +316,7 @@ func (r *Ring) versionAtSource(ctx context.Context, q *request, version string) 
 		return nil, err
 	}
 	v.Material = nil // not wiped: the source may hold on to it
+	q.did.askedOf(s.URI())
 	q.ok(ctx, v.Key, "")
 	return &v, nil
 }

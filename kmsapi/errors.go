@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"strings"
 
 	"claviger"
 	"claviger/audit"
@@ -67,7 +68,17 @@ func (c *call) throw(status int, e *kmswire.Exception) {
 }
 
 func (c *call) audit(status audit.Status, message string) {
-	c.Audit.Log(c.r.Context(), audit.Event{Status: status, Caller: c.caller, Message: message, Method: c.r.Method, URL: c.auditURL()})
+	e := audit.Event{Status: status, Caller: c.caller, Message: message, Method: c.r.Method, URL: c.auditURL(), EDEKs: c.edeks}
+	if c.route != nil {
+		e.Op = audit.Op(strings.ToUpper(c.op()))
+		if strings.HasPrefix(c.route.pattern, patternKeyVersion) {
+			e.Version = c.name
+			e.Key, _ = claviger.KeyOfVersion(c.name)
+		} else {
+			e.Key = c.name
+		}
+	}
+	c.Audit.Log(c.r.Context(), e)
 }
 
 // exception maps a domain error to what Hadoop throws there.

@@ -1,0 +1,127 @@
+package keyring
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"testing"
+
+	"claviger"
+	"claviger/audit"
+)
+
+// guarded is a log that keeps whole events, and may refuse to let an operation
+// begin.
+type guarded struct {
+	mu     sync.Mutex
+	events []audit.Event
+	refuse error
+}
+
+func (g *guarded) Log(_ context.Context, e audit.Event) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.events = append(g.events, e)
+}
+
+func (g *guarded) Begin(ctx context.Context, e audit.Event) error {
+	e.Status = audit.Attempt
+	g.Log(ctx, e)
+	return g.refuse
+}
+
+func (g *guarded) Err() error   { return nil }
+func (g *guarded) Close() error { return nil }
+
+// take returns the attempt and the outcome of the operation since the last take.
+func (g *guarded) take(t *testing.T) (attempt, outcome audit.Event) {
+	t.Helper()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if len(g.events) != 2 || g.events[0].Status != audit.Attempt || g.events[1].Status != audit.OK {
+		t.Fatalf("events %+v, want an attempt and an OK", g.events)
+	}
+	attempt, outcome = g.events[0], g.events[1]
+	g.events = nil
+	return attempt, outcome
+}
+
+func TestWhatEventsTell(t *testing.T) {
+	log := &guarded{}
+	l, far := withSource(t, func(c *Config) { c.Audit = log }, "k")
+	u := caller("u")
+	home := l.primary.URI()
+	expect := func(op audit.Op, key, version string, from []string, edeks int, provider string) {
+		t.Helper()
+		a, o := log.take(t)
+		if a.Op != op || o.Op != op || a.Caller.RequestID != u.RequestID || o.Caller != a.Caller {
+			t.Errorf("attempt %+v, outcome %+v, want op %s of request %s", a, o, op, u.RequestID)
+		}
+		if o.Key != key || o.Version != version || !slices.Equal(o.From, from) || o.EDEKs != edeks || o.Provider != provider {
+			t.Errorf("%s: key %q, version %q, from %q, %d EDEKs, provider %q; want %q, %q, %q, %d, %q",
+				op, o.Key, o.Version, o.From, o.EDEKs, o.Provider, key, version, from, edeks, provider)
+		}
+	}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	v, err := l.Current(t.Context(), u, "k")
+	must(err)
+	expect(audit.GetCurrentKey, "k", v.Name, nil, 0, home)
+	ours, err := l.Generate(t.Context(), u, "k", 3)
+	must(err)
+	expect(audit.GenerateEEK, "k", v.Name, nil, 3, home)
+	_, err = l.Decrypt(t.Context(), u, "k", true, ours[0])
+	must(err)
+	expect(audit.DecryptEEK, "k", v.Name, nil, 1, home)
+	theirs, _ := made(t, far.blocks, "k@0", 2)
+	_, err = l.Decrypt(t.Context(), u, "k", true, theirs[0])
+	must(err)
+	expect(audit.DecryptEEK, "k", "k@0", nil, 1, farURI)
+	fresh, err := l.Roll(t.Context(), u, "k", nil)
+	must(err)
+	expect(audit.RollNewVersion, "k", fresh.Name, nil, 0, home)
+	_, err = l.Reencrypt(t.Context(), u, "k", true, ours[0])
+	must(err)
+	expect(audit.ReencryptEEK, "k", fresh.Name, []string{v.Name}, 1, home)
+	_, err = l.ReencryptBatch(t.Context(), u, "k", []claviger.EDEK{theirs[0], ours[1], theirs[1], ours[2]})
+	must(err)
+	expect(audit.ReencryptEEKBatch, "k", fresh.Name, []string{"k@0", v.Name}, 4, farURI)
+	_, err = l.Version(t.Context(), u, "k@0")
+	must(err)
+	expect(audit.GetKeyVersion, "k", "k@0", nil, 0, farURI)
+	must(l.Delete(t.Context(), u, "k"))
+	expect(audit.DeleteKey, "k", "", nil, 0, home)
+}
+
+// TestNothingWithoutItsRecord: what cannot be recorded is not done, and a caller
+// whom the rules refuse leaves no attempt.
+func TestNothingWithoutItsRecord(t *testing.T) {
+	log := &guarded{refuse: claviger.Errorf("audit", claviger.Unavailable, "", "no space left on device")}
+	l, _ := withSource(t, func(c *Config) { c.Audit = log })
+	before, err := l.primary.Provider.Current(t.Context(), "k")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Roll(t.Context(), caller("u"), "k", nil); !claviger.Is(err, claviger.Unavailable) {
+		t.Errorf("Roll: %v", err)
+	}
+	if err := l.Delete(t.Context(), caller("u"), "k"); !claviger.Is(err, claviger.Unavailable) {
+		t.Errorf("Delete: %v", err)
+	}
+	if after, err := l.primary.Provider.Current(t.Context(), "k"); err != nil || after.Name != before.Name {
+		t.Errorf("the key is at %q after refused operations, %v; was at %q", after.Name, err, before.Name)
+	}
+
+	shut := &guarded{}
+	l, _ = withSource(t, func(c *Config) { c.Audit, c.Policy = shut, rules(t, "hadoop.kms.acl.DELETE", "nobody") })
+	if err := l.Delete(t.Context(), caller("u"), "k"); !claviger.Is(err, claviger.Denied) {
+		t.Fatal(err)
+	}
+	if len(shut.events) != 1 || shut.events[0].Status != audit.Unauthorized {
+		t.Errorf("events %+v, want UNAUTHORIZED alone", shut.events)
+	}
+}
