@@ -3,17 +3,19 @@
 // of itself; and whether he may act for somebody else (doAs).
 //
 // It knows requests but not answers: an Authenticator returns a Result, and the
-// REST face turns that into status codes. So far it knows the authentication
-// type "simple", which believes the user.name of the query string.
+// REST face turns that into status codes. How a request without a cookie is
+// authenticated is a Handler's: Simple believes the user.name of the query
+// string, Kerberos accepts SPNEGO tokens.
 package authn
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
-	"regexp"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -24,13 +26,6 @@ import (
 // CookieName is the cookie that carries the signed token.
 const CookieName = "hadoop.auth"
 
-// PseudoAuth is the challenge (WWW-Authenticate) of type simple.
-const PseudoAuth = "PseudoAuth"
-
-// simpleTokenType is the token type of type simple; the suffix says that the
-// handler will take delegation tokens too. Clients look at it.
-const simpleTokenType = "simple-dt"
-
 // maxNameLength of a user's name, in bytes. Names are kept in caches; a
 // Kerberos principal is far shorter.
 const maxNameLength = 512
@@ -38,7 +33,12 @@ const maxNameLength = 512
 // Config is what an Authenticator is made of. The properties have the prefix
 // hadoop.kms.authentication.
 type Config struct {
-	Anonymous   bool          // simple.anonymous.allowed
+	// Handler authenticates a request that brings neither a cookie nor a
+	// delegation token; nil is Simple.
+	Handler Handler
+	// Rules make short names of principals; nil takes a name's first component.
+	Rules *Rules
+
 	Validity    time.Duration // token.validity, of a new token
 	MaxInactive time.Duration // token.max-inactive-interval; <= 0: tokens do not tire
 	Cookie      CookieAttributes
@@ -55,7 +55,7 @@ type Authenticator struct {
 	signer signer
 }
 
-// New makes an Authenticator for type simple.
+// New makes an Authenticator. Kind Invalid for a configuration that cannot work.
 func New(conf Config) (*Authenticator, error) {
 	const op = "authn.New"
 	if conf.Secrets == nil {
@@ -71,6 +71,12 @@ func New(conf Config) (*Authenticator, error) {
 	if conf.Now == nil {
 		conf.Now = time.Now
 	}
+	if conf.Handler == nil {
+		conf.Handler = Simple{}
+	}
+	if conf.Rules == nil {
+		conf.Rules = firstComponent
+	}
 	if conf.ProxyUsers == nil {
 		conf.ProxyUsers = &ProxyUsers{}
 	}
@@ -81,6 +87,7 @@ func New(conf Config) (*Authenticator, error) {
 type Request struct {
 	Header   http.Header
 	RawQuery string     // undecoded, without '?'
+	Path     string     // undecoded
 	RemoteIP netip.Addr // of the TCP peer
 	HTTPS    bool
 }
@@ -92,7 +99,7 @@ func RequestOf(r *http.Request) Request {
 		host = r.RemoteAddr
 	}
 	ip, _ := netip.ParseAddr(host) // the zero Addr is on no list
-	return Request{Header: r.Header, RawQuery: r.URL.RawQuery, RemoteIP: ip.Unmap().WithZone(""), HTTPS: r.TLS != nil}
+	return Request{Header: r.Header, RawQuery: r.URL.RawQuery, Path: r.URL.EscapedPath(), RemoteIP: ip.Unmap().WithZone(""), HTTPS: r.TLS != nil}
 }
 
 // Result is the outcome for one request. Exactly one of Principal, Anonymous
@@ -101,8 +108,8 @@ type Result struct {
 	// Principal is who the request acts as; Principal.Real, where set, is who
 	// authenticated himself and acts for him.
 	Principal *claviger.Principal
-	// Anonymous: nobody is named and Config.Anonymous lets that pass. Hadoop's
-	// KMS answers OPTIONS to such a request and then fails at everything else.
+	// Anonymous: nobody is named and the Handler lets that pass. Hadoop's KMS
+	// answers OPTIONS to such a request and then fails at everything else.
 	Anonymous bool
 	// Refusal says why the request must not be served.
 	Refusal *Refusal
@@ -110,6 +117,9 @@ type Result struct {
 	// answer will be; "" is none. With a refusal it may clear the cookie, or
 	// (doAs refused) set one, as the proxy himself is authenticated.
 	SetCookie string
+	// ServerToken is the value of a WWW-Authenticate header to send, whatever the
+	// answer will be: the last token of a handshake; "" is none.
+	ServerToken string
 }
 
 // RefusalKind says what is wrong, in terms that the face maps to a status.
@@ -118,7 +128,7 @@ type RefusalKind int
 // The kinds of refusal.
 const (
 	// Unauthenticated: nobody is named, or the cookie does not hold. Hadoop: 401
-	// with the challenge, Reason as the reason phrase.
+	// with the challenges, Reason as the reason phrase.
 	Unauthenticated RefusalKind = iota
 	// NotAllowed: he may not act for whom he names. Hadoop: 403, an
 	// AuthorizationException whose message is Reason.
@@ -130,7 +140,7 @@ const (
 	// Hadoop: 403, an AuthenticationException whose message is Reason.
 	BadDelegation
 	// NoDelegator: an operation on delegation tokens needs a caller, and none is
-	// named. Hadoop: 403 with the challenge and no body.
+	// named. Hadoop: 403 (type simple) or 401, with the challenges and no body.
 	NoDelegator
 	// BadOperation: an operation on delegation tokens with the wrong method, or
 	// without what it needs. Hadoop: 400, Reason as the reason phrase.
@@ -138,6 +148,12 @@ const (
 	// UnknownDelegation: the token to cancel is not there, or not the caller's to
 	// cancel. Hadoop: 404, Reason as the reason phrase.
 	UnknownDelegation
+	// BadTicket: the handshake failed. Hadoop: 403 without a challenge, so that no
+	// client tries the same again; Reason as the reason phrase.
+	BadTicket
+	// NoShortName: auth_to_local makes no name of a principal. Hadoop: 500, Reason
+	// (which begins with a Java class) in the page.
+	NoShortName
 )
 
 // Refusal says why a request must not be served.
@@ -146,42 +162,45 @@ type Refusal struct {
 	// Reason is Hadoop's own text. It may hold text of the request's: whoever
 	// writes it into HTML or a header must escape it.
 	Reason string
-	// Challenge is the value of the WWW-Authenticate header; set for
+	// Challenges are the values of WWW-Authenticate headers; set for
 	// Unauthenticated and NoDelegator only.
-	Challenge string
+	Challenges []string
+	// Explanation is for the operator's log and for nobody else: what went wrong
+	// and what to do about it. "" where Reason says all.
+	Explanation string
 }
 
 // Authenticate finds out who sends the request and whom he acts for.
 //
 // Of several hadoop.auth cookies the first counts, and it beats a delegation
-// token, which beats user.name. A cookie
-// that does not hold is as none, but its fault is the Reason where nothing else
-// in the request authenticates it.
+// token, which beats what the Handler looks at. A cookie that does not hold is
+// as none, but its fault is the Reason where nothing else in the request
+// authenticates it.
 func (a *Authenticator) Authenticate(ctx context.Context, r Request) Result {
 	now := a.conf.Now()
 	tok, reason := a.cookieToken(r, now)
 	fresh := tok == nil
-	var refusal *Refusal
+	var res Result
 	if fresh {
 		if text, ok := delegationOf(r); ok && a.conf.Delegations != nil {
 			return a.byDelegation(text)
 		}
-		if tok, refusal = a.namedToken(r, now); tok == nil && refusal == nil && !a.conf.Anonymous {
-			refusal = &Refusal{Kind: Unauthenticated, Reason: reason, Challenge: PseudoAuth}
+		att := a.attempt(r, now, false)
+		tok, res.ServerToken, res.Refusal = att.token, att.reply, att.refusal
+		if att.anonymous {
+			return Result{Anonymous: true}
 		}
 	}
-	if refusal != nil {
-		res := Result{Refusal: refusal}
-		if refusal.Kind == Unauthenticated {
+	if res.Refusal != nil {
+		if res.Refusal.Kind == Unauthenticated {
+			res.Refusal.Reason = reason
+		}
+		if k := res.Refusal.Kind; k == Unauthenticated || k == BadTicket {
 			res.SetCookie = a.conf.Cookie.text("", time.UnixMilli(0), r.HTTPS)
 		}
 		return res
 	}
-	if tok == nil {
-		return Result{Anonymous: true}
-	}
 
-	var res Result
 	if a.conf.MaxInactive > 0 && (fresh || !a.conf.Cookie.Persistent) {
 		tok.idleUntil = now.Add(a.conf.MaxInactive)
 		fresh = true
@@ -202,17 +221,65 @@ func (a *Authenticator) cookieToken(r Request, now time.Time) (_ *token, why str
 	return a.openCookie(text, now)
 }
 
-// namedToken makes a token of what else the request says. No token and no
-// refusal is a request that says nothing.
-func (a *Authenticator) namedToken(r Request, now time.Time) (*token, *Refusal) {
-	name, ok := queryValue(r.RawQuery, func(n string) bool { return n == "user.name" })
-	switch {
-	case !ok:
-		return nil, nil
-	case !validName(name):
-		return nil, &Refusal{Kind: Malformed, Reason: "userName is NULL, empty or contains a '&'"}
+// attempt has the Handler authenticate a request, and makes a whole token of the
+// principal that it finds.
+func (a *Authenticator) attempt(r Request, now time.Time, management bool) attempt {
+	att := a.conf.Handler.authenticate(r, management)
+	if att.token == nil {
+		return att
 	}
-	return &token{user: name, principal: name, kind: simpleTokenType, expires: now.Add(a.conf.Validity)}, nil
+	att.token.expires = now.Add(a.conf.Validity)
+	if att.token.user != "" {
+		return att
+	}
+	short, err := a.conf.Rules.Short(att.token.principal)
+	var none noRule
+	switch {
+	case errors.As(err, &none):
+		att.refusal = &Refusal{Kind: NoShortName, Reason: javaText(err), Explanation: fmt.Sprintf(
+			"the ticket of %s is good, but auth_to_local makes no user name of it; add a rule if it is to be let in", att.token.principal)}
+	case err != nil:
+		att.refusal = &Refusal{Kind: BadTicket, Reason: javaText(err)}
+	case !validName(short):
+		att.refusal = &Refusal{Kind: BadTicket, Reason: "java.lang.IllegalArgumentException: userName is NULL, empty or contains a '&'", Explanation: fmt.Sprintf(
+			"the ticket of %s is good, but auth_to_local makes %q of it, which no user is called; change the rule", att.token.principal, short)}
+	}
+	att.token.user = short
+	if att.refusal != nil {
+		att.token = nil
+	}
+	return att
+}
+
+// delegator is who asks for an operation on delegation tokens, by a cookie or by
+// what the Handler looks at; a delegation token is no credential here, or it
+// could live on by fetching others. nobody allows nil. Like Hadoop it names the
+// caller by his short name, whom the token will name as its owner.
+func (a *Authenticator) delegator(ctx context.Context, r Request, nobody bool) (who *claviger.Principal, reply string, _ *Refusal) {
+	now := a.conf.Now()
+	tok, _ := a.cookieToken(r, now)
+	if tok == nil && nobody {
+		return nil, "", nil
+	}
+	if tok == nil {
+		att := a.attempt(r, now, true)
+		switch {
+		case att.refusal != nil && att.refusal.Kind == Unauthenticated:
+			_, simple := a.conf.Handler.(Simple)
+			reason := "Unauthorized"
+			if simple {
+				reason = "Forbidden"
+			}
+			return nil, "", &Refusal{Kind: NoDelegator, Reason: reason, Challenges: att.refusal.Challenges}
+		case att.refusal != nil:
+			return nil, att.reply, att.refusal
+		case att.anonymous:
+			return nil, "", &Refusal{Kind: NoDelegator, Reason: "Forbidden", Challenges: []string{PseudoAuth}}
+		}
+		tok, reply = att.token, att.reply
+	}
+	who, refusal := a.actingFor(ctx, r, tok.user)
+	return who, reply, refusal
 }
 
 // openCookie returns the token of a cookie's value, or Hadoop's reason why it
@@ -229,7 +296,7 @@ func (a *Authenticator) openCookie(text string, now time.Time) (_ *token, why st
 	switch {
 	case err != nil:
 		return nil, err.Error()
-	case tok.kind != simpleTokenType:
+	case !slices.Contains(a.conf.Handler.tokenTypes(), tok.kind):
 		return nil, "Invalid AuthenticationToken type"
 	case tok.expired(now):
 		return nil, "AuthenticationToken expired"
@@ -240,7 +307,7 @@ func (a *Authenticator) openCookie(text string, now time.Time) (_ *token, why st
 // actingFor is the principal of a name, or of whom the request's doAs names.
 // Of several doAs the first counts, in whatever case the parameter is written.
 func (a *Authenticator) actingFor(ctx context.Context, r Request, name string) (*claviger.Principal, *Refusal) {
-	real, err := principalOf(name)
+	real, err := a.principalOf(name)
 	if err != nil {
 		return nil, &Refusal{Kind: Malformed, Reason: err.Error()}
 	}
@@ -251,7 +318,7 @@ func (a *Authenticator) actingFor(ctx context.Context, r Request, name string) (
 	if !validName(doAs) {
 		return nil, &Refusal{Kind: Malformed, Reason: "Null user"}
 	}
-	who, err := principalOf(doAs)
+	who, err := a.principalOf(doAs)
 	if err != nil {
 		return nil, &Refusal{Kind: Malformed, Reason: err.Error()}
 	}
@@ -275,20 +342,16 @@ func validName(name string) bool {
 	})
 }
 
-// kerberosName is what Hadoop takes for a principal: service[/host][@realm].
-var kerberosName = regexp.MustCompile(`^([^/@]+)(?:/[^/@]+)?(?:@[^/@]+)?$`)
-
-// principalOf splits a name as Hadoop does without Kerberos, where the rules
-// are RULE:[1:$1] RULE:[2:$1]: the first component is the short name.
-func principalOf(name string) (claviger.Principal, error) {
-	p := claviger.Principal{Name: name, Short: name}
-	if !strings.ContainsAny(name, "/@") {
-		return p, nil
+// principalOf is a principal by its name, with the short name that the rules
+// make of it. The error is what Hadoop throws.
+func (a *Authenticator) principalOf(name string) (claviger.Principal, error) {
+	short, err := a.conf.Rules.Short(name)
+	var none noRule
+	switch {
+	case errors.As(err, &none):
+		err = fmt.Errorf("Illegal principal name %s: %s", name, javaText(err)) //nolint:staticcheck // Hadoop's text
+	case err == nil && !validName(short):
+		err = errors.New("Null user") //nolint:staticcheck // Hadoop's text
 	}
-	if m := kerberosName.FindStringSubmatch(name); m != nil {
-		p.Short = m[1]
-	} else if strings.Contains(name, "@") {
-		return p, fmt.Errorf("Malformed Kerberos name: %s", name) //nolint:staticcheck // Hadoop's text
-	}
-	return p, nil
+	return claviger.Principal{Name: name, Short: short}, err
 }

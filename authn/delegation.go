@@ -210,11 +210,12 @@ var delegationMethods = map[string]string{getDelegation: http.MethodGet, renewDe
 // set for one that was issued, Expires for one that was renewed; neither for one
 // that was cancelled.
 type DelegationResult struct {
-	Caller    claviger.Principal // whoever asked, as far as that is known
-	Token     string
-	Expires   time.Time
-	SetCookie string // as in Result
-	Refusal   *Refusal
+	Caller      claviger.Principal // whoever asked, as far as that is known
+	Token       string
+	Expires     time.Time
+	SetCookie   string // as in Result
+	ServerToken string // as in Result
+	Refusal     *Refusal
 }
 
 // Delegation does what the query's op asks for. ok is false where it asks for
@@ -232,18 +233,20 @@ func (a *Authenticator) Delegation(ctx context.Context, method string, r Request
 	if method != want {
 		return refused(BadOperation, fmt.Sprintf("Wrong HTTP method [%s] for operation [%s], it should be [%s]", method, op, want)), true
 	}
-	who, refusal := a.delegator(ctx, r, op == cancelDelegation)
+	who, reply, refusal := a.delegator(ctx, r, op == cancelDelegation)
 	if refusal != nil {
-		return DelegationResult{Refusal: refusal}, true
+		return DelegationResult{Refusal: refusal, ServerToken: reply}, true
 	}
 	if op == getDelegation {
-		return a.issueDelegation(r, who), true
+		res := a.issueDelegation(r, who)
+		res.ServerToken = reply
+		return res, true
 	}
 	text, ok := named("token")
 	if !ok {
 		return refused(BadOperation, fmt.Sprintf("Operation [%s] requires the parameter [token]", op)), true
 	}
-	var res DelegationResult
+	res := DelegationResult{ServerToken: reply}
 	if who != nil {
 		res.Caller = *who
 	}
@@ -266,26 +269,6 @@ func refused(kind RefusalKind, reason string) DelegationResult {
 	return DelegationResult{Refusal: &Refusal{Kind: kind, Reason: reason}}
 }
 
-// delegator is who asks, by a cookie or by user.name; a delegation token is no
-// credential here, or it could live on by fetching others. nobody allows nil.
-func (a *Authenticator) delegator(ctx context.Context, r Request, nobody bool) (*claviger.Principal, *Refusal) {
-	now := a.conf.Now()
-	tok, _ := a.cookieToken(r, now)
-	if tok == nil && !nobody {
-		var refusal *Refusal
-		if tok, refusal = a.namedToken(r, now); refusal != nil {
-			return nil, refusal
-		}
-	}
-	if tok == nil && nobody {
-		return nil, nil
-	}
-	if tok == nil {
-		return nil, &Refusal{Kind: NoDelegator, Reason: "Forbidden", Challenge: PseudoAuth}
-	}
-	return a.actingFor(ctx, r, tok.principal)
-}
-
 func (a *Authenticator) issueDelegation(r Request, who *claviger.Principal) DelegationResult {
 	named := func(want, otherwise string) string {
 		if v, ok := queryValue(r.RawQuery, func(n string) bool { return n == want }); ok {
@@ -299,9 +282,11 @@ func (a *Authenticator) issueDelegation(r Request, who *claviger.Principal) Dele
 			return refused(BadOperation, "parameter "+name+": it is longer than 512 bytes, or holds characters that no name has")
 		}
 	}
-	if p, err := principalOf(renewer); err == nil {
-		renewer = p.Short
+	short, err := a.conf.Rules.Short(renewer)
+	if err != nil {
+		return refused(NoShortName, "java.lang.RuntimeException: "+javaText(err))
 	}
+	renewer = short
 	realUser := ""
 	if who.Real != nil {
 		realUser = who.Real.Name
@@ -328,10 +313,10 @@ func (a *Authenticator) byDelegation(text string) Result {
 	if err != nil {
 		return Result{Refusal: &Refusal{Kind: BadDelegation, Reason: err.Error()}}
 	}
-	who, err := principalOf(id.owner)
+	who, err := a.principalOf(id.owner)
 	if err == nil && id.realUser != "" {
 		var real claviger.Principal
-		real, err = principalOf(id.realUser)
+		real, err = a.principalOf(id.realUser)
 		who.Real = &real
 	}
 	if err != nil { // we issued it to a name that we had taken

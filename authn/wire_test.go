@@ -93,7 +93,7 @@ func TestAsRecorded(t *testing.T) {
 				})
 			})
 			conf := authn.Config{Validity: 10 * time.Hour, Secrets: key, ProxyUsers: proxyUsers, Now: func() time.Time { return now }}
-			conf.Anonymous = strings.HasPrefix(name, "anonymous") || name == "cookie-attributes"
+			conf.Handler = authn.Simple{Anonymous: strings.HasPrefix(name, "anonymous") || name == "cookie-attributes"}
 			if name == "cookie-attributes" {
 				conf.Cookie = authn.CookieAttributes{Domain: "localhost", Path: "/kms", Persistent: true}
 			}
@@ -111,7 +111,7 @@ func TestAsRecorded(t *testing.T) {
 			}
 			reason, challenge, kind := "", "", authn.RefusalKind(-1)
 			if res.Refusal != nil {
-				reason, challenge, kind = res.Refusal.Reason, res.Refusal.Challenge, res.Refusal.Kind
+				reason, challenge, kind = res.Refusal.Reason, strings.Join(res.Refusal.Challenges, ", "), res.Refusal.Kind
 			}
 			if want := resp.Header.Get("WWW-Authenticate"); challenge != want {
 				t.Errorf("challenge %q, want %q", challenge, want)

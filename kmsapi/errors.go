@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"slices"
 	"strings"
 
 	"claviger"
@@ -173,8 +174,14 @@ func text(e *claviger.Error) string {
 	return e.Err.Error()
 }
 
+// wwwAuthenticate is the header's name, spelt as Hadoop does.
+const wwwAuthenticate = "WWW-Authenticate"
+
 // refuse answers what authentication said no to.
 func (c *call) refuse(r *authn.Refusal) {
+	if r.Explanation != "" {
+		c.Log.Warn("a client could not be authenticated", "id", c.caller.RequestID, "remote", c.caller.RemoteAddr, "method", c.r.Method, "path", c.r.URL.EscapedPath(), "reason", r.Reason, "explanation", r.Explanation)
+	}
 	switch r.Kind {
 	case authn.NotAllowed:
 		c.throw(http.StatusForbidden, kmswire.Throw(kmswire.AuthorizationException, r.Reason))
@@ -183,8 +190,12 @@ func (c *call) refuse(r *authn.Refusal) {
 		c.throw(http.StatusForbidden, kmswire.Throw(kmswire.AuthenticationException, r.Reason))
 	case authn.NoDelegator:
 		c.audit(audit.Unauthenticated, r.Reason)
-		c.w.Header()["WWW-Authenticate"] = []string{r.Challenge} // spelt as Hadoop does
-		c.answer(http.StatusForbidden, "text/plain;charset=utf-8", nil)
+		c.w.Header()[wwwAuthenticate] = r.Challenges
+		status := http.StatusUnauthorized
+		if slices.Contains(r.Challenges, authn.PseudoAuth) {
+			status = http.StatusForbidden
+		}
+		c.answer(status, "text/plain;charset=utf-8", nil)
 	case authn.BadOperation:
 		c.throw(http.StatusBadRequest, kmswire.Throw(kmswire.IllegalArgument, r.Reason))
 	case authn.UnknownDelegation:
@@ -192,11 +203,19 @@ func (c *call) refuse(r *authn.Refusal) {
 	case authn.Malformed:
 		c.w.Header().Set("Connection", "close")
 		c.page(http.StatusInternalServerError, "java.lang.IllegalArgumentException: "+r.Reason)
+	case authn.BadTicket:
+		// Also where the method is OPTIONS: it is with those that clients shake hands.
+		c.audit(audit.Unauthenticated, r.Reason)
+		c.page(http.StatusForbidden, r.Reason)
+	case authn.NoShortName:
+		c.audit(audit.Unauthenticated, r.Reason)
+		c.w.Header().Set("Connection", "close")
+		c.page(http.StatusInternalServerError, r.Reason)
 	default:
 		if c.r.Method != http.MethodOptions {
 			c.audit(audit.Unauthenticated, r.Reason)
 		}
-		c.w.Header()["WWW-Authenticate"] = []string{r.Challenge} // spelt as Hadoop does
+		c.w.Header()[wwwAuthenticate] = r.Challenges
 		c.page(http.StatusUnauthorized, r.Reason)
 	}
 }

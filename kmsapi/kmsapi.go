@@ -174,9 +174,7 @@ func (c *call) serve() {
 		return
 	}
 	who := c.Auth.Authenticate(c.r.Context(), req)
-	if who.SetCookie != "" {
-		c.w.Header().Set("Set-Cookie", who.SetCookie)
-	}
+	c.authHeaders(who.SetCookie, who.ServerToken)
 	if who.Refusal != nil {
 		c.refuse(who.Refusal)
 		return
@@ -249,13 +247,21 @@ func (c *call) serve() {
 	}
 }
 
+// authHeaders sets what authentication has for the client, whatever the answer.
+func (c *call) authHeaders(cookie, serverToken string) {
+	if cookie != "" {
+		c.w.Header().Set("Set-Cookie", cookie)
+	}
+	if serverToken != "" {
+		c.w.Header()[wwwAuthenticate] = []string{serverToken}
+	}
+}
+
 // delegation answers an operation on delegation tokens, which may be asked for
 // at any path.
 func (c *call) delegation(res authn.DelegationResult) {
 	c.caller.Principal = res.Caller
-	if res.SetCookie != "" {
-		c.w.Header().Set("Set-Cookie", res.SetCookie)
-	}
+	c.authHeaders(res.SetCookie, res.ServerToken)
 	switch {
 	case res.Refusal != nil && res.Refusal.Kind == authn.BadDelegation:
 		// Hadoop says this in the reason phrase, of which its client makes an

@@ -271,7 +271,7 @@ func startRecorded(t *testing.T, name string) *server {
 	case "expired":
 		now, auth.Validity = time.UnixMilli(1795442902112), time.Second
 	case "open":
-		auth.Anonymous, keyAuthorization = true, false
+		auth.Handler, keyAuthorization = authn.Simple{Anonymous: true}, false
 		auth.Cookie = authn.CookieAttributes{Domain: "localhost", Path: "/kms", Persistent: true}
 	}
 	auth.ProxyUsers, _ = authn.NewProxyUsers(map[string]string{

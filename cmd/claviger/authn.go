@@ -25,7 +25,7 @@ func newAuthenticator(conf *hadoopconf.Conf, log *slog.Logger) (*authenticator, 
 		inactive = r.duration(prefix+"token.max-inactive-interval", time.Second)
 	}
 	cfg := authn.Config{
-		Anonymous:   r.bool(prefix + "simple.anonymous.allowed"),
+		Handler:     authn.Simple{Anonymous: r.bool(prefix + "simple.anonymous.allowed")},
 		Validity:    validity,
 		MaxInactive: inactive,
 		Cookie: authn.CookieAttributes{

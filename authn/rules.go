@@ -1,0 +1,234 @@
+package authn
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"regexp"
+	"strconv"
+	"strings"
+	"unicode"
+)
+
+// Mechanism is what becomes of a principal that no auth_to_local rule matches,
+// and of a result that holds '/' or '@'.
+type Mechanism string
+
+// The mechanisms of hadoop.security.auth_to_local.mechanism.
+const (
+	MechanismHadoop Mechanism = "hadoop" // both are refused
+	MechanismMIT    Mechanism = "mit"    // both are names
+)
+
+// ParseMechanism reads a mechanism in any case, as Hadoop does.
+func ParseMechanism(s string) (Mechanism, error) {
+	switch m := Mechanism(strings.ToLower(s)); m {
+	case MechanismHadoop, MechanismMIT:
+		return m, nil
+	}
+	return "", errors.New("it must be hadoop or mit")
+}
+
+// Rules make short names of principals: Hadoop's auth_to_local, which is
+// org.apache.hadoop.security.authentication.util.KerberosName. They never
+// change, so that any goroutine may use them.
+type Rules struct {
+	rules     []rule
+	mechanism Mechanism
+	realm     string // the default realm
+}
+
+// firstComponent are Hadoop's rules where Kerberos is not in use.
+var firstComponent = &Rules{mechanism: MechanismHadoop, rules: []rule{
+	{text: "RULE:[1:$1]", components: 1, format: []int{1}, literals: []string{"", ""}},
+	{text: "RULE:[2:$1]", components: 2, format: []int{1}, literals: []string{"", ""}},
+}}
+
+// rule is DEFAULT, or RULE:[components:format](match)s/from/to/gL with all that
+// follows the bracket optional.
+type rule struct {
+	text       string // as Hadoop writes it
+	isDefault  bool
+	components int
+	// The format is literals[0], parameter format[0], literals[1], ...: parameter
+	// 0 is the realm, 1 and 2 are the components.
+	format    []int
+	literals  []string
+	match     *regexp.Regexp // of the whole formatted name; nil: any
+	replace   *substitution  // nil: none
+	lowerCase bool
+}
+
+var (
+	// ruleForm is Hadoop's own expression, spelt for RE2. It is matched at the
+	// beginning of what remains of the text; what it leaves is the next rule.
+	ruleForm = regexp.MustCompile(`^[ \t\n\x0b\f\r]*((DEFAULT)|(RULE:\[([0-9]*):([^\]]*)\](\(([^)]*)\))?(s/([^/]*)/([^/]*)/(g)?)?))/?(L)?`)
+	// parameter is "$1" and the like.
+	parameter = regexp.MustCompile(`\$([0-9]*)`)
+)
+
+// ParseRules reads the text of auth_to_local. realm is the default realm, "" if
+// there is none. It refuses what Hadoop refuses when it starts, what Hadoop
+// refuses only when a principal comes by, and the regular expressions whose
+// meaning for Java cannot be kept (lookaround, back references, possessive
+// quantifiers, sets in sets).
+func ParseRules(text string, mechanism Mechanism, realm string) (*Rules, error) {
+	r := &Rules{mechanism: mechanism, realm: realm}
+	rest := strings.TrimFunc(text, func(c rune) bool { return c <= ' ' }) // Java's trim
+	for rest != "" {
+		m := ruleForm.FindStringSubmatch(rest)
+		if m == nil {
+			return nil, fmt.Errorf("what begins with %q is no rule; a rule is DEFAULT or RULE:[n:format](regex)s/from/to/g, with a ')' in no regex and a '/' neither in from nor in to", firstField(rest))
+		}
+		one := rule{text: strings.TrimLeft(m[0], " \t\n\v\f\r"), isDefault: m[2] != ""}
+		if !one.isDefault {
+			if err := one.parse(m); err != nil {
+				return nil, fmt.Errorf("rule %s: %w", one.text, err)
+			}
+		}
+		r.rules = append(r.rules, one)
+		rest = rest[len(m[0]):]
+	}
+	return r, nil
+}
+
+func firstField(s string) string {
+	const most = 80 // bytes
+	if f := strings.Fields(s); len(f) > 0 {
+		s = f[0]
+	}
+	return s[:min(len(s), most)]
+}
+
+// parse reads the groups of ruleForm.
+func (r *rule) parse(m []string) (err error) {
+	if r.components, err = strconv.Atoi(m[4]); err != nil || r.components > math.MaxInt32 {
+		return fmt.Errorf("%q is no number of components; principals have one or two", m[4])
+	}
+	end := 0
+	for _, p := range parameter.FindAllStringSubmatchIndex(m[5], -1) {
+		n, err := strconv.Atoi(m[5][p[2]:p[3]])
+		if err != nil || n > r.components {
+			return fmt.Errorf("%s is none of the parameters $0 (the realm) to $%d", m[5][p[0]:p[1]], r.components)
+		}
+		r.literals = append(r.literals, m[5][end:p[0]])
+		r.format = append(r.format, n)
+		end = p[1]
+	}
+	r.literals = append(r.literals, m[5][end:])
+	if m[6] != "" {
+		if _, err := compileJava(m[7]); err != nil {
+			return err
+		}
+		if r.match, err = regexp.Compile(`\A(?:` + m[7] + `)\z`); err != nil {
+			return err
+		}
+	}
+	if m[8] != "" {
+		if r.replace, err = newSubstitution(m[9], m[10], m[11] != ""); err != nil {
+			return err
+		}
+	}
+	r.text = "RULE:[" + strconv.Itoa(r.components) + ":" + m[5] + "]" + m[6] + m[8]
+	if r.lowerCase = m[12] != ""; r.lowerCase {
+		r.text += "/L"
+	}
+	return nil
+}
+
+// UsesDefaultRealm tells whether a rule asks for the default realm.
+func (r *Rules) UsesDefaultRealm() bool {
+	for _, one := range r.rules {
+		if one.isDefault {
+			return true
+		}
+	}
+	return false
+}
+
+// noRule is an error that Hadoop throws as a NoMatchingRule; all others of Short
+// are its IllegalArgumentExceptions.
+type noRule string
+
+func (e noRule) Error() string { return string(e) }
+
+// javaText is how Java prints an error of Short: its class, then its message.
+func javaText(err error) string {
+	var none noRule
+	if errors.As(err, &none) {
+		return "org.apache.hadoop.security.authentication.util.KerberosName$NoMatchingRule: " + err.Error()
+	}
+	return "java.lang.IllegalArgumentException: " + err.Error()
+}
+
+// principalForm is what Hadoop takes for a principal: service[/host][@realm].
+var principalForm = regexp.MustCompile(`^([^/@]+)(?:/([^/@]+))?(?:@([^/@]+))?$`)
+
+// Short is the short name of a principal; a name with neither host nor realm is
+// one already. The error has Hadoop's text.
+func (r *Rules) Short(name string) (string, error) {
+	m := principalForm.FindStringSubmatch(name)
+	switch {
+	case m == nil && strings.Contains(name, "@"):
+		return "", errors.New("Malformed Kerberos name: " + name) //nolint:staticcheck // Hadoop's text
+	case m == nil || m[2] == "" && m[3] == "":
+		return name, nil
+	}
+	params := []string{m[3], m[1]}
+	if m[2] != "" {
+		params = append(params, m[2])
+	}
+	for i := range r.rules {
+		short, ok, err := r.rules[i].apply(params, r)
+		if err != nil || ok {
+			return short, err
+		}
+	}
+	if r.mechanism == MechanismMIT {
+		return name, nil
+	}
+	return "", noRule("No rules applied to " + name)
+}
+
+// apply makes a short name of a principal's realm ("" for none) and components.
+// ok is false where the rule does not match.
+func (r *rule) apply(params []string, all *Rules) (short string, ok bool, err error) {
+	switch {
+	case r.isDefault:
+		if params[0] == "" || params[0] != all.realm {
+			return "", false, nil
+		}
+		return params[1], true, nil
+	case len(params)-1 != r.components:
+		return "", false, nil
+	}
+	var b strings.Builder
+	for i, literal := range r.literals {
+		b.WriteString(literal)
+		if i == len(r.format) {
+			break
+		}
+		if p := params[r.format[i]]; p != "" {
+			b.WriteString(p)
+		} else {
+			b.WriteString("null") // what Java makes of a realm that is not there
+		}
+	}
+	short = b.String()
+	if r.match != nil && !r.match.MatchString(short) {
+		return "", false, nil
+	}
+	if r.replace != nil {
+		short = r.replace.in(short)
+	}
+	if strings.ContainsAny(short, "/@") && all.mechanism == MechanismHadoop {
+		return "", false, noRule("Non-simple name " + short + " after auth_to_local rule " + r.text)
+	}
+	if r.lowerCase {
+		if strings.ContainsAny(short, "\u0130\u03a3") {
+			return "", false, noRule("Lower case of " + short + ", after auth_to_local rule " + r.text + ", depends on more than its letters")
+		}
+		short = strings.Map(unicode.ToLower, short)
+	}
+	return short, true, nil
+}
