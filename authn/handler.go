@@ -1,7 +1,7 @@
 package authn
 
 // Handler authenticates requests that bring neither a cookie nor a delegation
-// token. There are Simple, *Kerberos and *MultiScheme.
+// token. There are Simple and *Kerberos.
 type Handler interface {
 	// tokenTypes are the types of cookies that it takes.
 	tokenTypes() []string

@@ -13,7 +13,8 @@ import (
 // java.util.regex. Most mean the same to Go's regexp; those that Go does not
 // know, and those that both know with another meaning, are refused. The texts
 // that they are matched with hold no line ends and no control characters, so
-// that what the two make of these does not matter.
+// that what the two make of these does not matter. (A \b is refused, too: to Java
+// letters that are not ASCII make words, and which ones hangs on its version.)
 func compileJava(expr string) (*regexp.Regexp, error) {
 	if err := checkJava(expr); err != nil {
 		return nil, fmt.Errorf("regular expression %s: %w", expr, err)
@@ -28,7 +29,7 @@ func compileJava(expr string) (*regexp.Regexp, error) {
 
 var (
 	// sameEscape are the letters that mean the same after a backslash.
-	sameEscape = regexp.MustCompile(`^[dDwWsSbBAzQEpPxtnrfa]`)
+	sameEscape = regexp.MustCompile(`^[dDwWsSAzQEpPxtnrfa]`)
 	// repetition is {2} and the like; any other '{' is an error to Java.
 	repetition = regexp.MustCompile(`^\{[0-9]+(,[0-9]*)?\}`)
 	// sameGroup is what may follow "(?"; other flags differ.
@@ -56,6 +57,10 @@ func checkJava(expr string) error {
 				return fmt.Errorf(`\%c cannot be used here: it does not mean the same in Java and in Go`, rest[0])
 			}
 			i++
+			if strings.ContainsRune("pPx", rune(rest[0])) && strings.HasPrefix(rest[1:], "{") {
+				name, _, _ := strings.Cut(rest[1:], "}")
+				i += len(name)
+			}
 		case inSet && c == '[', inSet && c == '&' && strings.HasPrefix(rest, "&"):
 			return errors.New("a set within a set, or of what two sets share, cannot be used here: write one set of characters")
 		case inSet:
@@ -216,7 +221,7 @@ func (s *substitution) matches(text string) [][]int {
 // emptyAt is the match of the empty text at an offset, where any match at all
 // there is known to be one.
 func (s *substitution) emptyAt(text string, at int) []int {
-	// The text before the offset must be seen by ^ and \b, and be skipped.
+	// The text before the offset must be seen by ^, and be skipped.
 	there, err := regexp.Compile(fmt.Sprintf(`\A(?s:.{%d})((?:%s))`, utf8.RuneCountInString(text[:at]), s.from))
 	if err != nil {
 		return nil // no name is as long as the longest repetition

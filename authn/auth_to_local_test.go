@@ -1,0 +1,151 @@
+package authn
+
+import (
+	"errors"
+	"os"
+	"strings"
+	"testing"
+)
+
+// TestRulesAsJava gives each name to each list of rules, as testdata/java's
+// Rules.java gave them to Hadoop's own KerberosName.
+func TestRulesAsJava(t *testing.T) {
+	data, err := os.ReadFile("testdata/java/rules.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var (
+		rules          *Rules
+		head           string
+		lists, names   int
+		refused, short int
+	)
+	for line := range strings.Lines(string(data)) {
+		line = strings.TrimSuffix(line, "\n")
+		if strings.HasPrefix(line, "#") {
+			continue
+		}
+		fields := strings.Split(line, "\t")
+		if fields[0] != "" { // a list of rules
+			lists++
+			head = line
+			m, err := ParseMechanism(fields[0])
+			if err != nil {
+				t.Fatal(err)
+			}
+			if rules, err = ParseRules(fields[1], m, "EXAMPLE.COM"); err != nil {
+				rules = nil
+			}
+			continue
+		}
+		if fields[1] == "!start" {
+			refused++
+			if rules != nil {
+				t.Errorf("%s: Hadoop does not start with it", head)
+			}
+			continue
+		}
+		if rules == nil {
+			t.Fatalf("%s is refused; Hadoop takes it", head)
+		}
+		names++
+		got, err := rules.Short(fields[1])
+		var none noRule
+		switch {
+		case errors.As(err, &none):
+			got = "!norule " + err.Error()
+		case err != nil:
+			got = "!illegal " + err.Error()
+		default:
+			got = "=" + got
+			short++
+		}
+		if got != fields[2] {
+			t.Errorf("%s: of %s becomes\n%s, want\n%s", head, fields[1], got, fields[2])
+		}
+	}
+	if lists < 180 || names < 3400 || refused < 30 || short < 1500 {
+		t.Errorf("only %d lists (%d of them refused), %d names (%d of them with a short one)", lists, refused, names, short)
+	}
+}
+
+// TestRulesRefused: what Hadoop refuses when a principal comes by, and what
+// means something else to Java, is refused before.
+func TestRulesRefused(t *testing.T) {
+	for rules, want := range map[string]string{
+		`RULE:[1:$2] DEFAULT`:            "$2 is none of the parameters $0 (the realm) to $1",
+		`RULE:[1:$]`:                     "$ is none of the parameters",
+		`RULE:[1:$1]s/a/$1/`:             "one of the 0 groups",
+		`RULE:[1:$1]s/(a)/$2/`:           "one of the 1 groups",
+		`RULE:[1:$1]s/(a)/${x}/`:         "one of the 1 groups",
+		`RULE:[1:$1]s/(a)/${/`:           "one of the 1 groups",
+		`RULE:[1:$1]s/a/$/`:              "one of the 0 groups",
+		`RULE:[1:$1]s/a/\/`:              `nothing follows the \`,
+		`RULE:[1:$1]s/(?=a)b/c/`:         "write several rules instead",
+		`RULE:[1:$1]s/(?!a)b/c/`:         "write several rules instead",
+		`RULE:[1:$1]s/(?<=a)b/c/`:        "write several rules instead",
+		`RULE:[1:$1]s/(?U)a+/c/`:         "write several rules instead",
+		`RULE:[1:$1]s/(a)\1/c/`:          `\1 cannot be used here`,
+		`RULE:[1:$1](\bx)`:               `\b cannot be used here`,
+		`RULE:[1:$1](a*+b)`:              "possessive quantifiers",
+		`RULE:[1:$1]([a-z&&[^b]]+)`:      "a set within a set",
+		`RULE:[1:$1](\vx)`:               `\v cannot be used here`,
+		`RULE:[1:$1](\p{Lower}+)`:        "invalid character class range",
+		`RULE:[1:$1](a{,3})`:             "no repetition",
+		`RULE:[1:$1](a{2000})`:           "invalid repeat count",
+		`DEFAULT RULE:[1:$1](x`:          `what begins with "(x" is no rule`,
+		`RULE:[1:$1](a)(b)`:              `what begins with "(b)" is no rule`,
+		`RULE:[99999999999999999999:$1]`: "no number of components",
+	} {
+		_, err := ParseRules(rules, MechanismHadoop, "")
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %s", rules, err, want)
+			continue
+		}
+		if !strings.Contains(err.Error(), "RULE:[") && !strings.Contains(err.Error(), "is no rule") {
+			t.Errorf("%s: the error does not name the rule: %v", rules, err)
+		}
+	}
+	if _, err := ParseMechanism("kerberos"); err == nil {
+		t.Error("a mechanism of no name is taken")
+	}
+	r, err := ParseRules(`RULE:[1:$1]/L`, MechanismHadoop, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := r.Short("İbo@R"); err == nil {
+		t.Errorf("İbo is %s in lower case", got)
+	}
+	if r.UsesDefaultRealm() {
+		t.Error("no rule asks for the default realm")
+	}
+}
+
+func FuzzRules(f *testing.F) {
+	if seeds, err := os.ReadDir("testdata/fuzz/FuzzRules"); err != nil || len(seeds) == 0 {
+		f.Fatalf("no seeds: %v", err)
+	}
+	f.Fuzz(func(t *testing.T, text, name string) {
+		if !validName(name) {
+			return
+		}
+		hadoop, err := ParseRules(text, MechanismHadoop, "EXAMPLE.COM")
+		if err != nil {
+			return
+		}
+		mit, err := ParseRules(text, MechanismMIT, "EXAMPLE.COM")
+		if err != nil {
+			t.Fatalf("%q is good for one mechanism only: %v", text, err)
+		}
+		short, err := hadoop.Short(name)
+		if err != nil {
+			return
+		}
+		if principalForm.MatchString(name) && strings.ContainsAny(short, "/@") {
+			t.Errorf("%q makes %q of %q", text, short, name)
+		}
+		if other, err := mit.Short(name); err != nil || other != short {
+			t.Errorf("%q makes %q of %q, and %q (%v) with mechanism mit", text, short, name, other, err)
+		}
+	})
+}
