@@ -126,6 +126,8 @@ var rules = []rule{
 	{"keystore", []string{"", "secret"}, "a codec of keystore files knows no provider"},
 	{"kmswire", []string{"", "secret", "provider"}, "a codec of Hadoop's JSON knows the contract's key versions, and no server"},
 	{"hadoopconf", []string{"", "secret"}, "Hadoop's configuration files are a codec"},
+	{"writable", nil, "a codec of Hadoop's Writables knows nothing else"},
+	{"zookeeper", []string{"", "secret", "metastore", "writable"}, "it keeps what the contract of shared things says, and knows no Kerberos: who opens it brings that"},
 	{"provider/providertest", []string{"", "secret", "provider", "eek"}, "the suite knows the contract and the arithmetic that it checks"},
 	{"provider/builtin", []string{"", "secret", "provider", "provider/*", "metastore"}, "the one list of providers"},
 	{"provider/hsm", []string{"", "secret", "provider", "metastore", "pkcs11", "eek"}, "a provider imports contracts and its codec"},

@@ -1,0 +1,228 @@
+package zookeeper
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"time"
+)
+
+// hosts gives the library one server after the other, as names: they are looked
+// up whenever they are dialled, so that a server that moved is found, and TLS and
+// Kerberos know whom they speak to.
+type hosts struct {
+	mu      sync.Mutex
+	servers []string
+	next    int
+	tried   int // since the last one that was connected
+}
+
+// Init takes the servers, in the library's random order.
+func (h *hosts) Init(servers []string) error {
+	h.servers = servers
+	return nil
+}
+
+// Len is how many there are.
+func (h *hosts) Len() int { return len(h.servers) }
+
+// Next is the server to try; wait is set when all of them were tried in vain, and
+// makes the library pause for a second.
+func (h *hosts) Next() (server string, wait bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	server = h.servers[h.next]
+	h.next = (h.next + 1) % len(h.servers)
+	wait = h.tried >= len(h.servers)
+	if wait {
+		h.tried = 0
+	}
+	h.tried++
+	return server, wait
+}
+
+// Connected is called when a session is there.
+func (h *hosts) Connected() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.tried = 0
+}
+
+// dialer makes connections for the library and remembers the last one, and why
+// the last attempt failed: the library only logs it.
+type dialer struct {
+	ctx     context.Context //nolint:containedctx // of the Client's life: the library passes none
+	timeout time.Duration   // for all of it: TCP, TLS, SASL
+	tls     *tls.Config     // nil: none
+	sasl    func(ctx context.Context, host string) (Initiator, error)
+
+	mu   sync.Mutex
+	conn *conn
+	err  error
+}
+
+func (d *dialer) dial(network, address string, _ time.Duration) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(d.ctx, d.timeout)
+	defer cancel()
+	d.drop() // of an expired session, which the library leaves open
+	c, err := d.connect(ctx, network, address)
+	if err != nil {
+		d.failed(fmt.Errorf("%s: %w", address, err))
+		return nil, err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.conn = c
+	return c, nil
+}
+
+func (d *dialer) connect(ctx context.Context, network, address string) (*conn, error) {
+	raw, err := new(net.Dialer).DialContext(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	host, _, _ := net.SplitHostPort(address) // ParseEnsemble joined it
+	if d.tls != nil {
+		conf := d.tls.Clone()
+		conf.ServerName = host
+		secure := tls.Client(raw, conf)
+		if err := secure.HandshakeContext(ctx); err != nil {
+			_ = raw.Close() // the handshake's error tells more
+			return nil, fmt.Errorf("TLS: %w", err)
+		}
+		raw = secure
+	}
+	return &conn{Conn: raw, r: bufio.NewReader(raw), host: host, address: address, d: d}, nil
+}
+
+// drop closes the connection there is; the library then makes another one.
+func (d *dialer) drop() {
+	d.mu.Lock()
+	c := d.conn
+	d.conn = nil
+	d.mu.Unlock()
+	if c != nil {
+		_ = c.Close() // it may be closed already
+	}
+}
+
+func (d *dialer) failed(err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.err = err
+}
+
+// lastError is why there is no session; nil where there is one.
+func (d *dialer) lastError() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.err
+}
+
+// Frames of the protocol: int32 length, then as many bytes. Everything is
+// big-endian. The first one that a server sends answers the connect request:
+//
+//	int32 version | int32 timeout | int64 session | int32 length, password | bool read-only
+//
+// and each later one begins with a reply header: int32 xid | int64 zxid | int32 error.
+const (
+	frameHeader    = 4
+	replyHeader    = 16
+	sessionOffset  = 8  // of the session's id in the answer to a connect request
+	minConnect     = 20 // with an empty password, without the last bool, as servers before 3.4 answer
+	maxConnect     = 256
+	maxFrame       = 32 << 20 // a list of a million tokens is half of it
+	sessionExpired = 0        // as session id: the session that was to be continued is over
+)
+
+// conn is what the library gets for a connection: what it reads are whole frames
+// within limits, for the library itself would allocate whatever length a server
+// says, and, before the first of them, SASL is done.
+type conn struct {
+	net.Conn
+	r       *bufio.Reader
+	host    string
+	address string
+	d       *dialer
+
+	begun   bool
+	pending []byte // read and not yet given to the library
+	body    int    // bytes of the frame under way that are still to be read
+}
+
+// Read gives the library what the server sent.
+func (c *conn) Read(p []byte) (int, error) {
+	if !c.begun {
+		if err := c.begin(); err != nil {
+			c.d.failed(fmt.Errorf("%s: %w", c.address, err))
+			return 0, err
+		}
+		c.begun = true
+	}
+	if len(c.pending) == 0 && c.body == 0 {
+		n, err := readFrameLength(c.r, replyHeader, maxFrame)
+		if err != nil {
+			return 0, err
+		}
+		c.pending, c.body = binary.BigEndian.AppendUint32(nil, uint32(n)), n //nolint:gosec // between the two limits
+	}
+	if len(c.pending) > 0 {
+		n := copy(p, c.pending)
+		c.pending = c.pending[n:]
+		return n, nil
+	}
+	n, err := c.r.Read(p[:min(len(p), c.body)])
+	c.body -= n
+	return n, err
+}
+
+// begin reads the answer to the connect request, which the library has just
+// written, and does what comes between it and the first request.
+func (c *conn) begin() error {
+	// The library's own limit is several session timeouts.
+	deadline := time.Now().Add(c.d.timeout)
+	if err := c.SetDeadline(deadline); err != nil {
+		return err
+	}
+	n, err := readFrameLength(c.r, minConnect, maxConnect)
+	if err != nil {
+		return fmt.Errorf("no session: %w", err)
+	}
+	body := make([]byte, n)
+	if _, err := io.ReadFull(c.r, body); err != nil {
+		return fmt.Errorf("no session: %w", err)
+	}
+	if binary.BigEndian.Uint64(body[sessionOffset:]) != sessionExpired {
+		if c.d.sasl != nil {
+			ctx, cancel := context.WithDeadline(c.d.ctx, deadline)
+			defer cancel()
+			if err := c.authenticate(ctx); err != nil {
+				return fmt.Errorf("SASL: %w", err)
+			}
+		}
+		c.d.failed(nil)
+	}
+	c.pending = append(binary.BigEndian.AppendUint32(nil, uint32(n)), body...) //nolint:gosec // at most maxConnect
+	return c.SetDeadline(time.Time{})
+}
+
+var errFrame = errors.New("what it sends is not ZooKeeper's protocol")
+
+// readFrameLength reads the length of a frame.
+func readFrameLength(r io.Reader, least, most int) (int, error) {
+	var head [frameHeader]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return 0, err
+	}
+	n := int64(binary.BigEndian.Uint32(head[:]))
+	if n < int64(least) || n > int64(most) {
+		return 0, fmt.Errorf("%w: a frame of %d bytes where %d to %d are expected", errFrame, n, least, most)
+	}
+	return int(n), nil
+}

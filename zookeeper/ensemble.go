@@ -1,0 +1,81 @@
+package zookeeper
+
+import (
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+
+	"claviger"
+)
+
+// Ensemble is a parsed connection string, "h1:2181,h2:2181,[::1]:2181/chroot".
+type Ensemble struct {
+	Servers []string // "host:port" each
+	// Chroot is the node under which all paths lie, "" or "/a/b".
+	Chroot string
+}
+
+// defaultPort is ZooKeeper's, where a connection string names none.
+const defaultPort = "2181"
+
+// maxServers is far beyond any ensemble.
+const maxServers = 128
+
+// ParseEnsemble reads a connection string as ZooKeeper's own client does. Kind
+// Invalid, with a text that says what a connection string looks like.
+func ParseEnsemble(s string) (Ensemble, error) {
+	bad := func(why string) (Ensemble, error) {
+		return Ensemble{}, claviger.Errorf("zookeeper.ParseEnsemble", claviger.Invalid, "", "%q is no list of ZooKeeper servers: %s; write HOST:PORT,HOST:PORT or HOST:PORT,HOST:PORT/CHROOT", s, why)
+	}
+	hosts, chroot, found := strings.Cut(s, "/")
+	var e Ensemble
+	if found && strings.Trim(chroot, "/ ") != "" {
+		e.Chroot = "/" + strings.TrimSpace(chroot)
+		if err := checkPath(e.Chroot); err != nil {
+			return bad(err.Error())
+		}
+	}
+	for _, server := range strings.Split(hosts, ",") {
+		if server = strings.TrimSpace(server); server == "" {
+			continue
+		}
+		host, port, err := net.SplitHostPort(server)
+		if err != nil { // no port, or not understood
+			host, port = strings.TrimSuffix(strings.TrimPrefix(server, "["), "]"), defaultPort
+			if strings.Contains(host, ":") && net.ParseIP(host) == nil {
+				return bad(fmt.Sprintf("%q is no host with a port", server))
+			}
+		}
+		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+			return bad(fmt.Sprintf("port %q is no number from 1 to 65535", port))
+		}
+		if host == "" || strings.ContainsAny(host, " \t\r\n#/\\\"'") {
+			return bad(fmt.Sprintf("host %q is no host name", host))
+		}
+		e.Servers = append(e.Servers, net.JoinHostPort(host, port))
+	}
+	switch {
+	case len(e.Servers) == 0:
+		return bad("it names no server")
+	case len(e.Servers) > maxServers:
+		return bad(fmt.Sprintf("it names more than %d servers", maxServers))
+	}
+	return e, nil
+}
+
+// String is the connection string.
+func (e Ensemble) String() string { return strings.Join(e.Servers, ",") + e.Chroot }
+
+// checkPath says why a path is none of ZooKeeper's.
+func checkPath(path string) error {
+	if !strings.HasPrefix(path, "/") {
+		return fmt.Errorf("path %q does not begin with /", path)
+	}
+	for _, part := range strings.Split(path[1:], "/") {
+		if part == "" || part == "." || part == ".." || strings.ContainsFunc(part, func(r rune) bool { return r < 0x20 || r >= 0x7f && r <= 0x9f || r == 0xfffd }) {
+			return fmt.Errorf("path %q has the part %q, which ZooKeeper does not take", path, part)
+		}
+	}
+	return nil
+}

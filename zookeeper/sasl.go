@@ -1,0 +1,119 @@
+package zookeeper
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+)
+
+// Initiator is the client's side of a GSS-API context with one server. Package
+// gssapi has it; a build without Kerberos does without.
+type Initiator interface {
+	// Step takes what the server sent (nil at first) and returns what it is to
+	// get; done says that the context is there.
+	Step(in []byte) (out []byte, done bool, err error)
+	// Wrap protects a message, Unwrap opens one of the server's.
+	Wrap(message []byte) ([]byte, error)
+	Unwrap(token []byte) ([]byte, error)
+	Close() error
+}
+
+// SASL in ZooKeeper: requests of type 102, each with a token, each answered with
+// a token, after the session is there and before anything else is asked.
+//
+//	request: int32 xid | int32 102 | int32 length, token
+//	answer:  int32 xid | int64 zxid | int32 error | int32 length (-1: none), token
+//
+// The mechanism is GSSAPI of RFC 4752: the tokens of the context; then the
+// server offers security layers, and the client takes "none".
+const (
+	opSASL        = 102
+	maxSASLFrame  = 64 << 10
+	maxSASLSteps  = 8 // the mechanism needs three or four
+	authFailed    = -115
+	noLayer       = 1 // bit of the first byte of the offer
+	layersMessage = 4 // bytes: layers, and the largest message, which counts for layers only
+)
+
+// authenticate does the exchange; the deadline of the connection bounds it.
+func (c *conn) authenticate(ctx context.Context) (err error) {
+	in, err := c.d.sasl(ctx, c.host)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, in.Close()) }()
+	var challenge []byte
+	for step, done := 0, false; !done; step++ {
+		if step == maxSASLSteps {
+			return fmt.Errorf("the server asks for more than %d tokens", maxSASLSteps)
+		}
+		var token []byte
+		if token, done, err = in.Step(challenge); err != nil {
+			return err
+		}
+		if challenge, err = c.exchange(token); err != nil {
+			return err
+		}
+	}
+	offer, err := in.Unwrap(challenge)
+	switch {
+	case err != nil:
+		return fmt.Errorf("the server's offer of security layers: %w", err)
+	case len(offer) != layersMessage:
+		return fmt.Errorf("the server's offer of security layers has %d bytes, not %d", len(offer), layersMessage)
+	case offer[0]&noLayer == 0:
+		return errors.New("the server demands a security layer, which ZooKeeper's protocol has no use for; set sasl.qop=auth at the server")
+	}
+	choice, err := in.Wrap([]byte{noLayer, 0, 0, 0})
+	if err != nil {
+		return err
+	}
+	_, err = c.exchange(choice)
+	return err
+}
+
+// exchange sends a token and returns the one that answers it.
+func (c *conn) exchange(token []byte) ([]byte, error) {
+	frame := binary.BigEndian.AppendUint32(nil, uint32(12+len(token))) //nolint:gosec // tokens are ours: some kilobytes
+	frame = binary.BigEndian.AppendUint32(frame, 0)                    // xid: there is nothing else to be told from
+	frame = binary.BigEndian.AppendUint32(frame, opSASL)
+	frame = binary.BigEndian.AppendUint32(frame, uint32(len(token))) //nolint:gosec // as above
+	if _, err := c.Conn.Write(append(frame, token...)); err != nil {
+		return nil, err
+	}
+	n, err := readFrameLength(c.r, replyHeader, maxSASLFrame)
+	if err != nil {
+		if errors.Is(err, io.EOF) {
+			err = errRefused // it hangs up on whom it does not want
+		}
+		return nil, err
+	}
+	body := make([]byte, n)
+	if _, err := io.ReadFull(c.r, body); err != nil {
+		return nil, err
+	}
+	switch code := int32(binary.BigEndian.Uint32(body[12:])); code { //nolint:gosec // a signed number
+	case 0:
+	case authFailed:
+		return nil, errRefused
+	default:
+		return nil, fmt.Errorf("the server answers with error %d", code)
+	}
+	body = body[replyHeader:]
+	if len(body) < 4 {
+		return nil, fmt.Errorf("%w: an answer without a token", errFrame)
+	}
+	size := int32(binary.BigEndian.Uint32(body)) //nolint:gosec // a signed number
+	body = body[4:]
+	if size < 0 {
+		return nil, nil
+	}
+	if int64(size) > int64(len(body)) {
+		return nil, fmt.Errorf("%w: a token of %d bytes in an answer of %d", errFrame, size, len(body))
+	}
+	return body[:size], nil
+}
+
+var errRefused = errors.New("the server refuses our Kerberos ticket; its log says why (often: the key of its principal in its keytab is not the KDC's)")

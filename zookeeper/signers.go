@@ -1,0 +1,153 @@
+package zookeeper
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/go-zookeeper/zk"
+
+	"claviger"
+	"claviger/metastore"
+	"claviger/secret"
+)
+
+// Signers keeps the secrets that sign cookies, in one node, as Hadoop's
+// ZKSignerSecretProvider does:
+//
+//	int32 0 (version of the format) | int32 length, next secret |
+//	int32 length, current secret | int32 length, previous secret (0: none) |
+//	int64 rollover, milliseconds since the epoch
+//
+// all big-endian. The version of metastore.SignerSecrets is the node's, which
+// ZooKeeper counts from 0, plus one.
+type Signers struct {
+	client *Client
+	path   string
+}
+
+var _ metastore.Signers = (*Signers)(nil)
+
+// NewSigners keeps secrets in the node path. Kind Invalid for what is none.
+func NewSigners(c *Client, path string) (*Signers, error) {
+	if err := checkPath(path); err != nil {
+		return nil, claviger.E("zookeeper.NewSigners", claviger.Invalid, "", err)
+	}
+	return &Signers{client: c, path: path}, nil
+}
+
+// SignerSecrets implements metastore.Signers.
+func (s *Signers) SignerSecrets(ctx context.Context) (metastore.SignerSecrets, bool, error) {
+	const op = "zookeeper.SignerSecrets"
+	// Without a sync, the server that we are connected to may show what was before
+	// another node's roll, and its cookies would be refused until the next one.
+	if err := s.client.sync(ctx, op, s.path); err != nil {
+		return metastore.SignerSecrets{}, false, err
+	}
+	n, err := s.client.get(ctx, op, s.path)
+	if errors.Is(err, zk.ErrNoNode) {
+		return metastore.SignerSecrets{}, false, nil
+	}
+	if err != nil {
+		return metastore.SignerSecrets{}, false, wrap(op, err)
+	}
+	secrets, err := parseSecrets(n.data)
+	if err != nil {
+		return metastore.SignerSecrets{}, false, claviger.Errorf(op, claviger.Unavailable, "", "ZooKeeper node %s: %w; remove the node, and every KMS makes new secrets when it is restarted", s.path, err)
+	}
+	secrets.Version = int64(n.version) + 1
+	return secrets, true, nil
+}
+
+// SwapSignerSecrets implements metastore.Signers.
+func (s *Signers) SwapSignerSecrets(ctx context.Context, secrets metastore.SignerSecrets) (bool, error) {
+	const op = "zookeeper.SwapSignerSecrets"
+	data := appendSecrets(secrets)
+	var unsure bool
+	var err error
+	if secrets.Version == 0 {
+		unsure, err = s.client.create(ctx, op, s.path, data)
+	} else {
+		unsure, err = s.client.set(ctx, op, s.path, data, int32(secrets.Version-1)) //nolint:gosec // what we made of an int32
+	}
+	switch {
+	case err == nil:
+		return true, nil
+	case errors.Is(err, zk.ErrNoNode): // removed by hand: who starts next makes it anew
+		return false, nil
+	case !errors.Is(err, zk.ErrNodeExists) && !errors.Is(err, zk.ErrBadVersion):
+		return false, wrap(op, err)
+	case !unsure:
+		return false, nil
+	}
+	// It may have been us, in an attempt whose answer was lost.
+	n, err := s.client.get(ctx, op, s.path)
+	if err != nil {
+		return false, wrap(op, err)
+	}
+	return bytes.Equal(n.data, data), nil
+}
+
+// wrap makes an error that is none of ours yet one: about a node, which has no
+// place in the contract, or of a caller that did not wait. It leaves nil alone.
+func wrap(op string, err error) error {
+	var ours *claviger.Error
+	switch {
+	case err == nil || errors.As(err, &ours):
+		return err
+	case aboutNode(err):
+		return claviger.Errorf(op, claviger.Unavailable, "", "ZooKeeper: %w; is another program at work on our nodes?", err)
+	}
+	return claviger.Errorf(op, claviger.Unavailable, "", "ZooKeeper has not answered: %w", err)
+}
+
+const (
+	secretsFormat = 0
+	// maxSecret in bytes; Hadoop's are 32.
+	maxSecret = 4096
+)
+
+func appendSecrets(s metastore.SignerSecrets) []byte {
+	b := binary.BigEndian.AppendUint32(nil, secretsFormat)
+	for _, one := range []secret.Bytes{s.Next, s.Current, s.Previous} {
+		b = binary.BigEndian.AppendUint32(b, uint32(len(one))) //nolint:gosec // a secret is short
+		b = append(b, one...)
+	}
+	return binary.BigEndian.AppendUint64(b, uint64(s.Rollover.UnixMilli())) //nolint:gosec // a signed number, as Java writes it
+}
+
+// parseSecrets reads the node's data. Where Hadoop finds a newer version of the
+// format it refuses, and so do we.
+func parseSecrets(b []byte) (s metastore.SignerSecrets, err error) {
+	if len(b) < 4 {
+		return s, fmt.Errorf("its %d bytes hold no signer secrets", len(b))
+	}
+	if v := int32(binary.BigEndian.Uint32(b)); v > secretsFormat || v < 0 { //nolint:gosec // a signed number
+		return s, fmt.Errorf("it is of version %d of the format; versions up to %d are known", v, secretsFormat)
+	}
+	b = b[4:]
+	for i, one := range []*secret.Bytes{&s.Next, &s.Current, &s.Previous} {
+		if len(b) < 4 {
+			return s, errors.New("it ends in the middle of the secrets")
+		}
+		n := binary.BigEndian.Uint32(b)
+		b = b[4:]
+		if n > maxSecret || int(n) > len(b) {
+			return s, fmt.Errorf("a secret of %d bytes, where %d are left", n, len(b))
+		}
+		if n > 0 {
+			*one = bytes.Clone(b[:n])
+		} else if i < 2 {
+			return s, errors.New("it lacks a secret")
+		}
+		b = b[n:]
+	}
+	if len(b) < 8 {
+		return s, errors.New("it ends before the date of the rollover")
+	}
+	s.Rollover = time.UnixMilli(int64(binary.BigEndian.Uint64(b))) //nolint:gosec // a signed number
+	return s, nil
+}

@@ -1,0 +1,329 @@
+package zookeeper
+
+import (
+	"cmp"
+	"context"
+	"encoding/binary"
+	"errors"
+	"log/slog"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/go-zookeeper/zk"
+	"golang.org/x/sync/errgroup"
+
+	"claviger"
+	"claviger/metastore"
+)
+
+// Tokens keeps delegation tokens and their keys as Hadoop's
+// ZKDelegationTokenSecretManager does, under <working path>/ZKDTSMRoot:
+//
+//	ZKDTSMSeqNumRoot, ZKDTSMKeyIdRoot   counters: int32
+//	ZKDTSMMasterKeyRoot/DK_<key id>     VInt id | VLong expiry | VInt length (-1: none), key
+//	ZKDTSMTokensRoot/DT_<sequence>      identifier | int64 expiry | int32 length, password
+//
+// where int is big-endian, VInt and VLong are package writable's, and dates are
+// milliseconds since the epoch.
+//
+// Hadoop's class answers from a copy that it keeps up to date by watches. Here a
+// token is read whenever it is asked for, by a server that has caught up with the
+// leader: then a token that one node has cancelled is refused by the others from
+// the next request on. Requests with one token at the same time share a reading.
+type Tokens struct {
+	client *Client
+	root   string
+	log    *slog.Logger
+	syncs  flights[string, struct{}]
+	reads  flights[int32, node]
+}
+
+var _ metastore.Delegations = (*Tokens)(nil)
+
+// names of the nodes.
+const (
+	rootNode     = "ZKDTSMRoot"
+	sequenceNode = "/ZKDTSMSeqNumRoot"
+	keyIDNode    = "/ZKDTSMKeyIdRoot"
+	keysNode     = "/ZKDTSMMasterKeyRoot"
+	tokensNode   = "/ZKDTSMTokensRoot"
+	keyPrefix    = "DK_"
+	tokenPrefix  = "DT_"
+)
+
+// NewTokens keeps tokens under a working path ("zkdtsm"), whose slashes at the
+// ends don't count. Kind Invalid for what is no path.
+func NewTokens(c *Client, workingPath string) (*Tokens, error) {
+	root := join(workingPath, rootNode)
+	if err := checkPath(root); err != nil {
+		return nil, claviger.E("zookeeper.NewTokens", claviger.Invalid, "", err)
+	}
+	return &Tokens{client: c, root: root, log: c.conf.Log}, nil
+}
+
+func (t *Tokens) token(sequence int32) string {
+	return t.root + tokensNode + "/" + tokenPrefix + strconv.Itoa(int(sequence))
+}
+
+func (t *Tokens) key(id int32) string {
+	return t.root + keysNode + "/" + keyPrefix + strconv.Itoa(int(id))
+}
+
+// counterSize is a counter's, an int32.
+const counterSize = 4
+
+// NextSequences implements metastore.Delegations. The counter holds the last
+// number that was given away.
+func (t *Tokens) NextSequences(ctx context.Context, n int32) (first int32, err error) {
+	const op = "zookeeper.NextSequences"
+	if n <= 0 {
+		return 0, claviger.Errorf(op, claviger.Invalid, "", "%d sequence numbers are asked for", n)
+	}
+	last, err := t.count(ctx, op, t.root+sequenceNode, n)
+	return last + 1, err
+}
+
+// NextKeyID implements metastore.Delegations.
+func (t *Tokens) NextKeyID(ctx context.Context) (int32, error) {
+	last, err := t.count(ctx, "zookeeper.NextKeyID", t.root+keyIDNode, 1)
+	return last + 1, err
+}
+
+// count adds n to a counter and returns what it was before. Where the answer to
+// an attempt was lost it counts on: numbers may be left out.
+func (t *Tokens) count(ctx context.Context, op, path string, n int32) (before int32, err error) {
+	for {
+		now, err := t.client.get(ctx, op, path)
+		if errors.Is(err, zk.ErrNoNode) {
+			if _, err := t.client.create(ctx, op, path, make([]byte, counterSize)); err != nil && !errors.Is(err, zk.ErrNodeExists) {
+				return 0, wrap(op, err)
+			}
+			continue
+		}
+		if err != nil {
+			return 0, wrap(op, err)
+		}
+		if len(now.data) != counterSize {
+			return 0, claviger.Errorf(op, claviger.Unavailable, "", "ZooKeeper node %s holds %d bytes, not a counter's %d", path, len(now.data), counterSize)
+		}
+		before = int32(binary.BigEndian.Uint32(now.data)) //nolint:gosec // a signed number
+		if before > math.MaxInt32-n {
+			return 0, claviger.Errorf(op, claviger.Unavailable, "", "ZooKeeper node %s is at %d, at the end of its numbers; stop every KMS and remove %s", path, before, t.root)
+		}
+		_, err = t.client.set(ctx, op, path, binary.BigEndian.AppendUint32(nil, uint32(before+n)), now.version) //nolint:gosec // as above
+		switch {
+		case err == nil:
+			return before, nil
+		case !errors.Is(err, zk.ErrBadVersion) && !errors.Is(err, zk.ErrNoNode):
+			return 0, err
+		}
+		if err := ctx.Err(); err != nil {
+			return 0, claviger.E(op, claviger.Unavailable, "", err)
+		}
+	}
+}
+
+// put writes a node whether it is there or not.
+func (t *Tokens) put(ctx context.Context, op, path string, data []byte) error {
+	for {
+		_, err := t.client.create(ctx, op, path, data)
+		if !errors.Is(err, zk.ErrNodeExists) {
+			return wrap(op, err)
+		}
+		if _, err = t.client.set(ctx, op, path, data, -1); !errors.Is(err, zk.ErrNoNode) {
+			return wrap(op, err)
+		}
+		if err := ctx.Err(); err != nil {
+			return claviger.E(op, claviger.Unavailable, "", err)
+		}
+	}
+}
+
+// PutMasterKey implements metastore.Delegations.
+func (t *Tokens) PutMasterKey(ctx context.Context, k metastore.MasterKey) error {
+	return t.put(ctx, "zookeeper.PutMasterKey", t.key(k.ID), appendMasterKey(k))
+}
+
+// RemoveMasterKey implements metastore.Delegations.
+func (t *Tokens) RemoveMasterKey(ctx context.Context, id int32) error {
+	const op = "zookeeper.RemoveMasterKey"
+	if _, err := t.client.remove(ctx, op, t.key(id), -1); !errors.Is(err, zk.ErrNoNode) {
+		return wrap(op, err)
+	}
+	return nil
+}
+
+// MasterKeys implements metastore.Delegations. A node that can't be read is left
+// out, as Hadoop does, and logged.
+func (t *Tokens) MasterKeys(ctx context.Context) ([]metastore.MasterKey, error) {
+	const op = "zookeeper.MasterKeys"
+	var keys []metastore.MasterKey
+	err := t.each(ctx, op, t.root+keysNode, keyPrefix, func(path string, n node) error {
+		k, err := parseMasterKey(n.data)
+		if err != nil {
+			t.log.Warn("a ZooKeeper node is no master key of delegation tokens", "path", path, "err", err)
+			return nil
+		}
+		keys = append(keys, k)
+		return nil
+	})
+	slices.SortFunc(keys, func(a, b metastore.MasterKey) int { return cmp.Compare(a.ID, b.ID) })
+	return keys, err
+}
+
+// readers is how many nodes are read at once.
+const readers = 16
+
+// each reads the children of a node whose names are prefix and a number, and calls
+// fn for each, one after the other. A node that goes meanwhile is left out.
+func (t *Tokens) each(ctx context.Context, op, parent, prefix string, fn func(path string, n node) error) error {
+	if err := t.catchUp(ctx); err != nil {
+		return wrap(op, err)
+	}
+	names, err := t.client.children(ctx, op, parent)
+	if errors.Is(err, zk.ErrNoNode) {
+		return nil
+	}
+	if err != nil {
+		return wrap(op, err)
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(readers)
+	var mu sync.Mutex
+	for _, name := range names {
+		number, ok := strings.CutPrefix(name, prefix)
+		if _, err := strconv.ParseInt(number, 10, 32); !ok || err != nil {
+			continue // none of ours
+		}
+		group.Go(func() error {
+			path := parent + "/" + name
+			n, err := t.client.get(ctx, op, path)
+			if errors.Is(err, zk.ErrNoNode) {
+				return nil
+			}
+			if err != nil {
+				return wrap(op, err)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			return fn(path, n)
+		})
+	}
+	return group.Wait()
+}
+
+// catchUp makes the server that we are connected to show what every node has done
+// until now. One sync serves all who wait for one to begin.
+func (t *Tokens) catchUp(ctx context.Context) error {
+	_, err := t.syncs.do(ctx, "", func() (struct{}, error) {
+		return struct{}{}, t.client.sync(context.WithoutCancel(ctx), "zookeeper.Sync", t.root)
+	})
+	return err
+}
+
+// read returns a token's node as it is now. One reading serves all who wait for
+// one to begin: executors of a job come with the same token, at the same time.
+func (t *Tokens) read(ctx context.Context, op string, sequence int32) (node, error) {
+	return t.reads.do(ctx, sequence, func() (node, error) {
+		ctx := context.WithoutCancel(ctx) // it is not this caller's alone; Config.Patience bounds it
+		if err := t.catchUp(ctx); err != nil {
+			return node{}, err
+		}
+		return t.client.get(ctx, op, t.token(sequence))
+	})
+}
+
+// PutDelegation implements metastore.Delegations.
+func (t *Tokens) PutDelegation(ctx context.Context, d metastore.Delegation) error {
+	const op = "zookeeper.PutDelegation"
+	if n, err := identifierLength(d.Identifier); err != nil || n != len(d.Identifier) {
+		return claviger.Errorf(op, claviger.Invalid, "", "token %d: its identifier is not of Hadoop's form", d.Sequence)
+	}
+	return t.put(ctx, op, t.token(d.Sequence), appendDelegation(d))
+}
+
+// Delegation implements metastore.Delegations.
+func (t *Tokens) Delegation(ctx context.Context, sequence int32) (metastore.Delegation, bool, error) {
+	const op = "zookeeper.Delegation"
+	n, err := t.read(ctx, op, sequence)
+	if errors.Is(err, zk.ErrNoNode) {
+		return metastore.Delegation{}, false, nil
+	}
+	if err != nil {
+		return metastore.Delegation{}, false, wrap(op, err)
+	}
+	d, err := parseDelegation(n.data)
+	if err != nil { // Hadoop takes an empty node for none
+		t.log.Warn("a ZooKeeper node is no delegation token", "path", t.token(sequence), "err", err)
+		return metastore.Delegation{}, false, nil
+	}
+	d.Sequence = sequence
+	return d, true, nil
+}
+
+// RenewDelegation implements metastore.Delegations.
+func (t *Tokens) RenewDelegation(ctx context.Context, sequence int32, renew time.Time) (bool, error) {
+	const op = "zookeeper.RenewDelegation"
+	for {
+		n, err := t.read(ctx, op, sequence)
+		if err == nil {
+			var d metastore.Delegation
+			if d, err = parseDelegation(n.data); err != nil {
+				t.log.Warn("a ZooKeeper node is no delegation token", "path", t.token(sequence), "err", err)
+				return false, nil
+			}
+			d.Renew = renew
+			_, err = t.client.set(ctx, op, t.token(sequence), appendDelegation(d), n.version)
+		}
+		switch {
+		case err == nil:
+			return true, nil
+		case errors.Is(err, zk.ErrNoNode):
+			return false, nil
+		case !errors.Is(err, zk.ErrBadVersion):
+			return false, wrap(op, err)
+		}
+		if err := ctx.Err(); err != nil {
+			return false, claviger.E(op, claviger.Unavailable, "", err)
+		}
+	}
+}
+
+// RemoveDelegation implements metastore.Delegations.
+func (t *Tokens) RemoveDelegation(ctx context.Context, sequence int32) (bool, error) {
+	const op = "zookeeper.RemoveDelegation"
+	unsure, err := t.client.remove(ctx, op, t.token(sequence), -1)
+	if errors.Is(err, zk.ErrNoNode) {
+		return unsure, nil // gone by an attempt of ours whose answer was lost, as far as one can tell
+	}
+	return err == nil, wrap(op, err)
+}
+
+// RemoveExpired implements metastore.Delegations. A token that is renewed
+// meanwhile stays.
+func (t *Tokens) RemoveExpired(ctx context.Context, before time.Time) (int, error) {
+	const op = "zookeeper.RemoveExpired"
+	removed := 0
+	err := t.each(ctx, op, t.root+tokensNode, tokenPrefix, func(path string, n node) error {
+		d, err := parseDelegation(n.data)
+		if err != nil {
+			t.log.Warn("a ZooKeeper node is no delegation token", "path", path, "err", err)
+			return nil
+		}
+		if !d.Renew.Before(before) {
+			return nil
+		}
+		switch _, err := t.client.remove(ctx, op, path, n.version); {
+		case err == nil:
+			removed++
+		case !errors.Is(err, zk.ErrNoNode) && !errors.Is(err, zk.ErrBadVersion):
+			return err
+		}
+		return nil
+	})
+	return removed, err
+}
