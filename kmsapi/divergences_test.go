@@ -12,9 +12,12 @@ var divergences = table(map[string]string{
 	"D-reason-phrase: reason": `auth-cookie-bad-signature auth-cookie-bad-signature-options auth-cookie-empty auth-cookie-empty-value
 		auth-cookie-garbage auth-cookie-unsigned auth-none auth-none-delete auth-none-head auth-none-json-accept auth-none-options
 		auth-none-post auth-none-put auth-none-unknown auth-token-type auth-username-amp auth-username-empty doas-empty
-		doas-missing-realuser-cookie expired-cookie expired-cookie-options expired-cookie-post expired-cookie-secret-rolled`,
+		doas-missing-realuser-cookie expired-cookie expired-cookie-options expired-cookie-post expired-cookie-secret-rolled
+		krb-none krb-none-options krb-basic krb-username krb-garbage krb-garbage-options krb-empty-token krb-ntlm krb-lowercase-scheme
+		krb-replay krb-norule krb-dt-get-doas krb-dt-get-none-options`,
+	"D-bad-token: body":    `krb-garbage krb-empty-token krb-ntlm`,
 	"D-quoted-twice: body": `auth-cookie-unsigned`,
-	"D-stack-trace: body":  `auth-username-amp auth-username-empty doas-empty`,
+	"D-stack-trace: body":  `auth-username-amp auth-username-empty doas-empty krb-norule krb-dt-get-doas`,
 	"D-wadl: Content-Type Vary Last-Modified Content-Length body": `auth-username-options options-eek options-keys options-v1-slash
 		options-v1-slash-username doas-options-allowed anonymous-options`,
 	"D-location: Location": `create-201 create-201-attributes-256 create-201-defaults create-201-material create-201-material-stdb64-padded
@@ -23,7 +26,7 @@ var divergences = table(map[string]string{
 		name-hash-create name-question-create name-dslash-create name-dotdot-create name-newline-create name-quote-create
 		name-dot-create name-leadslash-create name-under-create name-backslash-create name-pipe-create name-colon-create
 		req-chunked create-again-after-delete create-length-192 create-cipher-cbc create-json-duplicate create-json-trailing
-		create-json-bom-latin1 acl-create-no-get acl-create-kb acl-create-kall acl-create-with-acl-name noauthz-create`,
+		create-json-bom-latin1 acl-create-no-get acl-create-kb acl-create-kall acl-create-with-acl-name noauthz-create krb-create`,
 	"D-json-message: body":                      `create-invalid-json decrypt-invalid-json reencryptbatch-invalid-json`,
 	"D-key-name-as-version: status reason body": `keyversion-is-key-name`,
 	"D-cipher-length: status reason body":       `create-cipher-des`,

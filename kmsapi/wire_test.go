@@ -273,6 +273,8 @@ func startRecorded(t *testing.T, name string) *server {
 	case "open":
 		auth.Handler, keyAuthorization = authn.Simple{Anonymous: true}, false
 		auth.Cookie = authn.CookieAttributes{Domain: "localhost", Path: "/kms", Persistent: true}
+	case "krb":
+		withKerberos(t, &auth)
 	}
 	auth.ProxyUsers, _ = authn.NewProxyUsers(map[string]string{
 		"migr.users": "alice,bob", "migr.hosts": "127.0.0.1", "hdfs.users": "*", "hdfs.hosts": "*", "far.users": "*", "far.hosts": "10.1.2.3",
@@ -361,6 +363,10 @@ func setup(t *testing.T, of func(string) *server, line string) {
 	t.Helper()
 	parts := strings.SplitN(line, " ", 4) // server, method, path, body
 	request := fmt.Sprintf("%s %s?user.name=alice HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", parts[1], parts[2], len(parts[3]), parts[3])
+	if parts[0] == "krb" {
+		cookie := sign("u=alice&p=alice@EXAMPLE.COM&t=kerberos-dt&e=1795480407400")
+		request = strings.Replace(request, "\r\n", "\r\nCookie: hadoop.auth=\""+cookie+"\"\r\n", 1)
+	}
 	s := of(parts[0])
 	s.keys.next = nil
 	if a := exchange(t, s.addr, parts[1], []byte(request)); a.status/100 != 2 {
@@ -536,7 +542,7 @@ func fresh(name, path string) bool {
 	case strings.HasPrefix(name, "reencrypt"), name == "acl-decrypt-ok", name == "acl-doas-decrypt":
 		return strings.HasSuffix(path, ".material") // of keys whose material no recording shows; sameDEKs tells more
 	}
-	return strings.HasSuffix(path, ".created")
+	return strings.HasSuffix(path, ".created") || strings.HasSuffix(path, ".Token.urlString")
 }
 
 // same compares JSON values; it says what differs, or "".

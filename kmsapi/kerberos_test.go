@@ -1,0 +1,95 @@
+package kmsapi_test
+
+import (
+	"encoding/base64"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"claviger/authn"
+)
+
+// tickets is an acceptor that knows the tokens of the recordings, and answers
+// each as the recorded server did.
+type tickets map[string]ticket
+
+type ticket struct {
+	client string
+	reply  []byte
+	err    error
+}
+
+func (k tickets) Accept(token []byte) (client string, reply []byte, err error) {
+	if t, ok := k[string(token)]; ok {
+		return t.client, t.reply, t.err
+	}
+	return "", nil, &authn.NegotiationError{Reason: "GSSException: Defective token detected", Explanation: "no token of a recording"}
+}
+
+var negotiateHeader = regexp.MustCompile(`(?mi)^(Authorization|WWW-Authenticate): Negotiate (\S+)\r?$`)
+
+// withKerberos makes the server that the krb recordings were made of.
+func withKerberos(t *testing.T, conf *authn.Config) {
+	t.Helper()
+	files, err := filepath.Glob("testdata/wire/krb-*.http")
+	if err != nil {
+		t.Fatal(err)
+	}
+	known := tickets{}
+	for _, file := range files {
+		rec := readRecording(t, "krb", strings.TrimSuffix(filepath.Base(file), ".http"))
+		sent := negotiateHeader.FindSubmatch(rec.request)
+		if sent == nil {
+			continue
+		}
+		token, err := base64.StdEncoding.DecodeString(string(sent[2]))
+		if err != nil {
+			t.Fatal(err)
+		}
+		reply := negotiateHeader.FindStringSubmatch("WWW-Authenticate: " + rec.answer.header("WWW-Authenticate"))
+		switch {
+		case rec.name == "krb-replay":
+			known[string(token)] = ticket{err: &authn.NegotiationError{
+				Reason: "GSSException: Failure unspecified at GSS-API level (Mechanism level: Request is a replay (34))", Explanation: "sent before",
+			}}
+		case reply != nil:
+			one := ticket{client: "alice@EXAMPLE.COM"}
+			switch {
+			case strings.Contains(rec.name, "doas"):
+				one.client = "migr@EXAMPLE.COM"
+			case strings.Contains(rec.name, "two-component"):
+				one.client = "hdfs/localhost@EXAMPLE.COM"
+			case strings.Contains(rec.name, "norule"):
+				one.client = "foo/localhost@EXAMPLE.COM"
+			}
+			if one.reply, err = base64.StdEncoding.DecodeString(reply[2]); err != nil {
+				t.Fatal(err)
+			}
+			known[string(token)] = one
+		}
+	}
+	if len(known) < 9 {
+		t.Fatalf("only %d tokens in the recordings", len(known))
+	}
+	conf.Handler = kerberos(t, known)
+	if conf.Rules, err = authn.ParseRules(`RULE:[2:$1@$0](hdfs@EXAMPLE\.COM)s/@.*// RULE:[1:$1@$0](.*@EXAMPLE\.COM)s/@.*//`, authn.MechanismHadoop, "EXAMPLE.COM"); err != nil {
+		t.Fatal(err)
+	}
+	now := time.UnixMilli(1795444407000)
+	conf.Now = func() time.Time { return now }
+	conf.Delegations, err = authn.NewDelegations(authn.DelegationConfig{KeyUpdate: 24 * time.Hour, MaxLife: 7 * 24 * time.Hour, Renewal: 24 * time.Hour, Scan: time.Hour, Now: conf.Now})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func kerberos(t *testing.T, n authn.Negotiator, whitelist ...string) *authn.Kerberos {
+	t.Helper()
+	k, err := authn.NewKerberos(n, whitelist)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
