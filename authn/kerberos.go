@@ -74,7 +74,10 @@ func (k *Kerberos) authenticate(r Request, _ bool) attempt {
 		return attempt{refusal: &Refusal{Kind: Unauthenticated, Challenges: []string{Negotiate}}}
 	}
 	raw, err := base64.StdEncoding.DecodeString(strings.TrimSpace(text))
-	if err != nil || len(raw) == 0 {
+	switch {
+	case len(raw) == 0 && err == nil:
+		return attempt{refusal: &Refusal{Kind: BadTicket, Reason: "java.nio.BufferUnderflowException", Explanation: "the Authorization header says Negotiate, and no token follows"}}
+	case err != nil:
 		return attempt{refusal: &Refusal{Kind: BadTicket, Reason: defectiveToken, Explanation: "the Authorization header holds no token in base64; the client, or a proxy in between, has broken it"}}
 	}
 	client, reply, err := k.negotiator.Accept(raw)

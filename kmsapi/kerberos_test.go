@@ -25,7 +25,7 @@ func (k tickets) Accept(token []byte) (client string, reply []byte, err error) {
 	if t, ok := k[string(token)]; ok {
 		return t.client, t.reply, t.err
 	}
-	return "", nil, &authn.NegotiationError{Reason: "GSSException: Defective token detected", Explanation: "no token of a recording"}
+	return "", nil, &authn.NegotiationError{Reason: "java.util.NoSuchElementException", Explanation: "no token of a recording"}
 }
 
 var negotiateHeader = regexp.MustCompile(`(?mi)^(Authorization|WWW-Authenticate): Negotiate (\S+)\r?$`)
