@@ -1,0 +1,210 @@
+package authn_test
+
+import (
+	"encoding/base64"
+	"errors"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"claviger/authn"
+)
+
+// acceptor takes the token "ticket of <principal>".
+type acceptor struct{}
+
+func (acceptor) Accept(token []byte) (client string, reply []byte, err error) {
+	client, ok := strings.CutPrefix(string(token), "ticket of ")
+	if !ok {
+		return "", nil, &authn.NegotiationError{Reason: "GSSException: for the caller", Explanation: "for the operator", Err: errors.New("cause")}
+	}
+	return client, []byte("proof"), nil
+}
+
+func newKerberos(t testing.TB, whitelist ...string) *authn.Kerberos {
+	t.Helper()
+	k, err := authn.NewKerberos(acceptor{}, whitelist)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+func rules(t testing.TB, text string) *authn.Rules {
+	t.Helper()
+	r, err := authn.ParseRules(text, authn.MechanismHadoop, "EXAMPLE.COM")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func ticketOf(principal string) string {
+	return "Negotiate " + base64.StdEncoding.EncodeToString([]byte("ticket of "+principal))
+}
+
+func negotiating(query, authorization string) authn.Request {
+	r := request(query)
+	r.Header = http.Header{"Authorization": {authorization}}
+	return r
+}
+
+// TestKerberosCookiesOfJava: testdata/java's Cookies.java signed these. We take
+// them, and make the same bytes of the same ticket.
+func TestKerberosCookiesOfJava(t *testing.T) {
+	data, err := os.ReadFile("testdata/java/cookies.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(strings.TrimSpace(string(data)), "\n")
+	if len(lines) != 6 {
+		t.Fatalf("%d cookies", len(lines))
+	}
+	for i, who := range []string{"alice@EXAMPLE.COM", "nn/h1.example.com@EXAMPLE.COM", "ünï/x@EXAMPLE.COM"} {
+		handler := newKerberos(t)
+		if i == 2 {
+			handler = authn.MultiScheme(handler)
+		}
+		conf := authn.Config{Handler: handler, Rules: rules(t, `RULE:[2:$1](nn)s/.*/hdfs/ DEFAULT`)}
+		for j, idle := range []time.Duration{0, time.UnixMilli(1795475310857).Sub(someTime)} {
+			conf.MaxInactive = idle
+			a := newAuthenticator(t, conf)
+			res := a.Authenticate(t.Context(), negotiating("", ticketOf(who)))
+			if want := `hadoop.auth="` + lines[2*i+j] + `"; HttpOnly`; res.SetCookie != want {
+				t.Errorf("Set-Cookie %q (%+v), want %q", res.SetCookie, res.Refusal, want)
+			}
+			if want := "Negotiate " + base64.StdEncoding.EncodeToString([]byte("proof")); res.ServerToken != want {
+				t.Errorf("server's token %q, want %q", res.ServerToken, want)
+			}
+			res = a.Authenticate(t.Context(), request("", `hadoop.auth="`+lines[2*i+j]+`"`))
+			if res.Principal == nil || res.Principal.Name != who || res.ServerToken != "" || (res.SetCookie == "") != (idle == 0) {
+				t.Errorf("%s: %+v, refusal %+v", lines[2*i+j], res, res.Refusal)
+			}
+		}
+	}
+}
+
+func TestKerberosRefusals(t *testing.T) {
+	a := newAuthenticator(t, authn.Config{Handler: newKerberos(t, "/jmx"), Rules: rules(t, `RULE:[2:$1](odd)s/odd// RULE:[2:$1](amp)s/amp/a&b/ DEFAULT`)})
+	good := "u=alice&p=alice@EXAMPLE.COM&t=kerberos-dt&e=1795478610857"
+	for _, c := range []struct {
+		name, query, authorization, cookie string
+		kind                               authn.RefusalKind
+		reason                             string
+		replied                            bool
+	}{
+		{"nothing", "", "", "", authn.Unauthenticated, "Authentication required", false},
+		{"user.name", "user.name=alice", "", "", authn.Unauthenticated, "Authentication required", false},
+		{"another scheme", "", "Basic YTpi", "", authn.Unauthenticated, "Authentication required", false},
+		{"lower case", "", "negotiate" + strings.TrimPrefix(ticketOf("alice@EXAMPLE.COM"), "Negotiate"), "", authn.Unauthenticated, "Authentication required", false},
+		{"no token", "", "Negotiate", "", authn.BadTicket, "java.nio.BufferUnderflowException", false},
+		{"no base64", "", "Negotiate ?", "", authn.BadTicket, "GSSException: Defective token detected", false},
+		{"refused", "", "Negotiate AAAA", "", authn.BadTicket, "GSSException: for the caller", false},
+		{"refused, with an old cookie", "", "Negotiate AAAA", "hadoop.auth=" + ofJava.sign(strings.Replace(good, "1795478610857", "1", 1)), authn.BadTicket, "GSSException: for the caller", false},
+		{"no rule", "", ticketOf("alice@OTHER.ORG"), "", authn.NoShortName, "org.apache.hadoop.security.authentication.util.KerberosName$NoMatchingRule: No rules applied to alice@OTHER.ORG", true},
+		{"three components", "", ticketOf("a/b/c@EXAMPLE.COM"), "", authn.BadTicket, "java.lang.IllegalArgumentException: Malformed Kerberos name: a/b/c@EXAMPLE.COM", true},
+		{"a rule makes nothing", "", ticketOf("odd/x@EXAMPLE.COM"), "", authn.BadTicket, "java.lang.IllegalArgumentException: userName is NULL, empty or contains a '&'", true},
+		{"a rule makes what breaks a cookie", "", ticketOf("amp/x@EXAMPLE.COM"), "", authn.BadTicket, "java.lang.IllegalArgumentException: userName is NULL, empty or contains a '&'", true},
+		{"line break", "", ticketOf("a\nb@EXAMPLE.COM"), "", authn.BadTicket, "java.lang.IllegalArgumentException: userName is NULL, empty or contains a '&'", true},
+		{"cookie of type simple", "", "", "hadoop.auth=" + ofJava.sign(strings.Replace(good, "kerberos-dt", "simple-dt", 1)), authn.Unauthenticated, "Invalid AuthenticationToken type", false},
+		{"cookie of multi-scheme", "", "", "hadoop.auth=" + ofJava.sign(strings.Replace(good, "kerberos-dt", "kerberos", 1)), authn.Unauthenticated, "Invalid AuthenticationToken type", false},
+		{"expired cookie", "", "", "hadoop.auth=" + ofJava.sign(strings.Replace(good, "1795478610857", "1", 1)), authn.Unauthenticated, "AuthenticationToken expired", false},
+		{"foreign cookie", "", "", "hadoop.auth=" + fixedSecret("another").sign(good), authn.Unauthenticated, "org.apache.hadoop.security.authentication.util.SignerException: Invalid signature", false},
+	} {
+		r := negotiating(c.query, c.authorization)
+		if c.cookie != "" {
+			r.Header.Set("Cookie", c.cookie)
+		}
+		res := a.Authenticate(t.Context(), r)
+		if res.Refusal == nil || res.Refusal.Kind != c.kind || res.Refusal.Reason != c.reason {
+			t.Errorf("%s: %+v, refusal %+v", c.name, res, res.Refusal)
+			continue
+		}
+		if want := c.kind == authn.Unauthenticated; slices.Equal(res.Refusal.Challenges, []string{"Negotiate"}) != want {
+			t.Errorf("%s: challenges %q", c.name, res.Refusal.Challenges)
+		}
+		if want := c.kind != authn.NoShortName; (res.SetCookie == "hadoop.auth=; HttpOnly") != want {
+			t.Errorf("%s: Set-Cookie %q", c.name, res.SetCookie)
+		}
+		if (res.ServerToken != "") != c.replied {
+			t.Errorf("%s: server's token %q", c.name, res.ServerToken)
+		}
+		if c.reason == "GSSException: for the caller" && res.Refusal.Explanation != "for the operator" {
+			t.Errorf("%s: explained by %q", c.name, res.Refusal.Explanation)
+		}
+	}
+
+	// An old cookie beside a good ticket: the ticket counts, and a new cookie is set.
+	r := negotiating("", ticketOf("alice@EXAMPLE.COM"))
+	r.Header.Set("Cookie", "hadoop.auth=x")
+	if res := a.Authenticate(t.Context(), r); res.Principal == nil || res.Principal.Short != "alice" || !strings.Contains(res.SetCookie, "u=alice&p=alice@EXAMPLE.COM&t=kerberos-dt&") {
+		t.Errorf("a ticket beside a bad cookie: %+v, refusal %+v", res, res.Refusal)
+	}
+	// The whitelist is of servlets, whole.
+	for path, anonymous := range map[string]bool{"/jmx": true, "/jmx2": false, "/jmx/x": false, "/kms/jmx": false, "/kms/v1/jmx": false} {
+		r := negotiating("", "")
+		r.Path = path
+		if res := a.Authenticate(t.Context(), r); res.Anonymous != anonymous {
+			t.Errorf("%s: anonymous is %v", path, res.Anonymous)
+		}
+	}
+	for _, path := range []string{"jmx", "/", "/kms/jmx", "/a-b", ""} {
+		if _, err := authn.NewKerberos(acceptor{}, []string{path}); err == nil {
+			t.Errorf("%q is taken for a servlet", path)
+		}
+	}
+}
+
+// TestKerberosDoAs: the rules hold for whom a proxy names, too.
+func TestKerberosDoAs(t *testing.T) {
+	proxies, _ := authn.NewProxyUsers(map[string]string{"oozie.users": "*", "oozie.hosts": "*"}, nil, nil)
+	a := newAuthenticator(t, authn.Config{Handler: newKerberos(t), ProxyUsers: proxies, Rules: rules(t, `RULE:[1:$1](root)s/.*/nobody/ DEFAULT`)})
+	for doAs, want := range map[string]string{
+		"alice":               "alice = alice via oozie/h@EXAMPLE.COM",
+		"alice%40EXAMPLE.COM": "alice@EXAMPLE.COM = alice via oozie/h@EXAMPLE.COM",
+		"root%40EXAMPLE.COM":  "root@EXAMPLE.COM = nobody via oozie/h@EXAMPLE.COM",
+		"foo%2Fbar":           "Illegal principal name foo/bar: org.apache.hadoop.security.authentication.util.KerberosName$NoMatchingRule: No rules applied to foo/bar",
+		"a%40b%40c":           "Malformed Kerberos name: a@b@c",
+	} {
+		res := a.Authenticate(t.Context(), negotiating("doAs="+doAs, ticketOf("oozie/h@EXAMPLE.COM")))
+		got := ""
+		switch {
+		case res.Refusal != nil:
+			got = res.Refusal.Reason
+		default:
+			got = res.Principal.Name + " = " + res.Principal.Short + " via " + res.Principal.Real.Name
+		}
+		if got != want {
+			t.Errorf("doAs=%s: %s, want %s", doAs, got, want)
+		}
+		if !strings.Contains(res.SetCookie, "u=oozie&p=oozie/h@EXAMPLE.COM&t=kerberos-dt&") {
+			t.Errorf("doAs=%s: Set-Cookie %q", doAs, res.SetCookie)
+		}
+	}
+}
+
+func TestSchemes(t *testing.T) {
+	for list, want := range map[string]string{"negotiate": "Negotiate", " BASIC, negotiate ,": "Basic Negotiate", "": "", "digest,kerberos": "", "basic,Basic": ""} {
+		got, err := authn.ParseSchemes(list)
+		if strings.Join(got, " ") != want || (err == nil) != (want != "") {
+			t.Errorf("%q: %q, %v", list, got, err)
+		}
+	}
+	for _, c := range []struct{ scheme, handler, want string }{
+		{"Negotiate", "kerberos", ""},
+		{"Negotiate", "org.apache.hadoop.security.authentication.server.KerberosAuthenticationHandler", ""},
+		{"Negotiate", "simple", "it must be kerberos"},
+		{"Negotiate", "", "no handler is configured for scheme Negotiate"},
+		{"Basic", "ldap", "passwords checked by LDAP are not supported"},
+		{"Basic", "org.apache.hadoop.security.authentication.server.LdapAuthenticationHandler", "passwords checked by LDAP are not supported"},
+		{"Digest", "kerberos", "scheme Digest is not supported"},
+	} {
+		err := authn.CheckScheme(c.scheme, c.handler)
+		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s with %q: %v, want %q", c.scheme, c.handler, err, c.want)
+		}
+	}
+}
