@@ -50,7 +50,7 @@ func ParseEnsemble(s string) (Ensemble, error) {
 		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
 			return bad(fmt.Sprintf("port %q is no number from 1 to 65535", port))
 		}
-		if host == "" || strings.ContainsAny(host, " \t\r\n#/\\\"'") {
+		if host == "" || strings.ContainsAny(host, " \t\r\n#/[]\\\"'") {
 			return bad(fmt.Sprintf("host %q is no host name", host))
 		}
 		e.Servers = append(e.Servers, net.JoinHostPort(host, port))
