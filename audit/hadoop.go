@@ -11,10 +11,15 @@ import (
 	"sync"
 	"time"
 	"unicode"
+
+	"claviger"
 )
 
 // timeLayout is log4j's %d{ISO8601}, in local time.
 const timeLayout = "2006-01-02 15:04:05,000"
+
+// maxOwed is how many lines are kept for better times while none can be written.
+const maxOwed = 1 << 12
 
 // maxHeld is how many aggregated entries are held. A caller can make up key
 // names, so there must be an end; what comes above it is written at once.
@@ -42,6 +47,7 @@ type Hadoop struct {
 	mu     sync.Mutex // guards what follows, and keeps lines whole and in order
 	w      io.Writer
 	held   map[heldKey]*heldEntry
+	owed   []string // lines that could not be written yet, the oldest first
 	err    error
 	closed bool
 }
@@ -57,7 +63,10 @@ type heldEntry struct {
 	ends  time.Time
 }
 
-var _ Logger = (*Hadoop)(nil)
+var (
+	_ Logger = (*Hadoop)(nil)
+	_ Guard  = (*Hadoop)(nil)
+)
 
 // errClosed is what Err says after Close.
 var errClosed = errors.New("the audit log is closed")
@@ -97,6 +106,9 @@ func (h *Hadoop) run() {
 func (h *Hadoop) sweep() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if len(h.owed) > 0 {
+		h.pay()
+	}
 	now := h.now()
 	h.end(now, func(e *heldEntry) bool { return !now.Before(e.ends) })
 }
@@ -162,8 +174,28 @@ func (h *Hadoop) Log(_ context.Context, e Event) {
 	h.write(e.Time, aggregatedLine(e, 1, e.Time))
 }
 
-// Err is nil while lines can be written. What could not be written is lost; the
-// next line that can be makes it nil again.
+// Begin says no as long as a line is owed, after one more try. Hadoop's format
+// has no line for what has only begun, so that a yes means no more than that all
+// lines before were written. Chain promises more.
+func (h *Hadoop) Begin(_ context.Context, e Event) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.err != nil && !h.closed {
+		h.pay()
+	}
+	if h.err != nil {
+		return refused(e, h.err)
+	}
+	return nil
+}
+
+// refused is the error of an operation that is not done for want of its record.
+func refused(e Event, err error) error {
+	return claviger.Errorf("audit.Begin", claviger.Unavailable, e.Key, "%s is not done, since it cannot be audited: %w", e.Op, err)
+}
+
+// Err is nil while lines can be written. What could not be written is tried
+// again with the next line, and is lost where it is more than 4,096 lines.
 func (h *Hadoop) Err() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -179,6 +211,9 @@ func (h *Hadoop) Close() error {
 		return nil
 	}
 	now := h.now()
+	if len(h.owed) > 0 {
+		h.pay()
+	}
 	h.end(now, func(*heldEntry) bool { return true })
 	err := h.err
 	h.closed, h.err = true, errClosed
@@ -199,7 +234,30 @@ func (h *Hadoop) write(at time.Time, text string) {
 	if h.closed {
 		return
 	}
-	_, h.err = h.w.Write([]byte(at.Local().Format(timeLayout) + " " + text + "\n"))
+	if len(h.owed) == maxOwed {
+		h.owed = h.owed[1:]
+	}
+	h.owed = append(h.owed, at.Local().Format(timeLayout)+" "+text+"\n")
+	h.pay()
+}
+
+// pay writes what is owed. h.mu is held.
+func (h *Hadoop) pay() {
+	h.err = nil
+	if f, ok := h.w.(*File); ok {
+		turned, err := f.Turn(h.now())
+		if h.err = err; err != nil && !turned {
+			return // it would be written into a file that nobody finds
+		}
+	}
+	for i, l := range h.owed {
+		if _, err := h.w.Write([]byte(l)); err != nil {
+			h.err = err
+			h.owed = slices.Delete(h.owed, 0, i)
+			return
+		}
+	}
+	h.owed = h.owed[:0]
 }
 
 // line words an event as Hadoop's SimpleKMSAuditLogger does. A blank always

@@ -414,7 +414,7 @@ func TestFile(t *testing.T) {
 	if err := os.WriteFile(path, []byte("earlier\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	f, err := OpenFile(path)
+	f, err := OpenFile(path, Rotation{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -452,7 +452,7 @@ func TestFile(t *testing.T) {
 			t.Errorf("%s: %q, want %q", name, lines, want)
 		}
 	}
-	if _, err := OpenFile(dir + "/none/kms-audit.log"); err == nil || !strings.Contains(err.Error(), "make its folder") {
+	if _, err := OpenFile(dir+"/none/kms-audit.log", Rotation{}); err == nil || !strings.Contains(err.Error(), "make its folder") {
 		t.Errorf("OpenFile: %v", err)
 	}
 	log("late")

@@ -139,7 +139,7 @@ func readACLs(path string) ([]authz.Property, []string, error) {
 func openAudit(s kmsSettings) (audit.Logger, error) {
 	var w io.WriteCloser = standardOutput{}
 	if s.auditFile != "" {
-		f, err := audit.OpenFile(s.auditFile)
+		f, err := audit.OpenFile(s.auditFile, audit.Rotation{})
 		if err != nil {
 			return nil, err
 		}

@@ -1,0 +1,474 @@
+package audit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"claviger/secret"
+)
+
+// Stream takes the lines of a chain beside its file: standard output, syslog.
+// Its calls come one at a time.
+type Stream interface {
+	// Send takes a line, newline included. It does not wait for a peer. What it
+	// can't take is lost to it, and Err says so.
+	Send(line []byte) error
+	Err() error
+	Close() error
+	// Name says in messages what the stream is.
+	Name() string
+}
+
+// ChainConfig is what a Chain is made of.
+type ChainConfig struct {
+	Node string // of this server; part of each record
+	// Key makes the hashes with HMAC; nil: anybody can make them.
+	Key     secret.Bytes
+	File    *File // nil: streams only
+	Streams []Stream
+	Heads   []Heads
+	// HeadEvery is how often the head is noted, where there is a new one; 0 is 1 s.
+	HeadEvery time.Duration
+	// MaxQueue is how many records wait to be written at most; what comes then is
+	// counted, and the count recorded. 0 is 65,536.
+	MaxQueue int
+	Log      *slog.Logger
+}
+
+const (
+	defaultHeadEvery = time.Second
+	defaultMaxQueue  = 1 << 16
+
+	// gather is how long records are waited for that go into the same write. What
+	// Begin has recorded is written at once.
+	gather = 5 * time.Millisecond
+	// headTimeout ends the noting of a head in a store that does not answer.
+	headTimeout = 5 * time.Second
+)
+
+// Chain writes audit events as JSON, one line each, chained by hashes, see
+// Record. All writing is done by one goroutine, which takes what has come
+// together: who logs an event waits for no disk. Who calls Begin does.
+type Chain struct {
+	cfg   ChainConfig
+	wake  chan struct{} // there is something to write
+	haste chan struct{} // and somebody waits for it
+	stop  chan struct{}
+	done  chan struct{}
+
+	mu      sync.Mutex
+	queue   [][]byte // bodies of records
+	waiting []chan error
+	lost    uint64 // not queued since the last record that told of it
+	err     error
+	closed  bool
+
+	// Of the writing goroutine alone:
+	seal   sealer
+	seq    uint64
+	last   digest
+	noted  uint64    // seq of the head that all Heads have
+	synced uint64    // seq up to which the file is on the disk
+	headAt time.Time // when noting the head was last tried
+	unwell error     // why it failed
+	buf    []byte
+	begin  *Record // to be written before anything else
+}
+
+var (
+	_ Logger = (*Chain)(nil)
+	_ Guard  = (*Chain)(nil)
+)
+
+// OpenChain finds the end of the chain, in the file and in Heads, and goes on
+// there. Where Heads know of records that the file does not hold, it says so in
+// the log and in the chain, and goes on behind them, so that they stay missing
+// for whoever verifies the chain later.
+func OpenChain(ctx context.Context, cfg ChainConfig) (*Chain, error) {
+	if cfg.HeadEvery <= 0 {
+		cfg.HeadEvery = defaultHeadEvery
+	}
+	if cfg.MaxQueue <= 0 {
+		cfg.MaxQueue = defaultMaxQueue
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	c := &Chain{
+		cfg: cfg, seal: newSealer(cfg.Key),
+		wake: make(chan struct{}, 1), haste: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}),
+	}
+	if err := c.find(ctx); err != nil {
+		return nil, err
+	}
+	if err := c.flush(time.Now(), true); err != nil {
+		return nil, err
+	}
+	go c.run()
+	return c, nil
+}
+
+// find sets seq, last and begin.
+func (c *Chain) find(ctx context.Context) error {
+	var end tail
+	if c.cfg.File != nil {
+		var err error
+		if end, err = c.cfg.File.tail(); err != nil {
+			return err
+		}
+	}
+	c.seq, c.last = end.seq, end.hash
+	c.begin = c.beginning("start")
+	c.begin.Torn = end.torn
+	for _, h := range c.cfg.Heads {
+		head, ok, err := h.Load(ctx)
+		if err != nil {
+			return fmt.Errorf("the head of the audit log, noted in %s, cannot be read: %w; look at why before you remove it", h.Name(), err)
+		}
+		if !ok {
+			continue
+		}
+		sum, err := parseDigest(head.Hash)
+		if err != nil {
+			return fmt.Errorf("the head of the audit log, noted in %s, cannot be read: %w", h.Name(), err)
+		}
+		if head.Seq < c.seq || head.Seq == c.seq && sum == c.last {
+			continue
+		}
+		if c.cfg.File != nil {
+			c.begin.Missing = max(head.Seq-end.seq, 1)
+			c.cfg.Log.Error("records of the audit log are missing at its end, or were changed", "file", c.cfg.File.Path(),
+				"last record", end.seq, "last record noted", head.Seq, "noted in", h.Name(), "at", head.Time)
+		}
+		c.seq, c.last = head.Seq, sum
+	}
+	return nil
+}
+
+// beginning is the record with which a process, or a file, begins.
+func (c *Chain) beginning(why string) *Record {
+	mac := "sha256"
+	if len(c.cfg.Key) > 0 {
+		mac = "hmac-sha256"
+	}
+	return &Record{Kind: BeginRecord, Format: recordFormat, MAC: mac, Reason: why}
+}
+
+// Log queues an event.
+func (c *Chain) Log(_ context.Context, e Event) {
+	if e.Time.IsZero() {
+		e.Time = time.Now()
+	}
+	body := encodeBody(eventRecord(&e, c.cfg.Node))
+	c.mu.Lock()
+	first := len(c.queue) == 0
+	switch {
+	case c.closed:
+		c.err = errClosed
+	case len(c.queue) >= c.cfg.MaxQueue:
+		c.lost++
+	default:
+		c.queue = append(c.queue, body)
+	}
+	c.mu.Unlock()
+	if first {
+		signal(c.wake)
+	}
+}
+
+func signal(ch chan struct{}) {
+	select {
+	case ch <- struct{}{}:
+	default:
+	}
+}
+
+// Begin writes the record of an attempt, and returns when it is on the disk.
+// Where the outcome is not recorded later (the machine fell, the disk is full)
+// the attempt alone tells of the operation.
+func (c *Chain) Begin(ctx context.Context, e Event) error {
+	if e.Time.IsZero() {
+		e.Time = time.Now()
+	}
+	e.Status = Attempt
+	body := encodeBody(eventRecord(&e, c.cfg.Node))
+	wait := make(chan error, 1)
+	c.mu.Lock()
+	switch {
+	case c.closed:
+		c.mu.Unlock()
+		return refused(e, errClosed)
+	case len(c.queue) >= c.cfg.MaxQueue:
+		c.lost++
+		c.mu.Unlock()
+		signal(c.haste) // it may be possible again
+		return refused(e, fmt.Errorf("%d records wait to be written", c.cfg.MaxQueue))
+	}
+	c.queue, c.waiting = append(c.queue, body), append(c.waiting, wait)
+	c.mu.Unlock()
+	signal(c.haste)
+	select {
+	case err := <-wait:
+		if err != nil {
+			return refused(e, err)
+		}
+		return nil
+	case <-ctx.Done():
+		return refused(e, fmt.Errorf("its record was not written in time: %w", ctx.Err()))
+	}
+}
+
+// run writes until Close.
+func (c *Chain) run() {
+	defer close(c.done)
+	tick := time.NewTicker(c.cfg.HeadEvery)
+	defer tick.Stop()
+	for {
+		ended := false
+		select {
+		case <-c.haste:
+		case <-tick.C:
+		case <-c.stop:
+			ended = true
+		case <-c.wake:
+			pause := time.NewTimer(gather)
+			select {
+			case <-pause.C:
+			case <-c.haste:
+			case <-c.stop:
+				ended = true
+			}
+			pause.Stop()
+		}
+		_ = c.flush(time.Now(), ended) // Err tells
+		if ended {
+			return
+		}
+	}
+}
+
+// flush writes what is queued. Records that can't be written stay queued. sync
+// demands that all is on the disk, and the head noted, at the end.
+func (c *Chain) flush(now time.Time, sync bool) error {
+	c.mu.Lock()
+	queue, waiting, lost, before := c.queue, c.waiting, c.lost, c.err
+	c.queue, c.waiting, c.lost = nil, nil, 0
+	c.mu.Unlock()
+
+	err := c.write(now, queue, lost, sync || len(waiting) > 0)
+	if err == nil && (sync || now.Sub(c.headAt) >= c.cfg.HeadEvery) {
+		err = c.note(now)
+	}
+	if err == nil && c.unwell != nil {
+		err = &laterError{err: c.unwell}
+	}
+	var partly *laterError
+	c.mu.Lock()
+	if err != nil && !errors.As(err, &partly) {
+		room := max(c.cfg.MaxQueue-len(queue), 0)
+		if over := len(c.queue) - room; over > 0 {
+			c.queue, lost = c.queue[:room], lost+uint64(over)
+		}
+		c.queue, c.lost = append(queue, c.queue...), c.lost+lost
+	}
+	if !c.closed {
+		c.err = err
+	}
+	c.mu.Unlock()
+	if err != nil && (before == nil || before.Error() != err.Error()) {
+		c.cfg.Log.Error("the audit log cannot be written", "err", err)
+	}
+	for _, w := range waiting {
+		if partly != nil && !partly.unsafe {
+			w <- nil
+		} else {
+			w <- err
+		}
+	}
+	return err
+}
+
+// laterError is an error after the records were written. Where it is unsafe they
+// may not be on the disk.
+type laterError struct {
+	err    error
+	unsafe bool
+}
+
+func (e *laterError) Error() string { return e.err.Error() }
+func (e *laterError) Unwrap() error { return e.err }
+
+// write seals and writes records. After an error that is no *laterError nothing
+// of it has happened.
+func (c *Chain) write(now time.Time, queue [][]byte, lost uint64, sync bool) error {
+	var later error
+	begin := c.begin
+	if f := c.cfg.File; f != nil {
+		turned, err := f.Turn(now)
+		if err != nil && !turned {
+			return err // it would be written into a file that nobody finds
+		}
+		if later = err; turned && begin == nil {
+			begin = c.beginning("file")
+			c.begin = begin // until it is written
+		}
+	}
+	if len(queue) == 0 && lost == 0 && begin == nil && (!sync || c.synced == c.seq) {
+		return c.state(later)
+	}
+	b, seq, last := c.buf[:0], c.seq, c.last
+	var ends []int
+	add := func(body []byte) {
+		seq++
+		b, last = c.seal.seal(b, seq, last, body)
+		ends = append(ends, len(b))
+	}
+	if begin != nil {
+		begin.Time, begin.Node = stamp(now), c.cfg.Node
+		add(encodeBody(*begin))
+	}
+	for _, body := range queue {
+		add(body)
+	}
+	if lost > 0 {
+		add(encodeBody(Record{Kind: LostRecord, Time: stamp(now), Node: c.cfg.Node, Count: lost}))
+	}
+	if c.cfg.File != nil && len(b) > 0 {
+		if _, err := c.cfg.File.Write(b); err != nil {
+			return err
+		}
+	}
+	c.seq, c.last, c.begin = seq, last, nil
+	sent := 0
+	for _, s := range c.cfg.Streams {
+		if err := c.send(s, b, ends); err == nil {
+			sent++
+		}
+	}
+	const keep = 1 << 20
+	if c.buf = b[:0]; cap(b) > keep {
+		c.buf = nil
+	}
+	if c.cfg.File == nil {
+		if c.synced = c.seq; sent == 0 {
+			return &laterError{c.state(errors.New("no stream takes it")), true}
+		}
+		return c.state(later)
+	}
+	if sync {
+		if err := c.cfg.File.Sync(); err != nil {
+			return &laterError{err, true}
+		}
+		c.synced = c.seq
+	}
+	return c.state(later)
+}
+
+// send sends lines to a stream, and returns the first error.
+func (c *Chain) send(s Stream, b []byte, ends []int) (first error) {
+	at := 0
+	for _, end := range ends {
+		if err := s.Send(b[at:end]); err != nil && first == nil {
+			first = err
+		}
+		at = end
+	}
+	return first
+}
+
+// state is what is wrong though records were written.
+func (c *Chain) state(err error) error {
+	for _, s := range c.cfg.Streams {
+		if e := s.Err(); e != nil {
+			err = errors.Join(err, fmt.Errorf("%s: %w", s.Name(), e))
+		}
+	}
+	if err == nil {
+		return nil
+	}
+	return &laterError{err: err}
+}
+
+// note syncs the file and has the Heads keep its end. An error is of the file;
+// what is wrong with Heads is kept in unwell.
+func (c *Chain) note(now time.Time) error {
+	if c.noted == c.seq || c.seq == 0 {
+		return nil
+	}
+	c.headAt = now
+	if c.cfg.File != nil && c.synced != c.seq {
+		if err := c.cfg.File.Sync(); err != nil {
+			return &laterError{err, true}
+		}
+		c.synced = c.seq
+	}
+	head := Head{Node: c.cfg.Node, Seq: c.seq, Hash: c.last.String(), Time: stamp(now)}
+	var errs []error
+	for _, h := range c.cfg.Heads {
+		ctx, cancel := context.WithTimeout(context.Background(), headTimeout)
+		if err := h.Save(ctx, head); err != nil {
+			errs = append(errs, fmt.Errorf("the head of the audit log cannot be noted in %s: %w", h.Name(), err))
+		}
+		cancel()
+	}
+	if c.unwell = errors.Join(errs...); c.unwell == nil {
+		c.noted = c.seq
+	}
+	return nil
+}
+
+// Reopen opens the file anew, as after a rotation by somebody else.
+func (c *Chain) Reopen() error {
+	if c.cfg.File == nil {
+		return nil
+	}
+	err := c.cfg.File.Reopen()
+	signal(c.haste)
+	return err
+}
+
+// Err is nil while all is written and all streams take it.
+func (c *Chain) Err() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.lost > 0 {
+		return errors.Join(c.err, fmt.Errorf("%d records of the audit log could not be written and were not kept", c.lost))
+	}
+	return c.err
+}
+
+// Close writes what is queued, notes the head and closes file and streams.
+func (c *Chain) Close() error {
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		return nil
+	}
+	c.closed = true
+	c.mu.Unlock()
+	close(c.stop)
+	<-c.done
+	err := c.closeSinks()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if n := len(c.queue); n > 0 {
+		err = errors.Join(err, fmt.Errorf("%d records of the audit log could not be written", n))
+	}
+	c.err = errClosed
+	return err
+}
+
+func (c *Chain) closeSinks() error {
+	var errs []error
+	if c.cfg.File != nil {
+		errs = append(errs, c.cfg.File.Close())
+	}
+	for _, s := range c.cfg.Streams {
+		errs = append(errs, s.Close())
+	}
+	return errors.Join(errs...)
+}

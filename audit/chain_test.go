@@ -1,0 +1,398 @@
+package audit
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"claviger"
+	"claviger/secret"
+)
+
+// chainAt opens a chain in a file, with its head beside it.
+func chainAt(t testing.TB, path string, change func(*ChainConfig)) *Chain {
+	t.Helper()
+	f, err := OpenExclusiveFile(path, Rotation{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := ChainConfig{Node: "kms1", File: f, Heads: []Heads{HeadFileOf(path)}}
+	if change != nil {
+		change(&cfg)
+	}
+	c, err := OpenChain(context.Background(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+func closeChain(t testing.TB, c *Chain) {
+	t.Helper()
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func event(key string) Event {
+	return Event{Status: OK, Op: DecryptEEK, Key: key, Version: key + "@1", EDEKs: 1, Provider: "hsm://x", Caller: claviger.Caller{
+		Principal:  claviger.Principal{Name: "alice@R", Short: "alice", Real: &claviger.Principal{Name: "hive/h@R", Short: "hive"}},
+		RemoteAddr: "10.1.2.3", RequestID: "r-1",
+	}}
+}
+
+func readLines(t testing.TB, path string) []string {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return slices.Collect(strings.Lines(string(b)))
+}
+
+// verified demands that Verify finds what is wanted, each text in a finding of its
+// own, and nothing else.
+func verified(t testing.TB, cfg VerifyConfig, paths []string, want ...string) *Report {
+	t.Helper()
+	r, err := Verify(paths, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(r.Findings) != len(want) {
+		t.Fatalf("findings %v, want %q", r.Findings, want)
+	}
+	for i, f := range r.Findings {
+		if !strings.Contains(f.String(), want[i]) {
+			t.Errorf("finding %q, want %q", f, want[i])
+		}
+	}
+	return r
+}
+
+func headOf(t testing.TB, path string) []Head {
+	t.Helper()
+	h, ok, err := HeadFileOf(path).Load(t.Context())
+	if err != nil || !ok {
+		t.Fatalf("head of %s: %v, %v", path, ok, err)
+	}
+	return []Head{h}
+}
+
+func TestRecordTellsAll(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.json")
+	c := chainAt(t, path, nil)
+	e := event("k")
+	e.Time = time.Date(2026, 11, 23, 14, 3, 30, 123456789, time.UTC)
+	e.Message, e.From = "forged\n{\"seq\":1}\u2028 <b>\xff", []string{"k@0"}
+	c.Log(t.Context(), e)
+	closeChain(t, c)
+	lines := readLines(t, path)
+	if len(lines) != 2 {
+		t.Fatalf("%d lines, want a beginning and an event:\n%s", len(lines), lines)
+	}
+	r, err := ParseRecord([]byte(strings.TrimSuffix(lines[1], "\n")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Prev, r.Hash = "", ""
+	want := Record{
+		Seq: 2, Time: "2026-11-23T14:03:30.123456Z", Node: "kms1", Kind: EventRecord, Status: OK, Op: DecryptEEK, Key: "k", Version: "k@1",
+		From: []string{"k@0"}, EDEKs: 1, User: "alice@R", Short: "alice", RealUser: "hive/h@R", Address: "10.1.2.3", Request: "r-1",
+		Provider: "hsm://x", Message: "forged\n{\"seq\":1}\u2028 <b>\ufffd",
+	}
+	got, _ := json.Marshal(r)
+	if wanted, _ := json.Marshal(want); string(got) != string(wanted) {
+		t.Errorf("record\n%s, want\n%s", got, wanted)
+	}
+	report := verified(t, VerifyConfig{Heads: headOf(t, path)}, []string{path})
+	if report.Records != 2 || report.First != 1 || report.Last != 2 || report.Node != "kms1" || len(report.Notes) != 0 {
+		t.Errorf("report %+v", report)
+	}
+}
+
+// TestHashIsAsDocumented computes the hashes of a file by the words of
+// docs/audit.md.
+func TestHashIsAsDocumented(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.json")
+	c := chainAt(t, path, nil)
+	c.Log(t.Context(), event("k"))
+	closeChain(t, c)
+	prev := strings.Repeat("0", 64)
+	for i, line := range readLines(t, path) {
+		at := strings.LastIndex(line, `,"hash":"`)
+		raw, err := parseDigest(prev)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum := newSealer(nil).sum(raw, []byte(line[:at]))
+		if want := line[:at] + `,"hash":"` + sum.String() + "\"}\n"; line != want || !strings.HasPrefix(line, fmt.Sprintf(`{"seq":%d,"prev":"%s",`, i+1, prev)) {
+			t.Errorf("line %q, want %q", line, want)
+		}
+		prev = sum.String()
+	}
+}
+
+// TestTampering changes a log in all the ways that one can, and has each found.
+func TestTampering(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "audit.json")
+	c := chainAt(t, path, nil)
+	for i := range 8 {
+		c.Log(t.Context(), event(fmt.Sprint("k", i)))
+	}
+	closeChain(t, c)
+	whole := readLines(t, path) // 9 records
+	heads := headOf(t, path)
+	reseal := func(line string) string { // as somebody who knows the format would
+		var r Record
+		if err := json.Unmarshal([]byte(line), &r); err != nil {
+			t.Fatal(err)
+		}
+		r.User = "mallory@R"
+		prev, _ := parseDigest(r.Prev)
+		b, _ := newSealer(nil).seal(nil, r.Seq, prev, encodeBody(r))
+		return string(b)
+	}
+	for name, test := range map[string]struct {
+		change func(l []string) []string
+		want   []string
+	}{
+		"nothing":        {func(l []string) []string { return l }, nil},
+		"one removed":    {func(l []string) []string { return slices.Delete(l, 4, 5) }, []string{":5: record 5 is missing before this one"}},
+		"three removed":  {func(l []string) []string { return slices.Delete(l, 2, 5) }, []string{":3: records 3 to 5 are missing before this one"}},
+		"first removed":  {func(l []string) []string { return l[1:] }, nil}, // as if it lay in an earlier file: a note
+		"tail removed":   {func(l []string) []string { return l[:6] }, []string{"records 7 to 9 are missing at the end"}},
+		"changed":        {func(l []string) []string { l[3] = strings.Replace(l[3], "alice", "mallo", 1); return l }, []string{":4: record 4 was changed"}},
+		"time changed":   {func(l []string) []string { l[3] = strings.Replace(l[3], `"time":"2`, `"time":"3`, 1); return l }, []string{":4: record 4 was changed"}},
+		"resealed":       {func(l []string) []string { l[3] = reseal(l[3]); return l }, []string{":5: record 5 does not follow the record before it"}},
+		"last resealed":  {func(l []string) []string { l[8] = reseal(l[8]); return l }, []string{":9: record 9 is not the one that was noted"}},
+		"swapped":        {func(l []string) []string { l[3], l[4] = l[4], l[3]; return l }, []string{"record 4 is missing", "record 4 stands behind record 5", "record 5 is missing"}},
+		"repeated":       {func(l []string) []string { return slices.Insert(l, 5, l[4]) }, []string{":6: record 5 stands behind record 5"}},
+		"foreign line":   {func(l []string) []string { return slices.Insert(l, 5, "hello\n") }, []string{":6: the line does not end with a hash"}},
+		"cut line":       {func(l []string) []string { l[8] = l[8][:50]; return l }, []string{":9: the line does not end with a hash", "record 9 is missing at the end"}},
+		"number changed": {func(l []string) []string { l[8] = strings.Replace(l[8], `"seq":9`, `"seq":10`, 1); return l }, []string{"record 9 is missing", "record 10 was changed"}},
+		"all but empty":  {func(l []string) []string { return nil }, []string{"there is no record", "records 1 to 9 are missing"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			lines := test.change(slices.Clone(whole))
+			p := filepath.Join(t.TempDir(), "audit.json")
+			if err := os.WriteFile(p, []byte(strings.Join(lines, "")), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			verified(t, VerifyConfig{Heads: heads}, []string{p}, test.want...)
+		})
+	}
+	if _, err := Verify([]string{filepath.Join(dir, "none")}, VerifyConfig{}); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a file that is not there: %v", err)
+	}
+}
+
+func TestKeyed(t *testing.T) {
+	dir := t.TempDir()
+	plain, keyed := filepath.Join(dir, "plain"), filepath.Join(dir, "keyed")
+	key := secret.Bytes("0123456789abcdef0123456789abcdef")
+	for path, k := range map[string]secret.Bytes{plain: nil, keyed: key} {
+		c := chainAt(t, path, func(cfg *ChainConfig) { cfg.Key = k })
+		closeChain(t, c)
+	}
+	verified(t, VerifyConfig{Key: key}, []string{keyed})
+	verified(t, VerifyConfig{}, []string{keyed}, "made with a key")
+	verified(t, VerifyConfig{Key: key}, []string{plain}, "made without a key")
+	verified(t, VerifyConfig{Key: secret.Bytes("another key, another key, another")}, []string{keyed}, "the key is another")
+}
+
+// TestChainGoesOn: over restarts, over a rotation by us, over one by logrotate
+// and over the removal of the file.
+func TestChainGoesOn(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "audit.json")
+	c := chainAt(t, path, nil)
+	c.Log(t.Context(), event("one"))
+	closeChain(t, c)
+
+	c = chainAt(t, path, nil) // a restart
+	c.Log(t.Context(), event("two"))
+	if err := c.Begin(t.Context(), Event{Op: DeleteKey}); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(path, path+"-1"); err != nil { // logrotate
+		t.Fatal(err)
+	}
+	if err := c.Reopen(); err != nil {
+		t.Fatal(err)
+	}
+	c.Log(t.Context(), event("three"))
+	closeChain(t, c)
+	if lines := readLines(t, path); len(lines) != 2 || !strings.Contains(lines[0], `"kind":"begin"`) || !strings.Contains(lines[0], `"reason":"file"`) {
+		t.Errorf("the new file holds %q, want a beginning and an event", lines)
+	}
+
+	c = chainAt(t, path, func(cfg *ChainConfig) { cfg.File.rotation = Rotation{Size: 1} })
+	c.cfg.File.mu.Lock()
+	c.cfg.File.looked = time.Time{} // a second has passed
+	c.cfg.File.mu.Unlock()
+	if err := c.Begin(t.Context(), Event{Op: DeleteKey}); err != nil {
+		t.Fatal(err)
+	}
+	closeChain(t, c)
+	aside, err := c.cfg.File.aside()
+	if err != nil || len(aside) != 1 {
+		t.Fatalf("put aside %v, %v", aside, err)
+	}
+	report := verified(t, VerifyConfig{Heads: headOf(t, path)}, []string{path, path + "-1", aside[0]})
+	if !slices.Equal(report.Files, []string{path + "-1", aside[0], path}) || report.Records != 10 {
+		t.Errorf("report %+v", report)
+	}
+	verified(t, VerifyConfig{}, []string{path + "-1", path}, "records 6 to 8 are missing")
+	if r := verified(t, VerifyConfig{}, []string{aside[0]}); len(r.Notes) != 1 || !strings.Contains(r.Notes[0].What, "goes on here from record 5") {
+		t.Errorf("notes %v", r.Notes)
+	}
+
+	// A new file, with all before put aside: the chain goes on from there.
+	if err := os.Remove(string(HeadFileOf(path))); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	c = chainAt(t, path, nil)
+	closeChain(t, c)
+	verified(t, VerifyConfig{}, []string{path, aside[0], path + "-1"})
+}
+
+// TestCutWhileDown: who cuts the log while the server is down is found at its
+// start, and stays found.
+func TestCutWhileDown(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.json")
+	c := chainAt(t, path, nil)
+	for range 4 {
+		c.Log(t.Context(), event("k"))
+	}
+	closeChain(t, c)
+	whole := readLines(t, path)
+	for name, test := range map[string]struct {
+		left []string
+		want string
+	}{
+		"cut":     {whole[:2], "records 3 to 5 are missing before this one"},
+		"emptied": {nil, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := filepath.Join(t.TempDir(), "audit.json")
+			head, err := os.ReadFile(string(HeadFileOf(path)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for file, text := range map[string]string{p: strings.Join(test.left, ""), string(HeadFileOf(p)): string(head)} {
+				if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			c := chainAt(t, p, nil)
+			c.Log(t.Context(), event("later"))
+			closeChain(t, c)
+			var want []string
+			if test.want != "" {
+				want = []string{test.want}
+			}
+			r := verified(t, VerifyConfig{Heads: headOf(t, p)}, []string{p}, want...)
+			last := r.Notes[len(r.Notes)-1].What
+			if gone := fmt.Sprintf("the log ended %d records before the end", 5-len(test.left)); !strings.Contains(last, gone) {
+				t.Errorf("notes %v, want %q", r.Notes, gone)
+			}
+		})
+	}
+}
+
+// TestTornByCrash: a line that a crash left unfinished is told of, and no
+// finding.
+func TestTornByCrash(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.json")
+	c := chainAt(t, path, nil)
+	closeChain(t, c)
+	f, err := os.OpenFile(path, os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err = f.WriteString(`{"seq":2,"prev":"`); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	verified(t, VerifyConfig{}, []string{path}, ":2: the line does not end")
+	c = chainAt(t, path, nil)
+	closeChain(t, c)
+	r := verified(t, VerifyConfig{}, []string{path})
+	if len(r.Notes) != 1 || !strings.Contains(r.Notes[0].What, "17 bytes of a record that was not written to its end") {
+		t.Errorf("notes %v", r.Notes)
+	}
+}
+
+func TestFileIsNotShared(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.json")
+	chainAt(t, path, nil)
+	if _, err := OpenExclusiveFile(path, Rotation{}); err == nil || !strings.Contains(err.Error(), "another process") {
+		t.Errorf("opened twice: %v", err)
+	}
+	other := filepath.Join(t.TempDir(), "kms-audit.log")
+	if err := os.WriteFile(other, []byte("2026-11-23 14:03:30,123 OK[op=GET_KEYS, user=u] \n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := OpenExclusiveFile(other, Rotation{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	if _, err := OpenChain(t.Context(), ChainConfig{Node: "n", File: f}); err == nil || !strings.Contains(err.Error(), "put the file aside") {
+		t.Errorf("a file of another kind: %v", err)
+	}
+}
+
+// TestManyWriters: whatever comes at once is one chain, and each writer's events
+// stand in its order.
+func TestManyWriters(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.json")
+	c := chainAt(t, path, nil)
+	const writers, each = 8, 400
+	var group sync.WaitGroup
+	for w := range writers {
+		group.Go(func() {
+			for i := range each {
+				e := event(fmt.Sprint("w", w))
+				e.EDEKs = i + 1
+				if i%100 == 0 {
+					if err := c.Begin(context.Background(), e); err != nil {
+						t.Error(err)
+					}
+				} else {
+					c.Log(context.Background(), e)
+				}
+			}
+		})
+	}
+	group.Wait()
+	closeChain(t, c)
+	if r := verified(t, VerifyConfig{Heads: headOf(t, path)}, []string{path}); r.Records != writers*each+1 {
+		t.Errorf("%d records", r.Records)
+	}
+	count := map[string]int{}
+	for _, line := range readLines(t, path)[1:] {
+		r, err := ParseRecord([]byte(strings.TrimSuffix(line, "\n")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if count[r.Key]++; count[r.Key] != r.EDEKs {
+			t.Fatalf("event %d of %s stands in place %d", r.EDEKs, r.Key, count[r.Key])
+		}
+	}
+}
