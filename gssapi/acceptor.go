@@ -1,0 +1,286 @@
+//go:build cgo && !nogssapi
+
+package gssapi
+
+/*
+#cgo LDFLAGS: -lgssapi_krb5 -lkrb5
+#include <stdlib.h>
+#include <string.h>
+#include <gssapi/gssapi.h>
+#include <gssapi/gssapi_ext.h>
+#include <krb5.h>
+
+// acquire gets the credentials of an acceptor by every key of a keytab.
+static OM_uint32 acquire(OM_uint32 *minor, const char *keytab, const char *rcache, gss_cred_id_t *out) {
+	gss_key_value_element_desc elements[2] = {{"keytab", keytab}, {"rcache", rcache}};
+	gss_key_value_set_desc store = {rcache == NULL ? 1 : 2, elements};
+	return gss_acquire_cred_from(minor, GSS_C_NO_NAME, GSS_C_INDEFINITE, GSS_C_NO_OID_SET, GSS_C_ACCEPT, &store, out, NULL, NULL);
+}
+
+// accepted is what came of a token: texts to be freed, NULL for none.
+typedef struct {
+	OM_uint32 major, minor;
+	char *client, *service, *reply;
+	size_t reply_len;
+	char *general, *specific; // texts of the status
+} accepted;
+
+static char *text_of_name(gss_name_t name) {
+	OM_uint32 minor;
+	gss_buffer_desc b = GSS_C_EMPTY_BUFFER;
+	char *s = NULL;
+	if (gss_display_name(&minor, name, &b, NULL) == GSS_S_COMPLETE && memchr(b.value, 0, b.length) == NULL && (s = malloc(b.length + 1)) != NULL) {
+		memcpy(s, b.value, b.length);
+		s[b.length] = 0;
+	}
+	gss_release_buffer(&minor, &b);
+	return s;
+}
+
+static char *text_of_status(OM_uint32 code, int type) {
+	OM_uint32 minor, more = 0;
+	gss_buffer_desc b = GSS_C_EMPTY_BUFFER;
+	char *s = NULL;
+	if (gss_display_status(&minor, code, type, GSS_C_NO_OID, &more, &b) == GSS_S_COMPLETE && (s = malloc(b.length + 1)) != NULL) {
+		memcpy(s, b.value, b.length);
+		s[b.length] = 0;
+	}
+	gss_release_buffer(&minor, &b);
+	return s;
+}
+
+// accept_token runs on one thread from the call to the texts of its status, which
+// the library keeps by thread.
+static void accept_token(gss_cred_id_t cred, const void *token, size_t len, accepted *out) {
+	gss_ctx_id_t ctx = GSS_C_NO_CONTEXT;
+	gss_name_t client = GSS_C_NO_NAME, service = GSS_C_NO_NAME;
+	gss_buffer_desc in = {len, (void *)token}, reply = GSS_C_EMPTY_BUFFER;
+	OM_uint32 ignored;
+	memset(out, 0, sizeof *out);
+	out->major = gss_accept_sec_context(&out->minor, &ctx, cred, &in, GSS_C_NO_CHANNEL_BINDINGS, &client, NULL, &reply, NULL, NULL, NULL);
+	if (GSS_ERROR(out->major)) {
+		out->general = text_of_status(out->major, GSS_C_GSS_CODE);
+		out->specific = text_of_status(out->minor, GSS_C_MECH_CODE);
+	} else if (out->major == GSS_S_COMPLETE) {
+		out->client = text_of_name(client);
+		if (gss_inquire_context(&ignored, ctx, NULL, &service, NULL, NULL, NULL, NULL, NULL) == GSS_S_COMPLETE)
+			out->service = text_of_name(service);
+		if (reply.length > 0 && (out->reply = malloc(reply.length)) != NULL) {
+			memcpy(out->reply, reply.value, reply.length);
+			out->reply_len = reply.length;
+		}
+	}
+	gss_release_buffer(&ignored, &reply);
+	gss_release_name(&ignored, &client);
+	gss_release_name(&ignored, &service);
+	gss_delete_sec_context(&ignored, &ctx, GSS_C_NO_BUFFER);
+}
+
+static void free_accepted(accepted *a) {
+	free(a->client); free(a->service); free(a->reply); free(a->general); free(a->specific);
+}
+
+static char *copy_of(const char *s) { return s == NULL ? NULL : strdup(s); }
+
+// next_principal walks through a keytab; it returns a text to be freed.
+static krb5_error_code next_principal(krb5_context ctx, krb5_keytab kt, krb5_kt_cursor *cursor, char **name) {
+	krb5_keytab_entry e;
+	char *s = NULL;
+	krb5_error_code code = krb5_kt_next_entry(ctx, kt, &e, cursor);
+	if (code != 0) return code;
+	code = krb5_unparse_name(ctx, e.principal, &s);
+	if (code == 0) { *name = copy_of(s); krb5_free_unparsed_name(ctx, s); }
+	krb5_free_keytab_entry_contents(ctx, &e);
+	return code;
+}
+*/
+import "C"
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"unsafe"
+)
+
+// Available tells whether this build can do Kerberos.
+const Available = true
+
+// Acceptor accepts tokens with the keys of a keytab. Its methods may be called
+// from many goroutines.
+type Acceptor struct {
+	principals []string
+	every      bool // each HTTP/... principal
+
+	mu     sync.RWMutex // held for reading while a token is looked at
+	cred   C.gss_cred_id_t
+	closed bool
+}
+
+// NewAcceptor opens the keytab, and sees that the principals have keys in it.
+func NewAcceptor(conf AcceptorConfig) (*Acceptor, error) {
+	if len(conf.Principals) == 0 {
+		return nil, errors.New("no principal to accept tickets for")
+	}
+	known, err := principalsOf(conf.Keytab)
+	if err != nil {
+		return nil, fmt.Errorf("keytab %s: %w", conf.Keytab, err)
+	}
+	a := &Acceptor{principals: conf.Principals, every: slices.Equal(conf.Principals, []string{"*"})}
+	has := func(p string) bool {
+		return slices.ContainsFunc(known, func(k string) bool { return isPrincipal(k, p) })
+	}
+	for _, p := range conf.Principals {
+		if !a.every && !has(p) {
+			return nil, fmt.Errorf("keytab %s has no key of %s; it has keys of %s", conf.Keytab, p, strings.Join(known, ", "))
+		}
+	}
+	if a.every && !slices.ContainsFunc(known, func(k string) bool { return strings.HasPrefix(k, "HTTP/") }) {
+		return nil, fmt.Errorf("keytab %s has no key of a principal HTTP/...; it has keys of %s", conf.Keytab, strings.Join(known, ", "))
+	}
+	keytab := C.CString("FILE:" + conf.Keytab)
+	defer C.free(unsafe.Pointer(keytab))
+	var rcache *C.char
+	if conf.ReplayCache != "" {
+		rcache = C.CString(conf.ReplayCache)
+		defer C.free(unsafe.Pointer(rcache))
+	}
+	runtime.LockOSThread() // the texts of a status are kept by thread
+	defer runtime.UnlockOSThread()
+	var minor C.OM_uint32
+	if major := C.acquire(&minor, keytab, rcache, &a.cred); major != C.GSS_S_COMPLETE {
+		return nil, fmt.Errorf("keytab %s: %w", conf.Keytab, explain(statusText(major, C.GSS_C_GSS_CODE), statusText(minor, C.GSS_C_MECH_CODE)))
+	}
+	return a, nil
+}
+
+func statusText(code C.OM_uint32, kind C.int) string {
+	s := C.text_of_status(code, kind)
+	defer C.free(unsafe.Pointer(s))
+	return C.GoString(s)
+}
+
+// isPrincipal tells whether a full principal is the one that is named with or
+// without its realm.
+func isPrincipal(full, name string) bool {
+	if !strings.Contains(name, "@") {
+		full, _, _ = strings.Cut(full, "@")
+	}
+	return full == name
+}
+
+// principalsOf lists whose keys a keytab has.
+func principalsOf(keytab string) ([]string, error) {
+	f, err := os.Open(keytab) // the library's words for this do not tell why
+	if err != nil {
+		return nil, err
+	}
+	_ = f.Close()
+	var ctx C.krb5_context
+	if code := C.krb5_init_context(&ctx); code != 0 {
+		return nil, fmt.Errorf("reading krb5.conf: error %d of the library", code)
+	}
+	defer C.krb5_free_context(ctx)
+	failed := func(code C.krb5_error_code) error {
+		text := C.krb5_get_error_message(ctx, code)
+		defer C.krb5_free_error_message(ctx, text)
+		return errors.New(C.GoString(text))
+	}
+	name := C.CString("FILE:" + keytab)
+	defer C.free(unsafe.Pointer(name))
+	var kt C.krb5_keytab
+	if code := C.krb5_kt_resolve(ctx, name, &kt); code != 0 {
+		return nil, failed(code)
+	}
+	defer C.krb5_kt_close(ctx, kt)
+	var cursor C.krb5_kt_cursor
+	if code := C.krb5_kt_start_seq_get(ctx, kt, &cursor); code != 0 {
+		return nil, failed(code)
+	}
+	defer C.krb5_kt_end_seq_get(ctx, kt, &cursor)
+	var found []string
+	for {
+		var p *C.char
+		switch code := C.next_principal(ctx, kt, &cursor, &p); {
+		case code == C.KRB5_KT_END && len(found) == 0:
+			return nil, errors.New("it is empty")
+		case code == C.KRB5_KT_END:
+			return found, nil
+		case code != 0:
+			return nil, failed(code)
+		}
+		if s := C.GoString(p); !slices.Contains(found, s) {
+			found = append(found, s)
+		}
+		C.free(unsafe.Pointer(p))
+	}
+}
+
+// Accept finds out who sent a token. Errors are of type *Error.
+func (a *Acceptor) Accept(token []byte) (Accepted, error) {
+	if err := check(token); err != nil {
+		return Accepted{}, err
+	}
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	if a.closed {
+		return Accepted{}, &Error{Kind: Other, Detail: "the acceptor is closed", Java: javaFailure("closed")}
+	}
+	var out C.accepted
+	C.accept_token(a.cred, unsafe.Pointer(&token[0]), C.size_t(len(token)), &out)
+	defer C.free_accepted(&out)
+	switch {
+	case out.general != nil:
+		return Accepted{}, explain(C.GoString(out.general), C.GoString(out.specific))
+	case out.major != C.GSS_S_COMPLETE:
+		return Accepted{}, badToken("the client wants to negotiate in several legs; it has to begin with Kerberos", "GSSException: Defective token detected")
+	case out.client == nil || out.service == nil:
+		return Accepted{}, badToken("the ticket's names cannot be told", "GSSException: Defective token detected")
+	}
+	who := Accepted{Client: C.GoString(out.client), Service: C.GoString(out.service), Reply: C.GoBytes(unsafe.Pointer(out.reply), C.int(out.reply_len))}
+	if !a.ours(who.Service) {
+		e := &Error{Kind: WrongService, Detail: fmt.Sprintf("the ticket of %s is for %s, and this service is %s", who.Client, who.Service, strings.Join(a.principals, ", "))}
+		e.advise("")
+		return Accepted{}, e
+	}
+	return who, nil
+}
+
+func (a *Acceptor) ours(service string) bool {
+	if a.every {
+		return strings.HasPrefix(service, "HTTP/")
+	}
+	return slices.ContainsFunc(a.principals, func(p string) bool { return isPrincipal(service, p) })
+}
+
+// Close frees the credentials. No token is accepted afterwards.
+func (a *Acceptor) Close() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !a.closed {
+		var minor C.OM_uint32
+		C.gss_release_cred(&minor, &a.cred)
+		a.closed = true
+	}
+}
+
+// DefaultRealm is that of krb5.conf.
+func DefaultRealm() (string, error) {
+	var ctx C.krb5_context
+	if code := C.krb5_init_context(&ctx); code != 0 {
+		return "", fmt.Errorf("reading krb5.conf: error %d of the library", code)
+	}
+	defer C.krb5_free_context(ctx)
+	var realm *C.char
+	if code := C.krb5_get_default_realm(ctx, &realm); code != 0 {
+		text := C.krb5_get_error_message(ctx, code)
+		defer C.krb5_free_error_message(ctx, text)
+		return "", errors.New(C.GoString(text))
+	}
+	defer C.krb5_free_default_realm(ctx, realm)
+	return C.GoString(realm), nil
+}

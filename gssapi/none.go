@@ -1,0 +1,39 @@
+//go:build !cgo || nogssapi
+
+package gssapi
+
+// Available tells whether this build can do Kerberos.
+const Available = false
+
+// Acceptor can't exist in this build.
+type Acceptor struct{}
+
+// NewAcceptor returns ErrNotBuilt.
+func NewAcceptor(AcceptorConfig) (*Acceptor, error) { return nil, ErrNotBuilt }
+
+// Accept returns ErrNotBuilt.
+func (*Acceptor) Accept([]byte) (Accepted, error) { return Accepted{}, ErrNotBuilt }
+
+// Close does nothing.
+func (*Acceptor) Close() {}
+
+// Initiator can't exist in this build.
+type Initiator struct{}
+
+// NewInitiator returns ErrNotBuilt.
+func NewInitiator(InitiatorConfig) (*Initiator, error) { return nil, ErrNotBuilt }
+
+// Step returns ErrNotBuilt.
+func (*Initiator) Step([]byte) ([]byte, bool, error) { return nil, false, ErrNotBuilt }
+
+// Wrap returns ErrNotBuilt.
+func (*Initiator) Wrap([]byte) ([]byte, error) { return nil, ErrNotBuilt }
+
+// Unwrap returns ErrNotBuilt.
+func (*Initiator) Unwrap([]byte) ([]byte, error) { return nil, ErrNotBuilt }
+
+// Close does nothing.
+func (*Initiator) Close() {}
+
+// DefaultRealm returns ErrNotBuilt.
+func DefaultRealm() (string, error) { return "", ErrNotBuilt }
