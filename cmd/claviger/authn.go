@@ -16,7 +16,7 @@ type authenticator struct {
 }
 
 func newAuthenticator(conf *hadoopconf.Conf, log *slog.Logger) (*authenticator, error) {
-	const prefix = "hadoop.kms.authentication."
+	const prefix = authPrefix
 	r := &reader{conf: conf}
 	ttl := r.duration("hadoop.security.groups.cache.secs", time.Second)
 	validity := r.duration(prefix+"token.validity", time.Second)
@@ -25,7 +25,6 @@ func newAuthenticator(conf *hadoopconf.Conf, log *slog.Logger) (*authenticator, 
 		inactive = r.duration(prefix+"token.max-inactive-interval", time.Second)
 	}
 	cfg := authn.Config{
-		Handler:     authn.Simple{Anonymous: r.bool(prefix + "simple.anonymous.allowed")},
 		Validity:    validity,
 		MaxInactive: inactive,
 		Cookie: authn.CookieAttributes{
@@ -34,6 +33,7 @@ func newAuthenticator(conf *hadoopconf.Conf, log *slog.Logger) (*authenticator, 
 			Persistent: r.bool(prefix + "cookie.persistent"),
 		},
 	}
+	anonymous := r.bool(prefix + "simple.anonymous.allowed")
 	const delegation = prefix + "delegation-token."
 	times := authn.DelegationConfig{
 		KeyUpdate: r.duration(delegation+"update-interval.sec", time.Second),
@@ -45,6 +45,9 @@ func newAuthenticator(conf *hadoopconf.Conf, log *slog.Logger) (*authenticator, 
 		return nil, r.err
 	}
 	var err error
+	if cfg.Handler, cfg.Rules, err = authHandler(conf, anonymous, log); err != nil {
+		return nil, err
+	}
 	if cfg.Delegations, err = authn.NewDelegations(times); err != nil {
 		return nil, err
 	}

@@ -106,9 +106,6 @@ func readKMSSettings(conf *hadoopconf.Conf) (kmsSettings, error) {
 	if r.err != nil {
 		return s, r.err
 	}
-	if t := conf.String("hadoop.kms.authentication.type"); t != "simple" {
-		return s, refuse(conf, "hadoop.kms.authentication.type", "this build knows only simple")
-	}
 	if _, ok := conf.Get(hadoopconf.SourceURI); s.migrate && !ok && !strings.Contains(conf.String(hadoopconf.ProviderURI), ",") {
 		return s, refuse(conf, hadoopconf.InitiateMigration, fmt.Sprintf("a migration needs a source: set %s to kms://http@HOST:PORT/kms, or this to false", hadoopconf.SourceURI))
 	}

@@ -1,0 +1,184 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+
+	"claviger/authn"
+	"claviger/gssapi"
+	"claviger/hadoopconf"
+)
+
+// The properties of authentication.
+const (
+	authPrefix   = "hadoop.kms.authentication."
+	authType     = authPrefix + "type"
+	authKeytab   = authPrefix + "kerberos.keytab"
+	authService  = authPrefix + "kerberos.principal"
+	authRules    = authPrefix + "kerberos.name.rules"
+	authToLocal  = "hadoop.security.auth_to_local"
+	delegationBy = "org.apache.hadoop.security.token.delegation.web."
+)
+
+// authHandler makes what hadoop.kms.authentication.type names, in short or by
+// Hadoop's class, and the rules that make short names of its principals.
+func authHandler(conf *hadoopconf.Conf, anonymous bool, log *slog.Logger) (authn.Handler, *authn.Rules, error) {
+	var k *authn.Kerberos
+	var err error
+	switch conf.String(authType) {
+	case "simple", delegationBy + "PseudoDelegationTokenAuthenticationHandler":
+		rules, err := simpleRules(conf, log)
+		return authn.Simple{Anonymous: anonymous}, rules, err
+	case "kerberos", delegationBy + "KerberosDelegationTokenAuthenticationHandler":
+		k, err = newKerberos(conf)
+	case delegationBy + "MultiSchemeDelegationTokenAuthenticationHandler":
+		if err = checkSchemes(conf); err == nil {
+			k, err = newKerberos(conf)
+		}
+		if err == nil {
+			k = authn.MultiScheme(k)
+		}
+	default:
+		err = refuse(conf, authType, "it must be simple, kerberos, or "+delegationBy+"MultiSchemeDelegationTokenAuthenticationHandler")
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	rules, err := kerberosRules(conf, log)
+	return k, rules, err
+}
+
+// newKerberos makes the handler of type kerberos. A keytab that cannot be used
+// is an error now, and not when the first client comes.
+func newKerberos(conf *hadoopconf.Conf) (*authn.Kerberos, error) {
+	service := conf.String(authService)
+	switch {
+	case strings.Contains(service, "_HOST"):
+		return nil, refuse(conf, authService, "_HOST is not replaced here, nor in Hadoop's KMS; write the host name that clients use, or * for every HTTP principal of the keytab")
+	case service != "*" && !strings.HasPrefix(service, "HTTP/"):
+		return nil, refuse(conf, authService, "it must be HTTP/ and the host name that clients use, or * for every HTTP principal of the keytab")
+	}
+	keytab, ok := conf.Path(authKeytab)
+	if !ok {
+		return nil, refuse(conf, authKeytab, "it must be the path of a keytab with the key of "+service)
+	}
+	acceptor, err := gssapi.NewAcceptor(gssapi.AcceptorConfig{Keytab: keytab, Principals: []string{service}})
+	if errors.Is(err, gssapi.ErrNotBuilt) {
+		return nil, refuse(conf, authType, err.Error())
+	}
+	if err != nil {
+		return nil, fmt.Errorf("type kerberos: %w: %w",
+			refuse(conf, authKeytab, "it must be a keytab that this process can read, with the key of "+service), err)
+	}
+	const whitelist = authPrefix + "kerberos.endpoint.whitelist"
+	k, err := authn.NewKerberos(negotiator{acceptor}, conf.Strings(whitelist))
+	if err != nil {
+		return nil, refuse(conf, whitelist, err.Error())
+	}
+	return k, nil
+}
+
+// negotiator puts a gssapi acceptor where authn asks for one.
+type negotiator struct{ acceptor *gssapi.Acceptor }
+
+// Accept says what is wrong with a token twice: to the caller in Java's words,
+// to the operator in full.
+func (n negotiator) Accept(token []byte) (client string, reply []byte, err error) {
+	who, err := n.acceptor.Accept(token)
+	if err == nil {
+		return who.Client, who.Reply, nil
+	}
+	refused := &authn.NegotiationError{Reason: "GSSException: Failure unspecified at GSS-API level", Explanation: err.Error(), Err: err}
+	var known *gssapi.Error
+	if errors.As(err, &known) && known.Java != "" {
+		refused.Reason = known.Java
+	}
+	return "", nil, refused
+}
+
+// checkSchemes reads the schemes of multi-scheme authentication. What is left of
+// them is negotiate.
+func checkSchemes(conf *hadoopconf.Conf) error {
+	const (
+		schemesName    = authPrefix + authn.SchemesProperty
+		delegationName = authPrefix + authn.DelegationSchemesProperty
+	)
+	schemes, err := authn.ParseSchemes(conf.String(schemesName))
+	if err != nil {
+		return refuse(conf, schemesName, err.Error())
+	}
+	for _, s := range schemes {
+		handler := authPrefix + authn.SchemeHandlerProperty(s)
+		if err := authn.CheckScheme(s, conf.String(handler)); err != nil {
+			return refuse(conf, handler, err.Error())
+		}
+	}
+	delegation, err := authn.ParseSchemes(conf.String(delegationName))
+	if err != nil {
+		return refuse(conf, delegationName, err.Error())
+	}
+	for _, s := range delegation {
+		if !slices.Contains(schemes, s) {
+			return refuse(conf, delegationName, s+" is not among those of "+schemesName)
+		}
+	}
+	return nil
+}
+
+// kerberosRules are those of hadoop.kms.authentication.kerberos.name.rules. As
+// in Hadoop's KMS that property always has a value, and goes over auth_to_local.
+func kerberosRules(conf *hadoopconf.Conf, log *slog.Logger) (*authn.Rules, error) {
+	if p, _ := conf.Lookup(authRules); p.File == "" {
+		if _, set := conf.Get(authToLocal); set {
+			log.Warn("the rules of " + authToLocal + " are not used by a KMS of type kerberos, which takes those of " + authRules + " (DEFAULT, unless it is set); set the latter to the same")
+		}
+	}
+	return readRules(conf, authRules)
+}
+
+// simpleRules are those of auth_to_local, if it is set. Without them Hadoop
+// takes the first component of a name, or where the cluster is secured DEFAULT.
+func simpleRules(conf *hadoopconf.Conf, log *slog.Logger) (*authn.Rules, error) {
+	if _, set := conf.Get(authToLocal); !set {
+		if !strings.EqualFold(conf.String("hadoop.security.authentication"), "kerberos") {
+			return nil, nil // the first component
+		}
+		conf.SetDefault(authToLocal, "DEFAULT")
+	}
+	return readRules(conf, authToLocal)
+}
+
+// readRules reads the rules of a property.
+func readRules(conf *hadoopconf.Conf, name string) (*authn.Rules, error) {
+	mechanism := authn.MechanismHadoop
+	for _, property := range []string{authPrefix + "kerberos.name.rules.mechanism", authToLocal + ".mechanism"} {
+		text, set := conf.Get(property)
+		if !set {
+			continue
+		}
+		var err error
+		if mechanism, err = authn.ParseMechanism(text); err != nil {
+			return nil, refuse(conf, property, err.Error())
+		}
+		break
+	}
+	text := conf.String(name)
+	rules, err := authn.ParseRules(text, mechanism, "")
+	if err != nil {
+		return nil, refuse(conf, name, err.Error())
+	}
+	if !rules.UsesDefaultRealm() {
+		return rules, nil
+	}
+	realm, err := gssapi.DefaultRealm()
+	if _, own, ok := strings.Cut(conf.String(authService), "@"); err != nil && ok {
+		realm, err = own, nil
+	}
+	if err != nil {
+		return nil, refuse(conf, name, fmt.Sprintf("DEFAULT needs the default realm, and there is none (%v); set default_realm in krb5.conf", err))
+	}
+	return authn.ParseRules(text, mechanism, realm)
+}

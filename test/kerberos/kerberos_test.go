@@ -1,0 +1,216 @@
+package kerberos
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"claviger/test/hadoop"
+)
+
+const realm = "EXAMPLE.COM"
+
+// kms is a server of type kerberos.
+type kms struct {
+	t       testing.TB
+	url     string // of /kms
+	audit   string // file
+	process *hadoop.Process
+}
+
+// startKMS runs the program with a keytab, under a krb5.conf.
+func startKMS(t testing.TB, k *kdc, krb5conf, keytab string) *kms {
+	t.Helper()
+	dir := t.TempDir()
+	s := &kms{t: t, audit: filepath.Join(dir, "audit.log")}
+	hadoop.Conf{
+		"hadoop.kms.key.provider.uri":                   "jceks://file@" + filepath.Join(dir, "kms.keystore"),
+		"hadoop.kms.authentication.type":                "kerberos",
+		"hadoop.kms.authentication.kerberos.keytab":     keytab,
+		"hadoop.kms.authentication.kerberos.principal":  "HTTP/localhost",
+		"hadoop.kms.authentication.kerberos.name.rules": "RULE:[2:$1@$0](nn@EXAMPLE\\.COM)s/.*/hdfs/ RULE:[1:$1@$0](.*@EXAMPLE\\.COM)s/@.*//",
+		"hadoop.kms.http.host":                          "127.0.0.1",
+		"claviger.audit.file":                           s.audit,
+	}.Write(t, filepath.Join(dir, "kms-site.xml"))
+	hadoop.Conf{"default.key.acl.READ": "*", "default.key.acl.MANAGEMENT": "*"}.Write(t, filepath.Join(dir, "kms-acls.xml"))
+	ready := filepath.Join(dir, "ready")
+	cmd := exec.Command(hadoop.Binary(t), "kms", "--conf", dir, "--http-port", "0", "--ready-file", ready)
+	cmd.Env = append(k.env, "KRB5_CONFIG="+krb5conf)
+	s.process = hadoop.Start(t, "claviger kms", cmd)
+	s.process.WaitFor("it is ready", func() bool {
+		url, err := os.ReadFile(ready)
+		s.url = strings.Replace(strings.TrimSpace(string(url)), "127.0.0.1", "localhost", 1)
+		return err == nil
+	})
+	return s
+}
+
+// names is the URL of a request that anybody who gets in may make.
+func (s *kms) names() string { return s.url + "/v1/keys/names" }
+
+// send sends a token and returns the status and the body.
+func (s *kms) send(method, token string) (int, string) {
+	s.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	r, err := http.NewRequestWithContext(ctx, method, s.names(), nil)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	r.Header.Set("Authorization", "Negotiate "+token)
+	resp, err := http.DefaultClient.Do(r)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return resp.StatusCode, string(body)
+}
+
+// since is what a file got beyond an offset.
+func since(t testing.TB, file string, offset int) string {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b[min(offset, len(b)):])
+}
+
+// java runs Login with a ticket.
+func (k *kdc) java(ccache, principal string, args ...string) string {
+	k.t.Helper()
+	cp := hadoop.RuntimeClassPath(k.t)
+	src, err := filepath.Abs("java")
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	classes := hadoop.Javac(k.t, cp, src)
+	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
+	defer cancel()
+	all := append([]string{"-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xmx128m", "-Djava.security.krb5.conf=" + k.conf,
+		"-cp", classes + string(os.PathListSeparator) + cp, "Login", ccache, principal}, args...)
+	cmd := exec.CommandContext(ctx, "java", all...)
+	cmd.Env = k.env
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		k.t.Fatalf("Login %s: %v\n%s%s", strings.Join(args, " "), err, out, stderr.String())
+	}
+	return strings.TrimSpace(string(out))
+}
+
+func TestWhoGetsIn(t *testing.T) {
+	hadoop.Require(t)
+	k := startKDC(t, realm)
+	users := k.keytab("users.keytab", "alice", "nn/localhost")
+	s := startKMS(t, k, k.conf, k.keytab("http.keytab", "HTTP/localhost"))
+	alice := k.login(users, "alice", "1h")
+	nn := k.login(users, "nn/localhost", "1h")
+
+	curl := exec.Command("curl", "-sS", "-i", "--max-time", "30", "--negotiate", "-u", ":", s.names())
+	curl.Env = append(k.env, "KRB5CCNAME=FILE:"+alice)
+	out, err := curl.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "HTTP/1.1 200 OK") || !strings.Contains(string(out), `hadoop.auth="u=alice&p=alice@EXAMPLE.COM&t=kerberos-dt&`) {
+		t.Errorf("curl: %v\n%s", err, out)
+	}
+	for _, c := range []struct{ what, ccache, principal, want string }{
+		{"jdk", alice, "alice", "u=alice&p=alice@EXAMPLE.COM&t=kerberos-dt&"},
+		{"hadoop", alice, "alice", "u=alice&p=alice@EXAMPLE.COM&t=kerberos-dt&"},
+		{"hadoop", nn, "nn/localhost", "u=hdfs&p=nn/localhost@EXAMPLE.COM&t=kerberos-dt&"},
+		{"raw", alice, "alice", " proved"},
+	} {
+		if got := k.java(c.ccache, c.principal, c.what, s.names()); !strings.HasPrefix(got, "200 []") || !strings.Contains(got, c.want) || strings.Contains(got, "not proved") {
+			t.Errorf("%s as %s: %s", c.what, c.principal, got)
+		}
+	}
+	if log := since(t, s.audit, 0); strings.Contains(log, "Exception") || !strings.Contains(log, "user=nn/localhost@EXAMPLE.COM") {
+		t.Errorf("audit log:\n%s", log)
+	}
+}
+
+func TestWhoDoesNot(t *testing.T) {
+	hadoop.Require(t)
+	k := startKDC(t, realm)
+	users := k.keytab("users.keytab", "alice", "foo/localhost")
+	keytab := k.keytab("http.keytab", "HTTP/localhost", "ftp/localhost")
+	s := startKMS(t, k, k.conf, keytab)
+	alice := k.login(users, "alice", "1h")
+	token := func(service string, more ...string) string {
+		return k.java(alice, "alice", append([]string{"token", service}, more...)...)
+	}
+	refused := func(t *testing.T, s *kms, method, token string, status int, reason, explanation string) {
+		t.Helper()
+		lines, logged := len(since(t, s.audit, 0)), len(since(t, s.process.Log, 0))
+		got, body := s.send(method, token)
+		if got != status || method == http.MethodGet && !strings.Contains(body, reason) {
+			t.Errorf("status %d, want %d and %s:\n%s", got, status, reason, body)
+		}
+		line := since(t, s.audit, lines)
+		if !strings.Contains(line, "UNAUTHENTICATED RemoteHost:127.0.0.1 Method:"+method+" URL:"+s.names()+" ErrorMsg:'"+reason) || strings.Count(line, "\n") != 1 {
+			t.Errorf("audit lines %q, want one with %s", line, reason)
+		}
+		if log := since(t, s.process.Log, logged); !strings.Contains(log, explanation) {
+			t.Errorf("log %q, want %q", log, explanation)
+		}
+		if strings.Contains(body, explanation) {
+			t.Errorf("the caller is told what is for the operator: %s", body)
+		}
+	}
+	const failure = "GSSException: Failure unspecified at GSS-API level (Mechanism level: "
+
+	t.Run("a replayed token", func(t *testing.T) {
+		for _, form := range [][]string{nil, {"spnego"}} {
+			one := token("HTTP/localhost@"+realm, form...)
+			if status, body := s.send(http.MethodGet, one); status != http.StatusOK {
+				t.Fatalf("a fresh token: %d %s", status, body)
+			}
+			refused(t, s, http.MethodGet, one, http.StatusForbidden, failure+"Request is a replay (34))", "the same token came twice")
+			refused(t, s, http.MethodOptions, one, http.StatusForbidden, failure+"Request is a replay (34))", "the same token came twice")
+		}
+	})
+	t.Run("a ticket for another service", func(t *testing.T) {
+		refused(t, s, http.MethodGet, token("ftp/localhost@"+realm), http.StatusForbidden, "GSSException: No valid credentials provided", "the ticket of alice@EXAMPLE.COM is for ftp/localhost@EXAMPLE.COM")
+	})
+	t.Run("a principal that no rule names", func(t *testing.T) {
+		foo := k.java(k.login(users, "foo/localhost", "1h"), "foo/localhost", "token", "HTTP/localhost@"+realm)
+		refused(t, s, http.MethodGet, foo, http.StatusInternalServerError, "org.apache.hadoop.security.authentication.util.KerberosName$NoMatchingRule: No rules applied to foo/localhost@EXAMPLE.COM", "the ticket of foo/localhost@EXAMPLE.COM is good, but")
+	})
+	t.Run("a forged realm", func(t *testing.T) {
+		// Somebody's own KDC, which calls itself as it likes.
+		evil := startKDC(t, realm)
+		own := evil.keytab("own.keytab", "hdfs", "HTTP/localhost")
+		forged := evil.java(evil.login(own, "hdfs", "1h"), "hdfs", "token", "HTTP/localhost@"+realm)
+		refused(t, s, http.MethodGet, forged, http.StatusForbidden, failure+"Checksum failed", "the keytab lacks the key")
+		other := startKDC(t, "EVIL.ORG")
+		own = other.keytab("own.keytab", "alice", "HTTP/localhost")
+		forged = other.java(other.login(own, "alice", "1h"), "alice", "token", "HTTP/localhost@EVIL.ORG")
+		refused(t, s, http.MethodGet, forged, http.StatusForbidden, failure+"Checksum failed", "the keytab lacks the key")
+	})
+	t.Run("an expired ticket", func(t *testing.T) {
+		strict := startKMS(t, k, k.writeConf("strict.conf", 1), keytab)
+		brief := k.login(users, "alice", "5s")
+		old := k.java(brief, "alice", "token", "HTTP/localhost@"+realm)
+		time.Sleep(7 * time.Second)
+		refused(t, strict, http.MethodGet, old, http.StatusForbidden, failure+"Ticket expired (32))", "the client has to log in anew")
+	})
+	t.Run("a key that has changed", func(t *testing.T) {
+		k.run("kadmin.local", "-r", realm, "-q", "change_password -randkey HTTP/localhost")
+		refused(t, s, http.MethodGet, k.java(k.login(users, "alice", "30m"), "alice", "token", "HTTP/localhost@"+realm), http.StatusForbidden, failure+"Checksum failed", "the keytab lacks the key")
+		// The new key is taken from the keytab without a restart.
+		k.run("kadmin.local", "-r", realm, "-q", "ktadd -norandkey -k "+keytab+" HTTP/localhost")
+		if status, body := s.send(http.MethodGet, k.java(k.login(users, "alice", "29m"), "alice", "token", "HTTP/localhost@"+realm)); status != http.StatusOK {
+			t.Errorf("after the keytab got the new key: %d %s", status, body)
+		}
+	})
+}
