@@ -154,6 +154,9 @@ const (
 	// NoShortName: auth_to_local makes no name of a principal. Hadoop: 500, Reason
 	// (which begins with a Java class) in the page.
 	NoShortName
+	// StoreAway: what nodes keep delegation tokens in does not answer. 503: another
+	// node may reach it, or this one again in a moment.
+	StoreAway
 )
 
 // Refusal says why a request must not be served.
@@ -183,7 +186,7 @@ func (a *Authenticator) Authenticate(ctx context.Context, r Request) Result {
 	var res Result
 	if fresh {
 		if text, ok := delegationOf(r); ok && a.conf.Delegations != nil {
-			return a.byDelegation(text)
+			return a.byDelegation(ctx, text)
 		}
 		att := a.attempt(r, now, false)
 		tok, res.ServerToken, res.Refusal = att.token, att.reply, att.refusal

@@ -1,58 +1,52 @@
 package authn
 
 import (
+	"bytes"
 	"context"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha1" //nolint:gosec // HMAC-SHA1 is the token format's
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"strings"
-	"sync"
 	"time"
 
 	"claviger"
+	"claviger/metastore"
 	"claviger/secret"
 )
 
-// DelegationConfig holds the times of delegation tokens. The properties have the
-// prefix hadoop.kms.authentication.delegation-token.
+// DelegationConfig holds the times of delegation tokens, and where they are kept.
+// The properties have the prefix hadoop.kms.authentication.delegation-token.
 type DelegationConfig struct {
-	KeyUpdate time.Duration    // update-interval.sec: a new master key
-	MaxLife   time.Duration    // max-lifetime.sec: no renewal goes beyond
-	Renewal   time.Duration    // renew-interval.sec: how long a token is good unless renewed
-	Scan      time.Duration    // removal-scan-interval.sec: between removals of expired tokens
-	Now       func() time.Time // nil: time.Now
+	KeyUpdate time.Duration // update-interval.sec: a new master key
+	MaxLife   time.Duration // max-lifetime.sec: no renewal goes beyond
+	Renewal   time.Duration // renew-interval.sec: how long a token is good unless renewed
+	Scan      time.Duration // removal-scan-interval.sec: between removals of expired tokens
+	// Store keeps the tokens, for several nodes and over restarts; nil: the memory
+	// of this process, as Hadoop does by default.
+	Store metastore.Delegations
+	Batch int32            // sequence numbers that are fetched at once; 0: 100, as Hadoop does
+	Log   *slog.Logger     // nil: none
+	Now   func() time.Time // nil: time.Now
 }
 
-// maxDelegations is how many tokens are kept. Each takes some hundred bytes; a
-// busy cluster has some ten thousand at a time.
-const maxDelegations = 1 << 20
-
-// Delegations issues delegation tokens and knows those that are good, in this
-// process's memory: a token ends with it, as it does with Hadoop's default store.
-// Its work is done when it is asked for, by no goroutine of its own.
+// Delegations issues delegation tokens and knows those that are good. Every use of
+// a token asks the store, so a token that another node has cancelled is refused.
 type Delegations struct {
 	conf DelegationConfig
 
-	mu       sync.Mutex
-	known    map[string]*known // by the bytes of the identifier
-	key      secret.Bytes      // of the passwords of new tokens
-	keyID    int32
-	sequence int32
-	nextKey  time.Time
-	nextScan time.Time
+	// turn holds one element, which whoever takes keys and numbers takes out: a
+	// lock that one can stop waiting for.
+	turn    chan struct{}
+	key     metastore.MasterKey // of the passwords of new tokens
+	nextKey time.Time
+	numbers struct{ next, end int32 } // fetched and not used yet
 }
 
-// known is a token that is good until expires, and may be renewed until it is
-// removed.
-type known struct {
-	password secret.Bytes
-	expires  time.Time
-}
-
-// NewDelegations makes an empty store. Kind Invalid for a time that is not
+// NewDelegations makes a manager of tokens. Kind Invalid for a time that is not
 // positive.
 func NewDelegations(conf DelegationConfig) (*Delegations, error) {
 	for name, d := range map[string]time.Duration{"update-interval": conf.KeyUpdate, "max-lifetime": conf.MaxLife, "renew-interval": conf.Renewal, "removal-scan-interval": conf.Scan} {
@@ -63,55 +57,124 @@ func NewDelegations(conf DelegationConfig) (*Delegations, error) {
 	if conf.Now == nil {
 		conf.Now = time.Now
 	}
-	return &Delegations{conf: conf, known: make(map[string]*known), nextScan: conf.Now().Add(conf.Scan)}, nil
+	if conf.Log == nil {
+		conf.Log = slog.New(slog.DiscardHandler)
+	}
+	if conf.Store == nil {
+		conf.Store = newMemoryTokens(conf.Now)
+	}
+	if conf.Batch <= 0 {
+		conf.Batch = 100
+	}
+	d := &Delegations{conf: conf, turn: make(chan struct{}, 1)}
+	d.turn <- struct{}{}
+	return d, nil
+}
+
+// Run removes what has expired, every now and then, until ctx ends. Each node
+// does it; the others are not in its way.
+func (d *Delegations) Run(ctx context.Context) {
+	ticker := time.NewTicker(d.conf.Scan)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		if err := d.scan(ctx); err != nil && ctx.Err() == nil {
+			d.conf.Log.Warn("expired delegation tokens could not be removed", "err", err)
+		}
+	}
+}
+
+// scan removes expired tokens, and master keys with which no good token was made.
+func (d *Delegations) scan(ctx context.Context) error {
+	now := d.conf.Now()
+	n, err := d.conf.Store.RemoveExpired(ctx, now)
+	if err != nil {
+		return err
+	}
+	if n > 0 {
+		d.conf.Log.Info("removed expired delegation tokens", "tokens", n)
+	}
+	keys, err := d.conf.Store.MasterKeys(ctx)
+	if err != nil {
+		return err
+	}
+	for _, k := range keys {
+		if k.Expires.Before(now) {
+			if err := d.conf.Store.RemoveMasterKey(ctx, k.ID); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // issue makes a token and returns its text.
-func (d *Delegations) issue(owner, renewer, realUser, service string) (string, error) {
+func (d *Delegations) issue(ctx context.Context, owner, renewer, realUser, service string) (string, error) {
 	now := d.conf.Now()
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.tidy(now)
-	if len(d.known) >= maxDelegations {
-		return "", fmt.Errorf("there are %d delegation tokens already, and no room for one more until some expire", maxDelegations)
+	key, sequence, err := d.take(ctx, now)
+	if err != nil {
+		return "", err
 	}
-	d.sequence++
-	id := identifier{owner, renewer, realUser, now.UnixMilli(), now.Add(d.conf.MaxLife).UnixMilli(), d.sequence, d.keyID}
+	id := identifier{owner, renewer, realUser, now.UnixMilli(), now.Add(d.conf.MaxLife).UnixMilli(), sequence, key.ID}
 	t := delegation{identifier: id.bytes(), kind: delegationKind, service: service}
-	mac := hmac.New(sha1.New, d.key)
+	mac := hmac.New(sha1.New, key.Key)
 	mac.Write(t.identifier)
 	t.password = mac.Sum(nil)
-	d.known[string(t.identifier)] = &known{t.password, d.until(now, id)}
+	if err := d.conf.Store.PutDelegation(ctx, metastore.Delegation{Sequence: sequence, Identifier: t.identifier, Password: t.password, Renew: d.until(now, id)}); err != nil {
+		return "", err
+	}
 	return t.text(), nil
 }
+
+// take returns the key for a new token, a new one if it is time, and a number.
+// Tokens keep their own passwords, and no old key is needed for them here; but a
+// Java KMS on the same store makes the password again when it renews a token, so
+// each key stays there for as long as its tokens may live.
+func (d *Delegations) take(ctx context.Context, now time.Time) (metastore.MasterKey, int32, error) {
+	select {
+	case <-d.turn:
+		defer func() { d.turn <- struct{}{} }()
+	case <-ctx.Done():
+		return metastore.MasterKey{}, 0, claviger.E("authn.Delegations", claviger.Unavailable, "", context.Cause(ctx))
+	}
+	if d.key.Key == nil || !now.Before(d.nextKey) {
+		id, err := d.conf.Store.NextKeyID(ctx)
+		if err != nil {
+			return metastore.MasterKey{}, 0, err
+		}
+		const size = 32 // bytes; Hadoop's are 8
+		k := metastore.MasterKey{ID: id, Expires: wholeMillis(now.Add(d.conf.KeyUpdate + d.conf.MaxLife)), Key: make(secret.Bytes, size)}
+		_, _ = rand.Read(k.Key) // never fails: it ends the process first
+		if err := d.conf.Store.PutMasterKey(ctx, k); err != nil {
+			return metastore.MasterKey{}, 0, err
+		}
+		d.key, d.nextKey = k, now.Add(d.conf.KeyUpdate)
+	}
+	if d.numbers.next == d.numbers.end {
+		first, err := d.conf.Store.NextSequences(ctx, d.conf.Batch)
+		if err != nil {
+			return metastore.MasterKey{}, 0, err
+		}
+		d.numbers.next, d.numbers.end = first, first+d.conf.Batch
+	}
+	sequence := d.numbers.next
+	d.numbers.next++
+	return d.key, sequence, nil
+}
+
+// wholeMillis is a time as stores and tokens keep it.
+func wholeMillis(t time.Time) time.Time { return time.UnixMilli(t.UnixMilli()) }
 
 // until is when a token that is issued or renewed now expires.
 func (d *Delegations) until(now time.Time, id identifier) time.Time {
 	if end := time.UnixMilli(id.maxDate); end.Before(now.Add(d.conf.Renewal)) {
 		return end
 	}
-	return now.Add(d.conf.Renewal)
-}
-
-// tidy makes a new master key and removes what expired, when that is due.
-// Tokens keep their own passwords, so no old key has to be kept for them.
-func (d *Delegations) tidy(now time.Time) {
-	if d.key == nil || !now.Before(d.nextKey) {
-		const size = 32 // bytes; Hadoop's are 8
-		d.key = make(secret.Bytes, size)
-		_, _ = rand.Read(d.key) // never fails: it ends the process first
-		d.keyID++
-		d.nextKey = now.Add(d.conf.KeyUpdate)
-	}
-	if now.Before(d.nextScan) && len(d.known) < maxDelegations {
-		return
-	}
-	d.nextScan = now.Add(d.conf.Scan)
-	for id, t := range d.known {
-		if t.expires.Before(now) {
-			delete(d.known, id)
-		}
-	}
+	return wholeMillis(now.Add(d.conf.Renewal))
 }
 
 const (
@@ -119,41 +182,40 @@ const (
 	accessControlFailed = "org.apache.hadoop.security.AccessControlException: "
 )
 
-// find returns a token that we issued; d.mu is held. The errors are what
-// Hadoop's would be as texts.
-func (d *Delegations) find(t delegation, id identifier, missing string) (*known, error) {
-	k := d.known[string(t.identifier)]
+// find returns a token that is in the store. Errors are *claviger.Error where the
+// store failed; all others are Hadoop's, as texts.
+func (d *Delegations) find(ctx context.Context, t delegation, id identifier, missing string) (metastore.Delegation, error) {
+	k, ok, err := d.conf.Store.Delegation(ctx, id.sequence)
 	switch {
-	case k == nil:
-		return nil, errors.New(invalidToken + missing)
-	case !hmac.Equal(k.password, t.password):
-		return nil, fmt.Errorf("%stoken (%v) is invalid, password doesn't match", invalidToken, id)
+	case err != nil:
+		return k, err
+	case !ok || !bytes.Equal(k.Identifier, t.identifier):
+		return k, errors.New(invalidToken + missing)
+	case !hmac.Equal(k.Password, t.password):
+		return k, fmt.Errorf("%stoken (%v) is invalid, password doesn't match", invalidToken, id)
 	}
 	return k, nil
 }
 
 // verify tells whom a token that a request brings is for.
-func (d *Delegations) verify(text string) (identifier, error) {
+func (d *Delegations) verify(ctx context.Context, text string) (identifier, error) {
 	t, id, err := parseDelegation(text)
 	if err != nil {
 		return id, err
 	}
-	now := d.conf.Now()
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	k, err := d.find(t, id, "Token for real user: "+id.realUser+", can't be found in cache")
+	k, err := d.find(ctx, t, id, "Token for real user: "+id.realUser+", can't be found in cache")
 	if err != nil {
 		return id, err
 	}
-	if k.expires.Before(now) {
+	if now := d.conf.Now(); k.Renew.Before(now) {
 		const layout = "2006-01-02 15:04:05,000-0700"
-		return id, fmt.Errorf("%sToken %s has expired, current time: %s expected renewal time: %s", invalidToken, id.realUser, now.Format(layout), k.expires.Format(layout))
+		return id, fmt.Errorf("%sToken %s has expired, current time: %s expected renewal time: %s", invalidToken, id.realUser, now.Format(layout), k.Renew.Format(layout))
 	}
 	return id, nil
 }
 
 // renew makes a token good for another interval. caller is a short name.
-func (d *Delegations) renew(text, caller string) (time.Time, error) {
+func (d *Delegations) renew(ctx context.Context, text, caller string) (time.Time, error) {
 	t, id, err := parseDelegation(text)
 	if err != nil {
 		return time.Time{}, err
@@ -167,33 +229,47 @@ func (d *Delegations) renew(text, caller string) (time.Time, error) {
 	case id.renewer != caller:
 		return time.Time{}, fmt.Errorf("%s%s tries to renew a token (%v) with non-matching renewer %s", accessControlFailed, caller, id, id.renewer)
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	k, err := d.find(t, id, fmt.Sprintf("Renewal request for unknown token (%v)", id))
-	if err != nil {
+	unknown := fmt.Sprintf("Renewal request for unknown token (%v)", id)
+	if _, err := d.find(ctx, t, id, unknown); err != nil {
 		return time.Time{}, err
 	}
-	k.expires = d.until(now, id)
-	return k.expires, nil
+	until := d.until(now, id)
+	ok, err := d.conf.Store.RenewDelegation(ctx, id.sequence, until)
+	if err == nil && !ok { // cancelled meanwhile
+		err = errors.New(invalidToken + unknown)
+	}
+	return until, err
 }
 
 // cancel ends a token. caller is nil where nobody is named: then having the
 // token is enough.
-func (d *Delegations) cancel(text string, caller *claviger.Principal) error {
+func (d *Delegations) cancel(ctx context.Context, text string, caller *claviger.Principal) error {
 	t, id, err := parseDelegation(text)
 	if err != nil {
 		return err
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if _, err := d.find(t, id, fmt.Sprintf("Token not found (%v)", id)); err != nil {
+	missing := fmt.Sprintf("Token not found (%v)", id)
+	if _, err := d.find(ctx, t, id, missing); err != nil {
 		return err
 	}
 	if caller != nil && caller.Name != id.owner && caller.Short != id.owner && (id.renewer == "" || caller.Short != id.renewer) {
 		return fmt.Errorf("%s%s is not authorized to cancel the token (%v)", accessControlFailed, caller.Name, id)
 	}
-	delete(d.known, string(t.identifier))
-	return nil
+	ok, err := d.conf.Store.RemoveDelegation(ctx, id.sequence)
+	if err == nil && !ok {
+		err = errors.New(invalidToken + missing)
+	}
+	return err
+}
+
+// refusalOf is for an error of the above: what Hadoop says of a token is the
+// caller's, what failed in the store is the operator's.
+func refusalOf(err error, otherwise Refusal) *Refusal {
+	var failed *claviger.Error
+	if errors.As(err, &failed) {
+		return &Refusal{Kind: StoreAway, Reason: "the store of delegation tokens does not answer", Explanation: err.Error()}
+	}
+	return &otherwise
 }
 
 // The operations on delegation tokens, by the query parameter op, and the
@@ -238,7 +314,7 @@ func (a *Authenticator) Delegation(ctx context.Context, method string, r Request
 		return DelegationResult{Refusal: refusal, ServerToken: reply}, true
 	}
 	if op == getDelegation {
-		res := a.issueDelegation(r, who)
+		res := a.issueDelegation(ctx, r, who)
 		res.ServerToken = reply
 		return res, true
 	}
@@ -251,15 +327,17 @@ func (a *Authenticator) Delegation(ctx context.Context, method string, r Request
 		res.Caller = *who
 	}
 	if op == cancelDelegation {
-		if a.conf.Delegations.cancel(text, who) != nil {
-			res.Refusal = &Refusal{Kind: UnknownDelegation, Reason: "Invalid delegation token, cannot cancel"}
+		if err := a.conf.Delegations.cancel(ctx, text, who); err != nil {
+			res.Refusal = refusalOf(err, Refusal{Kind: UnknownDelegation, Reason: "Invalid delegation token, cannot cancel"})
 		}
 		return res, true
 	}
-	expires, err := a.conf.Delegations.renew(text, who.Short)
+	expires, err := a.conf.Delegations.renew(ctx, text, who.Short)
 	if err != nil {
-		res.Refusal = &Refusal{Kind: BadDelegation, Reason: err.Error()}
-		res.SetCookie = a.conf.Cookie.text("", time.UnixMilli(0), r.HTTPS)
+		if res.Refusal = refusalOf(err, Refusal{Kind: BadDelegation, Reason: err.Error()}); res.Refusal.Kind == BadDelegation {
+			res.SetCookie = a.conf.Cookie.text("", time.UnixMilli(0), r.HTTPS)
+		}
+		return res, true
 	}
 	res.Expires = expires
 	return res, true
@@ -269,7 +347,7 @@ func refused(kind RefusalKind, reason string) DelegationResult {
 	return DelegationResult{Refusal: &Refusal{Kind: kind, Reason: reason}}
 }
 
-func (a *Authenticator) issueDelegation(r Request, who *claviger.Principal) DelegationResult {
+func (a *Authenticator) issueDelegation(ctx context.Context, r Request, who *claviger.Principal) DelegationResult {
 	named := func(want, otherwise string) string {
 		if v, ok := queryValue(r.RawQuery, func(n string) bool { return n == want }); ok {
 			return v
@@ -291,9 +369,9 @@ func (a *Authenticator) issueDelegation(r Request, who *claviger.Principal) Dele
 	if who.Real != nil {
 		realUser = who.Real.Name
 	}
-	text, err := a.conf.Delegations.issue(who.Name, renewer, realUser, service)
+	text, err := a.conf.Delegations.issue(ctx, who.Name, renewer, realUser, service)
 	if err != nil {
-		return refused(BadDelegation, err.Error())
+		return DelegationResult{Refusal: refusalOf(err, Refusal{Kind: BadDelegation, Reason: err.Error()})}
 	}
 	return DelegationResult{Caller: *who, Token: text}
 }
@@ -308,10 +386,10 @@ func delegationOf(r Request) (string, bool) {
 
 // byDelegation authenticates a request by its delegation token, which says by
 // itself who acts for whom: doAs is not looked at, and no cookie is set.
-func (a *Authenticator) byDelegation(text string) Result {
-	id, err := a.conf.Delegations.verify(text)
+func (a *Authenticator) byDelegation(ctx context.Context, text string) Result {
+	id, err := a.conf.Delegations.verify(ctx, text)
 	if err != nil {
-		return Result{Refusal: &Refusal{Kind: BadDelegation, Reason: err.Error()}}
+		return Result{Refusal: refusalOf(err, Refusal{Kind: BadDelegation, Reason: err.Error()})}
 	}
 	who, err := a.principalOf(id.owner)
 	if err == nil && id.realUser != "" {

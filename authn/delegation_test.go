@@ -1,6 +1,7 @@
 package authn
 
 import (
+	"context"
 	"encoding/hex"
 	"fmt"
 	"math"
@@ -12,6 +13,9 @@ import (
 	"testing"
 	"time"
 
+	"claviger"
+	"claviger/metastore"
+	"claviger/metastore/storetest"
 	"claviger/secret"
 )
 
@@ -67,8 +71,9 @@ func (oneSecret) Secrets() (secret.Bytes, []secret.Bytes) {
 // delegating is an Authenticator with a clock of its own.
 type delegating struct {
 	*Authenticator
-	t   *testing.T
-	now time.Time
+	t      *testing.T
+	tokens *Delegations
+	now    time.Time
 }
 
 func newDelegating(t *testing.T) *delegating {
@@ -78,6 +83,7 @@ func newDelegating(t *testing.T) *delegating {
 	if err != nil {
 		t.Fatal(err)
 	}
+	d.tokens = tokens
 	proxies, warnings := NewProxyUsers(map[string]string{"migr.users": "alice", "migr.hosts": "127.0.0.1"}, nil, nil)
 	if len(warnings) > 0 {
 		t.Fatal(warnings)
@@ -157,7 +163,10 @@ func TestDelegationLife(t *testing.T) {
 	if got := d.use(via); !strings.Contains(got, "has expired") {
 		t.Errorf("the other one expired, and is %s's", got)
 	}
-	// A new key, and a scan: what was signed with the old key holds.
+	// A scan, and a new key: what was signed with the old key holds.
+	if err := d.tokens.scan(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	_, fresh, _ := parseDelegation(d.get("user.name=bob"))
 	if fresh.keyID != 2 || fresh.renewer != "bob" || d.use(token) != "alice" {
 		t.Errorf("after the key's change: %v; %s", fresh, d.use(token))
@@ -173,6 +182,88 @@ func TestDelegationLife(t *testing.T) {
 	d.now = d.now.Add(2 * time.Hour)
 	if res := renew("yarn"); res.Refusal == nil || !strings.Contains(res.Refusal.Reason, "tried to renew an expired token") {
 		t.Errorf("renewed beyond its life: %+v", res)
+	}
+}
+
+func TestMemoryTokens(t *testing.T) {
+	storetest.Delegations(t, func(*testing.T) (metastore.Delegations, metastore.Delegations) {
+		m := newMemoryTokens(time.Now)
+		return m, m
+	})
+}
+
+// TestDelegationNodes has two nodes on one store: what one issues, renews and
+// cancels the other knows.
+func TestDelegationNodes(t *testing.T) {
+	ctx := t.Context()
+	store := newMemoryTokens(time.Now)
+	node := func() *Delegations {
+		d, err := NewDelegations(DelegationConfig{KeyUpdate: time.Hour, MaxLife: time.Hour, Renewal: time.Minute, Scan: time.Hour, Store: store, Batch: 3})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	a, b := node(), node()
+	had := make(map[int32]bool)
+	var text string
+	for range 4 {
+		for _, d := range []*Delegations{a, b} {
+			var err error
+			if text, err = d.issue(ctx, "alice", "yarn", "", ""); err != nil {
+				t.Fatal(err)
+			}
+			id, err := a.verify(ctx, text)
+			if err != nil || had[id.sequence] {
+				t.Fatalf("token %v twice, or not known: %v", id, err)
+			}
+			had[id.sequence] = true
+		}
+	}
+	if keys, err := store.MasterKeys(ctx); err != nil || len(keys) != 2 {
+		t.Errorf("two nodes made keys %v (%v)", keys, err)
+	}
+	if _, err := a.renew(ctx, text, "yarn"); err != nil {
+		t.Error(err)
+	}
+	if err := a.cancel(ctx, text, nil); err != nil {
+		t.Error(err)
+	}
+	if id, err := b.verify(ctx, text); err == nil {
+		t.Errorf("b takes %v, which a has cancelled", id)
+	}
+	if _, err := b.renew(ctx, text, "yarn"); err == nil || !strings.Contains(err.Error(), "Renewal request for unknown token") {
+		t.Errorf("b renews it: %v", err)
+	}
+}
+
+// awayTokens is a store that does not answer.
+type awayTokens struct{ metastore.Delegations }
+
+var errAway = claviger.Errorf("test", claviger.Unavailable, "", "it is away")
+
+func (awayTokens) Delegation(context.Context, int32) (metastore.Delegation, bool, error) {
+	return metastore.Delegation{}, false, errAway
+}
+func (awayTokens) NextKeyID(context.Context) (int32, error) { return 0, errAway }
+
+func TestDelegationStoreAway(t *testing.T) {
+	d := newDelegating(t)
+	token := d.get("user.name=alice")
+	d.tokens.conf.Store = awayTokens{}
+	d.tokens.nextKey = time.Time{}
+	if got, want := d.use(token), fmt.Sprintf("%d the store of delegation tokens does not answer", StoreAway); got != want {
+		t.Errorf("used: %s", got)
+	}
+	for method, query := range map[string]string{
+		http.MethodGet: "op=GETDELEGATIONTOKEN&user.name=alice", http.MethodPut: "op=RENEWDELEGATIONTOKEN&user.name=alice&token=" + token, "cancel": "op=CANCELDELEGATIONTOKEN&token=" + token,
+	} {
+		if method == "cancel" {
+			method = http.MethodPut
+		}
+		if res := d.do(method, query); res.Refusal == nil || res.Refusal.Kind != StoreAway || !strings.Contains(res.Refusal.Explanation, "it is away") || res.SetCookie != "" {
+			t.Errorf("%s: %+v", query, res)
+		}
 	}
 }
 
