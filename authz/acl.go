@@ -77,16 +77,39 @@ func suspicions(s string) []string {
 // Admits is Hadoop's isUserInList. groups returns the groups of a user's short
 // name; it is asked only where the ACL names groups, and may be nil.
 func (a ACL) Admits(who claviger.Principal, groups func(user string) []string) bool {
-	if a.all || a.users[who.Short] {
-		return true
+	by, _ := a.admits(who, groups)
+	return by != byNothing
+}
+
+// admission is by what an ACL admits somebody.
+type admission int
+
+const (
+	byNothing admission = iota
+	byStar
+	byName
+	byGroup
+	byRealUser
+)
+
+// admits is Admits; group is the one that byGroup means.
+func (a ACL) admits(who claviger.Principal, groups func(user string) []string) (by admission, group string) {
+	switch {
+	case a.all:
+		return byStar, ""
+	case a.users[who.Short]:
+		return byName, ""
 	}
 	if len(a.groups) > 0 && groups != nil {
 		of := groups(who.Short)
-		if slices.ContainsFunc(a.groups, func(g string) bool { return slices.Contains(of, g) }) {
-			return true
+		if i := slices.IndexFunc(a.groups, func(g string) bool { return slices.Contains(of, g) }); i >= 0 {
+			return byGroup, a.groups[i]
 		}
 	}
-	return who.Real != nil && a.users[realUserMark+who.Real.Short]
+	if who.Real != nil && a.users[realUserMark+who.Real.Short] {
+		return byRealUser, ""
+	}
+	return byNothing, ""
 }
 
 // names splits a list at commas and newlines and trims each name, as Hadoop's

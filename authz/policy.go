@@ -24,16 +24,26 @@ var (
 // Policy is a parsed kms-acls.xml. It is immutable. The zero value and nil admit
 // nobody to anything; what an empty file means is Parse(nil).
 type Policy struct {
-	ops       map[Op]ACL
-	blacklist map[Op]ACL
-	keys      map[string]map[KeyOp]ACL // by ACL name
-	defaults  map[KeyOp]ACL            // for ACL names that keys does not hold
-	whitelist map[KeyOp]ACL            // in addition, for every ACL name
+	ops       map[Op]rule
+	blacklist map[Op]rule
+	keys      map[string]map[KeyOp]rule // by ACL name
+	defaults  map[KeyOp]rule            // for ACL names that keys does not hold
+	whitelist map[KeyOp]rule            // in addition, for every ACL name
+}
+
+// rule is an ACL and the property that it comes from; the property's name is ""
+// where none is set.
+type rule struct {
+	ACL
+	from Property
 }
 
 // Property is one name and value of kms-acls.xml, variables expanded, the value
 // not trimmed (a leading space has a meaning in an ACL).
-type Property struct{ Name, Value string }
+type Property struct {
+	Name, Value string
+	Where       string // file and line, for people; it may be ""
+}
 
 // Parse makes a Policy of kms-acls.xml's properties; of one name given twice the
 // later counts, as in Hadoop. It never fails: what it does not understand admits
@@ -44,14 +54,14 @@ type Property struct{ Name, Value string }
 // is not named is denied.
 func Parse(props []Property) (p *Policy, warnings []string) {
 	p = &Policy{
-		ops: make(map[Op]ACL), blacklist: make(map[Op]ACL),
-		keys: make(map[string]map[KeyOp]ACL), defaults: make(map[KeyOp]ACL), whitelist: make(map[KeyOp]ACL),
+		ops: make(map[Op]rule), blacklist: make(map[Op]rule),
+		keys: make(map[string]map[KeyOp]rule), defaults: make(map[KeyOp]rule), whitelist: make(map[KeyOp]rule),
 	}
 	for _, op := range ops {
-		p.ops[op] = ACL{all: true}
+		p.ops[op] = rule{ACL: ACL{all: true}}
 	}
 	for _, prop := range props {
-		complaint := p.set(prop.Name, ParseACL(prop.Value))
+		complaint := p.set(prop.Name, rule{ParseACL(prop.Value), prop})
 		if complaint != "" {
 			warnings = append(warnings, fmt.Sprintf("%s: %s", prop.Name, complaint))
 			continue
@@ -64,7 +74,7 @@ func Parse(props []Property) (p *Policy, warnings []string) {
 }
 
 // set files one ACL under its property's name; complaint says why it could not.
-func (p *Policy) set(name string, a ACL) (complaint string) {
+func (p *Policy) set(name string, a rule) (complaint string) {
 	if op, ok := strings.CutPrefix(name, opPrefix); ok {
 		return put(p.ops, ops, op, a)
 	}
@@ -86,7 +96,7 @@ func (p *Policy) set(name string, a ACL) (complaint string) {
 		key, op := rest[:dot], rest[dot+1:]
 		byOp := p.keys[key]
 		if byOp == nil {
-			byOp = make(map[KeyOp]ACL)
+			byOp = make(map[KeyOp]rule)
 		}
 		complaint = put(byOp, keyOps, op, a)
 		if len(byOp) > 0 {
@@ -97,7 +107,7 @@ func (p *Policy) set(name string, a ACL) (complaint string) {
 	return "is not a property of kms-acls.xml and is ignored" + didYouMean(name, knownNames(name))
 }
 
-func put[O ~string](into map[O]ACL, known []O, op string, a ACL) (complaint string) {
+func put[O ~string](into map[O]rule, known []O, op string, a rule) (complaint string) {
 	words := make([]string, len(known))
 	for i, k := range known {
 		if string(k) == op {
@@ -110,7 +120,7 @@ func put[O ~string](into map[O]ACL, known []O, op string, a ACL) (complaint stri
 }
 
 // putUnlessAll: Hadoop ignores ALL as a default and in the whitelist.
-func putUnlessAll(into map[KeyOp]ACL, op string, a ACL) (complaint string) {
+func putUnlessAll(into map[KeyOp]rule, op string, a rule) (complaint string) {
 	if op == string(KeyAll) {
 		return "ALL is not allowed here, so that it is ignored, as in Hadoop; name READ, MANAGEMENT, GENERATE_EEK, DECRYPT_EEK one by one"
 	}

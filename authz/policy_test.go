@@ -230,7 +230,7 @@ func TestDefaults(t *testing.T) {
 		}
 	}
 	// Of one name given twice the later counts.
-	twice, _ := authz.Parse([]authz.Property{{"hadoop.kms.acl.GET", "alice"}, {"hadoop.kms.acl.GET", "bob"}})
+	twice, _ := authz.Parse([]authz.Property{{Name: "hadoop.kms.acl.GET", Value: "alice"}, {Name: "hadoop.kms.acl.GET", Value: "bob"}})
 	if twice.May(authz.Get, user("alice"), nil) || !twice.May(authz.Get, user("bob"), nil) {
 		t.Error("the earlier of two values counts")
 	}
@@ -262,7 +262,7 @@ func TestWarnings(t *testing.T) {
 		{"hadoop.kms.acl.GET", "*", ""},
 		{"hadoop.kms.acl.GET", " ", ""},
 	} {
-		_, warnings := authz.Parse([]authz.Property{{c.name, c.value}})
+		_, warnings := authz.Parse([]authz.Property{{Name: c.name, Value: c.value}})
 		switch {
 		case c.want == "" && len(warnings) == 0:
 		case c.want != "" && len(warnings) == 1 && strings.Contains(warnings[0], c.want) && strings.HasPrefix(warnings[0], c.name+": "):
@@ -271,7 +271,7 @@ func TestWarnings(t *testing.T) {
 		}
 	}
 	// What is misspelt opens nothing.
-	p, _ := authz.Parse([]authz.Property{{"key.acl.k.read", "*"}, {"default.key.acl.READS", "*"}})
+	p, _ := authz.Parse([]authz.Property{{Name: "key.acl.k.read", Value: "*"}, {Name: "default.key.acl.READS", Value: "*"}})
 	if p.KeyRulePresent("k", authz.KeyRead) || p.MayKey("k", authz.KeyRead, user("x"), nil) {
 		t.Error("a misspelt operation admits somebody")
 	}

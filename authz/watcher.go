@@ -3,9 +3,12 @@ package authz
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -22,11 +25,25 @@ const settleTime = 100 * time.Millisecond
 // takes effect as a whole or not at all: where the file cannot be read or is
 // broken, the rules in force stay in force and the log says so.
 type Watcher struct {
-	path   string
-	read   ReadFunc
-	log    *slog.Logger
-	policy atomic.Pointer[Policy]
-	seen   fileState // of the last attempt to load; touched by one goroutine only
+	path     string
+	read     ReadFunc
+	log      *slog.Logger
+	defaults []Property
+	policy   atomic.Pointer[Policy]
+	seen     fileState // of the last attempt to load; touched by one goroutine only
+
+	mu     sync.Mutex
+	status Status
+}
+
+// Status is what has become of the file so far.
+type Status struct {
+	Loaded   time.Time // when the rules in force were loaded
+	Loads    uint64    // that took effect, the first included
+	Failures uint64    // changes of the file that could not take effect
+	// Err is why the rules in force are not those of the file as it is now; nil
+	// where they are.
+	Err error
 }
 
 // ReadFunc reads the properties of a file; warnings say what in it is probably
@@ -48,8 +65,10 @@ type fileState struct {
 // error: there are no earlier rules to keep. Where there is no file, the rules
 // are Parse(nil): every operation is open to everybody at operation level, every
 // key is shut at key level; the log warns of it.
-func NewWatcher(path string, read ReadFunc, log *slog.Logger) (*Watcher, error) {
-	w := &Watcher{path: path, read: read, log: log}
+//
+// defaults are properties that count wherever the file does not set them.
+func NewWatcher(path string, read ReadFunc, log *slog.Logger, defaults ...Property) (*Watcher, error) {
+	w := &Watcher{path: path, read: read, log: log, defaults: defaults}
 	state, err := stat(path)
 	if err != nil {
 		return nil, err
@@ -58,8 +77,9 @@ func NewWatcher(path string, read ReadFunc, log *slog.Logger) (*Watcher, error) 
 	if !state.exists {
 		w.log.Warn("there is no ACL file: all operations are open to everybody, but no key can be used while hadoop.kms.key.authorization.enable is true; "+
 			"write the file, with default.key.acl.* or key.acl.* properties", "file", path)
-		p, _ := Parse(nil)
+		p, _ := Parse(defaults)
 		w.policy.Store(p)
+		w.loaded()
 		return w, nil
 	}
 	if err := w.load(); err != nil {
@@ -70,6 +90,27 @@ func NewWatcher(path string, read ReadFunc, log *slog.Logger) (*Watcher, error) 
 
 // Policy returns the rules in force.
 func (w *Watcher) Policy() *Policy { return w.policy.Load() }
+
+// Status tells what has become of the file so far.
+func (w *Watcher) Status() Status {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.status
+}
+
+func (w *Watcher) loaded() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.status.Loaded, w.status.Err = time.Now(), nil
+	w.status.Loads++
+}
+
+func (w *Watcher) failed(err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.status.Err = err
+	w.status.Failures++
+}
 
 // Run follows the file until ctx ends. It is called once.
 func (w *Watcher) Run(ctx context.Context) {
@@ -97,6 +138,10 @@ func (w *Watcher) check(now time.Time) {
 	if !state.exists {
 		if w.seen.exists {
 			w.log.Warn("the ACL file cannot be seen any more; the rules that were loaded from it stay in force", "file", w.path, "err", err)
+			if err == nil {
+				err = fmt.Errorf("the ACL file %s is gone; the rules that were loaded from it stay in force", w.path)
+			}
+			w.failed(err)
 		}
 		w.seen = state
 		return
@@ -107,6 +152,7 @@ func (w *Watcher) check(now time.Time) {
 	w.seen = state // before the load, so that a broken file is complained of once
 	if err := w.load(); err != nil {
 		w.log.Error("the changed ACL file is not usable; the rules that were loaded before stay in force", "file", w.path, "err", err)
+		w.failed(err)
 		return
 	}
 	w.log.Info("ACLs loaded anew", "file", w.path)
@@ -117,12 +163,25 @@ func (w *Watcher) load() error {
 	if err != nil {
 		return err
 	}
-	p, warnings := Parse(props)
+	p, warnings := Parse(WithDefaults(props, w.defaults))
 	for _, s := range append(odd, warnings...) {
 		w.log.Warn("in the ACL file: "+s, "file", w.path)
 	}
 	w.policy.Store(p)
+	w.loaded()
 	return nil
+}
+
+// WithDefaults returns props, and before them those defaults whose names are not
+// among them.
+func WithDefaults(props, defaults []Property) []Property {
+	var all []Property
+	for _, d := range defaults {
+		if !slices.ContainsFunc(props, func(p Property) bool { return p.Name == d.Name }) {
+			all = append(all, d)
+		}
+	}
+	return append(all, props...)
 }
 
 func stat(path string) (fileState, error) {

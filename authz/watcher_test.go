@@ -175,3 +175,28 @@ func TestWatcherRun(t *testing.T) {
 	cancel()
 	<-done
 }
+
+func TestWatcherStatus(t *testing.T) {
+	now := time.Now()
+	w, write, _ := newTestWatcher(t, "alice")
+	if s := w.Status(); s.Loads != 1 || s.Failures != 0 || s.Err != nil || s.Loaded.IsZero() {
+		t.Errorf("after the start: %+v", s)
+	}
+	write("broken", now.Add(-time.Minute))
+	w.check(now)
+	if s := w.Status(); s.Loads != 1 || s.Failures != 1 || s.Err == nil || !strings.Contains(s.Err.Error(), "line 1: broken") {
+		t.Errorf("with a broken file: %+v", s)
+	}
+	if err := os.Remove(w.path); err != nil {
+		t.Fatal(err)
+	}
+	w.check(now)
+	if s := w.Status(); s.Failures != 2 || s.Err == nil || !strings.Contains(s.Err.Error(), "is gone") {
+		t.Errorf("without the file: %+v", s)
+	}
+	write("bob", now.Add(-time.Second))
+	w.check(now)
+	if s := w.Status(); s.Loads != 2 || s.Err != nil {
+		t.Errorf("mended: %+v", s)
+	}
+}

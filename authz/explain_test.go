@@ -1,0 +1,104 @@
+package authz_test
+
+import (
+	"strings"
+	"testing"
+
+	"claviger"
+	"claviger/authz"
+)
+
+func TestExplain(t *testing.T) {
+	props := []authz.Property{
+		{Name: "hadoop.kms.acl.GET", Value: "alice ops", Where: "acls:1"},
+		{Name: "hadoop.kms.acl.ROLLOVER", Value: "alice", Where: "acls:2"},
+		{Name: "hadoop.kms.acl.DELETE", Value: "bob", Where: "acls:3"},
+		{Name: "hadoop.kms.blacklist.DECRYPT_EEK", Value: "hdfs", Where: "acls:4"},
+		{Name: "key.acl.k.1.DECRYPT_EEK", Value: "alice,~oozie", Where: "acls:5"},
+		{Name: "key.acl.all.ALL", Value: " ops", Where: "acls:6"},
+		{Name: "default.key.acl.READ", Value: "*", Where: "acls:7"},
+		{Name: "whitelist.key.acl.MANAGEMENT", Value: "root", Where: "acls:8"},
+	}
+	policy, warnings := authz.Parse(props)
+	if len(warnings) > 0 {
+		t.Fatal(warnings)
+	}
+	groups := func(u string) []string { return map[string][]string{"olga": {"staff", "ops"}}[u] }
+	for _, c := range []struct {
+		user, real, request, acl string
+		allowed                  bool
+		where, says              string
+	}{
+		{"alice", "", "get", "", true, "acls:1", "alice is named"},
+		{"olga", "", "GET_KEY_VERSIONS", "k", true, "acls:7", "* is everybody"},
+		{"bob", "", "get-current-key", "k", false, "acls:1", "bob (in no group) is not in it"},
+		{"hdfs", "", "decrypt_eek", "k.1", false, "acls:4", "hdfs is named: shut out"},
+		{"alice", "", "DECRYPT_EEK", "k.1", true, "acls:5", "alice is named"},
+		{"bob", "oozie", "DECRYPT_EEK", "k.1", true, "acls:5", "impersonated by oozie"},
+		{"bob", "", "DECRYPT_EEK", "k.1", false, "acls:5", "is not in it"},
+		{"bob", "", "DECRYPT_EEK", "k", false, "", "neither a key.acl.k.* nor default.key.acl.DECRYPT_EEK nor whitelist"},
+		{"olga", "", "DECRYPT_EEK", "all", true, "acls:6", "olga is in the group ops"},
+		{"alice", "", "GET_METADATA", "k.1", false, "", "the defaults do not count"},
+		{"bob", "", "INVALIDATE_CACHE", "k", false, "", "not set"},
+		{"carol", "", "INVALIDATE_CACHE", "k", false, "acls:3", "is not in it"},
+		{"root", "", "CREATE", "k.1", true, "acls:8", "root is named"},
+		{"olga", "", "GET_KEYS", "k", true, "", "not set: open to everybody"},
+	} {
+		who := user(c.user)
+		if c.real != "" {
+			who.Real = &claviger.Principal{Name: c.real, Short: c.real}
+		}
+		r, _, ok := authz.FindRequest(c.request)
+		if !ok {
+			t.Fatalf("no request %q", c.request)
+		}
+		d := policy.Explain(r, c.acl, who, groups)
+		by, found := d.DecidedBy()
+		if d.Allowed != c.allowed || !found || by.Where != c.where || !strings.Contains(by.Says, c.says) {
+			t.Errorf("%s %s %s: %t by %+v, want %t by %q %q; all: %+v", c.user, c.request, c.acl, d.Allowed, by, c.allowed, c.where, c.says, d.Steps)
+		}
+		n := 0
+		for _, s := range d.Steps {
+			if s.Decides {
+				n++
+			}
+		}
+		if n != 1 {
+			t.Errorf("%s %s %s: %d steps decide: %+v", c.user, c.request, c.acl, n, d.Steps)
+		}
+	}
+	var none *authz.Policy
+	get, _, _ := authz.FindRequest("GET")
+	if none.Explain(get, "k", user("x"), nil).Allowed {
+		t.Error("no policy allows")
+	}
+}
+
+func TestFindRequest(t *testing.T) {
+	if _, near, ok := authz.FindRequest("decrypt_ek"); ok || near != "DECRYPT_EEK" {
+		t.Errorf("near %q, %t", near, ok)
+	}
+	for _, name := range authz.RequestNames() {
+		if r, _, ok := authz.FindRequest(strings.ToLower(name)); !ok || r.Name != name {
+			t.Errorf("%s: %+v %t", name, r, ok)
+		}
+	}
+}
+
+func TestWithDefaults(t *testing.T) {
+	defaults := []authz.Property{{Name: "hadoop.kms.blacklist.DECRYPT_EEK", Value: "hdfs", Where: "built in"}}
+	for _, c := range []struct {
+		props []authz.Property
+		may   bool
+	}{
+		{nil, false},
+		{[]authz.Property{{Name: "hadoop.kms.acl.DECRYPT_EEK", Value: "hdfs"}}, false},
+		{[]authz.Property{{Name: "hadoop.kms.blacklist.DECRYPT_EEK", Value: ""}}, true},
+		{[]authz.Property{{Name: "hadoop.kms.blacklist.DECRYPT_EEK", Value: "yarn"}}, true},
+	} {
+		p, _ := authz.Parse(authz.WithDefaults(c.props, defaults))
+		if got := p.May(authz.DecryptEEK, user("hdfs"), nil); got != c.may {
+			t.Errorf("%v: hdfs decrypts: %t", c.props, got)
+		}
+	}
+}
