@@ -102,3 +102,29 @@ func TestWithDefaults(t *testing.T) {
 		}
 	}
 }
+
+func TestDoubts(t *testing.T) {
+	for _, c := range []struct {
+		props []authz.Property
+		known []string
+		want  string // the beginning of the only one, or "" for none
+	}{
+		{nil, nil, ""},
+		{[]authz.Property{{Name: "hadoop.kms.blacklist.GET", Value: "*", Where: "acls:7"}}, nil, "acls:7: hadoop.kms.blacklist.GET: * shuts out everybody"},
+		{[]authz.Property{{Name: "hadoop.kms.acl.GET", Value: "a,b"}, {Name: "hadoop.kms.blacklist.GET", Value: "b"}}, nil, "hadoop.kms.acl.GET: names b, whom"},
+		{[]authz.Property{{Name: "hadoop.kms.acl.GET", Value: "a"}, {Name: "hadoop.kms.blacklist.GET", Value: "b"}}, nil, ""},
+		{[]authz.Property{{Name: "key.acl.k.ALL", Value: "a"}}, nil, ""},
+		{[]authz.Property{{Name: "key.acl.k.ALL", Value: "a"}}, []string{"k"}, ""},
+		{[]authz.Property{{Name: "key.acl.keyy.ALL", Value: "a"}}, []string{"key"}, "key.acl.keyy.ALL: no key has the ACL name \"keyy\"; did you mean key?"},
+		{[]authz.Property{{Name: "key.acl.k.READ", Value: "a"}, {Name: "default.key.acl.DECRYPT_EEK", Value: "*"}}, nil, "key.acl.k.READ: as key \"k\" has a rule of its own"},
+		{[]authz.Property{{Name: "key.acl.k.READ", Value: "a"}, {Name: "default.key.acl.DECRYPT_EEK", Value: " "}}, nil, ""},
+		{[]authz.Property{{Name: "key.acl.k.READ", Value: "a"}, {Name: "default.key.acl.READ", Value: "*"}}, nil, ""},
+	} {
+		p, _ := authz.Parse(c.props)
+		got := p.Doubts(c.known)
+		switch {
+		case c.want == "" && len(got) > 0, c.want != "" && (len(got) != 1 || !strings.HasPrefix(got[0], c.want)):
+			t.Errorf("%v: %q, want %q", c.props, got, c.want)
+		}
+	}
+}

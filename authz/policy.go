@@ -61,13 +61,17 @@ func Parse(props []Property) (p *Policy, warnings []string) {
 		p.ops[op] = rule{ACL: ACL{all: true}}
 	}
 	for _, prop := range props {
+		at := prop.Name
+		if prop.Where != "" {
+			at = prop.Where + ": " + prop.Name
+		}
 		complaint := p.set(prop.Name, rule{ParseACL(prop.Value), prop})
 		if complaint != "" {
-			warnings = append(warnings, fmt.Sprintf("%s: %s", prop.Name, complaint))
+			warnings = append(warnings, fmt.Sprintf("%s: %s", at, complaint))
 			continue
 		}
 		for _, s := range suspicions(prop.Value) {
-			warnings = append(warnings, fmt.Sprintf("%s: value %q: %s", prop.Name, prop.Value, s))
+			warnings = append(warnings, fmt.Sprintf("%s: value %q: %s", at, prop.Value, s))
 		}
 	}
 	return p, warnings

@@ -42,6 +42,16 @@ func NewMetrics(use func(context.Context) ([]metastore.Use, error)) *Metrics {
 	return m
 }
 
+// Counter adds a figure that only grows, and that f tells when it is asked for.
+func (m *Metrics) Counter(name, help string, f func() float64) {
+	m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help}, f))
+}
+
+// Gauge adds a figure that f tells when it is asked for.
+func (m *Metrics) Gauge(name, help string, f func() float64) {
+	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, f))
+}
+
 // underWay counts the requests that next is serving.
 func (m *Metrics) underWay(next http.Handler) http.Handler {
 	return promhttp.InstrumentHandlerInFlight(m.inFlight, next)

@@ -16,6 +16,7 @@ const (
 	InitiateMigration  = "cloudera.hsmkp.initiatemigration"
 	TrusteeConf        = "cloudera.hsmkp.ktkms.config.dir"
 	MetastoreURI       = "claviger.metastore.uri"
+	HDFSSuperusers     = "claviger.kms.hdfs.superusers"
 	LowWatermark       = "hadoop.security.kms.encrypted.key.cache.low.watermark"
 	lowWatermarkDash   = "hadoop.security.kms.encrypted.key.cache.low-watermark"
 )
@@ -110,6 +111,7 @@ var KMS = []Known{
 	{"claviger.kms.max.body.bytes", "67108864", "longest request body of a batch"},
 	{"claviger.shutdown.timeout", "15s", "how long requests under way may take to end at a stop"},
 	{"claviger.migration.versions", "all", "all: as many fresh versions as the source counts; current: one"},
+	{HDFSSuperusers, "hdfs", "ACL (users groups) of who may not decrypt EDEKs unless kms-acls.xml sets hadoop.kms.blacklist.DECRYPT_EEK; blank: nobody"},
 	{"claviger.metrics.enabled", "true", "serve /metrics"},
 }
 

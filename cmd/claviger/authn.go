@@ -18,7 +18,6 @@ type authenticator struct {
 func newAuthenticator(conf *hadoopconf.Conf, log *slog.Logger) (*authenticator, error) {
 	const prefix = authPrefix
 	r := &reader{conf: conf}
-	ttl := r.duration("hadoop.security.groups.cache.secs", time.Second)
 	validity := r.duration(prefix+"token.validity", time.Second)
 	var inactive time.Duration
 	if conf.String(prefix+"token.max-inactive-interval") != "-1" {
@@ -54,9 +53,9 @@ func newAuthenticator(conf *hadoopconf.Conf, log *slog.Logger) (*authenticator, 
 	if validity == 0 {
 		return nil, refuse(conf, prefix+"token.validity", "it must be at least one second")
 	}
-	groups, err := authn.NewGroups(conf.String(authn.StaticMappingProperty), ttl, log)
+	groups, err := newGroups(conf, log)
 	if err != nil {
-		return nil, fmt.Errorf("property %s: %w", authn.StaticMappingProperty, err)
+		return nil, err
 	}
 	proxies, warnings := authn.NewProxyUsers(conf.Under(authn.ProxyUserPrefix), groups.Of, log)
 	for _, w := range warnings {
@@ -71,6 +70,19 @@ func newAuthenticator(conf *hadoopconf.Conf, log *slog.Logger) (*authenticator, 
 		return nil, err
 	}
 	return &authenticator{a, groups}, nil
+}
+
+// newGroups opens the group mapping, by which ACLs and proxy users' rules go.
+func newGroups(conf *hadoopconf.Conf, log *slog.Logger) (*authn.Groups, error) {
+	ttl, err := conf.Duration("hadoop.security.groups.cache.secs", time.Second)
+	if err != nil {
+		return nil, err
+	}
+	groups, err := authn.NewGroups(conf.String(authn.StaticMappingProperty), ttl, log)
+	if err != nil {
+		return nil, fmt.Errorf("property %s: %w", authn.StaticMappingProperty, err)
+	}
+	return groups, nil
 }
 
 // secretProvider opens what signs the cookies.

@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"path/filepath"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -95,7 +94,7 @@ func serveKMS(ctx context.Context, f kmsFlags, log *slog.Logger) (err error) {
 	if err != nil {
 		return err
 	}
-	policy, err := authz.NewWatcher(filepath.Join(conf.Dir(), "kms-acls.xml"), readACLs, log)
+	policy, err := authz.NewWatcher(aclFile(conf), readACLs, log, aclDefaults(conf)...)
 	if err != nil {
 		return err
 	}
@@ -121,25 +120,26 @@ func serveKMS(ctx context.Context, f kmsFlags, log *slog.Logger) (err error) {
 	}
 	defer func() { err = errors.Join(err, ring.Close()) }()
 
-	s := &kmsServer{conf: conf, set: set, log: log, svc: svc, auth: auth.Authenticator, trail: trail, ring: ring}
-	return s.run(ctx, f.ready, policy)
+	s := &kmsServer{conf: conf, set: set, log: log, svc: svc, auth: auth.Authenticator, trail: trail, ring: ring, policy: policy}
+	return s.run(ctx, f.ready)
 }
 
 // kmsServer is the server while it runs.
 type kmsServer struct {
-	conf  *hadoopconf.Conf
-	set   kmsSettings
-	log   *slog.Logger
-	svc   *service
-	auth  *authn.Authenticator
-	trail audit.Logger
-	ring  *keyring.Ring
+	conf   *hadoopconf.Conf
+	set    kmsSettings
+	log    *slog.Logger
+	svc    *service
+	auth   *authn.Authenticator
+	trail  audit.Logger
+	ring   *keyring.Ring
+	policy *authz.Watcher
 	// waiting is why KMS requests are not served yet; "" once they are.
 	waiting atomic.Pointer[string]
 }
 
 // run listens, migrates if it is told to, then serves until ctx ends.
-func (s *kmsServer) run(ctx context.Context, readyFile string, policy *authz.Watcher) (err error) {
+func (s *kmsServer) run(ctx context.Context, readyFile string) (err error) {
 	starting := "the server is starting"
 	s.waiting.Store(&starting)
 	handler, err := s.handler()
@@ -177,7 +177,7 @@ func (s *kmsServer) run(ctx context.Context, readyFile string, policy *authz.Wat
 	background, stop := context.WithCancel(ctx)
 	var group sync.WaitGroup
 	defer func() { stop(); group.Wait() }()
-	group.Go(func() { policy.Run(background) })
+	group.Go(func() { s.policy.Run(background) })
 
 	if s.set.migrate {
 		if err := s.migrate(ctx); err != nil {
@@ -234,6 +234,7 @@ func (s *kmsServer) handler() (http.Handler, error) {
 	if s.set.metrics {
 		metrics = console.NewMetrics(s.ring.SourceUse)
 		observe = metrics.Observe
+		aclMetrics(metrics, s.policy)
 	}
 	api, err := kmsapi.New(kmsapi.Config{
 		Ring: s.ring, Auth: s.auth, Audit: s.trail, Log: s.log, KeyAuthorization: s.set.ring.KeyAuthorization,
@@ -258,6 +259,8 @@ func (s *kmsServer) checks() []console.Check {
 		}},
 		{Name: "provider", Run: s.ring.Health},
 		{Name: "audit", Run: func(context.Context) error { return s.trail.Err() }},
+		// The rules that were loaded before are in force, so the node can serve.
+		{Name: "acls", Informational: true, Run: func(context.Context) error { return s.policy.Status().Err }},
 	}
 	if s.svc.Store != nil {
 		checks = append(checks, console.Check{Name: "metastore", Run: s.svc.Store.Check})

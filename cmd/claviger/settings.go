@@ -5,12 +5,10 @@ import (
 	"io"
 	"math"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
 	"claviger/audit"
-	"claviger/authz"
 	"claviger/hadoopconf"
 	"claviger/keyring"
 )
@@ -117,19 +115,6 @@ func refuse(conf *hadoopconf.Conf, name, want string) error {
 	p, _ := conf.Lookup(name)
 	v, _ := conf.Get(name)
 	return &hadoopconf.ValueError{Property: p, Value: v, Want: want}
-}
-
-// readACLs reads kms-acls.xml, alone, as Hadoop does.
-func readACLs(path string) ([]authz.Property, []string, error) {
-	c := hadoopconf.New(filepath.Dir(path), nil)
-	if err := c.AddFile(path, false); err != nil {
-		return nil, nil, err
-	}
-	var props []authz.Property
-	for name, value := range c.All() {
-		props = append(props, authz.Property{Name: name, Value: value})
-	}
-	return props, c.Warnings(), nil
 }
 
 // openAudit opens the audit trail: a file, or standard output.

@@ -1,0 +1,412 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"claviger"
+	"claviger/authz"
+	"claviger/console"
+	"claviger/hadoopconf"
+	"claviger/metastore"
+)
+
+// blacklistDecrypt is the property that decides about HDFS' superusers, where it
+// is set.
+const blacklistDecrypt = "hadoop.kms.blacklist.DECRYPT_EEK"
+
+// aclFile is where the rules are.
+func aclFile(conf *hadoopconf.Conf) string { return filepath.Join(conf.Dir(), "kms-acls.xml") }
+
+// readACLs reads kms-acls.xml, alone, as Hadoop does. A value whose variables
+// can't be expanded is an error: the file takes effect as a whole or not at all.
+func readACLs(path string) ([]authz.Property, []string, error) {
+	c := hadoopconf.New(filepath.Dir(path), nil)
+	if err := c.AddFile(path, false); err != nil {
+		return nil, nil, err
+	}
+	if err := c.Check(); err != nil {
+		return nil, nil, err
+	}
+	var props []authz.Property
+	for name, value := range c.All() {
+		p, _ := c.Lookup(name)
+		props = append(props, authz.Property{Name: name, Value: value, Where: p.Where()})
+	}
+	return props, c.Warnings(), nil
+}
+
+// aclDefaults are the rules that hold where kms-acls.xml sets none: a superuser of
+// HDFS can read every EDEK and every encrypted byte, so that he must not get the
+// DEKs, too.
+func aclDefaults(conf *hadoopconf.Conf) []authz.Property {
+	p, _ := conf.Lookup(hadoopconf.HDFSSuperusers)
+	return []authz.Property{{
+		Name:  blacklistDecrypt,
+		Value: conf.Under(hadoopconf.HDFSSuperusers)[""], // not trimmed: a leading blank makes groups of the names
+		Where: hadoopconf.HDFSSuperusers + ", " + p.Where(),
+	}}
+}
+
+// aclMetrics shows what became of kms-acls.xml.
+func aclMetrics(m *console.Metrics, w *authz.Watcher) {
+	m.Counter("claviger_acl_loads_total", "Times that kms-acls.xml took effect.", func() float64 { return float64(w.Status().Loads) })
+	m.Counter("claviger_acl_failures_total", "Changes of kms-acls.xml that could not take effect.", func() float64 { return float64(w.Status().Failures) })
+	m.Gauge("claviger_acl_loaded_seconds", "When the rules in force were loaded, in seconds since 1970.", func() float64 { return float64(w.Status().Loaded.UnixMilli()) / 1000 })
+}
+
+func newACLCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "acl",
+		Short: "Explain and check the rules of kms-acls.xml",
+		Args:  cobra.NoArgs,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(newACLExplain(), newACLCheck())
+	return cmd
+}
+
+// noAnswer marks an error of `claviger acl`: status 1 is "no", and so can't also
+// be "don't know".
+func noAnswer(err error) error {
+	var coded *exitError
+	if err == nil || errors.As(err, &coded) {
+		return err
+	}
+	return &exitError{exitRefused, err}
+}
+
+// explainFlags are the flags of `claviger acl explain`.
+type explainFlags struct {
+	conf, format, real, aclName string
+	groups                      []string
+}
+
+func newACLExplain() *cobra.Command {
+	var f explainFlags
+	cmd := &cobra.Command{
+		Use:   "explain USER OPERATION [KEY] --conf DIR",
+		Short: "Tell whether a user may do something, and which line of which file decides",
+		Long: `explain tells whether the rules of DIR's kms-acls.xml admit USER (a short name) to OPERATION on KEY, and goes through the rules in the
+order in which the server does. OPERATION is a right, such as DECRYPT_EEK, or a request's name in the audit log; capitals do not matter:
+` + wrapped(authz.RequestNames(), 130) + `
+Without KEY, only the rules at operation level are asked.
+It reads the files, not the running server: a server takes a change over within about a second, and keeps its rules where a file is broken.
+Exit status: 0 he may, 1 he may not, 2 the command line is wrong, 3 there is no answer, for instance as a file is broken.`,
+		Args: cobra.RangeArgs(2, 3),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			out, err := newOutput(cmd.OutOrStdout(), f.format)
+			if err != nil {
+				return err
+			}
+			x, err := explain(cmd.Context(), f, cmd.Flags().Changed("groups"), args)
+			if err != nil {
+				return noAnswer(err)
+			}
+			if err := out.write(x, x.text); err != nil {
+				return noAnswer(err)
+			}
+			if !x.Allowed {
+				return &exitError{code: exitFailed}
+			}
+			return nil
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&f.conf, "conf", "", "configuration folder")
+	flags.StringVarP(&f.format, "output", "o", "text", "text or json")
+	flags.StringVar(&f.real, "real-user", "", "the user who impersonates USER by doAs, as Oozie or Hive does")
+	flags.StringSliceVar(&f.groups, "groups", nil, "USER's groups, instead of those that the group mapping tells")
+	flags.StringVar(&f.aclName, "acl-name", "", "KEY's attribute key.acl.name, instead of that in the metastore")
+	_ = cmd.MarkFlagRequired("conf") // the flag is defined above
+	return cmd
+}
+
+func wrapped(words []string, width int) string {
+	var b strings.Builder
+	line := 0
+	for i, w := range words {
+		if i > 0 {
+			b.WriteString(", ")
+		}
+		if line += len(w) + 2; line > width {
+			b.WriteByte('\n')
+			line = len(w) + 2
+		}
+		b.WriteString(w)
+	}
+	return b.String() + "."
+}
+
+// explanation is what `claviger acl explain` tells.
+type explanation struct {
+	User    string   `json:"user"`
+	Real    string   `json:"realUser,omitempty"`
+	Groups  []string `json:"groups"`
+	Request string   `json:"request"`
+	Key     string   `json:"key,omitempty"`
+	ACLName string   `json:"aclName,omitempty"`
+	File    string   `json:"file"`
+	authz.Decision
+	DecidedBy *authz.Step `json:"decidedBy,omitempty"`
+	Notes     []string    `json:"notes,omitempty"`
+}
+
+// explain finds the answer. givenGroups tells whether f.groups is one.
+func explain(ctx context.Context, f explainFlags, givenGroups bool, args []string) (*explanation, error) {
+	request, near, ok := authz.FindRequest(args[1])
+	if !ok {
+		if near != "" {
+			near = "; did you mean " + near + "?"
+		}
+		return nil, &exitError{exitUsage, fmt.Errorf("there is no operation %q%s", args[1], near)}
+	}
+	conf, err := hadoopconf.LoadKMS(f.conf, os.LookupEnv)
+	if err != nil {
+		return nil, err
+	}
+	byKey, err := conf.Bool("hadoop.kms.key.authorization.enable")
+	if err != nil {
+		return nil, err
+	}
+	policy, warnings, notes, err := loadPolicy(conf)
+	if err != nil {
+		return nil, err
+	}
+	if len(warnings) > 0 {
+		notes = append(notes, fmt.Sprintf("odd in the file: %d; `claviger acl check` names what", len(warnings)))
+	}
+	groups := func(string) []string { return f.groups }
+	if !givenGroups {
+		mapping, err := newGroups(conf, slog.New(slog.DiscardHandler))
+		if err != nil {
+			return nil, err
+		}
+		groups = mapping.Of
+	}
+	who := claviger.Principal{Name: args[0], Short: args[0]}
+	if f.real != "" {
+		who.Real = &claviger.Principal{Name: f.real, Short: f.real}
+	}
+	x := &explanation{User: args[0], Real: f.real, Groups: append([]string{}, groups(args[0])...), Request: request.Name, File: aclFile(conf), Notes: notes}
+	if len(args) == 3 {
+		x.Key = args[2]
+	}
+	switch {
+	case request.Key == "" && x.Key != "":
+		x.note("%s asks no rule of a key", request.Name)
+	case request.Key == "":
+	case !byKey:
+		p, _ := conf.Lookup("hadoop.kms.key.authorization.enable")
+		x.note("hadoop.kms.key.authorization.enable is false (%s): the rules of keys are not asked", p.Where())
+	case x.Key == "":
+		x.note("no key is named: the rules of keys, which are asked as well, are left out")
+	default:
+		x.ACLName = f.aclName
+		if x.ACLName == "" {
+			x.ACLName = x.findACLName(ctx, conf, request)
+		}
+	}
+	x.Decision = policy.Explain(request, x.ACLName, who, groups)
+	if by, ok := x.Decision.DecidedBy(); ok {
+		x.DecidedBy = &by
+	}
+	return x, nil
+}
+
+func (x *explanation) note(format string, args ...any) {
+	x.Notes = append(x.Notes, fmt.Sprintf(format, args...))
+}
+
+// text is the answer for people; the arrow marks the rule that decided.
+func (x *explanation) text(w io.Writer) {
+	answer, what := "no", x.Request
+	if x.Allowed {
+		answer = "yes"
+	}
+	if x.Key != "" {
+		what += " on key " + x.Key
+	}
+	if x.ACLName != "" && x.ACLName != x.Key {
+		what += " (ACL name " + x.ACLName + ")"
+	}
+	user := x.User
+	if x.Real != "" {
+		user += ", impersonated by " + x.Real + ","
+	}
+	fmt.Fprintf(w, "%s: may %s %s?\n", answer, user, what)
+	if by := x.DecidedBy; by != nil && by.Where != "" {
+		fmt.Fprintf(w, "decided by %s: %s\n", by.Where, by.Property)
+	} else if by != nil {
+		fmt.Fprintf(w, "decided by the want of a rule: %s\n", by.Property)
+	}
+	fmt.Fprintf(w, "\n\tLEVEL\tPROPERTY\tWHERE\tVALUE\tSO\n")
+	for _, s := range x.Steps {
+		mark, where, value := "", "not set", ""
+		if s.Decides {
+			mark = "->"
+		}
+		if s.Set {
+			where, value = s.Where, fmt.Sprintf("%q", s.Value)
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", mark, s.Level, s.Property, strings.ReplaceAll(where, filepath.Dir(x.File)+string(filepath.Separator), ""), value, s.Says)
+	}
+	for _, n := range x.Notes {
+		fmt.Fprintf(w, "\nnote: %s", n)
+	}
+	if len(x.Notes) > 0 {
+		fmt.Fprintln(w)
+	}
+}
+
+// loadPolicy reads the rules as a server does at its start, without a word on a
+// log. warnings are what is odd about them.
+func loadPolicy(conf *hadoopconf.Conf) (policy *authz.Policy, warnings, notes []string, err error) {
+	file := aclFile(conf)
+	props, odd, err := readACLs(file)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		notes = append(notes, "there is no "+file+": these are the rules of an empty file")
+	case err != nil:
+		return nil, nil, nil, fmt.Errorf("%w (a running server keeps the rules that it has loaded before)", err)
+	}
+	policy, warnings = authz.Parse(authz.WithDefaults(props, aclDefaults(conf)))
+	return policy, append(odd, warnings...), notes, nil
+}
+
+// errNoStore: there is no metastore to ask.
+var errNoStore = errors.New("there is no metastore yet")
+
+// withStore has work ask the metastore, if there is one.
+func withStore(ctx context.Context, conf *hadoopconf.Conf, work func(metastore.Store) error) error {
+	// Opening would make the file.
+	if path, ok := strings.CutPrefix(conf.String(hadoopconf.MetastoreURI), "sqlite://"); ok {
+		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+			return errNoStore
+		}
+	}
+	store, err := openStore(ctx, conf)
+	if err != nil {
+		return err
+	}
+	return errors.Join(work(store), store.Close())
+}
+
+// findACLName looks up under which name the key is guarded. A key that cannot be
+// looked up is taken to be guarded under its own, which nearly all are.
+func (x *explanation) findACLName(ctx context.Context, conf *hadoopconf.Conf, r authz.Request) string {
+	var key *metastore.Key
+	err := withStore(ctx, conf, func(s metastore.Store) error {
+		found, err := s.Get(ctx, x.Key)
+		if err == nil {
+			key = found[0]
+		}
+		return err
+	})
+	switch {
+	case err != nil:
+		x.note("key %s could not be looked up (%v): its ACL name is taken to be its own; --acl-name tells another", x.Key, err)
+	case key == nil && r.Name == "CREATE_KEY":
+	case key == nil:
+		x.note("the metastore has no key %s: its ACL name is taken to be its own; --acl-name tells another", x.Key)
+	default:
+		return key.ACLName()
+	}
+	return x.Key
+}
+
+func newACLCheck() *cobra.Command {
+	var conf, format string
+	cmd := &cobra.Command{
+		Use:   "check --conf DIR",
+		Short: "Name the rules of kms-acls.xml that do nothing, or not what is probably meant",
+		Long: `check reads DIR's kms-acls.xml as the server does and names rules that are misspelt, that can admit nobody, that shut a key's other
+operations, and that are for keys which the metastore does not have.
+Exit status: 0 nothing was found, 2 the command line is wrong, 3 something was found, or the file cannot be used.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			out, err := newOutput(cmd.OutOrStdout(), format)
+			if err != nil {
+				return err
+			}
+			found, err := checkACLs(cmd.Context(), conf)
+			if err != nil {
+				return noAnswer(err)
+			}
+			if err := out.write(found, found.text); err != nil {
+				return noAnswer(err)
+			}
+			if len(found.Doubts) > 0 {
+				return &exitError{code: exitRefused}
+			}
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&conf, "conf", "", "configuration folder")
+	cmd.Flags().StringVarP(&format, "output", "o", "text", "text or json")
+	_ = cmd.MarkFlagRequired("conf") // the flag is defined above
+	return cmd
+}
+
+// aclDoubts is what `claviger acl check` tells.
+type aclDoubts struct {
+	File   string   `json:"file"`
+	Doubts []string `json:"doubts"`
+	Notes  []string `json:"notes,omitempty"`
+}
+
+func (d *aclDoubts) text(w io.Writer) {
+	for _, s := range d.Doubts {
+		fmt.Fprintln(w, s)
+	}
+	for _, n := range d.Notes {
+		fmt.Fprintf(w, "note: %s\n", n)
+	}
+	if len(d.Doubts) == 0 {
+		fmt.Fprintf(w, "%s: nothing was found\n", d.File)
+	}
+}
+
+func checkACLs(ctx context.Context, dir string) (*aclDoubts, error) {
+	conf, err := hadoopconf.LoadKMS(dir, os.LookupEnv)
+	if err != nil {
+		return nil, err
+	}
+	policy, warnings, notes, err := loadPolicy(conf)
+	if err != nil {
+		return nil, err
+	}
+	var known []string
+	err = withStore(ctx, conf, func(s metastore.Store) error {
+		names, err := s.Names(ctx)
+		if err != nil {
+			return err
+		}
+		keys, err := s.Get(ctx, names...)
+		for _, k := range keys {
+			if k != nil { // else it was deleted in between
+				known = append(known, k.ACLName())
+			}
+		}
+		known = slices.Compact(slices.Sorted(slices.Values(known)))
+		return err
+	})
+	if err != nil {
+		known = nil
+	}
+	if len(known) == 0 {
+		known = nil // keys of other providers than an HSM are not in it
+		notes = append(notes, "no keys could be looked up in the metastore: rules for keys that are not there were not looked for")
+	}
+	return &aclDoubts{File: aclFile(conf), Doubts: append(append([]string{}, warnings...), policy.Doubts(known)...), Notes: notes}, nil
+}
