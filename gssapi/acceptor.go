@@ -9,6 +9,7 @@ package gssapi
 #include <gssapi/gssapi.h>
 #include <gssapi/gssapi_ext.h>
 #include <krb5.h>
+#include "texts.h"
 
 // acquire gets the credentials of an acceptor by every key of a keytab.
 static OM_uint32 acquire(OM_uint32 *minor, const char *keytab, const char *rcache, gss_cred_id_t *out) {
@@ -24,30 +25,6 @@ typedef struct {
 	size_t reply_len;
 	char *general, *specific; // texts of the status
 } accepted;
-
-static char *text_of_name(gss_name_t name) {
-	OM_uint32 minor;
-	gss_buffer_desc b = GSS_C_EMPTY_BUFFER;
-	char *s = NULL;
-	if (gss_display_name(&minor, name, &b, NULL) == GSS_S_COMPLETE && memchr(b.value, 0, b.length) == NULL && (s = malloc(b.length + 1)) != NULL) {
-		memcpy(s, b.value, b.length);
-		s[b.length] = 0;
-	}
-	gss_release_buffer(&minor, &b);
-	return s;
-}
-
-static char *text_of_status(OM_uint32 code, int type) {
-	OM_uint32 minor, more = 0;
-	gss_buffer_desc b = GSS_C_EMPTY_BUFFER;
-	char *s = NULL;
-	if (gss_display_status(&minor, code, type, GSS_C_NO_OID, &more, &b) == GSS_S_COMPLETE && (s = malloc(b.length + 1)) != NULL) {
-		memcpy(s, b.value, b.length);
-		s[b.length] = 0;
-	}
-	gss_release_buffer(&minor, &b);
-	return s;
-}
 
 // accept_token runs on one thread from the call to the texts of its status, which
 // the library keeps by thread.

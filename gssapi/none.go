@@ -33,7 +33,7 @@ func (*Initiator) Wrap([]byte) ([]byte, error) { return nil, ErrNotBuilt }
 func (*Initiator) Unwrap([]byte) ([]byte, error) { return nil, ErrNotBuilt }
 
 // Close does nothing.
-func (*Initiator) Close() {}
+func (*Initiator) Close() error { return nil }
 
 // DefaultRealm returns ErrNotBuilt.
 func DefaultRealm() (string, error) { return "", ErrNotBuilt }

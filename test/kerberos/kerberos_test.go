@@ -2,6 +2,8 @@ package kerberos
 
 import (
 	"context"
+	"encoding/base64"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -11,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"claviger/gssapi"
 	"claviger/test/hadoop"
 )
 
@@ -76,6 +79,37 @@ func (s *kms) send(method, token string) (int, string) {
 	return resp.StatusCode, string(body)
 }
 
+// negotiate gets in by our own initiator, and has the server prove itself.
+func (s *kms) negotiate(conf gssapi.InitiatorConfig) error {
+	i, err := gssapi.NewInitiator(conf)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = i.Close() }()
+	token, done, err := i.Step(nil)
+	if err != nil || done {
+		return fmt.Errorf("the first step: done is %v; %w", done, err)
+	}
+	r, err := http.NewRequest(http.MethodGet, s.names(), nil)
+	if err != nil {
+		return err
+	}
+	r.Header.Set("Authorization", "Negotiate "+base64.StdEncoding.EncodeToString(token))
+	resp, err := (&http.Client{Timeout: 30 * time.Second}).Do(r)
+	if err != nil {
+		return err
+	}
+	_ = resp.Body.Close()
+	answer, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(resp.Header.Get("WWW-Authenticate"), "Negotiate "))
+	if err != nil || resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("status %d; %w", resp.StatusCode, err)
+	}
+	if _, done, err = i.Step(answer); err != nil || !done {
+		return fmt.Errorf("the server's token: done is %v; %w", done, err)
+	}
+	return nil
+}
+
 // since is what a file got beyond an offset.
 func since(t testing.TB, file string, offset int) string {
 	t.Helper()
@@ -132,6 +166,16 @@ func TestWhoGetsIn(t *testing.T) {
 	} {
 		if got := k.java(c.ccache, c.principal, c.what, s.names()); !strings.HasPrefix(got, "200 []") || !strings.Contains(got, c.want) || strings.Contains(got, "not proved") {
 			t.Errorf("%s as %s: %s", c.what, c.principal, got)
+		}
+	}
+	t.Setenv("KRB5_CONFIG", k.conf)
+	for _, conf := range []gssapi.InitiatorConfig{
+		{Keytab: users, Principal: "alice", Target: "HTTP@localhost", SPNEGO: true, Mutual: true},
+		{Keytab: users, Principal: "alice", Target: "HTTP/localhost", Mutual: true},
+		{CCache: "FILE:" + nn, Target: "HTTP/localhost@" + realm, SPNEGO: true, Mutual: true},
+	} {
+		if err := s.negotiate(conf); err != nil {
+			t.Errorf("a Go client with %+v: %v", conf, err)
 		}
 	}
 	if log := since(t, s.audit, 0); strings.Contains(log, "Exception") || !strings.Contains(log, "user=nn/localhost@EXAMPLE.COM") {
