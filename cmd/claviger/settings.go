@@ -112,7 +112,10 @@ func readKMSSettings(conf *hadoopconf.Conf) (kmsSettings, error) {
 
 // refuse says that a property's value can't be used.
 func refuse(conf *hadoopconf.Conf, name, want string) error {
-	p, _ := conf.Lookup(name)
+	p, set := conf.Lookup(name)
+	if !set {
+		return fmt.Errorf("property %s is not set: %s", name, want)
+	}
 	v, _ := conf.Get(name)
 	return &hadoopconf.ValueError{Property: p, Value: v, Want: want}
 }
