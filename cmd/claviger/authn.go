@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"time"
@@ -9,13 +10,15 @@ import (
 	"claviger/hadoopconf"
 )
 
-// authenticator is an Authenticator with the groups that ACLs ask for too.
+// authenticator is an Authenticator with the groups that ACLs ask for too, and with
+// what runs beside it until a context ends.
 type authenticator struct {
 	*authn.Authenticator
-	groups *authn.Groups
+	groups     *authn.Groups
+	background []func(context.Context)
 }
 
-func newAuthenticator(conf *hadoopconf.Conf, log *slog.Logger) (*authenticator, error) {
+func newAuthenticator(ctx context.Context, conf *hadoopconf.Conf, shared *cluster, log *slog.Logger) (*authenticator, error) {
 	const prefix = authPrefix
 	r := &reader{conf: conf}
 	validity := r.duration(prefix+"token.validity", time.Second)
@@ -39,6 +42,7 @@ func newAuthenticator(conf *hadoopconf.Conf, log *slog.Logger) (*authenticator, 
 		MaxLife:   r.duration(delegation+"max-lifetime.sec", time.Second),
 		Renewal:   r.duration(delegation+"renew-interval.sec", time.Second),
 		Scan:      r.duration(delegation+"removal-scan-interval.sec", time.Second),
+		Store:     shared.tokens, Batch: shared.batch, Log: log,
 	}
 	if r.err != nil {
 		return nil, r.err
@@ -62,14 +66,15 @@ func newAuthenticator(conf *hadoopconf.Conf, log *slog.Logger) (*authenticator, 
 		log.Warn(w)
 	}
 	cfg.ProxyUsers = proxies
-	if cfg.Secrets, err = secretProvider(conf, validity); err != nil {
+	a := &authenticator{groups: groups, background: []func(context.Context){cfg.Delegations.Run}}
+	// Last, for it may have to wait for other machines.
+	if cfg.Secrets, err = a.secretProvider(ctx, conf, shared, validity, log); err != nil {
 		return nil, err
 	}
-	a, err := authn.New(cfg)
-	if err != nil {
+	if a.Authenticator, err = authn.New(cfg); err != nil {
 		return nil, err
 	}
-	return &authenticator{a, groups}, nil
+	return a, nil
 }
 
 // newGroups opens the group mapping, by which ACLs and proxy users' rules go.
@@ -86,18 +91,22 @@ func newGroups(conf *hadoopconf.Conf, log *slog.Logger) (*authn.Groups, error) {
 }
 
 // secretProvider opens what signs the cookies.
-func secretProvider(conf *hadoopconf.Conf, validity time.Duration) (authn.SecretProvider, error) {
-	const kind = "hadoop.kms.authentication.signer.secret.provider"
-	switch conf.String(kind) {
+func (a *authenticator) secretProvider(ctx context.Context, conf *hadoopconf.Conf, shared *cluster, validity time.Duration, log *slog.Logger) (authn.SecretProvider, error) {
+	switch conf.String(signerKind) {
 	case "random":
 		return authn.NewRandomSecrets(validity, nil), nil
 	case "file":
 		const file = "hadoop.kms.authentication.signature.secret.file"
 		path, ok := conf.Path(file)
 		if !ok {
-			return nil, refuse(conf, kind, "set "+file+" to the file that holds the secret")
+			return nil, refuse(conf, signerKind, "set "+file+" to the file that holds the secret")
 		}
 		return authn.NewFileSecret(path)
 	}
-	return nil, refuse(conf, kind, "this build knows random and file")
+	secrets, err := shared.rollingSecrets(ctx, conf, validity, log)
+	if err != nil {
+		return nil, err
+	}
+	a.background = append(a.background, secrets.Run)
+	return secrets, nil
 }

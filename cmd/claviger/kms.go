@@ -17,7 +17,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"claviger/audit"
-	"claviger/authn"
 	"claviger/authz"
 	"claviger/console"
 	"claviger/hadoopconf"
@@ -90,7 +89,12 @@ func serveKMS(ctx context.Context, f kmsFlags, log *slog.Logger) (err error) {
 	if err != nil {
 		return err
 	}
-	auth, err := newAuthenticator(conf, log)
+	shared, err := openCluster(conf, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, shared.Close()) }()
+	auth, err := newAuthenticator(ctx, conf, shared, log)
 	if err != nil {
 		return err
 	}
@@ -120,7 +124,7 @@ func serveKMS(ctx context.Context, f kmsFlags, log *slog.Logger) (err error) {
 	}
 	defer func() { err = errors.Join(err, ring.Close()) }()
 
-	s := &kmsServer{conf: conf, set: set, log: log, svc: svc, auth: auth.Authenticator, trail: trail, ring: ring, policy: policy}
+	s := &kmsServer{conf: conf, set: set, log: log, svc: svc, auth: auth, shared: shared, trail: trail, ring: ring, policy: policy}
 	return s.run(ctx, f.ready)
 }
 
@@ -130,7 +134,8 @@ type kmsServer struct {
 	set    kmsSettings
 	log    *slog.Logger
 	svc    *service
-	auth   *authn.Authenticator
+	auth   *authenticator
+	shared *cluster
 	trail  audit.Logger
 	ring   *keyring.Ring
 	policy *authz.Watcher
@@ -178,6 +183,9 @@ func (s *kmsServer) run(ctx context.Context, readyFile string) (err error) {
 	var group sync.WaitGroup
 	defer func() { stop(); group.Wait() }()
 	group.Go(func() { s.policy.Run(background) })
+	for _, run := range s.auth.background {
+		group.Go(func() { run(background) })
+	}
 
 	if s.set.migrate {
 		if err := s.migrate(ctx); err != nil {
@@ -237,7 +245,7 @@ func (s *kmsServer) handler() (http.Handler, error) {
 		aclMetrics(metrics, s.policy)
 	}
 	api, err := kmsapi.New(kmsapi.Config{
-		Ring: s.ring, Auth: s.auth, Audit: s.trail, Log: s.log, KeyAuthorization: s.set.ring.KeyAuthorization,
+		Ring: s.ring, Auth: s.auth.Authenticator, Audit: s.trail, Log: s.log, KeyAuthorization: s.set.ring.KeyAuthorization,
 		Limits:   kmsapi.Limits{MaxKeys: s.set.maxKeys, MaxBatch: s.set.maxBatch, MaxBody: s.set.maxBody},
 		NotReady: func() string { return *s.waiting.Load() },
 		Observe:  observe,
@@ -265,6 +273,7 @@ func (s *kmsServer) checks() []console.Check {
 	if s.svc.Store != nil {
 		checks = append(checks, console.Check{Name: "metastore", Run: s.svc.Store.Check})
 	}
+	checks = append(checks, s.shared.checks...)
 	for i, src := range s.ring.Sources() {
 		checks = append(checks, console.Check{Name: "source " + src.URI, Informational: true, Run: func(context.Context) error {
 			now := s.ring.Sources()[i]

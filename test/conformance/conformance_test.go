@@ -50,10 +50,19 @@ type outcome struct {
 	trace   string
 }
 
-func TestHadoopKMSTests(t *testing.T) {
+// zookeeperMethods are those of TestKMSWithZK: two servers share the secrets of
+// their cookies in a ZooKeeper.
+var zookeeperMethods = []string{"testMultipleKMSInstancesWithZKSigner"}
+
+func TestHadoopKMSTests(t *testing.T) { testHadoop(t, "TestKMS", methods) }
+
+func TestHadoopKMSTestsWithZooKeeper(t *testing.T) { testHadoop(t, "TestKMSWithZK", zookeeperMethods) }
+
+// testHadoop demands of our server what a test class of Hadoop's demands of its own.
+func testHadoop(t *testing.T, class string, methods []string) {
 	hadoop.Require(t)
 	log := filepath.Join(t.TempDir(), "kms-server.log")
-	outcomes, output := runJUnit(t, "org.apache.hadoop.crypto.key.kms.server.TestKMS", log)
+	outcomes, output := runJUnit(t, "org.apache.hadoop.crypto.key.kms.server."+class, log, methods)
 	for _, m := range methods {
 		t.Run(m, func(t *testing.T) {
 			i := slices.IndexFunc(outcomes, func(o outcome) bool { return o.name == m })
@@ -79,7 +88,7 @@ func TestHadoopKMSTests(t *testing.T) {
 
 // runJUnit runs the methods and returns how each ended, and all that was
 // printed.
-func runJUnit(t *testing.T, class, serverLog string) ([]outcome, string) {
+func runJUnit(t *testing.T, class, serverLog string, methods []string) ([]outcome, string) {
 	t.Helper()
 	jars := hadoop.Jars(t)
 	all := filepath.Join(jars, "*")
