@@ -80,6 +80,10 @@ type Event struct {
 // Management are the operations that change keys, or what nodes know of them.
 var Management = []Op{CreateKey, DeleteKey, RollNewVersion, InvalidateCache}
 
+// Operations are all of them.
+var Operations = []Op{CreateKey, DeleteKey, RollNewVersion, InvalidateCache, GetKeys, GetKeysMetadata, GetMetadata, GetKeyVersions,
+	GetKeyVersion, GetCurrentKey, GenerateEEK, DecryptEEK, ReencryptEEK, ReencryptEEKBatch}
+
 // Guard is a Logger that can be asked to record an operation before it is done.
 type Guard interface {
 	// Begin returns nil when the operation may be done: it need not be recorded

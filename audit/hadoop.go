@@ -202,6 +202,14 @@ func (h *Hadoop) Err() error {
 	return h.err
 }
 
+// Reopen opens a file anew, as after a rotation by somebody else.
+func (h *Hadoop) Reopen() error {
+	if f, ok := h.w.(*File); ok {
+		return f.Reopen()
+	}
+	return nil
+}
+
 // Close ends all windows, then closes the writer. Events that come later are
 // lost, and Err says so.
 func (h *Hadoop) Close() error {

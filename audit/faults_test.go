@@ -1,0 +1,297 @@
+package audit
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"claviger"
+)
+
+// fullDisk limits the size that a file of this process may grow to, which is how
+// a disk that becomes full looks to a write.
+func fullDisk(t *testing.T, size uint64) (free func()) {
+	t.Helper()
+	var before syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_FSIZE, &before); err != nil {
+		t.Fatal(err)
+	}
+	// SIGXFSZ is ignored by Go's runtime: the write fails with EFBIG.
+	if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &syscall.Rlimit{Cur: size, Max: before.Max}); err != nil {
+		t.Fatal(err)
+	}
+	free = func() {
+		if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &before); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(free)
+	return free
+}
+
+// TestDiskFull: what must be audited is refused while the disk is full, nothing
+// that was queued is lost or written twice, and all goes on when there is room.
+func TestDiskFull(t *testing.T) {
+	dir := t.TempDir()
+	path, lines := filepath.Join(dir, "audit.json"), filepath.Join(dir, "kms-audit.log")
+	f, err := OpenFile(lines, Rotation{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := chainAt(t, path, func(cfg *ChainConfig) { cfg.HeadEvery = time.Hour })
+	h := NewHadoop(f, 0)
+	tee := &Tee{Loggers: []Logger{h, c}, Must: Management}
+	e := event("k")
+	e.Op = RollNewVersion
+	if err := tee.Begin(t.Context(), e); err != nil {
+		t.Fatal(err)
+	}
+	st, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	free := fullDisk(t, uint64(st.Size())+100)
+	for range 20 {
+		tee.Log(t.Context(), event("k"))
+	}
+	err = tee.Begin(t.Context(), e)
+	if !claviger.Is(err, claviger.Unavailable) || !errors.Is(err, syscall.EFBIG) || !strings.Contains(err.Error(), "ROLL_NEW_VERSION is not done") {
+		t.Errorf("with a full disk: %v", err)
+	}
+	if tee.Err() == nil {
+		t.Error("Err is nil with a full disk")
+	}
+	e.Op = DecryptEEK
+	if err := tee.Begin(t.Context(), e); err != nil {
+		t.Errorf("an operation that need not be audited: %v", err)
+	}
+	free()
+	e.Op = RollNewVersion
+	if err := tee.Begin(t.Context(), e); err != nil || tee.Err() != nil {
+		t.Errorf("with room again: %v, Err %v", err, tee.Err())
+	}
+	if err := tee.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if r := verified(t, VerifyConfig{Heads: headOf(t, path)}, []string{path}); r.Records < 1+1+20+1 || r.Records > 24 || len(r.Notes) != 0 {
+		t.Errorf("report %+v", r)
+	}
+	if n := len(readLines(t, lines)); n != 20 {
+		t.Errorf("%d lines in Hadoop's format, want 20", n)
+	}
+}
+
+func TestQueueIsBounded(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.json")
+	c := chainAt(t, path, func(cfg *ChainConfig) { cfg.MaxQueue, cfg.HeadEvery = 10, time.Hour })
+	st, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	free := fullDisk(t, uint64(st.Size()))
+	if err := c.Begin(t.Context(), Event{Op: CreateKey}); err == nil {
+		t.Fatal("written to a full disk")
+	}
+	for range 100 {
+		c.Log(t.Context(), event("k"))
+	}
+	if err := c.Err(); err == nil || !strings.Contains(err.Error(), "were not kept") {
+		t.Errorf("Err %v", err)
+	}
+	if err := c.Begin(t.Context(), Event{Op: CreateKey}); !claviger.Is(err, claviger.Unavailable) {
+		t.Errorf("with a full queue: %v", err)
+	}
+	free()
+	closeChain(t, c)
+	r := verified(t, VerifyConfig{Heads: headOf(t, path)}, []string{path})
+	if r.Records != 1+10+1 || len(r.Notes) != 1 || !strings.Contains(r.Notes[0].What, "92 events were not recorded") {
+		t.Errorf("report %+v", r)
+	}
+}
+
+// TestFileRemoved: a log that somebody removes is begun anew, and what is gone
+// is missed.
+func TestFileRemoved(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.json")
+	c := chainAt(t, path, nil)
+	if err := c.Begin(t.Context(), Event{Op: CreateKey}); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	c.cfg.File.mu.Lock()
+	c.cfg.File.looked = time.Time{} // a second has passed
+	c.cfg.File.mu.Unlock()
+	if err := c.Begin(t.Context(), Event{Op: CreateKey}); err != nil {
+		t.Fatal(err)
+	}
+	closeChain(t, c)
+	if n := len(readLines(t, path)); n != 2 {
+		t.Errorf("%d lines, want a beginning and an attempt", n)
+	}
+	if r := verified(t, VerifyConfig{Heads: headOf(t, path)}, []string{path}); len(r.Notes) != 1 || !strings.Contains(r.Notes[0].What, "goes on here from record 2") {
+		t.Errorf("notes %v", r.Notes)
+	}
+}
+
+func TestKeep(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "kms-audit.log")
+	f, err := OpenFile(path, Rotation{Size: 5, Keep: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	now := time.Now()
+	for i := range 5 {
+		if _, err := fmt.Fprintf(f, "line %d\n", i); err != nil {
+			t.Fatal(err)
+		}
+		now = now.Add(2 * time.Second)
+		if turned, err := f.Turn(now); err != nil || !turned {
+			t.Fatalf("turned %t, %v", turned, err)
+		}
+	}
+	names, err := f.aside()
+	if err != nil || len(names) != 2 || readLines(t, names[0])[0] != "line 3\n" || readLines(t, names[1])[0] != "line 4\n" {
+		t.Errorf("kept %v, %v", names, err)
+	}
+	daily, err := OpenFile(path+"-daily", Rotation{Every: time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = daily.Close() }()
+	_, _ = io.WriteString(daily, "x\n")
+	for after, want := range map[time.Duration]bool{time.Minute: false, 2 * time.Hour: true} {
+		if turned, err := daily.Turn(time.Now().Add(after)); err != nil || (turned != want && want) {
+			t.Errorf("after %v turned %t, %v", after, turned, err)
+		}
+	}
+}
+
+// TestSyslog: messages arrive framed, one goes on when the server comes back, and
+// a Chain tells of one that is away without refusing anything.
+func TestSyslog(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := l.Addr().String()
+	s, err := OpenSyslog("syslog+tcp://"+addr, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "audit.json")
+	c := chainAt(t, path, func(cfg *ChainConfig) {
+		cfg.Streams, cfg.HeadEvery, cfg.Log = []Stream{s}, 20*time.Millisecond, slog.New(slog.DiscardHandler)
+	})
+	conn, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	in := bufio.NewReader(conn)
+	if got := frame(t, conn, in); !strings.HasPrefix(got, "<110>1 2") || !strings.Contains(got, " claviger "+strconv.Itoa(os.Getpid())+` audit - {"seq":1,`) {
+		t.Errorf("message %q", got)
+	}
+	_ = conn.Close()
+	_ = l.Close()
+	waitFor(t, func() bool { // the first write after the end may still seem to work
+		c.Log(context.Background(), event("k"))
+		return c.Err() != nil
+	})
+	if err := c.Begin(t.Context(), Event{Op: CreateKey}); err != nil {
+		t.Errorf("with the file well and syslog away: %v", err)
+	}
+	if l, err = net.Listen("tcp", addr); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	if conn, err = l.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	if got := frame(t, conn, bufio.NewReader(conn)); !strings.Contains(got, `"kind":"event"`) {
+		t.Errorf("message %q", got)
+	}
+	go func() { _, _ = io.Copy(io.Discard, conn) }()
+	waitFor(t, func() bool { return c.Err() == nil })
+	closeChain(t, c)
+	verified(t, VerifyConfig{Heads: headOf(t, path)}, []string{path})
+}
+
+// frame reads a message with its length before it.
+func frame(t *testing.T, conn net.Conn, in *bufio.Reader) string {
+	t.Helper()
+	_ = conn.SetReadDeadline(time.Now().Add(20 * time.Second))
+	length, err := in.ReadString(' ')
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := strconv.Atoi(strings.TrimSuffix(length, " "))
+	if err != nil || n > maxRecord {
+		t.Fatalf("length %q", length)
+	}
+	b := make([]byte, n)
+	if _, err := io.ReadFull(in, b); err != nil {
+		t.Fatal(err)
+	}
+	_ = conn.SetReadDeadline(time.Time{})
+	return string(b)
+}
+
+func waitFor(t *testing.T, what func() bool) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); !what(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("it does not come")
+		}
+	}
+}
+
+func TestSyslogDatagrams(t *testing.T) {
+	sock := filepath.Join(t.TempDir(), "log")
+	udp, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = udp.Close() }()
+	unix, err := net.ListenPacket("unixgram", sock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Close() }()
+	for uri, conn := range map[string]net.PacketConn{"syslog+udp://" + udp.LocalAddr().String(): udp, "syslog+unix://" + sock: unix} {
+		s, err := OpenSyslog(uri, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Send([]byte("{}\n")); err != nil {
+			t.Error(err)
+		}
+		b := make([]byte, 1000)
+		_ = conn.SetReadDeadline(time.Now().Add(20 * time.Second))
+		n, _, err := conn.ReadFrom(b)
+		if err != nil || !strings.HasSuffix(string(b[:n]), " audit - {}") {
+			t.Errorf("%s: %q, %v", uri, b[:n], err)
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, bad := range []string{"", "syslog", "syslog+unix://host/dev/log", "syslog+tcp://host", "syslog+udp://:514", "syslog+sctp://h:1", "syslog+tls://h:1/x", "\x00"} {
+		if s, err := OpenSyslog(bad, nil); err == nil || !strings.Contains(err.Error(), "it must be") {
+			t.Errorf("%q: %v, %v", bad, s, err)
+		}
+	}
+}
