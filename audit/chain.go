@@ -65,6 +65,7 @@ type Chain struct {
 	waiting []chan error
 	lost    uint64 // not queued since the last record that told of it
 	err     error
+	streams error // of Streams, beside a file
 	closed  bool
 
 	// Of the writing goroutine alone:
@@ -318,7 +319,8 @@ func (c *Chain) write(now time.Time, queue [][]byte, lost uint64, sync bool) err
 		}
 	}
 	if len(queue) == 0 && lost == 0 && begin == nil && (!sync || c.synced == c.seq) {
-		return c.state(later)
+		c.look()
+		return written(later)
 	}
 	b, seq, last := c.buf[:0], c.seq, c.last
 	var ends []int
@@ -343,21 +345,16 @@ func (c *Chain) write(now time.Time, queue [][]byte, lost uint64, sync bool) err
 		}
 	}
 	c.seq, c.last, c.begin = seq, last, nil
-	sent := 0
-	for _, s := range c.cfg.Streams {
-		if err := c.send(s, b, ends); err == nil {
-			sent++
-		}
-	}
+	taken := c.send(b, ends)
 	const keep = 1 << 20
 	if c.buf = b[:0]; cap(b) > keep {
 		c.buf = nil
 	}
 	if c.cfg.File == nil {
-		if c.synced = c.seq; sent == 0 {
-			return &laterError{c.state(errors.New("no stream takes it")), true}
+		if c.synced = c.seq; !taken {
+			return &laterError{errors.New("no stream takes the records"), true}
 		}
-		return c.state(later)
+		return nil
 	}
 	if sync {
 		if err := c.cfg.File.Sync(); err != nil {
@@ -365,32 +362,42 @@ func (c *Chain) write(now time.Time, queue [][]byte, lost uint64, sync bool) err
 		}
 		c.synced = c.seq
 	}
-	return c.state(later)
+	return written(later)
 }
 
-// send sends lines to a stream, and returns the first error.
-func (c *Chain) send(s Stream, b []byte, ends []int) (first error) {
-	at := 0
-	for _, end := range ends {
-		if err := s.Send(b[at:end]); err != nil && first == nil {
-			first = err
-		}
-		at = end
+// written is the result where records were written, and something else is wrong.
+func written(later error) error {
+	if later == nil {
+		return nil
 	}
-	return first
+	return &laterError{err: later}
 }
 
-// state is what is wrong though records were written.
-func (c *Chain) state(err error) error {
+// send sends lines to the streams; taken is whether one has all of them.
+func (c *Chain) send(b []byte, ends []int) (taken bool) {
+	for _, s := range c.cfg.Streams {
+		at, all := 0, true
+		for _, end := range ends {
+			all = s.Send(b[at:end]) == nil && all
+			at = end
+		}
+		taken = taken || all
+	}
+	c.look()
+	return taken
+}
+
+// look asks the streams how they do.
+func (c *Chain) look() {
+	var err error
 	for _, s := range c.cfg.Streams {
 		if e := s.Err(); e != nil {
 			err = errors.Join(err, fmt.Errorf("%s: %w", s.Name(), e))
 		}
 	}
-	if err == nil {
-		return nil
-	}
-	return &laterError{err: err}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.streams = err
 }
 
 // note syncs the file and has the Heads keep its end. An error is of the file;
@@ -431,7 +438,15 @@ func (c *Chain) Reopen() error {
 	return err
 }
 
-// Err is nil while all is written and all streams take it.
+// StreamErr is nil while all streams take what they are sent.
+func (c *Chain) StreamErr() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.streams
+}
+
+// Err is nil while all is written to the file, or where there is none to a
+// stream.
 func (c *Chain) Err() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -208,9 +208,9 @@ func TestSyslog(t *testing.T) {
 	_ = l.Close()
 	waitFor(t, func() bool { // the first write after the end may still seem to work
 		c.Log(context.Background(), event("k"))
-		return c.Err() != nil
+		return c.StreamErr() != nil
 	})
-	if err := c.Begin(t.Context(), Event{Op: CreateKey}); err != nil {
+	if err := c.Begin(t.Context(), Event{Op: CreateKey}); err != nil || c.Err() != nil {
 		t.Errorf("with the file well and syslog away: %v", err)
 	}
 	if l, err = net.Listen("tcp", addr); err != nil {
@@ -225,7 +225,7 @@ func TestSyslog(t *testing.T) {
 		t.Errorf("message %q", got)
 	}
 	go func() { _, _ = io.Copy(io.Discard, conn) }()
-	waitFor(t, func() bool { return c.Err() == nil })
+	waitFor(t, func() bool { return c.StreamErr() == nil })
 	closeChain(t, c)
 	verified(t, VerifyConfig{Heads: headOf(t, path)}, []string{path})
 }

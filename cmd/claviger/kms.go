@@ -16,7 +16,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"claviger/audit"
 	"claviger/authz"
 	"claviger/console"
 	"claviger/hadoopconf"
@@ -102,16 +101,16 @@ func serveKMS(ctx context.Context, f kmsFlags, log *slog.Logger) (err error) {
 	if err != nil {
 		return err
 	}
-	trail, err := openAudit(set)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, trail.Close()) }()
 	svc, err := openConfigured(ctx, conf, log)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, svc.Close()) }()
+	trail, err := openAudit(ctx, set.audit, svc)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, trail.Close()) }()
 
 	cfg := set.ring
 	cfg.Primary, cfg.Sources, cfg.Policy, cfg.Groups, cfg.Audit, cfg.Log = svc.Primary, svc.Sources, policy.Policy, auth.groups.Of, trail, log
@@ -136,7 +135,7 @@ type kmsServer struct {
 	svc    *service
 	auth   *authenticator
 	shared *cluster
-	trail  audit.Logger
+	trail  *auditTrail
 	ring   *keyring.Ring
 	policy *authz.Watcher
 	// waiting is why KMS requests are not served yet; "" once they are.
@@ -186,6 +185,7 @@ func (s *kmsServer) run(ctx context.Context, readyFile string) (err error) {
 	for _, run := range s.auth.background {
 		group.Go(func() { run(background) })
 	}
+	group.Go(func() { s.trail.reopenOnHangup(background) })
 
 	if s.set.migrate {
 		if err := s.migrate(ctx); err != nil {
@@ -269,6 +269,7 @@ func (s *kmsServer) checks() []console.Check {
 		{Name: "audit", Run: func(context.Context) error { return s.trail.Err() }},
 		// The rules that were loaded before are in force, so the node can serve.
 		{Name: "acls", Informational: true, Run: func(context.Context) error { return s.policy.Status().Err }},
+		{Name: "audit streams", Informational: true, Run: func(context.Context) error { return s.trail.streamErr() }},
 	}
 	if s.svc.Store != nil {
 		checks = append(checks, console.Check{Name: "metastore", Run: s.svc.Store.Check})

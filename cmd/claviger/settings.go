@@ -2,13 +2,10 @@ package main
 
 import (
 	"fmt"
-	"io"
 	"math"
-	"os"
 	"strings"
 	"time"
 
-	"claviger/audit"
 	"claviger/hadoopconf"
 	"claviger/keyring"
 )
@@ -26,8 +23,7 @@ type kmsSettings struct {
 	maxBody        int64
 	metrics        bool
 	migrate        bool
-	auditWindow    time.Duration
-	auditFile      string
+	audit          auditSettings
 	ring           keyring.Config // all but what is opened later
 }
 
@@ -84,7 +80,6 @@ func readKMSSettings(conf *hadoopconf.Conf) (kmsSettings, error) {
 		maxBody:        r.int("claviger.kms.max.body.bytes", 1<<16, 1<<32),
 		metrics:        r.bool("claviger.metrics.enabled"),
 		migrate:        r.bool(hadoopconf.InitiateMigration),
-		auditWindow:    r.duration("hadoop.kms.audit.aggregation.window.ms", time.Millisecond),
 		ring: keyring.Config{
 			KeyAuthorization:    r.bool("hadoop.kms.key.authorization.enable"),
 			Reencryption:        r.bool(hadoopconf.ReencryptionEnable),
@@ -100,7 +95,7 @@ func readKMSSettings(conf *hadoopconf.Conf) (kmsSettings, error) {
 			SourceTimeout:       r.duration("claviger.source.timeout", time.Second),
 		},
 	}
-	s.auditFile, _ = conf.Path("claviger.audit.file")
+	s.audit = r.audit()
 	if r.err != nil {
 		return s, r.err
 	}
@@ -119,22 +114,3 @@ func refuse(conf *hadoopconf.Conf, name, want string) error {
 	v, _ := conf.Get(name)
 	return &hadoopconf.ValueError{Property: p, Value: v, Want: want}
 }
-
-// openAudit opens the audit trail: a file, or standard output.
-func openAudit(s kmsSettings) (audit.Logger, error) {
-	var w io.WriteCloser = standardOutput{}
-	if s.auditFile != "" {
-		f, err := audit.OpenFile(s.auditFile, audit.Rotation{})
-		if err != nil {
-			return nil, err
-		}
-		w = f
-	}
-	return audit.NewHadoop(w, s.auditWindow), nil
-}
-
-// standardOutput is not ours to close.
-type standardOutput struct{}
-
-func (standardOutput) Write(p []byte) (int, error) { return os.Stdout.Write(p) }
-func (standardOutput) Close() error                { return nil }

@@ -1,0 +1,394 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"math"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"claviger"
+	"claviger/audit"
+	"claviger/hadoopconf"
+	"claviger/metastore"
+	"claviger/provider"
+	"claviger/secret"
+)
+
+// auditSettings are the properties of the audit trail.
+type auditSettings struct {
+	window   time.Duration
+	hadoop   bool
+	file     string
+	json     string // file
+	stdout   bool
+	syslog   []string
+	keyFile  string
+	node     string
+	rotation audit.Rotation
+	must     []audit.Op
+}
+
+func (s auditSettings) chained() bool { return s.json != "" || s.stdout || len(s.syslog) > 0 }
+
+// audit reads them.
+func (r *reader) audit() auditSettings {
+	s := auditSettings{
+		window: r.duration("hadoop.kms.audit.aggregation.window.ms", time.Millisecond),
+		hadoop: r.bool("claviger.audit.hadoop.enabled"),
+		stdout: r.bool("claviger.audit.json.stdout"),
+		syslog: r.conf.Strings("claviger.audit.json.syslog"),
+		node:   r.conf.String("claviger.audit.node"),
+		rotation: audit.Rotation{
+			Size:  r.int("claviger.audit.rotate.size", 0, math.MaxInt64),
+			Every: r.duration("claviger.audit.rotate.interval", time.Second),
+			Keep:  int(r.int("claviger.audit.rotate.keep", 0, math.MaxInt32)),
+		},
+	}
+	s.file, _ = r.conf.Path("claviger.audit.file")
+	s.json, _ = r.conf.Path("claviger.audit.json.file")
+	s.keyFile, _ = r.conf.Path("claviger.audit.json.key.file")
+	s.must = r.mustAudit()
+	if s.node == "" {
+		s.node, _ = os.Hostname() // the next line says what is wrong
+	}
+	switch {
+	case s.node == "":
+		r.keep(refuse(r.conf, "claviger.audit.node", "this host has no name: name it here"))
+	case !s.hadoop && !s.chained():
+		r.keep(refuse(r.conf, "claviger.audit.hadoop.enabled", "nothing would be audited: set it to true, or set claviger.audit.json.file"))
+	case s.hadoop && s.file == "" && s.stdout:
+		r.keep(refuse(r.conf, "claviger.audit.json.stdout", "Hadoop's lines go to standard output too: set claviger.audit.file, or claviger.audit.hadoop.enabled to false"))
+	case s.json != "" && s.json == s.file:
+		r.keep(refuse(r.conf, "claviger.audit.json.file", "claviger.audit.file names the same file: name another"))
+	case s.keyFile != "" && !s.chained():
+		r.keep(refuse(r.conf, "claviger.audit.json.key.file", "there is no JSON audit log to use it for: set claviger.audit.json.file"))
+	}
+	return s
+}
+
+// mustAudit reads which operations are refused where they can't be audited.
+func (r *reader) mustAudit() []audit.Op {
+	const name = "claviger.audit.must"
+	var ops []audit.Op
+	words := r.conf.Strings(name)
+	for _, word := range words {
+		switch op := audit.Op(strings.ToUpper(word)); {
+		case op == "MANAGEMENT":
+			ops = append(ops, audit.Management...)
+		case op == "ALL":
+			ops = append(ops, audit.Operations...)
+		case op == "NONE" && len(words) == 1:
+		case slices.Contains(audit.Operations, op):
+			ops = append(ops, op)
+		default:
+			want := "it must be management, all, none, or a list of operations such as CREATE_KEY"
+			var known []string
+			for _, o := range audit.Operations {
+				known = append(known, string(o))
+			}
+			if near, ok := claviger.NearMiss(string(op), known); ok {
+				want = fmt.Sprintf("%s is no operation; did you mean %s?", word, near)
+			}
+			r.keep(refuse(r.conf, name, want))
+		}
+	}
+	return ops
+}
+
+// auditTrail is the audit log of a server.
+type auditTrail struct {
+	*audit.Tee
+	chain *audit.Chain // nil where there is none
+	log   *slog.Logger
+}
+
+// openAudit opens what the settings name.
+func openAudit(ctx context.Context, s auditSettings, svc *service) (_ *auditTrail, err error) {
+	t := &auditTrail{Tee: &audit.Tee{Must: s.must}, log: svc.Log}
+	defer func() {
+		if err != nil {
+			_ = t.Close() // the first error counts
+		}
+	}()
+	if s.hadoop {
+		var w io.Writer = standardOutput{}
+		if s.file != "" {
+			if w, err = audit.OpenFile(s.file, s.rotation); err != nil {
+				return nil, fmt.Errorf("property claviger.audit.file: %w", err)
+			}
+		}
+		t.Loggers = append(t.Loggers, audit.NewHadoop(w, s.window))
+	}
+	if s.chained() {
+		if t.chain, err = openChain(ctx, s, svc); err != nil {
+			return nil, err
+		}
+		t.Loggers = append(t.Loggers, t.chain)
+	}
+	return t, nil
+}
+
+// openChain opens the JSON log. What it has opened is closed where it fails.
+func openChain(ctx context.Context, s auditSettings, svc *service) (_ *audit.Chain, err error) {
+	cfg := audit.ChainConfig{Node: s.node, Log: svc.Log}
+	if s.keyFile != "" {
+		if cfg.Key, err = readAuditKey(s.keyFile); err != nil {
+			return nil, fmt.Errorf("property claviger.audit.json.key.file: %w", err)
+		}
+	}
+	defer func() {
+		if err == nil {
+			return
+		}
+		for _, stream := range cfg.Streams {
+			_ = stream.Close()
+		}
+		if cfg.File != nil {
+			_ = cfg.File.Close()
+		}
+	}()
+	if s.stdout {
+		cfg.Streams = append(cfg.Streams, audit.NewWriter("standard output", os.Stdout))
+	}
+	for _, uri := range s.syslog {
+		roots, err := svc.clientTLS(provider.Env{})
+		if err != nil {
+			return nil, err
+		}
+		stream, err := audit.OpenSyslog(uri, roots)
+		if err != nil {
+			return nil, fmt.Errorf("property claviger.audit.json.syslog has the value %q; %w", uri, err)
+		}
+		cfg.Streams = append(cfg.Streams, stream)
+	}
+	if s.json != "" {
+		if cfg.File, err = audit.OpenExclusiveFile(s.json, s.rotation); err != nil {
+			return nil, fmt.Errorf("property claviger.audit.json.file: %w", err)
+		}
+		cfg.Heads = append(cfg.Heads, audit.HeadFileOf(s.json))
+		if svc.Store != nil {
+			cfg.Heads = append(cfg.Heads, storedHead{svc.Store, s.node})
+		}
+	}
+	return audit.OpenChain(ctx, cfg)
+}
+
+// readAuditKey reads the key of the chain's hashes.
+func readAuditKey(path string) (secret.Bytes, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	key := secret.Bytes(bytes.TrimRight(b, "\r\n"))
+	if len(key) < 16 || len(key) > 1024 {
+		return nil, fmt.Errorf("%s holds a key of %d bytes; it must have 16 to 1024, as `openssl rand -hex 32` makes", path, len(key))
+	}
+	return key, nil
+}
+
+// reopenOnHangup opens the files anew on SIGHUP, as logrotate sends it.
+func (t *auditTrail) reopenOnHangup(ctx context.Context) {
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-hangup:
+			if err := t.Reopen(); err != nil {
+				t.log.Error("the audit log cannot be opened anew, writing goes on where it was", "err", err)
+			} else {
+				t.log.Info("the audit log was opened anew")
+			}
+		}
+	}
+}
+
+func (t *auditTrail) streamErr() error {
+	if t.chain == nil {
+		return nil
+	}
+	return t.chain.StreamErr()
+}
+
+// storedHead keeps the head of a node's chain in the metastore.
+type storedHead struct {
+	settings metastore.Settings
+	node     string
+}
+
+func (s storedHead) setting() string { return "audit.head." + s.node }
+
+// Name says where it lies.
+func (s storedHead) Name() string { return "the metastore" }
+
+// Load reads the setting.
+func (s storedHead) Load(ctx context.Context) (audit.Head, bool, error) {
+	text, ok, err := s.settings.Setting(ctx, s.setting())
+	if err != nil || !ok {
+		return audit.Head{}, false, err
+	}
+	h, err := audit.ParseHead([]byte(text))
+	return h, err == nil, err
+}
+
+// Save writes it.
+func (s storedHead) Save(ctx context.Context, h audit.Head) error {
+	text, err := json.Marshal(h)
+	if err != nil {
+		return err
+	}
+	return s.settings.SetSetting(ctx, s.setting(), string(text))
+}
+
+// standardOutput is not ours to close.
+type standardOutput struct{}
+
+func (standardOutput) Write(p []byte) (int, error) { return os.Stdout.Write(p) }
+
+func newAuditCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "audit", Short: "Verify the audit log", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
+	cmd.AddCommand(newAuditVerify())
+	return cmd
+}
+
+// auditVerifyFlags are the flags of `claviger audit verify`.
+type auditVerifyFlags struct {
+	key, conf, output string
+	heads             []string
+	noHead            bool
+}
+
+func newAuditVerify() *cobra.Command {
+	var f auditVerifyFlags
+	cmd := &cobra.Command{
+		Use:   "verify FILE...",
+		Short: "Find removed, changed and reordered records of a JSON audit log",
+		Long: `verify reads the files of one node's JSON audit log, rotated ones included, in any order, and finds each place where a record
+was removed, changed or moved. What was cut off at the end is found up to the last head that was noted outside of the log: in
+FILE.head, which is read where it is there, in files named with --head, and in the metastore of --conf.
+Exit status: 0 nothing found, 1 a file cannot be read, 2 wrong usage, 3 something found.`,
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error { return verifyAudit(cmd, args, f) },
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&f.key, "key-file", "", "file with the key of claviger.audit.json.key.file")
+	flags.StringVar(&f.conf, "conf", "", "configuration folder of the node, in whose metastore the head is noted")
+	flags.StringVarP(&f.output, "output", "o", "text", "text or json")
+	flags.StringArrayVar(&f.heads, "head", nil, "file with a head that was noted")
+	flags.BoolVar(&f.noHead, "no-head-file", false, "do not look for FILE.head")
+	return cmd
+}
+
+func verifyAudit(cmd *cobra.Command, paths []string, f auditVerifyFlags) error {
+	if f.output != "text" && f.output != "json" {
+		return &exitError{exitUsage, fmt.Errorf("--output %q: it must be text or json", f.output)}
+	}
+	var cfg audit.VerifyConfig
+	var err error
+	if f.key != "" {
+		if cfg.Key, err = readAuditKey(f.key); err != nil {
+			return fmt.Errorf("--key-file: %w", err)
+		}
+	}
+	if cfg.Heads, err = f.noted(cmd.Context(), paths); err != nil {
+		return err
+	}
+	report, err := audit.Verify(paths, cfg)
+	if err != nil {
+		return err
+	}
+	out := cmd.OutOrStdout()
+	if f.output == "json" {
+		e := json.NewEncoder(out)
+		e.SetIndent("", "  ")
+		err = e.Encode(report)
+	} else {
+		err = printReport(out, report, len(cfg.Heads))
+	}
+	if err == nil && len(report.Findings) > 0 {
+		err = &exitError{code: exitRefused}
+	}
+	return err
+}
+
+func printReport(out io.Writer, r *audit.Report, heads int) error {
+	var b strings.Builder
+	for _, n := range r.Notes {
+		fmt.Fprintf(&b, "note: %s\n", n)
+	}
+	for _, f := range r.Findings {
+		fmt.Fprintf(&b, "FOUND: %s\n", f)
+	}
+	if r.More > 0 {
+		fmt.Fprintf(&b, "FOUND: and %d more\n", r.More)
+	}
+	fmt.Fprintf(&b, "%d records of node %s in %d files, %d to %d: ", r.Records, r.Node, len(r.Files), r.First, r.Last)
+	switch {
+	case len(r.Findings) > 0:
+		fmt.Fprintf(&b, "%d findings\n", len(r.Findings)+r.More)
+	case heads == 0:
+		b.WriteString("an unbroken chain; no head was given, so that a cut at the end would not be seen\n")
+	default:
+		b.WriteString("an unbroken chain\n")
+	}
+	_, err := io.WriteString(out, b.String())
+	return err
+}
+
+// noted collects the heads to verify against.
+func (f *auditVerifyFlags) noted(ctx context.Context, paths []string) ([]audit.Head, error) {
+	var from []audit.Heads
+	for _, path := range f.heads {
+		if _, err := os.Stat(path); err != nil {
+			return nil, fmt.Errorf("--head: %w", err)
+		}
+		from = append(from, audit.HeadFile(path))
+	}
+	for _, path := range paths {
+		if !f.noHead {
+			from = append(from, audit.HeadFileOf(path))
+		}
+	}
+	if f.conf != "" {
+		conf, err := hadoopconf.LoadKMS(f.conf, os.LookupEnv)
+		if err != nil {
+			return nil, err
+		}
+		r := &reader{conf: conf}
+		set := r.audit()
+		if r.err != nil {
+			return nil, r.err
+		}
+		store, err := openStore(ctx, conf)
+		if err != nil {
+			return nil, err
+		}
+		defer func() { _ = store.Close() }()
+		from = append(from, storedHead{store, set.node})
+	}
+	var heads []audit.Head
+	for _, source := range from {
+		h, ok, err := source.Load(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("the head noted in %s: %w", source.Name(), err)
+		}
+		if ok {
+			heads = append(heads, h)
+		}
+	}
+	return heads, nil
+}
