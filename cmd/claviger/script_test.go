@@ -22,6 +22,36 @@ var scriptCommands = map[string]func(ts *testscript.TestScript, neg bool, args [
 	"exits": scriptExits,
 	"await": scriptAwait,
 	"key":   scriptKey,
+	// Of the audit log:
+	"appears": scriptAppears,
+	"changed": scriptChanged,
+}
+
+// scriptAppears waits until a file is there and holds something: appears FILE.
+func scriptAppears(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: appears FILE")
+	}
+	for range 1500 {
+		if st, err := os.Stat(ts.MkAbs(args[0])); err == nil && st.Size() > 0 {
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	ts.Fatalf("%s does not appear", args[0])
+}
+
+// scriptChanged replaces the first occurrence of a text in a file: changed FILE
+// OLD NEW.
+func scriptChanged(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 3 {
+		ts.Fatalf("usage: changed FILE OLD NEW")
+	}
+	text := ts.ReadFile(args[0])
+	if !strings.Contains(text, args[1]) {
+		ts.Fatalf("%s does not hold %q", args[0], args[1])
+	}
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(strings.Replace(text, args[1], args[2], 1)), 0o600))
 }
 
 // scriptExits is exec, with the exit status that is expected: exits 3 claviger
