@@ -70,7 +70,7 @@ func newKerberos(conf *hadoopconf.Conf) (*authn.Kerberos, error) {
 		return nil, refuse(conf, authType, err.Error())
 	}
 	if err != nil {
-		return nil, fmt.Errorf("type kerberos: %w: %w",
+		return nil, fmt.Errorf("%w: %w",
 			refuse(conf, authKeytab, "it must be a keytab that this process can read, with the key of "+service), err)
 	}
 	const whitelist = authPrefix + "kerberos.endpoint.whitelist"

@@ -361,6 +361,16 @@ var starts = map[string]func(*site) []string{
 		s.set("hadoop.kms.key.provider.uri", "jceks://file@"+s.write("kms.keystore", "text"))
 		return s.start()
 	},
+	"kerberos-without-keytab": func(s *site) []string {
+		s.set("hadoop.kms.authentication.type", "kerberos")
+		s.set("hadoop.kms.authentication.kerberos.principal", "HTTP/kms-1.example.com")
+		s.set("hadoop.kms.authentication.kerberos.keytab", s.path("http.keytab"))
+		return s.start()
+	},
+	"kerberos-lookahead": func(s *site) []string {
+		s.set("hadoop.security.auth_to_local", "RULE:[1:$1]s/(?=admin)admin/root/")
+		return s.start()
+	},
 	"tls-without-keystore": func(s *site) []string {
 		s.set("hadoop.kms.ssl.enabled", "true")
 		return s.start()
