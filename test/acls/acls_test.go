@@ -1,0 +1,304 @@
+package acls
+
+import (
+	"bufio"
+	"context"
+	"flag"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"claviger"
+	"claviger/audit"
+	"claviger/authn"
+	"claviger/authz"
+	"claviger/hadoopconf"
+	"claviger/keyring"
+	"claviger/provider"
+	"claviger/provider/memory"
+	"claviger/secret"
+	"claviger/test/hadoop"
+)
+
+var (
+	seed  = flag.Uint64("seed", 1, "of the generated rules")
+	files = flag.Int("files", 200, "how many kms-acls.xml files are generated")
+)
+
+// TestMatrix generates rules and asks Hadoop's classes and ours the same
+// questions: each user, each right, each key. One process of each side takes all
+// files in turn, by its own reload; one in ten is broken and must change nothing.
+func TestMatrix(t *testing.T) {
+	hadoop.Require(t)
+	dir := t.TempDir()
+	put := func(name, text string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("groups.txt", groupsOf)
+	put("users.txt", strings.Join(users, "\n"))
+	put("keys.txt", strings.Join(keys, "\n"))
+	g := generator{rand.New(rand.NewPCG(*seed, 0))}
+	for i := range *files {
+		if i%10 == 9 {
+			put(fileName(i), g.broken())
+		} else {
+			put(fileName(i), g.file())
+		}
+	}
+	theirs := askHadoop(t, dir)
+	o := newOurs(t)
+	wrong, asked, yes, kept := 0, 0, 0, 0
+	for i := range *files {
+		if !o.reload(filepath.Join(dir, fileName(i))) {
+			kept++
+		}
+		for u, who := range users {
+			line := theirs[i*len(users)+u]
+			got := o.line(t, caller(who))
+			asked += strings.Count(line, "0") + strings.Count(line, "1")
+			yes += strings.Count(line, "1")
+			if got == line {
+				continue
+			}
+			if wrong++; wrong <= 5 {
+				text, _ := os.ReadFile(filepath.Join(dir, fileName(i)))
+				t.Errorf("file %d (seed %d), user %q:\nHadoop %s\nours   %s\n%s", i, *seed, who, line, got, text)
+			}
+		}
+	}
+	if wrong > 5 {
+		t.Errorf("%d lines differ", wrong)
+	}
+	t.Logf("%d decisions, %d of them yes; %d of %d files were refused", asked, yes, kept, *files)
+	if asked < 100**files || yes < asked/20 || yes > asked*19/20 || kept < *files/20 || kept > *files/8 {
+		t.Error("the generated rules test little: too much of one answer, or too few broken files")
+	}
+}
+
+// askHadoop has the Java program answer; a line for each file and user.
+func askHadoop(t *testing.T, dir string) []string {
+	t.Helper()
+	classPath := hadoop.RuntimeClassPath(t)
+	classes := hadoop.Javac(t, classPath, filepath.Join(hadoop.Root(), "test", "acls", "java"))
+	put := filepath.Join(dir, "log4j.properties")
+	if err := os.WriteFile(put, []byte("log4j.rootLogger=OFF\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "java", "-XX:+UseSerialGC", "-Xshare:auto", "-Xmx256m", "-Dfile.encoding=UTF-8", "-Dlog4j.configuration=file:"+put,
+		"-cp", classes+string(os.PathListSeparator)+classPath, "org.apache.hadoop.crypto.key.kms.server.Matrix", dir)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("the Java side: %v\n%s", err, out)
+	}
+	f, err := os.Open(filepath.Join(dir, "answers.txt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var lines []string
+	in := bufio.NewScanner(f)
+	for in.Scan() {
+		lines = append(lines, in.Text())
+	}
+	if err := in.Err(); err != nil || len(lines) != *files*len(users) {
+		t.Fatalf("%d answers to %d questions: %v", len(lines), *files*len(users), err)
+	}
+	return lines
+}
+
+func caller(who string) claviger.Caller {
+	name, real, ok := strings.Cut(who, "\t")
+	c := claviger.Caller{Principal: claviger.Principal{Name: name, Short: name}}
+	if ok {
+		c.Real = &claviger.Principal{Name: real, Short: real}
+	}
+	return c
+}
+
+// ours is our side.
+type ours struct {
+	groups func(string) []string
+	policy *authz.Policy
+	// open has every right at operation level open, so that a Ring with it answers
+	// by the rules of keys alone, as KeyAuthorizationKeyProvider does.
+	open         *authz.Policy
+	ring, inside *keyring.Ring
+}
+
+// unchanging is a provider at which everything succeeds and nothing changes, so
+// that a refusal is the rules'.
+type unchanging struct{ *memory.Provider }
+
+func (u unchanging) Create(context.Context, provider.Spec) (provider.KeyVersion, error) {
+	return provider.KeyVersion{}, nil
+}
+
+func (u unchanging) Roll(context.Context, string, secret.Bytes) (provider.KeyVersion, error) {
+	return provider.KeyVersion{}, nil
+}
+
+func (u unchanging) Delete(context.Context, string) error { return nil }
+
+type noAudit struct{}
+
+func (noAudit) Log(context.Context, audit.Event) {}
+func (noAudit) Err() error                       { return nil }
+func (noAudit) Close() error                     { return nil }
+
+func newOurs(t *testing.T) *ours {
+	t.Helper()
+	mapping, err := authn.NewGroups(groupsOf, time.Hour, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := memory.New(memory.Config{SequentialIDs: true})
+	for _, k := range keys {
+		name, acl, _ := strings.Cut(k, "\t")
+		spec := provider.Spec{Name: name, Cipher: claviger.DefaultCipher, BitLength: 128}
+		if acl != "" {
+			spec.Attributes = map[string]string{claviger.ACLNameAttribute: acl}
+		}
+		if _, err := p.Create(t.Context(), spec); err != nil {
+			t.Fatal(err)
+		}
+	}
+	o := &ours{groups: mapping.Of}
+	ring := func(policy func() *authz.Policy) *keyring.Ring {
+		r, err := keyring.New(keyring.Config{
+			Primary: unchanging{p}, Policy: policy, KeyAuthorization: true, Groups: mapping.Of, Audit: noAudit{},
+			QueueSize: 10, QueueLowWatermark: 0.3, QueueExpiry: time.Hour, QueueFillers: 1,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := r.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+		return r
+	}
+	o.ring = ring(func() *authz.Policy { return o.policy })
+	o.inside = ring(func() *authz.Policy { return o.open })
+	return o
+}
+
+// reload is what package authz's Watcher does when the file is another one; false
+// where the rules stay.
+func (o *ours) reload(path string) bool {
+	c := hadoopconf.New(filepath.Dir(path), nil)
+	if c.AddFile(path, false) != nil || c.Check() != nil {
+		return false
+	}
+	var props, open []authz.Property
+	for name, value := range c.All() {
+		p := authz.Property{Name: name, Value: value}
+		props = append(props, p)
+		if !strings.HasPrefix(name, "hadoop.") {
+			open = append(open, p)
+		}
+	}
+	o.policy, _ = authz.Parse(props)
+	o.open, _ = authz.Parse(open)
+	return true
+}
+
+// levels are KMSACLs.Type's values, in Java's order.
+var levels = []authz.Op{
+	authz.Create, authz.Delete, authz.Rollover, authz.Get, authz.GetKeys, authz.GetMetadata, authz.SetKeyMaterial, authz.GenerateEEK, authz.DecryptEEK,
+}
+
+// questions are those of Matrix.java about a key, each with the request that
+// `claviger acl explain` takes it for.
+var questions = []struct {
+	request string
+	ask     func(ctx context.Context, r *keyring.Ring, c claviger.Caller, key, acl string) error
+}{
+	{"GET_CURRENT_KEY", func(ctx context.Context, r *keyring.Ring, c claviger.Caller, key, _ string) error {
+		_, err := r.Current(ctx, c, key)
+		return err
+	}},
+	{"GET_METADATA", func(ctx context.Context, r *keyring.Ring, c claviger.Caller, key, _ string) error {
+		_, err := r.Metadata(ctx, c, key)
+		return err
+	}},
+	{"ROLL_NEW_VERSION", func(ctx context.Context, r *keyring.Ring, c claviger.Caller, key, _ string) error {
+		_, err := r.Roll(ctx, c, key, nil)
+		return err
+	}},
+	{"DELETE_KEY", func(ctx context.Context, r *keyring.Ring, c claviger.Caller, key, _ string) error {
+		return r.Delete(ctx, c, key)
+	}},
+	{"GENERATE_EEK", func(ctx context.Context, r *keyring.Ring, c claviger.Caller, key, _ string) error {
+		_, err := r.Generate(ctx, c, key, 1)
+		return err
+	}},
+	{"DECRYPT_EEK", func(ctx context.Context, r *keyring.Ring, c claviger.Caller, key, _ string) error {
+		_, err := r.Decrypt(ctx, c, key, true, claviger.EDEK{Version: key + "@0", IV: make([]byte, 16), Material: make([]byte, 16)})
+		return err
+	}},
+	{"CREATE_KEY", func(ctx context.Context, r *keyring.Ring, c claviger.Caller, key, acl string) error {
+		spec := provider.Spec{Name: key}
+		if acl != "" {
+			spec.Attributes = map[string]string{claviger.ACLNameAttribute: acl}
+		}
+		_, err := r.Create(ctx, c, spec)
+		return err
+	}},
+}
+
+// line answers all questions of one caller, as Matrix.java writes them. Beside
+// that it holds what decides together to what Explain says.
+func (o *ours) line(t *testing.T, c claviger.Caller) string {
+	t.Helper()
+	var b strings.Builder
+	for _, op := range levels {
+		b.WriteByte(digit(o.policy.May(op, c.Principal, o.groups)))
+	}
+	for _, k := range keys {
+		key, acl, _ := strings.Cut(k, "\t")
+		aclName := acl
+		if aclName == "" {
+			aclName = key
+		}
+		b.WriteByte(' ')
+		for _, q := range questions {
+			b.WriteByte(digit(o.allowed(t, q.ask(t.Context(), o.inside, c, key, acl))))
+			r, _, _ := authz.FindRequest(q.request)
+			whole := o.allowed(t, q.ask(t.Context(), o.ring, c, key, acl))
+			if d := o.policy.Explain(r, aclName, c.Principal, o.groups); d.Allowed != whole {
+				t.Errorf("%s %s %s: allowed %t, explained as %+v", c.Name, q.request, key, whole, d)
+			} else if by, ok := d.DecidedBy(); !ok || by.Property == "" {
+				t.Errorf("%s %s %s: nothing decides: %+v", c.Name, q.request, key, d)
+			}
+		}
+	}
+	return b.String()
+}
+
+func (o *ours) allowed(t *testing.T, err error) bool {
+	t.Helper()
+	switch {
+	case err == nil:
+		return true
+	case claviger.Is(err, claviger.Denied), claviger.Is(err, claviger.KeyDenied):
+		return false
+	}
+	t.Fatal(err)
+	return false
+}
+
+func digit(yes bool) byte {
+	if yes {
+		return '1'
+	}
+	return '0'
+}
