@@ -170,11 +170,10 @@ func TestKerberosDoAs(t *testing.T) {
 		"a%40b%40c":           "Malformed Kerberos name: a@b@c",
 	} {
 		res := a.Authenticate(t.Context(), negotiating("doAs="+doAs, ticketOf("oozie/h@EXAMPLE.COM")))
-		got := ""
-		switch {
-		case res.Refusal != nil:
+		var got string
+		if res.Refusal != nil {
 			got = res.Refusal.Reason
-		default:
+		} else {
 			got = res.Principal.Name + " = " + res.Principal.Short + " via " + res.Principal.Real.Name
 		}
 		if got != want {

@@ -192,7 +192,7 @@ func (e *Error) advise(minor string) {
 		e.Java = javaFailure("Checksum failed")
 	case WrongService:
 		e.Cure = "the client addressed another name than the one that we have: the host in its URL must be that of the principal HTTP/host"
-		e.Java = "GSSException: No valid credentials provided (Mechanism level: Failed to find any Kerberos credentails)"
+		e.Java = "GSSException: No valid credentials provided (Mechanism level: Failed to find any Kerberos credentails)" //nolint:misspell // as Java spells it
 	case BadToken:
 		e.Java = "GSSException: Defective token detected"
 	case NoCredentials:

@@ -1,6 +1,7 @@
 package kerberos
 
 import (
+	"bytes"
 	"context"
 	"encoding/base64"
 	"fmt"
@@ -103,6 +104,14 @@ func (s *kms) negotiate(conf gssapi.InitiatorConfig) error {
 	answer, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(resp.Header.Get("WWW-Authenticate"), "Negotiate "))
 	if err != nil || resp.StatusCode != http.StatusOK {
 		return fmt.Errorf("status %d; %w", resp.StatusCode, err)
+	}
+	// In the form of the question: NegTokenResp, or a bare AP-REP.
+	form := []byte{0x60}
+	if conf.SPNEGO {
+		form = []byte{0xa1}
+	}
+	if !bytes.HasPrefix(answer, form) {
+		return fmt.Errorf("the server's token begins with %x, want %x", answer[:1], form)
 	}
 	if _, done, err = i.Step(answer); err != nil || !done {
 		return fmt.Errorf("the server's token: done is %v; %w", done, err)
