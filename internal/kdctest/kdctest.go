@@ -1,0 +1,172 @@
+// Package kdctest runs a real MIT KDC for tests: a realm of its own on a free
+// port of loopback, with its database in the test's folder. No right of root is
+// needed. `make setup` installs krb5-kdc; without it a test fails, and says so.
+package kdctest
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// Realm is the name of the realm.
+const Realm = "EXAMPLE.TEST"
+
+// KDC is a running KDC.
+type KDC struct {
+	// Krb5Conf is the path of a krb5.conf that knows the realm: what processes get
+	// as KRB5_CONFIG, and Java as java.security.krb5.conf.
+	Krb5Conf string
+	// Dir is a folder for what belongs to it.
+	Dir string
+
+	t   testing.TB
+	env []string
+}
+
+// Start makes a realm and serves it until the test ends.
+func Start(t testing.TB) *KDC {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("starts a KDC: left out by -short")
+	}
+	for _, tool := range []string{"krb5kdc", "kdb5_util", "kadmin.local", "kinit"} {
+		if program(tool) == "" {
+			t.Fatalf("%s is not installed: run `make setup`, or `go test -short` to leave these tests out", tool)
+		}
+	}
+	k := &KDC{t: t, Dir: t.TempDir()}
+	port := freePort(t)
+	k.Krb5Conf = k.write("krb5.conf", fmt.Sprintf(`[libdefaults]
+ default_realm = %[1]s
+ dns_lookup_kdc = false
+ dns_lookup_realm = false
+ dns_canonicalize_hostname = false
+ rdns = false
+ udp_preference_limit = 1
+[realms]
+ %[1]s = {
+  kdc = %[2]s
+ }
+[domain_realm]
+ localhost = %[1]s
+`, Realm, port))
+	profile := k.write("kdc.conf", fmt.Sprintf(`[kdcdefaults]
+ kdc_listen = %[2]s
+ kdc_tcp_listen = %[2]s
+[realms]
+ %[1]s = {
+  database_name = %[3]s/principal
+  key_stash_file = %[3]s/stash
+  acl_file = %[3]s/acl
+  supported_enctypes = aes256-cts-hmac-sha1-96:normal aes128-cts-hmac-sha256-128:normal
+  max_life = 1h
+ }
+`, Realm, port, k.Dir))
+	k.env = append(os.Environ(), "KRB5_CONFIG="+k.Krb5Conf, "KRB5_KDC_PROFILE="+profile, "KRB5RCACHEDIR="+k.Dir)
+	k.run("kdb5_util", "-r", Realm, "create", "-s", "-P", "of the test")
+	k.serve(port)
+	return k
+}
+
+// program finds a tool, where only root looks for programs too; "" is nowhere.
+func program(name string) string {
+	for _, p := range []string{name, "/usr/sbin/" + name} {
+		if path, err := exec.LookPath(p); err == nil {
+			return path
+		}
+	}
+	return ""
+}
+
+// serve runs the KDC and waits until it listens.
+func (k *KDC) serve(address string) {
+	k.t.Helper()
+	log, err := os.Create(filepath.Join(k.Dir, "krb5kdc.log"))
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	defer log.Close()
+	cmd := exec.Command(program("krb5kdc"), "-n", "-r", Realm)
+	cmd.Env, cmd.Stdout, cmd.Stderr = k.env, log, log
+	// Pdeathsig: where the test binary itself is killed no cleanup runs.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		k.t.Fatal(err)
+	}
+	k.t.Cleanup(func() {
+		_ = cmd.Process.Kill() // it may have ended
+		_ = cmd.Wait()         // by the signal
+		if b, err := os.ReadFile(log.Name()); err == nil && k.t.Failed() {
+			k.t.Logf("end of the KDC's log:\n%s", b[max(0, len(b)-8<<10):])
+		}
+	})
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		conn, err := net.DialTimeout("tcp", address, time.Second)
+		if err == nil {
+			_ = conn.Close() // nothing was written
+			return
+		}
+		if time.Now().After(deadline) {
+			k.t.Fatalf("the KDC does not listen: %v", err)
+		}
+	}
+}
+
+func (k *KDC) write(name, text string) string {
+	k.t.Helper()
+	path := filepath.Join(k.Dir, name)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		k.t.Fatal(err)
+	}
+	return path
+}
+
+// run runs a tool that has to succeed.
+func (k *KDC) run(name string, args ...string) {
+	k.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, program(name), args...)
+	cmd.Env = k.env
+	if out, err := cmd.CombinedOutput(); err != nil {
+		k.t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+	}
+}
+
+// Keytab makes principals ("zookeeper/localhost"), and a keytab with their keys.
+func (k *KDC) Keytab(name string, principals ...string) string {
+	k.t.Helper()
+	path := filepath.Join(k.Dir, name)
+	for _, p := range principals {
+		k.run("kadmin.local", "-r", Realm, "-q", "addprinc -randkey "+p)
+		k.run("kadmin.local", "-r", Realm, "-q", "ktadd -norandkey -k "+path+" "+p)
+	}
+	return path
+}
+
+// Login gets a ticket by a keytab and returns the file that it is kept in.
+func (k *KDC) Login(keytab, principal string) string {
+	k.t.Helper()
+	path := filepath.Join(k.Dir, "cc_"+strings.ReplaceAll(principal, "/", "_"))
+	k.run("kinit", "-k", "-t", keytab, "-c", "FILE:"+path, principal)
+	return path
+}
+
+// freePort is an address on loopback that nobody listens at.
+func freePort(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = l.Close() // it never accepted
+	return l.Addr().String()
+}
