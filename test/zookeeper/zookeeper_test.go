@@ -1,0 +1,343 @@
+package zookeeper
+
+import (
+	"encoding/json"
+	"io"
+	"net/http"
+	"net/url"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"claviger/internal/kdctest"
+	"claviger/internal/zktest"
+	"claviger/test/hadoop"
+	"claviger/zookeeper"
+)
+
+const (
+	auth   = "hadoop.kms.authentication."
+	signer = auth + "signer.secret.provider"
+	tokens = auth + "zk-dt-secret-manager."
+	// secretNode is where kms-default.xml has the secrets.
+	secretNode = "/hadoop-kms/hadoop-auth-signature-secret"
+)
+
+// sharing is what kms-site.xml of each server says of ZooKeeper.
+func sharing(servers, authType string) hadoop.Conf {
+	return hadoop.Conf{
+		signer:                                   "zookeeper",
+		signer + ".zookeeper.connection.string":  servers,
+		signer + ".zookeeper.auth.type":          authType,
+		tokens + "enable":                        "true",
+		tokens + "zkAuthType":                    authType, // the Java KMS looks at it, though the connection is the signer's
+		auth + "token.validity":                  "600",
+		"hadoop.kms.audit.aggregation.window.ms": "100",
+		"hadoop.kms.proxyuser.alice.hosts":       "*",
+		"hadoop.kms.proxyuser.alice.users":       "*",
+	}
+}
+
+// startOurs runs claviger kms on a keystore of its own, where what is asked of it
+// is who sends a request.
+func startOurs(t *testing.T, site hadoop.Conf, env ...string) (k *hadoop.KMS, again func() *hadoop.KMS) {
+	t.Helper()
+	dir := t.TempDir()
+	hadoop.Conf{}.Write(t, filepath.Join(dir, "core-site.xml"))
+	site.With(hadoop.Conf{
+		"hadoop.kms.http.host":        "127.0.0.1",
+		"hadoop.kms.key.provider.uri": "jceks://file@" + filepath.Join(dir, "kms.keystore"),
+	}).Write(t, filepath.Join(dir, "kms-site.xml"))
+	hadoop.OpenACLs().Write(t, filepath.Join(dir, "kms-acls.xml"))
+	start := func() *hadoop.KMS { return hadoop.StartClaviger(t, hadoop.ClavigerOptions{Conf: dir, Env: env}) }
+	return start(), start
+}
+
+// answer is what a server said.
+type answer struct {
+	status int
+	body   string
+	cookie string
+}
+
+var client = &http.Client{Timeout: time.Minute}
+
+func send(t *testing.T, method, target string, header ...string) answer {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, target, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := 0; i < len(header); i += 2 {
+		req.Header.Set(header[i], header[i+1])
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := answer{status: resp.StatusCode, body: string(body)}
+	for _, c := range resp.Header["Set-Cookie"] {
+		a.cookie, _, _ = strings.Cut(c, ";")
+	}
+	return a
+}
+
+const names = "/v1/keys/names"
+
+// cookie logs in at a server.
+func cookie(t *testing.T, k *hadoop.KMS) string {
+	t.Helper()
+	a := send(t, http.MethodGet, k.URL+names+"?user.name=alice")
+	if a.status != http.StatusOK || !strings.HasPrefix(a.cookie, "hadoop.auth=") {
+		t.Fatalf("%s: %+v", k.Name, a)
+	}
+	return a.cookie
+}
+
+// takesCookie tries a cookie, several times: a server whose timer is late takes
+// the new secret a moment after the others, and clients log in again then.
+func takesCookie(t *testing.T, from, at *hadoop.KMS) {
+	t.Helper()
+	var a answer
+	for range 5 {
+		if a = send(t, http.MethodGet, at.URL+names, "Cookie", cookie(t, from)); a.status == http.StatusOK {
+			return
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	t.Errorf("%s refuses a cookie of %s: %+v", at.Name, from.Name, a)
+}
+
+// delegation gets a token.
+func delegation(t *testing.T, k *hadoop.KMS) string {
+	t.Helper()
+	a := send(t, http.MethodGet, k.URL+"/v1/?op=GETDELEGATIONTOKEN&renewer=yarn&user.name=alice")
+	var token struct{ Token struct{ URLString string } }
+	if err := json.Unmarshal([]byte(a.body), &token); err != nil || token.Token.URLString == "" {
+		t.Fatalf("%s: %+v (%v)", k.Name, a, err)
+	}
+	return token.Token.URLString
+}
+
+// use says how a server answers a request that brings nothing but a token.
+func use(t *testing.T, k *hadoop.KMS, token string) answer {
+	t.Helper()
+	return send(t, http.MethodGet, k.URL+names, "X-Hadoop-Delegation-Token", token)
+}
+
+func renew(t *testing.T, k *hadoop.KMS, token string) int64 {
+	t.Helper()
+	a := send(t, http.MethodPut, k.URL+"/v1/?op=RENEWDELEGATIONTOKEN&user.name=yarn&token="+url.QueryEscape(token))
+	var until struct{ Long int64 }
+	if err := json.Unmarshal([]byte(a.body), &until); err != nil || a.status != http.StatusOK {
+		t.Errorf("%s does not renew: %+v (%v)", k.Name, a, err)
+	}
+	return until.Long
+}
+
+// tokensAmong takes tokens from each server through the others.
+func tokensAmong(t *testing.T, servers ...*hadoop.KMS) {
+	t.Helper()
+	for i, from := range servers {
+		token := delegation(t, from)
+		var until int64
+		for _, k := range servers {
+			if a := use(t, k, token); a.status != http.StatusOK {
+				t.Errorf("%s refuses a token of %s: %+v", k.Name, from.Name, a)
+			}
+			time.Sleep(10 * time.Millisecond)
+			next := renew(t, k, token)
+			if next <= until {
+				t.Errorf("%s renews a token until %d, where it was good until %d", k.Name, next, until)
+			}
+			until = next
+		}
+		canceller := servers[(i+1)%len(servers)]
+		if a := send(t, http.MethodPut, canceller.URL+"/v1/?op=CANCELDELEGATIONTOKEN&token="+url.QueryEscape(token)); a.status != http.StatusOK {
+			t.Errorf("%s does not cancel a token of %s: %+v", canceller.Name, from.Name, a)
+		}
+		for _, k := range servers {
+			a := use(t, k, token)
+			// The Java KMS learns of it by a watch; ours has to know at once.
+			for try := 0; try < 100 && k.Name == "java-kms" && a.status == http.StatusOK; try++ {
+				time.Sleep(50 * time.Millisecond)
+				a = use(t, k, token)
+			}
+			if a.status != http.StatusForbidden {
+				t.Errorf("%s takes a token of %s that %s has cancelled: %+v", k.Name, from.Name, canceller.Name, a)
+			}
+		}
+	}
+}
+
+// view opens the secrets as a node of our own does, with SASL where in is set.
+func view(t *testing.T, servers, owner string, in func() (zookeeper.Initiator, error)) *zookeeper.Signers {
+	t.Helper()
+	e, err := zookeeper.ParseEnsemble(servers)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conf := zookeeper.Config{Ensemble: e, Property: "of the test", SessionTimeout: 10 * time.Second, ConnectTimeout: 5 * time.Second, Patience: 10 * time.Second, Owner: owner}
+	if in != nil {
+		conf.SASL = initiate(in)
+	}
+	c, err := zookeeper.Open(conf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	s, err := zookeeper.NewSigners(c, secretNode)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// awaitRolls waits until the secrets have been rolled n times more.
+func awaitRolls(t *testing.T, s *zookeeper.Signers, n int64) {
+	t.Helper()
+	var begin int64
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
+		now, ok, err := s.SignerSecrets(t.Context())
+		if err != nil || !ok {
+			t.Fatalf("secrets: %v, %v", ok, err)
+		}
+		if begin == 0 {
+			begin = now.Version
+		}
+		if now.Version >= begin+n {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("nobody rolls the secrets")
+		}
+	}
+}
+
+func TestSideBySide(t *testing.T) {
+	hadoop.Require(t)
+	server := zktest.Start(t, zktest.Options{Jars: hadoop.Jars(t)})
+	site := sharing(server.Addr, "none")
+	java := hadoop.StartJavaKMS(t, hadoop.KMSOptions{Site: site})
+	one, _ := startOurs(t, site)
+	two, _ := startOurs(t, site)
+	for _, from := range []*hadoop.KMS{java, one, two} {
+		for _, at := range []*hadoop.KMS{java, one, two} {
+			takesCookie(t, from, at)
+		}
+	}
+	tokensAmong(t, java, one, two)
+
+	// A killed node's tokens are good at the others; a node that starts knows them.
+	token := delegation(t, one)
+	one.Kill()
+	one, _ = startOurs(t, site)
+	for _, k := range []*hadoop.KMS{java, one, two} {
+		if a := use(t, k, token); a.status != http.StatusOK {
+			t.Errorf("%s refuses a killed node's token: %+v", k.Name, a)
+		}
+	}
+
+	// Without ZooKeeper cookies are good; a token may be or not, and nobody knows.
+	before := cookie(t, one)
+	server.Kill()
+	if a := send(t, http.MethodGet, two.URL+names, "Cookie", before); a.status != http.StatusOK {
+		t.Errorf("without ZooKeeper a cookie is refused: %+v", a)
+	}
+	if a := use(t, two, token); a.status != http.StatusServiceUnavailable {
+		t.Errorf("without ZooKeeper a token: %+v", a)
+	}
+	server.Start()
+	for _, k := range []*hadoop.KMS{one, two} {
+		a := use(t, k, token)
+		for try := 0; try < 50 && a.status == http.StatusServiceUnavailable; try++ {
+			time.Sleep(100 * time.Millisecond)
+			a = use(t, k, token)
+		}
+		if a.status != http.StatusOK {
+			t.Errorf("%s, with ZooKeeper back: %+v", k.Name, a)
+		}
+	}
+	tokensAmong(t, one, two)
+}
+
+// TestRolling has a secret that lives for three seconds: each server rolls it for
+// the other while that is away.
+func TestRolling(t *testing.T) {
+	hadoop.Require(t)
+	server := zktest.Start(t, zktest.Options{Jars: hadoop.Jars(t)})
+	site := sharing(server.Addr, "none").With(hadoop.Conf{auth + "token.validity": "3"})
+	java := hadoop.StartJavaKMS(t, hadoop.KMSOptions{Site: site})
+	ours, again := startOurs(t, site)
+	secrets := view(t, server.Addr, "", nil)
+	both := func() {
+		t.Helper()
+		takesCookie(t, java, ours)
+		takesCookie(t, ours, java)
+	}
+	both()
+	awaitRolls(t, secrets, 1)
+	both()
+	ours.Kill()
+	awaitRolls(t, secrets, 2) // by the Java KMS
+	ours = again()
+	both()
+	java.Kill()
+	awaitRolls(t, secrets, 2) // by ours
+	java = hadoop.StartJavaKMS(t, hadoop.KMSOptions{Site: site})
+	both()
+	awaitRolls(t, secrets, 1)
+	both()
+}
+
+// TestSASL is step 8 of the migration: the servers log in to ZooKeeper by
+// Kerberos, and what they share is theirs alone.
+func TestSASL(t *testing.T) {
+	hadoop.Require(t)
+	kdc := kdctest.Start(t)
+	t.Setenv("KRB5_CONFIG", kdc.Krb5Conf)
+	keytab := kdc.Keytab("kms.keytab", "kms/localhost", "kms/otherhost", "other/localhost")
+	server := zktest.Start(t, zktest.Options{Jars: hadoop.Jars(t), SASL: &zktest.SASL{
+		Krb5Conf: kdc.Krb5Conf, Keytab: kdc.Keytab("zookeeper.keytab", "zookeeper/localhost"), Principal: "zookeeper/localhost@" + kdctest.Realm,
+	}})
+	servers := strings.Replace(server.Addr, "127.0.0.1", "localhost", 1)
+	site := func(principal string) hadoop.Conf {
+		return sharing(servers, "sasl").With(hadoop.Conf{
+			signer + ".zookeeper.kerberos.keytab":    keytab,
+			signer + ".zookeeper.kerberos.principal": principal + "@" + kdctest.Realm,
+		})
+	}
+	java := hadoop.StartJavaKMS(t, hadoop.KMSOptions{Site: site("kms/otherhost"), Env: []string{"JAVA_TOOL_OPTIONS=-Djava.security.krb5.conf=" + kdc.Krb5Conf}})
+	ours, _ := startOurs(t, site("kms/localhost"), "KRB5_CONFIG="+kdc.Krb5Conf)
+	takesCookie(t, java, ours)
+	takesCookie(t, ours, java)
+	tokensAmong(t, java, ours)
+
+	// A restarted ZooKeeper is logged in to anew.
+	server.Stop()
+	server.Start()
+	tokensAmong(t, ours, java)
+
+	as := func(principal string) func() (zookeeper.Initiator, error) {
+		return func() (zookeeper.Initiator, error) { return initiator(keytab, principal, "zookeeper@localhost") }
+	}
+	if s, ok, err := view(t, servers, "kms", as("kms/localhost")).SignerSecrets(t.Context()); err != nil || !ok || len(s.Current) != 32 {
+		t.Errorf("as kms: %v, %v, %v", s, ok, err)
+	}
+	for who, s := range map[string]*zookeeper.Signers{"nobody": view(t, servers, "", nil), "other": view(t, servers, "other", as("other/localhost"))} {
+		got, ok, err := s.SignerSecrets(t.Context())
+		if err == nil || !strings.Contains(err.Error(), secretNode) {
+			t.Errorf("%s reads the secrets: %v, %v, %v", who, got, ok, err)
+		}
+	}
+}
