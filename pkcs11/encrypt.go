@@ -61,65 +61,141 @@ const (
 	left
 )
 
-// waiter is one caller of EncryptBlocks. The call works on a copy, since he may
-// leave, with his blocks, while it is under way.
+// waiter is one caller of EncryptBlocks. The calls work on a copy, since he may
+// leave, with his blocks, while one is under way.
 type waiter struct {
 	blocks []byte
-	in     []byte
+	in     []byte // up to at encrypted already
+	at     int    // belongs to whom the waiter belongs: the queue, or the call he is in
 	state  atomic.Int32
 	done   chan error
 }
 
-// gatherer makes the calls with one key.
+// finish hands the waiter his blocks, or err, unless he has left or was told
+// before. No call uses in any more.
+func (w *waiter) finish(err error) {
+	if w.state.CompareAndSwap(waiting, served) {
+		if err == nil {
+			copy(w.blocks, w.in)
+		}
+		w.done <- err
+	}
+	clear(w.in)
+}
+
+// part is what of a waiter is in one call.
+type part struct {
+	w        *waiter
+	from, to int
+}
+
+func (p part) size() int { return p.to - p.from }
+
+// gatherer makes the calls with one key. Who wants a few blocks, as to open one
+// EDEK, goes before who wants many: he is in the next call, however many batches
+// wait. They have at least half of each call, and are served in turns.
 type gatherer struct {
 	token *Token
 	name  keyName
 
 	mu      sync.Mutex
-	pending []*waiter
+	few     []*waiter // who want at most fewBytes
+	many    []*waiter
 	running int
 }
+
+const (
+	// fewBytes is 32 EDEKs of 256-bit DEKs.
+	fewBytes = 1 << 10
+	// gatherLimit is how many bytes of several callers go into one call. Beyond it
+	// the call is dear enough for its cost to be shared no further, and copies of
+	// large batches side by side would only take memory.
+	gatherLimit = 64 << 10
+)
 
 // add queues a caller, and starts a call if not enough are under way.
 func (g *gatherer) add(w *waiter) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.pending = append(g.pending, w)
+	g.queue(w)
 	if g.running < g.token.inFlight {
 		g.running++
 		go g.run()
 	}
 }
 
-// gatherLimit is how many bytes of several callers go into one call. Beyond it
-// the call is dear enough for its cost to be shared no further, and copies of
-// large batches side by side would only take memory.
-const gatherLimit = 64 << 10
+// queue puts a waiter behind those of his kind. Needs the lock.
+func (g *gatherer) queue(w *waiter) {
+	if len(w.in) <= fewBytes {
+		g.few = append(g.few, w)
+	} else {
+		g.many = append(g.many, w)
+	}
+}
 
-// next takes as many callers as one C_Encrypt serves; at least one. Those who
-// have left since are not served.
-func (g *gatherer) next() []*waiter {
+// next takes as much as one C_Encrypt serves; nothing where nobody waits. Those
+// who have left since are not served.
+func (g *gatherer) next() []part {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.pending = slices.DeleteFunc(g.pending, func(w *waiter) bool { return w.state.Load() == left })
-	size, n := 0, 0
-	for n < len(g.pending) {
-		size += len(g.pending[n].in)
-		if n > 0 && int64(size) > min(g.token.maxData.Load(), gatherLimit) {
-			break
+	g.few = stillThere(g.few)
+	g.many = stillThere(g.many)
+	most := max(int(g.token.maxData.Load())/blockSize*blockSize, blockSize)
+	limit := min(most, gatherLimit)
+	share := limit // of those who want few
+	if len(g.many) > 0 {
+		share = limit / 2
+	}
+	var batch []part
+	size := 0
+	for len(g.few) > 0 && (size == 0 || size+len(g.few[0].in) <= share) {
+		w := shift(&g.few)
+		batch = append(batch, part{w, w.at, len(w.in)})
+		size += len(w.in)
+	}
+	room := most // for the first of many: who is alone may fill a call
+	if size > 0 {
+		room = (limit - size) / blockSize * blockSize
+	}
+	for first := true; len(g.many) > 0 && room > 0; first = false {
+		w := g.many[0]
+		n := len(w.in) - w.at
+		if n > room {
+			if !first {
+				break
+			}
+			n = room // the rest has its turn later
 		}
-		n++
+		shift(&g.many)
+		batch = append(batch, part{w, w.at, w.at + n})
+		size += n
+		room = limit - size
 	}
-	if n == 0 {
+	if len(batch) == 0 {
 		g.running--
-		return nil
-	}
-	batch := g.pending[:n:n]
-	g.pending = g.pending[n:]
-	if len(g.pending) == 0 {
-		g.pending = nil
 	}
 	return batch
+}
+
+// shift takes the first off a queue, and does not keep it alive.
+func shift(q *[]*waiter) *waiter {
+	w := (*q)[0]
+	(*q)[0] = nil
+	if *q = (*q)[1:]; len(*q) == 0 {
+		*q = nil
+	}
+	return w
+}
+
+// stillThere drops who does not wait any more.
+func stillThere(q []*waiter) []*waiter {
+	return slices.DeleteFunc(q, func(w *waiter) bool {
+		if w.state.Load() == waiting {
+			return false
+		}
+		clear(w.in)
+		return true
+	})
 }
 
 // run makes calls until nobody waits.
@@ -149,22 +225,21 @@ func (g *gatherer) linger() {
 func (g *gatherer) waiting() int {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return len(g.pending)
+	return len(g.few) + len(g.many)
 }
 
-// serve makes one call for a batch of callers. Its limit is the token's, so that
-// the key is not blocked by a call that hangs.
-func (g *gatherer) serve(batch []*waiter) {
-	in := batch[0].in
+// serve makes one call for a batch. Its limit is the token's, so that the key is
+// not blocked by a call that hangs.
+func (g *gatherer) serve(batch []part) {
+	in := batch[0].w.in[batch[0].from:batch[0].to]
 	if len(batch) > 1 {
 		size := 0
-		for _, w := range batch {
-			size += len(w.in)
+		for _, p := range batch {
+			size += p.size()
 		}
 		in = make([]byte, 0, size)
-		for _, w := range batch {
-			in = append(in, w.in...)
-			clear(w.in)
+		for _, p := range batch {
+			in = append(in, p.w.in[p.from:p.to]...)
 		}
 	}
 	var out []byte
@@ -174,28 +249,40 @@ func (g *gatherer) serve(batch []*waiter) {
 		return err
 	}, func(err error) {
 		// Here and not below: a call that hangs may still read in and write out.
-		deliver(batch, out, err)
-		clear(in)
+		g.deliver(batch, out, err)
+		if len(batch) > 1 {
+			clear(in) // else it is the waiter's, who may not be done
+		}
 		clear(out)
 	})
-	deliver(batch, nil, err) // where the call was left behind
+	if err != nil { // the call may have been left behind: what it reads must stay
+		for _, p := range batch {
+			if p.w.state.CompareAndSwap(waiting, served) {
+				p.w.done <- err
+			}
+		}
+	}
 	if claviger.Is(err, claviger.KeyNotFound) {
 		g.token.gather.CompareAndDelete(g.name, g)
 	}
 }
 
-// deliver gives all who still wait their part of out, or err.
-func deliver(batch []*waiter, out []byte, err error) {
+// deliver gives each waiter his part of out, or err. Who wants more queues anew.
+func (g *gatherer) deliver(batch []part, out []byte, err error) {
 	at := 0
-	for _, w := range batch {
-		n := len(w.in)
-		if w.state.CompareAndSwap(waiting, served) {
-			if err == nil {
-				copy(w.blocks, out[at:at+n])
-			}
-			w.done <- err
+	for _, p := range batch {
+		if err == nil {
+			copy(p.w.in[p.from:p.to], out[at:])
+			at += p.size()
 		}
-		at += n
+		if err != nil || p.to == len(p.w.in) || p.w.state.Load() != waiting {
+			p.w.finish(err)
+			continue
+		}
+		p.w.at = p.to
+		g.mu.Lock()
+		g.queue(p.w)
+		g.mu.Unlock()
 	}
 }
 

@@ -164,3 +164,45 @@ func TestDecryptsTogether(t *testing.T) {
 		t.Errorf("%d calls of C_Encrypt, want at most 4", n)
 	}
 }
+
+// TestDecryptInStorm: while a hundred NameNodes ask for 500 EDEKs each, and one
+// client for very many, an HSM that takes 20 ms for a call opens a single EDEK
+// within a few calls. In the order of their coming it would be some hundred.
+func TestDecryptInStorm(t *testing.T) {
+	ring, meter := newRing(t)
+	edek := generate(t, ring, 1)[0]
+	if _, err := ring.Decrypt(t.Context(), alice, "k", true, edek); err != nil {
+		t.Fatal(err)
+	}
+	settle(meter)
+	meter.SetLatency(20 * time.Millisecond)
+	ctx, cancel := context.WithCancel(t.Context())
+	var storm sync.WaitGroup
+	for i := range 100 {
+		storm.Go(func() {
+			n := 500
+			if i == 0 {
+				n = 50_000
+			}
+			for ctx.Err() == nil {
+				_, _ = ring.Generate(ctx, alice, "k", n) // it ends with ctx
+			}
+		})
+	}
+	for meter.Count("Encrypt") < 3 { // the storm is on
+		time.Sleep(time.Millisecond)
+	}
+	const tries, most = 10, 5
+	before := meter.Count("Encrypt")
+	for range tries {
+		if _, err := ring.Decrypt(t.Context(), alice, "k", true, edek); err != nil {
+			t.Error(err)
+		}
+	}
+	if n := meter.Count("Encrypt") - before; n > tries*most {
+		t.Errorf("%d decrypts took %d calls of C_Encrypt, want at most %d each", tries, n, most)
+	}
+	cancel()
+	meter.SetLatency(0)
+	storm.Wait()
+}

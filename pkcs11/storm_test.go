@@ -1,0 +1,135 @@
+package pkcs11
+
+import (
+	"bytes"
+	"crypto/rand"
+	"sync"
+	"testing"
+)
+
+// queued is a gatherer whose queue is looked at by hand.
+func queued(maxData int64, sizes ...int) (*gatherer, []*waiter) {
+	tok := &Token{inFlight: 1}
+	tok.maxData.Store(maxData)
+	g := &gatherer{token: tok, running: 1}
+	var all []*waiter
+	for _, n := range sizes {
+		w := &waiter{in: make([]byte, n), done: make(chan error, 1)}
+		all = append(all, w)
+		g.queue(w)
+	}
+	return g, all
+}
+
+// TestFewGoBeforeMany: who wants one EDEK is in the next call, however much waits,
+// and who wants many gets on in each call.
+func TestFewGoBeforeMany(t *testing.T) {
+	var sizes []int
+	for range 500 {
+		sizes = append(sizes, 500*32)
+	}
+	sizes = append(sizes, 32, 3_200_000, 32) // a single one comes last
+	g, all := queued(32<<10, sizes...)
+	batch := g.next()
+	if len(batch) < 3 || batch[0].w != all[500] || batch[1].w != all[502] || batch[2].w != all[0] || batch[2].size() != 16000 {
+		t.Fatalf("the first call serves %d parts", len(batch))
+	}
+	size := 0
+	for _, p := range batch {
+		size += p.size()
+	}
+	if size > 32<<10 {
+		t.Errorf("%d bytes in one call", size)
+	}
+}
+
+// TestManyAreNotStarved: a flood of single EDEKs leaves half of a call to who
+// wants many, though his batch does not fit.
+func TestManyAreNotStarved(t *testing.T) {
+	sizes := []int{1000 * 32}
+	for range 5000 {
+		sizes = append(sizes, 32)
+	}
+	g, all := queued(32<<10, sizes...)
+	for calls := 1; ; calls++ {
+		for _, p := range g.next() {
+			if p.w != all[0] {
+				continue
+			}
+			if p.size()%blockSize != 0 || p.size() < 8<<10 {
+				t.Fatalf("a part of %d bytes", p.size())
+			}
+			if p.to == len(p.w.in) {
+				return
+			}
+			p.w.at = p.to
+			g.queue(p.w)
+		}
+		if calls == 3 {
+			t.Fatal("not served by three calls")
+		}
+	}
+}
+
+// TestTurns: of those who want many, one who wants very much does not hold up the
+// others.
+func TestTurns(t *testing.T) {
+	g, all := queued(32<<10, 3_200_000, 16000)
+	first := g.next()
+	if len(first) != 1 || first[0].w != all[0] || first[0].size() != 32<<10 {
+		t.Fatalf("first call: %d parts", len(first))
+	}
+	first[0].w.at = first[0].to
+	g.queue(first[0].w)
+	second := g.next()
+	if len(second) == 0 || second[0].w != all[1] || second[0].size() != 16000 {
+		t.Fatalf("second call: %d parts", len(second))
+	}
+}
+
+// TestQueueForgetsWhoLeft: nobody is served who does not wait any more.
+func TestQueueForgetsWhoLeft(t *testing.T) {
+	g, all := queued(32<<10, 32, 16000, 32)
+	all[0].state.Store(left)
+	all[1].state.Store(served)
+	batch := g.next()
+	if len(batch) != 1 || batch[0].w != all[2] || g.waiting() != 0 {
+		t.Errorf("%d parts, %d wait", len(batch), g.waiting())
+	}
+	if g.next() != nil || g.running != 0 {
+		t.Error("the call goes on without anybody")
+	}
+}
+
+// TestStorm: batches of all sizes, cut into parts or not, come back as they do
+// one by one.
+func TestStorm(t *testing.T) {
+	tok, _ := open(t)
+	tok.maxData.Store(8 << 10)
+	id, label := generate(t, tok, 1, 256)
+	var wg sync.WaitGroup
+	for _, n := range []int{16, 32, 1024, 1040, 8192, 8208, 16000, 16384, 100_000, 300_000} {
+		n = n / blockSize * blockSize
+		in := make([]byte, n)
+		if _, err := rand.Read(in); err != nil {
+			t.Fatal(err)
+		}
+		want := bytes.Clone(in)
+		for at := 0; at < n; at += 4096 {
+			if err := tok.EncryptBlocks(t.Context(), id, label, want[at:min(at+4096, n)]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for range 4 {
+			wg.Go(func() {
+				for range 3 {
+					got := bytes.Clone(in)
+					if err := tok.EncryptBlocks(t.Context(), id, label, got); err != nil || !bytes.Equal(got, want) {
+						t.Errorf("%d bytes: %v, equal %t", n, err, bytes.Equal(got, want))
+					}
+				}
+			})
+		}
+	}
+	wg.Wait()
+}
