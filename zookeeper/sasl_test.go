@@ -1,0 +1,201 @@
+package zookeeper
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"claviger"
+)
+
+// initiator speaks a mechanism like GSSAPI's: two tokens for the context, and
+// messages between brackets.
+type initiator struct {
+	steps  int
+	closed *int
+}
+
+func (i *initiator) Step(in []byte) ([]byte, bool, error) {
+	i.steps++
+	switch {
+	case i.steps == 1 && in == nil:
+		return []byte("ticket"), false, nil
+	case i.steps == 2 && string(in) == "proof":
+		return nil, true, nil
+	case string(in) == "more":
+		return []byte("more"), false, nil
+	}
+	return nil, false, errors.New("a token that nobody expects: " + string(in))
+}
+func (i *initiator) Wrap(m []byte) ([]byte, error) { return []byte("[" + string(m) + "]"), nil }
+func (i *initiator) Unwrap(t []byte) ([]byte, error) {
+	if len(t) < 2 || t[0] != '[' {
+		return nil, errors.New("not wrapped")
+	}
+	return t[1 : len(t)-1], nil
+}
+func (i *initiator) Close() error { *i.closed++; return nil }
+
+// saslServer takes one connection and answers its SASL requests: first the
+// connect request, then token after token; a nil answer hangs up.
+func saslServer(conn net.Conn, answers [][]byte) (got []string, err error) {
+	read := func() ([]byte, error) {
+		var head [4]byte
+		if _, err := io.ReadFull(conn, head[:]); err != nil {
+			return nil, err
+		}
+		b := make([]byte, binary.BigEndian.Uint32(head[:]))
+		_, err := io.ReadFull(conn, b)
+		return b, err
+	}
+	send := func(b []byte) error {
+		_, err := conn.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(b))), b...)) //nolint:gosec // short
+		return err
+	}
+	if _, err := read(); err != nil {
+		return nil, err
+	}
+	connected := append(make([]byte, 4), 0, 0, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 16)
+	if err := send(append(connected, make([]byte, 17)...)); err != nil {
+		return nil, err
+	}
+	for _, a := range answers {
+		b, err := read()
+		if err != nil {
+			return got, err
+		}
+		if len(b) < 12 || binary.BigEndian.Uint32(b[4:]) != opSASL {
+			return got, errors.New("a request that is no SASL")
+		}
+		got = append(got, string(b[12:]))
+		if a == nil {
+			return got, nil
+		}
+		if err := send(a); err != nil {
+			return got, err
+		}
+	}
+	return got, nil
+}
+
+// token is an answer with a token and an error code.
+func tokenAnswer(code int32, token string) []byte {
+	b := binary.BigEndian.AppendUint32(make([]byte, 12), uint32(code)) //nolint:gosec // a signed number
+	return append(binary.BigEndian.AppendUint32(b, uint32(len(token))), token...)
+}
+
+func TestSASLExchange(t *testing.T) {
+	offer := tokenAnswer(0, "[\x07\x00\x00\x00]")
+	for name, c := range map[string]struct {
+		answers [][]byte
+		want    string // of the error; "" is none
+	}{
+		"as it should be":       {[][]byte{tokenAnswer(0, "proof"), offer, tokenAnswer(0, "")}, ""},
+		"no token at the end":   {[][]byte{tokenAnswer(0, "proof"), offer, binary.BigEndian.AppendUint32(make([]byte, 16), 0xffffffff)}, ""},
+		"it hangs up":           {[][]byte{nil}, "refuses our Kerberos ticket"},
+		"it refuses":            {[][]byte{tokenAnswer(authFailed, "")}, "refuses our Kerberos ticket"},
+		"another error":         {[][]byte{tokenAnswer(-5, "")}, "error -5"},
+		"a false proof":         {[][]byte{tokenAnswer(0, "liar")}, "a token that nobody expects"},
+		"an offer not wrapped":  {[][]byte{tokenAnswer(0, "proof"), tokenAnswer(0, "\x01\x00\x00\x00")}, "not wrapped"},
+		"a short offer":         {[][]byte{tokenAnswer(0, "proof"), tokenAnswer(0, "[\x01]")}, "has 1 bytes, not 4"},
+		"layers only":           {[][]byte{tokenAnswer(0, "proof"), tokenAnswer(0, "[\x06\x00\x00\x00]")}, "sasl.qop=auth"},
+		"a choice refused":      {[][]byte{tokenAnswer(0, "proof"), offer, tokenAnswer(authFailed, "")}, "refuses our Kerberos ticket"},
+		"an answer of a header": {[][]byte{make([]byte, 16)}, "an answer without a token"},
+		"a token beyond it":     {[][]byte{append(make([]byte, 16), 0x7f, 0, 0, 0)}, "a token of"},
+		"a long answer":         {[][]byte{make([]byte, maxSASLFrame+1)}, "not ZooKeeper's protocol"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			var group sync.WaitGroup
+			var mu sync.Mutex
+			var first []string
+			group.Go(func() {
+				for {
+					raw, err := l.Accept()
+					if err != nil {
+						return
+					}
+					got, _ := saslServer(raw, c.answers) // the client hangs up where it does not like an answer
+					mu.Lock()
+					if first == nil {
+						first = got
+					}
+					mu.Unlock()
+					_ = raw.Close() // nothing more is served
+				}
+			})
+			opened, closed := 0, 0
+			client := open(t, l.Addr().String(), func(conf *Config) {
+				conf.Patience, conf.Owner = 400*time.Millisecond, "kms"
+				conf.SASL = func(_ context.Context, host string) (Initiator, error) {
+					opened++
+					if host != "127.0.0.1" {
+						t.Errorf("a context with host %q", host)
+					}
+					return &initiator{closed: &closed}, nil
+				}
+			})
+			err = client.Check(t.Context())
+			if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("%v should hold %q", err, c.want)
+			}
+			if err := client.Close(); err != nil {
+				t.Error(err)
+			}
+			_ = l.Close() // ends the server
+			group.Wait()
+			if opened == 0 || opened != closed {
+				t.Errorf("%d contexts opened, %d closed", opened, closed)
+			}
+			if c.want == "" && strings.Join(first, "|") != "ticket||[\x01\x00\x00\x00]" {
+				t.Errorf("the server was sent %q", first)
+			}
+		})
+	}
+}
+
+// TestSASLNoContext: what the Kerberos library says is what the operator reads.
+func TestSASLNoContext(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var group sync.WaitGroup
+	group.Go(func() {
+		for {
+			raw, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = saslServer(raw, nil) // the client goes away
+			_ = raw.Close()
+		}
+	})
+	client := open(t, l.Addr().String(), func(conf *Config) {
+		conf.Patience, conf.Owner = 300*time.Millisecond, "kms"
+		conf.SASL = func(context.Context, string) (Initiator, error) { return nil, errors.New("no such principal") }
+	})
+	err = client.Check(t.Context())
+	for _, want := range []string{"SASL", "no such principal", l.Addr().String(), "the.property"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v should hold %q", err, want)
+		}
+	}
+	if err := client.Close(); err != nil {
+		t.Error(err)
+	}
+	_ = l.Close() // ends the server
+	group.Wait()
+	if _, err := Open(Config{Ensemble: Ensemble{Servers: []string{"h:1"}}, SessionTimeout: time.Second, ConnectTimeout: time.Second, Patience: time.Second, Owner: "kms"}); !claviger.Is(err, claviger.Invalid) {
+		t.Errorf("an owner without SASL: %v", err)
+	}
+}
