@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"claviger/authn"
+	"claviger/provider/memory"
 )
 
 // tickets is an acceptor that knows the tokens of the recordings, and answers
@@ -92,4 +93,20 @@ func kerberos(t *testing.T, n authn.Negotiator, whitelist ...string) *authn.Kerb
 		t.Fatal(err)
 	}
 	return k
+}
+
+// TestOptionsOutside: at paths that the KMS does not serve clients with an odd
+// provider list ("http://a/kms,kms://http@b/kms") shake hands, and Jetty's
+// default servlet answers.
+func TestOptionsOutside(t *testing.T) {
+	conf := authn.Config{Handler: kerberos(t, tickets{"x": {client: "alice"}})}
+	addr := start(t, stack{Primary: memory.New(memory.Config{}), Auth: conf})
+	for _, path := range []string{"/kms,kms:/http@h:1/kms/v1/?op=GETDELEGATIONTOKEN", "/kmsx", "/nothing", "/"} {
+		for header, want := range map[string]int{"": 401, "Authorization: Negotiate eA==\r\n": 200} {
+			a := exchange(t, addr, "OPTIONS", []byte("OPTIONS "+path+" HTTP/1.1\r\nHost: h\r\n"+header+"\r\n"))
+			if a.status != want || want == 200 && (a.header("Allow") != "GET,HEAD,POST,OPTIONS" || a.header("Set-Cookie") == "") {
+				t.Errorf("%s %q: %d %v", path, header, a.status, a.headers)
+			}
+		}
+	}
 }

@@ -183,7 +183,11 @@ func (c *call) serve() {
 		c.caller.Principal = *who.Principal
 	}
 
-	if path == "*" && c.r.Method == http.MethodOptions { // of the server as a whole
+	outside := path != base && !strings.HasPrefix(path, base+"/")
+	if outside && !isJMX(path) && c.r.Method == http.MethodOptions {
+		// "*", and any path that the KMS itself does not serve: Jetty's default
+		// servlet does not look whether anything is there. Clients of an odd provider
+		// list shake hands at such paths.
 		c.w.Header().Set("Allow", "GET,HEAD,POST,OPTIONS")
 		c.answer(http.StatusOK, "text/plain;charset=utf-8", nil)
 		return
@@ -193,7 +197,7 @@ func (c *call) serve() {
 		c.jmx()
 		return
 	}
-	if path != base && !strings.HasPrefix(path, base+"/") {
+	if outside {
 		c.page(http.StatusNotFound, "Not Found")
 		return
 	}
