@@ -19,17 +19,41 @@ import (
 
 var reference = flag.Bool("reference", false, "run against the real Java KMS instead of claviger")
 
-// methods are the tests of TestKMS that need simple authentication only.
+// methods are the tests of TestKMS. All but testKMSJMX, which wants the beans of
+// a JVM.
 var methods = []string{
-	"testSpecialKeyNames",
+	"testACLs",
+	"testDelegationTokenAccess",
+	"testDelegationTokensOpsHttpKerberized",
+	"testDelegationTokensOpsHttpPseudo",
+	"testDelegationTokensOpsHttpsKerberized",
+	"testDelegationTokensOpsHttpsPseudo",
+	"testDelegationTokensUpdatedInUGI",
+	"testFilterInitializer",
+	"testGetDelegationTokenByProxyUser",
+	"testKMSAuthFailureRetry",
+	"testKMSBlackList",
+	"testKMSHAZooKeeperDelegationToken",
 	"testKMSProvider",
 	"testKMSProviderCaching",
-	"testStartStopHttpPseudo",
+	"testKMSRestartKerberosAuth",
 	"testKMSRestartSimpleAuth",
-	"testKMSAuthFailureRetry",
 	"testKMSTimeout",
-	"testDelegationTokensOpsHttpPseudo",
+	"testKMSWithZKDTSM",
+	"testKMSWithZKSigner",
+	"testKMSWithZKSignerAndDTSM",
+	"testKeyACLs",
+	"testProxyUserKerb",
 	"testProxyUserSimple",
+	"testServicePrincipalACLs",
+	"testSpecialKeyNames",
+	"testStartStopHttpKerberos",
+	"testStartStopHttpPseudo",
+	"testStartStopHttpsKerberos",
+	"testStartStopHttpsPseudo",
+	"testTGTRenewal",
+	"testWebHDFSProxyUserKerb",
+	"testWebHDFSProxyUserSimple",
 }
 
 // serialFilter lets the JVM read the metadata objects in a JCEKS keystore.
