@@ -3,6 +3,7 @@ package keystore
 import (
 	"bytes"
 	"crypto"
+	"crypto/sha1" //nolint:gosec // the format of Java's keystores
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
@@ -242,40 +243,31 @@ func (f TLSFile) Roots() (*x509.CertPool, error) {
 	if err != nil {
 		return nil, err
 	}
-	var certs [][]byte
-	switch format {
-	case JKSFormat:
-		certs, err = f.jksRoots(data)
-	case JCEKSFormat:
-		certs, err = f.jceksRoots(data)
-	case PKCS12Format:
-		certs, err = f.pkcs12Roots(data)
-	case PEMFormat:
-		for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
-			if block.Type == "CERTIFICATE" {
-				certs = append(certs, block.Bytes)
-			}
-		}
-	}
-	if err == nil && len(certs) == 0 {
-		err = errors.New("there is no trusted certificate in it")
-	}
+	certs, err := f.roots(data, format)
 	if err != nil {
-		return nil, f.explain(format, err)
+		return nil, err
 	}
 	pool := x509.NewCertPool()
-	for _, der := range certs {
-		c, err := x509.ParseCertificate(der)
-		if err != nil {
-			return nil, f.explain(format, fmt.Errorf("certificate: %w", err))
-		}
+	for _, c := range certs {
 		pool.AddCert(c)
 	}
 	return pool, nil
 }
 
+// unchecked replaces the check at the end of a JKS or JCEKS store by one that fits
+// no password, where none is given: Java then reads what a store trusts without a
+// check, and -Djavax.net.ssl.trustStore is mostly given without a password.
+func (f TLSFile) unchecked(data []byte) []byte {
+	if len(f.Password) > 0 || len(data) < sha1.Size {
+		return data
+	}
+	body := data[:len(data)-sha1.Size]
+	sum := jceksDigest(nil, body)
+	return slices.Concat(body, sum[:])
+}
+
 func (f TLSFile) jksRoots(data []byte) ([][]byte, error) {
-	ks, err := f.loadJKS(data)
+	ks, err := f.loadJKS(f.unchecked(data))
 	if err != nil {
 		return nil, err
 	}
@@ -291,7 +283,7 @@ func (f TLSFile) jksRoots(data []byte) ([][]byte, error) {
 }
 
 func (f TLSFile) jceksRoots(data []byte) ([][]byte, error) {
-	ks, err := ParseJCEKS(data, f.Password)
+	ks, err := ParseJCEKS(f.unchecked(data), f.Password)
 	if err != nil {
 		return nil, err
 	}

@@ -269,6 +269,7 @@ func (s *kmsServer) checks() []console.Check {
 		{Name: "audit", Run: func(context.Context) error { return s.trail.Err() }},
 		// The rules that were loaded before are in force, so the node can serve.
 		{Name: "acls", Informational: true, Run: func(context.Context) error { return s.policy.Status().Err }},
+		{Name: "certificates", Informational: true, Run: s.svc.checkCertificates},
 		{Name: "audit streams", Informational: true, Run: func(context.Context) error { return s.trail.streamErr() }},
 	}
 	if s.svc.Store != nil {

@@ -30,6 +30,8 @@ type service struct {
 	// Store is nil where neither the primary provider nor a source needs one.
 	Store metastore.Store
 
+	certificateCheck certificateCheck
+
 	storeOnce sync.Once
 	storeErr  error
 }

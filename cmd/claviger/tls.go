@@ -1,11 +1,19 @@
 package main
 
 import (
+	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
+	"os"
 	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"time"
 
 	"claviger/hadoopconf"
 	"claviger/keystore"
@@ -13,22 +21,65 @@ import (
 	"claviger/secret"
 )
 
-// tlsFile reads a store's place and passwords from ssl-server.xml or
-// ssl-client.xml; ok is false where it names none. prefix is
-// "ssl.server.keystore." and the like.
-func tlsFile(c *hadoopconf.Conf, prefix string) (f keystore.TLSFile, ok bool) {
-	path, ok := c.Path(prefix + "location")
-	return keystore.TLSFile{
-		Path:        path,
-		Type:        c.String(prefix + "type"),
-		Password:    secret.Bytes(c.String(prefix + "password")),
-		KeyPassword: secret.Bytes(c.String(prefix + "keypassword")),
-	}, ok
+// password is Hadoop's Configuration.getPassword: of the property in c, from the
+// credential stores that c or else site names, or in clear text where that is
+// allowed.
+func password(site, c *hadoopconf.Conf, log *slog.Logger, name string) (secret.Bytes, error) {
+	of := site
+	if _, ok := c.Get(keystore.CredentialPathProperty); ok {
+		of = c
+	}
+	p := &keystore.Passwords{ClearText: true}
+	if path, ok := of.Get(keystore.CredentialPathProperty); ok && path != "" {
+		file := of.String(keystore.CredentialPasswordProperty)
+		if file == "" {
+			file = site.String(keystore.CredentialPasswordProperty)
+		}
+		storePassword, err := keystore.CredentialPassword(os.LookupEnv, file, site.Dir())
+		if err != nil {
+			return nil, err
+		}
+		stores, missing, err := keystore.OpenCredentials(path, storePassword)
+		if err != nil {
+			return nil, err
+		}
+		for _, m := range missing {
+			log.Warn("a credential store is not there, and taken for empty", "file", m, "property", keystore.CredentialPathProperty)
+		}
+		p.Credentials = stores
+	}
+	if _, set := of.Lookup(keystore.CredentialFallbackProperty); set {
+		var err error
+		if p.ClearText, err = of.Bool(keystore.CredentialFallbackProperty); err != nil {
+			return nil, err
+		}
+	}
+	return p.Get(name, c.Get)
 }
 
-// sslConf reads one of the two files beside kms-site.xml. One that is not there
+// stores reads the TLS stores of one file, or of kms-site.xml.
+type stores struct {
+	site, c *hadoopconf.Conf
+	log     *slog.Logger
+}
+
+// file reads a store's place and passwords; ok is false where none is named.
+// prefix is "ssl.server.keystore." and the like.
+func (s stores) file(prefix string) (f keystore.TLSFile, ok bool, err error) {
+	if f.Path, ok = s.c.Path(prefix + "location"); !ok {
+		return f, false, nil
+	}
+	f.Type = s.c.String(prefix + "type")
+	if f.Password, err = password(s.site, s.c, s.log, prefix+"password"); err != nil {
+		return f, true, err
+	}
+	f.KeyPassword, err = password(s.site, s.c, s.log, prefix+"keypassword")
+	return f, true, err
+}
+
+// sslStores reads one of the two files beside kms-site.xml. One that is not there
 // is empty.
-func sslConf(conf *hadoopconf.Conf, property, fallback string) (*hadoopconf.Conf, error) {
+func sslStores(conf *hadoopconf.Conf, log *slog.Logger, property, fallback string) (stores, error) {
 	name := fallback
 	if v, ok := conf.Get(property); ok {
 		name = v
@@ -37,72 +88,255 @@ func sslConf(conf *hadoopconf.Conf, property, fallback string) (*hadoopconf.Conf
 		name = filepath.Join(conf.Dir(), name)
 	}
 	c := hadoopconf.New(filepath.Dir(name), nil)
-	return c, c.AddFile(name, true)
+	return stores{conf, c, log}, c.AddFile(name, true)
 }
 
-// serverTLS is the configuration of https, which follows its keystore's changes
+// serverTLS is the configuration of https, which follows its stores' changes
 // until stop is called; nil where the server speaks http.
 func (s *kmsServer) serverTLS() (conf *tls.Config, stop func(), err error) {
 	stop = func() {}
 	if !s.set.tls {
 		return nil, stop, nil
 	}
-	c, err := sslConf(s.conf, "hadoop.ssl.server.conf", "ssl-server.xml")
+	st, err := sslStores(s.conf, s.log, "hadoop.ssl.server.conf", "ssl-server.xml")
 	if err != nil {
 		return nil, stop, err
 	}
-	file, ok := tlsFile(c, "ssl.server.keystore.")
+	file, ok, err := st.file("ssl.server.keystore.")
+	if err != nil {
+		return nil, stop, err
+	}
 	if !ok {
 		return nil, stop, fmt.Errorf("hadoop.kms.ssl.enabled is true, but ssl.server.keystore.location is not set in %s; name the keystore there, or set hadoop.kms.ssl.enabled to false",
-			filepath.Join(c.Dir(), "ssl-server.xml"))
+			filepath.Join(st.c.Dir(), "ssl-server.xml"))
+	}
+	conf = &tls.Config{NextProtos: []string{"http/1.1"}}
+	if err := st.limit(conf); err != nil {
+		return nil, stop, err
 	}
 	r, err := keystore.NewReloader(file.Files(), file.Certificate, keystore.ReloadInterval, s.log)
 	if err != nil {
 		return nil, stop, fmt.Errorf("property ssl.server.keystore.location: %w", err)
 	}
-	conf = &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: keystore.GetCertificate(r), NextProtos: []string{"http/1.1"}}
-	need, err := c.Bool("ssl.server.need.client.auth")
-	if err == nil && need {
-		err = needClients(c, conf)
+	conf.GetCertificate = keystore.GetCertificate(r)
+	need, err := st.c.Bool("ssl.server.need.client.auth")
+	if err != nil || !need {
+		if err != nil {
+			r.Close()
+		}
+		return conf, r.Close, err
 	}
+	trusted, err := st.needClients(conf)
 	if err != nil {
 		r.Close()
 		return nil, stop, err
 	}
-	return conf, r.Close, nil
+	return conf, func() { trusted.Close(); r.Close() }, nil
 }
 
-// needClients demands a certificate of each client.
-func needClients(c *hadoopconf.Conf, conf *tls.Config) error {
-	trust, ok := tlsFile(c, "ssl.server.truststore.")
-	if !ok {
-		return errors.New("ssl.server.need.client.auth is true, but ssl.server.truststore.location is not set in ssl-server.xml")
+// limit sets protocols and cipher suites.
+func (s stores) limit(conf *tls.Config) error {
+	conf.MinVersion, conf.MaxVersion = tls.VersionTLS12, tls.VersionTLS13
+	const enabled, excluded = "hadoop.ssl.enabled.protocols", "ssl.server.exclude.cipher.list"
+	if names := s.site.Strings(enabled); len(names) > 0 {
+		lowest, highest, unsafe, err := keystore.Protocols(names)
+		if err != nil {
+			return refuse(s.site, enabled, err.Error())
+		}
+		if conf.MinVersion, conf.MaxVersion = lowest, highest; len(unsafe) > 0 {
+			s.log.Warn("protocols that are not safe are not spoken", "property", enabled, "left out", strings.Join(unsafe, ", "))
+		}
 	}
-	roots, err := trust.Roots()
+	suites, fixed, err := keystore.Suites(s.c.Strings(excluded))
 	if err != nil {
-		return fmt.Errorf("property ssl.server.truststore.location: %w", err)
+		return refuse(s.c, excluded, err.Error())
 	}
-	conf.ClientAuth, conf.ClientCAs = tls.RequireAndVerifyClientCert, roots
+	if conf.CipherSuites = suites; len(fixed) > 0 && conf.MaxVersion == tls.VersionTLS13 {
+		s.log.Warn("the cipher suites of TLS 1.3 cannot be left out; leave TLSv1.3 out of "+enabled, "property", excluded, "suites", strings.Join(fixed, ", "))
+	}
 	return nil
 }
 
-// clientTLS is for https towards another KMS: the truststore of ssl-client.xml,
-// else the system's roots.
-func (s *service) clientTLS(provider.Env) (*tls.Config, error) {
-	c, err := sslConf(s.Conf, "hadoop.ssl.client.conf", "ssl-client.xml")
+// needClients demands of each client a certificate that the truststore trusts.
+func (s stores) needClients(conf *tls.Config) (*keystore.Reloader[*x509.CertPool], error) {
+	trust, ok, err := s.file("ssl.server.truststore.")
 	if err != nil {
 		return nil, err
 	}
-	trust, ok := tlsFile(c, "ssl.client.truststore.")
 	if !ok {
+		return nil, errors.New("ssl.server.need.client.auth is true, but ssl.server.truststore.location is not set in ssl-server.xml")
+	}
+	r, err := keystore.NewReloader(trust.Files(), trust.Roots, keystore.ReloadInterval, s.log)
+	if err != nil {
+		return nil, fmt.Errorf("property ssl.server.truststore.location: %w", err)
+	}
+	conf.ClientAuth = tls.RequireAndVerifyClientCert
+	conf.ClientCAs = r.Get()
+	// Session tickets stay those of conf, see tls.Config.GetConfigForClient.
+	conf.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		now := conf.Clone()
+		now.ClientCAs = r.Get()
+		return now, nil
+	}
+	return r, nil
+}
+
+// clientTLS is for https towards another KMS: what it trusts is in the store that
+// claviger.ssl.truststore names, or ssl-client.xml, or the Java option
+// javax.net.ssl.trustStore in the environment, or else in the system's roots.
+func (s *service) clientTLS(provider.Env) (*tls.Config, error) {
+	st, err := sslStores(s.Conf, s.Log, "hadoop.ssl.client.conf", "ssl-client.xml")
+	if err != nil {
+		return nil, err
+	}
+	trust, whence, err := st.clientTrust()
+	if err != nil {
+		return nil, err
+	}
+	conf := &tls.Config{MinVersion: tls.VersionTLS12}
+	if whence != "" {
+		conf.RootCAs, err = trust.Roots()
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("%s: %w; import the source's certificate into it, as docs/migration.md shows", whence, err)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", whence, err)
+		}
+	}
+	own, ok, err := st.file("ssl.client.keystore.")
+	if err != nil {
+		return nil, err
+	}
+	if ok {
+		cert, err := own.Certificate()
+		if err != nil {
+			return nil, fmt.Errorf("property ssl.client.keystore.location of ssl-client.xml: %w", err)
+		}
+		conf.Certificates = []tls.Certificate{cert}
+	}
+	if whence == "" && !ok {
 		return nil, nil
 	}
-	roots, err := trust.Roots()
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("property ssl.client.truststore.location of ssl-client.xml: %w; import the source's certificate into it, as docs/migration.md shows", err)
+	return conf, nil
+}
+
+// clientTrust finds the store that says whom to trust; whence names the setting,
+// "" where there is none.
+func (s stores) clientTrust() (f keystore.TLSFile, whence string, err error) {
+	const ours = "claviger.ssl.truststore"
+	if path, ok := s.site.Path(ours); ok {
+		f = keystore.TLSFile{Path: path, Type: s.site.String(ours + ".type")}
+		f.Password, err = password(s.site, s.site, s.log, ours+".password")
+		return f, "property " + ours, err
 	}
+	f, ok, err := s.file("ssl.client.truststore.")
+	if err != nil || ok {
+		return f, "property ssl.client.truststore.location of ssl-client.xml", err
+	}
+	f, whence = javaTrust(os.LookupEnv)
+	return f, whence, nil
+}
+
+// javaOptions are the environment variables from which a Java KMS gets its
+// options, the one that counts most first.
+var javaOptions = []string{"KMS_OPTS", "CATALINA_OPTS", "CSD_JAVA_OPTS", "HADOOP_OPTS"}
+
+var javaTrustOption = regexp.MustCompile(`-Djavax\.net\.ssl\.trustStore(Password|Type)?=("[^"]*"|'[^']*'|\S+)`)
+
+// javaTrust reads -Djavax.net.ssl.trustStore=... out of the environment, of which
+// Java would read the last.
+func javaTrust(env func(string) (string, bool)) (f keystore.TLSFile, whence string) {
+	for _, name := range javaOptions {
+		options, _ := env(name)
+		for _, m := range javaTrustOption.FindAllStringSubmatch(options, -1) {
+			switch value := strings.Trim(m[2], `"'`); m[1] {
+			case "":
+				f.Path = value
+			case "Type":
+				f.Type = value
+			case "Password":
+				f.Password = secret.Bytes(value)
+			}
+		}
+		if f.Path != "" {
+			return f, "option -Djavax.net.ssl.trustStore in the environment variable " + name
+		}
+	}
+	return keystore.TLSFile{}, ""
+}
+
+// certificateExpiry is when the first certificate of a store ends.
+type certificateExpiry struct {
+	Store    string // the property that names it
+	Subject  string
+	NotAfter time.Time
+}
+
+// certificates tells of each TLS store when its first certificate ends. Those that
+// can't be read are left out: whoever uses them says why.
+func (s *service) certificates() ([]certificateExpiry, error) {
+	server, err := sslStores(s.Conf, s.Log, "hadoop.ssl.server.conf", "ssl-server.xml")
 	if err != nil {
-		return nil, fmt.Errorf("property ssl.client.truststore.location of ssl-client.xml: %w", err)
+		return nil, err
 	}
-	return &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots}, nil
+	client, err := sslStores(s.Conf, s.Log, "hadoop.ssl.client.conf", "ssl-client.xml")
+	if err != nil {
+		return nil, err
+	}
+	var list []certificateExpiry
+	add := func(name string, f keystore.TLSFile) {
+		certs, err := f.Certificates()
+		if err != nil {
+			return
+		}
+		first := certs[0]
+		for _, c := range certs {
+			if c.NotAfter.Before(first.NotAfter) {
+				first = c
+			}
+		}
+		list = append(list, certificateExpiry{name, first.Subject.String(), first.NotAfter})
+	}
+	for _, store := range []struct {
+		of     stores
+		prefix string
+	}{{server, "ssl.server.keystore."}, {server, "ssl.server.truststore."}, {client, "ssl.client.keystore."}} {
+		if f, ok, err := store.of.file(store.prefix); ok && err == nil {
+			add(store.prefix+"location", f)
+		}
+	}
+	if f, whence, err := client.clientTrust(); whence != "" && err == nil {
+		add(strings.TrimPrefix(whence, "property "), f)
+	}
+	return list, nil
+}
+
+// soon is how long before a certificate's end a check begins to tell of it.
+const soon = 30 * 24 * time.Hour
+
+// certificateCheck looks at the stores once a minute at most: opening one costs
+// what its password's protection costs.
+type certificateCheck struct {
+	mu  sync.Mutex
+	at  time.Time
+	err error
+}
+
+// checkCertificates fails where a certificate has ended or will soon.
+func (s *service) checkCertificates(context.Context) error {
+	c := &s.certificateCheck
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if time.Since(c.at) < time.Minute {
+		return c.err
+	}
+	list, err := s.certificates()
+	errs := []error{err}
+	for _, cert := range list {
+		if time.Until(cert.NotAfter) < soon {
+			errs = append(errs, fmt.Errorf("%s: the certificate of %s ends at %s", cert.Store, cert.Subject, cert.NotAfter.UTC().Format(time.RFC3339)))
+		}
+	}
+	c.at, c.err = time.Now(), errors.Join(errs...)
+	return c.err
 }

@@ -1,0 +1,122 @@
+package keystore
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// Protocols turns hadoop.ssl.enabled.protocols into the range of TLS versions.
+// What is older than TLS 1.2 is left out and named in unsafe; a list that holds
+// nothing else is an error, and so is an unknown name.
+func Protocols(names []string) (lowest, highest uint16, unsafe []string, err error) {
+	var versions []uint16
+	for _, name := range names {
+		switch strings.ToLower(name) {
+		case "tlsv1.2":
+			versions = append(versions, tls.VersionTLS12)
+		case "tlsv1.3":
+			versions = append(versions, tls.VersionTLS13)
+		case "sslv2hello", "sslv3", "tlsv1", "tlsv1.0", "tlsv1.1":
+			unsafe = append(unsafe, name)
+		default:
+			return 0, 0, nil, fmt.Errorf("%q is no protocol; TLSv1.2 and TLSv1.3 are", name)
+		}
+	}
+	if len(versions) == 0 {
+		return 0, 0, unsafe, errors.New("it must name TLSv1.2 or TLSv1.3: older ones are not safe and not spoken here")
+	}
+	return slices.Min(versions), slices.Max(versions), unsafe, nil
+}
+
+// Suites returns the cipher suites of TLS 1.2 that are safe (ephemeral keys,
+// authenticated encryption), without those that ssl.server.exclude.cipher.list
+// names. Its entries are names as Java spells them, or regular expressions over
+// them, as for Jetty. The suites of TLS 1.3 are all safe and can't be left out;
+// those that an entry means are named in fixed.
+func Suites(exclude []string) (suites []uint16, fixed []string, err error) {
+	var patterns []*regexp.Regexp
+	for _, e := range exclude {
+		p, err := regexp.Compile("^(?:" + e + ")$")
+		if err != nil {
+			return nil, nil, fmt.Errorf("%q is neither a cipher suite nor a regular expression: %w", e, err)
+		}
+		patterns = append(patterns, p)
+	}
+	for _, s := range tls.CipherSuites() {
+		excluded := slices.ContainsFunc(patterns, func(p *regexp.Regexp) bool { return p.MatchString(s.Name) })
+		switch {
+		case slices.Contains(s.SupportedVersions, tls.VersionTLS13):
+			if excluded {
+				fixed = append(fixed, s.Name)
+			}
+		case excluded || !strings.HasPrefix(s.Name, "TLS_ECDHE_") || strings.Contains(s.Name, "_CBC_"):
+		default:
+			suites = append(suites, s.ID)
+		}
+	}
+	if len(suites) == 0 {
+		return nil, fixed, errors.New("it leaves no cipher suite for TLS 1.2")
+	}
+	return suites, fixed, nil
+}
+
+// Certificates returns all certificates of a store: the chain of its private key
+// if it has one, else those that it trusts. Their NotAfter is what an operator
+// must know of.
+func (f TLSFile) Certificates() ([]*x509.Certificate, error) {
+	data, format, err := f.open()
+	if err != nil {
+		return nil, err
+	}
+	if c, err := f.Certificate(); err == nil {
+		var chain []*x509.Certificate
+		for _, der := range c.Certificate {
+			cert, err := x509.ParseCertificate(der)
+			if err != nil {
+				return nil, f.explain(format, err)
+			}
+			chain = append(chain, cert)
+		}
+		return chain, nil
+	}
+	return f.roots(data, format)
+}
+
+// roots are the certificates that a store trusts.
+func (f TLSFile) roots(data []byte, format Format) (list []*x509.Certificate, err error) {
+	var certs [][]byte
+	switch format {
+	case JKSFormat:
+		certs, err = f.jksRoots(data)
+	case JCEKSFormat:
+		certs, err = f.jceksRoots(data)
+	case PKCS12Format:
+		certs, err = f.pkcs12Roots(data)
+	case PEMFormat:
+		for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
+			if block.Type == "CERTIFICATE" {
+				certs = append(certs, block.Bytes)
+			}
+		}
+	}
+	if err == nil && len(certs) == 0 {
+		err = errors.New("there is no trusted certificate in it")
+	}
+	if err != nil {
+		return nil, f.explain(format, err)
+	}
+	for _, der := range certs {
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			return nil, f.explain(format, fmt.Errorf("certificate: %w", err))
+		}
+		list = append(list, c)
+	}
+	return list, nil
+}
