@@ -2,9 +2,7 @@ package authn
 
 import (
 	"context"
-	"encoding/hex"
 	"fmt"
-	"math"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -40,23 +38,6 @@ func TestDelegationBytesAreHadoops(t *testing.T) {
 		d.identifier = id.bytes()
 		if got := d.text(); got != c.text {
 			t.Errorf("written again it is %s, want %s", got, c.text)
-		}
-	}
-}
-
-// TestVLong: examples of WritableUtils' format.
-func TestVLong(t *testing.T) {
-	for n, want := range map[int64]string{
-		0: "00", 127: "7f", -112: "90", 128: "8f80", 255: "8fff", 256: "8e0100", -113: "8770", -129: "8780", -257: "860100",
-		math.MaxInt64: "887fffffffffffffff", math.MinInt64: "807fffffffffffffff", 1795442630957: "8a01a208b8612d",
-	} {
-		b := appendVLong(nil, n)
-		if got := hex.EncodeToString(b); got != want {
-			t.Errorf("%d is written %s, want %s", n, got, want)
-		}
-		r := &writable{b: b}
-		if got := r.vlong(); got != n || r.failed || len(r.b) != 0 {
-			t.Errorf("%s is read %d, want %d", want, got, n)
 		}
 	}
 }

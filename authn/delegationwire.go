@@ -2,12 +2,11 @@ package authn
 
 import (
 	"encoding/base64"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"math"
-	"math/bits"
 	"strings"
+
+	"claviger/writable"
 )
 
 // delegationKind is the kind of the KMS's delegation tokens.
@@ -35,13 +34,13 @@ func (id identifier) String() string {
 
 func (id identifier) bytes() []byte {
 	b := []byte{0}
-	b = appendText(b, id.owner)
-	b = appendText(b, id.renewer)
-	b = appendText(b, id.realUser)
-	b = appendVLong(b, id.issued)
-	b = appendVLong(b, id.maxDate)
-	b = appendVLong(b, int64(id.sequence))
-	return appendVLong(b, int64(id.keyID))
+	b = writable.AppendText(b, id.owner)
+	b = writable.AppendText(b, id.renewer)
+	b = writable.AppendText(b, id.realUser)
+	b = writable.AppendLong(b, id.issued)
+	b = writable.AppendLong(b, id.maxDate)
+	b = writable.AppendLong(b, int64(id.sequence))
+	return writable.AppendLong(b, int64(id.keyID))
 }
 
 // delegation is a token as it travels:
@@ -55,10 +54,10 @@ type delegation struct {
 }
 
 func (d delegation) text() string {
-	b := append(appendVLong(nil, int64(len(d.identifier))), d.identifier...)
-	b = append(appendVLong(b, int64(len(d.password))), d.password...)
-	b = appendText(b, d.kind)
-	return base64.RawURLEncoding.EncodeToString(appendText(b, d.service))
+	b := append(writable.AppendLong(nil, int64(len(d.identifier))), d.identifier...)
+	b = append(writable.AppendLong(b, int64(len(d.password))), d.password...)
+	b = writable.AppendText(b, d.kind)
+	return base64.RawURLEncoding.EncodeToString(writable.AppendText(b, d.service))
 }
 
 // errEOF is what Hadoop says of every token that it cannot decode.
@@ -76,89 +75,17 @@ func parseDelegation(text string) (d delegation, id identifier, err error) {
 	if err != nil {
 		return d, id, errEOF
 	}
-	r := &writable{b: raw}
-	d = delegation{identifier: r.take(r.vlong()), password: r.take(r.vlong())}
-	d.kind, d.service = r.text(), r.text()
-	if r.failed || len(r.b) > 0 {
+	r := &writable.Reader{Rest: raw}
+	d = delegation{identifier: r.Take(r.Long()), password: r.Take(r.Long())}
+	d.kind, d.service = r.Text(), r.Text()
+	if r.Failed || len(r.Rest) > 0 {
 		return d, id, errEOF
 	}
-	r = &writable{b: d.identifier}
-	version := r.take(1)
-	id = identifier{owner: r.text(), renewer: r.text(), realUser: r.text(), issued: r.vlong(), maxDate: r.vlong(), sequence: r.vint(), keyID: r.vint()}
-	if r.failed || len(r.b) > 0 || version[0] != 0 {
+	r = &writable.Reader{Rest: d.identifier}
+	version := r.Take(1)
+	id = identifier{owner: r.Text(), renewer: r.Text(), realUser: r.Text(), issued: r.Long(), maxDate: r.Long(), sequence: r.Int(), keyID: r.Int()}
+	if r.Failed || len(r.Rest) > 0 || version[0] != 0 {
 		return d, id, errEOF
 	}
 	return d, id, nil
-}
-
-// appendVLong writes a number as WritableUtils.writeVLong does: one byte for
-// -112..127; else a byte that tells sign and length, and the bytes of the number
-// (of its complement, if it is negative), the highest first.
-func appendVLong(b []byte, n int64) []byte {
-	if n >= -112 && n <= 127 {
-		return append(b, byte(n))
-	}
-	first := -112
-	if n < 0 {
-		n, first = ^n, -120
-	}
-	size := (bits.Len64(uint64(n)) + 7) / 8 //nolint:gosec // n is not negative here
-	var word [8]byte
-	binary.BigEndian.PutUint64(word[:], uint64(n)) //nolint:gosec // as above
-	b = append(b, byte(first-size))
-	return append(b, word[8-size:]...)
-}
-
-func appendText(b []byte, s string) []byte {
-	return append(appendVLong(b, int64(len(s))), s...)
-}
-
-// writable reads what Hadoop's Writables wrote. After a failure all it reads is
-// empty.
-type writable struct {
-	b      []byte
-	failed bool
-}
-
-func (r *writable) take(n int64) []byte {
-	if n < 0 || n > int64(len(r.b)) || r.failed {
-		r.failed, r.b = true, nil
-		return []byte{}
-	}
-	taken := r.b[:n:n]
-	r.b = r.b[n:]
-	return taken
-}
-
-func (r *writable) text() string { return string(r.take(r.vlong())) }
-
-func (r *writable) vlong() int64 {
-	head := r.take(1)
-	if r.failed {
-		return 0
-	}
-	first := int64(int8(head[0])) //nolint:gosec // a signed byte, as in Java
-	if first >= -112 {
-		return first
-	}
-	size, negative := -112-first, first < -120
-	if negative {
-		size = -120 - first
-	}
-	var word [8]byte
-	copy(word[8-size:], r.take(size))
-	n := int64(binary.BigEndian.Uint64(word[:])) //nolint:gosec // eight bytes are a long
-	if negative {
-		n = ^n
-	}
-	return n
-}
-
-func (r *writable) vint() int32 {
-	n := r.vlong()
-	if n < math.MinInt32 || n > math.MaxInt32 {
-		r.failed = true
-		return 0
-	}
-	return int32(n)
 }

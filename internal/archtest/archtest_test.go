@@ -138,7 +138,7 @@ var rules = []rule{
 	{"metastore/storetest", []string{"", "secret", "metastore"}, "the suite knows the contract alone"},
 	{"metastore/*", []string{"", "secret", "metastore"}, "a store knows the contract alone"},
 	{"keyring", append([]string{"", "secret", "eek"}, contracts...), "keyring imports contracts and eek"},
-	{"authn", append([]string{"", "secret", "hadoopconf", "gssapi"}, contracts...), "who is it: no keys, no HTTP statuses"},
+	{"authn", append([]string{"", "secret", "writable", "hadoopconf", "gssapi"}, contracts...), "who is it: no keys, no HTTP statuses"},
 	{"migrate", append([]string{"", "secret", "eek"}, contracts...), "the engine works on contracts"},
 	{"kmsapi", append([]string{"", "secret", "keyring", "kmswire", "authn", "eek"}, contracts...), "a face imports keyring; it knows no provider"},
 	{"console", append([]string{"", "secret", "keyring", "authn", "migrate"}, contracts...), "a face imports keyring; it knows no provider"},
