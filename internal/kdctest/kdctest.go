@@ -94,7 +94,7 @@ func (k *KDC) serve(address string) {
 		k.t.Fatal(err)
 	}
 	defer log.Close()
-	cmd := exec.Command(program("krb5kdc"), "-n", "-r", Realm)
+	cmd := exec.CommandContext(context.Background(), program("krb5kdc"), "-n", "-r", Realm)
 	cmd.Env, cmd.Stdout, cmd.Stderr = k.env, log, log
 	// Pdeathsig: where the test binary itself is killed no cleanup runs.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -109,7 +109,7 @@ func (k *KDC) serve(address string) {
 		}
 	})
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		conn, err := net.DialTimeout("tcp", address, time.Second)
+		conn, err := new(net.Dialer).DialContext(k.t.Context(), "tcp", address)
 		if err == nil {
 			_ = conn.Close() // nothing was written
 			return
@@ -163,7 +163,7 @@ func (k *KDC) Login(keytab, principal string) string {
 // freePort is an address on loopback that nobody listens at.
 func freePort(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}

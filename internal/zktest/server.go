@@ -1,6 +1,7 @@
 package zktest
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"net"
@@ -151,7 +152,7 @@ func (s *Server) Start() {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	cmd := exec.Command("java", s.args...)
+	cmd := exec.CommandContext(context.Background(), "java", s.args...)
 	cmd.Stdout, cmd.Stderr = log, log
 	// Pdeathsig: where the test binary itself is killed no cleanup runs.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
@@ -183,7 +184,7 @@ func (s *Server) serves(begin int64) bool {
 	if err != nil || int64(len(b)) < begin || !strings.Contains(string(b[begin:]), "zookeeper.request_throttler.shutdownTimeout") {
 		return false
 	}
-	c, err := net.DialTimeout("tcp", s.Addr, time.Second)
+	c, err := (&net.Dialer{Timeout: time.Second}).DialContext(s.t.Context(), "tcp", s.Addr)
 	if err != nil {
 		return false
 	}
@@ -242,7 +243,7 @@ func freePort(t testing.TB) int {
 	t.Helper()
 	const low, high = 12000, 32000
 	for port := low + int(time.Now().UnixNano()/1000%(high-low)); port < high; port++ {
-		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", fmt.Sprintf("127.0.0.1:%d", port))
 		if err != nil {
 			continue
 		}
