@@ -70,6 +70,7 @@ func signers(t testing.TB, c *Client) *Signers {
 // TestContracts runs the suites of the contracts, each test under a chroot of its
 // own that is not there before.
 func TestContracts(t *testing.T) {
+	t.Parallel()
 	server := zktest.Start(t, zktest.Options{})
 	n := 0
 	two := func(t *testing.T) (a, b *Client) {
@@ -154,6 +155,7 @@ func testForeignNodes(t *testing.T, c *Client) {
 // TestRestart kills the server while nodes are at work, and starts it again: work
 // waits and goes on, no number is given twice, nothing that was written is lost.
 func TestRestart(t *testing.T) {
+	t.Parallel()
 	server := zktest.Start(t, zktest.Options{})
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
@@ -222,6 +224,7 @@ func TestRestart(t *testing.T) {
 // TestStall holds the server up: an operation gives up in time, and the next one
 // is done when the server goes on.
 func TestStall(t *testing.T) {
+	t.Parallel()
 	server := zktest.Start(t, zktest.Options{})
 	c := open(t, server.Addr, func(c *Config) { c.Patience = 500 * time.Millisecond })
 	longer := open(t, server.Addr, func(c *Config) { c.Patience = time.Minute })
@@ -259,6 +262,7 @@ func TestStall(t *testing.T) {
 
 // TestFailover has a dead server first in the list.
 func TestFailover(t *testing.T) {
+	t.Parallel()
 	server := zktest.Start(t, zktest.Options{})
 	l, err := net.Listen("tcp", "127.0.0.1:0") // takes connections and never answers
 	if err != nil {
@@ -274,6 +278,7 @@ func TestFailover(t *testing.T) {
 }
 
 func TestTLS(t *testing.T) {
+	t.Parallel()
 	server := zktest.Start(t, zktest.Options{TLS: true, TLSClients: true})
 	ca, err := os.ReadFile(server.Certificates.CA)
 	if err != nil {
@@ -321,12 +326,14 @@ func TestNobodyThere(t *testing.T) {
 
 // TestHostileServer answers connections with what a server never sends.
 func TestHostileServer(t *testing.T) {
+	t.Parallel()
 	connected := "\x00\x00\x00\x25" + strings.Repeat("\x00", 7) + "\x10" + "\x00\x00\x00\x00\x00\x00\x00\x07" + "\x00\x00\x00\x10" + strings.Repeat("p", 16) + "\x00"
 	for name, answer := range map[string]string{
 		"a long first frame": "\x7f\xff\xff\xff", "a short first frame": "\x00\x00\x00\x01\x00", "another protocol": "HTTP/1.1 400 Bad Request\r\n\r\n",
 		"a long frame": connected + "\xff\xff\xff\xff", "a short frame": connected + "\x00\x00\x00\x02ab",
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			l, err := net.Listen("tcp", "127.0.0.1:0")
 			if err != nil {
 				t.Fatal(err)

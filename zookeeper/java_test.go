@@ -131,6 +131,7 @@ func sequenceOf(t testing.TB, text string) int32 {
 // TestJavaTokens has Hadoop's ZKDelegationTokenSecretManager at work on the same
 // nodes: each takes, renews and cancels the other's tokens.
 func TestJavaTokens(t *testing.T) {
+	t.Parallel()
 	server := zktest.Start(t, zktest.Options{})
 	java := startPeer(t, server.Addr, time.Hour)
 	java.must("start-tokens")
@@ -251,6 +252,7 @@ func TestJavaTokens(t *testing.T) {
 // TestJavaSecrets has Hadoop's ZKSignerSecretProvider sign and check with the same
 // node, while it and we roll the secrets.
 func TestJavaSecrets(t *testing.T) {
+	t.Parallel()
 	server := zktest.Start(t, zktest.Options{})
 	const validity = time.Second
 	java := startPeer(t, server.Addr, validity)

@@ -91,6 +91,7 @@ func tokenAnswer(code int32, token string) []byte {
 }
 
 func TestSASLExchange(t *testing.T) {
+	t.Parallel()
 	offer := tokenAnswer(0, "[\x07\x00\x00\x00]")
 	for name, c := range map[string]struct {
 		answers [][]byte
@@ -111,6 +112,7 @@ func TestSASLExchange(t *testing.T) {
 		"a long answer":         {[][]byte{make([]byte, maxSASLFrame+1)}, "not ZooKeeper's protocol"},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			l, err := net.Listen("tcp", "127.0.0.1:0")
 			if err != nil {
 				t.Fatal(err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -242,7 +243,8 @@ func write(t testing.TB, dir, name, text string) string {
 func freePort(t testing.TB) int {
 	t.Helper()
 	const low, high = 12000, 32000
-	for port := low + int(time.Now().UnixNano()/1000%(high-low)); port < high; port++ {
+	for range 1000 {
+		port := low + rand.IntN(high-low) //nolint:gosec // a port is no secret
 		l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", fmt.Sprintf("127.0.0.1:%d", port))
 		if err != nil {
 			continue
@@ -250,6 +252,6 @@ func freePort(t testing.TB) int {
 		_ = l.Close() // it never accepted
 		return port
 	}
-	t.Fatalf("no free port below %d", high)
+	t.Fatalf("no free port from %d to %d", low, high)
 	return 0
 }
