@@ -14,12 +14,17 @@ var divergences = table(map[string]string{
 		auth-none-post auth-none-put auth-none-unknown auth-token-type auth-username-amp auth-username-empty doas-empty
 		doas-missing-realuser-cookie expired-cookie expired-cookie-options expired-cookie-post expired-cookie-secret-rolled
 		krb-none krb-none-options krb-basic krb-username krb-garbage krb-garbage-options krb-empty-token krb-ntlm krb-lowercase-scheme
-		krb-replay krb-norule krb-dt-get-doas krb-dt-get-none-options`,
+		krb-replay krb-norule krb-dt-get-doas krb-dt-get-none-options
+		dt-get-put dt-renew-not-renewer dt-renew-get dt-renew-no-token dt-renew-garbage dt-cancel-other-user dt-cancel-no-token
+		dt-cancel-garbage dt-cancel-again dt-renew-cancelled dt-unknown-op-noauth`,
+	"D-token-errors: Content-Type Cache-Control Expires Content-Length body": `dt-get-put dt-renew-not-renewer dt-renew-no-token
+		dt-renew-garbage dt-cancel-other-user dt-cancel-no-token dt-cancel-garbage dt-cancel-again dt-renew-cancelled`,
+	"D-token-errors: Content-Type Cache-Control Expires body": `dt-renew-get`,
 	"D-bad-token: body":    `krb-ntlm`,
 	"D-quoted-twice: body": `auth-cookie-unsigned`,
 	"D-stack-trace: body":  `auth-username-amp auth-username-empty doas-empty krb-norule krb-dt-get-doas`,
 	"D-wadl: Content-Type Vary Last-Modified Content-Length body": `auth-username-options options-eek options-keys options-v1-slash
-		options-v1-slash-username doas-options-allowed anonymous-options`,
+		options-v1-slash-username doas-options-allowed anonymous-options dt-use-options`,
 	"D-location: Location": `create-201 create-201-attributes-256 create-201-defaults create-201-material create-201-material-stdb64-padded
 		create-201-null-fields create-unknown-field create-name-with-at create-content-type-charset create-user-name-only
 		name-plus-create name-slash-create name-space-create name-percent-create name-umlaut-create name-semicolon-create

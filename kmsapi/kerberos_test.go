@@ -80,10 +80,7 @@ func withKerberos(t *testing.T, conf *authn.Config) {
 	}
 	now := time.UnixMilli(1795444407000)
 	conf.Now = func() time.Time { return now }
-	conf.Delegations, err = authn.NewDelegations(authn.DelegationConfig{KeyUpdate: 24 * time.Hour, MaxLife: 7 * 24 * time.Hour, Renewal: 24 * time.Hour, Scan: time.Hour, Now: conf.Now})
-	if err != nil {
-		t.Fatal(err)
-	}
+	conf.Delegations = delegations(t, conf.Now)
 }
 
 func kerberos(t *testing.T, n authn.Negotiator, whitelist ...string) *authn.Kerberos {

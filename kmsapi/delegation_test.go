@@ -1,0 +1,54 @@
+package kmsapi_test
+
+import (
+	"regexp"
+	"testing"
+	"time"
+
+	"claviger/authn"
+)
+
+var (
+	// delegationToken is a whole one, in a request.
+	delegationToken = regexp.MustCompile(`\b[A-Za-z0-9_-]{70,}\b`)
+	issuedToken     = regexp.MustCompile(`"urlString"\s*:\s*"([^"]+)"`)
+	// volatileIdentifier is what no two tokens have in common.
+	volatileIdentifier = regexp.MustCompile(`issueDate=\d+, maxDate=\d+, sequenceNumber=\d+, masterKeyId=\d+`)
+)
+
+func delegations(t *testing.T, now func() time.Time) *authn.Delegations {
+	t.Helper()
+	d, err := authn.NewDelegations(authn.DelegationConfig{KeyUpdate: 24 * time.Hour, MaxLife: 7 * 24 * time.Hour, Renewal: 24 * time.Hour, Scan: time.Hour, Now: now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// ownToken puts our token in the place of a recorded one. One that had been
+// altered by a character is altered at the same place.
+func (s *server) ownToken(recorded []byte) []byte {
+	if ours, ok := s.tokens[string(recorded)]; ok {
+		return []byte(ours)
+	}
+	for genuine, ours := range s.tokens {
+		if len(genuine) != len(recorded) || len(ours) != len(recorded) {
+			continue
+		}
+		var differ []int
+		for i := range recorded {
+			if genuine[i] != recorded[i] {
+				differ = append(differ, i)
+			}
+		}
+		if len(differ) != 1 {
+			continue
+		}
+		altered, at := []byte(ours), differ[0]
+		if altered[at] = recorded[at]; altered[at] == ours[at] {
+			altered[at] = genuine[at]
+		}
+		return altered
+	}
+	return recorded
+}
