@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -297,6 +298,15 @@ func verifyAudit(cmd *cobra.Command, paths []string, f auditVerifyFlags) error {
 	if f.output != "text" && f.output != "json" {
 		return &exitError{exitUsage, fmt.Errorf("--output %q: it must be text or json", f.output)}
 	}
+	isHead := func(path string) bool { return strings.HasSuffix(path, ".head") }
+	for _, path := range paths { // as audit.json* in a shell names it too
+		if isHead(path) {
+			f.heads = append(f.heads, path)
+		}
+	}
+	if paths = slices.DeleteFunc(slices.Clone(paths), isHead); len(paths) == 0 {
+		return &exitError{exitUsage, errors.New("no file of the log is named, only heads")}
+	}
 	var cfg audit.VerifyConfig
 	var err error
 	if f.key != "" {
@@ -386,7 +396,7 @@ func (f *auditVerifyFlags) noted(ctx context.Context, paths []string) ([]audit.H
 		if err != nil {
 			return nil, fmt.Errorf("the head noted in %s: %w", source.Name(), err)
 		}
-		if ok {
+		if ok && !slices.Contains(heads, h) {
 			heads = append(heads, h)
 		}
 	}

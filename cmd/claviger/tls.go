@@ -48,10 +48,12 @@ func password(site, c *hadoopconf.Conf, log *slog.Logger, name string) (secret.B
 		}
 		p.Credentials = stores
 	}
-	if _, set := of.Lookup(keystore.CredentialFallbackProperty); set {
-		var err error
-		if p.ClearText, err = of.Bool(keystore.CredentialFallbackProperty); err != nil {
-			return nil, err
+	for _, conf := range []*hadoopconf.Conf{site, c} {
+		if _, set := conf.Lookup(keystore.CredentialFallbackProperty); set {
+			var err error
+			if p.ClearText, err = conf.Bool(keystore.CredentialFallbackProperty); err != nil {
+				return nil, err
+			}
 		}
 	}
 	return p.Get(name, c.Get)
