@@ -46,7 +46,7 @@ func javaTool(t *testing.T, tool string, args ...string) string {
 
 // tlsFolder makes a configuration folder with keytool's stores: the server's key,
 // a client's, and a truststore with both. Passwords are in a credential store.
-func tlsFolder(t *testing.T, server ...string) string {
+func tlsFolder(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
 	trust := filepath.Join(dir, "trust.jks")
@@ -68,9 +68,6 @@ func tlsFolder(t *testing.T, server ...string) string {
 		t.Fatal(err)
 	}
 	writeFile(t, filepath.Join(dir, "c.jceks"), string(data))
-	writeFile(t, filepath.Join(dir, "ssl-server.xml"), siteXML(append([]string{
-		"ssl.server.keystore.location", filepath.Join(dir, "server.jks"), "ssl.server.truststore.location", trust,
-	}, server...)...))
 	return dir
 }
 
@@ -134,11 +131,20 @@ func listenTLS(t *testing.T, conf *tls.Config) (port string) {
 	return strconv.Itoa(l.Addr().(*net.TCPAddr).Port) //nolint:forcetypeassert // a TCP listener
 }
 
-// TestJavaTLSClient has Java connect: both versions, resumption, weak suites, a
+// TestTLS shares one folder of stores, which keytool takes seconds to make.
+func TestTLS(t *testing.T) {
+	dir := tlsFolder(t)
+	t.Run("Java client", func(t *testing.T) { javaTLSClient(t, dir) })
+	t.Run("refused", func(t *testing.T) { tlsRefused(t, dir) })
+	t.Run("client's trust", func(t *testing.T) { clientTrust(t, dir) })
+}
+
+// javaTLSClient has Java connect: both versions, resumption, weak suites, a
 // suite that is left out, and client certificates.
-func TestJavaTLSClient(t *testing.T) {
+func javaTLSClient(t *testing.T, dir string) {
 	const excluded = "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"
-	dir := tlsFolder(t, "ssl.server.exclude.cipher.list", excluded+",.*_CHACHA20_.*")
+	writeFile(t, filepath.Join(dir, "ssl-server.xml"), siteXML("ssl.server.keystore.location", filepath.Join(dir, "server.jks"),
+		"ssl.server.exclude.cipher.list", excluded+",.*_CHACHA20_.*"))
 	javaTool(t, "javac", "-d", dir, "testdata/java/TLSClient.java")
 	client := func(port, protocol, suite, keys string) []string {
 		t.Helper()
@@ -219,9 +225,8 @@ func resumes(t *testing.T, dir, port string) {
 	}
 }
 
-// TestTLSRefused: settings that can't be used end the start, by name.
-func TestTLSRefused(t *testing.T) {
-	dir := tlsFolder(t)
+// tlsRefused: settings that can't be used end the start, by name.
+func tlsRefused(t *testing.T, dir string) {
 	for _, test := range []struct {
 		site, server []string
 		want         string
@@ -243,10 +248,9 @@ func TestTLSRefused(t *testing.T) {
 	}
 }
 
-// TestClientTrust: the order in which settings count, and a truststore without a
+// clientTrust: the order in which settings count, and a truststore without a
 // password, as the seed of migrations names it.
-func TestClientTrust(t *testing.T) {
-	dir := tlsFolder(t)
+func clientTrust(t *testing.T, dir string) {
 	trust, none := filepath.Join(dir, "trust.jks"), filepath.Join(dir, "none.jks")
 	trusts := func(site []string) (bool, error) {
 		s := tlsServer(t, dir, slog.New(slog.DiscardHandler), site...)
