@@ -18,7 +18,7 @@ BENCHTIME ?= 1s
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
-setup: ## install what the tests need and is missing (SoftHSM2, C compiler, Kerberos headers, JDK, Maven, Hadoop's jars)
+setup: ## install what the tests need and is missing (SoftHSM2, C compiler, Kerberos headers, PostgreSQL, JDK, Maven, Hadoop's jars)
 	@scripts/setup all
 
 build: ## build bin/claviger
@@ -28,7 +28,7 @@ build: ## build bin/claviger
 test: ## set up what is missing and run everything: vet, all tests with the race detector, real Hadoop, Hadoop's own KMS tests, fuzzing
 	@scripts/setup all
 	go vet ./...
-	CLAVIGER_REQUIRE_JAVA=1 CLAVIGER_REQUIRE_HADOOP=1 CLAVIGER_HADOOP_JARS=$$(scripts/hadoop-jars) go test -race -timeout 10m $(UNIT)
+	CLAVIGER_REQUIRE_JAVA=1 CLAVIGER_REQUIRE_POSTGRES=1 CLAVIGER_REQUIRE_HADOOP=1 CLAVIGER_HADOOP_JARS=$$(scripts/hadoop-jars) go test -race -timeout 10m $(UNIT)
 	go test -race -p 1 -count 1 -timeout 15m ./test/...
 	scripts/fuzz $(FUZZTIME)
 

@@ -1,0 +1,371 @@
+package pgtest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+const (
+	// startTimeout bounds one start: two seconds alone on a machine.
+	startTimeout = 60 * time.Second
+	// Superuser is let in without a password.
+	Superuser = "postgres"
+)
+
+// settings make a server quick and small. What is killed here are processes, not
+// machines: the kernel keeps what was written, so fsync has nothing to do.
+// synchronous_commit stays on: a commit that was told of is there after a kill.
+var settings = []string{
+	"fsync=off", "full_page_writes=off", "shared_buffers=16MB", "max_connections=100",
+	"listen_addresses=127.0.0.1", "unix_socket_directories=", "log_min_messages=warning", "log_line_prefix=%m [%p] %d ",
+	"wal_level=minimal", "max_wal_senders=0", "jit=off", "timezone=UTC",
+}
+
+// Server is one PostgreSQL. Its methods are for one goroutine.
+type Server struct {
+	// Addr is where it answers, "127.0.0.1:PORT". It stays so over restarts.
+	Addr string
+	// Log is the file of what it prints.
+	Log string
+
+	dir, data string
+	postgres  string
+	as        *syscall.Credential // nil: as ourselves
+	cmd       *exec.Cmd
+	exited    chan struct{} // closed once cmd.Wait returned
+	running   bool
+	databases int
+}
+
+// Start starts a server of the test's own, which ends with it.
+func Start(t testing.TB) *Server {
+	t.Helper()
+	bin := programs(t)
+	s, err := newServer(bin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			s.tail(t)
+		}
+		if err := s.remove(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+// tail shows the end of the server's log.
+func (s *Server) tail(t testing.TB) {
+	if b, err := os.ReadFile(s.Log); err == nil {
+		t.Logf("end of the log of the PostgreSQL server:\n%s", b[max(0, len(b)-8<<10):])
+	}
+}
+
+// programs returns the folder of initdb and postgres.
+func programs(t testing.TB) string {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("starts a PostgreSQL server: left out by -short")
+	}
+	bin, err := findPrograms()
+	if err == nil {
+		return bin
+	}
+	if os.Getenv("CLAVIGER_REQUIRE_POSTGRES") == "1" {
+		t.Fatalf("%v: run `make setup`, or install PostgreSQL (on Debian and Ubuntu: apt-get install postgresql)", err)
+	}
+	t.Skipf("%v: tests with a real PostgreSQL are left out; `make test` has them", err)
+	return ""
+}
+
+func findPrograms() (string, error) {
+	found, err := filepath.Glob("/usr/lib/postgresql/*/bin/initdb") // Debian keeps them out of PATH
+	if err != nil {
+		return "", err
+	}
+	if path, err := exec.LookPath("initdb"); err == nil {
+		return filepath.Dir(path), nil
+	}
+	if len(found) == 0 {
+		return "", errors.New("initdb of PostgreSQL is neither in PATH nor in /usr/lib/postgresql/*/bin")
+	}
+	return filepath.Dir(slices.Max(found)), nil
+}
+
+// credential is whom a server runs as where we are root.
+func credential() (*syscall.Credential, error) {
+	if os.Geteuid() != 0 {
+		return nil, nil
+	}
+	var errs []error
+	for _, name := range []string{"postgres", "nobody"} {
+		u, err := user.Lookup(name)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		uid, err := strconv.ParseUint(u.Uid, 10, 32)
+		if err != nil {
+			return nil, err
+		}
+		gid, err := strconv.ParseUint(u.Gid, 10, 32)
+		if err != nil {
+			return nil, err
+		}
+		return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}, nil
+	}
+	return nil, fmt.Errorf("PostgreSQL does not run as root: %w", errors.Join(errs...))
+}
+
+func newServer(bin string) (_ *Server, err error) {
+	s := &Server{postgres: filepath.Join(bin, "postgres")}
+	if s.as, err = credential(); err != nil {
+		return nil, err
+	}
+	if s.dir, err = os.MkdirTemp("", "pgtest"); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.remove())
+		}
+	}()
+	if s.as != nil {
+		if err := os.Chown(s.dir, int(s.as.Uid), int(s.as.Gid)); err != nil {
+			return nil, err
+		}
+	}
+	s.data, s.Log = filepath.Join(s.dir, "data"), filepath.Join(s.dir, "log")
+	initdb := exec.Command(filepath.Join(bin, "initdb"), "-D", s.data, "-U", Superuser, "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync", "--no-instructions")
+	initdb.Dir = s.dir
+	initdb.SysProcAttr = s.attributes()
+	if out, err := initdb.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("initdb: %w\n%s", err, out)
+	}
+	// The role "guarded" needs a password.
+	hba := "host all guarded 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\n"
+	if err := os.WriteFile(filepath.Join(s.data, "pg_hba.conf"), []byte(hba), 0o600); err != nil { // it exists, so its owner stays
+		return nil, err
+	}
+	port, err := freePort()
+	if err != nil {
+		return nil, err
+	}
+	s.Addr = fmt.Sprintf("127.0.0.1:%d", port)
+	return s, s.start()
+}
+
+// attributes of a child. Pdeathsig: where the test binary itself is killed no
+// cleanup runs. The postmaster's children notice its death by themselves.
+func (s *Server) attributes() *syscall.SysProcAttr {
+	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL, Credential: s.as}
+}
+
+// Start starts a server that was stopped or killed, and waits until it serves.
+func (s *Server) Start(t testing.TB) {
+	t.Helper()
+	if err := s.start(); err != nil {
+		s.tail(t)
+		t.Fatal(err)
+	}
+}
+
+func (s *Server) start() error {
+	log, err := os.OpenFile(s.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = log.Close() }() // the child has its own
+	_, port, err := net.SplitHostPort(s.Addr)
+	if err != nil {
+		return err
+	}
+	args := []string{"-D", s.data, "-p", port}
+	for _, setting := range settings {
+		args = append(args, "-c", setting)
+	}
+	cmd := exec.Command(s.postgres, args...)
+	cmd.Dir, cmd.Stdout, cmd.Stderr, cmd.SysProcAttr = s.dir, log, log, s.attributes()
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("postgres: %w", err)
+	}
+	exited := make(chan struct{})
+	go func() {
+		_ = cmd.Wait() // the status is in cmd.ProcessState
+		close(exited)
+	}()
+	s.cmd, s.exited, s.running = cmd, exited, true
+	for deadline := time.Now().Add(startTimeout); ; time.Sleep(20 * time.Millisecond) {
+		err := s.ping()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-exited:
+			text, _ := os.ReadFile(s.Log) // the status says the rest
+			return fmt.Errorf("the PostgreSQL server ended (%v) before it served: %s", cmd.ProcessState, text)
+		default:
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("the PostgreSQL server did not serve within %v: %w", startTimeout, err)
+		}
+	}
+}
+
+// ping tells whether the server serves, and is ours: another process may have
+// been faster to take the port.
+func (s *Server) ping() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, s.URI(Superuser, "postgres"))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close(ctx) }() // it is over either way
+	var data string
+	if err := conn.QueryRow(ctx, `SHOW data_directory`).Scan(&data); err != nil {
+		return err
+	}
+	if data != s.data {
+		return fmt.Errorf("at %s is the server of %s, not that of %s", s.Addr, data, s.data)
+	}
+	return nil
+}
+
+// URI is that of a database for a role.
+func (s *Server) URI(role, database string) string {
+	return fmt.Sprintf("postgresql://%s@%s/%s?sslmode=disable", role, s.Addr, database)
+}
+
+// Database makes an empty database and returns its URI, for the superuser.
+func (s *Server) Database(t testing.TB) string {
+	t.Helper()
+	s.databases++
+	name := fmt.Sprintf("test%d", s.databases)
+	s.Exec(t, "postgres", "CREATE DATABASE "+name)
+	return s.URI(Superuser, name)
+}
+
+// Exec runs statements in a database as the superuser.
+func (s *Server) Exec(t testing.TB, database string, statements ...string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, s.URI(Superuser, database))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close(ctx) }() // it is over either way
+	for _, statement := range statements {
+		if _, err := conn.Exec(ctx, statement); err != nil {
+			t.Fatalf("%s: %v", statement, err)
+		}
+	}
+}
+
+// Stop ends the server as `pg_ctl stop -m fast` does: connections are cut.
+func (s *Server) Stop(t testing.TB) {
+	t.Helper()
+	if err := s.end(syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Kill ends all its processes at once.
+func (s *Server) Kill(t testing.TB) {
+	t.Helper()
+	if err := s.end(syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (s *Server) end(signal syscall.Signal) error {
+	if !s.running {
+		return nil
+	}
+	s.running = false
+	if signal == syscall.SIGKILL {
+		s.killChildren()
+	}
+	_ = s.cmd.Process.Signal(signal) // it may have ended already
+	select {
+	case <-s.exited:
+		return nil
+	case <-time.After(20 * time.Second):
+		s.killChildren()
+		_ = s.cmd.Process.Kill() // it is to end either way
+		<-s.exited
+		return errors.New("the PostgreSQL server did not end within 20 s")
+	}
+}
+
+// children are the server's processes; each leads a process group of its own.
+func (s *Server) children() []int {
+	pid := s.cmd.Process.Pid
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
+	if err != nil {
+		return nil // it has ended
+	}
+	var pids []int
+	for _, field := range strings.Fields(string(b)) {
+		if child, err := strconv.Atoi(field); err == nil {
+			pids = append(pids, child)
+		}
+	}
+	return pids
+}
+
+func (s *Server) killChildren() {
+	_ = s.cmd.Process.Signal(syscall.SIGSTOP) // else it would start others
+	for _, pid := range s.children() {
+		_ = syscall.Kill(pid, syscall.SIGKILL) // it may have ended already
+	}
+}
+
+// Pause holds the server up: connections stay open and nothing answers, as it is
+// when a network swallows packets. Resume lets it go on.
+func (s *Server) Pause() { s.signalAll(syscall.SIGSTOP) }
+
+// Resume ends a Pause.
+func (s *Server) Resume() { s.signalAll(syscall.SIGCONT) }
+
+func (s *Server) signalAll(signal syscall.Signal) {
+	for _, pid := range append([]int{s.cmd.Process.Pid}, s.children()...) {
+		_ = syscall.Kill(pid, signal) // a child may have ended meanwhile
+	}
+}
+
+func (s *Server) remove() error {
+	return errors.Join(s.end(syscall.SIGKILL), os.RemoveAll(s.dir))
+}
+
+// freePort finds a port below the range that systems give to outgoing
+// connections: a server that is started again must find it free.
+func freePort() (int, error) {
+	const low, high = 12000, 32000
+	for port := low + int(time.Now().UnixNano()/1000%(high-low)); port < high; port++ {
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err != nil {
+			continue
+		}
+		_ = l.Close() // it never accepted
+		return port, nil
+	}
+	return 0, fmt.Errorf("no free port below %d", high)
+}

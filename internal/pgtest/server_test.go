@@ -1,0 +1,63 @@
+package pgtest_test
+
+import (
+	"context"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"claviger/internal/pgtest"
+)
+
+func TestMain(m *testing.M) { os.Exit(pgtest.Main(m.Run)) }
+
+// count asks a database how many rows a table has.
+func count(t *testing.T, uri, table string, patience time.Duration) (n int, err error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, uri)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = conn.Close(context.Background()) }() // it is over either way
+	return n, conn.QueryRow(ctx, "SELECT count(*) FROM "+table).Scan(&n)
+}
+
+func TestDatabasesAreApart(t *testing.T) {
+	a, b := pgtest.Database(t), pgtest.Database(t)
+	pgtest.Shared(t).Exec(t, "test1", "CREATE TABLE x (n int)")
+	if n, err := count(t, a, "x", time.Minute); err != nil || n != 0 {
+		t.Errorf("%d rows, %v", n, err)
+	}
+	if _, err := count(t, b, "x", time.Minute); err == nil {
+		t.Error("two databases share a table")
+	}
+}
+
+func TestServerLives(t *testing.T) {
+	s := pgtest.Start(t)
+	uri := s.Database(t)
+	s.Exec(t, "test1", "CREATE TABLE x (n int)")
+	for i, end := range []func(testing.TB){s.Kill, s.Stop, s.Kill} {
+		s.Exec(t, "test1", "INSERT INTO x VALUES (1)")
+		end(t)
+		if _, err := count(t, uri, "x", time.Minute); err == nil {
+			t.Fatal("it answers after its end")
+		}
+		s.Start(t)
+		if n, err := count(t, uri, "x", time.Minute); err != nil || n != i+1 {
+			t.Fatalf("%d rows after %d restarts (%v)", n, i+1, err)
+		}
+	}
+	s.Pause()
+	if _, err := count(t, uri, "x", 200*time.Millisecond); err == nil {
+		t.Error("it answers while it is held up")
+	}
+	s.Resume()
+	if _, err := count(t, uri, "x", time.Minute); err != nil {
+		t.Error(err)
+	}
+}
