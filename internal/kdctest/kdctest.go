@@ -10,13 +10,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 )
 
-// Realm is the name of the realm.
+// Realm is the name of the realm that Start makes.
 const Realm = "EXAMPLE.TEST"
 
 // KDC is a running KDC.
@@ -27,12 +28,17 @@ type KDC struct {
 	// Dir is a folder for what belongs to it.
 	Dir string
 
-	t   testing.TB
-	env []string
+	t              testing.TB
+	env            []string
+	realm, address string
 }
 
 // Start makes a realm and serves it until the test ends.
-func Start(t testing.TB) *KDC {
+func Start(t testing.TB) *KDC { t.Helper(); return StartRealm(t, Realm) }
+
+// StartRealm makes a realm of any name. Two may have the same one, and know
+// nothing of each other's keys.
+func StartRealm(t testing.TB, realm string) *KDC {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("starts a KDC: left out by -short")
@@ -42,22 +48,8 @@ func Start(t testing.TB) *KDC {
 			t.Fatalf("%s is not installed: run `make setup`, or `go test -short` to leave these tests out", tool)
 		}
 	}
-	k := &KDC{t: t, Dir: t.TempDir()}
-	port := freePort(t)
-	k.Krb5Conf = k.write("krb5.conf", fmt.Sprintf(`[libdefaults]
- default_realm = %[1]s
- dns_lookup_kdc = false
- dns_lookup_realm = false
- dns_canonicalize_hostname = false
- rdns = false
- udp_preference_limit = 1
-[realms]
- %[1]s = {
-  kdc = %[2]s
- }
-[domain_realm]
- localhost = %[1]s
-`, Realm, port))
+	k := &KDC{t: t, Dir: t.TempDir(), realm: realm, address: freePort(t)}
+	k.Krb5Conf = k.Conf("krb5.conf", 5*time.Minute)
 	profile := k.write("kdc.conf", fmt.Sprintf(`[kdcdefaults]
  kdc_listen = %[2]s
  kdc_tcp_listen = %[2]s
@@ -69,12 +61,36 @@ func Start(t testing.TB) *KDC {
   supported_enctypes = aes256-cts-hmac-sha1-96:normal aes128-cts-hmac-sha256-128:normal
   max_life = 1h
  }
-`, Realm, port, k.Dir))
+`, realm, k.address, k.Dir))
 	k.env = append(os.Environ(), "KRB5_CONFIG="+k.Krb5Conf, "KRB5_KDC_PROFILE="+profile, "KRB5RCACHEDIR="+k.Dir)
-	k.run("kdb5_util", "-r", Realm, "create", "-s", "-P", "of the test")
-	k.serve(port)
+	k.run("kdb5_util", "-r", k.realm, "create", "-s", "-P", "of the test")
+	k.serve(k.address)
 	return k
 }
+
+// Conf writes a krb5.conf that knows the realm, for processes that bear with
+// clocks that differ by skew.
+func (k *KDC) Conf(name string, skew time.Duration) string {
+	k.t.Helper()
+	return k.write(name, fmt.Sprintf(`[libdefaults]
+ default_realm = %[1]s
+ dns_lookup_kdc = false
+ dns_lookup_realm = false
+ dns_canonicalize_hostname = false
+ rdns = false
+ udp_preference_limit = 1
+ clockskew = %[3]d
+[realms]
+ %[1]s = {
+  kdc = %[2]s
+ }
+[domain_realm]
+ localhost = %[1]s
+`, k.realm, k.address, int(skew.Seconds())))
+}
+
+// Env is the environment of processes of the realm.
+func (k *KDC) Env() []string { return slices.Clone(k.env) }
 
 // program finds a tool, where only root looks for programs too; "" is nowhere.
 func program(name string) string {
@@ -94,7 +110,7 @@ func (k *KDC) serve(address string) {
 		k.t.Fatal(err)
 	}
 	defer log.Close()
-	cmd := exec.CommandContext(context.Background(), program("krb5kdc"), "-n", "-r", Realm)
+	cmd := exec.CommandContext(context.Background(), program("krb5kdc"), "-n", "-r", k.realm)
 	cmd.Env, cmd.Stdout, cmd.Stderr = k.env, log, log
 	// Pdeathsig: where the test binary itself is killed no cleanup runs.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -146,17 +162,29 @@ func (k *KDC) Keytab(name string, principals ...string) string {
 	k.t.Helper()
 	path := filepath.Join(k.Dir, name)
 	for _, p := range principals {
-		k.run("kadmin.local", "-r", Realm, "-q", "addprinc -randkey "+p)
-		k.run("kadmin.local", "-r", Realm, "-q", "ktadd -norandkey -k "+path+" "+p)
+		k.Admin("addprinc -randkey " + p)
+		k.Admin("ktadd -norandkey -k " + path + " " + p)
 	}
 	return path
+}
+
+// Admin runs a query of kadmin, as its administrator.
+func (k *KDC) Admin(query string) {
+	k.t.Helper()
+	k.run("kadmin.local", "-r", k.realm, "-q", query)
 }
 
 // Login gets a ticket by a keytab and returns the file that it is kept in.
 func (k *KDC) Login(keytab, principal string) string {
 	k.t.Helper()
-	path := filepath.Join(k.Dir, "cc_"+strings.ReplaceAll(principal, "/", "_"))
-	k.run("kinit", "-k", "-t", keytab, "-c", "FILE:"+path, principal)
+	return k.LoginFor(keytab, principal, time.Hour)
+}
+
+// LoginFor gets a ticket that is good for a time, of whole seconds.
+func (k *KDC) LoginFor(keytab, principal string, life time.Duration) string {
+	k.t.Helper()
+	path := filepath.Join(k.Dir, "cc_"+strings.ReplaceAll(principal, "/", "_")+"_"+life.String())
+	k.run("kinit", "-k", "-t", keytab, "-c", "FILE:"+path, "-l", fmt.Sprintf("%ds", int(life.Seconds())), principal)
 	return path
 }
 

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"claviger/gssapi"
+	"claviger/internal/kdctest"
 	"claviger/test/hadoop"
 )
 
@@ -29,7 +30,7 @@ type kms struct {
 }
 
 // startKMS runs the program with a keytab, under a krb5.conf.
-func startKMS(t testing.TB, k *kdc, krb5conf, keytab string) *kms {
+func startKMS(t testing.TB, k *kdctest.KDC, krb5conf, keytab string) *kms {
 	t.Helper()
 	dir := t.TempDir()
 	s := &kms{t: t, audit: filepath.Join(dir, "audit.log")}
@@ -45,7 +46,7 @@ func startKMS(t testing.TB, k *kdc, krb5conf, keytab string) *kms {
 	hadoop.Conf{"default.key.acl.READ": "*", "default.key.acl.MANAGEMENT": "*"}.Write(t, filepath.Join(dir, "kms-acls.xml"))
 	ready := filepath.Join(dir, "ready")
 	cmd := exec.Command(hadoop.Binary(t), "kms", "--conf", dir, "--http-port", "0", "--ready-file", ready)
-	cmd.Env = append(k.env, "KRB5_CONFIG="+krb5conf)
+	cmd.Env = append(k.Env(), "KRB5_CONFIG="+krb5conf)
 	s.process = hadoop.Start(t, "claviger kms", cmd)
 	s.process.WaitFor("it is ready", func() bool {
 		url, err := os.ReadFile(ready)
@@ -130,39 +131,42 @@ func since(t testing.TB, file string, offset int) string {
 }
 
 // java runs Login with a ticket.
-func (k *kdc) java(ccache, principal string, args ...string) string {
-	k.t.Helper()
-	cp := hadoop.RuntimeClassPath(k.t)
+func java(t testing.TB, k *kdctest.KDC, ccache, principal string, args ...string) string {
+	t.Helper()
+	cp := hadoop.RuntimeClassPath(t)
 	src, err := filepath.Abs("java")
 	if err != nil {
-		k.t.Fatal(err)
+		t.Fatal(err)
 	}
-	classes := hadoop.Javac(k.t, cp, src)
+	classes := hadoop.Javac(t, cp, src)
 	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
 	defer cancel()
-	all := append([]string{"-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xmx128m", "-Djava.security.krb5.conf=" + k.conf,
+	all := append([]string{"-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xmx128m", "-Djava.security.krb5.conf=" + k.Krb5Conf,
 		"-cp", classes + string(os.PathListSeparator) + cp, "Login", ccache, principal}, args...)
 	cmd := exec.CommandContext(ctx, "java", all...)
-	cmd.Env = k.env
+	cmd.Env = k.Env()
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	if err != nil {
-		k.t.Fatalf("Login %s: %v\n%s%s", strings.Join(args, " "), err, out, stderr.String())
+		t.Fatalf("Login %s: %v\n%s%s", strings.Join(args, " "), err, out, stderr.String())
 	}
 	return strings.TrimSpace(string(out))
 }
 
 func TestWhoGetsIn(t *testing.T) {
 	hadoop.Require(t)
-	k := startKDC(t, realm)
-	users := k.keytab("users.keytab", "alice", "nn/localhost")
-	s := startKMS(t, k, k.conf, k.keytab("http.keytab", "HTTP/localhost"))
-	alice := k.login(users, "alice", "1h")
-	nn := k.login(users, "nn/localhost", "1h")
+	if _, err := exec.LookPath("curl"); err != nil {
+		t.Fatal("curl is not installed: run `make setup`")
+	}
+	k := kdctest.StartRealm(t, realm)
+	users := k.Keytab("users.keytab", "alice", "nn/localhost")
+	s := startKMS(t, k, k.Krb5Conf, k.Keytab("http.keytab", "HTTP/localhost"))
+	alice := k.Login(users, "alice")
+	nn := k.Login(users, "nn/localhost")
 
 	curl := exec.Command("curl", "-sS", "-i", "--max-time", "30", "--negotiate", "-u", ":", s.names())
-	curl.Env = append(k.env, "KRB5CCNAME=FILE:"+alice)
+	curl.Env = append(k.Env(), "KRB5CCNAME=FILE:"+alice)
 	out, err := curl.CombinedOutput()
 	if err != nil || !strings.Contains(string(out), "HTTP/1.1 200 OK") || !strings.Contains(string(out), `hadoop.auth="u=alice&p=alice@EXAMPLE.COM&t=kerberos-dt&`) {
 		t.Errorf("curl: %v\n%s", err, out)
@@ -173,11 +177,11 @@ func TestWhoGetsIn(t *testing.T) {
 		{"hadoop", nn, "nn/localhost", "u=hdfs&p=nn/localhost@EXAMPLE.COM&t=kerberos-dt&"},
 		{"raw", alice, "alice", " proved"},
 	} {
-		if got := k.java(c.ccache, c.principal, c.what, s.names()); !strings.HasPrefix(got, "200 []") || !strings.Contains(got, c.want) || strings.Contains(got, "not proved") {
+		if got := java(t, k, c.ccache, c.principal, c.what, s.names()); !strings.HasPrefix(got, "200 []") || !strings.Contains(got, c.want) || strings.Contains(got, "not proved") {
 			t.Errorf("%s as %s: %s", c.what, c.principal, got)
 		}
 	}
-	t.Setenv("KRB5_CONFIG", k.conf)
+	t.Setenv("KRB5_CONFIG", k.Krb5Conf)
 	for _, conf := range []gssapi.InitiatorConfig{
 		{Keytab: users, Principal: "alice", Target: "HTTP@localhost", SPNEGO: true, Mutual: true},
 		{Keytab: users, Principal: "alice", Target: "HTTP/localhost", Mutual: true},
@@ -194,13 +198,13 @@ func TestWhoGetsIn(t *testing.T) {
 
 func TestWhoDoesNot(t *testing.T) {
 	hadoop.Require(t)
-	k := startKDC(t, realm)
-	users := k.keytab("users.keytab", "alice", "foo/localhost")
-	keytab := k.keytab("http.keytab", "HTTP/localhost", "ftp/localhost")
-	s := startKMS(t, k, k.conf, keytab)
-	alice := k.login(users, "alice", "1h")
+	k := kdctest.StartRealm(t, realm)
+	users := k.Keytab("users.keytab", "alice", "foo/localhost")
+	keytab := k.Keytab("http.keytab", "HTTP/localhost", "ftp/localhost")
+	s := startKMS(t, k, k.Krb5Conf, keytab)
+	alice := k.Login(users, "alice")
 	token := func(service string, more ...string) string {
-		return k.java(alice, "alice", append([]string{"token", service}, more...)...)
+		return java(t, k, alice, "alice", append([]string{"token", service}, more...)...)
 	}
 	refused := func(t *testing.T, s *kms, method, token string, status int, reason, explanation string) {
 		t.Helper()
@@ -236,33 +240,33 @@ func TestWhoDoesNot(t *testing.T) {
 		refused(t, s, http.MethodGet, token("ftp/localhost@"+realm), http.StatusForbidden, "GSSException: No valid credentials provided", "the ticket of alice@EXAMPLE.COM is for ftp/localhost@EXAMPLE.COM")
 	})
 	t.Run("a principal that no rule names", func(t *testing.T) {
-		foo := k.java(k.login(users, "foo/localhost", "1h"), "foo/localhost", "token", "HTTP/localhost@"+realm)
+		foo := java(t, k, k.Login(users, "foo/localhost"), "foo/localhost", "token", "HTTP/localhost@"+realm)
 		refused(t, s, http.MethodGet, foo, http.StatusInternalServerError, "org.apache.hadoop.security.authentication.util.KerberosName$NoMatchingRule: No rules applied to foo/localhost@EXAMPLE.COM", "the ticket of foo/localhost@EXAMPLE.COM is good, but")
 	})
 	t.Run("a forged realm", func(t *testing.T) {
 		// Somebody's own KDC, which calls itself as it likes.
-		evil := startKDC(t, realm)
-		own := evil.keytab("own.keytab", "hdfs", "HTTP/localhost")
-		forged := evil.java(evil.login(own, "hdfs", "1h"), "hdfs", "token", "HTTP/localhost@"+realm)
+		evil := kdctest.StartRealm(t, realm)
+		own := evil.Keytab("own.keytab", "hdfs", "HTTP/localhost")
+		forged := java(t, evil, evil.Login(own, "hdfs"), "hdfs", "token", "HTTP/localhost@"+realm)
 		refused(t, s, http.MethodGet, forged, http.StatusForbidden, failure+"Checksum failed", "the keytab lacks the key")
-		other := startKDC(t, "EVIL.ORG")
-		own = other.keytab("own.keytab", "alice", "HTTP/localhost")
-		forged = other.java(other.login(own, "alice", "1h"), "alice", "token", "HTTP/localhost@EVIL.ORG")
+		other := kdctest.StartRealm(t, "EVIL.ORG")
+		own = other.Keytab("own.keytab", "alice", "HTTP/localhost")
+		forged = java(t, other, other.Login(own, "alice"), "alice", "token", "HTTP/localhost@EVIL.ORG")
 		refused(t, s, http.MethodGet, forged, http.StatusForbidden, failure+"Checksum failed", "the keytab lacks the key")
 	})
 	t.Run("an expired ticket", func(t *testing.T) {
-		strict := startKMS(t, k, k.writeConf("strict.conf", 1), keytab)
-		brief := k.login(users, "alice", "5s")
-		old := k.java(brief, "alice", "token", "HTTP/localhost@"+realm)
+		strict := startKMS(t, k, k.Conf("strict.conf", time.Second), keytab)
+		brief := k.LoginFor(users, "alice", 5*time.Second)
+		old := java(t, k, brief, "alice", "token", "HTTP/localhost@"+realm)
 		time.Sleep(7 * time.Second)
 		refused(t, strict, http.MethodGet, old, http.StatusForbidden, failure+"Ticket expired (32))", "the client has to log in anew")
 	})
 	t.Run("a key that has changed", func(t *testing.T) {
-		k.run("kadmin.local", "-r", realm, "-q", "change_password -randkey HTTP/localhost")
-		refused(t, s, http.MethodGet, k.java(k.login(users, "alice", "30m"), "alice", "token", "HTTP/localhost@"+realm), http.StatusForbidden, failure+"Checksum failed", "the keytab lacks the key")
+		k.Admin("change_password -randkey HTTP/localhost")
+		refused(t, s, http.MethodGet, java(t, k, k.LoginFor(users, "alice", 30*time.Minute), "alice", "token", "HTTP/localhost@"+realm), http.StatusForbidden, failure+"Checksum failed", "the keytab lacks the key")
 		// The new key is taken from the keytab without a restart.
-		k.run("kadmin.local", "-r", realm, "-q", "ktadd -norandkey -k "+keytab+" HTTP/localhost")
-		if status, body := s.send(http.MethodGet, k.java(k.login(users, "alice", "29m"), "alice", "token", "HTTP/localhost@"+realm)); status != http.StatusOK {
+		k.Admin("ktadd -norandkey -k " + keytab + " HTTP/localhost")
+		if status, body := s.send(http.MethodGet, java(t, k, k.LoginFor(users, "alice", 29*time.Minute), "alice", "token", "HTTP/localhost@"+realm)); status != http.StatusOK {
 			t.Errorf("after the keytab got the new key: %d %s", status, body)
 		}
 	})
