@@ -277,6 +277,68 @@ func TestFailover(t *testing.T) {
 	}
 }
 
+// TestEnsemble has nodes at different servers of an ensemble, each of which is
+// killed once, the leader too. What one node has done the others see at once.
+func TestEnsemble(t *testing.T) {
+	t.Parallel()
+	servers := zktest.StartEnsemble(t, zktest.Options{})
+	addresses := make([]string, len(servers))
+	for i, s := range servers {
+		addresses[i] = s.Addr
+	}
+	patient := func(c *Config) { c.Patience = time.Minute }
+	var nodes []*Tokens
+	for _, a := range addresses {
+		nodes = append(nodes, tokens(t, open(t, a, patient)))
+	}
+	put := func(node *Tokens, sequence int32) metastore.Delegation {
+		t.Helper()
+		d := metastore.Delegation{Sequence: sequence, Identifier: []byte{0, 0, 0, 0, 0, 0, 0, 0}, Password: secret.Bytes("p"), Renew: time.Now()}
+		if err := node.PutDelegation(t.Context(), d); err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	for n := range int32(30) {
+		put(nodes[n%3], n)
+		for _, node := range nodes {
+			if _, ok, err := node.Delegation(t.Context(), n); err != nil || !ok {
+				t.Fatalf("token %d is not seen at once: %v", n, err)
+			}
+		}
+		if ok, err := nodes[(n+1)%3].RemoveDelegation(t.Context(), n); err != nil || !ok {
+			t.Fatalf("remove: %v, %v", ok, err)
+		}
+		for _, node := range nodes {
+			if _, ok, err := node.Delegation(t.Context(), n); err != nil || ok {
+				t.Fatalf("token %d is seen after its removal (%v)", n, err)
+			}
+		}
+	}
+	moving := tokens(t, open(t, strings.Join(addresses, ","), patient))
+	had := make(map[int32]bool)
+	// The last is elected where all begin alike; then another one leads.
+	for round, s := range []*zktest.Server{servers[2], servers[0]} {
+		s.Kill()
+		for range 10 {
+			n, err := moving.NextSequences(t.Context(), 1)
+			if err != nil || had[n] {
+				t.Fatalf("with the %d. server killed: number %d, twice: %v; %v", round+1, n, had[n], err)
+			}
+			had[n] = true
+			put(moving, n)
+		}
+		s.Start()
+	}
+	for n := range had {
+		for i, node := range nodes {
+			if _, ok, err := node.Delegation(t.Context(), n); err != nil || !ok {
+				t.Errorf("server %d has lost token %d (%v)", i+1, n, err)
+			}
+		}
+	}
+}
+
 func TestTLS(t *testing.T) {
 	t.Parallel()
 	server := zktest.Start(t, zktest.Options{TLS: true, TLSClients: true})

@@ -3,6 +3,7 @@ package zktest
 import (
 	"context"
 	"fmt"
+	"io"
 	"maps"
 	"math/rand/v2"
 	"net"
@@ -10,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -50,6 +52,8 @@ type Server struct {
 	Log string
 
 	t       testing.TB
+	conf    map[string]string
+	cfg     string // the file that conf is written to
 	args    []string
 	cmd     *exec.Cmd
 	exited  chan struct{} // closed once cmd.Wait returned
@@ -58,6 +62,45 @@ type Server struct {
 
 // Start starts a server, which ends with the test.
 func Start(t testing.TB, o Options) *Server {
+	t.Helper()
+	s := prepare(t, o, nil)
+	s.Start()
+	return s
+}
+
+// StartEnsemble starts three servers that elect a leader: two of them are enough.
+func StartEnsemble(t testing.TB, o Options) []*Server {
+	t.Helper()
+	o.Jars = o.jars(t)
+	const servers = 3
+	peers := make([]string, servers)
+	for i := range peers {
+		peers[i] = fmt.Sprintf("127.0.0.1:%d:%d", freePort(t), freePort(t))
+	}
+	all := make([]*Server, servers)
+	for i := range all {
+		all[i] = prepare(t, o, map[string]string{"initLimit": "20", "syncLimit": "10"})
+		for j, p := range peers {
+			all[i].conf[fmt.Sprintf("server.%d", j+1)] = p
+		}
+		if err := os.Mkdir(all[i].conf["dataDir"], 0o700); err != nil {
+			t.Fatal(err)
+		}
+		write(t, all[i].conf["dataDir"], "myid", strconv.Itoa(i+1))
+	}
+	// None serves before there are two.
+	begin := make([]int64, servers)
+	for i, s := range all {
+		begin[i] = s.launch()
+	}
+	for i, s := range all {
+		s.await(begin[i])
+	}
+	return all
+}
+
+// prepare makes a server that is not started yet.
+func prepare(t testing.TB, o Options, more map[string]string) *Server {
 	t.Helper()
 	jars := o.jars(t)
 	dir := t.TempDir()
@@ -82,22 +125,18 @@ func Start(t testing.TB, o Options) *Server {
 		s.Certificates = newCertificates(t, dir)
 		s.Certificates.configure(conf, o.TLSClients)
 	}
-	var text strings.Builder
-	for _, name := range slices.Sorted(maps.Keys(conf)) {
-		fmt.Fprintf(&text, "%s=%s\n", name, conf[name])
-	}
-	cfg := write(t, dir, "zoo.cfg", text.String())
+	maps.Copy(conf, more)
+	s.conf, s.cfg = conf, filepath.Join(dir, "zoo.cfg")
 	log4j := write(t, dir, "log4j.properties", "log4j.rootLogger=INFO,console\nlog4j.appender.console=org.apache.log4j.ConsoleAppender\n"+
 		"log4j.appender.console.target=System.err\nlog4j.appender.console.layout=org.apache.log4j.PatternLayout\n"+
 		"log4j.appender.console.layout.ConversionPattern=%d{ISO8601} %p %c{1} - %m%n\n")
-	s.args = append(s.args, "-Dlog4j.configuration=file:"+log4j, "-cp", filepath.Join(jars, "*"), "org.apache.zookeeper.server.ZooKeeperServerMain", cfg)
+	s.args = append(s.args, "-Dlog4j.configuration=file:"+log4j, "-cp", filepath.Join(jars, "*"), "org.apache.zookeeper.server.quorum.QuorumPeerMain", s.cfg)
 	t.Cleanup(func() {
 		s.Kill()
 		if b, err := os.ReadFile(s.Log); err == nil && t.Failed() {
 			t.Logf("end of the log of the ZooKeeper server:\n%s", b[max(0, len(b)-12<<10):])
 		}
 	})
-	s.Start()
 	return s
 }
 
@@ -144,13 +183,23 @@ func (o *SASL) configure(t testing.TB, dir string, conf map[string]string, s *Se
 // Start starts a server that was stopped or killed, and waits until it serves.
 func (s *Server) Start() {
 	s.t.Helper()
+	s.await(s.launch())
+}
+
+// launch starts the process; its log begins at an offset in the file.
+func (s *Server) launch() (begin int64) {
+	s.t.Helper()
+	var text strings.Builder
+	for _, name := range slices.Sorted(maps.Keys(s.conf)) {
+		fmt.Fprintf(&text, "%s=%s\n", name, s.conf[name])
+	}
+	write(s.t, filepath.Dir(s.cfg), filepath.Base(s.cfg), text.String())
 	log, err := os.OpenFile(s.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	defer log.Close()
-	begin, err := log.Seek(0, 2)
-	if err != nil {
+	if begin, err = log.Seek(0, io.SeekEnd); err != nil {
 		s.t.Fatal(err)
 	}
 	cmd := exec.CommandContext(context.Background(), "java", s.args...)
@@ -166,10 +215,16 @@ func (s *Server) Start() {
 		close(exited)
 	}()
 	s.cmd, s.exited, s.running = cmd, exited, true
+	return begin
+}
+
+// await waits until the server serves.
+func (s *Server) await(begin int64) {
+	s.t.Helper()
 	for deadline := time.Now().Add(startTimeout); !s.serves(begin); time.Sleep(25 * time.Millisecond) {
 		select {
-		case <-exited:
-			s.t.Fatalf("the ZooKeeper server ended (%v) before it served", cmd.ProcessState)
+		case <-s.exited:
+			s.t.Fatalf("the ZooKeeper server ended (%v) before it served", s.cmd.ProcessState)
 		default:
 		}
 		if time.Now().After(deadline) {
