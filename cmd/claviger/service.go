@@ -59,7 +59,11 @@ func openConfigured(ctx context.Context, conf *hadoopconf.Conf, log *slog.Logger
 }
 
 func (s *service) open(ctx context.Context) error {
-	registry := builtin.Registry(builtin.Options{Store: s.store, ClientTLS: s.clientTLS})
+	negotiate, err := clientKerberos(s.Conf)
+	if err != nil {
+		return err
+	}
+	registry := builtin.Registry(builtin.Options{Store: s.store, ClientTLS: s.clientTLS, ClientKerberos: negotiate})
 	env := provider.Env{Get: s.Conf.Get, Getenv: os.Getenv, ConfDir: s.Conf.Dir(), User: osUser(), Log: s.Log}
 
 	list, err := s.uris(hadoopconf.ProviderURI)

@@ -19,6 +19,9 @@ type Options struct {
 	Store func(context.Context) (metastore.Store, error)
 	// ClientTLS is for https to another KMS; nil trusts the system's roots.
 	ClientTLS func(provider.Env) (*tls.Config, error)
+	// ClientKerberos begins a login by Kerberos at another KMS; nil refuses those
+	// that want one.
+	ClientKerberos kmsclient.Negotiate
 }
 
 // Registry returns all providers by URI scheme.
@@ -26,7 +29,7 @@ func Registry(o Options) *provider.Registry {
 	return provider.NewRegistry(
 		provider.Scheme{Name: "jceks", Open: jceks.Open},
 		provider.Scheme{Name: "localjceks", Open: jceks.Open},
-		kmsclient.Scheme(o.ClientTLS),
+		kmsclient.Scheme(o.ClientTLS, o.ClientKerberos),
 		provider.Scheme{Name: "cloudera.hsmkp", Open: o.hsm},
 		provider.Scheme{Name: "pkcs11", Open: o.hsm},
 	)

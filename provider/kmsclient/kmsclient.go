@@ -1,6 +1,7 @@
 // Package kmsclient is the provider of kms:// URIs: any Hadoop KMS, ours or
 // Java's, on one host or several, as a provider. It speaks Hadoop's REST
-// protocol and its simple authentication (the hadoop.auth cookie).
+// protocol, and logs in by its simple authentication or, where the KMS wants it
+// and Options.Negotiate is there, by Kerberos; both give the hadoop.auth cookie.
 //
 // It lets the far KMS wrap and unwrap (provider.EDEKService), also where that
 // one would show its material: then its ACLs, its audit log and its caches see
@@ -40,6 +41,9 @@ const (
 type Options struct {
 	// User is who we are there: user.name of simple authentication. Required.
 	User string
+	// Negotiate begins a login by Kerberos at a KMS that asks for it; nil: such a
+	// KMS is refused.
+	Negotiate Negotiate
 	// TLS is used for https; nil trusts the system's roots.
 	TLS *tls.Config
 	// Timeout of one attempt at one host, the wait for a connection included:
@@ -79,12 +83,14 @@ var (
 
 // Scheme is the registry's line for kms://. tlsFor makes the TLS configuration
 // of https URIs (from ssl-client.xml, say); nil trusts the system's roots.
-func Scheme(tlsFor func(provider.Env) (*tls.Config, error)) provider.Scheme {
+// negotiate is Options.Negotiate.
+func Scheme(tlsFor func(provider.Env) (*tls.Config, error), negotiate Negotiate) provider.Scheme {
 	return provider.Scheme{Name: "kms", Open: func(_ context.Context, uri string, env provider.Env) (provider.Provider, error) {
 		opt, err := optionsOf(env)
 		if err != nil {
 			return nil, err
 		}
+		opt.Negotiate = negotiate
 		k, err := provider.ParseKMS(uri)
 		if err != nil {
 			return nil, err

@@ -174,52 +174,6 @@ func (p *Provider) attempt(ctx context.Context, h *host, r request) ([]byte, *fa
 	}
 }
 
-// logIn does the handshake of simple authentication (OPTIONS with user.name)
-// unless another call has replaced the stale cookie meanwhile.
-func (p *Provider) logIn(ctx context.Context, h *host, r request, stale *string) (*string, *failure) {
-	select {
-	case h.login <- struct{}{}:
-		defer func() { <-h.login }()
-	case <-ctx.Done():
-		return nil, &failure{err: ctx.Err(), untouched: true}
-	}
-	if c := h.cookie.Load(); c != nil && c != stale {
-		return c, nil
-	}
-	target := h.base + "/v1/keys/names?" + url.Values{"user.name": {p.opt.User}}.Encode()
-	req, err := http.NewRequestWithContext(ctx, http.MethodOptions, target, nil)
-	if err != nil {
-		return nil, &failure{err: claviger.E(r.op, claviger.Internal, r.key, err), final: true}
-	}
-	resp, err := p.client.Do(req)
-	if err != nil {
-		return nil, &failure{err: explain(h, err), untouched: true} // OPTIONS does nothing
-	}
-	defer drain(resp)
-	for _, c := range resp.Cookies() {
-		if c.Name == authCookie && c.Value != "" && resp.StatusCode < 300 {
-			h.cookie.Store(&c.Value)
-			return &c.Value, nil
-		}
-	}
-	switch {
-	case strings.HasPrefix(resp.Header.Get("WWW-Authenticate"), "Negotiate"):
-		err = fmt.Errorf("KMS %s wants Kerberos; only simple authentication is spoken here (hadoop.kms.authentication.type there)", h.base)
-	case resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusForbidden:
-		err = fmt.Errorf("KMS %s does not let user %q log in by simple authentication: %s", h.base, p.opt.User, resp.Status)
-	case resp.StatusCode < 300:
-		err = fmt.Errorf("%s gave no %s cookie for user %q: it is not a KMS with simple authentication", h.base, authCookie, p.opt.User)
-	default:
-		// Not a KMS, a KMS that is starting, or a balancer without one behind it.
-		text, _ := readAll(resp.Body, maxErrorBody)
-		if err = refusedScheme(h, resp, text); err == nil {
-			err = fmt.Errorf("the login was answered with %s; is the path of the URI that of the KMS?", resp.Status)
-		}
-		return nil, &failure{err: err, untouched: true}
-	}
-	return nil, &failure{err: claviger.E(r.op, claviger.Denied, r.key, err), untouched: true, final: true}
-}
-
 // send sends the request. stale: the cookie was not taken, and so nothing was
 // done.
 func (p *Provider) send(ctx context.Context, h *host, r request, cookie string) (body []byte, f *failure, stale bool) {
