@@ -23,6 +23,16 @@ import (
 // understand each other.
 func serveOurs(t *testing.T, sealed bool) (*httptest.Server, *memory.Provider) {
 	t.Helper()
+	return serveOursBy(t, sealed, nil, nil)
+}
+
+// serveOursBy is it with another way to log in than by name; secrets are what it
+// signs cookies with, nil for its own.
+func serveOursBy(t *testing.T, sealed bool, handler authn.Handler, secrets authn.SecretProvider) (*httptest.Server, *memory.Provider) {
+	t.Helper()
+	if secrets == nil {
+		secrets = authn.NewRandomSecrets(time.Hour, time.Now)
+	}
 	keys := memory.New(memory.Config{Sealed: sealed})
 	t.Cleanup(func() { _ = keys.Close() })
 	var props []authz.Property
@@ -44,7 +54,7 @@ func serveOurs(t *testing.T, sealed bool) (*httptest.Server, *memory.Provider) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = ring.Close() })
-	auth, err := authn.New(authn.Config{Validity: time.Hour, Secrets: authn.NewRandomSecrets(time.Hour, time.Now)})
+	auth, err := authn.New(authn.Config{Handler: handler, Validity: time.Hour, Secrets: secrets})
 	if err != nil {
 		t.Fatal(err)
 	}
