@@ -18,7 +18,7 @@ func authConf(t *testing.T, props map[string]string) *hadoopconf.Conf {
 	dir := t.TempDir()
 	site := "<configuration>\n"
 	for name, value := range props {
-		if !strings.HasPrefix(name, "hadoop.") {
+		if !strings.HasPrefix(name, "hadoop.") && !strings.HasPrefix(name, "claviger.") {
 			name = authPrefix + name
 		}
 		site += "<property><name>" + name + "</name><value>" + value + "</value></property>\n"

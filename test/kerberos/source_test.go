@@ -1,0 +1,88 @@
+package kerberos
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"claviger/internal/kdctest"
+	"claviger/test/hadoop"
+)
+
+// TestSourceWantsKerberos puts one server before another, which wants Kerberos:
+// it has to get in by a keytab of its own, and by the tickets of its user.
+func TestSourceWantsKerberos(t *testing.T) {
+	hadoop.Require(t)
+	k := kdctest.StartRealm(t, realm)
+	users := k.Keytab("users.keytab", "mig", "carol")
+	source := startKMS(t, k, k.Krb5Conf, k.Keytab("http.keytab", "HTTP/localhost"))
+	carol := k.Login(users, "carol")
+	for _, c := range []struct {
+		what string
+		conf hadoop.Conf
+		env  string
+		want string // in the source's audit log; or, where the status is not 200, in the front's own
+		code int
+	}{
+		{"a keytab", hadoop.Conf{"claviger.client.kerberos.principal": "mig", "claviger.client.kerberos.keytab": users}, "", "user=mig", http.StatusOK},
+		{"a named cache", hadoop.Conf{"claviger.client.kerberos.ccache": "FILE:" + carol}, "", "user=carol", http.StatusOK},
+		{"tickets of kinit", hadoop.Conf{}, "KRB5CCNAME=FILE:" + carol, "user=carol", http.StatusOK},
+		{"no tickets", hadoop.Conf{}, "KRB5CCNAME=FILE:/nowhere/cc", "the tickets of this user (kinit, or set claviger.client.kerberos.principal", http.StatusServiceUnavailable},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			dir := t.TempDir()
+			c.conf["hadoop.kms.key.provider.uri"] = "kms://" + strings.Replace(source.url, "://", "@", 1)
+			c.conf["hadoop.kms.http.host"] = "127.0.0.1"
+			c.conf["hadoop.security.kms.client.failover.max.retries"] = "1"
+			c.conf["claviger.metastore.uri"] = "sqlite://" + filepath.Join(dir, "front.db")
+			c.conf.Write(t, filepath.Join(dir, "kms-site.xml"))
+			hadoop.Conf{"default.key.acl.READ": "*"}.Write(t, filepath.Join(dir, "kms-acls.xml"))
+			ready := filepath.Join(dir, "ready")
+			cmd := exec.Command(hadoop.Binary(t), "kms", "--conf", dir, "--http-port", "0", "--ready-file", ready)
+			cmd.Env = append(k.Env(), c.env)
+			front := hadoop.Start(t, "claviger kms", cmd)
+			var url string
+			front.WaitFor("it is ready", func() bool {
+				b, err := os.ReadFile(ready)
+				url = strings.TrimSpace(string(b))
+				return err == nil
+			})
+			before := len(since(t, source.audit, 0))
+			status, body := get(t, url+"/v1/keys/names?user.name=alice")
+			log := since(t, source.audit, before)
+			if c.code != http.StatusOK {
+				log = since(t, front.Log, 0)
+			}
+			if status != c.code || !strings.Contains(log, c.want) {
+				t.Errorf("%d %s\nthe log: %s\nwant %d and %s", status, body, log, c.code, c.want)
+			}
+		})
+	}
+}
+
+func get(t testing.TB, url string) (int, string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(fmt.Errorf("%s: %w", url, err))
+	}
+	return resp.StatusCode, string(body)
+}
