@@ -88,6 +88,12 @@ func (c *call) exception(err error) *kmswire.Exception {
 	if errors.As(err, &thrown) {
 		return thrown
 	}
+	var overload *busy
+	if errors.As(err, &overload) {
+		// Load-balancing clients go to another node, and to this one again when they
+		// have asked all.
+		return kmswire.Throw(kmswire.StandbyException, overload.Error())
+	}
 	var e *claviger.Error
 	if !errors.As(err, &e) {
 		e = claviger.E("kmsapi", claviger.Internal, "", err)

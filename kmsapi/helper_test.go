@@ -48,6 +48,7 @@ type stack struct {
 	KeyAuthorization bool
 	Trail            *trail
 	Limits           kmsapi.Limits
+	Admission        kmsapi.Admission
 	NotReady         func() string
 	Observe          func(op string, status, edeks int, took time.Duration)
 	Server           func(*http.Server)
@@ -85,7 +86,7 @@ func start(t testing.TB, s stack) string {
 	}
 	api, err := kmsapi.New(kmsapi.Config{
 		Ring: ring, Auth: auth, Audit: s.Trail, Log: slog.New(slog.DiscardHandler), KeyAuthorization: s.KeyAuthorization,
-		Limits: s.Limits, NotReady: s.NotReady, Observe: s.Observe,
+		Limits: s.Limits, Admission: s.Admission, NotReady: s.NotReady, Observe: s.Observe,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -48,6 +48,7 @@ type Config struct {
 	// reports a missing version in another way.
 	KeyAuthorization bool
 	Limits           Limits
+	Admission        Admission // the zero value: DefaultAdmission
 	// NotReady returns why no request can be served yet, or "". Until then
 	// every request is answered in the way that makes a client try another node.
 	NotReady func() string
@@ -67,7 +68,8 @@ type api struct {
 	Config
 	instance string // begins every request id
 	gauges   *gauges
-	large    largeRequests
+	large    *lane // of memory, in bytes
+	lanes    [classes]*lane
 	requests atomic.Uint64
 }
 
@@ -83,6 +85,12 @@ func New(cfg Config) (http.Handler, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
+	if cfg.Admission == (Admission{}) {
+		cfg.Admission = DefaultAdmission
+	}
+	if a := cfg.Admission; a.Decrypts <= 0 || a.Generates <= 0 || a.Batches <= 0 || a.Management <= 0 || a.Wait <= 0 {
+		return nil, errors.New("kmsapi.New: all of Admission must be positive")
+	}
 	if cfg.NotReady == nil {
 		cfg.NotReady = func() string { return "" }
 	}
@@ -93,7 +101,8 @@ func New(cfg Config) (http.Handler, error) {
 	if _, err := rand.Read(id); err != nil {
 		return nil, err
 	}
-	return &api{Config: cfg, instance: hex.EncodeToString(id), gauges: newGauges(time.Now()), large: newLargeRequests(cfg.Limits.MaxBody)}, nil
+	return &api{Config: cfg, instance: hex.EncodeToString(id), gauges: newGauges(time.Now()),
+		large: newLargeRequests(cfg.Limits.MaxBody, cfg.Admission.Wait, cfg.Log), lanes: newLanes(cfg.Admission, cfg.Log)}, nil
 }
 
 // call is one request on its way through the face.
@@ -109,6 +118,8 @@ type call struct {
 	body   []byte
 	// reserved is what it holds of the allowance for large requests.
 	reserved int64
+	turn     *lane // in which it has a turn of the weight turns
+	turns    int64
 	edeks    int
 	opName   string // if not the route's own
 	denied   bool   // by the operation-level rules
@@ -145,6 +156,7 @@ func (c *call) done() {
 	}
 	recycle(c.body) // it may hold key material
 	c.release()
+	c.leave()
 	now := time.Now()
 	took := now.Sub(c.began)
 	a.gauges.count(c.op(), c.status, c.denied, now)
@@ -242,6 +254,12 @@ func (c *call) serve() {
 	defer cancel()
 	if c.route.body != noBody {
 		if err := c.readBody(ctx); err != nil {
+			c.fail(err)
+			return
+		}
+	}
+	if class := c.route.class; class == decrypts || class == management {
+		if err := c.admit(ctx, class, 1); err != nil {
 			c.fail(err)
 			return
 		}

@@ -2,10 +2,10 @@ package kmsapi
 
 import (
 	"context"
+	"log/slog"
+	"time"
 
 	"golang.org/x/sync/semaphore"
-
-	"claviger"
 )
 
 // A request may be large, and many may come at once: without an end to their
@@ -23,26 +23,26 @@ const (
 	allowance = 4
 )
 
-// largeRequests is the allowance, in bytes.
-type largeRequests struct {
-	*semaphore.Weighted
-	size int64
-}
-
-func newLargeRequests(maxBody int64) largeRequests {
+// newLargeRequests is the allowance, in bytes.
+func newLargeRequests(maxBody int64, wait time.Duration, log *slog.Logger) *lane {
 	size := allowance * max(maxBody, smallBody)
-	return largeRequests{semaphore.NewWeighted(size), size}
+	return &lane{name: "large", size: size, wait: wait, log: log, turns: semaphore.NewWeighted(size)}
 }
 
 // reserve waits until a request may take n bytes; they are given back when it is
-// done. Kind Unavailable where that does not come to pass before ctx ends.
+// done. *busy where that does not come to pass within Admission.Wait.
 func (c *call) reserve(ctx context.Context, n int64) error {
 	if n <= freeMemory {
 		return nil
 	}
 	n = min(n, c.large.size)
-	if err := c.large.Acquire(ctx, n); err != nil {
-		return claviger.Errorf("kmsapi", claviger.Unavailable, c.name, "too many large requests at once; this one, of %d bytes, waited in vain: %w", n, err)
+	if !c.large.turns.TryAcquire(n) {
+		ctx, cancel := context.WithTimeout(ctx, c.large.wait)
+		defer cancel()
+		if err := c.large.turns.Acquire(ctx, n); err != nil {
+			c.large.sendAway()
+			return &busy{c.large.name}
+		}
 	}
 	c.reserved += n
 	return nil
@@ -51,7 +51,7 @@ func (c *call) reserve(ctx context.Context, n int64) error {
 // release gives back what the request has reserved.
 func (c *call) release() {
 	if c.reserved > 0 {
-		c.large.Release(c.reserved)
+		c.large.turns.Release(c.reserved)
 		c.reserved = 0
 	}
 }

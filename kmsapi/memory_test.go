@@ -3,13 +3,13 @@ package kmsapi
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"testing"
-
-	"claviger"
+	"time"
 )
 
 func TestReserve(t *testing.T) {
-	a := &api{large: newLargeRequests(1)} // the allowance is that of 1 MiB bodies
+	a := &api{large: newLargeRequests(1, time.Millisecond, slog.New(slog.DiscardHandler))} // the allowance is that of 1 MiB bodies
 	size := a.large.size
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -22,8 +22,11 @@ func TestReserve(t *testing.T) {
 		held = append(held, c)
 	}
 	late := &call{api: a}
-	if err := late.reserve(ended, freeMemory+1); !claviger.Is(err, claviger.Unavailable) || !errors.Is(err, context.Canceled) {
-		t.Errorf("beyond the allowance: %v", err)
+	var overload *busy
+	for _, ctx := range []context.Context{ended, t.Context()} {
+		if err := late.reserve(ctx, freeMemory+1); !errors.As(err, &overload) {
+			t.Errorf("beyond the allowance: %v", err)
+		}
 	}
 	if err := late.reserve(ended, freeMemory); err != nil {
 		t.Errorf("a small request: %v", err)
@@ -42,7 +45,7 @@ func TestReserve(t *testing.T) {
 		t.Errorf("%d of %d bytes, %v", late.reserved, size, err)
 	}
 	late.release()
-	if !a.large.TryAcquire(size) {
+	if !a.large.turns.TryAcquire(size) {
 		t.Error("something was not given back")
 	}
 }

@@ -37,26 +37,27 @@ type route struct {
 	body            bodyKind
 	json            bool // it answers JSON, so the client must take that
 	deadline        time.Duration
+	class           class
 	handle          func(context.Context, *call) error
 }
 
 // routes are the KMS's operations. OPTIONS, which every pattern answers, and
 // HEAD, which goes with GET, are not in it.
 var routes = []route{
-	{http.MethodPost, patternKeys, "create_key", plainBody, true, long, create},
-	{http.MethodGet, patternMetadata, "get_keys_metadata", noBody, true, quick, keysMetadata},
-	{http.MethodGet, patternNames, "get_keys", noBody, true, quick, names},
-	{http.MethodGet, patternKey, "get_metadata", noBody, true, quick, metadata},
-	{http.MethodPost, patternKey, "roll_new_version", plainBody, true, long, roll},
-	{http.MethodDelete, patternKey, "delete_key", noBody, false, long, remove},
-	{http.MethodGet, patternKey + "/_metadata", "get_metadata", noBody, true, quick, metadata},
-	{http.MethodPost, patternKey + "/_invalidatecache", "invalidate_cache", noBody, false, quick, invalidate},
-	{http.MethodGet, patternKey + "/_currentversion", "get_current_key", noBody, true, quick, currentVersion},
-	{http.MethodGet, patternKey + "/_versions", "get_key_versions", noBody, true, quick, versions},
-	{http.MethodGet, patternKey + "/_eek", "generate_eek", noBody, true, quick, generate},
-	{http.MethodPost, patternKey + "/_reencryptbatch", "reencrypt_eek_batch", batchBody, true, long, reencryptBatch},
-	{http.MethodGet, patternKeyVersion, "get_key_version", noBody, true, quick, keyVersion},
-	{http.MethodPost, patternKeyVersion + "/_eek", "decrypt_eek", plainBody, true, quick, openEDEK},
+	{http.MethodPost, patternKeys, "create_key", plainBody, true, long, management, create},
+	{http.MethodGet, patternMetadata, "get_keys_metadata", noBody, true, quick, unlimited, keysMetadata},
+	{http.MethodGet, patternNames, "get_keys", noBody, true, quick, unlimited, names},
+	{http.MethodGet, patternKey, "get_metadata", noBody, true, quick, unlimited, metadata},
+	{http.MethodPost, patternKey, "roll_new_version", plainBody, true, long, management, roll},
+	{http.MethodDelete, patternKey, "delete_key", noBody, false, long, management, remove},
+	{http.MethodGet, patternKey + "/_metadata", "get_metadata", noBody, true, quick, unlimited, metadata},
+	{http.MethodPost, patternKey + "/_invalidatecache", "invalidate_cache", noBody, false, quick, management, invalidate},
+	{http.MethodGet, patternKey + "/_currentversion", "get_current_key", noBody, true, quick, unlimited, currentVersion},
+	{http.MethodGet, patternKey + "/_versions", "get_key_versions", noBody, true, quick, unlimited, versions},
+	{http.MethodGet, patternKey + "/_eek", "generate_eek", noBody, true, quick, generates, generate},
+	{http.MethodPost, patternKey + "/_reencryptbatch", "reencrypt_eek_batch", batchBody, true, long, batches, reencryptBatch},
+	{http.MethodGet, patternKeyVersion, "get_key_version", noBody, true, quick, unlimited, keyVersion},
+	{http.MethodPost, patternKeyVersion + "/_eek", "decrypt_eek", plainBody, true, quick, decrypts, openEDEK},
 }
 
 func create(ctx context.Context, c *call) error {
@@ -210,6 +211,9 @@ func generate(ctx context.Context, c *call) error {
 	if op != kmswire.OpGenerate {
 		return wrongOp
 	}
+	if err := c.admit(ctx, generates, units(n)); err != nil {
+		return err
+	}
 	if err := c.reserve(ctx, int64(n)*edekMemory); err != nil {
 		return err
 	}
@@ -280,6 +284,9 @@ func reencryptBatch(ctx context.Context, c *call) error {
 		return err
 	}
 	c.edeks = len(in)
+	if err := c.admit(ctx, batches, units(len(in))); err != nil {
+		return err
+	}
 	fresh, err := c.Ring.ReencryptBatch(ctx, c.caller, c.name, in)
 	if err != nil {
 		return err

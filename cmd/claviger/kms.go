@@ -246,7 +246,7 @@ func (s *kmsServer) handler() (http.Handler, error) {
 	}
 	api, err := kmsapi.New(kmsapi.Config{
 		Ring: s.ring, Auth: s.auth.Authenticator, Audit: s.trail, Log: s.log, KeyAuthorization: s.set.ring.KeyAuthorization,
-		Limits:   kmsapi.Limits{MaxKeys: s.set.maxKeys, MaxBatch: s.set.maxBatch, MaxBody: s.set.maxBody},
+		Limits: kmsapi.Limits{MaxKeys: s.set.maxKeys, MaxBatch: s.set.maxBatch, MaxBody: s.set.maxBody}, Admission: s.set.admission,
 		NotReady: func() string { return *s.waiting.Load() },
 		Observe:  observe,
 	})

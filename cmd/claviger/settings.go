@@ -8,6 +8,7 @@ import (
 
 	"claviger/hadoopconf"
 	"claviger/keyring"
+	"claviger/kmsapi"
 )
 
 // kmsSettings are the properties of the server, read and checked.
@@ -21,6 +22,7 @@ type kmsSettings struct {
 	maxKeys        int
 	maxBatch       int
 	maxBody        int64
+	admission      kmsapi.Admission
 	metrics        bool
 	migrate        bool
 	audit          auditSettings
@@ -78,6 +80,7 @@ func readKMSSettings(conf *hadoopconf.Conf) (kmsSettings, error) {
 		maxKeys:        int(r.int("claviger.kms.max.num.keys", 1, math.MaxInt32)),
 		maxBatch:       int(r.int("claviger.kms.max.batch", 1, math.MaxInt32)),
 		maxBody:        r.int("claviger.kms.max.body.bytes", 1<<16, 1<<32),
+		admission:      readAdmission(r),
 		metrics:        r.bool("claviger.metrics.enabled"),
 		migrate:        r.bool(hadoopconf.InitiateMigration),
 		ring: keyring.Config{
@@ -103,6 +106,16 @@ func readKMSSettings(conf *hadoopconf.Conf) (kmsSettings, error) {
 		return s, refuse(conf, hadoopconf.InitiateMigration, fmt.Sprintf("a migration needs a source: set %s to kms://http@HOST:PORT/kms, or this to false", hadoopconf.SourceURI))
 	}
 	return s, nil
+}
+
+// readAdmission reads how many requests of a class are worked on at once.
+func readAdmission(r *reader) kmsapi.Admission {
+	const prefix = "claviger.kms.max.concurrent."
+	atOnce := func(class string) int { return int(r.int(prefix+class, 1, 1<<20)) }
+	return kmsapi.Admission{
+		Decrypts: atOnce("decrypts"), Generates: atOnce("generates"), Batches: atOnce("batches"), Management: atOnce("management"),
+		Wait: max(r.duration("claviger.kms.max.wait", time.Second), time.Millisecond),
+	}
 }
 
 // refuse says that a property's value can't be used.

@@ -1,0 +1,133 @@
+package kmsapi_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"claviger/kmsapi"
+	"claviger/provider/memory"
+)
+
+// slow is a provider at which large calls hang until they are let go.
+type slow struct {
+	*memory.Provider
+	hanging chan struct{} // gets one for each that has come
+	release chan struct{}
+}
+
+func (s *slow) EncryptBlocks(ctx context.Context, version string, blocks []byte) error {
+	if len(blocks) >= 100*16 {
+		select {
+		case s.hanging <- struct{}{}:
+			<-s.release
+		case <-s.release:
+		}
+	}
+	return s.Provider.EncryptBlocks(ctx, version, blocks)
+}
+
+// TestAdmission: with all places of generates and of batches taken, more of them are sent to
+// another node, while decrypts, single re-encryptions, management and reading are
+// served. Later there are places again.
+func TestAdmission(t *testing.T) {
+	s := &slow{Provider: memory.New(memory.Config{SequentialIDs: true}), hanging: make(chan struct{}), release: make(chan struct{})}
+	tr := &trail{}
+	addr := withKey(t, stack{Primary: s, Trail: tr, Admission: kmsapi.Admission{Decrypts: 4, Generates: 2, Batches: 1, Management: 1, Wait: 20 * time.Millisecond}})
+	// Of what the first generate leaves in the queue, singles are served.
+	first := ask(t, addr, "GET", "/kms/v1/key/k/_eek?eek_op=generate&num_keys=1", "")
+	var edeks []struct {
+		Version string `json:"versionName"`
+		IV      string `json:"iv"`
+		Inner   struct {
+			Material string `json:"material"`
+		} `json:"encryptedKeyVersion"`
+	}
+	if err := json.Unmarshal(first.body, &edeks); err != nil || len(edeks) != 1 {
+		t.Fatalf("%v: %s", err, first.body)
+	}
+	one := fmt.Sprintf(`{"name":"k","iv":"%s","material":"%s"}`, edeks[0].IV, edeks[0].Inner.Material)
+	item := fmt.Sprintf(`{"versionName":"%s","iv":"%s","encryptedKeyVersion":{"versionName":"EEK","material":"%s"}}`, edeks[0].Version, edeks[0].IV, edeks[0].Inner.Material)
+	if a := ask(t, addr, "POST", "/kms/v1/key/k", "{}"); a.status != 200 { // so that a batch has work to do
+		t.Fatal(a.status)
+	}
+	// The first generate of all is waited for by the others; it is not to be one that
+	// hangs.
+	if a := ask(t, addr, "GET", "/kms/v1/key/k/_eek?eek_op=generate&num_keys=1", ""); a.status != 200 {
+		t.Fatal(a.status)
+	}
+	batch := "["
+	for i := range 200 {
+		if i > 0 {
+			batch += ","
+		}
+		batch += item
+	}
+	batch += "]"
+
+	const generate, reencrypt = "/kms/v1/key/k/_eek?eek_op=generate&num_keys=300", "/kms/v1/key/k/_reencryptbatch"
+	const decrypt = "/kms/v1/keyversion/k@0/_eek?eek_op=decrypt"
+	var storm sync.WaitGroup
+	for range 2 {
+		storm.Go(func() {
+			if a := ask(t, addr, "GET", generate, ""); a.status != 200 {
+				t.Errorf("an admitted generate: %d %s", a.status, a.body)
+			}
+		})
+		<-s.hanging
+	}
+	storm.Go(func() {
+		if a := ask(t, addr, "POST", reencrypt, batch); a.status != 200 {
+			t.Errorf("an admitted batch: %d %s", a.status, a.body)
+		}
+	})
+	<-s.hanging
+
+	for range 3 {
+		for _, c := range []struct{ method, target, body, what string }{
+			{"GET", generate, "", "generate"},
+			{"GET", "/kms/v1/key/k/_eek?eek_op=generate&num_keys=1000", "", "generate"}, // two units
+			{"POST", reencrypt, batch, "re-encryption"},
+		} {
+			a := ask(t, addr, c.method, c.target, c.body)
+			class, message := a.thrown(t)
+			if a.status != 503 || class != "org.apache.hadoop.ipc.StandbyException" || a.header("Retry-After") == "" ||
+				message != "this node has as many "+c.what+" requests as it takes; ask another, or this one later" {
+				t.Errorf("%s beyond the limit: %d %s %q", c.what, a.status, class, message)
+			}
+		}
+		for _, c := range []struct{ method, target, body string }{
+			{"POST", decrypt, one},
+			{"POST", "/kms/v1/keyversion/k@0/_eek?eek_op=reencrypt", one},
+			{"POST", "/kms/v1/key/k/_invalidatecache", ""},
+			{"GET", "/kms/v1/key/k/_metadata", ""},
+			{"GET", "/kms/v1/keys/names", ""},
+		} {
+			if a := ask(t, addr, c.method, c.target, c.body); a.status != 200 {
+				t.Errorf("%s %s in the storm: %d %s", c.method, c.target, a.status, a.body)
+			}
+		}
+	}
+	close(s.release)
+	storm.Wait()
+	for range 3 {
+		if a := ask(t, addr, "GET", generate, ""); a.status != 200 {
+			t.Errorf("after the storm: %d %s", a.status, a.body)
+		}
+		if a := ask(t, addr, "POST", reencrypt, batch); a.status != 200 {
+			t.Errorf("after the storm: %d %s", a.status, a.body)
+		}
+	}
+	refused := 0
+	for _, e := range tr.all() {
+		if e.Status == "ERROR" {
+			refused++
+		}
+	}
+	if refused != 9 {
+		t.Errorf("%d ERROR lines in the audit log, want one for each of 9 refusals", refused)
+	}
+}
