@@ -1,0 +1,25 @@
+import java.net.URI;
+import org.apache.hadoop.conf.Configuration;
+import org.apache.hadoop.crypto.key.KeyProvider;
+import org.apache.hadoop.crypto.key.KeyProviderCryptoExtension;
+import org.apache.hadoop.crypto.key.KeyProviderFactory;
+
+/** Generates and opens EDEKs of the key "k" through Hadoop's load-balancing client: Generate URI COUNT. */
+public final class Generate {
+  public static void main(String[] args) throws Exception {
+    Configuration conf = new Configuration();
+    // Each EDEK is asked for when it is needed.
+    conf.setInt("hadoop.security.kms.client.encrypted.key.cache.size", 2);
+    conf.setFloat("hadoop.security.kms.client.encrypted.key.cache.low-watermark", 0.5f);
+    KeyProvider kms = KeyProviderFactory.get(new URI(args[0]), conf);
+    System.out.println(kms.getClass().getSimpleName());
+    KeyProviderCryptoExtension crypto = KeyProviderCryptoExtension.createKeyProviderCryptoExtension(kms);
+    for (int i = 0; i < Integer.parseInt(args[1]); i++) {
+      KeyProviderCryptoExtension.EncryptedKeyVersion e = crypto.generateEncryptedKey("k");
+      System.out.println("opened " + crypto.decryptEncryptedKey(e).getMaterial().length);
+    }
+    System.exit(0);
+  }
+
+  private Generate() { }
+}
