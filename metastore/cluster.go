@@ -106,3 +106,12 @@ type Notices interface {
 	// nil after ctx has ended, an error where watching can't begin.
 	Watch(ctx context.Context, fn func(Notice)) error
 }
+
+// Epochs tell whether what is remembered of a key is still true. A store whose
+// keys other nodes change has them.
+type Epochs interface {
+	// Epoch returns a number that differs after each change of the key (Insert,
+	// Append, Remove), whoever made it; 0 where there is no such key. What was
+	// changed before the call is seen by it.
+	Epoch(ctx context.Context, key string) (int64, error)
+}

@@ -125,7 +125,7 @@ type Store interface {
 	Journal
 	Settings
 	// Lock takes a named lock that all processes on this store respect, and that
-	// is free again when its holder's process ends, however it ends. It waits
+	// is free again soon after its holder's process ends, however it ends. It waits
 	// until ctx is done (then: kind Unavailable, naming the lock).
 	Lock(ctx context.Context, name string) (unlock func(), err error)
 	// TryLock is Lock without waiting; ok is false where another holds it.

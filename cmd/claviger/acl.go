@@ -295,7 +295,7 @@ func withStore(ctx context.Context, conf *hadoopconf.Conf, work func(metastore.S
 			return errNoStore
 		}
 	}
-	store, err := openStore(ctx, conf)
+	store, err := openStore(ctx, conf, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return err
 	}

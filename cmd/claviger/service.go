@@ -13,6 +13,7 @@ import (
 	"claviger/hadoopconf"
 	"claviger/keyring"
 	"claviger/metastore"
+	"claviger/metastore/postgres"
 	"claviger/metastore/sqlite"
 	"claviger/migrate"
 	"claviger/provider"
@@ -126,19 +127,25 @@ func (s *service) blame(property string, err error) error {
 
 // store opens the metastore, once.
 func (s *service) store(ctx context.Context) (metastore.Store, error) {
-	s.storeOnce.Do(func() { s.Store, s.storeErr = openStore(ctx, s.Conf) })
+	s.storeOnce.Do(func() { s.Store, s.storeErr = openStore(ctx, s.Conf, s.Log) })
 	return s.Store, s.storeErr
 }
 
 // openStore opens the metastore that the configuration names.
-func openStore(ctx context.Context, conf *hadoopconf.Conf) (metastore.Store, error) {
+func openStore(ctx context.Context, conf *hadoopconf.Conf, log *slog.Logger) (metastore.Store, error) {
 	uri, _ := conf.Get(hadoopconf.MetastoreURI)
 	p, _ := conf.Lookup(hadoopconf.MetastoreURI)
-	path, ok := strings.CutPrefix(uri, "sqlite://")
-	if !ok || !strings.HasPrefix(path, "/") {
-		return nil, &hadoopconf.ValueError{Property: p, Value: uri, Want: "it must be sqlite:// and an absolute path, as in sqlite:///var/lib/claviger/claviger.db"}
+	path, file := strings.CutPrefix(uri, "sqlite://")
+	var st metastore.Store
+	var err error
+	switch {
+	case file && strings.HasPrefix(path, "/"):
+		st, err = sqlite.Open(ctx, path)
+	case strings.HasPrefix(uri, "postgresql://"), strings.HasPrefix(uri, "postgres://"):
+		st, err = postgres.Open(ctx, postgres.Config{URI: uri, Property: hadoopconf.MetastoreURI, Log: log})
+	default:
+		return nil, &hadoopconf.ValueError{Property: p, Value: uri, Want: "it must be sqlite:// and an absolute path, as in sqlite:///var/lib/claviger/claviger.db, or for several nodes postgresql://USER@HOST:PORT/DATABASE"}
 	}
-	st, err := sqlite.Open(ctx, path)
 	if err != nil {
 		return nil, fmt.Errorf("%s: property %s: %w", p.Where(), hadoopconf.MetastoreURI, err)
 	}

@@ -1,0 +1,107 @@
+package postgres
+
+import (
+	"fmt"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"claviger"
+)
+
+// Limits of a connection and of what is asked over it.
+const (
+	connectTimeout   = 5 * time.Second
+	statementTimeout = 10 * time.Second
+	// callTimeout bounds a call whose context has no nearer end: against a network
+	// that swallows packets the server's own limits are no help.
+	callTimeout = 15 * time.Second
+	// maxConns is the pool's size unless the URI's pool_max_conns says otherwise.
+	maxConns = 8
+	// keepAlive ends a session whose client's machine vanished; its locks go then.
+	keepAliveIdle, keepAliveInterval, keepAliveCount = "10", "5", "3"
+)
+
+// parse reads a libpq URI. It takes what libpq takes (several hosts, sslmode,
+// sslrootcert, passfile, target_session_attrs, the PG* environment) except a
+// password in the URI itself, which would end up in listings and logs.
+func parse(uri string) (*pgxpool.Config, string, error) {
+	const op = "postgres.Open"
+	u, err := url.Parse(uri)
+	if err != nil {
+		// The parser's message repeats the URI, and with it what may be a password.
+		return nil, "", claviger.Errorf(op, claviger.Invalid, "", "the URI of the metastore cannot be parsed; it must be postgresql://USER@HOST:PORT/DATABASE?sslmode=verify-full, with special characters percent-encoded")
+	}
+	if u.Scheme != "postgresql" && u.Scheme != "postgres" {
+		return nil, "", claviger.Errorf(op, claviger.Invalid, "", "the URI of the metastore has the scheme %q; it must be postgresql", u.Scheme)
+	}
+	query := u.Query()
+	_, inline := u.User.Password()
+	if inline || query.Has("password") || query.Has("sslpassword") {
+		return nil, "", claviger.Errorf(op, claviger.Invalid, "", "the URI of the metastore, %s, holds a password, which belongs into a file: write HOST:PORT:DATABASE:USER:PASSWORD into a file of mode 0600 and name it by ?passfile=/path, or by PGPASSFILE", shown(u))
+	}
+	cfg, err := pgxpool.ParseConfig(uri)
+	if err != nil {
+		return nil, "", claviger.Errorf(op, claviger.Invalid, "", "the URI of the metastore, %s, is refused: %w", shown(u), err)
+	}
+	if cfg.ConnConfig.Database == "" || cfg.ConnConfig.User == "" {
+		return nil, "", claviger.Errorf(op, claviger.Invalid, "", "the URI of the metastore, %s, must name a user and a database: postgresql://USER@HOST:PORT/DATABASE", shown(u))
+	}
+	if !query.Has("pool_max_conns") {
+		cfg.MaxConns = maxConns
+	}
+	cfg.MaxConnIdleTime = 5 * time.Minute
+	conn := cfg.ConnConfig
+	if conn.ConnectTimeout == 0 {
+		conn.ConnectTimeout = connectTimeout
+	}
+	// Of several hosts the one that takes writes is the primary, also after a
+	// failover; a lone standby is no use either.
+	if conn.ValidateConnect == nil {
+		conn.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
+	}
+	defaults := map[string]string{
+		"application_name": "claviger", "statement_timeout": ms(statementTimeout), "lock_timeout": ms(statementTimeout),
+		"idle_in_transaction_session_timeout": ms(statementTimeout),
+		"tcp_keepalives_idle":                 keepAliveIdle, "tcp_keepalives_interval": keepAliveInterval, "tcp_keepalives_count": keepAliveCount,
+	}
+	for name, value := range defaults {
+		if _, set := conn.RuntimeParams[name]; !set {
+			conn.RuntimeParams[name] = value
+		}
+	}
+	// These are what correctness hangs on.
+	conn.RuntimeParams["synchronous_commit"] = commitMode(conn.RuntimeParams["synchronous_commit"])
+	conn.RuntimeParams["timezone"] = "UTC"
+	conn.DefaultQueryExecMode = pgx.QueryExecModeCacheStatement
+	return cfg, shown(u), nil
+}
+
+func ms(d time.Duration) string { return fmt.Sprint(d.Milliseconds()) }
+
+// commitMode refuses what would forget a commit that was told of.
+func commitMode(wanted string) string {
+	switch wanted {
+	case "local", "remote_write", "remote_apply":
+		return wanted
+	}
+	return "on"
+}
+
+// shown is a URI without anything that may be secret.
+func shown(u *url.URL) string {
+	out := url.URL{Scheme: "postgresql", Host: u.Host, Path: u.Path}
+	if name := u.User.Username(); name != "" {
+		out.User = url.User(name)
+	}
+	if out.Host == "" {
+		if host := u.Query().Get("host"); host != "" {
+			return out.String() + "?host=" + strings.ReplaceAll(url.QueryEscape(host), "%2F", "/")
+		}
+	}
+	return out.String()
+}

@@ -1,0 +1,116 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"claviger"
+)
+
+// SQLSTATE codes: https://www.postgresql.org/docs/current/errcodes-appendix.html
+const (
+	codeUndefinedTable   = "42P01"
+	codeUnique           = "23505"
+	codeSerialization    = "40001"
+	codeDeadlock         = "40P01"
+	codeReadOnly         = "25006"
+	codeBadEncoding      = "22021"
+	codeRights           = "42501"
+	codeStatementEnded   = "57014"
+	codeLockTimeout      = "55P03"
+	codeDiskFull         = "53100"
+	codeInvalidParameter = "22023"
+)
+
+// codeOf is the SQLSTATE of an error that the server sent; else "".
+func codeOf(err error) string {
+	var e *pgconn.PgError
+	if errors.As(err, &e) {
+		return e.Code
+	}
+	return ""
+}
+
+// uniqueOn tells a violation of the named constraint.
+func uniqueOn(err error, constraint string) bool {
+	var e *pgconn.PgError
+	return errors.As(err, &e) && e.Code == codeUnique && e.ConstraintName == constraint
+}
+
+// conflict tells that a transaction was in another's way and may be done again.
+// Two first intents of one key collide at the index rather than there.
+func conflict(err error) bool {
+	code := codeOf(err)
+	return code == codeSerialization || code == codeDeadlock || uniqueOn(err, "intent_pkey")
+}
+
+// unreachable tells that the server, or our connection to it, was away, and that
+// nothing was committed.
+func unreachable(err error) bool {
+	if errors.Is(err, errInDoubt) {
+		return false
+	}
+	switch code := codeOf(err); {
+	case code == "":
+	case strings.HasPrefix(code, "08"), strings.HasPrefix(code, "57P"), code == codeReadOnly, code == "53300": // connection, shutdown and start, standby, too many clients
+		return true
+	default:
+		return false
+	}
+	var connect *pgconn.ConnectError
+	var network net.Error
+	return errors.As(err, &connect) || errors.As(err, &network) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
+		errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrDeadlineExceeded) || pgconn.SafeToRetry(err) ||
+		strings.Contains(err.Error(), "conn closed") // pgconn has no value for it
+}
+
+// jitter spreads those who wait for the same thing.
+func jitter(d time.Duration) time.Duration {
+	return d/2 + rand.N(d) //nolint:gosec // not a secret
+}
+
+// fail makes an error of ours of what PostgreSQL said: with the store and the
+// property that names it, in words that lead to the cure. nil stays nil, and our
+// own errors stay as they are.
+func (s *Store) fail(op, key string, err error) error {
+	var own *claviger.Error
+	if err == nil || errors.As(err, &own) {
+		return err
+	}
+	say := func(kind claviger.Kind, cure string) error {
+		return claviger.Errorf(op, kind, key, "metastore %s (property %s): %w%s", s.uri, s.cfg.Property, err, cure)
+	}
+	switch code := codeOf(err); {
+	case s.closed.Load():
+		return claviger.Errorf(op, claviger.Closed, key, "metastore %s is closed", s.uri)
+	case errors.Is(err, errInDoubt):
+		return say(claviger.Unavailable, "; look at the key before doing it again: the same step made again finishes what was begun")
+	case conflict(err):
+		return say(claviger.Unavailable, "; other nodes were changing the same all the time; nothing was changed")
+	case code == codeReadOnly:
+		return say(claviger.Unavailable, "; the server is a standby: name all hosts in the URI; nothing was changed")
+	case unreachable(err), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+		return say(claviger.Unavailable, "")
+	case code == codeStatementEnded, code == codeLockTimeout:
+		return say(claviger.Unavailable, "; the server did not come to it in time; nothing was changed")
+	case code == codeDiskFull:
+		return say(claviger.Unavailable, "; the server's disk is full; nothing was changed")
+	case strings.HasPrefix(code, "28"):
+		return say(claviger.Unavailable, "; check the role, its password file (passfile in the URI, or PGPASSFILE, mode 0600) and the server's pg_hba.conf")
+	case code == codeRights:
+		return say(claviger.Unavailable, "; the role must own the database's tables: see docs/postgresql.md")
+	case code == "3D000":
+		return say(claviger.Unavailable, "; make it by: CREATE DATABASE ... OWNER ...")
+	case code == codeBadEncoding:
+		return claviger.Errorf(op, claviger.Invalid, key, "a text that is not UTF-8, or holds a zero byte, can't be kept in PostgreSQL")
+	}
+	return say(claviger.Internal, "")
+}

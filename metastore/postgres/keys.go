@@ -1,0 +1,296 @@
+package postgres
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/jackc/pgx/v5"
+
+	"claviger"
+	"claviger/metastore"
+)
+
+const (
+	// One statement, so that all keys and their versions are of one moment. A key
+	// has a version at least, hence the inner join.
+	selectByName = `
+		SELECT k.name, k.cipher, k.bit_length, k.description, k.attributes, k.created, v.id, v.created, v.check_value
+		FROM ez_key k JOIN key_version v ON v.key_id = k.id
+		WHERE k.name = ANY($1) ORDER BY k.id, v.seq`
+	selectByVersion = `
+		SELECT k.cipher, k.bit_length, k.description, k.attributes, k.created,
+		       (SELECT count(*) FROM key_version n WHERE n.key_id = k.id), v.created, v.check_value
+		FROM key_version v JOIN ez_key k ON k.id = v.key_id
+		WHERE v.id = $1 AND k.name = $2`
+)
+
+// storable tells whether PostgreSQL can hold a text. What it can't hold is not
+// there either.
+func storable(s string) bool { return utf8.ValidString(s) && !strings.ContainsRune(s, 0) }
+
+// Names returns all key names, sorted by bytes.
+func (s *Store) Names(ctx context.Context) (names []string, err error) {
+	err = s.read(ctx, "postgres.Names", "", func(ctx context.Context) error {
+		rows, _ := s.pool.Query(ctx, `SELECT name FROM ez_key ORDER BY name`) // the rows carry the error
+		names, err = pgx.CollectRows(rows, pgx.RowTo[string])
+		return err
+	})
+	return names, err
+}
+
+// Get returns the keys of those names, nil for a missing one.
+func (s *Store) Get(ctx context.Context, names ...string) ([]*metastore.Key, error) {
+	var found map[string]*metastore.Key
+	asked := slices.DeleteFunc(slices.Clone(names), func(name string) bool { return !storable(name) })
+	one := ""
+	if len(names) == 1 {
+		one = names[0]
+	}
+	err := s.read(ctx, "postgres.Get", one, func(ctx context.Context) error {
+		found = make(map[string]*metastore.Key, len(names))
+		rows, _ := s.pool.Query(ctx, selectByName, asked) // the rows carry the error
+		defer rows.Close()
+		for rows.Next() {
+			if err := scanKey(rows, found); err != nil {
+				return err
+			}
+		}
+		return rows.Err()
+	})
+	if err != nil {
+		return nil, err
+	}
+	keys := make([]*metastore.Key, len(names))
+	had := make(map[*metastore.Key]bool, len(found))
+	for i, name := range names {
+		k := found[name]
+		if had[k] { // asked for twice: no two callers' parts may share a slice
+			c := *k
+			c.List, c.Attributes = slices.Clone(k.List), cloneAttributes(k.Attributes)
+			k = &c
+		} else if k != nil {
+			had[k] = true
+		}
+		keys[i] = k
+	}
+	return keys, nil
+}
+
+func cloneAttributes(a map[string]string) map[string]string {
+	c := make(map[string]string, len(a))
+	for k, v := range a {
+		c[k] = v
+	}
+	return c
+}
+
+// scanKey adds a row of selectByName to what was found.
+func scanKey(rows pgx.Rows, found map[string]*metastore.Key) error {
+	var m metadataRow
+	var v metastore.Version
+	var name string
+	var created int64
+	if err := rows.Scan(&name, &m.cipher, &m.bits, &m.description, &m.attributes, &m.created, &v.ID, &created, &v.Check); err != nil {
+		return err
+	}
+	k := found[name]
+	if k == nil {
+		md, err := m.metadata(name)
+		if err != nil {
+			return err
+		}
+		k = &metastore.Key{Metadata: md}
+		found[name] = k
+	}
+	v.Created = when(created)
+	k.List = append(k.List, v)
+	k.Versions = len(k.List)
+	return nil
+}
+
+// ByVersion returns the version of that full name and its key.
+func (s *Store) ByVersion(ctx context.Context, version string) (*claviger.Metadata, metastore.Version, error) {
+	const op = "postgres.ByVersion"
+	if err := s.usable(op); err != nil {
+		return nil, metastore.Version{}, err
+	}
+	key, ok := claviger.KeyOfVersion(version)
+	if !ok || !storable(version) {
+		return nil, metastore.Version{}, claviger.E(op, claviger.VersionNotFound, version, nil)
+	}
+	var m metadataRow
+	var count int
+	var created int64
+	v := metastore.Version{ID: version[len(key)+1:]}
+	err := s.read(ctx, op, version, func(ctx context.Context) error {
+		err := s.pool.QueryRow(ctx, selectByVersion, v.ID, key).Scan(&m.cipher, &m.bits, &m.description, &m.attributes, &m.created, &count, &created, &v.Check)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return claviger.E(op, claviger.VersionNotFound, version, nil)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, metastore.Version{}, err
+	}
+	md, err := m.metadata(key)
+	if err != nil {
+		return nil, metastore.Version{}, s.fail(op, version, err)
+	}
+	md.Versions = count
+	v.Created = when(created)
+	return &md, v, nil
+}
+
+// Epoch returns a number that differs after each change of the key; 0 where there
+// is none.
+func (s *Store) Epoch(ctx context.Context, key string) (epoch int64, err error) {
+	err = s.read(ctx, "postgres.Epoch", key, func(ctx context.Context) error {
+		if !storable(key) {
+			return nil
+		}
+		err := s.pool.QueryRow(ctx, `SELECT epoch FROM ez_key WHERE name = $1`, key).Scan(&epoch)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return nil
+		}
+		return err
+	})
+	return epoch, err
+}
+
+// Insert adds a key, drops its intent, and tells of it.
+func (s *Store) Insert(ctx context.Context, k metastore.Key) error {
+	const op = "postgres.Insert"
+	if len(k.List) == 0 {
+		return claviger.Errorf(op, claviger.Invalid, k.Name, "a key needs one version at least")
+	}
+	attributes := []byte("{}")
+	if k.Attributes != nil {
+		var err error
+		if attributes, err = json.Marshal(k.Attributes); err != nil {
+			return s.fail(op, k.Name, err)
+		}
+	}
+	return s.update(ctx, op, k.Name, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
+		var id int64
+		err := tx.QueryRow(ctx, `INSERT INTO ez_key (name, cipher, bit_length, description, attributes, created) VALUES ($1, $2, $3, $4, $5, $6) RETURNING id`,
+			k.Name, k.Cipher, k.BitLength, k.Description, string(attributes), millis(k.Created)).Scan(&id)
+		if uniqueOn(err, "ez_key_name_key") {
+			return claviger.E(op, claviger.KeyExists, k.Name, nil)
+		}
+		if err != nil {
+			return err
+		}
+		for seq, v := range k.List {
+			if err := insertVersion(ctx, tx, id, seq, v); err != nil {
+				return err
+			}
+		}
+		return finish(ctx, tx, k.Name, metastore.Created)
+	})
+}
+
+// finish drops the key's intent and tells of its change.
+func finish(ctx context.Context, tx pgx.Tx, key string, change metastore.Change) error {
+	if _, err := tx.Exec(ctx, `DELETE FROM intent WHERE key = $1`, key); err != nil {
+		return err
+	}
+	return notify(ctx, tx, metastore.Notice{Key: key, Change: change})
+}
+
+func insertVersion(ctx context.Context, tx pgx.Tx, key int64, seq int, v metastore.Version) error {
+	check := v.Check
+	if check == nil {
+		check = []byte{} // the column is NOT NULL
+	}
+	_, err := tx.Exec(ctx, `INSERT INTO key_version (key_id, seq, id, created, check_value) VALUES ($1, $2, $3, $4, $5)`, key, seq, v.ID, millis(v.Created), check)
+	if uniqueOn(err, "key_version_id_key") {
+		return fmt.Errorf("version id %s is in use already, and two versions cannot share an HSM object: %w", v.ID, err)
+	}
+	return err
+}
+
+// Append adds a version, drops the key's intent, and tells of it.
+func (s *Store) Append(ctx context.Context, key string, v metastore.Version) error {
+	const op = "postgres.Append"
+	return s.update(ctx, op, key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
+		var id int64
+		var seq int
+		// The row's lock makes two who roll one key wait for each other.
+		err := tx.QueryRow(ctx, `UPDATE ez_key SET epoch = nextval('key_epoch') WHERE name = $1 RETURNING id`, key).Scan(&id)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return claviger.E(op, claviger.KeyNotFound, key, nil)
+		}
+		if err != nil {
+			return err
+		}
+		if err := tx.QueryRow(ctx, `SELECT max(seq) + 1 FROM key_version WHERE key_id = $1`, id).Scan(&seq); err != nil {
+			return err
+		}
+		if err := insertVersion(ctx, tx, id, seq, v); err != nil {
+			return err
+		}
+		return finish(ctx, tx, key, metastore.Rolled)
+	})
+}
+
+// Remove takes a key away, leaves an intent to delete its HSM objects, and tells
+// of it.
+func (s *Store) Remove(ctx context.Context, key string) (in metastore.Intent, err error) {
+	const op = "postgres.Remove"
+	err = s.update(ctx, op, key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
+		rows, _ := tx.Query(ctx, `SELECT v.id FROM key_version v JOIN ez_key k ON k.id = v.key_id WHERE k.name = $1 ORDER BY v.seq`, key) // the rows carry the error
+		ids, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		if err != nil {
+			return err
+		}
+		if len(ids) == 0 {
+			return claviger.E(op, claviger.KeyNotFound, key, nil)
+		}
+		if _, err := tx.Exec(ctx, `DELETE FROM ez_key WHERE name = $1`, key); err != nil {
+			return err
+		}
+		if in, err = begin(ctx, tx, op, metastore.Intent{Key: key, Op: "delete", IDs: ids, Begun: now()}); err != nil {
+			return err
+		}
+		// A delete that was begun before may know of fewer objects.
+		all := slices.Clone(in.IDs)
+		for _, id := range ids {
+			if !slices.Contains(all, id) {
+				all = append(all, id)
+			}
+		}
+		if len(all) > len(in.IDs) {
+			in.IDs = all
+			if _, err := tx.Exec(ctx, `UPDATE intent SET ids = $1 WHERE key = $2`, all, key); err != nil {
+				return err
+			}
+		}
+		return notify(ctx, tx, metastore.Notice{Key: key, Change: metastore.Deleted})
+	})
+	if err != nil {
+		return metastore.Intent{}, err
+	}
+	return in, nil
+}
+
+// metadataRow is the part of a row that becomes claviger.Metadata.
+type metadataRow struct {
+	cipher      string
+	bits        int
+	description *string
+	attributes  string
+	created     int64
+}
+
+func (r *metadataRow) metadata(name string) (claviger.Metadata, error) {
+	m := claviger.Metadata{Name: name, Cipher: r.cipher, BitLength: r.bits, Description: r.description, Created: when(r.created)}
+	if err := json.Unmarshal([]byte(r.attributes), &m.Attributes); err != nil {
+		return m, fmt.Errorf("attributes of the key are damaged: %w", err)
+	}
+	return m, nil
+}

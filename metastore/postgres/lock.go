@@ -1,0 +1,157 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"claviger"
+)
+
+// lockPoll is how often a waiting Lock tries again. A waiting pg_advisory_lock
+// would keep a session for each who waits.
+const lockPoll = 50 * time.Millisecond
+
+// lock is a held advisory lock. Its session is its own: PostgreSQL frees the lock
+// when the session ends, however it ends.
+type lock struct {
+	store *Store
+	name  string
+	conn  *pgx.Conn
+	lost  context.CancelCauseFunc
+	stop  context.CancelFunc
+	done  chan struct{} // closed when the watch has ended
+	once  sync.Once
+}
+
+// lockID stands for a name among the database's advisory locks. Two names with
+// one id would exclude each other, which is safe.
+func lockID(name string) int64 {
+	h := fnv.New64a()
+	_, _ = h.Write([]byte("claviger\x00" + name)) // never fails
+	return int64(h.Sum64())
+}
+
+// Lock takes the named lock, and waits for it until ctx is done.
+func (s *Store) Lock(ctx context.Context, name string) (unlock func(), err error) {
+	_, unlock, err = s.LockContext(ctx, name)
+	return unlock, err
+}
+
+// LockContext is Lock for who must stop where the lock is lost: the context that
+// it returns ends then, with the reason as its cause. It ends with ctx, too, and
+// with unlock.
+func (s *Store) LockContext(ctx context.Context, name string) (held context.Context, unlock func(), err error) {
+	for {
+		held, unlock, ok, err := s.try(ctx, name)
+		if err != nil || ok {
+			return held, unlock, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, nil, claviger.Errorf("postgres.Lock", claviger.Unavailable, "", "lock %q of metastore %s is held by another node, process or task: %w", name, s.uri, context.Cause(ctx))
+		case <-time.After(jitter(lockPoll)):
+		}
+	}
+}
+
+// TryLock takes the named lock if it is free.
+func (s *Store) TryLock(ctx context.Context, name string) (unlock func(), ok bool, err error) {
+	_, unlock, ok, err = s.try(ctx, name)
+	return unlock, ok, err
+}
+
+func (s *Store) try(ctx context.Context, name string) (held context.Context, unlock func(), ok bool, err error) {
+	const op = "postgres.Lock"
+	if err := s.usable(op); err != nil {
+		return nil, nil, false, err
+	}
+	var conn *pgx.Conn
+	err = s.retry(ctx, func(ctx context.Context) error {
+		c, err := pgx.ConnectConfig(ctx, s.pool.Config().ConnConfig)
+		if err != nil {
+			return err
+		}
+		if err := c.QueryRow(ctx, `SELECT pg_try_advisory_lock($1)`, lockID(name)).Scan(&ok); err != nil || !ok {
+			return errors.Join(err, closeNow(c))
+		}
+		conn = c
+		return nil
+	})
+	if err != nil || !ok {
+		if err != nil {
+			err = s.fail(op, "", fmt.Errorf("lock %q: %w", name, err))
+		}
+		return nil, nil, false, err
+	}
+	held, lost := context.WithCancelCause(ctx)
+	watching, stop := context.WithCancel(context.WithoutCancel(ctx))
+	l := &lock{store: s, name: name, conn: conn, lost: lost, stop: stop, done: make(chan struct{})}
+	s.mu.Lock()
+	closed := s.closed.Load()
+	if !closed {
+		s.locks[l] = struct{}{}
+	}
+	s.mu.Unlock()
+	go l.watch(watching)
+	if closed {
+		l.release()
+		return nil, nil, false, s.usable(op)
+	}
+	return held, l.release, true, nil
+}
+
+// watch asks the session now and then whether it is still there.
+func (l *lock) watch(ctx context.Context) {
+	defer close(l.done)
+	tick := time.NewTicker(l.store.cfg.LockCheck)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		check, cancel := context.WithTimeout(ctx, 2*l.store.cfg.LockCheck)
+		err := l.conn.Ping(check)
+		cancel()
+		if err != nil && ctx.Err() == nil {
+			err = claviger.Errorf("postgres.Lock", claviger.Unavailable, "", "lock %q of metastore %s (property %s) was lost with its connection: %w; another node may hold it now", l.name, l.store.uri, l.store.cfg.Property, err)
+			l.store.log.Error("a lock of the metastore was lost", "lock", l.name, "error", err)
+			l.lost(err)
+			return
+		}
+	}
+}
+
+// release frees the lock, once.
+func (l *lock) release() {
+	l.once.Do(func() {
+		l.stop()
+		<-l.done
+		l.store.mu.Lock()
+		delete(l.store.locks, l)
+		l.store.mu.Unlock()
+		// Unlocked by a statement: a session that is merely closed holds its locks
+		// until the server has noticed.
+		ctx, cancel := context.WithTimeout(context.Background(), connectTimeout)
+		defer cancel()
+		if !l.conn.IsClosed() {
+			_, _ = l.conn.Exec(ctx, `SELECT pg_advisory_unlock_all()`) // a lost session has no lock
+		}
+		_ = closeNow(l.conn)
+		l.lost(context.Canceled)
+	})
+}
+
+// closeNow ends a session, whose end nobody waits for long.
+func closeNow(c *pgx.Conn) error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	return c.Close(ctx)
+}

@@ -1,0 +1,63 @@
+package postgres_test
+
+import (
+	"context"
+	"os"
+	"testing"
+
+	"claviger/internal/pgtest"
+	"claviger/metastore"
+	"claviger/metastore/postgres"
+	"claviger/metastore/storetest"
+)
+
+func open(ctx context.Context, where string) (metastore.Store, error) {
+	return postgres.Open(ctx, postgres.Config{URI: where})
+}
+
+func TestMain(m *testing.M) {
+	os.Exit(pgtest.Main(func() int { return storetest.Main(m, open) }))
+}
+
+func TestStore(t *testing.T) {
+	storetest.Run(t, storetest.Backend{
+		New:  func(t *testing.T) string { return pgtest.Database(t) },
+		Open: open,
+	})
+}
+
+// two opens an empty store twice.
+func two(t *testing.T) (a, b *postgres.Store) {
+	t.Helper()
+	where := pgtest.Database(t)
+	var stores [2]*postgres.Store
+	for i := range stores {
+		s, err := postgres.Open(t.Context(), postgres.Config{URI: where})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := s.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+		stores[i] = s
+	}
+	return stores[0], stores[1]
+}
+
+func TestDelegations(t *testing.T) {
+	storetest.Delegations(t, func(t *testing.T) (a, b metastore.Delegations) { return two(t) })
+}
+
+func TestSigners(t *testing.T) {
+	storetest.Signers(t, func(t *testing.T) (a, b metastore.Signers) { return two(t) })
+}
+
+func TestNotices(t *testing.T) {
+	storetest.Notices(t, func(t *testing.T) (a, b storetest.NoticeStore) { return two(t) })
+}
+
+func TestEpochs(t *testing.T) {
+	storetest.Epochs(t, func(t *testing.T) (a, b storetest.EpochStore) { return two(t) })
+}

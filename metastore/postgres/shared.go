@@ -1,0 +1,152 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"claviger"
+	"claviger/metastore"
+)
+
+var (
+	_ metastore.Cluster = (*Store)(nil)
+	_ metastore.Epochs  = (*Store)(nil)
+)
+
+// NextSequences reserves n sequence numbers. The sequence's own lock makes the
+// reservation of several one step: nextval and setval apart would not be.
+func (s *Store) NextSequences(ctx context.Context, n int32) (first int32, err error) {
+	const op = "postgres.NextSequences"
+	if n <= 0 {
+		return 0, claviger.Errorf(op, claviger.Invalid, "", "%d sequence numbers were asked for", n)
+	}
+	err = s.update(ctx, op, "", pgx.ReadCommitted, func(ctx context.Context, tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, lockID("token sequence")); err != nil {
+			return err
+		}
+		return tx.QueryRow(ctx, `WITH first AS MATERIALIZED (SELECT nextval('token_sequence') AS n)
+			SELECT first.n FROM first, LATERAL (SELECT setval('token_sequence', first.n + $1 - 1)) AS moved`, n).Scan(&first)
+	})
+	return first, err
+}
+
+// NextKeyID returns an id that no master key has had.
+func (s *Store) NextKeyID(ctx context.Context) (id int32, err error) {
+	err = s.read(ctx, "postgres.NextKeyID", "", func(ctx context.Context) error { // an id that gets lost is no harm
+		return s.pool.QueryRow(ctx, `SELECT nextval('master_key_id')`).Scan(&id)
+	})
+	return id, err
+}
+
+// PutMasterKey writes or replaces a key.
+func (s *Store) PutMasterKey(ctx context.Context, k metastore.MasterKey) error {
+	return s.change(ctx, "postgres.PutMasterKey", "", `
+		INSERT INTO master_key (id, expires, key) VALUES ($1, $2, $3)
+		ON CONFLICT (id) DO UPDATE SET expires = excluded.expires, key = excluded.key`, k.ID, millis(k.Expires), []byte(k.Key))
+}
+
+// MasterKeys returns all keys, by ID.
+func (s *Store) MasterKeys(ctx context.Context) (all []metastore.MasterKey, err error) {
+	err = s.read(ctx, "postgres.MasterKeys", "", func(ctx context.Context) error {
+		rows, _ := s.pool.Query(ctx, `SELECT id, expires, key FROM master_key ORDER BY id`) // the rows carry the error
+		all, err = pgx.CollectRows(rows, func(r pgx.CollectableRow) (k metastore.MasterKey, err error) {
+			var expires int64
+			err = r.Scan(&k.ID, &expires, (*[]byte)(&k.Key))
+			k.Expires = when(expires)
+			return k, err
+		})
+		return err
+	})
+	return all, err
+}
+
+// RemoveMasterKey takes a key away.
+func (s *Store) RemoveMasterKey(ctx context.Context, id int32) error {
+	return s.change(ctx, "postgres.RemoveMasterKey", "", `DELETE FROM master_key WHERE id = $1`, id)
+}
+
+// PutDelegation writes or replaces a token.
+func (s *Store) PutDelegation(ctx context.Context, d metastore.Delegation) error {
+	return s.change(ctx, "postgres.PutDelegation", "", `
+		INSERT INTO delegation (sequence, identifier, password, renew) VALUES ($1, $2, $3, $4)
+		ON CONFLICT (sequence) DO UPDATE SET identifier = excluded.identifier, password = excluded.password, renew = excluded.renew`,
+		d.Sequence, d.Identifier, []byte(d.Password), millis(d.Renew))
+}
+
+// RenewDelegation changes Renew of a token that is still there.
+func (s *Store) RenewDelegation(ctx context.Context, sequence int32, renew time.Time) (ok bool, err error) {
+	err = s.read(ctx, "postgres.RenewDelegation", "", func(ctx context.Context) error {
+		tag, err := s.pool.Exec(ctx, `UPDATE delegation SET renew = $2 WHERE sequence = $1`, sequence, millis(renew))
+		ok = tag.RowsAffected() == 1
+		return err
+	})
+	return ok, err
+}
+
+// Delegation returns a token as it is now.
+func (s *Store) Delegation(ctx context.Context, sequence int32) (d metastore.Delegation, ok bool, err error) {
+	err = s.read(ctx, "postgres.Delegation", "", func(ctx context.Context) error {
+		var renew int64
+		err := s.pool.QueryRow(ctx, `SELECT identifier, password, renew FROM delegation WHERE sequence = $1`, sequence).Scan(&d.Identifier, (*[]byte)(&d.Password), &renew)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return nil
+		}
+		d.Sequence, d.Renew, ok = sequence, when(renew), err == nil
+		return err
+	})
+	return d, ok, err
+}
+
+// RemoveDelegation takes a token away. Of a removal whose answer was lost it is
+// found out what became of it, so that ok is true once.
+func (s *Store) RemoveDelegation(ctx context.Context, sequence int32) (ok bool, err error) {
+	err = s.update(ctx, "postgres.RemoveDelegation", "", pgx.ReadCommitted, func(ctx context.Context, tx pgx.Tx) error {
+		tag, err := tx.Exec(ctx, `DELETE FROM delegation WHERE sequence = $1`, sequence)
+		ok = tag.RowsAffected() == 1
+		return err
+	})
+	return ok && err == nil, err
+}
+
+// RemoveExpired takes expired tokens away. Rows that another node is removing are
+// left to it.
+func (s *Store) RemoveExpired(ctx context.Context, before time.Time) (n int, err error) {
+	err = s.update(ctx, "postgres.RemoveExpired", "", pgx.ReadCommitted, func(ctx context.Context, tx pgx.Tx) error {
+		tag, err := tx.Exec(ctx, `DELETE FROM delegation WHERE sequence IN (SELECT sequence FROM delegation WHERE renew < $1 FOR UPDATE SKIP LOCKED)`, millis(before))
+		n = int(tag.RowsAffected())
+		return err
+	})
+	return n, err
+}
+
+// SignerSecrets returns what is there.
+func (s *Store) SignerSecrets(ctx context.Context) (out metastore.SignerSecrets, ok bool, err error) {
+	err = s.read(ctx, "postgres.SignerSecrets", "", func(ctx context.Context) error {
+		var rollover int64
+		err := s.pool.QueryRow(ctx, `SELECT version, next, current, previous, rollover FROM signer_secrets`).
+			Scan(&out.Version, (*[]byte)(&out.Next), (*[]byte)(&out.Current), (*[]byte)(&out.Previous), &rollover)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return nil
+		}
+		out.Rollover, ok = when(rollover), err == nil
+		return err
+	})
+	return out, ok, err
+}
+
+// SwapSignerSecrets writes v if the version is still v.Version.
+func (s *Store) SwapSignerSecrets(ctx context.Context, v metastore.SignerSecrets) (ok bool, err error) {
+	statement := `UPDATE signer_secrets SET version = version + 1, next = $2, current = $3, previous = $4, rollover = $5 WHERE version = $1`
+	if v.Version == 0 {
+		statement = `INSERT INTO signer_secrets (version, next, current, previous, rollover) VALUES ($1 + 1::bigint, $2, $3, $4, $5) ON CONFLICT DO NOTHING`
+	}
+	err = s.update(ctx, "postgres.SwapSignerSecrets", "", pgx.ReadCommitted, func(ctx context.Context, tx pgx.Tx) error {
+		tag, err := tx.Exec(ctx, statement, v.Version, []byte(v.Next), []byte(v.Current), []byte(v.Previous), millis(v.Rollover))
+		ok = tag.RowsAffected() == 1
+		return err
+	})
+	return ok && err == nil, err
+}

@@ -1,0 +1,186 @@
+package postgres
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"claviger"
+	"claviger/metastore"
+)
+
+// Begin writes an intent, or returns the one of the same key and Op.
+func (s *Store) Begin(ctx context.Context, i metastore.Intent) (out metastore.Intent, err error) {
+	const op = "postgres.Begin"
+	if i.Key == "" || i.Op == "" {
+		return metastore.Intent{}, claviger.Errorf(op, claviger.Invalid, i.Key, "an intent needs a key and an operation")
+	}
+	if i.Begun.IsZero() {
+		i.Begun = now()
+	}
+	err = s.update(ctx, op, i.Key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) (err error) {
+		out, err = begin(ctx, tx, op, i)
+		return err
+	})
+	if err != nil {
+		return metastore.Intent{}, err
+	}
+	return out, nil
+}
+
+func begin(ctx context.Context, tx pgx.Tx, op string, i metastore.Intent) (metastore.Intent, error) {
+	rows, _ := tx.Query(ctx, `SELECT key, op, ids, begun, payload FROM intent WHERE key = $1`, i.Key) // the rows carry the error
+	there, err := pgx.CollectRows(rows, scanIntent)
+	if err != nil {
+		return i, err
+	}
+	if len(there) == 1 {
+		if there[0].Op == i.Op {
+			return there[0], nil
+		}
+		return i, claviger.Errorf(op, claviger.Unavailable, i.Key, "a %s of this key, begun %s, must be finished before its %s can begin",
+			there[0].Op, there[0].Begun.Format(time.RFC3339), i.Op)
+	}
+	if i.IDs == nil {
+		i.IDs = []string{}
+	}
+	payload := i.Payload
+	if payload == nil {
+		payload = []byte{} // the column is NOT NULL
+	}
+	if _, err := tx.Exec(ctx, `INSERT INTO intent (key, op, ids, begun, payload) VALUES ($1, $2, $3, $4, $5)`, i.Key, i.Op, i.IDs, millis(i.Begun), payload); err != nil {
+		return i, err
+	}
+	i.Begun = when(millis(i.Begun)) // as it will be read back
+	return i, nil
+}
+
+func scanIntent(r pgx.CollectableRow) (i metastore.Intent, err error) {
+	var begun int64
+	err = r.Scan(&i.Key, &i.Op, &i.IDs, &begun, &i.Payload)
+	i.Begun = when(begun)
+	return i, err
+}
+
+// Pending returns all intents, oldest first.
+func (s *Store) Pending(ctx context.Context) (all []metastore.Intent, err error) {
+	err = s.read(ctx, "postgres.Pending", "", func(ctx context.Context) error {
+		rows, _ := s.pool.Query(ctx, `SELECT key, op, ids, begun, payload FROM intent ORDER BY seq`) // the rows carry the error
+		all, err = pgx.CollectRows(rows, scanIntent)
+		return err
+	})
+	return all, err
+}
+
+// Drop ends an intent; dropping what is not there does nothing.
+func (s *Store) Drop(ctx context.Context, key string) error {
+	return s.change(ctx, "postgres.Drop", key, `DELETE FROM intent WHERE key = $1`, key)
+}
+
+// change runs one statement that may be done twice, as a transaction of its own.
+func (s *Store) change(ctx context.Context, op, key, statement string, args ...any) error {
+	return s.read(ctx, op, key, func(ctx context.Context) error {
+		_, err := s.pool.Exec(ctx, statement, args...)
+		return err
+	})
+}
+
+// AddUse adds to the counters, all in one transaction.
+func (s *Store) AddUse(ctx context.Context, uses []metastore.Use) error {
+	const op = "postgres.AddUse"
+	if len(uses) == 0 {
+		return s.usable(op)
+	}
+	// Nodes that take the rows in one order don't wait for each other in a circle.
+	sorted := slices.Clone(uses)
+	slices.SortFunc(sorted, func(a, b metastore.Use) int {
+		return cmp.Or(cmp.Compare(a.Source, b.Source), cmp.Compare(a.Version, b.Version), cmp.Compare(a.Op, b.Op))
+	})
+	return s.update(ctx, op, "", pgx.ReadCommitted, func(ctx context.Context, tx pgx.Tx) error {
+		var batch pgx.Batch
+		for _, u := range sorted {
+			batch.Queue(`
+				INSERT INTO source_use AS u (source, version, op, count, last) VALUES ($1, $2, $3, $4, $5)
+				ON CONFLICT (source, version, op) DO UPDATE SET count = u.count + excluded.count, last = greatest(u.last, excluded.last)`,
+				u.Source, u.Version, u.Op, u.Count, millis(u.Last))
+		}
+		return tx.SendBatch(ctx, &batch).Close()
+	})
+}
+
+// Uses returns all counters.
+func (s *Store) Uses(ctx context.Context) (all []metastore.Use, err error) {
+	err = s.read(ctx, "postgres.Uses", "", func(ctx context.Context) error {
+		rows, _ := s.pool.Query(ctx, `SELECT source, version, op, count, last FROM source_use ORDER BY source, version, op`) // the rows carry the error
+		all, err = pgx.CollectRows(rows, func(r pgx.CollectableRow) (u metastore.Use, err error) {
+			var last int64
+			err = r.Scan(&u.Source, &u.Version, &u.Op, &u.Count, &last)
+			u.Last = when(last)
+			return u, err
+		})
+		return err
+	})
+	return all, err
+}
+
+// Put writes or replaces a record of the journal; a replaced one keeps its
+// place.
+func (s *Store) Put(ctx context.Context, run, item string, record []byte) error {
+	const op = "postgres.Put"
+	if run == "" {
+		return claviger.Errorf(op, claviger.Invalid, item, "a record of the journal needs the name of its run")
+	}
+	if record == nil {
+		record = []byte{} // the column is NOT NULL
+	}
+	return s.change(ctx, op, item, `
+		INSERT INTO journal (run, item, data, at) VALUES ($1, $2, $3, $4)
+		ON CONFLICT (run, item) DO UPDATE SET data = excluded.data, at = excluded.at`, run, item, record, millis(now()))
+}
+
+// Records returns a run's records in order of first writing.
+func (s *Store) Records(ctx context.Context, run string) (all []metastore.Record, err error) {
+	err = s.read(ctx, "postgres.Records", "", func(ctx context.Context) error {
+		rows, _ := s.pool.Query(ctx, `SELECT item, data, at FROM journal WHERE run = $1 ORDER BY seq`, run) // the rows carry the error
+		all, err = pgx.CollectRows(rows, func(r pgx.CollectableRow) (rec metastore.Record, err error) {
+			var at int64
+			err = r.Scan(&rec.Item, &rec.Data, &at)
+			rec.At = when(at)
+			return rec, err
+		})
+		return err
+	})
+	return all, err
+}
+
+// Runs returns the names of all runs, oldest first.
+func (s *Store) Runs(ctx context.Context) (all []string, err error) {
+	err = s.read(ctx, "postgres.Runs", "", func(ctx context.Context) error {
+		rows, _ := s.pool.Query(ctx, `SELECT run FROM journal GROUP BY run ORDER BY min(seq)`) // the rows carry the error
+		all, err = pgx.CollectRows(rows, pgx.RowTo[string])
+		return err
+	})
+	return all, err
+}
+
+// Setting returns a named value.
+func (s *Store) Setting(ctx context.Context, name string) (value string, ok bool, err error) {
+	err = s.read(ctx, "postgres.Setting", "", func(ctx context.Context) error {
+		err := s.pool.QueryRow(ctx, `SELECT value FROM setting WHERE name = $1`, name).Scan(&value)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return nil
+		}
+		ok = err == nil
+		return err
+	})
+	return value, ok, err
+}
+
+// SetSetting writes or replaces a named value.
+func (s *Store) SetSetting(ctx context.Context, name, value string) error {
+	return s.change(ctx, "postgres.SetSetting", "", `INSERT INTO setting (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = excluded.value`, name, value)
+}

@@ -1,0 +1,196 @@
+package storetest
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"claviger"
+	"claviger/metastore"
+)
+
+// NoticeStore is what the suite of notices needs: keys, whose changes are told.
+type NoticeStore interface {
+	metastore.Keys
+	metastore.Notices
+}
+
+// heard is what a watcher was told.
+type heard struct {
+	mu  sync.Mutex
+	all []metastore.Notice
+}
+
+func (h *heard) add(n metastore.Notice) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.all = append(h.all, n)
+}
+
+func (h *heard) list() []metastore.Notice {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Clone(h.all)
+}
+
+// patience is how long a notice may take on a busy machine.
+const patience = 15 * time.Second
+
+func (h *heard) wait(t *testing.T, want metastore.Notice) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); !slices.Contains(h.list(), want); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("no notice %+v within %v; there came %+v", want, patience, h.list())
+		}
+	}
+}
+
+// watch watches until the test ends, and is sure that it hears.
+func watch(t *testing.T, s NoticeStore) *heard {
+	t.Helper()
+	h := new(heard)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.Watch(ctx, h.add) }()
+	t.Cleanup(func() {
+		cancel()
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Errorf("Watch: %v", err)
+			}
+		case <-time.After(patience):
+			t.Error("Watch did not end with its context")
+		}
+	})
+	hello := metastore.Notice{Key: "hello", Change: metastore.Invalidated}
+	for deadline := time.Now().Add(patience); !slices.Contains(h.list(), hello); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("nothing is heard")
+		}
+		must(t, s.Announce(t.Context(), hello))
+	}
+	return h
+}
+
+// Notices is the suite of metastore.Notices, for a store whose changes of keys
+// are told by their key's name. open makes an empty store and returns what two
+// nodes have of it.
+func Notices(t *testing.T, open func(t *testing.T) (a, b NoticeStore)) {
+	for _, tt := range []struct {
+		name string
+		test func(t *testing.T, a, b NoticeStore)
+	}{
+		{"Changes", testNoticeChanges},
+		{"NotOfWhatFailed", testNoticeFailed},
+		{"OneAfterTheOther", testNoticeOrder},
+		{"Ends", testNoticeEnds},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			a, b := open(t)
+			tt.test(t, a, b)
+		})
+	}
+}
+
+func testNoticeChanges(t *testing.T, a, b NoticeStore) {
+	ctx := t.Context()
+	here, there := watch(t, a), watch(t, b)
+	both := func(n metastore.Notice) {
+		t.Helper()
+		here.wait(t, n)
+		there.wait(t, n)
+	}
+	const name = "zone \"é\" \x01/'\\"
+	must(t, a.Insert(ctx, key(name, "aa")))
+	both(metastore.Notice{Key: name, Change: metastore.Created})
+	must(t, b.Append(ctx, name, version("bb", 1)))
+	both(metastore.Notice{Key: name, Change: metastore.Rolled})
+	must(t, b.Announce(ctx, metastore.Notice{Key: "other", Change: metastore.Invalidated}))
+	both(metastore.Notice{Key: "other", Change: metastore.Invalidated})
+	_, err := a.Remove(ctx, name)
+	must(t, err)
+	both(metastore.Notice{Key: name, Change: metastore.Deleted})
+	must(t, a.Announce(ctx, metastore.Notice{Change: metastore.Invalidated}))
+	both(metastore.Notice{Change: metastore.Invalidated})
+}
+
+func testNoticeFailed(t *testing.T, a, b NoticeStore) {
+	ctx := t.Context()
+	must(t, a.Insert(ctx, key("k", "aa")))
+	h := watch(t, b)
+	wantKind(t, a.Insert(ctx, key("k", "bb")), claviger.KeyExists)
+	wantKind(t, a.Append(ctx, "none", version("cc", 1)), claviger.KeyNotFound)
+	_, err := a.Remove(ctx, "none")
+	wantKind(t, err, claviger.KeyNotFound)
+	end := metastore.Notice{Key: "end", Change: metastore.Invalidated}
+	must(t, a.Announce(ctx, end))
+	h.wait(t, end)
+	for _, n := range h.list() {
+		if n.Key == "none" || n.Key == "k" {
+			t.Errorf("notice %+v of a change that failed", n)
+		}
+	}
+}
+
+func testNoticeOrder(t *testing.T, a, b NoticeStore) {
+	ctx := t.Context()
+	var mu sync.Mutex
+	var running, count int
+	watching, cancel := context.WithCancel(ctx)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() {
+		done <- b.Watch(watching, func(metastore.Notice) {
+			mu.Lock()
+			running, count = running+1, count+1
+			if running > 1 {
+				t.Error("two notices at one time")
+			}
+			mu.Unlock()
+			time.Sleep(time.Millisecond)
+			mu.Lock()
+			running--
+			mu.Unlock()
+		})
+	}()
+	for deadline := time.Now().Add(patience); ; {
+		var group errgroup.Group
+		for _, s := range []NoticeStore{a, b, a, b} {
+			group.Go(func() error { return s.Announce(ctx, metastore.Notice{Key: "k", Change: metastore.Rolled}) })
+		}
+		must(t, group.Wait())
+		mu.Lock()
+		enough := count >= 8
+		mu.Unlock()
+		if enough {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("too few notices")
+		}
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+func testNoticeEnds(t *testing.T, a, _ NoticeStore) {
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	done := make(chan error, 1)
+	go func() { done <- a.Watch(ended, func(metastore.Notice) {}) }()
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(patience):
+		t.Error("Watch goes on after its context")
+	}
+}
