@@ -158,7 +158,7 @@ func zookeeperSASL(conf *hadoopconf.Conf, prefix string) (func(ctx context.Conte
 		return nil, "", refuse(conf, keytabName, "SASL needs a keytab")
 	}
 	if f, err := os.Open(keytab); err != nil {
-		return nil, "", refuse(conf, keytabName, fmt.Sprintf("the keytab can't be read (%v); it must hold the key of %s", err, principalName))
+		return nil, "", refuse(conf, keytabName, fmt.Sprintf("it must be a keytab that this process can read, with the key of %s: %v", conf.String(principalName), err))
 	} else if err := f.Close(); err != nil {
 		return nil, "", err
 	}
@@ -247,7 +247,7 @@ func (c *cluster) rollingSecrets(ctx context.Context, conf *hadoopconf.Conf, val
 	}
 	secrets, err := authn.NewRollingSecrets(ctx, authn.RollingConfig{Store: c.signers, Period: validity, Log: log})
 	if err != nil {
-		return nil, fmt.Errorf("%s is %s: %w", signerKind, conf.String(signerKind), err)
+		return nil, fmt.Errorf("%s is %s, and no cookie can be signed without its secrets: %w", signerKind, conf.String(signerKind), err)
 	}
 	return secrets, nil
 }

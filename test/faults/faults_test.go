@@ -371,6 +371,21 @@ var starts = map[string]func(*site) []string{
 		s.set("hadoop.security.auth_to_local", "RULE:[1:$1]s/(?=admin)admin/root/")
 		return s.start()
 	},
+	"zookeeper-sasl-without-keytab": func(s *site) []string {
+		const signer = "hadoop.kms.authentication.signer.secret.provider"
+		s.set(signer, "zookeeper")
+		s.set(signer+".zookeeper.connection.string", "zk1.example.com:2181")
+		s.set(signer+".zookeeper.auth.type", "sasl")
+		s.set(signer+".zookeeper.kerberos.keytab", s.path("kms.keytab"))
+		s.set(signer+".zookeeper.kerberos.principal", "kms/kms-1.example.com@EXAMPLE.COM")
+		return s.start()
+	},
+	"zookeeper-unreachable": func(s *site) []string {
+		const signer = "hadoop.kms.authentication.signer.secret.provider"
+		s.set(signer, "zookeeper")
+		s.set(signer+".zookeeper.connection.string", "127.0.0.2:1")
+		return s.start()
+	},
 	"tls-without-keystore": func(s *site) []string {
 		s.set("hadoop.kms.ssl.enabled", "true")
 		return s.start()
