@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"claviger"
@@ -20,9 +21,14 @@ import (
 const ProxyUserPrefix = "hadoop.kms.proxyuser."
 
 // ProxyUsers are the rules of hadoop.kms.proxyuser.*. The zero value lets nobody
-// act for anybody. They do not change while the process runs, as in Hadoop.
+// act for anybody. Hadoop's stay as they are until it is started anew; ours can be
+// replaced.
 type ProxyUsers struct {
-	rules  map[string]*proxyRule // by the proxy's short name
+	rules atomic.Pointer[proxyRules]
+}
+
+type proxyRules struct {
+	of     map[string]*proxyRule // by the proxy's short name
 	groups func(user string) []string
 }
 
@@ -37,7 +43,7 @@ type proxyRule struct {
 // of a user's short name. What cannot be understood allows nothing and is told
 // in a warning.
 func NewProxyUsers(props map[string]string, groups func(user string) []string, log *slog.Logger) (_ *ProxyUsers, warnings []string) {
-	p := &ProxyUsers{rules: make(map[string]*proxyRule), groups: groups}
+	rules := &proxyRules{of: make(map[string]*proxyRule), groups: groups}
 	lists := make(map[string]map[string]string) // proxy → users, groups, hosts → value
 	for name, value := range props {
 		dot := strings.LastIndexByte(name, '.') // a proxy's name may hold dots
@@ -65,17 +71,27 @@ func NewProxyUsers(props map[string]string, groups func(user string) []string, l
 		case !hasUsers && !hasGroups:
 			warnings = append(warnings, fmt.Sprintf("%s%s may act for nobody: there is neither a .users nor a .groups property for him", ProxyUserPrefix, proxy))
 		}
-		p.rules[proxy] = &proxyRule{whom: authz.NewACL(list["users"], list["groups"]), hosts: hosts}
+		rules.of[proxy] = &proxyRule{whom: authz.NewACL(list["users"], list["groups"]), hosts: hosts}
 	}
 	slices.Sort(warnings)
+	p := new(ProxyUsers)
+	p.rules.Store(rules)
 	return p, warnings
 }
+
+// Replace puts the rules of other in the place of these, all at once. A request
+// goes by the ones or the others.
+func (p *ProxyUsers) Replace(other *ProxyUsers) { p.rules.Store(other.rules.Load()) }
 
 // refuse returns Hadoop's reason why who.Real may not act for who from that
 // address, or "" where he may.
 func (p *ProxyUsers) refuse(ctx context.Context, who claviger.Principal, from netip.Addr) string {
-	rule := p.rules[who.Real.Short]
-	if rule == nil || !rule.whom.Admits(who, p.groups) {
+	var rule *proxyRule
+	var groups func(user string) []string
+	if rules := p.rules.Load(); rules != nil {
+		rule, groups = rules.of[who.Real.Short], rules.groups
+	}
+	if rule == nil || !rule.whom.Admits(who, groups) {
 		return fmt.Sprintf("User: %s is not allowed to impersonate %s", who.Real.Name, who.Name)
 	}
 	if !rule.hosts.includes(ctx, from) {
