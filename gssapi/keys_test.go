@@ -1,0 +1,47 @@
+//go:build cgo && !nogssapi
+
+package gssapi_test
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"claviger/gssapi"
+	"claviger/internal/kdctest"
+)
+
+// TestEnctypes: tickets under each kind of AES key are taken, and a key that has
+// changed is told by its version, until the keytab has it.
+func TestEnctypes(t *testing.T) {
+	for _, enctype := range []string{
+		"aes128-cts-hmac-sha1-96", "aes256-cts-hmac-sha1-96", "aes128-cts-hmac-sha256-128", "aes256-cts-hmac-sha384-192",
+	} {
+		t.Run(enctype, func(t *testing.T) {
+			r := newRealm(t)
+			change := func() { r.Admin("cpw -randkey -e " + enctype + ":normal HTTP/localhost") }
+			export := func() { r.Admin("ktadd -norandkey -k " + r.services + " HTTP/localhost") }
+			a := r.acceptor(t, "")
+			change()
+			_, err := r.exchange(a, true)
+			var e *gssapi.Error
+			if !errors.As(err, &e) || e.Kind != gssapi.NoKey || e.Cure == "" {
+				t.Fatalf("a key that the keytab lacks: %v", err)
+			}
+			for _, want := range []string{"HTTP/localhost@" + kdctest.Realm, "kvno 2"} {
+				if !strings.Contains(e.Detail, want) {
+					t.Errorf("%q does not name %s", e.Detail, want)
+				}
+			}
+			if strings.Contains(e.Java, "HTTP/") {
+				t.Errorf("the caller is told %q", e.Java)
+			}
+			export() // to the file that is open already
+			for _, spnego := range []bool{true, false} {
+				if _, err := r.exchange(a, spnego); err != nil {
+					t.Errorf("after the keytab got the key, spnego %v: %v", spnego, err)
+				}
+			}
+		})
+	}
+}
