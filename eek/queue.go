@@ -313,6 +313,17 @@ func (q *Queue) Drain(key string) {
 	q.forgetIfIdle(key, l)
 }
 
+// DrainAll is Drain for all keys.
+func (q *Queue) DrainAll() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for key, l := range q.keys {
+		l.gen++
+		l.ready = nil
+		q.forgetIfIdle(key, l)
+	}
+}
+
 // Len returns how many EDEKs of a key are ready.
 func (q *Queue) Len(key string) int {
 	q.mu.Lock()

@@ -30,6 +30,9 @@ func (r *Ring) Generate(ctx context.Context, c claviger.Caller, key string, n in
 	}
 	edeks := []claviger.EDEK{}
 	if n > 0 {
+		if err := r.epochs.catchUp(ctx, key); err != nil {
+			return nil, err
+		}
 		if err := r.needKey(ctx, &q, key, authz.KeyGenerateEEK); err != nil {
 			return nil, err
 		}
@@ -176,6 +179,11 @@ func (r *Ring) ReencryptBatch(ctx context.Context, c claviger.Caller, key string
 // reencrypt brings the EDEKs of one key under its current version. es is not
 // empty.
 func (r *Ring) reencrypt(ctx context.Context, q *request, named *string, es []claviger.EDEK) ([]claviger.EDEK, error) {
+	if named != nil {
+		if err := r.epochs.catchUp(ctx, *named); err != nil {
+			return nil, err
+		}
+	}
 	if !r.cfg.KeyAuthorization && named != nil {
 		// Hadoop looks for the key first where it has no rules to ask.
 		if _, err := r.currentVersion(ctx, *named); err != nil {

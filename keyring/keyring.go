@@ -51,4 +51,11 @@
 // for meanwhile; so the next request sees the change. A node elsewhere sees it
 // when Hadoop's client has told it (_invalidatecache on every host) or the
 // timeout is over.
+//
+// Where nodes share a store (Config.Shared) its notices make each of them forget
+// at once (Heed). A notice may be late or lost, so whatever needs a key's current
+// version (Generate, Reencrypt, Current) first asks the store for the key's epoch,
+// one small question for all who ask at a time: after a roll has returned at one
+// node, no node serves the old version. Decrypts ask nothing: a version does not
+// change.
 package keyring

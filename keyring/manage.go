@@ -8,6 +8,7 @@ import (
 	"claviger"
 	"claviger/audit"
 	"claviger/authz"
+	"claviger/metastore"
 	"claviger/provider"
 	"claviger/secret"
 )
@@ -191,7 +192,8 @@ func (r *Ring) needManagement(ctx context.Context, q *request, key string) (*cla
 	return m, q.needKey(ctx, m, authz.KeyManagement)
 }
 
-// Invalidate forgets what is cached of a key and drains its queue of EDEKs. A
+// Invalidate forgets what is cached of a key and drains its queue of EDEKs, on
+// every node where keys are shared. A
 // key that does not exist is no error: Hadoop's client tells every host so of a
 // key that it has just deleted.
 func (r *Ring) Invalidate(ctx context.Context, c claviger.Caller, key string) error {
@@ -205,6 +207,13 @@ func (r *Ring) Invalidate(ctx context.Context, c claviger.Caller, key string) er
 		}
 	}
 	r.forget(key)
+	if r.cfg.Shared != nil {
+		// The other nodes, too: a client that knows all of them tells each, others
+		// one.
+		if err := r.cfg.Shared.Announce(ctx, metastore.Notice{Key: key, Change: metastore.Invalidated}); err != nil {
+			return err
+		}
+	}
 	q.ok(ctx, key, "")
 	return nil
 }

@@ -97,6 +97,9 @@ func (r *Ring) Current(ctx context.Context, c claviger.Caller, key string) (*pro
 	if err != nil {
 		return nil, err
 	}
+	if err := r.epochs.catchUp(ctx, key); err != nil {
+		return nil, err
+	}
 	v, err := r.currentVersion(ctx, key)
 	missing := claviger.Is(err, claviger.KeyNotFound)
 	if err != nil && !missing {

@@ -44,6 +44,10 @@ type Config struct {
 	// restarts.
 	Usage metastore.Usage
 
+	// Shared is set where other nodes change the primary's keys, too. It is how they
+	// are noticed; nil where nobody else does.
+	Shared Shared
+
 	DefaultCipher    string // hadoop.security.key.default.cipher; "" is Hadoop's default
 	DefaultBitLength int    // hadoop.security.key.default.bitlength; 0 is Hadoop's default
 
@@ -66,6 +70,12 @@ type Config struct {
 	// SourceFailures is how many calls to a source must fail, one after another
 	// and for want of an answer, until it is left alone; 0 is 3.
 	SourceFailures uint32
+}
+
+// Shared is a store whose keys several nodes change.
+type Shared interface {
+	metastore.Epochs
+	metastore.Notices
 }
 
 // Defaults of Config, and limits.
@@ -105,6 +115,8 @@ type Ring struct {
 	foreign *cache[*claviger.Metadata] // of keys that only a source has
 	missing *cache[struct{}]           // versions that neither the primary nor a source knows
 	usage   *usage
+
+	epochs *epochs // nil: nobody else changes keys
 
 	manage keyLocks
 	closed atomic.Bool
@@ -157,6 +169,9 @@ func New(cfg Config) (*Ring, error) {
 			return nil, err
 		}
 	}
+	if cfg.Shared != nil {
+		r.epochs = newEpochs(cfg.Shared.Epoch, r.forget)
+	}
 	r.usage = newUsage(cfg.Usage, r.log)
 	r.rememberHomes()
 	return r, nil
@@ -207,6 +222,7 @@ func (r *Ring) Close() error {
 	var err error
 	r.close.Do(func() {
 		r.closed.Store(true)
+		r.epochs.close()
 		if r.queue != nil {
 			r.queue.Close()
 		}

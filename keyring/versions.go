@@ -72,6 +72,19 @@ func (r *Ring) forget(key string) {
 	}
 }
 
+// forgetAll is forget for all keys.
+func (r *Ring) forgetAll() {
+	all := func(string) bool { return true }
+	r.keys.dropAll(all)
+	r.current.dropAll(all)
+	r.versions.dropAll(all)
+	r.foreign.dropAll(all)
+	r.missing.dropAll(all)
+	if r.queue != nil {
+		r.queue.DrainAll()
+	}
+}
+
 // owned returns a copy whose material is the caller's own to wipe: what was
 // returned to us may be remembered.
 func owned(v provider.KeyVersion) provider.KeyVersion {

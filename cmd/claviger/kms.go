@@ -117,6 +117,7 @@ func serveKMS(ctx context.Context, f kmsFlags, log *slog.Logger) (err error) {
 	if svc.Store != nil {
 		cfg.Usage = svc.Store
 	}
+	cfg.Shared = svc.sharedKeys()
 	ring, err := keyring.New(cfg)
 	if err != nil {
 		return err
@@ -186,6 +187,7 @@ func (s *kmsServer) run(ctx context.Context, readyFile string) (err error) {
 		group.Go(func() { run(background) })
 	}
 	group.Go(func() { s.trail.reopenOnHangup(background) })
+	group.Go(func() { s.heedOthers(background) })
 
 	if s.set.migrate {
 		if err := s.migrate(ctx); err != nil {

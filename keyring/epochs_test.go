@@ -1,0 +1,237 @@
+package keyring
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"claviger"
+	"claviger/metastore"
+	"claviger/provider"
+	"claviger/provider/memory"
+	"claviger/secret"
+)
+
+// sharedKeys counts the changes of a provider that two rings have. Its notices
+// come only when the test says so.
+type sharedKeys struct {
+	provider.Provider
+	provider.BlockEncrypter
+	epoch, asked atomic.Int64
+	slow         time.Duration
+	fail         atomic.Pointer[error]
+
+	mu        sync.Mutex
+	announced []metastore.Notice
+}
+
+func newShared(t *testing.T) *sharedKeys {
+	p := memory.New(memory.Config{SequentialIDs: true})
+	t.Cleanup(func() { _ = p.Close() })
+	s := &sharedKeys{Provider: p, BlockEncrypter: p}
+	s.epoch.Store(1)
+	return s
+}
+
+func (s *sharedKeys) Roll(ctx context.Context, key string, m secret.Bytes) (provider.KeyVersion, error) {
+	v, err := s.Provider.Roll(ctx, key, m)
+	s.epoch.Add(1)
+	return v, err
+}
+
+func (s *sharedKeys) Epoch(context.Context, string) (int64, error) {
+	s.asked.Add(1)
+	epoch := s.epoch.Load() // before the delay: an answer is as old as it can be
+	time.Sleep(s.slow)
+	if err := s.fail.Load(); err != nil {
+		return 0, *err
+	}
+	return epoch, nil
+}
+
+func (s *sharedKeys) Announce(_ context.Context, n metastore.Notice) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.announced = append(s.announced, n)
+	return nil
+}
+
+func (s *sharedKeys) Watch(ctx context.Context, _ func(metastore.Notice)) error {
+	<-ctx.Done()
+	return nil
+}
+
+func (s *sharedKeys) ring(t *testing.T) *Ring {
+	t.Helper()
+	cfg := config(t, s)
+	cfg.Shared = s
+	r, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = r.Close() })
+	return r
+}
+
+// TestRollElsewhere: what needs a key's current version serves no old one after a
+// roll at another node has returned, though no notice comes.
+func TestRollElsewhere(t *testing.T) {
+	ctx := t.Context()
+	s := newShared(t)
+	create(t, s, "k")
+	here, there := s.ring(t), s.ring(t)
+	u := caller("u")
+	for range 200 {
+		if _, err := there.Generate(ctx, u, "k", 3); err != nil { // remembers the old one
+			t.Fatal(err)
+		}
+		v, err := here.Roll(ctx, u, "k", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		es, err := there.Generate(ctx, u, "k", 2)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range es {
+			if e.Version != v.Name {
+				t.Fatalf("generated under %s after the roll to %s", e.Version, v.Name)
+			}
+		}
+		current, err := there.Current(ctx, u, "k")
+		if err != nil || current.Name != v.Name {
+			t.Fatalf("current is %v (%v), not %s", current, err, v.Name)
+		}
+		v, err = here.Roll(ctx, u, "k", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		e, err := there.Reencrypt(ctx, u, "k", true, es[0])
+		if err != nil || e.Version != v.Name {
+			t.Fatalf("re-encrypted under %s (%v), not %s", e.Version, err, v.Name)
+		}
+	}
+}
+
+// TestEpochIsAskedTogether: requests share questions, and none gets an answer
+// that was asked for before it came.
+func TestEpochIsAskedTogether(t *testing.T) {
+	ctx := t.Context()
+	s := newShared(t)
+	s.slow = 5 * time.Millisecond
+	create(t, s, "k")
+	r := s.ring(t)
+	u := caller("u")
+	const callers, each = 50, 10
+	var group errgroup.Group
+	for range callers {
+		group.Go(func() error {
+			for range each {
+				if _, err := r.Generate(ctx, u, "k", 1); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if n := s.asked.Load(); n > callers*each/4 {
+		t.Errorf("%d questions for %d requests", n, callers*each)
+	}
+	before := s.asked.Load()
+	es, err := r.Generate(ctx, u, "k", 1)
+	if err != nil || s.asked.Load() == before {
+		t.Fatalf("nothing was asked (%v)", err)
+	}
+	before = s.asked.Load()
+	dek, err := r.Decrypt(ctx, u, "k", true, es[0])
+	if err != nil || s.asked.Load() != before {
+		t.Errorf("a decrypt asked for an epoch (%v)", err)
+	}
+	dek.Wipe()
+}
+
+// TestEpochUnknown: where the store can't tell, nothing old is served, and
+// decrypts go on.
+func TestEpochUnknown(t *testing.T) {
+	ctx := t.Context()
+	s := newShared(t)
+	create(t, s, "k")
+	r := s.ring(t)
+	u := caller("u")
+	es, err := r.Generate(ctx, u, "k", 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	away := error(claviger.E("test", claviger.Unavailable, "k", errors.New("away")))
+	s.fail.Store(&away)
+	_, err = r.Generate(ctx, u, "k", 1)
+	wantKind(t, err, claviger.Unavailable)
+	_, err = r.Current(ctx, u, "k")
+	wantKind(t, err, claviger.Unavailable)
+	if _, err := r.Decrypt(ctx, u, "k", true, es[0]); err != nil {
+		t.Error(err)
+	}
+	s.fail.Store(nil)
+	if _, err := r.Generate(ctx, u, "k", 1); err != nil {
+		t.Error(err)
+	}
+	s.slow = 50 * time.Millisecond
+	short, cancel := context.WithTimeout(ctx, 5*time.Millisecond)
+	defer cancel()
+	_, err = r.Generate(short, u, "k", 1)
+	wantKind(t, err, claviger.Unavailable)
+}
+
+// TestHeed: a notice drains queue and caches, of one key or of all.
+func TestHeed(t *testing.T) {
+	ctx := t.Context()
+	s := newShared(t)
+	r := s.ring(t)
+	u := caller("u")
+	keys := []string{"a", "b", "c"}
+	fill := func() {
+		for _, k := range keys {
+			if _, err := r.Generate(ctx, u, k, 1); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	left := func() (l []string) {
+		for _, k := range keys {
+			if _, ok := r.current.get(k); ok {
+				l = append(l, k)
+			} else if r.queue.Len(k) > 0 {
+				t.Errorf("the queue of %s is not drained", k)
+			}
+		}
+		return l
+	}
+	for _, k := range keys {
+		create(t, s, k)
+	}
+	fill()
+	r.Heed(metastore.Notice{Key: "b", Change: metastore.Rolled})
+	if l := left(); !slices.Equal(l, []string{"a", "c"}) {
+		t.Errorf("remembered after a notice of b: %v", l)
+	}
+	fill()
+	r.Heed(metastore.Notice{Change: metastore.Invalidated})
+	if l := left(); len(l) > 0 {
+		t.Errorf("remembered after a notice of any key: %v", l)
+	}
+	if err := r.Invalidate(ctx, u, "c"); err != nil {
+		t.Fatal(err)
+	}
+	if want := []metastore.Notice{{Key: "c", Change: metastore.Invalidated}}; !slices.Equal(s.announced, want) {
+		t.Errorf("announced %v, want %v", s.announced, want)
+	}
+}
