@@ -18,7 +18,7 @@ BENCHTIME ?= 1s
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
-setup: ## install what the tests need and is missing (SoftHSM2, C compiler, Kerberos headers, PostgreSQL, JDK, Maven, Hadoop's jars)
+setup: ## install what the tests need and is missing (SoftHSM2, C compiler, Kerberos headers, PostgreSQL, OpenLDAP, JDK, Maven, Hadoop's jars)
 	@scripts/setup all
 
 build: ## build bin/claviger

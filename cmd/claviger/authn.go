@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"time"
 
@@ -75,19 +74,6 @@ func newAuthenticator(ctx context.Context, conf *hadoopconf.Conf, shared *cluste
 		return nil, err
 	}
 	return a, nil
-}
-
-// newGroups opens the group mapping, by which ACLs and proxy users' rules go.
-func newGroups(conf *hadoopconf.Conf, log *slog.Logger) (*authn.Groups, error) {
-	ttl, err := conf.Duration("hadoop.security.groups.cache.secs", time.Second)
-	if err != nil {
-		return nil, err
-	}
-	groups, err := authn.NewGroups(conf.String(authn.StaticMappingProperty), ttl, log)
-	if err != nil {
-		return nil, fmt.Errorf("property %s: %w", authn.StaticMappingProperty, err)
-	}
-	return groups, nil
 }
 
 // secretProvider opens what signs the cookies.

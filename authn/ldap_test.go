@@ -1,0 +1,301 @@
+package authn
+
+import (
+	"bytes"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// directory is what the tests' LDAP server holds: users of Active Directory's
+// shape in its own way, groups with members, a group of groups, and POSIX ones.
+const directory = `dn: dc=example,dc=com
+objectClass: domain
+dc: example
+
+dn: ou=people,dc=example,dc=com
+objectClass: organizationalUnit
+ou: people
+
+dn: ou=groups,dc=example,dc=com
+objectClass: organizationalUnit
+ou: groups
+
+dn: uid=alice,ou=people,dc=example,dc=com
+objectClass: inetOrgPerson
+objectClass: posixAccount
+uid: alice
+cn: Alice
+sn: A
+uidNumber: 1001
+gidNumber: 2001
+homeDirectory: /home/alice
+seeAlso: cn=analysts,ou=groups,dc=example,dc=com
+
+dn: uid=o\2Cdd (\2A),ou=people,dc=example,dc=com
+objectClass: inetOrgPerson
+uid: o,dd (*)
+cn: Odd
+sn: O
+
+dn: cn=analysts,ou=groups,dc=example,dc=com
+objectClass: groupOfNames
+cn: analysts
+member: uid=alice,ou=people,dc=example,dc=com
+member: uid=o\2Cdd (\2A),ou=people,dc=example,dc=com
+
+dn: cn=staff,ou=groups,dc=example,dc=com
+objectClass: groupOfNames
+cn: staff
+member: cn=analysts,ou=groups,dc=example,dc=com
+member: cn=everybody,ou=groups,dc=example,dc=com
+
+dn: cn=everybody,ou=groups,dc=example,dc=com
+objectClass: groupOfNames
+cn: everybody
+member: cn=staff,ou=groups,dc=example,dc=com
+
+dn: cn=primary,ou=groups,dc=example,dc=com
+objectClass: posixGroup
+cn: primary
+gidNumber: 2001
+
+dn: cn=extra,ou=groups,dc=example,dc=com
+objectClass: posixGroup
+cn: extra
+gidNumber: 2002
+memberUid: 1001
+`
+
+const (
+	ldapUser     = "cn=reader,dc=example,dc=com"
+	ldapPassword = "read me"
+)
+
+// slapd is a real OpenLDAP server, which ends with the test.
+type slapd struct {
+	url  string
+	conf string
+	cmd  *exec.Cmd
+}
+
+// startSlapd starts a server that answers nobody who has not named himself.
+func startSlapd(t *testing.T) *slapd {
+	t.Helper()
+	t.Setenv("PATH", os.Getenv("PATH")+":/usr/sbin")
+	if _, err := exec.LookPath("slapd"); err != nil {
+		if os.Getenv("CLAVIGER_REQUIRE_LDAP") != "" {
+			t.Fatal("slapd is missing: `make setup` installs it, or: apt-get install slapd")
+		}
+		t.Skip("slapd is missing: `make setup` installs it")
+	}
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "db"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	modules := ""
+	if found, _ := filepath.Glob("/usr/lib/ldap/back_mdb.*"); len(found) > 0 {
+		modules = "modulepath /usr/lib/ldap\nmoduleload back_mdb\n"
+	}
+	s := &slapd{conf: filepath.Join(dir, "slapd.conf")}
+	conf := modules + fmt.Sprintf(`include /etc/ldap/schema/core.schema
+include /etc/ldap/schema/cosine.schema
+include /etc/ldap/schema/nis.schema
+include /etc/ldap/schema/inetorgperson.schema
+disallow bind_anon
+require authc
+database mdb
+maxsize 1073741824
+suffix "dc=example,dc=com"
+rootdn "%s"
+rootpw "%s"
+directory %s/db
+`, ldapUser, ldapPassword, dir)
+	if err := os.WriteFile(s.conf, []byte(conf), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	add := exec.CommandContext(t.Context(), "slapadd", "-f", s.conf)
+	add.Stdin = strings.NewReader(directory)
+	if out, err := add.CombinedOutput(); err != nil {
+		t.Fatalf("slapadd: %v\n%s", err, out)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.url = "ldap://" + l.Addr().String()
+	_ = l.Close()
+	s.start(t)
+	t.Cleanup(s.stop)
+	return s
+}
+
+func (s *slapd) start(t *testing.T) {
+	t.Helper()
+	s.cmd = exec.Command("slapd", "-d", "0", "-f", s.conf, "-h", s.url) //nolint:noctx // stop ends it
+	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	var out bytes.Buffer
+	s.cmd.Stdout, s.cmd.Stderr = &out, &out
+	if err := s.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		c, err := net.Dial("tcp", strings.TrimPrefix(s.url, "ldap://"))
+		if err == nil {
+			_ = c.Close()
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("slapd does not serve: %v\n%s", err, out.String())
+		}
+	}
+}
+
+func (s *slapd) stop() {
+	if s.cmd != nil {
+		_ = s.cmd.Process.Kill()
+		_ = s.cmd.Wait() // ended by the signal
+		s.cmd = nil
+	}
+}
+
+func (s *slapd) config() LDAPConfig {
+	return LDAPConfig{
+		URLs: []string{s.url}, BindUser: ldapUser, BindPassword: []byte(ldapPassword),
+		UserBase: "ou=people,dc=example,dc=com", GroupBase: "ou=groups,dc=example,dc=com",
+		UserFilter: "(&(objectClass=inetOrgPerson)(uid={0}))", GroupFilter: "(objectClass=groupOfNames)",
+		MemberAttr: "member", GroupName: "cn", PosixUID: "uidNumber", PosixGID: "gidNumber",
+		Connect: 10 * time.Second, Timeout: 10 * time.Second,
+	}
+}
+
+func ldapGroups(t *testing.T, c LDAPConfig, log *slog.Logger) *Groups {
+	t.Helper()
+	g, err := NewLDAPGroups(c, "fixed=one,two", time.Minute, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return g
+}
+
+func TestLDAPGroups(t *testing.T) {
+	s := startSlapd(t)
+	nested, all, memberOf, posix, top := s.config(), s.config(), s.config(), s.config(), s.config()
+	nested.Levels, all.Levels = 1, 10
+	memberOf.MemberOf = "seeAlso" // slapd has memberOf by an overlay only
+	posix.UserFilter, posix.GroupFilter, posix.MemberAttr = "(&(objectClass=posixAccount)(uid={0}))", "(objectClass=posixGroup)", "memberUid"
+	top.UserBase, top.GroupBase = "dc=example,dc=com", "dc=example,dc=com"
+	for name, test := range map[string]struct {
+		conf LDAPConfig
+		user string
+		want string
+	}{
+		"direct":          {s.config(), "alice", "analysts"},
+		"one level up":    {nested, "alice", "analysts staff"},
+		"in a circle":     {all, "alice", "analysts everybody staff"},
+		"by the user":     {memberOf, "alice", "analysts"},
+		"posix":           {posix, "alice", "extra primary"},
+		"one base":        {top, "alice", "analysts"},
+		"unknown":         {s.config(), "mallory", ""},
+		"odd name":        {s.config(), "o,dd (*)", "analysts"},
+		"injection":       {s.config(), "*", ""},
+		"injection, more": {s.config(), "alice)(objectClass=*", ""},
+		"static":          {s.config(), "fixed", "one two"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var log bytes.Buffer
+			got := slices.Sorted(slices.Values(ldapGroups(t, test.conf, slog.New(slog.NewTextHandler(&log, nil))).Of(test.user)))
+			if strings.Join(got, " ") != test.want {
+				t.Errorf("groups %q, want %q; log: %s", got, test.want, log.String())
+			}
+			if log.Len() > 0 {
+				t.Errorf("it complained: %s", log.String())
+			}
+		})
+	}
+}
+
+// A server that went away and came back is asked over a new connection; one that
+// stays away leaves the groups as they were; the next one of the list is asked.
+func TestLDAPFaults(t *testing.T) {
+	s := startSlapd(t)
+	var log bytes.Buffer
+	logger := slog.New(slog.NewTextHandler(&log, nil))
+	g := ldapGroups(t, s.config(), logger)
+	now := time.Now()
+	g.now = func() time.Time { return now }
+	want := func(when string) {
+		t.Helper()
+		if got := g.Of("alice"); !slices.Equal(got, []string{"analysts"}) {
+			t.Errorf("%s: %q; log: %s", when, got, log.String())
+		}
+		now = now.Add(time.Hour)
+	}
+	want("at first")
+	s.stop()
+	s.start(t)
+	want("after a restart")
+	if log.Len() > 0 {
+		t.Errorf("a restart is no fault: %s", log.String())
+	}
+	s.stop()
+	want("while it is away")
+	if !strings.Contains(log.String(), s.url) {
+		t.Errorf("the log does not name the server: %s", log.String())
+	}
+	s.start(t)
+	want("back again")
+
+	// A port at which nobody listens comes first, or second: which is random.
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := l.Addr().(*net.TCPAddr).Port
+	_ = l.Close()
+	for range 4 {
+		c := s.config()
+		c.URLs = []string{"ldap://127.0.0.1:" + strconv.Itoa(port), s.url}
+		g = ldapGroups(t, c, logger)
+		want("with a dead server in the list")
+	}
+
+	wrong := s.config()
+	wrong.BindPassword = []byte("not it")
+	log.Reset()
+	if got := ldapGroups(t, wrong, logger).Of("alice"); len(got) != 0 {
+		t.Errorf("with a wrong password: %q", got)
+	}
+	if !strings.Contains(log.String(), "bind.user") || strings.Contains(log.String(), "not it") {
+		t.Errorf("with a wrong password, the log says: %s", log.String())
+	}
+}
+
+func TestLDAPRefused(t *testing.T) {
+	good := LDAPConfig{URLs: []string{"ldaps://h"}, UserFilter: "(uid={0})", GroupFilter: "(objectClass=group)"}
+	if err := good.Check(); err != nil {
+		t.Fatal(err)
+	}
+	for want, change := range map[string]func(*LDAPConfig){
+		"url is empty":          func(c *LDAPConfig) { c.URLs = nil },
+		`"h:389" is no LDAP`:    func(c *LDAPConfig) { c.URLs = []string{"h:389"} },
+		"has no {0}":            func(c *LDAPConfig) { c.UserFilter = "(uid=x)" },
+		"search.filter.user: ":  func(c *LDAPConfig) { c.UserFilter = "(uid={0}" },
+		"search.filter.group: ": func(c *LDAPConfig) { c.GroupFilter = "objectClass=" },
+	} {
+		c := good
+		change(&c)
+		if err := c.Check(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %s", err, want)
+		}
+	}
+}

@@ -1,0 +1,148 @@
+package main
+
+import (
+	"bytes"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"claviger/authn"
+	"claviger/hadoopconf"
+	"claviger/keystore"
+	"claviger/secret"
+)
+
+const groupMapping = "hadoop.security.group.mapping"
+
+// systemMappings are Hadoop's classes that ask the operating system, as we do for
+// all of them.
+var systemMappings = []string{"ShellBasedUnixGroupsMapping", "JniBasedUnixGroupsMapping", "JniBasedUnixGroupsMappingWithFallback",
+	"ShellBasedUnixGroupsNetgroupMapping", "JniBasedUnixGroupsNetgroupMapping", "JniBasedUnixGroupsNetgroupMappingWithFallback"}
+
+// newGroups opens the group mapping, by which ACLs and proxy users' rules go.
+func newGroups(conf *hadoopconf.Conf, log *slog.Logger) (*authn.Groups, error) {
+	ttl, err := conf.Duration("hadoop.security.groups.cache.secs", time.Second)
+	if err != nil {
+		return nil, err
+	}
+	static := conf.String(authn.StaticMappingProperty)
+	class := strings.TrimPrefix(conf.String(groupMapping), "org.apache.hadoop.security.")
+	switch {
+	case class == "" || slices.Contains(systemMappings, class):
+		groups, err := authn.NewGroups(static, ttl, log)
+		if err != nil {
+			return nil, fmt.Errorf("property %s: %w", authn.StaticMappingProperty, err)
+		}
+		return groups, nil
+	case class == "LdapGroupsMapping":
+		c, err := ldapConfig(conf, log)
+		if err != nil {
+			return nil, err
+		}
+		groups, err := authn.NewLDAPGroups(c, static, ttl, log)
+		if err != nil {
+			return nil, fmt.Errorf("%s in %s: %w", groupMapping, conf.Dir(), err)
+		}
+		return groups, nil
+	}
+	return nil, refuse(conf, groupMapping, "it must be org.apache.hadoop.security.LdapGroupsMapping, or one of the classes that ask the operating system, such as org.apache.hadoop.security.JniBasedUnixGroupsMappingWithFallback")
+}
+
+// ldapConfig reads the properties of Hadoop's LdapGroupsMapping.
+func ldapConfig(conf *hadoopconf.Conf, log *slog.Logger) (authn.LDAPConfig, error) {
+	const p = authn.LDAPPrefix
+	r := &reader{conf: conf}
+	c := authn.LDAPConfig{
+		URLs:        conf.Strings(p + "url"),
+		BindUser:    conf.String(p + "bind.user"),
+		UserBase:    conf.String(p + "userbase"),
+		GroupBase:   conf.String(p + "groupbase"),
+		UserFilter:  conf.String(p + "search.filter.user"),
+		GroupFilter: conf.String(p + "search.filter.group"),
+		MemberAttr:  conf.String(p + "search.attr.member"),
+		MemberOf:    conf.String(p + "search.attr.memberof"),
+		GroupName:   conf.String(p + "search.attr.group.name"),
+		Levels:      int(r.int(p+"search.group.hierarchy.levels", 0, 32)),
+		PosixUID:    conf.String(p + "posix.attr.uid.name"),
+		PosixGID:    conf.String(p + "posix.attr.gid.name"),
+		Connect:     r.duration(p+"connection.timeout.ms", time.Millisecond),
+		Timeout:     r.duration(p+"directory.search.timeout", time.Millisecond),
+	}
+	ssl := r.bool(p + "ssl")
+	if r.err != nil {
+		return c, r.err
+	}
+	for i, u := range c.URLs {
+		if rest, ok := strings.CutPrefix(u, "ldap://"); ok && ssl {
+			c.URLs[i] = "ldaps://" + rest // Hadoop speaks TLS at whatever port is named
+		}
+	}
+	for _, base := range []*string{&c.UserBase, &c.GroupBase} {
+		if *base == "" {
+			*base = conf.String(p + "base")
+		}
+	}
+	var err error
+	if c.BindPassword, err = passwordOrFile(conf, log, p+"bind.password"); err != nil {
+		return c, err
+	}
+	if c.BindUser != "" && len(c.BindPassword) == 0 {
+		// An LDAP server takes a name without a password for nobody, and lets it in.
+		return c, refuse(conf, p+"bind.user", "set his password, in "+p+"bind.password.file or in a credential store")
+	}
+	c.TLS, err = ldapTLS(conf, log)
+	return c, err
+}
+
+// ldapTLS trusts the store that is named, else the system's authorities.
+func ldapTLS(conf *hadoopconf.Conf, log *slog.Logger) (*tls.Config, error) {
+	const property = authn.LDAPPrefix + "ssl.truststore"
+	c := &tls.Config{MinVersion: tls.VersionTLS12}
+	path, ok := conf.Path(property)
+	if !ok {
+		return c, nil
+	}
+	store := keystore.TLSFile{Path: path}
+	var err error
+	if store.Password, err = passwordOrFile(conf, log, property+".password"); err != nil {
+		return nil, err
+	}
+	if c.RootCAs, err = store.Roots(); err != nil {
+		return nil, fmt.Errorf("property %s: %w", property, err)
+	}
+	return c, nil
+}
+
+// maxPasswordFile in bytes; a password is a line.
+const maxPasswordFile = 4096
+
+// passwordOrFile reads a password from a credential store or the property, else
+// from the file that the property with .file behind it names.
+func passwordOrFile(conf *hadoopconf.Conf, log *slog.Logger, property string) (secret.Bytes, error) {
+	pw, err := password(conf, conf, log, property)
+	if err != nil || len(pw) > 0 {
+		return pw, err
+	}
+	path, ok := conf.Path(property + ".file")
+	if !ok {
+		return nil, nil
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("property %s.file: %w", property, err)
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxPasswordFile+1))
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("property %s.file: %w", property, err)
+	case len(b) > maxPasswordFile:
+		return nil, fmt.Errorf("property %s.file: %s is longer than %d bytes; is it the right file?", property, path, maxPasswordFile)
+	}
+	return bytes.TrimSpace(b), nil
+}

@@ -1,0 +1,66 @@
+package main
+
+import (
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"claviger/authn"
+	"claviger/hadoopconf"
+)
+
+// What can't be a group mapping is refused at start, in words that name the
+// property.
+func TestGroupMapping(t *testing.T) {
+	const ldap = "org.apache.hadoop.security.LdapGroupsMapping"
+	dir := t.TempDir()
+	file := filepath.Join(dir, "bind.password")
+	if err := os.WriteFile(file, []byte("s3cret\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, test := range map[string]struct {
+		props map[string]string
+		want  string // of the error; "": none
+	}{
+		"none":            {nil, ""},
+		"system":          {map[string]string{groupMapping: "org.apache.hadoop.security.JniBasedUnixGroupsMappingWithFallback"}, ""},
+		"ldap":            {map[string]string{groupMapping: ldap, authn.LDAPPrefix + "url": "ldap://h", authn.LDAPPrefix + "bind.user": "cn=r", authn.LDAPPrefix + "bind.password.file": file}, ""},
+		"class":           {map[string]string{groupMapping: "com.example.Mapping"}, "com.example.Mapping"},
+		"no url":          {map[string]string{groupMapping: ldap}, "url is empty"},
+		"filter":          {map[string]string{groupMapping: ldap, authn.LDAPPrefix + "url": "ldap://h", authn.LDAPPrefix + "search.filter.user": "(uid={0}"}, "search.filter.user"},
+		"levels":          {map[string]string{groupMapping: ldap, authn.LDAPPrefix + "search.group.hierarchy.levels": "many"}, "hierarchy.levels"},
+		"no password":     {map[string]string{groupMapping: ldap, authn.LDAPPrefix + "url": "ldap://h", authn.LDAPPrefix + "bind.user": "cn=r"}, "bind.password.file"},
+		"no password yet": {map[string]string{groupMapping: ldap, authn.LDAPPrefix + "url": "ldap://h", authn.LDAPPrefix + "bind.user": "cn=r", authn.LDAPPrefix + "bind.password.file": file + "x"}, file + "x"},
+		"no trust":        {map[string]string{groupMapping: ldap, authn.LDAPPrefix + "url": "ldaps://h", authn.LDAPPrefix + "ssl.truststore": file + "x"}, file + "x"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			props := map[string]string{hadoopconf.ProviderURI: "jceks://file@/k.jceks"}
+			for k, v := range test.props {
+				props[k] = v
+			}
+			writeSite(t, dir, props)
+			conf, err := hadoopconf.LoadKMS(dir, os.LookupEnv)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = newGroups(conf, slog.New(slog.DiscardHandler))
+			if test.want == "" && err != nil || test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)) {
+				t.Errorf("%v, want %q", err, test.want)
+			}
+		})
+	}
+	writeSite(t, dir, map[string]string{
+		hadoopconf.ProviderURI: "jceks://file@/k.jceks", groupMapping: ldap, authn.LDAPPrefix + "url": "ldap://a:1,ldap://b", authn.LDAPPrefix + "ssl": "true", authn.LDAPPrefix + "base": "dc=x",
+		authn.LDAPPrefix + "groupbase": "ou=g", authn.LDAPPrefix + "bind.user": "cn=r", authn.LDAPPrefix + "bind.password.file": file,
+	})
+	conf, err := hadoopconf.LoadKMS(dir, os.LookupEnv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := ldapConfig(conf, slog.New(slog.DiscardHandler))
+	if err != nil || strings.Join(c.URLs, " ") != "ldaps://a:1 ldaps://b" || c.UserBase != "dc=x" || c.GroupBase != "ou=g" || string(c.BindPassword) != "s3cret" || c.MemberAttr != "member" {
+		t.Errorf("%v: %v %q %q %q", err, c.URLs, c.UserBase, c.GroupBase, c.MemberAttr)
+	}
+}
