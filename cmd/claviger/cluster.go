@@ -59,7 +59,7 @@ func (c *cluster) Close() error {
 
 // openCluster reads what is shared and how, and makes the connections; whether
 // anybody answers shows when they are used.
-func openCluster(conf *hadoopconf.Conf, log *slog.Logger) (_ *cluster, err error) {
+func openCluster(ctx context.Context, conf *hadoopconf.Conf, log *slog.Logger) (_ *cluster, err error) {
 	c := &cluster{}
 	defer func() {
 		if err != nil {
@@ -74,6 +74,9 @@ func openCluster(conf *hadoopconf.Conf, log *slog.Logger) (_ *cluster, err error
 	connect := r.duration(tokensPrefix+"zkConnectionTimeout", time.Millisecond)
 	if r.err != nil {
 		return nil, r.err
+	}
+	if err := c.shareByMetastore(ctx, conf, log, !tokens); err != nil {
+		return nil, err
 	}
 	var client *zookeeper.Client
 	if conf.String(signerKind) == "zookeeper" {
@@ -243,7 +246,7 @@ func (c *cluster) zookeeperTLS(conf *hadoopconf.Conf, log *slog.Logger, prefix s
 // rollingSecrets are the cookies' secrets that nodes share.
 func (c *cluster) rollingSecrets(ctx context.Context, conf *hadoopconf.Conf, validity time.Duration, log *slog.Logger) (*authn.RollingSecrets, error) {
 	if c.signers == nil {
-		return nil, refuse(conf, signerKind, "it must be random, file or zookeeper")
+		return nil, refuse(conf, signerKind, "it must be random, file, zookeeper or sql")
 	}
 	secrets, err := authn.NewRollingSecrets(ctx, authn.RollingConfig{Store: c.signers, Period: validity, Log: log})
 	if err != nil {

@@ -77,7 +77,7 @@ func TestClusterRefused(t *testing.T) {
 		"a batch of none":          {with(tokensSite, tokensPrefix+"token.seqnum.batch.size", "0"), []string{"kms-site.xml", tokensPrefix + "token.seqnum.batch.size", "0"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			c1, err := openCluster(siteConf(t, c.site), slog.New(slog.DiscardHandler))
+			c1, err := openCluster(t.Context(), siteConf(t, c.site), slog.New(slog.DiscardHandler))
 			if err == nil {
 				if err := c1.Close(); err != nil {
 					t.Error(err)
@@ -111,7 +111,7 @@ func TestClusterTaken(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var log bytes.Buffer
-			got, err := openCluster(siteConf(t, c.site), slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelWarn, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+			got, err := openCluster(t.Context(), siteConf(t, c.site), slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelWarn, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
 				if a.Key == "err" || a.Key == slog.TimeKey { // that nobody answers is no matter here
 					return slog.Attr{}
 				}
@@ -137,7 +137,7 @@ func TestClusterTaken(t *testing.T) {
 // and reason.
 func TestClusterUnreachable(t *testing.T) {
 	conf := siteConf(t, with(tokensSite, tokensPrefix+"zkConnectionTimeout", "300"))
-	shared, err := openCluster(conf, slog.New(slog.DiscardHandler))
+	shared, err := openCluster(t.Context(), conf, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -148,7 +148,7 @@ func TestClusterUnreachable(t *testing.T) {
 			t.Errorf("%v should hold %q", err, want)
 		}
 	}
-	if _, err := shared.rollingSecrets(t.Context(), siteConf(t, map[string]string{signerKind: "string"}), time.Hour, slog.Default()); err == nil || !strings.Contains(err.Error(), "random, file or zookeeper") {
+	if _, err := shared.rollingSecrets(t.Context(), siteConf(t, map[string]string{signerKind: "string"}), time.Hour, slog.Default()); err == nil || !strings.Contains(err.Error(), "zookeeper or sql") {
 		t.Errorf("an unknown provider: %v", err)
 	}
 }

@@ -88,7 +88,7 @@ func serveKMS(ctx context.Context, f kmsFlags, log *slog.Logger) (err error) {
 	if err != nil {
 		return err
 	}
-	shared, err := openCluster(conf, log)
+	shared, err := openCluster(ctx, conf, log)
 	if err != nil {
 		return err
 	}

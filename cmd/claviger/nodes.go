@@ -2,9 +2,14 @@ package main
 
 import (
 	"context"
+	"fmt"
+	"log/slog"
 	"time"
 
+	"claviger/console"
+	"claviger/hadoopconf"
 	"claviger/keyring"
+	"claviger/metastore"
 	"claviger/provider/hsm"
 )
 
@@ -19,6 +24,46 @@ func (s *service) sharedKeys() keyring.Shared {
 	}
 	shared, _ := s.Store.(keyring.Shared)
 	return shared
+}
+
+// signerSQL as the provider of signer secrets keeps them in the metastore.
+const signerSQL = "sql"
+
+// shareByMetastore keeps in the metastore what nodes share, where it is one of
+// several nodes: delegation tokens unless they are kept elsewhere, and signer
+// secrets if the configuration says so. It has connections of its own, for who is
+// asking is found out also where no provider needs a metastore.
+func (c *cluster) shareByMetastore(ctx context.Context, conf *hadoopconf.Conf, log *slog.Logger, tokens bool) error {
+	signers := conf.String(signerKind) == signerSQL
+	uri := conf.String(hadoopconf.MetastoreURI)
+	if !isPostgres(uri) {
+		if signers {
+			return refuse(conf, signerKind, "secrets that nodes share need a metastore that they share: set "+hadoopconf.MetastoreURI+" to postgresql://USER@HOST:PORT/DATABASE")
+		}
+		return nil
+	}
+	if !signers && !tokens {
+		return nil
+	}
+	store, err := openStore(ctx, conf, log)
+	if err != nil {
+		return err
+	}
+	c.close = append(c.close, store.Close)
+	shared, ok := store.(metastore.Cluster)
+	if !ok {
+		return fmt.Errorf("the metastore %s keeps nothing that nodes share beside keys", store.URI())
+	}
+	if signers {
+		c.signers = shared
+	}
+	if tokens {
+		c.tokens = shared
+	}
+	// Not a condition of readiness: cookies hold without it, and the other nodes are
+	// no better off.
+	c.checks = append(c.checks, console.Check{Name: "shared tokens and secrets", Informational: true, Run: store.Check})
+	return nil
 }
 
 // heedOthers makes the ring forget what other nodes change, until ctx ends.

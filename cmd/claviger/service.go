@@ -141,7 +141,7 @@ func openStore(ctx context.Context, conf *hadoopconf.Conf, log *slog.Logger) (me
 	switch {
 	case file && strings.HasPrefix(path, "/"):
 		st, err = sqlite.Open(ctx, path)
-	case strings.HasPrefix(uri, "postgresql://"), strings.HasPrefix(uri, "postgres://"):
+	case isPostgres(uri):
 		st, err = postgres.Open(ctx, postgres.Config{URI: uri, Property: hadoopconf.MetastoreURI, Log: log})
 	default:
 		return nil, &hadoopconf.ValueError{Property: p, Value: uri, Want: "it must be sqlite:// and an absolute path, as in sqlite:///var/lib/claviger/claviger.db, or for several nodes postgresql://USER@HOST:PORT/DATABASE"}
@@ -150,6 +150,10 @@ func openStore(ctx context.Context, conf *hadoopconf.Conf, log *slog.Logger) (me
 		return nil, fmt.Errorf("%s: property %s: %w", p.Where(), hadoopconf.MetastoreURI, err)
 	}
 	return st, nil
+}
+
+func isPostgres(uri string) bool {
+	return strings.HasPrefix(uri, "postgresql://") || strings.HasPrefix(uri, "postgres://")
 }
 
 // Close closes the providers, then the store.
