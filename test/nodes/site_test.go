@@ -1,0 +1,96 @@
+package nodes
+
+import (
+	"context"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"claviger/internal/pgtest"
+	"claviger/internal/softhsm"
+	"claviger/pkcs11"
+	"claviger/provider/kmsclient"
+	"claviger/test/hadoop"
+)
+
+func TestMain(m *testing.M) { os.Exit(pgtest.Main(m.Run)) }
+
+// site is what nodes share: a database, a token and a configuration.
+type site struct {
+	conf  string
+	token softhsm.Token
+	store string // URI
+}
+
+func newSite(t *testing.T, more hadoop.Conf) *site {
+	t.Helper()
+	s := &site{conf: t.TempDir(), store: pgtest.Database(t)}
+	var err error
+	if s.token, err = softhsm.Create(filepath.Join(t.TempDir(), "token"), "nodes"); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(s.conf, "luna.keystore")
+	if err := pkcs11.WriteKeystoreFile(file, pkcs11.FileConfig{Module: s.token.Module, Token: s.token.Label, PINFile: s.token.PINFile}); err != nil {
+		t.Fatal(err)
+	}
+	hadoop.Conf{
+		"hadoop.kms.http.host":        "127.0.0.1",
+		"hadoop.kms.key.provider.uri": "cloudera.hsmkp://file@" + file,
+		"claviger.metastore.uri":      s.store,
+	}.With(more).Write(t, filepath.Join(s.conf, "kms-site.xml"))
+	hadoop.OpenACLs().Write(t, filepath.Join(s.conf, "kms-acls.xml"))
+	return s
+}
+
+// node is one process.
+type node struct {
+	*hadoop.Process
+	url string
+}
+
+// start starts a node, or tells why it ended.
+func (s *site) start(t *testing.T) *node {
+	t.Helper()
+	ready := filepath.Join(t.TempDir(), "ready")
+	cmd := exec.CommandContext(context.Background(), hadoop.Binary(t), "kms", "--conf", s.conf, "--http-port", "0", "--ready-file", ready)
+	cmd.Env = append(os.Environ(), s.token.Env...)
+	n := &node{Process: hadoop.Start(t, "claviger", cmd)}
+	n.WaitFor("its ready file", func() bool {
+		b, err := os.ReadFile(ready)
+		n.url = strings.TrimSpace(string(b))
+		return err == nil
+	})
+	return n
+}
+
+// client is a Hadoop client that knows this node alone.
+func (n *node) client(t *testing.T) *kmsclient.Provider {
+	t.Helper()
+	p, err := kmsclient.New(hadoop.ProviderURI(n.url), kmsclient.Options{User: "nn", MaxRetries: 1, Timeout: 30 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = p.Close() })
+	return p
+}
+
+// status is that of a GET at the node's host.
+func (n *node) status(t *testing.T, path string) int {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(n.url, "/kms")+path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = resp.Body.Close()
+	return resp.StatusCode
+}
