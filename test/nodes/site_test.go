@@ -2,7 +2,7 @@ package nodes
 
 import (
 	"context"
-	"net/http"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -52,11 +52,17 @@ type node struct {
 	url string
 }
 
-// start starts a node, or tells why it ended.
+// start starts a node at any free port.
 func (s *site) start(t *testing.T) *node {
 	t.Helper()
+	return s.startAt(t, 0)
+}
+
+// startAt starts a node, or tells why it ended.
+func (s *site) startAt(t *testing.T, port int) *node {
+	t.Helper()
 	ready := filepath.Join(t.TempDir(), "ready")
-	cmd := exec.CommandContext(context.Background(), hadoop.Binary(t), "kms", "--conf", s.conf, "--http-port", "0", "--ready-file", ready)
+	cmd := exec.CommandContext(context.Background(), hadoop.Binary(t), "kms", "--conf", s.conf, "--http-port", fmt.Sprint(port), "--ready-file", ready)
 	cmd.Env = append(os.Environ(), s.token.Env...)
 	n := &node{Process: hadoop.Start(t, "claviger", cmd)}
 	n.WaitFor("its ready file", func() bool {
@@ -76,21 +82,4 @@ func (n *node) client(t *testing.T) *kmsclient.Provider {
 	}
 	t.Cleanup(func() { _ = p.Close() })
 	return p
-}
-
-// status is that of a GET at the node's host.
-func (n *node) status(t *testing.T, path string) int {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	defer cancel()
-	r, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(n.url, "/kms")+path, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	resp, err := http.DefaultClient.Do(r)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_ = resp.Body.Close()
-	return resp.StatusCode
 }

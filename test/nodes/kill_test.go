@@ -1,0 +1,238 @@
+package nodes
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"claviger"
+	"claviger/metastore/postgres"
+	"claviger/provider"
+	"claviger/provider/kmsclient"
+	"claviger/secret"
+	"claviger/test/hadoop"
+)
+
+// worker does things to a key of its own, at whichever node answers, and
+// remembers what it was told.
+type worker struct {
+	key     string
+	t       *testing.T
+	nodes   []*kmsclient.Provider
+	there   bool
+	acked   []string // versions that a node has told of, oldest first
+	sealed  []claviger.EDEK
+	opened  []secret.Bytes
+	doubt   bool // the last change failed: it may or may not have been made
+	deleted int
+	failed  int // calls that were answered by an error, or not at all
+}
+
+// one returns a node.
+func (w *worker) one() *kmsclient.Provider { return w.nodes[rand.N(len(w.nodes))] } //nolint:gosec // a test
+
+func (w *worker) step(ctx context.Context) {
+	if !w.there || w.doubt {
+		w.create(ctx)
+		return
+	}
+	switch rand.N(10) { //nolint:gosec // a test
+	case 0:
+		if err := w.one().Delete(ctx, w.key); err != nil {
+			w.failed, w.doubt = w.failed+1, true
+			return
+		}
+		w.gone()
+		w.deleted++
+	case 1, 2, 3:
+		v, err := w.one().Roll(ctx, w.key, nil)
+		if err != nil {
+			w.failed, w.doubt = w.failed+1, true
+			return
+		}
+		w.acked = append(w.acked, v.Name)
+	default:
+		w.use(ctx)
+	}
+}
+
+func (w *worker) gone() {
+	w.there, w.doubt, w.acked, w.sealed, w.opened = false, false, nil, nil, nil
+}
+
+// create makes the key; where a change is in doubt it is made certain first.
+func (w *worker) create(ctx context.Context) {
+	if w.doubt {
+		vs, err := w.one().Versions(ctx, w.key)
+		if err != nil {
+			w.failed++
+			return
+		}
+		if len(vs) == 0 {
+			w.gone()
+			return
+		}
+		names := make([]string, len(vs))
+		for i, v := range vs {
+			names[i] = v.Name
+		}
+		if len(names) < len(w.acked) || !slices.Equal(names[:len(w.acked)], w.acked) {
+			w.t.Errorf("key %s: versions %v were told of, there are %v", w.key, w.acked, names)
+		}
+		w.there, w.doubt, w.acked = true, false, names
+		return
+	}
+	v, err := w.one().Create(ctx, provider.Spec{Name: w.key, Cipher: claviger.DefaultCipher, BitLength: 128})
+	if err != nil {
+		w.failed, w.doubt = w.failed+1, true
+		return
+	}
+	w.there, w.acked = true, []string{v.Name}
+}
+
+// use makes an EDEK at one node, under the version that was told of last, and
+// opens it at another.
+func (w *worker) use(ctx context.Context) {
+	e, err := w.one().Generate(ctx, w.key, 1)
+	if err != nil {
+		w.failed++
+		return
+	}
+	if want := w.acked[len(w.acked)-1]; e[0].Version != want {
+		w.t.Errorf("generated under %s after %s was told of", e[0].Version, want)
+	}
+	dek, err := w.one().Unwrap(ctx, w.key, "", e)
+	if err != nil {
+		w.failed++
+		return
+	}
+	w.sealed, w.opened = append(w.sealed, e[0]), append(w.opened, dek[0])
+}
+
+// check opens all that was sealed, at each node.
+func (w *worker) check(ctx context.Context) {
+	if w.doubt {
+		w.create(ctx)
+	}
+	for _, n := range w.nodes {
+		vs, err := n.Versions(ctx, w.key)
+		if err != nil {
+			w.t.Error(err)
+			continue
+		}
+		names := make([]string, 0, len(vs))
+		for _, v := range vs {
+			names = append(names, v.Name)
+		}
+		if !slices.Equal(names, w.acked) {
+			w.t.Errorf("key %s has versions %v, want %v", w.key, names, w.acked)
+		}
+		if len(w.sealed) == 0 {
+			continue
+		}
+		deks, err := n.Unwrap(ctx, w.key, "", w.sealed)
+		if err != nil {
+			w.t.Errorf("key %s: %v", w.key, err)
+			continue
+		}
+		for i := range deks {
+			if !bytes.Equal(deks[i], w.opened[i]) {
+				w.t.Errorf("key %s: another DEK of %s", w.key, w.sealed[i].Version)
+			}
+		}
+	}
+}
+
+// TestKill: two nodes under load, killed over and over at any moment and started
+// again. What a client was told of is there, on both; nothing is served twice or
+// half; the token holds a key for each version and no other.
+func TestKill(t *testing.T) {
+	const workers, rounds = 6, 8
+	s := newSite(t, nil)
+	s.start(t).Kill() // so that the two below don't make the schema at one time, which another test does
+	ports := hadoop.FreePorts(t, 2)
+	nodes := []*node{s.startAt(t, ports[0]), s.startAt(t, ports[1])}
+	clients := []*kmsclient.Provider{nodes[0].client(t), nodes[1].client(t)}
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	load, stop := context.WithCancel(ctx)
+	var group sync.WaitGroup
+	all := make([]*worker, workers)
+	for i := range all {
+		w := &worker{key: fmt.Sprintf("zone%d", i), t: t, nodes: clients}
+		all[i] = w
+		group.Go(func() {
+			for load.Err() == nil {
+				w.step(ctx) // a step is done to its end
+			}
+		})
+	}
+	for round := range rounds {
+		time.Sleep(300*time.Millisecond + rand.N(700*time.Millisecond)) //nolint:gosec // a test
+		victim := round % 2
+		nodes[victim].Kill()
+		nodes[victim] = s.startAt(t, ports[victim])
+	}
+	stop()
+	group.Wait()
+	versions, failed, used := 0, 0, 0
+	for _, w := range all {
+		w.check(ctx)
+		versions += len(w.acked)
+		failed += w.failed
+		used += len(w.sealed)
+	}
+	if failed == 0 || used == 0 {
+		t.Errorf("%d calls failed and %d EDEKs were made: nothing was tested", failed, used)
+	}
+	for _, n := range nodes {
+		n.Stop()
+	}
+	s.checkConsistent(t, ctx, all)
+	t.Logf("%d calls failed, %d EDEKs held, %d versions", failed, used, versions)
+}
+
+// checkConsistent makes each unfinished step done, and compares the token with the
+// metastore.
+func (s *site) checkConsistent(t *testing.T, ctx context.Context, all []*worker) {
+	t.Helper()
+	n := s.start(t) // which finishes deletes that were broken off
+	c := n.client(t)
+	for _, w := range all { // and deleting all finishes the rest
+		if w.there {
+			if err := c.Delete(ctx, w.key); err != nil {
+				t.Error(err)
+			}
+			continue
+		}
+		// A create that was broken off is finished by the same create.
+		if _, err := c.Create(ctx, provider.Spec{Name: w.key, Cipher: claviger.DefaultCipher, BitLength: 128}); err != nil {
+			t.Error(err)
+		}
+		if err := c.Delete(ctx, w.key); err != nil {
+			t.Error(err)
+		}
+	}
+	n.Stop()
+	store, err := postgres.Open(ctx, postgres.Config{URI: s.store})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = store.Close() }() // nothing was written
+	names, err := store.Names(ctx)
+	if err != nil || len(names) > 0 {
+		t.Errorf("keys %v are left (%v)", names, err)
+	}
+	pending, err := store.Pending(ctx)
+	if err != nil || len(pending) > 0 {
+		t.Errorf("steps %+v are left (%v)", pending, err)
+	}
+	if out := hadoop.Claviger(t, s.token.Env, "hsm", "list", "--conf", s.conf); bytes.Contains([]byte(out), []byte("zone")) {
+		t.Errorf("keys are left on the token:\n%s", out)
+	}
+}
