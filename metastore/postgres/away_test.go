@@ -1,0 +1,294 @@
+package postgres_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"claviger"
+	"claviger/internal/pgtest"
+	"claviger/metastore"
+	"claviger/metastore/postgres"
+)
+
+func openConfig(t *testing.T, c postgres.Config) *postgres.Store {
+	t.Helper()
+	s, err := postgres.Open(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+func key(name string, ids ...string) metastore.Key {
+	k := metastore.Key{Metadata: claviger.Metadata{Name: name, Cipher: "AES/CTR/NoPadding", BitLength: 128, Created: time.UnixMilli(5)}}
+	for _, id := range ids {
+		k.List = append(k.List, metastore.Version{ID: id, Created: time.UnixMilli(6), Check: []byte("12345678")})
+	}
+	return k
+}
+
+// TestServerRestarts: calls wait for a server that is started again, and fail with
+// kind Unavailable and the property's name where it is not.
+func TestServerRestarts(t *testing.T) {
+	ctx := t.Context()
+	server := pgtest.Start(t)
+	s := openConfig(t, postgres.Config{URI: server.Database(t), Property: "the.property", Patience: 300 * time.Millisecond})
+	patient := openConfig(t, postgres.Config{URI: s.URI() + "?sslmode=disable", Patience: 14 * time.Second})
+	if err := s.Insert(ctx, key("before", "aa")); err != nil {
+		t.Fatal(err)
+	}
+	for i, end := range []func(testing.TB){server.Kill, server.Stop} {
+		end(t)
+		for what, call := range map[string]func() error{
+			"Get":    func() error { _, err := s.Get(ctx, "before"); return err },
+			"Epoch":  func() error { _, err := s.Epoch(ctx, "before"); return err },
+			"Insert": func() error { return s.Insert(ctx, key("never", "bb")) },
+			"Check":  func() error { return s.Check(ctx) },
+			"Lock":   func() error { _, err := s.Lock(ctx, "l"); return err },
+		} {
+			if err := call(); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "the.property") || !strings.Contains(err.Error(), server.Addr) {
+				t.Errorf("%s without a server: %v", what, err)
+			}
+		}
+		inserted := make(chan error, 1)
+		name := fmt.Sprintf("meanwhile%d", i)
+		go func() { inserted <- patient.Insert(ctx, key(name, name)) }()
+		time.Sleep(50 * time.Millisecond)
+		server.Start(t)
+		if err := <-inserted; err != nil {
+			t.Errorf("a patient insert: %v", err)
+		}
+		keys, err := s.Get(ctx, "before", "never", name)
+		if err != nil || keys[0] == nil || keys[1] != nil || keys[2] == nil {
+			t.Errorf("after the restart: %v, %v", keys, err)
+		}
+	}
+}
+
+// TestServerSwallows: a server that takes packets and answers none does not hold
+// a call longer than its context, nor without one for long.
+func TestServerSwallows(t *testing.T) {
+	server := pgtest.Start(t)
+	s := openConfig(t, postgres.Config{URI: server.Database(t)})
+	if err := s.Insert(t.Context(), key("k", "aa")); err != nil {
+		t.Fatal(err)
+	}
+	server.Pause()
+	defer server.Resume()
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	begun := time.Now()
+	if _, err := s.Epoch(ctx, "k"); !claviger.Is(err, claviger.Unavailable) {
+		t.Errorf("epoch of a server that does not answer: %v", err)
+	}
+	if took := time.Since(begun); took > 5*time.Second {
+		t.Errorf("it took %v", took)
+	}
+	server.Resume()
+	if _, err := s.Epoch(t.Context(), "k"); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestNoticesAfterBreak: a watcher whose connection broke is told that any key may
+// have changed, and hears again.
+func TestNoticesAfterBreak(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	server := pgtest.Start(t)
+	s := openConfig(t, postgres.Config{URI: server.Database(t)})
+	heard := make(chan metastore.Notice, 1000)
+	done := make(chan error, 1)
+	go func() { done <- s.Watch(ctx, func(n metastore.Notice) { heard <- n }) }()
+	until := func(want metastore.Notice, again func()) {
+		t.Helper()
+		deadline := time.After(20 * time.Second)
+		for {
+			if again != nil {
+				again()
+			}
+			select {
+			case n := <-heard:
+				if n == want {
+					return
+				}
+			case <-time.After(50 * time.Millisecond):
+			case <-deadline:
+				t.Fatalf("no notice %+v", want)
+			}
+		}
+	}
+	hello := metastore.Notice{Key: "k", Change: metastore.Invalidated}
+	announce := func() { _ = s.Announce(ctx, hello) } // it may fail while the server starts
+	until(hello, announce)
+	server.Kill(t)
+	server.Start(t)
+	until(metastore.Notice{Change: metastore.Invalidated}, nil)
+	until(hello, announce)
+	server.Exec(t, "test1", `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'`)
+	until(metastore.Notice{Change: metastore.Invalidated}, nil)
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	select {
+	case err := <-done:
+		if !claviger.Is(err, claviger.Closed) {
+			t.Errorf("Watch of a closed store: %v", err)
+		}
+	case <-time.After(5 * time.Second):
+		t.Error("Watch goes on after Close")
+	}
+}
+
+// TestLockIsLost: who holds a lock hears that its session was lost, and another
+// may have it.
+func TestLockIsLost(t *testing.T) {
+	uri := pgtest.Database(t)
+	s := openConfig(t, postgres.Config{URI: uri, LockCheck: 20 * time.Millisecond})
+	held, unlock, err := s.LockContext(t.Context(), "migration")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unlock()
+	time.Sleep(100 * time.Millisecond) // some checks
+	if held.Err() != nil {
+		t.Fatalf("lost: %v", context.Cause(held))
+	}
+	exec(t, uri, `SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`)
+	select {
+	case <-held.Done():
+	case <-time.After(20 * time.Second):
+		t.Fatal("the holder does not hear of it")
+	}
+	if err := context.Cause(held); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), `"migration"`) {
+		t.Errorf("lost because of: %v", err)
+	}
+	again, err := s.Lock(t.Context(), "migration")
+	if err != nil {
+		t.Fatal(err)
+	}
+	again()
+	unlock()
+	unlock()
+}
+
+func exec(t *testing.T, uri, statement string) {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), uri)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close(context.Background()) }() // it is over either way
+	if _, err := conn.Exec(t.Context(), statement); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestKilledUnderLoad: inserts while all connections are cut over and over are
+// done once, whatever was lost on the way; none is told of and not there.
+func TestKilledUnderLoad(t *testing.T) {
+	uri := pgtest.Database(t)
+	s := openConfig(t, postgres.Config{URI: uri, Patience: 14 * time.Second})
+	ctx := t.Context()
+	if err := s.Insert(ctx, key("k", "first")); err != nil {
+		t.Fatal(err)
+	}
+	const appends = 150
+	var cuts atomic.Int64
+	cutting, stop := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for cutting.Err() == nil {
+			conn, err := pgx.Connect(ctx, uri)
+			if err != nil {
+				continue
+			}
+			tag, _ := conn.Exec(ctx, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`)
+			cuts.Add(tag.RowsAffected())
+			_ = conn.Close(ctx)
+			time.Sleep(3 * time.Millisecond)
+		}
+	}()
+	want := []string{"first"}
+	for i := range appends {
+		id := fmt.Sprintf("id%d", i)
+		if err := s.Append(ctx, "k", key("k", id).List[0]); err != nil {
+			t.Fatalf("append %d: %v", i, err)
+		}
+		want = append(want, id)
+	}
+	stop()
+	<-done
+	keys, err := s.Get(ctx, "k")
+	if err != nil || keys[0] == nil {
+		t.Fatal(keys, err)
+	}
+	var got []string
+	for _, v := range keys[0].List {
+		got = append(got, v.ID)
+	}
+	if fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("versions %v, want %v", got, want)
+	}
+	if cuts.Load() < 10 {
+		t.Errorf("%d connections were cut: nothing was tested", cuts.Load())
+	}
+	t.Logf("%d connections were cut in %d appends", cuts.Load(), appends)
+}
+
+func TestOpenRefuses(t *testing.T) {
+	ctx := t.Context()
+	server := pgtest.Shared(t)
+	good := pgtest.Database(t)
+	server.Exec(t, "postgres", `CREATE ROLE guarded LOGIN PASSWORD 'pillow'`)
+	newer := pgtest.Database(t)
+	openConfig(t, postgres.Config{URI: newer})
+	exec(t, newer, `INSERT INTO goose_db_version (version_id, is_applied) VALUES (99, true)`)
+	for _, c := range []struct {
+		name, uri string
+		kind      claviger.Kind
+		text      string
+	}{
+		{"password in the user part", "postgresql://u:pillow@127.0.0.1/d", claviger.Invalid, "passfile"},
+		{"password as a parameter", "postgresql://u@127.0.0.1/d?password=pillow", claviger.Invalid, "passfile"},
+		{"not a URI", "postgresql://u:pillow@127.0.0.1:x/d%", claviger.Invalid, "percent-encoded"},
+		{"other scheme", "mysql://u@h/d", claviger.Invalid, "mysql"},
+		{"bad parameter", "postgresql://u@127.0.0.1/d?sslmode=sometimes", claviger.Invalid, "sslmode"},
+		{"no such database", server.URI(pgtest.Superuser, "nowhere"), claviger.Unavailable, "CREATE DATABASE"},
+		{"no password", server.URI("guarded", "postgres") + "&passfile=/nonexistent", claviger.Unavailable, "passfile"},
+		{"nobody there", "postgresql://u@127.0.0.1:1/d", claviger.Unavailable, "the.property"},
+		{"newer schema", newer, claviger.Unavailable, "newer claviger"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s, err := postgres.Open(ctx, postgres.Config{URI: c.uri, Property: "the.property", Patience: 50 * time.Millisecond})
+			if err == nil {
+				_ = s.Close()
+				t.Fatal("it was opened")
+			}
+			if !claviger.Is(err, c.kind) || !strings.Contains(err.Error(), c.text) {
+				t.Errorf("%v, want kind %v and %q", err, c.kind, c.text)
+			}
+			for e := err; e != nil; e = errors.Unwrap(e) {
+				if strings.Contains(e.Error(), "pillow") {
+					t.Errorf("the password is in %q", e)
+				}
+			}
+		})
+	}
+	if s := openConfig(t, postgres.Config{URI: good + "&sslrootcert="}); s.URI() != strings.Split(good, "?")[0] {
+		t.Errorf("URI %q", s.URI())
+	}
+}
