@@ -1,0 +1,92 @@
+package hadoopconf
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+)
+
+// SensitiveKeys names the property whose regular expressions say which
+// properties' values are not shown.
+const SensitiveKeys = "hadoop.security.sensitive-config-keys"
+
+// sensitiveDefault is core-default.xml's value of SensitiveKeys (Hadoop 3.4.2),
+// without what concerns file systems alone.
+var sensitiveDefault = []string{
+	"secret$", "password$", "ssl.keystore.pass$", "fs.s3a.server-side-encryption.key", "fs.s3a.*.server-side-encryption.key",
+	"fs.s3a.encryption.algorithm", "fs.s3a.encryption.key", "fs.s3a.secret.key", "fs.s3a.*.secret.key", "fs.s3a.session.key", "fs.s3a.*.session.key",
+	"fs.s3a.session.token", "fs.s3a.*.session.token", "fs.azure.account.key.*", "fs.azure.oauth2.*", "fs.adl.oauth2.*",
+	"fs.gs.encryption.*", "fs.gs.proxy.*", "fs.gs.auth.*", "credential$", "oauth.*secret", "oauth.*password", "oauth.*token", SensitiveKeys,
+}
+
+// redacted is what Hadoop's ConfigRedactor shows in a value's place.
+const redacted = "<redacted>"
+
+// inValue finds secrets within a value that is otherwise fit to be seen: the
+// password of a URI's user, and parameters of URIs and connection strings.
+var inValue = regexp.MustCompile(`(?i)(://[^/?#\s:@]*:)[^/?#\s@]*(@)|((?:password|passwd|secret|pin-value)=)[^&;,?\s]*()`)
+
+// Shown is a property as others than its owner may see it.
+type Shown struct {
+	Name    string
+	Written string // variables not expanded
+	Value   string // variables expanded
+	Final   bool
+	Source  string // a file's path, "" for a built-in default
+}
+
+// Public returns all properties by name, with what is secret taken out: what
+// SensitiveKeys says, what our own rule says, and secrets within URIs. It fails
+// where SensitiveKeys has an expression that cannot be read: nothing must be
+// shown then.
+func (c *Conf) Public() ([]Shown, error) {
+	hide, err := c.sensitiveKeys()
+	if err != nil {
+		return nil, err
+	}
+	var list []Shown
+	for name, value := range c.All() {
+		p := c.props[name]
+		s := Shown{Name: name, Written: p.Value, Value: value, Final: p.Final, Source: p.File}
+		if hide(name) {
+			s.Written, s.Value = redacted, redacted
+		} else {
+			s.Written, s.Value = withoutSecrets(s.Written), withoutSecrets(s.Value)
+		}
+		list = append(list, s)
+	}
+	return list, nil
+}
+
+func withoutSecrets(value string) string {
+	return inValue.ReplaceAllString(value, "${1}${3}"+redacted+"${2}")
+}
+
+// sensitiveKeys returns the rule by which a name's value is hidden.
+func (c *Conf) sensitiveKeys() (func(name string) bool, error) {
+	texts := sensitiveDefault
+	if v, ok := c.Get(SensitiveKeys); ok {
+		texts = strings.FieldsFunc(v, func(r rune) bool { return r == ',' || r == '\n' })
+	}
+	patterns := []*regexp.Regexp{sensitive}
+	for _, text := range texts {
+		text = strings.TrimSpace(text)
+		if text == "" {
+			continue
+		}
+		re, err := regexp.Compile(text)
+		if err != nil {
+			p := c.props[SensitiveKeys]
+			return nil, fmt.Errorf("%s: property %s: the regular expression %q cannot be read (%w); mend it, or take the property out for Hadoop's default", p.Where(), SensitiveKeys, text, err)
+		}
+		patterns = append(patterns, re)
+	}
+	return func(name string) bool {
+		for _, re := range patterns {
+			if re.MatchString(name) {
+				return true
+			}
+		}
+		return false
+	}, nil
+}
