@@ -10,7 +10,7 @@ var everywhereIDs = words("D-json-whitespace D-content-length D-date D-servlet-n
 // id of the line in docs/hadoop-divergences.md that says why.
 var divergences = table(map[string]string{
 	"D-reason-phrase: reason": `auth-cookie-bad-signature auth-cookie-bad-signature-options auth-cookie-empty auth-cookie-empty-value
-		auth-cookie-garbage auth-cookie-unsigned auth-none auth-none-delete auth-none-head auth-none-json-accept auth-none-options
+		auth-cookie-garbage auth-cookie-unsigned conf-missing jmx-noauth kms-jmx-noauth auth-none auth-none-delete auth-none-head auth-none-json-accept auth-none-options
 		auth-none-post auth-none-put auth-none-unknown auth-token-type auth-username-amp auth-username-empty doas-empty
 		doas-missing-realuser-cookie expired-cookie expired-cookie-options expired-cookie-post expired-cookie-secret-rolled
 		krb-none krb-none-options krb-basic krb-username krb-garbage krb-garbage-options krb-empty-token krb-ntlm krb-lowercase-scheme
@@ -35,7 +35,11 @@ var divergences = table(map[string]string{
 	"D-json-message: body":                      `create-invalid-json decrypt-invalid-json reencryptbatch-invalid-json`,
 	"D-key-name-as-version: status reason body": `keyversion-is-key-name`,
 	"D-cipher-length: status reason body":       `create-cipher-des`,
-	"D-start-page: status reason Content-Type Location Cache-Control Expires Content-Length body": `root redirect-root`,
+	"D-start-page: status reason Content-Type Location Cache-Control Expires Content-Length body":                `root redirect-root`,
+	"D-servlets: status reason Content-Type WWW-Authenticate Set-Cookie Cache-Control Expires body":              `logs`,
+	"D-servlets: status reason Content-Type WWW-Authenticate Set-Cookie Cache-Control Last-Modified Pragma body": `static`,
+	"D-log-level: body":               `loglevel`,
+	"D-jmx: beans":                    `jmx kms-jmx-username`,
 	"D-bad-escape: Content-Type body": `path-bad-escape`,
 })
 

@@ -49,6 +49,7 @@ type stack struct {
 	Trail            *trail
 	Limits           kmsapi.Limits
 	Admission        kmsapi.Admission
+	Operations       kmsapi.Operations
 	NotReady         func() string
 	Observe          func(op string, status, edeks int, took time.Duration)
 	Server           func(*http.Server)
@@ -86,7 +87,7 @@ func start(t testing.TB, s stack) string {
 	}
 	api, err := kmsapi.New(kmsapi.Config{
 		Ring: ring, Auth: auth, Audit: s.Trail, Log: slog.New(slog.DiscardHandler), KeyAuthorization: s.KeyAuthorization,
-		Limits: s.Limits, Admission: s.Admission, NotReady: s.NotReady, Observe: s.Observe,
+		Limits: s.Limits, Admission: s.Admission, Operations: s.Operations, NotReady: s.NotReady, Observe: s.Observe,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -7,8 +7,6 @@ import (
 	"net/http"
 	"os"
 	"runtime"
-	"runtime/debug"
-	"runtime/metrics"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,11 +17,8 @@ import (
 
 // Hadoop's KMS shows its figures as JMX beans in JSON, at /jmx and /kms/jmx, and
 // monitoring of clusters reads them there. Here are the beans whose meaning
-// carries over: the meters of calls, and what is true of any process. Of beans
-// about a JVM (JvmMetrics, garbage collectors) there are none.
-
-// isJMX tells whether a raw path is the servlet's.
-func isJMX(path string) bool { return path == "/jmx" || path == base+"/jmx" }
+// carries over: the meters of calls, the figures of the web server and of
+// delegation tokens, and what is true of any process (beans.go).
 
 // meterOf is the meter that counts an operation's calls.
 var meterOf = map[string]string{
@@ -39,11 +34,18 @@ var meterNames = []string{"admin", "key", "invalid", "unauthorized", "unauthenti
 // gauges are the figures behind the beans.
 type gauges struct {
 	began  time.Time
+	op     Operations
+	host   string
 	meters map[string]*meter // not changed after newGauges
+	web    web
+	tokens tokenFigures
 }
 
-func newGauges(now time.Time) *gauges {
-	g := &gauges{began: now, meters: make(map[string]*meter)}
+func newGauges(op Operations, now time.Time) *gauges {
+	if op.ProcessName == "" {
+		op.ProcessName = "KMS"
+	}
+	g := &gauges{began: now, op: op, host: hostname(), meters: make(map[string]*meter)}
 	for _, name := range meterNames {
 		g.meters[name] = newMeter(now)
 	}
@@ -178,10 +180,9 @@ func (b bean) MarshalJSON() ([]byte, error) {
 
 // beans are all of them, as they are now.
 func (g *gauges) beans(now time.Time) []bean {
-	host, _ := os.Hostname() // the bean is as good without
-	list := []bean{memoryBean(), {"java.lang:type=Runtime", []attribute{
+	list := []bean{g.jvmBean(), g.webBean(now), g.tokenBean(), memoryBean(), {"java.lang:type=Runtime", []attribute{
 		{"modelerType", "claviger"},
-		{"Name", strconv.Itoa(os.Getpid()) + "@" + host}, {"Pid", os.Getpid()},
+		{"Name", strconv.Itoa(os.Getpid()) + "@" + g.host}, {"Pid", os.Getpid()},
 		{"VmName", "Go"}, {"VmVersion", runtime.Version()},
 		{"StartTime", g.began.UnixMilli()}, {"Uptime", now.Sub(g.began).Milliseconds()},
 	}}}
@@ -191,50 +192,11 @@ func (g *gauges) beans(now time.Time) []bean {
 	return list
 }
 
-// memoryBean is java.lang:type=Memory, whose fields mean the same for Go's
-// heap. -1 is "not defined", as in java.lang.management.MemoryUsage.
-func memoryBean() bean {
-	samples := []metrics.Sample{
-		{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/memory/classes/heap/unused:bytes"}, {Name: "/memory/classes/heap/free:bytes"},
-		{Name: "/memory/classes/total:bytes"}, {Name: "/memory/classes/heap/released:bytes"},
-	}
-	metrics.Read(samples)
-	var n [5]int64
-	for i, s := range samples {
-		if s.Value.Kind() == metrics.KindUint64 {
-			n[i] = int64(min(s.Value.Uint64(), math.MaxInt64)) //nolint:gosec // it fits after min
-		}
-	}
-	used, committed := n[0], n[0]+n[1]+n[2]
-	other := n[3] - n[4] - committed
-	limit := int64(-1)
-	if l := debug.SetMemoryLimit(-1); l < math.MaxInt64 { // a negative limit only asks
-		limit = l
-	}
-	type usage struct {
-		Committed int64 `json:"committed"`
-		Init      int64 `json:"init"`
-		Max       int64 `json:"max"`
-		Used      int64 `json:"used"`
-	}
-	return bean{"java.lang:type=Memory", []attribute{
-		{"modelerType", "claviger"},
-		{"HeapMemoryUsage", usage{committed, -1, limit, used}},
-		{"NonHeapMemoryUsage", usage{other, -1, -1, other}},
-	}}
-}
-
 // jmx is Hadoop's JMXJsonServlet: qry selects beans by a pattern of names, get
 // one attribute by NAME::ATTRIBUTE.
 func (c *call) jmx() {
-	switch c.r.Method {
-	case http.MethodGet, http.MethodHead:
-	case http.MethodOptions:
-		c.w.Header().Set("Allow", "GET, HEAD, OPTIONS")
-		c.answer(http.StatusOK, "text/plain;charset=utf-8", nil)
-		return
-	default:
-		c.page(http.StatusMethodNotAllowed, "HTTP method "+c.r.Method+" is not supported by this URL")
+	// /kms/jmx is open to whoever is authenticated, as Hadoop's KMSJMXServlet.
+	if !c.reads() || rawPath(c.r) == "/jmx" && !c.instrumentation() {
 		return
 	}
 	status, answer := c.queryBeans()

@@ -49,6 +49,7 @@ type Config struct {
 	KeyAuthorization bool
 	Limits           Limits
 	Admission        Admission // the zero value: DefaultAdmission
+	Operations       Operations
 	// NotReady returns why no request can be served yet, or "". Until then
 	// every request is answered in the way that makes a client try another node.
 	NotReady func() string
@@ -101,7 +102,7 @@ func New(cfg Config) (http.Handler, error) {
 	if _, err := rand.Read(id); err != nil {
 		return nil, err
 	}
-	return &api{Config: cfg, instance: hex.EncodeToString(id), gauges: newGauges(time.Now()),
+	return &api{Config: cfg, instance: hex.EncodeToString(id), gauges: newGauges(cfg.Operations, time.Now()),
 		large: newLargeRequests(cfg.Limits.MaxBody, cfg.Admission.Wait, cfg.Log), lanes: newLanes(cfg.Admission, cfg.Log)}, nil
 }
 
@@ -140,6 +141,8 @@ func (c *call) op() string {
 func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c := &call{api: a, w: w, r: r, began: time.Now()}
 	c.caller.RequestID = a.instance + "-" + strconv.FormatUint(a.requests.Add(1), 10)
+	a.gauges.web.begin()
+	defer func() { a.gauges.web.end(c.status, time.Since(c.began)) }() // done may panic
 	defer c.done()
 	c.serve()
 }
@@ -182,6 +185,7 @@ func (c *call) serve() {
 	}
 	if res, ok := c.Auth.Delegation(c.r.Context(), c.r.Method, req); ok {
 		c.opName = "delegation_token"
+		c.gauges.tokens.count(res, time.Since(c.began))
 		c.delegation(res)
 		return
 	}
@@ -196,7 +200,8 @@ func (c *call) serve() {
 	}
 
 	outside := path != base && !strings.HasPrefix(path, base+"/")
-	if outside && !isJMX(path) && c.r.Method == http.MethodOptions {
+	op, servlet := c.servletOf(path)
+	if outside && servlet == nil && c.r.Method == http.MethodOptions {
 		// "*", and any path that the KMS itself does not serve: Jetty's default
 		// servlet does not look whether anything is there. Clients of an odd provider
 		// list shake hands at such paths.
@@ -204,9 +209,9 @@ func (c *call) serve() {
 		c.answer(http.StatusOK, "text/plain;charset=utf-8", nil)
 		return
 	}
-	if isJMX(path) {
-		c.opName = "jmx"
-		c.jmx()
+	if servlet != nil {
+		c.opName = op
+		servlet(c)
 		return
 	}
 	if outside {
@@ -458,6 +463,7 @@ func (c *call) send(status int, body []byte) {
 	if c.r.Method == http.MethodHead {
 		return
 	}
+	c.gauges.web.bytes.Add(int64(len(body)))
 	if _, err := c.w.Write(body); err != nil && len(body) > 0 {
 		c.Log.Debug("the client went away before its answer", "id", c.caller.RequestID, "err", err)
 	}

@@ -390,10 +390,16 @@ func TestJMX(t *testing.T) {
 	if heap := memory[0]["HeapMemoryUsage"].(map[string]any); heap["used"].(float64) < 1<<16 || heap["committed"].(float64) < heap["used"].(float64) {
 		t.Errorf("heap %v", heap)
 	}
-	if b := get("", 200).Beans; len(b) != 11 {
+	if b := get("", 200).Beans; len(b) != 14 {
 		t.Errorf("%d beans", len(b))
 	}
-	if b := get("?qry=Hadoop:*", 200); len(b.Beans) != 0 {
+	if b := get("?qry=Hadoop:name=HttpServer2-*,*", 200); len(b.Beans) != 1 || b.Beans[0]["Responses4xx"].(float64) < 2 || b.Beans[0]["RequestsActive"] != 1.0 || b.Beans[0]["ResponsesBytesTotal"].(float64) < 1000 {
+		t.Errorf("%v", b)
+	}
+	if b := get("?qry=Hadoop:service=KMS,name=JvmMetrics", 200); len(b.Beans) != 1 || b.Beans[0]["MemHeapUsedM"].(float64) < .1 || b.Beans[0]["ThreadsWaiting"].(float64) < 1 || b.Beans[0]["ThreadsRunnable"].(float64) < 1 {
+		t.Errorf("%v", b)
+	}
+	if b := get("?qry=None:*", 200); len(b.Beans) != 0 {
 		t.Errorf("%v", b)
 	}
 	for query, status := range map[string]int{"?qry=nothing": 400, "?get=metrics:name=x": 400, "?get=a:b=c::d::e": 400, "?get=java.lang:type=Memory::Nothing": 404} {

@@ -288,7 +288,7 @@ func startRecorded(t *testing.T, name string) *server {
 		t.Fatal(warnings)
 	}
 	tr := &trail{}
-	addr := start(t, stack{Primary: keys, Auth: auth, Policy: policy, KeyAuthorization: keyAuthorization, Trail: tr})
+	addr := start(t, stack{Primary: keys, Auth: auth, Policy: policy, KeyAuthorization: keyAuthorization, Trail: tr, Operations: recordedOperations()})
 	return &server{addr: addr, keys: keys, trail: tr, tokens: map[string]string{}}
 }
 
@@ -518,6 +518,15 @@ func compare(rec recording, got answer, everywhere map[string]bool) map[string]s
 		var g, w any
 		if err := errors.Join(decode(got.body, &g), decode(want.body, &w)); err != nil {
 			differs["body"] = err.Error()
+			break
+		}
+		if len(beansOf(w)) > 0 {
+			missed := map[string]bool{}
+			if why := sameBeans(g, w, missed); why != "" {
+				differs["body"] = why
+			} else if len(missed) > 0 {
+				differs["beans"] = fmt.Sprint("without ", slices.Sorted(maps.Keys(missed)))
+			}
 			break
 		}
 		if why := same(rec.name, "", g, w); why != "" {
