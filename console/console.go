@@ -50,7 +50,7 @@ func New(cfg Config, next http.Handler) http.Handler {
 	}
 	pages := map[string]http.Handler{"/healthz": http.HandlerFunc(healthz), "/readyz": http.HandlerFunc(c.readyz)}
 	if cfg.Metrics != nil {
-		pages["/metrics"] = cfg.Metrics.handler(c.log)
+		pages["/metrics"] = cfg.Metrics.Handler(c.log)
 		next = cfg.Metrics.underWay(next)
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

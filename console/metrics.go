@@ -65,9 +65,9 @@ func (m *Metrics) Observe(op string, status, edeks int, took time.Duration) {
 	}
 }
 
-// handler serves the figures. Those that cannot be had are left out and logged;
+// Handler serves the figures. Those that cannot be had are left out and logged;
 // the others are not lost with them.
-func (m *Metrics) handler(log *slog.Logger) http.Handler {
+func (m *Metrics) Handler(log *slog.Logger) http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{
 		Timeout: checkTimeout, ErrorHandling: promhttp.ContinueOnError, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 	})

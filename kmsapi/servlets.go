@@ -251,8 +251,8 @@ func (c *call) logLevel() {
 			output("Submitted Level", level)
 			if l, ok := levelNamed(level); ok {
 				was := c.Operations.Level.Level()
-				// At a level that neither hides.
-				c.Log.Error("the log's level is changed", "user", c.caller.Name, "remote", c.caller.RemoteAddr, "from", was, "to", l)
+				c.Operations.Level.Set(min(was, l, slog.LevelWarn)) // so that neither hides the next line
+				c.Log.Warn("the log's level is changed", "user", c.caller.Name, "remote", c.caller.RemoteAddr, "from", was, "to", l)
 				c.Operations.Level.Set(l)
 				b.WriteString("<!-- OUTPUT -->Setting Level to " + levelName(l) + " ...<br />\n")
 			} else {

@@ -30,7 +30,7 @@ type kmsFlags struct {
 	port  int
 	ready string
 	tls   bool
-	level string
+	log   logFlags
 }
 
 func newKMSCommand() *cobra.Command {
@@ -42,11 +42,11 @@ func newKMSCommand() *cobra.Command {
 It ends on SIGTERM or SIGINT when the requests under way are served.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			log, err := newLogger(f.level)
+			log, level, err := f.log.open()
 			if err != nil {
 				return &exitError{exitUsage, err}
 			}
-			return serveKMS(cmd.Context(), f, log)
+			return serveKMS(cmd.Context(), f, log, level)
 		},
 	}
 	flags := cmd.Flags()
@@ -54,7 +54,8 @@ It ends on SIGTERM or SIGINT when the requests under way are served.`,
 	flags.IntVar(&f.port, "http-port", -1, "listen at this port instead of hadoop.kms.http.port; 0 takes any free one")
 	flags.StringVar(&f.ready, "ready-file", "", "write the base URL into this file once requests are served")
 	flags.BoolVar(&f.tls, "tls", false, "serve https, as hadoop.kms.ssl.enabled does")
-	flags.StringVar(&f.level, "log-level", "info", "debug, info, warn or error")
+	flags.StringVar(&f.log.level, "log-level", "info", "debug, info, warn or error; /logLevel changes it")
+	flags.StringVar(&f.log.format, "log-format", "text", "text or json")
 	_ = cmd.MarkFlagRequired("conf") // the flag is defined above
 	return cmd
 }
@@ -69,7 +70,7 @@ func newLogger(level string) (*slog.Logger, error) {
 }
 
 // serveKMS runs the server until ctx ends.
-func serveKMS(ctx context.Context, f kmsFlags, log *slog.Logger) (err error) {
+func serveKMS(ctx context.Context, f kmsFlags, log *slog.Logger, level *slog.LevelVar) (err error) {
 	conf, err := hadoopconf.LoadKMS(f.conf, os.LookupEnv)
 	if err != nil {
 		return err
@@ -124,7 +125,7 @@ func serveKMS(ctx context.Context, f kmsFlags, log *slog.Logger) (err error) {
 	}
 	defer func() { err = errors.Join(err, ring.Close()) }()
 
-	s := &kmsServer{conf: conf, set: set, log: log, svc: svc, auth: auth, shared: shared, trail: trail, ring: ring, policy: policy}
+	s := &kmsServer{conf: conf, set: set, log: log, level: level, svc: svc, auth: auth, shared: shared, trail: trail, ring: ring, policy: policy}
 	return s.run(ctx, f.ready)
 }
 
@@ -133,6 +134,7 @@ type kmsServer struct {
 	conf   *hadoopconf.Conf
 	set    kmsSettings
 	log    *slog.Logger
+	level  *slog.LevelVar
 	svc    *service
 	auth   *authenticator
 	shared *cluster
@@ -147,10 +149,6 @@ type kmsServer struct {
 func (s *kmsServer) run(ctx context.Context, readyFile string) (err error) {
 	starting := "the server is starting"
 	s.waiting.Store(&starting)
-	handler, err := s.handler()
-	if err != nil {
-		return err
-	}
 	tlsConf, stopReload, err := s.serverTLS()
 	if err != nil {
 		return err
@@ -159,6 +157,10 @@ func (s *kmsServer) run(ctx context.Context, readyFile string) (err error) {
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort(s.set.host, strconv.Itoa(s.set.port)))
 	if err != nil {
 		return fmt.Errorf("listening at the address of hadoop.kms.http.host and hadoop.kms.http.port: %w", err)
+	}
+	handler, err := s.handler(listener.Addr())
+	if err != nil {
+		return errors.Join(err, listener.Close())
 	}
 	scheme := "http"
 	if tlsConf != nil {
@@ -238,7 +240,7 @@ func (s *kmsServer) shutdown(server *http.Server, served <-chan error) error {
 }
 
 // handler is the REST face, with the console beside it.
-func (s *kmsServer) handler() (http.Handler, error) {
+func (s *kmsServer) handler(addr net.Addr) (http.Handler, error) {
 	var metrics *console.Metrics
 	var observe func(string, int, int, time.Duration)
 	if s.set.metrics {
@@ -246,9 +248,17 @@ func (s *kmsServer) handler() (http.Handler, error) {
 		observe = metrics.Observe
 		aclMetrics(metrics, s.policy)
 	}
+	port := s.set.port
+	if tcp, ok := addr.(*net.TCPAddr); ok {
+		port = tcp.Port
+	}
+	operations, err := s.operations(port, metrics)
+	if err != nil {
+		return nil, err
+	}
 	api, err := kmsapi.New(kmsapi.Config{
 		Ring: s.ring, Auth: s.auth.Authenticator, Audit: s.trail, Log: s.log, KeyAuthorization: s.set.ring.KeyAuthorization,
-		Limits: kmsapi.Limits{MaxKeys: s.set.maxKeys, MaxBatch: s.set.maxBatch, MaxBody: s.set.maxBody}, Admission: s.set.admission,
+		Limits: kmsapi.Limits{MaxKeys: s.set.maxKeys, MaxBatch: s.set.maxBatch, MaxBody: s.set.maxBody}, Admission: s.set.admission, Operations: operations,
 		NotReady: func() string { return *s.waiting.Load() },
 		Observe:  observe,
 	})

@@ -286,7 +286,7 @@ func serve(t *testing.T, dir string) string {
 	ready := filepath.Join(dir, "ready")
 	ended := make(chan error, 1)
 	go func() {
-		ended <- serveKMS(ctx, kmsFlags{conf: dir, port: 0, ready: ready}, slog.New(slog.DiscardHandler))
+		ended <- serveKMS(ctx, kmsFlags{conf: dir, port: 0, ready: ready}, slog.New(slog.DiscardHandler), new(slog.LevelVar))
 	}()
 	t.Cleanup(func() {
 		stop()

@@ -26,6 +26,7 @@ type kmsSettings struct {
 	metrics        bool
 	migrate        bool
 	audit          auditSettings
+	operations     operationSettings
 	ring           keyring.Config // all but what is opened later
 }
 
@@ -99,6 +100,7 @@ func readKMSSettings(conf *hadoopconf.Conf) (kmsSettings, error) {
 		},
 	}
 	s.audit = r.audit()
+	s.operations = r.operations()
 	if r.err != nil {
 		return s, r.err
 	}

@@ -1,0 +1,97 @@
+package main
+
+import (
+	"fmt"
+	"log/slog"
+	"os"
+
+	"claviger"
+	"claviger/authz"
+	"claviger/console"
+	"claviger/hadoopconf"
+	"claviger/kmsapi"
+)
+
+// logFlags say how the server logs.
+type logFlags struct {
+	level  string
+	format string
+}
+
+// open returns a logger to standard error, and its level, which /logLevel changes.
+func (f logFlags) open() (*slog.Logger, *slog.LevelVar, error) {
+	level := new(slog.LevelVar)
+	if err := level.UnmarshalText([]byte(f.level)); err != nil {
+		return nil, nil, fmt.Errorf("--log-level %q: it must be debug, info, warn or error", f.level)
+	}
+	opts := &slog.HandlerOptions{Level: level}
+	switch f.format {
+	case "text":
+		return slog.New(slog.NewTextHandler(os.Stderr, opts)), level, nil
+	case "json":
+		return slog.New(slog.NewJSONHandler(os.Stderr, opts)), level, nil
+	}
+	return nil, nil, fmt.Errorf("--log-format %q: it must be text or json", f.format)
+}
+
+// operationSettings are the properties of the servlets for operators.
+type operationSettings struct {
+	authorization   bool // hadoop.security.authorization
+	instrumentation bool // hadoop.security.instrumentation.requires.admin
+	prometheus      bool // hadoop.prometheus.endpoint.enabled
+}
+
+func (r *reader) operations() operationSettings {
+	return operationSettings{
+		authorization:   r.bool("hadoop.security.authorization"),
+		instrumentation: r.bool("hadoop.security.instrumentation.requires.admin"),
+		prometheus:      r.bool("hadoop.prometheus.endpoint.enabled"),
+	}
+}
+
+// operations are the servlets as the configuration has them. port is where the
+// server listens.
+func (s *kmsServer) operations(port int, metrics *console.Metrics) (kmsapi.Operations, error) {
+	// What cannot be hidden must not wait for somebody to look.
+	if _, err := s.conf.Public(); err != nil {
+		return kmsapi.Operations{}, err
+	}
+	op := kmsapi.Operations{
+		ProcessName: s.conf.String("hadoop.kms.metrics.process.name"), SessionID: s.conf.String("hadoop.kms.metrics.session.id"),
+		Port: port, Properties: s.properties, Level: s.level,
+		InstrumentationAdmin: s.set.operations.instrumentation,
+	}
+	if s.set.operations.authorization {
+		// Not trimmed: a leading blank is what sets groups apart from users. Without
+		// either, nobody is one.
+		acl := authz.ParseACL(s.conf.Under("hadoop.kms.http.")["administrators"])
+		op.Administrator = func(who claviger.Principal) bool { return acl.Admits(who, s.auth.groups.Of) }
+	}
+	if s.set.operations.prometheus && metrics != nil {
+		op.Prometheus = metrics.Handler(s.log)
+	}
+	return op, nil
+}
+
+// properties are those of /conf, with their sources named as Hadoop names them.
+func (s *kmsServer) properties() ([]kmsapi.Property, error) {
+	shown, err := s.conf.Public()
+	if err != nil {
+		return nil, err
+	}
+	list := make([]kmsapi.Property, len(shown))
+	for i, p := range shown {
+		list[i] = kmsapi.Property{Name: p.Name, Written: p.Written, Value: p.Value, Final: p.Final, Source: sourceName(p)}
+	}
+	return list, nil
+}
+
+func sourceName(p hadoopconf.Shown) string {
+	switch {
+	case p.Source == "":
+		return "kms-default.xml"
+	case p.Source[0] == '/':
+		return "file:" + p.Source
+	}
+	return p.Source // a flag, or the environment
+}
