@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"claviger"
+	"claviger/metastore"
 )
 
 // AtStart is the migration at a server's start, which it does before it
@@ -20,16 +21,16 @@ func (e *Engine) AtStart(ctx context.Context) (*Result, error) {
 		return nil, claviger.Errorf(op, claviger.Invalid, "", "%s is true, but there is nothing to migrate from: set %s to the old KMS (kms://https@HOST:PORT/kms) in kms-site.xml, or name it second in %s; or set %s to false",
 			propInitiate, propSource, propProvider, propInitiate)
 	}
-	unlock, ok, err := e.cfg.Store.TryLock(ctx, LockName)
+	held, unlock, ok, err := metastore.Hold(ctx, e.cfg.Store, LockName, false)
 	if err == nil && !ok {
 		e.log.Info("migration: another process is migrating into this metastore; waiting for its end")
-		unlock, err = e.cfg.Store.Lock(ctx, LockName)
+		held, unlock, _, err = metastore.Hold(ctx, e.cfg.Store, LockName, true)
 	}
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	r, err := e.run(ctx)
+	r, err := e.run(held)
 	if err != nil {
 		if r := e.completeBefore(ctx, err); r != nil {
 			e.log.Warn("migration: the source cannot be read; serving, for an earlier run took over all of its keys", "source", e.cfg.Source.URI(), "run", r.Run.Name, "err", err,

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"claviger"
+	"claviger/metastore"
 )
 
 // giveUpAfter is how many keys in a row may fail because the target is away
@@ -86,7 +87,7 @@ func (e *Engine) Run(ctx context.Context) (*Result, error) {
 	if e.cfg.Source == nil {
 		return nil, errNoSource(op)
 	}
-	unlock, ok, err := e.cfg.Store.TryLock(ctx, LockName)
+	ctx, unlock, ok, err := metastore.Hold(ctx, e.cfg.Store, LockName, false)
 	if err != nil {
 		return nil, err
 	}

@@ -22,6 +22,7 @@ import (
 	"claviger/keyring"
 	"claviger/kmsapi"
 	"claviger/migrate"
+	"claviger/provider/hsm"
 )
 
 // kmsFlags are the flags of `claviger kms`.
@@ -286,6 +287,10 @@ func (s *kmsServer) checks() []console.Check {
 	}
 	if s.svc.Store != nil {
 		checks = append(checks, console.Check{Name: "metastore", Run: s.svc.Store.Check})
+	}
+	if p, ok := s.svc.Primary.(*hsm.Provider); ok {
+		// What this node refuses others may serve; the rest of its keys it serves.
+		checks = append(checks, console.Check{Name: "keys in the HSM", Informational: true, Run: p.CheckKeys})
 	}
 	checks = append(checks, s.shared.checks...)
 	for i, src := range s.ring.Sources() {

@@ -157,9 +157,9 @@ func TestNoticesAfterBreak(t *testing.T) {
 func TestLockIsLost(t *testing.T) {
 	uri := pgtest.Database(t)
 	s := openConfig(t, postgres.Config{URI: uri, LockCheck: 20 * time.Millisecond})
-	held, unlock, err := s.LockContext(t.Context(), "migration")
-	if err != nil {
-		t.Fatal(err)
+	held, unlock, ok, err := metastore.Hold(t.Context(), s, "migration", true)
+	if err != nil || !ok {
+		t.Fatal(ok, err)
 	}
 	defer unlock()
 	time.Sleep(100 * time.Millisecond) // some checks
@@ -205,7 +205,7 @@ func TestKilledUnderLoad(t *testing.T) {
 	if err := s.Insert(ctx, key("k", "first")); err != nil {
 		t.Fatal(err)
 	}
-	const appends = 150
+	const least, enough, most = 100, 30, 5000
 	var cuts atomic.Int64
 	cutting, stop := context.WithCancel(ctx)
 	done := make(chan struct{})
@@ -223,12 +223,14 @@ func TestKilledUnderLoad(t *testing.T) {
 		}
 	}()
 	want := []string{"first"}
-	for i := range appends {
+	appends := 0
+	for i := 0; i < most && (i < least || cuts.Load() < enough); i++ {
 		id := fmt.Sprintf("id%d", i)
 		if err := s.Append(ctx, "k", key("k", id).List[0]); err != nil {
 			t.Fatalf("append %d: %v", i, err)
 		}
 		want = append(want, id)
+		appends++
 	}
 	stop()
 	<-done
@@ -243,7 +245,7 @@ func TestKilledUnderLoad(t *testing.T) {
 	if fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("versions %v, want %v", got, want)
 	}
-	if cuts.Load() < 10 {
+	if cuts.Load() < enough {
 		t.Errorf("%d connections were cut: nothing was tested", cuts.Load())
 	}
 	t.Logf("%d connections were cut in %d appends", cuts.Load(), appends)

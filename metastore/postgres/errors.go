@@ -86,7 +86,7 @@ func (s *Store) fail(op, key string, err error) error {
 		return err
 	}
 	say := func(kind claviger.Kind, cure string) error {
-		return claviger.Errorf(op, kind, key, "metastore %s (property %s): %w%s", s.uri, s.cfg.Property, err, cure)
+		return claviger.Errorf(op, kind, key, "metastore %s (property %s): %w%s", s.uri, s.cfg.Property, oneLine{err}, cure)
 	}
 	switch code := codeOf(err); {
 	case s.closed.Load():
@@ -114,3 +114,10 @@ func (s *Store) fail(op, key string, err error) error {
 	}
 	return say(claviger.Internal, "")
 }
+
+// oneLine is an error whose text is brought into one line: of several hosts the
+// driver tells in one line each.
+type oneLine struct{ error }
+
+func (e oneLine) Error() string { return strings.Join(strings.Fields(e.error.Error()), " ") }
+func (e oneLine) Unwrap() error { return e.error }

@@ -39,22 +39,20 @@ func lockID(name string) int64 {
 
 // Lock takes the named lock, and waits for it until ctx is done.
 func (s *Store) Lock(ctx context.Context, name string) (unlock func(), err error) {
-	_, unlock, err = s.LockContext(ctx, name)
+	_, unlock, _, err = s.Hold(ctx, name, true)
 	return unlock, err
 }
 
-// LockContext is Lock for who must stop where the lock is lost: the context that
-// it returns ends then, with the reason as its cause. It ends with ctx, too, and
-// with unlock.
-func (s *Store) LockContext(ctx context.Context, name string) (held context.Context, unlock func(), err error) {
+// Hold is Lock, or TryLock, for who must stop where the lock is lost.
+func (s *Store) Hold(ctx context.Context, name string, wait bool) (held context.Context, unlock func(), ok bool, err error) {
 	for {
 		held, unlock, ok, err := s.try(ctx, name)
-		if err != nil || ok {
-			return held, unlock, err
+		if err != nil || ok || !wait {
+			return held, unlock, ok, err
 		}
 		select {
 		case <-ctx.Done():
-			return nil, nil, claviger.Errorf("postgres.Lock", claviger.Unavailable, "", "lock %q of metastore %s is held by another node, process or task: %w", name, s.uri, context.Cause(ctx))
+			return nil, nil, false, claviger.Errorf("postgres.Lock", claviger.Unavailable, "", "lock %q of metastore %s is held by another node, process or task: %w", name, s.uri, context.Cause(ctx))
 		case <-time.After(jitter(lockPoll)):
 		}
 	}

@@ -14,6 +14,7 @@ import (
 var (
 	_ metastore.Cluster = (*Store)(nil)
 	_ metastore.Epochs  = (*Store)(nil)
+	_ metastore.Holder  = (*Store)(nil)
 )
 
 // NextSequences reserves n sequence numbers. The sequence's own lock makes the

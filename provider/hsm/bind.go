@@ -5,6 +5,9 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -31,8 +34,9 @@ const (
 
 // bind makes sure that store and token belong together: by the token's serial
 // number, and by check values where that differs, since a cloned or restored
-// token is another with the same keys. It returns the versions that remain to be
-// verified.
+// token is another with the same keys. On its own token a version that is missing
+// or another is refused by itself (see CheckKeys), unless none fits. It returns the
+// versions that remain to be verified.
 func (p *Provider) bind(ctx context.Context) (later []string, err error) {
 	info := p.tok.Info()
 	serial, known, err := p.store.Setting(ctx, settingSerial)
@@ -47,17 +51,23 @@ func (p *Provider) bind(ctx context.Context) (later []string, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := p.verifyAll(ctx, first); err != nil {
-		unfit := errors.Is(err, errMismatch) || claviger.Is(err, claviger.KeyNotFound)
-		if unfit && known && serial != info.Serial {
+	wrong, err := p.verifyAll(ctx, first)
+	if err != nil {
+		return nil, err
+	}
+	if len(wrong) > 0 {
+		err := wrong[0]
+		if known && serial != info.Serial {
 			return nil, claviger.Errorf("hsm.Open", claviger.Invalid, "",
 				"the metastore %s belongs to token %q (serial %s), and this is token %s: %w; name the right token in the keystore file, or the metastore of this token by claviger.metastore.uri",
 				p.store.URI(), label, serial, tokenName(info), err)
 		}
-		if unfit {
+		if len(wrong) == len(first) {
 			return nil, claviger.Errorf("hsm.Open", claviger.Invalid, "", "token %s and metastore %s do not fit together: %w; restore the token or the metastore from the backup that fits the other", tokenName(info), p.store.URI(), err)
 		}
-		return nil, err
+		for _, err := range wrong {
+			p.log.Error("a key version of the metastore is not on this node's token as it should be; it is refused, others are served", "err", err)
+		}
 	}
 	switch {
 	case known && serial == info.Serial && label == info.Label:
@@ -115,7 +125,10 @@ func (p *Provider) toVerify(ctx context.Context) (first, later []string, err err
 	return all[:n], all[n:], nil
 }
 
-func (p *Provider) verifyAll(ctx context.Context, versions []string) error {
+// verifyAll returns what is wrong with single versions, in no particular order; an
+// error where the token or the store can't be asked.
+func (p *Provider) verifyAll(ctx context.Context, versions []string) (wrong []error, err error) {
+	var mu sync.Mutex
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(verifyAtOnce)
 	for _, v := range versions {
@@ -127,10 +140,55 @@ func (p *Provider) verifyAll(ctx context.Context, versions []string) error {
 			if err != nil {
 				return err
 			}
-			return p.verify(ctx, e)
+			err = p.verify(ctx, e)
+			if unfit(err) {
+				if claviger.Is(p.gone(ctx, "hsm.Open", e, err), claviger.VersionNotFound) {
+					return nil // deleted since
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				wrong = append(wrong, err)
+				return nil
+			}
+			return err
 		})
 	}
-	return g.Wait()
+	return wrong, g.Wait()
+}
+
+// unfit tells a version that is missing on the token, or another there.
+func unfit(err error) bool {
+	return errors.Is(err, errMismatch) || claviger.Is(err, claviger.KeyNotFound)
+}
+
+// CheckKeys names the versions that were found to be missing on this node's token,
+// or to be others there. They are refused, and verified again at each use; other
+// versions are served.
+func (p *Provider) CheckKeys(ctx context.Context) error {
+	if err := p.ready("hsm.CheckKeys", ""); err != nil {
+		return err
+	}
+	var names []string
+	for k := range p.refused.Range {
+		name, _ := k.(string)
+		if _, _, err := p.store.ByVersion(ctx, name); claviger.Is(err, claviger.VersionNotFound) { // deleted since
+			p.refused.Delete(name)
+			continue
+		}
+		names = append(names, name)
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	slices.Sort(names)
+	const told = 10
+	more := ""
+	if n := len(names) - told; n > 0 {
+		names, more = names[:told], fmt.Sprintf(" and %d more", n)
+	}
+	return claviger.Errorf("hsm.CheckKeys", claviger.Unavailable, "",
+		"token %s does not hold these key versions of metastore %s, or holds others of their names, so this node refuses them: %s%s; synchronise the HSM with that of the other nodes, or restore it from a backup",
+		tokenName(p.tok.Info()), p.store.URI(), strings.Join(names, ", "), more)
 }
 
 // verifyLater goes through the rest, slowly. What it finds wrong is told, and
@@ -145,10 +203,13 @@ func (p *Provider) verifyLater(ctx context.Context, versions []string) {
 		e, err := p.entry(ctx, v)
 		if err == nil {
 			err = p.verify(ctx, e)
+			if gone := p.gone(ctx, "hsm.verify", e, err); claviger.Is(gone, claviger.VersionNotFound) {
+				err = gone
+			}
 		}
 		switch {
 		case err == nil, ctx.Err() != nil, claviger.Is(err, claviger.VersionNotFound): // the last: deleted since
-		case claviger.Is(err, claviger.Unavailable):
+		case claviger.Is(err, claviger.Unavailable) && !unfit(err):
 			p.log.Warn("a key version could not be verified; it will be before its first use", "version", v, "err", err)
 		default:
 			p.log.Error("a key version on the token is not as the metastore says; it is not used", "version", v, "err", err)
@@ -280,7 +341,7 @@ func (p *Provider) Prune(ctx context.Context) ([]Object, error) {
 
 // clearOrphan destroys one orphan under its key's lock, if it still is one.
 func (p *Provider) clearOrphan(ctx context.Context, key string, o Object) error {
-	unlock, err := p.lock(ctx, "hsm.Prune", key)
+	ctx, unlock, err := p.lock(ctx, "hsm.Prune", key)
 	if err != nil {
 		return err
 	}

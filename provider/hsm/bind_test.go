@@ -98,13 +98,14 @@ func TestClone(t *testing.T) {
 	})
 }
 
-// TestKeysThatDoNotFit: a key that is gone, or is another under the same name,
-// keeps the provider from starting.
+// TestKeysThatDoNotFit: a key that is gone, or is another under the same name, is
+// refused and named, and others are served; where none is left the provider does
+// not start.
 func TestKeysThatDoNotFit(t *testing.T) {
 	b := newBacking(t)
-	version := b.create(t, "k")
-	b.create(t, "another")
+	version, other := b.create(t, "k"), b.create(t, "another")
 	id, label := object(t, version)
+	otherID, otherLabel := object(t, other)
 	for _, c := range []struct {
 		name, want string
 		change     func(*pkcs11.Token) error
@@ -117,14 +118,55 @@ func TestKeysThatDoNotFit(t *testing.T) {
 				t.Fatal(err)
 			}
 		})
-		p, err := b.open(t.Context())
-		if err == nil {
-			mustClose(t, p)
+		p := b.mustOpen(t)
+		for range 2 { // at start, and after its use
+			if err := p.CheckKeys(t.Context()); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), label) || strings.Contains(err.Error(), otherLabel) {
+				t.Errorf("%s: the check of keys says %v", c.name, err)
+			}
+			if err := p.EncryptBlocks(t.Context(), version, make([]byte, 16)); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), label) {
+				t.Errorf("%s: used: %v", c.name, err)
+			}
 		}
-		if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), label) || !strings.Contains(err.Error(), "restore the token or the metastore") {
-			t.Errorf("%s: %v", c.name, err)
+		if err := p.EncryptBlocks(t.Context(), other, make([]byte, 16)); err != nil {
+			t.Errorf("%s: the key that is there: %v", c.name, err)
 		}
+		mustClose(t, p)
 	}
+	b.withToken(t, func(tok *pkcs11.Token) {
+		if err := tok.Destroy(t.Context(), otherID, otherLabel); err != nil {
+			t.Fatal(err)
+		}
+	})
+	p, err := b.open(t.Context())
+	if err == nil {
+		mustClose(t, p)
+	}
+	if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "restore the token or the metastore") {
+		t.Errorf("no key fits: %v", err)
+	}
+}
+
+// TestRefusedIsDeleted: a key that was refused and is deleted is refused no more.
+func TestRefusedIsDeleted(t *testing.T) {
+	b := newBacking(t)
+	id, label := object(t, b.create(t, "k"))
+	b.create(t, "another")
+	b.withToken(t, func(tok *pkcs11.Token) {
+		if err := tok.Destroy(t.Context(), id, label); err != nil {
+			t.Fatal(err)
+		}
+	})
+	p := b.mustOpen(t)
+	if err := p.CheckKeys(t.Context()); err == nil {
+		t.Error("nothing is refused")
+	}
+	if err := p.Delete(t.Context(), "k"); err != nil {
+		t.Error(err)
+	}
+	if err := p.CheckKeys(t.Context()); err != nil {
+		t.Error(err)
+	}
+	mustClose(t, p)
 }
 
 // TestObjects: what is on the token is told apart, and prune takes orphans only.

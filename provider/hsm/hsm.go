@@ -56,6 +56,8 @@ type Provider struct {
 	// versions maps a version name to its *entry. It grows with the versions that
 	// are used, each of which is an object on the token.
 	versions sync.Map
+	// refused holds the names of versions that the token does not hold as it should.
+	refused sync.Map
 	// epoch counts the times that the token came back; what was verified in an
 	// earlier one is verified anew.
 	epoch atomic.Uint64
@@ -210,14 +212,17 @@ func (p *Provider) EncryptBlocks(ctx context.Context, version string, blocks []b
 // gone looks after a key that the token does not hold: deleted by another
 // process on the same store, or lost.
 func (p *Provider) gone(ctx context.Context, op string, e *entry, err error) error {
-	if !claviger.Is(err, claviger.KeyNotFound) {
+	if err == nil || !claviger.Is(err, claviger.KeyNotFound) {
 		return err
 	}
 	p.versions.Delete(e.name)
 	if _, _, serr := p.store.ByVersion(ctx, e.name); claviger.Is(serr, claviger.VersionNotFound) {
+		p.refused.Delete(e.name)
 		return serr
 	}
-	return claviger.Errorf(op, claviger.Internal, e.name, "%w; the metastore knows it: is this the right token, and was it restored whole?", err)
+	p.refused.Store(e.name, struct{}{})
+	// Another node's HSM may well hold it.
+	return claviger.Errorf(op, claviger.Unavailable, e.name, "%w; the metastore knows it: is this the right token, and was it restored whole?", err)
 }
 
 // entry returns a version's entry, from the cache or the store.
@@ -261,13 +266,19 @@ func (p *Provider) verify(ctx context.Context, e *entry) error {
 	}
 	got, err := p.tok.CheckValue(ctx, e.id, e.name)
 	if err != nil {
+		if claviger.Is(err, claviger.KeyNotFound) {
+			p.refused.Store(e.name, struct{}{})
+		}
 		return err
 	}
 	if !bytes.Equal(got, e.check) {
-		return claviger.Errorf("hsm.verify", claviger.Internal, e.name,
+		p.refused.Store(e.name, struct{}{})
+		// Another node's HSM may well hold the right one.
+		return claviger.Errorf("hsm.verify", claviger.Unavailable, e.name,
 			"%w: the key on token %s has the check value %x, the metastore says %x, so it is another key of the same name; it is not used", errMismatch, tokenName(p.tok.Info()), got, e.check)
 	}
 	e.verified.Store(epoch)
+	p.refused.Delete(e.name)
 	return nil
 }
 

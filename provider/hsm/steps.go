@@ -62,17 +62,19 @@ func (p *Provider) Import(ctx context.Context, m claviger.Metadata, n int, step 
 }
 
 // lock takes the key's lock, which all processes on the store respect.
-func (p *Provider) lock(ctx context.Context, op, key string) (unlock func(), err error) {
+// held ends where the lock is lost: another node may be at the same step then.
+func (p *Provider) lock(ctx context.Context, op, key string) (held context.Context, unlock func(), err error) {
 	if err := p.ready(op, key); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return p.store.Lock(ctx, "key "+key)
+	held, unlock, _, err = metastore.Hold(ctx, p.store, "key "+key, true)
+	return held, unlock, err
 }
 
 // make makes a key with n versions: an intent, the HSM's objects, then the key
 // itself in one transaction.
 func (p *Provider) make(ctx context.Context, op, kind string, m claviger.Metadata, n int, step func(string) error) ([]provider.KeyVersion, error) {
-	unlock, err := p.lock(ctx, op, m.Name)
+	ctx, unlock, err := p.lock(ctx, op, m.Name)
 	if err != nil {
 		return nil, err
 	}
@@ -228,7 +230,7 @@ func (p *Provider) Roll(ctx context.Context, key string, material secret.Bytes) 
 	if err := refuseMaterial(op, key, material); err != nil {
 		return provider.KeyVersion{}, err
 	}
-	unlock, err := p.lock(ctx, op, key)
+	ctx, unlock, err := p.lock(ctx, op, key)
 	if err != nil {
 		return provider.KeyVersion{}, err
 	}
@@ -259,7 +261,7 @@ func (p *Provider) Roll(ctx context.Context, key string, material secret.Bytes) 
 // next step with a key of that name.
 func (p *Provider) Delete(ctx context.Context, key string) error {
 	const op = "hsm.Delete"
-	unlock, err := p.lock(ctx, op, key)
+	ctx, unlock, err := p.lock(ctx, op, key)
 	if err != nil {
 		return err
 	}

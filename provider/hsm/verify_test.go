@@ -60,7 +60,7 @@ func TestVerifiedLater(t *testing.T) {
 	b.log = slog.New(slog.NewTextHandler(log, nil))
 	p = b.mustOpen(t)
 	for range 2 {
-		if err := p.EncryptBlocks(t.Context(), wrong, make([]byte, 16)); !claviger.Is(err, claviger.Internal) || !strings.Contains(err.Error(), "check value differs") {
+		if err := p.EncryptBlocks(t.Context(), wrong, make([]byte, 16)); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "check value differs") {
 			t.Errorf("another key under a version's name: %v", err)
 		}
 	}
@@ -112,7 +112,7 @@ func TestAnotherKeyCameBack(t *testing.T) {
 	swap.Store(true)
 	b.meter.Fail("EncryptInit", 1, p11.Error(p11.CKR_DEVICE_REMOVED))
 	for range 2 {
-		if err := p.EncryptBlocks(t.Context(), version, make([]byte, 16)); !claviger.Is(err, claviger.Internal) || !strings.Contains(err.Error(), "check value differs") {
+		if err := p.EncryptBlocks(t.Context(), version, make([]byte, 16)); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "check value differs") {
 			t.Errorf("encrypted with another key: %v", err)
 		}
 	}

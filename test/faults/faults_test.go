@@ -296,7 +296,7 @@ var starts = map[string]func(*site) []string{
 		return s.start()
 	},
 	"metastore-wrong-uri": func(s *site) []string {
-		s.set("claviger.metastore.uri", "postgres://db/claviger")
+		s.set("claviger.metastore.uri", "mysql://db/claviger")
 		return s.start()
 	},
 	"metastore-damaged": func(s *site) []string {
