@@ -53,6 +53,12 @@ func NewGroups(static string, ttl time.Duration, log *slog.Logger) (*Groups, err
 	return &Groups{static: mapping, ttl: ttl, lookup: systemGroups, now: time.Now, log: log, cache: make(map[string]cachedGroups)}, nil
 }
 
+// WithoutDirectory returns Groups that ask nobody: all that is known is the static
+// mapping, as with Hadoop's NullGroupsMapping.
+func (g *Groups) WithoutDirectory() *Groups {
+	return &Groups{static: g.static, ttl: g.ttl, lookup: func(string) ([]string, error) { return nil, nil }, now: g.now, log: g.log, cache: make(map[string]cachedGroups)}
+}
+
 func parseStaticMapping(s string) (map[string][]string, error) {
 	m := make(map[string][]string)
 	for entry := range strings.SplitSeq(s, ";") {

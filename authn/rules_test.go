@@ -231,3 +231,23 @@ func TestSystemGroups(t *testing.T) {
 		t.Errorf("an unknown user: %v", err)
 	}
 }
+
+// TestWithoutDirectory: as with Hadoop's NullGroupsMapping, the system's own
+// groups of whoever runs the test are not asked for.
+func TestWithoutDirectory(t *testing.T) {
+	me, err := user.Current()
+	if err != nil {
+		t.Fatal(err)
+	}
+	groups, err := NewGroups("alice=staff,ops", time.Minute, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	groups = groups.WithoutDirectory()
+	if got := groups.Of(me.Username); len(got) != 0 {
+		t.Errorf("groups of %s: %q", me.Username, got)
+	}
+	if got := groups.Of("alice"); !slices.Equal(got, []string{"staff", "ops"}) {
+		t.Errorf("groups of alice: %q", got)
+	}
+}

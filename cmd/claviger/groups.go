@@ -39,6 +39,12 @@ func newGroups(conf *hadoopconf.Conf, log *slog.Logger) (*authn.Groups, error) {
 			return nil, fmt.Errorf("property %s: %w", authn.StaticMappingProperty, err)
 		}
 		return groups, nil
+	case class == "NullGroupsMapping": // nobody has groups but those of the static mapping
+		groups, err := authn.NewGroups(static, ttl, log)
+		if err != nil {
+			return nil, fmt.Errorf("property %s: %w", authn.StaticMappingProperty, err)
+		}
+		return groups.WithoutDirectory(), nil
 	case class == "LdapGroupsMapping":
 		c, err := ldapConfig(conf, log)
 		if err != nil {

@@ -25,6 +25,8 @@ func TestGroupMapping(t *testing.T) {
 		want  string // of the error; "": none
 	}{
 		"none":            {nil, ""},
+		"nobody's":        {map[string]string{groupMapping: "org.apache.hadoop.security.NullGroupsMapping", authn.StaticMappingProperty: "alice=staff"}, ""},
+		"no mapping":      {map[string]string{groupMapping: "org.apache.hadoop.security.NullGroupsMapping", authn.StaticMappingProperty: "=staff"}, authn.StaticMappingProperty},
 		"system":          {map[string]string{groupMapping: "org.apache.hadoop.security.JniBasedUnixGroupsMappingWithFallback"}, ""},
 		"ldap":            {map[string]string{groupMapping: ldap, authn.LDAPPrefix + "url": "ldap://h", authn.LDAPPrefix + "bind.user": "cn=r", authn.LDAPPrefix + "bind.password.file": file}, ""},
 		"class":           {map[string]string{groupMapping: "com.example.Mapping"}, "com.example.Mapping"},
