@@ -173,7 +173,9 @@ func TestSlowClients(t *testing.T) {
 			}
 			_ = conn.Close()
 			<-closed
-			if took := time.Since(began); took < limit || took > 15*time.Second {
+			// The server's clock runs from when it took the connection, which the
+			// kernel may have set up for it before Dial returned here.
+			if took := time.Since(began); took < limit/2 || took > 15*time.Second {
 				t.Errorf("cut off after %v, with %v", took, err)
 			}
 		})
