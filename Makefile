@@ -10,6 +10,8 @@ GOLANGCI_LINT := .cache/bin/golangci-lint-$(GOLANGCI_LINT_VERSION)
 
 # The packages whose tests need no Hadoop, and how long `go test` may take over them.
 UNIT := $$(go list ./... | grep -v '/test/')
+# With these, a test whose real part is missing fails; without, it is left out.
+REQUIRE := CLAVIGER_REQUIRE_JAVA=1 CLAVIGER_REQUIRE_HADOOP=1 CLAVIGER_REQUIRE_KDC=1 CLAVIGER_REQUIRE_LDAP=1 CLAVIGER_REQUIRE_POSTGRES=1
 FUZZTIME ?= 4s
 BENCHTIME ?= 1s
 
@@ -18,7 +20,7 @@ BENCHTIME ?= 1s
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
-setup: ## install what the tests need and is missing (SoftHSM2, C compiler, Kerberos headers, PostgreSQL, OpenLDAP, JDK, Maven, Hadoop's jars)
+setup: ## install what the tests need and is missing (SoftHSM2, C compiler, Kerberos headers, PostgreSQL, OpenLDAP, a KDC, JDK, Maven, Hadoop's jars)
 	@scripts/setup all
 
 build: ## build bin/claviger
@@ -28,8 +30,8 @@ build: ## build bin/claviger
 test: ## set up what is missing and run everything: vet, all tests with the race detector, real Hadoop, Hadoop's own KMS tests, fuzzing
 	@scripts/setup all
 	go vet ./...
-	CLAVIGER_REQUIRE_JAVA=1 CLAVIGER_REQUIRE_POSTGRES=1 CLAVIGER_REQUIRE_HADOOP=1 CLAVIGER_HADOOP_JARS=$$(scripts/hadoop-jars) go test -race -timeout 10m $(UNIT)
-	CLAVIGER_REQUIRE_POSTGRES=1 go test -race -p 1 -count 1 -timeout 15m ./test/...
+	$(REQUIRE) CLAVIGER_HADOOP_JARS=$$(scripts/hadoop-jars) go test -race -timeout 10m $(UNIT)
+	$(REQUIRE) go test -race -p 1 -count 1 -timeout 15m ./test/...
 	scripts/fuzz $(FUZZTIME)
 
 test-fast: ## all tests that need no Hadoop

@@ -44,9 +44,13 @@ func StartRealm(t testing.TB, realm string) *KDC {
 		t.Skip("starts a KDC: left out by -short")
 	}
 	for _, tool := range []string{"krb5kdc", "kdb5_util", "kadmin.local", "kinit"} {
-		if program(tool) == "" {
-			t.Fatalf("%s is not installed: run `make setup`, or `go test -short` to leave these tests out", tool)
+		if program(tool) != "" {
+			continue
 		}
+		if os.Getenv("CLAVIGER_REQUIRE_KDC") == "1" {
+			t.Fatalf("%s is not installed: run `make setup`, or install MIT Kerberos (on Debian and Ubuntu: apt-get install krb5-kdc krb5-admin-server krb5-user)", tool)
+		}
+		t.Skipf("%s is not installed; tests with a real KDC are left out; `make test` has them", tool)
 	}
 	k := &KDC{t: t, Dir: t.TempDir(), realm: realm, address: freePort(t)}
 	k.Krb5Conf = k.Conf("krb5.conf", 5*time.Minute)
