@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -102,13 +104,32 @@ func TestServerSwallows(t *testing.T) {
 	}
 }
 
+// synced is a buffer for many goroutines.
+type synced struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (s *synced) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *synced) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
+}
+
 // TestNoticesAfterBreak: a watcher whose connection broke is told that any key may
 // have changed, and hears again.
 func TestNoticesAfterBreak(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	server := pgtest.Start(t)
-	s := openConfig(t, postgres.Config{URI: server.Database(t)})
+	var log synced
+	s := openConfig(t, postgres.Config{URI: server.Database(t), Log: slog.New(slog.NewTextHandler(&log, nil))})
 	heard := make(chan metastore.Notice, 1000)
 	done := make(chan error, 1)
 	go func() { done <- s.Watch(ctx, func(n metastore.Notice) { heard <- n }) }()
@@ -134,9 +155,14 @@ func TestNoticesAfterBreak(t *testing.T) {
 	announce := func() { _ = s.Announce(ctx, hello) } // it may fail while the server starts
 	until(hello, announce)
 	server.Kill(t)
+	time.Sleep(time.Second) // several attempts
 	server.Start(t)
 	until(metastore.Notice{Change: metastore.Invalidated}, nil)
 	until(hello, announce)
+	// An hour without the server must not fill the log.
+	if said := log.String(); strings.Count(said, "do not come") != 1 || strings.Count(said, "come again") != 1 {
+		t.Errorf("the log says\n%s", said)
+	}
 	server.Exec(t, "test1", `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'`)
 	until(metastore.Notice{Change: metastore.Invalidated}, nil)
 	if err := s.Close(); err != nil {

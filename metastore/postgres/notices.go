@@ -20,6 +20,8 @@ const (
 	// watchPing is how often a quiet watching connection is asked whether it is
 	// still there.
 	watchPing = 10 * time.Second
+	// warnEvery is how often the log says that notices do not come.
+	warnEvery = time.Minute
 )
 
 // payload is a notice on its way.
@@ -70,12 +72,16 @@ func (s *Store) Watch(ctx context.Context, fn func(metastore.Notice)) error {
 	defer cancel()
 	defer context.AfterFunc(s.alive, cancel)()
 	first := true
+	var warned time.Time // zero while all is well
 	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
 		err := s.listen(ctx, func() {
 			if !first {
 				fn(metastore.Notice{Change: metastore.Invalidated}) // some may have been lost meanwhile
 			}
-			first, wait = false, 50*time.Millisecond
+			if !warned.IsZero() {
+				s.log.Info("notices of other nodes' changes come again", "metastore", s.uri)
+			}
+			first, wait, warned = false, 50*time.Millisecond, time.Time{}
 		}, fn)
 		if caller.Err() != nil {
 			return nil
@@ -86,7 +92,10 @@ func (s *Store) Watch(ctx context.Context, fn func(metastore.Notice)) error {
 		if first && !unreachable(err) && !errors.Is(err, context.DeadlineExceeded) {
 			return s.fail(op, "", err)
 		}
-		s.log.Warn("notices of other nodes' changes do not come: the connection to the metastore is broken; what is remembered is checked at each use until it is back", "metastore", s.uri, "error", err)
+		if time.Since(warned) > warnEvery {
+			warned = time.Now()
+			s.log.Warn("notices of other nodes' changes do not come: the connection to the metastore is broken; what is remembered is checked at each use until it is back", "metastore", s.uri, "error", err)
+		}
 		first = false // what happens until we listen is lost
 		select {
 		case <-ctx.Done(): // told apart above
