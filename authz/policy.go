@@ -60,12 +60,17 @@ func Parse(props []Property) (p *Policy, warnings []string) {
 	for _, op := range ops {
 		p.ops[op] = rule{ACL: ACL{all: true}}
 	}
+	var foreign []string // what resembles no ACL
 	for _, prop := range props {
 		at := prop.Name
 		if prop.Where != "" {
 			at = prop.Where + ": " + prop.Name
 		}
 		complaint := p.set(prop.Name, rule{ParseACL(prop.Value), prop})
+		if complaint == noACL {
+			foreign = append(foreign, at+": "+complaint)
+			continue
+		}
 		if complaint != "" {
 			warnings = append(warnings, fmt.Sprintf("%s: %s", at, complaint))
 			continue
@@ -74,8 +79,19 @@ func Parse(props []Property) (p *Policy, warnings []string) {
 			warnings = append(warnings, fmt.Sprintf("%s: value %q: %s", at, prop.Value, s))
 		}
 	}
-	return p, warnings
+	// A file that somebody's program wrote may hold all of Hadoop's defaults.
+	if n := len(foreign); n > maxForeign {
+		foreign = append(foreign[:maxForeign], fmt.Sprintf("%d more are not properties of kms-acls.xml and are ignored", n-maxForeign))
+	}
+	return p, append(warnings, foreign...)
 }
+
+// noACL is said of a name that resembles no ACL's, and maxForeign is of how many
+// names at most.
+const (
+	noACL      = "is not a property of kms-acls.xml and is ignored"
+	maxForeign = 10
+)
 
 // set files one ACL under its property's name; complaint says why it could not.
 func (p *Policy) set(name string, a rule) (complaint string) {
@@ -108,7 +124,7 @@ func (p *Policy) set(name string, a rule) (complaint string) {
 		}
 		return complaint
 	}
-	return "is not a property of kms-acls.xml and is ignored" + didYouMean(name, knownNames(name))
+	return noACL + didYouMean(name, knownNames(name))
 }
 
 func put[O ~string](into map[O]rule, known []O, op string, a rule) (complaint string) {

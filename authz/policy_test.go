@@ -3,6 +3,7 @@ package authz_test
 import (
 	"bufio"
 	"encoding/xml"
+	"fmt"
 	"os"
 	"regexp"
 	"slices"
@@ -269,6 +270,16 @@ func TestWarnings(t *testing.T) {
 		default:
 			t.Errorf("%s=%q: warnings %q, want %q", c.name, c.value, warnings, c.want)
 		}
+	}
+	// A file full of other properties does not bury a misspelt one.
+	var many []authz.Property
+	for i := range 1500 {
+		many = append(many, authz.Property{Name: fmt.Sprintf("dfs.setting%d", i), Value: "1"})
+	}
+	many = append(many, authz.Property{Name: "hadoop.kms.blacklist.DECRYPTEEK", Value: "hdfs"})
+	_, warnings := authz.Parse(many)
+	if len(warnings) != 12 || !strings.Contains(warnings[0], "did you mean DECRYPT_EEK?") || !strings.HasPrefix(warnings[11], "1490 more are not") {
+		t.Errorf("of 1500 foreign properties: %q", warnings)
 	}
 	// What is misspelt opens nothing.
 	p, _ := authz.Parse([]authz.Property{{Name: "key.acl.k.read", Value: "*"}, {Name: "default.key.acl.READS", Value: "*"}})

@@ -295,7 +295,9 @@ func (c *Conf) warnUnknown() {
 			continue
 		}
 		w := fmt.Sprintf("%s: property %s is not known and has no effect", c.props[name].Where(), name)
-		if meant, ok := misnamed[name]; ok {
+		if strings.HasPrefix(name, "hadoop.kms.acl.") || strings.HasPrefix(name, "hadoop.kms.blacklist.") {
+			w += " here: ACLs are read from kms-acls.xml"
+		} else if meant, ok := misnamed[name]; ok {
 			w += "; the property is called " + meant
 		} else if near, ok := claviger.NearMiss(name, candidates(name)); ok {
 			w += "; did you mean " + near + "?"
