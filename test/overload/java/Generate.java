@@ -1,4 +1,6 @@
 import java.net.URI;
+import java.util.ArrayList;
+import java.util.List;
 import org.apache.hadoop.conf.Configuration;
 import org.apache.hadoop.crypto.key.KeyProvider;
 import org.apache.hadoop.crypto.key.KeyProviderCryptoExtension;
@@ -14,8 +16,13 @@ public final class Generate {
     KeyProvider kms = KeyProviderFactory.get(new URI(args[0]), conf);
     System.out.println(kms.getClass().getSimpleName());
     KeyProviderCryptoExtension crypto = KeyProviderCryptoExtension.createKeyProviderCryptoExtension(kms);
+    // The client goes to the next host with each request, whatever it asks for. In
+    // turns with decrypts, all generates could go to one host.
+    List<KeyProviderCryptoExtension.EncryptedKeyVersion> edeks = new ArrayList<>();
     for (int i = 0; i < Integer.parseInt(args[1]); i++) {
-      KeyProviderCryptoExtension.EncryptedKeyVersion e = crypto.generateEncryptedKey("k");
+      edeks.add(crypto.generateEncryptedKey("k"));
+    }
+    for (KeyProviderCryptoExtension.EncryptedKeyVersion e : edeks) {
       System.out.println("opened " + crypto.decryptEncryptedKey(e).getMaterial().length);
     }
     System.exit(0);
