@@ -1,21 +1,13 @@
 package hadoop
 
 import (
-	"bufio"
-	"context"
 	"encoding/base64"
 	"fmt"
-	"io"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 )
-
-// commandTimeout bounds one client command. Hadoop's clients retry for long;
-// nothing in a test should need it.
-const commandTimeout = 60 * time.Second
 
 // Client is one user's Hadoop client: the stock command-line classes in one
 // JVM, which runs one command after the other, since starting a JVM for each
@@ -23,11 +15,8 @@ const commandTimeout = 60 * time.Second
 // providers, connections to a NameNode) therefore lives as long as the Client:
 // make a new one after a restart.
 type Client struct {
-	t       testing.TB
-	user    string
-	process *Process
-	stdin   io.Writer
-	answers chan string
+	*Program
+	user string
 }
 
 // Result is how a command ended.
@@ -41,40 +30,15 @@ type Result struct {
 // given configuration.
 func NewClient(t testing.TB, user string, conf Conf) *Client {
 	t.Helper()
-	Require(t)
-	dir := t.TempDir()
-	noGroups.With(conf).writeSites(t, dir)
-	writeLog4j(t, dir, "WARN")
-	cmd := java{
-		name:      "client-" + user,
-		conf:      dir,
-		classPath: []string{Javac(t, RuntimeClassPath(t), filepath.Join(Root(), "test", "hadoop", "java"))},
-		main:      "Shell",
-		user:      user,
-	}.command(context.Background(), t)
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	r, w := io.Pipe()
-	cmd.Stdout = w
-	c := &Client{t: t, user: user, stdin: stdin, answers: make(chan string, 1)}
-	c.process = Start(t, "client-"+user, cmd)
-	go func() {
-		<-c.process.exited
-		w.Close()
-	}()
-	go func() {
-		defer close(c.answers)
-		for s := bufio.NewReader(r); ; {
-			line, err := s.ReadString('\n')
-			if err != nil {
-				return
-			}
-			c.answers <- strings.TrimSpace(line)
-		}
-	}()
-	return c
+	return StartClient(t, user, ProgramOptions{Conf: conf})
+}
+
+// StartClient starts a client that user stands for. Under Kerberos it is whose
+// tickets o.Env names (KRB5CCNAME). Main and Sources of the options are set here.
+func StartClient(t testing.TB, user string, o ProgramOptions) *Client {
+	t.Helper()
+	o.Main, o.Sources, o.User = "Shell", filepath.Join(Root(), "test", "hadoop", "java"), user
+	return &Client{Program: StartProgram(t, o), user: user}
 }
 
 // Run runs one command and returns how it ended. tool is "key", "crypto", "fs"
@@ -85,23 +49,15 @@ func (c *Client) Run(tool string, args ...string) Result {
 	for _, a := range append([]string{tool}, args...) {
 		words = append(words, base64.StdEncoding.EncodeToString([]byte(a)))
 	}
-	if _, err := io.WriteString(c.stdin, strings.Join(words, " ")+"\n"); err != nil {
-		c.t.Fatalf("%s: the client JVM takes no commands: %v", c.describe(tool, args), err)
+	line, err := c.ask(strings.Join(words, " "))
+	if err != nil {
+		c.t.Fatalf("%s: %v", c.describe(tool, args), err)
 	}
-	select {
-	case line, ok := <-c.answers:
-		if !ok {
-			c.t.Fatalf("%s: the client JVM ended; its log:\n%s", c.describe(tool, args), c.process.tail(8<<10))
-		}
-		r, err := parseAnswer(line)
-		if err != nil {
-			c.t.Fatalf("%s: %v", c.describe(tool, args), err)
-		}
-		return r
-	case <-time.After(commandTimeout):
-		c.t.Fatalf("%s: no end after %v; its log:\n%s", c.describe(tool, args), commandTimeout, c.process.tail(8<<10))
+	r, err := parseAnswer(line)
+	if err != nil {
+		c.t.Fatalf("%s: %v", c.describe(tool, args), err)
 	}
-	panic("unreachable")
+	return r
 }
 
 // parseAnswer reads "EXIT STDOUT STDERR", the last two in base64 ("-" for nothing).
@@ -149,9 +105,6 @@ func (c *Client) MustFail(tool string, args ...string) string {
 	}
 	return r.Stdout + r.Stderr
 }
-
-// Close ends the client's JVM.
-func (c *Client) Close() { c.process.Kill() }
 
 // KeyShell runs `hadoop key`, which has to succeed.
 func (c *Client) KeyShell(args ...string) string { c.t.Helper(); return c.Must("key", args...) }
