@@ -19,8 +19,7 @@ import (
 
 var reference = flag.Bool("reference", false, "run against the real Java KMS instead of claviger")
 
-// methods are the tests of TestKMS. All but testKMSJMX, which wants the beans of
-// a JVM.
+// methods are the tests of TestKMS.
 var methods = []string{
 	"testACLs",
 	"testDelegationTokenAccess",
@@ -34,6 +33,7 @@ var methods = []string{
 	"testKMSAuthFailureRetry",
 	"testKMSBlackList",
 	"testKMSHAZooKeeperDelegationToken",
+	"testKMSJMX",
 	"testKMSProvider",
 	"testKMSProviderCaching",
 	"testKMSRestartKerberosAuth",
