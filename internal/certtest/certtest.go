@@ -1,0 +1,119 @@
+// Package certtest makes certificates for tests: an authority of their own, what
+// it issues, and the truststore that Java's clients read.
+package certtest
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"software.sslmate.com/src/go-pkcs12"
+)
+
+// Password is that of truststores. They hold no secret; Java wants one.
+const Password = "changeit"
+
+// Authority is a certificate authority that lives for a test.
+type Authority struct {
+	// CA is the file of its certificate, in PEM.
+	CA string
+
+	t      testing.TB
+	dir    string
+	key    *ecdsa.PrivateKey
+	cert   *x509.Certificate
+	issued int64
+}
+
+// New makes an authority whose files are in dir.
+func New(t testing.TB, dir string) *Authority {
+	t.Helper()
+	a := &Authority{t: t, dir: dir, key: newKey(t)}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "certtest authority"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &a.key.PublicKey, a.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a.cert, err = x509.ParseCertificate(der); err != nil {
+		t.Fatal(err)
+	}
+	a.CA = a.write("ca.pem", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+	return a
+}
+
+// Issue makes a key and a certificate, for servers and clients, that is good for
+// hosts (names and addresses), and returns the file NAME.pem of both.
+func (a *Authority) Issue(name string, hosts ...string) string {
+	a.t.Helper()
+	a.issued++
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1 + a.issued), Subject: pkix.Name{CommonName: name}, NotBefore: a.cert.NotBefore, NotAfter: a.cert.NotAfter,
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}
+	for _, h := range hosts {
+		if ip := net.ParseIP(h); ip != nil {
+			template.IPAddresses = append(template.IPAddresses, ip)
+		} else {
+			template.DNSNames = append(template.DNSNames, h)
+		}
+	}
+	key := newKey(a.t)
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, &key.PublicKey, a.key)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return a.write(name+".pem", append(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}),
+		pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...))
+}
+
+// Truststore makes a PKCS#12 file that holds the authority, under Password.
+func (a *Authority) Truststore() string {
+	a.t.Helper()
+	p12, err := pkcs12.Modern.EncodeTrustStore([]*x509.Certificate{a.cert}, Password)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return a.write("trust.p12", p12)
+}
+
+// Pool holds the authority, for Go's clients.
+func (a *Authority) Pool() *x509.CertPool {
+	pool := x509.NewCertPool()
+	pool.AddCert(a.cert)
+	return pool
+}
+
+func newKey(t testing.TB) *ecdsa.PrivateKey {
+	t.Helper()
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+func (a *Authority) write(name string, data []byte) string {
+	a.t.Helper()
+	path := filepath.Join(a.dir, name)
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		a.t.Fatal(err)
+	}
+	return path
+}
