@@ -1,0 +1,181 @@
+package twonodes
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"claviger/test/hadoop"
+)
+
+// TestTwoNodes is the whole of it, once for each way to share.
+func TestTwoNodes(t *testing.T) {
+	hadoop.Require(t)
+	kdc := startKDC(t)
+	t.Run("ZooKeeper", func(t *testing.T) {
+		s := newSite(t, kdc, zookeeper(t, kdc))
+		shell, job := s.shell(), s.job()
+		s.keys(shell)
+		s.kills(shell, job)
+		s.tokens(job)
+	})
+	t.Run("PostgreSQL", func(t *testing.T) {
+		s := newSite(t, kdc, hadoop.Conf{"hadoop.kms.authentication.signer.secret.provider": "sql"})
+		shell, job := s.shell(), s.job()
+		s.keys(shell)
+		s.kills(shell, job)
+		s.tokens(job)
+	})
+}
+
+// keys is what `hadoop key` does: it goes to one node after the other.
+func (s *site) keys(shell *hadoop.Client) {
+	s.t.Helper()
+	shell.KeyShell("create", "zone", "-size", "128")
+	s.versions(shell, 1, s.nodes[0], s.nodes[1])
+	shell.KeyShell("roll", "zone")
+	s.versions(shell, 2, s.nodes[0], s.nodes[1])
+}
+
+// versions asks for the key's metadata until each of the nodes has told it:
+// Hadoop's client begins with any of them.
+func (s *site) versions(shell *hadoop.Client, n int, nodes ...*node) {
+	s.t.Helper()
+	begin := make(map[*node]int)
+	for _, node := range nodes {
+		begin[node] = len(node.auditLog())
+	}
+	told := func(node *node) bool {
+		return strings.Contains(node.auditLog()[begin[node]:], "op=GET_KEYS_METADATA, user=keyadmin")
+	}
+	for range 100 {
+		out := shell.KeyShell("list", "-metadata")
+		if !strings.Contains(out, "zone : cipher: AES/CTR/NoPadding, length: 128") || !strings.Contains(out, fmt.Sprintf(", version: %d, ", n)) {
+			s.t.Errorf("hadoop key list -metadata, want %d versions of zone:\n%s", n, out)
+		}
+		if nodes = slices.DeleteFunc(nodes, told); len(nodes) == 0 {
+			return
+		}
+	}
+	s.t.Errorf("Hadoop's client has not asked %s", nodes[0].name)
+}
+
+// auditedSince waits for a line in the node's audit log, beyond its first bytes.
+func (n *node) auditedSince(begin int, text string) {
+	n.s.t.Helper()
+	n.WaitFor("an audit line with "+text, func() bool { return strings.Contains(n.auditLog()[begin:], text) })
+}
+
+func (n *node) auditLog() string {
+	n.s.t.Helper()
+	b, err := os.ReadFile(n.audit)
+	if err != nil {
+		n.s.t.Fatal(err)
+	}
+	return string(b)
+}
+
+// load is Hadoop's client, which is generating EDEKs and opening them.
+type load struct {
+	t   *testing.T
+	job *hadoop.Program
+}
+
+// opened is how many EDEKs were opened. That it failed is an error of the test's.
+func (l load) opened(command string) int {
+	l.t.Helper()
+	answer := l.job.Ask(command)
+	n, errors, _ := strings.Cut(answer, " ")
+	opened, err := strconv.Atoi(n)
+	if err != nil || !strings.HasPrefix(errors+" ", "0 ") {
+		l.t.Fatalf("the client saw an error (opened, errors, the first): %s", answer)
+	}
+	return opened
+}
+
+// more waits until n more were opened.
+func (l load) more(n int) {
+	l.t.Helper()
+	begin := l.opened("count")
+	for deadline := time.Now().Add(time.Minute); l.opened("count") < begin+n; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			l.t.Fatalf("the client opened %d EDEKs in a minute", l.opened("count")-begin)
+		}
+	}
+}
+
+// kills kills each node under load, and starts it again.
+func (s *site) kills(shell *hadoop.Client, job *hadoop.Program) {
+	s.t.Helper()
+	s.must(job.Ask("load", "alice", s.uri(), "zone", "4"), "begun")
+	l := load{s.t, job}
+	l.more(50)
+	for i, victim := range s.nodes {
+		victim.Kill()
+		l.more(50)
+		shell.KeyShell("create", "made-without-"+victim.name, "-size", "128")
+		// Hadoop's client rolls at one node and has each drop its caches then: it
+		// complains of the one that is away, though the roll is done.
+		if out := shell.MustFail("key", "roll", "zone"); !strings.Contains(out, victim.base()+"/v1/key/zone/_invalidatecache") {
+			s.t.Errorf("hadoop key roll: %s", out)
+		}
+		s.versions(shell, 3+i, s.nodes[1-i])
+		l.more(50)
+		begin := len(victim.auditLog())
+		victim.start()
+		victim.auditedSince(begin, "op=GENERATE_EEK, key=zone, user=alice")
+		victim.auditedSince(begin, "op=DECRYPT_EEK, key=zone, user=alice")
+		l.more(50)
+	}
+	s.t.Logf("%d EDEKs were opened", l.opened("stop"))
+}
+
+func (s *site) must(answer, want string) {
+	s.t.Helper()
+	if !strings.HasPrefix(answer, want) {
+		s.t.Errorf("answer %q, want %q", answer, want)
+	}
+}
+
+// tokens takes delegation tokens between the nodes, one node at a time, and then
+// by Hadoop's key provider, which chooses.
+func (s *site) tokens(job *hadoop.Program) {
+	s.t.Helper()
+	one, two := s.nodes[0].base(), s.nodes[1].base()
+	until := func(answer string) int64 {
+		s.t.Helper()
+		n, err := strconv.ParseInt(answer, 10, 64)
+		if err != nil {
+			s.t.Errorf("renewal: %s", answer)
+		}
+		return n
+	}
+	s.must(job.Ask("get", "alice", one, "yarn"), "kms-dt")
+	s.must(job.Ask("use", two), "200 ")
+	s.must(job.Ask("use", one), "200 ")
+	first := until(job.Ask("renew", "yarn", one))
+	time.Sleep(10 * time.Millisecond)
+	if second := until(job.Ask("renew", "yarn", two)); second <= first {
+		s.t.Errorf("renewed until %d, then until %d", first, second)
+	}
+	s.must(job.Ask("renew", "alice", one), "ERROR ") // she is not the renewer
+	s.must(job.Ask("cancel", two), "cancelled")
+	for _, base := range []string{one, two} {
+		s.must(job.Ask("use", base), "403 ")
+		s.must(job.Ask("renew", "yarn", base), "ERROR ")
+	}
+
+	s.must(job.Ask("job-get", "alice", s.uri(), "yarn"), "kms-dt "+s.uri())
+	for range s.nodes {
+		s.must(job.Ask("job-use", s.uri(), "zone"), "opened 16")
+		until(job.Ask("job-renew", "yarn"))
+	}
+	s.must(job.Ask("job-cancel", "alice"), "cancelled")
+	for range s.nodes {
+		s.must(job.Ask("job-use", s.uri(), "zone"), "ERROR ")
+	}
+}
