@@ -43,10 +43,10 @@ test-hadoop: ## the walk with a real Hadoop: KMS, NameNode, DataNode, clients
 	@scripts/setup all
 	go test -race -count 1 -timeout 15m -v ./test/hadoop
 
-conformance: ## Hadoop's own KMS tests against bin/claviger
+conformance: ## Hadoop's own tests of its KMS and of encryption zones against bin/claviger
 	@scripts/setup all
 	@scripts/build
-	CLAVIGER_BIN=$(CURDIR)/bin/claviger go test -count 1 -timeout 10m -v ./test/conformance
+	CLAVIGER_BIN=$(CURDIR)/bin/claviger go test -count 1 -timeout 30m -v ./test/conformance -zones
 
 fuzz: ## each fuzz target for FUZZTIME (default 4s)
 	@scripts/setup base

@@ -40,10 +40,17 @@ var KMS = []Known{
 	{SensitiveKeys, "", "regular expressions of properties whose values /conf does not show; empty: Hadoop's default. Ours are hidden in any case"},
 	{"hadoop.prometheus.endpoint.enabled", "false", "serve /prom: what /metrics shows, to whom authentication knows"},
 	{"hadoop.kms.ssl.enabled", "false", "serve https, by ssl-server.xml"},
-	{"hadoop.http.max.threads", "1000", "taken and not used: there is no thread pool here"},
+	{"hadoop.http.max.threads", "1000", "taken and not used: there is no thread pool here; claviger.http.max.connections and claviger.kms.max.concurrent.* are the limits"},
 	{"hadoop.http.max.request.header.size", "65536", "bytes of a request's head; more is answered with 431"},
-	{"hadoop.http.max.response.header.size", "65536", "taken and not used"},
-	{"hadoop.http.temp.dir", "${hadoop.tmp.dir}/kms", "taken and not used"},
+	{"hadoop.http.max.response.header.size", "65536", "taken and not used: the heads of answers are short"},
+	{"hadoop.http.temp.dir", "${hadoop.tmp.dir}/kms", "taken and not used: nothing is written there"},
+	{"hadoop.http.header.*", "", "a header of every answer, as in hadoop.http.header.Strict-Transport-Security"},
+	{"hadoop.http.sni.host.check.enabled", "false", "taken and not used: one certificate serves all names, and clients check it"},
+	{"hadoop.http.logs.enabled", "true", "taken and not used: log files are not shown over HTTP"},
+	{"claviger.http.max.connections", "8192", "most connections of clients at once; one more is closed at once, so that its client goes to another node"},
+	{"claviger.http.head.timeout", "10s", "by when a request's head must have come, and a TLS handshake be done"},
+	{"claviger.http.request.timeout", "1m", "by when all of a request must have come"},
+	{"claviger.http.answer.timeout", "2m", "by when it must be answered, slow readers included"},
 	{"hadoop.http.socket.backlog.size", "500", "taken and not used: the system's own limit holds (net.core.somaxconn)"},
 	{"hadoop.http.idle_timeout.ms", "60000", "how long a connection may idle between requests"},
 	{ProviderURI, "jceks://file@/${user.home}/kms.keystore", "comma list: the first provider is written to, the others are asked for versions that it does not know"},
@@ -215,6 +222,7 @@ func LoadKMS(dir string, env func(string) (string, bool)) (*Conf, error) {
 	c.environment()
 	c.lowWatermark()
 	c.warnUnknown()
+	c.warnIdle()
 	for _, k := range KMS {
 		if k.Default != "" {
 			c.SetDefault(k.Name, k.Default)
@@ -303,6 +311,23 @@ func (c *Conf) warnUnknown() {
 			w += "; did you mean " + near + "?"
 		}
 		c.warnings = append(c.warnings, w)
+	}
+}
+
+// notUsed begins the line of a property that is taken and does nothing; the
+// reason follows.
+const notUsed = "taken and not used"
+
+// warnIdle names properties that somebody has set to other than the default and
+// that do nothing here, with the reason.
+func (c *Conf) warnIdle() {
+	for _, k := range KMS {
+		why, idle := strings.CutPrefix(k.Doc, notUsed)
+		p, set := c.props[k.Name]
+		if !idle || !set || strings.TrimSpace(p.Value) == k.Default {
+			continue
+		}
+		c.warnings = append(c.warnings, fmt.Sprintf("%s: property %s has no effect here%s", p.Where(), k.Name, why))
 	}
 }
 

@@ -451,12 +451,18 @@ func (c *call) answer(status int, contentType string, body []byte) {
 	c.send(status, body)
 }
 
+// defaultHeaders are those that Hadoop sends with every answer, spelt as there.
+var defaultHeaders = [...][2]string{{"X-Content-Type-Options", "nosniff"}, {"X-XSS-Protection", "1; mode=block"}}
+
 // send writes a response with the headers that all have.
 func (c *call) send(status int, body []byte) {
 	c.status = status
 	h := c.w.Header()
-	h.Set("X-Content-Type-Options", "nosniff")
-	h["X-XSS-Protection"] = []string{"1; mode=block"} // spelt as Hadoop does
+	for _, d := range defaultHeaders {
+		if len(h[d[0]]) == 0 { // hadoop.http.header.* may say otherwise
+			h[d[0]] = []string{d[1]}
+		}
+	}
 	h.Set("Pragma", "no-cache")
 	h.Set("Content-Length", strconv.Itoa(len(body)))
 	c.w.WriteHeader(status)

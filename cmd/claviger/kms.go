@@ -159,7 +159,9 @@ func (s *kmsServer) run(ctx context.Context, readyFile string) (err error) {
 	if err != nil {
 		return fmt.Errorf("listening at the address of hadoop.kms.http.host and hadoop.kms.http.port: %w", err)
 	}
-	handler, err := s.handler(listener.Addr())
+	bounded := &boundedListener{Listener: listener, most: s.set.web.bounded(s.log), log: s.log}
+	listener = bounded
+	handler, err := s.handler(bounded)
 	if err != nil {
 		return errors.Join(err, listener.Close())
 	}
@@ -167,17 +169,7 @@ func (s *kmsServer) run(ctx context.Context, readyFile string) (err error) {
 	if tlsConf != nil {
 		scheme, listener = "https", tls.NewListener(listener, tlsConf)
 	}
-	server := &http.Server{
-		Handler:           handler,
-		ReadHeaderTimeout: headerTimeout,
-		ReadTimeout:       requestTimeout,
-		WriteTimeout:      answerTimeout,
-		IdleTimeout:       s.set.idle,
-		MaxHeaderBytes:    s.set.maxHeaderBytes,
-		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
-		// OPTIONS * goes to the handler as everything else does.
-		DisableGeneralOptionsHandler: true,
-	}
+	server := s.set.web.newServer(handler, s.log)
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
 	defer func() { err = errors.Join(err, s.shutdown(server, served)) }()
@@ -216,14 +208,6 @@ func (s *kmsServer) run(ctx context.Context, readyFile string) (err error) {
 	}
 }
 
-// Time limits of one connection. Clients wait a minute for an answer; a large
-// batch over a slow line may take as long to arrive.
-const (
-	headerTimeout  = 10 * time.Second
-	requestTimeout = time.Minute
-	answerTimeout  = 2 * time.Minute
-)
-
 // shutdown lets requests under way end, for as long as the setting says.
 func (s *kmsServer) shutdown(server *http.Server, served <-chan error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), s.set.shutdown)
@@ -241,16 +225,17 @@ func (s *kmsServer) shutdown(server *http.Server, served <-chan error) error {
 }
 
 // handler is the REST face, with the console beside it.
-func (s *kmsServer) handler(addr net.Addr) (http.Handler, error) {
+func (s *kmsServer) handler(listener *boundedListener) (http.Handler, error) {
 	var metrics *console.Metrics
 	var observe func(string, int, int, time.Duration)
 	if s.set.metrics {
 		metrics = console.NewMetrics(s.ring.SourceUse)
 		observe = metrics.Observe
 		aclMetrics(metrics, s.policy)
+		listener.metrics(metrics)
 	}
 	port := s.set.port
-	if tcp, ok := addr.(*net.TCPAddr); ok {
+	if tcp, ok := listener.Addr().(*net.TCPAddr); ok {
 		port = tcp.Port
 	}
 	operations, err := s.operations(port, metrics)

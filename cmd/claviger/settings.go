@@ -13,21 +13,20 @@ import (
 
 // kmsSettings are the properties of the server, read and checked.
 type kmsSettings struct {
-	host           string
-	port           int
-	tls            bool
-	maxHeaderBytes int
-	idle           time.Duration
-	shutdown       time.Duration
-	maxKeys        int
-	maxBatch       int
-	maxBody        int64
-	admission      kmsapi.Admission
-	metrics        bool
-	migrate        bool
-	audit          auditSettings
-	operations     operationSettings
-	ring           keyring.Config // all but what is opened later
+	host       string
+	port       int
+	tls        bool
+	web        webSettings
+	shutdown   time.Duration
+	maxKeys    int
+	maxBatch   int
+	maxBody    int64
+	admission  kmsapi.Admission
+	metrics    bool
+	migrate    bool
+	audit      auditSettings
+	operations operationSettings
+	ring       keyring.Config // all but what is opened later
 }
 
 // reader collects the first error, so that a table of properties reads as one.
@@ -72,18 +71,17 @@ func readKMSSettings(conf *hadoopconf.Conf) (kmsSettings, error) {
 	r := &reader{conf: conf}
 	const queue = "hadoop.security.kms.encrypted.key.cache."
 	s := kmsSettings{
-		host:           conf.String("hadoop.kms.http.host"),
-		port:           int(r.int("hadoop.kms.http.port", 0, 65535)),
-		tls:            r.bool("hadoop.kms.ssl.enabled"),
-		maxHeaderBytes: int(r.int("hadoop.http.max.request.header.size", 1024, 1<<20)),
-		idle:           r.duration("hadoop.http.idle_timeout.ms", time.Millisecond),
-		shutdown:       r.duration("claviger.shutdown.timeout", time.Second),
-		maxKeys:        int(r.int("claviger.kms.max.num.keys", 1, math.MaxInt32)),
-		maxBatch:       int(r.int("claviger.kms.max.batch", 1, math.MaxInt32)),
-		maxBody:        r.int("claviger.kms.max.body.bytes", 1<<16, 1<<32),
-		admission:      readAdmission(r),
-		metrics:        r.bool("claviger.metrics.enabled"),
-		migrate:        r.bool(hadoopconf.InitiateMigration),
+		host:      conf.String("hadoop.kms.http.host"),
+		port:      int(r.int("hadoop.kms.http.port", 0, 65535)),
+		tls:       r.bool("hadoop.kms.ssl.enabled"),
+		web:       r.web(),
+		shutdown:  r.duration("claviger.shutdown.timeout", time.Second),
+		maxKeys:   int(r.int("claviger.kms.max.num.keys", 1, math.MaxInt32)),
+		maxBatch:  int(r.int("claviger.kms.max.batch", 1, math.MaxInt32)),
+		maxBody:   r.int("claviger.kms.max.body.bytes", 1<<16, 1<<32),
+		admission: readAdmission(r),
+		metrics:   r.bool("claviger.metrics.enabled"),
+		migrate:   r.bool(hadoopconf.InitiateMigration),
 		ring: keyring.Config{
 			KeyAuthorization:    r.bool("hadoop.kms.key.authorization.enable"),
 			Reencryption:        r.bool(hadoopconf.ReencryptionEnable),

@@ -19,7 +19,7 @@ import (
 	"software.sslmate.com/src/go-pkcs12"
 )
 
-// Password is that of truststores. They hold no secret; Java wants one.
+// Password is that of PKCS#12 files. Java wants one of truststores too.
 const Password = "changeit"
 
 // Authority is a certificate authority that lives for a test.
@@ -58,6 +58,28 @@ func New(t testing.TB, dir string) *Authority {
 // hosts (names and addresses), and returns the file NAME.pem of both.
 func (a *Authority) Issue(name string, hosts ...string) string {
 	a.t.Helper()
+	key, cert := a.issue(name, hosts)
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return a.write(name+".pem", append(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}),
+		pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})...))
+}
+
+// Keystore is Issue for Java's servers: a PKCS#12 file, under Password.
+func (a *Authority) Keystore(name string, hosts ...string) string {
+	a.t.Helper()
+	key, cert := a.issue(name, hosts)
+	p12, err := pkcs12.Modern.Encode(key, cert, []*x509.Certificate{a.cert}, Password)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return a.write(name+".p12", p12)
+}
+
+func (a *Authority) issue(name string, hosts []string) (*ecdsa.PrivateKey, *x509.Certificate) {
+	a.t.Helper()
 	a.issued++
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1 + a.issued), Subject: pkix.Name{CommonName: name}, NotBefore: a.cert.NotBefore, NotAfter: a.cert.NotAfter,
@@ -71,16 +93,15 @@ func (a *Authority) Issue(name string, hosts ...string) string {
 		}
 	}
 	key := newKey(a.t)
-	private, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		a.t.Fatal(err)
-	}
 	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, &key.PublicKey, a.key)
 	if err != nil {
 		a.t.Fatal(err)
 	}
-	return a.write(name+".pem", append(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}),
-		pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...))
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return key, cert
 }
 
 // Truststore makes a PKCS#12 file that holds the authority, under Password.

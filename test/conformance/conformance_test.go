@@ -17,7 +17,10 @@ import (
 	"claviger/test/hadoop"
 )
 
-var reference = flag.Bool("reference", false, "run against the real Java KMS instead of claviger")
+var (
+	reference = flag.Bool("reference", false, "run against the real Java KMS instead of claviger")
+	zones     = flag.Bool("zones", false, "run HDFS's tests of encryption zones too, which take some minutes")
+)
 
 // methods are the tests of TestKMS.
 var methods = []string{
@@ -78,15 +81,58 @@ type outcome struct {
 // their cookies in a ZooKeeper.
 var zookeeperMethods = []string{"testMultipleKMSInstancesWithZKSigner"}
 
-func TestHadoopKMSTests(t *testing.T) { testHadoop(t, "TestKMS", methods) }
+// kmsTests and hdfsTests are the artifacts of the test classes.
+const (
+	kmsTests  = "hadoop-kms"
+	hdfsTests = "hadoop-hdfs"
+)
 
-func TestHadoopKMSTestsWithZooKeeper(t *testing.T) { testHadoop(t, "TestKMSWithZK", zookeeperMethods) }
+func TestHadoopKMSTests(t *testing.T) {
+	testHadoop(t, kmsTests, "org.apache.hadoop.crypto.key.kms.server.TestKMS", methods)
+}
 
-// testHadoop demands of our server what a test class of Hadoop's demands of its own.
-func testHadoop(t *testing.T, class string, methods []string) {
+func TestHadoopKMSTestsWithZooKeeper(t *testing.T) {
+	testHadoop(t, kmsTests, "org.apache.hadoop.crypto.key.kms.server.TestKMSWithZK", zookeeperMethods)
+}
+
+// TestHDFSZones runs HDFS's own tests of encryption zones, with a NameNode and
+// DataNodes in the JVM and our server as their KMS. Of two classes some methods are
+// left out, which no server in a process of its own can pass, a Java KMS included:
+// they count on rules for proxy users that the NameNode sets in the same JVM.
+func TestHDFSZones(t *testing.T) {
+	if !*zones {
+		t.Skip("takes some minutes: run with -zones, as `make conformance` does")
+	}
+	for _, c := range []struct {
+		class   string
+		methods []string // nil: all
+		least   int
+	}{
+		{"org.apache.hadoop.hdfs.TestEncryptionZonesWithKMS", nil, 46},
+		{"org.apache.hadoop.hdfs.server.namenode.TestReencryptionWithKMS", nil, 33},
+		{"org.apache.hadoop.hdfs.TestSecureEncryptionZoneWithKMS", []string{"testCreateZoneAfterAuthTokenExpiry"}, 1},
+		{"org.apache.hadoop.hdfs.TestAclsEndToEnd", []string{"testCreateKey", "testDeleteKey", "testCreateEncryptionZone", "testCreateFileInEncryptionZone", "testReadFileInEncryptionZone"}, 5},
+	} {
+		t.Run(c.class[strings.LastIndexByte(c.class, '.')+1:], func(t *testing.T) {
+			if n := testHadoop(t, hdfsTests, c.class, c.methods); n < c.least {
+				t.Errorf("%d tests, there should be %d", n, c.least)
+			}
+		})
+	}
+}
+
+// testHadoop demands of our server what a test class of Hadoop's, in the test jar
+// of an artifact, demands of Hadoop's own. It returns how many tests passed. No
+// methods: all.
+func testHadoop(t *testing.T, artifact, class string, methods []string) (passed int) {
 	hadoop.Require(t)
 	log := filepath.Join(t.TempDir(), "kms-server.log")
-	outcomes, output := runJUnit(t, "org.apache.hadoop.crypto.key.kms.server."+class, log, methods)
+	outcomes, output := runJUnit(t, artifact, class, log, methods)
+	if len(methods) == 0 {
+		for _, o := range outcomes {
+			methods = append(methods, o.name)
+		}
+	}
 	for _, m := range methods {
 		t.Run(m, func(t *testing.T) {
 			i := slices.IndexFunc(outcomes, func(o outcome) bool { return o.name == m })
@@ -97,7 +143,9 @@ func testHadoop(t *testing.T, class string, methods []string) {
 			t.Logf("%.2f s in JUnit", o.seconds)
 			if o.how != "PASS" {
 				t.Errorf("%s\n%s", o.how, o.trace)
+				return
 			}
+			passed++
 		})
 	}
 	if t.Failed() {
@@ -108,11 +156,12 @@ func testHadoop(t *testing.T, class string, methods []string) {
 	} else if strings.Contains(string(b), "DATA RACE") {
 		t.Errorf("the race detector spoke up in the server:\n%s", tail(log, 60<<10))
 	}
+	return passed
 }
 
 // runJUnit runs the methods and returns how each ended, and all that was
 // printed.
-func runJUnit(t *testing.T, class, serverLog string, methods []string) ([]outcome, string) {
+func runJUnit(t *testing.T, artifact, class, serverLog string, methods []string) ([]outcome, string) {
 	t.Helper()
 	jars := hadoop.Jars(t)
 	all := filepath.Join(jars, "*")
@@ -120,7 +169,7 @@ func runJUnit(t *testing.T, class, serverLog string, methods []string) ([]outcom
 	shim := hadoop.Javac(t, all, "java/shim")
 	work := t.TempDir()
 	classes := filepath.Join(work, "target", "test-classes")
-	unpackTests(t, jars, classes)
+	unpackTests(t, jars, artifact, classes)
 	log4j, err := filepath.Abs("log4j.properties")
 	if err != nil {
 		t.Fatal(err)
@@ -147,8 +196,8 @@ func runJUnit(t *testing.T, class, serverLog string, methods []string) ([]outcom
 	var output strings.Builder
 	cmd.Stdout = &output
 	p := hadoop.Start(t, "junit", cmd)
-	if !p.Wait(5 * time.Minute) {
-		t.Errorf("the JVM did not end within 5 minutes")
+	if !p.Wait(8 * time.Minute) {
+		t.Errorf("the JVM did not end within 8 minutes")
 		p.Kill()
 	}
 	return parse(output.String()), output.String()
@@ -172,11 +221,11 @@ func serverCommand(t *testing.T, all, log4j string) []string {
 
 // unpackTests puts Hadoop's test classes into a folder: they write files beside
 // their class, which a jar does not allow.
-func unpackTests(t *testing.T, jars, dir string) {
+func unpackTests(t *testing.T, jars, artifact, dir string) {
 	t.Helper()
-	found, err := filepath.Glob(filepath.Join(jars, "hadoop-kms-*-tests.jar"))
+	found, err := filepath.Glob(filepath.Join(jars, artifact+"-[0-9]*-tests.jar"))
 	if err != nil || len(found) != 1 {
-		t.Fatalf("want one hadoop-kms-*-tests.jar in %s, found %q", jars, found)
+		t.Fatalf("want one %s-*-tests.jar in %s, found %q", artifact, jars, found)
 	}
 	r, err := zip.OpenReader(found[0])
 	if err != nil {

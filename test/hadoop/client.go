@@ -41,8 +41,8 @@ func StartClient(t testing.TB, user string, o ProgramOptions) *Client {
 	return &Client{Program: StartProgram(t, o), user: user}
 }
 
-// Run runs one command and returns how it ended. tool is "key", "crypto", "fs"
-// or "dfsadmin".
+// Run runs one command and returns how it ended. tool is "key", "crypto", "fs",
+// "dfsadmin", "dtutil", or "tokens": "FILE RENEWER" collects delegation tokens.
 func (c *Client) Run(tool string, args ...string) Result {
 	c.t.Helper()
 	words := []string{}

@@ -17,6 +17,7 @@ type Cluster struct {
 	t        testing.TB
 	dir      string
 	conf     Conf
+	security *Security // nil is simple authentication
 	nameNode *Process
 	dataNode *Process
 }
@@ -25,11 +26,16 @@ type Cluster struct {
 // ("kms://http@..."). It does not start it.
 func NewCluster(t testing.TB, keyProvider string, extra Conf) *Cluster {
 	t.Helper()
+	return newCluster(t, "127.0.0.1", keyProvider, extra, nil)
+}
+
+func newCluster(t testing.TB, host, keyProvider string, extra Conf, security *Security) *Cluster {
+	t.Helper()
 	Require(t)
 	dir := t.TempDir()
 	ports := FreePorts(t, 5)
-	at := func(i int) string { return fmt.Sprintf("127.0.0.1:%d", ports[i]) }
-	c := &Cluster{t: t, dir: dir, conf: noGroups.With(Conf{
+	at := func(i int) string { return fmt.Sprintf("%s:%d", host, ports[i]) }
+	c := &Cluster{t: t, dir: dir, security: security, conf: noGroups.With(Conf{
 		"fs.defaultFS":                                              "hdfs://" + at(0),
 		"hadoop.tmp.dir":                                            filepath.Join(dir, "tmp"),
 		"dfs.replication":                                           "1",
@@ -75,11 +81,14 @@ func (c *Cluster) Conf() Conf { return c.conf.With() }
 func (c *Cluster) writeConf() {
 	dir := filepath.Join(c.dir, "conf")
 	c.conf.writeSites(c.t, dir)
+	if c.security != nil {
+		c.security.sslServer().Write(c.t, filepath.Join(dir, "ssl-server.xml"))
+	}
 	writeLog4j(c.t, dir, "INFO")
 }
 
 func (c *Cluster) java(name, main string, args ...string) java {
-	return java{
+	j := java{
 		name: name,
 		conf: filepath.Join(c.dir, "conf"),
 		// The servers demand folders "webapps/..." on the class path, which
@@ -89,6 +98,10 @@ func (c *Cluster) java(name, main string, args ...string) java {
 		args:      args,
 		user:      HDFSUser,
 	}
+	if c.security != nil {
+		j.user, j.flags, j.env = "", c.security.flags(), c.security.env()
+	}
+	return j
 }
 
 // Start starts both servers and returns when files can be written.

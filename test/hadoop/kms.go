@@ -26,6 +26,28 @@ func OpenACLs() Conf {
 	return c
 }
 
+// SiteACLs is a kms-acls.xml as a site has it: the key administrator sees no
+// EDEK, the HDFS superuser may have EDEKs made and is kept from decrypting, and
+// nobody sees key material.
+func SiteACLs(keyAdmin, reader string) Conf {
+	return Conf{
+		"hadoop.kms.acl.CREATE":            keyAdmin,
+		"hadoop.kms.acl.DELETE":            keyAdmin,
+		"hadoop.kms.acl.ROLLOVER":          keyAdmin,
+		"hadoop.kms.acl.GET":               " ",
+		"hadoop.kms.acl.GET_KEYS":          keyAdmin,
+		"hadoop.kms.acl.GET_METADATA":      keyAdmin + "," + HDFSUser,
+		"hadoop.kms.acl.SET_KEY_MATERIAL":  " ",
+		"hadoop.kms.acl.GENERATE_EEK":      HDFSUser,
+		"hadoop.kms.acl.DECRYPT_EEK":       reader,
+		"hadoop.kms.blacklist.DECRYPT_EEK": HDFSUser,
+		"default.key.acl.MANAGEMENT":       keyAdmin,
+		"default.key.acl.READ":             keyAdmin + "," + HDFSUser,
+		"default.key.acl.GENERATE_EEK":     HDFSUser,
+		"default.key.acl.DECRYPT_EEK":      reader,
+	}
+}
+
 // KMSOptions say how a Java KMS is to run. The zero value serves a fresh
 // keystore to everybody.
 type KMSOptions struct {

@@ -21,25 +21,11 @@ const (
 	migrator = "mig"      // who our server is at the source
 )
 
-// siteACLs is a kms-acls.xml as a site has it: the key administrator sees no
-// EDEK, the HDFS superuser may have EDEKs made and is kept from decrypting.
+// siteACLs lets alice and bob decrypt, and bob no key.
 func siteACLs() Conf {
-	return Conf{
-		"hadoop.kms.acl.CREATE":            keyAdmin,
-		"hadoop.kms.acl.DELETE":            keyAdmin,
-		"hadoop.kms.acl.ROLLOVER":          keyAdmin,
-		"hadoop.kms.acl.GET":               " ",
-		"hadoop.kms.acl.GET_KEYS":          keyAdmin,
-		"hadoop.kms.acl.GET_METADATA":      keyAdmin + "," + HDFSUser,
-		"hadoop.kms.acl.SET_KEY_MATERIAL":  " ",
-		"hadoop.kms.acl.GENERATE_EEK":      HDFSUser,
-		"hadoop.kms.acl.DECRYPT_EEK":       alice + "," + bob,
-		"hadoop.kms.blacklist.DECRYPT_EEK": HDFSUser,
-		"default.key.acl.MANAGEMENT":       keyAdmin,
-		"default.key.acl.READ":             keyAdmin + "," + HDFSUser,
-		"default.key.acl.GENERATE_EEK":     HDFSUser,
-		"default.key.acl.DECRYPT_EEK":      alice,
-	}
+	acls := SiteACLs(keyAdmin, alice)
+	acls["hadoop.kms.acl.DECRYPT_EEK"] += "," + bob
+	return acls
 }
 
 // sourceACLs is siteACLs and, on top, exactly what docs/migration.md says that

@@ -11,6 +11,7 @@ import org.apache.hadoop.fs.FsShell;
 import org.apache.hadoop.hdfs.HdfsConfiguration;
 import org.apache.hadoop.hdfs.tools.CryptoAdmin;
 import org.apache.hadoop.hdfs.tools.DFSAdmin;
+import org.apache.hadoop.security.token.DtUtilShell;
 import org.apache.hadoop.util.Tool;
 import org.apache.hadoop.util.ToolRunner;
 
@@ -66,6 +67,10 @@ public class Shell {
         return new CryptoAdmin(conf);
       case "dfsadmin":
         return new DFSAdmin(conf);
+      case "dtutil":
+        return new DtUtilShell();
+      case "tokens":
+        return new Tokens();
       default:
         throw new IllegalArgumentException("no tool named " + name);
     }

@@ -1,0 +1,16 @@
+package kmsapi
+
+import "net/http"
+
+// HTTP1 refuses what net/http lets through for a handler that would take over the
+// connection: the beginning of HTTP/2 without TLS ("PRI * HTTP/2.0").
+func HTTP1(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ProtoMajor != 1 {
+			w.Header().Set("Connection", "close")
+			http.Error(w, "this server speaks HTTP/1.1", http.StatusHTTPVersionNotSupported)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
