@@ -4,9 +4,11 @@ import (
 	"encoding/base64"
 	"fmt"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 )
 
 // Client is one user's Hadoop client: the stock command-line classes in one
@@ -117,3 +119,37 @@ func (c *Client) FsShell(args ...string) string { c.t.Helper(); return c.Must("f
 
 // DFSAdmin runs `hdfs dfsadmin`, which has to succeed.
 func (c *Client) DFSAdmin(args ...string) string { c.t.Helper(); return c.Must("dfsadmin", args...) }
+
+var versionInInfo = regexp.MustCompile(`keyName: (\S+), ezKeyVersionName: (\S+)\}`)
+
+// FileKey returns the key of an encrypted file and the version of it that its
+// EDEK is under.
+func (c *Client) FileKey(path string) (key, version string) {
+	c.t.Helper()
+	out := c.CryptoAdmin("-getFileEncryptionInfo", "-path", path)
+	m := versionInInfo.FindStringSubmatch(out)
+	if m == nil {
+		c.t.Fatalf("%s: -getFileEncryptionInfo printed %q", path, out)
+	}
+	return m[1], m[2]
+}
+
+// ReencryptZone re-encrypts a zone and waits for the end.
+func (c *Client) ReencryptZone(zone string) {
+	c.t.Helper()
+	begun := time.Now()
+	c.CryptoAdmin("-reencryptZone", "-start", "-path", zone)
+	for {
+		status := c.CryptoAdmin("-listReencryptionStatus")
+		for line := range strings.Lines(status) {
+			if f := strings.Fields(line); len(f) > 1 && f[0] == zone && f[1] == "Completed" {
+				c.t.Logf("re-encrypted in %.1fs: %s", time.Since(begun).Seconds(), strings.TrimSpace(line))
+				return
+			}
+		}
+		if time.Since(begun) > commandTimeout {
+			c.t.Fatalf("%s is not re-encrypted after %v:\n%s", zone, commandTimeout, status)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}

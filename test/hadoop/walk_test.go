@@ -115,22 +115,16 @@ func (w *walk) readAll(c *Client, when string) {
 	w.t.Logf("%s: %d files read and compared in %.1fs", when, n, time.Since(begun).Seconds())
 }
 
-var versionInInfo = regexp.MustCompile(`keyName: (\S+), ezKeyVersionName: (\S+)\}`)
-
 // versions returns the key version of each file in a zone.
 func (w *walk) versions(c *Client, zone string) map[string]string {
 	w.t.Helper()
 	all := map[string]string{}
 	for _, name := range w.files[zone] {
-		out := c.CryptoAdmin("-getFileEncryptionInfo", "-path", zone+"/"+name)
-		m := versionInInfo.FindStringSubmatch(out)
-		if m == nil {
-			w.t.Fatalf("%s/%s: -getFileEncryptionInfo printed %q", zone, name, out)
+		key, version := c.FileKey(zone + "/" + name)
+		if key != zones[zone] {
+			w.t.Errorf("%s/%s: key %q, want %q", zone, name, key, zones[zone])
 		}
-		if m[1] != zones[zone] {
-			w.t.Errorf("%s/%s: key %q, want %q", zone, name, m[1], zones[zone])
-		}
-		all[name] = m[2]
+		all[name] = version
 	}
 	return all
 }
@@ -142,26 +136,6 @@ func distinct(versions map[string]string) []string {
 
 // sourceVersion is what a Java KMS names the versions of a key.
 var sourceVersion = regexp.MustCompile(`@[0-9]{1,3}$`)
-
-// reencrypt re-encrypts a zone and waits for the end.
-func (w *walk) reencrypt(c *Client, zone string) {
-	w.t.Helper()
-	begun := time.Now()
-	c.CryptoAdmin("-reencryptZone", "-start", "-path", zone)
-	for {
-		status := c.CryptoAdmin("-listReencryptionStatus")
-		for line := range strings.Lines(status) {
-			if f := strings.Fields(line); len(f) > 1 && f[0] == zone && f[1] == "Completed" {
-				w.t.Logf("re-encrypted in %.1fs: %s", time.Since(begun).Seconds(), strings.TrimSpace(line))
-				return
-			}
-		}
-		if time.Since(begun) > commandTimeout {
-			w.t.Fatalf("%s is not re-encrypted after %v:\n%s", zone, commandTimeout, status)
-		}
-		time.Sleep(100 * time.Millisecond)
-	}
-}
 
 // metadata returns the lines of `hadoop key list -metadata` at a KMS.
 func metadata(t *testing.T, providerURI string) []string {
@@ -285,7 +259,7 @@ func (w *walk) beside(ours *KMS) {
 	defer admin.Close()
 	admin.KeyShell("roll", "fin.key")
 	for zone, key := range zones {
-		w.reencrypt(super, zone)
+		super.ReencryptZone(zone)
 		got := distinct(w.versions(super, zone))
 		if len(got) != 1 || sourceVersion.MatchString(got[0]) || !strings.HasPrefix(got[0], key+"@") {
 			t.Errorf("after the re-encryption the files in %s are under %q, want one version of ours", zone, got)
