@@ -1,8 +1,11 @@
 package secured
 
 import (
+	"bytes"
+	"encoding/json"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -18,6 +21,7 @@ const (
 	keyAdmin = "keyadmin" // makes and rolls keys
 	alice    = "alice"    // owns the files in the zone
 	yarn     = "yarn"     // renews and cancels the tokens of jobs
+	hive     = "hive"     // a service that works for alice; its principal is hive/localhost
 	keyName  = "fin.key"
 	zone     = "/finance"
 )
@@ -27,6 +31,7 @@ type site struct {
 	t       *testing.T
 	kdc     *kdctest.KDC
 	users   string // keytab of the people
+	options hadoop.ClavigerOptions
 	kms     *hadoop.KMS
 	audit   string // file
 	cluster *hadoop.Cluster
@@ -36,21 +41,23 @@ func newSite(t *testing.T) *site {
 	t.Helper()
 	hadoop.Require(t)
 	s := &site{t: t, kdc: kdctest.StartRealm(t, realm)}
-	s.users = s.kdc.Keytab("users.keytab", keyAdmin, alice, yarn, hadoop.HDFSUser)
-	s.startKMS(s.kdc.Keytab("http.keytab", "HTTP/localhost"))
-	// The web servers of HDFS share the KMS's principal: all are on one host.
-	servers := filepath.Join(s.kdc.Dir, "http.keytab")
-	s.kdc.Keytab("http.keytab", "nn/localhost", "dn/localhost")
+	s.users = s.kdc.Keytab("users.keytab", keyAdmin, alice, yarn, hive+"/localhost", hadoop.HDFSUser)
+	servers := s.kdc.Keytab("servers.keytab", "HTTP/localhost", "nn/localhost", "dn/localhost")
+	s.configureKMS(servers)
+	s.startKMS()
 	s.cluster = hadoop.NewSecureCluster(t, s.kms.ProviderURI(), &hadoop.Security{
 		Realm: realm, Krb5Conf: s.kdc.Krb5Conf, Env: s.kdc.Env(), Keytab: servers,
 		Keystore: certtest.New(t, t.TempDir()).Keystore("hdfs", "localhost"), KeystorePassword: certtest.Password,
-	}, nil)
+	}, hadoop.Conf{
+		"hadoop.proxyuser." + hive + ".users": alice,
+		"hadoop.proxyuser." + hive + ".hosts": "127.0.0.1",
+	})
 	s.cluster.Start()
 	return s
 }
 
-// startKMS runs the program with keys in an HSM and the ACLs of a site.
-func (s *site) startKMS(keytab string) {
+// configureKMS gives the KMS keys in an HSM and the ACLs of a site.
+func (s *site) configureKMS(keytab string) {
 	s.t.Helper()
 	dir := s.t.TempDir()
 	token, err := softhsm.Create(filepath.Join(dir, "token"), "secured")
@@ -61,7 +68,7 @@ func (s *site) startKMS(keytab string) {
 	if err := pkcs11.WriteKeystoreFile(keystore, pkcs11.FileConfig{Module: token.Module, Token: token.Label, PINFile: token.PINFile}); err != nil {
 		s.t.Fatal(err)
 	}
-	s.audit = filepath.Join(dir, "audit.log")
+	s.audit = filepath.Join(dir, "audit.json")
 	hadoop.Conf{
 		"hadoop.kms.http.host":                          "127.0.0.1",
 		"hadoop.kms.key.provider.uri":                   "cloudera.hsmkp://file@" + keystore,
@@ -70,10 +77,17 @@ func (s *site) startKMS(keytab string) {
 		"hadoop.kms.authentication.kerberos.principal":  "HTTP/localhost",
 		"hadoop.kms.authentication.kerberos.name.rules": hadoop.AuthToLocal,
 		"claviger.metastore.uri":                        "sqlite://" + filepath.Join(dir, "claviger.db"),
-		"claviger.audit.file":                           s.audit,
+		"claviger.audit.json.file":                      s.audit,
+		"hadoop.kms.proxyuser." + hive + ".users":       alice,
+		"hadoop.kms.proxyuser." + hive + ".hosts":       "127.0.0.1",
 	}.Write(s.t, filepath.Join(dir, "kms-site.xml"))
 	hadoop.SiteACLs(keyAdmin, alice).Write(s.t, filepath.Join(dir, "kms-acls.xml"))
-	s.kms = hadoop.StartClaviger(s.t, hadoop.ClavigerOptions{Conf: dir, Env: append(s.kdc.Env(), token.Env...)})
+	s.options = hadoop.ClavigerOptions{Conf: dir, Env: append(s.kdc.Env(), token.Env...), Port: hadoop.FreePorts(s.t, 1)[0]}
+}
+
+func (s *site) startKMS() {
+	s.t.Helper()
+	s.kms = hadoop.StartClaviger(s.t, s.options)
 	s.kms.URL = strings.Replace(s.kms.URL, "127.0.0.1", "localhost", 1) // as in the principal
 }
 
@@ -105,9 +119,67 @@ func (s *site) has(c *hadoop.Client, path, local string) {
 	}
 }
 
+// job starts a client that has the tokens in a file, and no tickets.
+func (s *site) job(name, tokens string) *hadoop.Client {
+	s.t.Helper()
+	return s.cluster.SecureClient(name, "", "HADOOP_TOKEN_FILE_LOCATION="+tokens)
+}
+
+// event is what the audit log says of a request.
+type event struct {
+	Status, Op, User, RealUser, Message string
+	EDEKs                               int
+}
+
+// events does something and returns what the audit log says of it.
+func (s *site) events(do func()) []event {
+	s.t.Helper()
+	read := func() []byte {
+		b, err := os.ReadFile(s.audit)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		return b
+	}
+	before := len(read())
+	do()
+	var all []event
+	for line := range bytes.Lines(read()[before:]) {
+		var e event
+		if err := json.Unmarshal(line, &e); err != nil {
+			s.t.Fatalf("audit record %s: %v", line, err)
+		}
+		all = append(all, e)
+	}
+	return all
+}
+
+// did compares the audit log's account of what do did.
+func (s *site) did(what string, do func(), want ...event) {
+	s.t.Helper()
+	if got := s.events(do); !slices.Equal(got, want) {
+		s.t.Errorf("%s: the audit log says\n%+v\nwant\n%+v", what, got, want)
+	}
+}
+
+// refused runs a command that has to fail for a reason.
+func (s *site) refused(c *hadoop.Client, reason, tool string, args ...string) {
+	s.t.Helper()
+	if out := c.MustFail(tool, args...); !strings.Contains(out, reason) {
+		s.t.Errorf("%s %s: refused, but not with %q:\n%s", tool, strings.Join(args, " "), reason, out)
+	}
+}
+
+// decrypt is one EDEK opened; by is the full name of who.
+func decrypt(by, realUser string) event {
+	return event{Status: "OK", Op: "DECRYPT_EEK", User: by, RealUser: realUser, EDEKs: 1}
+}
+
+// TestSecuredCluster is one long test, since the cluster takes its time to start.
 func TestSecuredCluster(t *testing.T) {
 	s := newSite(t)
-	s.login(keyAdmin).KeyShell("create", keyName, "-size", "256")
+	admin := s.login(keyAdmin)
+	admin.KeyShell("create", keyName, "-size", "256")
 	super := s.login(hadoop.HDFSUser)
 	super.FsShell("-mkdir", zone)
 	super.CryptoAdmin("-createZone", "-keyName", keyName, "-path", zone)
@@ -115,5 +187,140 @@ func TestSecuredCluster(t *testing.T) {
 	user := s.login(alice)
 	books := s.local("books", "assets and liabilities\n")
 	user.FsShell("-put", books, zone+"/books")
+	s.did("alice reads", func() { s.has(user, zone+"/books", books) }, decrypt(alice+"@"+realm, ""))
+	s.superuserReadsNothing(super, books)
+	s.kmsRestarts()
 	s.has(user, zone+"/books", books)
+
+	tokens := s.collect(user)
+	job := s.jobWorks(tokens, books)
+	s.serviceWorksFor(books)
+
+	_, old := super.FileKey(zone + "/books")
+	admin.KeyShell("roll", keyName)
+	super.ReencryptZone(zone)
+	if _, now := super.FileKey(zone + "/books"); now == old {
+		t.Errorf("after a roll and a re-encryption the file is under %s still", old)
+	}
+	s.has(user, zone+"/books", books)
+	s.has(job, zone+"/books", books)
+	s.tokenEnds(user, job, tokens, books)
+	if log, err := os.ReadFile(s.kms.Log); err != nil || bytes.Contains(log, []byte("level=ERROR")) {
+		t.Errorf("the KMS's log (%v):\n%s", err, log)
+	}
+}
+
+// superuserReadsNothing: HDFS lets its superuser see every file, the KMS none.
+func (s *site) superuserReadsNothing(super *hadoop.Client, books string) {
+	s.t.Helper()
+	s.did("the superuser reads", func() {
+		s.refused(super, "User:hdfs not allowed to do 'DECRYPT_EEK' on '"+keyName+"'", "fs", "-cat", zone+"/books")
+	}, event{Status: "UNAUTHORIZED", Op: "DECRYPT_EEK", User: hadoop.HDFSUser + "@" + realm})
+	clear, err := os.ReadFile(books)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	raw := super.FsShell("-cat", "/.reserved/raw"+zone+"/books")
+	if len(raw) != len(clear) || strings.Contains(raw, "liabilities") {
+		s.t.Errorf("the raw file has %d bytes, want the %d of a ciphertext:\n%.100q", len(raw), len(clear), raw)
+	}
+}
+
+// collect does what the submitter of a job does.
+func (s *site) collect(c *hadoop.Client) (tokens string) {
+	s.t.Helper()
+	tokens = filepath.Join(s.t.TempDir(), "tokens")
+	if out := c.Must("tokens", tokens, yarn); !strings.Contains(out, "HDFS_DELEGATION_TOKEN ") || !strings.Contains(out, "kms-dt "+s.kms.ProviderURI()) {
+		s.t.Fatalf("tokens of HDFS and KMS are wanted, collected are\n%s", out)
+	}
+	return tokens
+}
+
+// jobWorks has a job read a file and write one. Nothing but the tokens lets it.
+func (s *site) jobWorks(tokens, books string) *hadoop.Client {
+	s.t.Helper()
+	job := s.job("job", tokens)
+	result := s.local("result", "profit\n")
+	byToken := decrypt(alice, "") // a token has the short name
+	s.did("the job works", func() {
+		s.has(job, zone+"/books", books)
+		job.FsShell("-put", result, zone+"/result")
+		s.has(job, zone+"/result", result)
+	}, byToken, byToken, byToken)
+
+	nobody := s.cluster.SecureClient("nobody", "")
+	defer nobody.Close()
+	s.refused(nobody, "Client cannot authenticate via:[TOKEN, KERBEROS]", "fs", "-ls", "/")
+	half := s.copyOf(tokens)
+	nobody.Must("dtutil", "remove", "-alias", s.kms.ProviderURI(), half)
+	hdfsOnly := s.job("half", half)
+	defer hdfsOnly.Close()
+	hdfsOnly.FsShell("-ls", zone)
+	s.refused(hdfsOnly, "Error while authenticating with endpoint", "fs", "-cat", zone+"/books")
+	return job
+}
+
+// serviceWorksFor has a service with tickets of its own read alice's file as her,
+// and a job of its with tokens in her name.
+func (s *site) serviceWorksFor(books string) {
+	s.t.Helper()
+	service := s.cluster.SecureClient(hive, s.kdc.Login(s.users, hive+"/localhost"), "HADOOP_PROXY_USER="+alice)
+	defer service.Close()
+	s.did("a service reads for alice", func() { s.has(service, zone+"/books", books) }, decrypt(alice, hive+"/localhost@"+realm))
+	query := s.job("query", s.collect(service))
+	defer query.Close()
+	s.did("its job reads for alice", func() { s.has(query, zone+"/books", books) }, decrypt(alice, hive))
+	other := s.cluster.SecureClient("mallory", s.kdc.Login(s.users, hive+"/localhost"), "HADOOP_PROXY_USER=mallory")
+	defer other.Close()
+	for _, e := range s.events(func() { s.refused(other, "status: 403", "key", "list") }) {
+		if want := "User: hive/localhost@" + realm + " is not allowed to impersonate mallory"; e.Status == "OK" || !strings.Contains(e.Message, want) {
+			s.t.Errorf("the audit log has %+v, want %q", e, want)
+		}
+	}
+}
+
+// kmsRestarts makes the cookies of clients and NameNode worthless.
+func (s *site) kmsRestarts() {
+	s.t.Helper()
+	if code := s.kms.Stop(); code != 0 {
+		s.t.Errorf("claviger kms ended with status %d on SIGTERM", code)
+	}
+	s.startKMS()
+}
+
+// tokenEnds: its renewer renews the token of the KMS, and cancels it when the job
+// has ended, which then can do nothing more.
+func (s *site) tokenEnds(user, job *hadoop.Client, tokens, books string) {
+	s.t.Helper()
+	rm := s.login(yarn)
+	alias := s.kms.ProviderURI()
+	s.refused(user, "alice tries to renew a token (kms-dt owner=alice, renewer=yarn", "dtutil", "renew", "-alias", alias, tokens)
+	rm.Must("dtutil", "renew", "-alias", alias, tokens)
+	s.has(job, zone+"/books", books)
+	rm.Must("dtutil", "cancel", "-alias", alias, s.copyOf(tokens))
+	job.FsShell("-ls", zone) // HDFS's token is good still
+	for _, e := range s.events(func() {
+		s.refused(job, "can't be found in cache", "fs", "-cat", zone+"/books")
+		s.refused(job, "can't be found in cache", "fs", "-put", books, zone+"/more")
+		s.refused(rm, "Renewal request for unknown token", "dtutil", "renew", "-alias", alias, tokens)
+	}) {
+		if e.Status == "OK" {
+			s.t.Errorf("with a cancelled token: %+v", e)
+		}
+	}
+	s.has(user, zone+"/books", books)
+}
+
+// copyOf copies a token file: stock Hadoop takes what it cancels out of it.
+func (s *site) copyOf(tokens string) string {
+	s.t.Helper()
+	b, err := os.ReadFile(tokens)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	path := filepath.Join(s.t.TempDir(), "tokens")
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+	return path
 }
