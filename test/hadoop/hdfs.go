@@ -83,6 +83,9 @@ func (c *Cluster) writeConf() {
 	c.conf.writeSites(c.t, dir)
 	if c.security != nil {
 		c.security.sslServer().Write(c.t, filepath.Join(dir, "ssl-server.xml"))
+		if c.security.SSLClient != nil {
+			c.security.SSLClient.Write(c.t, filepath.Join(dir, "ssl-client.xml"))
+		}
 	}
 	writeLog4j(c.t, dir, "INFO")
 }

@@ -15,6 +15,8 @@ type Security struct {
 	// Keystore is a PKCS#12 file, under KeystorePassword, by which the web
 	// servers of NameNode and DataNode prove that they are localhost.
 	Keystore, KeystorePassword string
+	SSLClient                  Conf     // ssl-client.xml, where the key provider is behind https
+	Flags                      []string // of every JVM
 }
 
 // AuthToLocal are the rules of a secured cluster: its servers are the
@@ -60,7 +62,9 @@ func (s *Security) sslServer() Conf {
 }
 
 // flags are those of every JVM in the realm.
-func (s *Security) flags() []string { return []string{"-Djava.security.krb5.conf=" + s.Krb5Conf} }
+func (s *Security) flags() []string {
+	return append([]string{"-Djava.security.krb5.conf=" + s.Krb5Conf}, s.Flags...)
+}
 
 // env is the environment of a process that finds no tickets, those of who runs
 // the test least of all.
@@ -76,5 +80,5 @@ func (c *Cluster) SecureClient(name, tickets string, env ...string) *Client {
 	if tickets != "" {
 		env = append(env, "KRB5CCNAME=FILE:"+tickets)
 	}
-	return StartClient(c.t, name, ProgramOptions{Conf: c.Conf(), Flags: c.security.flags(), Env: env})
+	return StartClient(c.t, name, ProgramOptions{Conf: c.Conf(), SSL: c.security.SSLClient, Flags: c.security.flags(), Env: env})
 }

@@ -59,32 +59,38 @@ func newSite(t *testing.T, kdc *kdctest.KDC, more hadoop.Conf) *site {
 		t.Fatal(err)
 	}
 	store := pgtest.Database(t)
-	names := ""
+	// With a file, Java asks nothing else for names: it has to know this machine's own.
+	self, err := os.Hostname()
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := "127.0.0.1 localhost " + self + "\n"
 	for i, h := range hosts {
 		n := &node{s: s, name: h.name, conf: t.TempDir()}
 		n.audit = filepath.Join(n.conf, "audit.log")
 		s.nodes[i] = n
 		hadoop.Conf{"hadoop.security.authentication": "kerberos"}.Write(t, filepath.Join(n.conf, "core-site.xml"))
 		hadoop.Conf{
-			"hadoop.kms.http.host":                         h.address,
-			"hadoop.kms.ssl.enabled":                       "true",
-			"hadoop.kms.authentication.type":               "kerberos",
-			"hadoop.kms.authentication.kerberos.keytab":    filepath.Join(kdc.Dir, "http.keytab"),
-			"hadoop.kms.authentication.kerberos.principal": "*",
-			"hadoop.kms.key.provider.uri":                  "cloudera.hsmkp://file@" + keystore,
-			"hadoop.kms.audit.aggregation.window.ms":       "100",
-			"claviger.metastore.uri":                       store,
-			"claviger.audit.file":                          n.audit,
+			"hadoop.kms.http.host":                          h.address,
+			"hadoop.kms.ssl.enabled":                        "true",
+			"hadoop.kms.authentication.type":                "kerberos",
+			"hadoop.kms.authentication.kerberos.keytab":     filepath.Join(kdc.Dir, "http.keytab"),
+			"hadoop.kms.authentication.kerberos.principal":  "*",
+			"hadoop.kms.authentication.kerberos.name.rules": hadoop.AuthToLocal,
+			"hadoop.kms.key.provider.uri":                   "cloudera.hsmkp://file@" + keystore,
+			"hadoop.kms.audit.aggregation.window.ms":        "100",
+			"claviger.metastore.uri":                        store,
+			"claviger.audit.file":                           n.audit,
 		}.With(more).Write(t, filepath.Join(n.conf, "kms-site.xml"))
 		hadoop.OpenACLs().Write(t, filepath.Join(n.conf, "kms-acls.xml"))
 		hadoop.Conf{"ssl.server.keystore.location": s.certs.Issue(h.name, h.name)}.Write(t, filepath.Join(n.conf, "ssl-server.xml"))
 		names += h.address + " " + h.name + "\n"
 	}
 	file := filepath.Join(dir, "hosts")
-	if err := os.WriteFile(file, []byte(names+"127.0.0.1 localhost\n"), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte(names), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s.flags = []string{"-Xmx192m", "-Djdk.net.hosts.file=" + file, "-Djava.security.krb5.conf=" + kdc.Krb5Conf}
+	s.flags = []string{"-Xmx192m", "-Djdk.net.hosts.file=" + file}
 	for _, n := range s.nodes {
 		n.start()
 	}
@@ -115,12 +121,17 @@ func (s *site) client() hadoop.ProgramOptions {
 			"hadoop.security.kms.client.encrypted.key.cache.size":          "2",
 			"hadoop.security.kms.client.encrypted.key.cache.low-watermark": "0.5",
 		},
-		SSL: hadoop.Conf{
-			"ssl.client.truststore.location": s.certs.Truststore(),
-			"ssl.client.truststore.type":     "pkcs12",
-			"ssl.client.truststore.password": certtest.Password,
-		},
-		Flags: s.flags,
+		SSL:   s.sslClient(),
+		Flags: append(s.flags, "-Djava.security.krb5.conf="+s.kdc.Krb5Conf),
+	}
+}
+
+// sslClient is the ssl-client.xml of those who trust the nodes.
+func (s *site) sslClient() hadoop.Conf {
+	return hadoop.Conf{
+		"ssl.client.truststore.location": s.certs.Truststore(),
+		"ssl.client.truststore.type":     "pkcs12",
+		"ssl.client.truststore.password": certtest.Password,
 	}
 }
 
@@ -148,8 +159,9 @@ func (s *site) job() *hadoop.Program {
 func startKDC(t *testing.T) *kdctest.KDC {
 	t.Helper()
 	kdc := kdctest.Start(t)
-	kdc.Keytab("users.keytab", "alice", "keyadmin", "yarn")
+	kdc.Keytab("users.keytab", "alice", "keyadmin", "yarn", hadoop.HDFSUser)
 	kdc.Keytab("http.keytab", "HTTP/"+hosts[0].name, "HTTP/"+hosts[1].name)
+	kdc.Keytab("hdfs.keytab", "nn/localhost", "dn/localhost", "HTTP/localhost")
 	return kdc
 }
 

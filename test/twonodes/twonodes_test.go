@@ -3,6 +3,8 @@ package twonodes
 import (
 	"fmt"
 	"os"
+	"os/exec"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,21 +18,61 @@ import (
 func TestTwoNodes(t *testing.T) {
 	hadoop.Require(t)
 	kdc := startKDC(t)
-	t.Run("ZooKeeper", func(t *testing.T) {
-		s := newSite(t, kdc, zookeeper(t, kdc))
+	all := func(t *testing.T, sharing hadoop.Conf) (*site, *hadoop.Client) {
+		t.Helper()
+		s := newSite(t, kdc, sharing)
 		shell, job := s.shell(), s.job()
+		s.cookies()
 		s.keys(shell)
 		s.kills(shell, job)
 		s.tokens(job)
-	})
+		job.Close()
+		return s, shell
+	}
+	t.Run("ZooKeeper", func(t *testing.T) { all(t, zookeeper(t, kdc)) })
 	t.Run("PostgreSQL", func(t *testing.T) {
-		s := newSite(t, kdc, hadoop.Conf{"hadoop.kms.authentication.signer.secret.provider": "sql"})
-		shell, job := s.shell(), s.job()
-		s.keys(shell)
-		s.kills(shell, job)
-		s.tokens(job)
+		s, shell := all(t, hadoop.Conf{"hadoop.kms.authentication.signer.secret.provider": "sql"})
+		s.hdfs(shell)
 	})
 }
+
+// cookies logs in at either node, by curl, and goes to the other one with nothing
+// but the cookie.
+func (s *site) cookies() {
+	s.t.Helper()
+	tickets := s.kdc.Login(s.users, "alice")
+	curl := func(n *node, args ...string) string {
+		s.t.Helper()
+		args = append([]string{"-sS", "-i", "--max-time", "30", "--cacert", s.certs.CA, n.base() + "/v1/keys/names"}, args...)
+		for i, n := range s.nodes {
+			args = append(args, "--resolve", fmt.Sprintf("%s:%d:%s", n.name, s.port, hosts[i].address))
+		}
+		cmd := exec.CommandContext(s.t.Context(), "curl", args...)
+		cmd.Env = append(s.kdc.Env(), "KRB5CCNAME=FILE:"+tickets)
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			s.t.Fatalf("curl %s: %v\n%s", strings.Join(args, " "), err, out)
+		}
+		return string(out)
+	}
+	for i, n := range s.nodes {
+		other := s.nodes[1-i]
+		out := curl(n, "--negotiate", "-u", ":")
+		m := setCookie.FindStringSubmatch(out)
+		if m == nil {
+			s.t.Fatalf("%s gives no cookie:\n%s", n.name, out)
+		}
+		if out := curl(other, "-H", "Cookie: "+m[1]); !strings.HasPrefix(out, "HTTP/1.1 200 ") {
+			s.t.Errorf("%s refuses a cookie of %s:\n%s", other.name, n.name, out)
+		}
+		if out := curl(other); !strings.HasPrefix(out, "HTTP/1.1 401 ") {
+			s.t.Errorf("%s lets everybody in:\n%s", other.name, out)
+		}
+	}
+}
+
+// setCookie matches the header of who has logged in over https.
+var setCookie = regexp.MustCompile(`(?m)^Set-Cookie: (hadoop\.auth="u=alice&p=alice@[^;]*); Secure;? ?HttpOnly`)
 
 // keys is what `hadoop key` does: it goes to one node after the other.
 func (s *site) keys(shell *hadoop.Client) {
@@ -108,9 +150,11 @@ func (l load) more(n int) {
 	}
 }
 
-// kills kills each node under load, and starts it again.
+// kills kills each node under load, and starts it again. A job that has only a
+// delegation token works on, whichever node is there.
 func (s *site) kills(shell *hadoop.Client, job *hadoop.Program) {
 	s.t.Helper()
+	s.must(job.Ask("job-get", "alice", s.uri(), "yarn"), "kms-dt "+s.uri())
 	s.must(job.Ask("load", "alice", s.uri(), "zone", "4"), "begun")
 	l := load{s.t, job}
 	l.more(50)
@@ -124,6 +168,8 @@ func (s *site) kills(shell *hadoop.Client, job *hadoop.Program) {
 			s.t.Errorf("hadoop key roll: %s", out)
 		}
 		s.versions(shell, 3+i, s.nodes[1-i])
+		s.must(job.Ask("job-use", s.uri(), "zone"), "opened 16")
+		s.until(job.Ask("job-renew", "yarn"))
 		l.more(50)
 		begin := len(victim.auditLog())
 		victim.start()
@@ -132,6 +178,10 @@ func (s *site) kills(shell *hadoop.Client, job *hadoop.Program) {
 		l.more(50)
 	}
 	s.t.Logf("%d EDEKs were opened", l.opened("stop"))
+	s.must(job.Ask("job-cancel", "alice"), "cancelled")
+	for range s.nodes {
+		s.must(job.Ask("job-use", s.uri(), "zone"), "ERROR ")
+	}
 }
 
 func (s *site) must(answer, want string) {
@@ -141,25 +191,26 @@ func (s *site) must(answer, want string) {
 	}
 }
 
-// tokens takes delegation tokens between the nodes, one node at a time, and then
-// by Hadoop's key provider, which chooses.
+// until is the answer of a renewal: a time in ms.
+func (s *site) until(answer string) int64 {
+	s.t.Helper()
+	n, err := strconv.ParseInt(answer, 10, 64)
+	if err != nil {
+		s.t.Errorf("renewal: %s", answer)
+	}
+	return n
+}
+
+// tokens takes a delegation token from node to node.
 func (s *site) tokens(job *hadoop.Program) {
 	s.t.Helper()
 	one, two := s.nodes[0].base(), s.nodes[1].base()
-	until := func(answer string) int64 {
-		s.t.Helper()
-		n, err := strconv.ParseInt(answer, 10, 64)
-		if err != nil {
-			s.t.Errorf("renewal: %s", answer)
-		}
-		return n
-	}
 	s.must(job.Ask("get", "alice", one, "yarn"), "kms-dt")
 	s.must(job.Ask("use", two), "200 ")
 	s.must(job.Ask("use", one), "200 ")
-	first := until(job.Ask("renew", "yarn", one))
+	first := s.until(job.Ask("renew", "yarn", one))
 	time.Sleep(10 * time.Millisecond)
-	if second := until(job.Ask("renew", "yarn", two)); second <= first {
+	if second := s.until(job.Ask("renew", "yarn", two)); second <= first {
 		s.t.Errorf("renewed until %d, then until %d", first, second)
 	}
 	s.must(job.Ask("renew", "alice", one), "ERROR ") // she is not the renewer
@@ -167,15 +218,5 @@ func (s *site) tokens(job *hadoop.Program) {
 	for _, base := range []string{one, two} {
 		s.must(job.Ask("use", base), "403 ")
 		s.must(job.Ask("renew", "yarn", base), "ERROR ")
-	}
-
-	s.must(job.Ask("job-get", "alice", s.uri(), "yarn"), "kms-dt "+s.uri())
-	for range s.nodes {
-		s.must(job.Ask("job-use", s.uri(), "zone"), "opened 16")
-		until(job.Ask("job-renew", "yarn"))
-	}
-	s.must(job.Ask("job-cancel", "alice"), "cancelled")
-	for range s.nodes {
-		s.must(job.Ask("job-use", s.uri(), "zone"), "ERROR ")
 	}
 }
