@@ -180,7 +180,7 @@ func (s *site) kills(shell *hadoop.Client, job *hadoop.Program) {
 	s.t.Logf("%d EDEKs were opened", l.opened("stop"))
 	s.must(job.Ask("job-cancel", "alice"), "cancelled")
 	for range s.nodes {
-		s.must(job.Ask("job-use", s.uri(), "zone"), "ERROR ")
+		s.refused(job.Ask("job-use", s.uri(), "zone"), "SecretManager$InvalidToken: Token for real user: , can't be found in cache")
 	}
 }
 
@@ -188,6 +188,13 @@ func (s *site) must(answer, want string) {
 	s.t.Helper()
 	if !strings.HasPrefix(answer, want) {
 		s.t.Errorf("answer %q, want %q", answer, want)
+	}
+}
+
+func (s *site) refused(answer, why string) {
+	s.t.Helper()
+	if !strings.HasPrefix(answer, "ERROR ") || !strings.Contains(answer, why) {
+		s.t.Errorf("answer %q, want an error that says %q", answer, why)
 	}
 }
 
@@ -213,10 +220,10 @@ func (s *site) tokens(job *hadoop.Program) {
 	if second := s.until(job.Ask("renew", "yarn", two)); second <= first {
 		s.t.Errorf("renewed until %d, then until %d", first, second)
 	}
-	s.must(job.Ask("renew", "alice", one), "ERROR ") // she is not the renewer
+	s.refused(job.Ask("renew", "alice", one), "alice tries to renew a token")
 	s.must(job.Ask("cancel", two), "cancelled")
 	for _, base := range []string{one, two} {
 		s.must(job.Ask("use", base), "403 ")
-		s.must(job.Ask("renew", "yarn", base), "ERROR ")
+		s.refused(job.Ask("renew", "yarn", base), "SecretManager$InvalidToken: Renewal request for unknown token")
 	}
 }
