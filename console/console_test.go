@@ -183,8 +183,28 @@ func TestMetrics(t *testing.T) {
 	m.Observe("decrypt_eek", 200, 1, 3*time.Millisecond)
 	m.Observe("reencrypt_eek_batch", 200, 1000, 30*time.Millisecond)
 	m.Observe("reencrypt_eek_batch", 400, 1000, time.Millisecond)
+	m.Waited("decrypt", 20*time.Millisecond, true)
+	m.Waited("generate", time.Second, false)
+	call := m.HSM(func() (int, int) { return 3, 8 })
+	call(5, 1000, time.Millisecond, 20*time.Millisecond, nil)
+	call(1, 1, 0, time.Second, errors.New("gone"))
+	m.Expiries("claviger_certificate_expiry_seconds", "x", func() ([]console.Expiry, error) {
+		return []console.Expiry{{Name: "ssl.server.keystore.location", Subject: "CN=kms1", Ends: last}}, nil
+	})
 	text := metrics(t, m, nil)
 	for _, line := range []string{
+		`claviger_kms_turn_wait_seconds_bucket{class="decrypt",le="0.025"} 1`,
+		`claviger_kms_turn_wait_seconds_count{class="generate"} 1`,
+		`claviger_kms_turn_refused_total{class="generate"} 1`,
+		`claviger_hsm_call_seconds_bucket{result="ok",le="0.025"} 1`,
+		`claviger_hsm_call_seconds_count{result="error"} 1`,
+		`claviger_hsm_call_blocks_bucket{le="512"} 1`,
+		`claviger_hsm_call_blocks_bucket{le="1024"} 2`,
+		`claviger_hsm_call_callers_sum 6`,
+		`claviger_hsm_wait_seconds_bucket{le="0.001"} 2`,
+		`claviger_hsm_sessions_in_use 3`,
+		`claviger_hsm_sessions_max 8`,
+		`claviger_certificate_expiry_seconds{name="ssl.server.keystore.location",subject="CN=kms1"} 1.79544261e+09`,
 		`claviger_kms_request_seconds_count{op="decrypt_eek",status="200"} 1`,
 		`claviger_kms_request_seconds_bucket{op="decrypt_eek",status="200",le="0.0025"} 0`,
 		`claviger_kms_request_seconds_bucket{op="decrypt_eek",status="200",le="0.005"} 1`,

@@ -18,12 +18,22 @@ import (
 // milliseconds to tens of them, a source over the network in more.
 var buckets = []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10}
 
+// sizes of what goes into one call of the HSM.
+var sizes = prometheus.ExponentialBuckets(1, 2, 13) // 1 to 4096
+
 // Metrics are the server's figures, on a registry of their own.
 type Metrics struct {
 	registry *prometheus.Registry
 	requests *prometheus.HistogramVec
 	edeks    *prometheus.CounterVec
 	inFlight prometheus.Gauge
+
+	hsmCalls   *prometheus.HistogramVec
+	hsmWaits   prometheus.Histogram
+	hsmBlocks  prometheus.Histogram
+	hsmCallers prometheus.Histogram
+	turns      *prometheus.HistogramVec
+	refused    *prometheus.CounterVec
 }
 
 // NewMetrics makes them. use, if not nil, returns how often the versions of
@@ -34,8 +44,15 @@ func NewMetrics(use func(context.Context) ([]metastore.Use, error)) *Metrics {
 		requests: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "claviger_kms_request_seconds", Help: "Requests by operation and status.", Buckets: buckets}, []string{"op", "status"}),
 		edeks:    prometheus.NewCounterVec(prometheus.CounterOpts{Name: "claviger_kms_edeks_total", Help: "EDEKs generated, decrypted or re-encrypted."}, []string{"op"}),
 		inFlight: prometheus.NewGauge(prometheus.GaugeOpts{Name: "claviger_kms_requests_in_flight", Help: "Requests under way."}),
+
+		hsmCalls:   prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "claviger_hsm_call_seconds", Help: "Encryptions on the HSM, by result (ok, error).", Buckets: buckets}, []string{"result"}),
+		hsmWaits:   prometheus.NewHistogram(prometheus.HistogramOpts{Name: "claviger_hsm_wait_seconds", Help: "How long the first caller of an encryption waited until it began.", Buckets: buckets}),
+		hsmBlocks:  prometheus.NewHistogram(prometheus.HistogramOpts{Name: "claviger_hsm_call_blocks", Help: "Blocks of 16 bytes in one encryption on the HSM; an EDEK has one or two.", Buckets: sizes}),
+		hsmCallers: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "claviger_hsm_call_callers", Help: "Requests that shared one encryption on the HSM.", Buckets: sizes}),
+		turns:      prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "claviger_kms_turn_wait_seconds", Help: "How long requests waited for their turn, by class; those that did not wait are not counted.", Buckets: buckets}, []string{"class"}),
+		refused:    prometheus.NewCounterVec(prometheus.CounterOpts{Name: "claviger_kms_turn_refused_total", Help: "Requests sent to another node since their turn did not come."}, []string{"class"}),
 	}
-	m.registry.MustRegister(m.requests, m.edeks, m.inFlight, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	m.registry.MustRegister(m.requests, m.edeks, m.inFlight, m.turns, m.refused, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	if use != nil {
 		m.registry.MustRegister(&sourceUse{use})
 	}
@@ -50,6 +67,63 @@ func (m *Metrics) Counter(name, help string, f func() float64) {
 // Gauge adds a figure that f tells when it is asked for.
 func (m *Metrics) Gauge(name, help string, f func() float64) {
 	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, f))
+}
+
+// HSM adds the figures of an HSM, of which call is told; sessions tells how many of
+// its sessions are in use, and how many may be.
+func (m *Metrics) HSM(sessions func() (used, most int)) (call func(callers, blocks int, waited, took time.Duration, err error)) {
+	m.registry.MustRegister(m.hsmCalls, m.hsmWaits, m.hsmBlocks, m.hsmCallers)
+	m.Gauge("claviger_hsm_sessions_in_use", "Sessions of the HSM in use.", func() float64 { used, _ := sessions(); return float64(used) })
+	m.Gauge("claviger_hsm_sessions_max", "Sessions that may be in use at once.", func() float64 { _, most := sessions(); return float64(most) })
+	ok, failed := m.hsmCalls.WithLabelValues("ok"), m.hsmCalls.WithLabelValues("error")
+	return func(callers, blocks int, waited, took time.Duration, err error) {
+		if err != nil {
+			failed.Observe(took.Seconds())
+		} else {
+			ok.Observe(took.Seconds())
+		}
+		m.hsmWaits.Observe(waited.Seconds())
+		m.hsmBlocks.Observe(float64(blocks))
+		m.hsmCallers.Observe(float64(callers))
+	}
+}
+
+// Waited is kmsapi's hook.
+func (m *Metrics) Waited(class string, took time.Duration, came bool) {
+	m.turns.WithLabelValues(class).Observe(took.Seconds())
+	if !came {
+		m.refused.WithLabelValues(class).Inc()
+	}
+}
+
+// Expiry is when something that must be renewed ends.
+type Expiry struct {
+	Name, Subject string
+	Ends          time.Time
+}
+
+// Expiries adds what list tells, when it is asked for, of things that end: each
+// is a figure of that name, in seconds since 1970.
+func (m *Metrics) Expiries(name, help string, list func() ([]Expiry, error)) {
+	m.registry.MustRegister(&expiries{prometheus.NewDesc(name, help, []string{"name", "subject"}, nil), list})
+}
+
+type expiries struct {
+	desc *prometheus.Desc
+	list func() ([]Expiry, error)
+}
+
+func (e *expiries) Describe(ch chan<- *prometheus.Desc) { ch <- e.desc }
+
+func (e *expiries) Collect(ch chan<- prometheus.Metric) {
+	list, err := e.list()
+	if err != nil {
+		ch <- prometheus.NewInvalidMetric(e.desc, err)
+		return
+	}
+	for _, x := range list {
+		ch <- prometheus.MustNewConstMetric(e.desc, prometheus.GaugeValue, float64(x.Ends.Unix()), x.Name, x.Subject)
+	}
 }
 
 // underWay counts the requests that next is serving.

@@ -334,6 +334,18 @@ func (q *Queue) Len(key string) int {
 	return 0
 }
 
+// Ready returns how many EDEKs of all keys are ready. It looks at each key: it is
+// for those who ask now and then.
+func (q *Queue) Ready() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	n := 0
+	for _, l := range q.keys {
+		n += len(l.ready)
+	}
+	return n
+}
+
 // Keys returns how many keys the queue holds anything of.
 func (q *Queue) Keys() int {
 	q.mu.Lock()

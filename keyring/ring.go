@@ -214,6 +214,15 @@ func abilities(p provider.Provider) (provider.BlockEncrypter, provider.EDEKServi
 	return b, s, nil
 }
 
+// Queued returns how many ready-made EDEKs there are, of all keys. It is for those
+// who ask now and then.
+func (r *Ring) Queued() int {
+	if r.queue == nil {
+		return 0
+	}
+	return r.queue.Ready()
+}
+
 // Close stops the queues and writes the counters. It does not close the
 // providers. It is called when the faces have ended their requests: what a
 // request still under way counts is lost. The error tells that the counters

@@ -51,22 +51,23 @@ const busyLogInterval = 10 * time.Second
 
 // lane is the limit of one class.
 type lane struct {
-	name  string
-	size  int64
-	wait  time.Duration
-	log   *slog.Logger
-	turns *semaphore.Weighted // first come, first served: a large request is not passed by small ones for ever
+	name   string
+	size   int64
+	wait   time.Duration
+	waited func(class string, took time.Duration, came bool)
+	log    *slog.Logger
+	turns  *semaphore.Weighted // first come, first served: a large request is not passed by small ones for ever
 
 	mu     sync.Mutex
 	sent   int // away since the last line in the log
 	logged time.Time
 }
 
-func newLanes(a Admission, log *slog.Logger) [classes]*lane {
+func newLanes(a Admission, waited func(string, time.Duration, bool), log *slog.Logger) [classes]*lane {
 	var out [classes]*lane
 	for c, size := range [classes]int{decrypts: a.Decrypts, generates: a.Generates, batches: a.Batches, management: a.Management} {
 		if size > 0 {
-			out[c] = &lane{name: classNames[c], size: int64(size), wait: a.Wait, log: log, turns: semaphore.NewWeighted(int64(size))}
+			out[c] = &lane{name: classNames[c], size: int64(size), wait: a.Wait, waited: waited, log: log, turns: semaphore.NewWeighted(int64(size))}
 		}
 	}
 	return out
@@ -96,7 +97,10 @@ func (c *call) admit(ctx context.Context, of class, n int64) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, l.wait)
 	defer cancel()
-	if err := l.turns.Acquire(ctx, n); err != nil {
+	begun := time.Now()
+	err := l.turns.Acquire(ctx, n)
+	l.waited(l.name, time.Since(begun), err == nil)
+	if err != nil {
 		l.sendAway()
 		return &busy{l.name}
 	}

@@ -36,7 +36,16 @@ func (s *slow) EncryptBlocks(ctx context.Context, version string, blocks []byte)
 func TestAdmission(t *testing.T) {
 	s := &slow{Provider: memory.New(memory.Config{SequentialIDs: true}), hanging: make(chan struct{}), release: make(chan struct{})}
 	tr := &trail{}
-	addr := withKey(t, stack{Primary: s, Trail: tr, Admission: kmsapi.Admission{Decrypts: 4, Generates: 2, Batches: 1, Management: 1, Wait: 20 * time.Millisecond}})
+	var mu sync.Mutex
+	away := map[string]int{}
+	waited := func(class string, took time.Duration, came bool) {
+		mu.Lock()
+		defer mu.Unlock()
+		if !came && took >= 10*time.Millisecond {
+			away[class]++
+		}
+	}
+	addr := withKey(t, stack{Primary: s, Trail: tr, Waited: waited, Admission: kmsapi.Admission{Decrypts: 4, Generates: 2, Batches: 1, Management: 1, Wait: 20 * time.Millisecond}})
 	// Of what the first generate leaves in the queue, singles are served.
 	first := ask(t, addr, "GET", "/kms/v1/key/k/_eek?eek_op=generate&num_keys=1", "")
 	var edeks []struct {
@@ -129,5 +138,10 @@ func TestAdmission(t *testing.T) {
 	}
 	if refused != 9 {
 		t.Errorf("%d ERROR lines in the audit log, want one for each of 9 refusals", refused)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if len(away) != 2 || away["generate"] != 6 || away["re-encryption"] != 3 {
+		t.Errorf("Waited was told of %v", away)
 	}
 }

@@ -52,6 +52,7 @@ type stack struct {
 	Operations       kmsapi.Operations
 	NotReady         func() string
 	Observe          func(op string, status, edeks int, took time.Duration)
+	Waited           func(class string, took time.Duration, came bool)
 	Server           func(*http.Server)
 }
 
@@ -87,7 +88,7 @@ func start(t testing.TB, s stack) string {
 	}
 	api, err := kmsapi.New(kmsapi.Config{
 		Ring: ring, Auth: auth, Audit: s.Trail, Log: slog.New(slog.DiscardHandler), KeyAuthorization: s.KeyAuthorization,
-		Limits: s.Limits, Admission: s.Admission, Operations: s.Operations, NotReady: s.NotReady, Observe: s.Observe,
+		Limits: s.Limits, Admission: s.Admission, Operations: s.Operations, NotReady: s.NotReady, Observe: s.Observe, Waited: s.Waited,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -56,6 +56,10 @@ type Config struct {
 	// Observe, if not nil, is told of each request: its operation ("decrypt_eek";
 	// "unknown" for none), the status, how many EDEKs it was about, and its time.
 	Observe func(op string, status, edeks int, took time.Duration)
+	// Waited, if not nil, is told of each request that had to wait for its turn among
+	// its class ("decrypt", "generate", "re-encryption", "key management"), and whether
+	// that came.
+	Waited func(class string, took time.Duration, came bool)
 }
 
 // smallBody caps every body but a batch's. A creation with all its attributes
@@ -95,6 +99,9 @@ func New(cfg Config) (http.Handler, error) {
 	if cfg.NotReady == nil {
 		cfg.NotReady = func() string { return "" }
 	}
+	if cfg.Waited == nil {
+		cfg.Waited = func(string, time.Duration, bool) {}
+	}
 	if cfg.Observe == nil {
 		cfg.Observe = func(string, int, int, time.Duration) {}
 	}
@@ -103,7 +110,7 @@ func New(cfg Config) (http.Handler, error) {
 		return nil, err
 	}
 	return &api{Config: cfg, instance: hex.EncodeToString(id), gauges: newGauges(cfg.Operations, time.Now()),
-		large: newLargeRequests(cfg.Limits.MaxBody, cfg.Admission.Wait, cfg.Log), lanes: newLanes(cfg.Admission, cfg.Log)}, nil
+		large: newLargeRequests(cfg.Limits.MaxBody, cfg.Admission.Wait, cfg.Log), lanes: newLanes(cfg.Admission, cfg.Waited, cfg.Log)}, nil
 }
 
 // call is one request on its way through the face.

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	p11 "github.com/miekg/pkcs11"
 
@@ -41,7 +42,7 @@ func (t *Token) EncryptBlocks(ctx context.Context, id []byte, label string, bloc
 		v, _ = t.gather.LoadOrStore(name, &gatherer{token: t, name: name})
 	}
 	g, _ := v.(*gatherer)
-	w := &waiter{blocks: blocks, in: append([]byte(nil), blocks...), done: make(chan error, 1)}
+	w := &waiter{blocks: blocks, in: append([]byte(nil), blocks...), since: time.Now(), done: make(chan error, 1)}
 	g.add(w)
 	select {
 	case err := <-w.done:
@@ -66,7 +67,8 @@ const (
 type waiter struct {
 	blocks []byte
 	in     []byte // up to at encrypted already
-	at     int    // belongs to whom the waiter belongs: the queue, or the call he is in
+	since  time.Time
+	at     int // belongs to whom the waiter belongs: the queue, or the call he is in
 	state  atomic.Int32
 	done   chan error
 }
@@ -242,10 +244,13 @@ func (g *gatherer) serve(batch []part) {
 			in = append(in, p.w.in[p.from:p.to]...)
 		}
 	}
+	since := batch[0].w.since // before the call: he may be told, and gone, within it
 	var out []byte
 	err := g.token.doThen(context.Background(), "pkcs11.EncryptBlocks", func(l *login, s p11.SessionHandle) error {
 		var err error
+		begun := time.Now()
 		out, err = g.token.encrypt(l, s, []byte(g.name.id), g.name.label, in)
+		g.token.tell(Call{Callers: len(batch), Blocks: len(in) / blockSize, Waited: begun.Sub(since), Took: time.Since(begun), Err: err})
 		return err
 	}, func(err error) {
 		// Here and not below: a call that hangs may still read in and write out.

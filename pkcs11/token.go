@@ -47,6 +47,7 @@ type Token struct {
 	backoff    time.Duration
 
 	gather sync.Map // keyName -> *gatherer
+	onCall atomic.Pointer[func(Call)]
 }
 
 // keyName is what names a key for use: both its attributes, so that one who asks

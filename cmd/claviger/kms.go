@@ -228,11 +228,10 @@ func (s *kmsServer) shutdown(server *http.Server, served <-chan error) error {
 func (s *kmsServer) handler(listener *boundedListener) (http.Handler, error) {
 	var metrics *console.Metrics
 	var observe func(string, int, int, time.Duration)
+	var waited func(string, time.Duration, bool)
 	if s.set.metrics {
-		metrics = console.NewMetrics(s.ring.SourceUse)
-		observe = metrics.Observe
-		aclMetrics(metrics, s.policy)
-		listener.metrics(metrics)
+		metrics = s.metrics(listener)
+		observe, waited = metrics.Observe, metrics.Waited
 	}
 	port := s.set.port
 	if tcp, ok := listener.Addr().(*net.TCPAddr); ok {
@@ -247,6 +246,7 @@ func (s *kmsServer) handler(listener *boundedListener) (http.Handler, error) {
 		Limits: kmsapi.Limits{MaxKeys: s.set.maxKeys, MaxBatch: s.set.maxBatch, MaxBody: s.set.maxBody}, Admission: s.set.admission, Operations: operations,
 		NotReady: func() string { return *s.waiting.Load() },
 		Observe:  observe,
+		Waited:   waited,
 	})
 	if err != nil {
 		return nil, err

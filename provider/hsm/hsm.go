@@ -43,6 +43,8 @@ type token interface {
 	EncryptBlocks(ctx context.Context, id []byte, label string, blocks []byte) error
 	Ping(ctx context.Context) error
 	OnReset(func())
+	OnCall(func(pkcs11.Call))
+	Sessions() (used, most int)
 	Close() error
 }
 
@@ -156,6 +158,13 @@ func (p *Provider) URI() string { return p.uri }
 
 // Info tells which token it is.
 func (p *Provider) Info() pkcs11.TokenInfo { return p.tok.Info() }
+
+// OnCall sets who is told of each call of the HSM; see pkcs11.Token.
+func (p *Provider) OnCall(f func(pkcs11.Call)) { p.tok.OnCall(f) }
+
+// Sessions returns how many sessions of the HSM are in use now, and how many may
+// be.
+func (p *Provider) Sessions() (used, most int) { return p.tok.Sessions() }
 
 // Check asks the token for a sign of life.
 func (p *Provider) Check(ctx context.Context) error {

@@ -1,0 +1,61 @@
+package main
+
+import (
+	"io"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"claviger/hadoopconf"
+	"claviger/internal/certtest"
+	"claviger/internal/softhsm/softhsmtest"
+	"claviger/pkcs11"
+)
+
+// TestMetrics: what a server on an HSM shows after a batch.
+func TestMetrics(t *testing.T) {
+	dir := t.TempDir()
+	tok := softhsmtest.New(t)
+	file := filepath.Join(dir, "luna.keystore")
+	if err := pkcs11.WriteKeystoreFile(file, pkcs11.FileConfig{Module: tok.Module, Token: tok.Label, PINFile: tok.PINFile, Profile: pkcs11.SoftHSM}); err != nil {
+		t.Fatal(err)
+	}
+	authority := certtest.New(t, dir)
+	writeFile(t, filepath.Join(dir, "ssl-server.xml"), siteXML("ssl.server.keystore.type", "pem", "ssl.server.keystore.location", authority.Issue("server", "127.0.0.1")))
+	writeFile(t, filepath.Join(dir, "kms-acls.xml"), siteXML("default.key.acl.MANAGEMENT", "*", "default.key.acl.GENERATE_EEK", "*"))
+	writeSite(t, dir, map[string]string{
+		hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + file, hadoopconf.MetastoreURI: "sqlite://" + filepath.Join(dir, "c.db"),
+		"hadoop.kms.http.host": "127.0.0.1", "claviger.audit.file": filepath.Join(dir, "audit.log"),
+	})
+	kms := serve(t, dir)
+	resp, err := http.Post(kms+"/v1/keys?user.name=a", "application/json", strings.NewReader(`{"name":"k"}`)) //nolint:noctx // of a server of this test
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = resp.Body.Close()
+	if status, body := fetch(t, kms, "/kms/v1/key/k/_eek?eek_op=generate&num_keys=300", "a"); resp.StatusCode != http.StatusCreated || status != http.StatusOK {
+		t.Fatalf("%d %d %s", resp.StatusCode, status, body)
+	}
+	resp, err = http.Get(strings.TrimSuffix(kms, "/kms") + "/metrics") //nolint:noctx // likewise
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := io.ReadAll(resp.Body)
+	_ = resp.Body.Close()
+	http.DefaultClient.CloseIdleConnections()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		`claviger_hsm_call_seconds_count{result="ok"}`, `claviger_hsm_call_blocks_bucket{le="512"}`, "claviger_hsm_call_callers_count", "claviger_hsm_wait_seconds_count",
+		"claviger_hsm_sessions_in_use", "claviger_hsm_sessions_max", "claviger_edek_queue_ready", "claviger_http_connections",
+		`claviger_kms_request_seconds_bucket{op="generate_eek",status="200",le="0.0001"}`, `claviger_kms_request_seconds_bucket{op="generate_eek",status="200",le="10"}`,
+		`claviger_kms_edeks_total{op="generate_eek"} 300`,
+		`claviger_certificate_expiry_seconds{name="ssl.server.keystore.location",subject="`,
+	} {
+		if !strings.Contains(string(text), "\n"+want) {
+			t.Errorf("no %s in\n%s", want, text)
+		}
+	}
+}
