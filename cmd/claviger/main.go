@@ -42,6 +42,10 @@ func main() { os.Exit(run(os.Args[1:])) }
 
 // run is main without the exit, so that scripts in tests can call it.
 func run(args []string) int {
+	if err := noCoreDumps(); err != nil {
+		fmt.Fprintf(os.Stderr, "claviger: secrets could get into a core file: %v\n", err)
+		return exitFailed
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	root := newRootCommand()

@@ -16,6 +16,9 @@ func TestMain(m *testing.M) {
 	if os.Getenv(envMigrateConf) != "" {
 		os.Exit(migrateAndDie())
 	}
+	if os.Getenv(envSayDumpable) != "" {
+		os.Exit(sayDumpable())
+	}
 	testscript.Main(m, map[string]func(){"claviger": func() { os.Exit(run(os.Args[1:])) }})
 }
 
