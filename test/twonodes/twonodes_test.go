@@ -150,8 +150,8 @@ func (l load) more(n int) {
 	}
 }
 
-// kills kills each node under load, and starts it again. A job that has only a
-// delegation token works on, whichever node is there.
+// kills takes each node away under load, and starts it again. A job that has only
+// a delegation token works on, whichever node is there.
 func (s *site) kills(shell *hadoop.Client, job *hadoop.Program) {
 	s.t.Helper()
 	s.must(job.Ask("job-get", "alice", s.uri(), "yarn"), "kms-dt "+s.uri())
@@ -161,7 +161,8 @@ func (s *site) kills(shell *hadoop.Client, job *hadoop.Program) {
 	for i, victim := range s.nodes {
 		victim.Kill()
 		l.more(50)
-		shell.KeyShell("create", "made-without-"+victim.name, "-size", "128")
+		made := "made-without-" + victim.name
+		shell.KeyShell("create", made, "-size", "128")
 		// Hadoop's client rolls at one node and has each drop its caches then: it
 		// complains of the one that is away, though the roll is done.
 		if out := shell.MustFail("key", "roll", "zone"); !strings.Contains(out, victim.base()+"/v1/key/zone/_invalidatecache") {
@@ -171,17 +172,31 @@ func (s *site) kills(shell *hadoop.Client, job *hadoop.Program) {
 		s.must(job.Ask("job-use", s.uri(), "zone"), "opened 16")
 		s.until(job.Ask("job-renew", "yarn"))
 		l.more(50)
-		begin := len(victim.auditLog())
-		victim.start()
-		victim.auditedSince(begin, "op=GENERATE_EEK, key=zone, user=alice")
-		victim.auditedSince(begin, "op=DECRYPT_EEK, key=zone, user=alice")
+		victim.back()
+		s.must(job.Ask("open", "alice", hadoop.ProviderURI(victim.base()), made), "opened 16")
 		l.more(50)
+	}
+	for _, n := range s.nodes { // as they are updated
+		if status := n.Stop(); status != 0 {
+			s.t.Errorf("%s ended with status %d", n.name, status)
+		}
+		l.more(50)
+		n.back()
 	}
 	s.t.Logf("%d EDEKs were opened", l.opened("stop"))
 	s.must(job.Ask("job-cancel", "alice"), "cancelled")
 	for range s.nodes {
 		s.refused(job.Ask("job-use", s.uri(), "zone"), "SecretManager$InvalidToken: Token for real user: , can't be found in cache")
 	}
+}
+
+// back starts a node, and waits until the load has come back to it.
+func (n *node) back() {
+	n.s.t.Helper()
+	begin := len(n.auditLog())
+	n.start()
+	n.auditedSince(begin, "op=GENERATE_EEK, key=zone, user=alice")
+	n.auditedSince(begin, "op=DECRYPT_EEK, key=zone, user=alice")
 }
 
 func (s *site) must(answer, want string) {

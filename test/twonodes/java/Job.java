@@ -37,7 +37,7 @@ import org.apache.hadoop.security.token.delegation.web.DelegationTokenAuthentica
  * "use URL" brings it and nothing else, "renew USER URL", "cancel URL".
  *
  * <p>By Hadoop's key provider, at whichever node it likes: "job-get USER URI RENEWER", "job-use URI KEY", "job-renew USER",
- * "job-cancel USER".
+ * "job-cancel USER"; "open USER URI KEY" with the tickets of USER.
  *
  * <p>"load USER URI KEY THREADS" begins to generate EDEKs and to open them; "count" answers "OPENED ERRORS first error",
  * "stop" does too, once the threads have ended.
@@ -108,11 +108,10 @@ public final class Job {
       case "job-use": {
         UserGroupInformation job = nobody();
         job.addToken(jobToken);
-        return job.doAs((PrivilegedExceptionAction<String>) () -> {
-          KeyProviderCryptoExtension crypto = crypto(a[1]);
-          return "opened " + crypto.decryptEncryptedKey(crypto.generateEncryptedKey(a[2])).getMaterial().length;
-        });
+        return job.doAs((PrivilegedExceptionAction<String>) () -> open(a[1], a[2]));
       }
+      case "open":
+        return as(a[1], () -> open(a[2], a[3]));
       case "job-renew":
         return as(a[1], () -> Long.toString(jobToken.renew(CONF)));
       case "job-cancel":
@@ -157,6 +156,11 @@ public final class Job {
       c.disconnect();
       return status + " " + c.getResponseMessage();
     });
+  }
+
+  private static String open(String uri, String key) throws Exception {
+    KeyProviderCryptoExtension crypto = crypto(uri);
+    return "opened " + crypto.decryptEncryptedKey(crypto.generateEncryptedKey(key)).getMaterial().length;
   }
 
   private static void start(KeyProviderCryptoExtension crypto, String key, int threads) throws IOException {
