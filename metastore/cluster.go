@@ -8,8 +8,9 @@ import (
 )
 
 // Cluster is what several nodes share beside keys, so that any of them can answer
-// any request. A database does all of it; ZooKeeper (package zookeeper) does
-// Delegations and Signers, in Hadoop's own layout.
+// any request. PostgreSQL does all of it; ZooKeeper (package zookeeper) does
+// Delegations and Signers, in Hadoop's own layout. SQLite does Delegations, for
+// the one node that it is the store of, over its restarts.
 type Cluster interface {
 	Delegations
 	Signers

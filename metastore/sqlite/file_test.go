@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -12,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pressly/goose/v3"
 	"go.uber.org/goleak"
 
 	"claviger"
@@ -44,6 +46,64 @@ func TestSchemaVersion(t *testing.T) {
 	var newest int
 	if _, err := fmt.Sscanf(filepath.Base(files[len(files)-1]), "%d_", &newest); err != nil || newest != schemaVersion {
 		t.Errorf("newest migration is %d (%v), schemaVersion is %d", newest, err, schemaVersion)
+	}
+}
+
+// TestOlderSchema opens a file of the first schema, which has a key in it.
+func TestOlderSchema(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "old.db")
+	db, err := sql.Open("sqlite", dsn(path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	sub, err := fs.Sub(migrations, "migrations")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := goose.NewProvider(goose.DialectSQLite3, db, sub)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.UpTo(t.Context(), 1); err != nil {
+		t.Fatal(err)
+	}
+	for _, q := range []string{
+		fmt.Sprintf("PRAGMA application_id = %d", applicationID),
+		`INSERT INTO ez_key VALUES (1, 'k', 'AES/CTR/NoPadding', 128, NULL, '{}', 0)`,
+		`INSERT INTO key_version VALUES (1, 0, '01', 0, x'0102')`,
+	} {
+		if _, err := db.ExecContext(t.Context(), q); err != nil {
+			t.Fatal(q, err)
+		}
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s, err := Open(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Close() }()
+	if k, err := s.Get(t.Context(), "k"); err != nil || len(k) != 1 || len(k[0].List) != 1 || k[0].List[0].ID != "01" {
+		t.Errorf("the key is %+v (%v)", k, err)
+	}
+	if first, err := s.NextSequences(t.Context(), 5); err != nil || first != 1 {
+		t.Errorf("the first token has number %d (%v)", first, err)
+	}
+}
+
+// TestNumbersUsedUp: a number that is not an int32 is no answer.
+func TestNumbersUsedUp(t *testing.T) {
+	s, _ := newStore(t)
+	if _, err := s.write.ExecContext(t.Context(), `UPDATE counter SET next = ?`, math.MaxInt32-1); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		n, want int32
+	}{{3, 0}, {2, math.MaxInt32 - 1}, {1, 0}} {
+		if first, err := s.NextSequences(t.Context(), c.n); first != c.want || (err == nil) != (c.want != 0) {
+			t.Errorf("%d numbers begin at %d (%v), want %d", c.n, first, err, c.want)
+		}
 	}
 }
 
@@ -136,7 +196,7 @@ func TestRefused(t *testing.T) {
 		{write("text.db", []byte(strings.Repeat("not a database at all\n", 400))), `is not an SQLite database, or its head is damaged .*restore the file from a backup`},
 		{write("damaged.db", damaged), `is damaged .*restore the file from a backup`},
 		{write("short.db", image[:len(image)/2]), `is damaged .*restore the file from a backup`},
-		{edit("newer.db", fmt.Sprintf("INSERT INTO goose_db_version (version_id, is_applied) VALUES (%d, 1)", schemaVersion+1)), `has schema version 2, this program knows versions up to 1: a newer claviger has written it`},
+		{edit("newer.db", fmt.Sprintf("INSERT INTO goose_db_version (version_id, is_applied) VALUES (%d, 1)", schemaVersion+1)), fmt.Sprintf(`has schema version %d, this program knows versions up to %d: a newer claviger has written it`, schemaVersion+1, schemaVersion)},
 		{edit("other.db", "PRAGMA application_id = 7"), `is an SQLite database of another program`},
 		{edit("unmarked.db", "PRAGMA application_id = 0; PRAGMA journal_mode = DELETE"), `is an SQLite database of another program`},
 	} {

@@ -22,3 +22,19 @@ func TestStore(t *testing.T) {
 		Open: open,
 	})
 }
+
+func TestDelegations(t *testing.T) {
+	storetest.Delegations(t, func(t *testing.T) (a, b metastore.Delegations) {
+		path := filepath.Join(t.TempDir(), "store.db")
+		var two [2]*sqlite.Store
+		for i := range two {
+			s, err := sqlite.Open(t.Context(), path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = s.Close() })
+			two[i] = s
+		}
+		return two[0], two[1]
+	})
+}
