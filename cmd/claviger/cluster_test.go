@@ -74,6 +74,7 @@ func TestClusterRefused(t *testing.T) {
 		"tokens without a type":    {map[string]string{tokensEnable: "true", tokensEnsemble: "zk1"}, []string{tokensPrefix + "zkAuthType", "none or sasl"}},
 		"tokens of SASL":           {with(tokensSite, tokensPrefix+"zkAuthType", "sasl"), []string{tokensPrefix + "kerberos.keytab", "SASL needs a keytab"}},
 		"a working path":           {with(tokensSite, tokensPrefix+"znodeWorkingPath", "a//b"), []string{"kms-site.xml", tokensPrefix + "znodeWorkingPath", "a//b"}},
+		"no metastore":             {map[string]string{hadoopconf.MetastoreURI: "claviger.db"}, []string{"kms-site.xml", hadoopconf.MetastoreURI, "claviger.db", "absolute path"}},
 		"a batch of none":          {with(tokensSite, tokensPrefix+"token.seqnum.batch.size", "0"), []string{"kms-site.xml", tokensPrefix + "token.seqnum.batch.size", "0"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -96,6 +97,7 @@ func TestClusterRefused(t *testing.T) {
 // TestClusterTaken: one connection where the signer's is there for the tokens too,
 // and warnings of what has no effect.
 func TestClusterTaken(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "claviger.db")
 	for name, c := range map[string]struct {
 		site            map[string]string
 		signers, tokens bool
@@ -107,6 +109,8 @@ func TestClusterTaken(t *testing.T) {
 		"tokens":                {tokensSite, false, true, 1, ""},
 		"one for both":          {with(signerSite, tokensEnable, "true"), true, true, 1, ""},
 		"another one":           {with(signerSite, tokensEnable, "true", tokensEnsemble, "zk9:1"), true, true, 1, tokensEnsemble + " is not used"},
+		"a file of one's own":   {map[string]string{hadoopconf.MetastoreURI: "sqlite://" + file}, false, true, 1, ""},
+		"a file, and tokens":    {with(tokensSite, hadoopconf.MetastoreURI, "sqlite://"+file), false, true, 1, ""},
 		"sasl without a signer": {map[string]string{signerPrefix + "auth.type": "sasl"}, false, false, 0, "set it to zookeeper on every node"},
 	} {
 		t.Run(name, func(t *testing.T) {

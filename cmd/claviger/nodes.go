@@ -29,20 +29,18 @@ func (s *service) sharedKeys() keyring.Shared {
 // signerSQL as the provider of signer secrets keeps them in the metastore.
 const signerSQL = "sql"
 
-// shareByMetastore keeps in the metastore what nodes share, where it is one of
-// several nodes: delegation tokens unless they are kept elsewhere, and signer
-// secrets if the configuration says so. It has connections of its own, for who is
-// asking is found out also where no provider needs a metastore.
+// shareByMetastore keeps delegation tokens in the metastore, unless they are kept
+// elsewhere: jobs then outlive a restart, and with a metastore of several nodes go
+// to any of them. There signer secrets are kept too, if the configuration says so.
+// It has connections of its own, for who is asking is found out also where no
+// provider needs a metastore.
 func (c *cluster) shareByMetastore(ctx context.Context, conf *hadoopconf.Conf, log *slog.Logger, tokens bool) error {
 	signers := conf.String(signerKind) == signerSQL
-	uri := conf.String(hadoopconf.MetastoreURI)
-	if !isPostgres(uri) {
-		if signers {
-			return refuse(conf, signerKind, "secrets that nodes share need a metastore that they share: set "+hadoopconf.MetastoreURI+" to postgresql://USER@HOST:PORT/DATABASE")
-		}
-		return nil
+	p, _ := conf.Lookup(hadoopconf.MetastoreURI)
+	if signers && !isPostgres(conf.String(hadoopconf.MetastoreURI)) {
+		return refuse(conf, signerKind, "secrets that nodes share need a metastore that they share: set "+hadoopconf.MetastoreURI+" to postgresql://USER@HOST:PORT/DATABASE")
 	}
-	if !signers && !tokens {
+	if !signers && (!tokens || p.File == "") { // no file is made by default for tokens alone
 		return nil
 	}
 	store, err := openStore(ctx, conf, log)
@@ -50,15 +48,19 @@ func (c *cluster) shareByMetastore(ctx context.Context, conf *hadoopconf.Conf, l
 		return err
 	}
 	c.close = append(c.close, store.Close)
-	shared, ok := store.(metastore.Cluster)
-	if !ok {
-		return fmt.Errorf("the metastore %s keeps nothing that nodes share beside keys", store.URI())
-	}
 	if signers {
+		shared, ok := store.(metastore.Signers)
+		if !ok {
+			return fmt.Errorf("the metastore %s keeps no signer secrets", store.URI())
+		}
 		c.signers = shared
 	}
 	if tokens {
-		c.tokens = shared
+		kept, ok := store.(metastore.Delegations)
+		if !ok {
+			return fmt.Errorf("the metastore %s keeps no delegation tokens", store.URI())
+		}
+		c.tokens = kept
 	}
 	// Not a condition of readiness: cookies hold without it, and the other nodes are
 	// no better off.
