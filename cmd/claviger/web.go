@@ -164,6 +164,15 @@ type boundedConn struct {
 	done func()
 }
 
+// CloseWrite ends our half. net/http does so after an answer to a request that it
+// has not read to its end, and lingers: else a reset would overtake the answer.
+func (c *boundedConn) CloseWrite() error {
+	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return nil
+}
+
 // Close closes it, however often it is called.
 func (c *boundedConn) Close() error {
 	c.done()
