@@ -18,7 +18,6 @@ import (
 	"claviger/hadoopconf"
 	"claviger/keystore"
 	"claviger/metastore"
-	"claviger/secret"
 	"claviger/zookeeper"
 )
 
@@ -211,12 +210,17 @@ func (c *cluster) zookeeperTLS(conf *hadoopconf.Conf, log *slog.Logger, prefix s
 	if err != nil || !on {
 		return nil, err
 	}
-	file := func(which string) (keystore.TLSFile, string, bool) {
-		name := prefix + "ssl." + which + ".location"
-		path, ok := conf.Path(name)
-		return keystore.TLSFile{Path: path, Password: secret.Bytes(conf.String(prefix + "ssl." + which + ".password"))}, name, ok
+	file := func(which string) (f keystore.TLSFile, name string, ok bool, err error) {
+		name = prefix + "ssl." + which + ".location"
+		if f.Path, ok = conf.Path(name); ok {
+			f.Password, err = password(conf, conf, log, prefix+"ssl."+which+".password")
+		}
+		return f, name, ok, err
 	}
-	trust, name, ok := file("truststore")
+	trust, name, ok, err := file("truststore")
+	if err != nil {
+		return nil, err
+	}
 	if !ok {
 		return nil, refuse(conf, name, "TLS to ZooKeeper needs a truststore with the certificate of its authority: JKS, PKCS#12 or PEM")
 	}
@@ -227,9 +231,9 @@ func (c *cluster) zookeeperTLS(conf *hadoopconf.Conf, log *slog.Logger, prefix s
 	settings := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots}
 	// Hadoop demands a keystore. Without one, servers that demand no certificate of
 	// their clients are served all the same.
-	own, name, ok := file("keystore")
-	if !ok {
-		return settings, nil
+	own, name, ok, err := file("keystore")
+	if err != nil || !ok {
+		return settings, err
 	}
 	certificate, err := keystore.NewReloader(own.Files(), own.Certificate, keystore.ReloadInterval, log)
 	if err != nil {

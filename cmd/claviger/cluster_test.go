@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"crypto/tls"
 	"fmt"
 	"log/slog"
 	"os"
@@ -11,6 +12,9 @@ import (
 	"time"
 
 	"claviger/hadoopconf"
+	"claviger/internal/certtest"
+	"claviger/keystore"
+	"claviger/secret"
 )
 
 // siteConf is a configuration folder with one kms-site.xml.
@@ -164,5 +168,45 @@ func TestWithHost(t *testing.T) {
 	got, err := withHost("kms/_HOST@R")
 	if err != nil || strings.Contains(got, "_HOST") || got != "kms/"+strings.ToLower(got[4:len(got)-2])+"@R" {
 		t.Errorf("%q, %v", got, err)
+	}
+}
+
+// TestZooKeeperTLSPasswords: those of the stores come from credential stores, as
+// all passwords do.
+func TestZooKeeperTLSPasswords(t *testing.T) {
+	dir := t.TempDir()
+	authority := certtest.New(t, dir)
+	props := map[string]string{
+		signerPrefix + "ssl.enabled":             "true",
+		signerPrefix + "ssl.truststore.location": authority.Truststore(),
+		signerPrefix + "ssl.keystore.location":   authority.Keystore("kms1", "127.0.0.1"),
+		keystore.CredentialPathProperty:          "localjceks://file" + filepath.Join(dir, "c.jceks"),
+		keystore.CredentialFallbackProperty:      "false",
+	}
+	creds := keystore.NewJCEKS()
+	for _, which := range []string{"truststore", "keystore"} {
+		if err := creds.SetKey(signerPrefix+"ssl."+which+".password", "AES", secret.Bytes(certtest.Password), secret.Bytes("none"), time.Now()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	data, err := creds.Marshal(secret.Bytes("none"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, filepath.Join(dir, "c.jceks"), string(data))
+	open := func(props map[string]string) (*tls.Config, error) {
+		c := new(cluster)
+		defer func() { _ = c.Close() }()
+		return c.zookeeperTLS(siteConf(t, props), slog.New(slog.DiscardHandler), signerPrefix)
+	}
+	settings, err := open(props)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cert, err := settings.GetClientCertificate(nil); err != nil || len(cert.Certificate) == 0 {
+		t.Errorf("%v", err)
+	}
+	if _, err := open(with(props, keystore.CredentialPathProperty, "localjceks://file"+filepath.Join(dir, "none.jceks"))); err == nil {
+		t.Error("no password is needed")
 	}
 }
