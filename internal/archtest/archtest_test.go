@@ -137,6 +137,11 @@ var rules = []rule{
 	{"provider/memory", []string{"", "secret", "provider", "eek"}, "a provider imports contracts and its codec"},
 	{"metastore/storetest", []string{"", "secret", "metastore"}, "the suite knows the contract alone"},
 	{"metastore/*", []string{"", "secret", "metastore"}, "a store knows the contract alone"},
+	{"trustee", []string{"", "secret"}, "what the trustee and its clients share knows neither keys nor Hadoop"},
+	{"trustee/server", []string{"", "secret", "trustee", "keyhsm"}, "a face: it knows the protocol, its store's contract and the Key HSM"},
+	{"trustee/server/*", []string{"", "secret", "trustee", "trustee/server"}, "a store knows the contract alone"},
+	{"keyhsm", []string{"", "secret", "pkcs11"}, "the Key HSM wraps bytes, and knows no deposits"},
+	{"provider/keytrustee", []string{"", "secret", "provider", "trustee", "hadoopconf", "eek"}, "a provider imports contracts and its codec"},
 	{"keyring", append([]string{"", "secret", "eek"}, contracts...), "keyring imports contracts and eek"},
 	{"authn", append([]string{"", "secret", "writable", "hadoopconf", "gssapi"}, contracts...), "who is it: no keys, no HTTP statuses"},
 	{"migrate", append([]string{"", "secret", "eek"}, contracts...), "the engine works on contracts"},
@@ -246,7 +251,9 @@ func TestPackages(t *testing.T) {
 const maxLines = 700
 
 // isFace tells the rooms that may write an HTTP status.
-func isFace(room string) bool { return room == "kmsapi" || room == "console" }
+func isFace(room string) bool {
+	return slices.Contains([]string{"kmsapi", "console", "trustee/server", "keyhsm"}, room)
+}
 
 func TestFiles(t *testing.T) {
 	for _, p := range packages(t) {

@@ -1,0 +1,204 @@
+package trustee
+
+import (
+	"bytes"
+	"crypto"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/ProtonMail/go-crypto/openpgp"
+	"github.com/ProtonMail/go-crypto/openpgp/packet"
+
+	"claviger"
+)
+
+// KeyBits is the size of the RSA keys that NewIdentity makes: what GET
+// /?a=fingerprint shows as "4096R".
+const KeyBits = 4096
+
+// minKeyBits is the shortest RSA key that is taken from a ring.
+const minKeyBits = 2048
+
+// A Party is the public half of a client or server: what checks its signatures
+// and encrypts to it. It never holds a private key.
+type Party struct {
+	entity *openpgp.Entity
+	bits   int
+}
+
+// An Identity is a Party with its private keys. It never prints them.
+type Identity struct {
+	Party
+	private *openpgp.Entity
+}
+
+// NewIdentity makes an RSA key pair for signing with a subkey for encryption,
+// neither with an expiry. The user id is "name (comment) <email>", in Cloudera's
+// folders "keytrustee (client) <kms@HOST>"; bits is KeyBits outside of tests.
+func NewIdentity(name, comment, email string, bits int, now time.Time) (*Identity, error) {
+	const op = "trustee.NewIdentity"
+	if bits < minKeyBits {
+		return nil, claviger.Errorf(op, claviger.Invalid, "", "an RSA key of %d bits is too short: take %d", bits, KeyBits)
+	}
+	e, err := openpgp.NewEntity(name, comment, email, &packet.Config{
+		Algorithm: packet.PubKeyAlgoRSA, RSABits: bits, DefaultHash: crypto.SHA256,
+		DefaultCipher: packet.CipherAES256, Time: func() time.Time { return now },
+	})
+	if err != nil {
+		return nil, claviger.Errorf(op, claviger.Invalid, "", "user id %q (%s) <%s>: %w", name, comment, email, err)
+	}
+	return newIdentity(op, e)
+}
+
+func newIdentity(op string, e *openpgp.Entity) (*Identity, error) {
+	p, err := newParty(op, e)
+	if err != nil {
+		return nil, err
+	}
+	return &Identity{Party: *p, private: e}, nil
+}
+
+// newParty keeps a copy of e without private parts.
+func newParty(op string, e *openpgp.Entity) (*Party, error) {
+	fpr := hex.EncodeToString(e.PrimaryKey.Fingerprint)
+	if len(fpr) != fingerprintLen {
+		return nil, claviger.Errorf(op, claviger.Invalid, "", "key %s is no OpenPGP version 4 key: its fingerprint should have %d hex digits", fpr, fingerprintLen)
+	}
+	if e.PrimaryKey.PubKeyAlgo != packet.PubKeyAlgoRSA {
+		return nil, claviger.Errorf(op, claviger.Invalid, "", "key %s is not an RSA key: make the identity with RSA keys of %d bits", fpr, KeyBits)
+	}
+	bits, err := e.PrimaryKey.BitLength()
+	if err != nil {
+		return nil, claviger.Errorf(op, claviger.Invalid, "", "key %s: %w", fpr, err)
+	}
+	if bits < minKeyBits {
+		return nil, claviger.Errorf(op, claviger.Invalid, "", "key %s has %d bits, which is too short: make an identity of %d bits", fpr, bits, KeyBits)
+	}
+	var b bytes.Buffer
+	if err := e.Serialize(&b); err != nil {
+		return nil, claviger.Errorf(op, claviger.Invalid, "", "key %s cannot be written: %w", fpr, err)
+	}
+	list, err := openpgp.ReadKeyRing(&b)
+	if err != nil || len(list) != 1 {
+		return nil, claviger.Errorf(op, claviger.Invalid, "", "key %s cannot be read back: %v", fpr, err)
+	}
+	return &Party{entity: list[0], bits: int(bits)}, nil
+}
+
+// fingerprintLen is the number of hex digits of a version 4 fingerprint, which
+// is a SHA-1 (RFC 9580, section 5.5.4.1).
+const fingerprintLen = 40
+
+// Fingerprint is the 40 hex digits of the primary key, in capitals as GnuPG
+// prints them.
+func (p *Party) Fingerprint() string {
+	return strings.ToUpper(hex.EncodeToString(p.entity.PrimaryKey.Fingerprint))
+}
+
+// String is "<bits>R/<fingerprint>": the form of GET /?a=fingerprint and of
+// keytrustee.conf.
+func (p *Party) String() string { return fmt.Sprintf("%dR/%s", p.bits, p.Fingerprint()) }
+
+// Public writes the OpenPGP packets of the public key, as a pubring holds them.
+func (p *Party) Public(w io.Writer) error { return p.entity.Serialize(w) }
+
+// secret writes the packets of the private keys, in the clear, as a secring
+// holds them.
+func (id *Identity) secret(w io.Writer) error {
+	return id.private.SerializePrivateWithoutSigning(w, nil)
+}
+
+// maxPublicKey bounds a public key that a peer sends: one of 4096 bits with a
+// subkey takes about 2.5 KiB.
+const maxPublicKey = 64 << 10
+
+// ReadParty reads exactly one public key, binary as Public writes it. What
+// holds a private key, several keys or more than 64 KiB is refused.
+func ReadParty(b []byte) (*Party, error) {
+	const op = "trustee.ReadParty"
+	if len(b) > maxPublicKey {
+		return nil, claviger.Errorf(op, claviger.Invalid, "", "a public key of %d bytes is too long: at most %d", len(b), maxPublicKey)
+	}
+	list, err := openpgp.ReadKeyRing(bytes.NewReader(b))
+	if err != nil {
+		return nil, claviger.Errorf(op, claviger.Invalid, "", "this is no OpenPGP public key: %w", err)
+	}
+	if len(list) != 1 {
+		return nil, claviger.Errorf(op, claviger.Invalid, "", "%d public keys where there must be one", len(list))
+	}
+	if list[0].PrivateKey != nil {
+		return nil, claviger.Errorf(op, claviger.Invalid, "", "this holds a private key: send the public key only, and count that private key as known to others")
+	}
+	return newParty(op, list[0])
+}
+
+// Seal encrypts a secret to the identity's own key and signs it: the content of
+// a deposit. GnuPG reads it.
+func (id *Identity) Seal(secret []byte, now time.Time) ([]byte, error) {
+	const op = "trustee.Seal"
+	var b bytes.Buffer
+	w, err := openpgp.Encrypt(&b, []*openpgp.Entity{id.entity}, id.private, &openpgp.FileHints{IsBinary: true}, configAt(now))
+	if err == nil {
+		_, err = w.Write(secret)
+	}
+	if err == nil {
+		err = w.Close()
+	}
+	if err != nil {
+		return nil, claviger.Errorf(op, claviger.Internal, "", "encrypt to %s: %w", id, err)
+	}
+	return b.Bytes(), nil
+}
+
+// maxSecret bounds what Open decrypts, so that a compressed message cannot
+// fill the memory.
+const maxSecret = 1 << 20
+
+// Open decrypts what Seal made with the same identity. A message that another
+// key signed, that nobody signed, that was altered or that is cut short is
+// refused whole: nothing of it is returned.
+func (id *Identity) Open(sealed []byte, now time.Time) ([]byte, error) {
+	const op = "trustee.Open"
+	md, err := openpgp.ReadMessage(bytes.NewReader(sealed), openpgp.EntityList{id.private}, nil, configAt(now))
+	if err != nil {
+		return nil, claviger.Errorf(op, claviger.Invalid, "", "not a message that %s can decrypt: %w", id, err)
+	}
+	b, err := io.ReadAll(io.LimitReader(md.UnverifiedBody, maxSecret+1))
+	if err == nil && len(b) > maxSecret {
+		err = fmt.Errorf("it holds more than %d bytes", maxSecret)
+	}
+	if err == nil {
+		err = md.SignatureError
+	}
+	if err == nil && (!md.IsEncrypted || !md.IsSigned || md.SignedBy == nil || md.Signature == nil) {
+		err = errors.New("it is not both encrypted to and signed by this identity")
+	}
+	if err != nil {
+		clear(b)
+		return nil, claviger.Errorf(op, claviger.Invalid, "", "a message to %s is refused: %w", id, err)
+	}
+	return b, nil
+}
+
+func configAt(now time.Time) *packet.Config {
+	return &packet.Config{DefaultHash: crypto.SHA256, DefaultCipher: packet.CipherAES256, Time: func() time.Time { return now }}
+}
+
+// sign makes a binary detached signature.
+func (id *Identity) sign(text []byte, now time.Time) ([]byte, error) {
+	var b bytes.Buffer
+	if err := openpgp.DetachSign(&b, id.private, bytes.NewReader(text), configAt(now)); err != nil {
+		return nil, fmt.Errorf("sign with %s: %w", id, err)
+	}
+	return b.Bytes(), nil
+}
+
+// verify checks a binary detached signature, made by p alone.
+func (p *Party) verify(text, signature []byte, now time.Time) error {
+	_, err := openpgp.CheckDetachedSignature(openpgp.EntityList{p.entity}, bytes.NewReader(text), bytes.NewReader(signature), configAt(now))
+	return err
+}
