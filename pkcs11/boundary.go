@@ -13,7 +13,8 @@ import (
 // there are C functions in use; whatever wraps it embeds it.
 //
 // Encrypt is two calls of C_Encrypt, the first of which only asks for the length
-// of the result and is answered by the vendor's library without the HSM.
+// of the result and is answered by the vendor's library without the HSM. So is
+// Decrypt of C_Decrypt.
 type Boundary interface {
 	Initialize(...p11.InitializeOption) error
 	Finalize() error
@@ -33,6 +34,9 @@ type Boundary interface {
 	FindObjectsFinal(p11.SessionHandle) error
 	EncryptInit(p11.SessionHandle, []*p11.Mechanism, p11.ObjectHandle) error
 	Encrypt(p11.SessionHandle, []byte) ([]byte, error)
+	GenerateKeyPair(s p11.SessionHandle, m []*p11.Mechanism, public, private []*p11.Attribute) (p11.ObjectHandle, p11.ObjectHandle, error)
+	DecryptInit(p11.SessionHandle, []*p11.Mechanism, p11.ObjectHandle) error
+	Decrypt(p11.SessionHandle, []byte) ([]byte, error)
 }
 
 var _ Boundary = (*p11.Ctx)(nil)
@@ -271,4 +275,25 @@ func (w *metered) Encrypt(s p11.SessionHandle, data []byte) ([]byte, error) {
 		return nil, err
 	}
 	return w.b.Encrypt(s, data)
+}
+
+func (w *metered) GenerateKeyPair(s p11.SessionHandle, m []*p11.Mechanism, public, private []*p11.Attribute) (p11.ObjectHandle, p11.ObjectHandle, error) {
+	if err := w.m.enter("GenerateKeyPair"); err != nil {
+		return 0, 0, err
+	}
+	return w.b.GenerateKeyPair(s, m, public, private)
+}
+
+func (w *metered) DecryptInit(s p11.SessionHandle, m []*p11.Mechanism, o p11.ObjectHandle) error {
+	if err := w.m.enter("DecryptInit"); err != nil {
+		return err
+	}
+	return w.b.DecryptInit(s, m, o)
+}
+
+func (w *metered) Decrypt(s p11.SessionHandle, data []byte) ([]byte, error) {
+	if err := w.m.enter("Decrypt"); err != nil {
+		return nil, err
+	}
+	return w.b.Decrypt(s, data)
 }

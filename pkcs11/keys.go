@@ -222,6 +222,11 @@ func (t *Token) find(s p11.SessionHandle, id []byte, label *string) ([]p11.Objec
 	if label != nil {
 		template = append(template, p11.NewAttribute(p11.CKA_LABEL, *label))
 	}
+	return t.search(s, template)
+}
+
+// search returns the handles of all objects that fit.
+func (t *Token) search(s p11.SessionHandle, template []*p11.Attribute) ([]p11.ObjectHandle, error) {
 	if err := t.b.FindObjectsInit(s, template); err != nil {
 		return nil, err
 	}
@@ -255,7 +260,8 @@ func (t *Token) stillLoggedIn(s p11.SessionHandle) error {
 
 // describe reads a key's attributes.
 func (t *Token) describe(s p11.SessionHandle, o p11.ObjectHandle) (KeyInfo, error) {
-	attrs, err := t.attributes(s, o)
+	attrs, err := t.attributes(s, o, p11.CKA_ID, p11.CKA_LABEL, p11.CKA_VALUE_LEN, p11.CKA_SENSITIVE, p11.CKA_EXTRACTABLE, p11.CKA_NEVER_EXTRACTABLE,
+		p11.CKA_LOCAL, p11.CKA_ENCRYPT, p11.CKA_DECRYPT)
 	if err != nil {
 		return KeyInfo{}, err
 	}
@@ -290,13 +296,12 @@ func (t *Token) describe(s p11.SessionHandle, o p11.ObjectHandle) (KeyInfo, erro
 	return k, nil
 }
 
-// attributes asks for what a KeyInfo holds: all in one call, or one by one where
-// the token does not know some of it. Those are left out.
-func (t *Token) attributes(s p11.SessionHandle, o p11.ObjectHandle) ([]*p11.Attribute, error) {
-	ask := []*p11.Attribute{
-		p11.NewAttribute(p11.CKA_ID, nil), p11.NewAttribute(p11.CKA_LABEL, nil), p11.NewAttribute(p11.CKA_VALUE_LEN, nil),
-		p11.NewAttribute(p11.CKA_SENSITIVE, nil), p11.NewAttribute(p11.CKA_EXTRACTABLE, nil), p11.NewAttribute(p11.CKA_NEVER_EXTRACTABLE, nil),
-		p11.NewAttribute(p11.CKA_LOCAL, nil), p11.NewAttribute(p11.CKA_ENCRYPT, nil), p11.NewAttribute(p11.CKA_DECRYPT, nil),
+// attributes asks for attributes: all in one call, or one by one where the token
+// does not know some of them. Those are left out.
+func (t *Token) attributes(s p11.SessionHandle, o p11.ObjectHandle, types ...uint) ([]*p11.Attribute, error) {
+	ask := make([]*p11.Attribute, len(types))
+	for i, a := range types {
+		ask[i] = p11.NewAttribute(a, nil)
 	}
 	unknown := func(err error) bool {
 		return errors.Is(err, p11.Error(p11.CKR_ATTRIBUTE_TYPE_INVALID)) || errors.Is(err, p11.Error(p11.CKR_ATTRIBUTE_SENSITIVE))

@@ -1,0 +1,293 @@
+package pkcs11
+
+import (
+	"bytes"
+	"context"
+	"crypto/rsa"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"math/big"
+
+	p11 "github.com/miekg/pkcs11"
+
+	"claviger"
+)
+
+// Bits that an RSA pair may have.
+const (
+	MinPairBits = 2048
+	MaxPairBits = 4096
+)
+
+// PairInfo describes an RSA pair, by the private key on the token.
+type PairInfo struct {
+	ID     []byte // CKA_ID of both halves
+	Label  string // CKA_LABEL of the private key
+	Public *rsa.PublicKey
+	// The token's word on what may be done with the private key. Extractable is true
+	// where it says nothing of that.
+	Sensitive, Extractable, NeverExtractable, Local, Decrypt, Unwrap, Sign bool
+
+	neverTold, localTold bool // whether the token knows these two of them
+}
+
+// pairName names a private key in login.handles, beside the keyNames of AES keys.
+type pairName keyName
+
+// GeneratePair makes an RSA pair of so many bits. Its private key can decrypt and
+// nothing else, and never leave the token. Kind KeyExists where the id is taken.
+func (t *Token) GeneratePair(ctx context.Context, id []byte, label string, bits int) error {
+	const op = "pkcs11.GeneratePair"
+	if bits < MinPairBits || bits > MaxPairBits || bits%1024 != 0 {
+		return claviger.Errorf(op, claviger.Invalid, label, "an RSA pair of %d bits cannot be made; it must have 2048, 3072 or 4096", bits)
+	}
+	if len(id) == 0 {
+		return claviger.Errorf(op, claviger.Internal, label, "a pair without a CKA_ID could not be told from others")
+	}
+	asked := false
+	return t.do(ctx, op, func(_ *login, s p11.SessionHandle) error {
+		defer t.objects()()
+		found, err := t.findPrivate(s, id, nil)
+		if err != nil {
+			return err
+		}
+		if asked && len(found) == 1 {
+			// See GenerateKey: the first try made it.
+			ours, err := t.findPrivate(s, id, &label)
+			if err != nil {
+				return err
+			}
+			if len(ours) == 1 {
+				return t.pairAsOrdered(s, ours[0], 0, id, label, bits)
+			}
+		}
+		public, err := t.findPublic(s, id)
+		if err != nil {
+			return err
+		}
+		if len(found)+len(public) > 0 {
+			return claviger.Errorf(op, claviger.KeyExists, label, "there is an RSA key with CKA_ID %x on the token already", id)
+		}
+		asked = true
+		public0, private, err := t.b.GenerateKeyPair(s, []*p11.Mechanism{p11.NewMechanism(p11.CKM_RSA_PKCS_KEY_PAIR_GEN, nil)},
+			publicTemplate(id, label, bits), t.privateTemplate(id, label))
+		if errors.Is(err, p11.Error(p11.CKR_DEVICE_MEMORY)) {
+			return claviger.Errorf(op, claviger.Unavailable, label, "the token has no room for another pair: %w", err)
+		}
+		if err != nil {
+			return err
+		}
+		return t.pairAsOrdered(s, private, public0, id, label, bits)
+	})
+}
+
+func publicTemplate(id []byte, label string, bits int) []*p11.Attribute {
+	return []*p11.Attribute{
+		p11.NewAttribute(p11.CKA_ID, id),
+		p11.NewAttribute(p11.CKA_LABEL, label),
+		p11.NewAttribute(p11.CKA_TOKEN, true),
+		p11.NewAttribute(p11.CKA_MODULUS_BITS, bits),
+		p11.NewAttribute(p11.CKA_PUBLIC_EXPONENT, []byte{1, 0, 1}), // 65537
+		p11.NewAttribute(p11.CKA_ENCRYPT, true),
+		p11.NewAttribute(p11.CKA_VERIFY, false),
+		p11.NewAttribute(p11.CKA_WRAP, false),
+	}
+}
+
+func (t *Token) privateTemplate(id []byte, label string) []*p11.Attribute {
+	template := []*p11.Attribute{
+		p11.NewAttribute(p11.CKA_ID, id),
+		p11.NewAttribute(p11.CKA_LABEL, label),
+		p11.NewAttribute(p11.CKA_TOKEN, true),
+		p11.NewAttribute(p11.CKA_PRIVATE, true),
+		p11.NewAttribute(p11.CKA_SENSITIVE, true),
+		p11.NewAttribute(p11.CKA_EXTRACTABLE, false),
+		p11.NewAttribute(p11.CKA_DECRYPT, true),
+		p11.NewAttribute(p11.CKA_SIGN, false),
+		p11.NewAttribute(p11.CKA_UNWRAP, false),
+	}
+	if profiles[t.cfg.Profile].modifiable {
+		template = append(template, p11.NewAttribute(p11.CKA_MODIFIABLE, false))
+	}
+	return template
+}
+
+// pairAsOrdered destroys a new pair that is not what was asked for, as asOrdered
+// does with a key. public is 0 where its handle is not known.
+func (t *Token) pairAsOrdered(s p11.SessionHandle, private, public p11.ObjectHandle, id []byte, label string, bits int) error {
+	k, err := t.describePair(s, private)
+	if err == nil && (k.Public.N.BitLen() != bits || !bytes.Equal(k.ID, id) || !k.Sensitive || k.Extractable || !k.Decrypt || k.Sign || k.Unwrap ||
+		k.neverTold && !k.NeverExtractable || k.localTold && !k.Local) {
+		err = fmt.Errorf("the token made pair %s with %d bits, sensitive=%t, extractable=%t, never extractable=%t, local=%t, decrypt=%t, unwrap=%t, sign=%t, which is not what was asked for; it was destroyed again: check the policies of the partition",
+			label, k.Public.N.BitLen(), k.Sensitive, k.Extractable, k.NeverExtractable, k.Local, k.Decrypt, k.Unwrap, k.Sign)
+	}
+	if err == nil {
+		return nil
+	}
+	err = errors.Join(err, t.b.DestroyObject(s, private))
+	if public != 0 {
+		err = errors.Join(err, t.b.DestroyObject(s, public))
+	}
+	return err
+}
+
+// FindPair returns the pair whose private key has that CKA_ID, nil where there is
+// none. More than one is an error.
+func (t *Token) FindPair(ctx context.Context, id []byte) (*PairInfo, error) {
+	var info *PairInfo
+	err := t.do(ctx, "pkcs11.FindPair", func(_ *login, s p11.SessionHandle) error {
+		defer t.objects()()
+		found, err := t.findPrivate(s, id, nil)
+		switch {
+		case err != nil:
+			return err
+		case len(found) == 0:
+			info = nil
+			return nil
+		case len(found) > 1:
+			return fmt.Errorf("%d RSA private keys on the token have CKA_ID %x; destroy or relabel the wrong one with the HSM's own tool", len(found), id)
+		}
+		k, err := t.describePair(s, found[0])
+		info = &k
+		return err
+	})
+	if err != nil {
+		return nil, err // see Find
+	}
+	return info, nil
+}
+
+// DestroyPair destroys both halves of the pair with that id and label, for ever.
+// One that is gone is no error.
+func (t *Token) DestroyPair(ctx context.Context, id []byte, label string) error {
+	return t.do(ctx, "pkcs11.DestroyPair", func(l *login, s p11.SessionHandle) error {
+		defer t.objects()()
+		l.handles.Delete(pairName{string(id), label})
+		found, err := t.findPrivate(s, id, &label)
+		if err != nil || len(found) == 0 {
+			return err
+		}
+		if len(found) > 1 {
+			return fmt.Errorf("%d RSA private keys on the token have CKA_ID %x and label %q; none was destroyed", len(found), id, label)
+		}
+		if err := t.b.DestroyObject(s, found[0]); err != nil {
+			return err
+		}
+		public, err := t.findPublic(s, id)
+		for _, o := range public {
+			err = errors.Join(err, t.b.DestroyObject(s, o))
+		}
+		return err
+	})
+}
+
+// findPrivate returns the handles of RSA private keys with an id, and a label.
+func (t *Token) findPrivate(s p11.SessionHandle, id []byte, label *string) ([]p11.ObjectHandle, error) {
+	template := []*p11.Attribute{
+		p11.NewAttribute(p11.CKA_CLASS, p11.CKO_PRIVATE_KEY), p11.NewAttribute(p11.CKA_KEY_TYPE, p11.CKK_RSA), p11.NewAttribute(p11.CKA_ID, id),
+	}
+	if label != nil {
+		template = append(template, p11.NewAttribute(p11.CKA_LABEL, *label))
+	}
+	return t.search(s, template)
+}
+
+func (t *Token) findPublic(s p11.SessionHandle, id []byte) ([]p11.ObjectHandle, error) {
+	return t.search(s, []*p11.Attribute{
+		p11.NewAttribute(p11.CKA_CLASS, p11.CKO_PUBLIC_KEY), p11.NewAttribute(p11.CKA_KEY_TYPE, p11.CKK_RSA), p11.NewAttribute(p11.CKA_ID, id),
+	})
+}
+
+// describePair reads a private key's attributes. The public key is read from it
+// too: unlike the public object, nobody without the PIN can have replaced it.
+func (t *Token) describePair(s p11.SessionHandle, o p11.ObjectHandle) (PairInfo, error) {
+	attrs, err := t.attributes(s, o, p11.CKA_ID, p11.CKA_LABEL, p11.CKA_MODULUS, p11.CKA_PUBLIC_EXPONENT, p11.CKA_SENSITIVE, p11.CKA_EXTRACTABLE,
+		p11.CKA_NEVER_EXTRACTABLE, p11.CKA_LOCAL, p11.CKA_DECRYPT, p11.CKA_UNWRAP, p11.CKA_SIGN)
+	if err != nil {
+		return PairInfo{}, err
+	}
+	k := PairInfo{Extractable: true}
+	var modulus, exponent []byte
+	for _, a := range attrs {
+		told := len(a.Value) > 0
+		yes := told && a.Value[0] != 0
+		switch a.Type {
+		case p11.CKA_ID:
+			k.ID = bytes.Clone(a.Value)
+		case p11.CKA_LABEL:
+			k.Label = string(a.Value)
+		case p11.CKA_MODULUS:
+			modulus = a.Value
+		case p11.CKA_PUBLIC_EXPONENT:
+			exponent = a.Value
+		case p11.CKA_SENSITIVE:
+			k.Sensitive = yes
+		case p11.CKA_EXTRACTABLE:
+			k.Extractable = yes || !told
+		case p11.CKA_NEVER_EXTRACTABLE:
+			k.NeverExtractable, k.neverTold = yes, told
+		case p11.CKA_LOCAL:
+			k.Local, k.localTold = yes, told
+		case p11.CKA_DECRYPT:
+			k.Decrypt = yes
+		case p11.CKA_UNWRAP:
+			k.Unwrap = yes
+		case p11.CKA_SIGN:
+			k.Sign = yes
+		}
+	}
+	if len(exponent) == 0 { // which a token need not keep with a private key
+		if exponent, err = t.publicExponent(s, k.ID, modulus); err != nil {
+			return PairInfo{}, err
+		}
+	}
+	n, e := new(big.Int).SetBytes(modulus), new(big.Int).SetBytes(exponent)
+	if n.BitLen() < MinPairBits || n.BitLen() > MaxPairBits || e.BitLen() > 31 || e.Int64() < 3 {
+		return PairInfo{}, fmt.Errorf("the RSA key with CKA_ID %x and label %q has a modulus of %d bits and the public exponent %v; it must have %d to %d bits and an exponent from 3 to 2^31-1",
+			k.ID, k.Label, n.BitLen(), e, MinPairBits, MaxPairBits)
+	}
+	k.Public = &rsa.PublicKey{N: n, E: int(e.Int64())}
+	return k, nil
+}
+
+// publicExponent asks the public half, which must have the same modulus.
+func (t *Token) publicExponent(s p11.SessionHandle, id, modulus []byte) ([]byte, error) {
+	public, err := t.findPublic(s, id)
+	if err != nil {
+		return nil, err
+	}
+	for _, o := range public {
+		attrs, err := t.b.GetAttributeValue(s, o, []*p11.Attribute{p11.NewAttribute(p11.CKA_MODULUS, nil), p11.NewAttribute(p11.CKA_PUBLIC_EXPONENT, nil)})
+		if err != nil {
+			return nil, err
+		}
+		if len(attrs) == 2 && new(big.Int).SetBytes(attrs[0].Value).Cmp(new(big.Int).SetBytes(modulus)) == 0 {
+			return attrs[1].Value, nil
+		}
+	}
+	return nil, fmt.Errorf("the token does not tell the public half of the RSA key with CKA_ID %x", id)
+}
+
+// pairHandle is handle for private keys.
+func (t *Token) pairHandle(l *login, s p11.SessionHandle, id []byte, label string) (p11.ObjectHandle, error) {
+	name := pairName{string(id), label}
+	if v, ok := l.handles.Load(name); ok {
+		h, _ := v.(p11.ObjectHandle)
+		return h, nil
+	}
+	unlock := t.objects()
+	found, err := t.findPrivate(s, id, &label)
+	unlock()
+	if err != nil {
+		return 0, err
+	}
+	switch len(found) {
+	case 0:
+		return 0, claviger.Errorf("pkcs11.pair", claviger.KeyNotFound, label, "the token holds no RSA private key with CKA_ID %s and label %q", hex.EncodeToString(id), label)
+	case 1:
+		l.handles.Store(name, found[0])
+		return found[0], nil
+	}
+	return 0, fmt.Errorf("%d RSA private keys on the token have CKA_ID %x and label %q; none is used until only the right one is left", len(found), id, label)
+}
