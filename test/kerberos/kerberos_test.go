@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"os"
 	"os/exec"
@@ -32,9 +33,15 @@ type kms struct {
 // startKMS runs the program with a keytab, under a krb5.conf.
 func startKMS(t testing.TB, k *kdctest.KDC, krb5conf, keytab string) *kms {
 	t.Helper()
+	return startKMSWith(t, k, krb5conf, keytab, nil)
+}
+
+// startKMSWith is startKMS with further properties.
+func startKMSWith(t testing.TB, k *kdctest.KDC, krb5conf, keytab string, further hadoop.Conf) *kms {
+	t.Helper()
 	dir := t.TempDir()
 	s := &kms{t: t, audit: filepath.Join(dir, "audit.log")}
-	hadoop.Conf{
+	conf := hadoop.Conf{
 		"hadoop.kms.key.provider.uri":                   "jceks://file@" + filepath.Join(dir, "kms.keystore"),
 		"hadoop.kms.authentication.type":                "kerberos",
 		"hadoop.kms.authentication.kerberos.keytab":     keytab,
@@ -42,7 +49,9 @@ func startKMS(t testing.TB, k *kdctest.KDC, krb5conf, keytab string) *kms {
 		"hadoop.kms.authentication.kerberos.name.rules": "RULE:[2:$1@$0](nn@EXAMPLE\\.COM)s/.*/hdfs/ RULE:[1:$1@$0](.*@EXAMPLE\\.COM)s/@.*//",
 		"hadoop.kms.http.host":                          "127.0.0.1",
 		"claviger.audit.file":                           s.audit,
-	}.Write(t, filepath.Join(dir, "kms-site.xml"))
+	}
+	maps.Copy(conf, further)
+	conf.Write(t, filepath.Join(dir, "kms-site.xml"))
 	hadoop.Conf{"default.key.acl.READ": "*", "default.key.acl.MANAGEMENT": "*"}.Write(t, filepath.Join(dir, "kms-acls.xml"))
 	ready := filepath.Join(dir, "ready")
 	cmd := exec.Command(hadoop.Binary(t), "kms", "--conf", dir, "--http-port", "0", "--ready-file", ready)
@@ -193,6 +202,35 @@ func TestWhoGetsIn(t *testing.T) {
 	}
 	if log := since(t, s.audit, 0); strings.Contains(log, "Exception") || !strings.Contains(log, "user=nn/localhost@EXAMPLE.COM") {
 		t.Errorf("audit log:\n%s", log)
+	}
+}
+
+// TestMultiScheme: Hadoop's multi-scheme handler with the scheme negotiate lets the
+// same clients in.
+func TestMultiScheme(t *testing.T) {
+	hadoop.Require(t)
+	const scheme = "hadoop.kms.authentication.multi-scheme-auth-handler."
+	k := kdctest.StartRealm(t, realm)
+	users := k.Keytab("users.keytab", "alice")
+	s := startKMSWith(t, k, k.Krb5Conf, k.Keytab("http.keytab", "HTTP/localhost"), hadoop.Conf{
+		"hadoop.kms.authentication.type":     "org.apache.hadoop.security.token.delegation.web.MultiSchemeDelegationTokenAuthenticationHandler",
+		scheme + "schemes":                   "negotiate",
+		scheme + "schemes.negotiate.handler": "kerberos",
+		scheme + "delegation.schemes":        "negotiate",
+	})
+	alice := k.Login(users, "alice")
+	for _, client := range []string{"jdk", "hadoop"} {
+		if got := java(t, k, alice, "alice", client, s.names()); !strings.HasPrefix(got, "200 []") || !strings.Contains(got, "u=alice&p=alice@EXAMPLE.COM&t=") {
+			t.Errorf("%s: %s", client, got)
+		}
+	}
+	resp, err := http.Get(s.names()) //nolint:noctx // of a server of this test
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = resp.Body.Close()
+	if resp.StatusCode != http.StatusUnauthorized || resp.Header.Get("WWW-Authenticate") != "Negotiate" {
+		t.Errorf("a stranger: %d %v", resp.StatusCode, resp.Header)
 	}
 }
 
