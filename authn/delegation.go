@@ -112,6 +112,12 @@ func (d *Delegations) scan(ctx context.Context) error {
 	return nil
 }
 
+// Count returns how many tokens are kept: those of all nodes, where they share a
+// store.
+func (d *Delegations) Count(ctx context.Context) (int, error) {
+	return d.conf.Store.CountDelegations(ctx)
+}
+
 // issue makes a token and returns its text.
 func (d *Delegations) issue(ctx context.Context, owner, renewer, realUser, service string) (string, error) {
 	now := d.conf.Now()

@@ -120,3 +120,9 @@ func (m *memoryTokens) removeExpired(before time.Time) int {
 	maps.DeleteFunc(m.tokens, func(_ int32, d metastore.Delegation) bool { return d.Renew.Before(before) })
 	return n - len(m.tokens)
 }
+
+func (m *memoryTokens) CountDelegations(context.Context) (int, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.tokens), nil
+}

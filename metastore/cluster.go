@@ -58,6 +58,9 @@ type Delegations interface {
 	// RemoveExpired takes away tokens whose Renew is before a time, and returns how
 	// many they were. Several nodes may do it at once.
 	RemoveExpired(ctx context.Context, before time.Time) (int, error)
+	// CountDelegations returns how many tokens are kept, expired ones that nobody has
+	// removed yet among them.
+	CountDelegations(ctx context.Context) (int, error)
 }
 
 // SignerSecrets are the secrets that sign cookies, as all nodes agree on them.

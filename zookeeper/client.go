@@ -310,6 +310,19 @@ func (c *Client) children(ctx context.Context, op, path string) ([]string, error
 	return names, err
 }
 
+// countChildren is how many children would name, without their names; 0 where
+// there is no such node.
+func (c *Client) countChildren(ctx context.Context, op, path string) (int, error) {
+	n, _, err := do(ctx, c, op, path, func(path string) (int, error) {
+		_, stat, err := c.zk.Exists(path)
+		if err != nil || stat == nil {
+			return 0, err
+		}
+		return int(stat.NumChildren), nil
+	})
+	return n, err
+}
+
 // sync makes the server that we are connected to catch up with the leader.
 func (c *Client) sync(ctx context.Context, op, path string) error {
 	_, _, err := do(ctx, c, op, path, func(path string) (string, error) { return c.zk.Sync(path) })

@@ -327,3 +327,13 @@ func (t *Tokens) RemoveExpired(ctx context.Context, before time.Time) (int, erro
 	})
 	return removed, err
 }
+
+// CountDelegations implements metastore.Delegations.
+func (t *Tokens) CountDelegations(ctx context.Context) (int, error) {
+	const op = "zookeeper.CountDelegations"
+	if err := t.catchUp(ctx); err != nil {
+		return 0, wrap(op, err)
+	}
+	n, err := t.client.countChildren(ctx, op, t.root+tokensNode)
+	return n, wrap(op, err)
+}

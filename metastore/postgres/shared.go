@@ -123,6 +123,14 @@ func (s *Store) RemoveExpired(ctx context.Context, before time.Time) (n int, err
 	return n, err
 }
 
+// CountDelegations counts the tokens.
+func (s *Store) CountDelegations(ctx context.Context) (n int, err error) {
+	err = s.read(ctx, "postgres.CountDelegations", "", func(ctx context.Context) error {
+		return s.pool.QueryRow(ctx, `SELECT count(*) FROM delegation`).Scan(&n)
+	})
+	return n, err
+}
+
 // SignerSecrets returns what is there.
 func (s *Store) SignerSecrets(ctx context.Context) (out metastore.SignerSecrets, ok bool, err error) {
 	err = s.read(ctx, "postgres.SignerSecrets", "", func(ctx context.Context) error {

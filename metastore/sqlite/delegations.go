@@ -126,6 +126,16 @@ func (s *Store) RemoveExpired(ctx context.Context, before time.Time) (int, error
 	return int(n), err
 }
 
+// CountDelegations counts the tokens.
+func (s *Store) CountDelegations(ctx context.Context) (n int, err error) {
+	const op = "sqlite.CountDelegations"
+	if err := s.usable(op); err != nil {
+		return 0, err
+	}
+	err = s.read.QueryRowContext(ctx, `SELECT count(*) FROM delegation`).Scan(&n)
+	return n, s.fail(op, "", err)
+}
+
 // exec runs one statement that changes rows, and returns how many.
 func (s *Store) exec(ctx context.Context, op, statement string, args ...any) (n int64, err error) {
 	err = s.update(ctx, op, "", func(tx *sql.Tx) error {

@@ -164,9 +164,17 @@ func checkNoToken(t *testing.T, node metastore.Delegations, sequence int32) {
 	}
 }
 
+func checkCount(t *testing.T, node metastore.Delegations, want int) {
+	t.Helper()
+	if n, err := node.CountDelegations(t.Context()); err != nil || n != want {
+		t.Errorf("%d tokens are counted, want %d (%v)", n, want, err)
+	}
+}
+
 func testTokens(t *testing.T, a, b metastore.Delegations) {
 	ctx := t.Context()
 	checkNoToken(t, a, 1)
+	checkCount(t, a, 0)
 	one, two := token(1, day(1)), token(2, day(2))
 	for _, d := range []metastore.Delegation{one, two} {
 		if err := a.PutDelegation(ctx, d); err != nil {
@@ -176,6 +184,8 @@ func testTokens(t *testing.T, a, b metastore.Delegations) {
 	checkToken(t, a, one)
 	checkToken(t, b, one)
 	checkToken(t, b, two)
+	checkCount(t, a, 2)
+	checkCount(t, b, 2)
 
 	one.Renew = day(4)
 	if ok, err := b.RenewDelegation(ctx, 1, one.Renew); err != nil || !ok {
@@ -198,6 +208,7 @@ func testTokens(t *testing.T, a, b metastore.Delegations) {
 		t.Errorf("removed twice: %v, %v", ok, err)
 	}
 	checkToken(t, a, two)
+	checkCount(t, a, 1)
 }
 
 func testRenewCancelled(t *testing.T, a, b metastore.Delegations) {
