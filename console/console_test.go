@@ -250,3 +250,44 @@ func TestMetricsWithoutStore(t *testing.T) {
 		t.Errorf("log %s\n%s", &log, text)
 	}
 }
+
+// TestMetricsHang: a store that does not answer costs its own figure only.
+func TestMetricsHang(t *testing.T) {
+	m := console.NewMetrics(func(ctx context.Context) ([]metastore.Use, error) { <-ctx.Done(); return nil, ctx.Err() })
+	m.Query("claviger_never", "x", func(ctx context.Context) (float64, error) { <-ctx.Done(); return 0, ctx.Err() })
+	m.Query("claviger_always", "x", func(context.Context) (float64, error) { return 7, nil })
+	text := metrics(t, m, nil)
+	if !strings.Contains(text, "\nclaviger_always 7\n") || strings.Contains(text, "\nclaviger_never ") || strings.Contains(text, "\nclaviger_source_edeks_total") {
+		t.Errorf("%s", text)
+	}
+}
+
+// TestMetricsForeignBytes: labels hold what others have written.
+func TestMetricsForeignBytes(t *testing.T) {
+	m := console.NewMetrics(func(context.Context) ([]metastore.Use, error) {
+		return []metastore.Use{{Source: "kms://http@old:9600/kms", Version: "k\xff@0", Op: "decrypt", Count: 1}}, nil
+	})
+	m.Expiries("claviger_expiry", "x", func() ([]console.Expiry, error) {
+		return []console.Expiry{{Name: "store", Subject: "CN=\xe9", Ends: time.Unix(1, 0)}}, nil
+	})
+	text := metrics(t, m, nil)
+	for _, want := range []string{`claviger_source_edeks_total{op="decrypt",source="kms://http@old:9600/kms",version="k\uFFFD@0"} 1`, `claviger_expiry{name="store",subject="CN=\uFFFD"} 1`} {
+		if want = strings.ReplaceAll(want, `\uFFFD`, "\uFFFD"); !strings.Contains(text, want) {
+			t.Errorf("no %s in\n%s", want, text)
+		}
+	}
+}
+
+// TestMetricsOften: a store is not asked as often as anybody likes.
+func TestMetricsOften(t *testing.T) {
+	m := console.NewMetrics(nil)
+	asked := 0
+	m.Query("claviger_figure", "x", func(context.Context) (float64, error) { asked++; return 0, nil })
+	began := time.Now()
+	for range 20 {
+		metrics(t, m, nil)
+	}
+	if most := 1 + int(time.Since(began)/time.Second); asked < 1 || asked > most {
+		t.Errorf("a store was asked %d times, want %d at most", asked, most)
+	}
+}

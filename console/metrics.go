@@ -5,6 +5,8 @@ import (
 	"log/slog"
 	"net/http"
 	"strconv"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -17,6 +19,10 @@ import (
 // buckets of the request histogram, in seconds: an HSM answers in tenths of
 // milliseconds to tens of them, a source over the network in more.
 var buckets = []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10}
+
+// queryTimeout bounds what is asked of a store for one answer of /metrics, well
+// below checkTimeout: then the answer as a whole would be given up.
+const queryTimeout = checkTimeout / 2
 
 // sizes of what goes into one call of the HSM.
 var sizes = prometheus.ExponentialBuckets(1, 2, 13) // 1 to 4096
@@ -54,7 +60,7 @@ func NewMetrics(use func(context.Context) ([]metastore.Use, error)) *Metrics {
 	}
 	m.registry.MustRegister(m.requests, m.edeks, m.inFlight, m.turns, m.refused, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	if use != nil {
-		m.registry.MustRegister(&sourceUse{use})
+		m.registry.MustRegister(&sourceUse{recent[[]metastore.Use]{ask: use}})
 	}
 	return m
 }
@@ -67,6 +73,64 @@ func (m *Metrics) Counter(name, help string, f func() float64) {
 // Gauge adds a figure that f tells when it is asked for.
 func (m *Metrics) Gauge(name, help string, f func() float64) {
 	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, f))
+}
+
+// Query is Gauge for a figure that is asked of something that may not answer: then
+// it is left out.
+func (m *Metrics) Query(name, help string, f func(context.Context) (float64, error)) {
+	m.registry.MustRegister(&query{prometheus.NewDesc(name, help, nil, nil), recent[float64]{ask: f}})
+}
+
+// recent is an answer of a store. It is believed for as long as that of a check:
+// anybody may ask for metrics, as often as he likes.
+type recent[T any] struct {
+	ask func(context.Context) (T, error)
+
+	mu    sync.Mutex
+	at    time.Time
+	value T
+	err   error
+}
+
+func (r *recent[T]) get() (T, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.at.IsZero() || time.Since(r.at) >= believed {
+		ctx, cancel := context.WithTimeout(context.Background(), queryTimeout)
+		defer cancel()
+		r.value, r.err = r.ask(ctx)
+		r.at = time.Now()
+	}
+	return r.value, r.err
+}
+
+type query struct {
+	desc *prometheus.Desc
+	recent[float64]
+}
+
+func (q *query) Describe(ch chan<- *prometheus.Desc) { ch <- q.desc }
+
+func (q *query) Collect(ch chan<- prometheus.Metric) {
+	v, err := q.get()
+	if err != nil {
+		ch <- prometheus.NewInvalidMetric(q.desc, err)
+		return
+	}
+	ch <- constant(q.desc, prometheus.GaugeValue, v)
+}
+
+// constant is a figure of this moment. Subjects of certificates and names of
+// versions come from elsewhere, and may hold bytes that no label may.
+func constant(desc *prometheus.Desc, kind prometheus.ValueType, v float64, labels ...string) prometheus.Metric {
+	for i, l := range labels {
+		labels[i] = strings.ToValidUTF8(l, "\uFFFD")
+	}
+	m, err := prometheus.NewConstMetric(desc, kind, v, labels...)
+	if err != nil {
+		return prometheus.NewInvalidMetric(desc, err)
+	}
+	return m
 }
 
 // HSM adds the figures of an HSM, of which call is told; sessions tells how many of
@@ -122,7 +186,7 @@ func (e *expiries) Collect(ch chan<- prometheus.Metric) {
 		return
 	}
 	for _, x := range list {
-		ch <- prometheus.MustNewConstMetric(e.desc, prometheus.GaugeValue, float64(x.Ends.Unix()), x.Name, x.Subject)
+		ch <- constant(e.desc, prometheus.GaugeValue, float64(x.Ends.Unix()), x.Name, x.Subject)
 	}
 }
 
@@ -150,7 +214,7 @@ func (m *Metrics) Handler(log *slog.Logger) http.Handler {
 // sourceUse shows by version who still needs a source, which is what its
 // retirement waits for.
 type sourceUse struct {
-	use func(context.Context) ([]metastore.Use, error)
+	recent[[]metastore.Use]
 }
 
 var (
@@ -161,15 +225,13 @@ var (
 func (s *sourceUse) Describe(ch chan<- *prometheus.Desc) { ch <- sourceCount; ch <- sourceLast }
 
 func (s *sourceUse) Collect(ch chan<- prometheus.Metric) {
-	ctx, cancel := context.WithTimeout(context.Background(), checkTimeout)
-	defer cancel()
-	uses, err := s.use(ctx)
+	uses, err := s.get()
 	if err != nil {
 		ch <- prometheus.NewInvalidMetric(sourceCount, err)
 		return
 	}
 	for _, u := range uses {
-		ch <- prometheus.MustNewConstMetric(sourceCount, prometheus.CounterValue, float64(u.Count), u.Source, u.Version, u.Op)
-		ch <- prometheus.MustNewConstMetric(sourceLast, prometheus.GaugeValue, float64(u.Last.UnixMilli())/1000, u.Source, u.Version, u.Op)
+		ch <- constant(sourceCount, prometheus.CounterValue, float64(u.Count), u.Source, u.Version, u.Op)
+		ch <- constant(sourceLast, prometheus.GaugeValue, float64(u.Last.UnixMilli())/1000, u.Source, u.Version, u.Op)
 	}
 }

@@ -317,28 +317,34 @@ func (s *service) certificates() ([]certificateExpiry, error) {
 const soon = 30 * 24 * time.Hour
 
 // certificateCheck looks at the stores once a minute at most: opening one costs
-// what its password's protection costs.
+// what its password's protection costs, and anybody may ask for what it tells.
 type certificateCheck struct {
-	mu  sync.Mutex
-	at  time.Time
-	err error
+	mu   sync.Mutex
+	at   time.Time
+	list []certificateExpiry
+	err  error
+}
+
+// knownCertificates is certificates as of a minute ago at most.
+func (s *service) knownCertificates() ([]certificateExpiry, error) {
+	c := &s.certificateCheck
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if time.Since(c.at) >= time.Minute {
+		c.list, c.err = s.certificates()
+		c.at = time.Now()
+	}
+	return c.list, c.err
 }
 
 // checkCertificates fails where a certificate has ended or will soon.
 func (s *service) checkCertificates(context.Context) error {
-	c := &s.certificateCheck
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if time.Since(c.at) < time.Minute {
-		return c.err
-	}
-	list, err := s.certificates()
+	list, err := s.knownCertificates()
 	errs := []error{err}
 	for _, cert := range list {
 		if time.Until(cert.NotAfter) < soon {
 			errs = append(errs, fmt.Errorf("%s: the certificate of %s ends at %s", cert.Store, cert.Subject, cert.NotAfter.UTC().Format(time.RFC3339)))
 		}
 	}
-	c.at, c.err = time.Now(), errors.Join(errs...)
-	return c.err
+	return errors.Join(errs...)
 }
