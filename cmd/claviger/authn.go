@@ -14,6 +14,7 @@ import (
 type authenticator struct {
 	*authn.Authenticator
 	groups     *authn.Groups
+	tokens     *authn.Delegations
 	background []func(context.Context)
 }
 
@@ -65,7 +66,7 @@ func newAuthenticator(ctx context.Context, conf *hadoopconf.Conf, shared *cluste
 		log.Warn(w)
 	}
 	cfg.ProxyUsers = proxies
-	a := &authenticator{groups: groups, background: []func(context.Context){cfg.Delegations.Run, newSiteWatcher(conf, proxies, groups.Of, log).Run}}
+	a := &authenticator{groups: groups, tokens: cfg.Delegations, background: []func(context.Context){cfg.Delegations.Run, newSiteWatcher(conf, proxies, groups.Of, log).Run}}
 	// Last, for it may have to wait for other machines.
 	if cfg.Secrets, err = a.secretProvider(ctx, conf, shared, validity, log); err != nil {
 		return nil, err

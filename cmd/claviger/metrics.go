@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+
 	"claviger/console"
 	"claviger/pkcs11"
 	"claviger/provider/hsm"
@@ -17,12 +19,16 @@ func (s *kmsServer) metrics(listener *boundedListener) *console.Metrics {
 		p.OnCall(func(c pkcs11.Call) { call(c.Callers, c.Blocks, c.Waited, c.Took, c.Err) })
 	}
 	m.Expiries("claviger_certificate_expiry_seconds", "When the first certificate of a TLS store ends, by the property that names the store, in seconds since 1970.", func() ([]console.Expiry, error) {
-		certs, err := s.svc.certificates()
+		certs, err := s.svc.knownCertificates()
 		list := make([]console.Expiry, 0, len(certs))
 		for _, c := range certs {
 			list = append(list, console.Expiry{Name: c.Store, Subject: c.Subject, Ends: c.NotAfter})
 		}
 		return list, err
+	})
+	m.Query("claviger_delegation_tokens", "Delegation tokens that are kept: those of all nodes, where they share them.", func(ctx context.Context) (float64, error) {
+		n, err := s.auth.tokens.Count(ctx)
+		return float64(n), err
 	})
 	return m
 }

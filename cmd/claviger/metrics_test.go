@@ -37,6 +37,9 @@ func TestMetrics(t *testing.T) {
 	if status, body := fetch(t, kms, "/kms/v1/key/k/_eek?eek_op=generate&num_keys=300", "a"); resp.StatusCode != http.StatusCreated || status != http.StatusOK {
 		t.Fatalf("%d %d %s", resp.StatusCode, status, body)
 	}
+	if status, body := fetch(t, kms, "/kms/v1/?op=GETDELEGATIONTOKEN&renewer=a", "a"); status != http.StatusOK {
+		t.Fatalf("a delegation token: %d %s", status, body)
+	}
 	resp, err = http.Get(strings.TrimSuffix(kms, "/kms") + "/metrics") //nolint:noctx // likewise
 	if err != nil {
 		t.Fatal(err)
@@ -51,7 +54,7 @@ func TestMetrics(t *testing.T) {
 		`claviger_hsm_call_seconds_count{result="ok"}`, `claviger_hsm_call_blocks_bucket{le="512"}`, "claviger_hsm_call_callers_count", "claviger_hsm_wait_seconds_count",
 		"claviger_hsm_sessions_in_use", "claviger_hsm_sessions_max", "claviger_edek_queue_ready", "claviger_http_connections",
 		`claviger_kms_request_seconds_bucket{op="generate_eek",status="200",le="0.0001"}`, `claviger_kms_request_seconds_bucket{op="generate_eek",status="200",le="10"}`,
-		`claviger_kms_edeks_total{op="generate_eek"} 300`,
+		`claviger_kms_edeks_total{op="generate_eek"} 300`, "claviger_delegation_tokens 1\n",
 		`claviger_certificate_expiry_seconds{name="ssl.server.keystore.location",subject="`,
 	} {
 		if !strings.Contains(string(text), "\n"+want) {
