@@ -83,6 +83,9 @@ type Principal struct {
 	Short string
 	// Real is the authenticated user behind an impersonation (doAs), else nil.
 	Real *Principal
+	// Token is the sequence number of the delegation token that the request
+	// brought; 0: none.
+	Token int32
 }
 
 // Caller is who asks, and from where: what an ACL decision and an audit line

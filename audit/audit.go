@@ -46,6 +46,14 @@ const (
 	ReencryptEEKBatch Op = "REENCRYPT_EEK_BATCH"
 )
 
+// Operations on delegation tokens, as requests name them. One that succeeds is in
+// records alone: Hadoop's lines have none.
+const (
+	GetDelegationToken    Op = "GETDELEGATIONTOKEN"
+	RenewDelegationToken  Op = "RENEWDELEGATIONTOKEN"
+	CancelDelegationToken Op = "CANCELDELEGATIONTOKEN"
+)
+
 // Event is one audited fact. Absent parts are zero.
 type Event struct {
 	Time   time.Time // zero: now
@@ -72,6 +80,9 @@ type Event struct {
 	From []string
 	// EDEKs is how many EDEKs were made, opened or re-encrypted.
 	EDEKs int
+	// Token is the sequence number of the delegation token that was issued, renewed
+	// or cancelled. Of one that a request brought, Caller has it.
+	Token int32
 	// Provider is the URI of what did the work: the primary provider (the HSM), or
 	// the source that answered; of several, separated by blanks.
 	Provider string

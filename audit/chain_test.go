@@ -92,6 +92,7 @@ func TestRecordTellsAll(t *testing.T) {
 	c := chainAt(t, path, nil)
 	e := event("k")
 	e.Time = time.Date(2026, 11, 23, 14, 3, 30, 123456789, time.UTC)
+	e.Caller.Token = 7
 	e.Message, e.From = "forged\n{\"seq\":1}\u2028 <b>\xff", []string{"k@0"}
 	c.Log(t.Context(), e)
 	closeChain(t, c)
@@ -106,7 +107,7 @@ func TestRecordTellsAll(t *testing.T) {
 	r.Prev, r.Hash = "", ""
 	want := Record{
 		Seq: 2, Time: "2026-11-23T14:03:30.123456Z", Node: "kms1", Kind: EventRecord, Status: OK, Op: DecryptEEK, Key: "k", Version: "k@1",
-		From: []string{"k@0"}, EDEKs: 1, User: "alice@R", Short: "alice", RealUser: "hive/h@R", Address: "10.1.2.3", Request: "r-1",
+		From: []string{"k@0"}, EDEKs: 1, User: "alice@R", Short: "alice", RealUser: "hive/h@R", Token: 7, Address: "10.1.2.3", Request: "r-1",
 		Provider: "hsm://x", Message: "forged\n{\"seq\":1}\u2028 <b>\ufffd",
 	}
 	got, _ := json.Marshal(r)

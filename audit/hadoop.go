@@ -146,6 +146,10 @@ func (h *Hadoop) endOne(k heldKey, now time.Time) {
 
 // Log writes or counts an event.
 func (h *Hadoop) Log(_ context.Context, e Event) {
+	switch e.Op {
+	case GetDelegationToken, RenewDelegationToken, CancelDelegationToken:
+		return // Hadoop has no line for them
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	now := h.now()

@@ -54,6 +54,7 @@ type Record struct {
 	User     string   `json:"user,omitempty"`     // whose rights counted
 	Short    string   `json:"short,omitempty"`    // user's short name, where it differs
 	RealUser string   `json:"realUser,omitempty"` // who authenticated, where he acts for user (doAs)
+	Token    int32    `json:"token,omitempty"`    // number of the delegation token: brought by the request, or issued, renewed, cancelled
 	Address  string   `json:"address,omitempty"`
 	Request  string   `json:"request,omitempty"` // id, the same in the server's log
 	Method   string   `json:"method,omitempty"`
@@ -214,6 +215,9 @@ func eventRecord(e *Event, node string) Record {
 	}
 	if e.Caller.Real != nil {
 		r.RealUser = cut(e.Caller.Real.Name)
+	}
+	if r.Token = e.Caller.Token; r.Token == 0 {
+		r.Token = e.Token
 	}
 	if len(r.From) > maxFrom {
 		r.From = append(r.From[:maxFrom:maxFrom], fmt.Sprintf("and %d more", len(e.From)-maxFrom))

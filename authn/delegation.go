@@ -293,6 +293,9 @@ var delegationMethods = map[string]string{getDelegation: http.MethodGet, renewDe
 // that was cancelled.
 type DelegationResult struct {
 	Caller      claviger.Principal // whoever asked, as far as that is known
+	Op          string             // "GETDELEGATIONTOKEN", ...
+	Sequence    int32              // number of the token, where Refusal is nil
+	About       string             // the token without its password, as Hadoop writes it, where Refusal is nil
 	Token       string
 	Expires     time.Time
 	SetCookie   string // as in Result
@@ -319,34 +322,48 @@ func (a *Authenticator) Delegation(ctx context.Context, method string, r Request
 	if refusal != nil {
 		return DelegationResult{Refusal: refusal, ServerToken: reply}, true
 	}
-	if op == getDelegation {
-		res := a.issueDelegation(ctx, r, who)
-		res.ServerToken = reply
-		return res, true
-	}
+	var res DelegationResult
 	text, ok := named("token")
-	if !ok {
+	switch {
+	case op == getDelegation:
+		res = a.issueDelegation(ctx, r, who)
+		text = res.Token
+	case !ok:
 		return refused(BadOperation, fmt.Sprintf("Operation [%s] requires the parameter [token]", op)), true
+	case op == cancelDelegation:
+		res = a.cancelDelegation(ctx, text, who)
+	default:
+		res = a.renewDelegation(ctx, r, text, who)
 	}
-	res := DelegationResult{ServerToken: reply}
+	res.ServerToken, res.Op = reply, op
+	if res.Refusal == nil {
+		if _, id, err := parseDelegation(text); err == nil { // it was parsed before
+			res.Sequence, res.About = id.sequence, id.String()
+		}
+	}
+	return res, true
+}
+
+func (a *Authenticator) cancelDelegation(ctx context.Context, text string, who *claviger.Principal) (res DelegationResult) {
 	if who != nil {
 		res.Caller = *who
 	}
-	if op == cancelDelegation {
-		if err := a.conf.Delegations.cancel(ctx, text, who); err != nil {
-			res.Refusal = refusalOf(err, Refusal{Kind: UnknownDelegation, Reason: "Invalid delegation token, cannot cancel"})
-		}
-		return res, true
+	if err := a.conf.Delegations.cancel(ctx, text, who); err != nil {
+		res.Refusal = refusalOf(err, Refusal{Kind: UnknownDelegation, Reason: "Invalid delegation token, cannot cancel"})
 	}
+	return res
+}
+
+func (a *Authenticator) renewDelegation(ctx context.Context, r Request, text string, who *claviger.Principal) DelegationResult {
 	expires, err := a.conf.Delegations.renew(ctx, text, who.Short)
-	if err != nil {
-		if res.Refusal = refusalOf(err, Refusal{Kind: BadDelegation, Reason: err.Error()}); res.Refusal.Kind == BadDelegation {
-			res.SetCookie = a.conf.Cookie.text("", time.UnixMilli(0), r.HTTPS)
-		}
-		return res, true
+	if err == nil {
+		return DelegationResult{Caller: *who, Expires: expires}
 	}
-	res.Expires = expires
-	return res, true
+	res := DelegationResult{Caller: *who, Refusal: refusalOf(err, Refusal{Kind: BadDelegation, Reason: err.Error()})}
+	if res.Refusal.Kind == BadDelegation {
+		res.SetCookie = a.conf.Cookie.text("", time.UnixMilli(0), r.HTTPS)
+	}
+	return res
 }
 
 func refused(kind RefusalKind, reason string) DelegationResult {
@@ -403,6 +420,7 @@ func (a *Authenticator) byDelegation(ctx context.Context, text string) Result {
 		real, err = a.principalOf(id.realUser)
 		who.Real = &real
 	}
+	who.Token = id.sequence
 	if err != nil { // we issued it to a name that we had taken
 		return Result{Refusal: &Refusal{Kind: BadDelegation, Reason: err.Error()}}
 	}

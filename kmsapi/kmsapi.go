@@ -296,6 +296,9 @@ func (c *call) authHeaders(cookie, serverToken string) {
 func (c *call) delegation(res authn.DelegationResult) {
 	c.caller.Principal = res.Caller
 	c.authHeaders(res.SetCookie, res.ServerToken)
+	if res.Refusal == nil {
+		c.Audit.Log(c.r.Context(), audit.Event{Status: audit.OK, Op: audit.Op(res.Op), Caller: c.caller, Token: res.Sequence, Message: res.About})
+	}
 	switch {
 	case res.Refusal != nil && res.Refusal.Kind == authn.BadDelegation:
 		// Hadoop says this in the reason phrase, of which its client makes an

@@ -481,13 +481,23 @@ func TestDelegationTokens(t *testing.T) {
 		t.Errorf("after it was cancelled: %s %s", class, message)
 	}
 	unauthenticated := 0
+	var done []string
 	for _, e := range tr.all() {
+		if e.Token != 0 || e.Caller.Token != 0 {
+			done = append(done, fmt.Sprintf("%s by %q token %d brought %d", e.Op, e.Caller.Name, e.Token, e.Caller.Token))
+		}
 		if strings.Contains(e.URL, token) {
 			t.Errorf("the audit log holds a token: %+v", e)
 		}
 		if e.Status == audit.Unauthenticated {
 			unauthenticated++
 		}
+	}
+	if want := []string{
+		`GETDELEGATIONTOKEN by "alice" token 1 brought 0`, `GET_KEYS by "alice" token 0 brought 1`,
+		`RENEWDELEGATIONTOKEN by "yarn" token 1 brought 0`, `CANCELDELEGATIONTOKEN by "" token 1 brought 0`,
+	}; !slices.Equal(done, want) {
+		t.Errorf("the audit log has, of tokens,\n%q\nwant\n%q", done, want)
 	}
 	if unauthenticated != 4 {
 		t.Errorf("%d events of status UNAUTHENTICATED, want 4", unauthenticated)
