@@ -3,6 +3,7 @@ package secured
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -128,7 +129,7 @@ func (s *site) job(name, tokens string) *hadoop.Client {
 // event is what the audit log says of a request.
 type event struct {
 	Status, Op, User, RealUser, Message string
-	EDEKs                               int
+	EDEKs, Token                        int
 }
 
 // events does something and returns what the audit log says of it.
@@ -148,6 +149,12 @@ func (s *site) events(do func()) []event {
 		var e event
 		if err := json.Unmarshal(line, &e); err != nil {
 			s.t.Fatalf("audit record %s: %v", line, err)
+		}
+		if strings.HasSuffix(e.Op, "DELEGATIONTOKEN") {
+			if !strings.HasPrefix(e.Message, fmt.Sprintf("kms-dt owner=%s, renewer=%s, ", alice, yarn)) {
+				s.t.Errorf("the record does not say which token: %s", line)
+			}
+			e.Message = "" // it has times
 		}
 		all = append(all, e)
 	}
@@ -170,9 +177,15 @@ func (s *site) refused(c *hadoop.Client, reason, tool string, args ...string) {
 	}
 }
 
-// decrypt is one EDEK opened; by is the full name of who.
-func decrypt(by, realUser string) event {
-	return event{Status: "OK", Op: "DECRYPT_EEK", User: by, RealUser: realUser, EDEKs: 1}
+// decrypt is one EDEK opened; by is the full name of who, token the number of the
+// delegation token, 0 for none.
+func decrypt(by, realUser string, token int) event {
+	return event{Status: "OK", Op: "DECRYPT_EEK", User: by, RealUser: realUser, EDEKs: 1, Token: token}
+}
+
+// about is an operation on a delegation token.
+func about(op, by, realUser string, token int) event {
+	return event{Status: "OK", Op: op, User: by, RealUser: realUser, Token: token}
 }
 
 // TestSecuredCluster is one long test, since the cluster takes its time to start.
@@ -187,10 +200,10 @@ func TestSecuredCluster(t *testing.T) {
 	user := s.login(alice)
 	books := s.local("books", "assets and liabilities\n")
 	user.FsShell("-put", books, zone+"/books")
-	s.did("alice reads", func() { s.has(user, zone+"/books", books) }, decrypt(alice+"@"+realm, ""))
+	s.did("alice reads", func() { s.has(user, zone+"/books", books) }, decrypt(alice+"@"+realm, "", 0))
 	s.superuserReadsNothing(super, books)
 
-	tokens := s.collect(user)
+	tokens := s.collect(user, about("GETDELEGATIONTOKEN", alice, "", 1))
 	job := s.jobWorks(tokens, books)
 	s.serviceWorksFor(books)
 	s.kmsRestarts()
@@ -228,12 +241,14 @@ func (s *site) superuserReadsNothing(super *hadoop.Client, books string) {
 }
 
 // collect does what the submitter of a job does.
-func (s *site) collect(c *hadoop.Client) (tokens string) {
+func (s *site) collect(c *hadoop.Client, want event) (tokens string) {
 	s.t.Helper()
 	tokens = filepath.Join(s.t.TempDir(), "tokens")
-	if out := c.Must("tokens", tokens, yarn); !strings.Contains(out, "HDFS_DELEGATION_TOKEN ") || !strings.Contains(out, "kms-dt "+s.kms.ProviderURI()) {
-		s.t.Fatalf("tokens of HDFS and KMS are wanted, collected are\n%s", out)
-	}
+	s.did("tokens are collected", func() {
+		if out := c.Must("tokens", tokens, yarn); !strings.Contains(out, "HDFS_DELEGATION_TOKEN ") || !strings.Contains(out, "kms-dt "+s.kms.ProviderURI()) {
+			s.t.Fatalf("tokens of HDFS and KMS are wanted, collected are\n%s", out)
+		}
+	}, want)
 	return tokens
 }
 
@@ -242,7 +257,7 @@ func (s *site) jobWorks(tokens, books string) *hadoop.Client {
 	s.t.Helper()
 	job := s.job("job", tokens)
 	result := s.local("result", "profit\n")
-	byToken := decrypt(alice, "") // a token has the short name
+	byToken := decrypt(alice, "", 1) // a token has the short name
 	s.did("the job works", func() {
 		s.has(job, zone+"/books", books)
 		job.FsShell("-put", result, zone+"/result")
@@ -267,10 +282,10 @@ func (s *site) serviceWorksFor(books string) {
 	s.t.Helper()
 	service := s.cluster.SecureClient(hive, s.kdc.Login(s.users, hive+"/localhost"), "HADOOP_PROXY_USER="+alice)
 	defer service.Close()
-	s.did("a service reads for alice", func() { s.has(service, zone+"/books", books) }, decrypt(alice, hive+"/localhost@"+realm))
-	query := s.job("query", s.collect(service))
+	s.did("a service reads for alice", func() { s.has(service, zone+"/books", books) }, decrypt(alice, hive+"/localhost@"+realm, 0))
+	query := s.job("query", s.collect(service, about("GETDELEGATIONTOKEN", alice, hive, 2)))
 	defer query.Close()
-	s.did("its job reads for alice", func() { s.has(query, zone+"/books", books) }, decrypt(alice, hive))
+	s.did("its job reads for alice", func() { s.has(query, zone+"/books", books) }, decrypt(alice, hive, 2))
 	other := s.cluster.SecureClient("mallory", s.kdc.Login(s.users, hive+"/localhost"), "HADOOP_PROXY_USER=mallory")
 	defer other.Close()
 	for _, e := range s.events(func() { s.refused(other, "status: 403", "key", "list") }) {
@@ -297,9 +312,10 @@ func (s *site) tokenEnds(user, job *hadoop.Client, tokens, books string) {
 	rm := s.login(yarn)
 	alias := s.kms.ProviderURI()
 	s.refused(user, "alice tries to renew a token (kms-dt owner=alice, renewer=yarn", "dtutil", "renew", "-alias", alias, tokens)
-	rm.Must("dtutil", "renew", "-alias", alias, tokens)
+	s.did("the renewer renews", func() { rm.Must("dtutil", "renew", "-alias", alias, tokens) }, about("RENEWDELEGATIONTOKEN", yarn, "", 1))
 	s.has(job, zone+"/books", books)
-	rm.Must("dtutil", "cancel", "-alias", alias, s.copyOf(tokens))
+	// A client names nobody here: having the token is enough.
+	s.did("the renewer cancels", func() { rm.Must("dtutil", "cancel", "-alias", alias, s.copyOf(tokens)) }, about("CANCELDELEGATIONTOKEN", "", "", 1))
 	job.FsShell("-ls", zone) // HDFS's token is good still
 	for _, e := range s.events(func() {
 		s.refused(job, "can't be found in cache", "fs", "-cat", zone+"/books")
