@@ -11,7 +11,7 @@ GOLANGCI_LINT := .cache/bin/golangci-lint-$(GOLANGCI_LINT_VERSION)
 # The packages whose tests need no Hadoop, and how long `go test` may take over them.
 UNIT := $$(go list ./... | grep -v '/test/')
 # With these, a test whose real part is missing fails; without, it is left out.
-REQUIRE := CLAVIGER_REQUIRE_JAVA=1 CLAVIGER_REQUIRE_HADOOP=1 CLAVIGER_REQUIRE_KDC=1 CLAVIGER_REQUIRE_LDAP=1 CLAVIGER_REQUIRE_POSTGRES=1
+REQUIRE := CLAVIGER_REQUIRE_JAVA=1 CLAVIGER_REQUIRE_HADOOP=1 CLAVIGER_REQUIRE_KDC=1 CLAVIGER_REQUIRE_LDAP=1 CLAVIGER_REQUIRE_POSTGRES=1 CLAVIGER_REQUIRE_GPG=1
 FUZZTIME ?= 4s
 BENCHTIME ?= 1s
 
@@ -20,7 +20,7 @@ BENCHTIME ?= 1s
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
-setup: ## install what the tests need and is missing (SoftHSM2, C compiler, Kerberos headers, PostgreSQL, OpenLDAP, a KDC, JDK, Maven, Hadoop's jars)
+setup: ## install what the tests need and is missing (SoftHSM2, C compiler, Kerberos headers, PostgreSQL, OpenLDAP, a KDC, GnuPG, JDK, Maven, Hadoop's jars)
 	@scripts/setup all
 
 build: ## build bin/claviger

@@ -1,0 +1,313 @@
+package trustee
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/ProtonMail/go-crypto/openpgp"
+
+	"claviger"
+)
+
+// Names in a ".keytrustee" folder. They are Cloudera's, and those of GnuPG before
+// 2.1, whose rings these are.
+const (
+	ConfFile    = "keytrustee.conf"
+	PublicRing  = "pubring.gpg"
+	PrivateRing = "secring.gpg"
+)
+
+// maxFolderFile bounds each file of a folder.
+const maxFolderFile = 4 << 20
+
+// Folder is a ".keytrustee" folder: who we are, and which servers we know.
+type Folder struct {
+	Path string
+	// Identity is ours.
+	Identity *Identity
+	// Servers are the trustees whose answers we believe, the active one first.
+	Servers []*Party
+	// Org is the organization that we are registered with, "" before.
+	Org string
+	// Registered is when we were; zero: not yet.
+	Registered time.Time
+	// Warnings are what an operator should look at, with the cure.
+	Warnings []string
+}
+
+// conf is keytrustee.conf. LOCAL_FINGERPRINT is public of Cloudera's; the other
+// names are ours.
+type conf struct {
+	Local      string     `json:"LOCAL_FINGERPRINT"`
+	Servers    []string   `json:"SERVER_FINGERPRINTS,omitempty"`
+	Org        string     `json:"ORG,omitempty"`
+	Registered *time.Time `json:"REGISTERED,omitempty"`
+}
+
+// NewFolder makes a folder for a fresh identity. It refuses to touch one that is
+// there. Nothing is complete before keytrustee.conf is written, which comes last.
+func NewFolder(path string, id *Identity) (*Folder, error) {
+	const op = "trustee.NewFolder"
+	for _, name := range []string{ConfFile, PublicRing, PrivateRing} {
+		if _, err := os.Lstat(filepath.Join(path, name)); err == nil {
+			return nil, claviger.Errorf(op, claviger.Invalid, "", "%s holds %s already: an identity is never overwritten, since what was encrypted to it would be lost; name another folder", path, name)
+		}
+	}
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		return nil, claviger.E(op, claviger.Invalid, "", err)
+	}
+	f := &Folder{Path: path, Identity: id}
+	var ring bytes.Buffer
+	if err := id.secret(&ring); err != nil {
+		return nil, claviger.E(op, claviger.Internal, "", err)
+	}
+	defer clear(ring.Bytes())
+	if err := replaceFile(filepath.Join(path, PrivateRing), ring.Bytes()); err != nil {
+		return nil, claviger.E(op, claviger.Invalid, "", err)
+	}
+	return f, f.Save()
+}
+
+// Save writes what is public: the ring of our own and the servers' keys, then
+// keytrustee.conf, each as a whole or not at all.
+func (f *Folder) Save() error {
+	const op = "trustee.Save"
+	var ring bytes.Buffer
+	c := conf{Local: f.Identity.String(), Org: f.Org}
+	if !f.Registered.IsZero() {
+		at := f.Registered.UTC().Truncate(time.Second)
+		c.Registered = &at
+	}
+	err := f.Identity.Public(&ring)
+	for _, s := range f.Servers {
+		c.Servers = append(c.Servers, s.String())
+		err = errors.Join(err, s.Public(&ring))
+	}
+	if err != nil {
+		return claviger.E(op, claviger.Internal, "", err)
+	}
+	text, err := json.MarshalIndent(c, "", "  ")
+	if err == nil {
+		err = replaceFile(filepath.Join(f.Path, PublicRing), ring.Bytes())
+	}
+	if err == nil {
+		err = replaceFile(filepath.Join(f.Path, ConfFile), append(text, '\n'))
+	}
+	if err != nil {
+		return claviger.E(op, claviger.Invalid, "", err)
+	}
+	return nil
+}
+
+// replaceFile writes a file of mode 0600 that is whole after a crash, be it the
+// old or the new one.
+func replaceFile(path string, data []byte) (err error) {
+	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*") // 0600
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			_ = os.Remove(tmp.Name()) // the first error counts
+		}
+	}()
+	_, err = tmp.Write(data)
+	if err == nil {
+		err = tmp.Sync()
+	}
+	if err = errors.Join(err, tmp.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(tmp.Name(), path); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}
+
+// LoadFolder reads a folder. Its errors, all of kind Invalid, say which file does
+// not fit and what to do.
+func LoadFolder(path string) (*Folder, error) {
+	f, err := loadFolder(path)
+	if err != nil {
+		return nil, claviger.Errorf("trustee.LoadFolder", claviger.Invalid, "", "%w", err)
+	}
+	return f, nil
+}
+
+func loadFolder(path string) (*Folder, error) {
+	text, err := readFile(filepath.Join(path, ConfFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, missingConf(path)
+	}
+	if err != nil {
+		return nil, err
+	}
+	var c conf
+	if err := json.Unmarshal(text, &c); err != nil {
+		return nil, fmt.Errorf("%s is not the JSON that it should be (%w): copy it anew, with both rings, from the host that works", filepath.Join(path, ConfFile), err)
+	}
+	if c.Local == "" {
+		return nil, fmt.Errorf("%s has no LOCAL_FINGERPRINT: copy it anew, with both rings, from the host that works", filepath.Join(path, ConfFile))
+	}
+	f := &Folder{Path: path, Org: c.Org}
+	if c.Registered != nil {
+		f.Registered = *c.Registered
+	}
+	private, err := readRing(path, PrivateRing)
+	if err != nil {
+		return nil, err
+	}
+	own := find(private, c.Local)
+	if own == nil {
+		return nil, fmt.Errorf("%s is of identity %s, but %s holds %s: the files are not of one host; copy %s, %s and %s together from the host that works",
+			filepath.Join(path, ConfFile), c.Local, PrivateRing, names(private), ConfFile, PublicRing, PrivateRing)
+	}
+	if err := usable(own, filepath.Join(path, PrivateRing), c.Local); err != nil {
+		return nil, err
+	}
+	if f.Identity, err = newIdentity("trustee.LoadFolder", own); err != nil {
+		return nil, err
+	}
+	public, err := readRing(path, PublicRing)
+	if err != nil {
+		return nil, err
+	}
+	if find(public, c.Local) == nil {
+		return nil, fmt.Errorf("%s holds %s, but not our own key %s: the files are not of one host; copy %s, %s and %s together from the host that works",
+			filepath.Join(path, PublicRing), names(public), c.Local, ConfFile, PublicRing, PrivateRing)
+	}
+	for _, s := range c.Servers {
+		e := find(public, s)
+		if e == nil {
+			return nil, fmt.Errorf("%s lacks the key of the Key Trustee Server, %s, which %s names: copy both anew from the host that works",
+				filepath.Join(path, PublicRing), s, ConfFile)
+		}
+		p, err := newParty("trustee.LoadFolder", e)
+		if err != nil {
+			return nil, err
+		}
+		f.Servers = append(f.Servers, p)
+	}
+	f.Warnings = openToOthers(path)
+	return f, nil
+}
+
+// missingConf says what is there in place of a folder.
+func missingConf(path string) error {
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%s is not there: copy the folder from a KT KMS host, or let claviger make it at the first start", path)
+	}
+	// `scp -r A/kms-keytrustee HOST:/B/kms-keytrustee/` puts A's folder inside B's
+	// where that is there already.
+	for _, inner := range []string{".keytrustee", "keytrustee/.keytrustee", "kms-keytrustee/keytrustee/.keytrustee", "kms-keytrustee/.keytrustee"} {
+		nested := filepath.Join(path, inner)
+		if _, err := os.Stat(filepath.Join(nested, ConfFile)); err == nil {
+			return fmt.Errorf("%s has no %s, but %s has: a copy by scp -r into a folder that was there already goes one level too deep; move the files of %s up to %s, or name that folder", path, ConfFile, nested, nested, path)
+		}
+	}
+	outer := filepath.Join(filepath.Dir(filepath.Clean(path)), "kms-keytrustee")
+	for _, inner := range []string{"keytrustee/.keytrustee", ".keytrustee"} {
+		nested := filepath.Join(outer, inner)
+		if _, err := os.Stat(filepath.Join(nested, ConfFile)); err == nil {
+			return fmt.Errorf("%s has no %s, but %s has: a copy by scp -r into a folder that was there already goes one level too deep; move %s to %s", path, ConfFile, nested, nested, path)
+		}
+	}
+	return fmt.Errorf("%s has no %s: copy it, with %s and %s, from a KT KMS host that works", path, ConfFile, PublicRing, PrivateRing)
+}
+
+func readFile(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxFolderFile+1))
+	if err == nil && len(b) > maxFolderFile {
+		err = fmt.Errorf("%s is longer than %d bytes; is it the right file?", path, maxFolderFile)
+	}
+	return b, err
+}
+
+func readRing(path, name string) (openpgp.EntityList, error) {
+	file := filepath.Join(path, name)
+	b, err := readFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%s is missing: copy %s, %s and %s together from the host that works", file, ConfFile, PublicRing, PrivateRing)
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer clear(b)
+	list, err := openpgp.ReadKeyRing(bytes.NewReader(b))
+	if err != nil {
+		return nil, fmt.Errorf("%s is no OpenPGP key ring (%w): copy it anew from the host that works. GnuPG 2.1 and later keep other files (pubring.kbx, private-keys-v1.d); export from them with gpg --export and gpg --export-secret-keys", file, err)
+	}
+	return list, nil
+}
+
+// find returns the key with a fingerprint in the form "4096R/<40 hex>".
+func find(list openpgp.EntityList, fingerprint string) *openpgp.Entity {
+	_, want, ok := strings.Cut(fingerprint, "/")
+	if !ok {
+		want = fingerprint
+	}
+	i := slices.IndexFunc(list, func(e *openpgp.Entity) bool {
+		return strings.EqualFold(fmt.Sprintf("%X", e.PrimaryKey.Fingerprint), want)
+	})
+	if i < 0 {
+		return nil
+	}
+	return list[i]
+}
+
+func names(list openpgp.EntityList) string {
+	if len(list) == 0 {
+		return "no key"
+	}
+	all := make([]string, len(list))
+	for i, e := range list {
+		all[i] = fmt.Sprintf("%X", e.PrimaryKey.Fingerprint)
+	}
+	return strings.Join(all, ", ")
+}
+
+// usable refuses a key whose private parts are missing or locked.
+func usable(e *openpgp.Entity, file, fingerprint string) error {
+	if e.PrivateKey == nil || e.PrivateKey.Dummy() {
+		return fmt.Errorf("%s holds the key %s without its private part: copy the ring from the host that works", file, fingerprint)
+	}
+	locked := e.PrivateKey.Encrypted
+	for _, s := range e.Subkeys {
+		locked = locked || s.PrivateKey != nil && s.PrivateKey.Encrypted
+	}
+	if locked {
+		return fmt.Errorf("in %s the key %s is locked by a passphrase, and a server has nobody to ask for it: remove it with gpg --homedir FOLDER --edit-key %s passwd, and protect the folder by its mode", file, fingerprint, strings.TrimPrefix(fingerprint[strings.IndexByte(fingerprint, '/')+1:], "0x"))
+	}
+	return nil
+}
+
+// openToOthers warns of what others on this machine can read.
+func openToOthers(path string) []string {
+	var warnings []string
+	for _, name := range []string{PrivateRing, ConfFile, "."} {
+		file := filepath.Join(path, name)
+		info, err := os.Stat(file)
+		if err == nil && info.Mode().Perm()&0o077 != 0 {
+			warnings = append(warnings, fmt.Sprintf("%s can be read by others on this machine (mode %04o): chmod -R go= %s", file, info.Mode().Perm(), path))
+		}
+	}
+	return warnings
+}

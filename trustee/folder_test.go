@@ -1,0 +1,196 @@
+package trustee
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"claviger"
+)
+
+// folder makes a folder of a's, which knows b as its server.
+func folder(t *testing.T) (*Folder, string) {
+	t.Helper()
+	a, b := pair()
+	path := filepath.Join(t.TempDir(), "kms-keytrustee", "keytrustee", ".keytrustee")
+	f, err := NewFolder(path, a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Servers, f.Org, f.Registered = []*Party{&b.Party}, "ORG", time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
+	if err := f.Save(); err != nil {
+		t.Fatal(err)
+	}
+	return f, path
+}
+
+func TestFolder(t *testing.T) {
+	f, path := folder(t)
+	a, b := pair()
+	for _, name := range []string{ConfFile, PublicRing, PrivateRing} {
+		info, err := os.Stat(filepath.Join(path, name))
+		if err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v, %v", name, info, err)
+		}
+	}
+	if left, err := filepath.Glob(filepath.Join(path, ".*")); err != nil || len(left) > 0 {
+		t.Errorf("%v is left (%v)", left, err)
+	}
+	got, err := LoadFolder(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.Identity.String() != a.String() || len(got.Servers) != 1 || got.Servers[0].String() != b.String() || got.Org != f.Org || !got.Registered.Equal(f.Registered) || got.Path != path || len(got.Warnings) > 0 {
+		t.Errorf("%+v", got)
+	}
+	sealed, err := a.Seal([]byte("s"), time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text, err := got.Identity.Open(sealed, time.Now()); err != nil || string(text) != "s" {
+		t.Errorf("%q, %v", text, err)
+	}
+	if _, err := NewFolder(path, b); !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "never overwritten") {
+		t.Errorf("a second identity: %v", err)
+	}
+	if err := os.Chmod(filepath.Join(path, PrivateRing), 0o640); err != nil {
+		t.Fatal(err)
+	}
+	if got, err = LoadFolder(path); err != nil || len(got.Warnings) != 1 || !strings.Contains(got.Warnings[0], "chmod -R go= "+path) {
+		t.Errorf("%v, %v", got, err)
+	}
+}
+
+// TestLoadFolderRefuses: what does not fit together is refused in words that name
+// the file and the cure.
+func TestLoadFolderRefuses(t *testing.T) {
+	_, whole := folder(t)
+	a, b := pair()
+	other := filepath.Join(t.TempDir(), "other")
+	if _, err := NewFolder(other, b); err != nil {
+		t.Fatal(err)
+	}
+	var public bytes.Buffer
+	if err := a.Public(&public); err != nil {
+		t.Fatal(err)
+	}
+	move := func(t *testing.T, from, to string) {
+		t.Helper()
+		if err := os.MkdirAll(filepath.Dir(to), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(from, to); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write := func(name string, data []byte) func(*testing.T, string) {
+		return func(t *testing.T, path string) {
+			t.Helper()
+			if err := os.WriteFile(filepath.Join(path, name), data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	from := func(dir, name string) func(*testing.T, string) {
+		data, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return write(name, data)
+	}
+	remove := func(name string) func(*testing.T, string) {
+		return func(t *testing.T, path string) {
+			t.Helper()
+			if err := os.Remove(filepath.Join(path, name)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for what, c := range map[string]struct {
+		change func(t *testing.T, path string)
+		want   []string
+	}{
+		"another host's secring":   {from(other, PrivateRing), []string{"are not of one host", b.Fingerprint(), a.Fingerprint()}},
+		"another host's pubring":   {from(other, PublicRing), []string{"not our own key", a.Fingerprint()}},
+		"another host's conf":      {from(other, ConfFile), []string{"are not of one host", b.Fingerprint()}},
+		"a pubring without server": {write(PublicRing, public.Bytes()), []string{"lacks the key of the Key Trustee Server", b.String()}},
+		"a public secring":         {write(PrivateRing, public.Bytes()), []string{"without its private part"}},
+		"no conf":                  {remove(ConfFile), []string{"has no " + ConfFile, "copy it"}},
+		"no secring":               {remove(PrivateRing), []string{PrivateRing + " is missing", "together"}},
+		"no pubring":               {remove(PublicRing), []string{PublicRing + " is missing", "together"}},
+		"a broken conf":            {write(ConfFile, []byte("LOCAL_FINGERPRINT=")), []string{ConfFile, "JSON"}},
+		"an empty conf":            {write(ConfFile, []byte("{}")), []string{"no LOCAL_FINGERPRINT"}},
+		"no ring":                  {write(PrivateRing, []byte("KBXf")), []string{"no OpenPGP key ring", "pubring.kbx"}},
+		"an endless file":          {write(ConfFile, make([]byte, maxFolderFile+1)), []string{"longer than"}},
+		"a copy of the folder into itself": {func(t *testing.T, path string) {
+			tmp := filepath.Join(t.TempDir(), "x")
+			move(t, path, tmp)
+			move(t, tmp, filepath.Join(path, ".keytrustee"))
+		}, []string{"one level too deep", ".keytrustee/.keytrustee"}},
+		"scp -r of kms-keytrustee": {func(t *testing.T, path string) {
+			tmp := filepath.Join(t.TempDir(), "x")
+			move(t, path, tmp)
+			move(t, tmp, filepath.Join(filepath.Dir(path), "kms-keytrustee", "keytrustee", ".keytrustee"))
+			if err := os.Mkdir(path, 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}, []string{"one level too deep", "kms-keytrustee/keytrustee/.keytrustee"}},
+		"nothing": {func(t *testing.T, path string) {
+			if err := os.RemoveAll(path); err != nil {
+				t.Fatal(err)
+			}
+		}, []string{"is not there"}},
+	} {
+		t.Run(what, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "keytrustee", ".keytrustee")
+			if err := os.MkdirAll(path, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			for _, name := range []string{ConfFile, PublicRing, PrivateRing} {
+				from(whole, name)(t, path)
+			}
+			c.change(t, path)
+			f, err := LoadFolder(path)
+			for _, want := range c.want {
+				if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), want) || f != nil {
+					t.Errorf("%v; want %q in it", err, want)
+				}
+			}
+		})
+	}
+}
+
+// FuzzRing: no ring makes the reading panic, and what is taken has an identity
+// that seals and opens.
+func FuzzRing(f *testing.F) {
+	a, _ := pair()
+	var private, public bytes.Buffer
+	if err := a.secret(&private); err != nil {
+		f.Fatal(err)
+	}
+	if err := a.Public(&public); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(private.Bytes())
+	f.Add(public.Bytes())
+	f.Add(slices.Concat(public.Bytes(), private.Bytes()))
+	dir := f.TempDir()
+	write := func(name string, data []byte) {
+		if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
+			f.Fatal(err)
+		}
+	}
+	write(ConfFile, []byte(`{"LOCAL_FINGERPRINT": "`+a.String()+`"}`))
+	write(PublicRing, public.Bytes())
+	f.Fuzz(func(t *testing.T, ring []byte) {
+		write(PrivateRing, ring)
+		if got, err := LoadFolder(dir); err == nil && got.Identity.Fingerprint() != a.Fingerprint() {
+			t.Errorf("identity %s", got.Identity)
+		}
+		_, _ = ReadParty(ring) // it may be one
+	})
+}
