@@ -123,6 +123,7 @@ var rules = []rule{
 	{"audit", []string{"", "secret"}, "a contract imports only the root and secret"},
 	{"eek", []string{"", "secret", "provider"}, "key arithmetic knows who encrypts blocks, and no more"},
 	{"pkcs11", []string{"", "secret"}, "pkcs11 knows no Hadoop"},
+	{"keyhsm", []string{"", "secret", "pkcs11"}, "Key HSM knows its token, and nothing of trustees and Hadoop"},
 	{"gssapi", []string{"", "secret"}, "the binding to the Kerberos library knows no HTTP and no Hadoop"},
 	{"keystore", []string{"", "secret"}, "a codec of keystore files knows no provider"},
 	{"kmswire", []string{"", "secret", "provider"}, "a codec of Hadoop's JSON knows the contract's key versions, and no server"},

@@ -1,0 +1,175 @@
+package keyhsm
+
+import (
+	"crypto"
+	"crypto/aes"
+	"crypto/cipher"
+	"encoding/binary"
+	"encoding/hex"
+	"fmt"
+
+	"claviger"
+	"claviger/pkcs11"
+	"claviger/secret"
+)
+
+// Limits of what is wrapped.
+const (
+	// MaxContent is the longest deposit, in bytes.
+	MaxContent = 1 << 20
+	// MaxUUID is the longest deposit uuid, in bytes.
+	MaxUUID = 128
+	// MaxWrapped is the longest envelope.
+	MaxWrapped = headSize + maxKeyID + 2 + pkcs11.MaxPairBits/8 + gcmOverhead + MaxContent
+)
+
+const (
+	magic       = "CKHSM" // and a byte with the version
+	version     = 1
+	headSize    = len(magic) + 3 // magic, version, OAEP hash, length of the key id
+	maxKeyID    = 64
+	dataKeySize = 32
+	gcmOverhead = 12 + 16 // nonce before, tag behind
+)
+
+// The bytes that say which hash RSA-OAEP was done with.
+var hashCodes = map[byte]crypto.Hash{1: crypto.SHA1, 2: crypto.SHA256}
+
+func hashCode(h crypto.Hash) (byte, bool) {
+	for code, hash := range hashCodes {
+		if hash == h {
+			return code, true
+		}
+	}
+	return 0, false
+}
+
+// Envelope is a wrapped deposit in its parts. In bytes, version 1:
+//
+//	"CKHSM"            5 bytes
+//	version            1 byte, 1
+//	OAEP hash          1 byte: 1 is SHA-1, 2 is SHA-256
+//	length of key id   1 byte, 1 to 64
+//	key id             CKA_ID of the RSA pair
+//	length of data key 2 bytes, big-endian, 256 to 512
+//	data key           32 bytes, by RSA-OAEP with an empty label
+//	nonce              12 bytes
+//	deposit            AES-256-GCM, with its tag of 16 bytes behind
+//
+// The associated data of AES-GCM is all that stands before the nonce, then the
+// deposit's uuid: an envelope opens under the uuid that it was made for, and with
+// the head that it was made with, or not at all.
+type Envelope struct {
+	Hash    crypto.Hash
+	KeyID   []byte
+	DataKey []byte // encrypted
+	sealed  []byte // nonce, ciphertext, tag
+	head    []byte
+}
+
+// KeyIDOf is the envelope's key id as messages and configuration write it.
+func (e *Envelope) KeyIDOf() string { return hex.EncodeToString(e.KeyID) }
+
+// ParseEnvelope takes a wrapped deposit apart, without opening it. The parts are
+// slices of data. Kind Invalid where it is none.
+func ParseEnvelope(data []byte) (*Envelope, error) {
+	const op = "keyhsm.ParseEnvelope"
+	bad := func(format string, args ...any) (*Envelope, error) {
+		return nil, claviger.Errorf(op, claviger.Invalid, "", "not a deposit that Key HSM wrapped: "+format, args...)
+	}
+	switch {
+	case len(data) > MaxWrapped:
+		return bad("it has %d bytes, and at most %d are possible", len(data), MaxWrapped)
+	case len(data) < headSize:
+		return bad("it has %d bytes, which is too short", len(data))
+	case string(data[:len(magic)]) != magic:
+		return bad("it does not begin with %q", magic)
+	case data[len(magic)] != version:
+		return bad("it has version %d, and %d is known here", data[len(magic)], version)
+	}
+	e := new(Envelope)
+	var ok bool
+	if e.Hash, ok = hashCodes[data[len(magic)+1]]; !ok {
+		return bad("OAEP hash %d is not known", data[len(magic)+1])
+	}
+	n := int(data[len(magic)+2])
+	if n == 0 || n > maxKeyID {
+		return bad("the key id has %d bytes; 1 to %d are possible", n, maxKeyID)
+	}
+	rest := data[headSize:]
+	if len(rest) < n+2 {
+		return bad("it ends within the key id")
+	}
+	e.KeyID, rest = rest[:n], rest[n:]
+	n = int(binary.BigEndian.Uint16(rest))
+	if n < pkcs11.MinPairBits/8 || n > pkcs11.MaxPairBits/8 {
+		return bad("the data key has %d bytes; %d to %d are possible", n, pkcs11.MinPairBits/8, pkcs11.MaxPairBits/8)
+	}
+	rest = rest[2:]
+	if len(rest) < n+gcmOverhead {
+		return bad("it ends too early")
+	}
+	e.DataKey, e.sealed = rest[:n], rest[n:]
+	if len(e.sealed) > gcmOverhead+MaxContent {
+		return bad("the deposit in it has %d bytes, and at most %d are possible", len(e.sealed)-gcmOverhead, MaxContent)
+	}
+	e.head = data[:len(data)-len(e.sealed)]
+	return e, nil
+}
+
+// newEnvelope seals content for uuid under a data key, which is given as it is
+// and as the RSA pair encrypted it, and returns the bytes.
+func newEnvelope(hash crypto.Hash, keyID, encryptedKey []byte, dataKey secret.Bytes, uuid string, content []byte) ([]byte, error) {
+	code, ok := hashCode(hash)
+	if !ok || len(keyID) == 0 || len(keyID) > maxKeyID || len(encryptedKey) > pkcs11.MaxPairBits/8 {
+		return nil, fmt.Errorf("hash %v, a key id of %d bytes and an encrypted data key of %d have no form in an envelope", hash, len(keyID), len(encryptedKey))
+	}
+	aead, err := newGCM(dataKey)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]byte, 0, headSize+len(keyID)+2+len(encryptedKey)+gcmOverhead+len(content))
+	out = append(append(out, magic...), version, code, byte(len(keyID)))
+	out = append(out, keyID...)
+	out = binary.BigEndian.AppendUint16(out, uint16(len(encryptedKey))) //nolint:gosec // at most 512
+	out = append(out, encryptedKey...)
+	return aead.Seal(out, nil, content, associated(out, uuid)), nil
+}
+
+// open returns the deposit. Its error says nothing of which part is wrong.
+func (e *Envelope) open(dataKey secret.Bytes, uuid string) ([]byte, error) {
+	aead, err := newGCM(dataKey)
+	if err != nil {
+		return nil, err
+	}
+	return aead.Open(nil, nil, e.sealed, associated(e.head, uuid))
+}
+
+// associated is unambiguous: the head tells its own length.
+func associated(head []byte, uuid string) []byte {
+	return append(append(make([]byte, 0, len(head)+len(uuid)), head...), uuid...)
+}
+
+func newGCM(dataKey secret.Bytes) (cipher.AEAD, error) {
+	if len(dataKey) != dataKeySize {
+		return nil, fmt.Errorf("the data key has %d bytes, not %d", len(dataKey), dataKeySize)
+	}
+	block, err := aes.NewCipher(dataKey)
+	if err != nil {
+		return nil, err
+	}
+	return cipher.NewGCMWithRandomNonce(block)
+}
+
+// checkUUID demands what a uuid of the trustee's is made of.
+func checkUUID(op, uuid string) error {
+	if uuid == "" || len(uuid) > MaxUUID {
+		return claviger.Errorf(op, claviger.Invalid, "", "the deposit's uuid has %d bytes; 1 to %d are possible", len(uuid), MaxUUID)
+	}
+	for i := range len(uuid) {
+		if c := uuid[i]; c <= ' ' || c > '~' {
+			return claviger.Errorf(op, claviger.Invalid, "", "the deposit's uuid %q holds a character that is not printable ASCII", uuid)
+		}
+	}
+	return nil
+}
