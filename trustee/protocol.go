@@ -1,0 +1,283 @@
+package trustee
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/hex"
+	"encoding/json"
+	"strings"
+	"time"
+
+	"claviger"
+)
+
+// Port is the trustee's, and APIPath is where requests are posted.
+const (
+	Port    = 11371
+	APIPath = "/v1/"
+)
+
+// Verbs of requests. Each is posted to APIPath + verb.
+const (
+	VerbRegister = "register"
+	VerbPut      = "put"
+	VerbGet      = "get"
+	VerbFind     = "find"
+	VerbList     = "list"
+	VerbDelete   = "delete"
+	VerbUndelete = "undelete"
+	VerbPurge    = "purge"
+)
+
+const (
+	// MaxBody bounds a request and an answer: a content at its longest, in base64
+	// twice.
+	MaxBody = 2 << 20
+	// MaxSkew is how far the clocks of client and server may be apart.
+	MaxSkew = 5 * time.Minute
+	// nonceSize of a request, in bytes.
+	nonceSize = 16
+)
+
+// envelope is what goes over the wire, both ways: a payload, which is JSON, and a
+// detached OpenPGP signature over its bytes. Both are base64 in it.
+type envelope struct {
+	Payload   []byte `json:"payload"`
+	Signature []byte `json:"signature"`
+}
+
+// requestPayload is what a client signs.
+type requestPayload struct {
+	Verb   string          `json:"verb"`
+	Client string          `json:"client"` // fingerprint
+	Server string          `json:"server"` // fingerprint of whom it is meant for
+	Time   time.Time       `json:"time"`
+	Nonce  []byte          `json:"nonce"`
+	Args   json.RawMessage `json:"args"`
+}
+
+// answerPayload is what a server signs.
+type answerPayload struct {
+	// Request is SHA-256 of the request's payload, in hex: an answer fits one request.
+	Request string          `json:"request"`
+	Server  string          `json:"server"`
+	Time    time.Time       `json:"time"`
+	Error   string          `json:"error,omitempty"`
+	Kind    string          `json:"kind,omitempty"` // of the error, a claviger.Kind
+	Result  json.RawMessage `json:"result,omitempty"`
+}
+
+// Arguments and results of the verbs.
+type (
+	// RegisterArgs: the client's public key as Party.Public writes it, and the
+	// organization's name and secret. Result: RegisterResult.
+	RegisterArgs struct {
+		PublicKey []byte `json:"publicKey"`
+		Org       string `json:"org"`
+		Auth      string `json:"auth"`
+	}
+	// RegisterResult tells whether the client is let in at once, or waits for an
+	// operator.
+	RegisterResult struct {
+		Active bool `json:"active"`
+	}
+	// PutArgs: a sealed deposit, and the uuid of one that it replaces.
+	PutArgs struct {
+		Deposit  Sealed `json:"deposit"`
+		Replaces string `json:"replaces,omitempty"`
+	}
+	// GetArgs: the uuid. Result: Sealed.
+	GetArgs struct {
+		UUID string `json:"uuid"`
+	}
+	// FindArgs: the label. Result: Sealed.
+	FindArgs struct {
+		Label string `json:"label"`
+	}
+	// ListArgs are those of Box.List. Result: []Sealed.
+	ListArgs struct {
+		Prefix  string `json:"prefix"`
+		Deleted bool   `json:"deleted,omitempty"`
+		After   string `json:"after,omitempty"`
+		Limit   int    `json:"limit"`
+	}
+	// UUIDArgs of delete, undelete and purge.
+	UUIDArgs struct {
+		UUIDs []string `json:"uuids"`
+	}
+)
+
+// NewRequest signs a request to the server of that fingerprint. Of the body only
+// answers with that digest fit.
+func (id *Identity) NewRequest(verb, server string, args any, now time.Time) (body []byte, digest string, err error) {
+	const op = "trustee.NewRequest"
+	raw, err := json.Marshal(args)
+	if err != nil {
+		return nil, "", claviger.E(op, claviger.Internal, "", err)
+	}
+	nonce := make([]byte, nonceSize)
+	_, _ = rand.Read(nonce) // it never fails
+	payload, err := json.Marshal(requestPayload{Verb: verb, Client: id.Fingerprint(), Server: server, Time: now.UTC(), Nonce: nonce, Args: raw})
+	if err != nil {
+		return nil, "", claviger.E(op, claviger.Internal, "", err)
+	}
+	body, err = id.envelope(payload, now)
+	if err != nil {
+		return nil, "", claviger.E(op, claviger.Internal, "", err)
+	}
+	return body, digestOf(payload), nil
+}
+
+func (id *Identity) envelope(payload []byte, now time.Time) ([]byte, error) {
+	signature, err := id.sign(payload, now)
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(envelope{payload, signature})
+}
+
+func digestOf(payload []byte) string {
+	sum := sha256.Sum256(payload)
+	return hex.EncodeToString(sum[:])
+}
+
+// Request is one that a server was sent, checked as far as it can be without its
+// store: it may still be a replay.
+type Request struct {
+	Verb   string
+	Client *Party
+	Time   time.Time
+	Args   json.RawMessage
+	// Digest names the request: two of the same digest are one, sent twice.
+	Digest string
+}
+
+// ReadRequest checks a request: that it is meant for this server and this verb,
+// signed by the client that it names, and of now. client returns the public key
+// of a client; who registers brings his own. Kinds Invalid, and what client
+// returns.
+func (id *Identity) ReadRequest(verb string, body []byte, now time.Time, client func(fingerprint string) (*Party, error)) (*Request, error) {
+	const op = "trustee.ReadRequest"
+	refuse := func(format string, args ...any) (*Request, error) {
+		return nil, claviger.Errorf(op, claviger.Invalid, "", format, args...)
+	}
+	var e envelope
+	if err := strictly(body, &e); err != nil {
+		return refuse("the request is not the JSON that it should be: %w", err)
+	}
+	var p requestPayload
+	if err := strictly(e.Payload, &p); err != nil {
+		return refuse("the request's payload is not the JSON that it should be: %w", err)
+	}
+	if !wellFormed(p.Client, fingerprintLen, fingerprintLen) || len(p.Nonce) != nonceSize {
+		return refuse("the request's payload lacks the client's fingerprint or a nonce of %d bytes", nonceSize)
+	}
+	var from *Party
+	var err error
+	if verb == VerbRegister {
+		var args RegisterArgs
+		if err := strictly(p.Args, &args); err != nil {
+			return refuse("the arguments of %s cannot be read: %w", verb, err)
+		}
+		if from, err = ReadParty(args.PublicKey); err != nil {
+			return nil, err
+		}
+	} else if from, err = client(strings.ToUpper(p.Client)); err != nil {
+		return nil, err
+	}
+	// Before the signature nothing that was said is believed.
+	if err := from.verify(e.Payload, e.Signature, now); err != nil {
+		return refuse("the request does not have the signature of %s: %w", from, err)
+	}
+	switch {
+	case !strings.EqualFold(p.Client, from.Fingerprint()):
+		return refuse("the request names %s as its client, and was signed by %s", p.Client, from)
+	case !strings.EqualFold(p.Server, id.Fingerprint()):
+		return refuse("the request is meant for the server %s, and this is %s", p.Server, id)
+	case p.Verb != verb:
+		return refuse("a request to %s was sent to %s", p.Verb, verb)
+	case p.Time.Sub(now).Abs() > MaxSkew:
+		return refuse("the request is of %s, and here it is %s: set the clocks of both by NTP", p.Time.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
+	}
+	return &Request{Verb: verb, Client: from, Time: p.Time, Args: p.Args, Digest: digestOf(e.Payload)}, nil
+}
+
+// ReadArgs reads a request's arguments. Kind Invalid.
+func (r *Request) ReadArgs(into any) error {
+	if err := strictly(r.Args, into); err != nil {
+		return claviger.Errorf("trustee.ReadArgs", claviger.Invalid, "", "the arguments of %s cannot be read: %w", r.Verb, err)
+	}
+	return nil
+}
+
+// NewAnswer signs the answer to a request of that digest: result, or where err is
+// not nil its kind and text. A text of kind Internal stays here.
+func (id *Identity) NewAnswer(digest string, result any, err error, now time.Time) ([]byte, error) {
+	const op = "trustee.NewAnswer"
+	p := answerPayload{Request: digest, Server: id.Fingerprint(), Time: now.UTC()}
+	if err != nil {
+		p.Kind, p.Error = claviger.KindOf(err).String(), err.Error()
+		if claviger.Is(err, claviger.Internal) {
+			p.Error = "the server has failed; its log says why"
+		}
+	} else if result != nil {
+		raw, err := json.Marshal(result)
+		if err != nil {
+			return nil, claviger.E(op, claviger.Internal, "", err)
+		}
+		p.Result = raw
+	}
+	payload, jerr := json.Marshal(p)
+	if jerr != nil {
+		return nil, claviger.E(op, claviger.Internal, "", jerr)
+	}
+	body, jerr := id.envelope(payload, now)
+	if jerr != nil {
+		return nil, claviger.E(op, claviger.Internal, "", jerr)
+	}
+	return body, nil
+}
+
+// remoteKinds are the kinds that a server's answer may have; others are Internal.
+var remoteKinds = []claviger.Kind{claviger.Invalid, claviger.KeyNotFound, claviger.KeyExists, claviger.Denied, claviger.Unavailable}
+
+// ReadAnswer checks an answer of the server to the request of that digest, and
+// reads its result into into, which may be nil. The error is what the server
+// says, or of kind Invalid where the answer cannot be believed.
+func ReadAnswer(body []byte, server *Party, digest string, now time.Time, into any) error {
+	const op = "trustee.ReadAnswer"
+	refuse := func(format string, args ...any) error {
+		return claviger.Errorf(op, claviger.Invalid, "", format, args...)
+	}
+	var e envelope
+	if err := strictly(body, &e); err != nil {
+		return refuse("the answer of %s is not the JSON that it should be: %w", server, err)
+	}
+	if err := server.verify(e.Payload, e.Signature, now); err != nil {
+		return refuse("the answer does not have the signature of the Key Trustee Server %s: is it another one, or somebody between? (%w)", server, err)
+	}
+	var p answerPayload
+	if err := strictly(e.Payload, &p); err != nil {
+		return refuse("the payload of the answer of %s is not the JSON that it should be: %w", server, err)
+	}
+	if subtle.ConstantTimeCompare([]byte(p.Request), []byte(digest)) != 1 || !strings.EqualFold(p.Server, server.Fingerprint()) {
+		return refuse("the answer of %s is to another request", server)
+	}
+	if p.Kind != "" {
+		kind := claviger.Internal
+		for _, k := range remoteKinds {
+			if k.String() == p.Kind {
+				kind = k
+			}
+		}
+		return claviger.Errorf("trustee.Server", kind, "", "the Key Trustee Server %s says: %.500s", server, p.Error)
+	}
+	if into == nil {
+		return nil
+	}
+	if err := strictly(p.Result, into); err != nil {
+		return refuse("the result of %s cannot be read: %w", server, err)
+	}
+	return nil
+}

@@ -1,0 +1,261 @@
+package trustee
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"claviger"
+)
+
+func known(parties ...*Identity) func(string) (*Party, error) {
+	return func(fingerprint string) (*Party, error) {
+		for _, p := range parties {
+			if p.Fingerprint() == fingerprint {
+				return &p.Party, nil
+			}
+		}
+		return nil, claviger.Errorf("test", claviger.Denied, "", "the client %s is not known", fingerprint)
+	}
+}
+
+// remade is body with a changed envelope.
+func remade(t *testing.T, body []byte, change func(*envelope)) []byte {
+	t.Helper()
+	var e envelope
+	if err := json.Unmarshal(body, &e); err != nil {
+		t.Fatal(err)
+	}
+	change(&e)
+	out, err := json.Marshal(e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func TestRequest(t *testing.T) {
+	client, server := pair()
+	now := time.Now()
+	body, digest, err := client.NewRequest(VerbFind, server.Fingerprint(), FindArgs{Label: "key/zone1"}, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, skew := range []time.Duration{0, 4 * time.Minute, -4 * time.Minute} {
+		r, err := server.ReadRequest(VerbFind, body, now.Add(skew), known(client))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var args FindArgs
+		if err := r.ReadArgs(&args); err != nil || args.Label != "key/zone1" || r.Client.Fingerprint() != client.Fingerprint() || r.Digest != digest {
+			t.Errorf("%+v, %+v, %v", r, args, err)
+		}
+		if err := r.ReadArgs(new(GetArgs)); !claviger.Is(err, claviger.Invalid) {
+			t.Errorf("arguments of another verb: %v", err)
+		}
+	}
+	again, second, err := client.NewRequest(VerbFind, server.Fingerprint(), FindArgs{Label: "key/zone1"}, now)
+	if err != nil || second == digest || bytes.Equal(again, body) {
+		t.Errorf("two requests are the same (%v)", err)
+	}
+}
+
+// TestHostileRequests: what a server must refuse.
+func TestHostileRequests(t *testing.T) {
+	client, server := pair()
+	now := time.Now()
+	good, _, err := client.NewRequest(VerbGet, server.Fingerprint(), GetArgs{UUID: "u"}, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	toOther, _, err := client.NewRequest(VerbGet, client.Fingerprint(), GetArgs{}, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	impostor := func(change func(*requestPayload)) []byte { // signs with another key than he names
+		var e envelope
+		var p requestPayload
+		if err := json.Unmarshal(good, &e); err != nil {
+			t.Fatal(err)
+		}
+		if err := json.Unmarshal(e.Payload, &p); err != nil {
+			t.Fatal(err)
+		}
+		change(&p)
+		payload, err := json.Marshal(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := server.envelope(payload, now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return body
+	}
+	var public bytes.Buffer
+	if err := server.Public(&public); err != nil {
+		t.Fatal(err)
+	}
+	stolen, err := json.Marshal(RegisterArgs{PublicKey: public.Bytes(), Org: "ORG"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, c := range map[string]struct {
+		verb string
+		body []byte
+		at   time.Time
+		want string
+	}{
+		"nothing":           {VerbGet, nil, now, "JSON"},
+		"no JSON":           {VerbGet, []byte("get"), now, "JSON"},
+		"two":               {VerbGet, append(bytes.Clone(good), good...), now, "follows"},
+		"an unknown name":   {VerbGet, []byte(`{"payload":"","signature":"","x":1}`), now, "unknown field"},
+		"cut off":           {VerbGet, good[:len(good)-10], now, "JSON"},
+		"no signature":      {VerbGet, remade(t, good, func(e *envelope) { e.Signature = nil }), now, "does not have the signature"},
+		"a changed payload": {VerbGet, remade(t, good, func(e *envelope) { e.Payload = bytes.Replace(e.Payload, []byte(`"u"`), []byte(`"v"`), 1) }), now, "does not have the signature"},
+		"another verb":      {VerbPurge, good, now, "a request to get was sent to purge"},
+		"another server":    {VerbGet, toOther, now, "meant for the server " + client.Fingerprint()},
+		"an impostor":       {VerbGet, impostor(func(*requestPayload) {}), now, "does not have the signature of " + client.String()},
+		"an unknown client": {VerbGet, impostor(func(p *requestPayload) { p.Client = server.Fingerprint() }), now, "not known"},
+		"no client":         {VerbGet, impostor(func(p *requestPayload) { p.Client = "../.." }), now, "fingerprint"},
+		"a short nonce":     {VerbGet, impostor(func(p *requestPayload) { p.Nonce = []byte{1} }), now, "nonce"},
+		"an hour late":      {VerbGet, good, now.Add(time.Hour), "NTP"},
+		"an hour early":     {VerbGet, good, now.Add(-time.Hour), "NTP"},
+		"another's key":     {VerbRegister, impostor(func(p *requestPayload) { p.Verb, p.Args = VerbRegister, stolen }), now, "names " + client.Fingerprint()},
+		"registration of none": {VerbRegister, impostor(func(p *requestPayload) {
+			p.Verb, p.Args = VerbRegister, json.RawMessage(`{"publicKey":"AAAA","org":"o","auth":"a"}`)
+		}), now, ""},
+	} {
+		r, err := server.ReadRequest(c.verb, c.body, c.at, known(client))
+		if r != nil || !(claviger.Is(err, claviger.Invalid) || claviger.Is(err, claviger.Denied)) || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, %v; want %q", what, r, err, c.want)
+		}
+	}
+}
+
+// TestHostileAnswers: what a client must refuse.
+func TestHostileAnswers(t *testing.T) {
+	server, other := pair()
+	now := time.Now()
+	answer := func(id *Identity, digest string, result any, err error) []byte {
+		t.Helper()
+		body, aerr := id.NewAnswer(digest, result, err, now)
+		if aerr != nil {
+			t.Fatal(aerr)
+		}
+		return body
+	}
+	good := answer(server, "d1", RegisterResult{Active: true}, nil)
+	var result RegisterResult
+	if err := ReadAnswer(good, &server.Party, "d1", now, &result); err != nil || !result.Active {
+		t.Fatalf("%+v, %v", result, err)
+	}
+	if err := ReadAnswer(answer(server, "d1", nil, nil), &server.Party, "d1", now, nil); err != nil {
+		t.Error(err)
+	}
+	for what, c := range map[string]struct {
+		body []byte
+		kind claviger.Kind
+		want string
+	}{
+		"nothing":          {nil, claviger.Invalid, "JSON"},
+		"of another":       {answer(other, "d1", RegisterResult{}, nil), claviger.Invalid, "another one, or somebody between"},
+		"to another":       {answer(server, "d2", RegisterResult{}, nil), claviger.Invalid, "to another request"},
+		"changed":          {remade(t, good, func(e *envelope) { e.Payload = bytes.Replace(e.Payload, []byte("true"), []byte("false"), 1) }), claviger.Invalid, "signature"},
+		"unsigned":         {remade(t, good, func(e *envelope) { e.Signature = nil }), claviger.Invalid, "signature"},
+		"cut off":          {good[:len(good)/2], claviger.Invalid, "JSON"},
+		"another's result": {answer(server, "d1", []string{"x"}, nil), claviger.Invalid, "cannot be read"},
+		"a refusal":        {answer(server, "d1", nil, claviger.Errorf("s", claviger.Denied, "", "the client is disabled")), claviger.Denied, "is disabled"},
+		"a fault":          {answer(server, "d1", nil, claviger.Errorf("s", claviger.Internal, "", "/var/lib/secret")), claviger.Internal, "its log says why"},
+		"a strange kind":   {answer(server, "d1", nil, claviger.Errorf("s", claviger.KeyDenied, "", "x")), claviger.Internal, "x"},
+	} {
+		if err := ReadAnswer(c.body, &server.Party, "d1", now, new(RegisterResult)); !claviger.Is(err, c.kind) || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "/var/lib") {
+			t.Errorf("%s: %v; want %v, %q", what, err, c.kind, c.want)
+		}
+	}
+}
+
+func TestStatement(t *testing.T) {
+	owner, other := pair()
+	now := time.Now()
+	d := Deposit{UUID: NewUUID(), Label: "key/zone1", Description: "x", Expires: now.Add(time.Hour), Access: []string{other.Fingerprint()}, Content: []byte("sealed")}
+	s, err := owner.seal(d, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := s.Read(&owner.Party, now)
+	if err != nil || got.UUID != d.UUID || got.Owner != owner.Fingerprint() || got.Label != d.Label || !bytes.Equal(got.Content, d.Content) || got.Expires.Sub(d.Expires).Abs() > time.Millisecond || len(got.Access) != 1 {
+		t.Fatalf("%+v, %v", got, err)
+	}
+	list := *s
+	list.Content = nil // as in lists
+	if got, err := list.Read(&owner.Party, now); err != nil || got.Digest == "" {
+		t.Errorf("%+v, %v", got, err)
+	}
+	many := make([]string, MaxAccess+1)
+	for i := range many {
+		many[i] = fmt.Sprintf("%040d", i)
+	}
+	for what, change := range map[string]func(s *Sealed){
+		"another's":           func(s *Sealed) { *s, _ = resealed(other, d, now) },
+		"swapped content":     func(s *Sealed) { s.Content = []byte("another") },
+		"empty content":       func(s *Sealed) { s.Content = []byte{} },
+		"a changed label":     func(s *Sealed) { s.Statement = bytes.Replace(s.Statement, []byte("zone1"), []byte("zone2"), 1) },
+		"no signature":        func(s *Sealed) { s.Signature = nil },
+		"a label without end": func(s *Sealed) { e := d; e.Label = strings.Repeat("l", MaxLabel+1); *s, _ = resealed(owner, e, now) },
+		"no label":            func(s *Sealed) { e := d; e.Label = ""; *s, _ = resealed(owner, e, now) },
+		"a long description": func(s *Sealed) {
+			e := d
+			e.Description = strings.Repeat("l", MaxDescription+1)
+			*s, _ = resealed(owner, e, now)
+		},
+		"a uuid that is a path": func(s *Sealed) {
+			e := d
+			e.UUID = "../../../../../../../../etc/passwd"
+			*s, _ = resealed(owner, e, now)
+		},
+		"readers without end":  func(s *Sealed) { e := d; e.Access = many; *s, _ = resealed(owner, e, now) },
+		"a reader who is none": func(s *Sealed) { e := d; e.Access = []string{"bob"}; *s, _ = resealed(owner, e, now) },
+		"content without end":  func(s *Sealed) { e := d; e.Content = make([]byte, MaxContent+1); *s, _ = resealed(owner, e, now) },
+	} {
+		c := *s
+		change(&c)
+		if got, err := c.Read(&owner.Party, now); !claviger.Is(err, claviger.Invalid) || got.UUID != "" {
+			t.Errorf("%s: %+v, %v", what, got, err)
+		}
+	}
+}
+
+func resealed(id *Identity, d Deposit, now time.Time) (Sealed, error) {
+	s, err := id.seal(d, now)
+	if err != nil {
+		return Sealed{}, err
+	}
+	return *s, nil
+}
+
+func FuzzRequest(f *testing.F) {
+	client, server := pair()
+	now := time.Now()
+	body, digest, err := client.NewRequest(VerbGet, server.Fingerprint(), GetArgs{UUID: "u"}, now)
+	if err != nil {
+		f.Fatal(err)
+	}
+	answer, err := server.NewAnswer(digest, nil, nil, now)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(body)
+	f.Add(answer)
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if r, err := server.ReadRequest(VerbGet, data, now, known(client)); err == nil && r.Digest != digest {
+			t.Errorf("a forged request: %q", data)
+		}
+		if ReadAnswer(data, &server.Party, "another", now, nil) == nil {
+			t.Errorf("a forged answer: %q", data)
+		}
+	})
+}
