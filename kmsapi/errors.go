@@ -142,7 +142,9 @@ func (c *call) exception(err error) *kmswire.Exception {
 // standby makes a load-balancing client go to another node. It is for what has
 // surely changed nothing: clients repeat even a roll after it.
 func (c *call) standby(err error) *kmswire.Exception {
-	c.Log.Warn("a request could not be served now", "id", c.caller.RequestID, "op", c.op(), "name", c.name, "err", err)
+	if !errors.Is(err, context.Canceled) { // the client has gone: no fault of this node
+		c.Log.Warn("a request could not be served now", "id", c.caller.RequestID, "op", c.op(), "name", c.name, "err", err)
+	}
 	return kmswire.Throw(kmswire.StandbyException, "this node cannot serve the request now; its log tells more under request id "+c.caller.RequestID)
 }
 

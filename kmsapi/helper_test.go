@@ -54,6 +54,7 @@ type stack struct {
 	Observe          func(op string, status, edeks int, took time.Duration)
 	Waited           func(class string, took time.Duration, came bool)
 	Server           func(*http.Server)
+	Log              slog.Handler // discards where nil
 }
 
 // start serves until the test ends and returns the address.
@@ -61,6 +62,9 @@ func start(t testing.TB, s stack) string {
 	t.Helper()
 	if s.Policy == nil {
 		s.Policy, _ = authz.Parse(openRules)
+	}
+	if s.Log == nil {
+		s.Log = slog.DiscardHandler
 	}
 	if s.Trail == nil {
 		s.Trail = &trail{}
@@ -87,7 +91,7 @@ func start(t testing.TB, s stack) string {
 		t.Fatal(err)
 	}
 	api, err := kmsapi.New(kmsapi.Config{
-		Ring: ring, Auth: auth, Audit: s.Trail, Log: slog.New(slog.DiscardHandler), KeyAuthorization: s.KeyAuthorization,
+		Ring: ring, Auth: auth, Audit: s.Trail, Log: slog.New(s.Log), KeyAuthorization: s.KeyAuthorization,
 		Limits: s.Limits, Admission: s.Admission, Operations: s.Operations, NotReady: s.NotReady, Observe: s.Observe, Waited: s.Waited,
 	})
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"slices"
@@ -318,6 +319,35 @@ func TestFaults(t *testing.T) {
 		t.Errorf("after all those the first roll: %d %s", a.status, a.body)
 	}
 }
+
+// TestClientGone: that a client did not wait for the answer is no fault of ours,
+// wherever it was noticed.
+func TestClientGone(t *testing.T) {
+	f := &faulty{Provider: memory.New(memory.Config{SequentialIDs: true})}
+	var log bytes.Buffer
+	var mu sync.Mutex
+	addr := withKey(t, stack{Primary: f, Log: slog.NewTextHandler(writerFunc(func(b []byte) (int, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		return log.Write(b)
+	}), nil)})
+	for _, kind := range []claviger.Kind{claviger.Unavailable, claviger.Internal} {
+		for cause, logged := range map[error]bool{context.Canceled: false, errors.New("no route to the HSM"): true} {
+			f.fail(func() error { return claviger.Errorf("test", kind, "k", "no answer: %w", cause) })
+			ask(t, addr, "POST", "/kms/v1/key/k", "{}")
+			mu.Lock()
+			if strings.Contains(log.String(), cause.Error()) != logged {
+				t.Errorf("%v, %v: logged %q", kind, cause, log.String())
+			}
+			log.Reset()
+			mu.Unlock()
+		}
+	}
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
 
 func TestObserve(t *testing.T) {
 	var mu sync.Mutex
