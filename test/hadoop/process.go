@@ -85,6 +85,20 @@ func (p *Process) Kill() {
 	<-p.exited
 }
 
+// Pause holds the process up: connections stay open and nothing answers. Resume
+// lets it go on.
+func (p *Process) Pause() { p.t.Helper(); p.signal(syscall.SIGSTOP) }
+
+// Resume ends a Pause.
+func (p *Process) Resume() { p.t.Helper(); p.signal(syscall.SIGCONT) }
+
+func (p *Process) signal(sig syscall.Signal) {
+	p.t.Helper()
+	if err := syscall.Kill(-p.cmd.Process.Pid, sig); err != nil {
+		p.t.Fatalf("%s: %v", p.Name, err)
+	}
+}
+
 // Wait waits for the process to end by itself and reports whether it did so
 // within d.
 func (p *Process) Wait(d time.Duration) bool {

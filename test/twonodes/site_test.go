@@ -120,6 +120,7 @@ func (s *site) client() hadoop.ProgramOptions {
 			// Each EDEK is asked for when it is needed.
 			"hadoop.security.kms.client.encrypted.key.cache.size":          "2",
 			"hadoop.security.kms.client.encrypted.key.cache.low-watermark": "0.5",
+			"hadoop.security.kms.client.timeout":                           "3", // seconds, for a node that hangs
 		},
 		SSL:   s.sslClient(),
 		Flags: append(s.flags, "-Djava.security.krb5.conf="+s.kdc.Krb5Conf),

@@ -18,20 +18,28 @@ import (
 func TestTwoNodes(t *testing.T) {
 	hadoop.Require(t)
 	kdc := startKDC(t)
-	all := func(t *testing.T, sharing hadoop.Conf) (*site, *hadoop.Client) {
-		t.Helper()
-		s := newSite(t, kdc, sharing)
+	t.Run("ZooKeeper", func(t *testing.T) {
+		s := newSite(t, kdc, zookeeper(t, kdc))
 		shell, job := s.shell(), s.job()
 		s.cookies()
 		s.keys(shell)
-		s.kills(shell, job)
+		l := s.load(job)
+		l.kills(shell)
+		l.hangs()
+		l.end()
+		s.tokens(job)
+	})
+	t.Run("PostgreSQL", func(t *testing.T) {
+		s := newSite(t, kdc, hadoop.Conf{"hadoop.kms.authentication.signer.secret.provider": "sql"})
+		shell, job := s.shell(), s.job()
+		s.cookies()
+		s.keys(shell)
+		l := s.load(job)
+		l.kills(shell)
+		l.updates()
+		l.end()
 		s.tokens(job)
 		job.Close()
-		return s, shell
-	}
-	t.Run("ZooKeeper", func(t *testing.T) { all(t, zookeeper(t, kdc)) })
-	t.Run("PostgreSQL", func(t *testing.T) {
-		s, shell := all(t, hadoop.Conf{"hadoop.kms.authentication.signer.secret.provider": "sql"})
 		s.hdfs(shell)
 	})
 }
@@ -106,12 +114,6 @@ func (s *site) versions(shell *hadoop.Client, n int, nodes ...*node) {
 	s.t.Errorf("Hadoop's client has not asked %s", nodes[0].name)
 }
 
-// auditedSince waits for a line in the node's audit log, beyond its first bytes.
-func (n *node) auditedSince(begin int, text string) {
-	n.s.t.Helper()
-	n.WaitFor("an audit line with "+text, func() bool { return strings.Contains(n.auditLog()[begin:], text) })
-}
-
 func (n *node) auditLog() string {
 	n.s.t.Helper()
 	b, err := os.ReadFile(n.audit)
@@ -121,10 +123,30 @@ func (n *node) auditLog() string {
 	return string(b)
 }
 
-// load is Hadoop's client, which is generating EDEKs and opening them.
+// load is Hadoop's client, which is generating EDEKs of the key "zone" and opening
+// them, and a job that has nothing but a delegation token.
 type load struct {
-	t   *testing.T
+	*site
 	job *hadoop.Program
+}
+
+func (s *site) load(job *hadoop.Program) load {
+	s.t.Helper()
+	s.must(job.Ask("job-get", "alice", s.uri(), "yarn"), "kms-dt "+s.uri())
+	s.must(job.Ask("load", "alice", s.uri(), "zone", "4"), "begun")
+	l := load{s, job}
+	l.more(50)
+	return l
+}
+
+// end ends it; a cancelled token is good for nothing.
+func (l load) end() {
+	l.t.Helper()
+	l.t.Logf("%d EDEKs were opened", l.opened("stop"))
+	l.must(l.job.Ask("job-cancel", "alice"), "cancelled")
+	for range l.nodes {
+		l.refused(l.job.Ask("job-use", l.uri(), "zone"), "SecretManager$InvalidToken: Token for real user: , can't be found in cache")
+	}
 }
 
 // opened is how many EDEKs were opened. That it failed is an error of the test's.
@@ -150,53 +172,72 @@ func (l load) more(n int) {
 	}
 }
 
-// kills takes each node away under load, and starts it again. A job that has only
-// a delegation token works on, whichever node is there.
-func (s *site) kills(shell *hadoop.Client, job *hadoop.Program) {
-	s.t.Helper()
-	s.must(job.Ask("job-get", "alice", s.uri(), "yarn"), "kms-dt "+s.uri())
-	s.must(job.Ask("load", "alice", s.uri(), "zone", "4"), "begun")
-	l := load{s.t, job}
+// without has the load go on, and the job, where one node is away.
+func (l load) without() {
+	l.t.Helper()
 	l.more(50)
-	for i, victim := range s.nodes {
+	l.must(l.job.Ask("job-use", l.uri(), "zone"), "opened 16")
+	l.until(l.job.Ask("job-renew", "yarn"))
+}
+
+// comesTo waits until a node has served it since its audit log had so many bytes.
+func (l load) comesTo(n *node, begin int) {
+	l.t.Helper()
+	n.WaitFor("a generate and a decrypt of the load", func() bool {
+		log := n.auditLog()[begin:]
+		return strings.Contains(log, "op=GENERATE_EEK, key=zone, user=alice") && strings.Contains(log, "op=DECRYPT_EEK, key=zone, user=alice")
+	})
+	l.more(50)
+}
+
+// restart starts a node that has ended.
+func (l load) restart(n *node) {
+	l.t.Helper()
+	begin := len(n.auditLog())
+	n.start()
+	l.comesTo(n, begin)
+}
+
+// kills kills each node, and starts it again.
+func (l load) kills(shell *hadoop.Client) {
+	l.t.Helper()
+	for i, victim := range l.nodes {
 		victim.Kill()
-		l.more(50)
+		l.without()
 		made := "made-without-" + victim.name
 		shell.KeyShell("create", made, "-size", "128")
 		// Hadoop's client rolls at one node and has each drop its caches then: it
 		// complains of the one that is away, though the roll is done.
 		if out := shell.MustFail("key", "roll", "zone"); !strings.Contains(out, victim.base()+"/v1/key/zone/_invalidatecache") {
-			s.t.Errorf("hadoop key roll: %s", out)
+			l.t.Errorf("hadoop key roll: %s", out)
 		}
-		s.versions(shell, 3+i, s.nodes[1-i])
-		s.must(job.Ask("job-use", s.uri(), "zone"), "opened 16")
-		s.until(job.Ask("job-renew", "yarn"))
-		l.more(50)
-		victim.back()
-		s.must(job.Ask("open", "alice", hadoop.ProviderURI(victim.base()), made), "opened 16")
-		l.more(50)
-	}
-	for _, n := range s.nodes { // as they are updated
-		if status := n.Stop(); status != 0 {
-			s.t.Errorf("%s ended with status %d", n.name, status)
-		}
-		l.more(50)
-		n.back()
-	}
-	s.t.Logf("%d EDEKs were opened", l.opened("stop"))
-	s.must(job.Ask("job-cancel", "alice"), "cancelled")
-	for range s.nodes {
-		s.refused(job.Ask("job-use", s.uri(), "zone"), "SecretManager$InvalidToken: Token for real user: , can't be found in cache")
+		l.versions(shell, 3+i, l.nodes[1-i])
+		l.restart(victim)
+		l.must(l.job.Ask("open", "alice", hadoop.ProviderURI(victim.base()), made), "opened 16")
 	}
 }
 
-// back starts a node, and waits until the load has come back to it.
-func (n *node) back() {
-	n.s.t.Helper()
+// updates stops one node after the other, as an operator does.
+func (l load) updates() {
+	l.t.Helper()
+	for _, n := range l.nodes {
+		if status := n.Stop(); status != 0 {
+			l.t.Errorf("%s ended with status %d", n.name, status)
+		}
+		l.without()
+		l.restart(n)
+	}
+}
+
+// hangs holds a node up. That costs clients their time limit, and no more.
+func (l load) hangs() {
+	l.t.Helper()
+	n := l.nodes[0]
+	n.Pause()
+	l.more(8)
 	begin := len(n.auditLog())
-	n.start()
-	n.auditedSince(begin, "op=GENERATE_EEK, key=zone, user=alice")
-	n.auditedSince(begin, "op=DECRYPT_EEK, key=zone, user=alice")
+	n.Resume()
+	l.comesTo(n, begin)
 }
 
 func (s *site) must(answer, want string) {
