@@ -48,6 +48,18 @@ func SiteACLs(keyAdmin, reader string) Conf {
 	}
 }
 
+// GrantMigration adds to a site's kms-acls.xml exactly what docs/migration.md says
+// that a source must grant to the server that takes over: it lists keys, reads
+// metadata, and decrypts in its own name for re-encryption. It never gets the
+// operation GET, which would show it key material.
+func GrantMigration(acls Conf, migrator string) {
+	for _, op := range []string{"GET_KEYS", "GET_METADATA", "DECRYPT_EEK"} {
+		acls["hadoop.kms.acl."+op] += "," + migrator
+	}
+	acls["whitelist.key.acl.READ"] = migrator
+	acls["whitelist.key.acl.DECRYPT_EEK"] = migrator
+}
+
 // KMSOptions say how a Java KMS is to run. The zero value serves a fresh
 // keystore to everybody.
 type KMSOptions struct {
@@ -55,6 +67,7 @@ type KMSOptions struct {
 	ACLs     Conf   // kms-acls.xml; OpenACLs where nil
 	Site     Conf   // on top of what the harness puts into kms-site.xml
 	Env      []string
+	Krb5Conf string // where it wants Kerberos: the configuration of the realm. It then is localhost
 }
 
 // KMS is a running key management server, Hadoop's or ours.
@@ -88,7 +101,16 @@ func StartJavaKMS(t testing.TB, o KMSOptions) *KMS {
 		o.ACLs = OpenACLs()
 	}
 	port := FreePorts(t, 1)[0]
-	noGroups.With(Conf{"hadoop.tmp.dir": filepath.Join(dir, "tmp")}).Write(t, filepath.Join(dir, "core-site.xml"))
+	core := noGroups.With(Conf{"hadoop.tmp.dir": filepath.Join(dir, "tmp")})
+	// JAXB inside Jersey 1 reflects into java.lang. Without this the port is
+	// bound, the context fails, and connections hang for ever.
+	flags := []string{"--add-opens=java.base/java.lang=ALL-UNNAMED", "-Dkms.config.dir=" + dir}
+	host := "127.0.0.1"
+	if o.Krb5Conf != "" {
+		core["hadoop.security.authentication"] = "kerberos"
+		flags, host = append(flags, "-Djava.security.krb5.conf="+o.Krb5Conf), "localhost" // as in the principal
+	}
+	core.Write(t, filepath.Join(dir, "core-site.xml"))
 	Conf{
 		"hadoop.kms.http.host":        "127.0.0.1",
 		"hadoop.kms.http.port":        fmt.Sprint(port),
@@ -98,15 +120,13 @@ func StartJavaKMS(t testing.TB, o KMSOptions) *KMS {
 	writeLog4j(t, dir, "INFO")
 
 	p := Start(t, "java-kms", java{
-		name: "java-kms",
-		conf: dir,
-		// JAXB inside Jersey 1 reflects into java.lang. Without this the port is
-		// bound, the context fails, and connections hang for ever.
-		flags: []string{"--add-opens=java.base/java.lang=ALL-UNNAMED", "-Dkms.config.dir=" + dir},
+		name:  "java-kms",
+		conf:  dir,
+		flags: flags,
 		main:  "org.apache.hadoop.crypto.key.kms.server.KMSWebServer",
 		env:   o.Env,
 	}.command(context.Background(), t))
-	k := &KMS{Process: p, URL: fmt.Sprintf("http://127.0.0.1:%d/kms", port), Keystore: o.Keystore}
+	k := &KMS{Process: p, URL: fmt.Sprintf("http://%s:%d/kms", host, port), Keystore: o.Keystore}
 	p.WaitFor("an answer at "+k.URL, func() bool { return Answers(k.URL) })
 	return k
 }

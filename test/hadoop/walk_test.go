@@ -28,17 +28,10 @@ func siteACLs() Conf {
 	return acls
 }
 
-// sourceACLs is siteACLs and, on top, exactly what docs/migration.md says that
-// a source must grant to the server that takes over: it lists keys, reads
-// metadata, and decrypts in its own name for re-encryption. It never gets the
-// operation GET, which would show it key material.
+// sourceACLs is siteACLs with what the server that takes over needs.
 func sourceACLs() Conf {
 	acls := siteACLs()
-	for _, op := range []string{"GET_KEYS", "GET_METADATA", "DECRYPT_EEK"} {
-		acls["hadoop.kms.acl."+op] += "," + migrator
-	}
-	acls["whitelist.key.acl.READ"] = migrator
-	acls["whitelist.key.acl.DECRYPT_EEK"] = migrator
+	GrantMigration(acls, migrator)
 	return acls
 }
 
