@@ -1,0 +1,152 @@
+package secured
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"claviger/test/hadoop"
+)
+
+// TestSecuredCluster is one long test, since the cluster takes its time to start.
+func TestSecuredCluster(t *testing.T) {
+	s := newSite(t)
+	s.configureKMS(nil)
+	s.startKMS()
+	s.startHDFS(s.kms.ProviderURI())
+	s.makeZone()
+	admin, super, user := s.login(keyAdmin), s.login(hadoop.HDFSUser), s.login(alice)
+	books := s.local("books", "assets and liabilities\n")
+	user.FsShell("-put", books, zone+"/books")
+	s.did("alice reads", func() { s.has(user, zone+"/books", books) }, decrypt(alice+"@"+realm, "", 0))
+	s.superuserReadsNothing(super, books)
+
+	tokens := s.collect(user, about("GETDELEGATIONTOKEN", alice, "", 1))
+	job := s.jobWorks(tokens, books)
+	s.serviceWorksFor(books)
+	s.kmsRestarts()
+	s.has(user, zone+"/books", books)
+	s.has(job, zone+"/books", books)
+
+	_, old := super.FileKey(zone + "/books")
+	admin.KeyShell("roll", keyName)
+	super.ReencryptZone(zone)
+	if _, now := super.FileKey(zone + "/books"); now == old {
+		t.Errorf("after a roll and a re-encryption the file is under %s still", old)
+	}
+	s.has(user, zone+"/books", books)
+	s.has(job, zone+"/books", books)
+	s.tokenEnds(user, job, tokens, books)
+	if log, err := os.ReadFile(s.kms.Log); err != nil || bytes.Contains(log, []byte("level=ERROR")) {
+		t.Errorf("the KMS's log (%v):\n%s", err, log)
+	}
+}
+
+// superuserReadsNothing: HDFS lets its superuser see every file, the KMS none.
+func (s *site) superuserReadsNothing(super *hadoop.Client, books string) {
+	s.t.Helper()
+	s.did("the superuser reads", func() {
+		s.refused(super, "User:hdfs not allowed to do 'DECRYPT_EEK' on '"+keyName+"'", "fs", "-cat", zone+"/books")
+	}, event{Status: "UNAUTHORIZED", Op: "DECRYPT_EEK", User: hadoop.HDFSUser + "@" + realm})
+	clear, err := os.ReadFile(books)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	raw := super.FsShell("-cat", "/.reserved/raw"+zone+"/books")
+	if len(raw) != len(clear) || strings.Contains(raw, "liabilities") {
+		s.t.Errorf("the raw file has %d bytes, want the %d of a ciphertext:\n%.100q", len(raw), len(clear), raw)
+	}
+}
+
+// jobWorks has a job read a file and write one. Nothing but the tokens lets it.
+func (s *site) jobWorks(tokens, books string) *hadoop.Client {
+	s.t.Helper()
+	job := s.job("job", tokens)
+	result := s.local("result", "profit\n")
+	byToken := decrypt(alice, "", 1) // a token has the short name
+	s.did("the job works", func() {
+		s.has(job, zone+"/books", books)
+		job.FsShell("-put", result, zone+"/result")
+		s.has(job, zone+"/result", result)
+	}, byToken, byToken, byToken)
+
+	nobody := s.cluster.SecureClient("nobody", "")
+	defer nobody.Close()
+	s.refused(nobody, "Client cannot authenticate via:[TOKEN, KERBEROS]", "fs", "-ls", "/")
+	half := s.copyOf(tokens)
+	nobody.Must("dtutil", "remove", "-alias", s.kms.ProviderURI(), half)
+	hdfsOnly := s.job("half", half)
+	defer hdfsOnly.Close()
+	hdfsOnly.FsShell("-ls", zone)
+	s.refused(hdfsOnly, "Error while authenticating with endpoint", "fs", "-cat", zone+"/books")
+	return job
+}
+
+// serviceWorksFor has a service with tickets of its own read alice's file as her,
+// and a job of its with tokens in her name.
+func (s *site) serviceWorksFor(books string) {
+	s.t.Helper()
+	service := s.cluster.SecureClient(hive, s.kdc.Login(s.users, hive+"/localhost"), "HADOOP_PROXY_USER="+alice)
+	defer service.Close()
+	s.did("a service reads for alice", func() { s.has(service, zone+"/books", books) }, decrypt(alice, hive+"/localhost@"+realm, 0))
+	query := s.job("query", s.collect(service, about("GETDELEGATIONTOKEN", alice, hive, 2)))
+	defer query.Close()
+	s.did("its job reads for alice", func() { s.has(query, zone+"/books", books) }, decrypt(alice, hive, 2))
+	other := s.cluster.SecureClient("mallory", s.kdc.Login(s.users, hive+"/localhost"), "HADOOP_PROXY_USER=mallory")
+	defer other.Close()
+	for _, e := range s.events(func() { s.refused(other, "status: 403", "key", "list") }) {
+		if want := "User: hive/localhost@" + realm + " is not allowed to impersonate mallory"; e.Status == "OK" || !strings.Contains(e.Message, want) {
+			s.t.Errorf("the audit log has %+v, want %q", e, want)
+		}
+	}
+}
+
+// kmsRestarts makes the cookies of clients and NameNode worthless. Tokens, which
+// are in the metastore, stay good.
+func (s *site) kmsRestarts() {
+	s.t.Helper()
+	if code := s.kms.Stop(); code != 0 {
+		s.t.Errorf("claviger kms ended with status %d on SIGTERM", code)
+	}
+	s.startKMS()
+}
+
+// tokenEnds: its renewer renews the token of the KMS, and cancels it when the job
+// has ended, which then can do nothing more.
+func (s *site) tokenEnds(user, job *hadoop.Client, tokens, books string) {
+	s.t.Helper()
+	rm := s.login(yarn)
+	alias := s.kms.ProviderURI()
+	s.refused(user, "alice tries to renew a token (kms-dt owner=alice, renewer=yarn", "dtutil", "renew", "-alias", alias, tokens)
+	s.did("the renewer renews", func() { rm.Must("dtutil", "renew", "-alias", alias, tokens) }, about("RENEWDELEGATIONTOKEN", yarn, "", 1))
+	s.has(job, zone+"/books", books)
+	// A client names nobody here: having the token is enough.
+	s.did("the renewer cancels", func() { rm.Must("dtutil", "cancel", "-alias", alias, s.copyOf(tokens)) }, about("CANCELDELEGATIONTOKEN", "", "", 1))
+	job.FsShell("-ls", zone) // HDFS's token is good still
+	for _, e := range s.events(func() {
+		s.refused(job, "can't be found in cache", "fs", "-cat", zone+"/books")
+		s.refused(job, "can't be found in cache", "fs", "-put", books, zone+"/more")
+		s.refused(rm, "Renewal request for unknown token", "dtutil", "renew", "-alias", alias, tokens)
+	}) {
+		if e.Status == "OK" {
+			s.t.Errorf("with a cancelled token: %+v", e)
+		}
+	}
+	s.has(user, zone+"/books", books)
+}
+
+// copyOf copies a token file: stock Hadoop takes what it cancels out of it.
+func (s *site) copyOf(tokens string) string {
+	s.t.Helper()
+	b, err := os.ReadFile(tokens)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	path := filepath.Join(s.t.TempDir(), "tokens")
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+	return path
+}

@@ -1,0 +1,74 @@
+package secured
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"claviger/test/hadoop"
+)
+
+// TestSecuredMigration takes a secured cluster from a Java KMS that wants Kerberos
+// to ours, which comes to it with tickets of its own.
+func TestSecuredMigration(t *testing.T) {
+	s := newSite(t)
+	acls := hadoop.SiteACLs(keyAdmin, alice)
+	hadoop.GrantMigration(acls, migrator)
+	source := hadoop.StartJavaKMS(t, hadoop.KMSOptions{
+		ACLs: acls, Krb5Conf: s.kdc.Krb5Conf, Env: s.kdc.Env(),
+		Site: s.kerberos().With(hadoop.Conf{
+			"hadoop.kms.proxyuser." + migrator + ".users": alice,
+			"hadoop.kms.proxyuser." + migrator + ".hosts": "127.0.0.1",
+		}),
+	})
+	s.startHDFS(source.ProviderURI())
+	s.makeZone()
+	before := s.login(alice)
+	books := s.local("books", "assets and liabilities\n")
+	before.FsShell("-put", books, zone+"/books")
+	oldTokens := filepath.Join(t.TempDir(), "tokens")
+	before.Must("tokens", oldTokens, yarn)
+	before.Close()
+
+	s.configureKMS(hadoop.Conf{
+		"hadoop.kms.key.provider.reencryption.source.uri": source.ProviderURI(),
+		"hadoop.kms.reencryption.crypto.enable":           "true",
+		"cloudera.hsmkp.initiatemigration":                "true",
+		"claviger.client.kerberos.principal":              migrator + "/localhost",
+		"claviger.client.kerberos.keytab":                 s.servers,
+	})
+	s.startKMS()
+	s.cluster.SetKeyProvider(s.kms.ProviderURI())
+	s.cluster.Restart()
+
+	super, user := s.login(hadoop.HDFSUser), s.login(alice)
+	_, old := super.FileKey(zone + "/books")
+	s.did("alice reads through the source", func() { s.has(user, zone+"/books", books) }, decrypt(alice+"@"+realm, "", 0))
+	s.refused(super, "User:hdfs not allowed to do 'DECRYPT_EEK' on '"+keyName+"'", "fs", "-cat", zone+"/books")
+	job := s.job("job", s.collect(user, about("GETDELEGATIONTOKEN", alice, "", 1)))
+	s.did("a job reads through the source", func() { s.has(job, zone+"/books", books) }, decrypt(alice, "", 1))
+	// A token names the KMS that issued it, the NameNode another one now.
+	oldJob := s.job("old-job", oldTokens)
+	oldJob.FsShell("-ls", zone)
+	s.refused(oldJob, "Error while authenticating with endpoint: "+s.kms.URL, "fs", "-cat", zone+"/books")
+
+	super.ReencryptZone(zone)
+	if _, now := super.FileKey(zone + "/books"); now == old {
+		t.Errorf("after the re-encryption the file is under %s still", old)
+	}
+	log, err := os.ReadFile(source.Log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, who := range []string{alice, migrator + "/localhost@" + realm} { // who reads, and who re-encrypts
+		if want := "OK[op=DECRYPT_EEK, key=" + keyName + ", user=" + who + ","; !strings.Contains(string(log), want) {
+			t.Errorf("the source's audit log has no %q", want)
+		}
+	}
+	source.Kill()
+	s.has(user, zone+"/books", books)
+	s.has(job, zone+"/books", books)
+	job.FsShell("-put", books, zone+"/more")
+	s.has(user, zone+"/more", books)
+}
