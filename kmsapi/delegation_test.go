@@ -50,5 +50,8 @@ func (s *server) ownToken(recorded []byte) []byte {
 		}
 		return altered
 	}
+	if ours := s.withService(recorded); ours != nil {
+		return ours
+	}
 	return recorded
 }

@@ -71,6 +71,7 @@ func withKerberos(t *testing.T, conf *authn.Config) {
 			known[string(token)] = one
 		}
 	}
+	javaTickets(t, known)
 	if len(known) < 9 {
 		t.Fatalf("only %d tokens in the recordings", len(known))
 	}

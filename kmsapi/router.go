@@ -2,7 +2,6 @@ package kmsapi
 
 import (
 	"net/http"
-	"slices"
 	"strings"
 )
 
@@ -122,16 +121,16 @@ func find(pattern, method string) *route {
 	return nil
 }
 
-// allowed is the value of the Allow header of a pattern.
+// allowed is the value of the Allow header of a pattern, in Jersey's order.
 func allowed(pattern string) string {
 	methods := []string{http.MethodOptions}
-	for i := range routes {
-		if routes[i].pattern == pattern {
-			if routes[i].method == http.MethodGet {
-				methods = append(methods, http.MethodHead)
-			}
-			methods = append(methods, routes[i].method)
+	if find(pattern, http.MethodGet) != nil {
+		methods = append(methods, http.MethodHead)
+	}
+	for _, m := range []string{http.MethodDelete, http.MethodPost, http.MethodGet} {
+		if find(pattern, m) != nil {
+			methods = append(methods, m)
 		}
 	}
-	return strings.Join(slices.Compact(methods), ",")
+	return strings.Join(methods, ",")
 }
