@@ -1,0 +1,362 @@
+package keyhsm
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"claviger"
+	"claviger/internal/certtest"
+	"claviger/pkcs11"
+)
+
+// running is a Key HSM with a trustee that it trusts, and a stranger whose
+// certificate is of the same authority.
+type running struct {
+	*Server
+	keeper                  *Keeper
+	token                   *pkcs11.Token
+	meter                   *pkcs11.Meter
+	address                 string
+	trustDir                string
+	ca                      *certtest.Authority
+	own, trustee, stranger  string // files
+	stop                    func()
+	trusteeCert, serverCert *tls.Certificate
+}
+
+func start(t *testing.T) *running {
+	t.Helper()
+	k, tok, m := newKeeper(t)
+	dir := t.TempDir()
+	r := &running{keeper: k, token: tok, meter: m, trustDir: filepath.Join(dir, "trust"), ca: certtest.New(t, dir)}
+	r.own, r.trustee, r.stranger = r.ca.Issue("keyhsm", "localhost", "127.0.0.1"), r.ca.Issue("trustee"), r.ca.Issue("stranger")
+	if _, _, added, err := AddTrusted(r.trustDir, r.trustee); err != nil || !added {
+		t.Fatal(added, err)
+	}
+	s, err := NewServer(k, r.load, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Server = s
+	r.serve(t, "127.0.0.1:0")
+	return r
+}
+
+func (r *running) load() (*Identity, error) {
+	cert, err := tls.LoadX509KeyPair(r.own, r.own)
+	if err != nil {
+		return nil, err
+	}
+	trust, err := ReadTrust(r.trustDir)
+	return &Identity{cert, trust}, err
+}
+
+func (r *running) serve(t *testing.T, address string) {
+	t.Helper()
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.address = l.Addr().String()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- r.Serve(ctx, l) }()
+	r.stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(r.stop)
+}
+
+// client is one with the certificate of that file.
+func (r *running) client(t *testing.T, file string) *Client {
+	t.Helper()
+	cert, err := tls.LoadX509KeyPair(file, file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := NewClient(ClientConfig{URL: "https://" + r.address, Servers: r.ca.Pool(), Certificate: func() (*tls.Certificate, error) { return &cert, nil }, Timeout: 10 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+func TestServer(t *testing.T) {
+	r := start(t)
+	c := r.client(t, r.trustee)
+	ctx := t.Context()
+	content := bytes.Repeat([]byte("deposit "), MaxContent/8)
+	w, err := c.Wrap(ctx, uuid1, content)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.meter.Reset()
+	got, err := c.Unwrap(ctx, uuid1, w)
+	if err != nil || !bytes.Equal(got, content) {
+		t.Fatalf("%d bytes, %v", len(got), err)
+	}
+	if n := r.meter.Counts(); n["Decrypt"] != 1 || n["DecryptInit"] != 1 || len(n) != 2 {
+		t.Errorf("one unwrap made the calls %v", n)
+	}
+	if _, err := c.Unwrap(ctx, uuid2, w); !claviger.Is(err, claviger.Invalid) || errors.Is(err, ErrKeyGone) {
+		t.Errorf("swapped: %v", err)
+	}
+	if _, err := c.Unwrap(ctx, uuid1, w[:len(w)-1]); !claviger.Is(err, claviger.Invalid) {
+		t.Errorf("cut: %v", err)
+	}
+	if _, err := c.Unwrap(ctx, uuid1, []byte("x")); !claviger.Is(err, claviger.Invalid) {
+		t.Errorf("no envelope: %v", err)
+	}
+	if _, err := c.Wrap(ctx, "", nil); !claviger.Is(err, claviger.Invalid) {
+		t.Errorf("no uuid: %v", err)
+	}
+	st, err := c.Status(ctx)
+	if err != nil || st.State != Ready || st.KeyID != "ab01" || st.KeyBits != 2048 || st.Trusted != 1 || st.Wrapped != 1 || st.Unwrapped != 1 || st.Refused != 2 ||
+		st.CertificateUntil.Before(time.Now()) || !strings.HasPrefix(st.OAEP, "SHA-") {
+		t.Errorf("%+v, %v", st, err)
+	}
+	// Many at once, and more than connections.
+	var wg sync.WaitGroup
+	for i := range 40 {
+		wg.Go(func() {
+			want := bytes.Repeat([]byte{byte(i)}, 1000)
+			w, err := c.Wrap(ctx, uuid1, want)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if got, err := c.Unwrap(ctx, uuid1, w); err != nil || !bytes.Equal(got, want) {
+				t.Errorf("%d: %v", i, err)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// TestRequests are those that no Client of ours makes.
+func TestRequests(t *testing.T) {
+	r := start(t)
+	c := r.client(t, r.trustee)
+	for _, q := range []struct {
+		method, path, body string
+		status             int
+		kind               string
+	}{
+		{"POST", "/v1/wrap", "", 400, "invalid"},
+		{"POST", "/v1/wrap", "{", 400, "invalid"},
+		{"POST", "/v1/wrap", `{"uuid":"x","content":"%%%"}`, 400, "invalid"},
+		{"POST", "/v1/wrap", `{"uuid":"x","content":"` + strings.Repeat("A", int(maxBody)) + `"}`, 400, "invalid"},
+		{"POST", "/v1/wrap", `{"uuid":"a b","content":"AAAA"}`, 400, "invalid"},
+		{"POST", "/v1/unwrap", `{"uuid":"x","wrapped":"AAAA"}`, 400, "invalid"},
+		{"GET", "/v1/wrap", "", 405, ""},
+		{"POST", "/v1/destroy", "{}", 404, ""},
+		{"GET", "/", "", 404, ""},
+	} {
+		req, err := http.NewRequestWithContext(t.Context(), q.method, c.base+q.path, strings.NewReader(q.body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := c.http.Do(req)
+		if err != nil {
+			t.Errorf("%s %s of %d bytes: %v", q.method, q.path, len(q.body), err)
+			continue
+		}
+		data, _ := io.ReadAll(resp.Body)
+		_ = resp.Body.Close()
+		var a errorAnswer
+		_ = json.Unmarshal(data, &a)
+		if resp.StatusCode != q.status || a.Error.Kind != q.kind {
+			t.Errorf("%s %s of %d bytes: %d %s", q.method, q.path, len(q.body), resp.StatusCode, data)
+		}
+	}
+}
+
+// TestUntrusted: a certificate of the same authority is not enough, none is not,
+// and the server's own may see its status and no more.
+func TestUntrusted(t *testing.T) {
+	r := start(t)
+	ctx := t.Context()
+	stranger := r.client(t, r.stranger)
+	for range 3 { // the alert may be lost behind the reset of the connection
+		_, err := stranger.Wrap(ctx, uuid1, []byte("x"))
+		if !claviger.Is(err, claviger.Denied) && !claviger.Is(err, claviger.Unavailable) {
+			t.Errorf("a stranger: %v", err)
+		}
+	}
+	if _, err := stranger.Status(ctx); err == nil {
+		t.Error("a stranger sees the status")
+	}
+	none, err := NewClient(ClientConfig{URL: "https://" + r.address, Servers: r.ca.Pool(), Certificate: func() (*tls.Certificate, error) { return new(tls.Certificate), nil }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := none.Status(ctx); err == nil {
+		t.Error("one without a certificate sees the status")
+	}
+	_ = none.Close()
+	own := r.client(t, r.own)
+	if st, err := own.Status(ctx); err != nil || st.State != Ready {
+		t.Errorf("the administrator: %+v, %v", st, err)
+	}
+	if _, err := own.Wrap(ctx, uuid1, []byte("x")); !claviger.Is(err, claviger.Denied) {
+		t.Errorf("the administrator wraps: %v", err)
+	}
+	// A server that is another's.
+	cert, err := tls.LoadX509KeyPair(r.trustee, r.trustee)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wrong, err := NewClient(ClientConfig{URL: "https://" + r.address, Servers: x509.NewCertPool(), Certificate: func() (*tls.Certificate, error) { return &cert, nil }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := wrong.Wrap(ctx, uuid1, []byte("x")); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "not the one expected") {
+		t.Errorf("a server that is not trusted: %v", err)
+	}
+	_ = wrong.Close()
+	if n := r.wrapped.Load(); n != 0 {
+		t.Errorf("%d deposits were wrapped", n)
+	}
+}
+
+// TestReload: trust is gained, and lost, without a restart, on connections that
+// are open too; and what cannot be read changes nothing.
+func TestReload(t *testing.T) {
+	r := start(t)
+	ctx := t.Context()
+	trustee := r.client(t, r.trustee)
+	if _, err := trustee.Wrap(ctx, uuid1, []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, added, err := AddTrusted(r.trustDir, r.stranger); err != nil || !added {
+		t.Fatal(err)
+	}
+	if _, _, added, err := AddTrusted(r.trustDir, r.stranger); err != nil || added {
+		t.Errorf("added twice: %v", err)
+	}
+	if err := r.Reload(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.client(t, r.stranger).Wrap(ctx, uuid1, []byte("x")); err != nil {
+		t.Errorf("newly trusted: %v", err)
+	}
+	cert, err := ReadCertificate(r.trustee)
+	if err != nil {
+		t.Fatal(err)
+	}
+	removeFile(t, filepath.Join(r.trustDir, short(cert)+".pem"))
+	if err := r.Reload(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := trustee.Wrap(ctx, uuid1, []byte("x")); !claviger.Is(err, claviger.Denied) {
+		t.Errorf("no longer trusted, on the connection that was open: %v", err)
+	}
+	writeFile(t, filepath.Join(r.trustDir, "broken.pem"), "no certificate")
+	if err := r.Reload(); err == nil || !strings.Contains(err.Error(), "broken.pem") {
+		t.Errorf("a file that is no certificate: %v", err)
+	}
+	st, err := r.client(t, r.stranger).Status(ctx)
+	if err != nil || st.Trusted != 1 || !strings.Contains(st.LoadError, "broken.pem") {
+		t.Errorf("%+v, %v", st, err)
+	}
+}
+
+// TestGoneAndBack: the server restarted, the HSM away, the key destroyed, each as
+// a trustee sees it.
+func TestGoneAndBack(t *testing.T) {
+	r := start(t)
+	c := r.client(t, r.trustee)
+	ctx := t.Context()
+	w, err := c.Wrap(ctx, uuid1, []byte("deposit"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.stop()
+	if _, err := c.Unwrap(ctx, uuid1, w); !claviger.Is(err, claviger.Unavailable) {
+		t.Errorf("no Key HSM: %v", err)
+	}
+	r.serve(t, r.address)
+	if got, err := c.Unwrap(ctx, uuid1, w); err != nil || string(got) != "deposit" {
+		t.Errorf("after a restart: %q, %v", got, err)
+	}
+
+	release := r.meter.Hang("Decrypt")
+	short, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+	if _, err := c.Unwrap(short, uuid1, w); !claviger.Is(err, claviger.Unavailable) {
+		t.Errorf("an HSM that hangs: %v", err)
+	}
+	cancel()
+	release()
+	if got, err := c.Unwrap(ctx, uuid1, w); err != nil || string(got) != "deposit" {
+		t.Errorf("when it is back: %q, %v", got, err)
+	}
+
+	if err := r.token.DestroyPair(ctx, []byte{0xab, 1}, "deposits"); err != nil {
+		t.Fatal(err)
+	}
+	_, err = c.Unwrap(ctx, uuid1, w)
+	var e *claviger.Error
+	if !claviger.Is(err, claviger.Invalid) || !errors.Is(err, ErrKeyGone) || !errors.As(err, &e) || e.Key != "ab01" || !strings.Contains(err.Error(), "destroyed") {
+		t.Errorf("the key is destroyed: %v", err)
+	}
+	if _, err := c.Wrap(ctx, uuid1, []byte("x")); !errors.Is(err, ErrKeyGone) {
+		t.Errorf("wrapped by a destroyed key: %v", err)
+	}
+	if st, err := c.Status(ctx); err != nil || st.State != KeyGone || st.Detail == "" {
+		t.Errorf("%+v, %v", st, err)
+	}
+}
+
+// TestBusy: no more than so many at a time, and those who wait too long hear so.
+func TestBusy(t *testing.T) {
+	r := start(t)
+	r.queue = 100 * time.Millisecond
+	for range cap(r.turns) {
+		r.turns <- struct{}{}
+	}
+	c := r.client(t, r.trustee)
+	if _, err := c.Status(t.Context()); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "as many as may be") {
+		t.Errorf("a busy server: %v", err)
+	}
+	for range cap(r.turns) {
+		<-r.turns
+	}
+	if _, err := c.Status(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestNewClient(t *testing.T) {
+	cert := func() (*tls.Certificate, error) { return nil, nil }
+	for _, u := range []string{"", "localhost:9090", "http://localhost:9090", "https://", "https://u:p@h", "https://h/x", "https://h?x=1", "https://h:9090#x", "https://[::1"} {
+		if _, err := NewClient(ClientConfig{URL: u, Certificate: cert, Servers: x509.NewCertPool()}); !claviger.Is(err, claviger.Invalid) {
+			t.Errorf("%q: %v", u, err)
+		}
+	}
+	if _, err := NewClient(ClientConfig{URL: "https://h"}); !claviger.Is(err, claviger.Invalid) {
+		t.Errorf("without certificates: %v", err)
+	}
+	for u, want := range map[string]string{"https://h": "https://h:9090", "https://[::1]/": "https://[::1]:9090", "https://h:1": "https://h:1"} {
+		c, err := NewClient(ClientConfig{URL: u, Certificate: cert, Servers: x509.NewCertPool()})
+		if err != nil || c.base != want {
+			t.Errorf("%q: %v, %v", u, c, err)
+		}
+	}
+}

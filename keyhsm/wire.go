@@ -1,0 +1,162 @@
+package keyhsm
+
+import (
+	"encoding/json"
+	"errors"
+	"net/http"
+	"time"
+
+	"claviger"
+)
+
+// Port is where Key HSM listens unless it is told otherwise.
+const Port = 9090
+
+// maxBody bounds requests and answers: base64 of the longest envelope, and the
+// JSON around it.
+const maxBody int64 = int64(MaxWrapped+2)/3*4 + 1<<10
+
+// The bodies of the protocol. Bytes are in base64, as encoding/json writes them.
+type (
+	wrapRequest struct {
+		UUID    string `json:"uuid"`
+		Content []byte `json:"content"`
+	}
+	wrapAnswer struct {
+		Wrapped []byte `json:"wrapped"`
+	}
+	unwrapRequest struct {
+		UUID    string `json:"uuid"`
+		Wrapped []byte `json:"wrapped"`
+	}
+	unwrapAnswer struct {
+		Content []byte `json:"content"`
+	}
+	errorAnswer struct {
+		Error errorBody `json:"error"`
+	}
+	errorBody struct {
+		Kind    string `json:"kind"`
+		Key     string `json:"key,omitempty"`
+		Message string `json:"message"`
+	}
+)
+
+// Status is what a Server tells of itself.
+type Status struct {
+	// State is "ready", "key gone" or "HSM unavailable"; Detail says why it is not
+	// the first.
+	State  string `json:"state"`
+	Detail string `json:"detail,omitempty"`
+
+	KeyID    string `json:"keyId"` // of the pair that wraps
+	KeyLabel string `json:"keyLabel"`
+	KeyBits  int    `json:"keyBits,omitempty"`
+	OAEP     string `json:"oaep,omitempty"` // the hash, "SHA-1" or "SHA-256"
+
+	Token        string `json:"token"`
+	Serial       string `json:"serial"`
+	Manufacturer string `json:"manufacturer"`
+	Model        string `json:"model"`
+
+	Trusted          int       `json:"trusted"` // certificates
+	CertificateUntil time.Time `json:"certificateUntil"`
+	Started          time.Time `json:"started"`
+	Loaded           time.Time `json:"loaded"` // certificates, last
+	LoadError        string    `json:"loadError,omitempty"`
+
+	Wrapped   int64 `json:"wrapped"` // deposits since the start
+	Unwrapped int64 `json:"unwrapped"`
+	Refused   int64 `json:"refused"` // requests that were answered with an error
+}
+
+// The states.
+const (
+	Ready          = "ready"
+	KeyGone        = "key gone"
+	HSMUnavailable = "HSM unavailable"
+)
+
+// Kinds of errors as the protocol writes them.
+const (
+	wireInvalid     = "invalid"
+	wireKeyGone     = "key-gone"
+	wireDenied      = "denied"
+	wireUnavailable = "unavailable"
+	wireInternal    = "internal"
+)
+
+// writeError is the one place that maps an error to a status and a body. The text
+// of what should not happen goes to the log only.
+func writeError(w http.ResponseWriter, err error) (status int) {
+	var e *claviger.Error
+	body := errorBody{Kind: wireInternal, Message: "Key HSM failed; its log tells why"}
+	status = http.StatusInternalServerError
+	if errors.As(err, &e) {
+		kind := ""
+		switch {
+		case errors.Is(err, ErrKeyGone):
+			kind, status = wireKeyGone, http.StatusGone
+		case e.Kind == claviger.Invalid:
+			kind, status = wireInvalid, http.StatusBadRequest
+		case e.Kind == claviger.Denied:
+			kind, status = wireDenied, http.StatusForbidden
+		case e.Kind == claviger.Unavailable, e.Kind == claviger.Closed:
+			kind, status = wireUnavailable, http.StatusServiceUnavailable
+		}
+		if kind != "" {
+			body = errorBody{Kind: kind, Key: e.Key, Message: text(e)}
+		}
+	}
+	writeJSON(w, status, errorAnswer{body})
+	return status
+}
+
+// text is what an error says without its Op and Key.
+func text(e *claviger.Error) string {
+	if e.Err == nil {
+		return e.Kind.String()
+	}
+	return e.Err.Error()
+}
+
+// readError is the way back from writeError.
+func readError(op string, status int, data []byte) error {
+	var a errorAnswer
+	if err := json.Unmarshal(data, &a); err == nil {
+		switch a.Error.Kind {
+		case wireKeyGone:
+			return claviger.E(op, claviger.Invalid, a.Error.Key, remoteError{a.Error.Message, ErrKeyGone})
+		case wireInvalid:
+			return claviger.E(op, claviger.Invalid, a.Error.Key, remoteError{a.Error.Message, nil})
+		case wireDenied:
+			return claviger.E(op, claviger.Denied, a.Error.Key, remoteError{a.Error.Message, nil})
+		case wireUnavailable:
+			return claviger.E(op, claviger.Unavailable, a.Error.Key, remoteError{"Key HSM: " + a.Error.Message, nil})
+		case wireInternal:
+			return claviger.E(op, claviger.Internal, a.Error.Key, remoteError{a.Error.Message, nil})
+		}
+	}
+	return claviger.Errorf(op, claviger.Unavailable, "", "Key HSM answered %d, and not in its protocol; is the address that of a Key HSM?", status)
+}
+
+// remoteError is a message of the server's, which stands for a sentinel here.
+type remoteError struct {
+	message string
+	is      error
+}
+
+func (e remoteError) Error() string { return e.message }
+func (e remoteError) Unwrap() error { return e.is }
+
+func writeJSON(w http.ResponseWriter, status int, v any) {
+	data, err := json.Marshal(v)
+	if err != nil { // of types above: it cannot be
+		status, data = http.StatusInternalServerError, []byte("{}")
+	}
+	h := w.Header()
+	h.Set("Content-Type", "application/json")
+	h.Set("Cache-Control", "no-store")
+	w.WriteHeader(status)
+	_, _ = w.Write(append(data, '\n')) // a client that left
+}
