@@ -9,6 +9,7 @@ package provider
 
 import (
 	"context"
+	"time"
 
 	"claviger"
 	"claviger/secret"
@@ -123,6 +124,33 @@ type Importer interface {
 	// Kind KeyExists where a key of that name is there already and was not left
 	// half-made.
 	Import(ctx context.Context, m claviger.Metadata, n int, step func(string) error) ([]KeyVersion, error)
+}
+
+// Deleted is a key that was deleted softly. Its Metadata is as it was, its
+// attributes never nil.
+type Deleted struct {
+	claviger.Metadata
+	Since time.Time // of its deletion; whole milliseconds
+	List  []string  // the full names of its versions, oldest first
+}
+
+// SoftDeleter is implemented by a provider that can keep deleted keys. Delete, of
+// Writer, then takes a key out of every Reader's and user's sight, and its name is
+// free for a new key; material and HSM objects stay until Purge. Several deleted
+// keys may have one name.
+type SoftDeleter interface {
+	// Deleted returns the keys that can be brought back, longest deleted first.
+	Deleted(ctx context.Context) ([]Deleted, error)
+	// Undelete brings back the key of that name that was deleted last, with all of
+	// its versions, so that what they encrypted can be read again. Kinds
+	// KeyNotFound where no key of that name was deleted, KeyExists where a key of
+	// that name is there now (which must be deleted first; two keys never become
+	// one).
+	Undelete(ctx context.Context, key string) error
+	// Purge ends all deleted keys of that name for ever; a key of that name that is
+	// there now is not touched. After a crash or an error, the same call made again
+	// finishes it. Kind KeyNotFound.
+	Purge(ctx context.Context, key string) error
 }
 
 // Health is implemented by a provider whose backing can fail by itself.

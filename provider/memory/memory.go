@@ -25,6 +25,8 @@ type Config struct {
 	URI string
 	// SequentialIDs: versions are key@0, key@1, ... as a Java keystore's.
 	SequentialIDs bool
+	// SoftDelete: Delete keeps a key until it is purged.
+	SoftDelete bool
 	// Sealed: behaves as an HSM does. Material is neither shown nor taken.
 	Sealed bool
 }
@@ -40,11 +42,13 @@ type Provider struct {
 	keys     map[string]*key
 	versions map[string]*version // by full name, half-made ones included
 	half     map[string]*key     // imports that were begun, by key name
+	deleted  []*key              // softly, longest deleted first
 }
 
 type key struct {
 	meta     claviger.Metadata
 	versions []*version // oldest first
+	since    time.Time  // of its deletion
 }
 
 type version struct {
@@ -52,7 +56,7 @@ type version struct {
 	name     string
 	bits     int
 	material secret.Bytes
-	visible  bool // false while the import that made it is not committed
+	visible  bool // false while the import that made it is not committed, and while its key is deleted
 }
 
 var (
@@ -60,6 +64,7 @@ var (
 	_ provider.BlockEncrypter = (*Provider)(nil)
 	_ provider.Importer       = (*Provider)(nil)
 	_ provider.Health         = (*Provider)(nil)
+	_ provider.SoftDeleter    = (*Provider)(nil)
 )
 
 // New makes an empty provider.
@@ -87,10 +92,14 @@ func (p *Provider) Close() error {
 	for _, v := range p.versions {
 		v.material.Wipe()
 	}
+	for _, k := range p.deleted {
+		p.wipe(k)
+	}
 	p.closed = true
 	clear(p.keys)
 	clear(p.versions)
 	clear(p.half)
+	p.deleted = nil
 	return nil
 }
 
@@ -329,7 +338,7 @@ func (p *Provider) Roll(ctx context.Context, name string, material secret.Bytes)
 	return p.show(v), nil
 }
 
-// Delete wipes a key.
+// Delete wipes a key, or keeps it out of sight.
 func (p *Provider) Delete(ctx context.Context, name string) error {
 	const op = "memory.Delete"
 	p.mu.Lock()
@@ -341,10 +350,25 @@ func (p *Provider) Delete(ctx context.Context, name string) error {
 	if k == nil {
 		return claviger.E(op, claviger.KeyNotFound, name, nil)
 	}
+	delete(p.keys, name)
+	if p.cfg.SoftDelete {
+		for _, v := range k.versions {
+			v.visible = false
+		}
+		k.since = time.Now().Truncate(time.Millisecond)
+		p.deleted = append(p.deleted, k)
+		return nil
+	}
+	p.wipe(k)
+	return nil
+}
+
+// wipe ends a key's versions. Needs the lock.
+func (p *Provider) wipe(k *key) {
 	for _, v := range k.versions {
 		v.material.Wipe()
-		delete(p.versions, v.name)
+		if p.versions[v.name] == v { // with sequential ids, a newer key's may have the name
+			delete(p.versions, v.name)
+		}
 	}
-	delete(p.keys, name)
-	return nil
 }

@@ -16,11 +16,13 @@ func suite(cfg memory.Config) providertest.Suite {
 		Objects:       func(_ *testing.T, p provider.Provider) int { return p.(*memory.Provider).Objects() },
 		TakesMaterial: !cfg.Sealed,
 		ShowsMaterial: !cfg.Sealed,
+		SoftDeletes:   cfg.SoftDelete,
 	}
 }
 
 func TestConformance(t *testing.T) {
 	t.Run("Open", func(t *testing.T) { providertest.Run(t, suite(memory.Config{})) })
+	t.Run("SoftDelete", func(t *testing.T) { providertest.Run(t, suite(memory.Config{SoftDelete: true})) })
 	t.Run("Sealed", func(t *testing.T) { providertest.Run(t, suite(memory.Config{Sealed: true})) })
 }
 

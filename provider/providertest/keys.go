@@ -308,6 +308,12 @@ func testDelete(t *testing.T, s Suite) {
 		}
 	}
 	gone()
+	if s.SoftDeletes {
+		if err := softDeleter(t, p).Purge(t.Context(), name); err != nil {
+			t.Fatalf("Purge: %v", err)
+		}
+		gone()
+	}
 	wantKind(t, "second Delete", p.Delete(t.Context(), name), claviger.KeyNotFound)
 	if s.Objects != nil {
 		if n := s.Objects(t, p); n != objects+1 {

@@ -31,6 +31,10 @@ type Suite struct {
 	// not see. It shows what was left behind. May be nil.
 	Objects func(t *testing.T, p provider.Provider) int
 
+	// SoftDeletes: the provider is set to keep deleted keys. A SoftDeleter that is
+	// not set so is not tested for it.
+	SoftDeletes bool
+
 	TakesMaterial bool // Create and Roll take given material; else kind Unsupported
 	ShowsMaterial bool // KeyVersions hold material; else it is nil
 
@@ -83,6 +87,7 @@ func Run(t *testing.T, s Suite) {
 		{"EDEKs", serves, testEDEKs},
 		{"Import", imports, testImport},
 		{"Health", checks, testHealth},
+		{"Deleted", s.SoftDeletes, testDeleted},
 		{"Reopen", s.Reopen != nil, testReopen},
 	} {
 		if group.run {
@@ -117,7 +122,12 @@ func create(t *testing.T, p provider.Provider, s provider.Spec) provider.KeyVers
 	}
 	// A backing that all tests share stays small. The test may have deleted the
 	// key, or closed the provider.
-	t.Cleanup(func() { _ = p.Delete(context.Background(), s.Name) })
+	t.Cleanup(func() {
+		_ = p.Delete(context.Background(), s.Name)
+		if soft, ok := p.(provider.SoftDeleter); ok {
+			_ = soft.Purge(context.Background(), s.Name)
+		}
+	})
 	return v
 }
 
