@@ -25,6 +25,9 @@ type ClientConfig struct {
 	Certificate func() (*tls.Certificate, error)
 	// Servers holds the certificate of the server, or of who issued it.
 	Servers *x509.CertPool
+	// ServerName is the name that the server's certificate must be good for; "" is
+	// the host of URL.
+	ServerName string
 	// Timeout bounds one request; 0 is 30 s, which is longer than the server gives
 	// the HSM.
 	Timeout time.Duration
@@ -66,7 +69,7 @@ func NewClient(c ClientConfig) (*Client, error) {
 		Proxy:       nil, // deposits go to this host, whatever the environment says
 		DialContext: (&net.Dialer{Timeout: 5 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
 		TLSClientConfig: &tls.Config{
-			MinVersion: tls.VersionTLS13, RootCAs: c.Servers,
+			MinVersion: tls.VersionTLS13, RootCAs: c.Servers, ServerName: c.ServerName,
 			GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return c.Certificate() },
 		},
 		TLSHandshakeTimeout:    5 * time.Second,

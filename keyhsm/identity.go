@@ -1,0 +1,165 @@
+package keyhsm
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// certificateLife is how long a certificate that CreateCertificate makes is good.
+// Trustees have its very file, so there is nobody who could renew it for them.
+const certificateLife = 10 * 365 * 24 * time.Hour
+
+// Files that CreateCertificate makes: the certificate, to be given to trustees,
+// and its private key.
+const (
+	CertificateFile = "server.crt"
+	PrivateKeyFile  = "server.key"
+)
+
+// CreateCertificate makes a key and a self-signed certificate, good for hosts
+// (names and addresses), in a folder. Neither file is overwritten.
+func CreateCertificate(dir string, hosts []string) error {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return err
+	}
+	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
+	if err != nil {
+		return err
+	}
+	now := time.Now()
+	template := &x509.Certificate{
+		SerialNumber: serial, Subject: pkix.Name{CommonName: "claviger Key HSM"}, NotBefore: now.Add(-time.Hour), NotAfter: now.Add(certificateLife),
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}, BasicConstraintsValid: true,
+	}
+	for _, h := range hosts {
+		if ip := net.ParseIP(h); ip != nil {
+			template.IPAddresses = append(template.IPAddresses, ip)
+		} else {
+			template.DNSNames = append(template.DNSNames, h)
+		}
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		return fmt.Errorf("making a certificate for %q: %w", hosts, err)
+	}
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return err
+	}
+	defer clear(private)
+	keyPEM := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})
+	defer clear(keyPEM)
+	if err := writeNew(filepath.Join(dir, PrivateKeyFile), keyPEM, 0o600); err != nil {
+		return err
+	}
+	err = writeNew(filepath.Join(dir, CertificateFile), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o644)
+	if err != nil {
+		err = errors.Join(err, os.Remove(filepath.Join(dir, PrivateKeyFile)))
+	}
+	return err
+}
+
+// writeNew writes a file that is not there yet.
+func writeNew(path string, data []byte, mode fs.FileMode) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+	if errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("%s is there already and is not overwritten; name it, or move it away", path)
+	}
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		_ = os.Remove(path) // half a file is worse than none; it is ours
+	}
+	return err
+}
+
+// Identity reads the server's certificate, and whom it trusts.
+func (s *Settings) Identity() (*Identity, error) {
+	cert, err := s.certificate()
+	if err != nil {
+		return nil, err
+	}
+	trust, err := ReadTrust(s.Trust)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", propTrust, err)
+	}
+	return &Identity{*cert, trust}, nil
+}
+
+func (s *Settings) certificate() (*tls.Certificate, error) {
+	info, err := os.Stat(s.PrivateKey)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", propPrivateKey, err)
+	}
+	if mode := info.Mode().Perm(); mode&0o007 != 0 {
+		return nil, fmt.Errorf("private key %s may be read by everybody (mode %04o); cure: chmod o= %s", s.PrivateKey, mode, s.PrivateKey)
+	}
+	chain, err := readFile(s.Certificate, maxPEM)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", propCertificate, err)
+	}
+	key, err := readFile(s.PrivateKey, maxPEM)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", propPrivateKey, err)
+	}
+	defer clear(key)
+	cert, err := tls.X509KeyPair(chain, key)
+	if err != nil {
+		return nil, fmt.Errorf("certificate %s with private key %s: %w", s.Certificate, s.PrivateKey, err)
+	}
+	leaf, err := leaf(&cert)
+	if err != nil {
+		return nil, err
+	}
+	if err := inTime(leaf, time.Now()); err != nil {
+		return nil, fmt.Errorf("%s: %w", s.Certificate, err)
+	}
+	if len(leaf.DNSNames)+len(leaf.IPAddresses) == 0 {
+		return nil, fmt.Errorf("certificate %s is good for no host: it has no subject alternative name", s.Certificate)
+	}
+	return &cert, nil
+}
+
+// Admin makes a client for the administrator of the server of these settings,
+// at the address that it listens at: it shows the server's own certificate, and
+// takes no other for the server's.
+func (s *Settings) Admin(url string) (*Client, error) {
+	cert, err := s.certificate()
+	if err != nil {
+		return nil, err
+	}
+	leaf, err := leaf(cert)
+	if err != nil {
+		return nil, err
+	}
+	c := ClientConfig{URL: url, Certificate: func() (*tls.Certificate, error) { return cert, nil }, Servers: x509.NewCertPool(), MaxConnections: 1}
+	c.Servers.AddCert(leaf)
+	// It listens where it is told, not where its certificate is good for.
+	switch {
+	case len(leaf.DNSNames) > 0:
+		c.ServerName = strings.Replace(leaf.DNSNames[0], "*", "keyhsm", 1) // a name that a wildcard stands for
+	case len(leaf.IPAddresses) > 0:
+		c.ServerName = leaf.IPAddresses[0].String()
+	}
+	return NewClient(c)
+}

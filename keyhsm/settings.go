@@ -1,0 +1,294 @@
+package keyhsm
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"claviger/pkcs11"
+)
+
+// SettingsFile is the name of the settings' file in a Key HSM's folder; it is
+// Cloudera's.
+const SettingsFile = "application.properties"
+
+// DefaultListen is where Key HSM listens unless it is told otherwise: for a
+// trustee on the same host, as Cloudera advises.
+const DefaultListen = "localhost:9090"
+
+const (
+	defaultMaxConnections = 256
+	maxSettings           = 64 << 10
+)
+
+// Settings are what the file says. Paths in it that are relative are taken from
+// the file's folder, and are absolute here.
+type Settings struct {
+	HSM    pkcs11.Profile `json:"hsm"`
+	Module string         `json:"module"`
+	// The token, by one of these.
+	Token  string `json:"token,omitempty"`
+	Serial string `json:"serial,omitempty"`
+	Slot   *uint  `json:"slot,omitempty"`
+	// PINFile holds the PIN alone.
+	PINFile string `json:"pinFile"`
+	// The pair that wraps new deposits; all with the label unwrap.
+	KeyLabel string `json:"keyLabel"`
+	KeyID    string `json:"keyId"` // hexadecimal CKA_ID
+	Listen   string `json:"listen"`
+	// Certificate and PrivateKey are PEM files, which may be the same.
+	Certificate string `json:"certificate"`
+	PrivateKey  string `json:"privateKey"`
+	// Trust is the folder of the trustees' certificates.
+	Trust          string `json:"trust"`
+	MaxConnections int    `json:"maxConnections"`
+}
+
+// names of the properties, in the order in which they are written.
+const (
+	propHSM         = "keyhsm.hsm"
+	propModule      = "keyhsm.module"
+	propToken       = "keyhsm.token"
+	propSerial      = "keyhsm.serial"
+	propSlot        = "keyhsm.slot"
+	propPINFile     = "keyhsm.pin.file"
+	propKeyLabel    = "keyhsm.key.label"
+	propKeyID       = "keyhsm.key.id"
+	propListen      = "keyhsm.listen"
+	propCertificate = "keyhsm.tls.certificate"
+	propPrivateKey  = "keyhsm.tls.key"
+	propTrust       = "keyhsm.trust"
+	propConnections = "keyhsm.max.connections"
+)
+
+// clouderas are properties of Cloudera's file that mean nothing here.
+var clouderas = map[string]string{
+	"keyhsm.log.size":  "the log goes to standard error; who keeps it rotates it",
+	"keyhsm.roll.size": "the log goes to standard error; who keeps it rotates it",
+}
+
+// WriteSettings writes the file into a folder. It never overwrites one: deposits
+// depend on the key that it names.
+func WriteSettings(dir string, s Settings) error {
+	path := filepath.Join(dir, SettingsFile)
+	data, err := s.format(path)
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("%s is there already and is not overwritten: deposits depend on the key that it names; move it away if they do not, or choose another folder", path)
+	}
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		_ = os.Remove(path) // half a file is worse than none; it is ours
+	}
+	return err
+}
+
+// format writes the file such that it is read back the same.
+func (s *Settings) format(path string) ([]byte, error) {
+	var slot, connections string
+	if s.Slot != nil {
+		slot = strconv.FormatUint(uint64(*s.Slot), 10)
+	}
+	if s.MaxConnections != 0 {
+		connections = strconv.Itoa(s.MaxConnections)
+	}
+	b := bytes.NewBufferString("# Key HSM. This file holds no secret; the PIN is where it says.\n")
+	for _, l := range []struct{ name, value string }{
+		{propHSM, string(s.HSM)}, {propModule, s.Module}, {propToken, s.Token}, {propSerial, s.Serial}, {propSlot, slot}, {propPINFile, s.PINFile},
+		{propKeyLabel, s.KeyLabel}, {propKeyID, s.KeyID}, {propListen, s.Listen}, {propCertificate, s.Certificate}, {propPrivateKey, s.PrivateKey},
+		{propTrust, s.Trust}, {propConnections, connections},
+	} {
+		if l.value == "" {
+			continue
+		}
+		if strings.TrimSpace(l.value) != l.value || strings.ContainsAny(l.value, "\r\n\x00") {
+			return nil, fmt.Errorf("%s: %s has the value %q, which a line of the file cannot hold", path, l.name, l.value)
+		}
+		fmt.Fprintf(b, "%s = %s\n", l.name, l.value)
+	}
+	_, _, err := parseSettings(path, b.Bytes())
+	return b.Bytes(), err
+}
+
+// ReadSettings reads the file of a folder. warnings say what in it is odd.
+func ReadSettings(dir string) (s Settings, warnings []string, err error) {
+	path := filepath.Join(dir, SettingsFile)
+	data, err := readFile(path, maxSettings)
+	if errors.Is(err, fs.ErrNotExist) {
+		return s, nil, fmt.Errorf("%s is not there; make it with: claviger keyhsm setup luna|ncipher|softhsm --conf %s --token LABEL --pin-file FILE", path, dir)
+	}
+	if err != nil {
+		return s, nil, err
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return s, nil, err
+	}
+	// Who writes it names a library that is loaded, and where the PIN is.
+	if mode := info.Mode().Perm(); mode&0o002 != 0 {
+		return s, nil, fmt.Errorf("%s may be written by everybody (mode %04o), who could have any library loaded; cure: chmod o-w %s", path, mode, path)
+	}
+	s, warnings, err = parseSettings(path, data)
+	if err != nil {
+		return Settings{}, nil, err
+	}
+	if dir, err = filepath.Abs(dir); err != nil {
+		return Settings{}, nil, err
+	}
+	for _, p := range []*string{&s.PINFile, &s.Certificate, &s.PrivateKey, &s.Trust} {
+		if !filepath.IsAbs(*p) {
+			*p = filepath.Join(dir, *p)
+		}
+	}
+	return s, warnings, nil
+}
+
+// parseSettings reads lines "name = value"; path is for messages.
+func parseSettings(path string, data []byte) (s Settings, warnings []string, err error) {
+	seen := map[string]bool{}
+	lines := bufio.NewScanner(bytes.NewReader(data))
+	lines.Buffer(nil, maxSettings+1)
+	for n := 1; lines.Scan(); n++ {
+		text := strings.TrimSpace(lines.Text())
+		if text == "" || text[0] == '#' || text[0] == '!' {
+			continue
+		}
+		fail := func(format string, args ...any) (Settings, []string, error) {
+			return Settings{}, nil, fmt.Errorf("%s:%d: %s", path, n, fmt.Sprintf(format, args...))
+		}
+		name, value, ok := strings.Cut(text, "=")
+		name, value = strings.TrimSpace(name), strings.TrimSpace(value)
+		switch {
+		case !ok:
+			return fail("there is no '=' in this line; lines are like \"%s = /path/of/library.so\"", propModule)
+		case seen[name]:
+			return fail("%s stands there twice; keep one", name)
+		case value == "":
+			return fail("%s has no value; give it one or take the line out", name)
+		}
+		seen[name] = true
+		if why, ok := clouderas[name]; ok {
+			warnings = append(warnings, fmt.Sprintf("%s:%d: %s has no effect here: %s", path, n, name, why))
+			continue
+		}
+		if known, err := s.set(name, value); err != nil {
+			return fail("%s has the value %q; %v", name, value, err)
+		} else if !known {
+			return fail("%q is not known; docs/keyhsm.md lists the properties", name)
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return Settings{}, nil, fmt.Errorf("%s: %w", path, err)
+	}
+	if err := s.check(); err != nil {
+		return Settings{}, nil, fmt.Errorf("%s: %w", path, err)
+	}
+	if s.MaxConnections == 0 {
+		s.MaxConnections = defaultMaxConnections
+	}
+	return s, warnings, nil
+}
+
+// set sets one property.
+func (s *Settings) set(name, value string) (known bool, err error) {
+	switch name {
+	case propHSM:
+		s.HSM, err = pkcs11.ParseProfile(value)
+	case propModule:
+		s.Module = value
+	case propToken:
+		s.Token = value
+	case propSerial:
+		s.Serial = value
+	case propSlot:
+		n, err := strconv.ParseUint(value, 0, 32)
+		if err != nil {
+			return true, errors.New("it must be a slot number")
+		}
+		slot := uint(n)
+		s.Slot = &slot
+	case propPINFile:
+		s.PINFile = value
+	case "keyhsm.pin":
+		return true, errors.New("a PIN must not stand in this file; put it into a file of its own (mode 0400) and name that: " + propPINFile + " = PATH")
+	case propKeyLabel:
+		s.KeyLabel = value
+	case propKeyID:
+		s.KeyID = value
+	case propListen:
+		s.Listen = value
+	case propCertificate:
+		s.Certificate = value
+	case propPrivateKey:
+		s.PrivateKey = value
+	case propTrust:
+		s.Trust = value
+	case propConnections:
+		if s.MaxConnections, err = strconv.Atoi(value); err != nil || s.MaxConnections < 1 || s.MaxConnections > 1<<16 {
+			return true, errors.New("it must be a number from 1 to 65536")
+		}
+	default:
+		return false, nil
+	}
+	return true, err
+}
+
+// check demands what every use needs.
+func (s *Settings) check() error {
+	named := 0
+	for _, is := range []bool{s.Token != "", s.Serial != "", s.Slot != nil} {
+		if is {
+			named++
+		}
+	}
+	if named != 1 {
+		return fmt.Errorf("the token must be named once, by one of %s (its label), %s or %s", propToken, propSerial, propSlot)
+	}
+	for _, p := range []struct{ name, value string }{
+		{propModule, s.Module}, {propPINFile, s.PINFile}, {propKeyLabel, s.KeyLabel}, {propKeyID, s.KeyID}, {propListen, s.Listen},
+		{propCertificate, s.Certificate}, {propPrivateKey, s.PrivateKey}, {propTrust, s.Trust},
+	} {
+		if p.value == "" {
+			return fmt.Errorf("%s is missing", p.name)
+		}
+	}
+	if !filepath.IsAbs(s.Module) {
+		return fmt.Errorf("%s has the value %q; it must be an absolute path", propModule, s.Module)
+	}
+	if id, err := hex.DecodeString(s.KeyID); err != nil || len(id) > maxKeyID {
+		return fmt.Errorf("%s has the value %q; it must be at most %d bytes in hexadecimal, as setup writes it", propKeyID, s.KeyID, maxKeyID)
+	}
+	if _, _, err := net.SplitHostPort(s.Listen); err != nil {
+		return fmt.Errorf("%s has the value %q; it must be like %s", propListen, s.Listen, DefaultListen)
+	}
+	return nil
+}
+
+// ID is the CKA_ID of the pair.
+func (s *Settings) ID() []byte {
+	id, _ := hex.DecodeString(s.KeyID) // check has seen to it
+	return id
+}
+
+// PKCS11 is how the token is opened.
+func (s *Settings) PKCS11() (pkcs11.Config, error) {
+	c := pkcs11.FileConfig{Module: s.Module, Token: s.Token, Serial: s.Serial, Slot: s.Slot, PINFile: s.PINFile, Profile: s.HSM}
+	return c.Config("/") // the PIN file's path is absolute
+}
