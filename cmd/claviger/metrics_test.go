@@ -2,6 +2,7 @@ package main
 
 import (
 	"io"
+	"maps"
 	"net/http"
 	"path/filepath"
 	"strings"
@@ -13,9 +14,11 @@ import (
 	"claviger/pkcs11"
 )
 
-// TestMetrics: what a server on an HSM shows after a batch.
-func TestMetrics(t *testing.T) {
-	dir := t.TempDir()
+// onHSM runs a KMS on a SoftHSM token, with properties over what it needs, and
+// returns its address and its configuration folder.
+func onHSM(t *testing.T, props map[string]string) (kms, dir string) {
+	t.Helper()
+	dir = t.TempDir()
 	tok := softhsmtest.New(t)
 	file := filepath.Join(dir, "luna.keystore")
 	if err := pkcs11.WriteKeystoreFile(file, pkcs11.FileConfig{Module: tok.Module, Token: tok.Label, PINFile: tok.PINFile, Profile: pkcs11.SoftHSM}); err != nil {
@@ -24,11 +27,18 @@ func TestMetrics(t *testing.T) {
 	authority := certtest.New(t, dir)
 	writeFile(t, filepath.Join(dir, "ssl-server.xml"), siteXML("ssl.server.keystore.type", "pem", "ssl.server.keystore.location", authority.Issue("server", "127.0.0.1")))
 	writeFile(t, filepath.Join(dir, "kms-acls.xml"), siteXML("default.key.acl.MANAGEMENT", "*", "default.key.acl.GENERATE_EEK", "*"))
-	writeSite(t, dir, map[string]string{
+	all := map[string]string{
 		hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + file, hadoopconf.MetastoreURI: "sqlite://" + filepath.Join(dir, "c.db"),
 		"hadoop.kms.http.host": "127.0.0.1", "claviger.audit.file": filepath.Join(dir, "audit.log"),
-	})
-	kms := serve(t, dir)
+	}
+	maps.Copy(all, props)
+	writeSite(t, dir, all)
+	return serve(t, dir), dir
+}
+
+// TestMetrics: what a server on an HSM shows after a batch.
+func TestMetrics(t *testing.T) {
+	kms, _ := onHSM(t, nil)
 	resp, err := http.Post(kms+"/v1/keys?user.name=a", "application/json", strings.NewReader(`{"name":"k"}`)) //nolint:noctx // of a server of this test
 	if err != nil {
 		t.Fatal(err)

@@ -282,31 +282,39 @@ func killSource(t *testing.T) (uri string, keys []claviger.Metadata) {
 // returns its base URL.
 func serve(t *testing.T, dir string) string {
 	t.Helper()
+	url, end := serveToEnd(t, dir)
+	t.Cleanup(func() {
+		if err := end(); err != nil {
+			t.Errorf("the source KMS ended: %v", err)
+		}
+	})
+	return url
+}
+
+// serveToEnd is serve for a KMS whose end is of interest: end stops it and returns
+// how it ended.
+func serveToEnd(t *testing.T, dir string) (url string, end func() error) {
+	t.Helper()
 	ctx, stop := context.WithCancel(context.Background())
 	ready := filepath.Join(dir, "ready")
 	ended := make(chan error, 1)
 	go func() {
 		ended <- serveKMS(ctx, kmsFlags{conf: dir, port: 0, ready: ready}, slog.New(slog.DiscardHandler), new(slog.LevelVar))
 	}()
-	t.Cleanup(func() {
-		stop()
-		if err := <-ended; err != nil {
-			t.Errorf("the source KMS ended: %v", err)
-		}
-	})
+	end = func() error { stop(); return <-ended }
 	for range 1000 {
 		if url, err := os.ReadFile(ready); err == nil {
-			return strings.TrimSpace(string(url))
+			return strings.TrimSpace(string(url)), end
 		}
 		select {
 		case err := <-ended:
-			ended <- err
+			stop()
 			t.Fatalf("the source KMS did not start: %v", err)
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
-	t.Fatal("the source KMS did not start in time")
-	return ""
+	t.Fatalf("the source KMS did not start in time (%v)", end())
+	return "", nil
 }
 
 // check compares a resumed run's end with that of a run without a kill.

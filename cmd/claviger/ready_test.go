@@ -1,0 +1,104 @@
+package main
+
+import (
+	"encoding/json"
+	"net/http"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"claviger/hadoopconf"
+)
+
+// readiness is the answer of /readyz.
+type readiness struct {
+	Ready  bool
+	Checks []check
+}
+
+type check struct {
+	Name, Error       string
+	OK, Informational bool
+}
+
+func readyz(t *testing.T, kms string) (status int, r readiness) {
+	t.Helper()
+	status, body := fetch(t, kms, "/readyz", "")
+	if err := json.Unmarshal([]byte(body), &r); err != nil {
+		t.Fatalf("%v in %s", err, body)
+	}
+	return status, r
+}
+
+// TestReadiness: each part that a server stands on is a check by its name; rules
+// that cannot be read do not take it out of service, and are told.
+func TestReadiness(t *testing.T) {
+	source := "jceks://file@" + filepath.Join(t.TempDir(), "old.keystore")
+	kms, dir := onHSM(t, map[string]string{hadoopconf.SourceURI: source})
+	status, r := readyz(t, kms)
+	var names []string
+	for _, c := range r.Checks {
+		names = append(names, c.Name)
+		if !c.OK && c.Name != "certificates" { // the server's lasts a few days
+			t.Errorf("%s: %s", c.Name, c.Error)
+		}
+	}
+	want := []string{"acls", "audit", "audit streams", "certificates", "keys in the HSM", "metastore", "provider", "shared tokens and secrets", "source " + source, "started"}
+	if slices.Sort(names); status != http.StatusOK || !r.Ready || !slices.Equal(names, want) {
+		t.Errorf("%d, ready %t, with the checks %q, want %q", status, r.Ready, names, want)
+	}
+
+	writeFile(t, filepath.Join(dir, "kms-acls.xml"), "<configuration><property>")
+	for began := time.Now(); ; time.Sleep(100 * time.Millisecond) {
+		status, r = readyz(t, kms)
+		acls := r.Checks[slices.IndexFunc(r.Checks, func(c check) bool { return c.Name == "acls" })]
+		if !acls.OK {
+			if status != http.StatusOK || !r.Ready || !acls.Informational || !strings.Contains(acls.Error, "kms-acls.xml") {
+				t.Errorf("%d, ready %t, %+v", status, r.Ready, acls)
+			}
+			return
+		}
+		if time.Since(began) > 20*time.Second {
+			t.Fatal("a broken kms-acls.xml is not told")
+		}
+	}
+}
+
+// TestNotReady: a node that cannot audit is out of service, says why, and makes no
+// key; users go on reading.
+func TestNotReady(t *testing.T) {
+	dir := t.TempDir()
+	writeFile(t, filepath.Join(dir, "kms-acls.xml"), siteXML("default.key.acl.MANAGEMENT", "*"))
+	writeSite(t, dir, map[string]string{
+		hadoopconf.ProviderURI: "jceks://file@" + filepath.Join(dir, "kms.keystore"), "hadoop.kms.http.host": "127.0.0.1", "claviger.audit.file": "/dev/full",
+	})
+	kms, end := serveToEnd(t, dir)
+	fetch(t, kms, "/kms/v1/keys/names", "a") // leaves a line that cannot be written
+	var status int
+	var r readiness
+	for began := time.Now(); time.Since(began) < 20*time.Second; time.Sleep(100 * time.Millisecond) {
+		if status, r = readyz(t, kms); status != http.StatusOK {
+			break
+		}
+	}
+	i := slices.IndexFunc(r.Checks, func(c check) bool { return c.Name == "audit" })
+	if i < 0 || status != http.StatusServiceUnavailable || r.Ready || r.Checks[i].OK || r.Checks[i].Informational || !strings.Contains(r.Checks[i].Error, "no space left") {
+		t.Errorf("%d, %+v", status, r)
+	}
+	resp, err := http.Post(kms+"/v1/keys?user.name=a", "application/json", strings.NewReader(`{"name":"k"}`)) //nolint:noctx // of a server of this test
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = resp.Body.Close()
+	if resp.StatusCode != http.StatusServiceUnavailable {
+		t.Errorf("a key is to be made though nobody could tell later: %d", resp.StatusCode)
+	}
+	if status, names := fetch(t, kms, "/kms/v1/keys/names", "a"); status != http.StatusOK || strings.TrimSpace(names) != "[]" {
+		t.Errorf("reading: %d %s", status, names)
+	}
+	if err := end(); err == nil || !strings.Contains(err.Error(), "/dev/full: no space left") {
+		t.Errorf("a lost audit line is not told at the end: %v", err)
+	}
+}
