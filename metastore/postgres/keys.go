@@ -254,21 +254,8 @@ func (s *Store) Remove(ctx context.Context, key string) (in metastore.Intent, er
 		if _, err := tx.Exec(ctx, `DELETE FROM ez_key WHERE name = $1`, key); err != nil {
 			return err
 		}
-		if in, err = begin(ctx, tx, op, metastore.Intent{Key: key, Op: "delete", IDs: ids, Begun: now()}); err != nil {
+		if in, err = condemn(ctx, tx, op, key, ids); err != nil {
 			return err
-		}
-		// A delete that was begun before may know of fewer objects.
-		all := slices.Clone(in.IDs)
-		for _, id := range ids {
-			if !slices.Contains(all, id) {
-				all = append(all, id)
-			}
-		}
-		if len(all) > len(in.IDs) {
-			in.IDs = all
-			if _, err := tx.Exec(ctx, `UPDATE intent SET ids = $1 WHERE key = $2`, all, key); err != nil {
-				return err
-			}
 		}
 		return notify(ctx, tx, metastore.Notice{Key: key, Change: metastore.Deleted})
 	})
@@ -276,6 +263,31 @@ func (s *Store) Remove(ctx context.Context, key string) (in metastore.Intent, er
 		return metastore.Intent{}, err
 	}
 	return in, nil
+}
+
+// condemn writes the intent to delete a key's HSM objects. A delete that was begun
+// before may know of fewer.
+func condemn(ctx context.Context, tx pgx.Tx, op, key string, ids []string) (metastore.Intent, error) {
+	in, err := begin(ctx, tx, op, metastore.Intent{Key: key, Op: "delete", IDs: ids, Begun: now()})
+	if err != nil {
+		return in, err
+	}
+	all := slices.Clone(in.IDs)
+	versions := make([]string, len(ids))
+	for i, id := range ids {
+		versions[i] = claviger.VersionName(key, id)
+		if !slices.Contains(all, id) {
+			all = append(all, id)
+		}
+	}
+	if _, err := tx.Exec(ctx, `DELETE FROM version_use WHERE version = ANY($1)`, versions); err != nil {
+		return in, err
+	}
+	if len(all) > len(in.IDs) {
+		in.IDs = all
+		_, err = tx.Exec(ctx, `UPDATE intent SET ids = $1 WHERE key = $2`, all, key)
+	}
+	return in, err
 }
 
 // metadataRow is the part of a row that becomes claviger.Metadata.

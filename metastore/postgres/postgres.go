@@ -33,7 +33,7 @@ import (
 var migrations embed.FS
 
 // schemaVersion is the number of the newest file in migrations.
-const schemaVersion = 1
+const schemaVersion = 2
 
 // Config is how a store is opened.
 type Config struct {

@@ -195,32 +195,40 @@ func (s *Store) Remove(ctx context.Context, key string) (metastore.Intent, error
 		if _, err := tx.ExecContext(ctx, `DELETE FROM ez_key WHERE name = ?`, key); err != nil {
 			return err
 		}
-		want := metastore.Intent{Key: key, Op: "delete", IDs: ids, Begun: now()}
-		in, err = begin(ctx, tx, op, want)
-		if err != nil {
-			return err
-		}
-		// A delete that was begun before may know of fewer objects.
-		var more bool
-		for _, id := range ids {
-			if !slices.Contains(in.IDs, id) {
-				in.IDs, more = append(in.IDs, id), true
-			}
-		}
-		if !more {
-			return nil
-		}
-		list, err := json.Marshal(in.IDs)
-		if err != nil {
-			return err
-		}
-		_, err = tx.ExecContext(ctx, `UPDATE intent SET ids = ? WHERE key = ?`, string(list), key)
+		in, err = condemn(ctx, tx, op, key, ids)
 		return err
 	})
 	if err != nil {
 		return metastore.Intent{}, err
 	}
 	return in, nil
+}
+
+// condemn writes the intent to delete a key's HSM objects. A delete that was begun
+// before may know of fewer.
+func condemn(ctx context.Context, tx *sql.Tx, op, key string, ids []string) (metastore.Intent, error) {
+	in, err := begin(ctx, tx, op, metastore.Intent{Key: key, Op: "delete", IDs: ids, Begun: now()})
+	if err != nil {
+		return in, err
+	}
+	var more bool
+	for _, id := range ids {
+		if !slices.Contains(in.IDs, id) {
+			in.IDs, more = append(in.IDs, id), true
+		}
+		if _, err := tx.ExecContext(ctx, `DELETE FROM version_use WHERE version = ?`, claviger.VersionName(key, id)); err != nil {
+			return in, err
+		}
+	}
+	if !more {
+		return in, nil
+	}
+	list, err := json.Marshal(in.IDs)
+	if err != nil {
+		return in, err
+	}
+	_, err = tx.ExecContext(ctx, `UPDATE intent SET ids = ? WHERE key = ?`, string(list), key)
+	return in, err
 }
 
 // metadataRow is the part of a row that becomes claviger.Metadata.

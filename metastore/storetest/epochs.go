@@ -9,6 +9,7 @@ import (
 // EpochStore is what the suite of epochs needs.
 type EpochStore interface {
 	metastore.Keys
+	metastore.Shelf
 	metastore.Epochs
 }
 
@@ -47,6 +48,10 @@ func Epochs(t *testing.T, open func(t *testing.T) (a, b EpochStore)) {
 	fresh("it was created")
 	must(t, b.Append(ctx, "k", version("bb", 1)))
 	fresh("it was rolled")
+	must(t, b.Shelve(ctx, "k"))
+	absent()
+	must(t, b.Unshelve(ctx, "k"))
+	fresh("it was undeleted")
 	_, err := b.Remove(ctx, "k")
 	must(t, err)
 	absent()

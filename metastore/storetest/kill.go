@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -46,6 +47,8 @@ const (
 	stepAppend
 	stepUse
 	stepPut
+	stepShelve
+	stepUnshelve
 	stepRemove
 	steps
 )
@@ -74,6 +77,10 @@ func writeForever(ctx context.Context, open func(context.Context, string) (metas
 				err = s.AddUse(ctx, []metastore.Use{{Source: "s", Version: k, Op: "decrypt", Count: 1, Last: at(int64(n))}, {Source: "s", Version: k, Op: "reencrypt", Count: 1, Last: at(int64(n))}})
 			case stepPut:
 				err = s.Put(ctx, "run", k, []byte(k))
+			case stepShelve:
+				err = s.Shelve(ctx, k)
+			case stepUnshelve:
+				err = s.Unshelve(ctx, k)
 			case stepRemove:
 				_, err = s.Remove(ctx, k)
 			}
@@ -174,9 +181,17 @@ func checkKilled(t *testing.T, s metastore.Store, n, done int) {
 			intent = &pending[i]
 		}
 	}
+	deleted, err := s.Shelved(ctx)
+	must(t, err)
+	onShelf := slices.IndexFunc(deleted, func(d metastore.Shelved) bool { return d.Name == name })
 	// How far the key has come, by what is seen of it.
 	seen := -1
 	switch {
+	case onShelf >= 0:
+		seen = stepShelve
+		if got[0] != nil || intent != nil || len(deleted[onShelf].List) != 2 {
+			t.Errorf("%s: shelved %+v; at once key %v, intent %v", name, deleted[onShelf], got[0], intent)
+		}
 	case got[0] == nil && intent == nil:
 	case got[0] == nil && intent.Op == "create":
 		seen = stepBegin
@@ -193,8 +208,9 @@ func checkKilled(t *testing.T, s metastore.Store, n, done int) {
 		seen = stepAppend // or a later one that does not change the key
 	}
 	switch {
-	case done == stepUse || done == stepPut:
-		if seen != stepAppend && (done != stepPut || seen != stepRemove) {
+	case done >= stepUse && done < stepRemove:
+		next := map[int]int{stepPut: stepShelve, stepShelve: stepShelve, stepUnshelve: stepRemove}
+		if n, ok := next[done]; seen != stepAppend && (!ok || seen != n) {
 			t.Errorf("%s: seen %d after step %d", name, seen, done)
 		}
 	case seen != done && seen != done+1:

@@ -16,6 +16,7 @@ import (
 // NoticeStore is what the suite of notices needs: keys, whose changes are told.
 type NoticeStore interface {
 	metastore.Keys
+	metastore.Shelf
 	metastore.Notices
 }
 
@@ -112,6 +113,10 @@ func testNoticeChanges(t *testing.T, a, b NoticeStore) {
 	both(metastore.Notice{Key: name, Change: metastore.Rolled})
 	must(t, b.Announce(ctx, metastore.Notice{Key: "other", Change: metastore.Invalidated}))
 	both(metastore.Notice{Key: "other", Change: metastore.Invalidated})
+	must(t, a.Shelve(ctx, name))
+	both(metastore.Notice{Key: name, Change: metastore.Deleted})
+	must(t, b.Unshelve(ctx, name))
+	both(metastore.Notice{Key: name, Change: metastore.Created})
 	_, err := a.Remove(ctx, name)
 	must(t, err)
 	both(metastore.Notice{Key: name, Change: metastore.Deleted})

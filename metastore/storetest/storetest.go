@@ -62,6 +62,8 @@ func Run(t *testing.T, b Backend) {
 		{"Concurrency", testConcurrency},
 		{"TwoStores", testTwoStores},
 		{"Reopen", testReopen},
+		{"Shelf", testShelf},
+		{"LastUses", testLastUses},
 		{"Closed", testClosed},
 		{"Cancelled", testCancelled},
 		{"Kill", testKill},
@@ -633,7 +635,7 @@ func testReopen(t *testing.T, b Backend, _ metastore.Store, _ string) {
 
 // calls is every method that takes a context, with arguments that are in order.
 func calls(s metastore.Store) map[string]func(context.Context) error {
-	return map[string]func(context.Context) error{
+	all := map[string]func(context.Context) error{
 		"Names":     func(ctx context.Context) error { _, err := s.Names(ctx); return err },
 		"Get":       func(ctx context.Context) error { _, err := s.Get(ctx, "k"); return err },
 		"ByVersion": func(ctx context.Context) error { _, _, err := s.ByVersion(ctx, "k@01"); return err },
@@ -657,6 +659,8 @@ func calls(s metastore.Store) map[string]func(context.Context) error {
 		"TryLock":    func(ctx context.Context) error { _, _, err := s.TryLock(ctx, "l"); return err },
 		"Check":      s.Check,
 	}
+	maps.Copy(all, shelfCalls(s))
+	return all
 }
 
 func testClosed(t *testing.T, _ Backend, s metastore.Store, _ string) {

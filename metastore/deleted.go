@@ -1,0 +1,51 @@
+package metastore
+
+import (
+	"context"
+	"time"
+)
+
+// Shelved is a key that was deleted and whose HSM objects are kept.
+type Shelved struct {
+	Key
+	Since time.Time // of its deletion; whole milliseconds
+}
+
+// Shelf keeps deleted keys. Names, Get and ByVersion of Keys don't see them, and
+// their names are free: several shelved keys may have one name.
+type Shelf interface {
+	// Shelve takes a key away, with its versions, and keeps it. Kinds KeyNotFound;
+	// Unavailable where a step of a key of that name is under way.
+	Shelve(ctx context.Context, key string) error
+	// Shelved returns the keys that were shelved, longest shelved first.
+	Shelved(ctx context.Context) ([]Shelved, error)
+	// Unshelve brings back the key of that name that was shelved last. Kinds
+	// KeyNotFound where there is none, KeyExists where a key of that name is there;
+	// Unavailable as in Shelve.
+	Unshelve(ctx context.Context, key string) error
+	// Discard takes away all shelved keys of that name and keeps an intent of Op
+	// "delete" with the ids of their versions in their place, as Keys.Remove does.
+	// Kinds KeyNotFound; Unavailable where a step of another Op is under way.
+	Discard(ctx context.Context, key string) (Intent, error)
+}
+
+// LastUse is when a version was last used, by whichever node.
+type LastUse struct {
+	Version string    // full version name
+	Last    time.Time // whole milliseconds
+}
+
+// LastUses keeps when each version of ours was last used to wrap or unwrap. What
+// is known of a version goes when it goes for ever.
+type LastUses interface {
+	// Touch moves the times forward, never back.
+	Touch(ctx context.Context, uses []LastUse) error
+	// LastUses returns one time per version, in order, zero where no use is known.
+	// since is when the keeping of these times began: what is older may have been
+	// used before.
+	LastUses(ctx context.Context, versions ...string) (last []time.Time, since time.Time, err error)
+}
+
+// SettingLastUsesSince is the setting by which a store remembers when the keeping
+// of last uses began: milliseconds since 1970, UTC, in decimal.
+const SettingLastUsesSince = "version.use.since"

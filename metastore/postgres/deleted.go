@@ -1,0 +1,205 @@
+package postgres
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"claviger"
+	"claviger/metastore"
+)
+
+// Shelve moves a key to the deleted ones, and tells of it as of any deletion.
+func (s *Store) Shelve(ctx context.Context, key string) error {
+	const op = "postgres.Shelve"
+	return s.update(ctx, op, key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
+		var id int64
+		err := tx.QueryRow(ctx, `
+			INSERT INTO deleted_key (name, since, cipher, bit_length, description, attributes, created)
+			SELECT name, $1, cipher, bit_length, description, attributes, created FROM ez_key WHERE name = $2 RETURNING id`, millis(now()), key).Scan(&id)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return claviger.E(op, claviger.KeyNotFound, key, nil)
+		}
+		if err != nil {
+			return err
+		}
+		if err := noStep(ctx, tx, op, key, "deletion"); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, `
+			INSERT INTO deleted_version (key_id, seq, id, created, check_value)
+			SELECT $1, v.seq, v.id, v.created, v.check_value FROM key_version v JOIN ez_key k ON k.id = v.key_id WHERE k.name = $2`, id, key); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, `DELETE FROM ez_key WHERE name = $1`, key); err != nil {
+			return err
+		}
+		return notify(ctx, tx, metastore.Notice{Key: key, Change: metastore.Deleted})
+	})
+}
+
+// noStep refuses where a step of the key is under way.
+func noStep(ctx context.Context, tx pgx.Tx, op, key, what string) error {
+	rows, _ := tx.Query(ctx, `SELECT key, op, ids, begun, payload FROM intent WHERE key = $1`, key) // the rows carry the error
+	there, err := pgx.CollectRows(rows, scanIntent)
+	if err != nil || len(there) == 0 {
+		return err
+	}
+	return claviger.Errorf(op, claviger.Unavailable, key, "a %s of this key, begun %s, must be finished before its %s", there[0].Op, there[0].Begun.Format(time.RFC3339), what)
+}
+
+// Shelved returns the deleted keys.
+func (s *Store) Shelved(ctx context.Context) (all []metastore.Shelved, err error) {
+	err = s.read(ctx, "postgres.Shelved", "", func(ctx context.Context) error {
+		all = nil
+		rows, _ := s.pool.Query(ctx, `
+			SELECT k.id, k.name, k.since, k.cipher, k.bit_length, k.description, k.attributes, k.created, v.id, v.created, v.check_value
+			FROM deleted_key k JOIN deleted_version v ON v.key_id = k.id ORDER BY k.id, v.seq`) // the rows carry the error
+		defer rows.Close()
+		var last int64
+		for rows.Next() {
+			var m metadataRow
+			var v metastore.Version
+			var name string
+			var id, since, created int64
+			if err := rows.Scan(&id, &name, &since, &m.cipher, &m.bits, &m.description, &m.attributes, &m.created, &v.ID, &created, &v.Check); err != nil {
+				return err
+			}
+			if len(all) == 0 || id != last {
+				md, err := m.metadata(name)
+				if err != nil {
+					return err
+				}
+				all, last = append(all, metastore.Shelved{Key: metastore.Key{Metadata: md}, Since: when(since)}), id
+			}
+			v.Created = when(created)
+			k := &all[len(all)-1]
+			k.List = append(k.List, v)
+			k.Versions = len(k.List)
+		}
+		return rows.Err()
+	})
+	return all, err
+}
+
+// Unshelve moves the key that was deleted last back, and tells of it as of a new
+// one.
+func (s *Store) Unshelve(ctx context.Context, key string) error {
+	const op = "postgres.Unshelve"
+	return s.update(ctx, op, key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
+		if !storable(key) {
+			return claviger.E(op, claviger.KeyNotFound, key, nil)
+		}
+		var from, id int64
+		err := tx.QueryRow(ctx, `SELECT id FROM deleted_key WHERE name = $1 ORDER BY id DESC LIMIT 1`, key).Scan(&from)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return claviger.E(op, claviger.KeyNotFound, key, nil)
+		}
+		if err != nil {
+			return err
+		}
+		err = tx.QueryRow(ctx, `
+			INSERT INTO ez_key (name, cipher, bit_length, description, attributes, created)
+			SELECT name, cipher, bit_length, description, attributes, created FROM deleted_key WHERE id = $1 RETURNING id`, from).Scan(&id)
+		if uniqueOn(err, "ez_key_name_key") {
+			return claviger.E(op, claviger.KeyExists, key, nil)
+		}
+		if err != nil {
+			return err
+		}
+		if err := noStep(ctx, tx, op, key, "undeletion"); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, `
+			INSERT INTO key_version (key_id, seq, id, created, check_value)
+			SELECT $1, seq, id, created, check_value FROM deleted_version WHERE key_id = $2`, id, from); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, `DELETE FROM deleted_key WHERE id = $1`, from); err != nil {
+			return err
+		}
+		return notify(ctx, tx, metastore.Notice{Key: key, Change: metastore.Created})
+	})
+}
+
+// Discard takes the deleted keys of a name away and leaves an intent to delete
+// their HSM objects. Nobody could use them before, so that nobody is told.
+func (s *Store) Discard(ctx context.Context, key string) (in metastore.Intent, err error) {
+	const op = "postgres.Discard"
+	err = s.update(ctx, op, key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
+		if !storable(key) {
+			return claviger.E(op, claviger.KeyNotFound, key, nil)
+		}
+		rows, _ := tx.Query(ctx, `SELECT v.id FROM deleted_version v JOIN deleted_key k ON k.id = v.key_id WHERE k.name = $1 ORDER BY k.id, v.seq`, key) // the rows carry the error
+		ids, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		if err != nil {
+			return err
+		}
+		if len(ids) == 0 {
+			return claviger.E(op, claviger.KeyNotFound, key, nil)
+		}
+		if _, err := tx.Exec(ctx, `DELETE FROM deleted_key WHERE name = $1`, key); err != nil {
+			return err
+		}
+		in, err = condemn(ctx, tx, op, key, ids)
+		return err
+	})
+	if err != nil {
+		return metastore.Intent{}, err
+	}
+	return in, nil
+}
+
+// Touch moves last uses forward, all in one transaction.
+func (s *Store) Touch(ctx context.Context, uses []metastore.LastUse) error {
+	const op = "postgres.Touch"
+	if len(uses) == 0 {
+		return s.usable(op)
+	}
+	// Nodes that take the rows in one order don't wait for each other in a circle.
+	sorted := slices.Clone(uses)
+	slices.SortFunc(sorted, func(a, b metastore.LastUse) int { return cmp.Compare(a.Version, b.Version) })
+	return s.update(ctx, op, "", pgx.ReadCommitted, func(ctx context.Context, tx pgx.Tx) error {
+		var batch pgx.Batch
+		for _, u := range sorted {
+			batch.Queue(`INSERT INTO version_use AS u (version, last) VALUES ($1, $2) ON CONFLICT (version) DO UPDATE SET last = greatest(u.last, excluded.last)`, u.Version, millis(u.Last))
+		}
+		return tx.SendBatch(ctx, &batch).Close()
+	})
+}
+
+// LastUses returns when versions were last used.
+func (s *Store) LastUses(ctx context.Context, versions ...string) (last []time.Time, since time.Time, err error) {
+	const op = "postgres.LastUses"
+	value, _, err := s.Setting(ctx, metastore.SettingLastUsesSince)
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	ms, err := strconv.ParseInt(value, 10, 64)
+	if err != nil {
+		return nil, time.Time{}, claviger.Errorf(op, claviger.Internal, "", "metastore %s: setting %s: %w", s.uri, metastore.SettingLastUsesSince, err)
+	}
+	found := map[string]int64{}
+	err = s.read(ctx, op, "", func(ctx context.Context) error {
+		rows, _ := s.pool.Query(ctx, `SELECT version, last FROM version_use WHERE version = ANY($1)`, versions) // the rows carry the error
+		var version string
+		var at int64
+		_, err := pgx.ForEachRow(rows, []any{&version, &at}, func() error { found[version] = at; return nil })
+		return err
+	})
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	last = make([]time.Time, len(versions))
+	for i, v := range versions {
+		if at, ok := found[v]; ok {
+			last[i] = when(at)
+		}
+	}
+	return last, when(ms), nil
+}

@@ -1,0 +1,191 @@
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"strconv"
+	"time"
+
+	"claviger"
+	"claviger/metastore"
+)
+
+// Shelve moves a key to the deleted ones.
+func (s *Store) Shelve(ctx context.Context, key string) error {
+	const op = "sqlite.Shelve"
+	return s.update(ctx, op, key, func(tx *sql.Tx) error {
+		var id int64
+		err := tx.QueryRowContext(ctx, `
+			INSERT INTO deleted_key (name, since, cipher, bit_length, description, attributes, created)
+			SELECT name, ?, cipher, bit_length, description, attributes, created FROM ez_key WHERE name = ? RETURNING id`, millis(now()), key).Scan(&id)
+		if errors.Is(err, sql.ErrNoRows) {
+			return claviger.E(op, claviger.KeyNotFound, key, nil)
+		}
+		if err != nil {
+			return err
+		}
+		if err := noStep(ctx, tx, op, key, "deletion"); err != nil {
+			return err
+		}
+		if _, err := tx.ExecContext(ctx, `
+			INSERT INTO deleted_version (key_id, seq, id, created, check_value)
+			SELECT ?, v.seq, v.id, v.created, v.check_value FROM key_version v JOIN ez_key k ON k.id = v.key_id WHERE k.name = ?`, id, key); err != nil {
+			return err
+		}
+		_, err = tx.ExecContext(ctx, `DELETE FROM ez_key WHERE name = ?`, key)
+		return err
+	})
+}
+
+// noStep refuses where a step of the key is under way.
+func noStep(ctx context.Context, tx *sql.Tx, op, key, what string) error {
+	there, err := collect(ctx, tx, scanIntent, `SELECT key, op, ids, begun, payload FROM intent WHERE key = ?`, key)
+	if err != nil || len(there) == 0 {
+		return err
+	}
+	return claviger.Errorf(op, claviger.Unavailable, key, "a %s of this key, begun %s, must be finished before its %s", there[0].Op, there[0].Begun.Format(time.RFC3339), what)
+}
+
+// Shelved returns the deleted keys.
+func (s *Store) Shelved(ctx context.Context) ([]metastore.Shelved, error) {
+	const op = "sqlite.Shelved"
+	if err := s.usable(op); err != nil {
+		return nil, err
+	}
+	type row struct {
+		id  int64
+		key metastore.Shelved
+		v   metastore.Version
+	}
+	rows, err := collect(ctx, s.read, func(r *sql.Rows) (row, error) {
+		var x row
+		var m metadataRow
+		var name string
+		var since, created int64
+		if err := r.Scan(&x.id, &name, &since, &m.cipher, &m.bits, &m.description, &m.attributes, &m.created, &x.v.ID, &created, &x.v.Check); err != nil {
+			return x, err
+		}
+		md, err := m.metadata(name)
+		x.key, x.v.Created = metastore.Shelved{Key: metastore.Key{Metadata: md}, Since: when(since)}, when(created)
+		return x, err
+	}, `
+		SELECT k.id, k.name, k.since, k.cipher, k.bit_length, k.description, k.attributes, k.created, v.id, v.created, v.check_value
+		FROM deleted_key k JOIN deleted_version v ON v.key_id = k.id ORDER BY k.id, v.seq`)
+	if err != nil {
+		return nil, s.fail(op, "", err)
+	}
+	var all []metastore.Shelved
+	var last int64
+	for _, x := range rows {
+		if len(all) == 0 || x.id != last {
+			all, last = append(all, x.key), x.id
+		}
+		k := &all[len(all)-1]
+		k.List = append(k.List, x.v)
+		k.Versions = len(k.List)
+	}
+	return all, nil
+}
+
+// Unshelve moves the key that was deleted last back.
+func (s *Store) Unshelve(ctx context.Context, key string) error {
+	const op = "sqlite.Unshelve"
+	return s.update(ctx, op, key, func(tx *sql.Tx) error {
+		var from, id int64
+		err := tx.QueryRowContext(ctx, `SELECT id FROM deleted_key WHERE name = ? ORDER BY id DESC LIMIT 1`, key).Scan(&from)
+		if errors.Is(err, sql.ErrNoRows) {
+			return claviger.E(op, claviger.KeyNotFound, key, nil)
+		}
+		if err != nil {
+			return err
+		}
+		err = tx.QueryRowContext(ctx, `
+			INSERT INTO ez_key (name, cipher, bit_length, description, attributes, created)
+			SELECT name, cipher, bit_length, description, attributes, created FROM deleted_key WHERE id = ? RETURNING id`, from).Scan(&id)
+		if isUnique(err) {
+			return claviger.E(op, claviger.KeyExists, key, nil)
+		}
+		if err != nil {
+			return err
+		}
+		if err := noStep(ctx, tx, op, key, "undeletion"); err != nil {
+			return err
+		}
+		if _, err := tx.ExecContext(ctx, `
+			INSERT INTO key_version (key_id, seq, id, created, check_value)
+			SELECT ?, seq, id, created, check_value FROM deleted_version WHERE key_id = ?`, id, from); err != nil {
+			return err
+		}
+		_, err = tx.ExecContext(ctx, `DELETE FROM deleted_key WHERE id = ?`, from)
+		return err
+	})
+}
+
+// Discard takes the deleted keys of a name away and leaves an intent to delete
+// their HSM objects.
+func (s *Store) Discard(ctx context.Context, key string) (in metastore.Intent, err error) {
+	const op = "sqlite.Discard"
+	err = s.update(ctx, op, key, func(tx *sql.Tx) error {
+		ids, err := collect(ctx, tx, func(r *sql.Rows) (id string, err error) {
+			err = r.Scan(&id)
+			return id, err
+		}, `SELECT v.id FROM deleted_version v JOIN deleted_key k ON k.id = v.key_id WHERE k.name = ? ORDER BY k.id, v.seq`, key)
+		if err != nil {
+			return err
+		}
+		if len(ids) == 0 {
+			return claviger.E(op, claviger.KeyNotFound, key, nil)
+		}
+		if _, err := tx.ExecContext(ctx, `DELETE FROM deleted_key WHERE name = ?`, key); err != nil {
+			return err
+		}
+		in, err = condemn(ctx, tx, op, key, ids)
+		return err
+	})
+	if err != nil {
+		return metastore.Intent{}, err
+	}
+	return in, nil
+}
+
+// Touch moves last uses forward, all in one transaction.
+func (s *Store) Touch(ctx context.Context, uses []metastore.LastUse) error {
+	const op = "sqlite.Touch"
+	if len(uses) == 0 {
+		return s.usable(op)
+	}
+	return s.update(ctx, op, "", func(tx *sql.Tx) error {
+		for _, u := range uses {
+			if _, err := tx.ExecContext(ctx, `INSERT INTO version_use (version, last) VALUES (?, ?) ON CONFLICT DO UPDATE SET last = max(last, excluded.last)`, u.Version, millis(u.Last)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// LastUses returns when versions were last used.
+func (s *Store) LastUses(ctx context.Context, versions ...string) (last []time.Time, since time.Time, err error) {
+	const op = "sqlite.LastUses"
+	value, _, err := s.Setting(ctx, metastore.SettingLastUsesSince)
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	ms, err := strconv.ParseInt(value, 10, 64)
+	if err != nil {
+		return nil, time.Time{}, claviger.Errorf(op, claviger.Internal, "", "metastore %s: setting %s: %w", s.path, metastore.SettingLastUsesSince, err)
+	}
+	last = make([]time.Time, len(versions))
+	for i, v := range versions {
+		var ms int64
+		err := s.read.QueryRowContext(ctx, `SELECT last FROM version_use WHERE version = ?`, v).Scan(&ms)
+		switch {
+		case err == nil:
+			last[i] = when(ms)
+		case !errors.Is(err, sql.ErrNoRows):
+			return nil, time.Time{}, s.fail(op, v, err)
+		}
+	}
+	return last, when(ms), nil
+}
