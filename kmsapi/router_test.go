@@ -17,8 +17,9 @@ func FuzzPath(f *testing.F) {
 		f.Fatalf("no seeds: %v", err)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
-		if pattern, raw, ok := match(withoutMatrix(text)); ok {
-			if !strings.HasPrefix(text, base+"/v1") {
+		cut := withoutMatrix(text) // "/kms;x/v1" is /kms/v1
+		if pattern, raw, ok := match(cut); ok {
+			if !strings.HasPrefix(cut, base+"/v1") {
 				t.Errorf("%q, outside of %s/v1, is %s", text, base, pattern)
 			}
 			if allowed(pattern) == "" || raw != "" && !strings.Contains(pattern, "{name}") {
