@@ -27,12 +27,11 @@ build: ## build bin/claviger
 	@scripts/setup base
 	@scripts/build
 
-test: ## set up what is missing and run everything: vet, all tests with the race detector, real Hadoop, Hadoop's own KMS tests, fuzzing
+test: ## set up what is missing and run everything: vet, all tests with the race detector, real Hadoop, Hadoop's own KMS tests, the seeds of the fuzz targets
 	@scripts/setup all
 	go vet ./...
 	$(REQUIRE) CLAVIGER_HADOOP_JARS=$$(scripts/hadoop-jars) go test -race -timeout 10m $(UNIT)
 	$(REQUIRE) go test -race -p 1 -count 1 -timeout 15m ./test/...
-	scripts/fuzz $(FUZZTIME)
 
 test-fast: ## all tests that need no Hadoop
 	@scripts/setup base
@@ -48,7 +47,7 @@ conformance: ## Hadoop's own tests of its KMS and of encryption zones against bi
 	@scripts/build
 	CLAVIGER_BIN=$(CURDIR)/bin/claviger go test -count 1 -timeout 30m -v ./test/conformance -zones
 
-fuzz: ## each fuzz target for FUZZTIME (default 4s)
+fuzz: ## look for new inputs that break something: each fuzz target for FUZZTIME (default 4s)
 	@scripts/setup base
 	scripts/fuzz $(FUZZTIME)
 
