@@ -247,7 +247,7 @@ func (s *site) checkToken(t *testing.T, all []*worker) {
 	for _, w := range all {
 		ended = append(ended, w.ended...)
 	}
-	out := hadoop.Claviger(t, s.token.Env, "hsm", "list", "--conf", s.conf)
+	out := hadoop.Claviger(t, s.hsm.Env, "hsm", "list", "--conf", s.conf)
 	left := 0
 	for line := range strings.Lines(out) {
 		f := strings.Fields(line)

@@ -11,8 +11,6 @@ import (
 	"time"
 
 	"claviger/internal/pgtest"
-	"claviger/internal/softhsm"
-	"claviger/pkcs11"
 	"claviger/provider/kmsclient"
 	"claviger/test/hadoop"
 )
@@ -22,24 +20,16 @@ func TestMain(m *testing.M) { os.Exit(pgtest.Main(m.Run)) }
 // site is what nodes share: a database, a token and a configuration.
 type site struct {
 	conf  string
-	token softhsm.Token
+	hsm   hadoop.HSM
 	store string // URI
 }
 
 func newSite(t *testing.T, more hadoop.Conf) *site {
 	t.Helper()
-	s := &site{conf: t.TempDir(), store: pgtest.Database(t)}
-	var err error
-	if s.token, err = softhsm.Create(filepath.Join(t.TempDir(), "token"), "nodes"); err != nil {
-		t.Fatal(err)
-	}
-	file := filepath.Join(s.conf, "luna.keystore")
-	if err := pkcs11.WriteKeystoreFile(file, pkcs11.FileConfig{Module: s.token.Module, Token: s.token.Label, PINFile: s.token.PINFile}); err != nil {
-		t.Fatal(err)
-	}
+	s := &site{conf: t.TempDir(), hsm: hadoop.NewHSM(t), store: pgtest.Database(t)}
 	hadoop.Conf{
 		"hadoop.kms.http.host":        "127.0.0.1",
-		"hadoop.kms.key.provider.uri": "cloudera.hsmkp://file@" + file,
+		"hadoop.kms.key.provider.uri": s.hsm.URI,
 		"claviger.metastore.uri":      s.store,
 	}.With(more).Write(t, filepath.Join(s.conf, "kms-site.xml"))
 	hadoop.OpenACLs().Write(t, filepath.Join(s.conf, "kms-acls.xml"))
@@ -63,7 +53,7 @@ func (s *site) startAt(t *testing.T, port int) *node {
 	t.Helper()
 	ready := filepath.Join(t.TempDir(), "ready")
 	cmd := exec.CommandContext(context.Background(), hadoop.Binary(t), "kms", "--conf", s.conf, "--http-port", fmt.Sprint(port), "--ready-file", ready)
-	cmd.Env = append(os.Environ(), s.token.Env...)
+	cmd.Env = append(os.Environ(), s.hsm.Env...)
 	n := &node{Process: hadoop.Start(t, "claviger", cmd)}
 	n.WaitFor("its ready file", func() bool {
 		b, err := os.ReadFile(ready)

@@ -12,8 +12,6 @@ import (
 
 	"claviger/internal/certtest"
 	"claviger/internal/kdctest"
-	"claviger/internal/softhsm"
-	"claviger/pkcs11"
 	"claviger/test/hadoop"
 )
 
@@ -79,19 +77,11 @@ func (s *site) kerberos() hadoop.Conf {
 // its kms-site.xml.
 func (s *site) configureKMS(more hadoop.Conf) {
 	s.t.Helper()
-	dir := s.t.TempDir()
-	token, err := softhsm.Create(filepath.Join(dir, "token"), "secured")
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	keystore := filepath.Join(dir, "hsm.keystore")
-	if err := pkcs11.WriteKeystoreFile(keystore, pkcs11.FileConfig{Module: token.Module, Token: token.Label, PINFile: token.PINFile}); err != nil {
-		s.t.Fatal(err)
-	}
+	dir, token := s.t.TempDir(), hadoop.NewHSM(s.t)
 	s.audit = filepath.Join(dir, "audit.json")
 	hadoop.Conf{
 		"hadoop.kms.http.host":                    "127.0.0.1",
-		"hadoop.kms.key.provider.uri":             "cloudera.hsmkp://file@" + keystore,
+		"hadoop.kms.key.provider.uri":             token.URI,
 		"claviger.metastore.uri":                  "sqlite://" + filepath.Join(dir, "claviger.db"),
 		"claviger.audit.json.file":                s.audit,
 		"hadoop.kms.proxyuser." + hive + ".users": alice,

@@ -10,9 +10,7 @@ import (
 	"claviger/internal/certtest"
 	"claviger/internal/kdctest"
 	"claviger/internal/pgtest"
-	"claviger/internal/softhsm"
 	"claviger/internal/zktest"
-	"claviger/pkcs11"
 	"claviger/test/hadoop"
 )
 
@@ -31,7 +29,7 @@ type site struct {
 	kdc   *kdctest.KDC
 	users string // keytab of alice, who uses keys, keyadmin, who makes them, and yarn, who renews
 	certs *certtest.Authority
-	token softhsm.Token
+	hsm   hadoop.HSM
 	port  int
 	nodes [2]*node
 	flags []string // of JVMs
@@ -49,15 +47,7 @@ type node struct {
 func newSite(t *testing.T, kdc *kdctest.KDC, more hadoop.Conf) *site {
 	t.Helper()
 	dir := t.TempDir()
-	s := &site{t: t, kdc: kdc, users: filepath.Join(kdc.Dir, "users.keytab"), certs: certtest.New(t, dir), port: hadoop.FreePorts(t, 1)[0]}
-	var err error
-	if s.token, err = softhsm.Create(filepath.Join(dir, "token"), "nodes"); err != nil {
-		t.Fatal(err)
-	}
-	keystore := filepath.Join(dir, "luna.keystore")
-	if err := pkcs11.WriteKeystoreFile(keystore, pkcs11.FileConfig{Module: s.token.Module, Token: s.token.Label, PINFile: s.token.PINFile}); err != nil {
-		t.Fatal(err)
-	}
+	s := &site{t: t, kdc: kdc, users: filepath.Join(kdc.Dir, "users.keytab"), certs: certtest.New(t, dir), hsm: hadoop.NewHSM(t), port: hadoop.FreePorts(t, 1)[0]}
 	store := pgtest.Database(t)
 	// With a file, Java asks nothing else for names: it has to know this machine's own.
 	self, err := os.Hostname()
@@ -77,7 +67,7 @@ func newSite(t *testing.T, kdc *kdctest.KDC, more hadoop.Conf) *site {
 			"hadoop.kms.authentication.kerberos.keytab":     filepath.Join(kdc.Dir, "http.keytab"),
 			"hadoop.kms.authentication.kerberos.principal":  "*",
 			"hadoop.kms.authentication.kerberos.name.rules": hadoop.AuthToLocal,
-			"hadoop.kms.key.provider.uri":                   "cloudera.hsmkp://file@" + keystore,
+			"hadoop.kms.key.provider.uri":                   s.hsm.URI,
 			"hadoop.kms.audit.aggregation.window.ms":        "100",
 			"claviger.metastore.uri":                        store,
 			"claviger.audit.file":                           n.audit,
@@ -100,7 +90,7 @@ func newSite(t *testing.T, kdc *kdctest.KDC, more hadoop.Conf) *site {
 // start starts a node, again too.
 func (n *node) start() {
 	n.s.t.Helper()
-	n.KMS = hadoop.StartClaviger(n.s.t, hadoop.ClavigerOptions{Conf: n.conf, Port: n.s.port, Env: append(n.s.kdc.Env(), n.s.token.Env...)})
+	n.KMS = hadoop.StartClaviger(n.s.t, hadoop.ClavigerOptions{Conf: n.conf, Port: n.s.port, Env: append(n.s.kdc.Env(), n.s.hsm.Env...)})
 }
 
 // base is the node's URL for those who know its name.
