@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"log/slog"
@@ -214,29 +215,22 @@ func descriptors(t *testing.T) int {
 	return len(list)
 }
 
-// TestConnectionsLeaveNothing opens 10,000 connections and drops them in every
-// state; goroutines and descriptors are as before.
-func TestConnectionsLeaveNothing(t *testing.T) {
-	addr := serveWith(t, nil)
-	const total, atOnce = 10000, 100
-	// So that what is made once is there before.
-	if status(t, addr, goodRequest) != 200 || status(t, addr, "GET /kms/v1/keys/names?user.name=a HTTP/1.1\r\nHost: kms\r\n\r\n") != 200 {
-		t.Fatal("no answer")
-	}
+// dropped opens connections, so many at once, speaks on each, drops half of them
+// by a reset, and demands that goroutines and descriptors are then as before.
+func dropped(t *testing.T, addr string, total, atOnce int, speak func(i int, conn net.Conn)) {
+	t.Helper()
 	http.DefaultClient.CloseIdleConnections()
 	time.Sleep(50 * time.Millisecond)
 	goroutines, open := runtime.NumGoroutine(), descriptors(t)
-	requests := []string{"", "GET /kms/v1/k", goodRequest, "POST /kms/v1/keys?user.name=a HTTP/1.1\r\nHost: kms\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{",
-		"GET /kms/v1/keys/names?user.name=a HTTP/1.1\r\nHost: kms\r\n\r\n"}
 	for i := 0; i < total; i += atOnce {
-		conns := make([]net.Conn, 0, atOnce)
-		for j := range atOnce {
+		conns := make([]net.Conn, atOnce)
+		for j := range conns {
 			conn, err := net.DialTimeout("tcp", addr, 5*time.Second)
 			if err != nil {
 				t.Fatalf("connection %d: %v", i+j, err)
 			}
-			conns = append(conns, conn)
-			_, _ = io.WriteString(conn, requests[j%len(requests)])
+			conns[j] = conn
+			speak(i+j, conn)
 		}
 		for j, conn := range conns {
 			if j%2 == 0 {
@@ -253,6 +247,62 @@ func TestConnectionsLeaveNothing(t *testing.T) {
 		time.Sleep(20 * time.Millisecond)
 	}
 	t.Errorf("goroutines %d, before %d; descriptors %d, before %d", g, goroutines, fd, open)
+}
+
+const namesRequest = "GET /kms/v1/keys/names?user.name=a HTTP/1.1\r\nHost: kms\r\n\r\n"
+
+// droppedRequests are what is said before a connection is dropped.
+var droppedRequests = []string{"", "GET /kms/v1/k", goodRequest, "POST /kms/v1/keys?user.name=a HTTP/1.1\r\nHost: kms\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{", namesRequest}
+
+// TestConnectionsLeaveNothing opens 10,000 connections and drops them in every
+// state.
+func TestConnectionsLeaveNothing(t *testing.T) {
+	addr := serveWith(t, nil)
+	// So that what is made once is there before.
+	if status(t, addr, goodRequest) != 200 || status(t, addr, namesRequest) != 200 {
+		t.Fatal("no answer")
+	}
+	dropped(t, addr, 10000, 100, func(i int, conn net.Conn) { _, _ = io.WriteString(conn, droppedRequests[i%len(droppedRequests)]) })
+}
+
+// TestTLSConnectionsLeaveNothing does so before, in and after the handshake, which
+// costs both sides too much to do it as often.
+func TestTLSConnectionsLeaveNothing(t *testing.T) {
+	dir := t.TempDir()
+	authority := certtest.New(t, dir)
+	writeFile(t, filepath.Join(dir, "ssl-server.xml"), siteXML("ssl.server.keystore.type", "pem", "ssl.server.keystore.location", authority.Issue("server", "127.0.0.1")))
+	writeSite(t, dir, map[string]string{
+		hadoopconf.ProviderURI: "jceks://file@" + filepath.Join(dir, "kms.keystore"), "hadoop.kms.http.host": "127.0.0.1", "claviger.audit.file": filepath.Join(dir, "audit.log"),
+		"hadoop.kms.ssl.enabled": "true",
+	})
+	addr := strings.TrimSuffix(strings.TrimPrefix(serve(t, dir), "https://"), "/kms")
+	client := &tls.Config{InsecureSkipVerify: true, ClientSessionCache: tls.NewLRUClientSessionCache(1)} //nolint:gosec // whom it talks to is not what is tested
+	shake := func(conn net.Conn) *tls.Conn {
+		_ = conn.SetDeadline(time.Now().Add(15 * time.Second))
+		c := tls.Client(conn, client)
+		if err := c.HandshakeContext(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	c := shake(dial(t, addr))
+	_, _ = io.WriteString(c, namesRequest)
+	if resp, err := http.ReadResponse(bufio.NewReader(c), nil); err != nil || resp.StatusCode != 200 {
+		t.Fatal(resp, err)
+	} else {
+		_ = resp.Body.Close()
+	}
+	_ = c.Close()
+	dropped(t, addr, 2000, 50, func(i int, conn net.Conn) {
+		switch i % 4 {
+		case 0:
+			_, _ = io.WriteString(conn, "\x16\x03\x01\x02\x00\x01") // the beginning of a ClientHello
+		case 1:
+			_, _ = io.WriteString(conn, goodRequest) // no TLS at all
+		case 2:
+			_, _ = io.WriteString(shake(conn), droppedRequests[i/4%len(droppedRequests)])
+		}
+	})
 }
 
 func TestHeadersOfEveryAnswer(t *testing.T) {
