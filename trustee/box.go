@@ -38,6 +38,9 @@ const (
 	MaxPage        = 1000
 )
 
+// Cursor tells List where to go on.
+func (d *Deposit) Cursor() string { return d.Label + "\x00" + d.UUID }
+
 // A Box is what a client can do with its deposits. All methods may be called at
 // the same time, honour ctx, and return *claviger.Error. Kind Unavailable means
 // that no server can be reached, or not both where both are needed, and that
@@ -55,8 +58,10 @@ type Box interface {
 	// Find is Get by label.
 	Find(ctx context.Context, label string) (Deposit, error)
 	// List returns the owner's live deposits, or with deleted those that were deleted
-	// and can be brought back, whose label begins with prefix and comes after after,
-	// in the order of their labels, without content, and at most limit of them.
+	// and can be brought back, whose label begins with prefix, in the order of their
+	// labels, without content, and at most limit of them; a page without any is the
+	// last. after is the Cursor of the
+	// last of the page before; "" begins.
 	List(ctx context.Context, prefix string, deleted bool, after string, limit int) ([]Deposit, error)
 	// Delete makes deposits unreadable until they are brought back: all or none. Kind
 	// KeyNotFound where one is not live.

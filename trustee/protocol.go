@@ -6,6 +6,7 @@ import (
 	"crypto/subtle"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"strings"
 	"time"
 
@@ -64,9 +65,14 @@ type answerPayload struct {
 	Server  string          `json:"server"`
 	Time    time.Time       `json:"time"`
 	Error   string          `json:"error,omitempty"`
-	Kind    string          `json:"kind,omitempty"` // of the error, a claviger.Kind
+	Kind    string          `json:"kind,omitempty"`   // of the error, a claviger.Kind
+	Replay  bool            `json:"replay,omitempty"` // the error is ErrReplay
 	Result  json.RawMessage `json:"result,omitempty"`
 }
+
+// ErrReplay is in the error of a request that came before. Who sent it again, since
+// the first answer was lost, learns by it that the request was done.
+var ErrReplay = errors.New("this request was done already: it came twice, or somebody sends what he has overheard")
 
 // Arguments and results of the verbs.
 type (
@@ -217,7 +223,7 @@ func (id *Identity) NewAnswer(digest string, result any, err error, now time.Tim
 	const op = "trustee.NewAnswer"
 	p := answerPayload{Request: digest, Server: id.Fingerprint(), Time: now.UTC()}
 	if err != nil {
-		p.Kind, p.Error = claviger.KindOf(err).String(), err.Error()
+		p.Kind, p.Error, p.Replay = claviger.KindOf(err).String(), err.Error(), errors.Is(err, ErrReplay)
 		if claviger.Is(err, claviger.Internal) {
 			p.Error = "the server has failed; its log says why"
 		}
@@ -270,6 +276,9 @@ func ReadAnswer(body []byte, server *Party, digest string, now time.Time, into a
 			if k.String() == p.Kind {
 				kind = k
 			}
+		}
+		if p.Replay {
+			return claviger.Errorf("trustee.Server", kind, "", "the Key Trustee Server %s says: %w", server, ErrReplay)
 		}
 		return claviger.Errorf("trustee.Server", kind, "", "the Key Trustee Server %s says: %.500s", server, p.Error)
 	}

@@ -1,0 +1,295 @@
+package trustee
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"claviger"
+)
+
+// Endpoint is a Key Trustee Server.
+type Endpoint struct {
+	// URL is https://HOST:PORT.
+	URL string
+	// Server is whose answers are believed; nil before Introduce.
+	Server *Party
+}
+
+// ClientConfig is what a Client is made of.
+type ClientConfig struct {
+	Identity *Identity
+	// Servers: the active one first, which alone takes changes.
+	Servers []Endpoint
+	// TLS checks the servers' certificates; it has nothing to do with the KMS's own.
+	TLS *tls.Config
+	// RoundRobin spreads reads over all servers; else the active one is asked first.
+	RoundRobin bool
+	// MaxConns bounds connections to each server; 0 is 5.
+	MaxConns int
+	// Timeout of one question to one server; 0 is 10 s.
+	Timeout time.Duration
+	Log     *slog.Logger
+	Now     func() time.Time
+}
+
+// Client is the Box of one identity at one or two servers.
+type Client struct {
+	cfg   ClientConfig
+	http  *http.Client
+	turns atomic.Uint64
+}
+
+var _ Box = (*Client)(nil)
+
+// NewClient makes a client. It asks nothing.
+func NewClient(cfg ClientConfig) (*Client, error) {
+	if len(cfg.Servers) == 0 {
+		return nil, claviger.Errorf("trustee.NewClient", claviger.Invalid, "", "no Key Trustee Server is named")
+	}
+	for _, s := range cfg.Servers {
+		if !strings.HasPrefix(s.URL, "https://") {
+			return nil, claviger.Errorf("trustee.NewClient", claviger.Invalid, "", "the Key Trustee Server %q: only https is spoken", s.URL)
+		}
+	}
+	if cfg.MaxConns <= 0 {
+		cfg.MaxConns = 5
+	}
+	if cfg.Timeout <= 0 {
+		cfg.Timeout = 10 * time.Second
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Client{cfg: cfg, http: &http.Client{
+		Transport: &http.Transport{
+			TLSClientConfig: cfg.TLS, MaxConnsPerHost: cfg.MaxConns, MaxIdleConnsPerHost: cfg.MaxConns, IdleConnTimeout: time.Minute,
+			DialContext:         (&net.Dialer{Timeout: cfg.Timeout}).DialContext,
+			TLSHandshakeTimeout: cfg.Timeout, ResponseHeaderTimeout: cfg.Timeout, MaxResponseHeaderBytes: 64 << 10,
+		},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}}, nil
+}
+
+// Close drops the connections.
+func (c *Client) Close() { c.http.CloseIdleConnections() }
+
+// Introduce asks a server for its public key, over TLS that was checked. Whoever
+// keeps it believes that server from then on, and no other.
+func (c *Client) Introduce(ctx context.Context, url string) (*Party, error) {
+	const op = "trustee.Introduce"
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url+"/?a=publickey", nil)
+	if err != nil {
+		return nil, claviger.E(op, claviger.Invalid, "", err)
+	}
+	status, body, err := c.send(req)
+	if err != nil {
+		return nil, claviger.Errorf(op, claviger.Unavailable, "", "%s: %w", url, err)
+	}
+	if status != http.StatusOK {
+		return nil, claviger.Errorf(op, claviger.Invalid, "", "%s answers %d to /?a=publickey: is it a Key Trustee Server of claviger?", url, status)
+	}
+	return ReadParty(body)
+}
+
+// Register makes the client known to the active server by its organization's
+// secret. It may be called again. active is false where an operator must let the
+// client in first. Kind Denied.
+func (c *Client) Register(ctx context.Context, org, auth string) (active bool, err error) {
+	var public bytes.Buffer
+	if err := c.cfg.Identity.Public(&public); err != nil {
+		return false, claviger.E("trustee.Register", claviger.Internal, "", err)
+	}
+	var r RegisterResult
+	err = c.change(ctx, VerbRegister, RegisterArgs{PublicKey: public.Bytes(), Org: org, Auth: auth}, &r)
+	return r.Active, err
+}
+
+// Put makes a deposit.
+func (c *Client) Put(ctx context.Context, d Deposit, replaces string) (string, error) {
+	d.UUID = NewUUID()
+	sealed, err := c.cfg.Identity.seal(d, c.cfg.Now())
+	if err != nil {
+		return "", err
+	}
+	if err := c.change(ctx, VerbPut, PutArgs{Deposit: *sealed, Replaces: replaces}, nil); err != nil {
+		return "", err
+	}
+	return d.UUID, nil
+}
+
+// Get returns a deposit of our own.
+func (c *Client) Get(ctx context.Context, uuid string) (Deposit, error) {
+	d, err := c.one(ctx, VerbGet, GetArgs{UUID: uuid})
+	if err == nil && d.UUID != uuid {
+		return Deposit{}, claviger.Errorf("trustee.Get", claviger.Invalid, uuid, "the server handed out deposit %s for %s", d.UUID, uuid)
+	}
+	return d, err
+}
+
+// Find returns a deposit by its label.
+func (c *Client) Find(ctx context.Context, label string) (Deposit, error) {
+	d, err := c.one(ctx, VerbFind, FindArgs{Label: label})
+	if err == nil && d.Label != label {
+		return Deposit{}, claviger.Errorf("trustee.Find", claviger.Invalid, label, "the server handed out deposit %q for %q", d.Label, label)
+	}
+	return d, err
+}
+
+func (c *Client) one(ctx context.Context, verb string, args any) (Deposit, error) {
+	var s Sealed
+	if err := c.read(ctx, verb, args, &s); err != nil {
+		return Deposit{}, err
+	}
+	d, err := s.Read(&c.cfg.Identity.Party, c.cfg.Now())
+	if err == nil && len(d.Content) == 0 {
+		return Deposit{}, claviger.Errorf("trustee."+verb, claviger.Invalid, "", "the server handed out deposit %s without its content", d.UUID)
+	}
+	return d, err
+}
+
+// List returns a page.
+func (c *Client) List(ctx context.Context, prefix string, deleted bool, after string, limit int) ([]Deposit, error) {
+	const op = "trustee.List"
+	var page []Sealed
+	if err := c.read(ctx, VerbList, ListArgs{Prefix: prefix, Deleted: deleted, After: after, Limit: min(limit, MaxPage)}, &page); err != nil {
+		return nil, err
+	}
+	list := make([]Deposit, 0, len(page))
+	for i := range page {
+		page[i].Content = nil
+		d, err := page[i].Read(&c.cfg.Identity.Party, c.cfg.Now())
+		if err != nil {
+			return nil, err
+		}
+		// A page that does not go on would be asked for over and over.
+		if cursor := d.Cursor(); cursor <= after || !strings.HasPrefix(d.Label, prefix) || d.Deleted.IsZero() == deleted {
+			return nil, claviger.Errorf(op, claviger.Invalid, "", "the server listed deposit %q where it has no place", d.Label)
+		}
+		after = d.Cursor()
+		list = append(list, d)
+	}
+	return list, nil
+}
+
+// Delete makes deposits unreadable.
+func (c *Client) Delete(ctx context.Context, uuids ...string) error {
+	return c.change(ctx, VerbDelete, UUIDArgs{uuids}, nil)
+}
+
+// Undelete brings deposits back.
+func (c *Client) Undelete(ctx context.Context, uuids ...string) error {
+	return c.change(ctx, VerbUndelete, UUIDArgs{uuids}, nil)
+}
+
+// Purge removes deposits.
+func (c *Client) Purge(ctx context.Context, uuids ...string) error {
+	return c.change(ctx, VerbPurge, UUIDArgs{uuids}, nil)
+}
+
+// read asks one server after the other until one answers.
+func (c *Client) read(ctx context.Context, verb string, args, into any) error {
+	n := len(c.cfg.Servers)
+	first := 0
+	if c.cfg.RoundRobin {
+		first = int(c.turns.Add(1) % uint64(n)) //nolint:gosec // less than n
+	}
+	var errs []error
+	for i := range n {
+		s := &c.cfg.Servers[(first+i)%n]
+		body, digest, err := c.request(s, verb, args)
+		if err != nil {
+			return err
+		}
+		err = c.ask(ctx, s, verb, body, digest, into)
+		if !claviger.Is(err, claviger.Unavailable) || ctx.Err() != nil {
+			return err
+		}
+		errs = append(errs, err)
+		c.cfg.Log.Warn("a Key Trustee Server does not answer", "server", s.URL, "err", err)
+	}
+	return claviger.Errorf("trustee."+verb, claviger.Unavailable, "", "no Key Trustee Server answers: %w", errors.Join(errs...))
+}
+
+// change asks the active server. Where the answer is lost the same request is
+// sent once more: the server does it once in any case.
+func (c *Client) change(ctx context.Context, verb string, args, into any) error {
+	s := &c.cfg.Servers[0]
+	body, digest, err := c.request(s, verb, args)
+	if err != nil {
+		return err
+	}
+	if err = c.ask(ctx, s, verb, body, digest, into); !claviger.Is(err, claviger.Unavailable) || ctx.Err() != nil {
+		return err
+	}
+	again := c.ask(ctx, s, verb, body, digest, into)
+	if errors.Is(again, ErrReplay) {
+		if verb == VerbRegister { // whose answer tells something
+			return err
+		}
+		return nil // the first was done
+	}
+	return again
+}
+
+func (c *Client) request(s *Endpoint, verb string, args any) (body []byte, digest string, err error) {
+	if s.Server == nil {
+		return nil, "", claviger.Errorf("trustee."+verb, claviger.Invalid, "", "the key of the Key Trustee Server %s is not known yet", s.URL)
+	}
+	return c.cfg.Identity.NewRequest(verb, s.Server.Fingerprint(), args, c.cfg.Now())
+}
+
+// ask sends a request and checks the answer.
+func (c *Client) ask(ctx context.Context, s *Endpoint, verb string, body []byte, digest string, into any) error {
+	op := "trustee." + verb
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.URL+APIPath+verb, bytes.NewReader(body))
+	if err != nil {
+		return claviger.E(op, claviger.Invalid, "", err)
+	}
+	req.Header.Set("Content-Type", "application/json")
+	status, answer, err := c.send(req)
+	if err != nil {
+		return claviger.Errorf(op, claviger.Unavailable, "", "Key Trustee Server %s: %w", s.URL, err)
+	}
+	// Refusals before anybody is known are not signed, and are believed as far as
+	// that something was refused.
+	text := strings.TrimSpace(string(answer[:min(len(answer), 500)]))
+	switch status {
+	case http.StatusOK:
+		return ReadAnswer(answer, s.Server, digest, c.cfg.Now(), into)
+	case http.StatusForbidden:
+		return claviger.Errorf(op, claviger.Denied, "", "Key Trustee Server %s: %s", s.URL, text)
+	case http.StatusBadRequest, http.StatusRequestEntityTooLarge, http.StatusNotFound, http.StatusMethodNotAllowed:
+		return claviger.Errorf(op, claviger.Invalid, "", "Key Trustee Server %s answers %d: %s", s.URL, status, text)
+	}
+	return claviger.Errorf(op, claviger.Unavailable, "", "Key Trustee Server %s answers %d: %s", s.URL, status, text)
+}
+
+func (c *Client) send(req *http.Request) (status int, body []byte, err error) {
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer resp.Body.Close()
+	body, err = io.ReadAll(io.LimitReader(resp.Body, MaxBody+1))
+	if err == nil && len(body) > MaxBody {
+		err = fmt.Errorf("an answer of more than %d bytes", MaxBody)
+	}
+	return resp.StatusCode, body, err
+}

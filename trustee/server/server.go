@@ -1,0 +1,409 @@
+package server
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"claviger"
+	"claviger/trustee"
+)
+
+const (
+	// concurrent is how many requests of all clients are worked on at once; more get
+	// 503.
+	concurrent = 64
+	// remembered bounds the reads that are remembered so that none is answered twice.
+	remembered = 1 << 17
+	// pageBytes ends a page early: in base64 twice it is well within trustee.MaxBody.
+	pageBytes = 768 << 10
+	// maxUUIDs of one delete, undelete or purge.
+	maxUUIDs = 1000
+	// forgetEvery is how often what is past is dropped.
+	forgetEvery = 10 * time.Minute
+)
+
+// Config is what a Server is made of.
+type Config struct {
+	Identity *trustee.Identity
+	Store    Store
+	Log      *slog.Logger
+	Now      func() time.Time // time.Now where nil
+}
+
+// Server answers requests. It is an http.Handler.
+type Server struct {
+	id    *trustee.Identity
+	store Store
+	log   *slog.Logger
+	now   func() time.Time
+	turns chan struct{}
+
+	mu     sync.Mutex
+	seen   map[string]time.Time // digests of reads, until when
+	forgot time.Time
+}
+
+// New makes a server. The store remains the caller's to close.
+func New(cfg Config) *Server {
+	s := &Server{id: cfg.Identity, store: cfg.Store, log: cfg.Log, now: cfg.Now, turns: make(chan struct{}, concurrent), seen: map[string]time.Time{}}
+	if s.now == nil {
+		s.now = time.Now
+	}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	return s
+}
+
+// verbs are what the server does. Each returns the result.
+var verbs = map[string]func(*Server, context.Context, *trustee.Request) (any, error){
+	trustee.VerbRegister: (*Server).register,
+	trustee.VerbPut:      (*Server).put,
+	trustee.VerbGet:      (*Server).get,
+	trustee.VerbFind:     (*Server).find,
+	trustee.VerbList:     (*Server).list,
+	trustee.VerbDelete:   (*Server).delete,
+	trustee.VerbUndelete: (*Server).undelete,
+	trustee.VerbPurge:    (*Server).purge,
+}
+
+// reads are the verbs that change nothing: their replays are kept off in memory.
+var reads = map[string]bool{trustee.VerbGet: true, trustee.VerbFind: true, trustee.VerbList: true}
+
+// ServeHTTP answers GET /?a=fingerprint, GET /?a=publickey and the verbs.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	switch verb, isVerb := strings.CutPrefix(r.URL.Path, trustee.APIPath); {
+	case r.URL.Path == "/" && (r.Method == http.MethodGet || r.Method == http.MethodHead):
+		s.about(w, r)
+	case isVerb && verbs[verb] != nil && r.Method == http.MethodPost:
+		s.serve(w, r, verb)
+	case isVerb && verbs[verb] != nil:
+		w.Header().Set("Allow", http.MethodPost)
+		http.Error(w, "POST a signed request", http.StatusMethodNotAllowed)
+	default:
+		http.NotFound(w, r)
+	}
+}
+
+// about tells who the server is: "4096R/<40 hex digits>", or the public key.
+func (s *Server) about(w http.ResponseWriter, r *http.Request) {
+	switch r.URL.Query().Get("a") {
+	case "fingerprint":
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		_, _ = fmt.Fprintln(w, s.id) // the client may be gone
+	case "publickey":
+		w.Header().Set("Content-Type", "application/pgp-keys")
+		_ = s.id.Public(w) // likewise
+	default:
+		http.Error(w, "ask /?a=fingerprint or /?a=publickey", http.StatusBadRequest)
+	}
+}
+
+func (s *Server) serve(w http.ResponseWriter, r *http.Request, verb string) {
+	select {
+	case s.turns <- struct{}{}:
+		defer func() { <-s.turns }()
+	default:
+		w.Header().Set("Retry-After", "1")
+		http.Error(w, "as many requests as the server takes are being served", http.StatusServiceUnavailable)
+		return
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, trustee.MaxBody))
+	var tooLong *http.MaxBytesError
+	if errors.As(err, &tooLong) {
+		http.Error(w, fmt.Sprintf("a request has at most %d bytes", trustee.MaxBody), http.StatusRequestEntityTooLarge)
+		return
+	}
+	if err != nil {
+		http.Error(w, "the request did not arrive whole", http.StatusBadRequest)
+		return
+	}
+	ctx := r.Context()
+	req, err := s.id.ReadRequest(verb, body, s.now(), func(fingerprint string) (*trustee.Party, error) { return s.client(ctx, fingerprint) })
+	if err != nil {
+		// Whom to sign an answer for is not known. The text is for whoever it is.
+		s.log.Warn("a request was refused", "verb", verb, "from", r.RemoteAddr, "err", err)
+		status := http.StatusBadRequest
+		switch {
+		case claviger.Is(err, claviger.Denied):
+			status = http.StatusForbidden
+		case claviger.Is(err, claviger.Unavailable):
+			http.Error(w, "the server's store does not answer", http.StatusServiceUnavailable)
+			return
+		}
+		http.Error(w, err.Error(), status)
+		return
+	}
+	result, err := s.do(ctx, req)
+	log := s.log.With("verb", verb, "client", req.Client.Fingerprint(), "from", r.RemoteAddr, "request", req.Digest[:16])
+	switch {
+	case err == nil:
+		log.Debug("done")
+	case claviger.Is(err, claviger.Internal), claviger.Is(err, claviger.Unavailable):
+		log.Error("a request has failed", "err", err)
+		if claviger.Is(err, claviger.Unavailable) {
+			err = claviger.Errorf("server.serve", claviger.Unavailable, "", "the server's store does not answer; its log says why")
+		}
+	default:
+		log.Info("a request was refused", "err", err)
+	}
+	answer, err := s.id.NewAnswer(req.Digest, result, err, s.now())
+	if err != nil {
+		log.Error("an answer cannot be signed", "err", err)
+		http.Error(w, "the server has failed", http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_, _ = w.Write(answer) // the client may be gone
+}
+
+func (s *Server) do(ctx context.Context, req *trustee.Request) (any, error) {
+	if reads[req.Verb] {
+		if err := s.first(req); err != nil {
+			return nil, err
+		}
+	}
+	s.forget(ctx)
+	return verbs[req.Verb](s, ctx, req)
+}
+
+// client returns the public key of a client that may come in.
+func (s *Server) client(ctx context.Context, fingerprint string) (*trustee.Party, error) {
+	const op = "server.client"
+	c, err := s.store.Client(ctx, fingerprint)
+	switch {
+	case claviger.Is(err, claviger.KeyNotFound):
+		return nil, claviger.Errorf(op, claviger.Denied, "", "the client %s is not registered here", fingerprint)
+	case err != nil:
+		return nil, err
+	case c.State == Pending:
+		return nil, claviger.Errorf(op, claviger.Denied, "", "the client %s waits for an operator: claviger orgtool enable-client --fingerprint %s", fingerprint, fingerprint)
+	case c.State != Active:
+		return nil, claviger.Errorf(op, claviger.Denied, "", "the client %s is disabled: claviger orgtool enable-client --fingerprint %s lets it in again", fingerprint, fingerprint)
+	}
+	p, err := trustee.ReadParty(c.PublicKey)
+	if err != nil {
+		return nil, claviger.Errorf(op, claviger.Internal, "", "the key of client %s in the store: %w", fingerprint, err)
+	}
+	return p, nil
+}
+
+// first refuses a read that came before.
+func (s *Server) first(req *trustee.Request) error {
+	const op = "server.first"
+	now := s.now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, seen := s.seen[req.Digest]; seen {
+		return claviger.E(op, claviger.Invalid, "", trustee.ErrReplay)
+	}
+	if len(s.seen) >= remembered {
+		for digest, until := range s.seen {
+			if until.Before(now) {
+				delete(s.seen, digest)
+			}
+		}
+		if len(s.seen) >= remembered {
+			return claviger.Errorf(op, claviger.Unavailable, "", "more than %d requests within %s", remembered, 2*trustee.MaxSkew)
+		}
+	}
+	s.seen[req.Digest] = req.Time.Add(2 * trustee.MaxSkew)
+	return nil
+}
+
+// forget drops what is past, now and then.
+func (s *Server) forget(ctx context.Context) {
+	now := s.now()
+	s.mu.Lock()
+	due := now.Sub(s.forgot) >= forgetEvery
+	if due {
+		s.forgot = now
+		for digest, until := range s.seen {
+			if until.Before(now) {
+				delete(s.seen, digest)
+			}
+		}
+	}
+	s.mu.Unlock()
+	if due {
+		if err := s.store.Forget(ctx, now); err != nil {
+			s.log.Warn("what has expired could not be dropped", "err", err)
+		}
+	}
+}
+
+func once(req *trustee.Request) Once {
+	return Once{Digest: req.Digest, Until: req.Time.Add(2 * trustee.MaxSkew)}
+}
+
+// register lets a client in by its organization's secret, or has it wait for an
+// operator where there is none. Which of the two was wrong is not said.
+func (s *Server) register(ctx context.Context, req *trustee.Request) (any, error) {
+	const op = "server.register"
+	var a trustee.RegisterArgs
+	if err := req.ReadArgs(&a); err != nil {
+		return nil, err
+	}
+	org, err := s.store.Org(ctx, a.Org)
+	known := err == nil
+	if err != nil && !claviger.Is(err, claviger.KeyNotFound) {
+		return nil, err
+	}
+	given, want := sha256.Sum256([]byte(a.Auth)), sha256.Sum256([]byte(org.Auth))
+	same := subtle.ConstantTimeCompare(given[:], want[:]) == 1
+	if !known || org.Auth != "" && !same {
+		return nil, claviger.Errorf(op, claviger.Denied, "", "the organization or its secret is wrong: see claviger orgtool list at the server")
+	}
+	state := Active
+	if org.Auth == "" {
+		state = Pending
+	}
+	c, err := s.store.AddClient(ctx, Client{Fingerprint: req.Client.Fingerprint(), Org: org.Name, PublicKey: a.PublicKey, State: state, Created: s.now()}, once(req))
+	if err != nil {
+		return nil, err
+	}
+	if c.State == Disabled {
+		return nil, claviger.Errorf(op, claviger.Denied, "", "the client %s is disabled", c.Fingerprint)
+	}
+	s.log.Info("a client has registered", "client", c.Fingerprint, "organization", c.Org, "state", c.State)
+	return trustee.RegisterResult{Active: c.State == Active}, nil
+}
+
+func (s *Server) put(ctx context.Context, req *trustee.Request) (any, error) {
+	const op = "server.put"
+	var a trustee.PutArgs
+	if err := req.ReadArgs(&a); err != nil {
+		return nil, err
+	}
+	now := s.now()
+	a.Deposit.Deleted = nil
+	d, err := a.Deposit.Read(req.Client, now)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case len(d.Content) == 0:
+		return nil, claviger.Errorf(op, claviger.Invalid, "", "the deposit is empty")
+	case !d.Expires.IsZero() && !d.Expires.After(now):
+		return nil, claviger.Errorf(op, claviger.Invalid, "", "the deposit has expired already, at %s", d.Expires.UTC().Format(time.RFC3339))
+	}
+	c, err := s.store.Client(ctx, req.Client.Fingerprint())
+	if err != nil {
+		return nil, err
+	}
+	access := make([]string, len(d.Access))
+	for i, f := range d.Access {
+		access[i] = strings.ToUpper(f)
+	}
+	row := Row{UUID: d.UUID, Owner: c.Fingerprint, Org: c.Org, Label: d.Label, Access: access, Expires: d.Expires, Sealed: a.Deposit}
+	return nil, s.store.Put(ctx, row, a.Replaces, once(req))
+}
+
+func (s *Server) get(ctx context.Context, req *trustee.Request) (any, error) {
+	const op = "server.get"
+	var a trustee.GetArgs
+	if err := req.ReadArgs(&a); err != nil {
+		return nil, err
+	}
+	row, err := s.store.Get(ctx, a.UUID)
+	if err != nil {
+		return nil, err
+	}
+	c, err := s.store.Client(ctx, req.Client.Fingerprint())
+	if err != nil {
+		return nil, err
+	}
+	mine := row.Owner == c.Fingerprint
+	for _, f := range row.Access {
+		mine = mine || f == c.Fingerprint && row.Org == c.Org
+	}
+	if !mine || s.expired(&row) { // who may not read it does not learn that it is there
+		return nil, claviger.E(op, claviger.KeyNotFound, a.UUID, nil)
+	}
+	return row.Sealed, nil
+}
+
+func (s *Server) expired(r *Row) bool { return !r.Expires.IsZero() && !s.now().Before(r.Expires) }
+
+func (s *Server) find(ctx context.Context, req *trustee.Request) (any, error) {
+	var a trustee.FindArgs
+	if err := req.ReadArgs(&a); err != nil {
+		return nil, err
+	}
+	row, err := s.store.Find(ctx, req.Client.Fingerprint(), a.Label)
+	if err != nil {
+		return nil, err
+	}
+	if s.expired(&row) {
+		return nil, claviger.E("server.find", claviger.KeyNotFound, a.Label, nil)
+	}
+	return row.Sealed, nil
+}
+
+func (s *Server) list(ctx context.Context, req *trustee.Request) (any, error) {
+	var a trustee.ListArgs
+	if err := req.ReadArgs(&a); err != nil {
+		return nil, err
+	}
+	if a.Limit < 1 || a.Limit > trustee.MaxPage {
+		return nil, claviger.Errorf("server.list", claviger.Invalid, "", "a page has 1 to %d deposits, not %d", trustee.MaxPage, a.Limit)
+	}
+	rows, err := s.store.List(ctx, req.Client.Fingerprint(), a)
+	if err != nil {
+		return nil, err
+	}
+	list := make([]trustee.Sealed, 0, len(rows))
+	size := 0
+	for i := range rows {
+		if size += len(rows[i].Sealed.Statement) + len(rows[i].Sealed.Signature); size > pageBytes && i > 0 {
+			break
+		}
+		list = append(list, rows[i].Sealed)
+	}
+	return list, nil
+}
+
+// named reads the uuids of a request.
+func named(req *trustee.Request) ([]string, error) {
+	var a trustee.UUIDArgs
+	if err := req.ReadArgs(&a); err != nil {
+		return nil, err
+	}
+	if len(a.UUIDs) == 0 || len(a.UUIDs) > maxUUIDs {
+		return nil, claviger.Errorf("server."+req.Verb, claviger.Invalid, "", "1 to %d uuids can be named at once, not %d", maxUUIDs, len(a.UUIDs))
+	}
+	return a.UUIDs, nil
+}
+
+func (s *Server) delete(ctx context.Context, req *trustee.Request) (any, error) {
+	uuids, err := named(req)
+	if err != nil {
+		return nil, err
+	}
+	return nil, s.store.Delete(ctx, req.Client.Fingerprint(), uuids, s.now(), once(req))
+}
+
+func (s *Server) undelete(ctx context.Context, req *trustee.Request) (any, error) {
+	uuids, err := named(req)
+	if err != nil {
+		return nil, err
+	}
+	return nil, s.store.Undelete(ctx, req.Client.Fingerprint(), uuids, once(req))
+}
+
+func (s *Server) purge(ctx context.Context, req *trustee.Request) (any, error) {
+	uuids, err := named(req)
+	if err != nil {
+		return nil, err
+	}
+	return nil, s.store.Purge(ctx, req.Client.Fingerprint(), uuids, once(req))
+}

@@ -1,0 +1,442 @@
+package server_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"claviger"
+	"claviger/trustee"
+	"claviger/trustee/server"
+	"claviger/trustee/server/sqlite"
+)
+
+// identities are made once: RSA keys take their time.
+var identities = sync.OnceValue(func() (ids [3]*trustee.Identity) {
+	for i := range ids {
+		var err error
+		if ids[i], err = trustee.NewIdentity("keytrustee", "", fmt.Sprintf("kms@h%d.example.com", i), 2048, time.Now().Add(-time.Hour)); err != nil {
+			panic(err)
+		}
+	}
+	return ids
+})
+
+// site is a server with an organization that knows a secret, over TLS.
+type site struct {
+	t     *testing.T
+	id    *trustee.Identity
+	store *sqlite.Store
+	url   string
+	tls   *tls.Config
+	shift atomic.Int64 // the server's clock, in nanoseconds ahead
+	// break: how often the connection is cut before an answer.
+	cut atomic.Int64
+}
+
+func newSite(t *testing.T) *site {
+	t.Helper()
+	store, err := sqlite.Open(t.Context(), filepath.Join(t.TempDir(), "trustee.db"), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &site{t: t, id: identities()[0], store: store}
+	for _, o := range []server.Org{{Name: "ORG", UUID: "u1", Contacts: []string{"a@b"}, Auth: "s3cret", Created: time.Now()}, {Name: "MANUAL", UUID: "u2", Created: time.Now()}} {
+		if err := store.AddOrg(t.Context(), o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	handler := server.New(server.Config{Identity: s.id, Store: store, Now: func() time.Time { return time.Now().Add(time.Duration(s.shift.Load())) }})
+	web := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if s.cut.Load() > 0 && s.cut.Add(-1) >= 0 {
+			handler.ServeHTTP(httptest.NewRecorder(), r)
+			panic(http.ErrAbortHandler)
+		}
+		handler.ServeHTTP(w, r)
+	}))
+	roots := x509.NewCertPool()
+	roots.AddCert(web.Certificate())
+	s.url, s.tls = web.URL, &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}
+	t.Cleanup(func() {
+		web.Close()
+		if err := store.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+func (s *site) client(id *trustee.Identity) *trustee.Client {
+	s.t.Helper()
+	c, err := trustee.NewClient(trustee.ClientConfig{Identity: id, Servers: []trustee.Endpoint{{URL: s.url, Server: &s.id.Party}}, TLS: s.tls})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(c.Close)
+	return c
+}
+
+func (s *site) registered(id *trustee.Identity, org string) *trustee.Client {
+	s.t.Helper()
+	c := s.client(id)
+	if active, err := c.Register(s.t.Context(), org, "s3cret"); err != nil || !active {
+		s.t.Fatalf("%t, %v", active, err)
+	}
+	return c
+}
+
+func is(t *testing.T, what string, err error, kind claviger.Kind) {
+	t.Helper()
+	if !claviger.Is(err, kind) {
+		t.Errorf("%s: %v, want kind %v", what, err, kind)
+	}
+}
+
+func TestAbout(t *testing.T) {
+	s := newSite(t)
+	c := &http.Client{Transport: &http.Transport{TLSClientConfig: s.tls}}
+	t.Cleanup(c.CloseIdleConnections)
+	for path, want := range map[string]string{"/?a=fingerprint": "200 " + s.id.String() + "\n", "/": "400 ask /?a=fingerprint", "/v1/get": "405 ", "/v1/steal": "404 ", "/favicon.ico": "404 "} {
+		resp, err := c.Get(s.url + path) //nolint:noctx // of this test's own server
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, _ := io.ReadAll(resp.Body)
+		_ = resp.Body.Close()
+		if got := fmt.Sprintf("%d %s", resp.StatusCode, body); !strings.HasPrefix(got, want) {
+			t.Errorf("%s: %q, want %q", path, got, want)
+		}
+	}
+	p, err := s.client(identities()[1]).Introduce(t.Context(), s.url)
+	if err != nil || p.String() != s.id.String() {
+		t.Errorf("%v, %v", p, err)
+	}
+}
+
+func TestRegister(t *testing.T) {
+	s, ctx := newSite(t), t.Context()
+	c := s.client(identities()[1])
+	_, err := c.Find(ctx, "l")
+	is(t, "a stranger", err, claviger.Denied)
+	for _, a := range [][2]string{{"ORG", "wrong"}, {"ORG", ""}, {"NONE", "s3cret"}, {"NONE", ""}, {"", ""}} {
+		_, err := c.Register(ctx, a[0], a[1])
+		is(t, fmt.Sprint(a), err, claviger.Denied)
+		if err != nil && !strings.Contains(err.Error(), "the organization or its secret is wrong") {
+			t.Error(err)
+		}
+	}
+	for range 2 { // it may be done again
+		if active, err := c.Register(ctx, "ORG", "s3cret"); err != nil || !active {
+			t.Fatalf("%t, %v", active, err)
+		}
+	}
+	_, err = c.Register(ctx, "MANUAL", "")
+	is(t, "into a second organization", err, claviger.KeyExists)
+	if err := s.store.SetState(ctx, identities()[1].Fingerprint(), server.Disabled); err != nil {
+		t.Fatal(err)
+	}
+	_, err = c.Find(ctx, "l")
+	is(t, "a disabled client", err, claviger.Denied)
+	if !strings.Contains(err.Error(), "orgtool enable-client") {
+		t.Error(err)
+	}
+	_, err = c.Register(ctx, "ORG", "s3cret")
+	is(t, "registration of a disabled client", err, claviger.Denied)
+
+	manual := s.client(identities()[2])
+	if active, err := manual.Register(ctx, "MANUAL", "whatever"); err != nil || active {
+		t.Fatalf("%t, %v", active, err)
+	}
+	_, err = manual.Put(ctx, trustee.Deposit{Label: "l", Content: []byte("x")}, "")
+	is(t, "a client that waits", err, claviger.Denied)
+	if err := s.store.SetState(ctx, identities()[2].Fingerprint(), server.Active); err != nil {
+		t.Fatal(err)
+	}
+	_, err = manual.Find(ctx, "l")
+	is(t, "the deposit of one that waited", err, claviger.KeyNotFound)
+}
+
+// TestBox is the contract of trustee.Box.
+func TestBox(t *testing.T) {
+	s, ctx := newSite(t), t.Context()
+	c, other := s.registered(identities()[1], "ORG"), s.registered(identities()[2], "ORG")
+	put := func(label, content, replaces string) string {
+		t.Helper()
+		uuid, err := c.Put(ctx, trustee.Deposit{Label: label, Description: "d", Content: []byte(content)}, replaces)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return uuid
+	}
+	one := put("key/a", "1", "")
+	if d, err := c.Get(ctx, one); err != nil || d.Label != "key/a" || string(d.Content) != "1" || d.Description != "d" || d.Owner != identities()[1].Fingerprint() {
+		t.Errorf("%+v, %v", d, err)
+	}
+	_, err := c.Put(ctx, trustee.Deposit{Label: "key/a", Content: []byte("x")}, "")
+	is(t, "a label that is taken", err, claviger.KeyExists)
+	if _, err := other.Put(ctx, trustee.Deposit{Label: "key/a", Content: []byte("theirs")}, ""); err != nil {
+		t.Errorf("another's label: %v", err)
+	}
+	two := put("key/a", "2", one)
+	_, err = c.Put(ctx, trustee.Deposit{Label: "key/a", Content: []byte("3")}, one)
+	is(t, "who was slower", err, claviger.KeyNotFound)
+	_, err = other.Put(ctx, trustee.Deposit{Label: "key/b", Content: []byte("3")}, two)
+	is(t, "to replace another's", err, claviger.KeyNotFound)
+	if d, err := c.Find(ctx, "key/a"); err != nil || d.UUID != two || string(d.Content) != "2" {
+		t.Errorf("%+v, %v", d, err)
+	}
+	_, err = c.Get(ctx, one)
+	is(t, "what was replaced", err, claviger.KeyNotFound)
+	_, err = other.Get(ctx, two)
+	is(t, "another's", err, claviger.KeyNotFound)
+	_, err = c.Put(ctx, trustee.Deposit{Label: "old", Content: []byte("3"), Expires: time.Now().Add(-time.Minute)}, "")
+	is(t, "what has expired", err, claviger.Invalid)
+	_, err = c.Put(ctx, trustee.Deposit{Label: "empty"}, "")
+	is(t, "an empty deposit", err, claviger.Invalid)
+	_, err = c.Put(ctx, trustee.Deposit{Label: "large", Content: make([]byte, trustee.MaxContent+1)}, "")
+	is(t, "a large deposit", err, claviger.Invalid)
+	if _, err := c.Put(ctx, trustee.Deposit{Label: "largest", Content: make([]byte, trustee.MaxContent)}, ""); err != nil {
+		t.Errorf("a deposit at the limit: %v", err)
+	}
+
+	soon, err := c.Put(ctx, trustee.Deposit{Label: "soon", Content: []byte("3"), Expires: time.Now().Add(time.Minute)}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.shift.Store(int64(2 * time.Minute))
+	_, err = c.Get(ctx, soon)
+	is(t, "what has expired since", err, claviger.KeyNotFound)
+	s.shift.Store(0)
+
+	for i := range 5 {
+		put(fmt.Sprintf("version/a@%d", i), "m", "")
+	}
+	var labels []string
+	cursor := ""
+	for {
+		page, err := c.List(ctx, "version/", false, cursor, 2)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(page) == 0 {
+			break
+		}
+		for _, d := range page {
+			labels, cursor = append(labels, d.Label), d.Cursor()
+		}
+	}
+	if got := strings.Join(labels, " "); got != "version/a@0 version/a@1 version/a@2 version/a@3 version/a@4" {
+		t.Error(got)
+	}
+
+	is(t, "to delete another's", other.Delete(ctx, two), claviger.KeyNotFound)
+	third := put("key/c", "c", "")
+	is(t, "all or none", c.Delete(ctx, third, "nosuchdepositatallinthisworld"), claviger.KeyNotFound)
+	if _, err := c.Get(ctx, third); err != nil {
+		t.Errorf("a delete that failed has deleted: %v", err)
+	}
+	is(t, "to purge what lives", c.Purge(ctx, two), claviger.KeyNotFound)
+	if err := c.Delete(ctx, two, third); err != nil {
+		t.Fatal(err)
+	}
+	_, err = c.Find(ctx, "key/a")
+	is(t, "what was deleted", err, claviger.KeyNotFound)
+	if gone, err := c.List(ctx, "key/", true, "", 10); err != nil || len(gone) != 2 || gone[0].Deleted.IsZero() || gone[0].Content != nil {
+		t.Errorf("%+v, %v", gone, err)
+	}
+	four := put("key/a", "4", "")
+	is(t, "the label was taken meanwhile", c.Undelete(ctx, two), claviger.KeyExists)
+	if err := c.Undelete(ctx, third); err != nil {
+		t.Error(err)
+	}
+	if d, err := c.Find(ctx, "key/c"); err != nil || d.UUID != third {
+		t.Errorf("%+v, %v", d, err)
+	}
+	if err := c.Purge(ctx, two); err != nil {
+		t.Error(err)
+	}
+	is(t, "what was purged", c.Undelete(ctx, two), claviger.KeyNotFound)
+	if d, err := c.Get(ctx, four); err != nil || string(d.Content) != "4" {
+		t.Errorf("%+v, %v", d, err)
+	}
+	is(t, "nothing", c.Delete(ctx), claviger.Invalid)
+}
+
+// TestShared: who is in the access list reads, if he is of the same organization.
+func TestShared(t *testing.T) {
+	s, ctx := newSite(t), t.Context()
+	owner := s.registered(identities()[1], "ORG")
+	reader := identities()[2]
+	uuid, err := owner.Put(ctx, trustee.Deposit{Label: "l", Content: []byte("x"), Access: []string{reader.Fingerprint()}}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	get := func() (int, string) {
+		body, digest, err := reader.NewRequest(trustee.VerbGet, s.id.Fingerprint(), trustee.GetArgs{UUID: uuid}, time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		status, answer := s.post(trustee.VerbGet, body)
+		var sealed trustee.Sealed
+		if err := trustee.ReadAnswer(answer, &s.id.Party, digest, time.Now(), &sealed); err != nil {
+			return status, err.Error()
+		}
+		return status, string(sealed.Content)
+	}
+	if err := s.store.SetAuth(ctx, "MANUAL", "s3cret"); err != nil {
+		t.Fatal(err)
+	}
+	s.registered(reader, "MANUAL")
+	if _, text := get(); !strings.Contains(text, "key not found") {
+		t.Errorf("a client of another organization reads %q", text)
+	}
+}
+
+// post sends bytes as they are.
+func (s *site) post(verb string, body []byte) (int, []byte) {
+	s.t.Helper()
+	c := &http.Client{Transport: &http.Transport{TLSClientConfig: s.tls}}
+	defer c.CloseIdleConnections()
+	resp, err := c.Post(s.url+trustee.APIPath+verb, "application/json", bytes.NewReader(body)) //nolint:noctx // of this test's own server
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	answer, err := io.ReadAll(resp.Body)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return resp.StatusCode, answer
+}
+
+// TestReplay: a request that was overheard is done once, and answered once.
+func TestReplay(t *testing.T) {
+	s, ctx := newSite(t), t.Context()
+	id := identities()[1]
+	c := s.registered(id, "ORG")
+	uuid, err := c.Put(ctx, trustee.Deposit{Label: "l", Content: []byte("x")}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range []struct {
+		verb string
+		args any
+	}{{trustee.VerbGet, trustee.GetArgs{UUID: uuid}}, {trustee.VerbList, trustee.ListArgs{Limit: 1}}, {trustee.VerbDelete, trustee.UUIDArgs{UUIDs: []string{uuid}}}} {
+		body, digest, err := id.NewRequest(r.verb, s.id.Fingerprint(), r.args, time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if status, answer := s.post(r.verb, body); status != 200 || errors.Is(trustee.ReadAnswer(answer, &s.id.Party, digest, time.Now(), nil), trustee.ErrReplay) {
+			t.Errorf("%s: %d %s", r.verb, status, answer)
+		}
+		if status, answer := s.post(r.verb, body); status != 200 || !errors.Is(trustee.ReadAnswer(answer, &s.id.Party, digest, time.Now(), nil), trustee.ErrReplay) {
+			t.Errorf("%s again: %d %s", r.verb, status, answer)
+		}
+		s.shift.Store(int64(trustee.MaxSkew + time.Second))
+		if status, answer := s.post(r.verb, body); status != 400 || !strings.Contains(string(answer), "NTP") {
+			t.Errorf("%s later: %d %s", r.verb, status, answer)
+		}
+		s.shift.Store(0)
+	}
+	if status, answer := s.post(trustee.VerbGet, make([]byte, trustee.MaxBody+1)); status != 413 {
+		t.Errorf("%d %s", status, answer)
+	}
+}
+
+// TestLostAnswers: a change whose answer is lost is done once, and the client
+// knows it.
+func TestLostAnswers(t *testing.T) {
+	s, ctx := newSite(t), t.Context()
+	c := s.registered(identities()[1], "ORG")
+	s.cut.Store(1)
+	uuid, err := c.Put(ctx, trustee.Deposit{Label: "l", Content: []byte("x")}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d, err := c.Find(ctx, "l"); err != nil || d.UUID != uuid {
+		t.Errorf("%+v, %v", d, err)
+	}
+	s.cut.Store(1)
+	if err := c.Delete(ctx, uuid); err != nil {
+		t.Error(err)
+	}
+	s.cut.Store(2)
+	_, err = c.Put(ctx, trustee.Deposit{Label: "m", Content: []byte("x")}, "")
+	is(t, "no answer at all", err, claviger.Unavailable)
+}
+
+// TestRaces: of many who replace one deposit at a time, one does.
+func TestRaces(t *testing.T) {
+	s, ctx := newSite(t), t.Context()
+	c := s.registered(identities()[1], "ORG")
+	old, err := c.Put(ctx, trustee.Deposit{Label: "key/a", Content: []byte("0")}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var won atomic.Int64
+	var group sync.WaitGroup
+	for i := range 8 {
+		group.Go(func() {
+			_, err := c.Put(ctx, trustee.Deposit{Label: "key/a", Content: fmt.Appendf(nil, "%d", i)}, old)
+			switch {
+			case err == nil:
+				won.Add(1)
+			case !claviger.Is(err, claviger.KeyNotFound):
+				t.Error(err)
+			}
+		})
+	}
+	group.Wait()
+	if won.Load() != 1 {
+		t.Errorf("%d have won", won.Load())
+	}
+}
+
+// TestRestart: what was acknowledged is there after the store was opened anew, and
+// so is what was done.
+func TestRestart(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "trustee.db")
+	if _, err := sqlite.Open(t.Context(), path, false); !claviger.Is(err, claviger.Invalid) {
+		t.Errorf("a store that is not there: %v", err)
+	}
+	once := server.Once{Digest: "d", Until: time.Now().Add(time.Hour)}
+	for i := range 2 {
+		store, err := sqlite.Open(t.Context(), path, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i == 0 {
+			err = store.AddOrg(t.Context(), server.Org{Name: "ORG", UUID: "u", Created: time.Now()})
+		} else if _, err = store.Org(t.Context(), "ORG"); err == nil {
+			is(t, "the same organization", store.AddOrg(t.Context(), server.Org{Name: "ORG", UUID: "v"}), claviger.KeyExists)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = store.AddClient(t.Context(), server.Client{Fingerprint: "F", Org: "ORG", PublicKey: []byte{1}, State: server.Active, Created: time.Now()}, once)
+		if replay := errors.Is(err, trustee.ErrReplay); replay != (i == 1) {
+			t.Errorf("%d: %v", i, err)
+		}
+		if err := store.Forget(context.Background(), time.Now()); err != nil {
+			t.Error(err)
+		}
+		if list, err := store.Clients(t.Context(), ""); err != nil || len(list) != 1 || list[0].State != server.Active {
+			t.Errorf("%+v, %v", list, err)
+		}
+		if err := store.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}

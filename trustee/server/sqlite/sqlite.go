@@ -1,0 +1,472 @@
+// Package sqlite keeps a Key Trustee Server's organizations, clients and deposits
+// in one SQLite file, in WAL mode and with synchronous=FULL: what a method has
+// returned from survives a power cut.
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/pressly/goose/v3"
+	driver "modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
+
+	"claviger"
+	"claviger/trustee"
+	"claviger/trustee/server"
+)
+
+//go:embed migrations/*.sql
+var migrations embed.FS
+
+const (
+	// applicationID marks the file as ours in SQLite's header: "CLTR".
+	applicationID = 0x434c5452
+	// readers is how many lookups run side by side.
+	readers = 4
+	// busyTimeout is how long a write waits for another process's, such as orgtool's.
+	busyTimeout = 5 * time.Second
+)
+
+// Store is a store in one SQLite file.
+type Store struct {
+	path  string
+	write *sql.DB // one connection
+	read  *sql.DB
+}
+
+var _ server.Store = (*Store)(nil)
+
+// Open opens the store in the file path; with make it makes the file, with mode
+// 0600, where there is none. Kind Invalid where there is none, or another
+// program's file.
+func Open(ctx context.Context, path string, make bool) (_ *Store, err error) {
+	const op = "sqlite.Open"
+	if make {
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+		if err != nil {
+			return nil, claviger.Errorf(op, claviger.Invalid, "", "the trustee's store: %w", err)
+		}
+		if err := f.Close(); err != nil {
+			return nil, claviger.E(op, claviger.Invalid, "", err)
+		}
+	} else if _, err := os.Stat(path); err != nil {
+		return nil, claviger.Errorf(op, claviger.Invalid, "", "the trustee's store: %w; `claviger trustee init` makes it", err)
+	}
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return nil, claviger.E(op, claviger.Invalid, "", err)
+	}
+	dsn := (&url.URL{Scheme: "file", Path: abs}).String() + fmt.Sprintf("?_pragma=busy_timeout(%d)", busyTimeout.Milliseconds())
+	s := &Store{path: abs}
+	defer func() {
+		if err != nil {
+			_ = s.Close() // the first error counts
+		}
+	}()
+	if s.write, err = sql.Open("sqlite", dsn+"&_txlock=immediate&_pragma=synchronous(FULL)&_pragma=foreign_keys(1)"); err != nil {
+		return nil, s.fail(op, "", err)
+	}
+	s.write.SetMaxOpenConns(1)
+	if s.read, err = sql.Open("sqlite", dsn+"&_pragma=query_only(1)"); err != nil {
+		return nil, s.fail(op, "", err)
+	}
+	s.read.SetMaxOpenConns(readers)
+	s.read.SetMaxIdleConns(readers)
+	return s, s.migrate(ctx)
+}
+
+func (s *Store) migrate(ctx context.Context) error {
+	const op = "sqlite.Open"
+	var id, tables int
+	if err := s.write.QueryRowContext(ctx, "PRAGMA application_id").Scan(&id); err != nil {
+		return s.fail(op, "", err)
+	}
+	if err := s.write.QueryRowContext(ctx, "SELECT count(*) FROM sqlite_master").Scan(&tables); err != nil {
+		return s.fail(op, "", err)
+	}
+	if id != applicationID && tables > 0 {
+		return claviger.Errorf(op, claviger.Invalid, "", "%s is another program's database: name the trustee's own file", s.path)
+	}
+	for _, q := range []string{"PRAGMA journal_mode = WAL", fmt.Sprintf("PRAGMA application_id = %d", applicationID)} {
+		if _, err := s.write.ExecContext(ctx, q); err != nil {
+			return s.fail(op, "", err)
+		}
+	}
+	files, err := fs.Sub(migrations, "migrations")
+	if err != nil {
+		return s.fail(op, "", err)
+	}
+	provider, err := goose.NewProvider(goose.DialectSQLite3, s.write, files, goose.WithLogger(goose.NopLogger()))
+	if err != nil {
+		return s.fail(op, "", err)
+	}
+	if _, err := provider.Up(ctx); err != nil {
+		return s.fail(op, "", err)
+	}
+	return nil
+}
+
+// Close closes the file.
+func (s *Store) Close() error {
+	var errs []error
+	for _, db := range []*sql.DB{s.read, s.write} {
+		if db != nil {
+			errs = append(errs, db.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Check asks for one row.
+func (s *Store) Check(ctx context.Context) error {
+	var n int
+	if err := s.read.QueryRowContext(ctx, "SELECT 1").Scan(&n); err != nil {
+		return s.fail("sqlite.Check", "", err)
+	}
+	return nil
+}
+
+// fail makes an error of what SQLite says.
+func (s *Store) fail(op, key string, err error) error {
+	var known *claviger.Error
+	if errors.As(err, &known) {
+		return err
+	}
+	var d *driver.Error
+	if errors.As(err, &d) {
+		switch d.Code() {
+		case sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY:
+			return claviger.E(op, claviger.KeyExists, key, nil)
+		}
+	}
+	return claviger.Errorf(op, claviger.Unavailable, key, "the trustee's store %s: %w", s.path, err)
+}
+
+// change runs f in one transaction, in which the request is remembered.
+func (s *Store) change(ctx context.Context, op, key string, once server.Once, f func(tx *sql.Tx) error) error {
+	tx, err := s.write.BeginTx(ctx, nil)
+	if err != nil {
+		return s.fail(op, key, err)
+	}
+	defer func() { _ = tx.Rollback() }() // nothing where it was committed
+	if once.Digest != "" {
+		res, err := tx.ExecContext(ctx, "INSERT INTO once (digest, until) VALUES (?, ?) ON CONFLICT DO NOTHING", once.Digest, once.Until.UnixMilli())
+		if err != nil {
+			return s.fail(op, key, err)
+		}
+		if n, err := res.RowsAffected(); err != nil || n == 0 {
+			return claviger.E(op, claviger.Invalid, key, trustee.ErrReplay)
+		}
+	}
+	if err := f(tx); err != nil {
+		return s.fail(op, key, err)
+	}
+	if err := tx.Commit(); err != nil {
+		return s.fail(op, key, err)
+	}
+	return nil
+}
+
+// changed demands that exactly n rows were changed.
+func changed(op, key string, res sql.Result, n int) error {
+	if got, err := res.RowsAffected(); err != nil {
+		return err
+	} else if int(got) != n {
+		return claviger.E(op, claviger.KeyNotFound, key, nil)
+	}
+	return nil
+}
+
+// AddOrg adds an organization.
+func (s *Store) AddOrg(ctx context.Context, o server.Org) error {
+	const op = "sqlite.AddOrg"
+	contacts, err := json.Marshal(append([]string{}, o.Contacts...))
+	if err == nil {
+		_, err = s.write.ExecContext(ctx, "INSERT INTO org (name, uuid, contacts, auth, created) VALUES (?, ?, ?, ?, ?)", o.Name, o.UUID, string(contacts), o.Auth, o.Created.UnixMilli())
+	}
+	if err != nil {
+		return s.fail(op, o.Name, err)
+	}
+	return nil
+}
+
+// Orgs returns all organizations.
+func (s *Store) Orgs(ctx context.Context) ([]server.Org, error) {
+	return s.orgs(ctx, "sqlite.Orgs", "", "")
+}
+
+// Org returns one.
+func (s *Store) Org(ctx context.Context, name string) (server.Org, error) {
+	const op = "sqlite.Org"
+	list, err := s.orgs(ctx, op, name, "WHERE name = ?", name)
+	if err != nil {
+		return server.Org{}, err
+	}
+	if len(list) == 0 {
+		return server.Org{}, claviger.E(op, claviger.KeyNotFound, name, nil)
+	}
+	return list[0], nil
+}
+
+func (s *Store) orgs(ctx context.Context, op, key, where string, args ...any) ([]server.Org, error) {
+	rows, err := s.read.QueryContext(ctx, "SELECT name, uuid, contacts, auth, created FROM org "+where+" ORDER BY name", args...)
+	if err != nil {
+		return nil, s.fail(op, key, err)
+	}
+	defer rows.Close()
+	var list []server.Org
+	for rows.Next() {
+		var o server.Org
+		var contacts []byte
+		var created int64
+		err := rows.Scan(&o.Name, &o.UUID, &contacts, &o.Auth, &created)
+		if err == nil {
+			err = json.Unmarshal(contacts, &o.Contacts)
+		}
+		if err != nil {
+			return nil, s.fail(op, key, err)
+		}
+		o.Created = time.UnixMilli(created)
+		list = append(list, o)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, s.fail(op, key, err)
+	}
+	return list, nil
+}
+
+// SetAuth sets the secret of an organization.
+func (s *Store) SetAuth(ctx context.Context, org, auth string) error {
+	const op = "sqlite.SetAuth"
+	return s.change(ctx, op, org, server.Once{}, func(tx *sql.Tx) error {
+		res, err := tx.ExecContext(ctx, "UPDATE org SET auth = ? WHERE name = ?", auth, org)
+		if err != nil {
+			return err
+		}
+		return changed(op, org, res, 1)
+	})
+}
+
+// AddClient adds a client.
+func (s *Store) AddClient(ctx context.Context, c server.Client, once server.Once) (server.Client, error) {
+	const op = "sqlite.AddClient"
+	err := s.change(ctx, op, c.Fingerprint, once, func(tx *sql.Tx) error {
+		_, err := tx.ExecContext(ctx, "INSERT INTO client (fingerprint, org, public_key, state, created) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+			c.Fingerprint, c.Org, c.PublicKey, c.State, c.Created.UnixMilli())
+		if err != nil {
+			return err
+		}
+		var created int64
+		var org string
+		if err := tx.QueryRowContext(ctx, "SELECT org, state, created FROM client WHERE fingerprint = ?", c.Fingerprint).Scan(&org, &c.State, &created); err != nil {
+			return err
+		}
+		if org != c.Org {
+			return claviger.E(op, claviger.KeyExists, c.Fingerprint, nil)
+		}
+		c.Created = time.UnixMilli(created)
+		return nil
+	})
+	if err != nil {
+		return server.Client{}, err
+	}
+	return c, nil
+}
+
+// Client returns a client.
+func (s *Store) Client(ctx context.Context, fingerprint string) (server.Client, error) {
+	const op = "sqlite.Client"
+	list, err := s.clients(ctx, op, fingerprint, "WHERE fingerprint = ?", fingerprint)
+	if err != nil {
+		return server.Client{}, err
+	}
+	if len(list) == 0 {
+		return server.Client{}, claviger.E(op, claviger.KeyNotFound, fingerprint, nil)
+	}
+	return list[0], nil
+}
+
+// Clients returns those of an organization.
+func (s *Store) Clients(ctx context.Context, org string) ([]server.Client, error) {
+	return s.clients(ctx, "sqlite.Clients", org, "WHERE org = ?1 OR ?1 = ''", org)
+}
+
+func (s *Store) clients(ctx context.Context, op, key, where string, args ...any) ([]server.Client, error) {
+	rows, err := s.read.QueryContext(ctx, "SELECT fingerprint, org, public_key, state, created FROM client "+where+" ORDER BY fingerprint", args...)
+	if err != nil {
+		return nil, s.fail(op, key, err)
+	}
+	defer rows.Close()
+	var list []server.Client
+	for rows.Next() {
+		var c server.Client
+		var created int64
+		if err := rows.Scan(&c.Fingerprint, &c.Org, &c.PublicKey, &c.State, &created); err != nil {
+			return nil, s.fail(op, key, err)
+		}
+		c.Created = time.UnixMilli(created)
+		list = append(list, c)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, s.fail(op, key, err)
+	}
+	return list, nil
+}
+
+// SetState lets a client in, or keeps it out.
+func (s *Store) SetState(ctx context.Context, fingerprint string, state server.State) error {
+	const op = "sqlite.SetState"
+	return s.change(ctx, op, fingerprint, server.Once{}, func(tx *sql.Tx) error {
+		res, err := tx.ExecContext(ctx, "UPDATE client SET state = ? WHERE fingerprint = ?", state, fingerprint)
+		if err != nil {
+			return err
+		}
+		return changed(op, fingerprint, res, 1)
+	})
+}
+
+// Put makes a deposit live.
+func (s *Store) Put(ctx context.Context, r server.Row, replaces string, once server.Once) error {
+	const op = "sqlite.Put"
+	access, err := json.Marshal(append([]string{}, r.Access...))
+	if err != nil {
+		return s.fail(op, r.Label, err)
+	}
+	return s.change(ctx, op, r.Label, once, func(tx *sql.Tx) error {
+		if replaces != "" {
+			res, err := tx.ExecContext(ctx, "DELETE FROM deposit WHERE uuid = ? AND owner = ? AND deleted IS NULL", replaces, r.Owner)
+			if err != nil {
+				return err
+			}
+			if err := changed(op, replaces, res, 1); err != nil {
+				return err
+			}
+		}
+		_, err := tx.ExecContext(ctx, "INSERT INTO deposit (uuid, owner, org, label, access, expires, statement, signature, content) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+			r.UUID, r.Owner, r.Org, r.Label, string(access), millis(r.Expires), r.Sealed.Statement, r.Sealed.Signature, r.Sealed.Content)
+		return err
+	})
+}
+
+func millis(t time.Time) any {
+	if t.IsZero() {
+		return nil
+	}
+	return t.UnixMilli()
+}
+
+// Get returns a live deposit.
+func (s *Store) Get(ctx context.Context, uuid string) (server.Row, error) {
+	return s.row(ctx, "sqlite.Get", uuid, "uuid = ? AND deleted IS NULL", uuid)
+}
+
+// Find returns a live deposit by its label.
+func (s *Store) Find(ctx context.Context, owner, label string) (server.Row, error) {
+	return s.row(ctx, "sqlite.Find", label, "owner = ? AND label = ? AND deleted IS NULL", owner, label)
+}
+
+func (s *Store) row(ctx context.Context, op, key, where string, args ...any) (server.Row, error) {
+	list, err := s.rows(ctx, op, key, "content", "WHERE "+where, args...)
+	if err != nil {
+		return server.Row{}, err
+	}
+	if len(list) == 0 {
+		return server.Row{}, claviger.E(op, claviger.KeyNotFound, key, nil)
+	}
+	return list[0], nil
+}
+
+// List returns deposits without content.
+func (s *Store) List(ctx context.Context, owner string, a trustee.ListArgs) ([]server.Row, error) {
+	where := "WHERE owner = ? AND label || char(0) || uuid > ? AND substr(label, 1, ?) = ? AND deleted IS NULL"
+	if a.Deleted {
+		where = "WHERE owner = ? AND label || char(0) || uuid > ? AND substr(label, 1, ?) = ? AND deleted IS NOT NULL"
+	}
+	return s.rows(ctx, "sqlite.List", a.Prefix, "NULL", where+" ORDER BY label, uuid LIMIT ?", owner, a.After, len([]rune(a.Prefix)), a.Prefix, a.Limit)
+}
+
+func (s *Store) rows(ctx context.Context, op, key, content, rest string, args ...any) ([]server.Row, error) {
+	rows, err := s.read.QueryContext(ctx, "SELECT uuid, owner, org, label, access, expires, deleted, statement, signature, "+content+" FROM deposit "+rest, args...)
+	if err != nil {
+		return nil, s.fail(op, key, err)
+	}
+	defer rows.Close()
+	var list []server.Row
+	for rows.Next() {
+		var r server.Row
+		var access []byte
+		var expires, deleted sql.NullInt64
+		err := rows.Scan(&r.UUID, &r.Owner, &r.Org, &r.Label, &access, &expires, &deleted, &r.Sealed.Statement, &r.Sealed.Signature, &r.Sealed.Content)
+		if err == nil {
+			err = json.Unmarshal(access, &r.Access)
+		}
+		if err != nil {
+			return nil, s.fail(op, key, err)
+		}
+		if expires.Valid {
+			r.Expires = time.UnixMilli(expires.Int64)
+		}
+		if deleted.Valid {
+			at := time.UnixMilli(deleted.Int64).UTC()
+			r.Sealed.Deleted = &at
+		}
+		list = append(list, r)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, s.fail(op, key, err)
+	}
+	return list, nil
+}
+
+// Delete makes deposits unreadable.
+func (s *Store) Delete(ctx context.Context, owner string, uuids []string, at time.Time, once server.Once) error {
+	return s.each(ctx, "sqlite.Delete", owner, uuids, once, "UPDATE deposit SET deleted = ?3 WHERE uuid = ?1 AND owner = ?2 AND deleted IS NULL", at.UnixMilli())
+}
+
+// Undelete brings deposits back.
+func (s *Store) Undelete(ctx context.Context, owner string, uuids []string, once server.Once) error {
+	return s.each(ctx, "sqlite.Undelete", owner, uuids, once, "UPDATE deposit SET deleted = NULL WHERE uuid = ?1 AND owner = ?2 AND deleted IS NOT NULL")
+}
+
+// Purge removes deposits.
+func (s *Store) Purge(ctx context.Context, owner string, uuids []string, once server.Once) error {
+	return s.each(ctx, "sqlite.Purge", owner, uuids, once, "DELETE FROM deposit WHERE uuid = ?1 AND owner = ?2 AND deleted IS NOT NULL")
+}
+
+// each does one statement to each of the owner's deposits, or to none.
+func (s *Store) each(ctx context.Context, op, owner string, uuids []string, once server.Once, query string, further ...any) error {
+	return s.change(ctx, op, strings.Join(uuids, " "), once, func(tx *sql.Tx) error {
+		for _, uuid := range uuids {
+			res, err := tx.ExecContext(ctx, query, append([]any{uuid, owner}, further...)...)
+			if err != nil {
+				return s.fail(op, uuid, err)
+			}
+			if err := changed(op, uuid, res, 1); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// Forget drops what is past.
+func (s *Store) Forget(ctx context.Context, now time.Time) error {
+	return s.change(ctx, "sqlite.Forget", "", server.Once{}, func(tx *sql.Tx) error {
+		_, err := tx.ExecContext(ctx, "DELETE FROM once WHERE until < ?", now.UnixMilli())
+		if err == nil {
+			_, err = tx.ExecContext(ctx, "DELETE FROM deposit WHERE expires < ?", now.UnixMilli())
+		}
+		return err
+	})
+}
