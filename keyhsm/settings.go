@@ -75,6 +75,20 @@ var clouderas = map[string]string{
 	"keyhsm.roll.size": "the log goes to standard error; who keeps it rotates it",
 }
 
+// Check says why WriteSettings would refuse to write s into a folder.
+func (s *Settings) Check(dir string) error {
+	path := filepath.Join(dir, SettingsFile)
+	if _, err := os.Lstat(path); err == nil {
+		return isThere(path)
+	}
+	_, err := s.format(path)
+	return err
+}
+
+func isThere(path string) error {
+	return fmt.Errorf("%s is there already and is not overwritten: deposits depend on the key that it names; move it away if they do not, or choose another folder", path)
+}
+
 // WriteSettings writes the file into a folder. It never overwrites one: deposits
 // depend on the key that it names.
 func WriteSettings(dir string, s Settings) error {
@@ -85,7 +99,7 @@ func WriteSettings(dir string, s Settings) error {
 	}
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("%s is there already and is not overwritten: deposits depend on the key that it names; move it away if they do not, or choose another folder", path)
+		return isThere(path)
 	}
 	if err != nil {
 		return err

@@ -159,7 +159,7 @@ func (s *kmsServer) run(ctx context.Context, readyFile string) (err error) {
 	if err != nil {
 		return fmt.Errorf("listening at the address of hadoop.kms.http.host and hadoop.kms.http.port: %w", err)
 	}
-	bounded := &boundedListener{Listener: listener, most: s.set.web.bounded(s.log), log: s.log}
+	bounded := &boundedListener{Listener: listener, most: s.set.web.bounded(s.log), property: maxConnectionsName, log: s.log}
 	listener = bounded
 	handler, err := s.handler(bounded)
 	if err != nil {

@@ -121,8 +121,9 @@ func (w webSettings) withHeaders(next http.Handler) http.Handler {
 // for its own time limit, a minute.
 type boundedListener struct {
 	net.Listener
-	most int64
-	log  *slog.Logger
+	most     int64
+	property string // that says so
+	log      *slog.Logger
 
 	open, refused atomic.Int64
 	told          atomic.Int64 // when a refusal was last logged, in nanoseconds since 1970
@@ -146,7 +147,7 @@ func (l *boundedListener) Accept() (net.Conn, error) {
 		_ = conn.Close() // it goes one way or the other
 		now := time.Now()
 		if last := l.told.Load(); now.Sub(time.Unix(0, last)) >= tellEvery && l.told.CompareAndSwap(last, now.UnixNano()) {
-			l.log.Warn("connections are refused: as many are open as may be", "property", maxConnectionsName, "open", l.most, "refused so far", n, "latest from", conn.RemoteAddr())
+			l.log.Warn("connections are refused: as many are open as may be", "property", l.property, "open", l.most, "refused so far", n, "latest from", conn.RemoteAddr())
 		}
 	}
 }
