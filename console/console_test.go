@@ -188,6 +188,7 @@ func TestMetrics(t *testing.T) {
 	call := m.HSM(func() (int, int) { return 3, 8 })
 	call(5, 1000, time.Millisecond, 20*time.Millisecond, nil)
 	call(1, 1, 0, time.Second, errors.New("gone"))
+	m.Function("C_Login", "CKR_PIN_INCORRECT", time.Millisecond)
 	m.Expiries("claviger_certificate_expiry_seconds", "x", func() ([]console.Expiry, error) {
 		return []console.Expiry{{Name: "ssl.server.keystore.location", Subject: "CN=kms1", Ends: last}}, nil
 	})
@@ -204,6 +205,7 @@ func TestMetrics(t *testing.T) {
 		`claviger_hsm_wait_seconds_bucket{le="0.001"} 2`,
 		`claviger_hsm_sessions_in_use 3`,
 		`claviger_hsm_sessions_max 8`,
+		`claviger_hsm_function_seconds_count{function="C_Login",result="CKR_PIN_INCORRECT"} 1`,
 		`claviger_certificate_expiry_seconds{name="ssl.server.keystore.location",subject="CN=kms1"} 1.79544261e+09`,
 		`claviger_kms_request_seconds_count{op="decrypt_eek",status="200"} 1`,
 		`claviger_kms_request_seconds_bucket{op="decrypt_eek",status="200",le="0.0025"} 0`,

@@ -36,6 +36,7 @@ type Metrics struct {
 
 	hsmCalls   *prometheus.HistogramVec
 	hsmWaits   prometheus.Histogram
+	functions  *prometheus.HistogramVec
 	hsmBlocks  prometheus.Histogram
 	hsmCallers prometheus.Histogram
 	turns      *prometheus.HistogramVec
@@ -53,6 +54,7 @@ func NewMetrics(use func(context.Context) ([]metastore.Use, error)) *Metrics {
 
 		hsmCalls:   prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "claviger_hsm_call_seconds", Help: "Encryptions on the HSM, by result (ok, error).", Buckets: buckets}, []string{"result"}),
 		hsmWaits:   prometheus.NewHistogram(prometheus.HistogramOpts{Name: "claviger_hsm_wait_seconds", Help: "How long the first caller of an encryption waited until it began.", Buckets: buckets}),
+		functions:  prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "claviger_hsm_function_seconds", Help: "Calls of the PKCS #11 library by function and result, logins and searches too.", Buckets: buckets}, []string{"function", "result"}),
 		hsmBlocks:  prometheus.NewHistogram(prometheus.HistogramOpts{Name: "claviger_hsm_call_blocks", Help: "Blocks of 16 bytes in one encryption on the HSM; an EDEK has one or two.", Buckets: sizes}),
 		hsmCallers: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "claviger_hsm_call_callers", Help: "Requests that shared one encryption on the HSM.", Buckets: sizes}),
 		turns:      prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "claviger_kms_turn_wait_seconds", Help: "How long requests waited for their turn, by class; those that did not wait are not counted.", Buckets: buckets}, []string{"class"}),
@@ -136,7 +138,7 @@ func constant(desc *prometheus.Desc, kind prometheus.ValueType, v float64, label
 // HSM adds the figures of an HSM, of which call is told; sessions tells how many of
 // its sessions are in use, and how many may be.
 func (m *Metrics) HSM(sessions func() (used, most int)) (call func(callers, blocks int, waited, took time.Duration, err error)) {
-	m.registry.MustRegister(m.hsmCalls, m.hsmWaits, m.hsmBlocks, m.hsmCallers)
+	m.registry.MustRegister(m.hsmCalls, m.hsmWaits, m.functions, m.hsmBlocks, m.hsmCallers)
 	m.Gauge("claviger_hsm_sessions_in_use", "Sessions of the HSM in use.", func() float64 { used, _ := sessions(); return float64(used) })
 	m.Gauge("claviger_hsm_sessions_max", "Sessions that may be in use at once.", func() float64 { _, most := sessions(); return float64(most) })
 	ok, failed := m.hsmCalls.WithLabelValues("ok"), m.hsmCalls.WithLabelValues("error")
@@ -150,6 +152,11 @@ func (m *Metrics) HSM(sessions func() (used, most int)) (call func(callers, bloc
 		m.hsmBlocks.Observe(float64(blocks))
 		m.hsmCallers.Observe(float64(callers))
 	}
+}
+
+// Function is told of each call of the PKCS #11 library, where HSM was called.
+func (m *Metrics) Function(name, result string, took time.Duration) {
+	m.functions.WithLabelValues(name, result).Observe(took.Seconds())
 }
 
 // Waited is kmsapi's hook.

@@ -48,6 +48,8 @@ type Token struct {
 
 	gather sync.Map // keyName -> *gatherer
 	onCall atomic.Pointer[func(Call)]
+
+	onFunction atomic.Pointer[func(Function)]
 }
 
 // keyName is what names a key for use: both its attributes, so that one who asks
@@ -117,6 +119,7 @@ func (t *Token) start(ctx context.Context) error {
 	if t.cfg.Wrap != nil {
 		t.b = t.cfg.Wrap(t.b)
 	}
+	t.b = traced{t.b, &t.onFunction}
 	done := make(chan error, 1)
 	go func() {
 		visit, err := t.module.enter(ctx)

@@ -16,6 +16,7 @@ func (s *kmsServer) metrics(listener *boundedListener) *console.Metrics {
 	m.Gauge("claviger_edek_queue_ready", "Ready-made EDEKs of all keys.", func() float64 { return float64(s.ring.Queued()) })
 	if p, ok := s.svc.Primary.(*hsm.Provider); ok {
 		call := m.HSM(p.Sessions)
+		p.OnFunction(func(f pkcs11.Function) { m.Function(f.Name, f.Result, f.Took) })
 		p.OnCall(func(c pkcs11.Call) { call(c.Callers, c.Blocks, c.Waited, c.Took, c.Err) })
 	}
 	m.Expiries("claviger_certificate_expiry_seconds", "When the first certificate of a TLS store ends, by the property that names the store, in seconds since 1970.", func() ([]console.Expiry, error) {

@@ -64,6 +64,7 @@ func TestMetrics(t *testing.T) {
 		`claviger_hsm_call_seconds_count{result="ok"}`, `claviger_hsm_call_blocks_bucket{le="512"}`, "claviger_hsm_call_callers_count", "claviger_hsm_wait_seconds_count",
 		"claviger_hsm_sessions_in_use", "claviger_hsm_sessions_max", "claviger_edek_queue_ready", "claviger_http_connections",
 		`claviger_kms_request_seconds_bucket{op="generate_eek",status="200",le="0.0001"}`, `claviger_kms_request_seconds_bucket{op="generate_eek",status="200",le="10"}`,
+		`claviger_hsm_function_seconds_count{function="C_GenerateKey",result="CKR_OK"} 1`, `claviger_hsm_function_seconds_count{function="C_Encrypt",result="CKR_OK"}`,
 		`claviger_kms_edeks_total{op="generate_eek"} 300`, "claviger_delegation_tokens 1\n",
 		`claviger_certificate_expiry_seconds{name="ssl.server.keystore.location",subject="`,
 	} {

@@ -44,6 +44,7 @@ type token interface {
 	Ping(ctx context.Context) error
 	OnReset(func())
 	OnCall(func(pkcs11.Call))
+	OnFunction(func(pkcs11.Function))
 	Sessions() (used, most int)
 	Close() error
 }
@@ -161,6 +162,9 @@ func (p *Provider) Info() pkcs11.TokenInfo { return p.tok.Info() }
 
 // OnCall sets who is told of each call of the HSM; see pkcs11.Token.
 func (p *Provider) OnCall(f func(pkcs11.Call)) { p.tok.OnCall(f) }
+
+// OnFunction sets who is told of each call of the vendor's library.
+func (p *Provider) OnFunction(f func(pkcs11.Function)) { p.tok.OnFunction(f) }
 
 // Sessions returns how many sessions of the HSM are in use now, and how many may
 // be.

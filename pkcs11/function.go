@@ -1,0 +1,113 @@
+package pkcs11
+
+import (
+	"errors"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	p11 "github.com/miekg/pkcs11"
+)
+
+// Function tells of one call of a function of the vendor's library. Those that it
+// answers by itself are left out.
+type Function struct {
+	Name   string // C_Encrypt
+	Result string // CKR_OK, see ResultName
+	Took   time.Duration
+}
+
+// OnFunction sets who is told of each such call from now on; nil is nobody. f must
+// be quick, and may be called from many goroutines at once.
+func (t *Token) OnFunction(f func(Function)) {
+	if f == nil {
+		t.onFunction.Store(nil)
+		return
+	}
+	t.onFunction.Store(&f)
+}
+
+// ResultName is what PKCS #11 calls a function's result: CKR_OK, CKR_DEVICE_ERROR.
+// Results that are a vendor's own are CKR_VENDOR_DEFINED, so that names are few.
+func ResultName(err error) string {
+	var code p11.Error
+	switch {
+	case err == nil:
+		return "CKR_OK"
+	case !errors.As(err, &code):
+		return "CKR_GENERAL_ERROR"
+	}
+	// pkcs11: 0x30: CKR_DEVICE_ERROR
+	text := code.Error()
+	if name := text[strings.LastIndexByte(text, ' ')+1:]; strings.HasPrefix(name, "CKR_") {
+		return name
+	}
+	return "CKR_VENDOR_DEFINED"
+}
+
+// traced tells of the calls that may go to the HSM.
+type traced struct {
+	Boundary
+	tell *atomic.Pointer[func(Function)]
+}
+
+func (w traced) done(name string, began time.Time, err *error) {
+	if f := w.tell.Load(); f != nil {
+		(*f)(Function{name, ResultName(*err), time.Since(began)})
+	}
+}
+
+func (w traced) Initialize(o ...p11.InitializeOption) (err error) {
+	defer w.done("C_Initialize", time.Now(), &err)
+	return w.Boundary.Initialize(o...)
+}
+
+func (w traced) OpenSession(slot, flags uint) (_ p11.SessionHandle, err error) {
+	defer w.done("C_OpenSession", time.Now(), &err)
+	return w.Boundary.OpenSession(slot, flags)
+}
+
+func (w traced) Login(s p11.SessionHandle, user uint, pin string) (err error) {
+	defer w.done("C_Login", time.Now(), &err)
+	return w.Boundary.Login(s, user, pin)
+}
+
+func (w traced) GenerateRandom(s p11.SessionHandle, n int) (_ []byte, err error) {
+	defer w.done("C_GenerateRandom", time.Now(), &err)
+	return w.Boundary.GenerateRandom(s, n)
+}
+
+func (w traced) GenerateKey(s p11.SessionHandle, m []*p11.Mechanism, a []*p11.Attribute) (_ p11.ObjectHandle, err error) {
+	defer w.done("C_GenerateKey", time.Now(), &err)
+	return w.Boundary.GenerateKey(s, m, a)
+}
+
+func (w traced) DestroyObject(s p11.SessionHandle, o p11.ObjectHandle) (err error) {
+	defer w.done("C_DestroyObject", time.Now(), &err)
+	return w.Boundary.DestroyObject(s, o)
+}
+
+func (w traced) GetAttributeValue(s p11.SessionHandle, o p11.ObjectHandle, a []*p11.Attribute) (_ []*p11.Attribute, err error) {
+	defer w.done("C_GetAttributeValue", time.Now(), &err)
+	return w.Boundary.GetAttributeValue(s, o, a)
+}
+
+func (w traced) FindObjectsInit(s p11.SessionHandle, a []*p11.Attribute) (err error) {
+	defer w.done("C_FindObjectsInit", time.Now(), &err)
+	return w.Boundary.FindObjectsInit(s, a)
+}
+
+func (w traced) FindObjects(s p11.SessionHandle, limit int) (_ []p11.ObjectHandle, _ bool, err error) {
+	defer w.done("C_FindObjects", time.Now(), &err)
+	return w.Boundary.FindObjects(s, limit)
+}
+
+func (w traced) EncryptInit(s p11.SessionHandle, m []*p11.Mechanism, o p11.ObjectHandle) (err error) {
+	defer w.done("C_EncryptInit", time.Now(), &err)
+	return w.Boundary.EncryptInit(s, m, o)
+}
+
+func (w traced) Encrypt(s p11.SessionHandle, data []byte) (_ []byte, err error) {
+	defer w.done("C_Encrypt", time.Now(), &err)
+	return w.Boundary.Encrypt(s, data)
+}
