@@ -1,0 +1,174 @@
+package main
+
+import (
+	"crypto/rand"
+	"encoding/base32"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"claviger"
+	"claviger/trustee"
+	"claviger/trustee/server"
+	"claviger/trustee/server/sqlite"
+)
+
+func newOrgtoolCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "orgtool", Short: "Organizations of a Key Trustee Server, their secrets and clients", Args: cobra.NoArgs,
+		Long: `orgtool works on the store of the Key Trustee Server of this host, while that runs or not; its subcommands and options are those of keytrustee-orgtool.`,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
+	cmd.AddCommand(newOrgAdd(), newOrgList(), newOrgState("disable-client", "Keep a client out", server.Disabled),
+		newOrgState("enable-client", "Let a client in that waits or was disabled", server.Active), newOrgSetAuth())
+	return cmd
+}
+
+// orgCommand is a subcommand that works on the store.
+func orgCommand(use, short, long string, work func(cmd *cobra.Command, store server.Store) error) *cobra.Command {
+	var dir string
+	cmd := &cobra.Command{Use: use, Short: short, Long: long, Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) (err error) {
+		store, err := sqlite.Open(cmd.Context(), filepath.Join(dir, trusteeStore), false)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, store.Close()) }()
+		return work(cmd, store)
+	}}
+	trusteeDirFlag(cmd, &dir)
+	return cmd
+}
+
+// newAuth is a secret of 160 bits that can be typed.
+func newAuth() string {
+	var b [20]byte
+	_, _ = rand.Read(b[:]) // it never fails
+	return strings.ToLower(base32.StdEncoding.EncodeToString(b[:]))
+}
+
+// readSecretLine reads one line.
+func readSecretLine(in io.Reader) (string, error) {
+	const most = 4 << 10
+	b, err := io.ReadAll(io.LimitReader(in, most+1))
+	if err == nil && len(b) > most {
+		err = fmt.Errorf("a secret of more than %d bytes", most)
+	}
+	return strings.TrimRight(string(b), "\r\n"), err
+}
+
+func newOrgAdd() *cobra.Command {
+	var name, contacts string
+	cmd := orgCommand("add -n NAME -c CONTACT[,CONTACT...]", "Add an organization", "add makes an organization with a fresh secret, and prints it as list does.",
+		func(cmd *cobra.Command, store server.Store) error {
+			if name == "" || len(name) > 255 || strings.ContainsFunc(name, func(c rune) bool { return c <= ' ' || c == 0x7f }) {
+				return &exitError{exitUsage, fmt.Errorf("-n %q: a name has 1 to 255 bytes, without blanks", name)}
+			}
+			o := server.Org{Name: name, UUID: trustee.NewUUID(), Auth: newAuth(), Created: time.Now()}
+			for c := range strings.SplitSeq(contacts, ",") {
+				if c = strings.TrimSpace(c); c != "" {
+					o.Contacts = append(o.Contacts, c)
+				}
+			}
+			if err := store.AddOrg(cmd.Context(), o); err != nil {
+				if claviger.Is(err, claviger.KeyExists) {
+					return &exitError{exitRefused, fmt.Errorf("organization %q is there already", name)}
+				}
+				return err
+			}
+			return printOrgs(cmd, []server.Org{o})
+		})
+	cmd.Flags().StringVarP(&name, "name", "n", "", "the organization's name")
+	cmd.Flags().StringVarP(&contacts, "contacts", "c", "", "whom to ask about it, separated by commas")
+	_ = cmd.MarkFlagRequired("name") // the flag is defined above
+	return cmd
+}
+
+func newOrgList() *cobra.Command {
+	return orgCommand("list", "Show the organizations, with their secrets, as JSON", "", func(cmd *cobra.Command, store server.Store) error {
+		orgs, err := store.Orgs(cmd.Context())
+		if err != nil {
+			return err
+		}
+		return printOrgs(cmd, orgs)
+	})
+}
+
+// listedOrg is an organization in the JSON of keytrustee-orgtool list.
+type listedOrg struct {
+	Auth       *string  `json:"auth_secret"` // null: clients wait for an operator
+	Contacts   []string `json:"contacts"`
+	Creation   string   `json:"creation"`
+	Expiration string   `json:"expiration"`
+	KeyInfo    *string  `json:"key_info"`
+	Name       string   `json:"name"`
+	State      int      `json:"state"`
+	UUID       string   `json:"uuid"`
+}
+
+func printOrgs(cmd *cobra.Command, orgs []server.Org) error {
+	const layout = "2006-01-02T15:04:05"
+	list := map[string]listedOrg{}
+	for _, o := range orgs {
+		l := listedOrg{Contacts: append([]string{}, o.Contacts...), Creation: o.Created.UTC().Format(layout), Expiration: "9999-12-31T18:59:59", Name: o.Name, UUID: o.UUID}
+		if o.Auth != "" {
+			l.Auth = &o.Auth
+		}
+		list[o.Name] = l
+	}
+	enc := json.NewEncoder(cmd.OutOrStdout())
+	enc.SetIndent("", "    ")
+	return enc.Encode(list)
+}
+
+func newOrgState(use, short string, state server.State) *cobra.Command {
+	var fingerprint string
+	cmd := orgCommand(use+" --fingerprint FINGERPRINT", short, "", func(cmd *cobra.Command, store server.Store) error {
+		_, f, ok := strings.Cut(fingerprint, "/") // 4096R/...
+		if !ok {
+			f = fingerprint
+		}
+		f = strings.ToUpper(strings.ReplaceAll(f, " ", ""))
+		if err := store.SetState(cmd.Context(), f, state); err != nil {
+			if claviger.Is(err, claviger.KeyNotFound) {
+				return &exitError{exitRefused, fmt.Errorf("no client %s is registered here; its fingerprint is in its %s", f, trustee.ConfFile)}
+			}
+			return err
+		}
+		_, err := fmt.Fprintf(cmd.OutOrStdout(), "client %s is %s\n", f, state)
+		return err
+	})
+	cmd.Flags().StringVar(&fingerprint, "fingerprint", "", "of the client's OpenPGP key")
+	_ = cmd.MarkFlagRequired("fingerprint") // the flag is defined above
+	return cmd
+}
+
+func newOrgSetAuth() *cobra.Command {
+	var name, secret string
+	cmd := orgCommand("set-auth -n NAME -s SECRET", "Set the secret by which clients register",
+		"set-auth sets the secret; an empty one (-s '') makes each new client wait for enable-client. Clients that are registered stay so. Others on this host see SECRET in the list of processes; - reads it from standard input.",
+		func(cmd *cobra.Command, store server.Store) error {
+			if secret == "-" {
+				var err error
+				if secret, err = readSecretLine(cmd.InOrStdin()); err != nil {
+					return err
+				}
+			}
+			if err := store.SetAuth(cmd.Context(), name, secret); err != nil {
+				if claviger.Is(err, claviger.KeyNotFound) {
+					return &exitError{exitRefused, fmt.Errorf("there is no organization %q; claviger orgtool list shows them", name)}
+				}
+				return err
+			}
+			return nil
+		})
+	cmd.Flags().StringVarP(&name, "name", "n", "", "the organization's name")
+	cmd.Flags().StringVarP(&secret, "secret", "s", "", "the secret, '' for none, - to read it from standard input")
+	for _, f := range []string{"name", "secret"} {
+		_ = cmd.MarkFlagRequired(f) // the flags are defined above
+	}
+	return cmd
+}

@@ -1,0 +1,252 @@
+package main
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"math/big"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"claviger/keystore"
+	"claviger/trustee"
+	"claviger/trustee/server"
+	"claviger/trustee/server/sqlite"
+)
+
+// Places in a trustee's folder. Those of TLS are Cloudera's.
+const (
+	trusteeFolder  = "/var/lib/keytrustee/.keytrustee"
+	trusteeStore   = "keytrustee.db"
+	trusteeTLSCert = ".ssl/ssl-cert-keytrustee.pem"
+	trusteeTLSKey  = ".ssl/ssl-cert-keytrustee-pk.pem"
+)
+
+// trusteeCertificateLife is that of the certificate that init makes.
+const trusteeCertificateLife = 2 * 365 * 24 * time.Hour
+
+func newTrusteeCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "trustee", Short: "Set up and run a Key Trustee Server", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
+	cmd.AddCommand(newTrusteeInit(), newTrusteeServe())
+	return cmd
+}
+
+func trusteeDirFlag(cmd *cobra.Command, dir *string) {
+	cmd.Flags().StringVar(dir, "confdir", trusteeFolder, "the trustee's folder")
+}
+
+func newTrusteeInit() *cobra.Command {
+	var dir, host string
+	cmd := &cobra.Command{
+		Use:   "init [--confdir DIR] [--hostname NAME]",
+		Short: "Make a trustee's identity, certificate and store",
+		Long: `init makes DIR: the OpenPGP identity that signs answers (4096 bits, which takes some seconds), a store, and a self-signed TLS certificate, unless
+one lies in DIR/` + trusteeTLSCert + ` and DIR/` + trusteeTLSKey + ` already. An identity that is there is never overwritten; init may be called again after
+it was broken off.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if host == "" {
+				var err error
+				if host, err = os.Hostname(); err != nil {
+					return fmt.Errorf("this host has no name (%w): give one by --hostname", err)
+				}
+			}
+			return initTrustee(cmd.Context(), cmd.OutOrStdout(), dir, host)
+		},
+	}
+	trusteeDirFlag(cmd, &dir)
+	cmd.Flags().StringVar(&host, "hostname", "", "the name by which clients know this host; otherwise the system's")
+	return cmd
+}
+
+func initTrustee(ctx context.Context, out io.Writer, dir, host string) error {
+	folder, err := trustee.LoadFolder(dir)
+	if _, missing := os.Stat(filepath.Join(dir, trustee.ConfFile)); errors.Is(missing, fs.ErrNotExist) {
+		id, err := trustee.NewIdentity("keytrustee", "keytrustee Server Key", "keytrustee@"+host, trustee.KeyBits, time.Now())
+		if err != nil {
+			return err
+		}
+		if folder, err = trustee.NewFolder(dir, id); err != nil {
+			return err
+		}
+	} else if err != nil {
+		return err
+	}
+	cert, key := filepath.Join(dir, trusteeTLSCert), filepath.Join(dir, trusteeTLSKey)
+	made := false
+	if _, err := os.Stat(key); errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Stat(cert); err == nil {
+			return fmt.Errorf("%s is there without its key %s: put that beside it, or remove the certificate to have a new one made", cert, key)
+		}
+		if err := selfSigned(cert, key, host); err != nil {
+			return err
+		}
+		made = true
+	}
+	store, err := sqlite.Open(ctx, filepath.Join(dir, trusteeStore), true)
+	if err != nil {
+		return err
+	}
+	if err := store.Close(); err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "Initialized directory for %s\n", folder.Identity)
+	if made {
+		fmt.Fprintf(out, "self-signed certificate for %s: %s; clients must trust it, or put one of your authority in its place\n", host, cert)
+	}
+	return nil
+}
+
+// selfSigned makes a certificate that is its own authority.
+func selfSigned(certFile, keyFile, host string) error {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return err
+	}
+	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
+	if err != nil {
+		return err
+	}
+	now := time.Now()
+	template := &x509.Certificate{
+		SerialNumber: serial, Subject: pkix.Name{CommonName: host}, NotBefore: now.Add(-time.Hour), NotAfter: now.Add(trusteeCertificateLife),
+		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+		IsCA: true, BasicConstraintsValid: true,
+	}
+	if ip := net.ParseIP(host); ip != nil {
+		template.IPAddresses = []net.IP{ip}
+	} else {
+		template.DNSNames = []string{host}
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		return err
+	}
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(keyFile), 0o700); err != nil {
+		return err
+	}
+	// The key comes last: it is what init looks for.
+	if err := os.WriteFile(certFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600); err != nil {
+		return err
+	}
+	return os.WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}), 0o600)
+}
+
+type trusteeFlags struct {
+	dir, listen, ready string
+}
+
+func newTrusteeServe() *cobra.Command {
+	var f trusteeFlags
+	var level string
+	cmd := &cobra.Command{
+		Use:   "serve [--confdir DIR] [--listen ADDRESS] [--ready-file FILE]",
+		Short: "Run a Key Trustee Server",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			log, err := newLogger(level)
+			if err != nil {
+				return &exitError{exitUsage, err}
+			}
+			return serveTrustee(cmd.Context(), f, log)
+		},
+	}
+	trusteeDirFlag(cmd, &f.dir)
+	cmd.Flags().StringVar(&f.listen, "listen", ":"+strconv.Itoa(trustee.Port), "address and port; port 0 is any that is free")
+	cmd.Flags().StringVar(&f.ready, "ready-file", "", "file that gets the base URL when requests are taken")
+	cmd.Flags().StringVar(&level, "log-level", "info", "debug, info, warn or error")
+	return cmd
+}
+
+// trusteeTLS reads the certificate, and follows its change.
+func trusteeTLS(dir string, log *slog.Logger) (*tls.Config, func(), error) {
+	cert, key := filepath.Join(dir, trusteeTLSCert), filepath.Join(dir, trusteeTLSKey)
+	for _, file := range []string{cert, key} {
+		if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
+			return nil, nil, fmt.Errorf("%s is missing: a copy without .ssl, as rsync --exclude .ssl makes it, needs a certificate of this host's own; claviger trustee init makes one", file)
+		}
+	}
+	r, err := keystore.NewReloader([]string{cert, key}, func() (tls.Certificate, error) { return tls.LoadX509KeyPair(cert, key) }, keystore.ReloadInterval, log)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%s and %s: %w", cert, key, err)
+	}
+	return &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+		now := r.Get()
+		return &now, nil
+	}}, r.Close, nil
+}
+
+// serveTrustee runs the server until ctx ends.
+func serveTrustee(ctx context.Context, f trusteeFlags, log *slog.Logger) (err error) {
+	folder, err := trustee.LoadFolder(f.dir)
+	if err != nil {
+		return err
+	}
+	for _, w := range folder.Warnings {
+		log.Warn(w)
+	}
+	store, err := sqlite.Open(ctx, filepath.Join(f.dir, trusteeStore), false)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, store.Close()) }()
+	conf, stop, err := trusteeTLS(f.dir, log)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", f.listen)
+	if err != nil {
+		return fmt.Errorf("--listen: %w", err)
+	}
+	const most = 1024 // connections
+	bounded := &boundedListener{Listener: listener, most: most, log: log}
+	web := &http.Server{
+		Handler:           server.New(server.Config{Identity: folder.Identity, Store: store, Log: log}),
+		ReadHeaderTimeout: 10 * time.Second, ReadTimeout: time.Minute, WriteTimeout: time.Minute, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10,
+		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+	served := make(chan error, 1)
+	go func() { served <- web.Serve(tls.NewListener(bounded, conf)) }()
+	url := "https://" + listener.Addr().String()
+	if f.ready != "" {
+		if err := writeReady(f.ready, url); err != nil {
+			return errors.Join(err, web.Close(), <-served)
+		}
+	}
+	log.Info("serving", "url", url, "identity", folder.Identity)
+	select {
+	case err := <-served:
+		return err
+	case <-ctx.Done():
+	}
+	log.Info("stopping: requests under way are served to their end")
+	ended, cancel := context.WithTimeout(context.WithoutCancel(ctx), 15*time.Second)
+	defer cancel()
+	err = web.Shutdown(ended)
+	if serr := <-served; !errors.Is(serr, http.ErrServerClosed) {
+		err = errors.Join(err, serr)
+	}
+	return err
+}
