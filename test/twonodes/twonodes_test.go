@@ -30,13 +30,17 @@ func TestTwoNodes(t *testing.T) {
 		s.tokens(job)
 	})
 	t.Run("PostgreSQL", func(t *testing.T) {
-		s := newSite(t, kdc, hadoop.Conf{"hadoop.kms.authentication.signer.secret.provider": "sql"})
+		s := newSite(t, kdc, hadoop.Conf{
+			"hadoop.kms.authentication.signer.secret.provider": "sql",
+			"hadoop.kms.authentication.token.validity":         "8", // seconds
+		})
 		shell, job := s.shell(), s.job()
 		s.cookies()
 		s.keys(shell)
 		l := s.load(job)
 		l.kills(shell)
 		l.updates()
+		l.expires()
 		l.end()
 		s.tokens(job)
 		job.Close()
@@ -227,6 +231,19 @@ func (l load) updates() {
 		l.without()
 		l.restart(n)
 	}
+}
+
+// expires waits until cookies have ended at both nodes, and the secret that signs
+// them has changed: the client logs in anew.
+func (l load) expires() {
+	l.t.Helper()
+	begin := []int{len(l.nodes[0].auditLog()), len(l.nodes[1].auditLog())}
+	for i, n := range l.nodes {
+		n.WaitFor("the end of a cookie", func() bool {
+			return strings.Contains(n.auditLog()[begin[i]:], "ErrorMsg:'AuthenticationToken expired'")
+		})
+	}
+	l.more(50)
 }
 
 // hangs holds a node up. That costs clients their time limit, and no more.
