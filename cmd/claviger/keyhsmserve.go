@@ -256,10 +256,23 @@ func newKeyHSMStatus() *cobra.Command {
 				runState
 				keyhsm.Status
 			}{run, st}, func(w io.Writer) {
-				fmt.Fprintf(w, "state\t%s %s\nserves\t%s, process %d, since %s\ntoken\t%s, serial %s, %s %s\nkey\t%s, id %s, RSA of %d bits, OAEP with %s\n",
-					st.State, st.Detail, run.URL, run.PID, st.Started.Format(time.RFC3339), st.Token, st.Serial, st.Manufacturer, st.Model, st.KeyLabel, st.KeyID, st.KeyBits, st.OAEP)
-				fmt.Fprintf(w, "certificate\tgood until %s\ntrusted\t%d certificates, read at %s %s\nsince the start\t%d wrapped, %d unwrapped, %d refused\n",
-					st.CertificateUntil.Format(time.DateOnly), st.Trusted, st.Loaded.Format(time.RFC3339), st.LoadError, st.Wrapped, st.Unwrapped, st.Refused)
+				row := func(name, format string, args ...any) { fmt.Fprintf(w, "%s\t%s\n", name, fmt.Sprintf(format, args...)) }
+				row("state", "%s", st.State)
+				if st.Detail != "" {
+					row("because", "%s", st.Detail)
+				}
+				row("serves", "%s, process %d, since %s", run.URL, run.PID, st.Started.Format(time.RFC3339))
+				row("token", "%s, serial %s, %s %s", st.Token, st.Serial, st.Manufacturer, st.Model)
+				row("key", "%s, id %s", st.KeyLabel, st.KeyID)
+				if st.KeyBits > 0 {
+					row("wraps by", "RSA of %d bits, OAEP with %s", st.KeyBits, st.OAEP)
+				}
+				row("certificate", "good until %s", st.CertificateUntil.Format(time.DateOnly))
+				row("trusted", "%d certificates, read at %s", st.Trusted, st.Loaded.Format(time.RFC3339))
+				if st.LoadError != "" {
+					row("not reloaded", "%s", st.LoadError)
+				}
+				row("since the start", "%d wrapped, %d unwrapped, %d refused", st.Wrapped, st.Unwrapped, st.Refused)
 			})
 			if err == nil && st.State != keyhsm.Ready {
 				err = &exitError{code: exitRefused}
