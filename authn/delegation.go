@@ -6,6 +6,7 @@ import (
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha1" //nolint:gosec // HMAC-SHA1 is the token format's
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -28,9 +29,13 @@ type DelegationConfig struct {
 	// Store keeps the tokens, for several nodes and over restarts; nil: the memory
 	// of this process, as Hadoop does by default.
 	Store metastore.Delegations
-	Batch int32            // sequence numbers that are fetched at once; 0: 100, as Hadoop does
-	Log   *slog.Logger     // nil: none
-	Now   func() time.Time // nil: time.Now
+	// Digests: of a password the store gets the SHA-256 alone, and no master key, so
+	// that nobody can use a token for having read the store, or a copy of it. Not for
+	// one that a Java KMS shares, which makes passwords again.
+	Digests bool
+	Batch   int32            // sequence numbers that are fetched at once; 0: 100, as Hadoop does
+	Log     *slog.Logger     // nil: none
+	Now     func() time.Time // nil: time.Now
 }
 
 // Delegations issues delegation tokens and knows those that are good. Every use of
@@ -130,7 +135,7 @@ func (d *Delegations) issue(ctx context.Context, owner, renewer, realUser, servi
 	mac := hmac.New(sha1.New, key.Key)
 	mac.Write(t.identifier)
 	t.password = mac.Sum(nil)
-	if err := d.conf.Store.PutDelegation(ctx, metastore.Delegation{Sequence: sequence, Identifier: t.identifier, Password: t.password, Renew: d.until(now, id)}); err != nil {
+	if err := d.conf.Store.PutDelegation(ctx, metastore.Delegation{Sequence: sequence, Identifier: t.identifier, Password: d.kept(t.password), Renew: d.until(now, id)}); err != nil {
 		return "", err
 	}
 	return t.text(), nil
@@ -155,8 +160,10 @@ func (d *Delegations) take(ctx context.Context, now time.Time) (metastore.Master
 		const size = 32 // bytes; Hadoop's are 8
 		k := metastore.MasterKey{ID: id, Expires: wholeMillis(now.Add(d.conf.KeyUpdate + d.conf.MaxLife)), Key: make(secret.Bytes, size)}
 		_, _ = rand.Read(k.Key) // never fails: it ends the process first
-		if err := d.conf.Store.PutMasterKey(ctx, k); err != nil {
-			return metastore.MasterKey{}, 0, err
+		if !d.conf.Digests {
+			if err := d.conf.Store.PutMasterKey(ctx, k); err != nil {
+				return metastore.MasterKey{}, 0, err
+			}
 		}
 		d.key, d.nextKey = k, now.Add(d.conf.KeyUpdate)
 	}
@@ -170,6 +177,15 @@ func (d *Delegations) take(ctx context.Context, now time.Time) (metastore.Master
 	sequence := d.numbers.next
 	d.numbers.next++
 	return d.key, sequence, nil
+}
+
+// kept is what the store has of a password, which is 160 bits that nobody guesses.
+func (d *Delegations) kept(password secret.Bytes) secret.Bytes {
+	if !d.conf.Digests {
+		return password
+	}
+	sum := sha256.Sum256(password)
+	return sum[:]
 }
 
 // wholeMillis is a time as stores and tokens keep it.
@@ -197,7 +213,7 @@ func (d *Delegations) find(ctx context.Context, t delegation, id identifier, mis
 		return k, err
 	case !ok || !bytes.Equal(k.Identifier, t.identifier):
 		return k, errors.New(invalidToken + missing)
-	case !hmac.Equal(k.Password, t.password):
+	case !hmac.Equal(k.Password, d.kept(t.password)):
 		return k, fmt.Errorf("%stoken (%v) is invalid, password doesn't match", invalidToken, id)
 	}
 	return k, nil

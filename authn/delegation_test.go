@@ -1,6 +1,7 @@
 package authn
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"net/http"
@@ -176,10 +177,16 @@ func TestMemoryTokens(t *testing.T) {
 // TestDelegationNodes has two nodes on one store: what one issues, renews and
 // cancels the other knows.
 func TestDelegationNodes(t *testing.T) {
+	for name, digests := range map[string]bool{"passwords": false, "digests": true} {
+		t.Run(name, func(t *testing.T) { testDelegationNodes(t, digests) })
+	}
+}
+
+func testDelegationNodes(t *testing.T, digests bool) {
 	ctx := t.Context()
 	store := newMemoryTokens(time.Now)
 	node := func() *Delegations {
-		d, err := NewDelegations(DelegationConfig{KeyUpdate: time.Hour, MaxLife: time.Hour, Renewal: time.Minute, Scan: time.Hour, Store: store, Batch: 3})
+		d, err := NewDelegations(DelegationConfig{KeyUpdate: time.Hour, MaxLife: time.Hour, Renewal: time.Minute, Scan: time.Hour, Store: store, Batch: 3, Digests: digests})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -201,8 +208,23 @@ func TestDelegationNodes(t *testing.T) {
 			had[id.sequence] = true
 		}
 	}
-	if keys, err := store.MasterKeys(ctx); err != nil || len(keys) != 2 {
-		t.Errorf("two nodes made keys %v (%v)", keys, err)
+	want := 2 // keys of two nodes
+	if digests {
+		want = 0
+	}
+	if keys, err := store.MasterKeys(ctx); err != nil || len(keys) != want {
+		t.Errorf("the store has keys %v (%v), want %d", keys, err, want)
+	}
+	token, id, err := parseDelegation(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if k, ok, err := store.Delegation(ctx, id.sequence); err != nil || !ok || bytes.Equal(k.Password, token.password) == digests {
+		t.Errorf("the store has %x (%v, %v) of the password %x", []byte(k.Password), ok, err, []byte(token.password))
+	} else if token.password = k.Password; digests { // as whoever has read the store would try
+		if _, err := a.verify(ctx, token.text()); err == nil || !strings.Contains(err.Error(), "password doesn't match") {
+			t.Errorf("what the store has is taken as a password: %v", err)
+		}
 	}
 	if _, err := a.renew(ctx, text, "yarn"); err != nil {
 		t.Error(err)

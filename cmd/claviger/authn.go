@@ -42,7 +42,7 @@ func newAuthenticator(ctx context.Context, conf *hadoopconf.Conf, shared *cluste
 		MaxLife:   r.duration(delegation+"max-lifetime.sec", time.Second),
 		Renewal:   r.duration(delegation+"renew-interval.sec", time.Second),
 		Scan:      r.duration(delegation+"removal-scan-interval.sec", time.Second),
-		Store:     shared.tokens, Batch: shared.batch, Log: log,
+		Store:     shared.tokens, Digests: shared.digests, Batch: shared.batch, Log: log,
 	}
 	if r.err != nil {
 		return nil, r.err

@@ -42,6 +42,7 @@ const (
 type cluster struct {
 	signers metastore.Signers     // nil: the cookies' secrets are ours alone
 	tokens  metastore.Delegations // nil: delegation tokens are in our memory
+	digests bool                  // of the tokens' passwords, no more, are in the store
 	batch   int32                 // of sequence numbers
 	checks  []console.Check
 	close   []func() error

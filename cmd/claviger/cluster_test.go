@@ -15,6 +15,7 @@ import (
 	"claviger/internal/certtest"
 	"claviger/keystore"
 	"claviger/secret"
+	"claviger/zookeeper"
 )
 
 // siteConf is a configuration folder with one kms-site.xml.
@@ -133,6 +134,10 @@ func TestClusterTaken(t *testing.T) {
 			}
 			if (got.signers != nil) != c.signers || (got.tokens != nil) != c.tokens || len(got.checks) != c.connections {
 				t.Errorf("signers %v, tokens %v, %d connections", got.signers, got.tokens, len(got.checks))
+			}
+			// A Java KMS, with which ZooKeeper may be shared, needs the passwords.
+			if _, zk := got.tokens.(*zookeeper.Tokens); c.tokens && got.digests == zk {
+				t.Errorf("a store %T gets digests: %v", got.tokens, got.digests)
 			}
 			if c.warning != "" && !strings.Contains(log.String(), c.warning) {
 				t.Errorf("the log should warn %q: %s", c.warning, log.String())

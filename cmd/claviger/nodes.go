@@ -60,7 +60,7 @@ func (c *cluster) shareByMetastore(ctx context.Context, conf *hadoopconf.Conf, l
 		if !ok {
 			return fmt.Errorf("the metastore %s keeps no delegation tokens", store.URI())
 		}
-		c.tokens = kept
+		c.tokens, c.digests = kept, true // no Java KMS reads them there
 	}
 	// Not a condition of readiness: cookies hold without it, and the other nodes are
 	// no better off.
