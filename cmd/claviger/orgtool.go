@@ -21,9 +21,10 @@ import (
 
 func newOrgtoolCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "orgtool", Short: "Organizations of a Key Trustee Server, their secrets and clients", Args: cobra.NoArgs,
-		Long: `orgtool works on the store of the Key Trustee Server of this host, while that runs or not; its subcommands and options are those of keytrustee-orgtool.`,
+		Long: `orgtool works on the store of the Key Trustee Server of this host, while that runs or not; its subcommands and options are those of
+keytrustee-orgtool, and clients.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
-	cmd.AddCommand(newOrgAdd(), newOrgList(), newOrgState("disable-client", "Keep a client out", server.Disabled),
+	cmd.AddCommand(newOrgAdd(), newOrgList(), newOrgClients(), newOrgState("disable-client", "Keep a client out", server.Disabled),
 		newOrgState("enable-client", "Let a client in that waits or was disabled", server.Active), newOrgSetAuth())
 	return cmd
 }
@@ -109,36 +110,91 @@ type listedOrg struct {
 	UUID       string   `json:"uuid"`
 }
 
+// orgTime is the form of times in that JSON, without a zone; ours are UTC.
+const orgTime = "2006-01-02T15:04:05"
+
 func printOrgs(cmd *cobra.Command, orgs []server.Org) error {
-	const layout = "2006-01-02T15:04:05"
 	list := map[string]listedOrg{}
 	for _, o := range orgs {
-		l := listedOrg{Contacts: append([]string{}, o.Contacts...), Creation: o.Created.UTC().Format(layout), Expiration: "9999-12-31T18:59:59", Name: o.Name, UUID: o.UUID}
+		l := listedOrg{Contacts: append([]string{}, o.Contacts...), Creation: o.Created.UTC().Format(orgTime), Expiration: "9999-12-31T18:59:59", Name: o.Name, UUID: o.UUID}
 		if o.Auth != "" {
 			l.Auth = &o.Auth
 		}
 		list[o.Name] = l
 	}
+	return printOrgJSON(cmd, list)
+}
+
+func printOrgJSON(cmd *cobra.Command, v any) error {
 	enc := json.NewEncoder(cmd.OutOrStdout())
 	enc.SetIndent("", "    ")
-	return enc.Encode(list)
+	return enc.Encode(v)
+}
+
+// listedClient is a client in the JSON of orgtool clients, which is ours.
+type listedClient struct {
+	Fingerprint string       `json:"fingerprint"`
+	Org         string       `json:"org"`
+	State       server.State `json:"state"`
+	Creation    string       `json:"creation"`
+}
+
+func newOrgClients() *cobra.Command {
+	var name string
+	cmd := orgCommand("clients [-n NAME]", "Show the clients, and which of them wait to be let in, as JSON", "", func(cmd *cobra.Command, store server.Store) error {
+		if name != "" { // a name that is wrong looks like an organization without clients
+			if _, err := store.Org(cmd.Context(), name); claviger.Is(err, claviger.KeyNotFound) {
+				return noOrg(name)
+			} else if err != nil {
+				return err
+			}
+		}
+		clients, err := store.Clients(cmd.Context(), name)
+		if err != nil {
+			return err
+		}
+		list := make([]listedClient, len(clients))
+		for i, c := range clients {
+			list[i] = listedClient{Fingerprint: c.Fingerprint, Org: c.Org, State: c.State, Creation: c.Created.UTC().Format(orgTime)}
+		}
+		return printOrgJSON(cmd, list)
+	})
+	cmd.Flags().StringVarP(&name, "name", "n", "", "the organization's name; otherwise all")
+	return cmd
+}
+
+func noOrg(name string) error {
+	return &exitError{exitRefused, fmt.Errorf("there is no organization %q; claviger orgtool list shows them", name)}
+}
+
+// readFingerprint takes a fingerprint in groups, as gpg prints it, and with
+// "4096R/" before it, as keytrustee.conf holds it.
+func readFingerprint(s string) (string, error) {
+	_, f, ok := strings.Cut(s, "/")
+	if !ok {
+		f = s
+	}
+	f = strings.ToUpper(strings.ReplaceAll(f, " ", ""))
+	if len(f) != 40 || strings.Trim(f, "0123456789ABCDEF") != "" {
+		return "", &exitError{exitUsage, fmt.Errorf("--fingerprint %.80q: it must have 40 hex digits", s)}
+	}
+	return f, nil
 }
 
 func newOrgState(use, short string, state server.State) *cobra.Command {
 	var fingerprint string
 	cmd := orgCommand(use+" --fingerprint FINGERPRINT", short, "", func(cmd *cobra.Command, store server.Store) error {
-		_, f, ok := strings.Cut(fingerprint, "/") // 4096R/...
-		if !ok {
-			f = fingerprint
+		f, err := readFingerprint(fingerprint)
+		if err != nil {
+			return err
 		}
-		f = strings.ToUpper(strings.ReplaceAll(f, " ", ""))
 		if err := store.SetState(cmd.Context(), f, state); err != nil {
 			if claviger.Is(err, claviger.KeyNotFound) {
-				return &exitError{exitRefused, fmt.Errorf("no client %s is registered here; its fingerprint is in its %s", f, trustee.ConfFile)}
+				return &exitError{exitRefused, fmt.Errorf("no client %s is registered here; claviger orgtool clients shows them", f)}
 			}
 			return err
 		}
-		_, err := fmt.Fprintf(cmd.OutOrStdout(), "client %s is %s\n", f, state)
+		_, err = fmt.Fprintf(cmd.OutOrStdout(), "client %s is %s\n", f, state)
 		return err
 	})
 	cmd.Flags().StringVar(&fingerprint, "fingerprint", "", "of the client's OpenPGP key")
@@ -159,7 +215,7 @@ func newOrgSetAuth() *cobra.Command {
 			}
 			if err := store.SetAuth(cmd.Context(), name, secret); err != nil {
 				if claviger.Is(err, claviger.KeyNotFound) {
-					return &exitError{exitRefused, fmt.Errorf("there is no organization %q; claviger orgtool list shows them", name)}
+					return noOrg(name)
 				}
 				return err
 			}

@@ -25,6 +25,9 @@ var scriptCommands = map[string]func(ts *testscript.TestScript, neg bool, args [
 	// Of the audit log:
 	"appears": scriptAppears,
 	"changed": scriptChanged,
+	// Of the Key Trustee Server:
+	"register": scriptRegister,
+	"deposit":  scriptDeposit,
 }
 
 // scriptAppears waits until a file is there and holds something: appears FILE.
