@@ -26,15 +26,14 @@ import (
 // certificate is of the same authority.
 type running struct {
 	*Server
-	keeper                  *Keeper
-	token                   *pkcs11.Token
-	meter                   *pkcs11.Meter
-	address                 string
-	trustDir                string
-	ca                      *certtest.Authority
-	own, trustee, stranger  string // files
-	stop                    func()
-	trusteeCert, serverCert *tls.Certificate
+	keeper                 *Keeper
+	token                  *pkcs11.Token
+	meter                  *pkcs11.Meter
+	address                string
+	trustDir               string
+	ca                     *certtest.Authority
+	own, trustee, stranger string // files
+	stop                   func()
 }
 
 func start(t *testing.T) *running {
