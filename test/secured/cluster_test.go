@@ -50,13 +50,13 @@ func (s *site) superuserReadsNothing(super *hadoop.Client, books string) {
 	s.did("the superuser reads", func() {
 		s.refused(super, "User:hdfs not allowed to do 'DECRYPT_EEK' on '"+keyName+"'", "fs", "-cat", zone+"/books")
 	}, event{Status: "UNAUTHORIZED", Op: "DECRYPT_EEK", User: hadoop.HDFSUser + "@" + realm})
-	clear, err := os.ReadFile(books)
+	plain, err := os.ReadFile(books)
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	raw := super.FsShell("-cat", "/.reserved/raw"+zone+"/books")
-	if len(raw) != len(clear) || strings.Contains(raw, "liabilities") {
-		s.t.Errorf("the raw file has %d bytes, want the %d of a ciphertext:\n%.100q", len(raw), len(clear), raw)
+	if len(raw) != len(plain) || strings.Contains(raw, "liabilities") {
+		s.t.Errorf("the raw file has %d bytes, want the %d of a ciphertext:\n%.100q", len(raw), len(plain), raw)
 	}
 }
 
