@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -47,7 +48,14 @@ type Client struct {
 	cfg   ClientConfig
 	http  *http.Client
 	turns atomic.Uint64
+	// rests has for each server until when it is asked last, in nanoseconds since
+	// 1970: it did not answer lately.
+	rests []atomic.Int64
 }
+
+// restTime is how long a server that did not answer is asked after the others, so
+// that one that is down holds up a read now and then and not each.
+const restTime = 10 * time.Second
 
 var _ Box = (*Client)(nil)
 
@@ -73,7 +81,7 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Client{cfg: cfg, http: &http.Client{
+	return &Client{cfg: cfg, rests: make([]atomic.Int64, len(cfg.Servers)), http: &http.Client{
 		Transport: &http.Transport{
 			TLSClientConfig: cfg.TLS, MaxConnsPerHost: cfg.MaxConns, MaxIdleConnsPerHost: cfg.MaxConns, IdleConnTimeout: time.Minute,
 			DialContext:         (&net.Dialer{Timeout: cfg.Timeout}).DialContext,
@@ -156,10 +164,17 @@ func (c *Client) one(ctx context.Context, verb string, args any) (Deposit, error
 		return Deposit{}, err
 	}
 	d, err := s.Read(&c.cfg.Identity.Party, c.cfg.Now())
-	if err == nil && len(d.Content) == 0 {
+	switch {
+	case err != nil:
+		return Deposit{}, err
+	case len(d.Content) == 0:
 		return Deposit{}, claviger.Errorf("trustee."+verb, claviger.Invalid, "", "the server handed out deposit %s without its content", d.UUID)
+	case !d.Deleted.IsZero():
+		return Deposit{}, claviger.Errorf("trustee."+verb, claviger.KeyNotFound, d.UUID, "the deposit was deleted")
+	case !d.Expires.IsZero() && !c.cfg.Now().Before(d.Expires):
+		return Deposit{}, claviger.Errorf("trustee."+verb, claviger.KeyNotFound, d.UUID, "the deposit has expired, at %s", d.Expires.Format(time.RFC3339))
 	}
-	return d, err
+	return d, nil
 }
 
 // List returns a page.
@@ -168,6 +183,9 @@ func (c *Client) List(ctx context.Context, prefix string, deleted bool, after st
 	var page []Sealed
 	if err := c.read(ctx, VerbList, ListArgs{Prefix: prefix, Deleted: deleted, After: after, Limit: min(limit, MaxPage)}, &page); err != nil {
 		return nil, err
+	}
+	if len(page) > limit {
+		return nil, claviger.Errorf(op, claviger.Invalid, "", "the server listed %d deposits where %d were asked for", len(page), limit)
 	}
 	list := make([]Deposit, 0, len(page))
 	for i := range page {
@@ -201,24 +219,45 @@ func (c *Client) Purge(ctx context.Context, uuids ...string) error {
 	return c.change(ctx, VerbPurge, UUIDArgs{uuids}, nil)
 }
 
-// read asks one server after the other until one answers.
-func (c *Client) read(ctx context.Context, verb string, args, into any) error {
+// order has the indices of the servers, in the order in which they are asked to
+// read.
+func (c *Client) order() []int {
 	n := len(c.cfg.Servers)
 	first := 0
 	if c.cfg.RoundRobin {
 		first = int(c.turns.Add(1) % uint64(n)) //nolint:gosec // less than n
 	}
-	var errs []error
+	now := c.cfg.Now().UnixNano()
+	var awake, resting []int
 	for i := range n {
-		s := &c.cfg.Servers[(first+i)%n]
+		s := (first + i) % n
+		if c.rests[s].Load() > now {
+			resting = append(resting, s)
+		} else {
+			awake = append(awake, s)
+		}
+	}
+	return append(awake, resting...)
+}
+
+// read asks one server after the other until one answers.
+func (c *Client) read(ctx context.Context, verb string, args, into any) error {
+	var errs []error
+	for _, i := range c.order() {
+		s := &c.cfg.Servers[i]
 		body, digest, err := c.request(s, verb, args)
 		if err != nil {
 			return err
 		}
 		err = c.ask(ctx, s, verb, body, digest, into)
-		if !claviger.Is(err, claviger.Unavailable) || ctx.Err() != nil {
+		if ctx.Err() != nil {
+			return err // the caller did not wait; that tells nothing of the server
+		}
+		if !claviger.Is(err, claviger.Unavailable) {
+			c.rests[i].Store(0)
 			return err
 		}
+		c.rests[i].Store(c.cfg.Now().Add(restTime).UnixNano())
 		errs = append(errs, err)
 		c.cfg.Log.Warn("a Key Trustee Server does not answer", "server", s.URL, "err", err)
 	}
@@ -284,7 +323,7 @@ func (c *Client) ask(ctx context.Context, s *Endpoint, verb string, body []byte,
 func (c *Client) send(req *http.Request) (status int, body []byte, err error) {
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return 0, nil, err
+		return 0, nil, explain(err)
 	}
 	defer resp.Body.Close()
 	body, err = io.ReadAll(io.LimitReader(resp.Body, MaxBody+1))
@@ -292,4 +331,17 @@ func (c *Client) send(req *http.Request) (status int, body []byte, err error) {
 		err = fmt.Errorf("an answer of more than %d bytes", MaxBody)
 	}
 	return resp.StatusCode, body, err
+}
+
+// explain adds the cure to what TLS says.
+func explain(err error) error {
+	var unknown x509.UnknownAuthorityError
+	var name x509.HostnameError
+	switch {
+	case errors.As(err, &unknown):
+		return fmt.Errorf("%w: import the trustee's certificate, or that of who issued it, into the truststore that is configured for the trustee", err)
+	case errors.As(err, &name):
+		return fmt.Errorf("%w: call the trustee by a name that is in its certificate", err)
+	}
+	return err
 }

@@ -1,0 +1,349 @@
+package trustee
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"claviger"
+)
+
+// played is a trustee that answers whatever it is told to.
+type played struct {
+	*httptest.Server
+	id    *Identity
+	asked atomic.Int64
+}
+
+// play starts a trustee of that identity. answer gets the verb and the digest of
+// a request, which was well signed by the client.
+func play(t *testing.T, id, client *Identity, answer func(w http.ResponseWriter, verb, digest string)) *played {
+	t.Helper()
+	p := &played{id: id}
+	p.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		p.asked.Add(1)
+		verb := strings.TrimPrefix(r.URL.Path, APIPath)
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			t.Error(err)
+		}
+		req, err := id.ReadRequest(verb, body, time.Now(), known(client))
+		if err != nil {
+			t.Errorf("%s: %v", verb, err)
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		answer(w, verb, req.Digest)
+	}))
+	p.Config.ErrorLog = log.New(io.Discard, "", 0) // handshakes are meant to fail
+	p.StartTLS()
+	t.Cleanup(p.Close)
+	return p
+}
+
+// says answers with a signed result.
+func (p *played) says(t *testing.T, w http.ResponseWriter, digest string, result any, err error) {
+	body, aerr := p.id.NewAnswer(digest, result, err, time.Now())
+	if aerr != nil {
+		t.Error(aerr)
+	}
+	_, _ = w.Write(body)
+}
+
+// clientOf is a client of these trustees that trusts their certificates.
+func clientOf(t *testing.T, id *Identity, change func(*ClientConfig), servers ...*played) *Client {
+	t.Helper()
+	roots := x509.NewCertPool()
+	cfg := ClientConfig{Identity: id, TLS: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}, Timeout: 5 * time.Second}
+	for _, s := range servers {
+		roots.AddCert(s.Certificate())
+		cfg.Servers = append(cfg.Servers, Endpoint{URL: s.URL, Server: &s.id.Party})
+	}
+	if change != nil {
+		change(&cfg)
+	}
+	c, err := NewClient(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	return c
+}
+
+func sealedOf(t *testing.T, id *Identity, label string) Sealed {
+	t.Helper()
+	s, err := id.seal(Deposit{UUID: NewUUID(), Label: label, Content: []byte("sealed " + label)}, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return *s
+}
+
+func uuidOf(t *testing.T, s Sealed) string {
+	t.Helper()
+	var st statement
+	if err := json.Unmarshal(s.Statement, &st); err != nil {
+		t.Fatal(err)
+	}
+	return st.UUID
+}
+
+// TestHostileTrustee: nothing that a trustee makes up, mixes up, or sends without
+// end is taken for a deposit.
+func TestHostileTrustee(t *testing.T) {
+	client, server := pair()
+	good, other := sealedOf(t, client, "key/a"), sealedOf(t, client, "key/b")
+	foreign := sealedOf(t, server, "key/a") // the server's own
+	uuid := uuidOf(t, good)
+	now := time.Now()
+	expired, err := client.seal(Deposit{UUID: uuid, Label: "key/a", Content: []byte("old"), Expires: now.Add(-time.Hour)}, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	with := func(change func(*Sealed)) Sealed { s := good; change(&s); return s }
+	var recorded []byte // an answer to an earlier request, of the same verb
+	var trustee *played
+	result := func(s Sealed) func(http.ResponseWriter, string) {
+		return func(w http.ResponseWriter, digest string) { trustee.says(t, w, digest, s, nil) }
+	}
+	text := func(status int, body string) func(http.ResponseWriter, string) {
+		return func(w http.ResponseWriter, _ string) { w.WriteHeader(status); _, _ = io.WriteString(w, body) }
+	}
+	signedBy := func(id *Identity, digest string) []byte {
+		body, err := id.NewAnswer(digest, good, nil, now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return body
+	}
+	// Invalid: it lies. Unavailable: it may be down. KeyNotFound: there is no such
+	// deposit any more.
+	cases := []struct {
+		what   string
+		kind   claviger.Kind
+		answer func(w http.ResponseWriter, digest string)
+	}{
+		{"another deposit", claviger.Invalid, result(other)},
+		{"another client's", claviger.Invalid, result(foreign)},
+		{"another content", claviger.Invalid, result(with(func(s *Sealed) { s.Content = other.Content }))},
+		{"another statement", claviger.Invalid, result(with(func(s *Sealed) { s.Statement = other.Statement }))},
+		{"no content", claviger.Invalid, result(with(func(s *Sealed) { s.Content = nil }))},
+		{"an altered content", claviger.Invalid, result(with(func(s *Sealed) { s.Content = append(bytes.Clone(s.Content), '!') }))},
+		{"no signature", claviger.Invalid, result(with(func(s *Sealed) { s.Signature = nil }))},
+		{"one that has expired", claviger.KeyNotFound, result(*expired)},
+		{"one that was deleted", claviger.KeyNotFound, result(with(func(s *Sealed) { s.Deleted = &now }))},
+		{"an answer of before", claviger.Invalid, func(w http.ResponseWriter, _ string) { _, _ = w.Write(recorded) }},
+		{"signed by another", claviger.Invalid, func(w http.ResponseWriter, digest string) { _, _ = w.Write(signedBy(client, digest)) }},
+		{"a web page", claviger.Invalid, text(http.StatusOK, "<html>")},
+		{"nothing", claviger.Invalid, text(http.StatusOK, "")},
+		{"half an answer", claviger.Invalid, func(w http.ResponseWriter, digest string) {
+			body := signedBy(trustee.id, digest)
+			_, _ = w.Write(body[:len(body)/2])
+		}},
+		{"an answer that breaks off", claviger.Unavailable, func(w http.ResponseWriter, digest string) {
+			body := signedBy(trustee.id, digest)
+			w.Header().Set("Content-Length", fmt.Sprint(len(body)))
+			_, _ = w.Write(body[:len(body)/2])
+			panic(http.ErrAbortHandler)
+		}},
+		{"no end", claviger.Unavailable, func(w http.ResponseWriter, _ string) {
+			for block := make([]byte, 64<<10); ; {
+				if _, err := w.Write(block); err != nil {
+					return
+				}
+			}
+		}},
+		{"a long refusal", claviger.Denied, text(http.StatusForbidden, strings.Repeat("no ", 1<<18))},
+		{"a proxy's error", claviger.Unavailable, text(http.StatusBadGateway, "bad gateway")},
+		{"a redirect", claviger.Unavailable, func(w http.ResponseWriter, _ string) {
+			w.Header().Set("Location", trustee.URL+"/elsewhere")
+			w.WriteHeader(http.StatusTemporaryRedirect)
+		}},
+	}
+	var answer func(w http.ResponseWriter, digest string)
+	trustee = play(t, server, client, func(w http.ResponseWriter, _, digest string) { answer(w, digest) })
+	c := clientOf(t, client, nil, trustee)
+
+	answer = func(w http.ResponseWriter, digest string) {
+		recorded = signedBy(trustee.id, digest)
+		_, _ = w.Write(recorded)
+	}
+	if d, err := c.Get(t.Context(), uuid); err != nil || d.UUID != uuid || string(d.Content) != "sealed key/a" {
+		t.Fatalf("%+v, %v", d, err)
+	}
+	if d, err := c.Find(t.Context(), "key/b"); !claviger.Is(err, claviger.Invalid) || d.UUID != "" {
+		t.Errorf("key/a for key/b: %+v, %v", d, err)
+	}
+	for _, test := range cases {
+		answer = test.answer
+		d, err := c.Get(t.Context(), uuid)
+		if !claviger.Is(err, test.kind) || d.UUID != "" || d.Content != nil {
+			t.Errorf("%s: %+v, %v; want kind %v", test.what, d, err, test.kind)
+		}
+		if err != nil && len(err.Error()) > 2000 {
+			t.Errorf("%s: a message of %d bytes", test.what, len(err.Error()))
+		}
+	}
+}
+
+// TestHostileLists: a trustee cannot have a client list without end, or what it
+// did not ask for.
+func TestHostileLists(t *testing.T) {
+	client, server := pair()
+	list := func(labels ...string) (all []Sealed) {
+		for _, l := range labels {
+			s := sealedOf(t, client, l)
+			s.Content = nil
+			all = append(all, s)
+		}
+		return all
+	}
+	now := time.Now()
+	deleted := list("key/a")
+	deleted[0].Deleted = &now
+	var page []Sealed
+	var trustee *played
+	trustee = play(t, server, client, func(w http.ResponseWriter, _, digest string) { trustee.says(t, w, digest, page, nil) })
+	c := clientOf(t, client, nil, trustee)
+	page = list("key/a", "key/b")
+	if got, err := c.List(t.Context(), "key/", false, "", 2); err != nil || len(got) != 2 || got[0].Label != "key/a" || got[1].Label != "key/b" {
+		t.Fatalf("%+v, %v", got, err)
+	}
+	for what, bad := range map[string][]Sealed{
+		"out of order":   list("key/b", "key/a"),
+		"another prefix": list("version/a"),
+		"before after":   list("key/+"),
+		"too many":       list("key/b", "key/c", "key/d"),
+		"deleted":        deleted,
+		"unsigned":       {{Statement: []byte(`{}`)}},
+	} {
+		page = bad
+		if got, err := c.List(t.Context(), "key/", false, "key/0", 2); !claviger.Is(err, claviger.Invalid) || got != nil {
+			t.Errorf("%s: %+v, %v", what, got, err)
+		}
+	}
+}
+
+// down is a trustee that was there.
+func down(t *testing.T, id *Identity) *played {
+	t.Helper()
+	p := play(t, id, id, nil)
+	p.Close()
+	return p
+}
+
+// TestTwoServers: reads go where they are answered, changes to the active alone.
+func TestTwoServers(t *testing.T) {
+	client, server := pair()
+	s := sealedOf(t, client, "key/a")
+	start := func() *played {
+		var p *played
+		p = play(t, server, client, func(w http.ResponseWriter, verb, digest string) {
+			if verb == VerbFind {
+				p.says(t, w, digest, s, nil)
+			} else {
+				p.says(t, w, digest, nil, nil)
+			}
+		})
+		return p
+	}
+	find := func(c *Client) {
+		t.Helper()
+		if d, err := c.Find(t.Context(), "key/a"); err != nil || d.Label != "key/a" {
+			t.Errorf("%+v, %v", d, err)
+		}
+	}
+	active, passive := start(), start()
+	c := clientOf(t, client, func(cfg *ClientConfig) { cfg.RoundRobin = true }, active, passive)
+	for range 10 {
+		find(c)
+	}
+	if a, p := active.asked.Load(), passive.asked.Load(); a != 5 || p != 5 {
+		t.Errorf("the active was asked %d times, the passive %d times", a, p)
+	}
+	c = clientOf(t, client, nil, active, passive)
+	for range 5 {
+		find(c)
+	}
+	if err := c.Delete(t.Context(), "u"); err != nil {
+		t.Error(err)
+	}
+	if p := passive.asked.Load(); p != 5 {
+		t.Errorf("the passive was asked %d times more", p-5)
+	}
+	for _, robin := range []bool{false, true} {
+		c = clientOf(t, client, func(cfg *ClientConfig) { cfg.RoundRobin = robin }, down(t, server), passive)
+		for range 4 {
+			find(c)
+		}
+		before := passive.asked.Load()
+		if _, err := c.Put(t.Context(), Deposit{Label: "l", Content: []byte("x")}, ""); !claviger.Is(err, claviger.Unavailable) {
+			t.Errorf("a change without the active: %v", err)
+		}
+		if passive.asked.Load() != before {
+			t.Error("the passive was asked to make a change")
+		}
+		c = clientOf(t, client, func(cfg *ClientConfig) { cfg.RoundRobin = robin }, active, down(t, server))
+		for range 4 {
+			find(c)
+		}
+		c = clientOf(t, client, func(cfg *ClientConfig) { cfg.RoundRobin = robin }, down(t, server), down(t, server))
+		if _, err := c.Find(t.Context(), "key/a"); !claviger.Is(err, claviger.Unavailable) {
+			t.Errorf("both are down: %v", err)
+		}
+	}
+}
+
+// TestSlowServer: one that takes a request and says nothing holds a read up once,
+// for the time limit, and not every time.
+func TestSlowServer(t *testing.T) {
+	client, server := pair()
+	s := sealedOf(t, client, "key/a")
+	ctx, cancel := context.WithCancel(context.Background())
+	slow := play(t, server, client, func(w http.ResponseWriter, _, _ string) { <-ctx.Done() })
+	t.Cleanup(cancel) // before slow is closed, which waits
+	var quick *played
+	quick = play(t, server, client, func(w http.ResponseWriter, _, digest string) { quick.says(t, w, digest, s, nil) })
+	c := clientOf(t, client, func(cfg *ClientConfig) { cfg.Timeout = 2 * time.Second }, slow, quick)
+	began := time.Now()
+	for range 10 {
+		if d, err := c.Find(t.Context(), "key/a"); err != nil || d.Label != "key/a" {
+			t.Fatalf("%+v, %v", d, err)
+		}
+	}
+	if n := slow.asked.Load(); n != 1 {
+		t.Errorf("the slow one was asked %d times within %v", n, time.Since(began))
+	}
+}
+
+// TestTLS: who shows a certificate that the client does not trust is not talked to.
+func TestTLS(t *testing.T) {
+	client, server := pair()
+	p := play(t, server, client, nil)
+	c := clientOf(t, client, func(cfg *ClientConfig) {
+		cfg.TLS = &tls.Config{RootCAs: x509.NewCertPool(), MinVersion: tls.VersionTLS12}
+	}, p)
+	if active, err := c.Register(t.Context(), "ORG", "secret"); active || !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "truststore") || strings.Contains(err.Error(), "secret") {
+		t.Errorf("%v, %v", active, err)
+	}
+	if _, err := c.Introduce(t.Context(), p.URL); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "truststore") {
+		t.Errorf("%v", err)
+	}
+	if n := p.asked.Load(); n != 0 {
+		t.Errorf("%d requests came through", n)
+	}
+	if _, err := NewClient(ClientConfig{Identity: client, Servers: []Endpoint{{URL: strings.Replace(p.URL, "https", "http", 1)}}}); !claviger.Is(err, claviger.Invalid) {
+		t.Errorf("http: %v", err)
+	}
+}
