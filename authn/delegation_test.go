@@ -220,7 +220,7 @@ func testDelegationNodes(t *testing.T, digests bool) {
 		t.Fatal(err)
 	}
 	if k, ok, err := store.Delegation(ctx, id.sequence); err != nil || !ok || bytes.Equal(k.Password, token.password) == digests {
-		t.Errorf("the store has %x (%v, %v) of the password %x", []byte(k.Password), ok, err, []byte(token.password))
+		t.Errorf("the store has %x (%v, %v) of the password %x", []byte(k.Password), ok, err, token.password)
 	} else if token.password = k.Password; digests { // as whoever has read the store would try
 		if _, err := a.verify(ctx, token.text()); err == nil || !strings.Contains(err.Error(), "password doesn't match") {
 			t.Errorf("what the store has is taken as a password: %v", err)

@@ -76,7 +76,7 @@ var ErrReplay = errors.New("this request was done already: it came twice, or som
 
 // Arguments and results of the verbs.
 type (
-	// RegisterArgs: the client's public key as Party.Public writes it, and the
+	// RegisterArgs are the client's public key as Party.Public writes it, and the
 	// organization's name and secret. Result: RegisterResult.
 	RegisterArgs struct {
 		PublicKey []byte `json:"publicKey"`
@@ -88,16 +88,16 @@ type (
 	RegisterResult struct {
 		Active bool `json:"active"`
 	}
-	// PutArgs: a sealed deposit, and the uuid of one that it replaces.
+	// PutArgs are a sealed deposit, and the uuid of one that it replaces.
 	PutArgs struct {
 		Deposit  Sealed `json:"deposit"`
 		Replaces string `json:"replaces,omitempty"`
 	}
-	// GetArgs: the uuid. Result: Sealed.
+	// GetArgs are the uuid. Result: Sealed.
 	GetArgs struct {
 		UUID string `json:"uuid"`
 	}
-	// FindArgs: the label. Result: Sealed.
+	// FindArgs are the label. Result: Sealed.
 	FindArgs struct {
 		Label string `json:"label"`
 	}

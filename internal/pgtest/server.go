@@ -153,7 +153,7 @@ func newServer(bin string) (_ *Server, err error) {
 		}
 	}
 	s.data, s.Log = filepath.Join(s.dir, "data"), filepath.Join(s.dir, "log")
-	initdb := exec.Command(filepath.Join(bin, "initdb"), "-D", s.data, "-U", Superuser, "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync", "--no-instructions")
+	initdb := exec.CommandContext(context.Background(), filepath.Join(bin, "initdb"), "-D", s.data, "-U", Superuser, "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync", "--no-instructions")
 	initdb.Dir = s.dir
 	initdb.SysProcAttr = s.attributes()
 	if out, err := initdb.CombinedOutput(); err != nil {
@@ -216,7 +216,7 @@ func (s *Server) startOnce() error {
 	for _, setting := range settings {
 		args = append(args, "-c", setting)
 	}
-	cmd := exec.Command(s.postgres, args...)
+	cmd := exec.CommandContext(context.Background(), s.postgres, args...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr, cmd.SysProcAttr = s.dir, log, log, s.attributes()
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("postgres: %w", err)
@@ -377,7 +377,7 @@ func (s *Server) remove() error {
 func freePort() (int, error) {
 	const low, high = 12000, 32000
 	for port := low + int(time.Now().UnixNano()/1000%(high-low)); port < high; port++ {
-		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		l, err := new(net.ListenConfig).Listen(context.Background(), "tcp", fmt.Sprintf("127.0.0.1:%d", port))
 		if err != nil {
 			continue
 		}

@@ -194,13 +194,13 @@ func TestKill(t *testing.T) {
 	for _, n := range nodes {
 		n.Stop()
 	}
-	s.checkConsistent(t, ctx, all)
+	s.checkConsistent(ctx, t, all)
 	t.Logf("%d calls failed, %d EDEKs held, %d versions", failed, used, versions)
 }
 
 // checkConsistent makes each unfinished step done, and compares the token with the
 // metastore.
-func (s *site) checkConsistent(t *testing.T, ctx context.Context, all []*worker) {
+func (s *site) checkConsistent(ctx context.Context, t *testing.T, all []*worker) {
 	t.Helper()
 	n := s.start(t) // which finishes deletes that were broken off
 	c := n.client(t)

@@ -220,7 +220,7 @@ func (s *Store) Org(ctx context.Context, name string) (server.Org, error) {
 }
 
 func (s *Store) orgs(ctx context.Context, op, key, where string, args ...any) ([]server.Org, error) {
-	rows, err := s.read.QueryContext(ctx, "SELECT name, uuid, contacts, auth, created FROM org "+where+" ORDER BY name", args...)
+	rows, err := s.read.QueryContext(ctx, "SELECT name, uuid, contacts, auth, created FROM org "+where+" ORDER BY name", args...) //nolint:gosec // where is one of ours
 	if err != nil {
 		return nil, s.fail(op, key, err)
 	}
@@ -303,7 +303,7 @@ func (s *Store) Clients(ctx context.Context, org string) ([]server.Client, error
 }
 
 func (s *Store) clients(ctx context.Context, op, key, where string, args ...any) ([]server.Client, error) {
-	rows, err := s.read.QueryContext(ctx, "SELECT fingerprint, org, public_key, state, created FROM client "+where+" ORDER BY fingerprint", args...)
+	rows, err := s.read.QueryContext(ctx, "SELECT fingerprint, org, public_key, state, created FROM client "+where+" ORDER BY fingerprint", args...) //nolint:gosec // likewise
 	if err != nil {
 		return nil, s.fail(op, key, err)
 	}
@@ -397,7 +397,7 @@ func (s *Store) List(ctx context.Context, owner string, a trustee.ListArgs) ([]s
 }
 
 func (s *Store) rows(ctx context.Context, op, key, content, rest string, args ...any) ([]server.Row, error) {
-	rows, err := s.read.QueryContext(ctx, "SELECT uuid, owner, org, label, access, expires, deleted, statement, signature, "+content+" FROM deposit "+rest, args...)
+	rows, err := s.read.QueryContext(ctx, "SELECT uuid, owner, org, label, access, expires, deleted, statement, signature, "+content+" FROM deposit "+rest, args...) //nolint:gosec // likewise
 	if err != nil {
 		return nil, s.fail(op, key, err)
 	}
