@@ -202,6 +202,20 @@ func TestUntrusted(t *testing.T) {
 	if _, err := stranger.Status(ctx); err == nil {
 		t.Error("a stranger sees the status")
 	}
+	// He gets no further than the handshake: no byte of HTTP from him is read.
+	strange, err := tls.LoadX509KeyPair(r.stranger, r.stranger)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := (&tls.Dialer{Config: &tls.Config{RootCAs: r.ca.Pool(), ServerName: "localhost", Certificates: []tls.Certificate{strange}}}).DialContext(ctx, "tcp", r.address)
+	if err != nil {
+		t.Fatal(err) // TLS 1.3: the client's side is done before the server has looked
+	}
+	defer conn.Close()
+	var remote *net.OpError
+	if _, err := conn.Read(make([]byte, 1)); !errors.As(err, &remote) || remote.Op != "remote error" {
+		t.Errorf("a stranger after his handshake: %v", err)
+	}
 	none, err := NewClient(ClientConfig{URL: "https://" + r.address, Servers: r.ca.Pool(), Certificate: func() (*tls.Certificate, error) { return new(tls.Certificate), nil }})
 	if err != nil {
 		t.Fatal(err)
