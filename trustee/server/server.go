@@ -13,6 +13,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"claviger"
 	"claviger/trustee"
 )
@@ -27,6 +29,10 @@ const (
 	pageBytes = 768 << 10
 	// maxUUIDs of one delete, undelete or purge.
 	maxUUIDs = 1000
+	// failures of registrations in a row, and how long until one more may be tried:
+	// a secret that a person has thought of must not be guessed.
+	failures     = 20
+	failureEvery = time.Second
 	// forgetEvery is how often what is past is dropped.
 	forgetEvery = 10 * time.Minute
 )
@@ -46,6 +52,8 @@ type Server struct {
 	log   *slog.Logger
 	now   func() time.Time
 	turns chan struct{}
+	// wrong lets registrations through as long as few have failed.
+	wrong *rate.Limiter
 
 	mu     sync.Mutex
 	seen   map[string]time.Time // digests of reads, until when
@@ -54,7 +62,7 @@ type Server struct {
 
 // New makes a server. The store remains the caller's to close.
 func New(cfg Config) *Server {
-	s := &Server{id: cfg.Identity, store: cfg.Store, log: cfg.Log, now: cfg.Now, turns: make(chan struct{}, concurrent), seen: map[string]time.Time{}}
+	s := &Server{id: cfg.Identity, store: cfg.Store, log: cfg.Log, now: cfg.Now, turns: make(chan struct{}, concurrent), wrong: rate.NewLimiter(rate.Every(failureEvery), failures), seen: map[string]time.Time{}}
 	if s.now == nil {
 		s.now = time.Now
 	}
@@ -253,6 +261,9 @@ func (s *Server) register(ctx context.Context, req *trustee.Request) (any, error
 	if err := req.ReadArgs(&a); err != nil {
 		return nil, err
 	}
+	if s.wrong.TokensAt(s.now()) < 1 {
+		return nil, claviger.Errorf(op, claviger.Denied, "", "too many registrations have failed lately, which looks like guessing: try again in a minute; the server's log says from where they came")
+	}
 	org, err := s.store.Org(ctx, a.Org)
 	known := err == nil
 	if err != nil && !claviger.Is(err, claviger.KeyNotFound) {
@@ -261,6 +272,7 @@ func (s *Server) register(ctx context.Context, req *trustee.Request) (any, error
 	given, want := sha256.Sum256([]byte(a.Auth)), sha256.Sum256([]byte(org.Auth))
 	same := subtle.ConstantTimeCompare(given[:], want[:]) == 1
 	if !known || org.Auth != "" && !same {
+		s.wrong.AllowN(s.now(), 1)
 		return nil, claviger.Errorf(op, claviger.Denied, "", "the organization or its secret is wrong: see claviger orgtool list at the server")
 	}
 	state := Active

@@ -168,6 +168,49 @@ func TestRegister(t *testing.T) {
 	is(t, "the deposit of one that waited", err, claviger.KeyNotFound)
 }
 
+// TestGuessing: a secret cannot be tried out, and who knows it gets in a little
+// later.
+func TestGuessing(t *testing.T) {
+	s, ctx := newSite(t), t.Context()
+	c := s.client(identities()[1])
+	for range 20 {
+		_, err := c.Register(ctx, "ORG", "guess")
+		is(t, "a guess", err, claviger.Denied)
+	}
+	_, err := c.Register(ctx, "ORG", "s3cret")
+	is(t, "after twenty guesses", err, claviger.Denied)
+	if err == nil || !strings.Contains(err.Error(), "too many registrations have failed") {
+		t.Error(err)
+	}
+	s.shift.Store(int64(time.Minute))
+	if active, err := c.Register(ctx, "ORG", "s3cret"); err != nil || !active {
+		t.Errorf("a minute later: %t, %v", active, err)
+	}
+}
+
+// TestPending: strangers do not fill the store.
+func TestPending(t *testing.T) {
+	s, ctx := newSite(t), t.Context()
+	for i := range server.MaxPending {
+		c := server.Client{Fingerprint: fmt.Sprintf("%040d", i), Org: "MANUAL", State: server.Pending, PublicKey: []byte("k"), Created: time.Now()}
+		if _, err := s.store.AddClient(ctx, c, server.Once{}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.store.AddClient(ctx, c, server.Once{}); err != nil {
+			t.Fatalf("again: %v", err)
+		}
+	}
+	c := s.client(identities()[1])
+	_, err := c.Register(ctx, "MANUAL", "")
+	is(t, "one too many", err, claviger.Denied)
+	if err := s.store.SetState(ctx, fmt.Sprintf("%040d", 0), server.Active); err != nil {
+		t.Fatal(err)
+	}
+	if active, err := c.Register(ctx, "MANUAL", ""); err != nil || active {
+		t.Errorf("after one was let in: %t, %v", active, err)
+	}
+}
+
 // TestBox is the contract of trustee.Box.
 func TestBox(t *testing.T) {
 	s, ctx := newSite(t), t.Context()

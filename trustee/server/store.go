@@ -23,6 +23,10 @@ const (
 	Disabled State = "disabled"
 )
 
+// MaxPending is how many clients of an organization may wait for an operator:
+// whoever reaches the server may register, and the store must not grow by that.
+const MaxPending = 100
+
 // Org is an organization: clients that an operator lets in by one secret.
 type Org struct {
 	Name     string
@@ -74,7 +78,8 @@ type Store interface {
 	SetAuth(ctx context.Context, org, auth string) error
 
 	// AddClient adds a client, or does nothing where it is there with the same
-	// organization. Kind KeyExists where it is another's.
+	// organization. Kinds KeyExists where it is another's, Denied where it is Pending
+	// and MaxPending of the organization are that already.
 	AddClient(ctx context.Context, c Client, once Once) (Client, error)
 	// Client: kind KeyNotFound.
 	Client(ctx context.Context, fingerprint string) (Client, error)

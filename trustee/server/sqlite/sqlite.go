@@ -262,6 +262,15 @@ func (s *Store) SetAuth(ctx context.Context, org, auth string) error {
 func (s *Store) AddClient(ctx context.Context, c server.Client, once server.Once) (server.Client, error) {
 	const op = "sqlite.AddClient"
 	err := s.change(ctx, op, c.Fingerprint, once, func(tx *sql.Tx) error {
+		if c.State == server.Pending {
+			var waiting int
+			if err := tx.QueryRowContext(ctx, "SELECT count(*) FROM client WHERE org = ? AND state = ? AND fingerprint <> ?", c.Org, server.Pending, c.Fingerprint).Scan(&waiting); err != nil {
+				return err
+			}
+			if waiting >= server.MaxPending {
+				return claviger.Errorf(op, claviger.Denied, c.Fingerprint, "%d clients of organization %s wait for an operator already: claviger orgtool clients shows them", waiting, c.Org)
+			}
+		}
 		_, err := tx.ExecContext(ctx, "INSERT INTO client (fingerprint, org, public_key, state, created) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
 			c.Fingerprint, c.Org, c.PublicKey, c.State, c.Created.UnixMilli())
 		if err != nil {
