@@ -218,7 +218,7 @@ func newHSMInspect() *cobra.Command {
 			err = out.write(map[string]any{"token": i, "keys": marks, "unguarded": weak}, func(w io.Writer) {
 				fmt.Fprintf(w, "token\t%s\nserial\t%s\nslot\t%d\nmaker\t%s %s, firmware %s\nprofile\t%s\nmechanism\t%s\nsessions\tup to %d\none call\tup to %d bytes\n",
 					i.Label, i.Serial, i.Slot, i.Manufacturer, i.Model, i.Firmware, i.Profile, i.Mechanism, i.MaxSessions, i.MaxData)
-				for _, m := range []hsm.Mark{hsm.InUse, hsm.Pending, hsm.Orphan, hsm.Foreign} {
+				for _, m := range []hsm.Mark{hsm.InUse, hsm.Deleted, hsm.Pending, hsm.Orphan, hsm.Foreign} {
 					fmt.Fprintf(w, "keys %s\t%d\n", m, marks[m])
 				}
 				fmt.Fprintf(w, "of ours not sensitive, or extractable\t%d\n", weak)

@@ -73,6 +73,20 @@ func (p *Provider) bind(ctx context.Context) (later []string, err error) {
 	case known && serial == info.Serial && label == info.Label:
 		return later, nil
 	case known && serial != info.Serial && len(first) == 0:
+		shelved, err := p.store.Shelved(ctx)
+		if err != nil {
+			return nil, err
+		}
+		for _, k := range shelved {
+			if err := p.verifyShelved(ctx, k); err != nil {
+				return nil, claviger.Errorf("hsm.Open", claviger.Invalid, "",
+					"the metastore %s belongs to token %q (serial %s), which holds keys that were deleted and can come back, and this is token %s: %w; name the right token in the keystore file, or another metastore by claviger.metastore.uri",
+					p.store.URI(), label, serial, tokenName(info), err)
+			}
+		}
+		if len(shelved) > 0 {
+			break // a clone
+		}
 		// No check value can tell whether this is a clone. Nothing is lost by taking it,
 		// unless keys were begun on the other.
 		pending, err := p.store.Pending(ctx)
@@ -259,6 +273,7 @@ type Mark string
 const (
 	InUse   Mark = "in use"  // a version that the metastore knows
 	Pending Mark = "pending" // of a step that was broken off; making it again uses it
+	Deleted Mark = "deleted" // of a key that was deleted and can come back
 	Orphan  Mark = "orphan"  // named like ours, but unknown to the metastore
 	Foreign Mark = "foreign" // somebody else's
 )
@@ -304,7 +319,12 @@ func (p *Provider) Objects(ctx context.Context) ([]Object, error) {
 			case begun[k.Label]:
 				o.Mark = Pending
 			default:
-				o.Mark = Orphan
+				if o.Mark, err = p.unknown(ctx, k.Label); err != nil {
+					return nil, err
+				}
+				if o.Mark != Orphan {
+					break
+				}
 				if still, err := p.tok.Find(ctx, k.ID); err != nil {
 					return nil, err
 				} else if still == nil {
@@ -315,6 +335,27 @@ func (p *Provider) Objects(ctx context.Context) ([]Object, error) {
 		list = append(list, o)
 	}
 	return list, nil
+}
+
+// unknown marks an object that is no version of a key that is there, and was not
+// begun. The deleted ones are looked for after that, and the others once more after
+// these: a key goes from the ones to the others, and back.
+func (p *Provider) unknown(ctx context.Context, label string) (Mark, error) {
+	deleted, err := p.shelvedNames(ctx)
+	if err != nil {
+		return "", err
+	}
+	if deleted[label] {
+		return Deleted, nil
+	}
+	_, _, err = p.store.ByVersion(ctx, label)
+	switch {
+	case err == nil:
+		return InUse, nil
+	case claviger.Is(err, claviger.VersionNotFound):
+		return Orphan, nil
+	}
+	return "", err
 }
 
 // Prune destroys orphans, for ever, and returns them. Metastores that share a
@@ -346,7 +387,7 @@ func (p *Provider) clearOrphan(ctx context.Context, key string, o Object) error 
 		return err
 	}
 	defer unlock()
-	if _, _, err := p.store.ByVersion(ctx, o.Label); !claviger.Is(err, claviger.VersionNotFound) {
+	if mark, err := p.unknown(ctx, o.Label); err != nil || mark != Orphan {
 		return err
 	}
 	id, err := hex.DecodeString(o.ID)

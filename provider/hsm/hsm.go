@@ -55,6 +55,7 @@ type Provider struct {
 	tok   token
 	store metastore.Store
 	log   *slog.Logger
+	soft  bool // Delete keeps objects until Purge
 
 	// versions maps a version name to its *entry. It grows with the versions that
 	// are used, each of which is an object on the token.
@@ -76,6 +77,7 @@ var (
 	_ provider.BlockEncrypter = (*Provider)(nil)
 	_ provider.Importer       = (*Provider)(nil)
 	_ provider.Health         = (*Provider)(nil)
+	_ provider.SoftDeleter    = (*Provider)(nil)
 )
 
 // entry is a version as far as its use goes.
@@ -95,6 +97,10 @@ type entry struct {
 // is put around the library's calls; nil is none.
 func Open(ctx context.Context, uri string, env provider.Env, openStore func(context.Context) (metastore.Store, error), wrap func(pkcs11.Boundary) pkcs11.Boundary) (*Provider, error) {
 	cfg, warnings, err := tokenConfig(uri)
+	if err != nil {
+		return nil, err
+	}
+	soft, err := softDelete(env)
 	if err != nil {
 		return nil, err
 	}
@@ -122,6 +128,7 @@ func Open(ctx context.Context, uri string, env provider.Env, openStore func(cont
 	if err != nil {
 		return nil, errors.Join(err, tok.Close())
 	}
+	p.soft = soft
 	return p, nil
 }
 

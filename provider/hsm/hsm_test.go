@@ -38,6 +38,7 @@ type backing struct {
 	wrap   func(pkcs11.Boundary) pkcs11.Boundary
 	uri    string
 	log    *slog.Logger
+	soft   string // claviger.delete.soft
 
 	mu     sync.Mutex
 	stores []metastore.Store
@@ -68,7 +69,8 @@ func (b *backing) open(ctx context.Context) (*hsm.Provider, error) {
 	if b.wrap != nil {
 		wrap = func(c pkcs11.Boundary) pkcs11.Boundary { return b.wrap(b.meter.Wrap(c)) }
 	}
-	return hsm.Open(ctx, uri, provider.Env{Log: b.log}, func(ctx context.Context) (metastore.Store, error) {
+	get := func(name string) (string, bool) { return b.soft, name == hsm.PropertySoftDelete && b.soft != "" }
+	return hsm.Open(ctx, uri, provider.Env{Log: b.log, Get: get}, func(ctx context.Context) (metastore.Store, error) {
 		s, err := sqlite.Open(ctx, b.db)
 		if err != nil {
 			return nil, err
@@ -163,6 +165,7 @@ func objects(t *testing.T, p *hsm.Provider) []hsm.Object {
 
 func TestConformance(t *testing.T) {
 	b := newBacking(t)
+	b.soft = "true" // as by default; other tests destroy at once
 	providertest.Run(t, providertest.Suite{
 		New: func(t *testing.T) provider.Provider { return b.mustOpen(t) },
 		Reopen: func(t *testing.T, p provider.Provider) provider.Provider {
@@ -178,7 +181,8 @@ func TestConformance(t *testing.T) {
 			}
 			return len(objects(t, q))
 		},
-		Many: 30,
+		Many:        30,
+		SoftDeletes: true,
 	})
 }
 

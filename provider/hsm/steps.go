@@ -257,7 +257,7 @@ func (p *Provider) Roll(ctx context.Context, key string, material secret.Bytes) 
 }
 
 // Delete ends a key: first in the metastore, so that nobody uses it, then on the
-// token. What a crash leaves in between is destroyed at the next start, or by the
+// token, unless deleted keys are kept. What a crash leaves in between is destroyed at the next start, or by the
 // next step with a key of that name.
 func (p *Provider) Delete(ctx context.Context, key string) error {
 	const op = "hsm.Delete"
@@ -270,19 +270,14 @@ func (p *Provider) Delete(ctx context.Context, key string) error {
 	if err != nil {
 		return err
 	}
-	pending, err := p.store.Pending(ctx)
-	if err != nil {
+	if _, err := p.clearPending(ctx, key); err != nil {
 		return err
-	}
-	for _, i := range pending {
-		if i.Key == key { // a roll that was broken off, or what an earlier delete left
-			if err := p.clear(ctx, i); err != nil {
-				return err
-			}
-		}
 	}
 	if k == nil {
 		return claviger.E(op, claviger.KeyNotFound, key, nil)
+	}
+	if p.soft {
+		return p.shelve(ctx, k)
 	}
 	intent, err := p.store.Remove(ctx, key)
 	if err != nil {

@@ -1,0 +1,178 @@
+package hsm
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"strings"
+
+	"claviger"
+	"claviger/metastore"
+	"claviger/provider"
+)
+
+// PropertySoftDelete says whether Delete keeps a key until it is purged; Open
+// reads it, and an environment without it destroys.
+const PropertySoftDelete = "claviger.delete.soft"
+
+func softDelete(env provider.Env) (bool, error) {
+	if env.Get == nil {
+		return false, nil
+	}
+	v, _ := env.Get(PropertySoftDelete)
+	switch strings.ToLower(v) {
+	case "true":
+		return true, nil
+	case "false", "":
+		return false, nil
+	}
+	return false, claviger.Errorf("hsm.Open", claviger.Invalid, "", "property %s is %q; it must be true or false", PropertySoftDelete, v)
+}
+
+// shelve takes a key out of sight and leaves its objects on the token. The key's
+// lock is held.
+func (p *Provider) shelve(ctx context.Context, k *metastore.Key) error {
+	if err := p.store.Shelve(ctx, k.Name); err != nil {
+		return err
+	}
+	for _, v := range k.List {
+		p.versions.Delete(claviger.VersionName(k.Name, v.ID))
+	}
+	return nil
+}
+
+// Deleted returns the keys that were deleted and whose objects are kept.
+func (p *Provider) Deleted(ctx context.Context) ([]provider.Deleted, error) {
+	if err := p.ready("hsm.Deleted", ""); err != nil {
+		return nil, err
+	}
+	keys, err := p.store.Shelved(ctx)
+	if err != nil {
+		return nil, err
+	}
+	list := make([]provider.Deleted, len(keys))
+	for i, k := range keys {
+		d := provider.Deleted{Metadata: k.Metadata, Since: k.Since}
+		if d.Attributes = maps.Clone(k.Attributes); d.Attributes == nil {
+			d.Attributes = map[string]string{}
+		}
+		for _, v := range versionsOf(&k.Key) {
+			d.List = append(d.List, v.Name)
+		}
+		list[i] = d
+	}
+	return list, nil
+}
+
+// Undelete brings back the key of that name that was deleted last. It does not
+// where the token no longer holds every version of it, as it was.
+func (p *Provider) Undelete(ctx context.Context, key string) error {
+	const op = "hsm.Undelete"
+	ctx, unlock, err := p.lock(ctx, op, key)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	k, err := p.key(ctx, key)
+	if err != nil {
+		return err
+	}
+	if k != nil {
+		return claviger.E(op, claviger.KeyExists, key, nil)
+	}
+	keys, err := p.store.Shelved(ctx)
+	if err != nil {
+		return err
+	}
+	for _, k := range slices.Backward(keys) {
+		if k.Name != key {
+			continue
+		}
+		if err := p.verifyShelved(ctx, k); err != nil {
+			return err
+		}
+		if _, err := p.clearPending(ctx, key); err != nil {
+			return err
+		}
+		return p.store.Unshelve(ctx, key)
+	}
+	return claviger.E(op, claviger.KeyNotFound, key, nil)
+}
+
+// verifyShelved compares the check values of a deleted key's versions.
+func (p *Provider) verifyShelved(ctx context.Context, k metastore.Shelved) error {
+	for _, v := range k.List {
+		e, err := newEntry(&k.Metadata, v)
+		if err != nil {
+			return err
+		}
+		err = p.verify(ctx, e)
+		p.refused.Delete(e.name) // nobody can ask for it, so that nobody need be told
+		if claviger.Is(err, claviger.KeyNotFound) {
+			return claviger.Errorf("hsm.Undelete", claviger.Unavailable, e.name, "%w; the metastore knows it, as a version of a deleted key: is this the right token, and was it restored whole?", err)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Purge destroys the objects of all deleted keys of that name: first the metastore
+// forgets the keys and notes what is to be destroyed. What a crash leaves is
+// destroyed by the same call made again, by the next step with a key of that name,
+// or at the next start.
+func (p *Provider) Purge(ctx context.Context, key string) error {
+	const op = "hsm.Purge"
+	ctx, unlock, err := p.lock(ctx, op, key)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	finished, err := p.clearPending(ctx, key)
+	if err != nil {
+		return err
+	}
+	intent, err := p.store.Discard(ctx, key)
+	if finished && claviger.Is(err, claviger.KeyNotFound) {
+		return nil // that was an earlier purge, or deletion
+	}
+	if err != nil {
+		return err
+	}
+	return p.clear(ctx, intent)
+}
+
+// clearPending clears a step with a key of that name that was broken off: a roll,
+// a creation, or what an earlier deletion or purge left, which is finished
+// thereby. The key's lock is held.
+func (p *Provider) clearPending(ctx context.Context, key string) (finished bool, err error) {
+	pending, err := p.store.Pending(ctx)
+	if err != nil {
+		return false, err
+	}
+	for _, i := range pending {
+		if i.Key == key {
+			if err := p.clear(ctx, i); err != nil {
+				return false, err
+			}
+			finished = i.Op == opDelete
+		}
+	}
+	return finished, nil
+}
+
+// shelvedNames returns the names of the versions of deleted keys.
+func (p *Provider) shelvedNames(ctx context.Context) (map[string]bool, error) {
+	keys, err := p.store.Shelved(ctx)
+	if err != nil {
+		return nil, err
+	}
+	names := map[string]bool{}
+	for _, k := range keys {
+		for _, v := range k.List {
+			names[claviger.VersionName(k.Name, v.ID)] = true
+		}
+	}
+	return names, nil
+}

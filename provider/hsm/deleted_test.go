@@ -1,0 +1,223 @@
+package hsm_test
+
+import (
+	"context"
+	"encoding/hex"
+	"fmt"
+	"strings"
+	"testing"
+
+	"claviger"
+	"claviger/metastore"
+	"claviger/pkcs11"
+	"claviger/provider"
+	"claviger/provider/hsm"
+)
+
+func (f *failing) Shelve(ctx context.Context, key string) error {
+	return f.do(func() error { return f.Store.Shelve(ctx, key) })
+}
+
+func (f *failing) Unshelve(ctx context.Context, key string) error {
+	return f.do(func() error { return f.Store.Unshelve(ctx, key) })
+}
+
+func (f *failing) Discard(ctx context.Context, key string) (out metastore.Intent, err error) {
+	err = f.do(func() error { out, err = f.Store.Discard(ctx, key); return err })
+	return out, err
+}
+
+// TestDeletedCrashes breaks off a soft deletion, an undeletion and a purge at each
+// write to the metastore and at each kind of HSM call, opens the provider anew, and
+// makes the step again: it ends as without the crash, and no object is without a
+// key that knows it.
+func TestDeletedCrashes(t *testing.T) {
+	b := newBacking(t)
+	b.soft = "true"
+	made := func(ctx context.Context, p *hsm.Provider) error {
+		if _, err := p.Create(ctx, provider.Spec{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 256}); err != nil {
+			return err
+		}
+		_, err := p.Roll(ctx, "k", nil)
+		return err
+	}
+	deleted := func(ctx context.Context, p *hsm.Provider) error {
+		if err := made(ctx, p); err != nil {
+			return err
+		}
+		return p.Delete(ctx, "k")
+	}
+	var store *failing
+	b.around = func(s metastore.Store) metastore.Store { store.Store = s; return store }
+	faults := map[string]func(){"none": func() {}}
+	for at := 1; at <= 3; at++ {
+		for _, after := range []bool{false, true} {
+			faults[fmt.Sprintf("store write %d, after=%t", at, after)] = func() { store.at, store.after, store.n = at, after, 0 }
+		}
+	}
+	for _, call := range []string{"DestroyObject", "Encrypt", "FindObjectsInit"} {
+		for skip := range 2 {
+			faults[fmt.Sprintf("%s %d", call, skip)] = func() {
+				b.meter.Fail(call, skip, nil)
+				b.meter.Fail(call, 2, errKilled)
+			}
+		}
+	}
+	for _, s := range []struct {
+		name             string
+		before, do       func(context.Context, *hsm.Provider) error
+		again            claviger.Kind // what a second call may say where the first had in fact ended
+		mark             hsm.Mark      // of the objects at the end
+		objects, deleted int
+	}{
+		{"delete", made, func(ctx context.Context, p *hsm.Provider) error { return p.Delete(ctx, "k") }, claviger.KeyNotFound, hsm.Deleted, 2, 1},
+		{"undelete", deleted, func(ctx context.Context, p *hsm.Provider) error { return p.Undelete(ctx, "k") }, claviger.KeyExists, hsm.InUse, 2, 0},
+		{"purge", deleted, func(ctx context.Context, p *hsm.Provider) error { return p.Purge(ctx, "k") }, claviger.KeyNotFound, "", 0, 0},
+	} {
+		for name, fault := range faults {
+			t.Run(s.name+"/"+name, func(t *testing.T) {
+				ctx := t.Context()
+				store = &failing{}
+				p := b.mustOpen(t)
+				if err := s.before(ctx, p); err != nil {
+					t.Fatal(err)
+				}
+				fault()
+				first := s.do(ctx, p)
+				b.meter.Heal()
+				mustClose(t, p)
+				store = &failing{}
+				p = b.mustOpen(t)
+				if err := s.do(ctx, p); err != nil && !claviger.Is(err, s.again) {
+					t.Errorf("again: %v (first: %v)", err, first)
+				}
+				list := objects(t, p)
+				for _, o := range list {
+					if o.Mark != s.mark {
+						t.Errorf("%s is %s (first: %v)", o.Label, o.Mark, first)
+					}
+				}
+				keys, err := p.Deleted(ctx)
+				if err != nil || len(keys) != s.deleted || len(list) != s.objects {
+					t.Errorf("%d objects, deleted keys %+v, %v; want %d and %d (first: %v)", len(list), keys, err, s.objects, s.deleted, first)
+				}
+				if s.mark == hsm.InUse {
+					if err := p.Delete(ctx, "k"); err != nil {
+						t.Error(err)
+					}
+				}
+				if err := p.Purge(ctx, "k"); err != nil && !claviger.Is(err, claviger.KeyNotFound) {
+					t.Error(err)
+				}
+				if list := objects(t, p); len(list) != 0 {
+					t.Errorf("left: %+v", list)
+				}
+				mustClose(t, p)
+			})
+		}
+	}
+}
+
+// TestPurgeFailed: a purge that the token refuses is an error, and the same call
+// made again ends it, in the same process, too.
+func TestPurgeFailed(t *testing.T) {
+	b := newBacking(t)
+	b.soft = "true"
+	b.create(t, "k")
+	p := b.mustOpen(t)
+	if err := p.Delete(t.Context(), "k"); err != nil {
+		t.Fatal(err)
+	}
+	b.meter.Fail("DestroyObject", 1, errKilled)
+	if err := p.Purge(t.Context(), "k"); err == nil {
+		t.Error("a purge that destroyed nothing was one")
+	}
+	b.meter.Heal()
+	if err := p.Purge(t.Context(), "k"); err != nil {
+		t.Errorf("again: %v", err)
+	}
+	if list := objects(t, p); len(list) != 0 {
+		t.Errorf("%+v", list)
+	}
+	mustClose(t, p)
+}
+
+// TestPruneLeavesDeleted: what can be brought back is no orphan.
+func TestPruneLeavesDeleted(t *testing.T) {
+	b := newBacking(t)
+	b.soft = "true"
+	version := b.create(t, "k")
+	p := b.mustOpen(t)
+	if err := p.Delete(t.Context(), "k"); err != nil {
+		t.Fatal(err)
+	}
+	if list := objects(t, p); len(list) != 1 || list[0].Mark != hsm.Deleted || list[0].Label != version {
+		t.Errorf("%+v", list)
+	}
+	if gone, err := p.Prune(t.Context()); err != nil || len(gone) != 0 {
+		t.Errorf("pruned %+v, %v", gone, err)
+	}
+	if err := p.Undelete(t.Context(), "k"); err != nil {
+		t.Error(err)
+	}
+	if err := p.EncryptBlocks(t.Context(), version, make([]byte, 16)); err != nil {
+		t.Error(err)
+	}
+	mustClose(t, p)
+}
+
+// TestUndeleteLost: a key of which the token lacks a version stays deleted, and
+// binds the metastore to its token like any other.
+func TestUndeleteLost(t *testing.T) {
+	b := newBacking(t)
+	b.soft = "true"
+	version := b.create(t, "k")
+	p := b.mustOpen(t)
+	if err := p.Delete(t.Context(), "k"); err != nil {
+		t.Fatal(err)
+	}
+	mustClose(t, p)
+	elsewhere := func() {
+		b.withStore(t, func(s metastore.Store) {
+			if err := s.SetSetting(t.Context(), "hsm.token.serial", "elsewhere"); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	elsewhere()
+	mustClose(t, b.mustOpen(t)) // the token has the deleted key: it is a clone
+	b.withToken(t, func(tok *pkcs11.Token) {
+		_, id, _ := strings.Cut(version, "@")
+		raw, err := hex.DecodeString(id)
+		if err == nil {
+			err = tok.Destroy(t.Context(), raw, version)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	})
+	p = b.mustOpen(t)
+	if err := p.Undelete(t.Context(), "k"); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), version) {
+		t.Errorf("Undelete of what the token lacks: %v", err)
+	}
+	if list, err := p.Deleted(t.Context()); err != nil || len(list) != 1 {
+		t.Errorf("deleted: %+v, %v", list, err)
+	}
+	if err := p.CheckKeys(t.Context()); err != nil {
+		t.Errorf("a version that nobody can ask for is told of: %v", err)
+	}
+	mustClose(t, p)
+	elsewhere()
+	if _, err := b.open(t.Context()); !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "serial elsewhere") {
+		t.Errorf("another token without the deleted key: %v", err)
+	}
+}
+
+// TestDeletedSetting: the property that chooses must be true or false.
+func TestDeletedSetting(t *testing.T) {
+	b := newBacking(t)
+	b.soft = "maybe"
+	if _, err := b.open(t.Context()); !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), hsm.PropertySoftDelete) {
+		t.Errorf("%v", err)
+	}
+}
