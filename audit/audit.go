@@ -46,6 +46,13 @@ const (
 	ReencryptEEKBatch Op = "REENCRYPT_EEK_BATCH"
 )
 
+// Operations on deleted keys, which Hadoop has none of.
+const (
+	UndeleteKey    Op = "UNDELETE_KEY"
+	PurgeKey       Op = "PURGE_KEY"
+	GetDeletedKeys Op = "GET_DELETED_KEYS"
+)
+
 // Operations on delegation tokens, as requests name them. One that succeeds is in
 // records alone: Hadoop's lines have none.
 const (
@@ -89,11 +96,12 @@ type Event struct {
 }
 
 // Management are the operations that change keys, or what nodes know of them.
-var Management = []Op{CreateKey, DeleteKey, RollNewVersion, InvalidateCache}
+var Management = []Op{CreateKey, DeleteKey, RollNewVersion, InvalidateCache, UndeleteKey, PurgeKey}
 
 // Operations are all of them.
 var Operations = []Op{CreateKey, DeleteKey, RollNewVersion, InvalidateCache, GetKeys, GetKeysMetadata, GetMetadata, GetKeyVersions,
-	GetKeyVersion, GetCurrentKey, GenerateEEK, DecryptEEK, ReencryptEEK, ReencryptEEKBatch}
+	GetKeyVersion, GetCurrentKey, GenerateEEK, DecryptEEK, ReencryptEEK, ReencryptEEKBatch,
+	UndeleteKey, PurgeKey, GetDeletedKeys}
 
 // Guard is a Logger that can be asked to record an operation before it is done.
 type Guard interface {

@@ -20,6 +20,13 @@ const (
 	DecryptEEK     Op = "DECRYPT_EEK"
 )
 
+// Rights over deleted keys, as a Key Trustee KMS has them: keytrustee.kms.acl.<OP>.
+// Unlike Hadoop's, they are nobody's where they are not set, and have no blacklist.
+const (
+	Undelete Op = "UNDELETE"
+	Purge    Op = "PURGE"
+)
+
 // KeyOp is a key-level right: key.acl.<name>.<OP>, default.key.acl.<OP>,
 // whitelist.key.acl.<OP>.
 type KeyOp string

@@ -2,6 +2,7 @@ package authz
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"claviger"
@@ -81,12 +82,15 @@ func (e *explainer) add(level, property string, r rule, decides bool, format str
 // operation is May.
 func (e *explainer) operation(op Op) bool {
 	const level = "operation"
-	name := opPrefix + string(op)
+	name := op.property()
 	rule, known := e.policy.ops[op]
 	by, group := rule.admits(e.who, e.groups)
 	switch {
 	case !known:
 		e.add(level, name, rule, true, "there are no rules: denied")
+		return false
+	case by == byNothing && rule.from.Name == "":
+		e.add(level, name, rule, true, "not set: closed to everybody, unlike Hadoop's own operations")
 		return false
 	case by == byNothing:
 		e.add(level, name, rule, true, "%s: denied", e.absent())
@@ -95,6 +99,9 @@ func (e *explainer) operation(op Op) bool {
 		e.add(level, name, rule, true, "not set: open to everybody at operation level")
 	default:
 		e.add(level, name, rule, true, "%s: admitted", e.present(by, group))
+	}
+	if slices.Contains(trustee, op) {
+		return true // there is no blacklist for it
 	}
 	black, set := e.policy.blacklist[op]
 	name = blacklistPrefix + string(op)

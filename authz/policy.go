@@ -2,6 +2,7 @@ package authz
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"claviger"
@@ -10,6 +11,7 @@ import (
 // Families of property names in kms-acls.xml.
 const (
 	opPrefix        = "hadoop.kms.acl."
+	trusteePrefix   = "keytrustee.kms.acl."
 	blacklistPrefix = "hadoop.kms.blacklist."
 	keyPrefix       = "key.acl."
 	defaultPrefix   = "default.key.acl."
@@ -17,8 +19,9 @@ const (
 )
 
 var (
-	ops    = []Op{Create, Delete, Rollover, Get, GetKeys, GetMetadata, SetKeyMaterial, GenerateEEK, DecryptEEK}
-	keyOps = []KeyOp{KeyAll, KeyRead, KeyManagement, KeyGenerateEEK, KeyDecryptEEK}
+	ops     = []Op{Create, Delete, Rollover, Get, GetKeys, GetMetadata, SetKeyMaterial, GenerateEEK, DecryptEEK}
+	trustee = []Op{Undelete, Purge}
+	keyOps  = []KeyOp{KeyAll, KeyRead, KeyManagement, KeyGenerateEEK, KeyDecryptEEK}
 )
 
 // Policy is a parsed kms-acls.xml. It is immutable. The zero value and nil admit
@@ -50,7 +53,8 @@ type Property struct {
 // nobody and is told in a warning that names the property.
 //
 // An operation without its hadoop.kms.acl property is open to everybody, and
-// without its hadoop.kms.blacklist property closed to nobody. At key level what
+// without its hadoop.kms.blacklist property closed to nobody. One without its
+// keytrustee.kms.acl property is closed to everybody. At key level what
 // is not named is denied.
 func Parse(props []Property) (p *Policy, warnings []string) {
 	p = &Policy{
@@ -59,6 +63,9 @@ func Parse(props []Property) (p *Policy, warnings []string) {
 	}
 	for _, op := range ops {
 		p.ops[op] = rule{ACL: ACL{all: true}}
+	}
+	for _, op := range trustee {
+		p.ops[op] = rule{}
 	}
 	var foreign []string // what resembles no ACL
 	for _, prop := range props {
@@ -98,6 +105,9 @@ func (p *Policy) set(name string, a rule) (complaint string) {
 	if op, ok := strings.CutPrefix(name, opPrefix); ok {
 		return put(p.ops, ops, op, a)
 	}
+	if op, ok := strings.CutPrefix(name, trusteePrefix); ok {
+		return put(p.ops, trustee, op, a)
+	}
 	if op, ok := strings.CutPrefix(name, blacklistPrefix); ok {
 		return put(p.blacklist, ops, op, a)
 	}
@@ -127,6 +137,9 @@ func (p *Policy) set(name string, a rule) (complaint string) {
 	return noACL + didYouMean(name, knownNames(name))
 }
 
+// migrateRight is a right of the Key Trustee KMS: to take a key's material out.
+const migrateRight = "MIGRATE"
+
 func put[O ~string](into map[O]rule, known []O, op string, a rule) (complaint string) {
 	words := make([]string, len(known))
 	for i, k := range known {
@@ -135,6 +148,9 @@ func put[O ~string](into map[O]rule, known []O, op string, a rule) (complaint st
 			return ""
 		}
 		words[i] = string(k)
+	}
+	if op == migrateRight {
+		return "no request of this server asks for MIGRATE, which is closed to everybody, so that it is ignored"
 	}
 	return fmt.Sprintf("there is no operation %q, so that it is ignored%s", op, didYouMean(op, words))
 }
@@ -160,6 +176,9 @@ func knownNames(name string) []string {
 	for _, op := range ops {
 		out = append(out, opPrefix+string(op), blacklistPrefix+string(op))
 	}
+	for _, op := range trustee {
+		out = append(out, trusteePrefix+string(op))
+	}
 	for _, op := range keyOps[1:] {
 		out = append(out, defaultPrefix+string(op), whitelistPrefix+string(op))
 	}
@@ -167,6 +186,14 @@ func knownNames(name string) []string {
 		out = append(out, keyPrefix+parts[2])
 	}
 	return out
+}
+
+// property is the name of the property that grants an operation.
+func (op Op) property() string {
+	if slices.Contains(trustee, op) {
+		return trusteePrefix + string(op)
+	}
+	return opPrefix + string(op)
 }
 
 // May reports whether the operation-level rules admit who, blacklists included.

@@ -33,6 +33,10 @@ var requests = []Request{
 	{"DECRYPT_EEK", []Op{DecryptEEK}, KeyDecryptEEK},
 	{"REENCRYPT_EEK", []Op{GenerateEEK}, KeyGenerateEEK},
 	{"REENCRYPT_EEK_BATCH", []Op{GenerateEEK}, KeyGenerateEEK},
+	// Ours, after the Key Trustee KMS.
+	{"UNDELETE_KEY", []Op{Undelete}, KeyManagement},
+	{"PURGE_KEY", []Op{Purge}, KeyManagement},
+	{"GET_DELETED_KEYS", []Op{Undelete, Purge}, ""},
 	// Asked for beside CREATE or ROLLOVER where a request brings material.
 	{"SET_KEY_MATERIAL", []Op{SetKeyMaterial}, ""},
 }
@@ -40,6 +44,7 @@ var requests = []Request{
 // aliases are the rights, by which kms-acls.xml calls the requests.
 var aliases = map[string]string{
 	"CREATE": "CREATE_KEY", "DELETE": "DELETE_KEY", "ROLLOVER": "ROLL_NEW_VERSION", "GET": "GET_KEY_VERSION",
+	"UNDELETE": "UNDELETE_KEY", "PURGE": "PURGE_KEY",
 }
 
 // FindRequest finds a request by its name in the audit log, or by the right that
@@ -53,7 +58,7 @@ func FindRequest(name string) (r Request, near string, ok bool) {
 	if i := slices.IndexFunc(requests, func(r Request) bool { return r.Name == word }); i >= 0 {
 		return requests[i], "", true
 	}
-	near, _ = claviger.NearMiss(word, append(RequestNames(), "CREATE", "DELETE", "ROLLOVER", "GET"))
+	near, _ = claviger.NearMiss(word, append(RequestNames(), "CREATE", "DELETE", "ROLLOVER", "GET", "UNDELETE", "PURGE"))
 	return Request{}, near, false
 }
 

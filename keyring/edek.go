@@ -45,6 +45,7 @@ func (r *Ring) Generate(ctx context.Context, c claviger.Caller, key string, n in
 			return nil, err
 		}
 	}
+	r.used.noteEDEKs(edeks, nil)
 	if q.did.edeks = len(edeks); len(edeks) > 0 {
 		q.did.version = edeks[0].Version
 	}
@@ -76,7 +77,9 @@ func (r *Ring) Decrypt(ctx context.Context, c claviger.Caller, key string, hasKe
 	v, err := r.ownVersion(ctx, e.Version)
 	switch {
 	case err == nil:
-		dek, err = r.decryptOwn(ctx, &q, named, v.Key, e)
+		if dek, err = r.decryptOwn(ctx, &q, named, v.Key, e); err == nil {
+			r.used.note(e.Version)
+		}
 	case r.mayBeForeign(err, e.Version):
 		dek, err = r.decryptForeign(ctx, &q, named, e)
 	}
@@ -203,14 +206,21 @@ func (r *Ring) reencrypt(ctx context.Context, q *request, named *string, es []cl
 		return nil, err
 	}
 	q.did.version = current.Name
+	var out []claviger.EDEK
 	switch {
 	case len(foreign) > 0:
-		return r.reencryptForeign(ctx, q, key, current, foreign, es)
+		out, err = r.reencryptForeign(ctx, q, key, current, foreign, es)
 	case r.service != nil:
-		return r.reencryptAtPrimary(ctx, key, current.Name, es)
+		out, err = r.reencryptAtPrimary(ctx, key, current.Name, es)
 	default:
-		return eek.Reencrypt(ctx, r.blocks, r.blocks, current.Name, es)
+		out, err = eek.Reencrypt(ctx, r.blocks, r.blocks, current.Name, es)
 	}
+	if err != nil {
+		return nil, err
+	}
+	r.used.noteEDEKs(es, foreign)
+	r.used.note(current.Name)
+	return out, nil
 }
 
 // checkVersions looks up each distinct version of the batch, in its order, and

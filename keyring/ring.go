@@ -43,6 +43,12 @@ type Config struct {
 	// Usage keeps the counters of source versions; nil keeps none across
 	// restarts.
 	Usage metastore.Usage
+	// LastUses keeps when versions of the primary were last used; nil keeps nothing,
+	// and a deleted key then counts as used until its deletion.
+	LastUses metastore.LastUses
+	// PurgeMinUnused is how long no version of a deleted key may have been used
+	// before it can be purged: claviger.purge.min.unused. 0: it does not matter.
+	PurgeMinUnused time.Duration
 
 	// Shared is set where other nodes change the primary's keys, too. It is how they
 	// are noticed; nil where nobody else does.
@@ -115,6 +121,7 @@ type Ring struct {
 	foreign *cache[*claviger.Metadata] // of keys that only a source has
 	missing *cache[struct{}]           // versions that neither the primary nor a source knows
 	usage   *usage
+	used    *lastUses
 
 	epochs *epochs // nil: nobody else changes keys
 
@@ -173,6 +180,7 @@ func New(cfg Config) (*Ring, error) {
 		r.epochs = newEpochs(cfg.Shared.Epoch, r.forget)
 	}
 	r.usage = newUsage(cfg.Usage, r.log)
+	r.used = newLastUses(cfg.LastUses, r.log)
 	r.rememberHomes()
 	return r, nil
 }
@@ -235,7 +243,7 @@ func (r *Ring) Close() error {
 		if r.queue != nil {
 			r.queue.Close()
 		}
-		err = r.usage.close()
+		err = errors.Join(r.usage.close(), r.used.close())
 	})
 	return err
 }

@@ -110,6 +110,9 @@ func (c *call) exception(err error) *kmswire.Exception {
 	case claviger.KeyNotFound:
 		return c.keyNotFound(e)
 	case claviger.KeyExists:
+		if c.op() == "undelete_key" {
+			return kmswire.Throw(kmswire.IOException, "Key "+e.Key+" already exists in "+c.Ring.PrimaryURI()+"; the deleted key of that name can be undeleted when this one is deleted")
+		}
 		return kmswire.Throw(kmswire.IOException, "Key "+e.Key+" already exists in "+c.Ring.PrimaryURI())
 	case claviger.VersionNotFound:
 		if !c.KeyAuthorization {
@@ -153,6 +156,8 @@ func (c *call) keyNotFound(e *claviger.Error) *kmswire.Exception {
 	switch c.op() {
 	case "roll_new_version":
 		return kmswire.Throw(kmswire.IOException, "Can't find Metadata for key "+e.Key)
+	case "undelete_key", "purge_key":
+		return kmswire.Throw(kmswire.IOException, "No deleted key "+e.Key+" in "+c.Ring.PrimaryURI())
 	case "delete_key":
 		return kmswire.Throw(kmswire.IOException, "Key "+e.Key+" does not exist in "+c.Ring.PrimaryURI())
 	case "reencrypt_eek_batch":

@@ -18,12 +18,17 @@ const (
 	patternNames      = "keys/names"
 	patternKey        = "key/{name}"
 	patternKeyVersion = "keyversion/{name}"
+
+	// Those that the Key Trustee KMS has beside Hadoop's; the second is ours.
+	patternTrusteeKey = "trustee/key/{name}"
+	patternDeleted    = "trustee/keys/deleted"
 )
 
 // subresources are the segments that end a name. Any other belongs to it.
 var subresources = map[string][]string{
-	"key/":        {"_invalidatecache", "_metadata", "_currentversion", "_versions", "_eek", "_reencryptbatch"},
-	"keyversion/": {"_eek"},
+	"key/":         {"_invalidatecache", "_metadata", "_currentversion", "_versions", "_eek", "_reencryptbatch"},
+	"keyversion/":  {"_eek"},
+	"trustee/key/": nil,
 }
 
 // match finds the resource that a raw path names, and the raw name in it. ok is
@@ -35,7 +40,7 @@ func match(path string) (pattern, rawName string, ok bool) {
 	}
 	rest = strings.TrimPrefix(rest, "/")
 	switch strings.TrimSuffix(rest, "/") {
-	case patternRoot, patternKeys, patternMetadata, patternNames:
+	case patternRoot, patternKeys, patternMetadata, patternNames, patternDeleted:
 		return strings.TrimSuffix(rest, "/"), "", !strings.HasPrefix(rest, "/")
 	}
 	for prefix, subs := range subresources {

@@ -117,7 +117,7 @@ func serveKMS(ctx context.Context, f kmsFlags, log *slog.Logger, level *slog.Lev
 	cfg := set.ring
 	cfg.Primary, cfg.Sources, cfg.Policy, cfg.Groups, cfg.Audit, cfg.Log = svc.Primary, svc.Sources, policy.Policy, auth.groups.Of, trail, log
 	if svc.Store != nil {
-		cfg.Usage = svc.Store
+		cfg.Usage, cfg.LastUses = svc.Store, svc.Store
 	}
 	cfg.Shared = svc.sharedKeys()
 	ring, err := keyring.New(cfg)

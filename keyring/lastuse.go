@@ -1,0 +1,129 @@
+package keyring
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"claviger"
+	"claviger/metastore"
+)
+
+// writeUsesEvery is how much of the last uses a crash can lose.
+const writeUsesEvery = time.Minute
+
+// lastUses remembers when each of our versions was last used, and writes it down
+// now and then. Noting a use is a look into a map and a store: no lock, no write.
+type lastUses struct {
+	store    metastore.LastUses // nil: nothing is noted
+	log      *slog.Logger
+	versions sync.Map // full name to *lastUse; as many as are served
+	stop     chan struct{}
+	stopped  chan struct{}
+}
+
+type lastUse struct {
+	at      atomic.Int64 // milliseconds since 1970
+	written atomic.Int64
+}
+
+func newLastUses(store metastore.LastUses, log *slog.Logger) *lastUses {
+	u := &lastUses{store: store, log: log}
+	if store != nil {
+		u.stop, u.stopped = make(chan struct{}), make(chan struct{})
+		go u.run()
+	}
+	return u
+}
+
+// note notes that a version was used now. It must be one of ours: what a client
+// makes up would stay.
+func (u *lastUses) note(version string) {
+	if u.store == nil {
+		return
+	}
+	v, ok := u.versions.Load(version)
+	if !ok {
+		v, _ = u.versions.LoadOrStore(version, new(lastUse))
+	}
+	use, _ := v.(*lastUse)
+	// To the second, so that processors don't fight over a busy key's time.
+	if now := time.Now().UnixMilli(); now-use.at.Load() >= 1000 {
+		use.at.Store(now)
+	}
+}
+
+// noteEDEKs notes the versions of EDEKs that were made or opened.
+func (u *lastUses) noteEDEKs(edeks []claviger.EDEK, but map[string]struct{}) {
+	for i, e := range edeks {
+		if i > 0 && e.Version == edeks[i-1].Version {
+			continue
+		}
+		if _, foreign := but[e.Version]; !foreign {
+			u.note(e.Version)
+		}
+	}
+}
+
+// at returns when this node used a version last, zero for never.
+func (u *lastUses) at(version string) time.Time {
+	v, ok := u.versions.Load(version)
+	if !ok {
+		return time.Time{}
+	}
+	use, _ := v.(*lastUse)
+	return time.UnixMilli(use.at.Load())
+}
+
+func (u *lastUses) run() {
+	defer close(u.stopped)
+	tick := time.NewTicker(writeUsesEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			if err := u.flush(); err != nil {
+				u.log.Error("the times of the last uses of keys could not be written; they are kept and written later", "error", err)
+			}
+		case <-u.stop:
+			return
+		}
+	}
+}
+
+// flush writes what is new.
+func (u *lastUses) flush() error {
+	var list []metastore.LastUse
+	var fresh []*lastUse
+	for name, v := range u.versions.Range {
+		version, _ := name.(string)
+		use, _ := v.(*lastUse)
+		if at := use.at.Load(); at != use.written.Load() {
+			list, fresh = append(list, metastore.LastUse{Version: version, Last: time.UnixMilli(at)}), append(fresh, use)
+		}
+	}
+	if len(list) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), flushTimeout)
+	defer cancel()
+	if err := u.store.Touch(ctx, list); err != nil {
+		return err
+	}
+	for i, use := range fresh {
+		use.written.Store(list[i].Last.UnixMilli())
+	}
+	return nil
+}
+
+// close ends the writing after one last time.
+func (u *lastUses) close() error {
+	if u.store == nil {
+		return nil
+	}
+	close(u.stop)
+	<-u.stopped
+	return u.flush()
+}

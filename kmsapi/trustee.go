@@ -1,0 +1,61 @@
+package kmsapi
+
+import (
+	"context"
+	"net/http"
+
+	"claviger/kmswire"
+)
+
+// What the Key Trustee KMS has beside Hadoop's operations: soft-deleted keys. Its
+// path and parameter are public, the answers are taken to be as Hadoop's for a
+// deletion.
+
+// wrongTrusteeOp answers as eek_op's wrong values are.
+var wrongTrusteeOp = kmswire.Throw(kmswire.IllegalArgument, "IllegalArgumentException Wrong trusteeOp value, it must be undelete or purge")
+
+func trusteeOp(ctx context.Context, c *call) error {
+	op, ok := c.param("trusteeOp")
+	if !ok {
+		return kmswire.Throw(kmswire.IllegalArgument, "Parameter 'trusteeOp' cannot be null")
+	}
+	var err error
+	switch op {
+	case kmswire.OpUndelete:
+		err = c.Ring.Undelete(ctx, c.caller, c.name)
+	case kmswire.OpPurge:
+		c.opName = "purge_key"
+		err = c.Ring.Purge(ctx, c.caller, c.name)
+	default:
+		return wrongTrusteeOp
+	}
+	if err != nil {
+		return err
+	}
+	c.answer(http.StatusOK, "text/plain;charset=utf-8", nil)
+	return nil
+}
+
+// deletedKeys is ours: the Key Trustee KMS has no public way to list them.
+func deletedKeys(ctx context.Context, c *call) error {
+	list, err := c.Ring.Deleted(ctx, c.caller)
+	if err != nil {
+		return err
+	}
+	keys := make([]kmswire.DeletedKey, len(list))
+	for i, k := range list {
+		keys[i] = kmswire.DeletedKey{
+			Name: k.Name, Cipher: k.Cipher, Length: k.BitLength, Description: k.Description, Attributes: k.Attributes,
+			Created: k.Created.UnixMilli(), Versions: k.List, Deleted: k.Since.UnixMilli(),
+		}
+		if !k.LastUse.IsZero() {
+			keys[i].LastUse = k.LastUse.UnixMilli()
+		}
+	}
+	body, err := kmswire.MarshalDeleted(keys)
+	if err != nil {
+		return err
+	}
+	c.json(http.StatusOK, func(b []byte) []byte { return append(b, body...) })
+	return nil
+}

@@ -1,0 +1,32 @@
+package kmswire
+
+import "encoding/json"
+
+// The values of trusteeOp, by which a Key Trustee KMS's clients bring back deleted
+// keys, and end them.
+const (
+	OpUndelete = "undelete"
+	OpPurge    = "purge"
+)
+
+// DeletedKey is one entry of the list of deleted keys, which is no part of Hadoop's
+// protocol. Times are milliseconds since 1970.
+type DeletedKey struct {
+	Name        string            `json:"name"`
+	Cipher      string            `json:"cipher"`
+	Length      int               `json:"length"`
+	Description *string           `json:"description"`
+	Attributes  map[string]string `json:"attributes"`
+	Created     int64             `json:"created"`
+	Versions    []string          `json:"versions"` // full names, oldest first
+	Deleted     int64             `json:"deleted"`
+	LastUse     int64             `json:"lastUse,omitempty"` // absent: it was never used
+}
+
+// MarshalDeleted writes the list.
+func MarshalDeleted(keys []DeletedKey) ([]byte, error) {
+	if keys == nil {
+		keys = []DeletedKey{}
+	}
+	return json.Marshal(keys)
+}
