@@ -23,6 +23,11 @@ const (
 	// concurrent is how many requests of all clients are worked on at once; more get
 	// 503.
 	concurrent = 64
+	// arriving is how many bodies are read at once, which is 256 MiB at most, and
+	// arrival how long one may take. They are no turns: who sends slowly, and may be
+	// nobody, keeps no client from being served.
+	arriving = 128
+	arrival  = 10 * time.Second
 	// remembered bounds the reads that are remembered so that none is answered twice.
 	remembered = 1 << 17
 	// pageBytes ends a page early: in base64 twice it is well within trustee.MaxBody.
@@ -52,6 +57,7 @@ type Server struct {
 	log   *slog.Logger
 	now   func() time.Time
 	turns chan struct{}
+	doors chan struct{} // of bodies that arrive
 	// wrong lets registrations through as long as few have failed.
 	wrong *rate.Limiter
 
@@ -62,7 +68,7 @@ type Server struct {
 
 // New makes a server. The store remains the caller's to close.
 func New(cfg Config) *Server {
-	s := &Server{id: cfg.Identity, store: cfg.Store, log: cfg.Log, now: cfg.Now, turns: make(chan struct{}, concurrent), wrong: rate.NewLimiter(rate.Every(failureEvery), failures), seen: map[string]time.Time{}}
+	s := &Server{id: cfg.Identity, store: cfg.Store, log: cfg.Log, now: cfg.Now, turns: make(chan struct{}, concurrent), doors: make(chan struct{}, arriving), wrong: rate.NewLimiter(rate.Every(failureEvery), failures), seen: map[string]time.Time{}}
 	if s.now == nil {
 		s.now = time.Now
 	}
@@ -116,25 +122,52 @@ func (s *Server) about(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func (s *Server) serve(w http.ResponseWriter, r *http.Request, verb string) {
+// enter takes a place in a channel of places; where there is none it answers 503.
+func enter(w http.ResponseWriter, places chan struct{}) (leave func(), ok bool) {
 	select {
-	case s.turns <- struct{}{}:
-		defer func() { <-s.turns }()
+	case places <- struct{}{}:
+		return func() { <-places }, true
 	default:
 		w.Header().Set("Retry-After", "1")
 		http.Error(w, "as many requests as the server takes are being served", http.StatusServiceUnavailable)
-		return
+		return nil, false
 	}
+}
+
+// arrived reads a request's body; where it cannot it answers.
+func (s *Server) arrived(w http.ResponseWriter, r *http.Request) (body []byte, ok bool) {
+	leave, ok := enter(w, s.doors)
+	if !ok {
+		return nil, false
+	}
+	defer leave()
+	// Where the connection has no deadline, the web server's own counts.
+	control := http.NewResponseController(w)
+	_ = control.SetReadDeadline(time.Now().Add(arrival))
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, trustee.MaxBody))
 	var tooLong *http.MaxBytesError
-	if errors.As(err, &tooLong) {
+	switch {
+	case errors.As(err, &tooLong):
 		http.Error(w, fmt.Sprintf("a request has at most %d bytes", trustee.MaxBody), http.StatusRequestEntityTooLarge)
-		return
-	}
-	if err != nil {
+		return nil, false
+	case err != nil:
 		http.Error(w, "the request did not arrive whole", http.StatusBadRequest)
+		return nil, false
+	}
+	_ = control.SetReadDeadline(time.Time{}) // else it would end the work on the request
+	return body, true
+}
+
+func (s *Server) serve(w http.ResponseWriter, r *http.Request, verb string) {
+	body, ok := s.arrived(w, r)
+	if !ok {
 		return
 	}
+	leave, ok := enter(w, s.turns)
+	if !ok {
+		return
+	}
+	defer leave()
 	ctx := r.Context()
 	req, err := s.id.ReadRequest(verb, body, s.now(), func(fingerprint string) (*trustee.Party, error) { return s.client(ctx, fingerprint) })
 	if err != nil {

@@ -188,6 +188,28 @@ func TestGuessing(t *testing.T) {
 	}
 }
 
+// TestSlowSenders: whoever opens connections and does not go on keeps no client
+// from being served.
+func TestSlowSenders(t *testing.T) {
+	s, ctx := newSite(t), t.Context()
+	c := s.registered(identities()[1], "ORG")
+	for range 100 {
+		conn, err := (&tls.Dialer{Config: s.tls}).DialContext(ctx, "tcp", strings.TrimPrefix(s.url, "https://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if _, err := io.WriteString(conn, "POST /v1/get HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 20 { // the last of them may not have been read yet
+		_, err := c.Find(ctx, "l")
+		is(t, "a client beside slow senders", err, claviger.KeyNotFound)
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
 // TestPending: strangers do not fill the store.
 func TestPending(t *testing.T) {
 	s, ctx := newSite(t), t.Context()
