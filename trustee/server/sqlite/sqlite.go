@@ -30,6 +30,8 @@ import (
 var migrations embed.FS
 
 const (
+	// schemaVersion is the number of the newest file in migrations.
+	schemaVersion = 1
 	// applicationID marks the file as ours in SQLite's header: "CLTR".
 	applicationID = 0x434c5452
 	// readers is how many lookups run side by side.
@@ -98,6 +100,12 @@ func (s *Store) migrate(ctx context.Context) error {
 	if id != applicationID && tables > 0 {
 		return claviger.Errorf(op, claviger.Invalid, "", "%s is another program's database: name the trustee's own file", s.path)
 	}
+	if version, err := s.version(ctx); err != nil {
+		return s.fail(op, "", err)
+	} else if version > schemaVersion {
+		return claviger.Errorf(op, claviger.Unavailable, "", "the trustee's store %s has schema version %d, this program knows versions up to %d: a newer claviger has written it; run that one, or restore the copy that was taken before",
+			s.path, version, schemaVersion)
+	}
 	for _, q := range []string{"PRAGMA journal_mode = WAL", fmt.Sprintf("PRAGMA application_id = %d", applicationID)} {
 		if _, err := s.write.ExecContext(ctx, q); err != nil {
 			return s.fail(op, "", err)
@@ -115,6 +123,17 @@ func (s *Store) migrate(ctx context.Context) error {
 		return s.fail(op, "", err)
 	}
 	return nil
+}
+
+// version is the schema's; 0 for a file that is new, or whose maker was killed
+// before he made any.
+func (s *Store) version(ctx context.Context) (version int64, err error) {
+	var made bool
+	if err := s.write.QueryRowContext(ctx, "SELECT count(*) > 0 FROM sqlite_master WHERE name = 'goose_db_version'").Scan(&made); err != nil || !made {
+		return 0, err
+	}
+	err = s.write.QueryRowContext(ctx, "SELECT coalesce(max(version_id), 0) FROM goose_db_version WHERE is_applied").Scan(&version)
+	return version, err
 }
 
 // Close closes the file.

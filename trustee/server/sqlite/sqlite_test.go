@@ -1,0 +1,112 @@
+package sqlite
+
+import (
+	"database/sql"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"claviger"
+	"claviger/trustee/server"
+)
+
+// TestOpenRefuses: what is not a trustee's store stays as it is.
+func TestOpenRefuses(t *testing.T) {
+	dir := t.TempDir()
+	file := func(name string) string { return filepath.Join(dir, name) }
+	do := func(path string, queries ...string) {
+		t.Helper()
+		db, err := sql.Open("sqlite", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer db.Close()
+		for _, q := range queries {
+			if _, err := db.Exec(q); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	do(file("other"), "CREATE TABLE t (x)")
+	if err := os.WriteFile(file("text"), []byte(strings.Repeat("no database ", 1000)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, err := Open(t.Context(), file("newer"), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	do(file("newer"), "INSERT INTO goose_db_version (version_id, is_applied) VALUES (99, 1)")
+	for name, c := range map[string]struct {
+		kind claviger.Kind
+		want string
+	}{
+		"other":   {claviger.Invalid, "another program's database"},
+		"text":    {claviger.Unavailable, "not a database"},
+		"newer":   {claviger.Unavailable, "newer claviger"},
+		"missing": {claviger.Invalid, "claviger trustee init"},
+	} {
+		before, _ := os.ReadFile(file(name)) // missing has none
+		s, err := Open(t.Context(), file(name), false)
+		if !claviger.Is(err, c.kind) || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), file(name)) {
+			t.Errorf("%s: %v; want kind %v, %q", name, err, c.kind, c.want)
+		}
+		if err == nil {
+			_ = s.Close()
+		}
+		if after, _ := os.ReadFile(file(name)); string(after) != string(before) {
+			t.Errorf("%s was changed", name)
+		}
+	}
+}
+
+// TestSchemaVersion: the constant goes with the files.
+func TestSchemaVersion(t *testing.T) {
+	s, err := Open(t.Context(), filepath.Join(t.TempDir(), "trustee.db"), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if v, err := s.version(t.Context()); err != nil || v != schemaVersion {
+		t.Errorf("version %d, %v", v, err)
+	}
+}
+
+// TestTwoProcesses: orgtool works beside a server that runs.
+func TestTwoProcesses(t *testing.T) {
+	ctx, path := t.Context(), filepath.Join(t.TempDir(), "trustee.db")
+	running, err := Open(ctx, path, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer running.Close()
+	if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", st, err)
+	}
+	for _, name := range []string{"A", "B"} {
+		tool, err := Open(ctx, path, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		o := server.Org{Name: name, UUID: name, Contacts: []string{"a@b"}, Auth: "s", Created: time.UnixMilli(1)}
+		if err := tool.AddOrg(ctx, o); err != nil {
+			t.Fatal(err)
+		}
+		if err := tool.AddOrg(ctx, o); !claviger.Is(err, claviger.KeyExists) {
+			t.Errorf("again: %v", err)
+		}
+		if err := tool.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := running.Org(ctx, name); err != nil || got.Auth != "s" || !got.Created.Equal(o.Created) || len(got.Contacts) != 1 {
+			t.Errorf("%+v, %v", got, err)
+		}
+	}
+	if all, err := running.Orgs(ctx); err != nil || len(all) != 2 || all[0].Name != "A" {
+		t.Errorf("%+v, %v", all, err)
+	}
+}
