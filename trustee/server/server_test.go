@@ -367,6 +367,22 @@ func TestShared(t *testing.T) {
 	if _, text := get(); !strings.Contains(text, "key not found") {
 		t.Errorf("a client of another organization reads %q", text)
 	}
+	// In the owner's organization he reads it, and what is not for him he does not.
+	s = newSite(t)
+	s.registered(reader, "ORG")
+	owner = s.registered(identities()[1], "ORG")
+	if uuid, err = owner.Put(ctx, trustee.Deposit{Label: "l", Content: []byte("x"), Access: []string{strings.ToLower(reader.Fingerprint())}}, ""); err != nil {
+		t.Fatal(err)
+	}
+	if status, text := get(); status != 200 || text != "x" {
+		t.Errorf("a reader gets %d %q", status, text)
+	}
+	if uuid, err = owner.Put(ctx, trustee.Deposit{Label: "private", Content: []byte("y")}, ""); err != nil {
+		t.Fatal(err)
+	}
+	if _, text := get(); !strings.Contains(text, "key not found") {
+		t.Errorf("of a deposit that is not for him he reads %q", text)
+	}
 }
 
 // post sends bytes as they are.
