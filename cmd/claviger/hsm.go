@@ -171,7 +171,8 @@ func (o *output) write(v any, text func(io.Writer)) error {
 
 func newHSMList() *cobra.Command {
 	return hsmCommand("list --conf DIR", "List the AES keys on the token",
-		`list shows every AES key on the token and what it is: in use by a version that the metastore knows; pending, of a step that was broken
+		`list shows every AES key on the token and what it is: in use by a version that the metastore knows; deleted, of a key that
+was deleted and can be brought back (claviger key undelete) or ended (claviger key purge); pending, of a step that was broken
 off and that the next run of the same step uses; an orphan, named like ours but unknown to the metastore; or foreign.`,
 		func(ctx context.Context, p *hsm.Provider, out *output) error {
 			objects, err := p.Objects(ctx)

@@ -22,6 +22,7 @@ var scriptCommands = map[string]func(ts *testscript.TestScript, neg bool, args [
 	"exits": scriptExits,
 	"await": scriptAwait,
 	"key":   scriptKey,
+	"unkey": scriptUnkey,
 	// Of the audit log:
 	"appears": scriptAppears,
 	"changed": scriptChanged,
@@ -112,4 +113,17 @@ func scriptKey(ts *testscript.TestScript, neg bool, args []string) {
 		_, err = k.Roll(ctx, args[1], nil)
 	}
 	ts.Check(errors.Join(err, k.Close()))
+}
+
+// scriptUnkey deletes a key at a KMS: unkey URI NAME.
+func scriptUnkey(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: unkey URI NAME")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), processTimeout)
+	defer cancel()
+	k, err := kmsclient.New(args[0], kmsclient.Options{User: "keyadmin", Log: slog.New(slog.DiscardHandler)})
+	ts.Check(err)
+	ts.Check(k.Delete(ctx, args[1]))
+	ts.Check(k.Close())
 }

@@ -77,6 +77,8 @@ var texts = []struct {
 	op    string // "" any
 	kind  claviger.Kind
 }{
+	{text: "already exists", op: opUndelete, kind: claviger.KeyExists},
+	{text: "No deleted key ", kind: claviger.KeyNotFound},
 	{text: "already exists", op: opCreate, kind: claviger.KeyExists},
 	{text: "Wrong keysize", kind: claviger.InvalidKeySize},
 	{text: "Wrong key length. Required", kind: claviger.MaterialLength},
@@ -113,6 +115,12 @@ var aclOf = map[string]string{
 	"DECRYPT_EEK": "DECRYPT_EEK",
 }
 
+// trusteeACLOf are the ACLs of operations that Hadoop has not.
+var trusteeACLOf = map[string]string{
+	"UNDELETE_KEY": "keytrustee.kms.acl.UNDELETE", "PURGE_KEY": "keytrustee.kms.acl.PURGE",
+	"GET_DELETED_KEYS": "keytrustee.kms.acl.UNDELETE or keytrustee.kms.acl.PURGE",
+}
+
 // denied says of which kind a refusal is, and what at the far KMS would lift it.
 func (p *Provider) denied(r request, message string) (kind claviger.Kind, advice string) {
 	if m := doAsUser.FindStringSubmatch(message); m != nil {
@@ -128,6 +136,9 @@ func (p *Provider) denied(r request, message string) (kind claviger.Kind, advice
 		return claviger.KeyDenied, fmt.Sprintf(" (whitelist.key.acl.MANAGEMENT or default.key.acl.MANAGEMENT in that KMS's kms-acls.xml must admit %s)", m[1])
 	}
 	if m := opDenied.FindStringSubmatch(message); m != nil {
+		if acl := trusteeACLOf[m[2]]; acl != "" {
+			return claviger.Denied, fmt.Sprintf(" (%s in that KMS's kms-acls.xml must admit %s)", acl, m[1])
+		}
 		if acl := aclOf[m[2]]; acl != "" {
 			return claviger.Denied, fmt.Sprintf(" (hadoop.kms.acl.%s in that KMS's kms-acls.xml must admit %s, and hadoop.kms.blacklist.%s not name him)", acl, m[1], acl)
 		}

@@ -1,0 +1,208 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"claviger/hadoopconf"
+	"claviger/kmswire"
+	"claviger/provider"
+	"claviger/provider/kmsclient"
+)
+
+// keyTimeout ends a command about keys.
+const keyTimeout = 2 * time.Minute
+
+// keyFlags are those of all of `claviger key`.
+type keyFlags struct{ provider, conf, format string }
+
+func newKeyCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "key",
+		Short: "List keys at a KMS, bring back deleted ones, and end them",
+		Args:  cobra.NoArgs,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(newKeyList(), newKeyUndelete(), newKeyPurge())
+	return cmd
+}
+
+// keyCommand makes a subcommand that works with a KMS.
+func keyCommand(use, short, long string, args cobra.PositionalArgs, run func(ctx context.Context, cmd *cobra.Command, kms *kmsclient.Provider, out *output, args []string) error) *cobra.Command {
+	var f keyFlags
+	cmd := &cobra.Command{Use: use, Short: short, Long: long, Args: args}
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		out, err := newOutput(cmd.OutOrStdout(), f.format)
+		if err != nil {
+			return err
+		}
+		ctx, cancel := context.WithTimeout(cmd.Context(), keyTimeout)
+		defer cancel()
+		kms, err := f.open()
+		if err != nil {
+			return err
+		}
+		return errors.Join(run(ctx, cmd, kms, out, args), kms.Close())
+	}
+	cmd.Flags().StringVar(&f.provider, "provider", "", "the KMS, as in kms://https@HOST:9600/kms")
+	cmd.Flags().StringVar(&f.conf, "conf", "", "configuration folder with the truststore of ssl-client.xml and the login of claviger.client.kerberos.*; without it, the system's roots and the tickets of kinit")
+	cmd.Flags().StringVarP(&f.format, "output", "o", "text", "text or json")
+	_ = cmd.MarkFlagRequired("provider") // the flag is defined above
+	return cmd
+}
+
+// open opens the KMS as the user of the process, or of HADOOP_USER_NAME.
+func (f keyFlags) open() (*kmsclient.Provider, error) {
+	log, err := newLogger("warn")
+	if err != nil {
+		return nil, err
+	}
+	conf := hadoopconf.New("", os.LookupEnv)
+	if f.conf != "" {
+		dir, err := filepath.Abs(f.conf)
+		if err != nil {
+			return nil, err
+		}
+		if conf, err = hadoopconf.LoadKMS(dir, os.LookupEnv); err != nil {
+			return nil, err
+		}
+	}
+	negotiate, err := clientKerberos(conf)
+	if err != nil {
+		return nil, err
+	}
+	opt := kmsclient.Options{User: osUser(), Negotiate: negotiate, Log: log}
+	if f.conf != "" && strings.HasPrefix(f.provider, "kms://https@") {
+		s := &service{Conf: conf, Log: log}
+		if opt.TLS, err = s.clientTLS(provider.Env{}); err != nil {
+			return nil, err
+		}
+	}
+	return kmsclient.New(f.provider, opt)
+}
+
+func newKeyList() *cobra.Command {
+	var deleted bool
+	cmd := keyCommand("list --provider URI [--deleted]", "List the names of keys, or the deleted keys",
+		`list lists the keys that the KMS tells of. --deleted lists the deleted ones that can be brought back, longest deleted first, for which
+keytrustee.kms.acl.UNDELETE or keytrustee.kms.acl.PURGE must admit the user.`, cobra.NoArgs,
+		func(ctx context.Context, _ *cobra.Command, kms *kmsclient.Provider, out *output, _ []string) error {
+			if deleted {
+				return listDeleted(ctx, kms, out)
+			}
+			names, err := kms.Keys(ctx)
+			if err != nil {
+				return err
+			}
+			slices.Sort(names)
+			if names == nil {
+				names = []string{}
+			}
+			return out.write(names, func(w io.Writer) {
+				for _, n := range names {
+					fmt.Fprintln(w, printable(n))
+				}
+			})
+		})
+	cmd.Flags().BoolVar(&deleted, "deleted", false, "list deleted keys")
+	return cmd
+}
+
+func listDeleted(ctx context.Context, kms *kmsclient.Provider, out *output) error {
+	keys, err := kms.DeletedKeys(ctx)
+	if err != nil {
+		return err
+	}
+	if keys == nil {
+		keys = []kmswire.DeletedKey{}
+	}
+	return out.write(keys, func(w io.Writer) {
+		fmt.Fprintln(w, "KEY\tBITS\tVERSIONS\tDELETED\tLAST USED")
+		for _, k := range keys {
+			last := "never"
+			if k.LastUse != 0 {
+				last = "by " + clock(k.LastUse)
+			}
+			fmt.Fprintf(w, "%s\t%d\t%d\t%s\t%s\n", printable(k.Name), k.Length, len(k.Versions), clock(k.Deleted), last)
+		}
+	})
+}
+
+// clock writes milliseconds since 1970.
+func clock(ms int64) string { return time.UnixMilli(ms).UTC().Format(time.RFC3339) }
+
+// printable quotes a name that would not stay on its line, or in its terminal.
+func printable(name string) string {
+	if quoted := fmt.Sprintf("%q", name); quoted != `"`+name+`"` || strings.Contains(name, " ") {
+		return quoted
+	}
+	return name
+}
+
+func newKeyUndelete() *cobra.Command {
+	return keyCommand("undelete NAME --provider URI", "Bring back a deleted key",
+		`undelete brings back the key NAME that was deleted last, with all of its versions. Where a key of that name has been made since, it is
+refused: delete that one first, which can be undeleted as well.`, cobra.ExactArgs(1),
+		func(ctx context.Context, _ *cobra.Command, kms *kmsclient.Provider, out *output, args []string) error {
+			if err := kms.Undelete(ctx, args[0]); err != nil {
+				return err
+			}
+			return out.write(map[string]string{"undeleted": args[0]}, func(w io.Writer) { fmt.Fprintf(w, "key %s is back\n", printable(args[0])) })
+		})
+}
+
+func newKeyPurge() *cobra.Command {
+	var yes string
+	cmd := keyCommand("purge NAME --provider URI", "End a deleted key for ever",
+		`purge destroys the deleted keys of the name NAME in the HSM. What they encrypted can never be read again. It asks you to type the name once
+more; --yes-purge NAME does that for scripts. The KMS refuses while a key was used within its claviger.purge.min.unused.`, cobra.ExactArgs(1),
+		func(ctx context.Context, cmd *cobra.Command, kms *kmsclient.Provider, out *output, args []string) error {
+			name := args[0]
+			typed := yes
+			if !cmd.Flags().Changed("yes-purge") {
+				keys, err := kms.DeletedKeys(ctx)
+				if err != nil {
+					return err
+				}
+				n := 0
+				for _, k := range keys {
+					if k.Name == name {
+						n++
+						fmt.Fprintf(cmd.ErrOrStderr(), "key %s, deleted %s, %d versions\n", printable(name), clock(k.Deleted), len(k.Versions))
+					}
+				}
+				fmt.Fprintf(cmd.ErrOrStderr(), "%d deleted keys will be destroyed, and all that they encrypted is lost. Type the key's name to purge: ", n)
+				if typed, err = readName(cmd.InOrStdin()); err != nil {
+					return err
+				}
+			}
+			if typed != name {
+				return &exitError{exitRefused, fmt.Errorf("nothing was purged: %q is not the key's name, %q", typed, name)}
+			}
+			if err := kms.Purge(ctx, name); err != nil {
+				return err
+			}
+			return out.write(map[string]string{"purged": name}, func(w io.Writer) { fmt.Fprintf(w, "key %s is gone for ever\n", printable(name)) })
+		})
+	cmd.Flags().StringVar(&yes, "yes-purge", "", "the key's name once more, instead of typing it")
+	return cmd
+}
+
+// readName reads one line.
+func readName(in io.Reader) (string, error) {
+	line, err := bufio.NewReader(io.LimitReader(in, 8<<10)).ReadString('\n')
+	if err != nil && !errors.Is(err, io.EOF) {
+		return "", err
+	}
+	return strings.TrimRight(line, "\r\n"), nil
+}
