@@ -33,9 +33,19 @@ func serveOursBy(t *testing.T, sealed bool, handler authn.Handler, secrets authn
 	if secrets == nil {
 		secrets = authn.NewRandomSecrets(time.Hour, time.Now)
 	}
-	keys := memory.New(memory.Config{Sealed: sealed})
+	return serveKeys(t, memory.New(memory.Config{Sealed: sealed}), handler, secrets)
+}
+
+// serveSoft is a KMS that keeps deleted keys, and lets everybody have them back.
+func serveSoft(t *testing.T) (*httptest.Server, *memory.Provider) {
+	t.Helper()
+	return serveKeys(t, memory.New(memory.Config{SoftDelete: true}), nil, authn.NewRandomSecrets(time.Hour, time.Now),
+		authz.Property{Name: "keytrustee.kms.acl.UNDELETE", Value: "*"}, authz.Property{Name: "keytrustee.kms.acl.PURGE", Value: "*"})
+}
+
+func serveKeys(t *testing.T, keys *memory.Provider, handler authn.Handler, secrets authn.SecretProvider, props ...authz.Property) (*httptest.Server, *memory.Provider) {
+	t.Helper()
 	t.Cleanup(func() { _ = keys.Close() })
-	var props []authz.Property
 	for _, op := range []string{"CREATE", "DELETE", "ROLLOVER", "GET", "GET_KEYS", "GET_METADATA", "SET_KEY_MATERIAL", "GENERATE_EEK", "DECRYPT_EEK"} {
 		props = append(props, authz.Property{Name: "hadoop.kms.acl." + op, Value: "*"})
 	}

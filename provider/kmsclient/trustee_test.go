@@ -1,0 +1,68 @@
+package kmsclient_test
+
+import (
+	"strings"
+	"testing"
+
+	"claviger"
+	"claviger/provider"
+	"claviger/provider/kmsclient"
+)
+
+// TestTrusteeKinds: what a KMS says of deleted keys comes back as its kind, with
+// what would lift a refusal.
+func TestTrusteeKinds(t *testing.T) {
+	server, _ := serveOurs(t, false)
+	p := open(t, "kms://"+strings.Replace(server.URL, "://", "@", 1)+"/kms", kmsclient.Options{User: "alice"})
+	ctx := t.Context()
+	const key = "a/b c+d"
+	if _, err := p.Create(ctx, provider.Spec{Name: key, Cipher: claviger.DefaultCipher, BitLength: 128}); err != nil {
+		t.Fatal(err)
+	}
+	refused := func(what string, err error, kind claviger.Kind, says string) {
+		t.Helper()
+		if !claviger.Is(err, kind) || !strings.Contains(err.Error(), says) {
+			t.Errorf("%s: %v, want kind %v and %q", what, err, kind, says)
+		}
+	}
+	_, err := p.DeletedKeys(ctx)
+	refused("DeletedKeys", err, claviger.Denied, "keytrustee.kms.acl.PURGE")
+	refused("Undelete", p.Undelete(ctx, key), claviger.Denied, "(keytrustee.kms.acl.UNDELETE in that KMS's kms-acls.xml must admit alice)")
+	refused("Purge", p.Purge(ctx, key), claviger.Denied, "(keytrustee.kms.acl.PURGE in")
+	refused("Undelete of no name", p.Undelete(ctx, ""), claviger.KeyNotFound, "")
+
+	soft, keys := serveSoft(t)
+	p = open(t, "kms://"+strings.Replace(soft.URL, "://", "@", 1)+"/kms", kmsclient.Options{User: "alice"})
+	spec := provider.Spec{Name: key, Cipher: claviger.DefaultCipher, BitLength: 128}
+	refused("Undelete of none", p.Undelete(ctx, key), claviger.KeyNotFound, "No deleted key "+key)
+	refused("Purge of none", p.Purge(ctx, key), claviger.KeyNotFound, "No deleted key "+key)
+	if _, err := p.Create(ctx, spec); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Delete(ctx, key); err != nil {
+		t.Fatal(err)
+	}
+	if list, err := p.DeletedKeys(ctx); err != nil || len(list) != 1 || list[0].Name != key || len(list[0].Versions) != 1 || list[0].Deleted == 0 {
+		t.Errorf("%+v, %v", list, err)
+	}
+	if _, err := p.Create(ctx, spec); err != nil {
+		t.Fatal(err)
+	}
+	refused("Undelete", p.Undelete(ctx, key), claviger.KeyExists, "already exists")
+	if err := p.Delete(ctx, key); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Undelete(ctx, key); err != nil {
+		t.Errorf("Undelete: %v", err)
+	}
+	if err := p.Purge(ctx, key); err != nil {
+		t.Errorf("Purge: %v", err)
+	}
+	if err := p.Close(); err != nil {
+		t.Error(err)
+	}
+	refused("after Close", p.Purge(ctx, key), claviger.Closed, "")
+	if n := keys.Objects(); n != 1 {
+		t.Errorf("%d versions at the KMS, want the key that is back", n)
+	}
+}
