@@ -31,6 +31,8 @@ func newSite(t *testing.T, more hadoop.Conf) *site {
 		"hadoop.kms.http.host":        "127.0.0.1",
 		"hadoop.kms.key.provider.uri": s.hsm.URI,
 		"claviger.metastore.uri":      s.store,
+		// Deletes that reach the token have more moments in which to be broken off.
+		"claviger.delete.soft": "false",
 	}.With(more).Write(t, filepath.Join(s.conf, "kms-site.xml"))
 	hadoop.OpenACLs().Write(t, filepath.Join(s.conf, "kms-acls.xml"))
 	return s
