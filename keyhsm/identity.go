@@ -1,22 +1,17 @@
 package keyhsm
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
-	"math/big"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"time"
+
+	"claviger/keystore"
 )
 
 // certificateLife is how long a certificate that CreateCertificate makes is good.
@@ -33,41 +28,15 @@ const (
 // CreateCertificate makes a key and a self-signed certificate, good for hosts
 // (names and addresses), in a folder. Neither file is overwritten.
 func CreateCertificate(dir string, hosts []string) error {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	certPEM, keyPEM, err := keystore.SelfSigned("claviger Key HSM", hosts, certificateLife)
 	if err != nil {
 		return err
 	}
-	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
-	if err != nil {
-		return err
-	}
-	now := time.Now()
-	template := &x509.Certificate{
-		SerialNumber: serial, Subject: pkix.Name{CommonName: "claviger Key HSM"}, NotBefore: now.Add(-time.Hour), NotAfter: now.Add(certificateLife),
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}, BasicConstraintsValid: true,
-	}
-	for _, h := range hosts {
-		if ip := net.ParseIP(h); ip != nil {
-			template.IPAddresses = append(template.IPAddresses, ip)
-		} else {
-			template.DNSNames = append(template.DNSNames, h)
-		}
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		return fmt.Errorf("making a certificate for %q: %w", hosts, err)
-	}
-	private, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return err
-	}
-	defer clear(private)
-	keyPEM := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})
 	defer clear(keyPEM)
 	if err := writeNew(filepath.Join(dir, PrivateKeyFile), keyPEM, 0o600); err != nil {
 		return err
 	}
-	err = writeNew(filepath.Join(dir, CertificateFile), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o644)
+	err = writeNew(filepath.Join(dir, CertificateFile), certPEM, 0o644)
 	if err != nil {
 		err = errors.Join(err, os.Remove(filepath.Join(dir, PrivateKeyFile)))
 	}

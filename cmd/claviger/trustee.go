@@ -2,19 +2,12 @@ package main
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"log/slog"
-	"math/big"
 	"net"
 	"net/http"
 	"os"
@@ -92,7 +85,7 @@ func initTrustee(ctx context.Context, out io.Writer, dir, host string) error {
 	cert, key := filepath.Join(dir, trusteeTLSCert), filepath.Join(dir, trusteeTLSKey)
 	made := false
 	if _, err := os.Stat(key); errors.Is(err, fs.ErrNotExist) {
-		if _, err := os.Stat(cert); err == nil {
+		if _, err := os.Stat(cert); err == nil && !initBrokenOff(dir) {
 			return fmt.Errorf("%s is there without its key %s: put that beside it, or remove the certificate to have a new one made", cert, key)
 		}
 		if err := selfSigned(cert, key, host); err != nil {
@@ -114,43 +107,34 @@ func initTrustee(ctx context.Context, out io.Writer, dir, host string) error {
 	return nil
 }
 
-// selfSigned makes a certificate that is its own authority.
+// initBrokenOff: the store, which init makes last, is not there. A certificate
+// without a key is its own then.
+func initBrokenOff(dir string) bool {
+	_, err := os.Stat(filepath.Join(dir, trusteeStore))
+	return errors.Is(err, fs.ErrNotExist)
+}
+
+// selfSigned makes a certificate. The key comes last, as a whole: it is what init
+// looks for.
 func selfSigned(certFile, keyFile, host string) error {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	cert, key, err := keystore.SelfSigned(host, []string{host}, trusteeCertificateLife)
 	if err != nil {
 		return err
 	}
-	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
-	if err != nil {
-		return err
-	}
-	now := time.Now()
-	template := &x509.Certificate{
-		SerialNumber: serial, Subject: pkix.Name{CommonName: host}, NotBefore: now.Add(-time.Hour), NotAfter: now.Add(trusteeCertificateLife),
-		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-		IsCA: true, BasicConstraintsValid: true,
-	}
-	if ip := net.ParseIP(host); ip != nil {
-		template.IPAddresses = []net.IP{ip}
-	} else {
-		template.DNSNames = []string{host}
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		return err
-	}
-	private, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return err
-	}
+	defer clear(key)
 	if err := os.MkdirAll(filepath.Dir(keyFile), 0o700); err != nil {
 		return err
 	}
-	// The key comes last: it is what init looks for.
-	if err := os.WriteFile(certFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600); err != nil {
-		return err
+	tmp := keyFile + ".tmp"
+	for _, f := range []struct {
+		name string
+		data []byte
+	}{{certFile, cert}, {tmp, key}} {
+		if err := os.WriteFile(f.name, f.data, 0o600); err != nil {
+			return err
+		}
 	}
-	return os.WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}), 0o600)
+	return os.Rename(tmp, keyFile)
 }
 
 type trusteeFlags struct {
