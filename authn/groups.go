@@ -87,14 +87,26 @@ func (g *Groups) Of(name string) []string {
 	if groups, ok := g.static[name]; ok {
 		return groups
 	}
-	g.mu.Lock()
-	known, ok := g.cache[name]
-	g.mu.Unlock()
-	if ok && g.now().Before(known.until) {
-		return known.groups
+	if known, ok := g.cached(name); ok {
+		return known
 	}
-	groups, _, _ := g.flight.Do(name, func() (any, error) { return g.ask(name, known.groups), nil })
+	groups, _, _ := g.flight.Do(name, func() (any, error) {
+		// Another may have asked since we looked.
+		known, ok := g.cached(name)
+		if ok {
+			return known, nil
+		}
+		return g.ask(name, known), nil
+	})
 	return groups.([]string)
+}
+
+// cached returns what was said last, and whether it is valid still.
+func (g *Groups) cached(name string) (groups []string, ok bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	known, ok := g.cache[name]
+	return known.groups, ok && g.now().Before(known.until)
 }
 
 // ask asks the system and keeps the answer; last is what it said before.
