@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"claviger/keyhsm"
 	"claviger/keystore"
 	"claviger/trustee"
 	"claviger/trustee/server"
@@ -139,6 +141,7 @@ func selfSigned(certFile, keyFile, host string) error {
 
 type trusteeFlags struct {
 	dir, listen, ready string
+	keyhsm, keyhsmCert string
 }
 
 func newTrusteeServe() *cobra.Command {
@@ -159,6 +162,9 @@ func newTrusteeServe() *cobra.Command {
 	trusteeDirFlag(cmd, &f.dir)
 	cmd.Flags().StringVar(&f.listen, "listen", ":"+strconv.Itoa(trustee.Port), "address and port; port 0 is any that is free")
 	cmd.Flags().StringVar(&f.ready, "ready-file", "", "file that gets the base URL when requests are taken")
+	cmd.Flags().StringVar(&f.keyhsm, "keyhsm", "", "URL of the Key HSM that wraps each new deposit, as https://localhost:9090; it must trust the trustee's certificate")
+	cmd.Flags().StringVar(&f.keyhsmCert, "keyhsm-cert", "", "file with the Key HSM's certificate, its server.crt")
+	cmd.MarkFlagsRequiredTogether("keyhsm", "keyhsm-cert")
 	cmd.Flags().StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	return cmd
 }
@@ -181,6 +187,38 @@ func trusteeTLS(dir string, log *slog.Logger) (*tls.Config, func(), error) {
 	}}, r.Close, nil
 }
 
+// trusteeKeeper is the Key HSM; nil where there is none. It is asked once: a server
+// whose deposits cannot be opened is not to start as if all were well.
+func trusteeKeeper(ctx context.Context, f trusteeFlags, own *tls.Config, log *slog.Logger) (*keyhsm.Client, error) {
+	if f.keyhsm == "" {
+		return nil, nil
+	}
+	pem, err := os.ReadFile(f.keyhsmCert)
+	if err != nil {
+		return nil, fmt.Errorf("--keyhsm-cert: %w", err)
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("--keyhsm-cert: %s holds no certificate in PEM", f.keyhsmCert)
+	}
+	// The certificate by which clients know the trustee is the one that the Key HSM
+	// knows it by.
+	certificate := func() (*tls.Certificate, error) { return own.GetCertificate(nil) }
+	c, err := keyhsm.NewClient(keyhsm.ClientConfig{URL: f.keyhsm, Servers: roots, Certificate: certificate})
+	if err != nil {
+		return nil, fmt.Errorf("--keyhsm: %w", err)
+	}
+	status, err := c.Status(ctx)
+	if err == nil && status.State != keyhsm.Ready {
+		err = fmt.Errorf("its state is %s", status.State)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("--keyhsm %s: %w; see claviger keyhsm status and validate on its host, and claviger keyhsm trust %s", f.keyhsm, err, filepath.Join(f.dir, trusteeTLSCert)), c.Close())
+	}
+	log.Info("deposits are wrapped by the Key HSM", "url", f.keyhsm, "key", status.KeyID)
+	return c, nil
+}
+
 // serveTrustee runs the server until ctx ends.
 func serveTrustee(ctx context.Context, f trusteeFlags, log *slog.Logger) (err error) {
 	folder, err := trustee.LoadFolder(f.dir)
@@ -200,14 +238,25 @@ func serveTrustee(ctx context.Context, f trusteeFlags, log *slog.Logger) (err er
 		return err
 	}
 	defer stop()
+	keeper, err := trusteeKeeper(ctx, f, conf, log)
+	if err != nil {
+		return err
+	}
+	if keeper != nil {
+		defer func() { err = errors.Join(err, keeper.Close()) }()
+	}
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", f.listen)
 	if err != nil {
 		return fmt.Errorf("--listen: %w", err)
 	}
+	cfg := server.Config{Identity: folder.Identity, Store: store, Log: log}
+	if keeper != nil {
+		cfg.Keeper = keeper
+	}
 	const most = 1024 // connections
 	bounded := &boundedListener{Listener: listener, most: most, log: log}
 	web := &http.Server{
-		Handler:           server.New(server.Config{Identity: folder.Identity, Store: store, Log: log}),
+		Handler:           server.New(cfg),
 		ReadHeaderTimeout: 10 * time.Second, ReadTimeout: time.Minute, WriteTimeout: time.Minute, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10,
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}

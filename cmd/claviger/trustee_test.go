@@ -14,6 +14,9 @@ import (
 	"time"
 
 	"claviger"
+	"claviger/internal/softhsm/softhsmtest"
+	"claviger/keyhsm"
+	"claviger/pkcs11"
 	"claviger/trustee"
 	"claviger/trustee/server"
 	"claviger/trustee/server/sqlite"
@@ -51,7 +54,7 @@ func TestTrustee(t *testing.T) {
 		t.Fatal(err)
 	}
 	for round := range 2 {
-		url, stop := startTrustee(t, dir)
+		url, stop := startTrustee(t, trusteeFlags{dir: dir})
 		ask := &http.Client{Transport: &http.Transport{TLSClientConfig: conf}}
 		resp, err := ask.Get(url + "/?a=fingerprint") //nolint:noctx // of this test's own server
 		if err != nil {
@@ -96,30 +99,138 @@ func TestTrustee(t *testing.T) {
 	}
 }
 
+// TestTrusteeWithKeyHSM: with a Key HSM, deposits in the store are wrapped once
+// more; without it they cannot be read, and what was stored before still can.
+func TestTrusteeWithKeyHSM(t *testing.T) {
+	ctx, dir, conf := t.Context(), filepath.Join(t.TempDir(), ".keytrustee"), t.TempDir()
+	if err := initTrustee(ctx, io.Discard, dir, "127.0.0.1"); err != nil {
+		t.Fatal(err)
+	}
+	tok := softhsmtest.New(t)
+	setup := keyHSMSetup{conf: conf, bits: 2048, hosts: []string{"127.0.0.1"}, set: keyhsm.Settings{
+		HSM: pkcs11.SoftHSM, Module: tok.Module, Token: tok.Label, PINFile: tok.PINFile, KeyLabel: "claviger-keyhsm", Listen: "127.0.0.1:0"}}
+	if err := setup.run(ctx, io.Discard); err != nil {
+		t.Fatal(err)
+	}
+	startHSM := func() (url string, stop func()) {
+		ready := filepath.Join(t.TempDir(), "ready")
+		return untilReady(t, ready, func(ctx context.Context) error {
+			return serveKeyHSM(ctx, keyHSMFlags{conf: conf, listen: "127.0.0.1:0", ready: ready}, slog.New(slog.DiscardHandler))
+		})
+	}
+	store, err := sqlite.Open(ctx, filepath.Join(dir, trusteeStore), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = store.Close() }() // it was read only
+	if err := store.AddOrg(ctx, server.Org{Name: "ORG", UUID: "u", Auth: "walrus", Created: time.Now()}); err != nil {
+		t.Fatal(err)
+	}
+	pem, err := os.ReadFile(filepath.Join(dir, trusteeTLSCert))
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(pem)
+	folder, err := trustee.LoadFolder(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := trustee.NewIdentity("keytrustee", "client", "kms@h", 2048, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := func(url string) *trustee.Client {
+		t.Helper()
+		c, err := trustee.NewClient(trustee.ClientConfig{Identity: id, Servers: []trustee.Endpoint{{URL: url, Server: &folder.Identity.Party}}, TLS: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(c.Close)
+		return c
+	}
+	find := func(c *trustee.Client, label, want string) {
+		t.Helper()
+		if d, err := c.Find(ctx, label); err != nil || string(d.Content) != want {
+			t.Errorf("%s: %q, %v", label, d.Content, err)
+		}
+	}
+
+	url, stop := startTrustee(t, trusteeFlags{dir: dir})
+	c := client(url)
+	if _, err := c.Register(ctx, "ORG", "walrus"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Put(ctx, trustee.Deposit{Label: "before", Content: []byte("stored before")}, ""); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+
+	hsm, stopHSM := startHSM()
+	f := trusteeFlags{dir: dir, keyhsm: hsm, keyhsmCert: filepath.Join(conf, keyhsm.CertificateFile), listen: "127.0.0.1:0"}
+	if err := serveTrustee(ctx, f, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "claviger keyhsm trust "+filepath.Join(dir, trusteeTLSCert)) {
+		t.Errorf("a Key HSM that does not trust us: %v", err)
+	}
+	stopHSM()
+	if _, _, _, err := keyhsm.AddTrusted(filepath.Join(conf, "trust"), filepath.Join(dir, trusteeTLSCert)); err != nil {
+		t.Fatal(err)
+	}
+	f.keyhsm, stopHSM = startHSM()
+	url, stop = startTrustee(t, f)
+	c = client(url)
+	if _, err := c.Put(ctx, trustee.Deposit{Label: "after", Content: []byte("stored after")}, ""); err != nil {
+		t.Fatal(err)
+	}
+	find(c, "before", "stored before")
+	find(c, "after", "stored after")
+	row, err := store.Find(ctx, id.Fingerprint(), "after")
+	if err != nil || !row.Wrapped || strings.Contains(string(row.Sealed.Content), "stored after") {
+		t.Errorf("in the store it is %q (%v)", row.Sealed.Content, err)
+	}
+	stopHSM()
+	if _, err := c.Find(ctx, "after"); !claviger.Is(err, claviger.Unavailable) {
+		t.Errorf("without the Key HSM: %v", err)
+	}
+	if _, err := c.Put(ctx, trustee.Deposit{Label: "later", Content: []byte("x")}, ""); !claviger.Is(err, claviger.Unavailable) {
+		t.Errorf("a deposit without the Key HSM: %v", err)
+	}
+	find(c, "before", "stored before")
+	stop()
+	url, stop = startTrustee(t, trusteeFlags{dir: dir})
+	defer stop()
+	if _, err := client(url).Find(ctx, "after"); !claviger.Is(err, claviger.Unavailable) {
+		t.Errorf("a trustee that was started without its Key HSM: %v", err)
+	}
+}
+
 // startTrustee runs a server until stop.
-func startTrustee(t *testing.T, dir string) (url string, stop func()) {
+func startTrustee(t *testing.T, f trusteeFlags) (url string, stop func()) {
+	t.Helper()
+	f.listen, f.ready = "127.0.0.1:0", filepath.Join(t.TempDir(), "ready")
+	return untilReady(t, f.ready, func(ctx context.Context) error { return serveTrustee(ctx, f, slog.New(slog.DiscardHandler)) })
+}
+
+// untilReady runs a server until stop, and returns its URL.
+func untilReady(t *testing.T, ready string, serve func(context.Context) error) (url string, stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	ready := filepath.Join(t.TempDir(), "ready")
 	ended := make(chan error, 1)
-	go func() {
-		ended <- serveTrustee(ctx, trusteeFlags{dir: dir, listen: "127.0.0.1:0", ready: ready}, slog.New(slog.DiscardHandler))
-	}()
+	go func() { ended <- serve(ctx) }()
 	for range 1000 {
 		if text, err := os.ReadFile(ready); err == nil {
 			return strings.TrimSpace(string(text)), func() {
 				cancel()
 				if err := <-ended; err != nil {
-					t.Errorf("the trustee ended: %v", err)
+					t.Errorf("the server ended: %v", err)
 				}
 			}
 		}
 		select {
 		case err := <-ended:
-			t.Fatalf("the trustee did not start: %v", err)
+			t.Fatalf("the server did not start: %v", err)
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
-	t.Fatal("the trustee did not start in time")
+	t.Fatal("the server did not start in time")
 	return "", nil
 }

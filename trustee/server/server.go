@@ -46,18 +46,22 @@ const (
 type Config struct {
 	Identity *trustee.Identity
 	Store    Store
-	Log      *slog.Logger
-	Now      func() time.Time // time.Now where nil
+	// Keeper, if not nil, wraps each new deposit. What was stored without one stays
+	// readable.
+	Keeper Keeper
+	Log    *slog.Logger
+	Now    func() time.Time // time.Now where nil
 }
 
 // Server answers requests. It is an http.Handler.
 type Server struct {
-	id    *trustee.Identity
-	store Store
-	log   *slog.Logger
-	now   func() time.Time
-	turns chan struct{}
-	doors chan struct{} // of bodies that arrive
+	id     *trustee.Identity
+	store  Store
+	keeper Keeper
+	log    *slog.Logger
+	now    func() time.Time
+	turns  chan struct{}
+	doors  chan struct{} // of bodies that arrive
 	// wrong lets registrations through as long as few have failed.
 	wrong *rate.Limiter
 
@@ -68,7 +72,7 @@ type Server struct {
 
 // New makes a server. The store remains the caller's to close.
 func New(cfg Config) *Server {
-	s := &Server{id: cfg.Identity, store: cfg.Store, log: cfg.Log, now: cfg.Now, turns: make(chan struct{}, concurrent), doors: make(chan struct{}, arriving), wrong: rate.NewLimiter(rate.Every(failureEvery), failures), seen: map[string]time.Time{}}
+	s := &Server{id: cfg.Identity, store: cfg.Store, keeper: cfg.Keeper, log: cfg.Log, now: cfg.Now, turns: make(chan struct{}, concurrent), doors: make(chan struct{}, arriving), wrong: rate.NewLimiter(rate.Every(failureEvery), failures), seen: map[string]time.Time{}}
 	if s.now == nil {
 		s.now = time.Now
 	}
@@ -192,7 +196,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, verb string) {
 	case claviger.Is(err, claviger.Internal), claviger.Is(err, claviger.Unavailable):
 		log.Error("a request has failed", "err", err)
 		if claviger.Is(err, claviger.Unavailable) {
-			err = claviger.Errorf("server.serve", claviger.Unavailable, "", "the server's store does not answer; its log says why")
+			err = claviger.Errorf("server.serve", claviger.Unavailable, "", "the server cannot do this now, since its store or its Key HSM is away; its log says which")
 		}
 	default:
 		log.Info("a request was refused", "err", err)
@@ -350,6 +354,12 @@ func (s *Server) put(ctx context.Context, req *trustee.Request) (any, error) {
 		access[i] = strings.ToUpper(f)
 	}
 	row := Row{UUID: d.UUID, Owner: c.Fingerprint, Org: c.Org, Label: d.Label, Access: access, Expires: d.Expires, Sealed: a.Deposit}
+	if s.keeper != nil {
+		if row.Sealed.Content, err = s.keeper.Wrap(ctx, d.UUID, d.Content); err != nil {
+			return nil, err
+		}
+		row.Wrapped = true
+	}
 	return nil, s.store.Put(ctx, row, a.Replaces, once(req))
 }
 
@@ -374,7 +384,7 @@ func (s *Server) get(ctx context.Context, req *trustee.Request) (any, error) {
 	if !mine || s.expired(&row) { // who may not read it does not learn that it is there
 		return nil, claviger.E(op, claviger.KeyNotFound, a.UUID, nil)
 	}
-	return row.Sealed, nil
+	return s.opened(ctx, &row)
 }
 
 func (s *Server) expired(r *Row) bool { return !r.Expires.IsZero() && !s.now().Before(r.Expires) }
@@ -391,7 +401,24 @@ func (s *Server) find(ctx context.Context, req *trustee.Request) (any, error) {
 	if s.expired(&row) {
 		return nil, claviger.E("server.find", claviger.KeyNotFound, a.Label, nil)
 	}
-	return row.Sealed, nil
+	return s.opened(ctx, &row)
+}
+
+// opened returns a deposit as its owner sent it.
+func (s *Server) opened(ctx context.Context, row *Row) (any, error) {
+	if !row.Wrapped {
+		return row.Sealed, nil
+	}
+	if s.keeper == nil {
+		return nil, claviger.Errorf("server.opened", claviger.Unavailable, "", "deposit %s is wrapped by a Key HSM, and this server was started without --keyhsm", row.UUID)
+	}
+	content, err := s.keeper.Unwrap(ctx, row.UUID, row.Sealed.Content)
+	if err != nil {
+		return nil, err
+	}
+	sealed := row.Sealed
+	sealed.Content = content
+	return sealed, nil
 }
 
 func (s *Server) list(ctx context.Context, req *trustee.Request) (any, error) {

@@ -53,6 +53,16 @@ type Row struct {
 	Access                  []string
 	Expires                 time.Time // zero: never
 	Sealed                  trustee.Sealed
+	// Wrapped: the content is as a Keeper has wrapped it.
+	Wrapped bool
+}
+
+// A Keeper wraps contents once more before they are stored: the Key HSM. Kinds
+// Unavailable where it cannot be asked, and Invalid where a content cannot be
+// unwrapped any more; the error says why.
+type Keeper interface {
+	Wrap(ctx context.Context, uuid string, content []byte) ([]byte, error)
+	Unwrap(ctx context.Context, uuid string, wrapped []byte) ([]byte, error)
 }
 
 // Once names a request that changes something. The store does it in the same

@@ -31,7 +31,7 @@ var migrations embed.FS
 
 const (
 	// schemaVersion is the number of the newest file in migrations.
-	schemaVersion = 1
+	schemaVersion = 2
 	// applicationID marks the file as ours in SQLite's header: "CLTR".
 	applicationID = 0x434c5452
 	// readers is how many lookups run side by side.
@@ -381,8 +381,8 @@ func (s *Store) Put(ctx context.Context, r server.Row, replaces string, once ser
 				return err
 			}
 		}
-		_, err := tx.ExecContext(ctx, "INSERT INTO deposit (uuid, owner, org, label, access, expires, statement, signature, content) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-			r.UUID, r.Owner, r.Org, r.Label, string(access), millis(r.Expires), r.Sealed.Statement, r.Sealed.Signature, r.Sealed.Content)
+		_, err := tx.ExecContext(ctx, "INSERT INTO deposit (uuid, owner, org, label, access, expires, statement, signature, content, wrapped) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+			r.UUID, r.Owner, r.Org, r.Label, string(access), millis(r.Expires), r.Sealed.Statement, r.Sealed.Signature, r.Sealed.Content, r.Wrapped)
 		return err
 	})
 }
@@ -425,7 +425,7 @@ func (s *Store) List(ctx context.Context, owner string, a trustee.ListArgs) ([]s
 }
 
 func (s *Store) rows(ctx context.Context, op, key, content, rest string, args ...any) ([]server.Row, error) {
-	rows, err := s.read.QueryContext(ctx, "SELECT uuid, owner, org, label, access, expires, deleted, statement, signature, "+content+" FROM deposit "+rest, args...) //nolint:gosec // likewise
+	rows, err := s.read.QueryContext(ctx, "SELECT uuid, owner, org, label, access, expires, deleted, statement, signature, wrapped, "+content+" FROM deposit "+rest, args...) //nolint:gosec // likewise
 	if err != nil {
 		return nil, s.fail(op, key, err)
 	}
@@ -435,7 +435,7 @@ func (s *Store) rows(ctx context.Context, op, key, content, rest string, args ..
 		var r server.Row
 		var access []byte
 		var expires, deleted sql.NullInt64
-		err := rows.Scan(&r.UUID, &r.Owner, &r.Org, &r.Label, &access, &expires, &deleted, &r.Sealed.Statement, &r.Sealed.Signature, &r.Sealed.Content)
+		err := rows.Scan(&r.UUID, &r.Owner, &r.Org, &r.Label, &access, &expires, &deleted, &r.Sealed.Statement, &r.Sealed.Signature, &r.Wrapped, &r.Sealed.Content)
 		if err == nil {
 			err = json.Unmarshal(access, &r.Access)
 		}
