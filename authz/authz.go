@@ -39,3 +39,9 @@ const (
 	KeyGenerateEEK KeyOp = "GENERATE_EEK"
 	KeyDecryptEEK  KeyOp = "DECRYPT_EEK"
 )
+
+// KeyMigrate is the right of a Key Trustee KMS to have a key taken over into the
+// HSM. It stands beside Hadoop's: ALL does not contain it, and its rules neither
+// close a key to the other rights nor are closed by theirs, so that granting it
+// takes nothing from those who read. It is nobody's where it is not set.
+const KeyMigrate KeyOp = "MIGRATE"

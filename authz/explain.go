@@ -37,13 +37,17 @@ func (d Decision) DecidedBy() (Step, bool) {
 
 // Explain tells whether a request is admitted, and by which rules. aclName is the
 // key's; with "" the key-level rules are not asked, as where
-// hadoop.kms.key.authorization.enable is false. It decides as May,
-// KeyRulePresent and MayKey do, which tests hold.
+// hadoop.kms.key.authorization.enable is false; those of KeyMigrate always are. It
+// decides as May, KeyRulePresent, MayKey and MayMigrate do, which tests hold.
 func (p *Policy) Explain(r Request, aclName string, who claviger.Principal, groups func(user string) []string) Decision {
 	if p == nil {
 		p = new(Policy)
 	}
 	e := &explainer{policy: p, who: who, groups: groups}
+	if r.Key == KeyMigrate {
+		allowed := e.migrate(aclName)
+		return Decision{Allowed: allowed, Steps: e.steps}
+	}
 	allowed := false
 	for _, op := range r.Any {
 		if allowed = e.operation(op); allowed {
@@ -166,6 +170,28 @@ func (e *explainer) keyRule(level, name string, rules map[KeyOp]rule, op KeyOp, 
 	}
 	e.add(level, name, r, true, "%s: admitted", e.present(by, group))
 	return true
+}
+
+// migrate is MayMigrate.
+func (e *explainer) migrate(aclName string) bool {
+	names := e.policy.migrateRules(aclName)
+	if names == nil {
+		names = []string{defaultPrefix + string(KeyMigrate)}
+	}
+	for i, name := range names {
+		r := e.policy.migrate[name]
+		by, group := r.admits(e.who, e.groups)
+		switch {
+		case by != byNothing:
+			e.add("key", name, r, true, "%s: admitted", e.present(by, group))
+			return true
+		case r.from.Name == "":
+			e.add("key", name, r, i == 0, "not set: closed to everybody, unlike Hadoop's own rights")
+		default:
+			e.add("key", name, r, i == 0, "%s: not admitted by it", e.absent())
+		}
+	}
+	return false
 }
 
 func (e *explainer) present(by admission, group string) string {

@@ -32,6 +32,7 @@ type Policy struct {
 	keys      map[string]map[KeyOp]rule // by ACL name
 	defaults  map[KeyOp]rule            // for ACL names that keys does not hold
 	whitelist map[KeyOp]rule            // in addition, for every ACL name
+	migrate   map[string]rule           // those of KeyMigrate, by property
 }
 
 // rule is an ACL and the property that it comes from; the property's name is ""
@@ -60,6 +61,7 @@ func Parse(props []Property) (p *Policy, warnings []string) {
 	p = &Policy{
 		ops: make(map[Op]rule), blacklist: make(map[Op]rule),
 		keys: make(map[string]map[KeyOp]rule), defaults: make(map[KeyOp]rule), whitelist: make(map[KeyOp]rule),
+		migrate: make(map[string]rule),
 	}
 	for _, op := range ops {
 		p.ops[op] = rule{ACL: ACL{all: true}}
@@ -111,6 +113,10 @@ func (p *Policy) set(name string, a rule) (complaint string) {
 	if op, ok := strings.CutPrefix(name, blacklistPrefix); ok {
 		return put(p.blacklist, ops, op, a)
 	}
+	if isMigrateRule(name) {
+		p.migrate[name] = a
+		return ""
+	}
 	if op, ok := strings.CutPrefix(name, defaultPrefix); ok {
 		return putUnlessAll(p.defaults, op, a)
 	}
@@ -137,9 +143,6 @@ func (p *Policy) set(name string, a rule) (complaint string) {
 	return noACL + didYouMean(name, knownNames(name))
 }
 
-// migrateRight is a right of the Key Trustee KMS: to take a key's material out.
-const migrateRight = "MIGRATE"
-
 func put[O ~string](into map[O]rule, known []O, op string, a rule) (complaint string) {
 	words := make([]string, len(known))
 	for i, k := range known {
@@ -149,8 +152,8 @@ func put[O ~string](into map[O]rule, known []O, op string, a rule) (complaint st
 		}
 		words[i] = string(k)
 	}
-	if op == migrateRight {
-		return "no request of this server asks for MIGRATE, which is closed to everybody, so that it is ignored"
+	if _, ok := any(known).([]KeyOp); ok {
+		words = append(words, string(KeyMigrate))
 	}
 	return fmt.Sprintf("there is no operation %q, so that it is ignored%s", op, didYouMean(op, words))
 }
@@ -179,7 +182,7 @@ func knownNames(name string) []string {
 	for _, op := range trustee {
 		out = append(out, trusteePrefix+string(op))
 	}
-	for _, op := range keyOps[1:] {
+	for _, op := range append(slices.Clone(keyOps[1:]), KeyMigrate) {
 		out = append(out, defaultPrefix+string(op), whitelistPrefix+string(op))
 	}
 	if parts := strings.SplitN(name, ".", 3); len(parts) == 3 {
@@ -228,4 +231,42 @@ func (p *Policy) MayKey(aclName string, op KeyOp, who claviger.Principal, groups
 		rules = p.defaults
 	}
 	return rules[op].Admits(who, groups) || p.whitelist[op].Admits(who, groups)
+}
+
+// isMigrateRule tells the properties of KeyMigrate. A key's name may hold dots.
+func isMigrateRule(name string) bool {
+	before, ok := strings.CutSuffix(name, string(KeyMigrate))
+	if !ok {
+		return false
+	}
+	if before == defaultPrefix || before == whitelistPrefix {
+		return true
+	}
+	key, ok := strings.CutPrefix(before, keyPrefix)
+	return ok && len(key) > 1 && strings.HasSuffix(key, ".")
+}
+
+// MayMigrate reports whether the rules of KeyMigrate let who have a key of that
+// ACL name taken over: the key's own, or the default where it has none, or the
+// whitelist.
+func (p *Policy) MayMigrate(aclName string, who claviger.Principal, groups func(user string) []string) bool {
+	for _, name := range p.migrateRules(aclName) {
+		if p.migrate[name].Admits(who, groups) {
+			return true
+		}
+	}
+	return false
+}
+
+// migrateRules names the properties that decide, in the order in which they are
+// asked.
+func (p *Policy) migrateRules(aclName string) []string {
+	if p == nil {
+		return nil
+	}
+	own := keyPrefix + aclName + "." + string(KeyMigrate)
+	if _, set := p.migrate[own]; !set {
+		own = defaultPrefix + string(KeyMigrate)
+	}
+	return []string{own, whitelistPrefix + string(KeyMigrate)}
 }

@@ -11,8 +11,8 @@ import (
 // Any at operation level, and Key at key level.
 type Request struct {
 	Name string // Hadoop's name of it in the audit log
-	Any  []Op
-	Key  KeyOp // "" where the rules of no key are asked
+	Any  []Op   // none: no operation-level rule is asked
+	Key  KeyOp  // "" where the rules of no key are asked
 }
 
 // requests are the KMS's, each under the name that the audit log gives it.
@@ -37,6 +37,7 @@ var requests = []Request{
 	{"UNDELETE_KEY", []Op{Undelete}, KeyManagement},
 	{"PURGE_KEY", []Op{Purge}, KeyManagement},
 	{"GET_DELETED_KEYS", []Op{Undelete, Purge}, ""},
+	{"MIGRATE_KEY", nil, KeyMigrate},
 	// Asked for beside CREATE or ROLLOVER where a request brings material.
 	{"SET_KEY_MATERIAL", []Op{SetKeyMaterial}, ""},
 }
@@ -44,7 +45,7 @@ var requests = []Request{
 // aliases are the rights, by which kms-acls.xml calls the requests.
 var aliases = map[string]string{
 	"CREATE": "CREATE_KEY", "DELETE": "DELETE_KEY", "ROLLOVER": "ROLL_NEW_VERSION", "GET": "GET_KEY_VERSION",
-	"UNDELETE": "UNDELETE_KEY", "PURGE": "PURGE_KEY",
+	"UNDELETE": "UNDELETE_KEY", "PURGE": "PURGE_KEY", "MIGRATE": "MIGRATE_KEY",
 }
 
 // FindRequest finds a request by its name in the audit log, or by the right that
@@ -58,7 +59,7 @@ func FindRequest(name string) (r Request, near string, ok bool) {
 	if i := slices.IndexFunc(requests, func(r Request) bool { return r.Name == word }); i >= 0 {
 		return requests[i], "", true
 	}
-	near, _ = claviger.NearMiss(word, append(RequestNames(), "CREATE", "DELETE", "ROLLOVER", "GET", "UNDELETE", "PURGE"))
+	near, _ = claviger.NearMiss(word, append(RequestNames(), "CREATE", "DELETE", "ROLLOVER", "GET", "UNDELETE", "PURGE", "MIGRATE"))
 	return Request{}, near, false
 }
 

@@ -51,11 +51,72 @@ func TestTrusteeRights(t *testing.T) {
 		"hadoop.kms.acl.PURGE":          "there is no operation",
 		"hadoop.kms.blacklist.UNDELETE": "there is no operation",
 		"keytruste.kms.acl.PURGE":       "did you mean keytrustee.kms.acl.PURGE?",
-		"default.key.acl.MIGRATE":       "no request of this server asks for MIGRATE",
-		"key.acl.k.MIGRATE":             "no request of this server asks for MIGRATE",
+		"default.key.acl.MIGRAT":        "did you mean MIGRATE?",
+		"hadoop.kms.acl.MIGRATE":        "there is no operation",
+		"key.acl.MIGRATE":               "names no key",
 	} {
 		if _, warnings := authz.Parse([]authz.Property{{Name: name, Value: "*"}}); len(warnings) != 1 || !strings.Contains(warnings[0], want) {
 			t.Errorf("%s: %q, want %q", name, warnings, want)
 		}
+	}
+}
+
+// TestMigrateRight goes through every combination of the three properties: each
+// not set, set and naming the user, set and naming somebody else.
+func TestMigrateRight(t *testing.T) {
+	alice := user("alice")
+	migrate, _, ok := authz.FindRequest("migrate")
+	if !ok {
+		t.Fatal("no request MIGRATE")
+	}
+	values := []string{"", "alice", "bob"} // "" is not set
+	for _, own := range values {
+		for _, def := range values {
+			for _, white := range values {
+				var props []authz.Property
+				for name, value := range map[string]string{"key.acl.a.b.MIGRATE": own, "default.key.acl.MIGRATE": def, "whitelist.key.acl.MIGRATE": white} {
+					if value != "" {
+						props = append(props, authz.Property{Name: name, Value: value, Where: "acls:1"})
+					}
+				}
+				p, warnings := authz.Parse(props)
+				if len(warnings) > 0 {
+					t.Errorf("%q %q %q: %q", own, def, white, warnings)
+				}
+				want := own == "alice" || own == "" && def == "alice" || white == "alice"
+				if got := p.MayMigrate("a.b", alice, nil); got != want {
+					t.Errorf("own %q, default %q, whitelist %q: %v, want %v", own, def, white, got, want)
+				}
+				d := p.Explain(migrate, "a.b", alice, nil)
+				by, ok := d.DecidedBy()
+				if d.Allowed != want || !ok || !strings.HasSuffix(by.Property, ".MIGRATE") {
+					t.Errorf("own %q, default %q, whitelist %q: explained as %v by %+v, want %v", own, def, white, d.Allowed, by, want)
+				}
+				if want := def == "alice" || white == "alice"; p.MayMigrate("other", alice, nil) != want {
+					t.Errorf("own %q, default %q, whitelist %q: another key: want %v", own, def, white, want)
+				}
+			}
+		}
+	}
+	var none *authz.Policy
+	if none.MayMigrate("k", alice, nil) || none.Explain(migrate, "k", alice, nil).Allowed {
+		t.Error("no policy lets a key be taken over")
+	}
+}
+
+// TestMigrateStandsApart: the right is in no other, and takes none away.
+func TestMigrateStandsApart(t *testing.T) {
+	alice := user("alice")
+	p, _ := authz.Parse([]authz.Property{
+		{Name: "key.acl.k.ALL", Value: "*"}, {Name: "default.key.acl.READ", Value: "alice"}, {Name: "key.acl.m.MIGRATE", Value: "bob"},
+	})
+	if p.MayMigrate("k", alice, nil) {
+		t.Error("ALL contains MIGRATE")
+	}
+	if !p.MayKey("m", authz.KeyRead, alice, nil) {
+		t.Error("key.acl.m.MIGRATE closes m to those whom the default lets read")
+	}
+	if d := p.Doubts([]string{"k"}); len(d) > 0 {
+		t.Errorf("a rule for a key that is yet to come is doubted: %q", d)
 	}
 }
