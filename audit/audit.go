@@ -53,6 +53,10 @@ const (
 	GetDeletedKeys Op = "GET_DELETED_KEYS"
 )
 
+// MigrateKey takes a key over from the source of a migration: at a user's request,
+// or by the server's own user at its start or on the command line.
+const MigrateKey Op = "MIGRATE_KEY"
+
 // Operations on delegation tokens, as requests name them. One that succeeds is in
 // records alone: Hadoop's lines have none.
 const (
@@ -96,12 +100,12 @@ type Event struct {
 }
 
 // Management are the operations that change keys, or what nodes know of them.
-var Management = []Op{CreateKey, DeleteKey, RollNewVersion, InvalidateCache, UndeleteKey, PurgeKey}
+var Management = []Op{CreateKey, DeleteKey, RollNewVersion, InvalidateCache, UndeleteKey, PurgeKey, MigrateKey}
 
 // Operations are all of them.
 var Operations = []Op{CreateKey, DeleteKey, RollNewVersion, InvalidateCache, GetKeys, GetKeysMetadata, GetMetadata, GetKeyVersions,
 	GetKeyVersion, GetCurrentKey, GenerateEEK, DecryptEEK, ReencryptEEK, ReencryptEEKBatch,
-	UndeleteKey, PurgeKey, GetDeletedKeys}
+	UndeleteKey, PurgeKey, GetDeletedKeys, MigrateKey}
 
 // Guard is a Logger that can be asked to record an operation before it is done.
 type Guard interface {

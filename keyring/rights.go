@@ -39,14 +39,30 @@ func (w *work) askedOf(uri string) {
 // must be. Any one of rights will do. key is what messages and the audit line
 // name; nil where the operation has none.
 func (r *Ring) enter(ctx context.Context, c *claviger.Caller, op audit.Op, key *string, rights ...authz.Op) (request, error) {
-	if r.closed.Load() {
-		return request{}, claviger.E("keyring."+string(op), claviger.Closed, deref(key), nil)
-	}
-	q := request{ring: r, caller: c, op: op, policy: r.cfg.Policy()}
-	if err := q.need(ctx, key, rights...); err != nil || r.guard == nil {
+	q, err := r.enterUnasked(c, op, deref(key))
+	if err != nil {
 		return q, err
 	}
-	return q, r.guard.Begin(ctx, audit.Event{Op: op, Key: deref(key), Caller: *c, Provider: r.PrimaryURI()})
+	if err := q.need(ctx, key, rights...); err != nil {
+		return q, err
+	}
+	return q, q.begin(ctx, deref(key))
+}
+
+// enterUnasked is enter without its rules and its record.
+func (r *Ring) enterUnasked(c *claviger.Caller, op audit.Op, key string) (request, error) {
+	if r.closed.Load() {
+		return request{}, claviger.E("keyring."+string(op), claviger.Closed, key, nil)
+	}
+	return request{ring: r, caller: c, op: op, policy: r.cfg.Policy()}, nil
+}
+
+// begin has the attempt recorded where that must be before anything is done.
+func (q *request) begin(ctx context.Context, key string) error {
+	if q.ring.guard == nil {
+		return nil
+	}
+	return q.ring.guard.Begin(ctx, audit.Event{Op: q.op, Key: key, Caller: *q.caller, Provider: q.ring.PrimaryURI()})
 }
 
 // need is Hadoop's KMSACLs.assertAccess.

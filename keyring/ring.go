@@ -50,6 +50,10 @@ type Config struct {
 	// before it can be purged: claviger.purge.min.unused. 0: it does not matter.
 	PurgeMinUnused time.Duration
 
+	// Migrator takes keys over at users' requests; nil where there is no source to
+	// migrate from.
+	Migrator Migrator
+
 	// Shared is set where other nodes change the primary's keys, too. It is how they
 	// are noticed; nil where nobody else does.
 	Shared Shared

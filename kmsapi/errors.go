@@ -158,6 +158,8 @@ func (c *call) keyNotFound(e *claviger.Error) *kmswire.Exception {
 		return kmswire.Throw(kmswire.IOException, "Can't find Metadata for key "+e.Key)
 	case "undelete_key", "purge_key":
 		return kmswire.Throw(kmswire.IOException, "No deleted key "+e.Key+" in "+c.Ring.PrimaryURI())
+	case "migrate_key":
+		return kmswire.Throw(kmswire.IOException, "The source of the migration has no key "+e.Key)
 	case "delete_key":
 		return kmswire.Throw(kmswire.IOException, "Key "+e.Key+" does not exist in "+c.Ring.PrimaryURI())
 	case "reencrypt_eek_batch":

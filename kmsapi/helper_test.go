@@ -43,6 +43,7 @@ func (t *trail) all() []audit.Event {
 type stack struct {
 	Primary          provider.Provider
 	Sources          []keyring.Source
+	Migrator         keyring.Migrator
 	Auth             authn.Config
 	Policy           *authz.Policy
 	KeyAuthorization bool
@@ -79,7 +80,7 @@ func start(t testing.TB, s stack) string {
 		s.Auth.Validity = time.Hour
 	}
 	ring, err := keyring.New(keyring.Config{
-		Primary: s.Primary, Sources: s.Sources, Policy: func() *authz.Policy { return s.Policy }, KeyAuthorization: s.KeyAuthorization, Audit: s.Trail,
+		Primary: s.Primary, Sources: s.Sources, Policy: func() *authz.Policy { return s.Policy }, KeyAuthorization: s.KeyAuthorization, Audit: s.Trail, Migrator: s.Migrator,
 		CacheEnable: true, CacheTimeout: time.Minute, CurrentCacheTimeout: time.Minute,
 		QueueSize: 10, QueueLowWatermark: 0.3, QueueExpiry: time.Hour, QueueFillers: 1,
 	})

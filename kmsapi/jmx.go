@@ -23,7 +23,7 @@ import (
 // meterOf is the meter that counts an operation's calls.
 var meterOf = map[string]string{
 	"create_key": "admin", "delete_key": "admin", "roll_new_version": "admin", "invalidate_cache": "admin",
-	"undelete_key": "admin", "purge_key": "admin", "get_deleted_keys": "admin",
+	"undelete_key": "admin", "purge_key": "admin", "migrate_key": "admin", "get_deleted_keys": "admin",
 	"get_keys_metadata": "admin", "get_keys": "admin", "get_metadata": "admin",
 	"get_current_key": "key", "get_key_versions": "key", "get_key_version": "key",
 	"generate_eek": "generate_eek", "decrypt_eek": "decrypt_eek", "reencrypt_eek": "reencrypt_eek", "reencrypt_eek_batch": "reencrypt_eek_batch",

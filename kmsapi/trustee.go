@@ -2,17 +2,19 @@ package kmsapi
 
 import (
 	"context"
+	"encoding/json"
 	"net/http"
 
 	"claviger/kmswire"
 )
 
-// What the Key Trustee KMS has beside Hadoop's operations: soft-deleted keys. Its
+// What the Key Trustee KMS has beside Hadoop's operations: soft-deleted keys, and
+// the right to have a key migrated. Its
 // path and parameter are public, the answers are taken to be as Hadoop's for a
 // deletion.
 
 // wrongTrusteeOp answers as eek_op's wrong values are.
-var wrongTrusteeOp = kmswire.Throw(kmswire.IllegalArgument, "IllegalArgumentException Wrong trusteeOp value, it must be undelete or purge")
+var wrongTrusteeOp = kmswire.Throw(kmswire.IllegalArgument, "IllegalArgumentException Wrong trusteeOp value, it must be undelete, purge or migrate")
 
 func trusteeOp(ctx context.Context, c *call) error {
 	op, ok := c.param("trusteeOp")
@@ -26,6 +28,8 @@ func trusteeOp(ctx context.Context, c *call) error {
 	case kmswire.OpPurge:
 		c.opName = "purge_key"
 		err = c.Ring.Purge(ctx, c.caller, c.name)
+	case kmswire.OpMigrate:
+		return migrateKey(ctx, c)
 	default:
 		return wrongTrusteeOp
 	}
@@ -33,6 +37,21 @@ func trusteeOp(ctx context.Context, c *call) error {
 		return err
 	}
 	c.answer(http.StatusOK, "text/plain;charset=utf-8", nil)
+	return nil
+}
+
+// migrateKey is ours. What it does may be asked for again after any error.
+func migrateKey(ctx context.Context, c *call) error {
+	c.opName = "migrate_key"
+	versions, err := c.Ring.Migrate(ctx, c.caller, c.name)
+	if err != nil {
+		return err
+	}
+	body, err := json.Marshal(kmswire.MigratedKey{Name: c.name, Versions: versions})
+	if err != nil {
+		return err
+	}
+	c.json(http.StatusOK, func(b []byte) []byte { return append(b, body...) })
 	return nil
 }
 

@@ -1,6 +1,7 @@
 package kmsapi_test
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -57,7 +58,8 @@ func TestTrusteeOps(t *testing.T) {
 		{"not deleted", "alice", http.MethodPost, at + op + "purge", 500, missing},
 		{"delete", "alice", http.MethodDelete, "key/a%2Fb%20c", 200, ""},
 		{"no op", "alice", http.MethodPost, at, 400, "Parameter 'trusteeOp' cannot be null"},
-		{"other op", "alice", http.MethodPost, at + op + "UNDELETE", 400, "it must be undelete or purge"},
+		{"other op", "alice", http.MethodPost, at + op + "UNDELETE", 400, "it must be undelete, purge or migrate"},
+		{"no source", "alice", http.MethodPost, at + op + "migrate", 400, "this server has no source to take keys over from"},
 		{"by GET", "alice", http.MethodGet, at + op + "undelete", 500, "WebApplicationException"},
 		{"may not", "bob", http.MethodPost, at + op + "undelete", 403, "User:bob not allowed to do 'UNDELETE_KEY' on '" + key + "'"},
 		{"may not", "bob", http.MethodPost, at + op + "purge", 403, "User:bob not allowed to do 'PURGE_KEY' on '" + key + "'"},
@@ -101,5 +103,42 @@ func TestTrusteeOps(t *testing.T) {
 	}
 	if !purged {
 		t.Errorf("no audit line of the purge: %+v", log.all())
+	}
+}
+
+// takenOver is the source of a migration with the key a/b.
+type takenOver struct{}
+
+func (takenOver) SourceMetadata(_ context.Context, key string) (*claviger.Metadata, error) {
+	if key != "a/b" {
+		return nil, claviger.E("test", claviger.KeyNotFound, key, nil)
+	}
+	return &claviger.Metadata{Name: key}, nil
+}
+
+func (takenOver) RunKey(_ context.Context, key string) ([]string, error) {
+	return []string{key + "@1", key + "@2"}, nil
+}
+
+// TestMigrateOp: a key is taken over for who has the right MIGRATE.
+func TestMigrateOp(t *testing.T) {
+	primary := memory.New(memory.Config{})
+	defer func() { _ = primary.Close() }()
+	policy, _ := authz.Parse([]authz.Property{{Name: "default.key.acl.MIGRATE", Value: "alice"}})
+	addr := start(t, stack{Primary: primary, Policy: policy, Migrator: takenOver{}})
+	for _, tt := range []struct {
+		user, key string
+		status    int
+		says      string
+	}{
+		{"alice", "a%2Fb", 200, `{"name":"a/b","versions":["a/b@1","a/b@2"]}`},
+		{"bob", "a%2Fb", 403, "User [bob] is not authorized to perform [MIGRATE] on key with ACL name [a/b]!!"},
+		{"bob", "none", 403, "User [bob] is not authorized to perform [MIGRATE] on key with ACL name [none]!!"},
+		{"alice", "none", 500, "The source of the migration has no key none"},
+	} {
+		a := exchange(t, addr, http.MethodPost, fmt.Appendf(nil, "POST /kms/v1/trustee/key/%s?trusteeOp=migrate&user.name=%s HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nConnection: close\r\n\r\n", tt.key, tt.user))
+		if a.status != tt.status || !strings.Contains(string(a.body), tt.says) {
+			t.Errorf("%s migrates %s: %d %s, want %d %s", tt.user, tt.key, a.status, a.body, tt.status, tt.says)
+		}
 	}
 }

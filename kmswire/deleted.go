@@ -3,11 +3,19 @@ package kmswire
 import "encoding/json"
 
 // The values of trusteeOp, by which a Key Trustee KMS's clients bring back deleted
-// keys, and end them.
+// keys, and end them. The third is ours: it has a key taken over from the source of
+// a migration.
 const (
 	OpUndelete = "undelete"
 	OpPurge    = "purge"
+	OpMigrate  = "migrate"
 )
+
+// MigratedKey answers OpMigrate.
+type MigratedKey struct {
+	Name     string   `json:"name"`
+	Versions []string `json:"versions"` // full names of those made, oldest first
+}
 
 // DeletedKey is one entry of the list of deleted keys, which is no part of Hadoop's
 // protocol. Times are milliseconds since 1970.

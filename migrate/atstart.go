@@ -30,7 +30,7 @@ func (e *Engine) AtStart(ctx context.Context) (*Result, error) {
 		return nil, err
 	}
 	defer unlock()
-	r, err := e.run(held)
+	r, err := e.run(held, nil)
 	if err != nil {
 		if r := e.completeBefore(ctx, err); r != nil {
 			e.log.Warn("migration: the source cannot be read; serving, for an earlier run took over all of its keys", "source", e.cfg.Source.URI(), "run", r.Run.Name, "err", err,

@@ -27,6 +27,7 @@ import (
 	"time"
 
 	"claviger"
+	"claviger/audit"
 	"claviger/metastore"
 	"claviger/provider"
 )
@@ -100,6 +101,10 @@ type Config struct {
 	OnStep func(key, step string) error
 	// Now is time.Now where nil.
 	Now func() time.Time
+	// Audit, if not nil, is told of each key that is imported, or could not be; where
+	// it is a Guard, the attempt is recorded before. Caller is who does it.
+	Audit  audit.Logger
+	Caller claviger.Caller
 	// Host names this machine in the journal; "" is the machine's own name.
 	Host string
 	Log  *slog.Logger // nil is slog.Default()

@@ -11,6 +11,7 @@ import (
 
 	"claviger"
 	"claviger/metastore"
+	"claviger/provider"
 )
 
 // giveUpAfter is how many keys in a row may fail because the target is away
@@ -95,17 +96,18 @@ func (e *Engine) Run(ctx context.Context) (*Result, error) {
 		return nil, claviger.Errorf(op, claviger.Unavailable, "", "another process is migrating into this metastore now; wait until it is done, and see claviger migrate status")
 	}
 	defer unlock()
-	return e.run(ctx)
+	return e.run(ctx, nil)
 }
 
-// run is Run under the lock.
-func (e *Engine) run(ctx context.Context) (*Result, error) {
+// run is Run under the lock. only, if not nil, chooses the keys to import; the
+// others stay planned.
+func (e *Engine) run(ctx context.Context, only func(key string) bool) (*Result, error) {
 	began := e.cfg.Now()
 	sv, err := e.look(ctx, "migrate.Run")
 	if err != nil {
 		return nil, err
 	}
-	w := &work{e: e, items: sv.items}
+	w := &work{e: e, items: sv.items, only: only}
 	if w.nothingNew(sv.history) {
 		return w.result(*sv.history.last(), false, e.cfg.Now().Sub(began)), nil
 	}
@@ -127,6 +129,7 @@ type work struct {
 	e     *Engine
 	run   Run
 	items []Item
+	only  func(key string) bool // nil: all
 
 	mu       sync.Mutex // guards what follows, and makes callbacks come one at a time
 	progress Progress
@@ -166,7 +169,7 @@ func (w *work) begin(ctx context.Context, h *history) error {
 	}
 	for i := range w.items {
 		it := &w.items[i]
-		if it.State == Planned || it.State == Importing {
+		if w.wanted(it) {
 			w.progress.KeysTotal++
 			w.progress.VersionsTotal += it.Count
 		}
@@ -195,7 +198,7 @@ func (w *work) importAll(ctx context.Context) error {
 	g.SetLimit(w.e.cfg.Parallel)
 	for i := range w.items {
 		it := &w.items[i]
-		if it.State != Planned && it.State != Importing {
+		if !w.wanted(it) {
 			continue
 		}
 		if ctx.Err() != nil || w.givenUp() {
@@ -204,6 +207,11 @@ func (w *work) importAll(ctx context.Context) error {
 		g.Go(func() error { return w.importOne(ctx, it) })
 	}
 	return g.Wait()
+}
+
+// wanted: this run imports it.
+func (w *work) wanted(it *Item) bool {
+	return (it.State == Planned || it.State == Importing) && (w.only == nil || w.only(it.Key))
 }
 
 func (w *work) givenUp() bool {
@@ -227,10 +235,14 @@ func (w *work) importOne(ctx context.Context, it *Item) error {
 	m := claviger.Metadata{Name: it.Key, Cipher: it.Source.Cipher, BitLength: it.Source.Length, Description: it.Source.Description,
 		Attributes: it.Source.Attributes, Created: it.Source.Created, Versions: it.Count}
 	var stop error // what OnStep said
-	versions, err := e.cfg.Target.Import(ctx, m, it.Count, func(step string) error {
-		stop = w.step(it.Key, step)
-		return stop
-	})
+	versions, err := []provider.KeyVersion(nil), e.auditBegin(ctx, it.Key)
+	if err == nil {
+		versions, err = e.cfg.Target.Import(ctx, m, it.Count, func(step string) error {
+			stop = w.step(it.Key, step)
+			return stop
+		})
+		e.auditEnd(ctx, it.Key, versions, err)
+	}
 	if stop != nil {
 		return stop
 	}

@@ -114,8 +114,8 @@ type auditTrail struct {
 	log   *slog.Logger
 }
 
-// openAudit opens what the settings name.
-func openAudit(ctx context.Context, s auditSettings, svc *service) (_ *auditTrail, err error) {
+// openAudit opens what the settings name; out stands for standard output.
+func openAudit(ctx context.Context, s auditSettings, svc *service, out io.Writer) (_ *auditTrail, err error) {
 	t := &auditTrail{Tee: &audit.Tee{Must: s.must}, log: svc.Log}
 	defer func() {
 		if err != nil {
@@ -123,7 +123,7 @@ func openAudit(ctx context.Context, s auditSettings, svc *service) (_ *auditTrai
 		}
 	}()
 	if s.hadoop {
-		var w io.Writer = standardOutput{}
+		w := out
 		if s.file != "" {
 			if w, err = audit.OpenFile(s.file, s.rotation); err != nil {
 				return nil, fmt.Errorf("property claviger.audit.file: %w", err)
@@ -132,7 +132,7 @@ func openAudit(ctx context.Context, s auditSettings, svc *service) (_ *auditTrai
 		t.Loggers = append(t.Loggers, audit.NewHadoop(w, s.window))
 	}
 	if s.chained() {
-		if t.chain, err = openChain(ctx, s, svc); err != nil {
+		if t.chain, err = openChain(ctx, s, svc, out); err != nil {
 			return nil, err
 		}
 		t.Loggers = append(t.Loggers, t.chain)
@@ -141,7 +141,7 @@ func openAudit(ctx context.Context, s auditSettings, svc *service) (_ *auditTrai
 }
 
 // openChain opens the JSON log. What it has opened is closed where it fails.
-func openChain(ctx context.Context, s auditSettings, svc *service) (_ *audit.Chain, err error) {
+func openChain(ctx context.Context, s auditSettings, svc *service, out io.Writer) (_ *audit.Chain, err error) {
 	cfg := audit.ChainConfig{Node: s.node, Log: svc.Log}
 	if s.keyFile != "" {
 		if cfg.Key, err = readAuditKey(s.keyFile); err != nil {
@@ -160,7 +160,7 @@ func openChain(ctx context.Context, s auditSettings, svc *service) (_ *audit.Cha
 		}
 	}()
 	if s.stdout {
-		cfg.Streams = append(cfg.Streams, audit.NewWriter("standard output", os.Stdout))
+		cfg.Streams = append(cfg.Streams, audit.NewWriter("standard output", out))
 	}
 	for _, uri := range s.syslog {
 		roots, err := svc.clientTLS(provider.Env{})

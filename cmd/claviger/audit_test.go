@@ -17,7 +17,7 @@ import (
 func TestHangup(t *testing.T) {
 	dir := t.TempDir()
 	set := auditSettings{hadoop: true, file: filepath.Join(dir, "kms-audit.log"), json: filepath.Join(dir, "audit.json"), node: "n"}
-	trail, err := openAudit(t.Context(), set, &service{Log: slog.New(slog.DiscardHandler)})
+	trail, err := openAudit(t.Context(), set, &service{Log: slog.New(slog.DiscardHandler)}, standardOutput{})
 	if err != nil {
 		t.Fatal(err)
 	}

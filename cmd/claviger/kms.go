@@ -108,7 +108,7 @@ func serveKMS(ctx context.Context, f kmsFlags, log *slog.Logger, level *slog.Lev
 		return err
 	}
 	defer func() { err = errors.Join(err, svc.Close()) }()
-	trail, err := openAudit(ctx, set.audit, svc)
+	trail, err := openAudit(ctx, set.audit, svc, standardOutput{})
 	if err != nil {
 		return err
 	}
@@ -120,6 +120,7 @@ func serveKMS(ctx context.Context, f kmsFlags, log *slog.Logger, level *slog.Lev
 		cfg.Usage, cfg.LastUses = svc.Store, svc.Store
 	}
 	cfg.Shared = svc.sharedKeys()
+	cfg.Migrator = svc.migrator()
 	ring, err := keyring.New(cfg)
 	if err != nil {
 		return err
@@ -317,7 +318,7 @@ func (s *kmsServer) migrate(ctx context.Context) error {
 	why := "the migration of key metadata at start is under way"
 	s.waiting.Store(&why)
 	engine, err := s.svc.engine(ctx, migrate.Config{
-		Log: s.log,
+		Log: s.log, Audit: s.trail, Caller: ourselves(),
 		Progress: func(p migrate.Progress) {
 			text := fmt.Sprintf("%s: %d of %d keys", why, p.Keys, p.KeysTotal)
 			s.waiting.Store(&text)

@@ -72,9 +72,17 @@ func newMigratePlan() *cobra.Command {
 func newMigrateRun() *cobra.Command {
 	return migrateCommand("run --conf DIR", "Import every key that is not here yet",
 		`run imports every key of the source that is not here yet. It may be run again at any time, after a crash too: what is done is not done
-twice, what was begun is gone on with. A key that cannot be imported does not keep the others from it.`,
+twice, what was begun is gone on with. A key that cannot be imported does not keep the others from it.
+
+Each key is audited as the server audits; what the server writes to its standard output goes to standard error here. Who may read the
+configuration needs no right of kms-acls.xml. A running server has keys taken over by claviger key migrate instead.`,
 		versionsFlag,
-		func(m *migration) error {
+		func(m *migration) (err error) {
+			end, err := m.audited()
+			if err != nil {
+				return err
+			}
+			defer func() { err = errors.Join(err, end()) }()
 			result, err := m.engine.Run(m.ctx)
 			m.bar.end()
 			if err != nil {
@@ -154,8 +162,29 @@ type migration struct {
 	flags  *migrateFlags
 	svc    *service
 	engine *migrate.Engine
+	cfg    migrate.Config
 	bar    *progressBar
 	out    *output
+	stderr io.Writer
+}
+
+// audited makes the engine anew, so that it audits; end closes the log.
+func (m *migration) audited() (end func() error, err error) {
+	r := &reader{conf: m.svc.Conf}
+	settings := r.audit()
+	if r.err != nil {
+		return nil, r.err
+	}
+	trail, err := openAudit(m.ctx, settings, m.svc, struct{ io.Writer }{m.stderr}) // not to be closed with the log
+	if err != nil {
+		return nil, fmt.Errorf("%w (where a server is running here, it can take the keys over itself: claviger key migrate NAME --provider URI)", err)
+	}
+	m.cfg.Audit, m.cfg.Caller = trail, ourselves()
+	m.engine, err = m.svc.engine(m.ctx, m.cfg)
+	if err != nil {
+		return nil, errors.Join(err, trail.Close())
+	}
+	return func() error { return errors.Join(trail.Err(), trail.Close()) }, nil
 }
 
 // write writes a report in the format that was asked for.
@@ -171,7 +200,7 @@ func migrateCommand(use, short, long string, flags func(*cobra.Command, *migrate
 	var f migrateFlags
 	cmd := &cobra.Command{Use: use, Short: short, Long: long, Args: cobra.NoArgs}
 	cmd.RunE = func(cmd *cobra.Command, _ []string) (err error) {
-		m := &migration{ctx: cmd.Context(), flags: &f, bar: newProgressBar(os.Stderr, term.IsTerminal(int(os.Stderr.Fd())))}
+		m := &migration{ctx: cmd.Context(), flags: &f, stderr: cmd.ErrOrStderr(), bar: newProgressBar(os.Stderr, term.IsTerminal(int(os.Stderr.Fd())))}
 		if m.out, err = newOutput(cmd.OutOrStdout(), f.format); err != nil {
 			return err
 		}
@@ -187,6 +216,7 @@ func migrateCommand(use, short, long string, flags func(*cobra.Command, *migrate
 			return err
 		}
 		defer func() { err = errors.Join(err, m.svc.Close()) }()
+		m.cfg = cfg
 		if m.engine, err = m.svc.engine(m.ctx, cfg); err != nil {
 			return err
 		}

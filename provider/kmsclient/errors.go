@@ -79,6 +79,7 @@ var texts = []struct {
 }{
 	{text: "already exists", op: opUndelete, kind: claviger.KeyExists},
 	{text: "No deleted key ", kind: claviger.KeyNotFound},
+	{text: "has no key ", op: opMigrate, kind: claviger.KeyNotFound},
 	{text: "already exists", op: opCreate, kind: claviger.KeyExists},
 	{text: "Wrong keysize", kind: claviger.InvalidKeySize},
 	{text: "Wrong key length. Required", kind: claviger.MaterialLength},

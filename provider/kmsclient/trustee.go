@@ -17,6 +17,7 @@ const (
 	opDeleted  = "kmsclient.DeletedKeys"
 	opUndelete = "kmsclient.Undelete"
 	opPurge    = "kmsclient.Purge"
+	opMigrate  = "kmsclient.Migrate"
 )
 
 // DeletedKeys returns the keys that can be undeleted. A KMS that isn't claviger
@@ -39,26 +40,46 @@ func (p *Provider) DeletedKeys(ctx context.Context) ([]kmswire.DeletedKey, error
 // Undelete brings back the key of that name that was deleted last. Kinds
 // KeyNotFound, KeyExists, Denied, KeyDenied.
 func (p *Provider) Undelete(ctx context.Context, key string) error {
-	return p.trusteeOp(ctx, opUndelete, kmswire.OpUndelete, key)
+	_, err := p.trusteeOp(ctx, opUndelete, kmswire.OpUndelete, key)
+	return err
 }
 
 // Purge ends the deleted keys of that name for ever. Kinds KeyNotFound, Denied,
 // KeyDenied; Invalid where they were used of late.
 func (p *Provider) Purge(ctx context.Context, key string) error {
-	return p.trusteeOp(ctx, opPurge, kmswire.OpPurge, key)
+	_, err := p.trusteeOp(ctx, opPurge, kmswire.OpPurge, key)
+	return err
 }
 
-func (p *Provider) trusteeOp(ctx context.Context, op, value, key string) error {
+// Migrate has the KMS, which is claviger, take the key over from the source of its
+// migration, and returns the full names of the versions that were made for it. It
+// may be called again after an error, and where the key is there already. Kinds
+// KeyNotFound where the source has no such key, KeyDenied, Unsupported where the
+// KMS has no source; Invalid where the key cannot be taken over.
+func (p *Provider) Migrate(ctx context.Context, key string) ([]string, error) {
+	body, err := p.trusteeOp(ctx, opMigrate, kmswire.OpMigrate, key)
+	if err != nil {
+		return nil, err
+	}
+	var m kmswire.MigratedKey
+	if err := json.Unmarshal(body, &m); err != nil {
+		return nil, claviger.Errorf(opMigrate, claviger.Internal, key, "KMS %s: the answer to a migration: %w", p.uri, err)
+	}
+	return m.Versions, nil
+}
+
+func (p *Provider) trusteeOp(ctx context.Context, op, value, key string) ([]byte, error) {
 	if p.ctx.Err() != nil {
-		return closedError(op, key)
+		return nil, closedError(op, key)
 	}
 	if key == "" {
-		return claviger.E(op, claviger.KeyNotFound, key, nil)
+		return nil, claviger.E(op, claviger.KeyNotFound, key, nil)
 	}
-	r := request{op: op, key: key, method: http.MethodPost, path: "/v1/trustee/key/" + escape(key), query: url.Values{"trusteeOp": {value}}, status: http.StatusOK, noBody: true}
-	if _, err := p.do(ctx, r); err != nil {
-		return err
+	r := request{op: op, key: key, method: http.MethodPost, path: "/v1/trustee/key/" + escape(key), query: url.Values{"trusteeOp": {value}}, status: http.StatusOK, noBody: value != kmswire.OpMigrate}
+	body, err := p.do(ctx, r)
+	if err != nil {
+		return nil, err
 	}
 	p.invalidate(ctx, key)
-	return nil
+	return body, nil
 }

@@ -31,6 +31,9 @@ func TestTrusteeKinds(t *testing.T) {
 	refused("Purge", p.Purge(ctx, key), claviger.Denied, "(keytrustee.kms.acl.PURGE in")
 	refused("Undelete of no name", p.Undelete(ctx, ""), claviger.KeyNotFound, "")
 
+	_, err = p.Migrate(ctx, key)
+	refused("Migrate without a source", err, claviger.Unsupported, "this server has no source")
+
 	soft, keys := serveSoft(t)
 	p = open(t, "kms://"+strings.Replace(soft.URL, "://", "@", 1)+"/kms", kmsclient.Options{User: "alice"})
 	spec := provider.Spec{Name: key, Cipher: claviger.DefaultCipher, BitLength: 128}

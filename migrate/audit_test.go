@@ -1,0 +1,74 @@
+package migrate_test
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"claviger"
+	"claviger/audit"
+	"claviger/migrate"
+)
+
+// trail keeps events; it refuses attempts at the key "closed".
+type trail struct {
+	mu     sync.Mutex
+	events []audit.Event
+}
+
+func (t *trail) Begin(_ context.Context, e audit.Event) error {
+	e.Status = audit.Attempt
+	t.Log(context.Background(), e)
+	if e.Key == "closed" {
+		return claviger.Errorf("test", claviger.Invalid, e.Key, "the audit log cannot be written")
+	}
+	return nil
+}
+
+func (t *trail) Log(_ context.Context, e audit.Event) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.events = append(t.events, e)
+}
+func (t *trail) Err() error   { return nil }
+func (t *trail) Close() error { return nil }
+
+// TestRunIsAudited: each key that is imported has a record before and after, in
+// the name of who runs it, and one that cannot be recorded is not imported.
+func TestRunIsAudited(t *testing.T) {
+	b := newBench(t)
+	b.add(t, "closed", 1)
+	b.add(t, "fails", 1)
+	b.add(t, "zone", 2)
+	log := &trail{}
+	b.cfg.Audit, b.cfg.Caller = log, claviger.Caller{Principal: claviger.Principal{Name: "ops", Short: "ops"}}
+	b.cfg.Target = &failing{Target: b.target, errs: map[string]error{"fails": errors.New("no room")}}
+	if r := b.run(t); r.Counts.Done != 1 || states(r.Keys)["closed"] != migrate.Failed {
+		t.Errorf("%+v %v", r.Counts, states(r.Keys))
+	}
+	made := versions(t, b.target, "zone")
+	var got []string
+	for _, e := range log.events {
+		if e.Op != audit.MigrateKey || e.Caller.Short != "ops" || e.Provider != b.target.URI() {
+			t.Errorf("%+v", e)
+		}
+		got = append(got, strings.TrimSpace(string(e.Status)+" "+e.Key+" "+e.Version+" "+e.Message))
+	}
+	want := []string{
+		"ATTEMPT closed", "ATTEMPT fails", "ERROR fails  no room", "ATTEMPT zone",
+		"OK zone " + made[1] + " Source:" + b.source.URI() + " Versions:" + strings.Join(made, ","),
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("audited\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+	log.events = nil
+	b.run(t)
+	for _, e := range log.events {
+		if e.Key == "zone" {
+			t.Errorf("a key that is here already is audited again: %+v", e)
+		}
+	}
+}

@@ -1,0 +1,59 @@
+package migrate
+
+import (
+	"context"
+
+	"claviger"
+	"claviger/metastore"
+)
+
+// SourceMetadata is what the source says of one key. Kinds KeyNotFound,
+// SourceUnreachable, SourceRefused.
+func (e *Engine) SourceMetadata(ctx context.Context, key string) (*claviger.Metadata, error) {
+	const op = "migrate.SourceMetadata"
+	if e.cfg.Source == nil {
+		return nil, errNoSource(op)
+	}
+	ms, err := e.cfg.Source.Metadata(ctx, key)
+	if err != nil {
+		return nil, e.sourceError(ctx, op, key, err)
+	}
+	if len(ms) != 1 || ms[0] == nil {
+		return nil, claviger.E(op, claviger.KeyNotFound, key, nil)
+	}
+	return ms[0], nil
+}
+
+// RunKey is Run for one key, and returns the names of the target's versions that
+// stand for the source's, oldest first. The journal names the other keys too, as
+// planned; the next Run imports them. A key that is here already is no error.
+// Kinds, beside those of Run: KeyNotFound where the source does not have it,
+// Invalid where it cannot be taken over, with the cure.
+func (e *Engine) RunKey(ctx context.Context, key string) ([]string, error) {
+	const op = "migrate.RunKey"
+	if e.cfg.Source == nil {
+		return nil, errNoSource(op)
+	}
+	held, unlock, ok, err := metastore.Hold(ctx, e.cfg.Store, LockName, false)
+	if err != nil {
+		return nil, err
+	}
+	if !ok {
+		return nil, claviger.Errorf(op, claviger.Unavailable, key, "a migration into this metastore is under way; try again when it has ended")
+	}
+	defer unlock()
+	r, err := e.run(held, func(name string) bool { return name == key })
+	if err != nil {
+		return nil, err
+	}
+	for _, k := range r.Keys {
+		if k.Key != key {
+			continue
+		}
+		if k.State == Done {
+			return k.TargetVersions, nil
+		}
+		return nil, claviger.Errorf(op, claviger.Invalid, key, "key %s is not taken over (%s): %s", printable(key), k.State, k.Why)
+	}
+	return nil, claviger.E(op, claviger.KeyNotFound, key, nil)
+}
