@@ -206,7 +206,7 @@ func explain(ctx context.Context, f explainFlags, givenGroups bool, args []strin
 	case request.Key == "" && x.Key != "":
 		x.note("%s asks no rule of a key", request.Name)
 	case request.Key == "":
-	case !byKey:
+	case !byKey && request.Key != authz.KeyMigrate:
 		p, _ := conf.Lookup("hadoop.kms.key.authorization.enable")
 		x.note("hadoop.kms.key.authorization.enable is false (%s): the rules of keys are not asked", p.Where())
 	case x.Key == "":
@@ -317,6 +317,8 @@ func (x *explanation) findACLName(ctx context.Context, conf *hadoopconf.Conf, r 
 	case err != nil:
 		x.note("key %s could not be looked up (%v): its ACL name is taken to be its own; --acl-name tells another", x.Key, err)
 	case key == nil && r.Name == "CREATE_KEY":
+	case key == nil && r.Key == authz.KeyMigrate:
+		x.note("key %s is not here yet: its ACL name at the source, which counts, is taken to be its own; --acl-name tells another", x.Key)
 	case key == nil:
 		x.note("the metastore has no key %s: its ACL name is taken to be its own; --acl-name tells another", x.Key)
 	default:
