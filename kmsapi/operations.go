@@ -57,6 +57,7 @@ var routes = []route{
 	{http.MethodGet, patternKey + "/_eek", "generate_eek", noBody, true, quick, generates, generate},
 	{http.MethodPost, patternKey + "/_reencryptbatch", "reencrypt_eek_batch", batchBody, true, long, batches, reencryptBatch},
 	{http.MethodPost, patternTrusteeKey, "undelete_key", noBody, false, long, management, trusteeOp},
+	{http.MethodGet, patternTrusteeKey, "get_metadata", noBody, true, quick, unlimited, describe},
 	{http.MethodGet, patternDeleted, "get_deleted_keys", noBody, true, quick, unlimited, deletedKeys},
 	{http.MethodGet, patternKeyVersion, "get_key_version", noBody, true, quick, unlimited, keyVersion},
 	{http.MethodPost, patternKeyVersion + "/_eek", "decrypt_eek", plainBody, true, quick, decrypts, openEDEK},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
+	"time"
 
 	"claviger/kmswire"
 )
@@ -53,6 +54,39 @@ func migrateKey(ctx context.Context, c *call) error {
 	}
 	c.json(http.StatusOK, func(b []byte) []byte { return append(b, body...) })
 	return nil
+}
+
+// describe is ours: what an operator wants to know of a key, and of the deleted ones
+// of its name, in one answer that holds no material.
+func describe(ctx context.Context, c *call) error {
+	list, err := c.Ring.Describe(ctx, c.caller, c.name)
+	if err != nil {
+		return err
+	}
+	keys := make([]kmswire.KeyDescription, len(list))
+	for i, d := range list {
+		keys[i] = kmswire.KeyDescription{
+			Name: d.Name, Provider: c.Ring.PrimaryURI(), Cipher: d.Cipher, Length: d.BitLength, Description: d.Description, Attributes: d.Attributes,
+			Created: millis(d.Created), Deleted: millis(d.Deleted), Versions: make([]kmswire.VersionDescription, len(d.List)), UsesSince: millis(d.UsesSince),
+		}
+		for j, v := range d.List {
+			keys[i].Versions[j] = kmswire.VersionDescription{Name: v.Name, Created: millis(v.Created), LastUse: millis(v.LastUse), Label: v.Label, ID: v.ID}
+		}
+	}
+	body, err := json.Marshal(keys)
+	if err != nil {
+		return err
+	}
+	c.json(http.StatusOK, func(b []byte) []byte { return append(b, body...) })
+	return nil
+}
+
+// millis is 0 for no time.
+func millis(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixMilli()
 }
 
 // deletedKeys is ours: the Key Trustee KMS has no public way to list them.

@@ -60,11 +60,12 @@ func TestTrusteeOps(t *testing.T) {
 		{"no op", "alice", http.MethodPost, at, 400, "Parameter 'trusteeOp' cannot be null"},
 		{"other op", "alice", http.MethodPost, at + op + "UNDELETE", 400, "it must be undelete, purge or migrate"},
 		{"no source", "alice", http.MethodPost, at + op + "migrate", 400, "this server has no source to take keys over from"},
-		{"by GET", "alice", http.MethodGet, at + op + "undelete", 500, "WebApplicationException"},
+		{"by DELETE", "alice", http.MethodDelete, at + op + "undelete", 500, "WebApplicationException"},
 		{"may not", "bob", http.MethodPost, at + op + "undelete", 403, "User:bob not allowed to do 'UNDELETE_KEY' on '" + key + "'"},
 		{"may not", "bob", http.MethodPost, at + op + "purge", 403, "User:bob not allowed to do 'PURGE_KEY' on '" + key + "'"},
 		{"may not", "bob", http.MethodGet, "trustee/keys/deleted", 403, "User:bob not allowed to do 'GET_DELETED_KEYS'"},
 		{"undelete", "alice", http.MethodPost, at + op + "undelete", 200, ""},
+		{"described", "alice", http.MethodGet, at, 200, `[{"name":"a/b c","provider":"memory:","cipher":"AES/CTR/NoPadding","length":128,"description":null,"attributes":{},"created":`},
 		{"is back", "alice", http.MethodGet, "key/a%2Fb%20c/_metadata", 200, `"name":"a/b c"`},
 		{"delete again", "alice", http.MethodDelete, "key/a%2Fb%20c", 200, ""},
 	} {

@@ -31,6 +31,30 @@ type DeletedKey struct {
 	LastUse     int64             `json:"lastUse,omitempty"` // absent: it was never used
 }
 
+// KeyDescription is all that a KMS of ours tells of one key; it is no part of
+// Hadoop's protocol. Times are milliseconds since 1970, 0 where there is none.
+type KeyDescription struct {
+	Name        string               `json:"name"`
+	Provider    string               `json:"provider"` // URI
+	Cipher      string               `json:"cipher"`
+	Length      int                  `json:"length"`
+	Description *string              `json:"description"`
+	Attributes  map[string]string    `json:"attributes"`
+	Created     int64                `json:"created"`
+	Deleted     int64                `json:"deleted,omitempty"`
+	Versions    []VersionDescription `json:"versions"`            // oldest first
+	UsesSince   int64                `json:"usesSince,omitempty"` // when the record of uses began; absent: none is kept
+}
+
+// VersionDescription is one version of a KeyDescription.
+type VersionDescription struct {
+	Name    string `json:"name"`
+	Created int64  `json:"created,omitempty"`
+	LastUse int64  `json:"lastUse,omitempty"`
+	Label   string `json:"label,omitempty"` // CKA_LABEL
+	ID      string `json:"id,omitempty"`    // CKA_ID, in hex
+}
+
 // MarshalDeleted writes the list.
 func MarshalDeleted(keys []DeletedKey) ([]byte, error) {
 	if keys == nil {

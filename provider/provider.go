@@ -153,6 +153,22 @@ type SoftDeleter interface {
 	Purge(ctx context.Context, key string) error
 }
 
+// VersionFacts is what is known of a version beside its key; none of it is secret.
+type VersionFacts struct {
+	Name    string    // full version name
+	Created time.Time // zero: not known
+	Label   string    // of its object in the HSM (CKA_LABEL)
+	ID      string    // of its object in the HSM (CKA_ID), in hex
+}
+
+// Describer is implemented by a provider that knows more of a version than its
+// name, for operators who look.
+type Describer interface {
+	// Describe returns the versions of a key, oldest first; an empty slice and no
+	// error where the key does not exist.
+	Describe(ctx context.Context, key string) ([]VersionFacts, error)
+}
+
 // Health is implemented by a provider whose backing can fail by itself.
 type Health interface {
 	// Check makes one cheap round trip to the backing, and says what is wrong in

@@ -29,11 +29,11 @@ type keyFlags struct{ provider, conf, format string }
 func newKeyCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "key",
-		Short: "List keys at a KMS, take them over, bring back deleted ones, and end them",
+		Short: "List and describe keys at a KMS, take them over, bring back deleted ones, and end them",
 		Args:  cobra.NoArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newKeyList(), newKeyMigrate(), newKeyUndelete(), newKeyPurge())
+	cmd.AddCommand(newKeyList(), newKeyDescribe(), newKeyMigrate(), newKeyUndelete(), newKeyPurge())
 	return cmd
 }
 

@@ -348,6 +348,23 @@ func (p *Provider) Versions(ctx context.Context, key string) ([]provider.KeyVers
 	return versionsOf(k), nil
 }
 
+// Describe is Versions, with the objects that hold the keys.
+func (p *Provider) Describe(ctx context.Context, key string) ([]provider.VersionFacts, error) {
+	if err := p.ready("hsm.Describe", key); err != nil {
+		return nil, err
+	}
+	k, err := p.key(ctx, key)
+	if err != nil || k == nil {
+		return nil, err
+	}
+	facts := make([]provider.VersionFacts, len(k.List))
+	for i, v := range k.List {
+		name := claviger.VersionName(k.Name, v.ID)
+		facts[i] = provider.VersionFacts{Name: name, Created: v.Created, Label: name, ID: v.ID}
+	}
+	return facts, nil
+}
+
 // key returns a key of the store, nil where there is none.
 func (p *Provider) key(ctx context.Context, name string) (*metastore.Key, error) {
 	keys, err := p.store.Get(ctx, name)

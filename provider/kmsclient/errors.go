@@ -79,6 +79,8 @@ var texts = []struct {
 }{
 	{text: "already exists", op: opUndelete, kind: claviger.KeyExists},
 	{text: "No deleted key ", kind: claviger.KeyNotFound},
+	{text: " not found", op: opDescribe, kind: claviger.KeyNotFound},
+	{text: "null for uri: ", op: opDescribe, kind: claviger.Unsupported}, // a KMS that has no such path
 	{text: "has no key ", op: opMigrate, kind: claviger.KeyNotFound},
 	{text: "already exists", op: opCreate, kind: claviger.KeyExists},
 	{text: "Wrong keysize", kind: claviger.InvalidKeySize},

@@ -17,6 +17,7 @@ const (
 	opDeleted  = "kmsclient.DeletedKeys"
 	opUndelete = "kmsclient.Undelete"
 	opPurge    = "kmsclient.Purge"
+	opDescribe = "kmsclient.Describe"
 	opMigrate  = "kmsclient.Migrate"
 )
 
@@ -33,6 +34,27 @@ func (p *Provider) DeletedKeys(ctx context.Context) ([]kmswire.DeletedKey, error
 	var list []kmswire.DeletedKey
 	if err := json.Unmarshal(body, &list); err != nil {
 		return nil, claviger.Errorf(opDeleted, claviger.Internal, "", "KMS %s: the list of deleted keys: %w", p.uri, err)
+	}
+	return list, nil
+}
+
+// Describe tells of the key of that name and of the deleted ones of that name that
+// the user may undelete or purge. Kinds KeyNotFound, Denied, KeyDenied; Unsupported
+// where the KMS isn't claviger.
+func (p *Provider) Describe(ctx context.Context, key string) ([]kmswire.KeyDescription, error) {
+	if p.ctx.Err() != nil {
+		return nil, closedError(opDescribe, key)
+	}
+	if key == "" {
+		return nil, claviger.E(opDescribe, claviger.KeyNotFound, key, nil)
+	}
+	body, err := p.do(ctx, request{op: opDescribe, key: key, method: http.MethodGet, path: "/v1/trustee/key/" + escape(key), status: http.StatusOK, safe: true})
+	if err != nil {
+		return nil, err
+	}
+	var list []kmswire.KeyDescription
+	if err := json.Unmarshal(body, &list); err != nil {
+		return nil, claviger.Errorf(opDescribe, claviger.Internal, key, "KMS %s: the description of the key: %w", p.uri, err)
 	}
 	return list, nil
 }

@@ -1,6 +1,9 @@
 package kmsclient_test
 
 import (
+	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 
@@ -31,6 +34,11 @@ func TestTrusteeKinds(t *testing.T) {
 	refused("Purge", p.Purge(ctx, key), claviger.Denied, "(keytrustee.kms.acl.PURGE in")
 	refused("Undelete of no name", p.Undelete(ctx, ""), claviger.KeyNotFound, "")
 
+	if list, err := p.Describe(ctx, key); err != nil || len(list) != 1 || list[0].Name != key || len(list[0].Versions) != 1 || list[0].Length != 128 {
+		t.Errorf("Describe: %+v, %v", list, err)
+	}
+	_, err = p.Describe(ctx, "none")
+	refused("Describe of none", err, claviger.KeyNotFound, "Key none not found")
 	_, err = p.Migrate(ctx, key)
 	refused("Migrate without a source", err, claviger.Unsupported, "this server has no source")
 
@@ -67,5 +75,24 @@ func TestTrusteeKinds(t *testing.T) {
 	refused("after Close", p.Purge(ctx, key), claviger.Closed, "")
 	if n := keys.Objects(); n != 1 {
 		t.Errorf("%d versions at the KMS, want the key that is back", n)
+	}
+}
+
+// TestDescribeElsewhere: a KMS of Hadoop's own has no such path, and says so as
+// Jersey does.
+func TestDescribeElsewhere(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodOptions { // the login
+			http.SetCookie(w, &http.Cookie{Name: "hadoop.auth", Value: "u=alice&p=alice&t=simple&e=4102444800000&s=x", Quoted: true})
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusNotFound)
+		fmt.Fprintf(w, `{"RemoteException":{"message":"null for uri: http://%s%s","exception":"NotFoundException","javaClassName":"com.sun.jersey.api.NotFoundException"}}`, r.Host, r.URL.Path)
+	}))
+	defer server.Close()
+	p := open(t, "kms://"+strings.Replace(server.URL, "://", "@", 1)+"/kms", kmsclient.Options{User: "alice"})
+	if _, err := p.Describe(t.Context(), "k"); !claviger.Is(err, claviger.Unsupported) {
+		t.Errorf("%v, want kind unsupported", err)
 	}
 }

@@ -1,0 +1,107 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+
+	"github.com/spf13/cobra"
+
+	"claviger"
+	"claviger/kmswire"
+	"claviger/provider/kmsclient"
+)
+
+func newKeyDescribe() *cobra.Command {
+	return keyCommand("describe NAME --provider URI", "Show all that is known of a key, without its material",
+		`describe shows cipher, length, description, attributes and the versions of the key NAME, oldest first, each with the time it was made, when it
+was last used, and the object in the HSM that holds it; then the same of the deleted keys of that name, for who may undelete or purge.
+The user needs GET_METADATA and the key's READ. A KMS that isn't claviger tells the key's metadata alone. Material is never asked for.`, cobra.ExactArgs(1),
+		func(ctx context.Context, _ *cobra.Command, kms *kmsclient.Provider, out *output, args []string) error {
+			keys, err := kms.Describe(ctx, args[0])
+			if claviger.Is(err, claviger.Unsupported) {
+				keys, err = describeForeign(ctx, kms, args[0])
+			}
+			if err != nil {
+				return err
+			}
+			return out.write(keys, func(w io.Writer) {
+				for i, k := range keys {
+					if i > 0 {
+						fmt.Fprintln(w)
+					}
+					describeKey(w, k)
+				}
+			})
+		})
+}
+
+// describeForeign asks any KMS of Hadoop's kind. It would tell the names of versions
+// with their material only.
+func describeForeign(ctx context.Context, kms *kmsclient.Provider, name string) ([]kmswire.KeyDescription, error) {
+	ms, err := kms.Metadata(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	m := ms[0]
+	if m == nil {
+		return nil, claviger.E("kmsclient.Metadata", claviger.KeyNotFound, name, nil)
+	}
+	d := kmswire.KeyDescription{Name: m.Name, Provider: kms.URI(), Cipher: m.Cipher, Length: m.BitLength, Description: m.Description, Attributes: m.Attributes,
+		Created: m.Created.UnixMilli(), Versions: []kmswire.VersionDescription{}}
+	return []kmswire.KeyDescription{d}, nil
+}
+
+func describeKey(w io.Writer, k kmswire.KeyDescription) {
+	fmt.Fprintf(w, "key\t%s\n", printable(k.Name))
+	state := "live"
+	if k.Deleted != 0 {
+		state = "deleted " + clock(k.Deleted)
+	}
+	fmt.Fprintf(w, "state\t%s\nprovider\t%s\ncipher\t%s\nlength\t%d\ncreated\t%s\n", state, k.Provider, printable(k.Cipher), k.Length, clock(k.Created))
+	if k.Description == nil {
+		fmt.Fprintln(w, "description\tnone")
+	} else {
+		fmt.Fprintf(w, "description\t%q\n", *k.Description)
+	}
+	for _, name := range slices.Sorted(maps.Keys(k.Attributes)) {
+		fmt.Fprintf(w, "attribute\t%s = %q\n", printable(name), k.Attributes[name])
+	}
+	if len(k.Versions) == 0 {
+		fmt.Fprintln(w, "versions\tnot told without their material")
+		return
+	}
+	fmt.Fprintln(w, "\nVERSION\tCREATED\tLAST USED\tCKA_LABEL\tCKA_ID")
+	for _, v := range k.Versions {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", printable(v.Name), clockOr(v.Created, "not known"), lastUsed(k, v), textOr(v.Label, "-"), textOr(v.ID, "-"))
+	}
+}
+
+// lastUsed says what the record of uses says, and no more.
+func lastUsed(k kmswire.KeyDescription, v kmswire.VersionDescription) string {
+	switch {
+	case v.LastUse != 0:
+		return clock(v.LastUse)
+	case k.UsesSince == 0:
+		return "not recorded"
+	case v.Created == 0 || v.Created < k.UsesSince:
+		return "not since " + clock(k.UsesSince)
+	}
+	return "never"
+}
+
+func clockOr(ms int64, none string) string {
+	if ms == 0 {
+		return none
+	}
+	return clock(ms)
+}
+
+func textOr(s, none string) string {
+	if s == "" {
+		return none
+	}
+	return printable(s)
+}

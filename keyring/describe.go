@@ -1,0 +1,125 @@
+package keyring
+
+import (
+	"context"
+	"maps"
+	"time"
+
+	"claviger"
+	"claviger/audit"
+	"claviger/authz"
+	"claviger/provider"
+)
+
+// Version is a version as an operator may see it.
+type Version struct {
+	provider.VersionFacts
+	// LastUse is when it last wrapped or unwrapped, to the minute; zero where no use
+	// is known.
+	LastUse time.Time
+}
+
+// Description is all that is known of a key, material never.
+type Description struct {
+	claviger.Metadata
+	Deleted time.Time // zero: it is not
+	List    []Version // oldest first
+	// UsesSince is when the record of uses began: a version without one may have been
+	// used before. Zero where no record is kept.
+	UsesSince time.Time
+}
+
+// Describe tells of the key of that name, and after it of the deleted ones of that
+// name, longest deleted first, if the caller may undelete or purge. It needs what
+// Metadata needs, for each. Kinds Denied, KeyDenied, KeyNotFound.
+func (r *Ring) Describe(ctx context.Context, c claviger.Caller, key string) ([]Description, error) {
+	q, err := r.enter(ctx, &c, audit.GetMetadata, &key, authz.GetMetadata)
+	if err != nil {
+		return nil, err
+	}
+	list, err := r.describeLive(ctx, &q, key)
+	if err != nil {
+		return nil, err
+	}
+	if soft, ok := r.cfg.Primary.(provider.SoftDeleter); ok && (q.has(authz.Undelete) || q.has(authz.Purge)) {
+		deleted, err := r.deletedOf(ctx, soft, key)
+		if err != nil {
+			return nil, err
+		}
+		for _, k := range deleted {
+			if err := q.needKey(ctx, &k.Metadata, authz.KeyRead); err != nil {
+				return nil, err
+			}
+			facts := make([]provider.VersionFacts, len(k.List))
+			for i, name := range k.List {
+				facts[i].Name = name
+			}
+			d, err := r.withUses(ctx, k.Metadata, facts)
+			if err != nil {
+				return nil, err
+			}
+			d.Deleted = k.Since
+			list = append(list, d)
+		}
+	}
+	if len(list) == 0 {
+		return nil, claviger.E("keyring.Describe", claviger.KeyNotFound, key, nil)
+	}
+	q.ok(ctx, key, "")
+	return list, nil
+}
+
+// describeLive describes the key that is there now, if one is.
+func (r *Ring) describeLive(ctx context.Context, q *request, key string) ([]Description, error) {
+	m, err := r.askMetadata(ctx, key)
+	if claviger.Is(err, claviger.KeyNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := q.needKey(ctx, m, authz.KeyRead); err != nil {
+		return nil, err
+	}
+	var facts []provider.VersionFacts
+	if p, ok := r.cfg.Primary.(provider.Describer); ok {
+		facts, err = p.Describe(ctx, key)
+	} else {
+		var versions []provider.KeyVersion
+		versions, err = r.cfg.Primary.Versions(ctx, key)
+		for _, v := range versions {
+			v.Material.Wipe()
+			facts = append(facts, provider.VersionFacts{Name: v.Name})
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	d, err := r.withUses(ctx, *m, facts)
+	return []Description{d}, err
+}
+
+// withUses adds when each version was last used.
+func (r *Ring) withUses(ctx context.Context, m claviger.Metadata, facts []provider.VersionFacts) (Description, error) {
+	d := Description{Metadata: m, List: make([]Version, len(facts))}
+	d.Attributes = maps.Clone(m.Attributes)
+	names := make([]string, len(facts))
+	for i, f := range facts {
+		d.List[i].VersionFacts, names[i] = f, f.Name
+	}
+	if r.cfg.LastUses == nil {
+		return d, nil
+	}
+	times, since, err := r.cfg.LastUses.LastUses(ctx, names...)
+	if err != nil {
+		return d, err
+	}
+	d.UsesSince = since
+	for i := range d.List {
+		d.List[i].LastUse = times[i]
+		if at := r.used.at(names[i]); at.After(times[i]) {
+			d.List[i].LastUse = at // not written to the store yet
+		}
+	}
+	return d, nil
+}
