@@ -19,6 +19,8 @@ import (
 	"claviger/console"
 	"claviger/hadoopconf"
 	"claviger/metastore"
+	"claviger/metastore/postgres"
+	"claviger/metastore/sqlite"
 )
 
 // blacklistDecrypt is the property that decides about HDFS' superusers, where it
@@ -287,15 +289,21 @@ func loadPolicy(conf *hadoopconf.Conf) (policy *authz.Policy, warnings, notes []
 // errNoStore: there is no metastore to ask.
 var errNoStore = errors.New("there is no metastore yet")
 
-// withStore has work ask the metastore, if there is one.
+// withStore has work look into the metastore, if there is one. Who explains rules
+// may be somebody else than the server's user, so nothing is written, nor made.
 func withStore(ctx context.Context, conf *hadoopconf.Conf, work func(metastore.Store) error) error {
-	// Opening would make the file.
-	if path, ok := strings.CutPrefix(conf.String(hadoopconf.MetastoreURI), "sqlite://"); ok {
-		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+	uri := conf.String(hadoopconf.MetastoreURI)
+	var store metastore.Store
+	var err error
+	if isPostgres(uri) {
+		store, err = postgres.Open(ctx, postgres.Config{URI: uri, Property: hadoopconf.MetastoreURI, ReadOnly: true})
+	} else {
+		path, ok := strings.CutPrefix(uri, "sqlite://")
+		if _, missing := os.Stat(path); !ok || errors.Is(missing, fs.ErrNotExist) {
 			return errNoStore
 		}
+		store, err = sqlite.OpenReadOnly(ctx, path)
 	}
-	store, err := openStore(ctx, conf, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return err
 	}

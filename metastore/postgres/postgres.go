@@ -48,6 +48,9 @@ type Config struct {
 	// LockCheck is how often the session of a held lock is asked whether it is
 	// still there; 0 is 2 s.
 	LockCheck time.Duration
+	// ReadOnly is for who only looks: no session may write, a standby will do, and the
+	// schema is taken as it is, if it is this program's.
+	ReadOnly bool
 }
 
 // Store is a metastore in a PostgreSQL database.
@@ -87,6 +90,10 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
+	if c.ReadOnly {
+		cfg.ConnConfig.RuntimeParams["default_transaction_read_only"] = "on"
+		cfg.ConnConfig.ValidateConnect = nil // which would ask whether it may write
+	}
 	s := &Store{cfg: c, uri: uri, log: c.Log, locks: map[*lock]struct{}{}}
 	s.alive, s.end = context.WithCancel(context.Background())
 	if s.pool, err = pgxpool.NewWithConfig(ctx, cfg); err != nil {
@@ -112,6 +119,9 @@ func (s *Store) prepare(ctx context.Context) error {
 	}
 	if version == schemaVersion {
 		return nil
+	}
+	if s.cfg.ReadOnly {
+		return claviger.Errorf(op, claviger.Unavailable, "", "metastore %s has schema version %d, this program reads version %d: start a server once, which brings it up to date", s.uri, version, schemaVersion)
 	}
 	unlock, err := s.Lock(ctx, "schema")
 	if err != nil {

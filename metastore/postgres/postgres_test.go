@@ -3,8 +3,10 @@ package postgres_test
 import (
 	"context"
 	"os"
+	"strings"
 	"testing"
 
+	"claviger"
 	"claviger/internal/pgtest"
 	"claviger/metastore"
 	"claviger/metastore/postgres"
@@ -60,4 +62,34 @@ func TestNotices(t *testing.T) {
 
 func TestEpochs(t *testing.T) {
 	storetest.Epochs(t, func(t *testing.T) (a, b storetest.EpochStore) { return two(t) })
+}
+
+// TestReadOnly: nothing is made in an empty database, and nothing is written into
+// one that has a schema.
+func TestReadOnly(t *testing.T) {
+	ctx := t.Context()
+	where := pgtest.Database(t)
+	look := func() (*postgres.Store, error) { return postgres.Open(ctx, postgres.Config{URI: where, ReadOnly: true}) }
+	if _, err := look(); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "start a server once") {
+		t.Fatalf("an empty database: %v", err)
+	}
+	s, err := postgres.Open(ctx, postgres.Config{URI: where})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Close() }()
+	if err := s.SetSetting(ctx, "x", "1"); err != nil {
+		t.Fatal(err)
+	}
+	r, err := look()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = r.Close() }()
+	if v, ok, err := r.Setting(ctx, "x"); err != nil || !ok || v != "1" {
+		t.Errorf("%q %t %v", v, ok, err)
+	}
+	if err := r.SetSetting(ctx, "x", "2"); err == nil || !strings.Contains(err.Error(), "read-only") {
+		t.Errorf("a write: %v", err)
+	}
 }

@@ -147,13 +147,15 @@ func (s *Store) open(ctx context.Context) error {
 	if _, err := s.write.ExecContext(ctx, "PRAGMA journal_mode = WAL"); err != nil {
 		return s.fail(op, "", err)
 	}
+	return s.fail(op, "", s.prepare(ctx))
+}
+
+func (s *Store) prepare(ctx context.Context) (err error) {
 	if s.byName, err = s.read.PrepareContext(ctx, selectByName); err != nil {
-		return s.fail(op, "", err)
+		return err
 	}
-	if s.byVersion, err = s.read.PrepareContext(ctx, selectByVersion); err != nil {
-		return s.fail(op, "", err)
-	}
-	return nil
+	s.byVersion, err = s.read.PrepareContext(ctx, selectByVersion)
+	return err
 }
 
 // version returns the schema's version, 0 for a new file. It is asked at each
