@@ -254,9 +254,23 @@ type Ending struct {
 	Refusals []string `json:"refusals"`
 	// Properties are those to remove or restore, in the procedure's order.
 	Properties []Property `json:"properties"`
+	// Leftovers are what copies of the source's secrets, and others of its files, the
+	// procedure has left on this host; whoever calls Finish looks for them.
+	Leftovers []Leftover `json:"leftovers,omitempty"`
 	// Finished: nothing is left to do, and the journal says so.
 	Finished bool     `json:"finished"`
 	Remarks  []string `json:"remarks,omitempty"`
+}
+
+// Leftover is a file or folder on this host that nobody needs after a migration.
+type Leftover struct {
+	Path   string `json:"path"`
+	What   string `json:"what"`
+	Secret bool   `json:"secret"` // it is known to be a copy of secrets; else it is a guess
+	// Shredded: it was overwritten and removed just now.
+	Shredded bool `json:"shredded,omitempty"`
+	// Left is what of it stays, with the reasons.
+	Left []string `json:"left,omitempty"`
 }
 
 // Property is one property of the clean-up.

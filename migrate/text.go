@@ -3,6 +3,7 @@ package migrate
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -249,13 +250,45 @@ func (f *Ending) WriteText(w io.Writer) error {
 			return nil
 		})
 	}
+	r.leftovers(f.Leftovers)
 	r.line("")
-	if f.Finished {
+	switch {
+	case f.Finished && f.anySecret():
+		r.line("The migration is finished. The source can be stopped; keep its backup as long as backups of HDFS hold EDEKs of it. Copies of its secrets are still on this host: see above.")
+	case f.Finished:
 		r.line("The migration is finished. The source can be stopped; keep its backup as long as backups of HDFS hold EDEKs of it.")
-	} else {
+	default:
 		r.line("Change what is to do, restart the nodes one after the other, then run this command again.")
 	}
 	return r.err
+}
+
+// leftovers lists what the procedure has left on this host.
+func (r *report) leftovers(list []Leftover) {
+	if len(list) == 0 {
+		return
+	}
+	r.line("")
+	r.line("On this host, of the procedure (look at the others too):")
+	for _, l := range list {
+		state := "there"
+		if l.Shredded {
+			state = "shredded"
+		}
+		r.line("  %-8s  %s", state, printable(l.Path))
+		r.line("            %s", l.What)
+		if l.Secret && !l.Shredded && len(l.Left) == 0 {
+			r.line("            -> claviger migrate finish --shred, once all else is done")
+		}
+		for _, s := range l.Left {
+			r.line("            left: %s", s)
+		}
+	}
+}
+
+// anySecret: a copy of a secret is still there.
+func (f *Ending) anySecret() bool {
+	return slices.ContainsFunc(f.Leftovers, func(l Leftover) bool { return l.Secret && !l.Shredded })
 }
 
 func printableOrNothing(s string) string {

@@ -327,6 +327,9 @@ func (s *kmsServer) migrate(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if _, err := s.svc.noteLeftovers(ctx); err != nil {
+		return err
+	}
 	_, err = engine.AtStart(ctx)
 	return err
 }

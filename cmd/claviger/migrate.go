@@ -31,6 +31,9 @@ type migrateFlags struct {
 	hdfs      string
 	edeksDone bool
 	unused    time.Duration
+	shred     bool
+	yes       bool
+	leftovers []string
 }
 
 func newMigrateCommand() *cobra.Command {
@@ -83,6 +86,9 @@ configuration needs no right of kms-acls.xml. A running server has keys taken ov
 				return err
 			}
 			defer func() { err = errors.Join(err, end()) }()
+			if _, err := m.svc.noteLeftovers(m.ctx); err != nil {
+				return err
+			}
 			result, err := m.engine.Run(m.ctx)
 			m.bar.end()
 			if err != nil {
@@ -128,30 +134,6 @@ func newMigrateVerify() *cobra.Command {
 		})
 }
 
-func newMigrateFinish() *cobra.Command {
-	return migrateCommand("finish --conf DIR", "Say whether the source may go, and end the migration",
-		`finish refuses while the source is still needed: a version of it was used lately, a key is not here, or nobody has said that all EDEKs
-are re-encrypted, those in snapshots too. Otherwise it lists the properties to remove from kms-site.xml, each with the file and line where
-it still stands, and once they are gone it writes the end into the journal. It changes no file.`,
-		func(cmd *cobra.Command, f *migrateFlags) {
-			cmd.Flags().BoolVar(&f.edeksDone, "edeks-done", false, "all EDEKs, those in snapshots and copies too, are re-encrypted or deleted")
-			cmd.Flags().DurationVar(&f.unused, "unused-for", 24*time.Hour, "for how long no version of the source may have been used")
-		},
-		func(m *migration) error {
-			ending, err := m.engine.Finish(m.ctx, migrate.FinishOptions{Since: time.Now().Add(-m.flags.unused), EDEKsDone: m.flags.edeksDone, Get: asSet(m.svc.Conf)})
-			if err != nil {
-				return err
-			}
-			if err := m.write(ending); err != nil {
-				return err
-			}
-			if !ending.Finished {
-				return &exitError{code: exitRefused}
-			}
-			return nil
-		})
-}
-
 func versionsFlag(cmd *cobra.Command, f *migrateFlags) {
 	cmd.Flags().StringVar(&f.versions, "versions", "", "all: as many new versions as the source counts; current: one a key (default claviger.migration.versions)")
 }
@@ -165,6 +147,7 @@ type migration struct {
 	cfg    migrate.Config
 	bar    *progressBar
 	out    *output
+	stdin  io.Reader
 	stderr io.Writer
 }
 
@@ -200,7 +183,7 @@ func migrateCommand(use, short, long string, flags func(*cobra.Command, *migrate
 	var f migrateFlags
 	cmd := &cobra.Command{Use: use, Short: short, Long: long, Args: cobra.NoArgs}
 	cmd.RunE = func(cmd *cobra.Command, _ []string) (err error) {
-		m := &migration{ctx: cmd.Context(), flags: &f, stderr: cmd.ErrOrStderr(), bar: newProgressBar(os.Stderr, term.IsTerminal(int(os.Stderr.Fd())))}
+		m := &migration{ctx: cmd.Context(), flags: &f, stdin: cmd.InOrStdin(), stderr: cmd.ErrOrStderr(), bar: newProgressBar(os.Stderr, term.IsTerminal(int(os.Stderr.Fd())))}
 		if m.out, err = newOutput(cmd.OutOrStdout(), f.format); err != nil {
 			return err
 		}

@@ -69,7 +69,9 @@ func TestEpochs(t *testing.T) {
 func TestReadOnly(t *testing.T) {
 	ctx := t.Context()
 	where := pgtest.Database(t)
-	look := func() (*postgres.Store, error) { return postgres.Open(ctx, postgres.Config{URI: where, ReadOnly: true}) }
+	look := func() (*postgres.Store, error) {
+		return postgres.Open(ctx, postgres.Config{URI: where, ReadOnly: true})
+	}
 	if _, err := look(); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "start a server once") {
 		t.Fatalf("an empty database: %v", err)
 	}

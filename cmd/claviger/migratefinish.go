@@ -1,0 +1,124 @@
+package main
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"claviger/migrate"
+)
+
+func newMigrateFinish() *cobra.Command {
+	return migrateCommand("finish --conf DIR", "Say whether the source may go, and end the migration",
+		`finish refuses while the source is still needed: a version of it was used lately, a key is not here, or nobody has said that all EDEKs
+are re-encrypted, those in snapshots too. Otherwise it lists the properties to remove from kms-site.xml, each with the file and line where
+it still stands, and once they are gone it writes the end into the journal. It changes no file of the configuration.
+
+It names what the procedure has left on this host: the copy of the Key Trustee KMS's .keytrustee folder, with its private keys, and that of
+kts-site.xml, with the organization's auth secret. --shred, on each host once all else is done, overwrites and removes these, after you have
+typed the path of each; of a folder only the files that are known, following no link. A path that the configuration never named is given by
+--leftover. A run that was killed is finished by the next.`,
+		func(cmd *cobra.Command, f *migrateFlags) {
+			cmd.Flags().BoolVar(&f.edeksDone, "edeks-done", false, "all EDEKs, those in snapshots and copies too, are re-encrypted or deleted")
+			cmd.Flags().DurationVar(&f.unused, "unused-for", 24*time.Hour, "for how long no version of the source may have been used")
+			cmd.Flags().BoolVar(&f.shred, "shred", false, "overwrite and remove the copies of the source's secrets on this host")
+			cmd.Flags().BoolVar(&f.yes, "yes", false, "with --shred: do not ask")
+			cmd.Flags().StringArrayVar(&f.leftovers, "leftover", nil, "another copy of a .keytrustee folder or of kts-site.xml; may be given several times")
+		}, finishMigration)
+}
+
+func finishMigration(m *migration) error {
+	paths, err := m.svc.noteLeftovers(m.ctx)
+	if err != nil {
+		return err
+	}
+	for _, p := range m.flags.leftovers {
+		if p, err = filepath.Abs(p); err != nil {
+			return err
+		}
+		if !slices.Contains(paths, p) {
+			paths = append(paths, p)
+		}
+	}
+	ending, err := m.engine.Finish(m.ctx, migrate.FinishOptions{Since: time.Now().Add(-m.flags.unused), EDEKsDone: m.flags.edeksDone, Get: asSet(m.svc.Conf)})
+	if err != nil {
+		return err
+	}
+	ending.Leftovers = m.svc.leftovers(paths)
+	var shredErr error
+	if m.flags.shred {
+		shredErr = m.shred(ending)
+	}
+	if err := m.write(ending); err != nil {
+		return errors.Join(shredErr, err)
+	}
+	if shredErr == nil && !ending.Finished {
+		return &exitError{code: exitRefused}
+	}
+	return shredErr
+}
+
+// shred shreds what is known to be a copy of secrets.
+func (m *migration) shred(f *migrate.Ending) error {
+	refuse := func(format string, args ...any) error {
+		return &exitError{exitRefused, fmt.Errorf("nothing was shredded: "+format, args...)}
+	}
+	if !f.Finished {
+		for _, p := range f.Properties {
+			if !p.Done {
+				return refuse("%s: change %s first (wanted: %s)", p.Where, p.Name, p.Want)
+			}
+		}
+		return refuse("the source is still needed, see above")
+	}
+	if named := namedLeftovers(m.svc.Conf); len(named) > 0 {
+		return refuse("the configuration still names %s: change hadoop.kms.key.provider.uri first", named[0])
+	}
+	var failed error
+	told := false
+	answers := bufio.NewReader(io.LimitReader(m.stdin, 64<<10)) // one for all, as it reads ahead
+	for i := range f.Leftovers {
+		l := &f.Leftovers[i]
+		if !l.Secret {
+			continue
+		}
+		if !told {
+			fmt.Fprintln(m.stderr, overwriting+".")
+			told = true
+		}
+		if !m.flags.yes {
+			fmt.Fprintf(m.stderr, "%s\n%s\nType its path to shred it: ", l.Path, l.What)
+			line, err := answers.ReadString('\n')
+			if err != nil && !errors.Is(err, io.EOF) {
+				return err
+			}
+			if typed := strings.TrimRight(line, "\r\n"); typed != l.Path {
+				l.Left = append(l.Left, fmt.Sprintf("%q is not its path, so it was not touched", typed))
+				continue
+			}
+		}
+		var err error
+		if l.What == leftSite {
+			l.Left, err = shredSite(l.Path)
+		} else {
+			l.Left, err = shredFolder(l.Path)
+		}
+		l.Shredded = err == nil && len(l.Left) == 0
+		if err != nil {
+			failed = errors.Join(failed, fmt.Errorf("shredding %s: %w", l.Path, err))
+		}
+	}
+	for _, l := range f.Leftovers {
+		if failed == nil && l.Secret && !l.Shredded {
+			failed = &exitError{code: exitRefused}
+		}
+	}
+	return failed
+}

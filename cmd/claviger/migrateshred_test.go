@@ -1,0 +1,142 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// copyOf makes a folder as Cloudera's procedure copies it, and returns its path.
+func copyOf(t *testing.T) string {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), ".keytrustee")
+	for name, text := range map[string]string{
+		"secring.gpg": "private", "pubring.gpg": "public", "keytrustee.conf": "{}", "trustdb.gpg": "t", "random_seed": "r",
+		"private-keys-v1.d/0123.key": "private too", ".ssl/ssl-cert-keytrustee-pk.pem": "private as well", ".secring.gpg-1": "half",
+	} {
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		writeFile(t, path, text)
+	}
+	return dir
+}
+
+func TestShredFolder(t *testing.T) {
+	dir := copyOf(t)
+	// Who holds the file open sees what became of its bytes.
+	f, err := os.Open(filepath.Join(dir, "secring.gpg"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	left, err := shredFolder(dir)
+	if err != nil || len(left) > 0 {
+		t.Fatalf("%q, %v", left, err)
+	}
+	if _, err := os.Lstat(dir); !os.IsNotExist(err) {
+		t.Errorf("the folder is still there: %v", err)
+	}
+	b := make([]byte, 100)
+	n, err := f.ReadAt(b, 0)
+	if n != len("private") || bytes.Contains(b, []byte("private")) {
+		t.Errorf("the removed file holds %q, %v", b[:n], err)
+	}
+}
+
+// TestShredAfterKill: what a run that was killed has left is finished, the folder of
+// which nothing but itself is left too.
+func TestShredAfterKill(t *testing.T) {
+	dir := copyOf(t)
+	for _, gone := range []string{"secring.gpg", "private-keys-v1.d"} {
+		if err := os.RemoveAll(filepath.Join(dir, gone)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if left, err := shredFolder(dir); err != nil || len(left) > 0 {
+		t.Errorf("%q, %v", left, err)
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := shredFolder(dir); err != nil || len(left) > 0 {
+		t.Errorf("empty: %q, %v", left, err)
+	}
+	if _, err := os.Lstat(dir); !os.IsNotExist(err) {
+		t.Errorf("the empty folder is still there: %v", err)
+	}
+}
+
+// TestShredSpares: links, files with a second name and files that nobody knows stay,
+// as does what they lead to.
+func TestShredSpares(t *testing.T) {
+	dir := copyOf(t)
+	outside := filepath.Join(t.TempDir(), "precious")
+	writeFile(t, outside, "precious")
+	other := filepath.Join(filepath.Dir(dir), "other")
+	writeFile(t, other, "linked")
+	for _, step := range []error{
+		os.Remove(filepath.Join(dir, "pubring.gpg")), os.Symlink(outside, filepath.Join(dir, "pubring.gpg")),
+		os.Remove(filepath.Join(dir, "trustdb.gpg")), os.Link(other, filepath.Join(dir, "trustdb.gpg")),
+		os.RemoveAll(filepath.Join(dir, ".ssl")), os.Symlink(filepath.Dir(outside), filepath.Join(dir, ".ssl")),
+	} {
+		if step != nil {
+			t.Fatal(step)
+		}
+	}
+	writeFile(t, filepath.Join(filepath.Dir(outside), "ssl-cert-keytrustee-pk.pem"), "not ours")
+	writeFile(t, filepath.Join(dir, "notes.txt"), "mine")
+	left, err := shredFolder(dir)
+	if err != nil || len(left) != 4 {
+		t.Fatalf("left %q, %v", left, err)
+	}
+	for i, want := range []string{".ssl is no file", "notes.txt is no file", "pubring.gpg is a symbolic link", "trustdb.gpg has 2 names"} {
+		if slices.Sort(left); !strings.HasPrefix(left[i], want) {
+			t.Errorf("%q, want %q", left[i], want)
+		}
+	}
+	for path, want := range map[string]string{outside: "precious", other: "linked", filepath.Join(dir, "notes.txt"): "mine",
+		filepath.Join(filepath.Dir(outside), "ssl-cert-keytrustee-pk.pem"): "not ours"} {
+		if b, err := os.ReadFile(path); err != nil || string(b) != want {
+			t.Errorf("%s: %q, %v", path, b, err)
+		}
+	}
+	if _, err := os.Lstat(filepath.Join(dir, ".ssl")); err != nil {
+		t.Errorf("the link .ssl: %v", err)
+	}
+	if _, err := os.Lstat(filepath.Join(dir, "secring.gpg")); !os.IsNotExist(err) {
+		t.Errorf("the private ring is still there: %v", err)
+	}
+}
+
+func TestShredRefuses(t *testing.T) {
+	dir := copyOf(t)
+	link := filepath.Join(t.TempDir(), ".keytrustee")
+	if err := os.Symlink(dir, link); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := shredFolder(link); err == nil || !strings.Contains(err.Error(), "is a symbolic link, no folder") {
+		t.Errorf("a link to a folder: %v", err)
+	}
+	home := t.TempDir()
+	writeFile(t, filepath.Join(home, "gpg.conf"), "mine")
+	if _, err := shredFolder(home); err == nil || !strings.Contains(err.Error(), "is not named .keytrustee") {
+		t.Errorf("some folder: %v", err)
+	}
+	writeFile(t, filepath.Join(dir, "keytrustee.db"), "deposits")
+	if _, err := shredFolder(dir); err == nil || !strings.Contains(err.Error(), "the folder of a Key Trustee Server") {
+		t.Errorf("a server's folder: %v", err)
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 9 {
+		t.Errorf("%d entries, %v; want all", len(entries), err)
+	}
+	site := filepath.Join(home, "kts-site.xml")
+	writeFile(t, site, siteXML("hadoop.kms.http.port", "1"))
+	if _, err := shredSite(site); err == nil || !strings.Contains(err.Error(), "it is no copy of kts-site.xml") {
+		t.Errorf("another file: %v", err)
+	}
+}
