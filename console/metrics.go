@@ -46,11 +46,26 @@ type Metrics struct {
 // NewMetrics makes them. use, if not nil, returns how often the versions of
 // sources were asked for.
 func NewMetrics(use func(context.Context) ([]metastore.Use, error)) *Metrics {
+	m := newMetrics("kms", "status")
+	m.registry.MustRegister(m.edeks, m.turns, m.refused)
+	if use != nil {
+		m.registry.MustRegister(&sourceUse{recent[[]metastore.Use]{ask: use}})
+	}
+	return m
+}
+
+// NewServiceMetrics makes those of another server than a KMS: "trustee", "keyhsm".
+// Its requests are told to Served.
+func NewServiceMetrics(service string) *Metrics { return newMetrics(service, "result") }
+
+// newMetrics makes all, and registers those that every server has. outcome is the
+// label that says how a request ended.
+func newMetrics(service, outcome string) *Metrics {
 	m := &Metrics{
 		registry: prometheus.NewRegistry(),
-		requests: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "claviger_kms_request_seconds", Help: "Requests by operation and status.", Buckets: buckets}, []string{"op", "status"}),
+		requests: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "claviger_" + service + "_request_seconds", Help: "Requests by operation and " + outcome + ".", Buckets: buckets}, []string{"op", outcome}),
 		edeks:    prometheus.NewCounterVec(prometheus.CounterOpts{Name: "claviger_kms_edeks_total", Help: "EDEKs generated, decrypted or re-encrypted."}, []string{"op"}),
-		inFlight: prometheus.NewGauge(prometheus.GaugeOpts{Name: "claviger_kms_requests_in_flight", Help: "Requests under way."}),
+		inFlight: prometheus.NewGauge(prometheus.GaugeOpts{Name: "claviger_" + service + "_requests_in_flight", Help: "Requests under way."}),
 
 		hsmCalls:   prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "claviger_hsm_call_seconds", Help: "Encryptions on the HSM, by result (ok, error).", Buckets: buckets}, []string{"result"}),
 		hsmWaits:   prometheus.NewHistogram(prometheus.HistogramOpts{Name: "claviger_hsm_wait_seconds", Help: "How long the first caller of an encryption waited until it began.", Buckets: buckets}),
@@ -60,10 +75,7 @@ func NewMetrics(use func(context.Context) ([]metastore.Use, error)) *Metrics {
 		turns:      prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "claviger_kms_turn_wait_seconds", Help: "How long requests waited for their turn, by class; those that did not wait are not counted.", Buckets: buckets}, []string{"class"}),
 		refused:    prometheus.NewCounterVec(prometheus.CounterOpts{Name: "claviger_kms_turn_refused_total", Help: "Requests sent to another node since their turn did not come."}, []string{"class"}),
 	}
-	m.registry.MustRegister(m.requests, m.edeks, m.inFlight, m.turns, m.refused, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	if use != nil {
-		m.registry.MustRegister(&sourceUse{recent[[]metastore.Use]{ask: use}})
-	}
+	m.registry.MustRegister(m.requests, m.inFlight, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
 
@@ -138,9 +150,8 @@ func constant(desc *prometheus.Desc, kind prometheus.ValueType, v float64, label
 // HSM adds the figures of an HSM, of which call is told; sessions tells how many of
 // its sessions are in use, and how many may be.
 func (m *Metrics) HSM(sessions func() (used, most int)) (call func(callers, blocks int, waited, took time.Duration, err error)) {
-	m.registry.MustRegister(m.hsmCalls, m.hsmWaits, m.functions, m.hsmBlocks, m.hsmCallers)
-	m.Gauge("claviger_hsm_sessions_in_use", "Sessions of the HSM in use.", func() float64 { used, _ := sessions(); return float64(used) })
-	m.Gauge("claviger_hsm_sessions_max", "Sessions that may be in use at once.", func() float64 { _, most := sessions(); return float64(most) })
+	m.registry.MustRegister(m.hsmCalls, m.hsmWaits, m.hsmBlocks, m.hsmCallers)
+	m.HSMFunctions(sessions)
 	ok, failed := m.hsmCalls.WithLabelValues("ok"), m.hsmCalls.WithLabelValues("error")
 	return func(callers, blocks int, waited, took time.Duration, err error) {
 		if err != nil {
@@ -154,7 +165,16 @@ func (m *Metrics) HSM(sessions func() (used, most int)) (call func(callers, bloc
 	}
 }
 
-// Function is told of each call of the PKCS #11 library, where HSM was called.
+// HSMFunctions adds the part of HSM that does not depend on encryptions: Function's
+// figures, and the sessions.
+func (m *Metrics) HSMFunctions(sessions func() (used, most int)) {
+	m.registry.MustRegister(m.functions)
+	m.Gauge("claviger_hsm_sessions_in_use", "Sessions of the HSM in use.", func() float64 { used, _ := sessions(); return float64(used) })
+	m.Gauge("claviger_hsm_sessions_max", "Sessions that may be in use at once.", func() float64 { _, most := sessions(); return float64(most) })
+}
+
+// Function is told of each call of the PKCS #11 library, where HSM or HSMFunctions was
+// called.
 func (m *Metrics) Function(name, result string, took time.Duration) {
 	m.functions.WithLabelValues(name, result).Observe(took.Seconds())
 }
@@ -208,6 +228,20 @@ func (m *Metrics) Observe(op string, status, edeks int, took time.Duration) {
 	if edeks > 0 && status == http.StatusOK {
 		m.edeks.WithLabelValues(op).Add(float64(edeks))
 	}
+}
+
+// Served is told of each request to a server of NewServiceMetrics: what was asked for,
+// and "ok" or what kind of error was answered.
+func (m *Metrics) Served(op, result string, took time.Duration) {
+	m.requests.WithLabelValues(op, result).Observe(took.Seconds())
+}
+
+// Timed adds a histogram of something that the server asks of others, in seconds by
+// operation and result, and returns whom to tell.
+func (m *Metrics) Timed(name, help string) (told func(op, result string, took time.Duration)) {
+	h := prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: name, Help: help, Buckets: buckets}, []string{"op", "result"})
+	m.registry.MustRegister(h)
+	return func(op, result string, took time.Duration) { h.WithLabelValues(op, result).Observe(took.Seconds()) }
 }
 
 // Handler serves the figures. Those that cannot be had are left out and logged;

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"path"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -51,6 +52,8 @@ type Server struct {
 	loadError string
 
 	wrapped, unwrapped, refused atomic.Int64
+
+	observe func(op, result string, took time.Duration) // or nil
 }
 
 // NewServer makes a server. load reads its certificate and whom it trusts; it is
@@ -61,6 +64,19 @@ func NewServer(keeper *Keeper, load func() (*Identity, error), log *slog.Logger)
 		return nil, err
 	}
 	return s, nil
+}
+
+// OnRequest sets who is told of each request of a client that is trusted, and of one
+// that no longer is: what was asked for ("wrap", "unwrap", "status"), "ok" or the kind
+// of error that was answered, and its time. It must be called before Serve.
+func (s *Server) OnRequest(f func(op, result string, took time.Duration)) { s.observe = f }
+
+// Refused is how many handshakes and requests were refused.
+func (s *Server) Refused() int64 { return s.refused.Load() }
+
+// Certificate is the one that is shown to clients now.
+func (s *Server) Certificate() (*x509.Certificate, error) {
+	return leaf(&s.identity.Load().Certificate)
 }
 
 // Reload takes over certificates anew. Where they cannot be read, those in force
@@ -157,7 +173,14 @@ func (s *Server) Handler() http.Handler {
 // serve is what all requests have in common: who may, how many at once, how long.
 func (s *Server) serve(admins bool, f func(context.Context, *http.Request) (any, error)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		began, result := time.Now(), "ok"
+		defer func() {
+			if s.observe != nil {
+				s.observe(path.Base(r.URL.Path), result, time.Since(began))
+			}
+		}()
 		fail := func(err error) {
+			result = claviger.KindOf(err).String()
 			s.refused.Add(1)
 			status := writeError(w, err)
 			s.log.Warn("a request was not served", "path", r.URL.Path, "from", r.RemoteAddr, "status", status, "err", err)

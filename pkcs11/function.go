@@ -111,3 +111,18 @@ func (w traced) Encrypt(s p11.SessionHandle, data []byte) (_ []byte, err error) 
 	defer w.done("C_Encrypt", time.Now(), &err)
 	return w.Boundary.Encrypt(s, data)
 }
+
+func (w traced) GenerateKeyPair(s p11.SessionHandle, m []*p11.Mechanism, public, private []*p11.Attribute) (_, _ p11.ObjectHandle, err error) {
+	defer w.done("C_GenerateKeyPair", time.Now(), &err)
+	return w.Boundary.GenerateKeyPair(s, m, public, private)
+}
+
+func (w traced) DecryptInit(s p11.SessionHandle, m []*p11.Mechanism, o p11.ObjectHandle) (err error) {
+	defer w.done("C_DecryptInit", time.Now(), &err)
+	return w.Boundary.DecryptInit(s, m, o)
+}
+
+func (w traced) Decrypt(s p11.SessionHandle, data []byte) (_ []byte, err error) {
+	defer w.done("C_Decrypt", time.Now(), &err)
+	return w.Boundary.Decrypt(s, data)
+}

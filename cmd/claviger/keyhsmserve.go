@@ -18,6 +18,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"claviger/console"
 	"claviger/keyhsm"
 	"claviger/pkcs11"
 )
@@ -26,6 +27,7 @@ import (
 type keyHSMFlags struct {
 	conf, listen, ready string
 	log                 logFlags
+	metrics             string
 }
 
 func newKeyHSMStart() *cobra.Command {
@@ -46,6 +48,7 @@ certificates, its own and those it trusts, without a restart. One server runs wi
 	flags := cmd.Flags()
 	flags.StringVar(&f.listen, "listen", "", "listen there instead of keyhsm.listen; port 0 takes any free one")
 	flags.StringVar(&f.ready, "ready-file", "", "write the base URL into this file once requests are served")
+	flags.StringVar(&f.metrics, "metrics-listen", "", metricsListenHelp)
 	flags.StringVar(&f.log.level, "log-level", "info", "debug, info, warn or error")
 	flags.StringVar(&f.log.format, "log-format", "text", "text or json")
 	return cmd
@@ -100,6 +103,12 @@ func serveKeyHSM(ctx context.Context, f keyHSMFlags, log *slog.Logger) (err erro
 	if err != nil {
 		return errors.Join(err, listener.Close())
 	}
+	bounded := &boundedListener{Listener: listener, most: int64(set.MaxConnections), property: "keyhsm.max.connections", log: log}
+	stopConsole, err := serveConsole(ctx, f.metrics, console.Config{Log: log, Metrics: keyHSMMetrics(server, tok, bounded), Checks: keyHSMChecks(server, keeper)})
+	if err != nil {
+		return errors.Join(err, listener.Close())
+	}
+	defer func() { err = errors.Join(err, stopConsole()) }()
 	url := hostURL(host, listener.Addr())
 	if err := errors.Join(run.write(url), writeReadyIf(f.ready, url)); err != nil {
 		return errors.Join(err, listener.Close())
@@ -110,7 +119,10 @@ func serveKeyHSM(ctx context.Context, f keyHSMFlags, log *slog.Logger) (err erro
 	var group sync.WaitGroup
 	defer func() { stop(); group.Wait() }()
 	group.Go(func() { reloadOnHangup(background, hangup, server, log) })
-	return server.Serve(ctx, &boundedListener{Listener: listener, most: int64(set.MaxConnections), property: "keyhsm.max.connections", log: log})
+	group.Go(func() {
+		warnOfExpiry(background, server.Certificate, "claviger keyhsm settings tells which files hold it; SIGHUP, or claviger keyhsm reload, has new ones taken over; have the trustees trust it first", log)
+	})
+	return server.Serve(ctx, bounded)
 }
 
 // writeReadyIf is writeReady where a file is named.

@@ -13,11 +13,15 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"claviger/console"
 	"claviger/keyhsm"
 	"claviger/keystore"
 	"claviger/trustee"
@@ -48,33 +52,39 @@ func trusteeDirFlag(cmd *cobra.Command, dir *string) {
 }
 
 func newTrusteeInit() *cobra.Command {
-	var dir, host string
+	var dir string
+	var hosts []string
 	cmd := &cobra.Command{
-		Use:   "init [--confdir DIR] [--hostname NAME]",
+		Use:   "init [--confdir DIR] [--hostname NAME]...",
 		Short: "Make a trustee's identity, certificate and store",
 		Long: `init makes DIR: the OpenPGP identity that signs answers (4096 bits, which takes some seconds), a store, and a self-signed TLS certificate, unless
 one lies in DIR/` + trusteeTLSCert + ` and DIR/` + trusteeTLSKey + ` already. An identity that is there is never overwritten; init may be called again after
 it was broken off.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if host == "" {
-				var err error
-				if host, err = os.Hostname(); err != nil {
+			if len(hosts) == 0 {
+				host, err := os.Hostname()
+				if err != nil {
 					return fmt.Errorf("this host has no name (%w): give one by --hostname", err)
 				}
+				hosts = []string{host}
 			}
-			return initTrustee(cmd.Context(), cmd.OutOrStdout(), dir, host)
+			if slices.Contains(hosts, "") {
+				return &exitError{exitUsage, errors.New("--hostname: a name is empty")}
+			}
+			return initTrustee(cmd.Context(), cmd.OutOrStdout(), dir, hosts)
 		},
 	}
 	trusteeDirFlag(cmd, &dir)
-	cmd.Flags().StringVar(&host, "hostname", "", "the name by which clients know this host; otherwise the system's")
+	cmd.Flags().StringArrayVar(&hosts, "hostname", nil, "a name or address by which clients know this host; may be given several times, the first being its own; otherwise the system's")
 	return cmd
 }
 
-func initTrustee(ctx context.Context, out io.Writer, dir, host string) error {
+// initTrustee makes what is not there yet, for a host of these names, the first its own.
+func initTrustee(ctx context.Context, out io.Writer, dir string, hosts []string) error {
 	folder, err := trustee.LoadFolder(dir)
 	if _, missing := os.Stat(filepath.Join(dir, trustee.ConfFile)); errors.Is(missing, fs.ErrNotExist) {
-		id, err := trustee.NewIdentity("keytrustee", "keytrustee Server Key", "keytrustee@"+host, trustee.KeyBits, time.Now())
+		id, err := trustee.NewIdentity("keytrustee", "keytrustee Server Key", "keytrustee@"+hosts[0], trustee.KeyBits, time.Now())
 		if err != nil {
 			return err
 		}
@@ -90,7 +100,7 @@ func initTrustee(ctx context.Context, out io.Writer, dir, host string) error {
 		if _, err := os.Stat(cert); err == nil && !initBrokenOff(dir) {
 			return fmt.Errorf("%s is there without its key %s: put that beside it, or remove the certificate to have a new one made", cert, key)
 		}
-		if err := selfSigned(cert, key, host); err != nil {
+		if err := selfSigned(cert, key, hosts); err != nil {
 			return err
 		}
 		made = true
@@ -104,7 +114,8 @@ func initTrustee(ctx context.Context, out io.Writer, dir, host string) error {
 	}
 	fmt.Fprintf(out, "Initialized directory for %s\n", folder.Identity)
 	if made {
-		fmt.Fprintf(out, "self-signed certificate for %s: %s; clients must trust it, or put one of your authority in its place\n", host, cert)
+		fmt.Fprintf(out, "self-signed certificate for %s, good until %s: %s; clients must trust it, or put one of your authority in its place\n",
+			strings.Join(hosts, ", "), time.Now().Add(trusteeCertificateLife).UTC().Format(time.DateOnly), cert)
 	}
 	return nil
 }
@@ -118,8 +129,8 @@ func initBrokenOff(dir string) bool {
 
 // selfSigned makes a certificate. The key comes last, as a whole: it is what init
 // looks for.
-func selfSigned(certFile, keyFile, host string) error {
-	cert, key, err := keystore.SelfSigned(host, []string{host}, trusteeCertificateLife)
+func selfSigned(certFile, keyFile string, hosts []string) error {
+	cert, key, err := keystore.SelfSigned(hosts[0], hosts, trusteeCertificateLife)
 	if err != nil {
 		return err
 	}
@@ -142,6 +153,7 @@ func selfSigned(certFile, keyFile, host string) error {
 type trusteeFlags struct {
 	dir, listen, ready string
 	keyhsm, keyhsmCert string
+	metrics            string
 }
 
 func newTrusteeServe() *cobra.Command {
@@ -164,6 +176,7 @@ func newTrusteeServe() *cobra.Command {
 	cmd.Flags().StringVar(&f.ready, "ready-file", "", "file that gets the base URL when requests are taken")
 	cmd.Flags().StringVar(&f.keyhsm, "keyhsm", "", "URL of the Key HSM that wraps each new deposit, as https://localhost:9090; it must trust the trustee's certificate")
 	cmd.Flags().StringVar(&f.keyhsmCert, "keyhsm-cert", "", "file with the Key HSM's certificate, its server.crt")
+	cmd.Flags().StringVar(&f.metrics, "metrics-listen", "", metricsListenHelp)
 	cmd.MarkFlagsRequiredTogether("keyhsm", "keyhsm-cert")
 	cmd.Flags().StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	return cmd
@@ -255,6 +268,18 @@ func serveTrustee(ctx context.Context, f trusteeFlags, log *slog.Logger) (err er
 	}
 	const most = 1024 // connections
 	bounded := &boundedListener{Listener: listener, most: most, log: log}
+	certificate := shownCertificate(conf)
+	stopConsole, err := serveConsole(ctx, f.metrics, console.Config{Log: log, Metrics: trusteeMetrics(&cfg, certificate, bounded), Checks: trusteeChecks(store, keeper, certificate)})
+	if err != nil {
+		return errors.Join(err, listener.Close())
+	}
+	defer func() { err = errors.Join(err, stopConsole()) }()
+	background, stopBackground := context.WithCancel(ctx)
+	var group sync.WaitGroup
+	defer func() { stopBackground(); group.Wait() }()
+	group.Go(func() {
+		warnOfExpiry(background, certificate, "put another into "+filepath.Join(f.dir, trusteeTLSCert)+" and its key beside it, which is taken over without a restart; have clients trust it first", log)
+	})
 	web := &http.Server{
 		Handler:           server.New(cfg),
 		ReadHeaderTimeout: 10 * time.Second, ReadTimeout: time.Minute, WriteTimeout: time.Minute, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10,

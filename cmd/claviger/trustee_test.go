@@ -27,7 +27,7 @@ import (
 func TestTrustee(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), ".keytrustee")
 	var said strings.Builder
-	if err := initTrustee(t.Context(), &said, dir, "127.0.0.1"); err != nil {
+	if err := initTrustee(t.Context(), &said, dir, []string{"127.0.0.1", "trustee.example.com"}); err != nil {
 		t.Fatal(err)
 	}
 	store, err := sqlite.Open(t.Context(), filepath.Join(dir, trusteeStore), false)
@@ -47,6 +47,15 @@ func TestTrustee(t *testing.T) {
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM(pem) {
 		t.Fatal("no certificate")
+	}
+	for _, host := range []string{"127.0.0.1", "trustee.example.com"} {
+		cert, err := tls.LoadX509KeyPair(filepath.Join(dir, trusteeTLSCert), filepath.Join(dir, trusteeTLSKey))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cert.Leaf.VerifyHostname(host); err != nil {
+			t.Error(err)
+		}
 	}
 	conf := &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}
 	id, err := trustee.NewIdentity("keytrustee", "client", "kms@h", 2048, time.Now())
@@ -103,7 +112,7 @@ func TestTrustee(t *testing.T) {
 // more; without it they cannot be read, and what was stored before still can.
 func TestTrusteeWithKeyHSM(t *testing.T) {
 	ctx, dir, conf := t.Context(), filepath.Join(t.TempDir(), ".keytrustee"), t.TempDir()
-	if err := initTrustee(ctx, io.Discard, dir, "127.0.0.1"); err != nil {
+	if err := initTrustee(ctx, io.Discard, dir, []string{"127.0.0.1", "trustee.example.com"}); err != nil {
 		t.Fatal(err)
 	}
 	tok := softhsmtest.New(t)
@@ -112,10 +121,11 @@ func TestTrusteeWithKeyHSM(t *testing.T) {
 	if err := setup.run(ctx, io.Discard); err != nil {
 		t.Fatal(err)
 	}
+	var hsmLog, log metricsLog
 	startHSM := func() (url string, stop func()) {
 		ready := filepath.Join(t.TempDir(), "ready")
 		return untilReady(t, ready, func(ctx context.Context) error {
-			return serveKeyHSM(ctx, keyHSMFlags{conf: conf, listen: "127.0.0.1:0", ready: ready}, slog.New(slog.DiscardHandler))
+			return serveKeyHSM(ctx, keyHSMFlags{conf: conf, listen: "127.0.0.1:0", ready: ready, metrics: "127.0.0.1:0"}, hsmLog.logger())
 		})
 	}
 	store, err := sqlite.Open(ctx, filepath.Join(dir, trusteeStore), false)
@@ -176,7 +186,8 @@ func TestTrusteeWithKeyHSM(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.keyhsm, stopHSM = startHSM()
-	url, stop = startTrustee(t, f)
+	f.metrics = "127.0.0.1:0"
+	url, stop = startTrusteeBy(t, f, log.logger())
 	c = client(url)
 	if _, err := c.Put(ctx, trustee.Deposit{Label: "after", Content: []byte("stored after")}, ""); err != nil {
 		t.Fatal(err)
@@ -187,6 +198,10 @@ func TestTrusteeWithKeyHSM(t *testing.T) {
 	if err != nil || !row.Wrapped || strings.Contains(string(row.Sealed.Content), "stored after") {
 		t.Errorf("in the store it is %q (%v)", row.Sealed.Content, err)
 	}
+	hsmLog.figures(t, "/metrics", `claviger_keyhsm_request_seconds_count{op="wrap",result="ok"} 1`, `claviger_keyhsm_request_seconds_count{op="unwrap",result="ok"} 1`,
+		`claviger_hsm_function_seconds_count{function="C_Decrypt",result="CKR_OK"}`, `claviger_certificate_expiry_seconds{name="server",subject=`, "claviger_keyhsm_refused_total 0")
+	hsmLog.figures(t, "/readyz", `"HSM key"`, `"ready": true`)
+	log.figures(t, "/readyz", `"Key HSM"`, `"ready": true`)
 	stopHSM()
 	if _, err := c.Find(ctx, "after"); !claviger.Is(err, claviger.Unavailable) {
 		t.Errorf("without the Key HSM: %v", err)
@@ -195,6 +210,13 @@ func TestTrusteeWithKeyHSM(t *testing.T) {
 		t.Errorf("a deposit without the Key HSM: %v", err)
 	}
 	find(c, "before", "stored before")
+	if _, err := c.Find(ctx, "none"); !claviger.Is(err, claviger.KeyNotFound) {
+		t.Error(err)
+	}
+	log.figures(t, "/metrics", `claviger_trustee_request_seconds_count{op="put",result="ok"} 1`, `claviger_trustee_request_seconds_count{op="put",result="unavailable"} `,
+		`claviger_trustee_request_seconds_count{op="find",result="ok"} 3`, `claviger_trustee_request_seconds_count{op="find",result="key not found"} 1`,
+		`claviger_trustee_keyhsm_seconds_count{op="wrap",result="ok"} 1`, `claviger_trustee_keyhsm_seconds_count{op="unwrap",result="unavailable"} `,
+		"claviger_trustee_deposits 2\n", "claviger_trustee_deposits_deleted 0\n", "claviger_trustee_store_errors_total 0\n", `claviger_certificate_expiry_seconds{name="server",subject="CN=127.0.0.1"}`)
 	stop()
 	url, stop = startTrustee(t, trusteeFlags{dir: dir})
 	defer stop()
@@ -206,8 +228,13 @@ func TestTrusteeWithKeyHSM(t *testing.T) {
 // startTrustee runs a server until stop.
 func startTrustee(t *testing.T, f trusteeFlags) (url string, stop func()) {
 	t.Helper()
+	return startTrusteeBy(t, f, slog.New(slog.DiscardHandler))
+}
+
+func startTrusteeBy(t *testing.T, f trusteeFlags, log *slog.Logger) (url string, stop func()) {
+	t.Helper()
 	f.listen, f.ready = "127.0.0.1:0", filepath.Join(t.TempDir(), "ready")
-	return untilReady(t, f.ready, func(ctx context.Context) error { return serveTrustee(ctx, f, slog.New(slog.DiscardHandler)) })
+	return untilReady(t, f.ready, func(ctx context.Context) error { return serveTrustee(ctx, f, log) })
 }
 
 // untilReady runs a server until stop, and returns its URL.

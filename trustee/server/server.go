@@ -51,17 +51,21 @@ type Config struct {
 	Keeper Keeper
 	Log    *slog.Logger
 	Now    func() time.Time // time.Now where nil
+	// Observe, if not nil, is told of each request: its verb, "ok" or the kind of error
+	// that was answered, and its time.
+	Observe func(verb, result string, took time.Duration)
 }
 
 // Server answers requests. It is an http.Handler.
 type Server struct {
-	id     *trustee.Identity
-	store  Store
-	keeper Keeper
-	log    *slog.Logger
-	now    func() time.Time
-	turns  chan struct{}
-	doors  chan struct{} // of bodies that arrive
+	id      *trustee.Identity
+	store   Store
+	keeper  Keeper
+	log     *slog.Logger
+	now     func() time.Time
+	observe func(verb, result string, took time.Duration) // or nil
+	turns   chan struct{}
+	doors   chan struct{} // of bodies that arrive
 	// wrong lets registrations through as long as few have failed.
 	wrong *rate.Limiter
 
@@ -72,7 +76,7 @@ type Server struct {
 
 // New makes a server. The store remains the caller's to close.
 func New(cfg Config) *Server {
-	s := &Server{id: cfg.Identity, store: cfg.Store, keeper: cfg.Keeper, log: cfg.Log, now: cfg.Now, turns: make(chan struct{}, concurrent), doors: make(chan struct{}, arriving), wrong: rate.NewLimiter(rate.Every(failureEvery), failures), seen: map[string]time.Time{}}
+	s := &Server{id: cfg.Identity, store: cfg.Store, keeper: cfg.Keeper, log: cfg.Log, now: cfg.Now, observe: cfg.Observe, turns: make(chan struct{}, concurrent), doors: make(chan struct{}, arriving), wrong: rate.NewLimiter(rate.Every(failureEvery), failures), seen: map[string]time.Time{}}
 	if s.now == nil {
 		s.now = time.Now
 	}
@@ -103,7 +107,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case r.URL.Path == "/" && (r.Method == http.MethodGet || r.Method == http.MethodHead):
 		s.about(w, r)
 	case isVerb && verbs[verb] != nil && r.Method == http.MethodPost:
-		s.serve(w, r, verb)
+		s.observed(w, r, verb)
 	case isVerb && verbs[verb] != nil:
 		w.Header().Set("Allow", http.MethodPost)
 		http.Error(w, "POST a signed request", http.StatusMethodNotAllowed)
@@ -189,6 +193,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, verb string) {
 		return
 	}
 	result, err := s.do(ctx, req)
+	ended(w, err)
 	log := s.log.With("verb", verb, "client", req.Client.Fingerprint(), "from", r.RemoteAddr, "request", req.Digest[:16])
 	switch {
 	case err == nil:

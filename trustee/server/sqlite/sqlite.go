@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/pressly/goose/v3"
@@ -45,6 +46,8 @@ type Store struct {
 	path  string
 	write *sql.DB // one connection
 	read  *sql.DB
+
+	failures atomic.Int64
 }
 
 var _ server.Store = (*Store)(nil)
@@ -168,6 +171,9 @@ func (s *Store) fail(op, key string, err error) error {
 		case sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY:
 			return claviger.E(op, claviger.KeyExists, key, nil)
 		}
+	}
+	if !errors.Is(err, context.Canceled) { // whoever asked has gone: no fault of ours
+		s.failures.Add(1)
 	}
 	return claviger.Errorf(op, claviger.Unavailable, key, "the trustee's store %s: %w", s.path, err)
 }

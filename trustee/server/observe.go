@@ -1,0 +1,61 @@
+package server
+
+import (
+	"net/http"
+	"time"
+
+	"claviger"
+)
+
+// observer notes how a request ends, for Config.Observe.
+type observer struct {
+	http.ResponseWriter
+	status int
+	err    error // of the verb, which is answered with 200 too
+}
+
+// Unwrap lets http.ResponseController reach the connection.
+func (o *observer) Unwrap() http.ResponseWriter { return o.ResponseWriter }
+
+// WriteHeader notes the status.
+func (o *observer) WriteHeader(status int) {
+	if o.status == 0 {
+		o.status = status
+	}
+	o.ResponseWriter.WriteHeader(status)
+}
+
+// observed is serve, told to Config.Observe.
+func (s *Server) observed(w http.ResponseWriter, r *http.Request, verb string) {
+	if s.observe == nil {
+		s.serve(w, r, verb)
+		return
+	}
+	began := time.Now()
+	o := &observer{ResponseWriter: w}
+	s.serve(o, r, verb)
+	s.observe(verb, o.result(), time.Since(began))
+}
+
+// ended notes what became of the verb.
+func ended(w http.ResponseWriter, err error) {
+	if o, ok := w.(*observer); ok {
+		o.err = err
+	}
+}
+
+// result is "ok", a kind of error, or of what was refused before it was a request of
+// somebody known: "denied", "invalid", "unavailable".
+func (o *observer) result() string {
+	switch {
+	case o.err != nil:
+		return claviger.KindOf(o.err).String()
+	case o.status == 0 || o.status == http.StatusOK:
+		return "ok"
+	case o.status == http.StatusForbidden:
+		return claviger.Denied.String()
+	case o.status >= http.StatusInternalServerError:
+		return claviger.Unavailable.String()
+	}
+	return claviger.Invalid.String()
+}
