@@ -73,6 +73,14 @@ type Once struct {
 	Until  time.Time
 }
 
+// Record is one thing that a store keeps. Exactly one of them is set.
+type Record struct {
+	Org     *Org    `json:"org,omitempty"`
+	Client  *Client `json:"client,omitempty"`
+	Deposit *Row    `json:"deposit,omitempty"`
+	Once    *Once   `json:"once,omitempty"`
+}
+
 // Store keeps organizations, clients and deposits. All methods may be called at
 // the same time, honour ctx, are durable when they return, and return
 // *claviger.Error; Unavailable where the store does not answer. Fingerprints are
@@ -112,6 +120,17 @@ type Store interface {
 	Delete(ctx context.Context, owner string, uuids []string, at time.Time, once Once) error
 	Undelete(ctx context.Context, owner string, uuids []string, once Once) error
 	Purge(ctx context.Context, owner string, uuids []string, once Once) error
+
+	// Export calls f with all that the store held at one moment: organizations by
+	// name, clients by fingerprint, deposits by uuid (deleted ones too, as they are
+	// stored), onces by digest. It ends with f's first error. What Record points to is
+	// f's. f must not change the store.
+	Export(ctx context.Context, f func(Record) error) error
+	// Import replaces all that the store holds, in one transaction, with what next
+	// returns until io.EOF. Organizations come before their clients, and those before
+	// their deposits, as Export has them. On any error nothing is changed. next must
+	// not ask the store.
+	Import(ctx context.Context, next func() (Record, error)) error
 
 	// Forget drops what Once remembers of before now, and deposits that expired
 	// before now.

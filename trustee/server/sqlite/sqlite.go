@@ -7,7 +7,6 @@ import (
 	"context"
 	"database/sql"
 	"embed"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -216,14 +215,7 @@ func changed(op, key string, res sql.Result, n int) error {
 // AddOrg adds an organization.
 func (s *Store) AddOrg(ctx context.Context, o server.Org) error {
 	const op = "sqlite.AddOrg"
-	contacts, err := json.Marshal(append([]string{}, o.Contacts...))
-	if err == nil {
-		_, err = s.write.ExecContext(ctx, "INSERT INTO org (name, uuid, contacts, auth, created) VALUES (?, ?, ?, ?, ?)", o.Name, o.UUID, string(contacts), o.Auth, o.Created.UnixMilli())
-	}
-	if err != nil {
-		return s.fail(op, o.Name, err)
-	}
-	return nil
+	return s.change(ctx, op, o.Name, server.Once{}, func(tx *sql.Tx) error { return insertOrg(ctx, tx, &o) })
 }
 
 // Orgs returns all organizations.
@@ -245,27 +237,13 @@ func (s *Store) Org(ctx context.Context, name string) (server.Org, error) {
 }
 
 func (s *Store) orgs(ctx context.Context, op, key, where string, args ...any) ([]server.Org, error) {
-	rows, err := s.read.QueryContext(ctx, "SELECT name, uuid, contacts, auth, created FROM org "+where+" ORDER BY name", args...) //nolint:gosec // where is one of ours
-	if err != nil {
-		return nil, s.fail(op, key, err)
-	}
-	defer rows.Close()
 	var list []server.Org
-	for rows.Next() {
-		var o server.Org
-		var contacts []byte
-		var created int64
-		err := rows.Scan(&o.Name, &o.UUID, &contacts, &o.Auth, &created)
-		if err == nil {
-			err = json.Unmarshal(contacts, &o.Contacts)
-		}
-		if err != nil {
-			return nil, s.fail(op, key, err)
-		}
-		o.Created = time.UnixMilli(created)
+	err := eachRow(ctx, s.read, selectOrg+where+" ORDER BY name", args, func(rows *sql.Rows) error {
+		o, err := scanOrg(rows)
 		list = append(list, o)
-	}
-	if err := rows.Err(); err != nil {
+		return err
+	})
+	if err != nil {
 		return nil, s.fail(op, key, err)
 	}
 	return list, nil
@@ -337,22 +315,13 @@ func (s *Store) Clients(ctx context.Context, org string) ([]server.Client, error
 }
 
 func (s *Store) clients(ctx context.Context, op, key, where string, args ...any) ([]server.Client, error) {
-	rows, err := s.read.QueryContext(ctx, "SELECT fingerprint, org, public_key, state, created FROM client "+where+" ORDER BY fingerprint", args...) //nolint:gosec // likewise
-	if err != nil {
-		return nil, s.fail(op, key, err)
-	}
-	defer rows.Close()
 	var list []server.Client
-	for rows.Next() {
-		var c server.Client
-		var created int64
-		if err := rows.Scan(&c.Fingerprint, &c.Org, &c.PublicKey, &c.State, &created); err != nil {
-			return nil, s.fail(op, key, err)
-		}
-		c.Created = time.UnixMilli(created)
+	err := eachRow(ctx, s.read, selectClient+where+" ORDER BY fingerprint", args, func(rows *sql.Rows) error {
+		c, err := scanClient(rows)
 		list = append(list, c)
-	}
-	if err := rows.Err(); err != nil {
+		return err
+	})
+	if err != nil {
 		return nil, s.fail(op, key, err)
 	}
 	return list, nil
@@ -373,10 +342,7 @@ func (s *Store) SetState(ctx context.Context, fingerprint string, state server.S
 // Put makes a deposit live.
 func (s *Store) Put(ctx context.Context, r server.Row, replaces string, once server.Once) error {
 	const op = "sqlite.Put"
-	access, err := json.Marshal(append([]string{}, r.Access...))
-	if err != nil {
-		return s.fail(op, r.Label, err)
-	}
+	r.Sealed.Deleted = nil
 	return s.change(ctx, op, r.Label, once, func(tx *sql.Tx) error {
 		if replaces != "" {
 			res, err := tx.ExecContext(ctx, "DELETE FROM deposit WHERE uuid = ? AND owner = ? AND deleted IS NULL", replaces, r.Owner)
@@ -387,17 +353,8 @@ func (s *Store) Put(ctx context.Context, r server.Row, replaces string, once ser
 				return err
 			}
 		}
-		_, err := tx.ExecContext(ctx, "INSERT INTO deposit (uuid, owner, org, label, access, expires, statement, signature, content, wrapped) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-			r.UUID, r.Owner, r.Org, r.Label, string(access), millis(r.Expires), r.Sealed.Statement, r.Sealed.Signature, r.Sealed.Content, r.Wrapped)
-		return err
+		return insertDeposit(ctx, tx, &r)
 	})
-}
-
-func millis(t time.Time) any {
-	if t.IsZero() {
-		return nil
-	}
-	return t.UnixMilli()
 }
 
 // Get returns a live deposit.
@@ -431,33 +388,13 @@ func (s *Store) List(ctx context.Context, owner string, a trustee.ListArgs) ([]s
 }
 
 func (s *Store) rows(ctx context.Context, op, key, content, rest string, args ...any) ([]server.Row, error) {
-	rows, err := s.read.QueryContext(ctx, "SELECT uuid, owner, org, label, access, expires, deleted, statement, signature, wrapped, "+content+" FROM deposit "+rest, args...) //nolint:gosec // likewise
-	if err != nil {
-		return nil, s.fail(op, key, err)
-	}
-	defer rows.Close()
 	var list []server.Row
-	for rows.Next() {
-		var r server.Row
-		var access []byte
-		var expires, deleted sql.NullInt64
-		err := rows.Scan(&r.UUID, &r.Owner, &r.Org, &r.Label, &access, &expires, &deleted, &r.Sealed.Statement, &r.Sealed.Signature, &r.Wrapped, &r.Sealed.Content)
-		if err == nil {
-			err = json.Unmarshal(access, &r.Access)
-		}
-		if err != nil {
-			return nil, s.fail(op, key, err)
-		}
-		if expires.Valid {
-			r.Expires = time.UnixMilli(expires.Int64)
-		}
-		if deleted.Valid {
-			at := time.UnixMilli(deleted.Int64).UTC()
-			r.Sealed.Deleted = &at
-		}
+	err := eachRow(ctx, s.read, selectDeposit+content+" FROM deposit "+rest, args, func(rows *sql.Rows) error {
+		r, err := scanDeposit(rows)
 		list = append(list, r)
-	}
-	if err := rows.Err(); err != nil {
+		return err
+	})
+	if err != nil {
 		return nil, s.fail(op, key, err)
 	}
 	return list, nil

@@ -1,0 +1,98 @@
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"io"
+	"time"
+
+	"claviger"
+	"claviger/trustee/server"
+)
+
+var errEmptyRecord = errors.New("a record that holds nothing")
+
+// Export calls f with all that the store held at one moment.
+func (s *Store) Export(ctx context.Context, f func(server.Record) error) error {
+	return s.snapshot(ctx, "sqlite.Export", func(tx *sql.Tx) error { return export(ctx, tx, f) })
+}
+
+// snapshot runs f in a transaction that reads. In WAL mode it sees the state of
+// its first question, and holds up nobody.
+func (s *Store) snapshot(ctx context.Context, op string, f func(tx *sql.Tx) error) error {
+	tx, err := s.read.BeginTx(ctx, nil)
+	if err != nil {
+		return s.fail(op, "", err)
+	}
+	defer func() { _ = tx.Rollback() }() // it changed nothing
+	if err := f(tx); err != nil {
+		return s.fail(op, "", err)
+	}
+	return nil
+}
+
+func export(ctx context.Context, tx *sql.Tx, f func(server.Record) error) error {
+	for _, table := range []struct {
+		query string
+		scan  func(*sql.Rows) (server.Record, error)
+	}{
+		{selectOrg + "ORDER BY name", func(rows *sql.Rows) (server.Record, error) {
+			o, err := scanOrg(rows)
+			return server.Record{Org: &o}, err
+		}},
+		{selectClient + "ORDER BY fingerprint", func(rows *sql.Rows) (server.Record, error) {
+			c, err := scanClient(rows)
+			return server.Record{Client: &c}, err
+		}},
+		{selectDeposit + "content FROM deposit ORDER BY uuid", func(rows *sql.Rows) (server.Record, error) {
+			r, err := scanDeposit(rows)
+			return server.Record{Deposit: &r}, err
+		}},
+		{"SELECT digest, until FROM once ORDER BY digest", func(rows *sql.Rows) (server.Record, error) {
+			var o server.Once
+			var until int64
+			err := rows.Scan(&o.Digest, &until)
+			o.Until = time.UnixMilli(until)
+			return server.Record{Once: &o}, err
+		}},
+	} {
+		err := eachRow(ctx, tx, table.query, nil, func(rows *sql.Rows) error {
+			r, err := table.scan(rows)
+			if err != nil {
+				return err
+			}
+			return f(r)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Import replaces all that the store holds.
+func (s *Store) Import(ctx context.Context, next func() (server.Record, error)) error {
+	const op = "sqlite.Import"
+	return s.change(ctx, op, "", server.Once{}, func(tx *sql.Tx) error { return replace(ctx, tx, op, next) })
+}
+
+func replace(ctx context.Context, tx *sql.Tx, op string, next func() (server.Record, error)) error {
+	for _, table := range []string{"once", "deposit", "client", "org"} {
+		if _, err := tx.ExecContext(ctx, "DELETE FROM "+table); err != nil { //nolint:gosec // one of ours
+			return err
+		}
+	}
+	for n := 1; ; n++ {
+		r, err := next()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if err := insert(ctx, tx, r); err != nil {
+			return claviger.Errorf(op, claviger.Invalid, "", "record %d cannot be taken: %w", n, err)
+		}
+	}
+}
