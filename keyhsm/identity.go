@@ -78,14 +78,14 @@ func (s *Settings) Identity() (*Identity, error) {
 func (s *Settings) certificate() (*tls.Certificate, error) {
 	info, err := os.Stat(s.PrivateKey)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", propPrivateKey, err)
+		return nil, fmt.Errorf("%s: %w; put the file back, or name another in %s", propPrivateKey, err, SettingsFile)
 	}
 	if mode := info.Mode().Perm(); mode&0o007 != 0 {
 		return nil, fmt.Errorf("private key %s may be read by everybody (mode %04o); cure: chmod o= %s", s.PrivateKey, mode, s.PrivateKey)
 	}
 	chain, err := readFile(s.Certificate, maxPEM)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", propCertificate, err)
+		return nil, fmt.Errorf("%s: %w; put the file back, or name another in %s", propCertificate, err, SettingsFile)
 	}
 	key, err := readFile(s.PrivateKey, maxPEM)
 	if err != nil {

@@ -60,6 +60,7 @@ const (
 	propSerial      = "keyhsm.serial"
 	propSlot        = "keyhsm.slot"
 	propPINFile     = "keyhsm.pin.file"
+	propPIN         = "keyhsm.pin" // is refused
 	propKeyLabel    = "keyhsm.key.label"
 	propKeyID       = "keyhsm.key.id"
 	propListen      = "keyhsm.listen"
@@ -202,6 +203,9 @@ func parseSettings(path string, data []byte) (s Settings, warnings []string, err
 			warnings = append(warnings, fmt.Sprintf("%s:%d: %s has no effect here: %s", path, n, name, why))
 			continue
 		}
+		if name == propPIN { // its value belongs into no message
+			return fail("%s: a PIN must not stand in this file; put it into a file of its own (mode 0400) and name that: %s = PATH", name, propPINFile)
+		}
 		if known, err := s.set(name, value); err != nil {
 			return fail("%s has the value %q; %v", name, value, err)
 		} else if !known {
@@ -240,8 +244,6 @@ func (s *Settings) set(name, value string) (known bool, err error) {
 		s.Slot = &slot
 	case propPINFile:
 		s.PINFile = value
-	case "keyhsm.pin":
-		return true, errors.New("a PIN must not stand in this file; put it into a file of its own (mode 0400) and name that: " + propPINFile + " = PATH")
 	case propKeyLabel:
 		s.KeyLabel = value
 	case propKeyID:

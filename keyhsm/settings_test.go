@@ -95,6 +95,9 @@ func TestSettingsRefused(t *testing.T) {
 			t.Errorf("%.80q: %v; want %s", text, err, want)
 		}
 	}
+	if _, _, err := parseSettings("x", []byte("keyhsm.pin = 31415926\n")); err == nil || strings.Contains(err.Error(), "31415926") {
+		t.Errorf("a PIN is told of: %v", err)
+	}
 }
 
 // FuzzSettings: what is read is whole, and is written so that the same is read.
