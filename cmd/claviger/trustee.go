@@ -234,6 +234,9 @@ func trusteeKeeper(ctx context.Context, f trusteeFlags, own *tls.Config, log *sl
 
 // serveTrustee runs the server until ctx ends.
 func serveTrustee(ctx context.Context, f trusteeFlags, log *slog.Logger) (err error) {
+	if _, missing := os.Stat(f.dir); errors.Is(missing, fs.ErrNotExist) {
+		return fmt.Errorf("%s is not there: make it with: claviger trustee init --confdir %s; or copy that of the other trustee, without .ssl and %s", f.dir, f.dir, trusteeStore)
+	}
 	folder, err := trustee.LoadFolder(f.dir)
 	if err != nil {
 		return err

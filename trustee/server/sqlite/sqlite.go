@@ -170,6 +170,10 @@ func (s *Store) fail(op, key string, err error) error {
 		case sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY:
 			return claviger.E(op, claviger.KeyExists, key, nil)
 		}
+		if code := d.Code() & 0xff; code == sqlite3.SQLITE_NOTADB || code == sqlite3.SQLITE_CORRUPT {
+			s.failures.Add(1)
+			return claviger.Errorf(op, claviger.Unavailable, key, "the trustee's store %s is damaged, or no store (%w); restore it from a backup, or bring it up anew from the other trustee", s.path, err)
+		}
 	}
 	if !errors.Is(err, context.Canceled) { // whoever asked has gone: no fault of ours
 		s.failures.Add(1)

@@ -1,0 +1,273 @@
+package faults
+
+import (
+	"bytes"
+	"context"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"claviger/test/hadoop"
+)
+
+// trusteeFault is a fault of the Key Trustee side: what sets it up returns the
+// command, which ends with that exit status.
+type trusteeFault struct {
+	status int
+	set    func(*site) []string
+}
+
+// trustees are the faults of the Key HSM and of the Key Trustee Server.
+var trustees = map[string]trusteeFault{
+	"keyhsm-settings-missing": {1, func(s *site) []string { return s.startKeyHSM() }},
+	"keyhsm-settings-open": {1, func(s *site) []string {
+		s.keyHSM()
+		if err := os.Chmod(s.path("keyhsm/application.properties"), 0o666); err != nil { //nolint:gosec // that is the fault
+			s.t.Fatal(err)
+		}
+		return s.startKeyHSM()
+	}},
+	"keyhsm-pin-in-settings": {1, func(s *site) []string {
+		s.keyHSM()
+		s.write("keyhsm/application.properties", s.read("keyhsm/application.properties")+"keyhsm.pin = 12345678\n")
+		return s.startKeyHSM()
+	}},
+	"keyhsm-wrong-pin": {1, func(s *site) []string {
+		s.keyHSM()
+		s.settings("keyhsm.pin.file", s.write("conf/pin", "87654321\n"))
+		return s.startKeyHSM()
+	}},
+	"keyhsm-overwrite": {1, func(s *site) []string {
+		s.keyHSM()
+		return s.setupKeyHSM()
+	}},
+	"keyhsm-certificate-missing": {1, func(s *site) []string {
+		s.keyHSM()
+		s.remove("keyhsm/server.crt")
+		return s.startKeyHSM()
+	}},
+	"keyhsm-running": {1, func(s *site) []string {
+		s.keyHSM()
+		s.background("ready-keyhsm", append(s.startKeyHSM(), "--ready-file", s.path("ready-keyhsm"))...)
+		return s.startKeyHSM()
+	}},
+	"keyhsm-key-gone": {3, func(s *site) []string {
+		s.keyHSM()
+		s.settings("keyhsm.key.id", "00112233445566778899aabbccddeeff")
+		return []string{"keyhsm", "validate", "--conf", s.path("keyhsm")}
+	}},
+	"keyhsm-trusts-nobody": {3, func(s *site) []string {
+		s.keyHSM()
+		return []string{"keyhsm", "validate", "--conf", s.path("keyhsm")}
+	}},
+	"keyhsm-metrics-address": {1, func(s *site) []string {
+		s.keyHSM()
+		return append(s.startKeyHSM(), "--metrics-listen", "127.0.0.1")
+	}},
+
+	"trustee-missing": {1, func(s *site) []string { return s.startTrustee() }},
+	"trustee-nested": {1, func(s *site) []string {
+		s.trustee()
+		for _, rename := range [][2]string{{"trustee", "moved"}, {"moved", "trustee/.keytrustee"}} {
+			if err := os.MkdirAll(filepath.Dir(s.path(rename[1])), 0o700); err != nil {
+				s.t.Fatal(err)
+			}
+			if err := os.Rename(s.path(rename[0]), s.path(rename[1])); err != nil {
+				s.t.Fatal(err)
+			}
+		}
+		return s.startTrustee()
+	}},
+	"trustee-ring-missing": {1, func(s *site) []string {
+		s.trustee()
+		s.remove("trustee/secring.gpg")
+		return s.startTrustee()
+	}},
+	"trustee-ring-damaged": {1, func(s *site) []string {
+		s.trustee()
+		s.write("trustee/secring.gpg", "no ring\n")
+		return s.startTrustee()
+	}},
+	"trustee-store-missing": {1, func(s *site) []string {
+		s.trustee()
+		s.remove("trustee/keytrustee.db")
+		return s.startTrustee()
+	}},
+	"trustee-store-damaged": {1, func(s *site) []string {
+		s.trustee()
+		s.write("trustee/keytrustee.db", strings.Repeat("not a database\n", 1000))
+		return s.startTrustee()
+	}},
+	"trustee-certificate-missing": {1, func(s *site) []string {
+		s.trustee()
+		if err := os.RemoveAll(s.path("trustee/.ssl")); err != nil {
+			s.t.Fatal(err)
+		}
+		return s.startTrustee()
+	}},
+	"trustee-port-in-use": {1, func(s *site) []string {
+		s.trustee()
+		l, err := new(net.ListenConfig).Listen(s.t.Context(), "tcp", "127.0.0.1:0")
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		s.t.Cleanup(func() { _ = l.Close() })
+		return []string{"trustee", "serve", "--confdir", s.path("trustee"), "--listen", l.Addr().String()}
+	}},
+	"trustee-keyhsm-away": {1, func(s *site) []string {
+		s.trustee()
+		s.keyHSM()
+		return append(s.startTrustee(), "--keyhsm", "https://127.0.0.1:1", "--keyhsm-cert", s.path("keyhsm/server.crt"))
+	}},
+	"trustee-keyhsm-distrusts": {1, func(s *site) []string {
+		s.trustee()
+		s.keyHSM()
+		url := s.background("ready-keyhsm", append(s.startKeyHSM(), "--ready-file", s.path("ready-keyhsm"))...)
+		return append(s.startTrustee(), "--keyhsm", url, "--keyhsm-cert", s.path("keyhsm/server.crt"))
+	}},
+	"trustee-keyhsm-another": {1, func(s *site) []string {
+		s.trustee()
+		s.keyHSM()
+		url := s.background("ready-keyhsm", append(s.startKeyHSM(), "--ready-file", s.path("ready-keyhsm"))...)
+		return append(s.startTrustee(), "--keyhsm", url, "--keyhsm-cert", s.path("trustee/.ssl/ssl-cert-keytrustee.pem"))
+	}},
+	"orgtool-without-store": {1, func(s *site) []string { return []string{"orgtool", "list", "--confdir", s.path("trustee")} }},
+	"orgtool-unknown-organization": {3, func(s *site) []string {
+		s.trustee()
+		return []string{"orgtool", "set-auth", "--confdir", s.path("trustee"), "-n", "SITE", "-s", ""}
+	}},
+	"orgtool-unknown-client": {3, func(s *site) []string {
+		s.trustee()
+		return []string{"orgtool", "enable-client", "--confdir", s.path("trustee"), "--fingerprint", strings.Repeat("AB", 20)}
+	}},
+}
+
+func (s *site) startKeyHSM() []string {
+	return []string{"keyhsm", "start", "--conf", s.path("keyhsm"), "--listen", "127.0.0.1:0"}
+}
+
+func (s *site) startTrustee() []string {
+	return []string{"trustee", "serve", "--confdir", s.path("trustee"), "--listen", "127.0.0.1:0"}
+}
+
+func (s *site) setupKeyHSM() []string {
+	return []string{"keyhsm", "setup", "softhsm", "--conf", s.path("keyhsm"), "--module", s.token.Module, "--token", s.token.Label, "--pin-file", s.token.PINFile, "--bits", "2048", "--host", "127.0.0.1"}
+}
+
+// keyHSM sets one up in the folder keyhsm.
+func (s *site) keyHSM() {
+	s.t.Helper()
+	if out, status := s.run(s.setupKeyHSM()...); status != 0 {
+		s.t.Fatalf("%d: %s", status, out)
+	}
+}
+
+// settings changes a line of the Key HSM's settings.
+func (s *site) settings(name, value string) {
+	s.t.Helper()
+	line := regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(name) + ` *=.*$`)
+	text := s.read("keyhsm/application.properties")
+	if !line.MatchString(text) {
+		s.t.Fatalf("no %s in\n%s", name, text)
+	}
+	s.write("keyhsm/application.properties", line.ReplaceAllLiteralString(text, name+" = "+value))
+}
+
+func (s *site) remove(name string) {
+	s.t.Helper()
+	if err := os.Remove(s.path(name)); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// background runs a server until the test ends, and returns what it writes into the
+// file ready.
+func (s *site) background(ready string, args ...string) string {
+	s.t.Helper()
+	cmd := exec.CommandContext(s.t.Context(), hadoop.Binary(s.t), args...)
+	cmd.Env = append(os.Environ(), s.env...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	cmd.WaitDelay = 5 * time.Second
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() {
+		_ = cmd.Process.Kill() // it may have ended
+		_ = cmd.Wait()
+	})
+	for range 1000 {
+		if text, err := os.ReadFile(s.path(ready)); err == nil {
+			return strings.TrimSpace(string(text))
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	s.t.Fatalf("%v is not ready: %s", args, out.String())
+	return ""
+}
+
+// trusteeTemplate is a folder that trustee init has made. Its identity takes seconds
+// to make, so there is one for all.
+var trusteeTemplate string
+
+// trustee puts a copy into the folder trustee.
+func (s *site) trustee() {
+	s.t.Helper()
+	if err := os.CopyFS(s.path("trustee"), os.DirFS(trusteeTemplate)); err != nil {
+		s.t.Fatal(err)
+	}
+	for _, private := range []string{"trustee", "trustee/.ssl"} {
+		if err := os.Chmod(s.path(private), 0o700); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+}
+
+var (
+	pid         = regexp.MustCompile(`process \d+`)
+	keyID       = regexp.MustCompile(`\b[0-9a-f]{32}\b`)
+	day         = regexp.MustCompile(`20\d\d-\d\d-\d\d`)
+	aligned     = regexp.MustCompile(` {3,}`)
+	fingerprint = regexp.MustCompile(`\b[0-9A-F]{40}\b`)
+)
+
+// plainTrustee is plain for what the Key Trustee side says, too.
+func (s *site) plainTrustee(text string) string {
+	text = strings.ReplaceAll(text, s.path("keyhsm"), "/etc/keytrustee-keyhsm")
+	text = strings.ReplaceAll(text, s.path("trustee"), "/var/lib/keytrustee/.keytrustee")
+	text = strings.ReplaceAll(text, s.token.PINFile, "/etc/claviger/pin")
+	text = pid.ReplaceAllString(text, "process 1234")
+	text = keyID.ReplaceAllString(text, "00112233445566778899aabbccddeeff")
+	text = day.ReplaceAllString(text, "2036-11-21")
+	text = fingerprint.ReplaceAllString(text, strings.Repeat("AB", 20))
+	text = aligned.ReplaceAllString(text, "  ") // columns are as wide as paths are long
+	return s.plain(text)
+}
+
+// TestTrusteeSide provokes them.
+func TestTrusteeSide(t *testing.T) {
+	trusteeTemplate = filepath.Join(t.TempDir(), ".keytrustee")
+	ctx, cancel := context.WithTimeout(t.Context(), timeout)
+	defer cancel()
+	if out, err := exec.CommandContext(ctx, hadoop.Binary(t), "trustee", "init", "--confdir", trusteeTemplate, "--hostname", "127.0.0.1").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	for name, fault := range trustees {
+		t.Run(name, func(t *testing.T) {
+			s := newSite(t)
+			args := fault.set(s)
+			out, status := s.run(args...)
+			if status != fault.status {
+				t.Errorf("exit status %d, want %d", status, fault.status)
+			}
+			golden(t, name, s.plainTrustee(out))
+		})
+	}
+}
