@@ -71,10 +71,26 @@ func export(ctx context.Context, tx *sql.Tx, f func(server.Record) error) error 
 	return nil
 }
 
-// Import replaces all that the store holds.
+// Import replaces all that the store holds. The log of one of two begins anew: its
+// peer must be given all, and no change of the peer's may be lost by that without
+// an operator.
 func (s *Store) Import(ctx context.Context, next func() (server.Record, error)) error {
 	const op = "sqlite.Import"
-	return s.change(ctx, op, "", server.Once{}, func(tx *sql.Tx) error { return replace(ctx, tx, op, next) })
+	return s.change(ctx, op, "", func(ctx context.Context, tx *sql.Tx) error {
+		st, err := standing(ctx, tx)
+		if err != nil {
+			return err
+		}
+		if err := replace(ctx, tx, op, next); err != nil || st.Role == server.RoleSingle {
+			return err
+		}
+		if _, err := tx.ExecContext(ctx, "DELETE FROM change"); err != nil {
+			return err
+		}
+		st.Head = st.Head.Anew(st.Epoch)
+		st.Unshared = st.Head.Seq
+		return stand(ctx, tx, &st)
+	})
 }
 
 func replace(ctx context.Context, tx *sql.Tx, op string, next func() (server.Record, error)) error {

@@ -31,7 +31,7 @@ var migrations embed.FS
 
 const (
 	// schemaVersion is the number of the newest file in migrations.
-	schemaVersion = 2
+	schemaVersion = 3
 	// applicationID marks the file as ours in SQLite's header: "CLTR".
 	applicationID = 0x434c5452
 	// readers is how many lookups run side by side.
@@ -45,6 +45,7 @@ type Store struct {
 	path  string
 	write *sql.DB // one connection
 	read  *sql.DB
+	guard atomic.Pointer[server.Guard]
 
 	failures atomic.Int64
 }
@@ -181,23 +182,21 @@ func (s *Store) fail(op, key string, err error) error {
 	return claviger.Errorf(op, claviger.Unavailable, key, "the trustee's store %s: %w", s.path, err)
 }
 
-// change runs f in one transaction, in which the request is remembered.
-func (s *Store) change(ctx context.Context, op, key string, once server.Once, f func(tx *sql.Tx) error) error {
-	tx, err := s.write.BeginTx(ctx, nil)
+// change runs f in one transaction. ctx counts until that begins: what is under
+// way may be at the peer already, and is not broken off.
+func (s *Store) change(ctx context.Context, op, key string, f func(ctx context.Context, tx *sql.Tx) error) error {
+	conn, err := s.write.Conn(ctx)
+	if err != nil {
+		return s.fail(op, key, err)
+	}
+	defer func() { _ = conn.Close() }() // it goes back to the pool
+	ctx = context.WithoutCancel(ctx)
+	tx, err := conn.BeginTx(ctx, nil)
 	if err != nil {
 		return s.fail(op, key, err)
 	}
 	defer func() { _ = tx.Rollback() }() // nothing where it was committed
-	if once.Digest != "" {
-		res, err := tx.ExecContext(ctx, "INSERT INTO once (digest, until) VALUES (?, ?) ON CONFLICT DO NOTHING", once.Digest, once.Until.UnixMilli())
-		if err != nil {
-			return s.fail(op, key, err)
-		}
-		if n, err := res.RowsAffected(); err != nil || n == 0 {
-			return claviger.E(op, claviger.Invalid, key, trustee.ErrReplay)
-		}
-	}
-	if err := f(tx); err != nil {
+	if err := f(ctx, tx); err != nil {
 		return s.fail(op, key, err)
 	}
 	if err := tx.Commit(); err != nil {
@@ -219,7 +218,7 @@ func changed(op, key string, res sql.Result, n int) error {
 // AddOrg adds an organization.
 func (s *Store) AddOrg(ctx context.Context, o server.Org) error {
 	const op = "sqlite.AddOrg"
-	return s.change(ctx, op, o.Name, server.Once{}, func(tx *sql.Tx) error { return insertOrg(ctx, tx, &o) })
+	return s.mutate(ctx, op, o.Name, &server.Change{Op: server.OpAddOrg, Org: &o})
 }
 
 // Orgs returns all organizations.
@@ -255,46 +254,12 @@ func (s *Store) orgs(ctx context.Context, op, key, where string, args ...any) ([
 
 // SetAuth sets the secret of an organization.
 func (s *Store) SetAuth(ctx context.Context, org, auth string) error {
-	const op = "sqlite.SetAuth"
-	return s.change(ctx, op, org, server.Once{}, func(tx *sql.Tx) error {
-		res, err := tx.ExecContext(ctx, "UPDATE org SET auth = ? WHERE name = ?", auth, org)
-		if err != nil {
-			return err
-		}
-		return changed(op, org, res, 1)
-	})
+	return s.mutate(ctx, "sqlite.SetAuth", org, &server.Change{Op: server.OpSetAuth, Name: org, Auth: auth})
 }
 
 // AddClient adds a client.
 func (s *Store) AddClient(ctx context.Context, c server.Client, once server.Once) (server.Client, error) {
-	const op = "sqlite.AddClient"
-	err := s.change(ctx, op, c.Fingerprint, once, func(tx *sql.Tx) error {
-		if c.State == server.Pending {
-			var waiting int
-			if err := tx.QueryRowContext(ctx, "SELECT count(*) FROM client WHERE org = ? AND state = ? AND fingerprint <> ?", c.Org, server.Pending, c.Fingerprint).Scan(&waiting); err != nil {
-				return err
-			}
-			if waiting >= server.MaxPending {
-				return claviger.Errorf(op, claviger.Denied, c.Fingerprint, "%d clients of organization %s wait for an operator already: claviger orgtool clients shows them", waiting, c.Org)
-			}
-		}
-		_, err := tx.ExecContext(ctx, "INSERT INTO client (fingerprint, org, public_key, state, created) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
-			c.Fingerprint, c.Org, c.PublicKey, c.State, c.Created.UnixMilli())
-		if err != nil {
-			return err
-		}
-		var created int64
-		var org string
-		if err := tx.QueryRowContext(ctx, "SELECT org, state, created FROM client WHERE fingerprint = ?", c.Fingerprint).Scan(&org, &c.State, &created); err != nil {
-			return err
-		}
-		if org != c.Org {
-			return claviger.E(op, claviger.KeyExists, c.Fingerprint, nil)
-		}
-		c.Created = time.UnixMilli(created)
-		return nil
-	})
-	if err != nil {
+	if err := s.mutate(ctx, "sqlite.AddClient", c.Fingerprint, &server.Change{Op: server.OpAddClient, Client: &c, Once: once}); err != nil {
 		return server.Client{}, err
 	}
 	return c, nil
@@ -333,32 +298,13 @@ func (s *Store) clients(ctx context.Context, op, key, where string, args ...any)
 
 // SetState lets a client in, or keeps it out.
 func (s *Store) SetState(ctx context.Context, fingerprint string, state server.State) error {
-	const op = "sqlite.SetState"
-	return s.change(ctx, op, fingerprint, server.Once{}, func(tx *sql.Tx) error {
-		res, err := tx.ExecContext(ctx, "UPDATE client SET state = ? WHERE fingerprint = ?", state, fingerprint)
-		if err != nil {
-			return err
-		}
-		return changed(op, fingerprint, res, 1)
-	})
+	return s.mutate(ctx, "sqlite.SetState", fingerprint, &server.Change{Op: server.OpSetState, Name: fingerprint, State: state})
 }
 
 // Put makes a deposit live.
 func (s *Store) Put(ctx context.Context, r server.Row, replaces string, once server.Once) error {
-	const op = "sqlite.Put"
 	r.Sealed.Deleted = nil
-	return s.change(ctx, op, r.Label, once, func(tx *sql.Tx) error {
-		if replaces != "" {
-			res, err := tx.ExecContext(ctx, "DELETE FROM deposit WHERE uuid = ? AND owner = ? AND deleted IS NULL", replaces, r.Owner)
-			if err != nil {
-				return err
-			}
-			if err := changed(op, replaces, res, 1); err != nil {
-				return err
-			}
-		}
-		return insertDeposit(ctx, tx, &r)
-	})
+	return s.mutate(ctx, "sqlite.Put", r.Label, &server.Change{Op: server.OpPut, Deposit: &r, Replaces: replaces, Once: once})
 }
 
 // Get returns a live deposit.
@@ -406,42 +352,20 @@ func (s *Store) rows(ctx context.Context, op, key, content, rest string, args ..
 
 // Delete makes deposits unreadable.
 func (s *Store) Delete(ctx context.Context, owner string, uuids []string, at time.Time, once server.Once) error {
-	return s.each(ctx, "sqlite.Delete", owner, uuids, once, "UPDATE deposit SET deleted = ?3 WHERE uuid = ?1 AND owner = ?2 AND deleted IS NULL", at.UnixMilli())
+	return s.mutate(ctx, "sqlite.Delete", strings.Join(uuids, " "), &server.Change{Op: server.OpDelete, Owner: owner, UUIDs: uuids, At: at, Once: once})
 }
 
 // Undelete brings deposits back.
 func (s *Store) Undelete(ctx context.Context, owner string, uuids []string, once server.Once) error {
-	return s.each(ctx, "sqlite.Undelete", owner, uuids, once, "UPDATE deposit SET deleted = NULL WHERE uuid = ?1 AND owner = ?2 AND deleted IS NOT NULL")
+	return s.mutate(ctx, "sqlite.Undelete", strings.Join(uuids, " "), &server.Change{Op: server.OpUndelete, Owner: owner, UUIDs: uuids, Once: once})
 }
 
 // Purge removes deposits.
 func (s *Store) Purge(ctx context.Context, owner string, uuids []string, once server.Once) error {
-	return s.each(ctx, "sqlite.Purge", owner, uuids, once, "DELETE FROM deposit WHERE uuid = ?1 AND owner = ?2 AND deleted IS NOT NULL")
-}
-
-// each does one statement to each of the owner's deposits, or to none.
-func (s *Store) each(ctx context.Context, op, owner string, uuids []string, once server.Once, query string, further ...any) error {
-	return s.change(ctx, op, strings.Join(uuids, " "), once, func(tx *sql.Tx) error {
-		for _, uuid := range uuids {
-			res, err := tx.ExecContext(ctx, query, append([]any{uuid, owner}, further...)...)
-			if err != nil {
-				return s.fail(op, uuid, err)
-			}
-			if err := changed(op, uuid, res, 1); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	return s.mutate(ctx, "sqlite.Purge", strings.Join(uuids, " "), &server.Change{Op: server.OpPurge, Owner: owner, UUIDs: uuids, Once: once})
 }
 
 // Forget drops what is past.
 func (s *Store) Forget(ctx context.Context, now time.Time) error {
-	return s.change(ctx, "sqlite.Forget", "", server.Once{}, func(tx *sql.Tx) error {
-		_, err := tx.ExecContext(ctx, "DELETE FROM once WHERE until < ?", now.UnixMilli())
-		if err == nil {
-			_, err = tx.ExecContext(ctx, "DELETE FROM deposit WHERE expires < ?", now.UnixMilli())
-		}
-		return err
-	})
+	return s.mutate(ctx, "sqlite.Forget", "", &server.Change{Op: server.OpForget, At: now})
 }

@@ -1,0 +1,106 @@
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"time"
+
+	"claviger"
+	"claviger/trustee"
+	"claviger/trustee/server"
+)
+
+// apply makes a change, in which the request that asked for it is remembered. What
+// it does depends on nothing but ch and the tables: on a second store of the same
+// state it comes to the same. Of ch it changes only Client, to what is stored.
+func apply(ctx context.Context, tx *sql.Tx, op string, ch *server.Change) error {
+	if ch.Once.Digest != "" {
+		res, err := tx.ExecContext(ctx, "INSERT INTO once (digest, until) VALUES (?, ?) ON CONFLICT DO NOTHING", ch.Once.Digest, ch.Once.Until.UnixMilli())
+		if err != nil {
+			return err
+		}
+		if n, err := res.RowsAffected(); err != nil || n == 0 {
+			return claviger.E(op, claviger.Invalid, "", trustee.ErrReplay)
+		}
+	}
+	exec := func(key, query string, args ...any) error {
+		res, err := tx.ExecContext(ctx, query, args...)
+		if err != nil {
+			return err
+		}
+		return changed(op, key, res, 1)
+	}
+	each := func(query string, further ...any) error {
+		for _, uuid := range ch.UUIDs {
+			if err := exec(uuid, query, append([]any{uuid, ch.Owner}, further...)...); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	switch ch.Op {
+	case server.OpAddOrg:
+		if ch.Org != nil {
+			return insertOrg(ctx, tx, ch.Org)
+		}
+	case server.OpSetAuth:
+		return exec(ch.Name, "UPDATE org SET auth = ? WHERE name = ?", ch.Auth, ch.Name)
+	case server.OpAddClient:
+		if ch.Client != nil {
+			return addClient(ctx, tx, op, ch.Client)
+		}
+	case server.OpSetState:
+		return exec(ch.Name, "UPDATE client SET state = ? WHERE fingerprint = ?", ch.State, ch.Name)
+	case server.OpPut:
+		if ch.Deposit == nil {
+			break
+		}
+		if ch.Replaces != "" {
+			if err := exec(ch.Replaces, "DELETE FROM deposit WHERE uuid = ? AND owner = ? AND deleted IS NULL", ch.Replaces, ch.Deposit.Owner); err != nil {
+				return err
+			}
+		}
+		return insertDeposit(ctx, tx, ch.Deposit)
+	case server.OpDelete:
+		return each("UPDATE deposit SET deleted = ?3 WHERE uuid = ?1 AND owner = ?2 AND deleted IS NULL", ch.At.UnixMilli())
+	case server.OpUndelete:
+		return each("UPDATE deposit SET deleted = NULL WHERE uuid = ?1 AND owner = ?2 AND deleted IS NOT NULL")
+	case server.OpPurge:
+		return each("DELETE FROM deposit WHERE uuid = ?1 AND owner = ?2 AND deleted IS NOT NULL")
+	case server.OpForget:
+		_, err := tx.ExecContext(ctx, "DELETE FROM once WHERE until < ?", ch.At.UnixMilli())
+		if err == nil {
+			_, err = tx.ExecContext(ctx, "DELETE FROM deposit WHERE expires < ?", ch.At.UnixMilli())
+		}
+		return err
+	}
+	return claviger.Errorf(op, claviger.Internal, "", "a change %q that is not known, or lacks what it is about", ch.Op)
+}
+
+// addClient adds a client, and sets c to what is stored of it.
+func addClient(ctx context.Context, tx *sql.Tx, op string, c *server.Client) error {
+	if c.State == server.Pending {
+		var waiting int
+		if err := tx.QueryRowContext(ctx, "SELECT count(*) FROM client WHERE org = ? AND state = ? AND fingerprint <> ?", c.Org, server.Pending, c.Fingerprint).Scan(&waiting); err != nil {
+			return err
+		}
+		if waiting >= server.MaxPending {
+			return claviger.Errorf(op, claviger.Denied, c.Fingerprint, "%d clients of organization %s wait for an operator already: claviger orgtool clients shows them", waiting, c.Org)
+		}
+	}
+	_, err := tx.ExecContext(ctx, "INSERT INTO client (fingerprint, org, public_key, state, created) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+		c.Fingerprint, c.Org, c.PublicKey, c.State, c.Created.UnixMilli())
+	if err != nil {
+		return err
+	}
+	var created int64
+	var org string
+	if err := tx.QueryRowContext(ctx, "SELECT org, state, created FROM client WHERE fingerprint = ?", c.Fingerprint).Scan(&org, &c.State, &created); err != nil {
+		return err
+	}
+	if org != c.Org {
+		return claviger.E(op, claviger.KeyExists, c.Fingerprint, nil)
+	}
+	c.Created = time.UnixMilli(created)
+	return nil
+}

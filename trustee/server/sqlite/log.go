@@ -1,0 +1,276 @@
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"claviger"
+	"claviger/trustee/server"
+)
+
+// How many entries of the log are kept: of those that the peer has, for the case
+// that it is brought back to an older state than it told; of others, for as long
+// as it is away. A peer that lacks more gets a whole copy. A purged deposit is
+// gone from the log after as many changes.
+const (
+	keepShared = 100
+	keepAlone  = 10_000
+)
+
+var _ server.Logged = (*Store)(nil)
+
+// rower is a connection or a transaction.
+type rower interface {
+	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+}
+
+func standing(ctx context.Context, q rower) (st server.Standing, err error) {
+	err = q.QueryRowContext(ctx, "SELECT role, epoch, alone, unshared, seq, made, digest FROM standing").
+		Scan(&st.Role, &st.Epoch, &st.Alone, &st.Unshared, &st.Head.Seq, &st.Head.Epoch, &st.Head.Digest)
+	return st, err
+}
+
+func stand(ctx context.Context, tx *sql.Tx, st *server.Standing) error {
+	_, err := tx.ExecContext(ctx, "UPDATE standing SET role = ?, epoch = ?, alone = ?, unshared = ?, seq = ?, made = ?, digest = ?",
+		st.Role, st.Epoch, st.Alone, st.Unshared, st.Head.Seq, st.Head.Epoch, st.Head.Digest)
+	return err
+}
+
+// Standing is what the store is beside its peer.
+func (s *Store) Standing(ctx context.Context) (server.Standing, error) {
+	st, err := standing(ctx, s.read)
+	if err != nil {
+		return st, s.fail("sqlite.Standing", "", err)
+	}
+	return st, nil
+}
+
+// Stand changes it.
+func (s *Store) Stand(ctx context.Context, f func(*server.Standing) error) (st server.Standing, err error) {
+	err = s.change(ctx, "sqlite.Stand", "", func(ctx context.Context, tx *sql.Tx) error {
+		if st, err = standing(ctx, tx); err != nil {
+			return err
+		}
+		was := st
+		if err := f(&st); err != nil {
+			return err
+		}
+		if was.Role == server.RoleSingle && st.Role == server.RoleActive {
+			st.Head = st.Head.Anew(st.Epoch)
+		}
+		if st.Unshared == 0 && was.Unshared != 0 {
+			if err := prune(ctx, tx, st.Head.Seq, keepShared); err != nil {
+				return err
+			}
+		}
+		return stand(ctx, tx, &st)
+	})
+	return st, err
+}
+
+// Guard has g asked before each change of this process.
+func (s *Store) Guard(g server.Guard) { s.guard.Store(&g) }
+
+// mutate makes a change, and logs it.
+func (s *Store) mutate(ctx context.Context, op, key string, ch *server.Change) error {
+	payload, err := json.Marshal(ch)
+	if err != nil {
+		return claviger.E(op, claviger.Internal, key, err)
+	}
+	return s.change(ctx, op, key, func(ctx context.Context, tx *sql.Tx) error {
+		st, err := standing(ctx, tx)
+		if err != nil {
+			return err
+		}
+		if st.Role == server.RolePassive {
+			return claviger.E(op, claviger.Unavailable, key, server.ErrPassive)
+		}
+		if err := apply(ctx, tx, op, ch); err != nil || st.Role == server.RoleSingle {
+			return err
+		}
+		e := st.Head.Next(st.Epoch, payload)
+		shared := false
+		if g := s.guard.Load(); g != nil {
+			if shared, err = (*g)(ctx, st, e); err != nil {
+				return err
+			}
+		}
+		if !shared && st.Unshared == 0 {
+			st.Unshared = e.Seq
+		}
+		return logged(ctx, tx, &st, e, shared && st.Unshared == 0)
+	})
+}
+
+// logged adds an entry.
+func logged(ctx context.Context, tx *sql.Tx, st *server.Standing, e server.Entry, shared bool) error {
+	if _, err := tx.ExecContext(ctx, "INSERT INTO change (seq, epoch, digest, payload) VALUES (?, ?, ?, ?)", e.Seq, e.Epoch, e.Digest, []byte(e.Change)); err != nil {
+		return err
+	}
+	keep := uint64(keepAlone)
+	if shared {
+		keep = keepShared
+	}
+	st.Head = e.Head
+	if err := prune(ctx, tx, e.Seq, keep); err != nil {
+		return err
+	}
+	return stand(ctx, tx, st)
+}
+
+func prune(ctx context.Context, tx *sql.Tx, seq, keep uint64) error {
+	_, err := tx.ExecContext(ctx, "DELETE FROM change WHERE seq + ? <= ?", keep, seq)
+	return err
+}
+
+// Entries returns a part of the log.
+func (s *Store) Entries(ctx context.Context, after server.Head, limit, bytes int) (list []server.Entry, err error) {
+	const op = "sqlite.Entries"
+	broken := claviger.E(op, claviger.Invalid, "", server.ErrChain)
+	err = s.snapshot(ctx, op, func(tx *sql.Tx) error {
+		st, err := standing(ctx, tx)
+		if err != nil || st.Head == after {
+			return err
+		}
+		if after.Seq > st.Head.Seq {
+			return broken
+		}
+		size, before := 0, after
+		enough := errors.New("enough")
+		err = eachRow(ctx, tx, "SELECT seq, epoch, digest, payload FROM change WHERE seq > ? ORDER BY seq LIMIT ?", []any{after.Seq, limit}, func(rows *sql.Rows) error {
+			var e server.Entry
+			var payload []byte
+			if err := rows.Scan(&e.Seq, &e.Epoch, &e.Digest, &payload); err != nil {
+				return err
+			}
+			if e = before.Next(e.Epoch, payload); size > 0 && size+len(payload) > bytes {
+				return enough
+			}
+			size += len(payload)
+			before, list = e.Head, append(list, e)
+			return nil
+		})
+		if err != nil && !errors.Is(err, enough) {
+			return err
+		}
+		// The digests were made anew from after's; that they come to what the log has
+		// proves the whole chain.
+		had, err := has(ctx, tx, &st, before)
+		if err == nil && (len(list) == 0 || !had) {
+			err = broken
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return list, nil
+}
+
+// Apply makes changes that the peer has logged.
+func (s *Store) Apply(ctx context.Context, as server.Role, epoch uint64, list []server.Entry) error {
+	const op = "sqlite.Apply"
+	return s.change(ctx, op, "", func(ctx context.Context, tx *sql.Tx) error {
+		st, err := standing(ctx, tx)
+		if err != nil {
+			return err
+		}
+		if err := st.MayApply(op, as, epoch); err != nil {
+			return err
+		}
+		st.Epoch = max(st.Epoch, epoch)
+		for _, e := range list {
+			if e.Seq <= st.Head.Seq {
+				if had, err := has(ctx, tx, &st, e.Head); err != nil || !had {
+					return errors.Join(err, claviger.E(op, claviger.Invalid, "", server.ErrChain))
+				}
+				continue
+			}
+			if st.Head.Next(e.Epoch, e.Change).Head != e.Head {
+				return claviger.E(op, claviger.Invalid, "", server.ErrChain)
+			}
+			var ch server.Change
+			if err := json.Unmarshal(e.Change, &ch); err != nil {
+				return claviger.Errorf(op, claviger.Invalid, "", "change %d cannot be read: %w", e.Seq, err)
+			}
+			if err := apply(ctx, tx, op, &ch); err != nil {
+				return claviger.Errorf(op, claviger.Invalid, "", "change %d, which the peer could make, cannot be made here, so that the two are not equal: %w: %w", e.Seq, server.ErrChain, err)
+			}
+			if err := logged(ctx, tx, &st, e, true); err != nil {
+				return err
+			}
+		}
+		return stand(ctx, tx, &st)
+	})
+}
+
+// has tells whether the log holds that entry, or had it and has dropped it.
+func has(ctx context.Context, tx *sql.Tx, st *server.Standing, h server.Head) (bool, error) {
+	if h == st.Head {
+		return true, nil
+	}
+	var digest string
+	err := tx.QueryRowContext(ctx, "SELECT digest FROM change WHERE seq = ?", h.Seq).Scan(&digest)
+	if errors.Is(err, sql.ErrNoRows) {
+		return false, nil
+	}
+	return digest == h.Digest, err
+}
+
+// Snapshot is Export with the log's head.
+func (s *Store) Snapshot(ctx context.Context, head func(server.Head) error, f func(server.Record) error) error {
+	return s.snapshot(ctx, "sqlite.Snapshot", func(tx *sql.Tx) error {
+		st, err := standing(ctx, tx)
+		if err != nil {
+			return err
+		}
+		if err := head(st.Head); err != nil {
+			return err
+		}
+		return export(ctx, tx, f)
+	})
+}
+
+// Load replaces all by a peer's snapshot.
+func (s *Store) Load(ctx context.Context, epoch uint64, head server.Head, next func() (server.Record, error)) error {
+	const op = "sqlite.Load"
+	return s.change(ctx, op, "", func(ctx context.Context, tx *sql.Tx) error {
+		st, err := standing(ctx, tx)
+		if err != nil {
+			return err
+		}
+		if err := st.MayApply(op, server.RolePassive, epoch); err != nil {
+			return err
+		}
+		if err := replace(ctx, tx, op, next); err != nil {
+			return err
+		}
+		if _, err := tx.ExecContext(ctx, "DELETE FROM change"); err != nil {
+			return err
+		}
+		return stand(ctx, tx, &server.Standing{Role: server.RolePassive, Epoch: epoch, Head: head})
+	})
+}
+
+// Save copies the store to a file beside it, readable by its owner alone.
+func (s *Store) Save(ctx context.Context, why string) (string, error) {
+	const op = "sqlite.Save"
+	name := fmt.Sprintf("%s.%s-%s", s.path, why, time.Now().UTC().Format("20060102T150405.000000000Z"))
+	// VACUUM INTO fills a file that is there and empty; so it never has another mode.
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err == nil {
+		err = f.Close()
+	}
+	if err == nil {
+		_, err = s.write.ExecContext(ctx, "VACUUM INTO ?", name)
+	}
+	if err != nil {
+		return "", s.fail(op, "", errors.Join(err, os.Remove(name)))
+	}
+	return name, nil
+}

@@ -1,0 +1,195 @@
+package sqlite
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"claviger"
+	"claviger/trustee/server"
+)
+
+func as(t *testing.T, s *Store, role server.Role, epoch uint64) server.Standing {
+	t.Helper()
+	st, err := s.Stand(t.Context(), func(st *server.Standing) error { st.Role, st.Epoch = role, epoch; return nil })
+	check(t, err)
+	return st
+}
+
+func head(t *testing.T, s *Store) server.Head {
+	t.Helper()
+	st, err := s.Standing(t.Context())
+	check(t, err)
+	return st.Head
+}
+
+// loaded makes a passive that is a store's equal.
+func loaded(t *testing.T, from *Store) *Store {
+	t.Helper()
+	to := open(t)
+	as(t, to, server.RolePassive, 0)
+	var h server.Head
+	var list []server.Record
+	check(t, from.Snapshot(t.Context(), func(at server.Head) error { h = at; return nil }, func(r server.Record) error { list = append(list, r); return nil }))
+	check(t, to.Load(t.Context(), 1, h, nextOf(list)))
+	return to
+}
+
+func equal(t *testing.T, a, b *Store) {
+	t.Helper()
+	if ha, hb := head(t, a), head(t, b); ha != hb {
+		t.Errorf("heads %+v, %+v", ha, hb)
+	}
+	if digest(t, a) != digest(t, b) {
+		t.Error("the stores are not equal")
+	}
+}
+
+// TestLog: what one store logs makes a second its equal, whatever the change.
+func TestLog(t *testing.T) {
+	ctx, a := t.Context(), filled(t)
+	if st := as(t, a, server.RoleActive, 1); st.Head.Seq != 1 || len(st.Head.Digest) != 64 {
+		t.Fatalf("%+v", st)
+	}
+	b := loaded(t, a)
+	equal(t, a, b)
+	start := head(t, a)
+	at := time.UnixMilli(1700000000999)
+	_, err := a.AddClient(ctx, server.Client{Fingerprint: "EE", Org: "EMPTY", PublicKey: []byte{2}, State: server.Pending, Created: at}, until("n1"))
+	check(t, err)
+	for _, err := range []error{
+		a.AddOrg(ctx, server.Org{Name: "NEW", UUID: "n", Contacts: []string{"<&>"}, Created: at}),
+		a.SetAuth(ctx, "NEW", "\u2028"),
+		a.SetState(ctx, "EE", server.Active),
+		a.Put(ctx, row("FF", 10), "u0", until("n2")),
+		a.Delete(ctx, "FF", []string{"u2", "u10"}, at, until("n3")),
+		a.Undelete(ctx, "FF", []string{"u10"}, until("n4")),
+		a.Purge(ctx, "FF", []string{"u1", "u2"}, until("n5")),
+		a.Forget(ctx, time.UnixMilli(1700003600124)),
+	} {
+		check(t, err)
+	}
+	list, err := a.Entries(ctx, start, 100, 1<<20)
+	if err != nil || len(list) != 9 || list[8].Head != head(t, a) {
+		t.Fatalf("%d, %v", len(list), err)
+	}
+	if few, err := a.Entries(ctx, start, 100, 1); err != nil || len(few) != 1 || few[0].Head != list[0].Head {
+		t.Errorf("%d, %v", len(few), err)
+	}
+	if none, err := a.Entries(ctx, head(t, a), 100, 1); err != nil || len(none) != 0 {
+		t.Errorf("%d, %v", len(none), err)
+	}
+	for name, after := range map[string]server.Head{"another digest": {Seq: start.Seq, Epoch: 1, Digest: strings.Repeat("0", 64)}, "ahead": {Seq: 99}, "from nothing": {}} {
+		if _, err := a.Entries(ctx, after, 100, 1<<20); !errors.Is(err, server.ErrChain) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	forged := list[1]
+	forged.Change = []byte(`{"op":"add-org","org":{"Name":"EVIL"}}`)
+	for name, l := range map[string][]server.Entry{"a gap": list[1:], "a forged one": {list[0], forged}, "two the wrong way": {list[1], list[0]}} {
+		if err := b.Apply(ctx, server.RolePassive, 1, l); !errors.Is(err, server.ErrChain) || head(t, b) != start {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if err := b.Apply(ctx, server.RoleActive, 1, list); !claviger.Is(err, claviger.Denied) {
+		t.Errorf("as another role: %v", err)
+	}
+	for range 2 { // it may come twice
+		check(t, b.Apply(ctx, server.RolePassive, 3, list))
+	}
+	equal(t, a, b)
+	if err := b.Apply(ctx, server.RolePassive, 2, nil); !claviger.Is(err, claviger.Denied) {
+		t.Errorf("an epoch that is over: %v", err)
+	}
+	if err := b.Load(ctx, 2, start, nextOf(nil)); !claviger.Is(err, claviger.Denied) {
+		t.Errorf("an epoch that is over: %v", err)
+	}
+	if err := b.SetAuth(ctx, "ORG", "z"); !errors.Is(err, server.ErrPassive) || !claviger.Is(err, claviger.Unavailable) {
+		t.Errorf("a change of the passive: %v", err)
+	}
+	equal(t, a, b)
+	// Restored from a backup, a store goes on from nobody's log.
+	check(t, a.Import(ctx, nextOf(records(t, a))))
+	if h := head(t, a); h.Seq != list[8].Seq+1 || digest(t, a) != digest(t, b) {
+		t.Errorf("%+v", h)
+	}
+	if _, err := a.Entries(ctx, list[8].Head, 10, 1<<20); !errors.Is(err, server.ErrChain) {
+		t.Error(err)
+	}
+}
+
+// TestGuard: a change comes about only where the guard lets it, and who went away
+// meanwhile does not undo what the peer has.
+func TestGuard(t *testing.T) {
+	a := filled(t)
+	as(t, a, server.RoleActive, 1)
+	before, was := head(t, a), digest(t, a)
+	no := claviger.Errorf("x", claviger.Unavailable, "", "no")
+	a.Guard(func(_ context.Context, st server.Standing, e server.Entry) (bool, error) {
+		if st.Head != before || e.Seq != before.Seq+1 {
+			t.Errorf("%+v, %+v", st, e)
+		}
+		return false, no
+	})
+	if err := a.SetAuth(t.Context(), "ORG", "new"); !errors.Is(err, no) || head(t, a) != before || digest(t, a) != was {
+		t.Error(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	a.Guard(func(ctx context.Context, _ server.Standing, _ server.Entry) (bool, error) {
+		cancel()
+		return true, ctx.Err()
+	})
+	if err := a.SetAuth(ctx, "ORG", "new"); err != nil || head(t, a).Seq != before.Seq+1 {
+		t.Error(err)
+	}
+	if st, _ := a.Standing(t.Context()); st.Unshared != 0 {
+		t.Errorf("%+v", st)
+	}
+}
+
+// TestPrune: the log does not grow for ever, and keeps what the peer lacks.
+func TestPrune(t *testing.T) {
+	ctx, a := t.Context(), filled(t)
+	count := func() (n int) {
+		check(t, a.read.QueryRow("SELECT count(*) FROM change").Scan(&n))
+		return n
+	}
+	check(t, a.SetAuth(ctx, "ORG", "single"))
+	if count() != 0 {
+		t.Error("a single store has a log")
+	}
+	as(t, a, server.RoleActive, 1)
+	start := head(t, a)
+	for i := range keepShared + 50 {
+		check(t, a.SetAuth(ctx, "ORG", fmt.Sprint(i)))
+	}
+	if st, _ := a.Standing(ctx); count() != keepShared+50 || st.Unshared != start.Seq+1 {
+		t.Errorf("%d entries, %+v", count(), st)
+	}
+	_, err := a.Stand(ctx, func(st *server.Standing) error { st.Unshared = 0; return nil })
+	check(t, err)
+	if count() != keepShared {
+		t.Errorf("%d entries", count())
+	}
+	if _, err := a.Entries(ctx, start, 1000, 1<<20); !errors.Is(err, server.ErrChain) {
+		t.Error(err)
+	}
+}
+
+// TestSave: the copy holds all, and is nobody else's to read.
+func TestSave(t *testing.T) {
+	a := filled(t)
+	name, err := a.Save(t.Context(), "dropped")
+	check(t, err)
+	if fi, err := os.Stat(name); err != nil || fi.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", fi, err)
+	}
+	b, err := Open(t.Context(), name, false)
+	check(t, err)
+	defer b.Close()
+	equal(t, a, b)
+}
