@@ -159,7 +159,7 @@ func (m *migration) audited() (end func() error, err error) {
 	if r.err != nil {
 		return nil, r.err
 	}
-	settings.rotation = audit.Rotation{} // which a server that runs here may do at the same time
+	settings.rotation = audit.Rotation{}                                           // which a server that runs here may do at the same time
 	trail, err := openAudit(m.ctx, settings, m.svc, struct{ io.Writer }{m.stderr}) // not to be closed with the log
 	if err != nil {
 		return nil, fmt.Errorf("%w (where a server is running here, it can take the keys over itself: claviger key migrate NAME --provider URI)", err)

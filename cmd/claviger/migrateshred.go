@@ -90,15 +90,25 @@ func (s *service) noteLeftovers(ctx context.Context) ([]string, error) {
 	return all, store.SetSetting(ctx, settingLeftovers, string(b))
 }
 
-// leftovers says which of them are on this host, and what is there beside them.
-func (s *service) leftovers(paths []string) []migrate.Leftover {
+// knownLeftovers says which of the paths are on this host.
+func knownLeftovers(paths []string) []migrate.Leftover {
 	var list []migrate.Leftover
 	for _, p := range paths {
 		p, what := siteIn(p)
-		if _, err := os.Lstat(p); err == nil {
+		_, err := os.Lstat(p)
+		if err != nil && what == leftSite {
+			_, err = os.Lstat(shreddingOf(p))
+		}
+		if err == nil {
 			list = append(list, migrate.Leftover{Path: p, What: what, Secret: true})
 		}
 	}
+	return list
+}
+
+// leftovers is knownLeftovers, and what may be one beside them.
+func (s *service) leftovers(paths []string) []migrate.Leftover {
+	list := knownLeftovers(paths)
 	guess := func(p, what string) {
 		if _, err := os.Lstat(p); err == nil && !slices.ContainsFunc(list, func(l migrate.Leftover) bool { return l.Path == p }) {
 			list = append(list, migrate.Leftover{Path: p, What: what})
@@ -120,8 +130,10 @@ func siteIn(p string) (file, what string) {
 	if filepath.Base(p) == siteFile {
 		return p, leftSite
 	}
-	if st, err := os.Lstat(filepath.Join(p, siteFile)); err == nil && st.Mode().IsRegular() {
-		return filepath.Join(p, siteFile), leftSite
+	for _, in := range []string{filepath.Join(p, siteFile), shreddingOf(filepath.Join(p, siteFile))} {
+		if st, err := os.Lstat(in); err == nil && st.Mode().IsRegular() {
+			return filepath.Join(p, siteFile), leftSite
+		}
 	}
 	return p, leftFolder
 }
@@ -222,8 +234,28 @@ func syncFolder(dir string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// shredSite shreds kts-site.xml, if it is one.
+// shreddingOf is what a kts-site.xml is renamed to before it is overwritten: one that
+// was overwritten and not removed could no longer be told from another file.
+func shreddingOf(file string) string {
+	return filepath.Join(filepath.Dir(file), "."+filepath.Base(file)+".shredding")
+}
+
+// shredSite shreds kts-site.xml, if it is one, and what a run that was killed has made
+// of it.
 func shredSite(file string) (left []string, err error) {
+	s, err := openShredder(filepath.Dir(file))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, s.root.Close()) }()
+	name, doomed := filepath.Base(file), filepath.Base(shreddingOf(file))
+	if err := s.shred(doomed); err != nil {
+		return nil, err
+	}
+	st, err := s.plain(name)
+	if st == nil || err != nil {
+		return s.left, err
+	}
 	c := hadoopconf.New(filepath.Dir(file), nil)
 	if err := c.AddFile(file, false); err != nil {
 		return nil, err
@@ -231,11 +263,10 @@ func shredSite(file string) (left []string, err error) {
 	if len(c.Under("cloudera.trustee.keyprovider.")) == 0 {
 		return nil, fmt.Errorf("%s has no property cloudera.trustee.keyprovider.*: it is no copy of kts-site.xml, and is not touched", file)
 	}
-	s, err := openShredder(filepath.Dir(file))
-	if err != nil {
+	if err := s.root.Rename(name, doomed); err != nil {
 		return nil, err
 	}
-	return s.left, errors.Join(s.shred(filepath.Base(file)), s.root.Close())
+	return s.left, s.shred(doomed)
 }
 
 // openShredder opens a folder that is one itself, not a link to one.
@@ -265,22 +296,32 @@ func kindOfFile(st fs.FileInfo) string {
 	return "a file of type " + st.Mode().Type().String()
 }
 
-// shred overwrites a file with random bytes and removes it. What is no plain file
-// with one name stays, and is told of.
-func (s *shredder) shred(name string) (err error) {
+// plain returns a file that is one, with one name; nil where there is none, or where
+// it must stay, which is told of.
+func (s *shredder) plain(name string) (fs.FileInfo, error) {
 	st, err := s.root.Lstat(name)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+		return nil, nil // nothing to do, and no error
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if sys, ok := st.Sys().(*syscall.Stat_t); !st.Mode().IsRegular() {
+	if !st.Mode().IsRegular() {
 		s.left = append(s.left, name+" is "+kindOfFile(st))
-		return nil
-	} else if ok && sys.Nlink > 1 {
+		return nil, nil
+	}
+	if sys, ok := st.Sys().(*syscall.Stat_t); ok && sys.Nlink > 1 {
 		s.left = append(s.left, fmt.Sprintf("%s has %d names (hard links), and overwriting it would overwrite them all: find the others (find / -xdev -inum %d)", name, sys.Nlink, sys.Ino))
-		return nil
+		return nil, nil
+	}
+	return st, nil
+}
+
+// shred overwrites a plain file with random bytes and removes it.
+func (s *shredder) shred(name string) error {
+	st, err := s.plain(name)
+	if st == nil || err != nil {
+		return err
 	}
 	// O_NONBLOCK: if it became a pipe meanwhile, nobody waits for its reader.
 	f, err := s.root.OpenFile(name, os.O_WRONLY|syscall.O_NONBLOCK, 0)

@@ -140,3 +140,38 @@ func TestShredRefuses(t *testing.T) {
 		t.Errorf("another file: %v", err)
 	}
 }
+
+// TestShredSiteAfterKill: a kts-site.xml that was overwritten in part, by a run that
+// was killed then, is found and removed by the next.
+func TestShredSiteAfterKill(t *testing.T) {
+	dir := t.TempDir()
+	site := filepath.Join(dir, "kts-site.xml")
+	for _, original := range []bool{false, true} {
+		writeFile(t, filepath.Join(dir, ".kts-site.xml.shredding"), "\x00\xff no xml any more")
+		if original {
+			writeFile(t, site, siteXML("cloudera.trustee.keyprovider.auth", "secret"))
+		}
+		for _, named := range []string{site, dir} {
+			if list := knownLeftovers([]string{named}); len(list) != 1 || list[0].Path != site || list[0].What != leftSite {
+				t.Errorf("%s: %+v", named, list)
+			}
+		}
+		if left, err := shredSite(site); err != nil || len(left) > 0 {
+			t.Errorf("%q, %v", left, err)
+		}
+		if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
+			t.Errorf("%v is left, %v", entries, err)
+		}
+	}
+	other := filepath.Join(t.TempDir(), "elsewhere.xml")
+	writeFile(t, other, siteXML("cloudera.trustee.keyprovider.auth", "secret"))
+	if err := os.Symlink(other, site); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := shredSite(site); err != nil || len(left) != 1 || !strings.Contains(left[0], "is a symbolic link") {
+		t.Errorf("a link: %q, %v", left, err)
+	}
+	if _, err := os.Stat(other); err != nil {
+		t.Error(err)
+	}
+}
