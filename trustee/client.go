@@ -29,7 +29,8 @@ type Endpoint struct {
 // ClientConfig is what a Client is made of.
 type ClientConfig struct {
 	Identity *Identity
-	// Servers: the active one first, which alone takes changes.
+	// Servers: the active one first, which alone takes changes. Another of the same
+	// identity may be made active in its place.
 	Servers []Endpoint
 	// TLS checks the servers' certificates; it has nothing to do with the KMS's own.
 	TLS *tls.Config
@@ -43,7 +44,7 @@ type ClientConfig struct {
 	Now     func() time.Time
 }
 
-// Client is the Box of one identity at one or two servers.
+// Client is the Box of one identity at one server, or two.
 type Client struct {
 	cfg   ClientConfig
 	http  *http.Client
@@ -51,6 +52,8 @@ type Client struct {
 	// rests has for each server until when it is asked last, in nanoseconds since
 	// 1970: it did not answer lately.
 	rests []atomic.Int64
+	// active is the server that took the last change.
+	active atomic.Int64
 }
 
 // restTime is how long a server that did not answer is asked after the others, so
@@ -264,25 +267,75 @@ func (c *Client) read(ctx context.Context, verb string, args, into any) error {
 	return claviger.Errorf("trustee."+verb, claviger.Unavailable, "", "no Key Trustee Server answers: %w", errors.Join(errs...))
 }
 
-// change asks the active server. Where the answer is lost the same request is
-// sent once more: the server does it once in any case.
+const (
+	// changeRounds is how often all servers are asked for a change before it is given
+	// up, and roundTime the first pause between: while one is made active, there is
+	// none for a moment.
+	changeRounds = 7
+	roundTime    = 50 * time.Millisecond
+)
+
+// change asks the active server: the one that took the last change, then the
+// others. All of one identity get the same bytes, so that the change is done once
+// in any case: where an answer was lost, ErrReplay tells that it was done.
 func (c *Client) change(ctx context.Context, verb string, args, into any) error {
-	s := &c.cfg.Servers[0]
-	body, digest, err := c.request(s, verb, args)
+	first := int(c.active.Load()) % len(c.cfg.Servers)
+	body, digest, err := c.request(&c.cfg.Servers[first], verb, args)
 	if err != nil {
 		return err
 	}
-	if err = c.ask(ctx, s, verb, body, digest, into); !claviger.Is(err, claviger.Unavailable) || ctx.Err() != nil {
+	var lost error // of a question whose outcome is not known
+	for round := range changeRounds {
+		passive := false
+		var errs []error
+		for i := range c.cfg.Servers {
+			n := (first + i) % len(c.cfg.Servers)
+			s := &c.cfg.Servers[n]
+			if s.Server == nil || s.Server.Fingerprint() != c.cfg.Servers[first].Server.Fingerprint() {
+				continue // it is no second one of the active's
+			}
+			err := c.ask(ctx, s, verb, body, digest, into)
+			switch {
+			case ctx.Err() != nil:
+				return err
+			case err == nil:
+				c.active.Store(int64(n))
+				return nil
+			case errors.Is(err, ErrReplay) && lost != nil:
+				if verb == VerbRegister { // whose answer tells something
+					return lost
+				}
+				c.active.Store(int64(n))
+				return nil
+			case errors.Is(err, ErrPassive):
+				passive = true
+			case claviger.Is(err, claviger.Unavailable):
+				lost = err
+			default:
+				return err
+			}
+			errs = append(errs, err)
+		}
+		if err = errors.Join(errs...); round == changeRounds-1 || round > 0 && !passive {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return claviger.E("trustee."+verb, claviger.Unavailable, "", errors.Join(err, ctx.Err()))
+		case <-time.After(roundTime << round):
+		}
+	}
+	return claviger.Errorf("trustee."+verb, claviger.Unavailable, "", "no Key Trustee Server has taken the change: %w", err)
+}
+
+// Ask asks the first server, once: what servers and operators say to each other,
+// see package server.
+func (c *Client) Ask(ctx context.Context, verb string, args, into any) error {
+	body, digest, err := c.request(&c.cfg.Servers[0], verb, args)
+	if err != nil {
 		return err
 	}
-	again := c.ask(ctx, s, verb, body, digest, into)
-	if errors.Is(again, ErrReplay) {
-		if verb == VerbRegister { // whose answer tells something
-			return err
-		}
-		return nil // the first was done
-	}
-	return again
+	return c.ask(ctx, &c.cfg.Servers[0], verb, body, digest, into)
 }
 
 func (c *Client) request(s *Endpoint, verb string, args any) (body []byte, digest string, err error) {

@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -247,11 +248,14 @@ func down(t *testing.T, id *Identity) *played {
 func TestTwoServers(t *testing.T) {
 	client, server := pair()
 	s := sealedOf(t, client, "key/a")
-	start := func() *played {
+	var promoted atomic.Bool
+	start := func(passive bool) *played {
 		var p *played
 		p = play(t, server, client, func(w http.ResponseWriter, verb, digest string) {
 			if verb == VerbFind {
 				p.says(t, w, digest, s, nil)
+			} else if passive && !promoted.Load() {
+				p.says(t, w, digest, nil, claviger.E("x", claviger.Unavailable, "", ErrPassive))
 			} else {
 				p.says(t, w, digest, nil, nil)
 			}
@@ -264,7 +268,7 @@ func TestTwoServers(t *testing.T) {
 			t.Errorf("%+v, %v", d, err)
 		}
 	}
-	active, passive := start(), start()
+	active, passive := start(false), start(true)
 	c := clientOf(t, client, func(cfg *ClientConfig) { cfg.RoundRobin = true }, active, passive)
 	for range 10 {
 		find(c)
@@ -287,12 +291,22 @@ func TestTwoServers(t *testing.T) {
 		for range 4 {
 			find(c)
 		}
-		before := passive.asked.Load()
-		if _, err := c.Put(t.Context(), Deposit{Label: "l", Content: []byte("x")}, ""); !claviger.Is(err, claviger.Unavailable) {
+		promoted.Store(false)
+		put := func() error {
+			_, err := c.Put(t.Context(), Deposit{Label: "l", Content: []byte("x")}, "")
+			return err
+		}
+		if err := put(); !claviger.Is(err, claviger.Unavailable) || !errors.Is(err, ErrPassive) {
 			t.Errorf("a change without the active: %v", err)
 		}
-		if passive.asked.Load() != before {
-			t.Error("the passive was asked to make a change")
+		promoting := time.AfterFunc(100*time.Millisecond, func() { promoted.Store(true) })
+		if err := put(); err != nil {
+			t.Errorf("a change while the passive is made active: %v", err)
+		}
+		promoting.Stop()
+		before := passive.asked.Load()
+		if err := put(); err != nil || passive.asked.Load() != before+1 {
+			t.Errorf("the next change: %v, after %d questions", err, passive.asked.Load()-before)
 		}
 		c = clientOf(t, client, func(cfg *ClientConfig) { cfg.RoundRobin = robin }, active, down(t, server))
 		for range 4 {

@@ -65,14 +65,19 @@ type answerPayload struct {
 	Server  string          `json:"server"`
 	Time    time.Time       `json:"time"`
 	Error   string          `json:"error,omitempty"`
-	Kind    string          `json:"kind,omitempty"`   // of the error, a claviger.Kind
-	Replay  bool            `json:"replay,omitempty"` // the error is ErrReplay
+	Kind    string          `json:"kind,omitempty"`    // of the error, a claviger.Kind
+	Replay  bool            `json:"replay,omitempty"`  // the error is ErrReplay
+	Passive bool            `json:"passive,omitempty"` // the error is ErrPassive
 	Result  json.RawMessage `json:"result,omitempty"`
 }
 
 // ErrReplay is in the error of a request that came before. Who sent it again, since
 // the first answer was lost, learns by it that the request was done.
 var ErrReplay = errors.New("this request was done already: it came twice, or somebody sends what he has overheard")
+
+// ErrPassive is in the error, of kind Unavailable, of a change that a passive
+// server is asked for: nothing was changed, and the other server may take it.
+var ErrPassive = errors.New("this Key Trustee Server is the passive one of two, and changes are made at the active one: claviger trustee status shows which that is, claviger trustee promote makes this one active")
 
 // Arguments and results of the verbs.
 type (
@@ -223,7 +228,7 @@ func (id *Identity) NewAnswer(digest string, result any, err error, now time.Tim
 	const op = "trustee.NewAnswer"
 	p := answerPayload{Request: digest, Server: id.Fingerprint(), Time: now.UTC()}
 	if err != nil {
-		p.Kind, p.Error, p.Replay = claviger.KindOf(err).String(), err.Error(), errors.Is(err, ErrReplay)
+		p.Kind, p.Error, p.Replay, p.Passive = claviger.KindOf(err).String(), err.Error(), errors.Is(err, ErrReplay), errors.Is(err, ErrPassive)
 		if claviger.Is(err, claviger.Internal) {
 			p.Error = "the server has failed; its log says why"
 		}
@@ -279,6 +284,9 @@ func ReadAnswer(body []byte, server *Party, digest string, now time.Time, into a
 		}
 		if p.Replay {
 			return claviger.Errorf("trustee.Server", kind, "", "the Key Trustee Server %s says: %w", server, ErrReplay)
+		}
+		if p.Passive {
+			return claviger.Errorf("trustee.Server", claviger.Unavailable, "", "the Key Trustee Server %s says: %w", server, ErrPassive)
 		}
 		return claviger.Errorf("trustee.Server", kind, "", "the Key Trustee Server %s says: %.500s", server, p.Error)
 	}

@@ -105,17 +105,13 @@ type Standing struct {
 // what the store stood at, without e.
 type Guard func(ctx context.Context, before Standing, e Entry) (shared bool, err error)
 
-// ErrPassive is in the error, of kind Unavailable, of a change that a passive is
-// asked for.
-var ErrPassive = errors.New("this Key Trustee Server is the passive one of two: changes are made at the active one; claviger trustee status shows which that is, claviger trustee promote makes this one active")
-
 // ErrChain is in the error, of kind Invalid, of entries that do not follow what a
 // log holds.
 var ErrChain = errors.New("the changes do not follow those that this Key Trustee Server has")
 
 // Logged is a Store that keeps a log of its changes, from which a second one is
 // kept equal. All changes of a store whose role is not RoleSingle go through the
-// log, whichever process makes them. Its changes are refused, ErrPassive, where
+// log, whichever process makes them. Its changes are refused, trustee.ErrPassive, where
 // the role is RolePassive.
 type Logged interface {
 	Store

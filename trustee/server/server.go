@@ -28,6 +28,9 @@ const (
 	// nobody, keeps no client from being served.
 	arriving = 128
 	arrival  = 10 * time.Second
+	// peering is how many requests of the other server, and of operators, are worked
+	// on at once.
+	peering = 8
 	// remembered bounds the reads that are remembered so that none is answered twice.
 	remembered = 1 << 17
 	// pageBytes ends a page early: in base64 twice it is well within trustee.MaxBody.
@@ -49,8 +52,10 @@ type Config struct {
 	// Keeper, if not nil, wraps each new deposit. What was stored without one stays
 	// readable.
 	Keeper Keeper
-	Log    *slog.Logger
-	Now    func() time.Time // time.Now where nil
+	// Replica is nil for a server that is not one of two.
+	Replica *Replica
+	Log     *slog.Logger
+	Now     func() time.Time // time.Now where nil
 	// Observe, if not nil, is told of each request: its verb, "ok" or the kind of error
 	// that was answered, and its time.
 	Observe func(verb, result string, took time.Duration)
@@ -61,11 +66,13 @@ type Server struct {
 	id      *trustee.Identity
 	store   Store
 	keeper  Keeper
+	replica *Replica // or nil
 	log     *slog.Logger
 	now     func() time.Time
 	observe func(verb, result string, took time.Duration) // or nil
 	turns   chan struct{}
 	doors   chan struct{} // of bodies that arrive
+	peers   chan struct{} // turns of the other server and of operators, whom no client keeps out
 	// wrong lets registrations through as long as few have failed.
 	wrong *rate.Limiter
 
@@ -76,7 +83,7 @@ type Server struct {
 
 // New makes a server. The store remains the caller's to close.
 func New(cfg Config) *Server {
-	s := &Server{id: cfg.Identity, store: cfg.Store, keeper: cfg.Keeper, log: cfg.Log, now: cfg.Now, observe: cfg.Observe, turns: make(chan struct{}, concurrent), doors: make(chan struct{}, arriving), wrong: rate.NewLimiter(rate.Every(failureEvery), failures), seen: map[string]time.Time{}}
+	s := &Server{id: cfg.Identity, store: cfg.Store, keeper: cfg.Keeper, replica: cfg.Replica, log: cfg.Log, now: cfg.Now, observe: cfg.Observe, turns: make(chan struct{}, concurrent), doors: make(chan struct{}, arriving), peers: make(chan struct{}, peering), wrong: rate.NewLimiter(rate.Every(failureEvery), failures), seen: map[string]time.Time{}}
 	if s.now == nil {
 		s.now = time.Now
 	}
@@ -98,17 +105,21 @@ var verbs = map[string]func(*Server, context.Context, *trustee.Request) (any, er
 	trustee.VerbPurge:    (*Server).purge,
 }
 
-// reads are the verbs that change nothing: their replays are kept off in memory.
-var reads = map[string]bool{trustee.VerbGet: true, trustee.VerbFind: true, trustee.VerbList: true}
+// known tells whether there is such a verb.
+func known(verb string) bool { return verbs[verb] != nil || peerVerbs[verb] != nil }
+
+// reads are the verbs that change nothing of the deposits: their replays are kept
+// off in memory. Those between two servers do no harm when they come twice.
+var reads = map[string]bool{trustee.VerbGet: true, trustee.VerbFind: true, trustee.VerbList: true, VerbStatus: true, VerbPromote: true, VerbAlone: true, VerbResync: true}
 
 // ServeHTTP answers GET /?a=fingerprint, GET /?a=publickey and the verbs.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch verb, isVerb := strings.CutPrefix(r.URL.Path, trustee.APIPath); {
 	case r.URL.Path == "/" && (r.Method == http.MethodGet || r.Method == http.MethodHead):
 		s.about(w, r)
-	case isVerb && verbs[verb] != nil && r.Method == http.MethodPost:
+	case isVerb && known(verb) && r.Method == http.MethodPost:
 		s.observed(w, r, verb)
-	case isVerb && verbs[verb] != nil:
+	case isVerb && known(verb):
 		w.Header().Set("Allow", http.MethodPost)
 		http.Error(w, "POST a signed request", http.StatusMethodNotAllowed)
 	default:
@@ -171,13 +182,22 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, verb string) {
 	if !ok {
 		return
 	}
-	leave, ok := enter(w, s.turns)
+	turns := s.turns
+	if peerVerbs[verb] != nil {
+		turns = s.peers
+	}
+	leave, ok := enter(w, turns)
 	if !ok {
 		return
 	}
 	defer leave()
 	ctx := r.Context()
-	req, err := s.id.ReadRequest(verb, body, s.now(), func(fingerprint string) (*trustee.Party, error) { return s.client(ctx, fingerprint) })
+	req, err := s.id.ReadRequest(verb, body, s.now(), func(fingerprint string) (*trustee.Party, error) {
+		if peerVerbs[verb] != nil {
+			return s.self(fingerprint)
+		}
+		return s.client(ctx, fingerprint)
+	})
 	if err != nil {
 		// Whom to sign an answer for is not known. The text is for whoever it is.
 		s.log.Warn("a request was refused", "verb", verb, "from", r.RemoteAddr, "err", err)
@@ -198,9 +218,14 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, verb string) {
 	switch {
 	case err == nil:
 		log.Debug("done")
+	case errors.Is(err, trustee.ErrPassive):
+		log.Debug("a change was asked of the passive")
+	case errors.Is(err, ErrAway):
+		log.Error("a change was not made", "err", err)
+		err = claviger.E("server.serve", claviger.Unavailable, "", ErrAway)
 	case claviger.Is(err, claviger.Internal), claviger.Is(err, claviger.Unavailable):
 		log.Error("a request has failed", "err", err)
-		if claviger.Is(err, claviger.Unavailable) {
+		if peerVerbs[verb] == nil && claviger.Is(err, claviger.Unavailable) {
 			err = claviger.Errorf("server.serve", claviger.Unavailable, "", "the server cannot do this now, since its store or its Key HSM is away; its log says which")
 		}
 	default:
@@ -222,8 +247,28 @@ func (s *Server) do(ctx context.Context, req *trustee.Request) (any, error) {
 			return nil, err
 		}
 	}
+	if f := peerVerbs[req.Verb]; f != nil {
+		if s.replica == nil {
+			return nil, claviger.Errorf("server.do", claviger.Invalid, "", "this Key Trustee Server is not one of two: claviger trustee serve --peer makes it that")
+		}
+		return f(s.replica, ctx, req)
+	}
+	if s.replica != nil && !reads[req.Verb] {
+		if err := s.replica.ready(ctx); err != nil {
+			return nil, err
+		}
+	}
 	s.forget(ctx)
 	return verbs[req.Verb](s, ctx, req)
+}
+
+// self lets in who has this server's own identity: the other server, and an
+// operator on either's host.
+func (s *Server) self(fingerprint string) (*trustee.Party, error) {
+	if fingerprint != s.id.Fingerprint() {
+		return nil, claviger.Errorf("server.self", claviger.Denied, "", "this is for the Key Trustee Servers' own identity, %s, alone", s.id)
+	}
+	return &s.id.Party, nil
 }
 
 // client returns the public key of a client that may come in.
@@ -285,7 +330,7 @@ func (s *Server) forget(ctx context.Context) {
 	}
 	s.mu.Unlock()
 	if due {
-		if err := s.store.Forget(ctx, now); err != nil {
+		if err := s.store.Forget(ctx, now); err != nil && !errors.Is(err, trustee.ErrPassive) {
 			s.log.Warn("what has expired could not be dropped", "err", err)
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"claviger"
+	"claviger/trustee"
 	"claviger/trustee/server"
 )
 
@@ -88,7 +89,7 @@ func (s *Store) mutate(ctx context.Context, op, key string, ch *server.Change) e
 			return err
 		}
 		if st.Role == server.RolePassive {
-			return claviger.E(op, claviger.Unavailable, key, server.ErrPassive)
+			return claviger.E(op, claviger.Unavailable, key, trustee.ErrPassive)
 		}
 		if err := apply(ctx, tx, op, ch); err != nil || st.Role == server.RoleSingle {
 			return err
@@ -200,6 +201,9 @@ func (s *Store) Apply(ctx context.Context, as server.Role, epoch uint64, list []
 			}
 			if err := apply(ctx, tx, op, &ch); err != nil {
 				return claviger.Errorf(op, claviger.Invalid, "", "change %d, which the peer could make, cannot be made here, so that the two are not equal: %w: %w", e.Seq, server.ErrChain, err)
+			}
+			if as == server.RolePassive {
+				st.Unshared = 0 // the active has all that was here before e
 			}
 			if err := logged(ctx, tx, &st, e, true); err != nil {
 				return err

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"claviger"
+	"claviger/trustee"
 	"claviger/trustee/server"
 )
 
@@ -108,7 +109,7 @@ func TestLog(t *testing.T) {
 	if err := b.Load(ctx, 2, start, nextOf(nil)); !claviger.Is(err, claviger.Denied) {
 		t.Errorf("an epoch that is over: %v", err)
 	}
-	if err := b.SetAuth(ctx, "ORG", "z"); !errors.Is(err, server.ErrPassive) || !claviger.Is(err, claviger.Unavailable) {
+	if err := b.SetAuth(ctx, "ORG", "z"); !errors.Is(err, trustee.ErrPassive) || !claviger.Is(err, claviger.Unavailable) {
 		t.Errorf("a change of the passive: %v", err)
 	}
 	equal(t, a, b)

@@ -1,0 +1,290 @@
+package server
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"claviger"
+	"claviger/trustee"
+)
+
+// Verbs of an operator, posted by the commands of the same name to the server of
+// their host. Like those between the two servers they are signed by the servers'
+// own identity.
+const (
+	VerbStatus  = "status"  // StatusArgs; StatusReport
+	VerbPromote = "promote" // PromoteArgs; Standing
+	VerbAlone   = "alone"   // AloneArgs; Standing
+	VerbResync  = "resync"  // no arguments; Standing
+)
+
+// Verbs between the two servers.
+const (
+	verbHello   = "peer-hello"   // Standing of who asks; Standing
+	verbAppend  = "peer-append"  // appendArgs; Standing
+	verbEntries = "peer-entries" // entriesArgs; []Entry
+	verbLoad    = "peer-load"    // loadArgs; Standing with the last page
+	verbDigest  = "peer-digest"  // no arguments; digestResult
+	verbYield   = "peer-yield"   // yieldArgs; Standing
+)
+
+// Arguments of an operator.
+type (
+	// StatusArgs asks for digests too, for which both stores are read as a whole.
+	StatusArgs struct {
+		Digest bool `json:"digest"`
+	}
+	// PromoteArgs: with Force whatever the other server says or does not say.
+	PromoteArgs struct {
+		Force bool `json:"force"`
+	}
+	// AloneArgs lets the active go on without the passive, until that has all again,
+	// or no more.
+	AloneArgs struct {
+		On bool `json:"on"`
+	}
+)
+
+type (
+	appendArgs struct {
+		Epoch   uint64  `json:"epoch"`
+		Entries []Entry `json:"entries"`
+	}
+	entriesArgs struct {
+		After Head `json:"after"`
+	}
+	// loadArgs is a page of a copy; pages of a session come in order, from 0.
+	loadArgs struct {
+		Session string            `json:"session"`
+		Page    int               `json:"page"`
+		Epoch   uint64            `json:"epoch"`
+		Head    Head              `json:"head"`
+		Records []json.RawMessage `json:"records"`
+		Last    bool              `json:"last"`
+	}
+	digestResult struct {
+		Head   Head   `json:"head"`
+		Digest string `json:"digest"`
+	}
+	yieldArgs struct {
+		Epoch uint64 `json:"epoch"`
+	}
+	none struct{}
+)
+
+// peerVerbs are what the servers' own identity may ask for, and nobody else.
+var peerVerbs = map[string]func(*Replica, context.Context, *trustee.Request) (any, error){
+	VerbStatus:  with((*Replica).status),
+	VerbPromote: with(func(r *Replica, ctx context.Context, a PromoteArgs) (any, error) { return r.promote(ctx, a.Force) }),
+	VerbAlone:   with((*Replica).alone),
+	VerbResync:  with((*Replica).resync),
+	verbHello:   with((*Replica).onHello),
+	verbAppend:  with((*Replica).onAppend),
+	verbEntries: with(func(r *Replica, ctx context.Context, a entriesArgs) (any, error) {
+		return r.store.Entries(ctx, a.After, pageEntries, pageBytes)
+	}),
+	verbLoad:   with((*Replica).onLoad),
+	verbDigest: with(func(r *Replica, ctx context.Context, _ none) (any, error) { return r.digest(ctx) }),
+	verbYield:  with((*Replica).onYield),
+}
+
+// with reads the arguments.
+func with[A any](f func(*Replica, context.Context, A) (any, error)) func(*Replica, context.Context, *trustee.Request) (any, error) {
+	return func(r *Replica, ctx context.Context, req *trustee.Request) (any, error) {
+		var a A
+		if err := req.ReadArgs(&a); err != nil {
+			return nil, err
+		}
+		return f(r, ctx, a)
+	}
+}
+
+// ask asks the peer.
+func (r *Replica) ask(ctx context.Context, limit time.Duration, verb string, args, into any) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	return r.peer.Ask(ctx, verb, args, into)
+}
+
+// hello tells the peer what this server is, and asks what it is itself.
+func (r *Replica) hello(ctx context.Context, st Standing) (*Standing, error) {
+	var p Standing
+	return &p, r.ask(ctx, shipTime, verbHello, st, &p)
+}
+
+func (r *Replica) append(ctx context.Context, epoch uint64, list []Entry) (*Standing, error) {
+	var p Standing
+	return &p, r.ask(ctx, shipTime, verbAppend, appendArgs{epoch, list}, &p)
+}
+
+func (r *Replica) peerDigest(ctx context.Context) (digestResult, error) {
+	var d digestResult
+	return d, r.ask(ctx, longTime, verbDigest, none{}, &d)
+}
+
+func (r *Replica) onHello(ctx context.Context, from Standing) (any, error) {
+	st, err := r.store.Standing(ctx)
+	if err == nil && from.Role == RoleActive && st.Role == RoleActive && from.Epoch > st.Epoch {
+		if err = r.stepDown(ctx, from.Epoch); err == nil {
+			st, err = r.store.Standing(ctx)
+		}
+	}
+	return st, err
+}
+
+func (r *Replica) onAppend(ctx context.Context, a appendArgs) (any, error) {
+	if err := r.store.Apply(ctx, RolePassive, a.Epoch, a.Entries); err != nil {
+		return nil, err
+	}
+	return r.store.Standing(ctx)
+}
+
+func (r *Replica) onYield(ctx context.Context, a yieldArgs) (any, error) {
+	st, err := r.store.Stand(ctx, func(st *Standing) error {
+		if a.Epoch <= st.Epoch {
+			return claviger.Errorf("server.yield", claviger.Denied, "", "epoch %d is over: it is %d", a.Epoch, st.Epoch)
+		}
+		st.Role, st.Epoch, st.Alone = RolePassive, a.Epoch, false
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	r.synced = false
+	r.mu.Unlock()
+	r.log.Warn("this Key Trustee Server is passive from now on: the other is being promoted", "epoch", a.Epoch)
+	return st, nil
+}
+
+// incoming is a copy of which pages come.
+type incoming struct {
+	session string
+	next    int
+	file    *os.File
+}
+
+// onLoad gathers a copy, and takes it when it is whole. What this server had stays
+// in a file beside the store.
+func (r *Replica) onLoad(ctx context.Context, a loadArgs) (any, error) {
+	const op = "server.load"
+	st, err := r.store.Standing(ctx)
+	if err == nil {
+		err = st.MayApply(op, RolePassive, a.Epoch)
+	}
+	if err != nil {
+		return nil, err
+	}
+	r.arriving.Lock()
+	defer r.arriving.Unlock()
+	if a.Page == 0 {
+		if r.incoming != nil {
+			r.incoming.drop()
+			r.incoming = nil
+		}
+		f, err := os.CreateTemp(r.spool, ".incoming-*") // mode 0600
+		if err != nil {
+			return nil, claviger.E(op, claviger.Unavailable, "", err)
+		}
+		r.incoming = &incoming{session: a.Session, file: f}
+	}
+	in := r.incoming
+	if in == nil || in.session != a.Session || in.next != a.Page {
+		return nil, claviger.Errorf(op, claviger.Invalid, "", "page %d of a copy does not follow what has come of it", a.Page)
+	}
+	for _, line := range a.Records {
+		if _, err := in.file.Write(append(line, '\n')); err != nil {
+			return nil, claviger.E(op, claviger.Unavailable, "", err)
+		}
+	}
+	in.next++
+	if !a.Last {
+		return nil, nil
+	}
+	r.incoming = nil
+	defer in.drop()
+	if _, err := in.file.Seek(0, io.SeekStart); err != nil {
+		return nil, claviger.E(op, claviger.Unavailable, "", err)
+	}
+	if st.Head.Seq > 0 {
+		kept, err := r.store.Save(ctx, "dropped")
+		if err != nil {
+			return nil, err
+		}
+		r.log.Warn("this Key Trustee Server gets a whole copy from the active one; what it held before is kept: remove the file when nothing of it is needed", "file", kept, "seq", st.Head.Seq, "acknowledged alone from", st.Unshared)
+	}
+	dec := json.NewDecoder(bufio.NewReader(in.file))
+	err = r.store.Load(ctx, a.Epoch, a.Head, func() (Record, error) {
+		var rec Record
+		err := dec.Decode(&rec)
+		if err != nil && !errors.Is(err, io.EOF) {
+			err = claviger.Errorf(op, claviger.Invalid, "", "a record of the copy cannot be read: %w", err)
+		}
+		return rec, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return r.store.Standing(ctx)
+}
+
+// alone lets the active go on without the passive.
+func (r *Replica) alone(ctx context.Context, a AloneArgs) (any, error) {
+	const op = "server.alone"
+	r.op.Lock()
+	defer r.op.Unlock()
+	r.mu.Lock()
+	synced := r.synced
+	r.mu.Unlock()
+	if a.On && synced {
+		if st, err := r.store.Standing(ctx); err == nil && st.Role == RoleActive {
+			if _, err := r.hello(ctx, st); err == nil {
+				return nil, claviger.Errorf(op, claviger.Invalid, "", "the passive Key Trustee Server answers and has all: there is nothing to go on without")
+			}
+		}
+	}
+	st, err := r.store.Stand(ctx, func(st *Standing) error {
+		if st.Role != RoleActive {
+			return claviger.Errorf(op, claviger.Invalid, "", "this Key Trustee Server is passive: the active one goes on alone, or this one after claviger trustee promote")
+		}
+		st.Alone = a.On
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	r.synced = false
+	if r.why == nil {
+		r.why = fmt.Errorf("the passive has to be asked first")
+	}
+	r.mu.Unlock()
+	r.wake()
+	r.log.Warn("an operator has said whether this Key Trustee Server goes on without the passive", "alone", a.On)
+	return st, nil
+}
+
+// resync brings the passive up to date now, whatever that drops of it.
+func (r *Replica) resync(ctx context.Context, _ none) (any, error) {
+	r.op.Lock()
+	defer r.op.Unlock()
+	st, err := r.store.Standing(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if st.Role != RoleActive {
+		return nil, claviger.Errorf("server.resync", claviger.Invalid, "", "this Key Trustee Server is passive: claviger trustee resync is for the active one")
+	}
+	err = r.sync(ctx, true)
+	r.tell(err)
+	if err != nil {
+		return nil, err
+	}
+	return r.store.Standing(ctx)
+}

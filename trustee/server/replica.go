@@ -1,0 +1,301 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"claviger"
+	"claviger/trustee"
+)
+
+const (
+	// shipTime is how long the passive may take to commit a change. The active's store
+	// is locked meanwhile, for orgtool too: it must be shorter than the store waits
+	// for another process.
+	shipTime = 4 * time.Second
+	// longTime is that of a question over a whole store.
+	longTime = 50 * time.Second
+	// readyTime is how long a change waits for the passive to be brought up to date.
+	readyTime = 3 * time.Second
+	// tick is how often the active looks whether the passive lacks something.
+	tick = time.Second
+	// pageEntries of a log go to the peer at once.
+	pageEntries = 500
+)
+
+// ErrAway is in the error, of kind Unavailable, of a change that the passive does
+// not have and that was therefore not made.
+var ErrAway = errors.New("nothing was changed, since the passive Key Trustee Server does not have it; an operator can let this one go on without: claviger trustee alone on")
+
+// ReplicaConfig is what a Replica is made of.
+type ReplicaConfig struct {
+	Identity *trustee.Identity // that of both
+	Store    Logged
+	// Peer asks the other server; as Identity.
+	Peer *trustee.Client
+	// Spool is the folder in which a whole copy from the peer is gathered.
+	Spool string
+	Log   *slog.Logger
+}
+
+// Replica is one of two Key Trustee Servers that hold the same, the active or the
+// passive. A change is committed by the passive first, then by the active, then
+// acknowledged; see docs/trustee.md.
+type Replica struct {
+	id    *trustee.Identity
+	store Logged
+	peer  *trustee.Client
+	spool string
+	log   *slog.Logger
+	kick  chan struct{}
+
+	op sync.Mutex // one synchronization, or operator's command, at a time
+
+	mu sync.Mutex
+	// synced: the passive has all up to peerHead, and takes the next change.
+	synced   bool
+	peerHead Head
+	tried    bool  // the peer has been asked since the start
+	why      error // why it is not synced
+	round    chan struct{}
+	told     string // what the log said last of why
+
+	arriving sync.Mutex
+	incoming *incoming
+}
+
+// NewReplica makes one of two, which at its first start gets the role first.
+// It takes over the store's guard. Kind Invalid where the store has no role yet
+// and first is none.
+func NewReplica(ctx context.Context, cfg ReplicaConfig, first Role) (*Replica, error) {
+	const op = "server.NewReplica"
+	r := &Replica{id: cfg.Identity, store: cfg.Store, peer: cfg.Peer, spool: cfg.Spool, log: cfg.Log, kick: make(chan struct{}, 1), round: make(chan struct{})}
+	if r.log == nil {
+		r.log = slog.New(slog.DiscardHandler)
+	}
+	st, err := r.store.Standing(ctx)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case st.Role == RoleSingle && first != RoleActive && first != RolePassive:
+		return nil, claviger.Errorf(op, claviger.Invalid, "", "this is the first start with a peer: say by --role whether this Key Trustee Server is the active one, whose deposits count, or the passive one, whose own are replaced by them")
+	case st.Role == RoleSingle:
+		st, err = r.store.Stand(ctx, func(st *Standing) error {
+			st.Role = first
+			if first == RoleActive {
+				st.Epoch = 1
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	r.store.Guard(r.guard)
+	r.log.Info("this is one of two Key Trustee Servers", "role", st.Role, "epoch", st.Epoch, "seq", st.Head.Seq)
+	return r, nil
+}
+
+// Run keeps the passive equal until ctx ends.
+func (r *Replica) Run(ctx context.Context) {
+	t := time.NewTicker(tick)
+	defer t.Stop()
+	for {
+		r.look(ctx)
+		select {
+		case <-ctx.Done():
+			r.forgetIncoming()
+			return
+		case <-r.kick:
+		case <-t.C:
+		}
+	}
+}
+
+// look brings the passive up to date where it is not.
+func (r *Replica) look(ctx context.Context) {
+	r.op.Lock()
+	defer r.op.Unlock()
+	st, err := r.store.Standing(ctx)
+	if err == nil && st.Role == RoleActive {
+		r.mu.Lock()
+		equal := r.synced && r.peerHead == st.Head && st.Unshared == 0
+		r.mu.Unlock()
+		if equal {
+			return
+		}
+		err = r.sync(ctx, false)
+	}
+	if ctx.Err() == nil {
+		r.tell(err)
+	}
+}
+
+// tell notes how a look ended, wakes who waits for it, and logs what is new.
+func (r *Replica) tell(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	text := ""
+	if err != nil {
+		r.synced = false
+		text = err.Error()
+	}
+	r.tried, r.why = true, err
+	close(r.round)
+	r.round = make(chan struct{})
+	if text != r.told && err != nil {
+		r.log.Error("the two Key Trustee Servers are not in step", "err", err)
+	}
+	r.told = text
+}
+
+// wake has the passive looked after at once.
+func (r *Replica) wake() {
+	select {
+	case r.kick <- struct{}{}:
+	default: // it was woken already
+	}
+}
+
+// lost: the passive may have something, or not.
+func (r *Replica) lost(err error) error {
+	r.mu.Lock()
+	r.synced, r.why = false, err
+	r.mu.Unlock()
+	r.wake()
+	return claviger.Errorf("server.guard", claviger.Unavailable, "", "%w (%w)", ErrAway, err)
+}
+
+// ready waits a moment until changes can be taken. Kind Unavailable, with
+// ErrPassive or ErrAway.
+func (r *Replica) ready(ctx context.Context) error {
+	const op = "server.ready"
+	limit := time.NewTimer(readyTime)
+	defer limit.Stop()
+	for {
+		st, err := r.store.Standing(ctx)
+		if err != nil {
+			return err
+		}
+		if st.Role != RoleActive {
+			return claviger.E(op, claviger.Unavailable, "", trustee.ErrPassive)
+		}
+		r.mu.Lock()
+		ok, why, round := r.synced || r.tried && st.Alone, r.why, r.round
+		r.mu.Unlock()
+		if ok {
+			return nil
+		}
+		r.wake()
+		select {
+		case <-round:
+		case <-ctx.Done():
+			return claviger.E(op, claviger.Unavailable, "", ctx.Err())
+		case <-limit.C:
+			return claviger.Errorf(op, claviger.Unavailable, "", "%w (%w)", ErrAway, errors.Join(why))
+		}
+	}
+}
+
+// guard has the passive commit a change before the active does. Its end does not
+// depend on the client's patience.
+func (r *Replica) guard(ctx context.Context, before Standing, e Entry) (shared bool, err error) {
+	r.mu.Lock()
+	synced, tried, why, at := r.synced, r.tried, r.why, r.peerHead
+	r.mu.Unlock()
+	switch {
+	case !synced && tried && before.Alone:
+		return false, nil
+	case !synced:
+		r.wake()
+		return false, claviger.Errorf("server.guard", claviger.Unavailable, "", "%w (%w)", ErrAway, errors.Join(why))
+	}
+	var list []Entry
+	if before.Head != at { // orgtool has made changes meanwhile
+		if list, err = r.store.Entries(ctx, at, pageEntries, pageBytes); err != nil {
+			return false, r.lost(err)
+		}
+		if n := len(list); n == 0 || list[n-1].Head != before.Head {
+			return false, r.lost(errors.New("the passive lacks more than one page of changes"))
+		}
+	}
+	if _, err := r.append(ctx, before.Epoch, append(list, e)); err != nil {
+		return false, r.lost(err)
+	}
+	r.mu.Lock()
+	r.peerHead = e.Head
+	r.mu.Unlock()
+	return true, nil
+}
+
+// StatusReport is what status tells.
+type StatusReport struct {
+	Standing
+	// Synced: the active knows that the passive has all.
+	Synced bool `json:"synced"`
+	// Peer is nil where it does not answer; PeerError says why.
+	Peer      *Standing `json:"peer,omitempty"`
+	PeerError string    `json:"peerError,omitempty"`
+	// Lag is how many changes the passive lacks.
+	Lag uint64 `json:"lag"`
+	// Why the two are not in step.
+	Why        string `json:"why,omitempty"`
+	Digest     string `json:"digest,omitempty"`
+	PeerDigest string `json:"peerDigest,omitempty"`
+}
+
+func (r *Replica) status(ctx context.Context, a StatusArgs) (any, error) {
+	st, err := r.store.Standing(ctx)
+	if err != nil {
+		return nil, err
+	}
+	report := StatusReport{Standing: st}
+	r.mu.Lock()
+	report.Synced = r.synced && st.Role == RoleActive
+	if r.why != nil {
+		report.Why = r.why.Error()
+	}
+	r.mu.Unlock()
+	if report.Peer, err = r.hello(ctx, Standing{Role: RolePassive}); err != nil {
+		report.Peer, report.PeerError = nil, err.Error()
+	} else if ahead, behind := st.Head.Seq, report.Peer.Head.Seq; st.Role == RoleActive && ahead > behind {
+		report.Lag = ahead - behind
+	} else if st.Role == RolePassive && behind > ahead {
+		report.Lag = behind - ahead
+	}
+	if !a.Digest {
+		return report, nil
+	}
+	if report.Digest, err = StateDigest(ctx, r.store); err != nil {
+		return nil, err
+	}
+	if report.Peer != nil {
+		d, err := r.peerDigest(ctx)
+		if err != nil {
+			return nil, err
+		}
+		report.PeerDigest = d.Digest
+	}
+	return report, nil
+}
+
+// forgetIncoming drops what has come of a copy.
+func (r *Replica) forgetIncoming() {
+	r.arriving.Lock()
+	defer r.arriving.Unlock()
+	if r.incoming != nil {
+		r.incoming.drop()
+		r.incoming = nil
+	}
+}
+
+// drop removes the spool; it was only ours.
+func (i *incoming) drop() {
+	_ = i.file.Close()
+	_ = os.Remove(i.file.Name())
+}
