@@ -43,7 +43,7 @@ const trusteeCertificateLife = 2 * 365 * 24 * time.Hour
 func newTrusteeCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "trustee", Short: "Set up and run a Key Trustee Server", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
-	cmd.AddCommand(newTrusteeInit(), newTrusteeServe())
+	cmd.AddCommand(newTrusteeInit(), newTrusteeServe(), newTrusteeStatus(), newTrusteePromote(), newTrusteeAlone(), newTrusteeResync())
 	return cmd
 }
 
@@ -154,6 +154,7 @@ type trusteeFlags struct {
 	dir, listen, ready string
 	keyhsm, keyhsmCert string
 	metrics            string
+	peer               peerFlags
 }
 
 func newTrusteeServe() *cobra.Command {
@@ -178,6 +179,7 @@ func newTrusteeServe() *cobra.Command {
 	cmd.Flags().StringVar(&f.keyhsmCert, "keyhsm-cert", "", "file with the Key HSM's certificate, its server.crt")
 	cmd.Flags().StringVar(&f.metrics, "metrics-listen", "", metricsListenHelp)
 	cmd.MarkFlagsRequiredTogether("keyhsm", "keyhsm-cert")
+	f.peer.define(cmd)
 	cmd.Flags().StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	return cmd
 }
@@ -261,11 +263,16 @@ func serveTrustee(ctx context.Context, f trusteeFlags, log *slog.Logger) (err er
 	if keeper != nil {
 		defer func() { err = errors.Join(err, keeper.Close()) }()
 	}
+	replica, closePeer, err := trusteeReplica(ctx, f, folder.Identity, store, log)
+	if err != nil {
+		return err
+	}
+	defer closePeer()
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", f.listen)
 	if err != nil {
 		return fmt.Errorf("--listen: %w", err)
 	}
-	cfg := server.Config{Identity: folder.Identity, Store: store, Log: log}
+	cfg := server.Config{Identity: folder.Identity, Store: store, Replica: replica, Log: log}
 	if keeper != nil {
 		cfg.Keeper = keeper
 	}
@@ -283,6 +290,9 @@ func serveTrustee(ctx context.Context, f trusteeFlags, log *slog.Logger) (err er
 	group.Go(func() {
 		warnOfExpiry(background, certificate, "put another into "+filepath.Join(f.dir, trusteeTLSCert)+" and its key beside it, which is taken over without a restart; have clients trust it first", log)
 	})
+	if replica != nil {
+		group.Go(func() { replica.Run(background) })
+	}
 	web := &http.Server{
 		Handler:           server.New(cfg),
 		ReadHeaderTimeout: 10 * time.Second, ReadTimeout: time.Minute, WriteTimeout: time.Minute, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10,

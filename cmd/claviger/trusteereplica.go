@@ -1,0 +1,228 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"claviger"
+	"claviger/trustee"
+	"claviger/trustee/server"
+)
+
+// peerTimeout bounds the longest question to a trustee: one over its whole store.
+const peerTimeout = time.Minute
+
+// peerFlags name the other of two trustees.
+type peerFlags struct {
+	url, cert, role string
+}
+
+func (p *peerFlags) define(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&p.url, "peer", "", "URL of the other of two Key Trustee Servers, as https://HOST:11371; it has the same identity")
+	cmd.Flags().StringVar(&p.cert, "peer-cert", "", "file with the other's certificate, a copy of its "+trusteeTLSCert)
+	cmd.Flags().StringVar(&p.role, "role", "", "active or passive: at the first start with --peer; afterwards claviger trustee promote changes it")
+	cmd.MarkFlagsRequiredTogether("peer", "peer-cert")
+}
+
+// trusteeReplica makes the server one of two; nil without --peer.
+func trusteeReplica(ctx context.Context, f trusteeFlags, id *trustee.Identity, store server.Logged, log *slog.Logger) (*server.Replica, func(), error) {
+	if f.peer.url == "" {
+		st, err := store.Standing(ctx)
+		if err == nil && st.Role != server.RoleSingle {
+			err = fmt.Errorf("this Key Trustee Server is the %s one of two: name the other by --peer and --peer-cert; where that is lost for good, claviger trustee alone on has this one go on without it", st.Role)
+		}
+		return nil, func() {}, err
+	}
+	data, err := os.ReadFile(f.peer.cert)
+	if err != nil {
+		return nil, nil, fmt.Errorf("--peer-cert: %w", err)
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(data) {
+		return nil, nil, fmt.Errorf("--peer-cert: %s holds no certificate in PEM", f.peer.cert)
+	}
+	peer, err := trustee.NewClient(trustee.ClientConfig{Identity: id, Servers: []trustee.Endpoint{{URL: f.peer.url, Server: &id.Party}}, TLS: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}, Timeout: peerTimeout, Log: log})
+	if err != nil {
+		return nil, nil, fmt.Errorf("--peer: %w", err)
+	}
+	r, err := server.NewReplica(ctx, server.ReplicaConfig{Identity: id, Store: store, Peer: peer, Spool: f.dir, Log: log}, server.Role(f.peer.role))
+	if err != nil {
+		return nil, nil, err
+	}
+	return r, peer.Close, nil
+}
+
+// askTrustee asks the server of this host as its operator: with its identity, and
+// over TLS to whoever has its certificate.
+func askTrustee(ctx context.Context, dir, url, verb string, args, into any) error {
+	folder, err := trustee.LoadFolder(dir)
+	if err != nil {
+		return err
+	}
+	file := filepath.Join(dir, trusteeTLSCert)
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	block, _ := pem.Decode(data)
+	if block == nil {
+		return fmt.Errorf("%s holds no certificate in PEM", file)
+	}
+	cert, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return fmt.Errorf("%s: %w", file, err)
+	}
+	// The server is asked by the name of this host, whatever its certificate is for.
+	conf := &tls.Config{RootCAs: x509.NewCertPool(), MinVersion: tls.VersionTLS12}
+	conf.RootCAs.AddCert(cert)
+	switch {
+	case len(cert.DNSNames) > 0:
+		conf.ServerName = cert.DNSNames[0]
+	case len(cert.IPAddresses) > 0:
+		conf.ServerName = cert.IPAddresses[0].String()
+	}
+	c, err := trustee.NewClient(trustee.ClientConfig{Identity: folder.Identity, Servers: []trustee.Endpoint{{URL: url, Server: &folder.Identity.Party}}, TLS: conf, Timeout: peerTimeout})
+	if err != nil {
+		return &exitError{exitUsage, fmt.Errorf("--url: %w", err)}
+	}
+	defer c.Close()
+	if err := c.Ask(ctx, verb, args, into); err != nil {
+		if claviger.Is(err, claviger.Invalid) {
+			return &exitError{exitRefused, err}
+		}
+		return err
+	}
+	return nil
+}
+
+// trusteeCommand is a subcommand that asks the server of this host.
+func trusteeCommand(use, short, long string, args cobra.PositionalArgs, work func(cmd *cobra.Command, args []string, ask func(verb string, args, into any) error) error) *cobra.Command {
+	var dir, url string
+	cmd := &cobra.Command{Use: use, Short: short, Long: long, Args: args, RunE: func(cmd *cobra.Command, a []string) error {
+		return work(cmd, a, func(verb string, args, into any) error {
+			return askTrustee(cmd.Context(), dir, url, verb, args, into)
+		})
+	}}
+	trusteeDirFlag(cmd, &dir)
+	cmd.Flags().StringVar(&url, "url", "https://localhost:"+strconv.Itoa(trustee.Port), "the server of this host")
+	return cmd
+}
+
+func newTrusteeStatus() *cobra.Command {
+	var digest bool
+	var output string
+	cmd := trusteeCommand("status [--digest] [-o json]", "Show which of two trustees is active, and whether the other has all", "", cobra.NoArgs,
+		func(cmd *cobra.Command, _ []string, ask func(string, any, any) error) error {
+			if output != "text" && output != "json" {
+				return &exitError{exitUsage, fmt.Errorf("-o %q: text or json", output)}
+			}
+			var report server.StatusReport
+			if err := ask(server.VerbStatus, server.StatusArgs{Digest: digest}, &report); err != nil {
+				return err
+			}
+			if output == "json" {
+				enc := json.NewEncoder(cmd.OutOrStdout())
+				enc.SetIndent("", "  ")
+				return enc.Encode(report)
+			}
+			return printTrusteeStatus(cmd.OutOrStdout(), &report)
+		})
+	cmd.Flags().BoolVar(&digest, "digest", false, "compare all that both hold, by digest")
+	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
+	return cmd
+}
+
+func printTrusteeStatus(out io.Writer, r *server.StatusReport) error {
+	line := func(who string, st *server.Standing, digest string) error {
+		_, err := fmt.Fprintf(out, "%-6s %-8s epoch %d  change %d  alone %t", who, st.Role, st.Epoch, st.Head.Seq, st.Alone)
+		if err == nil && digest != "" {
+			_, err = fmt.Fprintf(out, "  digest %s", digest)
+		}
+		if err == nil {
+			_, err = fmt.Fprintln(out)
+		}
+		return err
+	}
+	err := line("this", &r.Standing, r.Digest)
+	if r.Peer != nil {
+		err = errors.Join(err, line("other", r.Peer, r.PeerDigest))
+	} else {
+		_, e := fmt.Fprintf(out, "other  does not answer: %s\n", r.PeerError)
+		err = errors.Join(err, e)
+	}
+	if r.Lag > 0 {
+		_, e := fmt.Fprintf(out, "the passive lacks %d changes\n", r.Lag)
+		err = errors.Join(err, e)
+	}
+	if r.Why != "" && r.Role == server.RoleActive && !r.Synced {
+		_, e := fmt.Fprintf(out, "not in step: %s\n", r.Why)
+		err = errors.Join(err, e)
+	}
+	return err
+}
+
+// printStanding tells what became of the server of this host.
+func printStanding(cmd *cobra.Command, st *server.Standing) error {
+	_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s, epoch %d, alone %t\n", st.Role, st.Epoch, st.Alone)
+	return err
+}
+
+func newTrusteePromote() *cobra.Command {
+	var force bool
+	cmd := trusteeCommand("promote [--force]", "Make the passive trustee of this host the active one",
+		`promote has the active one yield, takes over what it has more, and becomes active; the other is passive from then on. It is refused where the other
+does not answer: it may have acknowledged deposits alone. --force does it nevertheless. With the other away, changes need claviger trustee alone on too.`, cobra.NoArgs,
+		func(cmd *cobra.Command, _ []string, ask func(string, any, any) error) error {
+			var st server.Standing
+			if err := ask(server.VerbPromote, server.PromoteArgs{Force: force}, &st); err != nil {
+				if claviger.Is(err, claviger.Unavailable) {
+					return &exitError{exitRefused, err}
+				}
+				return err
+			}
+			return printStanding(cmd, &st)
+		})
+	cmd.Flags().BoolVar(&force, "force", false, "whatever the other one says, or does not say")
+	return cmd
+}
+
+func newTrusteeAlone() *cobra.Command {
+	return trusteeCommand("alone on|off", "Let the active trustee of this host go on without the passive",
+		`alone on has the active acknowledge deposits that it alone has, while the passive is away. It ends by itself as soon as the passive has all again, or
+by off.`, cobra.ExactArgs(1), func(cmd *cobra.Command, args []string, ask func(string, any, any) error) error {
+			if args[0] != "on" && args[0] != "off" {
+				return &exitError{exitUsage, fmt.Errorf("%q: on or off", args[0])}
+			}
+			var st server.Standing
+			if err := ask(server.VerbAlone, server.AloneArgs{On: args[0] == "on"}, &st); err != nil {
+				return err
+			}
+			return printStanding(cmd, &st)
+		})
+}
+
+func newTrusteeResync() *cobra.Command {
+	return trusteeCommand("resync", "Bring the passive trustee up to date from the active one of this host, and compare them by digest",
+		`resync is what the active does by itself, but for one case: where the passive has acknowledged changes that the active lacks, and the active others, it
+drops those of the passive. A copy of the passive's store stays beside it.`, cobra.NoArgs, func(cmd *cobra.Command, _ []string, ask func(string, any, any) error) error {
+			var st server.Standing
+			if err := ask(server.VerbResync, struct{}{}, &st); err != nil {
+				return err
+			}
+			_, err := fmt.Fprintf(cmd.OutOrStdout(), "equal by digest, at change %d\n", st.Head.Seq)
+			return err
+		})
+}

@@ -1,0 +1,356 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"claviger"
+	"claviger/trustee"
+	"claviger/trustee/server"
+	"claviger/trustee/server/sqlite"
+)
+
+// host is one of two trustees: a process, which a test kills and starts again.
+type host struct {
+	t         *testing.T
+	dir, addr string
+	peer      *host
+	role      string
+	cmd       *exec.Cmd
+	log       bytes.Buffer
+}
+
+func (h *host) url() string { return "https://" + h.addr }
+
+// freeAddr is one of loopback that was free a moment ago: each of two trustees
+// must know the other's before that runs.
+func freeAddr(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // closed at once
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// twoHosts makes the folders of two trustees of one identity, as rsync does.
+func twoHosts(t *testing.T) (a, b *host) {
+	t.Helper()
+	id, err := trustee.NewIdentity("keytrustee", "keytrustee Server Key", "keytrustee@h", 2048, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	a = &host{t: t, dir: filepath.Join(t.TempDir(), ".keytrustee"), addr: freeAddr(t), role: "active"}
+	b = &host{t: t, dir: filepath.Join(t.TempDir(), ".keytrustee"), addr: freeAddr(t), role: "passive", peer: a}
+	a.peer = b
+	if _, err := trustee.NewFolder(a.dir, id); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(b.dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	files, err := os.ReadDir(a.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		text, err := os.ReadFile(filepath.Join(a.dir, f.Name()))
+		if err == nil {
+			err = os.WriteFile(filepath.Join(b.dir, f.Name()), text, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, h := range []*host{a, b} {
+		var said strings.Builder
+		if err := initTrustee(t.Context(), &said, h.dir, []string{"127.0.0.1"}); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(h.kill)
+	}
+	store, err := sqlite.Open(t.Context(), filepath.Join(a.dir, trusteeStore), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := store.AddOrg(t.Context(), server.Org{Name: "ORG", UUID: "u", Auth: "walrus", Created: time.Now()}); err != nil {
+		t.Fatal(err)
+	}
+	if err := store.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return a, b
+}
+
+func (h *host) start() {
+	h.t.Helper()
+	ready := filepath.Join(h.t.TempDir(), "ready")
+	h.cmd = exec.Command("claviger", "trustee", "serve", "--confdir", h.dir, "--listen", h.addr, "--ready-file", ready, //nolint:noctx // kill ends it
+		"--peer", h.peer.url(), "--peer-cert", filepath.Join(h.peer.dir, trusteeTLSCert), "--role", h.role)
+	h.cmd.Stdout, h.cmd.Stderr = &h.log, &h.log
+	// Where the test binary itself is killed no cleanup runs.
+	h.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := h.cmd.Start(); err != nil {
+		h.t.Fatal(err)
+	}
+	for range 1500 {
+		if text, err := os.ReadFile(ready); err == nil && len(text) > 0 {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	h.kill()
+	h.t.Fatalf("the trustee did not start:\n%s", &h.log)
+}
+
+// kill ends the process as a power cut does.
+func (h *host) kill() {
+	if h.cmd == nil {
+		return
+	}
+	_ = h.cmd.Process.Kill() // it may have ended
+	_ = h.cmd.Wait()
+	h.cmd = nil
+}
+
+// do runs a command of the operator on that host.
+func (h *host) do(args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(h.t.Context(), time.Minute)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, "claviger", slices.Concat([]string{"trustee"}, args, []string{"--confdir", h.dir, "--url", h.url()})...).CombinedOutput() //nolint:gosec // this binary
+	return string(out), err
+}
+
+func (h *host) must(args ...string) string {
+	h.t.Helper()
+	out, err := h.do(args...)
+	if err != nil {
+		h.t.Fatalf("claviger trustee %s: %v\n%s", args, err, out)
+	}
+	return out
+}
+
+// await waits until the status is as it should be.
+func (h *host) await(what string, digest bool, ok func(*server.StatusReport) bool) {
+	h.t.Helper()
+	args := []string{"status", "-o", "json"}
+	if digest {
+		args = append(args, "--digest")
+	}
+	var out string
+	for begun := time.Now(); time.Since(begun) < 20*time.Second; time.Sleep(100 * time.Millisecond) {
+		var err error
+		if out, err = h.do(args...); err != nil {
+			continue
+		}
+		var r server.StatusReport
+		if err := json.Unmarshal([]byte(out), &r); err != nil {
+			h.t.Fatalf("%v: %s", err, out)
+		}
+		if ok(&r) {
+			return
+		}
+	}
+	h.t.Fatalf("%s did not come about: %s\n%s\nthe other:\n%s", what, out, &h.log, &h.peer.log)
+}
+
+func (h *host) awaitEqual(what string) {
+	h.t.Helper()
+	h.await(what, true, func(r *server.StatusReport) bool {
+		return r.Synced && !r.Alone && r.Peer != nil && r.Peer.Role == server.RolePassive && r.Digest != "" && r.Digest == r.PeerDigest
+	})
+}
+
+// load makes deposits at both trustees until it is ended.
+type load struct {
+	t       *testing.T
+	client  *trustee.Client
+	acked   sync.Map // uuid: label
+	count   atomic.Int64
+	refused atomic.Int64
+	said    atomic.Value // the text of a refusal
+	until   atomic.Int64 // workers rest where as many were acknowledged
+	group   sync.WaitGroup
+}
+
+func startLoad(ctx context.Context, t *testing.T, c *trustee.Client) *load {
+	l := &load{t: t, client: c}
+	for w := range 4 {
+		l.group.Go(func() {
+			for n := 0; ctx.Err() == nil; n++ {
+				if l.count.Load() >= l.until.Load() {
+					time.Sleep(5 * time.Millisecond)
+					continue
+				}
+				label := fmt.Sprintf("deposit/%d/%d", w, n)
+				uuid, err := c.Put(ctx, trustee.Deposit{Label: label, Content: []byte("content of " + label)}, "")
+				switch {
+				case err == nil:
+					l.acked.Store(uuid, label)
+					l.count.Add(1)
+				case ctx.Err() == nil && !claviger.Is(err, claviger.Unavailable):
+					t.Errorf("%s: %v", label, err)
+				case ctx.Err() == nil:
+					l.refused.Add(1)
+					l.said.Store(err.Error())
+					time.Sleep(20 * time.Millisecond)
+				}
+			}
+		})
+	}
+	return l
+}
+
+// reach waits until n deposits were acknowledged; more are made up to limit.
+func (l *load) reach(n, limit int64) {
+	l.t.Helper()
+	l.until.Store(limit)
+	for begun := time.Now(); l.count.Load() < n; time.Sleep(5 * time.Millisecond) {
+		if time.Since(begun) > 30*time.Second {
+			l.t.Fatalf("%d of %d deposits were acknowledged; %v", l.count.Load(), n, l.said.Load())
+		}
+	}
+}
+
+// clientOfHosts is the client id at these hosts, the active first.
+func clientOfHosts(t *testing.T, id *trustee.Identity, hosts ...*host) *trustee.Client {
+	t.Helper()
+	cfg := trustee.ClientConfig{Identity: id, TLS: &tls.Config{RootCAs: x509.NewCertPool(), MinVersion: tls.VersionTLS12}, Timeout: 8 * time.Second}
+	for _, h := range hosts {
+		folder, err := trustee.LoadFolder(h.dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pem, err := os.ReadFile(filepath.Join(h.dir, trusteeTLSCert))
+		if err != nil || !cfg.TLS.RootCAs.AppendCertsFromPEM(pem) {
+			t.Fatal(err)
+		}
+		cfg.Servers = append(cfg.Servers, trustee.Endpoint{URL: h.url(), Server: &folder.Identity.Party})
+	}
+	c, err := trustee.NewClient(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	return c
+}
+
+// TestTwoTrustees: 200 deposits are made while the passive is killed, the passive
+// is promoted and the other in its place again, the active is killed, and both;
+// what was acknowledged is readable from both, which are equal by digest.
+func TestTwoTrustees(t *testing.T) {
+	a, b := twoHosts(t)
+	a.start()
+	b.start()
+	a.awaitEqual("the first copy")
+	id, err := trustee.NewIdentity("keytrustee", "client", "kms@h", 2048, time.Now().Add(-time.Minute))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := clientOfHosts(t, id, a, b)
+	if active, err := c.Register(t.Context(), "ORG", "walrus"); err != nil || !active {
+		t.Fatalf("%t, %v", active, err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	l := startLoad(ctx, t, c)
+	defer func() { cancel(); l.group.Wait() }()
+
+	// The passive is killed: nothing is acknowledged until the operator says so.
+	l.reach(40, 60)
+	b.kill()
+	l.until.Store(1000)
+	for begun := time.Now(); l.refused.Load() == 0; time.Sleep(5 * time.Millisecond) {
+		if time.Since(begun) > 20*time.Second {
+			t.Fatal("nothing was refused while the passive was away")
+		}
+	}
+	before := l.count.Load()
+	time.Sleep(200 * time.Millisecond)
+	if said, _ := l.said.Load().(string); l.count.Load() != before || !strings.Contains(said, "claviger trustee alone on") {
+		t.Errorf("%d deposits were acknowledged without the passive; %s", l.count.Load()-before, said)
+	}
+	if out := a.must("alone", "on"); !strings.Contains(out, "active, epoch 1, alone true") {
+		t.Error(out)
+	}
+	l.reach(before+30, before+40)
+	a.await("being alone", false, func(r *server.StatusReport) bool { return r.Alone && r.Peer == nil && r.PeerError != "" })
+	b.start()
+	a.awaitEqual("the passive's return") // and alone has ended
+
+	// Each is promoted under load: no deposit is refused.
+	refused := l.refused.Load()
+	l.reach(100, 1000)
+	if out := b.must("promote"); !strings.Contains(out, "active, epoch 2, alone false") {
+		t.Error(out)
+	}
+	l.reach(l.count.Load()+20, 1000)
+	if out := a.must("promote"); !strings.Contains(out, "active, epoch 3, alone false") {
+		t.Error(out)
+	}
+	now := l.count.Load()
+	l.reach(now+20, now+30)
+	if n := l.refused.Load() - refused; n > 0 {
+		t.Errorf("%d deposits were refused while the roles changed: %v", n, l.said.Load())
+	}
+	a.awaitEqual("equality after both promotions")
+
+	// The active is killed.
+	l.until.Store(1000)
+	time.Sleep(50 * time.Millisecond)
+	a.kill()
+	l.acked.Range(func(uuid, label any) bool {
+		if d, err := c.Get(ctx, uuid.(string)); err != nil || d.Label != label {
+			t.Errorf("the passive alone: %s: %v", label, err)
+		}
+		return false // one will do here
+	})
+	out, err := b.do("promote")
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != exitRefused || !strings.Contains(out, "--force") {
+		t.Errorf("%v: %s", err, out)
+	}
+	b.must("promote", "--force")
+	b.must("alone", "on")
+	l.reach(l.count.Load()+20, l.count.Load()+30)
+	a.start() // with the role that it had
+	b.awaitEqual("the return of the one that was active")
+	l.reach(200, 230)
+
+	// Both are killed in the middle of it.
+	l.until.Store(1000)
+	time.Sleep(50 * time.Millisecond)
+	a.kill()
+	b.kill()
+	cancel()
+	l.group.Wait()
+	a.start()
+	b.start()
+	b.awaitEqual("equality after both were killed")
+	for name, h := range map[string]*host{"one": a, "the other": b} {
+		one := clientOfHosts(t, id, h)
+		l.acked.Range(func(uuid, label any) bool {
+			if d, err := one.Get(t.Context(), uuid.(string)); err != nil || d.Label != label || string(d.Content) != "content of "+d.Label {
+				t.Errorf("%s, from %s: %+v, %v", label, name, d, err)
+			}
+			return true
+		})
+	}
+	t.Logf("%d deposits acknowledged, %d refused; %s", l.count.Load(), l.refused.Load(), b.must("status"))
+}
