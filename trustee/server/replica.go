@@ -177,7 +177,11 @@ func (r *Replica) ready(ctx context.Context) error {
 	const op = "server.ready"
 	limit := time.NewTimer(readyTime)
 	defer limit.Stop()
-	for {
+	away := func(why error) error {
+		return claviger.Errorf(op, claviger.Unavailable, "", "%w (%w)", ErrAway, errors.Join(why))
+	}
+	// The first look that ends may have begun before; what the second finds is so.
+	for looks := 0; ; looks++ {
 		st, err := r.store.Standing(ctx)
 		if err != nil {
 			return err
@@ -191,13 +195,16 @@ func (r *Replica) ready(ctx context.Context) error {
 		if ok {
 			return nil
 		}
+		if looks >= 2 && why != nil {
+			return away(why)
+		}
 		r.wake()
 		select {
 		case <-round:
 		case <-ctx.Done():
 			return claviger.E(op, claviger.Unavailable, "", ctx.Err())
 		case <-limit.C:
-			return claviger.Errorf(op, claviger.Unavailable, "", "%w (%w)", ErrAway, errors.Join(why))
+			return away(why)
 		}
 	}
 }

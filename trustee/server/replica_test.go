@@ -1,0 +1,359 @@
+package server_test
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"database/sql"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"claviger"
+	"claviger/trustee"
+	"claviger/trustee/server"
+	"claviger/trustee/server/sqlite"
+)
+
+// half is one of two servers. Its web server stays where it is while the replica
+// behind is stopped and started.
+type half struct {
+	t       *testing.T
+	path    string
+	store   *sqlite.Store
+	web     *httptest.Server
+	role    server.Role
+	other   *half
+	handler atomic.Pointer[server.Server] // nil: it is down
+	lose    atomic.Int64                  // so many answers to peer-append are lost
+	cut     atomic.Bool                   // the other does not reach it
+	peer    *trustee.Client
+	stop    func()
+}
+
+// two makes an active and a passive, with an organization; they are not started.
+func two(t *testing.T) (a, b *half) {
+	t.Helper()
+	a, b = &half{t: t, role: server.RoleActive}, &half{t: t, role: server.RolePassive}
+	a.other, b.other = b, a
+	for _, h := range []*half{a, b} {
+		h.path = filepath.Join(t.TempDir(), "trustee.db")
+		h.web = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			handler, peer := h.handler.Load(), strings.HasPrefix(r.URL.Path, "/v1/peer-")
+			switch {
+			case handler == nil || peer && h.cut.Load():
+				panic(http.ErrAbortHandler)
+			case strings.HasSuffix(r.URL.Path, "/peer-append") && h.lose.Load() > 0 && h.lose.Add(-1) >= 0:
+				handler.ServeHTTP(httptest.NewRecorder(), r)
+				panic(http.ErrAbortHandler)
+			}
+			handler.ServeHTTP(w, r)
+		}))
+		t.Cleanup(h.web.Close)
+		var err error
+		if h.store, err = sqlite.Open(t.Context(), h.path, true); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if h.stop != nil {
+				h.stop()
+			}
+			if err := h.store.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	if err := a.store.AddOrg(t.Context(), server.Org{Name: "ORG", UUID: "u1", Auth: "s3cret", Created: time.Now()}); err != nil {
+		t.Fatal(err)
+	}
+	return a, b
+}
+
+func (h *half) tls() *tls.Config {
+	roots := x509.NewCertPool()
+	roots.AddCert(h.web.Certificate())
+	return &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}
+}
+
+func (h *half) client(id *trustee.Identity, urls ...string) *trustee.Client {
+	h.t.Helper()
+	cfg := trustee.ClientConfig{Identity: id, TLS: h.tls()}
+	for _, url := range append([]string{h.web.URL}, urls...) {
+		cfg.Servers = append(cfg.Servers, trustee.Endpoint{URL: url, Server: &identities()[0].Party})
+	}
+	c, err := trustee.NewClient(cfg)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.t.Cleanup(c.Close)
+	return c
+}
+
+func (h *half) start() {
+	h.t.Helper()
+	r, err := server.NewReplica(h.t.Context(), server.ReplicaConfig{Identity: identities()[0], Store: h.store, Peer: h.other.client(identities()[0]), Spool: h.t.TempDir()}, h.role)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var group sync.WaitGroup
+	group.Go(func() { r.Run(ctx) })
+	h.stop = func() {
+		h.handler.Store(nil)
+		cancel()
+		group.Wait()
+		h.stop = nil
+	}
+	h.handler.Store(server.New(server.Config{Identity: identities()[0], Store: h.store, Replica: r}))
+}
+
+// operator does what the command of that name does.
+func (h *half) operator(verb string, args any) error {
+	var st server.Standing
+	return h.client(identities()[0]).Ask(h.t.Context(), verb, args, &st)
+}
+
+func (h *half) status() (r server.StatusReport) {
+	h.t.Helper()
+	if err := h.client(identities()[0]).Ask(h.t.Context(), server.VerbStatus, server.StatusArgs{Digest: true}, &r); err != nil {
+		h.t.Fatal(err)
+	}
+	return r
+}
+
+func (h *half) await(what string, ok func(server.StatusReport) bool) {
+	h.t.Helper()
+	var r server.StatusReport
+	for begun := time.Now(); time.Since(begun) < 15*time.Second; time.Sleep(20 * time.Millisecond) {
+		if r = h.status(); ok(r) {
+			return
+		}
+	}
+	h.t.Fatalf("%s did not come about: %+v", what, r)
+}
+
+func inStep(r server.StatusReport) bool {
+	return r.Synced && r.Peer != nil && r.Digest == r.PeerDigest && r.Head == r.Peer.Head && r.Unshared == 0 && r.Lag == 0
+}
+
+func put(t *testing.T, c *trustee.Client, label, content string) error {
+	t.Helper()
+	_, err := c.Put(t.Context(), trustee.Deposit{Label: label, Content: []byte(content)}, "")
+	return err
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// started are two in step, and a client that is registered.
+func started(t *testing.T) (a, b *half, c *trustee.Client) {
+	t.Helper()
+	a, b = two(t)
+	a.start()
+	b.start()
+	a.await("the first copy", inStep)
+	c = a.client(identities()[1], b.web.URL)
+	if active, err := c.Register(t.Context(), "ORG", "s3cret"); err != nil || !active {
+		t.Fatalf("%t, %v", active, err)
+	}
+	return a, b, c
+}
+
+// TestReplica: the passive has what was acknowledged, whole deposits of several
+// pages in the first copy too, and what orgtool does beside; both answer reads.
+func TestReplica(t *testing.T) {
+	a, b := two(t)
+	a.start()
+	c := a.client(identities()[1])
+	err := put(t, c, "l", "x")
+	if !claviger.Is(err, claviger.Denied) { // whoever is not registered learns no more
+		t.Error(err)
+	}
+	if _, err := c.Register(t.Context(), "ORG", "s3cret"); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "claviger trustee alone on") {
+		t.Errorf("without the passive: %v", err)
+	}
+	must(t, a.operator(server.VerbAlone, server.AloneArgs{On: true}))
+	if _, err := c.Register(t.Context(), "ORG", "s3cret"); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 3 {
+		must(t, put(t, c, fmt.Sprint("big", i), strings.Repeat(fmt.Sprint(i), 400<<10)))
+	}
+	b.start()
+	a.await("the copy", inStep)
+	if r := a.status(); r.Alone {
+		t.Error("alone has not ended")
+	}
+	must(t, put(t, c, "small", "y"))
+	reader := b.client(identities()[1])
+	for _, label := range []string{"big2", "small"} {
+		if d, err := reader.Find(t.Context(), label); err != nil || d.Label != label {
+			t.Errorf("%s at the passive: %v", label, err)
+		}
+	}
+	if err := put(t, reader, "l", "x"); !errors.Is(err, trustee.ErrPassive) {
+		t.Errorf("a change at the passive: %v", err)
+	}
+	tool, err := sqlite.Open(t.Context(), a.path, false)
+	must(t, err)
+	defer tool.Close()
+	must(t, tool.AddOrg(t.Context(), server.Org{Name: "MORE", UUID: "m"}))
+	must(t, put(t, c, "after orgtool", "z"))
+	must(t, tool.SetAuth(t.Context(), "MORE", "q"))
+	a.await("orgtool's changes", inStep)
+	if o, err := b.store.Org(t.Context(), "MORE"); err != nil || o.Auth != "q" {
+		t.Errorf("%+v, %v", o, err)
+	}
+	if err := a.operator(server.VerbAlone, server.AloneArgs{On: true}); !claviger.Is(err, claviger.Invalid) {
+		t.Errorf("alone while the passive is there: %v", err)
+	}
+}
+
+// TestReplicaLostAnswer: the passive has the change, and its answer does not come.
+// The client's second question finds it done, once, and at both.
+func TestReplicaLostAnswer(t *testing.T) {
+	a, b, c := started(t)
+	b.lose.Store(1)
+	must(t, put(t, c, "l", "x"))
+	if b.lose.Load() > 0 {
+		t.Error("no answer was lost")
+	}
+	a.await("being in step", inStep)
+	for _, h := range []*half{a, b} {
+		if d, err := h.client(identities()[1]).Find(t.Context(), "l"); err != nil || string(d.Content) != "x" {
+			t.Errorf("%+v, %v", d, err)
+		}
+	}
+	// The active is gone before it learns of it: the passive, promoted, has it.
+	b.lose.Store(1)
+	b.cut.Store(false)
+	_ = put(t, a.client(identities()[1]), "m", "y") // its outcome is not known
+	a.stop()
+	must(t, b.operator(server.VerbPromote, server.PromoteArgs{Force: true}))
+	if d, err := b.client(identities()[1]).Find(t.Context(), "m"); err != nil || string(d.Content) != "y" {
+		t.Errorf("%+v, %v", d, err)
+	}
+}
+
+// TestReplicaDiverged: both have acknowledged alone. Nothing is dropped until an
+// operator says so, and then it stays in a file.
+func TestReplicaDiverged(t *testing.T) {
+	a, b, c := started(t)
+	must(t, put(t, c, "both", "x"))
+	b.stop()
+	must(t, a.operator(server.VerbAlone, server.AloneArgs{On: true}))
+	must(t, put(t, a.client(identities()[1]), "of A", "a"))
+	a.stop()
+	b.start()
+	if err := b.operator(server.VerbPromote, server.PromoteArgs{}); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "--force") {
+		t.Errorf("without the active: %v", err)
+	}
+	must(t, b.operator(server.VerbPromote, server.PromoteArgs{Force: true}))
+	must(t, b.operator(server.VerbAlone, server.AloneArgs{On: true}))
+	must(t, put(t, b.client(identities()[1]), "of B", "b"))
+	// It was alone, and would go on so had it not been replaced.
+	a.start()
+	if err := put(t, a.client(identities()[1]), "too late", "a"); !claviger.Is(err, claviger.Unavailable) {
+		t.Errorf("the one that was replaced: %v", err)
+	}
+	b.await("the warning", func(r server.StatusReport) bool {
+		return strings.Contains(r.Why, "claviger trustee resync here drops those of the passive") && r.Peer != nil && r.Peer.Role == server.RolePassive
+	})
+	must(t, put(t, b.client(identities()[1]), "of B again", "b")) // it goes on alone
+	if err := a.operator(server.VerbResync, struct{}{}); !claviger.Is(err, claviger.Invalid) {
+		t.Errorf("resync at the passive: %v", err)
+	}
+	if err := a.operator(server.VerbPromote, server.PromoteArgs{}); !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "resync") {
+		t.Errorf("promote of one that lacks changes: %v", err)
+	}
+	must(t, b.operator(server.VerbResync, struct{}{}))
+	b.await("being in step", inStep)
+	kept, err := filepath.Glob(a.path + ".dropped-*")
+	if err != nil || len(kept) != 1 {
+		t.Fatalf("%q, %v", kept, err)
+	}
+	old, err := sqlite.Open(t.Context(), kept[0], false)
+	must(t, err)
+	defer old.Close()
+	owner := identities()[1].Fingerprint()
+	if _, err := old.Find(t.Context(), owner, "of A"); err != nil {
+		t.Error(err)
+	}
+	if _, err := a.store.Find(t.Context(), owner, "of A"); !claviger.Is(err, claviger.KeyNotFound) {
+		t.Error(err)
+	}
+}
+
+// TestReplicaAloneTakesOver: what the active has acknowledged alone is fetched by a
+// promotion.
+func TestReplicaAloneTakesOver(t *testing.T) {
+	a, b, c := started(t)
+	b.cut.Store(true)
+	_ = put(t, c, "refused", "x")
+	must(t, a.operator(server.VerbAlone, server.AloneArgs{On: true}))
+	for i := range 5 {
+		must(t, put(t, a.client(identities()[1]), fmt.Sprint("alone", i), "a"))
+	}
+	must(t, b.operator(server.VerbPromote, server.PromoteArgs{}))
+	b.await("being in step", inStep)
+	for i := range 5 {
+		if _, err := b.client(identities()[1]).Find(t.Context(), fmt.Sprint("alone", i)); err != nil {
+			t.Error(err)
+		}
+	}
+	if r := a.status(); r.Role != server.RolePassive || r.Alone {
+		t.Errorf("%+v", r)
+	}
+}
+
+// TestReplicaUnequal: a passive that was tampered with is found out by its digest.
+func TestReplicaUnequal(t *testing.T) {
+	a, b, c := started(t)
+	must(t, put(t, c, "l", "x"))
+	b.stop()
+	db, err := sql.Open("sqlite", b.path)
+	must(t, err)
+	_, err = db.Exec("UPDATE deposit SET content = x'00'") //nolint:noctx // a file of this test's own
+	must(t, errors.Join(err, db.Close()))
+	_ = put(t, c, "m", "y") // it is refused, and learns that the passive is away
+	b.start()
+	if r := b.status(); r.Digest == r.PeerDigest {
+		t.Fatal("the change of the file is not seen")
+	}
+	a.await("being in step", inStep)
+	if d, err := b.client(identities()[1]).Find(t.Context(), "l"); err != nil || string(d.Content) != "x" {
+		t.Errorf("%+v, %v", d, err)
+	}
+}
+
+// TestPeerVerbs: nobody but the servers' own identity may ask for them, and that
+// for nothing else.
+func TestPeerVerbs(t *testing.T) {
+	a, _, c := started(t)
+	for _, verb := range []string{server.VerbStatus, server.VerbPromote, server.VerbAlone, server.VerbResync, "peer-hello", "peer-append", "peer-entries", "peer-load", "peer-digest", "peer-yield"} {
+		if err := c.Ask(t.Context(), verb, struct{}{}, nil); !claviger.Is(err, claviger.Denied) {
+			t.Errorf("%s of a client: %v", verb, err)
+		}
+	}
+	if err := put(t, a.client(identities()[0]), "l", "x"); !claviger.Is(err, claviger.Denied) {
+		t.Errorf("a deposit of the server's own: %v", err)
+	}
+	single := newSite(t)
+	if err := single.client(single.id).Ask(t.Context(), server.VerbPromote, server.PromoteArgs{}, nil); !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "--peer") {
+		t.Errorf("a single one: %v", err)
+	}
+	if _, err := server.NewReplica(t.Context(), server.ReplicaConfig{Identity: single.id, Store: single.store}, ""); !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "--role") {
+		t.Errorf("a first start without a role: %v", err)
+	}
+}
