@@ -40,7 +40,7 @@ type (
 	StatusArgs struct {
 		Digest bool `json:"digest"`
 	}
-	// PromoteArgs: with Force whatever the other server says or does not say.
+	// PromoteArgs make it active: with Force whatever the other server says or does not say.
 	PromoteArgs struct {
 		Force bool `json:"force"`
 	}

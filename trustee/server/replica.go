@@ -124,12 +124,16 @@ func (r *Replica) look(ctx context.Context) {
 	st, err := r.store.Standing(ctx)
 	if err == nil && st.Role == RoleActive {
 		r.mu.Lock()
-		equal := r.synced && r.peerHead == st.Head && st.Unshared == 0
+		synced, at := r.synced, r.peerHead
 		r.mu.Unlock()
-		if equal {
+		switch {
+		case synced && at == st.Head && st.Unshared == 0:
 			return
+		case synced:
+			err = r.trail(ctx)
+		default:
+			err = r.sync(ctx, false)
 		}
-		err = r.sync(ctx, false)
 	}
 	if ctx.Err() == nil {
 		r.tell(err)
@@ -222,22 +226,56 @@ func (r *Replica) guard(ctx context.Context, before Standing, e Entry) (shared b
 		r.wake()
 		return false, claviger.Errorf("server.guard", claviger.Unavailable, "", "%w (%w)", ErrAway, errors.Join(why))
 	}
+	if err := r.ship(ctx, before, at, &e); err != nil {
+		return false, err
+	}
+	return true, nil
+}
+
+// ship sends the passive what it lacks of before, whose head it has up to at, and
+// then e, if there is one. It is called within a transaction of the store, so that
+// nothing comes between.
+func (r *Replica) ship(ctx context.Context, before Standing, at Head, e *Entry) (err error) {
 	var list []Entry
 	if before.Head != at { // orgtool has made changes meanwhile
 		if list, err = r.store.Entries(ctx, at, pageEntries, pageBytes); err != nil {
-			return false, r.lost(err)
+			return r.lost(err)
 		}
 		if n := len(list); n == 0 || list[n-1].Head != before.Head {
-			return false, r.lost(errors.New("the passive lacks more than one page of changes"))
+			return r.lost(errors.New("the passive lacks more than one page of changes"))
 		}
 	}
-	if _, err := r.append(ctx, before.Epoch, append(list, e)); err != nil {
-		return false, r.lost(err)
+	head := before.Head
+	if e != nil {
+		list, head = append(list, *e), e.Head
+	}
+	if len(list) > 0 {
+		if _, err := r.append(ctx, before.Epoch, list); err != nil {
+			return r.lost(err)
+		}
 	}
 	r.mu.Lock()
-	r.peerHead = e.Head
+	r.peerHead = head
 	r.mu.Unlock()
-	return true, nil
+	return nil
+}
+
+// trail sends the passive, which has all else, what orgtool has changed.
+func (r *Replica) trail(ctx context.Context) error {
+	_, err := r.store.Stand(ctx, func(st *Standing) error {
+		r.mu.Lock()
+		synced, at := r.synced, r.peerHead
+		r.mu.Unlock()
+		if !synced || st.Role != RoleActive {
+			return nil // the next look does what is to be done
+		}
+		if err := r.ship(ctx, *st, at, nil); err != nil {
+			return err
+		}
+		st.Unshared = 0
+		return nil
+	})
+	return err
 }
 
 // StatusReport is what status tells.

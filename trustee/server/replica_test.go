@@ -34,7 +34,6 @@ type half struct {
 	handler atomic.Pointer[server.Server] // nil: it is down
 	lose    atomic.Int64                  // so many answers to peer-append are lost
 	cut     atomic.Bool                   // the other does not reach it
-	peer    *trustee.Client
 	stop    func()
 }
 

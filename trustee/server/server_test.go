@@ -17,11 +17,15 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
+
 	"claviger"
 	"claviger/trustee"
 	"claviger/trustee/server"
 	"claviger/trustee/server/sqlite"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // identities are made once: RSA keys take their time.
 var identities = sync.OnceValue(func() (ids [3]*trustee.Identity) {
