@@ -125,6 +125,9 @@ func trusteeMetrics(cfg *server.Config, certificate func() (*x509.Certificate, e
 	}
 	expiryMetric(m, certificate)
 	listener.metrics(m)
+	if cfg.Replica != nil {
+		replicaMetrics(m, cfg.Replica)
+	}
 	if s, ok := cfg.Store.(interface{ Failures() int64 }); ok {
 		m.Counter("claviger_trustee_store_errors_total", "Times that the store could not do what it was asked for.", func() float64 { return float64(s.Failures()) })
 	}

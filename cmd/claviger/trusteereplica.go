@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"claviger"
+	"claviger/console"
 	"claviger/trustee"
 	"claviger/trustee/server"
 )
@@ -63,6 +64,32 @@ func trusteeReplica(ctx context.Context, f trusteeFlags, id *trustee.Identity, s
 		return nil, nil, err
 	}
 	return r, peer.Close, nil
+}
+
+// replicaMetrics adds how one of two trustees stands.
+func replicaMetrics(m *console.Metrics, r *server.Replica) {
+	for name, figure := range map[string]struct {
+		help string
+		of   func(st *server.Standing, synced bool) float64
+	}{
+		"active": {"1 where this is the active one of two, 0 the passive.", func(st *server.Standing, _ bool) float64 { return truth(st.Role == server.RoleActive) }},
+		"synced": {"1 where this is the active one and knows that the passive has all.", func(_ *server.Standing, synced bool) float64 { return truth(synced) }},
+		"alone":  {"1 while the active one goes on without the passive, as an operator said.", func(st *server.Standing, _ bool) float64 { return truth(st.Alone) }},
+		"epoch":  {"How many promotions there have been.", func(st *server.Standing, _ bool) float64 { return float64(st.Epoch) }},
+		"change": {"Number of the last change in the log.", func(st *server.Standing, _ bool) float64 { return float64(st.Head.Seq) }},
+	} {
+		m.Query("claviger_trustee_"+name, figure.help, func(ctx context.Context) (float64, error) {
+			st, synced, err := r.State(ctx)
+			return figure.of(&st, synced), err
+		})
+	}
+}
+
+func truth(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 // askTrustee asks the server of this host as its operator: with its identity, and

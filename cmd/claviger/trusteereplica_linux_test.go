@@ -8,7 +8,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -30,6 +32,7 @@ import (
 type host struct {
 	t         *testing.T
 	dir, addr string
+	metrics   string
 	peer      *host
 	role      string
 	cmd       *exec.Cmd
@@ -57,8 +60,8 @@ func twoHosts(t *testing.T) (a, b *host) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a = &host{t: t, dir: filepath.Join(t.TempDir(), ".keytrustee"), addr: freeAddr(t), role: "active"}
-	b = &host{t: t, dir: filepath.Join(t.TempDir(), ".keytrustee"), addr: freeAddr(t), role: "passive", peer: a}
+	a = &host{t: t, dir: filepath.Join(t.TempDir(), ".keytrustee"), addr: freeAddr(t), metrics: freeAddr(t), role: "active"}
+	b = &host{t: t, dir: filepath.Join(t.TempDir(), ".keytrustee"), addr: freeAddr(t), metrics: freeAddr(t), role: "passive", peer: a}
 	a.peer = b
 	if _, err := trustee.NewFolder(a.dir, id); err != nil {
 		t.Fatal(err)
@@ -102,7 +105,7 @@ func twoHosts(t *testing.T) (a, b *host) {
 func (h *host) start() {
 	h.t.Helper()
 	ready := filepath.Join(h.t.TempDir(), "ready")
-	h.cmd = exec.Command("claviger", "trustee", "serve", "--confdir", h.dir, "--listen", h.addr, "--ready-file", ready, //nolint:noctx // kill ends it
+	h.cmd = exec.Command("claviger", "trustee", "serve", "--confdir", h.dir, "--listen", h.addr, "--metrics-listen", h.metrics, "--ready-file", ready, //nolint:noctx // kill ends it
 		"--peer", h.peer.url(), "--peer-cert", filepath.Join(h.peer.dir, trusteeTLSCert), "--role", h.role)
 	h.cmd.Stdout, h.cmd.Stderr = &h.log, &h.log
 	// Where the test binary itself is killed no cleanup runs.
@@ -351,6 +354,19 @@ func TestTwoTrustees(t *testing.T) {
 			}
 			return true
 		})
+	}
+	for h, want := range map[*host][]string{a: {"claviger_trustee_active 0\n", "claviger_trustee_synced 0\n"}, b: {"claviger_trustee_active 1\n", "claviger_trustee_synced 1\n", "claviger_trustee_alone 0\n", "claviger_trustee_epoch 4\n"}} {
+		resp, err := http.Get("http://" + h.metrics + "/metrics") //nolint:noctx // of this test's own server
+		if err != nil {
+			t.Fatal(err)
+		}
+		figures, err := io.ReadAll(resp.Body)
+		_ = resp.Body.Close()
+		for _, w := range want {
+			if err != nil || !strings.Contains(string(figures), "\n"+w) {
+				t.Errorf("%s metrics lack %q, %v:\n%s", h.role, w, err, figures)
+			}
+		}
 	}
 	t.Logf("%d deposits acknowledged, %d refused; %s", l.count.Load(), l.refused.Load(), b.must("status"))
 }

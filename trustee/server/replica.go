@@ -23,6 +23,9 @@ const (
 	readyTime = 3 * time.Second
 	// tick is how often the active looks whether the passive lacks something.
 	tick = time.Second
+	// idle is how often an active that has nothing to send asks whether the passive is
+	// there, and still what it was.
+	idle = 10 * time.Second
 	// pageEntries of a log go to the peer at once.
 	pageEntries = 500
 )
@@ -53,7 +56,8 @@ type Replica struct {
 	log   *slog.Logger
 	kick  chan struct{}
 
-	op sync.Mutex // one synchronization, or operator's command, at a time
+	op    sync.Mutex // one synchronization, or operator's command, at a time
+	asked time.Time  // when the last look asked the peer; under op
 
 	mu sync.Mutex
 	// synced: the passive has all up to peerHead, and takes the next change.
@@ -127,8 +131,11 @@ func (r *Replica) look(ctx context.Context) {
 		synced, at := r.synced, r.peerHead
 		r.mu.Unlock()
 		switch {
-		case synced && at == st.Head && st.Unshared == 0:
+		case synced && at == st.Head && st.Unshared == 0 && time.Since(r.asked) < idle:
 			return
+		case synced && at == st.Head && st.Unshared == 0:
+			r.asked = time.Now()
+			err = r.visit(ctx, st)
 		case synced:
 			err = r.trail(ctx)
 		default:
@@ -138,6 +145,20 @@ func (r *Replica) look(ctx context.Context) {
 	if ctx.Err() == nil {
 		r.tell(err)
 	}
+}
+
+// visit asks a passive that should have all whether it does.
+func (r *Replica) visit(ctx context.Context, st Standing) error {
+	p, err := r.hello(ctx, st)
+	switch {
+	case err != nil:
+		return err
+	case p.Epoch > st.Epoch:
+		return r.stepDown(ctx, p.Epoch)
+	case p.Role != RolePassive || p.Head.Seq < st.Head.Seq: // it has each change before the active
+		return claviger.Errorf("server.visit", claviger.Unavailable, "", "the other Key Trustee Server was the passive one with change %d, and is %s with change %d: it is brought up to date", st.Head.Seq, p.Role, p.Head.Seq)
+	}
+	return nil
 }
 
 // tell notes how a look ended, wakes who waits for it, and logs what is new.
@@ -278,6 +299,17 @@ func (r *Replica) trail(ctx context.Context) error {
 	return err
 }
 
+// State is what the server is beside the other, which it does not ask. synced: it
+// is the active one, and knows that the passive has all.
+func (r *Replica) State(ctx context.Context) (st Standing, synced bool, err error) {
+	if st, err = r.store.Standing(ctx); err != nil {
+		return st, false, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return st, r.synced && st.Role == RoleActive, nil
+}
+
 // StatusReport is what status tells.
 type StatusReport struct {
 	Standing
@@ -295,13 +327,12 @@ type StatusReport struct {
 }
 
 func (r *Replica) status(ctx context.Context, a StatusArgs) (any, error) {
-	st, err := r.store.Standing(ctx)
+	st, synced, err := r.State(ctx)
 	if err != nil {
 		return nil, err
 	}
-	report := StatusReport{Standing: st}
+	report := StatusReport{Standing: st, Synced: synced}
 	r.mu.Lock()
-	report.Synced = r.synced && st.Role == RoleActive
 	if r.why != nil {
 		report.Why = r.why.Error()
 	}

@@ -187,7 +187,7 @@ func TestReplica(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i := range 3 {
-		must(t, put(t, c, fmt.Sprint("big", i), strings.Repeat(fmt.Sprint(i), 400<<10)))
+		must(t, put(t, c, fmt.Sprint("big", i), strings.Repeat(fmt.Sprint(i), 300<<10)))
 	}
 	b.start()
 	a.await("the copy", inStep)
@@ -334,6 +334,16 @@ func TestReplicaUnequal(t *testing.T) {
 	if d, err := b.client(identities()[1]).Find(t.Context(), "l"); err != nil || string(d.Content) != "x" {
 		t.Errorf("%+v, %v", d, err)
 	}
+}
+
+// TestReplicaIdle: an active that has nothing to do learns that the passive is gone,
+// and that it is back.
+func TestReplicaIdle(t *testing.T) {
+	a, b, _ := started(t)
+	b.stop()
+	a.await("learning of it", func(r server.StatusReport) bool { return !r.Synced && r.Peer == nil && r.Why != "" })
+	b.start()
+	a.await("being in step", inStep)
 }
 
 // TestPeerVerbs: nobody but the servers' own identity may ask for them, and that
