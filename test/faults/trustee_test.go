@@ -137,6 +137,32 @@ var trustees = map[string]trusteeFault{
 		url := s.background("ready-keyhsm", append(s.startKeyHSM(), "--ready-file", s.path("ready-keyhsm"))...)
 		return append(s.startTrustee(), "--keyhsm", url, "--keyhsm-cert", s.path("trustee/.ssl/ssl-cert-keytrustee.pem"))
 	}},
+	"trustee-role-missing": {1, func(s *site) []string {
+		s.trustee()
+		return s.startTrustee(s.peer()...)
+	}},
+	"trustee-peer-missing": {1, func(s *site) []string {
+		s.trustee()
+		s.oneOfTwo("passive")
+		return s.startTrustee()
+	}},
+	"trustee-peer-silent": {3, func(s *site) []string {
+		s.trustee()
+		return []string{"trustee", "promote", "--confdir", s.path("trustee"), "--url", s.oneOfTwo("passive")}
+	}},
+	"trustee-alone-passive": {3, func(s *site) []string {
+		s.trustee()
+		return []string{"trustee", "alone", "on", "--confdir", s.path("trustee"), "--url", s.oneOfTwo("passive")}
+	}},
+	"trustee-single": {3, func(s *site) []string {
+		s.trustee()
+		return []string{"trustee", "promote", "--confdir", s.path("trustee"), "--url", s.background("ready-trustee", s.startTrustee("--ready-file", s.path("ready-trustee"))...)}
+	}},
+	"orgtool-passive": {1, func(s *site) []string {
+		s.trustee()
+		s.oneOfTwo("passive")
+		return []string{"orgtool", "add", "--confdir", s.path("trustee"), "-n", "SITE"}
+	}},
 	"orgtool-without-store": {1, func(s *site) []string { return []string{"orgtool", "list", "--confdir", s.path("trustee")} }},
 	"orgtool-unknown-organization": {3, func(s *site) []string {
 		s.trustee()
@@ -152,8 +178,19 @@ func (s *site) startKeyHSM() []string {
 	return []string{"keyhsm", "start", "--conf", s.path("keyhsm"), "--listen", "127.0.0.1:0"}
 }
 
-func (s *site) startTrustee() []string {
-	return []string{"trustee", "serve", "--confdir", s.path("trustee"), "--listen", "127.0.0.1:0"}
+func (s *site) startTrustee(more ...string) []string {
+	return append([]string{"trustee", "serve", "--confdir", s.path("trustee"), "--listen", "127.0.0.1:0"}, more...)
+}
+
+// peer names another trustee, which does not answer.
+func (s *site) peer() []string {
+	return []string{"--peer", "https://127.0.0.1:1", "--peer-cert", s.path("trustee/.ssl/ssl-cert-keytrustee.pem")}
+}
+
+// oneOfTwo runs a trustee without its peer, and returns its URL.
+func (s *site) oneOfTwo(role string) string {
+	s.t.Helper()
+	return s.background("ready-trustee", s.startTrustee(append(s.peer(), "--role", role, "--ready-file", s.path("ready-trustee"))...)...)
 }
 
 func (s *site) setupKeyHSM() []string {

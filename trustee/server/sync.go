@@ -237,7 +237,7 @@ func (r *Replica) promote(ctx context.Context, force bool) (*Standing, error) {
 	p, err := r.hello(ctx, Standing{Role: RolePassive})
 	switch {
 	case err != nil && !force:
-		return nil, claviger.Errorf(op, claviger.Unavailable, "", "the other Key Trustee Server does not answer (%w): whether it has acknowledged changes alone, which this one lacks, is not known; where an operator knows that it has not, or that it is lost: --force", err)
+		return nil, claviger.Errorf(op, claviger.Unavailable, "", "the other Key Trustee Server does not answer: whether it has acknowledged changes alone, which this one lacks, is not known; where an operator knows that it has not, or that it is lost: --force (%w)", err)
 	case err == nil:
 		epoch = max(st.Epoch, p.Epoch) + 1
 		if st.Role == RoleActive && (p.Role != RoleActive || p.Epoch < st.Epoch) {
