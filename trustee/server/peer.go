@@ -163,6 +163,9 @@ func (r *Replica) onYield(ctx context.Context, a yieldArgs) (any, error) {
 	return st, nil
 }
 
+// incomingFiles are the names of copies of which pages come.
+const incomingFiles = ".incoming-*"
+
 // incoming is a copy of which pages come.
 type incoming struct {
 	session string
@@ -188,7 +191,7 @@ func (r *Replica) onLoad(ctx context.Context, a loadArgs) (any, error) {
 			r.incoming.drop()
 			r.incoming = nil
 		}
-		f, err := os.CreateTemp(r.spool, ".incoming-*") // mode 0600
+		f, err := os.CreateTemp(r.spool, incomingFiles) // mode 0600
 		if err != nil {
 			return nil, claviger.E(op, claviger.Unavailable, "", err)
 		}

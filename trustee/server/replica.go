@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -80,6 +81,14 @@ func NewReplica(ctx context.Context, cfg ReplicaConfig, first Role) (*Replica, e
 	r := &Replica{id: cfg.Identity, store: cfg.Store, peer: cfg.Peer, spool: cfg.Spool, log: cfg.Log, kick: make(chan struct{}, 1), round: make(chan struct{})}
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
+	}
+	// Who was killed while a copy came has left a part of it.
+	left, err := filepath.Glob(filepath.Join(r.spool, incomingFiles))
+	for _, file := range left {
+		err = errors.Join(err, os.Remove(file))
+	}
+	if err != nil {
+		return nil, claviger.E(op, claviger.Unavailable, "", err)
 	}
 	st, err := r.store.Standing(ctx)
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -35,6 +36,7 @@ type half struct {
 	lose    atomic.Int64                  // so many answers to peer-append are lost
 	cut     atomic.Bool                   // the other does not reach it
 	stop    func()
+	spool   string
 }
 
 // two makes an active and a passive, with an organization; they are not started.
@@ -43,7 +45,7 @@ func two(t *testing.T) (a, b *half) {
 	a, b = &half{t: t, role: server.RoleActive}, &half{t: t, role: server.RolePassive}
 	a.other, b.other = b, a
 	for _, h := range []*half{a, b} {
-		h.path = filepath.Join(t.TempDir(), "trustee.db")
+		h.path, h.spool = filepath.Join(t.TempDir(), "trustee.db"), t.TempDir()
 		h.web = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			handler, peer := h.handler.Load(), strings.HasPrefix(r.URL.Path, "/v1/peer-")
 			switch {
@@ -97,7 +99,7 @@ func (h *half) client(id *trustee.Identity, urls ...string) *trustee.Client {
 
 func (h *half) start() {
 	h.t.Helper()
-	r, err := server.NewReplica(h.t.Context(), server.ReplicaConfig{Identity: identities()[0], Store: h.store, Peer: h.other.client(identities()[0]), Spool: h.t.TempDir()}, h.role)
+	r, err := server.NewReplica(h.t.Context(), server.ReplicaConfig{Identity: identities()[0], Store: h.store, Peer: h.other.client(identities()[0]), Spool: h.spool}, h.role)
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -189,8 +191,14 @@ func TestReplica(t *testing.T) {
 	for i := range 3 {
 		must(t, put(t, c, fmt.Sprint("big", i), strings.Repeat(fmt.Sprint(i), 300<<10)))
 	}
+	if err := os.WriteFile(filepath.Join(b.spool, ".incoming-123"), []byte("cut off"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	b.start()
 	a.await("the copy", inStep)
+	if left, err := os.ReadDir(b.spool); err != nil || len(left) > 0 {
+		t.Errorf("%v, %v are left of a copy", left, err)
+	}
 	if r := a.status(); r.Alone {
 		t.Error("alone has not ended")
 	}

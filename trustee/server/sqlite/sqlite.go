@@ -36,8 +36,10 @@ const (
 	applicationID = 0x434c5452
 	// readers is how many lookups run side by side.
 	readers = 4
-	// busyTimeout is how long a write waits for another process's, such as orgtool's.
-	busyTimeout = 5 * time.Second
+	// busyTimeout is how long a write waits for another process's. It is several times
+	// what a server's guard may take: orgtool must find its turn beside a server that
+	// is busy.
+	busyTimeout = 15 * time.Second
 )
 
 // Store is a store in one SQLite file.
