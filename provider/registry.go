@@ -20,7 +20,9 @@ type Env struct {
 	ConfDir string
 	// User is the name that we go by at another KMS under simple authentication.
 	User string
-	Log  *slog.Logger
+	// Source: the provider is only read, for versions that the first does not have.
+	Source bool
+	Log    *slog.Logger
 }
 
 // Scheme is a line of the registry.

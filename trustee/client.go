@@ -119,15 +119,22 @@ func (c *Client) Introduce(ctx context.Context, url string) (*Party, error) {
 
 // Register makes the client known to the active server by its organization's
 // secret. It may be called again. active is false where an operator must let the
-// client in first. Kind Denied.
-func (c *Client) Register(ctx context.Context, org, auth string) (active bool, err error) {
+// client in first. alone is that of RegisterArgs. Kinds Denied, KeyExists.
+func (c *Client) Register(ctx context.Context, org, auth string, alone bool) (active bool, err error) {
 	var public bytes.Buffer
 	if err := c.cfg.Identity.Public(&public); err != nil {
 		return false, claviger.E("trustee.Register", claviger.Internal, "", err)
 	}
 	var r RegisterResult
-	err = c.change(ctx, VerbRegister, RegisterArgs{PublicKey: public.Bytes(), Org: org, Auth: auth}, &r)
+	err = c.change(ctx, VerbRegister, RegisterArgs{PublicKey: public.Bytes(), Org: org, Auth: auth, Alone: alone}, &r)
 	return r.Active, err
+}
+
+// Clients tells who else is of our organization.
+func (c *Client) Clients(ctx context.Context) (ClientsResult, error) {
+	var r ClientsResult
+	err := c.read(ctx, VerbClients, struct{}{}, &r)
+	return r, err
 }
 
 // Put makes a deposit.

@@ -348,7 +348,7 @@ func TestTLS(t *testing.T) {
 	c := clientOf(t, client, func(cfg *ClientConfig) {
 		cfg.TLS = &tls.Config{RootCAs: x509.NewCertPool(), MinVersion: tls.VersionTLS12}
 	}, p)
-	if active, err := c.Register(t.Context(), "ORG", "secret"); active || !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "truststore") || strings.Contains(err.Error(), "secret") {
+	if active, err := c.Register(t.Context(), "ORG", "secret", false); active || !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "truststore") || strings.Contains(err.Error(), "secret") {
 		t.Errorf("%v, %v", active, err)
 	}
 	if _, err := c.Introduce(t.Context(), p.URL); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "truststore") {

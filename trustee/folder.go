@@ -137,8 +137,12 @@ func replaceFile(path string, data []byte) (err error) {
 	return errors.Join(dir.Sync(), dir.Close())
 }
 
+// ErrNoFolder: there is no folder at that place, nor a sign of one that was copied
+// to the wrong place.
+var ErrNoFolder = errors.New("no folder")
+
 // LoadFolder reads a folder. Its errors, all of kind Invalid, say which file does
-// not fit and what to do.
+// not fit and what to do; ErrNoFolder is in one that says that nothing is there.
 func LoadFolder(path string) (*Folder, error) {
 	f, err := loadFolder(path)
 	if err != nil {
@@ -207,9 +211,6 @@ func loadFolder(path string) (*Folder, error) {
 
 // missingConf says what is there in place of a folder.
 func missingConf(path string) error {
-	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%s is not there: copy the folder from a KT KMS host, or let claviger make it at the first start", path)
-	}
 	// `scp -r A/kms-keytrustee HOST:/B/kms-keytrustee/` puts A's folder inside B's
 	// where that is there already.
 	for _, inner := range []string{".keytrustee", "keytrustee/.keytrustee", "kms-keytrustee/keytrustee/.keytrustee", "kms-keytrustee/.keytrustee"} {
@@ -218,12 +219,17 @@ func missingConf(path string) error {
 			return fmt.Errorf("%s has no %s, but %s has: a copy by scp -r into a folder that was there already goes one level too deep; move the files of %s up to %s, or name that folder", path, ConfFile, nested, nested, path)
 		}
 	}
-	outer := filepath.Join(filepath.Dir(filepath.Clean(path)), "kms-keytrustee")
-	for _, inner := range []string{"keytrustee/.keytrustee", ".keytrustee"} {
-		nested := filepath.Join(outer, inner)
+	parent := filepath.Dir(filepath.Clean(path))
+	for _, nested := range []string{
+		filepath.Join(parent, "kms-keytrustee", "keytrustee", ".keytrustee"), filepath.Join(parent, "kms-keytrustee", ".keytrustee"),
+		filepath.Join(filepath.Dir(parent), "kms-keytrustee", "keytrustee", ".keytrustee"), filepath.Join(parent, "keytrustee", ".keytrustee"),
+	} {
 		if _, err := os.Stat(filepath.Join(nested, ConfFile)); err == nil {
 			return fmt.Errorf("%s has no %s, but %s has: a copy by scp -r into a folder that was there already goes one level too deep; move %s to %s", path, ConfFile, nested, nested, path)
 		}
+	}
+	if list, err := os.ReadDir(path); len(list) == 0 && (err == nil || errors.Is(err, fs.ErrNotExist)) {
+		return fmt.Errorf("%s is not there (%w): copy the folder from a KT KMS host, or let a KT KMS make it at its first start", path, ErrNoFolder)
 	}
 	return fmt.Errorf("%s has no %s: copy it, with %s and %s, from a KT KMS host that works", path, ConfFile, PublicRing, PrivateRing)
 }

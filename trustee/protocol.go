@@ -29,6 +29,7 @@ const (
 	VerbDelete   = "delete"
 	VerbUndelete = "undelete"
 	VerbPurge    = "purge"
+	VerbClients  = "clients"
 )
 
 const (
@@ -87,6 +88,20 @@ type (
 		PublicKey []byte `json:"publicKey"`
 		Org       string `json:"org"`
 		Auth      string `json:"auth"`
+		// Alone: the client is to be the organization's only one. It is refused, with
+		// kind KeyExists, where another that is not disabled was there before.
+		Alone bool `json:"alone,omitempty"`
+	}
+	// ClientsResult are the clients of the asker's organization, the oldest first.
+	ClientsResult struct {
+		Org     string         `json:"org"`
+		Clients []ListedClient `json:"clients"`
+	}
+	// ListedClient is a client as others of its organization may see it.
+	ListedClient struct {
+		Fingerprint string    `json:"fingerprint"`
+		Created     time.Time `json:"created"`
+		Disabled    bool      `json:"disabled,omitempty"`
 	}
 	// RegisterResult tells whether the client is let in at once, or waits for an
 	// operator.

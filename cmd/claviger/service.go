@@ -77,6 +77,7 @@ func (s *service) open(ctx context.Context) error {
 	if s.Primary, err = registry.Open(ctx, list[0], env); err != nil {
 		return s.blame(hadoopconf.ProviderURI, err)
 	}
+	env.Source = true
 	for _, uri := range list[1:] {
 		p, err := registry.Open(ctx, uri, env)
 		if err != nil {

@@ -90,7 +90,7 @@ func TestTrustee(t *testing.T) {
 			if _, err := c.Find(t.Context(), "l"); !claviger.Is(err, claviger.Denied) {
 				t.Error(err)
 			}
-			if active, err := c.Register(t.Context(), "ORG", "walrus"); err != nil || !active {
+			if active, err := c.Register(t.Context(), "ORG", "walrus", false); err != nil || !active {
 				t.Fatalf("%t, %v", active, err)
 			}
 			if _, err := c.Put(t.Context(), trustee.Deposit{Label: "l", Content: []byte("x")}, ""); err != nil {
@@ -168,7 +168,7 @@ func TestTrusteeWithKeyHSM(t *testing.T) {
 
 	url, stop := startTrustee(t, trusteeFlags{dir: dir})
 	c := client(url)
-	if _, err := c.Register(ctx, "ORG", "walrus"); err != nil {
+	if _, err := c.Register(ctx, "ORG", "walrus", false); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := c.Put(ctx, trustee.Deposit{Label: "before", Content: []byte("stored before")}, ""); err != nil {

@@ -269,7 +269,7 @@ func TestTwoTrustees(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := clientOfHosts(t, id, a, b)
-	if active, err := c.Register(t.Context(), "ORG", "walrus"); err != nil || !active {
+	if active, err := c.Register(t.Context(), "ORG", "walrus", false); err != nil || !active {
 		t.Fatalf("%t, %v", active, err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())

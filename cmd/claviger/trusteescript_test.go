@@ -63,7 +63,7 @@ func scriptRegister(ts *testscript.TestScript, neg bool, args []string) {
 	c, id := trusteeClient(ctx, ts, args[0])
 	defer c.Close()
 	ts.Setenv("FINGERPRINT", id.Fingerprint())
-	active, err := c.Register(ctx, args[1], args[2])
+	active, err := c.Register(ctx, args[1], args[2], false)
 	expect(ts, neg, err)
 	if !neg && active != (args[3] == "active") {
 		ts.Fatalf("active is %v", active)

@@ -9,6 +9,7 @@ import (
 	"claviger/provider"
 	"claviger/provider/hsm"
 	"claviger/provider/jceks"
+	"claviger/provider/keytrustee"
 	"claviger/provider/kmsclient"
 )
 
@@ -17,7 +18,7 @@ type Options struct {
 	// Store opens the node's metastore, for providers that keep metadata beside
 	// their keys. It may be called more than once and returns the same store.
 	Store func(context.Context) (metastore.Store, error)
-	// ClientTLS is for https to another KMS; nil trusts the system's roots.
+	// ClientTLS is for https to another KMS or a Key Trustee Server; nil trusts the system's roots.
 	ClientTLS func(provider.Env) (*tls.Config, error)
 	// ClientKerberos begins a login by Kerberos at another KMS; nil refuses those
 	// that want one.
@@ -30,6 +31,7 @@ func Registry(o Options) *provider.Registry {
 		provider.Scheme{Name: "jceks", Open: jceks.Open},
 		provider.Scheme{Name: "localjceks", Open: jceks.Open},
 		kmsclient.Scheme(o.ClientTLS, o.ClientKerberos),
+		keytrustee.Scheme(o.ClientTLS),
 		provider.Scheme{Name: "cloudera.hsmkp", Open: o.hsm},
 		provider.Scheme{Name: "pkcs11", Open: o.hsm},
 	)

@@ -16,8 +16,8 @@ func registry() *provider.Registry {
 }
 
 func TestUnknownScheme(t *testing.T) {
-	_, err := registry().Open(t.Context(), "keytrustee://file@/x", provider.Env{})
-	if err == nil || !strings.Contains(err.Error(), `unknown scheme "keytrustee"; known schemes: cloudera.hsmkp, jceks, kms, localjceks, pkcs11`) {
+	_, err := registry().Open(t.Context(), "vault://file@/x", provider.Env{})
+	if err == nil || !strings.Contains(err.Error(), `unknown scheme "vault"; known schemes: cloudera.hsmkp, jceks, keytrustee, kms, localjceks, pkcs11`) {
 		t.Error(err)
 	}
 }
@@ -26,7 +26,7 @@ func TestUnknownScheme(t *testing.T) {
 // pointer that looks like a provider.
 func TestNothingOnError(t *testing.T) {
 	env := provider.Env{Get: func(string) (string, bool) { return "", false }, Getenv: func(string) string { return "" }}
-	for _, uri := range []string{"cloudera.hsmkp://file@/nowhere/luna.keystore", "pkcs11:token=x", "jceks://file@/nowhere/k", "localjceks://file/nowhere/k", "kms://ftp@x"} {
+	for _, uri := range []string{"cloudera.hsmkp://file@/nowhere/luna.keystore", "pkcs11:token=x", "jceks://file@/nowhere/k", "localjceks://file/nowhere/k", "keytrustee://file@/nowhere/.keytrustee", "kms://ftp@x"} {
 		if p, err := registry().Open(t.Context(), uri, env); err == nil || p != nil {
 			t.Errorf("%s: %v, %v", uri, p, err)
 		}

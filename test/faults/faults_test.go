@@ -320,7 +320,7 @@ var starts = map[string]func(*site) []string{
 		return s.start()
 	},
 	"provider-unknown-scheme": func(s *site) []string {
-		s.set("hadoop.kms.key.provider.uri", "keytrustee://file@/var/lib/kms-keytrustee/keytrustee/.keytrustee")
+		s.set("hadoop.kms.key.provider.uri", "vault://file@/var/lib/vault")
 		return s.start()
 	},
 	"source-uri-twice": func(s *site) []string {

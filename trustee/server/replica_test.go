@@ -165,7 +165,7 @@ func started(t *testing.T) (a, b *half, c *trustee.Client) {
 	b.start()
 	a.await("the first copy", inStep)
 	c = a.client(identities()[1], b.web.URL)
-	if active, err := c.Register(t.Context(), "ORG", "s3cret"); err != nil || !active {
+	if active, err := c.Register(t.Context(), "ORG", "s3cret", false); err != nil || !active {
 		t.Fatalf("%t, %v", active, err)
 	}
 	return a, b, c
@@ -181,11 +181,11 @@ func TestReplica(t *testing.T) {
 	if !claviger.Is(err, claviger.Denied) { // whoever is not registered learns no more
 		t.Error(err)
 	}
-	if _, err := c.Register(t.Context(), "ORG", "s3cret"); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "claviger trustee alone on") {
+	if _, err := c.Register(t.Context(), "ORG", "s3cret", false); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "claviger trustee alone on") {
 		t.Errorf("without the passive: %v", err)
 	}
 	must(t, a.operator(server.VerbAlone, server.AloneArgs{On: true}))
-	if _, err := c.Register(t.Context(), "ORG", "s3cret"); err != nil {
+	if _, err := c.Register(t.Context(), "ORG", "s3cret", false); err != nil {
 		t.Fatal(err)
 	}
 	for i := range 3 {

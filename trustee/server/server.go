@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
@@ -9,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -76,6 +78,8 @@ type Server struct {
 	// wrong lets registrations through as long as few have failed.
 	wrong *rate.Limiter
 
+	registering sync.Mutex // of those who are to be alone
+
 	mu     sync.Mutex
 	seen   map[string]time.Time // digests of reads, until when
 	forgot time.Time
@@ -103,6 +107,7 @@ var verbs = map[string]func(*Server, context.Context, *trustee.Request) (any, er
 	trustee.VerbDelete:   (*Server).delete,
 	trustee.VerbUndelete: (*Server).undelete,
 	trustee.VerbPurge:    (*Server).purge,
+	trustee.VerbClients:  (*Server).clients,
 }
 
 // known tells whether there is such a verb.
@@ -110,7 +115,7 @@ func known(verb string) bool { return verbs[verb] != nil || peerVerbs[verb] != n
 
 // reads are the verbs that change nothing of the deposits: their replays are kept
 // off in memory. Those between two servers do no harm when they come twice.
-var reads = map[string]bool{trustee.VerbGet: true, trustee.VerbFind: true, trustee.VerbList: true, VerbStatus: true, VerbPromote: true, VerbAlone: true, VerbResync: true}
+var reads = map[string]bool{trustee.VerbGet: true, trustee.VerbFind: true, trustee.VerbList: true, trustee.VerbClients: true, VerbStatus: true, VerbPromote: true, VerbAlone: true, VerbResync: true}
 
 // ServeHTTP answers GET /?a=fingerprint, GET /?a=publickey and the verbs.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -366,6 +371,14 @@ func (s *Server) register(ctx context.Context, req *trustee.Request) (any, error
 	if org.Auth == "" {
 		state = Pending
 	}
+	if a.Alone {
+		// Two that come at one moment must not both be the only one.
+		s.registering.Lock()
+		defer s.registering.Unlock()
+		if err := s.alone(ctx, org.Name, req.Client.Fingerprint()); err != nil {
+			return nil, err
+		}
+	}
 	c, err := s.store.AddClient(ctx, Client{Fingerprint: req.Client.Fingerprint(), Org: org.Name, PublicKey: a.PublicKey, State: state, Created: s.now()}, once(req))
 	if err != nil {
 		return nil, err
@@ -375,6 +388,49 @@ func (s *Server) register(ctx context.Context, req *trustee.Request) (any, error
 	}
 	s.log.Info("a client has registered", "client", c.Fingerprint, "organization", c.Org, "state", c.State)
 	return trustee.RegisterResult{Active: c.State == Active}, nil
+}
+
+// alone refuses a client that is not to have others beside it where one that is not
+// disabled was there before.
+func (s *Server) alone(ctx context.Context, org, fingerprint string) error {
+	list, err := s.store.Clients(ctx, org)
+	if err != nil {
+		return err
+	}
+	sortByAge(list)
+	for _, c := range list {
+		switch {
+		case c.Fingerprint == fingerprint:
+			return nil
+		case c.State != Disabled:
+			return claviger.Errorf("server.register", claviger.KeyExists, "", "organization %q has the client %s already, registered at %s", org, c.Fingerprint, c.Created.UTC().Format(time.RFC3339))
+		}
+	}
+	return nil
+}
+
+func sortByAge(list []Client) {
+	slices.SortFunc(list, func(a, b Client) int {
+		return cmp.Or(a.Created.Compare(b.Created), strings.Compare(a.Fingerprint, b.Fingerprint))
+	})
+}
+
+// clients tells a client who else is of its organization.
+func (s *Server) clients(ctx context.Context, req *trustee.Request) (any, error) {
+	me, err := s.store.Client(ctx, req.Client.Fingerprint())
+	if err != nil {
+		return nil, err
+	}
+	list, err := s.store.Clients(ctx, me.Org)
+	if err != nil {
+		return nil, err
+	}
+	sortByAge(list)
+	r := trustee.ClientsResult{Org: me.Org}
+	for _, c := range list[:min(len(list), trustee.MaxPage)] {
+		r.Clients = append(r.Clients, trustee.ListedClient{Fingerprint: c.Fingerprint, Created: c.Created, Disabled: c.State == Disabled})
+	}
+	return r, nil
 }
 
 func (s *Server) put(ctx context.Context, req *trustee.Request) (any, error) {

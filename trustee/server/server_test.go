@@ -95,7 +95,7 @@ func (s *site) client(id *trustee.Identity) *trustee.Client {
 func (s *site) registered(id *trustee.Identity, org string) *trustee.Client {
 	s.t.Helper()
 	c := s.client(id)
-	if active, err := c.Register(s.t.Context(), org, "s3cret"); err != nil || !active {
+	if active, err := c.Register(s.t.Context(), org, "s3cret", false); err != nil || !active {
 		s.t.Fatalf("%t, %v", active, err)
 	}
 	return c
@@ -135,18 +135,18 @@ func TestRegister(t *testing.T) {
 	_, err := c.Find(ctx, "l")
 	is(t, "a stranger", err, claviger.Denied)
 	for _, a := range [][2]string{{"ORG", "wrong"}, {"ORG", ""}, {"NONE", "s3cret"}, {"NONE", ""}, {"", ""}} {
-		_, err := c.Register(ctx, a[0], a[1])
+		_, err := c.Register(ctx, a[0], a[1], false)
 		is(t, fmt.Sprint(a), err, claviger.Denied)
 		if err != nil && !strings.Contains(err.Error(), "the organization or its secret is wrong") {
 			t.Error(err)
 		}
 	}
 	for range 2 { // it may be done again
-		if active, err := c.Register(ctx, "ORG", "s3cret"); err != nil || !active {
+		if active, err := c.Register(ctx, "ORG", "s3cret", false); err != nil || !active {
 			t.Fatalf("%t, %v", active, err)
 		}
 	}
-	_, err = c.Register(ctx, "MANUAL", "")
+	_, err = c.Register(ctx, "MANUAL", "", false)
 	is(t, "into a second organization", err, claviger.KeyExists)
 	if err := s.store.SetState(ctx, identities()[1].Fingerprint(), server.Disabled); err != nil {
 		t.Fatal(err)
@@ -156,11 +156,11 @@ func TestRegister(t *testing.T) {
 	if !strings.Contains(err.Error(), "orgtool enable-client") {
 		t.Error(err)
 	}
-	_, err = c.Register(ctx, "ORG", "s3cret")
+	_, err = c.Register(ctx, "ORG", "s3cret", false)
 	is(t, "registration of a disabled client", err, claviger.Denied)
 
 	manual := s.client(identities()[2])
-	if active, err := manual.Register(ctx, "MANUAL", "whatever"); err != nil || active {
+	if active, err := manual.Register(ctx, "MANUAL", "whatever", false); err != nil || active {
 		t.Fatalf("%t, %v", active, err)
 	}
 	_, err = manual.Put(ctx, trustee.Deposit{Label: "l", Content: []byte("x")}, "")
@@ -178,16 +178,16 @@ func TestGuessing(t *testing.T) {
 	s, ctx := newSite(t), t.Context()
 	c := s.client(identities()[1])
 	for range 20 {
-		_, err := c.Register(ctx, "ORG", "guess")
+		_, err := c.Register(ctx, "ORG", "guess", false)
 		is(t, "a guess", err, claviger.Denied)
 	}
-	_, err := c.Register(ctx, "ORG", "s3cret")
+	_, err := c.Register(ctx, "ORG", "s3cret", false)
 	is(t, "after twenty guesses", err, claviger.Denied)
 	if err == nil || !strings.Contains(err.Error(), "too many registrations have failed") {
 		t.Error(err)
 	}
 	s.shift.Store(int64(time.Minute))
-	if active, err := c.Register(ctx, "ORG", "s3cret"); err != nil || !active {
+	if active, err := c.Register(ctx, "ORG", "s3cret", false); err != nil || !active {
 		t.Errorf("a minute later: %t, %v", active, err)
 	}
 }
@@ -227,12 +227,12 @@ func TestPending(t *testing.T) {
 		}
 	}
 	c := s.client(identities()[1])
-	_, err := c.Register(ctx, "MANUAL", "")
+	_, err := c.Register(ctx, "MANUAL", "", false)
 	is(t, "one too many", err, claviger.Denied)
 	if err := s.store.SetState(ctx, fmt.Sprintf("%040d", 0), server.Active); err != nil {
 		t.Fatal(err)
 	}
-	if active, err := c.Register(ctx, "MANUAL", ""); err != nil || active {
+	if active, err := c.Register(ctx, "MANUAL", "", false); err != nil || active {
 		t.Errorf("after one was let in: %t, %v", active, err)
 	}
 }

@@ -1,0 +1,201 @@
+package keytrustee
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"claviger"
+	"claviger/provider"
+	"claviger/secret"
+	"claviger/trustee"
+)
+
+// Prefixes of labels.
+const (
+	keyPrefix     = "key/"
+	versionPrefix = "version/"
+	deletedPrefix = "deleted/"
+)
+
+// keyDoc is what the deposit of a key holds.
+type keyDoc struct {
+	Name        string            `json:"name"`
+	Cipher      string            `json:"cipher"`
+	Length      int               `json:"length"` // bits
+	Description *string           `json:"description,omitempty"`
+	Attributes  map[string]string `json:"attributes,omitempty"`
+	Created     int64             `json:"created"` // milliseconds since 1970
+	Versions    []versionRef      `json:"versions"`
+	// Deleted is since when the key is deleted, in milliseconds since 1970; 0: it is not.
+	Deleted int64 `json:"deleted,omitempty"`
+
+	// uuid of the deposit that it came in.
+	uuid string
+}
+
+// versionRef names the deposit of a version.
+type versionRef struct {
+	Name string `json:"name"` // full
+	UUID string `json:"uuid"`
+}
+
+// versionDoc is what the deposit of a version holds.
+type versionDoc struct {
+	Version  string `json:"version"` // full name
+	Material []byte `json:"material"`
+}
+
+func (d *keyDoc) metadata() claviger.Metadata {
+	m := claviger.Metadata{Name: d.Name, Cipher: d.Cipher, BitLength: d.Length, Attributes: map[string]string{},
+		Created: time.UnixMilli(d.Created), Versions: len(d.Versions)}
+	if d.Description != nil {
+		text := *d.Description
+		m.Description = &text
+	}
+	for k, v := range d.Attributes {
+		m.Attributes[k] = v
+	}
+	return m
+}
+
+func (d *keyDoc) find(version string) (versionRef, bool) {
+	for _, v := range d.Versions {
+		if v.Name == version {
+			return v, true
+		}
+	}
+	return versionRef{}, false
+}
+
+// holdable says why a key cannot have that name here; nil: it can. The label of a
+// version is the longest.
+func holdable(name string) error {
+	if most := trustee.MaxLabel - len(versionPrefix) - len("@") - idLength; len(name) > most {
+		return fmt.Errorf("a key's name has at most %d bytes at a Key Trustee Server, not %d", most, len(name))
+	}
+	if !utf8.ValidString(name) || strings.ContainsRune(name, 0) {
+		return fmt.Errorf("a key's name must be UTF-8 without NUL")
+	}
+	return nil
+}
+
+// idLength of a version's id: 128 random bits in hex.
+const idLength = 32
+
+func newID() string {
+	var b [idLength / 2]byte
+	_, _ = rand.Read(b[:]) // it never fails
+	return hex.EncodeToString(b[:])
+}
+
+// open decrypts a deposit's content and reads its JSON.
+func (p *Provider) open(d *trustee.Deposit, into any) error {
+	text, err := p.cfg.Identity.Open(d.Content, p.cfg.Now())
+	if err != nil {
+		return err
+	}
+	defer clear(text)
+	dec := json.NewDecoder(bytes.NewReader(text))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(into); err != nil {
+		// Not the decoder's own words, which may quote what it read.
+		return fmt.Errorf("the content of deposit %q is not what this version of claviger writes", d.Label)
+	}
+	return nil
+}
+
+// put deposits v. The kinds are the box's.
+func (p *Provider) put(ctx context.Context, label, description string, v any, replaces string) (uuid string, err error) {
+	text, err := json.Marshal(v)
+	if err != nil {
+		return "", err
+	}
+	defer clear(text)
+	sealed, err := p.cfg.Identity.Seal(text, p.cfg.Now())
+	if err != nil {
+		return "", err
+	}
+	if len(sealed) > trustee.MaxContent {
+		return "", claviger.Errorf("keytrustee.put", claviger.Internal, "", "%q would take %d bytes, a deposit at most %d: a key with so many versions or attributes cannot be held; make a new one", label, len(sealed), trustee.MaxContent)
+	}
+	return p.cfg.Box.Put(ctx, trustee.Deposit{Label: label, Description: description, Content: sealed}, replaces)
+}
+
+// doc reads the deposit of a key, or of a deleted one; nil where there is none.
+func (p *Provider) doc(ctx context.Context, op, label, name string) (*keyDoc, error) {
+	if len(label) > trustee.MaxLabel || !utf8.ValidString(label) {
+		return nil, nil
+	}
+	d, err := p.cfg.Box.Find(ctx, label)
+	if claviger.Is(err, claviger.KeyNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, failed(op, name, err)
+	}
+	k := &keyDoc{uuid: d.UUID}
+	if err := p.open(&d, k); err != nil {
+		return nil, claviger.E(op, claviger.Internal, name, err)
+	}
+	if k.Name != name || len(k.Versions) == 0 {
+		return nil, claviger.Errorf(op, claviger.Internal, name, "deposit %q is of key %q, with %d versions", label, k.Name, len(k.Versions))
+	}
+	return k, nil
+}
+
+func (p *Provider) key(ctx context.Context, op, name string) (*keyDoc, error) {
+	if name == "" {
+		return nil, nil
+	}
+	return p.doc(ctx, op, keyPrefix+name, name)
+}
+
+// fetch reads a version's material, from memory if it is there.
+func (p *Provider) fetch(ctx context.Context, op string, k *keyDoc, ref versionRef) (provider.KeyVersion, error) {
+	v := provider.KeyVersion{Key: k.Name, Name: ref.Name, BitLength: k.Length}
+	if v.Material = p.kept.material(ref.Name); v.Material != nil {
+		return v, nil
+	}
+	d, err := p.cfg.Box.Get(ctx, ref.UUID)
+	if claviger.Is(err, claviger.KeyNotFound) {
+		return v, claviger.Errorf(op, claviger.VersionNotFound, ref.Name, "the Key Trustee Server has no deposit %s, which key %q names: was it restored from an older backup?", ref.UUID, k.Name)
+	}
+	if err != nil {
+		return v, failed(op, ref.Name, err)
+	}
+	var doc versionDoc
+	if err := p.open(&d, &doc); err != nil {
+		return v, claviger.E(op, claviger.Internal, ref.Name, err)
+	}
+	v.Material = secret.Bytes(doc.Material)
+	if doc.Version != ref.Name || 8*len(doc.Material) != k.Length {
+		v.Material.Wipe()
+		return v, claviger.Errorf(op, claviger.Internal, ref.Name, "deposit %s holds %d bits of version %q", ref.UUID, 8*len(doc.Material), doc.Version)
+	}
+	if err := p.kept.keep(ref.Name, v.Material); err != nil {
+		return v, claviger.E(op, claviger.Internal, ref.Name, err)
+	}
+	return v, nil
+}
+
+// list calls f for the live deposits whose label begins with prefix.
+func (p *Provider) list(ctx context.Context, prefix string, deleted bool, f func(*trustee.Deposit)) error {
+	after := ""
+	for {
+		page, err := p.cfg.Box.List(ctx, prefix, deleted, after, trustee.MaxPage)
+		if err != nil || len(page) == 0 {
+			return err
+		}
+		for i := range page {
+			f(&page[i])
+		}
+		after = page[len(page)-1].Cursor()
+	}
+}

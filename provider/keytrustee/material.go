@@ -1,0 +1,131 @@
+package keytrustee
+
+import (
+	"crypto/aes"
+	"crypto/cipher"
+	"slices"
+	"sync"
+	"time"
+
+	"claviger/secret"
+)
+
+// maxMaterials bounds what is kept, whatever is asked for.
+const maxMaterials = 1 << 16
+
+// materials keeps versions' keys for a time since they were fetched, and then
+// wipes them.
+type materials struct {
+	life time.Duration
+
+	mu     sync.RWMutex
+	closed bool
+	list   map[string]*kept // by full version name
+	timer  *time.Timer      // of the next sweep; nil where nothing is kept
+}
+
+type kept struct {
+	material secret.Bytes
+	// block holds the key schedule, which Go lets nobody wipe: it goes with the
+	// entry.
+	block cipher.Block
+	until time.Time
+}
+
+func newMaterials(life time.Duration) *materials {
+	return &materials{life: life, list: map[string]*kept{}}
+}
+
+// block returns the cipher of a version; nil where it is not kept.
+func (m *materials) block(version string) cipher.Block {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	if k := m.list[version]; k != nil && time.Now().Before(k.until) {
+		return k.block
+	}
+	return nil
+}
+
+// material returns a copy; nil where it is not kept.
+func (m *materials) material(version string) secret.Bytes {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	if k := m.list[version]; k != nil && time.Now().Before(k.until) {
+		return slices.Clone(k.material)
+	}
+	return nil
+}
+
+// keep takes a copy.
+func (m *materials) keep(version string, material secret.Bytes) error {
+	block, err := aes.NewCipher(material)
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return nil
+	}
+	m.drop(version)
+	for other := range m.list {
+		if len(m.list) < maxMaterials {
+			break
+		}
+		m.drop(other)
+	}
+	m.list[version] = &kept{slices.Clone(material), block, time.Now().Add(m.life)}
+	if m.timer == nil {
+		m.timer = time.AfterFunc(m.life, m.sweep)
+	}
+	return nil
+}
+
+// forget wipes versions' keys.
+func (m *materials) forget(versions []versionRef) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, v := range versions {
+		m.drop(v.Name)
+	}
+}
+
+// drop needs the lock.
+func (m *materials) drop(version string) {
+	if k := m.list[version]; k != nil {
+		k.material.Wipe()
+		delete(m.list, version)
+	}
+}
+
+// sweep wipes what has expired, and comes again while anything is kept.
+func (m *materials) sweep() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now := time.Now()
+	next := m.life
+	for version, k := range m.list {
+		if left := k.until.Sub(now); left > 0 {
+			next = min(next, left)
+		} else {
+			m.drop(version)
+		}
+	}
+	m.timer = nil
+	if len(m.list) > 0 {
+		m.timer = time.AfterFunc(next, m.sweep)
+	}
+}
+
+func (m *materials) close() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.closed = true
+	if m.timer != nil {
+		m.timer.Stop()
+		m.timer = nil
+	}
+	for version := range m.list {
+		m.drop(version)
+	}
+}

@@ -1,0 +1,246 @@
+package keytrustee
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"time"
+
+	"claviger"
+	"claviger/hadoopconf"
+	"claviger/provider"
+	"claviger/trustee"
+)
+
+// mismatch is what a Key Trustee KMS says where its hosts have different
+// identities, word by word: operators search for it.
+const mismatch = "Unable to verify private key match between KMS hosts. Verify private key files have been synced between all KMS hosts. Aborting to prevent data inconsistency."
+
+// Scheme is the registry's line for keytrustee://file@/PATH/.keytrustee, a folder
+// as a KT KMS keeps it. clientTLS tells whose certificates are believed towards a
+// Key Trustee Server; it has nothing to do with the KMS's own certificate.
+func Scheme(clientTLS func(provider.Env) (*tls.Config, error)) provider.Scheme {
+	return provider.Scheme{Name: "keytrustee", Open: func(ctx context.Context, uri string, env provider.Env) (provider.Provider, error) {
+		p, err := open(ctx, uri, env, clientTLS)
+		if err != nil {
+			return nil, err // not p: a nil pointer in an interface is not nil
+		}
+		return p, nil
+	}}
+}
+
+// opening is a provider on its way.
+type opening struct {
+	path   string
+	site   site
+	folder *trustee.Folder
+	client *trustee.Client
+	tls    *tls.Config
+	env    provider.Env
+	log    *slog.Logger
+}
+
+func open(ctx context.Context, uri string, env provider.Env, clientTLS func(provider.Env) (*tls.Config, error)) (*Provider, error) {
+	path, err := provider.UnnestPath(uri)
+	if err != nil {
+		return nil, err
+	}
+	o := opening{path: path, env: env, log: env.Log}
+	if o.log == nil {
+		o.log = slog.New(slog.DiscardHandler)
+	}
+	place, _ := env.Get(hadoopconf.TrusteeConf)
+	var warnings []string
+	if o.site, warnings, err = readSite(place, env.ConfDir); err != nil {
+		return nil, err
+	}
+	defer o.site.auth.Wipe()
+	for _, w := range warnings {
+		o.log.Warn(w)
+	}
+	life, err := duration(env, "claviger.keytrustee.material.life", defaultLife)
+	if err != nil {
+		return nil, err
+	}
+	if clientTLS != nil {
+		if o.tls, err = clientTLS(env); err != nil {
+			return nil, err
+		}
+	}
+	if o.site.insecure {
+		o.log.Warn("certificates of the Key Trustee Server are not checked, so that whoever is between can withhold deposits: put its certificate into the truststore and take the property out; Cloudera Manager sets it by itself where the KMS's own TLS is off",
+			"file", o.site.file, "property", prefix+"insecure")
+		if o.tls = o.tls.Clone(); o.tls == nil {
+			o.tls = &tls.Config{MinVersion: tls.VersionTLS12}
+		}
+		o.tls.InsecureSkipVerify = true //nolint:gosec // as the operator has it; answers are signed
+	}
+	if err := o.load(ctx); err != nil {
+		return nil, err
+	}
+	soft, _ := env.Get("claviger.delete.soft")
+	return New(Config{URI: uri, Box: o.client, Identity: o.folder.Identity, SoftDelete: soft != "false", MaterialLife: life, Log: o.log,
+		Closer: func() error { o.client.Close(); return nil }}), nil
+}
+
+func duration(env provider.Env, name string, fallback time.Duration) (time.Duration, error) {
+	v, ok := env.Get(name)
+	if !ok || v == "" {
+		return fallback, nil
+	}
+	d, err := time.ParseDuration(v)
+	if err != nil || d < time.Second || d > 24*time.Hour {
+		return 0, fmt.Errorf("property %s is %q: it must be 1s to 24h, as in 10m", name, v)
+	}
+	return d, nil
+}
+
+// load brings identity, servers and registration together. What can be asked only
+// of a server that does not answer is put off where the folder says that it was
+// asked before.
+func (o *opening) load(ctx context.Context) error {
+	folder, err := trustee.LoadFolder(o.path)
+	switch {
+	case errors.Is(err, trustee.ErrNoFolder) && !o.env.Source:
+		if folder, err = o.newFolder(); err != nil {
+			return err
+		}
+	case err != nil:
+		return err
+	}
+	o.folder = folder
+	for _, w := range folder.Warnings {
+		o.log.Warn(w)
+	}
+	if o.client, err = o.newClient(); err != nil {
+		return err
+	}
+	if len(folder.Servers) == 0 {
+		if err := o.introduce(ctx); err != nil {
+			return err
+		}
+	}
+	switch {
+	case folder.Registered.IsZero():
+		return o.register(ctx)
+	case o.env.Source:
+		return nil // a copy of a folder is as good as the KMS that it is of
+	}
+	return o.compare(ctx)
+}
+
+func (o *opening) newFolder() (*trustee.Folder, error) {
+	if o.site.org == "" {
+		return nil, fmt.Errorf("%s: property %sorg is not set: at its first start a KT KMS registers with an organization, which claviger orgtool add makes", o.site.file, prefix)
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		host = "localhost"
+	}
+	o.log.Info("making the identity of this KT KMS, which takes some seconds", "folder", o.path, "bits", o.site.bits)
+	id, err := trustee.NewIdentity("keytrustee", "client", "kms@"+host, o.site.bits, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	o.log.Warn("this KT KMS has an identity of its own now: other hosts of the same KMS need a copy of the folder before they are started", "folder", o.path, "identity", id)
+	return trustee.NewFolder(o.path, id)
+}
+
+// newClient makes a client of the servers that kts-site.xml names. Active and
+// passive have one identity.
+func (o *opening) newClient() (*trustee.Client, error) {
+	cfg := trustee.ClientConfig{Identity: o.folder.Identity, TLS: o.tls, RoundRobin: o.site.roundRobin && len(o.site.hosts) > 1, MaxConns: o.site.pool, Log: o.log}
+	for i, host := range o.site.hosts {
+		e := trustee.Endpoint{URL: "https://" + host}
+		if n := len(o.folder.Servers); n > 0 {
+			e.Server = o.folder.Servers[min(i, n-1)]
+		}
+		cfg.Servers = append(cfg.Servers, e)
+	}
+	return trustee.NewClient(cfg)
+}
+
+// introduce asks the servers who they are, once, over TLS.
+func (o *opening) introduce(ctx context.Context) error {
+	var errs []error
+	for _, host := range o.site.hosts {
+		p, err := o.client.Introduce(ctx, "https://"+host)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		o.log.Info("this Key Trustee Server is believed from now on", "server", host, "identity", p)
+		o.folder.Servers = []*trustee.Party{p}
+		if err := o.folder.Save(); err != nil {
+			return err
+		}
+		o.client.Close()
+		o.client, err = o.newClient()
+		return err
+	}
+	return fmt.Errorf("no Key Trustee Server could be asked who it is: %w", errors.Join(errs...))
+}
+
+// shared: the organization is not ours alone.
+func (o *opening) shared() bool {
+	v, _ := o.env.Get("claviger.keytrustee.shared.organization")
+	return v == "true"
+}
+
+func (o *opening) register(ctx context.Context) error {
+	if o.site.org == "" {
+		return fmt.Errorf("%s: property %sorg is not set, and %s was not registered yet", o.site.file, prefix, o.folder.Identity)
+	}
+	if o.env.Source {
+		return fmt.Errorf("%s was never registered with a Key Trustee Server, so there are no keys of it: copy the folder from the KT KMS host", o.path)
+	}
+	active, err := o.client.Register(ctx, o.site.org, string(o.site.auth), !o.shared())
+	switch {
+	case claviger.Is(err, claviger.KeyExists):
+		return o.mismatch(err.Error())
+	case claviger.Is(err, claviger.Denied):
+		return fmt.Errorf("%s: the Key Trustee Server does not register this KMS (%w): compare the properties %sorg and %sauth with claviger orgtool list there", o.site.file, err, prefix, prefix)
+	case err != nil:
+		return fmt.Errorf("this KMS could not be registered with the Key Trustee Server: %w", err)
+	case !active:
+		return fmt.Errorf("organization %q has no secret, so that an operator decides: on the Key Trustee Server's host run claviger orgtool enable-client --fingerprint %s, and start again", o.site.org, o.folder.Identity.Fingerprint())
+	}
+	o.folder.Org, o.folder.Registered = o.site.org, time.Now()
+	o.log.Info("registered with the Key Trustee Server", "organization", o.site.org, "identity", o.folder.Identity)
+	return o.folder.Save()
+}
+
+// compare refuses to start where another identity of the organization was there
+// first: the keys of one host are lost to the other.
+func (o *opening) compare(ctx context.Context) error {
+	if o.shared() {
+		return nil
+	}
+	r, err := o.client.Clients(ctx)
+	if claviger.Is(err, claviger.Unavailable) {
+		o.log.Warn("whether all hosts of this KMS have one identity could not be asked", "err", err)
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("the Key Trustee Server does not let this KMS in: %w", err)
+	}
+	mine := o.folder.Identity.Fingerprint()
+	for _, c := range r.Clients {
+		switch {
+		case strings.EqualFold(c.Fingerprint, mine):
+			return nil
+		case !c.Disabled:
+			return o.mismatch(fmt.Sprintf("organization %q has the client %s, registered at %s", r.Org, c.Fingerprint, c.Created.UTC().Format(time.RFC3339)))
+		}
+	}
+	return nil
+}
+
+func (o *opening) mismatch(what string) error {
+	return fmt.Errorf("%s %s, but %s, %s and %s in %s are of %s: copy these three files together from the KT KMS host whose %s has that fingerprint. If this is another KMS, give it an organization of its own (claviger orgtool add), or set claviger.keytrustee.shared.organization to true; a client that is no more is put out by claviger orgtool disable-client",
+		mismatch, what, trustee.ConfFile, trustee.PublicRing, trustee.PrivateRing, o.path, o.folder.Identity, trustee.ConfFile)
+}

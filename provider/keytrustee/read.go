@@ -1,0 +1,209 @@
+package keytrustee
+
+import (
+	"context"
+	"crypto/aes"
+	"slices"
+	"strings"
+
+	"golang.org/x/sync/errgroup"
+
+	"claviger"
+	"claviger/provider"
+	"claviger/trustee"
+)
+
+// Keys returns all names.
+func (p *Provider) Keys(ctx context.Context) ([]string, error) {
+	const op = "keytrustee.Keys"
+	if err := p.ready(ctx, op, ""); err != nil {
+		return nil, err
+	}
+	names := []string{}
+	err := p.list(ctx, keyPrefix, false, func(d *trustee.Deposit) { names = append(names, strings.TrimPrefix(d.Label, keyPrefix)) })
+	if err != nil {
+		return nil, failed(op, "", err)
+	}
+	return names, nil
+}
+
+// Metadata returns one entry per name.
+func (p *Provider) Metadata(ctx context.Context, names ...string) ([]*claviger.Metadata, error) {
+	const op = "keytrustee.Metadata"
+	if err := p.ready(ctx, op, ""); err != nil {
+		return nil, err
+	}
+	list := make([]*claviger.Metadata, len(names))
+	err := each(ctx, len(names), func(ctx context.Context, i int) error {
+		k, err := p.key(ctx, op, names[i])
+		if err == nil && k != nil {
+			m := k.metadata()
+			list[i] = &m
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return list, nil
+}
+
+// each calls f for 0 to n-1, a few at a time.
+func each(ctx context.Context, n int, f func(context.Context, int) error) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(parallel)
+	for i := range n {
+		if ctx.Err() != nil {
+			break
+		}
+		group.Go(func() error { return f(ctx, i) })
+	}
+	return group.Wait()
+}
+
+// Versions returns a key's versions, oldest first.
+func (p *Provider) Versions(ctx context.Context, name string) ([]provider.KeyVersion, error) {
+	const op = "keytrustee.Versions"
+	if err := p.ready(ctx, op, name); err != nil {
+		return nil, err
+	}
+	k, err := p.key(ctx, op, name)
+	if err != nil || k == nil {
+		return []provider.KeyVersion{}, err
+	}
+	list := make([]provider.KeyVersion, len(k.Versions))
+	err = each(ctx, len(list), func(ctx context.Context, i int) (err error) {
+		list[i], err = p.fetch(ctx, op, k, k.Versions[i])
+		return err
+	})
+	if err != nil {
+		for _, v := range list {
+			v.Material.Wipe()
+		}
+		return nil, err
+	}
+	return list, nil
+}
+
+// Current returns a key's newest version.
+func (p *Provider) Current(ctx context.Context, name string) (provider.KeyVersion, error) {
+	const op = "keytrustee.Current"
+	if err := p.ready(ctx, op, name); err != nil {
+		return provider.KeyVersion{}, err
+	}
+	k, err := p.key(ctx, op, name)
+	if err != nil {
+		return provider.KeyVersion{}, err
+	}
+	if k == nil {
+		return provider.KeyVersion{}, claviger.E(op, claviger.KeyNotFound, name, nil)
+	}
+	return p.fetch(ctx, op, k, k.Versions[len(k.Versions)-1])
+}
+
+// Version returns the version of that name.
+func (p *Provider) Version(ctx context.Context, version string) (provider.KeyVersion, error) {
+	const op = "keytrustee.Version"
+	if err := p.ready(ctx, op, version); err != nil {
+		return provider.KeyVersion{}, err
+	}
+	return p.version(ctx, op, version)
+}
+
+func (p *Provider) version(ctx context.Context, op, version string) (provider.KeyVersion, error) {
+	none := claviger.E(op, claviger.VersionNotFound, version, nil)
+	name, ok := claviger.KeyOfVersion(version)
+	if !ok {
+		return provider.KeyVersion{}, none
+	}
+	k, err := p.key(ctx, op, name)
+	if err != nil {
+		return provider.KeyVersion{}, err
+	}
+	if k == nil {
+		return provider.KeyVersion{}, none
+	}
+	ref, ok := k.find(version)
+	if !ok {
+		return provider.KeyVersion{}, none
+	}
+	return p.fetch(ctx, op, k, ref)
+}
+
+// EncryptBlocks encrypts with the version's material, which it fetches where it is
+// not in memory.
+func (p *Provider) EncryptBlocks(ctx context.Context, version string, blocks []byte) error {
+	const op = "keytrustee.EncryptBlocks"
+	if err := p.ready(ctx, op, version); err != nil {
+		return err
+	}
+	if len(blocks)%aes.BlockSize != 0 {
+		return claviger.Errorf(op, claviger.Internal, version, "%d bytes are not whole blocks", len(blocks))
+	}
+	c := p.kept.block(version)
+	if c == nil {
+		v, err := p.version(ctx, op, version)
+		if err != nil {
+			return err
+		}
+		defer v.Material.Wipe()
+		if c, err = aes.NewCipher(v.Material); err != nil {
+			return claviger.E(op, claviger.Internal, version, err)
+		}
+	}
+	for ; len(blocks) > 0; blocks = blocks[aes.BlockSize:] {
+		c.Encrypt(blocks, blocks)
+	}
+	return nil
+}
+
+// Deleted returns the keys that were deleted softly, longest deleted first.
+func (p *Provider) Deleted(ctx context.Context) ([]provider.Deleted, error) {
+	const op = "keytrustee.Deleted"
+	if err := p.ready(ctx, op, ""); err != nil {
+		return nil, err
+	}
+	docs, err := p.deletedDocs(ctx, op, "")
+	if err != nil {
+		return nil, err
+	}
+	list := make([]provider.Deleted, len(docs))
+	for i, k := range docs {
+		list[i] = provider.Deleted{Metadata: k.metadata(), Since: since(k)}
+		for _, v := range k.Versions {
+			list[i].List = append(list[i].List, v.Name)
+		}
+	}
+	return list, nil
+}
+
+// deletedDocs returns the deleted keys of a name, "" is any, longest deleted
+// first.
+func (p *Provider) deletedDocs(ctx context.Context, op, name string) ([]*keyDoc, error) {
+	prefix := deletedPrefix
+	if name != "" {
+		prefix += name + "/"
+	}
+	type place struct{ label, name string }
+	var places []place
+	err := p.list(ctx, prefix, false, func(d *trustee.Deposit) {
+		rest := strings.TrimPrefix(d.Label, deletedPrefix)
+		if i := strings.LastIndexByte(rest, '/'); i > 0 && (name == "" || rest[:i] == name) {
+			places = append(places, place{d.Label, rest[:i]})
+		}
+	})
+	if err != nil {
+		return nil, failed(op, name, err)
+	}
+	docs := make([]*keyDoc, len(places))
+	err = each(ctx, len(places), func(ctx context.Context, i int) (err error) {
+		docs[i], err = p.doc(ctx, op, places[i].label, places[i].name)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	docs = slices.DeleteFunc(docs, func(k *keyDoc) bool { return k == nil }) // somebody was faster
+	slices.SortStableFunc(docs, func(a, b *keyDoc) int { return since(a).Compare(since(b)) })
+	return docs, nil
+}

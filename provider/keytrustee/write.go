@@ -1,0 +1,362 @@
+package keytrustee
+
+import (
+	"context"
+	"crypto/rand"
+	"maps"
+	mathrand "math/rand/v2"
+	"slices"
+	"strings"
+	"time"
+
+	"claviger"
+	"claviger/provider"
+	"claviger/secret"
+	"claviger/trustee"
+)
+
+// since is when a deleted key was deleted.
+func since(k *keyDoc) time.Time { return time.UnixMilli(k.Deleted) }
+
+// grow deposits a new version, which no key names yet, and returns it with its
+// material.
+func (p *Provider) grow(ctx context.Context, op, name string, bits int, given secret.Bytes) (provider.KeyVersion, versionRef, error) {
+	material := slices.Clone(given)
+	if material == nil {
+		material = make(secret.Bytes, bits/8)
+		_, _ = rand.Read(material) // it never fails
+	}
+	v := provider.KeyVersion{Key: name, Name: claviger.VersionName(name, newID()), BitLength: bits, Material: material}
+	uuid, err := p.put(ctx, versionPrefix+v.Name, "", versionDoc{v.Name, material}, "")
+	if err != nil {
+		material.Wipe()
+		return provider.KeyVersion{}, versionRef{}, failed(op, name, err)
+	}
+	return v, versionRef{v.Name, uuid}, nil
+}
+
+// drop takes back a version that no key came to name. What is left where it
+// fails, clean finds.
+func (p *Provider) drop(ctx context.Context, v *provider.KeyVersion, ref versionRef) {
+	v.Material.Wipe()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
+	defer cancel()
+	err := p.cfg.Box.Delete(ctx, ref.UUID)
+	if err == nil {
+		err = p.cfg.Box.Purge(ctx, ref.UUID)
+	}
+	if err != nil {
+		p.cfg.Log.Warn("a deposit that no key names is left behind; the next change of the key takes it away", "version", ref.Name, "err", err)
+	}
+}
+
+// refused reports whether a box's error means that nothing was changed. Where no
+// answer came, it may have been.
+func refused(err error) bool {
+	switch claviger.KindOf(err) {
+	case claviger.KeyExists, claviger.KeyNotFound, claviger.Denied, claviger.Invalid:
+		return true
+	}
+	return false
+}
+
+// Create makes a key.
+func (p *Provider) Create(ctx context.Context, spec provider.Spec) (provider.KeyVersion, error) {
+	const op = "keytrustee.Create"
+	none := provider.KeyVersion{}
+	if err := p.ready(ctx, op, spec.Name); err != nil {
+		return none, err
+	}
+	if err := provider.CheckSpec(op, spec); err != nil {
+		return none, err
+	}
+	if err := holdable(spec.Name); err != nil {
+		return none, claviger.E(op, claviger.Invalid, spec.Name, err)
+	}
+	k, err := p.key(ctx, op, spec.Name)
+	if err != nil {
+		return none, err
+	}
+	if k != nil {
+		return none, claviger.E(op, claviger.KeyExists, spec.Name, nil)
+	}
+	p.clean(ctx, spec.Name, nil)
+	ctx, cancel := context.WithTimeout(ctx, changeTime)
+	defer cancel()
+	v, ref, err := p.grow(ctx, op, spec.Name, spec.BitLength, spec.Material)
+	if err != nil {
+		return none, err
+	}
+	k = &keyDoc{Name: spec.Name, Cipher: spec.Cipher, Length: spec.BitLength, Description: spec.Description,
+		Attributes: maps.Clone(spec.Attributes), Created: p.cfg.Now().UnixMilli(), Versions: []versionRef{ref}}
+	if _, err := p.put(ctx, keyPrefix+spec.Name, "", k, ""); err != nil {
+		if refused(err) {
+			p.drop(ctx, &v, ref)
+		}
+		v.Material.Wipe()
+		if claviger.Is(err, claviger.KeyExists) {
+			return none, claviger.E(op, claviger.KeyExists, spec.Name, nil)
+		}
+		return none, failed(op, spec.Name, err)
+	}
+	p.keep(&v)
+	return v, nil
+}
+
+func (p *Provider) keep(v *provider.KeyVersion) {
+	if err := p.kept.keep(v.Name, v.Material); err != nil {
+		p.cfg.Log.Error("a version that was just made cannot be kept in memory", "version", v.Name, "err", err)
+	}
+}
+
+// Roll adds a version.
+func (p *Provider) Roll(ctx context.Context, name string, material secret.Bytes) (provider.KeyVersion, error) {
+	const op = "keytrustee.Roll"
+	none := provider.KeyVersion{}
+	if err := p.ready(ctx, op, name); err != nil {
+		return none, err
+	}
+	k, err := p.key(ctx, op, name)
+	if err != nil {
+		return none, err
+	}
+	if k == nil {
+		return none, claviger.E(op, claviger.KeyNotFound, name, nil)
+	}
+	if material != nil {
+		if err := provider.CheckMaterial(op, name, k.Length, material); err != nil {
+			return none, err
+		}
+	}
+	p.clean(ctx, name, k)
+	ctx, cancel := context.WithTimeout(ctx, changeTime)
+	defer cancel()
+	v, ref, err := p.grow(ctx, op, name, k.Length, material)
+	if err != nil {
+		return none, err
+	}
+	bits := k.Length
+	err = p.replace(ctx, op, name, k, func(k *keyDoc) (string, error) {
+		if k.Length != bits { // deleted, and made anew
+			return "", claviger.Errorf(op, claviger.KeyNotFound, name, "the key was deleted meanwhile")
+		}
+		k.Versions = append(k.Versions, ref)
+		return keyPrefix + name, nil
+	})
+	if err != nil {
+		if refused(err) {
+			p.drop(ctx, &v, ref)
+		}
+		v.Material.Wipe()
+		return none, err
+	}
+	p.keep(&v)
+	return v, nil
+}
+
+// replace changes a key's deposit by compare and set: change gets the key as it
+// is, and returns the label of the deposit that takes its place. k is what was
+// read last, nil where nothing was. Kind KeyNotFound where there is no such key.
+func (p *Provider) replace(ctx context.Context, op, name string, k *keyDoc, change func(*keyDoc) (string, error)) error {
+	for range tries {
+		if k == nil {
+			var err error
+			if k, err = p.key(ctx, op, name); err != nil {
+				return err
+			}
+			if k == nil {
+				return claviger.E(op, claviger.KeyNotFound, name, nil)
+			}
+		}
+		label, err := change(k)
+		if err != nil {
+			return err
+		}
+		_, err = p.put(ctx, label, "", k, k.uuid)
+		if err == nil {
+			return nil
+		}
+		if !claviger.Is(err, claviger.KeyNotFound) {
+			return failed(op, name, err)
+		}
+		k = nil // somebody was faster
+		select {
+		case <-ctx.Done():
+			return claviger.E(op, claviger.Unavailable, name, ctx.Err())
+		case <-time.After(mathrand.N(20 * time.Millisecond)): //nolint:gosec // to part those who race
+		}
+	}
+	return claviger.Errorf(op, claviger.Unavailable, name, "others change the key all the time: %d tries were in vain", tries)
+}
+
+// clean takes away versions of the key that nothing names and nothing will: what
+// changes left that were broken off. k is the key, nil where there is none. It is
+// housekeeping: where it fails, it is left to the next change.
+func (p *Provider) clean(ctx context.Context, name string, k *keyDoc) {
+	const op = "keytrustee.clean"
+	named := map[string]bool{}
+	if k != nil {
+		for _, v := range k.Versions {
+			named[v.UUID] = true
+		}
+	}
+	var strays []string
+	old := p.cfg.Now().Add(-strayAge)
+	stray := func(d *trustee.Deposit) {
+		of, ok := claviger.KeyOfVersion(strings.TrimPrefix(d.Label, versionPrefix))
+		if ok && of == name && !named[d.UUID] && d.Created.Before(old) {
+			strays = append(strays, d.UUID)
+		}
+	}
+	err := p.list(ctx, versionPrefix+name+"@", false, stray)
+	if err == nil && len(strays) > 0 {
+		var docs []*keyDoc
+		if docs, err = p.deletedDocs(ctx, op, name); err == nil {
+			// A key that came back meanwhile is read again.
+			var again *keyDoc
+			if again, err = p.key(ctx, op, name); again != nil {
+				docs = append(docs, again)
+			}
+		}
+		for _, d := range docs {
+			for _, v := range d.Versions {
+				named[v.UUID] = true
+			}
+		}
+		strays = slices.DeleteFunc(strays, func(uuid string) bool { return named[uuid] })
+	}
+	if err == nil && len(strays) > 0 {
+		err = p.end(ctx, strays)
+	}
+	if err != nil {
+		p.cfg.Log.Warn("deposits that no key names could not be looked for", "key", name, "err", err)
+	}
+}
+
+// end deletes and purges live deposits, a few at a time.
+func (p *Provider) end(ctx context.Context, uuids []string) error {
+	for some := range slices.Chunk(uuids, 500) {
+		if err := p.cfg.Box.Delete(ctx, some...); err != nil {
+			return err
+		}
+		if err := p.cfg.Box.Purge(ctx, some...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Delete ends a key, or puts it out of sight.
+func (p *Provider) Delete(ctx context.Context, name string) error {
+	const op = "keytrustee.Delete"
+	if err := p.ready(ctx, op, name); err != nil {
+		return err
+	}
+	id := newID()
+	var gone *keyDoc
+	err := p.replace(ctx, op, name, nil, func(k *keyDoc) (string, error) {
+		k.Deleted = p.cfg.Now().UnixMilli()
+		gone = k
+		return deletedPrefix + name + "/" + id, nil
+	})
+	if err != nil {
+		return err
+	}
+	p.kept.forget(gone.Versions)
+	if p.cfg.SoftDelete {
+		return nil
+	}
+	k, err := p.doc(ctx, op, deletedPrefix+name+"/"+id, name)
+	if err == nil && k != nil {
+		err = p.purge(ctx, op, k)
+	}
+	return err
+}
+
+// Undelete brings back the key of that name that was deleted last.
+func (p *Provider) Undelete(ctx context.Context, name string) error {
+	const op = "keytrustee.Undelete"
+	if err := p.ready(ctx, op, name); err != nil {
+		return err
+	}
+	if name == "" || holdable(name) != nil {
+		return claviger.E(op, claviger.KeyNotFound, name, nil)
+	}
+	docs, err := p.deletedDocs(ctx, op, name)
+	if err != nil {
+		return err
+	}
+	if len(docs) == 0 {
+		return claviger.E(op, claviger.KeyNotFound, name, nil)
+	}
+	k := docs[len(docs)-1]
+	k.Deleted = 0
+	_, err = p.put(ctx, keyPrefix+name, "", k, k.uuid)
+	switch {
+	case claviger.Is(err, claviger.KeyExists), claviger.Is(err, claviger.KeyNotFound):
+		return claviger.E(op, claviger.KindOf(err), name, nil)
+	case err != nil:
+		return failed(op, name, err)
+	}
+	return nil
+}
+
+// Purge ends all deleted keys of that name.
+func (p *Provider) Purge(ctx context.Context, name string) error {
+	const op = "keytrustee.Purge"
+	if err := p.ready(ctx, op, name); err != nil {
+		return err
+	}
+	if name == "" || holdable(name) != nil {
+		return claviger.E(op, claviger.KeyNotFound, name, nil)
+	}
+	docs, err := p.deletedDocs(ctx, op, name)
+	if err != nil {
+		return err
+	}
+	if len(docs) == 0 {
+		return claviger.E(op, claviger.KeyNotFound, name, nil)
+	}
+	for _, k := range docs {
+		if err := p.purge(ctx, op, k); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// purge ends a deleted key: its versions, then its own deposit, which names them
+// until they are gone.
+func (p *Provider) purge(ctx context.Context, op string, k *keyDoc) error {
+	mine := map[string]bool{}
+	for _, v := range k.Versions {
+		mine[v.UUID] = true
+	}
+	// What an earlier call has done is not asked for again: a box does all or none.
+	for _, deleted := range []bool{false, true} {
+		var left []string
+		err := p.list(ctx, versionPrefix+k.Name+"@", deleted, func(d *trustee.Deposit) {
+			if mine[d.UUID] {
+				left = append(left, d.UUID)
+			}
+		})
+		for some := range slices.Chunk(left, 500) {
+			if err != nil {
+				break
+			}
+			if deleted {
+				err = p.cfg.Box.Purge(ctx, some...)
+			} else {
+				err = p.cfg.Box.Delete(ctx, some...)
+			}
+		}
+		if err != nil {
+			return failed(op, k.Name, err)
+		}
+	}
+	p.kept.forget(k.Versions)
+	if err := p.end(ctx, []string{k.uuid}); err != nil {
+		return failed(op, k.Name, err)
+	}
+	return nil
+}
