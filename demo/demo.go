@@ -1,7 +1,8 @@
 // Package demo walks the whole procedure of Cloudera's page "Migrating from a
-// Key Trustee KMS to an HSM KMS" on one machine: a source KMS with keys and
-// EDEKs in use, an HSM KMS beside it on a SoftHSM token, the migration at its
-// start, the re-encryption, the end of the source. It plays the parts of the
+// Key Trustee KMS to an HSM KMS" on one machine: a Key Trustee Server with a Key
+// HSM on a SoftHSM token, a Key Trustee KMS with keys and EDEKs in use, an HSM KMS
+// beside it on another token, the migration at its start, the re-encryption, the
+// end of the source. It plays the parts of the
 // administrator, of the NameNode and of the users; the servers are real
 // processes of this very binary. Each step says what it does and what it saw,
 // and anything that is not as it should be ends the demo with an error.
@@ -33,9 +34,9 @@ type Options struct {
 	Dir   string    // an empty folder for everything that the demo makes
 	Out   io.Writer // the story
 	EDEKs int       // how many EDEKs each zone has at the source
-	// NewToken makes a SoftHSM token in dir and returns how it is reached. Env
-	// holds what a process needs in its environment to see it.
-	NewToken func(dir string) (Token, error)
+	// NewToken makes a SoftHSM token with that label in dir and returns how it is
+	// reached. Env holds what a process needs in its environment to see it.
+	NewToken func(dir, label string) (Token, error)
 	// Connect opens a KMS as the given user.
 	Connect func(ctx context.Context, uri, user string) (KMS, error)
 }
@@ -60,7 +61,10 @@ type file struct {
 type run struct {
 	Options
 	began  time.Time
-	token  Token
+	token  Token // of the HSM KMS
+	keyhsm *server
+	trust  *server // the Key Trustee Server
+	secret string  // of the organization there
 	source *server
 	hsm    *server
 	files  []file
@@ -88,7 +92,7 @@ var zones = []struct {
 func Run(ctx context.Context, o Options) (err error) {
 	r := &run{Options: o, began: time.Now()}
 	defer func() {
-		stopErr := errors.Join(r.source.stop(), r.hsm.stop())
+		stopErr := errors.Join(r.hsm.stop(), r.source.stop(), r.trust.stop(), r.keyhsm.stop())
 		if err == nil {
 			err = stopErr
 		}
@@ -100,18 +104,19 @@ func Run(ctx context.Context, o Options) (err error) {
 		title string
 		do    func(context.Context) error
 	}{
-		{"Before: a source KMS in use, with two zones' keys and their files", r.stageSource},
+		{"Before: a Key Trustee Server, its deposits wrapped by a Key HSM on a token", r.stageTrustee},
+		{"Before: a Key Trustee KMS in use, with two zones' keys and their files", r.stageSource},
 		{"Steps 1-2: kts-site.xml and the .keytrustee folder", r.stepTrusteeFiles},
-		{"Steps 3-4: TLS trust towards the source", r.stepTrust},
+		{"Steps 3-4: TLS trust towards the Key Trustee Server", r.stepTrust},
 		{"Step 5: the HSM KMS's configuration, and a token behind it", r.stepConfigure},
 		{"Step 6: plan, then ask for the migration on this node", r.stepPlan},
 		{"Steps 7-8: cache sizes, and ZooKeeper under Kerberos", r.stepCaches},
 		{"Steps 9-10: start the HSM KMS, which migrates at its start, and point HDFS at it", r.stepStart},
 		{"After the migration: the keys are the same, the versions are not", r.stepCompare},
-		{"Old files open through the source, new files come from the HSM", r.stepServe},
+		{"Old files open with the trustee's keys, new files come from the HSM", r.stepServe},
 		{"Re-encryption, in batches, as a NameNode does it", r.stepReencrypt},
 		{"Step 11: initiatemigration off; may the source go?", r.stepMayItGo},
-		{"The source stops; every file still opens", r.stepSourceGone},
+		{"KT KMS, trustee and Key HSM stop; every file still opens", r.stepSourceGone},
 		{"Steps 12-14: clean up, and serve from the HSM alone", r.stepFinish},
 	}
 	for _, s := range steps {

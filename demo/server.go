@@ -20,21 +20,33 @@ const (
 	stopLimit  = 20 * time.Second
 )
 
-// server is one running `claviger kms`.
+// server is one running role.
 type server struct {
 	name string // for the story
-	uri  string // kms://http@localhost:PORT/kms
-	base string // http://localhost:PORT/kms
+	uri  string // of a KMS: kms://http@localhost:PORT/kms
+	base string // URL, as http://localhost:PORT/kms
 	log  string // its standard error
 	took time.Duration
 	cmd  *exec.Cmd
 	done chan error
 }
 
-// start runs `claviger kms` on a configuration folder and waits until it serves.
-func (r *run) start(ctx context.Context, name, conf string) (*server, error) {
-	s := &server{name: name, log: filepath.Join(conf, "kms.log"), done: make(chan error, 1)}
-	ready := filepath.Join(conf, "ready")
+// startKMS runs `claviger kms` on a configuration folder.
+func (r *run) startKMS(ctx context.Context, name, conf string) (*server, error) {
+	s, err := r.start(ctx, name, conf, r.token.Env, "kms", "--conf", conf, "--http-port", "0")
+	if err != nil {
+		return nil, err
+	}
+	scheme, rest, _ := strings.Cut(s.base, "://")
+	s.uri = "kms://" + scheme + "@" + rest
+	return s, nil
+}
+
+// start runs a role and waits until it serves. Its log goes into dir; env is added
+// to the environment.
+func (r *run) start(ctx context.Context, name, dir string, env []string, args ...string) (*server, error) {
+	s := &server{name: name, log: filepath.Join(dir, args[0]+".log"), done: make(chan error, 1)}
+	ready := filepath.Join(dir, "ready")
 	if err := os.Remove(ready); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
@@ -44,7 +56,7 @@ func (r *run) start(ctx context.Context, name, conf string) (*server, error) {
 	}
 	defer log.Close()
 	began := time.Now()
-	s.cmd = r.command(ctx, "kms", "--conf", conf, "--http-port", "0", "--ready-file", ready)
+	s.cmd = r.command(ctx, env, append(args, "--ready-file", ready)...)
 	s.cmd.Stdout, s.cmd.Stderr = log, log
 	if err := s.cmd.Start(); err != nil {
 		return nil, err
@@ -68,8 +80,6 @@ func (r *run) start(ctx context.Context, name, conf string) (*server, error) {
 		}
 	}
 	s.took = time.Since(began)
-	scheme, rest, _ := strings.Cut(s.base, "://")
-	s.uri = "kms://" + scheme + "@" + rest
 	return s, nil
 }
 
@@ -94,9 +104,9 @@ func (s *server) stop() error {
 }
 
 // command prepares a process of this very binary.
-func (r *run) command(ctx context.Context, args ...string) *exec.Cmd {
+func (r *run) command(ctx context.Context, env []string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, r.Exe, args...)
-	cmd.Env = append(os.Environ(), r.token.Env...)
+	cmd.Env = append(os.Environ(), env...)
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = stopLimit
 	return cmd
@@ -105,9 +115,14 @@ func (r *run) command(ctx context.Context, args ...string) *exec.Cmd {
 // cli runs a subcommand to its end, shows the command line and what it printed,
 // and checks its exit status.
 func (r *run) cli(ctx context.Context, wantExit int, args ...string) (string, error) {
+	return r.cliWith(ctx, r.token.Env, wantExit, args...)
+}
+
+// cliWith is cli with another environment: that of another token.
+func (r *run) cliWith(ctx context.Context, env []string, wantExit int, args ...string) (string, error) {
 	r.say("$ claviger %s", strings.Join(args, " "))
 	var out bytes.Buffer
-	cmd := r.command(ctx, args...)
+	cmd := r.command(ctx, env, args...)
 	cmd.Stdout, cmd.Stderr = &out, &out
 	err := cmd.Run()
 	for _, line := range strings.Split(strings.TrimRight(out.String(), "\n"), "\n") {

@@ -49,23 +49,31 @@ func (r *run) stageSource(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	dir, err := r.conf("source", map[string]properties{
+	dir, err := r.conf("kt-kms", map[string]properties{
 		"kms-site.xml": {
 			{"hadoop.kms.http.host", "127.0.0.1"},
-			{hadoopconf.ProviderURI, "jceks://file@" + filepath.Join(r.Dir, "source", "kms.keystore")},
+			{hadoopconf.ProviderURI, "keytrustee://file@" + filepath.Join(r.Dir, "kt-kms", ".keytrustee")},
+			{hadoopconf.MetastoreURI, "sqlite://" + filepath.Join(r.Dir, "kt-kms", "claviger.db")},
+			{truststore, r.trusteeCert()},
 			{"hadoop.kms.proxyuser." + self.Username + ".users", reader},
 			{"hadoop.kms.proxyuser." + self.Username + ".hosts", "127.0.0.1"},
-			{"claviger.audit.file", filepath.Join(r.Dir, "source", "kms-audit.log")},
+			{"claviger.audit.file", filepath.Join(r.Dir, "kt-kms", "kms-audit.log")},
+		},
+		ktsSite: {
+			{"cloudera.trustee.keyprovider.hostname-ACTIVE", strings.TrimPrefix(r.trust.base, "https://")},
+			{"cloudera.trustee.keyprovider.org", org},
+			{"cloudera.trustee.keyprovider.auth", r.secret},
 		},
 		"kms-acls.xml": acls(self.Username),
 	})
 	if err != nil {
 		return err
 	}
-	if r.source, err = r.start(ctx, "source KMS", dir); err != nil {
+	r.say("the KT KMS makes its OpenPGP identity at its first start, and registers with organization %s", org)
+	if r.source, err = r.startKMS(ctx, "KT KMS", dir); err != nil {
 		return err
 	}
-	r.say("the source KMS serves at %s, on a keystore file as Hadoop's own KMS writes it", r.source.uri)
+	r.say("the KT KMS serves at %s, %v after its start", r.source.uri, r.source.took.Round(time.Millisecond))
 	for _, z := range zones {
 		spec := provider.Spec{Name: z.name, Cipher: claviger.DefaultCipher, BitLength: z.bits, Attributes: map[string]string{"team": z.team}}
 		if z.desc != "" {
@@ -99,14 +107,21 @@ func (r *run) stageSource(ctx context.Context) error {
 }
 
 func (r *run) stepTrusteeFiles(context.Context) error {
-	r.say("not needed here: metadata and old EDEKs are asked of the running source over its KMS protocol,")
-	r.say("so no private GPG key of it has to be copied to this host")
+	from, to := filepath.Join(r.Dir, "kt-kms"), filepath.Join(r.Dir, "hsm")
+	for _, f := range []string{ktsSite, ".keytrustee/keytrustee.conf", ".keytrustee/pubring.gpg", ".keytrustee/secring.gpg"} {
+		if err := copyFile(filepath.Join(from, f), filepath.Join(to, f)); err != nil {
+			return err
+		}
+		r.say("copied %s", f)
+	}
+	r.say("by these the HSM KMS opens old EDEKs with the trustee's keys itself, also when the KT KMS is down")
 	return nil
 }
 
 func (r *run) stepTrust(context.Context) error {
-	r.say("TLS is off on this machine; with it, the source's certificates go into the truststore of ssl-client.xml")
-	return nil
+	to := filepath.Join(r.Dir, "hsm", "trustee.pem")
+	r.say("the trustee's certificate goes into the HSM KMS's truststore, %s; keytool's JKS and PKCS#12 stores do as well", to)
+	return copyFile(r.trusteeCert(), to)
 }
 
 func (r *run) stepConfigure(ctx context.Context) error {
@@ -114,7 +129,7 @@ func (r *run) stepConfigure(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	token, err := r.NewToken(filepath.Join(r.Dir, "token"))
+	token, err := r.NewToken(filepath.Join(r.Dir, "token-kms"), "claviger-demo")
 	if err != nil {
 		return fmt.Errorf("making a SoftHSM token: %w", err)
 	}
@@ -146,7 +161,11 @@ func (r *run) siteAfter() properties {
 
 // siteDuring is the same with the safety valves of step 5.
 func (r *run) siteDuring() properties {
+	dir := filepath.Join(r.Dir, "hsm")
 	return r.siteAfter().with(
+		property{hadoopconf.ProviderURI, "cloudera.hsmkp://file@" + filepath.Join(dir, "luna.keystore") + ",keytrustee://file@" + filepath.Join(dir, ".keytrustee")},
+		property{hadoopconf.TrusteeConf, filepath.Join(dir, ktsSite)},
+		property{truststore, filepath.Join(dir, "trustee.pem")},
 		property{hadoopconf.SourceURI, r.source.uri},
 		property{hadoopconf.ReencryptionEnable, "true"},
 	)
@@ -173,7 +192,7 @@ func (r *run) stepCaches(context.Context) error {
 }
 
 func (r *run) stepStart(ctx context.Context) (err error) {
-	if r.hsm, err = r.start(ctx, "HSM KMS", filepath.Join(r.Dir, "hsm")); err != nil {
+	if r.hsm, err = r.startKMS(ctx, "HSM KMS", filepath.Join(r.Dir, "hsm")); err != nil {
 		return err
 	}
 	r.say("the HSM KMS migrated and serves at %s, %v after its start", r.hsm.uri, r.hsm.took.Round(time.Millisecond))
@@ -293,7 +312,7 @@ func (r *run) stepMayItGo(ctx context.Context) error {
 	if err := r.hsm.stop(); err != nil {
 		return err
 	}
-	if r.hsm, err = r.start(ctx, "HSM KMS", dir); err != nil {
+	if r.hsm, err = r.startKMS(ctx, "HSM KMS", dir); err != nil {
 		return err
 	}
 	r.say("restarted without %s; it serves %v after its start", hadoopconf.InitiateMigration, r.hsm.took.Round(time.Millisecond))
@@ -309,10 +328,10 @@ func (r *run) stepMayItGo(ctx context.Context) error {
 }
 
 func (r *run) stepSourceGone(ctx context.Context) error {
-	if err := r.source.stop(); err != nil {
+	if err := errors.Join(r.source.stop(), r.trust.stop(), r.keyhsm.stop()); err != nil {
 		return err
 	}
-	r.say("the source KMS is stopped")
+	r.say("KT KMS, Key Trustee Server and Key HSM are stopped")
 	return r.openAll(ctx, r.hsm)
 }
 
@@ -324,10 +343,10 @@ func (r *run) stepFinish(ctx context.Context) error {
 	if err := r.hsm.stop(); err != nil {
 		return err
 	}
-	if _, err := r.cli(ctx, 0, "migrate", "finish", "--conf", dir, "--edeks-done", "--unused-for", "0s"); err != nil {
+	if _, err := r.cli(ctx, 0, "migrate", "finish", "--conf", dir, "--edeks-done", "--unused-for", "0s", "--shred", "--yes"); err != nil {
 		return err
 	}
-	if r.hsm, err = r.start(ctx, "HSM KMS", dir); err != nil {
+	if r.hsm, err = r.startKMS(ctx, "HSM KMS", dir); err != nil {
 		return err
 	}
 	return r.openAll(ctx, r.hsm)
@@ -342,7 +361,7 @@ func (r *run) report(ctx context.Context) error {
 		return err
 	}
 	r.say("")
-	r.say("done in %v: no key material left the source or the HSM, and no file was unreadable at any time", time.Since(r.began).Round(10*time.Millisecond))
+	r.say("done in %v: no key material came into the HSM or left it, and no file was unreadable at any time", time.Since(r.began).Round(10*time.Millisecond))
 	return nil
 }
 

@@ -19,8 +19,8 @@ func newDemoCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "demo",
 		Short: "Play the whole migration on this machine, on SoftHSM",
-		Long: `demo plays Cloudera's procedure "Migrating from a Key Trustee KMS to an HSM KMS" on this machine: a source KMS with keys and EDEKs
-in use, an HSM KMS on a SoftHSM2 token, the migration at its start, the re-encryption, the end of the source. Every step says what it
+		Long: `demo plays Cloudera's procedure "Migrating from a Key Trustee KMS to an HSM KMS" on this machine: a Key Trustee Server with a Key HSM, a Key
+Trustee KMS with keys and EDEKs in use, an HSM KMS on another SoftHSM2 token, the migration at its start, the re-encryption, the end of the source. Every step says what it
 does and what it saw; anything that is not as it should be ends the demo with exit status 1.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -52,8 +52,8 @@ func playDemo(cmd *cobra.Command, dir string, edeks int) error {
 	}
 	return demo.Run(cmd.Context(), demo.Options{
 		Exe: exe, Dir: dir, Out: cmd.OutOrStdout(), EDEKs: edeks,
-		NewToken: func(dir string) (demo.Token, error) {
-			t, err := softhsm.Create(dir, "claviger-demo")
+		NewToken: func(dir, label string) (demo.Token, error) {
+			t, err := softhsm.Create(dir, label)
 			return demo.Token{Module: t.Module, Label: t.Label, PINFile: t.PINFile, Env: t.Env}, err
 		},
 		Connect: func(_ context.Context, uri, user string) (demo.KMS, error) {
