@@ -108,6 +108,14 @@ func (f *Folder) Save() error {
 	return nil
 }
 
+// WriteFile keeps something else of this client in the folder, whole or not at all.
+func (f *Folder) WriteFile(name string, data []byte) error {
+	return replaceFile(filepath.Join(f.Path, name), data)
+}
+
+// ReadFile reads it; fs.ErrNotExist where it is not there.
+func (f *Folder) ReadFile(name string) ([]byte, error) { return readFile(filepath.Join(f.Path, name)) }
+
 // replaceFile writes a file of mode 0600 that is whole after a crash, be it the
 // old or the new one.
 func replaceFile(path string, data []byte) (err error) {

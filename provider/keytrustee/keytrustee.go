@@ -52,6 +52,8 @@ type Config struct {
 	Now          func() time.Time // time.Now where nil
 	// Closer, if not nil, is called by Close.
 	Closer func() error
+	// memory of the newest change; nil: none.
+	memory *memory
 }
 
 // Provider is a provider.Provider, a BlockEncrypter and a SoftDeleter. It shows and

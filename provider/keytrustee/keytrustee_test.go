@@ -5,7 +5,9 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http/httptest"
 	"os"
@@ -133,7 +135,7 @@ func TestConformance(t *testing.T) {
 			}
 			return n
 		},
-		SoftDeletes: true, TakesMaterial: true, ShowsMaterial: true, Many: 30,
+		SoftDeletes: true, TakesMaterial: true, ShowsMaterial: true, Many: 8,
 		Refused: []string{strings.Repeat("x", 500), "no\x00zero"},
 	})
 }
@@ -396,5 +398,129 @@ func TestStrays(t *testing.T) {
 	}
 	if !has("version/" + old.Name) {
 		t.Error("a deleted key's version was taken away")
+	}
+}
+
+// records are what a backup of the server holds.
+func (s *site) records() (list []server.Record) {
+	s.t.Helper()
+	if err := s.store.Export(s.t.Context(), func(r server.Record) error { list = append(list, r); return nil }); err != nil {
+		s.t.Fatal(err)
+	}
+	return list
+}
+
+func (s *site) restore(list []server.Record) {
+	s.t.Helper()
+	err := s.store.Import(s.t.Context(), func() (server.Record, error) {
+		if len(list) == 0 {
+			return server.Record{}, io.EOF
+		}
+		r := list[0]
+		list = list[1:]
+		return r, nil
+	})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// TestOlderBackup: a Key Trustee Server that has lost what it acknowledged is
+// noticed, and what other hosts do is no reason for it.
+func TestOlderBackup(t *testing.T) {
+	s, ctx := newSite(t), t.Context()
+	one, two := filepath.Join(t.TempDir(), ".keytrustee"), filepath.Join(t.TempDir(), ".keytrustee")
+	p := s.must(one)
+	if err := os.Mkdir(two, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	copyFolder(t, one, two)
+	q := s.must(two)
+	for _, name := range []string{"k", "other"} {
+		if _, err := p.Create(ctx, provider.Spec{Name: name, Cipher: claviger.DefaultCipher, BitLength: 128}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	backup := s.records()
+	roll := func(by provider.Provider) {
+		t.Helper()
+		if _, err := by.Roll(ctx, "k", nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	again := func() (log string, err error) {
+		t.Helper()
+		if err := p.Close(); err != nil {
+			t.Fatal(err)
+		}
+		s.log.Reset()
+		if p, err = s.open(one); err != nil {
+			return "", err
+		}
+		return s.log.String(), nil
+	}
+	quiet := func(what string) {
+		t.Helper()
+		if log, err := again(); err != nil || strings.Contains(log, "restored") {
+			t.Errorf("%s: %v; log %s", what, err, log)
+		}
+	}
+	quiet("created")
+	roll(p)
+	quiet("rolled")
+	roll(q)
+	quiet("rolled by another host")
+	if err := q.Delete(ctx, "k"); err != nil {
+		t.Fatal(err)
+	}
+	quiet("deleted by another host")
+	if err := q.(provider.SoftDeleter).Undelete(ctx, "k"); err != nil {
+		t.Fatal(err)
+	}
+	quiet("undeleted by another host")
+	roll(p)
+	full := s.records()
+
+	// The backup is of a moment ago, which may be another host's slow clock.
+	s.restore(backup)
+	if log, err := again(); err != nil || !strings.Contains(log, "restored from a backup of just before") {
+		t.Errorf("%v; log %s", err, log)
+	}
+	// Had the last change been an hour later, it is none.
+	file := filepath.Join(one, "newest.json")
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var n map[string]any
+	if err := json.Unmarshal(text, &n); err != nil {
+		t.Fatal(err)
+	}
+	n["at"] = time.Now().Add(time.Hour).UTC()
+	if text, err = json.Marshal(n); err == nil {
+		err = os.WriteFile(file, text, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := again(); err == nil || !strings.Contains(err.Error(), "it was restored from an older backup") || !strings.Contains(err.Error(), "remove "+file) {
+		t.Errorf("%v", err)
+	}
+	s.restore(full) // the newer backup
+	p = s.must(one)
+	quiet("after the newer backup")
+	if err := q.Delete(ctx, "k"); err != nil {
+		t.Fatal(err)
+	}
+	if err := q.(provider.SoftDeleter).Purge(ctx, "k"); err != nil {
+		t.Fatal(err)
+	}
+	if log, err := again(); err != nil || !strings.Contains(log, "another host has purged it, or") {
+		t.Errorf("%v; log %s", err, log)
+	}
+	for _, c := range []provider.Provider{p, q} {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
 	}
 }

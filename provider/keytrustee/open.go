@@ -83,8 +83,23 @@ func open(ctx context.Context, uri string, env provider.Env, clientTLS func(prov
 		return nil, err
 	}
 	soft, _ := env.Get("claviger.delete.soft")
-	return New(Config{URI: uri, Box: o.client, Identity: o.folder.Identity, SoftDelete: soft != "false", MaterialLife: life, Log: o.log,
-		Closer: func() error { o.client.Close(); return nil }}), nil
+	cfg := Config{URI: uri, Box: o.client, Identity: o.folder.Identity, SoftDelete: soft != "false", MaterialLife: life, Log: o.log,
+		Closer: func() error { o.client.Close(); return nil }}
+	if env.Source { // which changes nothing, and whose folder is a copy of another host's
+		return New(cfg), nil
+	}
+	cfg.memory = &memory{folder: o.folder}
+	p := New(cfg)
+	warning, err := p.lost(ctx)
+	switch {
+	case claviger.Is(err, claviger.Unavailable):
+		o.log.Warn("whether the Key Trustee Server has what it acknowledged last could not be asked", "err", err)
+	case err != nil:
+		return nil, errors.Join(err, p.Close())
+	case warning != "":
+		o.log.Warn(warning)
+	}
+	return p, nil
 }
 
 func duration(env provider.Env, name string, fallback time.Duration) (time.Duration, error) {

@@ -187,9 +187,8 @@ func (p *Provider) deletedDocs(ctx context.Context, op, name string) ([]*keyDoc,
 	type place struct{ label, name string }
 	var places []place
 	err := p.list(ctx, prefix, false, func(d *trustee.Deposit) {
-		rest := strings.TrimPrefix(d.Label, deletedPrefix)
-		if i := strings.LastIndexByte(rest, '/'); i > 0 && (name == "" || rest[:i] == name) {
-			places = append(places, place{d.Label, rest[:i]})
+		if of := ofDeleted(d.Label); of != "" && (name == "" || of == name) {
+			places = append(places, place{d.Label, of})
 		}
 	})
 	if err != nil {
@@ -206,4 +205,14 @@ func (p *Provider) deletedDocs(ctx context.Context, op, name string) ([]*keyDoc,
 	docs = slices.DeleteFunc(docs, func(k *keyDoc) bool { return k == nil }) // somebody was faster
 	slices.SortStableFunc(docs, func(a, b *keyDoc) int { return since(a).Compare(since(b)) })
 	return docs, nil
+}
+
+// ofDeleted returns the name of the key that a label deleted/<name>/<id> is of; ""
+// of any other.
+func ofDeleted(label string) string {
+	rest, ok := strings.CutPrefix(label, deletedPrefix)
+	if i := strings.LastIndexByte(rest, '/'); ok && i > 0 {
+		return rest[:i]
+	}
+	return ""
 }

@@ -89,7 +89,8 @@ func (p *Provider) Create(ctx context.Context, spec provider.Spec) (provider.Key
 	}
 	k = &keyDoc{Name: spec.Name, Cipher: spec.Cipher, Length: spec.BitLength, Description: spec.Description,
 		Attributes: maps.Clone(spec.Attributes), Created: p.cfg.Now().UnixMilli(), Versions: []versionRef{ref}}
-	if _, err := p.put(ctx, keyPrefix+spec.Name, "", k, ""); err != nil {
+	uuid, err := p.put(ctx, keyPrefix+spec.Name, "", k, "")
+	if err != nil {
 		if refused(err) {
 			p.drop(ctx, &v, ref)
 		}
@@ -99,6 +100,7 @@ func (p *Provider) Create(ctx context.Context, spec provider.Spec) (provider.Key
 		}
 		return none, failed(op, spec.Name, err)
 	}
+	p.changed(spec.Name, keyPrefix+spec.Name, uuid)
 	p.keep(&v)
 	return v, nil
 }
@@ -172,8 +174,9 @@ func (p *Provider) replace(ctx context.Context, op, name string, k *keyDoc, chan
 		if err != nil {
 			return err
 		}
-		_, err = p.put(ctx, label, "", k, k.uuid)
+		uuid, err := p.put(ctx, label, "", k, k.uuid)
 		if err == nil {
+			p.changed(name, label, uuid)
 			return nil
 		}
 		if !claviger.Is(err, claviger.KeyNotFound) {
@@ -291,13 +294,14 @@ func (p *Provider) Undelete(ctx context.Context, name string) error {
 	}
 	k := docs[len(docs)-1]
 	k.Deleted = 0
-	_, err = p.put(ctx, keyPrefix+name, "", k, k.uuid)
+	uuid, err := p.put(ctx, keyPrefix+name, "", k, k.uuid)
 	switch {
 	case claviger.Is(err, claviger.KeyExists), claviger.Is(err, claviger.KeyNotFound):
 		return claviger.E(op, claviger.KindOf(err), name, nil)
 	case err != nil:
 		return failed(op, name, err)
 	}
+	p.changed(name, keyPrefix+name, uuid)
 	return nil
 }
 
@@ -358,5 +362,6 @@ func (p *Provider) purge(ctx context.Context, op string, k *keyDoc) error {
 	if err := p.end(ctx, []string{k.uuid}); err != nil {
 		return failed(op, k.Name, err)
 	}
+	p.memorize(newest{Key: k.Name, At: p.cfg.Now().UTC(), Deleted: true})
 	return nil
 }
