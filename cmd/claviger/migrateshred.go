@@ -145,9 +145,8 @@ const siteFile = "kts-site.xml"
 var keytrusteeFiles = []string{
 	trustee.PrivateRing, trustee.PrivateRing + "~", "." + trustee.PrivateRing + "-*", "private-keys-v1.d/*.key", "openpgp-revocs.d/*.rev",
 	".ssl/ssl-cert-keytrustee-pk.pem", ".ssl/ssl-cert-keytrustee.pem", ".ssl/ssl-cert-keytrustee-ca.pem",
-	"newest.json", ".newest.json-*", // of provider/keytrustee
 	trustee.ConfFile, "." + trustee.ConfFile + "-*", trustee.PublicRing, trustee.PublicRing + "~", "." + trustee.PublicRing + "-*",
-	"pubring.kbx", "pubring.kbx~", "trustdb.gpg", "random_seed", "gpg.conf", "gpg-agent.conf", ".gpg-v21-migrated", "newest.json",
+	"pubring.kbx", "pubring.kbx~", "trustdb.gpg", "random_seed", "gpg.conf", "gpg-agent.conf", ".gpg-v21-migrated", "newest.json", ".newest.json-*",
 }
 
 // keytrusteeFolders are those in it.
