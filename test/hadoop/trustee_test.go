@@ -1,0 +1,46 @@
+package hadoop
+
+import (
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestTrusteeKMSKeyShell is `hadoop key` at a Key Trustee KMS, which trusts its
+// server by a truststore of either type.
+func TestTrusteeKMSKeyShell(t *testing.T) {
+	Require(t)
+	kt := StartTrustee(t)
+	folder := filepath.Join(t.TempDir(), ".keytrustee")
+
+	kms := kt.StartTrusteeKMS(t, folder, OpenACLs(), kt.Truststore(t, "JKS"))
+	c := NewClient(t, keyAdmin, Conf{"hadoop.security.key.provider.path": kms.ProviderURI()})
+	c.KeyShell("create", "fin.key", "-size", "256", "-description", "Grüße: <&>\"", "-attr", "owner=fin")
+	if out := c.MustFail("key", "create", "fin.key"); !strings.Contains(out, "fin.key") {
+		t.Errorf("a second fin.key: %s", out)
+	}
+	c.KeyShell("create", "gone.key", "-size", "128")
+	c.KeyShell("roll", "fin.key")
+	c.KeyShell("delete", "gone.key", "-f")
+	before := metadata(t, kms.ProviderURI())
+	if len(before) != 1 || !strings.Contains(before[0], "fin.key : cipher: AES/CTR/NoPadding, length: 256, description: Grüße: <&>\"") ||
+		!strings.Contains(before[0], "version: 2") || !strings.Contains(before[0], "owner=fin") {
+		t.Errorf("hadoop key list -metadata: %q", before)
+	}
+	c.Close()
+	if code := kms.Stop(); code != 0 {
+		t.Errorf("claviger kms ended with status %d on SIGTERM", code)
+	}
+
+	// The other type of truststore, and nothing of the old process but the folder.
+	kms = kt.StartTrusteeKMS(t, folder, OpenACLs(), kt.Truststore(t, "PKCS12"))
+	if after := metadata(t, kms.ProviderURI()); strings.Join(after, "\n") != strings.Join(before, "\n") {
+		t.Errorf("after a restart:\n%q\nbefore:\n%q", after, before)
+	}
+	c = NewClient(t, keyAdmin, Conf{"hadoop.security.key.provider.path": kms.ProviderURI()})
+	c.KeyShell("roll", "fin.key")
+	c.KeyShell("delete", "fin.key", "-f")
+	if out := c.KeyShell("list"); strings.Contains(out, ".key\n") {
+		t.Errorf("hadoop key list after the deletion of all: %s", out)
+	}
+}
