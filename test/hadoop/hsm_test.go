@@ -19,7 +19,7 @@ func hsmOnly(dir string) Conf {
 // clavigerConf makes the configuration folder of an HSM KMS that is to take
 // over from source, with the properties of the procedure, and returns it with
 // the environment of the server.
-func clavigerConf(t *testing.T, source *KMS) (dir string, env []string) {
+func clavigerConf(t *testing.T, source origin) (dir string, env []string) {
 	t.Helper()
 	dir = t.TempDir()
 	token, err := softhsm.Create(filepath.Join(dir, "token"), "claviger")
@@ -28,11 +28,15 @@ func clavigerConf(t *testing.T, source *KMS) (dir string, env []string) {
 	}
 	env = append(token.Env, "HADOOP_USER_NAME="+migrator)
 	Claviger(t, env, "hsm", "init", "--module", token.Module, "--token", token.Label, "--pin-file", token.PINFile, filepath.Join(dir, "hsm.keystore"))
+	more := Conf{}
+	if source.beside != nil {
+		more = source.beside(dir)
+	}
 	hsmOnly(dir).With(Conf{
-		"hadoop.kms.key.provider.reencryption.source.uri": source.ProviderURI(),
+		"hadoop.kms.key.provider.reencryption.source.uri": source.kms.ProviderURI(),
 		"hadoop.kms.reencryption.crypto.enable":           "true",
 		"cloudera.hsmkp.initiatemigration":                "true",
-	}).Write(t, filepath.Join(dir, "kms-site.xml"))
+	}, more).Write(t, filepath.Join(dir, "kms-site.xml"))
 	siteACLs().Write(t, filepath.Join(dir, "kms-acls.xml"))
 	noGroups.Write(t, filepath.Join(dir, "core-site.xml"))
 	return dir, env

@@ -6,7 +6,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -53,6 +52,7 @@ type walk struct {
 	cluster *Cluster
 	local   string              // folder with the true content, a subfolder for each zone
 	files   map[string][]string // by zone, the names
+	old     []string            // the key versions of the files that the source's keys opened
 	random  *rand.Rand
 }
 
@@ -127,9 +127,6 @@ func distinct(versions map[string]string) []string {
 	return slices.Compact(slices.Sorted(maps.Values(versions)))
 }
 
-// sourceVersion is what a Java KMS names the versions of a key.
-var sourceVersion = regexp.MustCompile(`@[0-9]{1,3}$`)
-
 // metadata returns the lines of `hadoop key list -metadata` at a KMS.
 func metadata(t *testing.T, providerURI string) []string {
 	t.Helper()
@@ -149,17 +146,72 @@ func metadata(t *testing.T, providerURI string) []string {
 	return lines
 }
 
-// TestWalk takes a cluster from a Java KMS to an HSM KMS of ours, as the
-// procedure says, with stock Hadoop at every other place, and reads every file
-// after every step.
+// origin is the KMS that a walk begins with.
+type origin struct {
+	kms *KMS
+	// beside returns what the server that takes over needs in its kms-site.xml on
+	// top; dir is its configuration folder. nil: nothing.
+	beside func(dir string) Conf
+	// early: that server opens old EDEKs without this KMS, which therefore ends
+	// before any old file is read.
+	early bool
+	// retire ends what is left of the source in the end; nil: nothing is.
+	retire func()
+}
+
+// stop ends the KMS.
+func (o origin) stop(t *testing.T) {
+	t.Helper()
+	if code := o.kms.Stop(); code != 143 && code != 0 { // 143: a JVM ended by SIGTERM
+		t.Errorf("%s ended with status %d", o.kms.Name, code)
+	}
+}
+
+// TestWalk takes a cluster from a Java KMS to an HSM KMS of ours.
 func TestWalk(t *testing.T) {
 	Require(t)
-	source := StartJavaKMS(t, KMSOptions{ACLs: sourceACLs(), Site: sourceSite()})
+	goFrom(t, origin{kms: StartJavaKMS(t, KMSOptions{ACLs: sourceACLs(), Site: sourceSite()})})
+}
+
+// TestTrusteeWalk takes a cluster from a Key Trustee KMS to an HSM KMS. The latter
+// has a copy of the former's .keytrustee folder, and opens old EDEKs with keys that
+// it fetches from the Key Trustee Server.
+func TestTrusteeWalk(t *testing.T) {
+	Require(t)
+	kt := StartTrustee(t)
+	trust := kt.Truststore(t, "PKCS12")
+	kms := kt.StartTrusteeKMS(t, filepath.Join(t.TempDir(), ".keytrustee"), sourceACLs(), sourceSite().With(trust))
+	goFrom(t, origin{
+		kms: kms.KMS,
+		beside: func(dir string) Conf {
+			ktkms := filepath.Join(dir, "ktkms")
+			if err := os.Mkdir(ktkms, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			folder := kms.CopyTo(t, ktkms)
+			return trust.With(Conf{
+				"hadoop.kms.key.provider.uri":     hsmOnly(dir)["hadoop.kms.key.provider.uri"] + ",keytrustee://file@" + folder,
+				"cloudera.hsmkp.ktkms.config.dir": ktkms,
+			})
+		},
+		early: true,
+		retire: func() {
+			if code := kt.Stop(); code != 0 {
+				t.Errorf("claviger trustee ended with status %d on SIGTERM", code)
+			}
+		},
+	})
+}
+
+// goFrom takes a cluster from a KMS to an HSM KMS of ours, as the procedure says,
+// with stock Hadoop at every other place, and reads every file after every step.
+func goFrom(t *testing.T, source origin) {
+	t.Helper()
 	w := &walk{
 		t: t,
 		// A NameNode keeps up to 500 EDEKs of an old version in hand after a roll;
 		// so few show both versions in a few files.
-		cluster: NewCluster(t, source.ProviderURI(), Conf{
+		cluster: NewCluster(t, source.kms.ProviderURI(), Conf{
 			"hadoop.security.kms.client.encrypted.key.cache.size":          "4",
 			"hadoop.security.kms.client.encrypted.key.cache.low-watermark": "0.5",
 		}),
@@ -167,20 +219,25 @@ func TestWalk(t *testing.T) {
 		files:  map[string][]string{},
 		random: rand.New(rand.NewPCG(1, 2)),
 	}
-	w.before(source)
+	w.before(source.kms)
 	conf, env := clavigerConf(t, source)
 
 	port := FreePorts(t, 1)[0]
 	ours := StartClaviger(t, ClavigerOptions{Conf: conf, Env: env, Port: port})
-	if want, got := metadata(t, source.ProviderURI()), metadata(t, ours.ProviderURI()); len(want) != len(zones) || !slices.Equal(got, want) {
+	if want, got := metadata(t, source.kms.ProviderURI()), metadata(t, ours.ProviderURI()); len(want) != len(zones) || !slices.Equal(got, want) {
 		t.Errorf("metadata after the migration:\n%s\nat the source:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 	w.cluster.SetKeyProvider(ours.ProviderURI())
 	w.cluster.Restart()
+	if source.early {
+		source.stop(t)
+	}
 	w.beside(ours)
-
-	if code := source.Stop(); code != 143 && code != 0 { // 143: a JVM ended by SIGTERM
-		t.Errorf("the Java KMS ended with status %d", code)
+	if !source.early {
+		source.stop(t)
+	}
+	if source.retire != nil {
+		source.retire()
 	}
 	w.readAll(w.client(alice), "without the source")
 
@@ -197,7 +254,7 @@ func TestWalk(t *testing.T) {
 	w.readAll(c, "at the end")
 }
 
-// before makes the cluster of a site that uses the Java KMS: two zones, one
+// before makes the cluster of a site that uses the source: two zones, one
 // whose key was rolled, files under every version.
 func (w *walk) before(source *KMS) {
 	t := w.t
@@ -217,18 +274,21 @@ func (w *walk) before(source *KMS) {
 	}
 	admin.KeyShell("roll", "fin.key")
 	w.write(user, "/finance", "v1", 16)
-	if got, want := distinct(w.versions(super, "/finance")), []string{"fin.key@0", "fin.key@1"}; !slices.Equal(got, want) {
-		t.Fatalf("the files in /finance are under %q, want both versions %q", got, want)
+	if got := distinct(w.versions(super, "/finance")); len(got) != 2 {
+		t.Fatalf("the files in /finance are under %q, want both versions of fin.key", got)
 	}
-	w.readAll(user, "at the Java KMS")
+	for zone := range zones {
+		w.old = append(w.old, distinct(w.versions(super, zone))...)
+	}
+	w.readAll(user, "at the source")
 }
 
-// beside is what happens while both servers run and HDFS is at ours.
+// beside is what happens while HDFS is at ours and files are under the source's keys.
 func (w *walk) beside(ours *KMS) {
 	t := w.t
 	t.Helper()
 	super, user := w.client(HDFSUser), w.client(alice)
-	w.readAll(user, "old files through the source")
+	w.readAll(user, "old files with the source's keys")
 	// The superuser may see the files and is blacklisted from decrypting; bob
 	// passes the operation's ACL and fails at the key's.
 	super.FsShell("-chmod", "-R", "755", "/finance")
@@ -239,7 +299,7 @@ func (w *walk) beside(ours *KMS) {
 	for zone := range zones {
 		w.write(user, zone, "new", 8)
 		for name, v := range w.versions(super, zone) {
-			if strings.HasPrefix(name, "new-") == sourceVersion.MatchString(v) {
+			if strings.HasPrefix(name, "new-") == slices.Contains(w.old, v) {
 				t.Errorf("%s/%s is under %s", zone, name, v)
 			}
 			if strings.HasPrefix(name, "new-") {
@@ -254,7 +314,7 @@ func (w *walk) beside(ours *KMS) {
 	for zone, key := range zones {
 		super.ReencryptZone(zone)
 		got := distinct(w.versions(super, zone))
-		if len(got) != 1 || sourceVersion.MatchString(got[0]) || !strings.HasPrefix(got[0], key+"@") {
+		if len(got) != 1 || slices.Contains(w.old, got[0]) || !strings.HasPrefix(got[0], key+"@") {
 			t.Errorf("after the re-encryption the files in %s are under %q, want one version of ours", zone, got)
 		}
 		if rolled := key == "fin.key"; len(got) == 1 && (got[0] != firstOfOurs[zone]) != rolled {
