@@ -75,6 +75,18 @@ type ClavigerOptions struct {
 	Env  []string // on top of the test's
 }
 
+// startOurs is Start for a process of our program: a data race in it fails the test.
+func startOurs(t testing.TB, name string, cmd *exec.Cmd) *Process {
+	t.Helper()
+	p := Start(t, name, cmd)
+	t.Cleanup(func() {
+		if b, err := os.ReadFile(p.Log); err == nil && bytes.Contains(b, []byte("DATA RACE")) {
+			t.Errorf("the race detector spoke up in %s", strings.Join(cmd.Args[:2], " "))
+		}
+	})
+	return p
+}
+
 // StartClaviger runs `claviger kms` and returns when it accepts requests.
 func StartClaviger(t testing.TB, o ClavigerOptions) *KMS {
 	t.Helper()
@@ -82,12 +94,7 @@ func StartClaviger(t testing.TB, o ClavigerOptions) *KMS {
 	ready := filepath.Join(t.TempDir(), "ready")
 	cmd := exec.CommandContext(context.Background(), Binary(t), "kms", "--conf", o.Conf, "--http-port", fmt.Sprint(o.Port), "--ready-file", ready)
 	cmd.Env = append(cleanEnv(), o.Env...)
-	p := Start(t, "claviger", cmd)
-	t.Cleanup(func() {
-		if b, err := os.ReadFile(p.Log); err == nil && bytes.Contains(b, []byte("DATA RACE")) {
-			t.Error("the race detector spoke up in claviger kms")
-		}
-	})
+	p := startOurs(t, "claviger", cmd)
 	k := &KMS{Process: p}
 	p.WaitFor("its ready file", func() bool {
 		b, err := os.ReadFile(ready)
