@@ -22,7 +22,7 @@ func TestTrusteeKMSKeyShell(t *testing.T) {
 	c.KeyShell("create", "gone.key", "-size", "128")
 	c.KeyShell("roll", "fin.key")
 	c.KeyShell("delete", "gone.key", "-f")
-	before := metadata(t, kms.ProviderURI())
+	before := listed(c)
 	if len(before) != 1 || !strings.Contains(before[0], "fin.key : cipher: AES/CTR/NoPadding, length: 256, description: Grüße: <&>\"") ||
 		!strings.Contains(before[0], "version: 2") || !strings.Contains(before[0], "owner=fin") {
 		t.Errorf("hadoop key list -metadata: %q", before)
@@ -34,10 +34,10 @@ func TestTrusteeKMSKeyShell(t *testing.T) {
 
 	// The other type of truststore, and nothing of the old process but the folder.
 	kms = kt.StartTrusteeKMS(t, folder, OpenACLs(), kt.Truststore(t, "PKCS12"))
-	if after := metadata(t, kms.ProviderURI()); strings.Join(after, "\n") != strings.Join(before, "\n") {
+	c = NewClient(t, keyAdmin, Conf{"hadoop.security.key.provider.path": kms.ProviderURI()})
+	if after := listed(c); strings.Join(after, "\n") != strings.Join(before, "\n") {
 		t.Errorf("after a restart:\n%q\nbefore:\n%q", after, before)
 	}
-	c = NewClient(t, keyAdmin, Conf{"hadoop.security.key.provider.path": kms.ProviderURI()})
 	c.KeyShell("roll", "fin.key")
 	c.KeyShell("delete", "fin.key", "-f")
 	if out := c.KeyShell("list"); strings.Contains(out, ".key\n") {

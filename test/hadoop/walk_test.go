@@ -132,6 +132,12 @@ func metadata(t *testing.T, providerURI string) []string {
 	t.Helper()
 	c := NewClient(t, keyAdmin, Conf{"hadoop.security.key.provider.path": providerURI})
 	defer c.Close()
+	return listed(c)
+}
+
+// listed returns the same by a client of that KMS.
+func listed(c *Client) []string {
+	c.t.Helper()
 	var lines []string
 	for line := range strings.Lines(c.KeyShell("list", "-metadata")) {
 		if strings.Contains(line, " : cipher: ") {
