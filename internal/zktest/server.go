@@ -272,7 +272,35 @@ func (s *Server) end(sig syscall.Signal) {
 
 // Pause holds the server up: connections stay open and nothing answers, as it is
 // when a network swallows packets. Resume lets it go on.
-func (s *Server) Pause() { s.signal(syscall.SIGSTOP) }
+func (s *Server) Pause() {
+	s.t.Helper()
+	s.signal(syscall.SIGSTOP)
+	// A thread on another core may still answer for a moment.
+	for end := time.Now().Add(startTimeout); !s.stopped(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			s.t.Fatal("the ZooKeeper server does not stop on SIGSTOP")
+		}
+	}
+}
+
+// stopped reports whether all threads are in state T: the field behind the name
+// in /proc/PID/task/TID/stat, proc(5).
+func (s *Server) stopped() bool {
+	stats, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", s.cmd.Process.Pid))
+	if err != nil || len(stats) == 0 {
+		return false
+	}
+	for _, stat := range stats {
+		text, err := os.ReadFile(stat)
+		if err != nil {
+			return false
+		}
+		if i := strings.LastIndexByte(string(text), ')'); i < 0 || !strings.HasPrefix(string(text[i+1:]), " T") {
+			return false
+		}
+	}
+	return true
+}
 
 // Resume ends a Pause.
 func (s *Server) Resume() { s.signal(syscall.SIGCONT) }
