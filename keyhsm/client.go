@@ -179,9 +179,14 @@ func (c *Client) ask(ctx context.Context, op, method, path string, question, ans
 // unreachable says why there was no answer.
 func (c *Client) unreachable(op string, err error) error {
 	var remote *net.OpError
+	var asked *url.Error
 	var cert *tls.CertificateVerificationError
 	switch {
 	case errors.As(err, &remote) && remote.Op == "remote error": // a TLS alert, as crypto/tls tells it
+		// net/http puts names of its own between the two, as the moment has it.
+		if errors.As(err, &asked) {
+			err = &url.Error{Op: asked.Op, URL: asked.URL, Err: remote}
+		}
 		return claviger.Errorf(op, claviger.Denied, "", "Key HSM at %s refuses this certificate: %w; its log tells why, cure there: claviger keyhsm trust FILE, then claviger keyhsm reload", c.base, err)
 	case errors.As(err, &cert):
 		return claviger.Errorf(op, claviger.Unavailable, "", "the certificate of Key HSM at %s is not the one expected: %w; give the file of its certificate, or of who issued it", c.base, err)

@@ -141,6 +141,7 @@ var rules = []rule{
 	{"trustee", []string{"", "secret"}, "what the trustee and its clients share knows neither keys nor Hadoop"},
 	{"trustee/server", []string{"", "secret", "trustee", "keyhsm"}, "a face: it knows the protocol, its store's contract and the Key HSM"},
 	{"trustee/server/*", []string{"", "secret", "trustee", "trustee/server"}, "a store knows the contract alone"},
+	{"trustee/backup", []string{"", "secret", "trustee", "trustee/server"}, "it knows a folder, and a store by its contract"},
 	{"provider/keytrustee", []string{"", "secret", "provider", "trustee", "hadoopconf", "eek"}, "a provider imports contracts and its codec"},
 	{"keyring", append([]string{"", "secret", "eek"}, contracts...), "keyring imports contracts and eek"},
 	{"authn", append([]string{"", "secret", "writable", "hadoopconf", "gssapi"}, contracts...), "who is it: no keys, no HTTP statuses"},
@@ -311,9 +312,12 @@ func initFunctions(f *ast.File) (found []token.Pos) {
 }
 
 // statusWrites finds calls of http.Error, http.Redirect, http.NotFound and of any
-// WriteHeader method. A method of that name that is declared (a wrapper of a
+// WriteHeader method, in a file that knows HTTP: archives have a method of that name. A method of that name that is declared (a wrapper of a
 // ResponseWriter) is no call.
 func statusWrites(f *ast.File) (found []token.Pos) {
+	if !slices.ContainsFunc(f.Imports, func(i *ast.ImportSpec) bool { return i.Path.Value == `"net/http"` }) {
+		return nil
+	}
 	ast.Inspect(f, func(n ast.Node) bool {
 		call, ok := n.(*ast.CallExpr)
 		if !ok {

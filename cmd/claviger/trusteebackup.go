@@ -1,0 +1,149 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"claviger/trustee/backup"
+	"claviger/trustee/server"
+	"claviger/trustee/server/sqlite"
+)
+
+func newTrusteeBackup() *cobra.Command {
+	var dir, client, recipient, out string
+	cmd := &cobra.Command{
+		Use:   "backup (--confdir DIR | --keytrustee DIR) --recipient KEYFILE --out FILE",
+		Short: "Write a trustee, or a KT KMS's identity, as one encrypted file",
+		Long: `backup writes the identity, certificate and store of a trustee into one OpenPGP message to the public keys in KEYFILE (as gpg --export writes
+them), with a manifest; nothing of it is in the clear on the way. The trustee may run. With --keytrustee it is the folder of a KT KMS, which has
+no store: without its secring.gpg nobody can read that KMS's deposits. FILE is never overwritten; - is standard output.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ring, err := os.Open(recipient)
+			if err != nil {
+				return fmt.Errorf("--recipient: %w", err)
+			}
+			defer ring.Close()
+			to, err := backup.Recipients(ring)
+			if err != nil {
+				return fmt.Errorf("--recipient %s: %w; give the output of gpg --export", recipient, err)
+			}
+			var store server.Store
+			if client != "" {
+				dir = client
+			} else {
+				s, err := sqlite.Open(cmd.Context(), filepath.Join(dir, trusteeStore), false)
+				if err != nil {
+					return err
+				}
+				defer s.Close() //nolint:errcheck // it was only read
+				store = s
+			}
+			write := func(w io.Writer) (backup.Manifest, error) {
+				return backup.Write(cmd.Context(), w, to, dir, store, time.Now())
+			}
+			if out == "-" {
+				_, err := write(cmd.OutOrStdout())
+				return err
+			}
+			m, err := newFile(out, write)
+			if err != nil {
+				return err
+			}
+			printBackup(cmd.OutOrStdout(), "wrote "+out, m)
+			return nil
+		},
+	}
+	trusteeDirFlag(cmd, &dir)
+	cmd.Flags().StringVar(&client, "keytrustee", "", "the .keytrustee folder of a KT KMS, in place of a trustee's")
+	cmd.Flags().StringVar(&recipient, "recipient", "", "file with the OpenPGP public keys that the backup is encrypted to")
+	cmd.Flags().StringVar(&out, "out", "", "file to write; - is standard output")
+	cmd.MarkFlagsMutuallyExclusive("confdir", "keytrustee")
+	for _, name := range []string{"recipient", "out"} {
+		_ = cmd.MarkFlagRequired(name) // the flags are defined above
+	}
+	return cmd
+}
+
+// newFile writes a file that is there whole or not at all, and was not before.
+func newFile(path string, write func(io.Writer) (backup.Manifest, error)) (m backup.Manifest, err error) {
+	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*") // 0600
+	if err != nil {
+		return m, fmt.Errorf("--out: %w", err)
+	}
+	defer os.Remove(tmp.Name()) //nolint:errcheck // a link of it stays where all went well
+	m, err = write(tmp)
+	if err == nil {
+		err = tmp.Sync()
+	}
+	if err = errors.Join(err, tmp.Close()); err != nil {
+		return m, err
+	}
+	if err := os.Link(tmp.Name(), path); err != nil { // which overwrites nothing
+		return m, fmt.Errorf("--out: %w", err)
+	}
+	return m, nil
+}
+
+func printBackup(w io.Writer, what string, m backup.Manifest) {
+	fmt.Fprintf(w, "%s: %s, of %s, made at %s on %s\n", what, m.Identity, map[bool]string{true: "a trustee", false: "a client"}[m.Store != nil], m.Made.Format(time.RFC3339), m.Host)
+	if s := m.Store; s != nil {
+		fmt.Fprintf(w, "%d organizations, %d clients, %d deposits, digest %s\n", s.Orgs, s.Clients, s.Deposits, s.Digest)
+	}
+}
+
+func newTrusteeRestore() *cobra.Command {
+	var dir, identity string
+	cmd := &cobra.Command{
+		Use:   "restore --confdir DIR [--identity KEYRING] FILE",
+		Short: "Restore what backup wrote",
+		Long: `restore puts a trustee, or a KT KMS's folder, back into DIR, which must not be there or be empty. KEYRING holds the private key without a
+passphrase, as gpg --export-secret-keys writes it; without --identity, FILE is taken for decrypted already, as in
+
+  gpg --decrypt FILE | claviger trustee restore --confdir DIR -
+
+All of it is compared with the manifest, the store as it then is too, before DIR is there; a restoration that fails or is killed leaves no DIR. A
+trustee that was one of two starts by itself; give it its partner anew by trustee serve --peer.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			in := cmd.InOrStdin()
+			if args[0] != "-" {
+				f, err := os.Open(args[0])
+				if err != nil {
+					return err
+				}
+				defer f.Close()
+				in = f
+			}
+			if identity != "" {
+				ring, err := os.Open(identity)
+				if err != nil {
+					return fmt.Errorf("--identity: %w", err)
+				}
+				defer ring.Close()
+				if in, err = backup.Decrypt(in, ring); err != nil {
+					return err
+				}
+			}
+			m, err := backup.Read(cmd.Context(), in, dir, func(ctx context.Context, folder string) (server.Store, error) {
+				return sqlite.Open(ctx, filepath.Join(folder, trusteeStore), true)
+			})
+			if err != nil {
+				return err
+			}
+			printBackup(cmd.OutOrStdout(), "restored "+dir, m)
+			return nil
+		},
+	}
+	trusteeDirFlag(cmd, &dir)
+	cmd.Flags().StringVar(&identity, "identity", "", "file with the private key that opens the backup")
+	_ = cmd.MarkFlagRequired("confdir") // the flag is defined above
+	return cmd
+}

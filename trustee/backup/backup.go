@@ -1,0 +1,406 @@
+// Package backup writes a .keytrustee folder, and the store of a Key Trustee
+// Server, as one OpenPGP message, and reads them back.
+//
+// The message holds a tar archive: the folder's files, the store's records as
+// lines of JSON in pieces, and last of all a manifest with the digest of each and
+// of the store. Nothing of it is in the clear on the way; what is restored is
+// compared with the manifest before it takes its place.
+package backup
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/ProtonMail/go-crypto/openpgp"
+	"github.com/ProtonMail/go-crypto/openpgp/armor"
+	"github.com/ProtonMail/go-crypto/openpgp/packet"
+
+	"claviger/trustee"
+	"claviger/trustee/server"
+)
+
+const (
+	format       = 1
+	manifestName = "manifest.json"
+	folderPrefix = "folder/"
+	storePrefix  = "store/"
+	// piece is about how many bytes of records are in one file of the archive: tar
+	// wants to know a size beforehand.
+	piece = 1 << 20
+	// maxFile bounds what is read of one file of an archive; the longest record is a
+	// deposit at its limits.
+	maxFile = 16 << 20
+)
+
+// files are what a folder may hold, and nothing else of it is taken: rings, their
+// configuration, certificates.
+var files = []string{
+	trustee.ConfFile, trustee.PublicRing, trustee.PrivateRing,
+	".ssl/ssl-cert-keytrustee.pem", ".ssl/ssl-cert-keytrustee-pk.pem", ".ssl/ssl-cert-keytrustee-ca.pem",
+}
+
+// Manifest says what is in a backup.
+type Manifest struct {
+	Format   int       `json:"format"`
+	Made     time.Time `json:"made"`
+	Host     string    `json:"host"`
+	Identity string    `json:"identity"` // "4096R/<40 hex digits>"
+	Files    []File    `json:"files"`
+	Store    *Store    `json:"store,omitempty"` // nil: of a client's folder
+}
+
+// File is one of the archive, in its order.
+type File struct {
+	Name   string `json:"name"`
+	Size   int64  `json:"size"`
+	SHA256 string `json:"sha256"`
+}
+
+// Store counts the store's records. Digest is server.Digester's.
+type Store struct {
+	Orgs     int    `json:"orgs"`
+	Clients  int    `json:"clients"`
+	Deposits int    `json:"deposits"`
+	Digest   string `json:"digest"`
+}
+
+// Recipients reads OpenPGP public keys, binary or armored, as gpg --export writes
+// them.
+func Recipients(r io.Reader) (openpgp.EntityList, error) { return keys(r) }
+
+// keys reads a ring of at most 4 MiB.
+func keys(r io.Reader) (openpgp.EntityList, error) {
+	b, err := io.ReadAll(io.LimitReader(r, 4<<20))
+	if err != nil {
+		return nil, err
+	}
+	defer clear(b)
+	var list openpgp.EntityList
+	if bytes.HasPrefix(bytes.TrimSpace(b), []byte("-----BEGIN")) {
+		list, err = openpgp.ReadArmoredKeyRing(bytes.NewReader(b))
+	} else {
+		list, err = openpgp.ReadKeyRing(bytes.NewReader(b))
+	}
+	if err == nil && len(list) == 0 {
+		err = errors.New("it holds no key")
+	}
+	return list, err
+}
+
+// writer is an archive on its way.
+type writer struct {
+	tar *tar.Writer
+	m   Manifest
+}
+
+func (w *writer) add(name string, data []byte) error {
+	h := &tar.Header{Name: name, Mode: 0o600, Size: int64(len(data)), ModTime: w.m.Made, Format: tar.FormatPAX}
+	if err := w.tar.WriteHeader(h); err != nil {
+		return err
+	}
+	sum := sha256.Sum256(data)
+	w.m.Files = append(w.m.Files, File{name, int64(len(data)), hex.EncodeToString(sum[:])})
+	_, err := w.tar.Write(data)
+	return err
+}
+
+// Write writes the folder in dir, and store where it is not nil, to out, encrypted
+// to the recipients. The store may be in use.
+func Write(ctx context.Context, out io.Writer, to openpgp.EntityList, dir string, store server.Store, now time.Time) (Manifest, error) {
+	folder, err := trustee.LoadFolder(dir)
+	if err != nil {
+		return Manifest{}, err
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		return Manifest{}, err
+	}
+	conf := &packet.Config{DefaultCipher: packet.CipherAES256, Time: func() time.Time { return now }}
+	plain, err := openpgp.Encrypt(out, to, nil, &openpgp.FileHints{IsBinary: true, FileName: "keytrustee.tar"}, conf)
+	if err != nil {
+		return Manifest{}, fmt.Errorf("encrypt to the recipient: %w", err)
+	}
+	w := &writer{tar.NewWriter(plain), Manifest{Format: format, Made: now.UTC().Truncate(time.Second), Host: host, Identity: folder.Identity.String()}}
+	for _, name := range files {
+		b, err := os.ReadFile(filepath.Join(dir, name))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // LoadFolder has found those that must be there
+		}
+		if err == nil {
+			err = w.add(folderPrefix+name, b)
+		}
+		clear(b)
+		if err != nil {
+			return w.m, err
+		}
+	}
+	if store != nil {
+		if err := w.records(ctx, store); err != nil {
+			return w.m, err
+		}
+	}
+	text, err := json.MarshalIndent(w.m, "", "  ")
+	if err == nil {
+		err = w.add(manifestName, text)
+		w.m.Files = w.m.Files[:len(w.m.Files)-1] // it does not name itself
+	}
+	if err == nil {
+		err = w.tar.Close()
+	}
+	if err == nil {
+		err = plain.Close()
+	}
+	return w.m, err
+}
+
+func (w *writer) records(ctx context.Context, store server.Store) error {
+	var buf bytes.Buffer
+	n := 0
+	flush := func() error {
+		n++
+		defer buf.Reset()
+		return w.add(fmt.Sprintf("%s%06d.jsonl", storePrefix, n), buf.Bytes())
+	}
+	digest := new(server.Digester)
+	enc := json.NewEncoder(&buf)
+	err := store.Export(ctx, func(r server.Record) error {
+		if err := digest.Add(r); err != nil {
+			return err
+		}
+		if err := enc.Encode(r); err != nil {
+			return err
+		}
+		if buf.Len() >= piece {
+			return flush()
+		}
+		return nil
+	})
+	if err == nil {
+		err = flush()
+	}
+	w.m.Store = &Store{digest.Orgs, digest.Clients, digest.Deposits, digest.Sum()}
+	return err
+}
+
+// Decrypt returns what is in a backup, by the first of the keys that opens it.
+// Whoever reads it to its end learns whether it is whole.
+func Decrypt(in io.Reader, ring io.Reader) (io.Reader, error) {
+	list, err := keys(ring)
+	if err != nil {
+		return nil, fmt.Errorf("the key ring: %w", err)
+	}
+	for _, e := range list {
+		if e.PrivateKey != nil && e.PrivateKey.Encrypted {
+			return nil, fmt.Errorf("the key %X is locked by a passphrase: pipe the backup through gpg --decrypt instead, and name no key ring", e.PrimaryKey.Fingerprint)
+		}
+	}
+	head := make([]byte, len("-----BEGIN"))
+	n, err := io.ReadFull(in, head)
+	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return nil, err
+	}
+	in = io.MultiReader(bytes.NewReader(head[:n]), in)
+	if string(head) == "-----BEGIN" {
+		block, err := armor.Decode(in)
+		if err != nil {
+			return nil, err
+		}
+		in = block.Body
+	}
+	md, err := openpgp.ReadMessage(in, list, nil, nil)
+	if err != nil {
+		return nil, fmt.Errorf("the backup is not one that this key ring opens: %w", err)
+	}
+	return md.UnverifiedBody, nil
+}
+
+// Open makes the store of a folder that is being restored.
+type Open func(ctx context.Context, dir string) (server.Store, error)
+
+// Read restores into dir, which must not be there or be empty, what Write wrote and
+// in holds in the clear. It works in a folder beside it, which takes dir's place
+// when all of it agrees with the manifest; where it does not, or the caller is
+// killed, dir is as it was. open makes the store's place, for a backup with one.
+func Read(ctx context.Context, in io.Reader, dir string, open Open) (m Manifest, err error) {
+	dir = filepath.Clean(dir)
+	if list, err := os.ReadDir(dir); len(list) > 0 || err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return m, fmt.Errorf("%s is not empty: nothing is overwritten, since what was encrypted to an identity is lost with it; name another folder, or move that one away (%w)", dir, errors.Join(fs.ErrExist, err))
+	}
+	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
+		return m, err
+	}
+	work, err := os.MkdirTemp(filepath.Dir(dir), ".restore-*")
+	if err != nil {
+		return m, err
+	}
+	defer func() {
+		if rerr := os.RemoveAll(work); err == nil && !errors.Is(rerr, fs.ErrNotExist) {
+			err = rerr
+		}
+	}()
+	r := &reader{tar: tar.NewReader(in), dir: filepath.Join(work, "folder")}
+	if err := os.Mkdir(r.dir, 0o700); err != nil {
+		return m, err
+	}
+	if err := r.all(ctx, open); err != nil {
+		return m, err
+	}
+	// The cipher's check of the whole message is behind its last byte.
+	if _, err := io.Copy(io.Discard, in); err != nil {
+		return m, fmt.Errorf("the backup was altered or is cut short: %w", err)
+	}
+	folder, err := trustee.LoadFolder(r.dir)
+	if err != nil {
+		return m, err
+	}
+	if folder.Identity.String() != r.m.Identity {
+		return m, fmt.Errorf("the backup's folder is of %s, its manifest of %s", folder.Identity, r.m.Identity)
+	}
+	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) { // it is empty
+		return m, err
+	}
+	return r.m, os.Rename(r.dir, dir)
+}
+
+// reader is a restoration on its way.
+type reader struct {
+	tar  *tar.Reader
+	dir  string
+	m    Manifest
+	seen []File
+}
+
+// next returns the next file. Its name is one that Write makes.
+func (r *reader) next() (name string, data []byte, err error) {
+	h, err := r.tar.Next()
+	if errors.Is(err, io.EOF) {
+		return "", nil, errors.New("the backup ends before its manifest: it is cut short, or none")
+	}
+	if err != nil {
+		return "", nil, fmt.Errorf("this is no backup of claviger's, or it was altered: %w", err)
+	}
+	if h.Typeflag != tar.TypeReg || h.Size > maxFile {
+		return "", nil, fmt.Errorf("the backup holds %q, of %d bytes, which claviger does not write", h.Name, h.Size)
+	}
+	if data, err = io.ReadAll(io.LimitReader(r.tar, maxFile)); err != nil {
+		return "", nil, fmt.Errorf("the backup was altered or is cut short: %w", err)
+	}
+	sum := sha256.Sum256(data)
+	if h.Name != manifestName {
+		r.seen = append(r.seen, File{h.Name, int64(len(data)), hex.EncodeToString(sum[:])})
+	}
+	return h.Name, data, nil
+}
+
+func (r *reader) all(ctx context.Context, open Open) (err error) {
+	name, data, err := r.next()
+	for err == nil && strings.HasPrefix(name, folderPrefix) {
+		file := strings.TrimPrefix(name, folderPrefix)
+		if !slices.Contains(files, file) {
+			return fmt.Errorf("the backup holds %q, which claviger does not write", name)
+		}
+		err = r.write(file, data)
+		clear(data)
+		if err == nil {
+			name, data, err = r.next()
+		}
+	}
+	var digest *server.Digester
+	if err == nil && strings.HasPrefix(name, storePrefix) {
+		store, oerr := open(ctx, r.dir)
+		if oerr != nil {
+			return oerr
+		}
+		err = store.Import(ctx, r.records(&name, &data))
+		if err == nil {
+			// What is in the store now counts, not what was read.
+			digest = new(server.Digester)
+			err = store.Export(ctx, digest.Add)
+		}
+		err = errors.Join(err, store.Close())
+	}
+	if err != nil {
+		return err
+	}
+	if name != manifestName {
+		return fmt.Errorf("the backup holds %q where its manifest should be", name)
+	}
+	if err := strict(data, &r.m); err != nil {
+		return fmt.Errorf("the backup's manifest: %w", err)
+	}
+	return r.agree(digest)
+}
+
+// records hands out the records of the store's pieces, and leaves in name and data
+// what follows them.
+func (r *reader) records(name *string, data *[]byte) func() (server.Record, error) {
+	dec := json.NewDecoder(bytes.NewReader(*data))
+	return func() (rec server.Record, err error) {
+		for {
+			err = dec.Decode(&rec)
+			if !errors.Is(err, io.EOF) {
+				return rec, err
+			}
+			if *name, *data, err = r.next(); err != nil {
+				return rec, err
+			}
+			if !strings.HasPrefix(*name, storePrefix) {
+				return rec, io.EOF
+			}
+			dec = json.NewDecoder(bytes.NewReader(*data))
+		}
+	}
+}
+
+func (r *reader) write(name string, data []byte) error {
+	file := filepath.Join(r.dir, filepath.FromSlash(path.Clean(name)))
+	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	return errors.Join(err, f.Sync(), f.Close())
+}
+
+// agree compares what was read with the manifest.
+func (r *reader) agree(digest *server.Digester) error {
+	switch {
+	case r.m.Format != format:
+		return fmt.Errorf("the backup has format %d, this version of claviger knows %d", r.m.Format, format)
+	case !slices.Equal(r.m.Files, r.seen):
+		return errors.New("the backup's files are not those of its manifest: it was altered")
+	case (r.m.Store == nil) != (digest == nil):
+		return errors.New("the backup's manifest and its content differ on whether there is a store")
+	case digest == nil:
+		return nil
+	}
+	if got := (Store{digest.Orgs, digest.Clients, digest.Deposits, digest.Sum()}); got != *r.m.Store {
+		return fmt.Errorf("the restored store has %d organizations, %d clients, %d deposits and digest %s, the manifest %d, %d, %d and %s",
+			got.Orgs, got.Clients, got.Deposits, got.Digest, r.m.Store.Orgs, r.m.Store.Clients, r.m.Store.Deposits, r.m.Store.Digest)
+	}
+	return nil
+}
+
+// strict reads JSON that has no names that this version does not know.
+func strict(data []byte, into any) error {
+	dec := json.NewDecoder(bytes.NewReader(data))
+	dec.DisallowUnknownFields()
+	return dec.Decode(into)
+}

@@ -1,0 +1,246 @@
+package backup_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/ProtonMail/go-crypto/openpgp"
+	"github.com/ProtonMail/go-crypto/openpgp/packet"
+
+	"claviger/trustee"
+	"claviger/trustee/backup"
+	"claviger/trustee/server"
+	"claviger/trustee/server/sqlite"
+)
+
+// escrow is whom backups are encrypted to.
+var escrow = sync.OnceValue(func() *openpgp.Entity {
+	e, err := openpgp.NewEntity("escrow", "", "escrow@example.com", &packet.Config{Algorithm: packet.PubKeyAlgoRSA, RSABits: 2048})
+	if err != nil {
+		panic(err)
+	}
+	return e
+})
+
+func private(t *testing.T) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	if err := escrow().SerializePrivate(&b, nil); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+func open(ctx context.Context, dir string) (server.Store, error) {
+	return sqlite.Open(ctx, filepath.Join(dir, "keytrustee.db"), true)
+}
+
+// site is a trustee's folder with a store of n deposits.
+func site(t *testing.T, n int) (dir string, store server.Store) {
+	t.Helper()
+	dir = filepath.Join(t.TempDir(), ".keytrustee")
+	id, err := trustee.NewIdentity("keytrustee", "test", "keytrustee@h", 2048, time.Now())
+	if err == nil {
+		_, err = trustee.NewFolder(dir, id)
+	}
+	if err == nil {
+		err = os.Mkdir(filepath.Join(dir, ".ssl"), 0o700)
+	}
+	if err == nil {
+		err = os.WriteFile(filepath.Join(dir, ".ssl", "ssl-cert-keytrustee.pem"), []byte("certificate\n"), 0o600)
+	}
+	if err == nil {
+		store, err = open(t.Context(), dir)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := store.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	now := time.Now()
+	once := func() server.Once { return server.Once{Digest: trustee.NewUUID(), Until: now.Add(time.Minute)} }
+	owner := strings.Repeat("A", 40)
+	err = store.AddOrg(t.Context(), server.Org{Name: "ORG", UUID: "u", Contacts: []string{"a@b"}, Auth: "s3cret", Created: now})
+	if err == nil {
+		_, err = store.AddClient(t.Context(), server.Client{Fingerprint: owner, Org: "ORG", PublicKey: []byte("key"), State: server.Active, Created: now}, once())
+	}
+	for i := 0; i < n && err == nil; i++ {
+		uuid := trustee.NewUUID()
+		err = store.Put(t.Context(), server.Row{UUID: uuid, Owner: owner, Org: "ORG", Label: "l" + uuid, Wrapped: i%2 == 0,
+			Sealed: trustee.Sealed{Statement: []byte("statement"), Signature: []byte("signature"), Content: bytes.Repeat([]byte{byte(i)}, 100_000)}}, "", once())
+		if i == 3 && err == nil {
+			err = store.Delete(t.Context(), owner, []string{uuid}, now, once())
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir, store
+}
+
+func write(t *testing.T, dir string, store server.Store) ([]byte, backup.Manifest) {
+	t.Helper()
+	var b bytes.Buffer
+	m, err := backup.Write(t.Context(), &b, openpgp.EntityList{escrow()}, dir, store, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes(), m
+}
+
+func read(t *testing.T, sealed []byte, dir string) (backup.Manifest, error) {
+	t.Helper()
+	in, err := backup.Decrypt(bytes.NewReader(sealed), bytes.NewReader(private(t)))
+	if err != nil {
+		return backup.Manifest{}, err
+	}
+	return backup.Read(t.Context(), in, dir, open)
+}
+
+func TestBothWays(t *testing.T) {
+	dir, store := site(t, 30) // more than one piece
+	want, err := server.StateDigest(t.Context(), store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sealed, m := write(t, dir, store)
+	if m.Store == nil || m.Store.Deposits != 30 || m.Store.Digest != want {
+		t.Errorf("%+v; want digest %s", m.Store, want)
+	}
+	for _, secret := range []string{"s3cret", "LOCAL_FINGERPRINT", "statement"} {
+		if bytes.Contains(sealed, []byte(secret)) {
+			t.Errorf("%q is to be read in the backup", secret)
+		}
+	}
+	to := filepath.Join(t.TempDir(), "restored", ".keytrustee")
+	if err := os.MkdirAll(to, 0o700); err != nil { // an empty folder is no reason
+		t.Fatal(err)
+	}
+	if _, err := read(t, sealed, to); err != nil {
+		t.Fatal(err)
+	}
+	was, err := trustee.LoadFolder(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	is, err := trustee.LoadFolder(to)
+	if err != nil || is.Identity.String() != was.Identity.String() || len(is.Warnings) != 0 {
+		t.Errorf("%v, %v", is, err)
+	}
+	restored, err := open(t.Context(), to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer restored.Close()
+	if got, err := server.StateDigest(t.Context(), restored); err != nil || got != want {
+		t.Errorf("digest %s, %v; want %s", got, err, want)
+	}
+	if list, err := os.ReadDir(filepath.Dir(to)); err != nil || len(list) != 1 {
+		t.Errorf("left beside it: %v, %v", list, err)
+	}
+	// What is there is not touched.
+	if _, err := read(t, sealed, to); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("a second restoration: %v", err)
+	}
+}
+
+func TestClientFolder(t *testing.T) {
+	dir, _ := site(t, 0)
+	sealed, m := write(t, dir, nil)
+	if m.Store != nil {
+		t.Errorf("%+v", m)
+	}
+	to := filepath.Join(t.TempDir(), ".keytrustee")
+	if _, err := read(t, sealed, to); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(to, "keytrustee.db")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a store out of nothing: %v", err)
+	}
+}
+
+// TestRefused: what was altered, cut short or is of others leaves nothing behind.
+func TestRefused(t *testing.T) {
+	dir, store := site(t, 5)
+	sealed, _ := write(t, dir, store)
+	flipped := bytes.Clone(sealed)
+	flipped[len(flipped)-200] ^= 1
+	for name, bad := range map[string][]byte{"cut": sealed[:len(sealed)*2/3], "cut at its end": sealed[:len(sealed)-5], "altered": flipped, "empty": {}, "text": []byte(strings.Repeat("no backup\n", 50))} {
+		parent := t.TempDir()
+		if _, err := read(t, bad, filepath.Join(parent, ".keytrustee")); err == nil {
+			t.Errorf("%s: restored", name)
+		}
+		if list, err := os.ReadDir(parent); err != nil || len(list) != 0 {
+			t.Errorf("%s: left behind: %v, %v", name, list, err)
+		}
+	}
+	ring, err := os.Open(filepath.Join(dir, trustee.PrivateRing))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ring.Close()
+	if _, err := backup.Decrypt(bytes.NewReader(sealed), ring); err == nil || !strings.Contains(err.Error(), "not one that this key ring opens") {
+		t.Errorf("another's key: %v", err)
+	}
+	// A tar that anybody can make.
+	if _, err := backup.Read(t.Context(), strings.NewReader(strings.Repeat("\x00", 1024)), filepath.Join(t.TempDir(), "x"), open); err == nil || !strings.Contains(err.Error(), "before its manifest") {
+		t.Errorf("an empty archive: %v", err)
+	}
+}
+
+// TestGnuPG: gpg opens a backup, so that its key may be where only gpg reaches it.
+func TestGnuPG(t *testing.T) {
+	for _, program := range []string{"gpg", "gpg1"} {
+		t.Run(program, func(t *testing.T) {
+			if _, err := exec.LookPath(program); err != nil {
+				if os.Getenv("CLAVIGER_REQUIRE_GPG") == "1" {
+					t.Fatalf("%s is missing: run `make setup`", program)
+				}
+				t.Skipf("%s is missing; `make test` has it", program)
+			}
+			home, err := os.MkdirTemp("", "gpg") // a short path: the agent's socket is in it
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() {
+				if program == "gpg" {
+					_ = exec.Command("gpgconf", "--homedir", home, "--kill", "all").Run() // it may have started none
+				}
+				if err := os.RemoveAll(home); err != nil {
+					t.Error(err)
+				}
+			})
+			run := func(in []byte, args ...string) []byte {
+				t.Helper()
+				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+				defer cancel()
+				cmd := exec.CommandContext(ctx, program, append([]string{"--batch", "--no-tty", "--homedir", home}, args...)...)
+				var out, stderr bytes.Buffer
+				cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(in), &out, &stderr
+				if err := cmd.Run(); err != nil {
+					t.Fatalf("%s %v: %v\n%s", program, args, err, &stderr)
+				}
+				return out.Bytes()
+			}
+			dir, store := site(t, 3)
+			sealed, _ := write(t, dir, store)
+			run(private(t), "--import")
+			plain := run(sealed, "--decrypt")
+			if _, err := backup.Read(t.Context(), bytes.NewReader(plain), filepath.Join(t.TempDir(), "x"), open); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
