@@ -12,12 +12,13 @@ import (
 
 	"claviger"
 	"claviger/metastore"
+	"claviger/pgdb"
 )
 
 // Shelve moves a key to the deleted ones, and tells of it as of any deletion.
 func (s *Store) Shelve(ctx context.Context, key string) error {
 	const op = "postgres.Shelve"
-	return s.update(ctx, op, key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
+	return s.db.Update(ctx, op, key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
 		var id int64
 		err := tx.QueryRow(ctx, `
 			INSERT INTO deleted_key (name, since, cipher, bit_length, description, attributes, created)
@@ -55,9 +56,9 @@ func noStep(ctx context.Context, tx pgx.Tx, op, key, what string) error {
 
 // Shelved returns the deleted keys.
 func (s *Store) Shelved(ctx context.Context) (all []metastore.Shelved, err error) {
-	err = s.read(ctx, "postgres.Shelved", "", func(ctx context.Context) error {
+	err = s.db.Read(ctx, "postgres.Shelved", "", func(ctx context.Context) error {
 		all = nil
-		rows, _ := s.pool.Query(ctx, `
+		rows, _ := s.db.Pool().Query(ctx, `
 			SELECT k.id, k.name, k.since, k.cipher, k.bit_length, k.description, k.attributes, k.created, v.id, v.created, v.check_value
 			FROM deleted_key k JOIN deleted_version v ON v.key_id = k.id ORDER BY k.id, v.seq`) // the rows carry the error
 		defer rows.Close()
@@ -91,7 +92,7 @@ func (s *Store) Shelved(ctx context.Context) (all []metastore.Shelved, err error
 // one.
 func (s *Store) Unshelve(ctx context.Context, key string) error {
 	const op = "postgres.Unshelve"
-	return s.update(ctx, op, key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
+	return s.db.Update(ctx, op, key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
 		if !storable(key) {
 			return claviger.E(op, claviger.KeyNotFound, key, nil)
 		}
@@ -106,7 +107,7 @@ func (s *Store) Unshelve(ctx context.Context, key string) error {
 		err = tx.QueryRow(ctx, `
 			INSERT INTO ez_key (name, cipher, bit_length, description, attributes, created)
 			SELECT name, cipher, bit_length, description, attributes, created FROM deleted_key WHERE id = $1 RETURNING id`, from).Scan(&id)
-		if uniqueOn(err, "ez_key_name_key") {
+		if pgdb.UniqueOn(err, "ez_key_name_key") {
 			return claviger.E(op, claviger.KeyExists, key, nil)
 		}
 		if err != nil {
@@ -131,7 +132,7 @@ func (s *Store) Unshelve(ctx context.Context, key string) error {
 // their HSM objects. Nobody could use them before, so that nobody is told.
 func (s *Store) Discard(ctx context.Context, key string) (in metastore.Intent, err error) {
 	const op = "postgres.Discard"
-	err = s.update(ctx, op, key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
+	err = s.db.Update(ctx, op, key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
 		if !storable(key) {
 			return claviger.E(op, claviger.KeyNotFound, key, nil)
 		}
@@ -159,12 +160,12 @@ func (s *Store) Discard(ctx context.Context, key string) (in metastore.Intent, e
 func (s *Store) Touch(ctx context.Context, uses []metastore.LastUse) error {
 	const op = "postgres.Touch"
 	if len(uses) == 0 {
-		return s.usable(op)
+		return s.db.Usable(op)
 	}
 	// Nodes that take the rows in one order don't wait for each other in a circle.
 	sorted := slices.Clone(uses)
 	slices.SortFunc(sorted, func(a, b metastore.LastUse) int { return cmp.Compare(a.Version, b.Version) })
-	return s.update(ctx, op, "", pgx.ReadCommitted, func(ctx context.Context, tx pgx.Tx) error {
+	return s.db.Update(ctx, op, "", pgx.ReadCommitted, func(ctx context.Context, tx pgx.Tx) error {
 		var batch pgx.Batch
 		for _, u := range sorted {
 			batch.Queue(`INSERT INTO version_use AS u (version, last) VALUES ($1, $2) ON CONFLICT (version) DO UPDATE SET last = greatest(u.last, excluded.last)`, u.Version, millis(u.Last))
@@ -182,11 +183,11 @@ func (s *Store) LastUses(ctx context.Context, versions ...string) (last []time.T
 	}
 	ms, err := strconv.ParseInt(value, 10, 64)
 	if err != nil {
-		return nil, time.Time{}, claviger.Errorf(op, claviger.Internal, "", "metastore %s: setting %s: %w", s.uri, metastore.SettingLastUsesSince, err)
+		return nil, time.Time{}, claviger.Errorf(op, claviger.Internal, "", "metastore %s: setting %s: %w", s.db.URI(), metastore.SettingLastUsesSince, err)
 	}
 	found := map[string]int64{}
-	err = s.read(ctx, op, "", func(ctx context.Context) error {
-		rows, _ := s.pool.Query(ctx, `SELECT version, last FROM version_use WHERE version = ANY($1)`, versions) // the rows carry the error
+	err = s.db.Read(ctx, op, "", func(ctx context.Context) error {
+		rows, _ := s.db.Pool().Query(ctx, `SELECT version, last FROM version_use WHERE version = ANY($1)`, versions) // the rows carry the error
 		var version string
 		var at int64
 		_, err := pgx.ForEachRow(rows, []any{&version, &at}, func() error { found[version] = at; return nil })

@@ -13,6 +13,7 @@ import (
 
 	"claviger"
 	"claviger/metastore"
+	"claviger/pgdb"
 )
 
 const (
@@ -35,8 +36,8 @@ func storable(s string) bool { return utf8.ValidString(s) && !strings.ContainsRu
 
 // Names returns all key names, sorted by bytes.
 func (s *Store) Names(ctx context.Context) (names []string, err error) {
-	err = s.read(ctx, "postgres.Names", "", func(ctx context.Context) error {
-		rows, _ := s.pool.Query(ctx, `SELECT name FROM ez_key ORDER BY name`) // the rows carry the error
+	err = s.db.Read(ctx, "postgres.Names", "", func(ctx context.Context) error {
+		rows, _ := s.db.Pool().Query(ctx, `SELECT name FROM ez_key ORDER BY name`) // the rows carry the error
 		names, err = pgx.CollectRows(rows, pgx.RowTo[string])
 		return err
 	})
@@ -51,9 +52,9 @@ func (s *Store) Get(ctx context.Context, names ...string) ([]*metastore.Key, err
 	if len(names) == 1 {
 		one = names[0]
 	}
-	err := s.read(ctx, "postgres.Get", one, func(ctx context.Context) error {
+	err := s.db.Read(ctx, "postgres.Get", one, func(ctx context.Context) error {
 		found = make(map[string]*metastore.Key, len(names))
-		rows, _ := s.pool.Query(ctx, selectByName, asked) // the rows carry the error
+		rows, _ := s.db.Pool().Query(ctx, selectByName, asked) // the rows carry the error
 		defer rows.Close()
 		for rows.Next() {
 			if err := scanKey(rows, found); err != nil {
@@ -116,7 +117,7 @@ func scanKey(rows pgx.Rows, found map[string]*metastore.Key) error {
 // ByVersion returns the version of that full name and its key.
 func (s *Store) ByVersion(ctx context.Context, version string) (*claviger.Metadata, metastore.Version, error) {
 	const op = "postgres.ByVersion"
-	if err := s.usable(op); err != nil {
+	if err := s.db.Usable(op); err != nil {
 		return nil, metastore.Version{}, err
 	}
 	key, ok := claviger.KeyOfVersion(version)
@@ -127,8 +128,8 @@ func (s *Store) ByVersion(ctx context.Context, version string) (*claviger.Metada
 	var count int
 	var created int64
 	v := metastore.Version{ID: version[len(key)+1:]}
-	err := s.read(ctx, op, version, func(ctx context.Context) error {
-		err := s.pool.QueryRow(ctx, selectByVersion, v.ID, key).Scan(&m.cipher, &m.bits, &m.description, &m.attributes, &m.created, &count, &created, &v.Check)
+	err := s.db.Read(ctx, op, version, func(ctx context.Context) error {
+		err := s.db.Pool().QueryRow(ctx, selectByVersion, v.ID, key).Scan(&m.cipher, &m.bits, &m.description, &m.attributes, &m.created, &count, &created, &v.Check)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return claviger.E(op, claviger.VersionNotFound, version, nil)
 		}
@@ -139,7 +140,7 @@ func (s *Store) ByVersion(ctx context.Context, version string) (*claviger.Metada
 	}
 	md, err := m.metadata(key)
 	if err != nil {
-		return nil, metastore.Version{}, s.fail(op, version, err)
+		return nil, metastore.Version{}, s.db.Fail(op, version, err)
 	}
 	md.Versions = count
 	v.Created = when(created)
@@ -149,11 +150,11 @@ func (s *Store) ByVersion(ctx context.Context, version string) (*claviger.Metada
 // Epoch returns a number that differs after each change of the key; 0 where there
 // is none.
 func (s *Store) Epoch(ctx context.Context, key string) (epoch int64, err error) {
-	err = s.read(ctx, "postgres.Epoch", key, func(ctx context.Context) error {
+	err = s.db.Read(ctx, "postgres.Epoch", key, func(ctx context.Context) error {
 		if !storable(key) {
 			return nil
 		}
-		err := s.pool.QueryRow(ctx, `SELECT epoch FROM ez_key WHERE name = $1`, key).Scan(&epoch)
+		err := s.db.Pool().QueryRow(ctx, `SELECT epoch FROM ez_key WHERE name = $1`, key).Scan(&epoch)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return nil
 		}
@@ -172,14 +173,14 @@ func (s *Store) Insert(ctx context.Context, k metastore.Key) error {
 	if k.Attributes != nil {
 		var err error
 		if attributes, err = json.Marshal(k.Attributes); err != nil {
-			return s.fail(op, k.Name, err)
+			return s.db.Fail(op, k.Name, err)
 		}
 	}
-	return s.update(ctx, op, k.Name, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
+	return s.db.Update(ctx, op, k.Name, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
 		var id int64
 		err := tx.QueryRow(ctx, `INSERT INTO ez_key (name, cipher, bit_length, description, attributes, created) VALUES ($1, $2, $3, $4, $5, $6) RETURNING id`,
 			k.Name, k.Cipher, k.BitLength, k.Description, string(attributes), millis(k.Created)).Scan(&id)
-		if uniqueOn(err, "ez_key_name_key") {
+		if pgdb.UniqueOn(err, "ez_key_name_key") {
 			return claviger.E(op, claviger.KeyExists, k.Name, nil)
 		}
 		if err != nil {
@@ -208,7 +209,7 @@ func insertVersion(ctx context.Context, tx pgx.Tx, key int64, seq int, v metasto
 		check = []byte{} // the column is NOT NULL
 	}
 	_, err := tx.Exec(ctx, `INSERT INTO key_version (key_id, seq, id, created, check_value) VALUES ($1, $2, $3, $4, $5)`, key, seq, v.ID, millis(v.Created), check)
-	if uniqueOn(err, "key_version_id_key") {
+	if pgdb.UniqueOn(err, "key_version_id_key") {
 		return fmt.Errorf("version id %s is in use already, and two versions cannot share an HSM object: %w", v.ID, err)
 	}
 	return err
@@ -217,7 +218,7 @@ func insertVersion(ctx context.Context, tx pgx.Tx, key int64, seq int, v metasto
 // Append adds a version, drops the key's intent, and tells of it.
 func (s *Store) Append(ctx context.Context, key string, v metastore.Version) error {
 	const op = "postgres.Append"
-	return s.update(ctx, op, key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
+	return s.db.Update(ctx, op, key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
 		var id int64
 		var seq int
 		// The row's lock makes two who roll one key wait for each other.
@@ -242,7 +243,7 @@ func (s *Store) Append(ctx context.Context, key string, v metastore.Version) err
 // of it.
 func (s *Store) Remove(ctx context.Context, key string) (in metastore.Intent, err error) {
 	const op = "postgres.Remove"
-	err = s.update(ctx, op, key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
+	err = s.db.Update(ctx, op, key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
 		rows, _ := tx.Query(ctx, `SELECT v.id FROM key_version v JOIN ez_key k ON k.id = v.key_id WHERE k.name = $1 ORDER BY v.seq`, key) // the rows carry the error
 		ids, err := pgx.CollectRows(rows, pgx.RowTo[string])
 		if err != nil {

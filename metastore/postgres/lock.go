@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"claviger"
+	"claviger/pgdb"
 )
 
 // lockPoll is how often a waiting Lock tries again. A waiting pg_advisory_lock
@@ -52,8 +53,8 @@ func (s *Store) Hold(ctx context.Context, name string, wait bool) (held context.
 		}
 		select {
 		case <-ctx.Done():
-			return nil, nil, false, claviger.Errorf("postgres.Lock", claviger.Unavailable, "", "lock %q of metastore %s is held by another node, process or task: %w", name, s.uri, context.Cause(ctx))
-		case <-time.After(jitter(lockPoll)):
+			return nil, nil, false, claviger.Errorf("postgres.Lock", claviger.Unavailable, "", "lock %q of metastore %s is held by another node, process or task: %w", name, s.db.URI(), context.Cause(ctx))
+		case <-time.After(pgdb.Jitter(lockPoll)):
 		}
 	}
 }
@@ -66,12 +67,12 @@ func (s *Store) TryLock(ctx context.Context, name string) (unlock func(), ok boo
 
 func (s *Store) try(ctx context.Context, name string) (held context.Context, unlock func(), ok bool, err error) {
 	const op = "postgres.Lock"
-	if err := s.usable(op); err != nil {
+	if err := s.db.Usable(op); err != nil {
 		return nil, nil, false, err
 	}
 	var conn *pgx.Conn
-	err = s.retry(ctx, func(ctx context.Context) error {
-		c, err := pgx.ConnectConfig(ctx, s.pool.Config().ConnConfig)
+	err = s.db.Retry(ctx, func(ctx context.Context) error {
+		c, err := pgx.ConnectConfig(ctx, s.db.Pool().Config().ConnConfig)
 		if err != nil {
 			return err
 		}
@@ -83,7 +84,7 @@ func (s *Store) try(ctx context.Context, name string) (held context.Context, unl
 	})
 	if err != nil || !ok {
 		if err != nil {
-			err = s.fail(op, "", fmt.Errorf("lock %q: %w", name, err))
+			err = s.db.Fail(op, "", fmt.Errorf("lock %q: %w", name, err))
 		}
 		return nil, nil, false, err
 	}
@@ -91,7 +92,7 @@ func (s *Store) try(ctx context.Context, name string) (held context.Context, unl
 	watching, stop := context.WithCancel(context.WithoutCancel(ctx))
 	l := &lock{store: s, name: name, conn: conn, lost: lost, stop: stop, done: make(chan struct{})}
 	s.mu.Lock()
-	closed := s.closed.Load()
+	closed := s.db.Usable("postgres.Lock") != nil
 	if !closed {
 		s.locks[l] = struct{}{}
 	}
@@ -99,7 +100,7 @@ func (s *Store) try(ctx context.Context, name string) (held context.Context, unl
 	go l.watch(watching)
 	if closed {
 		l.release()
-		return nil, nil, false, s.usable(op)
+		return nil, nil, false, s.db.Usable(op)
 	}
 	return held, l.release, true, nil
 }
@@ -119,7 +120,7 @@ func (l *lock) watch(ctx context.Context) {
 		err := l.conn.Ping(check)
 		cancel()
 		if err != nil && ctx.Err() == nil {
-			err = claviger.Errorf("postgres.Lock", claviger.Unavailable, "", "lock %q of metastore %s (property %s) was lost with its connection: %w; another node may hold it now", l.name, l.store.uri, l.store.cfg.Property, err)
+			err = claviger.Errorf("postgres.Lock", claviger.Unavailable, "", "lock %q of metastore %s (property %s) was lost with its connection: %w; another node may hold it now", l.name, l.store.db.URI(), l.store.cfg.Property, err)
 			l.store.log.Error("a lock of the metastore was lost", "lock", l.name, "error", err)
 			l.lost(err)
 			return
@@ -137,7 +138,7 @@ func (l *lock) release() {
 		l.store.mu.Unlock()
 		// Unlocked by a statement: a session that is merely closed holds its locks
 		// until the server has noticed.
-		ctx, cancel := context.WithTimeout(context.Background(), connectTimeout)
+		ctx, cancel := context.WithTimeout(context.Background(), pgdb.ConnectTimeout)
 		defer cancel()
 		if !l.conn.IsClosed() {
 			_, _ = l.conn.Exec(ctx, `SELECT pg_advisory_unlock_all()`) // a lost session has no lock

@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"claviger/metastore"
+	"claviger/pgdb"
 )
 
 const (
@@ -56,7 +57,7 @@ func notify(ctx context.Context, tx pgx.Tx, n metastore.Notice) error {
 func (s *Store) Announce(ctx context.Context, n metastore.Notice) error {
 	text, err := encode(n)
 	if err != nil {
-		return s.fail("postgres.Announce", n.Key, err)
+		return s.db.Fail("postgres.Announce", n.Key, err)
 	}
 	return s.change(ctx, "postgres.Announce", n.Key, `SELECT pg_notify($1, $2)`, channel, text)
 }
@@ -64,7 +65,7 @@ func (s *Store) Announce(ctx context.Context, n metastore.Notice) error {
 // Watch calls fn for each notice, until ctx ends or the store is closed.
 func (s *Store) Watch(ctx context.Context, fn func(metastore.Notice)) error {
 	const op = "postgres.Watch"
-	if err := s.usable(op); err != nil {
+	if err := s.db.Usable(op); err != nil {
 		return err
 	}
 	caller := ctx
@@ -79,27 +80,27 @@ func (s *Store) Watch(ctx context.Context, fn func(metastore.Notice)) error {
 				fn(metastore.Notice{Change: metastore.Invalidated}) // some may have been lost meanwhile
 			}
 			if !warned.IsZero() {
-				s.log.Info("notices of other nodes' changes come again", "metastore", s.uri)
+				s.log.Info("notices of other nodes' changes come again", "metastore", s.db.URI())
 			}
 			first, wait, warned = false, 50*time.Millisecond, time.Time{}
 		}, fn)
 		if caller.Err() != nil {
 			return nil
 		}
-		if err := s.usable(op); err != nil {
+		if err := s.db.Usable(op); err != nil {
 			return err
 		}
-		if first && !unreachable(err) && !errors.Is(err, context.DeadlineExceeded) {
-			return s.fail(op, "", err)
+		if first && !pgdb.Unreachable(err) && !errors.Is(err, context.DeadlineExceeded) {
+			return s.db.Fail(op, "", err)
 		}
 		if time.Since(warned) > warnEvery {
 			warned = time.Now()
-			s.log.Warn("notices of other nodes' changes do not come: the connection to the metastore is broken; what is remembered is checked at each use until it is back", "metastore", s.uri, "error", err)
+			s.log.Warn("notices of other nodes' changes do not come: the connection to the metastore is broken; what is remembered is checked at each use until it is back", "metastore", s.db.URI(), "error", err)
 		}
 		first = false // what happens until we listen is lost
 		select {
 		case <-ctx.Done(): // told apart above
-		case <-time.After(jitter(wait)):
+		case <-time.After(pgdb.Jitter(wait)):
 		}
 	}
 }
@@ -107,9 +108,9 @@ func (s *Store) Watch(ctx context.Context, fn func(metastore.Notice)) error {
 // listen receives over one connection until it breaks. begun is called when
 // nothing is lost any more.
 func (s *Store) listen(ctx context.Context, begun func(), fn func(metastore.Notice)) error {
-	connect, cancel := context.WithTimeout(ctx, callTimeout)
+	connect, cancel := context.WithTimeout(ctx, pgdb.CallTimeout)
 	defer cancel()
-	conn, err := pgx.ConnectConfig(connect, s.pool.Config().ConnConfig)
+	conn, err := pgx.ConnectConfig(connect, s.db.Pool().Config().ConnConfig)
 	if err != nil {
 		return err
 	}
@@ -143,7 +144,7 @@ func (s *Store) next(ctx context.Context, conn *pgx.Conn) (*pgconn.Notification,
 	if err == nil || ctx.Err() != nil || quiet.Err() == nil {
 		return n, err
 	}
-	ping, cancel := context.WithTimeout(ctx, connectTimeout)
+	ping, cancel := context.WithTimeout(ctx, pgdb.ConnectTimeout)
 	defer cancel()
 	return nil, conn.Ping(ping)
 }

@@ -24,7 +24,7 @@ func (s *Store) NextSequences(ctx context.Context, n int32) (first int32, err er
 	if n <= 0 {
 		return 0, claviger.Errorf(op, claviger.Invalid, "", "%d sequence numbers were asked for", n)
 	}
-	err = s.update(ctx, op, "", pgx.ReadCommitted, func(ctx context.Context, tx pgx.Tx) error {
+	err = s.db.Update(ctx, op, "", pgx.ReadCommitted, func(ctx context.Context, tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, lockID("token sequence")); err != nil {
 			return err
 		}
@@ -36,8 +36,8 @@ func (s *Store) NextSequences(ctx context.Context, n int32) (first int32, err er
 
 // NextKeyID returns an id that no master key has had.
 func (s *Store) NextKeyID(ctx context.Context) (id int32, err error) {
-	err = s.read(ctx, "postgres.NextKeyID", "", func(ctx context.Context) error { // an id that gets lost is no harm
-		return s.pool.QueryRow(ctx, `SELECT nextval('master_key_id')`).Scan(&id)
+	err = s.db.Read(ctx, "postgres.NextKeyID", "", func(ctx context.Context) error { // an id that gets lost is no harm
+		return s.db.Pool().QueryRow(ctx, `SELECT nextval('master_key_id')`).Scan(&id)
 	})
 	return id, err
 }
@@ -51,8 +51,8 @@ func (s *Store) PutMasterKey(ctx context.Context, k metastore.MasterKey) error {
 
 // MasterKeys returns all keys, by ID.
 func (s *Store) MasterKeys(ctx context.Context) (all []metastore.MasterKey, err error) {
-	err = s.read(ctx, "postgres.MasterKeys", "", func(ctx context.Context) error {
-		rows, _ := s.pool.Query(ctx, `SELECT id, expires, key FROM master_key ORDER BY id`) // the rows carry the error
+	err = s.db.Read(ctx, "postgres.MasterKeys", "", func(ctx context.Context) error {
+		rows, _ := s.db.Pool().Query(ctx, `SELECT id, expires, key FROM master_key ORDER BY id`) // the rows carry the error
 		all, err = pgx.CollectRows(rows, func(r pgx.CollectableRow) (k metastore.MasterKey, err error) {
 			var expires int64
 			err = r.Scan(&k.ID, &expires, (*[]byte)(&k.Key))
@@ -79,8 +79,8 @@ func (s *Store) PutDelegation(ctx context.Context, d metastore.Delegation) error
 
 // RenewDelegation changes Renew of a token that is still there.
 func (s *Store) RenewDelegation(ctx context.Context, sequence int32, renew time.Time) (ok bool, err error) {
-	err = s.read(ctx, "postgres.RenewDelegation", "", func(ctx context.Context) error {
-		tag, err := s.pool.Exec(ctx, `UPDATE delegation SET renew = $2 WHERE sequence = $1`, sequence, millis(renew))
+	err = s.db.Read(ctx, "postgres.RenewDelegation", "", func(ctx context.Context) error {
+		tag, err := s.db.Pool().Exec(ctx, `UPDATE delegation SET renew = $2 WHERE sequence = $1`, sequence, millis(renew))
 		ok = tag.RowsAffected() == 1
 		return err
 	})
@@ -89,9 +89,9 @@ func (s *Store) RenewDelegation(ctx context.Context, sequence int32, renew time.
 
 // Delegation returns a token as it is now.
 func (s *Store) Delegation(ctx context.Context, sequence int32) (d metastore.Delegation, ok bool, err error) {
-	err = s.read(ctx, "postgres.Delegation", "", func(ctx context.Context) error {
+	err = s.db.Read(ctx, "postgres.Delegation", "", func(ctx context.Context) error {
 		var renew int64
-		err := s.pool.QueryRow(ctx, `SELECT identifier, password, renew FROM delegation WHERE sequence = $1`, sequence).Scan(&d.Identifier, (*[]byte)(&d.Password), &renew)
+		err := s.db.Pool().QueryRow(ctx, `SELECT identifier, password, renew FROM delegation WHERE sequence = $1`, sequence).Scan(&d.Identifier, (*[]byte)(&d.Password), &renew)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return nil
 		}
@@ -104,7 +104,7 @@ func (s *Store) Delegation(ctx context.Context, sequence int32) (d metastore.Del
 // RemoveDelegation takes a token away. Of a removal whose answer was lost it is
 // found out what became of it, so that ok is true once.
 func (s *Store) RemoveDelegation(ctx context.Context, sequence int32) (ok bool, err error) {
-	err = s.update(ctx, "postgres.RemoveDelegation", "", pgx.ReadCommitted, func(ctx context.Context, tx pgx.Tx) error {
+	err = s.db.Update(ctx, "postgres.RemoveDelegation", "", pgx.ReadCommitted, func(ctx context.Context, tx pgx.Tx) error {
 		tag, err := tx.Exec(ctx, `DELETE FROM delegation WHERE sequence = $1`, sequence)
 		ok = tag.RowsAffected() == 1
 		return err
@@ -115,7 +115,7 @@ func (s *Store) RemoveDelegation(ctx context.Context, sequence int32) (ok bool, 
 // RemoveExpired takes expired tokens away. Rows that another node is removing are
 // left to it.
 func (s *Store) RemoveExpired(ctx context.Context, before time.Time) (n int, err error) {
-	err = s.update(ctx, "postgres.RemoveExpired", "", pgx.ReadCommitted, func(ctx context.Context, tx pgx.Tx) error {
+	err = s.db.Update(ctx, "postgres.RemoveExpired", "", pgx.ReadCommitted, func(ctx context.Context, tx pgx.Tx) error {
 		tag, err := tx.Exec(ctx, `DELETE FROM delegation WHERE sequence IN (SELECT sequence FROM delegation WHERE renew < $1 FOR UPDATE SKIP LOCKED)`, millis(before))
 		n = int(tag.RowsAffected())
 		return err
@@ -125,17 +125,17 @@ func (s *Store) RemoveExpired(ctx context.Context, before time.Time) (n int, err
 
 // CountDelegations counts the tokens.
 func (s *Store) CountDelegations(ctx context.Context) (n int, err error) {
-	err = s.read(ctx, "postgres.CountDelegations", "", func(ctx context.Context) error {
-		return s.pool.QueryRow(ctx, `SELECT count(*) FROM delegation`).Scan(&n)
+	err = s.db.Read(ctx, "postgres.CountDelegations", "", func(ctx context.Context) error {
+		return s.db.Pool().QueryRow(ctx, `SELECT count(*) FROM delegation`).Scan(&n)
 	})
 	return n, err
 }
 
 // SignerSecrets returns what is there.
 func (s *Store) SignerSecrets(ctx context.Context) (out metastore.SignerSecrets, ok bool, err error) {
-	err = s.read(ctx, "postgres.SignerSecrets", "", func(ctx context.Context) error {
+	err = s.db.Read(ctx, "postgres.SignerSecrets", "", func(ctx context.Context) error {
 		var rollover int64
-		err := s.pool.QueryRow(ctx, `SELECT version, next, current, previous, rollover FROM signer_secrets`).
+		err := s.db.Pool().QueryRow(ctx, `SELECT version, next, current, previous, rollover FROM signer_secrets`).
 			Scan(&out.Version, (*[]byte)(&out.Next), (*[]byte)(&out.Current), (*[]byte)(&out.Previous), &rollover)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return nil
@@ -152,7 +152,7 @@ func (s *Store) SwapSignerSecrets(ctx context.Context, v metastore.SignerSecrets
 	if v.Version == 0 {
 		statement = `INSERT INTO signer_secrets (version, next, current, previous, rollover) VALUES ($1 + 1::bigint, $2, $3, $4, $5) ON CONFLICT DO NOTHING`
 	}
-	err = s.update(ctx, "postgres.SwapSignerSecrets", "", pgx.ReadCommitted, func(ctx context.Context, tx pgx.Tx) error {
+	err = s.db.Update(ctx, "postgres.SwapSignerSecrets", "", pgx.ReadCommitted, func(ctx context.Context, tx pgx.Tx) error {
 		tag, err := tx.Exec(ctx, statement, v.Version, []byte(v.Next), []byte(v.Current), []byte(v.Previous), millis(v.Rollover))
 		ok = tag.RowsAffected() == 1
 		return err

@@ -22,7 +22,7 @@ func (s *Store) Begin(ctx context.Context, i metastore.Intent) (out metastore.In
 	if i.Begun.IsZero() {
 		i.Begun = now()
 	}
-	err = s.update(ctx, op, i.Key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) (err error) {
+	err = s.db.Update(ctx, op, i.Key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) (err error) {
 		out, err = begin(ctx, tx, op, i)
 		return err
 	})
@@ -68,8 +68,8 @@ func scanIntent(r pgx.CollectableRow) (i metastore.Intent, err error) {
 
 // Pending returns all intents, oldest first.
 func (s *Store) Pending(ctx context.Context) (all []metastore.Intent, err error) {
-	err = s.read(ctx, "postgres.Pending", "", func(ctx context.Context) error {
-		rows, _ := s.pool.Query(ctx, `SELECT key, op, ids, begun, payload FROM intent ORDER BY seq`) // the rows carry the error
+	err = s.db.Read(ctx, "postgres.Pending", "", func(ctx context.Context) error {
+		rows, _ := s.db.Pool().Query(ctx, `SELECT key, op, ids, begun, payload FROM intent ORDER BY seq`) // the rows carry the error
 		all, err = pgx.CollectRows(rows, scanIntent)
 		return err
 	})
@@ -83,8 +83,8 @@ func (s *Store) Drop(ctx context.Context, key string) error {
 
 // change runs one statement that may be done twice, as a transaction of its own.
 func (s *Store) change(ctx context.Context, op, key, statement string, args ...any) error {
-	return s.read(ctx, op, key, func(ctx context.Context) error {
-		_, err := s.pool.Exec(ctx, statement, args...)
+	return s.db.Read(ctx, op, key, func(ctx context.Context) error {
+		_, err := s.db.Pool().Exec(ctx, statement, args...)
 		return err
 	})
 }
@@ -93,14 +93,14 @@ func (s *Store) change(ctx context.Context, op, key, statement string, args ...a
 func (s *Store) AddUse(ctx context.Context, uses []metastore.Use) error {
 	const op = "postgres.AddUse"
 	if len(uses) == 0 {
-		return s.usable(op)
+		return s.db.Usable(op)
 	}
 	// Nodes that take the rows in one order don't wait for each other in a circle.
 	sorted := slices.Clone(uses)
 	slices.SortFunc(sorted, func(a, b metastore.Use) int {
 		return cmp.Or(cmp.Compare(a.Source, b.Source), cmp.Compare(a.Version, b.Version), cmp.Compare(a.Op, b.Op))
 	})
-	return s.update(ctx, op, "", pgx.ReadCommitted, func(ctx context.Context, tx pgx.Tx) error {
+	return s.db.Update(ctx, op, "", pgx.ReadCommitted, func(ctx context.Context, tx pgx.Tx) error {
 		var batch pgx.Batch
 		for _, u := range sorted {
 			batch.Queue(`
@@ -114,8 +114,8 @@ func (s *Store) AddUse(ctx context.Context, uses []metastore.Use) error {
 
 // Uses returns all counters.
 func (s *Store) Uses(ctx context.Context) (all []metastore.Use, err error) {
-	err = s.read(ctx, "postgres.Uses", "", func(ctx context.Context) error {
-		rows, _ := s.pool.Query(ctx, `SELECT source, version, op, count, last FROM source_use ORDER BY source, version, op`) // the rows carry the error
+	err = s.db.Read(ctx, "postgres.Uses", "", func(ctx context.Context) error {
+		rows, _ := s.db.Pool().Query(ctx, `SELECT source, version, op, count, last FROM source_use ORDER BY source, version, op`) // the rows carry the error
 		all, err = pgx.CollectRows(rows, func(r pgx.CollectableRow) (u metastore.Use, err error) {
 			var last int64
 			err = r.Scan(&u.Source, &u.Version, &u.Op, &u.Count, &last)
@@ -144,8 +144,8 @@ func (s *Store) Put(ctx context.Context, run, item string, record []byte) error 
 
 // Records returns a run's records in order of first writing.
 func (s *Store) Records(ctx context.Context, run string) (all []metastore.Record, err error) {
-	err = s.read(ctx, "postgres.Records", "", func(ctx context.Context) error {
-		rows, _ := s.pool.Query(ctx, `SELECT item, data, at FROM journal WHERE run = $1 ORDER BY seq`, run) // the rows carry the error
+	err = s.db.Read(ctx, "postgres.Records", "", func(ctx context.Context) error {
+		rows, _ := s.db.Pool().Query(ctx, `SELECT item, data, at FROM journal WHERE run = $1 ORDER BY seq`, run) // the rows carry the error
 		all, err = pgx.CollectRows(rows, func(r pgx.CollectableRow) (rec metastore.Record, err error) {
 			var at int64
 			err = r.Scan(&rec.Item, &rec.Data, &at)
@@ -159,8 +159,8 @@ func (s *Store) Records(ctx context.Context, run string) (all []metastore.Record
 
 // Runs returns the names of all runs, oldest first.
 func (s *Store) Runs(ctx context.Context) (all []string, err error) {
-	err = s.read(ctx, "postgres.Runs", "", func(ctx context.Context) error {
-		rows, _ := s.pool.Query(ctx, `SELECT run FROM journal GROUP BY run ORDER BY min(seq)`) // the rows carry the error
+	err = s.db.Read(ctx, "postgres.Runs", "", func(ctx context.Context) error {
+		rows, _ := s.db.Pool().Query(ctx, `SELECT run FROM journal GROUP BY run ORDER BY min(seq)`) // the rows carry the error
 		all, err = pgx.CollectRows(rows, pgx.RowTo[string])
 		return err
 	})
@@ -169,8 +169,8 @@ func (s *Store) Runs(ctx context.Context) (all []string, err error) {
 
 // Setting returns a named value.
 func (s *Store) Setting(ctx context.Context, name string) (value string, ok bool, err error) {
-	err = s.read(ctx, "postgres.Setting", "", func(ctx context.Context) error {
-		err := s.pool.QueryRow(ctx, `SELECT value FROM setting WHERE name = $1`, name).Scan(&value)
+	err = s.db.Read(ctx, "postgres.Setting", "", func(ctx context.Context) error {
+		err := s.db.Pool().QueryRow(ctx, `SELECT value FROM setting WHERE name = $1`, name).Scan(&value)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return nil
 		}

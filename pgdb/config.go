@@ -1,4 +1,4 @@
-package postgres
+package pgdb
 
 import (
 	"fmt"
@@ -15,11 +15,11 @@ import (
 
 // Limits of a connection and of what is asked over it.
 const (
-	connectTimeout   = 5 * time.Second
+	ConnectTimeout   = 5 * time.Second
 	statementTimeout = 10 * time.Second
-	// callTimeout bounds a call whose context has no nearer end: against a network
+	// CallTimeout bounds a call whose context has no nearer end: against a network
 	// that swallows packets the server's own limits are no help.
-	callTimeout = 15 * time.Second
+	CallTimeout = 15 * time.Second
 	// maxConns is the pool's size unless the URI's pool_max_conns says otherwise.
 	maxConns = 8
 	// keepAlive ends a session whose client's machine vanished; its locks go then.
@@ -29,27 +29,27 @@ const (
 // parse reads a libpq URI. It takes what libpq takes (several hosts, sslmode,
 // sslrootcert, passfile, target_session_attrs, the PG* environment) except a
 // password in the URI itself, which would end up in listings and logs.
-func parse(uri string) (*pgxpool.Config, string, error) {
-	const op = "postgres.Open"
+func parse(uri, what string) (*pgxpool.Config, string, error) {
+	const op = "pgdb.Open"
 	u, err := url.Parse(uri)
 	if err != nil {
 		// The parser's message repeats the URI, and with it what may be a password.
-		return nil, "", claviger.Errorf(op, claviger.Invalid, "", "the URI of the metastore cannot be parsed; it must be postgresql://USER@HOST:PORT/DATABASE?sslmode=verify-full, with special characters percent-encoded")
+		return nil, "", claviger.Errorf(op, claviger.Invalid, "", "the URI of the %s cannot be parsed; it must be postgresql://USER@HOST:PORT/DATABASE?sslmode=verify-full, with special characters percent-encoded", what)
 	}
 	if u.Scheme != "postgresql" && u.Scheme != "postgres" {
-		return nil, "", claviger.Errorf(op, claviger.Invalid, "", "the URI of the metastore has the scheme %q; it must be postgresql", u.Scheme)
+		return nil, "", claviger.Errorf(op, claviger.Invalid, "", "the URI of the %s has the scheme %q; it must be postgresql", what, u.Scheme)
 	}
 	query := u.Query()
 	_, inline := u.User.Password()
 	if inline || query.Has("password") || query.Has("sslpassword") {
-		return nil, "", claviger.Errorf(op, claviger.Invalid, "", "the URI of the metastore, %s, holds a password, which belongs into a file: write HOST:PORT:DATABASE:USER:PASSWORD into a file of mode 0600 and name it by ?passfile=/path, or by PGPASSFILE", shown(u))
+		return nil, "", claviger.Errorf(op, claviger.Invalid, "", "the URI of the %s, %s, holds a password, which belongs into a file: write HOST:PORT:DATABASE:USER:PASSWORD into a file of mode 0600 and name it by ?passfile=/path, or by PGPASSFILE", what, shown(u))
 	}
 	cfg, err := pgxpool.ParseConfig(uri)
 	if err != nil {
-		return nil, "", claviger.Errorf(op, claviger.Invalid, "", "the URI of the metastore, %s, is refused: %w", shown(u), err)
+		return nil, "", claviger.Errorf(op, claviger.Invalid, "", "the URI of the %s, %s, is refused: %w", what, shown(u), err)
 	}
 	if cfg.ConnConfig.Database == "" || cfg.ConnConfig.User == "" {
-		return nil, "", claviger.Errorf(op, claviger.Invalid, "", "the URI of the metastore, %s, must name a user and a database: postgresql://USER@HOST:PORT/DATABASE", shown(u))
+		return nil, "", claviger.Errorf(op, claviger.Invalid, "", "the URI of the %s, %s, must name a user and a database: postgresql://USER@HOST:PORT/DATABASE", what, shown(u))
 	}
 	if !query.Has("pool_max_conns") {
 		cfg.MaxConns = maxConns
@@ -57,7 +57,7 @@ func parse(uri string) (*pgxpool.Config, string, error) {
 	cfg.MaxConnIdleTime = 5 * time.Minute
 	conn := cfg.ConnConfig
 	if conn.ConnectTimeout == 0 {
-		conn.ConnectTimeout = connectTimeout
+		conn.ConnectTimeout = ConnectTimeout
 	}
 	// Of several hosts the one that takes writes is the primary, also after a
 	// failover; a lone standby is no use either.

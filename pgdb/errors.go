@@ -1,4 +1,4 @@
-package postgres
+package pgdb
 
 import (
 	"context"
@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -17,11 +18,12 @@ import (
 
 // SQLSTATE codes: https://www.postgresql.org/docs/current/errcodes-appendix.html
 const (
-	codeUndefinedTable   = "42P01"
-	codeUnique           = "23505"
+	UndefinedTable       = "42P01"
+	ForeignKey           = "23503"
+	Unique               = "23505"
 	codeSerialization    = "40001"
 	codeDeadlock         = "40P01"
-	codeReadOnly         = "25006"
+	ReadOnly             = "25006"
 	codeBadEncoding      = "22021"
 	codeRights           = "42501"
 	codeStatementEnded   = "57014"
@@ -30,8 +32,8 @@ const (
 	codeInvalidParameter = "22023"
 )
 
-// codeOf is the SQLSTATE of an error that the server sent; else "".
-func codeOf(err error) string {
+// Code is the SQLSTATE of an error that the server sent; else "".
+func Code(err error) string {
 	var e *pgconn.PgError
 	if errors.As(err, &e) {
 		return e.Code
@@ -39,28 +41,27 @@ func codeOf(err error) string {
 	return ""
 }
 
-// uniqueOn tells a violation of the named constraint.
-func uniqueOn(err error, constraint string) bool {
+// UniqueOn tells a violation of the named constraint.
+func UniqueOn(err error, constraint string) bool {
 	var e *pgconn.PgError
-	return errors.As(err, &e) && e.Code == codeUnique && e.ConstraintName == constraint
+	return errors.As(err, &e) && e.Code == Unique && e.ConstraintName == constraint
 }
 
 // conflict tells that a transaction was in another's way and may be done again.
-// Two first intents of one key collide at the index rather than there.
-func conflict(err error) bool {
-	code := codeOf(err)
-	return code == codeSerialization || code == codeDeadlock || uniqueOn(err, "intent_pkey")
+func (d *DB) conflict(err error) bool {
+	code := Code(err)
+	return code == codeSerialization || code == codeDeadlock || slices.ContainsFunc(d.cfg.Conflicts, func(name string) bool { return UniqueOn(err, name) })
 }
 
-// unreachable tells that the server, or our connection to it, was away, and that
+// Unreachable tells that the server, or our connection to it, was away, and that
 // nothing was committed.
-func unreachable(err error) bool {
+func Unreachable(err error) bool {
 	if errors.Is(err, errInDoubt) {
 		return false
 	}
-	switch code := codeOf(err); {
+	switch code := Code(err); {
 	case code == "":
-	case strings.HasPrefix(code, "08"), strings.HasPrefix(code, "57P"), code == codeReadOnly, code == "53300": // connection, shutdown and start, standby, too many clients
+	case strings.HasPrefix(code, "08"), strings.HasPrefix(code, "57P"), code == ReadOnly, code == "53300": // connection, shutdown and start, standby, too many clients
 		return true
 	default:
 		return false
@@ -72,32 +73,32 @@ func unreachable(err error) bool {
 		strings.Contains(err.Error(), "conn closed") // pgconn has no value for it
 }
 
-// jitter spreads those who wait for the same thing.
-func jitter(d time.Duration) time.Duration {
+// Jitter spreads those who wait for the same thing.
+func Jitter(d time.Duration) time.Duration {
 	return d/2 + rand.N(d) //nolint:gosec // not a secret
 }
 
-// fail makes an error of ours of what PostgreSQL said: with the store and the
-// property that names it, in words that lead to the cure. nil stays nil, and our
-// own errors stay as they are.
-func (s *Store) fail(op, key string, err error) error {
+// Fail makes an error of ours of what PostgreSQL said: with the database and where
+// it is named, in words that lead to the cure. nil stays nil, and our own errors
+// stay as they are.
+func (d *DB) Fail(op, key string, err error) error {
 	var own *claviger.Error
 	if err == nil || errors.As(err, &own) {
 		return err
 	}
 	say := func(kind claviger.Kind, cure string) error {
-		return claviger.Errorf(op, kind, key, "metastore %s (property %s): %w%s", s.uri, s.cfg.Property, oneLine{err}, cure)
+		return claviger.Errorf(op, kind, key, "%s %s (%s): %w%s", d.cfg.What, d.uri, d.cfg.Where, oneLine{err}, cure)
 	}
-	switch code := codeOf(err); {
-	case s.closed.Load():
-		return claviger.Errorf(op, claviger.Closed, key, "metastore %s is closed", s.uri)
+	switch code := Code(err); {
+	case d.closed.Load():
+		return claviger.Errorf(op, claviger.Closed, key, "%s %s is closed", d.cfg.What, d.uri)
 	case errors.Is(err, errInDoubt):
-		return say(claviger.Unavailable, "; look at the key before doing it again: the same step made again finishes what was begun")
-	case conflict(err):
+		return say(claviger.Unavailable, "; "+d.cfg.Doubt)
+	case d.conflict(err):
 		return say(claviger.Unavailable, "; other nodes were changing the same all the time; nothing was changed")
-	case code == codeReadOnly:
+	case code == ReadOnly:
 		return say(claviger.Unavailable, "; the server is a standby: name all hosts in the URI; nothing was changed")
-	case unreachable(err), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+	case Unreachable(err), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		return say(claviger.Unavailable, "")
 	case code == codeStatementEnded, code == codeLockTimeout:
 		return say(claviger.Unavailable, "; the server did not come to it in time; nothing was changed")

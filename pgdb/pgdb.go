@@ -1,0 +1,317 @@
+// Package pgdb is a PostgreSQL database as our stores use one, version 13 or newer:
+// a URI without a password, one pool, patience while a failover lasts, and
+// transactions that are done again where PostgreSQL says that they were in each
+// other's way, or where the connection was lost before the commit. A commit whose
+// answer was lost is looked up by its transaction's id.
+package pgdb
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/pressly/goose/v3"
+
+	"claviger"
+)
+
+// Config is how a database is opened.
+type Config struct {
+	// URI is libpq's, without a password.
+	URI string
+	// What is kept in it, and Where the URI is written, in the words of errors:
+	// "metastore", "property claviger.metastore.uri".
+	What, Where string
+	// Doubt is what to do where nobody can say whether a commit was done.
+	Doubt string
+	Log   *slog.Logger // nil discards
+	// Patience is how long a call tries to get through while the database cannot
+	// be reached, as in a failover; 0 is 5 s. A call's own context may end sooner.
+	Patience time.Duration
+	// ReadOnly is for who only looks: no session may write, a standby will do, and the
+	// schema is taken as it is, if it is this program's.
+	ReadOnly bool
+	// Standby: where the URI names one host alone, that may be a standby, on which
+	// reads are answered and writes are refused.
+	Standby bool
+	// Conflicts are unique constraints at which two transactions collide that may be
+	// done again.
+	Conflicts []string
+}
+
+// DB is a database. All methods may be called at the same time.
+type DB struct {
+	cfg    Config
+	uri    string // to show
+	pool   *pgxpool.Pool
+	closed atomic.Bool
+}
+
+// Open opens the database that the URI names. Kind Invalid where that is wrong;
+// nothing is asked of the server yet.
+func Open(ctx context.Context, c Config) (*DB, error) {
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Patience <= 0 {
+		c.Patience = 5 * time.Second
+	}
+	cfg, uri, err := parse(c.URI, c.What)
+	if err != nil {
+		return nil, err
+	}
+	if c.ReadOnly {
+		cfg.ConnConfig.RuntimeParams["default_transaction_read_only"] = "on"
+	}
+	if c.ReadOnly || c.Standby && len(cfg.ConnConfig.Fallbacks) == 0 {
+		cfg.ConnConfig.ValidateConnect = nil // which would ask whether it may write
+	}
+	d := &DB{cfg: c, uri: uri}
+	if d.pool, err = pgxpool.NewWithConfig(ctx, cfg); err != nil {
+		return nil, d.Fail("pgdb.Open", "", err)
+	}
+	return d, nil
+}
+
+// URI is the database's, without secrets.
+func (d *DB) URI() string { return d.uri }
+
+// Pool is for questions inside of Read's f.
+func (d *DB) Pool() *pgxpool.Pool { return d.pool }
+
+// Schema is a store's schema.
+type Schema struct {
+	// Migrations are goose's files, Version the number of the newest.
+	Migrations fs.FS
+	Version    int64
+	// Table remembers which of them were applied.
+	Table string
+	// Lock keeps another process from doing it at the same time.
+	Lock func(ctx context.Context) (unlock func(), err error)
+}
+
+// Migrate brings the schema up to date. It refuses one that is newer than this
+// program, with kind Unavailable.
+func (d *DB) Migrate(ctx context.Context, s Schema) error {
+	const op = "pgdb.Migrate"
+	version, err := d.version(ctx, s.Table)
+	if err != nil {
+		return err
+	}
+	if version > s.Version {
+		return claviger.Errorf(op, claviger.Unavailable, "", "%s %s has schema version %d, this program knows versions up to %d: a newer claviger has written it; run that version or a newer one, or restore the dump that was taken before the upgrade",
+			d.cfg.What, d.uri, version, s.Version)
+	}
+	if version == s.Version {
+		return nil
+	}
+	if d.cfg.ReadOnly {
+		return claviger.Errorf(op, claviger.Unavailable, "", "%s %s has schema version %d, this program reads version %d: start a server once, which brings it up to date", d.cfg.What, d.uri, version, s.Version)
+	}
+	unlock, err := s.Lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	db := stdlib.OpenDBFromPool(d.pool)
+	defer func() { _ = db.Close() }() // the pool stays
+	sub, err := fs.Sub(s.Migrations, "migrations")
+	if err != nil {
+		return d.Fail(op, "", err)
+	}
+	p, err := goose.NewProvider(goose.DialectPostgres, db, sub, goose.WithTableName(s.Table))
+	if err != nil {
+		return d.Fail(op, "", err)
+	}
+	if _, err := p.Up(ctx); err != nil {
+		return d.Fail(op, "", fmt.Errorf("bringing the schema up to date: %w", err))
+	}
+	return nil
+}
+
+// version returns the schema's version, 0 for an empty database.
+func (d *DB) version(ctx context.Context, table string) (version int64, err error) {
+	err = d.Read(ctx, "pgdb.Migrate", "", func(ctx context.Context) error {
+		err := d.pool.QueryRow(ctx, `SELECT coalesce(max(version_id), 0) FROM `+pgx.Identifier{table}.Sanitize()+` WHERE is_applied`).Scan(&version)
+		if Code(err) == UndefinedTable {
+			return nil
+		}
+		return err
+	})
+	return version, err
+}
+
+// Standby tells whether the server is one, which takes no writes.
+func (d *DB) Standby(ctx context.Context, op string) (standby bool, err error) {
+	err = d.Read(ctx, op, "", func(ctx context.Context) error {
+		return d.pool.QueryRow(ctx, `SELECT pg_is_in_recovery()`).Scan(&standby)
+	})
+	return standby, err
+}
+
+// Close ends all connections. A second Close does nothing.
+func (d *DB) Close() {
+	d.End()
+	d.pool.Close()
+}
+
+// End has all further calls refused. It returns whether it is the first.
+func (d *DB) End() bool { return !d.closed.Swap(true) }
+
+// Usable is the check at the head of every method: kind Closed.
+func (d *DB) Usable(op string) error {
+	if d.closed.Load() {
+		return claviger.Errorf(op, claviger.Closed, "", "%s %s is closed", d.cfg.What, d.uri)
+	}
+	return nil
+}
+
+// Read runs f, and again while the database can't be reached and patience lasts.
+// f must only read, or do what may be done twice.
+func (d *DB) Read(ctx context.Context, op, key string, f func(context.Context) error) error {
+	if err := d.Usable(op); err != nil {
+		return err
+	}
+	return d.Fail(op, key, d.Retry(ctx, f))
+}
+
+// Retry runs f until it is done, or fails for a reason that won't go away, or
+// patience is at its end. The error is f's.
+func (d *DB) Retry(ctx context.Context, f func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, CallTimeout)
+	defer cancel()
+	begun := time.Now()
+	for wait := 5 * time.Millisecond; ; wait = min(2*wait, 250*time.Millisecond) {
+		err := f(ctx)
+		if err == nil || ctx.Err() != nil || d.closed.Load() {
+			return err
+		}
+		again := d.conflict(err)
+		if !again && Unreachable(err) && !(d.cfg.Standby && Code(err) == ReadOnly) {
+			again = time.Since(begun) < d.cfg.Patience
+			if Code(err) == ReadOnly {
+				d.pool.Reset() // connections to what is a standby now
+			}
+		}
+		if !again {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(Jitter(wait)):
+		}
+	}
+}
+
+// Update runs f in one transaction of that isolation, and again where it was in
+// another's way or the connection was lost before its commit. f must make no
+// change outside of the transaction. Where the answer to the commit was lost,
+// what became of it is asked.
+func (d *DB) Update(ctx context.Context, op, key string, level pgx.TxIsoLevel, f func(context.Context, pgx.Tx) error) error {
+	if err := d.Usable(op); err != nil {
+		return err
+	}
+	return d.Fail(op, key, d.Retry(ctx, func(ctx context.Context) error { return d.transact(ctx, pgx.TxOptions{IsoLevel: level}, f) }))
+}
+
+// Once runs f in one transaction that may take long, and is not done again.
+func (d *DB) Once(ctx context.Context, op string, o pgx.TxOptions, f func(context.Context, pgx.Tx) error) error {
+	if err := d.Usable(op); err != nil {
+		return err
+	}
+	return d.Fail(op, "", d.transact(ctx, o, func(ctx context.Context, tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `SET LOCAL statement_timeout = 0`); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, `SET LOCAL idle_in_transaction_session_timeout = 0`); err != nil {
+			return err
+		}
+		return f(ctx, tx)
+	}))
+}
+
+func (d *DB) transact(ctx context.Context, o pgx.TxOptions, f func(context.Context, pgx.Tx) error) error {
+	tx, err := d.pool.BeginTx(ctx, o)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }() // after Commit it does nothing
+	if err := f(ctx, tx); err != nil {
+		return err
+	}
+	var id string // NULL where the transaction has written nothing
+	if o.AccessMode != pgx.ReadOnly {
+		if err := tx.QueryRow(ctx, `SELECT coalesce(pg_current_xact_id_if_assigned()::text, '')`).Scan(&id); err != nil {
+			return err
+		}
+	}
+	err = tx.Commit(ctx)
+	if err == nil || Code(err) != "" && !Unreachable(err) || id == "" {
+		return err
+	}
+	return d.outcome(ctx, id, err)
+}
+
+// errInDoubt marks a commit of which nobody can say whether it was done.
+var errInDoubt = errors.New("the connection was lost during a commit, and what became of it can't be found out")
+
+// abortedError marks a commit that was lost and is known not to have happened.
+type abortedError struct{ cause error }
+
+func (e *abortedError) Error() string { return e.cause.Error() }
+func (e *abortedError) Unwrap() error { return e.cause }
+
+// outcome asks what became of a transaction whose commit was not answered. The
+// answer is worth waiting for even where the caller's context has ended.
+//
+// With synchronous replication a commit that nobody waits for any more is one of
+// the primary alone: it counts here only when a record after it has reached the
+// standbys too.
+func (d *DB) outcome(ctx context.Context, id string, cause error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), d.cfg.Patience)
+	defer cancel()
+	for {
+		var status *string // NULL: too long ago to tell
+		err := d.pool.QueryRow(ctx, `SELECT pg_xact_status($1::text::xid8)`, id).Scan(&status)
+		switch {
+		case err == nil && status != nil && *status == "committed":
+			if err := d.barrier(ctx); err == nil {
+				return nil
+			} else if Code(err) != "" && !Unreachable(err) {
+				return fmt.Errorf("%w (%w)", errInDoubt, cause)
+			}
+		case err == nil && status != nil && *status == "aborted", Code(err) == codeInvalidParameter: // the latter: an id of the future, for a server that was killed before it wrote of it
+			return &abortedError{cause}
+		case err == nil && status == nil, err != nil && Code(err) != "" && !Unreachable(err):
+			return fmt.Errorf("%w (%w)", errInDoubt, cause)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%w (%w)", errInDoubt, cause)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// barrier commits a transaction that writes nothing but a record of the log, which
+// is acknowledged when all before it has reached the synchronous standbys.
+func (d *DB) barrier(ctx context.Context) error {
+	tx, err := d.pool.Begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }() // after Commit it does nothing
+	// A commit waits for standbys only where its transaction has an id.
+	if _, err := tx.Exec(ctx, `SELECT pg_current_xact_id(), pg_logical_emit_message(true, 'claviger', '')`); err != nil {
+		return err
+	}
+	return tx.Commit(ctx)
+}
