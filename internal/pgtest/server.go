@@ -33,8 +33,14 @@ const (
 var settings = []string{
 	"fsync=off", "full_page_writes=off", "shared_buffers=16MB", "max_connections=100",
 	"listen_addresses=127.0.0.1", "unix_socket_directories=", "log_min_messages=warning", "log_line_prefix=%m [%p] %d ",
-	"wal_level=minimal", "max_wal_senders=0", "jit=off", "timezone=UTC",
+	"jit=off", "timezone=UTC",
 }
+
+// alone and replicated say whether others may follow what a server writes.
+var (
+	alone      = []string{"wal_level=minimal", "max_wal_senders=0"}
+	replicated = []string{"wal_level=replica", "max_wal_senders=4"}
+)
 
 // Server is one PostgreSQL. Its methods are for one goroutine.
 type Server struct {
@@ -44,7 +50,8 @@ type Server struct {
 	Log string
 
 	dir, data string
-	postgres  string
+	programs  string
+	settings  []string
 	as        *syscall.Credential // nil: as ourselves
 	cmd       *exec.Cmd
 	exited    chan struct{} // closed once cmd.Wait returned
@@ -56,7 +63,21 @@ type Server struct {
 func Start(t testing.TB) *Server {
 	t.Helper()
 	bin := programs(t)
-	s, err := newServer(bin)
+	s, err := newServer(bin, alone)
+	return own(t, s, err)
+}
+
+// StartReplicated is Start of one that a standby can follow.
+func StartReplicated(t testing.TB) *Server {
+	t.Helper()
+	bin := programs(t)
+	s, err := newServer(bin, replicated)
+	return own(t, s, err)
+}
+
+// own ends a server with the test.
+func own(t testing.TB, s *Server, err error) *Server {
+	t.Helper()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -101,7 +122,8 @@ func findPrograms() (string, error) {
 		return "", err
 	}
 	if path, err := exec.LookPath("initdb"); err == nil {
-		return filepath.Dir(path), nil
+		path, err = filepath.EvalSymlinks(path) // the others lie where it lies itself
+		return filepath.Dir(path), err
 	}
 	if len(found) == 0 {
 		return "", errors.New("initdb of PostgreSQL is neither in PATH nor in /usr/lib/postgresql/*/bin")
@@ -134,8 +156,32 @@ func credential() (*syscall.Credential, error) {
 	return nil, fmt.Errorf("PostgreSQL does not run as root: %w", errors.Join(errs...))
 }
 
-func newServer(bin string) (_ *Server, err error) {
-	s := &Server{postgres: filepath.Join(bin, "postgres")}
+// newServer makes a server and starts it.
+func newServer(bin string, extra []string) (*Server, error) {
+	return makeServer(bin, extra, func(s *Server) error {
+		if err := s.run("initdb", "-D", s.data, "-U", Superuser, "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync", "--no-instructions"); err != nil {
+			return err
+		}
+		// The role "guarded" needs a password.
+		hba := "host all guarded 127.0.0.1/32 scram-sha-256\nhost all,replication all 127.0.0.1/32 trust\n"
+		return os.WriteFile(filepath.Join(s.data, "pg_hba.conf"), []byte(hba), 0o600) // it exists, so its owner stays
+	})
+}
+
+// Standby starts a second server that follows this one, which is of
+// StartReplicated, and ends with the test. Its databases are this one's.
+func (s *Server) Standby(t testing.TB) *Server {
+	t.Helper()
+	standby, err := makeServer(s.programs, replicated, func(made *Server) error {
+		uri := s.URI(Superuser, "postgres")
+		return made.run("pg_basebackup", "-D", made.data, "-d", uri, "-R", "-X", "stream", "--checkpoint=fast", "--no-sync")
+	})
+	return own(t, standby, err)
+}
+
+// makeServer starts a server on the data folder that fill makes.
+func makeServer(bin string, extra []string, fill func(*Server) error) (_ *Server, err error) {
+	s := &Server{programs: bin, settings: append(slices.Clone(settings), extra...)}
 	if s.as, err = credential(); err != nil {
 		return nil, err
 	}
@@ -153,15 +199,7 @@ func newServer(bin string) (_ *Server, err error) {
 		}
 	}
 	s.data, s.Log = filepath.Join(s.dir, "data"), filepath.Join(s.dir, "log")
-	initdb := exec.CommandContext(context.Background(), filepath.Join(bin, "initdb"), "-D", s.data, "-U", Superuser, "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync", "--no-instructions")
-	initdb.Dir = s.dir
-	initdb.SysProcAttr = s.attributes()
-	if out, err := initdb.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("initdb: %w\n%s", err, out)
-	}
-	// The role "guarded" needs a password.
-	hba := "host all guarded 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\n"
-	if err := os.WriteFile(filepath.Join(s.data, "pg_hba.conf"), []byte(hba), 0o600); err != nil { // it exists, so its owner stays
+	if err := fill(s); err != nil {
 		return nil, err
 	}
 	port, err := freePort()
@@ -170,6 +208,18 @@ func newServer(bin string) (_ *Server, err error) {
 	}
 	s.Addr = fmt.Sprintf("127.0.0.1:%d", port)
 	return s, s.start()
+}
+
+// run runs one of PostgreSQL's programs to its end.
+func (s *Server) run(program string, args ...string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, filepath.Join(s.programs, program), args...)
+	cmd.Dir, cmd.SysProcAttr = s.dir, s.attributes()
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w\n%s", program, err, out)
+	}
+	return nil
 }
 
 // attributes of a child. Pdeathsig: where the test binary itself is killed no
@@ -213,10 +263,10 @@ func (s *Server) startOnce() error {
 		return err
 	}
 	args := []string{"-D", s.data, "-p", port}
-	for _, setting := range settings {
+	for _, setting := range s.settings {
 		args = append(args, "-c", setting)
 	}
-	cmd := exec.CommandContext(context.Background(), s.postgres, args...)
+	cmd := exec.CommandContext(context.Background(), filepath.Join(s.programs, "postgres"), args...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr, cmd.SysProcAttr = s.dir, log, log, s.attributes()
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("postgres: %w", err)

@@ -53,7 +53,7 @@ func Shared(t testing.TB) *Server {
 		t.Fatal("pgtest.Main must be called by this package's TestMain: nothing would end the server")
 	}
 	if shared.server == nil && shared.err == nil {
-		shared.server, shared.err = newServer(bin)
+		shared.server, shared.err = newServer(bin, alone)
 	}
 	if shared.err != nil {
 		t.Fatal(shared.err)
