@@ -12,6 +12,7 @@ import (
 	"claviger"
 	"claviger/trustee"
 	"claviger/trustee/server"
+	"claviger/trustee/server/storetest"
 )
 
 func as(t *testing.T, s *Store, role server.Role, epoch uint64) server.Standing {
@@ -36,7 +37,7 @@ func loaded(t *testing.T, from *Store) *Store {
 	var h server.Head
 	var list []server.Record
 	check(t, from.Snapshot(t.Context(), func(at server.Head) error { h = at; return nil }, func(r server.Record) error { list = append(list, r); return nil }))
-	check(t, to.Load(t.Context(), 1, h, nextOf(list)))
+	check(t, to.Load(t.Context(), 1, h, storetest.NextOf(list)))
 	return to
 }
 
@@ -45,7 +46,7 @@ func equal(t *testing.T, a, b *Store) {
 	if ha, hb := head(t, a), head(t, b); ha != hb {
 		t.Errorf("heads %+v, %+v", ha, hb)
 	}
-	if digest(t, a) != digest(t, b) {
+	if storetest.Digest(t, a) != storetest.Digest(t, b) {
 		t.Error("the stores are not equal")
 	}
 }
@@ -60,16 +61,16 @@ func TestLog(t *testing.T) {
 	equal(t, a, b)
 	start := head(t, a)
 	at := time.UnixMilli(1700000000999)
-	_, err := a.AddClient(ctx, server.Client{Fingerprint: "EE", Org: "EMPTY", PublicKey: []byte{2}, State: server.Pending, Created: at}, until("n1"))
+	_, err := a.AddClient(ctx, server.Client{Fingerprint: "EE", Org: "EMPTY", PublicKey: []byte{2}, State: server.Pending, Created: at}, storetest.Until("n1"))
 	check(t, err)
 	for _, err := range []error{
 		a.AddOrg(ctx, server.Org{Name: "NEW", UUID: "n", Contacts: []string{"<&>"}, Created: at}),
 		a.SetAuth(ctx, "NEW", "\u2028"),
 		a.SetState(ctx, "EE", server.Active),
-		a.Put(ctx, row("FF", 10), "u0", until("n2")),
-		a.Delete(ctx, "FF", []string{"u2", "u10"}, at, until("n3")),
-		a.Undelete(ctx, "FF", []string{"u10"}, until("n4")),
-		a.Purge(ctx, "FF", []string{"u1", "u2"}, until("n5")),
+		a.Put(ctx, storetest.Row(10), "u0", storetest.Until("n2")),
+		a.Delete(ctx, "FF", []string{"u2", "u10"}, at, storetest.Until("n3")),
+		a.Undelete(ctx, "FF", []string{"u10"}, storetest.Until("n4")),
+		a.Purge(ctx, "FF", []string{"u1", "u2"}, storetest.Until("n5")),
 		a.Forget(ctx, time.UnixMilli(1700003600124)),
 	} {
 		check(t, err)
@@ -106,7 +107,7 @@ func TestLog(t *testing.T) {
 	if err := b.Apply(ctx, server.RolePassive, 2, nil); !claviger.Is(err, claviger.Denied) {
 		t.Errorf("an epoch that is over: %v", err)
 	}
-	if err := b.Load(ctx, 2, start, nextOf(nil)); !claviger.Is(err, claviger.Denied) {
+	if err := b.Load(ctx, 2, start, storetest.NextOf(nil)); !claviger.Is(err, claviger.Denied) {
 		t.Errorf("an epoch that is over: %v", err)
 	}
 	if err := b.SetAuth(ctx, "ORG", "z"); !errors.Is(err, trustee.ErrPassive) || !claviger.Is(err, claviger.Unavailable) {
@@ -114,8 +115,8 @@ func TestLog(t *testing.T) {
 	}
 	equal(t, a, b)
 	// Restored from a backup, a store goes on from nobody's log.
-	check(t, a.Import(ctx, nextOf(records(t, a))))
-	if h := head(t, a); h.Seq != list[8].Seq+1 || digest(t, a) != digest(t, b) {
+	check(t, a.Import(ctx, storetest.NextOf(storetest.Records(t, a))))
+	if h := head(t, a); h.Seq != list[8].Seq+1 || storetest.Digest(t, a) != storetest.Digest(t, b) {
 		t.Errorf("%+v", h)
 	}
 	if _, err := a.Entries(ctx, list[8].Head, 10, 1<<20); !errors.Is(err, server.ErrChain) {
@@ -128,7 +129,7 @@ func TestLog(t *testing.T) {
 func TestGuard(t *testing.T) {
 	a := filled(t)
 	as(t, a, server.RoleActive, 1)
-	before, was := head(t, a), digest(t, a)
+	before, was := head(t, a), storetest.Digest(t, a)
 	no := claviger.Errorf("x", claviger.Unavailable, "", "no")
 	a.Guard(func(_ context.Context, st server.Standing, e server.Entry) (bool, error) {
 		if st.Head != before || e.Seq != before.Seq+1 {
@@ -136,7 +137,7 @@ func TestGuard(t *testing.T) {
 		}
 		return false, no
 	})
-	if err := a.SetAuth(t.Context(), "ORG", "new"); !errors.Is(err, no) || head(t, a) != before || digest(t, a) != was {
+	if err := a.SetAuth(t.Context(), "ORG", "new"); !errors.Is(err, no) || head(t, a) != before || storetest.Digest(t, a) != was {
 		t.Error(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
