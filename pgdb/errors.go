@@ -16,7 +16,7 @@ import (
 	"claviger"
 )
 
-// SQLSTATE codes: https://www.postgresql.org/docs/current/errcodes-appendix.html
+// SQLSTATE codes that the stores ask for too, and others: https://www.postgresql.org/docs/current/errcodes-appendix.html
 const (
 	UndefinedTable       = "42P01"
 	ForeignKey           = "23503"
@@ -25,7 +25,7 @@ const (
 	codeDeadlock         = "40P01"
 	ReadOnly             = "25006"
 	codeBadEncoding      = "22021"
-	codeRights           = "42501"
+	Rights               = "42501"
 	codeStatementEnded   = "57014"
 	codeLockTimeout      = "55P03"
 	codeDiskFull         = "53100"
@@ -106,7 +106,7 @@ func (d *DB) Fail(op, key string, err error) error {
 		return say(claviger.Unavailable, "; the server's disk is full; nothing was changed")
 	case strings.HasPrefix(code, "28"):
 		return say(claviger.Unavailable, "; check the role, its password file (passfile in the URI, or PGPASSFILE, mode 0600) and the server's pg_hba.conf")
-	case code == codeRights:
+	case code == Rights:
 		return say(claviger.Unavailable, "; the role must own the database's tables: see docs/postgresql.md")
 	case code == "3D000":
 		return say(claviger.Unavailable, "; make it by: CREATE DATABASE ... OWNER ...")

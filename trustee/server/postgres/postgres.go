@@ -1,0 +1,345 @@
+// Package postgres keeps a Key Trustee Server's organizations, clients and deposits
+// in a PostgreSQL database, version 13 or newer. Several servers of one identity
+// may use one database.
+//
+// A second copy is PostgreSQL's own streaming replication: a server whose database
+// is a standby answers reads, and refuses changes as the passive one of two does.
+package postgres
+
+import (
+	"context"
+	"embed"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"claviger"
+	"claviger/pgdb"
+	"claviger/trustee"
+	"claviger/trustee/server"
+)
+
+//go:embed migrations/*.sql
+var migrations embed.FS
+
+const (
+	// schemaVersion is the number of the newest file in migrations.
+	schemaVersion = 1
+	// schemaLock is the advisory lock of whoever brings the schema up to date: "CLTR".
+	schemaLock = 0x434c5452
+)
+
+// Config is how a store is opened.
+type Config struct {
+	// URI is libpq's, without a password. Where it names one host alone that may be a
+	// standby; of several the one that takes writes is used, unless
+	// target_session_attrs says otherwise.
+	URI string
+	// Where the URI is written, in the words of errors.
+	Where string
+	// Identity is the server's fingerprint: a database serves one identity.
+	Identity string
+	// Claim takes a database that is no identity's yet; else that is kind Invalid.
+	Claim bool
+	Log   *slog.Logger // nil discards
+	// Patience is how long a call tries to get through; 0 is 5 s.
+	Patience time.Duration
+}
+
+// Store is a store in a PostgreSQL database.
+type Store struct {
+	db       *pgdb.DB
+	failures atomic.Int64
+}
+
+var _ server.Store = (*Store)(nil)
+
+// Open opens the store, and brings its schema up to date. Kind Invalid where the
+// database is that of another identity.
+func Open(ctx context.Context, c Config) (*Store, error) {
+	const op = "postgres.Open"
+	db, err := pgdb.Open(ctx, pgdb.Config{
+		URI: c.URI, What: "trustee's store", Where: c.Where, Log: c.Log, Patience: c.Patience, Standby: true,
+		Doubt: "the client asks again, and is told what became of it",
+	})
+	if err != nil {
+		return nil, err
+	}
+	s := &Store{db: db}
+	if err := s.prepare(ctx, c); err != nil {
+		db.Close()
+		return nil, s.fail(op, "", err)
+	}
+	return s, nil
+}
+
+func (s *Store) prepare(ctx context.Context, c Config) error {
+	const op = "postgres.Open"
+	err := s.db.Migrate(ctx, pgdb.Schema{Migrations: migrations, Version: schemaVersion, Table: "trustee_db_version", Lock: s.lockSchema})
+	if err != nil {
+		return err
+	}
+	var owner string
+	err = s.db.Read(ctx, op, "", func(ctx context.Context) error {
+		return s.db.Pool().QueryRow(ctx, `SELECT fingerprint FROM trustee_identity`).Scan(&owner)
+	})
+	if errors.Is(err, pgx.ErrNoRows) {
+		if !c.Claim {
+			return claviger.Errorf(op, claviger.Invalid, "", "%s: the database %s is no Key Trustee Server's yet: claviger trustee init --store URI takes it", c.Where, s.db.URI())
+		}
+		err = s.db.Update(ctx, op, "", pgx.ReadCommitted, func(ctx context.Context, tx pgx.Tx) error {
+			if _, err := tx.Exec(ctx, `INSERT INTO trustee_identity VALUES (true, $1) ON CONFLICT DO NOTHING`, c.Identity); err != nil {
+				return err
+			}
+			return tx.QueryRow(ctx, `SELECT fingerprint FROM trustee_identity`).Scan(&owner)
+		})
+	}
+	if err == nil && owner != c.Identity {
+		err = claviger.Errorf(op, claviger.Invalid, "", "%s: the database %s belongs to the Key Trustee Server %s, and this one is %s: name a database of its own, or copy the folder of that one", c.Where, s.db.URI(), owner, c.Identity)
+	}
+	return err
+}
+
+// lockSchema holds a session's lock: it goes with the session, however that ends.
+func (s *Store) lockSchema(ctx context.Context) (func(), error) {
+	conn, err := s.db.Pool().Acquire(ctx)
+	if err != nil {
+		return nil, err
+	}
+	own := conn.Hijack()
+	unlock := func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pgdb.ConnectTimeout)
+		defer cancel()
+		_ = own.Close(ctx) // a session that is lost has no lock
+	}
+	if _, err := own.Exec(ctx, `SELECT pg_advisory_lock($1)`, schemaLock); err != nil {
+		unlock()
+		return nil, err
+	}
+	return unlock, nil
+}
+
+// URI is the database's, without secrets.
+func (s *Store) URI() string { return s.db.URI() }
+
+// Close ends all connections.
+func (s *Store) Close() error {
+	s.db.Close()
+	return nil
+}
+
+// Check makes one round trip.
+func (s *Store) Check(ctx context.Context) error {
+	_, err := s.Passive(ctx)
+	return err
+}
+
+// Passive tells whether the database is a standby.
+func (s *Store) Passive(ctx context.Context) (bool, error) {
+	standby, err := s.db.Standby(ctx, "postgres.Check")
+	return standby, s.fail("postgres.Check", "", err)
+}
+
+// promoteTimeout bounds how long a standby takes to become a primary.
+const promoteTimeout = 60 * time.Second
+
+// Promote makes the standby that is the database a primary. The role needs
+// EXECUTE on the function pg_promote.
+func (s *Store) Promote(ctx context.Context) error {
+	const op = "postgres.Promote"
+	return s.db.Once(ctx, op, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(ctx context.Context, tx pgx.Tx) error {
+		var done bool
+		err := tx.QueryRow(ctx, `SELECT pg_promote(true, $1)`, int(promoteTimeout.Seconds())).Scan(&done)
+		switch {
+		case pgdb.Code(err) == pgdb.Rights:
+			return claviger.Errorf(op, claviger.Denied, "", "the role may not promote %s (%w): on the primary, GRANT EXECUTE ON FUNCTION pg_promote TO the role; or run pg_ctl promote on the standby's host", s.db.URI(), err)
+		case err == nil && !done:
+			return claviger.Errorf(op, claviger.Unavailable, "", "%s has not become a primary within %v: see its log", s.db.URI(), promoteTimeout)
+		}
+		return err
+	})
+}
+
+// Deposits counts those that are live and those that are deleted and can come back.
+func (s *Store) Deposits(ctx context.Context) (live, deleted int64, err error) {
+	const op = "postgres.Deposits"
+	err = s.db.Read(ctx, op, "", func(ctx context.Context) error {
+		return s.db.Pool().QueryRow(ctx, `SELECT count(*) FILTER (WHERE deleted IS NULL), count(deleted) FROM trustee_deposit`).Scan(&live, &deleted)
+	})
+	return live, deleted, s.fail(op, "", err)
+}
+
+// Failures is how often the store could not do what it was asked for, as against
+// refusing it.
+func (s *Store) Failures() int64 { return s.failures.Load() }
+
+// fail counts what is a fault, and gives an error the store's words.
+func (s *Store) fail(op, key string, err error) error {
+	if err == nil {
+		return nil
+	}
+	if pgdb.Code(err) == pgdb.ReadOnly { // whatever it says of it
+		return claviger.E(op, claviger.Unavailable, key, trustee.ErrPassive)
+	}
+	err = s.db.Fail(op, key, err)
+	if kind := claviger.KindOf(err); (kind == claviger.Unavailable || kind == claviger.Internal) && !errors.Is(err, context.Canceled) {
+		s.failures.Add(1)
+	}
+	return err
+}
+
+// change runs f in one transaction. ctx counts until that begins: what is under way
+// is not broken off by a client that goes.
+func (s *Store) change(ctx context.Context, op, key string, once server.Once, f func(ctx context.Context, tx pgx.Tx) error) error {
+	if err := ctx.Err(); err != nil {
+		return s.fail(op, key, err)
+	}
+	err := s.db.Update(context.WithoutCancel(ctx), op, key, pgx.ReadCommitted, func(ctx context.Context, tx pgx.Tx) error {
+		if once.Digest != "" {
+			tag, err := tx.Exec(ctx, `INSERT INTO trustee_once (digest, until) VALUES ($1, $2) ON CONFLICT DO NOTHING`, once.Digest, once.Until.UnixMilli())
+			if err != nil {
+				return err
+			}
+			if tag.RowsAffected() == 0 {
+				return claviger.E(op, claviger.Invalid, "", trustee.ErrReplay)
+			}
+		}
+		err := f(ctx, tx)
+		if pgdb.Code(err) == pgdb.Unique {
+			return claviger.E(op, claviger.KeyExists, key, nil)
+		}
+		return err
+	})
+	return s.fail(op, key, err)
+}
+
+// one is a statement that changes exactly one row.
+func one(ctx context.Context, tx pgx.Tx, op, key, query string, args ...any) error {
+	tag, err := tx.Exec(ctx, query, args...)
+	if err == nil && tag.RowsAffected() != 1 {
+		err = claviger.E(op, claviger.KeyNotFound, key, nil)
+	}
+	return err
+}
+
+// AddOrg adds an organization.
+func (s *Store) AddOrg(ctx context.Context, o server.Org) error {
+	return s.change(ctx, "postgres.AddOrg", o.Name, server.Once{}, func(ctx context.Context, tx pgx.Tx) error {
+		return insert(ctx, tx, server.Record{Org: &o})
+	})
+}
+
+// SetAuth sets the secret of an organization.
+func (s *Store) SetAuth(ctx context.Context, org, auth string) error {
+	const op = "postgres.SetAuth"
+	return s.change(ctx, op, org, server.Once{}, func(ctx context.Context, tx pgx.Tx) error {
+		return one(ctx, tx, op, org, `UPDATE trustee_org SET auth = $2 WHERE name = $1`, org, auth)
+	})
+}
+
+// AddClient adds a client.
+func (s *Store) AddClient(ctx context.Context, c server.Client, once server.Once) (server.Client, error) {
+	const op = "postgres.AddClient"
+	err := s.change(ctx, op, c.Fingerprint, once, func(ctx context.Context, tx pgx.Tx) error {
+		if c.State == server.Pending {
+			// Those who count wait for each other.
+			if err := one(ctx, tx, op, c.Org, `SELECT FROM trustee_org WHERE name = $1 FOR NO KEY UPDATE`, c.Org); err != nil {
+				return err
+			}
+			var waiting int
+			err := tx.QueryRow(ctx, `SELECT count(*) FROM trustee_client WHERE org = $1 AND state = 'pending' AND fingerprint <> $2`, c.Org, c.Fingerprint).Scan(&waiting)
+			if err != nil {
+				return err
+			}
+			if waiting >= server.MaxPending {
+				return claviger.Errorf(op, claviger.Denied, c.Fingerprint, "%d clients of organization %s wait for an operator already: claviger orgtool clients shows them", waiting, c.Org)
+			}
+		}
+		_, err := tx.Exec(ctx, insertClient+` ON CONFLICT DO NOTHING`, clientArgs(&c)...)
+		if pgdb.Code(err) == pgdb.ForeignKey {
+			return claviger.E(op, claviger.KeyNotFound, c.Org, nil)
+		}
+		if err != nil {
+			return err
+		}
+		stored, err := collect(ctx, tx, selectClient+`WHERE fingerprint = $1`, scanClient, c.Fingerprint)
+		if err != nil {
+			return err
+		}
+		if len(stored) == 0 || stored[0].Org != c.Org {
+			return claviger.E(op, claviger.KeyExists, c.Fingerprint, nil)
+		}
+		c.State, c.Created = stored[0].State, stored[0].Created
+		return nil
+	})
+	if err != nil {
+		return server.Client{}, err
+	}
+	return c, nil
+}
+
+// SetState lets a client in, or keeps it out.
+func (s *Store) SetState(ctx context.Context, fingerprint string, state server.State) error {
+	const op = "postgres.SetState"
+	return s.change(ctx, op, fingerprint, server.Once{}, func(ctx context.Context, tx pgx.Tx) error {
+		return one(ctx, tx, op, fingerprint, `UPDATE trustee_client SET state = $2 WHERE fingerprint = $1`, fingerprint, state)
+	})
+}
+
+// Put makes a deposit live.
+func (s *Store) Put(ctx context.Context, r server.Row, replaces string, once server.Once) error {
+	const op = "postgres.Put"
+	r.Sealed.Deleted = nil
+	return s.change(ctx, op, r.Label, once, func(ctx context.Context, tx pgx.Tx) error {
+		if replaces != "" {
+			if err := one(ctx, tx, op, replaces, `DELETE FROM trustee_deposit WHERE uuid = $1 AND owner = $2 AND deleted IS NULL`, replaces, r.Owner); err != nil {
+				return err
+			}
+		}
+		return insert(ctx, tx, server.Record{Deposit: &r})
+	})
+}
+
+// each changes all of the owner's deposits that are named, or none.
+func (s *Store) each(ctx context.Context, op, owner string, uuids []string, once server.Once, query string, further ...any) error {
+	return s.change(ctx, op, strings.Join(uuids, " "), once, func(ctx context.Context, tx pgx.Tx) error {
+		for _, uuid := range uuids {
+			if err := one(ctx, tx, op, uuid, query, append([]any{uuid, owner}, further...)...); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// Delete makes deposits unreadable.
+func (s *Store) Delete(ctx context.Context, owner string, uuids []string, at time.Time, once server.Once) error {
+	return s.each(ctx, "postgres.Delete", owner, uuids, once, `UPDATE trustee_deposit SET deleted = $3 WHERE uuid = $1 AND owner = $2 AND deleted IS NULL`, at.UnixMilli())
+}
+
+// Undelete brings deposits back.
+func (s *Store) Undelete(ctx context.Context, owner string, uuids []string, once server.Once) error {
+	return s.each(ctx, "postgres.Undelete", owner, uuids, once, `UPDATE trustee_deposit SET deleted = NULL WHERE uuid = $1 AND owner = $2 AND deleted IS NOT NULL`)
+}
+
+// Purge removes deposits.
+func (s *Store) Purge(ctx context.Context, owner string, uuids []string, once server.Once) error {
+	return s.each(ctx, "postgres.Purge", owner, uuids, once, `DELETE FROM trustee_deposit WHERE uuid = $1 AND owner = $2 AND deleted IS NOT NULL`)
+}
+
+// Forget drops what is past.
+func (s *Store) Forget(ctx context.Context, now time.Time) error {
+	return s.change(ctx, "postgres.Forget", "", server.Once{}, func(ctx context.Context, tx pgx.Tx) error {
+		for _, query := range []string{`DELETE FROM trustee_once WHERE until < $1`, `DELETE FROM trustee_deposit WHERE expires < $1`} {
+			if _, err := tx.Exec(ctx, query, now.UnixMilli()); err != nil {
+				return fmt.Errorf("forget: %w", err)
+			}
+		}
+		return nil
+	})
+}

@@ -1,0 +1,188 @@
+package postgres
+
+import (
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"claviger"
+	"claviger/internal/pgtest"
+	"claviger/trustee"
+	"claviger/trustee/server"
+	"claviger/trustee/server/storetest"
+)
+
+func TestMain(m *testing.M) {
+	os.Exit(pgtest.Main(m.Run))
+}
+
+func open(t *testing.T, uri string) *Store {
+	t.Helper()
+	s, err := Open(t.Context(), Config{URI: uri, Where: "keytrustee.conf, DB_CONNECT", Identity: "AB12", Claim: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func TestStore(t *testing.T) {
+	pgtest.Shared(t) // what it runs as stays
+	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
+	storetest.Run(t, func(t *testing.T) server.Store { return open(t, pgtest.Database(t)) })
+}
+
+// TestOtherIdentity: a database serves one trustee, and those of its identity.
+func TestOtherIdentity(t *testing.T) {
+	uri := pgtest.Database(t)
+	a := open(t, uri)
+	defer a.Close() //nolint:errcheck // it never fails
+	storetest.Fill(t, a)
+	b := open(t, uri)
+	defer b.Close() //nolint:errcheck // it never fails
+	if err := b.Put(t.Context(), storetest.Row(9), "u0", storetest.Until("b")); err != nil {
+		t.Error(err)
+	}
+	if storetest.Digest(t, a) != storetest.Digest(t, b) {
+		t.Error("two of one identity see different things")
+	}
+	_, err := Open(t.Context(), Config{URI: uri, Where: "keytrustee.conf, DB_CONNECT", Identity: "CD34", Claim: true})
+	if !claviger.Is(err, claviger.Invalid) {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"AB12", "CD34", "keytrustee.conf, DB_CONNECT", "database of its own"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%v does not say %q", err, want)
+		}
+	}
+}
+
+// TestUnclaimed: only who says so takes a database.
+func TestUnclaimed(t *testing.T) {
+	uri := pgtest.Database(t)
+	c := Config{URI: uri, Where: "keytrustee.conf, DB_CONNECT", Identity: "AB12"}
+	if _, err := Open(t.Context(), c); !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "trustee init --store") {
+		t.Fatal(err)
+	}
+	claimed := open(t, uri)
+	_ = claimed.Close() // it never fails
+	s, err := Open(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = s.Close() // it never fails
+}
+
+// TestRestart: a call waits for a server that is started again; without one it
+// says where that is sought, and counts as a failure.
+func TestRestart(t *testing.T) {
+	ctx := t.Context()
+	pg := pgtest.Start(t)
+	uri := pg.Database(t)
+	hasty, err := Open(ctx, Config{URI: uri, Where: "keytrustee.conf, DB_CONNECT", Identity: "AB12", Claim: true, Patience: 300 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hasty.Close() //nolint:errcheck // it never fails
+	patient, err := Open(ctx, Config{URI: uri, Identity: "AB12", Claim: true, Patience: 14 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer patient.Close() //nolint:errcheck // it never fails
+	storetest.Fill(t, hasty)
+	for i, end := range []func(testing.TB){pg.Kill, pg.Stop} {
+		before := hasty.Failures()
+		end(t)
+		for what, call := range map[string]func() error{
+			"Get":    func() error { _, err := hasty.Get(ctx, "u0"); return err },
+			"Put":    func() error { return hasty.Put(ctx, storetest.Row(60), "", storetest.Until("never")) },
+			"Check":  func() error { return hasty.Check(ctx) },
+			"Export": func() error { return hasty.Export(ctx, func(server.Record) error { return nil }) },
+		} {
+			if err := call(); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "DB_CONNECT") || !strings.Contains(err.Error(), pg.Addr) {
+				t.Errorf("%s without a server: %v", what, err)
+			}
+		}
+		if hasty.Failures() != before+4 {
+			t.Errorf("%d failures are counted, not 4", hasty.Failures()-before)
+		}
+		put := make(chan error, 1)
+		go func() { put <- patient.Put(ctx, storetest.Row(70+i), "", storetest.Until("meanwhile")) }()
+		time.Sleep(50 * time.Millisecond)
+		pg.Start(t)
+		err := <-put
+		if i == 0 && err != nil || i == 1 && !claviger.Is(err, claviger.Invalid) { // what was told of is remembered
+			t.Errorf("a patient put: %v", err)
+		}
+	}
+	if _, err := hasty.Get(ctx, "u70"); err != nil {
+		t.Error(err)
+	}
+	_, err = hasty.Get(ctx, "u60")
+	if !claviger.Is(err, claviger.KeyNotFound) {
+		t.Errorf("what was refused: %v", err)
+	}
+}
+
+// TestStandby: on a standby the trustee answers reads, and refuses changes as a
+// passive one does, until the standby is promoted.
+func TestStandby(t *testing.T) {
+	ctx := t.Context()
+	primary := pgtest.StartReplicated(t)
+	active := open(t, primary.Database(t))
+	defer active.Close() //nolint:errcheck // it never fails
+	storetest.Fill(t, active)
+	standby := primary.Standby(t)
+	passive := open(t, standby.URI(pgtest.Superuser, "test1"))
+	defer passive.Close() //nolint:errcheck // it never fails
+	if is, err := active.Passive(ctx); err != nil || is {
+		t.Errorf("the primary: %v, %v", is, err)
+	}
+	if is, err := passive.Passive(ctx); err != nil || !is {
+		t.Errorf("the standby: %v, %v", is, err)
+	}
+	if err := active.Put(ctx, storetest.Row(80), "", storetest.Until("p")); err != nil {
+		t.Fatal(err)
+	}
+	follow := time.Now().Add(20 * time.Second)
+	for {
+		_, err := passive.Get(ctx, "u80")
+		if err == nil {
+			break
+		}
+		if !claviger.Is(err, claviger.KeyNotFound) || time.Now().After(follow) {
+			t.Fatal(err)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	if storetest.Digest(t, active) != storetest.Digest(t, passive) {
+		t.Error("the standby holds something else")
+	}
+	for what, err := range map[string]error{
+		"put":    passive.Put(ctx, storetest.Row(81), "", storetest.Until("q")),
+		"forget": passive.Forget(ctx, time.UnixMilli(1)),
+		"import": passive.Import(ctx, storetest.NextOf(nil)),
+	} {
+		if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), trustee.ErrPassive.Error()) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if n := passive.Failures(); n != 0 {
+		t.Errorf("%d refusals count as failures", n)
+	}
+	primary.Kill(t)
+	if err := passive.Promote(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if is, err := passive.Passive(ctx); err != nil || is {
+		t.Errorf("after the promotion: %v, %v", is, err)
+	}
+	if err := passive.Put(ctx, storetest.Row(81), "", storetest.Until("q")); err != nil {
+		t.Error(err)
+	}
+	if err := passive.Promote(ctx); err == nil {
+		t.Error("a primary was promoted")
+	}
+}
