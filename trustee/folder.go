@@ -38,19 +38,23 @@ type Folder struct {
 	Servers []*Party
 	// Org is the organization that we are registered with, "" before.
 	Org string
+	// Store is the database of a Key Trustee Server's deposits, a libpq URI without a
+	// password; "" is the file beside this, and for all who are no server.
+	Store string
 	// Registered is when we were; zero: not yet.
 	Registered time.Time
 	// Warnings are what an operator should look at, with the cure.
 	Warnings []string
 }
 
-// conf is keytrustee.conf. LOCAL_FINGERPRINT is public of Cloudera's; the other
-// names are ours.
+// conf is keytrustee.conf. LOCAL_FINGERPRINT is public of Cloudera's, whose server
+// has names that begin with DB_ too; the other names are ours.
 type conf struct {
 	Local      string     `json:"LOCAL_FINGERPRINT"`
 	Servers    []string   `json:"SERVER_FINGERPRINTS,omitempty"`
 	Org        string     `json:"ORG,omitempty"`
 	Registered *time.Time `json:"REGISTERED,omitempty"`
+	Store      string     `json:"DB_CONNECT,omitempty"`
 }
 
 // NewFolder makes a folder for a fresh identity. It refuses to touch one that is
@@ -82,7 +86,7 @@ func NewFolder(path string, id *Identity) (*Folder, error) {
 func (f *Folder) Save() error {
 	const op = "trustee.Save"
 	var ring bytes.Buffer
-	c := conf{Local: f.Identity.String(), Org: f.Org}
+	c := conf{Local: f.Identity.String(), Org: f.Org, Store: f.Store}
 	if !f.Registered.IsZero() {
 		at := f.Registered.UTC().Truncate(time.Second)
 		c.Registered = &at
@@ -174,7 +178,7 @@ func loadFolder(path string) (*Folder, error) {
 	if c.Local == "" {
 		return nil, fmt.Errorf("%s has no LOCAL_FINGERPRINT: copy it anew, with both rings, from the host that works", filepath.Join(path, ConfFile))
 	}
-	f := &Folder{Path: path, Org: c.Org}
+	f := &Folder{Path: path, Org: c.Org, Store: c.Store}
 	if c.Registered != nil {
 		f.Registered = *c.Registered
 	}

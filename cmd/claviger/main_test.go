@@ -7,6 +7,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"claviger/internal/pgtest"
 	"claviger/internal/softhsm"
 )
 
@@ -19,8 +20,13 @@ func TestMain(m *testing.M) {
 	if os.Getenv(envSayDumpable) != "" {
 		os.Exit(sayDumpable())
 	}
-	testscript.Main(m, map[string]func(){"claviger": func() { os.Exit(run(os.Args[1:])) }})
+	testscript.Main(served{m}, map[string]func(){"claviger": func() { os.Exit(run(os.Args[1:])) }})
 }
+
+// served are tests that share a PostgreSQL server.
+type served struct{ *testing.M }
+
+func (s served) Run() int { return pgtest.Main(s.M.Run) }
 
 // TestScripts runs testdata/*.txtar, each with a SoftHSM token of its own.
 func TestScripts(t *testing.T) {

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -16,7 +15,6 @@ import (
 	"claviger"
 	"claviger/trustee"
 	"claviger/trustee/server"
-	"claviger/trustee/server/sqlite"
 )
 
 func newOrgtoolCommand() *cobra.Command {
@@ -33,7 +31,11 @@ keytrustee-orgtool, and clients.`,
 func orgCommand(use, short, long string, work func(cmd *cobra.Command, store server.Store) error) *cobra.Command {
 	var dir string
 	cmd := &cobra.Command{Use: use, Short: short, Long: long, Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) (err error) {
-		store, err := sqlite.Open(cmd.Context(), filepath.Join(dir, trusteeStore), false)
+		folder, err := loadTrustee(dir)
+		if err != nil {
+			return err
+		}
+		store, err := openTrusteeStore(cmd.Context(), folder, nil)
 		if err != nil {
 			return err
 		}

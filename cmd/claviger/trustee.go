@@ -26,13 +26,11 @@ import (
 	"claviger/keystore"
 	"claviger/trustee"
 	"claviger/trustee/server"
-	"claviger/trustee/server/sqlite"
 )
 
 // Places in a trustee's folder. Those of TLS are Cloudera's.
 const (
 	trusteeFolder  = "/var/lib/keytrustee/.keytrustee"
-	trusteeStore   = "keytrustee.db"
 	trusteeTLSCert = ".ssl/ssl-cert-keytrustee.pem"
 	trusteeTLSKey  = ".ssl/ssl-cert-keytrustee-pk.pem"
 )
@@ -52,14 +50,17 @@ func trusteeDirFlag(cmd *cobra.Command, dir *string) {
 }
 
 func newTrusteeInit() *cobra.Command {
-	var dir string
+	var dir, store string
 	var hosts []string
 	cmd := &cobra.Command{
-		Use:   "init [--confdir DIR] [--hostname NAME]...",
+		Use:   "init [--confdir DIR] [--hostname NAME]... [--store URI]",
 		Short: "Make a trustee's identity, certificate and store",
 		Long: `init makes DIR: the OpenPGP identity that signs answers (4096 bits, which takes some seconds), a store, and a self-signed TLS certificate, unless
 one lies in DIR/` + trusteeTLSCert + ` and DIR/` + trusteeTLSKey + ` already. An identity that is there is never overwritten; init may be called again after
-it was broken off.`,
+it was broken off.
+
+The store is the file DIR/` + trusteeStore + `, or with --store a PostgreSQL database, which DB_CONNECT in DIR/` + trustee.ConfFile + ` then names. On the host of a
+standby, with DIR copied from the other trustee, --store names the standby.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if len(hosts) == 0 {
@@ -72,16 +73,18 @@ it was broken off.`,
 			if slices.Contains(hosts, "") {
 				return &exitError{exitUsage, errors.New("--hostname: a name is empty")}
 			}
-			return initTrustee(cmd.Context(), cmd.OutOrStdout(), dir, hosts)
+			return initTrustee(cmd.Context(), cmd.OutOrStdout(), dir, hosts, store)
 		},
 	}
 	trusteeDirFlag(cmd, &dir)
+	cmd.Flags().StringVar(&store, "store", "", trusteeStoreHelp)
 	cmd.Flags().StringArrayVar(&hosts, "hostname", nil, "a name or address by which clients know this host; may be given several times, the first being its own; otherwise the system's")
 	return cmd
 }
 
-// initTrustee makes what is not there yet, for a host of these names, the first its own.
-func initTrustee(ctx context.Context, out io.Writer, dir string, hosts []string) error {
+// initTrustee makes what is not there yet, for a host of these names, the first its
+// own. store is the URI of a database, or "".
+func initTrustee(ctx context.Context, out io.Writer, dir string, hosts []string, store string) error {
 	folder, err := trustee.LoadFolder(dir)
 	if _, missing := os.Stat(filepath.Join(dir, trustee.ConfFile)); errors.Is(missing, fs.ErrNotExist) {
 		id, err := trustee.NewIdentity("keytrustee", "keytrustee Server Key", "keytrustee@"+hosts[0], trustee.KeyBits, time.Now())
@@ -97,7 +100,7 @@ func initTrustee(ctx context.Context, out io.Writer, dir string, hosts []string)
 	cert, key := filepath.Join(dir, trusteeTLSCert), filepath.Join(dir, trusteeTLSKey)
 	made := false
 	if _, err := os.Stat(key); errors.Is(err, fs.ErrNotExist) {
-		if _, err := os.Stat(cert); err == nil && !initBrokenOff(dir) {
+		if _, err := os.Stat(cert); err == nil && !initBrokenOff(folder) {
 			return fmt.Errorf("%s is there without its key %s: put that beside it, or remove the certificate to have a new one made", cert, key)
 		}
 		if err := selfSigned(cert, key, hosts); err != nil {
@@ -105,11 +108,7 @@ func initTrustee(ctx context.Context, out io.Writer, dir string, hosts []string)
 		}
 		made = true
 	}
-	store, err := sqlite.Open(ctx, filepath.Join(dir, trusteeStore), true)
-	if err != nil {
-		return err
-	}
-	if err := store.Close(); err != nil {
+	if err := initTrusteeStore(ctx, folder, store); err != nil {
 		return err
 	}
 	fmt.Fprintf(out, "Initialized directory for %s\n", folder.Identity)
@@ -122,9 +121,9 @@ func initTrustee(ctx context.Context, out io.Writer, dir string, hosts []string)
 
 // initBrokenOff: the store, which init makes last, is not there. A certificate
 // without a key is its own then.
-func initBrokenOff(dir string) bool {
-	_, err := os.Stat(filepath.Join(dir, trusteeStore))
-	return errors.Is(err, fs.ErrNotExist)
+func initBrokenOff(f *trustee.Folder) bool {
+	_, err := os.Stat(filepath.Join(f.Path, trusteeStore))
+	return f.Store == "" && errors.Is(err, fs.ErrNotExist)
 }
 
 // selfSigned makes a certificate. The key comes last, as a whole: it is what init
@@ -236,17 +235,14 @@ func trusteeKeeper(ctx context.Context, f trusteeFlags, own *tls.Config, log *sl
 
 // serveTrustee runs the server until ctx ends.
 func serveTrustee(ctx context.Context, f trusteeFlags, log *slog.Logger) (err error) {
-	if _, missing := os.Stat(f.dir); errors.Is(missing, fs.ErrNotExist) {
-		return fmt.Errorf("%s is not there: make it with: claviger trustee init --confdir %s; or copy that of the other trustee, without .ssl and %s", f.dir, f.dir, trusteeStore)
-	}
-	folder, err := trustee.LoadFolder(f.dir)
+	folder, err := loadTrustee(f.dir)
 	if err != nil {
 		return err
 	}
 	for _, w := range folder.Warnings {
 		log.Warn(w)
 	}
-	store, err := sqlite.Open(ctx, filepath.Join(f.dir, trusteeStore), false)
+	store, err := openTrusteeStore(ctx, folder, log)
 	if err != nil {
 		return err
 	}

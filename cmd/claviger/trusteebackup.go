@@ -13,7 +13,6 @@ import (
 
 	"claviger/trustee/backup"
 	"claviger/trustee/server"
-	"claviger/trustee/server/sqlite"
 )
 
 func newTrusteeBackup() *cobra.Command {
@@ -39,7 +38,11 @@ no store: without its secring.gpg nobody can read that KMS's deposits. FILE is n
 			if client != "" {
 				dir = client
 			} else {
-				s, err := sqlite.Open(cmd.Context(), filepath.Join(dir, trusteeStore), false)
+				folder, err := loadTrustee(dir)
+				if err != nil {
+					return err
+				}
+				s, err := openTrusteeStore(cmd.Context(), folder, nil)
 				if err != nil {
 					return err
 				}
@@ -100,17 +103,18 @@ func printBackup(w io.Writer, what string, m backup.Manifest) {
 }
 
 func newTrusteeRestore() *cobra.Command {
-	var dir, identity string
+	var dir, identity, uri string
 	cmd := &cobra.Command{
-		Use:   "restore --confdir DIR [--identity KEYRING] FILE",
+		Use:   "restore --confdir DIR [--identity KEYRING] [--store URI] FILE",
 		Short: "Restore what backup wrote",
 		Long: `restore puts a trustee, or a KT KMS's folder, back into DIR, which must not be there or be empty. KEYRING holds the private key without a
 passphrase, as gpg --export-secret-keys writes it; without --identity, FILE is taken for decrypted already, as in
 
   gpg --decrypt FILE | claviger trustee restore --confdir DIR -
 
-All of it is compared with the manifest, the store as it then is too, before DIR is there; a restoration that fails or is killed leaves no DIR. A
-trustee that was one of two starts by itself; give it its partner anew by trustee serve --peer.`,
+All of it is compared with the manifest, the store as it then is too, before DIR is there; a restoration that fails or is killed leaves no DIR.
+With --store the deposits go into a PostgreSQL database, which must be empty; without it into DIR/` + trusteeStore + `, wherever they were: backup and
+restore take them from one store to the other. A trustee that was one of two starts by itself; give it its partner anew by trustee serve --peer.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			in := cmd.InOrStdin()
@@ -132,17 +136,23 @@ trustee that was one of two starts by itself; give it its partner anew by truste
 					return err
 				}
 			}
+			undo := func(context.Context) error { return nil }
 			m, err := backup.Read(cmd.Context(), in, dir, func(ctx context.Context, folder string) (server.Store, error) {
-				return sqlite.Open(ctx, filepath.Join(folder, trusteeStore), true)
+				store, back, err := restoreTrusteeStore(ctx, folder, uri)
+				if err == nil {
+					undo = back
+				}
+				return store, err
 			})
 			if err != nil {
-				return err
+				return errors.Join(err, undo(context.WithoutCancel(cmd.Context())))
 			}
 			printBackup(cmd.OutOrStdout(), "restored "+dir, m)
 			return nil
 		},
 	}
 	trusteeDirFlag(cmd, &dir)
+	cmd.Flags().StringVar(&uri, "store", "", trusteeStoreHelp)
 	cmd.Flags().StringVar(&identity, "identity", "", "file with the private key that opens the backup")
 	_ = cmd.MarkFlagRequired("confdir") // the flag is defined above
 	return cmd

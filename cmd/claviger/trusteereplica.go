@@ -39,7 +39,14 @@ func (p *peerFlags) define(cmd *cobra.Command) {
 }
 
 // trusteeReplica makes the server one of two; nil without --peer.
-func trusteeReplica(ctx context.Context, f trusteeFlags, id *trustee.Identity, store server.Logged, log *slog.Logger) (*server.Replica, func(), error) {
+func trusteeReplica(ctx context.Context, f trusteeFlags, id *trustee.Identity, held server.Store, log *slog.Logger) (*server.Replica, func(), error) {
+	store, ok := held.(server.Logged)
+	if !ok {
+		if f.peer.url != "" || f.peer.role != "" {
+			return nil, nil, errors.New("--peer and --role are not for a trustee whose deposits are in PostgreSQL: streaming replication keeps the second copy; run the other trustee on a standby, which makes it the passive one")
+		}
+		return nil, func() {}, nil
+	}
 	if f.peer.url == "" {
 		st, err := store.Standing(ctx)
 		if err == nil && st.Role != server.RoleSingle {
@@ -94,12 +101,8 @@ func truth(b bool) float64 {
 
 // askTrustee asks the server of this host as its operator: with its identity, and
 // over TLS to whoever has its certificate.
-func askTrustee(ctx context.Context, dir, url, verb string, args, into any) error {
-	folder, err := trustee.LoadFolder(dir)
-	if err != nil {
-		return err
-	}
-	file := filepath.Join(dir, trusteeTLSCert)
+func askTrustee(ctx context.Context, folder *trustee.Folder, url, verb string, args, into any) error {
+	file := filepath.Join(folder.Path, trusteeTLSCert)
 	data, err := os.ReadFile(file)
 	if err != nil {
 		return err
@@ -135,12 +138,21 @@ func askTrustee(ctx context.Context, dir, url, verb string, args, into any) erro
 	return nil
 }
 
-// trusteeCommand is a subcommand that asks the server of this host.
-func trusteeCommand(use, short, long string, args cobra.PositionalArgs, work func(cmd *cobra.Command, args []string, ask func(verb string, args, into any) error) error) *cobra.Command {
+// trusteeCommand is a subcommand that asks the server of this host, or works on its
+// database where the deposits are in one.
+func trusteeCommand(use, short, long string, args cobra.PositionalArgs, database func(cmd *cobra.Command, args []string, folder *trustee.Folder) error,
+	work func(cmd *cobra.Command, args []string, ask func(verb string, args, into any) error) error) *cobra.Command {
 	var dir, url string
 	cmd := &cobra.Command{Use: use, Short: short, Long: long, Args: args, RunE: func(cmd *cobra.Command, a []string) error {
+		folder, err := loadTrustee(dir)
+		if err != nil {
+			return err
+		}
+		if folder.Store != "" {
+			return database(cmd, a, folder)
+		}
 		return work(cmd, a, func(verb string, args, into any) error {
-			return askTrustee(cmd.Context(), dir, url, verb, args, into)
+			return askTrustee(cmd.Context(), folder, url, verb, args, into)
 		})
 	}}
 	trusteeDirFlag(cmd, &dir)
@@ -151,10 +163,22 @@ func trusteeCommand(use, short, long string, args cobra.PositionalArgs, work fun
 func newTrusteeStatus() *cobra.Command {
 	var digest bool
 	var output string
+	checked := func() error {
+		if output != "text" && output != "json" {
+			return &exitError{exitUsage, fmt.Errorf("-o %q: text or json", output)}
+		}
+		return nil
+	}
 	cmd := trusteeCommand("status [--digest] [-o json]", "Show which of two trustees is active, and whether the other has all", "", cobra.NoArgs,
+		func(cmd *cobra.Command, _ []string, folder *trustee.Folder) error {
+			if err := checked(); err != nil {
+				return err
+			}
+			return printDatabaseStatus(cmd, folder, digest, output)
+		},
 		func(cmd *cobra.Command, _ []string, ask func(string, any, any) error) error {
-			if output != "text" && output != "json" {
-				return &exitError{exitUsage, fmt.Errorf("-o %q: text or json", output)}
+			if err := checked(); err != nil {
+				return err
 			}
 			var report server.StatusReport
 			if err := ask(server.VerbStatus, server.StatusArgs{Digest: digest}, &report); err != nil {
@@ -211,7 +235,13 @@ func newTrusteePromote() *cobra.Command {
 	var force bool
 	cmd := trusteeCommand("promote [--force]", "Make the passive trustee of this host the active one",
 		`promote has the active one yield, takes over what it has more, and becomes active; the other is passive from then on. It is refused where the other
-does not answer: it may have acknowledged deposits alone. --force does it nevertheless. With the other away, changes need claviger trustee alone on too.`, cobra.NoArgs,
+does not answer: it may have acknowledged deposits alone. --force does it nevertheless. With the other away, changes need claviger trustee alone on too.
+
+Where the deposits are in PostgreSQL, the standby that this trustee uses becomes the primary; that needs --force, since a standby cannot ask its
+primary to yield, and EXECUTE on the function pg_promote.`, cobra.NoArgs,
+		func(cmd *cobra.Command, _ []string, folder *trustee.Folder) error {
+			return promoteDatabase(cmd, folder, force)
+		},
 		func(cmd *cobra.Command, _ []string, ask func(string, any, any) error) error {
 			var st server.Standing
 			if err := ask(server.VerbPromote, server.PromoteArgs{Force: force}, &st); err != nil {
@@ -229,7 +259,7 @@ does not answer: it may have acknowledged deposits alone. --force does it nevert
 func newTrusteeAlone() *cobra.Command {
 	return trusteeCommand("alone on|off", "Let the active trustee of this host go on without the passive",
 		`alone on has the active acknowledge deposits that it alone has, while the passive is away. It ends by itself as soon as the passive has all again, or
-by off.`, cobra.ExactArgs(1), func(cmd *cobra.Command, args []string, ask func(string, any, any) error) error {
+by off.`, cobra.ExactArgs(1), notOfDatabase, func(cmd *cobra.Command, args []string, ask func(string, any, any) error) error {
 			if args[0] != "on" && args[0] != "off" {
 				return &exitError{exitUsage, fmt.Errorf("%q: on or off", args[0])}
 			}
@@ -244,7 +274,7 @@ by off.`, cobra.ExactArgs(1), func(cmd *cobra.Command, args []string, ask func(s
 func newTrusteeResync() *cobra.Command {
 	return trusteeCommand("resync", "Bring the passive trustee up to date from the active one of this host, and compare them by digest",
 		`resync is what the active does by itself, but for one case: where the passive has acknowledged changes that the active lacks, and the active others, it
-drops those of the passive. A copy of the passive's store stays beside it.`, cobra.NoArgs, func(cmd *cobra.Command, _ []string, ask func(string, any, any) error) error {
+drops those of the passive. A copy of the passive's store stays beside it.`, cobra.NoArgs, notOfDatabase, func(cmd *cobra.Command, _ []string, ask func(string, any, any) error) error {
 			var st server.Standing
 			if err := ask(server.VerbResync, struct{}{}, &st); err != nil {
 				return err

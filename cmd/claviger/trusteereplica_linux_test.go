@@ -33,7 +33,7 @@ type host struct {
 	t         *testing.T
 	dir, addr string
 	metrics   string
-	peer      *host
+	peer      *host // nil: PostgreSQL has the second copy
 	role      string
 	cmd       *exec.Cmd
 	log       bytes.Buffer
@@ -84,7 +84,7 @@ func twoHosts(t *testing.T) (a, b *host) {
 	}
 	for _, h := range []*host{a, b} {
 		var said strings.Builder
-		if err := initTrustee(t.Context(), &said, h.dir, []string{"127.0.0.1"}); err != nil {
+		if err := initTrustee(t.Context(), &said, h.dir, []string{"127.0.0.1"}, ""); err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(h.kill)
@@ -105,8 +105,11 @@ func twoHosts(t *testing.T) (a, b *host) {
 func (h *host) start() {
 	h.t.Helper()
 	ready := filepath.Join(h.t.TempDir(), "ready")
-	h.cmd = exec.Command("claviger", "trustee", "serve", "--confdir", h.dir, "--listen", h.addr, "--metrics-listen", h.metrics, "--ready-file", ready, //nolint:noctx // kill ends it
-		"--peer", h.peer.url(), "--peer-cert", filepath.Join(h.peer.dir, trusteeTLSCert), "--role", h.role)
+	args := []string{"trustee", "serve", "--confdir", h.dir, "--listen", h.addr, "--metrics-listen", h.metrics, "--ready-file", ready}
+	if h.peer != nil {
+		args = append(args, "--peer", h.peer.url(), "--peer-cert", filepath.Join(h.peer.dir, trusteeTLSCert), "--role", h.role)
+	}
+	h.cmd = exec.Command("claviger", args...) //nolint:noctx // kill ends it
 	h.cmd.Stdout, h.cmd.Stderr = &h.log, &h.log
 	// Where the test binary itself is killed no cleanup runs.
 	h.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}

@@ -145,6 +145,15 @@ func (s *Store) Passive(ctx context.Context) (bool, error) {
 	return standby, s.fail("postgres.Check", "", err)
 }
 
+// Release empties the database, and makes it no identity's again.
+func (s *Store) Release(ctx context.Context) error {
+	const op = "postgres.Release"
+	return s.change(ctx, op, "", server.Once{}, func(ctx context.Context, tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `TRUNCATE trustee_org, trustee_client, trustee_deposit, trustee_once, trustee_identity`)
+		return err
+	})
+}
+
 // promoteTimeout bounds how long a standby takes to become a primary.
 const promoteTimeout = 60 * time.Second
 

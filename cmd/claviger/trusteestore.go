@@ -1,0 +1,194 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"claviger/trustee"
+	"claviger/trustee/server"
+	"claviger/trustee/server/postgres"
+	"claviger/trustee/server/sqlite"
+)
+
+// trusteeStore is the store of a trustee whose keytrustee.conf names no database.
+const trusteeStore = "keytrustee.db"
+
+const trusteeStoreHelp = "PostgreSQL database for the deposits, postgresql://USER@HOST:PORT/DATABASE?sslmode=verify-full, without a password; else the file " + trusteeStore
+
+// loadTrustee reads a trustee's folder.
+func loadTrustee(dir string) (*trustee.Folder, error) {
+	if _, missing := os.Stat(dir); errors.Is(missing, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%s is not there: make it with: claviger trustee init --confdir %s; or copy that of the other trustee, without .ssl and %s", dir, dir, trusteeStore)
+	}
+	return trustee.LoadFolder(dir)
+}
+
+// openTrusteeStore opens the store that a trustee's folder names.
+func openTrusteeStore(ctx context.Context, f *trustee.Folder, log *slog.Logger) (server.Store, error) {
+	if f.Store != "" {
+		return openTrusteeDatabase(ctx, f, log)
+	}
+	return sqlite.Open(ctx, filepath.Join(f.Path, trusteeStore), false)
+}
+
+func openTrusteeDatabase(ctx context.Context, f *trustee.Folder, log *slog.Logger) (*postgres.Store, error) {
+	return postgres.Open(ctx, postgres.Config{URI: f.Store, Where: filepath.Join(f.Path, trustee.ConfFile) + ", DB_CONNECT", Identity: f.Identity.Fingerprint(), Log: log})
+}
+
+// initTrusteeStore makes the store of a folder where it is not there yet: a database
+// where uri names one, which the folder then names.
+func initTrusteeStore(ctx context.Context, f *trustee.Folder, uri string) error {
+	file := filepath.Join(f.Path, trusteeStore)
+	conf := postgres.Config{URI: uri, Where: "--store", Identity: f.Identity.Fingerprint()}
+	switch _, err := os.Stat(file); {
+	case uri == "" && f.Store == "":
+		store, err := sqlite.Open(ctx, file, true)
+		if err != nil {
+			return err
+		}
+		return store.Close()
+	case uri == "":
+		conf.URI, conf.Where, conf.Claim = f.Store, filepath.Join(f.Path, trustee.ConfFile)+", DB_CONNECT", true
+	case f.Store == "" && err == nil:
+		return fmt.Errorf("--store: this trustee's deposits are in %s; to take them along: claviger trustee backup, then claviger trustee restore --store into another folder", file)
+	default:
+		// Another database than the one that is named must be this identity's already: its
+		// standby, or the same under another name.
+		conf.Claim = f.Store == "" || f.Store == uri
+	}
+	store, err := postgres.Open(ctx, conf)
+	if err != nil {
+		return err
+	}
+	if err := store.Close(); err != nil {
+		return err
+	}
+	if conf.URI == f.Store {
+		return nil
+	}
+	f.Store = conf.URI
+	return f.Save()
+}
+
+// restoreTrusteeStore opens the empty store of a folder that is being restored, in
+// the folder or in the database that uri names. undo empties that again.
+func restoreTrusteeStore(ctx context.Context, dir, uri string) (_ server.Store, undo func(context.Context) error, err error) {
+	folder, err := trustee.LoadFolder(dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	// The backup names where its store was.
+	if folder.Store != uri {
+		folder.Store = uri
+		if err := folder.Save(); err != nil {
+			return nil, nil, err
+		}
+	}
+	undo = func(context.Context) error { return nil } // it goes with the folder
+	if uri == "" {
+		store, err := sqlite.Open(ctx, filepath.Join(dir, trusteeStore), true)
+		return store, undo, err
+	}
+	conf := postgres.Config{URI: uri, Where: "--store", Identity: folder.Identity.Fingerprint(), Claim: true}
+	store, err := postgres.Open(ctx, conf)
+	if err != nil {
+		return nil, nil, err
+	}
+	full := errors.New("not empty")
+	if err := store.Export(ctx, func(server.Record) error { return full }); err != nil {
+		if errors.Is(err, full) {
+			err = fmt.Errorf("--store: %s holds deposits of this trustee already: nothing is overwritten; name an empty database, or point this folder to it by claviger trustee init --store", store.URI())
+		}
+		return nil, nil, errors.Join(err, store.Close())
+	}
+	undo = func(ctx context.Context) (err error) {
+		store, err := postgres.Open(ctx, conf)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, store.Close()) }()
+		return store.Release(ctx)
+	}
+	return store, undo, nil
+}
+
+// databaseStatus tells how a trustee stands whose store is in PostgreSQL.
+type databaseStatus struct {
+	Role     server.Role `json:"role"`
+	Store    string      `json:"store"`
+	Deposits int64       `json:"deposits"`
+	Deleted  int64       `json:"deleted"`
+	Digest   string      `json:"digest,omitempty"`
+}
+
+func printDatabaseStatus(cmd *cobra.Command, f *trustee.Folder, digest bool, output string) (err error) {
+	ctx := cmd.Context()
+	store, err := openTrusteeDatabase(ctx, f, nil)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, store.Close()) }()
+	passive, err := store.Passive(ctx)
+	if err != nil {
+		return err
+	}
+	st := databaseStatus{Role: server.RoleActive, Store: store.URI()}
+	if passive {
+		st.Role = server.RolePassive
+	}
+	if st.Deposits, st.Deleted, err = store.Deposits(ctx); err != nil {
+		return err
+	}
+	if digest {
+		if st.Digest, err = server.StateDigest(ctx, store); err != nil {
+			return err
+		}
+	}
+	if output == "json" {
+		enc := json.NewEncoder(cmd.OutOrStdout())
+		enc.SetIndent("", "  ")
+		return enc.Encode(st)
+	}
+	_, err = fmt.Fprintf(cmd.OutOrStdout(), "this   %-8s %d deposits, %d deleted, in %s\n", st.Role, st.Deposits, st.Deleted, st.Store)
+	if err == nil && digest {
+		_, err = fmt.Fprintf(cmd.OutOrStdout(), "digest %s\n", st.Digest)
+	}
+	return err
+}
+
+// promoteDatabase makes the standby that holds the deposits a primary.
+func promoteDatabase(cmd *cobra.Command, f *trustee.Folder, force bool) (err error) {
+	ctx := cmd.Context()
+	store, err := openTrusteeDatabase(ctx, f, nil)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, store.Close()) }()
+	passive, err := store.Passive(ctx)
+	switch {
+	case err != nil:
+		return err
+	case !passive:
+		return &exitError{exitRefused, fmt.Errorf("%s is a primary: this trustee is the active one", store.URI())}
+	case !force:
+		return &exitError{exitRefused, fmt.Errorf("a standby cannot ask its primary to yield: stop that first, so that no deposit is made there any more, then claviger trustee promote --force makes %s the primary", store.URI())}
+	}
+	if err := store.Promote(ctx); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s is the primary now: this trustee is the active one\n", store.URI())
+	return err
+}
+
+// notOfDatabase refuses what PostgreSQL's replication does by itself.
+func notOfDatabase(*cobra.Command, []string, *trustee.Folder) error {
+	return &exitError{exitUsage, errors.New("the deposits of this trustee are in PostgreSQL, whose replication keeps the second copy: synchronous_standby_names says whether a deposit waits for it, and pg_basebackup or pg_rewind brings a standby back")}
+}

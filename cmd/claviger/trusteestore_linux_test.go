@@ -1,0 +1,195 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"claviger"
+	"claviger/internal/pgtest"
+	"claviger/trustee"
+	"claviger/trustee/server"
+)
+
+// refused runs a command of the operator that is to fail, with a code and these words.
+func (h *host) refused(code int, words string, args ...string) {
+	h.t.Helper()
+	out, err := h.do(args...)
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != code || !strings.Contains(out, words) {
+		h.t.Errorf("claviger trustee %s: %v, %s; want code %d, %q", args, err, out, code, words)
+	}
+}
+
+// command runs claviger.
+func command(t *testing.T, args ...string) (string, error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, "claviger", args...).CombinedOutput() //nolint:gosec // this binary
+	return string(out), err
+}
+
+// TestTrusteesInPostgreSQL: two trustees, one on a primary and one on its synchronous
+// standby. The primary is killed under load, the standby promoted; what was
+// acknowledged is all there. Then it all goes into a file, and into a third database.
+func TestTrusteesInPostgreSQL(t *testing.T) {
+	primary := pgtest.StartReplicated(t)
+	uri := primary.Database(t)
+	id, err := trustee.NewIdentity("keytrustee", "keytrustee Server Key", "keytrustee@h", 2048, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &host{t: t, dir: filepath.Join(t.TempDir(), ".keytrustee"), addr: freeAddr(t), metrics: freeAddr(t)}
+	b := &host{t: t, dir: filepath.Join(t.TempDir(), ".keytrustee"), addr: freeAddr(t), metrics: freeAddr(t)}
+	if _, err := trustee.NewFolder(a.dir, id); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := command(t, "trustee", "init", "--confdir", a.dir, "--hostname", "127.0.0.1", "--store", uri); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if _, err := os.Stat(filepath.Join(a.dir, trusteeStore)); err == nil {
+		t.Error("there is a file too")
+	}
+	if out, err := command(t, "orgtool", "add", "--confdir", a.dir, "-n", "ORG"); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if out, err := command(t, "orgtool", "set-auth", "--confdir", a.dir, "-n", "ORG", "-s", "walrus"); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	// The other host: the same folder, and a standby.
+	standby := primary.Standby(t)
+	primary.Exec(t, "postgres", "ALTER SYSTEM SET synchronous_standby_names = '*'", "SELECT pg_reload_conf()")
+	if err := os.CopyFS(b.dir, os.DirFS(a.dir)); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := command(t, "trustee", "init", "--confdir", b.dir, "--store", pgtest.Shared(t).Database(t)); err == nil || !strings.Contains(out, "no Key Trustee Server's yet") {
+		t.Errorf("another database, which holds nothing: %v, %s", err, out)
+	}
+	standbyURI := standby.URI(pgtest.Superuser, "test1")
+	if out, err := command(t, "trustee", "init", "--confdir", b.dir, "--store", standbyURI); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	for _, h := range []*host{a, b} {
+		t.Cleanup(h.kill)
+		h.start()
+	}
+	a.refused(exitUsage, "pg_rewind", "alone", "on")
+	a.refused(exitUsage, "pg_rewind", "resync")
+	a.refused(exitRefused, "is the active one", "promote", "--force")
+	b.refused(exitRefused, "--force", "promote")
+	if out := a.must("status"); !strings.Contains(out, "this   active   0 deposits") {
+		t.Error(out)
+	}
+
+	client, err := trustee.NewIdentity("keytrustee", "client", "kms@h", 2048, time.Now().Add(-time.Minute))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := clientOfHosts(t, client, a, b)
+	if active, err := c.Register(t.Context(), "ORG", "walrus", false); err != nil || !active {
+		t.Fatalf("%t, %v", active, err)
+	}
+	onlyB := clientOfHosts(t, client, b)
+	if _, err := onlyB.Put(t.Context(), trustee.Deposit{Label: "p", Content: []byte("x")}, ""); !errors.Is(err, trustee.ErrPassive) {
+		t.Errorf("a change at the standby: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	l := startLoad(ctx, t, c)
+	defer func() { cancel(); l.group.Wait() }()
+	l.reach(60, 1000)
+	primary.Kill(t)
+	time.Sleep(300 * time.Millisecond) // deposits are under way that nobody takes
+	before := l.count.Load()
+	if out := b.must("promote", "--force"); !strings.Contains(out, "this trustee is the active one") {
+		t.Error(out)
+	}
+	a.kill() // it serves nothing any more
+	l.reach(before+40, before+60)
+	cancel()
+	l.group.Wait()
+	l.acked.Range(func(uuid, label any) bool {
+		d, err := onlyB.Get(t.Context(), uuid.(string))
+		if err != nil || d.Label != label || string(d.Content) != "content of "+d.Label {
+			t.Errorf("%s: %+v, %v", label, d, err)
+		}
+		return true
+	})
+	t.Logf("%d deposits acknowledged, %d refused: %v", l.count.Load(), l.refused.Load(), l.said.Load())
+
+	// Into a file, and into a third database.
+	status := func(dir string) (st databaseStatus) {
+		t.Helper()
+		out, err := command(t, "trustee", "status", "--confdir", dir, "--digest", "-o", "json")
+		if err == nil {
+			err = json.Unmarshal([]byte(out), &st)
+		}
+		if err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		return st
+	}
+	want := status(b.dir)
+	if want.Role != server.RoleActive || want.Deposits < l.count.Load() || want.Digest == "" {
+		t.Errorf("%+v, %d acknowledged", want, l.count.Load())
+	}
+	dir := t.TempDir()
+	file := filepath.Join(dir, "backup.pgp")
+	if out, err := command(t, "trustee", "backup", "--confdir", b.dir, "--recipient", filepath.Join(b.dir, trustee.PublicRing), "--out", file); err != nil || !strings.Contains(out, want.Digest) {
+		t.Fatalf("%v: %s", err, out)
+	}
+	restore := func(name, file string, more ...string) (string, error) {
+		return command(t, append([]string{"trustee", "restore", "--confdir", filepath.Join(dir, name), "--identity", filepath.Join(b.dir, trustee.PrivateRing), file}, more...)...)
+	}
+	if out, err := restore("file", file); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	folder, err := loadTrustee(filepath.Join(dir, "file"))
+	if err != nil || folder.Store != "" {
+		t.Fatalf("%+v, %v", folder, err)
+	}
+	store, err := openTrusteeStore(t.Context(), folder, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := server.StateDigest(t.Context(), store); err != nil || got != want.Digest {
+		t.Errorf("%s, %v", got, err)
+	}
+	if err := store.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := restore("again", file, "--store", standbyURI); err == nil || !strings.Contains(out, "holds deposits of this trustee already") {
+		t.Errorf("over what is there: %v, %s", err, out)
+	}
+	if got := status(b.dir); got != want {
+		t.Errorf("it was changed: %+v, %+v", got, want)
+	}
+	third := pgtest.Shared(t).Database(t)
+	whole, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cut := filepath.Join(dir, "cut.pgp")
+	if err := os.WriteFile(cut, whole[:len(whole)-20], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := restore("cut", cut, "--store", third); err == nil {
+		t.Errorf("a backup that was cut: %s", out)
+	}
+	empty := &trustee.Folder{Path: "x", Identity: id, Store: third}
+	if _, err := openTrusteeDatabase(t.Context(), empty, nil); !claviger.Is(err, claviger.Invalid) {
+		t.Errorf("after a restoration that failed the database is somebody's: %v", err)
+	}
+	if out, err := restore("third", file, "--store", third); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if got := status(filepath.Join(dir, "third")); got.Digest != want.Digest || got.Deposits != want.Deposits || got.Store == want.Store {
+		t.Errorf("%+v, %+v", got, want)
+	}
+}
