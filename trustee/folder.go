@@ -149,8 +149,8 @@ func replaceFile(path string, data []byte) (err error) {
 	return errors.Join(dir.Sync(), dir.Close())
 }
 
-// ErrNoFolder: there is no folder at that place, nor a sign of one that was copied
-// to the wrong place.
+// ErrNoFolder says that there is no folder at that place, nor a sign of one that
+// was copied to the wrong place.
 var ErrNoFolder = errors.New("no folder")
 
 // LoadFolder reads a folder. Its errors, all of kind Invalid, say which file does

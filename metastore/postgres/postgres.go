@@ -60,7 +60,6 @@ var _ metastore.Store = (*Store)(nil)
 // up to date, one node at a time. It refuses a schema that is newer than this
 // program.
 func Open(ctx context.Context, c Config) (*Store, error) {
-	const op = "postgres.Open"
 	if c.Property == "" {
 		c.Property = "claviger.metastore.db.URI()"
 	}

@@ -1,0 +1,57 @@
+package pgdb_test
+
+import (
+	"context"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"claviger"
+	"claviger/internal/pgtest"
+	"claviger/pgdb"
+)
+
+func TestMain(m *testing.M) { os.Exit(pgtest.Main(m.Run)) }
+
+// TestNoStandby: where a commit is to wait for a standby that is not there, it is
+// on the primary's disk, and is not acknowledged for that.
+func TestNoStandby(t *testing.T) {
+	ctx := t.Context()
+	pg := pgtest.StartReplicated(t)
+	uri := pg.Database(t)
+	pg.Exec(t, "test1", "CREATE TABLE x (n int)")
+	db, err := pgdb.Open(ctx, pgdb.Config{URI: uri, What: "test's store", Where: "the property", Doubt: "look at x", Patience: time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	insert := func() error {
+		ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+		defer cancel()
+		return db.Update(ctx, "test.insert", "", pgx.ReadCommitted, func(ctx context.Context, tx pgx.Tx) error {
+			_, err := tx.Exec(ctx, "INSERT INTO x VALUES (1)")
+			return err
+		})
+	}
+	if err := insert(); err != nil {
+		t.Fatal(err)
+	}
+	setting := func(statement string) {
+		t.Helper()
+		pg.Exec(t, "postgres", statement)
+		pg.Stop(t) // a reload would take a moment that nobody tells of
+		pg.Start(t)
+	}
+	setting("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+	err = insert()
+	if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "look at x") {
+		t.Errorf("a commit without its standby: %v", err)
+	}
+	setting("ALTER SYSTEM RESET synchronous_standby_names")
+	if err := insert(); err != nil {
+		t.Error(err)
+	}
+}
