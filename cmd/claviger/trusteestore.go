@@ -31,10 +31,21 @@ func loadTrustee(dir string) (*trustee.Folder, error) {
 	return trustee.LoadFolder(dir)
 }
 
-// openTrusteeStore opens the store that a trustee's folder names.
+// openTrusteeStore opens the store that a trustee's folder names. log may be nil.
 func openTrusteeStore(ctx context.Context, f *trustee.Folder, log *slog.Logger) (server.Store, error) {
 	if f.Store != "" {
-		return openTrusteeDatabase(ctx, f, log)
+		store, err := openTrusteeDatabase(ctx, f, log)
+		if err != nil {
+			return nil, err
+		}
+		passive, err := store.Passive(ctx)
+		if err != nil {
+			return nil, errors.Join(err, store.Close())
+		}
+		if log != nil {
+			log.Info("the deposits are in PostgreSQL", "store", store.URI(), "standby", passive)
+		}
+		return store, nil
 	}
 	return sqlite.Open(ctx, filepath.Join(f.Path, trusteeStore), false)
 }

@@ -166,7 +166,7 @@ func (s *Store) Promote(ctx context.Context) error {
 		err := tx.QueryRow(ctx, `SELECT pg_promote(true, $1)`, int(promoteTimeout.Seconds())).Scan(&done)
 		switch {
 		case pgdb.Code(err) == pgdb.Rights:
-			return claviger.Errorf(op, claviger.Denied, "", "the role may not promote %s (%w): on the primary, GRANT EXECUTE ON FUNCTION pg_promote TO the role; or run pg_ctl promote on the standby's host", s.db.URI(), err)
+			return claviger.Errorf(op, claviger.Denied, "", "the role may not promote %s (%w): on the primary, in this database, GRANT EXECUTE ON FUNCTION pg_promote TO the role; or run pg_ctl promote on the standby's host", s.db.URI(), err)
 		case err == nil && !done:
 			return claviger.Errorf(op, claviger.Unavailable, "", "%s has not become a primary within %v: see its log", s.db.URI(), promoteTimeout)
 		}
