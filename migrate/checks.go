@@ -53,6 +53,8 @@ type Probes struct {
 	// Room tells how many more keys the token holds; known is false where it does
 	// not say.
 	Room func(ctx context.Context) (keys int, known bool, err error)
+	// Alive asks a source that is no KMS whether it answers: provider.Health.
+	Alive func(ctx context.Context) error
 	// Source looks at each host of a source that is a KMS: SourceKMS.Probe.
 	Source func(ctx context.Context) []HostFacts
 	// HDFS returns a property of the cluster's core-site.xml and hdfs-site.xml.
@@ -78,12 +80,26 @@ const (
 func (p *Probes) run(ctx context.Context, now func() time.Time) []Check {
 	checks := []Check{p.latency(ctx)}
 	if p.Source == nil {
-		checks = append(checks, Check{Name: "source alive", Measured: "the source is no KMS; its keys are read from where it keeps them"})
+		checks = append(checks, p.elsewhere(ctx))
 	} else {
 		facts := p.Source(ctx)
 		checks = append(checks, alive(facts), p.otherHost(facts), clocks(facts, now))
 	}
 	return append(checks, p.hdfs())
+}
+
+// elsewhere is whether a source that is no KMS is alive.
+func (p *Probes) elsewhere(ctx context.Context) Check {
+	c := Check{Name: "source alive", Measured: "the source is no KMS; its keys are read from where it keeps them"}
+	if p.Alive == nil {
+		return c
+	}
+	if err := p.Alive(ctx); err != nil {
+		c.Status, c.Measured, c.Cure = Failure, firstLine(err), "see that what the source's keys are kept in can be reached and used from here"
+		return c
+	}
+	c.Measured += ", which answers"
+	return c
 }
 
 func (p *Probes) latency(ctx context.Context) Check {

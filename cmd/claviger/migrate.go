@@ -287,7 +287,10 @@ func (s *service) probes(ctx context.Context) (migrate.Probes, error) {
 	}
 	uri, err := provider.ParseKMS(src.URI())
 	if err != nil { // it was opened, so it is well-formed: it is no KMS
-		return p, nil //nolint:nilerr // and there is nothing to probe over the network
+		if h, ok := src.(provider.Health); ok {
+			p.Alive = h.Check
+		}
+		return p, nil //nolint:nilerr // that it is no KMS is no fault
 	}
 	conf, err := s.clientTLS(provider.Env{})
 	if err != nil {
