@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"claviger"
@@ -68,6 +69,9 @@ type Replica struct {
 	why      error // why it is not synced
 	round    chan struct{}
 	told     string // what the log said last of why
+
+	asking sync.Mutex   // of who asks whether this server lacks anything
+	fresh  atomic.Int64 // until when that need not be asked, in ns since 1970
 
 	arriving sync.Mutex
 	incoming *incoming

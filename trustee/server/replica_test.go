@@ -253,6 +253,37 @@ func TestReplicaLostAnswer(t *testing.T) {
 	}
 }
 
+// TestReplicaBehind: a passive that comes back while the active has gone on alone
+// says of nothing that it is not there: its clients go on to the active. Once it has
+// all it answers, and where the active is away it answers from what it has.
+func TestReplicaBehind(t *testing.T) {
+	a, b, c := started(t)
+	must(t, put(t, c, "both", "x"))
+	b.stop()
+	must(t, a.operator(server.VerbAlone, server.AloneArgs{On: true}))
+	must(t, put(t, a.client(identities()[1]), "later", "y"))
+	b.cut.Store(true) // the active does not reach it yet
+	b.start()
+	onlyB := b.client(identities()[1])
+	if _, err := onlyB.Find(t.Context(), "later"); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "lacks changes") {
+		t.Errorf("from a passive that lacks it: %v", err)
+	}
+	if d, err := b.client(identities()[1], a.web.URL).Find(t.Context(), "later"); err != nil || string(d.Content) != "y" {
+		t.Errorf("of the passive, then the active: %+v, %v", d, err)
+	}
+	b.cut.Store(false)
+	a.await("the return", inStep)
+	if d, err := b.client(identities()[1]).Find(t.Context(), "later"); err != nil || string(d.Content) != "y" {
+		t.Errorf("from a passive that has all: %+v, %v", d, err)
+	}
+	b.stop()
+	a.stop()
+	b.start()
+	if d, err := b.client(identities()[1]).Find(t.Context(), "later"); err != nil || string(d.Content) != "y" {
+		t.Errorf("without the active: %+v, %v", d, err)
+	}
+}
+
 // TestReplicaDiverged: both have acknowledged alone. Nothing is dropped until an
 // operator says so, and then it stays in a file.
 func TestReplicaDiverged(t *testing.T) {

@@ -182,6 +182,9 @@ func (s *Server) arrived(w http.ResponseWriter, r *http.Request) (body []byte, o
 	return body, true
 }
 
+// storeAway is what is answered before it is known whom to sign an answer for.
+const storeAway = "the server's store does not answer"
+
 func (s *Server) serve(w http.ResponseWriter, r *http.Request, verb string) {
 	body, ok := s.arrived(w, r)
 	if !ok {
@@ -197,6 +200,19 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, verb string) {
 	}
 	defer leave()
 	ctx := r.Context()
+	if s.replica != nil && peerVerbs[verb] == nil {
+		// Before anything is looked up: whether the client is known, too.
+		if err := s.replica.current(ctx); err != nil {
+			text := errBehind.Error()
+			if !errors.Is(err, errBehind) {
+				s.log.Warn("a request was refused", "verb", verb, "from", r.RemoteAddr, "err", err)
+				text = storeAway
+			}
+			w.Header().Set("Retry-After", "1")
+			http.Error(w, text, http.StatusServiceUnavailable)
+			return
+		}
+	}
 	req, err := s.id.ReadRequest(verb, body, s.now(), func(fingerprint string) (*trustee.Party, error) {
 		if peerVerbs[verb] != nil {
 			return s.self(fingerprint)
@@ -211,7 +227,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, verb string) {
 		case claviger.Is(err, claviger.Denied):
 			status = http.StatusForbidden
 		case claviger.Is(err, claviger.Unavailable):
-			http.Error(w, "the server's store does not answer", http.StatusServiceUnavailable)
+			http.Error(w, storeAway, http.StatusServiceUnavailable)
 			return
 		}
 		http.Error(w, err.Error(), status)
