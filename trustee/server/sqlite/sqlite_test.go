@@ -2,6 +2,7 @@ package sqlite
 
 import (
 	"database/sql"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,6 +11,7 @@ import (
 
 	"claviger"
 	"claviger/trustee/server"
+	"claviger/trustee/server/storetest"
 )
 
 // TestOpenRefuses: what is not a trustee's store stays as it is.
@@ -109,4 +111,44 @@ func TestTwoProcesses(t *testing.T) {
 	if all, err := running.Orgs(ctx); err != nil || len(all) != 2 || all[0].Name != "A" {
 		t.Errorf("%+v, %v", all, err)
 	}
+}
+
+// TestFull: where the disk is full a deposit is refused in those words, nothing that
+// is there suffers, and it goes on once there is room.
+func TestFull(t *testing.T) {
+	ctx, s := t.Context(), filled(t)
+	var pages int
+	check(t, s.write.QueryRowContext(ctx, "PRAGMA page_count").Scan(&pages))
+	limit := func(n int) {
+		t.Helper()
+		_, err := s.write.ExecContext(ctx, fmt.Sprintf("PRAGMA max_page_count = %d", n))
+		check(t, err)
+	}
+	limit(pages + 8) // SQLite fails as it does at ENOSPC: SQLITE_FULL
+	put := func(i int) error {
+		r := storetest.Row(i)
+		r.Sealed.Content = make([]byte, 10<<10)
+		return s.Put(ctx, r, "", storetest.Until(fmt.Sprint("f", i)))
+	}
+	var err error
+	n := 100
+	for ; err == nil && n < 200; n++ {
+		err = put(n)
+	}
+	if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "full") || !strings.Contains(err.Error(), s.path) {
+		t.Fatalf("after %d deposits: %v", n-100, err)
+	}
+	if s.Failures() == 0 {
+		t.Error("it is not counted")
+	}
+	for i := 100; i < n-1; i++ {
+		if _, err := s.Get(ctx, fmt.Sprint("u", i)); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := s.Get(ctx, fmt.Sprint("u", n-1)); !claviger.Is(err, claviger.KeyNotFound) {
+		t.Errorf("what was refused: %v", err)
+	}
+	limit(pages + 100)
+	check(t, put(n-1)) // the same request
 }
