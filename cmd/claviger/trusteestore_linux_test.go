@@ -193,3 +193,67 @@ func TestTrusteesInPostgreSQL(t *testing.T) {
 		t.Errorf("%+v, %+v", got, want)
 	}
 }
+
+// TestOneTrusteeKilled: a trustee alone is killed in the middle of deposits, again
+// and again; what was acknowledged is there, and nothing else is broken.
+func TestOneTrusteeKilled(t *testing.T) {
+	id, err := trustee.NewIdentity("keytrustee", "keytrustee Server Key", "keytrustee@h", 2048, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := &host{t: t, dir: filepath.Join(t.TempDir(), ".keytrustee"), addr: freeAddr(t), metrics: freeAddr(t)}
+	if _, err := trustee.NewFolder(h.dir, id); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"trustee", "init", "--hostname", "127.0.0.1"}, {"orgtool", "add", "-n", "ORG"}, {"orgtool", "set-auth", "-n", "ORG", "-s", "walrus"}} {
+		if out, err := command(t, append(args, "--confdir", h.dir)...); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	t.Cleanup(h.kill)
+	h.start()
+	client, err := trustee.NewIdentity("keytrustee", "client", "kms@h", 2048, time.Now().Add(-time.Minute))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := clientOfHosts(t, client, h)
+	if active, err := c.Register(t.Context(), "ORG", "walrus", false); err != nil || !active {
+		t.Fatalf("%t, %v", active, err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	l := startLoad(ctx, t, c)
+	defer func() { cancel(); l.group.Wait() }()
+	for n := int64(40); n <= 200; n += 40 {
+		l.reach(n, 1000)
+		h.kill()
+		h.start()
+	}
+	cancel()
+	l.group.Wait()
+	live := map[string]string{}
+	for after := ""; ; {
+		page, err := c.List(t.Context(), "deposit/", false, after, trustee.MaxPage)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(page) == 0 {
+			break
+		}
+		for _, d := range page {
+			live[d.UUID] = d.Label
+		}
+		after = page[len(page)-1].Cursor()
+	}
+	l.acked.Range(func(uuid, label any) bool {
+		if live[uuid.(string)] != label {
+			t.Errorf("%s was acknowledged and is not there", label)
+		}
+		return true
+	})
+	for uuid, label := range live { // one that was not acknowledged is whole too
+		if d, err := c.Get(t.Context(), uuid); err != nil || string(d.Content) != "content of "+label {
+			t.Errorf("%s: %+v, %v", label, d, err)
+		}
+	}
+	t.Logf("%d deposits acknowledged, %d there", l.count.Load(), len(live))
+}
