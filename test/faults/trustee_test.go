@@ -163,7 +163,11 @@ var trustees = map[string]trusteeFault{
 		s.oneOfTwo("passive")
 		return []string{"orgtool", "add", "--confdir", s.path("trustee"), "-n", "SITE"}
 	}},
-	"orgtool-without-store": {1, func(s *site) []string { return []string{"orgtool", "list", "--confdir", s.path("trustee")} }},
+	"orgtool-without-store": {1, func(s *site) []string {
+		s.trustee()
+		s.remove("trustee/keytrustee.db")
+		return []string{"orgtool", "list", "--confdir", s.path("trustee")}
+	}},
 	"orgtool-unknown-organization": {3, func(s *site) []string {
 		s.trustee()
 		return []string{"orgtool", "set-auth", "--confdir", s.path("trustee"), "-n", "SITE", "-s", ""}
@@ -288,23 +292,33 @@ func (s *site) plainTrustee(text string) string {
 	return s.plain(text)
 }
 
-// TestTrusteeSide provokes them.
-func TestTrusteeSide(t *testing.T) {
+// makeTrusteeTemplate makes the one for all tests of this one.
+func makeTrusteeTemplate(t *testing.T) {
+	t.Helper()
 	trusteeTemplate = filepath.Join(t.TempDir(), ".keytrustee")
 	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	defer cancel()
 	if out, err := exec.CommandContext(ctx, hadoop.Binary(t), "trustee", "init", "--confdir", trusteeTemplate, "--hostname", "127.0.0.1").CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
+}
+
+// TestTrusteeSide provokes them.
+func TestTrusteeSide(t *testing.T) {
+	makeTrusteeTemplate(t)
 	for name, fault := range trustees {
-		t.Run(name, func(t *testing.T) {
-			s := newSite(t)
-			args := fault.set(s)
-			out, status := s.run(args...)
-			if status != fault.status {
-				t.Errorf("exit status %d, want %d", status, fault.status)
-			}
-			golden(t, name, s.plainTrustee(out))
-		})
+		t.Run(name, func(t *testing.T) { provoke(t, name, fault) })
 	}
+}
+
+// provoke holds what a fault of that side is told by.
+func provoke(t *testing.T, name string, fault trusteeFault) {
+	t.Helper()
+	s := newSite(t)
+	args := fault.set(s)
+	out, status := s.run(args...)
+	if status != fault.status {
+		t.Errorf("exit status %d, want %d", status, fault.status)
+	}
+	golden(t, name, s.plainTrustee(out))
 }
