@@ -116,9 +116,17 @@ func (d *DB) Fail(op, key string, err error) error {
 	return say(claviger.Internal, "")
 }
 
-// oneLine is an error whose text is brought into one line: of several hosts the
-// driver tells in one line each.
+// oneLine is an error whose text is brought into one line: the driver tells of each
+// attempt in a line of its own, and where sslmode allows both, of a host twice.
 type oneLine struct{ error }
 
-func (e oneLine) Error() string { return strings.Join(strings.Fields(e.error.Error()), " ") }
+func (e oneLine) Error() string {
+	var told []string
+	for line := range strings.Lines(e.error.Error()) {
+		if line = strings.Join(strings.Fields(line), " "); line != "" && !slices.Contains(told, line) {
+			told = append(told, line)
+		}
+	}
+	return strings.Join(told, " ")
+}
 func (e oneLine) Unwrap() error { return e.error }
