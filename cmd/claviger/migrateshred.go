@@ -223,15 +223,7 @@ func removeEmpty(dir string) error {
 	if err := os.Remove(dir); err != nil { // an empty one; nothing else can be removed so
 		return err
 	}
-	return syncFolder(filepath.Dir(dir))
-}
-
-func syncFolder(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return trustee.SyncDir(filepath.Dir(dir))
 }
 
 // shreddingOf is what a kts-site.xml is renamed to before it is overwritten: one that

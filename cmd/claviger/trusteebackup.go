@@ -143,7 +143,7 @@ restore take them from one store to the other. A trustee that was one of two sta
 					undo = back
 				}
 				return store, err
-			})
+			}, uri != "")
 			if err != nil {
 				return errors.Join(err, undo(context.WithoutCancel(cmd.Context())))
 			}

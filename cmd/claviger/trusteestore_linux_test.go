@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -256,4 +257,58 @@ func TestOneTrusteeKilled(t *testing.T) {
 		}
 	}
 	t.Logf("%d deposits acknowledged, %d there", l.count.Load(), len(live))
+	restoreKilled(t, h.dir)
+}
+
+// restoreKilled backs a trustee up, kills a restoration midway, and restores again.
+func restoreKilled(t *testing.T, trusteeDir string) {
+	t.Helper()
+	parent := t.TempDir()
+	file, dir := filepath.Join(parent, "backup.pgp"), filepath.Join(parent, ".keytrustee")
+	made, err := command(t, "trustee", "backup", "--confdir", trusteeDir, "--recipient", filepath.Join(trusteeDir, trustee.PublicRing), "--out", file)
+	if err != nil {
+		t.Fatalf("%v: %s", err, made)
+	}
+	whole, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"trustee", "restore", "--confdir", dir, "--identity", filepath.Join(trusteeDir, trustee.PrivateRing)}
+	cmd := exec.CommandContext(t.Context(), "claviger", append(args, "-")...) //nolint:gosec // this binary
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := in.Write(whole[:len(whole)-100]); err != nil { // the rest never comes
+		t.Fatal(err)
+	}
+	var begun []string
+	for begun == nil {
+		if begun, err = filepath.Glob(filepath.Join(parent, ".claviger-restore-*", "folder", trustee.PrivateRing)); err != nil || t.Context().Err() != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Millisecond)
+	}
+	_ = cmd.Process.Kill()
+	_ = cmd.Wait() // it was killed
+	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%s after a restoration that was killed: %v", dir, err)
+	}
+	if _, err := os.Stat(begun[0]); err != nil {
+		t.Errorf("it was not killed midway: %v", err)
+	}
+	out, err := command(t, append(args, file)...)
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	// The second lines name the counts and the digest.
+	if _, was, _ := strings.Cut(made, "\n"); was == "" || !strings.Contains(out, was) {
+		t.Errorf("backed up: %s\nrestored: %s", made, out)
+	}
+	if list, err := os.ReadDir(parent); err != nil || len(list) != 2 {
+		t.Errorf("left: %v, %v", list, err)
+	}
 }

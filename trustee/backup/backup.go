@@ -28,6 +28,7 @@ import (
 	"github.com/ProtonMail/go-crypto/openpgp"
 	"github.com/ProtonMail/go-crypto/openpgp/armor"
 	"github.com/ProtonMail/go-crypto/openpgp/packet"
+	"golang.org/x/sys/unix"
 
 	"claviger/trustee"
 	"claviger/trustee/server"
@@ -234,8 +235,10 @@ type Open func(ctx context.Context, dir string) (server.Store, error)
 // Read restores into dir, which must not be there or be empty, what Write wrote and
 // in holds in the clear. It works in a folder beside it, which takes dir's place
 // when all of it agrees with the manifest; where it does not, or the caller is
-// killed, dir is as it was. open makes the store's place, for a backup with one.
-func Read(ctx context.Context, in io.Reader, dir string, open Open) (m Manifest, err error) {
+// killed, dir is as it was, and the next run removes what that one has left. open
+// makes the store's place, for a backup with one; where a store is wanted, a backup
+// without one is refused.
+func Read(ctx context.Context, in io.Reader, dir string, open Open, wanted bool) (m Manifest, err error) {
 	dir = filepath.Clean(dir)
 	if list, err := os.ReadDir(dir); len(list) > 0 || err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return m, fmt.Errorf("%s is not empty: nothing is overwritten, since what was encrypted to an identity is lost with it; name another folder, or move that one away (%w)", dir, errors.Join(fs.ErrExist, err))
@@ -243,12 +246,23 @@ func Read(ctx context.Context, in io.Reader, dir string, open Open) (m Manifest,
 	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
 		return m, err
 	}
-	work, err := os.MkdirTemp(filepath.Dir(dir), ".restore-*")
+	if err := removeKilled(filepath.Dir(dir)); err != nil {
+		return m, err
+	}
+	work, err := os.MkdirTemp(filepath.Dir(dir), workPattern)
 	if err != nil {
 		return m, err
 	}
+	lock, err := os.Open(work)
+	if err == nil {
+		err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	}
+	if err != nil {
+		return m, errors.Join(err, os.RemoveAll(work))
+	}
 	defer func() {
-		if rerr := os.RemoveAll(work); err == nil && !errors.Is(rerr, fs.ErrNotExist) {
+		rerr := errors.Join(os.RemoveAll(work), lock.Close())
+		if err == nil {
 			err = rerr
 		}
 	}()
@@ -270,10 +284,55 @@ func Read(ctx context.Context, in io.Reader, dir string, open Open) (m Manifest,
 	if folder.Identity.String() != r.m.Identity {
 		return m, fmt.Errorf("the backup's folder is of %s, its manifest of %s", folder.Identity, r.m.Identity)
 	}
+	if wanted && r.m.Store == nil {
+		return m, errors.New("the backup is of a client's folder, and holds no deposits for a store")
+	}
+	for _, sub := range []string{r.dir, filepath.Join(r.dir, ".ssl")} {
+		if err := trustee.SyncDir(sub); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return m, err
+		}
+	}
 	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) { // it is empty
 		return m, err
 	}
-	return r.m, os.Rename(r.dir, dir)
+	if err := os.Rename(r.dir, dir); err != nil {
+		return m, err
+	}
+	return r.m, trustee.SyncDir(filepath.Dir(dir))
+}
+
+// workPattern names the folders in which a restoration works.
+const workPattern = ".claviger-restore-*"
+
+// removeKilled removes what restorations into dir that were killed have left, which
+// may hold private keys. One that still runs holds a lock.
+func removeKilled(dir string) error {
+	list, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, entry := range list {
+		if ours, err := path.Match(workPattern, entry.Name()); err != nil || !ours {
+			continue
+		}
+		work := filepath.Join(dir, entry.Name())
+		f, err := os.OpenFile(work, unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+			continue // gone meanwhile, or none of ours
+		}
+		if err != nil {
+			return err
+		}
+		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
+			err = os.RemoveAll(work)
+		} else if errors.Is(err, unix.EWOULDBLOCK) {
+			err = nil
+		}
+		if err = errors.Join(err, f.Close()); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // reader is a restoration on its way.

@@ -15,6 +15,7 @@ import (
 
 	"github.com/ProtonMail/go-crypto/openpgp"
 	"github.com/ProtonMail/go-crypto/openpgp/packet"
+	"golang.org/x/sys/unix"
 
 	"claviger/trustee"
 	"claviger/trustee/backup"
@@ -106,7 +107,7 @@ func read(t *testing.T, sealed []byte, dir string) (backup.Manifest, error) {
 	if err != nil {
 		return backup.Manifest{}, err
 	}
-	return backup.Read(t.Context(), in, dir, open)
+	return backup.Read(t.Context(), in, dir, open, false)
 }
 
 func TestBothWays(t *testing.T) {
@@ -169,6 +170,48 @@ func TestClientFolder(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(to, "keytrustee.db")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a store out of nothing: %v", err)
 	}
+	in, err := backup.Decrypt(bytes.NewReader(sealed), bytes.NewReader(private(t)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	another := filepath.Join(t.TempDir(), ".keytrustee")
+	if _, err := backup.Read(t.Context(), in, another, open, true); err == nil || !strings.Contains(err.Error(), "holds no deposits") {
+		t.Errorf("with a store that is wanted: %v", err)
+	}
+	if _, err := os.Stat(another); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a folder although it was refused: %v", err)
+	}
+}
+
+// TestAfterKill: what a restoration that was killed has left goes with the next, and
+// what one at work has does not.
+func TestAfterKill(t *testing.T) {
+	dir, store := site(t, 1)
+	sealed, _ := write(t, dir, store)
+	parent := t.TempDir()
+	killed, atWork := filepath.Join(parent, ".claviger-restore-1"), filepath.Join(parent, ".claviger-restore-2")
+	for _, d := range []string{killed, atWork} {
+		if err := os.MkdirAll(filepath.Join(d, "folder"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f, err := os.Open(atWork)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := read(t, sealed, filepath.Join(parent, ".keytrustee")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(killed); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%s: %v", killed, err)
+	}
+	if _, err := os.Stat(atWork); err != nil {
+		t.Error(err)
+	}
 }
 
 // TestRefused: what was altered, cut short or is of others leaves nothing behind.
@@ -195,7 +238,7 @@ func TestRefused(t *testing.T) {
 		t.Errorf("another's key: %v", err)
 	}
 	// A tar that anybody can make.
-	if _, err := backup.Read(t.Context(), strings.NewReader(strings.Repeat("\x00", 1024)), filepath.Join(t.TempDir(), "x"), open); err == nil || !strings.Contains(err.Error(), "before its manifest") {
+	if _, err := backup.Read(t.Context(), strings.NewReader(strings.Repeat("\x00", 1024)), filepath.Join(t.TempDir(), "x"), open, false); err == nil || !strings.Contains(err.Error(), "before its manifest") {
 		t.Errorf("an empty archive: %v", err)
 	}
 }
@@ -238,7 +281,7 @@ func TestGnuPG(t *testing.T) {
 			sealed, _ := write(t, dir, store)
 			run(private(t), "--import")
 			plain := run(sealed, "--decrypt")
-			if _, err := backup.Read(t.Context(), bytes.NewReader(plain), filepath.Join(t.TempDir(), "x"), open); err != nil {
+			if _, err := backup.Read(t.Context(), bytes.NewReader(plain), filepath.Join(t.TempDir(), "x"), open, false); err != nil {
 				t.Error(err)
 			}
 		})
