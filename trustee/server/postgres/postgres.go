@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -314,8 +315,11 @@ func (s *Store) Put(ctx context.Context, r server.Row, replaces string, once ser
 	})
 }
 
-// each changes all of the owner's deposits that are named, or none.
+// each changes all of the owner's deposits that are named, or none. Everybody takes
+// them in the same order: those who wait for each other in a ring each wait for the
+// server's deadlock_timeout, one after the other.
 func (s *Store) each(ctx context.Context, op, owner string, uuids []string, once server.Once, query string, further ...any) error {
+	uuids = slices.Sorted(slices.Values(uuids))
 	return s.change(ctx, op, strings.Join(uuids, " "), once, func(ctx context.Context, tx pgx.Tx) error {
 		for _, uuid := range uuids {
 			if err := one(ctx, tx, op, uuid, query, append([]any{uuid, owner}, further...)...); err != nil {
