@@ -78,6 +78,9 @@ func newParty(op string, e *openpgp.Entity) (*Party, error) {
 	if bits < minKeyBits {
 		return nil, claviger.Errorf(op, claviger.Invalid, "", "key %s has %d bits, which is too short: make an identity of %d bits", fpr, bits, KeyBits)
 	}
+	if err := lasting(e); err != nil {
+		return nil, claviger.Errorf(op, claviger.Invalid, "", "key %s %w", strings.ToUpper(fpr), err)
+	}
 	var b bytes.Buffer
 	if err := e.Serialize(&b); err != nil {
 		return nil, claviger.Errorf(op, claviger.Invalid, "", "key %s cannot be written: %w", fpr, err)
@@ -87,6 +90,32 @@ func newParty(op string, e *openpgp.Entity) (*Party, error) {
 		return nil, claviger.Errorf(op, claviger.Invalid, "", "key %s cannot be read back: %v", fpr, err)
 	}
 	return &Party{entity: list[0], bits: int(bits)}, nil
+}
+
+// lasting refuses keys that expire, or have: on that day nothing that was deposited
+// could be read any more. A client is kept out by its state at the server instead.
+func lasting(e *openpgp.Entity) error {
+	far := time.Now().AddDate(100, 0, 0)
+	_, signs := e.SigningKey(far)
+	_, encrypts := e.EncryptionKey(far)
+	if signs && encrypts {
+		return nil
+	}
+	what := "has no key for signing or none for encryption, or it was revoked"
+	const cure = "take the date away, from each of its keys, by gpg --edit-key and expire, and export the rings anew"
+	report := func(made time.Time, sig *packet.Signature) {
+		if sig != nil && sig.KeyLifetimeSecs != nil && *sig.KeyLifetimeSecs != 0 {
+			end := made.Add(time.Duration(*sig.KeyLifetimeSecs) * time.Second)
+			what = fmt.Sprintf("expires at %s, and with it all that it has deposited could no longer be read: %s", end.UTC().Format(time.RFC3339), cure)
+		}
+	}
+	for _, sub := range e.Subkeys {
+		report(sub.PublicKey.CreationTime, sub.Sig)
+	}
+	if sig, _ := e.PrimarySelfSignature(); sig != nil {
+		report(e.PrimaryKey.CreationTime, sig)
+	}
+	return errors.New(what)
 }
 
 // fingerprintLen is the number of hex digits of a version 4 fingerprint, which
