@@ -174,7 +174,9 @@ func TestChecks(t *testing.T) {
 		{"dead", migrate.Probes{Source: source(down, down)}, "source alive", migrate.Failure, "unexpected EOF", "see that it runs"},
 		{"elsewhere", migrate.Probes{Alive: func(context.Context) error { return nil }}, "source alive", migrate.OK, "which answers", ""},
 		{"elsewhere, not asked", migrate.Probes{}, "source alive", migrate.OK, "no KMS", ""},
-		{"elsewhere, dead", migrate.Probes{Alive: func(context.Context) error { return claviger.Errorf("t", claviger.Unavailable, "", "no trustee answers") }}, "source alive", migrate.Failure, "no trustee answers", "can be reached"},
+		{"elsewhere, dead", migrate.Probes{Alive: func(context.Context) error {
+			return claviger.Errorf("t", claviger.Unavailable, "", "no trustee answers")
+		}}, "source alive", migrate.Failure, "no trustee answers", "can be reached"},
 		{"other host", migrate.Probes{LocalAddrs: here, Source: source(host("kms-1", "192.0.2.7", 0))}, "source on another host", migrate.OK, "kms-1 is 192.0.2.7", ""},
 		{"this host", migrate.Probes{LocalAddrs: here, Source: source(host("kms-1", "192.0.2.1", 0))}, "source on another host", migrate.Warning, "is this host", "hosts of their own"},
 		{"loopback", migrate.Probes{Source: source(host("localhost", "127.0.0.1", 0))}, "source on another host", migrate.Warning, "is this host", ""},
