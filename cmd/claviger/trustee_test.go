@@ -122,7 +122,7 @@ func TestTrusteeWithKeyHSM(t *testing.T) {
 		t.Fatal(err)
 	}
 	var hsmLog, log metricsLog
-	startHSM := func() (url string, stop func()) {
+	startHSM := func(conf string) (url string, stop func()) {
 		ready := filepath.Join(t.TempDir(), "ready")
 		return untilReady(t, ready, func(ctx context.Context) error {
 			return serveKeyHSM(ctx, keyHSMFlags{conf: conf, listen: "127.0.0.1:0", ready: ready, metrics: "127.0.0.1:0"}, hsmLog.logger())
@@ -176,7 +176,7 @@ func TestTrusteeWithKeyHSM(t *testing.T) {
 	}
 	stop()
 
-	hsm, stopHSM := startHSM()
+	hsm, stopHSM := startHSM(conf)
 	f := trusteeFlags{dir: dir, keyhsm: hsm, keyhsmCert: filepath.Join(conf, keyhsm.CertificateFile), listen: "127.0.0.1:0"}
 	if err := serveTrustee(ctx, f, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "claviger keyhsm trust "+filepath.Join(dir, trusteeTLSCert)) {
 		t.Errorf("a Key HSM that does not trust us: %v", err)
@@ -185,7 +185,7 @@ func TestTrusteeWithKeyHSM(t *testing.T) {
 	if _, _, _, err := keyhsm.AddTrusted(filepath.Join(conf, "trust"), filepath.Join(dir, trusteeTLSCert)); err != nil {
 		t.Fatal(err)
 	}
-	f.keyhsm, stopHSM = startHSM()
+	f.keyhsm, stopHSM = startHSM(conf)
 	f.metrics = "127.0.0.1:0"
 	url, stop = startTrusteeBy(t, f, log.logger())
 	c = client(url)
@@ -218,6 +218,33 @@ func TestTrusteeWithKeyHSM(t *testing.T) {
 		`claviger_trustee_keyhsm_seconds_count{op="wrap",result="ok"} 1`, `claviger_trustee_keyhsm_seconds_count{op="unwrap",result="unavailable"} `,
 		"claviger_trustee_deposits 2\n", "claviger_trustee_deposits_deleted 0\n", "claviger_trustee_store_errors_total 0\n", `claviger_certificate_expiry_seconds{name="server",subject="CN=127.0.0.1"}`)
 	stop()
+
+	// A second Key HSM, of another folder and certificate, with the same key of the HSM.
+	second := keyHSMSetup{conf: t.TempDir(), bits: 2048, hosts: []string{"127.0.0.1"}, set: setup.set}
+	second.set.Certificate, second.set.PrivateKey, second.set.Trust = "", "", ""
+	if err := second.run(ctx, io.Discard); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, _, err := keyhsm.AddTrusted(filepath.Join(second.conf, "trust"), filepath.Join(dir, trusteeTLSCert)); err != nil {
+		t.Fatal(err)
+	}
+	f.keyhsm, stopHSM = startHSM(second.conf)
+	f.keyhsmCert = filepath.Join(second.conf, keyhsm.CertificateFile)
+	url, stop = startTrusteeBy(t, f, slog.New(slog.DiscardHandler))
+	c = client(url)
+	find(c, "after", "stored after")
+	if _, err := c.Put(ctx, trustee.Deposit{Label: "second", Content: []byte("by the second")}, ""); err != nil {
+		t.Error(err)
+	}
+	stop()
+	stopHSM()
+	f.keyhsm, stopHSM = startHSM(conf)
+	f.keyhsmCert = filepath.Join(conf, keyhsm.CertificateFile)
+	url, stop = startTrusteeBy(t, f, slog.New(slog.DiscardHandler))
+	find(client(url), "second", "by the second")
+	stop()
+	stopHSM()
+
 	url, stop = startTrustee(t, trusteeFlags{dir: dir})
 	defer stop()
 	if _, err := client(url).Find(ctx, "after"); !claviger.Is(err, claviger.Unavailable) {
