@@ -87,8 +87,8 @@ type TrusteeKMS struct {
 
 // StartTrusteeKMS runs a Key Trustee KMS of ours: kts-site.xml is beside its
 // kms-site.xml, which gets the properties of site, and folder, the .keytrustee, is
-// made where there is none.
-func (k *Trustee) StartTrusteeKMS(t testing.TB, folder string, acls, site Conf) *TrusteeKMS {
+// made where there is none. env is added to its environment.
+func (k *Trustee) StartTrusteeKMS(t testing.TB, folder string, acls, site Conf, env ...string) *TrusteeKMS {
 	t.Helper()
 	dir := t.TempDir()
 	k.WriteSite(t, dir)
@@ -99,7 +99,7 @@ func (k *Trustee) StartTrusteeKMS(t testing.TB, folder string, acls, site Conf) 
 	}.With(site).Write(t, filepath.Join(dir, "kms-site.xml"))
 	acls.Write(t, filepath.Join(dir, "kms-acls.xml"))
 	noGroups.Write(t, filepath.Join(dir, "core-site.xml"))
-	return &TrusteeKMS{KMS: StartClaviger(t, ClavigerOptions{Conf: dir}), Folder: folder, conf: dir}
+	return &TrusteeKMS{KMS: StartClaviger(t, ClavigerOptions{Conf: dir, Env: env}), Folder: folder, conf: dir}
 }
 
 // CopyTo puts copies of the KMS's folder and of its kts-site.xml into dir, as an

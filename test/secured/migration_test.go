@@ -12,16 +12,34 @@ import (
 // TestSecuredMigration takes a secured cluster from a Java KMS that wants Kerberos
 // to ours, which comes to it with tickets of its own.
 func TestSecuredMigration(t *testing.T) {
+	migrateFrom(t, func(s *site, acls, conf hadoop.Conf) (*hadoop.KMS, string) {
+		source := hadoop.StartJavaKMS(t, hadoop.KMSOptions{ACLs: acls, Krb5Conf: s.kdc.Krb5Conf, Env: s.kdc.Env(), Site: conf})
+		return source, source.Log
+	})
+}
+
+// TestSecuredMigrationFromTrustee does so from a Key Trustee KMS of ours.
+func TestSecuredMigrationFromTrustee(t *testing.T) {
+	migrateFrom(t, func(s *site, acls, conf hadoop.Conf) (*hadoop.KMS, string) {
+		trustee, audit := hadoop.StartTrustee(t), filepath.Join(t.TempDir(), "audit.log")
+		conf = conf.With(trustee.Truststore(t, "PKCS12"), hadoop.Conf{"claviger.audit.file": audit})
+		source := trustee.StartTrusteeKMS(t, filepath.Join(t.TempDir(), ".keytrustee"), acls, conf, s.kdc.Env()...)
+		source.URL = strings.Replace(source.URL, "127.0.0.1", "localhost", 1) // as in the principal
+		return source.KMS, audit
+	})
+}
+
+// migrateFrom starts a source, which returns the file of its audit log, and takes the
+// cluster from it.
+func migrateFrom(t *testing.T, start func(s *site, acls, conf hadoop.Conf) (*hadoop.KMS, string)) {
+	t.Helper()
 	s := newSite(t)
 	acls := hadoop.SiteACLs(keyAdmin, alice)
 	hadoop.GrantMigration(acls, migrator)
-	source := hadoop.StartJavaKMS(t, hadoop.KMSOptions{
-		ACLs: acls, Krb5Conf: s.kdc.Krb5Conf, Env: s.kdc.Env(),
-		Site: s.kerberos().With(hadoop.Conf{
-			"hadoop.kms.proxyuser." + migrator + ".users": alice,
-			"hadoop.kms.proxyuser." + migrator + ".hosts": "127.0.0.1",
-		}),
-	})
+	source, audit := start(s, acls, s.kerberos().With(hadoop.Conf{
+		"hadoop.kms.proxyuser." + migrator + ".users": alice,
+		"hadoop.kms.proxyuser." + migrator + ".hosts": "127.0.0.1",
+	}))
 	s.startHDFS(source.ProviderURI())
 	s.makeZone()
 	before := s.login(alice)
@@ -57,7 +75,7 @@ func TestSecuredMigration(t *testing.T) {
 	if _, now := super.FileKey(zone + "/books"); now == old {
 		t.Errorf("after the re-encryption the file is under %s still", old)
 	}
-	log, err := os.ReadFile(source.Log)
+	log, err := os.ReadFile(audit)
 	if err != nil {
 		t.Fatal(err)
 	}
