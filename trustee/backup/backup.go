@@ -133,7 +133,7 @@ func Write(ctx context.Context, out io.Writer, to openpgp.EntityList, dir string
 	conf := &packet.Config{DefaultCipher: packet.CipherAES256, Time: func() time.Time { return now }}
 	plain, err := openpgp.Encrypt(out, to, nil, &openpgp.FileHints{IsBinary: true, FileName: "keytrustee.tar"}, conf)
 	if err != nil {
-		return Manifest{}, fmt.Errorf("encrypt to the recipient: %w", err)
+		return Manifest{}, fmt.Errorf("encrypt to the recipient: %w; see gpg --list-keys: it takes a key for encryption [E] that has not expired", err)
 	}
 	w := &writer{tar.NewWriter(plain), Manifest{Format: format, Made: now.UTC().Truncate(time.Second), Host: host, Identity: folder.Identity.String()}}
 	for _, name := range files {

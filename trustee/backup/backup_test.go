@@ -241,6 +241,12 @@ func TestRefused(t *testing.T) {
 	if _, err := backup.Read(t.Context(), strings.NewReader(strings.Repeat("\x00", 1024)), filepath.Join(t.TempDir(), "x"), open, false); err == nil || !strings.Contains(err.Error(), "before its manifest") {
 		t.Errorf("an empty archive: %v", err)
 	}
+	signer := *escrow()
+	signer.Subkeys = nil
+	var out bytes.Buffer
+	if _, err := backup.Write(t.Context(), &out, openpgp.EntityList{&signer}, dir, store, time.Now()); err == nil || !strings.Contains(err.Error(), "a key for encryption [E]") || out.Len() != 0 {
+		t.Errorf("to who can only sign: %v, %d bytes", err, out.Len())
+	}
 }
 
 // TestGnuPG: gpg opens a backup, so that its key may be where only gpg reaches it.
