@@ -525,3 +525,35 @@ func TestRestart(t *testing.T) {
 		}
 	}
 }
+
+// TestClock: where the clocks are an hour apart nothing is registered and nothing
+// deposited, the error says why, and it works when they are right again.
+func TestClock(t *testing.T) {
+	s, ctx := newSite(t), t.Context()
+	c := s.client(identities()[1])
+	for _, off := range []time.Duration{time.Hour, -time.Hour} {
+		s.shift.Store(int64(off))
+		_, err := c.Register(ctx, "ORG", "s3cret", false)
+		if err == nil || !strings.Contains(err.Error(), "NTP") {
+			t.Errorf("%v: register: %v", off, err)
+		}
+		if list, err := s.store.Clients(ctx, ""); err != nil || len(list) != 0 {
+			t.Errorf("%v: %+v, %v", off, list, err)
+		}
+	}
+	s.shift.Store(0)
+	s.registered(identities()[1], "ORG")
+	for _, off := range []time.Duration{time.Hour, -time.Hour} {
+		s.shift.Store(int64(off))
+		if _, err := c.Put(ctx, trustee.Deposit{Label: "l", Content: []byte("x")}, ""); err == nil || !strings.Contains(err.Error(), "NTP") {
+			t.Errorf("%v: put: %v", off, err)
+		}
+	}
+	s.shift.Store(0)
+	if _, err := c.Find(ctx, "l"); !claviger.Is(err, claviger.KeyNotFound) {
+		t.Errorf("what was refused: %v", err)
+	}
+	if _, err := c.Put(ctx, trustee.Deposit{Label: "l", Content: []byte("x")}, ""); err != nil {
+		t.Error(err)
+	}
+}
