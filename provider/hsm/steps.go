@@ -242,6 +242,9 @@ func (p *Provider) Roll(ctx context.Context, key string, material secret.Bytes) 
 	if k == nil {
 		return provider.KeyVersion{}, claviger.E(op, claviger.KeyNotFound, key, nil)
 	}
+	if err := p.holdsCurrent(ctx, op, k); err != nil {
+		return provider.KeyVersion{}, err
+	}
 	intent, err := p.begin(ctx, opRoll, key, k.BitLength, 1)
 	if err != nil {
 		return provider.KeyVersion{}, err

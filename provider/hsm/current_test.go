@@ -1,0 +1,65 @@
+package hsm_test
+
+import (
+	"strings"
+	"testing"
+
+	"claviger"
+	"claviger/metastore"
+	"claviger/pkcs11"
+	"claviger/provider"
+)
+
+// TestRollWithoutTheCurrentVersion: a node whose token lacks the current version, or
+// holds another key in its place, makes no new version, though it had verified the
+// version before. Other keys are rolled.
+func TestRollWithoutTheCurrentVersion(t *testing.T) {
+	for name, again := range map[string]bool{"missing": false, "another key": true} {
+		t.Run(name, func(t *testing.T) {
+			ctx := t.Context()
+			b := newBacking(t)
+			p := b.mustOpen(t)
+			var versions []string
+			for _, key := range []string{"lacks", "holds"} {
+				v, err := p.Create(ctx, provider.Spec{Name: key, Cipher: claviger.DefaultCipher, BitLength: 128})
+				if err != nil {
+					t.Fatal(err)
+				}
+				versions = append(versions, v.Name)
+			}
+			objectID, label := object(t, versions[0])
+			b.withToken(t, func(tok *pkcs11.Token) {
+				if err := tok.Destroy(ctx, objectID, label); err != nil {
+					t.Fatal(err)
+				}
+				if again {
+					if err := tok.GenerateKey(ctx, objectID, label, 128); err != nil {
+						t.Fatal(err)
+					}
+				}
+			})
+			before := len(objects(t, p))
+			if v, err := p.Roll(ctx, "lacks", nil); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "does not hold the current version "+versions[0]) {
+				t.Errorf("a roll without the current version: %+v, %v", v, err)
+			}
+			if vs, err := p.Versions(ctx, "lacks"); err != nil || len(vs) != 1 {
+				t.Errorf("versions %v, %v", vs, err)
+			}
+			if after := len(objects(t, p)); after != before {
+				t.Errorf("%d objects on the token, %d before the roll", after, before)
+			}
+			b.withStore(t, func(s metastore.Store) {
+				if pending, err := s.Pending(ctx); err != nil || len(pending) != 0 {
+					t.Errorf("steps %v are left (%v)", pending, err)
+				}
+			})
+			if err := p.CheckKeys(ctx); err == nil || !strings.Contains(err.Error(), versions[0]) {
+				t.Errorf("readiness does not name the version: %v", err)
+			}
+			if _, err := p.Roll(ctx, "holds", nil); err != nil {
+				t.Errorf("another key: %v", err)
+			}
+			mustClose(t, p)
+		})
+	}
+}
