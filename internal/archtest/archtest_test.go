@@ -117,6 +117,8 @@ var contracts = []string{"provider", "metastore", "authz", "audit"}
 var rules = []rule{
 	{"", nil, "the root package holds words that all share; it imports the standard library only"},
 	{"secret", nil, "secret is below everything"},
+	{"durable", nil, "durable knows files, and not what they hold"},
+	{"durable/durabletest", []string{"durable"}, "the suite knows the seam alone"},
 	{"provider", []string{"", "secret"}, "a contract imports only the root and secret"},
 	{"metastore", []string{"", "secret"}, "a contract imports only the root and secret"},
 	{"authz", []string{"", "secret"}, "a contract imports only the root and secret"},

@@ -1,0 +1,296 @@
+// Package durable writes files that must outlast a power cut.
+//
+// A file lasts when its content was synced, and its name was synced with the
+// folder that holds it. Every function here does both before it returns nil.
+// After an error the file is as it was, or as it was to be, and whole in both
+// cases; which of the two is known only after the next success.
+//
+// All access to the disk goes through one seam, FS, so that the suite in
+// durable/durabletest can fail or cut off each step.
+package durable
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+)
+
+// AlreadyError says that a file was there before Create.
+type AlreadyError struct{ Path string }
+
+func (e *AlreadyError) Error() string {
+	return e.Path + " already exists and was not overwritten; choose another name, or move it away"
+}
+
+// Is makes it an fs.ErrExist.
+func (e *AlreadyError) Is(target error) bool { return target == fs.ErrExist }
+
+// Create writes a file that does not exist yet, whole or not at all. Where it
+// exists, the error is an *AlreadyError, and the file was not touched.
+func Create(path string, data []byte, mode fs.FileMode) error {
+	return CreateFrom(path, mode, write(data))
+}
+
+// CreateFrom is Create with a function that writes the content.
+func CreateFrom(path string, mode fs.FileMode, content func(io.Writer) error) error {
+	if _, err := os.Lstat(path); err == nil { // before the work, not instead of the check below
+		return &AlreadyError{path}
+	}
+	p, err := Prepare(path, mode, content)
+	if err != nil {
+		return err
+	}
+	if err := p.Create(); err != nil {
+		_ = p.Discard() // the first error counts
+		return err
+	}
+	return nil
+}
+
+// Replace writes a file, whole or not at all, whether it exists or not. Where
+// root replaces another user's file, it stays that user's.
+func Replace(path string, data []byte, mode fs.FileMode) error {
+	p, err := Prepare(path, mode, write(data), ownerOf(path))
+	if err != nil {
+		return err
+	}
+	if err := p.Replace(); err != nil {
+		_ = p.Discard() // the first error counts
+		return err
+	}
+	return nil
+}
+
+func write(data []byte) func(io.Writer) error {
+	return func(w io.Writer) error {
+		_, err := w.Write(data)
+		return err
+	}
+}
+
+// ownerOf gives a new file the owner of the one that it will replace. Only root
+// can do that, and only then it matters: an administrator's command must not
+// take a file away from the server's user.
+func ownerOf(path string) func(File) error {
+	return func(f File) error {
+		if os.Geteuid() != 0 {
+			return nil
+		}
+		st, err := os.Lstat(path)
+		if err != nil {
+			return nil //nolint:nilerr // a new file belongs to its maker
+		}
+		sys, ok := st.Sys().(*syscall.Stat_t)
+		if !ok || sys.Uid == 0 && sys.Gid == 0 {
+			return nil
+		}
+		return f.Chown(int(sys.Uid), int(sys.Gid))
+	}
+}
+
+// Pending is a whole file, on the disk under a temporary name, that waits for
+// its own name.
+type Pending struct{ path, temp string }
+
+// Prepare writes a file beside path. finish is called before it is synced.
+func Prepare(path string, mode fs.FileMode, content func(io.Writer) error, finish ...func(File) error) (*Pending, error) {
+	p := &Pending{path: path}
+	f, err := p.open(mode)
+	if err != nil {
+		return nil, named("written", path, err)
+	}
+	if err = content(f); err == nil {
+		for _, step := range finish {
+			err = errors.Join(err, step(f))
+		}
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		_ = p.Discard() // the first error counts
+		return nil, named("written", path, err)
+	}
+	return p, nil
+}
+
+// open makes the temporary file. Its name is fresh, so two writers do not meet,
+// and what a killed one has left is in no one's way.
+func (p *Pending) open(mode fs.FileMode) (File, error) {
+	temp := filepath.Join(filepath.Dir(p.path), "."+filepath.Base(p.path)+".tmp-"+rand.Text()[:12])
+	f, err := system(temp).OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+	if err == nil {
+		p.temp = temp
+	}
+	return f, err
+}
+
+// Create gives the file its name, and makes that last. Where the name is taken,
+// the error is an *AlreadyError.
+func (p *Pending) Create() error {
+	err := system(p.path).Link(p.temp, p.path)
+	switch {
+	case errors.Is(err, fs.ErrExist):
+		return &AlreadyError{p.path}
+	case errors.Is(err, errors.ErrUnsupported) || errors.Is(err, syscall.EPERM): // EPERM: link(2), of file systems without hard links
+		return p.claim()
+	case err != nil:
+		return named("made", p.path, err)
+	}
+	err = p.Discard()
+	if err == nil {
+		err = SyncFolder(filepath.Dir(p.path))
+	}
+	if err != nil {
+		_ = system(p.path).Remove(p.path) // so that the next try is not refused
+		return named("made", p.path, err)
+	}
+	return nil
+}
+
+// claim is Create without hard links: an empty file takes the name, and is
+// replaced.
+func (p *Pending) claim() error {
+	f, err := system(p.path).OpenFile(p.path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if errors.Is(err, fs.ErrExist) {
+		return &AlreadyError{p.path}
+	}
+	if err == nil {
+		err = f.Close()
+	}
+	if err != nil {
+		return named("made", p.path, err)
+	}
+	return p.Replace()
+}
+
+// Replace gives the file its name, whatever had it, and makes that last.
+func (p *Pending) Replace() error {
+	if err := system(p.path).Rename(p.temp, p.path); err != nil {
+		return named("replaced", p.path, err)
+	}
+	p.temp = ""
+	if err := SyncFolder(filepath.Dir(p.path)); err != nil {
+		return named("replaced", p.path, err)
+	}
+	return nil
+}
+
+// Discard removes the temporary file, if it is there still.
+func (p *Pending) Discard() error {
+	if p.temp == "" {
+		return nil
+	}
+	if err := system(p.temp).Remove(p.temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	p.temp = ""
+	return nil
+}
+
+// named leaves the temporary name out of an error: it means nothing to the reader.
+func named(what, path string, err error) error {
+	var p *fs.PathError
+	var l *os.LinkError
+	switch {
+	case errors.As(err, &p):
+		err = fmt.Errorf("%s: %w", p.Op, p.Err)
+	case errors.As(err, &l):
+		err = fmt.Errorf("%s: %w", l.Op, l.Err)
+	}
+	return fmt.Errorf("%s cannot be %s: %w", path, what, err)
+}
+
+// Rename moves a file or folder, over a file that is there, and makes that last.
+func Rename(from, to string) error {
+	if err := system(to).Rename(from, to); err != nil {
+		return err
+	}
+	err := SyncFolder(filepath.Dir(to))
+	if filepath.Dir(from) != filepath.Dir(to) {
+		err = errors.Join(err, SyncFolder(filepath.Dir(from)))
+	}
+	return err
+}
+
+// Link gives a file a second name, and makes that last.
+func Link(from, to string) error {
+	if err := system(to).Link(from, to); err != nil {
+		return err
+	}
+	return SyncFolder(filepath.Dir(to))
+}
+
+// Remove removes files, and makes that last. A file that does not exist is no
+// error.
+func Remove(paths ...string) error {
+	var errs []error
+	folders := map[string]bool{}
+	for _, path := range paths {
+		err := system(path).Remove(path)
+		switch {
+		case err == nil:
+			folders[filepath.Dir(path)] = true
+		case !errors.Is(err, fs.ErrNotExist):
+			errs = append(errs, err)
+		}
+	}
+	for folder := range folders {
+		errs = append(errs, SyncFolder(folder))
+	}
+	return errors.Join(errs...)
+}
+
+// MakeFolder makes a folder and those above it that do not exist yet, and makes
+// their names last.
+func MakeFolder(path string, mode fs.FileMode) error {
+	path = filepath.Clean(path)
+	st, err := os.Stat(path)
+	if err == nil {
+		if !st.IsDir() {
+			return &fs.PathError{Op: "mkdir", Path: path, Err: syscall.ENOTDIR}
+		}
+		return nil
+	}
+	above := filepath.Dir(path)
+	if above != path {
+		if err := MakeFolder(above, mode); err != nil {
+			return err
+		}
+	}
+	if err := system(path).Mkdir(path, mode); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return SyncFolder(above)
+}
+
+// OpenLog opens a file for appending, and makes it where there is none; its name
+// lasts when OpenLog returns. What is written lasts after Sync.
+func OpenLog(path string, mode fs.FileMode) (File, error) {
+	f, err := system(path).OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, mode)
+	if err != nil {
+		return nil, err
+	}
+	// Also where the file was there: its maker may have been killed before this.
+	if err := SyncFolder(filepath.Dir(path)); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// SyncFile makes last what another library has written into a file.
+func SyncFile(path string) error {
+	f, err := system(path).OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+// SyncFolder makes last what was named, renamed and removed in a folder.
+func SyncFolder(path string) error { return system(path).SyncFolder(path) }

@@ -1,0 +1,283 @@
+package durable_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"claviger/durable"
+	"claviger/durable/durabletest"
+)
+
+// look reads a file, and says "none" where there is none.
+func look(name string) func(string) (string, error) {
+	return func(dir string) (string, error) {
+		data, err := os.ReadFile(filepath.Join(dir, name))
+		if errors.Is(err, fs.ErrNotExist) {
+			return "none", nil
+		}
+		return string(data), err
+	}
+}
+
+func put(name, text string) func(string) error {
+	return func(dir string) error { return os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600) }
+}
+
+var cases = map[string]durabletest.Case{
+	"Create": {
+		Do:   func(dir string) error { return durable.Create(filepath.Join(dir, "f"), []byte("new"), 0o600) },
+		Look: look("f"),
+	},
+	"Replace": {
+		Setup: put("f", "old"),
+		Do:    func(dir string) error { return durable.Replace(filepath.Join(dir, "f"), []byte("new"), 0o600) },
+		Look:  look("f"),
+	},
+	"Rename": {
+		Setup: put("f", "old"),
+		Do: func(dir string) error {
+			f := filepath.Join(dir, "f")
+			if _, err := os.Stat(f); errors.Is(err, fs.ErrNotExist) {
+				return durable.SyncFolder(dir) // it was moved before
+			}
+			return durable.Rename(f, filepath.Join(dir, "g"))
+		},
+		Look: look("g"),
+	},
+	"Remove": {
+		Setup: put("f", "old"),
+		Do:    func(dir string) error { return durable.Remove(filepath.Join(dir, "f"), filepath.Join(dir, "absent")) },
+		Look:  look("f"),
+	},
+	"MakeFolder": {
+		Do: func(dir string) error {
+			if err := durable.MakeFolder(filepath.Join(dir, "a", "b"), 0o700); err != nil {
+				return err
+			}
+			return durable.Create(filepath.Join(dir, "a", "b", "f"), []byte("new"), 0o600)
+		},
+		Look: look("a/b/f"),
+		// Once a/b exists nobody makes it again, so the second attempt syncs no more than its own folder.
+		NoRetry: true,
+	},
+	"OpenLog": {
+		Do: func(dir string) error {
+			f, err := durable.OpenLog(filepath.Join(dir, "log"), 0o600)
+			if err != nil {
+				return err
+			}
+			_, err = f.Write([]byte("line\n"))
+			if err == nil {
+				err = f.Sync()
+			}
+			return errors.Join(err, f.Close())
+		},
+		// A log may end in the middle of a line, and is empty before its first.
+		Between: []string{""},
+		Look: func(dir string) (string, error) {
+			text, err := look("log")(dir)
+			if strings.HasPrefix(text, "line\n") {
+				text = "line" // once or, done again, twice
+			}
+			return text, err
+		},
+	},
+}
+
+func TestDurable(t *testing.T) {
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) { durabletest.Run(t, c) })
+	}
+}
+
+// TestSuiteBites shows the suite writers with one mistake each.
+func TestSuiteBites(t *testing.T) {
+	writeTo := func(f durable.File, sync bool) error {
+		_, err := f.Write([]byte("new"))
+		if err == nil && sync {
+			err = f.Sync()
+		}
+		return errors.Join(err, f.Close())
+	}
+	for name, do := range map[string]func(dir string) error{
+		"content not synced": func(dir string) error {
+			f, err := durable.OpenLog(filepath.Join(dir, "tmp"), 0o600)
+			if err == nil {
+				err = writeTo(f, false)
+			}
+			if err != nil {
+				return err
+			}
+			return durable.Rename(filepath.Join(dir, "tmp"), filepath.Join(dir, "f"))
+		},
+		"written in place": func(dir string) error {
+			f, err := durable.OpenLog(filepath.Join(dir, "f"), 0o600)
+			if err == nil {
+				err = f.Truncate(0)
+			}
+			if err != nil {
+				return err
+			}
+			return writeTo(f, true)
+		},
+		"error of a sync ignored": func(dir string) error {
+			p, err := durable.Prepare(filepath.Join(dir, "f"), 0o600, func(w io.Writer) error {
+				_, err := w.Write([]byte("new"))
+				return err
+			})
+			if err == nil {
+				_ = p.Replace()
+			}
+			return err
+		},
+		"old one removed first": func(dir string) error {
+			if err := durable.Remove(filepath.Join(dir, "f")); err != nil {
+				return err
+			}
+			return durable.Create(filepath.Join(dir, "f"), []byte("new"), 0o600)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := durabletest.Case{Setup: put("f", "old"), Do: do, Look: look("f")}
+			if faults := durabletest.Faults(t, c); len(faults) == 0 {
+				t.Error("the suite finds nothing wrong")
+			} else {
+				t.Log(len(faults), faults[0])
+			}
+		})
+	}
+}
+
+func TestCreateKeeps(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "f")
+	if err := durable.Create(path, []byte("first"), 0o640); err != nil {
+		t.Fatal(err)
+	}
+	err := durable.Create(path, []byte("second"), 0o600)
+	var already *durable.AlreadyError
+	if !errors.As(err, &already) || already.Path != path || !errors.Is(err, fs.ErrExist) {
+		t.Errorf("error is %v", err)
+	}
+	// The check before the work may come too early.
+	p, err := durable.Prepare(path, 0o600, func(w io.Writer) error { return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Create(); !errors.As(err, &already) {
+		t.Errorf("error is %v", err)
+	}
+	if err := p.Discard(); err != nil {
+		t.Error(err)
+	}
+	if data, _ := os.ReadFile(path); string(data) != "first" {
+		t.Errorf("it holds %q", data)
+	}
+	only(t, dir, "f")
+}
+
+func only(t *testing.T, dir string, want ...string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	if fmt.Sprint(names) != fmt.Sprint(want) {
+		t.Errorf("the folder holds %q, want %q", names, want)
+	}
+}
+
+// noLinks is a file system without hard links.
+type noLinks struct{ durable.OS }
+
+func (*noLinks) Link(from, to string) error {
+	return &os.LinkError{Op: "link", Old: from, New: to, Err: syscall.EPERM}
+}
+
+func TestCreateWithoutLinks(t *testing.T) {
+	dir := t.TempDir()
+	defer durable.Mount(dir, new(noLinks))()
+	path := filepath.Join(dir, "f")
+	if err := durable.Create(path, []byte("first"), 0o640); err != nil {
+		t.Fatal(err)
+	}
+	p, err := durable.Prepare(path, 0o600, func(io.Writer) error { return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	var already *durable.AlreadyError
+	if err := errors.Join(p.Create(), p.Discard()); !errors.As(err, &already) {
+		t.Errorf("error is %v", err)
+	}
+	if data, _ := os.ReadFile(path); string(data) != "first" {
+		t.Errorf("it holds %q", data)
+	}
+	only(t, dir, "f")
+}
+
+// full is a disk without room.
+type full struct{ durable.OS }
+
+type fullFile struct{ durable.File }
+
+func (*full) OpenFile(name string, flag int, mode fs.FileMode) (durable.File, error) {
+	f, err := os.OpenFile(name, flag, mode)
+	return fullFile{f}, err
+}
+
+func (fullFile) Sync() error {
+	return &fs.PathError{Op: "sync", Path: "/x/.f.tmp-ABC", Err: syscall.ENOSPC}
+}
+
+// TestMessages demands that an error names the file, and never the temporary one,
+// which is removed.
+func TestMessages(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "f")
+	defer durable.Mount(dir, new(full))()
+	for _, err := range []error{
+		durable.Create(path, nil, 0o600), durable.Replace(path, nil, 0o600),
+		durable.Create(filepath.Join(dir, "absent", "f"), nil, 0o600),
+	} {
+		if err == nil || !strings.Contains(err.Error(), dir) || strings.Contains(err.Error(), "tmp-") {
+			t.Errorf("error is %v", err)
+		}
+	}
+	only(t, dir)
+}
+
+// TestOwner: root's command leaves a file to its owner.
+func TestOwner(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can give a file away")
+	}
+	path := filepath.Join(t.TempDir(), "f")
+	if err := errors.Join(os.WriteFile(path, nil, 0o600), os.Chown(path, 12345, 12346)); err != nil {
+		t.Fatal(err)
+	}
+	if err := durable.Replace(path, []byte("new"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	st, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if sys := st.Sys().(*syscall.Stat_t); sys.Uid != 12345 || sys.Gid != 12346 {
+		t.Errorf("it belongs to %d:%d now", sys.Uid, sys.Gid)
+	}
+	if data, err := os.ReadFile(path); err != nil || !bytes.Equal(data, []byte("new")) {
+		t.Errorf("it holds %q: %v", data, err)
+	}
+}

@@ -1,0 +1,126 @@
+package durable
+
+import (
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"syscall"
+)
+
+// FS is what this package asks of the disk. Errors are those of package os.
+type FS interface {
+	OpenFile(name string, flag int, mode fs.FileMode) (File, error)
+	Mkdir(name string, mode fs.FileMode) error
+	Link(from, to string) error
+	Rename(from, to string) error
+	Remove(name string) error
+	// SyncFolder puts the names in a folder on the disk.
+	SyncFolder(name string) error
+}
+
+// File is an open file of an FS.
+type File interface {
+	io.WriteCloser
+	Sync() error
+	Truncate(size int64) error
+	Chmod(mode fs.FileMode) error
+	Chown(uid, gid int) error
+	Stat() (fs.FileInfo, error)
+	Fd() uintptr
+}
+
+// OS is the file system of the operating system.
+type OS struct{}
+
+var _ FS = OS{}
+
+// OpenFile is os.OpenFile.
+func (OS) OpenFile(name string, flag int, mode fs.FileMode) (File, error) {
+	f, err := os.OpenFile(name, flag, mode)
+	if err != nil {
+		return nil, err // a nil *os.File would be no nil File
+	}
+	return f, nil
+}
+
+// Mkdir is os.Mkdir.
+func (OS) Mkdir(name string, mode fs.FileMode) error { return os.Mkdir(name, mode) }
+
+// Link is os.Link.
+func (OS) Link(from, to string) error { return os.Link(from, to) }
+
+// Rename is os.Rename.
+func (OS) Rename(from, to string) error { return os.Rename(from, to) }
+
+// Remove is os.Remove.
+func (OS) Remove(name string) error { return os.Remove(name) }
+
+// SyncFolder calls fsync for the folder.
+func (OS) SyncFolder(name string) error {
+	d, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	err = d.Sync()
+	if errors.Is(err, syscall.EINVAL) { // fsync(2): the file system cannot sync a folder, and there is nothing else to call
+		err = nil
+	}
+	return errors.Join(err, d.Close())
+}
+
+// mount is an FS in the place of a folder.
+type mount struct {
+	folder string
+	fs     FS
+}
+
+var mounts atomic.Pointer[[]mount]
+
+// Mount has fs do the work in a folder and under it, until unmount is called. It
+// is for the tests of those who write files.
+func Mount(folder string, fs FS) (unmount func()) {
+	m := mount{filepath.Clean(folder), fs}
+	change(func(list []mount) []mount { return append([]mount{m}, list...) })
+	return func() {
+		change(func(list []mount) []mount {
+			i := slices.Index(list, m)
+			return slices.Delete(list, i, i+1)
+		})
+	}
+}
+
+func change(f func([]mount) []mount) {
+	for {
+		old := mounts.Load()
+		var list []mount
+		if old != nil {
+			list = slices.Clone(*old)
+		}
+		if list = f(list); mounts.CompareAndSwap(old, &list) {
+			return
+		}
+	}
+}
+
+// system is the FS for a path.
+func system(path string) FS {
+	list := mounts.Load()
+	if list == nil || len(*list) == 0 {
+		return OS{}
+	}
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return OS{}
+	}
+	for _, m := range *list {
+		if rest, under := strings.CutPrefix(abs, m.folder); under && (rest == "" || rest[0] == filepath.Separator) {
+			return m.fs
+		}
+	}
+	return OS{}
+}
