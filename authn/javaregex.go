@@ -15,16 +15,29 @@ import (
 // that they are matched with hold no line ends and no control characters, so
 // that what the two make of these does not matter. (A \b is refused, too: to Java
 // letters that are not ASCII make words, and which ones hangs on its version.)
+// Letters under (?i) are written out, see asciiFold.
 func compileJava(expr string) (*regexp.Regexp, error) {
 	if err := checkJava(expr); err != nil {
 		return nil, fmt.Errorf("regular expression %s: %w", expr, err)
 	}
-	re, err := regexp.Compile(expr)
+	// What Go says of the expression as it stands is easier to understand.
+	_, err := syntax.Parse(expr, syntax.Perl)
 	var bad *syntax.Error
 	if errors.As(err, &bad) {
 		return nil, fmt.Errorf("regular expression %s: %s, at %s; lookaround, back references, atomic groups and possessive quantifiers cannot be used here: write several rules instead", expr, bad.Code, bad.Expr)
 	}
-	return re, err
+	if err != nil {
+		return nil, err
+	}
+	folded, err := asciiFold(expr)
+	if err != nil {
+		return nil, fmt.Errorf("regular expression %s: %w", expr, err)
+	}
+	re, err := regexp.Compile(folded)
+	if err != nil {
+		return nil, fmt.Errorf("regular expression %s: with the letters under (?i) written out it is %w", expr, err)
+	}
+	return re, nil
 }
 
 var (
@@ -101,7 +114,7 @@ func newSubstitution(from, to string, repeat bool) (*substitution, error) {
 	if err != nil {
 		return nil, err
 	}
-	tree, err := syntax.Parse(from, syntax.Perl)
+	tree, err := syntax.Parse(re.String(), syntax.Perl)
 	if err != nil {
 		return nil, err
 	}

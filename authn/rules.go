@@ -117,10 +117,11 @@ func (r *rule) parse(m []string) (err error) {
 	}
 	r.literals = append(r.literals, m[5][end:])
 	if m[6] != "" {
-		if _, err := compileJava(m[7]); err != nil {
+		re, err := compileJava(m[7])
+		if err != nil {
 			return err
 		}
-		if r.match, err = regexp.Compile(`\A(?:` + m[7] + `)\z`); err != nil {
+		if r.match, err = regexp.Compile(`\A(?:` + re.String() + `)\z`); err != nil {
 			return err
 		}
 	}
@@ -190,6 +191,14 @@ func (r *Rules) Short(name string) (string, error) {
 	return "", noRule("No rules applied to " + name)
 }
 
+// Letters that /L refuses. The lower case of the first two hangs on their
+// neighbours or on the locale. That of the KELVIN SIGN is an ASCII k, to Java too,
+// so that somebody else's name would be made of the principal's.
+const (
+	contextual = "\u0130\u03a3"
+	kelvin     = '\u212a'
+)
+
 // apply makes a short name of a principal's realm ("" for none) and components.
 // ok is false where the rule does not match.
 func (r *rule) apply(params []string, all *Rules) (short string, ok bool, err error) {
@@ -225,8 +234,8 @@ func (r *rule) apply(params []string, all *Rules) (short string, ok bool, err er
 		return "", false, noRule("Non-simple name " + short + " after auth_to_local rule " + r.text)
 	}
 	if r.lowerCase {
-		if strings.ContainsAny(short, "\u0130\u03a3") {
-			return "", false, noRule("Lower case of " + short + ", after auth_to_local rule " + r.text + ", depends on more than its letters")
+		if strings.ContainsAny(short, contextual) || strings.ContainsRune(short, kelvin) {
+			return "", false, noRule("Lower case of " + short + ", after auth_to_local rule " + r.text + ", is that of another name, or depends on more than its letters")
 		}
 		short = strings.Map(unicode.ToLower, short)
 	}
