@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/singleflight"
+
+	"claviger/authz"
 )
 
 // StaticMappingProperty gives the groups of users whom the operating system is
@@ -17,30 +19,57 @@ import (
 const StaticMappingProperty = "hadoop.user.group.static.mapping.overrides"
 
 const (
-	// maxCachedUsers bounds the memory that names invented by clients can take.
+	// maxCachedUsers bounds the memory that names of users can take, and maxAbsentUsers
+	// that of names that clients invent.
 	maxCachedUsers = 10_000
+	maxAbsentUsers = 10_000
 	// unknownUserTTL is hadoop.security.groups.negative-cache.secs' default: how
 	// long it is believed that a user does not exist.
 	unknownUserTTL = 30 * time.Second
+	// retryAfterFailure is how long a failed look-up of a name is not repeated.
+	retryAfterFailure = 5 * time.Second
+	// strangers is how many look-ups of names that the directory never knew run at once,
+	// so that invented names cannot fill the directory's queue.
+	strangers = 8
+	// strangerWait is how long a request waits for such a look-up, and staleWait how
+	// long for that of a user whose last groups are known.
+	strangerWait = 5 * time.Second
+	staleWait    = time.Second
+	// DefaultMaxStale is how old groups may become while the directory fails.
+	DefaultMaxStale = time.Hour
 )
 
 // Groups knows the groups of users: those of a static mapping, else those that
-// the operating system tells, kept for a while.
+// the operating system or LDAP tells, kept for a while.
 type Groups struct {
 	static map[string][]string
 	ttl    time.Duration
+	stale  time.Duration // see MaxStale
 	lookup func(user string) ([]string, error)
 	now    func() time.Time
 	log    *slog.Logger
+	places chan struct{} // one for each stranger that is looked up
+	waits  struct{ stranger, stale time.Duration }
 
 	flight singleflight.Group
 	mu     sync.Mutex
-	cache  map[string]cachedGroups
+	cache  map[string]cachedGroups // of users that the directory knows
+	absent map[string]cachedGroups // of all others; groups is nil, or authz.GroupsUnknown
+	stats  GroupStats
 }
 
 type cachedGroups struct {
 	groups []string
 	until  time.Time
+	asked  time.Time // when the directory said so
+}
+
+// GroupStats are figures of the look-ups.
+type GroupStats struct {
+	Cached, Absent int   // names that are remembered: users, and those that are none
+	Failed         int64 // look-ups that the directory did not answer
+	Refused        int64 // look-ups of strangers that did not get their turn
+	Err            error // of the latest look-up; nil where it was answered
 }
 
 // NewGroups takes the value of StaticMappingProperty and of
@@ -50,13 +79,35 @@ func NewGroups(static string, ttl time.Duration, log *slog.Logger) (*Groups, err
 	if err != nil {
 		return nil, err
 	}
-	return &Groups{static: mapping, ttl: ttl, lookup: systemGroups, now: time.Now, log: log, cache: make(map[string]cachedGroups)}, nil
+	return newGroups(mapping, ttl, systemGroups, time.Now, log), nil
 }
+
+func newGroups(static map[string][]string, ttl time.Duration, lookup func(string) ([]string, error), now func() time.Time, log *slog.Logger) *Groups {
+	g := &Groups{
+		static: static, ttl: ttl, stale: DefaultMaxStale, lookup: lookup, now: now, log: log, places: make(chan struct{}, strangers),
+		cache: make(map[string]cachedGroups), absent: make(map[string]cachedGroups),
+	}
+	g.waits.stranger, g.waits.stale = strangerWait, staleWait
+	return g
+}
+
+// MaxStale sets how long the last known groups of a user hold while the directory
+// fails. It is to be called before Of.
+func (g *Groups) MaxStale(d time.Duration) { g.stale = d }
 
 // WithoutDirectory returns Groups that ask nobody: all that is known is the static
 // mapping, as with Hadoop's NullGroupsMapping.
 func (g *Groups) WithoutDirectory() *Groups {
-	return &Groups{static: g.static, ttl: g.ttl, lookup: func(string) ([]string, error) { return nil, nil }, now: g.now, log: g.log, cache: make(map[string]cachedGroups)}
+	return newGroups(g.static, g.ttl, func(string) ([]string, error) { return nil, nil }, g.now, g.log)
+}
+
+// Stats returns the figures.
+func (g *Groups) Stats() GroupStats {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	s := g.stats
+	s.Cached, s.Absent = len(g.cache), len(g.absent)
+	return s
 }
 
 func parseStaticMapping(s string) (map[string][]string, error) {
@@ -80,69 +131,120 @@ func parseStaticMapping(s string) (map[string][]string, error) {
 	return m, nil
 }
 
-// Of returns the groups of a user's short name; none for an unknown user. The
-// slice must not be changed. Where the directory fails, what it said last stays
-// valid: with no groups at all a group's blacklist would open.
+// Of returns the groups of a user's short name; none for a user that the directory
+// does not know. The slice must not be changed. Where the directory fails, what it
+// said last holds for MaxStale. After that, and where it has said nothing yet, it is
+// authz.GroupsUnknown: with no groups at all a group's blacklist would open.
 func (g *Groups) Of(name string) []string {
 	if groups, ok := g.static[name]; ok {
 		return groups
 	}
-	if known, ok := g.cached(name); ok {
-		return known
+	last, known := g.remembered(name)
+	if known && g.now().Before(last.until) {
+		return last.groups
 	}
-	groups, _, _ := g.flight.Do(name, func() (any, error) {
+	result := g.flight.DoChan(name, func() (any, error) {
 		// Another may have asked since we looked.
-		known, ok := g.cached(name)
-		if ok {
-			return known, nil
+		last, known := g.remembered(name)
+		if known && g.now().Before(last.until) {
+			return last.groups, nil
 		}
-		return g.ask(name, known), nil
+		return g.ask(name, last), nil
 	})
-	return groups.([]string)
+	wait := g.waits.stranger
+	if !last.asked.IsZero() {
+		wait = g.waits.stale
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case r := <-result:
+		return r.Val.([]string)
+	case <-timer.C: // the look-up goes on
+		return g.fallback(last)
+	}
 }
 
-// cached returns what was said last, and whether it is valid still.
-func (g *Groups) cached(name string) (groups []string, ok bool) {
+// fallback is what holds of a user while nothing is heard from the directory.
+func (g *Groups) fallback(last cachedGroups) []string {
+	if last.asked.IsZero() || g.now().Sub(last.asked) >= g.ttl+g.stale {
+		return authz.GroupsUnknown
+	}
+	return last.groups
+}
+
+// remembered returns what was found last, be it valid still or not.
+func (g *Groups) remembered(name string) (last cachedGroups, ok bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	known, ok := g.cache[name]
-	return known.groups, ok && g.now().Before(known.until)
+	if last, ok = g.cache[name]; !ok {
+		last, ok = g.absent[name]
+	}
+	return last, ok
 }
 
-// ask asks the system and keeps the answer; last is what it said before.
-func (g *Groups) ask(name string, last []string) []string {
+// ask asks the directory and keeps the answer; last is what it said before.
+func (g *Groups) ask(name string, last cachedGroups) []string {
+	if last.asked.IsZero() || last.groups == nil {
+		select {
+		case g.places <- struct{}{}:
+			defer func() { <-g.places }()
+		case <-time.After(g.waits.stranger):
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			g.stats.Refused++
+			return g.fallback(last)
+		}
+	}
 	groups, err := g.lookup(name)
-	ttl := g.ttl
+	now := g.now()
+	found := cachedGroups{groups: groups, until: now.Add(g.ttl), asked: now}
 	var unknown user.UnknownUserError
 	switch {
 	case errors.As(err, &unknown):
-		groups, ttl = nil, min(ttl, unknownUserTTL)
+		err = nil
+		found.groups, found.until = nil, now.Add(min(g.ttl, unknownUserTTL))
 	case err != nil:
-		g.log.Warn("the groups of a user cannot be looked up; the last known ones stay valid", "user", name, "known", len(last), "err", err)
-		groups, ttl = last, min(ttl, unknownUserTTL)
+		found = cachedGroups{groups: g.fallback(last), until: now.Add(min(g.ttl, retryAfterFailure)), asked: last.asked}
+		g.log.Warn("the groups of a user cannot be looked up; the last known ones hold for claviger.groups.max.stale, after that rules that shut out groups shut the user out",
+			"user", name, "known", len(last.groups), "asked last", last.asked, "err", err)
+	case groups == nil:
+		found.groups = []string{}
 	}
-	now := g.now()
+	g.keep(name, found, now, err)
+	return found.groups
+}
+
+// keep remembers an answer, among the users or among the names that are none.
+func (g *Groups) keep(name string, found cachedGroups, now time.Time, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if len(g.cache) >= maxCachedUsers {
-		g.makeRoom(now)
+	if g.stats.Err = err; err != nil {
+		g.stats.Failed++
 	}
-	g.cache[name] = cachedGroups{groups: groups, until: now.Add(ttl)}
-	return groups
+	in, other, most := g.cache, g.absent, maxCachedUsers
+	if found.asked.IsZero() || found.groups == nil {
+		in, other, most = g.absent, g.cache, maxAbsentUsers
+	}
+	delete(other, name)
+	if _, there := in[name]; !there && len(in) >= most {
+		makeRoom(in, most, now)
+	}
+	in[name] = found
 }
 
 // makeRoom drops what has expired, and where that is not enough anything.
-func (g *Groups) makeRoom(now time.Time) {
-	for name, c := range g.cache {
+func makeRoom(in map[string]cachedGroups, most int, now time.Time) {
+	for name, c := range in {
 		if !now.Before(c.until) {
-			delete(g.cache, name)
+			delete(in, name)
 		}
 	}
-	for name := range g.cache {
-		if len(g.cache) < maxCachedUsers {
+	for name := range in {
+		if len(in) < most {
 			return
 		}
-		delete(g.cache, name)
+		delete(in, name)
 	}
 }
 

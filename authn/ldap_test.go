@@ -14,6 +14,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"claviger"
+	"claviger/authz"
 )
 
 // directory is what the tests' LDAP server holds: users of Active Directory's
@@ -269,10 +272,23 @@ func TestLDAPFaults(t *testing.T) {
 		want("with a dead server in the list")
 	}
 
+	// A blacklist of a group holds although its members cannot be asked for.
+	policy, _ := authz.Parse([]authz.Property{{Name: "hadoop.kms.blacklist.DECRYPT_EEK", Value: " analysts"}})
+	alice := claviger.Principal{Name: "alice", Short: "alice"}
+	s.stop()
+	g = ldapGroups(t, s.config(), logger)
+	if policy.May(authz.DecryptEEK, alice, g.Of) {
+		t.Error("a blacklist of alice's group is open while LDAP is away")
+	}
+	if st := g.Stats(); st.Failed == 0 || st.Err == nil {
+		t.Errorf("figures of a directory that is away: %+v", st)
+	}
+	s.start(t)
+
 	wrong := s.config()
 	wrong.BindPassword = []byte("not it")
 	log.Reset()
-	if got := ldapGroups(t, wrong, logger).Of("alice"); len(got) != 0 {
+	if got := ldapGroups(t, wrong, logger).Of("alice"); !slices.Equal(got, authz.GroupsUnknown) {
 		t.Errorf("with a wrong password: %q", got)
 	}
 	if !strings.Contains(log.String(), "bind.user") || strings.Contains(log.String(), "not it") {

@@ -81,6 +81,14 @@ func (a ACL) Admits(who claviger.Principal, groups func(user string) []string) b
 	return by != byNothing
 }
 
+// GroupsUnknown are the groups of a user that could not be looked up. No list can
+// name such a group, so they admit to nothing; a blacklist that names groups shuts
+// the user out.
+var GroupsUnknown = []string{unknownGroup}
+
+// unknownGroup holds a comma, which parts names in lists.
+const unknownGroup = ","
+
 // admission is by what an ACL admits somebody.
 type admission int
 
@@ -90,6 +98,7 @@ const (
 	byName
 	byGroup
 	byRealUser
+	byUnknownGroups // of a blacklist alone
 )
 
 // admits is Admits; group is the one that byGroup means.
@@ -108,6 +117,18 @@ func (a ACL) admits(who claviger.Principal, groups func(user string) []string) (
 	}
 	if who.Real != nil && a.users[realUserMark+who.Real.Short] {
 		return byRealUser, ""
+	}
+	return byNothing, ""
+}
+
+// shutsOut is admits of a blacklist: a user of unknown groups is on each that names
+// groups.
+func (a ACL) shutsOut(who claviger.Principal, groups func(user string) []string) (by admission, group string) {
+	if by, group = a.admits(who, groups); by != byNothing || len(a.groups) == 0 || groups == nil {
+		return by, group
+	}
+	if slices.Contains(groups(who.Short), unknownGroup) {
+		return byUnknownGroups, ""
 	}
 	return byNothing, ""
 }

@@ -113,7 +113,7 @@ func (e *explainer) operation(op Op) bool {
 		e.add(level, name, black, false, "not set: nobody is shut out")
 		return true
 	}
-	if by, group = black.admits(e.who, e.groups); by != byNothing {
+	if by, group = black.shutsOut(e.who, e.groups); by != byNothing {
 		e.add(level, name, black, true, "%s: shut out, denied", e.present(by, group))
 		return false
 	}
@@ -200,6 +200,8 @@ func (e *explainer) present(by admission, group string) string {
 		return "* is everybody"
 	case byGroup:
 		return e.who.Short + " is in the group " + group
+	case byUnknownGroups:
+		return "the groups of " + e.who.Short + " cannot be looked up, and it names groups"
 	case byRealUser:
 		return e.who.Short + " is impersonated by " + e.who.Real.Short + ", which " + realUserMark + e.who.Real.Short + " admits"
 	}
@@ -215,6 +217,9 @@ func (e *explainer) absent() string {
 	}
 	if len(of) == 0 {
 		return e.who.Short + " (in no group) is not in it"
+	}
+	if slices.Contains(of, unknownGroup) {
+		return e.who.Short + " (groups cannot be looked up) is not in it"
 	}
 	return e.who.Short + " (groups " + strings.Join(of, ", ") + ") is not in it"
 }

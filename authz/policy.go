@@ -203,7 +203,11 @@ func (op Op) property() string {
 // groups returns the groups of a user's short name; it is asked only where a
 // rule names groups, and may be nil.
 func (p *Policy) May(op Op, who claviger.Principal, groups func(user string) []string) bool {
-	return p != nil && p.ops[op].Admits(who, groups) && !p.blacklist[op].Admits(who, groups)
+	if p == nil || !p.ops[op].Admits(who, groups) {
+		return false
+	}
+	by, _ := p.blacklist[op].shutsOut(who, groups)
+	return by == byNothing
 }
 
 // KeyRulePresent is Hadoop's isACLPresent: whether any rule could admit anybody.

@@ -164,6 +164,7 @@ var KMS = []Known{
 	{"hadoop.security.group.mapping.ldap.connection.timeout.ms", "60000", "for LDAP"},
 	{"hadoop.security.group.mapping.ldap.directory.search.timeout", "10000", "for LDAP: ms of one search"},
 	{"hadoop.security.groups.cache.secs", "300", "how long a user's groups are remembered"},
+	{"claviger.groups.max.stale", "1h", "how long a user's last known groups hold while the directory fails; after that, blacklists that name groups shut the user out"},
 	{"hadoop.user.group.static.mapping.overrides", "dr.who=;", "groups of users that are not asked of the system: user=group,group;user2=..."},
 	{"hadoop.tmp.dir", "${java.io.tmpdir}/hadoop-${user.name}", "what other values may refer to"},
 	{MetastoreURI, "sqlite://${user.home}/claviger.db", "where key metadata, the migration's journal and the use of sources are kept: sqlite:///PATH, or postgresql://USER@HOST:PORT/DATABASE for several nodes"},

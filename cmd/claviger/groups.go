@@ -26,6 +26,20 @@ var systemMappings = []string{"ShellBasedUnixGroupsMapping", "JniBasedUnixGroups
 
 // newGroups opens the group mapping, by which ACLs and proxy users' rules go.
 func newGroups(conf *hadoopconf.Conf, log *slog.Logger) (*authn.Groups, error) {
+	stale, err := conf.Duration("claviger.groups.max.stale", time.Second)
+	if err != nil {
+		return nil, err
+	}
+	groups, err := openGroups(conf, log)
+	if err != nil {
+		return nil, err
+	}
+	groups.MaxStale(stale)
+	return groups, nil
+}
+
+// openGroups finds the mapping by its class.
+func openGroups(conf *hadoopconf.Conf, log *slog.Logger) (*authn.Groups, error) {
 	ttl, err := conf.Duration("hadoop.security.groups.cache.secs", time.Second)
 	if err != nil {
 		return nil, err

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 
+	"claviger/authn"
 	"claviger/console"
 	"claviger/pkcs11"
 	"claviger/provider/hsm"
@@ -13,6 +14,7 @@ func (s *kmsServer) metrics(listener *boundedListener) *console.Metrics {
 	m := console.NewMetrics(s.ring.SourceUse)
 	aclMetrics(m, s.policy)
 	listener.metrics(m)
+	groupMetrics(m, s.auth.groups)
 	m.Gauge("claviger_edek_queue_ready", "Ready-made EDEKs of all keys.", func() float64 { return float64(s.ring.Queued()) })
 	if p, ok := s.svc.Primary.(*hsm.Provider); ok {
 		call := m.HSM(p.Sessions)
@@ -32,4 +34,12 @@ func (s *kmsServer) metrics(listener *boundedListener) *console.Metrics {
 		return float64(n), err
 	})
 	return m
+}
+
+// groupMetrics are the figures of the look-ups of users' groups.
+func groupMetrics(m *console.Metrics, g *authn.Groups) {
+	m.Gauge("claviger_groups_users", "Users whose groups are remembered.", func() float64 { return float64(g.Stats().Cached) })
+	m.Gauge("claviger_groups_unknown_users", "Names that the directory does not know, or was not asked for yet.", func() float64 { return float64(g.Stats().Absent) })
+	m.Counter("claviger_groups_failed_total", "Look-ups of groups that the directory did not answer.", func() float64 { return float64(g.Stats().Failed) })
+	m.Counter("claviger_groups_refused_total", "Look-ups of names never seen before that did not get their turn.", func() float64 { return float64(g.Stats().Refused) })
 }

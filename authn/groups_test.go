@@ -1,0 +1,118 @@
+package authn
+
+import (
+	"errors"
+	"fmt"
+	"os/user"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"claviger"
+	"claviger/authz"
+)
+
+// TestGroupsUnknown: where the directory fails, a blacklist that names groups shuts
+// out, from the first look-up on; what was known before holds for a bounded time.
+func TestGroupsUnknown(t *testing.T) {
+	policy, warnings := authz.Parse([]authz.Property{
+		{Name: "hadoop.kms.acl.DECRYPT_EEK", Value: "*"}, {Name: "hadoop.kms.blacklist.DECRYPT_EEK", Value: " banned"},
+		{Name: "hadoop.kms.acl.GENERATE_EEK", Value: "*"}, {Name: "hadoop.kms.blacklist.GENERATE_EEK", Value: "hdfs"},
+		{Name: "hadoop.kms.acl.CREATE", Value: " staff"},
+	})
+	if len(warnings) > 0 {
+		t.Fatal(warnings)
+	}
+	g, err := NewGroups("", time.Minute, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.MaxStale(10 * time.Minute)
+	now := time.Unix(0, 0)
+	g.now = func() time.Time { return now }
+	var answer []string
+	fault := errors.New("the directory is down")
+	g.lookup = func(string) ([]string, error) { return answer, fault }
+	check := func(when string, decrypt, create bool) {
+		t.Helper()
+		who := claviger.Principal{Name: "alice", Short: "alice"}
+		if got := policy.May(authz.DecryptEEK, who, g.Of); got != decrypt {
+			t.Errorf("%s: DECRYPT_EEK %v; groups %q", when, got, g.Of("alice"))
+		}
+		if got := policy.May(authz.Create, who, g.Of); got != create {
+			t.Errorf("%s: CREATE %v; groups %q", when, got, g.Of("alice"))
+		}
+		if !policy.May(authz.GenerateEEK, who, g.Of) {
+			t.Errorf("%s: a blacklist without groups needs no directory", when)
+		}
+	}
+	check("the first look-up fails", false, false)
+	answer, fault = []string{"staff"}, nil
+	now = now.Add(time.Minute)
+	check("it answers", true, true)
+	fault = errors.New("the directory is down")
+	now = now.Add(10 * time.Minute)
+	check("it fails, and what it said is fresh enough", true, true)
+	now = now.Add(time.Minute)
+	check("what it said is too old", false, false)
+	answer, fault = []string{"staff", "banned"}, nil
+	now = now.Add(time.Minute)
+	check("it answers again", false, true)
+	fault = user.UnknownUserError("alice")
+	now = now.Add(time.Minute)
+	check("it does not know the user", true, false)
+	if s := g.Stats(); s.Failed != 3 || s.Err != nil || s.Cached != 0 || s.Absent != 1 {
+		t.Errorf("figures: %+v", s)
+	}
+}
+
+// TestStrangersWait: names that clients invent fill neither the directory's queue nor
+// the cache, whatever the directory does with them.
+func TestStrangersWait(t *testing.T) {
+	g, err := NewGroups("", time.Minute, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Unix(0, 0)
+	g.now = func() time.Time { return now }
+	g.waits.stranger, g.waits.stale = 50*time.Millisecond, 50*time.Millisecond
+	release := make(chan struct{})
+	g.lookup = func(name string) ([]string, error) {
+		if strings.HasPrefix(name, "invented") {
+			<-release
+			return nil, user.UnknownUserError(name)
+		}
+		return []string{"staff"}, nil
+	}
+	if got := g.Of("alice"); !slices.Equal(got, []string{"staff"}) {
+		t.Fatalf("groups %q", got)
+	}
+	done := make(chan struct{})
+	for i := range 4 * strangers {
+		go func() { g.Of(fmt.Sprint("invented", i)); done <- struct{}{} }()
+	}
+	for range 4 * strangers {
+		<-done // none waits for longer than it should
+	}
+	now = now.Add(2 * time.Minute) // alice must be looked up again
+	for len(g.places) < strangers {
+		time.Sleep(time.Millisecond)
+	}
+	if got := g.Of("alice"); !slices.Equal(got, []string{"staff"}) {
+		t.Errorf("alice's groups while strangers are looked up: %q", got)
+	}
+	if g.Stats().Refused == 0 {
+		t.Error("no look-up of a stranger was refused")
+	}
+	if got := g.Of("bob"); !slices.Equal(got, authz.GroupsUnknown) {
+		t.Errorf("a stranger without a turn: %q", got)
+	}
+	close(release)
+	for i := range maxAbsentUsers + 100 {
+		g.Of(fmt.Sprint("invented-too", i))
+	}
+	if s := g.Stats(); s.Cached != 1 || s.Absent > maxAbsentUsers {
+		t.Errorf("%+v: invented names have driven out a user, or fill the memory", s)
+	}
+}
