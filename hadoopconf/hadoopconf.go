@@ -64,7 +64,7 @@ func shown(name, value string) string {
 	if sensitive.MatchString(name) {
 		return "(not shown)"
 	}
-	return strconv.Quote(value)
+	return strconv.Quote(withoutSecrets(value))
 }
 
 // Conf is a loaded configuration. It does not change once it is loaded.
@@ -134,8 +134,8 @@ func (c *Conf) AddFile(path string, optional bool) error {
 		}
 		switch {
 		case onlyOnce[p.Name] && first.Value != p.Value:
-			return fmt.Errorf("%s: property %s is set twice, to %q (line %d) and to %q (line %d): these are alternatives; keep the one that the source answers to",
-				p.File, p.Name, first.Value, first.Line, p.Value, p.Line)
+			return fmt.Errorf("%s: property %s is set twice, to %s (line %d) and to %s (line %d): these are alternatives; keep the one that the source answers to",
+				p.File, p.Name, shown(p.Name, first.Value), first.Line, shown(p.Name, p.Value), p.Line)
 		case !first.Final: // else it is said below
 			warnings = append(warnings, fmt.Sprintf("%s: property %s is set twice, to %s (%s) and to %s, which is used; take one out",
 				p.Where(), p.Name, shown(p.Name, first.Value), first.Where(), shown(p.Name, p.Value)))

@@ -1,9 +1,48 @@
 package hadoopconf
 
 import (
+	"strconv"
 	"strings"
 	"testing"
 )
+
+// TestSecretsInValues: whatever a password is made of, and however it is written,
+// no part of it is shown.
+func TestSecretsInValues(t *testing.T) {
+	for _, c := range []struct{ value, want string }{
+		{"postgres://u:p@ssw0rd@h/db", "postgres://u:<redacted>@h/db"},
+		{"postgres://u:p/a?s#s:w@h:5432/db?sslmode=require", "postgres://u:<redacted>@h:5432/db?sslmode=require"},
+		{"postgres://u@realm:p w@h1,h2/db", "postgres://u@realm:<redacted>@h1,h2/db"},
+		{"postgres://:pw@h/db", "postgres://:<redacted>@h/db"},
+		{"jdbc:postgresql://u:12345/x@h/db", "jdbc:postgresql://u:<redacted>@h/db"},
+		{"kms://http@h1:9600/kms,ldap://u:p,w@h, //v:x@h", "kms://http@h1:9600/kms,ldap://u:<redacted>@h, //v:<redacted>@h"},
+		{"password = x", "password = <redacted>"},
+		{"host=h user=u password='x \\' y' dbname=d", "host=h user=u password=<redacted> dbname=d"},
+		{`host=h sslpassword = "x y" port=1`, "host=h sslpassword = <redacted> port=1"},
+		{"?user=u&Password=x;y,z&b=c", "?user=u&Password=<redacted>&b=c"},
+		{`{"user": "u", "passWord": "x,y"}`, `{"user": "u", "passWord": <redacted>}`},
+		{"Server=h;Pwd={x;y};Port=1", "Server=h;Pwd=<redacted>;Port=1"},
+		{"passphrase: x", "passphrase: <redacted>"},
+		{"pkcs11:token=kms;pin-value=x;object=o?module-name=m", "pkcs11:token=kms;pin-value=<redacted>;object=o?module-name=m"},
+		{"client_secret=x account_key = y", "client_secret=<redacted> account_key = <redacted>"},
+	} {
+		if got := withoutSecrets(c.value); got != c.want {
+			t.Errorf("%s is shown as %s, want %s", c.value, got, c.want)
+		}
+		e := &ValueError{Property: Property{Name: "a.uri"}, Value: c.value, Want: "mend it"}
+		if want := strconv.Quote(c.want); !strings.Contains(e.Error(), want) {
+			t.Errorf("the error is %v, want %s in it", e, want)
+		}
+	}
+	for _, plain := range []string{
+		"kms://https@h1;h2:9600/kms", "jceks://file@/etc/kms.keystore,kms://http@h:9600/kms", "RULE:[2:$1@$0](hdfs@EXAMPLE)s/.*/hdfs/", "host:9600,host2:9600", "hdfs://nn:8020/x",
+		"pkcs11:token=kms?module-path=/usr/lib/x.so&pin-source=file:/etc/pin", "user@EXAMPLE.COM", "a:b@c",
+	} {
+		if got := withoutSecrets(plain); got != plain {
+			t.Errorf("%s is shown as %s", plain, got)
+		}
+	}
+}
 
 func TestPublic(t *testing.T) {
 	c := New(t.TempDir(), env(map[string]string{"PW": "hunter2"}))
