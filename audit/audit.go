@@ -5,9 +5,11 @@ package audit
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"claviger"
+	"claviger/secret"
 )
 
 // Status is the outcome that a line starts with.
@@ -97,6 +99,26 @@ type Event struct {
 	// Provider is the URI of what did the work: the primary provider (the HSM), or
 	// the source that answered; of several, separated by blanks.
 	Provider string
+}
+
+// masked is the event without credentials, in whichever text a client put one: in
+// a path, say, it is the name of a key.
+func (e Event) masked() Event {
+	e.Op, e.Key, e.Version = Op(secret.Mask(string(e.Op))), secret.Mask(e.Key), secret.Mask(e.Version)
+	e.Message, e.Method, e.URL = secret.Mask(e.Message), secret.Mask(e.Method), secret.Mask(e.URL)
+	e.Caller.Name, e.Caller.Short = secret.Mask(e.Caller.Name), secret.Mask(e.Caller.Short)
+	if real := e.Caller.Real; real != nil {
+		if clean := secret.Mask(real.Name); clean != real.Name {
+			e.Caller.Real = &claviger.Principal{Name: clean, Short: secret.Mask(real.Short)}
+		}
+	}
+	for i, v := range e.From {
+		if clean := secret.Mask(v); clean != v {
+			e.From = slices.Clone(e.From)
+			e.From[i] = clean
+		}
+	}
+	return e
 }
 
 // Management are the operations that change keys, or what nodes know of them.

@@ -150,6 +150,7 @@ func (h *Hadoop) Log(_ context.Context, e Event) {
 	case GetDelegationToken, RenewDelegationToken, CancelDelegationToken:
 		return // Hadoop has no line for them
 	}
+	e = e.masked()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	now := h.now()

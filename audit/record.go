@@ -203,7 +203,8 @@ func encodeBody(r Record) []byte {
 }
 
 // eventRecord is the record of an event.
-func eventRecord(e *Event, node string) Record {
+func eventRecord(event *Event, node string) Record {
+	e := event.masked() // before the texts are cut
 	r := Record{
 		Time: stamp(e.Time), Node: node, Kind: EventRecord, Status: e.Status,
 		Op: Op(cut(string(e.Op))), KeyRight: e.KeyRight, Key: cut(e.Key), Version: cut(e.Version), From: e.From, EDEKs: e.EDEKs,

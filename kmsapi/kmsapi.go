@@ -500,19 +500,3 @@ func rawPath(r *http.Request) string {
 	}
 	return path
 }
-
-// auditURL is the request's URL without what would let a reader of the log in.
-func (c *call) auditURL() string {
-	query := c.r.URL.RawQuery
-	if query == "" {
-		return c.baseURL() + rawPath(c.r)
-	}
-	parts := strings.Split(query, "&")
-	for i, part := range parts {
-		name, _, _ := strings.Cut(part, "=")
-		if plain, err := url.QueryUnescape(name); err != nil || plain == "delegation" || plain == "token" {
-			parts[i] = name + "=***"
-		}
-	}
-	return c.baseURL() + rawPath(c.r) + "?" + strings.Join(parts, "&")
-}

@@ -23,6 +23,7 @@ import (
 	"claviger/kmsapi"
 	"claviger/migrate"
 	"claviger/provider/hsm"
+	"claviger/secret"
 )
 
 // kmsFlags are the flags of `claviger kms`.
@@ -67,7 +68,7 @@ func newLogger(level string) (*slog.Logger, error) {
 	if err := l.UnmarshalText([]byte(level)); err != nil {
 		return nil, fmt.Errorf("--log-level %q: it must be debug, info, warn or error", level)
 	}
-	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: l})), nil
+	return slog.New(secret.LogHandler(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: l}))), nil
 }
 
 // serveKMS runs the server until ctx ends.

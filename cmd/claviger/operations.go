@@ -10,6 +10,7 @@ import (
 	"claviger/console"
 	"claviger/hadoopconf"
 	"claviger/kmsapi"
+	"claviger/secret"
 )
 
 // logFlags say how the server logs.
@@ -27,9 +28,9 @@ func (f logFlags) open() (*slog.Logger, *slog.LevelVar, error) {
 	opts := &slog.HandlerOptions{Level: level}
 	switch f.format {
 	case "text":
-		return slog.New(slog.NewTextHandler(os.Stderr, opts)), level, nil
+		return slog.New(secret.LogHandler(slog.NewTextHandler(os.Stderr, opts))), level, nil
 	case "json":
-		return slog.New(slog.NewJSONHandler(os.Stderr, opts)), level, nil
+		return slog.New(secret.LogHandler(slog.NewJSONHandler(os.Stderr, opts))), level, nil
 	}
 	return nil, nil, fmt.Errorf("--log-format %q: it must be text or json", f.format)
 }

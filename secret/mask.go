@@ -1,0 +1,212 @@
+package secret
+
+import (
+	"bytes"
+	"encoding/base64"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// masked is written in a credential's place.
+const masked = "***"
+
+// shortest is how long a text must be to hold a delegation token or a cookie.
+// With one letter for each name a token is longer than 70 characters.
+const shortest = 40
+
+// Mask returns the text without the credentials of a request: delegation tokens
+// of Hadoop, hadoop.auth cookies, and what follows "Negotiate" in a header. They
+// are found by their own form, wherever they stand and however often they are
+// percent-encoded, so that a text which a client made up may go to a log. A text
+// without any comes back as it is.
+func Mask(s string) string {
+	if len(s) < shortest {
+		return s
+	}
+	found := credentials(s)
+	if len(found) == 0 {
+		return s
+	}
+	slices.SortFunc(found, func(a, b [2]int) int { return a[0] - b[0] })
+	var b strings.Builder
+	end := 0
+	for _, f := range found {
+		if f[0] >= end {
+			b.WriteString(s[end:f[0]] + masked)
+		}
+		end = max(end, f[1])
+	}
+	return b.String() + s[end:]
+}
+
+// maxDecoded is how often a text is percent-decoded. One that is encoded more often
+// was made to deceive.
+const maxDecoded = 6
+
+// credentials are the places in s that hold one.
+func credentials(s string) (found [][2]int) {
+	text := []byte(s)
+	var at []int // where in s each byte of text begins, and the end; nil: the same
+	for range maxDecoded {
+		for _, p := range places(text) {
+			if at != nil {
+				p = [2]int{at[p[0]], at[p[1]]}
+			}
+			found = append(found, widen(s, p))
+		}
+		var changed bool
+		if text, at, changed = percentDecode(text, at); !changed {
+			return found
+		}
+	}
+	return [][2]int{{0, len(s)}}
+}
+
+// widen takes in what stands before and behind as a part of the same word: an
+// escape that was cut, or that ate the first characters.
+func widen(s string, p [2]int) [2]int {
+	part := func(c byte) bool { return c == '%' || sextet(c) >= 0 }
+	for p[0] > 0 && part(s[p[0]-1]) {
+		p[0]--
+	}
+	for p[1] < len(s) && part(s[p[1]]) {
+		p[1]++
+	}
+	return p
+}
+
+// percentDecode decodes the whole escapes of text once.
+func percentDecode(text []byte, at []int) (_ []byte, _ []int, changed bool) {
+	if bytes.IndexByte(text, '%') < 0 {
+		return text, at, false
+	}
+	out, places := make([]byte, 0, len(text)), make([]int, 0, len(text)+1)
+	place := func(i int) int {
+		if at == nil {
+			return i
+		}
+		return at[i]
+	}
+	for i := 0; i < len(text); i++ {
+		c := text[i]
+		places = append(places, place(i))
+		if c == '%' && i+2 < len(text) {
+			if hi, lo := unhex(text[i+1]), unhex(text[i+2]); hi >= 0 && lo >= 0 {
+				c, changed = byte(hi<<4|lo), true
+				i += 2
+			}
+		}
+		out = append(out, c)
+	}
+	return out, append(places, place(len(text))), changed
+}
+
+func unhex(c byte) int {
+	switch {
+	case c >= '0' && c <= '9':
+		return int(c - '0')
+	case c >= 'a' && c <= 'f':
+		return int(c-'a') + 10
+	case c >= 'A' && c <= 'F':
+		return int(c-'A') + 10
+	}
+	return -1
+}
+
+var (
+	// signature is that of a hadoop.auth cookie, behind the fields that it signs.
+	signature = regexp.MustCompile(`&e=-?\d+&s=([A-Za-z0-9+/_=-]+)`)
+	// ticket is what a client proves itself with in an Authorization header.
+	ticket = regexp.MustCompile(`(?i)\b(?:negotiate|bearer)\s+([A-Za-z0-9+/_=.-]{20,})`)
+)
+
+// places are those of text that hold a credential in plain.
+func places(text []byte) (found [][2]int) {
+	if bytes.Contains(text, []byte("&s=")) {
+		found = groups(found, signature, text)
+	}
+	if bytes.ContainsAny(text, " \t") {
+		found = groups(found, ticket, text)
+	}
+	for i := 0; i < len(text); i++ {
+		if sextet(text[i]) < 0 {
+			continue
+		}
+		begin := i
+		for i < len(text) && (sextet(text[i]) >= 0 || text[i] == '\r' || text[i] == '\n') {
+			i++
+		}
+		if i-begin >= shortest && isToken(text[begin:i]) {
+			found = append(found, [2]int{begin, i})
+		}
+	}
+	return found
+}
+
+func groups(found [][2]int, re *regexp.Regexp, text []byte) [][2]int {
+	for _, m := range re.FindAllSubmatchIndex(text, -1) {
+		found = append(found, [2]int{m[2], m[3]})
+	}
+	return found
+}
+
+// sextet is the value of a character of base64, URL-safe or not; -1 for others.
+func sextet(c byte) int8 { return sextets[c] }
+
+var sextets = func() (t [256]int8) {
+	for i := range t {
+		t[i] = -1
+	}
+	const digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+	for i := range digits {
+		t[digits[i]] = int8(i)
+	}
+	t['+'], t['-'], t['/'], t['_'] = 62, 62, 63, 63
+	return t
+}()
+
+// isToken tells whether a run of base64 holds a delegation token. What stands
+// before the token may be of the same alphabet, so all four alignments are tried.
+func isToken(run []byte) bool {
+	plain := make([]byte, 0, len(run))
+	for _, c := range run {
+		switch c {
+		case '\r', '\n':
+			continue
+		case '+':
+			c = '-'
+		case '/':
+			c = '_'
+		}
+		plain = append(plain, c)
+	}
+	decoded := make([]byte, len(plain))
+	for skip := range min(4, len(plain)) {
+		part := plain[skip:]
+		if len(part)%4 == 1 { // no whole byte in the last
+			part = part[:len(part)-1]
+		}
+		n, _ := base64.RawURLEncoding.Decode(decoded, part) // all of the alphabet
+		if hasDates(decoded[:n]) {
+			return true
+		}
+	}
+	return false
+}
+
+// hasDates looks for what each delegation token of Hadoop holds: the times of its
+// issue and of the end of its life, which WritableUtils writes as 0x8a and six
+// bytes. Of milliseconds between 2004 and 2074 the first byte is 1 or 2. The
+// password comes behind them, so a token that was cut is found as long as it is
+// of use.
+func hasDates(b []byte) bool {
+	const long, size = 0x8a, 7
+	date := func(b []byte) bool { return b[0] == long && (b[1] == 1 || b[1] == 2) }
+	for i := 0; i+size+1 < len(b); i++ {
+		if date(b[i:]) && date(b[i+size:]) {
+			return true
+		}
+	}
+	return false
+}
