@@ -126,6 +126,7 @@ type Store interface {
 	Settings
 	Shelf
 	LastUses
+	Claims
 	// Lock takes a named lock that all processes on this store respect, and that
 	// is free again soon after its holder's process ends, however it ends. It waits
 	// until ctx is done (then: kind Unavailable, naming the lock).

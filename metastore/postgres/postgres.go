@@ -52,6 +52,8 @@ type Store struct {
 
 	mu    sync.Mutex
 	locks map[*lock]struct{} // held now; guarded by mu
+
+	claims sync.WaitGroup
 }
 
 var _ metastore.Store = (*Store)(nil)
@@ -109,6 +111,7 @@ func (s *Store) Close() error {
 		return nil
 	}
 	s.end()
+	s.claims.Wait()
 	s.mu.Lock()
 	held := make([]*lock, 0, len(s.locks))
 	for l := range s.locks {

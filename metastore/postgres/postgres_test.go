@@ -23,8 +23,9 @@ func TestMain(m *testing.M) {
 
 func TestStore(t *testing.T) {
 	storetest.Run(t, storetest.Backend{
-		New:  func(t *testing.T) string { return pgtest.Database(t) },
-		Open: open,
+		New:   func(t *testing.T) string { return pgtest.Database(t) },
+		Open:  open,
+		Nodes: true,
 	})
 }
 

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"claviger"
+	"claviger/owner"
 )
 
 // lockPoll is how often a waiting Lock tries again. The kernel's waiting form,
@@ -46,7 +47,7 @@ func (s *Store) TryLock(ctx context.Context, name string) (unlock func(), ok boo
 	if err := ctx.Err(); err != nil {
 		return nil, false, claviger.Errorf(op, claviger.Unavailable, "", "lock %q of metastore %s: %w", name, s.path, err)
 	}
-	f, err := os.OpenFile(s.path+".lock", os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := os.OpenFile(s.lockFile, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, false, claviger.Errorf(op, claviger.Unavailable, "", "lock %q: %w; the folder must be writable for the user that the server runs as", name, err)
 	}
@@ -96,4 +97,46 @@ func lockByte(f *os.File, name string) (ok bool, err error) {
 			return false, fmt.Errorf("F_OFD_SETLK: %w", err)
 		}
 	}
+}
+
+// Claim takes the store for a process. There is one claim at a time.
+func (s *Store) Claim(ctx context.Context, o owner.Owner, _ bool) (release func(), err error) {
+	const op = "sqlite.Claim"
+	if err := s.usable(op); err != nil {
+		return nil, err
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, claviger.Errorf(op, claviger.Unavailable, "", "metastore %s: %w", s.path, err)
+	}
+	free, err := owner.Claim(s.lockFile, s.URI(), o)
+	if err != nil {
+		return nil, claviger.Errorf(op, claviger.Unavailable, "", "metastore %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed.Load() {
+		free()
+		return nil, s.usable(op)
+	}
+	s.claims = append(s.claims, free)
+	return free, nil
+}
+
+// Owners returns the process that has the store, if one has.
+func (s *Store) Owners(ctx context.Context) ([]owner.Owner, error) {
+	const op = "sqlite.Owners"
+	if err := s.usable(op); err != nil {
+		return nil, err
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, claviger.Errorf(op, claviger.Unavailable, "", "metastore %s: %w", s.path, err)
+	}
+	o, ok, err := owner.Of(s.lockFile)
+	if err != nil {
+		return nil, claviger.Errorf(op, claviger.Unavailable, "", "metastore %s: %w", s.path, err)
+	}
+	if !ok {
+		return nil, nil
+	}
+	return []owner.Owner{o}, nil
 }

@@ -31,7 +31,7 @@ func OpenReadOnly(ctx context.Context, path string) (*Store, error) {
 		// -shm otherwise, or fail where he may not.
 		params = append(params, "immutable=1")
 	}
-	s := &Store{path: abs, locks: make(map[*os.File]struct{})}
+	s := storeAt(abs)
 	if s.write, err = sql.Open("sqlite", dsn(abs, params...)); err != nil {
 		return nil, s.fail(op, "", err)
 	}

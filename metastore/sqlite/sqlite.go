@@ -26,7 +26,9 @@ import (
 	sqlite3 "modernc.org/sqlite/lib"
 
 	"claviger"
+	"claviger/durable"
 	"claviger/metastore"
+	"claviger/owner"
 )
 
 //go:embed migrations/*.sql
@@ -46,7 +48,10 @@ const (
 
 // Store is a metastore in one SQLite file.
 type Store struct {
-	path   string
+	path string
+	// lockFile is beside the file itself, also where path leads to it by a link.
+	lockFile string
+
 	write  *sql.DB // exactly one connection
 	read   *sql.DB // up to readers connections, which cannot write
 	closed atomic.Bool
@@ -54,8 +59,9 @@ type Store struct {
 	byName    *sql.Stmt
 	byVersion *sql.Stmt
 
-	mu    sync.Mutex
-	locks map[*os.File]struct{} // held now; guarded by mu
+	mu     sync.Mutex
+	locks  map[*os.File]struct{} // held now; guarded by mu
+	claims []func()              // release them; guarded by mu
 }
 
 var _ metastore.Store = (*Store)(nil)
@@ -73,7 +79,7 @@ func Open(ctx context.Context, path string) (*Store, error) {
 	if err := create(abs); err != nil {
 		return nil, claviger.E(op, claviger.Unavailable, "", err)
 	}
-	s := &Store{path: abs, locks: make(map[*os.File]struct{})}
+	s := storeAt(abs)
 	if s.write, err = sql.Open("sqlite", dsn(abs, "_txlock=immediate", "_pragma=synchronous(FULL)", "_pragma=foreign_keys(1)")); err != nil {
 		return nil, s.fail(op, "", err)
 	}
@@ -89,6 +95,14 @@ func Open(ctx context.Context, path string) (*Store, error) {
 		return nil, err
 	}
 	return s, nil
+}
+
+func storeAt(path string) *Store {
+	s := &Store{path: path, lockFile: path + ".lock", locks: make(map[*os.File]struct{})}
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		s.lockFile = real + ".lock"
+	}
+	return s
 }
 
 // create makes an empty file of mode 0600 where there is none. SQLite gives its
@@ -116,7 +130,7 @@ func create(path string) error {
 	if err != nil {
 		return fmt.Errorf("metastore: %w; the folder must be writable for the user that the server runs as", err)
 	}
-	return f.Close()
+	return errors.Join(f.Close(), durable.SyncFolder(dir))
 }
 
 func dsn(path string, params ...string) string {
@@ -189,6 +203,11 @@ func (s *Store) migrate(ctx context.Context) error {
 		return err
 	}
 	defer unlock()
+	// A server of an older version would work on with what it does not know.
+	if who, err := s.Owners(ctx); err != nil || len(who) > 0 {
+		return claviger.Errorf(op, claviger.Unavailable, "", "the schema of metastore %w, and cannot be brought up to date meanwhile; stop that process first",
+			errors.Join(err, &owner.InUseError{Store: s.URI(), Owners: who}))
+	}
 	if _, err := s.write.ExecContext(ctx, fmt.Sprintf("PRAGMA application_id = %d", applicationID)); err != nil {
 		return s.fail(op, "", err)
 	}
@@ -239,6 +258,10 @@ func (s *Store) Close() error {
 		_ = f.Close()
 	}
 	clear(s.locks)
+	for _, release := range s.claims {
+		release()
+	}
+	s.claims = nil
 	if err != nil {
 		return claviger.Errorf("sqlite.Close", claviger.Unavailable, "", "metastore %s: %w", s.path, err)
 	}

@@ -25,6 +25,8 @@ type Backend struct {
 	New func(t *testing.T) (where string)
 	// Open opens that store, any number of times.
 	Open func(ctx context.Context, where string) (metastore.Store, error)
+	// Nodes says that several servers may use one store.
+	Nodes bool
 }
 
 func (b Backend) open(t *testing.T, where string) metastore.Store {
@@ -59,6 +61,7 @@ func Run(t *testing.T, b Backend) {
 		{"Journal", testJournal},
 		{"Settings", testSettings},
 		{"Locks", testLocks},
+		{"Claims", testClaims},
 		{"Concurrency", testConcurrency},
 		{"TwoStores", testTwoStores},
 		{"Reopen", testReopen},
@@ -453,64 +456,6 @@ func testSettings(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	}
 }
 
-func testLocks(t *testing.T, b Backend, s metastore.Store, where string) {
-	ctx := t.Context()
-	other := b.open(t, where)
-	for _, second := range []metastore.Store{s, other} {
-		unlock, err := s.Lock(ctx, "migration")
-		must(t, err)
-		if _, ok, err := second.TryLock(ctx, "migration"); ok || err != nil {
-			t.Fatalf("a lock that is held was taken again: %v, %v", ok, err)
-		}
-		short, cancel := context.WithTimeout(ctx, 60*time.Millisecond)
-		_, err = second.Lock(short, "migration")
-		cancel()
-		wantKind(t, err, claviger.Unavailable)
-		if err != nil && !bytes.Contains([]byte(err.Error()), []byte("migration")) {
-			t.Errorf("the error does not name the lock: %v", err)
-		}
-		free, ok, err := second.TryLock(ctx, "another")
-		if !ok || err != nil {
-			t.Fatalf("another lock: %v, %v", ok, err)
-		}
-		free()
-		got := make(chan func(), 1)
-		go func() {
-			u, err := second.Lock(ctx, "migration")
-			if err != nil {
-				t.Error(err)
-				u = func() {}
-			}
-			got <- u
-		}()
-		unlock()
-		unlock() // a second call does nothing, above all not to the next holder
-		next := <-got
-		unlock()
-		if _, ok, err := s.TryLock(ctx, "migration"); ok || err != nil {
-			t.Errorf("an old unlock freed the new holder's lock: %v, %v", ok, err)
-		}
-		next()
-		free, ok, err = s.TryLock(ctx, "migration")
-		if !ok || err != nil {
-			t.Fatalf("free lock: %v, %v", ok, err)
-		}
-		free()
-	}
-	// The end of a store frees what it held.
-	third, err := b.Open(ctx, where)
-	must(t, err)
-	unlock, err := third.Lock(ctx, "migration")
-	must(t, err)
-	must(t, third.Close())
-	free, ok, err := s.TryLock(ctx, "migration")
-	if !ok || err != nil {
-		t.Fatalf("lock of a closed store: %v, %v", ok, err)
-	}
-	unlock()
-	free()
-}
-
 func testConcurrency(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	concurrently(t, s, s)
 }
@@ -660,6 +605,7 @@ func calls(s metastore.Store) map[string]func(context.Context) error {
 		"Check":      s.Check,
 	}
 	maps.Copy(all, shelfCalls(s))
+	maps.Copy(all, claimCalls(s))
 	return all
 }
 

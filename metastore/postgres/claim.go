@@ -1,0 +1,160 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"claviger"
+	"claviger/owner"
+	"claviger/pgdb"
+)
+
+// claimLock is the advisory lock that processes share which use the store, and
+// that a process which wants it alone has to itself.
+var claimLock = lockID("claim")
+
+// claimMark begins the name of a claim's session, which pg_stat_activity shows.
+// PostgreSQL keeps 63 bytes of it.
+const claimMark = "claviger claim "
+
+// Claim takes the store for a process, which shares it with others unless it
+// wants it alone.
+func (s *Store) Claim(ctx context.Context, o owner.Owner, alone bool) (release func(), err error) {
+	const op = "postgres.Claim"
+	if err := s.db.Usable(op); err != nil {
+		return nil, err
+	}
+	var conn *pgx.Conn
+	var ok bool
+	err = s.db.Retry(ctx, func(ctx context.Context) (err error) {
+		conn, ok, err = s.claim(ctx, o, alone)
+		return err
+	})
+	if err != nil {
+		return nil, s.db.Fail(op, "", fmt.Errorf("claim: %w", err))
+	}
+	if !ok {
+		who, err := s.Owners(ctx)
+		return nil, claviger.Errorf(op, claviger.Unavailable, "", "metastore %w", errors.Join(&owner.InUseError{Store: s.db.URI(), Owners: who}, err))
+	}
+	watching, stop := context.WithCancel(s.alive)
+	done := make(chan struct{})
+	s.claims.Add(1)
+	go func() {
+		defer s.claims.Done()
+		defer close(done)
+		s.keepClaim(watching, conn, o, alone)
+	}()
+	return func() { stop(); <-done }, nil
+}
+
+// claim makes a session that has the lock; ok is false where others have it.
+func (s *Store) claim(ctx context.Context, o owner.Owner, alone bool) (conn *pgx.Conn, ok bool, err error) {
+	cfg := s.db.Pool().Config().ConnConfig
+	cfg.RuntimeParams["application_name"] = claimName(o)
+	if conn, err = pgx.ConnectConfig(ctx, cfg); err != nil {
+		return nil, false, err
+	}
+	ask := `SELECT pg_try_advisory_lock_shared($1)`
+	if alone {
+		ask = `SELECT pg_try_advisory_lock($1)`
+	}
+	if err := conn.QueryRow(ctx, ask, claimLock).Scan(&ok); err != nil || !ok {
+		return nil, false, errors.Join(err, closeNow(conn))
+	}
+	return conn, true, nil
+}
+
+// keepClaim holds a claim until ctx ends. Where the session is lost it makes
+// another.
+func (s *Store) keepClaim(ctx context.Context, conn *pgx.Conn, o owner.Owner, alone bool) {
+	for {
+		select {
+		case <-ctx.Done():
+			if conn != nil {
+				end, cancel := context.WithTimeout(context.Background(), pgdb.ConnectTimeout)
+				_, _ = conn.Exec(end, `SELECT pg_advisory_unlock_all()`) // a lost session has no lock
+				cancel()
+				_ = closeNow(conn)
+			}
+			return
+		case <-time.After(pgdb.Jitter(s.cfg.LockCheck)):
+		}
+		check, cancel := context.WithTimeout(ctx, 2*s.cfg.LockCheck)
+		if conn != nil {
+			if err := conn.Ping(check); err != nil && ctx.Err() == nil {
+				_ = closeNow(conn)
+				conn = nil
+			}
+		}
+		if conn == nil {
+			again, ok, err := s.claim(check, o, alone)
+			if ok {
+				conn = again
+			} else if err == nil {
+				s.log.Warn("the store is in use by a process that wants it alone, and so is not shown as used by this one", "metastore", s.db.URI())
+			}
+		}
+		cancel()
+	}
+}
+
+// claimName is "claviger claim PID WHAT@HOST", cut off at PostgreSQL's limit.
+func claimName(o owner.Owner) string {
+	name := claimMark + strconv.Itoa(o.PID) + " " + strings.TrimPrefix(o.What, "claviger ") + "@" + o.Host
+	return name[:min(len(name), 63)]
+}
+
+// Owners returns the processes that have a claim. Another database user's are
+// shown without their names, unless this one may read pg_stat_activity.
+func (s *Store) Owners(ctx context.Context) (all []owner.Owner, err error) {
+	const op = "postgres.Owners"
+	if err := s.db.Usable(op); err != nil {
+		return nil, err
+	}
+	err = s.db.Read(ctx, op, "", func(ctx context.Context) error {
+		all = nil
+		rows, err := s.db.Pool().Query(ctx, `
+			SELECT coalesce(a.application_name, ''), coalesce(host(a.client_addr), ''), coalesce(a.backend_start, now())
+			FROM pg_locks l JOIN pg_database d ON d.oid = l.database LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+			WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 AND d.datname = current_database()
+				AND (l.classid::bigint << 32 | l.objid::bigint) = $1
+			ORDER BY 3, 1`, claimLock)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			var name, addr string
+			var since time.Time
+			if err := rows.Scan(&name, &addr, &since); err != nil {
+				return err
+			}
+			all = append(all, parseClaim(name, addr, since))
+		}
+		return rows.Err()
+	})
+	return all, err
+}
+
+func parseClaim(name, addr string, since time.Time) owner.Owner {
+	o := owner.Owner{What: "claviger", Host: addr, Since: since.UTC()}
+	rest, ours := strings.CutPrefix(name, claimMark)
+	pid, what, ok := strings.Cut(rest, " ")
+	if !ours || !ok {
+		return o
+	}
+	o.PID, _ = strconv.Atoi(pid) // 0 where it is none
+	what, host, _ := strings.Cut(what, "@")
+	o.What = "claviger " + what
+	if host != "" {
+		o.Host = host
+	}
+	return o
+}

@@ -1,0 +1,145 @@
+package storetest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"claviger"
+	"claviger/metastore"
+	"claviger/owner"
+)
+
+func testClaims(t *testing.T, b Backend, s metastore.Store, where string) {
+	ctx := t.Context()
+	other := b.open(t, where)
+	owners := func(want ...string) {
+		t.Helper()
+		for _, s := range []metastore.Store{s, other} {
+			got, err := s.Owners(ctx)
+			must(t, err)
+			var names []string
+			for _, o := range got {
+				names = append(names, o.What)
+				if host, _ := os.Hostname(); o.PID != os.Getpid() || o.Host != host || time.Since(o.Since).Abs() > time.Minute {
+					t.Errorf("owner is %+v", o)
+				}
+			}
+			if strings.Join(names, ",") != strings.Join(want, ",") {
+				t.Errorf("owners are %q, want %q", names, want)
+			}
+		}
+	}
+	refused := func(alone bool, names string) {
+		t.Helper()
+		_, err := other.Claim(ctx, owner.Self("claviger second", ""), alone)
+		wantKind(t, err, claviger.Unavailable)
+		var in *owner.InUseError
+		if !errors.As(err, &in) || !strings.Contains(err.Error(), names) || !strings.Contains(err.Error(), s.URI()) {
+			t.Errorf("a second claim: %v", err)
+		}
+	}
+	owners()
+	release, err := s.Claim(ctx, owner.Self("claviger first", ""), false)
+	must(t, err)
+	owners("claviger first")
+	refused(true, "claviger first")
+	if b.Nodes {
+		also, err := other.Claim(ctx, owner.Self("claviger node", ""), false)
+		must(t, err)
+		owners("claviger first", "claviger node")
+		also()
+		owners("claviger first")
+	} else {
+		refused(false, "claviger first")
+	}
+	release()
+	release()
+	owners()
+	release, err = s.Claim(ctx, owner.Self("claviger alone", ""), true)
+	must(t, err)
+	owners("claviger alone")
+	refused(false, "claviger alone")
+	refused(true, "claviger alone")
+	release()
+	// The end of a store ends its claims.
+	third, err := b.Open(ctx, where)
+	must(t, err)
+	_, err = third.Claim(ctx, owner.Self("claviger third", ""), true)
+	must(t, err)
+	must(t, third.Close())
+	owners()
+}
+
+// claimCalls are the methods of Claims, for the tests of all methods.
+func claimCalls(s metastore.Store) map[string]func(context.Context) error {
+	return map[string]func(context.Context) error{
+		"Claim": func(ctx context.Context) error {
+			_, err := s.Claim(ctx, owner.Self("claviger test", ""), false)
+			return err
+		},
+		"Owners": func(ctx context.Context) error { _, err := s.Owners(ctx); return err },
+	}
+}
+
+func testLocks(t *testing.T, b Backend, s metastore.Store, where string) {
+	ctx := t.Context()
+	other := b.open(t, where)
+	for _, second := range []metastore.Store{s, other} {
+		unlock, err := s.Lock(ctx, "migration")
+		must(t, err)
+		if _, ok, err := second.TryLock(ctx, "migration"); ok || err != nil {
+			t.Fatalf("a lock that is held was taken again: %v, %v", ok, err)
+		}
+		short, cancel := context.WithTimeout(ctx, 60*time.Millisecond)
+		_, err = second.Lock(short, "migration")
+		cancel()
+		wantKind(t, err, claviger.Unavailable)
+		if err != nil && !bytes.Contains([]byte(err.Error()), []byte("migration")) {
+			t.Errorf("the error does not name the lock: %v", err)
+		}
+		free, ok, err := second.TryLock(ctx, "another")
+		if !ok || err != nil {
+			t.Fatalf("another lock: %v, %v", ok, err)
+		}
+		free()
+		got := make(chan func(), 1)
+		go func() {
+			u, err := second.Lock(ctx, "migration")
+			if err != nil {
+				t.Error(err)
+				u = func() {}
+			}
+			got <- u
+		}()
+		unlock()
+		unlock() // a second call does nothing, above all not to the next holder
+		next := <-got
+		unlock()
+		if _, ok, err := s.TryLock(ctx, "migration"); ok || err != nil {
+			t.Errorf("an old unlock freed the new holder's lock: %v, %v", ok, err)
+		}
+		next()
+		free, ok, err = s.TryLock(ctx, "migration")
+		if !ok || err != nil {
+			t.Fatalf("free lock: %v, %v", ok, err)
+		}
+		free()
+	}
+	// The end of a store frees what it held.
+	third, err := b.Open(ctx, where)
+	must(t, err)
+	unlock, err := third.Lock(ctx, "migration")
+	must(t, err)
+	must(t, third.Close())
+	free, ok, err := s.TryLock(ctx, "migration")
+	if !ok || err != nil {
+		t.Fatalf("lock of a closed store: %v, %v", ok, err)
+	}
+	unlock()
+	free()
+}

@@ -1,0 +1,156 @@
+// Package owner says which process has a file to itself: the server of a store
+// that only one process may change at a time.
+//
+// A claim is a lock on a file beside the store (F_OFD_SETLK). The kernel frees it
+// when the process ends, also by SIGKILL, so a claim is never left over.
+package owner
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Owner is a process that uses a store.
+type Owner struct {
+	// What is the command, as "claviger kms".
+	What  string    `json:"what"`
+	Host  string    `json:"host"`
+	PID   int       `json:"pid"`
+	Since time.Time `json:"since"`
+	// Conf is the configuration folder that the process was started with.
+	Conf string `json:"conf,omitempty"`
+}
+
+// Self is this process.
+func Self(what, conf string) Owner {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "this host"
+	}
+	return Owner{What: what, Host: host, PID: os.Getpid(), Since: time.Now().UTC().Truncate(time.Second), Conf: conf}
+}
+
+func (o Owner) String() string {
+	s := fmt.Sprintf("%s, process %d on %s, since %s", o.What, o.PID, o.Host, o.Since.UTC().Format(time.RFC3339))
+	if o.Conf != "" {
+		s += ", with --conf " + o.Conf
+	}
+	return s
+}
+
+// InUseError says that another process has what was claimed.
+type InUseError struct {
+	Store  string // its URI, or the file's path
+	Owners []Owner
+}
+
+func (e *InUseError) Error() string {
+	names := make([]string, len(e.Owners))
+	for i, o := range e.Owners {
+		names[i] = o.String()
+	}
+	by := strings.Join(names, "; ")
+	if by == "" {
+		by = "another process"
+	}
+	return e.Store + " is in use by " + by
+}
+
+// The byte of the lock file that a claim locks lies behind all named locks of a
+// metastore, which may have the same file.
+const claimed = math.MaxInt64 - 1
+
+// maxRecord bounds what a lock file may say of its owner.
+const maxRecord = 4 << 10
+
+// Claim takes the file for a process until release is called, or the process
+// ends. store names in errors what the file stands for. Another process's claim
+// is an *InUseError.
+func Claim(file, store string, o Owner) (release func(), err error) {
+	f, err := os.OpenFile(file, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("%w; the folder must be writable for the user that the server runs as", err)
+	}
+	err = setLock(f, unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK, Start: claimed, Len: 1})
+	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
+		in := &InUseError{Store: store}
+		if other, rerr := read(f); rerr == nil {
+			in.Owners = []Owner{other}
+		}
+		return nil, errors.Join(in, f.Close())
+	}
+	if err == nil {
+		err = record(f, o)
+	} else {
+		err = fmt.Errorf("lock %s: %w; the file system must support file locks", file, err)
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return func() {
+		_ = f.Truncate(0) // it would name a process that is gone; the lock alone counts
+		_ = f.Close()     // which frees the lock; a second call does nothing
+	}, nil
+}
+
+func record(f *os.File, o Owner) error {
+	data, err := json.Marshal(o)
+	if err == nil {
+		err = f.Truncate(0)
+	}
+	if err == nil {
+		_, err = f.WriteAt(append(data, '\n'), 0)
+	}
+	return err
+}
+
+func read(f *os.File) (o Owner, err error) {
+	data, err := io.ReadAll(io.NewSectionReader(f, 0, maxRecord))
+	if err != nil {
+		return o, err
+	}
+	return o, json.Unmarshal(data, &o)
+}
+
+// Of returns the process that has the file; ok is false where none has. It needs
+// no more than to read, and makes no file.
+func Of(file string) (o Owner, ok bool, err error) {
+	f, err := os.Open(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return o, false, nil
+	}
+	if err != nil {
+		return o, false, err
+	}
+	defer f.Close()
+	lock := unix.Flock_t{Type: unix.F_WRLCK, Start: claimed, Len: 1}
+	if err := setLock(f, unix.F_OFD_GETLK, &lock); err != nil {
+		return o, false, fmt.Errorf("lock %s: %w", file, err)
+	}
+	if lock.Type == unix.F_UNLCK {
+		return o, false, nil
+	}
+	if o, err = read(f); err != nil { // it is being written
+		o = Owner{What: "a process that has just started"}
+	}
+	return o, true, nil
+}
+
+func setLock(f *os.File, cmd int, lock *unix.Flock_t) error {
+	lock.Whence = io.SeekStart
+	for {
+		err := unix.FcntlFlock(f.Fd(), cmd, lock)
+		if !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+}

@@ -1,0 +1,88 @@
+package owner_test
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"claviger/owner"
+)
+
+// TestMain makes of the binary a process that claims a file and waits.
+func TestMain(m *testing.M) {
+	if file := os.Getenv("CLAIM_FILE"); file != "" {
+		_, err := owner.Claim(file, "sqlite://x", owner.Self("claviger kms", "/etc/c"))
+		fmt.Println("claimed", err)
+		time.Sleep(time.Minute)
+	}
+	os.Exit(m.Run())
+}
+
+func child(t *testing.T, file string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), "CLAIM_FILE="+file)
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "claimed <nil>\n" {
+		t.Fatalf("child said %q, %v", line, err)
+	}
+	return cmd
+}
+
+// TestClaim has another process claim, and die by SIGKILL.
+func TestClaim(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "x.lock")
+	if _, ok, err := owner.Of(file); ok || err != nil {
+		t.Fatalf("no file: %v %v", ok, err)
+	}
+	if _, err := os.Stat(file); err == nil {
+		t.Error("asking has made the file")
+	}
+	cmd := child(t, file)
+	got, ok, err := owner.Of(file)
+	if err != nil || !ok || got.PID != cmd.Process.Pid || got.What != "claviger kms" || got.Conf != "/etc/c" || time.Since(got.Since) > time.Minute {
+		t.Errorf("owner is %+v, %v, %v", got, ok, err)
+	}
+	_, err = owner.Claim(file, "sqlite://x", owner.Self("claviger kms", ""))
+	var in *owner.InUseError
+	if !errors.As(err, &in) || len(in.Owners) != 1 || in.Owners[0] != got {
+		t.Fatalf("second claim: %v", err)
+	}
+	for _, want := range []string{"sqlite://x is in use by claviger kms", fmt.Sprint("process ", cmd.Process.Pid), "since 20", "/etc/c"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("the error lacks %q: %v", want, err)
+		}
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait() // it was killed
+	if got, ok, err := owner.Of(file); ok || err != nil {
+		t.Errorf("after SIGKILL: %v %v %v", got, ok, err)
+	}
+	release, err := owner.Claim(file, "sqlite://x", owner.Self("a", ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Within one process, too.
+	if _, err := owner.Claim(file, "sqlite://x", owner.Self("b", "")); !errors.As(err, &in) || in.Owners[0].What != "a" {
+		t.Errorf("second claim: %v", err)
+	}
+	release()
+	release()
+	if _, ok, err := owner.Of(file); ok || err != nil {
+		t.Errorf("after release: %v %v", ok, err)
+	}
+}
