@@ -41,7 +41,8 @@ type Config struct {
 // goroutines.
 type Client struct {
 	conf   Config
-	acl    []zk.ACL
+	acl    []zk.ACL // of the nodes that we make
+	acls   acls     // of those that are there
 	zk     *zk.Conn
 	dialer *dialer
 	stop   context.CancelFunc
@@ -285,8 +286,10 @@ func (c *Client) refused(op, path string, err error) error {
 
 // node is what is read of one.
 type node struct {
-	data    []byte
-	version int32
+	data     []byte
+	version  int32
+	created  int64 // the transaction that made it
+	aversion int32 // how often its ACL was changed
 }
 
 // get reads a node.
@@ -296,7 +299,7 @@ func (c *Client) get(ctx context.Context, op, path string) (node, error) {
 		if err != nil {
 			return node{}, err
 		}
-		return node{b, stat.Version}, nil
+		return node{b, stat.Version, stat.Czxid, stat.Aversion}, nil
 	})
 	return n, err
 }

@@ -48,8 +48,11 @@ func (s *Signers) SignerSecrets(ctx context.Context) (metastore.SignerSecrets, b
 		return metastore.SignerSecrets{}, false, err
 	}
 	n, err := s.client.get(ctx, op, s.path)
-	if errors.Is(err, zk.ErrNoNode) {
-		return metastore.SignerSecrets{}, false, nil
+	switch {
+	case errors.Is(err, zk.ErrNoNode):
+		return metastore.SignerSecrets{}, false, wrap(op, s.client.parentsOurs(ctx, op, s.path))
+	case err == nil:
+		err = s.client.ours(ctx, op, s.path, n)
 	}
 	if err != nil {
 		return metastore.SignerSecrets{}, false, wrap(op, err)

@@ -104,6 +104,9 @@ func (t *Tokens) count(ctx context.Context, op, path string, n int32) (before in
 			}
 			continue
 		}
+		if err == nil {
+			err = t.client.ours(ctx, op, path, now)
+		}
 		if err != nil {
 			return 0, wrap(op, err)
 		}
@@ -145,7 +148,11 @@ func (t *Tokens) put(ctx context.Context, op, path string, data []byte) error {
 
 // PutMasterKey implements metastore.Delegations.
 func (t *Tokens) PutMasterKey(ctx context.Context, k metastore.MasterKey) error {
-	return t.put(ctx, "zookeeper.PutMasterKey", t.key(k.ID), appendMasterKey(k))
+	const op = "zookeeper.PutMasterKey"
+	if err := t.client.parentsOurs(ctx, op, t.key(k.ID)); err != nil {
+		return wrap(op, err)
+	}
+	return t.put(ctx, op, t.key(k.ID), appendMasterKey(k))
 }
 
 // RemoveMasterKey implements metastore.Delegations.
@@ -233,7 +240,11 @@ func (t *Tokens) read(ctx context.Context, op string, sequence int32) (node, err
 		if err := t.catchUp(ctx); err != nil {
 			return node{}, err
 		}
-		return t.client.get(ctx, op, t.token(sequence))
+		n, err := t.client.get(ctx, op, t.token(sequence))
+		if err == nil {
+			err = t.client.ours(ctx, op, t.token(sequence), n)
+		}
+		return n, err
 	})
 }
 
@@ -242,6 +253,9 @@ func (t *Tokens) PutDelegation(ctx context.Context, d metastore.Delegation) erro
 	const op = "zookeeper.PutDelegation"
 	if n, err := identifierLength(d.Identifier); err != nil || n != len(d.Identifier) {
 		return claviger.Errorf(op, claviger.Invalid, "", "token %d: its identifier is not of Hadoop's form", d.Sequence)
+	}
+	if err := t.client.parentsOurs(ctx, op, t.token(d.Sequence)); err != nil {
+		return wrap(op, err)
 	}
 	return t.put(ctx, op, t.token(d.Sequence), appendDelegation(d))
 }

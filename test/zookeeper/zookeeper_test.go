@@ -10,8 +10,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-zookeeper/zk"
+
+	"claviger"
 	"claviger/internal/kdctest"
 	"claviger/internal/zktest"
+	"claviger/metastore"
 	"claviger/test/hadoop"
 	"claviger/zookeeper"
 )
@@ -179,6 +183,15 @@ func tokensAmong(t *testing.T, servers ...*hadoop.KMS) {
 // view opens the secrets as a node of our own does, with SASL where in is set.
 func view(t *testing.T, servers, owner string, in func() (zookeeper.Initiator, error)) *zookeeper.Signers {
 	t.Helper()
+	s, err := zookeeper.NewSigners(open(t, servers, owner, in), secretNode)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func open(t *testing.T, servers, owner string, in func() (zookeeper.Initiator, error)) *zookeeper.Client {
+	t.Helper()
 	e, err := zookeeper.ParseEnsemble(servers)
 	if err != nil {
 		t.Fatal(err)
@@ -196,11 +209,7 @@ func view(t *testing.T, servers, owner string, in func() (zookeeper.Initiator, e
 			t.Error(err)
 		}
 	})
-	s, err := zookeeper.NewSigners(c, secretNode)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return s
+	return c
 }
 
 // awaitRolls waits until the secrets have been rolled n times more.
@@ -340,4 +349,86 @@ func TestSASL(t *testing.T) {
 			t.Errorf("%s reads the secrets: %v, %v, %v", who, got, ok, err)
 		}
 	}
+	refusesOpenNodes(t, server.Addr, open(t, servers, "kms", as("kms/localhost")))
 }
+
+// refusesOpenNodes: what somebody without a name has put where we keep secrets and
+// tokens, or may put there, is refused.
+func refusesOpenNodes(t *testing.T, addr string, ours *zookeeper.Client) {
+	t.Helper()
+	nobody, _, err := zk.Connect([]string{addr}, 10*time.Second, zk.WithLogger(quiet{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nobody.Close()
+	world, kms := zk.WorldACL(zk.PermAll), []zk.ACL{{Perms: zk.PermAll, Scheme: "sasl", ID: "kms"}}
+	plant := func(path string, data []byte, acl []zk.ACL) {
+		t.Helper()
+		if _, err := nobody.Create(path, data, 0, acl); err != nil {
+			t.Fatalf("%s: %v", path, err)
+		}
+	}
+	refused := func(what, path string, err error) {
+		t.Helper()
+		if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), path+" admits everybody") {
+			t.Errorf("%s: %v; want a refusal that names %s", what, err, path)
+		}
+	}
+	// Two secrets of 4 bytes, none before them, a rollover in 2100.
+	secrets := []byte("\x00\x00\x00\x00" + "\x00\x00\x00\x04next" + "\x00\x00\x00\x04mine" + "\x00\x00\x00\x00" + "\x00\x00\x03\xbb\x2c\xc3\xd8\x00")
+	signers := func(path string) error {
+		s, err := zookeeper.NewSigners(ours, path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _, err = s.SignerSecrets(t.Context())
+		return err
+	}
+	plant("/planted", secrets, world)
+	refused("secrets that everybody may write", "/planted", signers("/planted"))
+	plant("/readable", secrets, append([]zk.ACL{{Perms: zk.PermRead, Scheme: "world", ID: "anyone"}}, kms...))
+	refused("secrets that everybody may read", "/readable", signers("/readable"))
+	plant("/parent", nil, world)
+	refused("secrets to be made where everybody may make them", "/parent", signers("/parent/secret"))
+	plant("/parent/secret", secrets, kms)
+	refused("secrets made where everybody may make them", "/parent", signers("/parent/secret"))
+
+	plant("/mine", nil, kms)
+	if err := signers("/mine/secret"); err != nil {
+		t.Errorf("below a node of our own: %v", err)
+	}
+	shared, err := zookeeper.NewTokens(ours, "opened")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := shared.NextSequences(t.Context(), 10); err != nil {
+		t.Fatal(err)
+	}
+	id := []byte("\x00\x05alice\x03kms\x00\x00\x00\x01\x01") // see authn's identifier
+	d := metastore.Delegation{Sequence: 1, Identifier: id, Password: []byte("password"), Renew: time.UnixMilli(1 << 42)}
+	if err := shared.PutDelegation(t.Context(), d); err != nil {
+		t.Fatal(err)
+	}
+	if got, ok, err := shared.Delegation(t.Context(), 1); err != nil || !ok || string(got.Password) != "password" {
+		t.Errorf("a token of ours: %v, %v, %v", got, ok, err)
+	}
+	plant("/open", nil, world)
+	plant("/open/ZKDTSMRoot", nil, world)
+	plant("/open/ZKDTSMRoot/ZKDTSMTokensRoot", nil, world)
+	plant("/open/ZKDTSMRoot/ZKDTSMTokensRoot/DT_7", append(append([]byte{}, id...), "\x00\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x08password"...), kms)
+	if shared, err = zookeeper.NewTokens(ours, "open"); err != nil {
+		t.Fatal(err)
+	}
+	_, _, err = shared.Delegation(t.Context(), 7)
+	refused("a token that everybody could make", "/open", err)
+	_, err = shared.NextSequences(t.Context(), 10)
+	if err == nil {
+		err = shared.PutDelegation(t.Context(), d)
+	}
+	refused("a token to be put where everybody may read its neighbours' names", "/open", err)
+}
+
+// quiet drops the log of ZooKeeper's library.
+type quiet struct{}
+
+func (quiet) Printf(string, ...any) {}
