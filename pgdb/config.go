@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"claviger"
@@ -58,11 +57,6 @@ func parse(uri, what string) (*pgxpool.Config, string, error) {
 	conn := cfg.ConnConfig
 	if conn.ConnectTimeout == 0 {
 		conn.ConnectTimeout = ConnectTimeout
-	}
-	// Of several hosts the one that takes writes is the primary, also after a
-	// failover; a lone standby is no use either.
-	if conn.ValidateConnect == nil {
-		conn.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
 	}
 	defaults := map[string]string{
 		"application_name": "claviger", "statement_timeout": ms(statementTimeout), "lock_timeout": ms(statementTimeout),

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -44,6 +45,9 @@ type Config struct {
 	// Conflicts are unique constraints at which two transactions collide that may be
 	// done again.
 	Conflicts []string
+	// Connected is asked of each new connection of the pool, before it is used; nil asks
+	// nothing. An error ends the connection.
+	Connected func(ctx context.Context, conn *pgx.Conn) error
 }
 
 // DB is a database. All methods may be called at the same time.
@@ -52,10 +56,15 @@ type DB struct {
 	uri    string // to show
 	pool   *pgxpool.Pool
 	closed atomic.Bool
+
+	lineage lineage
+	stop    context.CancelFunc
+	wg      sync.WaitGroup // what runs until stop
 }
 
-// Open opens the database that the URI names. Kind Invalid where that is wrong;
-// nothing is asked of the server yet.
+// Open opens the database that the URI names. Kind Invalid where that is wrong.
+// Whether a server answers shows when it is used; of several hosts each is asked for
+// its timeline, for a moment.
 func Open(ctx context.Context, c Config) (*DB, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
@@ -70,12 +79,23 @@ func Open(ctx context.Context, c Config) (*DB, error) {
 	if c.ReadOnly {
 		cfg.ConnConfig.RuntimeParams["default_transaction_read_only"] = "on"
 	}
+	// Of several hosts the one that takes writes is the primary, also after a failover; a
+	// lone standby is no use either. target_session_attrs may say otherwise.
+	primary := cfg.ConnConfig.ValidateConnect == nil
 	if c.ReadOnly || c.Standby && len(cfg.ConnConfig.Fallbacks) == 0 {
-		cfg.ConnConfig.ValidateConnect = nil // which would ask whether it may write
+		cfg.ConnConfig.ValidateConnect, primary = nil, false
 	}
 	d := &DB{cfg: c, uri: uri}
+	cfg.ConnConfig.ValidateConnect = d.validate(cfg.ConnConfig.ValidateConnect, primary)
+	cfg.AfterConnect = c.Connected
 	if d.pool, err = pgxpool.NewWithConfig(ctx, cfg); err != nil {
 		return nil, d.Fail("pgdb.Open", "", err)
+	}
+	background, stop := context.WithCancel(context.Background())
+	d.stop = stop
+	if !c.ReadOnly && d.Hosts() > 1 {
+		d.survey(ctx) // before the first connection, which may find the wrong one first
+		d.wg.Go(func() { d.watchHosts(background) })
 	}
 	return d, nil
 }
@@ -159,6 +179,8 @@ func (d *DB) Standby(ctx context.Context, op string) (standby bool, err error) {
 // Close ends all connections. A second Close does nothing.
 func (d *DB) Close() {
 	d.End()
+	d.stop()
+	d.wg.Wait()
 	d.pool.Close()
 }
 
@@ -217,6 +239,9 @@ func (d *DB) Retry(ctx context.Context, f func(context.Context) error) error {
 // what became of it is asked.
 func (d *DB) Update(ctx context.Context, op, key string, level pgx.TxIsoLevel, f func(context.Context, pgx.Tx) error) error {
 	if err := d.Usable(op); err != nil {
+		return err
+	}
+	if err := d.oneSystem(op, key); err != nil {
 		return err
 	}
 	return d.Fail(op, key, d.Retry(ctx, func(ctx context.Context) error { return d.transact(ctx, pgx.TxOptions{IsoLevel: level}, f) }))

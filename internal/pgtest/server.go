@@ -436,3 +436,34 @@ func freePort() (int, error) {
 	}
 	return 0, fmt.Errorf("no free port below %d", high)
 }
+
+// Promote makes a primary of a standby, and waits until it takes writes.
+func (s *Server) Promote(t testing.TB) {
+	t.Helper()
+	s.Exec(t, "postgres", `SELECT pg_promote(true, 60)`)
+}
+
+// CatchUp waits until a standby has replayed all that its primary has committed.
+func (s *Server) CatchUp(t testing.TB, primary *Server) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	defer cancel()
+	ask := func(from *Server, what string) (answer string) {
+		conn, err := pgx.Connect(ctx, from.URI(Superuser, "postgres"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = conn.Close(ctx) }() // it is over either way
+		if err := conn.QueryRow(ctx, what).Scan(&answer); err != nil {
+			t.Fatal(err)
+		}
+		return answer
+	}
+	to := ask(primary, `SELECT pg_current_wal_lsn()::text`)
+	for ask(s, fmt.Sprintf(`SELECT (coalesce(pg_last_wal_replay_lsn(), '0/0') >= '%s'::pg_lsn)::text`, to)) != "true" {
+		if ctx.Err() != nil {
+			t.Fatal("the standby does not catch up")
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}

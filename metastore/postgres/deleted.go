@@ -18,7 +18,7 @@ import (
 // Shelve moves a key to the deleted ones, and tells of it as of any deletion.
 func (s *Store) Shelve(ctx context.Context, key string) error {
 	const op = "postgres.Shelve"
-	return s.db.Update(ctx, op, key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
+	return s.update(ctx, op, key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
 		var id int64
 		err := tx.QueryRow(ctx, `
 			INSERT INTO deleted_key (name, since, cipher, bit_length, description, attributes, created)
@@ -92,7 +92,7 @@ func (s *Store) Shelved(ctx context.Context) (all []metastore.Shelved, err error
 // one.
 func (s *Store) Unshelve(ctx context.Context, key string) error {
 	const op = "postgres.Unshelve"
-	return s.db.Update(ctx, op, key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
+	return s.update(ctx, op, key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
 		if !storable(key) {
 			return claviger.E(op, claviger.KeyNotFound, key, nil)
 		}
@@ -132,7 +132,7 @@ func (s *Store) Unshelve(ctx context.Context, key string) error {
 // their HSM objects. Nobody could use them before, so that nobody is told.
 func (s *Store) Discard(ctx context.Context, key string) (in metastore.Intent, err error) {
 	const op = "postgres.Discard"
-	err = s.db.Update(ctx, op, key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
+	err = s.update(ctx, op, key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
 		if !storable(key) {
 			return claviger.E(op, claviger.KeyNotFound, key, nil)
 		}
@@ -147,8 +147,10 @@ func (s *Store) Discard(ctx context.Context, key string) (in metastore.Intent, e
 		if _, err := tx.Exec(ctx, `DELETE FROM deleted_key WHERE name = $1`, key); err != nil {
 			return err
 		}
-		in, err = condemn(ctx, tx, op, key, ids)
-		return err
+		if in, err = condemn(ctx, tx, op, key, ids); err != nil {
+			return err
+		}
+		return notify(ctx, tx, metastore.Notice{Key: key, Change: metastore.Deleted})
 	})
 	if err != nil {
 		return metastore.Intent{}, err

@@ -41,6 +41,9 @@ func (s *Store) Names(ctx context.Context) (names []string, err error) {
 		names, err = pgx.CollectRows(rows, pgx.RowTo[string])
 		return err
 	})
+	if err == nil { // a list that lacks names says of them that they are not there
+		err = s.whole("postgres.Names", "")
+	}
 	return names, err
 }
 
@@ -65,6 +68,11 @@ func (s *Store) Get(ctx context.Context, names ...string) ([]*metastore.Key, err
 	})
 	if err != nil {
 		return nil, err
+	}
+	if len(found) < len(asked) {
+		if err := s.absent("postgres.Get", one, nil); err != nil {
+			return nil, err
+		}
 	}
 	keys := make([]*metastore.Key, len(names))
 	had := make(map[*metastore.Key]bool, len(found))
@@ -131,7 +139,7 @@ func (s *Store) ByVersion(ctx context.Context, version string) (*claviger.Metada
 	err := s.db.Read(ctx, op, version, func(ctx context.Context) error {
 		err := s.db.Pool().QueryRow(ctx, selectByVersion, v.ID, key).Scan(&m.cipher, &m.bits, &m.description, &m.attributes, &m.created, &count, &created, &v.Check)
 		if errors.Is(err, pgx.ErrNoRows) {
-			return claviger.E(op, claviger.VersionNotFound, version, nil)
+			return s.absent(op, version, claviger.E(op, claviger.VersionNotFound, version, nil))
 		}
 		return err
 	})
@@ -156,7 +164,7 @@ func (s *Store) Epoch(ctx context.Context, key string) (epoch int64, err error) 
 		}
 		err := s.db.Pool().QueryRow(ctx, `SELECT epoch FROM ez_key WHERE name = $1`, key).Scan(&epoch)
 		if errors.Is(err, pgx.ErrNoRows) {
-			return nil
+			return s.absent("postgres.Epoch", key, nil)
 		}
 		return err
 	})
@@ -176,7 +184,7 @@ func (s *Store) Insert(ctx context.Context, k metastore.Key) error {
 			return s.db.Fail(op, k.Name, err)
 		}
 	}
-	return s.db.Update(ctx, op, k.Name, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
+	return s.update(ctx, op, k.Name, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
 		var id int64
 		err := tx.QueryRow(ctx, `INSERT INTO ez_key (name, cipher, bit_length, description, attributes, created) VALUES ($1, $2, $3, $4, $5, $6) RETURNING id`,
 			k.Name, k.Cipher, k.BitLength, k.Description, string(attributes), millis(k.Created)).Scan(&id)
@@ -218,7 +226,7 @@ func insertVersion(ctx context.Context, tx pgx.Tx, key int64, seq int, v metasto
 // Append adds a version, drops the key's intent, and tells of it.
 func (s *Store) Append(ctx context.Context, key string, v metastore.Version) error {
 	const op = "postgres.Append"
-	return s.db.Update(ctx, op, key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
+	return s.update(ctx, op, key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
 		var id int64
 		var seq int
 		// The row's lock makes two who roll one key wait for each other.
@@ -243,7 +251,7 @@ func (s *Store) Append(ctx context.Context, key string, v metastore.Version) err
 // of it.
 func (s *Store) Remove(ctx context.Context, key string) (in metastore.Intent, err error) {
 	const op = "postgres.Remove"
-	err = s.db.Update(ctx, op, key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
+	err = s.update(ctx, op, key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
 		rows, _ := tx.Query(ctx, `SELECT v.id FROM key_version v JOIN ez_key k ON k.id = v.key_id WHERE k.name = $1 ORDER BY v.seq`, key) // the rows carry the error
 		ids, err := pgx.CollectRows(rows, pgx.RowTo[string])
 		if err != nil {

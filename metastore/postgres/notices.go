@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -16,8 +17,9 @@ import (
 const (
 	// channel is that of LISTEN and NOTIFY; channels are a database's own.
 	channel = "claviger"
-	// maxPayload is how long a payload may be: PostgreSQL takes less than 8000.
-	maxPayload = 7900
+	// maxKey is how long a name may be to be told, in bytes, each of which JSON may make
+	// six of: PostgreSQL takes payloads of less than 8000 bytes. A name is in it twice.
+	maxKey = 600
 	// watchPing is how often a quiet watching connection is asked whether it is
 	// still there.
 	watchPing = 10 * time.Second
@@ -25,44 +27,31 @@ const (
 	warnEvery = time.Minute
 )
 
-// payload is a notice on its way.
-type payload struct {
-	Key    string           `json:"key"`
-	Change metastore.Change `json:"change"`
-}
-
-// encode makes a notice's payload; of a key with an endless name it says that any
-// may have changed.
-func encode(n metastore.Notice) (string, error) {
-	b, err := json.Marshal(payload(n))
-	if err != nil || len(b) <= maxPayload {
-		return string(b), err
-	}
-	n.Key = ""
-	b, err = json.Marshal(payload(n))
-	return string(b), err
-}
-
-// notify tells all who watch, when the transaction is committed.
+// notify writes a change down, and tells all who watch when the transaction is
+// committed.
 func notify(ctx context.Context, tx pgx.Tx, n metastore.Notice) error {
-	text, err := encode(n)
-	if err != nil {
-		return err
+	change, ok := tx.(*changeTx)
+	if !ok {
+		return errors.New("a key is changed in a transaction that leaves no record of it")
 	}
-	_, err = tx.Exec(ctx, `SELECT pg_notify($1, $2)`, channel, text)
-	return err
+	return change.record(ctx, n)
 }
 
 // Announce tells all who watch.
 func (s *Store) Announce(ctx context.Context, n metastore.Notice) error {
-	text, err := encode(n)
+	if len(n.Key) > maxKey {
+		n.Key = "" // any key
+	}
+	text, err := json.Marshal(payload{Key: n.Key, Change: n.Change})
 	if err != nil {
 		return s.db.Fail("postgres.Announce", n.Key, err)
 	}
-	return s.change(ctx, "postgres.Announce", n.Key, `SELECT pg_notify($1, $2)`, channel, text)
+	return s.change(ctx, "postgres.Announce", n.Key, `SELECT pg_notify($1, $2)`, channel, string(text))
 }
 
-// Watch calls fn for each notice, until ctx ends or the store is closed.
+// Watch calls fn for each notice, until ctx ends or the store is closed. Beside them it
+// reads the table of changes now and then, by another connection: a notice that does
+// not come delays what it would have told by some seconds.
 func (s *Store) Watch(ctx context.Context, fn func(metastore.Notice)) error {
 	const op = "postgres.Watch"
 	if err := s.db.Usable(op); err != nil {
@@ -72,6 +61,17 @@ func (s *Store) Watch(ctx context.Context, fn func(metastore.Notice)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(s.alive, cancel)()
+	var one sync.Mutex
+	told := fn
+	fn = func(n metastore.Notice) {
+		one.Lock()
+		defer one.Unlock()
+		told(n)
+	}
+	var reading sync.WaitGroup
+	defer reading.Wait()
+	defer cancel() // before the wait
+	reading.Go(func() { s.poll(ctx, fn) })
 	first := true
 	var warned time.Time // zero while all is well
 	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
@@ -127,11 +127,9 @@ func (s *Store) listen(ctx context.Context, begun func(), fn func(metastore.Noti
 		if n == nil {
 			continue
 		}
-		var p payload
-		if json.Unmarshal([]byte(n.Payload), &p) != nil {
-			p = payload{Change: metastore.Invalidated} // someone else's: to forget too much does no harm
+		if told, fresh := s.hear(n.Payload); fresh {
+			fn(told)
 		}
-		fn(metastore.Notice(p))
 	}
 }
 

@@ -22,7 +22,7 @@ import (
 var migrations embed.FS
 
 // schemaVersion is the number of the newest file in migrations.
-const schemaVersion = 2
+const schemaVersion = 5
 
 // Config is how a store is opened.
 type Config struct {
@@ -54,6 +54,8 @@ type Store struct {
 	locks map[*lock]struct{} // held now; guarded by mu
 
 	claims sync.WaitGroup
+
+	history history
 }
 
 var _ metastore.Store = (*Store)(nil)
@@ -71,16 +73,18 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	if c.LockCheck <= 0 {
 		c.LockCheck = 2 * time.Second
 	}
+	s := &Store{cfg: c, log: c.Log, locks: map[*lock]struct{}{}}
 	db, err := pgdb.Open(ctx, pgdb.Config{
 		URI: c.URI, What: "metastore", Where: "property " + c.Property, Log: c.Log, Patience: c.Patience, ReadOnly: c.ReadOnly,
 		Doubt: "look at the key before doing it again: the same step made again finishes what was begun",
 		// Two first intents of one key collide at the index rather than in their reads.
 		Conflicts: []string{"intent_pkey"},
+		Connected: s.connected,
 	})
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{cfg: c, db: db, log: c.Log, locks: map[*lock]struct{}{}}
+	s.db = db
 	s.alive, s.end = context.WithCancel(context.Background())
 	err = db.Migrate(ctx, pgdb.Schema{Migrations: migrations, Version: schemaVersion, Table: "goose_db_version", Lock: func(ctx context.Context) (func(), error) { return s.Lock(ctx, "schema") }})
 	if err != nil {

@@ -22,7 +22,7 @@ func (s *Store) Begin(ctx context.Context, i metastore.Intent) (out metastore.In
 	if i.Begun.IsZero() {
 		i.Begun = now()
 	}
-	err = s.db.Update(ctx, op, i.Key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) (err error) {
+	err = s.update(ctx, op, i.Key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) (err error) {
 		out, err = begin(ctx, tx, op, i)
 		return err
 	})

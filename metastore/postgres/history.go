@@ -1,0 +1,429 @@
+package postgres
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"claviger"
+	"claviger/metastore"
+	"claviger/pgdb"
+)
+
+const (
+	// pollEvery is how often the changes are read beside the notices, which may not
+	// come; pollTimeout bounds one reading.
+	pollEvery   = 2 * time.Second
+	pollTimeout = 2 * time.Second
+	// recentChanges is how many are read: more than can be on their way at once.
+	recentChanges = 64
+	// keptChanges is how many the table keeps, and pruneEvery how often others go.
+	keptChanges = 10_000
+	pruneEvery  = time.Hour
+	// rememberedChanges is how many a node demands to find again. Several, since
+	// numbers are given in another order than that of commits.
+	rememberedChanges = 16
+)
+
+// settingAccepted is when an operator took the store as it was, with what it lacked.
+const settingAccepted = "history.accepted"
+
+// mark is one change, as it is in the table.
+type mark struct {
+	Seq int64  `json:"seq"`
+	ID  string `json:"id"`
+	Key string `json:"key"`
+	At  int64  `json:"at"` // milliseconds since 1970, by the server's clock
+}
+
+// history is what a node remembers of the changes that were committed.
+type history struct {
+	mu     sync.Mutex
+	known  map[int64]string // recent changes by number, of which Watch has been told
+	newest int64            // of known
+	seen   []mark           // the newest ones, oldest first, each of which must be there
+	loaded bool             // known was read from the store
+
+	lost  atomic.Pointer[lostChanges]
+	heard atomic.Int64 // when the last reading that was answered began, since start
+}
+
+// lostChanges says that the store lacks what was acknowledged.
+type lostChanges struct {
+	marks []mark
+}
+
+// changeTx is a transaction that changes a key, with the change.
+type changeTx struct {
+	pgx.Tx
+	store *Store
+	made  *mark
+}
+
+// update runs f, which changes a key, in one transaction, and remembers the change
+// once it is committed. Nothing is changed where the store lacks changes that were
+// acknowledged.
+func (s *Store) update(ctx context.Context, op, key string, level pgx.TxIsoLevel, f func(context.Context, pgx.Tx) error) error {
+	var made mark
+	err := s.db.Update(ctx, op, key, level, func(ctx context.Context, tx pgx.Tx) error {
+		made = mark{}
+		// The connection has been asked for the changes that this node has seen. What
+		// others miss is asked for where the change is written down.
+		if err := s.whole(op, key); err != nil {
+			return err
+		}
+		return f(ctx, &changeTx{tx, s, &made})
+	})
+	if err == nil && made.ID != "" {
+		s.saw(made)
+	}
+	return err
+}
+
+// writeDown adds a change to the table, unless a node misses one, and tells all who
+// watch when the transaction is committed.
+const writeDown = `
+	WITH made AS (
+		INSERT INTO change (id, key, change, at) SELECT $1, $2, $3, (extract(epoch FROM clock_timestamp()) * 1000)::bigint
+		WHERE NOT EXISTS (SELECT FROM lost_change) RETURNING seq, at)
+	SELECT made.seq, made.at, pg_notify($4, json_build_object('key', $5::text, 'change', $3::text,
+		'mark', json_build_object('seq', made.seq, 'id', $1::text, 'key', $5::text, 'at', made.at))::text) FROM made`
+
+// record writes a change down.
+func (t *changeTx) record(ctx context.Context, n metastore.Notice) error {
+	id := make([]byte, 8)
+	if _, err := rand.Read(id); err != nil {
+		return err
+	}
+	m := mark{ID: hex.EncodeToString(id), Key: n.Key}
+	told := n.Key
+	if len(told) > maxKey {
+		told = "" // any key
+	}
+	err := t.QueryRow(ctx, writeDown, m.ID, m.Key, string(n.Change), channel, told).Scan(&m.Seq, &m.At, nil)
+	if errors.Is(err, pgx.ErrNoRows) {
+		rows, _ := t.Query(ctx, `SELECT seq, id, key, at FROM lost_change ORDER BY at`) // the rows carry the error
+		others, err := pgx.CollectRows(rows, scanMark)
+		if err != nil {
+			return err
+		}
+		t.store.lose(others)
+		return t.store.whole("postgres.change", n.Key)
+	}
+	*t.made = m
+	return err
+}
+
+func scanMark(r pgx.CollectableRow) (m mark, err error) {
+	err = r.Scan(&m.Seq, &m.ID, &m.Key, &m.At)
+	return m, err
+}
+
+// saw remembers changes that are committed.
+func (s *Store) saw(marks ...mark) {
+	h := &s.history
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, m := range marks {
+		if !slices.Contains(h.seen, m) {
+			h.seen = append(h.seen, m)
+		}
+	}
+	slices.SortFunc(h.seen, func(a, b mark) int { return cmp.Compare(a.Seq, b.Seq) })
+	if n := len(h.seen) - rememberedChanges; n > 0 {
+		h.seen = slices.Delete(h.seen, 0, n)
+	}
+}
+
+// fresh tells whether Watch has not been told of a change before.
+func (h *history) fresh(m mark) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.known == nil {
+		h.known = map[int64]string{}
+	}
+	if h.known[m.Seq] == m.ID {
+		return false
+	}
+	h.known[m.Seq] = m.ID
+	h.newest = max(h.newest, m.Seq)
+	if len(h.known) > 4*recentChanges {
+		for seq := range h.known {
+			if seq < h.newest-2*recentChanges {
+				delete(h.known, seq)
+			}
+		}
+	}
+	return true
+}
+
+// connected compares a new connection's database with what this node has seen. It may
+// be another server than before, which its standby had not caught up with.
+func (s *Store) connected(ctx context.Context, conn *pgx.Conn) error {
+	h := &s.history
+	h.mu.Lock()
+	seen := slices.Clone(h.seen)
+	h.mu.Unlock()
+	if len(seen) == 0 {
+		return nil
+	}
+	numbers := make([]int64, len(seen))
+	for i, m := range seen {
+		numbers[i] = m.Seq
+	}
+	var there []string
+	var oldest int64 // of the table, which forgets
+	var given string
+	err := conn.QueryRow(ctx, `SELECT ARRAY(SELECT id FROM change WHERE seq = ANY($1)), (SELECT coalesce(min(seq), 0) FROM change), coalesce((SELECT value FROM setting WHERE name = $2), '0')`,
+		pgx.QueryExecModeExec, numbers, settingAccepted).Scan(&there, &oldest, &given)
+	if err != nil && pgdb.Code(err) != pgdb.UndefinedTable { // a schema that is older than all that was seen
+		return err
+	}
+	accepted, _ := strconv.ParseInt(given, 10, 64) // only ever written by Accept
+	var missing []mark
+	for _, m := range seen {
+		if m.At <= accepted || oldest > 0 && m.Seq < oldest || slices.Contains(there, m.ID) {
+			continue
+		}
+		missing = append(missing, m)
+	}
+	if len(missing) > 0 {
+		s.lose(missing)
+	}
+	return nil
+}
+
+// lose has this node change nothing any more.
+func (s *Store) lose(missing []mark) {
+	if !s.history.lost.CompareAndSwap(nil, &lostChanges{missing}) {
+		return
+	}
+	s.log.Error("the metastore lacks changes that were acknowledged; nothing is changed until they are back or given up", "error", s.whole("postgres.history", ""))
+}
+
+// whole tells what the store is known to lack.
+func (s *Store) whole(op, key string) error {
+	lost := s.history.lost.Load()
+	if lost == nil {
+		return nil
+	}
+	var keys []string
+	for _, m := range lost.marks {
+		if !slices.Contains(keys, m.Key) {
+			keys = append(keys, m.Key)
+		}
+	}
+	const told = 10
+	more := ""
+	if n := len(keys) - told; n > 0 {
+		keys, more = keys[:told], fmt.Sprintf(" and %d more", n)
+	}
+	newest := lost.marks[len(lost.marks)-1]
+	return claviger.Errorf(op, claviger.Unavailable, key,
+		"metastore %s (property %s) lacks changes that were acknowledged, the newest at %s, of the keys %q%s: its server was replaced by a standby that was behind, or by an older copy; nothing is changed, and what is not found is not called missing; "+
+			"bring the server back that has them, or rebuild the records from the HSM by claviger hsm adopt, and then give up what is still missing by claviger metastore accept",
+		s.db.URI(), s.cfg.Property, when(newest.At).Format(time.RFC3339), keys, more)
+}
+
+// absent is the answer to a question for what the store does not have: err, unless
+// the store is known to lack something.
+func (s *Store) absent(op, key string, err error) error {
+	if lost := s.whole(op, key); lost != nil {
+		return lost
+	}
+	return err
+}
+
+// start is the moment from which Heard counts.
+var start = time.Now()
+
+// Heard is the time before which each change, whichever node made it, has been told
+// to Watch's fn; zero where Watch has not read any yet.
+func (s *Store) Heard() time.Time {
+	at := s.history.heard.Load()
+	if at == 0 {
+		return time.Time{}
+	}
+	return start.Add(time.Duration(at))
+}
+
+// poll reads the changes until ctx ends, and tells fn of those that it has not heard
+// of by a notice.
+func (s *Store) poll(ctx context.Context, fn func(metastore.Notice)) {
+	var pruned time.Time
+	for first := true; ; first = false {
+		if !first {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(pgdb.Jitter(pollEvery)):
+			}
+		}
+		begun := time.Since(start)
+		limited, cancel := context.WithTimeout(ctx, pollTimeout)
+		err := s.catchUp(limited, fn)
+		cancel()
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil {
+			continue // what is remembered is not believed for long; see Heard
+		}
+		s.history.heard.Store(max(1, int64(begun)))
+		if time.Since(pruned) > pruneEvery {
+			pruned = time.Now()
+			_ = s.change(ctx, "postgres.poll", "", `DELETE FROM change WHERE seq < (SELECT max(seq) FROM change) - $1`, keptChanges) // next time
+		}
+	}
+}
+
+// catchUp reads the newest changes once.
+func (s *Store) catchUp(ctx context.Context, fn func(metastore.Notice)) error {
+	const op = "postgres.catchUp"
+	type row struct {
+		mark
+		change string
+	}
+	var rows []row
+	var others []mark
+	var given int64
+	err := s.db.Read(ctx, op, "", func(ctx context.Context) (err error) {
+		r, _ := s.db.Pool().Query(ctx, `SELECT seq, id, key, at, change FROM change ORDER BY seq DESC LIMIT $1`, recentChanges) // the rows carry the error
+		if rows, err = pgx.CollectRows(r, func(r pgx.CollectableRow) (c row, err error) {
+			err = r.Scan(&c.Seq, &c.ID, &c.Key, &c.At, &c.change)
+			return c, err
+		}); err != nil {
+			return err
+		}
+		r, _ = s.db.Pool().Query(ctx, `SELECT seq, id, key, at FROM lost_change ORDER BY at`) // as above
+		if others, err = pgx.CollectRows(r, scanMark); err != nil {
+			return err
+		}
+		return s.db.Pool().QueryRow(ctx, `SELECT coalesce((SELECT value::bigint FROM setting WHERE name = $1), 0)`, settingAccepted).Scan(&given)
+	})
+	if err != nil {
+		return err
+	}
+	resumed, err := s.settle(ctx, others, given)
+	if err != nil {
+		return err
+	}
+	if resumed {
+		fn(metastore.Notice{Change: metastore.Invalidated})
+	}
+	h := &s.history
+	h.mu.Lock()
+	loaded := h.loaded
+	h.loaded = true
+	h.mu.Unlock()
+	told := 0
+	for _, c := range slices.Backward(rows) {
+		if !h.fresh(c.mark) {
+			continue
+		}
+		s.saw(c.mark)
+		if loaded { // what was changed before that is not remembered otherwise
+			fn(metastore.Notice{Key: c.Key, Change: metastore.Change(c.change)})
+			told++
+		}
+	}
+	if told == recentChanges { // there may be others before them
+		fn(metastore.Notice{Change: metastore.Invalidated})
+	}
+	return nil
+}
+
+// settle tells the other nodes of what this one misses, learns what they miss, and
+// goes on where an operator has given it up.
+func (s *Store) settle(ctx context.Context, others []mark, given int64) (resumed bool, err error) {
+	lost := s.history.lost.Load()
+	if lost == nil {
+		if len(others) > 0 {
+			s.lose(others)
+		}
+		return false, nil
+	}
+	if !slices.ContainsFunc(lost.marks, func(m mark) bool { return m.At > given }) && len(others) == 0 {
+		h := &s.history
+		h.mu.Lock()
+		h.seen, h.known, h.loaded = nil, nil, false
+		h.mu.Unlock()
+		s.history.lost.Store(nil)
+		s.log.Warn("what the metastore lacked was given up by an operator; this node changes keys again", "metastore", s.db.URI())
+		return true, nil
+	}
+	for _, m := range lost.marks {
+		if m.At <= given || slices.Contains(others, m) {
+			continue
+		}
+		if err := s.change(ctx, "postgres.settle", m.Key, `INSERT INTO lost_change (id, seq, key, at, told) VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING`,
+			m.ID, m.Seq, m.Key, m.At, millis(now())); err != nil {
+			return false, err
+		}
+	}
+	return false, nil
+}
+
+// LostChange is a change that a node has seen and that the store lacks.
+type LostChange struct {
+	Key string
+	At  time.Time
+}
+
+// Lost returns what nodes have found missing, oldest first.
+func (s *Store) Lost(ctx context.Context) (all []LostChange, err error) {
+	err = s.db.Read(ctx, "postgres.Lost", "", func(ctx context.Context) error {
+		rows, _ := s.db.Pool().Query(ctx, `SELECT seq, id, key, at FROM lost_change ORDER BY at`) // the rows carry the error
+		marks, err := pgx.CollectRows(rows, scanMark)
+		all = nil
+		for _, m := range marks {
+			all = append(all, LostChange{m.Key, when(m.At)})
+		}
+		return err
+	})
+	return all, err
+}
+
+// Accept gives up what the store lacks: every node changes keys again, soon.
+func (s *Store) Accept(ctx context.Context) error {
+	return s.db.Update(ctx, "postgres.Accept", "", pgx.ReadCommitted, func(ctx context.Context, tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `INSERT INTO setting (name, value) VALUES ($1, (extract(epoch FROM clock_timestamp()) * 1000)::bigint::text)
+			ON CONFLICT (name) DO UPDATE SET value = excluded.value`, settingAccepted); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, `DELETE FROM lost_change`)
+		return err
+	})
+}
+
+// payload is a notice on its way.
+type payload struct {
+	Key    string           `json:"key"`
+	Change metastore.Change `json:"change"`
+	Mark   *mark            `json:"mark,omitempty"` // nil where nothing was changed
+}
+
+// hear reads a notice's payload. fresh is false where it was told before.
+func (s *Store) hear(text string) (n metastore.Notice, fresh bool) {
+	var p payload
+	if json.Unmarshal([]byte(text), &p) != nil {
+		return metastore.Notice{Change: metastore.Invalidated}, true // someone else's: to forget too much does no harm
+	}
+	fresh = true
+	if p.Mark != nil {
+		fresh = s.history.fresh(*p.Mark)
+		s.saw(*p.Mark)
+	}
+	return metastore.Notice{Key: p.Key, Change: p.Change}, fresh
+}

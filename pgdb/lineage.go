@@ -1,0 +1,269 @@
+package pgdb
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"claviger"
+)
+
+// A server that was replaced by its standby may come back and take writes, since
+// nothing has fenced it off. Its timeline, which grows with each promotion, is lower
+// than that of the new primary. So each new connection is asked for its timeline, and
+// all hosts of the URI are asked now and then; a server with a lower timeline than the
+// highest that was seen of its system is not used, for reads neither.
+
+const (
+	// surveyEvery is how often all hosts of a URI are asked.
+	surveyEvery = 10 * time.Second
+	// surveyTimeout bounds one of these questions.
+	surveyTimeout = 3 * time.Second
+)
+
+// askLineage tells whether a server is a standby, whether it takes writes, of which
+// system it is and at which timeline it writes; 0 for a standby.
+const askLineage = `SELECT pg_is_in_recovery()::text, current_setting('transaction_read_only'), (SELECT system_identifier FROM pg_control_system())::text,
+	CASE WHEN pg_is_in_recovery() THEN '00000000' ELSE substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END`
+
+// server is what one host answers.
+type server struct {
+	host     string
+	standby  bool
+	readOnly bool
+	system   string
+	timeline uint64
+}
+
+func (s server) writable() bool { return !s.standby && !s.readOnly }
+
+// lineage remembers which servers may be used.
+type lineage struct {
+	mu sync.Mutex
+	// newest is the server with the highest timeline of each system.
+	newest map[string]server
+	// trouble is what the last survey found wrong, for Lineage.
+	trouble error
+	// split is set where hosts of different systems take writes.
+	split error
+}
+
+// errLeftBehind marks a server that its standby has replaced.
+var errLeftBehind = errors.New("a server that was replaced by its standby still takes writes")
+
+// errReadOnly marks a server that takes no writes.
+var errReadOnly = errors.New("the server takes no writes: it is a standby, or default_transaction_read_only is on")
+
+// fit refuses a server that is left behind, and learns of a promotion. grown tells
+// that this timeline was not seen before.
+func (l *lineage) fit(s server) (grown bool, err error) {
+	if s.standby {
+		return false, nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	was, known := l.newest[s.system]
+	switch {
+	case known && s.timeline < was.timeline:
+		return false, leftBehind(s, was)
+	case known && s.timeline == was.timeline:
+		return false, nil
+	}
+	if l.newest == nil {
+		l.newest = map[string]server{}
+	}
+	l.newest[s.system] = s
+	return known, nil
+}
+
+func leftBehind(s, newest server) error {
+	return fmt.Errorf("%w: %s is at timeline %d, and %s was seen at timeline %d; it is not used: fence it off and make it a standby of the other; if it is the right one, take the other away and restart this node", errLeftBehind, s.host, s.timeline, newest.host, newest.timeline)
+}
+
+// validate is asked of each new connection before it is used. primary demands a server
+// that takes writes.
+func (d *DB) validate(next pgconn.ValidateConnectFunc, primary bool) pgconn.ValidateConnectFunc {
+	return func(ctx context.Context, conn *pgconn.PgConn) error {
+		if next != nil {
+			if err := next(ctx, conn); err != nil {
+				return err
+			}
+		}
+		s, err := askServer(ctx, conn)
+		if err != nil {
+			return err
+		}
+		if primary && !s.writable() {
+			return errReadOnly
+		}
+		grown, err := d.lineage.fit(s)
+		if grown {
+			d.cfg.Log.Warn("the database was taken over by another server, or restored", "what", d.cfg.What, "database", d.uri, "host", s.host, "timeline", s.timeline)
+		}
+		return err
+	}
+}
+
+func askServer(ctx context.Context, conn *pgconn.PgConn) (server, error) {
+	s := server{host: conn.Conn().RemoteAddr().String()}
+	results, err := conn.Exec(ctx, askLineage).ReadAll()
+	if err != nil {
+		return s, err
+	}
+	if len(results) != 1 || len(results[0].Rows) != 1 || len(results[0].Rows[0]) != 4 {
+		return s, errors.New("the server does not tell its timeline")
+	}
+	row := results[0].Rows[0]
+	s.standby, s.readOnly, s.system = string(row[0]) == "true", string(row[1]) == "on", string(row[2])
+	s.timeline, err = strconv.ParseUint(string(row[3]), 16, 32)
+	return s, err
+}
+
+// hosts returns a configuration for each host of the URI, alone.
+func (d *DB) hosts() []*pgconn.Config {
+	all := d.pool.Config().ConnConfig.Config
+	type place struct {
+		host string
+		port uint16
+	}
+	var seen []place
+	var list []*pgconn.Config
+	add := func(f pgconn.FallbackConfig) {
+		at := place{f.Host, f.Port}
+		if slices.Contains(seen, at) { // sslmode=prefer names each host twice
+			return
+		}
+		seen = append(seen, at)
+		one := all.Copy()
+		one.Host, one.Port, one.TLSConfig, one.Fallbacks, one.ValidateConnect = f.Host, f.Port, f.TLSConfig, nil, nil
+		one.ConnectTimeout = surveyTimeout
+		list = append(list, one)
+	}
+	add(pgconn.FallbackConfig{Host: all.Host, Port: all.Port, TLSConfig: all.TLSConfig})
+	for _, f := range all.Fallbacks {
+		add(*f)
+	}
+	return list
+}
+
+// survey asks all hosts of a URI that names several, and remembers the newest.
+func (d *DB) survey(ctx context.Context) {
+	hosts := d.hosts()
+	found := make([]*server, len(hosts))
+	var wg sync.WaitGroup
+	for i, h := range hosts {
+		wg.Go(func() {
+			ctx, cancel := context.WithTimeout(ctx, surveyTimeout)
+			defer cancel()
+			conn, err := pgconn.ConnectConfig(ctx, h)
+			if err != nil {
+				return // that it is away is no trouble here
+			}
+			defer func() { _ = conn.Close(ctx) }() // it is over either way
+			s, err := askServer(ctx, conn)
+			if err != nil {
+				return
+			}
+			s.host = net.JoinHostPort(h.Host, strconv.Itoa(int(h.Port)))
+			found[i] = &s
+		})
+	}
+	wg.Wait()
+	if ctx.Err() != nil {
+		return
+	}
+	var servers []server
+	grown := false
+	for _, s := range found {
+		if s == nil || !s.writable() {
+			continue
+		}
+		g, _ := d.lineage.fit(*s) // who is left behind is found below
+		grown = grown || g
+		servers = append(servers, *s)
+	}
+	if d.lineage.judge(servers) {
+		d.cfg.Log.Error("the hosts of the database do not agree on which of them is the primary", "what", d.cfg.What, "database", d.uri, "error", d.lineage.told())
+	}
+	if grown {
+		d.pool.Reset() // connections to the server that was replaced
+	}
+}
+
+// judge looks at the servers that take writes. changed tells that there is new trouble.
+func (l *lineage) judge(servers []server) (changed bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	was := l.trouble
+	l.trouble, l.split = nil, nil
+	for i, s := range servers {
+		if newest := l.newest[s.system]; s.timeline < newest.timeline {
+			l.trouble = leftBehind(s, newest)
+		}
+		for _, other := range servers[:i] {
+			if s.system != other.system {
+				l.split = fmt.Errorf("%s and %s both take writes, and are two systems (%s and %s): a change made at one is missing at the other; name in the URI only the primary and its standbys", other.host, s.host, other.system, s.system)
+				l.trouble = l.split
+			}
+		}
+	}
+	return l.trouble != nil && (was == nil || was.Error() != l.trouble.Error())
+}
+
+func (l *lineage) told() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.trouble
+}
+
+// Lineage tells what is wrong with the hosts of the URI as a group: one that was
+// replaced takes writes, or two systems do.
+func (d *DB) Lineage() error {
+	if err := d.lineage.told(); err != nil {
+		return claviger.Errorf("pgdb.Lineage", claviger.Unavailable, "", "%s %s (%s): %w", d.cfg.What, d.uri, d.cfg.Where, err)
+	}
+	return nil
+}
+
+// oneSystem refuses changes while the hosts of the URI are two systems.
+func (d *DB) oneSystem(op, key string) error {
+	d.lineage.mu.Lock()
+	err := d.lineage.split
+	d.lineage.mu.Unlock()
+	if err == nil {
+		return nil
+	}
+	return claviger.Errorf(op, claviger.Unavailable, key, "%s %s (%s): %w; nothing was changed", d.cfg.What, d.uri, d.cfg.Where, err)
+}
+
+// watchHosts surveys the hosts until ctx ends, where there are several.
+func (d *DB) watchHosts(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(Jitter(surveyEvery)):
+		}
+		d.survey(ctx)
+	}
+}
+
+// Standbys tells how a commit is kept from being lost with its server: whether commits
+// wait for a standby, and how many standbys follow.
+func (d *DB) Standbys(ctx context.Context, op string) (names string, following int, err error) {
+	err = d.Read(ctx, op, "", func(ctx context.Context) error {
+		return d.pool.QueryRow(ctx, `SELECT current_setting('synchronous_standby_names'), (SELECT count(*) FROM pg_stat_replication)`).Scan(&names, &following)
+	})
+	return strings.TrimSpace(names), following, err
+}
+
+// Hosts is how many hosts the URI names.
+func (d *DB) Hosts() int { return len(d.hosts()) }
