@@ -71,17 +71,32 @@ func (r *Ring) Describe(ctx context.Context, c claviger.Caller, key string) ([]D
 
 // describeLive describes the key that is there now, if one is.
 func (r *Ring) describeLive(ctx context.Context, q *request, key string) ([]Description, error) {
-	m, err := r.askMetadata(ctx, key)
-	if claviger.Is(err, claviger.KeyNotFound) {
-		return nil, nil
+	for range readings {
+		m, err := r.metadataNow(ctx, key)
+		if m == nil || err != nil {
+			return nil, err
+		}
+		if err := q.needKey(ctx, m, authz.KeyRead); err != nil {
+			return nil, err
+		}
+		facts, err := r.facts(ctx, key)
+		if err != nil {
+			return nil, err
+		}
+		// What is told of the versions must be of the key that the rules were asked for.
+		if again, err := r.metadataNow(ctx, key); err != nil {
+			return nil, err
+		} else if !sameKey(m, again) {
+			continue
+		}
+		d, err := r.withUses(ctx, *m, facts)
+		return []Description{d}, err
 	}
-	if err != nil {
-		return nil, err
-	}
-	if err := q.needKey(ctx, m, authz.KeyRead); err != nil {
-		return nil, err
-	}
-	var facts []provider.VersionFacts
+	return nil, claviger.Errorf("keyring.Describe", claviger.Unavailable, key, "the key was deleted and made anew %d times while it was read", readings)
+}
+
+// facts is what the primary knows of a key's versions, oldest first.
+func (r *Ring) facts(ctx context.Context, key string) (facts []provider.VersionFacts, err error) {
 	if p, ok := r.cfg.Primary.(provider.Describer); ok {
 		facts, err = p.Describe(ctx, key)
 	} else {
@@ -92,11 +107,7 @@ func (r *Ring) describeLive(ctx context.Context, q *request, key string) ([]Desc
 			facts = append(facts, provider.VersionFacts{Name: v.Name})
 		}
 	}
-	if err != nil {
-		return nil, err
-	}
-	d, err := r.withUses(ctx, *m, facts)
-	return []Description{d}, err
+	return facts, err
 }
 
 // withUses adds when each version was last used.

@@ -2,6 +2,7 @@ package keyring
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"claviger"
@@ -33,15 +34,7 @@ func (r *Ring) Generate(ctx context.Context, c claviger.Caller, key string, n in
 		if err := r.epochs.catchUp(ctx, key); err != nil {
 			return nil, err
 		}
-		if err := r.needKey(ctx, &q, key, authz.KeyGenerateEEK); err != nil {
-			return nil, err
-		}
-		if r.service != nil {
-			edeks, err = r.service.Generate(ctx, key, n)
-		} else {
-			edeks, err = r.queue.Take(ctx, key, n)
-		}
-		if err != nil {
+		if edeks, err = r.generate(ctx, &q, key, n); err != nil {
 			return nil, err
 		}
 	}
@@ -53,13 +46,75 @@ func (r *Ring) Generate(ctx context.Context, c claviger.Caller, key string, n in
 	return edeks, nil
 }
 
-// makeEDEKs fills the queue.
-func (r *Ring) makeEDEKs(ctx context.Context, key string, n int) ([]claviger.EDEK, error) {
+// generate asks the rules of the key whose EDEKs it hands out: the queue may have
+// made them under a key that took the name after the rules were asked.
+func (r *Ring) generate(ctx context.Context, q *request, key string, n int) ([]claviger.EDEK, error) {
+	if r.service != nil {
+		if err := r.needKey(ctx, q, key, authz.KeyGenerateEEK); err != nil {
+			return nil, err
+		}
+		return r.service.Generate(ctx, key, n)
+	}
 	v, err := r.currentVersion(ctx, key)
 	if err != nil {
 		return nil, err
 	}
-	return eek.Generate(ctx, r.blocks, v.Name, v.BitLength/8, n, nil)
+	if err := q.needVersion(ctx, &v, authz.KeyGenerateEEK); err != nil {
+		return nil, err
+	}
+	edeks, err := r.queue.Take(ctx, key, n)
+	if err != nil || !r.cfg.KeyAuthorization {
+		return edeks, err
+	}
+	asked := v.Name
+	for _, e := range edeks {
+		if e.Version == asked {
+			continue // of the key that was asked about; as a rule all are
+		}
+		made, err := r.ownVersion(ctx, e.Version)
+		if err != nil {
+			return nil, err
+		}
+		if err := q.needSame(ctx, &v, &made, authz.KeyGenerateEEK); err != nil {
+			return nil, err
+		}
+		asked = e.Version
+	}
+	if r.pinned != nil {
+		// Where names are given again the name proves nothing. What the queue holds was
+		// made under a version that was read before now.
+		now, err := r.currentVersion(ctx, key)
+		if err != nil {
+			return nil, err
+		}
+		if err := q.needSame(ctx, &v, &now, authz.KeyGenerateEEK); err != nil {
+			return nil, err
+		}
+	}
+	return edeks, nil
+}
+
+// needSame asks the rules anew where a version that was read later is not of the
+// key that they were asked for.
+func (q *request) needSame(ctx context.Context, asked, later *provider.KeyVersion, right authz.KeyOp) error {
+	if sameKey(asked.Of, later.Of) {
+		return nil
+	}
+	return q.needVersion(ctx, later, right)
+}
+
+// makeEDEKs fills the queue.
+func (r *Ring) makeEDEKs(ctx context.Context, key string, n int) ([]claviger.EDEK, error) {
+	for again := true; ; again = false {
+		v, err := r.currentVersion(ctx, key)
+		if err != nil {
+			return nil, err
+		}
+		edeks, err := eek.Generate(ctx, r.under(v), v.Name, v.BitLength/8, n, nil)
+		if err == nil || !again || !r.replaced(err, key) {
+			return edeks, err
+		}
+	}
 }
 
 // Decrypt opens one EDEK. key is the name that the request gave, "" and
@@ -74,20 +129,24 @@ func (r *Ring) Decrypt(ctx context.Context, c claviger.Caller, key string, hasKe
 	}
 	q.did = work{version: e.Version, edeks: 1}
 	var dek secret.Bytes
-	v, err := r.ownVersion(ctx, e.Version)
-	switch {
-	case err == nil:
-		if dek, err = r.decryptOwn(ctx, &q, named, v.Key, e); err == nil {
-			r.used.note(e.Version)
+	for again := true; ; again = false {
+		v, err := r.ownVersion(ctx, e.Version)
+		switch {
+		case err == nil:
+			if dek, err = r.decryptOwn(ctx, &q, named, &v, e); err == nil {
+				r.used.note(e.Version)
+			} else if again && r.replaced(err, v.Key) {
+				continue
+			}
+		case r.mayBeForeign(err, e.Version):
+			dek, err = r.decryptForeign(ctx, &q, named, e)
 		}
-	case r.mayBeForeign(err, e.Version):
-		dek, err = r.decryptForeign(ctx, &q, named, e)
+		if err != nil {
+			return nil, err
+		}
+		q.ok(ctx, key, "")
+		return dek, nil
 	}
-	if err != nil {
-		return nil, err
-	}
-	q.ok(ctx, key, "")
-	return dek, nil
 }
 
 func nameIf(given bool, key *string) *string {
@@ -97,15 +156,14 @@ func nameIf(given bool, key *string) *string {
 	return nil
 }
 
-// decryptOwn opens an EDEK of a version of the primary, which belongs to the
-// key owner. With key authorization off the name in the request is not looked at,
+// decryptOwn opens an EDEK of a version of the primary. With key authorization off the name in the request is not looked at,
 // as in Hadoop: it guards nothing then.
-func (r *Ring) decryptOwn(ctx context.Context, q *request, named *string, owner string, e claviger.EDEK) (secret.Bytes, error) {
+func (r *Ring) decryptOwn(ctx context.Context, q *request, named *string, v *provider.KeyVersion, e claviger.EDEK) (secret.Bytes, error) {
 	if r.cfg.KeyAuthorization {
-		if err := belongs(e.Version, owner, named); err != nil {
+		if err := belongs(e.Version, v.Key, named); err != nil {
 			return nil, err
 		}
-		if err := r.needKey(ctx, q, owner, authz.KeyDecryptEEK); err != nil {
+		if err := q.needVersion(ctx, v, authz.KeyDecryptEEK); err != nil {
 			return nil, err
 		}
 	}
@@ -113,11 +171,11 @@ func (r *Ring) decryptOwn(ctx context.Context, q *request, named *string, owner 
 	var deks []secret.Bytes
 	var err error
 	if r.service != nil {
-		if deks, err = r.service.Unwrap(ctx, owner, q.caller.Short, one); err == nil {
+		if deks, err = r.service.Unwrap(ctx, v.Key, q.caller.Short, one); err == nil {
 			err = fits(one, deks)
 		}
 	} else {
-		deks, err = eek.Unwrap(ctx, r.blocks, one)
+		deks, err = eek.Unwrap(ctx, r.under(*v), one)
 	}
 	if err != nil {
 		wipeAll(deks)
@@ -193,27 +251,54 @@ func (r *Ring) reencrypt(ctx context.Context, q *request, named *string, es []cl
 			return nil, err
 		}
 	}
-	foreign, err := r.checkVersions(ctx, q, named, es)
+	for again := true; ; again = false {
+		q.did.from = nil
+		out, err := r.reencryptOnce(ctx, q, named, es)
+		if err == nil || !again || named == nil {
+			return out, err
+		}
+		if errors.Is(err, errTwoKeys) {
+			r.forget(*named)
+		} else if !r.replaced(err, *named) {
+			return nil, err
+		}
+	}
+}
+
+// errTwoKeys: what was read of a key, at different times, is of two keys that had
+// its name one after the other.
+var errTwoKeys = errors.New("the key was deleted and made anew while its EDEKs were re-encrypted")
+
+// reencryptOnce is reencrypt by one reading of each version.
+func (r *Ring) reencryptOnce(ctx context.Context, q *request, named *string, es []claviger.EDEK) ([]claviger.EDEK, error) {
+	own, foreign, err := r.checkVersions(ctx, q, named, es)
 	if err != nil {
 		return nil, err
 	}
 	key := *named // checkVersions has seen a version that belongs to it
-	if err := r.needKey(ctx, q, key, authz.KeyGenerateEEK); err != nil {
-		return nil, err
-	}
 	current, err := r.currentVersion(ctx, key)
 	if err != nil {
 		return nil, err
+	}
+	if err := q.needVersion(ctx, &current, authz.KeyGenerateEEK); err != nil {
+		return nil, err
+	}
+	for i := range own {
+		// An EDEK of a key that had the name before must not come under the rules of
+		// this one.
+		if r.cfg.KeyAuthorization && !sameKey(own[i].Of, current.Of) {
+			return nil, claviger.E("keyring.Reencrypt", claviger.Unavailable, key, errTwoKeys)
+		}
 	}
 	q.did.version = current.Name
 	var out []claviger.EDEK
 	switch {
 	case len(foreign) > 0:
-		out, err = r.reencryptForeign(ctx, q, key, current, foreign, es)
+		out, err = r.reencryptForeign(ctx, q, key, current, own, foreign, es)
 	case r.service != nil:
 		out, err = r.reencryptAtPrimary(ctx, key, current.Name, es)
 	default:
-		out, err = eek.Reencrypt(ctx, r.blocks, r.blocks, current.Name, es)
+		out, err = eek.Reencrypt(ctx, r.underEach(own), r.under(current), current.Name, es)
 	}
 	if err != nil {
 		return nil, err
@@ -223,9 +308,33 @@ func (r *Ring) reencrypt(ctx context.Context, q *request, named *string, es []cl
 	return out, nil
 }
 
+// underEach is under for several versions.
+func (r *Ring) underEach(vs []provider.KeyVersion) provider.BlockEncrypter {
+	if r.pinned == nil {
+		return r.blocks
+	}
+	return pins{r.pinned, vs}
+}
+
+// pins encrypts under a few versions.
+type pins struct {
+	provider.Pinned
+	versions []provider.KeyVersion
+}
+
+func (p pins) EncryptBlocks(ctx context.Context, version string, blocks []byte) error {
+	for _, v := range p.versions {
+		if v.Name == version {
+			return encryptOf(ctx, p.Pinned, v, blocks)
+		}
+	}
+	return claviger.Errorf("keyring.encrypt", claviger.Internal, version, "it was not read before it is used")
+}
+
 // checkVersions looks up each distinct version of the batch, in its order, and
-// returns those that may be a source's. All must belong to the key.
-func (r *Ring) checkVersions(ctx context.Context, q *request, named *string, es []claviger.EDEK) (foreign map[string]struct{}, err error) {
+// returns those of the primary, and those that may be a source's. All must belong
+// to the key.
+func (r *Ring) checkVersions(ctx context.Context, q *request, named *string, es []claviger.EDEK) (own []provider.KeyVersion, foreign map[string]struct{}, err error) {
 	var seen map[string]struct{} // made when there is a second version
 	for i := range es {
 		version := es[i].Version
@@ -244,9 +353,11 @@ func (r *Ring) checkVersions(ctx context.Context, q *request, named *string, es 
 		q.did.from = append(q.did.from, version)
 		v, err := r.ownVersion(ctx, version)
 		owner := v.Key
-		if err != nil {
+		if err == nil {
+			own = append(own, v)
+		} else {
 			if !r.mayBeForeign(err, version) {
-				return nil, err
+				return nil, nil, err
 			}
 			owner, _ = claviger.KeyOfVersion(version)
 			if foreign == nil {
@@ -255,10 +366,10 @@ func (r *Ring) checkVersions(ctx context.Context, q *request, named *string, es 
 			foreign[version] = struct{}{}
 		}
 		if err := belongs(version, owner, named); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
-	return foreign, nil
+	return own, foreign, nil
 }
 
 // reencryptAtPrimary has a primary that is a KMS elsewhere do the work. EDEKs
@@ -295,8 +406,8 @@ func notUnder(version string, es []claviger.EDEK) (old []claviger.EDEK, at []int
 // reencryptForeign is reencrypt where versions in foreign are not ours: DEKs are
 // unwrapped, at the primary by one call for each version and at the sources,
 // and then wrapped under the current version by one call.
-func (r *Ring) reencryptForeign(ctx context.Context, q *request, key string, current provider.KeyVersion, foreign map[string]struct{},
-	es []claviger.EDEK) ([]claviger.EDEK, error) {
+func (r *Ring) reencryptForeign(ctx context.Context, q *request, key string, current provider.KeyVersion, ours []provider.KeyVersion,
+	foreign map[string]struct{}, es []claviger.EDEK) ([]claviger.EDEK, error) {
 	const op = "keyring.Reencrypt"
 	if !r.cfg.Reencryption {
 		return nil, claviger.Errorf(op, claviger.Invalid, key,
@@ -326,7 +437,7 @@ func (r *Ring) reencryptForeign(ctx context.Context, q *request, key string, cur
 		}
 		g.edeks, g.at = append(g.edeks, e), append(g.at, i)
 	}
-	unwrapped, err := eek.Unwrap(ctx, r.blocks, own.edeks)
+	unwrapped, err := eek.Unwrap(ctx, r.underEach(ours), own.edeks)
 	if err != nil {
 		return nil, err
 	}
@@ -338,7 +449,7 @@ func (r *Ring) reencryptForeign(ctx context.Context, q *request, key string, cur
 		}
 		g.put(unwrapped, deks)
 	}
-	fresh, err := eek.Wrap(ctx, r.blocks, current.Name, ivs, deks)
+	fresh, err := eek.Wrap(ctx, r.under(current), current.Name, ivs, deks)
 	if err != nil {
 		return nil, err
 	}

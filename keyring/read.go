@@ -68,17 +68,8 @@ func (r *Ring) Metadata(ctx context.Context, c claviger.Caller, key string) (*cl
 	return &own, nil
 }
 
-// needRead lets in who may read a key's versions. A key that does not exist is
-// not guarded.
-func (r *Ring) needRead(ctx context.Context, c *claviger.Caller, op audit.Op, key string) (request, error) {
-	q, err := r.enter(ctx, c, op, &key, authz.Get)
-	if err != nil {
-		return q, err
-	}
-	return q, r.needKey(ctx, &q, key, authz.KeyRead)
-}
-
-// needKey asks the rules of a key that is known by its name.
+// needKey asks the rules of a key that is known by its name, for operations that
+// show nothing of it.
 func (r *Ring) needKey(ctx context.Context, q *request, key string, right authz.KeyOp) error {
 	if !r.cfg.KeyAuthorization {
 		return nil
@@ -90,10 +81,21 @@ func (r *Ring) needKey(ctx context.Context, q *request, key string, right authz.
 	return q.needKey(ctx, m, right)
 }
 
-// Current returns nil without an error for a missing key. The caller owns the
-// material, and wipes it.
+// needVersion asks the rules of the key that the version was a version of when it
+// was read.
+func (q *request) needVersion(ctx context.Context, v *provider.KeyVersion, right authz.KeyOp) error {
+	of := v.Of
+	if of == nil {
+		of = &claviger.Metadata{Name: v.Key}
+	}
+	return q.needKey(ctx, of, right)
+}
+
+// Current returns nil without an error for a missing key, which is not guarded.
+// The rules are those of the very reading that the answer comes from. The caller
+// owns the material, and wipes it.
 func (r *Ring) Current(ctx context.Context, c claviger.Caller, key string) (*provider.KeyVersion, error) {
-	q, err := r.needRead(ctx, &c, audit.GetCurrentKey, key)
+	q, err := r.enter(ctx, &c, audit.GetCurrentKey, &key, authz.Get)
 	if err != nil {
 		return nil, err
 	}
@@ -101,15 +103,18 @@ func (r *Ring) Current(ctx context.Context, c claviger.Caller, key string) (*pro
 		return nil, err
 	}
 	v, err := r.currentVersion(ctx, key)
-	missing := claviger.Is(err, claviger.KeyNotFound)
-	if err != nil && !missing {
+	if claviger.Is(err, claviger.KeyNotFound) {
+		q.ok(ctx, key, "")
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := q.needVersion(ctx, &v, authz.KeyRead); err != nil {
 		return nil, err
 	}
 	q.did.version = v.Name
 	q.ok(ctx, key, "")
-	if missing {
-		return nil, nil
-	}
 	v = owned(v)
 	return &v, nil
 }
@@ -130,7 +135,7 @@ func (r *Ring) Version(ctx context.Context, c claviger.Caller, version string) (
 	if err != nil {
 		return nil, err
 	}
-	if err := r.needKey(ctx, &q, v.Key, authz.KeyRead); err != nil {
+	if err := q.needVersion(ctx, &v, authz.KeyRead); err != nil {
 		return nil, err
 	}
 	q.ok(ctx, v.Key, "")
@@ -141,13 +146,21 @@ func (r *Ring) Version(ctx context.Context, c claviger.Caller, version string) (
 // Versions returns all versions of a key, oldest first; none for a missing key.
 // The caller owns the materials, and wipes them.
 func (r *Ring) Versions(ctx context.Context, c claviger.Caller, key string) ([]provider.KeyVersion, error) {
-	q, err := r.needRead(ctx, &c, audit.GetKeyVersions, key)
+	q, err := r.enter(ctx, &c, audit.GetKeyVersions, &key, authz.Get)
 	if err != nil {
 		return nil, err
 	}
-	vs, err := r.cfg.Primary.Versions(ctx, key)
+	vs, err := r.ownVersions(ctx, key)
 	if err != nil {
 		return nil, err
+	}
+	if len(vs) > 0 {
+		if err := q.needVersion(ctx, &vs[0], authz.KeyRead); err != nil {
+			for _, v := range vs {
+				v.Material.Wipe()
+			}
+			return nil, err
+		}
 	}
 	q.ok(ctx, key, "")
 	out := make([]provider.KeyVersion, len(vs))

@@ -113,6 +113,7 @@ type Ring struct {
 	log     *slog.Logger
 	guard   audit.Guard             // cfg.Audit, if it is one
 	blocks  provider.BlockEncrypter // the primary, if it is one; else
+	pinned  provider.Pinned         // blocks, where it may give a version's name away again
 	service provider.EDEKService    // the primary is this
 	queue   *eek.Queue              // nil where service is not
 
@@ -201,6 +202,7 @@ func (r *Ring) useProviders() (err error) {
 	if r.blocks, r.service, err = abilities(r.cfg.Primary); err != nil {
 		return err
 	}
+	r.pinned, _ = r.cfg.Primary.(provider.Pinned)
 	for _, s := range r.cfg.Sources {
 		src, err := newSource(s, r.cfg, r.log)
 		if err != nil {

@@ -132,6 +132,15 @@ func (p *counting) EncryptBlocks(ctx context.Context, version string, blocks []b
 	return p.Provider.EncryptBlocks(ctx, version, blocks)
 }
 
+func (p *counting) EncryptBlocksOf(ctx context.Context, v provider.KeyVersion, blocks []byte) error {
+	p.encrypts.Add(1)
+	p.blocks.Add(int64(len(blocks) / 16))
+	if err := p.at(ctx, "EncryptBlocks"); err != nil {
+		return err
+	}
+	return p.Provider.EncryptBlocksOf(ctx, v, blocks)
+}
+
 func (p *counting) Version(ctx context.Context, version string) (provider.KeyVersion, error) {
 	p.versions.Add(1)
 	if err := p.at(ctx, "Version"); err != nil {
@@ -146,6 +155,13 @@ func (p *counting) Current(ctx context.Context, key string) (provider.KeyVersion
 		return provider.KeyVersion{}, err
 	}
 	return p.Provider.Current(ctx, key)
+}
+
+func (p *counting) Versions(ctx context.Context, key string) ([]provider.KeyVersion, error) {
+	if err := p.at(ctx, "Versions"); err != nil {
+		return nil, err
+	}
+	return p.Provider.Versions(ctx, key)
 }
 
 func (p *counting) Metadata(ctx context.Context, names ...string) ([]*claviger.Metadata, error) {

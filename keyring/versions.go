@@ -2,6 +2,7 @@ package keyring
 
 import (
 	"context"
+	"errors"
 	"slices"
 
 	"claviger"
@@ -44,7 +45,12 @@ func (r *Ring) currentVersion(ctx context.Context, key string) (provider.KeyVers
 	if v, ok := r.current.get(key); ok {
 		return v, nil
 	}
-	return r.current.fetch(ctx, key, r.cfg.Primary.Current)
+	return r.current.fetch(ctx, key, r.askCurrent)
+}
+
+func (r *Ring) askCurrent(ctx context.Context, key string) (provider.KeyVersion, error) {
+	return withMetadata(ctx, r, key, func() (provider.KeyVersion, error) { return r.cfg.Primary.Current(ctx, key) },
+		func(v *provider.KeyVersion, of *claviger.Metadata) bool { return attach(v, of) })
 }
 
 // ownVersion returns a version of the primary. Kind VersionNotFound.
@@ -52,7 +58,134 @@ func (r *Ring) ownVersion(ctx context.Context, version string) (provider.KeyVers
 	if v, ok := r.versions.get(version); ok {
 		return v, nil
 	}
-	return r.versions.fetch(ctx, version, r.cfg.Primary.Version)
+	return r.versions.fetch(ctx, version, r.askVersion)
+}
+
+func (r *Ring) askVersion(ctx context.Context, version string) (provider.KeyVersion, error) {
+	key, _ := claviger.KeyOfVersion(version)
+	return withMetadata(ctx, r, key, func() (provider.KeyVersion, error) { return r.cfg.Primary.Version(ctx, version) },
+		func(v *provider.KeyVersion, of *claviger.Metadata) bool { return attach(v, of) })
+}
+
+// ownVersions returns all versions of a key of the primary, oldest first.
+func (r *Ring) ownVersions(ctx context.Context, key string) ([]provider.KeyVersion, error) {
+	return withMetadata(ctx, r, key, func() ([]provider.KeyVersion, error) { return r.cfg.Primary.Versions(ctx, key) },
+		func(vs *[]provider.KeyVersion, of *claviger.Metadata) bool {
+			all := true
+			for i := range *vs {
+				all = attach(&(*vs)[i], of) && all
+			}
+			return all
+		})
+}
+
+// attach gives a version its metadata; true where it has some already, or gets it.
+func attach(v *provider.KeyVersion, of *claviger.Metadata) bool {
+	if v.Of == nil {
+		v.Of = of
+	}
+	return v.Of != nil
+}
+
+// readings is how often versions and metadata are read from a provider that
+// cannot give both at once, until no change came between.
+const readings = 5
+
+// withMetadata reads versions of a key together with the metadata that guards
+// them. Most providers give both in one reading. A KMS elsewhere cannot: there
+// the metadata is read before and after, and must be of the same key. Without
+// rules nothing is to be guarded.
+func withMetadata[T any](ctx context.Context, r *Ring, key string, read func() (T, error), attached func(*T, *claviger.Metadata) bool) (T, error) {
+	v, err := read()
+	if err != nil || !r.cfg.KeyAuthorization || attached(&v, nil) {
+		return v, err
+	}
+	var none T
+	for range readings {
+		before, err := r.metadataNow(ctx, key)
+		if err != nil {
+			return none, err
+		}
+		if v, err = read(); err != nil {
+			return none, err
+		}
+		after, err := r.metadataNow(ctx, key)
+		if err != nil {
+			return none, err
+		}
+		if sameKey(before, after) {
+			if after == nil { // a version without a key: guarded by the name
+				after = &claviger.Metadata{Name: key}
+			}
+			attached(&v, after)
+			return v, nil
+		}
+	}
+	return none, claviger.Errorf("keyring.read", claviger.Unavailable, key, "the key was deleted and made anew %d times while it was read", readings)
+}
+
+// metadataNow is metadata past the cache.
+func (r *Ring) metadataNow(ctx context.Context, key string) (*claviger.Metadata, error) {
+	m, err := r.askMetadata(ctx, key)
+	if claviger.Is(err, claviger.KeyNotFound) {
+		return nil, nil
+	}
+	return m, err
+}
+
+// sameKey reports whether two readings are of one key, and not of two that had the
+// name one after the other. A key's time of creation and attributes never change. Two
+// that agree in these are guarded by the same rules, so taking one for the other
+// gives nothing away.
+func sameKey(a, b *claviger.Metadata) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	return a.Name == b.Name && a.Created.Equal(b.Created) && a.ACLName() == b.ACLName() && a.Cipher == b.Cipher && a.BitLength == b.BitLength
+}
+
+// under returns what encrypts under that very version, also where another key's
+// version may have taken its name.
+func (r *Ring) under(v provider.KeyVersion) provider.BlockEncrypter {
+	if r.pinned == nil {
+		return r.blocks
+	}
+	return pin{r.pinned, v}
+}
+
+// pin encrypts under one version.
+type pin struct {
+	provider.Pinned
+	v provider.KeyVersion
+}
+
+func (p pin) EncryptBlocks(ctx context.Context, version string, blocks []byte) error {
+	if version != p.v.Name {
+		return claviger.Errorf("keyring.encrypt", claviger.Internal, version, "asked for while %s is used", p.v.Name)
+	}
+	return encryptOf(ctx, p.Pinned, p.v, blocks)
+}
+
+// errReplaced marks what failed because a version's name was given to another one.
+var errReplaced = errors.New("the version was deleted since it was read")
+
+func encryptOf(ctx context.Context, p provider.Pinned, v provider.KeyVersion, blocks []byte) error {
+	err := p.EncryptBlocksOf(ctx, v, blocks)
+	if claviger.Is(err, claviger.VersionNotFound) {
+		return claviger.E("keyring.encrypt", claviger.VersionNotFound, v.Name, errReplaced)
+	}
+	return err
+}
+
+// replaced reports whether a version that was read can no longer be used because
+// another one may have its name. What was remembered of its key is forgotten
+// then, and the work is worth a second try.
+func (r *Ring) replaced(err error, key string) bool {
+	if !errors.Is(err, errReplaced) {
+		return false
+	}
+	r.forget(key)
+	return true
 }
 
 // forget drops what is remembered of a key, then its ready-made EDEKs: in this

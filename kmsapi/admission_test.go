@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"claviger/kmsapi"
+	"claviger/provider"
 	"claviger/provider/memory"
 )
 
@@ -28,6 +29,10 @@ func (s *slow) EncryptBlocks(ctx context.Context, version string, blocks []byte)
 		}
 	}
 	return s.Provider.EncryptBlocks(ctx, version, blocks)
+}
+
+func (s *slow) EncryptBlocksOf(ctx context.Context, v provider.KeyVersion, blocks []byte) error {
+	return s.EncryptBlocks(ctx, v.Name, blocks)
 }
 
 // TestAdmission: with all places of generates and of batches taken, more of them are sent to

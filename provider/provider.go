@@ -21,6 +21,13 @@ type KeyVersion struct {
 	Name      string       // full version name, "<key>@<id>"; the id is opaque
 	BitLength int          // length of the key, and of the DEKs that it wraps
 	Material  secret.Bytes // nil where the provider withholds it
+	// Of is the metadata of the version's key, read in the same reading as the
+	// version: rights are asked under it, so nobody is shown another key that took
+	// the name in between. It is shared and not changed. A version whose key has no
+	// metadata any more (Java keystores have such) gets one with the name alone.
+	// Readers set it; nil only where a provider cannot read both at once, as a KMS
+	// elsewhere.
+	Of *claviger.Metadata
 }
 
 // Spec is what a new key shall be.
@@ -95,6 +102,15 @@ type BlockEncrypter interface {
 	// Package eek feeds it counter blocks only, which is why no provider ever sees
 	// a DEK.
 	EncryptBlocks(ctx context.Context, version string, blocks []byte) error
+}
+
+// Pinned is implemented by a BlockEncrypter that may give the name of a version
+// to another key's version after a deletion, as a Java keystore does.
+type Pinned interface {
+	// EncryptBlocksOf is EncryptBlocks under the very version that an earlier
+	// reading gave. Kind VersionNotFound also where its name belongs to another
+	// version by now.
+	EncryptBlocksOf(ctx context.Context, v KeyVersion, blocks []byte) error
 }
 
 // EDEKService is implemented by a provider that lets nobody near its keys: a

@@ -376,10 +376,20 @@ func (p *Provider) key(ctx context.Context, name string) (*metastore.Key, error)
 
 func versionsOf(k *metastore.Key) []provider.KeyVersion {
 	vs := make([]provider.KeyVersion, len(k.List))
+	of := shared(&k.Metadata)
 	for i, v := range k.List {
-		vs[i] = provider.KeyVersion{Key: k.Name, Name: claviger.VersionName(k.Name, v.ID), BitLength: k.BitLength}
+		vs[i] = provider.KeyVersion{Key: k.Name, Name: claviger.VersionName(k.Name, v.ID), BitLength: k.BitLength, Of: of}
 	}
 	return vs
+}
+
+// shared is a key's metadata as KeyVersion.Of holds it.
+func shared(m *claviger.Metadata) *claviger.Metadata {
+	of := *m
+	if of.Attributes == nil {
+		of.Attributes = map[string]string{}
+	}
+	return &of
 }
 
 // Current returns a key's newest version.
@@ -403,7 +413,7 @@ func (p *Provider) Version(ctx context.Context, version string) (provider.KeyVer
 	if err != nil {
 		return provider.KeyVersion{}, err
 	}
-	return provider.KeyVersion{Key: m.Name, Name: version, BitLength: m.BitLength}, nil
+	return provider.KeyVersion{Key: m.Name, Name: version, BitLength: m.BitLength, Of: shared(m)}, nil
 }
 
 func tokenName(i pkcs11.TokenInfo) string { return fmt.Sprintf("%q (serial %s)", i.Label, i.Serial) }

@@ -44,6 +44,7 @@ type Provider struct {
 var (
 	_ provider.Provider       = (*Provider)(nil)
 	_ provider.BlockEncrypter = (*Provider)(nil)
+	_ provider.Pinned         = (*Provider)(nil)
 	_ provider.Importer       = (*Provider)(nil)
 	_ provider.Health         = (*Provider)(nil)
 )

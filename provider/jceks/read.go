@@ -122,8 +122,21 @@ func (p *Provider) version(st *state, op, name string) (*opened, error) {
 	return o, nil
 }
 
-func keyVersion(key, name string, o *opened) provider.KeyVersion {
-	return provider.KeyVersion{Key: key, Name: name, BitLength: 8 * len(o.material), Material: slices.Clone(o.material)}
+func keyVersion(key, name string, o *opened, of *claviger.Metadata) provider.KeyVersion {
+	return provider.KeyVersion{Key: key, Name: name, BitLength: 8 * len(o.material), Material: slices.Clone(o.material), Of: of}
+}
+
+// of returns what guards a key's versions in that state. A version entry whose
+// metadata is gone is guarded by the key's name.
+func (p *Provider) of(st *state, op, key string) (*claviger.Metadata, error) {
+	m, err := p.openMetadata(st, key)
+	if err != nil {
+		return nil, claviger.E(op, claviger.Internal, key, err)
+	}
+	if m == nil {
+		return &claviger.Metadata{Name: key, Attributes: map[string]string{}}, nil
+	}
+	return m.public(key, len(st.live(key, m))), nil
 }
 
 // Keys returns the names of all keys, without those that hold an '@'.
@@ -190,11 +203,12 @@ func (p *Provider) Versions(ctx context.Context, key string) ([]provider.KeyVers
 	}
 	numbers := st.live(key, m)
 	out := make([]provider.KeyVersion, len(numbers))
+	of := m.public(key, len(numbers))
 	err = each(ctx, op, len(numbers), func(i int) error {
 		name := numberedVersion(key, numbers[i])
 		o, err := p.version(st, op, name)
 		if err == nil {
-			out[i] = keyVersion(key, name, o)
+			out[i] = keyVersion(key, name, o, of)
 		}
 		return err
 	})
@@ -227,7 +241,7 @@ func (p *Provider) Current(ctx context.Context, key string) (provider.KeyVersion
 	if err != nil {
 		return provider.KeyVersion{}, err
 	}
-	return keyVersion(key, name, o), nil
+	return keyVersion(key, name, o, m.public(key, len(st.live(key, m)))), nil
 }
 
 // Version returns the version of that name.
@@ -242,12 +256,26 @@ func (p *Provider) Version(ctx context.Context, name string) (provider.KeyVersio
 		return provider.KeyVersion{}, err
 	}
 	key, _ := claviger.KeyOfVersion(name)
-	return keyVersion(key, name, o), nil
+	of, err := p.of(st, op, key)
+	if err != nil {
+		return provider.KeyVersion{}, err
+	}
+	return keyVersion(key, name, o, of), nil
 }
 
 // EncryptBlocks encrypts with the version's material. After a version's first
 // use it costs AES, one stat of the file, and no lock.
 func (p *Provider) EncryptBlocks(ctx context.Context, name string, blocks []byte) error {
+	return p.encrypt(ctx, name, nil, blocks)
+}
+
+// EncryptBlocksOf is EncryptBlocks while the entry of the version's name holds
+// the version's material: numbers begin anew with a key that is made anew.
+func (p *Provider) EncryptBlocksOf(ctx context.Context, v provider.KeyVersion, blocks []byte) error {
+	return p.encrypt(ctx, v.Name, &v, blocks)
+}
+
+func (p *Provider) encrypt(ctx context.Context, name string, only *provider.KeyVersion, blocks []byte) error {
 	const op = "jceks.EncryptBlocks"
 	st, err := p.fresh(ctx, op, name)
 	if err != nil {
@@ -256,6 +284,9 @@ func (p *Provider) EncryptBlocks(ctx context.Context, name string, blocks []byte
 	o, err := p.version(st, op, name)
 	if err != nil {
 		return err
+	}
+	if only != nil && !only.Material.Equal(o.material) {
+		return claviger.E(op, claviger.VersionNotFound, name, nil)
 	}
 	if o.block == nil {
 		return claviger.Errorf(op, claviger.Internal, name, "material of %d bytes is no AES key", len(o.material))

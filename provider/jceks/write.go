@@ -252,9 +252,11 @@ func internal(op, key string, err error) error {
 // deleted it meanwhile, it is the caller's next call that finds out.
 func (p *Provider) made(key, name string) provider.KeyVersion {
 	kv := provider.KeyVersion{Key: key, Name: name}
-	if s := p.state.Load().slots[name]; s != nil {
+	st := p.state.Load()
+	if s := st.slots[name]; s != nil {
 		if o := s.open(p.file.password); o.err == nil && o.meta == nil {
-			kv = keyVersion(key, name, o)
+			of, _ := p.of(st, "jceks.made", key) // it was written a moment ago
+			kv = keyVersion(key, name, o, of)
 		}
 	}
 	return kv

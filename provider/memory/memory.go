@@ -52,7 +52,7 @@ type key struct {
 }
 
 type version struct {
-	key      string
+	of       *key
 	name     string
 	bits     int
 	material secret.Bytes
@@ -62,6 +62,7 @@ type version struct {
 var (
 	_ provider.Provider       = (*Provider)(nil)
 	_ provider.BlockEncrypter = (*Provider)(nil)
+	_ provider.Pinned         = (*Provider)(nil)
 	_ provider.Importer       = (*Provider)(nil)
 	_ provider.Health         = (*Provider)(nil)
 	_ provider.SoftDeleter    = (*Provider)(nil)
@@ -149,12 +150,17 @@ func (p *Provider) Metadata(ctx context.Context, names ...string) ([]*claviger.M
 	out := make([]*claviger.Metadata, len(names))
 	for i, name := range names {
 		if k := p.keys[name]; k != nil {
-			m := copyMetadata(k.meta)
-			m.Versions = len(k.versions)
-			out[i] = &m
+			out[i] = k.metadata()
 		}
 	}
 	return out, nil
+}
+
+// metadata is the key's metadata as it is now; the caller's own.
+func (k *key) metadata() *claviger.Metadata {
+	m := copyMetadata(k.meta)
+	m.Versions = len(k.versions)
+	return &m
 }
 
 // copyMetadata makes a copy that shares nothing with m.
@@ -169,8 +175,10 @@ func copyMetadata(m claviger.Metadata) claviger.Metadata {
 	return m
 }
 
-func (p *Provider) show(v *version) provider.KeyVersion {
-	kv := provider.KeyVersion{Key: v.key, Name: v.name, BitLength: v.bits}
+func (p *Provider) show(v *version) provider.KeyVersion { return p.showOf(v, v.of.metadata()) }
+
+func (p *Provider) showOf(v *version, of *claviger.Metadata) provider.KeyVersion {
+	kv := provider.KeyVersion{Key: of.Name, Name: v.name, BitLength: v.bits, Of: of}
 	if !p.cfg.Sealed {
 		kv.Material = slices.Clone(v.material)
 	}
@@ -180,7 +188,11 @@ func (p *Provider) show(v *version) provider.KeyVersion {
 func (p *Provider) showAll(list []*version) []provider.KeyVersion {
 	out := make([]provider.KeyVersion, len(list))
 	for i, v := range list {
-		out[i] = p.show(v)
+		if i == 0 {
+			out[i] = p.show(v)
+			continue
+		}
+		out[i] = p.showOf(v, out[0].Of)
 	}
 	return out
 }
@@ -231,6 +243,18 @@ func (p *Provider) Version(ctx context.Context, name string) (provider.KeyVersio
 
 // EncryptBlocks encrypts with the version's material.
 func (p *Provider) EncryptBlocks(ctx context.Context, name string, blocks []byte) error {
+	return p.encrypt(ctx, name, nil, blocks)
+}
+
+// EncryptBlocksOf encrypts with the version's material, if it still is that
+// version. With sequential ids the name may be another key's by now.
+func (p *Provider) EncryptBlocksOf(ctx context.Context, v provider.KeyVersion, blocks []byte) error {
+	return p.encrypt(ctx, v.Name, &v, blocks)
+}
+
+// encrypt encrypts under the version of that name; only, if not nil, is the
+// version that it must be.
+func (p *Provider) encrypt(ctx context.Context, name string, only *provider.KeyVersion, blocks []byte) error {
 	const op = "memory.EncryptBlocks"
 	p.mu.RLock()
 	defer p.mu.RUnlock()
@@ -239,6 +263,9 @@ func (p *Provider) EncryptBlocks(ctx context.Context, name string, blocks []byte
 	}
 	v := p.versions[name]
 	if v == nil || !v.visible {
+		return claviger.E(op, claviger.VersionNotFound, name, nil)
+	}
+	if only != nil && p.cfg.SequentialIDs && !p.cfg.Sealed && !only.Material.Equal(v.material) {
 		return claviger.E(op, claviger.VersionNotFound, name, nil)
 	}
 	if len(blocks)%aes.BlockSize != 0 {
@@ -294,7 +321,7 @@ func (p *Provider) takes(op, name string, material secret.Bytes) error {
 
 // grow adds a version, not visible yet. Needs the lock.
 func (p *Provider) grow(k *key, material secret.Bytes) *version {
-	v := &version{key: k.meta.Name, bits: k.meta.BitLength}
+	v := &version{of: k, bits: k.meta.BitLength}
 	if material == nil {
 		v.material = make(secret.Bytes, v.bits/8)
 		_, _ = rand.Read(v.material) // never fails: crypto/rand

@@ -87,6 +87,7 @@ func Run(t *testing.T, s Suite) {
 		{"EDEKs", serves, testEDEKs},
 		{"Import", imports, testImport},
 		{"Health", checks, testHealth},
+		{"OneReading", true, testOneReading},
 		{"Deleted", s.SoftDeletes, testDeleted},
 		{"Reopen", s.Reopen != nil, testReopen},
 	} {

@@ -45,6 +45,10 @@ func (n *node) EncryptBlocks(ctx context.Context, version string, blocks []byte)
 	return n.Provider.EncryptBlocks(ctx, version, blocks)
 }
 
+func (n *node) EncryptBlocksOf(ctx context.Context, v provider.KeyVersion, blocks []byte) error {
+	return n.EncryptBlocks(ctx, v.Name, blocks)
+}
+
 type noAudit struct{}
 
 func (noAudit) Log(context.Context, audit.Event) {}

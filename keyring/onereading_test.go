@@ -1,0 +1,232 @@
+package keyring
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"claviger"
+	"claviger/provider"
+)
+
+// between is a Ring whose primary is changed between two readings: once, when the
+// call named is asked for the nth time, before it is answered.
+func between(t *testing.T, call string, n int32, change func(*lab)) *lab {
+	t.Helper()
+	l := newLab(t, func(c *Config) {
+		c.CacheEnable = false
+		c.Policy = rules(t, "key.acl.alices.ALL", "alice", "key.acl.mallorys.ALL", "mallory")
+	})
+	var asked atomic.Int32
+	l.primary.before = func(_ context.Context, what string) error {
+		if what == call && asked.Add(1) == n {
+			change(l)
+		}
+		return nil
+	}
+	return l
+}
+
+// guardedBy makes key "k" under that ACL name, past the Ring, as another process does.
+func guardedBy(t *testing.T, l *lab, aclName string) provider.KeyVersion {
+	t.Helper()
+	time.Sleep(2 * time.Millisecond) // so that two keys of one name differ in their time of creation, as they do outside tests
+	v, err := l.primary.Provider.Create(t.Context(), provider.Spec{
+		Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128, Attributes: map[string]string{claviger.ACLNameAttribute: aclName},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+// TestRightsAndAnswerAreOfOneReading: whatever happens to a key between the
+// readings that a request makes of it, nobody is shown a key whose rules he was not
+// asked for. mallory asks each time, and may read keys of the ACL name mallorys.
+func TestRightsAndAnswerAreOfOneReading(t *testing.T) {
+	made := func(l *lab) { guardedBy(t, l, "alices") }
+	replaced := func(l *lab) {
+		if err := l.primary.Delete(t.Context(), "k"); err != nil {
+			t.Error(err)
+		}
+		guardedBy(t, l, "alices")
+	}
+	given := func(l *lab) { // alice's is deleted, mallory makes one
+		if err := l.primary.Delete(t.Context(), "k"); err != nil {
+			t.Error(err)
+		}
+		guardedBy(t, l, "mallorys")
+	}
+	mallory := caller("mallory")
+	ops := map[string]func(l *lab) (shown bool, err error){
+		"current": func(l *lab) (bool, error) {
+			v, err := l.Current(t.Context(), mallory, "k")
+			return v != nil, err
+		},
+		"versions": func(l *lab) (bool, error) {
+			vs, err := l.Versions(t.Context(), mallory, "k")
+			return len(vs) > 0, err
+		},
+		"version": func(l *lab) (bool, error) {
+			v, err := l.Version(t.Context(), mallory, "k@0")
+			return v != nil, err
+		},
+		"metadata": func(l *lab) (bool, error) {
+			m, err := l.Metadata(t.Context(), mallory, "k")
+			return m != nil, err
+		},
+		"keys metadata": func(l *lab) (bool, error) {
+			ms, err := l.KeysMetadata(t.Context(), mallory, []string{"k"})
+			return len(ms) == 1 && ms[0] != nil, err
+		},
+		"describe": func(l *lab) (bool, error) {
+			ds, err := l.Describe(t.Context(), mallory, "k")
+			return len(ds) > 0, err
+		},
+		"generate": func(l *lab) (bool, error) {
+			es, err := l.Generate(t.Context(), mallory, "k", 1)
+			return len(es) > 0, err
+		},
+	}
+	calls := []string{"Metadata", "Current", "Versions", "Version", "EncryptBlocks"}
+	for name, op := range ops {
+		for _, call := range calls {
+			for n := int32(1); n <= 3; n++ {
+				for event, c := range map[string]struct {
+					before string // ACL name of the key that is there first; "" is none
+					change func(*lab)
+					now    string // whose key it is afterwards
+				}{
+					"made": {"", made, "alices"}, "replaced": {"mallorys", replaced, "alices"}, "given": {"alices", given, "mallorys"},
+				} {
+					l := between(t, call, n, c.change)
+					if c.before != "" {
+						guardedBy(t, l, c.before)
+					}
+					shown, err := op(l)
+					if !shown {
+						continue // refused, or nothing was there yet
+					}
+					if err != nil {
+						t.Errorf("%s: an answer and %v", name, err)
+					}
+					// What was shown may be mallory's own key only, before or after.
+					if c.before != "mallorys" && c.now != "mallorys" {
+						t.Errorf("%s, the key %s at the %d. %s: mallory was shown a key of alice's", name, event, n, call)
+					}
+				}
+			}
+		}
+	}
+}
+
+// TestMaterialIsOfTheKeyThatWasAsked: as above, with the material looked at.
+func TestMaterialIsOfTheKeyThatWasAsked(t *testing.T) {
+	for _, call := range []string{"Metadata", "Current", "Versions", "Version"} {
+		for n := int32(1); n <= 3; n++ {
+			for _, old := range []string{"alices", "mallorys"} {
+				other := map[string]string{"alices": "mallorys", "mallorys": "alices"}[old]
+				var second provider.KeyVersion
+				l := between(t, call, n, func(l *lab) {
+					if err := l.primary.Delete(t.Context(), "k"); err != nil {
+						t.Error(err)
+					}
+					second = guardedBy(t, l, other)
+				})
+				first := guardedBy(t, l, old)
+				check := func(what string, got []byte) {
+					hers := first.Material
+					if other == "alices" {
+						hers = second.Material
+					}
+					if len(got) > 0 && string(got) == string(hers) {
+						t.Errorf("%s, %s then %s at the %d. %s: mallory was shown alice's material", what, old, other, n, call)
+					}
+				}
+				if v, err := l.Current(t.Context(), caller("mallory"), "k"); err == nil && v != nil {
+					check("current", v.Material)
+				}
+				if v, err := l.Version(t.Context(), caller("mallory"), "k@0"); err == nil && v != nil {
+					check("version", v.Material)
+				}
+				if vs, err := l.Versions(t.Context(), caller("mallory"), "k"); err == nil && len(vs) > 0 {
+					check("versions", vs[0].Material)
+				}
+			}
+		}
+	}
+}
+
+// TestUseIsOfTheKeyThatWasAsked: version names begin anew with a key that is made
+// anew. Whose rules were asked for the old one opens, makes and re-encrypts
+// nothing under the new one.
+func TestUseIsOfTheKeyThatWasAsked(t *testing.T) {
+	var hers claviger.EDEK
+	replaced := func(l *lab) {
+		if err := l.primary.Delete(t.Context(), "k"); err != nil {
+			t.Error(err)
+		}
+		guardedBy(t, l, "alices")
+		es, _ := made(t, l.primary.Provider, "k@0", 1)
+		hers = es[0]
+	}
+	mallory := caller("mallory")
+	for _, cached := range []bool{false, true} {
+		l := between(t, "EncryptBlocks", 1, replaced)
+		if cached {
+			first := l
+			l = newLab(t, func(c *Config) {
+				c.Primary = first.primary
+				c.Policy = rules(t, "key.acl.alices.ALL", "alice", "key.acl.mallorys.ALL", "mallory")
+			})
+			l.primary = first.primary
+		}
+		guardedBy(t, l, "mallorys")
+		e := claviger.EDEK{Version: "k@0", IV: make([]byte, claviger.IVSize), Material: make([]byte, 16)}
+		if _, err := l.Decrypt(t.Context(), mallory, "k", true, e); err == nil {
+			t.Error("an EDEK was opened under the key of alice's")
+		}
+		// And with what is remembered of the old key, against alice's own EDEK.
+		_, err := l.Decrypt(t.Context(), mallory, "k", true, hers)
+		wantKind(t, err, claviger.KeyDenied)
+		if _, err := l.Decrypt(t.Context(), caller("alice"), "k", true, hers); err != nil {
+			t.Errorf("alice: %v", err)
+		}
+	}
+	t.Run("re-encryption", func(t *testing.T) {
+		// alice's EDEK must not come under mallory's key of the same name: k@1 is
+		// hers, then the key is deleted and mallory makes and rolls one.
+		l := between(t, "Current", 1, func(l *lab) {
+			if err := l.primary.Delete(t.Context(), "k"); err != nil {
+				t.Error(err)
+			}
+			guardedBy(t, l, "mallorys")
+			if _, err := l.primary.Provider.Roll(t.Context(), "k", nil); err != nil {
+				t.Error(err)
+			}
+		})
+		guardedBy(t, l, "alices")
+		es, deks := made(t, l.primary.Provider, "k@0", 1)
+		out, err := l.Reencrypt(t.Context(), mallory, "k", true, es[0])
+		if err != nil {
+			if !claviger.Is(err, claviger.Unavailable) && !claviger.Is(err, claviger.KeyDenied) || errors.Is(err, context.Canceled) {
+				t.Error(err)
+			}
+			return
+		}
+		if dek, err := l.Decrypt(t.Context(), mallory, "k", true, out); err == nil && dek.Equal(deks[0]) {
+			t.Error("alice's DEK came under mallory's key")
+		}
+	})
+	t.Run("queue", func(t *testing.T) {
+		// What the queue hands out is guarded by the key that it was made under.
+		l := between(t, "EncryptBlocks", 1, replaced)
+		guardedBy(t, l, "mallorys")
+		es, err := l.Generate(t.Context(), mallory, "k", 1)
+		if err == nil {
+			t.Errorf("mallory has an EDEK under alice's key: %v", es)
+		}
+	})
+}

@@ -1,0 +1,134 @@
+package providertest
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+
+	"claviger"
+	"claviger/provider"
+)
+
+// testOneReading: a version comes with the metadata of its key, of one reading.
+func testOneReading(t *testing.T, s Suite) {
+	t.Run("Of", func(t *testing.T) {
+		p := s.open(t)
+		if _, elsewhere := p.(provider.EDEKService); elsewhere {
+			t.Skip("a KMS elsewhere cannot give both at once")
+		}
+		sp := spec(keyName("of"), 256)
+		sp.Description, sp.Attributes = ptr("d"), map[string]string{claviger.ACLNameAttribute: "guard", "a": "b"}
+		create(t, p, sp)
+		second := roll(t, p, sp.Name)
+		want := metadata(t, p, sp.Name)
+		cur, err := p.Current(t.Context(), sp.Name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		byName, err := p.Version(t.Context(), second.Name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for what, v := range map[string]provider.KeyVersion{"Current": cur, "Version": byName, "Versions[0]": versions(t, p, sp.Name)[0]} {
+			of := v.Of
+			if of == nil {
+				t.Errorf("%s comes without its key's metadata", what)
+				continue
+			}
+			if of.Name != want.Name || of.Cipher != want.Cipher || of.BitLength != want.BitLength || !of.Created.Equal(want.Created) || of.Versions != want.Versions ||
+				!sameAttributes(of.Attributes, want.Attributes) || of.ACLName() != "guard" || text(of.Description) != text(want.Description) {
+				t.Errorf("%s comes with %+v, the metadata is %+v", what, *of, *want)
+			}
+		}
+	})
+	t.Run("DeletedAndMadeAnew", func(t *testing.T) { deletedAndMadeAnew(t, s) })
+	t.Run("Pinned", func(t *testing.T) {
+		p := s.open(t)
+		pinned, ok := p.(provider.Pinned)
+		if !ok {
+			t.Skip("version names are given once")
+		}
+		sp := spec(keyName("pinned"), 128)
+		create(t, p, sp)
+		old, err := p.Current(t.Context(), sp.Name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := pinned.EncryptBlocksOf(t.Context(), old, make([]byte, 16)); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.Delete(t.Context(), sp.Name); err != nil {
+			t.Fatal(err)
+		}
+		wantKind(t, "EncryptBlocksOf a deleted version", pinned.EncryptBlocksOf(t.Context(), old, make([]byte, 16)), claviger.VersionNotFound)
+		create(t, p, sp)
+		wantKind(t, "EncryptBlocksOf a version of the key before", pinned.EncryptBlocksOf(t.Context(), old, make([]byte, 16)), claviger.VersionNotFound)
+	})
+}
+
+// deletedAndMadeAnew: while a key is deleted and made anew under other rules, no
+// reading mixes one with the other.
+func deletedAndMadeAnew(t *testing.T, s Suite) {
+	p := s.open(t)
+	if _, elsewhere := p.(provider.EDEKService); elsewhere {
+		t.Skip("a KMS elsewhere cannot give both at once")
+	}
+	type reading struct{ aclName, version, material string }
+	what := func(v provider.KeyVersion, aclName string) reading {
+		return reading{aclName, v.Name, string(v.Material)}
+	}
+	name := keyName("anew")
+	var mu sync.Mutex
+	made, seen := map[reading]bool{}, map[reading]bool{}
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				vs, err := p.Versions(t.Context(), name)
+				if cur, cerr := p.Current(t.Context(), name); cerr == nil {
+					vs = append(vs, cur)
+				}
+				if err != nil && !claviger.Is(err, claviger.VersionNotFound) {
+					t.Errorf("Versions: %v", err)
+					return
+				}
+				mu.Lock()
+				for _, v := range vs {
+					seen[what(v, v.Of.ACLName())] = true
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	for i := range 6 {
+		sp := spec(name, 128)
+		aclName := fmt.Sprint("guard", i)
+		sp.Attributes = map[string]string{claviger.ACLNameAttribute: aclName}
+		v, err := p.Create(t.Context(), sp)
+		if err != nil {
+			t.Errorf("Create: %v", err)
+			break
+		}
+		made[what(v, aclName)] = true
+		if err := p.Delete(t.Context(), name); err != nil {
+			t.Errorf("Delete: %v", err)
+		}
+	}
+	close(stop)
+	wg.Wait()
+	for r := range seen {
+		if !made[r] {
+			t.Errorf("a reading gave version %q with the rules of %q, which no key had", r.version, r.aclName)
+		}
+	}
+	if soft, ok := p.(provider.SoftDeleter); ok {
+		_ = soft.Purge(context.Background(), name)
+	}
+}
