@@ -27,6 +27,7 @@ type Boundary interface {
 	Login(s p11.SessionHandle, user uint, pin string) error
 	GenerateRandom(s p11.SessionHandle, n int) ([]byte, error)
 	GenerateKey(p11.SessionHandle, []*p11.Mechanism, []*p11.Attribute) (p11.ObjectHandle, error)
+	CreateObject(p11.SessionHandle, []*p11.Attribute) (p11.ObjectHandle, error)
 	DestroyObject(p11.SessionHandle, p11.ObjectHandle) error
 	GetAttributeValue(p11.SessionHandle, p11.ObjectHandle, []*p11.Attribute) ([]*p11.Attribute, error)
 	FindObjectsInit(p11.SessionHandle, []*p11.Attribute) error
@@ -226,6 +227,13 @@ func (w *metered) GenerateKey(s p11.SessionHandle, m []*p11.Mechanism, a []*p11.
 		return 0, err
 	}
 	return w.b.GenerateKey(s, m, a)
+}
+
+func (w *metered) CreateObject(s p11.SessionHandle, a []*p11.Attribute) (p11.ObjectHandle, error) {
+	if err := w.m.enter("CreateObject"); err != nil {
+		return 0, err
+	}
+	return w.b.CreateObject(s, a)
 }
 
 func (w *metered) DestroyObject(s p11.SessionHandle, o p11.ObjectHandle) error {

@@ -82,6 +82,11 @@ func (w traced) GenerateKey(s p11.SessionHandle, m []*p11.Mechanism, a []*p11.At
 	return w.Boundary.GenerateKey(s, m, a)
 }
 
+func (w traced) CreateObject(s p11.SessionHandle, a []*p11.Attribute) (_ p11.ObjectHandle, err error) {
+	defer w.done("C_CreateObject", time.Now(), &err)
+	return w.Boundary.CreateObject(s, a)
+}
+
 func (w traced) DestroyObject(s p11.SessionHandle, o p11.ObjectHandle) (err error) {
 	defer w.done("C_DestroyObject", time.Now(), &err)
 	return w.Boundary.DestroyObject(s, o)

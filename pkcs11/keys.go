@@ -150,6 +150,36 @@ func (t *Token) Find(ctx context.Context, id []byte) (*KeyInfo, error) {
 	return info, nil
 }
 
+// FindLabel returns the AES keys with exactly that CKA_LABEL, whatever their ids.
+func (t *Token) FindLabel(ctx context.Context, label string) ([]KeyInfo, error) {
+	return t.list(ctx, "pkcs11.FindLabel", &label)
+}
+
+// StartDate returns the day that the token keeps with a key as CKA_START_DATE; zero
+// where it keeps none, or the key is gone.
+func (t *Token) StartDate(ctx context.Context, id []byte, label string) (time.Time, error) {
+	var day time.Time
+	err := t.do(ctx, "pkcs11.StartDate", func(_ *login, s p11.SessionHandle) error {
+		defer t.objects()()
+		day = time.Time{}
+		found, err := t.find(s, id, &label)
+		if err != nil || len(found) != 1 {
+			return err
+		}
+		attrs, err := t.attributes(s, found[0], p11.CKA_START_DATE)
+		for _, a := range attrs {
+			if d, err := time.Parse("20060102", string(a.Value)); err == nil { // CK_DATE is 8 ASCII digits
+				day = d
+			}
+		}
+		return err
+	})
+	if err != nil {
+		return time.Time{}, err // see Find
+	}
+	return day, nil
+}
+
 // List returns all AES keys of the token.
 func (t *Token) List(ctx context.Context) ([]KeyInfo, error) {
 	if _, ok := ctx.Deadline(); !ok {
@@ -157,11 +187,16 @@ func (t *Token) List(ctx context.Context) ([]KeyInfo, error) {
 		ctx, cancel = context.WithTimeout(ctx, listLimit)
 		defer cancel()
 	}
+	return t.list(ctx, "pkcs11.List", nil)
+}
+
+// list describes the AES keys of the token, or those with a label.
+func (t *Token) list(ctx context.Context, op string, label *string) ([]KeyInfo, error) {
 	var list []KeyInfo
-	err := t.do(ctx, "pkcs11.List", func(_ *login, s p11.SessionHandle) error {
+	err := t.do(ctx, op, func(_ *login, s p11.SessionHandle) error {
 		defer t.objects()()
 		list = nil
-		objects, err := t.find(s, nil, nil)
+		objects, err := t.find(s, nil, label)
 		if err != nil {
 			return err
 		}

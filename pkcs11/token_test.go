@@ -78,7 +78,16 @@ func TestKeys(t *testing.T) {
 	if err != nil || len(list) != 3 {
 		t.Fatalf("%d keys, %v", len(list), err)
 	}
+	if found, err := tok.FindLabel(ctx, "k@1"); err != nil || len(found) != 1 || found[0].Bits != 192 {
+		t.Errorf("by label: %+v, %v", found, err)
+	}
+	if found, err := tok.FindLabel(ctx, "k@"); err != nil || len(found) != 0 {
+		t.Errorf("by a part of a label: %+v, %v", found, err)
+	}
 	id := []byte{1, 2, 3, 1}
+	if day, err := tok.StartDate(ctx, id, "k@1"); err != nil || !day.IsZero() {
+		t.Errorf("a date that nobody gave: %v, %v", day, err)
+	}
 	if err := tok.Destroy(ctx, id, "another label"); err != nil {
 		t.Error(err)
 	}

@@ -1,0 +1,166 @@
+package pkcs11
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	p11 "github.com/miekg/pkcs11"
+
+	"claviger"
+)
+
+// Data is a data object on the token (CKO_DATA): a few bytes that an application
+// keeps there. Application and Label name it; both are seen by the vendor's tools.
+type Data struct {
+	Application string // CKA_APPLICATION
+	Label       string // CKA_LABEL
+	Value       []byte // CKA_VALUE, up to MaxData bytes
+}
+
+// MaxData is the longest value of a data object that is written or read.
+const MaxData = 4 << 10
+
+// maxDataObjects is how many data objects of one application are read.
+const maxDataObjects = 64
+
+// noData are results by which a token says that it keeps no data objects, or not
+// this one. CloudHSM keeps keys alone; other tokens are locked for them by policy.
+var noData = []uint{
+	p11.CKR_FUNCTION_NOT_SUPPORTED, p11.CKR_ATTRIBUTE_VALUE_INVALID, p11.CKR_ATTRIBUTE_TYPE_INVALID, p11.CKR_ATTRIBUTE_READ_ONLY,
+	p11.CKR_TEMPLATE_INCONSISTENT, p11.CKR_TEMPLATE_INCOMPLETE, p11.CKR_ACTION_PROHIBITED, p11.CKR_TOKEN_WRITE_PROTECTED,
+	p11.CKR_ARGUMENTS_BAD, p11.CKR_DEVICE_MEMORY,
+}
+
+// refusesData tells whether err is a token's refusal of data objects.
+func refusesData(err error) bool {
+	return slices.ContainsFunc(noData, func(code uint) bool { return errors.Is(err, p11.Error(code)) })
+}
+
+// ListData returns the data objects of an application. Those whose value is longer
+// than MaxData come with what fits of it. Kind Unsupported where the token does not
+// keep data objects.
+func (t *Token) ListData(ctx context.Context, application string) ([]Data, error) {
+	const op = "pkcs11.ListData"
+	var list []Data
+	err := t.do(ctx, op, func(_ *login, s p11.SessionHandle) error {
+		defer t.objects()()
+		list = nil
+		found, err := t.findData(s, application, nil)
+		if refusesData(err) {
+			return claviger.Errorf(op, claviger.Unsupported, "", "the token keeps no data objects: %w", err)
+		}
+		if err != nil {
+			return err
+		}
+		if len(found) > maxDataObjects {
+			return fmt.Errorf("%d data objects on the token have the application %q; there should be one: look at them with the HSM's own tool", len(found), application)
+		}
+		for _, o := range found {
+			d, err := t.describeData(s, o, application)
+			if errors.Is(err, p11.Error(p11.CKR_OBJECT_HANDLE_INVALID)) {
+				continue // replaced since
+			}
+			if err != nil {
+				return err
+			}
+			list = append(list, d)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err // see Find
+	}
+	return list, nil
+}
+
+// PutData writes a data object, in the place of the one with that application and
+// label where there is one: first the new one is made, then the old one destroyed,
+// so that a crash between the two leaves both and never none. Kind Unsupported where
+// the token does not keep data objects.
+func (t *Token) PutData(ctx context.Context, d Data) error {
+	const op = "pkcs11.PutData"
+	if len(d.Value) > MaxData {
+		return claviger.Errorf(op, claviger.Invalid, "", "a data object of %d bytes is longer than %d", len(d.Value), MaxData)
+	}
+	return t.do(ctx, op, func(_ *login, s p11.SessionHandle) error {
+		defer t.objects()()
+		old, err := t.findData(s, d.Application, &d.Label)
+		if err == nil {
+			_, err = t.createData(s, d)
+		}
+		if refusesData(err) {
+			return claviger.Errorf(op, claviger.Unsupported, "", "the token keeps no data objects: %w", err)
+		}
+		if err != nil {
+			return err
+		}
+		for _, o := range old {
+			if err := t.b.DestroyObject(s, o); err != nil && !errors.Is(err, p11.Error(p11.CKR_OBJECT_HANDLE_INVALID)) {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// DestroyData destroys the data objects with that application and label. None is no
+// error.
+func (t *Token) DestroyData(ctx context.Context, application, label string) error {
+	return t.do(ctx, "pkcs11.DestroyData", func(_ *login, s p11.SessionHandle) error {
+		defer t.objects()()
+		found, err := t.findData(s, application, &label)
+		if err != nil {
+			return err
+		}
+		for _, o := range found {
+			err = errors.Join(err, t.b.DestroyObject(s, o))
+		}
+		return err
+	})
+}
+
+// createData makes the object private, so that only a user with the PIN sees or
+// changes it. A token that has no private data objects gets a public one.
+func (t *Token) createData(s p11.SessionHandle, d Data) (p11.ObjectHandle, error) {
+	template := func(private bool) []*p11.Attribute {
+		return []*p11.Attribute{
+			p11.NewAttribute(p11.CKA_CLASS, p11.CKO_DATA), p11.NewAttribute(p11.CKA_TOKEN, true), p11.NewAttribute(p11.CKA_PRIVATE, private),
+			p11.NewAttribute(p11.CKA_APPLICATION, d.Application), p11.NewAttribute(p11.CKA_LABEL, d.Label), p11.NewAttribute(p11.CKA_VALUE, d.Value),
+		}
+	}
+	o, err := t.b.CreateObject(s, template(true))
+	if refusesData(err) {
+		if o, public := t.b.CreateObject(s, template(false)); public == nil {
+			return o, nil
+		}
+	}
+	return o, err
+}
+
+func (t *Token) findData(s p11.SessionHandle, application string, label *string) ([]p11.ObjectHandle, error) {
+	template := []*p11.Attribute{p11.NewAttribute(p11.CKA_CLASS, p11.CKO_DATA), p11.NewAttribute(p11.CKA_APPLICATION, application)}
+	if label != nil {
+		template = append(template, p11.NewAttribute(p11.CKA_LABEL, *label))
+	}
+	return t.search(s, template)
+}
+
+func (t *Token) describeData(s p11.SessionHandle, o p11.ObjectHandle, application string) (Data, error) {
+	attrs, err := t.attributes(s, o, p11.CKA_LABEL, p11.CKA_VALUE)
+	if err != nil {
+		return Data{}, err
+	}
+	d := Data{Application: application}
+	for _, a := range attrs {
+		switch a.Type {
+		case p11.CKA_LABEL:
+			d.Label = string(a.Value)
+		case p11.CKA_VALUE:
+			d.Value = bytes.Clone(a.Value[:min(len(a.Value), MaxData)])
+		}
+	}
+	return d, nil
+}

@@ -1,0 +1,92 @@
+package pkcs11
+
+import (
+	"bytes"
+	"context"
+	"testing"
+
+	p11 "github.com/miekg/pkcs11"
+
+	"claviger"
+)
+
+// TestData: a data object is found by its application, replaced by its label, and
+// outlives the login. Keys are not mixed up with it.
+func TestData(t *testing.T) {
+	tok, m := open(t)
+	ctx := t.Context()
+	data := func(want ...Data) {
+		t.Helper()
+		got, err := tok.ListData(ctx, "claviger")
+		if err != nil || len(got) != len(want) {
+			t.Fatalf("%d objects, %v; want %d", len(got), err, len(want))
+		}
+		for i := range want {
+			if got[i].Application != "claviger" || got[i].Label != want[i].Label || !bytes.Equal(got[i].Value, want[i].Value) {
+				t.Errorf("object %d is %+v, want %+v", i, got[i], want[i])
+			}
+		}
+	}
+	data()
+	one := Data{"claviger", "store a", []byte(`{"store":"a"}`)}
+	if err := tok.PutData(ctx, one); err != nil {
+		t.Fatal(err)
+	}
+	if err := tok.PutData(ctx, Data{"somebody", "store a", []byte("x")}); err != nil {
+		t.Fatal(err)
+	}
+	generate(t, tok, 1, 256)
+	data(one)
+	one.Value = []byte("replaced")
+	if err := tok.PutData(ctx, one); err != nil {
+		t.Fatal(err)
+	}
+	data(one)
+	if keys, err := tok.List(ctx); err != nil || len(keys) != 1 {
+		t.Errorf("%d keys, %v", len(keys), err)
+	}
+
+	// The object that replaces another is there before the other goes.
+	m.Fail("DestroyObject", 2, p11.Error(p11.CKR_DEVICE_ERROR))
+	if err := tok.PutData(ctx, Data{"claviger", "store a", []byte("third")}); err == nil {
+		t.Error("the old object could not be destroyed, and nothing is said")
+	}
+	m.Heal()
+	got, err := tok.ListData(ctx, "claviger")
+	if err != nil || len(got) == 0 {
+		t.Errorf("a replacement that was broken off left %d objects, %v", len(got), err)
+	}
+	for range 2 { // the second time there is none, which is no error
+		if err := tok.DestroyData(ctx, "claviger", "store a"); err != nil {
+			t.Error(err)
+		}
+	}
+	data()
+	if err := tok.PutData(ctx, Data{"claviger", "long", make([]byte, MaxData+1)}); !claviger.Is(err, claviger.Invalid) {
+		t.Errorf("too long: %v", err)
+	}
+}
+
+// TestDataRefused: a token that keeps no data objects is told apart from one that is
+// away, and one that keeps public ones alone gets a public one.
+func TestDataRefused(t *testing.T) {
+	tok, m := open(t)
+	put := func() error { return tok.PutData(t.Context(), Data{"claviger", "l", []byte("v")}) }
+	m.Fail("CreateObject", 2, p11.Error(p11.CKR_ATTRIBUTE_VALUE_INVALID))
+	if err := put(); !claviger.Is(err, claviger.Unsupported) {
+		t.Errorf("refused: %v", err)
+	}
+	m.Fail("CreateObject", 1, p11.Error(p11.CKR_TEMPLATE_INCONSISTENT))
+	if err := put(); err != nil {
+		t.Errorf("public objects alone: %v", err)
+	}
+	m.Fail("FindObjectsInit", 1, p11.Error(p11.CKR_ATTRIBUTE_TYPE_INVALID))
+	if _, err := tok.ListData(t.Context(), "claviger"); !claviger.Is(err, claviger.Unsupported) {
+		t.Errorf("refused at the search: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := tok.ListData(ctx, "claviger"); !claviger.Is(err, claviger.Unavailable) {
+		t.Errorf("not asked: %v", err)
+	}
+}
