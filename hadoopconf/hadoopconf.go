@@ -87,11 +87,10 @@ func New(dir string, env func(string) (string, bool)) *Conf {
 		dir: dir, env: env, props: map[string]Property{}, finals: map[string]Property{},
 		system: map[string]string{"java.io.tmpdir": os.TempDir(), "file.separator": "/", "path.separator": ":"},
 	}
+	// Java, too, asks the user data base and not HOME, which su and sudo leave as it
+	// was: one user's configuration must not mean two things.
 	if u, err := user.Current(); err == nil {
 		c.system["user.name"], c.system["user.home"] = u.Username, u.HomeDir
-	}
-	if h, _ := env("HOME"); h != "" { // Java asks the user data base alone
-		c.system["user.home"] = h
 	}
 	if wd, err := os.Getwd(); err == nil {
 		c.system["user.dir"] = wd

@@ -167,7 +167,7 @@ var KMS = []Known{
 	{"claviger.groups.max.stale", "1h", "how long a user's last known groups hold while the directory fails; after that, blacklists that name groups shut the user out"},
 	{"hadoop.user.group.static.mapping.overrides", "dr.who=;", "groups of users that are not asked of the system: user=group,group;user2=..."},
 	{"hadoop.tmp.dir", "${java.io.tmpdir}/hadoop-${user.name}", "what other values may refer to"},
-	{MetastoreURI, "sqlite://${user.home}/claviger.db", "where key metadata, the migration's journal and the use of sources are kept: sqlite:///PATH, or postgresql://USER@HOST:PORT/DATABASE for several nodes"},
+	{MetastoreURI, "", "where key metadata, the migration's journal and the use of sources are kept: sqlite:///PATH, or postgresql://USER@HOST:PORT/DATABASE for several nodes; empty: claviger.db beside the keystore file of the first provider"},
 	{"claviger.audit.file", "", "file of audit lines in Hadoop's format; empty: standard output"},
 	{"claviger.audit.hadoop.enabled", "true", "write audit lines in Hadoop's format"},
 	{"claviger.audit.json.file", "", "file of the hash-chained JSON audit log"},

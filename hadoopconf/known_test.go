@@ -46,8 +46,8 @@ func TestLoadKMS(t *testing.T) {
 	if got, err := c.Duration("claviger.source.timeout", time.Second); err != nil || got != 1500*time.Millisecond {
 		t.Errorf("timeout %v, %v", got, err)
 	}
-	if got, _ := c.Get(MetastoreURI); got != "sqlite:///home/kms/claviger.db" {
-		t.Errorf("metastore %q", got)
+	if got, set := c.Get(MetastoreURI); set {
+		t.Errorf("the metastore's place depends on nothing but files, and is %q without one", got)
 	}
 	if w := c.Warnings(); len(w) != 0 {
 		t.Errorf("warnings: %q", w)

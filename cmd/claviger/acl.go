@@ -19,8 +19,6 @@ import (
 	"claviger/console"
 	"claviger/hadoopconf"
 	"claviger/metastore"
-	"claviger/metastore/postgres"
-	"claviger/metastore/sqlite"
 )
 
 // blacklistDecrypt is the property that decides about HDFS' superusers, where it
@@ -284,30 +282,6 @@ func loadPolicy(conf *hadoopconf.Conf) (policy *authz.Policy, warnings, notes []
 	}
 	policy, warnings = authz.Parse(authz.WithDefaults(props, aclDefaults(conf)))
 	return policy, append(odd, warnings...), notes, nil
-}
-
-// errNoStore: there is no metastore to ask.
-var errNoStore = errors.New("there is no metastore yet")
-
-// withStore has work look into the metastore, if there is one. Who explains rules
-// may be somebody else than the server's user, so nothing is written, nor made.
-func withStore(ctx context.Context, conf *hadoopconf.Conf, work func(metastore.Store) error) error {
-	uri := conf.String(hadoopconf.MetastoreURI)
-	var store metastore.Store
-	var err error
-	if isPostgres(uri) {
-		store, err = postgres.Open(ctx, postgres.Config{URI: uri, Property: hadoopconf.MetastoreURI, ReadOnly: true})
-	} else {
-		path, ok := strings.CutPrefix(uri, "sqlite://")
-		if _, missing := os.Stat(path); !ok || errors.Is(missing, fs.ErrNotExist) {
-			return errNoStore
-		}
-		store, err = sqlite.OpenReadOnly(ctx, path)
-	}
-	if err != nil {
-		return err
-	}
-	return errors.Join(work(store), store.Close())
 }
 
 // findACLName looks up under which name the key is guarded. A key that cannot be

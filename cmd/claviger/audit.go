@@ -383,7 +383,7 @@ func (f *auditVerifyFlags) noted(ctx context.Context, paths []string) ([]audit.H
 		if r.err != nil {
 			return nil, r.err
 		}
-		store, err := openStore(ctx, conf, slog.New(slog.DiscardHandler))
+		store, err := readStore(ctx, conf, slog.New(slog.DiscardHandler))
 		if err != nil {
 			return nil, err
 		}

@@ -113,7 +113,7 @@ func initHSM(ctx context.Context, out io.Writer, path string, c pkcs11.FileConfi
 }
 
 // hsmCommand is a subcommand that works on the token of a configuration folder.
-func hsmCommand(use, short, long string, run func(ctx context.Context, p *hsm.Provider, out *output) error) *cobra.Command {
+func hsmCommand(use, short, long string, access hsm.Access, run func(ctx context.Context, p *hsm.Provider, out *output) error) *cobra.Command {
 	var conf, format string
 	cmd := &cobra.Command{Use: use, Short: short, Long: long, Args: cobra.NoArgs}
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -127,7 +127,7 @@ func hsmCommand(use, short, long string, run func(ctx context.Context, p *hsm.Pr
 		}
 		ctx, cancel := context.WithTimeout(cmd.Context(), hsmTimeout)
 		defer cancel()
-		svc, err := openService(ctx, conf, log)
+		svc, err := openService(ctx, conf, access, log)
 		if err != nil {
 			return err
 		}
@@ -173,7 +173,7 @@ func newHSMList() *cobra.Command {
 	return hsmCommand("list --conf DIR", "List the AES keys on the token",
 		`list shows every AES key on the token and what it is: in use by a version that the metastore knows; deleted, of a key that
 was deleted and can be brought back (claviger key undelete) or ended (claviger key purge); pending, of a step that was broken
-off and that the next run of the same step uses; an orphan, named like ours but unknown to the metastore; or foreign.`,
+off and that the next run of the same step uses; an orphan, named like ours but unknown to the metastore; or foreign.`, hsm.Look,
 		func(ctx context.Context, p *hsm.Provider, out *output) error {
 			objects, err := p.Objects(ctx)
 			if err != nil {
@@ -202,7 +202,7 @@ func alarm(o hsm.Object) string {
 
 func newHSMInspect() *cobra.Command {
 	return hsmCommand("inspect --conf DIR", "Show the token, its mechanism, and whether its keys are guarded",
-		"inspect shows which token is used and how, and says how many of its keys could leave it.",
+		"inspect shows which token is used and how, and says how many of its keys could leave it.", hsm.Look,
 		func(ctx context.Context, p *hsm.Provider, out *output) error {
 			objects, err := p.Objects(ctx)
 			if err != nil {
@@ -244,7 +244,7 @@ type benchResult struct {
 func newHSMBench() *cobra.Command {
 	return hsmCommand("bench --conf DIR", "Measure the token's latency and what batches gain",
 		`bench encrypts with the newest version of some key of the metastore (it needs one) and prints the latency of calls for one EDEK and for a
-NameNode's batch of 1,000. Exit status 3 where the median is above the 30 ms that Cloudera's procedure recommends at most.`,
+NameNode's batch of 1,000. Exit status 3 where the median is above the 30 ms that Cloudera's procedure recommends at most.`, hsm.Read,
 		func(ctx context.Context, p *hsm.Provider, out *output) error {
 			version, err := someVersion(ctx, p)
 			if err != nil {
@@ -312,7 +312,7 @@ func newHSMPrune() *cobra.Command {
 	var yes bool
 	cmd := hsmCommand("prune --conf DIR --yes", "Destroy orphans on the token, for ever",
 		`prune destroys the keys that hsm list shows as orphans: named like ours, but unknown to this metastore. Where another metastore uses the
-same token, its keys are orphans to this one: then do not prune.`,
+same token, its keys are orphans to this one: then do not prune.`, hsm.Serve,
 		func(ctx context.Context, p *hsm.Provider, out *output) error {
 			if !yes {
 				return &exitError{exitRefused, errors.New("prune destroys keys for ever; look at hsm list first, then say --yes")}

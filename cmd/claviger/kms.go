@@ -91,6 +91,17 @@ func serveKMS(ctx context.Context, f kmsFlags, log *slog.Logger, level *slog.Lev
 	if err != nil {
 		return err
 	}
+	policy, err := authz.NewWatcher(aclFile(conf), readACLs, log, aclDefaults(conf)...)
+	if err != nil {
+		return err
+	}
+	// Before the cluster, which shares the metastore: the provider alone can tell whether a metastore that is not there yet
+	// may be made.
+	svc, err := openConfigured(ctx, conf, hsm.Serve, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, svc.Close()) }()
 	shared, err := openCluster(ctx, conf, log)
 	if err != nil {
 		return err
@@ -100,15 +111,6 @@ func serveKMS(ctx context.Context, f kmsFlags, log *slog.Logger, level *slog.Lev
 	if err != nil {
 		return err
 	}
-	policy, err := authz.NewWatcher(aclFile(conf), readACLs, log, aclDefaults(conf)...)
-	if err != nil {
-		return err
-	}
-	svc, err := openConfigured(ctx, conf, log)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, svc.Close()) }()
 	trail, err := openAudit(ctx, set.audit, svc, standardOutput{})
 	if err != nil {
 		return err

@@ -21,6 +21,7 @@ import (
 	"claviger/hadoopconf"
 	"claviger/migrate"
 	"claviger/provider"
+	"claviger/provider/hsm"
 )
 
 // migrateFlags are the flags of `claviger migrate`; not every subcommand has
@@ -56,7 +57,7 @@ keys that cannot be imported, a difference, a source that is still needed.`,
 
 func newMigratePlan() *cobra.Command {
 	return migrateCommand("plan --conf DIR", "Say what a run would do, and check what the procedure requires",
-		"plan changes nothing. It measures what the procedure requires, and lists for each key of the source what a run would do with it.",
+		"plan changes nothing. It measures what the procedure requires, and lists for each key of the source what a run would do with it.", hsm.Read,
 		func(cmd *cobra.Command, f *migrateFlags) {
 			versionsFlag(cmd, f)
 			cmd.Flags().StringVar(&f.hdfs, "hdfs-conf", "", "folder with the cluster's core-site.xml and hdfs-site.xml")
@@ -80,7 +81,7 @@ twice, what was begun is gone on with. A key that cannot be imported does not ke
 
 Each key is audited as the server audits; what the server writes to its standard output goes to standard error here. Who may read the
 configuration needs no right of kms-acls.xml. A running server has keys taken over by claviger key migrate instead.`,
-		versionsFlag,
+		hsm.Serve, versionsFlag,
 		func(m *migration) (err error) {
 			end, err := m.audited()
 			if err != nil {
@@ -107,7 +108,7 @@ configuration needs no right of kms-acls.xml. A running server has keys taken ov
 
 func newMigrateStatus() *cobra.Command {
 	return migrateCommand("status --conf DIR", "Show the runs, the keys, and when the source was last needed",
-		"status reads the journal. It does not ask the source, and works when that is gone.", nil,
+		"status reads the journal. It does not ask the source, and works when that is gone.", hsm.Read, nil,
 		func(m *migration) error {
 			standing, err := m.engine.Status(m.ctx)
 			if err != nil {
@@ -119,7 +120,7 @@ func newMigrateStatus() *cobra.Command {
 
 func newMigrateVerify() *cobra.Command {
 	return migrateCommand("verify --conf DIR", "Compare every field of every key with the source",
-		"verify changes nothing. It asks the running source for all metadata, and compares it with what is here.", nil,
+		"verify changes nothing. It asks the running source for all metadata, and compares it with what is here.", hsm.Read, nil,
 		func(m *migration) error {
 			v, err := m.engine.Verify(m.ctx)
 			if err != nil {
@@ -181,7 +182,7 @@ func (m *migration) write(r interface{ WriteText(io.Writer) error }) error {
 }
 
 // migrateCommand is a subcommand over the service that a folder configures.
-func migrateCommand(use, short, long string, flags func(*cobra.Command, *migrateFlags), work func(*migration) error) *cobra.Command {
+func migrateCommand(use, short, long string, access hsm.Access, flags func(*cobra.Command, *migrateFlags), work func(*migration) error) *cobra.Command {
 	var f migrateFlags
 	cmd := &cobra.Command{Use: use, Short: short, Long: long, Args: cobra.NoArgs}
 	cmd.RunE = func(cmd *cobra.Command, _ []string) (err error) {
@@ -197,7 +198,7 @@ func migrateCommand(use, short, long string, flags func(*cobra.Command, *migrate
 		if cfg.Log, err = newLogger("warn"); err != nil {
 			return err
 		}
-		if m.svc, err = openService(m.ctx, f.conf, cfg.Log); err != nil {
+		if m.svc, err = openService(m.ctx, f.conf, access, cfg.Log); err != nil {
 			return err
 		}
 		defer func() { err = errors.Join(err, m.svc.Close()) }()

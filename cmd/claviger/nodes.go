@@ -43,7 +43,7 @@ func (c *cluster) shareByMetastore(ctx context.Context, conf *hadoopconf.Conf, l
 	if !signers && (!tokens || p.File == "") { // no file is made by default for tokens alone
 		return nil
 	}
-	store, err := openStore(ctx, conf, log)
+	store, err := openStore(ctx, conf, nil, log)
 	if err != nil {
 		return err
 	}

@@ -13,11 +13,10 @@ import (
 	"claviger/hadoopconf"
 	"claviger/keyring"
 	"claviger/metastore"
-	"claviger/metastore/postgres"
-	"claviger/metastore/sqlite"
 	"claviger/migrate"
 	"claviger/provider"
 	"claviger/provider/builtin"
+	"claviger/provider/hsm"
 )
 
 // service is what a configuration folder describes: the providers, and the
@@ -33,13 +32,14 @@ type service struct {
 
 	certificateCheck certificateCheck
 
+	access    hsm.Access // what of the token and the metastore may be changed
 	storeOnce sync.Once
 	storeErr  error
 }
 
 // openService loads the configuration in dir, says on log what is odd about it,
 // and opens what it names.
-func openService(ctx context.Context, dir string, log *slog.Logger) (*service, error) {
+func openService(ctx context.Context, dir string, access hsm.Access, log *slog.Logger) (*service, error) {
 	conf, err := hadoopconf.LoadKMS(dir, os.LookupEnv)
 	if err != nil {
 		return nil, err
@@ -47,12 +47,12 @@ func openService(ctx context.Context, dir string, log *slog.Logger) (*service, e
 	for _, w := range conf.Warnings() {
 		log.Warn(w)
 	}
-	return openConfigured(ctx, conf, log)
+	return openConfigured(ctx, conf, access, log)
 }
 
 // openConfigured opens what a loaded configuration names.
-func openConfigured(ctx context.Context, conf *hadoopconf.Conf, log *slog.Logger) (*service, error) {
-	s := &service{Conf: conf, Log: log}
+func openConfigured(ctx context.Context, conf *hadoopconf.Conf, access hsm.Access, log *slog.Logger) (*service, error) {
+	s := &service{Conf: conf, Log: log, access: access}
 	if err := s.open(ctx); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
@@ -64,7 +64,7 @@ func (s *service) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	registry := builtin.Registry(builtin.Options{Store: s.store, ClientTLS: s.clientTLS, ClientKerberos: negotiate})
+	registry := builtin.Registry(builtin.Options{Store: s.makeStore, Access: s.access, ClientTLS: s.clientTLS, ClientKerberos: negotiate})
 	env := provider.Env{Get: s.Conf.Get, Getenv: os.Getenv, ConfDir: s.Conf.Dir(), User: osUser(), Log: s.Log}
 
 	list, err := s.uris(hadoopconf.ProviderURI)
@@ -127,34 +127,22 @@ func (s *service) blame(property string, err error) error {
 }
 
 // store opens the metastore, once.
-func (s *service) store(ctx context.Context) (metastore.Store, error) {
-	s.storeOnce.Do(func() { s.Store, s.storeErr = openStore(ctx, s.Conf, s.Log) })
+func (s *service) store(ctx context.Context) (metastore.Store, error) { return s.makeStore(ctx, nil) }
+
+// makeStore is store; where there is none, create is asked before one is made.
+func (s *service) makeStore(ctx context.Context, create func(context.Context, string) error) (metastore.Store, error) {
+	s.storeOnce.Do(func() {
+		if s.access.Writes() {
+			s.Store, s.storeErr = openStore(ctx, s.Conf, create, s.Log)
+			return
+		}
+		s.Store, s.storeErr = readStore(ctx, s.Conf, s.Log)
+		if errors.Is(s.storeErr, errNoStore) {
+			s.Log.Warn("the metastore is not there; no key is known, and none is made by this command", "err", s.storeErr)
+			s.Store, s.storeErr = emptyStore(ctx, s.Conf)
+		}
+	})
 	return s.Store, s.storeErr
-}
-
-// openStore opens the metastore that the configuration names.
-func openStore(ctx context.Context, conf *hadoopconf.Conf, log *slog.Logger) (metastore.Store, error) {
-	uri, _ := conf.Get(hadoopconf.MetastoreURI)
-	p, _ := conf.Lookup(hadoopconf.MetastoreURI)
-	path, file := strings.CutPrefix(uri, "sqlite://")
-	var st metastore.Store
-	var err error
-	switch {
-	case file && strings.HasPrefix(path, "/"):
-		st, err = sqlite.Open(ctx, path)
-	case isPostgres(uri):
-		st, err = postgres.Open(ctx, postgres.Config{URI: uri, Property: hadoopconf.MetastoreURI, Log: log})
-	default:
-		return nil, &hadoopconf.ValueError{Property: p, Value: uri, Want: "it must be sqlite:// and an absolute path, as in sqlite:///var/lib/claviger/claviger.db, or for several nodes postgresql://USER@HOST:PORT/DATABASE"}
-	}
-	if err != nil {
-		return nil, fmt.Errorf("%s: property %s: %w", p.Where(), hadoopconf.MetastoreURI, err)
-	}
-	return st, nil
-}
-
-func isPostgres(uri string) bool {
-	return strings.HasPrefix(uri, "postgresql://") || strings.HasPrefix(uri, "postgres://")
 }
 
 // Close closes the providers, then the store.

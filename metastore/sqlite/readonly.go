@@ -62,3 +62,26 @@ func oddVersion(version int64) string {
 	}
 	return fmt.Sprintf("run the claviger that has written version %d", version)
 }
+
+// OpenEmpty returns an empty store that is kept in memory and stands for the file
+// path, which is not there. It is for who only looks; what is written to it is gone
+// with Close.
+func OpenEmpty(ctx context.Context, path string) (*Store, error) {
+	const op = "sqlite.OpenEmpty"
+	s := &Store{path: path, inMemory: true, locks: make(map[*os.File]struct{})}
+	var err error
+	if s.write, err = sql.Open("sqlite", ":memory:?_pragma=foreign_keys(1)"); err != nil {
+		return nil, s.fail(op, "", err)
+	}
+	s.write.SetMaxOpenConns(1) // each connection to ":memory:" has a database of its own
+	s.read = s.write
+	err = s.migrate(ctx)
+	if err == nil {
+		err = s.prepare(ctx)
+	}
+	if err != nil {
+		_ = s.Close()
+		return nil, s.fail(op, "", err)
+	}
+	return s, nil
+}

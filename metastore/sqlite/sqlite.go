@@ -51,6 +51,7 @@ type Store struct {
 	path string
 	// lockFile is beside the file itself, also where path leads to it by a link.
 	lockFile string
+	inMemory bool // see OpenEmpty; then path is not there
 
 	write  *sql.DB // exactly one connection
 	read   *sql.DB // up to readers connections, which cannot write

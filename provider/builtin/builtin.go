@@ -16,8 +16,11 @@ import (
 // Options are what some providers need beside their URI.
 type Options struct {
 	// Store opens the node's metastore, for providers that keep metadata beside
-	// their keys. It may be called more than once and returns the same store.
-	Store func(context.Context) (metastore.Store, error)
+	// their keys. It may be called more than once and returns the same store. Where
+	// there is none yet it asks create before it makes one, and returns its error.
+	Store func(ctx context.Context, create func(ctx context.Context, uri string) error) (metastore.Store, error)
+	// Access is what an HSM provider may do.
+	Access hsm.Access
 	// ClientTLS is for https to another KMS or a Key Trustee Server; nil trusts the system's roots.
 	ClientTLS func(provider.Env) (*tls.Config, error)
 	// ClientKerberos begins a login by Kerberos at another KMS; nil refuses those
@@ -39,7 +42,7 @@ func Registry(o Options) *provider.Registry {
 
 // hsm opens an HSM, with the node's metastore beside it.
 func (o Options) hsm(ctx context.Context, uri string, env provider.Env) (provider.Provider, error) {
-	p, err := hsm.Open(ctx, uri, env, o.Store, nil)
+	p, err := hsm.Open(ctx, uri, env, hsm.Options{Store: o.Store, Access: o.Access})
 	if err != nil {
 		return nil, err // not p: a nil pointer in an interface is not nil
 	}

@@ -12,7 +12,9 @@ import (
 )
 
 func registry() *provider.Registry {
-	return builtin.Registry(builtin.Options{Store: func(context.Context) (metastore.Store, error) { return nil, errors.New("no store here") }})
+	return builtin.Registry(builtin.Options{Store: func(context.Context, func(context.Context, string) error) (metastore.Store, error) {
+		return nil, errors.New("no store here")
+	}})
 }
 
 func TestUnknownScheme(t *testing.T) {

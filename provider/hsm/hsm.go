@@ -57,6 +57,8 @@ type Provider struct {
 	log   *slog.Logger
 	soft  bool // Delete keeps objects until Purge
 
+	access Access
+
 	// versions maps a version name to its *entry. It grows with the versions that
 	// are used, each of which is an object on the token.
 	versions sync.Map
@@ -92,10 +94,37 @@ type entry struct {
 	mu       sync.Mutex    // of the verification
 }
 
-// Open opens the provider of a cloudera.hsmkp:// or pkcs11: URI. openStore is
-// called when the token is open, and its store stays the caller's to close. wrap
-// is put around the library's calls; nil is none.
-func Open(ctx context.Context, uri string, env provider.Env, openStore func(context.Context) (metastore.Store, error), wrap func(pkcs11.Boundary) pkcs11.Boundary) (*Provider, error) {
+// Access says what a provider may change.
+type Access int
+
+// The accesses.
+const (
+	// Serve may change all: it binds a store and a token at their first use.
+	Serve Access = iota
+	// Read changes neither the token nor the store, and refuses what Serve refuses.
+	Read
+	// Look is Read for commands that show what is on the token: a store and a token
+	// that do not fit are no error to it.
+	Look
+	// Mend is Look, and may write: for commands that make store and token fit again.
+	Mend
+)
+
+// Writes tells whether a store may be written to, and made where there is none.
+func (a Access) Writes() bool { return a == Serve || a == Mend }
+
+// Options are what Open needs beside the URI.
+type Options struct {
+	// Store is called when the token is open; the store stays the caller's to close.
+	// Where there is no store yet, Store asks create before it makes one.
+	Store  func(ctx context.Context, create func(ctx context.Context, uri string) error) (metastore.Store, error)
+	Access Access
+	// Wrap, if not nil, is put around the library's calls.
+	Wrap func(pkcs11.Boundary) pkcs11.Boundary
+}
+
+// Open opens the provider of a cloudera.hsmkp:// or pkcs11: URI.
+func Open(ctx context.Context, uri string, env provider.Env, o Options) (*Provider, error) {
 	cfg, warnings, err := tokenConfig(uri)
 	if err != nil {
 		return nil, err
@@ -111,7 +140,7 @@ func Open(ctx context.Context, uri string, env provider.Env, openStore func(cont
 	for _, w := range warnings {
 		log.Warn(w)
 	}
-	cfg.Log, cfg.Wrap = log, wrap
+	cfg.Log, cfg.Wrap = log, o.Wrap
 	// A KMS must not wait for ever for an HSM that swallows packets.
 	const patience = time.Minute
 	ctx, cancel := context.WithTimeout(ctx, patience)
@@ -120,11 +149,16 @@ func Open(ctx context.Context, uri string, env provider.Env, openStore func(cont
 	if err != nil {
 		return nil, err
 	}
-	store, err := openStore(ctx)
+	store, err := o.Store(ctx, func(ctx context.Context, uri string) error {
+		if o.Access == Mend {
+			return nil
+		}
+		return mayBeMade(ctx, tok, uri)
+	})
 	if err != nil {
 		return nil, errors.Join(err, tok.Close())
 	}
-	p, err := New(ctx, uri, tok, store, log)
+	p, err := newProvider(ctx, uri, tok, store, o.Access, log)
 	if err != nil {
 		return nil, errors.Join(err, tok.Close())
 	}
@@ -143,14 +177,14 @@ func tokenConfig(uri string) (pkcs11.Config, []string, error) {
 	return pkcs11.ReadKeystoreFile(path)
 }
 
-// New makes a provider of an open token, which it closes, and a store, which it
-// does not. It refuses a store that belongs to another token.
-func New(ctx context.Context, uri string, tok *pkcs11.Token, store metastore.Store, log *slog.Logger) (*Provider, error) {
+// newProvider makes a provider of an open token, which it closes, and a store, which
+// it does not. It refuses a store that belongs to another token.
+func newProvider(ctx context.Context, uri string, tok *pkcs11.Token, store metastore.Store, access Access, log *slog.Logger) (*Provider, error) {
 	background, stop := context.WithCancel(context.Background())
-	p := &Provider{uri: uri, tok: tok, store: store, log: log, stop: stop}
+	p := &Provider{uri: uri, tok: tok, store: store, access: access, log: log, stop: stop}
 	tok.OnReset(func() { p.epoch.Add(1) })
 	later, err := p.bind(ctx)
-	if err == nil {
+	if err == nil && access == Serve {
 		err = p.finishPending(ctx)
 	}
 	if err != nil {

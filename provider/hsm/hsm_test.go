@@ -5,7 +5,9 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -39,6 +41,7 @@ type backing struct {
 	uri    string
 	log    *slog.Logger
 	soft   string // claviger.delete.soft
+	access hsm.Access
 
 	mu     sync.Mutex
 	stores []metastore.Store
@@ -70,7 +73,12 @@ func (b *backing) open(ctx context.Context) (*hsm.Provider, error) {
 		wrap = func(c pkcs11.Boundary) pkcs11.Boundary { return b.wrap(b.meter.Wrap(c)) }
 	}
 	get := func(name string) (string, bool) { return b.soft, name == hsm.PropertySoftDelete && b.soft != "" }
-	return hsm.Open(ctx, uri, provider.Env{Log: b.log, Get: get}, func(ctx context.Context) (metastore.Store, error) {
+	store := func(ctx context.Context, create func(context.Context, string) error) (metastore.Store, error) {
+		if _, err := os.Stat(b.db); errors.Is(err, fs.ErrNotExist) {
+			if err := create(ctx, "sqlite://"+b.db); err != nil {
+				return nil, err
+			}
+		}
 		s, err := sqlite.Open(ctx, b.db)
 		if err != nil {
 			return nil, err
@@ -82,7 +90,8 @@ func (b *backing) open(ctx context.Context) (*hsm.Provider, error) {
 			return b.around(s), nil
 		}
 		return s, nil
-	}, wrap)
+	}
+	return hsm.Open(ctx, uri, provider.Env{Log: b.log, Get: get}, hsm.Options{Store: store, Access: b.access, Wrap: wrap})
 }
 
 func (b *backing) mustOpen(t *testing.T) *hsm.Provider {

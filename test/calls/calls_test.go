@@ -41,8 +41,8 @@ func newRing(t *testing.T) (*keyring.Ring, *pkcs11.Meter) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	open := func(context.Context) (metastore.Store, error) { return store, nil }
-	p, err := hsm.Open(t.Context(), "cloudera.hsmkp://file@"+file, provider.Env{Log: slog.New(slog.DiscardHandler)}, open, meter.Wrap)
+	open := func(context.Context, func(context.Context, string) error) (metastore.Store, error) { return store, nil }
+	p, err := hsm.Open(t.Context(), "cloudera.hsmkp://file@"+file, provider.Env{Log: slog.New(slog.DiscardHandler)}, hsm.Options{Store: open, Wrap: meter.Wrap})
 	if err != nil {
 		t.Fatal(err)
 	}
