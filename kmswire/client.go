@@ -1,6 +1,7 @@
 package kmswire
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -95,12 +96,27 @@ func (j *keyVersionJSON) version() (*provider.KeyVersion, error) {
 	return v, nil
 }
 
+// errNull is what an answer of null gets: json.Unmarshal takes it for an empty
+// value, and so what was not told would be read as absent.
+var errNull = errors.New("the answer is null")
+
+// unmarshal is json.Unmarshal for an answer that must not be null.
+func unmarshal(body []byte, to any) error {
+	if err := json.Unmarshal(body, to); err != nil {
+		return err
+	}
+	if string(bytes.TrimSpace(body)) == "null" {
+		return errNull
+	}
+	return nil
+}
+
 // ReadKeyVersion decodes a key version; nil without an error where the answer is
 // {}, which is how absence is told. BitLength is set only where the material is
 // shown.
 func ReadKeyVersion(body []byte) (*provider.KeyVersion, error) {
 	var j keyVersionJSON
-	if err := json.Unmarshal(body, &j); err != nil {
+	if err := unmarshal(body, &j); err != nil {
 		return nil, err
 	}
 	return j.version()
@@ -109,7 +125,7 @@ func ReadKeyVersion(body []byte) (*provider.KeyVersion, error) {
 // ReadKeyVersions decodes a list of them.
 func ReadKeyVersions(body []byte) ([]provider.KeyVersion, error) {
 	var js []keyVersionJSON
-	if err := json.Unmarshal(body, &js); err != nil {
+	if err := unmarshal(body, &js); err != nil {
 		return nil, err
 	}
 	vs := make([]provider.KeyVersion, len(js))
@@ -199,7 +215,7 @@ func ReadMetadata(body []byte) (*claviger.Metadata, error) {
 // ReadMetadataList decodes one entry per key asked for, nil for missing ones.
 func ReadMetadataList(body []byte) ([]*claviger.Metadata, error) {
 	var js []*metadataJSON
-	if err := json.Unmarshal(body, &js); err != nil {
+	if err := unmarshal(body, &js); err != nil {
 		return nil, err
 	}
 	ms := make([]*claviger.Metadata, len(js))
@@ -209,11 +225,21 @@ func ReadMetadataList(body []byte) ([]*claviger.Metadata, error) {
 	return ms, nil
 }
 
-// ReadNames decodes a list of key names.
+// ReadNames decodes a list of key names. An answer of null, or a name of null, is
+// an error: a list that cannot be read must not pass for a shorter one.
 func ReadNames(body []byte) ([]string, error) {
-	var names []string
-	err := json.Unmarshal(body, &names)
-	return names, err
+	var list []*string
+	if err := unmarshal(body, &list); err != nil {
+		return nil, err
+	}
+	names := make([]string, len(list))
+	for i, name := range list {
+		if name == nil {
+			return nil, fmt.Errorf("name %d of the list is null", i)
+		}
+		names[i] = *name
+	}
+	return names, nil
 }
 
 // ReadException decodes a RemoteException answer; nil where the body is none.

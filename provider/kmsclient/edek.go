@@ -105,7 +105,7 @@ func (p *Provider) unwrap(ctx context.Context, key, as string, e claviger.EDEK) 
 		op: opUnwrap, key: e.Version, method: http.MethodPost, path: "/v1/keyversion/" + escape(e.Version) + "/_eek",
 		query: url.Values{"eek_op": {kmswire.OpDecrypt}}, body: in, as: as, safe: true, status: http.StatusOK,
 	})
-	if err != nil {
+	if err = p.confirm(ctx, err, opUnwrap, e.Version, key, claviger.VersionNotFound); err != nil {
 		return nil, err
 	}
 	defer clear(body)

@@ -45,6 +45,9 @@ func (p *Provider) refused(h *host, r request, resp *http.Response) *failure {
 		if err := refusedScheme(h, resp, text); err != nil {
 			return &failure{err: err, untouched: true}
 		}
+		if resp.StatusCode < http.StatusMultipleChoices {
+			return says(claviger.Internal, fmt.Sprintf("answered %s, which is no answer to this request", resp.Status))
+		}
 		return says(claviger.Internal, fmt.Sprintf("answered %s without a reason; is the path of the URI that of the KMS?", resp.Status))
 	}
 	// The texts that a KMS of several kinds of failure has in common first.
@@ -67,6 +70,7 @@ func (p *Provider) refused(h *host, r request, resp *http.Response) *failure {
 	f := says(claviger.Internal, fmt.Sprintf("%s (%s, %s)", message, class, resp.Status))
 	// A fault of this host, perhaps: Hadoop too asks the next one.
 	f.final = resp.StatusCode != http.StatusInternalServerError || !r.safe
+	f.answered = true
 	return f
 }
 

@@ -236,7 +236,7 @@ func TestWhichAnswersFailOver(t *testing.T) {
 			t.Errorf("%d: %d reads, want %d: %v", c.status, n.Load(), c.read, err)
 		}
 		// A read that every host failed is answered with the hosts' last words.
-		if got := claviger.KindOf(err); got != c.kind && !(c.status == 500 && got == claviger.Unavailable) {
+		if got := claviger.KindOf(err); got != c.kind {
 			t.Errorf("%d: kind %v, want %v: %v", c.status, got, c.kind, err)
 		}
 		n.Store(0)

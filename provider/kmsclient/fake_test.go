@@ -213,7 +213,7 @@ func (f *fakeKMS) route(r *http.Request, user string) (int, any, error) {
 			return 0, nil, err
 		}
 		names, err := f.keys.Keys(ctx)
-		return 200, names, err
+		return 200, append([]string{}, names...), err // [ ] where there is none, as Java's
 	case path == "keys/metadata":
 		list, err := f.keys.Metadata(ctx, q["key"]...)
 		out := []any{}

@@ -47,7 +47,8 @@ func (p *Provider) Keys(ctx context.Context) ([]string, error) {
 const maxNames = 1500
 
 // Metadata returns one entry per name, by as many requests as the length of the
-// names takes.
+// names takes. An error about one of several names does not say which: ask for each
+// by itself then.
 func (p *Provider) Metadata(ctx context.Context, names ...string) ([]*claviger.Metadata, error) {
 	const op = "kmsclient.Metadata"
 	if p.ctx.Err() != nil {
@@ -58,28 +59,11 @@ func (p *Provider) Metadata(ctx context.Context, names ...string) ([]*claviger.M
 	var place []int
 	size := 0
 	flush := func() error {
-		if len(ask) == 0 {
-			return nil
-		}
-		r := request{op: op, method: http.MethodGet, path: "/v1/keys/metadata", query: url.Values{"key": ask}, safe: true, status: http.StatusOK}
-		if len(ask) == 1 {
-			r.key = ask[0]
-		}
-		body, err := p.do(ctx, r)
+		list, err := p.metadata(ctx, ask)
 		if err != nil {
 			return err
-		}
-		list, err := read(op, r.key, body, kmswire.ReadMetadataList)
-		if err != nil {
-			return err
-		}
-		if len(list) != len(ask) {
-			return claviger.Errorf(op, claviger.Internal, r.key, "KMS %s: %d entries for %d keys", p.uri, len(list), len(ask))
 		}
 		for i, m := range list {
-			if m != nil && m.Name != ask[i] {
-				return claviger.Errorf(op, claviger.Internal, ask[i], "KMS %s: the entry of another key, %q", p.uri, m.Name)
-			}
 			out[place[i]] = m
 		}
 		ask, place, size = nil, nil, 0
@@ -103,6 +87,44 @@ func (p *Provider) Metadata(ctx context.Context, names ...string) ([]*claviger.M
 	return out, nil
 }
 
+// metadata is one request. A single name that the KMS answers oddly for is looked
+// up in its list of names.
+func (p *Provider) metadata(ctx context.Context, names []string) ([]*claviger.Metadata, error) {
+	const op = "kmsclient.Metadata"
+	if len(names) == 0 {
+		return nil, nil
+	}
+	list, err := p.askMetadata(ctx, op, names)
+	if err != nil && len(names) == 1 && odd(err) && p.unlisted(ctx, names[0]) {
+		return []*claviger.Metadata{nil}, nil
+	}
+	return list, err
+}
+
+func (p *Provider) askMetadata(ctx context.Context, op string, names []string) ([]*claviger.Metadata, error) {
+	r := request{op: op, method: http.MethodGet, path: "/v1/keys/metadata", query: url.Values{"key": names}, safe: true, status: http.StatusOK}
+	if len(names) == 1 {
+		r.key = names[0]
+	}
+	body, err := p.do(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	list, err := read(op, r.key, body, kmswire.ReadMetadataList)
+	if err != nil {
+		return nil, err
+	}
+	if len(list) != len(names) {
+		return nil, claviger.Errorf(op, claviger.Internal, r.key, "KMS %s: %d entries for %d keys", p.uri, len(list), len(names))
+	}
+	for i, m := range list {
+		if m != nil && m.Name != names[i] {
+			return nil, claviger.Errorf(op, claviger.Internal, names[i], "KMS %s: the entry of another key, %q", p.uri, m.Name)
+		}
+	}
+	return list, nil
+}
+
 // Versions returns a key's versions, oldest first.
 func (p *Provider) Versions(ctx context.Context, key string) ([]provider.KeyVersion, error) {
 	const op = "kmsclient.Versions"
@@ -113,12 +135,15 @@ func (p *Provider) Versions(ctx context.Context, key string) ([]provider.KeyVers
 		return []provider.KeyVersion{}, nil
 	}
 	body, err := p.do(ctx, request{op: op, key: key, method: http.MethodGet, path: keyPath(key, "/_versions"), safe: true, status: http.StatusOK})
-	if err != nil {
-		return nil, err
-	}
 	defer clear(body)
-	list, err := read(op, key, body, kmswire.ReadKeyVersions)
-	if err != nil {
+	var list []provider.KeyVersion
+	if err == nil {
+		list, err = read(op, key, body, kmswire.ReadKeyVersions)
+	}
+	if err = p.confirm(ctx, err, op, key, key, claviger.KeyNotFound); err != nil {
+		if claviger.Is(err, claviger.KeyNotFound) {
+			return []provider.KeyVersion{}, nil
+		}
 		return nil, err
 	}
 	bits := 0
@@ -167,12 +192,12 @@ func (p *Provider) version(ctx context.Context, r request, key string, missing c
 	var none provider.KeyVersion
 	r.method, r.safe, r.status = http.MethodGet, true, http.StatusOK
 	body, err := p.do(ctx, r)
-	if err != nil {
-		return none, err
-	}
 	defer clear(body)
-	v, err := read(r.op, r.key, body, kmswire.ReadKeyVersion)
-	if err != nil {
+	var v *provider.KeyVersion
+	if err == nil {
+		v, err = read(r.op, r.key, body, kmswire.ReadKeyVersion)
+	}
+	if err = p.confirm(ctx, err, r.op, r.key, key, missing); err != nil {
 		return none, err
 	}
 	if v == nil {

@@ -61,6 +61,8 @@ type failure struct {
 	untouched bool
 	// final: no other host would say anything else.
 	final bool
+	// answered: the host is there, and says that it could not do it. Another host may.
+	answered bool
 }
 
 func (f *failure) Error() string { return f.err.Error() }
@@ -81,6 +83,7 @@ func (p *Provider) do(ctx context.Context, r request) ([]byte, error) {
 	hosts := p.order()
 	attempts := max(len(hosts), p.opt.MaxRetries+1)
 	var failed []string
+	var answer error // of a host that answered, but could not do it
 	for i := range attempts {
 		if i > 0 && i%len(hosts) == 0 {
 			if err := sleep(ctx, pause.NextBackOff()); err != nil {
@@ -92,6 +95,9 @@ func (p *Provider) do(ctx context.Context, r request) ([]byte, error) {
 		switch {
 		case f == nil:
 			h.restUntil.Store(0)
+			if len(failed) > 0 { // where every host fails, the error says so
+				p.opt.Log.Warn("KMS host failed, and another answered", "failed", strings.Join(failed, "; "), "answered", h.base, "op", r.op)
+			}
 			return body, nil
 		case p.ctx.Err() != nil:
 			return nil, closedError(r.op, r.key)
@@ -106,8 +112,10 @@ func (p *Provider) do(ctx context.Context, r request) ([]byte, error) {
 		if f.untouched {
 			h.restUntil.Store(time.Now().Add(restPeriod).UnixNano())
 		}
-		p.opt.Log.Warn("KMS host failed", "host", h.base, "op", r.op, "err", f.err)
-		if i < len(hosts) {
+		if f.answered {
+			answer = f.err
+		}
+		if i < len(hosts) { // each host once, however often it is tried
 			failed = append(failed, fmt.Sprintf("%s: %v", h.base, f.err))
 		}
 	}
@@ -116,6 +124,9 @@ func (p *Provider) do(ctx context.Context, r request) ([]byte, error) {
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, claviger.Errorf(r.op, claviger.Unavailable, r.key, "%w; no host of the KMS answered: %s", err, strings.Join(failed, "; "))
+	}
+	if answer != nil {
+		return nil, answer
 	}
 	return nil, claviger.Errorf(r.op, claviger.Unavailable, r.key, "no host of the KMS answered: %s", strings.Join(failed, "; "))
 }
@@ -218,11 +229,13 @@ func (p *Provider) send(ctx context.Context, h *host, r request, cookie string) 
 	bad := func(format string, args ...any) *failure {
 		return &failure{err: claviger.Errorf(r.op, claviger.Internal, r.key, "KMS %s: "+format, append([]any{h.base}, args...)...), final: true}
 	}
-	if ct := resp.Header.Get("Content-Type"); !strings.HasPrefix(strings.ToLower(ct), "application/json") {
+	if ct := resp.Header.Get("Content-Type"); resp.ContentLength != 0 && !strings.HasPrefix(strings.ToLower(ct), "application/json") {
 		return nil, bad("the answer is %q, not application/json: is the path of the URI that of the KMS?", ct), false
 	}
 	body, err = readAll(resp.Body, maxBody)
 	switch {
+	case err == nil && len(body) == 0:
+		return nil, bad("answered %s with an empty body", resp.Status), false
 	case errors.Is(err, errTooLong):
 		return nil, bad("the answer is longer than %d bytes", maxBody), false
 	case err != nil:
