@@ -24,7 +24,7 @@ func (e *Engine) auditEnd(ctx context.Context, key string, versions []provider.K
 	}
 	event := audit.Event{Status: audit.OK, Op: audit.MigrateKey, Key: key, Caller: e.cfg.Caller, Provider: e.cfg.Target.URI()}
 	if err != nil {
-		event.Status, event.Message = audit.Error, firstLine(err)
+		event.Status, event.Message = audit.Error, said(err)
 	} else {
 		names := make([]string, len(versions))
 		for i, v := range versions {

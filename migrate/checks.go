@@ -95,7 +95,7 @@ func (p *Probes) elsewhere(ctx context.Context) Check {
 		return c
 	}
 	if err := p.Alive(ctx); err != nil {
-		c.Status, c.Measured, c.Cure = Failure, firstLine(err), "see that what the source's keys are kept in can be reached and used from here"
+		c.Status, c.Measured, c.Cure = Failure, said(err), "see that what the source's keys are kept in can be reached and used from here"
 		return c
 	}
 	c.Measured += ", which answers"
@@ -113,7 +113,7 @@ func (p *Probes) latency(ctx context.Context) Check {
 		err = fmt.Errorf("no round trip was made")
 	}
 	if err != nil {
-		c.Status, c.Measured, c.Cure = Failure, firstLine(err), "see that the HSM can be reached and used: claviger hsm inspect"
+		c.Status, c.Measured, c.Cure = Failure, said(err), "see that the HSM can be reached and used: claviger hsm inspect"
 		return c
 	}
 	slices.Sort(times)

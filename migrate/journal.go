@@ -23,16 +23,24 @@ const (
 	Conflict    State = "conflict"    // another key of that name is at the target
 	Unsupported State = "unsupported" // the target cannot hold such a key
 	Refused     State = "refused"     // the source does not let us read it
+	Unreadable  State = "unreadable"  // the source lists it, and cannot tell what it is
 	Failed      State = "failed"      // the import ended in an error; the next run tries again
 	Deleted     State = "deleted"     // was migrated, and deleted at the target since
+	Gone        State = "gone"        // was never taken over, and the source lists it no more
 )
+
+// settled: nothing is left to do about the key.
+func (s State) settled() bool { return s == Done || s == Deleted || s == Gone }
 
 // The states of a run.
 const (
-	Running    State = "running"    // or was killed in it
-	Complete   State = "complete"   // every key is done, or deleted since
+	Running    State = "running"    // in the journal: or its process has ended in it
+	Complete   State = "complete"   // every key is done, or deleted since, or gone
 	Incomplete State = "incomplete" // some key could not be imported
 	Finished   State = "finished"   // the operator has ended the migration
+	// Interrupted is said of a run that the journal has as running, while no process
+	// holds the lock. The journal never has it.
+	Interrupted State = "interrupted"
 )
 
 // Fields is a key's metadata as reports and the journal write it. Its field

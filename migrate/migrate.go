@@ -170,19 +170,69 @@ func errNoSource(op string) error {
 // property at the source that would allow it.
 func (e *Engine) sourceError(ctx context.Context, op, key string, err error) error {
 	if ctx.Err() != nil {
-		return claviger.E(op, claviger.Unavailable, key, err)
+		return stopped(ctx, op, key)
 	}
+	uri := e.cfg.Source.URI()
 	switch claviger.KindOf(err) {
 	case claviger.Denied, claviger.KeyDenied, claviger.SourceRefused, claviger.Unsupported:
-		return claviger.Errorf(op, claviger.SourceRefused, key, "the source %s refused us: %w; %s", e.cfg.Source.URI(), err, e.rightsCure(key, err))
+		return claviger.E(op, claviger.SourceRefused, key, fault(err, "the source %s refused us: %s; %s", uri, said(err), e.rightsCure(key, err)))
 	case claviger.Unavailable, claviger.SourceUnreachable:
 		hint := "see that it runs and that its port can be reached from here"
 		if better := e.cfg.Probes.whyUnreachable(ctx); better != "" {
 			hint = better
 		}
-		return claviger.Errorf(op, claviger.SourceUnreachable, key, "the source %s does not answer: %w; %s", e.cfg.Source.URI(), err, hint)
+		return claviger.E(op, claviger.SourceUnreachable, key, fault(err, "the source %s does not answer: %s; %s", uri, said(err), hint))
 	}
-	return claviger.Errorf(op, claviger.KindOf(err), key, "reading the source %s: %w", e.cfg.Source.URI(), err)
+	kind := claviger.KindOf(err)
+	if kind == claviger.Internal { // an answer that makes no sense, or a 500
+		kind = claviger.SourceUnreachable
+	}
+	return claviger.E(op, kind, key, fault(err, "the source %s answers, and cannot be read: %s; see its log", uri, said(err)))
+}
+
+// stopped is the error of work that its caller ended: an operator, by a signal, or a
+// request whose time is up. It is no fault of the source or the target.
+func stopped(ctx context.Context, op, key string) error {
+	what := "interrupted"
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		what = "the time for it is up"
+	}
+	return claviger.E(op, claviger.Unavailable, key, fault(ctx.Err(), "%s; what was done is kept, and the next run goes on from here", what))
+}
+
+// worded is an error with a text of its own.
+type worded struct {
+	text string
+	err  error
+}
+
+func (w *worded) Error() string { return w.text }
+func (w *worded) Unwrap() error { return w.err }
+
+// fault words an error for an operator, and keeps it for errors.Is.
+func fault(err error, format string, args ...any) error {
+	return &worded{text: fmt.Sprintf(format, args...), err: err}
+}
+
+// said is what an error says, without the names of our own functions, which mean
+// nothing to an operator.
+func said(err error) string {
+	for {
+		e, ok := err.(*claviger.Error) //nolint:errorlint // the outermost one: what wraps it has more to say
+		if !ok {
+			return err.Error()
+		}
+		if e.Err == nil {
+			return e.Kind.String()
+		}
+		err = e.Err
+	}
+}
+
+// noAnswer tells the errors of a source that is not there, as against one that
+// answers and cannot do it.
+func noAnswer(err error) bool {
+	return claviger.Is(err, claviger.Unavailable) || claviger.Is(err, claviger.SourceUnreachable)
 }
 
 // rightsCure names the properties of the source's kms-acls.xml that let us
@@ -205,13 +255,4 @@ func (e *Engine) rightsCure(key string, err error) string {
 // answering.
 func refused(err error) bool {
 	return claviger.Is(err, claviger.Denied) || claviger.Is(err, claviger.KeyDenied) || claviger.Is(err, claviger.SourceRefused)
-}
-
-// firstLine is the message of an error as the journal and tables keep it.
-func firstLine(err error) string {
-	var e *claviger.Error
-	if errors.As(err, &e) && e.Err != nil && e == err { //nolint:errorlint // the outermost error only: what wraps it has more to say
-		return e.Err.Error()
-	}
-	return err.Error()
 }

@@ -14,8 +14,11 @@ type Plan struct {
 	Target   string    `json:"target"`
 	Versions Versions  `json:"versionsMode"`
 	Checks   []Check   `json:"checks"`
-	Keys     []KeyLine `json:"keys"`
-	Counts   Counts    `json:"counts"`
+	// Read: the source's list of keys was read. Without it, no keys are none that are
+	// known, and not none.
+	Read   bool      `json:"read"`
+	Keys   []KeyLine `json:"keys"`
+	Counts Counts    `json:"counts"`
 	// OnlyTarget are keys that the source does not have; they are left alone.
 	OnlyTarget []string `json:"onlyTarget,omitempty"`
 }
@@ -43,10 +46,14 @@ func (e *Engine) Plan(ctx context.Context) (*Plan, error) {
 	p := &Plan{Format: "claviger migrate plan 1", At: e.now(), Source: e.cfg.Source.URI(), Target: e.cfg.Target.URI(), Versions: e.cfg.Versions, Keys: []KeyLine{}}
 	p.Checks = e.cfg.Probes.run(ctx, e.now)
 	sv, err := e.look(ctx, op)
+	if ctx.Err() != nil { // what the checks say now is the interruption's, not the source's
+		return nil, stopped(ctx, op, "")
+	}
 	if err != nil {
-		p.Checks = append(p.Checks, Check{Name: "keys of the source", Status: Failure, Measured: "not readable", Cure: firstLine(err)})
+		p.Checks = append(p.Checks, Check{Name: "keys of the source", Status: Failure, Measured: "not readable", Cure: said(err)})
 		return p, err
 	}
+	p.Read = true
 	for _, it := range sv.items {
 		p.Keys = append(p.Keys, lineOf(it))
 		p.Counts.add(it)
@@ -66,15 +73,20 @@ func (e *Engine) Plan(ctx context.Context) (*Plan, error) {
 
 func (e *Engine) readable(sv *survey) Check {
 	c := Check{Name: "rights at the source", Measured: fmt.Sprintf("all %d keys are readable", len(sv.items))}
-	n := 0
-	for _, it := range sv.items {
-		if it.State == Refused {
-			n++
-			c.Cure = it.Why
+	refusals, unread := 0, 0
+	for i, err := range sv.unread {
+		switch {
+		case err == nil:
+			continue
+		case refused(err):
+			refusals++
+		default:
+			unread++
 		}
+		c.Cure = e.whyUnread(sv.items[i].Key, err)
 	}
-	if n > 0 {
-		c.Status, c.Measured = Failure, fmt.Sprintf("%d of %d keys are refused to us", n, len(sv.items))
+	if refusals+unread > 0 {
+		c.Status, c.Measured = Failure, fmt.Sprintf("of %d keys, %d are refused to us and %d cannot be read there", len(sv.items), refusals, unread)
 	}
 	return c
 }
@@ -89,7 +101,7 @@ func (e *Engine) room(ctx context.Context, need int) Check {
 	free, known, err := e.cfg.Probes.Room(ctx)
 	switch {
 	case err != nil:
-		c.Status, c.Measured, c.Cure = Failure, firstLine(err), "see that the HSM can be reached"
+		c.Status, c.Measured, c.Cure = Failure, said(err), "see that the HSM can be reached"
 	case !known:
 		c.Measured = fmt.Sprintf("%d new keys; the token does not tell how many it has room for", need)
 	case free < need:

@@ -39,7 +39,7 @@ type KeyLine struct {
 	State State  `json:"state"`
 	// Versions is how many versions the target has made, or would make, of it.
 	Versions       int      `json:"versions"`
-	Source         *Fields  `json:"source,omitempty"` // nil where the source does not let us read it
+	Source         *Fields  `json:"source,omitempty"` // nil where the source's could not be read
 	SourceVersions []string `json:"sourceVersions,omitempty"`
 	TargetVersions []string `json:"targetVersions,omitempty"`
 	// Why says what stands against it and the cure, or remarks on it.
@@ -48,7 +48,7 @@ type KeyLine struct {
 
 func lineOf(it Item) KeyLine {
 	l := KeyLine{Key: it.Key, State: it.State, Versions: it.Count, SourceVersions: it.SourceVersions, TargetVersions: it.TargetVersions, Why: it.Why}
-	if it.State != Refused {
+	if it.State != Refused && it.State != Unreadable {
 		l.Source = &it.Source
 	}
 	return l
@@ -59,7 +59,8 @@ type Counts struct {
 	Total       int `json:"total"`
 	Planned     int `json:"planned"`     // importing included
 	Done        int `json:"done"`        // deleted here since included
-	Blocked     int `json:"blocked"`     // conflict, unsupported, refused, failed
+	Blocked     int `json:"blocked"`     // conflict, unsupported, refused, unreadable, failed
+	Gone        int `json:"gone"`        // the source lists them no more; never taken over
 	NewVersions int `json:"newVersions"` // HSM keys that were, or would be, made
 }
 
@@ -71,6 +72,8 @@ func (c *Counts) add(it Item) {
 		c.NewVersions += it.Count
 	case Done, Deleted:
 		c.Done++
+	case Gone:
+		c.Gone++
 	default:
 		c.Blocked++
 	}
@@ -107,7 +110,7 @@ func (e *Engine) run(ctx context.Context, only func(key string) bool) (*Result, 
 	if err != nil {
 		return nil, err
 	}
-	w := &work{e: e, items: sv.items, only: only}
+	w := &work{e: e, items: append(sv.items, sv.unlistedSince()...), only: only}
 	if w.nothingNew(sv.history) {
 		return w.result(*sv.history.last(), false, e.cfg.Now().Sub(began)), nil
 	}
@@ -247,7 +250,7 @@ func (w *work) importOne(ctx context.Context, it *Item) error {
 		return stop
 	}
 	if ctx.Err() != nil {
-		return claviger.Errorf("migrate.Run", claviger.Unavailable, it.Key, "stopped: %w; the next run goes on from here", context.Cause(ctx))
+		return stopped(ctx, "migrate.Run", it.Key)
 	}
 	w.mu.Lock()
 	if away := err != nil && claviger.Is(err, claviger.Unavailable); away {
@@ -269,7 +272,7 @@ func (w *work) importOne(ctx context.Context, it *Item) error {
 		it.Why = "a key of that name was made here while the migration ran; run the migration again to see how it differs"
 	default:
 		it.State = Failed
-		it.Why = err.Error()
+		it.Why = said(err)
 		e.log.Error("migration: key could not be imported", "key", it.Key, "err", err)
 	}
 	if err := e.putItem(ctx, w.run.Name, *it); err != nil {
@@ -286,7 +289,7 @@ func (w *work) importOne(ctx context.Context, it *Item) error {
 func (w *work) end(ctx context.Context) error {
 	w.run.State = Complete
 	for _, it := range w.items {
-		if it.State != Done && it.State != Deleted {
+		if !it.State.settled() {
 			w.run.State = Incomplete
 		}
 	}
@@ -333,7 +336,7 @@ func (r *Result) Err() error {
 	var text string
 	n := 0
 	for _, k := range r.Keys {
-		if k.State == Done || k.State == Deleted {
+		if k.State.settled() {
 			continue
 		}
 		if n++; n <= most {

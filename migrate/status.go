@@ -64,6 +64,9 @@ func (e *Engine) Status(ctx context.Context) (*Standing, error) {
 	if s.Runs == nil {
 		s.Runs = []Run{}
 	}
+	if err := e.interrupted(ctx, s.Runs); err != nil {
+		return nil, err
+	}
 	byKey := make(map[string][]metastore.Use)
 	for _, u := range uses {
 		key, _ := claviger.KeyOfVersion(u.Version)
@@ -78,6 +81,24 @@ func (e *Engine) Status(ctx context.Context) (*Standing, error) {
 		s.Keys = append(s.Keys, KeyStanding{Key: key, State: it.State, Run: it.Run, Versions: mapping(it, byKey[key]), Why: it.Why})
 	}
 	return s, nil
+}
+
+// interrupted changes the state of runs that the journal has as running, where no
+// process holds the lock: it was killed, and no later one has gone on.
+func (e *Engine) interrupted(ctx context.Context, runs []Run) error {
+	if !slices.ContainsFunc(runs, func(r Run) bool { return r.State == Running }) {
+		return nil
+	}
+	busy, err := e.busy(ctx)
+	if err != nil || busy {
+		return err
+	}
+	for i := range runs {
+		if runs[i].State == Running {
+			runs[i].State = Interrupted
+		}
+	}
+	return nil
 }
 
 // mapping puts the source's versions beside the target's, oldest first. With
@@ -123,8 +144,8 @@ type Verification struct {
 	// Same and Different count keys.
 	Same      int `json:"same"`
 	Different int `json:"different"`
-	// OnlyTarget are keys that the source does not have: made here since, or
-	// deleted there. They are no difference.
+	// OnlyTarget are keys that the source does not list. Those that were made here are
+	// no difference; those that were migrated are, and are among Keys too.
 	OnlyTarget []string `json:"onlyTarget,omitempty"`
 }
 
@@ -150,43 +171,44 @@ func (e *Engine) Verify(ctx context.Context) (*Verification, error) {
 		return nil, err
 	}
 	v := &Verification{Format: "claviger migrate verify 1", At: e.now(), Source: e.cfg.Source.URI(), Target: e.cfg.Target.URI(), Keys: []KeyDiff{}, OnlyTarget: sv.onlyTarget}
-	for batch := range slices.Chunk(sv.items, metadataBatch) {
-		names := make([]string, len(batch))
-		for i, it := range batch {
-			names[i] = it.Key
-		}
-		theirs, refusals, err := e.sourceMetadata(ctx, op, names)
-		if err != nil {
-			return nil, err
-		}
-		ours, err := e.cfg.Target.Metadata(ctx, names...)
-		if err != nil {
-			return nil, err
-		}
-		for i, it := range batch {
-			d := KeyDiff{Key: it.Key}
-			switch {
-			case refusals[i] != nil:
-				d.Differences = []Difference{{Field: "key", Source: "refused to us: " + e.rightsCure(it.Key, refusals[i]), Target: presence(ours[i])}}
-			case theirs[i] == nil:
-				continue // deleted there since
-			case ours[i] == nil:
-				d.Differences = []Difference{{Field: "key", Source: "there", Target: presence(nil)}}
-			default:
-				d.Differences = compare(fieldsOf(theirs[i]), fieldsOf(ours[i]))
-				if err := e.verifyVersions(ctx, &d, it, theirs[i], ours[i]); err != nil {
-					return nil, err
-				}
+	for i, it := range sv.items {
+		d := KeyDiff{Key: it.Key}
+		theirs, ours := sv.theirs[i], sv.ours[i]
+		switch {
+		case sv.unread[i] != nil:
+			d.Differences = []Difference{{Field: "key", Source: "not readable: " + e.whyUnread(it.Key, sv.unread[i]), Target: presence(ours)}}
+		case ours == nil:
+			d.Differences = []Difference{{Field: "key", Source: "there", Target: presence(nil)}}
+		default:
+			d.Differences = compare(fieldsOf(theirs), fieldsOf(ours))
+			if err := e.verifyVersions(ctx, &d, it, theirs, ours); err != nil {
+				return nil, err
 			}
-			if d.Same = len(d.Differences) == 0; d.Same {
-				v.Same++
-			} else {
-				v.Different++
-			}
-			v.Keys = append(v.Keys, d)
 		}
+		v.add(d)
+	}
+	// The list of names, against the journal: what was taken over must still be there,
+	// or old EDEKs of it open nowhere.
+	for _, it := range sv.gone {
+		if it.State != Done {
+			continue
+		}
+		here := "none"
+		if _, found := slices.BinarySearch(sv.onlyTarget, it.Key); found {
+			here = "there"
+		}
+		v.add(KeyDiff{Key: it.Key, Differences: []Difference{{Field: "key", Source: "no longer listed (old EDEKs of it open nowhere)", Target: here}}})
 	}
 	return v, nil
+}
+
+func (v *Verification) add(d KeyDiff) {
+	if d.Same = len(d.Differences) == 0; d.Same {
+		v.Same++
+	} else {
+		v.Different++
+	}
+	v.Keys = append(v.Keys, d)
 }
 
 func presence(m *claviger.Metadata) string {
@@ -334,10 +356,14 @@ func (e *Engine) Finish(ctx context.Context, o FinishOptions) (*Ending, error) {
 func (e *Engine) refusals(ctx context.Context, f *Ending, h *history, o FinishOptions) error {
 	refuse := func(format string, args ...any) { f.Refusals = append(f.Refusals, fmt.Sprintf(format, args...)) }
 	if last := h.last(); last.State != Complete && last.State != Finished {
-		refuse("the last run (%s) is %s: run the migration again", last.Name, last.State)
+		state := last.State
+		if state == Running {
+			state = Interrupted // the lock is ours, so no process is running it
+		}
+		refuse("the last run (%s) is %s: run the migration again", last.Name, state)
 	}
 	for _, key := range h.order {
-		if it := h.items[key]; it.State != Done && it.State != Deleted {
+		if it := h.items[key]; !it.State.settled() {
 			refuse("key %s is %s: %s", printable(key), it.State, it.Why)
 		}
 	}
@@ -346,14 +372,16 @@ func (e *Engine) refusals(ctx context.Context, f *Ending, h *history, o FinishOp
 		switch {
 		case err == nil:
 			for _, it := range sv.items {
-				if _, known := h.items[it.Key]; !known {
+				if before, known := h.items[it.Key]; !known {
 					refuse("key %s is at the source and was not migrated: run the migration again", printable(it.Key))
+				} else if before.State.settled() && !it.State.settled() {
+					refuse("key %s is %s now: %s", printable(it.Key), it.State, it.Why)
 				}
 			}
-		case claviger.Is(err, claviger.SourceUnreachable) || claviger.Is(err, claviger.SourceRefused):
-			f.Remarks = append(f.Remarks, "the source could not be asked for keys that are new there: "+firstLine(err))
-		default:
+		case ctx.Err() != nil:
 			return err
+		default:
+			refuse("the source could not be asked for keys that are new there: %s. If it is gone for good, take %s out of the configuration", said(err), propSource)
 		}
 	}
 	uses, err := e.cfg.Store.Uses(ctx)

@@ -13,105 +13,6 @@ import (
 	"claviger/provider"
 )
 
-// metadataBatch is how many keys are asked for at once: it bounds a request's
-// URL, which Hadoop's keys/metadata carries the names in.
-const metadataBatch = 50
-
-// survey is what the source has, what the target has, and what the journal
-// knows, put together.
-type survey struct {
-	items   []Item // one per key of the source, sorted by name
-	history *history
-	// material: the source, a KMS, shows us key material, which we never ask for.
-	material bool
-	// onlyTarget are keys that the source does not have.
-	onlyTarget []string
-}
-
-// look reads both sides. It changes nothing.
-func (e *Engine) look(ctx context.Context, op string) (*survey, error) {
-	if e.cfg.Source == nil {
-		return nil, errNoSource(op)
-	}
-	names, err := e.cfg.Source.Keys(ctx)
-	if err != nil {
-		return nil, e.sourceError(ctx, op, "", err)
-	}
-	slices.Sort(names)
-	names = slices.Compact(names)
-	sv := &survey{}
-	// Other sources' runs do not matter: what they brought is found at the target.
-	if sv.history, err = e.read(ctx, e.cfg.Source.URI()); err != nil {
-		return nil, err
-	}
-	here, err := e.cfg.Target.Keys(ctx)
-	if err != nil {
-		return nil, err
-	}
-	for _, k := range here {
-		if _, found := slices.BinarySearch(names, k); !found {
-			sv.onlyTarget = append(sv.onlyTarget, k)
-		}
-	}
-	slices.Sort(sv.onlyTarget)
-	askVersions := true
-	for batch := range slices.Chunk(names, metadataBatch) {
-		theirs, refusals, err := e.sourceMetadata(ctx, op, batch)
-		if err != nil {
-			return nil, err
-		}
-		ours, err := e.cfg.Target.Metadata(ctx, batch...)
-		if err != nil {
-			return nil, err
-		}
-		if len(ours) != len(batch) || len(theirs) != len(batch) {
-			return nil, claviger.Errorf(op, claviger.Internal, "", "asked for the metadata of %d keys, got %d from the source and %d from the target", len(batch), len(theirs), len(ours))
-		}
-		for i, name := range batch {
-			if theirs[i] == nil && refusals[i] == nil {
-				continue // deleted since we were told its name
-			}
-			it, err := e.judge(ctx, sv, name, theirs[i], ours[i], refusals[i])
-			if err != nil {
-				return nil, err
-			}
-			if askVersions && theirs[i] != nil && it.SourceVersions == nil {
-				if it.SourceVersions, askVersions, err = e.sourceVersions(ctx, sv, name); err != nil {
-					return nil, err
-				}
-			}
-			sv.items = append(sv.items, it)
-		}
-	}
-	return sv, nil
-}
-
-// sourceMetadata asks for a batch; where the source refuses, for each key by
-// itself, because one unreadable key makes Hadoop refuse them all.
-func (e *Engine) sourceMetadata(ctx context.Context, op string, names []string) ([]*claviger.Metadata, []error, error) {
-	refusals := make([]error, len(names))
-	ms, err := e.cfg.Source.Metadata(ctx, names...)
-	if err == nil {
-		return ms, refusals, nil
-	}
-	if !refused(err) {
-		return nil, nil, e.sourceError(ctx, op, "", err)
-	}
-	ms = make([]*claviger.Metadata, len(names))
-	for i, name := range names {
-		one, err := e.cfg.Source.Metadata(ctx, name)
-		switch {
-		case err == nil && len(one) == 1:
-			ms[i] = one[0]
-		case err != nil && refused(err):
-			refusals[i] = err
-		case err != nil:
-			return nil, nil, e.sourceError(ctx, op, name, err)
-		}
-	}
-	return ms, refusals, nil
-}
-
 // sourceVersions asks for the names of a key's versions. They are only for the
 // report; a source that does not tell (a KMS does so only with the right GET,
 // which would show us material too) is not asked again. Material is wiped.
@@ -136,13 +37,22 @@ func (e *Engine) sourceVersions(ctx context.Context, sv *survey, key string) (na
 }
 
 // judge says what is to be done with one key.
-func (e *Engine) judge(ctx context.Context, sv *survey, name string, theirs, ours *claviger.Metadata, refusal error) (Item, error) {
+func (e *Engine) judge(ctx context.Context, sv *survey, name string, theirs, ours *claviger.Metadata, unread error) (Item, error) {
 	before, known := sv.history.items[name]
-	if refusal != nil {
+	if unread != nil {
 		if known && before.State == Done && ours != nil {
-			return before, nil // it is here; that it may no longer be read there changes nothing
+			// It is here. Only its comparison with the source cannot be made.
+			before.Why = e.whyUnread(name, unread)
+			return before, nil
 		}
-		return Item{Key: name, State: Refused, Why: fmt.Sprintf("the source refused us: %v; %s", refusal, e.rightsCure(name, refusal))}, nil
+		if known && ours == nil && (before.State == Done || before.State == Deleted) {
+			return deletedHere(before), nil
+		}
+		it := Item{Key: name, State: Unreadable, Why: e.whyUnread(name, unread)}
+		if refused(unread) {
+			it.State = Refused
+		}
+		return it, nil
 	}
 	it := Item{Key: name, State: Planned, Source: fieldsOf(theirs), Count: e.count(theirs)}
 	if known {
@@ -156,13 +66,8 @@ func (e *Engine) judge(ctx context.Context, sv *survey, name string, theirs, our
 		}
 	}
 	if ours == nil {
-		switch {
-		case known && before.State == Done:
-			before.State = Deleted
-			before.Why = "was migrated and has been deleted here since, so it is not brought back; delete it at the source too, or create it anew here"
-			return before, nil
-		case known && before.State == Deleted:
-			return before, nil
+		if known && (before.State == Done || before.State == Deleted) {
+			return deletedHere(before), nil
 		}
 		if why := e.unsupported(theirs); why != "" {
 			it.State, it.Why = Unsupported, why
@@ -186,6 +91,15 @@ func (e *Engine) judge(ctx context.Context, sv *survey, name string, theirs, our
 	// could write so down, or through another address of the source.
 	adopted, err := e.adopt(ctx, it, known)
 	return adopted, err
+}
+
+// deletedHere is the item of a key that was migrated and is no longer here.
+func deletedHere(it Item) Item {
+	if it.State == Done {
+		it.State = Deleted
+		it.Why = "was migrated and has been deleted here since, so it is not brought back; delete it at the source too, or create it anew here"
+	}
+	return it
 }
 
 // adopt makes an item done for a key that is at the target.

@@ -102,6 +102,10 @@ func (p *Plan) WriteText(w io.Writer) error {
 	r.line("Checks")
 	r.checks(p.Checks)
 	r.line("")
+	if !p.Read {
+		r.line("Not ready: the source's keys were not read, so which it has is not known.")
+		return r.err
+	}
 	r.keys(p.Keys)
 	r.line("")
 	r.line("%d keys: %d to import (%d new versions), %d done, %d that cannot be imported.", p.Counts.Total, p.Counts.Planned, p.Counts.NewVersions, p.Counts.Done, p.Counts.Blocked)

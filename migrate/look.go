@@ -1,0 +1,220 @@
+package migrate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"claviger"
+)
+
+// metadataBatch is how many keys are asked for at once: it bounds a request's
+// URL, which Hadoop's keys/metadata carries the names in.
+const metadataBatch = 50
+
+// awayAfter is how many single keys in a row may get no answer before the source
+// counts as away: one slow key is that key's fault, three are the source's.
+const awayAfter = 3
+
+// survey is what the source has, what the target has, and what the journal
+// knows, put together.
+type survey struct {
+	items   []Item // one per key that the source lists, sorted by name
+	history *history
+	// theirs and ours are the metadata of the items' keys, and unread says why the
+	// source's could not be read; each has the length of items.
+	theirs, ours []*claviger.Metadata
+	unread       []error
+	// material: the source, a KMS, shows us key material, which we never ask for.
+	material bool
+	// onlyTarget are keys that the source does not list.
+	onlyTarget []string
+	// gone are keys that the journal has and the source no longer lists.
+	gone []Item
+}
+
+// errNoMetadata is said of a key that the source lists, and then tells nothing of.
+var errNoMetadata = errors.New("it tells no metadata of the key")
+
+// look reads both sides. It changes nothing. Each name that the source lists becomes
+// an item, whether its metadata can be read or not.
+func (e *Engine) look(ctx context.Context, op string) (*survey, error) {
+	if e.cfg.Source == nil {
+		return nil, errNoSource(op)
+	}
+	names, err := e.sourceNames(ctx, op)
+	if err != nil {
+		return nil, err
+	}
+	sv := &survey{}
+	// Other sources' runs do not matter: what they brought is found at the target.
+	if sv.history, err = e.read(ctx, e.cfg.Source.URI()); err != nil {
+		return nil, err
+	}
+	here, err := e.cfg.Target.Keys(ctx)
+	if err != nil {
+		return nil, err
+	}
+	theirs, unread, err := e.sourceMetadata(ctx, op, names)
+	if err != nil {
+		return nil, err
+	}
+	if names, theirs, unread, err = e.unlisted(ctx, op, names, theirs, unread); err != nil {
+		return nil, err
+	}
+	sv.others(names, here)
+	askVersions := true
+	for i, name := range names {
+		if i%metadataBatch == 0 {
+			batch := names[i:min(i+metadataBatch, len(names))]
+			ours, err := e.cfg.Target.Metadata(ctx, batch...)
+			if err != nil {
+				return nil, err
+			}
+			if len(ours) != len(batch) {
+				return nil, claviger.Errorf(op, claviger.Internal, "", "asked the target for the metadata of %d keys, got %d", len(batch), len(ours))
+			}
+			sv.ours = append(sv.ours, ours...)
+		}
+		it, err := e.judge(ctx, sv, name, theirs[i], sv.ours[i], unread[i])
+		if err != nil {
+			return nil, err
+		}
+		if askVersions && theirs[i] != nil && it.SourceVersions == nil {
+			if it.SourceVersions, askVersions, err = e.sourceVersions(ctx, sv, name); err != nil {
+				return nil, err
+			}
+		}
+		sv.items = append(sv.items, it)
+	}
+	sv.theirs, sv.unread = theirs, unread
+	return sv, nil
+}
+
+// sourceNames is the source's list, sorted, each name once.
+func (e *Engine) sourceNames(ctx context.Context, op string) ([]string, error) {
+	names, err := e.cfg.Source.Keys(ctx)
+	if err != nil {
+		return nil, e.sourceError(ctx, op, "", err)
+	}
+	slices.Sort(names)
+	return slices.Compact(names), nil
+}
+
+// others finds the keys that one side alone has. names is sorted.
+func (sv *survey) others(names, here []string) {
+	listed := func(key string) bool { _, found := slices.BinarySearch(names, key); return found }
+	for _, k := range here {
+		if !listed(k) {
+			sv.onlyTarget = append(sv.onlyTarget, k)
+		}
+	}
+	slices.Sort(sv.onlyTarget)
+	for _, k := range sv.history.order {
+		if !listed(k) {
+			sv.gone = append(sv.gone, sv.history.items[k])
+		}
+	}
+	slices.SortFunc(sv.gone, func(a, b Item) int { return strings.Compare(a.Key, b.Key) })
+}
+
+// unlistedSince are the journal's keys that the source no longer lists, as far as the
+// journal does not know it yet: never taken over, or gone here too.
+func (sv *survey) unlistedSince() []Item {
+	var items []Item
+	for _, it := range sv.gone {
+		_, here := slices.BinarySearch(sv.onlyTarget, it.Key)
+		switch {
+		case it.State == Done && !here:
+			it.State, it.Why = Deleted, "was migrated, and has been deleted since at the source and here"
+		case it.State.settled():
+			continue
+		default:
+			it.State, it.Why = Gone, "the source no longer lists it, and it was never taken over"
+		}
+		items = append(items, it)
+	}
+	return items
+}
+
+// sourceMetadata asks for the metadata of all names, in batches; where a batch
+// fails, for each key by itself, because one unreadable key makes Hadoop refuse them
+// all. Each name has metadata or an error. The error that is returned is of the
+// source as a whole.
+func (e *Engine) sourceMetadata(ctx context.Context, op string, names []string) ([]*claviger.Metadata, []error, error) {
+	all := make([]*claviger.Metadata, 0, len(names))
+	unread := make([]error, len(names))
+	away := 0
+	for batch := range slices.Chunk(names, metadataBatch) {
+		ms, err := e.cfg.Source.Metadata(ctx, batch...)
+		if err == nil && len(ms) == len(batch) {
+			all = append(all, ms...)
+			continue
+		}
+		if ctx.Err() != nil {
+			return nil, nil, e.sourceError(ctx, op, "", err)
+		}
+		for _, name := range batch {
+			one, err := e.cfg.Source.Metadata(ctx, name)
+			switch {
+			case ctx.Err() != nil:
+				return nil, nil, e.sourceError(ctx, op, name, err)
+			case err == nil && len(one) == 1:
+				all, away = append(all, one[0]), 0
+				continue
+			case err == nil:
+				err = fmt.Errorf("the source gave %d entries for one key", len(one))
+			}
+			if noAnswer(err) {
+				if away++; away >= awayAfter {
+					return nil, nil, e.sourceError(ctx, op, name, err)
+				}
+			} else {
+				away = 0
+			}
+			unread[len(all)] = err
+			all = append(all, nil)
+		}
+	}
+	return all, unread, nil
+}
+
+// unlisted lists the source's keys again where it told no metadata of some, and
+// leaves out those that are no longer listed: they were deleted in between. The
+// others are unreadable.
+func (e *Engine) unlisted(ctx context.Context, op string, names []string, theirs []*claviger.Metadata, unread []error) ([]string, []*claviger.Metadata, []error, error) {
+	untold := false
+	for i := range names {
+		untold = untold || theirs[i] == nil && unread[i] == nil
+	}
+	if !untold {
+		return names, theirs, unread, nil
+	}
+	now, err := e.sourceNames(ctx, op)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	n := 0
+	for i, name := range names {
+		if theirs[i] == nil && unread[i] == nil {
+			if _, listed := slices.BinarySearch(now, name); !listed {
+				continue
+			}
+			unread[i] = errNoMetadata
+		}
+		names[n], theirs[n], unread[n] = name, theirs[i], unread[i]
+		n++
+	}
+	return names[:n], theirs[:n], unread[:n], nil
+}
+
+// whyUnread says why a key that the source lists could not be read, with the cure.
+func (e *Engine) whyUnread(key string, err error) string {
+	if refused(err) {
+		return fmt.Sprintf("the source refused us: %s; %s", said(err), e.rightsCure(key, err))
+	}
+	return fmt.Sprintf("the source lists it, and it cannot be read there: %s; see the source's log, and look at the key there (hadoop key list -metadata): "+
+		"an entry that is no Hadoop key must be taken out of the source's store", said(err))
+}
