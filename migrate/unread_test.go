@@ -242,4 +242,3 @@ func TestFinishAsksTheSource(t *testing.T) {
 		t.Errorf("%+v", f)
 	}
 }
-
