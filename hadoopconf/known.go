@@ -131,6 +131,7 @@ var KMS = []Known{
 	{"hadoop.kms.proxyuser.*.users", "", "whom a proxy user may impersonate"},
 	{"hadoop.kms.proxyuser.*.groups", "", "members of which groups a proxy user may impersonate"},
 	{"hadoop.kms.proxyuser.*.hosts", "", "from where: names, addresses, CIDR ranges, *"},
+	{AuthorizationManager, "", "Hadoop's KMSACLs, or empty: the rules are those of kms-acls.xml; with another class the server does not start"},
 	{"hadoop.kms.key.authorization.enable", "true", "ask the key ACLs of kms-acls.xml"},
 	{"hadoop.kms.metrics.process.name", "KMS", "the process in the names of beans of /jmx"},
 	{"hadoop.kms.metrics.session.id", "", "shown in the bean JvmMetrics"},
@@ -228,6 +229,7 @@ func LoadKMS(dir string, env func(string) (string, bool)) (*Conf, error) {
 	c.lowWatermark()
 	c.warnUnknown()
 	c.warnIdle()
+	c.warnings = append(c.warnings, c.MisplacedRules()...)
 	for _, k := range KMS {
 		if k.Default != "" {
 			c.SetDefault(k.Name, k.Default)
@@ -304,13 +306,11 @@ func (c *Conf) warnUnknown() {
 		exact[k.Name] = true
 	}
 	for _, name := range c.Names() {
-		if exact[name] || !inFamily(name) || matchesPattern(name) {
+		if exact[name] || !inFamily(name) || matchesPattern(name) || IsRule(name) {
 			continue
 		}
 		w := fmt.Sprintf("%s: property %s is not known and has no effect", c.props[name].Where(), name)
-		if strings.HasPrefix(name, "hadoop.kms.acl.") || strings.HasPrefix(name, "hadoop.kms.blacklist.") {
-			w += " here: ACLs are read from kms-acls.xml"
-		} else if meant, ok := misnamed[name]; ok {
+		if meant, ok := misnamed[name]; ok {
 			w += "; the property is called " + meant
 		} else if near, ok := claviger.NearMiss(name, candidates(name)); ok {
 			w += "; did you mean " + near + "?"

@@ -170,7 +170,7 @@ func TestWarningOfEach(t *testing.T) {
 		{prop("hadoop.kms.proxyuser.oozie.hosts", "*"), ""},
 		{prop("cloudera.hsmkp.initiate.migration", "true"), "did you mean cloudera.hsmkp.initiatemigration?"},
 		{prop("claviger.audit.files", "x"), "did you mean claviger.audit.file?"},
-		{prop("hadoop.kms.acl.CREATE", "alice"), "has no effect here: ACLs are read from kms-acls.xml"},
+		{prop("hadoop.kms.acl.CREATE", "alice"), "has no effect here: rules are read from "},
 		{prop("claviger.colour", "red"), "property claviger.colour is not known and has no effect"},
 		{prop("hadoop.security.kms.client.timeout", "60"), ""}, // a client's
 		{prop("hadoop.kms.authentication.zk-dt-secret-manager.enable", "true"), ""},

@@ -100,6 +100,7 @@ func readKMSSettings(conf *hadoopconf.Conf) (kmsSettings, error) {
 	}
 	s.audit = r.audit()
 	s.operations = r.operations()
+	r.keep(conf.CheckRules())
 	if r.err != nil {
 		return s, r.err
 	}

@@ -311,6 +311,14 @@ var starts = map[string]func(*site) []string{
 		s.write("conf/kms-acls.xml", "<configuration>\n<property>\n")
 		return s.start()
 	},
+	"rules-of-another-manager": func(s *site) []string {
+		s.set("hadoop.kms.security.authorization.manager", "org.apache.ranger.authorization.kms.authorizer.RangerKmsAuthorizer")
+		return s.start()
+	},
+	"rules-of-ranger-beside": func(s *site) []string {
+		s.write("conf/dbks-site.xml", "<configuration/>\n")
+		return s.start()
+	},
 	"value-not-a-number": func(s *site) []string {
 		s.set("hadoop.kms.http.port", "ninety-six hundred")
 		return []string{"kms", "--conf", s.conf}

@@ -1,0 +1,76 @@
+package hadoopconf
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestForeignRules: a folder of a KMS with other rules is refused; Hadoop's own
+// manager and an unset one are not.
+func TestForeignRules(t *testing.T) {
+	const ranger = "org.apache.ranger.authorization.kms.authorizer.RangerKmsAuthorizer"
+	for _, c := range []struct {
+		manager, file string
+		refused       bool
+	}{
+		{"", "", false}, {" ", "", false}, {hadoopsManager, "", false}, {" " + hadoopsManager + "\n", "kms-acls.xml", false},
+		{ranger, "", true}, {"com.example.Rules", "", true},
+		{"", "dbks-site.xml", true}, {hadoopsManager, "ranger-kms-security.xml", true}, {"", "ranger-kms-audit.xml", true},
+	} {
+		dir := t.TempDir()
+		text := "<configuration><property><name>hadoop.kms.http.port</name><value>1</value></property>\n"
+		if c.manager != "" {
+			text += "<property><name>" + AuthorizationManager + "</name><value>" + c.manager + "</value></property>\n"
+		}
+		for name, content := range map[string]string{"kms-site.xml": text + "</configuration>", c.file: "<configuration/>"} {
+			if name == "" {
+				continue
+			}
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		conf, err := LoadKMS(dir, env(nil))
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = conf.CheckRules()
+		if (err != nil) != c.refused {
+			t.Errorf("%+v: %v", c, err)
+		}
+		if err == nil {
+			continue
+		}
+		for _, part := range []string{strings.TrimSpace(strings.TrimSuffix(c.manager, hadoopsManager)), c.file, filepath.Join(dir, "kms-acls.xml"), "claviger acl explain"} {
+			if !strings.Contains(err.Error(), part) {
+				t.Errorf("%v does not name %s", err, part)
+			}
+		}
+	}
+}
+
+func TestMisplacedRules(t *testing.T) {
+	dir := t.TempDir()
+	for name, text := range map[string]string{
+		"core-site.xml": prop("hadoop.kms.acl.GET", "alice"),
+		"kms-site.xml": prop("default.key.acl.READ", "alice") + prop("key.acl.k.ALL", "alice") + prop("hadoop.kms.blacklist.DECRYPT_EEK", "hdfs") +
+			prop("whitelist.key.acl.READ", "x") + prop("keytrustee.kms.acl.PURGE", "x") + prop("hadoop.kms.http.port", "1"),
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("<configuration>\n"+text+"</configuration>"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	conf, err := LoadKMS(dir, env(nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := conf.MisplacedRules()
+	if all := strings.Join(found, "\n"); len(found) != 6 || !strings.Contains(all, filepath.Join(dir, "core-site.xml")+":3: property hadoop.kms.acl.GET has no effect here") {
+		t.Errorf("%s", all)
+	}
+	if warned := strings.Join(conf.Warnings(), "\n"); warned != strings.Join(found, "\n") {
+		t.Errorf("the server's warnings are\n%s", warned)
+	}
+}
