@@ -171,6 +171,11 @@ type Refusal struct {
 	// Explanation is for the operator's log and for nobody else: what went wrong
 	// and what to do about it. "" where Reason says all.
 	Explanation string
+	// Property is the one that Explanation says to change, if there is one.
+	Property string
+	// Real has proved who it is, and User is whom it wanted to act for; both for the
+	// records alone. "": not known.
+	Real, User string
 }
 
 // Authenticate finds out who sends the request and whom he acts for.
@@ -239,12 +244,13 @@ func (a *Authenticator) attempt(r Request, now time.Time, management bool) attem
 	var none noRule
 	switch {
 	case errors.As(err, &none):
-		att.refusal = &Refusal{Kind: NoShortName, Reason: javaText(err), Explanation: fmt.Sprintf(
-			"the ticket of %s is good, but auth_to_local makes no user name of it; add a rule if it is to be let in", att.token.principal)}
+		att.refusal = &Refusal{Kind: NoShortName, Reason: javaText(err), User: att.token.principal, Property: AuthToLocal, Explanation: fmt.Sprintf(
+			"the ticket of %s is good, but auth_to_local makes no user name of it; add a rule to %s if it is to be let in", att.token.principal, AuthToLocal)}
 	case err != nil:
-		att.refusal = &Refusal{Kind: BadTicket, Reason: javaText(err)}
+		att.refusal = &Refusal{Kind: BadTicket, Reason: javaText(err), User: att.token.principal, Property: AuthToLocal, Explanation: fmt.Sprintf(
+			"the ticket of %s is good, but auth_to_local cannot read that name: %v", att.token.principal, err)}
 	case !validName(short):
-		att.refusal = &Refusal{Kind: BadTicket, Reason: "java.lang.IllegalArgumentException: userName is NULL, empty or contains a '&'", Explanation: fmt.Sprintf(
+		att.refusal = &Refusal{Kind: BadTicket, Reason: "java.lang.IllegalArgumentException: userName is NULL, empty or contains a '&'", User: att.token.principal, Property: AuthToLocal, Explanation: fmt.Sprintf(
 			"the ticket of %s is good, but auth_to_local makes %q of it, which no user is called; change the rule", att.token.principal, short)}
 	}
 	att.token.user = short
@@ -312,24 +318,35 @@ func (a *Authenticator) openCookie(text string, now time.Time) (_ *token, why st
 func (a *Authenticator) actingFor(ctx context.Context, r Request, name string) (*claviger.Principal, *Refusal) {
 	real, err := a.principalOf(name)
 	if err != nil {
-		return nil, &Refusal{Kind: Malformed, Reason: err.Error()}
+		return nil, a.noUser(err, Refusal{User: name})
 	}
 	doAs, ok := queryValue(r.RawQuery, func(n string) bool { return strings.EqualFold(n, "doAs") })
 	if !ok {
 		return &real, nil
 	}
 	if !validName(doAs) {
-		return nil, &Refusal{Kind: Malformed, Reason: "Null user"}
+		return nil, &Refusal{Kind: Malformed, Reason: "Null user", Real: name, User: doAs,
+			Explanation: "the parameter doAs is empty, longer than 512 bytes, or holds characters that no user's name has"}
 	}
 	who, err := a.principalOf(doAs)
 	if err != nil {
-		return nil, &Refusal{Kind: Malformed, Reason: err.Error()}
+		return nil, a.noUser(err, Refusal{Real: name, User: doAs})
 	}
 	who.Real = &real
-	if reason := a.conf.ProxyUsers.refuse(ctx, who, r.RemoteIP); reason != "" {
-		return nil, &Refusal{Kind: NotAllowed, Reason: reason}
+	if refusal := a.conf.ProxyUsers.refuse(ctx, who, r.RemoteIP); refusal != nil {
+		return nil, refusal
 	}
 	return &who, nil
+}
+
+// AuthToLocal are the properties of the rules that make users of principals.
+const AuthToLocal = "hadoop.kms.authentication.kerberos.name.rules (type kerberos) or hadoop.security.auth_to_local (type simple)"
+
+// noUser refuses a name of which the rules make no user.
+func (a *Authenticator) noUser(err error, r Refusal) *Refusal {
+	r.Kind, r.Reason, r.Property = Malformed, err.Error(), AuthToLocal
+	r.Explanation = fmt.Sprintf("the rules make no user of %q: add one to %s if it is to be let in", r.User, AuthToLocal)
+	return &r
 }
 
 // validName keeps out what Hadoop keeps out (an empty name, one with '&', which

@@ -231,7 +231,8 @@ func (d *Delegations) verify(ctx context.Context, text string) (identifier, erro
 	}
 	if now := d.conf.Now(); k.Renew.Before(now) {
 		const layout = "2006-01-02 15:04:05,000-0700"
-		return id, fmt.Errorf("%sToken %s has expired, current time: %s expected renewal time: %s", invalidToken, id.realUser, now.Format(layout), k.Renew.Format(layout))
+		return id, &expiredToken{fmt.Sprintf("%sToken %s has expired, current time: %s expected renewal time: %s",
+			invalidToken, id.realUser, now.Format(layout), k.Renew.Format(layout))}
 	}
 	return id, nil
 }
@@ -293,6 +294,27 @@ func refusalOf(err error, otherwise Refusal) *Refusal {
 	}
 	return &otherwise
 }
+
+// badToken refuses a request for its delegation token. Of one that has expired the
+// password was right, so it says whose it was.
+func badToken(id identifier, err error) Refusal {
+	r := Refusal{Kind: BadDelegation, Reason: err.Error(), Explanation: "the delegation token is not known here, or was cancelled: get another." +
+		" If another node issued it, the nodes do not share their tokens: hadoop.kms.authentication.zk-dt-secret-manager.enable, or a metastore in PostgreSQL, makes them"}
+	var expired *expiredToken
+	switch {
+	case errors.As(err, &expired):
+		r.Real, r.User = id.realUser, id.owner
+		r.Explanation = fmt.Sprintf("the delegation token of %s, number %d, has expired: its renewer %q did not renew it in time, or its life is over", id.owner, id.sequence, id.renewer)
+	case errors.Is(err, errEOF):
+		r.Explanation = "what stands in the place of a delegation token is none: it was cut, or is of another kind"
+	}
+	return r
+}
+
+// expiredToken is a token that was good once.
+type expiredToken struct{ text string }
+
+func (e *expiredToken) Error() string { return e.text }
 
 // The operations on delegation tokens, by the query parameter op, and the
 // method that each demands.
@@ -428,7 +450,7 @@ func delegationOf(r Request) (string, bool) {
 func (a *Authenticator) byDelegation(ctx context.Context, text string) Result {
 	id, err := a.conf.Delegations.verify(ctx, text)
 	if err != nil {
-		return Result{Refusal: refusalOf(err, Refusal{Kind: BadDelegation, Reason: err.Error()})}
+		return Result{Refusal: refusalOf(err, badToken(id, err))}
 	}
 	who, err := a.principalOf(id.owner)
 	if err == nil && id.realUser != "" {

@@ -83,21 +83,33 @@ func NewProxyUsers(props map[string]string, groups func(user string) []string, l
 // goes by the ones or the others.
 func (p *ProxyUsers) Replace(other *ProxyUsers) { p.rules.Store(other.rules.Load()) }
 
-// refuse returns Hadoop's reason why who.Real may not act for who from that
-// address, or "" where he may.
-func (p *ProxyUsers) refuse(ctx context.Context, who claviger.Principal, from netip.Addr) string {
+// refuse returns why who.Real may not act for who from that address, in Hadoop's
+// words and with the property that would have to say so; nil where he may.
+func (p *ProxyUsers) refuse(ctx context.Context, who claviger.Principal, from netip.Addr) *Refusal {
 	var rule *proxyRule
 	var groups func(user string) []string
 	if rules := p.rules.Load(); rules != nil {
 		rule, groups = rules.of[who.Real.Short], rules.groups
 	}
-	if rule == nil || !rule.whom.Admits(who, groups) {
-		return fmt.Sprintf("User: %s is not allowed to impersonate %s", who.Real.Name, who.Name)
+	of := ProxyUserPrefix + who.Real.Short
+	no := &Refusal{Kind: NotAllowed, Real: who.Real.Name, User: who.Name}
+	switch {
+	case rule == nil:
+		no.Property = of + ".users"
+		no.Explanation = fmt.Sprintf("there is no rule for %s: set %s.hosts, and %s.users or %s.groups, in kms-site.xml if it is to act for %s", who.Real.Short, of, of, of, who.Short)
+	case !rule.whom.Admits(who, groups):
+		no.Property = of + ".users"
+		no.Explanation = fmt.Sprintf("%s.users does not name %s, and %s.groups names no group of it: add one of them in kms-site.xml if %s is to act for it", of, who.Short, of, who.Real.Short)
+	case !rule.hosts.includes(ctx, from):
+		no.Property = of + ".hosts"
+		no.Reason = fmt.Sprintf("Unauthorized connection for super-user: %s from IP /%s", who.Real.Name, javaAddr(from))
+		no.Explanation = fmt.Sprintf("%s.hosts does not list %s: add it in kms-site.xml if %s is to act for others from there", of, from, who.Real.Short)
+		return no
+	default:
+		return nil
 	}
-	if !rule.hosts.includes(ctx, from) {
-		return fmt.Sprintf("Unauthorized connection for super-user: %s from IP /%s", who.Real.Name, javaAddr(from))
-	}
-	return ""
+	no.Reason = fmt.Sprintf("User: %s is not allowed to impersonate %s", who.Real.Name, who.Name)
+	return no
 }
 
 // javaAddr writes an address as java.net.InetAddress does: IPv6 without "::".

@@ -76,17 +76,25 @@ func TestProxyUsers(t *testing.T) {
 		{"", "bob", "10.0.0.1", no},
 	} {
 		who := claviger.Principal{Name: c.who, Short: c.who, Real: &claviger.Principal{Name: c.real, Short: c.real}}
-		got := p.refuse(t.Context(), who, netip.MustParseAddr(c.from))
+		refusal := p.refuse(t.Context(), who, netip.MustParseAddr(c.from))
+		got := ""
+		if refusal != nil {
+			got = refusal.Reason
+			property := ProxyUserPrefix + c.real + map[bool]string{true: ".hosts", false: ".users"}[strings.HasPrefix(got, far)]
+			if refusal.Property != property || !strings.Contains(refusal.Explanation, property) || refusal.Real != c.real || refusal.User != c.who {
+				t.Errorf("%s for %s from %s: %+v, want property %s", c.real, c.who, c.from, refusal, property)
+			}
+		}
 		if got == c.want || c.want != "" && strings.Contains(got, c.want) {
 			continue
 		}
 		t.Errorf("%s for %s from %s: %q, want %q", c.real, c.who, c.from, got, c.want)
 	}
 	who := claviger.Principal{Name: "bob", Short: "bob", Real: &claviger.Principal{Name: "any", Short: "any"}}
-	if p.refuse(t.Context(), who, netip.Addr{}) == "" {
+	if p.refuse(t.Context(), who, netip.Addr{}) == nil {
 		t.Error("allowed from no address")
 	}
-	if (&ProxyUsers{}).refuse(t.Context(), who, netip.MustParseAddr("10.1.0.0")) == "" {
+	if (&ProxyUsers{}).refuse(t.Context(), who, netip.MustParseAddr("10.1.0.0")) == nil {
 		t.Error("allowed without a rule")
 	}
 }

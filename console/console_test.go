@@ -185,6 +185,7 @@ func TestMetrics(t *testing.T) {
 	m.Observe("reencrypt_eek_batch", 400, 1000, time.Millisecond)
 	m.Waited("decrypt", 20*time.Millisecond, true)
 	m.Waited("generate", time.Second, false)
+	m.Refused("impersonation")
 	call := m.HSM(func() (int, int) { return 3, 8 })
 	call(5, 1000, time.Millisecond, 20*time.Millisecond, nil)
 	call(1, 1, 0, time.Second, errors.New("gone"))
@@ -197,6 +198,7 @@ func TestMetrics(t *testing.T) {
 		`claviger_kms_turn_wait_seconds_bucket{class="decrypt",le="0.025"} 1`,
 		`claviger_kms_turn_wait_seconds_count{class="generate"} 1`,
 		`claviger_kms_turn_refused_total{class="generate"} 1`,
+		`claviger_kms_refused_total{reason="impersonation"} 1`,
 		`claviger_hsm_call_seconds_bucket{result="ok",le="0.025"} 1`,
 		`claviger_hsm_call_seconds_count{result="error"} 1`,
 		`claviger_hsm_call_blocks_bucket{le="512"} 1`,

@@ -41,13 +41,14 @@ type Metrics struct {
 	hsmCallers prometheus.Histogram
 	turns      *prometheus.HistogramVec
 	refused    *prometheus.CounterVec
+	early      *prometheus.CounterVec
 }
 
 // NewMetrics makes them. use, if not nil, returns how often the versions of
 // sources were asked for.
 func NewMetrics(use func(context.Context) ([]metastore.Use, error)) *Metrics {
 	m := newMetrics("kms", "status")
-	m.registry.MustRegister(m.edeks, m.turns, m.refused)
+	m.registry.MustRegister(m.edeks, m.turns, m.refused, m.early)
 	if use != nil {
 		m.registry.MustRegister(&sourceUse{recent[[]metastore.Use]{ask: use}})
 	}
@@ -74,6 +75,7 @@ func newMetrics(service, outcome string) *Metrics {
 		hsmCallers: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "claviger_hsm_call_callers", Help: "Requests that shared one encryption on the HSM.", Buckets: sizes}),
 		turns:      prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "claviger_kms_turn_wait_seconds", Help: "How long requests waited for their turn, by class; those that did not wait are not counted.", Buckets: buckets}, []string{"class"}),
 		refused:    prometheus.NewCounterVec(prometheus.CounterOpts{Name: "claviger_kms_turn_refused_total", Help: "Requests sent to another node since their turn did not come."}, []string{"class"}),
+		early:      prometheus.NewCounterVec(prometheus.CounterOpts{Name: "claviger_kms_refused_total", Help: "Requests refused before their operation: impersonation without a rule, names, tickets, tokens; a handshake begins with one."}, []string{"reason"}),
 	}
 	m.registry.MustRegister(m.requests, m.inFlight, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
@@ -186,6 +188,9 @@ func (m *Metrics) Waited(class string, took time.Duration, came bool) {
 		m.refused.WithLabelValues(class).Inc()
 	}
 }
+
+// Refused is kmsapi's hook.
+func (m *Metrics) Refused(reason string) { m.early.WithLabelValues(reason).Inc() }
 
 // Expiry is when something that must be renewed ends.
 type Expiry struct {

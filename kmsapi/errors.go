@@ -194,11 +194,10 @@ const wwwAuthenticate = "WWW-Authenticate"
 
 // refuse answers what authentication said no to.
 func (c *call) refuse(r *authn.Refusal) {
-	if r.Explanation != "" {
-		c.Log.Warn("a client could not be authenticated", "id", c.caller.RequestID, "remote", c.caller.RemoteAddr, "method", c.r.Method, "path", c.r.URL.EscapedPath(), "reason", r.Reason, "explanation", r.Explanation)
-	}
+	c.report(r)
 	switch r.Kind {
 	case authn.NotAllowed:
+		c.audit(audit.Unauthenticated, r.Reason)
 		c.throw(http.StatusForbidden, kmswire.Throw(kmswire.AuthorizationException, r.Reason))
 	case authn.BadDelegation:
 		c.audit(audit.Unauthenticated, r.Reason)
@@ -216,6 +215,7 @@ func (c *call) refuse(r *authn.Refusal) {
 	case authn.UnknownDelegation:
 		c.throw(http.StatusNotFound, kmswire.Throw(kmswire.IOException, r.Reason))
 	case authn.Malformed:
+		c.audit(audit.Unauthenticated, r.Reason)
 		c.w.Header().Set("Connection", "close")
 		c.page(http.StatusInternalServerError, "java.lang.IllegalArgumentException: "+r.Reason)
 	case authn.BadTicket:

@@ -54,6 +54,7 @@ type stack struct {
 	NotReady         func() string
 	Observe          func(op string, status, edeks int, took time.Duration)
 	Waited           func(class string, took time.Duration, came bool)
+	Refused          func(reason string)
 	Server           func(*http.Server)
 	Log              slog.Handler // discards where nil
 }
@@ -93,7 +94,7 @@ func start(t testing.TB, s stack) string {
 	}
 	api, err := kmsapi.New(kmsapi.Config{
 		Ring: ring, Auth: auth, Audit: s.Trail, Log: slog.New(s.Log), KeyAuthorization: s.KeyAuthorization,
-		Limits: s.Limits, Admission: s.Admission, Operations: s.Operations, NotReady: s.NotReady, Observe: s.Observe, Waited: s.Waited,
+		Limits: s.Limits, Admission: s.Admission, Operations: s.Operations, NotReady: s.NotReady, Observe: s.Observe, Waited: s.Waited, Refused: s.Refused,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -60,6 +60,9 @@ type Config struct {
 	// its class ("decrypt", "generate", "re-encryption", "key management"), and whether
 	// that came.
 	Waited func(class string, took time.Duration, came bool)
+	// Refused, if not nil, is told of each request that was refused before its
+	// operation, and for what.
+	Refused func(reason string)
 }
 
 // smallBody caps every body but a batch's. A creation with all its attributes
@@ -73,6 +76,7 @@ type api struct {
 	Config
 	instance string // begins every request id
 	gauges   *gauges
+	warned   *warnings
 	large    *lane // of memory, in bytes
 	lanes    [classes]*lane
 	requests atomic.Uint64
@@ -102,6 +106,9 @@ func New(cfg Config) (http.Handler, error) {
 	if cfg.Waited == nil {
 		cfg.Waited = func(string, time.Duration, bool) {}
 	}
+	if cfg.Refused == nil {
+		cfg.Refused = func(string) {}
+	}
 	if cfg.Observe == nil {
 		cfg.Observe = func(string, int, int, time.Duration) {}
 	}
@@ -109,7 +116,7 @@ func New(cfg Config) (http.Handler, error) {
 	if _, err := rand.Read(id); err != nil {
 		return nil, err
 	}
-	return &api{Config: cfg, instance: hex.EncodeToString(id), gauges: newGauges(cfg.Operations, time.Now()),
+	return &api{Config: cfg, instance: hex.EncodeToString(id), gauges: newGauges(cfg.Operations, time.Now()), warned: &warnings{now: time.Now, since: make(map[string]*warned)},
 		large: newLargeRequests(cfg.Limits.MaxBody, cfg.Admission.Wait, cfg.Log), lanes: newLanes(cfg.Admission, cfg.Waited, cfg.Log)}, nil
 }
 
@@ -301,6 +308,7 @@ func (c *call) delegation(res authn.DelegationResult) {
 	}
 	switch {
 	case res.Refusal != nil && res.Refusal.Kind == authn.BadDelegation:
+		c.report(res.Refusal)
 		// Hadoop says this in the reason phrase, of which its client makes an
 		// IOException; an AuthenticationException it would not expect here.
 		c.throw(http.StatusForbidden, kmswire.Throw(kmswire.IOException, res.Refusal.Reason))

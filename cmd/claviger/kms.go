@@ -233,9 +233,10 @@ func (s *kmsServer) handler(listener *boundedListener) (http.Handler, error) {
 	var metrics *console.Metrics
 	var observe func(string, int, int, time.Duration)
 	var waited func(string, time.Duration, bool)
+	var refused func(string)
 	if s.set.metrics {
 		metrics = s.metrics(listener)
-		observe, waited = metrics.Observe, metrics.Waited
+		observe, waited, refused = metrics.Observe, metrics.Waited, metrics.Refused
 	}
 	port := s.set.port
 	if tcp, ok := listener.Addr().(*net.TCPAddr); ok {
@@ -251,6 +252,7 @@ func (s *kmsServer) handler(listener *boundedListener) (http.Handler, error) {
 		NotReady: func() string { return *s.waiting.Load() },
 		Observe:  observe,
 		Waited:   waited,
+		Refused:  refused,
 	})
 	if err != nil {
 		return nil, err
