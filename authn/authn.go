@@ -80,6 +80,15 @@ func New(conf Config) (*Authenticator, error) {
 	if conf.ProxyUsers == nil {
 		conf.ProxyUsers = &ProxyUsers{}
 	}
+	if conf.Delegations != nil {
+		rules := conf.Rules
+		conf.Delegations.short = func(name string) string {
+			if short, err := rules.Short(name); err == nil {
+				return short
+			}
+			return name
+		}
+	}
 	return &Authenticator{conf: conf, signer: signer{conf.Secrets}}, nil
 }
 
@@ -154,9 +163,12 @@ const (
 	// NoShortName: auth_to_local makes no name of a principal. Hadoop: 500, Reason
 	// (which begins with a Java class) in the page.
 	NoShortName
-	// StoreAway: what nodes keep delegation tokens in does not answer. 503: another
-	// node may reach it, or this one again in a moment.
+	// StoreAway: what nodes keep delegation tokens in does not answer, or an owner asks
+	// for them too fast. 503: another node may do it, or this one again in a moment.
 	StoreAway
+	// TooManyTokens: a limit of delegation tokens is reached. 403, an IOException whose
+	// message is Reason: another node would say the same.
+	TooManyTokens
 )
 
 // Refusal says why a request must not be served.

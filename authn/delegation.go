@@ -33,6 +33,7 @@ type DelegationConfig struct {
 	// that nobody can use a token for having read the store, or a copy of it. Not for
 	// one that a Java KMS shares, which makes passwords again.
 	Digests bool
+	Limits  TokenLimits      // the zero value: DefaultTokenLimits
 	Batch   int32            // sequence numbers that are fetched at once; 0: 100, as Hadoop does
 	Log     *slog.Logger     // nil: none
 	Now     func() time.Time // nil: time.Now
@@ -41,7 +42,10 @@ type DelegationConfig struct {
 // Delegations issues delegation tokens and knows those that are good. Every use of
 // a token asks the store, so a token that another node has cancelled is refused.
 type Delegations struct {
-	conf DelegationConfig
+	conf  DelegationConfig
+	quota *quota
+	// short makes an owner of the name in a token.
+	short func(name string) string
 
 	// turn holds one element, which whoever takes keys and numbers takes out: a
 	// lock that one can stop waiting for.
@@ -71,9 +75,48 @@ func NewDelegations(conf DelegationConfig) (*Delegations, error) {
 	if conf.Batch <= 0 {
 		conf.Batch = 100
 	}
-	d := &Delegations{conf: conf, turn: make(chan struct{}, 1)}
+	if conf.Limits == (TokenLimits{}) {
+		conf.Limits = DefaultTokenLimits
+	}
+	if l := conf.Limits; l.Total <= 0 || l.PerOwner <= 0 || l.Rate <= 0 || l.Burst <= 0 || l.Renewer <= 0 {
+		return nil, claviger.Errorf("authn.NewDelegations", claviger.Invalid, "", "all limits of delegation tokens must be positive")
+	}
+	d := &Delegations{conf: conf, turn: make(chan struct{}, 1), short: func(name string) string { return name }}
 	d.turn <- struct{}{}
+	d.quota = newQuota(conf.Limits, conf.Now, conf.Log, d.owners)
 	return d, nil
+}
+
+// owners calls fn with the owner of each token in the store.
+func (d *Delegations) owners(ctx context.Context, fn func(owner string)) error {
+	if _, err := d.conf.Store.RemoveExpired(ctx, d.conf.Now()); err != nil {
+		return err
+	}
+	return d.conf.Store.Identifiers(ctx, func(b []byte) {
+		if id, err := parseIdentifier(b); err == nil {
+			fn(d.short(id.owner))
+		}
+	})
+}
+
+// Stats returns figures of the limits.
+func (d *Delegations) Stats() TokenStats { return d.quota.figures() }
+
+// Limits returns the limits.
+func (d *Delegations) Limits() TokenLimits { return d.conf.Limits }
+
+// Full tells whether owners were refused lately since the store has no room, or whether
+// it is about to be full.
+func (d *Delegations) Full() error {
+	s := d.Stats()
+	const nearly = 0.9
+	switch {
+	case !s.LastRefusedByFull.IsZero() && d.conf.Now().Sub(s.LastRefusedByFull) < time.Minute:
+		return fmt.Errorf("delegation tokens are refused: there are %d, and %d may be kept; the owner with most has %d", s.Total, d.conf.Limits.Total, s.Most)
+	case float64(s.Total) > nearly*float64(d.conf.Limits.Total):
+		return fmt.Errorf("there are %d delegation tokens, and %d may be kept; the owner with most has %d", s.Total, d.conf.Limits.Total, s.Most)
+	}
+	return nil
 }
 
 // Run removes what has expired, every now and then, until ctx ends. Each node
@@ -81,10 +124,21 @@ func NewDelegations(conf DelegationConfig) (*Delegations, error) {
 func (d *Delegations) Run(ctx context.Context) {
 	ticker := time.NewTicker(d.conf.Scan)
 	defer ticker.Stop()
+	counting := time.NewTicker(recountAnyway)
+	defer counting.Stop()
+	// Before the first token is asked for: it would have to wait.
+	if err := d.quota.fresh(ctx, false); err != nil && ctx.Err() == nil {
+		d.conf.Log.Warn("delegation tokens could not be counted; it is tried again when one is asked for", "err", err)
+	}
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case <-counting.C:
+			if err := d.quota.again(ctx); err != nil && ctx.Err() == nil {
+				d.conf.Log.Warn("delegation tokens could not be counted", "err", err)
+			}
+			continue
 		case <-ticker.C:
 		}
 		if err := d.scan(ctx); err != nil && ctx.Err() == nil {
@@ -123,8 +177,17 @@ func (d *Delegations) Count(ctx context.Context) (int, error) {
 	return d.conf.Store.CountDelegations(ctx)
 }
 
-// issue makes a token and returns its text.
-func (d *Delegations) issue(ctx context.Context, owner, renewer, realUser, service string) (string, error) {
+// issue makes a token and returns its text; *overQuota where its owner gets none.
+func (d *Delegations) issue(ctx context.Context, owner, renewer, realUser, service string) (_ string, err error) {
+	counted := d.short(owner)
+	if err := d.quota.take(ctx, counted); err != nil {
+		return "", err
+	}
+	defer func() {
+		if err != nil {
+			d.quota.give(counted)
+		}
+	}()
 	now := d.conf.Now()
 	key, sequence, err := d.take(ctx, now)
 	if err != nil {
@@ -279,6 +342,9 @@ func (d *Delegations) cancel(ctx context.Context, text string, caller *claviger.
 		return fmt.Errorf("%s%s is not authorized to cancel the token (%v)", accessControlFailed, caller.Name, id)
 	}
 	ok, err := d.conf.Store.RemoveDelegation(ctx, id.sequence)
+	if ok {
+		d.quota.give(d.short(id.owner))
+	}
 	if err == nil && !ok {
 		err = errors.New(invalidToken + missing)
 	}
@@ -288,6 +354,13 @@ func (d *Delegations) cancel(ctx context.Context, text string, caller *claviger.
 // refusalOf is for an error of the above: what Hadoop says of a token is the
 // caller's, what failed in the store is the operator's.
 func refusalOf(err error, otherwise Refusal) *Refusal {
+	var over *overQuota
+	if errors.As(err, &over) {
+		if over.soon {
+			return &Refusal{Kind: StoreAway, Reason: over.text}
+		}
+		return &Refusal{Kind: TooManyTokens, Reason: over.text}
+	}
 	var failed *claviger.Error
 	if errors.As(err, &failed) {
 		return &Refusal{Kind: StoreAway, Reason: "the store of delegation tokens does not answer", Explanation: err.Error()}
@@ -426,13 +499,16 @@ func (a *Authenticator) issueDelegation(ctx context.Context, r Request, who *cla
 		return refused(NoShortName, "java.lang.RuntimeException: "+javaText(err))
 	}
 	renewer = short
+	if most := a.conf.Delegations.conf.Limits.Renewer; len(renewer) > most {
+		return refused(BadOperation, fmt.Sprintf("parameter renewer: it has %d bytes, and %d are taken; name the user who is to renew the token", len(renewer), most))
+	}
 	realUser := ""
 	if who.Real != nil {
 		realUser = who.Real.Name
 	}
 	text, err := a.conf.Delegations.issue(ctx, who.Name, renewer, realUser, service)
 	if err != nil {
-		return DelegationResult{Refusal: refusalOf(err, Refusal{Kind: BadDelegation, Reason: err.Error()})}
+		return DelegationResult{Caller: *who, Refusal: refusalOf(err, Refusal{Kind: BadDelegation, Reason: err.Error()})}
 	}
 	return DelegationResult{Caller: *who, Token: text}
 }

@@ -13,10 +13,6 @@ import (
 	"claviger/metastore"
 )
 
-// maxDelegations is how many tokens are kept in memory. Each takes some hundred
-// bytes; a busy cluster has some ten thousand at a time.
-const maxDelegations = 1 << 20
-
 // memoryTokens is the store of a node that is alone. Its tokens end with the
 // process, as they do with Hadoop's default store.
 type memoryTokens struct {
@@ -76,9 +72,6 @@ func (m *memoryTokens) RemoveMasterKey(_ context.Context, id int32) error {
 func (m *memoryTokens) PutDelegation(_ context.Context, d metastore.Delegation) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if len(m.tokens) >= maxDelegations && m.removeExpired(m.now()) == 0 {
-		return claviger.Errorf("authn.PutDelegation", claviger.Unavailable, "", "there are %d delegation tokens already, and no room for one more until some expire", maxDelegations)
-	}
 	m.tokens[d.Sequence] = d
 	return nil
 }
@@ -125,4 +118,18 @@ func (m *memoryTokens) CountDelegations(context.Context) (int, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return len(m.tokens), nil
+}
+
+// Identifiers holds the lock for as long as it takes to list the tokens.
+func (m *memoryTokens) Identifiers(_ context.Context, fn func(identifier []byte)) error {
+	m.mu.Lock()
+	all := make([][]byte, 0, len(m.tokens))
+	for _, d := range m.tokens {
+		all = append(all, d.Identifier)
+	}
+	m.mu.Unlock()
+	for _, b := range all {
+		fn(b)
+	}
+	return nil
 }

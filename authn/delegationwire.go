@@ -81,11 +81,16 @@ func parseDelegation(text string) (d delegation, id identifier, err error) {
 	if r.Failed || len(r.Rest) > 0 {
 		return d, id, errEOF
 	}
-	r = &writable.Reader{Rest: d.identifier}
+	id, err = parseIdentifier(d.identifier)
+	return d, id, err
+}
+
+func parseIdentifier(b []byte) (identifier, error) {
+	r := &writable.Reader{Rest: b}
 	version := r.Take(1)
-	id = identifier{owner: r.Text(), renewer: r.Text(), realUser: r.Text(), issued: r.Long(), maxDate: r.Long(), sequence: r.Int(), keyID: r.Int()}
+	id := identifier{owner: r.Text(), renewer: r.Text(), realUser: r.Text(), issued: r.Long(), maxDate: r.Long(), sequence: r.Int(), keyID: r.Int()}
 	if r.Failed || len(r.Rest) > 0 || version[0] != 0 {
-		return d, id, errEOF
+		return id, errEOF
 	}
-	return d, id, nil
+	return id, nil
 }

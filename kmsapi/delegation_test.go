@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"claviger/authn"
+	"claviger/provider/memory"
 )
 
 var (
@@ -54,4 +55,31 @@ func (s *server) ownToken(recorded []byte) []byte {
 		return ours
 	}
 	return recorded
+}
+
+// TestTokenRefused: what a client sees when an owner has too many tokens, and that
+// another owner is served.
+func TestTokenRefused(t *testing.T) {
+	d, err := authn.NewDelegations(authn.DelegationConfig{KeyUpdate: 24 * time.Hour, MaxLife: 7 * 24 * time.Hour, Renewal: 24 * time.Hour, Scan: time.Hour,
+		Limits: authn.TokenLimits{Total: 100, PerOwner: 2, Rate: 0.001, Burst: 4, Renewer: 100}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := start(t, stack{Primary: memory.New(memory.Config{}), Auth: authn.Config{Delegations: d}})
+	get := func(user string) answer {
+		return askAs(t, addr, "GET", "/kms/v1/?op=GETDELEGATIONTOKEN&renewer=yarn&user.name="+user, "")
+	}
+	for range 2 {
+		if a := get("mallory"); a.status != 200 {
+			t.Fatalf("%d %s", a.status, a.body)
+		}
+	}
+	a := get("mallory")
+	class, message := a.thrown(t)
+	if a.status != 403 || class != "java.io.IOException" || message != "mallory has 2 delegation tokens, and one owner may have 2: cancel those that are not needed any more" {
+		t.Errorf("the third: %d %s %q", a.status, class, message)
+	}
+	if a := get("alice"); a.status != 200 {
+		t.Errorf("alice's: %d %s", a.status, a.body)
+	}
 }

@@ -307,7 +307,7 @@ func (c *call) delegation(res authn.DelegationResult) {
 		c.Audit.Log(c.r.Context(), audit.Event{Status: audit.OK, Op: audit.Op(res.Op), Caller: c.caller, Token: res.Sequence, Message: res.About})
 	}
 	switch {
-	case res.Refusal != nil && res.Refusal.Kind == authn.BadDelegation:
+	case res.Refusal != nil && (res.Refusal.Kind == authn.BadDelegation || res.Refusal.Kind == authn.TooManyTokens):
 		c.report(res.Refusal)
 		// Hadoop says this in the reason phrase, of which its client makes an
 		// IOException; an AuthenticationException it would not expect here.

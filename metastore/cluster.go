@@ -58,6 +58,9 @@ type Delegations interface {
 	// RemoveExpired takes away tokens whose Renew is before a time, and returns how
 	// many they were. Several nodes may do it at once.
 	RemoveExpired(ctx context.Context, before time.Time) (int, error)
+	// Identifiers calls fn with the Identifier of each token that is kept, in no order.
+	// It reads them all, so it is not for each request.
+	Identifiers(ctx context.Context, fn func(identifier []byte)) error
 	// CountDelegations returns how many tokens are kept, expired ones that nobody has
 	// removed yet among them.
 	CountDelegations(ctx context.Context) (int, error)

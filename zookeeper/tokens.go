@@ -351,3 +351,14 @@ func (t *Tokens) CountDelegations(ctx context.Context) (int, error) {
 	n, err := t.client.countChildren(ctx, op, t.root+tokensNode)
 	return n, wrap(op, err)
 }
+
+// Identifiers implements metastore.Delegations. Hadoop's layout has no owners, so each
+// token is read.
+func (t *Tokens) Identifiers(ctx context.Context, fn func(identifier []byte)) error {
+	return t.each(ctx, "zookeeper.Identifiers", t.root+tokensNode, tokenPrefix, func(_ string, n node) error {
+		if d, err := parseDelegation(n.data); err == nil {
+			fn(d.Identifier)
+		}
+		return nil
+	})
+}

@@ -43,6 +43,7 @@ func newAuthenticator(ctx context.Context, conf *hadoopconf.Conf, shared *cluste
 		Renewal:   r.duration(delegation+"renew-interval.sec", time.Second),
 		Scan:      r.duration(delegation+"removal-scan-interval.sec", time.Second),
 		Store:     shared.tokens, Digests: shared.digests, Batch: shared.batch, Log: log,
+		Limits: r.tokenLimits(),
 	}
 	if r.err != nil {
 		return nil, r.err
@@ -75,6 +76,18 @@ func newAuthenticator(ctx context.Context, conf *hadoopconf.Conf, shared *cluste
 		return nil, err
 	}
 	return a, nil
+}
+
+// tokenLimits reads what owners of delegation tokens may take.
+func (r *reader) tokenLimits() authn.TokenLimits {
+	const prefix, most = "claviger.delegation.", 1 << 24
+	return authn.TokenLimits{
+		Total:    int(r.int(prefix+"max.tokens", 1, most)),
+		PerOwner: int(r.int(prefix+"max.tokens.per.owner", 1, most)),
+		Rate:     r.float(prefix+"rate.per.owner", 0.001, most),
+		Burst:    int(r.int(prefix+"burst.per.owner", 1, most)),
+		Renewer:  int(r.int(prefix+"max.renewer.bytes", 1, 512)),
+	}
 }
 
 // secretProvider opens what signs the cookies.

@@ -15,6 +15,7 @@ func (s *kmsServer) metrics(listener *boundedListener) *console.Metrics {
 	aclMetrics(m, s.policy)
 	listener.metrics(m)
 	groupMetrics(m, s.auth.groups)
+	tokenMetrics(m, s.auth.tokens)
 	m.Gauge("claviger_edek_queue_ready", "Ready-made EDEKs of all keys.", func() float64 { return float64(s.ring.Queued()) })
 	if p, ok := s.svc.Primary.(*hsm.Provider); ok {
 		call := m.HSM(p.Sessions)
@@ -42,4 +43,18 @@ func groupMetrics(m *console.Metrics, g *authn.Groups) {
 	m.Gauge("claviger_groups_unknown_users", "Names that the directory does not know, or was not asked for yet.", func() float64 { return float64(g.Stats().Absent) })
 	m.Counter("claviger_groups_failed_total", "Look-ups of groups that the directory did not answer.", func() float64 { return float64(g.Stats().Failed) })
 	m.Counter("claviger_groups_refused_total", "Look-ups of names never seen before that did not get their turn.", func() float64 { return float64(g.Stats().Refused) })
+}
+
+// tokenMetrics are the figures of the limits of delegation tokens.
+func tokenMetrics(m *console.Metrics, d *authn.Delegations) {
+	m.Gauge("claviger_delegation_tokens_max", "Delegation tokens that may be kept.", func() float64 { return float64(d.Limits().Total) })
+	m.Gauge("claviger_delegation_owner_tokens", "Delegation tokens of the owner with most, as last counted.", func() float64 { return float64(d.Stats().Most) })
+	m.Gauge("claviger_delegation_owner_tokens_max", "Delegation tokens that one owner may have.", func() float64 { return float64(d.Limits().PerOwner) })
+	for reason, of := range map[string]func(authn.TokenStats) int64{
+		"rate":  func(s authn.TokenStats) int64 { return s.RefusedRate },
+		"owner": func(s authn.TokenStats) int64 { return s.RefusedOwner },
+		"total": func(s authn.TokenStats) int64 { return s.RefusedTotal },
+	} {
+		m.Counter("claviger_delegation_refused_"+reason+"_total", "Delegation tokens refused by the limit of "+reason+".", func() float64 { return float64(of(d.Stats())) })
+	}
 }

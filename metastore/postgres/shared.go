@@ -131,6 +131,23 @@ func (s *Store) CountDelegations(ctx context.Context) (n int, err error) {
 	return n, err
 }
 
+// Identifiers calls fn with the identifier of each token.
+func (s *Store) Identifiers(ctx context.Context, fn func(identifier []byte)) error {
+	var all [][]byte // fn must not be called again where the read is
+	err := s.db.Read(ctx, "postgres.Identifiers", "", func(ctx context.Context) (err error) {
+		rows, _ := s.db.Pool().Query(ctx, `SELECT identifier FROM delegation`) // the rows carry the error
+		all, err = pgx.CollectRows(rows, pgx.RowTo[[]byte])
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for _, id := range all {
+		fn(id)
+	}
+	return nil
+}
+
 // SignerSecrets returns what is there.
 func (s *Store) SignerSecrets(ctx context.Context) (out metastore.SignerSecrets, ok bool, err error) {
 	err = s.db.Read(ctx, "postgres.SignerSecrets", "", func(ctx context.Context) error {

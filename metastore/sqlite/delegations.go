@@ -136,6 +136,27 @@ func (s *Store) CountDelegations(ctx context.Context) (n int, err error) {
 	return n, s.fail(op, "", err)
 }
 
+// Identifiers calls fn with the identifier of each token.
+func (s *Store) Identifiers(ctx context.Context, fn func(identifier []byte)) error {
+	const op = "sqlite.Identifiers"
+	if err := s.usable(op); err != nil {
+		return err
+	}
+	rows, err := s.read.QueryContext(ctx, `SELECT identifier FROM delegation`)
+	if err != nil {
+		return s.fail(op, "", err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var id []byte
+		if err := rows.Scan(&id); err != nil {
+			return s.fail(op, "", err)
+		}
+		fn(id)
+	}
+	return s.fail(op, "", rows.Err())
+}
+
 // exec runs one statement that changes rows, and returns how many.
 func (s *Store) exec(ctx context.Context, op, statement string, args ...any) (n int64, err error) {
 	err = s.update(ctx, op, "", func(tx *sql.Tx) error {

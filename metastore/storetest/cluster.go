@@ -28,6 +28,7 @@ func Delegations(t *testing.T, open func(t *testing.T) (a, b metastore.Delegatio
 		{"RenewCancelled", testRenewCancelled},
 		{"RenewTogether", testRenewTogether},
 		{"Expiry", testExpiry},
+		{"Identifiers", testIdentifiers},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			a, b := open(t)
@@ -294,6 +295,41 @@ func testExpiry(t *testing.T, a, b metastore.Delegations) {
 	for i := range int32(each) {
 		checkNoToken(t, b, 2*i+1)
 		checkToken(t, b, token(2*i+2, edge))
+	}
+}
+
+func testIdentifiers(t *testing.T, a, b metastore.Delegations) {
+	ctx := t.Context()
+	list := func(of metastore.Delegations) []string {
+		t.Helper()
+		var all []string
+		if err := of.Identifiers(ctx, func(id []byte) { all = append(all, string(id)) }); err != nil {
+			t.Fatal(err)
+		}
+		slices.Sort(all)
+		return all
+	}
+	if got := list(a); len(got) != 0 {
+		t.Fatalf("an empty store has %q", got)
+	}
+	var want []string
+	for i := range int32(40) {
+		d := token(i+1, day(1))
+		if err := a.PutDelegation(ctx, d); err != nil {
+			t.Fatal(err)
+		}
+		want = append(want, string(d.Identifier))
+	}
+	slices.Sort(want)
+	if got := list(b); !slices.Equal(got, want) {
+		t.Errorf("another node lists %q, want %q", got, want)
+	}
+	if ok, err := b.RemoveDelegation(ctx, 7); err != nil || !ok {
+		t.Fatal(ok, err)
+	}
+	gone := string(token(7, day(1)).Identifier)
+	if got := list(a); len(got) != len(want)-1 || slices.Contains(got, gone) {
+		t.Errorf("with one token cancelled by another node: %d tokens, the cancelled one among them: %v", len(got), slices.Contains(got, gone))
 	}
 }
 
