@@ -45,6 +45,7 @@ type cluster struct {
 	digests bool                  // of the tokens' passwords, no more, are in the store
 	batch   int32                 // of sequence numbers
 	checks  []console.Check
+	store   metastore.Store // that keeps them; nil: none does
 	close   []func() error
 }
 

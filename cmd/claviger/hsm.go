@@ -127,7 +127,7 @@ func hsmCommand(use, short, long string, access hsm.Access, run func(ctx context
 		}
 		ctx, cancel := context.WithTimeout(cmd.Context(), hsmTimeout)
 		defer cancel()
-		svc, err := openService(ctx, conf, access, log)
+		svc, err := openService(ctx, conf, cmd.CommandPath(), access, log)
 		if err != nil {
 			return err
 		}

@@ -22,6 +22,7 @@ import (
 	"claviger/keyring"
 	"claviger/kmsapi"
 	"claviger/migrate"
+	"claviger/owner"
 	"claviger/provider/hsm"
 	"claviger/secret"
 )
@@ -97,7 +98,7 @@ func serveKMS(ctx context.Context, f kmsFlags, log *slog.Logger, level *slog.Lev
 	}
 	// Before the cluster, which shares the metastore: the provider alone can tell whether a metastore that is not there yet
 	// may be made.
-	svc, err := openConfigured(ctx, conf, hsm.Serve, log)
+	svc, err := openConfigured(ctx, conf, kmsCommand, hsm.Serve, log)
 	if err != nil {
 		return err
 	}
@@ -107,6 +108,11 @@ func serveKMS(ctx context.Context, f kmsFlags, log *slog.Logger, level *slog.Lev
 		return err
 	}
 	defer func() { err = errors.Join(err, shared.Close()) }()
+	if svc.Store == nil && shared.store != nil { // else the claim is made
+		if err := claimStore(ctx, shared.store, owner.Self(kmsCommand, conf.Dir()), hsm.Serve); err != nil {
+			return err
+		}
+	}
 	auth, err := newAuthenticator(ctx, conf, shared, log)
 	if err != nil {
 		return err

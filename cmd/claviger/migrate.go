@@ -80,7 +80,8 @@ func newMigrateRun() *cobra.Command {
 twice, what was begun is gone on with. A key that cannot be imported does not keep the others from it.
 
 Each key is audited as the server audits; what the server writes to its standard output goes to standard error here. Who may read the
-configuration needs no right of kms-acls.xml. A running server has keys taken over by claviger key migrate instead.`,
+configuration needs no right of kms-acls.xml. Beside a running server that has the store to itself (SQLite) it refuses: there keys are taken
+over by claviger key migrate.`,
 		hsm.Serve, versionsFlag,
 		func(m *migration) (err error) {
 			end, err := m.audited()
@@ -198,7 +199,7 @@ func migrateCommand(use, short, long string, access hsm.Access, flags func(*cobr
 		if cfg.Log, err = newLogger("warn"); err != nil {
 			return err
 		}
-		if m.svc, err = openService(m.ctx, f.conf, access, cfg.Log); err != nil {
+		if m.svc, err = openService(m.ctx, f.conf, cmd.CommandPath(), access, cfg.Log); err != nil {
 			return err
 		}
 		defer func() { err = errors.Join(err, m.svc.Close()) }()

@@ -74,7 +74,7 @@ func migrateByEnv(ctx context.Context, out io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	svc, err := openService(ctx, os.Getenv(envMigrateConf), hsm.Serve, slog.New(slog.DiscardHandler))
+	svc, err := openService(ctx, os.Getenv(envMigrateConf), "claviger migrate run", hsm.Serve, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return err
 	}

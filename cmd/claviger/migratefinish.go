@@ -25,7 +25,7 @@ it still stands, and once they are gone it writes the end into the journal. It c
 It names what the procedure has left on this host: the copy of the Key Trustee KMS's .keytrustee folder, with its private keys, and that of
 kts-site.xml, with the organization's auth secret. --shred, on each host once all else is done, overwrites and removes these, after you have
 typed the path of each; of a folder only the files that are known, following no link. A path that the configuration never named is given by
---leftover. A run that was killed is finished by the next.`, hsm.Serve,
+--leftover. A run that was killed is finished by the next.`, hsm.Note,
 		func(cmd *cobra.Command, f *migrateFlags) {
 			cmd.Flags().BoolVar(&f.edeksDone, "edeks-done", false, "all EDEKs, those in snapshots and copies too, are re-encrypted or deleted")
 			cmd.Flags().DurationVar(&f.unused, "unused-for", 24*time.Hour, "for how long no version of the source may have been used")

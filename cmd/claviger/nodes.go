@@ -47,7 +47,7 @@ func (c *cluster) shareByMetastore(ctx context.Context, conf *hadoopconf.Conf, l
 	if err != nil {
 		return err
 	}
-	c.close = append(c.close, store.Close)
+	c.close, c.store = append(c.close, store.Close), store
 	if signers {
 		shared, ok := store.(metastore.Signers)
 		if !ok {

@@ -14,6 +14,7 @@ import (
 	"claviger/keyring"
 	"claviger/metastore"
 	"claviger/migrate"
+	"claviger/owner"
 	"claviger/provider"
 	"claviger/provider/builtin"
 	"claviger/provider/hsm"
@@ -32,14 +33,17 @@ type service struct {
 
 	certificateCheck certificateCheck
 
+	self      owner.Owner
 	access    hsm.Access // what of the token and the metastore may be changed
+	release   func()     // the keystore file; nil: there is none
 	storeOnce sync.Once
 	storeErr  error
 }
 
 // openService loads the configuration in dir, says on log what is odd about it,
-// and opens what it names.
-func openService(ctx context.Context, dir string, access hsm.Access, log *slog.Logger) (*service, error) {
+// and opens what it names. command is what this process is called where it has the
+// store to itself.
+func openService(ctx context.Context, dir, command string, access hsm.Access, log *slog.Logger) (*service, error) {
 	conf, err := hadoopconf.LoadKMS(dir, os.LookupEnv)
 	if err != nil {
 		return nil, err
@@ -47,12 +51,12 @@ func openService(ctx context.Context, dir string, access hsm.Access, log *slog.L
 	for _, w := range conf.Warnings() {
 		log.Warn(w)
 	}
-	return openConfigured(ctx, conf, access, log)
+	return openConfigured(ctx, conf, command, access, log)
 }
 
 // openConfigured opens what a loaded configuration names.
-func openConfigured(ctx context.Context, conf *hadoopconf.Conf, access hsm.Access, log *slog.Logger) (*service, error) {
-	s := &service{Conf: conf, Log: log, access: access}
+func openConfigured(ctx context.Context, conf *hadoopconf.Conf, command string, access hsm.Access, log *slog.Logger) (*service, error) {
+	s := &service{Conf: conf, Log: log, self: owner.Self(command, conf.Dir()), access: access}
 	if err := s.open(ctx); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
@@ -75,6 +79,9 @@ func (s *service) open(ctx context.Context) error {
 		return fmt.Errorf("property %s names no provider; known schemes: %s", hadoopconf.ProviderURI, strings.Join(registry.Schemes(), ", "))
 	}
 	if s.Primary, err = registry.Open(ctx, list[0], env); err != nil {
+		return s.blame(hadoopconf.ProviderURI, err)
+	}
+	if err := s.claimKeystore(); err != nil {
 		return s.blame(hadoopconf.ProviderURI, err)
 	}
 	env.Source = true
@@ -133,7 +140,10 @@ func (s *service) store(ctx context.Context) (metastore.Store, error) { return s
 func (s *service) makeStore(ctx context.Context, create func(context.Context, string) error) (metastore.Store, error) {
 	s.storeOnce.Do(func() {
 		if s.access.Writes() {
-			s.Store, s.storeErr = openStore(ctx, s.Conf, create, s.Log)
+			if s.Store, s.storeErr = openStore(ctx, s.Conf, create, s.Log); s.storeErr == nil {
+				// Before a step that another process is at is taken for one that was broken off.
+				s.storeErr = claimStore(ctx, s.Store, s.self, s.access)
+			}
 			return
 		}
 		s.Store, s.storeErr = readStore(ctx, s.Conf, s.Log)
@@ -156,6 +166,9 @@ func (s *service) Close() error {
 	}
 	if s.Store != nil {
 		errs = append(errs, s.Store.Close())
+	}
+	if s.release != nil {
+		s.release()
 	}
 	return errors.Join(errs...)
 }

@@ -247,6 +247,11 @@ func serveTrustee(ctx context.Context, f trusteeFlags, log *slog.Logger) (err er
 		return err
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
+	release, err := claimTrusteeStore(folder)
+	if err != nil {
+		return err
+	}
+	defer release()
 	conf, stop, err := trusteeTLS(f.dir, log)
 	if err != nil {
 		return err

@@ -136,7 +136,7 @@ var rules = []rule{
 	{"provider/providertest", []string{"", "secret", "provider", "eek"}, "the suite knows the contract and the arithmetic that it checks"},
 	{"provider/builtin", []string{"", "secret", "provider", "provider/*", "metastore"}, "the one list of providers"},
 	{"provider/hsm", []string{"", "secret", "provider", "metastore", "pkcs11", "eek"}, "a provider imports contracts and its codec"},
-	{"provider/jceks", []string{"", "secret", "provider", "keystore", "eek"}, "a provider imports contracts and its codec"},
+	{"provider/jceks", []string{"", "secret", "provider", "keystore", "eek", "durable", "owner"}, "a provider imports contracts and its codec"},
 	{"provider/kmsclient", []string{"", "secret", "provider", "kmswire", "hadoopconf", "eek"}, "a provider imports contracts and its codec"},
 	{"provider/memory", []string{"", "secret", "provider", "eek"}, "a provider imports contracts and its codec"},
 	{"metastore/storetest", []string{"", "secret", "metastore", "owner"}, "the suite knows the contract alone"},

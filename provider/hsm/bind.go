@@ -70,7 +70,7 @@ func (p *Provider) bind(ctx context.Context) (later []string, err error) {
 		}
 	}
 	switch {
-	case !p.access.Writes(), known && serial == info.Serial && label == info.Label:
+	case !p.access.Changes(), known && serial == info.Serial && label == info.Label:
 		return later, nil
 	case known && serial != info.Serial && len(first) == 0:
 		shelved, err := p.store.Shelved(ctx)

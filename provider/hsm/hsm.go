@@ -108,10 +108,17 @@ const (
 	Look
 	// Mend is Look, and may write: for commands that make store and token fit again.
 	Mend
+	// Note is Read, and may write what is no key: the journal of a migration, beside
+	// a server that goes on.
+	Note
 )
 
 // Writes tells whether a store may be written to, and made where there is none.
-func (a Access) Writes() bool { return a == Serve || a == Mend }
+func (a Access) Writes() bool { return a.Changes() || a == Note }
+
+// Changes tells whether keys may be changed, or the binding of store and token. Who
+// does claims the store, see metastore.Claims.
+func (a Access) Changes() bool { return a == Serve || a == Mend }
 
 // Options are what Open needs beside the URI.
 type Options struct {

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"claviger/keystore"
+	"claviger/owner"
 	"claviger/secret"
 )
 
@@ -28,7 +29,7 @@ import (
 //	kms.keystore_CORRUPTED_<ms> a damaged file that _OLD took the place of
 //	.kms.keystore.crc           checksums of Hadoop's LocalFileSystem, see flush
 //	.kms.keystore.tmp           what we write before we rename it to kms.keystore
-//	.kms.keystore.lock          the lock between our writers; empty, and never removed
+//	.kms.keystore.lock          the locks of our writers and of the server that has the file; never removed
 //
 // An update may be cut off anywhere: load finds its way from any state in which
 // we or Hadoop can leave these files.
@@ -357,22 +358,41 @@ func (f *file) handOver(w *os.File, from string) {
 	}
 }
 
+// openLock opens the file that carries the locks.
+func (f *file) openLock() (*os.File, error) {
+	name := beside(f.path, ".lock")
+	created := !exists(name)
+	w, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
+	if err == nil && created {
+		f.handOver(w, filepath.Dir(f.path))
+	}
+	return w, err
+}
+
+// Claim takes the keystore for a server, until release is called or the process
+// ends. Another's claim is an *owner.InUseError. Writers respect each other without
+// it, but what one server has deleted another serves from its caches.
+func (p *Provider) Claim(o owner.Owner) (release func(), err error) {
+	w, err := p.file.openLock()
+	if err != nil {
+		return nil, fmt.Errorf("keystore %s: %w", p.file.path, err)
+	}
+	defer w.Close() //nolint:errcheck // nothing was written
+	return owner.Claim(w.Name(), "keystore "+p.file.path, o)
+}
+
 // lock takes the lock that all writers of this program respect. It is an
 // open-file-description lock: it ends with its holder's process, and two
 // providers in one process exclude each other as two processes do.
 func (f *file) lock(ctx context.Context) (unlock func(), err error) {
-	name := beside(f.path, ".lock")
-	created := !exists(name)
-	w, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
+	w, err := f.openLock()
 	if err != nil {
 		return nil, err
 	}
-	if created {
-		f.handOver(w, filepath.Dir(f.path))
-	}
+	name := w.Name()
 	unlock = func() { _ = w.Close() }
 	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
-		err := unix.FcntlFlock(w.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart})
+		err := unix.FcntlFlock(w.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart, Len: 1})
 		if err == nil {
 			return unlock, nil
 		}

@@ -1,0 +1,76 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"claviger/hadoopconf"
+	"claviger/metastore"
+	"claviger/owner"
+	"claviger/provider/hsm"
+	"claviger/trustee"
+)
+
+// claimStore takes a metastore for this process until the store is closed. It is
+// the one rule of who may change keys: a server while it runs, and a command that
+// changes keys while it works, has a claim; a command that only reads, or that
+// writes the journal alone, has none, and goes on beside either. A command that
+// mends works while no node serves.
+func claimStore(ctx context.Context, store metastore.Store, self owner.Owner, access hsm.Access) error {
+	if !access.Changes() {
+		return nil
+	}
+	_, err := store.Claim(ctx, self, access == hsm.Mend)
+	return inUse(err, self, "give each server a "+hadoopconf.MetastoreURI+" of its own, or have all nodes share one in PostgreSQL (docs/nodes.md)")
+}
+
+// claimKeystore takes the primary's keystore file, if it has one.
+func (s *service) claimKeystore() (err error) {
+	file, ok := s.Primary.(interface {
+		Claim(o owner.Owner) (release func(), err error)
+	})
+	if !ok || !s.access.Changes() {
+		return nil
+	}
+	s.release, err = file.Claim(s.self)
+	return inUse(err, s.self, "give each server a keystore file of its own; several nodes need an HSM, with "+hadoopconf.MetastoreURI+" in PostgreSQL (docs/nodes.md)")
+}
+
+// claimTrusteeStore takes a trustee's SQLite store for this server. Orgtool, whose
+// changes each are one transaction that nobody caches, needs no claim.
+func claimTrusteeStore(folder *trustee.Folder) (release func(), err error) {
+	if folder.Store != "" {
+		return func() {}, nil // PostgreSQL, which several servers may use
+	}
+	path := filepath.Join(folder.Path, trusteeStore)
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		path = real
+	}
+	release, err = owner.Claim(path+".lock", "the trustee's store "+path, owner.Self("claviger trustee", ""))
+	if errors.As(err, new(*owner.InUseError)) {
+		err = fmt.Errorf("%w; one trustee serves it at a time: stop that one, or give this one a folder of its own (--confdir)", err)
+	}
+	return release, err
+}
+
+// inUse adds the cure to an error that says who has a store.
+func inUse(err error, self owner.Owner, servers string) error {
+	var in *owner.InUseError
+	switch {
+	case !errors.As(err, &in):
+		return err
+	case self.What == kmsCommand && len(in.Owners) > 0 && in.Owners[0].What != kmsCommand:
+		return fmt.Errorf("%w; start this server when that command has ended", err)
+	case self.What == kmsCommand:
+		return fmt.Errorf("%w; a second server would serve keys that the first one deleted, so it does not start: stop that one, or %s", err, servers)
+	case strings.HasPrefix(self.What, "claviger migrate"):
+		return fmt.Errorf("%w; %s changes keys, which that process would not see: have a running server take keys over itself, by claviger key migrate NAME --provider URI, or stop it first", err, self.What)
+	}
+	return fmt.Errorf("%w; %s changes what that process relies on: stop it first", err, self.What)
+}
+
+// kmsCommand is what a server calls itself.
+const kmsCommand = "claviger kms"
