@@ -59,19 +59,43 @@ func suspicions(s string) []string {
 			"write it directly after <value>")
 	}
 	for _, n := range names(left) {
-		if n == "*" {
-			out = append(out, "* inside a list admits nobody; everybody is a * alone")
+		if odd := oddUser(strings.TrimPrefix(n, realUserMark)); odd != "" {
+			out = append(out, odd)
 		}
 	}
 	for _, n := range names(right) {
 		switch {
 		case n == "*":
 			out = append(out, "* inside a list admits nobody; everybody is a * alone")
+		case strings.HasPrefix(n, "@") || strings.HasPrefix(n, "%"):
+			out = append(out, "\""+n+"\" is taken as a group's name, its first character with it; write "+n[1:])
+		case strings.Contains(n, "*"):
+			out = append(out, "\""+n+"\" is taken as the name of one group: there are no wildcards")
 		case strings.ContainsAny(n, " \t"):
 			out = append(out, "\""+n+"\" is taken as the name of one group; lists are separated by commas")
 		}
 	}
 	return out
+}
+
+// oddUser says what is odd about a name in a list of users, "" for nothing. Users
+// are compared by the short names that auth_to_local makes.
+func oddUser(n string) string {
+	switch {
+	case n == "*":
+		return "* inside a list admits nobody; everybody is a * alone"
+	case strings.HasPrefix(n, "@") || strings.HasPrefix(n, "%"):
+		return "\"" + n + "\" is taken as a user's name; groups stand behind the first blank of the value, without a sign: write \"USER,USER " + n[1:] + "\""
+	case strings.Contains(n, "*"):
+		return "\"" + n + "\" is taken as the name of one user: there are no wildcards"
+	}
+	if i := strings.LastIndexByte(n, '\\'); i >= 0 {
+		return "\"" + n + "\" names a domain, but users are known by their short names; write " + n[i+1:]
+	}
+	if i := strings.IndexAny(n, "/@"); i > 0 {
+		return "\"" + n + "\" is a principal, but users are known by the short names that auth_to_local makes of them; write " + n[:i] + " unless a rule makes another name"
+	}
+	return ""
 }
 
 // Admits is Hadoop's isUserInList. groups returns the groups of a user's short

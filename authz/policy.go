@@ -84,6 +84,10 @@ func Parse(props []Property) (p *Policy, warnings []string) {
 			warnings = append(warnings, fmt.Sprintf("%s: %s", at, complaint))
 			continue
 		}
+		if rest, ok := strings.CutPrefix(prop.Name, keyPrefix); ok && strings.Contains(rest, "*") {
+			warnings = append(warnings, fmt.Sprintf("%s: is for the one key %q: there are no wildcards in the names of keys; write a rule for each key, or use %s<OP> or %s<OP>",
+				at, rest[:strings.LastIndexByte(rest, '.')], defaultPrefix, whitelistPrefix))
+		}
 		for _, s := range suspicions(prop.Value) {
 			warnings = append(warnings, fmt.Sprintf("%s: value %q: %s", at, prop.Value, s))
 		}

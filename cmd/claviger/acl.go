@@ -169,7 +169,7 @@ func explain(ctx context.Context, f explainFlags, givenGroups bool, args []strin
 		if near != "" {
 			near = "; did you mean " + near + "?"
 		}
-		return nil, &exitError{exitUsage, fmt.Errorf("there is no operation %q%s", args[1], near)}
+		return nil, &exitError{exitUsage, fmt.Errorf("there is no operation %q%s\nThe operations are: %s", args[1], near, strings.Join(authz.RequestNames(), ", "))}
 	}
 	conf, err := hadoopconf.LoadKMS(f.conf, os.LookupEnv)
 	if err != nil {
@@ -361,6 +361,15 @@ func (d *aclDoubts) text(w io.Writer) {
 	}
 }
 
+// noACLFile says what the want of kms-acls.xml means.
+func noACLFile(conf *hadoopconf.Conf) string {
+	byKey, err := conf.Bool("hadoop.kms.key.authorization.enable")
+	if err == nil && !byKey {
+		return "there is no " + aclFile(conf) + ": everybody may do everything with every key; write the file, with hadoop.kms.acl.* properties"
+	}
+	return "there is no " + aclFile(conf) + ": nobody may use any key; write the file, with default.key.acl.* or key.acl.* properties"
+}
+
 func checkACLs(ctx context.Context, dir string) (*aclDoubts, error) {
 	conf, err := hadoopconf.LoadKMS(dir, os.LookupEnv)
 	if err != nil {
@@ -392,5 +401,13 @@ func checkACLs(ctx context.Context, dir string) (*aclDoubts, error) {
 		known = nil // keys of other providers than an HSM are not in it
 		notes = append(notes, "no keys could be looked up in the metastore: rules for keys that are not there were not looked for")
 	}
-	return &aclDoubts{File: aclFile(conf), Doubts: append(append([]string{}, warnings...), policy.Doubts(known)...), Notes: notes}, nil
+	d := &aclDoubts{File: aclFile(conf), Doubts: conf.MisplacedRules(), Notes: notes}
+	if err := conf.CheckRules(); err != nil {
+		d.Doubts = append(d.Doubts, err.Error())
+	}
+	if _, err := os.Stat(d.File); errors.Is(err, fs.ErrNotExist) {
+		d.Doubts = append(d.Doubts, noACLFile(conf))
+	}
+	d.Doubts = append(append(append([]string{}, d.Doubts...), warnings...), policy.Doubts(known)...)
+	return d, nil
 }
