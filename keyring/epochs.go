@@ -129,6 +129,32 @@ func (e *epochs) close() {
 	e.wg.Wait()
 }
 
+// leased is a cache of what other nodes may change, or nil, which remembers nothing,
+// once the lease is over: then the store is asked each time.
+func leased[V any](r *Ring, c *cache[V]) *cache[V] {
+	if r.cfg.Shared == nil || r.cfg.Lease <= 0 || time.Since(r.cfg.Shared.Heard()) < r.cfg.Lease {
+		return c
+	}
+	return nil
+}
+
+// Leased tells whether what is remembered of keys may be used: nil, or since when
+// nothing was heard of other nodes' changes.
+func (r *Ring) Leased() error {
+	if r.cfg.Shared == nil || r.cfg.Lease <= 0 {
+		return nil
+	}
+	heard := r.cfg.Shared.Heard()
+	switch {
+	case heard.IsZero():
+		return claviger.Errorf("keyring.Leased", claviger.Unavailable, "", "the metastore has not been heard from yet")
+	case time.Since(heard) >= r.cfg.Lease:
+		return claviger.Errorf("keyring.Leased", claviger.Unavailable, "",
+			"the metastore was last heard from %s, which is longer ago than claviger.metastore.lease (%v): another node may have deleted a key since, so nothing is served from memory", stamp(heard), r.cfg.Lease)
+	}
+	return nil
+}
+
 // Heed forgets what a change, of whichever node, has made untrue; a notice without
 // a key makes it forget everything.
 func (r *Ring) Heed(n metastore.Notice) {

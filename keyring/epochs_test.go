@@ -26,6 +26,7 @@ type sharedKeys struct {
 	epoch, asked atomic.Int64
 	slow         time.Duration
 	fail         atomic.Pointer[error]
+	heard        atomic.Pointer[time.Time] // nil: just now
 
 	mu        sync.Mutex
 	announced []metastore.Notice
@@ -65,6 +66,13 @@ func (s *sharedKeys) Announce(_ context.Context, n metastore.Notice) error {
 func (s *sharedKeys) Watch(ctx context.Context, _ func(metastore.Notice)) error {
 	<-ctx.Done()
 	return nil
+}
+
+func (s *sharedKeys) Heard() time.Time {
+	if at := s.heard.Load(); at != nil {
+		return *at
+	}
+	return time.Now()
 }
 
 func (s *sharedKeys) ring(t *testing.T) *Ring {
@@ -233,5 +241,50 @@ func TestHeed(t *testing.T) {
 	}
 	if want := []metastore.Notice{{Key: "c", Change: metastore.Invalidated}}; !slices.Equal(s.announced, want) {
 		t.Errorf("announced %v, want %v", s.announced, want)
+	}
+}
+
+// TestLease: what is remembered is used while the store is heard from, and not once
+// the lease is over; then it is used again.
+func TestLease(t *testing.T) {
+	ctx := t.Context()
+	s := newShared(t)
+	create(t, s, "k")
+	cfg := config(t, s)
+	cfg.Shared, cfg.Lease = s, time.Minute
+	r, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = r.Close() }()
+	there := func() bool {
+		t.Helper()
+		m, err := r.Metadata(ctx, caller("u"), "k")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return m != nil
+	}
+	if !there() {
+		t.Fatal("the key is missing")
+	}
+	if err := s.Delete(ctx, "k"); err != nil { // as another node does it
+		t.Fatal(err)
+	}
+	at := func(ago time.Duration) { heard := time.Now().Add(-ago); s.heard.Store(&heard) }
+	at(50 * time.Second)
+	if !there() || r.Leased() != nil {
+		t.Errorf("within the lease it is not remembered: %v", r.Leased())
+	}
+	at(70 * time.Second)
+	if there() {
+		t.Error("the lease is over, and a deleted key is served from memory")
+	}
+	if err := r.Leased(); !claviger.Is(err, claviger.Unavailable) {
+		t.Errorf("readiness does not know: %v", err)
+	}
+	s.heard.Store(new(time.Time))
+	if there() || r.Leased() == nil {
+		t.Error("nothing was heard yet, and a deleted key is served from memory")
 	}
 }

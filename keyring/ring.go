@@ -57,6 +57,9 @@ type Config struct {
 	// Shared is set where other nodes change the primary's keys, too. It is how they
 	// are noticed; nil where nobody else does.
 	Shared Shared
+	// Lease is how long what is remembered of keys is used since Shared was last heard
+	// from: claviger.metastore.lease. 0: without end.
+	Lease time.Duration
 
 	DefaultCipher    string // hadoop.security.key.default.cipher; "" is Hadoop's default
 	DefaultBitLength int    // hadoop.security.key.default.bitlength; 0 is Hadoop's default
@@ -86,6 +89,7 @@ type Config struct {
 type Shared interface {
 	metastore.Epochs
 	metastore.Notices
+	metastore.Hearing
 }
 
 // Defaults of Config, and limits.

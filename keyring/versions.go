@@ -12,10 +12,11 @@ import (
 // metadata returns what is known of a key here; nil without an error for a key
 // that does not exist. It is shared: callers of the Ring get copies.
 func (r *Ring) metadata(ctx context.Context, key string) (*claviger.Metadata, error) {
-	if m, ok := r.keys.get(key); ok {
+	keys := leased(r, r.keys)
+	if m, ok := keys.get(key); ok {
 		return m, nil
 	}
-	m, err := r.keys.fetch(ctx, key, r.askMetadata)
+	m, err := keys.fetch(ctx, key, r.askMetadata)
 	if claviger.Is(err, claviger.KeyNotFound) {
 		return nil, nil
 	}
@@ -42,10 +43,11 @@ func oneMetadata(ctx context.Context, from provider.Reader, key string) (*clavig
 
 // currentVersion returns a key's newest version. Kind KeyNotFound.
 func (r *Ring) currentVersion(ctx context.Context, key string) (provider.KeyVersion, error) {
-	if v, ok := r.current.get(key); ok {
+	current := leased(r, r.current)
+	if v, ok := current.get(key); ok {
 		return v, nil
 	}
-	return r.current.fetch(ctx, key, r.askCurrent)
+	return current.fetch(ctx, key, r.askCurrent)
 }
 
 func (r *Ring) askCurrent(ctx context.Context, key string) (provider.KeyVersion, error) {
@@ -55,10 +57,11 @@ func (r *Ring) askCurrent(ctx context.Context, key string) (provider.KeyVersion,
 
 // ownVersion returns a version of the primary. Kind VersionNotFound.
 func (r *Ring) ownVersion(ctx context.Context, version string) (provider.KeyVersion, error) {
-	if v, ok := r.versions.get(version); ok {
+	versions := leased(r, r.versions)
+	if v, ok := versions.get(version); ok {
 		return v, nil
 	}
-	return r.versions.fetch(ctx, version, r.askVersion)
+	return versions.fetch(ctx, version, r.askVersion)
 }
 
 func (r *Ring) askVersion(ctx context.Context, version string) (provider.KeyVersion, error) {

@@ -114,6 +114,14 @@ type Notices interface {
 	Watch(ctx context.Context, fn func(Notice)) error
 }
 
+// Hearing tells how well a store hears of what other nodes change.
+type Hearing interface {
+	// Heard is the time before which each change, whichever node made it, has been told
+	// to Watch's fn; zero where nothing was heard yet. It stands still while the store
+	// can't be reached. It is for each request: it asks nothing.
+	Heard() time.Time
+}
+
 // Epochs tell whether what is remembered of a key is still true. A store whose
 // keys other nodes change has them.
 type Epochs interface {

@@ -95,6 +95,7 @@ func readKMSSettings(conf *hadoopconf.Conf) (kmsSettings, error) {
 			QueueExpiry:         r.duration(queue+"expiry", time.Millisecond),
 			QueueFillers:        int(r.int(queue+"num.fill.threads", 1, 1024)),
 			SourceTimeout:       r.duration("claviger.source.timeout", time.Second),
+			Lease:               max(r.duration(hadoopconf.MetastoreLease, time.Second), time.Nanosecond),
 			PurgeMinUnused:      r.duration("claviger.purge.min.unused", time.Second),
 		},
 	}

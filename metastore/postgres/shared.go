@@ -14,6 +14,7 @@ import (
 var (
 	_ metastore.Cluster = (*Store)(nil)
 	_ metastore.Epochs  = (*Store)(nil)
+	_ metastore.Hearing = (*Store)(nil)
 	_ metastore.Holder  = (*Store)(nil)
 )
 

@@ -27,6 +27,13 @@ type site struct {
 func newSite(t *testing.T, more hadoop.Conf) *site {
 	t.Helper()
 	s := &site{conf: t.TempDir(), hsm: hadoop.NewHSM(t), store: pgtest.Database(t)}
+	s.write(t, more)
+	return s
+}
+
+// write writes the site's configuration.
+func (s *site) write(t *testing.T, more hadoop.Conf) {
+	t.Helper()
 	hadoop.Conf{
 		"hadoop.kms.http.host":        "127.0.0.1",
 		"hadoop.kms.key.provider.uri": s.hsm.URI,
@@ -35,7 +42,6 @@ func newSite(t *testing.T, more hadoop.Conf) *site {
 		"claviger.delete.soft": "false",
 	}.With(more).Write(t, filepath.Join(s.conf, "kms-site.xml"))
 	hadoop.OpenACLs().Write(t, filepath.Join(s.conf, "kms-acls.xml"))
-	return s
 }
 
 // node is one process.

@@ -1,0 +1,128 @@
+package pgtest
+
+import (
+	"bytes"
+	"context"
+	"net"
+	"sync"
+	"testing"
+)
+
+// Proxy stands between a client and a server, and loses what passes when it is told to:
+// a network that swallows packets of some connections, or of all.
+type Proxy struct {
+	// Addr is where it listens, "127.0.0.1:PORT".
+	Addr string
+
+	server string
+	mu     sync.Mutex
+	change *sync.Cond
+	hung   func(listening bool) bool
+	closed bool
+	conns  map[net.Conn]struct{}
+}
+
+// NewProxy makes a proxy to a server, which ends with the test.
+func NewProxy(t testing.TB, server string) *Proxy {
+	t.Helper()
+	l, err := new(net.ListenConfig).Listen(context.Background(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &Proxy{Addr: l.Addr().String(), server: server, hung: func(bool) bool { return false }, conns: map[net.Conn]struct{}{}}
+	p.change = sync.NewCond(&p.mu)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			client, err := l.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() { p.serve(client) })
+		}
+	})
+	t.Cleanup(func() {
+		_ = l.Close() // it only listened
+		p.mu.Lock()
+		p.closed = true
+		for c := range p.conns {
+			_ = c.Close()
+		}
+		p.change.Broadcast()
+		p.mu.Unlock()
+		wg.Wait()
+	})
+	return p
+}
+
+// Pass lets everything through, what was held back first.
+func (p *Proxy) Pass() { p.set(func(bool) bool { return false }) }
+
+// Hang holds everything back. Connections stay open.
+func (p *Proxy) Hang() { p.set(func(bool) bool { return true }) }
+
+// HangListening holds back what goes over connections that have sent LISTEN.
+func (p *Proxy) HangListening() { p.set(func(listening bool) bool { return listening }) }
+
+func (p *Proxy) set(hung func(bool) bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.hung = hung
+	p.change.Broadcast()
+}
+
+// link is one connection.
+type link struct{ listening bool }
+
+// await returns once bytes may pass; false where the proxy has ended.
+func (p *Proxy) await(l *link, sent []byte) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	l.listening = l.listening || bytes.Contains(sent, []byte("LISTEN "))
+	for p.hung(l.listening) && !p.closed {
+		p.change.Wait()
+	}
+	return !p.closed
+}
+
+func (p *Proxy) serve(client net.Conn) {
+	server, err := new(net.Dialer).DialContext(context.Background(), "tcp", p.server)
+	if err != nil {
+		_ = client.Close()
+		return
+	}
+	p.mu.Lock()
+	p.conns[client], p.conns[server] = struct{}{}, struct{}{}
+	p.mu.Unlock()
+	l := &link{}
+	var wg sync.WaitGroup
+	pump := func(to, from net.Conn, asks bool) {
+		defer func() { _ = to.Close() }() // one half without the other is of no use
+		buf := make([]byte, 32<<10)
+		for {
+			n, err := from.Read(buf)
+			var sent []byte
+			if asks {
+				sent = buf[:n]
+			}
+			if !p.await(l, sent) {
+				return
+			}
+			if n > 0 {
+				if _, err := to.Write(buf[:n]); err != nil {
+					return
+				}
+			}
+			if err != nil {
+				return
+			}
+		}
+	}
+	wg.Go(func() { pump(server, client, true) })
+	wg.Go(func() { pump(client, server, false) })
+	wg.Wait()
+	p.mu.Lock()
+	delete(p.conns, client)
+	delete(p.conns, server)
+	p.mu.Unlock()
+}

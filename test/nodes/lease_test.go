@@ -1,0 +1,107 @@
+package nodes
+
+import (
+	"net/url"
+	"testing"
+	"time"
+
+	"claviger"
+	"claviger/internal/pgtest"
+	"claviger/provider"
+	"claviger/provider/kmsclient"
+	"claviger/test/hadoop"
+)
+
+// through is a site whose metastore is reached through a proxy.
+func (s *site) through(t *testing.T, more hadoop.Conf) (*site, *pgtest.Proxy) {
+	t.Helper()
+	u, err := url.Parse(s.store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy := pgtest.NewProxy(t, u.Host)
+	u.Host = proxy.Addr
+	other := &site{conf: t.TempDir(), hsm: s.hsm, store: u.String()}
+	other.write(t, more)
+	return other, proxy
+}
+
+// TestDeletedKeyCloses: a key that one node deletes is closed at another whose notices
+// hang within seconds, and at one that is cut off from PostgreSQL when its lease is
+// over; until then that one serves what it has used.
+func TestDeletedKeyCloses(t *testing.T) {
+	ctx := t.Context()
+	const lease = 5 * time.Second
+	soft := hadoop.Conf{"claviger.delete.soft": "true"} // else the HSM closes the key
+	s := newSite(t, soft)
+	apart, proxy := s.through(t, hadoop.Conf{"claviger.metastore.lease": "5s"}.With(soft))
+	here, there := s.start(t).client(t), apart.start(t).client(t)
+	edeks := map[string][]claviger.EDEK{}
+	for _, key := range []string{"listen", "cut", "stays"} {
+		if _, err := here.Create(ctx, provider.Spec{Name: key, Cipher: claviger.DefaultCipher, BitLength: 128}); err != nil {
+			t.Fatal(err)
+		}
+		e, err := here.Generate(ctx, key, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		edeks[key] = e
+		if err := opens(t, there, key, e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	closes := func(key string, bound time.Duration) {
+		t.Helper()
+		begun := time.Now()
+		for time.Since(begun) < 4*bound {
+			began := time.Now()
+			if err := opens(t, there, key, edeks[key]); err != nil {
+				t.Logf("%s is closed %v after its deletion: %v", key, time.Since(begun).Round(time.Millisecond), err)
+				return
+			}
+			if late := began.Sub(begun); late > bound {
+				t.Errorf("%s is open %v after its deletion, the bound is %v", key, late, bound)
+				return
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+	}
+	proxy.HangListening()
+	if err := here.Delete(ctx, "listen"); err != nil {
+		t.Fatal(err)
+	}
+	const bound = 10 * time.Second // two readings of the changes, on a busy machine
+	closes("listen", bound)
+
+	proxy.Hang()
+	if err := here.Delete(ctx, "cut"); err != nil {
+		t.Fatal(err)
+	}
+	if err := opens(t, there, "stays", edeks["stays"]); err != nil {
+		t.Errorf("within its lease a node that is cut off serves nothing: %v", err)
+	}
+	closes("cut", lease+2*time.Second)
+
+	proxy.Pass()
+	for begun := time.Now(); ; time.Sleep(100 * time.Millisecond) {
+		err := opens(t, there, "stays", edeks["stays"])
+		if err == nil {
+			break
+		}
+		if time.Since(begun) > 30*time.Second {
+			t.Fatalf("the node does not come back: %v", err)
+		}
+	}
+	if err := opens(t, there, "cut", edeks["cut"]); err == nil {
+		t.Error("a deleted key is open again")
+	}
+}
+
+func opens(t *testing.T, at *kmsclient.Provider, key string, e []claviger.EDEK) error {
+	t.Helper()
+	deks, err := at.Unwrap(t.Context(), key, "", e)
+	for _, d := range deks {
+		d.Wipe()
+	}
+	return err
+}
