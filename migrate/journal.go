@@ -81,6 +81,11 @@ type Run struct {
 type Item struct {
 	Key   string `json:"key"`
 	State State  `json:"state"`
+	// Listed is the source's spelling of the name, where it is another.
+	Listed string `json:"listed,omitempty"`
+	// Folded: the source answers to every spelling of the name, and so does this
+	// metastore by an alias.
+	Folded bool `json:"folded,omitempty"`
 	// Source is what the source said of the key when it was planned.
 	Source Fields `json:"source"`
 	// SourceVersions are the full names at the source, oldest first; none where

@@ -31,6 +31,7 @@ type survey struct {
 	material bool
 	// onlyTarget are keys that the source does not list.
 	onlyTarget []string
+	spelling   spelling
 	// gone are keys that the journal has and the source no longer lists.
 	gone []Item
 }
@@ -64,11 +65,17 @@ func (e *Engine) look(ctx context.Context, op string) (*survey, error) {
 	if names, theirs, unread, err = e.unlisted(ctx, op, names, theirs, unread); err != nil {
 		return nil, err
 	}
-	sv.others(names, here)
+	if sv.spelling, err = e.spelling(ctx, op, names, theirs); err != nil {
+		return nil, err
+	}
+	keys := sv.spelling.spelled(names, theirs, func(name string) bool {
+		return sv.history.items[name].State == Done || slices.Contains(here, name)
+	})
+	sv.others(slices.Sorted(slices.Values(keys)), here)
 	askVersions := true
-	for i, name := range names {
+	for i, name := range keys {
 		if i%metadataBatch == 0 {
-			batch := names[i:min(i+metadataBatch, len(names))]
+			batch := keys[i:min(i+metadataBatch, len(keys))]
 			ours, err := e.cfg.Target.Metadata(ctx, batch...)
 			if err != nil {
 				return nil, err
@@ -81,6 +88,14 @@ func (e *Engine) look(ctx context.Context, op string) (*survey, error) {
 		it, err := e.judge(ctx, sv, name, theirs[i], sv.ours[i], unread[i])
 		if err != nil {
 			return nil, err
+		}
+		it.Folded = sv.spelling.folds
+		if name != names[i] {
+			it.Listed = names[i]
+		}
+		if other := sv.spelling.clash(name, slices.Concat(keys, sv.onlyTarget)); other != "" && it.State != Done {
+			it.State = Conflict
+			it.Why = fmt.Sprintf("the source answers to every spelling of a name, and key %s differs in case only; delete or rename the one that no zone uses, before the next run", printable(other))
 		}
 		if askVersions && theirs[i] != nil && it.SourceVersions == nil {
 			if it.SourceVersions, askVersions, err = e.sourceVersions(ctx, sv, name); err != nil {
@@ -132,7 +147,7 @@ func (sv *survey) unlistedSince() []Item {
 		case it.State.settled():
 			continue
 		default:
-			it.State, it.Why = Gone, "the source no longer lists it, and it was never taken over"
+			it.State, it.Why = Gone, "the source no longer lists it, or has it under another spelling; it was never taken over under this one"
 		}
 		items = append(items, it)
 	}
@@ -211,9 +226,9 @@ func (e *Engine) unlisted(ctx context.Context, op string, names []string, theirs
 }
 
 // whyUnread says why a key that the source lists could not be read, with the cure.
-func (e *Engine) whyUnread(key string, err error) string {
+func (e *Engine) whyUnread(ctx context.Context, key string, err error) string {
 	if refused(err) {
-		return fmt.Sprintf("the source refused us: %s; %s", said(err), e.rightsCure(key, err))
+		return fmt.Sprintf("the source refused us: %s; %s", said(err), e.rightsCure(ctx, key, err))
 	}
 	return fmt.Sprintf("the source lists it, and it cannot be read there: %s; see the source's log, and look at the key there (hadoop key list -metadata): "+
 		"an entry that is no Hadoop key must be taken out of the source's store", said(err))

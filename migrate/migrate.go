@@ -54,6 +54,7 @@ type Target interface {
 type Store interface {
 	metastore.Journal
 	metastore.Usage
+	metastore.Settings
 	Lock(ctx context.Context, name string) (unlock func(), err error)
 	TryLock(ctx context.Context, name string) (unlock func(), ok bool, err error)
 }
@@ -175,7 +176,7 @@ func (e *Engine) sourceError(ctx context.Context, op, key string, err error) err
 	uri := e.cfg.Source.URI()
 	switch claviger.KindOf(err) {
 	case claviger.Denied, claviger.KeyDenied, claviger.SourceRefused, claviger.Unsupported:
-		return claviger.E(op, claviger.SourceRefused, key, fault(err, "the source %s refused us: %s; %s", uri, said(err), e.rightsCure(key, err)))
+		return claviger.E(op, claviger.SourceRefused, key, fault(err, "the source %s refused us: %s; %s", uri, said(err), e.rightsCure(ctx, key, err)))
 	case claviger.Unavailable, claviger.SourceUnreachable:
 		hint := "see that it runs and that its port can be reached from here"
 		if better := e.cfg.Probes.whyUnreachable(ctx); better != "" {
@@ -235,12 +236,12 @@ func noAnswer(err error) bool {
 	return claviger.Is(err, claviger.Unavailable) || claviger.Is(err, claviger.SourceUnreachable)
 }
 
-// rightsCure names the properties of the source's kms-acls.xml that let us
-// read: key "" is the list of names.
-func (e *Engine) rightsCure(key string, err error) string {
-	who := "our user"
-	if u := e.cfg.Probes.User; u != "" {
-		who = u
+// rightsCure names what at the source would let us read: properties of its
+// kms-acls.xml, or the policies of a Ranger KMS. key "" is the list of names.
+func (e *Engine) rightsCure(ctx context.Context, key string, err error) string {
+	who := e.us()
+	if e.ranger(ctx) {
+		return fmt.Sprintf("the source is a Ranger KMS: in Ranger Admin, a policy of its service must allow %s Get Keys and Get Metadata (getkeys, getmetadata) on key *, and Decrypt EEK (decrypteek) for re-encryption", who)
 	}
 	if key == "" {
 		return fmt.Sprintf("at the source, in kms-acls.xml: let hadoop.kms.acl.GET_KEYS and hadoop.kms.acl.GET_METADATA admit %s, and no hadoop.kms.blacklist.* of these name it", who)
@@ -249,6 +250,22 @@ func (e *Engine) rightsCure(key string, err error) string {
 		return fmt.Sprintf("at the source, in kms-acls.xml: let hadoop.kms.acl.GET_METADATA admit %s", who)
 	}
 	return fmt.Sprintf("at the source, in kms-acls.xml: let whitelist.key.acl.READ admit %s (it works beside the key's own entries), and hadoop.kms.acl.GET_METADATA too", who)
+}
+
+// us is who we are at the source, for messages.
+func (e *Engine) us() string {
+	if u := e.cfg.Probes.User; u != "" {
+		return u
+	}
+	return "our user"
+}
+
+// ranger reports whether the source says that it is a Ranger KMS.
+func (e *Engine) ranger(ctx context.Context) bool {
+	r, ok := e.cfg.Source.(interface {
+		Ranger(ctx context.Context) bool
+	})
+	return ok && r.Ranger(ctx)
 }
 
 // refused tells the errors by which a source says no, as against not

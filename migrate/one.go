@@ -42,12 +42,15 @@ func (e *Engine) RunKey(ctx context.Context, key string) ([]string, error) {
 		return nil, claviger.Errorf(op, claviger.Unavailable, key, "a migration into this metastore is under way; try again when it has ended")
 	}
 	defer unlock()
-	r, err := e.run(held, func(name string) bool { return name == key })
+	asked := func(name string, folded bool) bool {
+		return name == key || folded && metastore.FoldName(name) == metastore.FoldName(key)
+	}
+	r, err := e.run(held, func(it *Item) bool { return asked(it.Key, it.Folded) })
 	if err != nil {
 		return nil, err
 	}
 	for _, k := range r.Keys {
-		if k.Key != key {
+		if !asked(k.Key, k.Folded) {
 			continue
 		}
 		if k.State == Done {

@@ -59,7 +59,10 @@ func (e *Engine) Plan(ctx context.Context) (*Plan, error) {
 		p.Counts.add(it)
 	}
 	p.OnlyTarget = sv.onlyTarget
-	p.Checks = append(p.Checks, e.readable(sv), e.room(ctx, p.Counts.NewVersions))
+	p.Checks = append(p.Checks, e.readable(ctx, sv), e.room(ctx, p.Counts.NewVersions))
+	if c, found := sv.spelling.check(sv.items); found {
+		p.Checks = append(p.Checks, c)
+	}
 	if sv.material {
 		p.Checks = append(p.Checks, Check{Name: "material at the source", Status: Warning, Measured: "the source shows us key material",
 			Cure: "not needed here: at the source, take us out of hadoop.kms.acl.GET"})
@@ -71,7 +74,7 @@ func (e *Engine) Plan(ctx context.Context) (*Plan, error) {
 	return p, err
 }
 
-func (e *Engine) readable(sv *survey) Check {
+func (e *Engine) readable(ctx context.Context, sv *survey) Check {
 	c := Check{Name: "rights at the source", Measured: fmt.Sprintf("all %d keys are readable", len(sv.items))}
 	refusals, unread := 0, 0
 	for i, err := range sv.unread {
@@ -83,7 +86,7 @@ func (e *Engine) readable(sv *survey) Check {
 		default:
 			unread++
 		}
-		c.Cure = e.whyUnread(sv.items[i].Key, err)
+		c.Cure = e.whyUnread(ctx, sv.items[i].Key, err)
 	}
 	if refusals+unread > 0 {
 		c.Status, c.Measured = Failure, fmt.Sprintf("of %d keys, %d are refused to us and %d cannot be read there", len(sv.items), refusals, unread)

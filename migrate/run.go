@@ -37,6 +37,10 @@ func (r *Result) Complete() bool { return r.Run.State == Complete || r.Run.State
 type KeyLine struct {
 	Key   string `json:"key"`
 	State State  `json:"state"`
+	// Listed is the source's spelling of the name, where it is another; Folded: it
+	// answers to every spelling.
+	Listed string `json:"listed,omitempty"`
+	Folded bool   `json:"folded,omitempty"`
 	// Versions is how many versions the target has made, or would make, of it.
 	Versions       int      `json:"versions"`
 	Source         *Fields  `json:"source,omitempty"` // nil where the source's could not be read
@@ -47,7 +51,7 @@ type KeyLine struct {
 }
 
 func lineOf(it Item) KeyLine {
-	l := KeyLine{Key: it.Key, State: it.State, Versions: it.Count, SourceVersions: it.SourceVersions, TargetVersions: it.TargetVersions, Why: it.Why}
+	l := KeyLine{Key: it.Key, State: it.State, Listed: it.Listed, Folded: it.Folded, Versions: it.Count, SourceVersions: it.SourceVersions, TargetVersions: it.TargetVersions, Why: it.Why}
 	if it.State != Refused && it.State != Unreadable {
 		l.Source = &it.Source
 	}
@@ -104,7 +108,7 @@ func (e *Engine) Run(ctx context.Context) (*Result, error) {
 
 // run is Run under the lock. only, if not nil, chooses the keys to import; the
 // others stay planned.
-func (e *Engine) run(ctx context.Context, only func(key string) bool) (*Result, error) {
+func (e *Engine) run(ctx context.Context, only func(*Item) bool) (*Result, error) {
 	began := e.cfg.Now()
 	sv, err := e.look(ctx, "migrate.Run")
 	if err != nil {
@@ -132,7 +136,7 @@ type work struct {
 	e     *Engine
 	run   Run
 	items []Item
-	only  func(key string) bool // nil: all
+	only  func(*Item) bool // nil: all
 
 	mu       sync.Mutex // guards what follows, and makes callbacks come one at a time
 	progress Progress
@@ -147,7 +151,7 @@ func (w *work) nothingNew(h *history) bool {
 		return false
 	}
 	for _, it := range w.items {
-		if before, known := h.items[it.Key]; !known || before.State != it.State {
+		if before, known := h.items[it.Key]; !known || before.State != it.State || before.Folded != it.Folded {
 			return false
 		}
 	}
@@ -176,12 +180,17 @@ func (w *work) begin(ctx context.Context, h *history) error {
 			w.progress.KeysTotal++
 			w.progress.VersionsTotal += it.Count
 		}
+		if it.State == Done { // an older claviger has written none
+			if err := w.e.alias(ctx, it); err != nil {
+				return err
+			}
+		}
 		before, known := h.items[it.Key]
-		if known && before.State == it.State && before.Run != w.run.Name && it.State == Done {
+		if known && before.State == it.State && before.Folded == it.Folded && before.Run != w.run.Name && it.State == Done {
 			it.Run = before.Run // an earlier run brought it; its record stays the only one
 			continue
 		}
-		if known && before.Run == w.run.Name && before.State == it.State && before.Why == it.Why {
+		if known && before.Run == w.run.Name && before.State == it.State && before.Folded == it.Folded && before.Why == it.Why {
 			continue
 		}
 		if err := w.e.putItem(ctx, w.run.Name, *it); err != nil {
@@ -214,7 +223,7 @@ func (w *work) importAll(ctx context.Context) error {
 
 // wanted: this run imports it.
 func (w *work) wanted(it *Item) bool {
-	return (it.State == Planned || it.State == Importing) && (w.only == nil || w.only(it.Key))
+	return (it.State == Planned || it.State == Importing) && (w.only == nil || w.only(it))
 }
 
 func (w *work) givenUp() bool {
@@ -238,7 +247,10 @@ func (w *work) importOne(ctx context.Context, it *Item) error {
 	m := claviger.Metadata{Name: it.Key, Cipher: it.Source.Cipher, BitLength: it.Source.Length, Description: it.Source.Description,
 		Attributes: it.Source.Attributes, Created: it.Source.Created, Versions: it.Count}
 	var stop error // what OnStep said
-	versions, err := []provider.KeyVersion(nil), e.auditBegin(ctx, it.Key)
+	versions, err := []provider.KeyVersion(nil), e.alias(ctx, it)
+	if err == nil {
+		err = e.auditBegin(ctx, it.Key)
+	}
 	if err == nil {
 		versions, err = e.cfg.Target.Import(ctx, m, it.Count, func(step string) error {
 			stop = w.step(it.Key, step)
@@ -283,6 +295,14 @@ func (w *work) importOne(ctx context.Context, it *Item) error {
 	w.progress.Versions += it.Count
 	w.mu.Unlock()
 	return w.step(it.Key, string(it.State))
+}
+
+// alias has the key found by any spelling, where the source did.
+func (e *Engine) alias(ctx context.Context, it *Item) error {
+	if !it.Folded {
+		return nil
+	}
+	return metastore.SetAlias(ctx, e.cfg.Store, it.Key)
 }
 
 // end writes how the run ended.

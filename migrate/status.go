@@ -68,8 +68,17 @@ func (e *Engine) Status(ctx context.Context) (*Standing, error) {
 		return nil, err
 	}
 	byKey := make(map[string][]metastore.Use)
+	folded := make(map[string]string) // a key that the source has under every spelling
+	for _, it := range h.items {
+		if it.Folded {
+			folded[metastore.FoldName(it.Key)] = it.Key
+		}
+	}
 	for _, u := range uses {
 		key, _ := claviger.KeyOfVersion(u.Version)
+		if k, ok := folded[metastore.FoldName(key)]; ok {
+			key = k
+		}
 		byKey[key] = append(byKey[key], u)
 		if s.LastUse == nil || u.Last.After(*s.LastUse) {
 			s.LastUse = ptr(u.Last)
@@ -176,7 +185,7 @@ func (e *Engine) Verify(ctx context.Context) (*Verification, error) {
 		theirs, ours := sv.theirs[i], sv.ours[i]
 		switch {
 		case sv.unread[i] != nil:
-			d.Differences = []Difference{{Field: "key", Source: "not readable: " + e.whyUnread(it.Key, sv.unread[i]), Target: presence(ours)}}
+			d.Differences = []Difference{{Field: "key", Source: "not readable: " + e.whyUnread(ctx, it.Key, sv.unread[i]), Target: presence(ours)}}
 		case ours == nil:
 			d.Differences = []Difference{{Field: "key", Source: "there", Target: presence(nil)}}
 		default:

@@ -42,13 +42,13 @@ func (e *Engine) judge(ctx context.Context, sv *survey, name string, theirs, our
 	if unread != nil {
 		if known && before.State == Done && ours != nil {
 			// It is here. Only its comparison with the source cannot be made.
-			before.Why = e.whyUnread(name, unread)
+			before.Why = e.whyUnread(ctx, name, unread)
 			return before, nil
 		}
 		if known && ours == nil && (before.State == Done || before.State == Deleted) {
 			return deletedHere(before), nil
 		}
-		it := Item{Key: name, State: Unreadable, Why: e.whyUnread(name, unread)}
+		it := Item{Key: name, State: Unreadable, Why: e.whyUnread(ctx, name, unread)}
 		if refused(unread) {
 			it.State = Refused
 		}

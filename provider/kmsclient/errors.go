@@ -1,6 +1,7 @@
 package kmsclient
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -14,7 +15,7 @@ import (
 // refused makes an error of an answer that is not success. Hadoop tells most of
 // its errors by text alone: the texts are those of its 3.x servers, and ours
 // sends the same.
-func (p *Provider) refused(h *host, r request, resp *http.Response) *failure {
+func (p *Provider) refused(ctx context.Context, h *host, r request, resp *http.Response) *failure {
 	text, readErr := readAll(resp.Body, maxErrorBody)
 	var remote *kmswire.Exception
 	message, class := "", ""
@@ -31,7 +32,7 @@ func (p *Provider) refused(h *host, r request, resp *http.Response) *failure {
 	case resp.StatusCode == http.StatusUnauthorized:
 		return &failure{err: claviger.Errorf(r.op, claviger.Denied, r.key, "KMS %s does not take its own login cookie of user %q: its hosts' clocks or signer secrets may differ", h.base, p.opt.User), untouched: true, final: true}
 	case resp.StatusCode == http.StatusForbidden:
-		kind, advice := p.denied(r, message)
+		kind, advice := p.denied(ctx, r, message)
 		if message == "" {
 			message = resp.Status
 		}
@@ -51,7 +52,7 @@ func (p *Provider) refused(h *host, r request, resp *http.Response) *failure {
 		return says(claviger.Internal, fmt.Sprintf("answered %s without a reason; is the path of the URI that of the KMS?", resp.Status))
 	}
 	// The texts that a KMS of several kinds of failure has in common first.
-	if kind, advice := p.denied(r, message); strings.Contains(message, "AuthorizationException") {
+	if kind, advice := p.denied(ctx, r, message); strings.Contains(message, "AuthorizationException") {
 		// Inside generate Hadoop wraps a refusal into an IOException, with 500.
 		return says(kind, message+advice)
 	}
@@ -105,7 +106,7 @@ var texts = []struct {
 }
 
 var (
-	opDenied  = regexp.MustCompile(`^User:(\S+) not allowed to do '(\w+)'`)
+	opDenied  = regexp.MustCompile(`^User:(\S+) not allowed to do '(\w+)'(?: on '([^']*)')?`)
 	keyDenied = regexp.MustCompile(`User \[([^\]]*)\] is not authorized to perform \[(\w+)\] on key with ACL name \[([^\]]*)\]`)
 	newDenied = regexp.MustCompile(`User \[([^\]]*)\] is not authorized to create key`)
 	doAsUser  = regexp.MustCompile(`^User: (\S+) is not allowed to impersonate (\S+)`)
@@ -129,7 +130,7 @@ var trusteeACLOf = map[string]string{
 }
 
 // denied says of which kind a refusal is, and what at the far KMS would lift it.
-func (p *Provider) denied(r request, message string) (kind claviger.Kind, advice string) {
+func (p *Provider) denied(ctx context.Context, r request, message string) (kind claviger.Kind, advice string) {
 	if m := doAsUser.FindStringSubmatch(message); m != nil {
 		return claviger.Denied, fmt.Sprintf(" (hadoop.kms.proxyuser.%s.users or .groups in that KMS's kms-site.xml must admit %s, and .hosts this host; it must be restarted then)", p.opt.User, r.as)
 	}
@@ -147,6 +148,9 @@ func (p *Provider) denied(r request, message string) (kind claviger.Kind, advice
 			return claviger.Denied, fmt.Sprintf(" (%s in that KMS's kms-acls.xml must admit %s)", acl, m[1])
 		}
 		if acl := aclOf[m[2]]; acl != "" {
+			if p.Ranger(ctx) {
+				return claviger.Denied, rangerAdvice(m[2], m[1], m[3])
+			}
 			return claviger.Denied, fmt.Sprintf(" (hadoop.kms.acl.%s in that KMS's kms-acls.xml must admit %s, and hadoop.kms.blacklist.%s not name him)", acl, m[1], acl)
 		}
 	}

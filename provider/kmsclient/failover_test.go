@@ -220,7 +220,7 @@ func TestWhichAnswersFailOver(t *testing.T) {
 		var n atomic.Int32
 		f := newFake(t)
 		f.fault = func(w http.ResponseWriter, r *http.Request) bool {
-			if r.Method == http.MethodOptions {
+			if r.Method == http.MethodOptions || !strings.HasPrefix(r.URL.Path, "/kms/v1/") {
 				return false
 			}
 			n.Add(1)

@@ -69,6 +69,7 @@ type Provider struct {
 	opt    Options
 	hosts  []*host // shuffled
 	next   atomic.Uint32
+	kind   atomic.Int32 // what KMS it is; see Ranger
 	client *http.Client
 
 	ctx  context.Context // ends with Close

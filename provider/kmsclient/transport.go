@@ -220,7 +220,7 @@ func (p *Provider) send(ctx context.Context, h *host, r request, cookie string) 
 	}
 	defer drain(resp)
 	if resp.StatusCode != r.status {
-		return nil, p.refused(h, r, resp), staleCookie(resp)
+		return nil, p.refused(ctx, h, r, resp), staleCookie(resp)
 	}
 	if r.noBody {
 		return nil, nil, false
