@@ -1,0 +1,126 @@
+package hadoop
+
+import (
+	"bytes"
+	"maps"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"claviger"
+	"claviger/keystore"
+	"claviger/metastore"
+	"claviger/metastore/sqlite"
+	"claviger/migrate"
+	"claviger/provider"
+	"claviger/provider/memory"
+	"claviger/secret"
+)
+
+// TestJavaKMSAsOddSource migrates from a Java KMS whose keystore has an entry that
+// keytool made, which no KMS can tell of, and a key that was made under a name with a
+// capital letter, as Ranger has them: the one is a row with its reason and keeps no
+// other back, the other is taken over as it was named.
+func TestJavaKMSAsOddSource(t *testing.T) {
+	quick := []string{"JAVA_TOOL_OPTIONS=-Djdk.jceks.iterationCount=10000"}
+	file := filepath.Join(t.TempDir(), "kms.keystore")
+	kms := StartJavaKMS(t, KMSOptions{Keystore: file, Env: quick})
+	admin := openJava(t, kms, keyAdmin)
+	for name, acl := range map[string]string{"finance": "Finance", "plain": "plain"} {
+		if _, err := admin.Create(t.Context(), provider.Spec{Name: name, Cipher: "AES/CTR/NoPadding", BitLength: 128, Attributes: map[string]string{claviger.ACLNameAttribute: acl}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	kms.Stop()
+	addForeignEntry(t, file, "keytool")
+	kms = StartJavaKMS(t, KMSOptions{Keystore: file, Env: quick})
+	source := openJava(t, kms, keyAdmin)
+
+	store, err := sqlite.Open(t.Context(), filepath.Join(t.TempDir(), "metastore.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	target := memory.New(memory.Config{URI: "pkcs11:token=new", Sealed: true})
+	defer target.Close()
+	engine, err := migrate.New(migrate.Config{Source: source, Target: target, Store: store})
+	if err != nil {
+		t.Fatal(err)
+	}
+	plan, err := engine.Plan(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var text bytes.Buffer
+	if err := plan.WriteText(&text); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"and 1 cannot be read there", "Can't cast key for keytool", "lists finance and answers to FINANCE", "key.acl.name spells them: Finance"} {
+		if !strings.Contains(text.String(), want) {
+			t.Errorf("the plan does not say %q:\n%s", want, &text)
+		}
+	}
+	for _, never := range []string{"does not answer", "has no keys"} {
+		if strings.Contains(text.String(), never) {
+			t.Errorf("the plan says %q of a KMS that answers and has keys:\n%s", never, &text)
+		}
+	}
+	r, err := engine.Run(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]migrate.State{}
+	for _, k := range r.Keys {
+		got[k.Key] = k.State
+	}
+	if want := map[string]migrate.State{"Finance": migrate.Done, "plain": migrate.Done, "keytool": migrate.Unreadable}; !maps.Equal(got, want) || r.Complete() {
+		t.Errorf("%v, complete %v; want %v, not complete", got, r.Complete(), want)
+	}
+	v, err := engine.Verify(t.Context())
+	if err != nil || v.Same != 2 || v.Different != 1 {
+		t.Errorf("verify: %+v, %v", v, err)
+	}
+
+	// An EDEK has the spelling that it was asked for with, and leads to the key.
+	edeks, err := source.Generate(t.Context(), "FINANCE", 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, _ := claviger.KeyOfVersion(edeks[0].Version)
+	if here, ok, err := metastore.Alias(t.Context(), store, key); key != "FINANCE" || err != nil || !ok || here != "Finance" {
+		t.Errorf("EDEK of %s: key %q, %v, %v", edeks[0].Version, here, ok, err)
+	}
+	if deks, err := source.Unwrap(t.Context(), key, "", edeks); err != nil || len(deks) != 1 {
+		t.Errorf("the source does not open its EDEK of %s: %v", edeks[0].Version, err)
+	}
+}
+
+// addForeignEntry puts a secret key into a keystore as keytool -genseckey does: under
+// a name of its own, without Hadoop's metadata.
+func addForeignEntry(t *testing.T, file, alias string) {
+	t.Helper()
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	password := secret.Bytes("none") // Hadoop's, where none is configured
+	store, err := keystore.ParseJCEKS(data, password)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := store.SetKey(alias, "AES", secret.Bytes("0123456789abcdef"), password, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if data, err = store.Marshal(password); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	// Hadoop's own sum of the file, which is as good as none where there is none.
+	if err := os.Remove(filepath.Join(filepath.Dir(file), "."+filepath.Base(file)+".crc")); err != nil {
+		t.Fatal(err)
+	}
+}
