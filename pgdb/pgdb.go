@@ -58,6 +58,8 @@ type DB struct {
 	closed atomic.Bool
 
 	lineage lineage
+	outage  outage
+	alive   context.Context // ends with Close
 	stop    context.CancelFunc
 	wg      sync.WaitGroup // what runs until stop
 }
@@ -88,14 +90,14 @@ func Open(ctx context.Context, c Config) (*DB, error) {
 	d := &DB{cfg: c, uri: uri}
 	cfg.ConnConfig.ValidateConnect = d.validate(cfg.ConnConfig.ValidateConnect, primary)
 	cfg.AfterConnect = c.Connected
+	d.alive, d.stop = context.WithCancel(context.Background())
 	if d.pool, err = pgxpool.NewWithConfig(ctx, cfg); err != nil {
+		d.stop()
 		return nil, d.Fail("pgdb.Open", "", err)
 	}
-	background, stop := context.WithCancel(context.Background())
-	d.stop = stop
 	if !c.ReadOnly && d.Hosts() > 1 {
 		d.survey(ctx) // before the first connection, which may find the wrong one first
-		d.wg.Go(func() { d.watchHosts(background) })
+		d.wg.Go(func() { d.watchHosts(d.alive) })
 	}
 	return d, nil
 }
@@ -179,6 +181,8 @@ func (d *DB) Standby(ctx context.Context, op string) (standby bool, err error) {
 // Close ends all connections. A second Close does nothing.
 func (d *DB) Close() {
 	d.End()
+	d.outage.mu.Lock()   // whoever has it has not seen the end, and may start a ping
+	d.outage.mu.Unlock() //nolint:staticcheck // so it is waited for
 	d.stop()
 	d.wg.Wait()
 	d.pool.Close()
@@ -205,19 +209,37 @@ func (d *DB) Read(ctx context.Context, op, key string, f func(context.Context) e
 }
 
 // Retry runs f until it is done, or fails for a reason that won't go away, or
-// patience is at its end. The error is f's.
+// patience is at its end: that begins when the database was first found to be away, so
+// that calls which come later fail at once. The error is f's.
 func (d *DB) Retry(ctx context.Context, f func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, CallTimeout)
 	defer cancel()
-	begun := time.Now()
+	if err := d.away(); err != nil {
+		return err
+	}
 	for wait := 5 * time.Millisecond; ; wait = min(2*wait, 250*time.Millisecond) {
+		begun := time.Now()
 		err := f(ctx)
-		if err == nil || ctx.Err() != nil || d.closed.Load() {
+		if err == nil {
+			d.reached()
+			return nil
+		}
+		if d.closed.Load() {
 			return err
+		}
+		if ctx.Err() != nil {
+			// A caller who waits for a moment only tells nothing of the database.
+			if time.Since(begun) >= telling {
+				d.failed(begun, err)
+			}
+			return err
+		}
+		if answered(err) {
+			d.reached()
 		}
 		again := d.conflict(err)
 		if !again && Unreachable(err) && !(d.cfg.Standby && Code(err) == ReadOnly) {
-			again = time.Since(begun) < d.cfg.Patience
+			again = !d.failed(begun, err)
 			if Code(err) == ReadOnly {
 				d.pool.Reset() // connections to what is a standby now
 			}

@@ -68,10 +68,21 @@ func TestServerRestarts(t *testing.T) {
 		name := fmt.Sprintf("meanwhile%d", i)
 		go func() { inserted <- patient.Insert(ctx, key(name, name)) }()
 		time.Sleep(50 * time.Millisecond)
+		// That it is away is remembered: no call waits again.
+		begun := time.Now()
+		for range 20 {
+			if _, err := s.Get(ctx, "before"); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "has not been reached since") {
+				t.Errorf("a call after others have failed: %v", err)
+			}
+		}
+		if took := time.Since(begun); took > 200*time.Millisecond {
+			t.Errorf("20 calls while the server is known to be away took %v", took)
+		}
 		server.Start(t)
 		if err := <-inserted; err != nil {
 			t.Errorf("a patient insert: %v", err)
 		}
+		eventually(t, "it is noticed that the server is back", func() bool { _, err := s.Get(ctx, "before"); return err == nil })
 		keys, err := s.Get(ctx, "before", "never", name)
 		if err != nil || keys[0] == nil || keys[1] != nil || keys[2] == nil {
 			t.Errorf("after the restart: %v, %v", keys, err)

@@ -354,14 +354,19 @@ func (s *Store) settle(ctx context.Context, others []mark, given int64) (resumed
 		}
 		return false, nil
 	}
-	if !slices.ContainsFunc(lost.marks, func(m mark) bool { return m.At > given }) && len(others) == 0 {
-		h := &s.history
-		h.mu.Lock()
-		h.seen, h.known, h.loaded = nil, nil, false
-		h.mu.Unlock()
-		s.history.lost.Store(nil)
-		s.log.Warn("what the metastore lacked was given up by an operator; this node changes keys again", "metastore", s.db.URI())
-		return true, nil
+	if len(others) == 0 {
+		back, err := s.back(ctx, lost.marks, given)
+		if back {
+			h := &s.history
+			h.mu.Lock()
+			h.seen, h.known, h.loaded = nil, nil, false
+			h.mu.Unlock()
+			s.history.lost.Store(nil)
+			s.log.Warn("what the metastore lacked is back, or was given up by an operator; this node changes keys again", "metastore", s.db.URI())
+		}
+		if back || err != nil {
+			return back, err
+		}
 	}
 	for _, m := range lost.marks {
 		if m.At <= given || slices.Contains(others, m) {
@@ -373,6 +378,21 @@ func (s *Store) settle(ctx context.Context, others []mark, given int64) (resumed
 		}
 	}
 	return false, nil
+}
+
+// back tells whether all changes are in the store again, or were given up.
+func (s *Store) back(ctx context.Context, marks []mark, given int64) (bool, error) {
+	var ids []string
+	for _, m := range marks {
+		if m.At > given {
+			ids = append(ids, m.ID)
+		}
+	}
+	var there int
+	err := s.db.Read(ctx, "postgres.back", "", func(ctx context.Context) error {
+		return s.db.Pool().QueryRow(ctx, `SELECT count(*) FROM change WHERE id = ANY($1)`, ids).Scan(&there)
+	})
+	return there == len(ids), err
 }
 
 // LostChange is a change that a node has seen and that the store lacks.

@@ -1,0 +1,122 @@
+package pgdb
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"claviger"
+)
+
+const (
+	// pingPause lies between two attempts to reach a database that is away.
+	pingPause = 100 * time.Millisecond
+	// telling is how long a call without an answer must have taken to tell anything.
+	telling = time.Second
+)
+
+// outage remembers that the database can't be reached. Calls wait for it together, from
+// when it went: once patience is over they fail at once, and one goroutine asks for it
+// until it is back.
+type outage struct {
+	mu      sync.Mutex
+	since   time.Time // zero: it was reached last
+	err     error     // the last failure
+	pinging bool
+}
+
+// failed notes that the database was not reached, by a call that began then. It
+// returns whether patience is over.
+func (d *DB) failed(begun time.Time, err error) (over bool) {
+	o := &d.outage
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.since.IsZero() {
+		o.since = begun
+	}
+	o.err = err
+	if time.Since(o.since) < d.cfg.Patience {
+		return false
+	}
+	if !o.pinging && !d.closed.Load() {
+		o.pinging = true
+		d.wg.Go(d.ping)
+	}
+	return true
+}
+
+// reached ends an outage.
+func (d *DB) reached() {
+	o := &d.outage
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.since, o.err = time.Time{}, nil
+}
+
+// answered tells an error that the database itself gave, as an answer.
+func answered(err error) bool {
+	if Unreachable(err) || errors.Is(err, errInDoubt) {
+		return false
+	}
+	var own *claviger.Error
+	return Code(err) != "" || errors.As(err, &own)
+}
+
+// away is an error where the database has been away for longer than patience.
+func (d *DB) away() error {
+	o := &d.outage
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if !o.pinging {
+		return nil
+	}
+	return &awayError{o.since, o.err}
+}
+
+// awayError is the answer of a call that has not tried.
+type awayError struct {
+	since time.Time
+	cause error
+}
+
+func (e *awayError) Error() string {
+	return fmt.Sprintf("it has not been reached since %s; it is asked again by itself: %v", e.since.UTC().Format(time.RFC3339), e.cause)
+}
+
+func (e *awayError) Unwrap() error { return e.cause }
+
+// pingOnce makes a connection of its own: those of the pool may all wait for an answer.
+func (d *DB) pingOnce(ctx context.Context) error {
+	conn, err := pgx.ConnectConfig(ctx, d.pool.Config().ConnConfig)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close(ctx) }() // it is over either way
+	return conn.Ping(ctx)
+}
+
+// ping asks for the database until it is back.
+func (d *DB) ping() {
+	for {
+		ctx, cancel := context.WithTimeout(d.alive, ConnectTimeout)
+		err := d.pingOnce(ctx)
+		cancel()
+		o := &d.outage
+		o.mu.Lock()
+		if err == nil || d.alive.Err() != nil {
+			o.pinging, o.since, o.err = false, time.Time{}, nil
+			o.mu.Unlock()
+			return
+		}
+		o.err = err
+		o.mu.Unlock()
+		select {
+		case <-d.alive.Done():
+		case <-time.After(Jitter(pingPause)):
+		}
+	}
+}
