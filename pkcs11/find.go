@@ -48,8 +48,19 @@ func (c candidate) String() string {
 	return fmt.Sprintf("%q (serial %s, slot %d)", strings.TrimSpace(c.info.Label), strings.TrimSpace(c.info.SerialNumber), c.slot)
 }
 
-// findToken returns the one token that the configuration names.
+// findToken returns the one token that the configuration names. Where there is
+// none, it looks whether this user may not see it.
 func findToken(b Boundary, c *Config) (candidate, error) {
+	found, err := lookForToken(b, c)
+	if err != nil {
+		if fault := softHSMFault(c.Module); fault != nil {
+			return candidate{}, fmt.Errorf("%s is not shown by %s: %w", c.wanted(), c.Module, fault)
+		}
+	}
+	return found, err
+}
+
+func lookForToken(b Boundary, c *Config) (candidate, error) {
 	slots, err := b.GetSlotList(true)
 	if err != nil {
 		return candidate{}, fmt.Errorf("asking PKCS#11 module %s for its slots: %w", c.Module, err)
@@ -65,7 +76,7 @@ func findToken(b Boundary, c *Config) (candidate, error) {
 		if info.Flags&flagTokenInitialized == 0 {
 			blank = append(blank, fmt.Sprint(slot))
 			if c.Slot != nil && *c.Slot == slot {
-				return candidate{}, fmt.Errorf("the token in slot %d of %s is not initialised; initialise it with the HSM's own tool (SoftHSM: softhsm2-util --init-token --slot %d --label LABEL), then name it by its label", slot, c.Module, slot)
+				return candidate{}, fmt.Errorf("the token in slot %d of %s is not initialised%s; initialise it with the HSM's own tool (SoftHSM: softhsm2-util --init-token --slot %d --label LABEL), then name it by its label", slot, c.Module, c.unlessHidden(), slot)
 			}
 			continue
 		}
@@ -83,11 +94,19 @@ func findToken(b Boundary, c *Config) (candidate, error) {
 	case len(fit) > 1:
 		return candidate{}, fmt.Errorf("%d tokens of %s fit %s: %s; name the right one by its serial number (serial = ...)", len(fit), c.Module, c.wanted(), list(fit))
 	case len(all) == 0 && len(blank) > 0:
-		return candidate{}, fmt.Errorf("no token of %s is initialised (empty: slot %s); initialise one with the HSM's own tool (SoftHSM: softhsm2-util --init-token --free --label LABEL)", c.Module, strings.Join(blank, ", "))
+		return candidate{}, fmt.Errorf("no token of %s is initialised (empty: slot %s)%s; initialise one with the HSM's own tool (SoftHSM: softhsm2-util --init-token --free --label LABEL)", c.Module, strings.Join(blank, ", "), c.unlessHidden())
 	case len(all) == 0:
 		return candidate{}, fmt.Errorf("PKCS#11 module %s shows no token; is the HSM connected, and its client configured for this user?", c.Module)
 	}
 	return candidate{}, fmt.Errorf("no token of %s fits %s; there are: %s", c.Module, c.wanted(), list(all))
+}
+
+// unlessHidden is a caution where it is not known that no other user sees a token.
+func (c *Config) unlessHidden() string {
+	if isSoftHSM(c.Module) { // softHSMFault has looked
+		return ""
+	}
+	return ", as far as this user may see: the HSM's client may hide a token from a user without rights to its settings. See what the HSM's tool shows as this user and as its administrator; only where both show none"
 }
 
 func byName(ts []candidate) {

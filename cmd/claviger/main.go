@@ -7,8 +7,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/signal"
+	"os/user"
+	"strconv"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -62,11 +65,24 @@ func run(args []string) int {
 			return code
 		}
 	}
-	fmt.Fprintf(cmd.ErrOrStderr(), "claviger: %v\n", err)
+	fmt.Fprintf(cmd.ErrOrStderr(), "claviger: %v%s\n", err, asWhom(err))
 	if code == exitUsage {
 		fmt.Fprintf(cmd.ErrOrStderr(), "Run '%s --help' for usage.\n", cmd.CommandPath())
 	}
 	return code
+}
+
+// asWhom names the user that this process runs as, where the system did not let it
+// do something: the same command may work for another.
+func asWhom(err error) string {
+	if !errors.Is(err, fs.ErrPermission) {
+		return ""
+	}
+	uid := os.Geteuid()
+	if u, err := user.LookupId(strconv.Itoa(uid)); err == nil {
+		return fmt.Sprintf(" (this process runs as user %s, uid %d)", u.Username, uid)
+	}
+	return fmt.Sprintf(" (this process runs as uid %d)", uid)
 }
 
 func newRootCommand() *cobra.Command {

@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/pressly/goose/v3"
+	"golang.org/x/sys/unix"
 	driver "modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
 
@@ -132,6 +133,21 @@ func create(path string) error {
 		return fmt.Errorf("metastore: %w; the folder must be writable for the user that the server runs as", err)
 	}
 	return errors.Join(f.Close(), durable.SyncFolder(dir))
+}
+
+// denied is why this process may not open one of the store's files, nil where it
+// may. It opens none: to close one again would end SQLite's locks of it.
+func (s *Store) denied() error {
+	mode := uint32(unix.R_OK)
+	if s.write != nil {
+		mode |= unix.W_OK
+	}
+	for _, path := range []string{s.path, s.path + "-wal", s.path + "-shm"} {
+		if err := unix.Access(path, mode); errors.Is(err, fs.ErrPermission) {
+			return &fs.PathError{Op: "open", Path: path, Err: err}
+		}
+	}
+	return nil
 }
 
 func dsn(path string, params ...string) string {
@@ -305,6 +321,9 @@ func (s *Store) fail(op, key string, err error) error {
 	case sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED:
 		return claviger.Errorf(op, claviger.Unavailable, key, "metastore %s: another process has been writing to it for more than %v (%w); nothing was changed", s.path, busyTimeout, err)
 	case sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_AUTH:
+		if denied := s.denied(); denied != nil { // SQLite does not say which file, nor why
+			return claviger.Errorf(op, claviger.Unavailable, key, "metastore %s cannot be opened: %w; the file and its folder must belong to the user that the server runs as", s.path, denied)
+		}
 		return claviger.Errorf(op, claviger.Unavailable, key, "metastore %s cannot be written (%w); the file and its folder must belong to the user that the server runs as", s.path, err)
 	case sqlite3.SQLITE_INTERRUPT: // what the driver makes of a context that ended in mid-call
 		return claviger.Errorf(op, claviger.Unavailable, key, "metastore %s: interrupted: %w", s.path, context.Canceled)

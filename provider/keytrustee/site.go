@@ -1,7 +1,9 @@
 package keytrustee
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -52,6 +54,9 @@ func readSite(place, confDir string) (s site, warnings []string, err error) {
 	}
 	c := hadoopconf.New(filepath.Dir(s.file), nil)
 	if err := c.AddFile(s.file, false); err != nil {
+		if errors.Is(err, fs.ErrPermission) {
+			return s, nil, err
+		}
 		return s, nil, fmt.Errorf("%w; a keytrustee:// provider needs it: copy it from a KT KMS host, and name it by %s unless it lies beside kms-site.xml", err, hadoopconf.TrusteeConf)
 	}
 	for _, name := range c.Names() {
