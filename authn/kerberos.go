@@ -73,12 +73,10 @@ func (k *Kerberos) authenticate(r Request, _ bool) attempt {
 	if !ok {
 		return attempt{refusal: &Refusal{Kind: Unauthenticated, Challenges: []string{Negotiate}}}
 	}
-	raw, err := base64.StdEncoding.DecodeString(strings.TrimSpace(text))
-	switch {
-	case len(raw) == 0 && err == nil:
-		return attempt{refusal: &Refusal{Kind: BadTicket, Reason: "java.nio.BufferUnderflowException", Explanation: "the Authorization header says Negotiate, and no token follows"}}
-	case err != nil:
-		return attempt{refusal: &Refusal{Kind: BadTicket, Reason: defectiveToken, Explanation: "the Authorization header holds no token in base64; the client, or a proxy in between, has broken it"}}
+	raw := decodeBase64(text)
+	if len(raw) == 0 {
+		return attempt{refusal: &Refusal{Kind: BadTicket, Reason: "java.nio.BufferUnderflowException",
+			Explanation: "the Authorization header says Negotiate, and no token in base64 follows; the client, or a proxy in between, has broken it"}}
 	}
 	client, reply, err := k.negotiator.Accept(raw)
 	if err != nil {
@@ -100,6 +98,32 @@ func (k *Kerberos) authenticate(r Request, _ bool) attempt {
 	}
 	att.token = &token{principal: client, kind: k.kind}
 	return att
+}
+
+// decodeBase64 decodes as commons-codec's Base64 does, which hadoop-auth uses:
+// libhdfs3 sends the URL-safe alphabet. Both alphabets are one, other characters
+// are passed over, '=' is the end, and bits that make no byte are dropped.
+func decodeBase64(text string) []byte {
+	plain := make([]byte, 0, len(text))
+	for i := 0; i < len(text) && text[i] != '='; i++ {
+		switch c := text[i]; {
+		case c == '-':
+			plain = append(plain, '+')
+		case c == '_':
+			plain = append(plain, '/')
+		case c >= 'A' && c <= 'Z', c >= 'a' && c <= 'z', c >= '0' && c <= '9', c == '+', c == '/':
+			plain = append(plain, c)
+		}
+	}
+	if len(plain)%4 == 1 {
+		plain = plain[:len(plain)-1]
+	}
+	raw := make([]byte, base64.RawStdEncoding.DecodedLen(len(plain)))
+	n, err := base64.RawStdEncoding.Decode(raw, plain)
+	if err != nil {
+		return nil // it cannot be: there is nothing but the alphabet
+	}
+	return raw[:n]
 }
 
 // defectiveToken is what a client is told of a token that is none.
