@@ -44,6 +44,8 @@ var divergences = table(map[string]string{
 	"D-json-message: body":                      `create-invalid-json decrypt-invalid-json reencryptbatch-invalid-json`,
 	"D-key-name-as-version: status reason body": `keyversion-is-key-name`,
 	"D-cipher-length: status reason body":       `create-cipher-des`,
+	"D-unknown-path: status reason": `kms-root kms-root-slash options-unknown unknown-path unknown-path-outside-v1 kms-conf path-dotdot path-double-slash
+		path-double-slash-2 path-pct-unreserved kms-noslash-options acl-unknown-path-denied`,
 	"D-start-page: status reason Content-Type Location Cache-Control Expires Content-Length body":                `root redirect-root`,
 	"D-servlets: status reason Content-Type WWW-Authenticate Set-Cookie Cache-Control Expires body":              `logs`,
 	"D-servlets: status reason Content-Type WWW-Authenticate Set-Cookie Cache-Control Last-Modified Pragma body": `static`,

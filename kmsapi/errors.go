@@ -27,6 +27,8 @@ func statusOf(class string) int {
 		return http.StatusForbidden
 	case kmswire.IllegalArgument, kmswire.InvalidParameter, kmswire.UnsupportedOperation:
 		return http.StatusBadRequest
+	case kmswire.NotFoundException: // Hadoop: 500
+		return http.StatusNotFound
 	case kmswire.StandbyException:
 		return http.StatusServiceUnavailable
 	}

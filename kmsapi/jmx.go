@@ -40,13 +40,14 @@ type gauges struct {
 	meters map[string]*meter // not changed after newGauges
 	web    web
 	tokens tokenFigures
+	ranger *rangerFigures
 }
 
 func newGauges(op Operations, now time.Time) *gauges {
 	if op.ProcessName == "" {
 		op.ProcessName = "KMS"
 	}
-	g := &gauges{began: now, op: op, host: hostname(), meters: make(map[string]*meter)}
+	g := &gauges{began: now, op: op, host: hostname(), meters: make(map[string]*meter), ranger: newRangerFigures()}
 	for _, name := range meterNames {
 		g.meters[name] = newMeter(now)
 	}

@@ -177,6 +177,7 @@ func (c *call) done() {
 	now := time.Now()
 	took := now.Sub(c.began)
 	a.gauges.count(c.op(), c.status, c.denied, now)
+	a.gauges.ranger.count(c, took)
 	a.Observe(c.op(), c.status, c.edeks, took)
 	if a.Log.Enabled(r.Context(), slog.LevelDebug) {
 		a.Log.Debug("request", "id", c.caller.RequestID, "user", c.caller.Name, "remote", c.caller.RemoteAddr, "method", r.Method, "path", r.URL.EscapedPath(), "status", c.status, "took", took)

@@ -55,6 +55,7 @@ var routes = []route{
 	{http.MethodGet, patternKey + "/_currentversion", "get_current_key", noBody, true, quick, unlimited, currentVersion},
 	{http.MethodGet, patternKey + "/_versions", "get_key_versions", noBody, true, quick, unlimited, versions},
 	{http.MethodGet, patternKey + "/_eek", "generate_eek", noBody, true, quick, generates, generate},
+	{http.MethodGet, patternKey + "/_dek", "generate_eek", noBody, true, quick, generates, dataKey}, // Ranger's
 	{http.MethodPost, patternKey + "/_reencryptbatch", "reencrypt_eek_batch", batchBody, true, long, batches, reencryptBatch},
 	{http.MethodPost, patternTrusteeKey, "undelete_key", noBody, false, long, management, trusteeOp},
 	{http.MethodGet, patternTrusteeKey, "get_metadata", noBody, true, quick, unlimited, describe},

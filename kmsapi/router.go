@@ -26,7 +26,7 @@ const (
 
 // subresources are the segments that end a name. Any other belongs to it.
 var subresources = map[string][]string{
-	"key/":         {"_invalidatecache", "_metadata", "_currentversion", "_versions", "_eek", "_reencryptbatch"},
+	"key/":         {"_invalidatecache", "_metadata", "_currentversion", "_versions", "_eek", "_dek", "_reencryptbatch"},
 	"keyversion/":  {"_eek"},
 	"trustee/key/": nil,
 }

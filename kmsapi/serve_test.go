@@ -372,7 +372,7 @@ func TestObserve(t *testing.T) {
 	ask(t, addr, "GET", "/kms/jmx", "")
 	mu.Lock()
 	defer mu.Unlock()
-	want := []string{"create_key 201 0", "generate_eek 200 7", "decrypt_eek 200 1", "reencrypt_eek 200 1", "reencrypt_eek_batch 200 2", "unknown 500 0", "unknown 401 0", "jmx 200 0"}
+	want := []string{"create_key 201 0", "generate_eek 200 7", "decrypt_eek 200 1", "reencrypt_eek 200 1", "reencrypt_eek_batch 200 2", "unknown 404 0", "unknown 401 0", "jmx 200 0"}
 	if !slices.Equal(got, want) {
 		t.Errorf("observed %q, want %q", got, want)
 	}

@@ -56,6 +56,12 @@ func (a *api) servletOf(path string) (op string, s servlet) {
 	switch path {
 	case "/jmx", base + "/jmx":
 		return "jmx", (*call).jmx
+	case pathStatus:
+		return "status", (*call).rangerStatus
+	case pathJSON:
+		return "metrics", (*call).rangerJSON
+	case pathPrometheus:
+		return "metrics", (*call).rangerPrometheus
 	case "/conf":
 		return "conf", (*call).conf
 	case "/stacks":
