@@ -9,6 +9,8 @@
 package claviger
 
 import (
+	"math"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -38,7 +40,10 @@ type Metadata struct {
 	Description *string           // nil is JSON null, which differs from ""
 	Attributes  map[string]string // never nil in what a provider returns
 	Created     time.Time         // millisecond precision; what Hadoop calls created
-	Versions    int               // how many versions there are, deleted ones included
+	// Versions is the newest version's number + 1 where versions are numbered, so
+	// NAME@(Versions-1) is the current one: clients compute that name. It is how many
+	// versions there are where their ids are opaque.
+	Versions int
 }
 
 // ACLName is the name under which kms-acls.xml guards the key: the
@@ -72,6 +77,39 @@ func KeyOfVersion(version string) (key string, ok bool) {
 
 // VersionName joins a key name and a version id.
 func VersionName(key, id string) string { return key + "@" + id }
+
+// MaxVersion is the highest number that a version can have: clients read the
+// metadata's "versions", which is one more, as a Java int.
+const MaxVersion = math.MaxInt32 - 1
+
+// NumberOfID returns the number that a version id is: decimal, without leading
+// zeros, at most MaxVersion. ok is false for an opaque id.
+func NumberOfID(id string) (n int, ok bool) {
+	n, err := strconv.Atoi(id)
+	if err != nil || n < 0 || n > MaxVersion || strconv.Itoa(n) != id {
+		return 0, false
+	}
+	return n, true
+}
+
+// VersionNumber returns N of a version name "<key>@N"; ok is false for an opaque
+// name.
+func VersionNumber(version string) (n int, ok bool) {
+	key, ok := KeyOfVersion(version)
+	if !ok {
+		return 0, false
+	}
+	return NumberOfID(version[len(key)+1:])
+}
+
+// CountVersions returns what Metadata.Versions says of a key whose newest version
+// has the id given, and which has so many versions.
+func CountVersions(newest string, count int) int {
+	if n, ok := NumberOfID(newest); ok {
+		return n + 1
+	}
+	return count
+}
 
 // Principal is an authenticated caller.
 type Principal struct {

@@ -192,7 +192,7 @@ func TestPurgeUnknownUse(t *testing.T) {
 	for name, store := range map[string]metastore.LastUses{"old key": openStore(t), "no record": nil} {
 		l := softLab(t, func(c *Config) { c.PurgeMinUnused, c.LastUses = time.Hour, store })
 		key := claviger.Metadata{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128, Created: time.Now().Add(-10 * time.Hour)}
-		if _, err := l.primary.Import(t.Context(), key, 1, nil); err != nil {
+		if _, err := l.primary.Import(t.Context(), key, 1, 0, nil); err != nil {
 			t.Fatal(err)
 		}
 		if err := l.Delete(t.Context(), caller("u"), "k"); err != nil {

@@ -23,7 +23,7 @@ const farURI = "kms://http@old.example.com:9600/kms"
 func withSource(t *testing.T, change func(*Config), keys ...string) (*lab, *farKMS) {
 	t.Helper()
 	far := newFarKMS(t, farURI, keys...)
-	primary := &counting{Provider: memory.New(memory.Config{Sealed: true})}
+	primary := &counting{Provider: memory.New(memory.Config{Sealed: true, OpaqueIDs: true})}
 	t.Cleanup(func() { _ = primary.Provider.Close() })
 	create(t, primary, "k")
 	l := newLab(t, func(c *Config) {
@@ -337,7 +337,7 @@ func TestTwoSources(t *testing.T) {
 	}
 	build := func(t *testing.T, change func(*Config)) lab2 {
 		a, b := newFarKMS(t, "kms://http@a:9600/kms", "both", "onlya"), newFarKMS(t, "kms://http@b:9600/kms", "both", "onlyb", "k")
-		primary := &counting{Provider: memory.New(memory.Config{Sealed: true})}
+		primary := &counting{Provider: memory.New(memory.Config{Sealed: true, OpaqueIDs: true})}
 		for _, key := range []string{"both", "onlya", "onlyb", "k"} {
 			create(t, primary, key)
 		}

@@ -24,7 +24,7 @@ type Shelf interface {
 	// Unavailable as in Shelve.
 	Unshelve(ctx context.Context, key string) error
 	// Discard takes away all shelved keys of that name and keeps an intent of Op
-	// "delete" with the ids of their versions in their place, as Keys.Remove does.
+	// "delete" with the refs of their versions in their place, as Keys.Remove does.
 	// Kinds KeyNotFound; Unavailable where a step of another Op is under way.
 	Discard(ctx context.Context, key string) (Intent, error)
 }

@@ -13,9 +13,12 @@ import (
 )
 
 // Version is one key version. Its place among its key's versions is told by the
-// order of the slice that holds it, oldest first; ids sort by nothing.
+// order of the slice that holds it, oldest first.
 type Version struct {
-	ID      string // the part after '@', also the HSM object's CKA_ID in hex
+	// ID is the part after '@': a number in decimal (claviger.NumberOfID), or 16 hex
+	// digits in keys that were made before versions were numbered.
+	ID      string
+	Object  string // the HSM object's CKA_ID in hex; unique in the store
 	Created time.Time
 	// Check is the key check value: the first 8 bytes of SHA-256 over the
 	// encryption of a fixed block. It tells a wrong key, and nothing else.
@@ -24,22 +27,41 @@ type Version struct {
 
 // Key is a key with all its versions, oldest first.
 type Key struct {
-	claviger.Metadata // Versions equals len of the field below, and is kept so by the store
+	claviger.Metadata // Versions is CountVersions of the field below, and is kept so by the store
 	List              []Version
 }
 
-// Intent is a step that was begun: version ids that may or may not exist in the
+// CountVersions returns claviger.CountVersions of a list, oldest first.
+func CountVersions(list []Version) int {
+	if len(list) == 0 {
+		return 0
+	}
+	return claviger.CountVersions(list[len(list)-1].ID, len(list))
+}
+
+// Ref names a version, and the HSM object that holds its key.
+type Ref struct {
+	ID     string // of the version, as in Version
+	Object string // of its HSM object, as in Version
+}
+
+// Intent is a step that was begun: versions that may or may not exist in the
 // HSM yet. It is written before the HSM is touched, and goes in the same
 // transaction that makes the versions visible.
 type Intent struct {
 	Key     string
 	Op      string // "create", "roll", "import", "delete"
-	IDs     []string
+	Refs    []Ref
 	Begun   time.Time
 	Payload []byte // JSON of the caller's own, for whoever finishes the step
 }
 
 // Keys is what the HSM provider needs. Errors are *claviger.Error.
+//
+// Insert and Append raise the key name's next number (see Numbers) above the
+// numbers that they write, so that a key that was not numbered here (made by an
+// older program, rebuilt from the token) cannot share one. A version without an
+// Object is refused.
 type Keys interface {
 	// Names returns all key names, sorted.
 	Names(ctx context.Context) ([]string, error)
@@ -55,18 +77,37 @@ type Keys interface {
 	// intent. Kind KeyNotFound.
 	Append(ctx context.Context, key string, v Version) error
 	// Remove takes away a key with its versions and keeps an intent of Op
-	// "delete" with their ids in its place, in one transaction; an intent to
-	// delete that is there already takes the ids in. Kinds KeyNotFound;
+	// "delete" with their refs in its place, in one transaction; an intent to
+	// delete that is there already takes the refs in. Kinds KeyNotFound;
 	// Unavailable where a step of another Op is under way, as in Begin.
 	Remove(ctx context.Context, key string) (Intent, error)
+}
+
+// Numbers keeps, for each name that a key ever had here, the next number of a
+// version. It only rises: no number is given twice for a name, also not after the
+// step that reserved it was dropped, nor after the key was deleted, shelved,
+// discarded or made anew. The names of such versions stand in EDEKs for ever.
+type Numbers interface {
+	// NextNumber returns the lowest number that no version of that name has had or
+	// was promised; 0 for a name that was never numbered.
+	NextNumber(ctx context.Context, key string) (int, error)
+	// SkipNumbers raises the next number of a name to next at least: lower ones name
+	// versions elsewhere. Kind Invalid where next is negative or above
+	// claviger.MaxVersion.
+	SkipNumbers(ctx context.Context, key string, next int) error
+	// Numbered tells whether this store has given the number to a version of that
+	// name: by Begin, Insert or Append. A number that was skipped was not given.
+	Numbered(ctx context.Context, key string, n int) (bool, error)
 }
 
 // Intents are the steps under way or left over from a crash: at most one per
 // key.
 type Intents interface {
-	// Begin writes an intent. If one of the same key and Op is there it is left as
-	// it is and returned instead; one of another Op is an error of kind
-	// Unavailable that says which step must be finished first.
+	// Begin writes an intent, and in the same transaction gives each of its refs that
+	// has no ID the next number of the key's name, in order. If an intent of the same
+	// key and Op is there it is left as it is and returned instead, and no number is
+	// used up; one of another Op is an error of kind Unavailable that says which step
+	// must be finished first. Kind Unsupported where the name has no number left.
 	Begin(ctx context.Context, i Intent) (Intent, error)
 	// Pending returns all intents, oldest first.
 	Pending(ctx context.Context) ([]Intent, error)
@@ -120,6 +161,7 @@ type Settings interface {
 // or one database; users take the narrow interface that they need.
 type Store interface {
 	Keys
+	Numbers
 	Intents
 	Usage
 	Journal

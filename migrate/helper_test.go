@@ -64,7 +64,7 @@ func newBench(t *testing.T) *bench {
 	}
 	b := &bench{
 		source: memory.New(memory.Config{URI: "kms://http@old.example.com:16000/kms", SequentialIDs: true}),
-		target: memory.New(memory.Config{URI: "pkcs11:token=new", Sealed: true}),
+		target: memory.New(memory.Config{URI: "pkcs11:token=new", Sealed: true, OpaqueIDs: true}),
 		store:  store,
 	}
 	t.Cleanup(func() {
@@ -89,7 +89,7 @@ func addTo(t *testing.T, to provider.Importer, name string, n int, change ...fun
 	for _, c := range change {
 		c(&m)
 	}
-	if _, err := to.Import(t.Context(), m, n, nil); err != nil {
+	if _, err := to.Import(t.Context(), m, n, 0, nil); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -211,12 +211,12 @@ type failing struct {
 	calls int
 }
 
-func (f *failing) Import(ctx context.Context, m claviger.Metadata, n int, step func(string) error) ([]provider.KeyVersion, error) {
+func (f *failing) Import(ctx context.Context, m claviger.Metadata, n, first int, step func(string) error) ([]provider.KeyVersion, error) {
 	f.calls++
 	if err := f.errs[m.Name]; err != nil {
 		return nil, err
 	}
-	return f.Target.Import(ctx, m, n, step)
+	return f.Target.Import(ctx, m, n, first, step)
 }
 
 func must(t *testing.T, err error) {

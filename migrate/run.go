@@ -252,7 +252,7 @@ func (w *work) importOne(ctx context.Context, it *Item) error {
 		err = e.auditBegin(ctx, it.Key)
 	}
 	if err == nil {
-		versions, err = e.cfg.Target.Import(ctx, m, it.Count, func(step string) error {
+		versions, err = e.cfg.Target.Import(ctx, m, it.Count, it.Source.Versions, func(step string) error {
 			stop = w.step(it.Key, step)
 			return stop
 		})

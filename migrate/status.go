@@ -242,10 +242,10 @@ func (e *Engine) verifyVersions(ctx context.Context, d *KeyDiff, it Item, theirs
 			d.Differences = append(d.Differences, Difference{Field: "version " + name, Source: "made by " + it.Run, Target: "none"})
 		}
 	}
-	made := ours.Versions
+	made := len(have)
 	if it.State == Done && len(it.TargetVersions) > 0 {
 		made = len(it.TargetVersions)
-		if n := ours.Versions - made; n > 0 {
+		if n := len(have) - made; n > 0 {
 			d.Remarks = append(d.Remarks, fmt.Sprintf("rolled here since: %d more", n))
 		}
 		if n := theirs.Versions - it.Source.Versions; n > 0 {

@@ -18,7 +18,7 @@ import (
 // KeyVersion is one version of an EZ key.
 type KeyVersion struct {
 	Key       string       // name of the EZ key
-	Name      string       // full version name, "<key>@<id>"; the id is opaque
+	Name      string       // full version name, "<key>@<id>"
 	BitLength int          // length of the key, and of the DEKs that it wraps
 	Material  secret.Bytes // nil where the provider withholds it
 	// Of is the metadata of the version's key, read in the same reading as the
@@ -38,6 +38,9 @@ type Spec struct {
 	Description *string           // nil = none
 	Attributes  map[string]string // may be nil
 	Material    secret.Bytes      // nil = the provider makes it
+	// First is the lowest number that the version may have, of a provider that
+	// numbers versions for good: lower ones name versions of that key elsewhere.
+	First int
 }
 
 // Reader tells what keys there are.
@@ -130,16 +133,22 @@ type EDEKService interface {
 
 // Importer is implemented by a provider that can take over a key's metadata
 // from elsewhere, with versions of its own making.
+//
+// It numbers versions: their names are NAME@N, N counts up for a name and is never
+// given twice for it, not even after the key was deleted and made anew; and
+// Metadata.Versions is the newest N + 1. (Of a keystore file, whose format is
+// Java's, a deleted key's numbers are forgotten.)
 type Importer interface {
 	// Import makes a key with m's name, cipher, length, description, attributes
 	// and creation time, and n fresh versions (n >= 1), and returns them oldest
-	// first. It is safe to call again after a crash or an error: what an earlier
+	// first. Their numbers begin at first, or above where the name has had higher
+	// ones here: lower ones name versions elsewhere. m.Versions is not used. It is safe to call again after a crash or an error: what an earlier
 	// call made is used, not made twice. step, if not nil, is called after each
 	// durable step with a short name of it ("intent", "generated 2 of 3",
 	// "committed"); an error from it aborts the import, as a crash there would.
 	// Kind KeyExists where a key of that name is there already and was not left
 	// half-made.
-	Import(ctx context.Context, m claviger.Metadata, n int, step func(string) error) ([]KeyVersion, error)
+	Import(ctx context.Context, m claviger.Metadata, n, first int, step func(string) error) ([]KeyVersion, error)
 }
 
 // Deleted is a key that was deleted softly. Its Metadata is as it was, its

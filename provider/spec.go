@@ -25,6 +25,18 @@ func CheckSpec(op string, s Spec) error {
 	return nil
 }
 
+// CheckImport says what is wrong with the versions that an Import is to make. Kind
+// Invalid.
+func CheckImport(op, key string, n, first int) error {
+	if n < 1 {
+		return claviger.Errorf(op, claviger.Invalid, key, "a key must have at least 1 version, not %d", n)
+	}
+	if first < 0 || first > claviger.MaxVersion-(n-1) {
+		return claviger.Errorf(op, claviger.Invalid, key, "%d versions cannot be numbered from %d on: numbers go from 0 to %d", n, first, claviger.MaxVersion)
+	}
+	return nil
+}
+
 // CheckMaterial demands that given material is as long as its key. The text is
 // Hadoop's. Kind MaterialLength.
 func CheckMaterial(op, key string, bitLength int, material []byte) error {

@@ -262,7 +262,7 @@ func killSource(t *testing.T) (uri string, keys []claviger.Metadata) {
 		{Name: "web-logs", Cipher: claviger.DefaultCipher, BitLength: 128, Created: born.Add(2 * time.Hour), Attributes: map[string]string{claviger.ACLNameAttribute: "web-logs"}, Versions: 1},
 	}
 	for _, m := range keys {
-		if _, err := p.(provider.Importer).Import(t.Context(), m, m.Versions, nil); err != nil {
+		if _, err := p.(provider.Importer).Import(t.Context(), m, m.Versions, 0, nil); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -36,7 +36,7 @@ func openConfig(t *testing.T, c postgres.Config) *postgres.Store {
 func key(name string, ids ...string) metastore.Key {
 	k := metastore.Key{Metadata: claviger.Metadata{Name: name, Cipher: "AES/CTR/NoPadding", BitLength: 128, Created: time.UnixMilli(5)}}
 	for _, id := range ids {
-		k.List = append(k.List, metastore.Version{ID: id, Created: time.UnixMilli(6), Check: []byte("12345678")})
+		k.List = append(k.List, metastore.Version{ID: id, Object: id + "0b", Created: time.UnixMilli(6), Check: []byte("12345678")})
 	}
 	return k
 }

@@ -33,8 +33,8 @@ func (s *Store) Shelve(ctx context.Context, key string) error {
 			return err
 		}
 		if _, err := tx.Exec(ctx, `
-			INSERT INTO deleted_version (key_id, seq, id, created, check_value)
-			SELECT $1, v.seq, v.id, v.created, v.check_value FROM key_version v JOIN ez_key k ON k.id = v.key_id WHERE k.name = $2`, id, key); err != nil {
+			INSERT INTO deleted_version (key_id, seq, id, object, created, check_value)
+			SELECT $1, v.seq, v.id, v.object, v.created, v.check_value FROM key_version v JOIN ez_key k ON k.id = v.key_id WHERE k.name = $2`, id, key); err != nil {
 			return err
 		}
 		if _, err := tx.Exec(ctx, `DELETE FROM ez_key WHERE name = $1`, key); err != nil {
@@ -46,7 +46,7 @@ func (s *Store) Shelve(ctx context.Context, key string) error {
 
 // noStep refuses where a step of the key is under way.
 func noStep(ctx context.Context, tx pgx.Tx, op, key, what string) error {
-	rows, _ := tx.Query(ctx, `SELECT key, op, ids, begun, payload FROM intent WHERE key = $1`, key) // the rows carry the error
+	rows, _ := tx.Query(ctx, selectIntent, key) // the rows carry the error
 	there, err := pgx.CollectRows(rows, scanIntent)
 	if err != nil || len(there) == 0 {
 		return err
@@ -59,7 +59,7 @@ func (s *Store) Shelved(ctx context.Context) (all []metastore.Shelved, err error
 	err = s.db.Read(ctx, "postgres.Shelved", "", func(ctx context.Context) error {
 		all = nil
 		rows, _ := s.db.Pool().Query(ctx, `
-			SELECT k.id, k.name, k.since, k.cipher, k.bit_length, k.description, k.attributes, k.created, v.id, v.created, v.check_value
+			SELECT k.id, k.name, k.since, k.cipher, k.bit_length, k.description, k.attributes, k.created, v.id, v.object, v.created, v.check_value
 			FROM deleted_key k JOIN deleted_version v ON v.key_id = k.id ORDER BY k.id, v.seq`) // the rows carry the error
 		defer rows.Close()
 		var last int64
@@ -68,7 +68,7 @@ func (s *Store) Shelved(ctx context.Context) (all []metastore.Shelved, err error
 			var v metastore.Version
 			var name string
 			var id, since, created int64
-			if err := rows.Scan(&id, &name, &since, &m.cipher, &m.bits, &m.description, &m.attributes, &m.created, &v.ID, &created, &v.Check); err != nil {
+			if err := rows.Scan(&id, &name, &since, &m.cipher, &m.bits, &m.description, &m.attributes, &m.created, &v.ID, &v.Object, &created, &v.Check); err != nil {
 				return err
 			}
 			if len(all) == 0 || id != last {
@@ -81,7 +81,7 @@ func (s *Store) Shelved(ctx context.Context) (all []metastore.Shelved, err error
 			v.Created = when(created)
 			k := &all[len(all)-1]
 			k.List = append(k.List, v)
-			k.Versions = len(k.List)
+			k.Versions = metastore.CountVersions(k.List)
 		}
 		return rows.Err()
 	})
@@ -117,8 +117,8 @@ func (s *Store) Unshelve(ctx context.Context, key string) error {
 			return err
 		}
 		if _, err := tx.Exec(ctx, `
-			INSERT INTO key_version (key_id, seq, id, created, check_value)
-			SELECT $1, seq, id, created, check_value FROM deleted_version WHERE key_id = $2`, id, from); err != nil {
+			INSERT INTO key_version (key_id, seq, id, object, created, check_value)
+			SELECT $1, seq, id, object, created, check_value FROM deleted_version WHERE key_id = $2`, id, from); err != nil {
 			return err
 		}
 		if _, err := tx.Exec(ctx, `DELETE FROM deleted_key WHERE id = $1`, from); err != nil {
@@ -136,18 +136,18 @@ func (s *Store) Discard(ctx context.Context, key string) (in metastore.Intent, e
 		if !storable(key) {
 			return claviger.E(op, claviger.KeyNotFound, key, nil)
 		}
-		rows, _ := tx.Query(ctx, `SELECT v.id FROM deleted_version v JOIN deleted_key k ON k.id = v.key_id WHERE k.name = $1 ORDER BY k.id, v.seq`, key) // the rows carry the error
-		ids, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		rows, _ := tx.Query(ctx, `SELECT v.id, v.object FROM deleted_version v JOIN deleted_key k ON k.id = v.key_id WHERE k.name = $1 ORDER BY k.id, v.seq`, key) // the rows carry the error
+		refs, err := pgx.CollectRows(rows, pgx.RowToStructByPos[metastore.Ref])
 		if err != nil {
 			return err
 		}
-		if len(ids) == 0 {
+		if len(refs) == 0 {
 			return claviger.E(op, claviger.KeyNotFound, key, nil)
 		}
 		if _, err := tx.Exec(ctx, `DELETE FROM deleted_key WHERE name = $1`, key); err != nil {
 			return err
 		}
-		if in, err = condemn(ctx, tx, op, key, ids); err != nil {
+		if in, err = condemn(ctx, tx, op, key, refs); err != nil {
 			return err
 		}
 		return notify(ctx, tx, metastore.Notice{Key: key, Change: metastore.Deleted})

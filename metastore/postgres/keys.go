@@ -20,14 +20,15 @@ const (
 	// One statement, so that all keys and their versions are of one moment. A key
 	// has a version at least, hence the inner join.
 	selectByName = `
-		SELECT k.name, k.cipher, k.bit_length, k.description, k.attributes, k.created, v.id, v.created, v.check_value
+		SELECT k.name, k.cipher, k.bit_length, k.description, k.attributes, k.created, v.id, v.object, v.created, v.check_value
 		FROM ez_key k JOIN key_version v ON v.key_id = k.id
 		WHERE k.name = ANY($1) ORDER BY k.id, v.seq`
 	selectByVersion = `
 		SELECT k.cipher, k.bit_length, k.description, k.attributes, k.created,
-		       (SELECT count(*) FROM key_version n WHERE n.key_id = k.id), v.created, v.check_value
+		       (SELECT n.id FROM key_version n WHERE n.key_id = k.id ORDER BY n.seq DESC LIMIT 1),
+		       (SELECT count(*) FROM key_version n WHERE n.key_id = k.id), v.object, v.created, v.check_value
 		FROM key_version v JOIN ez_key k ON k.id = v.key_id
-		WHERE v.id = $1 AND k.name = $2`
+		WHERE k.name = $1 AND v.id = $2`
 )
 
 // storable tells whether PostgreSQL can hold a text. What it can't hold is not
@@ -104,7 +105,7 @@ func scanKey(rows pgx.Rows, found map[string]*metastore.Key) error {
 	var v metastore.Version
 	var name string
 	var created int64
-	if err := rows.Scan(&name, &m.cipher, &m.bits, &m.description, &m.attributes, &m.created, &v.ID, &created, &v.Check); err != nil {
+	if err := rows.Scan(&name, &m.cipher, &m.bits, &m.description, &m.attributes, &m.created, &v.ID, &v.Object, &created, &v.Check); err != nil {
 		return err
 	}
 	k := found[name]
@@ -118,7 +119,7 @@ func scanKey(rows pgx.Rows, found map[string]*metastore.Key) error {
 	}
 	v.Created = when(created)
 	k.List = append(k.List, v)
-	k.Versions = len(k.List)
+	k.Versions = metastore.CountVersions(k.List)
 	return nil
 }
 
@@ -133,11 +134,12 @@ func (s *Store) ByVersion(ctx context.Context, version string) (*claviger.Metada
 		return nil, metastore.Version{}, claviger.E(op, claviger.VersionNotFound, version, nil)
 	}
 	var m metadataRow
+	var newest string
 	var count int
 	var created int64
 	v := metastore.Version{ID: version[len(key)+1:]}
 	err := s.db.Read(ctx, op, version, func(ctx context.Context) error {
-		err := s.db.Pool().QueryRow(ctx, selectByVersion, v.ID, key).Scan(&m.cipher, &m.bits, &m.description, &m.attributes, &m.created, &count, &created, &v.Check)
+		err := s.db.Pool().QueryRow(ctx, selectByVersion, key, v.ID).Scan(&m.cipher, &m.bits, &m.description, &m.attributes, &m.created, &newest, &count, &v.Object, &created, &v.Check)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return s.absent(op, version, claviger.E(op, claviger.VersionNotFound, version, nil))
 		}
@@ -150,7 +152,7 @@ func (s *Store) ByVersion(ctx context.Context, version string) (*claviger.Metada
 	if err != nil {
 		return nil, metastore.Version{}, s.db.Fail(op, version, err)
 	}
-	md.Versions = count
+	md.Versions = claviger.CountVersions(newest, count)
 	v.Created = when(created)
 	return &md, v, nil
 }
@@ -195,7 +197,7 @@ func (s *Store) Insert(ctx context.Context, k metastore.Key) error {
 			return err
 		}
 		for seq, v := range k.List {
-			if err := insertVersion(ctx, tx, id, seq, v); err != nil {
+			if err := insertVersion(ctx, tx, op, k.Name, id, seq, v); err != nil {
 				return err
 			}
 		}
@@ -211,16 +213,22 @@ func finish(ctx context.Context, tx pgx.Tx, key string, change metastore.Change)
 	return notify(ctx, tx, metastore.Notice{Key: key, Change: change})
 }
 
-func insertVersion(ctx context.Context, tx pgx.Tx, key int64, seq int, v metastore.Version) error {
+func insertVersion(ctx context.Context, tx pgx.Tx, op, name string, key int64, seq int, v metastore.Version) error {
+	if v.ID == "" || v.Object == "" {
+		return claviger.Errorf(op, claviger.Invalid, name, "a version needs an id and an HSM object, and has %q and %q", v.ID, v.Object)
+	}
 	check := v.Check
 	if check == nil {
 		check = []byte{} // the column is NOT NULL
 	}
-	_, err := tx.Exec(ctx, `INSERT INTO key_version (key_id, seq, id, created, check_value) VALUES ($1, $2, $3, $4, $5)`, key, seq, v.ID, millis(v.Created), check)
-	if pgdb.UniqueOn(err, "key_version_id_key") {
-		return fmt.Errorf("version id %s is in use already, and two versions cannot share an HSM object: %w", v.ID, err)
+	_, err := tx.Exec(ctx, `INSERT INTO key_version (key_id, seq, id, object, created, check_value) VALUES ($1, $2, $3, $4, $5, $6)`, key, seq, v.ID, v.Object, millis(v.Created), check)
+	if pgdb.UniqueOn(err, "key_version_object_key") || pgdb.UniqueOn(err, "key_version_key_id_id_key") {
+		return fmt.Errorf("version %s or HSM object %s is in use already, and two versions can share neither: %w", claviger.VersionName(name, v.ID), v.Object, err)
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	return took(ctx, tx, name, v.ID)
 }
 
 // Append adds a version, drops the key's intent, and tells of it.
@@ -240,7 +248,7 @@ func (s *Store) Append(ctx context.Context, key string, v metastore.Version) err
 		if err := tx.QueryRow(ctx, `SELECT max(seq) + 1 FROM key_version WHERE key_id = $1`, id).Scan(&seq); err != nil {
 			return err
 		}
-		if err := insertVersion(ctx, tx, id, seq, v); err != nil {
+		if err := insertVersion(ctx, tx, op, key, id, seq, v); err != nil {
 			return err
 		}
 		return finish(ctx, tx, key, metastore.Rolled)
@@ -252,18 +260,18 @@ func (s *Store) Append(ctx context.Context, key string, v metastore.Version) err
 func (s *Store) Remove(ctx context.Context, key string) (in metastore.Intent, err error) {
 	const op = "postgres.Remove"
 	err = s.update(ctx, op, key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
-		rows, _ := tx.Query(ctx, `SELECT v.id FROM key_version v JOIN ez_key k ON k.id = v.key_id WHERE k.name = $1 ORDER BY v.seq`, key) // the rows carry the error
-		ids, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		rows, _ := tx.Query(ctx, `SELECT v.id, v.object FROM key_version v JOIN ez_key k ON k.id = v.key_id WHERE k.name = $1 ORDER BY v.seq`, key) // the rows carry the error
+		refs, err := pgx.CollectRows(rows, pgx.RowToStructByPos[metastore.Ref])
 		if err != nil {
 			return err
 		}
-		if len(ids) == 0 {
+		if len(refs) == 0 {
 			return claviger.E(op, claviger.KeyNotFound, key, nil)
 		}
 		if _, err := tx.Exec(ctx, `DELETE FROM ez_key WHERE name = $1`, key); err != nil {
 			return err
 		}
-		if in, err = condemn(ctx, tx, op, key, ids); err != nil {
+		if in, err = condemn(ctx, tx, op, key, refs); err != nil {
 			return err
 		}
 		return notify(ctx, tx, metastore.Notice{Key: key, Change: metastore.Deleted})
@@ -276,25 +284,26 @@ func (s *Store) Remove(ctx context.Context, key string) (in metastore.Intent, er
 
 // condemn writes the intent to delete a key's HSM objects. A delete that was begun
 // before may know of fewer.
-func condemn(ctx context.Context, tx pgx.Tx, op, key string, ids []string) (metastore.Intent, error) {
-	in, err := begin(ctx, tx, op, metastore.Intent{Key: key, Op: "delete", IDs: ids, Begun: now()})
+func condemn(ctx context.Context, tx pgx.Tx, op, key string, refs []metastore.Ref) (metastore.Intent, error) {
+	in, err := begin(ctx, tx, op, metastore.Intent{Key: key, Op: "delete", Refs: refs, Begun: now()})
 	if err != nil {
 		return in, err
 	}
-	all := slices.Clone(in.IDs)
-	versions := make([]string, len(ids))
-	for i, id := range ids {
-		versions[i] = claviger.VersionName(key, id)
-		if !slices.Contains(all, id) {
-			all = append(all, id)
+	all := slices.Clone(in.Refs)
+	versions := make([]string, len(refs))
+	for i, ref := range refs {
+		versions[i] = claviger.VersionName(key, ref.ID)
+		if !slices.Contains(all, ref) {
+			all = append(all, ref)
 		}
 	}
 	if _, err := tx.Exec(ctx, `DELETE FROM version_use WHERE version = ANY($1)`, versions); err != nil {
 		return in, err
 	}
-	if len(all) > len(in.IDs) {
-		in.IDs = all
-		_, err = tx.Exec(ctx, `UPDATE intent SET ids = $1 WHERE key = $2`, all, key)
+	if len(all) > len(in.Refs) {
+		in.Refs = all
+		ids, objects := splitRefs(all)
+		_, err = tx.Exec(ctx, `UPDATE intent SET ids = $1, objects = $2 WHERE key = $3`, ids, objects, key)
 	}
 	return in, err
 }

@@ -78,7 +78,7 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 		URI: c.URI, What: "metastore", Where: "property " + c.Property, Log: c.Log, Patience: c.Patience, ReadOnly: c.ReadOnly,
 		Doubt: "look at the key before doing it again: the same step made again finishes what was begun",
 		// Two first intents of one key collide at the index rather than in their reads.
-		Conflicts: []string{"intent_pkey"},
+		Conflicts: []string{"intent_pkey", "key_number_pkey"},
 		Connected: s.connected,
 	})
 	if err != nil {

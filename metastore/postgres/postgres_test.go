@@ -96,3 +96,19 @@ func TestReadOnly(t *testing.T) {
 		t.Errorf("a write: %v", err)
 	}
 }
+
+// TestUpgraded opens a store of the time before versions had numbers.
+func TestUpgraded(t *testing.T) {
+	where := pgtest.Database(t)
+	dump, err := os.ReadFile("testdata/schema2.sql")
+	if err != nil {
+		t.Fatal(err)
+	}
+	exec(t, where, string(dump))
+	s, err := postgres.Open(t.Context(), postgres.Config{URI: where})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Close() }()
+	storetest.Upgraded(t, s)
+}

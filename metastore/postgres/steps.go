@@ -33,7 +33,7 @@ func (s *Store) Begin(ctx context.Context, i metastore.Intent) (out metastore.In
 }
 
 func begin(ctx context.Context, tx pgx.Tx, op string, i metastore.Intent) (metastore.Intent, error) {
-	rows, _ := tx.Query(ctx, `SELECT key, op, ids, begun, payload FROM intent WHERE key = $1`, i.Key) // the rows carry the error
+	rows, _ := tx.Query(ctx, selectIntent, i.Key) // the rows carry the error
 	there, err := pgx.CollectRows(rows, scanIntent)
 	if err != nil {
 		return i, err
@@ -45,31 +45,51 @@ func begin(ctx context.Context, tx pgx.Tx, op string, i metastore.Intent) (metas
 		return i, claviger.Errorf(op, claviger.Unavailable, i.Key, "a %s of this key, begun %s, must be finished before its %s can begin",
 			there[0].Op, there[0].Begun.Format(time.RFC3339), i.Op)
 	}
-	if i.IDs == nil {
-		i.IDs = []string{}
+	i.Refs = slices.Clone(i.Refs)
+	if err := number(ctx, tx, op, i.Key, i.Refs); err != nil {
+		return i, err
 	}
+	ids, objects := splitRefs(i.Refs)
 	payload := i.Payload
 	if payload == nil {
 		payload = []byte{} // the column is NOT NULL
 	}
-	if _, err := tx.Exec(ctx, `INSERT INTO intent (key, op, ids, begun, payload) VALUES ($1, $2, $3, $4, $5)`, i.Key, i.Op, i.IDs, millis(i.Begun), payload); err != nil {
+	if _, err := tx.Exec(ctx, `INSERT INTO intent (key, op, ids, objects, begun, payload) VALUES ($1, $2, $3, $4, $5, $6)`, i.Key, i.Op, ids, objects, millis(i.Begun), payload); err != nil {
 		return i, err
 	}
 	i.Begun = when(millis(i.Begun)) // as it will be read back
 	return i, nil
 }
 
+const selectIntent = `SELECT key, op, ids, objects, begun, payload FROM intent WHERE key = $1`
+
 func scanIntent(r pgx.CollectableRow) (i metastore.Intent, err error) {
 	var begun int64
-	err = r.Scan(&i.Key, &i.Op, &i.IDs, &begun, &i.Payload)
+	var ids, objects []string
+	if err := r.Scan(&i.Key, &i.Op, &ids, &objects, &begun, &i.Payload); err != nil {
+		return i, err
+	}
 	i.Begun = when(begun)
-	return i, err
+	i.Refs = make([]metastore.Ref, len(ids)) // objects is as long: the table's CHECK
+	for n := range ids {
+		i.Refs[n] = metastore.Ref{ID: ids[n], Object: objects[n]}
+	}
+	return i, nil
+}
+
+// splitRefs makes the two columns of a row, never nil.
+func splitRefs(refs []metastore.Ref) (ids, objects []string) {
+	ids, objects = make([]string, len(refs)), make([]string, len(refs))
+	for i, r := range refs {
+		ids[i], objects[i] = r.ID, r.Object
+	}
+	return ids, objects
 }
 
 // Pending returns all intents, oldest first.
 func (s *Store) Pending(ctx context.Context) (all []metastore.Intent, err error) {
 	err = s.db.Read(ctx, "postgres.Pending", "", func(ctx context.Context) error {
-		rows, _ := s.db.Pool().Query(ctx, `SELECT key, op, ids, begun, payload FROM intent ORDER BY seq`) // the rows carry the error
+		rows, _ := s.db.Pool().Query(ctx, `SELECT key, op, ids, objects, begun, payload FROM intent ORDER BY seq`) // the rows carry the error
 		all, err = pgx.CollectRows(rows, scanIntent)
 		return err
 	})

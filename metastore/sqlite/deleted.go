@@ -29,8 +29,8 @@ func (s *Store) Shelve(ctx context.Context, key string) error {
 			return err
 		}
 		if _, err := tx.ExecContext(ctx, `
-			INSERT INTO deleted_version (key_id, seq, id, created, check_value)
-			SELECT ?, v.seq, v.id, v.created, v.check_value FROM key_version v JOIN ez_key k ON k.id = v.key_id WHERE k.name = ?`, id, key); err != nil {
+			INSERT INTO deleted_version (key_id, seq, id, object, created, check_value)
+			SELECT ?, v.seq, v.id, v.object, v.created, v.check_value FROM key_version v JOIN ez_key k ON k.id = v.key_id WHERE k.name = ?`, id, key); err != nil {
 			return err
 		}
 		_, err = tx.ExecContext(ctx, `DELETE FROM ez_key WHERE name = ?`, key)
@@ -40,7 +40,7 @@ func (s *Store) Shelve(ctx context.Context, key string) error {
 
 // noStep refuses where a step of the key is under way.
 func noStep(ctx context.Context, tx *sql.Tx, op, key, what string) error {
-	there, err := collect(ctx, tx, scanIntent, `SELECT key, op, ids, begun, payload FROM intent WHERE key = ?`, key)
+	there, err := collect(ctx, tx, scanIntent, selectIntent, key)
 	if err != nil || len(there) == 0 {
 		return err
 	}
@@ -63,14 +63,14 @@ func (s *Store) Shelved(ctx context.Context) ([]metastore.Shelved, error) {
 		var m metadataRow
 		var name string
 		var since, created int64
-		if err := r.Scan(&x.id, &name, &since, &m.cipher, &m.bits, &m.description, &m.attributes, &m.created, &x.v.ID, &created, &x.v.Check); err != nil {
+		if err := r.Scan(&x.id, &name, &since, &m.cipher, &m.bits, &m.description, &m.attributes, &m.created, &x.v.ID, &x.v.Object, &created, &x.v.Check); err != nil {
 			return x, err
 		}
 		md, err := m.metadata(name)
 		x.key, x.v.Created = metastore.Shelved{Key: metastore.Key{Metadata: md}, Since: when(since)}, when(created)
 		return x, err
 	}, `
-		SELECT k.id, k.name, k.since, k.cipher, k.bit_length, k.description, k.attributes, k.created, v.id, v.created, v.check_value
+		SELECT k.id, k.name, k.since, k.cipher, k.bit_length, k.description, k.attributes, k.created, v.id, v.object, v.created, v.check_value
 		FROM deleted_key k JOIN deleted_version v ON v.key_id = k.id ORDER BY k.id, v.seq`)
 	if err != nil {
 		return nil, s.fail(op, "", err)
@@ -83,7 +83,7 @@ func (s *Store) Shelved(ctx context.Context) ([]metastore.Shelved, error) {
 		}
 		k := &all[len(all)-1]
 		k.List = append(k.List, x.v)
-		k.Versions = len(k.List)
+		k.Versions = metastore.CountVersions(k.List)
 	}
 	return all, nil
 }
@@ -113,8 +113,8 @@ func (s *Store) Unshelve(ctx context.Context, key string) error {
 			return err
 		}
 		if _, err := tx.ExecContext(ctx, `
-			INSERT INTO key_version (key_id, seq, id, created, check_value)
-			SELECT ?, seq, id, created, check_value FROM deleted_version WHERE key_id = ?`, id, from); err != nil {
+			INSERT INTO key_version (key_id, seq, id, object, created, check_value)
+			SELECT ?, seq, id, object, created, check_value FROM deleted_version WHERE key_id = ?`, id, from); err != nil {
 			return err
 		}
 		_, err = tx.ExecContext(ctx, `DELETE FROM deleted_key WHERE id = ?`, from)
@@ -127,20 +127,17 @@ func (s *Store) Unshelve(ctx context.Context, key string) error {
 func (s *Store) Discard(ctx context.Context, key string) (in metastore.Intent, err error) {
 	const op = "sqlite.Discard"
 	err = s.update(ctx, op, key, func(tx *sql.Tx) error {
-		ids, err := collect(ctx, tx, func(r *sql.Rows) (id string, err error) {
-			err = r.Scan(&id)
-			return id, err
-		}, `SELECT v.id FROM deleted_version v JOIN deleted_key k ON k.id = v.key_id WHERE k.name = ? ORDER BY k.id, v.seq`, key)
+		refs, err := collect(ctx, tx, scanRef, `SELECT v.id, v.object FROM deleted_version v JOIN deleted_key k ON k.id = v.key_id WHERE k.name = ? ORDER BY k.id, v.seq`, key)
 		if err != nil {
 			return err
 		}
-		if len(ids) == 0 {
+		if len(refs) == 0 {
 			return claviger.E(op, claviger.KeyNotFound, key, nil)
 		}
 		if _, err := tx.ExecContext(ctx, `DELETE FROM deleted_key WHERE name = ?`, key); err != nil {
 			return err
 		}
-		in, err = condemn(ctx, tx, op, key, ids)
+		in, err = condemn(ctx, tx, op, key, refs)
 		return err
 	})
 	if err != nil {

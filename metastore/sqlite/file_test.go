@@ -33,7 +33,7 @@ func newStore(t *testing.T) (*Store, string) {
 
 func testKey(name, id string) metastore.Key {
 	return metastore.Key{Metadata: claviger.Metadata{Name: name, Cipher: "AES/CTR/NoPadding", BitLength: 128},
-		List: []metastore.Version{{ID: id, Check: []byte("12345678")}}}
+		List: []metastore.Version{{ID: id, Object: id + "0b", Check: []byte("12345678")}}}
 }
 
 // TestSchemaVersion holds the constant that start-up compares with to the files
@@ -290,13 +290,13 @@ func TestFull(t *testing.T) {
 
 // TestVersionIDsAreUnique: an id is an HSM object, which two keys must not
 // share.
-func TestVersionIDsAreUnique(t *testing.T) {
+func TestObjectsAreUnique(t *testing.T) {
 	s, _ := newStore(t)
 	if err := s.Insert(t.Context(), testKey("a", "01")); err != nil {
 		t.Fatal(err)
 	}
 	err := s.Insert(t.Context(), testKey("b", "01"))
-	if err == nil || !strings.Contains(err.Error(), "version id 01 is in use already") {
+	if err == nil || !strings.Contains(err.Error(), "version b@01 or HSM object 010b is in use already") {
 		t.Errorf("error %v", err)
 	}
 	if got, err := s.Get(t.Context(), "b"); err != nil || got[0] != nil {

@@ -16,14 +16,15 @@ const (
 	// One statement a key, so that a key and its versions are always of one
 	// moment. A key has a version at least, hence the inner join.
 	selectByName = `
-		SELECT k.cipher, k.bit_length, k.description, k.attributes, k.created, v.id, v.created, v.check_value
+		SELECT k.cipher, k.bit_length, k.description, k.attributes, k.created, v.id, v.object, v.created, v.check_value
 		FROM ez_key k JOIN key_version v ON v.key_id = k.id
 		WHERE k.name = ? ORDER BY v.seq`
 	selectByVersion = `
 		SELECT k.cipher, k.bit_length, k.description, k.attributes, k.created,
-		       (SELECT count(*) FROM key_version n WHERE n.key_id = k.id), v.created, v.check_value
+		       (SELECT n.id FROM key_version n WHERE n.key_id = k.id ORDER BY n.seq DESC LIMIT 1),
+		       (SELECT count(*) FROM key_version n WHERE n.key_id = k.id), v.object, v.created, v.check_value
 		FROM key_version v JOIN ez_key k ON k.id = v.key_id
-		WHERE v.id = ? AND k.name = ?`
+		WHERE k.name = ? AND v.id = ?`
 )
 
 // Names returns all key names, sorted by bytes.
@@ -67,7 +68,7 @@ func (s *Store) get(ctx context.Context, name string) (*metastore.Key, error) {
 		var m metadataRow
 		var v metastore.Version
 		var created int64
-		if err := rows.Scan(&m.cipher, &m.bits, &m.description, &m.attributes, &m.created, &v.ID, &created, &v.Check); err != nil {
+		if err := rows.Scan(&m.cipher, &m.bits, &m.description, &m.attributes, &m.created, &v.ID, &v.Object, &created, &v.Check); err != nil {
 			return nil, err
 		}
 		if k == nil {
@@ -81,7 +82,7 @@ func (s *Store) get(ctx context.Context, name string) (*metastore.Key, error) {
 		k.List = append(k.List, v)
 	}
 	if k != nil {
-		k.Versions = len(k.List)
+		k.Versions = metastore.CountVersions(k.List)
 	}
 	return k, rows.Err()
 }
@@ -97,10 +98,11 @@ func (s *Store) ByVersion(ctx context.Context, version string) (*claviger.Metada
 		return nil, metastore.Version{}, claviger.E(op, claviger.VersionNotFound, version, nil)
 	}
 	var m metadataRow
+	var newest string
 	var count int
 	var created int64
 	v := metastore.Version{ID: version[len(key)+1:]}
-	err := s.byVersion.QueryRowContext(ctx, v.ID, key).Scan(&m.cipher, &m.bits, &m.description, &m.attributes, &m.created, &count, &created, &v.Check)
+	err := s.byVersion.QueryRowContext(ctx, key, v.ID).Scan(&m.cipher, &m.bits, &m.description, &m.attributes, &m.created, &newest, &count, &v.Object, &created, &v.Check)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, metastore.Version{}, claviger.E(op, claviger.VersionNotFound, version, nil)
 	}
@@ -111,7 +113,7 @@ func (s *Store) ByVersion(ctx context.Context, version string) (*claviger.Metada
 	if err != nil {
 		return nil, metastore.Version{}, s.fail(op, version, err)
 	}
-	md.Versions = count
+	md.Versions = claviger.CountVersions(newest, count)
 	v.Created = when(created)
 	return &md, v, nil
 }
@@ -140,7 +142,7 @@ func (s *Store) Insert(ctx context.Context, k metastore.Key) error {
 			return err
 		}
 		for seq, v := range k.List {
-			if err := insertVersion(ctx, tx, id, seq, v); err != nil {
+			if err := insertVersion(ctx, tx, op, k.Name, id, seq, v); err != nil {
 				return err
 			}
 		}
@@ -148,13 +150,19 @@ func (s *Store) Insert(ctx context.Context, k metastore.Key) error {
 	})
 }
 
-func insertVersion(ctx context.Context, tx *sql.Tx, key int64, seq int, v metastore.Version) error {
-	_, err := tx.ExecContext(ctx, `INSERT INTO key_version (key_id, seq, id, created, check_value) VALUES (?, ?, ?, ?, ?)`,
-		key, seq, v.ID, millis(v.Created), notNil(v.Check))
-	if isUnique(err) {
-		return fmt.Errorf("version id %s is in use already, and two versions cannot share an HSM object: %w", v.ID, err)
+func insertVersion(ctx context.Context, tx *sql.Tx, op, name string, key int64, seq int, v metastore.Version) error {
+	if v.ID == "" || v.Object == "" {
+		return claviger.Errorf(op, claviger.Invalid, name, "a version needs an id and an HSM object, and has %q and %q", v.ID, v.Object)
 	}
-	return err
+	_, err := tx.ExecContext(ctx, `INSERT INTO key_version (key_id, seq, id, object, created, check_value) VALUES (?, ?, ?, ?, ?, ?)`,
+		key, seq, v.ID, v.Object, millis(v.Created), notNil(v.Check))
+	if isUnique(err) {
+		return fmt.Errorf("version %s or HSM object %s is in use already, and two versions can share neither: %w", claviger.VersionName(name, v.ID), v.Object, err)
+	}
+	if err != nil {
+		return err
+	}
+	return took(ctx, tx, name, v.ID)
 }
 
 // Append adds a version and drops the key's intent.
@@ -170,7 +178,7 @@ func (s *Store) Append(ctx context.Context, key string, v metastore.Version) err
 		if err != nil {
 			return err
 		}
-		if err := insertVersion(ctx, tx, id, seq, v); err != nil {
+		if err := insertVersion(ctx, tx, op, key, id, seq, v); err != nil {
 			return err
 		}
 		return dropIntent(ctx, tx, key)
@@ -182,20 +190,17 @@ func (s *Store) Remove(ctx context.Context, key string) (metastore.Intent, error
 	const op = "sqlite.Remove"
 	var in metastore.Intent
 	err := s.update(ctx, op, key, func(tx *sql.Tx) error {
-		ids, err := collect(ctx, tx, func(r *sql.Rows) (id string, err error) {
-			err = r.Scan(&id)
-			return id, err
-		}, `SELECT v.id FROM key_version v JOIN ez_key k ON k.id = v.key_id WHERE k.name = ? ORDER BY v.seq`, key)
+		refs, err := collect(ctx, tx, scanRef, `SELECT v.id, v.object FROM key_version v JOIN ez_key k ON k.id = v.key_id WHERE k.name = ? ORDER BY v.seq`, key)
 		if err != nil {
 			return err
 		}
-		if len(ids) == 0 {
+		if len(refs) == 0 {
 			return claviger.E(op, claviger.KeyNotFound, key, nil)
 		}
 		if _, err := tx.ExecContext(ctx, `DELETE FROM ez_key WHERE name = ?`, key); err != nil {
 			return err
 		}
-		in, err = condemn(ctx, tx, op, key, ids)
+		in, err = condemn(ctx, tx, op, key, refs)
 		return err
 	})
 	if err != nil {
@@ -204,30 +209,35 @@ func (s *Store) Remove(ctx context.Context, key string) (metastore.Intent, error
 	return in, nil
 }
 
+func scanRef(r *sql.Rows) (ref metastore.Ref, err error) {
+	err = r.Scan(&ref.ID, &ref.Object)
+	return ref, err
+}
+
 // condemn writes the intent to delete a key's HSM objects. A delete that was begun
 // before may know of fewer.
-func condemn(ctx context.Context, tx *sql.Tx, op, key string, ids []string) (metastore.Intent, error) {
-	in, err := begin(ctx, tx, op, metastore.Intent{Key: key, Op: "delete", IDs: ids, Begun: now()})
+func condemn(ctx context.Context, tx *sql.Tx, op, key string, refs []metastore.Ref) (metastore.Intent, error) {
+	in, err := begin(ctx, tx, op, metastore.Intent{Key: key, Op: "delete", Refs: refs, Begun: now()})
 	if err != nil {
 		return in, err
 	}
 	var more bool
-	for _, id := range ids {
-		if !slices.Contains(in.IDs, id) {
-			in.IDs, more = append(in.IDs, id), true
+	for _, ref := range refs {
+		if !slices.Contains(in.Refs, ref) {
+			in.Refs, more = append(in.Refs, ref), true
 		}
-		if _, err := tx.ExecContext(ctx, `DELETE FROM version_use WHERE version = ?`, claviger.VersionName(key, id)); err != nil {
+		if _, err := tx.ExecContext(ctx, `DELETE FROM version_use WHERE version = ?`, claviger.VersionName(key, ref.ID)); err != nil {
 			return in, err
 		}
 	}
 	if !more {
 		return in, nil
 	}
-	list, err := json.Marshal(in.IDs)
+	ids, objects, err := encodeRefs(in.Refs)
 	if err != nil {
 		return in, err
 	}
-	_, err = tx.ExecContext(ctx, `UPDATE intent SET ids = ? WHERE key = ?`, string(list), key)
+	_, err = tx.ExecContext(ctx, `UPDATE intent SET ids = ?, objects = ? WHERE key = ?`, ids, objects, key)
 	return in, err
 }
 

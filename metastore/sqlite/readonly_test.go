@@ -32,7 +32,7 @@ func TestOpenReadOnly(t *testing.T) {
 	add := func(name string) {
 		t.Helper()
 		key := metastore.Key{Metadata: claviger.Metadata{Name: name, Cipher: "AES/CTR/NoPadding", BitLength: 128, Created: time.Now(), Attributes: map[string]string{}},
-			List: []metastore.Version{{ID: name, Created: time.Now(), Check: make([]byte, 8)}}}
+			List: []metastore.Version{{ID: name, Object: name, Created: time.Now(), Check: make([]byte, 8)}}}
 		if err := s.Insert(ctx, key); err != nil {
 			t.Fatal(err)
 		}

@@ -37,7 +37,7 @@ var migrations embed.FS
 
 const (
 	// schemaVersion is the number of the newest file in migrations.
-	schemaVersion = 3
+	schemaVersion = 4
 	// applicationID marks the file as ours in SQLite's header: "CLAV".
 	applicationID = 0x434c4156
 	// readers is how many lookups run side by side; each is a connection of about

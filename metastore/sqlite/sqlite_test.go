@@ -2,6 +2,7 @@ package sqlite_test
 
 import (
 	"context"
+	"database/sql"
 	"os"
 	"path/filepath"
 	"testing"
@@ -37,4 +38,31 @@ func TestDelegations(t *testing.T) {
 		}
 		return two[0], two[1]
 	})
+}
+
+// TestUpgraded opens a store of the time before versions had numbers.
+func TestUpgraded(t *testing.T) {
+	dump, err := os.ReadFile("testdata/schema3.sql")
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "old.db")
+	db, err := sql.Open("sqlite", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, q := range []string{string(dump), "PRAGMA application_id = 0x434c4156"} { // .dump leaves the latter out
+		if _, err := db.ExecContext(t.Context(), q); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s, err := sqlite.Open(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Close() }()
+	storetest.Upgraded(t, s)
 }

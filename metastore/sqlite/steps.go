@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"claviger"
@@ -35,7 +36,7 @@ func (s *Store) Begin(ctx context.Context, i metastore.Intent) (metastore.Intent
 }
 
 func begin(ctx context.Context, tx *sql.Tx, op string, i metastore.Intent) (metastore.Intent, error) {
-	there, err := collect(ctx, tx, scanIntent, `SELECT key, op, ids, begun, payload FROM intent WHERE key = ?`, i.Key)
+	there, err := collect(ctx, tx, scanIntent, selectIntent, i.Key)
 	if err != nil {
 		return i, err
 	}
@@ -46,32 +47,66 @@ func begin(ctx context.Context, tx *sql.Tx, op string, i metastore.Intent) (meta
 		return i, claviger.Errorf(op, claviger.Unavailable, i.Key, "a %s of this key, begun %s, must be finished before its %s can begin",
 			there[0].Op, there[0].Begun.Format(time.RFC3339), i.Op)
 	}
-	ids := i.IDs
-	if ids == nil {
-		ids = []string{}
+	i.Refs = slices.Clone(i.Refs)
+	if err := number(ctx, tx, op, i.Key, i.Refs); err != nil {
+		return i, err
 	}
-	list, err := json.Marshal(ids)
+	ids, objects, err := encodeRefs(i.Refs)
 	if err != nil {
 		return i, err
 	}
-	if _, err := tx.ExecContext(ctx, `INSERT INTO intent (key, op, ids, begun, payload) VALUES (?, ?, ?, ?, ?)`, i.Key, i.Op, string(list), millis(i.Begun), notNil(i.Payload)); err != nil {
+	if _, err := tx.ExecContext(ctx, `INSERT INTO intent (key, op, ids, objects, begun, payload) VALUES (?, ?, ?, ?, ?, ?)`, i.Key, i.Op, ids, objects, millis(i.Begun), notNil(i.Payload)); err != nil {
 		return i, err
 	}
 	i.Begun = when(millis(i.Begun)) // as it will be read back
 	return i, nil
 }
 
+const selectIntent = `SELECT key, op, ids, objects, begun, payload FROM intent WHERE key = ?`
+
 func scanIntent(r *sql.Rows) (i metastore.Intent, err error) {
-	var ids string
+	var ids, objects string
 	var begun int64
-	if err := r.Scan(&i.Key, &i.Op, &ids, &begun, &i.Payload); err != nil {
+	if err := r.Scan(&i.Key, &i.Op, &ids, &objects, &begun, &i.Payload); err != nil {
 		return i, err
 	}
 	i.Begun = when(begun)
-	if err := json.Unmarshal([]byte(ids), &i.IDs); err != nil {
+	if i.Refs, err = decodeRefs(ids, objects); err != nil {
 		return i, fmt.Errorf("intent of key %q is damaged: %w", i.Key, err)
 	}
 	return i, nil
+}
+
+// encodeRefs makes the two JSON lists of a row.
+func encodeRefs(refs []metastore.Ref) (ids, objects string, err error) {
+	lists := [2][]string{make([]string, len(refs)), make([]string, len(refs))}
+	for i, r := range refs {
+		lists[0][i], lists[1][i] = r.ID, r.Object
+	}
+	var out [2][]byte
+	for i, l := range lists {
+		if out[i], err = json.Marshal(l); err != nil {
+			return "", "", err
+		}
+	}
+	return string(out[0]), string(out[1]), nil
+}
+
+func decodeRefs(ids, objects string) ([]metastore.Ref, error) {
+	var lists [2][]string
+	for i, s := range []string{ids, objects} {
+		if err := json.Unmarshal([]byte(s), &lists[i]); err != nil {
+			return nil, err
+		}
+	}
+	if len(lists[0]) != len(lists[1]) {
+		return nil, fmt.Errorf("%d ids, %d objects", len(lists[0]), len(lists[1]))
+	}
+	refs := make([]metastore.Ref, len(lists[0]))
+	for i := range refs {
+		refs[i] = metastore.Ref{ID: lists[0][i], Object: lists[1][i]}
+	}
+	return refs, nil
 }
 
 // Pending returns all intents, oldest first.
@@ -80,7 +115,7 @@ func (s *Store) Pending(ctx context.Context) ([]metastore.Intent, error) {
 	if err := s.usable(op); err != nil {
 		return nil, err
 	}
-	all, err := collect(ctx, s.read, scanIntent, `SELECT key, op, ids, begun, payload FROM intent ORDER BY seq`)
+	all, err := collect(ctx, s.read, scanIntent, `SELECT key, op, ids, objects, begun, payload FROM intent ORDER BY seq`)
 	return all, s.fail(op, "", err)
 }
 

@@ -77,10 +77,10 @@ func testShelf(t *testing.T, b Backend, s metastore.Store, where string) {
 	// What is discarded is the older one alone, by an intent.
 	in, err := s.Discard(ctx, "k")
 	must(t, err)
-	if in.Key != "k" || in.Op != "delete" || !slices.Equal(in.IDs, []string{"03", "01", "02"}) {
+	if in.Key != "k" || in.Op != "delete" || !slices.Equal(in.Refs, refs("03", "01", "02")) {
 		t.Errorf("Discard returned %+v", in)
 	}
-	if p, err := s.Pending(ctx); err != nil || len(p) != 1 || p[0].Op != "delete" || !slices.Equal(p[0].IDs, in.IDs) {
+	if p, err := s.Pending(ctx); err != nil || len(p) != 1 || p[0].Op != "delete" || !slices.Equal(p[0].Refs, in.Refs) {
 		t.Errorf("Pending after Discard: %+v, %v", p, err)
 	}
 	if list := shelved(t, s); len(list) != 0 {
@@ -94,7 +94,7 @@ func testShelf(t *testing.T, b Backend, s metastore.Store, where string) {
 	wantKind(t, s.Shelve(ctx, "k"), claviger.Unavailable)
 	must(t, s.Drop(ctx, "k"))
 	must(t, s.Shelve(ctx, "k"))
-	_, err = s.Begin(ctx, metastore.Intent{Key: "k", Op: "create", IDs: []string{"06"}})
+	_, err = s.Begin(ctx, metastore.Intent{Key: "k", Op: "create", Refs: refs("06")})
 	must(t, err)
 	wantKind(t, s.Unshelve(ctx, "k"), claviger.Unavailable)
 	_, err = s.Discard(ctx, "k")
@@ -106,12 +106,12 @@ func testShelf(t *testing.T, b Backend, s metastore.Store, where string) {
 	// Several keys of a name go together, and into a deletion that is there already.
 	must(t, s.Insert(ctx, key("k", "07")))
 	must(t, s.Shelve(ctx, "k"))
-	_, err = s.Begin(ctx, metastore.Intent{Key: "k", Op: "delete", IDs: []string{"08"}})
+	_, err = s.Begin(ctx, metastore.Intent{Key: "k", Op: "delete", Refs: refs("08")})
 	must(t, err)
 	in, err = s.Discard(ctx, "k")
 	must(t, err)
-	if !slices.Equal(in.IDs, []string{"08", "04", "05", "07"}) {
-		t.Errorf("Discard of two keys: ids %q", in.IDs)
+	if !slices.Equal(in.Refs, refs("08", "04", "05", "07")) {
+		t.Errorf("Discard of two keys: refs %q", in.Refs)
 	}
 }
 

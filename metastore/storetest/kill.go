@@ -42,7 +42,8 @@ func Main(m *testing.M, open func(ctx context.Context, where string) (metastore.
 // The steps that the child does to each key, in order. It says so on standard
 // output when the store has returned from one.
 const (
-	stepBegin = iota
+	stepNumber = iota
+	stepBegin
 	stepInsert
 	stepAppend
 	stepUse
@@ -63,12 +64,19 @@ func writeForever(ctx context.Context, open func(context.Context, string) (metas
 	if _, err := s.Lock(ctx, "kill"); err != nil {
 		return err
 	}
+	// The child before this one may have reported the number of what it left.
+	if err := s.Drop(ctx, counted); err != nil {
+		return err
+	}
 	for n := first; ; n++ {
 		k := childKey(n)
 		for step := range steps {
+			number := ""
 			switch step {
+			case stepNumber:
+				number, err = reserve(ctx, s)
 			case stepBegin:
-				_, err = s.Begin(ctx, metastore.Intent{Key: k, Op: "create", IDs: []string{k + "a"}})
+				_, err = s.Begin(ctx, metastore.Intent{Key: k, Op: "create", Refs: refs(k + "a")})
 			case stepInsert:
 				err = s.Insert(ctx, key(k, k+"a"))
 			case stepAppend:
@@ -87,20 +95,38 @@ func writeForever(ctx context.Context, open func(context.Context, string) (metas
 			if err != nil {
 				return err
 			}
-			if _, err := fmt.Printf("%d %d\n", n, step); err != nil {
+			if _, err := fmt.Printf("%d %d %s\n", n, step, number); err != nil {
 				return err
 			}
 		}
 	}
 }
 
+// counted is a name whose numbers the child reserves, one a round, and gives up.
+const counted = "counted"
+
+// reserve begins a step with one number, and drops it.
+func reserve(ctx context.Context, s metastore.Store) (number string, err error) {
+	in, err := s.Begin(ctx, metastore.Intent{Key: counted, Op: "roll", Refs: []metastore.Ref{{Object: "0bcc"}}})
+	if err != nil {
+		return "", err
+	}
+	return in.Refs[0].ID, s.Drop(ctx, counted)
+}
+
 // testKill kills a process that writes, over and over, at moments that have
 // nothing to do with what it is writing: what the store had returned from is
 // there, what it was in is there wholly or not at all.
 func testKill(t *testing.T, b Backend, s metastore.Store, where string) {
-	first := 0
+	first, number := 0, -1
 	for round := range 8 {
-		n, step := killed(t, where, first, time.Duration(3+7*round)*time.Millisecond)
+		n, step, numbers := killed(t, where, first, time.Duration(3+7*round)*time.Millisecond)
+		for _, got := range numbers {
+			if got <= number {
+				t.Fatalf("round %d: number %d was given after %d", round, got, number)
+			}
+			number = got
+		}
 		// The child's lock died with it. A server that kept it may take a moment to
 		// notice.
 		patient, cancel := context.WithTimeout(t.Context(), 10*time.Second)
@@ -111,6 +137,9 @@ func testKill(t *testing.T, b Backend, s metastore.Store, where string) {
 		}
 		free()
 		again := b.open(t, where)
+		if next, err := again.NextNumber(t.Context(), counted); err != nil || next <= number {
+			t.Errorf("round %d: the next number is %d (%v), and %d was given", round, next, err, number)
+		}
 		for k := first; k <= n; k++ {
 			last := steps - 1
 			if k == n {
@@ -133,8 +162,9 @@ func testKill(t *testing.T, b Backend, s metastore.Store, where string) {
 }
 
 // killed runs a child and kills it some time after its first word. It returns
-// the last step that the child is known to have done.
-func killed(t *testing.T, where string, first int, after time.Duration) (n, step int) {
+// the last step that the child is known to have done, and the numbers that it was
+// given.
+func killed(t *testing.T, where string, first int, after time.Duration) (n, step int, numbers []int) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
@@ -148,7 +178,11 @@ func killed(t *testing.T, where string, first int, after time.Duration) (n, step
 	lines := bufio.NewScanner(out)
 	heard := false
 	for lines.Scan() {
-		if _, err := fmt.Sscanf(lines.Text(), "%d %d", &n, &step); err != nil {
+		var number int
+		switch had, _ := fmt.Sscanf(lines.Text(), "%d %d %d", &n, &step, &number); {
+		case had == 3:
+			numbers = append(numbers, number)
+		case had != 2:
 			t.Errorf("child said %q", lines.Text())
 		}
 		if !heard {
@@ -162,7 +196,7 @@ func killed(t *testing.T, where string, first int, after time.Duration) (n, step
 	if !heard || stderr.Len() > 0 {
 		t.Fatalf("child: %v: %s", err, stderr.String())
 	}
-	return n, step
+	return n, step, numbers
 }
 
 // checkKilled checks a key of which the steps up to done are known to be done;
@@ -185,7 +219,7 @@ func checkKilled(t *testing.T, s metastore.Store, n, done int) {
 	must(t, err)
 	onShelf := slices.IndexFunc(deleted, func(d metastore.Shelved) bool { return d.Name == name })
 	// How far the key has come, by what is seen of it.
-	seen := -1
+	seen := stepNumber
 	switch {
 	case onShelf >= 0:
 		seen = stepShelve
@@ -197,7 +231,7 @@ func checkKilled(t *testing.T, s metastore.Store, n, done int) {
 		seen = stepBegin
 	case got[0] == nil && intent.Op == "delete":
 		seen = stepRemove
-		if len(intent.IDs) != 2 {
+		if len(intent.Refs) != 2 {
 			t.Errorf("%s: intent %+v", name, intent)
 		}
 	case intent != nil:
@@ -213,7 +247,7 @@ func checkKilled(t *testing.T, s metastore.Store, n, done int) {
 		if n, ok := next[done]; seen != stepAppend && (!ok || seen != n) {
 			t.Errorf("%s: seen %d after step %d", name, seen, done)
 		}
-	case seen != done && seen != done+1:
+	case seen != done && seen != done+1 && done >= 0:
 		t.Errorf("%s: seen %d after step %d", name, seen, done)
 	}
 	uses, err := s.Uses(ctx)

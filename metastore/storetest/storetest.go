@@ -5,6 +5,7 @@ package storetest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -57,6 +58,8 @@ func Run(t *testing.T, b Backend) {
 		{"Conflicts", testConflicts},
 		{"Remove", testRemove},
 		{"Intents", testIntents},
+		{"Numbers", testNumbers},
+		{"NumbersTogether", testNumbersTogether},
 		{"Usage", testUsage},
 		{"Journal", testJournal},
 		{"Settings", testSettings},
@@ -87,16 +90,29 @@ func text(s string) *string { return &s }
 func key(name string, ids ...string) metastore.Key {
 	k := metastore.Key{Metadata: claviger.Metadata{
 		Name: name, Cipher: "AES/CTR/NoPadding", BitLength: 256, Description: text("zone of " + name),
-		Attributes: map[string]string{claviger.ACLNameAttribute: name + "-acl", "": "", "ключ": "<\u2028>"}, Created: at(123), Versions: len(ids),
+		Attributes: map[string]string{claviger.ACLNameAttribute: name + "-acl", "": "", "ключ": "<\u2028>"}, Created: at(123),
 	}}
 	for i, id := range ids {
 		k.List = append(k.List, version(id, int64(i)))
 	}
+	k.Versions = metastore.CountVersions(k.List)
 	return k
 }
 
 func version(id string, n int64) metastore.Version {
-	return metastore.Version{ID: id, Created: at(1000 * n), Check: []byte{byte(n), 0xff, 0, 4, 5, 6, 7, 8}}
+	return metastore.Version{ID: id, Object: object(id), Created: at(1000 * n), Check: []byte{byte(n), 0xff, 0, 4, 5, 6, 7, 8}}
+}
+
+// object is the HSM object that the suite gives to the version of an id. Ids that
+// are used for one name alone are opaque ("01" is no number).
+func object(id string) string { return "0b" + id }
+
+func refs(ids ...string) []metastore.Ref {
+	list := make([]metastore.Ref, len(ids))
+	for i, id := range ids {
+		list[i] = metastore.Ref{ID: id, Object: object(id)}
+	}
+	return list
 }
 
 func must(t *testing.T, err error) {
@@ -119,7 +135,7 @@ func wantKey(t *testing.T, got *metastore.Key, want metastore.Key) {
 		t.Errorf("no key %q", want.Name)
 		return
 	}
-	want.Versions = len(want.List)
+	want.Versions = metastore.CountVersions(want.List)
 	if diff := metadataDiff(got.Metadata, want.Metadata); diff != "" {
 		t.Errorf("key %q: %s", want.Name, diff)
 	}
@@ -145,7 +161,7 @@ func metadataDiff(got, want claviger.Metadata) string {
 }
 
 func sameVersion(a, b metastore.Version) bool {
-	return a.ID == b.ID && a.Created.Equal(b.Created) && bytes.Equal(a.Check, b.Check)
+	return a.ID == b.ID && a.Object == b.Object && a.Created.Equal(b.Created) && bytes.Equal(a.Check, b.Check)
 }
 
 func testEmpty(t *testing.T, _ Backend, s metastore.Store, _ string) {
@@ -208,6 +224,11 @@ func testInsertGet(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	if err := s.Insert(ctx, k); err == nil {
 		t.Error("a key without a version was inserted")
 	}
+	for _, v := range []metastore.Version{{ID: "1"}, {Object: "0b10"}} {
+		k := metastore.Key{Metadata: key("none").Metadata, List: []metastore.Version{v}}
+		wantKind(t, s.Insert(ctx, k), claviger.Invalid)
+		wantKind(t, s.Append(ctx, "a", v), claviger.Invalid)
+	}
 }
 
 func testByVersion(t *testing.T, _ Backend, s metastore.Store, _ string) {
@@ -232,7 +253,7 @@ func testByVersion(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	}
 }
 
-// testVersionOrder: ids sort by nothing, the order of writing is the order.
+// testVersionOrder: opaque ids sort by nothing, the order of writing is the order.
 func testVersionOrder(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	ctx := t.Context()
 	want := key("k", "ff", "00", "7a")
@@ -246,8 +267,8 @@ func testVersionOrder(t *testing.T, _ Backend, s metastore.Store, _ string) {
 		wantKey(t, got[0], want)
 		m, _, err := s.ByVersion(ctx, "k@ff")
 		must(t, err)
-		if m.Versions != len(want.List) {
-			t.Errorf("ByVersion counts %d versions, want %d", m.Versions, len(want.List))
+		if n := metastore.CountVersions(want.List); m.Versions != n {
+			t.Errorf("ByVersion counts %d versions, want %d", m.Versions, n)
 		}
 	}
 }
@@ -256,7 +277,7 @@ func testConflicts(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	ctx := t.Context()
 	k := key("k", "01")
 	must(t, s.Insert(ctx, k))
-	if _, err := s.Begin(ctx, metastore.Intent{Key: "k", Op: "roll", IDs: []string{"02"}}); err != nil {
+	if _, err := s.Begin(ctx, metastore.Intent{Key: "k", Op: "roll", Refs: refs("02")}); err != nil {
 		t.Fatal(err)
 	}
 	wantKind(t, s.Insert(ctx, key("k", "09")), claviger.KeyExists)
@@ -280,7 +301,7 @@ func testRemove(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	must(t, s.Append(ctx, "k", version("02", 2)))
 	in, err := s.Remove(ctx, "k")
 	must(t, err)
-	if in.Key != "k" || in.Op != "delete" || !slices.Equal(in.IDs, []string{"03", "01", "02"}) || in.Begun.IsZero() {
+	if in.Key != "k" || in.Op != "delete" || !slices.Equal(in.Refs, refs("03", "01", "02")) || in.Begun.IsZero() {
 		t.Errorf("Remove returned %+v", in)
 	}
 	if got, err := s.Get(ctx, "k"); err != nil || got[0] != nil {
@@ -290,22 +311,22 @@ func testRemove(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	wantKind(t, err, claviger.VersionNotFound)
 	p, err := s.Pending(ctx)
 	must(t, err)
-	if len(p) != 1 || p[0].Op != "delete" || !slices.Equal(p[0].IDs, in.IDs) || !p[0].Begun.Equal(in.Begun) {
+	if len(p) != 1 || p[0].Op != "delete" || !slices.Equal(p[0].Refs, in.Refs) || !p[0].Begun.Equal(in.Begun) {
 		t.Errorf("Pending %+v, want %+v", p, in)
 	}
 	_, err = s.Remove(ctx, "k")
 	wantKind(t, err, claviger.KeyNotFound)
 
 	// The name is free again once the deletion is finished, not before.
-	_, err = s.Begin(ctx, metastore.Intent{Key: "k", Op: "create", IDs: []string{"04"}})
+	_, err = s.Begin(ctx, metastore.Intent{Key: "k", Op: "create", Refs: refs("04")})
 	wantKind(t, err, claviger.Unavailable)
 	must(t, s.Drop(ctx, "k"))
-	_, err = s.Begin(ctx, metastore.Intent{Key: "k", Op: "create", IDs: []string{"04"}})
+	_, err = s.Begin(ctx, metastore.Intent{Key: "k", Op: "create", Refs: refs("04")})
 	must(t, err)
 	must(t, s.Insert(ctx, key("k", "04")))
 
 	// No step under way is forgotten: its HSM objects would be lost.
-	_, err = s.Begin(ctx, metastore.Intent{Key: "k", Op: "roll", IDs: []string{"05"}})
+	_, err = s.Begin(ctx, metastore.Intent{Key: "k", Op: "roll", Refs: refs("05")})
 	must(t, err)
 	_, err = s.Remove(ctx, "k")
 	wantKind(t, err, claviger.Unavailable)
@@ -313,42 +334,42 @@ func testRemove(t *testing.T, _ Backend, s metastore.Store, _ string) {
 		t.Errorf("key after a refused removal: %v, %v", got[0], err)
 	}
 	must(t, s.Drop(ctx, "k"))
-	_, err = s.Begin(ctx, metastore.Intent{Key: "k", Op: "delete", IDs: []string{"05"}})
+	_, err = s.Begin(ctx, metastore.Intent{Key: "k", Op: "delete", Refs: refs("05")})
 	must(t, err)
 	in, err = s.Remove(ctx, "k")
 	must(t, err)
-	slices.Sort(in.IDs)
-	if !slices.Equal(in.IDs, []string{"04", "05"}) {
-		t.Errorf("deletion that was begun before: ids %q, want both", in.IDs)
+	slices.SortFunc(in.Refs, func(a, b metastore.Ref) int { return cmp.Compare(a.ID, b.ID) })
+	if !slices.Equal(in.Refs, refs("04", "05")) {
+		t.Errorf("deletion that was begun before: refs %q, want both", in.Refs)
 	}
 	p, err = s.Pending(ctx)
 	must(t, err)
-	if len(p) != 1 || len(p[0].IDs) != 2 {
+	if len(p) != 1 || len(p[0].Refs) != 2 {
 		t.Errorf("Pending %+v", p)
 	}
 }
 
 func testIntents(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	ctx := t.Context()
-	first := metastore.Intent{Key: "z", Op: "import", IDs: []string{"02", "01"}, Begun: at(5), Payload: []byte(`{"a":1}`)}
+	first := metastore.Intent{Key: "z", Op: "import", Refs: refs("02", "01"), Begun: at(5), Payload: []byte(`{"a":1}`)}
 	got, err := s.Begin(ctx, first)
 	must(t, err)
 	same := func(got, want metastore.Intent) {
 		t.Helper()
-		if got.Key != want.Key || got.Op != want.Op || !slices.Equal(got.IDs, want.IDs) || !got.Begun.Equal(want.Begun) || !bytes.Equal(got.Payload, want.Payload) {
+		if got.Key != want.Key || got.Op != want.Op || !slices.Equal(got.Refs, want.Refs) || !got.Begun.Equal(want.Begun) || !bytes.Equal(got.Payload, want.Payload) {
 			t.Errorf("intent %+v, want %+v", got, want)
 		}
 	}
 	same(got, first)
 	// The same step again: the one that is there is what counts.
-	got, err = s.Begin(ctx, metastore.Intent{Key: "z", Op: "import", IDs: []string{"09"}, Begun: at(9), Payload: []byte("x")})
+	got, err = s.Begin(ctx, metastore.Intent{Key: "z", Op: "import", Refs: refs("09"), Begun: at(9), Payload: []byte("x")})
 	must(t, err)
 	same(got, first)
-	_, err = s.Begin(ctx, metastore.Intent{Key: "z", Op: "create", IDs: []string{"08"}})
+	_, err = s.Begin(ctx, metastore.Intent{Key: "z", Op: "create", Refs: refs("08")})
 	wantKind(t, err, claviger.Unavailable)
 
 	for _, k := range []string{"m", "a"} {
-		in, err := s.Begin(ctx, metastore.Intent{Key: k, Op: "create", IDs: []string{k}})
+		in, err := s.Begin(ctx, metastore.Intent{Key: k, Op: "create", Refs: refs(k)})
 		must(t, err)
 		if in.Begun.IsZero() {
 			t.Error("Begun is zero")
@@ -371,7 +392,7 @@ func testIntents(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	keys("z", "a")
 	must(t, s.Drop(ctx, "z"))
 	keys("a")
-	_, err = s.Begin(ctx, metastore.Intent{Key: "m", Op: "roll", IDs: []string{"m2"}})
+	_, err = s.Begin(ctx, metastore.Intent{Key: "m", Op: "roll", Refs: refs("m2")})
 	must(t, err)
 	keys("a", "m")
 	must(t, s.Append(ctx, "m", version("m2", 2)))
@@ -481,7 +502,7 @@ func concurrently(t *testing.T, stores ...metastore.Store) {
 			}
 			for r := range rounds {
 				id := fmt.Sprintf("%02d%02d", w, r)
-				if _, err := s.Begin(ctx, metastore.Intent{Key: "own" + id, Op: "create", IDs: []string{"f" + id}}); err != nil {
+				if _, err := s.Begin(ctx, metastore.Intent{Key: "own" + id, Op: "create", Refs: refs("f" + id)}); err != nil {
 					t.Errorf("begin: %v", err)
 				}
 				if err := s.Append(ctx, "shared", version(id, int64(r))); err != nil {
@@ -564,7 +585,7 @@ func testReopen(t *testing.T, b Backend, _ metastore.Store, _ string) {
 	if got[1] != nil {
 		t.Error("a removed key is back")
 	}
-	if p, err := s.Pending(ctx); err != nil || len(p) != 1 || p[0].Key != "gone" || !slices.Equal(p[0].IDs, gone.IDs) {
+	if p, err := s.Pending(ctx); err != nil || len(p) != 1 || p[0].Key != "gone" || !slices.Equal(p[0].Refs, gone.Refs) {
 		t.Errorf("Pending %v, %v", p, err)
 	}
 	if us, err := s.Uses(ctx); err != nil || len(us) != 1 || us[0].Count != 7 || !us[0].Last.Equal(at(9)) {
@@ -606,6 +627,7 @@ func calls(s metastore.Store) map[string]func(context.Context) error {
 	}
 	maps.Copy(all, shelfCalls(s))
 	maps.Copy(all, claimCalls(s))
+	maps.Copy(all, numberCalls(s))
 	return all
 }
 

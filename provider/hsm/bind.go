@@ -300,36 +300,26 @@ func (p *Provider) Objects(ctx context.Context) ([]Object, error) {
 	if err != nil {
 		return nil, err
 	}
-	begun := map[string]bool{}
+	begun := map[string]string{}
 	for _, i := range pending {
-		for _, id := range i.IDs {
-			begun[claviger.VersionName(i.Key, id)] = true
+		for _, ref := range i.Refs {
+			begun[claviger.VersionName(i.Key, ref.ID)] = ref.Object
 		}
 	}
 	list := make([]Object, 0, len(keys))
 	for _, k := range keys {
-		o := Object{ID: fmt.Sprintf("%x", k.ID), Label: k.Label, Bits: k.Bits, Extractable: k.Extractable, Sensitive: k.Sensitive, Mark: Foreign}
-		if key, ok := claviger.KeyOfVersion(k.Label); ok && claviger.VersionName(key, o.ID) == k.Label && len(k.ID) == idSize {
-			_, _, err := p.store.ByVersion(ctx, k.Label)
-			switch {
-			case err == nil:
-				o.Mark = InUse
-			case !claviger.Is(err, claviger.VersionNotFound):
+		o := Object{ID: fmt.Sprintf("%x", k.ID), Label: k.Label, Bits: k.Bits, Extractable: k.Extractable, Sensitive: k.Sensitive}
+		if o.Mark, err = p.mark(ctx, o); err != nil {
+			return nil, err
+		}
+		if id, ok := begun[o.Label]; ok && o.Mark == Orphan {
+			o.Mark = markOf(o, id, Pending)
+		}
+		if o.Mark == Orphan {
+			if still, err := p.tok.Find(ctx, k.ID); err != nil {
 				return nil, err
-			case begun[k.Label]:
-				o.Mark = Pending
-			default:
-				if o.Mark, err = p.unknown(ctx, k.Label); err != nil {
-					return nil, err
-				}
-				if o.Mark != Orphan {
-					break
-				}
-				if still, err := p.tok.Find(ctx, k.ID); err != nil {
-					return nil, err
-				} else if still == nil {
-					continue // deleted meanwhile
-				}
+			} else if still == nil {
+				continue // deleted meanwhile
 			}
 		}
 		list = append(list, o)
@@ -337,25 +327,53 @@ func (p *Provider) Objects(ctx context.Context) ([]Object, error) {
 	return list, nil
 }
 
-// unknown marks an object that is no version of a key that is there, and was not
-// begun. The deleted ones are looked for after that, and the others once more after
-// these: a key goes from the ones to the others, and back.
-func (p *Provider) unknown(ctx context.Context, label string) (Mark, error) {
-	deleted, err := p.shelvedNames(ctx)
-	if err != nil {
-		return "", err
+// markOf marks an object whose label is the name of a version with that CKA_ID. A
+// second object of that name is not ours: we make one for each name.
+func markOf(o Object, id string, mark Mark) Mark {
+	if o.ID == id {
+		return mark
 	}
-	if deleted[label] {
-		return Deleted, nil
+	return Foreign
+}
+
+// mark marks an object, the ones of steps that were begun as orphans. The versions of keys that are there are
+// looked for once more after those of deleted keys: a key goes from the ones to the
+// others, and back.
+func (p *Provider) mark(ctx context.Context, o Object) (Mark, error) {
+	for range 2 {
+		_, v, err := p.store.ByVersion(ctx, o.Label)
+		if err == nil {
+			return markOf(o, v.Object, InUse), nil
+		}
+		if !claviger.Is(err, claviger.VersionNotFound) {
+			return "", err
+		}
+		deleted, err := p.shelved(ctx)
+		if err != nil {
+			return "", err
+		}
+		if id, ok := deleted[o.Label]; ok {
+			return markOf(o, id, Deleted), nil
+		}
 	}
-	_, _, err = p.store.ByVersion(ctx, label)
-	switch {
-	case err == nil:
-		return InUse, nil
-	case claviger.Is(err, claviger.VersionNotFound):
-		return Orphan, nil
+	ours, err := p.ours(ctx, o)
+	if err != nil || !ours {
+		return Foreign, err
 	}
-	return "", err
+	return Orphan, nil
+}
+
+// ours tells whether an object has a label and a CKA_ID as the ones that we make: a
+// number that this store gave, or, of the time before numbers, the CKA_ID itself.
+func (p *Provider) ours(ctx context.Context, o Object) (bool, error) {
+	key, ok := claviger.KeyOfVersion(o.Label)
+	if !ok || len(o.ID) != 2*idSize {
+		return false, nil
+	}
+	if n, ok := claviger.VersionNumber(o.Label); ok {
+		return p.store.Numbered(ctx, key, n)
+	}
+	return claviger.VersionName(key, o.ID) == o.Label, nil
 }
 
 // Prune destroys orphans, for ever, and returns them. Metastores that share a
@@ -387,7 +405,7 @@ func (p *Provider) clearOrphan(ctx context.Context, key string, o Object) error 
 		return err
 	}
 	defer unlock()
-	if mark, err := p.unknown(ctx, o.Label); err != nil || mark != Orphan {
+	if mark, err := p.mark(ctx, o); err != nil || mark != Orphan {
 		return err
 	}
 	id, err := hex.DecodeString(o.ID)

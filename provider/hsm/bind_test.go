@@ -65,7 +65,7 @@ func TestOtherTokenWithoutKeys(t *testing.T) {
 	mustClose(t, b.mustOpen(t))
 	serial(b.token.Serial, true)
 	b.withStore(t, func(s metastore.Store) {
-		if _, err := s.Begin(t.Context(), metastore.Intent{Key: "half", Op: "create", IDs: []string{"0123456789abcdef"}, Begun: time.Now(), Payload: []byte("{}")}); err != nil {
+		if _, err := s.Begin(t.Context(), metastore.Intent{Key: "half", Op: "create", Refs: []metastore.Ref{{ID: "0", Object: "0123456789abcdef"}}, Begun: time.Now(), Payload: []byte("{}")}); err != nil {
 			t.Error(err)
 		}
 	})
@@ -104,8 +104,8 @@ func TestClone(t *testing.T) {
 func TestKeysThatDoNotFit(t *testing.T) {
 	b := newBacking(t)
 	version, other := b.create(t, "k"), b.create(t, "another")
-	id, label := object(t, version)
-	otherID, otherLabel := object(t, other)
+	id, label := b.object(t, version)
+	otherID, otherLabel := b.object(t, other)
 	for _, c := range []struct {
 		name, want string
 		change     func(*pkcs11.Token) error
@@ -149,7 +149,7 @@ func TestKeysThatDoNotFit(t *testing.T) {
 // TestRefusedIsDeleted: a key that was refused and is deleted is refused no more.
 func TestRefusedIsDeleted(t *testing.T) {
 	b := newBacking(t)
-	id, label := object(t, b.create(t, "k"))
+	id, label := b.object(t, b.create(t, "k"))
 	b.create(t, "another")
 	b.withToken(t, func(tok *pkcs11.Token) {
 		if err := tok.Destroy(t.Context(), id, label); err != nil {
@@ -173,14 +173,28 @@ func TestRefusedIsDeleted(t *testing.T) {
 func TestObjects(t *testing.T) {
 	b := newBacking(t)
 	used := b.create(t, "k")
-	orphan := "gone@00000000000000aa"
-	b.withToken(t, func(tok *pkcs11.Token) {
-		id, label := object(t, orphan)
-		if err := tok.GenerateKey(t.Context(), id, label, 128); err != nil {
+	const orphan = "gone@0"
+	b.withStore(t, func(s metastore.Store) { // numbers it, and forgets the step
+		_, err := s.Begin(t.Context(), metastore.Intent{Key: "gone", Op: "create", Refs: []metastore.Ref{{Object: "aa"}}})
+		if err == nil {
+			err = s.Drop(t.Context(), "gone")
+		}
+		if err == nil {
+			err = s.SkipNumbers(t.Context(), "gone", 3)
+		}
+		if err != nil {
 			t.Fatal(err)
 		}
-		for _, label := range []string{"somebody's", "k@00000000000000bb", "k@00"} { // a label that does not fit the id is not ours
-			if err := tok.GenerateKey(t.Context(), []byte(label), label, 256); err != nil {
+	})
+	// Not ours: other names, numbers that were not given here, a second object of a
+	// version that is there, a CKA_ID as we give none.
+	foreign := map[string]string{"idsomebo": "somebody's", "idnumber": "gone@1", "idmuch00": "gone@7", "idother0": "other@0", "idtwice0": used, "short": orphan}
+	b.withToken(t, func(tok *pkcs11.Token) {
+		if err := tok.GenerateKey(t.Context(), []byte("idorphan"), orphan, 128); err != nil {
+			t.Fatal(err)
+		}
+		for id, label := range foreign {
+			if err := tok.GenerateKey(t.Context(), []byte(id), label, 256); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -201,14 +215,14 @@ func TestObjects(t *testing.T) {
 		}
 		return marks
 	}
-	if m := count(); m[hsm.InUse] != 1 || m[hsm.Orphan] != 1 || m[hsm.Pending] != 1 || m[hsm.Foreign] != 3 {
+	if m := count(); m[hsm.InUse] != 1 || m[hsm.Orphan] != 1 || m[hsm.Pending] != 1 || m[hsm.Foreign] != len(foreign) {
 		t.Errorf("%v", m)
 	}
 	gone, err := p.Prune(t.Context())
 	if err != nil || len(gone) != 1 || gone[0].Label != orphan {
 		t.Errorf("%+v, %v", gone, err)
 	}
-	if m := count(); m[hsm.InUse] != 1 || m[hsm.Orphan] != 0 || m[hsm.Pending] != 1 || m[hsm.Foreign] != 3 {
+	if m := count(); m[hsm.InUse] != 1 || m[hsm.Orphan] != 0 || m[hsm.Pending] != 1 || m[hsm.Foreign] != len(foreign) {
 		t.Errorf("after the prune: %v", m)
 	}
 	mustClose(t, p)

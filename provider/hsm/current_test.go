@@ -27,7 +27,7 @@ func TestRollWithoutTheCurrentVersion(t *testing.T) {
 				}
 				versions = append(versions, v.Name)
 			}
-			objectID, label := object(t, versions[0])
+			objectID, label := b.object(t, versions[0])
 			b.withToken(t, func(tok *pkcs11.Token) {
 				if err := tok.Destroy(ctx, objectID, label); err != nil {
 					t.Fatal(err)

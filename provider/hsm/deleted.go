@@ -162,17 +162,18 @@ func (p *Provider) clearPending(ctx context.Context, key string) (finished bool,
 	return finished, nil
 }
 
-// shelvedNames returns the names of the versions of deleted keys.
-func (p *Provider) shelvedNames(ctx context.Context) (map[string]bool, error) {
+// shelved returns the CKA_IDs, in hex, of the versions of deleted keys by their
+// full names.
+func (p *Provider) shelved(ctx context.Context) (map[string]string, error) {
 	keys, err := p.store.Shelved(ctx)
 	if err != nil {
 		return nil, err
 	}
-	names := map[string]bool{}
+	objects := map[string]string{}
 	for _, k := range keys {
 		for _, v := range k.List {
-			names[claviger.VersionName(k.Name, v.ID)] = true
+			objects[claviger.VersionName(k.Name, v.ID)] = v.Object
 		}
 	}
-	return names, nil
+	return objects, nil
 }

@@ -2,7 +2,6 @@ package hsm_test
 
 import (
 	"context"
-	"encoding/hex"
 	"fmt"
 	"strings"
 	"testing"
@@ -172,6 +171,7 @@ func TestUndeleteLost(t *testing.T) {
 	b := newBacking(t)
 	b.soft = "true"
 	version := b.create(t, "k")
+	id, label := b.object(t, version)
 	p := b.mustOpen(t)
 	if err := p.Delete(t.Context(), "k"); err != nil {
 		t.Fatal(err)
@@ -187,12 +187,7 @@ func TestUndeleteLost(t *testing.T) {
 	elsewhere()
 	mustClose(t, b.mustOpen(t)) // the token has the deleted key: it is a clone
 	b.withToken(t, func(tok *pkcs11.Token) {
-		_, id, _ := strings.Cut(version, "@")
-		raw, err := hex.DecodeString(id)
-		if err == nil {
-			err = tok.Destroy(t.Context(), raw, version)
-		}
-		if err != nil {
+		if err := tok.Destroy(t.Context(), id, label); err != nil {
 			t.Fatal(err)
 		}
 	})

@@ -3,9 +3,11 @@
 // What the token does not keep (which versions belong to a key, in which order,
 // description, attributes, check values) is in a metastore.
 //
-// A version's id is 8 random bytes: CKA_ID as they are, in names as 16 hex
-// digits. CKA_LABEL is the full version name. So the vendor's own tools show
-// which object is which.
+// A version's name is NAME@N. N counts up for a name and is never used twice for
+// it, not even after the key was deleted and made anew. The object's CKA_ID is 8
+// random bytes, which the metastore keeps beside N, and its CKA_LABEL is the full
+// version name, so the vendor's own tools show which object is which. (Versions
+// made before they were numbered have the CKA_ID, 16 hex digits, in N's place.)
 //
 // Every step that touches the token is first written down as an intent with the
 // ids that it will use. A crash leaves at most an intent and objects under its
@@ -307,11 +309,20 @@ func (p *Provider) entry(ctx context.Context, version string) (*entry, error) {
 
 func newEntry(m *claviger.Metadata, v metastore.Version) (*entry, error) {
 	name := claviger.VersionName(m.Name, v.ID)
-	id, err := hex.DecodeString(v.ID)
+	id, err := objectID("hsm.entry", name, v.Object)
 	if err != nil {
-		return nil, claviger.Errorf("hsm.entry", claviger.Internal, name, "the metastore holds the version id %q, which is not hexadecimal", v.ID)
+		return nil, err
 	}
 	return &entry{key: m.Name, name: name, id: id, bits: m.BitLength, check: v.Check}, nil
+}
+
+// objectID decodes a CKA_ID as the metastore holds it.
+func objectID(op, version, object string) ([]byte, error) {
+	id, err := hex.DecodeString(object)
+	if err != nil || len(id) == 0 {
+		return nil, claviger.Errorf(op, claviger.Internal, version, "the metastore holds the CKA_ID %q, which is not hexadecimal", object)
+	}
+	return id, nil
 }
 
 // verify compares a version's check value with the store's, once per epoch.
@@ -401,7 +412,7 @@ func (p *Provider) Describe(ctx context.Context, key string) ([]provider.Version
 	facts := make([]provider.VersionFacts, len(k.List))
 	for i, v := range k.List {
 		name := claviger.VersionName(k.Name, v.ID)
-		facts[i] = provider.VersionFacts{Name: name, Created: v.Created, Label: name, ID: v.ID}
+		facts[i] = provider.VersionFacts{Name: name, Created: v.Created, Label: name, ID: v.Object}
 	}
 	return facts, nil
 }

@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"testing"
 
@@ -142,13 +141,17 @@ func mustClose(t *testing.T, p *hsm.Provider) {
 }
 
 // object is what the token knows a version by.
-func object(t *testing.T, version string) (id []byte, label string) {
+func (b *backing) object(t *testing.T, version string) (id []byte, label string) {
 	t.Helper()
-	key, _ := claviger.KeyOfVersion(version)
-	id, err := hex.DecodeString(strings.TrimPrefix(version, key+"@"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	b.withStore(t, func(s metastore.Store) {
+		_, v, err := s.ByVersion(t.Context(), version)
+		if err == nil {
+			id, err = hex.DecodeString(v.Object)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	})
 	return id, version
 }
 
@@ -254,7 +257,7 @@ func TestCrashes(t *testing.T) {
 	}{
 		{"create", nil, func(ctx context.Context, p *hsm.Provider) error { _, err := p.Create(ctx, spec); return err }, claviger.KeyExists, 1},
 		{"import", nil, func(ctx context.Context, p *hsm.Provider) error {
-			_, err := p.Import(ctx, claviger.Metadata{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128}, 3, nil)
+			_, err := p.Import(ctx, claviger.Metadata{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128}, 3, 0, nil)
 			return err
 		}, claviger.KeyExists, 3},
 		{"delete", func(ctx context.Context, p *hsm.Provider) error { _, err := p.Create(ctx, spec); return err },

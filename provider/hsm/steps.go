@@ -23,7 +23,7 @@ const (
 	opDelete = "delete"
 )
 
-// idSize is the length of a version id in bytes.
+// idSize is the length of a CKA_ID in bytes.
 const idSize = 8
 
 // plan is the payload of an intent: what its keys must be like for a later call
@@ -42,7 +42,7 @@ func (p *Provider) Create(ctx context.Context, spec provider.Spec) (provider.Key
 		return provider.KeyVersion{}, err
 	}
 	m := claviger.Metadata{Name: spec.Name, Cipher: spec.Cipher, BitLength: spec.BitLength, Description: spec.Description, Attributes: spec.Attributes, Created: time.Now().Truncate(time.Millisecond)}
-	vs, err := p.make(ctx, op, opCreate, m, 1, nil)
+	vs, err := p.make(ctx, op, opCreate, m, 1, spec.First, nil)
 	if err != nil {
 		return provider.KeyVersion{}, err
 	}
@@ -50,15 +50,15 @@ func (p *Provider) Create(ctx context.Context, spec provider.Spec) (provider.Key
 }
 
 // Import makes a key after another's metadata, with n versions.
-func (p *Provider) Import(ctx context.Context, m claviger.Metadata, n int, step func(string) error) ([]provider.KeyVersion, error) {
+func (p *Provider) Import(ctx context.Context, m claviger.Metadata, n, first int, step func(string) error) ([]provider.KeyVersion, error) {
 	const op = "hsm.Import"
-	if n < 1 {
-		return nil, claviger.Errorf(op, claviger.Invalid, m.Name, "a key must have at least 1 version, not %d", n)
+	if err := provider.CheckImport(op, m.Name, n, first); err != nil {
+		return nil, err
 	}
 	if err := provider.CheckSpec(op, provider.Spec{Name: m.Name, Cipher: m.Cipher, BitLength: m.BitLength}); err != nil {
 		return nil, err
 	}
-	return p.make(ctx, op, opImport, m, n, step)
+	return p.make(ctx, op, opImport, m, n, first, step)
 }
 
 // lock takes the key's lock, which all processes on the store respect.
@@ -71,9 +71,9 @@ func (p *Provider) lock(ctx context.Context, op, key string) (held context.Conte
 	return held, unlock, err
 }
 
-// make makes a key with n versions: an intent, the HSM's objects, then the key
-// itself in one transaction.
-func (p *Provider) make(ctx context.Context, op, kind string, m claviger.Metadata, n int, step func(string) error) ([]provider.KeyVersion, error) {
+// make makes a key with n versions, numbered from first at least: an intent, the
+// HSM's objects, then the key itself in one transaction.
+func (p *Provider) make(ctx context.Context, op, kind string, m claviger.Metadata, n, first int, step func(string) error) ([]provider.KeyVersion, error) {
 	ctx, unlock, err := p.lock(ctx, op, m.Name)
 	if err != nil {
 		return nil, err
@@ -93,7 +93,7 @@ func (p *Provider) make(ctx context.Context, op, kind string, m claviger.Metadat
 		}
 		return nil
 	}
-	intent, err := p.begin(ctx, kind, m.Name, m.BitLength, n)
+	intent, err := p.begin(ctx, kind, m.Name, m.BitLength, n, first)
 	if err == nil {
 		err = told("intent")
 	}
@@ -101,15 +101,15 @@ func (p *Provider) make(ctx context.Context, op, kind string, m claviger.Metadat
 		return nil, err
 	}
 	list := make([]metastore.Version, n)
-	for i, id := range intent.IDs {
-		if list[i], err = p.ensure(ctx, op, m.Name, id, m.BitLength); err == nil {
+	for i, ref := range intent.Refs {
+		if list[i], err = p.ensure(ctx, op, m.Name, ref, m.BitLength); err == nil {
 			err = told(fmt.Sprintf("generated %d of %d", i+1, n))
 		}
 		if err != nil {
 			return nil, err
 		}
 	}
-	m.Versions = n
+	m.Versions = metastore.CountVersions(list)
 	if err := p.store.Insert(ctx, metastore.Key{Metadata: m, List: list}); err != nil {
 		return nil, err
 	}
@@ -133,9 +133,14 @@ func (p *Provider) remember(m *claviger.Metadata, list []metastore.Version) []pr
 }
 
 // begin writes the intent of a step, or takes up the one that an earlier call of
-// the same step left. What another step left is cleared first. The key's lock is
-// held.
-func (p *Provider) begin(ctx context.Context, kind, key string, bits, n int) (metastore.Intent, error) {
+// the same step left. What another step left is cleared first, and so is what
+// has numbers below first. The key's lock is held.
+func (p *Provider) begin(ctx context.Context, kind, key string, bits, n, first int) (metastore.Intent, error) {
+	if first > 0 {
+		if err := p.store.SkipNumbers(ctx, key, first); err != nil {
+			return metastore.Intent{}, err
+		}
+	}
 	pending, err := p.store.Pending(ctx)
 	if err != nil {
 		return metastore.Intent{}, err
@@ -145,7 +150,7 @@ func (p *Provider) begin(ctx context.Context, kind, key string, bits, n int) (me
 			continue
 		}
 		var was plan
-		if i.Op == kind && len(i.IDs) == n && json.Unmarshal(i.Payload, &was) == nil && was.Bits == bits {
+		if i.Op == kind && len(i.Refs) == n && numberedFrom(first, i.Refs) && json.Unmarshal(i.Payload, &was) == nil && was.Bits == bits {
 			p.log.Info("a step that was broken off is taken up again", "key", key, "step", kind, "begun", i.Begun)
 			return i, nil
 		}
@@ -153,29 +158,40 @@ func (p *Provider) begin(ctx context.Context, kind, key string, bits, n int) (me
 			return metastore.Intent{}, err
 		}
 	}
-	ids := make([]string, n)
-	for i := range ids {
+	refs := make([]metastore.Ref, n) // without ids: the store numbers them
+	for i := range refs {
 		id := make([]byte, idSize)
 		if _, err := rand.Read(id); err != nil {
 			return metastore.Intent{}, err
 		}
-		ids[i] = hex.EncodeToString(id)
+		refs[i].Object = hex.EncodeToString(id)
 	}
 	payload, err := json.Marshal(plan{bits})
 	if err != nil {
 		return metastore.Intent{}, err
 	}
-	return p.store.Begin(ctx, metastore.Intent{Key: key, Op: kind, IDs: ids, Begun: time.Now(), Payload: payload})
+	return p.store.Begin(ctx, metastore.Intent{Key: key, Op: kind, Refs: refs, Begun: time.Now(), Payload: payload})
+}
+
+// numberedFrom tells whether all refs have numbers, from first at least. An older
+// program's have none, and a source may have used a number since the step began.
+func numberedFrom(first int, refs []metastore.Ref) bool {
+	for _, r := range refs {
+		if n, ok := claviger.NumberOfID(r.ID); !ok || n < first {
+			return false
+		}
+	}
+	return true
 }
 
 // clear destroys what a step made that nobody will finish, and ends its intent.
 func (p *Provider) clear(ctx context.Context, i metastore.Intent) error {
-	for _, id := range i.IDs {
-		raw, err := hex.DecodeString(id)
+	for _, ref := range i.Refs {
+		name := claviger.VersionName(i.Key, ref.ID)
+		raw, err := objectID("hsm.clear", name, ref.Object)
 		if err != nil {
-			return claviger.Errorf("hsm.clear", claviger.Internal, i.Key, "the metastore holds the version id %q, which is not hexadecimal", id)
+			return err
 		}
-		name := claviger.VersionName(i.Key, id)
 		if err := p.tok.Destroy(ctx, raw, name); err != nil {
 			return err
 		}
@@ -185,13 +201,13 @@ func (p *Provider) clear(ctx context.Context, i metastore.Intent) error {
 }
 
 // ensure makes the HSM object of a version, or adopts the one that is there
-// under its id, if that is as it would have been made.
-func (p *Provider) ensure(ctx context.Context, op, key, id string, bits int) (metastore.Version, error) {
-	raw, err := hex.DecodeString(id)
+// under its CKA_ID, if that is as it would have been made.
+func (p *Provider) ensure(ctx context.Context, op, key string, ref metastore.Ref, bits int) (metastore.Version, error) {
+	name := claviger.VersionName(key, ref.ID)
+	raw, err := objectID(op, name, ref.Object)
 	if err != nil {
-		return metastore.Version{}, claviger.Errorf(op, claviger.Internal, key, "version id %q is not hexadecimal", id)
+		return metastore.Version{}, err
 	}
-	name := claviger.VersionName(key, id)
 	info, err := p.tok.Find(ctx, raw)
 	switch {
 	case err != nil:
@@ -200,7 +216,7 @@ func (p *Provider) ensure(ctx context.Context, op, key, id string, bits int) (me
 		err = p.tok.GenerateKey(ctx, raw, name, bits)
 	case info.Label != name || info.Bits != bits || !info.Sensitive || info.Extractable || !info.Encrypt:
 		err = claviger.Errorf(op, claviger.Internal, name,
-			"the token holds an object with CKA_ID %s that was not made for this version (label %q, %d bits, sensitive=%t, extractable=%t); see claviger hsm list", id, info.Label, info.Bits, info.Sensitive, info.Extractable)
+			"the token holds an object with CKA_ID %s that was not made for this version (label %q, %d bits, sensitive=%t, extractable=%t); see claviger hsm list", ref.Object, info.Label, info.Bits, info.Sensitive, info.Extractable)
 	}
 	if err != nil {
 		return metastore.Version{}, err
@@ -221,7 +237,7 @@ func (p *Provider) ensure(ctx context.Context, op, key, id string, bits int) (me
 	if err != nil {
 		return metastore.Version{}, err
 	}
-	return metastore.Version{ID: id, Created: time.Now().Truncate(time.Millisecond), Check: check}, nil
+	return metastore.Version{ID: ref.ID, Object: ref.Object, Created: time.Now().Truncate(time.Millisecond), Check: check}, nil
 }
 
 // Roll adds a version that the HSM makes.
@@ -245,11 +261,11 @@ func (p *Provider) Roll(ctx context.Context, key string, material secret.Bytes) 
 	if err := p.holdsCurrent(ctx, op, k); err != nil {
 		return provider.KeyVersion{}, err
 	}
-	intent, err := p.begin(ctx, opRoll, key, k.BitLength, 1)
+	intent, err := p.begin(ctx, opRoll, key, k.BitLength, 1, 0)
 	if err != nil {
 		return provider.KeyVersion{}, err
 	}
-	v, err := p.ensure(ctx, op, key, intent.IDs[0], k.BitLength)
+	v, err := p.ensure(ctx, op, key, intent.Refs[0], k.BitLength)
 	if err != nil {
 		return provider.KeyVersion{}, err
 	}

@@ -18,7 +18,7 @@ func TestUnusableObject(t *testing.T) {
 	m := claviger.Metadata{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 256}
 	p := b.mustOpen(t)
 	killed := errors.New("killed here")
-	_, err := p.Import(ctx, m, 2, func(step string) error {
+	_, err := p.Import(ctx, m, 2, 0, func(step string) error {
 		if step == "generated 1 of 2" {
 			return killed
 		}
@@ -34,7 +34,7 @@ func TestUnusableObject(t *testing.T) {
 
 	// The token answers that it is busy: that says nothing of the object.
 	b.meter.Fail("EncryptInit", 4, p11.Error(p11.CKR_DEVICE_ERROR))
-	if _, err := p.Import(ctx, m, 2, nil); !claviger.Is(err, claviger.Unavailable) {
+	if _, err := p.Import(ctx, m, 2, 0, nil); !claviger.Is(err, claviger.Unavailable) {
 		t.Errorf("with a token that is away: %v", err)
 	}
 	b.meter.Heal()
@@ -44,7 +44,7 @@ func TestUnusableObject(t *testing.T) {
 	p = b.mustOpen(t)
 	b.meter.Reset()
 	b.meter.Fail("EncryptInit", 1, p11.Error(p11.CKR_MECHANISM_INVALID))
-	vs, err := p.Import(ctx, m, 2, nil)
+	vs, err := p.Import(ctx, m, 2, 0, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -41,13 +41,13 @@ func TestVerifiedLater(t *testing.T) {
 	b := newBacking(t)
 	p := b.mustOpen(t)
 	const n = 66 // the current one and the 63 oldest are verified at start
-	vs, err := p.Import(t.Context(), claviger.Metadata{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128}, n, nil)
+	vs, err := p.Import(t.Context(), claviger.Metadata{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128}, n, 0, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	mustClose(t, p)
 	wrong, right := vs[n-2].Name, vs[n-3].Name
-	id, label := object(t, wrong)
+	id, label := b.object(t, wrong)
 	b.withToken(t, func(tok *pkcs11.Token) {
 		if err := tok.Destroy(t.Context(), id, label); err != nil {
 			t.Fatal(err)
@@ -99,7 +99,7 @@ func (s *swapping) FindObjectsInit(h p11.SessionHandle, template []*p11.Attribut
 func TestAnotherKeyCameBack(t *testing.T) {
 	b := newBacking(t)
 	version, other := b.create(t, "k"), b.create(t, "other")
-	id, label := object(t, other)
+	id, label := b.object(t, other)
 	var swap atomic.Bool
 	b.wrap = func(c pkcs11.Boundary) pkcs11.Boundary {
 		return &swapping{Boundary: c, swap: &swap, id: id, label: label}

@@ -145,7 +145,7 @@ func TestHadoopReadsImported(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "kms.keystore")
 	p := openFile(t, path, hadoopPassword)
 	m := claviger.Metadata{Name: "imported", Cipher: claviger.DefaultCipher, BitLength: 128, Versions: 3}
-	versions, err := p.Import(t.Context(), m, 2, nil)
+	versions, err := p.Import(t.Context(), m, 2, m.Versions, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

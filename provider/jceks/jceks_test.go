@@ -92,10 +92,11 @@ func TestProvider(t *testing.T) {
 			}
 			return n
 		},
-		TakesMaterial: true,
-		ShowsMaterial: true,
-		Names:         conformingNames(),
-		Refused:       []string{"UPPER", "ümlÄut", "not\xffutf-8", strings.Repeat("x", 1<<16)},
+		ForgetsNumbers: true,
+		TakesMaterial:  true,
+		ShowsMaterial:  true,
+		Names:          conformingNames(),
+		Refused:        []string{"UPPER", "ümlÄut", "not\xffutf-8", strings.Repeat("x", 1<<16)},
 	})
 }
 

@@ -49,10 +49,10 @@ func (m *metadata) marshal() ([]byte, error) {
 }
 
 // public makes what a Reader returns, which belongs to the caller.
-func (m *metadata) public(name string, versions int) *claviger.Metadata {
+func (m *metadata) public(name string) *claviger.Metadata {
 	out := &claviger.Metadata{
 		Name: name, Cipher: m.Cipher, BitLength: m.BitLength, Attributes: map[string]string{},
-		Created: time.UnixMilli(m.Created), Versions: versions,
+		Created: time.UnixMilli(m.Created), Versions: m.Versions,
 	}
 	if m.Description != nil {
 		d := *m.Description

@@ -136,7 +136,7 @@ func (p *Provider) of(st *state, op, key string) (*claviger.Metadata, error) {
 	if m == nil {
 		return &claviger.Metadata{Name: key, Attributes: map[string]string{}}, nil
 	}
-	return m.public(key, len(st.live(key, m))), nil
+	return m.public(key), nil
 }
 
 // Keys returns the names of all keys, without those that hold an '@'.
@@ -177,7 +177,7 @@ func (p *Provider) Metadata(ctx context.Context, names ...string) ([]*claviger.M
 			return claviger.E(op, claviger.Internal, names[i], err)
 		}
 		if m != nil {
-			out[i] = m.public(names[i], len(st.live(names[i], m)))
+			out[i] = m.public(names[i])
 		}
 		return nil
 	})
@@ -203,7 +203,7 @@ func (p *Provider) Versions(ctx context.Context, key string) ([]provider.KeyVers
 	}
 	numbers := st.live(key, m)
 	out := make([]provider.KeyVersion, len(numbers))
-	of := m.public(key, len(numbers))
+	of := m.public(key)
 	err = each(ctx, op, len(numbers), func(i int) error {
 		name := numberedVersion(key, numbers[i])
 		o, err := p.version(st, op, name)
@@ -241,7 +241,7 @@ func (p *Provider) Current(ctx context.Context, key string) (provider.KeyVersion
 	if err != nil {
 		return provider.KeyVersion{}, err
 	}
-	return keyVersion(key, name, o, m.public(key, len(st.live(key, m)))), nil
+	return keyVersion(key, name, o, m.public(key)), nil
 }
 
 // Version returns the version of that name.

@@ -220,14 +220,17 @@ func (p *Provider) Create(ctx context.Context, spec provider.Spec) (provider.Key
 	if err := checkSpec(op, spec); err != nil {
 		return provider.KeyVersion{}, err
 	}
-	name := numberedVersion(spec.Name, 0)
+	if err := provider.CheckImport(op, spec.Name, 1, spec.First); err != nil {
+		return provider.KeyVersion{}, err
+	}
+	name := numberedVersion(spec.Name, spec.First)
 	err := p.change(ctx, op, spec.Name, func(d *draft) error {
 		if err := d.free(op, spec.Name, name); err != nil {
 			return err
 		}
 		m := newMetadata(claviger.Metadata{
 			Cipher: spec.Cipher, BitLength: spec.BitLength, Description: spec.Description, Attributes: spec.Attributes, Created: d.now,
-		}, 1)
+		}, spec.First+1)
 		err := d.setVersion(name, spec.Cipher, materialOf(spec.Material, spec.BitLength))
 		if err == nil {
 			err = d.setMetadata(spec.Name, m)
@@ -320,15 +323,12 @@ func (p *Provider) Delete(ctx context.Context, key string) error {
 	})
 }
 
-// Import makes a key after another's metadata, in one change of the file. Its
-// versions are numbered from where the source's end (at least from 1): so none
-// has the name of a version at the source, where other material goes by it.
-// Hadoop skips the numbers that are missing.
-func (p *Provider) Import(ctx context.Context, m claviger.Metadata, n int, step func(string) error) ([]provider.KeyVersion, error) {
+// Import makes a key after another's metadata, in one change of the file. Hadoop
+// skips the numbers that are missing.
+func (p *Provider) Import(ctx context.Context, m claviger.Metadata, n, first int, step func(string) error) ([]provider.KeyVersion, error) {
 	const op = "jceks.Import"
-	first := max(m.Versions, 1)
-	if n < 1 || first > maxVersions-n {
-		return nil, claviger.Errorf(op, claviger.Invalid, m.Name, "a key must have at least 1 version, not %d, and %d are before it", n, first)
+	if err := provider.CheckImport(op, m.Name, n, first); err != nil {
+		return nil, err
 	}
 	if err := checkSpec(op, provider.Spec{Name: m.Name, Cipher: m.Cipher, BitLength: m.BitLength, Description: m.Description, Attributes: m.Attributes}); err != nil {
 		return nil, err

@@ -18,7 +18,7 @@ func (p *Provider) Deleted(ctx context.Context) ([]provider.Deleted, error) {
 	list := make([]provider.Deleted, len(p.deleted))
 	for i, k := range p.deleted {
 		d := provider.Deleted{Metadata: copyMetadata(k.meta), Since: k.since}
-		d.Versions = len(k.versions)
+		d.Versions = k.count()
 		for _, v := range k.versions {
 			d.List = append(d.List, v.name)
 		}

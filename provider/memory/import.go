@@ -11,10 +11,10 @@ import (
 // Import makes a key after another's metadata. What an import that was broken
 // off has made waits, invisible, for the next Import of that key. step may call
 // the provider, except for Import.
-func (p *Provider) Import(ctx context.Context, m claviger.Metadata, n int, step func(string) error) ([]provider.KeyVersion, error) {
+func (p *Provider) Import(ctx context.Context, m claviger.Metadata, n, first int, step func(string) error) ([]provider.KeyVersion, error) {
 	const op = "memory.Import"
-	if n < 1 {
-		return nil, claviger.Errorf(op, claviger.Invalid, m.Name, "a key must have at least 1 version, not %d", n)
+	if err := provider.CheckImport(op, m.Name, n, first); err != nil {
+		return nil, err
 	}
 	if err := provider.CheckSpec(op, provider.Spec{Name: m.Name, Cipher: m.Cipher, BitLength: m.BitLength}); err != nil {
 		return nil, err
@@ -48,9 +48,10 @@ func (p *Provider) Import(ctx context.Context, m claviger.Metadata, n int, step 
 			k = &key{}
 			p.half[m.Name] = k
 		}
-		if k.meta.BitLength != m.BitLength {
+		if k.meta.BitLength != m.BitLength || len(k.versions) > 0 && number(k.versions[0].name) < first {
 			p.shorten(k, 0)
 		}
+		p.next[m.Name] = max(p.next[m.Name], first)
 		p.shorten(k, n)
 		k.meta = copyMetadata(m) // of the latest call: the source may have changed
 		return nil

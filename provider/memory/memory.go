@@ -19,12 +19,16 @@ import (
 )
 
 // Config says how a memory provider behaves. The zero value shows its material,
-// takes material, and gives its versions random ids.
+// takes material, and numbers its versions as the HSM provider does: no number is
+// used twice for a name.
 type Config struct {
 	// URI names the provider in messages; "memory:" where it is empty.
 	URI string
-	// SequentialIDs: versions are key@0, key@1, ... as a Java keystore's.
+	// SequentialIDs: versions are key@0, key@1, ... as a Java keystore's, also those
+	// of a key that was made anew.
 	SequentialIDs bool
+	// OpaqueIDs: versions have random ids, as a Key Trustee KMS's.
+	OpaqueIDs bool
 	// SoftDelete: Delete keeps a key until it is purged.
 	SoftDelete bool
 	// Sealed: behaves as an HSM does. Material is neither shown nor taken.
@@ -43,6 +47,7 @@ type Provider struct {
 	versions map[string]*version // by full name, half-made ones included
 	half     map[string]*key     // imports that were begun, by key name
 	deleted  []*key              // softly, longest deleted first
+	next     map[string]int      // the next number of a version, by key name; stays when the key goes
 }
 
 type key struct {
@@ -73,7 +78,7 @@ func New(cfg Config) *Provider {
 	if cfg.URI == "" {
 		cfg.URI = "memory:"
 	}
-	return &Provider{cfg: cfg, keys: map[string]*key{}, versions: map[string]*version{}, half: map[string]*key{}}
+	return &Provider{cfg: cfg, keys: map[string]*key{}, versions: map[string]*version{}, half: map[string]*key{}, next: map[string]int{}}
 }
 
 // Scheme is the registry's line for URIs "memory:".
@@ -159,7 +164,7 @@ func (p *Provider) Metadata(ctx context.Context, names ...string) ([]*claviger.M
 // metadata is the key's metadata as it is now; the caller's own.
 func (k *key) metadata() *claviger.Metadata {
 	m := copyMetadata(k.meta)
-	m.Versions = len(k.versions)
+	m.Versions = k.count()
 	return &m
 }
 
@@ -306,6 +311,7 @@ func (p *Provider) Create(ctx context.Context, spec provider.Spec) (provider.Key
 		Description: spec.Description, Attributes: spec.Attributes,
 		Created: time.Now().Truncate(time.Millisecond),
 	})}
+	p.next[spec.Name] = max(p.next[spec.Name], spec.First)
 	v := p.grow(k, spec.Material)
 	v.visible = true
 	p.keys[spec.Name] = k
@@ -328,16 +334,39 @@ func (p *Provider) grow(k *key, material secret.Bytes) *version {
 	} else {
 		v.material = slices.Clone(material)
 	}
-	id := strconv.Itoa(len(k.versions))
-	if !p.cfg.SequentialIDs {
-		random := make([]byte, 16)
-		_, _ = rand.Read(random)
-		id = hex.EncodeToString(random)
-	}
-	v.name = claviger.VersionName(k.meta.Name, id)
+	v.name = claviger.VersionName(k.meta.Name, p.id(k))
 	k.versions = append(k.versions, v)
 	p.versions[v.name] = v
 	return v
+}
+
+// id makes the id of a key's next version. Needs the lock.
+func (p *Provider) id(k *key) string {
+	switch {
+	case p.cfg.SequentialIDs:
+		return strconv.Itoa(len(k.versions))
+	case p.cfg.OpaqueIDs:
+		random := make([]byte, 16)
+		_, _ = rand.Read(random)
+		return hex.EncodeToString(random)
+	}
+	n := p.next[k.meta.Name]
+	p.next[k.meta.Name]++
+	return strconv.Itoa(n)
+}
+
+// number returns the number of a version's name, -1 for an opaque one.
+func number(version string) int {
+	if n, ok := claviger.VersionNumber(version); ok {
+		return n
+	}
+	return -1
+}
+
+// count returns what the metadata says of a key's versions.
+func (k *key) count() int {
+	newest := k.versions[len(k.versions)-1].name
+	return claviger.CountVersions(newest[len(k.meta.Name)+1:], len(k.versions))
 }
 
 // Roll adds a version.

@@ -52,7 +52,7 @@ func TestCreateDuringImport(t *testing.T) {
 	p := memory.New(memory.Config{})
 	defer func() { _ = p.Close() }()
 	m := claviger.Metadata{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128}
-	_, err := p.Import(t.Context(), m, 2, func(string) error {
+	_, err := p.Import(t.Context(), m, 2, 0, func(string) error {
 		_, err := p.Create(t.Context(), provider.Spec{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128})
 		return err
 	})
@@ -62,7 +62,7 @@ func TestCreateDuringImport(t *testing.T) {
 
 	// What an import of another shape left is not used.
 	m.BitLength = 256
-	vs, err := p.Import(t.Context(), m, 1, nil)
+	vs, err := p.Import(t.Context(), m, 1, 0, nil)
 	if err != nil || len(vs) != 1 || vs[0].BitLength != 256 || len(vs[0].Material) != 32 || p.Objects() != 1 {
 		t.Errorf("%d versions, %v, %d objects", len(vs), err, p.Objects())
 	}

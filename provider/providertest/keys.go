@@ -331,7 +331,7 @@ func testDelete(t *testing.T, s Suite) {
 	if list := versions(t, p, name); len(list) != 1 || !same(list[0], again) {
 		t.Errorf("versions of the new key: %q", names(list))
 	}
-	if m := metadata(t, p, name); m == nil || m.Versions != 1 || m.BitLength != 256 {
+	if m := metadata(t, p, name); m == nil || m.Versions != counted(again) || m.BitLength != 256 {
 		t.Errorf("metadata of the new key: %+v", m)
 	}
 	if s.ShowsMaterial && again.Material.Equal(old.Material) {

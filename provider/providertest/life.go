@@ -193,7 +193,7 @@ func calls(p provider.Provider, key, version string) []call {
 	}
 	if imp, ok := p.(provider.Importer); ok {
 		m := claviger.Metadata{Name: key + "-imported", Cipher: claviger.DefaultCipher, BitLength: 128}
-		list = append(list, call{"Import", func(ctx context.Context) error { return second(imp.Import(ctx, m, 1, nil)) }})
+		list = append(list, call{"Import", func(ctx context.Context) error { return second(imp.Import(ctx, m, 1, 0, nil)) }})
 	}
 	if h, ok := p.(provider.Health); ok {
 		list = append(list, call{"Check", h.Check})

@@ -35,6 +35,9 @@ type Suite struct {
 	// not set so is not tested for it.
 	SoftDeletes bool
 
+	// ForgetsNumbers: a deleted key's version numbers are used again.
+	ForgetsNumbers bool
+
 	TakesMaterial bool // Create and Roll take given material; else kind Unsupported
 	ShowsMaterial bool // KeyVersions hold material; else it is nil
 
@@ -208,6 +211,14 @@ func text(p *string) string {
 		return "nil"
 	}
 	return fmt.Sprintf("%q", *p)
+}
+
+// counted is what the metadata says of a new key that has this version alone.
+func counted(v provider.KeyVersion) int {
+	if n, ok := claviger.VersionNumber(v.Name); ok {
+		return n + 1
+	}
+	return 1
 }
 
 func ptr(s string) *string { return &s }
