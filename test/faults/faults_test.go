@@ -28,12 +28,13 @@ const timeout = 60 * time.Second
 // site is a place where a server could run: a token, a keystore file that names
 // it, and a configuration folder.
 type site struct {
-	t     *testing.T
-	root  string // everything is below it
-	conf  string
-	token softhsm.Token
-	props hadoop.Conf
-	env   []string
+	t      *testing.T
+	root   string // everything is below it
+	conf   string
+	token  softhsm.Token
+	props  hadoop.Conf
+	env    []string
+	killed func() // ends the last process that background has started
 }
 
 func newSite(t *testing.T) *site {
