@@ -15,9 +15,9 @@ import (
 	"strings"
 	"syscall"
 
+	"claviger/durable"
 	"claviger/hadoopconf"
 	"claviger/migrate"
-	"claviger/durable"
 	"claviger/trustee"
 )
 
