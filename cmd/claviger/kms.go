@@ -131,6 +131,7 @@ func serveKMS(ctx context.Context, f kmsFlags, log *slog.Logger, level *slog.Lev
 	}
 	cfg.Shared = svc.sharedKeys()
 	cfg.Migrator = svc.migrator()
+	cfg.History = svc.history()
 	ring, err := keyring.New(cfg)
 	if err != nil {
 		return err
