@@ -42,7 +42,7 @@ func (r *Ring) Migrate(ctx context.Context, c claviger.Caller, key string) ([]st
 		r.cfg.Audit.Log(ctx, audit.Event{Status: audit.Unauthorized, Op: audit.Op(authz.KeyMigrate), KeyRight: true, Key: aclName, Caller: c})
 		// The name that was asked for, also where the rules stand under another: what the
 		// source calls its key's rules is not everybody's to know.
-		return claviger.Errorf("keyring.access", claviger.KeyDenied, key, "User [%s] is not authorized to perform [%s] on key [%s]!!", c.Short, authz.KeyMigrate, key)
+		return claviger.Errorf("keyring.access", claviger.KeyDenied, key, "User [%s] is not authorized to perform [%s] on key with ACL name [%s]!!", c.Short, authz.KeyMigrate, key)
 	}
 	// First without the source, which may hang, and is not everybody's to be asked.
 	if !q.policy.MayMigrateAny(c.Principal, r.cfg.Groups) {

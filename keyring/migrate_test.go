@@ -34,7 +34,7 @@ func TestMigrate(t *testing.T) {
 		ctx := t.Context()
 		_, err := l.Migrate(ctx, caller("u"), "k")
 		wantKind(t, err, claviger.KeyDenied)
-		if want := "User [u] is not authorized to perform [MIGRATE] on key [k]!!"; text(t, err) != want {
+		if want := "User [u] is not authorized to perform [MIGRATE] on key with ACL name [k]!!"; text(t, err) != want {
 			t.Errorf("%q, want %q", text(t, err), want)
 		}
 		_, err = l.Migrate(ctx, caller("other"), "k")
