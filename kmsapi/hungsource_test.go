@@ -89,7 +89,11 @@ func TestHungSourceHoldsNoTurns(t *testing.T) {
 				t.Errorf("%s did not wait for the source: %d %s after %v", what, a.status, a.body, took)
 			}
 		})
-		<-source.asked
+		select {
+		case <-source.asked:
+		case <-time.After(20 * time.Second):
+			t.Fatalf("%s has not come to the source", what)
+		}
 	}
 	waits("a decrypt", "POST", "/kms/v1/keyversion/k@7/_eek?eek_op=decrypt", one)
 	// Another name for each: those who ask for one together ask once.
