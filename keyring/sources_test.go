@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"claviger"
-	"claviger/metastore"
 	"claviger/provider"
 	"claviger/provider/memory"
 	"claviger/secret"
@@ -44,48 +43,6 @@ func withSource(t *testing.T, change func(*Config), keys ...string) (*lab, *farK
 	l.primary, l.past = primary, past
 	far.calls() // forget what the set-up asked
 	return l, far
-}
-
-// journal is what migrations have written.
-type journal struct {
-	mu      sync.Mutex
-	list    []Origin
-	aliases map[string]string
-	reads   int
-	fail    error
-}
-
-func (j *journal) Origins(context.Context) ([]Origin, error) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	j.reads++
-	return slices.Clone(j.list), j.fail
-}
-
-func (j *journal) Alias(_ context.Context, name string) (string, bool, error) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	here, ok := j.aliases[metastore.FoldName(name)]
-	return here, ok, j.fail
-}
-
-// takeOver does what a migration does.
-func (j *journal) takeOver(t testing.TB, from provider.Reader, to provider.Importer, key string) {
-	t.Helper()
-	ms, err := from.Metadata(t.Context(), key)
-	if err != nil || ms[0] == nil {
-		t.Fatal(ms, err)
-	}
-	if _, err := to.Import(t.Context(), *ms[0], 1, nil); err != nil {
-		t.Fatal(err)
-	}
-	uri := farURI
-	if named, ok := from.(interface{ URI() string }); ok {
-		uri = named.URI()
-	}
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	j.list = append(j.list, Origin{Key: key, Source: uri, TakenOver: true, Created: ms[0].Created, ACLName: ms[0].ACLName()})
 }
 
 func failing(kind claviger.Kind, text string) func(context.Context) error {
