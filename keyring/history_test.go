@@ -43,7 +43,7 @@ func (j *journal) takeOver(t testing.TB, from provider.Reader, to provider.Impor
 	if err != nil || ms[0] == nil {
 		t.Fatal(ms, err)
 	}
-	if _, err := to.Import(t.Context(), *ms[0], 1, nil); err != nil {
+	if _, err := to.Import(t.Context(), *ms[0], 1, ms[0].Versions, nil); err != nil {
 		t.Fatal(err)
 	}
 	uri := farURI
@@ -167,4 +167,27 @@ func TestMissingByTheJournal(t *testing.T) {
 	l.origins.forget()
 	_, err := l.Create(t.Context(), u, provider.Spec{Name: "new"})
 	wantKind(t, err, claviger.Unavailable)
+}
+
+// TestMissingIsRemembered: names that nobody knows are no load on a source.
+func TestMissingIsRemembered(t *testing.T) {
+	l, far := withSource(t, nil, "k")
+	for range 50 {
+		for _, c := range [][2]string{{"k", "k@77"}, {"nowhere", "nowhere@0"}} {
+			_, err := l.Decrypt(t.Context(), caller("u"), c[0], true, claviger.EDEK{Version: c[1], IV: make([]byte, 16), Material: make([]byte, 16)})
+			wantKind(t, err, claviger.VersionNotFound)
+		}
+	}
+	if calls := far.calls(); len(calls) != 3 { // k's metadata, k@77, nowhere's metadata
+		t.Errorf("the source was asked %d times: %q", len(calls), calls)
+	}
+	// What is created or invalidated here is forgotten to be missing.
+	if err := l.Invalidate(t.Context(), caller("u"), "k"); err != nil {
+		t.Fatal(err)
+	}
+	_, err := l.Decrypt(t.Context(), caller("u"), "k", true, claviger.EDEK{Version: "k@77", IV: make([]byte, 16), Material: make([]byte, 16)})
+	wantKind(t, err, claviger.VersionNotFound)
+	if calls := far.calls(); !slices.Equal(calls, []string{"metadata/k", "u/k@77/1"}) {
+		t.Errorf("the source was asked %q", calls)
+	}
 }

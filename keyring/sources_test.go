@@ -530,29 +530,6 @@ func TestVersionAtSource(t *testing.T) {
 	wantKind(t, err, claviger.SourceRefused)
 }
 
-// TestMissingIsRemembered: names that nobody knows are no load on a source.
-func TestMissingIsRemembered(t *testing.T) {
-	l, far := withSource(t, nil, "k")
-	for range 50 {
-		for _, c := range [][2]string{{"k", "k@77"}, {"nowhere", "nowhere@0"}} {
-			_, err := l.Decrypt(t.Context(), caller("u"), c[0], true, claviger.EDEK{Version: c[1], IV: make([]byte, 16), Material: make([]byte, 16)})
-			wantKind(t, err, claviger.VersionNotFound)
-		}
-	}
-	if calls := far.calls(); len(calls) != 3 { // k's metadata, k@77, nowhere's metadata
-		t.Errorf("the source was asked %d times: %q", len(calls), calls)
-	}
-	// What is created or invalidated here is forgotten to be missing.
-	if err := l.Invalidate(t.Context(), caller("u"), "k"); err != nil {
-		t.Fatal(err)
-	}
-	_, err := l.Decrypt(t.Context(), caller("u"), "k", true, claviger.EDEK{Version: "k@77", IV: make([]byte, 16), Material: make([]byte, 16)})
-	wantKind(t, err, claviger.VersionNotFound)
-	if calls := far.calls(); !slices.Equal(calls, []string{"metadata/k", "u/k@77/1"}) {
-		t.Errorf("the source was asked %q", calls)
-	}
-}
-
 // TestDeadSource: a source that takes connections and says nothing holds up who
 // needs it, not longer than its timeout, and nobody else.
 func TestDeadSource(t *testing.T) {
