@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 
 	"claviger"
 	"claviger/audit"
@@ -32,6 +31,9 @@ func (r *Ring) Generate(ctx context.Context, c claviger.Caller, key string, n in
 	}
 	edeks := []claviger.EDEK{}
 	if n > 0 {
+		if err := r.epochs.catchUp(ctx, key); err != nil {
+			return nil, err
+		}
 		if edeks, err = r.generate(ctx, &q, key, n); err != nil {
 			return nil, err
 		}
@@ -48,19 +50,15 @@ func (r *Ring) Generate(ctx context.Context, c claviger.Caller, key string, n in
 // made them under a key that took the name after the rules were asked.
 func (r *Ring) generate(ctx context.Context, q *request, key string, n int) ([]claviger.EDEK, error) {
 	if r.service != nil {
-		if err := r.epochs.catchUp(ctx, key); err != nil {
-			return nil, err
-		}
 		if err := r.needKey(ctx, q, key, authz.KeyGenerateEEK); err != nil {
 			return nil, err
 		}
 		return r.service.Generate(ctx, key, n)
 	}
-	v, err := r.newest(ctx, key)
+	v, err := r.currentVersion(ctx, key)
 	if err != nil {
-		return nil, r.explainMissing(ctx, err, key)
+		return nil, err
 	}
-	key = v.Key
 	if err := q.needVersion(ctx, &v, authz.KeyGenerateEEK); err != nil {
 		return nil, err
 	}
@@ -144,7 +142,7 @@ func (r *Ring) Decrypt(ctx context.Context, c claviger.Caller, key string, hasKe
 			dek, err = r.decryptForeign(ctx, &q, named, e)
 		}
 		if err != nil {
-			return nil, r.explainMissing(ctx, err, key)
+			return nil, err
 		}
 		q.ok(ctx, key, "")
 		return dek, nil
@@ -162,7 +160,7 @@ func nameIf(given bool, key *string) *string {
 // as in Hadoop: it guards nothing then.
 func (r *Ring) decryptOwn(ctx context.Context, q *request, named *string, v *provider.KeyVersion, e claviger.EDEK) (secret.Bytes, error) {
 	if r.cfg.KeyAuthorization {
-		if err := r.belongs(ctx, e.Version, v.Key, named); err != nil {
+		if err := belongs(e.Version, v.Key, named); err != nil {
 			return nil, err
 		}
 		if err := q.needVersion(ctx, v, authz.KeyDecryptEEK); err != nil {
@@ -188,21 +186,9 @@ func (r *Ring) decryptOwn(ctx context.Context, q *request, named *string, v *pro
 
 // belongs says that the version is one of the key that the request names, or
 // what Hadoop says where it isn't.
-//
-// A source that does not tell upper from lower case has one key under many
-// spellings; they are one here too.
-func (r *Ring) belongs(ctx context.Context, version, owner string, named *string) error {
+func belongs(version, owner string, named *string) error {
 	if named != nil && *named == owner {
 		return nil
-	}
-	if named != nil && strings.EqualFold(*named, owner) && r.origins.history != nil {
-		here, err := r.alias(ctx, *named)
-		if err != nil {
-			return err
-		}
-		if of, err := r.alias(ctx, owner); err != nil || of == here {
-			return err
-		}
 	}
 	name := "null" // as Java prints it
 	if named != nil {
@@ -255,11 +241,14 @@ func (r *Ring) ReencryptBatch(ctx context.Context, c claviger.Caller, key string
 // empty.
 func (r *Ring) reencrypt(ctx context.Context, q *request, named *string, es []claviger.EDEK) ([]claviger.EDEK, error) {
 	if named != nil {
-		// As new as the store before any version is looked up; and Hadoop looks for the
-		// key first where it has no rules to ask.
-		_, err := r.newest(ctx, *named)
-		if err != nil && (!r.cfg.KeyAuthorization || !claviger.Is(err, claviger.KeyNotFound)) {
-			return nil, r.explainMissing(ctx, err, *named)
+		if err := r.epochs.catchUp(ctx, *named); err != nil {
+			return nil, err
+		}
+	}
+	if !r.cfg.KeyAuthorization && named != nil {
+		// Hadoop looks for the key first where it has no rules to ask.
+		if _, err := r.currentVersion(ctx, *named); err != nil {
+			return nil, err
 		}
 	}
 	for again := true; ; again = false {
@@ -269,8 +258,8 @@ func (r *Ring) reencrypt(ctx context.Context, q *request, named *string, es []cl
 			return out, err
 		}
 		if errors.Is(err, errTwoKeys) {
-			r.forget(r.resolve(*named))
-		} else if !r.replaced(err, r.resolve(*named)) {
+			r.forget(*named)
+		} else if !r.replaced(err, *named) {
 			return nil, err
 		}
 	}
@@ -284,14 +273,13 @@ var errTwoKeys = errors.New("the key was deleted and made anew while its EDEKs w
 func (r *Ring) reencryptOnce(ctx context.Context, q *request, named *string, es []claviger.EDEK) ([]claviger.EDEK, error) {
 	own, foreign, err := r.checkVersions(ctx, q, named, es)
 	if err != nil {
-		return nil, r.explainMissing(ctx, err, "")
+		return nil, err
 	}
-	// checkVersions has seen a version that belongs to it.
-	current, err := r.newest(ctx, *named)
+	key := *named // checkVersions has seen a version that belongs to it
+	current, err := r.currentVersion(ctx, key)
 	if err != nil {
-		return nil, r.explainMissing(ctx, err, *named)
+		return nil, err
 	}
-	key := current.Key
 	if err := q.needVersion(ctx, &current, authz.KeyGenerateEEK); err != nil {
 		return nil, err
 	}
@@ -306,7 +294,7 @@ func (r *Ring) reencryptOnce(ctx context.Context, q *request, named *string, es 
 	var out []claviger.EDEK
 	switch {
 	case len(foreign) > 0:
-		out, err = r.reencryptForeign(ctx, q, current, own, foreign, es)
+		out, err = r.reencryptForeign(ctx, q, key, current, own, foreign, es)
 	case r.service != nil:
 		out, err = r.reencryptAtPrimary(ctx, key, current.Name, es)
 	default:
@@ -377,7 +365,7 @@ func (r *Ring) checkVersions(ctx context.Context, q *request, named *string, es 
 			}
 			foreign[version] = struct{}{}
 		}
-		if err := r.belongs(ctx, version, owner, named); err != nil {
+		if err := belongs(version, owner, named); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -418,10 +406,9 @@ func notUnder(version string, es []claviger.EDEK) (old []claviger.EDEK, at []int
 // reencryptForeign is reencrypt where versions in foreign are not ours: DEKs are
 // unwrapped, at the primary by one call for each version and at the sources,
 // and then wrapped under the current version by one call.
-func (r *Ring) reencryptForeign(ctx context.Context, q *request, current provider.KeyVersion, ours []provider.KeyVersion,
+func (r *Ring) reencryptForeign(ctx context.Context, q *request, key string, current provider.KeyVersion, ours []provider.KeyVersion,
 	foreign map[string]struct{}, es []claviger.EDEK) ([]claviger.EDEK, error) {
 	const op = "keyring.Reencrypt"
-	key := current.Key
 	if !r.cfg.Reencryption {
 		return nil, claviger.Errorf(op, claviger.Invalid, key,
 			"key '%s': EDEKs of another KMS's key versions are not brought under a version of this one: "+
@@ -455,20 +442,12 @@ func (r *Ring) reencryptForeign(ctx context.Context, q *request, current provide
 		return nil, err
 	}
 	own.put(unwrapped, deks)
-	guard := func(m *claviger.Metadata) error { return r.needSameOrigin(ctx, q, &current, m) }
-	err = r.away(ctx, op, key, func() error {
-		for _, g := range theirs {
-			theirName, _ := claviger.KeyOfVersion(g.edeks[0].Version)
-			unwrapped, err := r.unwrapAtSource(ctx, q, useReencrypt, theirName, "", guard, g.edeks)
-			if err != nil {
-				return err
-			}
-			g.put(unwrapped, deks)
+	for _, g := range theirs {
+		unwrapped, err := r.unwrapAtSource(ctx, q, useReencrypt, key, "", g.edeks)
+		if err != nil {
+			return nil, err
 		}
-		return nil
-	})
-	if err != nil {
-		return nil, err
+		g.put(unwrapped, deks)
 	}
 	fresh, err := eek.Wrap(ctx, r.under(current), current.Name, ivs, deks)
 	if err != nil {

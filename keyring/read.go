@@ -52,7 +52,7 @@ func (r *Ring) Metadata(ctx context.Context, c claviger.Caller, key string) (*cl
 	if err != nil {
 		return nil, err
 	}
-	m, err := r.metadataHere(ctx, key)
+	m, err := r.metadata(ctx, key)
 	if err != nil {
 		return nil, err
 	}
@@ -64,7 +64,6 @@ func (r *Ring) Metadata(ctx context.Context, c claviger.Caller, key string) (*cl
 		return nil, nil
 	}
 	own := *m
-	own.Name = key // as it was asked for: clients compare
 	own.Attributes = maps.Clone(m.Attributes)
 	return &own, nil
 }
@@ -100,7 +99,10 @@ func (r *Ring) Current(ctx context.Context, c claviger.Caller, key string) (*pro
 	if err != nil {
 		return nil, err
 	}
-	v, err := r.newest(ctx, key)
+	if err := r.epochs.catchUp(ctx, key); err != nil {
+		return nil, err
+	}
+	v, err := r.currentVersion(ctx, key)
 	if claviger.Is(err, claviger.KeyNotFound) {
 		q.ok(ctx, key, "")
 		return nil, nil
@@ -148,11 +150,7 @@ func (r *Ring) Versions(ctx context.Context, c claviger.Caller, key string) ([]p
 	if err != nil {
 		return nil, err
 	}
-	here, err := r.nameHere(ctx, key)
-	if err != nil {
-		return nil, err
-	}
-	vs, err := r.ownVersions(ctx, here)
+	vs, err := r.ownVersions(ctx, key)
 	if err != nil {
 		return nil, err
 	}

@@ -201,9 +201,7 @@ func (r *Ring) forget(key string) {
 	r.keys.drop(key)
 	r.current.drop(key)
 	r.versions.dropAll(ofKey)
-	for _, s := range r.sources {
-		s.keys.drop(key)
-	}
+	r.foreign.drop(key)
 	r.missing.dropAll(ofKey)
 	if r.queue != nil {
 		r.queue.Drain(key)
@@ -216,11 +214,7 @@ func (r *Ring) forgetAll() {
 	r.keys.dropAll(all)
 	r.current.dropAll(all)
 	r.versions.dropAll(all)
-	for _, s := range r.sources {
-		s.keys.dropAll(all)
-	}
-	r.aliases.dropAll(all)
-	r.origins.forget()
+	r.foreign.dropAll(all)
 	r.missing.dropAll(all)
 	if r.queue != nil {
 		r.queue.DrainAll()

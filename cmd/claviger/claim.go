@@ -23,7 +23,7 @@ func claimStore(ctx context.Context, store metastore.Store, self owner.Owner, ac
 	if !access.Changes() {
 		return nil
 	}
-	_, err := store.Claim(ctx, self, access == hsm.Mend)
+	_, err := store.Claim(ctx, self, access.Alone())
 	return inUse(err, self, "give each server a "+hadoopconf.MetastoreURI+" of its own, or have all nodes share one in PostgreSQL (docs/nodes.md)")
 }
 

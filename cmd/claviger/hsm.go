@@ -28,7 +28,7 @@ const hsmLatency = 30 * time.Millisecond
 func newHSMCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "hsm", Short: "Set up, list, inspect and measure an HSM token", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
-	cmd.AddCommand(newHSMInit(), newHSMList(), newHSMInspect(), newHSMBench(), newHSMPrune())
+	cmd.AddCommand(newHSMInit(), newHSMList(), newHSMInspect(), newHSMBench(), newHSMPrune(), newHSMAdopt())
 	return cmd
 }
 
@@ -41,8 +41,7 @@ func newHSMInit() *cobra.Command {
 		Use:   "init --module LIBRARY (--token LABEL | --serial SERIAL | --slot N) (--pin-file FILE | --pin-env NAME | --credential NAME) FILE",
 		Short: "Write the small file that says which token claviger uses",
 		Long: `init writes FILE, which a provider URI names: cloudera.hsmkp://file@/path/of/FILE. The file holds no secret: the PIN stays where it is.
-Unless --no-check is given, the token is opened, and has to make a key, encrypt with it and destroy it before anything is written. FILE is
-never overwritten.`,
+Unless --no-check is given, the token is opened and has to encrypt before anything is written. FILE is never overwritten.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if slot >= 0 {
@@ -97,10 +96,10 @@ func initHSM(ctx context.Context, out io.Writer, path string, c pkcs11.FileConfi
 			return err
 		}
 		info := tok.Info()
-		if err := errors.Join(tryKey(ctx, tok), tok.Close()); err != nil {
+		if err := tok.Close(); err != nil {
 			return err
 		}
-		fmt.Fprintf(out, "token %s, serial %s, %s %s: logged in, encrypts by %s, made and destroyed a key of 256 bits\n", info.Label, info.Serial, info.Manufacturer, info.Model, info.Mechanism)
+		fmt.Fprintf(out, "token %s, serial %s, %s %s: logged in, encrypts by %s\n", info.Label, info.Serial, info.Manufacturer, info.Model, info.Mechanism)
 	}
 	if err := pkcs11.WriteKeystoreFile(path, c); err != nil {
 		return err
@@ -113,26 +112,6 @@ func initHSM(ctx context.Context, out io.Writer, path string, c pkcs11.FileConfi
 	return nil
 }
 
-// tryKey makes a key as the server makes them, uses it, and destroys it again: what
-// the token's policies refuse is found here, not at the first creation.
-func tryKey(ctx context.Context, tok *pkcs11.Token) error {
-	id := make([]byte, 8)
-	_, _ = rand.Read(id) // never fails: it ends the process first
-	label := fmt.Sprintf("claviger hsm init %x", id)
-	const bits = 256
-	if err := tok.GenerateKey(ctx, id, label, bits); err != nil {
-		return fmt.Errorf("the token makes no key of the kind that is needed (AES, %d bits, not extractable, to encrypt alone), so nothing was written: %w", bits, err)
-	}
-	_, err := tok.CheckValue(ctx, id, label)
-	if err != nil {
-		err = fmt.Errorf("the token made a key and does not encrypt with it, so nothing was written: %w", err)
-	}
-	if gone := tok.Destroy(ctx, id, label); gone != nil {
-		err = errors.Join(err, fmt.Errorf("the key that was made to try the token could not be destroyed; destroy the key %q with the HSM's own tool: %w", label, gone))
-	}
-	return err
-}
-
 // hsmCommand is a subcommand that works on the token of a configuration folder.
 func hsmCommand(use, short, long string, access hsm.Access, run func(ctx context.Context, p *hsm.Provider, out *output) error) *cobra.Command {
 	var conf, format string
@@ -142,26 +121,31 @@ func hsmCommand(use, short, long string, access hsm.Access, run func(ctx context
 		if err != nil {
 			return err
 		}
-		log, err := newLogger("warn")
-		if err != nil {
-			return err
-		}
-		ctx, cancel := context.WithTimeout(cmd.Context(), hsmTimeout)
-		defer cancel()
-		svc, err := openService(ctx, conf, cmd.CommandPath(), access, log)
-		if err != nil {
-			return err
-		}
-		p, ok := svc.Primary.(*hsm.Provider)
-		if !ok {
-			return errors.Join(fmt.Errorf("the first provider of %s is %s, which is no HSM", conf, svc.Primary.URI()), svc.Close())
-		}
-		return errors.Join(run(ctx, p, out), svc.Close())
+		return withHSM(cmd, conf, access, func(ctx context.Context, p *hsm.Provider) error { return run(ctx, p, out) })
 	}
 	cmd.Flags().StringVar(&conf, "conf", "", "configuration folder")
 	cmd.Flags().StringVarP(&format, "output", "o", "text", "text or json")
 	_ = cmd.MarkFlagRequired("conf") // the flag is defined above
 	return cmd
+}
+
+// withHSM has work use the token of a configuration folder.
+func withHSM(cmd *cobra.Command, conf string, access hsm.Access, work func(context.Context, *hsm.Provider) error) error {
+	log, err := newLogger("warn")
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(cmd.Context(), hsmTimeout)
+	defer cancel()
+	svc, err := openService(ctx, conf, cmd.CommandPath(), access, log)
+	if err != nil {
+		return err
+	}
+	p, ok := svc.Primary.(*hsm.Provider)
+	if !ok {
+		return errors.Join(fmt.Errorf("the first provider of %s is %s, which is no HSM", conf, svc.Primary.URI()), svc.Close())
+	}
+	return errors.Join(work(ctx, p), svc.Close())
 }
 
 // output writes what a command found: a table for people, JSON for machines.
@@ -194,20 +178,29 @@ func newHSMList() *cobra.Command {
 	return hsmCommand("list --conf DIR", "List the AES keys on the token",
 		`list shows every AES key on the token and what it is: in use by a version that the metastore knows; deleted, of a key that
 was deleted and can be brought back (claviger key undelete) or ended (claviger key purge); pending, of a step that was broken
-off and that the next run of the same step uses; an orphan, named like ours but unknown to the metastore; or foreign.`, hsm.Look,
+off and that the next run of the same step uses; unknown, named like ours and not known to this metastore, which is older than
+the token or another's (claviger hsm adopt); set aside, unknown and left so by an operator; an orphan, which this metastore once
+numbered and nothing refers to any more (claviger hsm prune); or foreign.`, hsm.Look,
 		func(ctx context.Context, p *hsm.Provider, out *output) error {
 			objects, err := p.Objects(ctx)
 			if err != nil {
 				return err
 			}
-			slices.SortFunc(objects, func(a, b hsm.Object) int { return strings.Compare(a.Label, b.Label) })
-			return out.write(objects, func(w io.Writer) {
-				fmt.Fprintln(w, "CKA_ID\tLABEL\tBITS\tSTATE")
-				for _, o := range objects {
-					fmt.Fprintf(w, "%s\t%s\t%d\t%s%s\n", o.ID, o.Label, o.Bits, o.Mark, alarm(o))
-				}
-			})
+			return out.write(objects, func(w io.Writer) { objectTable(w, objects) })
 		})
+}
+
+// objectTable writes objects for people, by label.
+func objectTable(w io.Writer, objects []hsm.Object) {
+	slices.SortFunc(objects, func(a, b hsm.Object) int { return strings.Compare(a.Label, b.Label) })
+	fmt.Fprintln(w, "CKA_ID\tLABEL\tBITS\tSTATE")
+	for _, o := range objects {
+		since := ""
+		if o.Since != nil {
+			since = ", since " + o.Since.UTC().Format(time.DateOnly)
+		}
+		fmt.Fprintf(w, "%s\t%s\t%d\t%s%s%s\n", o.ID, o.Label, o.Bits, o.Mark, since, alarm(o))
+	}
 }
 
 // alarm shouts where a key is less guarded than it should be.
@@ -240,7 +233,7 @@ func newHSMInspect() *cobra.Command {
 			err = out.write(map[string]any{"token": i, "keys": marks, "unguarded": weak}, func(w io.Writer) {
 				fmt.Fprintf(w, "token\t%s\nserial\t%s\nslot\t%d\nmaker\t%s %s, firmware %s\nprofile\t%s\nmechanism\t%s\nsessions\tup to %d\none call\tup to %d bytes\n",
 					i.Label, i.Serial, i.Slot, i.Manufacturer, i.Model, i.Firmware, i.Profile, i.Mechanism, i.MaxSessions, i.MaxData)
-				for _, m := range []hsm.Mark{hsm.InUse, hsm.Deleted, hsm.Pending, hsm.Orphan, hsm.Foreign} {
+				for _, m := range hsm.Marks() {
 					fmt.Fprintf(w, "keys %s\t%d\n", m, marks[m])
 				}
 				fmt.Fprintf(w, "of ours not sensitive, or extractable\t%d\n", weak)
@@ -327,28 +320,4 @@ func benchHSM(ctx context.Context, p *hsm.Provider, version string, edeks, calls
 	}
 	slices.Sort(times)
 	return benchResult{EDEKs: edeks, Calls: calls, Median: times[calls/2], P99: times[calls*99/100], PerSec: float64(edeks*calls) / total.Seconds()}, nil
-}
-
-func newHSMPrune() *cobra.Command {
-	var yes bool
-	cmd := hsmCommand("prune --conf DIR --yes", "Destroy orphans on the token, for ever",
-		`prune destroys the keys that hsm list shows as orphans: named like ours, but unknown to this metastore. Where another metastore uses the
-same token, its keys are orphans to this one: then do not prune.`, hsm.Serve,
-		func(ctx context.Context, p *hsm.Provider, out *output) error {
-			if !yes {
-				return &exitError{exitRefused, errors.New("prune destroys keys for ever; look at hsm list first, then say --yes")}
-			}
-			gone, err := p.Prune(ctx)
-			if gone == nil {
-				gone = []hsm.Object{}
-			}
-			return errors.Join(err, out.write(gone, func(w io.Writer) {
-				for _, o := range gone {
-					fmt.Fprintf(w, "destroyed\t%s\t%s\n", o.ID, o.Label)
-				}
-				fmt.Fprintf(w, "%d orphans destroyed\n", len(gone))
-			}))
-		})
-	cmd.Flags().BoolVar(&yes, "yes", false, "do it")
-	return cmd
 }

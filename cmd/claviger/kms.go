@@ -18,7 +18,6 @@ import (
 
 	"claviger/authz"
 	"claviger/console"
-	"claviger/durable"
 	"claviger/hadoopconf"
 	"claviger/keyring"
 	"claviger/kmsapi"
@@ -131,7 +130,6 @@ func serveKMS(ctx context.Context, f kmsFlags, log *slog.Logger, level *slog.Lev
 	}
 	cfg.Shared = svc.sharedKeys()
 	cfg.Migrator = svc.migrator()
-	cfg.History = svc.history()
 	ring, err := keyring.New(cfg)
 	if err != nil {
 		return err
@@ -292,7 +290,8 @@ func (s *kmsServer) checks() []console.Check {
 	}
 	if p, ok := s.svc.Primary.(*hsm.Provider); ok {
 		// What this node refuses others may serve; the rest of its keys it serves.
-		checks = append(checks, console.Check{Name: "keys in the HSM", Informational: true, Run: p.CheckKeys})
+		checks = append(checks, console.Check{Name: "keys in the HSM", Informational: true, Run: p.CheckKeys},
+			console.Check{Name: "keys unknown to the metastore", Informational: true, Run: p.CheckUnknown})
 	}
 	checks = append(checks, s.shared.checks...)
 	for i, src := range s.ring.Sources() {
@@ -319,7 +318,11 @@ func baseURL(scheme, host string, addr net.Addr) string {
 
 // writeReady puts the URL and a newline into the file, at once.
 func writeReady(path, url string) error {
-	if err := durable.Replace(path, []byte(url+"\n"), 0o644); err != nil { // others wait for it
+	tmp := path + ".tmp"
+	if err := os.WriteFile(tmp, []byte(url+"\n"), 0o644); err != nil { //nolint:gosec // others wait for it
+		return fmt.Errorf("--ready-file: %w", err)
+	}
+	if err := os.Rename(tmp, path); err != nil {
 		return fmt.Errorf("--ready-file: %w", err)
 	}
 	return nil

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"log/slog"
 	"os"
@@ -19,10 +21,13 @@ import (
 
 // scriptCommands are what scripts can say beside testscript's own words.
 var scriptCommands = map[string]func(ts *testscript.TestScript, neg bool, args []string){
-	"exits": scriptExits,
-	"await": scriptAwait,
-	"key":   scriptKey,
-	"unkey": scriptUnkey,
+	"exits":     scriptExits,
+	"confirmed": scriptConfirmed,
+	"await":     scriptAwait,
+	"key":       scriptKey,
+	"unkey":     scriptUnkey,
+	"wrap":      scriptWrap,
+	"opens":     scriptOpens,
 	// Of the audit log:
 	"appears": scriptAppears,
 	"changed": scriptChanged,
@@ -95,10 +100,11 @@ func scriptAwait(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Fatalf("%s was not written", args[0])
 }
 
-// scriptKey makes a key at a KMS: key URI NAME BITS VERSIONS.
+// scriptKey makes a key at a KMS: key URI NAME BITS VERSIONS. Negated, the KMS must
+// refuse with a text that holds TEXT: ! key URI NAME BITS VERSIONS TEXT.
 func scriptKey(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) != 4 {
-		ts.Fatalf("usage: key URI NAME BITS VERSIONS")
+	if !neg && len(args) != 4 || neg && len(args) != 5 {
+		ts.Fatalf("usage: key URI NAME BITS VERSIONS, ! key URI NAME BITS VERSIONS TEXT")
 	}
 	bits, err := strconv.Atoi(args[2])
 	ts.Check(err)
@@ -111,6 +117,12 @@ func scriptKey(ts *testscript.TestScript, neg bool, args []string) {
 	_, err = k.Create(ctx, provider.Spec{Name: args[1], Cipher: claviger.DefaultCipher, BitLength: bits})
 	for i := 1; i < versions && err == nil; i++ {
 		_, err = k.Roll(ctx, args[1], nil)
+	}
+	if neg {
+		if err == nil || !strings.Contains(err.Error(), args[4]) {
+			ts.Fatalf("the KMS said %v, want %q", err, args[4])
+		}
+		err = nil
 	}
 	ts.Check(errors.Join(err, k.Close()))
 }
@@ -126,4 +138,70 @@ func scriptUnkey(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	ts.Check(k.Delete(ctx, args[1]))
 	ts.Check(k.Close())
+}
+
+// keptEDEK is an EDEK with its DEK.
+type keptEDEK struct {
+	EDEK claviger.EDEK
+	DEK  []byte
+}
+
+// scriptWrap has a KMS make an EDEK and open it, and keeps both: wrap URI NAME FILE.
+func scriptWrap(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 3 {
+		ts.Fatalf("usage: wrap URI NAME FILE")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), processTimeout)
+	defer cancel()
+	k, err := kmsclient.New(args[0], kmsclient.Options{User: "keyadmin", Log: slog.New(slog.DiscardHandler)})
+	ts.Check(err)
+	edeks, err := k.Generate(ctx, args[1], 1)
+	ts.Check(err)
+	deks, err := k.Unwrap(ctx, args[1], "", edeks)
+	ts.Check(err)
+	data, err := json.Marshal(keptEDEK{edeks[0], deks[0]})
+	ts.Check(errors.Join(err, k.Close()))
+	ts.Check(os.WriteFile(ts.MkAbs(args[2]), data, 0o600))
+}
+
+// scriptOpens has a KMS open what wrap kept, which must give the same DEK: opens URI
+// NAME FILE. Negated, the KMS must refuse with a text that holds TEXT: ! opens URI
+// NAME FILE TEXT.
+func scriptOpens(ts *testscript.TestScript, neg bool, args []string) {
+	if !neg && len(args) != 3 || neg && len(args) != 4 {
+		ts.Fatalf("usage: opens URI NAME FILE, ! opens URI NAME FILE TEXT")
+	}
+	data, err := os.ReadFile(ts.MkAbs(args[2]))
+	ts.Check(err)
+	var w keptEDEK
+	ts.Check(json.Unmarshal(data, &w))
+	ctx, cancel := context.WithTimeout(context.Background(), processTimeout)
+	defer cancel()
+	k, err := kmsclient.New(args[0], kmsclient.Options{User: "keyadmin", Log: slog.New(slog.DiscardHandler)})
+	ts.Check(err)
+	defer k.Close() //nolint:errcheck // nothing depends on it
+	deks, err := k.Unwrap(ctx, args[1], "", []claviger.EDEK{w.EDEK})
+	switch {
+	case neg && (err == nil || !strings.Contains(err.Error(), args[3])):
+		ts.Fatalf("the KMS said %v, want %q", err, args[3])
+	case neg:
+	case err != nil:
+		ts.Fatalf("%s: %v", w.EDEK.Version, err)
+	case !bytes.Equal(deks[0], w.DEK):
+		ts.Fatalf("%s opens to another DEK", w.EDEK.Version)
+	}
+}
+
+// scriptConfirmed runs a command that must be confirmed: first without, which must
+// end with exit status 3 and print the digest, then with --confirm.
+func scriptConfirmed(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: confirmed COMMAND...")
+	}
+	_ = ts.Exec(args[0], args[1:]...) // its status says that it is not confirmed, as the digest does
+	_, digest, ok := strings.Cut(ts.ReadFile("stderr"), "--confirm ")
+	if !ok {
+		ts.Fatalf("no digest is printed")
+	}
+	ts.Check(ts.Exec(args[0], append(args[1:], "--confirm", strings.TrimSpace(digest))...))
 }

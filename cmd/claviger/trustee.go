@@ -22,7 +22,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"claviger/console"
-	"claviger/durable"
 	"claviger/keyhsm"
 	"claviger/keystore"
 	"claviger/trustee"
@@ -135,13 +134,19 @@ func selfSigned(certFile, keyFile string, hosts []string) error {
 		return err
 	}
 	defer clear(key)
-	if err := durable.MakeFolder(filepath.Dir(keyFile), 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Dir(keyFile), 0o700); err != nil {
 		return err
 	}
-	if err := durable.Replace(certFile, cert, 0o600); err != nil {
-		return err
+	tmp := keyFile + ".tmp"
+	for _, f := range []struct {
+		name string
+		data []byte
+	}{{certFile, cert}, {tmp, key}} {
+		if err := os.WriteFile(f.name, f.data, 0o600); err != nil {
+			return err
+		}
 	}
-	return durable.Create(keyFile, key, 0o600)
+	return os.Rename(tmp, keyFile)
 }
 
 type trusteeFlags struct {

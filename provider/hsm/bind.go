@@ -2,7 +2,6 @@ package hsm
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
@@ -36,50 +35,53 @@ const (
 // number, and by check values where that differs, since a cloned or restored
 // token is another with the same keys. On its own token a version that is missing
 // or another is refused by itself (see CheckKeys), unless none fits. It returns the
-// versions that remain to be verified.
-func (p *Provider) bind(ctx context.Context) (later []string, err error) {
+// versions that remain to be verified, and how the two stand to each other.
+func (p *Provider) bind(ctx context.Context) (later []string, st standing, err error) {
 	info := p.tok.Info()
 	serial, known, err := p.store.Setting(ctx, settingSerial)
 	if err != nil {
-		return nil, err
+		return nil, st, err
 	}
 	label, _, err := p.store.Setting(ctx, settingLabel)
 	if err != nil {
-		return nil, err
+		return nil, st, err
 	}
 	first, later, err := p.toVerify(ctx)
 	if err != nil {
-		return nil, err
+		return nil, st, err
 	}
 	wrong, err := p.verifyAll(ctx, first)
 	if err != nil {
-		return nil, err
+		return nil, st, err
 	}
 	if len(wrong) > 0 {
 		err := wrong[0]
 		if known && serial != info.Serial {
-			return nil, claviger.Errorf("hsm.Open", claviger.Invalid, "",
+			return nil, st, claviger.Errorf("hsm.Open", claviger.Invalid, "",
 				"the metastore %s belongs to token %q (serial %s), and this is token %s: %w; name the right token in the keystore file, or the metastore of this token by claviger.metastore.uri",
 				p.store.URI(), label, serial, tokenName(info), err)
 		}
 		if len(wrong) == len(first) {
-			return nil, claviger.Errorf("hsm.Open", claviger.Invalid, "", "token %s and metastore %s do not fit together: %w; restore the token or the metastore from the backup that fits the other", tokenName(info), p.store.URI(), err)
+			return nil, st, claviger.Errorf("hsm.Open", claviger.Invalid, "", "token %s and metastore %s do not fit together: %w; restore the token or the metastore from the backup that fits the other", tokenName(info), p.store.URI(), err)
 		}
 		for _, err := range wrong {
 			p.log.Error("a key version of the metastore is not on this node's token as it should be; it is refused, others are served", "err", err)
 		}
 	}
+	if st, err = p.stands(ctx, len(first), len(wrong)); err != nil {
+		return nil, st, err
+	}
 	switch {
 	case !p.access.Changes(), known && serial == info.Serial && label == info.Label:
-		return later, nil
+		return later, st, nil
 	case known && serial != info.Serial && len(first) == 0:
 		shelved, err := p.store.Shelved(ctx)
 		if err != nil {
-			return nil, err
+			return nil, st, err
 		}
 		for _, k := range shelved {
 			if err := p.verifyShelved(ctx, k); err != nil {
-				return nil, claviger.Errorf("hsm.Open", claviger.Invalid, "",
+				return nil, st, claviger.Errorf("hsm.Open", claviger.Invalid, "",
 					"the metastore %s belongs to token %q (serial %s), which holds keys that were deleted and can come back, and this is token %s: %w; name the right token in the keystore file, or another metastore by claviger.metastore.uri",
 					p.store.URI(), label, serial, tokenName(info), err)
 			}
@@ -91,10 +93,10 @@ func (p *Provider) bind(ctx context.Context) (later []string, err error) {
 		// unless keys were begun on the other.
 		pending, err := p.store.Pending(ctx)
 		if err != nil {
-			return nil, err
+			return nil, st, err
 		}
 		if len(pending) > 0 {
-			return nil, claviger.Errorf("hsm.Open", claviger.Invalid, "",
+			return nil, st, claviger.Errorf("hsm.Open", claviger.Invalid, "",
 				"the metastore %s belongs to token %q (serial %s), where the step %q of key %q was broken off, and this is token %s; name the right token in the keystore file, or another metastore by claviger.metastore.uri",
 				p.store.URI(), label, serial, pending[0].Op, pending[0].Key, tokenName(info))
 		}
@@ -102,7 +104,46 @@ func (p *Provider) bind(ctx context.Context) (later []string, err error) {
 	case known:
 		p.log.Warn("the metastore was bound to another token whose keys this one has: a clone or a restored backup", "was", label, "wasSerial", serial, "is", info.Label, "isSerial", info.Serial)
 	}
-	return later, errors.Join(p.store.SetSetting(ctx, settingSerial, info.Serial), p.store.SetSetting(ctx, settingLabel, info.Label))
+	st.moved = true
+	return later, st, nil
+}
+
+// stands says how store and token stand to each other, of which so many versions
+// were looked at, and so many are wrong.
+func (p *Provider) stands(ctx context.Context, seen, wrong int) (st standing, err error) {
+	st.fits = seen > wrong
+	if seen > 0 {
+		return st, nil
+	}
+	shelved, err := p.store.Shelved(ctx)
+	if err != nil {
+		return st, err
+	}
+	st.empty = len(shelved) == 0
+	for _, k := range shelved {
+		for _, v := range k.List {
+			e, err := newEntry(&k.Metadata, v)
+			if err != nil {
+				return st, err
+			}
+			err = p.verify(ctx, e)
+			p.refused.Delete(e.name) // no client can ask for it
+			if err == nil {
+				st.fits = true
+				return st, nil
+			}
+			if !unfit(err) {
+				return st, err
+			}
+		}
+	}
+	return st, nil
+}
+
+// noteToken has the store remember its token.
+func (p *Provider) noteToken(ctx context.Context) error {
+	info := p.tok.Info()
+	return errors.Join(p.store.SetSetting(ctx, settingSerial, info.Serial), p.store.SetSetting(ctx, settingLabel, info.Label))
 }
 
 // toVerify returns all versions, the newest of each key first, in two parts.
@@ -264,153 +305,4 @@ const objectSize = 512
 func (p *Provider) Room(context.Context) (keys int, known bool, err error) {
 	free := p.tok.Info().FreePrivateMemory
 	return int(min(free/objectSize, 1<<30)), free > 0, nil
-}
-
-// Mark says what an object on the token is.
-type Mark string
-
-// The marks.
-const (
-	InUse   Mark = "in use"  // a version that the metastore knows
-	Pending Mark = "pending" // of a step that was broken off; making it again uses it
-	Deleted Mark = "deleted" // of a key that was deleted and can come back
-	Orphan  Mark = "orphan"  // named like ours, but unknown to the metastore
-	Foreign Mark = "foreign" // somebody else's
-)
-
-// Object is an AES key on the token.
-type Object struct {
-	ID          string `json:"id"` // CKA_ID in hex
-	Label       string `json:"label"`
-	Bits        int    `json:"bits"`
-	Extractable bool   `json:"extractable"`
-	Sensitive   bool   `json:"sensitive"`
-	Mark        Mark   `json:"mark"`
-}
-
-// Objects returns all AES keys on the token with what they are.
-func (p *Provider) Objects(ctx context.Context) ([]Object, error) {
-	keys, err := p.tok.List(ctx)
-	if err != nil {
-		return nil, err
-	}
-	// The token first: an intent is there before its objects are, and goes with the
-	// transaction that puts them in use.
-	pending, err := p.store.Pending(ctx)
-	if err != nil {
-		return nil, err
-	}
-	begun := map[string]string{}
-	for _, i := range pending {
-		for _, ref := range i.Refs {
-			begun[claviger.VersionName(i.Key, ref.ID)] = ref.Object
-		}
-	}
-	list := make([]Object, 0, len(keys))
-	for _, k := range keys {
-		o := Object{ID: fmt.Sprintf("%x", k.ID), Label: k.Label, Bits: k.Bits, Extractable: k.Extractable, Sensitive: k.Sensitive}
-		if o.Mark, err = p.mark(ctx, o); err != nil {
-			return nil, err
-		}
-		if id, ok := begun[o.Label]; ok && o.Mark == Orphan {
-			o.Mark = markOf(o, id, Pending)
-		}
-		if o.Mark == Orphan {
-			if still, err := p.tok.Find(ctx, k.ID); err != nil {
-				return nil, err
-			} else if still == nil {
-				continue // deleted meanwhile
-			}
-		}
-		list = append(list, o)
-	}
-	return list, nil
-}
-
-// markOf marks an object whose label is the name of a version with that CKA_ID. A
-// second object of that name is not ours: we make one for each name.
-func markOf(o Object, id string, mark Mark) Mark {
-	if o.ID == id {
-		return mark
-	}
-	return Foreign
-}
-
-// mark marks an object, the ones of steps that were begun as orphans. The versions of keys that are there are
-// looked for once more after those of deleted keys: a key goes from the ones to the
-// others, and back.
-func (p *Provider) mark(ctx context.Context, o Object) (Mark, error) {
-	for range 2 {
-		_, v, err := p.store.ByVersion(ctx, o.Label)
-		if err == nil {
-			return markOf(o, v.Object, InUse), nil
-		}
-		if !claviger.Is(err, claviger.VersionNotFound) {
-			return "", err
-		}
-		deleted, err := p.shelved(ctx)
-		if err != nil {
-			return "", err
-		}
-		if id, ok := deleted[o.Label]; ok {
-			return markOf(o, id, Deleted), nil
-		}
-	}
-	ours, err := p.ours(ctx, o)
-	if err != nil || !ours {
-		return Foreign, err
-	}
-	return Orphan, nil
-}
-
-// ours tells whether an object has a label and a CKA_ID as the ones that we make: a
-// number that this store gave, or, of the time before numbers, the CKA_ID itself.
-func (p *Provider) ours(ctx context.Context, o Object) (bool, error) {
-	key, ok := claviger.KeyOfVersion(o.Label)
-	if !ok || len(o.ID) != 2*idSize {
-		return false, nil
-	}
-	if n, ok := claviger.VersionNumber(o.Label); ok {
-		return p.store.Numbered(ctx, key, n)
-	}
-	return claviger.VersionName(key, o.ID) == o.Label, nil
-}
-
-// Prune destroys orphans, for ever, and returns them. Metastores that share a
-// token would take each other's keys for orphans, so it is the caller's duty to
-// have asked.
-func (p *Provider) Prune(ctx context.Context) ([]Object, error) {
-	objects, err := p.Objects(ctx)
-	if err != nil {
-		return nil, err
-	}
-	var gone []Object
-	for _, o := range objects {
-		if o.Mark != Orphan {
-			continue
-		}
-		key, _ := claviger.KeyOfVersion(o.Label)
-		if err := p.clearOrphan(ctx, key, o); err != nil {
-			return gone, err
-		}
-		gone = append(gone, o)
-	}
-	return gone, nil
-}
-
-// clearOrphan destroys one orphan under its key's lock, if it still is one.
-func (p *Provider) clearOrphan(ctx context.Context, key string, o Object) error {
-	ctx, unlock, err := p.lock(ctx, "hsm.Prune", key)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	if mark, err := p.mark(ctx, o); err != nil || mark != Orphan {
-		return err
-	}
-	id, err := hex.DecodeString(o.ID)
-	if err != nil {
-		return err
-	}
-	return p.tok.Destroy(ctx, id, o.Label)
 }

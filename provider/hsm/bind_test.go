@@ -169,65 +169,6 @@ func TestRefusedIsDeleted(t *testing.T) {
 	mustClose(t, p)
 }
 
-// TestObjects: what is on the token is told apart, and prune takes orphans only.
-func TestObjects(t *testing.T) {
-	b := newBacking(t)
-	used := b.create(t, "k")
-	const orphan = "gone@0"
-	b.withStore(t, func(s metastore.Store) { // numbers it, and forgets the step
-		_, err := s.Begin(t.Context(), metastore.Intent{Key: "gone", Op: "create", Refs: []metastore.Ref{{Object: "aa"}}})
-		if err == nil {
-			err = s.Drop(t.Context(), "gone")
-		}
-		if err == nil {
-			err = s.SkipNumbers(t.Context(), "gone", 3)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	})
-	// Not ours: other names, numbers that were not given here, a second object of a
-	// version that is there, a CKA_ID as we give none.
-	foreign := map[string]string{"idsomebo": "somebody's", "idnumber": "gone@1", "idmuch00": "gone@7", "idother0": "other@0", "idtwice0": used, "short": orphan}
-	b.withToken(t, func(tok *pkcs11.Token) {
-		if err := tok.GenerateKey(t.Context(), []byte("idorphan"), orphan, 128); err != nil {
-			t.Fatal(err)
-		}
-		for id, label := range foreign {
-			if err := tok.GenerateKey(t.Context(), []byte(id), label, 256); err != nil {
-				t.Fatal(err)
-			}
-		}
-	})
-	p := b.mustOpen(t)
-	b.meter.Fail("Encrypt", 1, errKilled)
-	if _, err := p.Create(t.Context(), provider.Spec{Name: "half", Cipher: claviger.DefaultCipher, BitLength: 256}); err == nil {
-		t.Fatal("created")
-	}
-	b.meter.Heal()
-	count := func() map[hsm.Mark]int {
-		marks := map[hsm.Mark]int{}
-		for _, o := range objects(t, p) {
-			marks[o.Mark]++
-			if o.Mark == hsm.InUse && o.Label != used || o.Mark == hsm.Orphan && o.Label != orphan || !o.Sensitive || o.Extractable {
-				t.Errorf("%+v", o)
-			}
-		}
-		return marks
-	}
-	if m := count(); m[hsm.InUse] != 1 || m[hsm.Orphan] != 1 || m[hsm.Pending] != 1 || m[hsm.Foreign] != len(foreign) {
-		t.Errorf("%v", m)
-	}
-	gone, err := p.Prune(t.Context())
-	if err != nil || len(gone) != 1 || gone[0].Label != orphan {
-		t.Errorf("%+v, %v", gone, err)
-	}
-	if m := count(); m[hsm.InUse] != 1 || m[hsm.Orphan] != 0 || m[hsm.Pending] != 1 || m[hsm.Foreign] != len(foreign) {
-		t.Errorf("after the prune: %v", m)
-	}
-	mustClose(t, p)
-}
-
 // interrupted is a store that lets something happen when it is asked for its
 // intents.
 type interrupted struct {

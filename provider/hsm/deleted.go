@@ -161,19 +161,3 @@ func (p *Provider) clearPending(ctx context.Context, key string) (finished bool,
 	}
 	return finished, nil
 }
-
-// shelved returns the CKA_IDs, in hex, of the versions of deleted keys by their
-// full names.
-func (p *Provider) shelved(ctx context.Context) (map[string]string, error) {
-	keys, err := p.store.Shelved(ctx)
-	if err != nil {
-		return nil, err
-	}
-	objects := map[string]string{}
-	for _, k := range keys {
-		for _, v := range k.List {
-			objects[claviger.VersionName(k.Name, v.ID)] = v.Object
-		}
-	}
-	return objects, nil
-}

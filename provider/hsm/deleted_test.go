@@ -153,7 +153,10 @@ func TestPruneLeavesDeleted(t *testing.T) {
 	if list := objects(t, p); len(list) != 1 || list[0].Mark != hsm.Deleted || list[0].Label != version {
 		t.Errorf("%+v", list)
 	}
-	if gone, err := p.Prune(t.Context()); err != nil || len(gone) != 0 {
+	if list, err := p.Prunable(t.Context(), 0); err != nil || len(list.Orphans) != 0 {
+		t.Errorf("prunable: %+v, %v", list, err)
+	}
+	if gone, err := p.Prune(t.Context(), objects(t, p)); err != nil || len(gone) != 0 {
 		t.Errorf("pruned %+v, %v", gone, err)
 	}
 	if err := p.Undelete(t.Context(), "k"); err != nil {

@@ -39,7 +39,12 @@ type token interface {
 	Info() pkcs11.TokenInfo
 	GenerateKey(ctx context.Context, id []byte, label string, bits int) error
 	Find(ctx context.Context, id []byte) (*pkcs11.KeyInfo, error)
+	FindLabel(ctx context.Context, label string) ([]pkcs11.KeyInfo, error)
+	StartDate(ctx context.Context, id []byte, label string) (time.Time, error)
 	List(ctx context.Context) ([]pkcs11.KeyInfo, error)
+	ListData(ctx context.Context, application string) ([]pkcs11.Data, error)
+	PutData(ctx context.Context, d pkcs11.Data) error
+	DestroyData(ctx context.Context, application, label string) error
 	Destroy(ctx context.Context, id []byte, label string) error
 	CheckValue(ctx context.Context, id []byte, label string) ([]byte, error)
 	EncryptBlocks(ctx context.Context, id []byte, label string, blocks []byte) error
@@ -60,6 +65,10 @@ type Provider struct {
 	soft  bool // Delete keeps objects until Purge
 
 	access Access
+	// alone: the token is bound to this store and to no other.
+	alone  atomic.Bool
+	survey survey
+	absent absent
 
 	// versions maps a version name to its *entry. It grows with the versions that
 	// are used, each of which is an object on the token.
@@ -110,6 +119,9 @@ const (
 	Look
 	// Mend is Look, and may write: for commands that make store and token fit again.
 	Mend
+	// Destroy is Serve for commands that destroy what nothing refers to, while no node
+	// serves.
+	Destroy
 	// Note is Read, and may write what is no key: the journal of a migration, beside
 	// a server that goes on.
 	Note
@@ -120,7 +132,13 @@ func (a Access) Writes() bool { return a.Changes() || a == Note }
 
 // Changes tells whether keys may be changed, or the binding of store and token. Who
 // does claims the store, see metastore.Claims.
-func (a Access) Changes() bool { return a == Serve || a == Mend }
+func (a Access) Changes() bool { return a == Serve || a == Mend || a == Destroy }
+
+// Alone tells whether no node may serve meanwhile.
+func (a Access) Alone() bool { return a == Mend || a == Destroy }
+
+// tolerates tells whether a store and a token that do not fit are no error.
+func (a Access) tolerates() bool { return a == Look || a == Mend }
 
 // Options are what Open needs beside the URI.
 type Options struct {
@@ -192,7 +210,7 @@ func newProvider(ctx context.Context, uri string, tok *pkcs11.Token, store metas
 	background, stop := context.WithCancel(context.Background())
 	p := &Provider{uri: uri, tok: tok, store: store, access: access, log: log, stop: stop}
 	tok.OnReset(func() { p.epoch.Add(1) })
-	later, err := p.bind(ctx)
+	later, err := p.join(ctx)
 	if err == nil && access == Serve {
 		err = p.finishPending(ctx)
 	}
@@ -201,7 +219,33 @@ func newProvider(ctx context.Context, uri string, tok *pkcs11.Token, store metas
 		return nil, err
 	}
 	p.sweep.Go(func() { p.verifyLater(background, later) })
+	if access == Serve {
+		p.absent.init()
+		p.beginSurveys(ctx, background)
+	}
 	return p, nil
+}
+
+// join brings store and token together, or refuses to.
+func (p *Provider) join(ctx context.Context) (later []string, err error) {
+	tolerate := func(err error) error {
+		if !p.access.tolerates() || !claviger.Is(err, claviger.Invalid) {
+			return err
+		}
+		p.log.Warn("the token and the metastore do not fit together", "err", err)
+		return nil
+	}
+	later, st, err := p.bind(ctx)
+	if err = tolerate(err); err != nil {
+		return nil, err
+	}
+	if err = tolerate(p.bindIDs(ctx, st)); err != nil {
+		return nil, err
+	}
+	if st.moved {
+		return later, p.noteToken(ctx)
+	}
+	return later, nil
 }
 
 // URI names the provider.
@@ -296,7 +340,7 @@ func (p *Provider) entry(ctx context.Context, version string) (*entry, error) {
 	}
 	m, v, err := p.store.ByVersion(ctx, version)
 	if err != nil {
-		return nil, err
+		return nil, p.missing(ctx, "hsm.entry", version, err)
 	}
 	e, err := newEntry(m, v)
 	if err != nil {
@@ -463,7 +507,7 @@ func (p *Provider) Version(ctx context.Context, version string) (provider.KeyVer
 	}
 	m, _, err := p.store.ByVersion(ctx, version)
 	if err != nil {
-		return provider.KeyVersion{}, err
+		return provider.KeyVersion{}, p.missing(ctx, "hsm.Version", version, err)
 	}
 	return provider.KeyVersion{Key: m.Name, Name: version, BitLength: m.BitLength, Of: shared(m)}, nil
 }

@@ -93,6 +93,9 @@ func (p *Provider) make(ctx context.Context, op, kind string, m claviger.Metadat
 		}
 		return nil
 	}
+	if err := p.unhide(ctx, op, m.Name, n); err != nil {
+		return nil, err
+	}
 	intent, err := p.begin(ctx, kind, m.Name, m.BitLength, n, first)
 	if err == nil {
 		err = told("intent")
@@ -259,6 +262,9 @@ func (p *Provider) Roll(ctx context.Context, key string, material secret.Bytes) 
 		return provider.KeyVersion{}, claviger.E(op, claviger.KeyNotFound, key, nil)
 	}
 	if err := p.holdsCurrent(ctx, op, k); err != nil {
+		return provider.KeyVersion{}, err
+	}
+	if err := p.unhide(ctx, op, key, 1); err != nil {
 		return provider.KeyVersion{}, err
 	}
 	intent, err := p.begin(ctx, opRoll, key, k.BitLength, 1, 0)

@@ -4,15 +4,26 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
+	"sync"
+	"time"
 
 	"claviger"
 	"claviger/pkcs11"
 )
 
-// namedAtMost is how many objects a message names; the others it counts.
-const namedAtMost = 10
+const (
+	// namedAtMost is how many objects a message names; the others it counts.
+	namedAtMost = 10
+	// surveyPause lies between two surveys of the token, which read the attributes of
+	// every key.
+	surveyPause = time.Hour
+	// surveyRetry lies between two attempts where the token or the store did not
+	// answer.
+	surveyRetry = 30 * time.Second
+	// surveyAtStart is how long a start waits for the first survey.
+	surveyAtStart = 5 * time.Second
+)
 
 // ours tells whether a key on a token is named as we name ours, and of which key of
 // which store it is no matter: NAME@N, or NAME@ID of older versions, where ID is
@@ -23,7 +34,7 @@ func ours(k pkcs11.KeyInfo) (key, id string, ok bool) {
 		return "", "", false
 	}
 	id = k.Label[len(key)+1:]
-	if n, err := strconv.ParseUint(id, 10, 31); err == nil && strconv.FormatUint(n, 10) == id {
+	if _, numbered := claviger.NumberOfID(id); numbered {
 		return key, id, true
 	}
 	return key, id, id == fmt.Sprintf("%x", k.ID)
@@ -63,4 +74,316 @@ func emptyStore(uri string, info pkcs11.TokenInfo, labels []string) error {
 	return claviger.Errorf("hsm.Open", claviger.Invalid, "",
 		"the metastore %s knows no key, but token %s holds %d keys of claviger: %s; name the metastore that knows them by claviger.metastore.uri, or restore it from a backup; if it is lost, claviger hsm adopt makes new records of these keys",
 		uri, tokenName(info), len(labels), some(labels))
+}
+
+// survey is what a provider knows of the objects on its token that its store does
+// not refer to. Looking at a whole token takes long, so it is done at the start, in
+// the background, and after the token was away.
+type survey struct {
+	mu      sync.Mutex
+	unknown map[string]Object // by CKA_ID
+	orphans int
+	at      time.Time     // of the last that was finished
+	err     error         // of the last, if it failed
+	first   chan struct{} // closed by the first that is finished; nil: none is made
+}
+
+// Survey is how the token stands to the store.
+type Survey struct {
+	Unknown []Object // named like ours and not known to the store, by label
+	Orphans int
+	At      time.Time // of the last that was finished; zero: none was
+	Err     error     // of the last, if it failed
+}
+
+// Survey returns the last survey.
+func (p *Provider) Survey() Survey {
+	p.survey.mu.Lock()
+	defer p.survey.mu.Unlock()
+	s := Survey{Orphans: p.survey.orphans, At: p.survey.at, Err: p.survey.err}
+	for _, o := range p.survey.unknown {
+		s.Unknown = append(s.Unknown, o)
+	}
+	slices.SortFunc(s.Unknown, func(a, b Object) int { return strings.Compare(a.Label, b.Label) })
+	return s
+}
+
+// look surveys the token once.
+func (p *Provider) look(ctx context.Context) error {
+	objects, err := p.Objects(ctx)
+	unknown := map[string]Object{}
+	var orphans []Object
+	for _, o := range objects {
+		switch o.Mark {
+		case Unknown:
+			unknown[o.ID] = o
+		case Orphan:
+			orphans = append(orphans, o)
+		}
+	}
+	if err == nil {
+		_, err = p.since(ctx, orphans)
+	}
+	s := &p.survey
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err = err; err != nil {
+		if ctx.Err() == nil {
+			p.log.Warn("the token could not be surveyed for keys that the metastore does not know; the next attempt follows", "err", err, "in", surveyRetry)
+		}
+		return err
+	}
+	var news []string
+	for id, o := range unknown {
+		if _, was := s.unknown[id]; !was {
+			news = append(news, o.Label)
+		}
+	}
+	if len(news) > 0 {
+		p.log.Error("the token holds keys of claviger that the metastore does not know: it is older than the token, or another's; see claviger hsm list and claviger hsm adopt",
+			"token", tokenName(p.tok.Info()), "metastore", p.store.URI(), "count", len(news), "keys", some(news))
+	}
+	if s.at.IsZero() {
+		close(s.first)
+	}
+	s.unknown, s.orphans, s.at = unknown, len(orphans), time.Now()
+	return nil
+}
+
+// beginSurveys surveys the token now, for which a start waits a little, and goes on
+// surveying until background ends.
+func (p *Provider) beginSurveys(ctx, background context.Context) {
+	p.survey.first = make(chan struct{})
+	done := make(chan struct{})
+	p.sweep.Go(func() {
+		epoch := p.epoch.Load()
+		err := p.look(background)
+		close(done)
+		for {
+			select {
+			case <-background.Done():
+				return
+			case <-time.After(surveyRetry):
+			}
+			now := p.epoch.Load()
+			if err == nil && now == epoch && time.Since(p.Survey().At) < surveyPause {
+				continue
+			}
+			if err = p.look(background); err == nil {
+				epoch = now
+			}
+		}
+	})
+	select {
+	case <-done:
+	case <-time.After(surveyAtStart):
+	case <-ctx.Done():
+	}
+}
+
+// CheckUnknown names the keys on the token that are named like ours and that the
+// store does not know.
+func (p *Provider) CheckUnknown(context.Context) error {
+	if err := p.ready("hsm.CheckUnknown", ""); err != nil {
+		return err
+	}
+	s := p.Survey()
+	switch {
+	case len(s.Unknown) > 0:
+	case s.At.IsZero() && s.Err != nil:
+		return claviger.Errorf("hsm.CheckUnknown", claviger.Unavailable, "", "the token was not surveyed yet: %w", s.Err)
+	default:
+		return nil
+	}
+	labels := make([]string, len(s.Unknown))
+	for i, o := range s.Unknown {
+		labels[i] = o.Label
+	}
+	return claviger.Errorf("hsm.CheckUnknown", claviger.Unavailable, "",
+		"token %s holds %d keys of claviger that metastore %s does not know: %s; the metastore is older than the token, or the keys are another's; requests for them are answered with 503; restore the newest metastore, or look at claviger hsm adopt",
+		tokenName(p.tok.Info()), len(labels), p.store.URI(), some(labels))
+}
+
+// unhide refuses to make versions of a key whose name the token knows from versions
+// that the store does not: they would be hidden behind the new ones for good. n
+// versions are to be made. The key's lock is held.
+func (p *Provider) unhide(ctx context.Context, op, key string, n int) error {
+	if p.survey.first != nil {
+		select {
+		case <-p.survey.first:
+		case <-ctx.Done():
+			return claviger.Errorf(op, claviger.Unavailable, key, "the token is still being surveyed for keys that the metastore does not know: %w", context.Cause(ctx))
+		}
+	}
+	next, err := p.store.NextNumber(ctx, key)
+	if err != nil {
+		return err
+	}
+	// The survey may be old, and another node may have made versions since that a lost
+	// database has forgotten: the token is asked for the names that would be given.
+	ask := map[string]bool{}
+	for i := range n {
+		ask[claviger.VersionName(key, fmt.Sprint(next+i))] = true
+	}
+	for _, o := range p.Survey().Unknown {
+		if o.Key() == key {
+			ask[o.Label] = true
+		}
+	}
+	var hidden []string
+	for label := range ask {
+		found, err := p.tok.FindLabel(ctx, label)
+		if err != nil {
+			return err
+		}
+		marked, err := p.mark(ctx, found)
+		if err != nil {
+			return err
+		}
+		for _, o := range marked {
+			if o.Mark == Unknown {
+				p.noteUnknown(o)
+				hidden = append(hidden, o.Label)
+			}
+		}
+	}
+	if len(hidden) == 0 {
+		return nil
+	}
+	return claviger.Errorf(op, claviger.Invalid, key,
+		"the token holds versions of key %q that this server's metastore does not know: %s; a new version would hide them, and what is encrypted with them; an operator must bring them back (claviger hsm adopt %s) or set them aside (claviger hsm adopt --aside %[3]s) first", key, some(hidden), key)
+}
+
+func (p *Provider) noteUnknown(o Object) {
+	p.survey.mu.Lock()
+	defer p.survey.mu.Unlock()
+	if p.survey.unknown == nil {
+		p.survey.unknown = map[string]Object{}
+	}
+	p.survey.unknown[o.ID] = o
+}
+
+// Absent versions: see Provider.missing.
+const (
+	absentFor  = time.Minute
+	absentMost = 4096
+	searches   = 2
+	searchWait = 2 * time.Second
+)
+
+// absent remembers which versions were looked for on the token and are not there.
+type absent struct {
+	mu    sync.Mutex
+	until map[string]time.Time
+	turns chan struct{}
+}
+
+func (a *absent) init() {
+	a.until, a.turns = map[string]time.Time{}, make(chan struct{}, searches)
+}
+
+func (a *absent) knows(version string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return time.Now().Before(a.until[version])
+}
+
+func (a *absent) note(version string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.until) >= absentMost {
+		clear(a.until)
+	}
+	a.until[version] = time.Now().Add(absentFor)
+}
+
+// missing is what a version that the store does not know is answered with: err, which
+// says so, unless the token holds it. Then the store has lost it, and may have it
+// again: kind Unavailable. The token is searched only for numbers that the store has
+// not given yet, and for names of the time before numbers, once a minute each: what
+// the store has numbered and does not have was deleted.
+func (p *Provider) missing(ctx context.Context, op, version string, err error) error {
+	if !claviger.Is(err, claviger.VersionNotFound) || p.absent.turns == nil {
+		return err
+	}
+	for _, o := range p.Survey().Unknown {
+		if o.Label == version {
+			return p.lost(ctx, op, version, err)
+		}
+	}
+	key, ok := claviger.KeyOfVersion(version)
+	if !ok || p.absent.knows(version) {
+		return err
+	}
+	known := false
+	if n, numbered := claviger.VersionNumber(version); numbered {
+		next, nerr := p.store.NextNumber(ctx, key)
+		if nerr != nil || n < next {
+			return err // nerr is no worse than err: the store answered a moment ago
+		}
+		known = next > 0
+	} else if !oldID(version[len(key)+1:]) {
+		return err
+	}
+	switch found, ferr := p.search(ctx, version); {
+	case ferr == nil && !found:
+		p.absent.note(version)
+		return err
+	case ferr == nil:
+		return p.lost(ctx, op, version, err)
+	case known:
+		return claviger.Errorf(op, claviger.Unavailable, version, "the metastore does not know the version, and the token, which may hold it, cannot be asked: %w", ferr)
+	}
+	return err // of a source, most likely; the sources are asked next
+}
+
+// search looks for a label on the token. Few look at a time, however many ask.
+func (p *Provider) search(ctx context.Context, version string) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, searchWait)
+	defer cancel()
+	select {
+	case p.absent.turns <- struct{}{}:
+		defer func() { <-p.absent.turns }()
+	case <-ctx.Done():
+		return false, claviger.E("hsm.search", claviger.Unavailable, version, context.Cause(ctx))
+	}
+	if p.absent.knows(version) {
+		return false, nil
+	}
+	found, err := p.tok.FindLabel(ctx, version)
+	for _, k := range found {
+		if _, _, named := ours(k); named {
+			return true, err
+		}
+	}
+	return false, err
+}
+
+// lost says that the token holds a version that the store does not know, if that is
+// still so and nobody has set it aside.
+func (p *Provider) lost(ctx context.Context, op, version string, err error) error {
+	found, ferr := p.tok.FindLabel(ctx, version)
+	if ferr == nil {
+		var marked []Object
+		if marked, ferr = p.mark(ctx, found); ferr == nil {
+			unknown := false
+			for _, o := range marked {
+				if o.Mark == Unknown {
+					p.noteUnknown(o)
+					unknown = true
+				}
+			}
+			if !unknown {
+				p.absent.note(version)
+				return err
+			}
+		}
+	}
+	return claviger.Errorf(op, claviger.Unavailable, version,
+		"the token holds this version, and metastore %s does not know it: it is older than the token; restore the newest one, or have the version's record made anew by claviger hsm adopt", p.store.URI())
+}
+
+// oldID tells whether a version id is one of the time before numbers.
+func oldID(id string) bool {
+	return len(id) == 2*idSize && strings.Trim(id, "0123456789abcdef") == ""
 }

@@ -1,0 +1,255 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"claviger"
+	"claviger/provider/hsm"
+)
+
+// adoptFlags are the flags of `claviger hsm adopt`.
+type adoptFlags struct {
+	all, aside, rebind, dryRun bool
+	aclName, description       string
+	described                  bool
+	confirm                    string
+	args                       []string
+}
+
+// adoption is what `hsm adopt` reports.
+type adoption struct {
+	Candidates []hsm.Candidate `json:"candidates"`        // all that there are
+	Chosen     []hsm.Candidate `json:"chosen"`            // what was asked for
+	Digest     string          `json:"digest,omitempty"`  // of what was asked for
+	Done       []string        `json:"done"`              // keys
+	Aside      bool            `json:"aside"`             // they were set aside
+	Rebound    bool            `json:"rebound,omitempty"` // the token belongs to this metastore now
+}
+
+func newHSMAdopt() *cobra.Command {
+	var f adoptFlags
+	var conf, format string
+	cmd := &cobra.Command{
+		Use:   "adopt --conf DIR [NAME | NAME@VERSION]... [--all] [--confirm DIGEST]",
+		Short: "Make the records of keys anew that the token holds and the metastore does not know",
+		Long: `adopt is for a metastore that was lost, or restored from a copy that is older than the token. Without names it lists the keys of which the
+token holds versions that the metastore does not know. With names, or --all, it makes their records: of whole keys, or of newer versions of a
+key that is there. It shows what it would do, and does it only where that is confirmed: at a terminal by typing how many keys they are,
+otherwise by --confirm with the digest that it prints.
+
+The token tells names, numbers and lengths; the check values are computed. It does not tell description, attributes, cipher, the time of
+creation, nor which versions belonged to keys that were deleted and could have come back: choose the names with care, a key that is adopted
+can be used. Without its attribute key.acl.name a key is guarded by the rules of its own name; --acl-name gives it another. --aside leaves
+versions as they are: requests for them are answered as before they were made, new versions get higher numbers, and they can be adopted later.
+
+Where the token is bound to a metastore that is lost, --rebind gives it to this one. adopt refuses while a server uses the metastore. Exit
+status 3: there is something to adopt, and it is not confirmed, or cannot be adopted.`,
+	}
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		out, err := newOutput(cmd.OutOrStdout(), format)
+		if err != nil {
+			return err
+		}
+		f.args, f.described = args, cmd.Flags().Changed("description")
+		if (f.aclName != "" || f.described) && (len(args) != 1 || f.all || f.aside) {
+			return &exitError{exitUsage, errors.New("--acl-name and --description are for one key: name it, and nothing else")}
+		}
+		if f.all && len(args) > 0 {
+			return &exitError{exitUsage, errors.New("--all and names exclude each other")}
+		}
+		return adoptKeys(cmd, conf, &f, out)
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&conf, "conf", "", "configuration folder")
+	flags.StringVarP(&format, "output", "o", "text", "text or json")
+	flags.BoolVar(&f.all, "all", false, "all keys that are listed")
+	flags.BoolVar(&f.aside, "aside", false, "set the versions aside instead of adopting them")
+	flags.BoolVar(&f.rebind, "rebind", false, "give the token to this metastore, where it is bound to one that is lost")
+	flags.BoolVar(&f.dryRun, "dry-run", false, "show what would be done, and change nothing")
+	flags.StringVar(&f.aclName, "acl-name", "", "the key's attribute key.acl.name, as it was")
+	flags.StringVar(&f.description, "description", "", "the key's description, as it was")
+	flags.StringVar(&f.confirm, "confirm", "", "digest of the list that is to be adopted")
+	_ = cmd.MarkFlagRequired("conf") // the flag is defined above
+	return cmd
+}
+
+// adoptKeys looks first, and opens the metastore for writing only once the list is
+// confirmed: a metastore that is not there must not be made by a look.
+func adoptKeys(cmd *cobra.Command, conf string, f *adoptFlags, out *output) error {
+	var report adoption
+	err := withHSM(cmd, conf, hsm.Look, func(ctx context.Context, p *hsm.Provider) (err error) {
+		report, err = f.look(ctx, p)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if !out.json {
+		if err := out.write(report, report.text); err != nil {
+			return err
+		}
+	}
+	done := func(err error) error {
+		if out.json {
+			return errors.Join(err, out.write(report, nil))
+		}
+		return err
+	}
+	switch {
+	case len(report.Candidates) == 0 && !f.rebind:
+		return done(nil)
+	case len(report.Chosen) == 0 && !f.rebind:
+		return done(&exitError{exitRefused, errors.New("nothing was done; name the keys, or say --all")})
+	case f.dryRun:
+		return done(nil)
+	}
+	for _, c := range report.Chosen {
+		if c.Why != "" && !f.aside {
+			return done(&exitError{exitRefused, fmt.Errorf("key %s cannot be adopted: %s; nothing was done; leave it out, or set it aside with --aside", c.Key, c.Why)})
+		}
+	}
+	what := "make records of these keys"
+	if f.aside {
+		what = "set the versions of these keys aside"
+	}
+	if err := newConfirmation(cmd, f.confirm).of(len(report.Chosen), report.Digest, what); err != nil {
+		return done(err)
+	}
+	err = withHSM(cmd, conf, hsm.Mend, func(ctx context.Context, p *hsm.Provider) error {
+		now, err := f.look(ctx, p)
+		if err != nil {
+			return err
+		}
+		if now.Digest != report.Digest {
+			return &exitError{exitRefused, errors.New("the token or the metastore has changed meanwhile; nothing was done; look again")}
+		}
+		return f.act(ctx, p, now.Chosen, &report)
+	})
+	if err == nil && !out.json {
+		verb := "adopted"
+		if f.aside {
+			verb = "set aside"
+		}
+		fmt.Fprintf(out.w, "%s: %d keys\n", verb, len(report.Done))
+		if report.Rebound {
+			fmt.Fprintln(out.w, "the token belongs to this metastore now")
+		}
+	}
+	return done(err)
+}
+
+// look lists the candidates and chooses those that the flags name.
+func (f *adoptFlags) look(ctx context.Context, p *hsm.Provider) (adoption, error) {
+	r := adoption{Done: []string{}, Aside: f.aside, Chosen: []hsm.Candidate{}}
+	bound, mine, err := p.Bindings(ctx)
+	if err != nil {
+		return r, err
+	}
+	if len(bound) > 0 && !mine && !f.rebind {
+		return r, &exitError{exitRefused, fmt.Errorf("the token is bound to the metastore %s; if that is the one that this server should use, name it by claviger.metastore.uri; if it is lost, say --rebind", bound[0])}
+	}
+	if r.Candidates, err = p.Candidates(ctx); err != nil {
+		return r, err
+	}
+	if f.all {
+		r.Chosen = r.Candidates
+	} else if r.Chosen, err = choose(r.Candidates, f.args); err != nil {
+		return r, err
+	}
+	h := sha256.New()
+	fmt.Fprintf(h, "%t %t %q %q\n", f.aside, f.rebind, f.aclName, f.description)
+	for _, c := range r.Chosen {
+		for _, o := range c.Versions {
+			fmt.Fprintf(h, "%s %q\n", o.ID, o.Label)
+		}
+	}
+	r.Digest = hex.EncodeToString(h.Sum(nil)[:8])
+	return r, nil
+}
+
+// choose returns the candidates that args name, whole or by version.
+func choose(all []hsm.Candidate, args []string) ([]hsm.Candidate, error) {
+	chosen := []hsm.Candidate{}
+	for _, c := range all {
+		whole := slices.Contains(args, c.Key)
+		c.Versions = slices.DeleteFunc(slices.Clone(c.Versions), func(o hsm.Object) bool { return !whole && !slices.Contains(args, o.Label) })
+		if len(c.Versions) > 0 {
+			chosen = append(chosen, c)
+		}
+	}
+	for _, arg := range args {
+		if !slices.ContainsFunc(chosen, func(c hsm.Candidate) bool {
+			return c.Key == arg || slices.ContainsFunc(c.Versions, func(o hsm.Object) bool { return o.Label == arg })
+		}) {
+			return nil, &exitError{exitRefused, fmt.Errorf("the token holds nothing of %s that the metastore does not know; nothing was done", arg)}
+		}
+	}
+	return chosen, nil
+}
+
+// act makes the records, one key after the other.
+func (f *adoptFlags) act(ctx context.Context, p *hsm.Provider, chosen []hsm.Candidate, report *adoption) error {
+	a := hsm.Adoption{ACLName: f.aclName, By: ourselves().Name}
+	if f.described {
+		a.Description = &f.description
+	}
+	for _, c := range chosen {
+		do := p.Adopt
+		if f.aside {
+			do = p.SetAside
+		}
+		if err := do(ctx, c, a); err != nil {
+			return err
+		}
+		report.Done = append(report.Done, c.Key)
+	}
+	if !f.rebind {
+		return nil
+	}
+	// Last: until then the next run finds the same.
+	if err := p.Rebind(ctx); err != nil {
+		return err
+	}
+	report.Rebound = true
+	return nil
+}
+
+// text is the report for people, before anything is done.
+func (r adoption) text(w io.Writer) {
+	list := r.Chosen
+	if len(list) == 0 {
+		list = r.Candidates
+	}
+	if len(list) == 0 {
+		fmt.Fprintln(w, "the metastore knows every key of claviger that the token holds")
+		return
+	}
+	fmt.Fprintln(w, "KEY\tBITS\tVERSIONS\tIN THE METASTORE\tNOTE")
+	for _, c := range list {
+		labels := make([]string, len(c.Versions))
+		for i, o := range c.Versions {
+			labels[i] = o.Label[len(c.Key):]
+		}
+		known, note := "no", "guarded by key.acl."+c.Key+".*, or the default rules"
+		if c.Known {
+			known, note = "yes", "its versions are added to those that are there"
+		}
+		if c.Unordered {
+			note = "which of them is the newest is not known: roll the key afterwards"
+		}
+		if c.Why != "" {
+			note = "cannot be adopted: " + c.Why
+		}
+		fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\n", c.Key, c.Versions[0].Bits, strings.Join(labels, " "), known, note)
+	}
+	fmt.Fprintf(w, "Not told by the token: description, attributes (key.acl.name), cipher (taken to be %s), time of creation, and which of them were deleted\n", claviger.DefaultCipher)
+}

@@ -1,0 +1,265 @@
+package hsm
+
+import (
+	"cmp"
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"time"
+
+	"claviger"
+	"claviger/metastore"
+)
+
+// Candidate is a key of which the token holds versions that the store does not know.
+type Candidate struct {
+	Key      string   `json:"key"`
+	Versions []Object `json:"versions"` // oldest first, as far as that can be known
+	// Known: the store has a key of that name, which the versions would be added to.
+	Known bool `json:"known"`
+	// Unordered: two or more of the versions have no number; the token does not tell
+	// which of them is the newest.
+	Unordered bool `json:"unordered"`
+	// Why says why the versions cannot be adopted; "" where they can.
+	Why string `json:"why,omitempty"`
+}
+
+// Candidates lists the keys of which the token holds unknown versions, and those
+// that were set aside.
+func (p *Provider) Candidates(ctx context.Context) ([]Candidate, error) {
+	objects, err := p.Objects(ctx)
+	if err != nil {
+		return nil, err
+	}
+	byKey := map[string][]Object{}
+	for _, o := range objects {
+		if o.Mark == Unknown || o.Mark == Aside {
+			byKey[o.Key()] = append(byKey[o.Key()], o)
+		}
+	}
+	list := []Candidate{}
+	for key, versions := range byKey {
+		c, err := p.candidate(ctx, key, versions)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, c)
+	}
+	slices.SortFunc(list, func(a, b Candidate) int { return cmp.Compare(a.Key, b.Key) })
+	return list, nil
+}
+
+// candidate puts a key's versions in order and looks for what stands against them.
+func (p *Provider) candidate(ctx context.Context, key string, versions []Object) (Candidate, error) {
+	c := Candidate{Key: key, Versions: versions}
+	number := func(o Object) int { // -1: of the time before numbers, so older than all that have one
+		if n, ok := claviger.VersionNumber(o.Label); ok {
+			return n
+		}
+		return -1
+	}
+	slices.SortFunc(versions, func(a, b Object) int { return cmp.Or(cmp.Compare(number(a), number(b)), cmp.Compare(a.ID, b.ID)) })
+	opaque := 0
+	for i, o := range versions {
+		if number(o) < 0 {
+			opaque++
+		} else if i > 0 && versions[i-1].Label == o.Label {
+			c.Why = fmt.Sprintf("the token holds two keys of the label %s; which of them is right cannot be known: give one another label with the HSM's own tool", o.Label)
+		}
+		if o.Bits != versions[0].Bits {
+			c.Why = fmt.Sprintf("%s has %d bits and %s has %d; all versions of a key have one length", versions[0].Label, versions[0].Bits, o.Label, o.Bits)
+		}
+	}
+	c.Unordered = opaque > 1
+	k, err := p.key(ctx, key)
+	if err != nil || k == nil {
+		return c, err
+	}
+	c.Known = true
+	newest := -1
+	if n := len(k.List); n > 0 {
+		if v, ok := claviger.NumberOfID(k.List[n-1].ID); ok {
+			newest = v
+		}
+	}
+	switch {
+	case c.Why != "":
+	case k.BitLength != versions[0].Bits:
+		c.Why = fmt.Sprintf("the metastore's key %s has %d bits, and %s has %d", key, k.BitLength, versions[0].Label, versions[0].Bits)
+	case number(versions[0]) <= newest:
+		c.Why = fmt.Sprintf("%s is older than %s, the newest that the metastore knows, and can't be put before it", versions[0].Label, claviger.VersionName(key, k.List[len(k.List)-1].ID))
+	}
+	return c, nil
+}
+
+// Adoption is what the token cannot tell of a key, as an operator knows it.
+type Adoption struct {
+	// ACLName is the attribute key.acl.name; "" leaves the key to the rules of its own
+	// name.
+	ACLName     string
+	Description *string
+	By          string // who adopts, for the journal
+}
+
+// adopted is the journal's record of an adoption.
+type adopted struct {
+	Key      string    `json:"key"`
+	Versions []string  `json:"versions"`
+	Objects  []string  `json:"objects"`
+	Aside    bool      `json:"aside,omitempty"`
+	ACLName  string    `json:"aclName,omitempty"`
+	By       string    `json:"by,omitempty"`
+	At       time.Time `json:"at"`
+	State    string    `json:"state"` // "begun", "done"
+}
+
+// journalRun is the name of the journal's run of all adoptions.
+const journalRun = "adoption"
+
+// note writes an adoption into the journal.
+func (p *Provider) note(ctx context.Context, c Candidate, a Adoption, aside bool, state string) error {
+	rec := adopted{Key: c.Key, Aside: aside, ACLName: a.ACLName, By: a.By, At: time.Now().UTC().Truncate(time.Second), State: state}
+	for _, o := range c.Versions {
+		rec.Versions, rec.Objects = append(rec.Versions, o.Label), append(rec.Objects, o.ID)
+	}
+	data, err := json.Marshal(rec)
+	if err != nil {
+		return err
+	}
+	item := c.Key + " " + c.Versions[0].ID
+	return p.store.Put(ctx, journalRun, item, data)
+}
+
+// Adopt makes records of a candidate's versions: a new key, or newer versions of the
+// key that is there. Broken off, it is finished by the same call: what is in the
+// store then is no candidate any more. Kind Invalid where it cannot be done.
+func (p *Provider) Adopt(ctx context.Context, c Candidate, a Adoption) error {
+	const op = "hsm.Adopt"
+	ctx, unlock, err := p.lock(ctx, op, c.Key)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if c, err = p.candidate(ctx, c.Key, c.Versions); err != nil {
+		return err
+	}
+	if c.Why != "" {
+		return claviger.Errorf(op, claviger.Invalid, c.Key, "%s", c.Why)
+	}
+	pending, err := p.store.Pending(ctx)
+	if err != nil {
+		return err
+	}
+	for _, i := range pending {
+		if i.Key == c.Key {
+			return claviger.Errorf(op, claviger.Invalid, c.Key, "the step %q of this key was broken off; make it again, or delete the key, before its lost versions are adopted", i.Op)
+		}
+	}
+	list := make([]metastore.Version, len(c.Versions))
+	for i, o := range c.Versions {
+		if list[i], err = p.recordOf(ctx, o); err != nil {
+			return err
+		}
+	}
+	if err := p.note(ctx, c, a, false, "begun"); err != nil {
+		return err
+	}
+	if c.Known {
+		for _, v := range list {
+			if err := p.store.Append(ctx, c.Key, v); err != nil {
+				return err
+			}
+		}
+	} else {
+		m := claviger.Metadata{Name: c.Key, Cipher: claviger.DefaultCipher, BitLength: c.Versions[0].Bits, Description: a.Description, Created: list[0].Created, Attributes: map[string]string{}}
+		if a.ACLName != "" {
+			m.Attributes[claviger.ACLNameAttribute] = a.ACLName
+		}
+		m.Versions = metastore.CountVersions(list)
+		if err := p.store.Insert(ctx, metastore.Key{Metadata: m, List: list}); err != nil {
+			return err
+		}
+	}
+	return p.note(ctx, c, a, false, "done")
+}
+
+// recordOf makes the record of a version of what the token holds.
+func (p *Provider) recordOf(ctx context.Context, o Object) (metastore.Version, error) {
+	id, err := hex.DecodeString(o.ID)
+	if err != nil {
+		return metastore.Version{}, err
+	}
+	check, err := p.tok.CheckValue(ctx, id, o.Label)
+	if err != nil {
+		return metastore.Version{}, err
+	}
+	created, err := p.tok.StartDate(ctx, id, o.Label)
+	if created.IsZero() {
+		created = time.Now().Truncate(time.Millisecond)
+	}
+	return metastore.Version{ID: o.Label[len(o.Key())+1:], Object: o.ID, Created: created, Check: check}, err
+}
+
+// SetAside notes that a candidate's versions are to be left as they are: they are
+// answered for as versions that are not there, and new versions of the name get
+// higher numbers. They can be adopted later.
+func (p *Provider) SetAside(ctx context.Context, c Candidate, a Adoption) error {
+	const op = "hsm.SetAside"
+	ctx, unlock, err := p.lock(ctx, op, c.Key)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := p.note(ctx, c, a, true, "begun"); err != nil {
+		return err
+	}
+	for _, o := range c.Versions {
+		if n, ok := claviger.VersionNumber(o.Label); ok {
+			if err := p.store.SkipNumbers(ctx, c.Key, n+1); err != nil {
+				return err
+			}
+		}
+	}
+	free, err := p.store.Lock(ctx, settingAside)
+	if err != nil {
+		return err
+	}
+	defer free()
+	list, err := p.asides(ctx)
+	if err != nil {
+		return err
+	}
+	for _, o := range c.Versions {
+		if !slices.Contains(list, o.ID) {
+			list = append(list, o.ID)
+		}
+	}
+	data, err := json.Marshal(list)
+	if err != nil {
+		return err
+	}
+	if err := p.store.SetSetting(ctx, settingAside, string(data)); err != nil {
+		return err
+	}
+	return p.note(ctx, c, a, true, "done")
+}
+
+// Rebind gives the token to this store alone: the store that it was bound to is
+// refused from then on. It is for a store that was lost and made anew.
+func (p *Provider) Rebind(ctx context.Context) error { return p.rebind(ctx) }
+
+// Bindings tells which stores the token is bound to, and whether this one is among
+// them. The token may keep none.
+func (p *Provider) Bindings(ctx context.Context) (list []Binding, bound bool, err error) {
+	id, _, err := p.store.Setting(ctx, settingID)
+	if err != nil {
+		return nil, false, err
+	}
+	list, err = bindings(ctx, p.tok)
+	if claviger.Is(err, claviger.Unsupported) {
+		return nil, false, nil
+	}
+	return list, slices.ContainsFunc(list, func(b Binding) bool { return b.Store == id }), err
+}

@@ -1,0 +1,303 @@
+package hsm_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"strings"
+	"testing"
+
+	p11 "github.com/miekg/pkcs11"
+
+	"claviger"
+	"claviger/metastore"
+	"claviger/provider"
+	"claviger/provider/hsm"
+)
+
+// keystream is what a version makes of a block of zeros.
+func keystream(t *testing.T, p *hsm.Provider, version string) []byte {
+	t.Helper()
+	block := make([]byte, 16)
+	if err := p.EncryptBlocks(t.Context(), version, block); err != nil {
+		t.Fatalf("%s: %v", version, err)
+	}
+	return block
+}
+
+// adoptAll adopts every candidate as a command does.
+func (b *backing) adoptAll(t *testing.T, a hsm.Adoption) {
+	t.Helper()
+	b.access = hsm.Mend
+	p := b.mustOpen(t)
+	list, err := p.Candidates(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range list {
+		if err := p.Adopt(t.Context(), c, a); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := p.Rebind(t.Context()); err != nil {
+		t.Error(err)
+	}
+	mustClose(t, p)
+	b.access = hsm.Serve
+}
+
+// TestAdoptAll: with the whole store lost, the records are made anew from the token:
+// old versions encrypt as before, the newest is the current one, and numbers go on.
+func TestAdoptAll(t *testing.T) {
+	b := newBacking(t)
+	p := b.mustOpen(t)
+	create(t, p, "k")
+	for range 11 { // so that order by text is another than by number
+		if _, err := p.Roll(t.Context(), "k", nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	create(t, p, "other")
+	was := map[string][]byte{}
+	for _, v := range []string{"k@0", "k@2", "k@11", "other@0"} {
+		was[v] = keystream(t, p, v)
+	}
+	mustClose(t, p)
+	b.generate(t, "old@00000000000000aa", "old@00000000000000bb")
+	b.db += ".new"
+	b.adoptAll(t, hsm.Adoption{By: "root"})
+	p = b.mustOpen(t)
+	for v, want := range was {
+		if got := keystream(t, p, v); !bytes.Equal(got, want) {
+			t.Errorf("%s encrypts to %x, before to %x", v, got, want)
+		}
+	}
+	for key, want := range map[string]string{"k": "k@11", "other": "other@0", "old": "old@00000000000000bb"} {
+		if v, err := p.Current(t.Context(), key); err != nil || v.Name != want {
+			t.Errorf("current is %s, %v; want %s", v.Name, err, want)
+		}
+	}
+	m, err := p.Metadata(t.Context(), "k", "old")
+	if err != nil || m[0].Versions != 12 || m[0].BitLength != 256 || m[0].Cipher != claviger.DefaultCipher || m[1].Versions != 2 {
+		t.Errorf("%+v, %v", m, err)
+	}
+	if v, err := p.Roll(t.Context(), "k", nil); err != nil || v.Name != "k@12" {
+		t.Errorf("rolled to %s, %v", v.Name, err)
+	}
+	if s := p.Survey(); len(s.Unknown) != 0 {
+		t.Errorf("unknown: %+v", s.Unknown)
+	}
+	mustClose(t, p)
+	b.withStore(t, func(s metastore.Store) {
+		if list, err := s.Records(t.Context(), "adoption"); err != nil || len(list) != 3 || !strings.Contains(string(list[0].Data), `"state":"done"`) || !strings.Contains(string(list[0].Data), `"by":"root"`) {
+			t.Errorf("journal: %s, %v", list, err)
+		}
+	})
+}
+
+// TestAdoptACLName: attributes that an operator knows are kept with the key.
+func TestAdoptACLName(t *testing.T) {
+	b := newBacking(t)
+	b.create(t, "k")
+	b.db += ".new"
+	text := "as it was"
+	b.adoptAll(t, hsm.Adoption{ACLName: "finance", Description: &text})
+	p := b.mustOpen(t)
+	m, err := p.Metadata(t.Context(), "k")
+	if err != nil || m[0].ACLName() != "finance" || m[0].Description == nil || *m[0].Description != text {
+		t.Errorf("%+v, %v", m[0], err)
+	}
+	mustClose(t, p)
+}
+
+// oldCopy makes keys before and after the store was copied, and puts the copy back.
+func oldCopy(t *testing.T) *backing {
+	t.Helper()
+	b := newBacking(t)
+	p := b.mustOpen(t)
+	create(t, p, "k")
+	mustClose(t, p)
+	b.closeStores(t)
+	copied, err := os.ReadFile(b.db)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p = b.mustOpen(t)
+	if _, err := p.Roll(t.Context(), "k", nil); err != nil {
+		t.Fatal(err)
+	}
+	create(t, p, "later")
+	mustClose(t, p)
+	b.closeStores(t)
+	if err := os.WriteFile(b.db, copied, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// TestOldCopy: with an old copy of the store, what it does not know is named, is
+// answered with "unavailable", and is not hidden behind new versions, until it is
+// adopted.
+func TestOldCopy(t *testing.T) {
+	b := oldCopy(t)
+	p := b.mustOpen(t)
+	if err := p.CheckUnknown(t.Context()); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "2 keys") || !strings.Contains(err.Error(), "k@1, later@0") {
+		t.Errorf("readiness says %v", err)
+	}
+	for _, v := range []string{"k@1", "later@0"} {
+		if _, err := p.Version(t.Context(), v); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "claviger hsm adopt") {
+			t.Errorf("%s: %v", v, err)
+		}
+		if err := p.EncryptBlocks(t.Context(), v, make([]byte, 16)); !claviger.Is(err, claviger.Unavailable) {
+			t.Errorf("%s: %v", v, err)
+		}
+	}
+	for _, v := range []string{"k@2", "later@1", "never@0", "never@00000000000000aa", "never@opaque"} {
+		if _, err := p.Version(t.Context(), v); !claviger.Is(err, claviger.VersionNotFound) {
+			t.Errorf("%s: %v", v, err)
+		}
+	}
+	refused := func(what string, err error, hidden string) {
+		t.Helper()
+		if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), hidden) || !strings.Contains(err.Error(), "claviger hsm adopt") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	_, err := p.Roll(t.Context(), "k", nil)
+	refused("roll", err, "k@1")
+	_, err = p.Create(t.Context(), provider.Spec{Name: "later", Cipher: claviger.DefaultCipher, BitLength: 256})
+	refused("create", err, "later@0")
+	create(t, p, "never")
+	mustClose(t, p)
+
+	b.adoptAll(t, hsm.Adoption{})
+	p = b.mustOpen(t)
+	if err := p.CheckUnknown(t.Context()); err != nil {
+		t.Error(err)
+	}
+	keystream(t, p, "later@0")
+	if v, err := p.Current(t.Context(), "k"); err != nil || v.Name != "k@1" {
+		t.Errorf("%s, %v", v.Name, err)
+	}
+	if v, err := p.Roll(t.Context(), "k", nil); err != nil || v.Name != "k@2" {
+		t.Errorf("%s, %v", v.Name, err)
+	}
+	mustClose(t, p)
+}
+
+// TestSetAside: what is set aside counts as not there, and can be adopted later.
+func TestSetAside(t *testing.T) {
+	b := oldCopy(t)
+	b.access = hsm.Mend
+	p := b.mustOpen(t)
+	list, err := p.Candidates(t.Context())
+	if err != nil || len(list) != 2 || list[1].Key != "later" || list[1].Known || !list[0].Known {
+		t.Fatalf("%+v, %v", list, err)
+	}
+	for range 2 {
+		if err := p.SetAside(t.Context(), list[1], hsm.Adoption{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mustClose(t, p)
+	b.access = hsm.Serve
+	p = b.mustOpen(t)
+	wantMarks(t, p, map[string]hsm.Mark{"k@0": hsm.InUse, "k@1": hsm.Unknown, "later@0": hsm.Aside})
+	if _, err := p.Version(t.Context(), "later@0"); !claviger.Is(err, claviger.VersionNotFound) {
+		t.Errorf("set aside: %v", err)
+	}
+	if v := create(t, p, "later"); v != "later@1" {
+		t.Errorf("made %s", v)
+	}
+	mustClose(t, p)
+}
+
+// TestLostWhileServing: a version that another node made, and a store then forgot, is
+// looked for on the token at a miss alone, once a minute; never "not found" while the
+// token holds it.
+func TestLostWhileServing(t *testing.T) {
+	b := newBacking(t)
+	p := b.mustOpen(t)
+	create(t, p, "k")
+	b.generate(t, "k@1", "fresh@0")
+	for _, v := range []string{"k@1", "fresh@0"} {
+		if _, err := p.Version(t.Context(), v); !claviger.Is(err, claviger.Unavailable) {
+			t.Errorf("%s: %v", v, err)
+		}
+	}
+	if _, err := p.Create(t.Context(), provider.Spec{Name: "fresh", Cipher: claviger.DefaultCipher, BitLength: 256}); !claviger.Is(err, claviger.Invalid) {
+		t.Errorf("hides fresh@0: %v", err)
+	}
+	calls := func(version string, want claviger.Kind) int {
+		b.meter.Reset()
+		for range 3 {
+			if _, err := p.Version(t.Context(), version); err != nil && !claviger.Is(err, want) {
+				t.Errorf("%s: %v", version, err)
+			}
+		}
+		return b.meter.Count("FindObjectsInit")
+	}
+	for version, want := range map[string]int{"k@0": 0, "source@5": 1, "source@opaque": 0, "source@00000000000000cc": 1} {
+		if n := calls(version, claviger.VersionNotFound); n != want {
+			t.Errorf("%s: %d searches, want %d", version, n, want)
+		}
+	}
+	// The token away: what the store has numbers of is in doubt, other names are left
+	// to the sources.
+	b.meter.Fail("FindObjectsInit", 100, p11.Error(p11.CKR_FUNCTION_CANCELED))
+	for version, want := range map[string]claviger.Kind{"k@7": claviger.Unavailable, "away@5": claviger.VersionNotFound} {
+		if _, err := p.Version(t.Context(), version); !claviger.Is(err, want) {
+			t.Errorf("%s: %v", version, err)
+		}
+	}
+	b.meter.Heal()
+	mustClose(t, p)
+}
+
+// TestAdoptKilled: broken off at each call of the store, an adoption is finished by
+// the next.
+func TestAdoptKilled(t *testing.T) {
+	for at := 1; at < 4; at++ {
+		b := oldCopy(t)
+		b.access = hsm.Mend
+		f := &appendFails{at: at}
+		b.around = func(s metastore.Store) metastore.Store { f.Store = s; return f }
+		p := b.mustOpen(t)
+		list, err := p.Candidates(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range list {
+			if err = p.Adopt(t.Context(), c, hsm.Adoption{}); err != nil {
+				break
+			}
+		}
+		if !errors.Is(err, errKilled) {
+			t.Fatalf("killed at %d: %v", at, err)
+		}
+		mustClose(t, p)
+		b.around = nil
+		b.adoptAll(t, hsm.Adoption{})
+		p = b.mustOpen(t)
+		wantMarks(t, p, map[string]hsm.Mark{"k@0": hsm.InUse, "k@1": hsm.InUse, "later@0": hsm.InUse})
+		if vs, err := p.Versions(t.Context(), "k"); err != nil || len(vs) != 2 {
+			t.Errorf("killed at %d: %+v, %v", at, vs, err)
+		}
+		mustClose(t, p)
+	}
+}
+
+// appendFails is a store that is killed at the n-th writing of the journal, of which
+// an adoption makes two a key.
+type appendFails struct {
+	metastore.Store
+	at, n int
+}
+
+func (f *appendFails) Put(ctx context.Context, run, item string, data []byte) error {
+	if f.n++; f.n == f.at {
+		return errKilled
+	}
+	return f.Store.Put(ctx, run, item, data)
+}

@@ -1,0 +1,236 @@
+package hsm
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+
+	"claviger"
+	"claviger/pkcs11"
+)
+
+// A store and a token know each other by the store's id. The store keeps it as a
+// setting. The token keeps it in a data object, one for each store that uses the
+// token, which is one but for sites that shared a token before there were such
+// objects.
+const (
+	// settingID is the store's id: 32 hex digits.
+	settingID = "store.id"
+	// settingBound is when the store was first bound to a token by its id.
+	settingBound = "hsm.bound"
+	// application is CKA_APPLICATION of our data objects.
+	application = "claviger"
+	// bindingLabel and the store's id are CKA_LABEL.
+	bindingLabel = "metastore "
+)
+
+// Binding is what a token keeps of a store that uses it.
+type Binding struct {
+	Store string    `json:"store"` // its id
+	URI   string    `json:"uri"`   // where it was when it was bound, without secrets
+	Since time.Time `json:"since"`
+
+	label string // CKA_LABEL
+}
+
+func (b Binding) String() string {
+	return fmt.Sprintf("%s (id %s, bound since %s)", b.URI, b.Store, b.Since.UTC().Format(time.DateOnly))
+}
+
+// bindings are the stores that the token is bound to. An object that says nothing
+// that we understand counts as another store's.
+func bindings(ctx context.Context, tok token) ([]Binding, error) {
+	data, err := tok.ListData(ctx, application)
+	if err != nil {
+		return nil, err
+	}
+	var list []Binding
+	for _, d := range data {
+		id, ok := strings.CutPrefix(d.Label, bindingLabel)
+		if !ok {
+			continue
+		}
+		b := Binding{label: d.Label}
+		if json.Unmarshal(d.Value, &b) != nil || b.Store != id {
+			b = Binding{Store: id, URI: "a metastore of another version of claviger"}
+		}
+		b.label = d.Label
+		list = append(list, b)
+	}
+	return list, nil
+}
+
+// standing is how a store and a token stand to each other by what they hold.
+type standing struct {
+	fits  bool // a key of the store is on the token, by check value
+	empty bool // the store has no key, not even a deleted one
+	moved bool // the store was at another token, or at none
+}
+
+// bindIDs compares the ids, and binds the two where that is their first use.
+func (p *Provider) bindIDs(ctx context.Context, st standing) error {
+	unlock, err := p.bindingLock(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	id, _, err := p.store.Setting(ctx, settingID)
+	if err != nil {
+		return err
+	}
+	_, before, err := p.store.Setting(ctx, settingBound)
+	if err != nil {
+		return err
+	}
+	all, err := bindings(ctx, p.tok)
+	keepsNone := claviger.Is(err, claviger.Unsupported)
+	if err != nil && !keepsNone {
+		return err
+	}
+	var mine *Binding
+	var others []Binding
+	for i, b := range all {
+		if b.Store == id {
+			mine = &all[i]
+		} else {
+			others = append(others, b)
+		}
+	}
+	switch {
+	case mine != nil, len(others) == 0:
+	case st.fits && !before:
+		p.log.Warn("the token is shared with another metastore, since before metastores and tokens were bound; neither of them prunes it; move one of them to a token of its own", "token", tokenName(p.tok.Info()), "other", others[0].String())
+	default:
+		here := p.store.URI()
+		if here == others[0].URI {
+			here += ", at the same place but another: it was lost, or put there in place of the first"
+		}
+		return claviger.Errorf("hsm.Open", claviger.Invalid, "",
+			"token %s belongs to the metastore %s, and this is the metastore %s: two metastores on one token cannot tell each other's keys from lost ones; name the first by claviger.metastore.uri, or another token in the keystore file; if the first is lost, claviger hsm adopt --rebind gives the token to this one",
+			tokenName(p.tok.Info()), others[0], here)
+	}
+	p.alone.Store(mine != nil && len(others) == 0)
+	if st.empty {
+		if err := p.refuseEmpty(ctx); err != nil {
+			return err
+		}
+	}
+	if p.access != Serve {
+		return nil
+	}
+	if keepsNone {
+		p.log.Warn("the token keeps no data objects, so that it cannot be bound to its metastore: two new metastores on it are not told apart before one of them has a key, and no key is taken for an orphan", "token", tokenName(p.tok.Info()))
+		return nil
+	}
+	if mine == nil && before && st.fits {
+		p.log.Warn("the token did not know this metastore, whose keys it holds: a clone or a restored backup", "token", tokenName(p.tok.Info()), "metastore", p.store.URI())
+	}
+	return p.bindTo(ctx, id, mine, len(others) == 0)
+}
+
+// bindingLock keeps nodes that start at once from binding twice.
+func (p *Provider) bindingLock(ctx context.Context) (unlock func(), err error) {
+	if !p.access.Changes() {
+		return func() {}, nil
+	}
+	return p.store.Lock(ctx, "binding")
+}
+
+// bindTo writes the store's id to both sides: first to the store, so that a token is
+// never bound to a store that does not know of it.
+func (p *Provider) bindTo(ctx context.Context, id string, mine *Binding, alone bool) error {
+	if mine != nil && mine.URI == p.store.URI() {
+		return nil
+	}
+	if id == "" {
+		raw := make([]byte, 16)
+		if _, err := rand.Read(raw); err != nil {
+			return err
+		}
+		id = hex.EncodeToString(raw)
+		if err := p.store.SetSetting(ctx, settingID, id); err != nil {
+			return err
+		}
+	}
+	b := Binding{Store: id, URI: p.store.URI(), Since: time.Now().UTC().Truncate(time.Second)}
+	if mine != nil { // the store was moved
+		b.Since = mine.Since
+	}
+	value, err := json.Marshal(b)
+	if err != nil {
+		return err
+	}
+	err = p.tok.PutData(ctx, pkcs11.Data{Application: application, Label: bindingLabel + id, Value: value})
+	if claviger.Is(err, claviger.Unsupported) {
+		p.log.Warn("the token keeps no data objects, so that it cannot be bound to its metastore: two new metastores on it are not told apart before one of them has a key, and no key is taken for an orphan", "token", tokenName(p.tok.Info()), "err", err)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	p.alone.Store(alone)
+	if mine == nil {
+		p.log.Info("the token and the metastore were bound to each other", "token", tokenName(p.tok.Info()), "metastore", p.store.URI(), "id", id)
+	}
+	return p.store.SetSetting(ctx, settingBound, b.Since.Format(time.RFC3339))
+}
+
+// rebind gives the token to this store alone.
+func (p *Provider) rebind(ctx context.Context) error {
+	unlock, err := p.bindingLock(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	id, _, err := p.store.Setting(ctx, settingID)
+	if err != nil {
+		return err
+	}
+	all, err := bindings(ctx, p.tok)
+	if claviger.Is(err, claviger.Unsupported) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var mine *Binding
+	for i, b := range all {
+		if b.Store == id {
+			mine = &all[i]
+		}
+	}
+	if err := p.bindTo(ctx, id, mine, true); err != nil {
+		return err
+	}
+	for _, b := range all {
+		if b.Store != id {
+			if err := p.tok.DestroyData(ctx, application, b.label); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// refuseEmpty refuses a store without a key beside a token with keys of ours, but
+// for those of steps that the store knows were begun.
+func (p *Provider) refuseEmpty(ctx context.Context) error {
+	objects, err := p.Objects(ctx)
+	if err != nil {
+		return err
+	}
+	var labels []string
+	for _, o := range objects {
+		if o.Mark == Unknown {
+			labels = append(labels, o.Label)
+		}
+	}
+	if len(labels) == 0 {
+		return nil
+	}
+	return emptyStore(p.store.URI(), p.tok.Info(), labels)
+}

@@ -1,0 +1,255 @@
+package hsm
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+
+	"claviger"
+	"claviger/pkcs11"
+)
+
+// Mark says what an object on the token is.
+type Mark string
+
+// The marks.
+const (
+	InUse   Mark = "in use"  // of a version that the store knows
+	Pending Mark = "pending" // of a step that was broken off; making it again uses it
+	Deleted Mark = "deleted" // of a key that was deleted and can come back
+	// Orphan: the store once gave the label's number, on a token that is bound to this
+	// store alone, and nothing refers to the object any more. Such ones may be pruned.
+	Orphan Mark = "orphan"
+	// Unknown: named like ours, and this store does not know it. The store is older
+	// than the token, or the key is another store's. It is never pruned.
+	Unknown Mark = "unknown"
+	Aside   Mark = "set aside" // unknown, and an operator has decided to leave it
+	Foreign Mark = "foreign"   // not named like ours
+)
+
+// Marks lists the marks in the order of reports.
+func Marks() []Mark { return []Mark{InUse, Deleted, Pending, Unknown, Aside, Orphan, Foreign} }
+
+// Object is an AES key on the token.
+type Object struct {
+	ID          string `json:"id"` // CKA_ID in hex
+	Label       string `json:"label"`
+	Bits        int    `json:"bits"`
+	Extractable bool   `json:"extractable"`
+	Sensitive   bool   `json:"sensitive"`
+	Mark        Mark   `json:"mark"`
+	// Since is, of orphans alone, CKA_START_DATE, or when a server or a prune first
+	// found that nothing refers to it; nil where nobody knows.
+	Since *time.Time `json:"since,omitempty"`
+}
+
+// Key is the name of the key that the object's label names.
+func (o Object) Key() string {
+	key, _ := claviger.KeyOfVersion(o.Label)
+	return key
+}
+
+// settingAside is the setting with the CKA_IDs that were set aside, as a JSON list.
+const settingAside = "hsm.aside"
+
+// Objects returns all AES keys on the token with what they are.
+func (p *Provider) Objects(ctx context.Context) ([]Object, error) {
+	keys, err := p.tok.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	// The token first: an intent is there before its objects are, and goes with the
+	// transaction that puts them in use.
+	list, err := p.mark(ctx, keys)
+	if err != nil {
+		return nil, err
+	}
+	doubtful := false
+	for _, o := range list {
+		doubtful = doubtful || o.Mark == Orphan || o.Mark == Unknown
+	}
+	if !doubtful {
+		return list, nil
+	}
+	// What nothing refers to may have been destroyed since.
+	if keys, err = p.tok.List(ctx); err != nil {
+		return nil, err
+	}
+	still := map[string]bool{}
+	for _, k := range keys {
+		still[fmt.Sprintf("%x", k.ID)] = true
+	}
+	kept := list[:0]
+	for _, o := range list {
+		if still[o.ID] || o.Mark != Orphan && o.Mark != Unknown {
+			kept = append(kept, o)
+		}
+	}
+	return kept, nil
+}
+
+// records are what a store knows of objects, by CKA_ID in hex.
+type records struct {
+	begun, live, shelved, aside map[string]bool
+	// journal holds the version names that the journal speaks of.
+	journal map[string]bool
+}
+
+// mark says what objects are.
+func (p *Provider) mark(ctx context.Context, keys []pkcs11.KeyInfo) ([]Object, error) {
+	r, err := p.records(ctx)
+	if err != nil {
+		return nil, err
+	}
+	list := make([]Object, 0, len(keys))
+	for _, k := range keys {
+		o := Object{ID: fmt.Sprintf("%x", k.ID), Label: k.Label, Bits: k.Bits, Extractable: k.Extractable, Sensitive: k.Sensitive, Mark: Foreign}
+		switch {
+		case r.live[o.ID]:
+			o.Mark = InUse
+		case r.begun[o.ID]:
+			o.Mark = Pending
+		case r.shelved[o.ID]:
+			o.Mark = Deleted
+		default:
+			if o.Mark, err = p.unreferred(ctx, k, o, r); err != nil {
+				return nil, err
+			}
+		}
+		list = append(list, o)
+	}
+	return list, nil
+}
+
+// unreferred marks an object that neither a key, a deleted one nor a step refers to.
+func (p *Provider) unreferred(ctx context.Context, k pkcs11.KeyInfo, o Object, r *records) (Mark, error) {
+	key, _, named := ours(k)
+	if !named {
+		return Foreign, nil
+	}
+	// A key may have gone from the shelf to the others while the records were read.
+	switch _, v, err := p.store.ByVersion(ctx, o.Label); {
+	case err == nil && v.Object == o.ID:
+		return InUse, nil
+	case err != nil && !claviger.Is(err, claviger.VersionNotFound):
+		return "", err
+	}
+	if r.aside[o.ID] {
+		return Aside, nil
+	}
+	n, numbered := claviger.VersionNumber(o.Label)
+	if !numbered || r.journal[o.Label] || !p.alone.Load() {
+		return Unknown, nil
+	}
+	given, err := p.store.Numbered(ctx, key, n)
+	if err != nil || !given {
+		return Unknown, err
+	}
+	return Orphan, nil
+}
+
+func (p *Provider) records(ctx context.Context) (*records, error) {
+	r := &records{begun: map[string]bool{}, live: map[string]bool{}, shelved: map[string]bool{}, aside: map[string]bool{}}
+	pending, err := p.store.Pending(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, i := range pending {
+		for _, ref := range i.Refs {
+			r.begun[ref.Object] = true
+		}
+	}
+	names, err := p.store.Names(ctx)
+	if err != nil {
+		return nil, err
+	}
+	const page = 256
+	for len(names) > 0 {
+		n := min(page, len(names))
+		keys, err := p.store.Get(ctx, names[:n]...)
+		if err != nil {
+			return nil, err
+		}
+		names = names[n:]
+		for _, k := range keys {
+			if k == nil {
+				continue // deleted since
+			}
+			for _, v := range k.List {
+				r.live[v.Object] = true
+			}
+		}
+	}
+	shelved, err := p.store.Shelved(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, k := range shelved {
+		for _, v := range k.List {
+			r.shelved[v.Object] = true
+		}
+	}
+	if r.journal, err = p.journalled(ctx); err != nil {
+		return nil, err
+	}
+	list, err := p.asides(ctx)
+	for _, id := range list {
+		r.aside[id] = true
+	}
+	return r, err
+}
+
+// asides returns the CKA_IDs that were set aside.
+func (p *Provider) asides(ctx context.Context) ([]string, error) {
+	text, ok, err := p.store.Setting(ctx, settingAside)
+	if err != nil || !ok {
+		return nil, err
+	}
+	var list []string
+	if err := json.Unmarshal([]byte(text), &list); err != nil {
+		return nil, claviger.Errorf("hsm.Objects", claviger.Internal, "", "setting %s of metastore %s: %w", settingAside, p.store.URI(), err)
+	}
+	return list, nil
+}
+
+// journalled returns the version names that the journal speaks of. Its records are
+// JSON of others' making, so every text in them that could be such a name counts.
+func (p *Provider) journalled(ctx context.Context) (map[string]bool, error) {
+	names := map[string]bool{}
+	runs, err := p.store.Runs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, run := range runs {
+		list, err := p.store.Records(ctx, run)
+		if err != nil {
+			return nil, err
+		}
+		for _, rec := range list {
+			var doc any
+			if json.Unmarshal(rec.Data, &doc) == nil {
+				collect(doc, names)
+			}
+		}
+	}
+	return names, nil
+}
+
+func collect(doc any, names map[string]bool) {
+	switch v := doc.(type) {
+	case string:
+		if strings.ContainsRune(v, '@') {
+			names[v] = true
+		}
+	case []any:
+		for _, e := range v {
+			collect(e, names)
+		}
+	case map[string]any:
+		for _, e := range v {
+			collect(e, names)
+		}
+	}
+}

@@ -1,0 +1,231 @@
+package hsm_test
+
+import (
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"claviger"
+	"claviger/metastore"
+	"claviger/pkcs11"
+	"claviger/provider"
+	"claviger/provider/hsm"
+)
+
+// generate makes keys on a backing's token that no store knows, each with a CKA_ID of
+// its own, or with the one that its old label names.
+func (b *backing) generate(t *testing.T, labels ...string) {
+	t.Helper()
+	b.withToken(t, func(tok *pkcs11.Token) {
+		for i, label := range labels {
+			_, last, _ := strings.Cut(label, "@")
+			id, err := hex.DecodeString(last)
+			if err != nil || len(id) != 8 {
+				id = []byte{0xee, 0, 0, 0, 0, 0, 0, byte(i + 1)}
+			}
+			if err := tok.GenerateKey(t.Context(), id, label, 256); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}
+
+// forget takes a key out of the store as if it had been destroyed, and leaves its
+// objects.
+func (b *backing) forget(t *testing.T, key string) {
+	t.Helper()
+	b.withStore(t, func(s metastore.Store) {
+		_, err := s.Remove(t.Context(), key)
+		if err == nil {
+			err = s.Drop(t.Context(), key)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// closeStores closes the stores of providers that are closed, so that the file holds
+// all of each.
+func (b *backing) closeStores(t *testing.T) {
+	t.Helper()
+	for _, s := range b.stores {
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.stores = nil
+}
+
+func marks(t *testing.T, p *hsm.Provider) map[string]hsm.Mark {
+	t.Helper()
+	m := map[string]hsm.Mark{}
+	for _, o := range objects(t, p) {
+		m[o.Label] = o.Mark
+	}
+	return m
+}
+
+func wantMarks(t *testing.T, p *hsm.Provider, want map[string]hsm.Mark) {
+	t.Helper()
+	if got := marks(t, p); !maps.Equal(got, want) {
+		t.Errorf("the objects are %v, want %v", got, want)
+	}
+}
+
+func create(t *testing.T, p *hsm.Provider, key string) string {
+	t.Helper()
+	v, err := p.Create(t.Context(), provider.Spec{Name: key, Cipher: claviger.DefaultCipher, BitLength: 256})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v.Name
+}
+
+// TestMarks: what is on the token is told apart. Prune destroys what this store has
+// numbered and nothing refers to, once it is old enough, and nothing else.
+func TestMarks(t *testing.T) {
+	b := newBacking(t)
+	b.soft = "true"
+	p := b.mustOpen(t)
+	for _, key := range []string{"k", "deleted", "gone", "told"} {
+		create(t, p, key)
+	}
+	if err := p.Delete(t.Context(), "deleted"); err != nil {
+		t.Fatal(err)
+	}
+	b.meter.Fail("Encrypt", 1, errKilled)
+	if _, err := p.Create(t.Context(), provider.Spec{Name: "half", Cipher: claviger.DefaultCipher, BitLength: 256}); err == nil {
+		t.Fatal("created")
+	}
+	b.meter.Heal()
+	mustClose(t, p)
+	b.forget(t, "gone")
+	b.forget(t, "told")
+	b.withStore(t, func(s metastore.Store) {
+		if err := s.Put(t.Context(), "migration-1", "told", []byte(`{"targetVersions":["told@0"]}`)); err != nil {
+			t.Fatal(err)
+		}
+	})
+	b.generate(t, "k@1", "k@00000000000000aa", "other@7", "somebody's", "k@00", "k@01", "k@4294967296")
+	b.access = hsm.Destroy
+	p = b.mustOpen(t)
+	all := map[string]hsm.Mark{
+		"k@0": hsm.InUse, "deleted@0": hsm.Deleted, "half@0": hsm.Pending, "gone@0": hsm.Orphan, "told@0": hsm.Unknown,
+		"k@1": hsm.Unknown, "k@00000000000000aa": hsm.Unknown, "other@7": hsm.Unknown,
+		"somebody's": hsm.Foreign, "k@00": hsm.Foreign, "k@01": hsm.Foreign, "k@4294967296": hsm.Foreign,
+	}
+	wantMarks(t, p, all)
+	young, err := p.Prunable(t.Context(), time.Hour)
+	if err != nil || len(young.Orphans) != 0 || len(young.Young) != 1 || len(young.Unknown) != 4 {
+		t.Errorf("young: %+v, %v", young, err)
+	}
+	list, err := p.Prunable(t.Context(), 0)
+	if err != nil || len(list.Orphans) != 1 || list.Orphans[0].Label != "gone@0" || list.Digest == young.Digest || list.Orphans[0].Since == nil {
+		t.Fatalf("%+v, %v", list, err)
+	}
+	// What has changed since it was listed is not destroyed.
+	doctored := slices.Clone(list.Orphans)
+	for label := range all {
+		if label != "gone@0" {
+			o := objects(t, p)[slices.IndexFunc(objects(t, p), func(o hsm.Object) bool { return o.Label == label })]
+			doctored = append(doctored, o)
+		}
+	}
+	gone, err := p.Prune(t.Context(), doctored)
+	if err != nil || len(gone) != 1 || gone[0].Label != "gone@0" {
+		t.Errorf("destroyed %+v, %v", gone, err)
+	}
+	delete(all, "gone@0")
+	wantMarks(t, p, all)
+	mustClose(t, p)
+}
+
+// TestOrphanAge: how long an orphan has been one is remembered.
+func TestOrphanAge(t *testing.T) {
+	b := newBacking(t)
+	b.create(t, "k")
+	b.create(t, "gone")
+	b.forget(t, "gone")
+	mustClose(t, b.mustOpen(t)) // a server surveys the token
+	b.withStore(t, func(s metastore.Store) {
+		text, _, err := s.Setting(t.Context(), "hsm.orphans")
+		if err != nil {
+			t.Fatal(err)
+		}
+		times := map[string]int64{}
+		if err := json.Unmarshal([]byte(text), &times); err != nil || len(times) != 1 {
+			t.Fatalf("remembered: %q, %v", text, err)
+		}
+		for id := range times {
+			times[id] -= 48 * time.Hour.Milliseconds()
+		}
+		data, _ := json.Marshal(times)
+		if err := s.SetSetting(t.Context(), "hsm.orphans", string(data)); err != nil {
+			t.Fatal(err)
+		}
+	})
+	b.access = hsm.Destroy
+	p := b.mustOpen(t)
+	for age, want := range map[time.Duration]int{72 * time.Hour: 0, 24 * time.Hour: 1} {
+		if list, err := p.Prunable(t.Context(), age); err != nil || len(list.Orphans) != want || len(list.Young) != 1-want {
+			t.Errorf("older than %v: %+v, %v", age, list, err)
+		}
+	}
+	mustClose(t, p)
+}
+
+// TestEmptyStore: a store that is new, or older than all keys, is refused beside a
+// token with keys, which are named; no file is made. A look is no refusal.
+func TestEmptyStore(t *testing.T) {
+	b := newBacking(t)
+	mustClose(t, b.mustOpen(t))
+	b.closeStores(t)
+	old, err := os.ReadFile(b.db)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.create(t, "k")
+	known := b.db
+	for _, c := range []string{"new", "old copy"} {
+		b.db = known + "." + strings.ReplaceAll(c, " ", "")
+		if c == "old copy" {
+			if err := os.WriteFile(b.db, old, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, access := range []hsm.Access{hsm.Serve, hsm.Read, hsm.Destroy, hsm.Note} {
+			b.access = access
+			p, err := b.open(t.Context())
+			if err == nil {
+				mustClose(t, p)
+			}
+			if !claviger.Is(err, claviger.Invalid) {
+				t.Errorf("%s, access %d: %v", c, access, err)
+				continue
+			}
+			for _, want := range []string{"k@0", b.db, b.token.Serial, "claviger.metastore.uri", "claviger hsm adopt"} {
+				if !strings.Contains(err.Error(), want) {
+					t.Errorf("%s: %q is not in %v", c, want, err)
+				}
+			}
+		}
+		if _, err := os.Stat(b.db); c == "new" && !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s: a store was made: %v", c, err)
+		}
+	}
+	b.access = hsm.Look
+	p := b.mustOpen(t)
+	wantMarks(t, p, map[string]hsm.Mark{"k@0": hsm.Unknown})
+	mustClose(t, p)
+	b.access, b.db = hsm.Serve, known
+	p = b.mustOpen(t)
+	wantMarks(t, p, map[string]hsm.Mark{"k@0": hsm.InUse})
+	mustClose(t, p)
+}

@@ -1,0 +1,148 @@
+package hsm
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"claviger"
+)
+
+// settingOrphans is the setting with the times since which orphans are known, as a
+// JSON object of milliseconds since 1970 by CKA_ID.
+const settingOrphans = "hsm.orphans"
+
+// since notes when orphans were first found, and returns them with their times:
+// CKA_START_DATE, or when a server or a prune first saw that nothing refers to them.
+func (p *Provider) since(ctx context.Context, orphans []Object) ([]Object, error) {
+	text, _, err := p.store.Setting(ctx, settingOrphans)
+	if err != nil {
+		return nil, err
+	}
+	was, now := map[string]int64{}, map[string]int64{}
+	if text != "" {
+		if err := json.Unmarshal([]byte(text), &was); err != nil {
+			return nil, claviger.Errorf("hsm.Prune", claviger.Internal, "", "setting %s of metastore %s: %w", settingOrphans, p.store.URI(), err)
+		}
+	}
+	list := slices.Clone(orphans)
+	for i, o := range list {
+		ms, ok := was[o.ID]
+		if !ok {
+			ms = time.Now().UnixMilli()
+		}
+		now[o.ID] = ms
+		t := time.UnixMilli(ms).UTC()
+		raw, err := hex.DecodeString(o.ID)
+		if err != nil {
+			return nil, err
+		}
+		if day, err := p.tok.StartDate(ctx, raw, o.Label); err != nil {
+			return nil, err
+		} else if !day.IsZero() && day.Before(t) {
+			t = day
+		}
+		list[i].Since = &t
+	}
+	if !p.access.Changes() || maps.Equal(was, now) {
+		return list, nil
+	}
+	data, err := json.Marshal(now)
+	if err != nil {
+		return nil, err
+	}
+	return list, p.store.SetSetting(ctx, settingOrphans, string(data))
+}
+
+// Prunable is what a prune would destroy, and what it would spare.
+type Prunable struct {
+	Orphans []Object `json:"orphans"` // to be destroyed, by label
+	Young   []Object `json:"young"`   // orphans that are spared for their age
+	Unknown []Object `json:"unknown"` // spared in any case: the store does not know them
+	// Digest stands for Orphans: it differs where any of them does.
+	Digest string `json:"digest"`
+}
+
+// Prunable lists what nothing refers to and is older than a time.
+func (p *Provider) Prunable(ctx context.Context, older time.Duration) (Prunable, error) {
+	r := Prunable{Orphans: []Object{}, Young: []Object{}, Unknown: []Object{}}
+	objects, err := p.Objects(ctx)
+	if err != nil {
+		return r, err
+	}
+	var orphans []Object
+	for _, o := range objects {
+		switch o.Mark {
+		case Orphan:
+			orphans = append(orphans, o)
+		case Unknown:
+			r.Unknown = append(r.Unknown, o)
+		}
+	}
+	if orphans, err = p.since(ctx, orphans); err != nil {
+		return r, err
+	}
+	for _, o := range orphans {
+		if time.Since(*o.Since) < older {
+			r.Young = append(r.Young, o)
+		} else {
+			r.Orphans = append(r.Orphans, o)
+		}
+	}
+	for _, list := range [][]Object{r.Orphans, r.Young, r.Unknown} {
+		slices.SortFunc(list, func(a, b Object) int { return strings.Compare(a.Label+a.ID, b.Label+b.ID) })
+	}
+	h := sha256.New()
+	for _, o := range r.Orphans {
+		fmt.Fprintf(h, "%s %q\n", o.ID, o.Label)
+	}
+	r.Digest = hex.EncodeToString(h.Sum(nil)[:8])
+	return r, nil
+}
+
+// Prune destroys the orphans of a list, for ever, and returns those that it has
+// destroyed. Each is looked at once more before.
+func (p *Provider) Prune(ctx context.Context, orphans []Object) ([]Object, error) {
+	gone := []Object{}
+	for _, o := range orphans {
+		destroyed, err := p.clearOrphan(ctx, o)
+		if err != nil {
+			return gone, err
+		}
+		if destroyed {
+			gone = append(gone, o)
+		}
+	}
+	return gone, nil
+}
+
+// clearOrphan destroys one orphan under its key's lock, if it still is one.
+func (p *Provider) clearOrphan(ctx context.Context, o Object) (bool, error) {
+	ctx, unlock, err := p.lock(ctx, "hsm.Prune", o.Key())
+	if err != nil {
+		return false, err
+	}
+	defer unlock()
+	id, err := hex.DecodeString(o.ID)
+	if err != nil {
+		return false, err
+	}
+	k, err := p.tok.Find(ctx, id)
+	if err != nil || k == nil || k.Label != o.Label {
+		return false, err
+	}
+	r, err := p.records(ctx)
+	if err != nil || r.live[o.ID] || r.begun[o.ID] || r.shelved[o.ID] {
+		return false, err
+	}
+	if mark, err := p.unreferred(ctx, *k, o, r); err != nil || mark != Orphan {
+		return false, err
+	}
+	return true, p.tok.Destroy(ctx, id, o.Label)
+}
