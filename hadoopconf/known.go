@@ -205,7 +205,7 @@ var KMS = []Known{
 	{"claviger.shutdown.timeout", "15s", "how long requests under way may take to end at a stop"},
 	{"claviger.delete.soft", "true", "keep a deleted key's objects in the HSM, out of every client's sight, until it is purged, so that it can be undeleted; false: destroy them at once, as Hadoop does"},
 	{"claviger.purge.min.unused", "7d", "how long no version of a deleted key may have been used before it can be purged; 0: no matter"},
-	{"claviger.migration.versions", "all", "all: as many fresh versions as the source counts; current: one"},
+	{"claviger.migration.versions", "auto", "auto: one fresh version with the next number where the source numbers its versions, else as many as it counts; all: as many as it counts; current: one"},
 	{HDFSSuperusers, "hdfs", "ACL (users groups) of who may not decrypt EDEKs unless kms-acls.xml sets hadoop.kms.blacklist.DECRYPT_EEK; blank: nobody"},
 	{"claviger.metrics.enabled", "true", "serve /metrics"},
 }

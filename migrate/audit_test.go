@@ -59,7 +59,7 @@ func TestRunIsAudited(t *testing.T) {
 	}
 	want := []string{
 		"ATTEMPT closed", "ATTEMPT fails", "ERROR fails  no room", "ATTEMPT zone",
-		"OK zone " + made[1] + " Source:" + b.source.URI() + " Versions:" + strings.Join(made, ","),
+		"OK zone " + made[0] + " Source:" + b.source.URI() + " Versions:" + strings.Join(made, ","),
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("audited\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))

@@ -92,9 +92,12 @@ type Item struct {
 	// the source does not show them, as a KMS that rightly denies us GET.
 	SourceVersions []string `json:"sourceVersions,omitempty"`
 	// Count is how many versions the target makes. The first of TargetVersions
-	// stands for the first of SourceVersions, and so on; with versions "current"
-	// the only one stands for the last.
-	Count          int        `json:"count"`
+	// stands for the first of SourceVersions, and so on; if there is one alone it
+	// stands for the last.
+	Count int `json:"count"`
+	// First is the lowest number that they may have: the source has used those below.
+	// 0 where its names are no numbers.
+	First          int        `json:"first,omitempty"`
 	TargetVersions []string   `json:"targetVersions,omitempty"`
 	Started        *time.Time `json:"started,omitempty"`
 	Ended          *time.Time `json:"ended,omitempty"`

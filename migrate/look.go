@@ -32,6 +32,10 @@ type survey struct {
 	// onlyTarget are keys that the source does not list.
 	onlyTarget []string
 	spelling   spelling
+	// naming is how the source names versions, as far as it is known, and probes
+	// counts the keys that were asked for to find out.
+	naming naming
+	probes int
 	// gone are keys that the journal has and the source no longer lists.
 	gone []Item
 }
@@ -100,6 +104,12 @@ func (e *Engine) look(ctx context.Context, op string) (*survey, error) {
 		if askVersions && theirs[i] != nil && it.SourceVersions == nil {
 			if it.SourceVersions, askVersions, err = e.sourceVersions(ctx, sv, name); err != nil {
 				return nil, err
+			}
+		}
+		if theirs[i] != nil && it.Run == "" { // not as the journal has it
+			e.number(ctx, sv, &it, theirs[i])
+			if v := collision(it, theirs[i], it.TargetVersions); v != "" {
+				it.State, it.Why = Conflict, whyCollision(v)
 			}
 		}
 		sv.items = append(sv.items, it)

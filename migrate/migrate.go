@@ -3,7 +3,8 @@
 // versions: an HSM. Material never moves.
 //
 // For each key of the source the target is told name, cipher, length,
-// description, attributes, creation time and how many versions to make. The
+// description, attributes, creation time, how many versions to make, and from which
+// number on. The
 // work is written down in the metastore's journal before and after each step:
 //
 //	run ""      {"source": ..., "state": "running"}
@@ -55,6 +56,7 @@ type Store interface {
 	metastore.Journal
 	metastore.Usage
 	metastore.Settings
+	metastore.Numbers
 	Lock(ctx context.Context, name string) (unlock func(), err error)
 	TryLock(ctx context.Context, name string) (unlock func(), ok bool, err error)
 }
@@ -62,12 +64,15 @@ type Store interface {
 // Versions says how many versions a key gets at the target.
 type Versions string
 
-// The choices. With Current, which saves room in the HSM, only later rolls add
-// to the one version; old EDEKs are opened through the source either way.
+// The choices. Old EDEKs are opened through the source with each of them.
 const (
+	Auto    Versions = "auto"    // one where the source numbers its versions, else as many as it counts
 	All     Versions = "all"     // as many as the source counts
 	Current Versions = "current" // one
 )
+
+// Valid tells whether v is one of the choices.
+func (v Versions) Valid() bool { return v == Auto || v == All || v == Current }
 
 // Progress is how far a run has come.
 type Progress struct {
@@ -84,7 +89,7 @@ type Config struct {
 	Source Source
 	Target Target
 	Store  Store
-	// Versions is All where empty.
+	// Versions is Auto where empty.
 	Versions Versions
 	// MaxVersions bounds what a source may make us generate for one key; 0 is
 	// 1,000.
@@ -124,12 +129,11 @@ func New(cfg Config) (*Engine, error) {
 	if cfg.Target == nil || cfg.Store == nil {
 		return nil, claviger.Errorf(op, claviger.Internal, "", "no target or no store")
 	}
-	switch cfg.Versions {
-	case "":
-		cfg.Versions = All
-	case All, Current:
-	default:
-		return nil, claviger.Errorf(op, claviger.Invalid, "", "versions: %q is neither %q nor %q", cfg.Versions, All, Current)
+	if cfg.Versions == "" {
+		cfg.Versions = Auto
+	}
+	if !cfg.Versions.Valid() {
+		return nil, claviger.Errorf(op, claviger.Invalid, "", "versions: %q is none of %q, %q, %q", cfg.Versions, Auto, All, Current)
 	}
 	if cfg.MaxVersions <= 0 {
 		cfg.MaxVersions = 1000

@@ -16,14 +16,14 @@ import (
 func TestPlanAndBlocked(t *testing.T) {
 	b := newBench(t)
 	b.add(t, "done", 1)
-	addTo(t, b.target, "done", 1)
+	addTo(t, b.target, "done", 1, 1)
 	b.add(t, "good", 2)
 	b.add(t, "clash", 2)
-	addTo(t, b.target, "clash", 1, func(m *claviger.Metadata) {
+	addTo(t, b.target, "clash", 1, 1, func(m *claviger.Metadata) {
 		m.Description, m.BitLength, m.Created = nil, 128, born.Add(time.Millisecond)
 		m.Attributes = map[string]string{claviger.ACLNameAttribute: "other", "new": "x"}
 	})
-	addTo(t, b.target, "ours", 1)
+	addTo(t, b.target, "ours", 1, 1)
 	b.cfg.MaxVersions = 5
 	b.add(t, "many", 6)
 	src := &stub{Source: b.source, change: func(m *claviger.Metadata) {
@@ -47,12 +47,12 @@ func TestPlanAndBlocked(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := map[string]migrate.State{"done": migrate.Done, "good": migrate.Planned, "clash": migrate.Conflict, "many": migrate.Unsupported,
+	want := map[string]migrate.State{"done": migrate.Done, "good": migrate.Planned, "clash": migrate.Conflict, "many": migrate.Planned,
 		"sm4": migrate.Unsupported, "short": migrate.Unsupported, "empty": migrate.Unsupported, "secret": migrate.Refused}
 	if got := states(p.Keys); !maps.Equal(got, want) {
 		t.Errorf("planned %v, want %v", got, want)
 	}
-	if p.Ready() || p.Counts.Blocked != 6 || p.Counts.Planned != 1 || p.Counts.NewVersions != 2 || !slices.Equal(p.OnlyTarget, []string{"ours"}) {
+	if p.Ready() || p.Counts.Blocked != 5 || p.Counts.Planned != 2 || p.Counts.NewVersions != 2 || !slices.Equal(p.OnlyTarget, []string{"ours"}) {
 		t.Errorf("plan %+v", p)
 	}
 	if runs, err := b.store.Runs(t.Context()); err != nil || len(runs) != 0 || b.target.Objects() != objects {
@@ -61,7 +61,7 @@ func TestPlanAndBlocked(t *testing.T) {
 	golden(t, "plan", textOf(t, p.WriteText))
 
 	r := b.run(t)
-	want["good"] = migrate.Done
+	want["good"], want["many"] = migrate.Done, migrate.Done
 	if got := states(r.Keys); !maps.Equal(got, want) || r.Complete() || b.target.Objects() != objects+2 {
 		t.Errorf("after the run %v, want %v", got, want)
 	}
@@ -72,7 +72,7 @@ func TestPlanAndBlocked(t *testing.T) {
 	}
 
 	// Once cured, the same run goes on and completes.
-	for _, k := range []string{"sm4", "short", "empty", "secret", "many"} {
+	for _, k := range []string{"sm4", "short", "empty", "secret"} {
 		if err := b.source.Delete(t.Context(), k); err != nil {
 			t.Fatal(err)
 		}

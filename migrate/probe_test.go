@@ -188,8 +188,8 @@ func TestChecks(t *testing.T) {
 		{"HDFS here", migrate.Probes{Own: []string{"new2:9600"}, HDFS: hdfs(path, "kms://https@new1;NEW2:9600/kms")}, "HDFS not yet pointed here", migrate.Warning, "", "HDFS asks NEW2:9600 already"},
 		{"HDFS here, old name", migrate.Probes{Own: []string{"new:9600"}, HDFS: hdfs("dfs.encryption.key.provider.uri", "kms://http@new:9600/kms")}, "HDFS not yet pointed here", migrate.Warning, "dfs.encryption", "already"},
 		{"HDFS without", migrate.Probes{HDFS: hdfs("", "")}, "HDFS not yet pointed here", migrate.Warning, "no key provider", path},
-		{"room", migrate.Probes{Room: room(2, true, nil)}, "room in the HSM", migrate.OK, "2 new keys, room for 2", ""},
-		{"no room", migrate.Probes{Room: room(1, true, nil)}, "room in the HSM", migrate.Failure, "2 new keys, room for 1", "--versions current"},
+		{"room", migrate.Probes{Room: room(1, true, nil)}, "room in the HSM", migrate.OK, "1 new keys, room for 1", ""},
+		{"no room", migrate.Probes{Room: room(0, true, nil)}, "room in the HSM", migrate.Failure, "1 new keys, room for 0", "--versions current"},
 		{"room unknown", migrate.Probes{Room: room(0, false, nil)}, "room in the HSM", migrate.OK, "does not tell", ""},
 		{"room not asked", migrate.Probes{Room: room(0, false, away)}, "room in the HSM", migrate.Failure, "CKR_DEVICE_REMOVED", "reached"},
 	} {

@@ -176,6 +176,9 @@ func (w *work) begin(ctx context.Context, h *history) error {
 	}
 	for i := range w.items {
 		it := &w.items[i]
+		if err := w.e.skip(ctx, *it); err != nil {
+			return err
+		}
 		if w.wanted(it) {
 			w.progress.KeysTotal++
 			w.progress.VersionsTotal += it.Count
@@ -252,7 +255,7 @@ func (w *work) importOne(ctx context.Context, it *Item) error {
 		err = e.auditBegin(ctx, it.Key)
 	}
 	if err == nil {
-		versions, err = e.cfg.Target.Import(ctx, m, it.Count, it.Source.Versions, func(step string) error {
+		versions, err = e.cfg.Target.Import(ctx, m, it.Count, it.First, func(step string) error {
 			stop = w.step(it.Key, step)
 			return stop
 		})

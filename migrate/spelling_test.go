@@ -141,7 +141,7 @@ func TestSpellingsClash(t *testing.T) {
 	b := newBench(t)
 	b.add(t, "finance", 1, aclName("Finance"))
 	b.add(t, "other", 1)
-	addTo(t, b.target, "FINANCE", 1)
+	addTo(t, b.target, "FINANCE", 1, 1)
 	b.cfg.Source = &folding{Source: b.source}
 	plan, err := b.engine(t).Plan(t.Context())
 	must(t, err)

@@ -232,15 +232,24 @@ func (e *Engine) verifyVersions(ctx context.Context, d *KeyDiff, it Item, theirs
 	if err != nil {
 		return err
 	}
-	names := make(map[string]bool, len(have))
-	for _, v := range have {
+	names := make([]string, len(have))
+	for i, v := range have {
 		v.Material.Wipe()
-		names[v.Name] = true
+		names[i] = v.Name
 	}
 	for _, name := range it.TargetVersions {
-		if !names[name] {
+		if !slices.Contains(names, name) {
 			d.Differences = append(d.Differences, Difference{Field: "version " + name, Source: "made by " + it.Run, Target: "none"})
 		}
+	}
+	if v := collision(it, theirs, names); v != "" {
+		d.Differences = append(d.Differences, Difference{Field: "version " + v, Source: "another key", Target: "another key"})
+		d.Remarks = append(d.Remarks, whyCollision(v))
+		return nil
+	}
+	if it.First > 0 && it.State == Done {
+		d.verifyNumbered(it, theirs, len(have))
+		return nil
 	}
 	made := len(have)
 	if it.State == Done && len(it.TargetVersions) > 0 {
@@ -261,6 +270,24 @@ func (e *Engine) verifyVersions(ctx context.Context, d *KeyDiff, it Item, theirs
 		d.Differences = append(d.Differences, Difference{Field: "versions", Source: fmt.Sprint(theirs.Versions), Target: fmt.Sprint(made)})
 	}
 	return nil
+}
+
+// verifyNumbered demands the versions that were to be made of a key whose versions
+// the source numbers. Why they are fewer than there is no difference.
+func (d *KeyDiff) verifyNumbered(it Item, theirs *claviger.Metadata, have int) {
+	made := len(it.TargetVersions)
+	if made != it.Count {
+		d.Differences = append(d.Differences, Difference{Field: "versions", Source: fmt.Sprintf("%d were to be made", it.Count), Target: fmt.Sprint(made)})
+	}
+	if made == 1 && it.Source.Versions > 1 {
+		d.Remarks = append(d.Remarks, fmt.Sprintf("one version was made for %d: %s", it.Source.Versions, printable(it.TargetVersions[0])))
+	}
+	if n := have - made; n > 0 {
+		d.Remarks = append(d.Remarks, fmt.Sprintf("rolled here since: %d more", n))
+	}
+	if n := theirs.Versions - it.Source.Versions; n > 0 {
+		d.Remarks = append(d.Remarks, fmt.Sprintf("rolled at the source since: %d more", n))
+	}
 }
 
 // FinishOptions is what Finish goes by.

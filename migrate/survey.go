@@ -54,19 +54,21 @@ func (e *Engine) judge(ctx context.Context, sv *survey, name string, theirs, our
 		}
 		return it, nil
 	}
-	it := Item{Key: name, State: Planned, Source: fieldsOf(theirs), Count: e.count(theirs)}
+	it := Item{Key: name, State: Planned, Source: fieldsOf(theirs)}
 	if known {
 		it.SourceVersions, it.Started = before.SourceVersions, before.Started
-		if len(it.SourceVersions) != theirs.Versions {
+		if countOf(it.SourceVersions) != theirs.Versions {
 			it.SourceVersions = nil // rolled there since
 		}
 		if before.State == Importing {
-			// What was begun has its HSM keys counted already.
-			it.State, it.Count = Importing, before.Count
+			it.State, it.Count, it.First = Importing, before.Count, before.First
 		}
 	}
 	if ours == nil {
-		if known && (before.State == Done || before.State == Deleted) {
+		// A key that could not stay, since the source rolled it afterwards, is taken over
+		// again once it was deleted here.
+		again := collision(before, theirs, before.TargetVersions) != ""
+		if known && (before.State == Done || before.State == Deleted) && !again {
 			return deletedHere(before), nil
 		}
 		if why := e.unsupported(theirs); why != "" {
@@ -76,6 +78,10 @@ func (e *Engine) judge(ctx context.Context, sv *survey, name string, theirs, our
 	}
 	if known && before.State == Done {
 		before.Why = ""
+		if v := collision(before, theirs, before.TargetVersions); v != "" {
+			before.State, before.Why = Conflict, whyCollision(v)
+			return before, nil
+		}
 		if n := theirs.Versions - before.Source.Versions; n > 0 {
 			before.Why = fmt.Sprintf("rolled at the source since: %d more there, which are opened through the source", n)
 		}
@@ -110,6 +116,9 @@ func (e *Engine) adopt(ctx context.Context, it Item, known bool) (Item, error) {
 	}
 	it.Adopted = !known || it.State != Importing
 	it.State = Done
+	if !known || it.Count == 0 {
+		it.Count = len(vs)
+	}
 	it.Count = min(it.Count, len(vs))
 	for _, v := range vs[:it.Count] {
 		v.Material.Wipe()
@@ -118,14 +127,6 @@ func (e *Engine) adopt(ctx context.Context, it Item, known bool) (Item, error) {
 	ended := e.now()
 	it.Ended = &ended
 	return it, nil
-}
-
-// count is how many versions the target shall make.
-func (e *Engine) count(m *claviger.Metadata) int {
-	if e.cfg.Versions == Current {
-		return 1
-	}
-	return m.Versions
 }
 
 // unsupported says why the target could not hold the key; "" where it can.
@@ -138,8 +139,8 @@ func (e *Engine) unsupported(m *claviger.Metadata) string {
 		return fmt.Sprintf("length %d: AES keys have 128, 192 or 256 bits; copy the zone's files into a new zone (distcp)", m.BitLength)
 	case m.Versions < 1:
 		return fmt.Sprintf("the source counts %d versions; a key has one at least: look at it there (hadoop key list -metadata)", m.Versions)
-	case e.count(m) > e.cfg.MaxVersions:
-		return fmt.Sprintf("the source counts %d versions, more than the %d that are made of one key; use --versions current", m.Versions, e.cfg.MaxVersions)
+	case m.Versions > claviger.MaxVersion:
+		return fmt.Sprintf("the source counts %d versions, and none can have a higher number: copy the zone's files into a new zone (distcp)", m.Versions)
 	}
 	return ""
 }

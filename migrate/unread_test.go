@@ -140,7 +140,7 @@ func TestVerifyComparesLists(t *testing.T) {
 	src := &odd{Source: b.source}
 	b.cfg.Source = src
 	b.run(t)
-	addTo(t, b.target, "ours", 1)
+	addTo(t, b.target, "ours", 1, 1)
 	b.add(t, "late", 1)
 	src.hide, src.fails = map[string]bool{"lost": true}, map[string]error{"broken": castError()}
 	v, err := b.engine(t).Verify(t.Context())

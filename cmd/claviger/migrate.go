@@ -138,7 +138,7 @@ func newMigrateVerify() *cobra.Command {
 }
 
 func versionsFlag(cmd *cobra.Command, f *migrateFlags) {
-	cmd.Flags().StringVar(&f.versions, "versions", "", "all: as many new versions as the source counts; current: one a key (default claviger.migration.versions)")
+	cmd.Flags().StringVar(&f.versions, "versions", "", "auto: one new version a key where the source numbers its versions, else as many as it counts; all: as many as it counts; current: one a key (default claviger.migration.versions)")
 }
 
 // migration is what the subcommands work with.
@@ -222,8 +222,8 @@ func migrateCommand(use, short, long string, access hsm.Access, flags func(*cobr
 // are about the command line.
 func (f *migrateFlags) config() (migrate.Config, error) {
 	cfg := migrate.Config{Versions: migrate.Versions(f.versions)}
-	if cfg.Versions != "" && cfg.Versions != migrate.All && cfg.Versions != migrate.Current {
-		return cfg, fmt.Errorf("--versions %s: it must be %s or %s", f.versions, migrate.All, migrate.Current)
+	if cfg.Versions != "" && !cfg.Versions.Valid() {
+		return cfg, fmt.Errorf("--versions %s: it must be %s, %s or %s", f.versions, migrate.Auto, migrate.All, migrate.Current)
 	}
 	if f.unused < 0 {
 		return cfg, fmt.Errorf("--unused-for %v: it must not be negative; 0s asks for no time at all", f.unused)

@@ -206,11 +206,8 @@ func (s *service) engine(ctx context.Context, cfg migrate.Config) (*migrate.Engi
 		cfg.Source = src
 	}
 	if cfg.Versions == "" {
-		switch v := migrate.Versions(s.Conf.String("claviger.migration.versions")); v {
-		case migrate.All, migrate.Current:
-			cfg.Versions = v
-		default:
-			return nil, refuse(s.Conf, "claviger.migration.versions", "it must be all or current")
+		if cfg.Versions = migrate.Versions(s.Conf.String("claviger.migration.versions")); !cfg.Versions.Valid() {
+			return nil, refuse(s.Conf, "claviger.migration.versions", "it must be auto, all or current")
 		}
 	}
 	return migrate.New(cfg)

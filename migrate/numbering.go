@@ -1,0 +1,146 @@
+package migrate
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"slices"
+	"strconv"
+
+	"claviger"
+	"claviger/metastore"
+	"claviger/provider"
+)
+
+// naming is how a source names versions.
+type naming int
+
+const (
+	unknown  naming = iota // not shown; taken for numbered, which is safe with either
+	numbered               // NAME@N, as a Java KMS, a Ranger KMS and ours do
+	opaque                 // as a Key Trustee KMS
+)
+
+// number says how many versions the target shall make of a key, and from which
+// number on. NAME@(versions-1) must be the current version for clients, and no
+// version of ours may have the name of one at the source: an EDEK tells where its
+// version is by nothing but the name.
+//
+// Of a source that numbers versions, the default is one fresh version with the next
+// number. Of another, as many as it counts, from 0 on.
+func (e *Engine) number(ctx context.Context, sv *survey, it *Item, theirs *claviger.Metadata) {
+	count := theirs.Versions
+	if first := theirs.Versions; e.naming(ctx, sv, it) != opaque {
+		it.First = max(first, it.First)
+		count = 1
+	}
+	switch {
+	case e.cfg.Versions == All:
+		count = theirs.Versions
+	case e.cfg.Versions == Current:
+		count = 1
+	}
+	if it.State == Done || it.State == Importing && it.Count > 0 {
+		return // what was made, or begun, is counted already
+	}
+	it.Count = count
+	if it.State == Planned && count > e.cfg.MaxVersions {
+		it.State = Unsupported
+		it.Why = fmt.Sprintf("the source counts %d versions, more than the %d that are made of one key; use --versions current", theirs.Versions, e.cfg.MaxVersions)
+	}
+}
+
+// naming tells how the source names a key's versions: by the list of them, else by
+// those of another key, else by asking for the version that would be the current one.
+func (e *Engine) naming(ctx context.Context, sv *survey, it *Item) naming {
+	if len(it.SourceVersions) > 0 {
+		sv.naming = opaque
+		if namesAreNumbers(it.SourceVersions) {
+			sv.naming = numbered
+		}
+		return sv.naming
+	}
+	if sv.naming == unknown && sv.probes < maxProbes {
+		sv.probes++
+		sv.naming = e.probeNaming(ctx, it.Key, it.Source.Versions)
+	}
+	return sv.naming
+}
+
+// maxProbes bounds the keys that are asked for by probeNaming.
+const maxProbes = 5
+
+// probeNaming asks the source to open a made-up EDEK of NAME@(versions-1). That needs
+// no right that opening old EDEKs does not need, and shows no DEK of anybody's.
+func (e *Engine) probeNaming(ctx context.Context, key string, versions int) naming {
+	service, ok := e.cfg.Source.(provider.EDEKService)
+	if !ok {
+		return unknown
+	}
+	random := make([]byte, 2*claviger.IVSize)
+	_, _ = rand.Read(random) // never fails: crypto/rand
+	edek := claviger.EDEK{Version: claviger.VersionName(key, strconv.Itoa(versions-1)), IV: random[:claviger.IVSize], Material: random[claviger.IVSize:]}
+	deks, err := service.Unwrap(ctx, key, "", []claviger.EDEK{edek})
+	for _, d := range deks {
+		d.Wipe()
+	}
+	switch {
+	case err == nil:
+		return numbered
+	case claviger.Is(err, claviger.VersionNotFound):
+		return opaque
+	}
+	return unknown
+}
+
+func namesAreNumbers(versions []string) bool {
+	return !slices.ContainsFunc(versions, func(v string) bool { _, ok := claviger.VersionNumber(v); return !ok })
+}
+
+// countOf returns what the metadata says of a key that has these versions.
+func countOf(versions []string) int {
+	if len(versions) == 0 {
+		return 0
+	}
+	newest := versions[len(versions)-1]
+	key, _ := claviger.KeyOfVersion(newest)
+	return claviger.CountVersions(newest[min(len(key)+1, len(newest)):], len(versions))
+}
+
+// skip reserves the numbers that a source has used, also of keys that are not taken
+// over: old EDEKs go on naming them when the source is no longer there, and a key
+// that is made here later must not answer to them.
+func (e *Engine) skip(ctx context.Context, it Item) error {
+	if it.First == 0 {
+		return nil
+	}
+	next, err := e.cfg.Store.NextNumber(ctx, it.Key)
+	if err != nil || next >= it.First {
+		return err
+	}
+	return e.cfg.Store.SkipNumbers(ctx, it.Key, min(it.First, claviger.MaxVersion))
+}
+
+// collision names a version that the source and the target both have, of different
+// keys: the source rolled its key after it was taken over. "" where there is none.
+// ours are the names at the target.
+func collision(it Item, theirs *claviger.Metadata, ours []string) string {
+	if it.First == 0 && !(len(it.SourceVersions) > 0 && namesAreNumbers(it.SourceVersions)) {
+		return ""
+	}
+	for _, v := range ours {
+		if n, ok := claviger.VersionNumber(v); ok && n < theirs.Versions {
+			return v
+		}
+	}
+	return ""
+}
+
+// whyCollision says what to do about it.
+func whyCollision(version string) string {
+	return fmt.Sprintf("rolled at the source since: %s is one key there and another one here, so EDEKs of that name that the source made do not open here; "+
+		"stop rolls at the source; if HDFS does not use this server yet, delete the key here (claviger key delete) and run the migration again, which takes the next number; "+
+		"if it does, copy the files that were made through the source since its roll from there", printable(version))
+}
+
+var _ metastore.Numbers = Store(nil)

@@ -1,0 +1,157 @@
+package migrate_test
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"claviger"
+	"claviger/migrate"
+	"claviger/provider"
+	"claviger/provider/memory"
+	"claviger/secret"
+)
+
+// farKMS is a source as a KMS elsewhere: it opens EDEKs and shows no version.
+type farKMS struct {
+	stub
+	kind  claviger.Kind // of the refusal to open EDEKs; 0 opens
+	asked []string
+}
+
+func (f *farKMS) Unwrap(ctx context.Context, key, as string, edeks []claviger.EDEK) ([]secret.Bytes, error) {
+	f.asked = append(f.asked, fmt.Sprint(key, " ", as, " ", len(edeks), " ", edeks[0].Version, " ", len(edeks[0].IV)))
+	if f.kind != 0 {
+		return nil, claviger.E("kmsclient.Unwrap", f.kind, key, nil)
+	}
+	if _, err := f.Source.Version(ctx, edeks[0].Version); err != nil {
+		return nil, err
+	}
+	return []secret.Bytes{make(secret.Bytes, 16)}, nil
+}
+
+func (f *farKMS) Generate(context.Context, string, int) ([]claviger.EDEK, error) {
+	return nil, claviger.E("test", claviger.Denied, "", nil)
+}
+
+func (f *farKMS) Reencrypt(context.Context, string, []claviger.EDEK) ([]claviger.EDEK, error) {
+	return nil, claviger.E("test", claviger.Denied, "", nil)
+}
+
+var _ provider.EDEKService = (*farKMS)(nil)
+
+// TestNumbering: how many versions are made, and with which numbers, by how the
+// source names its own and whether it shows them.
+func TestNumbering(t *testing.T) {
+	javaKMS, trusteeKMS := memory.Config{SequentialIDs: true}, memory.Config{OpaqueIDs: true}
+	next, all, fresh := []string{"k@3"}, []string{"k@3", "k@4", "k@5"}, []string{"k@0", "k@1", "k@2"}
+	for _, tt := range []struct {
+		name    string
+		source  memory.Config
+		hidden  bool
+		refused claviger.Kind
+		mode    migrate.Versions
+		want    []string
+	}{
+		{"numbered", javaKMS, false, 0, "", next},
+		{"numbered, all", javaKMS, false, 0, migrate.All, all},
+		{"numbered, current", javaKMS, false, 0, migrate.Current, next},
+		{"numbered, not shown", javaKMS, true, 0, "", next},
+		{"numbered, not shown, no right to decrypt", javaKMS, true, claviger.Denied, "", next},
+		{"numbered, not shown, no answer", javaKMS, true, claviger.SourceUnreachable, "", next},
+		{"opaque", trusteeKMS, false, 0, "", fresh},
+		{"opaque, current", trusteeKMS, false, 0, migrate.Current, fresh[:1]},
+		{"opaque, not shown", trusteeKMS, true, 0, "", fresh},
+		{"opaque, not shown, no right to decrypt", trusteeKMS, true, claviger.KeyDenied, "", next}, // safe with either
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			b := newBench(t)
+			tt.source.URI = b.source.URI()
+			b.source = memory.New(tt.source)
+			src := &farKMS{stub: stub{Source: b.source, noNames: tt.hidden}, kind: tt.refused}
+			b.cfg.Source, b.cfg.Versions = src, tt.mode
+			b.add(t, "k", 3)
+			p, err := b.engine(t).Plan(t.Context())
+			must(t, err)
+			if p.Counts.NewVersions != len(tt.want) {
+				t.Errorf("planned %+v, want %d versions", p.Counts, len(tt.want))
+			}
+			r := b.run(t)
+			got := versions(t, b.target, "k")
+			if !slices.Equal(got, tt.want) || !slices.Equal(r.Keys[0].TargetVersions, tt.want) {
+				t.Errorf("made %q, said %q, want %q", got, r.Keys[0].TargetVersions, tt.want)
+			}
+			ms, err := b.target.Metadata(t.Context(), "k")
+			must(t, err)
+			if current, err := b.target.Current(t.Context(), "k"); err != nil || current.Name != fmt.Sprintf("k@%d", ms[0].Versions-1) {
+				t.Errorf("current is %s (%v), and the metadata counts %d", current.Name, err, ms[0].Versions)
+			}
+			v, err := b.engine(t).Verify(t.Context())
+			if err != nil || v.Different != 0 || v.Same != 1 {
+				t.Errorf("verify %+v, %v", v, err)
+			}
+			if r := b.run(t); r.Changed {
+				t.Errorf("the second run changed something: %+v", r)
+			}
+			for _, a := range src.asked {
+				if a != "k  1 k@2 16" {
+					t.Errorf("the source was asked %q", a)
+				}
+			}
+			if tt.hidden != (len(src.asked) > 0) {
+				t.Errorf("the source was asked %q, names hidden: %t", src.asked, tt.hidden)
+			}
+		})
+	}
+}
+
+// TestNumbersAreKept: whatever becomes of a key here, no version of ours gets the
+// name of a version at the source, nor one that it had before.
+func TestNumbersAreKept(t *testing.T) {
+	b := newBench(t)
+	ctx := t.Context()
+	next := func(key string, want int) {
+		t.Helper()
+		if n, err := b.store.NextNumber(ctx, key); err != nil || n != want {
+			t.Errorf("the next number of %s is %d (%v), want %d", key, n, err, want)
+		}
+	}
+	b.add(t, "k", 2)
+	b.add(t, "odd", 4, func(m *claviger.Metadata) { m.Cipher = "AES/CTR/NoPadding" })
+	b.cfg.Source = &stub{Source: b.source, change: func(m *claviger.Metadata) {
+		if m.Name == "odd" {
+			m.Cipher = "SM4/CTR/NoPadding"
+		}
+	}}
+	if r := b.run(t); states(r.Keys)["odd"] != migrate.Unsupported {
+		t.Errorf("%v", states(r.Keys))
+	}
+	next("odd", 4) // not taken over; its EDEKs stay, and so does its name
+	next("k", 2)   // the target of this test keeps its own count above that
+
+	// Rolled at the source afterwards: two keys have one name, which is said, and
+	// cured by a deletion here and another run.
+	if _, err := b.source.Roll(ctx, "k", nil); err != nil {
+		t.Fatal(err)
+	}
+	r, err := b.engine(t).Run(ctx)
+	must(t, err)
+	if k := r.Keys[0]; k.State != migrate.Conflict || !strings.Contains(k.Why, "k@2 is one key there and another one here") || r.Complete() {
+		t.Errorf("rolled at the source: %+v", k)
+	}
+	if f, err := b.engine(t).Finish(ctx, migrate.FinishOptions{Since: noon, EDEKsDone: true}); err != nil || !strings.Contains(strings.Join(f.Refusals, "\n"), "key k is conflict") {
+		t.Errorf("finish: %+v, %v", f, err)
+	}
+	must(t, b.target.Delete(ctx, "k"))
+	if r := b.run(t); states(r.Keys)["k"] != migrate.Done || !slices.Equal(versions(t, b.target, "k"), []string{"k@3"}) {
+		t.Errorf("after the cure: %v, %q", states(r.Keys), versions(t, b.target, "k"))
+	}
+	// Deleted here and made anew, after the source has gone.
+	must(t, b.target.Delete(ctx, "k"))
+	v, err := b.target.Create(ctx, provider.Spec{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128})
+	if err != nil || v.Name != "k@4" {
+		t.Errorf("made anew: %s, %v", v.Name, err)
+	}
+}
