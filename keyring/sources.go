@@ -43,12 +43,20 @@ type source struct {
 	log      *slog.Logger
 	breaker  *gobreaker.CircuitBreaker[struct{}]
 	lastFail atomic.Pointer[SourceFailure]
+	lastCall atomic.Pointer[SourceCall]
 }
 
 // SourceFailure is a call to a source that got no answer.
 type SourceFailure struct {
 	At  time.Time
 	Err error
+}
+
+// SourceCall is a call to a source, whatever became of it.
+type SourceCall struct {
+	At   time.Time // when it ended
+	Took time.Duration
+	Err  error // nil: the source answered
 }
 
 // SourceState tells how a source does, for consoles and metrics.
@@ -60,6 +68,8 @@ type SourceState struct {
 	State string
 	// LastFailure is nil where each call got an answer so far.
 	LastFailure *SourceFailure
+	// LastCall is nil where there was none.
+	LastCall *SourceCall
 }
 
 func newSource(s Source, cfg Config, log *slog.Logger) (*source, error) {
@@ -91,10 +101,32 @@ func (r *Ring) Sources() []SourceState {
 	for i, s := range r.sources {
 		states[i] = SourceState{
 			URI: s.URI(), Reencryption: r.cfg.Sources[i].Reencryption,
-			State: s.breaker.State().String(), LastFailure: s.lastFail.Load(),
+			State: s.breaker.State().String(), LastFailure: s.lastFail.Load(), LastCall: s.lastCall.Load(),
 		}
 	}
 	return states
+}
+
+// CheckSource asks the source of that place for a sign of life, unless it is left alone
+// after failures. An error is for an operator.
+func (r *Ring) CheckSource(ctx context.Context, i int) error {
+	s := r.sources[i]
+	h, ok := s.Provider.(provider.Health)
+	if !ok {
+		return nil
+	}
+	err := s.call(ctx, h.Check)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, gobreaker.ErrOpenState), errors.Is(err, gobreaker.ErrTooManyRequests):
+		why := "it is left alone for a while after failures"
+		if f := s.lastFail.Load(); f != nil {
+			why = fmt.Sprintf("%s, the last at %s: %s", why, stamp(f.At), said(f.Err))
+		}
+		return claviger.Errorf("keyring.CheckSource", claviger.SourceUnreachable, "", "the source %s (property %s) does not answer: %s", s.URI(), s.property, why)
+	}
+	return claviger.Errorf("keyring.CheckSource", claviger.SourceUnreachable, "", "the source %s (property %s) does not answer: %s", s.URI(), s.property, said(err))
 }
 
 var (
@@ -137,6 +169,13 @@ func (s *source) call(ctx context.Context, fn func(context.Context) error) error
 			}
 		case limited.Err() != nil:
 			err = fmt.Errorf("%w %v: %w", errTimeout, s.timeout, err)
+		}
+		switch {
+		case errors.Is(err, errLeft):
+		case err != nil && (noAnswer(err) || claviger.KindOf(err) == claviger.Internal):
+			s.lastCall.Store(&SourceCall{At: time.Now(), Took: time.Since(begun), Err: errors.New(said(err))})
+		default:
+			s.lastCall.Store(&SourceCall{At: time.Now(), Took: time.Since(begun)})
 		}
 		if err != nil && noAnswer(err) && !errors.Is(err, errLeft) {
 			s.lastFail.Store(&SourceFailure{At: time.Now(), Err: err})

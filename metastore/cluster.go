@@ -122,6 +122,22 @@ type Hearing interface {
 	Heard() time.Time
 }
 
+// Seen is how something that was asked of a store ended.
+type Seen struct {
+	At   time.Time // when it ended
+	Took time.Duration
+	Err  error // nil: all was well
+}
+
+// Watched is a store that remembers how it did, and that can be asked whether it takes
+// changes. Its Last methods ask nothing; ok is false where nothing was asked yet.
+type Watched interface {
+	LastRead() (s Seen, ok bool)
+	LastWrite() (s Seen, ok bool)
+	// CheckWrites makes a small change.
+	CheckWrites(ctx context.Context) error
+}
+
 // Epochs tell whether what is remembered of a key is still true. A store whose
 // keys other nodes change has them.
 type Epochs interface {

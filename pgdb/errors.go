@@ -41,6 +41,9 @@ func Code(err error) string {
 	return ""
 }
 
+// DiskFull tells that the server has no room left.
+func DiskFull(err error) bool { return Code(err) == codeDiskFull }
+
 // UniqueOn tells a violation of the named constraint.
 func UniqueOn(err error, constraint string) bool {
 	var e *pgconn.PgError
@@ -97,7 +100,7 @@ func (d *DB) Fail(op, key string, err error) error {
 	case d.conflict(err):
 		return say(claviger.Unavailable, "; other nodes were changing the same all the time; nothing was changed")
 	case code == ReadOnly:
-		return say(claviger.Unavailable, "; the server is a standby: name all hosts in the URI; nothing was changed")
+		return say(claviger.Unavailable, "; the server takes no writes: it is a standby (name all hosts in the URI), or default_transaction_read_only is on; nothing was changed")
 	case Unreachable(err), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		return say(claviger.Unavailable, "")
 	case code == codeStatementEnded, code == codeLockTimeout:

@@ -59,8 +59,8 @@ type lineage struct {
 // errLeftBehind marks a server that its standby has replaced.
 var errLeftBehind = errors.New("a server that was replaced by its standby still takes writes")
 
-// errReadOnly marks a server that takes no writes.
-var errReadOnly = errors.New("the server takes no writes: it is a standby, or default_transaction_read_only is on")
+// errStandby refuses a server that only follows another.
+var errStandby = errors.New("the server is a standby and takes no writes")
 
 // fit refuses a server that is left behind, and learns of a promotion. grown tells
 // that this timeline was not seen before.
@@ -101,10 +101,14 @@ func (d *DB) validate(next pgconn.ValidateConnectFunc, primary bool) pgconn.Vali
 		if err != nil {
 			return err
 		}
-		if primary && !s.writable() {
-			return errReadOnly
+		if primary && s.standby {
+			return errStandby
 		}
 		grown, err := d.lineage.fit(s)
+		if err == nil && primary && s.readOnly {
+			// Of several hosts another may take writes; else reads are answered.
+			err = &pgconn.NotPreferredError{}
+		}
 		if grown {
 			d.cfg.Log.Warn("the database was taken over by another server, or restored", "what", d.cfg.What, "database", d.uri, "host", s.host, "timeline", s.timeline)
 		}

@@ -27,6 +27,22 @@ type outage struct {
 	since   time.Time // zero: it was reached last
 	err     error     // the last failure
 	pinging bool
+
+	lastAt   time.Time // of the last answer, or failure
+	lastTook time.Duration
+	lastErr  error
+}
+
+// Last is how the last question to the database ended: with an answer (nil), or without
+// one. The time is zero where nothing was asked yet.
+func (d *DB) Last() (at time.Time, took time.Duration, err error) {
+	o := &d.outage
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.lastErr != nil {
+		err = d.Fail("pgdb.Last", "", o.lastErr)
+	}
+	return o.lastAt, o.lastTook, err
 }
 
 // failed notes that the database was not reached, by a call that began then. It
@@ -39,6 +55,7 @@ func (d *DB) failed(begun time.Time, err error) (over bool) {
 		o.since = begun
 	}
 	o.err = err
+	o.lastAt, o.lastTook, o.lastErr = time.Now(), time.Since(begun), err
 	if time.Since(o.since) < d.cfg.Patience {
 		return false
 	}
@@ -49,17 +66,18 @@ func (d *DB) failed(begun time.Time, err error) (over bool) {
 	return true
 }
 
-// reached ends an outage.
-func (d *DB) reached() {
+// reached ends an outage: a question that began then was answered.
+func (d *DB) reached(begun time.Time) {
 	o := &d.outage
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.since, o.err = time.Time{}, nil
+	o.lastAt, o.lastTook, o.lastErr = time.Now(), time.Since(begun), nil
 }
 
 // answered tells an error that the database itself gave, as an answer.
 func answered(err error) bool {
-	if Unreachable(err) || errors.Is(err, errInDoubt) {
+	if Unreachable(err) && Code(err) != ReadOnly || errors.Is(err, errInDoubt) {
 		return false
 	}
 	var own *claviger.Error

@@ -217,32 +217,37 @@ func (d *DB) Retry(ctx context.Context, f func(context.Context) error) error {
 	if err := d.away(); err != nil {
 		return err
 	}
+	readOnly := 0
 	for wait := 5 * time.Millisecond; ; wait = min(2*wait, 250*time.Millisecond) {
 		begun := time.Now()
 		err := f(ctx)
 		if err == nil {
-			d.reached()
+			d.reached(begun)
 			return nil
 		}
 		if d.closed.Load() {
 			return err
 		}
 		if ctx.Err() != nil {
-			// A caller who waits for a moment only tells nothing of the database.
-			if time.Since(begun) >= telling {
+			// A caller who waits for a moment only tells nothing of the database; a commit
+			// may wait for a standby while all else is answered.
+			if time.Since(begun) >= telling && !errors.Is(err, errInDoubt) {
 				d.failed(begun, err)
 			}
 			return err
 		}
 		if answered(err) {
-			d.reached()
+			d.reached(begun)
 		}
 		again := d.conflict(err)
-		if !again && Unreachable(err) && !(d.cfg.Standby && Code(err) == ReadOnly) {
+		switch {
+		case again, d.cfg.Standby && Code(err) == ReadOnly:
+		case Code(err) == ReadOnly:
+			d.pool.Reset() // another host may be the primary now
+			readOnly++
+			again = readOnly < 3
+		case Unreachable(err):
 			again = !d.failed(begun, err)
-			if Code(err) == ReadOnly {
-				d.pool.Reset() // connections to what is a standby now
-			}
 		}
 		if !again {
 			return err

@@ -266,46 +266,6 @@ func (s *kmsServer) handler(listener *boundedListener) (http.Handler, error) {
 	return console.New(console.Config{Checks: s.checks(), Metrics: metrics, Log: s.log}, api), nil
 }
 
-// checks are the conditions of readiness.
-func (s *kmsServer) checks() []console.Check {
-	checks := []console.Check{
-		{Name: "started", Run: func(context.Context) error {
-			if why := *s.waiting.Load(); why != "" {
-				return errors.New(why)
-			}
-			return nil
-		}},
-		{Name: "provider", Run: s.ring.Health},
-		{Name: "audit", Run: func(context.Context) error { return s.trail.Err() }},
-		// The rules that were loaded before are in force, so the node can serve.
-		{Name: "acls", Informational: true, Run: func(context.Context) error { return s.policy.Status().Err }},
-		{Name: "delegation tokens", Informational: true, Run: func(context.Context) error { return s.auth.tokens.Full() }},
-		// A node without its directory serves by the groups that it knows.
-		{Name: "groups", Informational: true, Run: func(context.Context) error { return s.auth.groups.Stats().Err }},
-		{Name: "certificates", Informational: true, Run: s.svc.checkCertificates},
-		{Name: "audit streams", Informational: true, Run: func(context.Context) error { return s.trail.streamErr() }},
-	}
-	if s.svc.Store != nil {
-		checks = append(checks, console.Check{Name: "metastore", Run: s.svc.Store.Check})
-	}
-	if p, ok := s.svc.Primary.(*hsm.Provider); ok {
-		// What this node refuses others may serve; the rest of its keys it serves.
-		checks = append(checks, console.Check{Name: "keys in the HSM", Informational: true, Run: p.CheckKeys},
-			console.Check{Name: "keys unknown to the metastore", Informational: true, Run: p.CheckUnknown})
-	}
-	checks = append(checks, s.shared.checks...)
-	for i, src := range s.ring.Sources() {
-		checks = append(checks, console.Check{Name: "source " + src.URI, Informational: true, Run: func(context.Context) error {
-			now := s.ring.Sources()[i]
-			if now.State != "closed" {
-				return fmt.Errorf("circuit breaker %s after failures", now.State)
-			}
-			return nil
-		}})
-	}
-	return checks
-}
-
 // baseURL is where clients find the server: the host as configured, localhost
 // where it listens at every address.
 func baseURL(scheme, host string, addr net.Addr) string {

@@ -76,6 +76,7 @@ type changeTx struct {
 // acknowledged.
 func (s *Store) update(ctx context.Context, op, key string, level pgx.TxIsoLevel, f func(context.Context, pgx.Tx) error) error {
 	var made mark
+	began := time.Now()
 	err := s.db.Update(ctx, op, key, level, func(ctx context.Context, tx pgx.Tx) error {
 		made = mark{}
 		// The connection has been asked for the changes that this node has seen. What
@@ -88,6 +89,7 @@ func (s *Store) update(ctx context.Context, op, key string, level pgx.TxIsoLevel
 	if err == nil && made.ID != "" {
 		s.saw(made)
 	}
+	s.noteWrite(began, err)
 	return err
 }
 

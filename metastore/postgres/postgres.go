@@ -56,6 +56,7 @@ type Store struct {
 	claims sync.WaitGroup
 
 	history history
+	writes  writes
 }
 
 var _ metastore.Store = (*Store)(nil)

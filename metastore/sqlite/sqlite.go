@@ -64,6 +64,8 @@ type Store struct {
 	mu     sync.Mutex
 	locks  map[*os.File]struct{} // held now; guarded by mu
 	claims []func()              // release them; guarded by mu
+
+	writes writes
 }
 
 var _ metastore.Store = (*Store)(nil)
@@ -336,10 +338,12 @@ func (s *Store) fail(op, key string, err error) error {
 }
 
 // update runs f in one transaction of the writing connection.
-func (s *Store) update(ctx context.Context, op, key string, f func(*sql.Tx) error) error {
+func (s *Store) update(ctx context.Context, op, key string, f func(*sql.Tx) error) (err error) {
 	if err := s.usable(op); err != nil {
 		return err
 	}
+	began := time.Now()
+	defer func() { s.writes.note(began, err) }()
 	tx, err := s.write.BeginTx(ctx, nil)
 	if err != nil {
 		return s.fail(op, key, err)

@@ -75,6 +75,7 @@ type Provider struct {
 	versions sync.Map
 	// refused holds the names of versions that the token does not hold as it should.
 	refused sync.Map
+	seen    seen
 	// epoch counts the times that the token came back; what was verified in an
 	// earlier one is verified anew.
 	epoch atomic.Uint64
@@ -264,14 +265,6 @@ func (p *Provider) OnFunction(f func(pkcs11.Function)) { p.tok.OnFunction(f) }
 // be.
 func (p *Provider) Sessions() (used, most int) { return p.tok.Sessions() }
 
-// Check asks the token for a sign of life.
-func (p *Provider) Check(ctx context.Context) error {
-	if err := p.ready("hsm.Check", ""); err != nil {
-		return err
-	}
-	return p.tok.Ping(ctx)
-}
-
 // Close closes the token.
 func (p *Provider) Close() error {
 	var err error
@@ -302,6 +295,16 @@ func (p *Provider) EncryptBlocks(ctx context.Context, version string, blocks []b
 	if err != nil {
 		return err
 	}
+	began := time.Since(start)
+	if err := p.encrypt(ctx, op, e, blocks); err != nil {
+		p.seen.broke(ctx, version, began, err)
+		return err
+	}
+	p.seen.worked(e, began)
+	return nil
+}
+
+func (p *Provider) encrypt(ctx context.Context, op string, e *entry, blocks []byte) error {
 	if err := p.verify(ctx, e); err != nil {
 		return p.gone(ctx, op, e, err)
 	}

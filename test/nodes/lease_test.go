@@ -1,7 +1,10 @@
 package nodes
 
 import (
+	"io"
+	"net/http"
 	"net/url"
+	"strings"
 	"testing"
 	"time"
 
@@ -35,7 +38,8 @@ func TestDeletedKeyCloses(t *testing.T) {
 	soft := hadoop.Conf{"claviger.delete.soft": "true"} // else the HSM closes the key
 	s := newSite(t, soft)
 	apart, proxy := s.through(t, hadoop.Conf{"claviger.metastore.lease": "5s"}.With(soft))
-	here, there := s.start(t).client(t), apart.start(t).client(t)
+	node2 := apart.start(t)
+	here, there := s.start(t).client(t), node2.client(t)
 	edeks := map[string][]claviger.EDEK{}
 	for _, key := range []string{"listen", "cut", "stays"} {
 		if _, err := here.Create(ctx, provider.Spec{Name: key, Cipher: claviger.DefaultCipher, BitLength: 128}); err != nil {
@@ -80,7 +84,18 @@ func TestDeletedKeyCloses(t *testing.T) {
 	if err := opens(t, there, "stays", edeks["stays"]); err != nil {
 		t.Errorf("within its lease a node that is cut off serves nothing: %v", err)
 	}
+	if ready, why := node2.ready(t, "decrypt"); !ready {
+		t.Errorf("within its lease a node that is cut off is not ready for decrypts: %s", why)
+	}
 	closes("cut", lease+2*time.Second)
+	for _, what := range []string{"generate", "write"} {
+		if ready, _ := node2.ready(t, what); ready {
+			t.Errorf("a node that is cut off is ready to %s", what)
+		}
+	}
+	if ready, _ := node2.ready(t, "decrypt"); ready {
+		t.Error("after its lease a node that is cut off is ready for decrypts")
+	}
 
 	proxy.Pass()
 	for begun := time.Now(); ; time.Sleep(100 * time.Millisecond) {
@@ -95,6 +110,16 @@ func TestDeletedKeyCloses(t *testing.T) {
 	if err := opens(t, there, "cut", edeks["cut"]); err == nil {
 		t.Error("a deleted key is open again")
 	}
+	for _, what := range []string{"decrypt", "generate", "write"} {
+		begun := time.Now()
+		ready, why := node2.ready(t, what)
+		for ; !ready && time.Since(begun) < 30*time.Second; ready, why = node2.ready(t, what) {
+			time.Sleep(200 * time.Millisecond)
+		}
+		if !ready {
+			t.Errorf("a node that reaches the metastore again is not ready to %s: %s", what, why)
+		}
+	}
 }
 
 func opens(t *testing.T, at *kmsclient.Provider, key string, e []claviger.EDEK) error {
@@ -104,4 +129,20 @@ func opens(t *testing.T, at *kmsclient.Provider, key string, e []claviger.EDEK) 
 		d.Wipe()
 	}
 	return err
+}
+
+// ready asks a node whether it can do something.
+func (n *node) ready(t *testing.T, what string) (bool, string) {
+	t.Helper()
+	at := strings.TrimSuffix(n.url, "/kms") + "/readyz?for=" + what
+	resp, err := http.Get(at) //nolint:noctx,gosec // of a node of this test
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }() // it is read
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode == http.StatusOK, string(body)
 }

@@ -1,0 +1,111 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"claviger/console"
+	"claviger/metastore"
+	"claviger/provider/hsm"
+)
+
+// writeProbeHolds is how long a change that was made to see whether one can be made
+// holds.
+const writeProbeHolds = 15 * time.Second
+
+// checks are the conditions of readiness.
+func (s *kmsServer) checks() []console.Check {
+	checks := []console.Check{
+		{Name: "started", Run: func(context.Context) error {
+			if why := *s.waiting.Load(); why != "" {
+				return errors.New(why)
+			}
+			return nil
+		}},
+		s.providerCheck(),
+		{Name: "audit", Run: func(context.Context) error { return s.trail.Err() }},
+		// The rules that were loaded before are in force, so the node can serve.
+		{Name: "acls", Informational: true, Run: func(context.Context) error { return s.policy.Status().Err }},
+		{Name: "delegation tokens", Informational: true, Run: func(context.Context) error { return s.auth.tokens.Full() }},
+		// A node without its directory serves by the groups that it knows.
+		{Name: "groups", Informational: true, Run: func(context.Context) error { return s.auth.groups.Stats().Err }},
+		{Name: "certificates", Informational: true, Run: s.svc.checkCertificates},
+		{Name: "audit streams", Informational: true, Run: func(context.Context) error { return s.trail.streamErr() }},
+	}
+	checks = append(checks, s.storeChecks()...)
+	if p, ok := s.svc.Primary.(*hsm.Provider); ok {
+		checks = append(checks,
+			// What this node refuses others may serve; the rest of its keys it serves.
+			console.Check{Name: "keys in the HSM", Informational: true, Run: p.CheckKeys},
+			console.Check{Name: "keys unknown to the metastore", Informational: true, Run: p.CheckUnknown},
+			console.Check{Name: "encryptions", Informational: true, Run: p.CheckEncryptions})
+	}
+	checks = append(checks, s.shared.checks...)
+	for i, src := range s.ring.Sources() {
+		checks = append(checks, console.Check{
+			Name: "source " + src.URI, Informational: true,
+			Last: func() (console.Observation, bool) {
+				call := s.ring.Sources()[i].LastCall
+				if call == nil {
+					return console.Observation{}, false
+				}
+				return console.Observation(*call), true
+			},
+			Run: func(ctx context.Context) error { return s.ring.CheckSource(ctx, i) },
+		})
+	}
+	return checks
+}
+
+// providerCheck tells how the primary does. Of an HSM requests tell it.
+func (s *kmsServer) providerCheck() console.Check {
+	check := console.Check{Name: "provider", Run: s.ring.Health}
+	if p, ok := s.svc.Primary.(*hsm.Provider); ok {
+		check.Last = func() (console.Observation, bool) {
+			last, ok := p.Last()
+			return console.Observation(last), ok
+		}
+	}
+	return check
+}
+
+// storeChecks tell what the metastore is good for. Where nodes share it, what a node has
+// used is served from memory for a while without it.
+func (s *kmsServer) storeChecks() []console.Check {
+	store := s.svc.Store
+	if store == nil {
+		return nil
+	}
+	seen := func(last func() (metastore.Seen, bool)) func() (console.Observation, bool) {
+		return func() (console.Observation, bool) {
+			o, ok := last()
+			return console.Observation(o), ok
+		}
+	}
+	reads := console.Check{Name: "metastore", Run: store.Check}
+	if s.svc.sharedKeys() != nil {
+		reads.For = []console.Purpose{console.Generate, console.Write}
+	}
+	checks := []console.Check{reads}
+	if w, ok := store.(metastore.Watched); ok {
+		checks[0].Last = seen(w.LastRead)
+		checks = append(checks, console.Check{Name: "metastore takes changes", For: []console.Purpose{console.Write}, Last: seen(w.LastWrite), Run: w.CheckWrites, Holds: writeProbeHolds})
+	}
+	if s.svc.sharedKeys() != nil && s.set.ring.CacheEnable {
+		checks = append(checks, console.Check{Name: "metastore lease", For: []console.Purpose{console.Decrypt}, Run: func(ctx context.Context) error {
+			if s.ring.Leased() == nil {
+				return nil
+			}
+			return store.Check(ctx) // it is asked for each request now
+		}})
+	} else if s.svc.sharedKeys() != nil {
+		checks[0].For = nil // without caches each request asks it
+	}
+	if r, ok := store.(interface {
+		Replication(ctx context.Context) error
+	}); ok {
+		checks = append(checks, console.Check{Name: "metastore replication", Informational: true, Run: r.Replication, Holds: writeProbeHolds})
+	}
+	return checks
+}

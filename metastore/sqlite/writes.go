@@ -1,0 +1,52 @@
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"sync/atomic"
+	"time"
+
+	driver "modernc.org/sqlite"
+
+	"claviger/metastore"
+)
+
+var _ metastore.Watched = (*Store)(nil)
+
+// settingProbe is written by CheckWrites.
+const settingProbe = "probe.write"
+
+// writes is what changes saw last.
+type writes struct {
+	last atomic.Pointer[metastore.Seen]
+}
+
+// note remembers how a change ended, unless that tells of the key alone.
+func (w *writes) note(began time.Time, err error) {
+	var ofFile *driver.Error
+	if err != nil && !errors.As(err, &ofFile) {
+		return
+	}
+	w.last.Store(&metastore.Seen{At: time.Now(), Took: time.Since(began), Err: err})
+}
+
+// LastRead tells nothing: to ask the file costs no more.
+func (s *Store) LastRead() (metastore.Seen, bool) { return metastore.Seen{}, false }
+
+// LastWrite is what changes of the store saw last.
+func (s *Store) LastWrite() (metastore.Seen, bool) {
+	if seen := s.writes.last.Load(); seen != nil {
+		return *seen, true
+	}
+	return metastore.Seen{}, false
+}
+
+// CheckWrites commits a small change, which takes room on the disk and a file that may
+// be written.
+func (s *Store) CheckWrites(ctx context.Context) error {
+	return s.update(ctx, "sqlite.CheckWrites", "", func(tx *sql.Tx) error {
+		_, err := tx.ExecContext(ctx, `INSERT INTO setting (name, value) VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value`, settingProbe, time.Now().UTC().Format(time.RFC3339Nano))
+		return err
+	})
+}
