@@ -11,6 +11,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"claviger/durable"
 )
 
 // Rotation says when a log file is put aside and a new one begun. Its zero
@@ -36,7 +38,7 @@ type File struct {
 	exclusive bool
 
 	mu     sync.Mutex
-	f      *os.File
+	f      durable.File
 	begun  time.Time
 	looked time.Time
 	moved  bool // Reopen was called since the last Turn
@@ -68,15 +70,15 @@ func openFile(l *File) (*File, error) {
 
 // use begins to write into f. A file that was there is as old as its last
 // change, so that a restart does not make it young.
-func (l *File) use(f *os.File) {
+func (l *File) use(f durable.File) {
 	l.f, l.torn, l.begun, l.looked = f, false, time.Now(), time.Now()
 	if st, err := f.Stat(); err == nil && st.Size() > 0 {
 		l.begun = st.ModTime()
 	}
 }
 
-func (l *File) open() (*os.File, error) {
-	f, err := os.OpenFile(l.path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o640)
+func (l *File) open() (durable.File, error) {
+	f, err := durable.OpenLog(l.path, 0o640)
 	if err != nil {
 		return nil, fmt.Errorf("the audit log cannot be opened: %w; make its folder, writable for the user that this process runs as", err)
 	}
@@ -153,7 +155,7 @@ func (l *File) Turn(now time.Time) (turned bool, err error) {
 	if _, err := os.Lstat(aside); err == nil {
 		return turned, nil // twice within a millisecond: the next time
 	}
-	if err := os.Rename(l.path, aside); err != nil {
+	if err := durable.Rename(l.path, aside); err != nil {
 		return turned, fmt.Errorf("the audit log cannot be put aside: %w", err)
 	}
 	if err := l.reopen(); err != nil {
@@ -200,7 +202,7 @@ func (l *File) prune() error {
 		return err
 	}
 	for len(names) > l.rotation.Keep {
-		if err := os.Remove(names[0]); err != nil {
+		if err := durable.Remove(names[0]); err != nil {
 			return fmt.Errorf("an old audit log cannot be removed: %w", err)
 		}
 		names = names[1:]

@@ -7,7 +7,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
+
+	"claviger/durable"
 )
 
 // Head is the end of a chain: its last record that is known to be on the disk.
@@ -75,23 +76,10 @@ func (f HeadFile) Load(context.Context) (Head, bool, error) {
 }
 
 // Save replaces the file.
-func (f HeadFile) Save(_ context.Context, h Head) (err error) {
+func (f HeadFile) Save(_ context.Context, h Head) error {
 	text, err := json.Marshal(h)
 	if err != nil {
 		return err
 	}
-	tmp, err := os.CreateTemp(filepath.Dir(string(f)), filepath.Base(string(f))+".*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			_ = os.Remove(tmp.Name()) // there may be none any more
-		}
-	}()
-	_, err = tmp.Write(append(text, '\n'))
-	if err = errors.Join(err, tmp.Chmod(0o640), tmp.Sync(), tmp.Close()); err != nil {
-		return err
-	}
-	return os.Rename(tmp.Name(), string(f))
+	return durable.Replace(string(f), append(text, '\n'), 0o640)
 }

@@ -266,6 +266,20 @@ func (p *Policy) MayMigrate(aclName string, who claviger.Principal, groups func(
 	return false
 }
 
+// MayMigrateAny reports whether there is an ACL name under which MayMigrate would
+// say yes, so that others can be refused before a source is asked for the name.
+func (p *Policy) MayMigrateAny(who claviger.Principal, groups func(user string) []string) bool {
+	if p == nil {
+		return false
+	}
+	for _, rule := range p.migrate {
+		if rule.Admits(who, groups) {
+			return true
+		}
+	}
+	return false
+}
+
 // migrateRules names the properties that decide, in the order in which they are
 // asked.
 func (p *Policy) migrateRules(aclName string) []string {

@@ -32,7 +32,7 @@ func acls(self string) properties {
 		{"hadoop.kms.acl.GET_KEYS", people + "," + self},
 		{"hadoop.kms.acl.GET_METADATA", people + "," + self},
 		{"hadoop.kms.acl.SET_KEY_MATERIAL", keyadmin},
-		{"hadoop.kms.acl.GENERATE_EEK", namenode},
+		{"hadoop.kms.acl.GENERATE_EEK", namenode + "," + self}, // for the plan: it tries an EDEK of each key
 		{"hadoop.kms.acl.DECRYPT_EEK", reader + "," + self},
 		{"hadoop.kms.blacklist.DECRYPT_EEK", namenode},
 		{"default.key.acl.MANAGEMENT", keyadmin},
@@ -41,6 +41,7 @@ func acls(self string) properties {
 		{"default.key.acl.READ", people},
 		{"whitelist.key.acl.READ", self},
 		{"whitelist.key.acl.DECRYPT_EEK", self},
+		{"whitelist.key.acl.GENERATE_EEK", self},
 	}
 }
 
@@ -177,7 +178,7 @@ func (r *run) rewrite(site properties) (dir string, err error) {
 }
 
 func (r *run) stepPlan(ctx context.Context) error {
-	if _, err := r.cli(ctx, 0, "migrate", "plan", "--conf", filepath.Join(r.Dir, "hsm")); err != nil {
+	if _, err := r.cli(ctx, 0, "migrate", "plan", "--conf", filepath.Join(r.Dir, "hsm"), "--as-user", reader); err != nil {
 		return err
 	}
 	_, err := r.rewrite(r.siteDuring().with(property{hadoopconf.InitiateMigration, "true"}))

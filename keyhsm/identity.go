@@ -5,12 +5,12 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"time"
 
+	"claviger/durable"
 	"claviger/keystore"
 )
 
@@ -33,33 +33,17 @@ func CreateCertificate(dir string, hosts []string) error {
 		return err
 	}
 	defer clear(keyPEM)
-	if err := writeNew(filepath.Join(dir, PrivateKeyFile), keyPEM, 0o600); err != nil {
+	key, cert := filepath.Join(dir, PrivateKeyFile), filepath.Join(dir, CertificateFile)
+	if _, err := os.Lstat(cert); err == nil {
+		return &durable.AlreadyError{Path: cert}
+	}
+	if err := durable.Create(key, keyPEM, 0o600); err != nil {
 		return err
 	}
-	err = writeNew(filepath.Join(dir, CertificateFile), certPEM, 0o644)
-	if err != nil {
-		err = errors.Join(err, os.Remove(filepath.Join(dir, PrivateKeyFile)))
+	if err := durable.Create(cert, certPEM, 0o644); err != nil {
+		return errors.Join(err, durable.Remove(key)) // it belongs to no certificate
 	}
-	return err
-}
-
-// writeNew writes a file that is not there yet.
-func writeNew(path string, data []byte, mode fs.FileMode) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
-	if errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("%s is there already and is not overwritten; name it, or move it away", path)
-	}
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		_ = os.Remove(path) // half a file is worse than none; it is ours
-	}
-	return err
+	return nil
 }
 
 // Identity reads the server's certificate, and whom it trusts.

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 
+	"claviger/durable"
 	"claviger/pkcs11"
 )
 
@@ -98,19 +99,9 @@ func WriteSettings(dir string, s Settings) error {
 	if err != nil {
 		return err
 	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	err = durable.Create(path, data, 0o600)
 	if errors.Is(err, fs.ErrExist) {
 		return isThere(path)
-	}
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		_ = os.Remove(path) // half a file is worse than none; it is ours
 	}
 	return err
 }

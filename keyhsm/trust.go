@@ -10,10 +10,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"time"
+
+	"claviger/durable"
 )
 
 // maxPEM bounds a file of certificates, and maxTrusted how many there may be.
@@ -98,26 +101,22 @@ func AddTrusted(dir, path string) (cert *x509.Certificate, file string, added bo
 	if err := inTime(cert, time.Now()); err != nil {
 		return nil, "", false, fmt.Errorf("%s: %w", path, err)
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // certificates are public
+	if err := durable.MakeFolder(dir, 0o755); err != nil { // certificates are public
 		return nil, "", false, err
 	}
 	file = filepath.Join(dir, short(cert)+".pem")
-	if _, err := os.Lstat(file); err == nil {
-		return cert, file, false, nil
-	}
 	var out bytes.Buffer
 	fmt.Fprintf(&out, "# %q, until %s\n", cert.Subject, cert.NotAfter.UTC().Format(time.RFC3339))
 	if err := pem.Encode(&out, &pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw}); err != nil {
 		return nil, "", false, err
 	}
-	// Not *.pem until it is whole: a reload may come at any time.
-	tmp := file + ".tmp"
-	err = os.WriteFile(tmp, out.Bytes(), 0o644) //nolint:gosec // certificates are public
-	if err == nil {
-		err = os.Rename(tmp, file)
+	// It is *.pem only when it is whole: a reload may come at any time.
+	err = durable.Create(file, out.Bytes(), 0o644)
+	if errors.Is(err, fs.ErrExist) {
+		return cert, file, false, durable.SyncFolder(dir) // its maker may have been killed before that
 	}
 	if err != nil {
-		return nil, "", false, errors.Join(err, os.Remove(tmp))
+		return nil, "", false, err
 	}
 	return cert, file, true, nil
 }

@@ -79,8 +79,18 @@ func (r *Ring) Undelete(ctx context.Context, c claviger.Caller, key string) erro
 	if len(keys) == 0 {
 		return claviger.E(op, claviger.KeyNotFound, key, nil)
 	}
-	if err := q.needKey(ctx, &keys[len(keys)-1].Metadata, authz.KeyManagement); err != nil {
+	last := &keys[len(keys)-1].Metadata
+	if err := q.needKey(ctx, last, authz.KeyManagement); err != nil {
 		return err
+	}
+	// A key that a migration made is the source's key under its rules. Any other is a
+	// key under a name that may be a source's.
+	if migrated, err := r.takenOver(ctx, last, nil); err != nil {
+		return err
+	} else if !migrated {
+		if err := r.needFreeName(ctx, op, key); err != nil {
+			return err
+		}
 	}
 	defer r.forget(key)
 	if err := soft.Undelete(ctx, key); err != nil {

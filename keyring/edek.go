@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"claviger"
 	"claviger/audit"
@@ -31,9 +32,6 @@ func (r *Ring) Generate(ctx context.Context, c claviger.Caller, key string, n in
 	}
 	edeks := []claviger.EDEK{}
 	if n > 0 {
-		if err := r.epochs.catchUp(ctx, key); err != nil {
-			return nil, err
-		}
 		if edeks, err = r.generate(ctx, &q, key, n); err != nil {
 			return nil, err
 		}
@@ -50,15 +48,19 @@ func (r *Ring) Generate(ctx context.Context, c claviger.Caller, key string, n in
 // made them under a key that took the name after the rules were asked.
 func (r *Ring) generate(ctx context.Context, q *request, key string, n int) ([]claviger.EDEK, error) {
 	if r.service != nil {
+		if err := r.epochs.catchUp(ctx, key); err != nil {
+			return nil, err
+		}
 		if err := r.needKey(ctx, q, key, authz.KeyGenerateEEK); err != nil {
 			return nil, err
 		}
 		return r.service.Generate(ctx, key, n)
 	}
-	v, err := r.currentVersion(ctx, key)
+	v, err := r.newest(ctx, key)
 	if err != nil {
-		return nil, err
+		return nil, r.explainMissing(ctx, err, key)
 	}
+	key = v.Key
 	if err := q.needVersion(ctx, &v, authz.KeyGenerateEEK); err != nil {
 		return nil, err
 	}
@@ -142,7 +144,7 @@ func (r *Ring) Decrypt(ctx context.Context, c claviger.Caller, key string, hasKe
 			dek, err = r.decryptForeign(ctx, &q, named, e)
 		}
 		if err != nil {
-			return nil, err
+			return nil, r.explainMissing(ctx, err, key)
 		}
 		q.ok(ctx, key, "")
 		return dek, nil
@@ -160,7 +162,7 @@ func nameIf(given bool, key *string) *string {
 // as in Hadoop: it guards nothing then.
 func (r *Ring) decryptOwn(ctx context.Context, q *request, named *string, v *provider.KeyVersion, e claviger.EDEK) (secret.Bytes, error) {
 	if r.cfg.KeyAuthorization {
-		if err := belongs(e.Version, v.Key, named); err != nil {
+		if err := r.belongs(ctx, e.Version, v.Key, named); err != nil {
 			return nil, err
 		}
 		if err := q.needVersion(ctx, v, authz.KeyDecryptEEK); err != nil {
@@ -186,9 +188,21 @@ func (r *Ring) decryptOwn(ctx context.Context, q *request, named *string, v *pro
 
 // belongs says that the version is one of the key that the request names, or
 // what Hadoop says where it isn't.
-func belongs(version, owner string, named *string) error {
+//
+// A source that does not tell upper from lower case has one key under many
+// spellings; they are one here too.
+func (r *Ring) belongs(ctx context.Context, version, owner string, named *string) error {
 	if named != nil && *named == owner {
 		return nil
+	}
+	if named != nil && strings.EqualFold(*named, owner) && r.origins.history != nil {
+		here, err := r.alias(ctx, *named)
+		if err != nil {
+			return err
+		}
+		if of, err := r.alias(ctx, owner); err != nil || of == here {
+			return err
+		}
 	}
 	name := "null" // as Java prints it
 	if named != nil {
@@ -241,14 +255,11 @@ func (r *Ring) ReencryptBatch(ctx context.Context, c claviger.Caller, key string
 // empty.
 func (r *Ring) reencrypt(ctx context.Context, q *request, named *string, es []claviger.EDEK) ([]claviger.EDEK, error) {
 	if named != nil {
-		if err := r.epochs.catchUp(ctx, *named); err != nil {
-			return nil, err
-		}
-	}
-	if !r.cfg.KeyAuthorization && named != nil {
-		// Hadoop looks for the key first where it has no rules to ask.
-		if _, err := r.currentVersion(ctx, *named); err != nil {
-			return nil, err
+		// As new as the store before any version is looked up; and Hadoop looks for the
+		// key first where it has no rules to ask.
+		_, err := r.newest(ctx, *named)
+		if err != nil && (!r.cfg.KeyAuthorization || !claviger.Is(err, claviger.KeyNotFound)) {
+			return nil, r.explainMissing(ctx, err, *named)
 		}
 	}
 	for again := true; ; again = false {
@@ -258,8 +269,8 @@ func (r *Ring) reencrypt(ctx context.Context, q *request, named *string, es []cl
 			return out, err
 		}
 		if errors.Is(err, errTwoKeys) {
-			r.forget(*named)
-		} else if !r.replaced(err, *named) {
+			r.forget(r.resolve(*named))
+		} else if !r.replaced(err, r.resolve(*named)) {
 			return nil, err
 		}
 	}
@@ -273,13 +284,14 @@ var errTwoKeys = errors.New("the key was deleted and made anew while its EDEKs w
 func (r *Ring) reencryptOnce(ctx context.Context, q *request, named *string, es []claviger.EDEK) ([]claviger.EDEK, error) {
 	own, foreign, err := r.checkVersions(ctx, q, named, es)
 	if err != nil {
-		return nil, err
+		return nil, r.explainMissing(ctx, err, "")
 	}
-	key := *named // checkVersions has seen a version that belongs to it
-	current, err := r.currentVersion(ctx, key)
+	// checkVersions has seen a version that belongs to it.
+	current, err := r.newest(ctx, *named)
 	if err != nil {
-		return nil, err
+		return nil, r.explainMissing(ctx, err, *named)
 	}
+	key := current.Key
 	if err := q.needVersion(ctx, &current, authz.KeyGenerateEEK); err != nil {
 		return nil, err
 	}
@@ -294,7 +306,7 @@ func (r *Ring) reencryptOnce(ctx context.Context, q *request, named *string, es 
 	var out []claviger.EDEK
 	switch {
 	case len(foreign) > 0:
-		out, err = r.reencryptForeign(ctx, q, key, current, own, foreign, es)
+		out, err = r.reencryptForeign(ctx, q, current, own, foreign, es)
 	case r.service != nil:
 		out, err = r.reencryptAtPrimary(ctx, key, current.Name, es)
 	default:
@@ -365,7 +377,7 @@ func (r *Ring) checkVersions(ctx context.Context, q *request, named *string, es 
 			}
 			foreign[version] = struct{}{}
 		}
-		if err := belongs(version, owner, named); err != nil {
+		if err := r.belongs(ctx, version, owner, named); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -406,9 +418,10 @@ func notUnder(version string, es []claviger.EDEK) (old []claviger.EDEK, at []int
 // reencryptForeign is reencrypt where versions in foreign are not ours: DEKs are
 // unwrapped, at the primary by one call for each version and at the sources,
 // and then wrapped under the current version by one call.
-func (r *Ring) reencryptForeign(ctx context.Context, q *request, key string, current provider.KeyVersion, ours []provider.KeyVersion,
+func (r *Ring) reencryptForeign(ctx context.Context, q *request, current provider.KeyVersion, ours []provider.KeyVersion,
 	foreign map[string]struct{}, es []claviger.EDEK) ([]claviger.EDEK, error) {
 	const op = "keyring.Reencrypt"
+	key := current.Key
 	if !r.cfg.Reencryption {
 		return nil, claviger.Errorf(op, claviger.Invalid, key,
 			"key '%s': EDEKs of another KMS's key versions are not brought under a version of this one: "+
@@ -442,12 +455,20 @@ func (r *Ring) reencryptForeign(ctx context.Context, q *request, key string, cur
 		return nil, err
 	}
 	own.put(unwrapped, deks)
-	for _, g := range theirs {
-		unwrapped, err := r.unwrapAtSource(ctx, q, useReencrypt, key, "", g.edeks)
-		if err != nil {
-			return nil, err
+	guard := func(m *claviger.Metadata) error { return r.needSameOrigin(ctx, q, &current, m) }
+	err = r.away(ctx, op, key, func() error {
+		for _, g := range theirs {
+			theirName, _ := claviger.KeyOfVersion(g.edeks[0].Version)
+			unwrapped, err := r.unwrapAtSource(ctx, q, useReencrypt, theirName, "", guard, g.edeks)
+			if err != nil {
+				return err
+			}
+			g.put(unwrapped, deks)
 		}
-		g.put(unwrapped, deks)
+		return nil
+	})
+	if err != nil {
+		return nil, err
 	}
 	fresh, err := eek.Wrap(ctx, r.under(current), current.Name, ivs, deks)
 	if err != nil {

@@ -83,7 +83,7 @@ func (r *Ring) create(ctx context.Context, spec provider.Spec) (provider.KeyVers
 		return provider.KeyVersion{}, err
 	}
 	defer unlock()
-	if spec.Material != nil {
+	if spec.Material != nil || r.mayBeTaken() {
 		_, err := r.askMetadata(ctx, spec.Name)
 		if err == nil {
 			return provider.KeyVersion{}, claviger.E(op, claviger.KeyExists, spec.Name, nil)
@@ -91,9 +91,14 @@ func (r *Ring) create(ctx context.Context, spec provider.Spec) (provider.KeyVers
 		if !claviger.Is(err, claviger.KeyNotFound) {
 			return provider.KeyVersion{}, err
 		}
+	}
+	if spec.Material != nil {
 		if err := provider.CheckMaterial(op, spec.Name, spec.BitLength, spec.Material); err != nil {
 			return provider.KeyVersion{}, err
 		}
+	}
+	if err := r.needFreeName(ctx, op, spec.Name); err != nil {
+		return provider.KeyVersion{}, err
 	}
 	// Also after an error: that a call failed towards us does not prove that it
 	// did nothing.
@@ -114,9 +119,13 @@ func (r *Ring) Roll(ctx context.Context, c claviger.Caller, key string, material
 			return provider.KeyVersion{}, err
 		}
 	}
-	v, err := r.roll(ctx, &q, key, material)
+	here, err := r.nameHere(ctx, key)
 	if err != nil {
 		return provider.KeyVersion{}, err
+	}
+	v, err := r.roll(ctx, &q, here, material)
+	if err != nil {
+		return provider.KeyVersion{}, r.explainMissing(ctx, err, key)
 	}
 	q.did.version = v.Name
 	q.ok(ctx, key, fmt.Sprintf("UserProvidedMaterial:%t NewVersion:%s", given, v.Name))
@@ -207,6 +216,7 @@ func (r *Ring) Invalidate(ctx context.Context, c claviger.Caller, key string) er
 		}
 	}
 	r.forget(key)
+	r.forget(r.resolve(key))
 	if r.cfg.Shared != nil {
 		// The other nodes, too: a client that knows all of them tells each, others
 		// one.

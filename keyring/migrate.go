@@ -2,7 +2,10 @@ package keyring
 
 import (
 	"context"
+	"errors"
 	"strings"
+
+	"github.com/sony/gobreaker/v2"
 
 	"claviger"
 	"claviger/audit"
@@ -35,8 +38,18 @@ func (r *Ring) Migrate(ctx context.Context, c claviger.Caller, key string) ([]st
 	if r.cfg.Migrator == nil {
 		return nil, claviger.Errorf(op, claviger.Unsupported, key, "this server has no source to take keys over from (hadoop.kms.key.provider.reencryption.source.uri), or one that cannot be migrated from")
 	}
+	refuse := func(aclName string) error {
+		r.cfg.Audit.Log(ctx, audit.Event{Status: audit.Unauthorized, Op: audit.Op(authz.KeyMigrate), KeyRight: true, Key: aclName, Caller: c})
+		// The name that was asked for, also where the rules stand under another: what the
+		// source calls its key's rules is not everybody's to know.
+		return claviger.Errorf("keyring.access", claviger.KeyDenied, key, "User [%s] is not authorized to perform [%s] on key with ACL name [%s]!!", c.Short, authz.KeyMigrate, key)
+	}
+	// First without the source, which may hang, and is not everybody's to be asked.
+	if !q.policy.MayMigrateAny(c.Principal, r.cfg.Groups) {
+		return nil, refuse(key)
+	}
 	aclName := key
-	m, missing := r.cfg.Migrator.SourceMetadata(ctx, key)
+	m, missing := r.askMigrator(ctx, key)
 	switch {
 	case missing == nil:
 		aclName = m.ACLName()
@@ -44,8 +57,7 @@ func (r *Ring) Migrate(ctx context.Context, c claviger.Caller, key string) ([]st
 		return nil, missing
 	}
 	if !q.policy.MayMigrate(aclName, c.Principal, r.cfg.Groups) {
-		r.cfg.Audit.Log(ctx, audit.Event{Status: audit.Unauthorized, Op: audit.Op(authz.KeyMigrate), KeyRight: true, Key: aclName, Caller: c})
-		return nil, claviger.Errorf("keyring.access", claviger.KeyDenied, key, "User [%s] is not authorized to perform [%s] on key with ACL name [%s]!!", c.Short, authz.KeyMigrate, aclName)
+		return nil, refuse(aclName)
 	}
 	if missing != nil {
 		return nil, missing
@@ -59,7 +71,12 @@ func (r *Ring) Migrate(ctx context.Context, c claviger.Caller, key string) ([]st
 	}
 	defer unlock()
 	defer r.forget(key)
-	versions, err := r.cfg.Migrator.RunKey(ctx, key)
+	defer r.origins.forget()
+	var versions []string
+	err = r.away(ctx, op, key, func() (err error) {
+		versions, err = r.cfg.Migrator.RunKey(ctx, key)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -68,4 +85,44 @@ func (r *Ring) Migrate(ctx context.Context, c claviger.Caller, key string) ([]st
 	}
 	q.ok(ctx, key, "Versions:"+strings.Join(versions, ","))
 	return versions, nil
+}
+
+// askMigrator asks the source of the migration for a key, without the request's
+// turn, within the source's time, and not while it is left alone.
+func (r *Ring) askMigrator(ctx context.Context, key string) (m *claviger.Metadata, err error) {
+	src := r.migrationSource()
+	ask := func(ctx context.Context) (err error) {
+		m, err = r.cfg.Migrator.SourceMetadata(ctx, key)
+		return err
+	}
+	var missing error
+	err = r.away(ctx, "keyring.Migrate", key, func() error {
+		if src == nil {
+			missing = ask(ctx)
+		} else if missing = src.call(ctx, ask); missing != nil && noAnswer(missing) || errors.Is(missing, gobreaker.ErrOpenState) {
+			return src.explain(missing, question{what: "the metadata of key '" + key + "'", name: key})
+		}
+		if claviger.Is(missing, claviger.KeyNotFound) {
+			return nil
+		}
+		return missing
+	})
+	if err == nil {
+		err = missing
+	}
+	return m, err
+}
+
+// migrationSource is the source that keys are migrated from: the one named for
+// re-encryption, or else the last of the provider list.
+func (r *Ring) migrationSource() *source {
+	for i, s := range r.sources {
+		if r.cfg.Sources[i].Reencryption {
+			return s
+		}
+	}
+	if n := len(r.sources); n > 0 {
+		return r.sources[n-1]
+	}
+	return nil
 }

@@ -34,7 +34,7 @@ func TestMigrate(t *testing.T) {
 		ctx := t.Context()
 		_, err := l.Migrate(ctx, caller("u"), "k")
 		wantKind(t, err, claviger.KeyDenied)
-		if want := "User [u] is not authorized to perform [MIGRATE] on key with ACL name [guard]!!"; text(t, err) != want {
+		if want := "User [u] is not authorized to perform [MIGRATE] on key with ACL name [k]!!"; text(t, err) != want {
 			t.Errorf("%q, want %q", text(t, err), want)
 		}
 		_, err = l.Migrate(ctx, caller("other"), "k")
@@ -48,7 +48,7 @@ func TestMigrate(t *testing.T) {
 			t.Errorf("%q, %v", got, err)
 		}
 		want := []string{
-			"UNAUTHORIZED[op=MIGRATE, key=guard, user=u] ", "UNAUTHORIZED[op=MIGRATE, key=guard, user=other] ", "UNAUTHORIZED[op=MIGRATE, key=none, user=u] ",
+			"UNAUTHORIZED[op=MIGRATE, key=k, user=u] ", "UNAUTHORIZED[op=MIGRATE, key=guard, user=other] ", "UNAUTHORIZED[op=MIGRATE, key=none, user=u] ",
 			"OK[op=MIGRATE_KEY, key=k, user=mover] Versions:k@1,k@2",
 		}
 		if lines := l.audit.take(); !slices.Equal(lines, want) {

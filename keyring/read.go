@@ -52,7 +52,7 @@ func (r *Ring) Metadata(ctx context.Context, c claviger.Caller, key string) (*cl
 	if err != nil {
 		return nil, err
 	}
-	m, err := r.metadata(ctx, key)
+	m, err := r.metadataHere(ctx, key)
 	if err != nil {
 		return nil, err
 	}
@@ -64,6 +64,7 @@ func (r *Ring) Metadata(ctx context.Context, c claviger.Caller, key string) (*cl
 		return nil, nil
 	}
 	own := *m
+	own.Name = key // as it was asked for: clients compare
 	own.Attributes = maps.Clone(m.Attributes)
 	return &own, nil
 }
@@ -99,10 +100,7 @@ func (r *Ring) Current(ctx context.Context, c claviger.Caller, key string) (*pro
 	if err != nil {
 		return nil, err
 	}
-	if err := r.epochs.catchUp(ctx, key); err != nil {
-		return nil, err
-	}
-	v, err := r.currentVersion(ctx, key)
+	v, err := r.newest(ctx, key)
 	if claviger.Is(err, claviger.KeyNotFound) {
 		q.ok(ctx, key, "")
 		return nil, nil
@@ -150,7 +148,11 @@ func (r *Ring) Versions(ctx context.Context, c claviger.Caller, key string) ([]p
 	if err != nil {
 		return nil, err
 	}
-	vs, err := r.ownVersions(ctx, key)
+	here, err := r.nameHere(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	vs, err := r.ownVersions(ctx, here)
 	if err != nil {
 		return nil, err
 	}

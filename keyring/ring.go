@@ -54,6 +54,9 @@ type Config struct {
 	// migrate from.
 	Migrator Migrator
 
+	// History is what migrations have left in the metastore; nil where there is none.
+	History History
+
 	// Shared is set where other nodes change the primary's keys, too. It is how they
 	// are noticed; nil where nobody else does.
 	Shared Shared
@@ -80,6 +83,8 @@ type Config struct {
 	// SourcePause is how long a source that failed SourceFailures calls on end is
 	// left alone before one request may try it again; 0 is 5 s.
 	SourcePause time.Duration
+	// SourceWaiting is how many requests may wait for sources at a time; 0 is 256.
+	SourceWaiting int
 	// SourceFailures is how many calls to a source must fail, one after another
 	// and for want of an answer, until it is left alone; 0 is 3.
 	SourceFailures uint32
@@ -97,6 +102,7 @@ const (
 	defaultSourceTimeout  = 10 * time.Second
 	defaultSourcePause    = 5 * time.Second
 	defaultSourceFailures = 3
+	defaultSourceWaiting  = 256
 
 	// fillTimeout ends a refill of the queue in the background.
 	fillTimeout = time.Minute
@@ -126,13 +132,18 @@ type Ring struct {
 	keys     *cache[*claviger.Metadata]  // by key; entries are shared and not changed
 
 	sources []*source
-	homes   *cache[*source]            // which source has served a version
-	foreign *cache[*claviger.Metadata] // of keys that only a source has
-	missing *cache[struct{}]           // versions that neither the primary nor a source knows
+	homes   *cache[*source]  // which source has served a version
+	missing *cache[struct{}] // versions that neither the primary nor a source knows
 	usage   *usage
 	used    *lastUses
 
+	origins origins
+	aliases *cache[string] // name here of a key that was asked for by another spelling
+	aliased atomic.Bool    // there are any
+
 	epochs *epochs // nil: nobody else changes keys
+
+	waiting atomic.Int64 // requests that wait for sources
 
 	manage keyLocks
 	closed atomic.Bool
@@ -160,6 +171,9 @@ func New(cfg Config) (*Ring, error) {
 	}
 	cfg.SourceTimeout = orDefault(cfg.SourceTimeout, defaultSourceTimeout)
 	cfg.SourcePause = orDefault(cfg.SourcePause, defaultSourcePause)
+	if cfg.SourceWaiting <= 0 {
+		cfg.SourceWaiting = defaultSourceWaiting
+	}
 	cfg.SourceFailures = orDefault(cfg.SourceFailures, defaultSourceFailures)
 
 	r := &Ring{cfg: cfg, log: cfg.Log}
@@ -189,6 +203,8 @@ func New(cfg Config) (*Ring, error) {
 		r.epochs = newEpochs(cfg.Shared.Epoch, r.forget)
 	}
 	r.usage = newUsage(cfg.Usage, r.log)
+	r.origins.history = cfg.History
+	r.aliases = newCache[string](foreignTimeout, false, cachedKeys)
 	r.used = newLastUses(cfg.LastUses, r.log)
 	r.rememberHomes()
 	return r, nil
@@ -216,7 +232,6 @@ func (r *Ring) useProviders() (err error) {
 	}
 	if len(r.sources) > 0 {
 		r.homes = newCache[*source](homeTimeout, true, cachedVersions)
-		r.foreign = newCache[*claviger.Metadata](foreignTimeout, false, cachedKeys)
 		r.missing = newCache[struct{}](missingTimeout, false, cachedVersions)
 	}
 	return nil

@@ -324,6 +324,7 @@ type lab struct {
 	*Ring
 	primary *counting
 	audit   *auditLog
+	past    *journal // nil where there is no source
 }
 
 // newLab builds a Ring. change, if not nil, changes its Config first.

@@ -22,8 +22,9 @@ const (
 	// homeTimeout is how long it is remembered, since it was last used, which
 	// source served a version. Versions don't move.
 	homeTimeout = 24 * time.Hour
-	// foreignTimeout is how long a source's metadata of a key that is not here is
-	// believed: as long as Hadoop believes in a current version.
+	// foreignTimeout is how long a source's metadata of a key is believed: as long as
+	// Hadoop believes in a current version. So long a key that was made anew at the
+	// source under other rules may be guarded by the old ones.
 	foreignTimeout = 30 * time.Second
 	// missingTimeout is how long a version that nobody knows is not asked for
 	// again, so that a client that asks in a loop is no load on the sources.
@@ -42,6 +43,7 @@ type source struct {
 	timeout  time.Duration
 	log      *slog.Logger
 	breaker  *gobreaker.CircuitBreaker[struct{}]
+	keys     *cache[*claviger.Metadata] // what it said of its keys
 	lastFail atomic.Pointer[SourceFailure]
 	lastCall atomic.Pointer[SourceCall]
 }
@@ -78,6 +80,7 @@ func newSource(s Source, cfg Config, log *slog.Logger) (*source, error) {
 		return nil, err
 	}
 	src := &source{Provider: s.Provider, blocks: blocks, service: service, timeout: cfg.SourceTimeout, log: log, property: "hadoop.kms.key.provider.uri"}
+	src.keys = newCache[*claviger.Metadata](foreignTimeout, false, cachedKeys)
 	if s.Reencryption {
 		src.property = "hadoop.kms.key.provider.reencryption.source.uri"
 	}
@@ -249,65 +252,79 @@ func (r *Ring) decryptForeign(ctx context.Context, q *request, named *string, e 
 	version := e.Version
 	key, _ := claviger.KeyOfVersion(version)
 	if r.cfg.KeyAuthorization {
-		if err := belongs(version, key, named); err != nil {
+		if err := r.belongs(ctx, version, key, named); err != nil {
 			return nil, err
 		}
-		m, err := r.metadataAnywhere(ctx, key, version)
-		if err != nil {
-			return nil, err
-		}
-		if err := q.needKey(ctx, m, authz.KeyDecryptEEK); err != nil {
+		if err := q.needOurs(ctx, key, authz.KeyDecryptEEK); err != nil {
 			return nil, err
 		}
 	}
-	deks, err := r.unwrapAtSource(ctx, q, useDecrypt, key, q.caller.Short, []claviger.EDEK{e})
+	guard := func(m *claviger.Metadata) error { return q.needKey(ctx, m, authz.KeyDecryptEEK) }
+	var deks []secret.Bytes
+	err := r.away(ctx, "keyring.Decrypt", e.Version, func() (err error) {
+		deks, err = r.unwrapAtSource(ctx, q, useDecrypt, key, q.caller.Short, guard, []claviger.EDEK{e})
+		return err
+	})
 	if err != nil {
+		wipeAll(deks)
 		return nil, err
 	}
 	return deks[0], nil
 }
 
-// metadataAnywhere returns a key's metadata: ours, or else that of the first
-// source which has the key. Where nobody has it there can't be such a version
-// (kind VersionNotFound). Hadoop guards no key that it has no metadata of; a key
-// of which a source has some is guarded here all the same.
-func (r *Ring) metadataAnywhere(ctx context.Context, key, version string) (*claviger.Metadata, error) {
-	m, err := r.metadata(ctx, key)
-	if m != nil || err != nil {
-		return m, err
+// needOurs asks the rules of the key of that name here, if there is one. A source's
+// key that has its name is guarded by them beside its own.
+func (q *request) needOurs(ctx context.Context, key string, right authz.KeyOp) error {
+	ours, err := q.ring.metadataHere(ctx, key)
+	if err != nil {
+		return err
 	}
-	m, err = r.foreign.fetch(ctx, key, r.askSourcesForMetadata)
-	if claviger.Is(err, claviger.KeyNotFound) {
-		r.missing.put(version, struct{}{})
-		return nil, claviger.E("keyring.source", claviger.VersionNotFound, version, nil)
-	}
-	return m, err
+	return q.needKey(ctx, ours, right)
 }
 
-func (r *Ring) askSourcesForMetadata(ctx context.Context, key string) (*claviger.Metadata, error) {
-	for _, s := range r.sources {
-		var m *claviger.Metadata
-		err := s.call(ctx, func(ctx context.Context) (err error) {
+// metadataAt returns what the source says of a key, asked for by that very
+// spelling: what a source answers to counts, not what it lists. It is believed for
+// foreignTimeout. Kind KeyNotFound, which is not remembered.
+func (r *Ring) metadataAt(ctx context.Context, s *source, key string) (*claviger.Metadata, error) {
+	return s.keys.fetch(ctx, key, func(ctx context.Context, key string) (m *claviger.Metadata, err error) {
+		err = s.call(ctx, func(ctx context.Context) (err error) {
 			m, err = oneMetadata(ctx, s, key)
 			return err
 		})
-		if err == nil {
-			return m, nil
-		}
-		if !claviger.Is(err, claviger.KeyNotFound) {
-			return nil, s.explain(err, question{what: "the metadata of key '" + key + "'", name: key})
-		}
+		return m, err
+	})
+}
+
+// ruled is a refusal by rules of ours, in a walk over the sources: it ends the
+// walk, and is not the source's.
+type ruled struct{ error }
+
+func (r ruled) Unwrap() error { return r.error }
+
+// guardedAt asks a source for its metadata of a key and what guard says to it. A
+// source without the key has no version of it, whatever else it would answer.
+func (r *Ring) guardedAt(ctx context.Context, s *source, key string, guard func(*claviger.Metadata) error) error {
+	m, err := r.metadataAt(ctx, s, key)
+	if err != nil {
+		return err
 	}
-	return nil, claviger.E("keyring.source", claviger.KeyNotFound, key, nil)
+	if err := guard(m); err != nil {
+		return ruled{err}
+	}
+	return nil
 }
 
 // unwrapAtSource finds the source that has the EDEKs' version, which is one, and
-// has it open them on behalf of as ("" = in our own name).
-func (r *Ring) unwrapAtSource(ctx context.Context, q *request, use, key, as string, edeks []claviger.EDEK) ([]secret.Bytes, error) {
+// has it open them on behalf of as ("" = in our own name), if guard does not object
+// to its key.
+func (r *Ring) unwrapAtSource(ctx context.Context, q *request, use, key, as string, guard func(*claviger.Metadata) error, edeks []claviger.EDEK) ([]secret.Bytes, error) {
 	version := edeks[0].Version
 	ask := question{what: "key version '" + version + "'", name: version, as: as}
 	var deks []secret.Bytes
 	s, err := r.findSource(version, ask, func(s *source) (err error) {
+		if err := r.guardedAt(ctx, s, key, guard); err != nil {
+			return err
+		}
 		deks, err = s.unwrap(ctx, key, as, edeks)
 		return err
 	})
@@ -329,24 +346,25 @@ func (r *Ring) versionAtSource(ctx context.Context, q *request, version string) 
 	}
 	key, _ := claviger.KeyOfVersion(version)
 	if r.cfg.KeyAuthorization {
-		m, err := r.metadataAnywhere(ctx, key, version)
-		if claviger.Is(err, claviger.VersionNotFound) {
-			return nil, nil
-		}
-		if err != nil {
-			return nil, err
-		}
-		if err := q.needKey(ctx, m, authz.KeyRead); err != nil {
+		if err := q.needOurs(ctx, key, authz.KeyRead); err != nil {
 			return nil, err
 		}
 	}
 	var v provider.KeyVersion
+	var s *source
 	ask := question{what: "key version '" + version + "'", name: version}
-	s, err := r.findSource(version, ask, func(s *source) error {
-		return s.call(ctx, func(ctx context.Context) (err error) {
-			v, err = s.Version(ctx, version)
-			return err
+	err := r.away(ctx, "keyring.Version", version, func() (err error) {
+		s, err = r.findSource(version, ask, func(s *source) error {
+			guard := func(m *claviger.Metadata) error { return q.needKey(ctx, m, authz.KeyRead) }
+			if err := r.guardedAt(ctx, s, key, guard); err != nil {
+				return err
+			}
+			return s.call(ctx, func(ctx context.Context) (err error) {
+				v, err = s.Version(ctx, version)
+				return err
+			})
 		})
+		return err
 	})
 	if claviger.Is(err, claviger.VersionNotFound) {
 		return nil, nil
@@ -371,7 +389,7 @@ func (r *Ring) findSource(version string, ask question, try func(*source) error)
 			return s, nil
 		}
 		if !notThere(err) {
-			return nil, s.explain(err, ask)
+			return nil, s.verdict(err, ask)
 		}
 		r.homes.drop(version) // the source was rebuilt, or its key deleted
 	}
@@ -381,15 +399,28 @@ func (r *Ring) findSource(version string, ask question, try func(*source) error)
 			return s, nil
 		}
 		if !notThere(err) {
-			return nil, s.explain(err, ask)
+			return nil, s.verdict(err, ask)
 		}
 	}
 	r.missing.put(version, struct{}{})
 	return nil, claviger.E("keyring.source", claviger.VersionNotFound, version, nil)
 }
 
+// verdict is what ends a walk: a refusal by our rules as it is, what a source said
+// explained.
+func (s *source) verdict(err error, ask question) error {
+	var own ruled
+	if errors.As(err, &own) {
+		return own.error
+	}
+	return s.explain(err, ask)
+}
+
 // notThere reports whether a source said that it has no such version.
 func notThere(err error) bool {
+	if errors.As(err, new(ruled)) {
+		return false
+	}
 	switch claviger.KindOf(err) {
 	case claviger.VersionNotFound, claviger.KeyNotFound:
 		return true

@@ -25,16 +25,23 @@ func withSource(t *testing.T, change func(*Config), keys ...string) (*lab, *farK
 	far := newFarKMS(t, farURI, keys...)
 	primary := &counting{Provider: memory.New(memory.Config{Sealed: true, OpaqueIDs: true})}
 	t.Cleanup(func() { _ = primary.Provider.Close() })
-	create(t, primary, "k")
+	past := &journal{}
+	if slices.Contains(keys, "k") {
+		past.takeOver(t, far, primary, "k")
+	} else {
+		create(t, primary, "k")
+	}
 	l := newLab(t, func(c *Config) {
 		c.Primary = primary
 		c.Sources = []Source{{Provider: far, Reencryption: true}}
 		c.Reencryption = true
+		c.History = past
 		if change != nil {
 			change(c)
 		}
 	})
-	l.primary = primary
+	l.primary, l.past = primary, past
+	far.calls() // forget what the set-up asked
 	return l, far
 }
 
@@ -51,7 +58,7 @@ func TestDecryptAtSource(t *testing.T) {
 			t.Fatalf("EDEK %d: %v", i, err)
 		}
 	}
-	if got, want := far.calls(), []string{"bob/k@0/1", "bob/k@0/1"}; !slices.Equal(got, want) {
+	if got, want := far.calls(), []string{"metadata/k", "bob/k@0/1", "bob/k@0/1"}; !slices.Equal(got, want) {
 		t.Errorf("the source was asked %q, want %q", got, want)
 	}
 	if got := l.audit.take(); len(got) != 2 || got[1] != "OK[op=DECRYPT_EEK, key=k, user=bob] " {
@@ -164,7 +171,7 @@ func TestReencryptFromSource(t *testing.T) {
 	}
 	got := far.calls()
 	slices.Sort(got)
-	if want := []string{"/k@0/100", "/k@0/250", "/k@0/250", "/k@1/3"}; !slices.Equal(got, want) {
+	if want := []string{"/k@0/100", "/k@0/250", "/k@0/250", "/k@1/3", "metadata/k"}; !slices.Equal(got, want) {
 		t.Errorf("the source was asked %q, want %q: in our own name, in chunks", got, want)
 	}
 	checkReencrypted(t, l.primary.Provider, fresh.Name, es, out, all)
@@ -375,7 +382,7 @@ func TestTwoSources(t *testing.T) {
 				t.Error(err)
 			}
 		}
-		if calls := l.a.calls(); len(calls) != 2 { // both@0, and onlyb@0 once
+		if calls := l.a.calls(); len(calls) != 3 { // both's metadata, both@0, and onlyb's metadata once
 			t.Errorf("the first was asked %q: where a version is, is remembered", calls)
 		}
 	})
@@ -471,6 +478,10 @@ func TestBlockSource(t *testing.T) {
 	t.Cleanup(func() { _ = store.Provider.Close() })
 	create(t, store, "k")
 	l, _ := withSource(t, func(c *Config) { c.Sources = []Source{{Provider: store}} })
+	if err := l.primary.Delete(t.Context(), "k"); err != nil {
+		t.Fatal(err)
+	}
+	l.past.takeOver(t, store, l.primary, "k")
 	es, deks := made(t, store.Provider, "k@0", 4)
 	if dek, err := l.Decrypt(t.Context(), caller("bob"), "k", true, es[0]); err != nil || !dek.Equal(deks[0]) {
 		t.Fatal(err)
@@ -511,35 +522,12 @@ func TestVersionAtSource(t *testing.T) {
 			t.Fatalf("%v, %v", v, err)
 		}
 	}
-	if calls := far.calls(); !slices.Equal(calls, []string{"version/k@0", "version/k@9"}) {
+	if calls := far.calls(); !slices.Equal(calls, []string{"metadata/k", "version/k@0", "version/k@9"}) {
 		t.Errorf("the source was asked %q", calls)
 	}
 	far.setFail(failing(claviger.Denied, "no"))
 	_, err = l.Version(t.Context(), caller("u"), "k@5")
 	wantKind(t, err, claviger.SourceRefused)
-}
-
-// TestMissingIsRemembered: names that nobody knows are no load on a source.
-func TestMissingIsRemembered(t *testing.T) {
-	l, far := withSource(t, nil, "k")
-	for range 50 {
-		for _, c := range [][2]string{{"k", "k@77"}, {"nowhere", "nowhere@0"}} {
-			_, err := l.Decrypt(t.Context(), caller("u"), c[0], true, claviger.EDEK{Version: c[1], IV: make([]byte, 16), Material: make([]byte, 16)})
-			wantKind(t, err, claviger.VersionNotFound)
-		}
-	}
-	if calls := far.calls(); len(calls) != 2 {
-		t.Errorf("the source was asked %d times: %q", len(calls), calls)
-	}
-	// What is created or invalidated here is forgotten to be missing.
-	if err := l.Invalidate(t.Context(), caller("u"), "k"); err != nil {
-		t.Fatal(err)
-	}
-	_, err := l.Decrypt(t.Context(), caller("u"), "k", true, claviger.EDEK{Version: "k@77", IV: make([]byte, 16), Material: make([]byte, 16)})
-	wantKind(t, err, claviger.VersionNotFound)
-	if calls := far.calls(); len(calls) != 1 {
-		t.Errorf("the source was asked %q", calls)
-	}
 }
 
 // TestDeadSource: a source that takes connections and says nothing holds up who
@@ -551,6 +539,10 @@ func TestDeadSource(t *testing.T) {
 	}, "k")
 	theirs, _ := made(t, far.blocks, "k@0", 1)
 	ours, deks := l.edeks(t, "k", 64)
+	if _, err := l.Decrypt(t.Context(), caller("u"), "k", true, theirs[0]); err != nil {
+		t.Fatal(err) // and its metadata is remembered, which all who miss it ask for once
+	}
+	far.calls()
 	far.setFail(blackhole(t))
 
 	var wg sync.WaitGroup

@@ -201,7 +201,9 @@ func (r *Ring) forget(key string) {
 	r.keys.drop(key)
 	r.current.drop(key)
 	r.versions.dropAll(ofKey)
-	r.foreign.drop(key)
+	for _, s := range r.sources {
+		s.keys.drop(key)
+	}
 	r.missing.dropAll(ofKey)
 	if r.queue != nil {
 		r.queue.Drain(key)
@@ -214,7 +216,11 @@ func (r *Ring) forgetAll() {
 	r.keys.dropAll(all)
 	r.current.dropAll(all)
 	r.versions.dropAll(all)
-	r.foreign.dropAll(all)
+	for _, s := range r.sources {
+		s.keys.dropAll(all)
+	}
+	r.aliases.dropAll(all)
+	r.origins.forget()
 	r.missing.dropAll(all)
 	if r.queue != nil {
 		r.queue.DrainAll()

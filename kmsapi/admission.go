@@ -108,6 +108,29 @@ func (c *call) admit(ctx context.Context, of class, n int64) error {
 	return nil
 }
 
+// Leave and Return are keyring.Turn: a request that waits for a source gives its
+// turn up, and takes one again for the rest of its work.
+func (c *call) Leave() {
+	if c.turn != nil {
+		c.turn.turns.Release(c.turns)
+		c.away, c.turn = c.turn, nil
+	}
+}
+
+// Return waits as long as the request may last: half of its work is done.
+func (c *call) Return(ctx context.Context) error {
+	l := c.away
+	if l == nil {
+		return nil
+	}
+	if err := l.turns.Acquire(ctx, c.turns); err != nil {
+		l.sendAway()
+		return &busy{l.name}
+	}
+	c.turn, c.away = l, nil
+	return nil
+}
+
 // leave gives the turn back.
 func (c *call) leave() {
 	if c.turn != nil {

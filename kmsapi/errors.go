@@ -10,6 +10,7 @@ import (
 	"claviger"
 	"claviger/audit"
 	"claviger/authn"
+	"claviger/keyring"
 	"claviger/kmswire"
 )
 
@@ -118,9 +119,9 @@ func (c *call) exception(err error) *kmswire.Exception {
 		return kmswire.Throw(kmswire.IOException, "Key "+e.Key+" already exists in "+c.Ring.PrimaryURI())
 	case claviger.VersionNotFound:
 		if !c.KeyAuthorization {
-			return kmswire.Throw(kmswire.NullPointer, "KeyVersion name '"+e.Key+"' does not exist")
+			return kmswire.Throw(kmswire.NullPointer, "KeyVersion name '"+e.Key+"' does not exist"+history(err))
 		}
-		return kmswire.Throw(kmswire.IllegalArgument, "'"+e.Key+"' not found")
+		return kmswire.Throw(kmswire.IllegalArgument, "'"+e.Key+"' not found"+history(err))
 	case claviger.BadIV:
 		return kmswire.Throw(kmswire.IOException, "java.security.InvalidAlgorithmParameterException: Wrong IV length: must be 16 bytes long")
 	case claviger.Denied, claviger.KeyDenied, claviger.SourceRefused:
@@ -129,6 +130,11 @@ func (c *call) exception(err error) *kmswire.Exception {
 	case claviger.Unsupported:
 		return kmswire.Throw(kmswire.UnsupportedOperation, text(e))
 	case claviger.SourceUnreachable:
+		switch c.op() {
+		case "create_key", "undelete_key", "migrate_key":
+			// Nothing was done, and a source comes back: it is worth asking again.
+			return kmswire.Throw(kmswire.StandbyException, text(e))
+		}
 		return kmswire.Throw(kmswire.IOException, text(e))
 	case claviger.Unavailable, claviger.Closed:
 		return c.standby(err)
@@ -157,17 +163,27 @@ func (c *call) standby(err error) *kmswire.Exception {
 func (c *call) keyNotFound(e *claviger.Error) *kmswire.Exception {
 	switch c.op() {
 	case "roll_new_version":
-		return kmswire.Throw(kmswire.IOException, "Can't find Metadata for key "+e.Key)
+		return kmswire.Throw(kmswire.IOException, "Can't find Metadata for key "+e.Key+history(e))
 	case "undelete_key", "purge_key":
 		return kmswire.Throw(kmswire.IOException, "No deleted key "+e.Key+" in "+c.Ring.PrimaryURI())
 	case "migrate_key":
 		return kmswire.Throw(kmswire.IOException, "The source of the migration has no key "+e.Key)
 	case "delete_key":
-		return kmswire.Throw(kmswire.IOException, "Key "+e.Key+" does not exist in "+c.Ring.PrimaryURI())
+		return kmswire.Throw(kmswire.IOException, "Key "+e.Key+" does not exist in "+c.Ring.PrimaryURI()+history(e))
 	case "reencrypt_eek_batch":
-		return kmswire.Throw(kmswire.NullPointer, "Key name '"+e.Key+"' does not exist")
+		return kmswire.Throw(kmswire.NullPointer, "Key name '"+e.Key+"' does not exist"+history(e))
 	}
-	return kmswire.Throw(kmswire.IOException, "Key "+e.Key+" not found")
+	return kmswire.Throw(kmswire.IOException, "Key "+e.Key+" not found"+history(e))
+}
+
+// history is what the journal of a migration knows of what was not found; "" where
+// it knows nothing, and the text is Hadoop's own.
+func history(err error) string {
+	var t *keyring.Taken
+	if !errors.As(err, &t) {
+		return ""
+	}
+	return ": " + t.Error()
 }
 
 // insideGenerate wraps what Hadoop's generator threads throw: an IOException
@@ -178,7 +194,7 @@ func insideGenerate(c *call, err error) error {
 	case claviger.Denied, claviger.Unavailable, claviger.Closed, claviger.Internal, claviger.Invalid:
 		return err
 	case claviger.KeyNotFound:
-		return kmswire.Throw(kmswire.IOException, "org.apache.hadoop.thirdparty.com.google.common.util.concurrent.UncheckedExecutionException: java.lang.NullPointerException: No KeyVersion exists for key '"+c.name+"' ")
+		return kmswire.Throw(kmswire.IOException, "org.apache.hadoop.thirdparty.com.google.common.util.concurrent.UncheckedExecutionException: java.lang.NullPointerException: No KeyVersion exists for key '"+c.name+"' "+history(err))
 	}
 	return kmswire.Throw(kmswire.IOException, c.exception(err).Error())
 }

@@ -43,6 +43,8 @@ func (t *trail) all() []audit.Event {
 type stack struct {
 	Primary          provider.Provider
 	Sources          []keyring.Source
+	SourceTimeout    time.Duration
+	Reencryption     bool
 	Migrator         keyring.Migrator
 	Auth             authn.Config
 	Policy           *authz.Policy
@@ -82,6 +84,7 @@ func start(t testing.TB, s stack) string {
 	}
 	ring, err := keyring.New(keyring.Config{
 		Primary: s.Primary, Sources: s.Sources, Policy: func() *authz.Policy { return s.Policy }, KeyAuthorization: s.KeyAuthorization, Audit: s.Trail, Migrator: s.Migrator,
+		SourceTimeout: s.SourceTimeout, Reencryption: s.Reencryption,
 		CacheEnable: true, CacheTimeout: time.Minute, CurrentCacheTimeout: time.Minute,
 		QueueSize: 10, QueueLowWatermark: 0.3, QueueExpiry: time.Hour, QueueFillers: 1,
 	})

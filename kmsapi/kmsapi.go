@@ -135,6 +135,7 @@ type call struct {
 	reserved int64
 	turn     *lane // in which it has a turn of the weight turns
 	turns    int64
+	away     *lane // in which it had a turn that it gave up for a while
 	edeks    int
 	opName   string // if not the route's own
 	denied   bool   // by the operation-level rules
@@ -272,6 +273,7 @@ func (c *call) serve() {
 	}
 	ctx, cancel := context.WithTimeout(c.r.Context(), c.route.deadline)
 	defer cancel()
+	ctx = keyring.WithTurn(ctx, c)
 	if c.route.body != noBody {
 		if err := c.readBody(ctx); err != nil {
 			c.fail(err)

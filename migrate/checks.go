@@ -7,22 +7,21 @@ import (
 	"net/netip"
 	"net/url"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
-
-	"claviger/provider"
 )
 
 // Status is a check's outcome. Its zero value is OK.
 type Status string
 
-// The outcomes. A warning is left to the operator; a failure makes a plan not
-// ready.
+// The outcomes. OK is said of what was tried and held. A warning is left to the
+// operator; a failure makes a plan not ready, and so does what was not tried, where it
+// is needed.
 const (
-	OK      Status = ""
-	Warning Status = "warning"
-	Failure Status = "failure"
+	OK       Status = ""
+	Warning  Status = "warning"
+	NotTried Status = "not tried"
+	Failure  Status = "failure"
 )
 
 // MarshalText writes OK as "ok".
@@ -41,7 +40,12 @@ type Check struct {
 	Status   Status `json:"status"`
 	Measured string `json:"measured"`
 	Cure     string `json:"cure,omitempty"`
+	// Needed: without it the cut-over fails, so that not having tried it is no yes.
+	Needed bool `json:"needed,omitempty"`
 }
+
+// stops reports that the check makes a plan not ready.
+func (c *Check) stops() bool { return c.Status == Failure || c.Status == NotTried && c.Needed }
 
 // Probes are what Plan measures beyond keys. Each may be left out: its check
 // then says that it was not made.
@@ -57,10 +61,19 @@ type Probes struct {
 	Alive func(ctx context.Context) error
 	// Source looks at each host of a source that is a KMS: SourceKMS.Probe.
 	Source func(ctx context.Context) []HostFacts
+	// AsUser is the short name of a user who reads files, for whom the source is asked.
+	AsUser string
+	// More are checks of the caller's own: of other sources.
+	More func(ctx context.Context) []Check
+	// Rules checks the rules of this server, for the user ("" is none) and keys with
+	// these ACL names.
+	Rules func(ctx context.Context, user string, aclNames []string) Check
 	// HDFS returns a property of the cluster's core-site.xml and hdfs-site.xml.
 	HDFS func(name string) (value string, ok bool)
 	// Own are the "host:port" under which clients reach this server.
 	Own []string
+	// Lookup resolves a host name; nil asks the system.
+	Lookup func(ctx context.Context, host string) ([]netip.Addr, error)
 	// LocalAddrs are this machine's addresses; nil asks the system.
 	LocalAddrs func() ([]netip.Addr, error)
 }
@@ -76,22 +89,28 @@ const (
 	kerberosSkew = 5 * time.Minute
 )
 
-// run makes the checks that need nothing of the keys.
-func (p *Probes) run(ctx context.Context, now func() time.Time) []Check {
+// run makes the checks that need nothing of the keys. The facts are those of the
+// source's hosts.
+func (p *Probes) run(ctx context.Context, now func() time.Time) ([]Check, []HostFacts) {
 	checks := []Check{p.latency(ctx)}
+	var facts []HostFacts
 	if p.Source == nil {
 		checks = append(checks, p.elsewhere(ctx))
 	} else {
-		facts := p.Source(ctx)
+		facts = p.Source(ctx)
 		checks = append(checks, alive(facts), p.otherHost(facts), clocks(facts, now))
 	}
-	return append(checks, p.hdfs())
+	if p.More != nil {
+		checks = append(checks, p.More(ctx)...)
+	}
+	return checks, facts
 }
 
 // elsewhere is whether a source that is no KMS is alive.
 func (p *Probes) elsewhere(ctx context.Context) Check {
 	c := Check{Name: "source alive", Measured: "the source is no KMS; its keys are read from where it keeps them"}
 	if p.Alive == nil {
+		c.Status = NotTried // reading its keys tries it
 		return c
 	}
 	if err := p.Alive(ctx); err != nil {
@@ -105,7 +124,7 @@ func (p *Probes) elsewhere(ctx context.Context) Check {
 func (p *Probes) latency(ctx context.Context) Check {
 	c := Check{Name: "latency of the HSM"}
 	if p.Latency == nil {
-		c.Status, c.Measured = Warning, "not measured: the target does not tell"
+		c.Status, c.Measured = NotTried, "the target does not tell"
 		return c
 	}
 	times, err := p.Latency(ctx)
@@ -170,7 +189,7 @@ func (p *Probes) otherHost(facts []HostFacts) Check {
 	c := Check{Name: "source on another host"}
 	local, err := p.localAddrs()
 	if err != nil {
-		c.Status, c.Measured = Warning, "not known: "+err.Error()
+		c.Status, c.Measured = NotTried, "this host's addresses are not known: "+err.Error()
 		return c
 	}
 	var measured []string
@@ -237,59 +256,10 @@ func clocks(facts []HostFacts, now func() time.Time) Check {
 		}
 	}
 	if len(measured) == 0 {
-		c.Status, measured = Warning, []string{fmt.Sprintf("not compared: no answer with a date (ours says %s)", now().Format(time.RFC3339))}
+		c.Status, measured = NotTried, []string{fmt.Sprintf("no answer with a date (ours says %s)", now().Format(time.RFC3339))}
 	}
 	c.Measured = strings.Join(measured, "; ")
 	return c
-}
-
-// The properties by which HDFS finds its KMS, the newer one first.
-var hdfsProviderProps = []string{"hadoop.security.key.provider.path", "dfs.encryption.key.provider.uri"}
-
-// hdfs: HDFS should go on using the source until the metadata is here.
-func (p *Probes) hdfs() Check {
-	c := Check{Name: "HDFS not yet pointed here"}
-	if p.HDFS == nil {
-		c.Status, c.Measured, c.Cure = Warning, "not checked", "give HDFS' configuration folder: --hdfs-conf DIR"
-		return c
-	}
-	for _, name := range hdfsProviderProps {
-		value, ok := p.HDFS(name)
-		if !ok || value == "" {
-			continue
-		}
-		c.Measured = fmt.Sprintf("%s is %s", name, value)
-		for _, host := range kmsHosts(value) {
-			if slices.ContainsFunc(p.Own, func(own string) bool { return strings.EqualFold(own, host) }) {
-				c.Status = Warning
-				c.Cure = fmt.Sprintf("HDFS asks %s already: until the migration is complete, creating and opening files in encrypted zones fails; migrate before HDFS is restarted", host)
-			}
-		}
-		return c
-	}
-	c.Status, c.Measured = Warning, "HDFS has no key provider configured"
-	c.Cure = "see that the folder is that of HDFS' own core-site.xml; encryption zones need " + hdfsProviderProps[0]
-	return c
-}
-
-// kmsHosts are the "host:port" of the KMSs in a list of provider URIs. What is
-// no KMS, or not well-formed, has none: it cannot be us.
-func kmsHosts(list string) []string {
-	uris, err := provider.SplitURIs(list)
-	if err != nil {
-		return nil
-	}
-	var hosts []string
-	for _, uri := range uris {
-		k, err := provider.ParseKMS(uri)
-		if err != nil {
-			continue
-		}
-		for _, h := range k.Hosts {
-			hosts = append(hosts, net.JoinHostPort(h, strconv.Itoa(k.Port)))
-		}
-	}
-	return hosts
 }
 
 // whyUnreachable asks the source's hosts and returns the cure that their

@@ -19,6 +19,9 @@ type Plan struct {
 	Read   bool      `json:"read"`
 	Keys   []KeyLine `json:"keys"`
 	Counts Counts    `json:"counts"`
+	// Complete: a run has taken over every key that the source lists, and nothing is
+	// left for another.
+	Complete bool `json:"complete"`
 	// OnlyTarget are keys that the source does not have; they are left alone.
 	OnlyTarget []string `json:"onlyTarget,omitempty"`
 }
@@ -29,7 +32,7 @@ func (p *Plan) Ready() bool {
 		return false
 	}
 	for _, c := range p.Checks {
-		if c.Status == Failure {
+		if c.stops() {
 			return false
 		}
 	}
@@ -44,13 +47,14 @@ func (e *Engine) Plan(ctx context.Context) (*Plan, error) {
 		return nil, errNoSource(op)
 	}
 	p := &Plan{Format: "claviger migrate plan 1", At: e.now(), Source: e.cfg.Source.URI(), Target: e.cfg.Target.URI(), Versions: e.cfg.Versions, Keys: []KeyLine{}}
-	p.Checks = e.cfg.Probes.run(ctx, e.now)
+	var facts []HostFacts
+	p.Checks, facts = e.cfg.Probes.run(ctx, e.now)
 	sv, err := e.look(ctx, op)
 	if ctx.Err() != nil { // what the checks say now is the interruption's, not the source's
 		return nil, stopped(ctx, op, "")
 	}
 	if err != nil {
-		p.Checks = append(p.Checks, Check{Name: "keys of the source", Status: Failure, Measured: "not readable", Cure: said(err)})
+		p.Checks = append(p.Checks, e.cfg.Probes.hdfs(ctx, facts, false), Check{Name: "keys of the source", Status: Failure, Measured: "not readable", Cure: said(err)})
 		return p, err
 	}
 	p.Read = true
@@ -59,7 +63,19 @@ func (e *Engine) Plan(ctx context.Context) (*Plan, error) {
 		p.Counts.add(it)
 	}
 	p.OnlyTarget = sv.onlyTarget
-	p.Checks = append(p.Checks, e.readable(ctx, sv), e.room(ctx, p.Counts.NewVersions))
+	last := sv.history.last()
+	p.Complete = last != nil && (last.State == Complete || last.State == Finished) && p.Counts.Blocked+p.Counts.Planned == 0
+	p.Checks = append(p.Checks, e.cfg.Probes.hdfs(ctx, facts, p.Complete), e.readable(ctx, sv), e.room(ctx, p.Counts.NewVersions))
+	p.Checks = append(p.Checks, e.rights(ctx, sv)...)
+	if rules := e.cfg.Probes.Rules; rules != nil {
+		var names []string
+		for i := range sv.items {
+			if m := sv.theirs[i]; m != nil {
+				names = append(names, m.ACLName())
+			}
+		}
+		p.Checks = append(p.Checks, rules(ctx, e.cfg.Probes.AsUser, names))
+	}
 	if c, found := sv.spelling.check(sv.items); found {
 		p.Checks = append(p.Checks, c)
 	}
@@ -98,7 +114,7 @@ func (e *Engine) readable(ctx context.Context, sv *survey) Check {
 func (e *Engine) room(ctx context.Context, need int) Check {
 	c := Check{Name: "room in the HSM"}
 	if e.cfg.Probes.Room == nil {
-		c.Measured = fmt.Sprintf("%d new keys; the target does not tell how many it has room for", need)
+		c.Status, c.Measured = NotTried, fmt.Sprintf("%d new keys; the target does not tell how many it has room for", need)
 		return c
 	}
 	free, known, err := e.cfg.Probes.Room(ctx)
@@ -106,7 +122,7 @@ func (e *Engine) room(ctx context.Context, need int) Check {
 	case err != nil:
 		c.Status, c.Measured, c.Cure = Failure, said(err), "see that the HSM can be reached"
 	case !known:
-		c.Measured = fmt.Sprintf("%d new keys; the token does not tell how many it has room for", need)
+		c.Status, c.Measured = NotTried, fmt.Sprintf("%d new keys; the token does not tell how many it has room for", need)
 	case free < need:
 		c.Status, c.Measured = Failure, fmt.Sprintf("%d new keys, room for %d", need, free)
 		c.Cure = "run with --versions current (one new version a key), or make room in the token"

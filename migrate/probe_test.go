@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"io"
 	"log"
 	"net"
@@ -155,7 +156,14 @@ func TestChecks(t *testing.T) {
 	hdfs := func(name, value string) func(string) (string, bool) {
 		return func(n string) (string, bool) { return value, n == name }
 	}
-	const path = "hadoop.security.key.provider.path"
+	const path, pointed = "hadoop.security.key.provider.path", "HDFS not yet pointed here"
+	names := func(_ context.Context, host string) ([]netip.Addr, error) {
+		a, ok := map[string]string{"new": "192.0.2.1", "service.example.com": "192.0.2.1", "kms-1": "192.0.2.7", "alias-1": "192.0.2.7", "kms-2": "192.0.2.8", "localhost": "127.0.0.1", "debian": "127.0.1.1"}[host]
+		if !ok {
+			return nil, errors.New("no such host")
+		}
+		return []netip.Addr{addr(a)}, nil
+	}
 	away := claviger.Errorf("pkcs11.Ping", claviger.Unavailable, "", "CKR_DEVICE_REMOVED")
 	for _, tt := range []struct {
 		name     string
@@ -173,7 +181,7 @@ func TestChecks(t *testing.T) {
 		{"one of two", migrate.Probes{Source: source(host("kms-1", "192.0.2.7", 0), down)}, "source alive", migrate.Warning, "unexpected EOF", "see that it runs"},
 		{"dead", migrate.Probes{Source: source(down, down)}, "source alive", migrate.Failure, "unexpected EOF", "see that it runs"},
 		{"elsewhere", migrate.Probes{Alive: func(context.Context) error { return nil }}, "source alive", migrate.OK, "which answers", ""},
-		{"elsewhere, not asked", migrate.Probes{}, "source alive", migrate.OK, "no KMS", ""},
+		{"elsewhere, not asked", migrate.Probes{}, "source alive", migrate.NotTried, "no KMS", ""},
 		{"elsewhere, dead", migrate.Probes{Alive: func(context.Context) error {
 			return claviger.Errorf("t", claviger.Unavailable, "", "no trustee answers")
 		}}, "source alive", migrate.Failure, "no trustee answers", "can be reached"},
@@ -183,14 +191,24 @@ func TestChecks(t *testing.T) {
 		{"clocks agree", migrate.Probes{Source: source(host("kms-1", "192.0.2.7", time.Second))}, "clocks", migrate.OK, "agrees with ours", ""},
 		{"clock behind", migrate.Probes{Source: source(host("kms-1", "192.0.2.7", -45*time.Second))}, "clocks", migrate.Warning, "45s behind ours", "NTP"},
 		{"clock ahead", migrate.Probes{Source: source(host("kms-1", "192.0.2.7", 10*time.Minute))}, "clocks", migrate.Failure, "10m0s ahead of ours", "NTP"},
-		{"no clock", migrate.Probes{Source: source(down)}, "clocks", migrate.Warning, "not compared", ""},
-		{"HDFS there", migrate.Probes{Own: []string{"new:9600"}, HDFS: hdfs(path, "kms://https@kms-1;kms-2:16000/kms")}, "HDFS not yet pointed here", migrate.OK, path + " is kms://", ""},
-		{"HDFS here", migrate.Probes{Own: []string{"new2:9600"}, HDFS: hdfs(path, "kms://https@new1;NEW2:9600/kms")}, "HDFS not yet pointed here", migrate.Warning, "", "HDFS asks NEW2:9600 already"},
-		{"HDFS here, old name", migrate.Probes{Own: []string{"new:9600"}, HDFS: hdfs("dfs.encryption.key.provider.uri", "kms://http@new:9600/kms")}, "HDFS not yet pointed here", migrate.Warning, "dfs.encryption", "already"},
-		{"HDFS without", migrate.Probes{HDFS: hdfs("", "")}, "HDFS not yet pointed here", migrate.Warning, "no key provider", path},
+		{"no clock", migrate.Probes{Source: source(down)}, "clocks", migrate.NotTried, "no answer with a date", ""},
+		{"HDFS there", migrate.Probes{Own: []string{"new:9600"}, Lookup: names, HDFS: hdfs(path, "kms://https@kms-1;kms-2:16000/kms")}, pointed, migrate.OK, path + " is kms://", ""},
+		{"HDFS at the source by another name", migrate.Probes{Own: []string{"new:9600"}, Lookup: names, Source: source(host("kms-1", "192.0.2.7", 0)), HDFS: hdfs(path, "kms://https@alias-1:16000/kms")}, pointed, migrate.OK, "", ""},
+		{"HDFS at a third", migrate.Probes{Own: []string{"new:9600"}, Lookup: names, Source: source(host("kms-1", "192.0.2.7", 0)), HDFS: hdfs(path, "kms://https@kms-2:16000/kms")}, pointed, migrate.Warning, "kms-2:16000 is neither", "is the KMS that HDFS uses"},
+		{"HDFS at another port of the source", migrate.Probes{Own: []string{"new:9600"}, Lookup: names, Source: source(host("kms-1", "192.0.2.7", 0)), HDFS: hdfs(path, "kms://https@kms-1:9292/kms")}, pointed, migrate.Warning, "neither", ""},
+		{"HDFS here", migrate.Probes{Own: []string{"new2:9600"}, Lookup: names, HDFS: hdfs(path, "kms://https@new1;NEW2:9600/kms")}, pointed, migrate.Failure, "", "HDFS asks NEW2:9600 already"},
+		{"HDFS here, old name", migrate.Probes{Own: []string{"new:9600"}, Lookup: names, HDFS: hdfs("dfs.encryption.key.provider.uri", "kms://http@new:9600/kms")}, pointed, migrate.Failure, "dfs.encryption", "already"},
+		{"HDFS here by an alias", migrate.Probes{Own: []string{"new:9600"}, Lookup: names, HDFS: hdfs(path, "kms://https@kms-1;service.example.com:9600/kms")}, pointed, migrate.Failure, "service.example.com:9600 is this server", "already"},
+		{"HDFS here by an address", migrate.Probes{Own: []string{"new:9600"}, Lookup: names, HDFS: hdfs(path, "kms://http@192.0.2.1:9600/kms")}, pointed, migrate.Failure, "", "already"},
+		{"HDFS here by an address of a server that listens at all", migrate.Probes{Own: []string{"127.0.0.1:9600"}, LocalAddrs: here, Lookup: names, HDFS: hdfs(path, "kms://http@service.example.com:9600/kms")}, pointed, migrate.Failure, "", "already"},
+		{"HDFS here by Debian's own name", migrate.Probes{Own: []string{"localhost:9600"}, LocalAddrs: here, Lookup: names, HDFS: hdfs(path, "kms://http@debian:9600/kms")}, pointed, migrate.Failure, "", "already"},
+		{"HDFS at another port of this host", migrate.Probes{Own: []string{"new:9600"}, Lookup: names, HDFS: hdfs(path, "kms://http@new:9601/kms")}, pointed, migrate.OK, "", ""},
+		{"HDFS at a name that is none here", migrate.Probes{Own: []string{"new:9600"}, Lookup: names, HDFS: hdfs(path, "kms://http@nowhere:9600/kms")}, pointed, migrate.NotTried, "nowhere:9600 cannot be resolved", "name service"},
+		{"HDFS, and a port that is not known", migrate.Probes{Lookup: names, HDFS: hdfs(path, "kms://http@new:9600/kms")}, pointed, migrate.NotTried, "not known", "hadoop.kms.http.port"},
+		{"HDFS without", migrate.Probes{HDFS: hdfs("", "")}, pointed, migrate.NotTried, "no key provider", path},
 		{"room", migrate.Probes{Room: room(1, true, nil)}, "room in the HSM", migrate.OK, "1 new keys, room for 1", ""},
 		{"no room", migrate.Probes{Room: room(0, true, nil)}, "room in the HSM", migrate.Failure, "1 new keys, room for 0", "--versions current"},
-		{"room unknown", migrate.Probes{Room: room(0, false, nil)}, "room in the HSM", migrate.OK, "does not tell", ""},
+		{"room unknown", migrate.Probes{Room: room(0, false, nil)}, "room in the HSM", migrate.NotTried, "does not tell", ""},
 		{"room not asked", migrate.Probes{Room: room(0, false, away)}, "room in the HSM", migrate.Failure, "CKR_DEVICE_REMOVED", "reached"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

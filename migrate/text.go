@@ -69,9 +69,9 @@ func some(s ...string) []string {
 
 func (r *report) checks(checks []Check) {
 	for _, c := range checks {
-		r.line("  %-8s %s: %s", c.Status, c.Name, c.Measured)
+		r.line("  %-9s  %s: %s", c.Status, c.Name, c.Measured)
 		if c.Cure != "" {
-			r.line("           -> %s", c.Cure)
+			r.line("             -> %s", c.Cure)
 		}
 	}
 }
@@ -112,8 +112,11 @@ func (p *Plan) WriteText(w io.Writer) error {
 	if n := len(p.OnlyTarget); n > 0 {
 		r.line("%d keys are at the target only, and stay as they are.", n)
 	}
+	if p.Complete {
+		r.line("The migration is complete: every key of the source is here, and a run would do nothing. Next: claviger migrate verify, re-encrypt the zones, claviger migrate finish.")
+	}
 	if !p.Ready() {
-		r.line("Not ready: see the failures and the keys that cannot be imported.")
+		r.line("Not ready: see the failures, what was not tried, and the keys that cannot be imported.")
 	}
 	return r.err
 }

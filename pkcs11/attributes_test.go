@@ -1,6 +1,9 @@
 package pkcs11
 
 import (
+	"bytes"
+	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 
@@ -74,6 +77,115 @@ func TestAttributes(t *testing.T) {
 				t.Error(err)
 			}
 			if err := tok.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// choosy is a token that refuses attributes in templates, as AWS CloudHSM does
+// CKA_MODIFIABLE.
+type choosy struct {
+	Boundary
+	refuses []uint
+	with    uint // the error
+	forces  uint // this one it sets to true where it is not in the template
+	tries   *int
+	armed   *bool
+}
+
+func (c choosy) refuse(templates ...[]*p11.Attribute) error {
+	if !*c.armed {
+		return nil
+	}
+	*c.tries++
+	for _, a := range slices.Concat(templates...) {
+		if slices.Contains(c.refuses, a.Type) {
+			return p11.Error(c.with)
+		}
+	}
+	return nil
+}
+
+func (c choosy) GenerateKey(s p11.SessionHandle, m []*p11.Mechanism, a []*p11.Attribute) (p11.ObjectHandle, error) {
+	if err := c.refuse(a); err != nil {
+		return 0, err
+	}
+	if c.forces != 0 && !slices.ContainsFunc(a, func(a *p11.Attribute) bool { return a.Type == c.forces }) {
+		a = append(slices.Clone(a), p11.NewAttribute(c.forces, true))
+	}
+	return c.Boundary.GenerateKey(s, m, a)
+}
+
+func (c choosy) GenerateKeyPair(s p11.SessionHandle, m []*p11.Mechanism, public, private []*p11.Attribute) (p11.ObjectHandle, p11.ObjectHandle, error) {
+	if err := c.refuse(public, private); err != nil {
+		return 0, 0, err
+	}
+	return c.Boundary.GenerateKeyPair(s, m, public, private)
+}
+
+// TestRefusedAttributes: a token that refuses what a key can do without makes keys
+// and pairs without it, says so once, and asks in vain once. One that refuses what
+// guards the key makes none.
+func TestRefusedAttributes(t *testing.T) {
+	made := softhsmtest.New(t)
+	for _, c := range []struct {
+		name   string
+		lib    choosy
+		kept   bool
+		tries  int    // of three keys
+		warned string // "" not
+	}{
+		{"nothing", choosy{}, true, 3, ""},
+		{"modifiable", choosy{refuses: []uint{p11.CKA_MODIFIABLE}, with: p11.CKR_ATTRIBUTE_VALUE_INVALID}, true, 4, "CKA_MODIFIABLE"},
+		{"derive", choosy{refuses: []uint{p11.CKA_DERIVE}, with: p11.CKR_ATTRIBUTE_TYPE_INVALID}, true, 9, "CKA_DERIVE"},
+		{"modifiable and derive", choosy{refuses: []uint{p11.CKA_MODIFIABLE, p11.CKA_DERIVE}, with: p11.CKR_TEMPLATE_INCONSISTENT}, true, 14, "CKA_MODIFIABLE, CKA_DERIVE"},
+		{"sensitive", choosy{refuses: []uint{p11.CKA_SENSITIVE}, with: p11.CKR_ATTRIBUTE_READ_ONLY}, false, 39, ""},
+		{"another fault", choosy{refuses: []uint{p11.CKA_MODIFIABLE}, with: p11.CKR_FUNCTION_NOT_SUPPORTED}, false, 3, ""},
+		{"unwrap, and sets it", choosy{refuses: []uint{p11.CKA_UNWRAP}, with: p11.CKR_ATTRIBUTE_TYPE_INVALID, forces: p11.CKA_UNWRAP}, false, 8, "CKA_UNWRAP"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var log bytes.Buffer
+			tries, armed := 0, false
+			conf := config(made)
+			conf.Profile = Generic // which has all of them
+			conf.Log = slog.New(slog.NewTextHandler(&log, nil))
+			c.lib.tries, c.lib.armed = &tries, &armed
+			conf.Wrap = func(b Boundary) Boundary { c.lib.Boundary = b; return c.lib }
+			tok, err := Open(t.Context(), conf)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer tok.Close()
+			armed = true // what Open makes to try the token has no such attributes
+			for i := range 3 {
+				id := []byte{byte(i), 7}
+				if err := tok.GenerateKey(t.Context(), id, "k@0", 256); (err == nil) != c.kept {
+					t.Errorf("key %d: %v", i, err)
+				}
+				if k, err := tok.Find(t.Context(), id); err != nil || (k != nil) != c.kept || k != nil && (!k.Sensitive || k.Extractable || k.Decrypt) {
+					t.Errorf("key %d: %+v, %v", i, k, err)
+				}
+				if err := tok.Destroy(t.Context(), id, "k@0"); err != nil {
+					t.Error(err)
+				}
+			}
+			if tries != c.tries {
+				t.Errorf("%d tries of three keys, want %d", tries, c.tries)
+			}
+			if n := strings.Count(log.String(), "refuses attributes"); n != map[bool]int{true: 1}[c.warned != ""] || !strings.Contains(log.String(), c.warned) {
+				t.Errorf("the log: %s", log.String())
+			}
+			if c.name != "modifiable" && c.name != "sensitive" {
+				return
+			}
+			if err := tok.GeneratePair(t.Context(), []byte{9}, "pair", MinPairBits); (err == nil) != c.kept {
+				t.Errorf("pair: %v", err)
+			}
+			if p, err := tok.FindPair(t.Context(), []byte{9}); err != nil || (p != nil) != c.kept {
+				t.Errorf("pair: %+v, %v", p, err)
+			}
+			if err := tok.DestroyPair(t.Context(), []byte{9}, "pair"); err != nil {
 				t.Error(err)
 			}
 		})

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 
+	"claviger/durable"
 	"claviger/secret"
 )
 
@@ -64,18 +65,7 @@ func WriteKeystoreFile(path string, c FileConfig) error {
 	if err := CheckNew(path); err != nil {
 		return err
 	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		_ = os.Remove(path) // half a file is worse than none; it is ours
-	}
-	return err
+	return durable.Create(path, data, 0o600)
 }
 
 // Check says why WriteKeystoreFile would refuse to write c to path, whatever is

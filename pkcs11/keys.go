@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	p11 "github.com/miekg/pkcs11"
@@ -89,17 +90,13 @@ func (t *Token) GenerateKey(ctx context.Context, id []byte, label string, bits i
 			p11.NewAttribute(p11.CKA_EXTRACTABLE, false),
 			p11.NewAttribute(p11.CKA_ENCRYPT, true),
 			p11.NewAttribute(p11.CKA_DECRYPT, false),
-			p11.NewAttribute(p11.CKA_SIGN, false),
-			p11.NewAttribute(p11.CKA_VERIFY, false),
-			p11.NewAttribute(p11.CKA_WRAP, false),
-			p11.NewAttribute(p11.CKA_UNWRAP, false),
-			p11.NewAttribute(p11.CKA_DERIVE, false),
-		}
-		if profiles[t.cfg.Profile].modifiable {
-			template = append(template, p11.NewAttribute(p11.CKA_MODIFIABLE, false))
 		}
 		asked = true
-		object, err := t.b.GenerateKey(s, []*p11.Mechanism{p11.NewMechanism(p11.CKM_AES_KEY_GEN, nil)}, template)
+		var object p11.ObjectHandle
+		err = t.withOptional(func(optional []*p11.Attribute) (err error) {
+			object, err = t.b.GenerateKey(s, []*p11.Mechanism{p11.NewMechanism(p11.CKM_AES_KEY_GEN, nil)}, slices.Concat(template, optional))
+			return err
+		}, p11.CKA_SIGN, p11.CKA_VERIFY, p11.CKA_WRAP, p11.CKA_UNWRAP, p11.CKA_DERIVE)
 		if errors.Is(err, p11.Error(p11.CKR_DEVICE_MEMORY)) {
 			return claviger.Errorf(op, claviger.Unavailable, label, "the token has no room for another key: %w", err)
 		}
@@ -114,6 +111,9 @@ func (t *Token) GenerateKey(ctx context.Context, id []byte, label string, bits i
 // HSM may have overruled the template.
 func (t *Token) asOrdered(s p11.SessionHandle, object p11.ObjectHandle, label string, bits int) error {
 	k, err := t.describe(s, object)
+	if err == nil {
+		err = t.noOtherUse(s, object)
+	}
 	if err == nil && (k.Bits != bits || !k.Sensitive || k.Extractable || !k.Encrypt || k.Decrypt || k.neverTold && !k.NeverExtractable || k.localTold && !k.Local) {
 		err = fmt.Errorf("the token made key %s with %d bits, sensitive=%t, extractable=%t, never extractable=%t, local=%t, encrypt=%t, decrypt=%t, which is not what was asked for; it was destroyed again: check the policies of the partition",
 			label, k.Bits, k.Sensitive, k.Extractable, k.NeverExtractable, k.Local, k.Encrypt, k.Decrypt)

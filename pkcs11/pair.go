@@ -70,8 +70,20 @@ func (t *Token) GeneratePair(ctx context.Context, id []byte, label string, bits 
 			return claviger.Errorf(op, claviger.KeyExists, label, "there is an RSA key with CKA_ID %x on the token already", id)
 		}
 		asked = true
-		public0, private, err := t.b.GenerateKeyPair(s, []*p11.Mechanism{p11.NewMechanism(p11.CKM_RSA_PKCS_KEY_PAIR_GEN, nil)},
-			publicTemplate(id, label, bits), t.privateTemplate(id, label))
+		var public0, private p11.ObjectHandle
+		err = t.withOptional(func(optional []*p11.Attribute) (err error) {
+			ours, theirs := publicTemplate(id, label, bits), privateTemplate(id, label)
+			for _, a := range optional {
+				switch a.Type {
+				case p11.CKA_VERIFY, p11.CKA_WRAP:
+					ours = append(ours, a)
+				default:
+					theirs = append(theirs, a)
+				}
+			}
+			public0, private, err = t.b.GenerateKeyPair(s, []*p11.Mechanism{p11.NewMechanism(p11.CKM_RSA_PKCS_KEY_PAIR_GEN, nil)}, ours, theirs)
+			return err
+		}, p11.CKA_VERIFY, p11.CKA_WRAP, p11.CKA_SIGN, p11.CKA_UNWRAP)
 		if errors.Is(err, p11.Error(p11.CKR_DEVICE_MEMORY)) {
 			return claviger.Errorf(op, claviger.Unavailable, label, "the token has no room for another pair: %w", err)
 		}
@@ -90,13 +102,11 @@ func publicTemplate(id []byte, label string, bits int) []*p11.Attribute {
 		p11.NewAttribute(p11.CKA_MODULUS_BITS, bits),
 		p11.NewAttribute(p11.CKA_PUBLIC_EXPONENT, []byte{1, 0, 1}), // 65537
 		p11.NewAttribute(p11.CKA_ENCRYPT, true),
-		p11.NewAttribute(p11.CKA_VERIFY, false),
-		p11.NewAttribute(p11.CKA_WRAP, false),
 	}
 }
 
-func (t *Token) privateTemplate(id []byte, label string) []*p11.Attribute {
-	template := []*p11.Attribute{
+func privateTemplate(id []byte, label string) []*p11.Attribute {
+	return []*p11.Attribute{
 		p11.NewAttribute(p11.CKA_ID, id),
 		p11.NewAttribute(p11.CKA_LABEL, label),
 		p11.NewAttribute(p11.CKA_TOKEN, true),
@@ -104,13 +114,7 @@ func (t *Token) privateTemplate(id []byte, label string) []*p11.Attribute {
 		p11.NewAttribute(p11.CKA_SENSITIVE, true),
 		p11.NewAttribute(p11.CKA_EXTRACTABLE, false),
 		p11.NewAttribute(p11.CKA_DECRYPT, true),
-		p11.NewAttribute(p11.CKA_SIGN, false),
-		p11.NewAttribute(p11.CKA_UNWRAP, false),
 	}
-	if profiles[t.cfg.Profile].modifiable {
-		template = append(template, p11.NewAttribute(p11.CKA_MODIFIABLE, false))
-	}
-	return template
 }
 
 // pairAsOrdered destroys a new pair that is not what was asked for, as asOrdered

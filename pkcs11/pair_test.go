@@ -131,7 +131,7 @@ func TestTwoPairs(t *testing.T) {
 	id, label, public := pair(t, tok, 1)
 	sealed := seal(t, public, secret.Bytes("x"))
 	err := tok.do(t.Context(), "test", func(_ *login, s p11.SessionHandle) error {
-		_, _, err := tok.b.GenerateKeyPair(s, []*p11.Mechanism{p11.NewMechanism(p11.CKM_RSA_PKCS_KEY_PAIR_GEN, nil)}, publicTemplate(id, label, 2048), tok.privateTemplate(id, label))
+		_, _, err := tok.b.GenerateKeyPair(s, []*p11.Mechanism{p11.NewMechanism(p11.CKM_RSA_PKCS_KEY_PAIR_GEN, nil)}, publicTemplate(id, label, 2048), privateTemplate(id, label))
 		return err
 	})
 	if err != nil {

@@ -28,10 +28,11 @@ type Token struct {
 	end    chan struct{} // closed by Close
 
 	mechanism uint
-	maxData   atomic.Int64  // bytes of one C_Encrypt; it may shrink, see encrypt
-	inFlight  int           // calls with one key under way at once
-	limit     time.Duration // callLimit, but in tests
-	patience  time.Duration // closePatience, but in tests
+	maxData   atomic.Int64           // bytes of one C_Encrypt; it may shrink, see encrypt
+	spared    atomic.Pointer[[]uint] // attributes of new keys that it refuses, see withOptional
+	inFlight  int                    // calls with one key under way at once
+	limit     time.Duration          // callLimit, but in tests
+	patience  time.Duration          // closePatience, but in tests
 
 	// No C call is made while mu is held: it may hang, and Info and Close must not.
 	mu         sync.Mutex

@@ -16,6 +16,7 @@ import (
 	"github.com/ProtonMail/go-crypto/openpgp"
 
 	"claviger"
+	"claviger/durable"
 )
 
 // Names in a ".keytrustee" folder. They are Cloudera's, and those of GnuPG before
@@ -66,7 +67,7 @@ func NewFolder(path string, id *Identity) (*Folder, error) {
 			return nil, claviger.Errorf(op, claviger.Invalid, "", "%s holds %s already: an identity is never overwritten, since what was encrypted to it would be lost; name another folder", path, name)
 		}
 	}
-	if err := os.MkdirAll(path, 0o700); err != nil {
+	if err := durable.MakeFolder(path, 0o700); err != nil {
 		return nil, claviger.E(op, claviger.Invalid, "", err)
 	}
 	f := &Folder{Path: path, Identity: id}
@@ -75,7 +76,7 @@ func NewFolder(path string, id *Identity) (*Folder, error) {
 		return nil, claviger.E(op, claviger.Internal, "", err)
 	}
 	defer clear(ring.Bytes())
-	if err := replaceFile(filepath.Join(path, PrivateRing), ring.Bytes()); err != nil {
+	if err := durable.Replace(filepath.Join(path, PrivateRing), ring.Bytes(), 0o600); err != nil {
 		return nil, claviger.E(op, claviger.Invalid, "", err)
 	}
 	return f, f.Save()
@@ -101,10 +102,10 @@ func (f *Folder) Save() error {
 	}
 	text, err := json.MarshalIndent(c, "", "  ")
 	if err == nil {
-		err = replaceFile(filepath.Join(f.Path, PublicRing), ring.Bytes())
+		err = durable.Replace(filepath.Join(f.Path, PublicRing), ring.Bytes(), 0o600)
 	}
 	if err == nil {
-		err = replaceFile(filepath.Join(f.Path, ConfFile), append(text, '\n'))
+		err = durable.Replace(filepath.Join(f.Path, ConfFile), append(text, '\n'), 0o600)
 	}
 	if err != nil {
 		return claviger.E(op, claviger.Invalid, "", err)
@@ -114,45 +115,11 @@ func (f *Folder) Save() error {
 
 // WriteFile keeps something else of this client in the folder, whole or not at all.
 func (f *Folder) WriteFile(name string, data []byte) error {
-	return replaceFile(filepath.Join(f.Path, name), data)
+	return durable.Replace(filepath.Join(f.Path, name), data, 0o600)
 }
 
 // ReadFile reads it; fs.ErrNotExist where it is not there.
 func (f *Folder) ReadFile(name string) ([]byte, error) { return readFile(filepath.Join(f.Path, name)) }
-
-// replaceFile writes a file of mode 0600 that is whole after a crash, be it the
-// old or the new one.
-func replaceFile(path string, data []byte) (err error) {
-	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*") // 0600
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			_ = os.Remove(tmp.Name()) // the first error counts
-		}
-	}()
-	_, err = tmp.Write(data)
-	if err == nil {
-		err = tmp.Sync()
-	}
-	if err = errors.Join(err, tmp.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(tmp.Name(), path); err != nil {
-		return err
-	}
-	return SyncDir(filepath.Dir(path))
-}
-
-// SyncDir makes durable what was named, renamed and removed in a folder.
-func SyncDir(path string) error {
-	dir, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
-}
 
 // ErrNoFolder says that there is no folder at that place, nor a sign of one that
 // was copied to the wrong place.

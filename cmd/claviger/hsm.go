@@ -41,7 +41,8 @@ func newHSMInit() *cobra.Command {
 		Use:   "init --module LIBRARY (--token LABEL | --serial SERIAL | --slot N) (--pin-file FILE | --pin-env NAME | --credential NAME) FILE",
 		Short: "Write the small file that says which token claviger uses",
 		Long: `init writes FILE, which a provider URI names: cloudera.hsmkp://file@/path/of/FILE. The file holds no secret: the PIN stays where it is.
-Unless --no-check is given, the token is opened and has to encrypt before anything is written. FILE is never overwritten.`,
+Unless --no-check is given, the token is opened, and has to make a key, encrypt with it and destroy it before anything is written. FILE is
+never overwritten.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if slot >= 0 {
@@ -96,10 +97,10 @@ func initHSM(ctx context.Context, out io.Writer, path string, c pkcs11.FileConfi
 			return err
 		}
 		info := tok.Info()
-		if err := tok.Close(); err != nil {
+		if err := errors.Join(tryKey(ctx, tok), tok.Close()); err != nil {
 			return err
 		}
-		fmt.Fprintf(out, "token %s, serial %s, %s %s: logged in, encrypts by %s\n", info.Label, info.Serial, info.Manufacturer, info.Model, info.Mechanism)
+		fmt.Fprintf(out, "token %s, serial %s, %s %s: logged in, encrypts by %s, made and destroyed a key of 256 bits\n", info.Label, info.Serial, info.Manufacturer, info.Model, info.Mechanism)
 	}
 	if err := pkcs11.WriteKeystoreFile(path, c); err != nil {
 		return err
@@ -110,6 +111,26 @@ func initHSM(ctx context.Context, out io.Writer, path string, c pkcs11.FileConfi
 	}
 	fmt.Fprintf(out, "wrote %s; in kms-site.xml: hadoop.kms.key.provider.uri = cloudera.hsmkp://file@%s\n", path, abs)
 	return nil
+}
+
+// tryKey makes a key as the server makes them, uses it, and destroys it again: what
+// the token's policies refuse is found here, not at the first creation.
+func tryKey(ctx context.Context, tok *pkcs11.Token) error {
+	id := make([]byte, 8)
+	_, _ = rand.Read(id) // never fails: it ends the process first
+	label := fmt.Sprintf("claviger hsm init %x", id)
+	const bits = 256
+	if err := tok.GenerateKey(ctx, id, label, bits); err != nil {
+		return fmt.Errorf("the token makes no key of the kind that is needed (AES, %d bits, not extractable, to encrypt alone), so nothing was written: %w", bits, err)
+	}
+	_, err := tok.CheckValue(ctx, id, label)
+	if err != nil {
+		err = fmt.Errorf("the token made a key and does not encrypt with it, so nothing was written: %w", err)
+	}
+	if gone := tok.Destroy(ctx, id, label); gone != nil {
+		err = errors.Join(err, fmt.Errorf("the key that was made to try the token could not be destroyed; destroy the key %q with the HSM's own tool: %w", label, gone))
+	}
+	return err
 }
 
 // hsmCommand is a subcommand that works on the token of a configuration folder.

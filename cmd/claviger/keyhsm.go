@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"claviger/durable"
 	"claviger/internal/softhsm"
 	"claviger/keyhsm"
 	"claviger/pkcs11"
@@ -167,7 +168,7 @@ func (s *keyHSMSetup) onToken(ctx context.Context, out io.Writer, tok *pkcs11.To
 		return fmt.Errorf("the pair does not wrap and unwrap: %s", st.Detail)
 	}
 	fmt.Fprintf(out, "RSA pair %q, id %s, %d bits: wraps and unwraps by RSA-OAEP with %s\n", label, st.KeyID, st.KeyBits, st.OAEP)
-	if err := os.MkdirAll(s.conf, 0o700); err != nil {
+	if err := durable.MakeFolder(s.conf, 0o700); err != nil {
 		return err
 	}
 	if certificate {
@@ -175,7 +176,7 @@ func (s *keyHSMSetup) onToken(ctx context.Context, out io.Writer, tok *pkcs11.To
 			return err
 		}
 		undo = append(undo, func() error {
-			return errors.Join(os.Remove(filepath.Join(s.conf, keyhsm.CertificateFile)), os.Remove(filepath.Join(s.conf, keyhsm.PrivateKeyFile)))
+			return durable.Remove(filepath.Join(s.conf, keyhsm.CertificateFile), filepath.Join(s.conf, keyhsm.PrivateKeyFile))
 		})
 		fmt.Fprintf(out, "wrote %s for %v; trustees need this file\n", filepath.Join(s.conf, keyhsm.CertificateFile), s.certificateHosts())
 	}

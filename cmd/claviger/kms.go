@@ -18,6 +18,7 @@ import (
 
 	"claviger/authz"
 	"claviger/console"
+	"claviger/durable"
 	"claviger/hadoopconf"
 	"claviger/keyring"
 	"claviger/kmsapi"
@@ -130,6 +131,7 @@ func serveKMS(ctx context.Context, f kmsFlags, log *slog.Logger, level *slog.Lev
 	}
 	cfg.Shared = svc.sharedKeys()
 	cfg.Migrator = svc.migrator()
+	cfg.History = svc.history()
 	ring, err := keyring.New(cfg)
 	if err != nil {
 		return err
@@ -278,11 +280,7 @@ func baseURL(scheme, host string, addr net.Addr) string {
 
 // writeReady puts the URL and a newline into the file, at once.
 func writeReady(path, url string) error {
-	tmp := path + ".tmp"
-	if err := os.WriteFile(tmp, []byte(url+"\n"), 0o644); err != nil { //nolint:gosec // others wait for it
-		return fmt.Errorf("--ready-file: %w", err)
-	}
-	if err := os.Rename(tmp, path); err != nil {
+	if err := durable.Replace(path, []byte(url+"\n"), 0o644); err != nil { // others wait for it
 		return fmt.Errorf("--ready-file: %w", err)
 	}
 	return nil

@@ -17,6 +17,10 @@ func (s *kmsServer) metrics(listener *boundedListener) *console.Metrics {
 	groupMetrics(m, s.auth.groups)
 	tokenMetrics(m, s.auth.tokens)
 	m.Gauge("claviger_edek_queue_ready", "Ready-made EDEKs of all keys.", func() float64 { return float64(s.ring.Queued()) })
+	if len(s.svc.Sources) > 0 {
+		m.Gauge("claviger_source_waiting", "Requests that wait for a source of key versions.", func() float64 { now, _ := s.ring.SourceWaiting(); return float64(now) })
+		m.Gauge("claviger_source_waiting_max", "How many may (claviger.source.max.waiting).", func() float64 { _, most := s.ring.SourceWaiting(); return float64(most) })
+	}
 	if p, ok := s.svc.Primary.(*hsm.Provider); ok {
 		call := m.HSM(p.Sessions)
 		m.Gauge("claviger_hsm_unknown_keys", "Keys on the token that are named like ours and that the metastore does not know.", func() float64 { return float64(len(p.Survey().Unknown)) })

@@ -6,12 +6,8 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"net"
 	"os"
 	"path/filepath"
-	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -20,7 +16,6 @@ import (
 	"claviger/audit"
 	"claviger/hadoopconf"
 	"claviger/migrate"
-	"claviger/provider"
 	"claviger/provider/hsm"
 )
 
@@ -31,6 +26,7 @@ type migrateFlags struct {
 	format    string
 	versions  string
 	hdfs      string
+	asUser    string
 	edeksDone bool
 	unused    time.Duration
 	shred     bool
@@ -61,6 +57,7 @@ func newMigratePlan() *cobra.Command {
 		func(cmd *cobra.Command, f *migrateFlags) {
 			versionsFlag(cmd, f)
 			cmd.Flags().StringVar(&f.hdfs, "hdfs-conf", "", "folder with the cluster's core-site.xml and hdfs-site.xml")
+			cmd.Flags().StringVar(&f.asUser, "as-user", "", "short name of a user who reads files in encryption zones, for whom an EDEK is opened at the source")
 		},
 		func(m *migration) error {
 			plan, err := m.engine.Plan(m.ctx)
@@ -228,6 +225,7 @@ func (f *migrateFlags) config() (migrate.Config, error) {
 	if f.unused < 0 {
 		return cfg, fmt.Errorf("--unused-for %v: it must not be negative; 0s asks for no time at all", f.unused)
 	}
+	cfg.Probes.AsUser = f.asUser
 	if f.hdfs == "" {
 		return cfg, nil
 	}
@@ -268,79 +266,4 @@ func asSet(conf *hadoopconf.Conf) func(string) (value, where string, ok bool) {
 		v, _ := conf.Get(name)
 		return v, p.Where(), true
 	}
-}
-
-// probes are what a migration measures of the providers that are open.
-func (s *service) probes(ctx context.Context) (migrate.Probes, error) {
-	p := migrate.Probes{User: osUser(), Own: ownAddresses(ctx, s.Conf)}
-	if t, ok := s.Primary.(interface {
-		Latency(context.Context) ([]time.Duration, error)
-	}); ok {
-		p.Latency = t.Latency
-	}
-	if t, ok := s.Primary.(interface {
-		Room(context.Context) (keys int, known bool, err error)
-	}); ok {
-		p.Room = t.Room
-	}
-	src, ok := s.reencryptionSource()
-	if !ok {
-		return p, nil
-	}
-	uri, err := provider.ParseKMS(src.URI())
-	if err != nil { // it was opened, so it is well-formed: it is no KMS
-		if h, ok := src.(provider.Health); ok {
-			p.Alive = h.Check
-		}
-		return p, nil //nolint:nilerr // that it is no KMS is no fault
-	}
-	conf, err := s.clientTLS(provider.Env{})
-	if err != nil {
-		return p, err
-	}
-	kms := &migrate.SourceKMS{TLS: conf}
-	for _, host := range uri.Hosts {
-		kms.Bases = append(kms.Bases, uri.Scheme+"://"+net.JoinHostPort(host, strconv.Itoa(uri.Port))+uri.Path)
-	}
-	p.Source = kms.Probe
-	return p, nil
-}
-
-// lookupTimeout bounds the question for our own full name.
-const lookupTimeout = 2 * time.Second
-
-// ownAddresses are the "host:port" under which clients may reach this server:
-// the host as configured, or every name and address of the machine where it
-// listens at all of them. With a port that the system picks there are none.
-func ownAddresses(ctx context.Context, conf *hadoopconf.Conf) []string {
-	port, err := conf.Int("hadoop.kms.http.port", 0, 65535)
-	if err != nil || port == 0 {
-		return nil
-	}
-	hosts := []string{conf.String("hadoop.kms.http.host")}
-	if ip := net.ParseIP(hosts[0]); hosts[0] == "" || ip != nil && ip.IsUnspecified() {
-		hosts = []string{"localhost"}
-		if name, err := os.Hostname(); err == nil {
-			hosts = append(hosts, name)
-			ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
-			defer cancel()
-			// Without a name service the short name has to do.
-			if full, err := net.DefaultResolver.LookupCNAME(ctx, name); err == nil {
-				hosts = append(hosts, strings.TrimSuffix(full, "."))
-			}
-		}
-		if list, err := net.InterfaceAddrs(); err == nil {
-			for _, a := range list {
-				if n, ok := a.(*net.IPNet); ok {
-					hosts = append(hosts, n.IP.String())
-				}
-			}
-		}
-	}
-	var own []string
-	for _, h := range hosts {
-		own = append(own, net.JoinHostPort(h, strconv.FormatInt(port, 10)))
-	}
-	slices.Sort(own)
-	return slices.Compact(own)
 }

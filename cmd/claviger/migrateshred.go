@@ -15,6 +15,7 @@ import (
 	"strings"
 	"syscall"
 
+	"claviger/durable"
 	"claviger/hadoopconf"
 	"claviger/migrate"
 	"claviger/trustee"
@@ -220,10 +221,7 @@ func shredFolder(dir string) (left []string, err error) {
 
 // removeEmpty removes a folder, and makes that durable.
 func removeEmpty(dir string) error {
-	if err := os.Remove(dir); err != nil { // an empty one; nothing else can be removed so
-		return err
-	}
-	return trustee.SyncDir(filepath.Dir(dir))
+	return durable.Remove(dir) // an empty one; nothing else can be removed so
 }
 
 // shreddingOf is what a kts-site.xml is renamed to before it is overwritten: one that

@@ -186,7 +186,7 @@ func osUser() string {
 }
 
 // engine makes the migration's engine over what is open. cfg brings what is the
-// caller's own; of the probes only that of HDFS.
+// caller's own; of the probes only what HDFS says, and the user to ask for.
 func (s *service) engine(ctx context.Context, cfg migrate.Config) (*migrate.Engine, error) {
 	target, ok := s.Primary.(migrate.Target)
 	if !ok {
@@ -197,11 +197,11 @@ func (s *service) engine(ctx context.Context, cfg migrate.Config) (*migrate.Engi
 		return nil, err
 	}
 	cfg.Target, cfg.Store = target, store
-	hdfs := cfg.Probes.HDFS
+	hdfs, asUser := cfg.Probes.HDFS, cfg.Probes.AsUser
 	if cfg.Probes, err = s.probes(ctx); err != nil {
 		return nil, err
 	}
-	cfg.Probes.HDFS = hdfs
+	cfg.Probes.HDFS, cfg.Probes.AsUser = hdfs, asUser
 	if src, ok := s.reencryptionSource(); ok {
 		cfg.Source = src
 	}

@@ -96,6 +96,7 @@ func readKMSSettings(conf *hadoopconf.Conf) (kmsSettings, error) {
 			QueueFillers:        int(r.int(queue+"num.fill.threads", 1, 1024)),
 			SourceTimeout:       r.duration("claviger.source.timeout", time.Second),
 			Lease:               max(r.duration(hadoopconf.MetastoreLease, time.Second), time.Nanosecond),
+			SourceWaiting:       int(r.int("claviger.source.max.waiting", 1, 1<<20)),
 			PurgeMinUnused:      r.duration("claviger.purge.min.unused", time.Second),
 		},
 	}

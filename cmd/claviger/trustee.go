@@ -22,6 +22,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"claviger/console"
+	"claviger/durable"
 	"claviger/keyhsm"
 	"claviger/keystore"
 	"claviger/trustee"
@@ -134,19 +135,13 @@ func selfSigned(certFile, keyFile string, hosts []string) error {
 		return err
 	}
 	defer clear(key)
-	if err := os.MkdirAll(filepath.Dir(keyFile), 0o700); err != nil {
+	if err := durable.MakeFolder(filepath.Dir(keyFile), 0o700); err != nil {
 		return err
 	}
-	tmp := keyFile + ".tmp"
-	for _, f := range []struct {
-		name string
-		data []byte
-	}{{certFile, cert}, {tmp, key}} {
-		if err := os.WriteFile(f.name, f.data, 0o600); err != nil {
-			return err
-		}
+	if err := durable.Replace(certFile, cert, 0o600); err != nil {
+		return err
 	}
-	return os.Rename(tmp, keyFile)
+	return durable.Create(keyFile, key, 0o600)
 }
 
 type trusteeFlags struct {

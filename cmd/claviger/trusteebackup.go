@@ -6,11 +6,11 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"claviger/durable"
 	"claviger/trustee/backup"
 	"claviger/trustee/server"
 )
@@ -56,9 +56,13 @@ no store: without its secring.gpg nobody can read that KMS's deposits. FILE is n
 				_, err := write(cmd.OutOrStdout())
 				return err
 			}
-			m, err := newFile(out, write)
-			if err != nil {
+			var m backup.Manifest
+			err = durable.CreateFrom(out, 0o600, func(w io.Writer) (err error) {
+				m, err = write(w)
 				return err
+			})
+			if err != nil {
+				return fmt.Errorf("--out: %w", err)
 			}
 			printBackup(cmd.OutOrStdout(), "wrote "+out, m)
 			return nil
@@ -73,26 +77,6 @@ no store: without its secring.gpg nobody can read that KMS's deposits. FILE is n
 		_ = cmd.MarkFlagRequired(name) // the flags are defined above
 	}
 	return cmd
-}
-
-// newFile writes a file that is there whole or not at all, and was not before.
-func newFile(path string, write func(io.Writer) (backup.Manifest, error)) (m backup.Manifest, err error) {
-	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*") // 0600
-	if err != nil {
-		return m, fmt.Errorf("--out: %w", err)
-	}
-	defer os.Remove(tmp.Name()) //nolint:errcheck // a link of it stays where all went well
-	m, err = write(tmp)
-	if err == nil {
-		err = tmp.Sync()
-	}
-	if err = errors.Join(err, tmp.Close()); err != nil {
-		return m, err
-	}
-	if err := os.Link(tmp.Name(), path); err != nil { // which overwrites nothing
-		return m, fmt.Errorf("--out: %w", err)
-	}
-	return m, nil
 }
 
 func printBackup(w io.Writer, what string, m backup.Manifest) {

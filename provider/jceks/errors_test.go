@@ -4,15 +4,18 @@ import (
 	"bytes"
 	"context"
 	"flag"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
 	"claviger"
+	"claviger/durable"
 	"claviger/provider"
 )
 
@@ -182,9 +185,8 @@ func TestWriteErrors(t *testing.T) {
 	}
 	t.Run("disk-full", func(t *testing.T) {
 		p, dir := setup(t)
-		// The kernel's own error, without filling a disk.
-		p.file.create = func(path string) (*os.File, error) { return os.OpenFile("/dev/full", os.O_WRONLY, 0) }
-		refused(t, "disk-full", dir, p, func(f func()) { f() }, func() { p.file.create = createNew })
+		unmount := durable.Mount(dir, new(fullDisk))
+		refused(t, "disk-full", dir, p, func(f func()) { f() }, unmount)
 	})
 	t.Run("folder-read-only", func(t *testing.T) {
 		p, dir := setup(t)
@@ -236,4 +238,18 @@ func TestSpecErrors(t *testing.T) {
 	if v, err := p.Create(t.Context(), provider.Spec{Name: "kcbc", Cipher: "AES/CBC/NoPadding", BitLength: 128}); err != nil || v.Name != "kcbc@0" {
 		t.Errorf("AES in another mode: %q, %v", v.Name, err)
 	}
+}
+
+// fullDisk has no room for what is written.
+type fullDisk struct{ durable.OS }
+
+type fullFile struct{ durable.File }
+
+func (d *fullDisk) OpenFile(name string, flag int, mode fs.FileMode) (durable.File, error) {
+	f, err := d.OS.OpenFile(name, flag, mode)
+	return fullFile{f}, err
+}
+
+func (fullFile) Write([]byte) (int, error) {
+	return 0, &fs.PathError{Op: "write", Path: "temporary", Err: syscall.ENOSPC}
 }

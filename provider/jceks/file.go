@@ -10,11 +10,13 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"claviger/durable"
 	"claviger/keystore"
 	"claviger/owner"
 	"claviger/secret"
@@ -28,7 +30,7 @@ import (
 //	kms.keystore_..._ORPHANED_<ms>  a _NEW or _OLD that a later write found in its way
 //	kms.keystore_CORRUPTED_<ms> a damaged file that _OLD took the place of
 //	.kms.keystore.crc           checksums of Hadoop's LocalFileSystem, see flush
-//	.kms.keystore.tmp           what we write before we rename it to kms.keystore
+//	.kms.keystore.tmp-...       what we write before we rename it to kms.keystore
 //	.kms.keystore.lock          the locks of our writers and of the server that has the file; never removed
 //
 // An update may be cut off anywhere: load finds its way from any state in which
@@ -37,11 +39,6 @@ type file struct {
 	path     string
 	password secret.Bytes
 	log      *slog.Logger
-	create   func(path string) (*os.File, error) // createNew, outside of tests
-}
-
-func createNew(path string) (*os.File, error) {
-	return os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 }
 
 func (f *file) suffixed(s string) string { return f.path + s }
@@ -190,7 +187,7 @@ func (f *file) load() (*keystore.JCEKS, identity, error) {
 		if err := f.rename(oldPath, f.path); err != nil {
 			return nil, identity{}, err
 		}
-		return s, id, f.syncFolder()
+		return s, id, nil
 	}
 	var broken error
 	for _, p := range []struct{ use, drop string }{{newPath, oldPath}, {oldPath, newPath}} {
@@ -212,7 +209,7 @@ func (f *file) load() (*keystore.JCEKS, identity, error) {
 		if err := f.remove(p.drop); err != nil {
 			return nil, identity{}, err
 		}
-		return s, id, f.syncFolder()
+		return s, id, nil
 	}
 	if broken != nil && exists(oldPath) {
 		// Hadoop would begin an empty store here, and every key would seem gone.
@@ -227,13 +224,13 @@ func (f *file) stamped(suffix string) string {
 
 // rename moves a file, and Hadoop's checksums with it.
 func (f *file) rename(from, to string) error {
-	if err := f.remove(beside(to, ".crc")); err != nil {
+	if err := durable.Remove(beside(to, ".crc")); err != nil {
 		return err
 	}
-	if err := os.Rename(from, to); err != nil {
+	if err := durable.Rename(from, to); err != nil {
 		return err
 	}
-	if err := os.Rename(beside(from, ".crc"), beside(to, ".crc")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := durable.Rename(beside(from, ".crc"), beside(to, ".crc")); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return nil
@@ -241,21 +238,22 @@ func (f *file) rename(from, to string) error {
 
 // remove removes a file, which need not be there, and Hadoop's checksums of it.
 func (f *file) remove(path string) error {
-	for _, p := range []string{path, beside(path, ".crc")} {
-		if err := os.Remove(p); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-	}
-	return nil
+	return durable.Remove(path, beside(path, ".crc"))
 }
 
-func (f *file) syncFolder() error {
-	d, err := os.Open(filepath.Dir(f.path))
+// sweep removes what killed writers have left beside the file. It needs the lock.
+func (f *file) sweep() error {
+	entries, err := os.ReadDir(filepath.Dir(f.path))
 	if err != nil {
 		return err
 	}
-	defer d.Close()
-	return d.Sync()
+	var left []string
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), filepath.Base(beside(f.path, ".tmp"))) {
+			left = append(left, filepath.Join(filepath.Dir(f.path), e.Name()))
+		}
+	}
+	return durable.Remove(left...)
 }
 
 // flush replaces the keystore by s, durably, or changes nothing. It needs the
@@ -285,33 +283,43 @@ func (f *file) flush(s *keystore.JCEKS) (identity, error) {
 			}
 		}
 	}
-	tmp := beside(f.path, ".tmp")
-	if err := f.writeTemp(tmp, data); err != nil {
-		_ = os.Remove(tmp)
+	if err := f.sweep(); err != nil {
 		return identity{}, err
 	}
+	mode := fs.FileMode(0o600)
+	owned := filepath.Dir(f.path)
+	if st, err := os.Stat(f.path); err == nil {
+		mode, owned = st.Mode().Perm(), f.path
+	}
+	next, err := durable.Prepare(f.path, 0o600, func(w io.Writer) error { _, err := w.Write(data); return err },
+		func(w durable.File) error { f.handOver(w, owned); return w.Chmod(mode) })
+	if err != nil {
+		return identity{}, errors.Unwrap(err) // without the path, which the caller names
+	}
 	oldPath := f.suffixed("_OLD")
-	err = f.remove(beside(f.path, ".crc"))
-	if err == nil && exists(f.path) {
+	err = durable.Remove(beside(f.path, ".crc"))
+	before, backup := inode(f.path), false
+	if err == nil && before != (identity{}) {
 		// A file system without hard links does without the backup: the rename
 		// below is whole or not at all.
-		if errLink := os.Link(f.path, oldPath); errLink != nil {
+		if errLink := durable.Link(f.path, oldPath); errLink == nil {
+			backup = true
+		} else {
 			f.log.Debug("no backup while the keystore is written", "file", f.path, "reason", errLink)
 		}
 	}
 	if err == nil {
-		err = os.Rename(tmp, f.path)
+		err = next.Replace()
 	}
 	if err != nil {
-		_ = os.Remove(tmp)
-		_ = os.Remove(oldPath)
+		_ = next.Discard() // the first error counts
+		if err := f.takeBack(before, backup); err != nil {
+			return identity{}, &doubtError{err}
+		}
 		return identity{}, err
 	}
-	// The new state is in place, and may be seen: what follows cannot take it
-	// back, and an error of it must not look as if it had.
-	if err := f.syncFolder(); err != nil {
-		f.log.Warn("keystore is written, but its folder could not be synced", "file", f.path, "reason", err)
-	}
+	// The new state is in place, and lasts: an error of what follows must not look
+	// as if it did not.
 	if err := f.remove(oldPath); err != nil {
 		f.log.Warn("backup of the keystore could not be removed", "file", oldPath, "reason", err)
 	}
@@ -320,40 +328,47 @@ func (f *file) flush(s *keystore.JCEKS) (identity, error) {
 	return id, nil
 }
 
-// writeTemp writes data to a new file with the mode and owner of the keystore,
-// or mode 0600 where there is none, and syncs it.
-func (f *file) writeTemp(tmp string, data []byte) error {
-	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+// takeBack puts the state before a write that failed back in place: the new one may
+// be there, and not last.
+func (f *file) takeBack(before identity, backup bool) error {
+	switch {
+	case inode(f.path) == before: // the new one is not there
+		if backup {
+			_ = f.remove(f.suffixed("_OLD")) // the next write moves it aside
+		}
+		return nil
+	case backup:
+		return durable.Rename(f.suffixed("_OLD"), f.path)
+	case before == identity{}:
+		return durable.Remove(f.path)
 	}
-	w, err := f.create(tmp)
-	if err != nil {
-		return err
-	}
-	if _, err := w.Write(data); err != nil {
-		_ = w.Close()
-		return err
-	}
-	mode := fs.FileMode(0o600)
-	owned := filepath.Dir(f.path)
-	if st, err := os.Stat(f.path); err == nil {
-		mode, owned = st.Mode().Perm(), f.path
-	}
-	f.handOver(w, owned)
-	return errors.Join(w.Chmod(mode), w.Sync(), w.Close())
+	return errors.New("the file system made no backup to go back to")
 }
+
+// inode is the part of a file's identity that a second name does not change.
+func inode(path string) identity {
+	id, _ := identify(path) // none where that fails
+	return identity{dev: id.dev, inode: id.inode}
+}
+
+// doubtError: a write failed when its result was in place, and could not be taken
+// back.
+type doubtError struct{ err error }
+
+func (e *doubtError) Error() string { return e.err.Error() }
+func (e *doubtError) Unwrap() error { return e.err }
 
 // handOver gives a file the owner of another one. Only root can do that, and
 // only then it matters: an administrator's command must not take the keystore
 // away from the server's user.
-func (f *file) handOver(w *os.File, from string) {
+func (f *file) handOver(w interface{ Chown(uid, gid int) error }, from string) {
 	st, err := os.Stat(from)
 	if err != nil || os.Geteuid() != 0 {
 		return
 	}
 	if sys, ok := st.Sys().(*syscall.Stat_t); ok {
 		if err := w.Chown(int(sys.Uid), int(sys.Gid)); err != nil {
-			f.log.Warn("owner of the keystore could not be kept", "file", w.Name(), "reason", err)
+			f.log.Warn("owner of the keystore could not be kept", "file", f.path, "reason", err)
 		}
 	}
 }

@@ -86,7 +86,7 @@ func open(ctx context.Context, uri string, env provider.Env) (*Provider, error) 
 	if target, err := filepath.EvalSymlinks(path); err == nil {
 		path = target
 	}
-	p := &Provider{uri: uri, file: &file{path: path, password: password, log: log, create: createNew}, log: log, gate: make(chan struct{}, 1)}
+	p := &Provider{uri: uri, file: &file{path: path, password: password, log: log}, log: log, gate: make(chan struct{}, 1)}
 	st, err := p.file.first(ctx)
 	if err != nil {
 		return nil, explainOpen(err, path)

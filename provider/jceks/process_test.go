@@ -132,7 +132,7 @@ func TestKill(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if exists(path+"_OLD") || exists(path+"_NEW") || exists(beside(path, ".tmp")) {
+	if exists(path+"_OLD") || exists(path+"_NEW") || slices.ContainsFunc(list(t, filepath.Dir(path)), func(name string) bool { return strings.Contains(name, ".tmp") }) {
 		t.Error("the last write left something behind")
 	}
 }
@@ -194,4 +194,16 @@ func TestLockHonoursContext(t *testing.T) {
 	}
 	unlock()
 	mustCreate(t, p, "k")
+}
+
+func list(t *testing.T, dir string) (names []string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
 }

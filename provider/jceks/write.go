@@ -111,6 +111,9 @@ func (p *Provider) writeError(err error) error {
 	case errors.Is(err, syscall.EROFS):
 		cure = "; the file system is mounted read-only"
 	}
+	if errors.As(err, new(*doubtError)) {
+		return fmt.Errorf("keystore %s was written, but may not outlast a power cut: %w; see the kernel's log for the disk, and look at the key before doing it again", p.file.path, err)
+	}
 	return fmt.Errorf("keystore %s could not be written, and nothing was changed: %w%s", p.file.path, err, cure)
 }
 

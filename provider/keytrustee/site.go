@@ -79,6 +79,16 @@ func readSite(place, confDir string) (s site, warnings []string, err error) {
 	return s, append(c.Warnings(), warnings...), s.read(c)
 }
 
+// Hosts are the Key Trustee Servers that kts-site.xml names ("host:port", the active
+// one first); insecure: it says that their certificates are not verified. place and
+// confDir are as in the configuration: where cloudera.hsmkp.ktkms.config.dir points,
+// and the folder of kms-site.xml.
+func Hosts(place, confDir string) (hosts []string, insecure bool, err error) {
+	s, _, err := readSite(place, confDir)
+	s.auth.Wipe()
+	return s.hosts, s.insecure, err
+}
+
 func allNames() []string {
 	names := make([]string, 0, len(known))
 	for n := range known {

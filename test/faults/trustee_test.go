@@ -144,6 +144,12 @@ var trustees = map[string]trusteeFault{
 	"trustee-peer-missing": {1, func(s *site) []string {
 		s.trustee()
 		s.oneOfTwo("passive")
+		s.killed()
+		return s.startTrustee()
+	}},
+	"trustee-in-use": {1, func(s *site) []string {
+		s.trustee()
+		s.background("ready-trustee", s.startTrustee("--ready-file", s.path("ready-trustee"))...)
 		return s.startTrustee()
 	}},
 	"trustee-peer-silent": {3, func(s *site) []string {
@@ -240,10 +246,12 @@ func (s *site) background(ready string, args ...string) string {
 	if err := cmd.Start(); err != nil {
 		s.t.Fatal(err)
 	}
-	s.t.Cleanup(func() {
+	end := func() {
 		_ = cmd.Process.Kill() // it may have ended
 		_ = cmd.Wait()
-	})
+	}
+	s.killed = end
+	s.t.Cleanup(end)
 	for range 1000 {
 		if text, err := os.ReadFile(s.path(ready)); err == nil {
 			return strings.TrimSpace(string(text))
@@ -274,6 +282,7 @@ func (s *site) trustee() {
 var (
 	pid         = regexp.MustCompile(`process \d+`)
 	keyID       = regexp.MustCompile(`\b[0-9a-f]{32}\b`)
+	clock       = regexp.MustCompile(`T\d\d:\d\d:\d\dZ`)
 	day         = regexp.MustCompile(`20\d\d-\d\d-\d\d`)
 	aligned     = regexp.MustCompile(` {3,}`)
 	fingerprint = regexp.MustCompile(`\b[0-9A-F]{40}\b`)
@@ -286,6 +295,10 @@ func (s *site) plainTrustee(text string) string {
 	text = strings.ReplaceAll(text, s.token.PINFile, "/etc/claviger/pin")
 	text = pid.ReplaceAllString(text, "process 1234")
 	text = keyID.ReplaceAllString(text, "00112233445566778899aabbccddeeff")
+	if host, err := os.Hostname(); err == nil {
+		text = strings.ReplaceAll(text, " on "+host+",", " on kts-1.example.com,")
+	}
+	text = clock.ReplaceAllString(text, "T10:00:00Z")
 	text = day.ReplaceAllString(text, "2036-11-21")
 	text = fingerprint.ReplaceAllString(text, strings.Repeat("AB", 20))
 	text = aligned.ReplaceAllString(text, "  ") // columns are as wide as paths are long

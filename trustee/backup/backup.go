@@ -30,6 +30,7 @@ import (
 	"github.com/ProtonMail/go-crypto/openpgp/packet"
 	"golang.org/x/sys/unix"
 
+	"claviger/durable"
 	"claviger/trustee"
 	"claviger/trustee/server"
 )
@@ -243,7 +244,7 @@ func Read(ctx context.Context, in io.Reader, dir string, open Open, wanted bool)
 	if list, err := os.ReadDir(dir); len(list) > 0 || err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return m, fmt.Errorf("%s is not empty: nothing is overwritten, since what was encrypted to an identity is lost with it; name another folder, or move that one away (%w)", dir, errors.Join(fs.ErrExist, err))
 	}
-	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
+	if err := durable.MakeFolder(filepath.Dir(dir), 0o700); err != nil {
 		return m, err
 	}
 	if err := removeKilled(filepath.Dir(dir)); err != nil {
@@ -267,7 +268,7 @@ func Read(ctx context.Context, in io.Reader, dir string, open Open, wanted bool)
 		}
 	}()
 	r := &reader{tar: tar.NewReader(in), dir: filepath.Join(work, "folder")}
-	if err := os.Mkdir(r.dir, 0o700); err != nil {
+	if err := durable.MakeFolder(r.dir, 0o700); err != nil {
 		return m, err
 	}
 	if err := r.all(ctx, open); err != nil {
@@ -287,18 +288,14 @@ func Read(ctx context.Context, in io.Reader, dir string, open Open, wanted bool)
 	if wanted && r.m.Store == nil {
 		return m, errors.New("the backup is of a client's folder, and holds no deposits for a store")
 	}
-	for _, sub := range []string{r.dir, filepath.Join(r.dir, ".ssl")} {
-		if err := trustee.SyncDir(sub); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return m, err
-		}
+	// The store's file is of another library's making, its name is not synced yet.
+	if err := durable.SyncFolder(r.dir); err != nil {
+		return m, err
 	}
 	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) { // it is empty
 		return m, err
 	}
-	if err := os.Rename(r.dir, dir); err != nil {
-		return m, err
-	}
-	return r.m, trustee.SyncDir(filepath.Dir(dir))
+	return r.m, durable.Rename(r.dir, dir)
 }
 
 // workPattern names the folders in which a restoration works.
@@ -427,15 +424,10 @@ func (r *reader) records(name *string, data *[]byte) func() (server.Record, erro
 
 func (r *reader) write(name string, data []byte) error {
 	file := filepath.Join(r.dir, filepath.FromSlash(path.Clean(name)))
-	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+	if err := durable.MakeFolder(filepath.Dir(file), 0o700); err != nil {
 		return err
 	}
-	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	return errors.Join(err, f.Sync(), f.Close())
+	return durable.Create(file, data, 0o600)
 }
 
 // agree compares what was read with the manifest.

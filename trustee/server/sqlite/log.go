@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 
 	"claviger"
+	"claviger/durable"
 	"claviger/trustee"
 	"claviger/trustee/server"
 )
@@ -272,6 +274,9 @@ func (s *Store) Save(ctx context.Context, why string) (string, error) {
 	}
 	if err == nil {
 		_, err = s.write.ExecContext(ctx, "VACUUM INTO ?", name)
+	}
+	if err == nil { // VACUUM INTO syncs nothing
+		err = errors.Join(durable.SyncFile(name), durable.SyncFolder(filepath.Dir(s.path)))
 	}
 	if err != nil {
 		return "", s.fail(op, "", errors.Join(err, os.Remove(name)))

@@ -22,6 +22,7 @@ import (
 	sqlite3 "modernc.org/sqlite/lib"
 
 	"claviger"
+	"claviger/durable"
 	"claviger/trustee"
 	"claviger/trustee/server"
 )
@@ -64,7 +65,7 @@ func Open(ctx context.Context, path string, make bool) (_ *Store, err error) {
 		if err != nil {
 			return nil, claviger.Errorf(op, claviger.Invalid, "", "the trustee's store: %w", err)
 		}
-		if err := f.Close(); err != nil {
+		if err := errors.Join(f.Close(), durable.SyncFolder(filepath.Dir(path))); err != nil {
 			return nil, claviger.E(op, claviger.Invalid, "", err)
 		}
 	} else if _, err := os.Stat(path); err != nil {

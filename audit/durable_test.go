@@ -1,0 +1,148 @@
+package audit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"claviger"
+	"claviger/durable/durabletest"
+)
+
+// TestAttemptIsOnTheDisk fails and cuts off each step of Begin: where it says that
+// an operation may be done, the record of the attempt is there after the power is
+// back, and the chain verifies against its head at every moment.
+func TestAttemptIsOnTheDisk(t *testing.T) {
+	for _, c := range []struct {
+		name     string
+		setup    bool
+		rotation Rotation
+		heads    bool
+		spare    int
+	}{
+		// The record of the start is on the disk before the attempt comes.
+		{name: "new file", spare: 1},
+		// Besides, the name of a file that was there is synced again at each start.
+		{name: "file", setup: true, spare: 2},
+		// Besides, the new file's name is synced where the old one was put aside, and the old file was complete.
+		{name: "rotation", setup: true, rotation: Rotation{Size: 1}, spare: 4},
+		// The head is beside the log, and syncs the folder as well.
+		{name: "head", setup: true, heads: true, spare: 3},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var open *Chain
+			begin := func(dir, key string, r Rotation) error {
+				path := filepath.Join(dir, "audit.json")
+				f, err := OpenExclusiveFile(path, r)
+				if err != nil {
+					return err
+				}
+				f.looked = time.Time{} // a second has passed
+				ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+				defer cancel()
+				cfg := ChainConfig{Node: "kms1", File: f, HeadEvery: time.Hour}
+				if c.heads {
+					cfg.Heads = []Heads{HeadFileOf(path)}
+				}
+				chain, err := OpenChain(ctx, cfg)
+				if err != nil {
+					return errors.Join(err, f.Close())
+				}
+				open = chain
+				return chain.Begin(ctx, Event{Op: CreateKey, Key: key, Caller: claviger.Caller{}})
+			}
+			shut := func() {
+				if open != nil {
+					_ = open.Close() // its disk has no power
+					open = nil
+				}
+			}
+			suite := durabletest.Case{
+				Do:    func(dir string) error { return begin(dir, "new", c.rotation) },
+				Close: shut,
+				Look:  lookForAttempt,
+				Spare: c.spare,
+			}
+			if c.setup {
+				suite.Setup = func(dir string) error {
+					err := begin(dir, "old", Rotation{})
+					shut()
+					return err
+				}
+			}
+			durabletest.Run(t, suite)
+		})
+	}
+}
+
+// lookForAttempt verifies the chain in a folder, and says of which keys it tells.
+func lookForAttempt(dir string) (string, error) {
+	path := filepath.Join(dir, "audit.json")
+	f := &File{path: path}
+	paths, err := f.aside()
+	if err != nil {
+		return "", err
+	}
+	if _, err := os.Stat(path); err == nil {
+		paths = append(paths, path)
+	}
+	var cfg VerifyConfig
+	head, ok, err := HeadFileOf(path).Load(context.Background())
+	if err != nil {
+		return "", err
+	}
+	if ok {
+		cfg.Heads = []Head{head}
+	}
+	if len(paths) == 0 {
+		if ok {
+			return "", fmt.Errorf("there is a head, %+v, and no log", head)
+		}
+		return "no attempt", nil
+	}
+	var all strings.Builder
+	for _, p := range paths {
+		text, err := os.ReadFile(p)
+		if err != nil {
+			return "", err
+		}
+		all.Write(text)
+	}
+	if all.Len() > 0 {
+		r, err := Verify(paths, cfg)
+		if err != nil {
+			return "", err
+		}
+		if len(r.Findings) > 0 {
+			return "", fmt.Errorf("the chain has findings: %v", r.Findings)
+		}
+	}
+	for _, key := range []string{"new", "old"} {
+		if strings.Contains(all.String(), `"key":"`+key+`"`) {
+			return "attempt for " + key, nil
+		}
+	}
+	return "no attempt", nil
+}
+
+// TestHeadLasts does the same with the head's file.
+func TestHeadLasts(t *testing.T) {
+	save := func(seq uint64) func(string) error {
+		return func(dir string) error {
+			return HeadFileOf(filepath.Join(dir, "audit.json")).Save(context.Background(), Head{Node: "kms1", Seq: seq, Hash: strings.Repeat("0", 64)})
+		}
+	}
+	durabletest.Run(t, durabletest.Case{
+		Setup: save(1),
+		Do:    save(2),
+		Look: func(dir string) (string, error) {
+			h, ok, err := HeadFileOf(filepath.Join(dir, "audit.json")).Load(context.Background())
+			return fmt.Sprint(h.Seq, ok), err
+		},
+	})
+}

@@ -1,0 +1,41 @@
+package main
+
+import (
+	"context"
+
+	"claviger"
+	"claviger/keyring"
+	"claviger/metastore"
+	"claviger/migrate"
+)
+
+// history is what migrations have left in the metastore; nil where there is none.
+func (s *service) history() keyring.History {
+	if s.Store == nil {
+		return nil
+	}
+	return past{s.Store}
+}
+
+// past reads the journal for the ring.
+type past struct{ store metastore.Store }
+
+func (p past) Origins(ctx context.Context) ([]keyring.Origin, error) {
+	list, err := migrate.Origins(ctx, p.store)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]keyring.Origin, len(list))
+	for i, o := range list {
+		m := claviger.Metadata{Name: o.Key, Attributes: o.Metadata.Attributes}
+		out[i] = keyring.Origin{Key: o.Key, Source: o.Source, TakenOver: o.TakenOver, Created: o.Metadata.Created, ACLName: m.ACLName()}
+		if o.Finished != nil {
+			out[i].Finished = *o.Finished
+		}
+	}
+	return out, nil
+}
+
+func (p past) Alias(ctx context.Context, name string) (string, bool, error) {
+	return metastore.Alias(ctx, p.store, name)
+}

@@ -1,0 +1,230 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"claviger"
+	"claviger/authz"
+	"claviger/hadoopconf"
+	"claviger/migrate"
+	"claviger/provider"
+	"claviger/provider/keytrustee"
+)
+
+// probes are what a migration measures of the providers that are open.
+func (s *service) probes(ctx context.Context) (migrate.Probes, error) {
+	p := migrate.Probes{User: osUser(), Own: ownAddresses(ctx, s.Conf), More: s.trustees}
+	p.Rules = func(ctx context.Context, user string, aclNames []string) migrate.Check {
+		return rulesHere(ctx, s.Conf, user, aclNames)
+	}
+	if t, ok := s.Primary.(interface {
+		Latency(context.Context) ([]time.Duration, error)
+	}); ok {
+		p.Latency = t.Latency
+	}
+	if t, ok := s.Primary.(interface {
+		Room(context.Context) (keys int, known bool, err error)
+	}); ok {
+		p.Room = t.Room
+	}
+	src, ok := s.reencryptionSource()
+	if !ok {
+		return p, nil
+	}
+	uri, err := provider.ParseKMS(src.URI())
+	if err != nil { // it was opened, so it is well-formed: it is no KMS
+		if h, ok := src.(provider.Health); ok {
+			p.Alive = h.Check
+		}
+		return p, nil //nolint:nilerr // that it is no KMS is no fault
+	}
+	conf, err := s.clientTLS(provider.Env{})
+	if err != nil {
+		return p, err
+	}
+	kms := &migrate.SourceKMS{TLS: conf}
+	for _, host := range uri.Hosts {
+		kms.Bases = append(kms.Bases, uri.Scheme+"://"+net.JoinHostPort(host, strconv.Itoa(uri.Port))+uri.Path)
+	}
+	p.Source = kms.Probe
+	return p, nil
+}
+
+// lookupTimeout bounds the question for our own full name.
+const lookupTimeout = 2 * time.Second
+
+// ownAddresses are the "host:port" under which clients may reach this server:
+// the host as configured, or every name and address of the machine where it
+// listens at all of them. With a port that the system picks there are none.
+func ownAddresses(ctx context.Context, conf *hadoopconf.Conf) []string {
+	port, err := conf.Int("hadoop.kms.http.port", 0, 65535)
+	if err != nil || port == 0 {
+		return nil
+	}
+	hosts := []string{conf.String("hadoop.kms.http.host")}
+	if ip := net.ParseIP(hosts[0]); hosts[0] == "" || ip != nil && ip.IsUnspecified() {
+		hosts = []string{"localhost"}
+		if name, err := os.Hostname(); err == nil {
+			hosts = append(hosts, name)
+			ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+			defer cancel()
+			// Without a name service the short name has to do.
+			if full, err := net.DefaultResolver.LookupCNAME(ctx, name); err == nil {
+				hosts = append(hosts, strings.TrimSuffix(full, "."))
+			}
+		}
+		if list, err := net.InterfaceAddrs(); err == nil {
+			for _, a := range list {
+				if n, ok := a.(*net.IPNet); ok {
+					hosts = append(hosts, n.IP.String())
+				}
+			}
+		}
+	}
+	var own []string
+	for _, h := range hosts {
+		own = append(own, net.JoinHostPort(h, strconv.FormatInt(port, 10)))
+	}
+	slices.Sort(own)
+	return slices.Compact(own)
+}
+
+// rulesHere tries the rules by which this server will serve: whether there are any,
+// and whether the user may open EDEKs of the keys with these ACL names.
+func rulesHere(_ context.Context, conf *hadoopconf.Conf, user string, aclNames []string) migrate.Check {
+	file := aclFile(conf)
+	c := migrate.Check{Name: "rules of this server", Needed: true}
+	fail := func(measured, cure string) migrate.Check {
+		c.Status, c.Measured, c.Cure = migrate.Failure, measured, cure
+		return c
+	}
+	if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
+		return fail(file+" is not there: nobody may use any key here", "copy the kms-acls.xml that is in use at the source to "+conf.Dir())
+	}
+	policy, warnings, _, err := loadPolicy(conf)
+	if err != nil {
+		return fail(err.Error(), "mend the file: claviger acl check --conf "+conf.Dir())
+	}
+	c.Measured = file + " is read"
+	if n := len(warnings); n > 0 {
+		c.Status = migrate.Warning
+		c.Measured += fmt.Sprintf("; odd in it: %d", n)
+		c.Cure = "see what: claviger acl check --conf " + conf.Dir()
+	}
+	if user == "" || len(aclNames) == 0 {
+		return c
+	}
+	byKey, err := conf.Bool("hadoop.kms.key.authorization.enable")
+	if err != nil {
+		return fail(err.Error(), "set it to true or false")
+	}
+	groups, err := newGroups(conf, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return fail(err.Error(), "mend the group mapping")
+	}
+	request, _, _ := authz.FindRequest("DECRYPT_EEK")
+	who := claviger.Principal{Name: user, Short: user}
+	may, refusedBy := 0, ""
+	for _, name := range aclNames {
+		if !byKey {
+			name = ""
+		}
+		d := policy.Explain(request, name, who, groups.Of)
+		if d.Allowed {
+			may++
+		} else if by, ok := d.DecidedBy(); ok && refusedBy == "" {
+			refusedBy = by.Property
+		}
+	}
+	c.Measured += fmt.Sprintf("; %s may open EDEKs of %d of %d keys", user, may, len(aclNames))
+	if may == 0 {
+		return fail(c.Measured+" (decided by "+refusedBy+")", fmt.Sprintf("see which rule decides: claviger acl explain %s DECRYPT_EEK KEY --conf %s", user, conf.Dir()))
+	}
+	return c
+}
+
+// trustees tries the Key Trustee Servers of a kts-site.xml: whether TLS to each is
+// trusted, and whether a keytrustee:// source can use them.
+func (s *service) trustees(ctx context.Context) []migrate.Check {
+	place, named := s.Conf.Get(hadoopconf.TrusteeConf)
+	var sources []provider.Provider
+	for _, src := range s.Sources {
+		if strings.HasPrefix(src.URI(), "keytrustee:") {
+			sources = append(sources, src.Provider)
+		}
+	}
+	if !named && len(sources) == 0 {
+		return nil
+	}
+	// Without a keytrustee:// source nothing here asks the trustee.
+	bad := migrate.Warning
+	if len(sources) > 0 {
+		bad = migrate.Failure
+	}
+	tlsCheck := s.trusteesTLS(ctx, place, bad)
+	checks := []migrate.Check{tlsCheck}
+	for _, src := range sources {
+		c := migrate.Check{Name: "Key Trustee Server used", Measured: src.URI() + " answers to us", Needed: true}
+		if h, ok := src.(provider.Health); !ok {
+			c.Status, c.Measured = migrate.NotTried, src.URI()+" cannot be asked"
+		} else if err := h.Check(ctx); err != nil {
+			c.Status, c.Measured, c.Cure = migrate.Failure, err.Error(), "see claviger trustee status at the Key Trustee Server's host, and that this host can reach its port"
+		}
+		checks = append(checks, c)
+	}
+	return append(checks, migrate.Check{Name: "Key HSM behind the trustee", Status: migrate.NotTried, Measured: "a Key Trustee Server does not tell its clients whether it has one",
+		Cure: "the procedure wants it with Luna or nShield: at the trustee's host, claviger keyhsm status, or keytrustee-keyhsm's own status command"})
+}
+
+func (s *service) trusteesTLS(ctx context.Context, place string, bad migrate.Status) migrate.Check {
+	c := migrate.Check{Name: "TLS to the Key Trustee Servers", Needed: bad == migrate.Failure}
+	hosts, insecure, err := keytrustee.Hosts(place, s.Conf.Dir())
+	if err != nil {
+		c.Status, c.Measured, c.Cure = bad, err.Error(), "copy kts-site.xml from a KT KMS host (step 1 of the procedure)"
+		return c
+	}
+	conf, err := s.clientTLS(provider.Env{})
+	if err != nil {
+		c.Status, c.Measured, c.Cure = bad, err.Error(), "correct the truststore (steps 3 and 4 of the procedure)"
+		return c
+	}
+	if insecure {
+		c.Status, c.Measured = migrate.NotTried, "kts-site.xml sets cloudera.trustee.keyprovider.insecure: no certificate is verified"
+		return c
+	}
+	var measured []string
+	for _, host := range hosts {
+		if err := handshake(ctx, host, conf); err != nil {
+			c.Status = bad
+			measured = append(measured, host+": "+err.Error())
+			c.Cure = "import the certificate of each Key Trustee Server into the truststore, and name that by claviger.ssl.truststore or in ssl-client.xml (steps 3 and 4 of the procedure)"
+			continue
+		}
+		measured = append(measured, host+" is trusted")
+	}
+	c.Measured = strings.Join(measured, "; ")
+	return c
+}
+
+// handshake makes one TLS connection and ends it.
+func handshake(ctx context.Context, host string, conf *tls.Config) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	d := tls.Dialer{Config: conf}
+	conn, err := d.DialContext(ctx, "tcp", host)
+	if err != nil {
+		return err
+	}
+	return conn.Close()
+}

@@ -1,0 +1,75 @@
+package keyhsm
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"claviger/durable/durabletest"
+	"claviger/keystore"
+	"claviger/pkcs11"
+)
+
+// TestFilesLast fails and cuts off each step of what a Key HSM writes: its settings,
+// its certificate and key, and a trustee's certificate.
+func TestFilesLast(t *testing.T) {
+	other := filepath.Join(t.TempDir(), "trustee.pem")
+	cert, _, err := keystore.SelfSigned("trustee", []string{"kts"}, time.Hour)
+	if err == nil {
+		err = os.WriteFile(other, cert, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	settings := Settings{HSM: pkcs11.SoftHSM, Module: "/lib/x.so", Token: "t", PINFile: "/etc/pin", KeyLabel: "k", KeyID: "00ff", Listen: "[::1]:9090",
+		Certificate: "/c", PrivateKey: "/k", Trust: "/t"}
+	for name, c := range map[string]durabletest.Case{
+		"settings": {
+			Do: func(dir string) error { return WriteSettings(dir, settings) },
+			Look: func(dir string) (string, error) {
+				s, _, err := ReadSettings(dir)
+				if err != nil && strings.Contains(err.Error(), "claviger keyhsm setup") {
+					return "none", nil
+				}
+				return s.KeyID, err
+			},
+		},
+		"certificate": {
+			Do: func(dir string) error {
+				// Of a run that was cut off; setup names it, and an operator removes it.
+				_ = os.Remove(filepath.Join(dir, PrivateKeyFile))
+				return CreateCertificate(dir, []string{"localhost"})
+			},
+			Look: func(dir string) (string, error) {
+				s := Settings{Certificate: filepath.Join(dir, CertificateFile), PrivateKey: filepath.Join(dir, PrivateKeyFile)}
+				if _, err := os.Stat(s.Certificate); errors.Is(err, fs.ErrNotExist) {
+					return "none", nil
+				}
+				_, err := s.certificate()
+				return "both", err
+			},
+			Spare: 1, // the key's name lasts with the certificate's
+		},
+		"trusted certificate": {
+			Do: func(dir string) error {
+				_, _, _, err := AddTrusted(filepath.Join(dir, "trust"), other)
+				return err
+			},
+			Look: func(dir string) (string, error) {
+				trust, err := ReadTrust(filepath.Join(dir, "trust"))
+				if err != nil {
+					return "", err
+				}
+				return fmt.Sprint(trust.Len()), nil
+			},
+			NoRetry: true, // the folder's name is not synced again
+		},
+	} {
+		t.Run(name, func(t *testing.T) { durabletest.Run(t, c) })
+	}
+}

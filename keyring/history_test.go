@@ -1,0 +1,193 @@
+package keyring
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"claviger"
+	"claviger/metastore"
+	"claviger/provider"
+)
+
+// journal is what migrations have written.
+type journal struct {
+	mu      sync.Mutex
+	list    []Origin
+	aliases map[string]string
+	reads   int
+	fail    error
+}
+
+func (j *journal) Origins(context.Context) ([]Origin, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.reads++
+	return slices.Clone(j.list), j.fail
+}
+
+func (j *journal) Alias(_ context.Context, name string) (string, bool, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	here, ok := j.aliases[metastore.FoldName(name)]
+	return here, ok, j.fail
+}
+
+// takeOver does what a migration does.
+func (j *journal) takeOver(t testing.TB, from provider.Reader, to provider.Importer, key string) {
+	t.Helper()
+	ms, err := from.Metadata(t.Context(), key)
+	if err != nil || ms[0] == nil {
+		t.Fatal(ms, err)
+	}
+	if _, err := to.Import(t.Context(), *ms[0], 1, ms[0].Versions, nil); err != nil {
+		t.Fatal(err)
+	}
+	uri := farURI
+	if named, ok := from.(interface{ URI() string }); ok {
+		uri = named.URI()
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.list = append(j.list, Origin{Key: key, Source: uri, TakenOver: true, Created: ms[0].Created, ACLName: ms[0].ACLName()})
+}
+
+// TestOtherSpellings: a zone keeps the spelling that it was made with, "Finance",
+// of a key that its source listed as "finance". All that HDFS asks for goes on.
+func TestOtherSpellings(t *testing.T) {
+	l, _ := withSource(t, func(c *Config) {
+		c.CacheEnable = true
+		c.Policy = rules(t, "key.acl.k.ALL", "nn")
+	}, "k")
+	l.past.aliases = map[string]string{"k": "k"}
+	nn := caller("nn")
+	for range 2 { // not remembered yet, and remembered
+		es, err := l.Generate(t.Context(), nn, "K", 2)
+		if err != nil || len(es) != 2 {
+			t.Fatal(err)
+		}
+		cur, err := l.Current(t.Context(), nn, "K")
+		if err != nil || cur == nil || es[0].Version != cur.Name {
+			t.Fatalf("current %v, %v; an EDEK is under %s", cur, err, es[0].Version)
+		}
+		if m, err := l.Metadata(t.Context(), nn, "K"); err != nil || m == nil || m.Name != "K" || m.ACLName() != "k" {
+			t.Errorf("metadata %v, %v", m, err)
+		}
+		if vs, err := l.Versions(t.Context(), nn, "K"); err != nil || len(vs) == 0 {
+			t.Errorf("versions %v, %v", vs, err)
+		}
+		if _, err := l.Decrypt(t.Context(), nn, "K", true, es[0]); err != nil {
+			t.Errorf("decrypt: %v", err)
+		}
+		if _, err := l.ReencryptBatch(t.Context(), nn, "K", es); err != nil {
+			t.Errorf("re-encrypt: %v", err)
+		}
+		fresh, err := l.Roll(t.Context(), nn, "K", nil)
+		if err != nil || fresh.Key != "k" {
+			t.Errorf("roll: %v, %v", fresh, err)
+		}
+		if again, err := l.ReencryptBatch(t.Context(), nn, "K", es); err != nil || again[0].Version != fresh.Name {
+			t.Errorf("re-encrypt after a roll: %v, %v", again, err)
+		}
+		if err := l.Invalidate(t.Context(), nn, "K"); err != nil {
+			t.Errorf("invalidate: %v", err)
+		}
+	}
+	// The rules are the key's own.
+	_, err := l.Generate(t.Context(), caller("bob"), "K", 1)
+	wantKind(t, err, claviger.KeyDenied)
+	_, err = l.Current(t.Context(), caller("bob"), "K")
+	wantKind(t, err, claviger.KeyDenied)
+	// What ends a key wants its name.
+	wantKind(t, l.Delete(t.Context(), nn, "K"), claviger.KeyNotFound)
+	// Other names are nothing but themselves.
+	_, err = l.Generate(t.Context(), nn, "kk", 1)
+	wantKind(t, err, claviger.KeyNotFound)
+}
+
+// TestMissingByTheJournal: "not found" tells what the journal knows.
+func TestMissingByTheJournal(t *testing.T) {
+	l := newLab(t, func(c *Config) { c.History = &journal{} })
+	j, _ := l.cfg.History.(*journal)
+	at := time.Date(2026, 11, 20, 10, 0, 0, 0, time.UTC)
+	j.list = []Origin{
+		{Key: "ended", Source: farURI, TakenOver: true, Finished: at},
+		{Key: "left", Source: farURI, Finished: at},
+		{Key: "waits", Source: farURI},
+		{Key: "deleted", Source: farURI, TakenOver: true},
+	}
+	e := func(version string) claviger.EDEK {
+		return claviger.EDEK{Version: version, IV: make([]byte, 16), Material: make([]byte, 16)}
+	}
+	u := caller("u")
+	decrypt := func(key, version string) error {
+		_, err := l.Decrypt(t.Context(), u, key, true, e(version))
+		return err
+	}
+	generate := func(key string) error {
+		_, err := l.Generate(t.Context(), u, key, 1)
+		return err
+	}
+	for _, c := range []struct {
+		err  error
+		kind claviger.Kind
+		says []string // none: nothing is added
+	}{
+		{decrypt("ended", "ended@3"), claviger.VersionNotFound, []string{"of key 'ended' at " + farURI + ", whose migration was finished at 2026-11-20T10:00:00Z", "reencryption.source.uri"}},
+		{generate("left"), claviger.KeyNotFound, []string{"'left' was at " + farURI, "finished at 2026-11-20T10:00:00Z without it"}},
+		{generate("waits"), claviger.KeyNotFound, []string{"'waits' is at " + farURI + " and was not migrated yet", "claviger migrate run"}},
+		{generate("deleted"), claviger.KeyNotFound, []string{"'deleted' was migrated from " + farURI + " and has been deleted here since"}},
+		{generate("unheard"), claviger.KeyNotFound, nil},
+		{decrypt("unheard", "unheard@0"), claviger.VersionNotFound, nil},
+	} {
+		wantKind(t, c.err, c.kind)
+		for _, s := range c.says {
+			if !strings.Contains(c.err.Error(), s) {
+				t.Errorf("%q does not say %q", c.err, s)
+			}
+		}
+		if c.says == nil && strings.Contains(c.err.Error(), "migrat") {
+			t.Errorf("%q", c.err)
+		}
+	}
+	// However many ask for what is not there, the journal is read now and then.
+	before := j.reads
+	for range 100 {
+		wantKind(t, generate("unheard"), claviger.KeyNotFound)
+	}
+	if n := j.reads - before; n > 3 {
+		t.Errorf("the journal was read %d times", n)
+	}
+	// A journal that cannot be read spoils no answer; it does keep keys from being
+	// made under names that it may know.
+	j.fail = claviger.E("journal", claviger.Unavailable, "", nil)
+	l.origins.forget()
+	_, err := l.Create(t.Context(), u, provider.Spec{Name: "new"})
+	wantKind(t, err, claviger.Unavailable)
+}
+
+// TestMissingIsRemembered: names that nobody knows are no load on a source.
+func TestMissingIsRemembered(t *testing.T) {
+	l, far := withSource(t, nil, "k")
+	for range 50 {
+		for _, c := range [][2]string{{"k", "k@77"}, {"nowhere", "nowhere@0"}} {
+			_, err := l.Decrypt(t.Context(), caller("u"), c[0], true, claviger.EDEK{Version: c[1], IV: make([]byte, 16), Material: make([]byte, 16)})
+			wantKind(t, err, claviger.VersionNotFound)
+		}
+	}
+	if calls := far.calls(); len(calls) != 3 { // k's metadata, k@77, nowhere's metadata
+		t.Errorf("the source was asked %d times: %q", len(calls), calls)
+	}
+	// What is created or invalidated here is forgotten to be missing.
+	if err := l.Invalidate(t.Context(), caller("u"), "k"); err != nil {
+		t.Fatal(err)
+	}
+	_, err := l.Decrypt(t.Context(), caller("u"), "k", true, claviger.EDEK{Version: "k@77", IV: make([]byte, 16), Material: make([]byte, 16)})
+	wantKind(t, err, claviger.VersionNotFound)
+	if calls := far.calls(); !slices.Equal(calls, []string{"metadata/k", "u/k@77/1"}) {
+		t.Errorf("the source was asked %q", calls)
+	}
+}

@@ -1,0 +1,146 @@
+package keyring
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"claviger"
+	"claviger/authz"
+	"claviger/provider"
+)
+
+// mayBeTaken reports whether names can be others' here at all.
+func (r *Ring) mayBeTaken() bool { return len(r.sources) > 0 || r.origins.history != nil }
+
+// needFreeName lets a key be made under a name that no other key has a claim to:
+// one that a source has, or may have while it does not answer; one that the journal
+// of a migration names that goes on; another spelling of a key that came from a
+// source to which all spellings are one. Else its maker would choose the rules under
+// which the other key's EDEKs are opened. Kinds Invalid, SourceUnreachable,
+// SourceRefused, Unavailable.
+func (r *Ring) needFreeName(ctx context.Context, op, name string) error {
+	if !r.mayBeTaken() {
+		return nil
+	}
+	here, err := r.alias(ctx, name)
+	if err != nil {
+		return err
+	}
+	if here != name {
+		return claviger.Errorf(op, claviger.Invalid, name, "key '%s' cannot be made: it is another spelling of key '%s', which was migrated from a KMS that does not tell "+
+			"upper from lower case, and EDEKs may name it in either; choose another name", name, here)
+	}
+	if err := r.away(ctx, op, name, func() error { return r.needNoSource(ctx, op, name) }); err != nil {
+		return err
+	}
+	return r.needUnlisted(ctx, op, name)
+}
+
+// needNoSource asks each source whether it answers to the name.
+func (r *Ring) needNoSource(ctx context.Context, op, name string) error {
+	for _, s := range r.sources {
+		_, err := r.metadataAt(ctx, s, name)
+		switch {
+		case claviger.Is(err, claviger.KeyNotFound):
+		case err == nil:
+			return claviger.Errorf(op, claviger.Invalid, name, "key '%s' is at the source %s, so a key of that name is made here by migration alone: have it taken over "+
+				"(claviger migrate run, claviger key migrate, or POST trustee/key/%s?trusteeOp=migrate); a key that was migrated and deleted here comes back by "+
+				"trusteeOp=undelete, or may be made anew once it is deleted at the source too", name, s.URI(), name)
+		default:
+			err = s.explain(err, question{what: "the metadata of key '" + name + "'", name: name})
+			switch kind := claviger.KindOf(err); kind {
+			case claviger.SourceUnreachable, claviger.SourceRefused:
+				return claviger.Errorf(op, kind, name, "key '%s' cannot be made while it is not known whether the source %s has a key of that name: %s", name, s.URI(), said(err))
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+// needUnlisted refuses a name that the journal of a migration has from a source that
+// is not asked now and may be again: its URI was taken out of the configuration, and
+// the migration was not ended. After claviger migrate finish names are free: nothing
+// can open EDEKs of the source's versions any more, and should the source come back,
+// they are guarded by its own rules.
+func (r *Ring) needUnlisted(ctx context.Context, op, name string) error {
+	list, err := r.origins.of(ctx, name)
+	if err != nil {
+		return err
+	}
+	for _, o := range list {
+		asked := slices.ContainsFunc(r.sources, func(s *source) bool { return s.URI() == o.Source })
+		if o.Key == name && o.Finished.IsZero() && !asked {
+			return claviger.Errorf(op, claviger.Invalid, name, "key '%s' is at %s by the journal of a migration that was not ended, and this server does not ask that source now: "+
+				"name it in hadoop.kms.key.provider.reencryption.source.uri again, or end the migration with claviger migrate finish", name, o.Source)
+		}
+	}
+	return nil
+}
+
+// needSameOrigin lets EDEKs of a source's key come under a version of ours: only
+// where our key was made for the source's by a migration. The caller of a re-encryption
+// need not be allowed to decrypt, and whoever may decrypt with our key can read the
+// result.
+func (r *Ring) needSameOrigin(ctx context.Context, q *request, current *provider.KeyVersion, theirs *claviger.Metadata) error {
+	ours := current.Of
+	if ours == nil {
+		var err error
+		if ours, err = r.askMetadata(ctx, current.Key); err != nil {
+			return err
+		}
+	}
+	same, err := r.takenOver(ctx, ours, theirs)
+	if err != nil {
+		return err
+	}
+	if !same {
+		return claviger.Errorf("keyring.Reencrypt", claviger.Invalid, current.Key, "EDEKs of the source's key '%s' are not brought under key '%s' of this KMS, which was not "+
+			"migrated from it: see claviger migrate plan, delete or rename the key here, and have the source's taken over (claviger migrate run)", theirs.Name, current.Key)
+	}
+	return q.needKey(ctx, theirs, authz.KeyGenerateEEK)
+}
+
+// Taken is what is known of a version or key that is not here and was at a source.
+type Taken struct{ text string }
+
+func (t *Taken) Error() string { return t.text }
+
+// explainMissing adds to "not found" what the journal knows of the key.
+func (r *Ring) explainMissing(ctx context.Context, err error, name string) error {
+	kind := claviger.KindOf(err)
+	if err == nil || kind != claviger.KeyNotFound && kind != claviger.VersionNotFound || r.origins.history == nil {
+		return err
+	}
+	key := name
+	if kind == claviger.VersionNotFound {
+		var e *claviger.Error
+		errors.As(err, &e) // the kind is of one
+		name = e.Key
+		if k, ok := claviger.KeyOfVersion(name); ok {
+			key = k
+		}
+	}
+	list, readErr := r.origins.of(ctx, key)
+	if readErr != nil || len(list) == 0 {
+		return err // the journal only adds to the text
+	}
+	o := list[len(list)-1]
+	var why string
+	switch {
+	case kind == claviger.KeyNotFound && !o.TakenOver && o.Finished.IsZero():
+		why = fmt.Sprintf("key '%s' is at %s and was not migrated yet: claviger migrate run takes it over", key, o.Source)
+	case kind == claviger.KeyNotFound && !o.TakenOver:
+		why = fmt.Sprintf("key '%s' was at %s, whose migration was finished at %s without it", key, o.Source, stamp(o.Finished))
+	case kind == claviger.KeyNotFound:
+		why = fmt.Sprintf("key '%s' was migrated from %s and has been deleted here since", key, o.Source)
+	case o.Finished.IsZero():
+		return err // the sources were asked
+	default:
+		why = fmt.Sprintf("it may be a version of key '%s' at %s, whose migration was finished at %s: what is encrypted under it can be read only while that KMS "+
+			"is a source (hadoop.kms.key.provider.reencryption.source.uri)", key, o.Source, stamp(o.Finished))
+	}
+	return claviger.E("keyring.history", kind, name, &Taken{why})
+}

@@ -1,0 +1,296 @@
+package keyring
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"claviger"
+	"claviger/provider"
+	"claviger/provider/memory"
+	"claviger/secret"
+)
+
+// folding is a source that does not tell upper from lower case, as Ranger's and
+// Java's keystores: it lists "payroll" and answers to "Payroll".
+type folding struct{ *farKMS }
+
+func (f folding) Metadata(ctx context.Context, names ...string) ([]*claviger.Metadata, error) {
+	ms, err := f.farKMS.Metadata(ctx, strings.ToLower(names[0]))
+	if err == nil && ms[0] != nil {
+		own := *ms[0]
+		own.Name = names[0]
+		ms[0] = &own
+	}
+	return ms, err
+}
+
+func (f folding) Unwrap(ctx context.Context, key, as string, edeks []claviger.EDEK) ([]secret.Bytes, error) {
+	lower := append([]claviger.EDEK(nil), edeks...)
+	for i := range lower {
+		lower[i].Version = strings.ToLower(lower[i].Version)
+	}
+	return f.farKMS.Unwrap(ctx, strings.ToLower(key), as, lower)
+}
+
+// What became of a name here.
+const (
+	never    = "never here"
+	migrated = "migrated"
+	ended    = "migrated, finished"
+	softly   = "migrated, deleted softly"
+	purged   = "migrated, purged"
+	before   = "made here before the source was named"
+	// The source's EDEK is under a version whose number the key here has too.
+	beforeSame = "made here before, same version"
+	inJournal  = "journal names it, source not configured"
+)
+
+// TestShadowing is docs/sources.md's table: bob, who has every right at keys of the
+// ACL name "scratch" and none at alice's "payroll", which a source has.
+//
+// Outcomes: "ok"; "no": refused for good, with what to do; "503": refused now;
+// "none": there is nothing of that name; "404": no such version; "other": served by
+// the key here, to other bytes than alice's DEK.
+func TestShadowing(t *testing.T) {
+	type row struct {
+		here   string // what became of "payroll" here
+		source string // "present", "absent" (it answers, and has no such key), "silent", "refusing", "gone" (not configured)
+		spelt  string // the name in the request: "payroll", or "Payroll" of a source that folds case
+		// What bob gets, who may do anything with ACL name scratch.
+		create, undelete string
+		// With the source's EDEK payroll@0: what bob and what alice get.
+		bobDecrypts, aliceDecrypts string
+		bobReencrypts              string // bob asks with GENERATE_EEK of "scratch" alone
+		nnReencrypts               string // the NameNode's user, with GENERATE_EEK of all, and no DECRYPT_EEK
+	}
+	for _, r := range []row{
+		// Not migrated yet.
+		{never, "present", "payroll", "no", "none", "no", "ok", "none", "none"},
+		{never, "present", "Payroll", "no", "none", "no", "ok", "none", "none"},
+		{never, "absent", "payroll", "ok", "none", "404", "404", "404", "404"},
+		{never, "silent", "payroll", "503", "none", "503", "503", "none", "none"},
+		{never, "refusing", "payroll", "no", "none", "no", "no", "none", "none"},
+		{never, "gone", "payroll", "ok", "none", "404", "404", "404", "404"},
+		// Migrated.
+		{migrated, "present", "payroll", "exists", "none", "no", "ok", "no", "ok"},
+		{migrated, "present", "Payroll", "no", "none", "no", "ok", "no", "ok"},
+		{migrated, "absent", "payroll", "exists", "none", "no", "404", "404", "404"},
+		{migrated, "silent", "payroll", "exists", "none", "no", "503", "no", "503"},
+		{migrated, "gone", "payroll", "exists", "none", "404", "404", "404", "404"},
+		{ended, "gone", "payroll", "exists", "none", "404", "404", "404", "404"},
+		// Migrated and deleted here.
+		{softly, "present", "payroll", "no", "ok", "no", "ok", "none", "none"},
+		{softly, "present", "Payroll", "no", "none", "no", "ok", "none", "none"},
+		{softly, "absent", "payroll", "ok", "ok", "404", "404", "404", "404"},
+		{softly, "silent", "payroll", "503", "ok", "503", "503", "none", "none"},
+		{softly, "gone", "payroll", "no", "ok", "404", "404", "404", "404"},
+		{purged, "present", "payroll", "no", "none", "no", "ok", "none", "none"},
+		{purged, "absent", "payroll", "ok", "none", "404", "404", "404", "404"},
+		{purged, "silent", "payroll", "503", "none", "503", "503", "none", "none"},
+		{purged, "gone", "payroll", "no", "none", "404", "404", "404", "404"},
+		// bob's key was there first: he may use it, and gets nothing of alice's by it.
+		{before, "present", "payroll", "exists", "none", "no", "no", "no", "no"},
+		{before, "silent", "payroll", "exists", "none", "503", "no", "503", "503"},
+		// Both number their versions, so payroll@0 may be his here: what comes out of
+		// alice's EDEK is no DEK of hers.
+		{beforeSame, "present", "payroll", "exists", "none", "other", "no", "other", "other"},
+		{beforeSame, "silent", "payroll", "exists", "none", "other", "no", "other", "other"},
+		// Named by the journal of a migration that goes on.
+		{inJournal, "gone", "payroll", "no", "none", "404", "404", "404", "404"},
+	} {
+		for _, listed := range []bool{false, true} { // named by source.uri, or second in the provider list
+			t.Run(fmt.Sprintf("%s/%s/%s/listed=%t", r.here, r.source, r.spelt, listed), func(t *testing.T) {
+				build := func() *shadowLab { return newShadowLab(t, r.here, r.source, r.spelt, listed) }
+				s := build()
+				want := func(what, outcome string, err error) {
+					t.Helper()
+					if got := outcomeOf(err); got != outcome {
+						t.Errorf("%s: %s (%v), want %s", what, got, err, outcome)
+					}
+					if outcome == "no" && claviger.Is(err, claviger.Invalid) && !strings.Contains(err.Error(), "migrat") {
+						t.Errorf("%s: %v says nothing of what to do", what, err)
+					}
+				}
+				dek, err := s.Decrypt(t.Context(), caller("bob"), r.spelt, true, s.edek)
+				want("bob decrypts", s.but(r.bobDecrypts, dek), err)
+				dek, err = s.Decrypt(t.Context(), caller("alice"), r.spelt, true, s.edek)
+				want("alice decrypts", r.aliceDecrypts, err)
+				if err == nil && !dek.Equal(s.dek) {
+					t.Error("alice has another DEK")
+				}
+				out, err := s.Reencrypt(t.Context(), caller("bob"), r.spelt, true, s.edek)
+				if err == nil {
+					dek, _ = s.Decrypt(t.Context(), caller("bob"), r.spelt, true, out)
+				}
+				want("bob re-encrypts", s.but(r.bobReencrypts, dek), err)
+				batch, err := s.ReencryptBatch(t.Context(), caller("nn"), r.spelt, []claviger.EDEK{s.edek})
+				want("the NameNode re-encrypts", s.but(r.nnReencrypts, nil), err)
+				if err == nil && r.nnReencrypts == "ok" {
+					s.onlyAliceOpens(t, r.spelt, batch[0])
+				}
+				_, err = s.Create(t.Context(), caller("bob"), shadowSpec(r.spelt))
+				want("bob creates", r.create, err)
+				if err == nil {
+					s.bobHasNothing(t, r.spelt)
+				}
+				s = build()
+				want("bob undeletes", r.undelete, s.Undelete(t.Context(), caller("root"), r.spelt))
+			})
+		}
+	}
+}
+
+// but makes "ok" of "other" where the DEK is not alice's.
+func (s *shadowLab) but(outcome string, dek secret.Bytes) string {
+	if outcome == "other" && !dek.Equal(s.dek) {
+		return "ok"
+	}
+	return outcome
+}
+
+// outcomeOf is how TestShadowing's table writes an error.
+func outcomeOf(err error) string {
+	if err == nil {
+		return "ok"
+	}
+	switch claviger.KindOf(err) {
+	case claviger.KeyExists:
+		return "exists"
+	case claviger.KeyNotFound:
+		return "none"
+	case claviger.VersionNotFound:
+		return "404"
+	case claviger.SourceUnreachable, claviger.Unavailable:
+		return "503"
+	case claviger.Invalid, claviger.KeyDenied, claviger.SourceRefused:
+		return "no"
+	}
+	return claviger.KindOf(err).String()
+}
+
+func shadowSpec(name string) provider.Spec {
+	return provider.Spec{Name: name, Attributes: map[string]string{claviger.ACLNameAttribute: "scratch"}}
+}
+
+// shadowLab is a Ring of TestShadowing.
+type shadowLab struct {
+	*lab
+	far  *farKMS
+	edek claviger.EDEK // the source's, under payroll@0 as it is spelt
+	dek  secret.Bytes
+}
+
+func newShadowLab(t *testing.T, here, source, spelt string, listed bool) *shadowLab {
+	t.Helper()
+	far := newFarKMS(t, farURI)
+	if _, err := far.Create(t.Context(), provider.Spec{Name: "payroll", Cipher: claviger.DefaultCipher, BitLength: 128,
+		Attributes: map[string]string{claviger.ACLNameAttribute: "payroll"}}); err != nil {
+		t.Fatal(err)
+	}
+	version := "payroll@0"
+	if here == before {
+		v, err := far.Roll(t.Context(), "payroll", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		version = v.Name
+	}
+	es, deks := made(t, far.blocks, version, 1)
+	es[0].Version = strings.Replace(version, "payroll", spelt, 1)
+	var src provider.Provider = far
+	folds := spelt != "payroll"
+	if folds {
+		src = folding{far}
+	}
+	primary := &counting{Provider: memory.New(memory.Config{Sealed: true, SoftDelete: true})}
+	past := &journal{aliases: map[string]string{}}
+	switch here {
+	case migrated, ended, softly, purged:
+		past.takeOver(t, far, primary, "payroll")
+		if folds {
+			past.aliases["payroll"] = "payroll"
+		}
+		if here == ended {
+			past.list[0].Finished = time.Now()
+		}
+		if here == softly || here == purged {
+			if err := primary.Delete(t.Context(), "payroll"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if here == purged {
+			if err := primary.Purge(t.Context(), "payroll"); err != nil {
+				t.Fatal(err)
+			}
+		}
+	case before, beforeSame:
+		time.Sleep(2 * time.Millisecond) // two keys that two users make differ in this
+		if _, err := primary.Provider.Create(t.Context(), provider.Spec{Name: "payroll", Cipher: claviger.DefaultCipher, BitLength: 128,
+			Attributes: map[string]string{claviger.ACLNameAttribute: "scratch"}}); err != nil {
+			t.Fatal(err)
+		}
+	case inJournal:
+		past.list = append(past.list, Origin{Key: "payroll", Source: farURI})
+	}
+	switch source {
+	case "absent":
+		if err := far.Delete(t.Context(), "payroll"); err != nil {
+			t.Fatal(err)
+		}
+	case "silent":
+		far.setFail(failing(claviger.Unavailable, "connection refused"))
+	case "refusing":
+		far.setFail(failing(claviger.KeyDenied, "User [kms] is not authorized (whitelist.key.acl.READ)"))
+	}
+	l := newLab(t, func(c *Config) {
+		c.Primary, c.History, c.Reencryption = primary, past, true
+		if source != "gone" {
+			c.Sources = []Source{{Provider: src, Reencryption: !listed}}
+		}
+		c.Policy = rules(t, "keytrustee.kms.acl.UNDELETE", "root", "key.acl.payroll.ALL", "alice", "key.acl.payroll.GENERATE_EEK", "alice,nn", "key.acl.payroll.MANAGEMENT", "alice,root",
+			"key.acl.scratch.ALL", "bob", "key.acl.scratch.GENERATE_EEK", "bob,nn", "key.acl.scratch.MANAGEMENT", "bob,root")
+	})
+	l.primary, l.past = primary, past
+	return &shadowLab{l, far, es[0], deks[0]}
+}
+
+// onlyAliceOpens: what a re-encryption made is guarded as the source's key is.
+func (s *shadowLab) onlyAliceOpens(t *testing.T, key string, e claviger.EDEK) {
+	t.Helper()
+	if dek, err := s.Decrypt(t.Context(), caller("alice"), key, true, e); err != nil || !dek.Equal(s.dek) {
+		t.Errorf("alice, after a re-encryption: %v", err)
+	}
+	_, err := s.Decrypt(t.Context(), caller("bob"), key, true, e)
+	wantKind(t, err, claviger.KeyDenied)
+}
+
+// bobHasNothing: bob has made a key of the name, and the source gets its key back,
+// its answers or its place in the configuration. Nothing of alice's opens for him.
+func (s *shadowLab) bobHasNothing(t *testing.T, key string) {
+	t.Helper()
+	if len(s.sources) == 0 {
+		return
+	}
+	if _, err := s.far.Create(t.Context(), provider.Spec{Name: "payroll", Cipher: claviger.DefaultCipher, BitLength: 128,
+		Attributes: map[string]string{claviger.ACLNameAttribute: "payroll"}}); err != nil && !claviger.Is(err, claviger.KeyExists) {
+		t.Fatal(err)
+	}
+	s.forgetAll() // as time does
+	for _, v := range []string{key + "@0", key + "@1"} {
+		e := s.edek
+		e.Version = v
+		if dek, err := s.Decrypt(t.Context(), caller("bob"), key, true, e); err == nil && dek.Equal(s.dek) {
+			t.Errorf("bob opens %s", v)
+		}
+		out, err := s.Reencrypt(t.Context(), caller("bob"), key, true, e)
+		if err != nil {
+			continue
+		}
+		if dek, err := s.Decrypt(t.Context(), caller("bob"), key, true, out); err == nil && dek.Equal(s.dek) {
+			t.Errorf("bob re-encrypts %s", v)
+		}
+	}
+}

@@ -1,0 +1,133 @@
+package kmsapi_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"claviger"
+	"claviger/authz"
+	"claviger/keyring"
+	"claviger/kmsapi"
+	"claviger/provider"
+	"claviger/provider/memory"
+)
+
+// hung is a source that takes questions and answers none.
+type hung struct {
+	*memory.Provider
+	asked chan string
+}
+
+func (h hung) Metadata(ctx context.Context, names ...string) ([]*claviger.Metadata, error) {
+	select {
+	case h.asked <- names[0]:
+	default:
+	}
+	<-ctx.Done()
+	return nil, claviger.E("hung", claviger.Unavailable, names[0], context.Cause(ctx))
+}
+
+// SourceMetadata and RunKey make it a source to migrate from.
+func (h hung) SourceMetadata(ctx context.Context, key string) (*claviger.Metadata, error) {
+	_, err := h.Metadata(ctx, key)
+	return nil, err
+}
+
+func (h hung) RunKey(context.Context, string) ([]string, error) { return nil, nil }
+
+// TestHungSourceHoldsNoTurns: with one place in each class, requests that wait for a
+// source that hangs keep none of those away that need no source.
+func TestHungSourceHoldsNoTurns(t *testing.T) {
+	primary := memory.New(memory.Config{SequentialIDs: true})
+	t.Cleanup(func() { _ = primary.Close() })
+	source := hung{memory.New(memory.Config{URI: "kms://http@old:9600/kms"}), make(chan string, 100)}
+	t.Cleanup(func() { _ = source.Close() })
+	policy, warnings := authz.Parse(append([]authz.Property{{Name: "whitelist.key.acl.MIGRATE", Value: "mover"}}, openRules...))
+	if len(warnings) > 0 {
+		t.Fatal(warnings)
+	}
+	for _, name := range []string{"k", "k2"} {
+		if _, err := primary.Create(t.Context(), provider.Spec{Name: name, Cipher: claviger.DefaultCipher, BitLength: 128}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	addr := start(t, stack{
+		Primary: primary, KeyAuthorization: true, Policy: policy, Migrator: source,
+		Sources: []keyring.Source{{Provider: source, Reencryption: true}}, SourceTimeout: time.Second, Reencryption: true,
+		Admission: kmsapi.Admission{Decrypts: 1, Generates: 1, Batches: 1, Management: 1, Wait: 200 * time.Millisecond},
+	})
+	first := ask(t, addr, "GET", "/kms/v1/key/k/_eek?eek_op=generate&num_keys=1", "")
+	var edeks []struct {
+		Version string `json:"versionName"`
+		IV      string `json:"iv"`
+		Inner   struct {
+			Material string `json:"material"`
+		} `json:"encryptedKeyVersion"`
+	}
+	if err := json.Unmarshal(first.body, &edeks); err != nil || len(edeks) != 1 {
+		t.Fatalf("%v: %s", err, first.body)
+	}
+	one := fmt.Sprintf(`{"name":"k","iv":"%s","material":"%s"}`, edeks[0].IV, edeks[0].Inner.Material)
+	batchOf := func(version string) string {
+		return fmt.Sprintf(`[{"versionName":"%s","iv":"%s","encryptedKeyVersion":{"versionName":"EEK","material":"%s"}}]`, version, edeks[0].IV, edeks[0].Inner.Material)
+	}
+	var storm sync.WaitGroup
+	waits := func(what, method, target, body string) {
+		storm.Go(func() {
+			begun := time.Now()
+			a := ask(t, addr, method, target, body)
+			if a.status == 200 || a.status == 201 {
+				t.Errorf("%s was served by a source that hangs: %d", what, a.status)
+			}
+			if took := time.Since(begun); took < 500*time.Millisecond {
+				t.Errorf("%s did not wait for the source: %d %s after %v", what, a.status, a.body, took)
+			}
+		})
+		select {
+		case <-source.asked:
+		case <-time.After(20 * time.Second):
+			t.Fatalf("%s has not come to the source", what)
+		}
+	}
+	waits("a decrypt", "POST", "/kms/v1/keyversion/k@7/_eek?eek_op=decrypt", one)
+	// Another name for each: those who ask for one together ask once.
+	waits("a batch", "POST", "/kms/v1/key/k2/_reencryptbatch", batchOf("k2@7"))
+	waits("a creation", "POST", "/kms/v1/keys", `{"name":"fresh","length":128}`)
+	waits("a migration", "POST", "/kms/v1/trustee/key/zz?trusteeOp=migrate&user.name=mover", "")
+	begun := time.Now()
+	for _, c := range []struct {
+		method, target, body string
+		status               int
+	}{
+		{"POST", "/kms/v1/keyversion/k@0/_eek?eek_op=decrypt", one, 200},
+		{"POST", "/kms/v1/key/k/_reencryptbatch", batchOf("k@0"), 200},
+		{"POST", "/kms/v1/key/k/_invalidatecache", "", 200},
+		// Without the right the source is not asked at all.
+		{"POST", "/kms/v1/trustee/key/yy?trusteeOp=migrate&user.name=stranger", "", 403},
+	} {
+		if a := ask(t, addr, c.method, c.target, c.body); a.status != c.status {
+			t.Errorf("%s %s while the source hangs: %d %s", c.method, c.target, a.status, a.body)
+		}
+	}
+	if took := time.Since(begun); took > 900*time.Millisecond {
+		t.Logf("the machine was too busy (%v) to tell whether all of this was served meanwhile", took)
+	}
+	storm.Wait()
+	for len(source.asked) > 0 {
+		if name := <-source.asked; name == "yy" {
+			t.Error("the source was asked for a user without the right")
+		}
+	}
+	// The reason goes to who wanted a key.
+	a := ask(t, addr, "POST", "/kms/v1/keys", `{"name":"fresh2","length":128}`)
+	if class, message := a.thrown(t); a.status != http.StatusServiceUnavailable || !strings.Contains(class, "StandbyException") ||
+		!strings.Contains(message, "kms://http@old:9600/kms") || !strings.Contains(message, "fresh2") {
+		t.Errorf("a creation while the source hangs: %d %s %s", a.status, class, message)
+	}
+}

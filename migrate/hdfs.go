@@ -1,0 +1,187 @@
+package migrate
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"claviger/provider"
+)
+
+// The properties by which HDFS finds its KMS, the newer one first.
+var hdfsProviderProps = []string{"hadoop.security.key.provider.path", "dfs.encryption.key.provider.uri"}
+
+// lookupTime bounds the resolving of one host name.
+const lookupTime = 3 * time.Second
+
+// hdfs: HDFS should go on using the source until every key is here. Hosts are
+// compared by their addresses, as names have aliases.
+func (p *Probes) hdfs(ctx context.Context, facts []HostFacts, complete bool) Check {
+	c := Check{Name: "HDFS not yet pointed here"}
+	notTried := func(measured, cure string) Check {
+		c.Status, c.Measured, c.Cure = NotTried, measured, cure
+		return c
+	}
+	if p.HDFS == nil {
+		return notTried("HDFS' configuration was not given", "give its folder: --hdfs-conf DIR")
+	}
+	for _, name := range hdfsProviderProps {
+		value, ok := p.HDFS(name)
+		if !ok || value == "" {
+			continue
+		}
+		c.Measured = fmt.Sprintf("%s is %s", name, value)
+		if len(p.Own) == 0 {
+			return notTried(c.Measured+"; which port this server will listen at is not known", "set hadoop.kms.http.port")
+		}
+		own, source := p.endpoints(ctx, p.Own, true), sourceEndpoints(facts)
+		elsewhere, unknown, why := "", "", error(nil)
+		for _, host := range kmsHosts(value) {
+			switch there, err := p.resolve(ctx, host); {
+			case slices.Contains(p.Own, strings.ToLower(host)) || own.any(there):
+				c.Measured += fmt.Sprintf("; %s is this server", host)
+				if complete {
+					return c // as it shall be: every key is here
+				}
+				c.Status = Failure
+				c.Cure = fmt.Sprintf("HDFS asks %s already: until the migration is complete, creating and opening files in encrypted zones fails; migrate before HDFS is restarted", host)
+				return c
+			case err != nil:
+				unknown, why = host, err
+			case len(source) > 0 && !source.any(there):
+				elsewhere = host
+			}
+		}
+		if unknown != "" {
+			return notTried(fmt.Sprintf("%s; %s cannot be resolved here: %v", c.Measured, unknown, why), "correct the name, or the name service: whether it is this server is not known")
+		}
+		if elsewhere != "" {
+			c.Status = Warning
+			c.Measured += fmt.Sprintf("; %s is neither the source nor this server", elsewhere)
+			c.Cure = "see that the source is the KMS that HDFS uses: keys that are made at another are not migrated"
+		}
+		return c
+	}
+	return notTried("HDFS has no key provider configured", "see that the folder is that of HDFS' own core-site.xml; encryption zones need "+hdfsProviderProps[0])
+}
+
+// endpoints are addresses with their ports.
+type endpoints []netip.AddrPort
+
+// any reports whether one of the others is among these. All addresses of the
+// loopback are one: a host's own name is 127.0.1.1 on some systems.
+func (list endpoints) any(others endpoints) bool {
+	plain := func(a netip.AddrPort) netip.AddrPort {
+		if a.Addr().IsLoopback() {
+			return netip.AddrPortFrom(netip.IPv6Loopback(), a.Port())
+		}
+		return a
+	}
+	for _, o := range others {
+		if slices.ContainsFunc(list, func(a netip.AddrPort) bool { return plain(a) == plain(o) }) {
+			return true
+		}
+	}
+	return false
+}
+
+// endpoints resolves several "host:port"; those that cannot be are left out.
+func (p *Probes) endpoints(ctx context.Context, hosts []string, local bool) endpoints {
+	var all endpoints
+	ports := map[uint16]bool{}
+	for _, h := range hosts {
+		list, _ := p.resolve(ctx, h)
+		for _, a := range list {
+			ports[a.Port()] = true
+		}
+		all = append(all, list...)
+	}
+	if !local || !slices.ContainsFunc(all, func(a netip.AddrPort) bool { return a.Addr().IsLoopback() }) {
+		return all // it listens at one address
+	}
+	addrs, err := p.localAddrs()
+	if err != nil {
+		return all
+	}
+	for _, a := range addrs {
+		for port := range ports {
+			all = append(all, netip.AddrPortFrom(a.Unmap(), port))
+		}
+	}
+	return all
+}
+
+// resolve returns the addresses of "host:port".
+func (p *Probes) resolve(ctx context.Context, hostPort string) (endpoints, error) {
+	host, text, err := net.SplitHostPort(hostPort)
+	if err != nil {
+		return nil, err
+	}
+	port, err := strconv.ParseUint(text, 10, 16)
+	if err != nil {
+		return nil, err
+	}
+	if a, err := netip.ParseAddr(host); err == nil {
+		return endpoints{netip.AddrPortFrom(a.Unmap(), uint16(port))}, nil
+	}
+	lookup := p.Lookup
+	if lookup == nil {
+		lookup = func(ctx context.Context, host string) ([]netip.Addr, error) {
+			return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, lookupTime)
+	defer cancel()
+	addrs, err := lookup(ctx, host)
+	var all endpoints
+	for _, a := range addrs {
+		all = append(all, netip.AddrPortFrom(a.Unmap(), uint16(port)))
+	}
+	return all, err
+}
+
+// sourceEndpoints are where the source's hosts are.
+func sourceEndpoints(facts []HostFacts) endpoints {
+	var all endpoints
+	for _, f := range facts {
+		u, err := url.Parse(f.Base)
+		if err != nil {
+			continue
+		}
+		_, text, _ := net.SplitHostPort(hostPort(f.Base))
+		port, err := strconv.ParseUint(text, 10, 16)
+		if err != nil || u.Host == "" {
+			continue
+		}
+		for _, a := range f.Addrs {
+			all = append(all, netip.AddrPortFrom(a.Unmap(), uint16(port)))
+		}
+	}
+	return all
+}
+
+// kmsHosts are the "host:port" of the KMSs in a list of provider URIs. What is
+// no KMS, or not well-formed, has none: it cannot be us.
+func kmsHosts(list string) []string {
+	uris, err := provider.SplitURIs(list)
+	if err != nil {
+		return nil
+	}
+	var hosts []string
+	for _, uri := range uris {
+		k, err := provider.ParseKMS(uri)
+		if err != nil {
+			continue
+		}
+		for _, h := range k.Hosts {
+			hosts = append(hosts, net.JoinHostPort(h, strconv.Itoa(k.Port)))
+		}
+	}
+	return hosts
+}

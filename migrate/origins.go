@@ -1,0 +1,67 @@
+package migrate
+
+import (
+	"context"
+	"strings"
+	"time"
+
+	"claviger/metastore"
+)
+
+// Origin is what the journal says of one key at one source.
+type Origin struct {
+	Key    string
+	Source string // URI
+	// TakenOver: the key was made at the target; it may have been deleted there since.
+	TakenOver bool
+	// Metadata is the source's, as the key was planned; its zero where the source did
+	// not let us read it.
+	Metadata Fields
+	// Finished is when the operator ended the migration; nil: it goes on.
+	Finished *time.Time
+}
+
+// Origins reads where keys came from: the newest record of each key at each source.
+func Origins(ctx context.Context, store metastore.Journal) ([]Origin, error) {
+	names, err := store.Runs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	type place struct{ key, source string }
+	var list []Origin
+	at := map[place]int{}
+	for _, name := range names {
+		if !strings.HasPrefix(name, runPrefix) {
+			continue
+		}
+		records, err := store.Records(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		r, items, err := decodeRun(name, records)
+		if err != nil {
+			return nil, err
+		}
+		for _, it := range items {
+			o := Origin{Key: it.Key, Source: r.Source, TakenOver: it.State == Done || it.State == Deleted, Metadata: it.Source}
+			p := place{it.Key, r.Source}
+			i, known := at[p]
+			if !known {
+				i = len(list)
+				at[p] = i
+				list = append(list, o)
+				continue
+			}
+			list[i] = o
+		}
+		// An end is of all that was written until then.
+		if r.State == Finished && r.Ended != nil {
+			for i := range list {
+				if list[i].Finished == nil {
+					list[i].Finished = r.Ended
+				}
+			}
+		}
+	}
+	return list, nil
+}

@@ -1,0 +1,216 @@
+package migrate
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"claviger"
+	"claviger/provider"
+)
+
+const (
+	// rightsTime bounds how long EDEKs are tried at the source, however many keys it has.
+	rightsTime = 30 * time.Second
+	// rightsParallel is how many keys are tried at a time.
+	rightsParallel = 8
+	// namedKeys is how many keys a check names.
+	namedKeys = 3
+)
+
+// tried is what became of one EDEK at the source.
+type tried struct {
+	key   string
+	guess bool  // no EDEK was made for us there, and the name of its version is a guess
+	own   error // of opening it in our own name
+	as    error // of opening it on behalf of Probes.AsUser
+	done  bool
+}
+
+// rights opens a dummy EDEK of each key at the source: in our own name, as a
+// re-encryption does, and on behalf of a user who reads files. Where the source makes
+// us one, it is that. Else it is random bytes under the newest version: a KMS opens
+// any, and nobody has a file that goes with it.
+func (e *Engine) rights(ctx context.Context, sv *survey) []Check {
+	svc, ok := e.cfg.Source.(provider.EDEKService)
+	if !ok {
+		return nil // the source's keys are used here, and nobody is asked there
+	}
+	user := e.cfg.Probes.AsUser
+	var list []*tried
+	limited, cancel := context.WithTimeout(ctx, rightsTime)
+	defer cancel()
+	var g errgroup.Group
+	g.SetLimit(rightsParallel)
+	for i, it := range sv.items {
+		if sv.theirs[i] == nil || sv.theirs[i].BitLength <= 0 {
+			continue
+		}
+		m, t := sv.theirs[i], &tried{key: it.Key}
+		list = append(list, t)
+		g.Go(func() error {
+			if limited.Err() == nil {
+				t.try(limited, svc, it, m, user)
+				t.done = limited.Err() == nil
+			}
+			return nil
+		})
+	}
+	_ = g.Wait() // each has its errors in list
+	return []Check{e.ownRight(ctx, list), e.usersRight(ctx, list, user)}
+}
+
+// try makes the EDEK and has it opened.
+func (t *tried) try(ctx context.Context, svc provider.EDEKService, it Item, m *claviger.Metadata, user string) {
+	var edek claviger.EDEK
+	made, err := svc.Generate(ctx, it.Key, 1)
+	if err == nil && len(made) == 1 {
+		edek = made[0]
+	} else {
+		edek = claviger.EDEK{IV: make([]byte, claviger.IVSize), Material: make([]byte, m.BitLength/8)}
+		_, _ = rand.Read(edek.IV) // never fails
+		_, _ = rand.Read(edek.Material)
+		if n := len(it.SourceVersions); n > 0 {
+			edek.Version = it.SourceVersions[n-1]
+		} else { // as Hadoop's own KMS names them
+			t.guess = true
+			edek.Version = fmt.Sprintf("%s@%d", it.Key, max(m.Versions-1, 0))
+		}
+	}
+	open := func(as string) error {
+		deks, err := svc.Unwrap(ctx, it.Key, as, []claviger.EDEK{edek})
+		for _, d := range deks {
+			d.Wipe()
+		}
+		return err
+	}
+	t.own = open("")
+	if user != "" {
+		t.as = open(user)
+	}
+}
+
+// unproved: the source did not refuse, and did not open the EDEK either, because
+// its version's name was a guess.
+func (t *tried) unproved(err error) bool {
+	return t.guess && (claviger.Is(err, claviger.VersionNotFound) || claviger.Is(err, claviger.KeyNotFound))
+}
+
+// ownRight: a re-encryption opens EDEKs at the source in our own name.
+func (e *Engine) ownRight(ctx context.Context, list []*tried) Check {
+	c := Check{Name: "re-encryption at the source", Needed: true}
+	n := sum(list, func(t *tried) error { return t.own })
+	c.measure(n, fmt.Sprintf("as %s", e.us()))
+	switch {
+	case n.failed > 0:
+		c.Status, c.Cure = Failure, e.decryptCure(ctx)
+	case n.unproved > 0:
+		c.Cure = e.generateCure(ctx)
+	}
+	return c
+}
+
+// decryptCure names what at the source lets us open EDEKs in our own name.
+func (e *Engine) decryptCure(ctx context.Context) string {
+	if e.ranger(ctx) {
+		return fmt.Sprintf("the source is a Ranger KMS: in Ranger Admin, a policy of its service must allow %s Decrypt EEK (decrypteek) on key *, and hadoop.kms.blacklist.DECRYPT_EEK in its dbks-site.xml must not name it", e.us())
+	}
+	return fmt.Sprintf("at the source, in kms-acls.xml: let hadoop.kms.acl.DECRYPT_EEK and whitelist.key.acl.DECRYPT_EEK admit %s, and hadoop.kms.blacklist.DECRYPT_EEK not name it", e.us())
+}
+
+// generateCure names what at the source lets us have an EDEK made to try with.
+func (e *Engine) generateCure(ctx context.Context) string {
+	if e.ranger(ctx) {
+		return fmt.Sprintf("in Ranger Admin, allow %s Generate EEK (generateeek) on key * while you plan, and plan again", e.us())
+	}
+	return fmt.Sprintf("at the source, in kms-acls.xml, while you plan: let hadoop.kms.acl.GENERATE_EEK and whitelist.key.acl.GENERATE_EEK admit %s, and plan again", e.us())
+}
+
+// usersRight: users read old files through us, which takes a proxy-user rule there.
+func (e *Engine) usersRight(ctx context.Context, list []*tried, user string) Check {
+	c := Check{Name: "old files of users", Needed: true}
+	if user == "" {
+		c.Status, c.Measured = NotTried, "no user was given to ask for"
+		c.Cure = "give the short name of a user who reads files of encryption zones: --as-user USER"
+		return c
+	}
+	n := sum(list, func(t *tried) error { return t.as })
+	c.measure(n, "on behalf of "+user)
+	switch {
+	case n.failed > 0 && impersonation(n.first):
+		c.Status = Failure
+		c.Cure = fmt.Sprintf("at the source, in kms-site.xml: hadoop.kms.proxyuser.%s.users (or .groups) must admit %s, and hadoop.kms.proxyuser.%s.hosts this host; restart it", e.us(), user, e.us())
+	case n.failed > 0 && n.opened == 0:
+		c.Status = Failure
+		c.Cure = fmt.Sprintf("name a user by --as-user who may open files there; where %s may, look at the source's rules for him", user)
+	case n.failed > 0:
+		c.Status = OK // each user has keys of his own
+	case n.unproved > 0:
+		c.Cure = e.generateCure(ctx)
+	}
+	return c
+}
+
+// impersonation tells that the source lets us ask for nobody, or not for this user,
+// or not from here: the texts are those of Hadoop's ProxyUsers.
+func impersonation(err error) bool {
+	return strings.Contains(err.Error(), "is not allowed to impersonate") || strings.Contains(err.Error(), "Unauthorized connection for super-user")
+}
+
+// outcome counts what became of the EDEKs.
+type outcome struct {
+	opened, failed, unproved, left int
+	names                          []string // of keys that failed
+	first                          error
+}
+
+func sum(list []*tried, errOf func(*tried) error) outcome {
+	var n outcome
+	for _, t := range list {
+		err := errOf(t)
+		switch {
+		case !t.done:
+			n.left++
+		case err == nil:
+			n.opened++
+		case t.unproved(err):
+			n.unproved++
+		default:
+			n.failed++
+			if n.first == nil {
+				n.first = err
+			}
+			n.names = append(n.names, printable(t.key))
+		}
+	}
+	return n
+}
+
+// measure says what became of the EDEKs, and of how many nothing is known.
+func (c *Check) measure(n outcome, who string) {
+	total := n.opened + n.failed + n.unproved + n.left
+	if total == 0 {
+		c.Status, c.Measured, c.Needed = NotTried, "the source has no key that we can read, to try with", false
+		return
+	}
+	c.Measured = fmt.Sprintf("%s, an EDEK was opened of %d of %d keys", who, n.opened, total)
+	if n.failed > 0 {
+		c.Measured += fmt.Sprintf("; not of %s", strings.Join(n.names[:min(len(n.names), namedKeys)], ", "))
+		if more := len(n.names) - namedKeys; more > 0 {
+			c.Measured += fmt.Sprintf(" and %d more", more)
+		}
+		c.Measured += ": " + said(n.first)
+	}
+	if n.unproved > 0 {
+		c.Status = NotTried
+		c.Measured += fmt.Sprintf("; of %d keys the request was admitted, and the key's own rules were not tried: no EDEK is made for us there, and the names of versions are not shown to us", n.unproved)
+	}
+	if n.left > 0 {
+		c.Status = NotTried
+		c.Measured += fmt.Sprintf("; %d were not tried within %v", n.left, rightsTime)
+	}
+}

@@ -1,0 +1,138 @@
+package migrate_test
+
+import (
+	"context"
+	"crypto/rand"
+	"slices"
+	"strings"
+	"testing"
+
+	"claviger"
+	"claviger/eek"
+	"claviger/migrate"
+	"claviger/provider"
+	"claviger/secret"
+)
+
+// kms is a source that is a KMS: it makes and opens EDEKs, as far as its rules let.
+type kms struct {
+	migrate.Source
+	blocks     provider.BlockEncrypter
+	noGenerate bool
+	proxies    []string            // for whom we may ask
+	may        map[string][]string // keys by user, "" being us; nil: all
+	opaque     bool                // its versions' names are not numbers, and not shown
+}
+
+func (k *kms) Versions(ctx context.Context, key string) ([]provider.KeyVersion, error) {
+	return nil, claviger.Errorf("kmsclient.Versions", claviger.Denied, key, "User:mig not allowed to do 'GET_KEY_VERSIONS' on '%s'", key)
+}
+
+func (k *kms) Generate(ctx context.Context, key string, n int) ([]claviger.EDEK, error) {
+	if k.noGenerate {
+		return nil, claviger.Errorf("kmsclient.Generate", claviger.Denied, key, "User:mig not allowed to do 'GENERATE_EEK' on '%s'", key)
+	}
+	v, err := k.Source.Current(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	return eek.Generate(ctx, k.blocks, v.Name, v.BitLength/8, n, rand.Reader)
+}
+
+func (k *kms) Reencrypt(context.Context, string, []claviger.EDEK) ([]claviger.EDEK, error) {
+	panic("a plan re-encrypts nothing")
+}
+
+func (k *kms) Unwrap(ctx context.Context, key, as string, edeks []claviger.EDEK) ([]secret.Bytes, error) {
+	if as != "" && !slices.Contains(k.proxies, as) {
+		return nil, claviger.Errorf("kmsclient.Unwrap", claviger.Denied, key, "KMS http://old:16000/kms: User: mig is not allowed to impersonate %s", as)
+	}
+	if k.opaque && k.noGenerate {
+		return nil, claviger.Errorf("kmsclient.Unwrap", claviger.VersionNotFound, edeks[0].Version, "'%s' not found", edeks[0].Version)
+	}
+	if k.may != nil && !slices.Contains(k.may[as], key) {
+		return nil, claviger.Errorf("kmsclient.Unwrap", claviger.KeyDenied, key, "User [%s] is not authorized to perform [DECRYPT_EEK] on key with ACL name [%s]!!", as, key)
+	}
+	return eek.Unwrap(ctx, k.blocks, edeks)
+}
+
+// TestRightsAreTried: what the cut-over needs of a source that is a KMS is tried with
+// an EDEK of each key, and is ok where that was opened.
+func TestRightsAreTried(t *testing.T) {
+	const own, users = "re-encryption at the source", "old files of users"
+	for _, tt := range []struct {
+		name     string
+		source   kms
+		asUser   string
+		check    string
+		status   migrate.Status
+		measured string
+		cure     string
+		ready    bool
+	}{
+		{"all", kms{proxies: []string{"alice"}}, "alice", own, migrate.OK, "as mig, an EDEK was opened of 2 of 2 keys", "", true},
+		{"for alice", kms{proxies: []string{"alice"}}, "alice", users, migrate.OK, "on behalf of alice, an EDEK was opened of 2 of 2", "", true},
+		{"of random bytes", kms{proxies: []string{"alice"}, noGenerate: true}, "alice", own, migrate.OK, "2 of 2", "", true},
+		{"no DECRYPT_EEK", kms{proxies: []string{"alice"}, may: map[string][]string{"": {"a"}, "alice": {"a", "b"}}}, "alice", own, migrate.Failure, "1 of 2 keys; not of b: ", "whitelist.key.acl.DECRYPT_EEK admit mig", false},
+		{"no proxy-user rule", kms{}, "alice", users, migrate.Failure, "0 of 2 keys; not of a, b", "hadoop.kms.proxyuser.mig.users (or .groups) must admit alice", false},
+		{"alice reads one key", kms{proxies: []string{"alice"}, may: map[string][]string{"": {"a", "b"}, "alice": {"b"}}}, "alice", users, migrate.OK, "1 of 2 keys", "", true},
+		{"alice reads none", kms{proxies: []string{"alice"}, may: map[string][]string{"": {"a", "b"}}}, "alice", users, migrate.Failure, "0 of 2 keys", "may open files there", false},
+		{"nobody to ask for", kms{}, "", users, migrate.NotTried, "no user was given", "--as-user", false},
+		{"names that cannot be guessed", kms{proxies: []string{"alice"}, noGenerate: true, opaque: true}, "alice", own, migrate.NotTried, "0 of 2 keys; of 2 keys the request was admitted, and the key's own rules were not tried", "GENERATE_EEK", false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			b := newBench(t)
+			b.add(t, "a", 2)
+			b.add(t, "b", 1)
+			src := tt.source
+			src.Source, src.blocks = b.source, b.source
+			b.cfg.Source = &src
+			b.cfg.Parallel = 1
+			b.cfg.Probes = migrate.Probes{User: "mig", AsUser: tt.asUser}
+			p, err := b.engine(t).Plan(t.Context())
+			must(t, err)
+			var found *migrate.Check
+			for i := range p.Checks {
+				if p.Checks[i].Name == tt.check {
+					found = &p.Checks[i]
+				}
+			}
+			if found == nil || found.Status != tt.status || !strings.Contains(found.Measured, tt.measured) || !strings.Contains(found.Cure, tt.cure) {
+				t.Errorf("%+v, want %v, %q, %q", found, tt.status, tt.measured, tt.cure)
+			}
+			if p.Ready() != tt.ready {
+				t.Errorf("ready is %v: %+v", p.Ready(), p.Checks)
+			}
+		})
+	}
+}
+
+// TestPlanOfWhatIsComplete: a plan of a migration that is complete says so, and does
+// so no more when the source has a new key.
+func TestPlanOfWhatIsComplete(t *testing.T) {
+	b := newBench(t)
+	b.add(t, "k", 1)
+	plan := func() *migrate.Plan {
+		t.Helper()
+		p, err := b.engine(t).Plan(t.Context())
+		must(t, err)
+		return p
+	}
+	const says = "The migration is complete"
+	if p := plan(); p.Complete || strings.Contains(textOf(t, p.WriteText), says) {
+		t.Error("complete before it was begun")
+	}
+	b.run(t)
+	if p := plan(); !p.Complete || !p.Ready() || !strings.Contains(textOf(t, p.WriteText), says) {
+		t.Errorf("after the run: %s", textOf(t, p.WriteText))
+	}
+	// Then HDFS is right to ask this server.
+	b.cfg.Probes = migrate.Probes{Own: []string{"192.0.2.1:9600"}, HDFS: func(string) (string, bool) { return "kms://http@192.0.2.1:9600/kms", true }}
+	if p := plan(); !p.Ready() {
+		t.Errorf("with HDFS here: %s", textOf(t, p.WriteText))
+	}
+	b.add(t, "late", 1)
+	if p := plan(); p.Complete || p.Ready() {
+		t.Errorf("with a new key and HDFS here: %s", textOf(t, p.WriteText))
+	}
+}

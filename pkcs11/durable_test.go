@@ -1,0 +1,27 @@
+package pkcs11
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"claviger/durable/durabletest"
+)
+
+// TestKeystoreFileLasts fails and cuts off each step of writing the file that names
+// the token.
+func TestKeystoreFileLasts(t *testing.T) {
+	durabletest.Run(t, durabletest.Case{
+		Do: func(dir string) error {
+			return WriteKeystoreFile(filepath.Join(dir, "luna.keystore"), FileConfig{Module: "/x.so", Token: "t", PINFile: "/pin"})
+		},
+		Look: func(dir string) (string, error) {
+			path := filepath.Join(dir, "luna.keystore")
+			if _, err := os.Stat(path); err != nil {
+				return "none", nil
+			}
+			c, _, err := ReadKeystoreFile(path)
+			return c.TokenLabel, err
+		},
+	})
+}
