@@ -149,7 +149,22 @@ func (r *Ring) roll(ctx context.Context, q *request, key string, material secret
 		}
 	}
 	defer r.forget(key)
+	if p, ok := r.cfg.Primary.(provider.Conditional); ok {
+		return p.RollIf(ctx, key, material, q.stillMay(ctx, m))
+	}
 	return r.cfg.Primary.Roll(ctx, key, material)
+}
+
+// stillMay asks the rules again, in the step that changes the key, where it is no
+// longer the key that they were asked for: another process may have deleted it and
+// made one anew.
+func (q *request) stillMay(ctx context.Context, asked *claviger.Metadata) func(*claviger.Metadata) error {
+	return func(now *claviger.Metadata) error {
+		if sameKey(asked, now) {
+			return nil
+		}
+		return q.needKey(ctx, now, authz.KeyManagement)
+	}
 }
 
 // show is the version as the caller may see it.
@@ -183,10 +198,14 @@ func (r *Ring) delete(ctx context.Context, q *request, key string) error {
 		return err
 	}
 	defer unlock()
-	if _, err := r.needManagement(ctx, q, key); err != nil {
+	m, err := r.needManagement(ctx, q, key)
+	if err != nil {
 		return err
 	}
 	defer r.forget(key)
+	if p, ok := r.cfg.Primary.(provider.Conditional); ok {
+		return p.DeleteIf(ctx, key, q.stillMay(ctx, m))
+	}
 	return r.cfg.Primary.Delete(ctx, key)
 }
 

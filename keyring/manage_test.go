@@ -237,8 +237,8 @@ func TestFailedRollIsForgotten(t *testing.T) {
 // lostAnswer rolls, and its answer gets lost.
 type lostAnswer struct{ *counting }
 
-func (p *lostAnswer) Roll(ctx context.Context, key string, material secret.Bytes) (provider.KeyVersion, error) {
-	if _, err := p.counting.Roll(ctx, key, material); err != nil {
+func (p *lostAnswer) RollIf(ctx context.Context, key string, material secret.Bytes, may func(*claviger.Metadata) error) (provider.KeyVersion, error) {
+	if _, err := p.counting.RollIf(ctx, key, material, may); err != nil {
 		return provider.KeyVersion{}, err
 	}
 	return provider.KeyVersion{}, claviger.E("test", claviger.Unavailable, key, nil)

@@ -230,3 +230,27 @@ func TestUseIsOfTheKeyThatWasAsked(t *testing.T) {
 		}
 	})
 }
+
+// TestChangesAreOfTheKeyThatWasAsked: another process deletes the key and makes one
+// anew after mallory's rights were asked. He rolls and deletes nothing of alice's.
+func TestChangesAreOfTheKeyThatWasAsked(t *testing.T) {
+	for what, change := range map[string]func(l *lab) error{
+		"roll": func(l *lab) error {
+			_, err := l.Roll(t.Context(), caller("mallory"), "k", make([]byte, 16))
+			return err
+		},
+		"delete": func(l *lab) error { return l.Delete(t.Context(), caller("mallory"), "k") },
+	} {
+		l := between(t, "Change", 1, func(l *lab) {
+			if err := l.primary.Delete(t.Context(), "k"); err != nil {
+				t.Error(err)
+			}
+			guardedBy(t, l, "alices")
+		})
+		guardedBy(t, l, "mallorys")
+		wantKind(t, change(l), claviger.KeyDenied)
+		if vs, err := l.primary.Versions(t.Context(), "k"); err != nil || len(vs) != 1 {
+			t.Errorf("%s: alice's key has %d versions, %v", what, len(vs), err)
+		}
+	}
+}

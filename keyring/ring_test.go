@@ -172,6 +172,20 @@ func (p *counting) Metadata(ctx context.Context, names ...string) ([]*claviger.M
 	return p.Provider.Metadata(ctx, names...)
 }
 
+func (p *counting) RollIf(ctx context.Context, key string, material secret.Bytes, may func(*claviger.Metadata) error) (provider.KeyVersion, error) {
+	if err := p.at(ctx, "Change"); err != nil {
+		return provider.KeyVersion{}, err
+	}
+	return p.Provider.RollIf(ctx, key, material, may)
+}
+
+func (p *counting) DeleteIf(ctx context.Context, key string, may func(*claviger.Metadata) error) error {
+	if err := p.at(ctx, "Change"); err != nil {
+		return err
+	}
+	return p.Provider.DeleteIf(ctx, key, may)
+}
+
 func (p *counting) Create(ctx context.Context, s provider.Spec) (provider.KeyVersion, error) {
 	if err := p.at(ctx, "Create "+s.Name); err != nil {
 		return provider.KeyVersion{}, err

@@ -253,11 +253,11 @@ func (f *faulty) err() error {
 	return with()
 }
 
-func (f *faulty) Roll(ctx context.Context, key string, material secret.Bytes) (provider.KeyVersion, error) {
+func (f *faulty) RollIf(ctx context.Context, key string, material secret.Bytes, may func(*claviger.Metadata) error) (provider.KeyVersion, error) {
 	if err := f.err(); err != nil {
 		return provider.KeyVersion{}, err
 	}
-	return f.Provider.Roll(ctx, key, material)
+	return f.Provider.RollIf(ctx, key, material, may)
 }
 
 func TestFaults(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"testing"
 
+	"claviger"
 	"claviger/provider"
 	"claviger/provider/memory"
 	"claviger/secret"
@@ -23,9 +24,9 @@ func (k *keeper) Create(ctx context.Context, spec provider.Spec) (provider.KeyVe
 	return k.Provider.Create(ctx, spec)
 }
 
-func (k *keeper) Roll(ctx context.Context, key string, material secret.Bytes) (provider.KeyVersion, error) {
+func (k *keeper) RollIf(ctx context.Context, key string, material secret.Bytes, may func(*claviger.Metadata) error) (provider.KeyVersion, error) {
 	k.given = append(k.given, material)
-	return k.Provider.Roll(ctx, key, material)
+	return k.Provider.RollIf(ctx, key, material, may)
 }
 
 // TestGivenMaterialIsWiped: material that a client sends is overwritten once it

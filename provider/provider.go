@@ -80,6 +80,19 @@ type Writer interface {
 	Delete(ctx context.Context, key string) error
 }
 
+// Conditional is implemented by a Writer that can have a change allowed in the very
+// step that makes it: so the key that is changed is the one whose rules were asked,
+// whatever other processes do. may gets the metadata of the key as it is changed,
+// and is called while nobody else can change it; its error ends the call, is
+// returned as it is, and nothing was changed. It does not call the provider.
+type Conditional interface {
+	RollIf(ctx context.Context, key string, material secret.Bytes, may func(*claviger.Metadata) error) (KeyVersion, error)
+	DeleteIf(ctx context.Context, key string, may func(*claviger.Metadata) error) error
+}
+
+// Anyway is the may of who asks nothing.
+func Anyway(*claviger.Metadata) error { return nil }
+
 // Provider is a Reader and a Writer, and also exactly one of BlockEncrypter and
 // EDEKService. It has more than eight methods because Hadoop's KeyProvider has.
 type Provider interface {

@@ -89,6 +89,7 @@ type Provider struct {
 var (
 	_ provider.Provider       = (*Provider)(nil)
 	_ provider.BlockEncrypter = (*Provider)(nil)
+	_ provider.Conditional    = (*Provider)(nil)
 	_ provider.Importer       = (*Provider)(nil)
 	_ provider.Health         = (*Provider)(nil)
 	_ provider.SoftDeleter    = (*Provider)(nil)

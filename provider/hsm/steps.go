@@ -245,6 +245,11 @@ func (p *Provider) ensure(ctx context.Context, op, key string, ref metastore.Ref
 
 // Roll adds a version that the HSM makes.
 func (p *Provider) Roll(ctx context.Context, key string, material secret.Bytes) (provider.KeyVersion, error) {
+	return p.RollIf(ctx, key, material, provider.Anyway)
+}
+
+// RollIf is Roll where may allows it.
+func (p *Provider) RollIf(ctx context.Context, key string, material secret.Bytes, may func(*claviger.Metadata) error) (provider.KeyVersion, error) {
 	const op = "hsm.Roll"
 	if err := refuseMaterial(op, key, material); err != nil {
 		return provider.KeyVersion{}, err
@@ -260,6 +265,9 @@ func (p *Provider) Roll(ctx context.Context, key string, material secret.Bytes) 
 	}
 	if k == nil {
 		return provider.KeyVersion{}, claviger.E(op, claviger.KeyNotFound, key, nil)
+	}
+	if err := may(shared(&k.Metadata)); err != nil {
+		return provider.KeyVersion{}, err
 	}
 	if err := p.holdsCurrent(ctx, op, k); err != nil {
 		return provider.KeyVersion{}, err
@@ -285,6 +293,11 @@ func (p *Provider) Roll(ctx context.Context, key string, material secret.Bytes) 
 // token, unless deleted keys are kept. What a crash leaves in between is destroyed at the next start, or by the
 // next step with a key of that name.
 func (p *Provider) Delete(ctx context.Context, key string) error {
+	return p.DeleteIf(ctx, key, provider.Anyway)
+}
+
+// DeleteIf is Delete where may allows it.
+func (p *Provider) DeleteIf(ctx context.Context, key string, may func(*claviger.Metadata) error) error {
 	const op = "hsm.Delete"
 	ctx, unlock, err := p.lock(ctx, op, key)
 	if err != nil {
@@ -294,6 +307,11 @@ func (p *Provider) Delete(ctx context.Context, key string) error {
 	k, err := p.key(ctx, key)
 	if err != nil {
 		return err
+	}
+	if k != nil {
+		if err := may(shared(&k.Metadata)); err != nil {
+			return err
+		}
 	}
 	if _, err := p.clearPending(ctx, key); err != nil {
 		return err

@@ -45,6 +45,7 @@ var (
 	_ provider.Provider       = (*Provider)(nil)
 	_ provider.BlockEncrypter = (*Provider)(nil)
 	_ provider.Pinned         = (*Provider)(nil)
+	_ provider.Conditional    = (*Provider)(nil)
 	_ provider.Importer       = (*Provider)(nil)
 	_ provider.Health         = (*Provider)(nil)
 )

@@ -270,6 +270,11 @@ func (p *Provider) made(key, name string) provider.KeyVersion {
 
 // Roll adds a version.
 func (p *Provider) Roll(ctx context.Context, key string, material secret.Bytes) (provider.KeyVersion, error) {
+	return p.RollIf(ctx, key, material, provider.Anyway)
+}
+
+// RollIf is Roll where may allows it.
+func (p *Provider) RollIf(ctx context.Context, key string, material secret.Bytes, may func(*claviger.Metadata) error) (provider.KeyVersion, error) {
 	const op = "jceks.Roll"
 	var name string
 	err := p.change(ctx, op, key, func(d *draft) error {
@@ -279,6 +284,11 @@ func (p *Provider) Roll(ctx context.Context, key string, material secret.Bytes) 
 			return claviger.E(op, claviger.Internal, key, err)
 		case m == nil:
 			return claviger.E(op, claviger.KeyNotFound, key, nil)
+		}
+		if err := may(m.public(key)); err != nil {
+			return err
+		}
+		switch {
 		case m.Versions == maxVersions:
 			return claviger.Errorf(op, claviger.Invalid, key, "the key has as many versions as Hadoop can count")
 		case material != nil:
@@ -309,6 +319,11 @@ func (p *Provider) Roll(ctx context.Context, key string, material secret.Bytes) 
 
 // Delete takes a key and its versions out of the file.
 func (p *Provider) Delete(ctx context.Context, key string) error {
+	return p.DeleteIf(ctx, key, provider.Anyway)
+}
+
+// DeleteIf is Delete where may allows it.
+func (p *Provider) DeleteIf(ctx context.Context, key string, may func(*claviger.Metadata) error) error {
 	const op = "jceks.Delete"
 	return p.change(ctx, op, key, func(d *draft) error {
 		m, err := p.openMetadata(d.before, key)
@@ -317,6 +332,9 @@ func (p *Provider) Delete(ctx context.Context, key string) error {
 		}
 		if m == nil {
 			return claviger.E(op, claviger.KeyNotFound, key, nil)
+		}
+		if err := may(m.public(key)); err != nil {
+			return err
 		}
 		for _, n := range d.before.live(key, m) {
 			d.store.Delete(numberedVersion(key, n))

@@ -67,6 +67,7 @@ type Provider struct {
 var (
 	_ provider.Provider       = (*Provider)(nil)
 	_ provider.BlockEncrypter = (*Provider)(nil)
+	_ provider.Conditional    = (*Provider)(nil)
 	_ provider.SoftDeleter    = (*Provider)(nil)
 	_ provider.Health         = (*Provider)(nil)
 )

@@ -113,6 +113,11 @@ func (p *Provider) keep(v *provider.KeyVersion) {
 
 // Roll adds a version.
 func (p *Provider) Roll(ctx context.Context, name string, material secret.Bytes) (provider.KeyVersion, error) {
+	return p.RollIf(ctx, name, material, provider.Anyway)
+}
+
+// RollIf is Roll where may allows it.
+func (p *Provider) RollIf(ctx context.Context, name string, material secret.Bytes, may func(*claviger.Metadata) error) (provider.KeyVersion, error) {
 	const op = "keytrustee.Roll"
 	none := provider.KeyVersion{}
 	if err := p.ready(ctx, op, name); err != nil {
@@ -142,11 +147,15 @@ func (p *Provider) Roll(ctx context.Context, name string, material secret.Bytes)
 		if k.Length != bits { // deleted, and made anew
 			return "", claviger.Errorf(op, claviger.KeyNotFound, name, "the key was deleted meanwhile")
 		}
+		m := k.metadata()
+		if err := may(&m); err != nil {
+			return "", err
+		}
 		k.Versions = append(k.Versions, ref)
 		return keyPrefix + name, nil
 	})
 	if err != nil {
-		if refused(err) {
+		if refused(err) || claviger.Is(err, claviger.KeyDenied) {
 			p.drop(ctx, &v, ref)
 		}
 		v.Material.Wipe()
@@ -251,6 +260,11 @@ func (p *Provider) end(ctx context.Context, uuids []string) error {
 
 // Delete ends a key, or puts it out of sight.
 func (p *Provider) Delete(ctx context.Context, name string) error {
+	return p.DeleteIf(ctx, name, provider.Anyway)
+}
+
+// DeleteIf is Delete where may allows it.
+func (p *Provider) DeleteIf(ctx context.Context, name string, may func(*claviger.Metadata) error) error {
 	const op = "keytrustee.Delete"
 	if err := p.ready(ctx, op, name); err != nil {
 		return err
@@ -258,6 +272,10 @@ func (p *Provider) Delete(ctx context.Context, name string) error {
 	id := newID()
 	var gone *keyDoc
 	err := p.replace(ctx, op, name, nil, func(k *keyDoc) (string, error) {
+		m := k.metadata()
+		if err := may(&m); err != nil {
+			return "", err
+		}
 		k.Deleted = p.cfg.Now().UnixMilli()
 		gone = k
 		return deletedPrefix + name + "/" + id, nil

@@ -68,6 +68,7 @@ var (
 	_ provider.Provider       = (*Provider)(nil)
 	_ provider.BlockEncrypter = (*Provider)(nil)
 	_ provider.Pinned         = (*Provider)(nil)
+	_ provider.Conditional    = (*Provider)(nil)
 	_ provider.Importer       = (*Provider)(nil)
 	_ provider.Health         = (*Provider)(nil)
 	_ provider.SoftDeleter    = (*Provider)(nil)
@@ -371,6 +372,11 @@ func (k *key) count() int {
 
 // Roll adds a version.
 func (p *Provider) Roll(ctx context.Context, name string, material secret.Bytes) (provider.KeyVersion, error) {
+	return p.RollIf(ctx, name, material, provider.Anyway)
+}
+
+// RollIf is Roll where may allows it.
+func (p *Provider) RollIf(ctx context.Context, name string, material secret.Bytes, may func(*claviger.Metadata) error) (provider.KeyVersion, error) {
 	const op = "memory.Roll"
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -384,6 +390,9 @@ func (p *Provider) Roll(ctx context.Context, name string, material secret.Bytes)
 	if k == nil {
 		return provider.KeyVersion{}, claviger.E(op, claviger.KeyNotFound, name, nil)
 	}
+	if err := may(k.metadata()); err != nil {
+		return provider.KeyVersion{}, err
+	}
 	if material != nil {
 		if err := provider.CheckMaterial(op, name, k.meta.BitLength, material); err != nil {
 			return provider.KeyVersion{}, err
@@ -396,6 +405,11 @@ func (p *Provider) Roll(ctx context.Context, name string, material secret.Bytes)
 
 // Delete wipes a key, or keeps it out of sight.
 func (p *Provider) Delete(ctx context.Context, name string) error {
+	return p.DeleteIf(ctx, name, provider.Anyway)
+}
+
+// DeleteIf is Delete where may allows it.
+func (p *Provider) DeleteIf(ctx context.Context, name string, may func(*claviger.Metadata) error) error {
 	const op = "memory.Delete"
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -405,6 +419,9 @@ func (p *Provider) Delete(ctx context.Context, name string) error {
 	k := p.keys[name]
 	if k == nil {
 		return claviger.E(op, claviger.KeyNotFound, name, nil)
+	}
+	if err := may(k.metadata()); err != nil {
+		return err
 	}
 	delete(p.keys, name)
 	if p.cfg.SoftDelete {

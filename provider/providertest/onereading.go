@@ -2,6 +2,7 @@ package providertest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"testing"
@@ -131,4 +132,41 @@ func deletedAndMadeAnew(t *testing.T, s Suite) {
 	if soft, ok := p.(provider.SoftDeleter); ok {
 		_ = soft.Purge(context.Background(), name)
 	}
+}
+
+// testConditional: a change is allowed in the very step that makes it.
+func testConditional(t *testing.T, s Suite) {
+	p := s.open(t)
+	c := p.(provider.Conditional)
+	sp := spec(keyName("conditional"), 128)
+	sp.Attributes = map[string]string{claviger.ACLNameAttribute: "guard"}
+	create(t, p, sp)
+	no := claviger.Errorf("test", claviger.KeyDenied, sp.Name, "no")
+	asked := 0
+	refuse := func(m *claviger.Metadata) error {
+		asked++
+		if m == nil || m.Name != sp.Name || m.ACLName() != "guard" || m.Versions != 1 {
+			t.Errorf("asked with the metadata %+v", m)
+		}
+		return no
+	}
+	if _, err := c.RollIf(t.Context(), sp.Name, nil, refuse); !errors.Is(err, no) {
+		t.Errorf("RollIf: %v, want what may said", err)
+	}
+	if err := c.DeleteIf(t.Context(), sp.Name, refuse); !errors.Is(err, no) {
+		t.Errorf("DeleteIf: %v, want what may said", err)
+	}
+	if m := metadata(t, p, sp.Name); asked != 2 || m == nil || m.Versions != 1 || len(versions(t, p, sp.Name)) != 1 {
+		t.Errorf("asked %d times; after that the key is %+v", asked, m)
+	}
+	if v, err := c.RollIf(t.Context(), sp.Name, nil, provider.Anyway); err != nil || len(versions(t, p, sp.Name)) != 2 {
+		t.Errorf("RollIf: %v, %v", v, err)
+	}
+	if err := c.DeleteIf(t.Context(), sp.Name, provider.Anyway); err != nil || metadata(t, p, sp.Name) != nil {
+		t.Errorf("DeleteIf: %v", err)
+	}
+	never := func(*claviger.Metadata) error { t.Error("asked about no key"); return nil }
+	_, err := c.RollIf(t.Context(), sp.Name, nil, never)
+	wantKind(t, "RollIf without a key", err, claviger.KeyNotFound)
+	wantKind(t, "DeleteIf without a key", c.DeleteIf(t.Context(), sp.Name, never), claviger.KeyNotFound)
 }

@@ -72,6 +72,7 @@ func Run(t *testing.T, s Suite) {
 	_, serves := probe.(provider.EDEKService)
 	_, imports := probe.(provider.Importer)
 	_, checks := probe.(provider.Health)
+	_, conditional := probe.(provider.Conditional)
 	if err := probe.Close(); err != nil {
 		t.Fatalf("Close: %v", err)
 	}
@@ -91,6 +92,7 @@ func Run(t *testing.T, s Suite) {
 		{"Import", imports, testImport},
 		{"Health", checks, testHealth},
 		{"OneReading", true, testOneReading},
+		{"Conditional", conditional, testConditional},
 		{"Deleted", s.SoftDeletes, testDeleted},
 		{"Reopen", s.Reopen != nil, testReopen},
 	} {
