@@ -17,8 +17,12 @@ const (
 )
 
 const (
-	// flushEvery is how much of the counters a crash can lose.
-	flushEvery = 3 * time.Second
+	// flushEvery is how much of the counters a crash can lose, the first use of a
+	// version apart: that is written before its answer goes out.
+	flushEvery = time.Second
+	// firstUseWait bounds how long an answer waits for that. A store that is away must
+	// not keep a source's keys from being used.
+	firstUseWait = time.Second
 	// flushTimeout limits one writing of the counters.
 	flushTimeout = 10 * time.Second
 	// countedVersions bounds the counters in memory. Only versions that a source
@@ -31,8 +35,8 @@ const (
 // counted one by one.
 const OtherVersions = "(others)"
 
-// usage counts the uses of source versions, and writes them down every few
-// seconds: by it a source is proved idle.
+// usage counts the uses of source versions, and writes them down: by it a source is
+// proved idle, so that "not used" must not mean "not written yet".
 type usage struct {
 	store metastore.Usage // may be nil
 	log   *slog.Logger
@@ -40,8 +44,11 @@ type usage struct {
 	mu      sync.Mutex
 	pending map[useName]*useCount // not written yet; all there are, where store is nil
 	limit   int
+	used    map[useName]bool // in this process: what was used before is written by the clock
+	failing bool             // the last write failed, so nobody waits for one
 
-	flushing sync.Mutex // one flush or reading of the store at a time
+	now      chan chan struct{} // asks run to write, and to close what it is given
+	flushing sync.Mutex         // one flush or reading of the store at a time
 	stop     chan struct{}
 	stopped  chan struct{}
 }
@@ -54,7 +61,7 @@ type useCount struct {
 }
 
 func newUsage(store metastore.Usage, log *slog.Logger) *usage {
-	u := &usage{store: store, log: log, limit: countedVersions, pending: map[useName]*useCount{}}
+	u := &usage{store: store, log: log, limit: countedVersions, pending: map[useName]*useCount{}, used: map[useName]bool{}, now: make(chan chan struct{})}
 	if store != nil {
 		u.stop, u.stopped = make(chan struct{}), make(chan struct{})
 		go u.run()
@@ -64,10 +71,36 @@ func newUsage(store metastore.Usage, log *slog.Logger) *usage {
 
 // add counts n EDEKs of a version that a source has opened.
 func (u *usage) add(source, version, op string, n int) {
+	name := useName{source, version, op}
 	now := time.Now()
 	u.mu.Lock()
-	defer u.mu.Unlock()
-	u.merge(useName{source, version, op}, int64(n), now)
+	u.merge(name, int64(n), now)
+	first := u.store != nil && !u.failing && !u.used[name] && len(u.used) < u.limit
+	if first {
+		u.used[name] = true
+	}
+	u.mu.Unlock()
+	if first {
+		u.writeNow()
+	}
+}
+
+// writeNow has the counters written, and waits for that, not for long.
+func (u *usage) writeNow() {
+	wait := time.NewTimer(firstUseWait)
+	defer wait.Stop()
+	done := make(chan struct{})
+	select {
+	case u.now <- done:
+	case <-u.stop:
+		return
+	case <-wait.C:
+		return
+	}
+	select {
+	case <-done:
+	case <-wait.C:
+	}
 }
 
 // merge needs u.mu.
@@ -94,13 +127,22 @@ func (u *usage) run() {
 	tick := time.NewTicker(flushEvery)
 	defer tick.Stop()
 	for {
+		var done chan struct{}
 		select {
 		case <-tick.C:
-			if err := u.flush(); err != nil {
-				u.log.Error("the counters of source key versions could not be written; they are kept and written later", "error", err)
-			}
+		case done = <-u.now:
 		case <-u.stop:
 			return
+		}
+		err := u.flush()
+		if err != nil {
+			u.log.Error("the counters of source key versions could not be written; they are kept and written later", "error", err)
+		}
+		u.mu.Lock()
+		u.failing = err != nil
+		u.mu.Unlock()
+		if done != nil {
+			close(done)
 		}
 	}
 }

@@ -48,9 +48,8 @@ type VersionMapping struct {
 	Reencrypted int64 `json:"reencrypted"`
 }
 
-// Status reads the journal and the counters. A server that runs writes its
-// counters now and then, and when it stops; what it has not written yet is not
-// seen.
+// Status reads the journal and the counters. A server that runs writes the first use
+// of a version before it answers, and later ones within about a second.
 func (e *Engine) Status(ctx context.Context) (*Standing, error) {
 	h, err := e.read(ctx, "")
 	if err != nil {
