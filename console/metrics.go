@@ -91,6 +91,13 @@ func (m *Metrics) Gauge(name, help string, f func() float64) {
 	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, f))
 }
 
+// Info adds a figure that is always 1: its labels are what it tells.
+func (m *Metrics) Info(name, help string, labels map[string]string) {
+	g := prometheus.NewGauge(prometheus.GaugeOpts{Name: name, Help: help, ConstLabels: labels})
+	g.Set(1)
+	m.registry.MustRegister(g)
+}
+
 // Query is Gauge for a figure that is asked of something that may not answer: then
 // it is left out.
 func (m *Metrics) Query(name, help string, f func(context.Context) (float64, error)) {

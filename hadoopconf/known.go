@@ -1,7 +1,10 @@
 package hadoopconf
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"strings"
 
@@ -221,6 +224,12 @@ func LoadKMS(dir string, env func(string) (string, bool)) (*Conf, error) {
 	abs, err := filepath.Abs(dir)
 	if err != nil {
 		return nil, fmt.Errorf("configuration folder %s: %w", dir, err)
+	}
+	switch info, err := os.Stat(abs); {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("configuration folder %s is not there; name it with --conf", abs)
+	case err == nil && !info.IsDir():
+		return nil, fmt.Errorf("configuration folder %s is not a folder; name the folder of kms-site.xml with --conf", abs)
 	}
 	c := New(abs, env)
 	if err := c.AddFile(filepath.Join(abs, "core-site.xml"), true); err != nil {

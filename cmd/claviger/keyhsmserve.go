@@ -55,6 +55,7 @@ certificates, its own and those it trusts, without a restart. One server runs wi
 }
 
 func serveKeyHSM(ctx context.Context, f keyHSMFlags, log *slog.Logger) (err error) {
+	readBuildInfo().log(log)
 	set, warnings, err := keyhsm.ReadSettings(f.conf)
 	if err != nil {
 		return err

@@ -75,6 +75,7 @@ func newLogger(level string) (*slog.Logger, error) {
 
 // serveKMS runs the server until ctx ends.
 func serveKMS(ctx context.Context, f kmsFlags, log *slog.Logger, level *slog.LevelVar) (err error) {
+	readBuildInfo().log(log)
 	conf, err := hadoopconf.LoadKMS(f.conf, os.LookupEnv)
 	if err != nil {
 		return err

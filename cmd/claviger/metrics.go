@@ -12,6 +12,7 @@ import (
 // metrics are the figures of a server.
 func (s *kmsServer) metrics(listener *boundedListener) *console.Metrics {
 	m := console.NewMetrics(s.ring.SourceUse)
+	readBuildInfo().metric(m)
 	aclMetrics(m, s.policy)
 	listener.metrics(m)
 	groupMetrics(m, s.auth.groups)

@@ -66,7 +66,7 @@ func TestMetrics(t *testing.T) {
 		`claviger_kms_request_seconds_bucket{op="generate_eek",status="200",le="0.0001"}`, `claviger_kms_request_seconds_bucket{op="generate_eek",status="200",le="10"}`,
 		`claviger_hsm_function_seconds_count{function="C_GenerateKey",result="CKR_OK"} 1`, `claviger_hsm_function_seconds_count{function="C_Encrypt",result="CKR_OK"}`,
 		`claviger_kms_edeks_total{op="generate_eek"} 300`, "claviger_delegation_tokens 1\n",
-		`claviger_certificate_expiry_seconds{name="ssl.server.keystore.location",subject="`,
+		`claviger_build_info{commit="`, `claviger_certificate_expiry_seconds{name="ssl.server.keystore.location",subject="`,
 	} {
 		if !strings.Contains(string(text), "\n"+want) {
 			t.Errorf("no %s in\n%s", want, text)

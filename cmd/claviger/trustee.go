@@ -230,6 +230,7 @@ func trusteeKeeper(ctx context.Context, f trusteeFlags, own *tls.Config, log *sl
 
 // serveTrustee runs the server until ctx ends.
 func serveTrustee(ctx context.Context, f trusteeFlags, log *slog.Logger) (err error) {
+	readBuildInfo().log(log)
 	folder, err := loadTrustee(f.dir)
 	if err != nil {
 		return err
