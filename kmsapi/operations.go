@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"time"
 
 	"claviger"
@@ -75,6 +76,10 @@ func create(ctx context.Context, c *call) error {
 		return kmswire.Throw(kmswire.IOException, "Can't set metadata key "+in.Name)
 	}
 	v, err := c.Ring.Create(ctx, c.caller, spec)
+	if algorithm, _, _ := strings.Cut(in.Cipher, "/"); claviger.Is(err, claviger.UnknownCipher) && strings.EqualFold(algorithm, "SM4") {
+		// Hadoop knows it, so that its answer to a misspelt cipher would mislead.
+		return kmswire.Throw(kmswire.IllegalArgument, "Key "+in.Name+": cipher "+in.Cipher+" is not supported; the ciphers are "+claviger.DefaultCipher+" with 128, 192 or 256 bits")
+	}
 	if err != nil {
 		return err
 	}

@@ -89,6 +89,18 @@ func Hosts(place, confDir string) (hosts []string, insecure bool, err error) {
 	return s.hosts, s.insecure, err
 }
 
+// notForAll refuses a file with a secret that every user of the host may read.
+func notForAll(path, holds string) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	if mode := info.Mode().Perm(); mode&0o004 != 0 {
+		return fmt.Errorf("%s holds a secret (%s) and may be read by everybody (mode %04o); cure: chmod o= %s", path, holds, mode, path)
+	}
+	return nil
+}
+
 func allNames() []string {
 	names := make([]string, 0, len(known))
 	for n := range known {
@@ -121,6 +133,11 @@ func (s *site) read(c *hadoopconf.Conf) error {
 	s.org = strings.TrimSpace(c.String(prefix + "org"))
 	auth, _ := c.Get(prefix + "auth")
 	s.auth = secret.Bytes(auth)
+	if auth != "" {
+		if err := notForAll(s.file, prefix+"auth"); err != nil {
+			return err
+		}
+	}
 	if file, ok := c.Path(prefix + "auth.file"); ok {
 		if auth != "" {
 			return fmt.Errorf("%s: both %s and %s are set: keep the file", s.file, prefix+"auth", prefix+"auth.file")
@@ -128,6 +145,9 @@ func (s *site) read(c *hadoopconf.Conf) error {
 		b, err := os.ReadFile(file)
 		if err != nil {
 			return fmt.Errorf("%s: property %s: %w", s.file, prefix+"auth.file", err)
+		}
+		if err := notForAll(file, "the organization's secret"); err != nil {
+			return err
 		}
 		s.auth = secret.Bytes(strings.TrimRight(string(b), "\r\n"))
 		clear(b)

@@ -91,6 +91,7 @@ var texts = []struct {
 	{text: "Wrong keysize", kind: claviger.InvalidKeySize},
 	{text: "Wrong key length. Required", kind: claviger.MaterialLength},
 	{text: "", class: "UndeclaredThrowableException", op: opCreate, kind: claviger.UnknownCipher},
+	{text: "is not supported; the ciphers are", op: opCreate, kind: claviger.UnknownCipher}, // claviger's
 	{text: "", class: "UnsupportedOperationException", kind: claviger.Unsupported},
 	{text: "Uppercase key names are unsupported", kind: claviger.Invalid},
 	{text: "Wrong IV length", kind: claviger.BadIV},

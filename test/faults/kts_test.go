@@ -2,6 +2,7 @@ package faults
 
 import (
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 
@@ -49,6 +50,13 @@ var clients = map[string]trusteeFault{
 	"kts-site-missing": {1, func(s *site) []string {
 		args := s.ktKMS("kt1.example.com", "walrus")
 		s.remove("conf/kts-site.xml")
+		return args
+	}},
+	"kts-site-open": {1, func(s *site) []string {
+		args := s.ktKMS("kt1.example.com", "walrus")
+		if err := os.Chmod(s.path("conf/kts-site.xml"), 0o644); err != nil {
+			s.t.Fatal(err)
+		}
 		return args
 	}},
 	"kts-trustee-away": {1, func(s *site) []string { return s.ktKMS("127.0.0.1:1", "walrus") }},
