@@ -11,8 +11,8 @@
 //     primary. It must belong to the key that the request names (kind WrongKey).
 //     Hadoop asks this before the key's rules, so a stranger can find out which
 //     versions there are; so it is here, for versions of the primary.
-//  3. The key-level rules are asked, under the ACL name in the key's metadata,
-//     which is cached too: DECRYPT_EEK, then ALL. Kind KeyDenied.
+//  3. The key-level rules are asked, under the ACL name in the metadata that came
+//     with the version, of one reading: DECRYPT_EEK, then ALL. Kind KeyDenied.
 //  4. Package eek makes the counter blocks, the primary encrypts them in one
 //     call (an HSM provider gathers what comes together into one C_Encrypt), eek
 //     xors. A primary that is itself a KMS is asked as the caller.
@@ -21,8 +21,9 @@
 // Nothing on this way waits for a lock that a management operation holds.
 //
 // A version that the primary does not know, where there are sources: its key is
-// told by its name, and must be the one that the request names. The key's rules
-// are asked before any source is. Then the sources are asked in order, in the
+// told by its name, and must be the one that the request names. The rules of our key
+// of that name are asked before any source is, and those under the ACL name that the
+// source gives the key before it opens anything. Then the sources are asked in order, in the
 // caller's name, each behind a timeout and a circuit breaker. A source that says
 // "no such version" hands on to the next one. A source that refuses, or does
 // not answer, ends the walk: the next source may hold the same key without the

@@ -103,7 +103,7 @@ func (e *Engine) judge(ctx context.Context, sv *survey, name string, theirs, our
 func deletedHere(it Item) Item {
 	if it.State == Done {
 		it.State = Deleted
-		it.Why = "was migrated and has been deleted here since, so it is not brought back; delete it at the source too, or create it anew here"
+		it.Why = "was migrated and has been deleted here since, so it is not brought back; undelete it here, or delete it at the source too: then the name is free"
 	}
 	return it
 }
