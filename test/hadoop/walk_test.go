@@ -6,7 +6,9 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -20,10 +22,13 @@ const (
 	migrator = "mig"      // who our server is at the source
 )
 
-// siteACLs lets alice and bob decrypt, and bob no key.
+// siteACLs lets alice and bob decrypt, and bob no key. alice reads metadata, as a
+// writer of ORC files must.
 func siteACLs() Conf {
 	acls := SiteACLs(keyAdmin, alice)
 	acls["hadoop.kms.acl.DECRYPT_EEK"] += "," + bob
+	acls["hadoop.kms.acl.GET_METADATA"] += "," + alice
+	acls["default.key.acl.READ"] += "," + alice
 	return acls
 }
 
@@ -53,6 +58,8 @@ type walk struct {
 	local   string              // folder with the true content, a subfolder for each zone
 	files   map[string][]string // by zone, the names
 	old     []string            // the key versions of the files that the source's keys opened
+	orc     *orc
+	first   map[string]int // by key, the number of the first version here
 	random  *rand.Rand
 }
 
@@ -161,6 +168,8 @@ type origin struct {
 	// early: that server opens old EDEKs without this KMS, which therefore ends
 	// before any old file is read.
 	early bool
+	// opaque: its versions have names that are no numbers. ORC can't use it.
+	opaque bool
 	// retire ends what is left of the source in the end; nil: nothing is.
 	retire func()
 }
@@ -200,7 +209,8 @@ func TestTrusteeWalk(t *testing.T) {
 				"cloudera.hsmkp.ktkms.config.dir": ktkms,
 			})
 		},
-		early: true,
+		early:  true,
+		opaque: true,
 		retire: func() {
 			if code := kt.Stop(); code != 0 {
 				t.Errorf("claviger trustee ended with status %d on SIGTERM", code)
@@ -208,6 +218,21 @@ func TestTrusteeWalk(t *testing.T) {
 		},
 	})
 }
+
+// withNext is the metadata of keys whose source numbers its versions, as it is after
+// the migration: one version more.
+func withNext(lines []string) []string {
+	out := make([]string, len(lines))
+	for i, l := range lines {
+		out[i] = versionField.ReplaceAllStringFunc(l, func(m string) string {
+			n, _ := strconv.Atoi(m[len("version: "):])
+			return fmt.Sprintf("version: %d", n+1)
+		})
+	}
+	return out
+}
+
+var versionField = regexp.MustCompile(`version: \d+`)
 
 // goFrom takes a cluster from a KMS to an HSM KMS of ours, as the procedure says,
 // with stock Hadoop at every other place, and reads every file after every step.
@@ -225,12 +250,17 @@ func goFrom(t *testing.T, source origin) {
 		files:  map[string][]string{},
 		random: rand.New(rand.NewPCG(1, 2)),
 	}
-	w.before(source.kms)
+	w.orc, w.first = startORC(t, alice), map[string]int{}
+	w.before(source)
 	conf, env := clavigerConf(t, source)
 
 	port := FreePorts(t, 1)[0]
 	ours := StartClaviger(t, ClavigerOptions{Conf: conf, Env: env, Port: port})
-	if want, got := metadata(t, source.kms.ProviderURI()), metadata(t, ours.ProviderURI()); len(want) != len(zones) || !slices.Equal(got, want) {
+	want := metadata(t, source.kms.ProviderURI())
+	if !source.opaque {
+		want = withNext(want)
+	}
+	if got := metadata(t, ours.ProviderURI()); len(want) != len(zones) || !slices.Equal(got, want) {
 		t.Errorf("metadata after the migration:\n%s\nat the source:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 	w.cluster.SetKeyProvider(ours.ProviderURI())
@@ -246,6 +276,8 @@ func goFrom(t *testing.T, source origin) {
 		source.retire()
 	}
 	w.readAll(w.client(alice), "without the source")
+	w.orc.readAll(ours.ProviderURI(), w.first, false)
+	w.orc.write(ours.ProviderURI(), "fin.key", w.first["fin.key"]+1)
 
 	// The procedure's last steps: the properties of the migration go, and the
 	// server starts without them where it was.
@@ -253,7 +285,8 @@ func goFrom(t *testing.T, source origin) {
 		t.Errorf("claviger kms ended with status %d on SIGTERM", code)
 	}
 	hsmOnly(conf).Write(t, filepath.Join(conf, "kms-site.xml"))
-	StartClaviger(t, ClavigerOptions{Conf: conf, Env: env, Port: port})
+	again := StartClaviger(t, ClavigerOptions{Conf: conf, Env: env, Port: port})
+	w.orc.readAll(again.ProviderURI(), w.first, false)
 	c := w.client(alice)
 	w.readAll(c, "with the migration's properties removed")
 	w.write(c, "/finance", "last", 2)
@@ -262,10 +295,11 @@ func goFrom(t *testing.T, source origin) {
 
 // before makes the cluster of a site that uses the source: two zones, one
 // whose key was rolled, files under every version.
-func (w *walk) before(source *KMS) {
+func (w *walk) before(source origin) {
 	t := w.t
 	t.Helper()
-	admin := NewClient(t, keyAdmin, Conf{"hadoop.security.key.provider.path": source.ProviderURI()})
+	uri := source.kms.ProviderURI()
+	admin := NewClient(t, keyAdmin, Conf{"hadoop.security.key.provider.path": uri})
 	defer admin.Close()
 	admin.KeyShell("create", "fin.key", "-size", "128", "-description", "books of the finance department", "-attr", "owner=fin", "-attr", "class=secret")
 	admin.KeyShell("create", "res.key", "-size", "256", "-description", "Grüße: <&>\"", "-attr", "owner=res")
@@ -278,7 +312,18 @@ func (w *walk) before(source *KMS) {
 		super.FsShell("-chown", alice, zone)
 		w.write(user, zone, "v0", 8)
 	}
+	if !source.opaque {
+		w.orc.write(uri, "fin.key", 0)
+		w.orc.write(uri, "res.key", 0)
+	}
 	admin.KeyShell("roll", "fin.key")
+	if w.first["fin.key"], w.first["res.key"] = 2, 1; source.opaque {
+		w.first["res.key"] = 0 // as many as there, from 0 on: the current ones are fin.key@1, res.key@0
+		w.first["fin.key"] = 1
+	} else {
+		w.orc.write(uri, "fin.key", 1)
+		w.orc.readAll(uri, w.first, true)
+	}
 	w.write(user, "/finance", "v1", 16)
 	if got := distinct(w.versions(super, "/finance")); len(got) != 2 {
 		t.Fatalf("the files in /finance are under %q, want both versions of fin.key", got)
@@ -314,9 +359,16 @@ func (w *walk) beside(ours *KMS) {
 		}
 	}
 
+	// New data are wrapped under our version, not under the source's last one.
+	for _, key := range zones {
+		w.orc.write(ours.ProviderURI(), key, w.first[key])
+	}
+	w.orc.readAll(ours.ProviderURI(), w.first, true)
+
 	admin := NewClient(t, keyAdmin, Conf{"hadoop.security.key.provider.path": ours.ProviderURI()})
 	defer admin.Close()
 	admin.KeyShell("roll", "fin.key")
+	w.orc.write(ours.ProviderURI(), "fin.key", w.first["fin.key"]+1)
 	for zone, key := range zones {
 		super.ReencryptZone(zone)
 		got := distinct(w.versions(super, zone))

@@ -1,0 +1,79 @@
+package hadoop
+
+import (
+	"fmt"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"claviger"
+)
+
+// orc writes and reads the keys of ORC's column encryption, by ORC's own classes. A
+// file's footer holds a key's name, the NUMBER of its version, and an encrypted local
+// key; the version's name is computed from them.
+type orc struct {
+	t     *testing.T
+	jvm   *Program
+	files []orcFile
+}
+
+// orcFile is the footer of a file, and the local key that its columns are encrypted
+// with.
+type orcFile struct {
+	key       string
+	version   int
+	algorithm string
+	encrypted string
+	local     string
+}
+
+func startORC(t *testing.T, user string) *orc {
+	return &orc{t: t, jvm: StartProgram(t, ProgramOptions{Sources: filepath.Join(Root(), "test", "hadoop", "java"), Main: "Orc", User: user})}
+}
+
+// write makes a file under the key's current version, which must have that number.
+func (o *orc) write(provider, key string, version int) orcFile {
+	o.t.Helper()
+	words := strings.Fields(o.jvm.Ask("write", provider, key))
+	if len(words) != 5 || words[0] != "ok" || words[1] != strconv.Itoa(version) {
+		o.t.Fatalf("ORC writes under %s: %q, want version %d", key, words, version)
+	}
+	f := orcFile{key: key, version: version, algorithm: words[2], encrypted: words[3], local: words[4]}
+	o.files = append(o.files, f)
+	return f
+}
+
+// read reads a file again, and returns the error; the local key must be the same.
+func (o *orc) read(provider string, f orcFile) string {
+	o.t.Helper()
+	answer := o.jvm.Ask("read", provider, f.key, strconv.Itoa(f.version), f.algorithm, f.encrypted)
+	local, ok := strings.CutPrefix(answer, "ok ")
+	switch {
+	case !ok:
+		return answer
+	case local != f.local:
+		o.t.Errorf("ORC reads a file under %s with another local key", f.name())
+	}
+	return ""
+}
+
+// readAll reads all files; those of versions below first[key], which are the
+// source's, only where the source is there.
+func (o *orc) readAll(provider string, first map[string]int, source bool) {
+	o.t.Helper()
+	for _, f := range o.files {
+		err := o.read(provider, f)
+		if old := f.version < first[f.key]; old && !source {
+			// The text is Hadoop's where the server says that it has no such version.
+			if !strings.Contains(err, f.name()) {
+				o.t.Errorf("ORC reads a file under %s of the source, which has gone: %q", f.name(), err)
+			}
+		} else if err != "" {
+			o.t.Errorf("ORC reads a file under %s: %s", f.name(), err)
+		}
+	}
+}
+
+func (f orcFile) name() string { return claviger.VersionName(f.key, fmt.Sprint(f.version)) }
