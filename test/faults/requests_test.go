@@ -131,7 +131,7 @@ var requests = map[string]struct {
 		return send(t, k, http.MethodGet, "key/"+strings.Repeat("k", 10_000)+"/_metadata", nil)
 	}},
 	"request-version-unknown": {send: func(t *testing.T, k *hadoop.KMS) string {
-		return send(t, k, http.MethodPost, "keyversion/k1@0/_eek?eek_op=decrypt", []byte(`{"name":"k1","iv":"AAAAAAAAAAAAAAAAAAAAAA","material":"AAAA"}`))
+		return send(t, k, http.MethodPost, "keyversion/k1@7/_eek?eek_op=decrypt", []byte(`{"name":"k1","iv":"AAAAAAAAAAAAAAAAAAAAAA","material":"AAAA"}`))
 	}},
 }
 
