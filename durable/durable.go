@@ -153,6 +153,16 @@ func (p *Pending) Create() error {
 	return nil
 }
 
+// Publish gives the file temp, which another library has written, the name path,
+// and makes both last. Where the name is taken, the error is an *AlreadyError, and
+// temp stays.
+func Publish(temp, path string) error {
+	if err := SyncFile(temp); err != nil {
+		return err
+	}
+	return (&Pending{path: path, temp: temp}).Create()
+}
+
 // claim is Create without hard links: an empty file takes the name, and is
 // replaced.
 func (p *Pending) claim() error {

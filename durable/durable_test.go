@@ -36,6 +36,15 @@ var cases = map[string]durabletest.Case{
 		Do:   func(dir string) error { return durable.Create(filepath.Join(dir, "f"), []byte("new"), 0o600) },
 		Look: look("f"),
 	},
+	"Publish": {
+		Do: func(dir string) error {
+			if err := put("other", "new")(dir); err != nil { // by another library
+				return err
+			}
+			return durable.Publish(filepath.Join(dir, "other"), filepath.Join(dir, "f"))
+		},
+		Look: look("f"),
+	},
 	"Replace": {
 		Setup: put("f", "old"),
 		Do:    func(dir string) error { return durable.Replace(filepath.Join(dir, "f"), []byte("new"), 0o600) },

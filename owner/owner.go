@@ -13,7 +13,9 @@ import (
 	"io/fs"
 	"math"
 	"os"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -76,7 +78,7 @@ const maxRecord = 4 << 10
 // ends. store names in errors what the file stands for. Another process's claim
 // is an *InUseError.
 func Claim(file, store string, o Owner) (release func(), err error) {
-	f, err := os.OpenFile(file, os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := open(file)
 	if err != nil {
 		return nil, fmt.Errorf("%w; the folder must be writable for the user that the server runs as", err)
 	}
@@ -100,6 +102,28 @@ func Claim(file, store string, o Owner) (release func(), err error) {
 		_ = f.Truncate(0) // it would name a process that is gone; the lock alone counts
 		_ = f.Close()     // which frees the lock; a second call does nothing
 	}, nil
+}
+
+// open opens the file. Where root makes it, it belongs to the folder's owner, whose
+// server must be able to open it afterwards.
+func open(file string) (*os.File, error) {
+	f, err := os.OpenFile(file, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if errors.Is(err, fs.ErrExist) {
+		return os.OpenFile(file, os.O_RDWR|os.O_CREATE, 0o600)
+	}
+	if err != nil || os.Geteuid() != 0 {
+		return f, err
+	}
+	st, err := os.Stat(filepath.Dir(file))
+	if err == nil {
+		if sys, ok := st.Sys().(*syscall.Stat_t); ok {
+			err = f.Chown(int(sys.Uid), int(sys.Gid))
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
 }
 
 func record(f *os.File, o Owner) error {

@@ -1,0 +1,231 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"claviger"
+	"claviger/hadoopconf"
+	"claviger/metastore/sqlite"
+	"claviger/owner"
+)
+
+// sqlitePlace is where the configuration has an SQLite store.
+func sqlitePlace(conf *hadoopconf.Conf) (storePlace, error) {
+	place, err := metastorePlace(conf)
+	if err == nil && place.file == "" {
+		err = place.named(fmt.Errorf("%s is in PostgreSQL, whose own tools back it up and restore it (docs/backup.md); claviger metastore verify checks what was restored", place.uri))
+	}
+	return place, err
+}
+
+func newMetastoreBackup() *cobra.Command {
+	var dir, to string
+	cmd := &cobra.Command{
+		Use:   "backup --conf DIR --out FILE",
+		Short: "Write a copy of the SQLite store, while servers go on",
+		Long: `backup writes the SQLite store that DIR configures, as it is at one moment, into FILE, which is never overwritten: whole, checked and of mode 0600,
+or not at all. A server may run. FILE holds no key material, no delegation token and none of the keys that sign them. The HSM's own backup
+belongs to it: FILE is of no use without the keys that it names.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			conf, _, err := quietConf(dir)
+			if err != nil {
+				return err
+			}
+			place, err := sqlitePlace(conf)
+			if err != nil {
+				return err
+			}
+			if place.missing() {
+				return place.named(fmt.Errorf("%w at %s", errNoStore, place.file))
+			}
+			if to, err = filepath.Abs(to); err != nil {
+				return err
+			}
+			f, err := sqlite.Backup(cmd.Context(), place.file, to)
+			if err != nil {
+				return err
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "wrote %s: %d keys with %d versions, %d deleted keys, of token %q (serial %s), schema version %d\n",
+				to, f.Keys, f.Versions, f.Deleted, f.TokenLabel, f.TokenSerial, f.Schema)
+			return err
+		},
+	}
+	cmd.Flags().StringVar(&dir, "conf", "", "configuration folder")
+	cmd.Flags().StringVar(&to, "out", "", "file to write")
+	for _, name := range []string{"conf", "out"} {
+		_ = cmd.MarkFlagRequired(name) // the flags are defined above
+	}
+	return cmd
+}
+
+// restoreFlags are those of `metastore restore`.
+type restoreFlags struct {
+	dir         string
+	plain, lose bool
+	noToken     bool
+}
+
+func newMetastoreRestore() *cobra.Command {
+	var f restoreFlags
+	cmd := &cobra.Command{
+		Use:   "restore --conf DIR FILE",
+		Short: "Put a backup in the place of the SQLite store",
+		Long: `restore puts a FILE that metastore backup has written in the place of the SQLite store that DIR configures. It checks FILE first, and compares it with the
+store that is there and with the token: versions of keys that either has and FILE does not know would be lost, and are listed; then nothing is
+written unless --lose-keys says so. It refuses while a server has the store. The store that was there is kept beside it.
+
+Exit status: 0 restored, 1 FILE or the store cannot be used, 3 keys would be lost.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			conf, log, err := quietConf(f.dir)
+			if err != nil {
+				return err
+			}
+			return f.restore(cmd.Context(), cmd.OutOrStdout(), conf, args[0], log)
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&f.dir, "conf", "", "configuration folder")
+	flags.BoolVar(&f.lose, "lose-keys", false, "restore although the keys that are listed are lost by it")
+	flags.BoolVar(&f.noToken, "no-token", false, "do not ask the token which keys it has")
+	flags.BoolVar(&f.plain, "plain-copy", false, "FILE is a copy made by other means while no server had it, or its -wal is beside it")
+	_ = cmd.MarkFlagRequired("conf") // the flag is defined above
+	return cmd
+}
+
+func (f *restoreFlags) restore(ctx context.Context, out io.Writer, conf *hadoopconf.Conf, file string, log *slog.Logger) (err error) {
+	place, err := sqlitePlace(conf)
+	if err != nil {
+		return err
+	}
+	self := owner.Self("claviger metastore restore", conf.Dir())
+	release, err := sqlite.Occupy(place.file, self)
+	if err != nil {
+		return place.named(inUse(err, self, ""))
+	}
+	defer release()
+	staged, err := sqlite.Stage(ctx, file, place.file, f.plain)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, staged.Discard()) }()
+	lost, err := f.lost(ctx, out, conf, place, staged, log)
+	if err != nil {
+		return err
+	}
+	for _, name := range lost {
+		if key, id, ok := cutVersion(name); ok { // what comes may not have its number
+			if n, ok := claviger.NumberOfID(id); ok && n < claviger.MaxVersion {
+				if err := staged.Store.SkipNumbers(ctx, key, n+1); err != nil {
+					return err
+				}
+			}
+		}
+		if _, err := fmt.Fprintf(out, "LOST  %s\n", name); err != nil {
+			return err
+		}
+	}
+	if len(lost) > 0 && !f.lose {
+		return &exitError{exitRefused, fmt.Errorf("%s does not know %d versions of keys, listed above, that the store or the token has; what is encrypted with them could no longer be read. Nothing was changed. Restore a newer backup; or say --lose-keys, then have the records of those on the token made again by claviger hsm adopt", file, len(lost))}
+	}
+	aside, err := staged.Replace(ctx)
+	if err != nil {
+		return err
+	}
+	if aside != "" {
+		_, err = fmt.Fprintf(out, "kept the store that was there: %s\n", aside)
+	}
+	_, werr := fmt.Fprintf(out, "restored %s from %s: %d keys with %d versions, %d deleted keys, as of %s\nnext: claviger metastore verify --conf %s\n",
+		place.file, file, staged.Facts.Keys, staged.Facts.Versions, staged.Facts.Deleted, madeAt(staged.Facts), conf.Dir())
+	return errors.Join(err, werr)
+}
+
+func madeAt(f sqlite.Facts) string {
+	if f.Made.IsZero() {
+		return "an unknown time"
+	}
+	return f.Made.Format(time.RFC3339)
+}
+
+// lost are the versions that the store or the token has and the backup does not.
+func (f *restoreFlags) lost(ctx context.Context, out io.Writer, conf *hadoopconf.Conf, place storePlace, staged *sqlite.Staged, log *slog.Logger) ([]string, error) {
+	var lost []string
+	blind := true // nothing can tell
+	if !place.missing() {
+		current, err := sqlite.OpenReadOnly(ctx, place.file)
+		if err == nil {
+			blind = false
+			var some []string
+			some, err = missingIn(ctx, staged.Store, current)
+			lost = append(lost, some...)
+			if err == nil {
+				err = staged.SkipNumbersOf(ctx, current)
+			}
+			err = errors.Join(err, current.Close())
+		}
+		if err != nil {
+			blind = true
+			if _, err := fmt.Fprintf(out, "the store that is there cannot be compared: %v\n", err); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if !f.noToken {
+		t, err := compareToken(ctx, conf, staged.Store, log)
+		if err != nil {
+			return nil, fmt.Errorf("%w; mend that, or compare with the store alone: --no-token", err)
+		}
+		if t != nil {
+			blind = false
+			lost = append(lost, t.Unknown...)
+			for _, name := range t.Missing {
+				log.Warn("the backup names a version that the token does not have", "version", name, "token", t.Label)
+			}
+		}
+	}
+	if blind && !place.missing() && !f.lose {
+		return nil, &exitError{exitRefused, errors.New("neither the store that is there nor a token can tell which keys the backup lacks; nothing was changed. Let the token be asked (leave out --no-token), or say --lose-keys")}
+	}
+	slices.Sort(lost)
+	return slices.Compact(lost), nil
+}
+
+// missingIn are the versions of one store that another does not know.
+func missingIn(ctx context.Context, in, of *sqlite.Store) (missing []string, err error) {
+	have, err := versionsOf(ctx, in)
+	if err != nil {
+		return nil, err
+	}
+	want, err := versionsOf(ctx, of)
+	if err != nil {
+		return nil, err
+	}
+	known := map[string]bool{}
+	for _, v := range have {
+		known[v.name+" "+v.object] = true
+	}
+	for _, v := range want {
+		if !known[v.name+" "+v.object] {
+			missing = append(missing, v.name)
+		}
+	}
+	return missing, nil
+}
+
+// cutVersion is key and id of a version's name.
+func cutVersion(version string) (key, id string, ok bool) {
+	if key, ok = claviger.KeyOfVersion(version); !ok {
+		return "", "", false
+	}
+	return key, version[len(key)+1:], true
+}

@@ -1,0 +1,290 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"claviger"
+	"claviger/hadoopconf"
+	"claviger/metastore"
+	"claviger/metastore/sqlite"
+	"claviger/provider"
+	"claviger/provider/builtin"
+	"claviger/provider/hsm"
+)
+
+// storeReport is what `metastore verify` finds.
+type storeReport struct {
+	Store string `json:"store"`
+	sqlite.Facts
+	Token *tokenReport `json:"token,omitempty"` // nil: it was not asked
+}
+
+// tokenReport compares a store with the token.
+type tokenReport struct {
+	Serial string `json:"serial"`
+	Label  string `json:"label"`
+	// Unknown are keys on the token, named as ours, of which the store knows nothing.
+	Unknown []string `json:"unknownToTheStore"`
+	// Missing are versions of the store whose key is not on the token.
+	Missing []string `json:"missingOnTheToken"`
+}
+
+func newMetastoreVerify() *cobra.Command {
+	var dir, format string
+	var noToken bool
+	cmd := &cobra.Command{
+		Use:   "verify --conf DIR [--no-token] [FILE]",
+		Short: "Check the store, or a backup of it, and compare it with the token",
+		Long: `verify reads the metastore that DIR configures, or a FILE that metastore backup has written: whether it is whole, its schema, the token that it
+belongs to, and how much it holds. It asks the token which keys it has, and names those that one side lacks. It changes nothing, and a server
+may run.
+
+Exit status: 0 store and token fit, 1 the store cannot be used, 3 one of them lacks keys of the other.`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			out, err := newOutput(cmd.OutOrStdout(), format)
+			if err != nil {
+				return err
+			}
+			conf, log, err := quietConf(dir)
+			if err != nil {
+				return err
+			}
+			file := ""
+			if len(args) > 0 {
+				file = args[0]
+			}
+			r, err := verifyStore(cmd.Context(), conf, file, !noToken, log)
+			if err != nil {
+				return err
+			}
+			if err := out.write(r, r.text); err != nil {
+				return err
+			}
+			if t := r.Token; t != nil && len(t.Unknown)+len(t.Missing) > 0 {
+				return &exitError{code: exitRefused}
+			}
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&dir, "conf", "", "configuration folder")
+	cmd.Flags().StringVarP(&format, "output", "o", "text", "text or json")
+	cmd.Flags().BoolVar(&noToken, "no-token", false, "do not ask the token")
+	_ = cmd.MarkFlagRequired("conf") // the flag is defined above
+	return cmd
+}
+
+// quietConf loads a configuration, and a logger of warnings.
+func quietConf(dir string) (*hadoopconf.Conf, *slog.Logger, error) {
+	log, err := newLogger("warn")
+	if err != nil {
+		return nil, nil, err
+	}
+	conf, err := hadoopconf.LoadKMS(dir, os.LookupEnv)
+	return conf, log, err
+}
+
+func verifyStore(ctx context.Context, conf *hadoopconf.Conf, file string, token bool, log *slog.Logger) (r *storeReport, err error) {
+	var store metastore.Store
+	r = &storeReport{Store: file}
+	if file == "" {
+		place, err := metastorePlace(conf)
+		if err != nil {
+			return nil, err
+		}
+		r.Store, file = place.uri, place.file
+		if file != "" && place.missing() {
+			return nil, place.named(fmt.Errorf("%w at %s", errNoStore, file))
+		}
+	}
+	if file != "" {
+		if r.Facts, err = sqlite.Inspect(ctx, file); err != nil {
+			return nil, err
+		}
+		if !token {
+			return r, nil
+		}
+		store, err = sqlite.OpenReadOnly(ctx, file)
+	} else {
+		if store, err = readStore(ctx, conf, log); err == nil {
+			r.Facts, err = factsOf(ctx, store)
+		}
+	}
+	if store != nil {
+		defer func() { err = errors.Join(err, store.Close()) }()
+	}
+	if err != nil || !token {
+		return r, err
+	}
+	r.Token, err = compareToken(ctx, conf, store, log)
+	return r, err
+}
+
+// factsOf counts what a store holds that is no file.
+func factsOf(ctx context.Context, s metastore.Store) (f sqlite.Facts, err error) {
+	versions, err := versionsOf(ctx, s)
+	if err != nil {
+		return f, err
+	}
+	names, err := s.Names(ctx)
+	if err != nil {
+		return f, err
+	}
+	shelved, err := s.Shelved(ctx)
+	if err != nil {
+		return f, err
+	}
+	pending, err := s.Pending(ctx)
+	if err != nil {
+		return f, err
+	}
+	runs, err := s.Runs(ctx)
+	if err != nil {
+		return f, err
+	}
+	f.Keys, f.Deleted, f.Pending, f.Runs = len(names), len(shelved), len(pending), len(runs)
+	for _, v := range versions {
+		if !v.shelved {
+			f.Versions++
+		}
+	}
+	if f.TokenSerial, _, err = s.Setting(ctx, "hsm.token.serial"); err == nil {
+		f.TokenLabel, _, err = s.Setting(ctx, "hsm.token.label")
+	}
+	return f, err
+}
+
+// storedVersion is a version of a store.
+type storedVersion struct {
+	name    string
+	object  string // CKA_ID in hex
+	shelved bool
+}
+
+// versionsOf returns all versions of a store, those of deleted keys too.
+func versionsOf(ctx context.Context, s metastore.Store) (all []storedVersion, err error) {
+	names, err := s.Names(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for part := range slices.Chunk(names, 256) {
+		keys, err := s.Get(ctx, part...)
+		if err != nil {
+			return nil, err
+		}
+		for _, k := range keys {
+			if k == nil {
+				continue // deleted since
+			}
+			for _, v := range k.List {
+				all = append(all, storedVersion{claviger.VersionName(k.Name, v.ID), v.Object, false})
+			}
+		}
+	}
+	shelved, err := s.Shelved(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, k := range shelved {
+		for _, v := range k.List {
+			all = append(all, storedVersion{claviger.VersionName(k.Name, v.ID), v.Object, true})
+		}
+	}
+	return all, nil
+}
+
+// compareToken compares a store with the token of the first provider; nil where
+// that is none.
+func compareToken(ctx context.Context, conf *hadoopconf.Conf, store metastore.Store, log *slog.Logger) (r *tokenReport, err error) {
+	list, err := provider.SplitURIs(conf.String(hadoopconf.ProviderURI))
+	if err != nil || len(list) == 0 {
+		return nil, refuse(conf, hadoopconf.ProviderURI, "it must name a provider")
+	}
+	if scheme, _, _ := strings.Cut(list[0], ":"); scheme != "cloudera.hsmkp" && scheme != "pkcs11" {
+		return nil, nil //nolint:nilnil // there is no token
+	}
+	registry := builtin.Registry(builtin.Options{Access: hsm.Look, Store: func(context.Context, func(context.Context, string) error) (metastore.Store, error) { return store, nil }})
+	opened, err := registry.Open(ctx, list[0], provider.Env{Get: conf.Get, Getenv: os.Getenv, ConfDir: conf.Dir(), User: osUser(), Log: log})
+	if err != nil {
+		return nil, fmt.Errorf("the token cannot be asked which keys it has: %w", err)
+	}
+	p, ok := opened.(*hsm.Provider)
+	if !ok {
+		return nil, errors.Join(fmt.Errorf("%s is no HSM", list[0]), opened.Close())
+	}
+	defer func() { err = errors.Join(err, p.Close()) }()
+	objects, err := p.Objects(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("the token cannot be asked which keys it has: %w", err)
+	}
+	i := p.Info()
+	r = &tokenReport{Serial: i.Serial, Label: i.Label, Unknown: []string{}, Missing: []string{}}
+	there := map[string]bool{}
+	for _, o := range objects {
+		there[o.ID] = true
+		switch o.Mark {
+		case hsm.InUse, hsm.Pending, hsm.Deleted:
+		default:
+			if namedAsOurs(o) {
+				r.Unknown = append(r.Unknown, o.Label)
+			}
+		}
+	}
+	versions, err := versionsOf(ctx, store)
+	if err != nil {
+		return nil, err
+	}
+	for _, v := range versions {
+		if !there[v.object] {
+			r.Missing = append(r.Missing, v.name)
+		}
+	}
+	slices.Sort(r.Unknown)
+	slices.Sort(r.Missing)
+	return r, nil
+}
+
+// namedAsOurs tells whether a key on a token is named NAME@N, or NAME@ID as older
+// versions named theirs, where ID is CKA_ID in hex.
+func namedAsOurs(o hsm.Object) bool {
+	_, id, ok := cutVersion(o.Label)
+	_, number := claviger.NumberOfID(id)
+	return ok && (number || id == o.ID)
+}
+
+func (r *storeReport) text(w io.Writer) {
+	row := func(name, format string, args ...any) { fmt.Fprintf(w, "%s\t%s\n", name, fmt.Sprintf(format, args...)) }
+	row("store", "%s", r.Store)
+	if r.Schema > 0 {
+		row("file", "whole, schema version %d", r.Schema)
+	}
+	if !r.Made.IsZero() {
+		row("backup", "made at %s", r.Made.Format(time.RFC3339))
+	}
+	row("holds", "%d keys with %d versions, %d deleted keys, %d pending steps, %d migration runs", r.Keys, r.Versions, r.Deleted, r.Pending, r.Runs)
+	if r.TokenSerial != "" {
+		row("belongs to", "token %q, serial %s", r.TokenLabel, r.TokenSerial)
+	}
+	t := r.Token
+	if t == nil {
+		row("token", "not asked")
+		return
+	}
+	row("token", "%q, serial %s: lacks %d versions of the store, and holds %d keys that the store does not know", t.Label, t.Serial, len(t.Missing), len(t.Unknown))
+	for _, name := range t.Missing {
+		row("MISSING", "%s is not on the token: restore the token, or look whether this store is of another", name)
+	}
+	for _, name := range t.Unknown {
+		row("UNKNOWN", "%s is on the token: this store is older than it, or of another; adopt it (claviger hsm adopt), or restore a newer store", name)
+	}
+}
