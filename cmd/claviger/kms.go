@@ -305,5 +305,5 @@ func (s *kmsServer) migrate(ctx context.Context) error {
 		return err
 	}
 	_, err = engine.AtStart(ctx)
-	return err
+	return worded(err)
 }

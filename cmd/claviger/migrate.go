@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"claviger"
 	"claviger/audit"
 	"claviger/hadoopconf"
 	"claviger/migrate"
@@ -62,7 +63,9 @@ func newMigratePlan() *cobra.Command {
 		func(m *migration) error {
 			plan, err := m.engine.Plan(m.ctx)
 			if plan != nil { // the checks tell more than the error does
-				err = errors.Join(m.write(plan), err)
+				if failed := m.write(plan); failed != nil {
+					return errors.Join(failed, err)
+				}
 			}
 			if err == nil && !plan.Ready() {
 				return &exitError{code: exitRefused}
@@ -204,7 +207,7 @@ func migrateCommand(use, short, long string, access hsm.Access, flags func(*cobr
 		if m.engine, err = m.svc.engine(m.ctx, cfg); err != nil {
 			return err
 		}
-		return work(m)
+		return worded(work(m))
 	}
 	cmd.Flags().StringVar(&f.conf, "conf", "", "configuration folder")
 	cmd.Flags().StringVarP(&f.format, "output", "o", "text", "text or json")
@@ -213,6 +216,18 @@ func migrateCommand(use, short, long string, access hsm.Access, flags func(*cobr
 		flags(cmd, &f)
 	}
 	return cmd
+}
+
+// worded is an error without the name of our function that it is from, which means
+// nothing to an operator.
+func worded(err error) error {
+	for {
+		e, ok := err.(*claviger.Error) //nolint:errorlint // the outermost one: what wraps it has more to say
+		if !ok || e.Err == nil {
+			return err
+		}
+		err = e.Err
+	}
 }
 
 // config is the part of the engine's configuration that flags give. Its errors
