@@ -105,13 +105,7 @@ func (p *Provider) bindIDs(ctx context.Context, st standing) error {
 	case st.fits && !before:
 		p.log.Warn("the token is shared with another metastore, since before metastores and tokens were bound; neither of them prunes it; move one of them to a token of its own", "token", tokenName(p.tok.Info()), "other", others[0].String())
 	default:
-		here := p.store.URI()
-		if here == others[0].URI {
-			here += ", at the same place but another: it was lost, or put there in place of the first"
-		}
-		return claviger.Errorf("hsm.Open", claviger.Invalid, "",
-			"token %s belongs to the metastore %s, and this is the metastore %s: two metastores on one token cannot tell each other's keys from lost ones; name the first by claviger.metastore.uri, or another token in the keystore file; if the first is lost, claviger hsm adopt --rebind gives the token to this one",
-			tokenName(p.tok.Info()), others[0], here)
+		return boundElsewhere(p.tok.Info(), others[0], p.store.URI())
 	}
 	p.alone.Store(mine != nil && len(others) == 0)
 	if st.empty {
@@ -130,6 +124,16 @@ func (p *Provider) bindIDs(ctx context.Context, st standing) error {
 		p.log.Warn("the token did not know this metastore, whose keys it holds: a clone or a restored backup", "token", tokenName(p.tok.Info()), "metastore", p.store.URI())
 	}
 	return p.bindTo(ctx, id, mine, len(others) == 0)
+}
+
+// boundElsewhere refuses a store at a token that belongs to another.
+func boundElsewhere(info pkcs11.TokenInfo, other Binding, uri string) error {
+	if uri == other.URI {
+		uri += ", at the same place but another: it was lost, or put there in place of the first"
+	}
+	return claviger.Errorf("hsm.Open", claviger.Invalid, "",
+		"token %s belongs to the metastore %s, and this is the metastore %s: two metastores on one token cannot tell each other's keys from lost ones; name the first by claviger.metastore.uri, or another token in the keystore file; if the first is lost, claviger hsm adopt --rebind gives the token to this one",
+		tokenName(info), other, uri)
 }
 
 // bindingLock keeps nodes that start at once from binding twice.
@@ -232,5 +236,5 @@ func (p *Provider) refuseEmpty(ctx context.Context) error {
 	if len(labels) == 0 {
 		return nil
 	}
-	return emptyStore(p.store.URI(), p.tok.Info(), labels)
+	return emptyStore(p.store.URI(), p.tok.Info(), labels, nil)
 }

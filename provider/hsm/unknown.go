@@ -63,17 +63,27 @@ func mayBeMade(ctx context.Context, tok token, uri string) error {
 			labels = append(labels, k.Label)
 		}
 	}
-	if len(labels) == 0 {
-		return nil
+	bound, err := bindings(ctx, tok)
+	switch {
+	case err != nil && !claviger.Is(err, claviger.Unsupported):
+		return err
+	case len(labels) > 0:
+		return emptyStore(uri, tok.Info(), labels, bound)
+	case len(bound) > 0: // a store that is not there yet has no id
+		return boundElsewhere(tok.Info(), bound[0], uri)
 	}
-	return emptyStore(uri, tok.Info(), labels)
+	return nil
 }
 
 // emptyStore is the refusal to serve a token's keys without their records.
-func emptyStore(uri string, info pkcs11.TokenInfo, labels []string) error {
+func emptyStore(uri string, info pkcs11.TokenInfo, labels []string, bound []Binding) error {
+	place := ""
+	if len(bound) > 0 {
+		place = ", which was at " + bound[0].URI
+	}
 	return claviger.Errorf("hsm.Open", claviger.Invalid, "",
-		"the metastore %s knows no key, but token %s holds %d keys of claviger: %s; name the metastore that knows them by claviger.metastore.uri, or restore it from a backup; if it is lost, claviger hsm adopt makes new records of these keys",
-		uri, tokenName(info), len(labels), some(labels))
+		"the metastore %s knows no key, but token %s holds %d keys of claviger: %s; name the metastore that knows them%s, by claviger.metastore.uri, or restore it from a backup; if it is lost, claviger hsm adopt makes new records of these keys",
+		uri, tokenName(info), len(labels), some(labels), place)
 }
 
 // survey is what a provider knows of the objects on its token that its store does

@@ -144,6 +144,7 @@ var (
 	port    = regexp.MustCompile(`127\.0\.0\.1:\d+|localhost:\d+`)
 	check   = regexp.MustCompile(`value [0-9a-f]{16}|says [0-9a-f]{16}`)
 	ckaID   = regexp.MustCompile(`CKA_ID [0-9a-f]{16}`)
+	boundTo = regexp.MustCompile(`\(id [0-9a-f]{32}, bound since [0-9-]{10}\)`)
 	request = regexp.MustCompile(`request id [0-9a-f]+-\d+`)
 )
 
@@ -158,6 +159,7 @@ func (s *site) plain(text string) string {
 	text = port.ReplaceAllString(text, "kms-1.example.com:9600")
 	text = check.ReplaceAllStringFunc(text, func(m string) string { w, _, _ := strings.Cut(m, " "); return w + " 0011223344556677" })
 	text = ckaID.ReplaceAllString(text, "CKA_ID 0123456789abcdef")
+	text = boundTo.ReplaceAllString(text, "(id 0123456789abcdef0123456789abcdef, bound since 2026-01-31)")
 	text = request.ReplaceAllString(text, "request id 01234567-1")
 	return text
 }
@@ -288,6 +290,34 @@ var starts = map[string]func(*site) []string{
 		}
 		s.env = other.Env
 		s.keystore("token = other")
+		return s.start()
+	},
+	"metastore-empty": func(s *site) []string {
+		k := s.serve()
+		s.create(k, "k1")
+		k.Stop()
+		s.set("claviger.metastore.uri", "sqlite://"+s.path("conf/clavigre.db"))
+		s.props.Write(s.t, s.path("conf/kms-site.xml"))
+		return s.start()
+	},
+	"metastore-bound": func(s *site) []string {
+		s.serve().Stop()
+		s.set("claviger.metastore.uri", "sqlite://"+s.path("conf/clavigre.db"))
+		s.props.Write(s.t, s.path("conf/kms-site.xml"))
+		return s.start()
+	},
+	"metastore-not-named": func(s *site) []string {
+		delete(s.props, "claviger.metastore.uri")
+		s.set("hadoop.kms.key.provider.uri", "pkcs11:token="+s.token.Label+"?module-path="+s.token.Module+"&pin-source=file:"+s.token.PINFile)
+		return s.start()
+	},
+	"metastore-forgotten": func(s *site) []string {
+		delete(s.props, "claviger.metastore.uri")
+		if err := os.Mkdir(s.path("home"), 0o700); err != nil {
+			s.t.Fatal(err)
+		}
+		s.write("home/claviger.db", "")
+		s.env = append(slices.Clone(s.env), "HOME="+s.path("home"))
 		return s.start()
 	},
 	"metastore-folder-missing": func(s *site) []string {
