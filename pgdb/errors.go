@@ -2,6 +2,7 @@ package pgdb
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"math/rand/v2"
@@ -100,9 +101,13 @@ func (d *DB) Fail(op, key string, err error) error {
 	case d.conflict(err):
 		return say(claviger.Unavailable, "; other nodes were changing the same all the time; nothing was changed")
 	case code == ReadOnly:
-		return say(claviger.Unavailable, "; the server takes no writes: it is a standby (name all hosts in the URI), or default_transaction_read_only is on; nothing was changed")
+		return claviger.Away(say(claviger.Unavailable, "; the server takes no writes: it is a standby (name all hosts in the URI), or default_transaction_read_only is on; nothing was changed"))
 	case Unreachable(err), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
-		return say(claviger.Unavailable, "")
+		err := say(claviger.Unavailable, "")
+		if configured(err) {
+			return err
+		}
+		return claviger.Away(err)
 	case code == codeStatementEnded, code == codeLockTimeout:
 		return say(claviger.Unavailable, "; the server did not come to it in time; nothing was changed")
 	case code == codeDiskFull:
@@ -117,6 +122,14 @@ func (d *DB) Fail(op, key string, err error) error {
 		return claviger.Errorf(op, claviger.Invalid, key, "a text that is not UTF-8, or holds a zero byte, can't be kept in PostgreSQL")
 	}
 	return say(claviger.Internal, "")
+}
+
+// configured tells an error of a connection that a person must mend: a name that does
+// not exist, a certificate that is not trusted.
+func configured(err error) bool {
+	var name *net.DNSError
+	var certificate *tls.CertificateVerificationError
+	return errors.As(err, &name) && name.IsNotFound || errors.As(err, &certificate)
 }
 
 // oneLine is an error whose text is brought into one line: the driver tells of each

@@ -96,7 +96,7 @@ func lookForToken(b Boundary, c *Config) (candidate, error) {
 	case len(all) == 0 && len(blank) > 0:
 		return candidate{}, fmt.Errorf("no token of %s is initialised (empty: slot %s)%s; initialise one with the HSM's own tool (SoftHSM: softhsm2-util --init-token --free --label LABEL)", c.Module, strings.Join(blank, ", "), c.unlessHidden())
 	case len(all) == 0:
-		return candidate{}, fmt.Errorf("PKCS#11 module %s shows no token; is the HSM connected, and its client configured for this user?", c.Module)
+		return candidate{}, fmt.Errorf("PKCS#11 module %s %w; is the HSM connected, and its client configured for this user?", c.Module, errNoTokenShown)
 	}
 	return candidate{}, fmt.Errorf("no token of %s fits %s; there are: %s", c.Module, c.wanted(), list(all))
 }

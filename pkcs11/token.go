@@ -87,7 +87,7 @@ func Open(ctx context.Context, cfg Config) (*Token, error) {
 	if t.module != nil {
 		err = errors.Join(err, t.Close())
 	}
-	return nil, claviger.E(op, kind, "", err)
+	return nil, markAway(claviger.E(op, kind, "", err))
 }
 
 // start loads the library and logs in. Whatever of this hangs is left behind

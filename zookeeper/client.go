@@ -5,7 +5,9 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"net"
 	"strings"
 	"sync"
 	"time"
@@ -272,7 +274,22 @@ func (c *Client) failed(op string, err error) error {
 	if err.Error() == "unknown error: -124" {
 		why = "; the servers demand SASL: set the authentication type to sasl, with keytab and principal"
 	}
-	return claviger.Errorf(op, claviger.Unavailable, "", "ZooKeeper at %s (%s): %w%s", c.conf.Ensemble, c.conf.Property, err, why)
+	told := claviger.Errorf(op, claviger.Unavailable, "", "ZooKeeper at %s (%s): %w%s", c.conf.Ensemble, c.conf.Property, err, why)
+	if notReached(err) {
+		return claviger.Away(told)
+	}
+	return told
+}
+
+// notReached tells an error that passes when the servers are there: no name that does
+// not exist, no certificate or keytab that is wrong.
+func notReached(err error) bool {
+	var name *net.DNSError
+	if errors.As(err, &name) && name.IsNotFound {
+		return false
+	}
+	var network net.Error
+	return errors.As(err, &network) || errors.Is(err, io.EOF) || errors.Is(err, context.DeadlineExceeded) || temporary(err)
 }
 
 // refused is the error for a node that we may not touch.

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"claviger"
 	"claviger/hadoopconf"
 	"claviger/internal/certtest"
 	"claviger/keystore"
@@ -160,6 +161,9 @@ func TestClusterUnreachable(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v should hold %q", err, want)
 		}
+	}
+	if !claviger.IsAway(err) {
+		t.Errorf("a start does not wait for it: %v", err)
 	}
 	if _, err := shared.rollingSecrets(t.Context(), siteConf(t, map[string]string{signerKind: "string"}), time.Hour, slog.Default()); err == nil || !strings.Contains(err.Error(), "zookeeper or sql") {
 		t.Errorf("an unknown provider: %v", err)

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -23,8 +22,6 @@ import (
 	"claviger/keyring"
 	"claviger/kmsapi"
 	"claviger/migrate"
-	"claviger/owner"
-	"claviger/provider/hsm"
 	"claviger/secret"
 )
 
@@ -94,98 +91,54 @@ func serveKMS(ctx context.Context, f kmsFlags, log *slog.Logger, level *slog.Lev
 	if err != nil {
 		return err
 	}
-	policy, err := authz.NewWatcher(aclFile(conf), readACLs, log, aclDefaults(conf)...)
+	s, front, err := openPatiently(ctx, conf, set, log, level)
 	if err != nil {
 		return err
 	}
-	// Before the cluster, which shares the metastore: the provider alone can tell whether a metastore that is not there yet
-	// may be made.
-	svc, err := openConfigured(ctx, conf, kmsCommand, hsm.Serve, log)
-	if err != nil {
-		return err
+	if s == nil { // it was stopped while it waited
+		return front.close(set.shutdown)
 	}
-	defer func() { err = errors.Join(err, svc.Close()) }()
-	shared, err := openCluster(ctx, conf, log)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, shared.Close()) }()
-	if svc.Store == nil && shared.store != nil { // else the claim is made
-		if err := claimStore(ctx, shared.store, owner.Self(kmsCommand, conf.Dir()), hsm.Serve); err != nil {
-			return err
-		}
-	}
-	auth, err := newAuthenticator(ctx, conf, shared, log)
-	if err != nil {
-		return err
-	}
-	trail, err := openAudit(ctx, set.audit, svc, standardOutput{})
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, trail.Close()) }()
-
-	cfg := set.ring
-	cfg.Primary, cfg.Sources, cfg.Policy, cfg.Groups, cfg.Audit, cfg.Log = svc.Primary, svc.Sources, policy.Policy, auth.groups.Of, trail, log
-	if svc.Store != nil {
-		cfg.Usage, cfg.LastUses = svc.Store, svc.Store
-	}
-	cfg.Shared = svc.sharedKeys()
-	cfg.Migrator = svc.migrator()
-	cfg.History = svc.history()
-	ring, err := keyring.New(cfg)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, ring.Close()) }()
-
-	s := &kmsServer{conf: conf, set: set, log: log, level: level, svc: svc, auth: auth, shared: shared, trail: trail, ring: ring, policy: policy}
-	return s.run(ctx, f.ready)
+	defer func() { err = errors.Join(err, s.close()) }()
+	defer func() { err = errors.Join(err, front.close(set.shutdown)) }()
+	return s.run(ctx, front, f.ready)
 }
 
 // kmsServer is the server while it runs.
 type kmsServer struct {
-	conf   *hadoopconf.Conf
-	set    kmsSettings
-	log    *slog.Logger
-	level  *slog.LevelVar
-	svc    *service
-	auth   *authenticator
-	shared *cluster
-	trail  *auditTrail
-	ring   *keyring.Ring
-	policy *authz.Watcher
+	conf    *hadoopconf.Conf
+	set     kmsSettings
+	log     *slog.Logger
+	level   *slog.LevelVar
+	svc     *service
+	auth    *authenticator
+	shared  *cluster
+	trail   *auditTrail
+	ring    *keyring.Ring
+	policy  *authz.Watcher
+	closers []func() error // of what is open, in order
 	// waiting is why KMS requests are not served yet; "" once they are.
 	waiting atomic.Pointer[string]
 }
 
-// run listens, migrates if it is told to, then serves until ctx ends.
-func (s *kmsServer) run(ctx context.Context, readyFile string) (err error) {
+// close closes what is open, the newest first.
+func (s *kmsServer) close() error {
+	var errs []error
+	for i := len(s.closers) - 1; i >= 0; i-- {
+		errs = append(errs, s.closers[i]())
+	}
+	s.closers = nil
+	return errors.Join(errs...)
+}
+
+// run migrates if it is told to, then serves until ctx ends.
+func (s *kmsServer) run(ctx context.Context, front *front, readyFile string) (err error) {
 	starting := "the server is starting"
 	s.waiting.Store(&starting)
-	tlsConf, stopReload, err := s.serverTLS()
+	handler, err := s.handler(front.listener)
 	if err != nil {
 		return err
 	}
-	defer stopReload()
-	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort(s.set.host, strconv.Itoa(s.set.port)))
-	if err != nil {
-		return fmt.Errorf("listening at the address of hadoop.kms.http.host and hadoop.kms.http.port: %w", err)
-	}
-	bounded := &boundedListener{Listener: listener, most: s.set.web.bounded(s.log), property: maxConnectionsName, log: s.log}
-	listener = bounded
-	handler, err := s.handler(bounded)
-	if err != nil {
-		return errors.Join(err, listener.Close())
-	}
-	scheme := "http"
-	if tlsConf != nil {
-		scheme, listener = "https", tls.NewListener(listener, tlsConf)
-	}
-	server := s.set.web.newServer(handler, s.log)
-	served := make(chan error, 1)
-	go func() { served <- server.Serve(listener) }()
-	defer func() { err = errors.Join(err, s.shutdown(server, served)) }()
+	front.show(handler)
 
 	background, stop := context.WithCancel(ctx)
 	var group sync.WaitGroup
@@ -204,7 +157,7 @@ func (s *kmsServer) run(ctx context.Context, readyFile string) (err error) {
 	}
 	none := ""
 	s.waiting.Store(&none)
-	url := baseURL(scheme, s.set.host, listener.Addr())
+	url := baseURL(front.scheme, s.set.host, front.listener.Addr())
 	if readyFile != "" {
 		if err := writeReady(readyFile, url); err != nil {
 			return err
@@ -215,26 +168,10 @@ func (s *kmsServer) run(ctx context.Context, readyFile string) (err error) {
 	case <-ctx.Done():
 		s.log.Info("stopping: requests under way are served to their end")
 		return nil
-	case err := <-served:
-		served <- err
+	case err := <-front.served:
+		front.served <- err
 		return err
 	}
-}
-
-// shutdown lets requests under way end, for as long as the setting says.
-func (s *kmsServer) shutdown(server *http.Server, served <-chan error) error {
-	ctx, cancel := context.WithTimeout(context.Background(), s.set.shutdown)
-	defer cancel()
-	if err := server.Shutdown(ctx); err != nil {
-		s.log.Warn("requests were still under way at the end of claviger.shutdown.timeout and are cut off", "err", err)
-		if err := server.Close(); err != nil {
-			return err
-		}
-	}
-	if err := <-served; !errors.Is(err, http.ErrServerClosed) {
-		return err
-	}
-	return nil
 }
 
 // handler is the REST face, with the console beside it.

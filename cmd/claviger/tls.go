@@ -94,13 +94,10 @@ func sslStores(conf *hadoopconf.Conf, log *slog.Logger, property, fallback strin
 }
 
 // serverTLS is the configuration of https, which follows its stores' changes
-// until stop is called; nil where the server speaks http.
-func (s *kmsServer) serverTLS() (conf *tls.Config, stop func(), err error) {
+// until stop is called.
+func serverTLS(site *hadoopconf.Conf, log *slog.Logger) (conf *tls.Config, stop func(), err error) {
 	stop = func() {}
-	if !s.set.tls {
-		return nil, stop, nil
-	}
-	st, err := sslStores(s.conf, s.log, "hadoop.ssl.server.conf", "ssl-server.xml")
+	st, err := sslStores(site, log, "hadoop.ssl.server.conf", "ssl-server.xml")
 	if err != nil {
 		return nil, stop, err
 	}
@@ -116,7 +113,7 @@ func (s *kmsServer) serverTLS() (conf *tls.Config, stop func(), err error) {
 	if err := st.limit(conf); err != nil {
 		return nil, stop, err
 	}
-	r, err := keystore.NewReloader(file.Files(), file.Certificate, keystore.ReloadInterval, s.log)
+	r, err := keystore.NewReloader(file.Files(), file.Certificate, keystore.ReloadInterval, log)
 	if err != nil {
 		return nil, stop, fmt.Errorf("property ssl.server.keystore.location: %w", err)
 	}

@@ -165,7 +165,7 @@ func javaTLSClient(t *testing.T, dir string) {
 		}
 	}
 	s := tlsServer(t, dir, slog.New(slog.DiscardHandler))
-	conf, stop, err := s.serverTLS()
+	conf, stop, err := serverTLS(s.conf, s.log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -181,7 +181,7 @@ func javaTLSClient(t *testing.T, dir string) {
 	expect(client(port, "TLSv1.2", "TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA", "-"), "refused", "refused")
 
 	only := tlsServer(t, dir, slog.New(slog.DiscardHandler), "hadoop.ssl.enabled.protocols", "TLSv1.2,TLSv1")
-	conf, stopOnly, err := only.serverTLS()
+	conf, stopOnly, err := serverTLS(only.conf, only.log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -190,7 +190,7 @@ func javaTLSClient(t *testing.T, dir string) {
 
 	writeFile(t, filepath.Join(dir, "ssl-server.xml"), siteXML("ssl.server.keystore.location", filepath.Join(dir, "server.jks"),
 		"ssl.server.truststore.location", filepath.Join(dir, "trust.jks"), "ssl.server.need.client.auth", "true"))
-	conf, stopNeed, err := s.serverTLS()
+	conf, stopNeed, err := serverTLS(s.conf, s.log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -240,7 +240,8 @@ func tlsRefused(t *testing.T, dir string) {
 		{[]string{keystore.CredentialPathProperty, "user:///"}, nil, "user:/// keeps credentials in a Java process's memory"},
 	} {
 		writeFile(t, filepath.Join(dir, "ssl-server.xml"), siteXML(append([]string{"ssl.server.keystore.location", filepath.Join(dir, "server.jks")}, test.server...)...))
-		_, stop, err := tlsServer(t, dir, slog.New(slog.DiscardHandler), test.site...).serverTLS()
+		s := tlsServer(t, dir, slog.New(slog.DiscardHandler), test.site...)
+		_, stop, err := serverTLS(s.conf, s.log)
 		stop()
 		if test.want == "" && err != nil || test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)) {
 			t.Errorf("%q %q: %v, want %q", test.site, test.server, err, test.want)

@@ -317,6 +317,9 @@ func TestOpenRefuses(t *testing.T) {
 				_ = s.Close()
 				t.Fatal("it was opened")
 			}
+			if claviger.IsAway(err) != (c.name == "nobody there") {
+				t.Errorf("is it to be waited for? %t: %v", claviger.IsAway(err), err)
+			}
 			if !claviger.Is(err, c.kind) || !strings.Contains(err.Error(), c.text) {
 				t.Errorf("%v, want kind %v and %q", err, c.kind, c.text)
 			}

@@ -189,6 +189,9 @@ func Open(ctx context.Context, uri string, env provider.Env, o Options) (*Provid
 	}
 	p, err := newProvider(ctx, uri, tok, store, o.Access, log)
 	if err != nil {
+		if claviger.Is(err, claviger.Unavailable) && tok.Ping(ctx) != nil { // it has gone since it was opened
+			err = claviger.Away(err)
+		}
 		return nil, errors.Join(err, tok.Close())
 	}
 	p.soft = soft

@@ -417,12 +417,6 @@ var starts = map[string]func(*site) []string{
 		s.set(signer+".zookeeper.kerberos.principal", "kms/kms-1.example.com@EXAMPLE.COM")
 		return s.start()
 	},
-	"zookeeper-unreachable": func(s *site) []string {
-		const signer = "hadoop.kms.authentication.signer.secret.provider"
-		s.set(signer, "zookeeper")
-		s.set(signer+".zookeeper.connection.string", "127.0.0.2:1")
-		return s.start()
-	},
 	"tls-without-keystore": func(s *site) []string {
 		s.set("hadoop.kms.ssl.enabled", "true")
 		return s.start()

@@ -1,0 +1,38 @@
+package pkcs11
+
+import (
+	"context"
+	"errors"
+	"slices"
+
+	p11 "github.com/miekg/pkcs11"
+
+	"claviger"
+)
+
+// errNoTokenShown: a network HSM that is not reached has no slots.
+var errNoTokenShown = errors.New("shows no token")
+
+// awayCodes are what libraries answer where the HSM behind them is not reached, or is
+// starting. None of them tells of a PIN, of a name or of an attribute.
+var awayCodes = []uint{
+	p11.CKR_DEVICE_ERROR, p11.CKR_DEVICE_REMOVED, p11.CKR_DEVICE_MEMORY, p11.CKR_TOKEN_NOT_PRESENT, p11.CKR_TOKEN_NOT_RECOGNIZED,
+	p11.CKR_GENERAL_ERROR, p11.CKR_FUNCTION_FAILED, p11.CKR_HOST_MEMORY, p11.CKR_SESSION_CLOSED, p11.CKR_SESSION_HANDLE_INVALID, p11.CKR_SESSION_COUNT,
+}
+
+// markAway marks errors of an HSM that may be there later; see claviger.Away.
+func markAway(err error) error {
+	if err == nil {
+		return nil
+	}
+	var refused refusal
+	if errors.As(err, &refused) {
+		return err
+	}
+	var code p11.Error
+	if errors.Is(err, errNoTokenShown) || errors.Is(err, context.DeadlineExceeded) ||
+		errors.As(err, &code) && (slices.Contains(awayCodes, uint(code)) || uint(code) >= p11.CKR_VENDOR_DEFINED) {
+		return claviger.Away(err)
+	}
+	return err
+}

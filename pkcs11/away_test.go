@@ -1,0 +1,56 @@
+package pkcs11
+
+import (
+	"path/filepath"
+	"testing"
+
+	p11 "github.com/miekg/pkcs11"
+
+	"claviger"
+	"claviger/internal/softhsm/softhsmtest"
+)
+
+// TestAway: an HSM that does not answer may be there later, so that a start waits for it;
+// a PIN, a name or a library that is wrong gets no better by itself.
+func TestAway(t *testing.T) {
+	tok := softhsmtest.New(t)
+	var meter Meter
+	open := func(change func(*Config)) error {
+		cfg := Config{Module: tok.Module, TokenLabel: tok.Label, PIN: pinFile(tok.PINFile), Wrap: meter.Wrap}
+		change(&cfg)
+		opened, err := Open(t.Context(), cfg)
+		if err == nil {
+			err = opened.Close()
+		}
+		return err
+	}
+	as := func(*Config) {}
+	if err := open(as); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		call string
+		code uint
+		away bool
+	}{
+		{"GetSlotList", p11.CKR_DEVICE_ERROR, true}, {"OpenSession", p11.CKR_TOKEN_NOT_PRESENT, true}, {"OpenSession", p11.CKR_DEVICE_REMOVED, true},
+		{"Login", p11.CKR_DEVICE_ERROR, true}, {"Login", p11.CKR_VENDOR_DEFINED + 5, true},
+		{"Login", p11.CKR_PIN_EXPIRED, false}, {"Login", p11.CKR_ARGUMENTS_BAD, false},
+	} {
+		meter.Fail(c.call, 100, p11.Error(c.code))
+		err := open(as)
+		meter.Heal()
+		if err == nil || claviger.IsAway(err) != c.away {
+			t.Errorf("%s: %v: waits %t, want %t: %v", c.call, p11.Error(c.code), claviger.IsAway(err), c.away, err)
+		}
+	}
+	for name, change := range map[string]func(*Config){
+		"another label":   func(c *Config) { c.TokenLabel = "elsewhere" },
+		"no library":      func(c *Config) { c.Module = filepath.Join(t.TempDir(), "none.so") },
+		"another library": func(c *Config) { c.Module = "/bin/true" },
+	} {
+		if err := open(change); err == nil || claviger.IsAway(err) {
+			t.Errorf("%s is waited for: %v", name, err)
+		}
+	}
+}
