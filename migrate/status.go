@@ -314,9 +314,20 @@ type Ending struct {
 	// Leftovers are what copies of the source's secrets, and others of its files, the
 	// procedure has left on this host; whoever calls Finish looks for them.
 	Leftovers []Leftover `json:"leftovers,omitempty"`
+	// NotReached is what the re-encryption of zones does not change, so that EDEKsDone
+	// says nothing of it.
+	NotReached []string `json:"notReached"`
 	// Finished: nothing is left to do, and the journal says so.
 	Finished bool     `json:"finished"`
 	Remarks  []string `json:"remarks,omitempty"`
+}
+
+// notReached names where EDEKs are beside the extended attributes of HDFS' files.
+var notReached = []string{
+	"ORC files with encrypted columns: the key version is in the file's footer; write the files anew (INSERT OVERWRITE, CTAS)",
+	"Ozone: its own database keeps the EDEKs of an encrypted bucket; copy the bucket's keys into a new bucket",
+	"copies outside of HDFS: backups, and trees that distcp has copied from /.reserved/raw; copy them anew, from re-encrypted files",
+	"snapshots from before the re-encryption: delete them",
 }
 
 // Leftover is a file or folder on this host that nobody needs after a migration.
@@ -343,7 +354,7 @@ type Property struct {
 // remove, and once they are gone it writes the end into the journal; from then
 // on a call finds it finished.
 func (e *Engine) Finish(ctx context.Context, o FinishOptions) (*Ending, error) {
-	f := &Ending{Format: "claviger migrate finish 1", At: e.now(), Since: o.Since.UTC(), Refusals: []string{}, Properties: []Property{}}
+	f := &Ending{Format: "claviger migrate finish 1", At: e.now(), Since: o.Since.UTC(), Refusals: []string{}, Properties: []Property{}, NotReached: notReached}
 	h, err := e.read(ctx, "")
 	if err != nil {
 		return nil, err
@@ -429,7 +440,7 @@ func (e *Engine) refusals(ctx context.Context, f *Ending, h *history, o FinishOp
 		}
 	}
 	if !o.EDEKsDone {
-		refuse("nobody has said that all EDEKs are re-encrypted: re-encrypt every zone (hdfs crypto -reencryptZone -start -path ZONE), delete snapshots from before it, then say so with --edeks-done")
+		refuse("nobody has said that all EDEKs are re-encrypted: re-encrypt every zone (hdfs crypto -reencryptZone -start -path ZONE), delete snapshots from before it, then say so with --edeks-done. That reaches HDFS' files alone: neither ORC's footers, nor Ozone, nor copies outside of HDFS")
 	}
 	return nil
 }

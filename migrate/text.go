@@ -238,7 +238,12 @@ func (f *Ending) WriteText(w io.Writer) error {
 		}
 		return r.err
 	}
-	r.line("No version of the source was used since %s, every key is here, and you say that the EDEKs are re-encrypted.", f.Since.Format(time.RFC3339))
+	r.line("No version of the source was used since %s, every key is here, and you say that the EDEKs of all zones are re-encrypted.", f.Since.Format(time.RFC3339))
+	r.line("")
+	r.line("The re-encryption of zones does not reach these. What of them has a key version of the source cannot be read once the source has gone:")
+	for _, s := range f.NotReached {
+		r.line("  - %s", s)
+	}
 	if len(f.Properties) > 0 {
 		r.line("")
 		r.line("In kms-site.xml of every node:")

@@ -285,6 +285,14 @@ func goFrom(t *testing.T, source origin) {
 		t.Errorf("claviger kms ended with status %d on SIGTERM", code)
 	}
 	hsmOnly(conf).Write(t, filepath.Join(conf, "kms-site.xml"))
+	// The last word on the source names what a re-encryption of zones leaves under it:
+	// the old ORC files are such.
+	ended := Claviger(t, env, "migrate", "finish", "--conf", conf, "--edeks-done", "--unused-for", "0s")
+	for _, want := range []string{"ORC files with encrypted columns", "Ozone", "/.reserved/raw", "The migration is finished."} {
+		if !strings.Contains(ended, want) {
+			t.Errorf("finish does not say %q:\n%s", want, ended)
+		}
+	}
 	again := StartClaviger(t, ClavigerOptions{Conf: conf, Env: env, Port: port})
 	w.orc.readAll(again.ProviderURI(), w.first, false)
 	c := w.client(alice)
