@@ -186,7 +186,7 @@ var KMS = []Known{
 	{"claviger.audit.json.syslog", "", "comma list of servers that get its records: syslog+unix:///dev/log, syslog+udp://H:P, syslog+tcp://H:P, syslog+tls://H:P"},
 	{"claviger.audit.json.key.file", "", "file with a key, with which its hashes are made (HMAC); empty: plain SHA-256"},
 	{"claviger.audit.node", "", "name of this server in its records; empty: the host's name"},
-	{"claviger.audit.rotate.size", "0", "bytes from which on an audit file is put aside; 0: never, as where logrotate does it"},
+	{"claviger.audit.rotate.size", "268435456", "bytes from which on an audit file is put aside; 0: never, as where logrotate does it"},
 	{"claviger.audit.rotate.interval", "0", "age from which on it is; 0: none"},
 	{"claviger.audit.rotate.keep", "0", "how many of the files put aside are kept; 0: all"},
 	{"claviger.audit.must", "management", "operations that are refused when they can't be audited: management, all, none, or a list such as CREATE_KEY,DELETE_KEY"},
