@@ -34,10 +34,10 @@ func (e *Engine) number(ctx context.Context, sv *survey, it *Item, theirs *clavi
 		it.First = max(first, it.First)
 		count = 1
 	}
-	switch {
-	case e.cfg.Versions == All:
+	switch e.cfg.Versions {
+	case All:
 		count = theirs.Versions
-	case e.cfg.Versions == Current:
+	case Current:
 		count = 1
 	}
 	if it.State == Done || it.State == Importing && it.Count > 0 {

@@ -88,7 +88,11 @@ over by claviger key migrate.`,
 			if err != nil {
 				return err
 			}
-			defer func() { err = errors.Join(err, end()) }()
+			defer func() {
+				if failed := end(); failed != nil {
+					err = errors.Join(err, failed)
+				}
+			}()
 			if _, err := m.svc.noteLeftovers(m.ctx); err != nil {
 				return err
 			}

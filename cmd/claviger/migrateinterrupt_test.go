@@ -1,0 +1,50 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestInterruptedIsNoFaultOfTheSource: a signal while a source is waited for is
+// reported as what it is.
+func TestInterruptedIsNoFaultOfTheSource(t *testing.T) {
+	asked, release := make(chan struct{}, 100), make(chan struct{})
+	source := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		asked <- struct{}{}
+		<-release
+	}))
+	defer source.Close()
+	defer close(release)
+	dir := t.TempDir()
+	writeFile(t, filepath.Join(dir, "kms-site.xml"), siteXML(
+		"hadoop.kms.key.provider.uri", "jceks://file@"+filepath.Join(dir, "kms.keystore"),
+		"claviger.metastore.uri", "sqlite://"+filepath.Join(dir, "claviger.db"),
+		"hadoop.kms.key.provider.reencryption.source.uri", "kms://http@"+strings.TrimPrefix(source.URL, "http://")+"/kms",
+	))
+	writeFile(t, filepath.Join(dir, "kms-acls.xml"), siteXML())
+	for _, verb := range []string{"run", "plan", "verify"} {
+		ctx, interrupt := context.WithCancel(t.Context())
+		go func() {
+			<-asked
+			interrupt()
+		}()
+		var out bytes.Buffer
+		root := newRootCommand()
+		root.SetArgs([]string{"migrate", verb, "--conf", dir})
+		root.SetOut(&out)
+		root.SetErr(&out)
+		err := root.ExecuteContext(ctx)
+		interrupt()
+		if err == nil || !strings.Contains(err.Error(), "interrupted") || strings.Contains(err.Error(), "the source") || strings.Contains(err.Error(), "migrate.") {
+			t.Errorf("%s: %v", verb, err)
+		}
+		if strings.Contains(out.String(), "failure") {
+			t.Errorf("%s blames something:\n%s", verb, &out)
+		}
+	}
+}
