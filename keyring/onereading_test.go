@@ -12,13 +12,15 @@ import (
 )
 
 // between is a Ring whose primary is changed between two readings: once, when the
-// call named is asked for the nth time, before it is answered.
-func between(t *testing.T, call string, n int32, change func(*lab)) *lab {
+// call named is asked for the nth time, before it is answered. elsewhere: the primary
+// gives versions without metadata.
+func between(t *testing.T, elsewhere bool, call string, n int32, change func(*lab)) *lab {
 	t.Helper()
 	l := newLab(t, func(c *Config) {
 		c.CacheEnable = false
 		c.Policy = rules(t, "key.acl.alices.ALL", "alice", "key.acl.mallorys.ALL", "mallory")
 	})
+	l.primary.elsewhere = elsewhere
 	var asked atomic.Int32
 	l.primary.before = func(_ context.Context, what string) error {
 		if what == call && asked.Add(1) == n {
@@ -93,7 +95,8 @@ func TestRightsAndAnswerAreOfOneReading(t *testing.T) {
 	calls := []string{"Metadata", "Current", "Versions", "Version", "EncryptBlocks"}
 	for name, op := range ops {
 		for _, call := range calls {
-			for n := int32(1); n <= 3; n++ {
+			for i := range int32(8) {
+				elsewhere, n := i >= 4, i%4+1
 				for event, c := range map[string]struct {
 					before string // ACL name of the key that is there first; "" is none
 					change func(*lab)
@@ -101,7 +104,7 @@ func TestRightsAndAnswerAreOfOneReading(t *testing.T) {
 				}{
 					"made": {"", made, "alices"}, "replaced": {"mallorys", replaced, "alices"}, "given": {"alices", given, "mallorys"},
 				} {
-					l := between(t, call, n, c.change)
+					l := between(t, elsewhere, call, n, c.change)
 					if c.before != "" {
 						guardedBy(t, l, c.before)
 					}
@@ -125,11 +128,12 @@ func TestRightsAndAnswerAreOfOneReading(t *testing.T) {
 // TestMaterialIsOfTheKeyThatWasAsked: as above, with the material looked at.
 func TestMaterialIsOfTheKeyThatWasAsked(t *testing.T) {
 	for _, call := range []string{"Metadata", "Current", "Versions", "Version"} {
-		for n := int32(1); n <= 3; n++ {
+		for i := range int32(8) {
+			elsewhere, n := i >= 4, i%4+1
 			for _, old := range []string{"alices", "mallorys"} {
 				other := map[string]string{"alices": "mallorys", "mallorys": "alices"}[old]
 				var second provider.KeyVersion
-				l := between(t, call, n, func(l *lab) {
+				l := between(t, elsewhere, call, n, func(l *lab) {
 					if err := l.primary.Delete(t.Context(), "k"); err != nil {
 						t.Error(err)
 					}
@@ -174,7 +178,7 @@ func TestUseIsOfTheKeyThatWasAsked(t *testing.T) {
 	}
 	mallory := caller("mallory")
 	for _, cached := range []bool{false, true} {
-		l := between(t, "EncryptBlocks", 1, replaced)
+		l := between(t, false, "EncryptBlocks", 1, replaced)
 		if cached {
 			first := l
 			l = newLab(t, func(c *Config) {
@@ -198,7 +202,7 @@ func TestUseIsOfTheKeyThatWasAsked(t *testing.T) {
 	t.Run("re-encryption", func(t *testing.T) {
 		// alice's EDEK must not come under mallory's key of the same name: k@1 is
 		// hers, then the key is deleted and mallory makes and rolls one.
-		l := between(t, "Current", 1, func(l *lab) {
+		l := between(t, false, "Current", 1, func(l *lab) {
 			if err := l.primary.Delete(t.Context(), "k"); err != nil {
 				t.Error(err)
 			}
@@ -222,7 +226,7 @@ func TestUseIsOfTheKeyThatWasAsked(t *testing.T) {
 	})
 	t.Run("queue", func(t *testing.T) {
 		// What the queue hands out is guarded by the key that it was made under.
-		l := between(t, "EncryptBlocks", 1, replaced)
+		l := between(t, false, "EncryptBlocks", 1, replaced)
 		guardedBy(t, l, "mallorys")
 		es, err := l.Generate(t.Context(), mallory, "k", 1)
 		if err == nil {
@@ -241,7 +245,7 @@ func TestChangesAreOfTheKeyThatWasAsked(t *testing.T) {
 		},
 		"delete": func(l *lab) error { return l.Delete(t.Context(), caller("mallory"), "k") },
 	} {
-		l := between(t, "Change", 1, func(l *lab) {
+		l := between(t, false, "Change", 1, func(l *lab) {
 			if err := l.primary.Delete(t.Context(), "k"); err != nil {
 				t.Error(err)
 			}

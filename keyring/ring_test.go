@@ -114,6 +114,16 @@ type counting struct {
 	versions, currents, metadata atomic.Int64
 
 	before func(ctx context.Context, call string) error // nil: nothing
+
+	elsewhere bool // versions come without metadata, as from a KMS elsewhere
+}
+
+// strip takes away what a KMS elsewhere does not give.
+func (p *counting) strip(v provider.KeyVersion, err error) (provider.KeyVersion, error) {
+	if p.elsewhere {
+		v.Of = nil
+	}
+	return v, err
 }
 
 func (p *counting) at(ctx context.Context, call string) error {
@@ -146,7 +156,7 @@ func (p *counting) Version(ctx context.Context, version string) (provider.KeyVer
 	if err := p.at(ctx, "Version"); err != nil {
 		return provider.KeyVersion{}, err
 	}
-	return p.Provider.Version(ctx, version)
+	return p.strip(p.Provider.Version(ctx, version))
 }
 
 func (p *counting) Current(ctx context.Context, key string) (provider.KeyVersion, error) {
@@ -154,14 +164,18 @@ func (p *counting) Current(ctx context.Context, key string) (provider.KeyVersion
 	if err := p.at(ctx, "Current"); err != nil {
 		return provider.KeyVersion{}, err
 	}
-	return p.Provider.Current(ctx, key)
+	return p.strip(p.Provider.Current(ctx, key))
 }
 
 func (p *counting) Versions(ctx context.Context, key string) ([]provider.KeyVersion, error) {
 	if err := p.at(ctx, "Versions"); err != nil {
 		return nil, err
 	}
-	return p.Provider.Versions(ctx, key)
+	vs, err := p.Provider.Versions(ctx, key)
+	for i := range vs {
+		vs[i], _ = p.strip(vs[i], nil)
+	}
+	return vs, err
 }
 
 func (p *counting) Metadata(ctx context.Context, names ...string) ([]*claviger.Metadata, error) {
