@@ -24,20 +24,21 @@ const LDAPPrefix = "hadoop.security.group.mapping.ldap."
 
 // LDAPConfig is Hadoop's LdapGroupsMapping, by its properties under LDAPPrefix.
 type LDAPConfig struct {
-	URLs         []string     // url, several are tried in turn: ldap://host[:port] or ldaps://
-	TLS          *tls.Config  // of ldaps://
-	BindUser     string       // bind.user; "" binds anonymously
-	BindPassword secret.Bytes // bind.password, or of its file or credential store
-	UserBase     string       // userbase, else base
-	GroupBase    string       // groupbase, else base
-	UserFilter   string       // search.filter.user; {0} is the user's name
-	GroupFilter  string       // search.filter.group
-	MemberAttr   string       // search.attr.member, of a group
-	GroupName    string       // search.attr.group.name, of a group
-	MemberOf     string       // search.attr.memberof, of a user; "": groups are searched
-	Levels       int          // search.group.hierarchy.levels: how far groups of groups count
-	PosixUID     string       // posix.attr.uid.name
-	PosixGID     string       // posix.attr.gid.name
+	URLs         []string            // url, several are tried in turn: ldap://host[:port] or ldaps://
+	TLS          *tls.Config         // of ldaps://
+	BindUser     string              // bind.user; "" binds anonymously
+	BindPassword secret.Bytes        // bind.password, or of its file or credential store
+	UserBase     string              // userbase, else base
+	GroupBase    string              // groupbase, else base
+	UserFilter   string              // search.filter.user; {0} is the user's name
+	GroupFilter  string              // search.filter.group
+	MemberAttr   string              // search.attr.member, of a group
+	GroupName    string              // search.attr.group.name, of a group
+	MemberOf     string              // search.attr.memberof, of a user; "": groups are searched
+	Convert      func(string) string // of a group's name, nil: none (conversion.rule)
+	Levels       int                 // search.group.hierarchy.levels: how far groups of groups count
+	PosixUID     string              // posix.attr.uid.name
+	PosixGID     string              // posix.attr.gid.name
 	Connect      time.Duration
 	Timeout      time.Duration // of one search
 }
@@ -108,6 +109,11 @@ func (d *ldapDirectory) groups(name string) ([]string, error) {
 			}
 		}
 		groups, err := d.ask(name)
+		if d.conf.Convert != nil {
+			for i, g := range groups {
+				groups[i] = d.conf.Convert(g)
+			}
+		}
 		var unknown user.UnknownUserError
 		if err == nil || errors.As(err, &unknown) {
 			return groups, err

@@ -192,7 +192,8 @@ func ldapGroups(t *testing.T, c LDAPConfig, log *slog.Logger) *Groups {
 
 func TestLDAPGroups(t *testing.T) {
 	s := startSlapd(t)
-	nested, all, memberOf, posix, top := s.config(), s.config(), s.config(), s.config(), s.config()
+	nested, all, memberOf, posix, top, upper := s.config(), s.config(), s.config(), s.config(), s.config(), s.config()
+	upper.Convert = strings.ToUpper
 	nested.Levels, all.Levels = 1, 10
 	memberOf.MemberOf = "seeAlso" // slapd has memberOf by an overlay only
 	posix.UserFilter, posix.GroupFilter, posix.MemberAttr = "(&(objectClass=posixAccount)(uid={0}))", "(objectClass=posixGroup)", "memberUid"
@@ -207,6 +208,7 @@ func TestLDAPGroups(t *testing.T) {
 		"in a circle":     {all, "alice", "analysts everybody staff"},
 		"by the user":     {memberOf, "alice", "analysts"},
 		"posix":           {posix, "alice", "extra primary"},
+		"converted":       {upper, "alice", "ANALYSTS"},
 		"one base":        {top, "alice", "analysts"},
 		"unknown":         {s.config(), "mallory", ""},
 		"odd name":        {s.config(), "o,dd (*)", "analysts"},

@@ -146,7 +146,7 @@ var KMS = []Known{
 	{"hadoop.security.kms.encrypted.key.cache.expiry", "43200000", "ms after its last use that a queue is dropped"},
 	{"hadoop.security.key.default.cipher", claviger.DefaultCipher, "cipher of a key that is created without one"},
 	{"hadoop.security.key.default.bitlength", "128", "length of a key that is created without one"},
-	{"hadoop.security.group.mapping", "", "Hadoop's class of where groups come from: the operating system's classes, or LdapGroupsMapping"},
+	{"hadoop.security.group.mapping", "", "Hadoop's class of where groups come from: the operating system's classes, LdapGroupsMapping or RuleBasedLdapGroupsMapping"},
 	{"hadoop.security.group.mapping.ldap.url", "", "for LDAP: ldap://HOST:PORT or ldaps://HOST:PORT; several are tried in turn"},
 	{"hadoop.security.group.mapping.ldap.ssl", "false", "for LDAP: an ldap:// URL without a port means ldaps://"},
 	{"hadoop.security.group.mapping.ldap.ssl.truststore", "", "for LDAP: the servers' authority: JKS, PKCS#12 or PEM; else the system's"},
@@ -164,6 +164,7 @@ var KMS = []Known{
 	{"hadoop.security.group.mapping.ldap.search.attr.memberof", "", "for LDAP: a user's attribute that names his groups; set, groups are not searched"},
 	{"hadoop.security.group.mapping.ldap.search.attr.group.name", "cn", "for LDAP: a group's attribute that is its name"},
 	{"hadoop.security.group.mapping.ldap.search.group.hierarchy.levels", "0", "for LDAP: how many levels of groups of groups count"},
+	{"hadoop.security.group.mapping.ldap.conversion.rule", "none", "for RuleBasedLdapGroupsMapping: what becomes of groups' names: to_upper, to_lower or none"},
 	{"hadoop.security.group.mapping.ldap.posix.attr.uid.name", "uidNumber", "for LDAP with posixAccount and posixGroup"},
 	{"hadoop.security.group.mapping.ldap.posix.attr.gid.name", "gidNumber", "for LDAP with posixAccount and posixGroup"},
 	{"hadoop.security.group.mapping.ldap.connection.timeout.ms", "60000", "for LDAP"},
@@ -291,6 +292,21 @@ func (c *Conf) environment() {
 			c.Override(e.name, v, "environment "+e.env)
 		}
 	}
+}
+
+// ServerTLSEnvironment does the same with the two settings that belong to
+// ssl-server.xml, which c is. What it returns is for the log.
+func (c *Conf) ServerTLSEnvironment() (warnings []string) {
+	for _, e := range []struct{ env, name string }{
+		{"KMS_SSL_KEYSTORE_FILE", "ssl.server.keystore.location"},
+		{"KMS_SSL_KEYSTORE_PASS", "ssl.server.keystore.password"},
+	} {
+		if v, _ := c.env(e.env); v != "" {
+			warnings = append(warnings, fmt.Sprintf("environment variable %s overrides property %s; set the property in ssl-server.xml instead", e.env, e.name))
+			c.Override(e.name, v, "environment "+e.env)
+		}
+	}
+	return warnings
 }
 
 // lowWatermark takes the spelling that Cloudera's page prints. Hadoop's KMS

@@ -80,7 +80,11 @@ func (p *parser) file(path string) error {
 	}
 	p.open = append(p.open, path)
 	defer func() { p.open = p.open[:len(p.open)-1] }()
-	return p.parse(path, strings.TrimPrefix(string(data), "\ufeff"))
+	text, err := unicodeText(data)
+	if err != nil {
+		return fmt.Errorf("%s: malformed XML: %w; save the file as UTF-8", path, err)
+	}
+	return p.parse(path, text)
 }
 
 // document is a token reader that knows where it is.
@@ -346,30 +350,4 @@ func includePath(from, href string) (string, error) {
 // trim takes off what Java's String.trim does: characters up to U+0020.
 func trim(s string) string {
 	return strings.TrimFunc(s, func(r rune) bool { return r <= ' ' })
-}
-
-// charset serves the two single-byte encodings that such files come in beside
-// UTF-8.
-func charset(name string, in io.Reader) (io.Reader, error) {
-	switch strings.ToLower(name) {
-	case "utf-8", "us-ascii", "ascii":
-		return in, nil
-	case "iso-8859-1", "latin1":
-		data, err := io.ReadAll(in)
-		if err != nil {
-			return nil, err
-		}
-		runes := make([]rune, len(data))
-		for i, b := range data {
-			runes[i] = rune(b)
-		}
-		return strings.NewReader(string(runes)), nil
-	}
-	return nil, encodingError(name)
-}
-
-type encodingError string
-
-func (e encodingError) Error() string {
-	return fmt.Sprintf("the encoding %q is not supported", string(e))
 }

@@ -51,6 +51,23 @@ func TestForeignRules(t *testing.T) {
 	}
 }
 
+// TestServerTLSEnvironment: Hadoop's KMS takes the keystore of https from the
+// environment, over ssl-server.xml; the password is not in the warning.
+func TestServerTLSEnvironment(t *testing.T) {
+	c := New(t.TempDir(), env(map[string]string{"KMS_SSL_KEYSTORE_FILE": "/etc/kms.jks", "KMS_SSL_KEYSTORE_PASS": "hunter2"}))
+	c.Override("ssl.server.keystore.location", "/other.jks", "ssl-server.xml")
+	warned := strings.Join(c.ServerTLSEnvironment(), "\n")
+	if c.String("ssl.server.keystore.location") != "/etc/kms.jks" || c.String("ssl.server.keystore.password") != "hunter2" {
+		t.Errorf("%q %q", c.String("ssl.server.keystore.location"), c.String("ssl.server.keystore.password"))
+	}
+	if strings.Contains(warned, "hunter2") || strings.Count(warned, "overrides property ssl.server.keystore.") != 2 {
+		t.Errorf("warned of %s", warned)
+	}
+	if w := New(t.TempDir(), env(nil)).ServerTLSEnvironment(); w != nil {
+		t.Errorf("without: %q", w)
+	}
+}
+
 func TestMisplacedRules(t *testing.T) {
 	dir := t.TempDir()
 	for name, text := range map[string]string{

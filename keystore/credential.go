@@ -70,6 +70,11 @@ func OpenCredentials(path string, password secret.Bytes) (c *Credentials, missin
 		if uri = strings.TrimSpace(uri); uri == "" {
 			continue
 		}
+		if scheme, _, _ := strings.Cut(uri, "://"); strings.EqualFold(scheme, "user") {
+			// What a Java process's login holds, which in a server is nothing: Hadoop goes
+			// on to the next store, and so do we.
+			continue
+		}
 		file, err := credentialFile(uri)
 		if err != nil {
 			return nil, nil, fmt.Errorf("property %s: provider %s: %w", CredentialPathProperty, uri, err)
@@ -103,8 +108,6 @@ func credentialFile(uri string) (string, error) {
 	}
 	switch strings.ToLower(scheme) {
 	case "jceks", "localjceks":
-	case "user":
-		return "", errors.New("user:/// keeps credentials in a Java process's memory, so there is nothing to read them from; use localjceks://file/PATH")
 	case "bcfks", "localbcfks":
 		return "", errors.New("BouncyCastle's keystores are not read; make the store with localjceks://file/PATH")
 	default:

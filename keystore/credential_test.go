@@ -123,8 +123,16 @@ func TestPasswords(t *testing.T) {
 	if _, _, err := OpenCredentials("localjceks://file"+path, secret.Bytes("wrong")); err == nil || !strings.Contains(err.Error(), CredentialPasswordEnv) {
 		t.Errorf("with a wrong password: %v", err)
 	}
+	// What a Java process's login holds is nothing in a server: the next store counts.
+	if c, missing, err := OpenCredentials("user:///,localjceks://file"+path, secret.Bytes("none")); err == nil {
+		if v, ok, err := c.Get("p"); err != nil || !ok || string(v) != "stored" || len(missing) > 0 {
+			t.Errorf("behind user:///: %q %t %v", v, ok, err)
+		}
+	} else {
+		t.Errorf("behind user:///: %v", err)
+	}
 	for uri, want := range map[string]string{
-		"user:///": "user:/// keeps", "bcfks://file/x": "BouncyCastle", "jceks://hdfs@nn:8020/x": "only local files", "/etc/x.jceks": "no URI", "vault://x/y": "not known",
+		"bcfks://file/x": "BouncyCastle", "jceks://hdfs@nn:8020/x": "only local files", "/etc/x.jceks": "no URI", "vault://x/y": "not known",
 	} {
 		if _, _, err := OpenCredentials(uri, nil); err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), CredentialPathProperty) {
 			t.Errorf("%s: %v", uri, err)

@@ -85,6 +85,10 @@ func (f TLSFile) open() ([]byte, Format, error) {
 
 // explain names the file and says what to do about an error.
 func (f TLSFile) explain(format Format, err error) error {
+	if format == PKCS12Format && len(f.Password) == 0 && (errors.Is(err, pkcs12.ErrIncorrectPassword) || errors.Is(err, pkcs12.ErrDecryption)) {
+		return fmt.Errorf("keystore %s (%s): no password is set, and PKCS#12 cannot be read without its own: set the property that ends with .password beside the one that names this file"+
+			" (or a credential of that name in a store of %s)", f.Path, format, CredentialPathProperty)
+	}
 	if errors.Is(err, ErrPassword) || errors.Is(err, pkcs12.ErrIncorrectPassword) || errors.Is(err, pkcs12.ErrDecryption) {
 		return fmt.Errorf("keystore %s (%s): %w; check the passwords of the keystore and of its key", f.Path, format, ErrPassword)
 	}

@@ -119,6 +119,7 @@ func TestTLSErrors(t *testing.T) {
 		want string
 	}{
 		{"jks password", TLSFile{Path: "testdata/tls/trust.jks", Password: wrong}, "wrong password or damaged file"},
+		{"pkcs12 without", TLSFile{Path: "testdata/tls/trust.pkcs12"}, "testdata/tls/trust.pkcs12 (pkcs12): no password is set, and PKCS#12 cannot be read without its own: set the property that ends with .password"},
 		{"pkcs12 password", TLSFile{Path: "testdata/tls/trust.pkcs12", Password: wrong}, "wrong password or damaged file"},
 		{"nothing trusted", TLSFile{Path: "testdata/secretkeyspec.jceks", Password: changeit}, "there is no trusted certificate in it"},
 	} {

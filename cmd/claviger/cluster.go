@@ -88,7 +88,7 @@ func openCluster(ctx context.Context, conf *hadoopconf.Conf, log *slog.Logger) (
 		if c.signers, err = zookeeper.NewSigners(client, conf.String(path)); err != nil {
 			return nil, refuse(conf, path, err.Error())
 		}
-	} else if conf.String(signerPrefix+"auth.type") == "sasl" {
+	} else if how := conf.String(signerPrefix + "auth.type"); how == "sasl" {
 		log.Warn(signerPrefix + "auth.type is sasl and has no effect: " + signerKind + " is " + conf.String(signerKind) + "; set it to zookeeper on every node, so that they take each other's cookies")
 	}
 	if !tokens {
@@ -127,9 +127,12 @@ func (c *cluster) connect(conf *hadoopconf.Conf, log *slog.Logger, e ensemble) (
 		return nil, refuse(conf, servers, err.Error())
 	}
 	settings := zookeeper.Config{Ensemble: at, Property: servers, SessionTimeout: e.session, ConnectTimeout: e.connect, Patience: e.connect, Log: log}
-	switch conf.String(e.prefix + e.auth) {
+	switch how := conf.String(e.prefix + e.auth); how {
 	case "none":
-	case "sasl":
+	case "sasl", "kerberos":
+		if how == "kerberos" { // Ambari writes it; Hadoop takes it for none
+			log.Warn("kerberos is taken for sasl; Hadoop's own KMS takes it for none and leaves its nodes open to everybody: write sasl on every node", "property", e.prefix+e.auth)
+		}
 		if settings.SASL, settings.Owner, err = zookeeperSASL(conf, e.prefix); err != nil {
 			return nil, err
 		}

@@ -73,6 +73,7 @@ func TestClusterRefused(t *testing.T) {
 		"a path of no kind":        {with(signerSite, signerPrefix+"path", "secret"), []string{"kms-site.xml", signerPrefix + "path", "secret", "begin with /"}},
 		"an unknown type":          {with(signerSite, signerPrefix+"auth.type", "digest"), []string{"kms-site.xml", signerPrefix + "auth.type", "digest", "none or sasl"}},
 		"sasl without a keytab":    {with(signerSite, signerPrefix+"auth.type", "sasl", signerPrefix+"kerberos.keytab", "/nowhere/kms.keytab"), []string{"kms-site.xml", signerPrefix + "kerberos.keytab", "/nowhere/kms.keytab", "this process can read"}},
+		"kerberos, as of Ambari":   {with(signerSite, signerPrefix+"auth.type", "kerberos", signerPrefix+"kerberos.keytab", "/nowhere/kms.keytab"), []string{signerPrefix + "kerberos.keytab", "/nowhere/kms.keytab"}},
 		"the template's principal": {with(signerSite, signerPrefix+"auth.type", "sasl", signerPrefix+"kerberos.keytab", keytab), []string{signerPrefix + "kerberos.principal", "kms/#HOSTNAME#", "kms/_HOST@REALM"}},
 		"TLS without a truststore": {with(signerSite, signerPrefix+"ssl.enabled", "true"), []string{signerPrefix + "ssl.truststore.location", "needs a truststore"}},
 		"a truststore not there":   {with(signerSite, signerPrefix+"ssl.enabled", "true", signerPrefix+"ssl.truststore.location", "/nowhere/trust.jks"), []string{signerPrefix + "ssl.truststore.location", "/nowhere/trust.jks"}},

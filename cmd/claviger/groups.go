@@ -59,10 +59,15 @@ func openGroups(conf *hadoopconf.Conf, log *slog.Logger) (*authn.Groups, error) 
 			return nil, fmt.Errorf("property %s: %w", authn.StaticMappingProperty, err)
 		}
 		return groups.WithoutDirectory(), nil
-	case class == "LdapGroupsMapping":
+	case class == "LdapGroupsMapping", class == "RuleBasedLdapGroupsMapping":
 		c, err := ldapConfig(conf, log)
 		if err != nil {
 			return nil, err
+		}
+		if class == "RuleBasedLdapGroupsMapping" {
+			if c.Convert, err = conversionRule(conf); err != nil {
+				return nil, err
+			}
 		}
 		groups, err := authn.NewLDAPGroups(c, static, ttl, log)
 		if err != nil {
@@ -70,7 +75,21 @@ func openGroups(conf *hadoopconf.Conf, log *slog.Logger) (*authn.Groups, error) 
 		}
 		return groups, nil
 	}
-	return nil, refuse(conf, groupMapping, "it must be org.apache.hadoop.security.LdapGroupsMapping, or one of the classes that ask the operating system, such as org.apache.hadoop.security.JniBasedUnixGroupsMappingWithFallback")
+	return nil, refuse(conf, groupMapping, "it must be org.apache.hadoop.security.LdapGroupsMapping, RuleBasedLdapGroupsMapping, or one of the classes that ask the operating system, such as org.apache.hadoop.security.JniBasedUnixGroupsMappingWithFallback")
+}
+
+// conversionRule is what RuleBasedLdapGroupsMapping does with the names of groups.
+func conversionRule(conf *hadoopconf.Conf) (func(string) string, error) {
+	const property = authn.LDAPPrefix + "conversion.rule"
+	switch strings.ToLower(conf.String(property)) {
+	case "to_upper":
+		return strings.ToUpper, nil
+	case "to_lower":
+		return strings.ToLower, nil
+	case "none":
+		return nil, nil
+	}
+	return nil, refuse(conf, property, "it must be to_upper, to_lower or none")
 }
 
 // ldapConfig reads the properties of Hadoop's LdapGroupsMapping.

@@ -29,6 +29,8 @@ func TestGroupMapping(t *testing.T) {
 		"no mapping":      {map[string]string{groupMapping: "org.apache.hadoop.security.NullGroupsMapping", authn.StaticMappingProperty: "=staff"}, authn.StaticMappingProperty},
 		"system":          {map[string]string{groupMapping: "org.apache.hadoop.security.JniBasedUnixGroupsMappingWithFallback"}, ""},
 		"ldap":            {map[string]string{groupMapping: ldap, authn.LDAPPrefix + "url": "ldap://h", authn.LDAPPrefix + "bind.user": "cn=r", authn.LDAPPrefix + "bind.password.file": file}, ""},
+		"rule-based ldap": {map[string]string{groupMapping: "org.apache.hadoop.security.RuleBasedLdapGroupsMapping", authn.LDAPPrefix + "url": "ldap://h", authn.LDAPPrefix + "conversion.rule": "to_Upper"}, ""},
+		"no such rule":    {map[string]string{groupMapping: "org.apache.hadoop.security.RuleBasedLdapGroupsMapping", authn.LDAPPrefix + "url": "ldap://h", authn.LDAPPrefix + "conversion.rule": "upper"}, "to_upper, to_lower or none"},
 		"class":           {map[string]string{groupMapping: "com.example.Mapping"}, "com.example.Mapping"},
 		"no url":          {map[string]string{groupMapping: ldap}, "url is empty"},
 		"filter":          {map[string]string{groupMapping: ldap, authn.LDAPPrefix + "url": "ldap://h", authn.LDAPPrefix + "search.filter.user": "(uid={0}"}, "search.filter.user"},

@@ -61,8 +61,9 @@ func password(site, c *hadoopconf.Conf, log *slog.Logger, name string) (secret.B
 
 // stores reads the TLS stores of one file, or of kms-site.xml.
 type stores struct {
-	site, c *hadoopconf.Conf
-	log     *slog.Logger
+	site, c     *hadoopconf.Conf
+	log         *slog.Logger
+	environment []string // warnings of what it overrides
 }
 
 // file reads a store's place and passwords; ok is false where none is named.
@@ -90,7 +91,14 @@ func sslStores(conf *hadoopconf.Conf, log *slog.Logger, property, fallback strin
 		name = filepath.Join(conf.Dir(), name)
 	}
 	c := hadoopconf.New(filepath.Dir(name), nil)
-	return stores{conf, c, log}, c.AddFile(name, true)
+	if err := c.AddFile(name, true); err != nil {
+		return stores{}, err
+	}
+	st := stores{site: conf, c: c, log: log}
+	if property == "hadoop.ssl.server.conf" {
+		st.environment = c.ServerTLSEnvironment()
+	}
+	return st, nil
 }
 
 // serverTLS is the configuration of https, which follows its stores' changes
@@ -100,6 +108,9 @@ func serverTLS(site *hadoopconf.Conf, log *slog.Logger) (conf *tls.Config, stop 
 	st, err := sslStores(site, log, "hadoop.ssl.server.conf", "ssl-server.xml")
 	if err != nil {
 		return nil, stop, err
+	}
+	for _, w := range st.environment {
+		log.Warn(w)
 	}
 	file, ok, err := st.file("ssl.server.keystore.")
 	if err != nil {

@@ -136,6 +136,17 @@ func TestTLS(t *testing.T) {
 	dir := tlsFolder(t)
 	t.Run("Java client", func(t *testing.T) { javaTLSClient(t, dir) })
 	t.Run("refused", func(t *testing.T) { tlsRefused(t, dir) })
+	t.Run("environment", func(t *testing.T) {
+		writeFile(t, filepath.Join(dir, "ssl-server.xml"), siteXML("ssl.server.keystore.location", filepath.Join(dir, "missing.jks")))
+		t.Setenv("KMS_SSL_KEYSTORE_FILE", filepath.Join(dir, "server.jks"))
+		var log bytes.Buffer
+		s := tlsServer(t, dir, slog.New(slog.NewTextHandler(&log, nil)))
+		conf, stop, err := serverTLS(s.conf, s.log)
+		if err != nil || conf == nil || !strings.Contains(log.String(), "KMS_SSL_KEYSTORE_FILE overrides property ssl.server.keystore.location") {
+			t.Errorf("%v; log: %s", err, log.String())
+		}
+		stop()
+	})
 	t.Run("client's trust", func(t *testing.T) { clientTrust(t, dir) })
 }
 
@@ -237,7 +248,6 @@ func tlsRefused(t *testing.T, dir string) {
 		{nil, []string{"ssl.server.exclude.cipher.list", "TLS_ECDHE_.*"}, "it leaves no cipher suite"},
 		{nil, []string{"ssl.server.keystore.password", "clear"}, ""}, // the credential store's goes first
 		{[]string{keystore.CredentialPathProperty, "localjceks://file/nowhere/none.jceks"}, []string{"ssl.server.keystore.password", "clear"}, keystore.CredentialFallbackProperty + "=false forbids"},
-		{[]string{keystore.CredentialPathProperty, "user:///"}, nil, "user:/// keeps credentials in a Java process's memory"},
 	} {
 		writeFile(t, filepath.Join(dir, "ssl-server.xml"), siteXML(append([]string{"ssl.server.keystore.location", filepath.Join(dir, "server.jks")}, test.server...)...))
 		s := tlsServer(t, dir, slog.New(slog.DiscardHandler), test.site...)
