@@ -301,7 +301,11 @@ func serveToEnd(t *testing.T, dir string) (url string, end func() error) {
 	go func() {
 		ended <- serveKMS(ctx, kmsFlags{conf: dir, port: 0, ready: ready}, slog.New(slog.DiscardHandler), new(slog.LevelVar))
 	}()
-	end = func() error { stop(); return <-ended }
+	end = func() error {
+		stop()
+		err := <-ended
+		return errors.Join(err, os.Remove(ready)) // so that nobody takes it for the next server's
+	}
 	for range 1000 {
 		if url, err := os.ReadFile(ready); err == nil {
 			return strings.TrimSpace(string(url)), end
