@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 // ACLNameAttribute is the metadata attribute that names the ACL which guards a
@@ -73,6 +74,25 @@ func KeyOfVersion(version string) (key string, ok bool) {
 		return "", false
 	}
 	return version[:i], true
+}
+
+// MaxName caps the name of a key, and of a version, in bytes of UTF-8.
+const MaxName = 4096
+
+// BadName says why no key may get a name, in words that follow "the name"; "" where one
+// may. Names of keys that are there already are not measured by it.
+func BadName(name string) (why string) {
+	switch {
+	case name == "":
+		return "" // each caller has an answer of its own
+	case len(name) > MaxName:
+		return "is longer than " + strconv.Itoa(MaxName) + " bytes"
+	case !utf8.ValidString(name):
+		return "is not UTF-8"
+	case strings.ContainsRune(name, 0):
+		return "holds a NUL"
+	}
+	return ""
 }
 
 // VersionName joins a key name and a version id.

@@ -98,6 +98,24 @@ func (m *Metrics) Info(name, help string, labels map[string]string) {
 	m.registry.MustRegister(g)
 }
 
+// Gauges adds figures that f tells by the values of a label.
+func (m *Metrics) Gauges(name, help, label string, f func() map[string]float64) {
+	m.registry.MustRegister(&labelled{prometheus.NewDesc(name, help, []string{label}, nil), f})
+}
+
+type labelled struct {
+	desc *prometheus.Desc
+	ask  func() map[string]float64
+}
+
+func (l *labelled) Describe(ch chan<- *prometheus.Desc) { ch <- l.desc }
+
+func (l *labelled) Collect(ch chan<- prometheus.Metric) {
+	for label, v := range l.ask() {
+		ch <- constant(l.desc, prometheus.GaugeValue, v, label)
+	}
+}
+
 // Query is Gauge for a figure that is asked of something that may not answer: then
 // it is left out.
 func (m *Metrics) Query(name, help string, f func(context.Context) (float64, error)) {

@@ -251,6 +251,16 @@ func (r *Ring) ReencryptBatch(ctx context.Context, c claviger.Caller, key string
 	return out, nil
 }
 
+// MayReencryptBatch asks the rules that ReencryptBatch asks first, for a face that does
+// not want to wait for a long body of a caller without the right. Kind Denied.
+func (r *Ring) MayReencryptBatch(ctx context.Context, c claviger.Caller, key string) error {
+	q, err := r.enterUnasked(&c, audit.ReencryptEEKBatch, key)
+	if err != nil {
+		return err
+	}
+	return q.need(ctx, &key, authz.GenerateEEK)
+}
+
 // reencrypt brings the EDEKs of one key under its current version. es is not
 // empty.
 func (r *Ring) reencrypt(ctx context.Context, q *request, named *string, es []claviger.EDEK) ([]claviger.EDEK, error) {

@@ -17,6 +17,9 @@ import (
 // version's material is withheld from a caller without the GET right. Kinds
 // Denied, KeyDenied, and those of provider.Writer.
 func (r *Ring) Create(ctx context.Context, c claviger.Caller, spec provider.Spec) (provider.KeyVersion, error) {
+	if err := checkSpec(spec); err != nil {
+		return provider.KeyVersion{}, err
+	}
 	q, err := r.enter(ctx, &c, audit.CreateKey, &spec.Name, authz.Create)
 	if err != nil {
 		return provider.KeyVersion{}, err

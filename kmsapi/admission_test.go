@@ -85,16 +85,16 @@ func TestAdmission(t *testing.T) {
 	const generate, reencrypt = "/kms/v1/key/k/_eek?eek_op=generate&num_keys=300", "/kms/v1/key/k/_reencryptbatch"
 	const decrypt = "/kms/v1/keyversion/k@0/_eek?eek_op=decrypt"
 	var storm sync.WaitGroup
-	for range 2 {
+	for _, user := range []string{"bob", "carol"} { // one of them could not have both places
 		storm.Go(func() {
-			if a := ask(t, addr, "GET", generate, ""); a.status != 200 {
+			if a := ask(t, addr, "GET", generate+"&user.name="+user, ""); a.status != 200 {
 				t.Errorf("an admitted generate: %d %s", a.status, a.body)
 			}
 		})
 		<-s.hanging
 	}
 	storm.Go(func() {
-		if a := ask(t, addr, "POST", reencrypt, batch); a.status != 200 {
+		if a := ask(t, addr, "POST", reencrypt+"?user.name=bob", batch); a.status != 200 {
 			t.Errorf("an admitted batch: %d %s", a.status, a.body)
 		}
 	})

@@ -36,6 +36,10 @@ type Limits struct {
 	MaxKeys  int   // EDEKs of one generate
 	MaxBatch int   // EDEKs of one batch re-encryption
 	MaxBody  int64 // bytes of a batch's body; other bodies end at 1 MiB
+	MaxNames int   // keys of one request for metadata; 0: defaultNames
+	// MaxParameters of one request's query; 0: defaultParameters.
+	MaxParameters int
+	Slow          Slow // the zero value: DefaultSlow
 }
 
 // Config is what the face is made of.
@@ -60,6 +64,8 @@ type Config struct {
 	// its class ("decrypt", "generate", "re-encryption", "key management"), and whether
 	// that came.
 	Waited func(class string, took time.Duration, came bool)
+	// Lanes, if not nil, is filled in.
+	Lanes *Lanes
 	// Refused, if not nil, is told of each request that was refused before its
 	// operation, and for what.
 	Refused func(reason string)
@@ -68,9 +74,6 @@ type Config struct {
 // smallBody caps every body but a batch's. A creation with all its attributes
 // is a few kilobytes.
 const smallBody = 1 << 20
-
-// maxName caps a decoded key or version name.
-const maxName = 4096
 
 type api struct {
 	Config
@@ -94,10 +97,14 @@ func New(cfg Config) (http.Handler, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
+	cfg.Limits.defaults()
 	if cfg.Admission == (Admission{}) {
 		cfg.Admission = DefaultAdmission
 	}
-	if a := cfg.Admission; a.Decrypts <= 0 || a.Generates <= 0 || a.Batches <= 0 || a.Management <= 0 || a.Wait <= 0 {
+	if cfg.Admission.Reads == 0 {
+		cfg.Admission.Reads = DefaultAdmission.Reads
+	}
+	if a := cfg.Admission; a.Decrypts <= 0 || a.Generates <= 0 || a.Batches <= 0 || a.Management <= 0 || a.Reads <= 0 || a.Wait <= 0 {
 		return nil, errors.New("kmsapi.New: all of Admission must be positive")
 	}
 	if cfg.NotReady == nil {
@@ -116,8 +123,12 @@ func New(cfg Config) (http.Handler, error) {
 	if _, err := rand.Read(id); err != nil {
 		return nil, err
 	}
-	return &api{Config: cfg, instance: hex.EncodeToString(id), gauges: newGauges(cfg.Operations, time.Now()), warned: &warnings{now: time.Now, since: make(map[string]*warned)},
-		large: newLargeRequests(cfg.Limits.MaxBody, cfg.Admission.Wait, cfg.Log), lanes: newLanes(cfg.Admission, cfg.Waited, cfg.Log)}, nil
+	a := &api{Config: cfg, instance: hex.EncodeToString(id), gauges: newGauges(cfg.Operations, time.Now()), warned: &warnings{now: time.Now, since: make(map[string]*warned)},
+		large: newLargeRequests(cfg.Limits.MaxBody, cfg.Admission, cfg.Log), lanes: newLanes(cfg.Admission, cfg.Waited, cfg.Log)}
+	if cfg.Lanes != nil {
+		cfg.Lanes.all = append(a.lanes[noClass+1:len(a.lanes):len(a.lanes)], a.large)
+	}
+	return a, nil
 }
 
 // call is one request on its way through the face.
@@ -131,15 +142,16 @@ type call struct {
 	name   string     // decoded key or version name of the path
 	query  url.Values // parsed when first asked for
 	body   []byte
-	// reserved is what it holds of the allowance for large requests.
-	reserved int64
-	turn     *lane // in which it has a turn of the weight turns
-	turns    int64
-	away     *lane // in which it had a turn that it gave up for a while
-	edeks    int
-	opName   string // if not the route's own
-	denied   bool   // by the operation-level rules
-	status   int
+	// taken is the memory that it takes, reserved what it holds of the allowance for
+	// large requests.
+	taken, reserved int64
+	turn            *lane // in which it has a turn of the weight turns
+	turns           int64
+	away            *lane // in which it had a turn that it gave up for a while
+	edeks           int
+	opName          string // if not the route's own
+	denied          bool   // by the operation-level rules
+	status          int
 }
 
 // op is the name of the operation in metrics.
@@ -191,7 +203,7 @@ func (c *call) serve() {
 	req := authn.RequestOf(c.r)
 	c.caller.RemoteAddr = req.RemoteIP.String()
 	path := rawPath(c.r)
-	if strings.Contains(path, "%00") { // as Jetty, before any filter
+	if strings.Contains(path, "%00") || c.tooManyParameters() { // as Jetty, before any filter
 		c.badMessage()
 		return
 	}
@@ -267,21 +279,32 @@ func (c *call) serve() {
 		c.fail(kmswire.Throw(kmswire.IllegalArgument, "Parameter '"+param+"' cannot be empty"))
 		return
 	}
-	if len(c.name) > maxName {
-		c.fail(kmswire.Throw(kmswire.IllegalArgument, "the name in the path is longer than "+strconv.Itoa(maxName)+" bytes"))
+	if len(c.name) > claviger.MaxName {
+		c.fail(kmswire.Throw(kmswire.IllegalArgument, "the name in the path is longer than "+strconv.Itoa(claviger.MaxName)+" bytes"))
 		return
 	}
 	ctx, cancel := context.WithTimeout(c.r.Context(), c.route.deadline)
 	defer cancel()
 	ctx = keyring.WithTurn(ctx, c)
+	if c.route.body == batchBody {
+		// Before a long body is waited for, and kept.
+		if err := c.Ring.MayReencryptBatch(ctx, c.caller, c.name); err != nil {
+			if n := c.r.ContentLength; n < 0 || n > freeMemory {
+				c.w.Header().Set("Connection", "close") // else net/http reads the body before it answers
+			}
+			c.reading()(0)
+			c.fail(err)
+			return
+		}
+	}
 	if c.route.body != noBody {
 		if err := c.readBody(ctx); err != nil {
 			c.fail(err)
 			return
 		}
 	}
-	if class := c.route.class; class == decrypts || class == management {
-		if err := c.admit(ctx, class, 1); err != nil {
+	if class := c.route.class; class == decrypts || class == management || class == reads {
+		if err := c.admit(ctx, class, c.weight()); err != nil {
 			c.fail(err)
 			return
 		}
@@ -359,19 +382,16 @@ func (c *call) readBody(ctx context.Context) error {
 	if c.r.ContentLength > limit {
 		return &tooLarge{limit}
 	}
-	length := c.r.ContentLength
-	if length < 0 {
-		length = limit // chunked: it may be that long
-	}
-	if err := c.reserve(ctx, length); err != nil {
-		return err
-	}
 	var err error
-	c.body, err = readAll(http.MaxBytesReader(c.w, c.r.Body, limit), c.r.ContentLength)
+	c.body, err = c.readAll(ctx, http.MaxBytesReader(c.w, c.r.Body, limit))
 	var over *http.MaxBytesError
+	var overload *busy
 	switch {
 	case errors.As(err, &over):
 		return &tooLarge{limit}
+	case errors.As(err, &overload):
+		c.w.Header().Set("Connection", "close") // the rest is not read
+		return err
 	case err != nil:
 		return kmswire.Throw(kmswire.IOException, "the request's body could not be read to its end")
 	}
@@ -382,25 +402,33 @@ func (c *call) readBody(ctx context.Context) error {
 // that announces much and sends nothing must not cost much.
 const firstRead = 256 << 10
 
-// readAll reads a body of the length that was announced, -1 for none.
-func readAll(in io.Reader, announced int64) ([]byte, error) {
-	first := announced + 1 // one more, to see the end without growing
+// readAll reads a body. It gets memory as its bytes come, and must come at a rate.
+func (c *call) readAll(ctx context.Context, in io.Reader) ([]byte, error) {
+	announced := c.r.ContentLength // -1: none
+	first := announced + 1         // one more, to see the end without growing
 	if announced < 0 || first > firstRead {
 		first = firstRead
 	}
 	p, _ := buffers.Get().(*[]byte)
 	b := slices.Grow((*p)[:0], int(first))
+	pace := c.reading()
 	for {
+		pace(len(b))
 		n, err := in.Read(b[len(b):cap(b)])
 		b = b[:len(b)+n]
 		switch {
 		case errors.Is(err, io.EOF):
+			pace(-1)
 			return b, nil
-		case err != nil:
+		case err == nil && len(b) == cap(b):
+			// What it holds already is paid for; growing doubles that.
+			if err = c.reserve(ctx, int64(cap(b))); err == nil {
+				b = slices.Grow(b, cap(b))
+			}
+		}
+		if err != nil {
 			recycle(b)
 			return nil, err
-		case len(b) == cap(b):
-			b = slices.Grow(b, cap(b))
 		}
 	}
 }
@@ -491,6 +519,8 @@ func (c *call) send(status int, body []byte) {
 		return
 	}
 	c.gauges.web.bytes.Add(int64(len(body)))
+	c.leave() // the work is done: who reads slowly keeps no turn
+	c.writing(len(body))
 	if _, err := c.w.Write(body); err != nil && len(body) > 0 {
 		c.Log.Debug("the client went away before its answer", "id", c.caller.RequestID, "err", err)
 	}

@@ -4,8 +4,6 @@ import (
 	"context"
 	"log/slog"
 	"time"
-
-	"golang.org/x/sync/semaphore"
 )
 
 // A request may be large, and many may come at once: without an end to their
@@ -24,34 +22,30 @@ const (
 )
 
 // newLargeRequests is the allowance, in bytes.
-func newLargeRequests(maxBody int64, wait time.Duration, log *slog.Logger) *lane {
-	size := allowance * max(maxBody, smallBody)
-	return &lane{name: "large", size: size, wait: wait, log: log, turns: semaphore.NewWeighted(size)}
+func newLargeRequests(maxBody int64, a Admission, log *slog.Logger) *lane {
+	return newLane("large", allowance*max(maxBody, smallBody), true, a, func(string, time.Duration, bool) {}, log)
 }
 
-// reserve waits until a request may take n bytes; they are given back when it is
+// reserve waits until a request may take n bytes more; they are given back when it is
 // done. *busy where that does not come to pass within Admission.Wait.
 func (c *call) reserve(ctx context.Context, n int64) error {
-	if n <= freeMemory {
+	c.taken += n
+	n = c.taken - freeMemory - c.reserved
+	if n <= 0 {
 		return nil
 	}
-	n = min(n, c.large.size)
-	if !c.large.turns.TryAcquire(n) {
-		ctx, cancel := context.WithTimeout(ctx, c.large.wait)
-		defer cancel()
-		if err := c.large.turns.Acquire(ctx, n); err != nil {
-			c.large.sendAway()
-			return &busy{c.large.name}
-		}
+	granted, err := c.large.acquire(ctx, c.caller.Short, n)
+	if err != nil {
+		return err
 	}
-	c.reserved += n
+	c.reserved += granted
 	return nil
 }
 
 // release gives back what the request has reserved.
 func (c *call) release() {
 	if c.reserved > 0 {
-		c.large.turns.Release(c.reserved)
+		c.large.shares.release(c.caller.Short, c.reserved)
 		c.reserved = 0
 	}
 }

@@ -6,46 +6,69 @@ import (
 	"log/slog"
 	"testing"
 	"time"
+
+	"claviger"
 )
 
+// TestReserve: small requests need no memory of the allowance; whatever one caller holds
+// of it, another gets some; all is given back.
 func TestReserve(t *testing.T) {
-	a := &api{large: newLargeRequests(1, time.Millisecond, slog.New(slog.DiscardHandler))} // the allowance is that of 1 MiB bodies
-	size := a.large.size
+	a := &api{large: newLargeRequests(1, Admission{Wait: time.Millisecond}, slog.New(slog.DiscardHandler))} // the allowance is that of 1 MiB bodies
+	size := a.large.shares.size
+	by := func(name string) *call {
+		c := &call{api: a}
+		c.caller = claviger.Caller{Principal: claviger.Principal{Name: name, Short: name}}
+		return c
+	}
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
 	var held []*call
-	for range allowance {
-		c := &call{api: a}
-		if err := c.reserve(t.Context(), smallBody); err != nil {
-			t.Fatal(err)
+	var overload *busy
+	for {
+		c := by("mallory")
+		err := c.reserve(t.Context(), smallBody)
+		if err != nil {
+			if !errors.As(err, &overload) || !overload.own {
+				t.Errorf("beyond a caller's share: %v", err)
+			}
+			break
 		}
 		held = append(held, c)
 	}
-	late := &call{api: a}
-	var overload *busy
-	for _, ctx := range []context.Context{ended, t.Context()} {
-		if err := late.reserve(ctx, freeMemory+1); !errors.As(err, &overload) {
-			t.Errorf("beyond the allowance: %v", err)
-		}
+	if used, most := a.large.shares.figures(); used > size/2 || used != most || len(held) < 2 {
+		t.Errorf("one caller holds %d of %d bytes by %d requests", used, size, len(held))
 	}
+	alice := by("alice")
+	if err := alice.reserve(ended, smallBody); err != nil {
+		t.Errorf("another caller, at once: %v", err)
+	}
+	late := by("mallory")
 	if err := late.reserve(ended, freeMemory); err != nil {
 		t.Errorf("a small request: %v", err)
 	}
 	late.release() // has nothing to give back
-	held[0].release()
-	held[0].release()
-	if err := late.reserve(t.Context(), smallBody); err != nil {
-		t.Error(err)
-	}
-	for _, c := range append(held, late) {
+	alice.release()
+	alice.release()
+	for _, c := range held {
 		c.release()
 	}
-	// One that asks for more than there is gets all of it.
-	if err := late.reserve(t.Context(), 100*size); err != nil || late.reserved != size {
-		t.Errorf("%d of %d bytes, %v", late.reserved, size, err)
+	// Bytes that come by and by count together.
+	c := by("alice")
+	for range 8 {
+		if err := c.reserve(t.Context(), freeMemory/2); err != nil {
+			t.Fatal(err)
+		}
 	}
-	late.release()
-	if !a.large.turns.TryAcquire(size) {
+	if c.reserved != 3*freeMemory {
+		t.Errorf("%d bytes are reserved for %d", c.reserved, c.taken)
+	}
+	c.release()
+	// One that asks for more than there is gets as much as one may have.
+	if err := c.reserve(t.Context(), 100*size); err != nil || c.reserved != size/2 {
+		t.Errorf("%d of %d bytes, %v", c.reserved, size, err)
+	}
+	c.release()
+	if used, _ := a.large.shares.figures(); used != 0 {
 		t.Error("something was not given back")
 	}
 }

@@ -46,28 +46,31 @@ type route struct {
 // HEAD, which goes with GET, are not in it.
 var routes = []route{
 	{http.MethodPost, patternKeys, "create_key", plainBody, true, long, management, create},
-	{http.MethodGet, patternMetadata, "get_keys_metadata", noBody, true, quick, unlimited, keysMetadata},
-	{http.MethodGet, patternNames, "get_keys", noBody, true, quick, unlimited, names},
-	{http.MethodGet, patternKey, "get_metadata", noBody, true, quick, unlimited, metadata},
+	{http.MethodGet, patternMetadata, "get_keys_metadata", noBody, true, quick, reads, keysMetadata},
+	{http.MethodGet, patternNames, "get_keys", noBody, true, quick, reads, names},
+	{http.MethodGet, patternKey, "get_metadata", noBody, true, quick, reads, metadata},
 	{http.MethodPost, patternKey, "roll_new_version", plainBody, true, long, management, roll},
 	{http.MethodDelete, patternKey, "delete_key", noBody, false, long, management, remove},
-	{http.MethodGet, patternKey + "/_metadata", "get_metadata", noBody, true, quick, unlimited, metadata},
+	{http.MethodGet, patternKey + "/_metadata", "get_metadata", noBody, true, quick, reads, metadata},
 	{http.MethodPost, patternKey + "/_invalidatecache", "invalidate_cache", noBody, false, quick, management, invalidate},
-	{http.MethodGet, patternKey + "/_currentversion", "get_current_key", noBody, true, quick, unlimited, currentVersion},
-	{http.MethodGet, patternKey + "/_versions", "get_key_versions", noBody, true, quick, unlimited, versions},
+	{http.MethodGet, patternKey + "/_currentversion", "get_current_key", noBody, true, quick, reads, currentVersion},
+	{http.MethodGet, patternKey + "/_versions", "get_key_versions", noBody, true, quick, reads, versions},
 	{http.MethodGet, patternKey + "/_eek", "generate_eek", noBody, true, quick, generates, generate},
 	{http.MethodGet, patternKey + "/_dek", "generate_eek", noBody, true, quick, generates, dataKey}, // Ranger's
 	{http.MethodPost, patternKey + "/_reencryptbatch", "reencrypt_eek_batch", batchBody, true, long, batches, reencryptBatch},
 	{http.MethodPost, patternTrusteeKey, "undelete_key", noBody, false, long, management, trusteeOp},
-	{http.MethodGet, patternTrusteeKey, "get_metadata", noBody, true, quick, unlimited, describe},
-	{http.MethodGet, patternDeleted, "get_deleted_keys", noBody, true, quick, unlimited, deletedKeys},
-	{http.MethodGet, patternKeyVersion, "get_key_version", noBody, true, quick, unlimited, keyVersion},
+	{http.MethodGet, patternTrusteeKey, "get_metadata", noBody, true, quick, reads, describe},
+	{http.MethodGet, patternDeleted, "get_deleted_keys", noBody, true, quick, reads, deletedKeys},
+	{http.MethodGet, patternKeyVersion, "get_key_version", noBody, true, quick, reads, keyVersion},
 	{http.MethodPost, patternKeyVersion + "/_eek", "decrypt_eek", plainBody, true, quick, decrypts, openEDEK},
 }
 
 func create(ctx context.Context, c *call) error {
 	in, err := kmswire.ReadCreate(c.body)
 	if err != nil {
+		return err
+	}
+	if err := checkLength(in.Name); err != nil {
 		return err
 	}
 	c.name = in.Name
@@ -142,6 +145,14 @@ func names(ctx context.Context, c *call) error {
 
 func keysMetadata(ctx context.Context, c *call) error {
 	c.param("key")
+	if n := len(c.query["key"]); n > c.Limits.MaxNames {
+		return kmswire.Throw(kmswire.IllegalArgument, fmt.Sprintf("metadata of %d keys are asked for, and one request may ask for %d; ask in parts", n, c.Limits.MaxNames))
+	}
+	for _, name := range c.query["key"] {
+		if err := checkLength(name); err != nil {
+			return err
+		}
+	}
 	list, err := c.Ring.KeysMetadata(ctx, c.caller, c.query["key"])
 	if err != nil {
 		return err
@@ -261,6 +272,9 @@ func openEDEK(ctx context.Context, c *call) error {
 	if err != nil {
 		return err
 	}
+	if err := checkLength(in.Name); err != nil {
+		return err
+	}
 	e := claviger.EDEK{Version: c.name, IV: in.IV, Material: in.Material}
 	c.edeks = 1
 	switch op {
@@ -291,6 +305,11 @@ func reencryptBatch(ctx context.Context, c *call) error {
 	in, err := kmswire.ReadBatch(c.body, c.Limits.MaxBatch)
 	if err != nil {
 		return err
+	}
+	for i := range in {
+		if err := checkLength(in[i].Version); err != nil {
+			return err
+		}
 	}
 	c.edeks = len(in)
 	if err := c.admit(ctx, batches, units(len(in))); err != nil {

@@ -116,6 +116,7 @@ type kmsServer struct {
 	ring    *keyring.Ring
 	policy  *authz.Watcher
 	closers []func() error // of what is open, in order
+	lanes   kmsapi.Lanes
 	// waiting is why KMS requests are not served yet; "" once they are.
 	waiting atomic.Pointer[string]
 }
@@ -194,7 +195,7 @@ func (s *kmsServer) handler(listener *boundedListener) (http.Handler, error) {
 	}
 	api, err := kmsapi.New(kmsapi.Config{
 		Ring: s.ring, Auth: s.auth.Authenticator, Audit: s.trail, Log: s.log, KeyAuthorization: s.set.ring.KeyAuthorization,
-		Limits: kmsapi.Limits{MaxKeys: s.set.maxKeys, MaxBatch: s.set.maxBatch, MaxBody: s.set.maxBody}, Admission: s.set.admission, Operations: operations,
+		Limits: s.set.limits, Lanes: &s.lanes, Admission: s.set.admission, Operations: operations,
 		NotReady: func() string { return *s.waiting.Load() },
 		Observe:  observe,
 		Waited:   waited,

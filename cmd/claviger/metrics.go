@@ -5,6 +5,7 @@ import (
 
 	"claviger/authn"
 	"claviger/console"
+	"claviger/kmsapi"
 	"claviger/pkcs11"
 	"claviger/provider/hsm"
 )
@@ -17,6 +18,7 @@ func (s *kmsServer) metrics(listener *boundedListener) *console.Metrics {
 	listener.metrics(m)
 	groupMetrics(m, s.auth.groups)
 	tokenMetrics(m, s.auth.tokens)
+	laneMetrics(m, &s.lanes)
 	m.Gauge("claviger_edek_queue_ready", "Ready-made EDEKs of all keys.", func() float64 { return float64(s.ring.Queued()) })
 	if len(s.svc.Sources) > 0 {
 		m.Gauge("claviger_source_waiting", "Requests that wait for a source of key versions.", func() float64 { now, _ := s.ring.SourceWaiting(); return float64(now) })
@@ -64,4 +66,23 @@ func tokenMetrics(m *console.Metrics, d *authn.Delegations) {
 	} {
 		m.Counter("claviger_delegation_refused_"+reason+"_total", "Delegation tokens refused by the limit of "+reason+".", func() float64 { return float64(of(d.Stats())) })
 	}
+}
+
+// laneMetrics show how full the classes of requests are, and how much of each one user
+// has.
+func laneMetrics(m *console.Metrics, lanes *kmsapi.Lanes) {
+	of := func(figure func(kmsapi.LaneFigures) int64) func() map[string]float64 {
+		return func() map[string]float64 {
+			out := make(map[string]float64)
+			for name, f := range lanes.Figures() {
+				out[name] = float64(figure(f))
+			}
+			return out
+		}
+	}
+	const class = "class"
+	m.Gauges("claviger_kms_turns", "Places of each class of requests that are taken; of large, bytes.", class, of(func(f kmsapi.LaneFigures) int64 { return f.Used }))
+	m.Gauges("claviger_kms_turns_max", "Places of each class; of large, bytes.", class, of(func(f kmsapi.LaneFigures) int64 { return f.Size }))
+	m.Gauges("claviger_kms_turns_of_one_user", "Places that the user with most has.", class, of(func(f kmsapi.LaneFigures) int64 { return f.Most }))
+	m.Gauges("claviger_kms_turns_refused_own", "Requests sent away so far since their user had a share already.", class, of(func(f kmsapi.LaneFigures) int64 { return f.Own }))
 }

@@ -18,9 +18,7 @@ type kmsSettings struct {
 	tls        bool
 	web        webSettings
 	shutdown   time.Duration
-	maxKeys    int
-	maxBatch   int
-	maxBody    int64
+	limits     kmsapi.Limits
 	admission  kmsapi.Admission
 	metrics    bool
 	migrate    bool
@@ -76,9 +74,7 @@ func readKMSSettings(conf *hadoopconf.Conf) (kmsSettings, error) {
 		tls:       r.bool("hadoop.kms.ssl.enabled"),
 		web:       r.web(),
 		shutdown:  r.duration("claviger.shutdown.timeout", time.Second),
-		maxKeys:   int(r.int("claviger.kms.max.num.keys", 1, math.MaxInt32)),
-		maxBatch:  int(r.int("claviger.kms.max.batch", 1, math.MaxInt32)),
-		maxBody:   r.int("claviger.kms.max.body.bytes", 1<<16, 1<<32),
+		limits:    readLimits(r),
 		admission: readAdmission(r),
 		metrics:   r.bool("claviger.metrics.enabled"),
 		migrate:   r.bool(hadoopconf.InitiateMigration),
@@ -112,12 +108,28 @@ func readKMSSettings(conf *hadoopconf.Conf) (kmsSettings, error) {
 	return s, nil
 }
 
+// readLimits reads what one request may ask for.
+func readLimits(r *reader) kmsapi.Limits {
+	l := kmsapi.Limits{
+		MaxKeys:       int(r.int("claviger.kms.max.num.keys", 1, math.MaxInt32)),
+		MaxBatch:      int(r.int("claviger.kms.max.batch", 1, math.MaxInt32)),
+		MaxBody:       r.int("claviger.kms.max.body.bytes", 1<<16, 1<<32),
+		MaxNames:      int(r.int("claviger.kms.max.metadata.names", 1, 1<<16)),
+		MaxParameters: int(r.int("claviger.http.max.parameters", 16, 1<<16)),
+		Slow:          kmsapi.Slow{Grace: r.duration("claviger.http.slow.grace", time.Second), Rate: r.int("claviger.http.slow.rate", 1, 1<<40)},
+	}
+	if r.err == nil && l.Slow.Grace == 0 {
+		r.keep(refuse(r.conf, "claviger.http.slow.grace", "it must be more than 0: a body has to have some time to come"))
+	}
+	return l
+}
+
 // readAdmission reads how many requests of a class are worked on at once.
 func readAdmission(r *reader) kmsapi.Admission {
 	const prefix = "claviger.kms.max.concurrent."
 	atOnce := func(class string) int { return int(r.int(prefix+class, 1, 1<<20)) }
 	return kmsapi.Admission{
-		Decrypts: atOnce("decrypts"), Generates: atOnce("generates"), Batches: atOnce("batches"), Management: atOnce("management"),
+		Decrypts: atOnce("decrypts"), Generates: atOnce("generates"), Batches: atOnce("batches"), Management: atOnce("management"), Reads: atOnce("reads"),
 		Wait: max(r.duration("claviger.kms.max.wait", time.Second), time.Millisecond),
 	}
 }

@@ -1,0 +1,54 @@
+package keyring
+
+import (
+	"claviger"
+	"claviger/provider"
+)
+
+// What a caller may put into a key's metadata. All of it is kept in memory and in the
+// store for as long as the key lives, and is sent to whoever asks for metadata.
+const (
+	maxCipher         = 128 // bytes
+	maxDescription    = 8 << 10
+	maxAttributes     = 64
+	maxAttributeName  = 256
+	maxAttributeValue = 4 << 10
+	maxAllAttributes  = 32 << 10
+)
+
+// checkSpec refuses a name that no path can hold, and metadata that are too long. The
+// errors name the part, and do not repeat it. Kind Invalid.
+func checkSpec(spec provider.Spec) error {
+	const op = "keyring.Create"
+	tooLong := func(what string, got, most int) error {
+		return claviger.Errorf(op, claviger.Invalid, "", "%s has %d bytes, and may have %d", what, got, most)
+	}
+	if why := claviger.BadName(spec.Name); why != "" {
+		return claviger.Errorf(op, claviger.Invalid, "", "the name of the key %s", why)
+	}
+	switch {
+	case len(spec.Cipher) > maxCipher:
+		return tooLong("the cipher", len(spec.Cipher), maxCipher)
+	case spec.Description != nil && len(*spec.Description) > maxDescription:
+		return tooLong("the description", len(*spec.Description), maxDescription)
+	case len(spec.Attributes) > maxAttributes:
+		return claviger.Errorf(op, claviger.Invalid, "", "the key has %d attributes, and may have %d", len(spec.Attributes), maxAttributes)
+	}
+	all := 0
+	for name, value := range spec.Attributes {
+		if len(name) > maxAttributeName {
+			return tooLong("the name of an attribute", len(name), maxAttributeName)
+		}
+		if len(value) > maxAttributeValue {
+			return tooLong("the value of an attribute", len(value), maxAttributeValue)
+		}
+		all += len(name) + len(value)
+	}
+	if all > maxAllAttributes {
+		return tooLong("all attributes together", all, maxAllAttributes)
+	}
+	if why := claviger.BadName(spec.Attributes[claviger.ACLNameAttribute]); why != "" && spec.Attributes[claviger.ACLNameAttribute] != "" {
+		return claviger.Errorf(op, claviger.Invalid, "", "the attribute %s %s", claviger.ACLNameAttribute, why)
+	}
+	return nil
+}

@@ -1,0 +1,256 @@
+package kmsapi_test
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"claviger/authz"
+	"claviger/kmsapi"
+	"claviger/provider/memory"
+)
+
+// beginning sends the beginning of a request, and leaves the connection as it is until
+// the test ends.
+func beginning(t *testing.T, addr, text string) *net.TCPConn {
+	t.Helper()
+	raw, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = raw.Close() })
+	conn := raw.(*net.TCPConn)
+	if err := conn.SetReadBuffer(4 << 10); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Write([]byte(text)); err != nil {
+		t.Fatal(err)
+	}
+	return conn
+}
+
+// ends tells whether the server ends a connection by itself, and soon.
+func ends(conn net.Conn) bool {
+	_ = conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+	buf := make([]byte, 64<<10)
+	for {
+		if _, err := conn.Read(buf); err != nil {
+			late, ok := err.(net.Error) //nolint:errorlint // what a connection returns
+			return !ok || !late.Timeout()
+		}
+	}
+}
+
+var impatient = kmsapi.Slow{Grace: 500 * time.Millisecond, Rate: 4 << 20}
+
+// TestUnreadAnswers: a user who asks for large answers and reads none of them keeps
+// neither the turns nor the memory of others, and not for long what is his.
+func TestUnreadAnswers(t *testing.T) {
+	lanes := &kmsapi.Lanes{}
+	var closed sync.Map // by the client's address
+	addr := withKey(t, stack{
+		Lanes: lanes,
+		Server: func(s *http.Server) {
+			s.ConnState = func(c net.Conn, state http.ConnState) {
+				if state == http.StateClosed {
+					closed.Store(c.RemoteAddr().String(), true)
+				}
+			}
+		},
+		Limits:    kmsapi.Limits{MaxKeys: 60_000, MaxBatch: 1000, MaxBody: 32 << 20, Slow: impatient},
+		Admission: kmsapi.Admission{Decrypts: 4, Generates: 240, Batches: 4, Management: 4, Wait: 300 * time.Millisecond},
+	})
+	var conns []*net.TCPConn
+	for range 4 {
+		conns = append(conns, beginning(t, addr, "GET /kms/v1/key/k/_eek?eek_op=generate&num_keys=60000&user.name=mallory HTTP/1.1\r\nHost: kms\r\n\r\n"))
+	}
+	for deadline := time.Now().Add(20 * time.Second); lanes.Figures()["large"].Used == 0 && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
+	}
+	for range 5 {
+		if a := ask(t, addr, "GET", "/kms/v1/key/k/_eek?eek_op=generate&num_keys=2000", ""); a.status != 200 {
+			t.Errorf("alice beside answers that nobody reads: %d %s", a.status, a.body[:min(len(a.body), 300)])
+		}
+	}
+	if f := lanes.Figures()["large"]; f.Most > f.Size/2 {
+		t.Errorf("one user holds %d of %d bytes", f.Most, f.Size)
+	}
+	for deadline := time.Now().Add(10 * time.Second); lanes.Figures()["large"].Used > 0; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("memory is not given back: %+v", lanes.Figures()["large"])
+		}
+	}
+	// What is in the buffers can be read for a long time yet; the server has let go of the
+	// connections that were sent a long answer. The others were refused, and are idle.
+	for deadline, cut := time.Now().Add(10*time.Second), 0; cut == 0; time.Sleep(10 * time.Millisecond) {
+		for _, c := range conns {
+			if _, ok := closed.Load(c.LocalAddr().String()); ok {
+				cut++
+			}
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("all connections are kept")
+		}
+	}
+}
+
+// TestIdleBodies: bodies of which nothing more comes take no memory from others, and
+// are waited for only so long. A caller without the right is refused before the body.
+func TestIdleBodies(t *testing.T) {
+	policy, _ := authz.Parse(append([]authz.Property{{Name: "hadoop.kms.blacklist.GENERATE_EEK", Value: "eve"}}, openRules...))
+	lanes := &kmsapi.Lanes{}
+	addr := withKey(t, stack{
+		Lanes: lanes, Policy: policy,
+		Limits:    kmsapi.Limits{MaxKeys: 1000, MaxBatch: 10_000, MaxBody: 1 << 20, Slow: impatient},
+		Admission: kmsapi.Admission{Decrypts: 4, Generates: 4, Batches: 4, Management: 4, Wait: 200 * time.Millisecond},
+	})
+	const head = "POST /kms/v1/key/k/_reencryptbatch?user.name=%s HTTP/1.1\r\nHost: kms\r\nContent-Type: application/json\r\n%s\r\n\r\n"
+	var conns []*net.TCPConn
+	for i := range 12 {
+		conns = append(conns,
+			beginning(t, addr, fmt.Sprintf(head+"1\r\n[\r\n", fmt.Sprint("mallory", i%3), "Transfer-Encoding: chunked")),
+			beginning(t, addr, fmt.Sprintf(head+"[", fmt.Sprint("mallory", i%3), "Content-Length: 1048576")))
+	}
+	long := "[" + strings.Repeat(" ", 900<<10) + "]"
+	for range 3 {
+		if a := ask(t, addr, "POST", "/kms/v1/key/k/_reencryptbatch", long); a.status != 200 {
+			t.Errorf("a long body beside idle ones: %d %s", a.status, a.body)
+		}
+	}
+	if a := ask(t, addr, "GET", "/kms/v1/key/k/_eek?eek_op=generate&num_keys=1000", ""); a.status != 200 {
+		t.Errorf("a large generate beside idle bodies: %d %s", a.status, a.body)
+	}
+	for i, c := range conns {
+		if !ends(c) {
+			t.Errorf("connection %d is waited for", i)
+		}
+	}
+	if f := lanes.Figures()["large"]; f.Used != 0 {
+		t.Errorf("idle bodies hold memory: %+v", f)
+	}
+
+	refused := beginning(t, addr, fmt.Sprintf(head, "eve", "Transfer-Encoding: chunked"))
+	_ = refused.SetReadDeadline(time.Now().Add(10 * time.Second))
+	began := time.Now()
+	resp, err := http.ReadResponse(bufio.NewReader(refused), nil)
+	if err != nil || resp.StatusCode != http.StatusForbidden {
+		t.Fatalf("a caller without the right: %v, %v", resp, err)
+	}
+	_ = resp.Body.Close()
+	if took := time.Since(began); took >= impatient.Grace {
+		t.Errorf("the body was waited for first: %v", took)
+	}
+}
+
+// TestFairClasses: a user whose requests hang keeps half of a class at most.
+func TestFairClasses(t *testing.T) {
+	s := &slow{Provider: memory.New(memory.Config{SequentialIDs: true}), hanging: make(chan struct{}), release: make(chan struct{})}
+	lanes := &kmsapi.Lanes{}
+	addr := withKey(t, stack{Primary: s, Lanes: lanes, Admission: kmsapi.Admission{Decrypts: 4, Generates: 4, Batches: 4, Management: 4, Wait: 100 * time.Millisecond}})
+	const one = "/kms/v1/key/k/_eek?eek_op=generate&num_keys=1"
+	const many = "/kms/v1/key/k/_eek?eek_op=generate&num_keys=300&user.name=mallory"
+	if a := ask(t, addr, "GET", one, ""); a.status != 200 { // the first is waited for by the others
+		t.Fatal(a.status)
+	}
+	var storm sync.WaitGroup
+	var mu sync.Mutex
+	answers := map[int]int{}
+	for range 8 {
+		storm.Go(func() {
+			a := ask(t, addr, "GET", many, "")
+			mu.Lock()
+			defer mu.Unlock()
+			answers[a.status]++
+			if a.status == http.StatusServiceUnavailable && !strings.Contains(string(a.body), "as one user's may be") {
+				t.Errorf("%s", a.body)
+			}
+		})
+	}
+	<-s.hanging
+	<-s.hanging
+	for range 4 {
+		if a := ask(t, addr, "GET", one, ""); a.status != 200 {
+			t.Errorf("alice beside mallory: %d %s", a.status, a.body)
+		}
+	}
+	if f := lanes.Figures()["generate"]; f.Most != 2 || f.Size != 4 {
+		t.Errorf("figures: %+v", f)
+	}
+	if err := lanes.Full(); err != nil {
+		t.Errorf("it bites nobody else: %v", err)
+	}
+	for sent := 0; sent < 6; time.Sleep(time.Millisecond) {
+		mu.Lock()
+		sent = answers[http.StatusServiceUnavailable]
+		mu.Unlock()
+	}
+	close(s.release)
+	storm.Wait()
+	if answers[200] != 2 || answers[503] != 6 || lanes.Figures()["generate"].Own == 0 {
+		t.Errorf("mallory was answered %v", answers)
+	}
+}
+
+// TestNamesInBodies: what a path may not hold, a body or a query may not hold either,
+// and no metadata are longer than they need be.
+func TestNamesInBodies(t *testing.T) {
+	tr := &trail{}
+	addr := withKey(t, stack{Trail: tr, Limits: kmsapi.Limits{MaxKeys: 1000, MaxBatch: 1000, MaxBody: 4 << 20, MaxNames: 20, MaxParameters: 40}})
+	long := strings.Repeat("n", 4097)
+	text := func(v any) string {
+		b, err := json.Marshal(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	attributes := make(map[string]string)
+	for i := range 65 {
+		attributes[fmt.Sprint("a", i)] = "v"
+	}
+	const create = "/kms/v1/keys"
+	for what, c := range map[string]struct{ method, target, body string }{
+		"a long name":               {"POST", create, text(map[string]any{"name": strings.Repeat("n", 900_003)})},
+		"a name just too long":      {"POST", create, text(map[string]any{"name": long})},
+		"a NUL":                     {"POST", create, text(map[string]any{"name": "a\x00b"})},
+		"a long cipher":             {"POST", create, text(map[string]any{"name": "a", "cipher": strings.Repeat("c", 129)})},
+		"a long description":        {"POST", create, text(map[string]any{"name": "a", "description": strings.Repeat("d", 8193)})},
+		"many attributes":           {"POST", create, text(map[string]any{"name": "a", "attributes": attributes})},
+		"a long attribute":          {"POST", create, text(map[string]any{"name": "a", "attributes": map[string]string{"x": strings.Repeat("v", 4097)}})},
+		"a long attribute's name":   {"POST", create, text(map[string]any{"name": "a", "attributes": map[string]string{long: "v"}})},
+		"a long version in a batch": {"POST", "/kms/v1/key/k/_reencryptbatch", `[{"versionName":"` + long + `","iv":"AAAAAAAAAAAAAAAAAAAAAA","encryptedKeyVersion":{"versionName":"EEK","material":"AAAAAAAAAAAAAAAAAAAAAA"}}]`},
+		"a long name in a decrypt":  {"POST", "/kms/v1/keyversion/k@0/_eek?eek_op=decrypt", `{"name":"` + long + `","iv":"AAAAAAAAAAAAAAAAAAAAAA","material":"AAAAAAAAAAAAAAAAAAAAAA"}`},
+		"a long name in a query":    {"GET", "/kms/v1/keys/metadata?key=" + long, ""},
+		"many names":                {"GET", "/kms/v1/keys/metadata?" + strings.Repeat("key=k&", 21), ""},
+	} {
+		a := ask(t, addr, c.method, c.target, c.body)
+		if a.status != 400 || !strings.Contains(string(a.body), "IllegalArgumentException") {
+			t.Errorf("%s: %d %s", what, a.status, a.body[:min(len(a.body), 300)])
+		}
+		if len(a.body) > 500 {
+			t.Errorf("%s: the answer repeats it: %d bytes", what, len(a.body))
+		}
+	}
+	for _, e := range tr.all() {
+		if len(e.Key) > 4096 || len(e.Version) > 4200 || len(e.Message) > 500 {
+			t.Errorf("an audit event of %s holds %d, %d, %d bytes", e.Op, len(e.Key), len(e.Version), len(e.Message))
+		}
+	}
+	for _, sep := range []string{"&", ";"} {
+		if a := ask(t, addr, "GET", "/kms/v1/keys/metadata?x=1"+strings.Repeat(sep+"x=1", 60), ""); a.status != 400 {
+			t.Errorf("60 parameters with %s: %d %s", sep, a.status, a.body)
+		}
+	}
+	if a := ask(t, addr, "GET", "/kms/v1/keys/metadata?"+strings.Repeat("key=k&", 20), ""); a.status != 200 {
+		t.Errorf("as many names as may be: %d %s", a.status, a.body)
+	}
+	if a := ask(t, addr, "POST", create, text(map[string]any{"name": long[:4096]})); a.status != 201 {
+		t.Errorf("a name as long as may be: %d %s", a.status, a.body)
+	}
+}

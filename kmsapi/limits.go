@@ -1,0 +1,89 @@
+package kmsapi
+
+import (
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"claviger"
+	"claviger/kmswire"
+)
+
+// Slow bounds how slowly a client may send a body or read an answer.
+type Slow struct {
+	Grace time.Duration // without a word about the rate
+	Rate  int64         // bytes a second, after that
+}
+
+// DefaultSlow is that of Limits without one.
+var DefaultSlow = Slow{Grace: 10 * time.Second, Rate: 256 << 10}
+
+const (
+	defaultNames      = 1000 // a stock client asks for as many as 1,500 bytes of URL hold
+	defaultParameters = 1024
+)
+
+func (l *Limits) defaults() {
+	if l.MaxNames <= 0 {
+		l.MaxNames = defaultNames
+	}
+	if l.MaxParameters <= 0 {
+		l.MaxParameters = defaultParameters
+	}
+	if l.Slow.Grace <= 0 || l.Slow.Rate <= 0 {
+		l.Slow = DefaultSlow
+	}
+}
+
+// allowed is how long so many bytes may take.
+func (s Slow) allowed(bytes int) time.Duration {
+	return s.Grace + time.Duration(float64(bytes)/float64(s.Rate)*float64(time.Second))
+}
+
+// reading returns what is to be called before each read of the body, with the bytes
+// that have come; -1 is the end. Where a connection has no deadline, the web server's
+// own counts.
+func (c *call) reading() func(got int) {
+	control, began := http.NewResponseController(c.w), time.Now()
+	return func(got int) {
+		if got < 0 {
+			_ = control.SetReadDeadline(time.Time{}) // else it would end the work on the request
+			return
+		}
+		_ = control.SetReadDeadline(began.Add(c.Limits.Slow.allowed(got)))
+	}
+}
+
+// writing sets by when an answer must have been read. Less than what a connection
+// buffers is sent at once in any case.
+func (c *call) writing(bytes int) {
+	const buffered = 4 << 10
+	if bytes > buffered {
+		_ = http.NewResponseController(c.w).SetWriteDeadline(time.Now().Add(c.Limits.Slow.allowed(bytes)))
+	}
+}
+
+// weight is what a request of a class without another measure counts for.
+func (c *call) weight() int64 {
+	if c.route.pattern != patternMetadata {
+		return 1
+	}
+	c.param("key")
+	return max(1, (int64(len(c.query["key"]))+unitNames-1)/unitNames)
+}
+
+// checkLength refuses a name in a body or a query that is longer than one in a path
+// may be.
+func checkLength(name string) error {
+	if len(name) > claviger.MaxName {
+		return kmswire.Throw(kmswire.IllegalArgument, "a name is longer than "+strconv.Itoa(claviger.MaxName)+" bytes")
+	}
+	return nil
+}
+
+// tooManyParameters tells whether a query has more parameters than one may have.
+func (c *call) tooManyParameters() bool {
+	query := c.r.URL.RawQuery
+	return strings.Count(query, "&")+strings.Count(query, ";") >= c.Limits.MaxParameters
+}
