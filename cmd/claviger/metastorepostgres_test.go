@@ -1,0 +1,68 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"claviger"
+	"claviger/hadoopconf"
+	"claviger/internal/pgtest"
+	"claviger/metastore"
+	"claviger/metastore/postgres"
+)
+
+// TestVerifyPostgres restores a dump, as docs/backup.md says, and verifies it.
+func TestVerifyPostgres(t *testing.T) {
+	ctx := t.Context()
+	server := pgtest.Shared(t)
+	from, to := server.Database(t), server.Database(t)
+	fill := func(s *postgres.Store) error {
+		k := metastore.Key{Metadata: claviger.Metadata{Name: "zone1", Cipher: claviger.DefaultCipher, BitLength: 128, Created: time.Now()}}
+		for _, id := range []string{"0", "1"} {
+			k.List = append(k.List, metastore.Version{ID: id, Object: "000000000000000" + id, Created: time.Now(), Check: make([]byte, 8)})
+		}
+		if err := s.Insert(ctx, k); err != nil {
+			return err
+		}
+		return s.SetSetting(ctx, "hsm.token.serial", "5e71a1")
+	}
+	s, err := postgres.Open(ctx, postgres.Config{URI: from})
+	if err == nil {
+		err = fill(s)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	dump := filepath.Join(t.TempDir(), "claviger.dump")
+	for _, args := range [][]string{
+		{"pg_dump", "--format=custom", "--file=" + dump, "--exclude-table-data=master_key", "--exclude-table-data=delegation", "--exclude-table-data=signer_secrets", from},
+		{"pg_restore", "--no-owner", "--dbname=" + to, dump},
+	} {
+		if out, err := exec.CommandContext(ctx, args[0], args[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%q: %v: %s", args, err, out)
+		}
+	}
+	dir := t.TempDir()
+	writeSite(t, dir, map[string]string{hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + filepath.Join(dir, "luna.keystore"), hadoopconf.MetastoreURI: to})
+	conf, err := hadoopconf.LoadKMS(dir, os.LookupEnv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := verifyStore(context.WithoutCancel(ctx), conf, "", false, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Keys != 1 || r.Versions != 2 || r.TokenSerial != "5e71a1" || r.Token != nil {
+		text, _ := json.Marshal(r)
+		t.Errorf("report %s", text)
+	}
+}
