@@ -82,10 +82,10 @@ func seal(ctx context.Context, work string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
-	for _, table := range []string{"delegation", "master_key"} {
+	for table, empty := range map[string]string{"delegation": `DELETE FROM delegation`, "master_key": `DELETE FROM master_key`} {
 		has, err := hasTable(ctx, db, table)
 		if err == nil && has {
-			_, err = db.ExecContext(ctx, "DELETE FROM "+table)
+			_, err = db.ExecContext(ctx, empty)
 		}
 		if err != nil {
 			return err
@@ -153,12 +153,8 @@ func integrity(ctx context.Context, db *sql.DB) error {
 	if first != "ok" {
 		return fmt.Errorf("it is damaged: %s; take another backup, the keys in the HSM are not touched by this", first)
 	}
-	rows, err := db.QueryContext(ctx, "PRAGMA foreign_key_check")
-	if err != nil {
-		return err
-	}
-	broken := rows.Next()
-	if err := errors.Join(rows.Err(), rows.Close()); err != nil {
+	var broken bool
+	if err := db.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM pragma_foreign_key_check)`).Scan(&broken); err != nil {
 		return err
 	}
 	if broken {
@@ -292,20 +288,8 @@ func Stage(ctx context.Context, from, path string, plain bool) (s *Staged, err e
 // given: EDEKs may name versions that the backup does not know, and a number is
 // never used twice.
 func (s *Staged) SkipNumbersOf(ctx context.Context, other *Store) error {
-	rows, err := other.read.QueryContext(ctx, `SELECT name, max(next) FROM key_number GROUP BY name`)
+	next, err := other.nextNumbers(ctx)
 	if err != nil {
-		return other.fail("sqlite.SkipNumbersOf", "", err)
-	}
-	next := map[string]int{}
-	for rows.Next() {
-		var name string
-		var n int
-		if err := rows.Scan(&name, &n); err != nil {
-			return errors.Join(err, rows.Close())
-		}
-		next[name] = n
-	}
-	if err := errors.Join(rows.Err(), rows.Close()); err != nil {
 		return other.fail("sqlite.SkipNumbersOf", "", err)
 	}
 	for name, n := range next {
@@ -314,6 +298,25 @@ func (s *Staged) SkipNumbersOf(ctx context.Context, other *Store) error {
 		}
 	}
 	return nil
+}
+
+// nextNumbers returns the next number of each name.
+func (s *Store) nextNumbers(ctx context.Context) (next map[string]int, err error) {
+	rows, err := s.read.QueryContext(ctx, `SELECT name, max(next) FROM key_number GROUP BY name`)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	next = map[string]int{}
+	for rows.Next() {
+		var name string
+		var n int
+		if err := rows.Scan(&name, &n); err != nil {
+			return nil, err
+		}
+		next[name] = n
+	}
+	return next, rows.Err()
 }
 
 // Discard removes the copy, unless it has taken the store's place.

@@ -43,7 +43,7 @@ func TestRestoredLasts(t *testing.T) {
 		Look: func(dir string) (string, error) {
 			path := filepath.Join(dir, ".keytrustee")
 			if _, err := os.Stat(path); err != nil {
-				return "none", nil
+				return "none", nil //nolint:nilerr // there is none
 			}
 			f, err := trustee.LoadFolder(path)
 			if err != nil {
