@@ -203,8 +203,14 @@ func (s *Store) connected(ctx context.Context, conn *pgx.Conn) error {
 	if len(missing) > 0 {
 		s.lose(missing)
 	}
+	for _, m := range missing { // the other nodes are to know at once; where this fails, catchUp does it
+		_, _ = conn.Exec(ctx, tellLost, pgx.QueryExecModeExec, m.ID, m.Seq, m.Key, m.At, millis(now()))
+	}
 	return nil
 }
+
+// tellLost tells the other nodes of a change that is missing.
+const tellLost = `INSERT INTO lost_change (id, seq, key, at, told) VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING`
 
 // lose has this node change nothing any more.
 func (s *Store) lose(missing []mark) {
@@ -234,7 +240,7 @@ func (s *Store) whole(op, key string) error {
 	newest := lost.marks[len(lost.marks)-1]
 	return claviger.Errorf(op, claviger.Unavailable, key,
 		"metastore %s (property %s) lacks changes that were acknowledged, the newest at %s, of the keys %q%s: its server was replaced by a standby that was behind, or by an older copy; nothing is changed, and what is not found is not called missing; "+
-			"bring the server back that has them, or rebuild the records from the HSM by claviger hsm adopt, and then give up what is still missing by claviger metastore accept",
+			"bring the server back that has them; or stop the nodes, give up what is missing by claviger metastore accept, and rebuild the records of keys from the HSM by claviger hsm adopt",
 		s.db.URI(), s.cfg.Property, when(newest.At).Format(time.RFC3339), keys, more)
 }
 
@@ -374,7 +380,7 @@ func (s *Store) settle(ctx context.Context, others []mark, given int64) (resumed
 		if m.At <= given || slices.Contains(others, m) {
 			continue
 		}
-		if err := s.change(ctx, "postgres.settle", m.Key, `INSERT INTO lost_change (id, seq, key, at, told) VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING`,
+		if err := s.change(ctx, "postgres.settle", m.Key, tellLost,
 			m.ID, m.Seq, m.Key, m.At, millis(now())); err != nil {
 			return false, err
 		}

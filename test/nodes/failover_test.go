@@ -1,0 +1,122 @@
+package nodes
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"claviger"
+	"claviger/internal/pgtest"
+	"claviger/provider"
+	"claviger/provider/kmsclient"
+	"claviger/secret"
+	"claviger/test/hadoop"
+)
+
+// TestLostByAFailover: a standby that lacks an acknowledged key and an acknowledged roll
+// takes over. At no node, of those that run and of one that starts, are the lost ones
+// "not found", nor is a key made in their place; what is given up is adopted from the
+// HSM, and opens what was sealed with it.
+func TestLostByAFailover(t *testing.T) {
+	ctx := t.Context()
+	primary := pgtest.StartReplicated(t)
+	primary.Database(t)
+	standby := primary.Standby(t)
+	s := &site{conf: t.TempDir(), hsm: hadoop.NewHSM(t), store: fmt.Sprintf("postgresql://%s@%s,%s/test1?sslmode=disable", pgtest.Superuser, primary.Addr, standby.Addr)}
+	s.write(t, hadoop.Conf{"claviger.delete.soft": "true"})
+	first, second := s.start(t), s.start(t)
+	one, two := first.client(t), second.client(t)
+	create := func(key string) {
+		t.Helper()
+		if _, err := one.Create(ctx, provider.Spec{Name: key, Cipher: claviger.DefaultCipher, BitLength: 128}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sealed, opened := map[string][]claviger.EDEK{}, map[string]secret.Bytes{}
+	seal := func(key string) {
+		t.Helper()
+		e, err := one.Generate(ctx, key, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		dek, err := one.Unwrap(ctx, key, "", e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sealed[key], opened[key] = e, dek[0]
+	}
+	create("old")
+	create("rolled")
+	seal("old")
+	standby.CatchUp(t, primary)
+	standby.Stop(t)
+	create("new")
+	if _, err := one.Roll(ctx, "rolled", nil); err != nil {
+		t.Fatal(err)
+	}
+	seal("new")
+	seal("rolled")
+	primary.Kill(t)
+	standby.Start(t)
+	standby.Promote(t)
+
+	refused := func(err error) bool {
+		return err != nil && (strings.Contains(err.Error(), "503") || strings.Contains(err.Error(), "claviger hsm adopt"))
+	}
+	elsewhere := func(what string, n *kmsclient.Provider) {
+		t.Helper()
+		for key, e := range sealed {
+			if key == "old" {
+				continue
+			}
+			if err := opens(t, n, key, e); err == nil || !strings.Contains(err.Error(), "503") {
+				t.Errorf("%s, a DEK of %s: %v", what, e[0].Version, err)
+			}
+		}
+		if v, err := n.Create(ctx, provider.Spec{Name: "new", Cipher: claviger.DefaultCipher, BitLength: 128}); !refused(err) {
+			t.Errorf("%s, making the lost key: %+v, %v", what, v, err)
+		}
+		if v, err := n.Roll(ctx, "rolled", nil); !refused(err) {
+			t.Errorf("%s, making the lost version: %+v, %v", what, v, err)
+		}
+	}
+	for begun := time.Now(); opens(t, two, "old", sealed["old"]) != nil; time.Sleep(100 * time.Millisecond) {
+		if time.Since(begun) > 30*time.Second {
+			t.Fatal("the standby is not used")
+		}
+	}
+	elsewhere("a node that runs", two)
+	third := s.start(t)
+	elsewhere("a node that starts", third.client(t))
+	if ready, why := second.ready(t, "write"); ready || !strings.Contains(why, "lacks changes") {
+		t.Errorf("readiness: %t %s", ready, why)
+	}
+	if ready, why := second.ready(t, "decrypt"); !ready {
+		t.Errorf("what is there is not served: %s", why)
+	}
+
+	for _, n := range []*node{first, second, third} {
+		n.Stop()
+	}
+	if out := hadoop.Claviger(t, s.hsm.Env, "metastore", "accept", "--conf", s.conf, "--yes"); !strings.Contains(out, "new") || !strings.Contains(out, "rolled") {
+		t.Errorf("what is given up: %s", out)
+	}
+	var found struct{ Digest string }
+	if out := hadoop.Claviger(t, s.hsm.Env, "hsm", "adopt", "--conf", s.conf, "--all", "--dry-run", "-o", "json"); json.Unmarshal([]byte(out), &found) != nil || found.Digest == "" {
+		t.Fatalf("what can be adopted: %s", out)
+	}
+	hadoop.Claviger(t, s.hsm.Env, "hsm", "adopt", "--conf", s.conf, "--all", "--confirm", found.Digest)
+	again := s.start(t).client(t)
+	for key, e := range sealed {
+		dek, err := again.Unwrap(ctx, key, "", e)
+		if err != nil || !bytes.Equal(dek[0], opened[key]) {
+			t.Errorf("a DEK of %s after the adoption: %v", e[0].Version, err)
+		}
+	}
+	if v, err := again.Roll(ctx, "rolled", nil); err != nil || v.Name != "rolled@2" {
+		t.Errorf("the next version: %+v, %v", v, err)
+	}
+}
