@@ -95,6 +95,7 @@ func TestJavaKMSAsOddSource(t *testing.T) {
 	if deks, err := source.Unwrap(t.Context(), key, "", edeks); err != nil || len(deks) != 1 {
 		t.Errorf("the source does not open its EDEK of %s: %v", edeks[0].Version, err)
 	}
+	servesEverySpelling(t, source, target, store)
 }
 
 // addForeignEntry puts a secret key into a keystore as keytool -genseckey does: under
