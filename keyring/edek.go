@@ -264,23 +264,27 @@ func (r *Ring) MayReencryptBatch(ctx context.Context, c claviger.Caller, key str
 // reencrypt brings the EDEKs of one key under its current version. es is not
 // empty.
 func (r *Ring) reencrypt(ctx context.Context, q *request, named *string, es []claviger.EDEK) ([]claviger.EDEK, error) {
+	var here string // the key's name
 	if named != nil {
 		// As new as the store before any version is looked up; and Hadoop looks for the
 		// key first where it has no rules to ask.
-		_, err := r.newest(ctx, *named)
+		v, err := r.newest(ctx, *named)
+		if here = v.Key; here == "" {
+			here = *named
+		}
 		if err != nil && (!r.cfg.KeyAuthorization || !claviger.Is(err, claviger.KeyNotFound)) {
 			return nil, r.explainMissing(ctx, err, *named)
 		}
 	}
 	for again := true; ; again = false {
 		q.did.from = nil
-		out, err := r.reencryptOnce(ctx, q, named, es)
+		out, err := r.reencryptOnce(ctx, q, named, here, es)
 		if err == nil || !again || named == nil {
 			return out, err
 		}
 		if errors.Is(err, errTwoKeys) {
-			r.forget(r.resolve(*named))
-		} else if !r.replaced(err, r.resolve(*named)) {
+			r.forget(here)
+		} else if !r.replaced(err, here) {
 			return nil, err
 		}
 	}
@@ -291,15 +295,14 @@ func (r *Ring) reencrypt(ctx context.Context, q *request, named *string, es []cl
 var errTwoKeys = errors.New("the key was deleted and made anew while its EDEKs were re-encrypted")
 
 // reencryptOnce is reencrypt by one reading of each version.
-func (r *Ring) reencryptOnce(ctx context.Context, q *request, named *string, es []claviger.EDEK) ([]claviger.EDEK, error) {
+func (r *Ring) reencryptOnce(ctx context.Context, q *request, named *string, here string, es []claviger.EDEK) ([]claviger.EDEK, error) {
 	own, foreign, err := r.checkVersions(ctx, q, named, es)
 	if err != nil {
 		return nil, r.explainMissing(ctx, err, "")
 	}
-	// checkVersions has seen a version that belongs to it.
-	current, err := r.newest(ctx, *named)
+	current, err := r.currentVersion(ctx, here)
 	if err != nil {
-		return nil, r.explainMissing(ctx, err, *named)
+		return nil, r.explainMissing(ctx, err, here)
 	}
 	key := current.Key
 	if err := q.needVersion(ctx, &current, authz.KeyGenerateEEK); err != nil {
