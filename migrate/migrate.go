@@ -15,6 +15,11 @@
 // from there, with neither a second HSM key nor a lost one. The source is only
 // ever read.
 //
+// Each name that the source lists has a record, whether its metadata can be read or
+// not: what was not read is never taken for absent. Of a source that answers to every
+// spelling of a name, the metastore has an alias of each key (metastore.SetAlias),
+// written before the key is made.
+//
 // Plan says beforehand what Run would do; Status and Verify say afterwards what
 // was done and whether it still is so; Finish says when the source may go.
 package migrate
