@@ -247,7 +247,7 @@ func newKeyHSMStatus() *cobra.Command {
 	var conf, format string
 	cmd := &cobra.Command{
 		Use: "status --conf DIR", Short: "Show how the server is that runs", Args: cobra.NoArgs,
-		Long: "status asks the server that runs with DIR, which has its pair wrap and unwrap once. Exit status 3 where it cannot.",
+		Long: "status asks the server that runs with DIR, which has its pair wrap and unwrap once. Exit status 3 where it cannot, or where none runs.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			out, err := newOutput(cmd.OutOrStdout(), format)
 			if err != nil {
@@ -259,11 +259,11 @@ func newKeyHSMStatus() *cobra.Command {
 			}
 			run, err := readRun(conf)
 			if err != nil {
-				return err
+				return noAnswer(err)
 			}
 			st, err := askKeyHSM(cmd.Context(), &set, run)
 			if err != nil {
-				return err
+				return noAnswer(err)
 			}
 			err = out.write(struct {
 				runState
