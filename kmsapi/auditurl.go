@@ -19,9 +19,24 @@ var shownParameters = map[string]bool{
 // maxParameterName of a parameter that the server does not know, and is shown.
 const maxParameterName = 32
 
+// An URL in an audit record ends after so many bytes, for a user and for a request that
+// has not been authenticated: else anybody could fill the disk.
+const (
+	maxAuditURL     = 8 << 10
+	maxStrangersURL = 512
+)
+
 // auditURL is the request's URL without what would let a reader of the log in.
 func (c *call) auditURL() string {
-	return c.baseURL() + withoutCredentials(rawPath(c.r), c.r.URL.RawQuery)
+	most := maxAuditURL
+	if c.caller.Name == "" {
+		most = maxStrangersURL
+	}
+	url := c.baseURL() + withoutCredentials(rawPath(c.r), c.r.URL.RawQuery)
+	if len(url) <= most {
+		return url
+	}
+	return strings.ToValidUTF8(url[:most], "") + "..."
 }
 
 // withoutCredentials cuts a query as authn does, at '&' and ';', and shows the

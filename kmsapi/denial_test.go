@@ -254,3 +254,21 @@ func TestNamesInBodies(t *testing.T) {
 		t.Errorf("a name as long as may be: %d %s", a.status, a.body)
 	}
 }
+
+// TestAuditURLEnds: who has not signed in writes no long lines into the audit log, and a
+// user none without an end.
+func TestAuditURLEnds(t *testing.T) {
+	tr := &trail{}
+	addr := start(t, stack{Primary: memory.New(memory.Config{}), Trail: tr})
+	askAs(t, addr, "GET", "/kms/v1/keys/names?x="+strings.Repeat("y", 1000)+"&"+strings.Repeat("doAs=z&", 500), "")
+	ask(t, addr, "GET", "/kms/v1/key/"+strings.Repeat("n", 20_000)+"/_metadata", "")
+	events := tr.all()
+	if len(events) != 2 {
+		t.Fatalf("%d audit events", len(events))
+	}
+	for i, most := range []int{600, 9000} {
+		if n := len(events[i].URL); n > most || n < 100 {
+			t.Errorf("event %d (%s) has an URL of %d bytes, want at most %d", i, events[i].Status, n, most)
+		}
+	}
+}

@@ -73,7 +73,7 @@ type Server struct {
 	now     func() time.Time
 	observe func(verb, result string, took time.Duration) // or nil
 	turns   chan struct{}
-	doors   chan struct{} // of bodies that arrive
+	doors   *doors        // of bodies that arrive
 	peers   chan struct{} // turns of the other server and of operators, whom no client keeps out
 	// wrong lets registrations through as long as few have failed.
 	wrong *rate.Limiter
@@ -87,13 +87,14 @@ type Server struct {
 
 // New makes a server. The store remains the caller's to close.
 func New(cfg Config) *Server {
-	s := &Server{id: cfg.Identity, store: cfg.Store, keeper: cfg.Keeper, replica: cfg.Replica, log: cfg.Log, now: cfg.Now, observe: cfg.Observe, turns: make(chan struct{}, concurrent), doors: make(chan struct{}, arriving), peers: make(chan struct{}, peering), wrong: rate.NewLimiter(rate.Every(failureEvery), failures), seen: map[string]time.Time{}}
+	s := &Server{id: cfg.Identity, store: cfg.Store, keeper: cfg.Keeper, replica: cfg.Replica, log: cfg.Log, now: cfg.Now, observe: cfg.Observe, turns: make(chan struct{}, concurrent), peers: make(chan struct{}, peering), wrong: rate.NewLimiter(rate.Every(failureEvery), failures), seen: map[string]time.Time{}}
 	if s.now == nil {
 		s.now = time.Now
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
+	s.doors = newDoors(s.log, s.now)
 	return s
 }
 
@@ -152,16 +153,22 @@ func enter(w http.ResponseWriter, places chan struct{}) (leave func(), ok bool) 
 	case places <- struct{}{}:
 		return func() { <-places }, true
 	default:
-		w.Header().Set("Retry-After", "1")
-		http.Error(w, "as many requests as the server takes are being served", http.StatusServiceUnavailable)
+		tooMany(w)
 		return nil, false
 	}
 }
 
+func tooMany(w http.ResponseWriter) {
+	w.Header().Set("Retry-After", "1")
+	w.Header().Set("Connection", "close") // else net/http waits for the body before it answers
+	http.Error(w, "as many requests as the server takes are being served", http.StatusServiceUnavailable)
+}
+
 // arrived reads a request's body; where it cannot it answers.
 func (s *Server) arrived(w http.ResponseWriter, r *http.Request) (body []byte, ok bool) {
-	leave, ok := enter(w, s.doors)
+	leave, ok := s.doors.enter(addressOf(r))
 	if !ok {
+		tooMany(w)
 		return nil, false
 	}
 	defer leave()
@@ -233,6 +240,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, verb string) {
 		http.Error(w, err.Error(), status)
 		return
 	}
+	s.doors.prove(addressOf(r))
 	result, err := s.do(ctx, req)
 	ended(w, err)
 	log := s.log.With("verb", verb, "client", req.Client.Fingerprint(), "from", r.RemoteAddr, "request", req.Digest[:16])
