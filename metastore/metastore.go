@@ -76,6 +76,9 @@ type Keys interface {
 	// Append adds a version, which becomes the newest, and drops the key's
 	// intent. Kind KeyNotFound.
 	Append(ctx context.Context, key string, v Version) error
+	// Prepend adds a version that was lost, before all others of its key: which is the
+	// newest does not change. Kinds KeyNotFound; Invalid as in Append.
+	Prepend(ctx context.Context, key string, v Version) error
 	// Remove takes away a key with its versions and keeps an intent of Op
 	// "delete" with their refs in its place, in one transaction; an intent to
 	// delete that is there already takes the refs in. Kinds KeyNotFound;

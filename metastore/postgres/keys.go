@@ -255,6 +255,29 @@ func (s *Store) Append(ctx context.Context, key string, v metastore.Version) err
 	})
 }
 
+// Prepend adds a version before all others, and tells of it.
+func (s *Store) Prepend(ctx context.Context, key string, v metastore.Version) error {
+	const op = "postgres.Prepend"
+	return s.update(ctx, op, key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
+		var id int64
+		var seq int
+		err := tx.QueryRow(ctx, `UPDATE ez_key SET epoch = nextval('key_epoch') WHERE name = $1 RETURNING id`, key).Scan(&id)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return claviger.E(op, claviger.KeyNotFound, key, nil)
+		}
+		if err != nil {
+			return err
+		}
+		if err := tx.QueryRow(ctx, `SELECT min(seq) - 1 FROM key_version WHERE key_id = $1`, id).Scan(&seq); err != nil {
+			return err
+		}
+		if err := insertVersion(ctx, tx, op, key, id, seq, v); err != nil {
+			return err
+		}
+		return notify(ctx, tx, metastore.Notice{Key: key, Change: metastore.Invalidated})
+	})
+}
+
 // Remove takes a key away, leaves an intent to delete its HSM objects, and tells
 // of it.
 func (s *Store) Remove(ctx context.Context, key string) (in metastore.Intent, err error) {

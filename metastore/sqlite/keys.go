@@ -185,6 +185,23 @@ func (s *Store) Append(ctx context.Context, key string, v metastore.Version) err
 	})
 }
 
+// Prepend adds a version before all others.
+func (s *Store) Prepend(ctx context.Context, key string, v metastore.Version) error {
+	const op = "sqlite.Prepend"
+	return s.update(ctx, op, key, func(tx *sql.Tx) error {
+		var id int64
+		var seq int
+		err := tx.QueryRowContext(ctx, `SELECT k.id, min(v.seq) - 1 FROM ez_key k JOIN key_version v ON v.key_id = k.id WHERE k.name = ? GROUP BY k.id`, key).Scan(&id, &seq)
+		if errors.Is(err, sql.ErrNoRows) {
+			return claviger.E(op, claviger.KeyNotFound, key, nil)
+		}
+		if err != nil {
+			return err
+		}
+		return insertVersion(ctx, tx, op, key, id, seq, v)
+	})
+}
+
 // Remove takes a key away and leaves an intent to delete its HSM objects.
 func (s *Store) Remove(ctx context.Context, key string) (metastore.Intent, error) {
 	const op = "sqlite.Remove"

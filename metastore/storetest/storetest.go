@@ -57,6 +57,7 @@ func Run(t *testing.T, b Backend) {
 		{"VersionOrder", testVersionOrder},
 		{"Conflicts", testConflicts},
 		{"Remove", testRemove},
+		{"Prepend", testPrepend},
 		{"Intents", testIntents},
 		{"Numbers", testNumbers},
 		{"NumbersTogether", testNumbersTogether},
@@ -606,6 +607,7 @@ func calls(s metastore.Store) map[string]func(context.Context) error {
 		"Get":       func(ctx context.Context) error { _, err := s.Get(ctx, "k"); return err },
 		"ByVersion": func(ctx context.Context) error { _, _, err := s.ByVersion(ctx, "k@01"); return err },
 		"Insert":    func(ctx context.Context) error { return s.Insert(ctx, key("new", "0f")) },
+		"Prepend":   func(ctx context.Context) error { return s.Prepend(ctx, "k", version("02", 1)) },
 		"Append":    func(ctx context.Context) error { return s.Append(ctx, "k", version("02", 1)) },
 		"Remove":    func(ctx context.Context) error { _, err := s.Remove(ctx, "k"); return err },
 		"Begin": func(ctx context.Context) error {
@@ -665,4 +667,38 @@ func testCancelled(t *testing.T, _ Backend, s metastore.Store, _ string) {
 		t.Fatalf("lock after cancelled ones: %v, %v", ok, err)
 	}
 	free()
+}
+
+// testPrepend: a version that was lost comes back before the others, which stay as
+// they are, and the next one is still the newest.
+func testPrepend(t *testing.T, _ Backend, s metastore.Store, _ string) {
+	ctx := t.Context()
+	must(t, s.Insert(ctx, key("k", "3", "4")))
+	for i, id := range []string{"1", "0"} {
+		must(t, s.Prepend(ctx, "k", version(id, int64(10+i))))
+	}
+	must(t, s.Append(ctx, "k", version("5", 20)))
+	k, err := s.Get(ctx, "k")
+	must(t, err)
+	var ids []string
+	for _, v := range k[0].List {
+		ids = append(ids, v.ID)
+	}
+	if !slices.Equal(ids, []string{"0", "1", "3", "4", "5"}) || k[0].Versions != 6 {
+		t.Errorf("versions %v, counted as %d", ids, k[0].Versions)
+	}
+	m, v, err := s.ByVersion(ctx, "k@1")
+	if err != nil || v.Object != object("1") || m.Versions != 6 {
+		t.Errorf("%+v of %+v, %v", v, m, err)
+	}
+	if next, err := s.NextNumber(ctx, "k"); err != nil || next != 6 {
+		t.Errorf("the next number is %d, %v", next, err)
+	}
+	if given, err := s.Numbered(ctx, "k", 1); err != nil || !given {
+		t.Errorf("the number of the version that came back was given: %t, %v", given, err)
+	}
+	wantKind(t, s.Prepend(ctx, "missing", version("7", 1)), claviger.KeyNotFound)
+	if err := s.Prepend(ctx, "k", version("4", 1)); err == nil {
+		t.Error("a version is there twice")
+	}
 }

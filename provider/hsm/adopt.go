@@ -78,18 +78,10 @@ func (p *Provider) candidate(ctx context.Context, key string, versions []Object)
 		return c, err
 	}
 	c.Known = true
-	newest := -1
-	if n := len(k.List); n > 0 {
-		if v, ok := claviger.NumberOfID(k.List[n-1].ID); ok {
-			newest = v
-		}
-	}
 	switch {
 	case c.Why != "":
 	case k.BitLength != versions[0].Bits:
 		c.Why = fmt.Sprintf("the metastore's key %s has %d bits, and %s has %d", key, k.BitLength, versions[0].Label, versions[0].Bits)
-	case number(versions[0]) <= newest:
-		c.Why = fmt.Sprintf("%s is older than %s, the newest that the metastore knows, and can't be put before it", versions[0].Label, claviger.VersionName(key, k.List[len(k.List)-1].ID))
 	}
 	return c, nil
 }
@@ -167,10 +159,8 @@ func (p *Provider) Adopt(ctx context.Context, c Candidate, a Adoption) error {
 		return err
 	}
 	if c.Known {
-		for _, v := range list {
-			if err := p.store.Append(ctx, c.Key, v); err != nil {
-				return err
-			}
+		if err := p.add(ctx, c.Key, list); err != nil {
+			return err
 		}
 	} else {
 		m := claviger.Metadata{Name: c.Key, Cipher: claviger.DefaultCipher, BitLength: c.Versions[0].Bits, Description: a.Description, Created: list[0].Created, Attributes: map[string]string{}}
@@ -183,6 +173,37 @@ func (p *Provider) Adopt(ctx context.Context, c Candidate, a Adoption) error {
 		}
 	}
 	return p.note(ctx, c, a, false, "done")
+}
+
+// add adds versions to a key that is there: those that are older than its newest
+// before all others, from the newest of them to the oldest, so that which one is the
+// current does not change for them.
+func (p *Provider) add(ctx context.Context, key string, list []metastore.Version) error {
+	k, err := p.key(ctx, key)
+	if err != nil {
+		return err
+	}
+	if k == nil {
+		return claviger.E("hsm.Adopt", claviger.KeyNotFound, key, nil)
+	}
+	newest, numbered := claviger.NumberOfID(k.List[len(k.List)-1].ID)
+	older := 0
+	for _, v := range list {
+		if n, ok := claviger.NumberOfID(v.ID); numbered && (!ok || n < newest) {
+			older++
+		}
+	}
+	for _, v := range slices.Backward(list[:older]) {
+		if err := p.store.Prepend(ctx, key, v); err != nil {
+			return err
+		}
+	}
+	for _, v := range list[older:] {
+		if err := p.store.Append(ctx, key, v); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // recordOf makes the record of a version of what the token holds.

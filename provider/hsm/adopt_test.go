@@ -211,6 +211,14 @@ func TestSetAside(t *testing.T) {
 		t.Errorf("made %s", v)
 	}
 	mustClose(t, p)
+	b.adoptAll(t, hsm.Adoption{})
+	p = b.mustOpen(t)
+	wantMarks(t, p, map[string]hsm.Mark{"k@0": hsm.InUse, "k@1": hsm.InUse, "later@0": hsm.InUse, "later@1": hsm.InUse})
+	keystream(t, p, "later@0")
+	if vs, err := p.Versions(t.Context(), "later"); err != nil || len(vs) != 2 || vs[1].Name != "later@1" {
+		t.Errorf("%+v, %v", vs, err)
+	}
+	mustClose(t, p)
 }
 
 // TestLostWhileServing: a version that another node made, and a store then forgot, is
