@@ -10,6 +10,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -54,6 +55,11 @@ type Client struct {
 	slots  chan struct{} // one for each operation under way
 	// stalled is how long an answer may take before the connection is given up.
 	stalled time.Duration
+	// down is why the last operation got no answer within its patience; nil where one has
+	// got an answer since. Then operations fail at once, but for one at a time that tries
+	// it where the library, which connects anew by itself, has a session.
+	down   atomic.Pointer[error]
+	trying atomic.Bool
 }
 
 // maxOperations under way at once. A goroutine waits in each for an answer, and
@@ -173,6 +179,14 @@ func do[T any](ctx context.Context, c *Client, op, path string, fn func(path str
 	if path == "/" && c.conf.Ensemble.Chroot != "" {
 		full = c.conf.Ensemble.Chroot
 	}
+	trial := false
+	if why := c.down.Load(); why != nil && !c.isClosed() {
+		if c.zk.State() != zk.StateHasSession || !c.trying.CompareAndSwap(false, true) {
+			return value, false, c.failed(op, *why)
+		}
+		defer c.trying.Store(false)
+		trial = true
+	}
 	patient, cancel := context.WithTimeout(ctx, c.conf.Patience)
 	defer cancel()
 	pause := backoff.NewExponentialBackOff()
@@ -181,6 +195,9 @@ func do[T any](ctx context.Context, c *Client, op, path string, fn func(path str
 		value, err = attempt(patient, c, func() (T, error) { return fn(full) })
 		switch {
 		case err == nil || aboutNode(err):
+			if c.down.Load() != nil {
+				c.down.Store(nil)
+			}
 			return value, unsure, err
 		case errors.Is(err, zk.ErrNoAuth), errors.Is(err, zk.ErrAuthFailed), errors.Is(err, zk.ErrInvalidACL):
 			return value, unsure, c.refused(op, full, err)
@@ -192,12 +209,18 @@ func do[T any](ctx context.Context, c *Client, op, path string, fn func(path str
 		if errors.Is(err, errStalled) {
 			c.dialer.drop() // the library knows only after most of a session timeout
 		}
+		if trial {
+			return value, true, c.failed(op, err)
+		}
 		select {
 		case <-time.After(pause.NextBackOff()):
 		case <-c.closed:
 		case <-patient.Done():
 			if ctx.Err() != nil {
 				err = context.Cause(ctx)
+			} else {
+				why := err
+				c.down.Store(&why)
 			}
 			return value, unsure, c.failed(op, err)
 		}

@@ -11,6 +11,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -232,9 +233,10 @@ func TestStall(t *testing.T) {
 		for i := 0; ; i++ { // the first connection may take longer than that patience
 			if err := c.Check(t.Context()); err == nil {
 				break
-			} else if i == 20 {
+			} else if i == 200 {
 				t.Fatal(err)
 			}
+			time.Sleep(50 * time.Millisecond)
 		}
 	}
 	server.Pause()
@@ -246,6 +248,7 @@ func TestStall(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "the.property") || !strings.Contains(err.Error(), server.Addr) {
 		t.Errorf("the error should name property and ensemble: %v", err)
 	}
+	atOnce(t, c) // by then the library may believe in its connection
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
 	if err := longer.Check(ctx); !errors.Is(err, context.DeadlineExceeded) {
@@ -257,6 +260,34 @@ func TestStall(t *testing.T) {
 	server.Resume()
 	if err := <-waiting; err != nil {
 		t.Errorf("after the server went on: %v", err)
+	}
+	for deadline := time.Now().Add(30 * time.Second); c.Check(t.Context()) != nil; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("it is not noticed that the server answers again: %v", c.Check(t.Context()))
+		}
+	}
+}
+
+// atOnce demands that a client which knows that the servers are away makes few of many
+// callers wait.
+func atOnce(t *testing.T, c *Client) {
+	t.Helper()
+	var group sync.WaitGroup
+	var quick atomic.Int32
+	begun := time.Now()
+	for range 50 {
+		group.Go(func() {
+			if err := c.Check(t.Context()); !claviger.Is(err, claviger.Unavailable) {
+				t.Errorf("servers that are away: %v", err)
+			}
+			if time.Since(begun) < c.stalled/2 {
+				quick.Add(1)
+			}
+		})
+	}
+	group.Wait()
+	if n := quick.Load(); n < 45 {
+		t.Errorf("%d of 50 callers were answered at once by a client that knows that the servers are away", n)
 	}
 }
 
@@ -378,6 +409,7 @@ func TestNobodyThere(t *testing.T) {
 	if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "the.property") || !strings.Contains(err.Error(), "connection refused") {
 		t.Errorf("nobody there: %v", err)
 	}
+	atOnce(t, c)
 	if err := c.Close(); err != nil {
 		t.Error(err)
 	}
