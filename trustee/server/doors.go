@@ -11,8 +11,10 @@ import (
 // Bodies are read before it is known whose they are, so the places to read them are
 // shared out by address.
 const (
-	// perAddress is how many bodies of one address are read at once.
+	// perAddress is how many bodies of one address are read at once, and perProved how
+	// many where a client has proved itself from it: others may share its address.
 	perAddress = 32
+	perProved  = 112
 	// strangers is how many bodies are read at once of addresses from which no client has
 	// proved itself lately. The rest is for those from which one has.
 	strangers = arriving / 2
@@ -48,7 +50,11 @@ func (d *doors) enter(address string) (leave func(), ok bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	stranger := now.Sub(d.proved[address]) >= provedFor
-	if d.all >= arriving || d.open[address] >= perAddress || stranger && d.unknown >= strangers {
+	most := perProved
+	if stranger {
+		most = perAddress
+	}
+	if d.all >= arriving || d.open[address] >= most || stranger && d.unknown >= strangers {
 		if d.refused++; now.Sub(d.logged) >= doorsLog {
 			d.logged = now
 			d.log.Warn("requests are refused before their bodies: as many are being read as may be", "latest from", address, "of it", d.open[address],

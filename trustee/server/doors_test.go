@@ -68,13 +68,13 @@ func TestDoors(t *testing.T) {
 		t.Errorf("%d strangers are in, want %d", in, strangers)
 	}
 	var leave []func()
-	for range 2 * perAddress {
+	for range 2 * arriving {
 		if l, ok := d.enter("client"); ok {
 			leave = append(leave, l)
 		}
 	}
-	if len(leave) != perAddress {
-		t.Errorf("a client's address has %d places, want %d", len(leave), perAddress)
+	if len(leave) != arriving-strangers {
+		t.Errorf("a client's address has %d places, want %d", len(leave), arriving-strangers)
 	}
 	for _, l := range leave {
 		l()
