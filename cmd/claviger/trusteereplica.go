@@ -181,7 +181,16 @@ func newTrusteeStatus() *cobra.Command {
 				return err
 			}
 			var report server.StatusReport
-			if err := ask(server.VerbStatus, server.StatusArgs{Digest: digest}, &report); err != nil {
+			err := ask(server.VerbStatus, server.StatusArgs{Digest: digest}, &report)
+			if server.IsSingle(err) {
+				text := "this   single: it answers, and has no other Key Trustee Server that it could be compared with\n"
+				if output == "json" {
+					text = "{\n  \"role\": \"single\"\n}\n"
+				}
+				_, err = io.WriteString(cmd.OutOrStdout(), text)
+				return err
+			}
+			if err != nil {
 				return err
 			}
 			if output == "json" {

@@ -270,6 +270,14 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, verb string) {
 	_, _ = w.Write(answer) //nolint:gosec // JSON that we signed; the client may be gone
 }
 
+const notOneOfTwo = "this Key Trustee Server is not one of two"
+
+// IsSingle tells whether an answer says that the server has no other: then there is
+// nothing to compare, and no role to change.
+func IsSingle(err error) bool {
+	return claviger.Is(err, claviger.Invalid) && strings.Contains(err.Error(), notOneOfTwo)
+}
+
 func (s *Server) do(ctx context.Context, req *trustee.Request) (any, error) {
 	if reads[req.Verb] {
 		if err := s.first(req); err != nil {
@@ -278,7 +286,7 @@ func (s *Server) do(ctx context.Context, req *trustee.Request) (any, error) {
 	}
 	if f := peerVerbs[req.Verb]; f != nil {
 		if s.replica == nil {
-			return nil, claviger.Errorf("server.do", claviger.Invalid, "", "this Key Trustee Server is not one of two: claviger trustee serve --peer makes it that")
+			return nil, claviger.Errorf("server.do", claviger.Invalid, "", notOneOfTwo+": claviger trustee serve --peer makes it that")
 		}
 		return f(s.replica, ctx, req)
 	}
