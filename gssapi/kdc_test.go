@@ -152,7 +152,7 @@ func TestMemoryIsFreed(t *testing.T) {
 	const (
 		times  = 3000
 		most   = times * 64 / 1024 // KiB of a round; the names of one ticket are more than 64 bytes
-		rounds = 12 // a leak shows in each; what else is resident settles, on a busy machine late
+		rounds = 12                // a leak shows in each; what else is resident settles, on a busy machine late
 	)
 	r := newRealm(t)
 	a := r.acceptor(t, "none:")

@@ -42,17 +42,34 @@ func (s Slow) allowed(bytes int) time.Duration {
 }
 
 // reading returns what is to be called before each read of the body, with the bytes
-// that have come; -1 is the end. Where a connection has no deadline, the web server's
-// own counts.
+// that have come; -1 is the end. A rate gives no more time than the web server does.
+// Where a connection has no deadline, the web server's own counts.
 func (c *call) reading() func(got int) {
 	control, began := http.NewResponseController(c.w), time.Now()
+	most := c.server().ReadTimeout
 	return func(got int) {
 		if got < 0 {
 			_ = control.SetReadDeadline(time.Time{}) // else it would end the work on the request
 			return
 		}
-		_ = control.SetReadDeadline(began.Add(c.Limits.Slow.allowed(got)))
+		_ = control.SetReadDeadline(began.Add(atMost(c.Limits.Slow.allowed(got), most)))
 	}
+}
+
+// server is the web server that the request came to, for its time limits.
+func (c *call) server() *http.Server {
+	if s, ok := c.r.Context().Value(http.ServerContextKey).(*http.Server); ok {
+		return s
+	}
+	return &http.Server{} //nolint:gosec // it serves nothing: a request without a server has no limits
+}
+
+// atMost returns d, or limit where that is less and not 0.
+func atMost(d, limit time.Duration) time.Duration {
+	if limit > 0 {
+		return min(d, limit)
+	}
+	return d
 }
 
 // writing sets by when an answer must have been read. Less than what a connection
@@ -60,7 +77,8 @@ func (c *call) reading() func(got int) {
 func (c *call) writing(bytes int) {
 	const buffered = 4 << 10
 	if bytes > buffered {
-		_ = http.NewResponseController(c.w).SetWriteDeadline(time.Now().Add(c.Limits.Slow.allowed(bytes)))
+		most := atMost(c.Limits.Slow.allowed(bytes), c.server().WriteTimeout)
+		_ = http.NewResponseController(c.w).SetWriteDeadline(time.Now().Add(most))
 	}
 }
 
