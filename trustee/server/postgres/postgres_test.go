@@ -117,6 +117,10 @@ func TestRestart(t *testing.T) {
 			t.Errorf("a patient put: %v", err)
 		}
 	}
+	// That the server was away is remembered, until the next question in the background.
+	for deadline := time.Now().Add(5 * time.Second); hasty.Check(ctx) != nil && time.Now().Before(deadline); {
+		time.Sleep(20 * time.Millisecond)
+	}
 	if _, err := hasty.Get(ctx, "u70"); err != nil {
 		t.Error(err)
 	}
