@@ -141,11 +141,22 @@ func (u unchanging) Create(context.Context, provider.Spec) (provider.KeyVersion,
 	return provider.KeyVersion{}, nil
 }
 
-func (u unchanging) Roll(context.Context, string, secret.Bytes) (provider.KeyVersion, error) {
-	return provider.KeyVersion{}, nil
+func (u unchanging) RollIf(ctx context.Context, key string, _ secret.Bytes, may func(*claviger.Metadata) error) (provider.KeyVersion, error) {
+	return provider.KeyVersion{}, u.may(ctx, key, may)
 }
 
-func (u unchanging) Delete(context.Context, string) error { return nil }
+func (u unchanging) DeleteIf(ctx context.Context, key string, may func(*claviger.Metadata) error) error {
+	return u.may(ctx, key, may)
+}
+
+// may asks the rules of a key, as each change does.
+func (u unchanging) may(ctx context.Context, key string, may func(*claviger.Metadata) error) error {
+	ms, err := u.Metadata(ctx, key)
+	if err != nil {
+		return err
+	}
+	return may(ms[0])
+}
 
 type noAudit struct{}
 
