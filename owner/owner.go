@@ -1,5 +1,5 @@
-// Package owner says which process has a file to itself: the server of a store
-// that only one process may change at a time.
+// Package owner says which process has a file to itself, the server of a store
+// that only one process may change at a time, and which processes share one.
 //
 // A claim is a lock on a file beside the store (F_OFD_SETLK). The kernel frees it
 // when the process ends, also by SIGKILL, so a claim is never left over.
@@ -78,11 +78,21 @@ const maxRecord = 4 << 10
 // ends. store names in errors what the file stands for. Another process's claim
 // is an *InUseError.
 func Claim(file, store string, o Owner) (release func(), err error) {
+	return claim(file, store, o, unix.F_WRLCK)
+}
+
+// Share is Claim beside others that share the file: it excludes Claim alone. The
+// file names the process that came last.
+func Share(file, store string, o Owner) (release func(), err error) {
+	return claim(file, store, o, unix.F_RDLCK)
+}
+
+func claim(file, store string, o Owner, kind int16) (release func(), err error) {
 	f, err := open(file)
 	if err != nil {
 		return nil, fmt.Errorf("%w; the folder must be writable for the user that the server runs as", err)
 	}
-	err = setLock(f, unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK, Start: claimed, Len: 1})
+	err = setLock(f, unix.F_OFD_SETLK, &unix.Flock_t{Type: kind, Start: claimed, Len: 1})
 	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
 		in := &InUseError{Store: store}
 		if other, rerr := read(f); rerr == nil {
@@ -99,8 +109,10 @@ func Claim(file, store string, o Owner) (release func(), err error) {
 		return nil, errors.Join(err, f.Close())
 	}
 	return func() {
-		_ = f.Truncate(0) // it would name a process that is gone; the lock alone counts
-		_ = f.Close()     // which frees the lock; a second call does nothing
+		if last, err := read(f); err == nil && last == o {
+			_ = f.Truncate(0) // it would name a process that is gone; the lock alone counts
+		}
+		_ = f.Close() // which frees the lock; a second call does nothing
 	}, nil
 }
 
@@ -163,8 +175,8 @@ func Of(file string) (o Owner, ok bool, err error) {
 	if lock.Type == unix.F_UNLCK {
 		return o, false, nil
 	}
-	if o, err = read(f); err != nil { // it is being written
-		o = Owner{What: "a process that has just started"}
+	if o, err = read(f); err != nil { // it is being written, or one that shared the file has ended
+		o = Owner{What: "another process"}
 	}
 	return o, true, nil
 }

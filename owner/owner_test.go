@@ -86,3 +86,36 @@ func TestClaim(t *testing.T) {
 		t.Errorf("after release: %v %v", ok, err)
 	}
 }
+
+// TestShare: those that share a file do not exclude each other, and exclude Claim
+// until the last of them has ended.
+func TestShare(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "x.lock")
+	first, err := owner.Share(file, "keystore x", owner.Self("first", ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := owner.Share(file, "keystore x", owner.Self("second", ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, who := range []string{"second", "second"} {
+		var in *owner.InUseError
+		if _, err := owner.Claim(file, "keystore x", owner.Self("command", "")); !errors.As(err, &in) || in.Owners[0].What != who {
+			t.Fatalf("claim beside them: %v", err)
+		}
+		if o, ok, err := owner.Of(file); err != nil || !ok || o.What != who {
+			t.Errorf("owner is %v, %v, %v", o, ok, err)
+		}
+		first()
+	}
+	second()
+	release, err := owner.Claim(file, "keystore x", owner.Self("command", ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release()
+	if _, err := owner.Share(file, "keystore x", owner.Self("third", "")); !errors.As(err, new(*owner.InUseError)) {
+		t.Errorf("share beside a claim: %v", err)
+	}
+}

@@ -27,16 +27,26 @@ func claimStore(ctx context.Context, store metastore.Store, self owner.Owner, ac
 	return inUse(err, self, "give each server a "+hadoopconf.MetastoreURI+" of its own, or have all nodes share one in PostgreSQL (docs/nodes.md)")
 }
 
-// claimKeystore takes the primary's keystore file, if it has one.
-func (s *service) claimKeystore() (err error) {
+// claimKeystore takes the primary's keystore file, if it has one. Several servers
+// may share it, as Hadoop's do; a command that changes keys wants it alone.
+func (s *service) claimKeystore() error {
 	file, ok := s.Primary.(interface {
-		Claim(o owner.Owner) (release func(), err error)
+		Claim(o owner.Owner, alone bool) (release func(), among bool, err error)
 	})
 	if !ok || !s.access.Changes() {
 		return nil
 	}
-	s.release, err = file.Claim(s.self)
-	return inUse(err, s.self, "give each server a keystore file of its own; several nodes need an HSM, with "+hadoopconf.MetastoreURI+" in PostgreSQL (docs/nodes.md)")
+	release, among, err := file.Claim(s.self, s.self.What != kmsCommand)
+	if err != nil {
+		return inUse(err, s.self, "")
+	}
+	s.release = release
+	if among {
+		s.Log.Warn("another server uses the same keystore file: what one of them deletes or rolls, the other serves from memory for as long as " +
+			"hadoop.kms.cache.timeout.ms and hadoop.kms.current.key.cache.timeout.ms say; several nodes need an HSM, with " +
+			hadoopconf.MetastoreURI + " in PostgreSQL (docs/nodes.md)")
+	}
+	return nil
 }
 
 // claimTrusteeStore takes a trustee's SQLite store for this server. Orgtool, whose

@@ -384,16 +384,27 @@ func (f *file) openLock() (*os.File, error) {
 	return w, err
 }
 
-// Claim takes the keystore for a server, until release is called or the process
-// ends. Another's claim is an *owner.InUseError. Writers respect each other without
-// it, but what one server has deleted another serves from its caches.
-func (p *Provider) Claim(o owner.Owner) (release func(), err error) {
+// Claim takes the keystore for a process, until release is called or the process
+// ends: for itself alone, or beside other servers. A claim that is in the way is an
+// *owner.InUseError; among says whether other servers had the keystore before.
+// Writers respect each other without it.
+func (p *Provider) Claim(o owner.Owner, alone bool) (release func(), among bool, err error) {
 	w, err := p.file.openLock()
 	if err != nil {
-		return nil, fmt.Errorf("keystore %s: %w", p.file.path, err)
+		return nil, false, fmt.Errorf("keystore %s: %w", p.file.path, err)
 	}
 	defer w.Close() //nolint:errcheck // nothing was written
-	return owner.Claim(w.Name(), "keystore "+p.file.path, o)
+	name := "keystore " + p.file.path
+	if alone {
+		release, err = owner.Claim(w.Name(), name, o)
+		return release, false, err
+	}
+	_, among, err = owner.Of(w.Name())
+	if err != nil {
+		return nil, false, err
+	}
+	release, err = owner.Share(w.Name(), name, o)
+	return release, among, err
 }
 
 // lock takes the lock that all writers of this program respect. It is an
