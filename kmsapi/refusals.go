@@ -11,10 +11,11 @@ import (
 // A refusal before the operation is one of the things that operators search for
 // days: it leaves an audit record and a warning. Anybody can cause one, without a
 // name even, so the same warning comes once in warnEvery, and no more than maxWarned
-// different ones.
+// different ones, maxWarnedFrom of them from one address.
 const (
-	warnEvery = time.Minute
-	maxWarned = 256
+	warnEvery     = time.Minute
+	maxWarned     = 256
+	maxWarnedFrom = 8
 )
 
 // warnings remembers what was warned of, and how often it was not said again.
@@ -28,12 +29,14 @@ type warnings struct {
 
 type warned struct {
 	at     time.Time
+	from   string
 	silent int
 }
 
 // due tells whether to warn of that now, and how often that was left out since the
-// last time. It counts where the answer is no.
-func (w *warnings) due(what string) (silent int, ok bool) {
+// last time. It counts where the answer is no. from is the address that a client made
+// the text up at; "" where no client can.
+func (w *warnings) due(what, from string) (silent int, ok bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	now := w.now()
@@ -51,13 +54,24 @@ func (w *warnings) due(what string) (silent int, ok bool) {
 			}
 		}
 	}
-	if _, known := w.since[what]; !known && len(w.since) >= maxWarned {
+	if _, known := w.since[what]; !known && (len(w.since) >= maxWarned || from != "" && w.from(from, now) >= maxWarnedFrom) {
 		w.more++
 		return 0, false
 	}
 	silent, w.more = silent+w.more, 0
-	w.since[what] = &warned{at: now}
+	w.since[what] = &warned{at: now, from: from}
 	return silent, true
+}
+
+// from counts what an address was warned of lately. It looks at maxWarned entries at
+// most, and only for a warning that is new.
+func (w *warnings) from(address string, now time.Time) (n int) {
+	for _, v := range w.since {
+		if v.from == address && now.Sub(v.at) < warnEvery {
+			n++
+		}
+	}
+	return n
 }
 
 // refusalNames are the values of the label reason in metrics.
@@ -79,13 +93,14 @@ func (c *call) report(r *authn.Refusal) {
 	if r.Explanation == "" {
 		return
 	}
-	// By what is to be changed, and by who would need it; not by what a client can
-	// make up without a name.
-	what := refusalNames[r.Kind] + " " + c.caller.RemoteAddr
+	// By what is to be changed, and by who would need it. What a client can make up
+	// without a name counts for its address.
+	from := c.caller.RemoteAddr
+	what := refusalNames[r.Kind] + " " + from + " " + short(r.Explanation)
 	if r.Property != "" && r.Real != "" {
-		what = r.Property
+		what, from = r.Property, ""
 	}
-	silent, ok := c.warned.due(what)
+	silent, ok := c.warned.due(what, from)
 	if !ok {
 		return
 	}

@@ -74,7 +74,8 @@ func TestEarlyRefusals(t *testing.T) {
 		{"bad ticket", names, negotiate("nonsense"), 403, "", "", "java.util.NoSuchElementException", "ticket", []string{"no token of a recording"}},
 		{"bad token", names + "delegation=nonsense", "X: y", 403, "", "", "java.io.EOFException", "delegation_token", []string{"it was cut, or is of another kind"}},
 		{"a token for a proxy", "/kms/v1/?op=GETDELEGATIONTOKEN&doAs=carl", negotiate("oozie@EXAMPLE.COM"), 403, "carl", "oozie", "is not allowed to impersonate carl", "impersonation", nil},
-		{"expired token", names + "delegation=" + string(issued[1]), "X: y", 403, "oozie", "", "has expired", "delegation_token", nil},
+		{"expired token", names + "delegation=" + string(issued[1]), "X: y", 403, "oozie", "", "has expired", "delegation_token",
+			[]string{"the delegation token of oozie, number 1, has expired"}},
 	} {
 		if c.what == "expired token" {
 			clock.Lock()

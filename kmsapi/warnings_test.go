@@ -1,0 +1,36 @@
+package kmsapi
+
+import (
+	"fmt"
+	"testing"
+	"time"
+)
+
+// TestWarnings: one address can make up a few different warnings a minute, and
+// leaves room for those of others.
+func TestWarnings(t *testing.T) {
+	now := time.Now()
+	w := &warnings{now: func() time.Time { return now }, since: make(map[string]*warned)}
+	said := 0
+	for i := range 1000 {
+		if _, ok := w.due(fmt.Sprint("made up ", i), "192.0.2.1"); ok {
+			said++
+		}
+	}
+	if said != maxWarnedFrom {
+		t.Errorf("%d warnings for one address, want %d", said, maxWarnedFrom)
+	}
+	if silent, ok := w.due("an honest one", "192.0.2.2"); !ok || silent != 1000-maxWarnedFrom {
+		t.Errorf("another address: %v, with %d not shown", ok, silent)
+	}
+	if _, ok := w.due("an honest one", "192.0.2.2"); ok {
+		t.Error("the same comes twice in a minute")
+	}
+	now = now.Add(warnEvery)
+	if silent, ok := w.due("an honest one", "192.0.2.2"); !ok || silent != 1 {
+		t.Errorf("a minute later: %v, with %d not shown", ok, silent)
+	}
+	if _, ok := w.due("made up anew", "192.0.2.1"); !ok {
+		t.Error("a minute later the first address has no room")
+	}
+}
