@@ -151,12 +151,11 @@ func (f *folder) escape() (r rune, text string, err error) {
 
 // hex takes \xHH or \x{H...}.
 func (f *folder) hex() (rune, string, error) {
-	digits, n := "", 4 // bytes
-	if strings.HasPrefix(f.rest[2:], "{") {
+	n := 4 // bytes
+	digits := f.rest[2:n]
+	if strings.HasPrefix(digits, "{") {
 		n = strings.IndexByte(f.rest, '}') + 1
 		digits = f.rest[3 : n-1]
-	} else {
-		digits = f.rest[2:4]
 	}
 	v, err := strconv.ParseUint(digits, 16, 21)
 	if err != nil || v > utf8.MaxRune {

@@ -1,6 +1,8 @@
 package pkcs11
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"testing"
@@ -17,7 +19,7 @@ func TestKeystoreFileLasts(t *testing.T) {
 		},
 		Look: func(dir string) (string, error) {
 			path := filepath.Join(dir, "luna.keystore")
-			if _, err := os.Stat(path); err != nil {
+			if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 				return "none", nil
 			}
 			c, _, err := ReadKeystoreFile(path)

@@ -1,7 +1,9 @@
 package trustee_test
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"testing"
@@ -21,7 +23,7 @@ func TestFolderLasts(t *testing.T) {
 	}
 	look := func(dir string) (string, error) {
 		path := filepath.Join(dir, ".keytrustee")
-		if _, err := os.Stat(filepath.Join(path, trustee.ConfFile)); err != nil {
+		if _, err := os.Stat(filepath.Join(path, trustee.ConfFile)); errors.Is(err, fs.ErrNotExist) {
 			return "none", nil
 		}
 		f, err := trustee.LoadFolder(path)
