@@ -154,7 +154,7 @@ func (q *quota) give(name string) {
 }
 
 // fresh counts the store if that is due: for the first time, or, where refusing, after
-// a pause that the cost of the last count sets. Whoever comes while another counts
+// a pause that the cost of the last count sets. A caller that comes while another counts
 // waits only where there is no count yet.
 func (q *quota) fresh(ctx context.Context, refusing bool) error {
 	q.mu.Lock()

@@ -25,7 +25,7 @@ type purposes struct {
 	}
 }
 
-// TestPurposes: what can be served is told apart from what cannot.
+// TestPurposes: what can be served has a status apart from what cannot.
 func TestPurposes(t *testing.T) {
 	h := console.New(console.Config{Checks: []console.Check{
 		{Name: "hsm", Run: works},

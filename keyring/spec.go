@@ -6,7 +6,7 @@ import (
 )
 
 // What a caller may put into a key's metadata. All of it is kept in memory and in the
-// store for as long as the key lives, and is sent to whoever asks for metadata.
+// store for as long as the key lives, and is sent to each user who asks for metadata.
 const (
 	maxCipher         = 128 // bytes
 	maxDescription    = 8 << 10

@@ -109,7 +109,7 @@ func (s *shares) dispatch() {
 			if h.held == 0 {
 				return // it needs more than there is: those behind it must not pass it for ever
 			}
-			i++ // it has its share, and is in nobody's way
+			i++ // it has its share, and blocks no other
 			continue
 		}
 		w.granted = n

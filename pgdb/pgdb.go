@@ -181,7 +181,7 @@ func (d *DB) Standby(ctx context.Context, op string) (standby bool, err error) {
 // Close ends all connections. A second Close does nothing.
 func (d *DB) Close() {
 	d.End()
-	d.outage.mu.Lock()   // whoever has it has not seen the end, and may start a ping
+	d.outage.mu.Lock()   // its holder has not seen the end, and may start a ping
 	d.outage.mu.Unlock() //nolint:staticcheck // so it is waited for
 	d.stop()
 	d.wg.Wait()

@@ -10,7 +10,7 @@ import (
 )
 
 // TestMetastorePlace: without the property the metastore is beside the file that the
-// first provider names, whoever calls, with whatever HOME and working folder.
+// first provider names, for every caller, HOME and working folder.
 func TestMetastorePlace(t *testing.T) {
 	dir := t.TempDir()
 	for name, c := range map[string]struct{ provider, property, want, refusal string }{

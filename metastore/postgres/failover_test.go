@@ -75,7 +75,7 @@ func TestPromotedBehind(t *testing.T) {
 	ctx := t.Context()
 	p := newPair(t)
 	one, two := p.watched(t, p.uri()), p.watched(t, p.uri())
-	// That is what puts them at risk, and it is told.
+	// That is what puts them at risk, and it is reported.
 	eventually(t, "readiness names synchronous_standby_names", func() bool {
 		err := one.Replication(ctx)
 		return err != nil && strings.Contains(err.Error(), "synchronous_standby_names")
