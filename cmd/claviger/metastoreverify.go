@@ -173,23 +173,13 @@ type storedVersion struct {
 
 // versionsOf returns all versions of a store, those of deleted keys too.
 func versionsOf(ctx context.Context, s metastore.Store) (all []storedVersion, err error) {
-	names, err := s.Names(ctx)
+	err = metastore.Each(ctx, s, func(k *metastore.Key) {
+		for _, v := range k.List {
+			all = append(all, storedVersion{claviger.VersionName(k.Name, v.ID), v.Object, false})
+		}
+	})
 	if err != nil {
 		return nil, err
-	}
-	for part := range slices.Chunk(names, 256) {
-		keys, err := s.Get(ctx, part...)
-		if err != nil {
-			return nil, err
-		}
-		for _, k := range keys {
-			if k == nil {
-				continue // deleted since
-			}
-			for _, v := range k.List {
-				all = append(all, storedVersion{claviger.VersionName(k.Name, v.ID), v.Object, false})
-			}
-		}
 	}
 	shelved, err := s.Shelved(ctx)
 	if err != nil {

@@ -3,15 +3,13 @@ package hsm
 import (
 	"context"
 	"errors"
-	"fmt"
-	"slices"
-	"strings"
 	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"claviger"
+	"claviger/metastore"
 )
 
 // Settings of the metastore.
@@ -148,32 +146,19 @@ func (p *Provider) noteToken(ctx context.Context) error {
 
 // toVerify returns all versions, the newest of each key first, in two parts.
 func (p *Provider) toVerify(ctx context.Context) (first, later []string, err error) {
-	names, err := p.store.Names(ctx)
+	var current, older []string
+	err = metastore.Each(ctx, p.store, func(k *metastore.Key) {
+		for i, v := range k.List {
+			name := claviger.VersionName(k.Name, v.ID)
+			if i == len(k.List)-1 {
+				current = append(current, name)
+			} else {
+				older = append(older, name)
+			}
+		}
+	})
 	if err != nil {
 		return nil, nil, err
-	}
-	var current, older []string
-	const page = 256
-	for len(names) > 0 {
-		n := min(page, len(names))
-		keys, err := p.store.Get(ctx, names[:n]...)
-		if err != nil {
-			return nil, nil, err
-		}
-		names = names[n:]
-		for _, k := range keys {
-			if k == nil {
-				continue // deleted since
-			}
-			for i, v := range k.List {
-				name := claviger.VersionName(k.Name, v.ID)
-				if i == len(k.List)-1 {
-					current = append(current, name)
-				} else {
-					older = append(older, name)
-				}
-			}
-		}
 	}
 	all := append(current, older...)
 	n := min(verifyAtStart, len(all))
@@ -235,15 +220,9 @@ func (p *Provider) CheckKeys(ctx context.Context) error {
 	if len(names) == 0 {
 		return nil
 	}
-	slices.Sort(names)
-	const told = 10
-	more := ""
-	if n := len(names) - told; n > 0 {
-		names, more = names[:told], fmt.Sprintf(" and %d more", n)
-	}
 	return claviger.Errorf("hsm.CheckKeys", claviger.Unavailable, "",
-		"token %s does not hold these key versions of metastore %s, or holds others of their names, so this node refuses them: %s%s; synchronise the HSM with that of the other nodes, or restore it from a backup",
-		tokenName(p.tok.Info()), p.store.URI(), strings.Join(names, ", "), more)
+		"token %s does not hold these key versions of metastore %s, or holds others of their names, so this node refuses them: %s; synchronise the HSM with that of the other nodes, or restore it from a backup",
+		tokenName(p.tok.Info()), p.store.URI(), some(names))
 }
 
 // verifyLater goes through the rest, slowly. What it finds wrong is told, and

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"claviger"
+	"claviger/metastore"
 	"claviger/pkcs11"
 )
 
@@ -161,26 +162,13 @@ func (p *Provider) records(ctx context.Context) (*records, error) {
 			r.begun[ref.Object] = true
 		}
 	}
-	names, err := p.store.Names(ctx)
+	err = metastore.Each(ctx, p.store, func(k *metastore.Key) {
+		for _, v := range k.List {
+			r.live[v.Object] = true
+		}
+	})
 	if err != nil {
 		return nil, err
-	}
-	const page = 256
-	for len(names) > 0 {
-		n := min(page, len(names))
-		keys, err := p.store.Get(ctx, names[:n]...)
-		if err != nil {
-			return nil, err
-		}
-		names = names[n:]
-		for _, k := range keys {
-			if k == nil {
-				continue // deleted since
-			}
-			for _, v := range k.List {
-				r.live[v.Object] = true
-			}
-		}
 	}
 	shelved, err := p.store.Shelved(ctx)
 	if err != nil {
