@@ -235,43 +235,36 @@ func insertVersion(ctx context.Context, tx pgx.Tx, op, name string, key int64, s
 func (s *Store) Append(ctx context.Context, key string, v metastore.Version) error {
 	const op = "postgres.Append"
 	return s.update(ctx, op, key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
-		var id int64
-		var seq int
-		// The row's lock makes two who roll one key wait for each other.
-		err := tx.QueryRow(ctx, `UPDATE ez_key SET epoch = nextval('key_epoch') WHERE name = $1 RETURNING id`, key).Scan(&id)
-		if errors.Is(err, pgx.ErrNoRows) {
-			return claviger.E(op, claviger.KeyNotFound, key, nil)
-		}
-		if err != nil {
-			return err
-		}
-		if err := tx.QueryRow(ctx, `SELECT max(seq) + 1 FROM key_version WHERE key_id = $1`, id).Scan(&seq); err != nil {
-			return err
-		}
-		if err := insertVersion(ctx, tx, op, key, id, seq, v); err != nil {
+		if err := addVersion(ctx, tx, op, key, `SELECT max(seq) + 1 FROM key_version WHERE key_id = $1`, v); err != nil {
 			return err
 		}
 		return finish(ctx, tx, key, metastore.Rolled)
 	})
 }
 
+// addVersion gives a key one more version, at the place that a query tells.
+func addVersion(ctx context.Context, tx pgx.Tx, op, key, place string, v metastore.Version) error {
+	var id int64
+	var seq int
+	// The row's lock makes two who roll one key wait for each other.
+	err := tx.QueryRow(ctx, `UPDATE ez_key SET epoch = nextval('key_epoch') WHERE name = $1 RETURNING id`, key).Scan(&id)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return claviger.E(op, claviger.KeyNotFound, key, nil)
+	}
+	if err != nil {
+		return err
+	}
+	if err := tx.QueryRow(ctx, place, id).Scan(&seq); err != nil {
+		return err
+	}
+	return insertVersion(ctx, tx, op, key, id, seq, v)
+}
+
 // Prepend adds a version before all others, and tells of it.
 func (s *Store) Prepend(ctx context.Context, key string, v metastore.Version) error {
 	const op = "postgres.Prepend"
 	return s.update(ctx, op, key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
-		var id int64
-		var seq int
-		err := tx.QueryRow(ctx, `UPDATE ez_key SET epoch = nextval('key_epoch') WHERE name = $1 RETURNING id`, key).Scan(&id)
-		if errors.Is(err, pgx.ErrNoRows) {
-			return claviger.E(op, claviger.KeyNotFound, key, nil)
-		}
-		if err != nil {
-			return err
-		}
-		if err := tx.QueryRow(ctx, `SELECT min(seq) - 1 FROM key_version WHERE key_id = $1`, id).Scan(&seq); err != nil {
-			return err
-		}
-		if err := insertVersion(ctx, tx, op, key, id, seq, v); err != nil {
+		if err := addVersion(ctx, tx, op, key, `SELECT min(seq) - 1 FROM key_version WHERE key_id = $1`, v); err != nil {
 			return err
 		}
 		return notify(ctx, tx, metastore.Notice{Key: key, Change: metastore.Invalidated})

@@ -169,36 +169,33 @@ func insertVersion(ctx context.Context, tx *sql.Tx, op, name string, key int64, 
 func (s *Store) Append(ctx context.Context, key string, v metastore.Version) error {
 	const op = "sqlite.Append"
 	return s.update(ctx, op, key, func(tx *sql.Tx) error {
-		var id int64
-		var seq int
-		err := tx.QueryRowContext(ctx, `SELECT k.id, max(v.seq) + 1 FROM ez_key k JOIN key_version v ON v.key_id = k.id WHERE k.name = ? GROUP BY k.id`, key).Scan(&id, &seq)
-		if errors.Is(err, sql.ErrNoRows) {
-			return claviger.E(op, claviger.KeyNotFound, key, nil)
-		}
-		if err != nil {
-			return err
-		}
-		if err := insertVersion(ctx, tx, op, key, id, seq, v); err != nil {
+		if err := addVersion(ctx, tx, op, key, `SELECT k.id, max(v.seq) + 1 FROM ez_key k JOIN key_version v ON v.key_id = k.id WHERE k.name = ? GROUP BY k.id`, v); err != nil {
 			return err
 		}
 		return dropIntent(ctx, tx, key)
 	})
 }
 
+// addVersion gives a key one more version. The query place tells the key's id and the
+// version's place.
+func addVersion(ctx context.Context, tx *sql.Tx, op, key, place string, v metastore.Version) error {
+	var id int64
+	var seq int
+	err := tx.QueryRowContext(ctx, place, key).Scan(&id, &seq)
+	if errors.Is(err, sql.ErrNoRows) {
+		return claviger.E(op, claviger.KeyNotFound, key, nil)
+	}
+	if err != nil {
+		return err
+	}
+	return insertVersion(ctx, tx, op, key, id, seq, v)
+}
+
 // Prepend adds a version before all others.
 func (s *Store) Prepend(ctx context.Context, key string, v metastore.Version) error {
 	const op = "sqlite.Prepend"
 	return s.update(ctx, op, key, func(tx *sql.Tx) error {
-		var id int64
-		var seq int
-		err := tx.QueryRowContext(ctx, `SELECT k.id, min(v.seq) - 1 FROM ez_key k JOIN key_version v ON v.key_id = k.id WHERE k.name = ? GROUP BY k.id`, key).Scan(&id, &seq)
-		if errors.Is(err, sql.ErrNoRows) {
-			return claviger.E(op, claviger.KeyNotFound, key, nil)
-		}
-		if err != nil {
-			return err
-		}
-		return insertVersion(ctx, tx, op, key, id, seq, v)
+		return addVersion(ctx, tx, op, key, `SELECT k.id, min(v.seq) - 1 FROM ez_key k JOIN key_version v ON v.key_id = k.id WHERE k.name = ? GROUP BY k.id`, v)
 	})
 }
 
