@@ -91,15 +91,7 @@ func (p *Provider) bindIDs(ctx context.Context, st standing) error {
 	if err != nil && !keepsNone {
 		return err
 	}
-	var mine *Binding
-	var others []Binding
-	for i, b := range all {
-		if b.Store == id {
-			mine = &all[i]
-		} else {
-			others = append(others, b)
-		}
-	}
+	mine, others := apart(all, id)
 	switch {
 	case mine != nil, len(others) == 0:
 	case st.fits && !before:
@@ -201,23 +193,28 @@ func (p *Provider) rebind(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var mine *Binding
-	for i, b := range all {
-		if b.Store == id {
-			mine = &all[i]
-		}
-	}
+	mine, others := apart(all, id)
 	if err := p.bindTo(ctx, id, mine, true); err != nil {
 		return err
 	}
-	for _, b := range all {
-		if b.Store != id {
-			if err := p.tok.DestroyData(ctx, application, b.label); err != nil {
-				return err
-			}
+	for _, b := range others {
+		if err := p.tok.DestroyData(ctx, application, b.label); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// apart parts the binding to a store, nil where there is none, from those to others.
+func apart(all []Binding, id string) (mine *Binding, others []Binding) {
+	for i, b := range all {
+		if b.Store == id {
+			mine = &all[i]
+		} else {
+			others = append(others, b)
+		}
+	}
+	return mine, others
 }
 
 // refuseEmpty refuses a store without a key beside a token with keys of ours, but

@@ -118,6 +118,19 @@ func (p *Provider) Survey() Survey {
 	return s
 }
 
+// found tells whether the last survey found a version that the store does not know.
+// It is asked at each version that is not ours, a source's among them.
+func (s *survey) found(version string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, o := range s.unknown {
+		if o.Label == version {
+			return true
+		}
+	}
+	return false
+}
+
 // look surveys the token once.
 func (p *Provider) look(ctx context.Context) error {
 	objects, err := p.Objects(ctx)
@@ -316,10 +329,8 @@ func (p *Provider) missing(ctx context.Context, op, version string, err error) e
 	if !claviger.Is(err, claviger.VersionNotFound) || p.absent.turns == nil {
 		return err
 	}
-	for _, o := range p.Survey().Unknown {
-		if o.Label == version {
-			return p.lost(ctx, op, version, err)
-		}
+	if p.survey.found(version) {
+		return p.lost(ctx, op, version, err)
 	}
 	key, ok := claviger.KeyOfVersion(version)
 	if !ok || p.absent.knows(version) {
