@@ -73,7 +73,7 @@ func TestPurposes(t *testing.T) {
 	}
 }
 
-// TestObserved: what requests saw last is told, and nothing is probed while that is
+// TestObserved: a check shows what requests saw last, and nothing is probed while that is
 // recent; a failure shows at once, and a probe tells when it is over.
 func TestObserved(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

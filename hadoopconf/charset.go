@@ -24,7 +24,7 @@ var xml11 = regexp.MustCompile(`(version\s*=\s*["'])1\.1(["'])`)
 var encodingName = regexp.MustCompile(`\sencoding\s*=\s*["'][^"']*["']`)
 
 // unicodeText returns a document such that the XML reader can read its declaration:
-// UTF-16 is told by its first bytes, and becomes UTF-8.
+// UTF-16 shows in its first bytes, and becomes UTF-8.
 func unicodeText(data []byte) (string, error) {
 	var err error
 	wide := true

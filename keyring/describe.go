@@ -83,7 +83,7 @@ func (r *Ring) describeLive(ctx context.Context, q *request, key string) ([]Desc
 		if err != nil {
 			return nil, err
 		}
-		// What is told of the versions must be of the key that the rules were asked for.
+		// The facts of the versions must be of the key that the rules were asked for.
 		if again, err := r.metadataNow(ctx, key); err != nil {
 			return nil, err
 		} else if !sameKey(m, again) {

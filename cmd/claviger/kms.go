@@ -131,7 +131,7 @@ func (s *kmsServer) close() error {
 	return errors.Join(errs...)
 }
 
-// run migrates if it is told to, then serves until ctx ends.
+// run migrates if the settings say so, then serves until ctx ends.
 func (s *kmsServer) run(ctx context.Context, front *front, readyFile string) (err error) {
 	starting := "the server is starting"
 	s.waiting.Store(&starting)

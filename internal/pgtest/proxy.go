@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// Proxy stands between a client and a server, and loses what passes when it is told to:
+// Proxy stands between a client and a server, and loses what passes when a test says so:
 // a network that swallows packets of some connections, or of all.
 type Proxy struct {
 	// Addr is where it listens, "127.0.0.1:PORT".
