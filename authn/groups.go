@@ -39,13 +39,18 @@ const (
 	DefaultMaxStale = time.Hour
 )
 
+// Directory returns the groups of a user's short name. Its error is, or wraps, a
+// user.UnknownUserError where the directory answers that there is no such user. Any other
+// error means that the user's groups are not known, never that there are none.
+type Directory func(user string) ([]string, error)
+
 // Groups knows the groups of users: those of a static mapping, else those that
 // the operating system or LDAP tells, kept for a while.
 type Groups struct {
 	static map[string][]string
 	ttl    time.Duration
 	stale  time.Duration // see MaxStale
-	lookup func(user string) ([]string, error)
+	lookup Directory
 	now    func() time.Time
 	log    *slog.Logger
 	places chan struct{} // one for each stranger that is looked up
@@ -73,33 +78,29 @@ type GroupStats struct {
 }
 
 // NewGroups takes the value of StaticMappingProperty and of
-// hadoop.security.groups.cache.secs.
+// hadoop.security.groups.cache.secs. The operating system is the directory; see Ask.
 func NewGroups(static string, ttl time.Duration, log *slog.Logger) (*Groups, error) {
 	mapping, err := parseStaticMapping(static)
 	if err != nil {
 		return nil, err
 	}
-	return newGroups(mapping, ttl, systemGroups, time.Now, log), nil
-}
-
-func newGroups(static map[string][]string, ttl time.Duration, lookup func(string) ([]string, error), now func() time.Time, log *slog.Logger) *Groups {
 	g := &Groups{
-		static: static, ttl: ttl, stale: DefaultMaxStale, lookup: lookup, now: now, log: log, places: make(chan struct{}, strangers),
+		static: mapping, ttl: ttl, stale: DefaultMaxStale, lookup: SystemGroups, now: time.Now, log: log, places: make(chan struct{}, strangers),
 		cache: make(map[string]cachedGroups), absent: make(map[string]cachedGroups),
 	}
 	g.waits.stranger, g.waits.stale = strangerWait, staleWait
-	return g
+	return g, nil
 }
 
 // MaxStale sets how long the last known groups of a user hold while the directory
 // fails. It is to be called before Of.
 func (g *Groups) MaxStale(d time.Duration) { g.stale = d }
 
-// WithoutDirectory returns Groups that ask nobody: all that is known is the static
-// mapping, as with Hadoop's NullGroupsMapping.
-func (g *Groups) WithoutDirectory() *Groups {
-	return newGroups(g.static, g.ttl, func(string) ([]string, error) { return nil, nil }, g.now, g.log)
-}
+// Ask makes d the directory, instead of the operating system. It is to be called before Of.
+func (g *Groups) Ask(d Directory) { g.lookup = d }
+
+// NoGroups is a directory in which each user is in no group, as Hadoop's NullGroupsMapping is.
+func NoGroups(string) ([]string, error) { return nil, nil }
 
 // Stats returns the figures.
 func (g *Groups) Stats() GroupStats {
@@ -248,9 +249,9 @@ func makeRoom(in map[string]cachedGroups, most int, now time.Time) {
 	}
 }
 
-// systemGroups asks the operating system (with cgo through NSS, so that SSSD and
-// LDAP are seen), as Hadoop's default mapping does.
-func systemGroups(name string) ([]string, error) {
+// SystemGroups is the operating system's directory (with cgo through NSS, so that SSSD
+// and LDAP are seen), as that of Hadoop's default mapping.
+func SystemGroups(name string) ([]string, error) {
 	u, err := user.Lookup(name)
 	if err != nil {
 		return nil, err

@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"log/slog"
 	"math/rand/v2"
 	"net"
 	"os/user"
@@ -78,14 +77,10 @@ type ldapDirectory struct {
 	next int // the URL to begin with
 }
 
-// NewLDAPGroups are Groups whose directory is an LDAP server. The connection is
-// made when it is first needed.
-func NewLDAPGroups(conf LDAPConfig, static string, ttl time.Duration, log *slog.Logger) (*Groups, error) {
+// LDAPGroups is the directory of LDAP servers. The connection is made when it is first
+// needed.
+func LDAPGroups(conf LDAPConfig) (Directory, error) {
 	if err := conf.Check(); err != nil {
-		return nil, err
-	}
-	g, err := NewGroups(static, ttl, log)
-	if err != nil {
 		return nil, err
 	}
 	d := &ldapDirectory{
@@ -93,8 +88,7 @@ func NewLDAPGroups(conf LDAPConfig, static string, ttl time.Duration, log *slog.
 		posix: strings.Contains(conf.GroupFilter, "posixGroup") && strings.Contains(conf.UserFilter, "posixAccount"),
 		next:  rand.IntN(len(conf.URLs)), //nolint:gosec // nodes are to begin with different servers
 	}
-	g.lookup = d.groups
-	return g, nil
+	return d.groups, nil
 }
 
 // groups asks, a second time over a new connection where the first is broken.

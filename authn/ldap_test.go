@@ -2,21 +2,17 @@ package authn
 
 import (
 	"bytes"
-	"fmt"
 	"log/slog"
 	"net"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"claviger"
 	"claviger/authz"
+	"claviger/internal/ldaptest"
 )
 
 // directory is what the tests' LDAP server holds: users of Active Directory's
@@ -79,101 +75,9 @@ gidNumber: 2002
 memberUid: 1001
 `
 
-const (
-	ldapUser     = "cn=reader,dc=example,dc=com"
-	ldapPassword = "read me"
-)
-
-// slapd is a real OpenLDAP server, which ends with the test.
-type slapd struct {
-	url  string
-	conf string
-	cmd  *exec.Cmd
-}
-
-// startSlapd starts a server that answers nobody who has not named himself.
-func startSlapd(t *testing.T) *slapd {
-	t.Helper()
-	t.Setenv("PATH", os.Getenv("PATH")+":/usr/sbin")
-	if _, err := exec.LookPath("slapd"); err != nil {
-		if os.Getenv("CLAVIGER_REQUIRE_LDAP") == "1" {
-			t.Fatal("slapd is missing: `make setup` installs it, or: apt-get install slapd")
-		}
-		t.Skip("slapd is missing: `make setup` installs it")
-	}
-	dir := t.TempDir()
-	if err := os.Mkdir(filepath.Join(dir, "db"), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	modules := ""
-	if found, _ := filepath.Glob("/usr/lib/ldap/back_mdb.*"); len(found) > 0 {
-		modules = "modulepath /usr/lib/ldap\nmoduleload back_mdb\n"
-	}
-	s := &slapd{conf: filepath.Join(dir, "slapd.conf")}
-	conf := modules + fmt.Sprintf(`include /etc/ldap/schema/core.schema
-include /etc/ldap/schema/cosine.schema
-include /etc/ldap/schema/nis.schema
-include /etc/ldap/schema/inetorgperson.schema
-disallow bind_anon
-require authc
-database mdb
-maxsize 1073741824
-suffix "dc=example,dc=com"
-rootdn "%s"
-rootpw "%s"
-directory %s/db
-`, ldapUser, ldapPassword, dir)
-	if err := os.WriteFile(s.conf, []byte(conf), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	add := exec.CommandContext(t.Context(), "slapadd", "-f", s.conf)
-	add.Stdin = strings.NewReader(directory)
-	if out, err := add.CombinedOutput(); err != nil {
-		t.Fatalf("slapadd: %v\n%s", err, out)
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.url = "ldap://" + l.Addr().String()
-	_ = l.Close()
-	s.start(t)
-	t.Cleanup(s.stop)
-	return s
-}
-
-func (s *slapd) start(t *testing.T) {
-	t.Helper()
-	s.cmd = exec.Command("slapd", "-d", "0", "-f", s.conf, "-h", s.url) //nolint:noctx // stop ends it
-	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	var out bytes.Buffer
-	s.cmd.Stdout, s.cmd.Stderr = &out, &out
-	if err := s.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		c, err := net.Dial("tcp", strings.TrimPrefix(s.url, "ldap://"))
-		if err == nil {
-			_ = c.Close()
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("slapd does not serve: %v\n%s", err, out.String())
-		}
-	}
-}
-
-func (s *slapd) stop() {
-	if s.cmd != nil {
-		_ = s.cmd.Process.Kill()
-		_ = s.cmd.Wait() // ended by the signal
-		s.cmd = nil
-	}
-}
-
-func (s *slapd) config() LDAPConfig {
+func ldapConfig(s *ldaptest.Server) LDAPConfig {
 	return LDAPConfig{
-		URLs: []string{s.url}, BindUser: ldapUser, BindPassword: []byte(ldapPassword),
+		URLs: []string{s.URL}, BindUser: ldaptest.User, BindPassword: []byte(ldaptest.Password),
 		UserBase: "ou=people,dc=example,dc=com", GroupBase: "ou=groups,dc=example,dc=com",
 		UserFilter: "(&(objectClass=inetOrgPerson)(uid={0}))", GroupFilter: "(objectClass=groupOfNames)",
 		MemberAttr: "member", GroupName: "cn", PosixUID: "uidNumber", PosixGID: "gidNumber",
@@ -183,16 +87,26 @@ func (s *slapd) config() LDAPConfig {
 
 func ldapGroups(t *testing.T, c LDAPConfig, log *slog.Logger) *Groups {
 	t.Helper()
-	g, err := NewLDAPGroups(c, "fixed=one,two", time.Minute, log)
+	d, err := LDAPGroups(c)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return groupsOf(t, d, log)
+}
+
+func groupsOf(t *testing.T, d Directory, log *slog.Logger) *Groups {
+	t.Helper()
+	g, err := NewGroups("fixed=one,two", time.Minute, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.Ask(d)
 	return g
 }
 
 func TestLDAPGroups(t *testing.T) {
-	s := startSlapd(t)
-	nested, all, memberOf, posix, top, upper := s.config(), s.config(), s.config(), s.config(), s.config(), s.config()
+	s := ldaptest.Start(t, directory)
+	nested, all, memberOf, posix, top, upper := ldapConfig(s), ldapConfig(s), ldapConfig(s), ldapConfig(s), ldapConfig(s), ldapConfig(s)
 	upper.Convert = strings.ToUpper
 	nested.Levels, all.Levels = 1, 10
 	memberOf.MemberOf = "seeAlso" // slapd has memberOf by an overlay only
@@ -203,18 +117,18 @@ func TestLDAPGroups(t *testing.T) {
 		user string
 		want string
 	}{
-		"direct":          {s.config(), "alice", "analysts"},
+		"direct":          {ldapConfig(s), "alice", "analysts"},
 		"one level up":    {nested, "alice", "analysts staff"},
 		"in a circle":     {all, "alice", "analysts everybody staff"},
 		"by the user":     {memberOf, "alice", "analysts"},
 		"posix":           {posix, "alice", "extra primary"},
 		"converted":       {upper, "alice", "ANALYSTS"},
 		"one base":        {top, "alice", "analysts"},
-		"unknown":         {s.config(), "mallory", ""},
-		"odd name":        {s.config(), "o,dd (*)", "analysts"},
-		"injection":       {s.config(), "*", ""},
-		"injection, more": {s.config(), "alice)(objectClass=*", ""},
-		"static":          {s.config(), "fixed", "one two"},
+		"unknown":         {ldapConfig(s), "mallory", ""},
+		"odd name":        {ldapConfig(s), "o,dd (*)", "analysts"},
+		"injection":       {ldapConfig(s), "*", ""},
+		"injection, more": {ldapConfig(s), "alice)(objectClass=*", ""},
+		"static":          {ldapConfig(s), "fixed", "one two"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var log bytes.Buffer
@@ -232,10 +146,10 @@ func TestLDAPGroups(t *testing.T) {
 // A server that went away and came back is asked over a new connection; one that
 // stays away leaves the groups as they were; the next one of the list is asked.
 func TestLDAPFaults(t *testing.T) {
-	s := startSlapd(t)
+	s := ldaptest.Start(t, directory)
 	var log bytes.Buffer
 	logger := slog.New(slog.NewTextHandler(&log, nil))
-	g := ldapGroups(t, s.config(), logger)
+	g := ldapGroups(t, ldapConfig(s), logger)
 	now := time.Now()
 	g.now = func() time.Time { return now }
 	want := func(when string) {
@@ -246,18 +160,18 @@ func TestLDAPFaults(t *testing.T) {
 		now = now.Add(time.Hour)
 	}
 	want("at first")
-	s.stop()
-	s.start(t)
+	s.Stop()
+	s.Start(t)
 	want("after a restart")
 	if log.Len() > 0 {
 		t.Errorf("a restart is no fault: %s", log.String())
 	}
-	s.stop()
+	s.Stop()
 	want("while it is away")
-	if !strings.Contains(log.String(), s.url) {
+	if !strings.Contains(log.String(), s.URL) {
 		t.Errorf("the log does not name the server: %s", log.String())
 	}
-	s.start(t)
+	s.Start(t)
 	want("back again")
 
 	// A port at which nobody listens comes first, or second: which is random.
@@ -268,8 +182,8 @@ func TestLDAPFaults(t *testing.T) {
 	port := l.Addr().(*net.TCPAddr).Port
 	_ = l.Close()
 	for range 4 {
-		c := s.config()
-		c.URLs = []string{"ldap://127.0.0.1:" + strconv.Itoa(port), s.url}
+		c := ldapConfig(s)
+		c.URLs = []string{"ldap://127.0.0.1:" + strconv.Itoa(port), s.URL}
 		g = ldapGroups(t, c, logger)
 		want("with a dead server in the list")
 	}
@@ -277,17 +191,17 @@ func TestLDAPFaults(t *testing.T) {
 	// A blacklist of a group holds although its members cannot be asked for.
 	policy, _ := authz.Parse([]authz.Property{{Name: "hadoop.kms.blacklist.DECRYPT_EEK", Value: " analysts"}})
 	alice := claviger.Principal{Name: "alice", Short: "alice"}
-	s.stop()
-	g = ldapGroups(t, s.config(), logger)
+	s.Stop()
+	g = ldapGroups(t, ldapConfig(s), logger)
 	if policy.May(authz.DecryptEEK, alice, g.Of) {
 		t.Error("a blacklist of alice's group is open while LDAP is away")
 	}
 	if st := g.Stats(); st.Failed == 0 || st.Err == nil {
 		t.Errorf("figures of a directory that is away: %+v", st)
 	}
-	s.start(t)
+	s.Start(t)
 
-	wrong := s.config()
+	wrong := ldapConfig(s)
 	wrong.BindPassword = []byte("not it")
 	log.Reset()
 	if got := ldapGroups(t, wrong, logger).Of("alice"); !slices.Equal(got, authz.GroupsUnknown) {

@@ -230,19 +230,19 @@ func TestSystemGroups(t *testing.T) {
 	if err != nil {
 		t.Skipf("this user's group has no name: %v", err)
 	}
-	groups, err := systemGroups(me.Username)
+	groups, err := SystemGroups(me.Username)
 	if err != nil || !slices.Contains(groups, primary.Name) {
 		t.Errorf("groups of %s: %q, %v; want %s among them", me.Username, groups, err, primary.Name)
 	}
 	var unknown user.UnknownUserError
-	if _, err := systemGroups("no-such-user-at-all"); !errors.As(err, &unknown) {
+	if _, err := SystemGroups("no-such-user-at-all"); !errors.As(err, &unknown) {
 		t.Errorf("an unknown user: %v", err)
 	}
 }
 
-// TestWithoutDirectory: as with Hadoop's NullGroupsMapping, the system's own
+// TestNoGroups: as with Hadoop's NullGroupsMapping, the system's own
 // groups of whoever runs the test are not asked for.
-func TestWithoutDirectory(t *testing.T) {
+func TestNoGroups(t *testing.T) {
 	me, err := user.Current()
 	if err != nil {
 		t.Fatal(err)
@@ -251,7 +251,7 @@ func TestWithoutDirectory(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	groups = groups.WithoutDirectory()
+	groups.Ask(NoGroups)
 	if got := groups.Of(me.Username); len(got) != 0 {
 		t.Errorf("groups of %s: %q", me.Username, got)
 	}

@@ -22,6 +22,7 @@ const (
 	MetastoreLease     = "claviger.metastore.lease"
 	HDFSSuperusers     = "claviger.kms.hdfs.superusers"
 	LowWatermark       = "hadoop.security.kms.encrypted.key.cache.low.watermark"
+	GroupMapping       = "hadoop.security.group.mapping"
 	lowWatermarkDash   = "hadoop.security.kms.encrypted.key.cache.low-watermark"
 )
 
@@ -146,7 +147,10 @@ var KMS = []Known{
 	{"hadoop.security.kms.encrypted.key.cache.expiry", "43200000", "ms after its last use that a queue is dropped"},
 	{"hadoop.security.key.default.cipher", claviger.DefaultCipher, "cipher of a key that is created without one"},
 	{"hadoop.security.key.default.bitlength", "128", "length of a key that is created without one"},
-	{"hadoop.security.group.mapping", "", "Hadoop's class of where groups come from: the operating system's classes, LdapGroupsMapping or RuleBasedLdapGroupsMapping"},
+	{GroupMapping, "", "Hadoop's class of where groups come from: the operating system's classes, LdapGroupsMapping, RuleBasedLdapGroupsMapping or CompositeGroupsMapping"},
+	{GroupProviders, "", "for CompositeGroupsMapping: the names of its providers, separated by commas without blanks"},
+	{GroupProviders + ".combined", "true", "for CompositeGroupsMapping: true: a user is in the groups of all providers; false: in those of the first that has any"},
+	{GroupProviderPrefix + "*", "", "for CompositeGroupsMapping: provider.NAME is the class of a provider; provider.NAME.ldap.url and so on are its own properties, over those without provider.NAME"},
 	{"hadoop.security.group.mapping.ldap.url", "", "for LDAP: ldap://HOST:PORT or ldaps://HOST:PORT; several are tried in turn"},
 	{"hadoop.security.group.mapping.ldap.ssl", "false", "for LDAP: an ldap:// URL without a port means ldaps://"},
 	{"hadoop.security.group.mapping.ldap.ssl.truststore", "", "for LDAP: the servers' authority: JKS, PKCS#12 or PEM; else the system's"},
@@ -344,6 +348,10 @@ func (c *Conf) warnUnknown() {
 		exact[k.Name] = true
 	}
 	for _, name := range c.Names() {
+		if strings.HasPrefix(name, GroupProviderPrefix) {
+			c.warnUnknownProvider(name, exact)
+			continue
+		}
 		if exact[name] || !inFamily(name) || matchesPattern(name) || IsRule(name) {
 			continue
 		}

@@ -17,8 +17,6 @@ import (
 	"claviger/secret"
 )
 
-const groupMapping = "hadoop.security.group.mapping"
-
 // systemMappings are Hadoop's classes that ask the operating system, as we do for
 // all of them.
 var systemMappings = []string{"ShellBasedUnixGroupsMapping", "JniBasedUnixGroupsMapping", "JniBasedUnixGroupsMappingWithFallback",
@@ -38,27 +36,78 @@ func newGroups(conf *hadoopconf.Conf, log *slog.Logger) (*authn.Groups, error) {
 	return groups, nil
 }
 
-// openGroups finds the mapping by its class.
+// openGroups reads the mapping's properties.
 func openGroups(conf *hadoopconf.Conf, log *slog.Logger) (*authn.Groups, error) {
 	ttl, err := conf.Duration("hadoop.security.groups.cache.secs", time.Second)
 	if err != nil {
 		return nil, err
 	}
-	static := conf.String(authn.StaticMappingProperty)
-	class := strings.TrimPrefix(conf.String(groupMapping), "org.apache.hadoop.security.")
-	switch {
-	case class == "" || slices.Contains(systemMappings, class):
-		groups, err := authn.NewGroups(static, ttl, log)
+	groups, err := authn.NewGroups(conf.String(authn.StaticMappingProperty), ttl, log)
+	if err != nil {
+		return nil, fmt.Errorf("property %s: %w", authn.StaticMappingProperty, err)
+	}
+	if mappingClass(conf, hadoopconf.GroupMapping) == "CompositeGroupsMapping" {
+		d, err := compositeDirectory(conf, log)
 		if err != nil {
-			return nil, fmt.Errorf("property %s: %w", authn.StaticMappingProperty, err)
+			return nil, err
 		}
+		groups.Ask(d)
 		return groups, nil
-	case class == "NullGroupsMapping": // nobody has groups but those of the static mapping
-		groups, err := authn.NewGroups(static, ttl, log)
-		if err != nil {
-			return nil, fmt.Errorf("property %s: %w", authn.StaticMappingProperty, err)
+	}
+	d, err := groupDirectory(conf, hadoopconf.GroupMapping, log)
+	if err != nil {
+		return nil, err
+	}
+	groups.Ask(d)
+	return groups, nil
+}
+
+// mappingClass is the class that a property names, without the package of Hadoop's own.
+func mappingClass(conf *hadoopconf.Conf, property string) string {
+	return strings.TrimPrefix(conf.String(property), "org.apache.hadoop.security.")
+}
+
+// compositeDirectory reads the providers of Hadoop's CompositeGroupsMapping.
+func compositeDirectory(conf *hadoopconf.Conf, log *slog.Logger) (authn.Directory, error) {
+	combined, err := conf.Bool(hadoopconf.GroupProviders + ".combined")
+	if err != nil {
+		return nil, err
+	}
+	// Hadoop takes blanks for a part of a name, and leaves a provider out whose class it
+	// does not find. Which groups were meant must not be guessed.
+	names := strings.Split(conf.Under(hadoopconf.GroupProviders)[""], ",")
+	for i, name := range names {
+		switch {
+		case name == "" || strings.TrimSpace(name) != name:
+			return nil, refuse(conf, hadoopconf.GroupProviders, "it must be names of providers, separated by commas without blanks, as in shell,ad")
+		case slices.Contains(names[:i], name):
+			return nil, refuse(conf, hadoopconf.GroupProviders, fmt.Sprintf("it names %q twice; take one out", name))
 		}
-		return groups.WithoutDirectory(), nil
+	}
+	var parts []authn.NamedDirectory
+	for _, name := range names {
+		property := hadoopconf.GroupProviderPrefix + name
+		if mappingClass(conf, property) == "" {
+			return nil, refuse(conf, property, fmt.Sprintf("%s names the provider %q; set this to its class, or take it out of the list", hadoopconf.GroupProviders, name))
+		}
+		// What is set for this provider stands in the place of what is set for all.
+		own := conf.Moved(property+".", hadoopconf.GroupMapping+".")
+		d, err := groupDirectory(own, property, log)
+		if err != nil {
+			return nil, fmt.Errorf("group mapping provider %s, whose properties begin with %s: %w", name, property, err)
+		}
+		parts = append(parts, authn.NamedDirectory{Name: name, Directory: d})
+	}
+	return authn.CompositeGroups(parts, combined), nil
+}
+
+// groupDirectory finds the directory by its class, which property names.
+func groupDirectory(conf *hadoopconf.Conf, property string, log *slog.Logger) (authn.Directory, error) {
+	switch class := mappingClass(conf, property); {
+	case class == "" || slices.Contains(systemMappings, class):
+		return authn.SystemGroups, nil
+	case class == "NullGroupsMapping": // nobody has groups but those of the static mapping
+		return authn.NoGroups, nil
 	case class == "LdapGroupsMapping", class == "RuleBasedLdapGroupsMapping":
 		c, err := ldapConfig(conf, log)
 		if err != nil {
@@ -69,13 +118,17 @@ func openGroups(conf *hadoopconf.Conf, log *slog.Logger) (*authn.Groups, error) 
 				return nil, err
 			}
 		}
-		groups, err := authn.NewLDAPGroups(c, static, ttl, log)
+		d, err := authn.LDAPGroups(c)
 		if err != nil {
-			return nil, fmt.Errorf("%s in %s: %w", groupMapping, conf.Dir(), err)
+			return nil, fmt.Errorf("%s in %s: %w", property, conf.Dir(), err)
 		}
-		return groups, nil
+		return d, nil
 	}
-	return nil, refuse(conf, groupMapping, "it must be org.apache.hadoop.security.LdapGroupsMapping, RuleBasedLdapGroupsMapping, or one of the classes that ask the operating system, such as org.apache.hadoop.security.JniBasedUnixGroupsMappingWithFallback")
+	want := "it must be org.apache.hadoop.security.LdapGroupsMapping, RuleBasedLdapGroupsMapping, "
+	if property == hadoopconf.GroupMapping {
+		want += "CompositeGroupsMapping, "
+	}
+	return nil, refuse(conf, property, want+"or one of the classes that ask the operating system, such as org.apache.hadoop.security.JniBasedUnixGroupsMappingWithFallback")
 }
 
 // conversionRule is what RuleBasedLdapGroupsMapping does with the names of groups.

@@ -1,0 +1,51 @@
+package authn
+
+import (
+	"errors"
+	"fmt"
+	"os/user"
+)
+
+// NamedDirectory is one part of a composite directory.
+type NamedDirectory struct {
+	Name      string // as hadoop.security.group.mapping.providers lists it
+	Directory Directory
+}
+
+// CompositeGroups is the directory of Hadoop's CompositeGroupsMapping. Combined, a user is
+// in the groups of all parts; otherwise in those of the first part that has any.
+//
+// Hadoop takes a part that fails for one without groups. A blacklist that names a group
+// would open with it. Here the look-up fails as a whole wherever the part that failed could
+// have changed the answer.
+func CompositeGroups(parts []NamedDirectory, combined bool) Directory {
+	return func(name string) ([]string, error) {
+		var groups []string
+		seen := make(map[string]bool)
+		known := false
+		for _, part := range parts {
+			found, err := part.Directory(name)
+			var unknown user.UnknownUserError
+			switch {
+			case errors.As(err, &unknown):
+				continue
+			case err != nil:
+				return nil, fmt.Errorf("group mapping provider %s: %w", part.Name, err)
+			}
+			known = true
+			for _, g := range found {
+				if !seen[g] {
+					seen[g] = true
+					groups = append(groups, g)
+				}
+			}
+			if !combined && len(groups) > 0 {
+				break
+			}
+		}
+		if !known {
+			return nil, user.UnknownUserError(name)
+		}
+		return groups, nil
+	}
+}

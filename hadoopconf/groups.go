@@ -1,0 +1,56 @@
+package hadoopconf
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"claviger"
+)
+
+// The properties of Hadoop's CompositeGroupsMapping.
+const (
+	GroupProviders      = GroupMapping + ".providers"
+	GroupProviderPrefix = GroupMapping + ".provider." // the provider's name follows
+)
+
+// Moved returns a copy in which each property whose name begins with from also stands under
+// the name that begins with to, over a property that was there. A complaint about it still
+// names the property as the file has it.
+func (c *Conf) Moved(from, to string) *Conf {
+	moved := *c
+	moved.props = maps.Clone(c.props)
+	for name, p := range c.props {
+		if rest, ok := strings.CutPrefix(name, from); ok {
+			moved.props[to+rest] = p
+		}
+	}
+	return &moved
+}
+
+// warnUnknownProvider warns of a property below GroupProviderPrefix that means nothing:
+// Hadoop, too, ignores it without a word.
+func (c *Conf) warnUnknownProvider(name string, known map[string]bool) {
+	where := c.props[name].Where()
+	rest := strings.TrimPrefix(name, GroupProviderPrefix)
+	listed := strings.Split(c.String(GroupProviders), ",")
+	if slices.Contains(listed, rest) {
+		return
+	}
+	for _, provider := range listed {
+		own, ok := strings.CutPrefix(rest, provider+".")
+		if !ok {
+			continue
+		}
+		if meant := GroupMapping + "." + own; !known[meant] {
+			w := fmt.Sprintf("%s: property %s is not known and has no effect", where, name)
+			if near, ok := claviger.NearMiss(meant, slices.Sorted(maps.Keys(known))); ok {
+				w += "; did you mean " + GroupProviderPrefix + provider + strings.TrimPrefix(near, GroupMapping) + "?"
+			}
+			c.warnings = append(c.warnings, w)
+		}
+		return
+	}
+	c.warnings = append(c.warnings, fmt.Sprintf("%s: property %s has no effect: %s does not list its provider", where, name, GroupProviders))
+}
