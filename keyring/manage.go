@@ -2,6 +2,7 @@ package keyring
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 
@@ -91,7 +92,8 @@ func (r *Ring) create(ctx context.Context, spec provider.Spec) (provider.KeyVers
 		if err == nil {
 			return provider.KeyVersion{}, claviger.E(op, claviger.KeyExists, spec.Name, nil)
 		}
-		if !claviger.Is(err, claviger.KeyNotFound) {
+		// Of a key whose records are lost the provider says in full why it is not made.
+		if !claviger.Is(err, claviger.KeyNotFound) && !errors.Is(err, provider.ErrLost) {
 			return provider.KeyVersion{}, err
 		}
 	}

@@ -9,6 +9,7 @@ package provider
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"claviger"
@@ -89,6 +90,11 @@ type Conditional interface {
 	RollIf(ctx context.Context, key string, material secret.Bytes, may func(*claviger.Metadata) error) (KeyVersion, error)
 	DeleteIf(ctx context.Context, key string, may func(*claviger.Metadata) error) error
 }
+
+// ErrLost marks what is Unavailable because the records of a key are lost, while its
+// versions are still held: asking again helps only when an operator has brought them
+// back.
+var ErrLost = errors.New("the records of the key are lost")
 
 // Anyway is the may of who asks nothing.
 func Anyway(*claviger.Metadata) error { return nil }

@@ -168,6 +168,14 @@ func TestOldCopy(t *testing.T) {
 	refused("roll", err, "k@1")
 	_, err = p.Create(t.Context(), provider.Spec{Name: "later", Cipher: claviger.DefaultCipher, BitLength: 256})
 	refused("create", err, "later@0")
+	wantLost(t, p, "later", "later@0")
+	if list, err := p.Metadata(t.Context(), "k", "later", "never"); err != nil || list[0] == nil || list[1] != nil || list[2] != nil {
+		t.Errorf("one lost key among others: %+v, %v", list, err)
+	}
+	if names, err := p.Keys(t.Context()); err != nil || len(names) != 1 {
+		t.Errorf("%v, %v", names, err)
+	}
+	wantNoKey(t, p, "never")
 	create(t, p, "never")
 	mustClose(t, p)
 
@@ -207,6 +215,7 @@ func TestSetAside(t *testing.T) {
 	if _, err := p.Version(t.Context(), "later@0"); !claviger.Is(err, claviger.VersionNotFound) {
 		t.Errorf("set aside: %v", err)
 	}
+	wantNoKey(t, p, "later")
 	if v := create(t, p, "later"); v != "later@1" {
 		t.Errorf("made %s", v)
 	}

@@ -69,6 +69,7 @@ type Provider struct {
 	alone  atomic.Bool
 	survey survey
 	absent absent
+	names  lostNames
 
 	// versions maps a version name to its *entry. It grows with the versions that
 	// are used, each of which is an object on the token.
@@ -416,7 +417,9 @@ func (p *Provider) Keys(ctx context.Context) ([]string, error) {
 	return p.store.Names(ctx)
 }
 
-// Metadata returns one entry per name.
+// Metadata returns one entry per name. A name that the store has lost is an error where
+// it alone is asked for; among others it is nil, so that one lost key does not shut the
+// lists of all the others.
 func (p *Provider) Metadata(ctx context.Context, names ...string) ([]*claviger.Metadata, error) {
 	if err := p.ready("hsm.Metadata", ""); err != nil {
 		return nil, err
@@ -424,6 +427,11 @@ func (p *Provider) Metadata(ctx context.Context, names ...string) ([]*claviger.M
 	keys, err := p.store.Get(ctx, names...)
 	if err != nil {
 		return nil, err
+	}
+	if len(names) == 1 && keys[0] == nil {
+		if err := p.ifLost(ctx, "hsm.Metadata", names[0]); err != nil {
+			return nil, err
+		}
 	}
 	list := make([]*claviger.Metadata, len(keys))
 	for i, k := range keys {
@@ -445,8 +453,11 @@ func (p *Provider) Versions(ctx context.Context, key string) ([]provider.KeyVers
 		return nil, err
 	}
 	k, err := p.key(ctx, key)
-	if err != nil || k == nil {
+	if err != nil {
 		return nil, err
+	}
+	if k == nil {
+		return nil, p.ifLost(ctx, "hsm.Versions", key)
 	}
 	return versionsOf(k), nil
 }
@@ -457,8 +468,11 @@ func (p *Provider) Describe(ctx context.Context, key string) ([]provider.Version
 		return nil, err
 	}
 	k, err := p.key(ctx, key)
-	if err != nil || k == nil {
+	if err != nil {
 		return nil, err
+	}
+	if k == nil {
+		return nil, p.ifLost(ctx, "hsm.Describe", key)
 	}
 	facts := make([]provider.VersionFacts, len(k.List))
 	for i, v := range k.List {

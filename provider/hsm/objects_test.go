@@ -1,6 +1,7 @@
 package hsm_test
 
 import (
+	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -23,11 +24,12 @@ import (
 func (b *backing) generate(t *testing.T, labels ...string) {
 	t.Helper()
 	b.withToken(t, func(tok *pkcs11.Token) {
-		for i, label := range labels {
+		for _, label := range labels {
 			_, last, _ := strings.Cut(label, "@")
 			id, err := hex.DecodeString(last)
 			if err != nil || len(id) != 8 {
-				id = []byte{0xee, 0, 0, 0, 0, 0, 0, byte(i + 1)}
+				sum := sha256.Sum256([]byte(label))
+				id = sum[:8]
 			}
 			if err := tok.GenerateKey(t.Context(), id, label, 256); err != nil {
 				t.Fatal(err)

@@ -264,7 +264,7 @@ func (p *Provider) RollIf(ctx context.Context, key string, material secret.Bytes
 		return provider.KeyVersion{}, err
 	}
 	if k == nil {
-		return provider.KeyVersion{}, claviger.E(op, claviger.KeyNotFound, key, nil)
+		return provider.KeyVersion{}, p.noKey(ctx, op, key)
 	}
 	if err := may(shared(&k.Metadata)); err != nil {
 		return provider.KeyVersion{}, err
@@ -317,7 +317,7 @@ func (p *Provider) DeleteIf(ctx context.Context, key string, may func(*claviger.
 		return err
 	}
 	if k == nil {
-		return claviger.E(op, claviger.KeyNotFound, key, nil)
+		return p.noKey(ctx, op, key)
 	}
 	if p.soft {
 		return p.shelve(ctx, k)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -76,6 +77,20 @@ func TestLostByAFailover(t *testing.T) {
 				t.Errorf("%s, a DEK of %s: %v", what, e[0].Version, err)
 			}
 		}
+		// What is asked for by the name, as clients ask before they write.
+		_, current := n.Current(ctx, "new")
+		_, metadata := n.Metadata(ctx, "new")
+		_, versions := n.Versions(ctx, "new")
+		_, generate := n.Generate(ctx, "new", 1)
+		_, roll := n.Roll(ctx, "new", nil)
+		for asked, err := range map[string]error{
+			"current version": current, "metadata": metadata, "versions": versions,
+			"new EDEK": generate, "roll": roll, "deletion": n.Delete(ctx, "new"),
+		} {
+			if err == nil || !strings.Contains(err.Error(), "503") {
+				t.Errorf("%s, %s of the lost key: %v", what, asked, err)
+			}
+		}
 		if v, err := n.Create(ctx, provider.Spec{Name: "new", Cipher: claviger.DefaultCipher, BitLength: 128}); !refused(err) {
 			t.Errorf("%s, making the lost key: %+v, %v", what, v, err)
 		}
@@ -104,12 +119,26 @@ func TestLostByAFailover(t *testing.T) {
 	if out := hadoop.Claviger(t, s.hsm.Env, "metastore", "accept", "--conf", s.conf, "--yes"); !strings.Contains(out, "new") || !strings.Contains(out, "rolled") {
 		t.Errorf("what is given up: %s", out)
 	}
+	// Now the store lacks nothing that it knows of: the token alone tells.
+	given := s.start(t)
+	accepted := given.client(t)
+	elsewhere("a node after the loss was accepted", accepted)
+	if names, err := accepted.Keys(ctx); err != nil || !slices.Equal(slices.Sorted(slices.Values(names)), []string{"old", "rolled"}) {
+		t.Errorf("a node after the loss was accepted lists %v, %v", names, err)
+	}
+	if list, err := accepted.Metadata(ctx, "old", "new"); err != nil || list[0] == nil || list[1] != nil {
+		t.Errorf("one lost key among others: %+v, %v", list, err)
+	}
+	given.Stop()
 	var found struct{ Digest string }
 	if out := hadoop.Claviger(t, s.hsm.Env, "hsm", "adopt", "--conf", s.conf, "--all", "--dry-run", "-o", "json"); json.Unmarshal([]byte(out), &found) != nil || found.Digest == "" {
 		t.Fatalf("what can be adopted: %s", out)
 	}
 	hadoop.Claviger(t, s.hsm.Env, "hsm", "adopt", "--conf", s.conf, "--all", "--confirm", found.Digest)
 	again := s.start(t).client(t)
+	if m, err := again.Metadata(ctx, "new"); err != nil || m[0] == nil || m[0].Versions != 1 {
+		t.Errorf("the lost key after the adoption: %+v, %v", m, err)
+	}
 	for key, e := range sealed {
 		dek, err := again.Unwrap(ctx, key, "", e)
 		if err != nil || !bytes.Equal(dek[0], opened[key]) {
