@@ -91,6 +91,10 @@ func OpenCredentials(path string, password secret.Bytes) (c *Credentials, missin
 		if errors.Is(err, ErrPassword) {
 			err = fmt.Errorf("%w; its password comes from the environment variable %s, or from the file that %s names", err, CredentialPasswordEnv, CredentialPasswordProperty)
 		}
+		var format *FormatError
+		if errors.As(err, &format) && format.Is != "" {
+			err = fmt.Errorf("%w; make the store with `hadoop credential create NAME -provider localjceks://file/PATH`", err)
+		}
 		if err != nil {
 			return nil, nil, fmt.Errorf("property %s: provider %s: %w", CredentialPathProperty, uri, err)
 		}

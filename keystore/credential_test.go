@@ -131,8 +131,13 @@ func TestPasswords(t *testing.T) {
 	} else {
 		t.Errorf("behind user:///: %v", err)
 	}
+	pkcs12, err := filepath.Abs("testdata/tls/server.pkcs12")
+	if err != nil {
+		t.Fatal(err)
+	}
 	for uri, want := range map[string]string{
-		"bcfks://file/x": "BouncyCastle", "jceks://hdfs@nn:8020/x": "only local files", "/etc/x.jceks": "no URI", "vault://x/y": "not known",
+		"localjceks://file" + pkcs12: "hadoop credential create",
+		"bcfks://file/x":             "BouncyCastle", "jceks://hdfs@nn:8020/x": "only local files", "/etc/x.jceks": "no URI", "vault://x/y": "not known",
 	} {
 		if _, _, err := OpenCredentials(uri, nil); err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), CredentialPathProperty) {
 			t.Errorf("%s: %v", uri, err)

@@ -16,6 +16,7 @@ type FormatError struct {
 	Format string // "JCEKS", "Java serialisation", ...
 	Offset int    // of the byte at which reading stopped
 	What   string // what was found and what was expected
+	Is     Format // what a whole file is instead, where that is known
 }
 
 func (e *FormatError) Error() string {

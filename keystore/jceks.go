@@ -244,7 +244,9 @@ func (s *JCEKS) Marshal(password secret.Bytes) ([]byte, error) {
 	return b, nil
 }
 
-// ParseJCEKS reads a keystore and checks it against the password. No entry is
+// ParseJCEKS reads a keystore and checks it against the password. Java's JCEKS reads a
+// JKS file as well, which has the same form and no secret keys; Marshal makes a JCEKS of
+// it, as Java does. No entry is
 // decrypted, but for telling a wrong password (ErrPassword) from a changed file
 // (*DamagedError) when the check fails. A file of another form, or one cut short,
 // gives a *FormatError.
@@ -333,8 +335,10 @@ func (r *jceksReader) utf(what string) (string, error) {
 }
 
 func (r *jceksReader) store() (*JCEKS, error) {
-	if len(r.b) < 4 || binary.BigEndian.Uint32(r.b) != jceksMagic {
-		return nil, r.errorf("%s", describeMagic(r.b))
+	switch Sniff(r.b) {
+	case JCEKSFormat, JKSFormat:
+	default:
+		return nil, noJCEKS(r.b)
 	}
 	r.off = 4
 	version, err := r.uint32("the version")

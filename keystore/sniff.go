@@ -46,13 +46,18 @@ func Sniff(data []byte) Format {
 	return ""
 }
 
-// describeMagic says what a file is that is no JCEKS.
-func describeMagic(data []byte) string {
-	if f := Sniff(data); f != "" && f != JCEKSFormat {
-		return fmt.Sprintf("this is a %s file, not a JCEKS keystore", f)
+// noJCEKS says what a file is that is neither a JCEKS nor a JKS keystore.
+func noJCEKS(data []byte) error {
+	e := &FormatError{Format: "JCEKS"}
+	switch e.Is = Sniff(data); {
+	case e.Is == PKCS12Format:
+		e.What = "this is a PKCS#12 file, which keytool makes unless -storetype says otherwise; Java's jceks keystores are JCEKS and JKS files alone"
+	case e.Is != "":
+		e.What = fmt.Sprintf("this is a %s file, not a JCEKS keystore", e.Is)
+	case len(data) == 0:
+		e.What = "the file is empty, so it is no keystore"
+	default:
+		e.What = fmt.Sprintf("the file begins with % x, not with ce ce ce ce, so it is no JCEKS keystore", data[:min(4, len(data))])
 	}
-	if len(data) == 0 {
-		return "the file is empty, so it is no keystore"
-	}
-	return fmt.Sprintf("the file begins with % x, not with ce ce ce ce, so it is no JCEKS keystore", data[:min(4, len(data))])
+	return e
 }

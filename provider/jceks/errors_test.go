@@ -69,6 +69,10 @@ func TestOpenErrors(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	pkcs12, err := os.ReadFile("../../keystore/testdata/tls/server.pkcs12")
+	if err != nil {
+		t.Fatal(err)
+	}
 	damaged := bytes.Clone(good)
 	damaged[len(damaged)-60] ^= 1
 	for _, tc := range []struct {
@@ -84,6 +88,7 @@ func TestOpenErrors(t *testing.T) {
 		{"damaged-both", "jceks://file@DIR/kms.keystore", hadoopPassword, map[string][]byte{"kms.keystore": good[:1000], "kms.keystore_OLD": good[:500]}},
 		{"damaged-old-only", "jceks://file@DIR/kms.keystore", hadoopPassword, map[string][]byte{"kms.keystore_OLD": good[:500]}},
 		{"not-a-keystore", "jceks://file@DIR/kms.keystore", hadoopPassword, map[string][]byte{"kms.keystore": []byte("<configuration/>")}},
+		{"pkcs12", "jceks://file@DIR/kms.keystore", hadoopPassword, map[string][]byte{"kms.keystore": pkcs12}},
 		{"empty-file", "jceks://file@DIR/kms.keystore", hadoopPassword, map[string][]byte{"kms.keystore": {}}},
 		{"new-beside-main", "jceks://file@DIR/kms.keystore", hadoopPassword, map[string][]byte{"kms.keystore": good, "kms.keystore_NEW": good}},
 		{"missing-folder", "jceks://file@DIR/missing/kms.keystore", hadoopPassword, nil},

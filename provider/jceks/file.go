@@ -130,6 +130,8 @@ func (e *contentError) Error() string {
 	switch {
 	case errors.Is(e.err, keystore.ErrPassword):
 		return text + "; the password is that of the environment variable " + passwordEnv + ", else of the file that the property " + passwordFileProperty + " names, else \"none\""
+	case e.other() != "":
+		return text + "; name the keystore that Hadoop's KMS has written, or a file that is not there yet, to begin a new one. A key that Java's keytool made is no key of Hadoop's in any keystore"
 	case errors.As(e.err, new(*keystore.DamagedError)) || e.corrupt():
 		return text + "; put back a backup of the file"
 	}
@@ -143,6 +145,15 @@ func (e *contentError) Unwrap() error { return e.err }
 func (e *contentError) corrupt() bool {
 	var format *keystore.FormatError
 	return errors.As(e.err, &format)
+}
+
+// other is what the file is, where it is a keystore of another kind.
+func (e *contentError) other() keystore.Format {
+	var format *keystore.FormatError
+	if !errors.As(e.err, &format) {
+		return ""
+	}
+	return format.Is
 }
 
 func isCorrupt(err error) bool {

@@ -211,3 +211,59 @@ func TestHadoopAfterCrash(t *testing.T) {
 		}
 	}
 }
+
+// TestHadoopKeytool: what keytool alone has made opens, or is refused, as by Hadoop.
+func TestHadoopKeytool(t *testing.T) {
+	run := hadoopRun(t)
+	dir := t.TempDir()
+	keytool := func(args ...string) string {
+		t.Helper()
+		out, err := exec.CommandContext(t.Context(), "keytool", append(args, "-storepass", hadoopPassword)...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("keytool %q: %v\n%s", args, err, out)
+		}
+		return string(out)
+	}
+
+	secretKey := filepath.Join(dir, "secret.jceks")
+	keytool("-genseckey", "-alias", "aes", "-keyalg", "AES", "-keysize", "256", "-storetype", "JCEKS", "-keystore", secretKey, "-keypass", hadoopPassword)
+	p := openFile(t, secretKey, hadoopPassword)
+	if keys, err := p.Keys(t.Context()); err != nil || len(keys) != 1 {
+		t.Errorf("keys %q, %v", keys, err)
+	}
+	if _, err := p.Metadata(t.Context(), "aes"); !claviger.Is(err, claviger.Internal) || !strings.Contains(err.Error(), "as keytool makes one") {
+		t.Errorf("metadata of keytool's key: %v", err)
+	}
+	if out, err := run(secretKey, "dump"); err == nil || !strings.Contains(out, "Can't cast key for aes") {
+		t.Errorf("Hadoop's metadata of keytool's key: %v, %s", err, out)
+	}
+
+	pkcs12 := filepath.Join(dir, "default.p12")
+	keytool("-genseckey", "-alias", "aes", "-keyalg", "AES", "-keysize", "256", "-keystore", pkcs12)
+	if _, err := open(t.Context(), "jceks://file@"+pkcs12, env(hadoopPassword)); err == nil || !strings.Contains(err.Error(), "PKCS#12") {
+		t.Errorf("keytool's default: %v", err)
+	}
+	if out, err := run(pkcs12, "dump"); err == nil {
+		t.Errorf("Hadoop opens a PKCS#12 file: %s", out)
+	}
+
+	// Java's JCEKS opens JKS files, and makes JCEKS files of them.
+	jks := filepath.Join(dir, "pair.jks")
+	keytool("-genkeypair", "-alias", "rsa", "-keyalg", "RSA", "-dname", "CN=x", "-storetype", "JKS", "-keystore", jks, "-keypass", hadoopPassword)
+	p = openFile(t, jks, hadoopPassword)
+	if keys, err := p.Keys(t.Context()); err != nil || len(keys) != 0 {
+		t.Errorf("keys of a JKS file: %q, %v", keys, err)
+	}
+	if _, err := p.Create(t.Context(), provider.Spec{Name: "rsa", Cipher: claviger.DefaultCipher, BitLength: 128}); !claviger.Is(err, claviger.KeyExists) {
+		t.Errorf("a key over the private key: %v", err)
+	}
+	mustCreate(t, p, "ours")
+	if out, err := run(jks, "create=theirs:AES/CTR/NoPadding:"+strings.Repeat("ab", 16)); err != nil {
+		t.Fatalf("Hadoop, after our change of a JKS file: %v\n%s", err, out)
+	}
+	if keys, err := p.Keys(t.Context()); err != nil || strings.Join(keys, " ") != "ours theirs" {
+		t.Errorf("keys %q, %v", keys, err)
+	}
+	// The private key is still there, and opens under its password.
+	keytool("-certreq", "-alias", "rsa", "-storetype", "JCEKS", "-keystore", jks, "-keypass", hadoopPassword)
+}

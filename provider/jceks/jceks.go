@@ -93,6 +93,9 @@ func open(ctx context.Context, uri string, env provider.Env) (*Provider, error) 
 		return nil, explainOpen(err, path)
 	}
 	p.state.Store(st)
+	if foreign := st.foreign(); len(foreign) > 0 {
+		log.Warn("keystore holds private keys or certificates, which are no keys of Hadoop's; they stay as they are", "file", path, "entries", foreign)
+	}
 	return p, nil
 }
 

@@ -82,7 +82,8 @@ func (p *Provider) complain(err error) {
 	}
 }
 
-// openMetadata returns a key's metadata, nil where there is no such key.
+// openMetadata returns a key's metadata, nil where there is no such key. A secret key
+// under a key's name is an error, as for Hadoop: it is there, and it is no key of Hadoop's.
 func (p *Provider) openMetadata(st *state, name string) (*metadata, error) {
 	s := st.slots[name]
 	if s == nil {
@@ -95,6 +96,10 @@ func (p *Provider) openMetadata(st *state, name string) (*metadata, error) {
 	o := s.open(p.file.password)
 	if o.err != nil {
 		return nil, p.unreadable(o.err)
+	}
+	if _, _, isVersion := versionNumber(name); o.meta == nil && !isVersion {
+		return nil, fmt.Errorf("keystore %s: entry %q is a secret key without the metadata that Hadoop keeps of each key, as keytool makes one: "+
+			"Hadoop does not use it either; move it to a keystore of its own (keytool -importkeystore, then -delete)", p.file.path, name)
 	}
 	return o.meta, nil // nil in a version's entry
 }

@@ -128,6 +128,18 @@ func (st *state) keys() []string {
 	return names
 }
 
+// foreign returns some of the aliases of entries that hold no secret key.
+func (st *state) foreign() []string {
+	const most = 10
+	var aliases []string
+	for _, alias := range st.store.Aliases() {
+		if st.slots[alias] == nil && len(aliases) < most {
+			aliases = append(aliases, alias)
+		}
+	}
+	return aliases
+}
+
 // live returns the numbers of a key's versions that its metadata counts.
 func (st *state) live(key string, m *metadata) []int {
 	list := st.versions[key]
