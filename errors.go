@@ -3,6 +3,7 @@ package claviger
 import (
 	"errors"
 	"fmt"
+	"strings"
 )
 
 // Kind says what went wrong in terms that an outward face can map to its own
@@ -73,11 +74,11 @@ func (k Kind) String() string {
 	return fmt.Sprintf("kind %d", int(k))
 }
 
-// Error is the one error type that crosses package borders. Op is
-// "package.Operation"; Key is a key or version name, see Kind.
+// Error is the one error type that crosses package borders. Its text is for
+// people: it has Key and Err, and not Op, which a log shows apart (LogHandler).
 type Error struct {
-	Op   string
-	Key  string
+	Op   string // "package.Operation", for those who read the source
+	Key  string // a key or version name, see Kind
 	Kind Kind
 	Err  error // may be nil where Kind and Key say it all
 }
@@ -93,17 +94,45 @@ func Errorf(op string, kind Kind, key, format string, args ...any) *Error {
 }
 
 func (e *Error) Error() string {
-	s := e.Op + ": "
-	if e.Key != "" {
-		s += fmt.Sprintf("%q: ", e.Key)
-	}
+	text := e.Kind.String()
 	if e.Err != nil {
-		return s + e.Err.Error()
+		text = e.Err.Error()
 	}
-	return s + e.Kind.String()
+	if inner, ok := e.Err.(*Error); e.Key == "" || ok && inner.Key == e.Key { //nolint:errorlint // only what its text begins with
+		return text
+	}
+	return fmt.Sprintf("%q: %s", e.Key, text)
 }
 
 func (e *Error) Unwrap() error { return e.Err }
+
+// Reason is what err says without the key that it is about: for a sentence that
+// names the key itself.
+func Reason(err error) string {
+	for {
+		e, ok := err.(*Error) //nolint:errorlint // the outermost one: what wraps it has more to say
+		if !ok {
+			return err.Error()
+		}
+		if e.Err == nil {
+			return e.Kind.String()
+		}
+		err = e.Err
+	}
+}
+
+// Ops are the operations that err went through, outermost first, as in
+// "keyring.Decrypt hsm.Unwrap"; empty where err has no *Error.
+func Ops(err error) string {
+	var ops []string
+	for e := (*Error)(nil); errors.As(err, &e); err = e.Err {
+		ops = append(ops, e.Op)
+		if e.Err == nil {
+			break
+		}
+	}
+	return strings.Join(ops, " ")
+}
 
 // KindOf returns the kind of the first *Error in err's chain; Internal for any
 // other error. It must not be called with nil.

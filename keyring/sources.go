@@ -485,15 +485,8 @@ func (s *source) unreachable(ask question, why string) error {
 		ask.what, s.URI(), why, s.property)
 }
 
-// said is the first line of what went wrong at a source, without the names of
-// our own functions.
+// said is the first line of what went wrong at a source.
 func said(err error) string {
-	var e *claviger.Error
-	if !errors.Is(err, errTimeout) && errors.As(err, &e) {
-		if err = e.Err; err == nil {
-			return e.Kind.String()
-		}
-	}
-	line, _, _ := strings.Cut(err.Error(), "\n")
+	line, _, _ := strings.Cut(claviger.Reason(err), "\n")
 	return line
 }

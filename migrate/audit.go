@@ -4,6 +4,7 @@ import (
 	"context"
 	"strings"
 
+	"claviger"
 	"claviger/audit"
 	"claviger/provider"
 )
@@ -24,7 +25,7 @@ func (e *Engine) auditEnd(ctx context.Context, key string, versions []provider.K
 	}
 	event := audit.Event{Status: audit.OK, Op: audit.MigrateKey, Key: key, Caller: e.cfg.Caller, Provider: e.cfg.Target.URI()}
 	if err != nil {
-		event.Status, event.Message = audit.Error, said(err)
+		event.Status, event.Message = audit.Error, claviger.Reason(err)
 	} else {
 		names := make([]string, len(versions))
 		for i, v := range versions {

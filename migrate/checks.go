@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"claviger"
 )
 
 // Status is a check's outcome. Its zero value is OK.
@@ -114,7 +116,7 @@ func (p *Probes) elsewhere(ctx context.Context) Check {
 		return c
 	}
 	if err := p.Alive(ctx); err != nil {
-		c.Status, c.Measured, c.Cure = Failure, said(err), "see that what the source's keys are kept in can be reached and used from here"
+		c.Status, c.Measured, c.Cure = Failure, claviger.Reason(err), "see that what the source's keys are kept in can be reached and used from here"
 		return c
 	}
 	c.Measured += ", which answers"
@@ -132,7 +134,7 @@ func (p *Probes) latency(ctx context.Context) Check {
 		err = fmt.Errorf("no round trip was made")
 	}
 	if err != nil {
-		c.Status, c.Measured, c.Cure = Failure, said(err), "see that the HSM can be reached and used: claviger hsm inspect"
+		c.Status, c.Measured, c.Cure = Failure, claviger.Reason(err), "see that the HSM can be reached and used: claviger hsm inspect"
 		return c
 	}
 	slices.Sort(times)

@@ -185,19 +185,19 @@ func (e *Engine) sourceError(ctx context.Context, op, key string, err error) err
 	uri := e.cfg.Source.URI()
 	switch claviger.KindOf(err) {
 	case claviger.Denied, claviger.KeyDenied, claviger.SourceRefused, claviger.Unsupported:
-		return claviger.E(op, claviger.SourceRefused, key, fault(err, "the source %s refused us: %s; %s", uri, said(err), e.rightsCure(ctx, key, err)))
+		return claviger.E(op, claviger.SourceRefused, key, fault(err, "the source %s refused us: %s; %s", uri, claviger.Reason(err), e.rightsCure(ctx, key, err)))
 	case claviger.Unavailable, claviger.SourceUnreachable:
 		hint := "see that it runs and that its port can be reached from here"
 		if better := e.cfg.Probes.whyUnreachable(ctx); better != "" {
 			hint = better
 		}
-		return claviger.E(op, claviger.SourceUnreachable, key, fault(err, "the source %s does not answer: %s; %s", uri, said(err), hint))
+		return claviger.E(op, claviger.SourceUnreachable, key, fault(err, "the source %s does not answer: %s; %s", uri, claviger.Reason(err), hint))
 	}
 	kind := claviger.KindOf(err)
 	if kind == claviger.Internal { // an answer that makes no sense, or a 500
 		kind = claviger.SourceUnreachable
 	}
-	return claviger.E(op, kind, key, fault(err, "the source %s answers, and cannot be read: %s; see its log", uri, said(err)))
+	return claviger.E(op, kind, key, fault(err, "the source %s answers, and cannot be read: %s; see its log", uri, claviger.Reason(err)))
 }
 
 // stopped is the error of work that its caller ended: an operator, by a signal, or a
@@ -222,21 +222,6 @@ func (w *worded) Unwrap() error { return w.err }
 // fault words an error for an operator, and keeps it for errors.Is.
 func fault(err error, format string, args ...any) error {
 	return &worded{text: fmt.Sprintf(format, args...), err: err}
-}
-
-// said is what an error says, without the names of our own functions, which mean
-// nothing to an operator.
-func said(err error) string {
-	for {
-		e, ok := err.(*claviger.Error) //nolint:errorlint // the outermost one: what wraps it has more to say
-		if !ok {
-			return err.Error()
-		}
-		if e.Err == nil {
-			return e.Kind.String()
-		}
-		err = e.Err
-	}
 }
 
 // noAnswer tells the errors of a source that is not there, as against one that

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"claviger"
 )
 
 // Plan is what a run would do, and what was measured beforehand.
@@ -54,7 +56,7 @@ func (e *Engine) Plan(ctx context.Context) (*Plan, error) {
 		return nil, stopped(ctx, op, "")
 	}
 	if err != nil {
-		p.Checks = append(p.Checks, e.cfg.Probes.hdfs(ctx, facts, false), Check{Name: "keys of the source", Status: Failure, Measured: "not readable", Cure: said(err)})
+		p.Checks = append(p.Checks, e.cfg.Probes.hdfs(ctx, facts, false), Check{Name: "keys of the source", Status: Failure, Measured: "not readable", Cure: claviger.Reason(err)})
 		return p, err
 	}
 	p.Read = true
@@ -120,7 +122,7 @@ func (e *Engine) room(ctx context.Context, need int) Check {
 	free, known, err := e.cfg.Probes.Room(ctx)
 	switch {
 	case err != nil:
-		c.Status, c.Measured, c.Cure = Failure, said(err), "see that the HSM can be reached"
+		c.Status, c.Measured, c.Cure = Failure, claviger.Reason(err), "see that the HSM can be reached"
 	case !known:
 		c.Status, c.Measured = NotTried, fmt.Sprintf("%d new keys; the token does not tell how many it has room for", need)
 	case free < need:

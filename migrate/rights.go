@@ -203,7 +203,7 @@ func (c *Check) measure(n outcome, who string) {
 		if more := len(n.names) - namedKeys; more > 0 {
 			c.Measured += fmt.Sprintf(" and %d more", more)
 		}
-		c.Measured += ": " + said(n.first)
+		c.Measured += ": " + claviger.Reason(n.first)
 	}
 	if n.unproved > 0 {
 		c.Status = NotTried

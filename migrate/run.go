@@ -287,7 +287,7 @@ func (w *work) importOne(ctx context.Context, it *Item) error {
 		it.Why = "a key of that name was made here while the migration ran; run the migration again to see how it differs"
 	default:
 		it.State = Failed
-		it.Why = said(err)
+		it.Why = claviger.Reason(err)
 		e.log.Error("migration: key could not be imported", "key", it.Key, "err", err)
 	}
 	if err := e.putItem(ctx, w.run.Name, *it); err != nil {

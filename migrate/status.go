@@ -427,7 +427,7 @@ func (e *Engine) refusals(ctx context.Context, f *Ending, h *history, o FinishOp
 		case ctx.Err() != nil:
 			return err
 		default:
-			refuse("the source could not be asked for keys that are new there: %s. If it is gone for good, take %s out of the configuration", said(err), propSource)
+			refuse("the source could not be asked for keys that are new there: %s. If it is gone for good, take %s out of the configuration", claviger.Reason(err), propSource)
 		}
 	}
 	uses, err := e.cfg.Store.Uses(ctx)

@@ -22,7 +22,6 @@ import (
 	"claviger/keyring"
 	"claviger/kmsapi"
 	"claviger/migrate"
-	"claviger/secret"
 )
 
 // kmsFlags are the flags of `claviger kms`.
@@ -67,7 +66,7 @@ func newLogger(level string) (*slog.Logger, error) {
 	if err := l.UnmarshalText([]byte(level)); err != nil {
 		return nil, fmt.Errorf("--log-level %q: it must be debug, info, warn or error", level)
 	}
-	return slog.New(secret.LogHandler(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: l}))), nil
+	return logTo(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: l})), nil
 }
 
 // serveKMS runs the server until ctx ends.
@@ -243,5 +242,5 @@ func (s *kmsServer) migrate(ctx context.Context) error {
 		return err
 	}
 	_, err = engine.AtStart(ctx)
-	return worded(err)
+	return err
 }

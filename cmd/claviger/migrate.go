@@ -13,7 +13,6 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
-	"claviger"
 	"claviger/audit"
 	"claviger/hadoopconf"
 	"claviger/migrate"
@@ -211,7 +210,7 @@ func migrateCommand(use, short, long string, access hsm.Access, flags func(*cobr
 		if m.engine, err = m.svc.engine(m.ctx, cfg); err != nil {
 			return err
 		}
-		return worded(work(m))
+		return work(m)
 	}
 	cmd.Flags().StringVar(&f.conf, "conf", "", "configuration folder")
 	cmd.Flags().StringVarP(&f.format, "output", "o", "text", "text or json")
@@ -220,18 +219,6 @@ func migrateCommand(use, short, long string, access hsm.Access, flags func(*cobr
 		flags(cmd, &f)
 	}
 	return cmd
-}
-
-// worded is an error without the name of our function that it is from, which means
-// nothing to an operator.
-func worded(err error) error {
-	for {
-		e, ok := err.(*claviger.Error) //nolint:errorlint // the outermost one: what wraps it has more to say
-		if !ok || e.Err == nil {
-			return err
-		}
-		err = e.Err
-	}
 }
 
 // config is the part of the engine's configuration that flags give. Its errors

@@ -28,12 +28,16 @@ func (f logFlags) open() (*slog.Logger, *slog.LevelVar, error) {
 	opts := &slog.HandlerOptions{Level: level}
 	switch f.format {
 	case "text":
-		return slog.New(secret.LogHandler(slog.NewTextHandler(os.Stderr, opts))), level, nil
+		return logTo(slog.NewTextHandler(os.Stderr, opts)), level, nil
 	case "json":
-		return slog.New(secret.LogHandler(slog.NewJSONHandler(os.Stderr, opts))), level, nil
+		return logTo(slog.NewJSONHandler(os.Stderr, opts)), level, nil
 	}
 	return nil, nil, fmt.Errorf("--log-format %q: it must be text or json", f.format)
 }
+
+// logTo is a logger to h: without credentials, and with our own operations beside
+// the errors that went through them.
+func logTo(h slog.Handler) *slog.Logger { return slog.New(claviger.LogHandler(secret.LogHandler(h))) }
 
 // operationSettings are the properties of the servlets for operators.
 type operationSettings struct {

@@ -497,3 +497,22 @@ func TestWrongPINDoesNotLock(t *testing.T) {
 	s.keystore("")
 	s.serve()
 }
+
+// TestNoFunctionNames: what the page shows, which is what all golden files say, has no
+// name of a function of ours, which means nothing to an operator; a peer's text neither.
+func TestNoFunctionNames(t *testing.T) {
+	page, err := os.ReadFile(filepath.Join(hadoop.Root(), "docs", "faults.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	function := regexp.MustCompile(`(?m)(?:^|[ (\x60])([a-z0-9]+(?:\.[A-Za-z0-9]+)*\.[A-Z][A-Za-z]*|(?:server|trustee)\.[a-z-]+): .*`)
+	for _, m := range function.FindAllStringSubmatch(string(page), -1) {
+		if p, _, _ := strings.Cut(m[1], "."); p == "java" || p == "org" {
+			continue // classes
+		}
+		t.Errorf("docs/faults.md shows the name of a function: %s", m[0])
+	}
+	if !function.MatchString("property x: hsm.Open: no token") || !function.MatchString("property x: keyhsm.Client.Status: Key HSM") || !function.MatchString("(trustee.peer-hello: Post") {
+		t.Error("the names of functions are not found where they stand")
+	}
+}
