@@ -218,6 +218,7 @@ var KMS = []Known{
 	{"claviger.kms.max.wait", "5s", "how long a request waits for its turn before it is sent to another node (503)"},
 	{"claviger.shutdown.timeout", "15s", "how long requests under way may take to end at a stop"},
 	{"claviger.delete.soft", "true", "keep a deleted key's objects in the HSM, out of every client's sight, until it is purged, so that it can be undeleted; false: destroy them at once, as Hadoop does"},
+	{"claviger.hsm.max.searches", "600", "how often a minute the token is searched for names of keys and versions that the metastore does not know; one user gets no more than is left for all others"},
 	{"claviger.purge.min.unused", "7d", "how long no version of a deleted key may have been used before it can be purged; 0: no matter"},
 	{"claviger.migration.versions", "auto", "auto: one fresh version with the next number where the source numbers its versions, else as many as it counts; all: as many as it counts; current: one"},
 	{HDFSSuperusers, "hdfs", "ACL (users groups) of who may not decrypt EDEKs unless kms-acls.xml sets hadoop.kms.blacklist.DECRYPT_EEK; blank: nobody"},

@@ -29,6 +29,7 @@ import (
 	"claviger/authn"
 	"claviger/keyring"
 	"claviger/kmswire"
+	"claviger/provider"
 )
 
 // Limits bound what one request may ask for.
@@ -285,7 +286,7 @@ func (c *call) serve() {
 	}
 	ctx, cancel := context.WithTimeout(c.r.Context(), c.route.deadline)
 	defer cancel()
-	ctx = keyring.WithTurn(ctx, c)
+	ctx = provider.WithCaller(keyring.WithTurn(ctx, c), c.caller.Short)
 	if c.route.body == batchBody {
 		// Before a long body is waited for, and kept.
 		if err := c.Ring.MayReencryptBatch(ctx, c.caller, c.name); err != nil {

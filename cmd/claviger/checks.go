@@ -40,6 +40,7 @@ func (s *kmsServer) checks() []console.Check {
 			// What this node refuses others may serve; the rest of its keys it serves.
 			console.Check{Name: "keys in the HSM", Informational: true, Run: p.CheckKeys},
 			console.Check{Name: "keys unknown to the metastore", Informational: true, Run: p.CheckUnknown},
+			console.Check{Name: "searches of the HSM", Informational: true, Run: p.CheckSearches},
 			console.Check{Name: "encryptions", Informational: true, Run: p.CheckEncryptions})
 	}
 	checks = append(checks, s.shared.checks...)

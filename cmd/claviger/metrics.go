@@ -28,6 +28,7 @@ func (s *kmsServer) metrics(listener *boundedListener) *console.Metrics {
 		call := m.HSM(p.Sessions)
 		m.Gauge("claviger_hsm_unknown_keys", "Keys on the token that are named like ours and that the metastore does not know.", func() float64 { return float64(len(p.Survey().Unknown)) })
 		m.Gauge("claviger_hsm_orphans", "Keys on the token that the metastore once numbered and that nothing refers to.", func() float64 { return float64(p.Survey().Orphans) })
+		searchMetrics(m, p)
 		p.OnFunction(func(f pkcs11.Function) { m.Function(f.Name, f.Result, f.Took) })
 		p.OnCall(func(c pkcs11.Call) { call(c.Callers, c.Blocks, c.Waited, c.Took, c.Err) })
 	}
@@ -44,6 +45,14 @@ func (s *kmsServer) metrics(listener *boundedListener) *console.Metrics {
 		return float64(n), err
 	})
 	return m
+}
+
+// searchMetrics are the figures of the searches for what the metastore does not know.
+func searchMetrics(m *console.Metrics, p *hsm.Provider) {
+	m.Gauge("claviger_hsm_searches", "Searches of the token in this minute for names that the metastore does not know.", func() float64 { return float64(p.Searches().Used) })
+	m.Gauge("claviger_hsm_searches_max", "How many there may be in a minute (claviger.hsm.max.searches).", func() float64 { return float64(p.Searches().Most) })
+	m.Gauge("claviger_hsm_searches_of_one_user", "Those of them for the user with most.", func() float64 { return float64(p.Searches().OfOne) })
+	m.Counter("claviger_hsm_searches_refused_total", "Searches that were not made, since there were too many.", func() float64 { return float64(p.Searches().Refused) })
 }
 
 // groupMetrics are the figures of the look-ups of users' groups.

@@ -70,6 +70,8 @@ type Provider struct {
 	survey survey
 	absent absent
 	names  lostNames
+	// searches are those for what the store does not know.
+	searches searches
 
 	// versions maps a version name to its *entry. It grows with the versions that
 	// are used, each of which is an object on the token.
@@ -163,6 +165,10 @@ func Open(ctx context.Context, uri string, env provider.Env, o Options) (*Provid
 	if err != nil {
 		return nil, err
 	}
+	most, err := searchLimit(env)
+	if err != nil {
+		return nil, err
+	}
 	log := env.Log
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -188,7 +194,7 @@ func Open(ctx context.Context, uri string, env provider.Env, o Options) (*Provid
 	if err != nil {
 		return nil, errors.Join(err, tok.Close())
 	}
-	p, err := newProvider(ctx, uri, tok, store, o.Access, log)
+	p, err := newProvider(ctx, uri, tok, store, o.Access, most, log)
 	if err != nil {
 		if claviger.Is(err, claviger.Unavailable) && tok.Ping(ctx) != nil { // it has gone since it was opened
 			err = claviger.Away(err)
@@ -212,9 +218,10 @@ func tokenConfig(uri string) (pkcs11.Config, []string, error) {
 
 // newProvider makes a provider of an open token, which it closes, and a store, which
 // it does not. It refuses a store that belongs to another token.
-func newProvider(ctx context.Context, uri string, tok *pkcs11.Token, store metastore.Store, access Access, log *slog.Logger) (*Provider, error) {
+func newProvider(ctx context.Context, uri string, tok *pkcs11.Token, store metastore.Store, access Access, searches int, log *slog.Logger) (*Provider, error) {
 	background, stop := context.WithCancel(context.Background())
 	p := &Provider{uri: uri, tok: tok, store: store, access: access, log: log, stop: stop}
+	p.searches.most = searches
 	tok.OnReset(func() { p.epoch.Add(1) })
 	later, err := p.join(ctx)
 	if err == nil && access == Serve {
@@ -226,7 +233,7 @@ func newProvider(ctx context.Context, uri string, tok *pkcs11.Token, store metas
 	}
 	p.sweep.Go(func() { p.verifyLater(background, later) })
 	if access == Serve {
-		p.absent.init()
+		p.searches.turns = make(chan struct{}, searchesAtOnce)
 		p.beginSurveys(ctx, background)
 	}
 	return p, nil

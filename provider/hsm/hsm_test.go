@@ -41,6 +41,7 @@ type backing struct {
 	log    *slog.Logger
 	soft   string // claviger.delete.soft
 	access hsm.Access
+	most   string // claviger.hsm.max.searches
 
 	mu     sync.Mutex
 	stores []metastore.Store
@@ -71,7 +72,10 @@ func (b *backing) open(ctx context.Context) (*hsm.Provider, error) {
 	if b.wrap != nil {
 		wrap = func(c pkcs11.Boundary) pkcs11.Boundary { return b.wrap(b.meter.Wrap(c)) }
 	}
-	get := func(name string) (string, bool) { return b.soft, name == hsm.PropertySoftDelete && b.soft != "" }
+	get := func(name string) (string, bool) {
+		v := map[string]string{hsm.PropertySoftDelete: b.soft, hsm.PropertyMaxSearches: b.most}[name]
+		return v, v != ""
+	}
 	store := func(ctx context.Context, create func(context.Context, string) error) (metastore.Store, error) {
 		if _, err := os.Stat(b.db); errors.Is(err, fs.ErrNotExist) {
 			if err := create(ctx, "sqlite://"+b.db); err != nil {

@@ -47,7 +47,7 @@ func (l *lostNames) note(key, label string, last time.Duration) {
 // are served while the token is away.
 func (p *Provider) noKey(ctx context.Context, op, key string) error {
 	none := claviger.E(op, claviger.KeyNotFound, key, nil)
-	if p.absent.turns == nil { // a command, which sees what is unknown by itself
+	if p.searches.turns == nil { // a command, which sees what is unknown by itself
 		return none
 	}
 	label, ok := p.names.get(key)
@@ -87,14 +87,16 @@ func (p *Provider) ifLost(ctx context.Context, op, key string) error {
 func (p *Provider) lostVersion(ctx context.Context, key string, next int, seen []string) (label string, err error) {
 	within, cancel := context.WithTimeout(ctx, searchWait)
 	defer cancel()
-	select { // few look at a time, however many ask
-	case p.absent.turns <- struct{}{}:
-		defer func() { <-p.absent.turns }()
-	case <-within.Done():
-		return "", claviger.E("hsm.lostVersion", claviger.Unavailable, key, context.Cause(within))
+	turn, err := p.turn(within, key)
+	if err != nil {
+		return "", err
 	}
+	defer turn.end()
 	if label, ok := p.names.get(key); ok {
 		return label, nil
+	}
+	if err := turn.begin(); err != nil {
+		return "", err
 	}
 	labels := seen
 	if first := claviger.VersionName(key, fmt.Sprint(next)); !slices.Contains(labels, first) {

@@ -92,6 +92,7 @@ func emptyStore(uri string, info pkcs11.TokenInfo, labels []string, bound []Bind
 type survey struct {
 	mu      sync.Mutex
 	unknown map[string]Object // by CKA_ID
+	inUse   map[string]bool   // names of keys
 	orphans int
 	at      time.Time     // of the last that was finished
 	err     error         // of the last, if it failed
@@ -131,10 +132,17 @@ func (s *survey) found(version string) bool {
 	return false
 }
 
+// used tells whether the last survey found a version of the key in use.
+func (s *survey) used(key string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.inUse[key]
+}
+
 // look surveys the token once.
 func (p *Provider) look(ctx context.Context) error {
 	objects, err := p.Objects(ctx)
-	unknown := map[string]Object{}
+	unknown, inUse := map[string]Object{}, map[string]bool{}
 	var orphans []Object
 	for _, o := range objects {
 		switch o.Mark {
@@ -142,6 +150,8 @@ func (p *Provider) look(ctx context.Context) error {
 			unknown[o.ID] = o
 		case Orphan:
 			orphans = append(orphans, o)
+		case InUse, Pending:
+			inUse[o.Key()] = true
 		}
 	}
 	if err == nil {
@@ -169,7 +179,7 @@ func (p *Provider) look(ctx context.Context) error {
 	if s.at.IsZero() {
 		close(s.first)
 	}
-	s.unknown, s.orphans, s.at = unknown, len(orphans), time.Now()
+	s.unknown, s.inUse, s.orphans, s.at = unknown, inUse, len(orphans), time.Now()
 	return nil
 }
 
@@ -290,19 +300,12 @@ func (p *Provider) noteUnknown(o Object) {
 const (
 	absentFor  = time.Minute
 	absentMost = 4096
-	searches   = 2
-	searchWait = 2 * time.Second
 )
 
 // absent remembers which versions were looked for on the token and are not there.
 type absent struct {
 	mu    sync.Mutex
 	until map[string]time.Time
-	turns chan struct{}
-}
-
-func (a *absent) init() {
-	a.until, a.turns = map[string]time.Time{}, make(chan struct{}, searches)
 }
 
 func (a *absent) knows(version string) bool {
@@ -314,8 +317,8 @@ func (a *absent) knows(version string) bool {
 func (a *absent) note(version string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if len(a.until) >= absentMost {
-		clear(a.until)
+	if a.until == nil || len(a.until) >= absentMost {
+		a.until = map[string]time.Time{}
 	}
 	a.until[version] = time.Now().Add(absentFor)
 }
@@ -326,7 +329,7 @@ func (a *absent) note(version string) {
 // not given yet, and for names of the time before numbers, once a minute each: what
 // the store has numbered and does not have was deleted.
 func (p *Provider) missing(ctx context.Context, op, version string, err error) error {
-	if !claviger.Is(err, claviger.VersionNotFound) || p.absent.turns == nil {
+	if !claviger.Is(err, claviger.VersionNotFound) || p.searches.turns == nil {
 		return err
 	}
 	if p.survey.found(version) {
@@ -339,14 +342,18 @@ func (p *Provider) missing(ctx context.Context, op, version string, err error) e
 	known := false
 	if n, numbered := claviger.VersionNumber(version); numbered {
 		next, nerr := p.store.NextNumber(ctx, key)
-		if nerr != nil || n < next {
-			return err // nerr is no worse than err: the store answered a moment ago
+		switch {
+		case nerr != nil:
+			return err // no worse than nerr: the store answered a moment ago
+		case n < next:
+			p.absent.note(version) // numbers only rise; a source's version is asked for often
+			return err
 		}
 		known = next > 0
 	} else if !oldID(version[len(key)+1:]) {
 		return err
 	}
-	switch found, ferr := p.search(ctx, version); {
+	switch found, ferr := p.search(ctx, key, version); {
 	case ferr == nil && !found:
 		p.absent.note(version)
 		return err
@@ -358,18 +365,20 @@ func (p *Provider) missing(ctx context.Context, op, version string, err error) e
 	return err // of a source, most likely; the sources are asked next
 }
 
-// search looks for a label on the token. Few look at a time, however many ask.
-func (p *Provider) search(ctx context.Context, version string) (bool, error) {
+// search looks for a version's label on the token. Few look at a time, however many ask.
+func (p *Provider) search(ctx context.Context, key, version string) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, searchWait)
 	defer cancel()
-	select {
-	case p.absent.turns <- struct{}{}:
-		defer func() { <-p.absent.turns }()
-	case <-ctx.Done():
-		return false, claviger.E("hsm.search", claviger.Unavailable, version, context.Cause(ctx))
+	turn, err := p.turn(ctx, key)
+	if err != nil {
+		return false, err
 	}
+	defer turn.end()
 	if p.absent.knows(version) {
 		return false, nil
+	}
+	if err := turn.begin(); err != nil {
+		return false, err
 	}
 	found, err := p.tok.FindLabel(ctx, version)
 	for _, k := range found {

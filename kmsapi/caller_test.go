@@ -1,0 +1,72 @@
+package kmsapi_test
+
+import (
+	"context"
+	"net/http"
+	"sync"
+	"testing"
+
+	"claviger"
+	"claviger/kmsapi"
+	"claviger/provider"
+	"claviger/provider/memory"
+)
+
+// noting notes for whom it is asked.
+type noting struct {
+	*memory.Provider
+	mu   sync.Mutex
+	from map[string]string // by what is asked for
+}
+
+func (n *noting) note(ctx context.Context, about string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.from[about] = provider.CallerOf(ctx)
+}
+
+func (n *noting) Metadata(ctx context.Context, names ...string) ([]*claviger.Metadata, error) {
+	n.note(ctx, names[0])
+	return n.Provider.Metadata(ctx, names...)
+}
+
+func (n *noting) Current(ctx context.Context, key string) (provider.KeyVersion, error) {
+	n.note(ctx, key)
+	return n.Provider.Current(ctx, key)
+}
+
+func (n *noting) Version(ctx context.Context, version string) (provider.KeyVersion, error) {
+	n.note(ctx, version)
+	return n.Provider.Version(ctx, version)
+}
+
+// TestProvidersKnowTheCaller: what a request asks of a provider is asked in its user's
+// name, so that the provider can limit what one user makes it do.
+func TestProvidersKnowTheCaller(t *testing.T) {
+	primary := &noting{memory.New(memory.Config{}), sync.Mutex{}, map[string]string{}}
+	t.Cleanup(func() { _ = primary.Close() })
+	addr := start(t, stack{Primary: primary, Limits: kmsapi.Limits{MaxKeys: 10, MaxBatch: 10, MaxBody: 1 << 16}})
+	for about, path := range map[string]string{
+		"a": "key/a/_metadata", "b": "key/b/_currentversion", "c": "key/c/_versions", "d@1": "keyversion/d@1", "e": "keys/metadata?key=e", "f": "key/f/_eek?eek_op=generate&num_keys=1",
+	} {
+		sep := "?"
+		if about == "e" || about == "f" {
+			sep = "&"
+		}
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+addr+"/kms/v1/"+path+sep+"user.name=user-"+about[:1], nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		primary.mu.Lock()
+		from, asked := primary.from[about]
+		primary.mu.Unlock()
+		if !asked || from != "user-"+about[:1] {
+			t.Errorf("%s: asked %t, for %q", path, asked, from)
+		}
+	}
+}

@@ -1,0 +1,140 @@
+package hsm_test
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+
+	"claviger"
+	"claviger/metastore"
+	"claviger/provider"
+	"claviger/provider/hsm"
+)
+
+// TestSearchesAreLimited: users who ask for names and versions that never existed have
+// the token searched a few times, and leave searches to others; what surveys know of is
+// looked after as before.
+func TestSearchesAreLimited(t *testing.T) {
+	b := newBacking(t)
+	b.most = "16"
+	b.create(t, "k")
+	b.create(t, "gone")
+	b.generate(t, "other@7")
+	counted := &countsNumbers{}
+	b.around = func(s metastore.Store) metastore.Store { counted.Store = s; return counted }
+	p := b.mustOpen(t)
+
+	flood := func(user, ask string, names int) (searches int) {
+		t.Helper()
+		ctx := provider.WithCaller(t.Context(), user)
+		b.meter.Reset()
+		var asking sync.WaitGroup
+		for part := range 4 {
+			asking.Go(func() {
+				for i := range names / 4 {
+					name := fmt.Sprintf("%s%d-%d", user, part, i)
+					var err error
+					want := claviger.KeyNotFound
+					switch ask {
+					case "name":
+						_, err = p.Current(ctx, name)
+					case "version":
+						want = claviger.VersionNotFound
+						_, err = p.Version(ctx, name+"@3")
+					}
+					if !claviger.Is(err, want) {
+						t.Errorf("%s %s: %v", ask, name, err)
+						return
+					}
+				}
+			})
+		}
+		asking.Wait()
+		return b.meter.Count("FindObjectsInit")
+	}
+	if n := flood("mallory", "name", 2000); n < 4 || n > 8 {
+		t.Errorf("%d searches for 2000 names, want 8", n)
+	}
+	if n := flood("mallory", "version", 2000); n != 0 {
+		t.Errorf("%d more searches for 2000 versions", n)
+	}
+	if err := p.CheckSearches(t.Context()); err != nil {
+		t.Errorf("others are left searches: %v", err)
+	}
+	if n := flood("alice", "version", 8); n < 2 || n > 4 {
+		t.Errorf("%d searches for alice, want 4", n)
+	}
+	// A version of a key that is here is never "not found" without a search.
+	mallory := provider.WithCaller(t.Context(), "mallory")
+	b.meter.Reset()
+	if _, err := p.Version(mallory, "gone@9"); !claviger.Is(err, claviger.VersionNotFound) || b.meter.Count("FindObjectsInit") != 1 {
+		t.Errorf("a key in use at the last survey: %v, %d searches", err, b.meter.Count("FindObjectsInit"))
+	}
+	wantLost(t, p, "other", "other@7")
+	create(t, p, "new") // in use since the last survey
+	if _, err := p.Version(mallory, "new@9"); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), hsm.PropertyMaxSearches) {
+		t.Errorf("a number that the key has not had yet: %v", err)
+	}
+	if v, err := p.Version(mallory, "new@0"); err != nil || v.Key != "new" {
+		t.Errorf("what is there: %+v, %v", v, err)
+	}
+	for _, user := range []string{"bob", "carol", "dave", "erin"} {
+		flood(user, "name", 8)
+	}
+	f := p.Searches()
+	if f.Most != 16 || f.Used > 16 || f.Used < 15 || f.OfOne > 8 || f.Refused < 3000 {
+		t.Errorf("figures: %+v", f)
+	}
+	if err := p.CheckSearches(t.Context()); err == nil || !strings.Contains(err.Error(), hsm.PropertyMaxSearches) {
+		t.Errorf("no search is left for a newcomer: %v", err)
+	}
+
+	// A source's version whose key is here, too, is asked of the store once.
+	if err := p.Delete(t.Context(), "new"); err != nil {
+		t.Fatal(err)
+	}
+	counted.reset()
+	for range 20 {
+		if _, err := p.Version(mallory, "new@0"); !claviger.Is(err, claviger.VersionNotFound) {
+			t.Errorf("a number that the store gave: %v", err)
+		}
+	}
+	if n := counted.reset(); n != 1 {
+		t.Errorf("the store was asked %d times for the next number", n)
+	}
+	mustClose(t, p)
+}
+
+// TestBadSearchLimit: a limit that is none is refused at the start.
+func TestBadSearchLimit(t *testing.T) {
+	b := newBacking(t)
+	for _, bad := range []string{"0", "-1", "many", "1000001"} {
+		b.most = bad
+		if _, err := b.open(t.Context()); !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), hsm.PropertyMaxSearches) {
+			t.Errorf("%q: %v", bad, err)
+		}
+	}
+}
+
+// countsNumbers counts how often the store is asked for a next number.
+type countsNumbers struct {
+	metastore.Store
+	mu    sync.Mutex
+	asked int
+}
+
+func (c *countsNumbers) NextNumber(ctx context.Context, key string) (int, error) {
+	c.mu.Lock()
+	c.asked++
+	c.mu.Unlock()
+	return c.Store.NextNumber(ctx, key)
+}
+
+func (c *countsNumbers) reset() (asked int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	asked, c.asked = c.asked, 0
+	return asked
+}
