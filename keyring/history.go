@@ -20,6 +20,10 @@ type Origin struct {
 	// Created and ACLName are the source's, and the taken-over key's.
 	Created time.Time
 	ACLName string
+	// Folded: the source answers to every spelling of the name.
+	Folded bool
+	// Freed: an administrator lets others have the name, once no key here has it.
+	Freed bool
 	// Finished is when the operator ended the migration; zero: it goes on.
 	Finished time.Time
 }

@@ -138,6 +138,7 @@ type Ring struct {
 	used    *lastUses
 
 	origins origins
+	clashes clashes
 	aliases *cache[string] // name here of a key that was asked for by another spelling
 	aliased atomic.Bool    // there are any
 

@@ -254,6 +254,13 @@ func (k *farKMS) Metadata(ctx context.Context, names ...string) ([]*claviger.Met
 	return k.Provider.Metadata(ctx, names...)
 }
 
+func (k *farKMS) Keys(ctx context.Context) ([]string, error) {
+	if err := k.at(ctx); err != nil {
+		return nil, err
+	}
+	return k.Provider.Keys(ctx)
+}
+
 func (k *farKMS) Version(ctx context.Context, version string) (provider.KeyVersion, error) {
 	k.note("version/" + version)
 	if err := k.at(ctx); err != nil {

@@ -61,10 +61,10 @@ func (r *Ring) needNoSource(ctx context.Context, op, name string) error {
 }
 
 // needUnlisted refuses a name that the journal of a migration has from a source that
-// is not asked now and may be again: its URI was taken out of the configuration, and
-// the migration was not ended. After claviger migrate finish names are free: nothing
-// can open EDEKs of the source's versions any more, and should the source come back,
-// they are guarded by its own rules.
+// is not asked now, whether the migration goes on or was finished: the source may be
+// named again, and then the rules of a key that another user made under the name would
+// stand before the source's versions and shut their users out. An administrator may
+// free the name.
 func (r *Ring) needUnlisted(ctx context.Context, op, name string) error {
 	list, err := r.origins.of(ctx, name)
 	if err != nil {
@@ -72,9 +72,14 @@ func (r *Ring) needUnlisted(ctx context.Context, op, name string) error {
 	}
 	for _, o := range list {
 		asked := slices.ContainsFunc(r.sources, func(s *source) bool { return s.URI() == o.Source })
-		if o.Key == name && o.Finished.IsZero() && !asked {
+		switch {
+		case o.Key != name && !o.Folded || o.Freed || asked:
+		case o.Finished.IsZero():
 			return claviger.Errorf(op, claviger.Invalid, name, "key '%s' is at %s by the journal of a migration that was not ended, and this server does not ask that source now: "+
 				"name it in hadoop.kms.key.provider.reencryption.source.uri again, or end the migration with claviger migrate finish", name, o.Source)
+		default:
+			return claviger.Errorf(op, claviger.Invalid, name, "the name '%s' is kept for the key that %s had, whose migration was finished at %s: its EDEKs may come back with that source; "+
+				"undelete the migrated key where it was deleted here, choose another name, or have an administrator free it with claviger migrate free %s", name, o.Source, stamp(o.Finished), name)
 		}
 	}
 	return nil

@@ -37,12 +37,16 @@ func (f folding) Unwrap(ctx context.Context, key, as string, edeks []claviger.ED
 
 // What became of a name here.
 const (
-	never    = "never here"
-	migrated = "migrated"
-	ended    = "migrated, finished"
-	softly   = "migrated, deleted softly"
-	purged   = "migrated, purged"
-	before   = "made here before the source was named"
+	never       = "never here"
+	migrated    = "migrated"
+	ended       = "migrated, finished"
+	endedSoftly = "migrated, finished, deleted softly"
+	endedPurged = "migrated, finished, purged"
+	endedFreed  = "migrated, finished, purged, name freed"
+	endedNever  = "journal names it, never taken over, finished"
+	softly      = "migrated, deleted softly"
+	purged      = "migrated, purged"
+	before      = "made here before the source was named"
 	// The source's EDEK is under a version whose number the key here has too.
 	beforeSame = "made here before, same version"
 	inJournal  = "journal names it, source not configured"
@@ -81,6 +85,16 @@ func TestShadowing(t *testing.T) {
 		{migrated, "silent", "payroll", "exists", "none", "no", "503", "no", "503"},
 		{migrated, "gone", "payroll", "exists", "none", "404", "404", "404", "404"},
 		{ended, "gone", "payroll", "exists", "none", "404", "404", "404", "404"},
+		// The migration was finished: the source may be named again.
+		{endedSoftly, "gone", "payroll", "no", "ok", "404", "404", "404", "404"},
+		{endedSoftly, "gone", "Payroll", "no", "none", "404", "404", "404", "404"},
+		{endedPurged, "gone", "payroll", "no", "none", "404", "404", "404", "404"},
+		{endedPurged, "present", "payroll", "no", "none", "no", "ok", "none", "none"},
+		{endedPurged, "absent", "payroll", "ok", "none", "404", "404", "404", "404"},
+		{endedFreed, "gone", "payroll", "ok", "none", "404", "404", "404", "404"},
+		{endedFreed, "present", "payroll", "no", "none", "no", "ok", "none", "none"},
+		{endedNever, "gone", "payroll", "no", "none", "404", "404", "404", "404"},
+		{endedNever, "gone", "Payroll", "no", "none", "404", "404", "404", "404"},
 		// Migrated and deleted here.
 		{softly, "present", "payroll", "no", "ok", "no", "ok", "none", "none"},
 		{softly, "present", "Payroll", "no", "none", "no", "ok", "none", "none"},
@@ -208,20 +222,21 @@ func newShadowLab(t *testing.T, here, source, spelt string, listed bool) *shadow
 	primary := &counting{Provider: memory.New(memory.Config{Sealed: true, SoftDelete: true})}
 	past := &journal{aliases: map[string]string{}}
 	switch here {
-	case migrated, ended, softly, purged:
+	case migrated, ended, softly, purged, endedSoftly, endedPurged, endedFreed:
 		past.takeOver(t, far, primary, "payroll")
 		if folds {
 			past.aliases["payroll"] = "payroll"
 		}
-		if here == ended {
+		if here == ended || here == endedSoftly || here == endedPurged || here == endedFreed {
 			past.list[0].Finished = time.Now()
 		}
-		if here == softly || here == purged {
+		past.list[0].Freed = here == endedFreed
+		if here != migrated && here != ended {
 			if err := primary.Delete(t.Context(), "payroll"); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if here == purged {
+		if here == purged || here == endedPurged || here == endedFreed {
 			if err := primary.Purge(t.Context(), "payroll"); err != nil {
 				t.Fatal(err)
 			}
@@ -234,6 +249,8 @@ func newShadowLab(t *testing.T, here, source, spelt string, listed bool) *shadow
 		}
 	case inJournal:
 		past.list = append(past.list, Origin{Key: "payroll", Source: farURI})
+	case endedNever:
+		past.list = append(past.list, Origin{Key: "payroll", Source: farURI, Folded: folds, Finished: time.Now()})
 	}
 	switch source {
 	case "absent":

@@ -17,8 +17,12 @@ type Origin struct {
 	// Metadata is the source's, as the key was planned; its zero where the source did
 	// not let us read it.
 	Metadata Fields
+	// Folded: the source answers to every spelling of the name.
+	Folded bool
 	// Finished is when the operator ended the migration; nil: it goes on.
 	Finished *time.Time
+	// Freed is when an administrator freed the name, by FreeNames; nil: it is kept.
+	Freed *time.Time
 }
 
 // Origins reads where keys came from: the newest record of each key at each source.
@@ -30,6 +34,10 @@ func Origins(ctx context.Context, store metastore.Journal) ([]Origin, error) {
 	type place struct{ key, source string }
 	var list []Origin
 	at := map[place]int{}
+	freed, err := freedNames(ctx, store)
+	if err != nil {
+		return nil, err
+	}
 	for _, name := range names {
 		if !strings.HasPrefix(name, runPrefix) {
 			continue
@@ -43,7 +51,10 @@ func Origins(ctx context.Context, store metastore.Journal) ([]Origin, error) {
 			return nil, err
 		}
 		for _, it := range items {
-			o := Origin{Key: it.Key, Source: r.Source, TakenOver: it.State == Done || it.State == Deleted, Metadata: it.Source}
+			o := Origin{Key: it.Key, Source: r.Source, TakenOver: it.State == Done || it.State == Deleted, Folded: it.Folded, Metadata: it.Source}
+			if f, ok := freed[it.Key]; ok && !f.At.Before(r.Started) {
+				o.Freed = &f.At // a run that lists the name later keeps it again
+			}
 			p := place{it.Key, r.Source}
 			i, known := at[p]
 			if !known {

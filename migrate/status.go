@@ -3,6 +3,7 @@ package migrate
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -22,6 +23,8 @@ type Standing struct {
 	Keys   []KeyStanding `json:"keys"`
 	// LastUse is when any version of a source was used last; nil: never.
 	LastUse *time.Time `json:"lastUse,omitempty"`
+	// Freed are the names that an administrator has freed.
+	Freed []Freed `json:"freed,omitempty"`
 }
 
 // KeyStanding is one key.
@@ -66,6 +69,11 @@ func (e *Engine) Status(ctx context.Context) (*Standing, error) {
 	if err := e.interrupted(ctx, s.Runs); err != nil {
 		return nil, err
 	}
+	freed, err := freedNames(ctx, e.cfg.Store)
+	if err != nil {
+		return nil, err
+	}
+	s.Freed = slices.SortedFunc(maps.Values(freed), func(a, b Freed) int { return strings.Compare(a.Key, b.Key) })
 	byKey := make(map[string][]metastore.Use)
 	folded := make(map[string]string) // a key that the source has under every spelling
 	for _, it := range h.items {

@@ -178,6 +178,9 @@ func (s *Standing) WriteText(w io.Writer) error {
 		r.line("")
 		r.line("%d keys: %d done, %d under way, %d that could not be imported.", s.Counts.Total, s.Counts.Done, s.Counts.Planned, s.Counts.Blocked)
 	}
+	for _, f := range s.Freed {
+		r.line("The name %s was freed at %s by %s on %s.", printable(f.Key), f.At.UTC().Format(time.RFC3339), f.User, f.Host)
+	}
 	if s.LastUse != nil {
 		r.line("The source was last needed at %s.", s.LastUse.UTC().Format(time.RFC3339))
 	} else if len(s.Keys) > 0 {

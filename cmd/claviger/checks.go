@@ -57,6 +57,9 @@ func (s *kmsServer) checks() []console.Check {
 			Run: func(ctx context.Context) error { return s.ring.CheckSource(ctx, i) },
 		})
 	}
+	if len(s.ring.Sources()) > 0 {
+		checks = append(checks, console.Check{Name: "names at the sources", Informational: true, Run: s.ring.CheckNames})
+	}
 	return checks
 }
 

@@ -157,6 +157,10 @@ func (s *kmsServer) run(ctx context.Context, front *front, readyFile string) (er
 	}
 	none := ""
 	s.waiting.Store(&none)
+	group.Go(func() {
+		// What clashes stands in the log; what is not known, in /readyz.
+		_ = s.ring.CheckNames(background)
+	})
 	url := baseURL(front.scheme, s.set.host, front.listener.Addr())
 	if readyFile != "" {
 		if err := writeReady(readyFile, url); err != nil {

@@ -47,7 +47,7 @@ keys that cannot be imported, a difference, a source that is still needed.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newMigratePlan(), newMigrateRun(), newMigrateStatus(), newMigrateVerify(), newMigrateFinish())
+	cmd.AddCommand(newMigratePlan(), newMigrateRun(), newMigrateStatus(), newMigrateVerify(), newMigrateFinish(), newMigrateFree())
 	return cmd
 }
 
@@ -140,6 +140,23 @@ func newMigrateVerify() *cobra.Command {
 		})
 }
 
+func newMigrateFree() *cobra.Command {
+	cmd := migrateCommand("free NAME... --conf DIR", "Let keys be made under names that the journal keeps",
+		`free lets users make keys under names that the journal of a finished migration keeps: names of keys that were deleted here, or that were
+never taken over. A name is kept since the source may be named again, and then the rules of a new key of that name would shut the users of the
+source's key out. Free a name when the source and the backups of its keys are gone for good. A running server notices within seconds. The journal
+keeps which user freed which name, and when.`, hsm.Note, nil,
+		func(m *migration) error {
+			freed, err := m.engine.FreeNames(m.ctx, osUser(), m.args...)
+			if err != nil {
+				return err
+			}
+			return m.write(freed)
+		})
+	cmd.Args = cobra.MinimumNArgs(1)
+	return cmd
+}
+
 func versionsFlag(cmd *cobra.Command, f *migrateFlags) {
 	cmd.Flags().StringVar(&f.versions, "versions", "", "auto: one new version a key where the source numbers its versions, else as many as it counts; all: as many as it counts; current: one a key (default claviger.migration.versions)")
 }
@@ -147,6 +164,7 @@ func versionsFlag(cmd *cobra.Command, f *migrateFlags) {
 // migration is what the subcommands work with.
 type migration struct {
 	ctx    context.Context
+	args   []string
 	flags  *migrateFlags
 	svc    *service
 	engine *migrate.Engine
@@ -189,8 +207,8 @@ func (m *migration) write(r interface{ WriteText(io.Writer) error }) error {
 func migrateCommand(use, short, long string, access hsm.Access, flags func(*cobra.Command, *migrateFlags), work func(*migration) error) *cobra.Command {
 	var f migrateFlags
 	cmd := &cobra.Command{Use: use, Short: short, Long: long, Args: cobra.NoArgs}
-	cmd.RunE = func(cmd *cobra.Command, _ []string) (err error) {
-		m := &migration{ctx: cmd.Context(), flags: &f, stdin: cmd.InOrStdin(), stderr: cmd.ErrOrStderr(), bar: newProgressBar(os.Stderr, term.IsTerminal(int(os.Stderr.Fd())))}
+	cmd.RunE = func(cmd *cobra.Command, args []string) (err error) {
+		m := &migration{ctx: cmd.Context(), args: args, flags: &f, stdin: cmd.InOrStdin(), stderr: cmd.ErrOrStderr(), bar: newProgressBar(os.Stderr, term.IsTerminal(int(os.Stderr.Fd())))}
 		if m.out, err = newOutput(cmd.OutOrStdout(), f.format); err != nil {
 			return err
 		}

@@ -1,0 +1,147 @@
+package keyring
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"claviger"
+	"claviger/metastore"
+)
+
+const (
+	// clashesHold is how long it is believed that no name clashes, and clashesRetry how
+	// long that some do, or that it could not be found out.
+	clashesHold  = 10 * time.Minute
+	clashesRetry = time.Minute
+	// clashesShown is how many names a message has.
+	clashesShown = 10
+)
+
+// clashes is what CheckNames found last.
+type clashes struct {
+	mu    sync.Mutex // held while the sources are asked
+	until time.Time
+	err   error
+}
+
+// CheckNames tells which keys here have the name of a source's key and were not migrated
+// from it. The rules of such a key stand before those of the source's, so the users of
+// the source's key may be shut out: by a key that another user made before the source
+// was named, or named again. The error is for an operator.
+func (r *Ring) CheckNames(ctx context.Context) error {
+	if len(r.sources) == 0 {
+		return nil
+	}
+	c := &r.clashes
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if time.Now().Before(c.until) {
+		return c.err
+	}
+	before := c.err
+	c.err = r.findClashes(ctx)
+	c.until = time.Now().Add(clashesHold)
+	if c.err == nil {
+		return nil
+	}
+	c.until = time.Now().Add(clashesRetry)
+	if errors.As(c.err, new(*clash)) && (before == nil || before.Error() != c.err.Error()) {
+		r.log.Warn("keys here have names of a source's keys", "err", c.err)
+	}
+	return c.err
+}
+
+// clash is the error of CheckNames that tells names.
+type clash struct{ text string }
+
+func (c *clash) Error() string { return c.text }
+
+func (r *Ring) findClashes(ctx context.Context) error {
+	r.origins.forget() // a key that was migrated a moment ago is in the journal now
+	names, err := r.cfg.Primary.Keys(ctx)
+	if err != nil {
+		return err
+	}
+	ours := make(map[string][]string, len(names)) // by FoldName
+	for _, name := range names {
+		fold := metastore.FoldName(name)
+		ours[fold] = append(ours[fold], name)
+	}
+	var texts []string
+	for _, s := range r.sources {
+		found, err := r.clashesWith(ctx, s, ours)
+		if err != nil {
+			return fmt.Errorf("which keys the source %s (property %s) has is not known: %s", s.URI(), s.property, said(err))
+		}
+		if len(found) == 0 {
+			continue
+		}
+		slices.Sort(found)
+		more := ""
+		if n := len(found) - clashesShown; n > 0 {
+			found, more = found[:clashesShown], fmt.Sprintf(" and %d more", n)
+		}
+		texts = append(texts, fmt.Sprintf("%s%s: at the source %s too, and not migrated from it", strings.Join(found, ", "), more, s.URI()))
+	}
+	if len(texts) == 0 {
+		return nil
+	}
+	return &clash{strings.Join(texts, "; ") + "; the rules of the key here stand before the source's EDEKs of that name: see claviger migrate plan, and rename one of the two keys"}
+}
+
+// clashesWith returns names of ours that the source answers to, of keys that were not
+// taken over.
+func (r *Ring) clashesWith(ctx context.Context, s *source, ours map[string][]string) ([]string, error) {
+	var theirs []string
+	err := s.call(ctx, func(ctx context.Context) (err error) {
+		theirs, err = s.Keys(ctx)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	listed := make(map[string]bool, len(theirs))
+	var both []string
+	for _, name := range theirs {
+		listed[name] = true
+		both = append(both, ours[metastore.FoldName(name)]...)
+	}
+	slices.Sort(both)
+	both = slices.Compact(both)
+	var found []string
+	for len(both) > 0 {
+		some := both[:min(len(both), sourceChunk)]
+		both = both[len(some):]
+		ms, err := r.cfg.Primary.Metadata(ctx, some...)
+		if err != nil {
+			return nil, err
+		}
+		for _, m := range ms {
+			if m == nil {
+				continue // deleted since
+			}
+			taken, err := r.takenOver(ctx, m, nil)
+			if err != nil {
+				return nil, err
+			}
+			if taken {
+				continue
+			}
+			if !listed[m.Name] { // another spelling: what the source answers to counts
+				switch _, err := r.metadataAt(ctx, s, m.Name); {
+				case claviger.Is(err, claviger.KeyNotFound):
+					continue
+				case err != nil:
+					return nil, err
+				}
+			}
+			found = append(found, m.Name)
+		}
+	}
+	return found, nil
+}

@@ -1,0 +1,53 @@
+package keyring
+
+import (
+	"log/slog"
+	"strings"
+	"testing"
+
+	"claviger"
+	"claviger/provider"
+)
+
+// TestNamesClash: keys here that have the name of a source's key, and were not migrated
+// from it, are named to the operator; migrated ones are not.
+func TestNamesClash(t *testing.T) {
+	for _, c := range []struct {
+		here, spelt string
+		clashes     bool
+	}{
+		{never, "payroll", false},
+		{migrated, "payroll", false},
+		{migrated, "Payroll", false},
+		{ended, "payroll", false},
+		{purged, "payroll", false},
+		{before, "payroll", true},
+		{before, "Payroll", true},
+	} {
+		s := newShadowLab(t, c.here, "present", c.spelt, false)
+		var logged strings.Builder
+		s.log = slog.New(slog.NewTextHandler(&logged, nil))
+		for range 2 { // the second time it is remembered
+			err := s.CheckNames(t.Context())
+			if (err != nil) != c.clashes {
+				t.Errorf("%s, %s: %v", c.here, c.spelt, err)
+			}
+			if err != nil && (!strings.Contains(err.Error(), "payroll: at the source "+farURI) || strings.Count(logged.String(), "payroll") != 1) {
+				t.Errorf("%s, %s: %v; logged %q", c.here, c.spelt, err, logged.String())
+			}
+		}
+	}
+	// Another key that the source answers to by another spelling alone.
+	s := newShadowLab(t, migrated, "present", "Payroll", false)
+	if _, err := s.primary.Provider.Create(t.Context(), provider.Spec{Name: "PAYROLL", Cipher: claviger.DefaultCipher, BitLength: 128}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.CheckNames(t.Context()); err == nil || !strings.Contains(err.Error(), "PAYROLL: at the source") {
+		t.Errorf("a key of another spelling: %v", err)
+	}
+	// What the source did not tell is not called free of clashes.
+	s = newShadowLab(t, before, "silent", "payroll", false)
+	if err := s.CheckNames(t.Context()); err == nil || !strings.Contains(err.Error(), "is not known") {
+		t.Errorf("a silent source: %v", err)
+	}
+}

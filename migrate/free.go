@@ -1,0 +1,105 @@
+package migrate
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"time"
+
+	"claviger"
+	"claviger/metastore"
+)
+
+// freedRun is where the journal keeps the names that were freed. It is no run.
+const freedRun = "names-freed"
+
+// Freed is the record of a name that an administrator has freed.
+type Freed struct {
+	Key  string    `json:"key"`
+	At   time.Time `json:"at"`
+	User string    `json:"user"` // of the operating system
+	Host string    `json:"host"`
+}
+
+// FreedNames is what FreeNames did.
+type FreedNames struct {
+	Format string  `json:"format"` // "claviger migrate free 1"
+	Freed  []Freed `json:"freed"`
+}
+
+// WriteText writes the report for people.
+func (f *FreedNames) WriteText(w io.Writer) error {
+	for _, k := range f.Freed {
+		if _, err := fmt.Fprintf(w, "The name %s is free: each user who may create keys can make a key of that name.\n", printable(k.Key)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// FreeNames frees names that the journal keeps for keys of sources whose migration was
+// finished. Nothing is freed where one of them cannot be: kind Invalid for a name that the
+// journal does not keep, whose migration goes on, or that a key has here.
+func (e *Engine) FreeNames(ctx context.Context, user string, keys ...string) (*FreedNames, error) {
+	const op = "migrate.FreeNames"
+	unlock, ok, err := e.cfg.Store.TryLock(ctx, LockName)
+	if err != nil {
+		return nil, err
+	}
+	if !ok {
+		return nil, claviger.Errorf(op, claviger.Unavailable, "", "a process is migrating now; try again when it has ended")
+	}
+	defer unlock()
+	origins, err := Origins(ctx, e.cfg.Store)
+	if err != nil {
+		return nil, err
+	}
+	report := &FreedNames{Format: "claviger migrate free 1", Freed: []Freed{}}
+	for _, key := range keys {
+		known := false
+		for _, o := range origins {
+			if o.Key != key {
+				continue
+			}
+			known = true
+			if o.Finished == nil {
+				return nil, claviger.Errorf(op, claviger.Invalid, key, "key %s is at %s, whose migration was not finished: claviger migrate finish ends it", printable(key), o.Source)
+			}
+		}
+		if !known {
+			return nil, claviger.Errorf(op, claviger.Invalid, key, "the journal has no key %s; claviger migrate status lists the names that it keeps", printable(key))
+		}
+		here, err := e.cfg.Target.Metadata(ctx, key)
+		if err != nil {
+			return nil, err
+		}
+		if len(here) == 1 && here[0] != nil {
+			return nil, claviger.Errorf(op, claviger.Invalid, key, "key %s is here, so its name cannot be freed; delete the key first", printable(key))
+		}
+		report.Freed = append(report.Freed, Freed{Key: key, At: e.now(), User: user, Host: e.cfg.Host})
+	}
+	for _, f := range report.Freed {
+		if err := e.put(ctx, freedRun, f.Key, f); err != nil {
+			return nil, err
+		}
+	}
+	return report, nil
+}
+
+// freedNames reads the names that were freed.
+func freedNames(ctx context.Context, store metastore.Journal) (map[string]Freed, error) {
+	records, err := store.Records(ctx, freedRun)
+	if err != nil {
+		return nil, err
+	}
+	freed := make(map[string]Freed, len(records))
+	for _, r := range records {
+		var f Freed
+		if err := json.Unmarshal(r.Data, &f); err != nil {
+			return nil, claviger.Errorf("migrate.Journal", claviger.Internal, r.Item, "the journal's record of a freed name is damaged: %w; restore the metastore from a backup", err)
+		}
+		freed[f.Key] = f
+	}
+	return freed, nil
+}

@@ -1,0 +1,74 @@
+package migrate_test
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"claviger"
+	"claviger/migrate"
+)
+
+// TestFreeNames: names are kept after the end of a migration until an administrator
+// frees them, and again once another migration lists them.
+func TestFreeNames(t *testing.T) {
+	b := newBench(t)
+	b.add(t, "gone", 1)
+	b.add(t, "here", 1)
+	now := noon
+	b.cfg.Now = func() time.Time { now = now.Add(time.Second); return now }
+	b.run(t)
+	refused := func(key, says string) {
+		t.Helper()
+		_, err := b.engine(t).FreeNames(t.Context(), "root", "gone", key)
+		if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), says) {
+			t.Errorf("%s: %v does not say %q", key, err, says)
+		}
+	}
+	freed := func(want string) {
+		t.Helper()
+		list, err := migrate.Origins(t.Context(), b.store)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, o := range list {
+			if o.Freed != nil {
+				got = append(got, o.Key)
+			}
+		}
+		if s := strings.Join(got, ","); s != want {
+			t.Errorf("freed %q, want %q", s, want)
+		}
+	}
+	finish := func() {
+		t.Helper()
+		b.cfg.Source = nil
+		end, err := b.engine(t).Finish(t.Context(), migrate.FinishOptions{Since: noon, EDEKsDone: true, Get: func(string) (string, string, bool) { return "", "", false }})
+		if err != nil || !end.Finished {
+			t.Fatalf("%v, %v", end, err)
+		}
+		b.cfg.Source = b.source
+	}
+	if err := b.target.Delete(t.Context(), "gone"); err != nil {
+		t.Fatal(err)
+	}
+	refused("gone", "was not finished: claviger migrate finish")
+	finish()
+	refused("never", "has no key never")
+	refused("here", "key here is here")
+	freed("") // one name that cannot be freed keeps the others
+	report, err := b.engine(t).FreeNames(t.Context(), "root", "gone")
+	if err != nil || len(report.Freed) != 1 || report.Freed[0].User != "root" || report.Freed[0].Host != "new.example.com" {
+		t.Fatalf("%+v, %v", report, err)
+	}
+	freed("gone")
+	standing, err := b.engine(t).Status(t.Context())
+	if err != nil || len(standing.Freed) != 1 || len(standing.Runs) != 1 {
+		t.Errorf("status: %+v, %v", standing, err)
+	}
+	// The source is named again, and a new run lists the name.
+	b.add(t, "new", 1)
+	b.run(t)
+	freed("")
+}
