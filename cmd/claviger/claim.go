@@ -18,7 +18,7 @@ import (
 // the one rule of who may change keys: a server while it runs, and a command that
 // changes keys while it works, has a claim; a command that only reads, or that
 // writes the journal alone, has none, and goes on beside either. A command that
-// mends works while no node serves.
+// destroys keys, or gives a token to another store, works while no node serves.
 func claimStore(ctx context.Context, store metastore.Store, self owner.Owner, access hsm.Access) error {
 	if !access.Changes() {
 		return nil

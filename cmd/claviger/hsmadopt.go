@@ -51,8 +51,8 @@ creation, nor which versions belonged to keys that were deleted and could have c
 can be used. Without its attribute key.acl.name a key is guarded by the rules of its own name; --acl-name gives it another. --aside leaves
 versions as they are: requests for them are answered as before they were made, new versions get higher numbers, and they can be adopted later.
 
-Where the token is bound to a metastore that is lost, --rebind gives it to this one. adopt refuses while a server uses the metastore. Exit
-status 3: there is something to adopt, and it is not confirmed, or cannot be adopted.`,
+Nodes that share a metastore in PostgreSQL may serve meanwhile: they open the keys at once. With a metastore in SQLite, and with --rebind,
+which gives the token to this metastore where it is bound to one that is lost, adopt refuses while a server uses the metastore. Exit status 3: there is something to adopt, and it is not confirmed, or cannot be adopted.`,
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		out, err := newOutput(cmd.OutOrStdout(), format)
@@ -124,7 +124,11 @@ func adoptKeys(cmd *cobra.Command, conf string, f *adoptFlags, out *output) erro
 	if err := newConfirmation(cmd, f.confirm).of(len(report.Chosen), report.Digest, what); err != nil {
 		return done(err)
 	}
-	err = withHSM(cmd, conf, hsm.Mend, func(ctx context.Context, p *hsm.Provider) error {
+	access := hsm.Mend
+	if f.rebind {
+		access = hsm.Rebind
+	}
+	err = withHSM(cmd, conf, access, func(ctx context.Context, p *hsm.Provider) error {
 		now, err := f.look(ctx, p)
 		if err != nil {
 			return err

@@ -30,7 +30,7 @@ func newMetastoreAccept() *cobra.Command {
 		Use:   "accept --conf DIR [--yes]",
 		Short: "Give up acknowledged changes that PostgreSQL has lost",
 		Long: `accept lists the changes of keys that nodes have seen and that the metastore lacks, since its server was replaced by a standby that was behind, or by an older copy.
-With --yes it gives them up: every node changes keys again within some seconds. Stop the nodes before, and rebuild what the HSM still holds before they are started again: claviger hsm adopt.
+With --yes it gives them up: every node changes keys again within some seconds. Nodes may serve meanwhile. Rebuild what the HSM still holds then: claviger hsm adopt.
 Exit codes: 0 nothing is missing, or it was given up; 1 failed; 3 something is missing and --yes was not given.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -74,7 +74,7 @@ func acceptLosses(ctx context.Context, out io.Writer, dir string, yes bool) (err
 		return err
 	}
 	if !yes {
-		_, err := fmt.Fprintln(out, "These are the newest of the changes that are missing; there may be others. Stop the nodes, repeat this with --yes, and then adopt what the HSM holds: claviger hsm adopt.")
+		_, err := fmt.Fprintln(out, "These are the newest of the changes that are missing; there may be others. Repeat this with --yes, and then adopt what the HSM holds: claviger hsm adopt.")
 		return errors.Join(err, &exitError{exitRefused, nil})
 	}
 	if err := s.Accept(ctx); err != nil {

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"net/url"
 	"path/filepath"
 	"strings"
@@ -39,11 +40,13 @@ func TestMetastoreAccept(t *testing.T) {
 		t.Fatal(err)
 	}
 	server.Exec(t, strings.TrimPrefix(u.Path, "/"), `INSERT INTO lost_change (id, seq, key, at, told) VALUES ('aa', 7, 'zone1', 1700000000000, 1700000001000)`)
+	const ahead = 4102444800000 // by the clock of a server that is gone
+	server.Exec(t, strings.TrimPrefix(u.Path, "/"), fmt.Sprintf(`INSERT INTO lost_change (id, seq, key, at, told) VALUES ('bb', 8, 'zone2', %d, 1700000001000)`, ahead))
 	var coded *exitError
 	if out, err := run(false); !errors.As(err, &coded) || coded.code != exitRefused || !strings.Contains(out, "zone1") || !strings.Contains(out, "2023-11-14T22:13:20Z") {
 		t.Errorf("without --yes: %q, %v", out, err)
 	}
-	if lost, err := store.Lost(ctx); err != nil || len(lost) != 1 {
+	if lost, err := store.Lost(ctx); err != nil || len(lost) != 2 {
 		t.Errorf("without --yes it was given up: %v, %v", lost, err)
 	}
 	if out, err := run(true); err != nil || !strings.Contains(out, "Given up") {
@@ -51,5 +54,8 @@ func TestMetastoreAccept(t *testing.T) {
 	}
 	if lost, err := store.Lost(ctx); err != nil || len(lost) != 0 {
 		t.Errorf("with --yes it was not given up: %v, %v", lost, err)
+	}
+	if given, _, err := store.Setting(ctx, "history.accepted"); err != nil || given < fmt.Sprint(ahead) {
+		t.Errorf("given up until %q, %v", given, err)
 	}
 }

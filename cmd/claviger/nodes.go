@@ -68,11 +68,17 @@ func (c *cluster) shareByMetastore(ctx context.Context, conf *hadoopconf.Conf, l
 	return nil
 }
 
-// heedOthers makes the ring forget what other nodes change, until ctx ends.
+// heedOthers makes the ring and the HSM's provider forget what other nodes change, until
+// ctx ends.
 func (s *kmsServer) heedOthers(ctx context.Context) {
 	shared := s.svc.sharedKeys()
 	for shared != nil {
-		err := shared.Watch(ctx, s.ring.Heed)
+		err := shared.Watch(ctx, func(n metastore.Notice) {
+			if p, ok := s.svc.Primary.(*hsm.Provider); ok {
+				p.Heed(n) // before the ring, which may ask it again
+			}
+			s.ring.Heed(n)
+		})
 		if ctx.Err() != nil {
 			return
 		}

@@ -240,7 +240,7 @@ func (s *Store) whole(op, key string) error {
 	newest := lost.marks[len(lost.marks)-1]
 	return claviger.Errorf(op, claviger.Unavailable, key,
 		"metastore %s (property %s) lacks changes that were acknowledged, the newest at %s, of the keys %q%s: its server was replaced by a standby that was behind, or by an older copy; nothing is changed, and what is not found is not called missing; "+
-			"bring the server back that has them; or stop the nodes, give up what is missing by claviger metastore accept, and rebuild the records of keys from the HSM by claviger hsm adopt",
+			"bring the server back that has them; or give up what is missing by claviger metastore accept, and rebuild the records of keys from the HSM by claviger hsm adopt",
 		s.db.URI(), s.cfg.Property, when(newest.At).Format(time.RFC3339), keys, more)
 }
 
@@ -426,7 +426,9 @@ func (s *Store) Lost(ctx context.Context) (all []LostChange, err error) {
 // Accept gives up what the store lacks: every node changes keys again, soon.
 func (s *Store) Accept(ctx context.Context) error {
 	return s.db.Update(ctx, "postgres.Accept", "", pgx.ReadCommitted, func(ctx context.Context, tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, `INSERT INTO setting (name, value) VALUES ($1, (extract(epoch FROM clock_timestamp()) * 1000)::bigint::text)
+		// The clock of the server that is gone may have been ahead of this one's.
+		if _, err := tx.Exec(ctx, `INSERT INTO setting (name, value)
+			SELECT $1, greatest((extract(epoch FROM clock_timestamp()) * 1000)::bigint, max(at))::text FROM lost_change
 			ON CONFLICT (name) DO UPDATE SET value = excluded.value`, settingAccepted); err != nil {
 			return err
 		}

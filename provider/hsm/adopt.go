@@ -11,6 +11,7 @@ import (
 
 	"claviger"
 	"claviger/metastore"
+	"claviger/pkcs11"
 )
 
 // Candidate is a key of which the token holds versions that the store does not know.
@@ -124,9 +125,53 @@ func (p *Provider) note(ctx context.Context, c Candidate, a Adoption, aside bool
 	return p.store.Put(ctx, journalRun, item, data)
 }
 
+// again looks at a candidate once more, under the key's lock: nodes may serve, and have
+// changed the key since an operator was shown it. Kind Invalid where it is another now.
+func (p *Provider) again(ctx context.Context, op string, c Candidate) (Candidate, error) {
+	var found []pkcs11.KeyInfo
+	asked := map[string]bool{}
+	for _, o := range c.Versions {
+		if asked[o.Label] {
+			continue
+		}
+		asked[o.Label] = true
+		keys, err := p.tok.FindLabel(ctx, o.Label)
+		if err != nil {
+			return c, err
+		}
+		found = append(found, keys...)
+	}
+	marked, err := p.mark(ctx, found)
+	if err != nil {
+		return c, err
+	}
+	versions := make([]Object, len(c.Versions))
+	for i, was := range c.Versions {
+		at := slices.IndexFunc(marked, func(o Object) bool { return o.ID == was.ID && o.Label == was.Label })
+		switch {
+		case at < 0:
+			return c, claviger.Errorf(op, claviger.Invalid, c.Key, "the token does not hold %s any more; nothing was done with key %s; look again", was.Label, c.Key)
+		case marked[at].Mark != Unknown && marked[at].Mark != Aside:
+			return c, claviger.Errorf(op, claviger.Invalid, c.Key, "%s is %q by now; nothing was done with key %s; look again", was.Label, marked[at].Mark, c.Key)
+		}
+		versions[i] = marked[at]
+	}
+	now, err := p.candidate(ctx, c.Key, versions)
+	switch {
+	case err != nil:
+		return c, err
+	case c.Known && !now.Known:
+		return c, claviger.Errorf(op, claviger.Invalid, c.Key, "key %s was deleted since it was looked at; nothing was done with it; look again", c.Key)
+	case !c.Known && now.Known:
+		return c, claviger.Errorf(op, claviger.Invalid, c.Key, "a key of the name %s was made since it was looked at; nothing was done with it; look again", c.Key)
+	}
+	return now, nil
+}
+
 // Adopt makes records of a candidate's versions: a new key, or newer versions of the
 // key that is there. Broken off, it is finished by the same call: what is in the
-// store then is no candidate any more. Kind Invalid where it cannot be done.
+// store then is no candidate any more. Nodes may serve meanwhile. Kind Invalid where it
+// cannot be done.
 func (p *Provider) Adopt(ctx context.Context, c Candidate, a Adoption) error {
 	const op = "hsm.Adopt"
 	ctx, unlock, err := p.lock(ctx, op, c.Key)
@@ -134,7 +179,7 @@ func (p *Provider) Adopt(ctx context.Context, c Candidate, a Adoption) error {
 		return err
 	}
 	defer unlock()
-	if c, err = p.candidate(ctx, c.Key, c.Versions); err != nil {
+	if c, err = p.again(ctx, op, c); err != nil {
 		return err
 	}
 	if c.Why != "" {
@@ -233,6 +278,9 @@ func (p *Provider) SetAside(ctx context.Context, c Candidate, a Adoption) error 
 		return err
 	}
 	defer unlock()
+	if c, err = p.again(ctx, op, c); err != nil {
+		return err
+	}
 	if err := p.note(ctx, c, a, true, "begun"); err != nil {
 		return err
 	}
@@ -264,7 +312,15 @@ func (p *Provider) SetAside(ctx context.Context, c Candidate, a Adoption) error 
 	if err := p.store.SetSetting(ctx, settingAside, string(data)); err != nil {
 		return err
 	}
-	return p.note(ctx, c, a, true, "done")
+	if err := p.note(ctx, c, a, true, "done"); err != nil {
+		return err
+	}
+	// Nodes remember that the token holds what is set aside now. Records tell by
+	// themselves.
+	if others, ok := p.store.(metastore.Notices); ok {
+		return others.Announce(ctx, metastore.Notice{Key: c.Key, Change: metastore.Invalidated})
+	}
+	return nil
 }
 
 // Rebind gives the token to this store alone: the store that it was bound to is

@@ -122,8 +122,12 @@ const (
 	// Look is Read for commands that show what is on the token: a store and a token
 	// that do not fit are no error to it.
 	Look
-	// Mend is Look, and may write: for commands that make store and token fit again.
+	// Mend is Look, and may write: for commands that make records of what the token
+	// holds. Nodes may serve meanwhile, where the store is one of several nodes.
 	Mend
+	// Rebind is Mend for commands that give the token to another store, while no node
+	// serves.
+	Rebind
 	// Destroy is Serve for commands that destroy what nothing refers to, while no node
 	// serves.
 	Destroy
@@ -137,13 +141,16 @@ func (a Access) Writes() bool { return a.Changes() || a == Note }
 
 // Changes tells whether keys may be changed, or the binding of store and token. Who
 // does claims the store, see metastore.Claims.
-func (a Access) Changes() bool { return a == Serve || a == Mend || a == Destroy }
+func (a Access) Changes() bool { return a == Serve || a == Mend || a == Rebind || a == Destroy }
 
 // Alone tells whether no node may serve meanwhile.
-func (a Access) Alone() bool { return a == Mend || a == Destroy }
+func (a Access) Alone() bool { return a == Rebind || a == Destroy }
 
 // tolerates tells whether a store and a token that do not fit are no error.
-func (a Access) tolerates() bool { return a == Look || a == Mend }
+func (a Access) tolerates() bool { return a == Look || a.mends() }
+
+// mends tells whether records may be made of keys that the store does not know.
+func (a Access) mends() bool { return a == Mend || a == Rebind }
 
 // Options are what Open needs beside the URI.
 type Options struct {
@@ -186,7 +193,7 @@ func Open(ctx context.Context, uri string, env provider.Env, o Options) (*Provid
 		return nil, err
 	}
 	store, err := o.Store(ctx, func(ctx context.Context, uri string) error {
-		if o.Access == Mend {
+		if o.Access.mends() {
 			return nil
 		}
 		return mayBeMade(ctx, tok, uri)

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"claviger"
@@ -21,6 +22,8 @@ const (
 	// surveyRetry lies between two attempts where the token or the store did not
 	// answer.
 	surveyRetry = 30 * time.Second
+	// surveySoon lies between two surveys at least, where one is due soon.
+	surveySoon = 5 * time.Second
 	// surveyAtStart is how long a start waits for the first survey.
 	surveyAtStart = 5 * time.Second
 )
@@ -97,6 +100,9 @@ type survey struct {
 	at      time.Time     // of the last that was finished
 	err     error         // of the last, if it failed
 	first   chan struct{} // closed by the first that is finished; nil: none is made
+
+	stale atomic.Bool   // another is due at the next round
+	wake  chan struct{} // another is due soon
 }
 
 // Survey is how the token stands to the store.
@@ -186,20 +192,29 @@ func (p *Provider) look(ctx context.Context) error {
 // beginSurveys surveys the token now, for which a start waits a little, and goes on
 // surveying until background ends.
 func (p *Provider) beginSurveys(ctx, background context.Context) {
-	p.survey.first = make(chan struct{})
+	p.survey.first, p.survey.wake = make(chan struct{}), make(chan struct{}, 1)
 	done := make(chan struct{})
 	p.sweep.Go(func() {
 		epoch := p.epoch.Load()
 		err := p.look(background)
 		close(done)
 		for {
+			due := false
 			select {
 			case <-background.Done():
 				return
 			case <-time.After(surveyRetry):
+			case <-p.survey.wake:
+				due = true
+				select { // notices come in numbers
+				case <-background.Done():
+					return
+				case <-time.After(surveySoon):
+				}
 			}
 			now := p.epoch.Load()
-			if err == nil && now == epoch && time.Since(p.Survey().At) < surveyPause {
+			due = p.survey.stale.Swap(false) || due
+			if err == nil && now == epoch && !due && time.Since(p.Survey().At) < surveyPause {
 				continue
 			}
 			if err = p.look(background); err == nil {

@@ -20,7 +20,7 @@ import (
 // TestLostByAFailover: a standby that lacks an acknowledged key and an acknowledged roll
 // takes over. At no node, of those that run and of one that starts, are the lost ones
 // "not found", nor is a key made in their place; what is given up is adopted from the
-// HSM, and opens what was sealed with it.
+// HSM while the nodes serve, and opens at each of them what was sealed with it.
 func TestLostByAFailover(t *testing.T) {
 	ctx := t.Context()
 	primary := pgtest.StartReplicated(t)
@@ -113,39 +113,54 @@ func TestLostByAFailover(t *testing.T) {
 		t.Errorf("what is there is not served: %s", why)
 	}
 
-	for _, n := range []*node{first, second, third} {
-		n.Stop()
-	}
 	if out := hadoop.Claviger(t, s.hsm.Env, "metastore", "accept", "--conf", s.conf, "--yes"); !strings.Contains(out, "new") || !strings.Contains(out, "rolled") {
 		t.Errorf("what is given up: %s", out)
 	}
-	// Now the store lacks nothing that it knows of: the token alone tells.
-	given := s.start(t)
-	accepted := given.client(t)
-	elsewhere("a node after the loss was accepted", accepted)
-	if names, err := accepted.Keys(ctx); err != nil || !slices.Equal(slices.Sorted(slices.Values(names)), []string{"old", "rolled"}) {
-		t.Errorf("a node after the loss was accepted lists %v, %v", names, err)
+	// Now the store lacks nothing that it knows of: the token alone tells. The nodes go on.
+	nodes := map[string]*node{"a node that runs": second, "a node that was started after the failover": third}
+	for what, n := range nodes {
+		for begun := time.Now(); ; time.Sleep(100 * time.Millisecond) {
+			ready, why := n.ready(t, "write")
+			if ready {
+				break
+			}
+			if time.Since(begun) > 30*time.Second {
+				t.Fatalf("%s changes no key after the loss was accepted: %s", what, why)
+			}
+		}
 	}
-	if list, err := accepted.Metadata(ctx, "old", "new"); err != nil || list[0] == nil || list[1] != nil {
-		t.Errorf("one lost key among others: %+v, %v", list, err)
+	nodes["a node that starts after the loss was accepted"] = s.start(t)
+	clients := map[string]*kmsclient.Provider{}
+	for what, n := range nodes {
+		clients[what] = n.client(t)
+		elsewhere(what+", the loss accepted", clients[what])
+		if names, err := clients[what].Keys(ctx); err != nil || !slices.Equal(slices.Sorted(slices.Values(names)), []string{"old", "rolled"}) {
+			t.Errorf("%s lists %v, %v", what, names, err)
+		}
+		if list, err := clients[what].Metadata(ctx, "old", "new"); err != nil || list[0] == nil || list[1] != nil {
+			t.Errorf("%s, one lost key among others: %+v, %v", what, list, err)
+		}
 	}
-	given.Stop()
 	var found struct{ Digest string }
 	if out := hadoop.Claviger(t, s.hsm.Env, "hsm", "adopt", "--conf", s.conf, "--all", "--dry-run", "-o", "json"); json.Unmarshal([]byte(out), &found) != nil || found.Digest == "" {
 		t.Fatalf("what can be adopted: %s", out)
 	}
 	hadoop.Claviger(t, s.hsm.Env, "hsm", "adopt", "--conf", s.conf, "--all", "--confirm", found.Digest)
-	again := s.start(t).client(t)
-	if m, err := again.Metadata(ctx, "new"); err != nil || m[0] == nil || m[0].Versions != 1 {
-		t.Errorf("the lost key after the adoption: %+v, %v", m, err)
-	}
-	for key, e := range sealed {
-		dek, err := again.Unwrap(ctx, key, "", e)
-		if err != nil || !bytes.Equal(dek[0], opened[key]) {
-			t.Errorf("a DEK of %s after the adoption: %v", e[0].Version, err)
+	for what, n := range clients {
+		if m, err := n.Metadata(ctx, "new"); err != nil || m[0] == nil || m[0].Versions != 1 {
+			t.Errorf("%s, the lost key after the adoption: %+v, %v", what, m, err)
+		}
+		for key, e := range sealed {
+			dek, err := n.Unwrap(ctx, key, "", e)
+			if err != nil || !bytes.Equal(dek[0], opened[key]) {
+				t.Errorf("%s, a DEK of %s after the adoption: %v", what, e[0].Version, err)
+			}
+		}
+		if e, err := n.Generate(ctx, "rolled", 1); err != nil || e[0].Version != "rolled@1" {
+			t.Errorf("%s, a new EDEK after the adoption: %+v, %v", what, e, err)
 		}
 	}
-	if v, err := again.Roll(ctx, "rolled", nil); err != nil || v.Name != "rolled@2" {
+	if v, err := two.Roll(ctx, "rolled", nil); err != nil || v.Name != "rolled@2" {
 		t.Errorf("the next version: %+v, %v", v, err)
 	}
 }
