@@ -157,6 +157,9 @@ func (s *keyHSMSetup) onToken(ctx context.Context, out io.Writer, tok *pkcs11.To
 	}()
 	id, label := s.set.ID(), s.set.KeyLabel
 	if fresh {
+		if err := notAsRoot(s.set.PINFile); err != nil {
+			return err
+		}
 		if err := tok.GeneratePair(ctx, id, label, s.bits); err != nil {
 			return err
 		}

@@ -63,6 +63,9 @@ func serveKeyHSM(ctx context.Context, f keyHSMFlags, log *slog.Logger) (err erro
 	for _, w := range warnings {
 		log.Warn(w)
 	}
+	if err := notAsRoot(set.PINFile); err != nil {
+		return err
+	}
 	if f.listen != "" {
 		set.Listen = f.listen
 	}

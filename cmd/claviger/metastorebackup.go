@@ -108,6 +108,9 @@ func (f *restoreFlags) restore(ctx context.Context, out io.Writer, conf *hadoopc
 	if err != nil {
 		return err
 	}
+	if err := notAsRoot(ownFiles(conf)...); err != nil {
+		return err
+	}
 	self := owner.Self("claviger metastore restore", conf.Dir())
 	release, err := sqlite.Occupy(place.file, self)
 	if err != nil {

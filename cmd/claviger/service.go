@@ -64,6 +64,11 @@ func openConfigured(ctx context.Context, conf *hadoopconf.Conf, command string, 
 }
 
 func (s *service) open(ctx context.Context) error {
+	if s.access.Writes() {
+		if err := notAsRoot(ownFiles(s.Conf)...); err != nil {
+			return err
+		}
+	}
 	negotiate, err := clientKerberos(s.Conf)
 	if err != nil {
 		return err

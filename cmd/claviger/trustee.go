@@ -86,6 +86,9 @@ standby, with DIR copied from the other trustee, --store names the standby.`,
 // initTrustee makes what is not there yet, for a host of these names, the first its
 // own. store is the URI of a database, or "".
 func initTrustee(ctx context.Context, out io.Writer, dir string, hosts []string, store string) error {
+	if err := notAsRoot(dir); err != nil {
+		return err
+	}
 	folder, err := trustee.LoadFolder(dir)
 	if _, missing := os.Stat(filepath.Join(dir, trustee.ConfFile)); errors.Is(missing, fs.ErrNotExist) {
 		id, err := trustee.NewIdentity("keytrustee", "keytrustee Server Key", "keytrustee@"+hosts[0], trustee.KeyBits, time.Now())
@@ -237,6 +240,9 @@ func serveTrustee(ctx context.Context, f trusteeFlags, log *slog.Logger) (err er
 	}
 	for _, w := range folder.Warnings {
 		log.Warn(w)
+	}
+	if err := notAsRoot(folder.Path); err != nil {
+		return err
 	}
 	store, err := openTrusteeStore(ctx, folder, log)
 	if err != nil {

@@ -1,0 +1,76 @@
+package main
+
+import (
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"claviger/hadoopconf"
+	"claviger/internal/softhsm/softhsmtest"
+	"claviger/pkcs11"
+	"claviger/provider/hsm"
+)
+
+// TestNotAsRoot: what writes does not go on as root beside files of another user,
+// whose server could not use what it makes; reading goes on.
+func TestNotAsRoot(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root can give files to another user")
+	}
+	dir := t.TempDir()
+	token := softhsmtest.New(t)
+	keystore := filepath.Join(dir, "luna.keystore")
+	if err := pkcs11.WriteKeystoreFile(keystore, pkcs11.FileConfig{Module: token.Module, Token: token.Label, PINFile: token.PINFile}); err != nil {
+		t.Fatal(err)
+	}
+	jceks := filepath.Join(dir, "kms.jceks")
+	store := filepath.Join(dir, "claviger.db")
+	shelf := t.TempDir()
+	for _, c := range []struct {
+		what, provider, store string
+		theirs                string // a file that belongs to another user
+		makes                 bool   // it is not there before
+	}{
+		{"the PIN", "cloudera.hsmkp://file@" + keystore, store, token.PINFile, false},
+		{"the metastore", "cloudera.hsmkp://file@" + keystore, store, store, true},
+		{"the folder of the first metastore", "cloudera.hsmkp://file@" + keystore, filepath.Join(shelf, "c.db"), shelf, false},
+		{"the Java keystore", "jceks://file@" + jceks, store, jceks, true},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			conf := t.TempDir()
+			writeSite(t, conf, map[string]string{hadoopconf.ProviderURI: c.provider, hadoopconf.MetastoreURI: "sqlite://" + c.store, "hadoop.kms.http.host": "127.0.0.1"})
+			if c.makes {
+				if err := os.WriteFile(c.theirs, nil, 0o600); err != nil {
+					t.Fatal(err)
+				}
+				defer os.Remove(c.theirs)
+			}
+			if err := os.Chown(c.theirs, stranger, stranger); err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = os.Chown(c.theirs, 0, 0) }()
+			set, err := hadoopconf.LoadKMS(conf, os.LookupEnv)
+			if err != nil {
+				t.Fatal(err)
+			}
+			err = notAsRoot(ownFiles(set)...)
+			var coded *exitError
+			if !errors.As(err, &coded) || coded.code != exitRefused || !strings.Contains(err.Error(), c.theirs+" belongs to user nobody") || !strings.Contains(err.Error(), "sudo -u 'nobody'") {
+				t.Errorf("as root: %v", err)
+			}
+			for _, access := range []hsm.Access{hsm.Serve, hsm.Note} {
+				if svc, err := openService(t.Context(), conf, "claviger migrate", access, slog.New(slog.DiscardHandler)); !errors.As(err, &coded) || coded.code != exitRefused {
+					t.Errorf("access %v: %v, %v", access, svc, err)
+				}
+			}
+			effectiveUser = func() int { return stranger }
+			defer func() { effectiveUser = os.Geteuid }()
+			if err := notAsRoot(ownFiles(set)...); err != nil {
+				t.Errorf("as that user: %v", err)
+			}
+		})
+	}
+}
