@@ -47,7 +47,7 @@ var errNoMetadata = errors.New("it tells no metadata of the key")
 // an item, whether its metadata can be read or not.
 func (e *Engine) look(ctx context.Context, op string) (*survey, error) {
 	if e.cfg.Source == nil {
-		return nil, errNoSource(op)
+		return nil, e.noSource(ctx, op)
 	}
 	names, err := e.sourceNames(ctx, op)
 	if err != nil {

@@ -171,9 +171,20 @@ const (
 	propProvider  = "hadoop.kms.key.provider.uri"
 )
 
-// errNoSource is what a migration without a source gets.
-func errNoSource(op string) error {
-	return claviger.Errorf(op, claviger.Invalid, "", "there is nothing to migrate from: set %s to the old KMS (kms://https@HOST:PORT/kms) in kms-site.xml, or name it second in %s", propSource, propProvider)
+// ErrNoSource marks what a source is needed for, where none is configured.
+var ErrNoSource = errors.New("no source")
+
+// noSource is what a migration without a source gets.
+func (e *Engine) noSource(ctx context.Context, op string) error {
+	h, err := e.read(ctx, "")
+	if err != nil {
+		return err
+	}
+	if last := h.last(); last != nil && last.State == Finished && last.Ended != nil {
+		return claviger.E(op, claviger.Invalid, "", fault(ErrNoSource, "the migration from %s was finished at %s, and no source is configured any more, so there is nothing to read; claviger migrate status shows what was done. For another migration set %s",
+			last.Source, last.Ended.UTC().Format(time.RFC3339), propSource))
+	}
+	return claviger.E(op, claviger.Invalid, "", fault(ErrNoSource, "there is nothing to migrate from: set %s to the old KMS (kms://https@HOST:PORT/kms) in kms-site.xml, or name it second in %s", propSource, propProvider))
 }
 
 // sourceError puts into words why the source could not be read, with the

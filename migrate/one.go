@@ -12,7 +12,7 @@ import (
 func (e *Engine) SourceMetadata(ctx context.Context, key string) (*claviger.Metadata, error) {
 	const op = "migrate.SourceMetadata"
 	if e.cfg.Source == nil {
-		return nil, errNoSource(op)
+		return nil, e.noSource(ctx, op)
 	}
 	ms, err := e.cfg.Source.Metadata(ctx, key)
 	if err != nil {
@@ -32,7 +32,7 @@ func (e *Engine) SourceMetadata(ctx context.Context, key string) (*claviger.Meta
 func (e *Engine) RunKey(ctx context.Context, key string) ([]string, error) {
 	const op = "migrate.RunKey"
 	if e.cfg.Source == nil {
-		return nil, errNoSource(op)
+		return nil, e.noSource(ctx, op)
 	}
 	held, unlock, ok, err := metastore.Hold(ctx, e.cfg.Store, LockName, false)
 	if err != nil {

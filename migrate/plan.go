@@ -46,7 +46,7 @@ func (p *Plan) Ready() bool {
 func (e *Engine) Plan(ctx context.Context) (*Plan, error) {
 	const op = "migrate.Plan"
 	if e.cfg.Source == nil {
-		return nil, errNoSource(op)
+		return nil, e.noSource(ctx, op)
 	}
 	p := &Plan{Format: "claviger migrate plan 1", At: e.now(), Source: e.cfg.Source.URI(), Target: e.cfg.Target.URI(), Versions: e.cfg.Versions, Keys: []KeyLine{}}
 	var facts []HostFacts

@@ -93,7 +93,7 @@ func (c *Counts) add(it Item) {
 func (e *Engine) Run(ctx context.Context) (*Result, error) {
 	const op = "migrate.Run"
 	if e.cfg.Source == nil {
-		return nil, errNoSource(op)
+		return nil, e.noSource(ctx, op)
 	}
 	ctx, unlock, ok, err := metastore.Hold(ctx, e.cfg.Store, LockName, false)
 	if err != nil {

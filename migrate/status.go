@@ -51,7 +51,7 @@ type VersionMapping struct {
 	Reencrypted int64 `json:"reencrypted"`
 }
 
-// Status reads the journal and the counters. A server that runs writes the first use
+// Status reads the journal, the counters, and which keys are here. A server that runs writes the first use
 // of a version before it answers, and later ones within about a second.
 func (e *Engine) Status(ctx context.Context) (*Standing, error) {
 	h, err := e.read(ctx, "")
@@ -91,12 +91,42 @@ func (e *Engine) Status(ctx context.Context) (*Standing, error) {
 			s.LastUse = ptr(u.Last)
 		}
 	}
+	gone, err := e.absent(ctx, h)
+	if err != nil {
+		return nil, err
+	}
 	for _, key := range slices.Sorted(slices.Values(h.order)) {
 		it := h.items[key]
+		if gone[key] {
+			it = deletedHere(it)
+		}
 		s.Counts.add(it)
 		s.Keys = append(s.Keys, KeyStanding{Key: key, State: it.State, Run: it.Run, Versions: mapping(it, byKey[key]), Why: it.Why})
 	}
 	return s, nil
+}
+
+// absent are the keys that the journal has as done, and the target has no more.
+func (e *Engine) absent(ctx context.Context, h *history) (map[string]bool, error) {
+	var done []string
+	for _, key := range h.order {
+		if h.items[key].State == Done {
+			done = append(done, key)
+		}
+	}
+	gone := make(map[string]bool)
+	for names := range slices.Chunk(done, metadataBatch) {
+		ms, err := e.cfg.Target.Metadata(ctx, names...)
+		if err != nil {
+			return nil, err
+		}
+		for i, m := range ms {
+			if m == nil {
+				gone[names[i]] = true
+			}
+		}
+	}
+	return gone, nil
 }
 
 // interrupted changes the state of runs that the journal has as running, where no
@@ -176,11 +206,13 @@ type KeyDiff struct {
 
 // Verify compares each key's name, cipher, length, description, attributes,
 // time of creation and number of versions, and looks whether every version that
-// was made for it is still there. It changes nothing.
+// was made for it is still there. It has the target encrypt with every version, for
+// what the metastore counts may not be on this token, or not be shown to this user.
+// It changes nothing.
 func (e *Engine) Verify(ctx context.Context) (*Verification, error) {
 	const op = "migrate.Verify"
 	if e.cfg.Source == nil {
-		return nil, errNoSource(op)
+		return nil, e.noSource(ctx, op)
 	}
 	sv, err := e.look(ctx, op)
 	if err != nil {
@@ -243,6 +275,15 @@ func (e *Engine) verifyVersions(ctx context.Context, d *KeyDiff, it Item, theirs
 	for i, v := range have {
 		v.Material.Wipe()
 		names[i] = v.Name
+	}
+	bad, err := e.unusable(ctx, names)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if why := bad[name]; why != "" {
+			d.Differences = append(d.Differences, Difference{Field: "version " + name, Source: "its own", Target: "not usable (" + why + ")"})
+		}
 	}
 	for _, name := range it.TargetVersions {
 		if !slices.Contains(names, name) {
@@ -326,8 +367,11 @@ type Ending struct {
 	// says nothing of it.
 	NotReached []string `json:"notReached"`
 	// Finished: nothing is left to do, and the journal says so.
-	Finished bool     `json:"finished"`
-	Remarks  []string `json:"remarks,omitempty"`
+	Finished bool `json:"finished"`
+	// Deleted are keys that were migrated and have been deleted here since. What they
+	// encrypted opens nowhere once the source has gone.
+	Deleted []string `json:"deleted,omitempty"`
+	Remarks []string `json:"remarks,omitempty"`
 }
 
 // notReached names where EDEKs are beside the extended attributes of HDFS' files.
@@ -409,7 +453,16 @@ func (e *Engine) Finish(ctx context.Context, o FinishOptions) (*Ending, error) {
 
 func (e *Engine) refusals(ctx context.Context, f *Ending, h *history, o FinishOptions) error {
 	refuse := func(format string, args ...any) { f.Refusals = append(f.Refusals, fmt.Sprintf(format, args...)) }
-	if last := h.last(); last.State != Complete && last.State != Finished {
+	last := h.last()
+	if last.State == Finished && last.Ended != nil {
+		// It was said, and decided by, then; what counts is what came after.
+		o.EDEKsDone = true
+		if last.Ended.After(o.Since) {
+			o.Since = *last.Ended
+			f.Since = o.Since.UTC()
+		}
+	}
+	if last.State != Complete && last.State != Finished {
 		state := last.State
 		if state == Running {
 			state = Interrupted // the lock is ours, so no process is running it
@@ -420,6 +473,9 @@ func (e *Engine) refusals(ctx context.Context, f *Ending, h *history, o FinishOp
 		if it := h.items[key]; !it.State.settled() {
 			refuse("key %s is %s: %s", printable(key), it.State, it.Why)
 		}
+	}
+	if err := e.notUsable(ctx, f, h, refuse); err != nil {
+		return err
 	}
 	if e.cfg.Source != nil {
 		sv, err := e.look(ctx, "migrate.Finish")
@@ -452,6 +508,33 @@ func (e *Engine) refusals(ctx context.Context, f *Ending, h *history, o FinishOp
 	}
 	return nil
 }
+
+// notUsable refuses for each version of a migrated key with which the target does not
+// encrypt, and notes the keys that were deleted since.
+func (e *Engine) notUsable(ctx context.Context, f *Ending, h *history, refuse func(string, ...any)) error {
+	var keys []string
+	for _, key := range slices.Sorted(slices.Values(h.order)) {
+		if st := h.items[key].State; st == Done || st == Deleted {
+			keys = append(keys, key)
+		}
+	}
+	bad, gone, err := e.unusableKeys(ctx, keys)
+	if err != nil {
+		return err
+	}
+	f.Deleted = gone
+	for i, version := range slices.Sorted(maps.Keys(bad)) {
+		if i == refusedVersions {
+			refuse("%d more versions cannot be used here", len(bad)-i)
+			break
+		}
+		refuse("version %s cannot be used here: %s", printable(version), bad[version])
+	}
+	return nil
+}
+
+// refusedVersions bounds how many versions that cannot be used are told.
+const refusedVersions = 16
 
 // cleanup is the procedure's steps 11 to 14.
 func cleanup(get func(string) (string, string, bool)) []Property {

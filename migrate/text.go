@@ -241,7 +241,18 @@ func (f *Ending) WriteText(w io.Writer) error {
 		}
 		return r.err
 	}
-	r.line("No version of the source was used since %s, every key is here, and you say that the EDEKs of all zones are re-encrypted.", f.Since.Format(time.RFC3339))
+	here := "every key is here and can be used"
+	if n := len(f.Deleted); n > 0 {
+		here = fmt.Sprintf("every key is here and can be used but for %d that were deleted here", n)
+	}
+	r.line("No version of the source was used since %s, %s, and you say that the EDEKs of all zones are re-encrypted.", f.Since.Format(time.RFC3339), here)
+	if len(f.Deleted) > 0 {
+		r.line("")
+		r.line("These keys were migrated and have been deleted here since. What they encrypted opens nowhere once the source has gone; if that is not meant: claviger key undelete.")
+		for _, key := range f.Deleted {
+			r.line("  - %s", printable(key))
+		}
+	}
 	r.line("")
 	r.line("The re-encryption of zones does not reach these. What of them has a key version of the source cannot be read once the source has gone:")
 	for _, s := range f.NotReached {

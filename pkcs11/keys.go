@@ -358,6 +358,14 @@ func (t *Token) attributes(s p11.SessionHandle, o p11.ObjectHandle, types ...uin
 	return known, nil
 }
 
+// notShown says where a key that is missing may be all the same.
+func (t *Token) notShown() string {
+	if t.cfg.Profile != SoftHSM {
+		return ""
+	}
+	return " that this user is shown (SoftHSM keeps each in a file of the user who made it: look for files of another user in the token's folder)"
+}
+
 // handle returns the key's object handle, from the cache or by a look-up that
 // demands exactly one match of id and label.
 func (t *Token) handle(l *login, s p11.SessionHandle, id []byte, label string) (p11.ObjectHandle, error) {
@@ -374,7 +382,7 @@ func (t *Token) handle(l *login, s p11.SessionHandle, id []byte, label string) (
 	}
 	switch len(found) {
 	case 0:
-		return 0, claviger.Errorf("pkcs11.key", claviger.KeyNotFound, label, "the token holds no key with CKA_ID %s and label %q", hex.EncodeToString(id), label)
+		return 0, claviger.Errorf("pkcs11.key", claviger.KeyNotFound, label, "the token holds no key with CKA_ID %s and label %q%s", hex.EncodeToString(id), label, t.notShown())
 	case 1:
 		l.handles.Store(name, found[0])
 		return found[0], nil

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"claviger"
 	"claviger/audit"
 	"claviger/hadoopconf"
 	"claviger/migrate"
@@ -228,7 +229,11 @@ func migrateCommand(use, short, long string, access hsm.Access, flags func(*cobr
 		if m.engine, err = m.svc.engine(m.ctx, cfg); err != nil {
 			return err
 		}
-		return work(m)
+		err = work(m)
+		if claviger.Is(err, claviger.SourceRefused) || errors.Is(err, migrate.ErrNoSource) {
+			err = &exitError{exitRefused, err} // a person must grant, or name, something
+		}
+		return err
 	}
 	cmd.Flags().StringVar(&f.conf, "conf", "", "configuration folder")
 	cmd.Flags().StringVarP(&f.format, "output", "o", "text", "text or json")

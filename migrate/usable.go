@@ -1,0 +1,77 @@
+package migrate
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"claviger"
+	"claviger/provider"
+)
+
+const (
+	tryAtOnce  = 8  // versions that are tried at the same time
+	tryFailing = 32 // versions that fail before the rest is not tried
+)
+
+// unusable has the target encrypt a block with each version, and says why of those
+// with which it does not: what the metastore counts is worth nothing where the HSM
+// does not hold it, or does not show it to this user. After tryFailing failures the
+// others are not tried, and said to be so.
+func (e *Engine) unusable(ctx context.Context, versions []string) (map[string]string, error) {
+	target, ok := e.cfg.Target.(provider.BlockEncrypter)
+	if !ok {
+		return nil, fmt.Errorf("the target %s cannot be asked to encrypt", e.cfg.Target.URI())
+	}
+	why := make(map[string]string)
+	var mu sync.Mutex
+	var g errgroup.Group
+	g.SetLimit(tryAtOnce)
+	for _, version := range versions {
+		if ctx.Err() != nil {
+			break
+		}
+		g.Go(func() error {
+			mu.Lock()
+			enough := len(why) >= tryFailing
+			mu.Unlock()
+			var reason string
+			if enough {
+				reason = fmt.Sprintf("not tried, after %d others failed", tryFailing)
+			} else if err := target.EncryptBlocks(ctx, version, make([]byte, claviger.IVSize)); err != nil {
+				reason = claviger.Reason(err)
+			}
+			if reason != "" {
+				mu.Lock()
+				defer mu.Unlock()
+				why[version] = reason
+			}
+			return nil
+		})
+	}
+	_ = g.Wait() // it never fails
+	return why, ctx.Err()
+}
+
+// unusableKeys are the versions of keys, all that the target has, with which it does
+// not encrypt, and why; and those of the keys that are not there.
+func (e *Engine) unusableKeys(ctx context.Context, keys []string) (why map[string]string, gone []string, err error) {
+	var all []string
+	for _, key := range keys {
+		have, err := e.cfg.Target.Versions(ctx, key)
+		if err != nil {
+			return nil, nil, err
+		}
+		if len(have) == 0 {
+			gone = append(gone, key)
+		}
+		for _, v := range have {
+			v.Material.Wipe()
+			all = append(all, v.Name)
+		}
+	}
+	why, err = e.unusable(ctx, all)
+	return why, gone, err
+}

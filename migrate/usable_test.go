@@ -1,0 +1,112 @@
+package migrate_test
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"claviger"
+	"claviger/migrate"
+	"claviger/provider/memory"
+)
+
+// half is a target whose token has lost some of the keys that its metastore knows.
+type half struct {
+	*memory.Provider
+	lost func(version string) bool
+}
+
+func (h half) EncryptBlocks(ctx context.Context, version string, blocks []byte) error {
+	if h.lost(version) {
+		return claviger.Errorf("pkcs11.key", claviger.Unavailable, version, "the token holds no such key")
+	}
+	return h.Provider.EncryptBlocks(ctx, version, blocks)
+}
+
+// TestKeysThatCannotBeUsed: verify and finish do not go by what the metastore counts.
+// A version that the target cannot encrypt with is a difference, and a reason to keep
+// the source.
+func TestKeysThatCannotBeUsed(t *testing.T) {
+	b := newBench(t)
+	b.add(t, "good", 1)
+	b.add(t, "bad", 2)
+	for i := range 40 {
+		b.add(t, fmt.Sprintf("many%02d", i), 1)
+	}
+	b.run(t)
+	ctx := t.Context()
+	finish := func() []string {
+		t.Helper()
+		f, err := b.engine(t).Finish(ctx, migrate.FinishOptions{Since: noon, EDEKsDone: true})
+		must(t, err)
+		return f.Refusals
+	}
+	if got := finish(); len(got) > 0 {
+		t.Errorf("with all keys: %q", got)
+	}
+	bad := versions(t, b.target, "bad")
+	last := bad[len(bad)-1]
+	b.cfg.Target = half{b.target, func(v string) bool { return v == last }}
+	v, err := b.engine(t).Verify(ctx)
+	must(t, err)
+	i := slices.IndexFunc(v.Keys, func(d migrate.KeyDiff) bool { return d.Key == "bad" })
+	want := migrate.Difference{Field: "version " + last, Source: "its own", Target: "not usable (the token holds no such key)"}
+	if v.Different != 1 || v.Same != 41 || !slices.Equal(v.Keys[i].Differences, []migrate.Difference{want}) {
+		t.Errorf("%d different: %+v, want %+v", v.Different, v.Keys[i], want)
+	}
+	if got := finish(); len(got) != 1 || !strings.Contains(got[0], last+" cannot be used here: the token holds no such key") {
+		t.Errorf("without %s: %q", last, got)
+	}
+	// With most keys lost, it is not told of each.
+	b.cfg.Target = half{b.target, func(v string) bool { return v != last }}
+	if got := finish(); len(got) != 17 || !strings.Contains(got[16], " more versions cannot be used here") {
+		t.Errorf("%d: %q", len(got), got)
+	}
+}
+
+// TestDeletedSince: status and finish say of a key that was deleted here since its
+// migration that it is not here.
+func TestDeletedSince(t *testing.T) {
+	b := newBench(t)
+	b.add(t, "kept", 1)
+	b.add(t, "dropped", 1)
+	b.run(t)
+	ctx := t.Context()
+	must(t, b.target.Delete(ctx, "dropped"))
+	s, err := b.engine(t).Status(ctx)
+	must(t, err)
+	if s.Keys[0].State != migrate.Deleted || !strings.Contains(s.Keys[0].Why, "deleted here since") || s.Keys[1].State != migrate.Done {
+		t.Errorf("%+v", s.Keys)
+	}
+	f, err := b.engine(t).Finish(ctx, migrate.FinishOptions{Since: noon, EDEKsDone: true, Get: func(string) (string, string, bool) { return "", "", false }})
+	must(t, err)
+	if !f.Finished || !slices.Equal(f.Deleted, []string{"dropped"}) {
+		t.Errorf("%+v", f)
+	}
+	golden(t, "finish-deleted", textOf(t, f.WriteText))
+}
+
+// TestFinishedStaysFinished: what was said and decided at the end holds afterwards,
+// without the flags that said it; a use of the source after it does not.
+func TestFinishedStaysFinished(t *testing.T) {
+	b := newBench(t)
+	b.add(t, "k", 1)
+	b.run(t)
+	ctx := t.Context()
+	none := func(string) (string, string, bool) { return "", "", false }
+	f, err := b.engine(t).Finish(ctx, migrate.FinishOptions{Since: noon, EDEKsDone: true, Get: none})
+	must(t, err)
+	if !f.Finished {
+		t.Fatalf("%+v", f)
+	}
+	b.cfg.Source = nil
+	again := migrate.FinishOptions{Since: noon.AddDate(0, 0, -1), Get: none}
+	if f, err = b.engine(t).Finish(ctx, again); err != nil || !f.Finished || len(f.Refusals) > 0 {
+		t.Errorf("said again without a flag: %v, %+v", err, f)
+	}
+	if _, err := b.engine(t).Verify(ctx); err == nil || !strings.Contains(err.Error(), "was finished at 2026-11-23T12:00:00Z") {
+		t.Errorf("verify without a source: %v", err)
+	}
+}
