@@ -20,8 +20,16 @@ func TestMain(m *testing.M) {
 	if os.Getenv(envSayDumpable) != "" {
 		os.Exit(sayDumpable())
 	}
+	// A program with the race detector sleeps a second as it ends, and the scripts run
+	// hundreds.
+	if os.Getenv(envRace) == "" {
+		os.Setenv(envRace, "atexit_sleep_ms=0")
+	}
 	testscript.Main(served{m}, map[string]func(){"claviger": func() { os.Exit(run(os.Args[1:])) }})
 }
+
+// envRace holds the options of the race detector.
+const envRace = "GORACE"
 
 // served are tests that share a PostgreSQL server.
 type served struct{ *testing.M }
@@ -36,6 +44,7 @@ func TestScripts(t *testing.T) {
 			return err
 		}
 		env.Vars = append(env.Vars, token.Env...)
+		env.Setenv(envRace, os.Getenv(envRace))
 		env.Setenv("MODULE", token.Module)
 		env.Setenv("TOKEN", token.Label)
 		env.Setenv("PINFILE", token.PINFile)

@@ -224,8 +224,7 @@ func (s *site) start(t *testing.T, killAt int, after time.Duration, parallel int
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	cmd.Env = append(os.Environ(), s.token.Env...)
-	// The race detector would let each process sleep for a second at its end.
-	cmd.Env = append(cmd.Env, "GORACE=atexit_sleep_ms=0", envMigrateConf+"="+s.dir, fmt.Sprintf("%s=%d", envMigrateKill, killAt), fmt.Sprintf("%s=%v", envMigrateAfter, after), fmt.Sprintf("%s=%d", envMigrateParallel, parallel))
+	cmd.Env = append(cmd.Env, envMigrateConf+"="+s.dir, fmt.Sprintf("%s=%d", envMigrateKill, killAt), fmt.Sprintf("%s=%v", envMigrateAfter, after), fmt.Sprintf("%s=%d", envMigrateParallel, parallel))
 	err := cmd.Run()
 	var exit *exec.ExitError
 	if (killAt > 0 || after > 0) && ctx.Err() == nil && errors.As(err, &exit) {
