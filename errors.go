@@ -51,7 +51,7 @@ const (
 	// the log.
 	Unavailable
 	// SourceUnreachable: the version is not ours and the source that may know it
-	// does not answer. Err's text is for the caller; it names the source.
+	// does not answer. Err's text is for the log; it names the source.
 	SourceUnreachable
 	// SourceRefused: the version is not ours and the source refused us. Err's
 	// text is for the caller; it names the property at the source that would

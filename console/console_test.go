@@ -77,6 +77,24 @@ func TestPaths(t *testing.T) {
 	}
 }
 
+func TestMethods(t *testing.T) {
+	h := console.New(console.Config{Metrics: console.NewMetrics(nil)}, http.NotFoundHandler())
+	for _, path := range []string{"/healthz", "/readyz", "/metrics", "/none"} {
+		for _, method := range []string{"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "PROPFIND", "get", "FOO"} {
+			want := http.StatusMethodNotAllowed
+			switch {
+			case path == "/none":
+				want = http.StatusNotFound
+			case method == "GET" || method == "HEAD":
+				want = http.StatusOK
+			}
+			if w := get(h, method, path); w.Code != want || (want == http.StatusMethodNotAllowed) == (w.Header().Get("Allow") == "") {
+				t.Errorf("%s %s: %d %v", method, path, w.Code, w.Header())
+			}
+		}
+	}
+}
+
 func TestReady(t *testing.T) {
 	note := console.Check{Name: "source", Informational: true, Run: fails("circuit breaker open")}
 	for _, c := range []struct {

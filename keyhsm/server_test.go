@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -183,6 +184,29 @@ func TestRequests(t *testing.T) {
 		_ = json.Unmarshal(data, &a)
 		if resp.StatusCode != q.status || a.Error.Kind != q.kind {
 			t.Errorf("%s %s of %d bytes: %d %s", q.method, q.path, len(q.body), resp.StatusCode, data)
+		}
+	}
+}
+
+// TestMethods: a method that a path does not have is 405, and nothing is a fault of the
+// server.
+func TestMethods(t *testing.T) {
+	r := start(t)
+	c := r.client(t, r.trustee)
+	for path, has := range map[string]string{"/v1/wrap": "POST", "/v1/unwrap": "POST", "/v1/status": "GET HEAD", "/v1/none": "", "/": ""} {
+		for _, method := range []string{"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "PROPFIND", "get", "FOO"} {
+			req, err := http.NewRequestWithContext(t.Context(), method, c.base+path, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp, err := c.http.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = resp.Body.Close()
+			if refused := has != "" && !slices.Contains(strings.Fields(has), method); resp.StatusCode >= 500 || refused != (resp.StatusCode == http.StatusMethodNotAllowed) || refused == (resp.Header.Get("Allow") == "") {
+				t.Errorf("%s %s: %d, Allow %q", method, path, resp.StatusCode, resp.Header.Get("Allow"))
+			}
 		}
 	}
 }

@@ -157,7 +157,7 @@ func TestFaultsAreAudited(t *testing.T) {
 		claviger.Unavailable:       "this node cannot serve the request now",
 		claviger.Closed:            "this node cannot serve the request now",
 		claviger.SourceRefused:     "words for the caller",
-		claviger.SourceUnreachable: "words for the caller",
+		claviger.SourceUnreachable: "'k' is not held here, and a source, which may hold it, does not answer",
 		claviger.Unsupported:       "words for the caller",
 		claviger.Internal:          "internal error",
 	} {

@@ -46,6 +46,8 @@ var divergences = table(map[string]string{
 	"D-cipher-length: status reason body":       `create-cipher-des`,
 	"D-unknown-path: status reason": `kms-root kms-root-slash options-unknown unknown-path unknown-path-outside-v1 kms-conf path-dotdot path-double-slash
 		path-double-slash-2 path-pct-unreserved kms-noslash-options acl-unknown-path-denied`,
+	"D-method: status reason Allow": `v1-root v1-root-slash wrong-method-delete-names wrong-method-get-keys wrong-method-patch wrong-method-put wrong-method-trace
+		dt-unknown-op`,
 	"D-start-page: status reason Content-Type Location Cache-Control Expires Content-Length body":                `root redirect-root`,
 	"D-servlets: status reason Content-Type WWW-Authenticate Set-Cookie Cache-Control Expires body":              `logs`,
 	"D-servlets: status reason Content-Type WWW-Authenticate Set-Cookie Cache-Control Last-Modified Pragma body": `static`,

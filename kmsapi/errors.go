@@ -130,19 +130,17 @@ func (c *call) exception(err error) *kmswire.Exception {
 	case claviger.Unsupported:
 		return kmswire.Throw(kmswire.UnsupportedOperation, text(e))
 	case claviger.SourceUnreachable:
-		switch c.op() {
-		case "create_key", "undelete_key", "migrate_key":
-			// Nothing was done, and a source comes back: it is worth asking again.
-			return kmswire.Throw(kmswire.StandbyException, text(e))
-		}
-		return kmswire.Throw(kmswire.IOException, text(e))
+		return c.standby(err, c.awaits(e))
 	case claviger.Unavailable, claviger.Closed:
-		return c.standby(err)
+		return c.standby(err, "this node cannot serve the request now")
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
+		if c.route == nil || c.route.class != management {
+			return c.standby(err, "this node could not serve the request in "+c.limit())
+		}
 		// Not a 503: clients take that for "nothing was done", and ask another node.
 		c.Log.Error("a request took too long", "id", c.caller.RequestID, "op", c.op(), "name", c.name, "err", err)
-		return kmswire.Throw(kmswire.IOException, "the request was given up after "+c.route.deadline.String()+"; look whether it was done before you repeat it. The server's log tells more under request id "+c.caller.RequestID)
+		return kmswire.Throw(kmswire.IOException, "the request was given up after "+c.limit()+"; look whether it was done before you repeat it. The server's log tells more under request id "+c.caller.RequestID)
 	}
 	if !errors.Is(err, context.Canceled) { // the client has gone: nobody to tell
 		c.Log.Error("a request failed", "id", c.caller.RequestID, "op", c.op(), "name", c.name, "err", err)
@@ -150,13 +148,35 @@ func (c *call) exception(err error) *kmswire.Exception {
 	return kmswire.Throw(kmswire.IOException, "internal error; the server's log tells more under request id "+c.caller.RequestID)
 }
 
-// standby makes a load-balancing client go to another node. It is for what has
-// surely changed nothing: clients repeat even a roll after it.
-func (c *call) standby(err error) *kmswire.Exception {
+// standby makes a load-balancing client go to another node, whatever is away: the HSM,
+// the metastore, a source. It is for what has surely changed nothing: clients repeat even
+// a roll after it. The text does not have the reason: the names of inner systems are for
+// operators, who find them in the log.
+func (c *call) standby(err error, text string) *kmswire.Exception {
 	if !errors.Is(err, context.Canceled) { // the client has gone: no fault of this node
 		c.Log.Warn("a request could not be served now", "id", c.caller.RequestID, "op", c.op(), "name", c.name, "err", err)
 	}
-	return kmswire.Throw(kmswire.StandbyException, "this node cannot serve the request now; its log tells more under request id "+c.caller.RequestID)
+	return kmswire.Throw(kmswire.StandbyException, text+"; its log tells more under request id "+c.caller.RequestID)
+}
+
+// awaits says for which answer of a source the request would have to wait.
+func (c *call) awaits(e *claviger.Error) string {
+	const silent = "does not answer this node"
+	switch c.op() {
+	case "create_key", "undelete_key":
+		return "key '" + e.Key + "' cannot be made now: a source, which may have a key of that name, " + silent
+	case "migrate_key":
+		return "key '" + e.Key + "' cannot be taken over now: its source " + silent
+	}
+	return "'" + e.Key + "' is not held here, and a source, which may hold it, " + silent
+}
+
+// limit is how long the operation may take.
+func (c *call) limit() string {
+	if c.route == nil {
+		return "time"
+	}
+	return c.route.deadline.String()
 }
 
 // keyNotFound: each operation has its own words.
@@ -191,7 +211,7 @@ func history(err error) string {
 // comes before those threads.
 func insideGenerate(c *call, err error) error {
 	switch claviger.KindOf(err) {
-	case claviger.Denied, claviger.Unavailable, claviger.Closed, claviger.Internal, claviger.Invalid:
+	case claviger.Denied, claviger.Unavailable, claviger.SourceUnreachable, claviger.Closed, claviger.Internal, claviger.Invalid:
 		return err
 	case claviger.KeyNotFound:
 		return kmswire.Throw(kmswire.IOException, "org.apache.hadoop.thirdparty.com.google.common.util.concurrent.UncheckedExecutionException: java.lang.NullPointerException: No KeyVersion exists for key '"+c.name+"' "+history(err))
@@ -201,10 +221,14 @@ func insideGenerate(c *call, err error) error {
 
 // text is an error's own words, which its kind allows to be shown.
 func text(e *claviger.Error) string {
-	if e.Err == nil {
-		return e.Kind.String()
+	for e.Err != nil {
+		inner, ok := e.Err.(*claviger.Error) //nolint:errorlint // the one it is: what wraps it has more to say
+		if !ok {
+			return e.Err.Error()
+		}
+		e = inner // without the name of our function
 	}
-	return e.Err.Error()
+	return e.Kind.String()
 }
 
 // wwwAuthenticate is the header's name, spelt as Hadoop does.

@@ -264,7 +264,12 @@ func (c *call) serve() {
 		c.fail(&kmswire.Exception{Class: kmswire.NullPointer, Message: `Cannot invoke "org.apache.hadoop.security.UserGroupInformation.doAs(java.security.PrivilegedExceptionAction)" because "user" is null`})
 		return
 	}
-	if c.route = find(pattern, c.r.Method); c.route == nil || !c.acceptable() {
+	if c.route = find(pattern, c.r.Method); c.route == nil {
+		c.w.Header().Set("Allow", allowed(pattern))
+		c.throw(http.StatusMethodNotAllowed, &kmswire.Exception{Class: kmswire.WebApplicationException, NoMessage: true})
+		return
+	}
+	if !c.acceptable() {
 		c.fail(&kmswire.Exception{Class: kmswire.WebApplicationException, NoMessage: true})
 		return
 	}

@@ -482,7 +482,7 @@ func TestDelegationTokens(t *testing.T) {
 		{"rubbish", "PUT", "/kms/v1/?op=RENEWDELEGATIONTOKEN&user.name=yarn&token=AAAA", 403, "java.io.IOException", "java.io.EOFException"},
 		{"rubbish, used", "GET", "/kms/v1/keys/names?delegation=AAAA", 403, badToken, "java.io.EOFException"},
 		{"rubbish, cancelled", "PUT", "/kms/v1/?op=CANCELDELEGATIONTOKEN&token=AAAA", 404, "java.io.IOException", "Invalid delegation token, cannot cancel"},
-		{"another op", "GET", "/kms/v1/?op=FOO&user.name=alice", 500, "javax.ws.rs.WebApplicationException", ""},
+		{"another op", "GET", "/kms/v1/?op=FOO&user.name=alice", 405, "javax.ws.rs.WebApplicationException", ""},
 	} {
 		a := askAs(t, addr, c.method, c.target, "")
 		if a.status != c.status {

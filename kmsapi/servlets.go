@@ -105,6 +105,7 @@ func (c *call) reads() bool {
 		c.w.Header().Set("Allow", "GET, HEAD, OPTIONS")
 		c.answer(http.StatusOK, "text/plain;charset=utf-8", nil)
 	default:
+		c.w.Header().Set("Allow", "GET, HEAD, OPTIONS")
 		c.page(http.StatusMethodNotAllowed, "HTTP method "+c.r.Method+" is not supported by this URL")
 	}
 	return false

@@ -60,7 +60,7 @@ func TestTrusteeOps(t *testing.T) {
 		{"no op", "alice", http.MethodPost, at, 400, "Parameter 'trusteeOp' cannot be null"},
 		{"other op", "alice", http.MethodPost, at + op + "UNDELETE", 400, "it must be undelete, purge or migrate"},
 		{"no source", "alice", http.MethodPost, at + op + "migrate", 400, "this server has no source to take keys over from"},
-		{"by DELETE", "alice", http.MethodDelete, at + op + "undelete", 500, "WebApplicationException"},
+		{"by DELETE", "alice", http.MethodDelete, at + op + "undelete", 405, "WebApplicationException"},
 		{"may not", "bob", http.MethodPost, at + op + "undelete", 403, "User:bob not allowed to do 'UNDELETE_KEY' on '" + key + "'"},
 		{"may not", "bob", http.MethodPost, at + op + "purge", 403, "User:bob not allowed to do 'PURGE_KEY' on '" + key + "'"},
 		{"may not", "bob", http.MethodGet, "trustee/keys/deleted", 403, "User:bob not allowed to do 'GET_DELETED_KEYS'"},

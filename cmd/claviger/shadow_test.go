@@ -132,7 +132,14 @@ func TestShadowingOverTheWire(t *testing.T) {
 		t.Error(err)
 	}
 	_, err = bob.Create(t.Context(), spec("another", "scratch"))
-	refused("bob makes a key while the source is away", err, sourceURI)
+	refused("bob makes a key while the source is away", err, "key 'another' cannot be made now")
+	if err != nil && strings.Contains(err.Error(), sourceURI) {
+		t.Errorf("bob is shown where the source is: %v", err)
+	}
+	_, err = alice.Unwrap(t.Context(), "payroll", "", es)
+	if !claviger.Is(err, claviger.Unavailable) || strings.Contains(err.Error(), sourceURI) {
+		t.Errorf("a decrypt while the source is away: %v, want a 503 without the source's URI", err)
+	}
 	if !claviger.Is(err, claviger.Unavailable) {
 		t.Errorf("a creation while the source is away: %v, want a 503", err)
 	}

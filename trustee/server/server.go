@@ -123,6 +123,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch verb, isVerb := strings.CutPrefix(r.URL.Path, trustee.APIPath); {
 	case r.URL.Path == "/" && (r.Method == http.MethodGet || r.Method == http.MethodHead):
 		s.about(w, r)
+	case r.URL.Path == "/":
+		w.Header().Set("Allow", "GET, HEAD")
+		http.Error(w, "GET /?a=fingerprint or /?a=publickey", http.StatusMethodNotAllowed)
 	case isVerb && known(verb) && r.Method == http.MethodPost:
 		s.observed(w, r, verb)
 	case isVerb && known(verb):

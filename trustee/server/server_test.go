@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -121,6 +122,23 @@ func TestAbout(t *testing.T) {
 		_ = resp.Body.Close()
 		if got := fmt.Sprintf("%d %s", resp.StatusCode, body); !strings.HasPrefix(got, want) {
 			t.Errorf("%s: %q, want %q", path, got, want)
+		}
+	}
+	// A method that a path does not have is 405, and nothing is a fault of the server.
+	for path, has := range map[string]string{"/?a=publickey": "GET HEAD", "/v1/get": "POST", "/v1/steal": "", "/elsewhere": ""} {
+		for _, method := range []string{"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "PROPFIND", "get", "FOO"} {
+			req, err := http.NewRequestWithContext(t.Context(), method, s.url+path, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp, err := c.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = resp.Body.Close()
+			if refused := has != "" && !slices.Contains(strings.Fields(has), method); resp.StatusCode >= 500 || refused != (resp.StatusCode == http.StatusMethodNotAllowed) || refused == (resp.Header.Get("Allow") == "") {
+				t.Errorf("%s %s: %d, Allow %q", method, path, resp.StatusCode, resp.Header.Get("Allow"))
+			}
 		}
 	}
 	p, err := s.client(identities()[1]).Introduce(t.Context(), s.url)
