@@ -134,6 +134,31 @@ func Ops(err error) string {
 	return strings.Join(ops, " ")
 }
 
+// Answer gives an error of kind Unavailable a text for the caller, beside its own, which
+// is for the log. nil stays nil.
+func Answer(err error, text string) error {
+	if err == nil {
+		return nil
+	}
+	return &answered{err, text}
+}
+
+// AnswerOf returns the text that Answer has given an error; "" where there is none.
+func AnswerOf(err error) string {
+	var a *answered
+	if errors.As(err, &a) {
+		return a.text
+	}
+	return ""
+}
+
+type answered struct {
+	error
+	text string
+}
+
+func (a *answered) Unwrap() error { return a.error }
+
 // KindOf returns the kind of the first *Error in err's chain; Internal for any
 // other error. It must not be called with nil.
 func KindOf(err error) Kind {

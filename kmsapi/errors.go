@@ -156,6 +156,9 @@ func (c *call) standby(err error, text string) *kmswire.Exception {
 	if !errors.Is(err, context.Canceled) { // the client has gone: no fault of this node
 		c.Log.Warn("a request could not be served now", "id", c.caller.RequestID, "op", c.op(), "name", c.name, "err", err)
 	}
+	if answer := claviger.AnswerOf(err); answer != "" {
+		return kmswire.Throw(kmswire.StandbyException, answer)
+	}
 	return kmswire.Throw(kmswire.StandbyException, text+"; its log tells more under request id "+c.caller.RequestID)
 }
 

@@ -14,6 +14,10 @@ import (
 // holds.
 const writeProbeHolds = 15 * time.Second
 
+// fitProbeHolds is the same of a look whether token and metastore fit, which reads some
+// objects of the token.
+const fitProbeHolds = 5 * time.Second
+
 // checks are the conditions of readiness.
 func (s *kmsServer) checks() []console.Check {
 	checks := []console.Check{
@@ -39,6 +43,9 @@ func (s *kmsServer) checks() []console.Check {
 		checks = append(checks,
 			// What this node refuses others may serve; the rest of its keys it serves.
 			console.Check{Name: "keys in the HSM", Informational: true, Run: p.CheckKeys},
+			console.Check{Name: "token and metastore fit", For: []console.Purpose{console.Write}, Run: p.CheckFit, Holds: fitProbeHolds},
+			console.Check{Name: "current keys in the HSM", For: []console.Purpose{console.Generate}, Run: p.CheckCurrent},
+			console.Check{Name: "any keys in the HSM", For: []console.Purpose{console.Decrypt}, Run: p.CheckAny},
 			console.Check{Name: "keys unknown to the metastore", Informational: true, Run: p.CheckUnknown},
 			console.Check{Name: "searches of the HSM", Informational: true, Run: p.CheckSearches},
 			console.Check{Name: "encryptions", Informational: true, Run: p.CheckEncryptions})

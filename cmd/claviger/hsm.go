@@ -159,6 +159,9 @@ func withHSM(cmd *cobra.Command, conf string, access hsm.Access, work func(conte
 	ctx, cancel := context.WithTimeout(cmd.Context(), hsmTimeout)
 	defer cancel()
 	svc, err := openService(ctx, conf, cmd.CommandPath(), access, log)
+	if hsm.IsMisfit(err) {
+		return &exitError{exitRefused, err}
+	}
 	if err != nil {
 		return err
 	}
@@ -201,14 +204,32 @@ func newHSMList() *cobra.Command {
 was deleted and can be brought back (claviger key undelete) or ended (claviger key purge); pending, of a step that was broken
 off and that the next run of the same step uses; unknown, named like ours and not known to this metastore, which is older than
 the token or another's (claviger hsm adopt); set aside, unknown and left so by an operator; an orphan, which this metastore once
-numbered and nothing refers to any more (claviger hsm prune); or foreign.`, hsm.Look,
+numbered and nothing refers to any more (claviger hsm prune); or foreign.
+
+Exit status 3: the token and the metastore do not fit together, or the token lacks keys of the metastore, which are named.`, hsm.Look,
 		func(ctx context.Context, p *hsm.Provider, out *output) error {
 			objects, err := p.Objects(ctx)
 			if err != nil {
 				return err
 			}
-			return out.write(objects, func(w io.Writer) { objectTable(w, objects) })
+			return errors.Join(out.write(objects, func(w io.Writer) { objectTable(w, objects) }), misfit(ctx, p))
 		})
+}
+
+// misfit refuses, after what there is was shown, where the token and the metastore do not
+// fit together or the token lacks keys.
+func misfit(ctx context.Context, p *hsm.Provider) error {
+	if err := p.Misfit(); err != nil {
+		return &exitError{exitRefused, err}
+	}
+	h, err := p.Holdings(ctx)
+	if err != nil {
+		return err
+	}
+	if n := len(h.All()); n > 0 {
+		return &exitError{exitRefused, fmt.Errorf("the token lacks %d key versions of the metastore: %s; restore the HSM from its backup; if they are lost for good, claviger hsm adopt --rebind gives them up", n, h.Names())}
+	}
+	return nil
 }
 
 // objectTable writes objects for people, by label.
@@ -259,6 +280,9 @@ func newHSMInspect() *cobra.Command {
 				}
 				fmt.Fprintf(w, "of ours not sensitive, or extractable\t%d\n", weak)
 			})
+			if err == nil {
+				err = misfit(ctx, p)
+			}
 			if err == nil && weak > 0 {
 				err = &exitError{exitRefused, fmt.Errorf("%d keys could leave the token: roll the EZ keys they belong to, and find out who changed them", weak)}
 			}

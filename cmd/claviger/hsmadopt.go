@@ -27,12 +27,18 @@ type adoptFlags struct {
 
 // adoption is what `hsm adopt` reports.
 type adoption struct {
+	Misfit     string          `json:"misfit,omitempty"`  // why token and metastore do not fit together
 	Candidates []hsm.Candidate `json:"candidates"`        // all that there are
+	Lost       []string        `json:"lost"`              // versions that the token lacks; --rebind gives them up
+	BoundTo    string          `json:"boundTo,omitempty"` // the other metastore to which the token is bound
 	Chosen     []hsm.Candidate `json:"chosen"`            // what was asked for
 	Digest     string          `json:"digest,omitempty"`  // of what was asked for
 	Done       []string        `json:"done"`              // keys
 	Aside      bool            `json:"aside"`             // they were set aside
 	Rebound    bool            `json:"rebound,omitempty"` // the token belongs to this metastore now
+
+	unbound bool     // --rebind has something to do
+	known   []string // names that were asked for and that the metastore knows already
 }
 
 func newHSMAdopt() *cobra.Command {
@@ -52,7 +58,9 @@ can be used. Without its attribute key.acl.name a key is guarded by the rules of
 versions as they are: requests for them are answered as before they were made, new versions get higher numbers, and they can be adopted later.
 
 Nodes that share a metastore in PostgreSQL may serve meanwhile: they open the keys at once. With a metastore in SQLite, and with --rebind,
-which gives the token to this metastore where it is bound to one that is lost, adopt refuses while a server uses the metastore. Exit status 3: there is something to adopt, and it is not confirmed, or cannot be adopted.`,
+adopt refuses while a server uses the metastore. --rebind gives the token to this metastore where it is bound to one that is lost. Where the
+token lacks keys that the metastore knows, it was initialised anew or they were destroyed: --rebind lists them as LOST, and gives them up, so
+that new keys can be made. Exit status 0: done, or nothing to do; 3: there is something to adopt, and it is not confirmed, or cannot be adopted.`,
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		out, err := newOutput(cmd.OutOrStdout(), format)
@@ -73,7 +81,7 @@ which gives the token to this metastore where it is bound to one that is lost, a
 	flags.StringVarP(&format, "output", "o", "text", "text or json")
 	flags.BoolVar(&f.all, "all", false, "all keys that are listed")
 	flags.BoolVar(&f.aside, "aside", false, "set the versions aside instead of adopting them")
-	flags.BoolVar(&f.rebind, "rebind", false, "give the token to this metastore, where it is bound to one that is lost")
+	flags.BoolVar(&f.rebind, "rebind", false, "give the token to this metastore, where it is bound to one that is lost or has lost keys")
 	flags.BoolVar(&f.dryRun, "dry-run", false, "show what would be done, and change nothing")
 	flags.StringVar(&f.aclName, "acl-name", "", "the key's attribute key.acl.name, as it was")
 	flags.StringVar(&f.description, "description", "", "the key's description, as it was")
@@ -104,13 +112,19 @@ func adoptKeys(cmd *cobra.Command, conf string, f *adoptFlags, out *output) erro
 		}
 		return err
 	}
+	binds := f.rebind && report.unbound
 	switch {
-	case len(report.Candidates) == 0 && !f.rebind:
-		return done(nil)
-	case len(report.Chosen) == 0 && !f.rebind:
-		return done(&exitError{exitRefused, errors.New("nothing was done; name the keys, or say --all")})
 	case f.dryRun:
 		return done(nil)
+	case len(report.Chosen) == 0 && !binds && (len(report.Candidates) == 0 || f.rebind || len(report.known) > 0):
+		if !out.json {
+			fmt.Fprintln(out.w, "nothing to do")
+		}
+		return done(nil)
+	case report.BoundTo != "" && !f.rebind:
+		return done(&exitError{exitRefused, fmt.Errorf("nothing was done; the token is bound to the metastore %s; if that is the one that this server should use, name it by claviger.metastore.uri; if it is lost, say --rebind as well", report.BoundTo)})
+	case len(report.Chosen) == 0 && !binds:
+		return done(&exitError{exitRefused, errors.New("nothing was done; name the keys, or say --all")})
 	}
 	for _, c := range report.Chosen {
 		if c.Why != "" && !f.aside {
@@ -121,7 +135,12 @@ func adoptKeys(cmd *cobra.Command, conf string, f *adoptFlags, out *output) erro
 	if f.aside {
 		what = "set the versions of these keys aside"
 	}
-	if err := newConfirmation(cmd, f.confirm).of(len(report.Chosen), report.Digest, what); err != nil {
+	n := len(report.Chosen)
+	if f.rebind && len(report.Lost) > 0 {
+		what += " and give up those that are LOST"
+		n += len(report.Lost)
+	}
+	if err := newConfirmation(cmd, f.confirm).of(n, report.Digest, what); err != nil {
 		return done(err)
 	}
 	access := hsm.Mend
@@ -154,23 +173,44 @@ func adoptKeys(cmd *cobra.Command, conf string, f *adoptFlags, out *output) erro
 // look lists the candidates and chooses those that the flags name.
 func (f *adoptFlags) look(ctx context.Context, p *hsm.Provider) (adoption, error) {
 	r := adoption{Done: []string{}, Aside: f.aside, Chosen: []hsm.Candidate{}}
+	if err := p.Misfit(); err != nil {
+		r.Misfit = err.Error()
+	}
+	has, err := p.Holdings(ctx)
+	if err != nil {
+		return r, err
+	}
+	r.Lost = has.All()
 	bound, mine, err := p.Bindings(ctx)
 	if err != nil {
 		return r, err
 	}
-	if len(bound) > 0 && !mine && !f.rebind {
-		return r, &exitError{exitRefused, fmt.Errorf("the token is bound to the metastore %s; if that is the one that this server should use, name it by claviger.metastore.uri; if it is lost, say --rebind", bound[0])}
+	if len(bound) > 0 && !mine {
+		r.BoundTo = bound[0].String()
 	}
+	r.unbound = !mine || len(bound) > 1 || len(r.Lost) > 0
 	if r.Candidates, err = p.Candidates(ctx); err != nil {
 		return r, err
 	}
 	if f.all {
 		r.Chosen = r.Candidates
-	} else if r.Chosen, err = choose(r.Candidates, f.args); err != nil {
+	} else if r.Chosen, r.known, err = choose(ctx, p, r.Candidates, f.args); err != nil {
 		return r, err
+	}
+	if f.aside { // what was set aside before is done
+		r.Chosen = slices.DeleteFunc(slices.Clone(r.Chosen), func(c hsm.Candidate) bool {
+			done := !slices.ContainsFunc(c.Versions, func(o hsm.Object) bool { return o.Mark != hsm.Aside })
+			if done {
+				r.known = append(r.known, c.Key)
+			}
+			return done
+		})
 	}
 	h := sha256.New()
 	fmt.Fprintf(h, "%t %t %q %q\n", f.aside, f.rebind, f.aclName, f.description)
+	if f.rebind {
+		fmt.Fprintf(h, "%q\n", r.Lost)
+	}
 	for _, c := range r.Chosen {
 		for _, o := range c.Versions {
 			fmt.Fprintf(h, "%s %q\n", o.ID, o.Label)
@@ -180,9 +220,10 @@ func (f *adoptFlags) look(ctx context.Context, p *hsm.Provider) (adoption, error
 	return r, nil
 }
 
-// choose returns the candidates that args name, whole or by version.
-func choose(all []hsm.Candidate, args []string) ([]hsm.Candidate, error) {
-	chosen := []hsm.Candidate{}
+// choose returns the candidates that args name, whole or by version, and those of args
+// that the metastore knows: they were adopted before.
+func choose(ctx context.Context, p *hsm.Provider, all []hsm.Candidate, args []string) (chosen []hsm.Candidate, known []string, err error) {
+	chosen = []hsm.Candidate{}
 	for _, c := range all {
 		whole := slices.Contains(args, c.Key)
 		c.Versions = slices.DeleteFunc(slices.Clone(c.Versions), func(o hsm.Object) bool { return !whole && !slices.Contains(args, o.Label) })
@@ -194,10 +235,29 @@ func choose(all []hsm.Candidate, args []string) ([]hsm.Candidate, error) {
 		if !slices.ContainsFunc(chosen, func(c hsm.Candidate) bool {
 			return c.Key == arg || slices.ContainsFunc(c.Versions, func(o hsm.Object) bool { return o.Label == arg })
 		}) {
-			return nil, &exitError{exitRefused, fmt.Errorf("the token holds nothing of %s that the metastore does not know; nothing was done", arg)}
+			if there, err := knows(ctx, p, arg); err != nil {
+				return nil, nil, err
+			} else if there {
+				known = append(known, arg)
+				continue
+			}
+			return nil, nil, &exitError{exitRefused, fmt.Errorf("the token holds nothing of %s that the metastore does not know; nothing was done", arg)}
 		}
 	}
-	return chosen, nil
+	return chosen, known, nil
+}
+
+// knows tells whether the metastore has a key or a version of that name.
+func knows(ctx context.Context, p *hsm.Provider, name string) (bool, error) {
+	list, err := p.Metadata(ctx, name)
+	if err != nil || list[0] != nil {
+		return err == nil, err
+	}
+	_, err = p.Version(ctx, name)
+	if claviger.Is(err, claviger.VersionNotFound) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // act makes the records, one key after the other.
@@ -232,6 +292,12 @@ func (r adoption) text(w io.Writer) {
 	list := r.Chosen
 	if len(list) == 0 {
 		list = r.Candidates
+	}
+	if r.Misfit != "" {
+		fmt.Fprintln(w, "the token and the metastore do not fit together:", r.Misfit)
+	}
+	for _, name := range r.Lost {
+		fmt.Fprintf(w, "LOST\t%s\tis not on the token; --rebind gives it up\n", name)
 	}
 	if len(list) == 0 {
 		fmt.Fprintln(w, "the metastore knows every key of claviger that the token holds")

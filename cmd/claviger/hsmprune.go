@@ -68,9 +68,12 @@ the list is confirmed: at a terminal by typing how many they are, otherwise by -
 
 An orphan is a key that this metastore once numbered and that nothing refers to any more, on a token that is bound to this metastore alone.
 What the metastore does not know, what the journal names, and what was begun or deleted is never destroyed. prune refuses while a server uses
-the metastore. Exit status 3: there is something to destroy, and it is not confirmed.`,
+the metastore. Exit status 3: there is something to destroy, and it is not confirmed; or the token and the metastore do not fit together.`,
 		hsm.Destroy,
 		func(ctx context.Context, p *hsm.Provider, out *output) (err error) {
+			if err := misfit(ctx, p); err != nil {
+				return fmt.Errorf("nothing was destroyed: %w", err)
+			}
 			found, err := p.Prunable(ctx, older)
 			if err != nil {
 				return err

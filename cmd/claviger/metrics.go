@@ -27,6 +27,7 @@ func (s *kmsServer) metrics(listener *boundedListener) *console.Metrics {
 	if p, ok := s.svc.Primary.(*hsm.Provider); ok {
 		call := m.HSM(p.Sessions)
 		m.Gauge("claviger_hsm_unknown_keys", "Keys on the token that are named like ours and that the metastore does not know.", func() float64 { return float64(len(p.Survey().Unknown)) })
+		m.Gauge("claviger_hsm_lost_keys", "Key versions of the metastore that are not on the token, as last compared; those that were given up are not counted.", func() float64 { return float64(len(p.Holds().Lost)) })
 		m.Gauge("claviger_hsm_orphans", "Keys on the token that the metastore once numbered and that nothing refers to.", func() float64 { return float64(p.Survey().Orphans) })
 		searchMetrics(m, p)
 		p.OnFunction(func(f pkcs11.Function) { m.Function(f.Name, f.Result, f.Took) })

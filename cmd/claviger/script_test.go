@@ -5,7 +5,9 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"log/slog"
+	"net/http"
 	"os"
 	"os/exec"
 	"strconv"
@@ -26,6 +28,7 @@ var scriptCommands = map[string]func(ts *testscript.TestScript, neg bool, args [
 	"await":     scriptAwait,
 	"key":       scriptKey,
 	"unkey":     scriptUnkey,
+	"ready":     scriptReady,
 	"wrap":      scriptWrap,
 	"opens":     scriptOpens,
 	// Of the audit log:
@@ -127,6 +130,30 @@ func scriptKey(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(errors.Join(err, k.Close()))
 }
 
+// scriptReady asks a KMS whether it is ready for something: ready URI PURPOSE. Negated,
+// the answer must hold TEXT: ! ready URI PURPOSE TEXT.
+func scriptReady(ts *testscript.TestScript, neg bool, args []string) {
+	if !neg && len(args) != 2 || neg && len(args) != 3 {
+		ts.Fatalf("usage: ready URI PURPOSE, ! ready URI PURPOSE TEXT")
+	}
+	base, _, _ := strings.Cut(strings.Replace(strings.TrimPrefix(args[0], "kms://"), "@", "://", 1), "/kms")
+	var status int
+	var body []byte
+	for range 100 { // an answer holds for some seconds
+		resp, err := http.Get(base + "/readyz?for=" + args[1]) //nolint:noctx // of a server of this test
+		ts.Check(err)
+		body, err = io.ReadAll(resp.Body)
+		ts.Check(errors.Join(err, resp.Body.Close()))
+		if status = resp.StatusCode; (status != http.StatusOK) == neg {
+			break
+		}
+		time.Sleep(200 * time.Millisecond)
+	}
+	if (status != http.StatusOK) != neg || neg && !strings.Contains(string(body), args[2]) {
+		ts.Fatalf("%d %s", status, body)
+	}
+}
+
 // scriptUnkey deletes a key at a KMS: unkey URI NAME.
 func scriptUnkey(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 2 {
@@ -193,7 +220,8 @@ func scriptOpens(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 // scriptConfirmed runs a command that must be confirmed: first without, which must
-// end with exit status 3 and print the digest, then with --confirm.
+// end with exit status 3 and print the digest, then with --confirm. The digest is kept
+// in DIGEST.
 func scriptConfirmed(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 2 {
 		ts.Fatalf("usage: confirmed COMMAND...")
@@ -203,5 +231,6 @@ func scriptConfirmed(ts *testscript.TestScript, neg bool, args []string) {
 	if !ok {
 		ts.Fatalf("no digest is printed")
 	}
+	ts.Setenv("DIGEST", strings.TrimSpace(digest))
 	ts.Check(ts.Exec(args[0], append(args[1:], "--confirm", strings.TrimSpace(digest))...))
 }

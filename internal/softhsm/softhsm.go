@@ -29,6 +29,9 @@ var modulePaths = []string{
 // utilTimeout bounds the making of one token.
 const utilTimeout = 30 * time.Second
 
+// pin is the user's and the security officer's PIN: a token lives in a scratch folder.
+const pin = "12345678"
+
 // Token is a token that was made.
 type Token struct {
 	Module  string   // path of the library
@@ -61,10 +64,6 @@ func Create(dir, label string) (Token, error) {
 	if err != nil {
 		return Token{}, err
 	}
-	util, err := exec.LookPath("softhsm2-util")
-	if err != nil {
-		return Token{}, fmt.Errorf("softhsm2-util is not installed: apt-get install softhsm2 (%w)", err)
-	}
 	if dir, err = filepath.Abs(dir); err != nil {
 		return Token{}, err
 	}
@@ -76,30 +75,18 @@ func Create(dir, label string) (Token, error) {
 	if err := os.WriteFile(conf, []byte("directories.tokendir = "+tokens+"\nobjectstore.backend = file\nlog.level = ERROR\n"), 0o600); err != nil {
 		return Token{}, err
 	}
-	const pin = "12345678" // of a token that lives in a scratch folder
 	t := Token{Module: module, Label: label, PINFile: filepath.Join(dir, label+".pin"), Env: []string{"SOFTHSM2_CONF=" + conf}}
 	if err := os.WriteFile(t.PINFile, []byte(pin+"\n"), 0o600); err != nil {
 		return Token{}, err
 	}
-	run := func(args ...string) (string, error) {
-		ctx, cancel := context.WithTimeout(context.Background(), utilTimeout)
-		defer cancel()
-		cmd := exec.CommandContext(ctx, util, append([]string{"--module", module}, args...)...)
-		cmd.Env = append(os.Environ(), t.Env...)
-		out, err := cmd.CombinedOutput()
-		if err != nil {
-			return "", fmt.Errorf("softhsm2-util %s: %w: %s", args[0], err, strings.TrimSpace(string(out)))
-		}
-		return string(out), nil
-	}
-	before, err := run("--show-slots")
+	before, err := t.util("--show-slots")
 	if err != nil {
 		return Token{}, err
 	}
-	if _, err := run("--init-token", "--free", "--label", label, "--so-pin", pin, "--pin", pin); err != nil {
+	if _, err := t.util("--init-token", "--free", "--label", label, "--so-pin", pin, "--pin", pin); err != nil {
 		return Token{}, err
 	}
-	after, err := run("--show-slots")
+	after, err := t.util("--show-slots")
 	if err != nil {
 		return Token{}, err
 	}
@@ -112,6 +99,30 @@ func Create(dir, label string) (Token, error) {
 		return Token{}, fmt.Errorf("softhsm2-util made token %q and does not show it", label)
 	}
 	return t, nil
+}
+
+// Wipe initialises the token anew, as the maker's tool does beside a running server: its
+// objects are gone, and its serial number and PIN stay.
+func (t Token) Wipe() error {
+	_, err := t.util("--init-token", "--serial", t.Serial, "--label", t.Label, "--so-pin", pin, "--pin", pin)
+	return err
+}
+
+// util runs softhsm2-util on the token's folder.
+func (t Token) util(args ...string) (string, error) {
+	util, err := exec.LookPath("softhsm2-util")
+	if err != nil {
+		return "", fmt.Errorf("softhsm2-util is not installed: apt-get install softhsm2 (%w)", err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), utilTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, util, append([]string{"--module", t.Module}, args...)...)
+	cmd.Env = append(os.Environ(), t.Env...)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("softhsm2-util %s: %w: %s", args[0], err, strings.TrimSpace(string(out)))
+	}
+	return string(out), nil
 }
 
 // serialNumber matches a line of softhsm2-util --show-slots.

@@ -53,6 +53,9 @@ type Store struct {
 	// lockFile is beside the file itself, also where path leads to it by a link.
 	lockFile string
 	inMemory bool // see OpenEmpty; then path is not there
+	// opened is the file that is written to, at place; nil before it is open.
+	opened fs.FileInfo
+	place  string
 
 	write  *sql.DB // exactly one connection
 	read   *sql.DB // up to readers connections, which cannot write
@@ -94,11 +97,29 @@ func Open(ctx context.Context, path string) (*Store, error) {
 	}
 	s.read.SetMaxOpenConns(readers)
 	s.read.SetMaxIdleConns(readers)
-	if err := s.open(ctx); err != nil {
+	err = s.open(ctx)
+	if err == nil {
+		s.place = abs
+		s.opened, err = os.Stat(abs)
+	}
+	if err != nil {
 		_ = s.Close()
 		return nil, err
 	}
 	return s, nil
+}
+
+// inPlace refuses to write to a file that was taken away or replaced since it was
+// opened: what is written then is lost when the process ends.
+func (s *Store) inPlace(op, key string) error {
+	if s.opened == nil {
+		return nil
+	}
+	if now, err := os.Stat(s.place); err != nil || !os.SameFile(s.opened, now) {
+		err := claviger.Errorf(op, claviger.Unavailable, key, "metastore %s is no longer the file that this process has open: it was moved, removed or replaced meanwhile, and what is written now would be lost; stop the server, put the right file in its place, and start again", s.path)
+		return claviger.Answer(err, "this server's metastore was moved or replaced while the server used it, so nothing is changed; an operator must put the right file in its place and start the server again")
+	}
+	return nil
 }
 
 func storeAt(path string) *Store {
@@ -344,6 +365,9 @@ func (s *Store) update(ctx context.Context, op, key string, f func(*sql.Tx) erro
 	}
 	began := time.Now()
 	defer func() { s.writes.note(began, err) }()
+	if err := s.inPlace(op, key); err != nil {
+		return err
+	}
 	tx, err := s.write.BeginTx(ctx, nil)
 	if err != nil {
 		return s.fail(op, key, err)

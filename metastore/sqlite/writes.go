@@ -9,6 +9,7 @@ import (
 
 	driver "modernc.org/sqlite"
 
+	"claviger"
 	"claviger/metastore"
 )
 
@@ -25,7 +26,7 @@ type writes struct {
 // note remembers how a change ended, unless that tells of the key alone.
 func (w *writes) note(began time.Time, err error) {
 	var ofFile *driver.Error
-	if err != nil && !errors.As(err, &ofFile) {
+	if err != nil && !errors.As(err, &ofFile) && claviger.AnswerOf(err) == "" { // that of a file which was replaced
 		return
 	}
 	w.last.Store(&metastore.Seen{At: time.Now(), Took: time.Since(began), Err: err})

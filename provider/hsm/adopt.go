@@ -328,15 +328,15 @@ func (p *Provider) SetAside(ctx context.Context, c Candidate, a Adoption) error 
 func (p *Provider) Rebind(ctx context.Context) error { return p.rebind(ctx) }
 
 // Bindings tells which stores the token is bound to, and whether this one is among
-// them. The token may keep none.
+// them. A token that keeps no such objects needs no binding: bound is true.
 func (p *Provider) Bindings(ctx context.Context) (list []Binding, bound bool, err error) {
 	id, _, err := p.store.Setting(ctx, settingID)
 	if err != nil {
 		return nil, false, err
 	}
 	list, err = bindings(ctx, p.tok)
-	if claviger.Is(err, claviger.Unsupported) {
-		return nil, false, nil
+	if claviger.Is(err, claviger.Unsupported) || err == nil && p.keepsNone.Load() {
+		return nil, true, nil
 	}
 	return list, slices.ContainsFunc(list, func(b Binding) bool { return b.Store == id }), err
 }

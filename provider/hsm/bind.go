@@ -3,6 +3,8 @@ package hsm
 import (
 	"context"
 	"errors"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -48,6 +50,10 @@ func (p *Provider) bind(ctx context.Context) (later []string, st standing, err e
 	if err != nil {
 		return nil, st, err
 	}
+	all := len(first)
+	if first, err = p.notGivenUp(ctx, first); err != nil {
+		return nil, st, err
+	}
 	wrong, err := p.verifyAll(ctx, first)
 	if err != nil {
 		return nil, st, err
@@ -60,19 +66,19 @@ func (p *Provider) bind(ctx context.Context) (later []string, st standing, err e
 				p.store.URI(), label, serial, tokenName(info), err)
 		}
 		if len(wrong) == len(first) {
-			return nil, st, claviger.Errorf("hsm.Open", claviger.Invalid, "", "token %s and metastore %s do not fit together: %w; restore the token or the metastore from the backup that fits the other", tokenName(info), p.store.URI(), err)
+			return nil, st, p.noneFits(ctx, err)
 		}
 		for _, err := range wrong {
 			p.log.Error("a key version of the metastore is not on this node's token as it should be; it is refused, others are served", "err", err)
 		}
 	}
-	if st, err = p.stands(ctx, len(first), len(wrong)); err != nil {
+	if st, err = p.stands(ctx, all, all-len(first)+len(wrong)); err != nil {
 		return nil, st, err
 	}
 	switch {
 	case !p.access.Changes(), known && serial == info.Serial && label == info.Label:
 		return later, st, nil
-	case known && serial != info.Serial && len(first) == 0:
+	case known && serial != info.Serial && all == 0:
 		shelved, err := p.store.Shelved(ctx)
 		if err != nil {
 			return nil, st, err
@@ -104,6 +110,22 @@ func (p *Provider) bind(ctx context.Context) (later []string, st standing, err e
 	}
 	st.moved = true
 	return later, st, nil
+}
+
+// noneFits says that no version which was looked at is on the token as it should be; err
+// is of one of them.
+func (p *Provider) noneFits(ctx context.Context, err error) error {
+	h, herr := p.Holdings(ctx)
+	if herr != nil {
+		return herr
+	}
+	lacks := ""
+	cure := "restore the token or the metastore from the backup that fits the other"
+	if len(h.All()) > 0 {
+		lacks = "; the token lacks these key versions of it: " + h.Names()
+		cure += "; if these keys are lost for good, " + p.adopt("--rebind") + " gives them up by name"
+	}
+	return claviger.Errorf("hsm.Open", claviger.Invalid, "", "metastore %s and token %s do not fit together%s: %w; %s", p.store.URI(), tokenName(p.tok.Info()), lacks, err, cure)
 }
 
 // stands says how store and token stand to each other, of which so many versions
@@ -165,7 +187,25 @@ func (p *Provider) toVerify(ctx context.Context) (first, later []string, err err
 	return all[:n], all[n:], nil
 }
 
-// verifyAll returns what is wrong with single versions, in no particular order; an
+// notGivenUp is a list without the versions that were given up on this token.
+func (p *Provider) notGivenUp(ctx context.Context, versions []string) ([]string, error) {
+	given, err := p.givenUp(ctx)
+	if err != nil || len(given) == 0 {
+		return versions, err
+	}
+	var kept []string
+	for _, v := range versions {
+		_, stored, err := p.store.ByVersion(ctx, v)
+		if err == nil && !given[stored.Object] {
+			kept = append(kept, v)
+		} else if err != nil && !claviger.Is(err, claviger.VersionNotFound) {
+			return nil, err
+		}
+	}
+	return kept, nil
+}
+
+// verifyAll returns what is wrong with single versions, in the order of their texts; an
 // error where the token or the store can't be asked.
 func (p *Provider) verifyAll(ctx context.Context, versions []string) (wrong []error, err error) {
 	var mu sync.Mutex
@@ -193,7 +233,9 @@ func (p *Provider) verifyAll(ctx context.Context, versions []string) (wrong []er
 			return err
 		})
 	}
-	return wrong, g.Wait()
+	err = g.Wait()
+	slices.SortFunc(wrong, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
+	return wrong, err
 }
 
 // unfit tells a version that is missing on the token, or another there.
@@ -208,9 +250,14 @@ func (p *Provider) CheckKeys(ctx context.Context) error {
 	if err := p.ready("hsm.CheckKeys", ""); err != nil {
 		return err
 	}
-	var names []string
+	found := p.Holds().Lost
 	for k := range p.refused.Range {
 		name, _ := k.(string)
+		found = append(found, name)
+	}
+	slices.Sort(found)
+	var names []string
+	for _, name := range slices.Compact(found) {
 		if _, _, err := p.store.ByVersion(ctx, name); claviger.Is(err, claviger.VersionNotFound) { // deleted since
 			p.refused.Delete(name)
 			continue

@@ -22,6 +22,8 @@ const (
 	settingID = "store.id"
 	// settingBound is when the store was first bound to a token by its id.
 	settingBound = "hsm.bound"
+	// settingKeepsNone is the serial number of a token that refused our data object.
+	settingKeepsNone = "hsm.keeps.none"
 	// application is CKA_APPLICATION of our data objects.
 	application = "claviger"
 	// bindingLabel and the store's id are CKA_LABEL.
@@ -92,12 +94,31 @@ func (p *Provider) bindIDs(ctx context.Context, st standing) error {
 		return err
 	}
 	mine, others := apart(all, id)
+	if mine == nil && !keepsNone { // it may list what it does not keep
+		serial, _, err := p.store.Setting(ctx, settingKeepsNone)
+		if err != nil {
+			return err
+		}
+		if serial == p.tok.Info().Serial && len(others) == 0 {
+			h, err := p.Holdings(ctx)
+			if err != nil {
+				return err
+			}
+			keepsNone = len(h.All()) > 0 // else it is tried once more
+		}
+	}
+	p.keepsNone.Store(keepsNone)
+	if mine == nil && !keepsNone {
+		if err := p.mayBind(ctx, st, others); err != nil {
+			return err
+		}
+	}
 	switch {
 	case mine != nil, len(others) == 0:
 	case st.fits && !before:
 		p.log.Warn("the token is shared with another metastore, since before metastores and tokens were bound; neither of them prunes it; move one of them to a token of its own", "token", tokenName(p.tok.Info()), "other", others[0].String())
 	default:
-		return boundElsewhere(p.tok.Info(), others[0], p.store.URI())
+		return boundElsewhere(p.tok.Info(), others[0], p.store.URI(), p.confDir)
 	}
 	p.alone.Store(mine != nil && len(others) == 0)
 	if st.empty {
@@ -118,14 +139,31 @@ func (p *Provider) bindIDs(ctx context.Context, st standing) error {
 	return p.bindTo(ctx, id, mine, len(others) == 0)
 }
 
+// mayBind refuses to bind a store with keys to a token that has no object of it, unless
+// the token holds every one of them: a part may be what was made since the others were
+// lost.
+func (p *Provider) mayBind(ctx context.Context, st standing, others []Binding) error {
+	if len(others) > 0 && !st.fits {
+		return nil // refused for that, see bindIDs
+	}
+	h, err := p.Holdings(ctx)
+	if err != nil {
+		return err
+	}
+	if len(h.All()) > 0 {
+		return claviger.Errorf("hsm.Open", claviger.Invalid, "", "%s", p.notBound(&h))
+	}
+	return nil
+}
+
 // boundElsewhere refuses a store at a token that belongs to another.
-func boundElsewhere(info pkcs11.TokenInfo, other Binding, uri string) error {
+func boundElsewhere(info pkcs11.TokenInfo, other Binding, uri, confDir string) error {
 	if uri == other.URI {
 		uri += ", at the same place but another: it was lost, or put there in place of the first"
 	}
 	return claviger.Errorf("hsm.Open", claviger.Invalid, "",
-		"token %s belongs to the metastore %s, and this is the metastore %s: two metastores on one token cannot tell each other's keys from lost ones; name the first by claviger.metastore.uri, or another token in the keystore file; if the first is lost, claviger hsm adopt --rebind gives the token to this one",
-		tokenName(info), other, uri)
+		"token %s belongs to the metastore %s, and this is the metastore %s: two metastores on one token cannot tell each other's keys from lost ones; name the first by claviger.metastore.uri, or another token in the keystore file; if the first is lost, %s gives the token to this one",
+		tokenName(info), other, uri, adoptCommand(confDir, "--all --rebind"))
 }
 
 // bindingLock keeps nodes that start at once from binding twice.
@@ -162,6 +200,10 @@ func (p *Provider) bindTo(ctx context.Context, id string, mine *Binding, alone b
 	}
 	err = p.tok.PutData(ctx, pkcs11.Data{Application: application, Label: bindingLabel + id, Value: value})
 	if claviger.Is(err, claviger.Unsupported) {
+		p.keepsNone.Store(true)
+		if err := p.store.SetSetting(ctx, settingKeepsNone, p.tok.Info().Serial); err != nil {
+			return err
+		}
 		p.log.Warn("the token keeps no data objects, so that it cannot be bound to its metastore: two new metastores on it are not told apart before one of them has a key, and no key is taken for an orphan", "token", tokenName(p.tok.Info()), "err", err)
 		return nil
 	}
@@ -169,19 +211,30 @@ func (p *Provider) bindTo(ctx context.Context, id string, mine *Binding, alone b
 		return err
 	}
 	p.alone.Store(alone)
+	p.keepsNone.Store(false)
+	if _, was, err := p.store.Setting(ctx, settingKeepsNone); err != nil {
+		return err
+	} else if was {
+		if err := p.store.SetSetting(ctx, settingKeepsNone, ""); err != nil {
+			return err
+		}
+	}
 	if mine == nil {
 		p.log.Info("the token and the metastore were bound to each other", "token", tokenName(p.tok.Info()), "metastore", p.store.URI(), "id", id)
 	}
 	return p.store.SetSetting(ctx, settingBound, b.Since.Format(time.RFC3339))
 }
 
-// rebind gives the token to this store alone.
+// rebind gives the token to this store alone, and gives up what the token lacks.
 func (p *Provider) rebind(ctx context.Context) error {
 	unlock, err := p.bindingLock(ctx)
 	if err != nil {
 		return err
 	}
 	defer unlock()
+	if err := p.giveUp(ctx); err != nil {
+		return err
+	}
 	id, _, err := p.store.Setting(ctx, settingID)
 	if err != nil {
 		return err
@@ -233,5 +286,5 @@ func (p *Provider) refuseEmpty(ctx context.Context) error {
 	if len(labels) == 0 {
 		return nil
 	}
-	return emptyStore(p.store.URI(), p.tok.Info(), labels, nil)
+	return emptyStore(p.store.URI(), p.tok.Info(), labels, nil, p.confDir)
 }

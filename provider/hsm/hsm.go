@@ -66,10 +66,16 @@ type Provider struct {
 
 	access Access
 	// alone: the token is bound to this store and to no other.
-	alone  atomic.Bool
-	survey survey
-	absent absent
-	names  lostNames
+	alone atomic.Bool
+	// keepsNone: the token keeps no data objects.
+	keepsNone atomic.Bool
+	id        string // of the store, as it was when it was joined
+	confDir   string // of the configuration, for messages; "" is none
+	misfits   error  // why they do not fit, where access tolerates that
+	fit       fit
+	survey    survey
+	absent    absent
+	names     lostNames
 	// searches are those for what the store does not know.
 	searches searches
 
@@ -196,12 +202,12 @@ func Open(ctx context.Context, uri string, env provider.Env, o Options) (*Provid
 		if o.Access.mends() {
 			return nil
 		}
-		return mayBeMade(ctx, tok, uri)
+		return mayBeMade(ctx, tok, uri, env.ConfDir)
 	})
 	if err != nil {
 		return nil, errors.Join(err, tok.Close())
 	}
-	p, err := newProvider(ctx, uri, tok, store, o.Access, most, log)
+	p, err := newProvider(ctx, uri, env.ConfDir, tok, store, o.Access, most, log)
 	if err != nil {
 		if claviger.Is(err, claviger.Unavailable) && tok.Ping(ctx) != nil { // it has gone since it was opened
 			err = claviger.Away(err)
@@ -225,9 +231,9 @@ func tokenConfig(uri string) (pkcs11.Config, []string, error) {
 
 // newProvider makes a provider of an open token, which it closes, and a store, which
 // it does not. It refuses a store that belongs to another token.
-func newProvider(ctx context.Context, uri string, tok *pkcs11.Token, store metastore.Store, access Access, searches int, log *slog.Logger) (*Provider, error) {
+func newProvider(ctx context.Context, uri, confDir string, tok *pkcs11.Token, store metastore.Store, access Access, searches int, log *slog.Logger) (*Provider, error) {
 	background, stop := context.WithCancel(context.Background())
-	p := &Provider{uri: uri, tok: tok, store: store, access: access, log: log, stop: stop}
+	p := &Provider{uri: uri, confDir: confDir, tok: tok, store: store, access: access, log: log, stop: stop}
 	p.searches.most = searches
 	tok.OnReset(func() { p.epoch.Add(1) })
 	later, err := p.join(ctx)
@@ -242,6 +248,7 @@ func newProvider(ctx context.Context, uri string, tok *pkcs11.Token, store metas
 	if access == Serve {
 		p.searches.turns = make(chan struct{}, searchesAtOnce)
 		p.beginSurveys(ctx, background)
+		p.sweep.Go(func() { p.watch(background) })
 	}
 	return p, nil
 }
@@ -249,10 +256,15 @@ func newProvider(ctx context.Context, uri string, tok *pkcs11.Token, store metas
 // join brings store and token together, or refuses to.
 func (p *Provider) join(ctx context.Context) (later []string, err error) {
 	tolerate := func(err error) error {
-		if !p.access.tolerates() || !claviger.Is(err, claviger.Invalid) {
+		if !claviger.Is(err, claviger.Invalid) && !IsMisfit(err) {
 			return err
 		}
-		p.log.Warn("the token and the metastore do not fit together", "err", err)
+		if !p.access.tolerates() {
+			return misfitError{err}
+		}
+		if p.misfits == nil { // the second follows from the first
+			p.misfits = err
+		}
 		return nil
 	}
 	later, st, err := p.bind(ctx)
@@ -263,10 +275,17 @@ func (p *Provider) join(ctx context.Context) (later []string, err error) {
 		return nil, err
 	}
 	if st.moved {
-		return later, p.noteToken(ctx)
+		err = p.noteToken(ctx)
 	}
-	return later, nil
+	if err == nil {
+		p.id, _, err = p.store.Setting(ctx, settingID)
+	}
+	return later, err
 }
+
+// Misfit says why token and store do not fit together; nil where they do. Accesses
+// that do not tolerate that have failed to open.
+func (p *Provider) Misfit() error { return p.misfits }
 
 // URI names the provider.
 func (p *Provider) URI() string { return p.uri }

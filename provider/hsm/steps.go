@@ -93,6 +93,9 @@ func (p *Provider) make(ctx context.Context, op, kind string, m claviger.Metadat
 		}
 		return nil
 	}
+	if err := p.mayMake(ctx); err != nil {
+		return nil, err
+	}
 	if err := p.unhide(ctx, op, m.Name, n); err != nil {
 		return nil, err
 	}
@@ -267,6 +270,9 @@ func (p *Provider) RollIf(ctx context.Context, key string, material secret.Bytes
 		return provider.KeyVersion{}, p.noKey(ctx, op, key)
 	}
 	if err := may(shared(&k.Metadata)); err != nil {
+		return provider.KeyVersion{}, err
+	}
+	if err := p.mayMake(ctx); err != nil {
 		return provider.KeyVersion{}, err
 	}
 	if err := p.holdsCurrent(ctx, op, k); err != nil {

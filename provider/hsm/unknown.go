@@ -55,7 +55,7 @@ func some(labels []string) string {
 
 // mayBeMade refuses to have a new store made beside a token that holds keys of ours:
 // the store that knows them is elsewhere.
-func mayBeMade(ctx context.Context, tok token, uri string) error {
+func mayBeMade(ctx context.Context, tok token, uri, confDir string) error {
 	keys, err := tok.List(ctx)
 	if err != nil {
 		return err
@@ -71,22 +71,22 @@ func mayBeMade(ctx context.Context, tok token, uri string) error {
 	case err != nil && !claviger.Is(err, claviger.Unsupported):
 		return err
 	case len(labels) > 0:
-		return emptyStore(uri, tok.Info(), labels, bound)
+		return misfitError{emptyStore(uri, tok.Info(), labels, bound, confDir)}
 	case len(bound) > 0: // a store that is not there yet has no id
-		return boundElsewhere(tok.Info(), bound[0], uri)
+		return misfitError{boundElsewhere(tok.Info(), bound[0], uri, confDir)}
 	}
 	return nil
 }
 
 // emptyStore is the refusal to serve a token's keys without their records.
-func emptyStore(uri string, info pkcs11.TokenInfo, labels []string, bound []Binding) error {
-	place := ""
+func emptyStore(uri string, info pkcs11.TokenInfo, labels []string, bound []Binding, confDir string) error {
+	place, flags := "", "--all"
 	if len(bound) > 0 {
-		place = ", which was at " + bound[0].URI
+		place, flags = ", which was at "+bound[0].URI, "--all --rebind"
 	}
 	return claviger.Errorf("hsm.Open", claviger.Invalid, "",
-		"the metastore %s knows no key, but token %s holds %d keys of claviger: %s; name the metastore that knows them%s, by claviger.metastore.uri, or restore it from a backup; if it is lost, claviger hsm adopt makes new records of these keys",
-		uri, tokenName(info), len(labels), some(labels), place)
+		"the metastore %s knows no key, but token %s holds %d keys of claviger: %s; name the metastore that knows them%s, by claviger.metastore.uri, or restore it from a backup; if it is lost, %s makes new records of these keys",
+		uri, tokenName(info), len(labels), some(labels), place, adoptCommand(confDir, flags))
 }
 
 // survey is what a provider knows of the objects on its token that its store does
@@ -162,6 +162,11 @@ func (p *Provider) look(ctx context.Context) error {
 	}
 	if err == nil {
 		_, err = p.since(ctx, orphans)
+	}
+	if err == nil {
+		if err = p.fits(ctx, true); IsMisfit(err) { // that was logged
+			err = nil
+		}
 	}
 	s := &p.survey
 	s.mu.Lock()

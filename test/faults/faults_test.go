@@ -300,6 +300,16 @@ var starts = map[string]func(*site) []string{
 		s.props.Write(s.t, s.path("conf/kms-site.xml"))
 		return s.start()
 	},
+	"token-wiped": func(s *site) []string {
+		k := s.serve()
+		s.create(k, "k1")
+		s.create(k, "k2")
+		k.Stop()
+		if err := s.token.Wipe(); err != nil {
+			s.t.Fatal(err)
+		}
+		return s.start()
+	},
 	"metastore-bound": func(s *site) []string {
 		s.serve().Stop()
 		s.set("claviger.metastore.uri", "sqlite://"+s.path("conf/clavigre.db"))

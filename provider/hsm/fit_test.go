@@ -1,0 +1,264 @@
+package hsm_test
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	p11 "github.com/miekg/pkcs11"
+
+	"claviger"
+	"claviger/metastore"
+	"claviger/pkcs11"
+	"claviger/provider"
+	"claviger/provider/hsm"
+)
+
+// unbind takes the object that binds the token away, and nothing else.
+func (b *backing) unbind(t *testing.T) {
+	t.Helper()
+	b.withToken(t, func(tok *pkcs11.Token) {
+		list, err := tok.ListData(t.Context(), "claviger")
+		for _, d := range list {
+			if err == nil {
+				err = tok.DestroyData(t.Context(), d.Application, d.Label)
+			}
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// lose destroys the objects of versions on the token.
+func (b *backing) lose(t *testing.T, versions ...string) {
+	t.Helper()
+	for _, v := range versions {
+		id, label := b.object(t, v)
+		b.withToken(t, func(tok *pkcs11.Token) {
+			if err := tok.Destroy(t.Context(), id, label); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}
+
+// wantStopped wants creations and rolls refused, with an answer for the client and all
+// of texts in the log's words.
+func wantStopped(t *testing.T, p *hsm.Provider, key string, texts ...string) {
+	t.Helper()
+	_, create := p.Create(t.Context(), provider.Spec{Name: "young", Cipher: claviger.DefaultCipher, BitLength: 256})
+	_, roll := p.Roll(t.Context(), key, nil)
+	for what, err := range map[string]error{"create": create, "roll": roll, "readiness": p.CheckFit(t.Context())} {
+		if !claviger.Is(err, claviger.Unavailable) || !hsm.IsMisfit(err) {
+			t.Errorf("%s: %v", what, err)
+			continue
+		}
+		if answer := claviger.AnswerOf(err); !strings.Contains(answer, "no key is made or rolled") || !strings.Contains(answer, "claviger hsm adopt") || strings.Contains(answer, key+"@") {
+			t.Errorf("%s is answered with %q", what, answer)
+		}
+		for _, text := range texts {
+			if !strings.Contains(err.Error(), text) {
+				t.Errorf("%s: %q is not in %v", what, text, err)
+			}
+		}
+	}
+}
+
+// TestWipedToken: a token that is initialised anew under a running server gets no key,
+// is not ready, and is refused at the next start until an operator gives the keys up.
+func TestWipedToken(t *testing.T) {
+	ctx := t.Context()
+	b := newBacking(t)
+	p := b.mustOpen(t)
+	for _, key := range []string{"a", "b"} {
+		create(t, p, key)
+	}
+	keystream(t, p, "a@0")
+	if err := p.CheckFit(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.token.Wipe(); err != nil {
+		t.Fatal(err)
+	}
+	wantStopped(t, p, "a", "lacks these key versions", "a@0, b@0", "claviger hsm adopt --rebind")
+	for name, check := range map[string]error{"generate": p.CheckCurrent(ctx), "decrypt": p.CheckAny(ctx), "keys": p.CheckKeys(ctx)} {
+		if err := check; !claviger.Is(err, claviger.Unavailable) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	wantMarks(t, p, map[string]hsm.Mark{})
+	mustClose(t, p)
+
+	// A key that is younger than the loss is no proof, with the serial number as it was
+	// or another.
+	b.access = hsm.Mend
+	p = b.mustOpen(t)
+	if err := p.Misfit(); err == nil || !strings.Contains(err.Error(), "a@0") {
+		t.Errorf("the misfit is not told: %v", err)
+	}
+	create(t, p, "young")
+	mustClose(t, p)
+	for _, access := range []hsm.Access{hsm.Serve, hsm.Read, hsm.Destroy} {
+		b.access = access
+		if p, err := b.open(ctx); err == nil {
+			mustClose(t, p)
+			t.Errorf("access %d: bound anew on the word of a young key", access)
+		} else if !hsm.IsMisfit(err) || !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "a@0, b@0") || !strings.Contains(err.Error(), "claviger hsm adopt --rebind") || strings.Contains(err.Error(), "young@0,") {
+			t.Errorf("access %d: %v", access, err)
+		}
+	}
+	if list := bound(t, b); len(list) != 0 {
+		t.Errorf("the token was bound: %+v", list)
+	}
+
+	// The operator gives them up.
+	b.access = hsm.Mend
+	p = b.mustOpen(t)
+	if h, err := p.Holdings(ctx); err != nil || strings.Join(h.Lost, " ") != "a@0 b@0" || h.Versions != 3 {
+		t.Errorf("%+v, %v", h, err)
+	}
+	if err := p.Rebind(ctx); err != nil {
+		t.Fatal(err)
+	}
+	mustClose(t, p)
+	b.access = hsm.Serve
+	p = b.mustOpen(t)
+	create(t, p, "c")
+	if _, err := p.Roll(ctx, "young", nil); err != nil {
+		t.Error(err)
+	}
+	if err := p.EncryptBlocks(ctx, "a@0", make([]byte, 16)); !claviger.Is(err, claviger.Unavailable) {
+		t.Errorf("a key that was given up: %v", err)
+	}
+	mustClose(t, p)
+}
+
+// TestBindingAlone: where the object alone is gone, as on a member of an HA group to
+// which the vendor's tools have copied the keys, it is made anew: by a running server,
+// and at a start. Where one key is missing too it is not, and keys that are there are
+// served.
+func TestBindingAlone(t *testing.T) {
+	ctx := t.Context()
+	b := newBacking(t)
+	b.soft = "true"
+	p := b.mustOpen(t)
+	for _, key := range []string{"a", "b", "c", "deleted"} {
+		create(t, p, key)
+	}
+	if err := p.Delete(ctx, "deleted"); err != nil {
+		t.Fatal(err)
+	}
+	b.unbind(t)
+	create(t, p, "d")
+	if list := bound(t, b); len(list) != 1 {
+		t.Fatalf("a running server: %+v", list)
+	}
+	b.unbind(t)
+	b.lose(t, "b@0")
+	wantStopped(t, p, "a", "no object that binds it", "lacks these key versions of it: b@0;")
+	keystream(t, p, "a@0")
+	if err := p.CheckCurrent(ctx); err != nil {
+		t.Error(err)
+	}
+	mustClose(t, p)
+	if p, err := b.open(ctx); err == nil {
+		mustClose(t, p)
+		t.Error("bound anew though a key is lost")
+	}
+	// It is cured when the key is there again, which stands for a restored backup.
+	b.withStore(t, func(s metastore.Store) {
+		if _, err := s.Remove(ctx, "b"); err != nil {
+			t.Error(err)
+		}
+	})
+	mustClose(t, b.mustOpen(t))
+	if list := bound(t, b); len(list) != 1 {
+		t.Errorf("a clone: %+v", list)
+	}
+	b.unbind(t)
+	b.withStore(t, func(s metastore.Store) { // a deleted key that cannot come back is a loss too
+		list, err := s.Shelved(ctx)
+		if err != nil || len(list) != 1 {
+			t.Fatalf("%+v, %v", list, err)
+		}
+		b.withToken(t, func(tok *pkcs11.Token) {
+			keys, err := tok.FindLabel(ctx, "deleted@0")
+			if err != nil || len(keys) != 1 {
+				t.Fatalf("%+v, %v", keys, err)
+			}
+			if err := tok.Destroy(ctx, keys[0].ID, "deleted@0"); err != nil {
+				t.Error(err)
+			}
+		})
+	})
+	if p, err := b.open(ctx); err == nil {
+		mustClose(t, p)
+		t.Error("bound anew though a deleted key is lost")
+	} else if !strings.Contains(err.Error(), "deleted@0") {
+		t.Error(err)
+	}
+}
+
+// TestMostKeysLost: with the object there, or on a token that keeps none, the loss of
+// most keys stops creations, under a running server and from the start. Keys that are
+// there are served.
+func TestMostKeysLost(t *testing.T) {
+	for name, none := range map[string]bool{"bound": false, "no data objects": true} {
+		t.Run(name, func(t *testing.T) {
+			b := newBacking(t)
+			if none {
+				b.meter.Fail("CreateObject", 100, p11.Error(p11.CKR_FUNCTION_NOT_SUPPORTED))
+			}
+			p := b.mustOpen(t)
+			for _, key := range []string{"a", "b", "c"} {
+				create(t, p, key)
+			}
+			b.lose(t, "a@0")
+			create(t, p, "d") // few are no reason
+			b.lose(t, "b@0", "c@0")
+			for range 2 {
+				wantStopped(t, p, "d", "lacks 3 of 4 key versions", "a@0, b@0, c@0")
+				keystream(t, p, "d@0")
+				if err := p.CheckAny(t.Context()); err != nil {
+					t.Error(err)
+				}
+				mustClose(t, p)
+				p = b.mustOpen(t)
+			}
+			mustClose(t, p)
+		})
+	}
+}
+
+// TestStoreReplaced: a store that is replaced under a running server gets no key.
+func TestStoreReplaced(t *testing.T) {
+	t.Run("another id", func(t *testing.T) {
+		b := newBacking(t)
+		p := b.mustOpen(t)
+		create(t, p, "a")
+		was := b.setting(t, "store.id", strings.Repeat("0", 32))
+		wantStopped(t, p, "a", "was replaced while this server used it", was)
+		keystream(t, p, "a@0")
+		mustClose(t, p)
+	})
+	t.Run("another file", func(t *testing.T) {
+		b := newBacking(t)
+		p := b.mustOpen(t)
+		create(t, p, "a")
+		if err := os.Rename(b.db, b.db+".moved"); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 { // gone, and then another
+			if _, err := p.Create(t.Context(), provider.Spec{Name: "young", Cipher: claviger.DefaultCipher, BitLength: 256}); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "is no longer the file that this process has open") {
+				t.Errorf("a key was made in a file that nobody finds again: %v", err)
+			}
+			keystream(t, p, "a@0")
+			if err := os.WriteFile(b.db, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		wantMarks(t, p, map[string]hsm.Mark{"a@0": hsm.InUse})
+		mustClose(t, p)
+	})
+}
