@@ -214,7 +214,9 @@ func explain(ctx context.Context, f explainFlags, givenGroups bool, args []strin
 	default:
 		x.ACLName = f.aclName
 		if x.ACLName == "" {
-			x.ACLName = x.findACLName(ctx, conf, request)
+			if x.ACLName, err = x.findACLName(ctx, conf, request); err != nil {
+				return nil, err
+			}
 		}
 	}
 	x.Decision = policy.Explain(request, x.ACLName, who, groups)
@@ -284,9 +286,10 @@ func loadPolicy(conf *hadoopconf.Conf) (policy *authz.Policy, warnings, notes []
 	return policy, append(odd, warnings...), notes, nil
 }
 
-// findACLName looks up under which name the key is guarded. A key that cannot be
-// looked up is taken to be guarded under its own, which nearly all are.
-func (x *explanation) findACLName(ctx context.Context, conf *hadoopconf.Conf, r authz.Request) string {
+// findACLName looks up under which name the key is guarded. Where there is no
+// metastore it is taken to be guarded under its own, which nearly all keys are; where
+// there is one that this user may not read, say, there is no answer.
+func (x *explanation) findACLName(ctx context.Context, conf *hadoopconf.Conf, r authz.Request) (string, error) {
 	var key *metastore.Key
 	err := withStore(ctx, conf, func(s metastore.Store) error {
 		found, err := s.Get(ctx, x.Key)
@@ -296,6 +299,8 @@ func (x *explanation) findACLName(ctx context.Context, conf *hadoopconf.Conf, r 
 		return err
 	})
 	switch {
+	case err != nil && !errors.Is(err, errNoStore):
+		return "", fmt.Errorf("which rules guard key %s is not known, for the metastore cannot be read: %w; run this command as the server's user, or tell the key's attribute key.acl.name by --acl-name", x.Key, err)
 	case err != nil:
 		x.note("key %s could not be looked up (%v): its ACL name is taken to be its own; --acl-name tells another", x.Key, err)
 	case key == nil && r.Name == "CREATE_KEY":
@@ -304,9 +309,9 @@ func (x *explanation) findACLName(ctx context.Context, conf *hadoopconf.Conf, r 
 	case key == nil:
 		x.note("the metastore has no key %s: its ACL name is taken to be its own; --acl-name tells another", x.Key)
 	default:
-		return key.ACLName()
+		return key.ACLName(), nil
 	}
-	return x.Key
+	return x.Key, nil
 }
 
 func newACLCheck() *cobra.Command {
@@ -394,14 +399,16 @@ func checkACLs(ctx context.Context, dir string) (*aclDoubts, error) {
 		known = slices.Compact(slices.Sorted(slices.Values(known)))
 		return err
 	})
-	if err != nil {
+	d := &aclDoubts{File: aclFile(conf), Doubts: conf.MisplacedRules()}
+	switch {
+	case err != nil && !errors.Is(err, errNoStore):
 		known = nil
-	}
-	if len(known) == 0 {
+		d.Doubts = append(d.Doubts, fmt.Sprintf("rules for keys that are not there were not looked for, as the metastore cannot be read: %v; run this command as the server's user", err))
+	case len(known) == 0:
 		known = nil // keys of other providers than an HSM are not in it
 		notes = append(notes, "no keys could be looked up in the metastore: rules for keys that are not there were not looked for")
 	}
-	d := &aclDoubts{File: aclFile(conf), Doubts: conf.MisplacedRules(), Notes: notes}
+	d.Notes = notes
 	if err := conf.CheckRules(); err != nil {
 		d.Doubts = append(d.Doubts, err.Error())
 	}
