@@ -81,10 +81,11 @@ func newMetastoreRestore() *cobra.Command {
 		Use:   "restore --conf DIR FILE",
 		Short: "Put a backup in the place of the SQLite store",
 		Long: `restore puts a FILE that metastore backup has written in the place of the SQLite store that DIR configures. It checks FILE first, and compares it with the
-store that is there and with the token: versions of keys that either has and FILE does not know would be lost, and are listed; then nothing is
-written unless --lose-keys says so. It refuses while a server has the store. The store that was there is kept beside it.
+store that is there and with the token: versions of keys that either has and FILE does not know would be lost, and are listed as LOST. Keys that were
+deleted since FILE was written would come back, and are listed as REVIVED; keys that were brought back since are listed as DELETED, and keys
+whose attributes or description are others now as CHANGED. Where anything is listed nothing is written unless --lose-keys says so. It refuses while a server has the store. The store that was there is kept beside it.
 
-Exit status: 0 restored, 1 FILE or the store cannot be used, 3 keys would be lost.`,
+Exit status: 0 restored, 1 FILE or the store cannot be used, 3 keys would be lost, or changes undone.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			conf, log, err := quietConf(f.dir)
@@ -96,7 +97,7 @@ Exit status: 0 restored, 1 FILE or the store cannot be used, 3 keys would be los
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&f.dir, "conf", "", "configuration folder")
-	flags.BoolVar(&f.lose, "lose-keys", false, "restore although the keys that are listed are lost by it")
+	flags.BoolVar(&f.lose, "lose-keys", false, "restore although the keys that are listed are lost by it, or come back")
 	flags.BoolVar(&f.noToken, "no-token", false, "do not ask the token which keys it has")
 	flags.BoolVar(&f.plain, "plain-copy", false, "FILE is a copy made by other means while no server had it, or its -wal is beside it")
 	_ = cmd.MarkFlagRequired("conf") // the flag is defined above
@@ -122,9 +123,14 @@ func (f *restoreFlags) restore(ctx context.Context, out io.Writer, conf *hadoopc
 		return err
 	}
 	defer func() { err = errors.Join(err, staged.Discard()) }()
-	lost, err := f.lost(ctx, out, conf, place, staged, log)
+	lost, undo, err := f.lost(ctx, out, conf, place, staged, log)
 	if err != nil {
 		return err
+	}
+	for _, line := range undo {
+		if _, err := fmt.Fprintln(out, line); err != nil {
+			return err
+		}
 	}
 	for _, name := range lost {
 		if key, id, ok := cutVersion(name); ok { // what comes may not have its number
@@ -140,6 +146,9 @@ func (f *restoreFlags) restore(ctx context.Context, out io.Writer, conf *hadoopc
 	}
 	if len(lost) > 0 && !f.lose {
 		return &exitError{exitRefused, fmt.Errorf("%s does not know %d versions of keys, listed above, that the store or the token has; what is encrypted with them could no longer be read. Nothing was changed. Restore a newer backup; or say --lose-keys, then have the records of those on the token made again by claviger hsm adopt", file, len(lost))}
+	}
+	if len(undo) > 0 && !f.lose {
+		return &exitError{exitRefused, fmt.Errorf("%s undoes %d changes, listed above, that were made since it was written: a deleted key that comes back can be used by whom the rules of then allow. Nothing was changed. Restore a newer backup; or say --lose-keys, then delete again what was deleted", file, len(undo))}
 	}
 	aside, err := staged.Replace(ctx)
 	if err != nil {
@@ -160,9 +169,9 @@ func madeAt(f sqlite.Facts) string {
 	return f.Made.Format(time.RFC3339)
 }
 
-// lost are the versions that the store or the token has and the backup does not.
-func (f *restoreFlags) lost(ctx context.Context, out io.Writer, conf *hadoopconf.Conf, place storePlace, staged *sqlite.Staged, log *slog.Logger) ([]string, error) {
-	var lost []string
+// lost are the versions that the store or the token has and the backup does not, and
+// undo says which later changes of the store the backup does not know.
+func (f *restoreFlags) lost(ctx context.Context, out io.Writer, conf *hadoopconf.Conf, place storePlace, staged *sqlite.Staged, log *slog.Logger) (lost, undo []string, err error) {
 	blind := true // nothing can tell
 	if !place.missing() {
 		current, err := sqlite.OpenReadOnly(ctx, place.file)
@@ -174,19 +183,24 @@ func (f *restoreFlags) lost(ctx context.Context, out io.Writer, conf *hadoopconf
 			if err == nil {
 				err = staged.SkipNumbersOf(ctx, current)
 			}
+			if err == nil {
+				var u undone
+				u, err = undoes(ctx, staged.Store, current)
+				undo = u.lines()
+			}
 			err = errors.Join(err, current.Close())
 		}
 		if err != nil {
 			blind = true
-			if _, err := fmt.Fprintf(out, "the store that is there cannot be compared: %v\n", err); err != nil {
-				return nil, err
+			if _, err := fmt.Fprintf(out, "the store that is there cannot be compared, so a key that was deleted since the backup was written comes back unnoticed: %v\n", err); err != nil {
+				return nil, nil, err
 			}
 		}
 	}
 	if !f.noToken {
 		t, err := compareToken(ctx, conf, staged.Store, log)
 		if err != nil {
-			return nil, fmt.Errorf("%w; mend that, or compare with the store alone: --no-token", err)
+			return nil, nil, fmt.Errorf("%w; mend that, or compare with the store alone: --no-token", err)
 		}
 		if t != nil {
 			blind = false
@@ -197,10 +211,10 @@ func (f *restoreFlags) lost(ctx context.Context, out io.Writer, conf *hadoopconf
 		}
 	}
 	if blind && !place.missing() && !f.lose {
-		return nil, &exitError{exitRefused, errors.New("neither the store that is there nor a token can tell which keys the backup lacks; nothing was changed. Let the token be asked (leave out --no-token), or say --lose-keys")}
+		return nil, nil, &exitError{exitRefused, errors.New("neither the store that is there nor a token can tell which keys the backup lacks; nothing was changed. Let the token be asked (leave out --no-token), or say --lose-keys")}
 	}
 	slices.Sort(lost)
-	return slices.Compact(lost), nil
+	return slices.Compact(lost), undo, nil
 }
 
 // missingIn are the versions of one store that another does not know.

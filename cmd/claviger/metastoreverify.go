@@ -35,6 +35,10 @@ type tokenReport struct {
 	Label  string `json:"label"`
 	// Unknown are keys on the token, named as ours, of which the store knows nothing.
 	Unknown []string `json:"unknownToTheStore"`
+	// Adopt is the command that makes records of them, without their names.
+	Adopt string `json:"adopt,omitempty"`
+	// Misfit says why token and store do not fit together.
+	Misfit string `json:"misfit,omitempty"`
 	// Missing are versions of the store whose key is not on the token.
 	Missing []string `json:"missingOnTheToken"`
 }
@@ -71,7 +75,7 @@ Exit status: 0 store and token fit, 1 the store cannot be used, 3 one of them la
 			if err := out.write(r, r.text); err != nil {
 				return err
 			}
-			if t := r.Token; t != nil && len(t.Unknown)+len(t.Missing) > 0 {
+			if t := r.Token; t != nil && (len(t.Unknown)+len(t.Missing) > 0 || t.Misfit != "") {
 				return &exitError{code: exitRefused}
 			}
 			return nil
@@ -222,12 +226,8 @@ func compareToken(ctx context.Context, conf *hadoopconf.Conf, store metastore.St
 	there := map[string]bool{}
 	for _, o := range objects {
 		there[o.ID] = true
-		switch o.Mark {
-		case hsm.InUse, hsm.Pending, hsm.Deleted:
-		default:
-			if namedAsOurs(o) {
-				r.Unknown = append(r.Unknown, o.Label)
-			}
+		if o.Mark == hsm.Unknown { // the marks of hsm list, and what adopt takes
+			r.Unknown = append(r.Unknown, o.Label)
 		}
 	}
 	versions, err := versionsOf(ctx, store)
@@ -239,17 +239,22 @@ func compareToken(ctx context.Context, conf *hadoopconf.Conf, store metastore.St
 			r.Missing = append(r.Missing, v.name)
 		}
 	}
+	if err := p.Misfit(); err != nil {
+		r.Misfit = err.Error()
+	}
+	if len(r.Unknown) > 0 {
+		bound, mine, err := p.Bindings(ctx)
+		if err != nil {
+			return nil, err
+		}
+		r.Adopt = "claviger hsm adopt --conf " + conf.Dir()
+		if len(bound) > 0 && !mine {
+			r.Adopt += " --rebind"
+		}
+	}
 	slices.Sort(r.Unknown)
 	slices.Sort(r.Missing)
 	return r, nil
-}
-
-// namedAsOurs tells whether a key on a token is named NAME@N, or NAME@ID as older
-// versions named theirs, where ID is CKA_ID in hex.
-func namedAsOurs(o hsm.Object) bool {
-	_, id, ok := cutVersion(o.Label)
-	_, number := claviger.NumberOfID(id)
-	return ok && (number || id == o.ID)
 }
 
 func (r *storeReport) text(w io.Writer) {
@@ -271,10 +276,13 @@ func (r *storeReport) text(w io.Writer) {
 		return
 	}
 	row("token", "%q, serial %s: lacks %d versions of the store, and holds %d keys that the store does not know", t.Label, t.Serial, len(t.Missing), len(t.Unknown))
+	if t.Misfit != "" {
+		row("MISFIT", "%s", t.Misfit)
+	}
 	for _, name := range t.Missing {
 		row("MISSING", "%s is not on the token: restore the token, or look whether this store is of another", name)
 	}
 	for _, name := range t.Unknown {
-		row("UNKNOWN", "%s is on the token: this store is older than it, or of another; adopt it (claviger hsm adopt), or restore a newer store", name)
+		row("UNKNOWN", "%s is on the token: this store is older than it, or of another; restore a newer store, or adopt it: %s %s", name, t.Adopt, name)
 	}
 }

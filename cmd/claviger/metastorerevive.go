@@ -1,0 +1,143 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+
+	"claviger"
+	"claviger/metastore"
+)
+
+// undone is what a restored backup would undo of the changes that were made since it
+// was written, beside the versions that it does not know.
+type undone struct {
+	revived []string // versions that were deleted since, and could be used again
+	deleted []string // versions that were brought back since, and would be deleted again
+	changed []string // keys whose metadata were set since, as sentences
+}
+
+// lines are the undone changes as restore lists them.
+func (u undone) lines() (list []string) {
+	for _, v := range u.revived {
+		list = append(list, fmt.Sprintf("REVIVED  %s was deleted since the backup was written, and comes back", v))
+	}
+	for _, v := range u.deleted {
+		list = append(list, fmt.Sprintf("DELETED  %s was brought back since the backup was written, and is a deleted key's again", v))
+	}
+	for _, c := range u.changed {
+		list = append(list, "CHANGED  "+c)
+	}
+	return list
+}
+
+// whereabouts is where a store has a version.
+type whereabouts int
+
+const (
+	absent whereabouts = iota
+	shelved
+	live
+)
+
+// versionPlaces returns the live keys of a store, and where it has each version, by name and object.
+func versionPlaces(ctx context.Context, s metastore.Store) (keys map[string]*metastore.Key, places map[storedVersion]whereabouts, err error) {
+	keys, places = map[string]*metastore.Key{}, map[storedVersion]whereabouts{}
+	if err := metastore.Each(ctx, s, func(k *metastore.Key) { keys[k.Name] = k }); err != nil {
+		return nil, nil, err
+	}
+	all, err := versionsOf(ctx, s)
+	for _, v := range all {
+		place := live
+		if v.shelved {
+			place = shelved
+		}
+		v.shelved = false
+		places[v] = place
+	}
+	return keys, places, err
+}
+
+// undoes compares a backup with the store that it would replace.
+func undoes(ctx context.Context, backup, current metastore.Store) (u undone, err error) {
+	then, thenAt, err := versionPlaces(ctx, backup)
+	if err != nil {
+		return u, err
+	}
+	now, nowAt, err := versionPlaces(ctx, current)
+	if err != nil {
+		return u, err
+	}
+	for v, at := range thenAt {
+		switch is := nowAt[v]; {
+		case at < is:
+			u.deleted = append(u.deleted, v.name)
+		case at > is:
+			known, err := knewOf(ctx, current, v.name)
+			if err != nil {
+				return u, err
+			}
+			if is != absent || known {
+				u.revived = append(u.revived, v.name)
+			}
+		}
+	}
+	for name, k := range then {
+		if other := now[name]; other != nil {
+			for _, d := range differences(&k.Metadata, &other.Metadata) {
+				u.changed = append(u.changed, name+": "+d)
+			}
+		}
+	}
+	slices.Sort(u.revived)
+	slices.Sort(u.deleted)
+	slices.Sort(u.changed)
+	return u, nil
+}
+
+// knewOf tells whether a store that does not have a version may have had it: it has
+// given its number, or the version is of the time before numbers. What it has not had
+// is newer than the store.
+func knewOf(ctx context.Context, s metastore.Store, version string) (bool, error) {
+	n, numbered := claviger.VersionNumber(version)
+	if !numbered {
+		return true, nil
+	}
+	key, _ := claviger.KeyOfVersion(version)
+	return s.Numbered(ctx, key, n)
+}
+
+// differences says how a key's metadata in a backup differ from those that are there.
+func differences(then, now *claviger.Metadata) (list []string) {
+	differ := func(what, was, is string) {
+		if was != is {
+			list = append(list, fmt.Sprintf("%s is %s now, and %s in the backup", what, is, was))
+		}
+	}
+	text := func(s *string) string {
+		if s == nil {
+			return "unset"
+		}
+		return fmt.Sprintf("%q", *s)
+	}
+	attribute := func(m *claviger.Metadata, name string) string {
+		if v, ok := m.Attributes[name]; ok {
+			return fmt.Sprintf("%q", v)
+		}
+		return "unset"
+	}
+	names := map[string]bool{}
+	for _, m := range []*claviger.Metadata{then, now} {
+		for name := range m.Attributes {
+			names[name] = true
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(names)) {
+		differ("attribute "+name, attribute(then, name), attribute(now, name))
+	}
+	differ("the description", text(then.Description), text(now.Description))
+	differ("the cipher", then.Cipher, now.Cipher)
+	differ("the length", fmt.Sprint(then.BitLength), fmt.Sprint(now.BitLength))
+	return list
+}

@@ -1,0 +1,122 @@
+package main
+
+import (
+	"fmt"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"claviger"
+	"claviger/internal/softhsm/softhsmtest"
+	"claviger/metastore"
+	"claviger/metastore/sqlite"
+	"claviger/pkcs11"
+)
+
+// TestUndoes: what a backup would undo is named: keys that were deleted, brought back,
+// purged or made anew since it was written, and other metadata. What is newer than the
+// store that is there is no revival.
+func TestUndoes(t *testing.T) {
+	ctx := t.Context()
+	var backup, current *sqlite.Store
+	for _, s := range []**sqlite.Store{&backup, &current} {
+		var err error
+		if *s, err = sqlite.Open(ctx, filepath.Join(t.TempDir(), "store.db")); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = (*s).Close() })
+	}
+	check := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	object := 0
+	insert := func(name string, attributes map[string]string, number int, stores ...*sqlite.Store) {
+		t.Helper()
+		object++
+		v := metastore.Version{ID: fmt.Sprint(number), Object: fmt.Sprintf("%016x", object), Created: time.Now(), Check: []byte{1, 2, 3, 4, 5, 6, 7, 8}}
+		for _, s := range stores {
+			m := claviger.Metadata{Name: name, Cipher: claviger.DefaultCipher, BitLength: 128, Created: time.Now(), Attributes: attributes, Versions: number + 1}
+			check(s.Insert(ctx, metastore.Key{Metadata: m, List: []metastore.Version{v}}))
+		}
+	}
+	both := []*sqlite.Store{backup, current}
+	for _, name := range []string{"same", "deleted", "destroyed", "back", "anew", "shelf"} {
+		insert(name, nil, 0, both...)
+	}
+	insert("newer", nil, 0, backup)
+	check(current.Shelve(ctx, "deleted"))
+	_, err := current.Remove(ctx, "destroyed")
+	check(err)
+	check(current.Drop(ctx, "destroyed"))
+	check(backup.Shelve(ctx, "back"))
+	check(current.Shelve(ctx, "anew"))
+	insert("anew", map[string]string{"key.acl.name": "closed"}, 1, current)
+	for _, s := range both {
+		check(s.Shelve(ctx, "shelf"))
+	}
+	_, err = current.Discard(ctx, "shelf")
+	check(err)
+
+	u, err := undoes(ctx, backup, current)
+	check(err)
+	if want := []string{"anew@0", "deleted@0", "destroyed@0", "shelf@0"}; !slices.Equal(u.revived, want) {
+		t.Errorf("revived: %q, want %q", u.revived, want)
+	}
+	if want := []string{"back@0"}; !slices.Equal(u.deleted, want) {
+		t.Errorf("deleted: %q, want %q", u.deleted, want)
+	}
+	if want := []string{`anew: attribute key.acl.name is "closed" now, and unset in the backup`}; !slices.Equal(u.changed, want) {
+		t.Errorf("changed: %q, want %q", u.changed, want)
+	}
+	if u, err := undoes(ctx, current, current); err != nil || len(u.lines()) != 0 {
+		t.Errorf("a store undoes %q of itself, %v", u.lines(), err)
+	}
+}
+
+// TestVerifyAsAdopt: verify calls unknown what adopt takes, and nothing else: a label
+// like ours on a key whose CKA_ID is not ours is foreign to both.
+func TestVerifyAsAdopt(t *testing.T) {
+	token := softhsmtest.New(t)
+	dir := t.TempDir()
+	keystore := filepath.Join(dir, "luna.keystore")
+	if err := pkcs11.WriteKeystoreFile(keystore, pkcs11.FileConfig{Module: token.Module, Token: token.Label, PINFile: token.PINFile, Profile: pkcs11.SoftHSM}); err != nil {
+		t.Fatal(err)
+	}
+	writeSite(t, dir, map[string]string{"hadoop.kms.key.provider.uri": "cloudera.hsmkp://file@" + keystore})
+	store, err := sqlite.Open(t.Context(), filepath.Join(dir, "claviger.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := store.Close(); err != nil {
+		t.Fatal(err)
+	}
+	cfg, _, err := pkcs11.ReadKeystoreFile(keystore)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []struct {
+		label string
+		id    []byte
+		want  int
+	}{{"short@0", []byte{1, 2, 3, 4}, 0}, {"k@0", []byte{1, 2, 3, 4, 5, 6, 7, 8}, exitRefused}} {
+		tok, err := pkcs11.Open(t.Context(), cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := tok.GenerateKey(t.Context(), step.id, step.label, 128); err != nil {
+			t.Fatal(err)
+		}
+		if err := tok.Close(); err != nil {
+			t.Fatal(err)
+		}
+		for _, command := range [][]string{{"metastore", "verify"}, {"hsm", "adopt"}} {
+			if got := run(append(command, "--conf", dir)); got != step.want {
+				t.Errorf("%s: %v ends with %d, want %d", step.label, command, got, step.want)
+			}
+		}
+	}
+}
