@@ -126,3 +126,24 @@ func (c *Conf) sensitiveKeys() (func(name string) bool, error) {
 		return false
 	}, nil
 }
+
+// clearSecret are the names of properties whose values are secrets. Names that end in
+// "token" or "credential" mostly say where one is.
+var clearSecret = regexp.MustCompile(`(?i)(secret|password|pass|secret.?key|access.?key)$`)
+
+// ClearSecrets returns the files in which a secret stands in clear, each with the first
+// property by name that holds one.
+func (c *Conf) ClearSecrets() map[string]string {
+	files := map[string]string{}
+	for _, name := range c.Names() {
+		p := c.props[name]
+		value := strings.TrimSpace(p.Value)
+		if p.Line == 0 || value == "" || files[p.File] != "" {
+			continue
+		}
+		if clearSecret.MatchString(name) || withoutSecrets(value) != value {
+			files[p.File] = name
+		}
+	}
+	return files
+}

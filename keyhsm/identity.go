@@ -12,6 +12,8 @@ import (
 
 	"claviger/durable"
 	"claviger/keystore"
+	"claviger/pkcs11"
+	"claviger/secret"
 )
 
 // certificateLife is how long a certificate that CreateCertificate makes is good.
@@ -59,13 +61,19 @@ func (s *Settings) Identity() (*Identity, error) {
 	return &Identity{*cert, trust}, nil
 }
 
+func privateKeyFile(path string) secret.File { return secret.File{Path: path, What: "private key"} }
+
+// SecretFiles are the files of a folder's settings that others must not read or change.
+func (s *Settings) SecretFiles(dir string) []secret.File {
+	return []secret.File{pkcs11.SettingsFile("", filepath.Join(dir, SettingsFile)), pkcs11.PINFile(s.PINFile), privateKeyFile(s.PrivateKey)}
+}
+
 func (s *Settings) certificate() (*tls.Certificate, error) {
-	info, err := os.Stat(s.PrivateKey)
-	if err != nil {
+	if _, err := os.Stat(s.PrivateKey); err != nil {
 		return nil, fmt.Errorf("%s: %w; put the file back, or name another in %s", propPrivateKey, err, SettingsFile)
 	}
-	if mode := info.Mode().Perm(); mode&0o007 != 0 {
-		return nil, fmt.Errorf("private key %s may be read by everybody (mode %04o); cure: chmod o= %s", s.PrivateKey, mode, s.PrivateKey)
+	if err := privateKeyFile(s.PrivateKey).Refuse(); err != nil {
+		return nil, err
 	}
 	chain, err := readFile(s.Certificate, maxPEM)
 	if err != nil {

@@ -143,13 +143,8 @@ func ReadSettings(dir string) (s Settings, warnings []string, err error) {
 	if err != nil {
 		return s, nil, err
 	}
-	info, err := os.Stat(path)
-	if err != nil {
+	if err := pkcs11.SettingsFile("", path).Refuse(); err != nil {
 		return s, nil, err
-	}
-	// Who writes it names a library that is loaded, and where the PIN is.
-	if mode := info.Mode().Perm(); mode&0o002 != 0 {
-		return s, nil, fmt.Errorf("%s may be written by everybody (mode %04o), who could have any library loaded; cure: chmod o-w %s", path, mode, path)
 	}
 	s, warnings, err = parseSettings(path, data)
 	if err != nil {

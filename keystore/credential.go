@@ -66,6 +66,38 @@ type credentialStore struct {
 // is empty, as for Hadoop, and is named in missing.
 func OpenCredentials(path string, password secret.Bytes) (c *Credentials, missing []string, err error) {
 	c = &Credentials{}
+	files, err := CredentialFiles(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, file := range files {
+		data, err := readTLSFile(file)
+		if errors.Is(err, fs.ErrNotExist) {
+			missing = append(missing, file)
+			continue
+		}
+		if err != nil {
+			return nil, nil, fmt.Errorf("property %s: provider %s: %w", CredentialPathProperty, file, err)
+		}
+		entries, err := ParseJCEKS(data, password)
+		if errors.Is(err, ErrPassword) {
+			err = fmt.Errorf("%w; its password comes from the environment variable %s, or from the file that %s names", err, CredentialPasswordEnv, CredentialPasswordProperty)
+		}
+		var format *FormatError
+		if errors.As(err, &format) && format.Is != "" {
+			err = fmt.Errorf("%w; make the store with `hadoop credential create NAME -provider localjceks://file/PATH`", err)
+		}
+		if err != nil {
+			return nil, nil, fmt.Errorf("property %s: provider %s: %w", CredentialPathProperty, file, err)
+		}
+		c.stores = append(c.stores, credentialStore{file, entries, password})
+	}
+	return c, missing, nil
+}
+
+// CredentialFiles are the files of a provider path's stores.
+func CredentialFiles(path string) ([]string, error) {
+	var files []string
 	for _, uri := range strings.Split(path, ",") {
 		if uri = strings.TrimSpace(uri); uri == "" {
 			continue
@@ -77,30 +109,11 @@ func OpenCredentials(path string, password secret.Bytes) (c *Credentials, missin
 		}
 		file, err := credentialFile(uri)
 		if err != nil {
-			return nil, nil, fmt.Errorf("property %s: provider %s: %w", CredentialPathProperty, uri, err)
+			return nil, fmt.Errorf("property %s: provider %s: %w", CredentialPathProperty, uri, err)
 		}
-		data, err := readTLSFile(file)
-		if errors.Is(err, fs.ErrNotExist) {
-			missing = append(missing, file)
-			continue
-		}
-		if err != nil {
-			return nil, nil, fmt.Errorf("property %s: provider %s: %w", CredentialPathProperty, uri, err)
-		}
-		entries, err := ParseJCEKS(data, password)
-		if errors.Is(err, ErrPassword) {
-			err = fmt.Errorf("%w; its password comes from the environment variable %s, or from the file that %s names", err, CredentialPasswordEnv, CredentialPasswordProperty)
-		}
-		var format *FormatError
-		if errors.As(err, &format) && format.Is != "" {
-			err = fmt.Errorf("%w; make the store with `hadoop credential create NAME -provider localjceks://file/PATH`", err)
-		}
-		if err != nil {
-			return nil, nil, fmt.Errorf("property %s: provider %s: %w", CredentialPathProperty, uri, err)
-		}
-		c.stores = append(c.stores, credentialStore{file, entries, password})
+		files = append(files, file)
 	}
-	return c, missing, nil
+	return files, nil
 }
 
 // credentialFile is the file of a provider's URI: jceks://file/p,

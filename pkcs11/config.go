@@ -29,7 +29,9 @@ type Config struct {
 	// messages where it comes from.
 	PIN       func() (secret.Bytes, error)
 	PINSource string
-	Profile   Profile
+	// Files are those of the host that others must not change, or read.
+	Files   []secret.File
+	Profile Profile
 	// MaxSessions bounds the calls under way at once; 0 is the profile's figure.
 	MaxSessions int
 	Log         *slog.Logger
@@ -129,17 +131,13 @@ func ReadKeystoreFile(path string) (c Config, warnings []string, err error) {
 		return c, nil, fmt.Errorf("keystore file: %w", err)
 	}
 	defer file.Close()
-	info, err := file.Stat()
-	if err != nil {
-		return c, nil, fmt.Errorf("keystore file: %w", err)
+	settings := SettingsFile("keystore file", path)
+	if err := settings.Refuse(); err != nil {
+		return c, nil, err
 	}
-	// Whoever writes this file names the library that is loaded into the server, and
-	// is told the PIN.
-	switch mode := info.Mode().Perm(); {
-	case mode&0o002 != 0:
-		return c, nil, fmt.Errorf("keystore file %s may be written by everybody (mode %04o), who could have any library loaded; cure: chmod o-w %s", path, mode, path)
-	case mode&0o020 != 0:
-		warnings = append(warnings, fmt.Sprintf("keystore file %s may be written by its group (mode %04o), who could have any library loaded; better: chmod g-w %s", path, mode, path))
+	settings.Deny = 0o020
+	if err := settings.Refuse(); err != nil {
+		warnings = append(warnings, err.Error())
 	}
 	data, err := io.ReadAll(io.LimitReader(file, maxFile+1))
 	if err != nil {
@@ -153,8 +151,18 @@ func ReadKeystoreFile(path string) (c Config, warnings []string, err error) {
 	if err != nil {
 		return c, nil, fmt.Errorf("keystore file %s: %w", path, err)
 	}
+	c.Files = append(c.Files, SettingsFile("keystore file", path))
 	return c, warnings, nil
 }
+
+// SettingsFile is a file that names the library that is loaded into the server, and the
+// place of the PIN. It holds no secret, so that others may read it.
+func SettingsFile(what, path string) secret.File {
+	return secret.File{Path: path, What: what, Deny: 0o002, Harm: "who could have any library loaded"}
+}
+
+// PINFile is a file that holds a PIN.
+func PINFile(path string) secret.File { return secret.File{Path: path, What: "PIN file"} }
 
 // ParseProfile checks a profile's name; "" leaves the choice to the token's maker.
 func ParseProfile(name string) (Profile, error) {
@@ -273,6 +281,7 @@ func (c *FileConfig) Config(dir string) (Config, error) {
 			path = filepath.Join(dir, path)
 		}
 		cfg.PIN, cfg.PINSource = pinFile(path), "file "+path
+		cfg.Files = []secret.File{PINFile(path)}
 	case c.PINEnv != "":
 		cfg.PINSource = "environment variable " + c.PINEnv
 		cfg.PIN = func() (secret.Bytes, error) {
@@ -291,6 +300,7 @@ func (c *FileConfig) Config(dir string) (Config, error) {
 		}
 		path := filepath.Join(base, c.Credential)
 		cfg.PIN, cfg.PINSource = pinFile(path), "credential "+c.Credential
+		cfg.Files = []secret.File{PINFile(path)}
 	}
 	return cfg, nil
 }
@@ -306,8 +316,8 @@ func pinFile(path string) func() (secret.Bytes, error) {
 		if err != nil {
 			return nil, fmt.Errorf("PIN file: %w", err)
 		}
-		if info.Mode().Perm()&0o007 != 0 {
-			return nil, fmt.Errorf("PIN file %s may be read by everybody (mode %04o); cure: chmod o= %s", path, info.Mode().Perm(), path)
+		if err := PINFile(path).Refuse(); err != nil {
+			return nil, err
 		}
 		if info.Size() > maxFile {
 			return nil, fmt.Errorf("PIN file %s is %d bytes long; that is no PIN: write the PIN alone into it, or name the file that has it", path, info.Size())

@@ -17,6 +17,7 @@ import (
 
 	"claviger"
 	"claviger/durable"
+	"claviger/secret"
 )
 
 // Names in a ".keytrustee" folder. They are Cloudera's, and those of GnuPG before
@@ -44,8 +45,6 @@ type Folder struct {
 	Store string
 	// Registered is when we were; zero: not yet.
 	Registered time.Time
-	// Warnings are what an operator should look at, with the cure.
-	Warnings []string
 }
 
 // conf is keytrustee.conf. LOCAL_FINGERPRINT is public of Cloudera's, whose server
@@ -189,7 +188,6 @@ func loadFolder(path string) (*Folder, error) {
 		}
 		f.Servers = append(f.Servers, p)
 	}
-	f.Warnings = openToOthers(path)
 	return f, nil
 }
 
@@ -289,15 +287,12 @@ func usable(e *openpgp.Entity, file, fingerprint string) error {
 	return nil
 }
 
-// openToOthers warns of what others on this machine can read.
-func openToOthers(path string) []string {
-	var warnings []string
+// SecretFiles are what others on this machine must not read: the folder and its private
+// ring, which GnuPG does not open to a group either.
+func SecretFiles(path string) []secret.File {
+	var list []secret.File
 	for _, name := range []string{PrivateRing, ConfFile, "."} {
-		file := filepath.Join(path, name)
-		info, err := os.Stat(file)
-		if err == nil && info.Mode().Perm()&0o077 != 0 {
-			warnings = append(warnings, fmt.Sprintf("%s can be read by others on this machine (mode %04o): chmod -R go= %s", file, info.Mode().Perm(), path))
-		}
+		list = append(list, secret.File{Path: filepath.Join(path, name), Deny: 0o077})
 	}
-	return warnings
+	return list
 }

@@ -44,7 +44,7 @@ func TestFolder(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got.Identity.String() != a.String() || len(got.Servers) != 1 || got.Servers[0].String() != b.String() || got.Org != f.Org || !got.Registered.Equal(f.Registered) || got.Path != path || len(got.Warnings) > 0 {
+	if got.Identity.String() != a.String() || len(got.Servers) != 1 || got.Servers[0].String() != b.String() || got.Org != f.Org || !got.Registered.Equal(f.Registered) || got.Path != path {
 		t.Errorf("%+v", got)
 	}
 	sealed, err := a.Seal([]byte("s"), time.Now())
@@ -57,11 +57,23 @@ func TestFolder(t *testing.T) {
 	if _, err := NewFolder(path, b); !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "never overwritten") {
 		t.Errorf("a second identity: %v", err)
 	}
-	if err := os.Chmod(filepath.Join(path, PrivateRing), 0o640); err != nil {
+	faults := func() (list []string) {
+		for _, f := range SecretFiles(path) {
+			if err := f.Refuse(); err != nil {
+				list = append(list, err.Error())
+			}
+		}
+		return list
+	}
+	if got := faults(); len(got) > 0 {
+		t.Errorf("a new folder: %q", got)
+	}
+	ring := filepath.Join(path, PrivateRing)
+	if err := os.Chmod(ring, 0o640); err != nil {
 		t.Fatal(err)
 	}
-	if got, err = LoadFolder(path); err != nil || len(got.Warnings) != 1 || !strings.Contains(got.Warnings[0], "chmod -R go= "+path) {
-		t.Errorf("%v, %v", got, err)
+	if got := faults(); len(got) != 1 || got[0] != ring+" may be read by its group (mode 0640); cure: chmod go= "+ring {
+		t.Errorf("a ring that its group may read: %q", got)
 	}
 }
 

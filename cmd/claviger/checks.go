@@ -36,6 +36,7 @@ func (s *kmsServer) checks() []console.Check {
 		// A node without its directory serves by the groups that it knows.
 		{Name: "groups", Informational: true, Run: func(context.Context) error { return s.auth.groups.Stats().Err }},
 		{Name: "certificates", Informational: true, Run: s.svc.checkCertificates},
+		s.secrets.check(),
 		{Name: "audit streams", Informational: true, Run: func(context.Context) error { return s.trail.streamErr() }},
 	}
 	checks = append(checks, s.storeChecks()...)

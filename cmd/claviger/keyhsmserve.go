@@ -21,6 +21,7 @@ import (
 	"claviger/console"
 	"claviger/keyhsm"
 	"claviger/pkcs11"
+	"claviger/secret"
 )
 
 // keyHSMFlags are the flags of `keyhsm start`.
@@ -66,6 +67,7 @@ func serveKeyHSM(ctx context.Context, f keyHSMFlags, log *slog.Logger) (err erro
 	if err := notAsRoot(set.PINFile); err != nil {
 		return err
 	}
+	secrets := watchSecrets(log, func() []secret.File { return set.SecretFiles(f.conf) })
 	if f.listen != "" {
 		set.Listen = f.listen
 	}
@@ -108,7 +110,7 @@ func serveKeyHSM(ctx context.Context, f keyHSMFlags, log *slog.Logger) (err erro
 		return errors.Join(err, listener.Close())
 	}
 	bounded := &boundedListener{Listener: listener, most: int64(set.MaxConnections), property: "keyhsm.max.connections", log: log}
-	stopConsole, err := serveConsole(ctx, f.metrics, console.Config{Log: log, Metrics: keyHSMMetrics(server, tok, bounded), Checks: keyHSMChecks(server, keeper)})
+	stopConsole, err := serveConsole(ctx, f.metrics, console.Config{Log: log, Metrics: keyHSMMetrics(server, tok, bounded), Checks: append(keyHSMChecks(server, keeper), secrets.check())})
 	if err != nil {
 		return errors.Join(err, listener.Close())
 	}

@@ -34,6 +34,7 @@ func newKeyHSMValidate() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			warnOnConsole(set.SecretFiles(conf), cmd.ErrOrStderr())
 			ctx, cancel := context.WithTimeout(cmd.Context(), hsmTimeout)
 			defer cancel()
 			checks := validateKeyHSM(ctx, &set)

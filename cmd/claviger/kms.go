@@ -22,6 +22,7 @@ import (
 	"claviger/keyring"
 	"claviger/kmsapi"
 	"claviger/migrate"
+	"claviger/secret"
 )
 
 // kmsFlags are the flags of `claviger kms`.
@@ -116,6 +117,7 @@ type kmsServer struct {
 	policy  *authz.Watcher
 	closers []func() error // of what is open, in order
 	lanes   kmsapi.Lanes
+	secrets *secretsWatch
 	// waiting is why KMS requests are not served yet; "" once they are.
 	waiting atomic.Pointer[string]
 }
@@ -132,6 +134,7 @@ func (s *kmsServer) close() error {
 
 // run migrates if the settings say so, then serves until ctx ends.
 func (s *kmsServer) run(ctx context.Context, front *front, readyFile string) (err error) {
+	s.secrets = watchSecrets(s.log, func() []secret.File { return secretFiles(s.conf) })
 	starting := "the server is starting"
 	s.waiting.Store(&starting)
 	handler, err := s.handler(front.listener)

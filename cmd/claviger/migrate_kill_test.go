@@ -294,11 +294,17 @@ func serve(t *testing.T, dir string) string {
 // how it ended.
 func serveToEnd(t *testing.T, dir string) (url string, end func() error) {
 	t.Helper()
+	return serveLogged(t, dir, slog.New(slog.DiscardHandler))
+}
+
+// serveLogged is serveToEnd with a log.
+func serveLogged(t *testing.T, dir string, log *slog.Logger) (url string, end func() error) {
+	t.Helper()
 	ctx, stop := context.WithCancel(context.Background())
 	ready := filepath.Join(dir, "ready")
 	ended := make(chan error, 1)
 	go func() {
-		ended <- serveKMS(ctx, kmsFlags{conf: dir, port: 0, ready: ready}, slog.New(slog.DiscardHandler), new(slog.LevelVar))
+		ended <- serveKMS(ctx, kmsFlags{conf: dir, port: 0, ready: ready}, log, new(slog.LevelVar))
 	}()
 	end = func() error {
 		stop()

@@ -20,11 +20,12 @@ import (
 	"claviger/migrate"
 	"claviger/provider"
 	"claviger/provider/keytrustee"
+	"claviger/secret"
 )
 
 // probes are what a migration measures of the providers that are open.
 func (s *service) probes(ctx context.Context) (migrate.Probes, error) {
-	p := migrate.Probes{User: osUser(), Own: ownAddresses(ctx, s.Conf), More: s.trustees}
+	p := migrate.Probes{User: osUser(), Own: ownAddresses(ctx, s.Conf), More: s.moreChecks}
 	p.Rules = func(ctx context.Context, user string, aclNames []string) migrate.Check {
 		return rulesHere(ctx, s.Conf, user, aclNames)
 	}
@@ -59,6 +60,15 @@ func (s *service) probes(ctx context.Context) (migrate.Probes, error) {
 	}
 	p.Source = kms.Probe
 	return p, nil
+}
+
+// moreChecks are of what else this server stands on.
+func (s *service) moreChecks(ctx context.Context) []migrate.Check {
+	checks := s.trustees(ctx)
+	if faults := secret.Exposed(secretFiles(s.Conf)...); len(faults) > 0 {
+		checks = append(checks, migrate.Check{Name: "files with secrets", Status: migrate.Warning, Measured: strings.Join(faults, "; "), Cure: "as said of each"})
+	}
+	return checks
 }
 
 // lookupTimeout bounds the question for our own full name.

@@ -25,6 +25,7 @@ import (
 	"claviger/durable"
 	"claviger/keyhsm"
 	"claviger/keystore"
+	"claviger/secret"
 	"claviger/trustee"
 	"claviger/trustee/server"
 )
@@ -238,12 +239,10 @@ func serveTrustee(ctx context.Context, f trusteeFlags, log *slog.Logger) (err er
 	if err != nil {
 		return err
 	}
-	for _, w := range folder.Warnings {
-		log.Warn(w)
-	}
 	if err := notAsRoot(folder.Path); err != nil {
 		return err
 	}
+	secrets := watchSecrets(log, func() []secret.File { return trusteeSecretFiles(folder) })
 	store, err := openTrusteeStore(ctx, folder, log)
 	if err != nil {
 		return err
@@ -282,7 +281,7 @@ func serveTrustee(ctx context.Context, f trusteeFlags, log *slog.Logger) (err er
 	const most = 1024 // connections
 	bounded := &boundedListener{Listener: listener, most: most, log: log}
 	certificate := shownCertificate(conf)
-	stopConsole, err := serveConsole(ctx, f.metrics, console.Config{Log: log, Metrics: trusteeMetrics(&cfg, certificate, bounded), Checks: trusteeChecks(store, keeper, certificate)})
+	stopConsole, err := serveConsole(ctx, f.metrics, console.Config{Log: log, Metrics: trusteeMetrics(&cfg, certificate, bounded), Checks: append(trusteeChecks(store, keeper, certificate), secrets.check())})
 	if err != nil {
 		return errors.Join(err, listener.Close())
 	}

@@ -128,9 +128,6 @@ func (o *opening) load(ctx context.Context) error {
 		return err
 	}
 	o.folder = folder
-	for _, w := range folder.Warnings {
-		o.log.Warn(w)
-	}
 	if o.client, err = o.newClient(); err != nil {
 		return err
 	}

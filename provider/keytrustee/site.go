@@ -27,6 +27,7 @@ type site struct {
 	hosts      []string // host:port, the active one first
 	org        string
 	auth       secret.Bytes
+	secrets    []secret.File // that hold auth
 	roundRobin bool
 	pool       int
 	insecure   bool
@@ -89,16 +90,17 @@ func Hosts(place, confDir string) (hosts []string, insecure bool, err error) {
 	return s.hosts, s.insecure, err
 }
 
-// notForAll refuses a file with a secret that every user of the host may read.
-func notForAll(path, holds string) error {
-	info, err := os.Stat(path)
-	if err != nil {
-		return err
-	}
-	if mode := info.Mode().Perm(); mode&0o004 != 0 {
-		return fmt.Errorf("%s holds a secret (%s) and may be read by everybody (mode %04o); cure: chmod o= %s", path, holds, mode, path)
-	}
-	return nil
+// holding is a file with a secret.
+func holding(path, what string) secret.File {
+	return secret.File{Path: path, Harm: "and holds a secret (" + what + ")"}
+}
+
+// SecretFiles are kts-site.xml, where it holds the organization's secret, and the file
+// that holds it otherwise; the arguments are those of Hosts.
+func SecretFiles(place, confDir string) []secret.File {
+	s, _, _ := readSite(place, confDir) // opening the provider says what is wrong
+	s.auth.Wipe()
+	return s.secrets
 }
 
 func allNames() []string {
@@ -134,7 +136,8 @@ func (s *site) read(c *hadoopconf.Conf) error {
 	auth, _ := c.Get(prefix + "auth")
 	s.auth = secret.Bytes(auth)
 	if auth != "" {
-		if err := notForAll(s.file, prefix+"auth"); err != nil {
+		s.secrets = append(s.secrets, holding(s.file, prefix+"auth"))
+		if err := s.secrets[0].Refuse(); err != nil {
 			return err
 		}
 	}
@@ -146,7 +149,8 @@ func (s *site) read(c *hadoopconf.Conf) error {
 		if err != nil {
 			return fmt.Errorf("%s: property %s: %w", s.file, prefix+"auth.file", err)
 		}
-		if err := notForAll(file, "the organization's secret"); err != nil {
+		s.secrets = append(s.secrets, holding(file, "the organization's secret"))
+		if err := s.secrets[0].Refuse(); err != nil {
 			return err
 		}
 		s.auth = secret.Bytes(strings.TrimRight(string(b), "\r\n"))

@@ -1,0 +1,182 @@
+package secret_test
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"claviger/secret"
+)
+
+// asOther names, for the test binary run as another user, the file to ask about.
+const asOther = "CLAVIGER_TEST_EXPOSED"
+
+func TestMain(m *testing.M) {
+	if path := os.Getenv(asOther); path != "" {
+		os.Stdout.WriteString(strings.Join(secret.Exposed(secret.File{Path: path, What: "keytab"}), "\n")) //nolint:errcheck // the test sees it
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+// TestFileModes: what Deny names is refused, and nothing else.
+func TestFileModes(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "f")
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		mode, deny fs.FileMode
+		want       string
+	}{
+		{0o600, 0, ""},
+		{0o440, 0, ""}, // Hadoop's keytabs
+		{0o660, 0, ""},
+		{0o604, 0, "keytab PATH may be read by everybody (mode 0604), so that they are us; cure: chmod o= PATH"},
+		{0o606, 0, "keytab PATH may be read by everybody (mode 0606), so that they are us; cure: chmod o= PATH"},
+		{0o602, 0, "keytab PATH may be written by everybody (mode 0602), so that they are us; cure: chmod o= PATH"},
+		{0o601, 0, "keytab PATH may be run by everybody (mode 0601), so that they are us; cure: chmod o= PATH"},
+		{0o604, 0o002, ""},
+		{0o646, 0o002, "keytab PATH may be written by everybody (mode 0646), so that they are us; cure: chmod o-w PATH"},
+		{0o620, 0o020, "keytab PATH may be written by its group (mode 0620), so that they are us; cure: chmod g-w PATH"},
+		{0o640, 0o077, "keytab PATH may be read by its group (mode 0640), so that they are us; cure: chmod go= PATH"},
+		{0o600, 0o077, ""},
+	} {
+		if err := os.Chmod(path, test.mode); err != nil {
+			t.Fatal(err)
+		}
+		f := secret.File{Path: path, What: "keytab", Deny: test.deny, Harm: "so that they are us"}
+		got := ""
+		if err := f.Refuse(); err != nil {
+			got = err.Error()
+		}
+		want := strings.ReplaceAll(test.want, "PATH", path)
+		if got != want {
+			t.Errorf("mode %04o, denied %04o: %q, want %q", test.mode, test.deny, got, want)
+		}
+		if list := strings.Join(secret.Exposed(f), "; "); list != want {
+			t.Errorf("mode %04o, denied %04o, exposed: %q, want %q", test.mode, test.deny, list, want)
+		}
+	}
+	missing := secret.File{Path: path + "x"}
+	if err := missing.Refuse(); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a file that is not there: %v", err)
+	}
+	if got := secret.Exposed(missing); len(got) > 0 {
+		t.Errorf("a file that is not there: %q", got)
+	}
+}
+
+// TestExposedFolders: a folder that everybody may write, at any height and on either side
+// of a symbolic link, is named once, with how many files are in it.
+func TestExposedFolders(t *testing.T) {
+	dir := t.TempDir()
+	open, link := filepath.Join(dir, "open"), filepath.Join(dir, "links")
+	deep := filepath.Join(open, "deep")
+	for _, d := range []string{deep, link} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"a", "b"} {
+		if err := os.WriteFile(filepath.Join(deep, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink(filepath.Join(deep, "a"), filepath.Join(link, "a")); err != nil {
+		t.Fatal(err)
+	}
+	a, b, linked := secret.File{Path: filepath.Join(deep, "a")}, secret.File{Path: filepath.Join(deep, "b")}, secret.File{Path: filepath.Join(link, "a")}
+	check := func(when string, want string, files ...secret.File) {
+		t.Helper()
+		if got := strings.Join(secret.Exposed(files...), "; "); got != strings.ReplaceAll(want, "DIR", dir) {
+			t.Errorf("%s: %q, want %q", when, got, want)
+		}
+	}
+	chmod := func(path string, mode fs.FileMode) {
+		t.Helper()
+		if err := os.Chmod(path, mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	check("closed", "", a, b, linked)
+	chmod(open, 0o777)
+	check("open", "folder DIR/open may be written by everybody (mode 0777), who can replace DIR/open/deep/a and 1 more files; cure: chmod o-w DIR/open", a, b)
+	check("open behind a link", "folder DIR/open may be written by everybody (mode 0777), who can replace DIR/links/a; cure: chmod o-w DIR/open", linked)
+	chmod(open, 0o777|fs.ModeSticky)
+	check("sticky", "", a, b, linked)
+	chmod(open, 0o700)
+	chmod(link, 0o777)
+	check("open before a link", "folder DIR/links may be written by everybody (mode 0777), who can replace DIR/links/a; cure: chmod o-w DIR/links", linked, a)
+}
+
+// TestExposedOwner: run as another user than root, a file or a folder of a third one is
+// named; those of root and of the user himself are not.
+func TestExposedOwner(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can give files away")
+	}
+	const us, third = 65534, 12345
+	base, err := os.MkdirTemp("", "exposed") // below folders that every user may enter
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(base) })
+	binary := filepath.Join(base, "test")
+	if data, err := os.ReadFile(os.Args[0]); err != nil {
+		t.Fatal(err)
+	} else if err := os.WriteFile(binary, data, 0o700); err != nil { //nolint:gosec // it is to be run
+		t.Fatal(err)
+	}
+	dir := filepath.Join(base, "dir")
+	file := filepath.Join(dir, "kms.keytab")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range []string{base, binary, dir} {
+		if err := os.Chmod(p, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, test := range []struct {
+		fileOwner, dirOwner int
+		want                []string
+	}{
+		{0, 0, nil},
+		{us, us, nil},
+		{third, us, []string{"keytab FILE belongs to the user 12345, who can read and change it; cure: chown nobody FILE"}},
+		{us, third, []string{"folder DIR belongs to the user 12345, who can replace keytab FILE; cure: chown nobody DIR"}},
+	} {
+		if err := errors.Join(os.Chown(file, test.fileOwner, -1), os.Chown(dir, test.dirOwner, -1)); err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.CommandContext(t.Context(), binary)
+		cmd.Env = append(os.Environ(), asOther+"="+file)
+		cmd.Dir = "/"
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: us, Gid: us}}
+		out, err := cmd.Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var want []string
+		for _, w := range test.want {
+			want = append(want, strings.NewReplacer("FILE", file, "DIR", dir).Replace(w))
+		}
+		var got []string
+		if len(out) > 0 {
+			got = strings.Split(string(out), "\n")
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("a file of %d in a folder of %d: %q, want %q", test.fileOwner, test.dirOwner, got, want)
+		}
+	}
+}
