@@ -44,7 +44,7 @@ func TestFreeNames(t *testing.T) {
 	finish := func() {
 		t.Helper()
 		b.cfg.Source = nil
-		end, err := b.engine(t).Finish(t.Context(), migrate.FinishOptions{Since: noon, EDEKsDone: true, Get: func(string) (string, string, bool) { return "", "", false }})
+		end, err := b.engine(t).Finish(t.Context(), migrate.FinishOptions{Since: noon, EDEKsDone: true, SourceGone: true, Get: func(string) (string, string, bool) { return "", "", false }})
 		if err != nil || !end.Finished {
 			t.Fatalf("%v, %v", end, err)
 		}

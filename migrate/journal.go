@@ -73,6 +73,9 @@ type Run struct {
 	Started  time.Time `json:"started"`
 	// Ended is when it became complete, incomplete or finished.
 	Ended *time.Time `json:"ended,omitempty"`
+	// Compared is when Finish last saw that the source, asked after the run, has no key
+	// that was not taken over.
+	Compared *time.Time `json:"compared,omitempty"`
 	// Resumed is how often a later process went on with it.
 	Resumed int `json:"resumed,omitempty"`
 }

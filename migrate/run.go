@@ -151,6 +151,9 @@ func (w *work) nothingNew(h *history) bool {
 		return false
 	}
 	for _, it := range w.items {
+		if it.State == Planned || it.State == Importing {
+			return false // Finish has noted it
+		}
 		if before, known := h.items[it.Key]; !known || before.State != it.State || before.Folded != it.Folded {
 			return false
 		}

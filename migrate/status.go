@@ -345,6 +345,9 @@ type FinishOptions struct {
 	// EDEKsDone is the operator's word that every EDEK, those in snapshots and
 	// replicas included, is re-encrypted or gone.
 	EDEKsDone bool
+	// SourceGone is the operator's word that the source cannot be asked any more, so
+	// that keys which it has got since the run are lost with it.
+	SourceGone bool
 	// Get returns a property of the server's configuration as somebody has set it,
 	// and where ("/etc/kms/kms-site.xml:12"); built-in defaults do not count. Nil
 	// leaves the properties unchecked.
@@ -368,6 +371,9 @@ type Ending struct {
 	NotReached []string `json:"notReached"`
 	// Finished: nothing is left to do, and the journal says so.
 	Finished bool `json:"finished"`
+	// Compared is when the source was last asked whether it has keys that are not here;
+	// nil: never after the run.
+	Compared *time.Time `json:"compared,omitempty"`
 	// Deleted are keys that were migrated and have been deleted here since. What they
 	// encrypted opens nowhere once the source has gone.
 	Deleted []string `json:"deleted,omitempty"`
@@ -469,6 +475,9 @@ func (e *Engine) refusals(ctx context.Context, f *Ending, h *history, o FinishOp
 		}
 		refuse("the last run (%s) is %s: run the migration again", last.Name, state)
 	}
+	if err := e.compareNames(ctx, h, refuse); err != nil {
+		return err
+	}
 	for _, key := range h.order {
 		if it := h.items[key]; !it.State.settled() {
 			refuse("key %s is %s: %s", printable(key), it.State, it.Why)
@@ -477,22 +486,8 @@ func (e *Engine) refusals(ctx context.Context, f *Ending, h *history, o FinishOp
 	if err := e.notUsable(ctx, f, h, refuse); err != nil {
 		return err
 	}
-	if e.cfg.Source != nil {
-		sv, err := e.look(ctx, "migrate.Finish")
-		switch {
-		case err == nil:
-			for _, it := range sv.items {
-				if before, known := h.items[it.Key]; !known {
-					refuse("key %s is at the source and was not migrated: run the migration again", printable(it.Key))
-				} else if before.State.settled() && !it.State.settled() {
-					refuse("key %s is %s now: %s", printable(it.Key), it.State, it.Why)
-				}
-			}
-		case ctx.Err() != nil:
-			return err
-		default:
-			refuse("the source could not be asked for keys that are new there: %s. If it is gone for good, take %s out of the configuration", claviger.Reason(err), propSource)
-		}
+	if f.Compared = last.Compared; f.Compared == nil && last.State != Finished && !o.SourceGone && e.cfg.Source == nil {
+		refuse("the source was not asked, since the run, whether it has got other keys: name it by %s again, and call claviger migrate finish once before it is taken out of the configuration. If it is gone for good, say so by --source-gone: keys that it has got since the run are lost with it", propSource)
 	}
 	uses, err := e.cfg.Store.Uses(ctx)
 	if err != nil {
@@ -507,6 +502,53 @@ func (e *Engine) refusals(ctx context.Context, f *Ending, h *history, o FinishOp
 		refuse("nobody has said that all EDEKs are re-encrypted: re-encrypt every zone (hdfs crypto -reencryptZone -start -path ZONE), delete snapshots from before it, then say so with --edeks-done. That reaches HDFS' files alone: neither ORC's footers, nor Ozone, nor copies outside of HDFS")
 	}
 	return nil
+}
+
+// compareNames refuses for each key of the source that is not here. It notes such a
+// key in the journal: it is known when the source is no longer configured, and nobody
+// makes a key of its name. Where there is none, the run has the time of the comparison.
+func (e *Engine) compareNames(ctx context.Context, h *history, refuse func(string, ...any)) error {
+	if e.cfg.Source == nil {
+		return nil
+	}
+	sv, err := e.look(ctx, "migrate.Finish")
+	switch {
+	case err == nil:
+	case ctx.Err() != nil:
+		return err
+	default:
+		refuse("the source could not be asked for keys that are new there: %s. If it is gone for good, take %s out of the configuration, and say --source-gone", claviger.Reason(err), propSource)
+		return nil
+	}
+	last, all := h.last(), true
+	for _, it := range sv.unlistedSince() {
+		if before := h.items[it.Key]; before.State.settled() {
+			continue // the next run notes that it has gone from both
+		}
+		h.items[it.Key] = it
+		if err := e.putItem(ctx, last.Name, it); err != nil {
+			return err
+		}
+	}
+	for _, it := range sv.items {
+		before, known := h.items[it.Key]
+		switch {
+		case !known:
+			all = false
+			refuse("key %s is at the source and was not migrated: run the migration again", printable(it.Key))
+			it.Why = "is at the source and was not migrated: run the migration again"
+			if err := e.putItem(ctx, last.Name, it); err != nil {
+				return err
+			}
+		case before.State.settled() && !it.State.settled():
+			all = false
+			refuse("key %s is %s now: %s", printable(it.Key), it.State, it.Why)
+		}
+	}
+	if last.Compared = nil; all {
+		last.Compared = ptr(e.now())
+	}
+	return e.putRun(ctx, *last)
 }
 
 // notUsable refuses for each version of a migrated key with which the target does not

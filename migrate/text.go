@@ -246,6 +246,11 @@ func (f *Ending) WriteText(w io.Writer) error {
 		here = fmt.Sprintf("every key is here and can be used but for %d that were deleted here", n)
 	}
 	r.line("No version of the source was used since %s, %s, and you say that the EDEKs of all zones are re-encrypted.", f.Since.Format(time.RFC3339), here)
+	if f.Compared != nil {
+		r.line("The source had no other keys when it was last asked, at %s.", f.Compared.UTC().Format(time.RFC3339))
+	} else {
+		r.line("The source was not asked, since the run, whether it has other keys.")
+	}
 	if len(f.Deleted) > 0 {
 		r.line("")
 		r.line("These keys were migrated and have been deleted here since. What they encrypted opens nowhere once the source has gone; if that is not meant: claviger key undelete.")

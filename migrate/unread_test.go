@@ -230,7 +230,7 @@ func TestFinishAsksTheSource(t *testing.T) {
 	b.run(t)
 	b.cfg.Source = &stub{Source: b.source, keysErr: claviger.Errorf("kmsclient.Keys", claviger.Internal, "", "the KMS's answer cannot be read: the answer is null")}
 	finish := func() *migrate.Ending {
-		f, err := b.engine(t).Finish(t.Context(), migrate.FinishOptions{Since: noon, EDEKsDone: true, Get: nothingSet})
+		f, err := b.engine(t).Finish(t.Context(), migrate.FinishOptions{Since: noon, EDEKsDone: true, SourceGone: true, Get: nothingSet})
 		must(t, err)
 		return f
 	}

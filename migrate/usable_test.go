@@ -110,3 +110,43 @@ func TestFinishedStaysFinished(t *testing.T) {
 		t.Errorf("verify without a source: %v", err)
 	}
 }
+
+// TestKeysSinceTheRun: a key that the source has got since the run keeps it needed,
+// also when the source is no longer configured; its name stays taken. Where the source
+// was never asked after the run, the end needs the operator's word.
+func TestKeysSinceTheRun(t *testing.T) {
+	b := newBench(t)
+	b.add(t, "k", 1)
+	b.run(t)
+	ctx := t.Context()
+	finish := func(source migrate.Source, gone bool) *migrate.Ending {
+		t.Helper()
+		b.cfg.Source = source
+		f, err := b.engine(t).Finish(ctx, migrate.FinishOptions{Since: noon, EDEKsDone: true, SourceGone: gone, Get: nothingSet})
+		must(t, err)
+		return f
+	}
+	source := b.cfg.Source
+	if f := finish(nil, false); f.Finished || len(f.Refusals) != 1 || !strings.Contains(f.Refusals[0], "--source-gone") {
+		t.Errorf("never asked: %+v", f)
+	}
+	b.add(t, "late", 1)
+	if f := finish(source, false); f.Finished || f.Compared != nil || len(f.Refusals) != 1 || !strings.Contains(f.Refusals[0], "key late is at the source and was not migrated") {
+		t.Errorf("a new key: %+v", f)
+	}
+	for _, gone := range []bool{false, true} {
+		if f := finish(nil, gone); f.Finished || !strings.Contains(strings.Join(f.Refusals, "\n"), "key late is planned: is at the source and was not migrated") {
+			t.Errorf("a new key, and the source taken out, gone %t: %+v", gone, f)
+		}
+	}
+	origins, err := migrate.Origins(ctx, b.store)
+	must(t, err)
+	if !slices.ContainsFunc(origins, func(o migrate.Origin) bool { return o.Key == "late" }) {
+		t.Errorf("the name of the new key is free: %v", origins)
+	}
+	b.cfg.Source = source
+	b.run(t)
+	if f := finish(nil, true); !f.Finished || f.Compared != nil {
+		t.Errorf("taken over, and the source gone: %+v", f)
+	}
+}

@@ -23,16 +23,17 @@ import (
 // migrateFlags are the flags of `claviger migrate`; not every subcommand has
 // all of them.
 type migrateFlags struct {
-	conf      string
-	format    string
-	versions  string
-	hdfs      string
-	asUser    string
-	edeksDone bool
-	unused    time.Duration
-	shred     bool
-	yes       bool
-	leftovers []string
+	conf       string
+	format     string
+	versions   string
+	hdfs       string
+	asUser     string
+	edeksDone  bool
+	sourceGone bool
+	unused     time.Duration
+	shred      bool
+	yes        bool
+	leftovers  []string
 }
 
 func newMigrateCommand() *cobra.Command {

@@ -132,6 +132,9 @@ func TestOldVersionsStayForeign(t *testing.T) {
 	opens("deleted", here, false, ours...)
 
 	// The source goes, the migration is ended, and somebody takes the name.
+	if out, err := command(t, "migrate", "finish", "--conf", dir); err == nil || !strings.Contains(out, "nobody has said") || strings.Contains(out, "was not migrated") {
+		t.Fatalf("%v\n%s", err, out)
+	}
 	if err := stopSource(); err != nil {
 		t.Error(err)
 	}
@@ -141,6 +144,10 @@ func TestOldVersionsStayForeign(t *testing.T) {
 	}
 	writeSite(t, dir, site)
 	if out, err := command(t, "migrate", "finish", "--conf", dir, "--edeks-done", "--unused-for", "0s"); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	// Nobody may, until an administrator frees it.
+	if out, err := command(t, "migrate", "free", "--conf", dir, "ledger"); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	url, end = serveToEnd(t, dir)

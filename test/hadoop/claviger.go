@@ -56,14 +56,20 @@ func Binary(t testing.TB) string {
 // standard output.
 func Claviger(t testing.TB, env []string, args ...string) string {
 	t.Helper()
+	return ClavigerExit(t, env, 0, args...)
+}
+
+// ClavigerExit is Claviger for a command that must end with that exit status.
+func ClavigerExit(t testing.TB, env []string, code int, args ...string) string {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, Binary(t), args...)
 	cmd.Env = append(cleanEnv(), env...)
 	var out, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &stderr
-	if err := cmd.Run(); err != nil {
-		t.Fatalf("claviger %s: %v\n%s%s", strings.Join(args, " "), err, out.Bytes(), stderr.Bytes())
+	if err := cmd.Run(); cmd.ProcessState == nil || cmd.ProcessState.ExitCode() != code {
+		t.Fatalf("claviger %s: %v, want exit status %d\n%s%s", strings.Join(args, " "), err, code, out.Bytes(), stderr.Bytes())
 	}
 	return out.String()
 }

@@ -263,6 +263,10 @@ func goFrom(t *testing.T, source origin) {
 	if got := metadata(t, ours.ProviderURI()); len(want) != len(zones) || !slices.Equal(got, want) {
 		t.Errorf("metadata after the migration:\n%s\nat the source:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
+	// While the source is there, it is asked whether it has other keys.
+	if said := ClavigerExit(t, env, 3, "migrate", "finish", "--conf", conf); !strings.Contains(said, "nobody has said that all EDEKs are re-encrypted") || strings.Contains(said, "was not migrated") {
+		t.Errorf("finish, too early, says\n%s", said)
+	}
 	w.cluster.SetKeyProvider(ours.ProviderURI())
 	w.cluster.Restart()
 	if source.early {
@@ -288,7 +292,7 @@ func goFrom(t *testing.T, source origin) {
 	// The last word on the source names what a re-encryption of zones leaves under it:
 	// the old ORC files are such.
 	ended := Claviger(t, env, "migrate", "finish", "--conf", conf, "--edeks-done", "--unused-for", "0s")
-	for _, want := range []string{"ORC files with encrypted columns", "Ozone", "/.reserved/raw", "The migration is finished."} {
+	for _, want := range []string{"ORC files with encrypted columns", "Ozone", "/.reserved/raw", "The source had no other keys when it was last asked", "The migration is finished."} {
 		if !strings.Contains(ended, want) {
 			t.Errorf("finish does not say %q:\n%s", want, ended)
 		}
