@@ -53,6 +53,8 @@ var KMS = []Known{
 	{"hadoop.http.sni.host.check.enabled", "false", "taken and not used: one certificate serves all names, and clients check it"},
 	{"hadoop.http.logs.enabled", "true", "taken and not used: log files are not shown over HTTP"},
 	{"claviger.http.max.connections", "8192", "most connections of clients at once; one more is closed at once, so that its client goes to another node"},
+	{"claviger.http.max.connections.per.address", "", "most of them of one IPv4 address, or one /64 network of IPv6; empty: half of all; 0: no limit"},
+	{"claviger.http.unlimited.addresses", "127.0.0.1,::1", "comma list of addresses and networks without that limit: balancers, proxies, NAT, which stand for many clients"},
 	{"claviger.http.head.timeout", "10s", "by when a request's head must have come, and a TLS handshake be done"},
 	{"claviger.http.request.timeout", "1m", "by when all of a request must have come"},
 	{"claviger.http.answer.timeout", "2m", "by when it must be answered, slow readers included"},

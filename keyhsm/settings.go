@@ -51,6 +51,11 @@ type Settings struct {
 	// Trust is the folder of the trustees' certificates.
 	Trust          string `json:"trust"`
 	MaxConnections int    `json:"maxConnections"`
+	// MaxPerAddress is how many of them one address may have; nil: half, 0: all.
+	MaxPerAddress *int `json:"maxConnectionsPerAddress,omitempty"`
+	// Unlimited is a comma list of the addresses and networks without that limit; nil: this
+	// host's.
+	Unlimited *string `json:"unlimitedAddresses,omitempty"`
 }
 
 // names of the properties, in the order in which they are written.
@@ -69,6 +74,8 @@ const (
 	propPrivateKey  = "keyhsm.tls.key"
 	propTrust       = "keyhsm.trust"
 	propConnections = "keyhsm.max.connections"
+	propPerAddress  = "keyhsm.max.connections.per.address"
+	propUnlimited   = "keyhsm.unlimited.addresses"
 )
 
 // clouderas are properties of Cloudera's file that mean nothing here.
@@ -108,7 +115,13 @@ func WriteSettings(dir string, s Settings) error {
 
 // format writes the file such that it is read back the same.
 func (s *Settings) format(path string) ([]byte, error) {
-	var slot, connections string
+	var slot, connections, perAddress, unlimited string
+	if s.MaxPerAddress != nil {
+		perAddress = strconv.Itoa(*s.MaxPerAddress)
+	}
+	if s.Unlimited != nil {
+		unlimited = *s.Unlimited
+	}
 	if s.Slot != nil {
 		slot = strconv.FormatUint(uint64(*s.Slot), 10)
 	}
@@ -119,7 +132,7 @@ func (s *Settings) format(path string) ([]byte, error) {
 	for _, l := range []struct{ name, value string }{
 		{propHSM, string(s.HSM)}, {propModule, s.Module}, {propToken, s.Token}, {propSerial, s.Serial}, {propSlot, slot}, {propPINFile, s.PINFile},
 		{propKeyLabel, s.KeyLabel}, {propKeyID, s.KeyID}, {propListen, s.Listen}, {propCertificate, s.Certificate}, {propPrivateKey, s.PrivateKey},
-		{propTrust, s.Trust}, {propConnections, connections},
+		{propTrust, s.Trust}, {propConnections, connections}, {propPerAddress, perAddress}, {propUnlimited, unlimited},
 	} {
 		if l.value == "" {
 			continue
@@ -246,6 +259,14 @@ func (s *Settings) set(name, value string) (known bool, err error) {
 		if s.MaxConnections, err = strconv.Atoi(value); err != nil || s.MaxConnections < 1 || s.MaxConnections > 1<<16 {
 			return true, errors.New("it must be a number from 1 to 65536")
 		}
+	case propPerAddress:
+		n, err := strconv.Atoi(value)
+		if err != nil || n < 0 || n > 1<<16 {
+			return true, errors.New("it must be a number from 0 (no limit) to 65536")
+		}
+		s.MaxPerAddress = &n
+	case propUnlimited:
+		s.Unlimited = &value
 	default:
 		return false, nil
 	}

@@ -29,7 +29,7 @@ func TestSettings(t *testing.T) {
 	dir := t.TempDir()
 	slot := uint(7)
 	want := Settings{HSM: pkcs11.Luna, Module: "/lib/x.so", Slot: &slot, PINFile: "/etc/pin", KeyLabel: "a = b", KeyID: "00ff", Listen: "[::1]:9090",
-		Certificate: "/c", PrivateKey: "/k", Trust: "/t", MaxConnections: 3}
+		Certificate: "/c", PrivateKey: "/k", Trust: "/t", MaxConnections: 3, MaxPerAddress: new(int), Unlimited: new("10.0.0.0/8")}
 	if err := WriteSettings(dir, want); err != nil {
 		t.Fatal(err)
 	}
@@ -74,18 +74,19 @@ func TestSettingsRefused(t *testing.T) {
 		return strings.Join(out, "\n")
 	}
 	for text, want := range map[string]string{
-		"x":                               "x:1: there is no '='",
-		"keyhsm.module =":                 "has no value",
-		"keyhsm.modul = /x":               `"keyhsm.modul" is not known`,
-		sample + "keyhsm.token = again\n": "stands there twice",
-		sample + "keyhsm.slot = 3\n":      "the token must be named once",
-		without("keyhsm.token"):           "the token must be named once",
-		without("keyhsm.key.label"):       "keyhsm.key.label is missing",
-		without("keyhsm.trust"):           "keyhsm.trust is missing",
-		sample + "keyhsm.pin = 1234\n":    "a PIN must not stand in this file",
-		"keyhsm.hsm = lunar":              "unknown profile",
-		"keyhsm.slot = first":             "it must be a slot number",
-		"keyhsm.max.connections = 0":      "from 1 to 65536",
+		"x":                                                    "x:1: there is no '='",
+		"keyhsm.module =":                                      "has no value",
+		"keyhsm.modul = /x":                                    `"keyhsm.modul" is not known`,
+		sample + "keyhsm.token = again\n":                      "stands there twice",
+		sample + "keyhsm.slot = 3\n":                           "the token must be named once",
+		without("keyhsm.token"):                                "the token must be named once",
+		without("keyhsm.key.label"):                            "keyhsm.key.label is missing",
+		without("keyhsm.trust"):                                "keyhsm.trust is missing",
+		sample + "keyhsm.pin = 1234\n":                         "a PIN must not stand in this file",
+		"keyhsm.hsm = lunar":                                   "unknown profile",
+		"keyhsm.slot = first":                                  "it must be a slot number",
+		"keyhsm.max.connections.per.address = x":               "from 0 (no limit)",
+		"keyhsm.max.connections = 0":                           "from 1 to 65536",
 		without("keyhsm.module") + "keyhsm.module = x.so\n":    "an absolute path",
 		without("keyhsm.key.id") + "keyhsm.key.id = xyz\n":     "hexadecimal",
 		without("keyhsm.listen") + "keyhsm.listen = 9090\n":    "it must be like localhost:9090",

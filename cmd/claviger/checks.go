@@ -83,6 +83,11 @@ func (s *kmsServer) providerCheck() console.Check {
 	return check
 }
 
+// connectionCheck tells when connections are refused; those that are there are served.
+func connectionCheck(l *boundedListener) console.Check {
+	return console.Check{Name: "connections", Informational: true, Run: func(context.Context) error { return l.check() }}
+}
+
 // storeChecks tell what the metastore is good for. Where nodes share it, what a node has
 // used is served from memory for a while without it.
 func (s *kmsServer) storeChecks() []console.Check {

@@ -71,6 +71,10 @@ func serveKeyHSM(ctx context.Context, f keyHSMFlags, log *slog.Logger) (err erro
 	if f.listen != "" {
 		set.Listen = f.listen
 	}
+	limits, err := keyHSMConnections(f.conf, &set)
+	if err != nil {
+		return err
+	}
 	// Before anybody can learn of this process and send it one.
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP)
@@ -109,8 +113,8 @@ func serveKeyHSM(ctx context.Context, f keyHSMFlags, log *slog.Logger) (err erro
 	if err != nil {
 		return errors.Join(err, listener.Close())
 	}
-	bounded := &boundedListener{Listener: listener, most: int64(set.MaxConnections), property: "keyhsm.max.connections", log: log}
-	stopConsole, err := serveConsole(ctx, f.metrics, console.Config{Log: log, Metrics: keyHSMMetrics(server, tok, bounded), Checks: append(keyHSMChecks(server, keeper), secrets.check())})
+	bounded := bound(listener, limits.bounded(log), log)
+	stopConsole, err := serveConsole(ctx, f.metrics, console.Config{Log: log, Metrics: keyHSMMetrics(server, tok, bounded), Checks: append(keyHSMChecks(server, keeper), connectionCheck(bounded), secrets.check())})
 	if err != nil {
 		return errors.Join(err, listener.Close())
 	}

@@ -210,7 +210,7 @@ func (s *kmsServer) handler(listener *boundedListener) (http.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
-	return console.New(console.Config{Checks: s.checks(), Metrics: metrics, Log: s.log}, api), nil
+	return console.New(console.Config{Checks: append(s.checks(), connectionCheck(listener)), Metrics: metrics, Log: s.log}, api), nil
 }
 
 // baseURL is where clients find the server: the host as configured, localhost

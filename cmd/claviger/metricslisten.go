@@ -36,7 +36,7 @@ func serveConsole(ctx context.Context, address string, cfg console.Config) (stop
 		cfg.Log.Warn("metrics are served beyond this host, to whoever asks", "address", listener.Addr())
 	}
 	const most = 64 // connections
-	bounded := &boundedListener{Listener: listener, most: most, log: cfg.Log}
+	bounded := bound(listener, connectionLimits{most: most, mostName: "a fixed limit"}, cfg.Log)
 	web := &http.Server{
 		Handler:           console.New(cfg, http.NotFoundHandler()),
 		ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10,

@@ -115,7 +115,7 @@ func openFront(ctx context.Context, conf *hadoopconf.Conf, set kmsSettings, log 
 		f.stopTLS()
 		return nil, fmt.Errorf("listening at the address of hadoop.kms.http.host and hadoop.kms.http.port: %w", err)
 	}
-	f.listener = &boundedListener{Listener: listener, most: set.web.bounded(log), property: maxConnectionsName, log: log}
+	f.listener = bound(listener, set.web.connections.bounded(log), log)
 	f.show(waitingRoom(func() string { return "the server is starting" }, log))
 	f.server = set.web.newServer(f, log)
 	listener = f.listener

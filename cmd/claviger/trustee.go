@@ -152,6 +152,7 @@ type trusteeFlags struct {
 	dir, listen, ready string
 	keyhsm, keyhsmCert string
 	metrics            string
+	connections        connectionFlags
 	peer               peerFlags
 }
 
@@ -176,6 +177,7 @@ func newTrusteeServe() *cobra.Command {
 	cmd.Flags().StringVar(&f.keyhsm, "keyhsm", "", "URL of the Key HSM that wraps each new deposit, as https://localhost:9090; it must trust the trustee's certificate")
 	cmd.Flags().StringVar(&f.keyhsmCert, "keyhsm-cert", "", "file with the Key HSM's certificate, its server.crt")
 	cmd.Flags().StringVar(&f.metrics, "metrics-listen", "", metricsListenHelp)
+	f.connections.flags(cmd)
 	cmd.MarkFlagsRequiredTogether("keyhsm", "keyhsm-cert")
 	f.peer.define(cmd)
 	cmd.Flags().StringVar(&level, "log-level", "info", "debug, info, warn or error")
@@ -270,6 +272,10 @@ func serveTrustee(ctx context.Context, f trusteeFlags, log *slog.Logger) (err er
 		return err
 	}
 	defer closePeer()
+	limits, err := f.connections.limits()
+	if err != nil {
+		return err
+	}
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", f.listen)
 	if err != nil {
 		return fmt.Errorf("--listen: %w", err)
@@ -278,10 +284,9 @@ func serveTrustee(ctx context.Context, f trusteeFlags, log *slog.Logger) (err er
 	if keeper != nil {
 		cfg.Keeper = keeper
 	}
-	const most = 1024 // connections
-	bounded := &boundedListener{Listener: listener, most: most, log: log}
+	bounded := bound(listener, limits.bounded(log), log)
 	certificate := shownCertificate(conf)
-	stopConsole, err := serveConsole(ctx, f.metrics, console.Config{Log: log, Metrics: trusteeMetrics(&cfg, certificate, bounded), Checks: append(trusteeChecks(store, keeper, certificate), secrets.check())})
+	stopConsole, err := serveConsole(ctx, f.metrics, console.Config{Log: log, Metrics: trusteeMetrics(&cfg, certificate, bounded), Checks: append(trusteeChecks(store, keeper, certificate), connectionCheck(bounded), secrets.check())})
 	if err != nil {
 		return errors.Join(err, listener.Close())
 	}

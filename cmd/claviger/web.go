@@ -4,33 +4,31 @@ import (
 	"crypto/tls"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
 	"regexp"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
-	"claviger/console"
 	"claviger/kmsapi"
 )
 
 // webSettings bound what clients may take of the web server.
 type webSettings struct {
-	headBytes      int
-	head           time.Duration // a request's head must have come, and a TLS handshake be done
-	request        time.Duration // all of it
-	answer         time.Duration // from the head on
-	idle           time.Duration
-	maxConnections int64
-	headers        map[string]string // of every answer
+	headBytes   int
+	head        time.Duration // a request's head must have come, and a TLS handshake be done
+	request     time.Duration // all of it
+	answer      time.Duration // from the head on
+	idle        time.Duration
+	connections connectionLimits
+	headers     map[string]string // of every answer
 }
 
 const (
 	headerPrefix       = "hadoop.http.header."
 	maxConnectionsName = "claviger.http.max.connections"
+	perAddressName     = "claviger.http.max.connections.per.address"
+	unlimitedName      = "claviger.http.unlimited.addresses"
 )
 
 // headerName is what Hadoop's HttpServer2 takes for the name of a header.
@@ -38,13 +36,13 @@ var headerName = regexp.MustCompile(`^[a-zA-Z\-_]+$`)
 
 func (r *reader) web() webSettings {
 	w := webSettings{
-		headBytes:      int(r.int("hadoop.http.max.request.header.size", 1024, 1<<20)),
-		head:           r.duration("claviger.http.head.timeout", time.Second),
-		request:        r.duration("claviger.http.request.timeout", time.Second),
-		answer:         r.duration("claviger.http.answer.timeout", time.Second),
-		idle:           r.duration("hadoop.http.idle_timeout.ms", time.Millisecond),
-		maxConnections: r.int(maxConnectionsName, 1, 1<<20),
-		headers:        map[string]string{},
+		headBytes:   int(r.int("hadoop.http.max.request.header.size", 1024, 1<<20)),
+		head:        r.duration("claviger.http.head.timeout", time.Second),
+		request:     r.duration("claviger.http.request.timeout", time.Second),
+		answer:      r.duration("claviger.http.answer.timeout", time.Second),
+		idle:        r.duration("hadoop.http.idle_timeout.ms", time.Millisecond),
+		connections: r.connections(),
+		headers:     map[string]string{},
 	}
 	for _, name := range []string{"claviger.http.head.timeout", "claviger.http.request.timeout", "claviger.http.answer.timeout", "hadoop.http.idle_timeout.ms"} {
 		// To net/http 0 means no limit at all.
@@ -66,23 +64,44 @@ func (r *reader) web() webSettings {
 	return w
 }
 
+// connections reads how many connections are taken.
+func (r *reader) connections() connectionLimits {
+	l := connectionLimits{most: r.int(maxConnectionsName, 1, 1<<20), mostName: maxConnectionsName, perAddressName: perAddressName, unlimitedName: unlimitedName}
+	value, _ := r.conf.Get(perAddressName)
+	var of int64
+	if strings.TrimSpace(value) != "" {
+		of = r.int(perAddressName, 0, 1<<20)
+	}
+	var err error
+	if l.perAddress, err = perAddressOf(of, strings.TrimSpace(value) != "", l.most); err != nil {
+		r.keep(refuse(r.conf, perAddressName, err.Error()))
+	}
+	list, _ := r.conf.Get(unlimitedName)
+	if l.unlimited, err = parseAddresses(list); err != nil {
+		r.keep(refuse(r.conf, unlimitedName, err.Error()))
+	}
+	return l
+}
+
 // keptDescriptors are those that connections never get: files, HSM, metastore,
 // sources.
 const keptDescriptors = 256
 
-// bounded returns the cap of connections, lowered to what descriptors allow.
-func (w webSettings) bounded(log *slog.Logger) int64 {
+// bounded returns the limits, lowered to what descriptors allow.
+func (l connectionLimits) bounded(log *slog.Logger) connectionLimits {
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil || limit.Cur > 1<<30 {
-		return w.maxConnections
+		return l
 	}
 	room := max(int64(limit.Cur)-keptDescriptors, int64(limit.Cur)/2) //nolint:gosec // below 2^30
-	if w.maxConnections <= room {
-		return w.maxConnections
+	if l.most <= room {
+		return l
 	}
-	log.Warn("fewer connections are taken than the property says: each needs a descriptor; raise LimitNOFILE of the systemd unit, or ulimit -n", "property", maxConnectionsName,
-		"value", w.maxConnections, "connections", room, "descriptors", limit.Cur)
-	return room
+	log.Warn("fewer connections are taken than the property says: each needs a descriptor; raise LimitNOFILE of the systemd unit, or ulimit -n", "property", l.mostName,
+		"value", l.most, "connections", room, "descriptors", limit.Cur)
+	// One address keeps its part of all.
+	l.most, l.perAddress = room, (l.perAddress*room+l.most-1)/l.most
+	return l
 }
 
 // newServer makes the web server.
@@ -114,68 +133,4 @@ func (w webSettings) withHeaders(next http.Handler) http.Handler {
 		}
 		next.ServeHTTP(rw, r)
 	})
-}
-
-// boundedListener takes so many connections at once. One more is closed as soon
-// as it comes, so that its client goes to another node; in a queue it would wait
-// for its own time limit, a minute.
-type boundedListener struct {
-	net.Listener
-	most     int64
-	property string // that says so
-	log      *slog.Logger
-
-	open, refused atomic.Int64
-	told          atomic.Int64 // when a refusal was last logged, in nanoseconds since 1970
-}
-
-// tellEvery is how often a fault that repeats is logged.
-const tellEvery = time.Minute
-
-// Accept returns the next connection that there is room for.
-func (l *boundedListener) Accept() (net.Conn, error) {
-	for {
-		conn, err := l.Listener.Accept()
-		if err != nil {
-			return nil, err
-		}
-		if l.open.Add(1) <= l.most {
-			return &boundedConn{Conn: conn, done: sync.OnceFunc(func() { l.open.Add(-1) })}, nil
-		}
-		l.open.Add(-1)
-		n := l.refused.Add(1)
-		_ = conn.Close() // it goes one way or the other
-		now := time.Now()
-		if last := l.told.Load(); now.Sub(time.Unix(0, last)) >= tellEvery && l.told.CompareAndSwap(last, now.UnixNano()) {
-			l.log.Warn("connections are refused: as many are open as may be", "property", l.property, "open", l.most, "refused so far", n, "latest from", conn.RemoteAddr())
-		}
-	}
-}
-
-// metrics shows how full it is.
-func (l *boundedListener) metrics(m *console.Metrics) {
-	m.Gauge("claviger_http_connections", "Open connections of clients.", func() float64 { return float64(l.open.Load()) })
-	m.Gauge("claviger_http_connections_max", "Connections that may be open at once.", func() float64 { return float64(l.most) })
-	m.Counter("claviger_http_connections_refused_total", "Connections closed at once, as so many were open.", func() float64 { return float64(l.refused.Load()) })
-}
-
-// boundedConn gives its place back when it is closed.
-type boundedConn struct {
-	net.Conn
-	done func()
-}
-
-// CloseWrite ends our half. net/http does so after an answer to a request that it
-// has not read to its end, and lingers: else a reset would overtake the answer.
-func (c *boundedConn) CloseWrite() error {
-	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
-		return half.CloseWrite()
-	}
-	return nil
-}
-
-// Close closes it, however often it is called.
-func (c *boundedConn) Close() error {
-	c.done()
-	return c.Conn.Close()
 }

@@ -323,7 +323,10 @@ func TestHeadersOfEveryAnswer(t *testing.T) {
 }
 
 func TestWebSettings(t *testing.T) {
-	for name, value := range map[string]string{headerPrefix + "X Y": "a", headerPrefix + "X-Y": "a\r\nSet-Cookie: b", "claviger.http.head.timeout": "0", "hadoop.http.idle_timeout.ms": "0", maxConnectionsName: "0"} {
+	for name, value := range map[string]string{
+		headerPrefix + "X Y": "a", headerPrefix + "X-Y": "a\r\nSet-Cookie: b", "claviger.http.head.timeout": "0", "hadoop.http.idle_timeout.ms": "0", maxConnectionsName: "0",
+		perAddressName: "8193", unlimitedName: "balancer.example.com",
+	} {
 		conf := hadoopconf.New(t.TempDir(), nil)
 		for _, k := range hadoopconf.KMS {
 			if k.Default != "" {
@@ -336,8 +339,8 @@ func TestWebSettings(t *testing.T) {
 			t.Errorf("%s = %q: %v", name, value, r.err)
 		}
 	}
-	w := webSettings{maxConnections: 1 << 40}
-	if n := w.bounded(slog.New(slog.DiscardHandler)); n <= 0 {
-		t.Errorf("%d connections", n)
+	l := connectionLimits{most: 1 << 40, perAddress: 1 << 39}.bounded(slog.New(slog.DiscardHandler))
+	if l.most <= 0 || l.most < l.perAddress || l.perAddress != (l.most+1)/2 {
+		t.Errorf("%d connections, %d of one address", l.most, l.perAddress)
 	}
 }
