@@ -20,6 +20,7 @@ const (
 	TrusteeConf        = "cloudera.hsmkp.ktkms.config.dir"
 	MetastoreURI       = "claviger.metastore.uri"
 	MetastoreLease     = "claviger.metastore.lease"
+	MetastoreSeen      = "claviger.metastore.seen.file"
 	HDFSSuperusers     = "claviger.kms.hdfs.superusers"
 	LowWatermark       = "hadoop.security.kms.encrypted.key.cache.low.watermark"
 	GroupMapping       = "hadoop.security.group.mapping"
@@ -185,6 +186,7 @@ var KMS = []Known{
 	{"hadoop.user.group.static.mapping.overrides", "dr.who=;", "groups of users that are not asked of the system: user=group,group;user2=..."},
 	{"hadoop.tmp.dir", "${java.io.tmpdir}/hadoop-${user.name}", "what other values may refer to"},
 	{MetastoreURI, "", "where key metadata, the migration's journal and the use of sources are kept: sqlite:///PATH, or postgresql://USER@HOST:PORT/DATABASE for several nodes; empty: claviger.db beside the keystore file of the first provider"},
+	{MetastoreSeen, "", "file in which this node keeps what it has seen of a metastore in PostgreSQL, so that it notices after a restart that changes were lost; empty: claviger.seen.json beside the keystore file of the first provider; none: nothing is kept"},
 	{MetastoreLease, "10m", "how long a node that does not reach PostgreSQL serves keys from memory: so long can a key be used there that another node has deleted; 0: not at all"},
 	{"claviger.audit.file", "", "file of audit lines in Hadoop's format; empty: standard output"},
 	{"claviger.audit.hadoop.enabled", "true", "write audit lines in Hadoop's format"},

@@ -34,6 +34,31 @@ const (
 const askLineage = `SELECT pg_is_in_recovery()::text, current_setting('transaction_read_only'), (SELECT system_identifier FROM pg_control_system())::text,
 	CASE WHEN pg_is_in_recovery() THEN '00000000' ELSE substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END`
 
+// Newest is the server with the highest timeline of its system that was seen.
+type Newest struct {
+	Host     string `json:"host"`
+	Timeline uint64 `json:"timeline"`
+}
+
+// Newest returns them by system.
+func (d *DB) Newest() map[string]Newest {
+	d.lineage.mu.Lock()
+	defer d.lineage.mu.Unlock()
+	all := make(map[string]Newest, len(d.lineage.newest))
+	for system, s := range d.lineage.newest {
+		all[system] = Newest{s.host, s.timeline}
+	}
+	return all
+}
+
+// recall is what an earlier process has seen.
+func (l *lineage) recall(all map[string]Newest) {
+	l.newest = make(map[string]server, len(all))
+	for system, n := range all {
+		l.newest[system] = server{host: n.Host, system: system, timeline: n.Timeline}
+	}
+}
+
 // server is what one host answers.
 type server struct {
 	host     string
@@ -52,6 +77,8 @@ type lineage struct {
 	newest map[string]server
 	// trouble is what the last survey found wrong, for Lineage.
 	trouble error
+	// forget says how a node is made to take a server that is left behind.
+	forget string
 	// split is set where hosts of different systems take writes.
 	split error
 }
@@ -73,19 +100,16 @@ func (l *lineage) fit(s server) (grown bool, err error) {
 	was, known := l.newest[s.system]
 	switch {
 	case known && s.timeline < was.timeline:
-		return false, leftBehind(s, was)
+		return false, l.leftBehind(s, was)
 	case known && s.timeline == was.timeline:
 		return false, nil
-	}
-	if l.newest == nil {
-		l.newest = map[string]server{}
 	}
 	l.newest[s.system] = s
 	return known, nil
 }
 
-func leftBehind(s, newest server) error {
-	return fmt.Errorf("%w: %s is at timeline %d, and %s was seen at timeline %d; it is not used: fence it off and make it a standby of the other; if it is the right one, take the other away and restart this node", errLeftBehind, s.host, s.timeline, newest.host, newest.timeline)
+func (l *lineage) leftBehind(s, newest server) error {
+	return fmt.Errorf("%w: %s is at timeline %d, and %s was seen at timeline %d; it is not used: fence it off and make it a standby of the other; if it is the right one, take the other away and %s", errLeftBehind, s.host, s.timeline, newest.host, newest.timeline, l.forget)
 }
 
 // validate is asked of each new connection before it is used. primary demands a server
@@ -210,7 +234,7 @@ func (l *lineage) judge(servers []server) (changed bool) {
 	l.trouble, l.split = nil, nil
 	for i, s := range servers {
 		if newest := l.newest[s.system]; s.timeline < newest.timeline {
-			l.trouble = leftBehind(s, newest)
+			l.trouble = l.leftBehind(s, newest)
 		}
 		for _, other := range servers[:i] {
 			if s.system != other.system {

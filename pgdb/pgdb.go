@@ -6,6 +6,7 @@
 package pgdb
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -48,6 +49,10 @@ type Config struct {
 	// Connected is asked of each new connection of the pool, before it is used; nil asks
 	// nothing. An error ends the connection.
 	Connected func(ctx context.Context, conn *pgx.Conn) error
+	// Newest is what an earlier process has seen, as DB.Newest returned it. Forget says
+	// how a node is made to forget it; "" is to restart it.
+	Newest map[string]Newest
+	Forget string
 }
 
 // DB is a database. All methods may be called at the same time.
@@ -88,6 +93,8 @@ func Open(ctx context.Context, c Config) (*DB, error) {
 		cfg.ConnConfig.ValidateConnect, primary = nil, false
 	}
 	d := &DB{cfg: c, uri: uri}
+	d.lineage.recall(c.Newest)
+	d.lineage.forget = cmp.Or(c.Forget, "restart this node")
 	cfg.ConnConfig.ValidateConnect = d.validate(cfg.ConnConfig.ValidateConnect, primary)
 	cfg.AfterConnect = c.Connected
 	d.alive, d.stop = context.WithCancel(context.Background())

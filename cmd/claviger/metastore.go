@@ -125,6 +125,12 @@ type storeCreator func(ctx context.Context, uri string) error
 // openStore opens the metastore that the configuration names, and makes it where it
 // is not there and create (nil: always) has nothing against it.
 func openStore(ctx context.Context, conf *hadoopconf.Conf, create storeCreator, log *slog.Logger) (metastore.Store, error) {
+	return openStoreOf(ctx, conf, create, "", log)
+}
+
+// openStoreOf is openStore for a node that keeps in the file seen what it has seen of a
+// metastore of several nodes; "" keeps nothing.
+func openStoreOf(ctx context.Context, conf *hadoopconf.Conf, create storeCreator, seen string, log *slog.Logger) (metastore.Store, error) {
 	place, err := metastorePlace(conf)
 	if err != nil {
 		return nil, err
@@ -138,7 +144,7 @@ func openStore(ctx context.Context, conf *hadoopconf.Conf, create storeCreator, 
 	if place.file != "" {
 		st, err = sqlite.Open(ctx, place.file)
 	} else {
-		st, err = postgres.Open(ctx, postgres.Config{URI: place.uri, Property: hadoopconf.MetastoreURI, Log: log})
+		st, err = postgres.Open(ctx, postgres.Config{URI: place.uri, Property: hadoopconf.MetastoreURI, Seen: seen, SeenProperty: hadoopconf.MetastoreSeen, Log: log})
 	}
 	if err != nil {
 		return nil, place.named(err)

@@ -145,7 +145,13 @@ func (s *service) store(ctx context.Context) (metastore.Store, error) { return s
 func (s *service) makeStore(ctx context.Context, create func(context.Context, string) error) (metastore.Store, error) {
 	s.storeOnce.Do(func() {
 		if s.access.Writes() {
-			if s.Store, s.storeErr = openStore(ctx, s.Conf, create, s.Log); s.storeErr == nil {
+			seen := ""
+			if s.access == hsm.Serve && s.self.What == kmsCommand {
+				if seen, s.storeErr = seenFile(s.Conf, s.Log); s.storeErr != nil {
+					return
+				}
+			}
+			if s.Store, s.storeErr = openStoreOf(ctx, s.Conf, create, seen, s.Log); s.storeErr == nil {
 				// Before a step that another process is at is taken for one that was broken off.
 				s.storeErr = claimStore(ctx, s.Store, s.self, s.access)
 			}

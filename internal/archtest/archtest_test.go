@@ -141,7 +141,7 @@ var rules = []rule{
 	{"provider/memory", []string{"", "secret", "provider", "eek"}, "a provider imports contracts and its codec"},
 	{"metastore/storetest", []string{"", "secret", "metastore", "owner"}, "the suite knows the contract alone"},
 	{"pgdb", []string{""}, "a database knows nothing of what stores keep in it"},
-	{"metastore/postgres", []string{"", "secret", "metastore", "owner", "pgdb"}, "a store knows the contract alone, and its database"},
+	{"metastore/postgres", []string{"", "secret", "metastore", "owner", "pgdb", "durable"}, "a store knows the contract alone, and its database"},
 	{"metastore/*", []string{"", "secret", "metastore", "owner", "durable"}, "a store knows the contract alone"},
 	{"trustee", []string{"", "secret", "durable"}, "what the trustee and its clients share knows neither keys nor Hadoop"},
 	{"trustee/server", []string{"", "secret", "trustee", "keyhsm"}, "a face: it knows the protocol, its store's contract and the Key HSM"},

@@ -186,19 +186,27 @@ func (s *Store) connected(ctx context.Context, conn *pgx.Conn) error {
 	}
 	var there []string
 	var oldest int64 // of the table, which forgets
-	var given string
+	var until string
 	err := conn.QueryRow(ctx, `SELECT ARRAY(SELECT id FROM change WHERE seq = ANY($1)), (SELECT coalesce(min(seq), 0) FROM change), coalesce((SELECT value FROM setting WHERE name = $2), '0')`,
-		pgx.QueryExecModeExec, numbers, settingAccepted).Scan(&there, &oldest, &given)
+		pgx.QueryExecModeExec, numbers, settingAccepted).Scan(&there, &oldest, &until)
 	if err != nil && pgdb.Code(err) != pgdb.UndefinedTable { // a schema that is older than all that was seen
 		return err
 	}
-	accepted, _ := strconv.ParseInt(given, 10, 64) // only ever written by Accept
-	var missing []mark
+	accepted, _ := strconv.ParseInt(until, 10, 64) // only ever written by Accept
+	var missing, given []mark
 	for _, m := range seen {
-		if m.At <= accepted || oldest > 0 && m.Seq < oldest || slices.Contains(there, m.ID) {
-			continue
+		switch {
+		case slices.Contains(there, m.ID):
+		case m.At <= accepted:
+			given = append(given, m)
+		case oldest == 0 || m.Seq >= oldest:
+			missing = append(missing, m)
 		}
-		missing = append(missing, m)
+	}
+	if len(given) > 0 { // of the time before a restart; their numbers may be given anew
+		h.mu.Lock()
+		h.seen = slices.DeleteFunc(h.seen, func(m mark) bool { return slices.Contains(given, m) })
+		h.mu.Unlock()
 	}
 	if len(missing) > 0 {
 		s.lose(missing)
@@ -246,7 +254,10 @@ func (s *Store) whole(op, key string) error {
 
 // absent is the answer to a question for what the store does not have: err, unless
 // the store is known to lack something.
-func (s *Store) absent(op, key string, err error) error {
+func (s *Store) absent(ctx context.Context, op, key string, err error) error {
+	if metastore.IsAsItIs(ctx) {
+		return err
+	}
 	if lost := s.whole(op, key); lost != nil {
 		return lost
 	}

@@ -42,7 +42,7 @@ func (s *Store) Names(ctx context.Context) (names []string, err error) {
 		names, err = pgx.CollectRows(rows, pgx.RowTo[string])
 		return err
 	})
-	if err == nil { // a list that lacks names says of them that they are not there
+	if err == nil && !metastore.IsAsItIs(ctx) { // a list that lacks names says of them that they are not there
 		err = s.whole("postgres.Names", "")
 	}
 	return names, err
@@ -71,7 +71,7 @@ func (s *Store) Get(ctx context.Context, names ...string) ([]*metastore.Key, err
 		return nil, err
 	}
 	if len(found) < len(asked) {
-		if err := s.absent("postgres.Get", one, nil); err != nil {
+		if err := s.absent(ctx, "postgres.Get", one, nil); err != nil {
 			return nil, err
 		}
 	}
@@ -141,7 +141,7 @@ func (s *Store) ByVersion(ctx context.Context, version string) (*claviger.Metada
 	err := s.db.Read(ctx, op, version, func(ctx context.Context) error {
 		err := s.db.Pool().QueryRow(ctx, selectByVersion, key, v.ID).Scan(&m.cipher, &m.bits, &m.description, &m.attributes, &m.created, &newest, &count, &v.Object, &created, &v.Check)
 		if errors.Is(err, pgx.ErrNoRows) {
-			return s.absent(op, version, claviger.E(op, claviger.VersionNotFound, version, nil))
+			return s.absent(ctx, op, version, claviger.E(op, claviger.VersionNotFound, version, nil))
 		}
 		return err
 	})
@@ -166,7 +166,7 @@ func (s *Store) Epoch(ctx context.Context, key string) (epoch int64, err error) 
 		}
 		err := s.db.Pool().QueryRow(ctx, `SELECT epoch FROM ez_key WHERE name = $1`, key).Scan(&epoch)
 		if errors.Is(err, pgx.ErrNoRows) {
-			return s.absent("postgres.Epoch", key, nil)
+			return s.absent(ctx, "postgres.Epoch", key, nil)
 		}
 		return err
 	})

@@ -37,6 +37,10 @@ type Config struct {
 	// LockCheck is how often the session of a held lock is asked whether it is
 	// still there; 0 is 2 s.
 	LockCheck time.Duration
+	// Seen is a file in which a node keeps what it has seen of the database, so that it
+	// notices after its restart, too, that changes were lost; "" keeps nothing. The file
+	// is one node's. SeenProperty names it in messages.
+	Seen, SeenProperty string
 	// ReadOnly is for who only looks: no session may write, a standby will do, and the
 	// schema is taken as it is, if it is this program's.
 	ReadOnly bool
@@ -53,7 +57,7 @@ type Store struct {
 	mu    sync.Mutex
 	locks map[*lock]struct{} // held now; guarded by mu
 
-	claims sync.WaitGroup
+	claims sync.WaitGroup // and what else runs until Close
 
 	history history
 	writes  writes
@@ -75,22 +79,31 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 		c.LockCheck = 2 * time.Second
 	}
 	s := &Store{cfg: c, log: c.Log, locks: map[*lock]struct{}{}}
+	was, err := c.recall()
+	if err != nil {
+		return nil, err
+	}
 	db, err := pgdb.Open(ctx, pgdb.Config{
 		URI: c.URI, What: "metastore", Where: "property " + c.Property, Log: c.Log, Patience: c.Patience, ReadOnly: c.ReadOnly,
 		Doubt: "look at the key before doing it again: the same step made again finishes what was begun",
 		// Two first intents of one key collide at the index rather than in their reads.
 		Conflicts: []string{"intent_pkey", "key_number_pkey"},
 		Connected: s.connected,
+		Newest:    was.Servers, Forget: c.forget(),
 	})
 	if err != nil {
 		return nil, err
 	}
 	s.db = db
+	s.saw(was.Changes...)
 	s.alive, s.end = context.WithCancel(context.Background())
 	err = db.Migrate(ctx, pgdb.Schema{Migrations: migrations, Version: schemaVersion, Table: "goose_db_version", Lock: func(ctx context.Context) (func(), error) { return s.Lock(ctx, "schema") }})
 	if err != nil {
 		_ = s.Close() // the error tells more
 		return nil, err
+	}
+	if c.Seen != "" {
+		s.claims.Go(s.keepSeen)
 	}
 	return s, nil
 }

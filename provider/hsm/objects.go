@@ -131,7 +131,7 @@ func (p *Provider) unreferred(ctx context.Context, k pkcs11.KeyInfo, o Object, r
 		return Foreign, nil
 	}
 	// A key may have gone from the shelf to the others while the records were read.
-	switch _, v, err := p.store.ByVersion(ctx, o.Label); {
+	switch _, v, err := p.store.ByVersion(metastore.AsItIs(ctx), o.Label); {
 	case err == nil && v.Object == o.ID:
 		return InUse, nil
 	case err != nil && !claviger.Is(err, claviger.VersionNotFound):

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -60,6 +62,7 @@ func TestLostByAFailover(t *testing.T) {
 	}
 	seal("new")
 	seal("rolled")
+	keptSeen(t, s, "new", "rolled")
 	primary.Kill(t)
 	standby.Start(t)
 	standby.Promote(t)
@@ -105,6 +108,9 @@ func TestLostByAFailover(t *testing.T) {
 	}
 	elsewhere("a node that runs", two)
 	third := s.start(t)
+	if ready, why := third.ready(t, "write"); ready || !strings.Contains(why, "lacks changes") {
+		t.Errorf("readiness of a node that starts: %t %s", ready, why)
+	}
 	elsewhere("a node that starts", third.client(t))
 	if ready, why := second.ready(t, "write"); ready || !strings.Contains(why, "lacks changes") {
 		t.Errorf("readiness: %t %s", ready, why)
@@ -162,5 +168,25 @@ func TestLostByAFailover(t *testing.T) {
 	}
 	if v, err := two.Roll(ctx, "rolled", nil); err != nil || v.Name != "rolled@2" {
 		t.Errorf("the next version: %+v, %v", v, err)
+	}
+}
+
+// keptSeen waits until a node has written down, beside the keystore file, that it has seen
+// changes of keys.
+func keptSeen(t *testing.T, s *site, keys ...string) {
+	t.Helper()
+	file := filepath.Join(filepath.Dir(strings.TrimPrefix(s.hsm.URI, "cloudera.hsmkp://file@")), "claviger.seen.json")
+	for begun := time.Now(); ; time.Sleep(50 * time.Millisecond) {
+		text, err := os.ReadFile(file)
+		kept := err == nil
+		for _, key := range keys {
+			kept = kept && strings.Contains(string(text), `"key":"`+key+`"`)
+		}
+		if kept {
+			return
+		}
+		if time.Since(begun) > 20*time.Second {
+			t.Fatalf("what the nodes have seen: %s, %v", text, err)
+		}
 	}
 }

@@ -1,0 +1,74 @@
+package main
+
+import (
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"claviger/hadoopconf"
+	"claviger/provider"
+)
+
+const (
+	// seenName is the name of the file that no property names.
+	seenName = "claviger.seen.json"
+	// seenNone is the value of the property that keeps nothing.
+	seenNone = "none"
+)
+
+// seenFile is where this node keeps what it has seen of a metastore of several nodes;
+// "" where it keeps nothing. A folder that is named must be there and be writable; one
+// that no property names may be otherwise, for a keystore file can lie in a folder that
+// the server does not write to.
+func seenFile(conf *hadoopconf.Conf, log *slog.Logger) (string, error) {
+	if !isPostgres(conf.String(hadoopconf.MetastoreURI)) {
+		return "", nil
+	}
+	path, set := conf.Get(hadoopconf.MetastoreSeen)
+	switch {
+	case path == seenNone:
+		return "", nil
+	case !set:
+		list, err := provider.SplitURIs(conf.String(hadoopconf.ProviderURI))
+		if err != nil || len(list) == 0 {
+			return "", nil // the providers tell of it
+		}
+		scheme, _, _ := strings.Cut(list[0], ":")
+		keystore, err := provider.UnnestPath(list[0])
+		if err != nil || !slices.Contains([]string{"cloudera.hsmkp", "jceks", "localjceks"}, strings.ToLower(scheme)) {
+			return "", nil
+		}
+		path = filepath.Join(filepath.Dir(keystore), seenName)
+	case !filepath.IsAbs(path):
+		return "", refuse(conf, hadoopconf.MetastoreSeen, "it must be an absolute path, or none")
+	}
+	if err := writableFolder(filepath.Dir(path)); err != nil {
+		if set {
+			return "", refuse(conf, hadoopconf.MetastoreSeen, err.Error()+"; name a file in a folder that the server may write to, as in /var/lib/claviger/"+seenName+", or none")
+		}
+		log.Warn("this node does not keep what it sees of the metastore, so it would not notice after a restart what was lost before: name a file in a folder that the server may write to",
+			"property", hadoopconf.MetastoreSeen, "file", path, "err", err)
+		return "", nil
+	}
+	return filepath.Clean(path), nil
+}
+
+// writableFolder tells why no file can be made in a folder.
+func writableFolder(path string) error {
+	st, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	if !st.IsDir() {
+		return errors.New(path + " is no folder")
+	}
+	const write, search = 2, 1 // access(2)
+	if err := syscall.Access(path, write|search); err != nil {
+		return &os.PathError{Op: "write to", Path: path, Err: err}
+	}
+	return nil
+}

@@ -1,0 +1,63 @@
+package main
+
+import (
+	"bytes"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"claviger/hadoopconf"
+)
+
+// TestSeenFile: where a node keeps what it has seen of its metastore; a place that
+// cannot be written to is refused where a property names it, and told of where none does.
+func TestSeenFile(t *testing.T) {
+	dir := t.TempDir()
+	keystore := filepath.Join(dir, "luna.keystore")
+	file := filepath.Join(dir, "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const pg = "postgresql://claviger@db1/claviger"
+	hsm := "cloudera.hsmkp://file@" + keystore
+	for _, c := range []struct{ uri, store, value, want, refused, warned string }{
+		{uri: hsm, store: pg, want: filepath.Join(dir, seenName)},
+		{uri: hsm + ",kms://http@old:9600/kms", store: pg, want: filepath.Join(dir, seenName)},
+		{uri: hsm, store: pg, value: filepath.Join(dir, "x", "mine.json"), refused: "no such file"},
+		{uri: hsm, store: pg, value: filepath.Join(dir, "mine.json"), want: filepath.Join(dir, "mine.json")},
+		{uri: hsm, store: pg, value: "none"},
+		{uri: hsm, store: pg, value: "mine.json", refused: "absolute path"},
+		{uri: hsm, store: pg, value: filepath.Join(file, "mine.json"), refused: "is no folder"},
+		{uri: hsm, store: "sqlite://" + dir + "/claviger.db"},
+		{uri: hsm, store: "sqlite://" + dir + "/claviger.db", value: "mine.json"},
+		{uri: "pkcs11:token=x", store: pg},
+		{uri: "cloudera.hsmkp://file@" + dir + "/nowhere/luna.keystore", store: pg, warned: dir + "/nowhere/" + seenName},
+	} {
+		conf := t.TempDir()
+		props := map[string]string{hadoopconf.ProviderURI: c.uri, hadoopconf.MetastoreURI: c.store}
+		if c.value != "" {
+			props[hadoopconf.MetastoreSeen] = c.value
+		}
+		writeSite(t, conf, props)
+		loaded, err := hadoopconf.LoadKMS(conf, os.LookupEnv)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var log bytes.Buffer
+		got, err := seenFile(loaded, slog.New(slog.NewTextHandler(&log, nil)))
+		if c.refused != "" {
+			if err == nil || !strings.Contains(err.Error(), c.refused) || !strings.Contains(err.Error(), hadoopconf.MetastoreSeen) || !strings.Contains(err.Error(), "kms-site.xml") {
+				t.Errorf("%+v: %v", c, err)
+			}
+			continue
+		}
+		if err != nil || got != c.want {
+			t.Errorf("%+v: %q, %v", c, got, err)
+		}
+		if c.warned != "" && !strings.Contains(log.String(), c.warned) || c.warned == "" && log.Len() > 0 {
+			t.Errorf("%+v: log %q", c, log.String())
+		}
+	}
+}

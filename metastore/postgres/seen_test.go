@@ -1,0 +1,115 @@
+package postgres_test
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"claviger"
+	"claviger/metastore"
+	"claviger/metastore/postgres"
+)
+
+// TestSeenBeforeARestart: a node that saw changes, and is started anew after a standby
+// that lacks them has taken over, notices; and it does not take an old primary that it
+// has seen replaced. What an operator gives up stays given up.
+func TestSeenBeforeARestart(t *testing.T) {
+	ctx := t.Context()
+	p := newPair(t)
+	file := filepath.Join(t.TempDir(), "seen.json")
+	config := func(uri string) postgres.Config {
+		return postgres.Config{URI: uri, Seen: file, SeenProperty: "the.file", Patience: 2 * time.Second}
+	}
+	open := func() *postgres.Store {
+		t.Helper()
+		s, err := postgres.Open(ctx, config(p.uri()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	node := open()
+	if err := node.Insert(ctx, key("old", "aa")); err != nil {
+		t.Fatal(err)
+	}
+	p.standby.CatchUp(t, p.primary)
+	p.standby.Stop(t)
+	if err := node.Insert(ctx, key("new", "bb")); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it is on the disk, also of a node that is killed", func() bool {
+		text, _ := os.ReadFile(file)
+		return strings.Contains(string(text), `"key":"new"`)
+	})
+	if err := node.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if st, err := os.Stat(file); err != nil || st.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", st, err)
+	}
+	p.primary.Kill(t)
+	p.standby.Start(t)
+	p.standby.Promote(t)
+
+	node = open()
+	lacks := func(what string, err error) {
+		t.Helper()
+		if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "lacks changes") || !strings.Contains(err.Error(), `"new"`) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	lacks("a change", node.Insert(ctx, key("other", "cc")))
+	_, err := node.Get(ctx, "new")
+	lacks("the lost key", err)
+	if keys, err := node.Get(ctx, "old"); err != nil || keys[0] == nil {
+		t.Errorf("a key that is there: %v, %v", keys, err)
+	}
+	var has []string
+	if err := metastore.Each(ctx, node, func(k *metastore.Key) { has = append(has, k.Name) }); err != nil || !slices.Equal(has, []string{"old"}) {
+		t.Errorf("what the store has: %v, %v", has, err)
+	}
+	if lost, err := node.Lost(ctx); err != nil || len(lost) != 1 || lost[0].Key != "new" {
+		t.Errorf("what other nodes learn: %v, %v", lost, err)
+	}
+	if err := node.Accept(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := node.Close(); err != nil {
+		t.Fatal(err)
+	}
+	node = open()
+	if err := node.Insert(ctx, key("after", "dd")); err != nil {
+		t.Errorf("what was given up is asked for again: %v", err)
+	}
+	if err := node.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if text, err := os.ReadFile(file); err != nil || strings.Contains(string(text), `"key":"new"`) || !strings.Contains(string(text), `"key":"after"`) {
+		t.Errorf("kept: %s, %v", text, err)
+	}
+
+	// The old primary, alone: nothing that can be asked tells of its successor.
+	p.standby.Kill(t)
+	p.primary.Start(t)
+	alone, _, _ := strings.Cut(p.uri(), ",")
+	alone += "/test1?sslmode=disable"
+	if s, err := postgres.Open(ctx, config(alone)); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "fence it off") || !strings.Contains(err.Error(), file) {
+		t.Errorf("an old primary that this node has seen replaced: %v, %v", s, err)
+	}
+	openOnce(t, alone) // without the file it is taken
+}
+
+// TestSeenFileDamaged: a file that cannot be read is named, with the cure.
+func TestSeenFileDamaged(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "seen.json")
+	if err := os.WriteFile(file, []byte(`{"changes":[`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err := postgres.Open(t.Context(), postgres.Config{URI: "postgresql://nobody@127.0.0.1:1/none", Seen: file, SeenProperty: "the.file"})
+	if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), file) || !strings.Contains(err.Error(), "the.file") {
+		t.Errorf("%v", err)
+	}
+}
