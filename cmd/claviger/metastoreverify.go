@@ -41,6 +41,8 @@ type tokenReport struct {
 	Misfit string `json:"misfit,omitempty"`
 	// Missing are versions of the store whose key is not on the token.
 	Missing []string `json:"missingOnTheToken"`
+	// GivenUp are those of which an operator has said that they are lost.
+	GivenUp []string `json:"givenUpOnTheToken"`
 }
 
 func newMetastoreVerify() *cobra.Command {
@@ -223,22 +225,16 @@ func compareToken(ctx context.Context, conf *hadoopconf.Conf, store metastore.St
 	}
 	i := p.Info()
 	r = &tokenReport{Serial: i.Serial, Label: i.Label, Unknown: []string{}, Missing: []string{}}
-	there := map[string]bool{}
 	for _, o := range objects {
-		there[o.ID] = true
 		if o.Mark == hsm.Unknown { // the marks of hsm list, and what adopt takes
 			r.Unknown = append(r.Unknown, o.Label)
 		}
 	}
-	versions, err := versionsOf(ctx, store)
+	h, err := p.Holdings(ctx)
 	if err != nil {
 		return nil, err
 	}
-	for _, v := range versions {
-		if !there[v.object] {
-			r.Missing = append(r.Missing, v.name)
-		}
-	}
+	r.Missing, r.GivenUp = h.All(), h.GivenUp
 	if err := p.Misfit(); err != nil {
 		r.Misfit = err.Error()
 	}
@@ -281,6 +277,9 @@ func (r *storeReport) text(w io.Writer) {
 	}
 	for _, name := range t.Missing {
 		row("MISSING", "%s is not on the token: restore the token, or look whether this store is of another", name)
+	}
+	for _, name := range t.GivenUp {
+		row("GIVEN UP", "%s is not on the token, and was given up: delete its key", name)
 	}
 	for _, name := range t.Unknown {
 		row("UNKNOWN", "%s is on the token: this store is older than it, or of another; restore a newer store, or adopt it: %s %s", name, t.Adopt, name)

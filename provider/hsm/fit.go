@@ -58,6 +58,7 @@ type Holdings struct {
 	LostDeleted []string `json:"lostDeleted"` // of deleted keys, the same
 	Current     int      `json:"current"`     // current versions
 	LostCurrent int      `json:"lostCurrent"`
+	GivenUp     []string `json:"givenUp"` // not on the token, and given up there
 
 	ids []string // CKA_IDs of the lost, those that were given up before among them
 }
@@ -98,7 +99,7 @@ func (p *Provider) stored(ctx context.Context) (list []stored, err error) {
 
 // Holdings compares the store with what the token holds, by CKA_ID and label.
 func (p *Provider) Holdings(ctx context.Context) (h Holdings, err error) {
-	h.Lost, h.LostDeleted = []string{}, []string{}
+	h.Lost, h.LostDeleted, h.GivenUp = []string{}, []string{}, []string{}
 	// The store first: a key that is made meanwhile is on the token then.
 	list, err := p.stored(ctx)
 	if err != nil {
@@ -127,6 +128,7 @@ func (p *Provider) Holdings(ctx context.Context) (h Holdings, err error) {
 		if lost {
 			h.ids = append(h.ids, v.object)
 			if given[v.object] {
+				h.GivenUp = append(h.GivenUp, v.name)
 				continue
 			}
 		}
@@ -149,6 +151,7 @@ func (p *Provider) Holdings(ctx context.Context) (h Holdings, err error) {
 	}
 	slices.Sort(h.Lost)
 	slices.Sort(h.LostDeleted)
+	slices.Sort(h.GivenUp)
 	return h, nil
 }
 
@@ -184,6 +187,13 @@ func (p *Provider) givenUp(ctx context.Context) (map[string]bool, error) {
 	return given, nil
 }
 
+// givenUp is the journal's record of versions that were given up.
+type givenUp struct {
+	Token    string    `json:"token"`
+	Versions []string  `json:"versions"`
+	At       time.Time `json:"at"`
+}
+
 // giveUp notes what the token lacks as given up.
 func (p *Provider) giveUp(ctx context.Context) error {
 	h, err := p.Holdings(ctx)
@@ -197,6 +207,15 @@ func (p *Provider) giveUp(ctx context.Context) error {
 	data, err := json.Marshal(append([]string{}, h.ids...))
 	if err != nil {
 		return err
+	}
+	if lost := h.All(); len(lost) > 0 {
+		rec, err := json.Marshal(givenUp{Token: p.tok.Info().Serial, Versions: lost, At: time.Now().UTC().Truncate(time.Second)})
+		if err != nil {
+			return err
+		}
+		if err := p.store.Put(ctx, journalRun, "given up "+lost[0]+" "+h.ids[0], rec); err != nil {
+			return err
+		}
 	}
 	return p.store.SetSetting(ctx, settingLost+p.tok.Info().Serial, string(data))
 }
@@ -285,7 +304,7 @@ func (p *Provider) sampleLacks(ctx context.Context) (bool, error) {
 	if err != nil || len(names) == 0 {
 		return false, err
 	}
-	rand.Shuffle(len(names), func(i, j int) { names[i], names[j] = names[j], names[i] })
+	rand.Shuffle(len(names), func(i, j int) { names[i], names[j] = names[j], names[i] }) //nolint:gosec // a sample, no secret
 	keys, err := p.store.Get(ctx, names[:min(sampled, len(names))]...)
 	if err != nil {
 		return false, err
