@@ -10,6 +10,7 @@ GOLANGCI_LINT := .cache/bin/golangci-lint-$(GOLANGCI_LINT_VERSION)
 
 # The packages whose tests need no Hadoop, and how long `go test` may take over them.
 UNIT := $$(go list ./... | grep -v '/test/')
+# Packages of test/ wait for their processes half of the time: two at once keep two cores busy, and take 2 GB.
 # With these, a test whose real part is missing fails; without, it is left out.
 REQUIRE := CLAVIGER_REQUIRE_JAVA=1 CLAVIGER_REQUIRE_HADOOP=1 CLAVIGER_REQUIRE_KDC=1 CLAVIGER_REQUIRE_LDAP=1 CLAVIGER_REQUIRE_POSTGRES=1 CLAVIGER_REQUIRE_GPG=1 CLAVIGER_REQUIRE_LOGROTATE=1
 # A program with the race detector sleeps a second as it ends; the tests run a thousand of them.
@@ -35,13 +36,13 @@ build: ## build bin/claviger
 test: ## set up what is missing and run everything: vet, all tests with the race detector, real Hadoop, Hadoop's own KMS tests, the seeds of the fuzz targets
 	@scripts/setup all
 	go vet -race ./...
-	$(REQUIRE) CLAVIGER_HADOOP_JARS=$$(scripts/hadoop-jars) go test -race -vet=off -timeout 10m $(UNIT)
-	$(REQUIRE) go test -race -vet=off -p 1 -count 1 -timeout 15m ./test/...
+	$(REQUIRE) CLAVIGER_HADOOP_JARS=$$(scripts/hadoop-jars) go test -race -vet=off -timeout 15m $(UNIT)
+	$(REQUIRE) go test -race -vet=off -p 2 -count 1 -timeout 20m ./test/...
 
 test-fast: ## all tests that need no Hadoop
 	@scripts/setup base
 	go vet -race ./...
-	go test -race -vet=off -timeout 10m $(UNIT)
+	go test -race -vet=off -timeout 15m $(UNIT)
 
 test-hadoop: ## the walk with a real Hadoop: KMS, NameNode, DataNode, clients
 	@scripts/setup all

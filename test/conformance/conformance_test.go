@@ -196,8 +196,8 @@ func runJUnit(t *testing.T, artifact, class, serverLog string, methods []string)
 	var output strings.Builder
 	cmd.Stdout = &output
 	p := hadoop.Start(t, "junit", cmd)
-	if !p.Wait(8 * time.Minute) {
-		t.Errorf("the JVM did not end within 8 minutes")
+	if !p.Wait(12 * time.Minute) { // a third of that where the machine does little else
+		t.Errorf("the JVM did not end within 12 minutes")
 		p.Kill()
 	}
 	return parse(output.String()), output.String()

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -160,24 +161,57 @@ func (p *Process) tail(n int) []byte {
 	return b
 }
 
-// FreePorts returns n loopback ports that nobody listens on. They lie below the
-// range from which systems take the ports of outgoing connections: a server that
-// is restarted must find its port free again.
+// FreePorts returns n loopback ports that nobody listens on, and that no other call
+// of a test gets until all of ours were given. They lie below the range from which
+// systems take the ports of outgoing connections: a server that is restarted must
+// find its port free again.
 func FreePorts(t testing.TB, n int) []int {
 	t.Helper()
-	const low, high = 12000, 32000
-	var ports []int
-	for try := 0; len(ports) < n; try++ {
-		if try == 1000 {
-			t.Fatalf("no free port between %d and %d", low, high)
+	ours.Lock()
+	defer ours.Unlock()
+	if ours.first == 0 {
+		if err := takePorts(); err != nil {
+			t.Fatal(err)
 		}
-		port := low + rand.IntN(high-low)
-		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
-		if err != nil {
-			continue
-		}
-		defer l.Close() // held until all are chosen, so that they differ
-		ports = append(ports, port)
 	}
-	return ports
+	var ports []int
+	for range portsEach {
+		ours.last = ours.last%(portsEach-1) + 1
+		if l, err := listen(ours.first + ours.last); err == nil {
+			_ = l.Close() // nothing was sent
+			if ports = append(ports, ours.first+ours.last); len(ports) == n {
+				return ports
+			}
+		}
+	}
+	t.Fatalf("no %d free ports from %d on", n, ours.first)
+	return nil
+}
+
+// portsEach is how many ports one test binary has to itself: several run at once.
+const portsEach = 500
+
+// ours are the ports of this test binary.
+var ours struct {
+	sync.Mutex
+	first int          // shows the others that it and those after it are taken
+	held  net.Listener // at first, until the process ends
+	last  int          // of those after first that was given
+}
+
+// takePorts finds ports that no other test binary has.
+func takePorts() error {
+	const low, high = 12000, 32000
+	for _, i := range rand.Perm((high - low) / portsEach) {
+		l, err := listen(low + i*portsEach)
+		if err == nil {
+			ours.first, ours.held = low+i*portsEach, l
+			return nil
+		}
+	}
+	return fmt.Errorf("no free ports between %d and %d", low, high)
+}
+
+func listen(port int) (net.Listener, error) {
+	return net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)) //nolint:noctx // returns at once
 }

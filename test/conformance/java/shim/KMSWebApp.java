@@ -1,12 +1,20 @@
 package org.apache.hadoop.crypto.key.kms.server;
 
+import java.io.IOException;
+import java.io.UncheckedIOException;
+import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
+import java.nio.file.Paths;
+import java.util.HashMap;
+import java.util.Map;
 import org.apache.hadoop.conf.Configuration;
 
 /**
  * Stands in for the server's class where a test reloads ACLs by hand: a server in another process reloads by itself, a
- * second or so after the file has changed.
+ * second or so after the file has changed, and ours says so in its log.
  */
 public class KMSWebApp {
+  private static final Map<String, Integer> SEEN = new HashMap<>(); // loads, by file
   private static final KMSACLs ACLS = new RemoteACLs();
 
   public static KMSACLs getACLs() {
@@ -30,10 +38,34 @@ public class KMSWebApp {
     @Override
     public void run() {
       try {
-        Thread.sleep(2500);
+        if (System.getProperty("kms.server.cmd").startsWith("java\n")) {
+          Thread.sleep(2500); // Hadoop's server has no log that tells
+          return;
+        }
+        String file = System.getProperty("kms.config.dir") + "/kms-acls.xml";
+        int seen = SEEN.getOrDefault(file, 0);
+        int now = loads(file);
+        for (long end = System.nanoTime() + 30_000_000_000L; now == seen && System.nanoTime() < end; now = loads(file)) {
+          Thread.sleep(20);
+        }
+        SEEN.put(file, now);
       } catch (InterruptedException e) {
         Thread.currentThread().interrupt();
+      } catch (IOException e) {
+        throw new UncheckedIOException(e);
       }
+    }
+
+    /** How often the common log of the servers says that a changed file was loaded. */
+    private static int loads(String file) throws IOException {
+      byte[] log = Files.readAllBytes(Paths.get(System.getProperty("kms.server.log")));
+      int n = 0;
+      for (String line : new String(log, StandardCharsets.UTF_8).split("\n")) {
+        if (line.contains("ACLs loaded anew") && line.contains("file=" + file)) {
+          n++;
+        }
+      }
+      return n;
     }
   }
 }
