@@ -19,18 +19,17 @@ import (
 const StaticMappingProperty = "hadoop.user.group.static.mapping.overrides"
 
 const (
-	// maxCachedUsers bounds the memory that names of users can take, and maxAbsentUsers
-	// that of names that clients invent.
-	maxCachedUsers = 10_000
-	maxAbsentUsers = 10_000
+	// defaultMaxUsers bounds the memory that names of users can take, and by itself that
+	// of names that clients invent.
+	defaultMaxUsers = 10_000
 	// unknownUserTTL is hadoop.security.groups.negative-cache.secs' default: how
 	// long it is believed that a user does not exist.
 	unknownUserTTL = 30 * time.Second
 	// retryAfterFailure is how long a failed look-up of a name is not repeated.
 	retryAfterFailure = 5 * time.Second
-	// strangers is how many look-ups of names that the directory never knew run at once,
+	// defaultStrangers is how many look-ups of names that the directory never knew run at once,
 	// so that invented names cannot fill the directory's queue.
-	strangers = 8
+	defaultStrangers = 8
 	// strangerWait is how long a request waits for such a look-up, and staleWait how
 	// long for that of a user whose last groups are known.
 	strangerWait = 5 * time.Second
@@ -54,6 +53,7 @@ type Groups struct {
 	now    func() time.Time
 	log    *slog.Logger
 	places chan struct{} // one for each stranger that is looked up
+	most   int           // names in cache, and in absent
 	waits  struct{ stranger, stale time.Duration }
 
 	flight singleflight.Group
@@ -71,6 +71,7 @@ type cachedGroups struct {
 
 // GroupStats are figures of the look-ups.
 type GroupStats struct {
+	Most           int   // names of each sort that are remembered at most
 	Cached, Absent int   // names that are remembered: users, and those that are none
 	Failed         int64 // look-ups that the directory did not answer
 	Refused        int64 // look-ups of strangers that did not get their turn
@@ -85,7 +86,7 @@ func NewGroups(static string, ttl time.Duration, log *slog.Logger) (*Groups, err
 		return nil, err
 	}
 	g := &Groups{
-		static: mapping, ttl: ttl, stale: DefaultMaxStale, lookup: SystemGroups, now: time.Now, log: log, places: make(chan struct{}, strangers),
+		static: mapping, ttl: ttl, stale: DefaultMaxStale, lookup: SystemGroups, now: time.Now, log: log, places: make(chan struct{}, defaultStrangers), most: defaultMaxUsers,
 		cache: make(map[string]cachedGroups), absent: make(map[string]cachedGroups),
 	}
 	g.waits.stranger, g.waits.stale = strangerWait, staleWait
@@ -95,6 +96,10 @@ func NewGroups(static string, ttl time.Duration, log *slog.Logger) (*Groups, err
 // MaxStale sets how long the last known groups of a user hold while the directory
 // fails. It is to be called before Of.
 func (g *Groups) MaxStale(d time.Duration) { g.stale = d }
+
+// Limit sets how many users, and as many unknown names, are remembered, and how many
+// names that the directory never knew are looked up at once. It is to be called before Of.
+func (g *Groups) Limit(users, lookups int) { g.most, g.places = users, make(chan struct{}, lookups) }
 
 // Ask makes d the directory, instead of the operating system. It is to be called before Of.
 func (g *Groups) Ask(d Directory) { g.lookup = d }
@@ -107,7 +112,7 @@ func (g *Groups) Stats() GroupStats {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	s := g.stats
-	s.Cached, s.Absent = len(g.cache), len(g.absent)
+	s.Most, s.Cached, s.Absent = g.most, len(g.cache), len(g.absent)
 	return s
 }
 
@@ -223,13 +228,13 @@ func (g *Groups) keep(name string, found cachedGroups, now time.Time, err error)
 	if g.stats.Err = err; err != nil {
 		g.stats.Failed++
 	}
-	in, other, most := g.cache, g.absent, maxCachedUsers
+	in, other := g.cache, g.absent
 	if found.asked.IsZero() || found.groups == nil {
-		in, other, most = g.absent, g.cache, maxAbsentUsers
+		in, other = g.absent, g.cache
 	}
 	delete(other, name)
-	if _, there := in[name]; !there && len(in) >= most {
-		makeRoom(in, most, now)
+	if _, there := in[name]; !there && len(in) >= g.most {
+		makeRoom(in, g.most, now)
 	}
 	in[name] = found
 }

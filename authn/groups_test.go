@@ -3,6 +3,7 @@ package authn
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"os/user"
 	"slices"
 	"strings"
@@ -89,14 +90,14 @@ func TestStrangersWait(t *testing.T) {
 		t.Fatalf("groups %q", got)
 	}
 	done := make(chan struct{})
-	for i := range 4 * strangers {
+	for i := range 4 * defaultStrangers {
 		go func() { g.Of(fmt.Sprint("invented", i)); done <- struct{}{} }()
 	}
-	for range 4 * strangers {
+	for range 4 * defaultStrangers {
 		<-done // none waits for longer than it should
 	}
 	now = now.Add(2 * time.Minute) // alice must be looked up again
-	for len(g.places) < strangers {
+	for len(g.places) < defaultStrangers {
 		time.Sleep(time.Millisecond)
 	}
 	if got := g.Of("alice"); !slices.Equal(got, []string{"staff"}) {
@@ -109,10 +110,26 @@ func TestStrangersWait(t *testing.T) {
 		t.Errorf("a stranger without a turn: %q", got)
 	}
 	close(release)
-	for i := range maxAbsentUsers + 100 {
+	for i := range defaultMaxUsers + 100 {
 		g.Of(fmt.Sprint("invented-too", i))
 	}
-	if s := g.Stats(); s.Cached != 1 || s.Absent > maxAbsentUsers {
+	if s := g.Stats(); s.Cached != 1 || s.Absent > defaultMaxUsers {
 		t.Errorf("%+v: invented names have driven out a user, or fill the memory", s)
+	}
+}
+
+// TestGroupLimits: the numbers are those that were set.
+func TestGroupLimits(t *testing.T) {
+	g, err := NewGroups("", time.Hour, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.Limit(3, 2)
+	g.Ask(func(string) ([]string, error) { return []string{"staff"}, nil })
+	for i := range 10 {
+		g.Of(fmt.Sprint("user", i))
+	}
+	if s := g.Stats(); s.Cached != 3 || s.Most != 3 || cap(g.places) != 2 {
+		t.Errorf("%+v, %d places", s, cap(g.places))
 	}
 }

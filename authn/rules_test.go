@@ -182,10 +182,10 @@ func TestGroups(t *testing.T) {
 	now = now.Add(unknownUserTTL)
 	check("alice", 5, "staff", "ops")
 
-	for i := range maxCachedUsers + 10 {
+	for i := range defaultMaxUsers + 10 {
 		g.Of(fmt.Sprint("user", i))
 	}
-	if len(g.cache) > maxCachedUsers {
+	if len(g.cache) > defaultMaxUsers {
 		t.Errorf("%d users cached", len(g.cache))
 	}
 	for _, bad := range []string{"=g", "a=b=c", "a=g; =h"} {

@@ -37,7 +37,9 @@ type Limits struct {
 	MaxKeys  int   // EDEKs of one generate
 	MaxBatch int   // EDEKs of one batch re-encryption
 	MaxBody  int64 // bytes of a batch's body; other bodies end at 1 MiB
-	MaxNames int   // keys of one request for metadata; 0: defaultNames
+	// MaxMemory is what all large requests may take together; 0: four times MaxBody.
+	MaxMemory int64
+	MaxNames  int // keys of one request for metadata; 0: defaultNames
 	// MaxParameters of one request's query; 0: defaultParameters.
 	MaxParameters int
 	Slow          Slow // the zero value: DefaultSlow
@@ -125,7 +127,7 @@ func New(cfg Config) (http.Handler, error) {
 		return nil, err
 	}
 	a := &api{Config: cfg, instance: hex.EncodeToString(id), gauges: newGauges(cfg.Operations, time.Now()), warned: &warnings{now: time.Now, since: make(map[string]*warned)},
-		large: newLargeRequests(cfg.Limits.MaxBody, cfg.Admission, cfg.Log), lanes: newLanes(cfg.Admission, cfg.Waited, cfg.Log)}
+		large: newLargeRequests(cfg.Limits, cfg.Admission, cfg.Log), lanes: newLanes(cfg.Admission, cfg.Waited, cfg.Log)}
 	if cfg.Lanes != nil {
 		cfg.Lanes.all = append(a.lanes[noClass+1:len(a.lanes):len(a.lanes)], a.large)
 	}

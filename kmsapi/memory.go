@@ -17,13 +17,18 @@ const (
 	// edekMemory is about what a fresh EDEK takes until it is sent: its struct and
 	// bytes, and twice its JSON, since buffers grow by doubling.
 	edekMemory = 400
-	// allowance is how many batches of the longest body may be there at once.
+	// allowance is how many batches of the longest body may be there at once, where
+	// Limits.MaxMemory does not say.
 	allowance = 4
 )
 
 // newLargeRequests is the allowance, in bytes.
-func newLargeRequests(maxBody int64, a Admission, log *slog.Logger) *lane {
-	return newLane("large", allowance*max(maxBody, smallBody), true, a, func(string, time.Duration, bool) {}, log)
+func newLargeRequests(l Limits, a Admission, log *slog.Logger) *lane {
+	most := l.MaxMemory
+	if most == 0 {
+		most = allowance * max(l.MaxBody, smallBody)
+	}
+	return newLane("large", most, true, a, func(string, time.Duration, bool) {}, log)
 }
 
 // reserve waits until a request may take n bytes more; they are given back when it is

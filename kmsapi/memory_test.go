@@ -13,7 +13,7 @@ import (
 // TestReserve: small requests need no memory of the allowance; whatever one caller holds
 // of it, another gets some; all is given back.
 func TestReserve(t *testing.T) {
-	a := &api{large: newLargeRequests(1, Admission{Wait: time.Millisecond}, slog.New(slog.DiscardHandler))} // the allowance is that of 1 MiB bodies
+	a := &api{large: newLargeRequests(Limits{MaxBody: 1}, Admission{Wait: time.Millisecond}, slog.New(slog.DiscardHandler))} // the allowance is that of 1 MiB bodies
 	size := a.large.shares.size
 	by := func(name string) *call {
 		c := &call{api: a}
@@ -70,5 +70,21 @@ func TestReserve(t *testing.T) {
 	c.release()
 	if used, _ := a.large.shares.figures(); used != 0 {
 		t.Error("something was not given back")
+	}
+}
+
+// TestMaxMemory: large requests share what the limits say, and four bodies where they
+// say nothing.
+func TestMaxMemory(t *testing.T) {
+	for _, c := range []struct {
+		limits Limits
+		want   int64
+	}{
+		{Limits{MaxBody: 10 << 20}, 40 << 20},
+		{Limits{MaxBody: 10 << 20, MaxMemory: 100 << 20}, 100 << 20},
+	} {
+		if got := newLargeRequests(c.limits, Admission{}, slog.New(slog.DiscardHandler)).shares.size; got != c.want {
+			t.Errorf("%+v: %d bytes, want %d", c.limits, got, c.want)
+		}
 	}
 }

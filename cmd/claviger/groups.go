@@ -28,11 +28,20 @@ func newGroups(conf *hadoopconf.Conf, log *slog.Logger) (*authn.Groups, error) {
 	if err != nil {
 		return nil, err
 	}
+	users, err := conf.Int("claviger.groups.max.users", 1, 1<<24)
+	if err != nil {
+		return nil, err
+	}
+	lookups, err := conf.Int("claviger.groups.max.lookups", 1, 1024)
+	if err != nil {
+		return nil, err
+	}
 	groups, err := openGroups(conf, log)
 	if err != nil {
 		return nil, err
 	}
 	groups.MaxStale(stale)
+	groups.Limit(int(users), int(lookups))
 	return groups, nil
 }
 

@@ -59,6 +59,7 @@ func searchMetrics(m *console.Metrics, p *hsm.Provider) {
 // groupMetrics are the figures of the look-ups of users' groups.
 func groupMetrics(m *console.Metrics, g *authn.Groups) {
 	m.Gauge("claviger_groups_users", "Users whose groups are remembered.", func() float64 { return float64(g.Stats().Cached) })
+	m.Gauge("claviger_groups_users_max", "Names of users, and as many unknown ones, that are remembered at most.", func() float64 { return float64(g.Stats().Most) })
 	m.Gauge("claviger_groups_unknown_users", "Names that the directory does not know, or was not asked for yet.", func() float64 { return float64(g.Stats().Absent) })
 	m.Counter("claviger_groups_failed_total", "Look-ups of groups that the directory did not answer.", func() float64 { return float64(g.Stats().Failed) })
 	m.Counter("claviger_groups_refused_total", "Look-ups of names never seen before that did not get their turn.", func() float64 { return float64(g.Stats().Refused) })

@@ -108,6 +108,8 @@ func readKMSSettings(conf *hadoopconf.Conf) (kmsSettings, error) {
 	return s, nil
 }
 
+const maxMemoryName = "claviger.kms.max.memory.bytes"
+
 // readLimits reads what one request may ask for.
 func readLimits(r *reader) kmsapi.Limits {
 	l := kmsapi.Limits{
@@ -117,6 +119,13 @@ func readLimits(r *reader) kmsapi.Limits {
 		MaxNames:      int(r.int("claviger.kms.max.metadata.names", 1, 1<<16)),
 		MaxParameters: int(r.int("claviger.http.max.parameters", 16, 1<<16)),
 		Slow:          kmsapi.Slow{Grace: r.duration("claviger.http.slow.grace", time.Second), Rate: r.int("claviger.http.slow.rate", 1, 1<<40)},
+	}
+	if text, _ := r.conf.Get(maxMemoryName); text != "" {
+		l.MaxMemory = r.int(maxMemoryName, 1, 1<<40)
+		if r.err == nil && l.MaxMemory < 2*l.MaxBody {
+			// One user gets half of it.
+			r.keep(refuse(r.conf, maxMemoryName, fmt.Sprintf("it must be at least twice claviger.kms.max.body.bytes, %d, or no user could send the longest body", 2*l.MaxBody)))
+		}
 	}
 	if r.err == nil && l.Slow.Grace == 0 {
 		r.keep(refuse(r.conf, "claviger.http.slow.grace", "it must be more than 0: a body has to have some time to come"))

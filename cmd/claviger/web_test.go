@@ -339,6 +339,17 @@ func TestWebSettings(t *testing.T) {
 			t.Errorf("%s = %q: %v", name, value, r.err)
 		}
 	}
+	conf := hadoopconf.New(t.TempDir(), nil)
+	for _, k := range hadoopconf.KMS {
+		if k.Default != "" {
+			conf.SetDefault(k.Name, k.Default)
+		}
+	}
+	conf.Override(maxMemoryName, "134217727", "kms-site.xml") // one byte less than two bodies
+	r := &reader{conf: conf}
+	if readLimits(r); r.err == nil || !strings.Contains(r.err.Error(), maxMemoryName) || !strings.Contains(r.err.Error(), "134217728") {
+		t.Errorf("%s: %v", maxMemoryName, r.err)
+	}
 	l := connectionLimits{most: 1 << 40, perAddress: 1 << 39}.bounded(slog.New(slog.DiscardHandler))
 	if l.most <= 0 || l.most < l.perAddress || l.perAddress != (l.most+1)/2 {
 		t.Errorf("%d connections, %d of one address", l.most, l.perAddress)
