@@ -18,6 +18,8 @@ import (
 	"sort"
 	"strconv"
 	"strings"
+
+	"claviger/secret"
 )
 
 // maxExpansions is how many ${...} Hadoop substitutes in one value before it
@@ -57,14 +59,14 @@ func (e *ValueError) Error() string {
 
 // sensitive are names whose values must not be told, after Hadoop's
 // hadoop.security.sensitive-config-keys.
-var sensitive = regexp.MustCompile(`(?i)(secret|password|pass|credential|token|secret.?key|access.?key)$`)
+var sensitive = regexp.MustCompile(`(?i)(secret|password|passwd|passphrase|pass|pwd|credentials?|creds|token|pin|secret.?key|access.?key|api.?key|private.?key)$`)
 
 // shown is a value for a person to read.
 func shown(name, value string) string {
 	if sensitive.MatchString(name) {
 		return "(not shown)"
 	}
-	return strconv.Quote(withoutSecrets(value))
+	return strconv.Quote(secret.Value(value))
 }
 
 // Conf is a loaded configuration. It does not change once it is loaded.

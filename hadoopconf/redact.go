@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+
+	"claviger/secret"
 )
 
 // SensitiveKeys names the property whose regular expressions say which
@@ -17,48 +19,6 @@ var sensitiveDefault = []string{
 	"fs.s3a.encryption.algorithm", "fs.s3a.encryption.key", "fs.s3a.secret.key", "fs.s3a.*.secret.key", "fs.s3a.session.key", "fs.s3a.*.session.key",
 	"fs.s3a.session.token", "fs.s3a.*.session.token", "fs.azure.account.key.*", "fs.azure.oauth2.*", "fs.adl.oauth2.*",
 	"fs.gs.encryption.*", "fs.gs.proxy.*", "fs.gs.auth.*", "credential$", "oauth.*secret", "oauth.*password", "oauth.*token", SensitiveKeys,
-}
-
-// redacted is what Hadoop's ConfigRedactor shows in a value's place.
-const redacted = "<redacted>"
-
-// inValue finds secrets within a value that is otherwise fit to be seen:
-// parameters of URIs, connection strings, JAAS and JSON. A bare value ends at a
-// blank or '&' alone: a password may hold ';' and ','. Only a pin-value (RFC 7512)
-// may not.
-var inValue = regexp.MustCompile(`(?i)((?:passw(?:or)?d|passphrase|pass|pwd|secret|access_?key|account_?key|api_?key|access_?token|auth_?token|delegation)["']?\s*[=:]\s*)` +
-	`("(?:[^"\\]|\\.)*"?|'(?:[^'\\]|\\.|'')*'?|\{[^}]*\}?|[^&\s]+)` +
-	`|(pin-value\s*=\s*)([^&;?\s]+)`)
-
-// uriStart is where the authority of a URI begins.
-var uriStart = regexp.MustCompile(`(?:[A-Za-z][A-Za-z0-9+.-]*:|^|[\s,;="'(<])//`)
-
-// withoutURIPasswords takes out what stands between the first ':' and the last '@'
-// of each URI: a password that should have been escaped may hold '@', '/', '?', '#'
-// and blanks, so the end of the authority cannot be trusted. An '@' before the ':'
-// ends a user or a nested scheme (kms://https@host:9600/kms, jceks://file@/path).
-func withoutURIPasswords(value string) string {
-	starts := uriStart.FindAllStringIndex(value, -1)
-	if starts == nil {
-		return value
-	}
-	var b strings.Builder
-	done := 0
-	for i, at := range starts {
-		end := len(value)
-		if i+1 < len(starts) {
-			end = starts[i+1][0]
-		}
-		uri := value[at[1]:end]
-		last := strings.LastIndexByte(uri, '@')
-		colon := strings.IndexByte(uri, ':')
-		if colon < 0 || last < colon {
-			continue
-		}
-		b.WriteString(value[done:at[1]+colon+1] + redacted)
-		done = at[1] + last
-	}
-	return b.String() + value[done:]
 }
 
 // Shown is a property as others than its owner may see it.
@@ -84,18 +44,13 @@ func (c *Conf) Public() ([]Shown, error) {
 		p := c.props[name]
 		s := Shown{Name: name, Written: p.Value, Value: value, Final: p.Final, Source: p.File}
 		if hide(name) {
-			s.Written, s.Value = redacted, redacted
+			s.Written, s.Value = secret.Redacted, secret.Redacted
 		} else {
-			s.Written, s.Value = withoutSecrets(s.Written), withoutSecrets(s.Value)
+			s.Written, s.Value = secret.Value(s.Written), secret.Value(s.Value)
 		}
 		list = append(list, s)
 	}
 	return list, nil
-}
-
-// withoutSecrets is a value as it may be shown.
-func withoutSecrets(value string) string {
-	return inValue.ReplaceAllString(withoutURIPasswords(value), "${1}${3}"+redacted)
 }
 
 // sensitiveKeys returns the rule by which a name's value is hidden.
@@ -141,7 +96,7 @@ func (c *Conf) ClearSecrets() map[string]string {
 		if p.Line == 0 || value == "" || files[p.File] != "" {
 			continue
 		}
-		if clearSecret.MatchString(name) || withoutSecrets(value) != value {
+		if clearSecret.MatchString(name) || secret.Value(value) != value {
 			files[p.File] = name
 		}
 	}

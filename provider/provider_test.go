@@ -228,3 +228,22 @@ func FuzzParseKMS(f *testing.F) {
 		}
 	})
 }
+
+// TestNoSecretsInURIs: a URI that holds a secret is refused, and no message quotes it.
+func TestNoSecretsInURIs(t *testing.T) {
+	r := provider.NewRegistry()
+	for _, uri := range []string{
+		"kms://http@u:sekret@h:9600/kms", "kms://u:sekret@http@h:9600/kms", "kms://http@h:9600/kms;password=sekret", "kms://http@h:9600/kms?user.name=x&delegation=sekret",
+		"jceks://u:sekret@file@/k", "jceks://file@/k?password=sekret", "jceks://u:sekret@/k", "nosuch://u:sekret@h/", "nosuch:u:sekret@h", "x,kms://http@u:sekret@h",
+	} {
+		_, err := provider.ParseKMS(uri)
+		_, err2 := provider.UnnestPath(uri)
+		_, err3 := r.Open(t.Context(), uri, provider.Env{})
+		_, err4 := provider.SplitURIs("jceks://file@/k," + strings.TrimPrefix(uri, "nosuch:"))
+		for i, err := range []error{err, err2, err3, err4} {
+			if i < 3 && err == nil || err != nil && strings.Contains(err.Error(), "sekret") {
+				t.Errorf("%s, %d: %v", uri, i, err)
+			}
+		}
+	}
+}

@@ -7,6 +7,8 @@ import (
 	"path"
 	"strconv"
 	"strings"
+
+	"claviger/secret"
 )
 
 // SplitURIs splits Hadoop's comma list of provider URIs
@@ -26,15 +28,24 @@ func SplitURIs(list string) ([]string, error) {
 			uris[last] += "," + strings.TrimRight(piece, " \t\r\n")
 		case uri == "":
 		case last >= 0 && isScheme(uris[last], "kms"):
-			return nil, fmt.Errorf("provider list %q: %q is not a provider URI; the hosts of one kms:// URI are separated by ';', not ','", list, uri)
+			return nil, fmt.Errorf("provider list %q: %q is not a provider URI; the hosts of one kms:// URI are separated by ';', not ','", secret.Value(list), secret.Value(uri))
 		default:
-			return nil, fmt.Errorf("provider list %q: %q is not a provider URI: it has no scheme (such as jceks:// or kms://)", list, uri)
+			return nil, fmt.Errorf("provider list %q: %q is not a provider URI: it has no scheme (such as jceks:// or kms://)", secret.Value(list), secret.Value(uri))
 		}
 	}
 	for i := range uris {
 		uris[i] = strings.TrimRight(uris[i], ", \t\r\n")
 	}
 	return uris, nil
+}
+
+// noSecrets refuses a URI that holds a password or another secret: it is written into
+// logs, answers and journals.
+func noSecrets(uri string) error {
+	if shown := secret.Value(uri); shown != uri {
+		return fmt.Errorf("provider URI %q holds a secret, which has no meaning there and would stand in logs; take it out", shown)
+	}
+	return nil
 }
 
 // cutScheme returns the scheme of a URI (RFC 3986 §3.1), "" where it has none,
@@ -72,6 +83,9 @@ func looksLikePort(rest string) bool {
 // is cleaned. Files that are not local (jceks://hdfs@nn/...) are refused.
 func UnnestPath(uri string) (string, error) {
 	refuse := func(format string, args ...any) error {
+		if err := noSecrets(uri); err != nil {
+			return err // its parts are not quoted
+		}
 		return fmt.Errorf("provider URI %q: %s", uri, fmt.Sprintf(format, args...))
 	}
 	scheme, rest := cutScheme(uri)
@@ -129,6 +143,9 @@ func ParseKMS(uri string) (KMSURI, error) {
 	var none KMSURI
 	refuse := func(format string, args ...any) (KMSURI, error) {
 		return none, fmt.Errorf("provider URI %q: %s; it is written as in %s", uri, fmt.Sprintf(format, args...), example)
+	}
+	if err := noSecrets(uri); err != nil {
+		return none, err
 	}
 	scheme, rest := cutScheme(uri)
 	rest, ok := strings.CutPrefix(rest, "//")

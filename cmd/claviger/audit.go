@@ -169,7 +169,7 @@ func openChain(ctx context.Context, s auditSettings, svc *service, out io.Writer
 		}
 		stream, err := audit.OpenSyslog(uri, roots)
 		if err != nil {
-			return nil, fmt.Errorf("property claviger.audit.json.syslog has the value %q; %w", uri, err)
+			return nil, fmt.Errorf("property claviger.audit.json.syslog has the value %q; %w", secret.Value(uri), err)
 		}
 		cfg.Streams = append(cfg.Streams, stream)
 	}

@@ -27,6 +27,7 @@ import (
 
 	"claviger"
 	"claviger/provider"
+	"claviger/secret"
 )
 
 // The properties of Hadoop's client that are respected.
@@ -98,7 +99,7 @@ func Scheme(tlsFor func(provider.Env) (*tls.Config, error), negotiate Negotiate)
 		}
 		if k.Scheme == "https" && tlsFor != nil {
 			if opt.TLS, err = tlsFor(env); err != nil {
-				return nil, fmt.Errorf("provider URI %q: %w", uri, err)
+				return nil, fmt.Errorf("provider URI %q: %w", secret.Value(uri), err)
 			}
 		}
 		return New(uri, opt)
@@ -144,7 +145,7 @@ func New(uri string, opt Options) (*Provider, error) {
 		return nil, err
 	}
 	if opt.User == "" {
-		return nil, fmt.Errorf("provider URI %q: no user name to go by at that KMS", uri)
+		return nil, fmt.Errorf("provider URI %q: no user name to go by at that KMS", secret.Value(uri))
 	}
 	orDefault(&opt.Timeout, 60*time.Second)
 	orDefault(&opt.SleepBase, 100*time.Millisecond)
