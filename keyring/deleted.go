@@ -2,6 +2,7 @@ package keyring
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"claviger"
@@ -28,7 +29,8 @@ func (r *Ring) softDeleter(op, key string) (provider.SoftDeleter, error) {
 	return s, nil
 }
 
-// Deleted returns the deleted keys that can come back, longest deleted first.
+// Deleted returns the deleted keys that can come back and that the caller may manage,
+// longest deleted first.
 // Kinds Denied, Unsupported.
 func (r *Ring) Deleted(ctx context.Context, c claviger.Caller) ([]DeletedKey, error) {
 	q, err := r.enter(ctx, &c, audit.GetDeletedKeys, nil, authz.Undelete, authz.Purge)
@@ -43,21 +45,25 @@ func (r *Ring) Deleted(ctx context.Context, c claviger.Caller) ([]DeletedKey, er
 	if err != nil {
 		return nil, err
 	}
-	list := make([]DeletedKey, len(keys))
-	for i, k := range keys {
+	list := []DeletedKey{}
+	for _, k := range keys {
+		if !q.mayManage(k.ACLName()) {
+			continue
+		}
 		last, err := r.lastUse(ctx, k)
 		if err != nil {
 			return nil, err
 		}
-		list[i] = DeletedKey{k, last}
+		list = append(list, DeletedKey{k, last})
 	}
 	q.ok(ctx, "", "")
 	return list, nil
 }
 
-// Undelete brings back the key of that name that was deleted last. Kinds Denied,
-// KeyDenied, KeyNotFound, KeyExists, Unsupported.
-func (r *Ring) Undelete(ctx context.Context, c claviger.Caller, key string) error {
+// Undelete brings back a deleted key of that name: the one that has the version of
+// that full name; where version is "", the one that was deleted last of those that the
+// caller may manage. Kinds Denied, KeyDenied, KeyNotFound, KeyExists, Unsupported.
+func (r *Ring) Undelete(ctx context.Context, c claviger.Caller, key, version string) error {
 	const op = "keyring.Undelete"
 	q, err := r.enter(ctx, &c, audit.UndeleteKey, &key, authz.Undelete)
 	if err != nil {
@@ -72,20 +78,20 @@ func (r *Ring) Undelete(ctx context.Context, c claviger.Caller, key string) erro
 		return err
 	}
 	defer unlock()
-	keys, err := r.deletedOf(ctx, soft, key)
+	keys, err := r.deletedOf(ctx, soft, key, version)
 	if err != nil {
+		return err
+	}
+	if keys, err = q.manageable(ctx, keys); err != nil {
 		return err
 	}
 	if len(keys) == 0 {
 		return claviger.E(op, claviger.KeyNotFound, key, nil)
 	}
-	last := &keys[len(keys)-1].Metadata
-	if err := q.needKey(ctx, last, authz.KeyManagement); err != nil {
-		return err
-	}
+	last := &keys[len(keys)-1]
 	// A key that a migration made is the source's key under its rules. Any other is a
 	// key under a name that may be a source's.
-	if migrated, err := r.takenOver(ctx, last, nil); err != nil {
+	if migrated, err := r.takenOver(ctx, &last.Metadata, nil); err != nil {
 		return err
 	} else if !migrated {
 		if err := r.needFreeName(ctx, op, key); err != nil {
@@ -93,16 +99,19 @@ func (r *Ring) Undelete(ctx context.Context, c claviger.Caller, key string) erro
 		}
 	}
 	defer r.forget(key)
-	if err := soft.Undelete(ctx, key); err != nil {
+	if err := soft.Undelete(ctx, key, newestOf(last)); err != nil {
 		return err
 	}
+	q.did.version = newestOf(last)
 	q.ok(ctx, key, "")
 	return nil
 }
 
-// Purge ends the deleted keys of that name for ever. Kind Invalid where one of
-// them was used within Config.PurgeMinUnused; else those of Undelete.
-func (r *Ring) Purge(ctx context.Context, c claviger.Caller, key string) error {
+// Purge ends deleted keys of that name for ever: the one that has the version of that
+// full name; where version is "", all that the caller may manage. Kind Invalid where
+// one of them was used within Config.PurgeMinUnused, and where no version is given and
+// the keys have several ACL names; else those of Undelete.
+func (r *Ring) Purge(ctx context.Context, c claviger.Caller, key, version string) error {
 	const op = "keyring.Purge"
 	q, err := r.enter(ctx, &c, audit.PurgeKey, &key, authz.Purge)
 	if err != nil {
@@ -117,7 +126,7 @@ func (r *Ring) Purge(ctx context.Context, c claviger.Caller, key string) error {
 		return err
 	}
 	defer unlock()
-	keys, err := r.deletedOf(ctx, soft, key)
+	keys, err := r.deletedOf(ctx, soft, key, version)
 	if err != nil {
 		return err
 	}
@@ -126,11 +135,17 @@ func (r *Ring) Purge(ctx context.Context, c claviger.Caller, key string) error {
 			return err
 		}
 	}
-	for _, k := range keys {
-		if err := q.needKey(ctx, &k.Metadata, authz.KeyManagement); err != nil {
-			return err
+	if keys, err = q.manageable(ctx, keys); err != nil {
+		return err
+	}
+	versions := make([]string, len(keys))
+	for i := range keys {
+		k := &keys[i]
+		if k.ACLName() != keys[0].ACLName() {
+			return claviger.Errorf(op, claviger.Invalid, key, "%d deleted keys have the name '%s', under different ACL names: name the one to purge by a version of it "+
+				"(claviger key purge --key-version, trusteeOp=purgeVersion); the newest versions are %s and %s", len(keys), key, newestOf(&keys[0]), newestOf(k))
 		}
-		last, err := r.lastUse(ctx, k)
+		last, err := r.lastUse(ctx, *k)
 		if err != nil {
 			return err
 		}
@@ -139,29 +154,78 @@ func (r *Ring) Purge(ctx context.Context, c claviger.Caller, key string) error {
 				"key '%s', deleted %s, may have been used until %s, which is less than %v ago (claviger.purge.min.unused): it can be purged from %s on",
 				key, stamp(k.Since), stamp(last), r.cfg.PurgeMinUnused, stamp(free.Add(time.Second)))
 		}
+		versions[i] = newestOf(k)
 	}
 	defer r.forget(key)
-	if err := soft.Purge(ctx, key); err != nil {
+	if err := soft.Purge(ctx, key, versions...); err != nil {
 		return err
+	}
+	if n := len(versions); n > 0 {
+		q.did.version = versions[n-1]
 	}
 	q.ok(ctx, key, "")
 	return nil
 }
 
-func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
-
-func (r *Ring) deletedOf(ctx context.Context, soft provider.SoftDeleter, key string) ([]provider.Deleted, error) {
-	keys, err := soft.Deleted(ctx)
-	if err != nil {
-		return nil, err
+// needUnshelvedName refuses a new key the name of a deleted key that the caller may not
+// manage: a key of that name would keep the deleted one from being brought back. The
+// caller has found that no key has the name before: a key that is deleted later was not
+// there, or is among the deleted ones that are read here.
+func (q *request) needUnshelvedName(ctx context.Context, op, name string) error {
+	soft, ok := q.ring.cfg.Primary.(provider.SoftDeleter)
+	if !ok || !q.ring.cfg.KeyAuthorization {
+		return nil
 	}
+	keys, err := q.ring.deletedOf(ctx, soft, name, "")
+	if err != nil {
+		return err
+	}
+	for _, k := range keys {
+		if !q.mayManage(k.ACLName()) {
+			_ = q.needKey(ctx, &k.Metadata, authz.KeyManagement) // for its audit line; its text tells the ACL name
+			return claviger.Errorf(op, claviger.KeyDenied, name, "User [%s] is not authorized to create key '%s': the name is kept for a deleted key. Choose another name, "+
+				"or have a user who may manage the deleted key create this one, or purge the deleted one", q.caller.Short, name)
+		}
+	}
+	return nil
+}
+
+// manageable returns those of the deleted keys that the caller may manage. Kind
+// KeyDenied where there are deleted keys, and none of those.
+func (q *request) manageable(ctx context.Context, keys []provider.Deleted) ([]provider.Deleted, error) {
 	var own []provider.Deleted
 	for _, k := range keys {
-		if k.Name == key {
+		if q.mayManage(k.ACLName()) {
 			own = append(own, k)
 		}
 	}
+	if len(keys) > 0 && len(own) == 0 {
+		return nil, q.needKey(ctx, &keys[len(keys)-1].Metadata, authz.KeyManagement)
+	}
 	return own, nil
+}
+
+// newestOf is the name of the newest version, which tells a deleted key from others of
+// its name.
+func newestOf(k *provider.Deleted) string {
+	if len(k.List) == 0 {
+		return ""
+	}
+	return k.List[len(k.List)-1]
+}
+
+func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
+
+// deletedOf returns the deleted keys of that name; where version is not "", those that
+// have it.
+func (r *Ring) deletedOf(ctx context.Context, soft provider.SoftDeleter, key, version string) ([]provider.Deleted, error) {
+	keys, err := soft.Deleted(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(keys, func(k provider.Deleted) bool {
+		return k.Name != key || version != "" && !slices.Contains(k.List, version)
+	}), nil
 }
 
 // lastUse returns the latest time at which a version of the key can have been used.

@@ -46,16 +46,16 @@ func TestUndelete(t *testing.T) {
 	wantKind(t, err, claviger.KeyNotFound)
 	l.audit.take()
 
-	wantKind(t, l.Undelete(ctx, caller("u"), "k"), claviger.Denied)
-	wantKind(t, l.Purge(ctx, caller("restorer"), "k"), claviger.Denied)
+	wantKind(t, l.Undelete(ctx, caller("u"), "k", ""), claviger.Denied)
+	wantKind(t, l.Purge(ctx, caller("restorer"), "k", ""), claviger.Denied)
 	_, err = l.Deleted(ctx, caller("u"))
 	wantKind(t, err, claviger.Denied)
-	wantKind(t, l.Undelete(ctx, caller("restorer"), "none"), claviger.KeyNotFound)
+	wantKind(t, l.Undelete(ctx, caller("restorer"), "none", ""), claviger.KeyNotFound)
 	list, err := l.Deleted(ctx, caller("restorer"))
 	if err != nil || len(list) != 1 || list[0].Name != "k" || !slices.Equal(list[0].List, []string{es[0].Version}) {
 		t.Fatalf("%+v, %v", list, err)
 	}
-	if err := l.Undelete(ctx, caller("restorer"), "k"); err != nil {
+	if err := l.Undelete(ctx, caller("restorer"), "k", ""); err != nil {
 		t.Fatal(err)
 	}
 	want := []string{
@@ -69,7 +69,7 @@ func TestUndelete(t *testing.T) {
 	if err != nil || !dek.Equal(deks[0]) {
 		t.Errorf("after Undelete: %v", err)
 	}
-	wantKind(t, l.Undelete(ctx, caller("restorer"), "k"), claviger.KeyNotFound)
+	wantKind(t, l.Undelete(ctx, caller("restorer"), "k", ""), claviger.KeyNotFound)
 }
 
 // TestUndeleteKeyRules: beside the operation the key's own rules are asked, by the
@@ -82,8 +82,8 @@ func TestUndeleteKeyRules(t *testing.T) {
 	if err := l.Delete(t.Context(), caller("owner"), "k"); err != nil {
 		t.Fatal(err)
 	}
-	wantKind(t, l.Undelete(t.Context(), caller("reaper"), "k"), claviger.KeyDenied)
-	wantKind(t, l.Purge(t.Context(), caller("reaper"), "k"), claviger.KeyDenied)
+	wantKind(t, l.Undelete(t.Context(), caller("reaper"), "k", ""), claviger.KeyDenied)
+	wantKind(t, l.Purge(t.Context(), caller("reaper"), "k", ""), claviger.KeyDenied)
 	if n := l.primary.Objects(); n != 1 {
 		t.Errorf("%d versions are left", n)
 	}
@@ -100,8 +100,8 @@ func TestUndeleteUnsupported(t *testing.T) {
 		c.Primary = struct{ hard }{c.Primary.(hard)}
 		c.Policy = rules(t, trusteeRules()...)
 	})
-	wantKind(t, l.Undelete(t.Context(), caller("reaper"), "k"), claviger.Unsupported)
-	wantKind(t, l.Purge(t.Context(), caller("reaper"), "k"), claviger.Unsupported)
+	wantKind(t, l.Undelete(t.Context(), caller("reaper"), "k", ""), claviger.Unsupported)
+	wantKind(t, l.Purge(t.Context(), caller("reaper"), "k", ""), claviger.Unsupported)
 	_, err := l.Deleted(t.Context(), caller("reaper"))
 	wantKind(t, err, claviger.Unsupported)
 }
@@ -140,7 +140,7 @@ func TestPurgeUnused(t *testing.T) {
 		create(t, l.primary, name)
 		use(name)
 		gone(name)
-		err := l.Purge(ctx, caller("reaper"), name)
+		err := l.Purge(ctx, caller("reaper"), name, "")
 		wantKind(t, err, claviger.Invalid)
 		if !strings.Contains(err.Error(), "claviger.purge.min.unused") {
 			t.Errorf("%s: %v", name, err)
@@ -148,7 +148,7 @@ func TestPurgeUnused(t *testing.T) {
 	}
 	create(t, l.primary, "unused")
 	gone("unused")
-	if err := l.Purge(ctx, caller("reaper"), "unused"); err != nil {
+	if err := l.Purge(ctx, caller("reaper"), "unused", ""); err != nil {
 		t.Errorf("a key that was never used: %v", err)
 	}
 	if got := l.audit.take(); got[len(got)-1] != "OK[op=PURGE_KEY, key=unused, user=reaper] " {
@@ -163,7 +163,7 @@ func TestPurgeUnused(t *testing.T) {
 		change(c)
 		c.Primary, c.Policy = l.primary, rules(t, trusteeRules()...)
 	})
-	wantKind(t, again.Purge(ctx, caller("reaper"), "generated"), claviger.Invalid)
+	wantKind(t, again.Purge(ctx, caller("reaper"), "generated", ""), claviger.Invalid)
 	list, err := again.Deleted(ctx, caller("reaper"))
 	if err != nil || len(list) != len(uses) {
 		t.Fatalf("%+v, %v", list, err)
@@ -177,7 +177,7 @@ func TestPurgeUnused(t *testing.T) {
 		c.Primary, c.Policy, c.LastUses = l.primary, rules(t, trusteeRules()...), store // PurgeMinUnused is 0
 	})
 	for name := range uses {
-		if err := short.Purge(ctx, caller("reaper"), name); err != nil {
+		if err := short.Purge(ctx, caller("reaper"), name, ""); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -198,7 +198,7 @@ func TestPurgeUnknownUse(t *testing.T) {
 		if err := l.Delete(t.Context(), caller("u"), "k"); err != nil {
 			t.Fatal(err)
 		}
-		err := l.Purge(t.Context(), caller("reaper"), "k")
+		err := l.Purge(t.Context(), caller("reaper"), "k", "")
 		if !claviger.Is(err, claviger.Invalid) {
 			t.Errorf("%s: %v", name, err)
 		}

@@ -31,7 +31,8 @@ type Description struct {
 
 // Describe tells of the key of that name, and after it of the deleted ones of that
 // name, longest deleted first, if the caller may undelete or purge. It needs what
-// Metadata needs, for each. Kinds Denied, KeyDenied, KeyNotFound.
+// Metadata needs; deleted keys that the caller may not read are left out, unless that
+// leaves nothing. Kinds Denied, KeyDenied, KeyNotFound.
 func (r *Ring) Describe(ctx context.Context, c claviger.Caller, key string) ([]Description, error) {
 	q, err := r.enter(ctx, &c, audit.GetMetadata, &key, authz.GetMetadata)
 	if err != nil {
@@ -42,13 +43,14 @@ func (r *Ring) Describe(ctx context.Context, c claviger.Caller, key string) ([]D
 		return nil, err
 	}
 	if soft, ok := r.cfg.Primary.(provider.SoftDeleter); ok && (q.has(authz.Undelete) || q.has(authz.Purge)) {
-		deleted, err := r.deletedOf(ctx, soft, key)
+		deleted, err := r.deletedOf(ctx, soft, key, "")
 		if err != nil {
 			return nil, err
 		}
+		var refused error
 		for _, k := range deleted {
-			if err := q.needKey(ctx, &k.Metadata, authz.KeyRead); err != nil {
-				return nil, err
+			if refused = q.needKey(ctx, &k.Metadata, authz.KeyRead); refused != nil {
+				continue
 			}
 			facts := make([]provider.VersionFacts, len(k.List))
 			for i, name := range k.List {
@@ -60,6 +62,9 @@ func (r *Ring) Describe(ctx context.Context, c claviger.Caller, key string) ([]D
 			}
 			d.Deleted = k.Since
 			list = append(list, d)
+		}
+		if len(list) == 0 && refused != nil {
+			return nil, refused
 		}
 	}
 	if len(list) == 0 {

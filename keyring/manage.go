@@ -36,7 +36,7 @@ func (r *Ring) Create(ctx context.Context, c claviger.Caller, spec provider.Spec
 			return provider.KeyVersion{}, err
 		}
 	}
-	v, err := r.create(ctx, spec)
+	v, err := r.create(ctx, &q, spec)
 	if err != nil {
 		return provider.KeyVersion{}, err
 	}
@@ -69,7 +69,7 @@ func (q *request) needCreate(ctx context.Context, key string, attributes map[str
 
 // create checks in Hadoop's order: given material is measured when the key is
 // known to be new.
-func (r *Ring) create(ctx context.Context, spec provider.Spec) (provider.KeyVersion, error) {
+func (r *Ring) create(ctx context.Context, q *request, spec provider.Spec) (provider.KeyVersion, error) {
 	const op = "keyring.Create"
 	if spec.Cipher == "" {
 		spec.Cipher = r.cfg.DefaultCipher
@@ -87,7 +87,8 @@ func (r *Ring) create(ctx context.Context, spec provider.Spec) (provider.KeyVers
 		return provider.KeyVersion{}, err
 	}
 	defer unlock()
-	if spec.Material != nil || r.mayBeTaken() {
+	_, soft := r.cfg.Primary.(provider.SoftDeleter)
+	if spec.Material != nil || soft || r.mayBeTaken() {
 		_, err := r.askMetadata(ctx, spec.Name)
 		if err == nil {
 			return provider.KeyVersion{}, claviger.E(op, claviger.KeyExists, spec.Name, nil)
@@ -103,6 +104,9 @@ func (r *Ring) create(ctx context.Context, spec provider.Spec) (provider.KeyVers
 		}
 	}
 	if err := r.needFreeName(ctx, op, spec.Name); err != nil {
+		return provider.KeyVersion{}, err
+	}
+	if err := q.needUnshelvedName(ctx, op, spec.Name); err != nil {
 		return provider.KeyVersion{}, err
 	}
 	// Also after an error: that a call failed towards us does not prove that it

@@ -10,6 +10,7 @@ import (
 	"claviger"
 	"claviger/audit"
 	"claviger/authz"
+	"claviger/provider"
 )
 
 // Migrator takes over keys from the source of a migration into the primary.
@@ -70,6 +71,17 @@ func (r *Ring) Migrate(ctx context.Context, c claviger.Caller, key string) ([]st
 		return nil, err
 	}
 	defer unlock()
+	if _, ok := r.cfg.Primary.(provider.SoftDeleter); ok {
+		// As a key that is made by hand, unless the key is here.
+		switch _, err := r.askMetadata(ctx, key); {
+		case claviger.Is(err, claviger.KeyNotFound):
+			if err := q.needUnshelvedName(ctx, op, key); err != nil {
+				return nil, err
+			}
+		case err != nil:
+			return nil, err
+		}
+	}
 	defer r.forget(key)
 	defer r.origins.forget()
 	var versions []string

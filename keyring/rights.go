@@ -115,6 +115,18 @@ func (q *request) hasKey(ctx context.Context, aclName string, right authz.KeyOp)
 	return false
 }
 
+// mayManage is needKey of MANAGEMENT without consequences.
+func (q *request) mayManage(aclName string) bool {
+	if !q.ring.cfg.KeyAuthorization {
+		return true
+	}
+	if !q.policy.KeyRulePresent(aclName, authz.KeyManagement) {
+		return false
+	}
+	return q.policy.MayKey(aclName, authz.KeyManagement, q.caller.Principal, q.ring.cfg.Groups) ||
+		q.policy.MayKey(aclName, authz.KeyAll, q.caller.Principal, q.ring.cfg.Groups)
+}
+
 // ok leaves the audit line of a request that was served. Lines of kind ERROR
 // name method and URL and are therefore left by the face that knows them.
 func (q *request) ok(ctx context.Context, key, message string) {

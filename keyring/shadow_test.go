@@ -98,7 +98,7 @@ func TestShadowing(t *testing.T) {
 		// Migrated and deleted here.
 		{softly, "present", "payroll", "no", "ok", "no", "ok", "none", "none"},
 		{softly, "present", "Payroll", "no", "none", "no", "ok", "none", "none"},
-		{softly, "absent", "payroll", "ok", "ok", "404", "404", "404", "404"},
+		{softly, "absent", "payroll", "no", "ok", "404", "404", "404", "404"},
 		{softly, "silent", "payroll", "503", "ok", "503", "503", "none", "none"},
 		{softly, "gone", "payroll", "no", "ok", "404", "404", "404", "404"},
 		{purged, "present", "payroll", "no", "none", "no", "ok", "none", "none"},
@@ -151,7 +151,7 @@ func TestShadowing(t *testing.T) {
 					s.bobHasNothing(t, r.spelt)
 				}
 				s = build()
-				want("bob undeletes", r.undelete, s.Undelete(t.Context(), caller("root"), r.spelt))
+				want("bob undeletes", r.undelete, s.Undelete(t.Context(), caller("root"), r.spelt, ""))
 			})
 		}
 	}
@@ -237,7 +237,11 @@ func newShadowLab(t *testing.T, here, source, spelt string, listed bool) *shadow
 			}
 		}
 		if here == purged || here == endedPurged || here == endedFreed {
-			if err := primary.Purge(t.Context(), "payroll"); err != nil {
+			list, err := primary.Deleted(t.Context(), "payroll")
+			if err != nil || len(list) != 1 {
+				t.Fatalf("%+v, %v", list, err)
+			}
+			if err := primary.Purge(t.Context(), "payroll", list[0].List...); err != nil {
 				t.Fatal(err)
 			}
 		}

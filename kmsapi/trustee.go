@@ -15,20 +15,26 @@ import (
 // deletion.
 
 // wrongTrusteeOp answers as eek_op's wrong values are.
-var wrongTrusteeOp = kmswire.Throw(kmswire.IllegalArgument, "IllegalArgumentException Wrong trusteeOp value, it must be undelete, purge or migrate")
+var wrongTrusteeOp = kmswire.Throw(kmswire.IllegalArgument, "IllegalArgumentException Wrong trusteeOp value, it must be undelete, undeleteVersion, purge, purgeVersion or migrate")
 
 func trusteeOp(ctx context.Context, c *call) error {
 	op, ok := c.param("trusteeOp")
 	if !ok {
 		return kmswire.Throw(kmswire.IllegalArgument, "Parameter 'trusteeOp' cannot be null")
 	}
+	var version string
+	if op == kmswire.OpUndeleteVersion || op == kmswire.OpPurgeVersion {
+		if version, _ = c.param(kmswire.ParamVersion); version == "" {
+			return kmswire.Throw(kmswire.IllegalArgument, "Parameter 'version' cannot be null: it is the full name of a version of the deleted key")
+		}
+	}
 	var err error
 	switch op {
-	case kmswire.OpUndelete:
-		err = c.Ring.Undelete(ctx, c.caller, c.name)
-	case kmswire.OpPurge:
+	case kmswire.OpUndelete, kmswire.OpUndeleteVersion:
+		err = c.Ring.Undelete(ctx, c.caller, c.name, version)
+	case kmswire.OpPurge, kmswire.OpPurgeVersion:
 		c.opName = "purge_key"
-		err = c.Ring.Purge(ctx, c.caller, c.name)
+		err = c.Ring.Purge(ctx, c.caller, c.name, version)
 	case kmswire.OpMigrate:
 		return migrateKey(ctx, c)
 	default:

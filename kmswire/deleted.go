@@ -9,6 +9,13 @@ const (
 	OpUndelete = "undelete"
 	OpPurge    = "purge"
 	OpMigrate  = "migrate"
+
+	// These two are ours as well: undelete and purge of the deleted key that has the
+	// version of ParamVersion. They are values of their own, so that a server that does
+	// not know them refuses, and does not take another key of the name.
+	OpUndeleteVersion = "undeleteVersion"
+	OpPurgeVersion    = "purgeVersion"
+	ParamVersion      = "version"
 )
 
 // MigratedKey answers OpMigrate.

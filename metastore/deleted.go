@@ -17,16 +17,18 @@ type Shelf interface {
 	// Shelve takes a key away, with its versions, and keeps it. Kinds KeyNotFound;
 	// Unavailable where a step of a key of that name is under way.
 	Shelve(ctx context.Context, key string) error
-	// Shelved returns the keys that were shelved, longest shelved first.
-	Shelved(ctx context.Context) ([]Shelved, error)
-	// Unshelve brings back the key of that name that was shelved last. Kinds
-	// KeyNotFound where there is none, KeyExists where a key of that name is there;
-	// Unavailable as in Shelve.
-	Unshelve(ctx context.Context, key string) error
-	// Discard takes away all shelved keys of that name and keeps an intent of Op
-	// "delete" with the refs of their versions in their place, as Keys.Remove does.
-	// Kinds KeyNotFound; Unavailable where a step of another Op is under way.
-	Discard(ctx context.Context, key string) (Intent, error)
+	// Shelved returns the keys that were shelved, longest shelved first: those of the
+	// names given, all where no name is given.
+	Shelved(ctx context.Context, names ...string) ([]Shelved, error)
+	// Unshelve brings back the shelved key of that name that has the version of that
+	// ID. Kinds KeyNotFound where there is none, KeyExists where a key of that name is
+	// there; Unavailable as in Shelve.
+	Unshelve(ctx context.Context, key, id string) error
+	// Discard takes away the shelved keys of that name that have a version of one of
+	// these IDs, and keeps an intent of Op "delete" with the refs of all of their
+	// versions in their place, as Keys.Remove does. Kinds KeyNotFound where there is
+	// no such key; Unavailable where a step of another Op is under way.
+	Discard(ctx context.Context, key string, ids ...string) (Intent, error)
 }
 
 // LastUse is when a version was last used, by whichever node.

@@ -183,18 +183,21 @@ type Deleted struct {
 // free for a new key; material and HSM objects stay until Purge. Several deleted
 // keys may have one name.
 type SoftDeleter interface {
-	// Deleted returns the keys that can be brought back, longest deleted first.
-	Deleted(ctx context.Context) ([]Deleted, error)
-	// Undelete brings back the key of that name that was deleted last, with all of
-	// its versions, so that what they encrypted can be read again. Kinds
-	// KeyNotFound where no key of that name was deleted, KeyExists where a key of
-	// that name is there now (which must be deleted first; two keys never become
-	// one).
-	Undelete(ctx context.Context, key string) error
-	// Purge ends all deleted keys of that name for ever; a key of that name that is
-	// there now is not touched. After a crash or an error, the same call made again
-	// finishes it. Kind KeyNotFound.
-	Purge(ctx context.Context, key string) error
+	// Deleted returns the keys that can be brought back, longest deleted first: those
+	// of the names given, all where no name is given.
+	Deleted(ctx context.Context, names ...string) ([]Deleted, error)
+	// Undelete brings back the deleted key of that name that has the version of that
+	// full name, with all of its versions, so that what they encrypted can be read
+	// again. Kinds KeyNotFound where there is no such deleted key, KeyExists where a
+	// key of that name is there now (which must be deleted first; two keys never
+	// become one).
+	Undelete(ctx context.Context, key, version string) error
+	// Purge ends for ever the deleted keys of that name that have a version of one of
+	// these full names; all others of that name, deleted or not, are not touched. It
+	// also finishes a purge of that name that was broken off: the same call does,
+	// and a call without versions does nothing else. Kind KeyNotFound where there was
+	// nothing to do.
+	Purge(ctx context.Context, key string, versions ...string) error
 }
 
 // VersionFacts is what is known of a version beside its key; none of it is secret.

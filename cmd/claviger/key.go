@@ -94,8 +94,8 @@ func (f keyFlags) open() (*kmsclient.Provider, error) {
 func newKeyList() *cobra.Command {
 	var deleted bool
 	cmd := keyCommand("list --provider URI [--deleted]", "List the names of keys, or the deleted keys",
-		`list lists the keys that the KMS tells of. --deleted lists the deleted ones that can be brought back, longest deleted first, for which
-keytrustee.kms.acl.UNDELETE or keytrustee.kms.acl.PURGE must admit the user.`, cobra.NoArgs,
+		`list lists the keys that the KMS tells of. --deleted lists the deleted ones that can be brought back and that you may manage, longest deleted first,
+for which keytrustee.kms.acl.UNDELETE or keytrustee.kms.acl.PURGE must admit the user.`, cobra.NoArgs,
 		func(ctx context.Context, _ *cobra.Command, kms *kmsclient.Provider, out *output, _ []string) error {
 			if deleted {
 				return listDeleted(ctx, kms, out)
@@ -127,13 +127,13 @@ func listDeleted(ctx context.Context, kms *kmsclient.Provider, out *output) erro
 		keys = []kmswire.DeletedKey{}
 	}
 	return out.write(keys, func(w io.Writer) {
-		fmt.Fprintln(w, "KEY\tBITS\tVERSIONS\tDELETED\tLAST USED")
+		fmt.Fprintln(w, "KEY\tBITS\tVERSIONS\tNEWEST\tDELETED\tLAST USED")
 		for _, k := range keys {
 			last := "never"
 			if k.LastUse != 0 {
 				last = "by " + clock(k.LastUse)
 			}
-			fmt.Fprintf(w, "%s\t%d\t%d\t%s\t%s\n", printable(k.Name), k.Length, len(k.Versions), clock(k.Deleted), last)
+			fmt.Fprintf(w, "%s\t%d\t%d\t%s\t%s\t%s\n", printable(k.Name), k.Length, len(k.Versions), newestVersion(k), clock(k.Deleted), last)
 		}
 	})
 }
@@ -149,23 +149,34 @@ func printable(name string) string {
 	return name
 }
 
+// versionFlag names a deleted key among those of one name.
+func versionFlag(cmd *cobra.Command, version *string) {
+	cmd.Flags().StringVar(version, "key-version", "", "full name of a version of the deleted key that is meant, as in NAME@3: see key list --deleted")
+}
+
 func newKeyUndelete() *cobra.Command {
-	return keyCommand("undelete NAME --provider URI", "Bring back a deleted key",
-		`undelete brings back the key NAME that was deleted last, with all of its versions. Where a key of that name has been made since, it is
-refused: delete that one first, which can be undeleted as well.`, cobra.ExactArgs(1),
+	var version string
+	cmd := keyCommand("undelete NAME --provider URI [--key-version NAME@N]", "Bring back a deleted key",
+		`undelete brings back a deleted key NAME, with all of its versions: the one that has the version of --key-version; without that, the
+one that was deleted last of those that you may manage. Where a key of that name is there now, it is refused: delete that one first, which
+can be undeleted as well.`, cobra.ExactArgs(1),
 		func(ctx context.Context, _ *cobra.Command, kms *kmsclient.Provider, out *output, args []string) error {
-			if err := kms.Undelete(ctx, args[0]); err != nil {
+			if err := kms.Undelete(ctx, args[0], version); err != nil {
 				return err
 			}
 			return out.write(map[string]string{"undeleted": args[0]}, func(w io.Writer) { fmt.Fprintf(w, "key %s is back\n", printable(args[0])) })
 		})
+	versionFlag(cmd, &version)
+	return cmd
 }
 
 func newKeyPurge() *cobra.Command {
-	var yes string
-	cmd := keyCommand("purge NAME --provider URI", "End a deleted key for ever",
-		`purge destroys the deleted keys of the name NAME in the HSM. What they encrypted can never be read again. It asks you to type the name once
-more; --yes-purge NAME does that for scripts. The KMS refuses while a key was used within its claviger.purge.min.unused.`, cobra.ExactArgs(1),
+	var yes, version string
+	cmd := keyCommand("purge NAME --provider URI [--key-version NAME@N]", "End a deleted key for ever",
+		`purge destroys the deleted keys of the name NAME that you may manage, in the HSM: with --key-version, the one that has that version.
+Where several have the name under different ACL names, it is refused without --key-version. What the keys encrypted can never be read
+again. It asks you to type the name once more; --yes-purge NAME does that for scripts. The KMS refuses while a key was used within its
+claviger.purge.min.unused.`, cobra.ExactArgs(1),
 		func(ctx context.Context, cmd *cobra.Command, kms *kmsclient.Provider, out *output, args []string) error {
 			name := args[0]
 			typed := yes
@@ -176,9 +187,9 @@ more; --yes-purge NAME does that for scripts. The KMS refuses while a key was us
 				}
 				n := 0
 				for _, k := range keys {
-					if k.Name == name {
+					if k.Name == name && (version == "" || slices.Contains(k.Versions, version)) {
 						n++
-						fmt.Fprintf(cmd.ErrOrStderr(), "key %s, deleted %s, %d versions\n", printable(name), clock(k.Deleted), len(k.Versions))
+						fmt.Fprintf(cmd.ErrOrStderr(), "key %s, deleted %s, %d versions, the newest is %s\n", printable(name), clock(k.Deleted), len(k.Versions), newestVersion(k))
 					}
 				}
 				fmt.Fprintf(cmd.ErrOrStderr(), "%d deleted keys will be destroyed, and all that they encrypted is lost. Type the key's name to purge: ", n)
@@ -189,13 +200,22 @@ more; --yes-purge NAME does that for scripts. The KMS refuses while a key was us
 			if typed != name {
 				return &exitError{exitRefused, fmt.Errorf("nothing was purged: %q is not the key's name, %q", typed, name)}
 			}
-			if err := kms.Purge(ctx, name); err != nil {
+			if err := kms.Purge(ctx, name, version); err != nil {
 				return err
 			}
 			return out.write(map[string]string{"purged": name}, func(w io.Writer) { fmt.Fprintf(w, "key %s is gone for ever\n", printable(name)) })
 		})
 	cmd.Flags().StringVar(&yes, "yes-purge", "", "the key's name once more, instead of typing it")
+	versionFlag(cmd, &version)
 	return cmd
+}
+
+// newestVersion tells a deleted key from others of its name.
+func newestVersion(k kmswire.DeletedKey) string {
+	if len(k.Versions) == 0 {
+		return "-"
+	}
+	return printable(k.Versions[len(k.Versions)-1])
 }
 
 // readName reads one line.

@@ -54,13 +54,20 @@ func noStep(ctx context.Context, tx pgx.Tx, op, key, what string) error {
 	return claviger.Errorf(op, claviger.Unavailable, key, "a %s of this key, begun %s, must be finished before its %s", there[0].Op, there[0].Begun.Format(time.RFC3339), what)
 }
 
-// Shelved returns the deleted keys.
-func (s *Store) Shelved(ctx context.Context) (all []metastore.Shelved, err error) {
+// Shelved returns the deleted keys of these names, or all.
+func (s *Store) Shelved(ctx context.Context, names ...string) (all []metastore.Shelved, err error) {
+	if len(names) > 0 {
+		names = slices.DeleteFunc(slices.Clone(names), func(n string) bool { return !storable(n) })
+		if len(names) == 0 {
+			return nil, s.db.Usable("postgres.Shelved")
+		}
+	}
 	err = s.db.Read(ctx, "postgres.Shelved", "", func(ctx context.Context) error {
 		all = nil
 		rows, _ := s.db.Pool().Query(ctx, `
 			SELECT k.id, k.name, k.since, k.cipher, k.bit_length, k.description, k.attributes, k.created, v.id, v.object, v.created, v.check_value
-			FROM deleted_key k JOIN deleted_version v ON v.key_id = k.id ORDER BY k.id, v.seq`) // the rows carry the error
+			FROM deleted_key k JOIN deleted_version v ON v.key_id = k.id
+			WHERE $1::text[] IS NULL OR k.name = ANY($1) ORDER BY k.id, v.seq`, names) // the rows carry the error
 		defer rows.Close()
 		var last int64
 		for rows.Next() {
@@ -88,16 +95,17 @@ func (s *Store) Shelved(ctx context.Context) (all []metastore.Shelved, err error
 	return all, err
 }
 
-// Unshelve moves the key that was deleted last back, and tells of it as of a new
+// Unshelve moves the deleted key with that version back, and tells of it as of a new
 // one.
-func (s *Store) Unshelve(ctx context.Context, key string) error {
+func (s *Store) Unshelve(ctx context.Context, key, version string) error {
 	const op = "postgres.Unshelve"
 	return s.update(ctx, op, key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
-		if !storable(key) {
+		if !storable(key) || !storable(version) {
 			return claviger.E(op, claviger.KeyNotFound, key, nil)
 		}
 		var from, id int64
-		err := tx.QueryRow(ctx, `SELECT id FROM deleted_key WHERE name = $1 ORDER BY id DESC LIMIT 1`, key).Scan(&from)
+		err := tx.QueryRow(ctx, `
+			SELECT k.id FROM deleted_key k JOIN deleted_version v ON v.key_id = k.id WHERE k.name = $1 AND v.id = $2 ORDER BY k.id DESC LIMIT 1`, key, version).Scan(&from)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return claviger.E(op, claviger.KeyNotFound, key, nil)
 		}
@@ -128,15 +136,17 @@ func (s *Store) Unshelve(ctx context.Context, key string) error {
 	})
 }
 
-// Discard takes the deleted keys of a name away and leaves an intent to delete
-// their HSM objects. Nobody could use them before, so that nobody is told.
-func (s *Store) Discard(ctx context.Context, key string) (in metastore.Intent, err error) {
+// Discard takes deleted keys of a name away and leaves an intent to delete their HSM
+// objects. Nobody could use them before, so that nobody is told.
+func (s *Store) Discard(ctx context.Context, key string, ids ...string) (in metastore.Intent, err error) {
 	const op = "postgres.Discard"
+	ids = slices.DeleteFunc(slices.Clone(ids), func(id string) bool { return !storable(id) })
 	err = s.update(ctx, op, key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
 		if !storable(key) {
 			return claviger.E(op, claviger.KeyNotFound, key, nil)
 		}
-		rows, _ := tx.Query(ctx, `SELECT v.id, v.object FROM deleted_version v JOIN deleted_key k ON k.id = v.key_id WHERE k.name = $1 ORDER BY k.id, v.seq`, key) // the rows carry the error
+		const which = `SELECT k.id FROM deleted_key k JOIN deleted_version v ON v.key_id = k.id WHERE k.name = $1 AND v.id = ANY($2)`
+		rows, _ := tx.Query(ctx, `SELECT id, object FROM deleted_version WHERE key_id IN (`+which+`) ORDER BY key_id, seq`, key, ids) // the rows carry the error
 		refs, err := pgx.CollectRows(rows, pgx.RowToStructByPos[metastore.Ref])
 		if err != nil {
 			return err
@@ -144,7 +154,7 @@ func (s *Store) Discard(ctx context.Context, key string) (in metastore.Intent, e
 		if len(refs) == 0 {
 			return claviger.E(op, claviger.KeyNotFound, key, nil)
 		}
-		if _, err := tx.Exec(ctx, `DELETE FROM deleted_key WHERE name = $1`, key); err != nil {
+		if _, err := tx.Exec(ctx, `DELETE FROM deleted_key WHERE id IN (`+which+`)`, key, ids); err != nil {
 			return err
 		}
 		if in, err = condemn(ctx, tx, op, key, refs); err != nil {

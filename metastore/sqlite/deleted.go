@@ -3,9 +3,12 @@ package sqlite
 import (
 	"context"
 	"database/sql"
+	"encoding/json"
 	"errors"
+	"slices"
 	"strconv"
 	"time"
+	"unicode/utf8"
 
 	"claviger"
 	"claviger/metastore"
@@ -47,8 +50,8 @@ func noStep(ctx context.Context, tx *sql.Tx, op, key, what string) error {
 	return claviger.Errorf(op, claviger.Unavailable, key, "a %s of this key, begun %s, must be finished before its %s", there[0].Op, there[0].Begun.Format(time.RFC3339), what)
 }
 
-// Shelved returns the deleted keys.
-func (s *Store) Shelved(ctx context.Context) ([]metastore.Shelved, error) {
+// Shelved returns the deleted keys of these names, or all.
+func (s *Store) Shelved(ctx context.Context, names ...string) ([]metastore.Shelved, error) {
 	const op = "sqlite.Shelved"
 	if err := s.usable(op); err != nil {
 		return nil, err
@@ -57,6 +60,15 @@ func (s *Store) Shelved(ctx context.Context) ([]metastore.Shelved, error) {
 		id  int64
 		key metastore.Shelved
 		v   metastore.Version
+	}
+	var some any // NULL: all names
+	if len(names) > 0 {
+		names = slices.DeleteFunc(slices.Clone(names), func(n string) bool { return !utf8.ValidString(n) }) // no key has such a name
+		list, err := json.Marshal(names)
+		if err != nil {
+			return nil, claviger.E(op, claviger.Internal, "", err)
+		}
+		some = string(list)
 	}
 	rows, err := collect(ctx, s.read, func(r *sql.Rows) (row, error) {
 		var x row
@@ -71,7 +83,8 @@ func (s *Store) Shelved(ctx context.Context) ([]metastore.Shelved, error) {
 		return x, err
 	}, `
 		SELECT k.id, k.name, k.since, k.cipher, k.bit_length, k.description, k.attributes, k.created, v.id, v.object, v.created, v.check_value
-		FROM deleted_key k JOIN deleted_version v ON v.key_id = k.id ORDER BY k.id, v.seq`)
+		FROM deleted_key k JOIN deleted_version v ON v.key_id = k.id
+		WHERE ?1 IS NULL OR k.name IN (SELECT value FROM json_each(?1)) ORDER BY k.id, v.seq`, some)
 	if err != nil {
 		return nil, s.fail(op, "", err)
 	}
@@ -88,12 +101,13 @@ func (s *Store) Shelved(ctx context.Context) ([]metastore.Shelved, error) {
 	return all, nil
 }
 
-// Unshelve moves the key that was deleted last back.
-func (s *Store) Unshelve(ctx context.Context, key string) error {
+// Unshelve moves the deleted key with that version back.
+func (s *Store) Unshelve(ctx context.Context, key, version string) error {
 	const op = "sqlite.Unshelve"
 	return s.update(ctx, op, key, func(tx *sql.Tx) error {
 		var from, id int64
-		err := tx.QueryRowContext(ctx, `SELECT id FROM deleted_key WHERE name = ? ORDER BY id DESC LIMIT 1`, key).Scan(&from)
+		err := tx.QueryRowContext(ctx, `
+			SELECT k.id FROM deleted_key k JOIN deleted_version v ON v.key_id = k.id WHERE k.name = ? AND v.id = ? ORDER BY k.id DESC LIMIT 1`, key, version).Scan(&from)
 		if errors.Is(err, sql.ErrNoRows) {
 			return claviger.E(op, claviger.KeyNotFound, key, nil)
 		}
@@ -122,19 +136,24 @@ func (s *Store) Unshelve(ctx context.Context, key string) error {
 	})
 }
 
-// Discard takes the deleted keys of a name away and leaves an intent to delete
-// their HSM objects.
-func (s *Store) Discard(ctx context.Context, key string) (in metastore.Intent, err error) {
+// Discard takes deleted keys of a name away and leaves an intent to delete their HSM
+// objects.
+func (s *Store) Discard(ctx context.Context, key string, ids ...string) (in metastore.Intent, err error) {
 	const op = "sqlite.Discard"
+	list, err := json.Marshal(ids)
+	if err != nil {
+		return metastore.Intent{}, claviger.E(op, claviger.Internal, key, err)
+	}
 	err = s.update(ctx, op, key, func(tx *sql.Tx) error {
-		refs, err := collect(ctx, tx, scanRef, `SELECT v.id, v.object FROM deleted_version v JOIN deleted_key k ON k.id = v.key_id WHERE k.name = ? ORDER BY k.id, v.seq`, key)
+		const which = `SELECT k.id FROM deleted_key k JOIN deleted_version v ON v.key_id = k.id WHERE k.name = ? AND v.id IN (SELECT value FROM json_each(?))`
+		refs, err := collect(ctx, tx, scanRef, `SELECT id, object FROM deleted_version WHERE key_id IN (`+which+`) ORDER BY key_id, seq`, key, string(list))
 		if err != nil {
 			return err
 		}
 		if len(refs) == 0 {
 			return claviger.E(op, claviger.KeyNotFound, key, nil)
 		}
-		if _, err := tx.ExecContext(ctx, `DELETE FROM deleted_key WHERE name = ?`, key); err != nil {
+		if _, err := tx.ExecContext(ctx, `DELETE FROM deleted_key WHERE id IN (`+which+`)`, key, string(list)); err != nil {
 			return err
 		}
 		in, err = condemn(ctx, tx, op, key, refs)

@@ -3,6 +3,7 @@ package storetest
 import (
 	"context"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -20,8 +21,8 @@ func shelved(t *testing.T, s metastore.Store) []metastore.Shelved {
 func testShelf(t *testing.T, b Backend, s metastore.Store, where string) {
 	ctx := t.Context()
 	wantKind(t, s.Shelve(ctx, "k"), claviger.KeyNotFound)
-	wantKind(t, s.Unshelve(ctx, "k"), claviger.KeyNotFound)
-	_, err := s.Discard(ctx, "k")
+	wantKind(t, s.Unshelve(ctx, "k", "01"), claviger.KeyNotFound)
+	_, err := s.Discard(ctx, "k", "01")
 	wantKind(t, err, claviger.KeyNotFound)
 
 	first := key("k", "03", "01", "02")
@@ -52,7 +53,7 @@ func testShelf(t *testing.T, b Backend, s metastore.Store, where string) {
 	// The name is free; a key that comes back must not push another out.
 	second := key("k", "04")
 	must(t, s.Insert(ctx, second))
-	wantKind(t, s.Unshelve(ctx, "k"), claviger.KeyExists)
+	wantKind(t, s.Unshelve(ctx, "k", "01"), claviger.KeyExists)
 	must(t, s.Shelve(ctx, "k"))
 	must(t, s.Close())
 	s = b.open(t, where)
@@ -67,15 +68,35 @@ func testShelf(t *testing.T, b Backend, s metastore.Store, where string) {
 			t.Errorf("shelved at %v", k.Since)
 		}
 	}
-	must(t, s.Unshelve(ctx, "k"))
+	for names, want := range map[string]int{"k": 2, "other": 0, "k,other": 2, "\xff": 0, "a\x00": 0} {
+		some, err := s.Shelved(ctx, strings.Split(names, ",")...)
+		if err != nil || len(some) != want {
+			t.Errorf("shelved keys of the names %q: %+v, %v; want %d", names, some, err, want)
+		}
+	}
+	// Of several keys of a name it is the one that has the version, older or younger.
+	for _, none := range []string{"", "05", "0a", "k@01", "\xff", "a\x00"} {
+		wantKind(t, s.Unshelve(ctx, "k", none), claviger.KeyNotFound)
+	}
+	wantKind(t, s.Unshelve(ctx, "other", "01"), claviger.KeyNotFound)
+	must(t, s.Unshelve(ctx, "k", "01"))
+	got, err = s.Get(ctx, "k")
+	must(t, err)
+	wantKey(t, got[0], first)
+	must(t, s.Shelve(ctx, "k")) // it is now the younger one
+	must(t, s.Unshelve(ctx, "k", "04"))
 	got, err = s.Get(ctx, "k")
 	must(t, err)
 	wantKey(t, got[0], second)
 	must(t, s.Append(ctx, "k", version("05", 1)))
-	wantKind(t, s.Unshelve(ctx, "k"), claviger.KeyExists)
+	wantKind(t, s.Unshelve(ctx, "k", "02"), claviger.KeyExists)
 
-	// What is discarded is the older one alone, by an intent.
-	in, err := s.Discard(ctx, "k")
+	// What is discarded is what was named, by an intent; without a name nothing is.
+	_, err = s.Discard(ctx, "k")
+	wantKind(t, err, claviger.KeyNotFound)
+	_, err = s.Discard(ctx, "k", "04", "05", "k@01", "\xff")
+	wantKind(t, err, claviger.KeyNotFound)
+	in, err := s.Discard(ctx, "k", "01", "02", "05")
 	must(t, err)
 	if in.Key != "k" || in.Op != "delete" || !slices.Equal(in.Refs, refs("03", "01", "02")) {
 		t.Errorf("Discard returned %+v", in)
@@ -96,22 +117,28 @@ func testShelf(t *testing.T, b Backend, s metastore.Store, where string) {
 	must(t, s.Shelve(ctx, "k"))
 	_, err = s.Begin(ctx, metastore.Intent{Key: "k", Op: "create", Refs: refs("06")})
 	must(t, err)
-	wantKind(t, s.Unshelve(ctx, "k"), claviger.Unavailable)
-	_, err = s.Discard(ctx, "k")
+	wantKind(t, s.Unshelve(ctx, "k", "04"), claviger.Unavailable)
+	_, err = s.Discard(ctx, "k", "04")
 	wantKind(t, err, claviger.Unavailable)
 	if list := shelved(t, s); len(list) != 1 || len(list[0].List) != 2 {
 		t.Errorf("shelved keys after refusals: %+v", list)
 	}
 	must(t, s.Drop(ctx, "k"))
-	// Several keys of a name go together, and into a deletion that is there already.
+	// Several keys of a name go together, and into a deletion that is there already. One
+	// that is not named stays.
+	must(t, s.Insert(ctx, key("k", "09")))
+	must(t, s.Shelve(ctx, "k"))
 	must(t, s.Insert(ctx, key("k", "07")))
 	must(t, s.Shelve(ctx, "k"))
 	_, err = s.Begin(ctx, metastore.Intent{Key: "k", Op: "delete", Refs: refs("08")})
 	must(t, err)
-	in, err = s.Discard(ctx, "k")
+	in, err = s.Discard(ctx, "k", "07", "05")
 	must(t, err)
 	if !slices.Equal(in.Refs, refs("08", "04", "05", "07")) {
 		t.Errorf("Discard of two keys: refs %q", in.Refs)
+	}
+	if list := shelved(t, s); len(list) != 1 || list[0].List[0].ID != "09" {
+		t.Errorf("shelved keys after a Discard of others: %+v", list)
 	}
 }
 
@@ -137,7 +164,7 @@ func testLastUses(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	must(t, s.Insert(ctx, key("k", "01")))
 	must(t, s.Shelve(ctx, "k"))
 	want([]string{"k@01"}, at(8))
-	_, err = s.Discard(ctx, "k")
+	_, err = s.Discard(ctx, "k", "01")
 	must(t, err)
 	must(t, s.Drop(ctx, "k"))
 	must(t, s.Insert(ctx, key("k", "02")))
@@ -151,8 +178,8 @@ func shelfCalls(s metastore.Store) map[string]func(context.Context) error {
 	return map[string]func(context.Context) error{
 		"Shelve":   func(ctx context.Context) error { return s.Shelve(ctx, "k") },
 		"Shelved":  func(ctx context.Context) error { _, err := s.Shelved(ctx); return err },
-		"Unshelve": func(ctx context.Context) error { return s.Unshelve(ctx, "k") },
-		"Discard":  func(ctx context.Context) error { _, err := s.Discard(ctx, "k"); return err },
+		"Unshelve": func(ctx context.Context) error { return s.Unshelve(ctx, "k", "01") },
+		"Discard":  func(ctx context.Context) error { _, err := s.Discard(ctx, "k", "01"); return err },
 		"Touch":    func(ctx context.Context) error { return s.Touch(ctx, []metastore.LastUse{{Version: "k@01"}}) },
 		"LastUses": func(ctx context.Context) error { _, _, err := s.LastUses(ctx, "k@01"); return err },
 	}

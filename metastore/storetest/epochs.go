@@ -50,7 +50,7 @@ func Epochs(t *testing.T, open func(t *testing.T) (a, b EpochStore)) {
 	fresh("it was rolled")
 	must(t, b.Shelve(ctx, "k"))
 	absent()
-	must(t, b.Unshelve(ctx, "k"))
+	must(t, b.Unshelve(ctx, "k", "aa"))
 	fresh("it was undeleted")
 	_, err := b.Remove(ctx, "k")
 	must(t, err)

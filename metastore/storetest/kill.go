@@ -88,7 +88,7 @@ func writeForever(ctx context.Context, open func(context.Context, string) (metas
 			case stepShelve:
 				err = s.Shelve(ctx, k)
 			case stepUnshelve:
-				err = s.Unshelve(ctx, k)
+				err = s.Unshelve(ctx, k, k+"a")
 			case stepRemove:
 				_, err = s.Remove(ctx, k)
 			}

@@ -115,7 +115,7 @@ func testNoticeChanges(t *testing.T, a, b NoticeStore) {
 	both(metastore.Notice{Key: "other", Change: metastore.Invalidated})
 	must(t, a.Shelve(ctx, name))
 	both(metastore.Notice{Key: name, Change: metastore.Deleted})
-	must(t, b.Unshelve(ctx, name))
+	must(t, b.Unshelve(ctx, name, "bb"))
 	both(metastore.Notice{Key: name, Change: metastore.Created})
 	_, err := a.Remove(ctx, name)
 	must(t, err)

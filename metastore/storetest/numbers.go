@@ -126,9 +126,9 @@ func testNumbers(t *testing.T, b Backend, s metastore.Store, where string) {
 	if sh := shelved(t, s); len(sh) != 2 || sh[0].Versions != 7 || sh[1].Versions != 8 || !slices.EqualFunc(sh[0].List, list, sameVersion) {
 		t.Errorf("shelved %+v", sh)
 	}
-	must(t, s.Unshelve(ctx, name))
+	must(t, s.Unshelve(ctx, name, fresh[0].ID))
 	count(8, fresh...)
-	in, err := s.Discard(ctx, name)
+	in, err := s.Discard(ctx, name, list[0].ID)
 	must(t, err)
 	for i, v := range list {
 		if len(in.Refs) != len(list) || in.Refs[i] != (metastore.Ref{ID: v.ID, Object: v.Object}) {

@@ -42,11 +42,11 @@ func (p *Provider) shelve(ctx context.Context, k *metastore.Key) error {
 }
 
 // Deleted returns the keys that were deleted and whose objects are kept.
-func (p *Provider) Deleted(ctx context.Context) ([]provider.Deleted, error) {
+func (p *Provider) Deleted(ctx context.Context, names ...string) ([]provider.Deleted, error) {
 	if err := p.ready("hsm.Deleted", ""); err != nil {
 		return nil, err
 	}
-	keys, err := p.store.Shelved(ctx)
+	keys, err := p.store.Shelved(ctx, names...)
 	if err != nil {
 		return nil, err
 	}
@@ -64,9 +64,9 @@ func (p *Provider) Deleted(ctx context.Context) ([]provider.Deleted, error) {
 	return list, nil
 }
 
-// Undelete brings back the key of that name that was deleted last. It does not
-// where the token no longer holds every version of it, as it was.
-func (p *Provider) Undelete(ctx context.Context, key string) error {
+// Undelete brings back the deleted key that has the version. It does not where the
+// token no longer holds every version of it, as it was.
+func (p *Provider) Undelete(ctx context.Context, key, version string) error {
 	const op = "hsm.Undelete"
 	ctx, unlock, err := p.lock(ctx, op, key)
 	if err != nil {
@@ -80,12 +80,16 @@ func (p *Provider) Undelete(ctx context.Context, key string) error {
 	if k != nil {
 		return claviger.E(op, claviger.KeyExists, key, nil)
 	}
-	keys, err := p.store.Shelved(ctx)
+	id, ok := strings.CutPrefix(version, key+"@")
+	if !ok {
+		return claviger.E(op, claviger.KeyNotFound, key, nil)
+	}
+	keys, err := p.store.Shelved(ctx, key)
 	if err != nil {
 		return err
 	}
 	for _, k := range slices.Backward(keys) {
-		if k.Name != key {
+		if !slices.ContainsFunc(k.List, func(v metastore.Version) bool { return v.ID == id }) {
 			continue
 		}
 		if err := p.verifyShelved(ctx, k); err != nil {
@@ -94,7 +98,7 @@ func (p *Provider) Undelete(ctx context.Context, key string) error {
 		if _, err := p.clearPending(ctx, key); err != nil {
 			return err
 		}
-		return p.store.Unshelve(ctx, key)
+		return p.store.Unshelve(ctx, key, id)
 	}
 	return claviger.E(op, claviger.KeyNotFound, key, nil)
 }
@@ -118,11 +122,11 @@ func (p *Provider) verifyShelved(ctx context.Context, k metastore.Shelved) error
 	return nil
 }
 
-// Purge destroys the objects of all deleted keys of that name: first the metastore
-// forgets the keys and notes what is to be destroyed. What a crash leaves is
+// Purge destroys the objects of the deleted keys that have these versions: first the
+// metastore forgets the keys and notes what is to be destroyed. What a crash leaves is
 // destroyed by the same call made again, by the next step with a key of that name,
 // or at the next start.
-func (p *Provider) Purge(ctx context.Context, key string) error {
+func (p *Provider) Purge(ctx context.Context, key string, versions ...string) error {
 	const op = "hsm.Purge"
 	ctx, unlock, err := p.lock(ctx, op, key)
 	if err != nil {
@@ -133,7 +137,13 @@ func (p *Provider) Purge(ctx context.Context, key string) error {
 	if err != nil {
 		return err
 	}
-	intent, err := p.store.Discard(ctx, key)
+	var ids []string
+	for _, v := range versions {
+		if id, ok := strings.CutPrefix(v, key+"@"); ok {
+			ids = append(ids, id)
+		}
+	}
+	intent, err := p.store.Discard(ctx, key, ids...)
 	if finished && claviger.Is(err, claviger.KeyNotFound) {
 		return nil // that was an earlier purge, or deletion
 	}

@@ -17,13 +17,37 @@ func (f *failing) Shelve(ctx context.Context, key string) error {
 	return f.do(func() error { return f.Store.Shelve(ctx, key) })
 }
 
-func (f *failing) Unshelve(ctx context.Context, key string) error {
-	return f.do(func() error { return f.Store.Unshelve(ctx, key) })
+func (f *failing) Unshelve(ctx context.Context, key, id string) error {
+	return f.do(func() error { return f.Store.Unshelve(ctx, key, id) })
 }
 
-func (f *failing) Discard(ctx context.Context, key string) (out metastore.Intent, err error) {
-	err = f.do(func() error { out, err = f.Store.Discard(ctx, key); return err })
+func (f *failing) Discard(ctx context.Context, key string, ids ...string) (out metastore.Intent, err error) {
+	err = f.do(func() error { out, err = f.Store.Discard(ctx, key, ids...); return err })
 	return out, err
+}
+
+// undelete brings the deleted key k back, and purge ends it; either may be called again.
+func undelete(ctx context.Context, p *hsm.Provider) error {
+	list, err := p.Deleted(ctx, "k")
+	if err != nil {
+		return err
+	}
+	if len(list) == 0 {
+		return p.Undelete(ctx, "k", "k@0")
+	}
+	return p.Undelete(ctx, "k", list[0].List[0])
+}
+
+func purge(ctx context.Context, p *hsm.Provider) error {
+	list, err := p.Deleted(ctx, "k")
+	if err != nil {
+		return err
+	}
+	var versions []string
+	for _, k := range list {
+		versions = append(versions, k.List...)
+	}
+	return p.Purge(ctx, "k", versions...)
 }
 
 // TestDeletedCrashes breaks off a soft deletion, an undeletion and a purge at each
@@ -70,8 +94,8 @@ func TestDeletedCrashes(t *testing.T) {
 		objects, deleted int
 	}{
 		{"delete", made, func(ctx context.Context, p *hsm.Provider) error { return p.Delete(ctx, "k") }, claviger.KeyNotFound, hsm.Deleted, 2, 1},
-		{"undelete", deleted, func(ctx context.Context, p *hsm.Provider) error { return p.Undelete(ctx, "k") }, claviger.KeyExists, hsm.InUse, 2, 0},
-		{"purge", deleted, func(ctx context.Context, p *hsm.Provider) error { return p.Purge(ctx, "k") }, claviger.KeyNotFound, "", 0, 0},
+		{"undelete", deleted, func(ctx context.Context, p *hsm.Provider) error { return undelete(ctx, p) }, claviger.KeyExists, hsm.InUse, 2, 0},
+		{"purge", deleted, func(ctx context.Context, p *hsm.Provider) error { return purge(ctx, p) }, claviger.KeyNotFound, "", 0, 0},
 	} {
 		for name, fault := range faults {
 			t.Run(s.name+"/"+name, func(t *testing.T) {
@@ -105,7 +129,7 @@ func TestDeletedCrashes(t *testing.T) {
 						t.Error(err)
 					}
 				}
-				if err := p.Purge(ctx, "k"); err != nil && !claviger.Is(err, claviger.KeyNotFound) {
+				if err := purge(ctx, p); err != nil && !claviger.Is(err, claviger.KeyNotFound) {
 					t.Error(err)
 				}
 				if list := objects(t, p); len(list) != 0 {
@@ -128,11 +152,11 @@ func TestPurgeFailed(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.meter.Fail("DestroyObject", 1, errKilled)
-	if err := p.Purge(t.Context(), "k"); err == nil {
+	if err := purge(t.Context(), p); err == nil {
 		t.Error("a purge that destroyed nothing was one")
 	}
 	b.meter.Heal()
-	if err := p.Purge(t.Context(), "k"); err != nil {
+	if err := purge(t.Context(), p); err != nil {
 		t.Errorf("again: %v", err)
 	}
 	if list := objects(t, p); len(list) != 0 {
@@ -159,7 +183,7 @@ func TestPruneLeavesDeleted(t *testing.T) {
 	if gone, err := p.Prune(t.Context(), objects(t, p)); err != nil || len(gone) != 0 {
 		t.Errorf("pruned %+v, %v", gone, err)
 	}
-	if err := p.Undelete(t.Context(), "k"); err != nil {
+	if err := undelete(t.Context(), p); err != nil {
 		t.Error(err)
 	}
 	if err := p.EncryptBlocks(t.Context(), version, make([]byte, 16)); err != nil {
@@ -195,7 +219,7 @@ func TestUndeleteLost(t *testing.T) {
 		}
 	})
 	p = b.mustOpen(t)
-	if err := p.Undelete(t.Context(), "k"); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), version) {
+	if err := undelete(t.Context(), p); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), version) {
 		t.Errorf("Undelete of what the token lacks: %v", err)
 	}
 	if list, err := p.Deleted(t.Context()); err != nil || len(list) != 1 {

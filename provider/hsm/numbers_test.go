@@ -49,10 +49,10 @@ func TestVersionNames(t *testing.T) {
 		do(p.Delete) // onto the shelf
 		create(2)
 		do(p.Delete)
-		do(p.Undelete)
+		do(func(ctx context.Context, name string) error { return p.Undelete(ctx, name, name+"@2") })
 		roll(3)
 		do(p.Delete)
-		do(p.Purge)
+		do(func(ctx context.Context, name string) error { return p.Purge(ctx, name, name+"@0", name+"@3") })
 		create(4)
 		// A step that breaks off gives its number up only if another step follows.
 		b.meter.Fail("GenerateKey", 1, errKilled)

@@ -474,7 +474,14 @@ func TestOlderBackup(t *testing.T) {
 		t.Fatal(err)
 	}
 	quiet("deleted by another host")
-	if err := q.(provider.SoftDeleter).Undelete(ctx, "k"); err != nil {
+	deleted := func() string {
+		list, err := q.(provider.SoftDeleter).Deleted(ctx, "k")
+		if err != nil || len(list) != 1 {
+			t.Fatalf("%+v, %v", list, err)
+		}
+		return list[0].List[0]
+	}
+	if err := q.(provider.SoftDeleter).Undelete(ctx, "k", deleted()); err != nil {
 		t.Fatal(err)
 	}
 	quiet("undeleted by another host")
@@ -512,7 +519,7 @@ func TestOlderBackup(t *testing.T) {
 	if err := q.Delete(ctx, "k"); err != nil {
 		t.Fatal(err)
 	}
-	if err := q.(provider.SoftDeleter).Purge(ctx, "k"); err != nil {
+	if err := q.(provider.SoftDeleter).Purge(ctx, "k", deleted()); err != nil {
 		t.Fatal(err)
 	}
 	if log, err := again(); err != nil || !strings.Contains(log, "another host has purged it, or") {

@@ -158,15 +158,25 @@ func (p *Provider) EncryptBlocks(ctx context.Context, version string, blocks []b
 }
 
 // Deleted returns the keys that were deleted softly, longest deleted first.
-func (p *Provider) Deleted(ctx context.Context) ([]provider.Deleted, error) {
+func (p *Provider) Deleted(ctx context.Context, names ...string) ([]provider.Deleted, error) {
 	const op = "keytrustee.Deleted"
 	if err := p.ready(ctx, op, ""); err != nil {
 		return nil, err
 	}
-	docs, err := p.deletedDocs(ctx, op, "")
-	if err != nil {
-		return nil, err
+	var docs []*keyDoc
+	if len(names) == 0 {
+		names = []string{""} // any
+	} else {
+		names = slices.DeleteFunc(slices.Clone(names), func(n string) bool { return n == "" || holdable(n) != nil })
 	}
+	for _, name := range names {
+		some, err := p.deletedDocs(ctx, op, name)
+		if err != nil {
+			return nil, err
+		}
+		docs = append(docs, some...)
+	}
+	slices.SortStableFunc(docs, func(a, b *keyDoc) int { return since(a).Compare(since(b)) })
 	list := make([]provider.Deleted, len(docs))
 	for i, k := range docs {
 		list[i] = provider.Deleted{Metadata: k.metadata(), Since: since(k)}

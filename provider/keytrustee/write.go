@@ -294,8 +294,8 @@ func (p *Provider) DeleteIf(ctx context.Context, name string, may func(*claviger
 	return err
 }
 
-// Undelete brings back the key of that name that was deleted last.
-func (p *Provider) Undelete(ctx context.Context, name string) error {
+// Undelete brings back the deleted key that has the version.
+func (p *Provider) Undelete(ctx context.Context, name, version string) error {
 	const op = "keytrustee.Undelete"
 	if err := p.ready(ctx, op, name); err != nil {
 		return err
@@ -307,6 +307,7 @@ func (p *Provider) Undelete(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
+	docs = having(docs, version)
 	if len(docs) == 0 {
 		return claviger.E(op, claviger.KeyNotFound, name, nil)
 	}
@@ -323,8 +324,15 @@ func (p *Provider) Undelete(ctx context.Context, name string) error {
 	return nil
 }
 
-// Purge ends all deleted keys of that name.
-func (p *Provider) Purge(ctx context.Context, name string) error {
+// having returns those that have one of the versions.
+func having(docs []*keyDoc, versions ...string) []*keyDoc {
+	return slices.DeleteFunc(docs, func(k *keyDoc) bool {
+		return !slices.ContainsFunc(k.Versions, func(v versionRef) bool { return slices.Contains(versions, v.Name) })
+	})
+}
+
+// Purge ends the deleted keys of that name that have one of the versions.
+func (p *Provider) Purge(ctx context.Context, name string, versions ...string) error {
 	const op = "keytrustee.Purge"
 	if err := p.ready(ctx, op, name); err != nil {
 		return err
@@ -336,6 +344,7 @@ func (p *Provider) Purge(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
+	docs = having(docs, versions...)
 	if len(docs) == 0 {
 		return claviger.E(op, claviger.KeyNotFound, name, nil)
 	}

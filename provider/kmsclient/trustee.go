@@ -59,17 +59,27 @@ func (p *Provider) Describe(ctx context.Context, key string) ([]kmswire.KeyDescr
 	return list, nil
 }
 
-// Undelete brings back the key of that name that was deleted last. Kinds
-// KeyNotFound, KeyExists, Denied, KeyDenied.
-func (p *Provider) Undelete(ctx context.Context, key string) error {
-	_, err := p.trusteeOp(ctx, opUndelete, kmswire.OpUndelete, key)
+// Undelete brings back the deleted key of that name that has the version of that full
+// name; where version is "", the one that was deleted last of those that the user may
+// manage. Kinds KeyNotFound, KeyExists, Denied, KeyDenied.
+func (p *Provider) Undelete(ctx context.Context, key, version string) error {
+	value := kmswire.OpUndelete
+	if version != "" {
+		value = kmswire.OpUndeleteVersion
+	}
+	_, err := p.trusteeOp(ctx, opUndelete, value, key, version)
 	return err
 }
 
-// Purge ends the deleted keys of that name for ever. Kinds KeyNotFound, Denied,
-// KeyDenied; Invalid where they were used of late.
-func (p *Provider) Purge(ctx context.Context, key string) error {
-	_, err := p.trusteeOp(ctx, opPurge, kmswire.OpPurge, key)
+// Purge ends for ever the deleted key of that name that has the version of that full
+// name; where version is "", those of that name that the user may manage. Kinds
+// KeyNotFound, Denied, KeyDenied; Invalid where they were used of late.
+func (p *Provider) Purge(ctx context.Context, key, version string) error {
+	value := kmswire.OpPurge
+	if version != "" {
+		value = kmswire.OpPurgeVersion
+	}
+	_, err := p.trusteeOp(ctx, opPurge, value, key, version)
 	return err
 }
 
@@ -79,7 +89,7 @@ func (p *Provider) Purge(ctx context.Context, key string) error {
 // KeyNotFound where the source has no such key, KeyDenied, Unsupported where the
 // KMS has no source; Invalid where the key cannot be taken over.
 func (p *Provider) Migrate(ctx context.Context, key string) ([]string, error) {
-	body, err := p.trusteeOp(ctx, opMigrate, kmswire.OpMigrate, key)
+	body, err := p.trusteeOp(ctx, opMigrate, kmswire.OpMigrate, key, "")
 	if err != nil {
 		return nil, err
 	}
@@ -90,14 +100,18 @@ func (p *Provider) Migrate(ctx context.Context, key string) ([]string, error) {
 	return m.Versions, nil
 }
 
-func (p *Provider) trusteeOp(ctx context.Context, op, value, key string) ([]byte, error) {
+func (p *Provider) trusteeOp(ctx context.Context, op, value, key, version string) ([]byte, error) {
 	if p.ctx.Err() != nil {
 		return nil, closedError(op, key)
 	}
 	if key == "" {
 		return nil, claviger.E(op, claviger.KeyNotFound, key, nil)
 	}
-	r := request{op: op, key: key, method: http.MethodPost, path: "/v1/trustee/key/" + escape(key), query: url.Values{"trusteeOp": {value}}, status: http.StatusOK, noBody: value != kmswire.OpMigrate}
+	query := url.Values{"trusteeOp": {value}}
+	if version != "" {
+		query.Set(kmswire.ParamVersion, version)
+	}
+	r := request{op: op, key: key, method: http.MethodPost, path: "/v1/trustee/key/" + escape(key), query: query, status: http.StatusOK, noBody: value != kmswire.OpMigrate}
 	body, err := p.do(ctx, r)
 	if err != nil {
 		return nil, err

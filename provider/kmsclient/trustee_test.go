@@ -30,9 +30,9 @@ func TestTrusteeKinds(t *testing.T) {
 	}
 	_, err := p.DeletedKeys(ctx)
 	refused("DeletedKeys", err, claviger.Denied, "keytrustee.kms.acl.PURGE")
-	refused("Undelete", p.Undelete(ctx, key), claviger.Denied, "(keytrustee.kms.acl.UNDELETE in that KMS's kms-acls.xml must admit alice)")
-	refused("Purge", p.Purge(ctx, key), claviger.Denied, "(keytrustee.kms.acl.PURGE in")
-	refused("Undelete of no name", p.Undelete(ctx, ""), claviger.KeyNotFound, "")
+	refused("Undelete", p.Undelete(ctx, key, ""), claviger.Denied, "(keytrustee.kms.acl.UNDELETE in that KMS's kms-acls.xml must admit alice)")
+	refused("Purge", p.Purge(ctx, key, ""), claviger.Denied, "(keytrustee.kms.acl.PURGE in")
+	refused("Undelete of no name", p.Undelete(ctx, "", ""), claviger.KeyNotFound, "")
 
 	if list, err := p.Describe(ctx, key); err != nil || len(list) != 1 || list[0].Name != key || len(list[0].Versions) != 1 || list[0].Length != 128 {
 		t.Errorf("Describe: %+v, %v", list, err)
@@ -45,8 +45,8 @@ func TestTrusteeKinds(t *testing.T) {
 	soft, keys := serveSoft(t)
 	p = open(t, "kms://"+strings.Replace(soft.URL, "://", "@", 1)+"/kms", kmsclient.Options{User: "alice"})
 	spec := provider.Spec{Name: key, Cipher: claviger.DefaultCipher, BitLength: 128}
-	refused("Undelete of none", p.Undelete(ctx, key), claviger.KeyNotFound, "No deleted key "+key)
-	refused("Purge of none", p.Purge(ctx, key), claviger.KeyNotFound, "No deleted key "+key)
+	refused("Undelete of none", p.Undelete(ctx, key, ""), claviger.KeyNotFound, "No deleted key "+key)
+	refused("Purge of none", p.Purge(ctx, key, ""), claviger.KeyNotFound, "No deleted key "+key)
 	if _, err := p.Create(ctx, spec); err != nil {
 		t.Fatal(err)
 	}
@@ -59,20 +59,20 @@ func TestTrusteeKinds(t *testing.T) {
 	if _, err := p.Create(ctx, spec); err != nil {
 		t.Fatal(err)
 	}
-	refused("Undelete", p.Undelete(ctx, key), claviger.KeyExists, "already exists")
+	refused("Undelete", p.Undelete(ctx, key, ""), claviger.KeyExists, "already exists")
 	if err := p.Delete(ctx, key); err != nil {
 		t.Fatal(err)
 	}
-	if err := p.Undelete(ctx, key); err != nil {
+	if err := p.Undelete(ctx, key, ""); err != nil {
 		t.Errorf("Undelete: %v", err)
 	}
-	if err := p.Purge(ctx, key); err != nil {
+	if err := p.Purge(ctx, key, ""); err != nil {
 		t.Errorf("Purge: %v", err)
 	}
 	if err := p.Close(); err != nil {
 		t.Error(err)
 	}
-	refused("after Close", p.Purge(ctx, key), claviger.Closed, "")
+	refused("after Close", p.Purge(ctx, key, ""), claviger.Closed, "")
 	if n := keys.Objects(); n != 1 {
 		t.Errorf("%d versions at the KMS, want the key that is back", n)
 	}

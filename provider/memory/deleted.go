@@ -9,26 +9,35 @@ import (
 )
 
 // Deleted returns the keys that were deleted softly.
-func (p *Provider) Deleted(ctx context.Context) ([]provider.Deleted, error) {
+func (p *Provider) Deleted(ctx context.Context, names ...string) ([]provider.Deleted, error) {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
 	if err := p.ready(ctx, "memory.Deleted", ""); err != nil {
 		return nil, err
 	}
-	list := make([]provider.Deleted, len(p.deleted))
-	for i, k := range p.deleted {
+	list := []provider.Deleted{}
+	for _, k := range p.deleted {
+		if len(names) > 0 && !slices.Contains(names, k.meta.Name) {
+			continue
+		}
 		d := provider.Deleted{Metadata: copyMetadata(k.meta), Since: k.since}
 		d.Versions = k.count()
 		for _, v := range k.versions {
 			d.List = append(d.List, v.name)
 		}
-		list[i] = d
+		list = append(list, d)
 	}
 	return list, nil
 }
 
-// Undelete brings back the key of that name that was deleted last.
-func (p *Provider) Undelete(ctx context.Context, name string) error {
+// has reports whether it is a key of that name with one of these versions.
+func (k *key) has(name string, versions ...string) bool {
+	return k.meta.Name == name && slices.ContainsFunc(k.versions, func(v *version) bool { return slices.Contains(versions, v.name) })
+}
+
+// Undelete brings back the deleted key that has the version; of several, which
+// sequential ids make, the one that was deleted last.
+func (p *Provider) Undelete(ctx context.Context, name, version string) error {
 	const op = "memory.Undelete"
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -36,7 +45,7 @@ func (p *Provider) Undelete(ctx context.Context, name string) error {
 		return err
 	}
 	for i, k := range slices.Backward(p.deleted) {
-		if k.meta.Name != name {
+		if !k.has(name, version) {
 			continue
 		}
 		if p.keys[name] != nil {
@@ -57,8 +66,8 @@ func (p *Provider) Undelete(ctx context.Context, name string) error {
 	return claviger.E(op, claviger.KeyNotFound, name, nil)
 }
 
-// Purge wipes all deleted keys of that name.
-func (p *Provider) Purge(ctx context.Context, name string) error {
+// Purge wipes the deleted keys of that name that have one of the versions.
+func (p *Provider) Purge(ctx context.Context, name string, versions ...string) error {
 	const op = "memory.Purge"
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -67,10 +76,11 @@ func (p *Provider) Purge(ctx context.Context, name string) error {
 	}
 	before := len(p.deleted)
 	p.deleted = slices.DeleteFunc(p.deleted, func(k *key) bool {
-		if k.meta.Name == name {
+		gone := k.has(name, versions...)
+		if gone {
 			p.wipe(k)
 		}
-		return k.meta.Name == name
+		return gone
 	})
 	if len(p.deleted) == before {
 		return claviger.E(op, claviger.KeyNotFound, name, nil)

@@ -118,7 +118,7 @@ func testImportKept(t *testing.T, s Suite) {
 		wantImported(t, s, p, m, 1, first+n+1)
 		ended()
 		if soft, ok := p.(provider.SoftDeleter); ok && s.SoftDeletes {
-			if err := soft.Purge(t.Context(), m.Name); err != nil {
+			if err := purgeAll(t.Context(), soft, m.Name); err != nil {
 				t.Error(err)
 			}
 		}

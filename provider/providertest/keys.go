@@ -309,7 +309,7 @@ func testDelete(t *testing.T, s Suite) {
 	}
 	gone()
 	if s.SoftDeletes {
-		if err := softDeleter(t, p).Purge(t.Context(), name); err != nil {
+		if err := purgeAll(t.Context(), softDeleter(t, p), name); err != nil {
 			t.Fatalf("Purge: %v", err)
 		}
 		gone()

@@ -130,7 +130,7 @@ func deletedAndMadeAnew(t *testing.T, s Suite) {
 		}
 	}
 	if soft, ok := p.(provider.SoftDeleter); ok {
-		_ = soft.Purge(context.Background(), name)
+		_ = purgeAll(context.Background(), soft, name)
 	}
 }
 

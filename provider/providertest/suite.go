@@ -131,7 +131,7 @@ func create(t *testing.T, p provider.Provider, s provider.Spec) provider.KeyVers
 	t.Cleanup(func() {
 		_ = p.Delete(context.Background(), s.Name)
 		if soft, ok := p.(provider.SoftDeleter); ok {
-			_ = soft.Purge(context.Background(), s.Name)
+			_ = purgeAll(context.Background(), soft, s.Name)
 		}
 	})
 	return v
