@@ -33,16 +33,9 @@ func seenFile(conf *hadoopconf.Conf, log *slog.Logger) (string, error) {
 	case path == seenNone:
 		return "", nil
 	case !set:
-		list, err := provider.SplitURIs(conf.String(hadoopconf.ProviderURI))
-		if err != nil || len(list) == 0 {
-			return "", nil // the providers tell of it
-		}
-		scheme, _, _ := strings.Cut(list[0], ":")
-		keystore, err := provider.UnnestPath(list[0])
-		if err != nil || !slices.Contains([]string{"cloudera.hsmkp", "jceks", "localjceks"}, strings.ToLower(scheme)) {
+		if path = besideKeystore(conf, seenName); path == "" {
 			return "", nil
 		}
-		path = filepath.Join(filepath.Dir(keystore), seenName)
 	case !filepath.IsAbs(path):
 		return "", refuse(conf, hadoopconf.MetastoreSeen, "it must be an absolute path, or none")
 	}
@@ -55,6 +48,21 @@ func seenFile(conf *hadoopconf.Conf, log *slog.Logger) (string, error) {
 		return "", nil
 	}
 	return filepath.Clean(path), nil
+}
+
+// besideKeystore is a file's place beside the keystore file of the first provider; ""
+// where its URI names none, of which the provider tells if that is wrong.
+func besideKeystore(conf *hadoopconf.Conf, name string) string {
+	list, err := provider.SplitURIs(conf.String(hadoopconf.ProviderURI))
+	if err != nil || len(list) == 0 {
+		return ""
+	}
+	scheme, _, _ := strings.Cut(list[0], ":")
+	keystore, err := provider.UnnestPath(list[0])
+	if err != nil || !slices.Contains([]string{"cloudera.hsmkp", "jceks", "localjceks"}, strings.ToLower(scheme)) {
+		return ""
+	}
+	return filepath.Join(filepath.Dir(keystore), name)
 }
 
 // writableFolder tells why no file can be made in a folder.
