@@ -146,11 +146,15 @@ func (id *Identity) secret(w io.Writer) error {
 const maxPublicKey = 64 << 10
 
 // ReadParty reads exactly one public key, binary as Public writes it. What
-// holds a private key, several keys or more than 64 KiB is refused.
+// holds a private key, several keys or more than 64 KiB is refused, and what is no RSA
+// key of up to 8192 bits, before any signature is verified.
 func ReadParty(b []byte) (*Party, error) {
 	const op = "trustee.ReadParty"
 	if len(b) > maxPublicKey {
 		return nil, claviger.Errorf(op, claviger.Invalid, "", "a public key of %d bytes is too long: at most %d", len(b), maxPublicKey)
+	}
+	if err := checkPackets(b); err != nil {
+		return nil, claviger.Errorf(op, claviger.Invalid, "", "%w", err)
 	}
 	list, err := openpgp.ReadKeyRing(bytes.NewReader(b))
 	if err != nil {
@@ -160,7 +164,7 @@ func ReadParty(b []byte) (*Party, error) {
 		return nil, claviger.Errorf(op, claviger.Invalid, "", "%d public keys where there must be one", len(list))
 	}
 	if list[0].PrivateKey != nil {
-		return nil, claviger.Errorf(op, claviger.Invalid, "", "this holds a private key: send the public key only, and count that private key as known to others")
+		return nil, claviger.E(op, claviger.Invalid, "", errPrivate)
 	}
 	return newParty(op, list[0])
 }
@@ -233,6 +237,9 @@ func (id *Identity) sign(text []byte, now time.Time) ([]byte, error) {
 
 // verify checks a binary detached signature, made by p alone.
 func (p *Party) verify(text, signature []byte, now time.Time) error {
+	if len(signature) > maxSignature {
+		return fmt.Errorf("a signature of %d bytes is too long: at most %d", len(signature), maxSignature)
+	}
 	_, err := openpgp.CheckDetachedSignature(openpgp.EntityList{p.entity}, bytes.NewReader(text), bytes.NewReader(signature), configAt(now.Add(othersClock)))
 	return err
 }

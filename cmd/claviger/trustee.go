@@ -286,7 +286,10 @@ func serveTrustee(ctx context.Context, f trusteeFlags, log *slog.Logger) (err er
 	}
 	bounded := bound(listener, limits.bounded(log), log)
 	certificate := shownCertificate(conf)
-	stopConsole, err := serveConsole(ctx, f.metrics, console.Config{Log: log, Metrics: trusteeMetrics(&cfg, certificate, bounded), Checks: append(trusteeChecks(store, keeper, certificate), connectionCheck(bounded), secrets.check())})
+	metrics := trusteeMetrics(&cfg, certificate, bounded) // it sets cfg.Observe
+	handler := server.New(cfg)
+	checks := append(trusteeChecks(store, keeper, certificate), connectionCheck(bounded), secrets.check(), console.Check{Name: "requests", Informational: true, Run: handler.CheckTurns})
+	stopConsole, err := serveConsole(ctx, f.metrics, console.Config{Log: log, Metrics: metrics, Checks: checks})
 	if err != nil {
 		return errors.Join(err, listener.Close())
 	}
@@ -301,7 +304,7 @@ func serveTrustee(ctx context.Context, f trusteeFlags, log *slog.Logger) (err er
 		group.Go(func() { replica.Run(background) })
 	}
 	web := &http.Server{
-		Handler:           server.New(cfg),
+		Handler:           handler,
 		ReadHeaderTimeout: 10 * time.Second, ReadTimeout: time.Minute, WriteTimeout: time.Minute, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10,
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}

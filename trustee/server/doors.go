@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"sync"
 	"time"
 )
@@ -24,6 +25,8 @@ const (
 	maxProved = 1 << 14
 	// doorsLog is how often the log tells of refusals.
 	doorsLog = 10 * time.Second
+	// networkBits is what is told apart of an IPv6 address.
+	networkBits = 64
 )
 
 // doors are the places to read bodies.
@@ -98,10 +101,20 @@ func (d *doors) prove(address string) {
 	d.proved[address] = now
 }
 
-// addressOf is the peer's address, without its port.
+// addressOf is the peer's address, without its port. Of IPv6 it is the network of 64
+// bits: one host has all of its addresses.
 func addressOf(r *http.Request) string {
-	if host, _, err := net.SplitHostPort(r.RemoteAddr); err == nil {
+	host, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		host = r.RemoteAddr
+	}
+	a, err := netip.ParseAddr(host)
+	if err != nil {
 		return host
 	}
-	return r.RemoteAddr
+	a = a.Unmap().WithZone("")
+	if a.Is4() {
+		return a.String()
+	}
+	return netip.PrefixFrom(a, networkBits).Masked().String()
 }

@@ -30,11 +30,12 @@ const (
 	// nobody, keeps no client from being served.
 	arriving = 128
 	arrival  = 10 * time.Second
+	// newcomers is how many registrations are worked on at once. What is needed to refuse
+	// one costs more than for other requests, since each brings a key of its own.
+	newcomers = 4
 	// peering is how many requests of the other server, and of operators, are worked
 	// on at once.
 	peering = 8
-	// remembered bounds the reads that are remembered so that none is answered twice.
-	remembered = 1 << 17
 	// pageBytes ends a page early: in base64 twice it is well within trustee.MaxBody.
 	pageBytes = 768 << 10
 	// maxUUIDs of one delete, undelete or purge.
@@ -75,19 +76,21 @@ type Server struct {
 	turns   chan struct{}
 	doors   *doors        // of bodies that arrive
 	peers   chan struct{} // turns of the other server and of operators, whom no client keeps out
+	joining chan struct{} // turns of registrations, which keep no registered client out
 	// wrong lets registrations through as long as few have failed.
 	wrong *rate.Limiter
 
 	registering sync.Mutex // of those who are to be alone
 
 	mu     sync.Mutex
-	seen   map[string]time.Time // digests of reads, until when
+	seen   seenReads
 	forgot time.Time
+	full   time.Time // when a request was last refused since all turns were taken
 }
 
 // New makes a server. The store remains the caller's to close.
 func New(cfg Config) *Server {
-	s := &Server{id: cfg.Identity, store: cfg.Store, keeper: cfg.Keeper, replica: cfg.Replica, log: cfg.Log, now: cfg.Now, observe: cfg.Observe, turns: make(chan struct{}, concurrent), peers: make(chan struct{}, peering), wrong: rate.NewLimiter(rate.Every(failureEvery), failures), seen: map[string]time.Time{}}
+	s := &Server{id: cfg.Identity, store: cfg.Store, keeper: cfg.Keeper, replica: cfg.Replica, log: cfg.Log, now: cfg.Now, observe: cfg.Observe, turns: make(chan struct{}, concurrent), peers: make(chan struct{}, peering), joining: make(chan struct{}, newcomers), wrong: rate.NewLimiter(rate.Every(failureEvery), failures)}
 	if s.now == nil {
 		s.now = time.Now
 	}
@@ -151,14 +154,34 @@ func (s *Server) about(w http.ResponseWriter, r *http.Request) {
 }
 
 // enter takes a place in a channel of places; where there is none it answers 503.
-func enter(w http.ResponseWriter, places chan struct{}) (leave func(), ok bool) {
+func (s *Server) enter(w http.ResponseWriter, places chan struct{}) (leave func(), ok bool) {
 	select {
 	case places <- struct{}{}:
 		return func() { <-places }, true
 	default:
+		if places != s.joining {
+			s.mu.Lock()
+			s.full = s.now()
+			s.mu.Unlock()
+		}
 		tooMany(w)
 		return nil, false
 	}
+}
+
+// fullFor is how long after a refusal CheckTurns is an error.
+const fullFor = time.Minute
+
+// CheckTurns is an error where a request was refused within the last minute, since as
+// many as the server takes were being worked on. Registrations do not count.
+func (s *Server) CheckTurns(context.Context) error {
+	s.mu.Lock()
+	full := s.full
+	s.mu.Unlock()
+	if full.IsZero() || s.now().Sub(full) >= fullFor {
+		return nil
+	}
+	return fmt.Errorf("requests of clients were refused at %s: %d were being worked on, and %d are now", full.UTC().Format(time.RFC3339), concurrent, len(s.turns))
 }
 
 func tooMany(w http.ResponseWriter) {
@@ -201,10 +224,13 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, verb string) {
 		return
 	}
 	turns := s.turns
-	if peerVerbs[verb] != nil {
+	switch {
+	case peerVerbs[verb] != nil:
 		turns = s.peers
+	case verb == trustee.VerbRegister:
+		turns = s.joining
 	}
-	leave, ok := enter(w, turns)
+	leave, ok := s.enter(w, turns)
 	if !ok {
 		return
 	}
@@ -334,25 +360,9 @@ func (s *Server) client(ctx context.Context, fingerprint string) (*trustee.Party
 
 // first refuses a read that came before.
 func (s *Server) first(req *trustee.Request) error {
-	const op = "server.first"
-	now := s.now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if _, seen := s.seen[req.Digest]; seen {
-		return claviger.E(op, claviger.Invalid, "", trustee.ErrReplay)
-	}
-	if len(s.seen) >= remembered {
-		for digest, until := range s.seen {
-			if until.Before(now) {
-				delete(s.seen, digest)
-			}
-		}
-		if len(s.seen) >= remembered {
-			return claviger.Errorf(op, claviger.Unavailable, "", "more than %d requests within %s", remembered, 2*trustee.MaxSkew)
-		}
-	}
-	s.seen[req.Digest] = req.Time.Add(2 * trustee.MaxSkew)
-	return nil
+	return s.seen.first(req.Digest, req.Client.Fingerprint(), req.Time.Add(2*trustee.MaxSkew), s.now())
 }
 
 // forget drops what is past, now and then.
@@ -362,11 +372,7 @@ func (s *Server) forget(ctx context.Context) {
 	due := now.Sub(s.forgot) >= forgetEvery
 	if due {
 		s.forgot = now
-		for digest, until := range s.seen {
-			if until.Before(now) {
-				delete(s.seen, digest)
-			}
-		}
+		s.seen.sweep(now)
 	}
 	s.mu.Unlock()
 	if due {
