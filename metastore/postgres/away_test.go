@@ -193,13 +193,13 @@ func TestNoticesAfterBreak(t *testing.T) {
 // may have it.
 func TestLockIsLost(t *testing.T) {
 	uri := pgtest.Database(t)
-	s := openConfig(t, postgres.Config{URI: uri, LockCheck: 20 * time.Millisecond})
+	s := openConfig(t, postgres.Config{URI: uri, LockCheck: 250 * time.Millisecond}) // twice that is enough for an answer
 	held, unlock, ok, err := metastore.Hold(t.Context(), s, "migration", true)
 	if err != nil || !ok {
 		t.Fatal(ok, err)
 	}
 	defer unlock()
-	time.Sleep(100 * time.Millisecond) // some checks
+	time.Sleep(time.Second) // some checks
 	if held.Err() != nil {
 		t.Fatalf("lost: %v", context.Cause(held))
 	}
