@@ -120,6 +120,26 @@ func TestRecordTellsAll(t *testing.T) {
 	}
 }
 
+// TestRecordStaysOnItsLine: no character of a name ends the line for any reader of it, or
+// turns the rest of it around, and the name is told as it is.
+func TestRecordStaysOnItsLine(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.json")
+	c := chainAt(t, path, nil)
+	const name = "a\n\r\t\x00\x1b[2J\x7f\u0085\u2028\u202e\u2066\u061cb 鍵 "
+	c.Log(t.Context(), event(name))
+	closeChain(t, c)
+	lines := readLines(t, path)
+	text := strings.TrimSuffix(lines[len(lines)-1], "\n")
+	if i := strings.IndexFunc(text, misleads); i >= 0 {
+		t.Errorf("%q is in the line as it is", text[i:i+3])
+	}
+	r, err := ParseRecord([]byte(text))
+	if err != nil || r.Key != name || r.Version != name+"@1" {
+		t.Errorf("key %q, %v", r.Key, err)
+	}
+	verified(t, VerifyConfig{Heads: headOf(t, path)}, []string{path})
+}
+
 // TestHashIsAsDocumented computes the hashes of a file by the words of
 // docs/audit.md.
 func TestHashIsAsDocumented(t *testing.T) {

@@ -315,10 +315,16 @@ func firstLine(s string) string {
 	return inLine(s)
 }
 
-// inLine keeps a text in its line: control characters and line separators, which
-// names and URLs may hold, are written as Java would escape them.
+// misleads tells of characters that end a line for some reader, move a terminal's cursor,
+// or turn the direction of writing, so that a text is seen as another.
+func misleads(r rune) bool {
+	return unicode.IsControl(r) || r == '\u2028' || r == '\u2029' || unicode.Is(unicode.Bidi_Control, r)
+}
+
+// inLine keeps a text in its line: characters that mislead, which names and URLs may
+// hold, are written as Java would escape them.
 func inLine(s string) string {
-	breaks := func(r rune) bool { return unicode.IsControl(r) || r == '\u2028' || r == '\u2029' }
+	breaks := misleads
 	if !strings.ContainsFunc(s, breaks) {
 		return s
 	}

@@ -286,7 +286,7 @@ func TestNoLineIsForged(t *testing.T) {
 	evil := claviger.Caller{Principal: claviger.Principal{Name: forged}, RemoteAddr: forged}
 	for _, s := range []Status{OK, Unauthorized, Unauthenticated, Error} {
 		for _, op := range []Op{DecryptEEK, GetMetadata} {
-			l.Log(t.Context(), Event{Status: s, Op: op, Key: forged + "\r\u2028\x00\x1b[2J", Caller: evil, Message: forged, Method: forged, URL: forged})
+			l.Log(t.Context(), Event{Status: s, Op: op, Key: forged + "\r\u2028\x00\x1b[2J\u0085\u202e", Caller: evil, Message: forged, Method: forged, URL: forged})
 		}
 	}
 	if err := l.Close(); err != nil {
@@ -298,7 +298,7 @@ func TestNoLineIsForged(t *testing.T) {
 		if !stamped.MatchString(strings.TrimSuffix(line, "\n")) || strings.HasPrefix(line[24:], "OK[op=DELETE_KEY") {
 			t.Errorf("a forged or torn line: %q", line)
 		}
-		if strings.ContainsAny(strings.TrimSuffix(line, "\n"), "\r\x00\x1b\n\u2028") {
+		if strings.ContainsAny(strings.TrimSuffix(line, "\n"), "\r\x00\x1b\n\u2028\u0085\u202e") {
 			t.Errorf("a control character in %q", line)
 		}
 	}

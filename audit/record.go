@@ -199,7 +199,25 @@ func encodeBody(r Record) []byte {
 		panic(err) // strings and numbers only
 	}
 	const head = `{"seq":0,"prev":"",`
-	return bytes.Clone(e.b.Bytes()[len(head) : e.b.Len()-len("}\n")])
+	return escaped(e.b.Bytes()[len(head) : e.b.Len()-len("}\n")])
+}
+
+// escaped copies JSON, and escapes what misleads a reader of its line and JSON leaves as
+// it is: U+0085 ends a line for some, U+202E turns the rest of it around. Such characters
+// stand in JSON's strings alone.
+func escaped(text []byte) []byte {
+	if !bytes.ContainsFunc(text, misleads) {
+		return bytes.Clone(text)
+	}
+	var b []byte
+	for _, r := range string(text) {
+		if misleads(r) {
+			b = fmt.Appendf(b, `\u%04x`, r)
+		} else {
+			b = utf8.AppendRune(b, r)
+		}
+	}
+	return b
 }
 
 // eventRecord is the record of an event.

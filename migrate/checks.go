@@ -169,7 +169,7 @@ func alive(facts []HostFacts) Check {
 		up++
 		m := fmt.Sprintf("%s answers in %s", f.Base, milli(f.Took))
 		if f.Server != "" {
-			m += " (" + printable(f.Server) + ")"
+			m += " (" + claviger.Printable(f.Server) + ")"
 		}
 		if strings.HasPrefix(f.Base, "http:") {
 			m += ", without TLS"

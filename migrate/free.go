@@ -31,7 +31,7 @@ type FreedNames struct {
 // WriteText writes the report for people.
 func (f *FreedNames) WriteText(w io.Writer) error {
 	for _, k := range f.Freed {
-		if _, err := fmt.Fprintf(w, "The name %s is free: each user who may create keys can make a key of that name.\n", printable(k.Key)); err != nil {
+		if _, err := fmt.Fprintf(w, "The name %s is free: each user who may create keys can make a key of that name.\n", claviger.Printable(k.Key)); err != nil {
 			return err
 		}
 	}
@@ -64,18 +64,18 @@ func (e *Engine) FreeNames(ctx context.Context, user string, keys ...string) (*F
 			}
 			known = true
 			if o.Finished == nil {
-				return nil, claviger.Errorf(op, claviger.Invalid, key, "key %s is at %s, whose migration was not finished: claviger migrate finish ends it", printable(key), o.Source)
+				return nil, claviger.Errorf(op, claviger.Invalid, key, "key %s is at %s, whose migration was not finished: claviger migrate finish ends it", claviger.Printable(key), o.Source)
 			}
 		}
 		if !known {
-			return nil, claviger.Errorf(op, claviger.Invalid, key, "the journal has no key %s; claviger migrate status lists the names that it keeps", printable(key))
+			return nil, claviger.Errorf(op, claviger.Invalid, key, "the journal has no key %s; claviger migrate status lists the names that it keeps", claviger.Printable(key))
 		}
 		here, err := e.cfg.Target.Metadata(ctx, key)
 		if err != nil {
 			return nil, err
 		}
 		if len(here) == 1 && here[0] != nil {
-			return nil, claviger.Errorf(op, claviger.Invalid, key, "key %s is here, so its name cannot be freed; delete the key first", printable(key))
+			return nil, claviger.Errorf(op, claviger.Invalid, key, "key %s is here, so its name cannot be freed; delete the key first", claviger.Printable(key))
 		}
 		report.Freed = append(report.Freed, Freed{Key: key, At: e.now(), User: user, Host: e.cfg.Host})
 	}

@@ -99,7 +99,7 @@ func (e *Engine) look(ctx context.Context, op string) (*survey, error) {
 		}
 		if other := sv.spelling.clash(name, slices.Concat(keys, sv.onlyTarget)); other != "" && it.State != Done {
 			it.State = Conflict
-			it.Why = fmt.Sprintf("the source answers to every spelling of a name, and key %s differs in case only; delete or rename the one that no zone uses, before the next run", printable(other))
+			it.Why = fmt.Sprintf("the source answers to every spelling of a name, and key %s differs in case only; delete or rename the one that no zone uses, before the next run", claviger.Printable(other))
 		}
 		if askVersions && theirs[i] != nil && it.SourceVersions == nil {
 			if it.SourceVersions, askVersions, err = e.sourceVersions(ctx, sv, name); err != nil {

@@ -140,7 +140,7 @@ func collision(it Item, theirs *claviger.Metadata, ours []string) string {
 func whyCollision(version string) string {
 	return fmt.Sprintf("rolled at the source since: %s is one key there and another one here, so EDEKs of that name that the source made do not open here; "+
 		"stop rolls at the source; if HDFS does not use this server yet, delete the key here (claviger key delete) and run the migration again, which takes the next number; "+
-		"if it does, copy the files that were made through the source since its roll from there", printable(version))
+		"if it does, copy the files that were made through the source since its roll from there", claviger.Printable(version))
 }
 
 var _ metastore.Numbers = Store(nil)

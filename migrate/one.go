@@ -56,7 +56,7 @@ func (e *Engine) RunKey(ctx context.Context, key string) ([]string, error) {
 		if k.State == Done {
 			return k.TargetVersions, nil
 		}
-		return nil, claviger.Errorf(op, claviger.Invalid, key, "key %s is not taken over (%s): %s", printable(key), k.State, k.Why)
+		return nil, claviger.Errorf(op, claviger.Invalid, key, "key %s is not taken over (%s): %s", claviger.Printable(key), k.State, k.Why)
 	}
 	return nil, claviger.E(op, claviger.KeyNotFound, key, nil)
 }

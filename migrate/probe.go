@@ -12,6 +12,8 @@ import (
 	"net/url"
 	"strings"
 	"time"
+
+	"claviger"
 )
 
 // SourceKMS is a source that is a KMS, as far as looking at it goes.
@@ -81,7 +83,7 @@ func (s *SourceKMS) probe(ctx context.Context, base string) HostFacts {
 	// cannot work.
 	status := fmt.Errorf("HTTP status %s", resp.Status)
 	if strings.TrimSpace(body) != "" {
-		status = fmt.Errorf("%w: %s", status, printable(body))
+		status = fmt.Errorf("%w: %s", status, claviger.Printable(strings.TrimSpace(body)))
 	}
 	switch {
 	case resp.StatusCode == http.StatusNotFound:
@@ -89,7 +91,7 @@ func (s *SourceKMS) probe(ctx context.Context, base string) HostFacts {
 	case resp.StatusCode >= 500:
 		f.Err, f.Cure = status, "see the log of the KMS there"
 	case resp.StatusCode >= 300 && resp.StatusCode < 400:
-		f.Err = fmt.Errorf("HTTP status %s: it sends us to %s", resp.Status, printable(resp.Header.Get("Location")))
+		f.Err = fmt.Errorf("HTTP status %s: it sends us to %s", resp.Status, claviger.Printable(resp.Header.Get("Location")))
 		f.Cure = fmt.Sprintf("name the KMS itself in %s", propSource)
 	}
 	return f

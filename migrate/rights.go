@@ -184,7 +184,7 @@ func sum(list []*tried, errOf func(*tried) error) outcome {
 			if n.first == nil {
 				n.first = err
 			}
-			n.names = append(n.names, printable(t.key))
+			n.names = append(n.names, claviger.Printable(t.key))
 		}
 	}
 	return n

@@ -370,7 +370,7 @@ func (r *Result) Err() error {
 			if why == "" {
 				why = "not begun, because the target could not be reached for the keys before it"
 			}
-			text += fmt.Sprintf("\n  key %s (%s): %s", printable(k.Key), k.State, why)
+			text += fmt.Sprintf("\n  key %s (%s): %s", claviger.Printable(k.Key), k.State, why)
 		}
 	}
 	if n > most {

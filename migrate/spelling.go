@@ -92,11 +92,11 @@ func (s spelling) check(items []Item) (Check, bool) {
 	if !s.folds {
 		return Check{}, false
 	}
-	c := Check{Name: "spelling of names", Measured: fmt.Sprintf("the source lists %s and answers to %s: it folds case, as Ranger's and Java's keystores do", printable(s.listed), printable(s.answered))}
+	c := Check{Name: "spelling of names", Measured: fmt.Sprintf("the source lists %s and answers to %s: it folds case, as Ranger's and Java's keystores do", claviger.Printable(s.listed), claviger.Printable(s.answered))}
 	var changed []string
 	for _, it := range items {
 		if it.Listed != "" {
-			changed = append(changed, printable(it.Key))
+			changed = append(changed, claviger.Printable(it.Key))
 		}
 	}
 	if n := len(changed); n > 0 {

@@ -328,7 +328,7 @@ func (d *KeyDiff) verifyNumbered(it Item, theirs *claviger.Metadata, have int) {
 		d.Differences = append(d.Differences, Difference{Field: "versions", Source: fmt.Sprintf("%d were to be made", it.Count), Target: fmt.Sprint(made)})
 	}
 	if made == 1 && it.Source.Versions > 1 {
-		d.Remarks = append(d.Remarks, fmt.Sprintf("one version was made for %d: %s", it.Source.Versions, printable(it.TargetVersions[0])))
+		d.Remarks = append(d.Remarks, fmt.Sprintf("one version was made for %d: %s", it.Source.Versions, claviger.Printable(it.TargetVersions[0])))
 	}
 	if n := have - made; n > 0 {
 		d.Remarks = append(d.Remarks, fmt.Sprintf("rolled here since: %d more", n))
@@ -480,7 +480,7 @@ func (e *Engine) refusals(ctx context.Context, f *Ending, h *history, o FinishOp
 	}
 	for _, key := range h.order {
 		if it := h.items[key]; !it.State.settled() {
-			refuse("key %s is %s: %s", printable(key), it.State, it.Why)
+			refuse("key %s is %s: %s", claviger.Printable(key), it.State, it.Why)
 		}
 	}
 	if err := e.notUsable(ctx, f, h, refuse); err != nil {
@@ -535,14 +535,14 @@ func (e *Engine) compareNames(ctx context.Context, h *history, refuse func(strin
 		switch {
 		case !known:
 			all = false
-			refuse("key %s is at the source and was not migrated: run the migration again", printable(it.Key))
+			refuse("key %s is at the source and was not migrated: run the migration again", claviger.Printable(it.Key))
 			it.Why = "is at the source and was not migrated: run the migration again"
 			if err := e.putItem(ctx, last.Name, it); err != nil {
 				return err
 			}
 		case before.State.settled() && !it.State.settled():
 			all = false
-			refuse("key %s is %s now: %s", printable(it.Key), it.State, it.Why)
+			refuse("key %s is %s now: %s", claviger.Printable(it.Key), it.State, it.Why)
 		}
 	}
 	if last.Compared = nil; all {
@@ -570,7 +570,7 @@ func (e *Engine) notUsable(ctx context.Context, f *Ending, h *history, refuse fu
 			refuse("%d more versions cannot be used here", len(bad)-i)
 			break
 		}
-		refuse("version %s cannot be used here: %s", printable(version), bad[version])
+		refuse("version %s cannot be used here: %s", claviger.Printable(version), bad[version])
 	}
 	return nil
 }

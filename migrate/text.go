@@ -8,18 +8,9 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
-	"unicode"
-)
 
-// printable is a name or text from a peer as a terminal may show it: quoted
-// where it has anything that is not a plain visible character.
-func printable(s string) string {
-	s = strings.TrimSpace(s)
-	if s == "" || strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) {
-		return strconv.Quote(s)
-	}
-	return s
-}
+	"claviger"
+)
 
 // report writes text and keeps the first error.
 type report struct {
@@ -83,9 +74,9 @@ func (r *report) keys(keys []KeyLine) {
 	}
 	var rows [][]string
 	for _, k := range keys {
-		row := []string{printable(k.Key), string(k.State), "", "", "", ""}
+		row := []string{claviger.Printable(k.Key), string(k.State), "", "", "", ""}
 		if s := k.Source; s != nil {
-			row[2], row[3], row[4], row[5] = strconv.Itoa(k.Versions), printable(s.Cipher), strconv.Itoa(s.Length), s.Created.Format(time.DateTime)
+			row[2], row[3], row[4], row[5] = strconv.Itoa(k.Versions), claviger.Printable(s.Cipher), strconv.Itoa(s.Length), s.Created.Format(time.DateTime)
 		}
 		rows = append(rows, row)
 	}
@@ -165,12 +156,12 @@ func (s *Standing) WriteText(w io.Writer) error {
 					row[4] = m.LastUse.UTC().Format(time.DateTime)
 				}
 				if i == 0 {
-					row[0], row[1] = printable(k.Key), string(k.State)
+					row[0], row[1] = claviger.Printable(k.Key), string(k.State)
 				}
 				rows, why = append(rows, row), append(why, "")
 			}
 			if len(k.Versions) == 0 {
-				rows, why = append(rows, []string{printable(k.Key), string(k.State), "", "", "", "", ""}), append(why, "")
+				rows, why = append(rows, []string{claviger.Printable(k.Key), string(k.State), "", "", "", "", ""}), append(why, "")
 			}
 			why[len(why)-1] = k.Why
 		}
@@ -179,7 +170,7 @@ func (s *Standing) WriteText(w io.Writer) error {
 		r.line("%d keys: %d done, %d under way, %d that could not be imported.", s.Counts.Total, s.Counts.Done, s.Counts.Planned, s.Counts.Blocked)
 	}
 	for _, f := range s.Freed {
-		r.line("The name %s was freed at %s by %s on %s.", printable(f.Key), f.At.UTC().Format(time.RFC3339), f.User, f.Host)
+		r.line("The name %s was freed at %s by %s on %s.", claviger.Printable(f.Key), f.At.UTC().Format(time.RFC3339), f.User, f.Host)
 	}
 	if s.LastUse != nil {
 		r.line("The source was last needed at %s.", s.LastUse.UTC().Format(time.RFC3339))
@@ -193,7 +184,7 @@ func orDash(s, none string) string {
 	if s == "" {
 		return none
 	}
-	return printable(s)
+	return claviger.Printable(s)
 }
 
 // WriteText writes the verification for people.
@@ -210,7 +201,7 @@ func (v *Verification) WriteText(w io.Writer) error {
 			if !k.Same {
 				same = "DIFFERENT"
 			}
-			rows = append(rows, []string{printable(k.Key), same})
+			rows = append(rows, []string{claviger.Printable(k.Key), same})
 		}
 		r.table([]string{"KEY", ""}, rows, func(i int) []string {
 			var lines []string
@@ -255,7 +246,7 @@ func (f *Ending) WriteText(w io.Writer) error {
 		r.line("")
 		r.line("These keys were migrated and have been deleted here since. What they encrypted opens nowhere once the source has gone; if that is not meant: claviger key undelete.")
 		for _, key := range f.Deleted {
-			r.line("  - %s", printable(key))
+			r.line("  - %s", claviger.Printable(key))
 		}
 	}
 	r.line("")
@@ -306,7 +297,7 @@ func (r *report) leftovers(list []Leftover) {
 		if l.Shredded {
 			state = "shredded"
 		}
-		r.line("  %-8s  %s", state, printable(l.Path))
+		r.line("  %-8s  %s", state, claviger.Printable(l.Path))
 		r.line("            %s", l.What)
 		if l.Secret && !l.Shredded && len(l.Left) == 0 {
 			r.line("            -> claviger migrate finish --shred, once all else is done")
@@ -326,5 +317,5 @@ func printableOrNothing(s string) string {
 	if s == "" {
 		return "not set"
 	}
-	return printable(s)
+	return claviger.Printable(s)
 }

@@ -237,14 +237,14 @@ func (x *explanation) text(w io.Writer) {
 		answer = "yes"
 	}
 	if x.Key != "" {
-		what += " on key " + x.Key
+		what += " on key " + claviger.Printable(x.Key)
 	}
 	if x.ACLName != "" && x.ACLName != x.Key {
-		what += " (ACL name " + x.ACLName + ")"
+		what += " (ACL name " + claviger.Printable(x.ACLName) + ")"
 	}
-	user := x.User
+	user := claviger.Printable(x.User)
 	if x.Real != "" {
-		user += ", impersonated by " + x.Real + ","
+		user += ", impersonated by " + claviger.Printable(x.Real) + ","
 	}
 	fmt.Fprintf(w, "%s: may %s %s?\n", answer, user, what)
 	if by := x.DecidedBy; by != nil && by.Where != "" {
@@ -261,7 +261,7 @@ func (x *explanation) text(w io.Writer) {
 		if s.Set {
 			where, value = s.Where, fmt.Sprintf("%q", s.Value)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", mark, s.Level, s.Property, strings.ReplaceAll(where, filepath.Dir(x.File)+string(filepath.Separator), ""), value, s.Says)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", mark, s.Level, claviger.Printable(s.Property), strings.ReplaceAll(where, filepath.Dir(x.File)+string(filepath.Separator), ""), value, s.Says)
 	}
 	for _, n := range x.Notes {
 		fmt.Fprintf(w, "\nnote: %s", n)

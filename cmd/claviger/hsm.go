@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"claviger"
 	"claviger/pkcs11"
 	"claviger/provider/hsm"
 )
@@ -241,7 +242,7 @@ func objectTable(w io.Writer, objects []hsm.Object) {
 		if o.Since != nil {
 			since = ", since " + o.Since.UTC().Format(time.DateOnly)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%d\t%s%s%s\n", o.ID, o.Label, o.Bits, o.Mark, since, alarm(o))
+		fmt.Fprintf(w, "%s\t%s\t%d\t%s%s%s\n", o.ID, claviger.Printable(o.Label), o.Bits, o.Mark, since, alarm(o))
 	}
 }
 

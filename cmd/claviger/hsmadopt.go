@@ -297,7 +297,7 @@ func (r adoption) text(w io.Writer) {
 		fmt.Fprintln(w, "the token and the metastore do not fit together:", r.Misfit)
 	}
 	for _, name := range r.Lost {
-		fmt.Fprintf(w, "LOST\t%s\tis not on the token; --rebind gives it up\n", name)
+		fmt.Fprintf(w, "LOST\t%s\tis not on the token; --rebind gives it up\n", claviger.Printable(name))
 	}
 	if len(list) == 0 {
 		fmt.Fprintln(w, "the metastore knows every key of claviger that the token holds")
@@ -309,7 +309,7 @@ func (r adoption) text(w io.Writer) {
 		for i, o := range c.Versions {
 			labels[i] = o.Label[len(c.Key):]
 		}
-		known, note := "no", "guarded by key.acl."+c.Key+".*, or the default rules"
+		known, note := "no", "guarded by "+claviger.Printable("key.acl."+c.Key+".*")+", or the default rules"
 		if c.Known {
 			known, note = "yes", "its versions are added to those that are there"
 		}
@@ -319,7 +319,7 @@ func (r adoption) text(w io.Writer) {
 		if c.Why != "" {
 			note = "cannot be adopted: " + c.Why
 		}
-		fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\n", c.Key, c.Versions[0].Bits, strings.Join(labels, " "), known, note)
+		fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\n", claviger.Printable(c.Key), c.Versions[0].Bits, strings.Join(labels, " "), known, note)
 	}
 	fmt.Fprintf(w, "Not told by the token: description, attributes (key.acl.name), cipher (taken to be %s), time of creation, and which of them were deleted\n", claviger.DefaultCipher)
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"claviger"
 	"claviger/provider/hsm"
 )
 
@@ -92,7 +93,7 @@ the metastore. Exit status 3: there is something to destroy, and it is not confi
 			}
 			return errors.Join(err, out.write(report, func(w io.Writer) {
 				for _, o := range report.Destroyed {
-					fmt.Fprintf(w, "destroyed\t%s\t%s\n", o.ID, o.Label)
+					fmt.Fprintf(w, "destroyed\t%s\t%s\n", o.ID, claviger.Printable(o.Label))
 				}
 				fmt.Fprintf(w, "%d of %d orphans destroyed; spared: %d younger than %v, %d that this metastore does not know\n",
 					len(report.Destroyed), len(found.Orphans)+len(found.Young), len(found.Young), older, len(found.Unknown))

@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"claviger"
 	"claviger/hadoopconf"
 	"claviger/kmswire"
 	"claviger/provider"
@@ -110,7 +111,7 @@ for which keytrustee.kms.acl.UNDELETE or keytrustee.kms.acl.PURGE must admit the
 			}
 			return out.write(names, func(w io.Writer) {
 				for _, n := range names {
-					fmt.Fprintln(w, printable(n))
+					fmt.Fprintln(w, claviger.Printable(n))
 				}
 			})
 		})
@@ -133,21 +134,13 @@ func listDeleted(ctx context.Context, kms *kmsclient.Provider, out *output) erro
 			if k.LastUse != 0 {
 				last = "by " + clock(k.LastUse)
 			}
-			fmt.Fprintf(w, "%s\t%d\t%d\t%s\t%s\t%s\n", printable(k.Name), k.Length, len(k.Versions), newestVersion(k), clock(k.Deleted), last)
+			fmt.Fprintf(w, "%s\t%d\t%d\t%s\t%s\t%s\n", claviger.Printable(k.Name), k.Length, len(k.Versions), newestVersion(k), clock(k.Deleted), last)
 		}
 	})
 }
 
 // clock writes milliseconds since 1970.
 func clock(ms int64) string { return time.UnixMilli(ms).UTC().Format(time.RFC3339) }
-
-// printable quotes a name that would not stay on its line, or in its terminal.
-func printable(name string) string {
-	if quoted := fmt.Sprintf("%q", name); quoted != `"`+name+`"` || strings.Contains(name, " ") {
-		return quoted
-	}
-	return name
-}
 
 // versionFlag names a deleted key among those of one name.
 func versionFlag(cmd *cobra.Command, version *string) {
@@ -164,7 +157,7 @@ can be undeleted as well.`, cobra.ExactArgs(1),
 			if err := kms.Undelete(ctx, args[0], version); err != nil {
 				return err
 			}
-			return out.write(map[string]string{"undeleted": args[0]}, func(w io.Writer) { fmt.Fprintf(w, "key %s is back\n", printable(args[0])) })
+			return out.write(map[string]string{"undeleted": args[0]}, func(w io.Writer) { fmt.Fprintf(w, "key %s is back\n", claviger.Printable(args[0])) })
 		})
 	versionFlag(cmd, &version)
 	return cmd
@@ -189,7 +182,7 @@ claviger.purge.min.unused.`, cobra.ExactArgs(1),
 				for _, k := range keys {
 					if k.Name == name && (version == "" || slices.Contains(k.Versions, version)) {
 						n++
-						fmt.Fprintf(cmd.ErrOrStderr(), "key %s, deleted %s, %d versions, the newest is %s\n", printable(name), clock(k.Deleted), len(k.Versions), newestVersion(k))
+						fmt.Fprintf(cmd.ErrOrStderr(), "key %s, deleted %s, %d versions, the newest is %s\n", claviger.Printable(name), clock(k.Deleted), len(k.Versions), newestVersion(k))
 					}
 				}
 				fmt.Fprintf(cmd.ErrOrStderr(), "%d deleted keys will be destroyed, and all that they encrypted is lost. Type the key's name to purge: ", n)
@@ -203,7 +196,7 @@ claviger.purge.min.unused.`, cobra.ExactArgs(1),
 			if err := kms.Purge(ctx, name, version); err != nil {
 				return err
 			}
-			return out.write(map[string]string{"purged": name}, func(w io.Writer) { fmt.Fprintf(w, "key %s is gone for ever\n", printable(name)) })
+			return out.write(map[string]string{"purged": name}, func(w io.Writer) { fmt.Fprintf(w, "key %s is gone for ever\n", claviger.Printable(name)) })
 		})
 	cmd.Flags().StringVar(&yes, "yes-purge", "", "the key's name once more, instead of typing it")
 	versionFlag(cmd, &version)
@@ -215,7 +208,7 @@ func newestVersion(k kmswire.DeletedKey) string {
 	if len(k.Versions) == 0 {
 		return "-"
 	}
-	return printable(k.Versions[len(k.Versions)-1])
+	return claviger.Printable(k.Versions[len(k.Versions)-1])
 }
 
 // readName reads one line.

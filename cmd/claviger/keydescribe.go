@@ -55,19 +55,19 @@ func describeForeign(ctx context.Context, kms *kmsclient.Provider, name string) 
 }
 
 func describeKey(w io.Writer, k kmswire.KeyDescription) {
-	fmt.Fprintf(w, "key\t%s\n", printable(k.Name))
+	fmt.Fprintf(w, "key\t%s\n", claviger.Printable(k.Name))
 	state := "live"
 	if k.Deleted != 0 {
 		state = "deleted " + clock(k.Deleted)
 	}
-	fmt.Fprintf(w, "state\t%s\nprovider\t%s\ncipher\t%s\nlength\t%d\ncreated\t%s\n", state, k.Provider, printable(k.Cipher), k.Length, clock(k.Created))
+	fmt.Fprintf(w, "state\t%s\nprovider\t%s\ncipher\t%s\nlength\t%d\ncreated\t%s\n", state, k.Provider, claviger.Printable(k.Cipher), k.Length, clock(k.Created))
 	if k.Description == nil {
 		fmt.Fprintln(w, "description\tnone")
 	} else {
 		fmt.Fprintf(w, "description\t%q\n", *k.Description)
 	}
 	for _, name := range slices.Sorted(maps.Keys(k.Attributes)) {
-		fmt.Fprintf(w, "attribute\t%s = %q\n", printable(name), k.Attributes[name])
+		fmt.Fprintf(w, "attribute\t%s = %q\n", claviger.Printable(name), k.Attributes[name])
 	}
 	if len(k.Versions) == 0 {
 		fmt.Fprintln(w, "versions\tnot told without their material")
@@ -75,7 +75,7 @@ func describeKey(w io.Writer, k kmswire.KeyDescription) {
 	}
 	fmt.Fprintln(w, "\nVERSION\tCREATED\tLAST USED\tCKA_LABEL\tCKA_ID")
 	for _, v := range k.Versions {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", printable(v.Name), clockOr(v.Created, "not known"), lastUsed(k, v), textOr(v.Label, "-"), textOr(v.ID, "-"))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", claviger.Printable(v.Name), clockOr(v.Created, "not known"), lastUsed(k, v), claviger.Printable(textOr(v.Label, "-")), textOr(v.ID, "-"))
 	}
 }
 
@@ -103,5 +103,5 @@ func textOr(s, none string) string {
 	if s == "" {
 		return none
 	}
-	return printable(s)
+	return claviger.Printable(s)
 }

@@ -77,7 +77,7 @@ nobody's where it is not set. A key that is there already stays as it is. After 
 			}
 			if err := out.write(done, func(w io.Writer) {
 				for _, k := range done {
-					fmt.Fprintf(w, "key %s: %s\n", printable(k.Key), strings.Join(k.Versions, " "))
+					fmt.Fprintf(w, "key %s: %s\n", claviger.Printable(k.Key), claviger.Printable(strings.Join(k.Versions, " ")))
 				}
 			}); err != nil {
 				return err

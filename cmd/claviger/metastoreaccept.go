@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"claviger"
 	"claviger/hadoopconf"
 	"claviger/metastore/postgres"
 )
@@ -68,7 +69,7 @@ func acceptLosses(ctx context.Context, out io.Writer, dir string, yes bool) (err
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	_, _ = fmt.Fprintln(w, "KEY\tCHANGED") // Flush tells of errors
 	for _, l := range lost {
-		_, _ = fmt.Fprintf(w, "%s\t%s\n", l.Key, l.At.Format(time.RFC3339))
+		_, _ = fmt.Fprintf(w, "%s\t%s\n", claviger.Printable(l.Key), l.At.Format(time.RFC3339))
 	}
 	if err := w.Flush(); err != nil {
 		return err

@@ -276,12 +276,12 @@ func (r *storeReport) text(w io.Writer) {
 		row("MISFIT", "%s", t.Misfit)
 	}
 	for _, name := range t.Missing {
-		row("MISSING", "%s is not on the token: restore the token, or look whether this store is of another", name)
+		row("MISSING", "%s is not on the token: restore the token, or look whether this store is of another", claviger.Printable(name))
 	}
 	for _, name := range t.GivenUp {
 		row("GIVEN UP", "%s is not on the token, and was given up: delete its key", name)
 	}
 	for _, name := range t.Unknown {
-		row("UNKNOWN", "%s is on the token: this store is older than it, or of another; restore a newer store, or adopt it: %s %s", name, t.Adopt, name)
+		row("UNKNOWN", "%s is on the token: this store is older than it, or of another; restore a newer store, or adopt it: %s %s", claviger.Printable(name), t.Adopt, claviger.Printable(name))
 	}
 }

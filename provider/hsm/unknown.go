@@ -50,6 +50,9 @@ func some(labels []string) string {
 	if n := len(labels) - namedAtMost; n > 0 {
 		labels, more = labels[:namedAtMost], fmt.Sprintf(" and %d more", n)
 	}
+	for i, l := range labels {
+		labels[i] = claviger.Printable(l)
+	}
 	return strings.Join(labels, ", ") + more
 }
 
