@@ -7,12 +7,14 @@ import (
 	"strconv"
 	"sync"
 	"time"
+
+	"claviger/shares"
 )
 
 // class says whom a request shares its limit with. A NameNode that has just
 // started asks for EDEKs of all its zones at once, a re-encryption for weeks;
 // neither may take the place of a user who opens a file, so each class has one of
-// its own. Within a class one caller cannot take the places of others, see shares.
+// its own. Within a class one caller cannot take the places of others, see package shares.
 type class int
 
 const (
@@ -21,11 +23,12 @@ const (
 	generates
 	batches // re-encryptions of many
 	management
-	reads // of names, metadata and versions
+	reads    // of names, metadata and versions
+	servlets // /jmx, /stacks and their like
 	classes
 )
 
-var classNames = [classes]string{"", "decrypt", "generate", "re-encryption", "key management", "metadata"}
+var classNames = [classes]string{"", "decrypt", "generate", "re-encryption", "key management", "metadata", "servlet"}
 
 // Admission says how many requests of a class are worked on at once. Others wait
 // for their turn, and are sent to another node if it does not come.
@@ -48,6 +51,10 @@ const unitEDEKs = 500
 // have to ask another server for each.
 const unitNames = 16
 
+// servletsAtOnce is how many pages of servlets are made at once. Each is made in
+// milliseconds, and those who ask are monitoring and operators.
+const servletsAtOnce = 16
+
 // DefaultAdmission is what a Config without one gets.
 var DefaultAdmission = Admission{Decrypts: 2048, Generates: 64, Batches: 16, Management: 32, Reads: 512, Wait: 5 * time.Second}
 
@@ -57,7 +64,7 @@ const busyLogInterval = 10 * time.Second
 // lane is the limit of one class.
 type lane struct {
 	name   string
-	shares *shares
+	shares *shares.Shares
 	wait   time.Duration
 	waited func(class string, took time.Duration, came bool)
 	log    *slog.Logger
@@ -70,12 +77,12 @@ type lane struct {
 }
 
 func newLane(name string, size int64, exact bool, a Admission, waited func(string, time.Duration, bool), log *slog.Logger) *lane {
-	return &lane{name: name, shares: newShares(size, exact), wait: a.Wait, waited: waited, log: log}
+	return &lane{name: name, shares: shares.New(size, exact), wait: a.Wait, waited: waited, log: log}
 }
 
 func newLanes(a Admission, waited func(string, time.Duration, bool), log *slog.Logger) [classes]*lane {
 	var out [classes]*lane
-	for c, size := range [classes]int{decrypts: a.Decrypts, generates: a.Generates, batches: a.Batches, management: a.Management, reads: a.Reads} {
+	for c, size := range [classes]int{decrypts: a.Decrypts, generates: a.Generates, batches: a.Batches, management: a.Management, reads: a.Reads, servlets: servletsAtOnce} {
 		if size > 0 {
 			out[c] = newLane(classNames[c], int64(size), false, a, waited, log)
 		}
@@ -103,7 +110,7 @@ func units(edeks int) int64 { return max(1, (int64(edeks)+unitEDEKs-1)/unitEDEKs
 // acquire waits for n of a lane; *busy where that does not come.
 func (l *lane) acquire(ctx context.Context, caller string, n int64) (granted int64, err error) {
 	var begun time.Time
-	granted, own, err := l.shares.acquire(caller, n, func() (context.Context, context.CancelFunc) {
+	granted, own, err := l.shares.Acquire(caller, n, func() (context.Context, context.CancelFunc) {
 		begun = time.Now()
 		return context.WithTimeout(ctx, l.wait)
 	})
@@ -135,7 +142,7 @@ func (c *call) admit(ctx context.Context, of class, n int64) (err error) {
 // turn up, and takes one again for the rest of its work.
 func (c *call) Leave() {
 	if c.turn != nil {
-		c.turn.shares.release(c.caller.Short, c.turns)
+		c.turn.shares.Release(c.caller.Short, c.turns)
 		c.away, c.turn = c.turn, nil
 	}
 }
@@ -146,7 +153,7 @@ func (c *call) Return(ctx context.Context) error {
 	if l == nil {
 		return nil
 	}
-	granted, own, err := l.shares.acquire(c.caller.Short, c.turns, func() (context.Context, context.CancelFunc) { return context.WithCancel(ctx) })
+	granted, own, err := l.shares.Acquire(c.caller.Short, c.turns, func() (context.Context, context.CancelFunc) { return context.WithCancel(ctx) })
 	if err != nil {
 		l.sendAway(c.caller.Short, own)
 		return &busy{l.name, own}
@@ -158,7 +165,7 @@ func (c *call) Return(ctx context.Context) error {
 // leave gives the turn back.
 func (c *call) leave() {
 	if c.turn != nil {
-		c.turn.shares.release(c.caller.Short, c.turns)
+		c.turn.shares.Release(c.caller.Short, c.turns)
 		c.turn = nil
 	}
 }
@@ -179,7 +186,7 @@ func (l *lane) sendAway(caller string, own bool) {
 		return
 	}
 	l.log.Warn("overload: requests did not get their turn in time and were sent to another node",
-		"class", l.name, "requests", strconv.Itoa(l.sent), "at once", l.shares.size, "waited", l.wait, "latest of", caller, "who had a share already", own)
+		"class", l.name, "requests", strconv.Itoa(l.sent), "at once", l.shares.Size(), "waited", l.wait, "latest of", caller, "who had a share already", own)
 	l.sent, l.logged = 0, now
 }
 
@@ -199,8 +206,8 @@ type Lanes struct{ all []*lane }
 func (l *Lanes) Figures() map[string]LaneFigures {
 	out := make(map[string]LaneFigures)
 	for _, one := range l.all {
-		f := LaneFigures{Size: one.shares.size}
-		f.Used, f.Most = one.shares.figures()
+		f := LaneFigures{Size: one.shares.Size()}
+		f.Used, f.Most = one.shares.Figures()
 		one.mu.Lock()
 		f.Own, f.Full = one.own, one.full
 		one.mu.Unlock()
@@ -219,8 +226,8 @@ func (l *Lanes) Full() error {
 		full := one.full
 		one.mu.Unlock()
 		if !full.IsZero() && time.Since(full) < biteLasts {
-			used, most := one.shares.figures()
-			return fmt.Errorf("%s requests are sent to other nodes: %d of %d are in use, %d of them by one user", one.name, used, one.shares.size, most)
+			used, most := one.shares.Figures()
+			return fmt.Errorf("%s requests are sent to other nodes: %d of %d are in use, %d of them by one user", one.name, used, one.shares.Size(), most)
 		}
 	}
 	return nil

@@ -84,6 +84,7 @@ type api struct {
 	gauges   *gauges
 	warned   *warnings
 	large    *lane // of memory, in bytes
+	dump     stackDump
 	lanes    [classes]*lane
 	requests atomic.Uint64
 }
@@ -242,6 +243,10 @@ func (c *call) serve() {
 	}
 	if servlet != nil {
 		c.opName = op
+		if err := c.admit(c.r.Context(), servlets, 1); err != nil {
+			c.fail(err)
+			return
+		}
 		servlet(c)
 		return
 	}

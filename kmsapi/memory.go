@@ -50,7 +50,7 @@ func (c *call) reserve(ctx context.Context, n int64) error {
 // release gives back what the request has reserved.
 func (c *call) release() {
 	if c.reserved > 0 {
-		c.large.shares.release(c.caller.Short, c.reserved)
+		c.large.shares.Release(c.caller.Short, c.reserved)
 		c.reserved = 0
 	}
 }

@@ -14,7 +14,7 @@ import (
 // of it, another gets some; all is given back.
 func TestReserve(t *testing.T) {
 	a := &api{large: newLargeRequests(Limits{MaxBody: 1}, Admission{Wait: time.Millisecond}, slog.New(slog.DiscardHandler))} // the allowance is that of 1 MiB bodies
-	size := a.large.shares.size
+	size := a.large.shares.Size()
 	by := func(name string) *call {
 		c := &call{api: a}
 		c.caller = claviger.Caller{Principal: claviger.Principal{Name: name, Short: name}}
@@ -35,7 +35,7 @@ func TestReserve(t *testing.T) {
 		}
 		held = append(held, c)
 	}
-	if used, most := a.large.shares.figures(); used > size/2 || used != most || len(held) < 2 {
+	if used, most := a.large.shares.Figures(); used > size/2 || used != most || len(held) < 2 {
 		t.Errorf("one caller holds %d of %d bytes by %d requests", used, size, len(held))
 	}
 	alice := by("alice")
@@ -68,7 +68,7 @@ func TestReserve(t *testing.T) {
 		t.Errorf("%d of %d bytes, %v", c.reserved, size, err)
 	}
 	c.release()
-	if used, _ := a.large.shares.figures(); used != 0 {
+	if used, _ := a.large.shares.Figures(); used != 0 {
 		t.Error("something was not given back")
 	}
 }
@@ -83,7 +83,7 @@ func TestMaxMemory(t *testing.T) {
 		{Limits{MaxBody: 10 << 20}, 40 << 20},
 		{Limits{MaxBody: 10 << 20, MaxMemory: 100 << 20}, 100 << 20},
 	} {
-		if got := newLargeRequests(c.limits, Admission{}, slog.New(slog.DiscardHandler)).shares.size; got != c.want {
+		if got := newLargeRequests(c.limits, Admission{}, slog.New(slog.DiscardHandler)).shares.Size(); got != c.want {
 			t.Errorf("%+v: %d bytes, want %d", c.limits, got, c.want)
 		}
 	}

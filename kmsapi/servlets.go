@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"claviger"
@@ -189,22 +190,47 @@ func confJSON(list []Property, one bool) []byte {
 	return b.Bytes()
 }
 
-// maxStacks bounds the dump of /stacks, in bytes. While it is made, nothing else
-// runs.
-const maxStacks = 8 << 20
+const (
+	// maxStacks bounds the dump of /stacks, in bytes, and stackOfOne is about what a
+	// goroutine takes of it.
+	maxStacks  = 8 << 20
+	stackOfOne = 2 << 10
+	// Nothing else runs while a dump is made, so each is shown for at least dumpShown,
+	// and for dumpRest times as long as it took.
+	dumpShown = time.Second
+	dumpRest  = 50
+)
+
+// stackDump makes the dumps of /stacks, one at a time. Who asks meanwhile, or soon
+// after, gets the same one.
+type stackDump struct {
+	mu    sync.Mutex
+	shown []byte
+	until time.Time
+}
+
+func (d *stackDump) get() []byte {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if time.Now().Before(d.until) {
+		return d.shown
+	}
+	const more = 64 << 10 // for goroutines that begin meanwhile
+	buffer := make([]byte, min(maxStacks, runtime.NumGoroutine()*stackOfOne+more))
+	began := time.Now()
+	n := runtime.Stack(buffer, true)
+	d.shown = threadDump(buffer[:n])
+	took := time.Since(began)
+	d.until = time.Now().Add(max(dumpShown, dumpRest*took))
+	return d.shown
+}
 
 // stacks is Hadoop's StackServlet, of goroutines.
 func (c *call) stacks() {
 	if !c.reads() || !c.instrumentation() {
 		return
 	}
-	for size := 256 << 10; ; size *= 2 {
-		dump := make([]byte, size)
-		if n := runtime.Stack(dump, true); n < size || size >= maxStacks {
-			c.answer(http.StatusOK, "text/plain;charset=utf-8", threadDump(dump[:n]))
-			return
-		}
-	}
+	c.answer(http.StatusOK, "text/plain;charset=utf-8", c.dump.get())
 }
 
 // threadDump brings the runtime's dump into the form of Hadoop's

@@ -9,7 +9,9 @@ import (
 	"os"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"claviger"
 	"claviger/authn"
@@ -72,6 +74,44 @@ func TestStacks(t *testing.T) {
 	}
 	if m := regexp.MustCompile(`0x[0-9a-f]+`).FindString(text); m != "" {
 		t.Errorf("an argument or address is shown: %s", m)
+	}
+}
+
+// TestStacksAreShared: while a dump is made nothing else runs, so many who ask for one
+// get the same, whatever the number of goroutines.
+func TestStacksAreShared(t *testing.T) {
+	addr := withKey(t, stack{})
+	end := make(chan struct{})
+	defer close(end)
+	for range 3000 {
+		go func() { <-end }()
+	}
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	dumps := map[string]int{}
+	began := time.Now()
+	for range 8 {
+		wg.Go(func() {
+			for range 10 {
+				a := asked(t, addr, "/stacks")
+				if a.status != 200 {
+					t.Errorf("status %d", a.status)
+				}
+				mu.Lock()
+				dumps[string(a.body)]++
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	// Each is shown for a second at least.
+	if most := 1 + int(time.Since(began)/time.Second); len(dumps) > most {
+		t.Errorf("%d dumps were made in %s, want %d at most", len(dumps), time.Since(began), most)
+	}
+	for d := range dumps {
+		if n := strings.Count(d, "\nThread "); n < 3000 {
+			t.Errorf("a dump has %d goroutines", n)
+		}
 	}
 }
 

@@ -1,4 +1,4 @@
-package kmsapi
+package shares
 
 import (
 	"context"
@@ -20,12 +20,12 @@ func briefly(ctx context.Context) func() (context.Context, context.CancelFunc) {
 // at once.
 func TestSharesLeaveRoom(t *testing.T) {
 	for _, weight := range []int64{1, 3, 200} {
-		s := newShares(64, false)
+		s := New(64, false)
 		for i, most := range []int64{32, 16, 8, 4} {
 			name := fmt.Sprint("mallory", i)
 			var held int64
 			for range 200 {
-				n, _, err := s.acquire(name, weight, briefly(t.Context()))
+				n, _, err := s.Acquire(name, weight, briefly(t.Context()))
 				if err != nil {
 					break
 				}
@@ -37,24 +37,24 @@ func TestSharesLeaveRoom(t *testing.T) {
 			if held > most+most/8 || held == 0 {
 				t.Errorf("weight %d: caller %d holds %d of 64, want at most %d", weight, i, held, most)
 			}
-			if _, own, err := s.acquire(name, weight, briefly(t.Context())); err == nil || !own {
+			if _, own, err := s.Acquire(name, weight, briefly(t.Context())); err == nil || !own {
 				t.Errorf("weight %d: one more is not refused as beyond a share: %v, %v", weight, own, err)
 			}
-			n, _, err := s.acquire("alice", 1, briefly(t.Context()))
+			n, _, err := s.Acquire("alice", 1, briefly(t.Context()))
 			if err != nil {
 				t.Fatalf("weight %d: alice gets nothing beside %d others: %v", weight, i+1, err)
 			}
-			s.release("alice", n)
+			s.Release("alice", n)
 		}
-		if used, most := s.figures(); used < most || most > 32 {
+		if used, most := s.Figures(); used < most || most > 32 {
 			t.Errorf("weight %d: figures %d, %d", weight, used, most)
 		}
 	}
-	one := newShares(1, false)
-	if n, _, err := one.acquire("a", 500, briefly(t.Context())); n != 1 || err != nil {
+	one := New(1, false)
+	if n, _, err := one.Acquire("a", 500, briefly(t.Context())); n != 1 || err != nil {
 		t.Errorf("of a single place: %d, %v", n, err)
 	}
-	if _, own, err := one.acquire("b", 1, briefly(t.Context())); err == nil || own {
+	if _, own, err := one.Acquire("b", 1, briefly(t.Context())); err == nil || own {
 		t.Errorf("a second one of a single place: %v, %v", own, err)
 	}
 }
@@ -62,14 +62,14 @@ func TestSharesLeaveRoom(t *testing.T) {
 // TestSharesByCaller: a caller with many waiters does not stand before one with few,
 // and a large request is not passed by small ones for ever.
 func TestSharesByCaller(t *testing.T) {
-	s := newShares(8, true)
+	s := New(8, true)
 	long := func() (context.Context, context.CancelFunc) { return context.WithTimeout(t.Context(), 10*time.Second) }
 	get := func(caller string, n int64) <-chan string {
 		t.Helper()
 		before := s.queued()
 		done := make(chan string, 1)
 		go func() {
-			if _, _, err := s.acquire(caller, n, long); err != nil {
+			if _, _, err := s.Acquire(caller, n, long); err != nil {
 				done <- err.Error()
 				return
 			}
@@ -88,28 +88,29 @@ func TestSharesByCaller(t *testing.T) {
 		many = append(many, get("mallory", 1))
 	}
 	alice, large := get("alice", 1), get("large", 2)
-	s.release("other", 1)
+	s.Release("other", 1)
 	if got := <-alice; got != "alice" {
 		t.Error(got)
 	}
 	small := get("small", 1)
-	s.release("late", 1)
-	if n := s.queued(); n != 52 {
-		t.Errorf("%d wait, want mallory's 50, a large request and the small one behind it", n)
+	s.Release("late", 1) // small passes the large request, which needs more
+	if n := s.queued(); n != 51 {
+		t.Errorf("%d wait, want mallory's 50 and a large request", n)
 	}
-	for _, c := range []string{"other", "later", "mallory"} {
-		s.release(c, 1)
+	if got := <-small; got != "small" {
+		t.Error(got)
 	}
-	for _, c := range []<-chan string{large, small} {
-		if got := <-c; got != "large" && got != "small" {
-			t.Error(got)
-		}
+	for _, c := range []string{"small", "other", "later", "mallory"} {
+		s.Release(c, 1)
+	}
+	if got := <-large; got != "large" {
+		t.Error(got)
 	}
 	if n := s.queued(); n != 50 {
 		t.Errorf("%d wait, want mallory's 50", n)
 	}
-	for _, c := range []string{"large", "large", "small", "alice", "mallory"} {
-		s.release(c, 1)
+	for _, c := range []string{"large", "large", "alice", "mallory"} {
+		s.Release(c, 1)
 	}
 	served := 0
 	for range 3 {
@@ -130,7 +131,7 @@ func TestSharesByCaller(t *testing.T) {
 	}
 }
 
-func (s *shares) queued() (n int) {
+func (s *Shares) queued() (n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, h := range s.waiting {
@@ -142,7 +143,7 @@ func (s *shares) queued() (n int) {
 // TestSharesAddUp: in a storm no more is given out than there is, all is given back,
 // and no waiter is forgotten.
 func TestSharesAddUp(t *testing.T) {
-	s := newShares(16, false)
+	s := New(16, false)
 	var out atomic.Int64
 	var wg sync.WaitGroup
 	for i := range 40 {
@@ -150,7 +151,7 @@ func TestSharesAddUp(t *testing.T) {
 			caller := fmt.Sprint("u", i%5)
 			for range 200 {
 				ctx, cancel := context.WithTimeout(t.Context(), time.Duration(rand.IntN(300))*time.Microsecond)
-				n, _, err := s.acquire(caller, int64(1+rand.IntN(20)), func() (context.Context, context.CancelFunc) { return ctx, func() {} })
+				n, _, err := s.Acquire(caller, int64(1+rand.IntN(20)), func() (context.Context, context.CancelFunc) { return ctx, func() {} })
 				cancel()
 				if err != nil {
 					if !errors.Is(err, context.DeadlineExceeded) {
@@ -162,12 +163,59 @@ func TestSharesAddUp(t *testing.T) {
 					t.Errorf("%d of %d are given out", now, s.size)
 				}
 				out.Add(-n)
-				s.release(caller, n)
+				s.Release(caller, n)
 			}
 		})
 	}
 	wg.Wait()
-	if used, most := s.figures(); used != 0 || most != 0 || len(s.callers) != 0 || len(s.waiting) != 0 {
+	if used, most := s.Figures(); used != 0 || most != 0 || len(s.callers) != 0 || len(s.waiting) != 0 {
 		t.Errorf("in the end %d are in use, %d callers and %d waiters are known", used, len(s.callers), len(s.waiting))
+	}
+}
+
+// TestLargeRequestIsPassed: a large request for which there is no room does not hold up
+// small ones, and they do not pass it for ever.
+func TestLargeRequestIsPassed(t *testing.T) {
+	const size = 256
+	s := New(size, true)
+	for i, n := range []int64{128, 64, 32} {
+		if got, _ := s.Try(fmt.Sprint("mallory", i), n); got != n {
+			t.Fatalf("mallory %d gets %d of %d", i, got, n)
+		}
+	}
+	done := make(chan int64)
+	go func() {
+		n, _, err := s.Acquire("eve", 30, func() (context.Context, context.CancelFunc) { return context.WithTimeout(t.Context(), 10*time.Second) })
+		if err != nil {
+			t.Error(err)
+		}
+		done <- n
+	}()
+	for s.queued() == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	passed := 0
+	for {
+		n, own := s.Try("alice", 1)
+		if n == 0 {
+			if own {
+				t.Error("alice is refused as if she had a share")
+			}
+			break
+		}
+		s.Release("alice", n)
+		if passed++; passed > size {
+			break
+		}
+	}
+	if passed != size/2 {
+		t.Errorf("%d small requests pass a large one, want %d", passed, size/2)
+	}
+	s.Release("mallory2", 32)
+	if n := <-done; n != 30 {
+		t.Errorf("the large request gets %d", n)
+	}
+	if n, _ := s.Try("alice", 1); n != 1 {
+		t.Error("afterwards alice gets nothing")
 	}
 }

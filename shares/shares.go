@@ -1,4 +1,6 @@
-package kmsapi
+// Package shares has a weighted semaphore in which one caller cannot take what others
+// need. It limits what users can make a server do at a time.
+package shares
 
 import (
 	"context"
@@ -6,15 +8,13 @@ import (
 	"sync"
 )
 
-// shares is a weighted semaphore in which one caller cannot take what others need. A
+// Shares is a weighted semaphore in which one caller cannot take what others need. A
 // caller never comes to hold more than what is left for all others: one caller half
 // of it, a second a quarter, and so on. Waiters are served caller by caller, so a
 // caller with many waiters does not hold up one with few.
-type shares struct {
-	size int64
-	// exact: a request gets what it asks for or nothing. Otherwise it may get less,
-	// where it asks for more than a caller can have.
-	exact bool
+type Shares struct {
+	size  int64
+	exact bool // see New
 
 	mu      sync.Mutex
 	used    int64
@@ -29,19 +29,22 @@ type holder struct {
 	queue  []*waiter
 }
 
-// waiter is a request that waits. granted is set before ready is closed.
+// waiter is a request that waits. granted is set before ready is closed. passed is what
+// others got who came later, while this one needed more than there was.
 type waiter struct {
-	n, granted int64
-	ready      chan struct{}
+	n, granted, passed int64
+	ready              chan struct{}
 }
 
-func newShares(size int64, exact bool) *shares {
-	return &shares{size: size, exact: exact, callers: make(map[string]*holder)}
+// New makes one of that size. exact: a request gets what it asks for or nothing;
+// otherwise it may get less, where it asks for more than a caller can have.
+func New(size int64, exact bool) *Shares {
+	return &Shares{size: size, exact: exact, callers: make(map[string]*holder)}
 }
 
-// acquire waits for n, and returns what it got, to be given back with release. own is
+// Acquire waits for n, and returns what it got, to be given back with Release. own is
 // true where it got nothing since the caller has a share already.
-func (s *shares) acquire(caller string, n int64, wait func() (context.Context, context.CancelFunc)) (granted int64, own bool, err error) {
+func (s *Shares) Acquire(caller string, n int64, wait func() (context.Context, context.CancelFunc)) (granted int64, own bool, err error) {
 	s.mu.Lock()
 	h := s.callers[caller]
 	if h == nil {
@@ -77,8 +80,19 @@ func (s *shares) acquire(caller string, n int64, wait func() (context.Context, c
 	return 0, own, context.Cause(ctx)
 }
 
-// release gives back what acquire granted.
-func (s *shares) release(caller string, n int64) {
+// Size is what there is of all.
+func (s *Shares) Size() int64 { return s.size }
+
+// Try is Acquire without waiting; granted is 0 where it would have to wait.
+func (s *Shares) Try(caller string, n int64) (granted int64, own bool) {
+	ended, cancel := context.WithCancel(context.Background())
+	cancel()
+	granted, own, _ = s.Acquire(caller, n, func() (context.Context, context.CancelFunc) { return ended, func() {} })
+	return granted, own
+}
+
+// Release gives back what Acquire or Try granted.
+func (s *Shares) Release(caller string, n int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	h := s.callers[caller]
@@ -89,7 +103,7 @@ func (s *shares) release(caller string, n int64) {
 }
 
 // settle drops a caller who waits no more, or holds nothing either. s.mu is held.
-func (s *shares) settle(h *holder) {
+func (s *Shares) settle(h *holder) {
 	if len(h.queue) > 0 {
 		return
 	}
@@ -99,18 +113,29 @@ func (s *shares) settle(h *holder) {
 	}
 }
 
-// dispatch serves whom it can. s.mu is held.
-func (s *shares) dispatch() {
+// dispatch serves whom it can. A caller who holds nothing and needs more than there is
+// does not hold up those behind who need less, until these have got half of all together:
+// small requests must not pass a large one for ever. s.mu is held.
+func (s *Shares) dispatch() {
+	var large []*waiter
 	for i := 0; i < len(s.waiting); {
 		h := s.waiting[i]
 		w := h.queue[0]
 		n := s.grantable(h, w.n)
 		if n == 0 {
 			if h.held == 0 {
-				return // it needs more than there is: those behind it must not pass it for ever
+				large = append(large, w)
 			}
-			i++ // it has its share, and blocks no other
+			i++ // one who has a share already blocks no other
 			continue
+		}
+		for _, l := range large {
+			if l.passed+n > s.size/2 {
+				return
+			}
+		}
+		for _, l := range large {
+			l.passed += n
 		}
 		w.granted = n
 		h.held += n
@@ -125,7 +150,7 @@ func (s *shares) dispatch() {
 }
 
 // grantable is what a caller gets who asks for n; 0 is nothing yet. s.mu is held.
-func (s *shares) grantable(h *holder, n int64) int64 {
+func (s *Shares) grantable(h *holder, n int64) int64 {
 	free := s.size - s.used
 	room := (free - h.held) / 2 // afterwards it holds no more than is left
 	if h.held == 0 && free > 0 {
@@ -142,8 +167,8 @@ func (s *shares) grantable(h *holder, n int64) int64 {
 	return 0
 }
 
-// figures returns what is in use, and the largest part of it that one caller has.
-func (s *shares) figures() (used, most int64) {
+// Figures returns what is in use, and the largest part of it that one caller has.
+func (s *Shares) Figures() (used, most int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, h := range s.callers {
