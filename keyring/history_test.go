@@ -181,11 +181,17 @@ func TestMissingIsRemembered(t *testing.T) {
 	if calls := far.calls(); len(calls) != 3 { // k's metadata, k@77, nowhere's metadata
 		t.Errorf("the source was asked %d times: %q", len(calls), calls)
 	}
+	// Another user is not told of what was so for this one.
+	_, err := l.Decrypt(t.Context(), caller("v"), "k", true, claviger.EDEK{Version: "k@77", IV: make([]byte, 16), Material: make([]byte, 16)})
+	wantKind(t, err, claviger.VersionNotFound)
+	if calls := far.calls(); !slices.Equal(calls, []string{"v/k@77/1"}) {
+		t.Errorf("for another user, the source was asked %q", calls)
+	}
 	// What is created or invalidated here is forgotten to be missing.
 	if err := l.Invalidate(t.Context(), caller("u"), "k"); err != nil {
 		t.Fatal(err)
 	}
-	_, err := l.Decrypt(t.Context(), caller("u"), "k", true, claviger.EDEK{Version: "k@77", IV: make([]byte, 16), Material: make([]byte, 16)})
+	_, err = l.Decrypt(t.Context(), caller("u"), "k", true, claviger.EDEK{Version: "k@77", IV: make([]byte, 16), Material: make([]byte, 16)})
 	wantKind(t, err, claviger.VersionNotFound)
 	if calls := far.calls(); !slices.Equal(calls, []string{"metadata/k", "u/k@77/1"}) {
 		t.Errorf("the source was asked %q", calls)

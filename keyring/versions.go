@@ -204,7 +204,7 @@ func (r *Ring) forget(key string) {
 	for _, s := range r.sources {
 		s.keys.drop(key)
 	}
-	r.missing.dropAll(ofKey)
+	r.missing.dropAll(func(name string) bool { return ofKey(versionOfMissing(name)) })
 	if r.queue != nil {
 		r.queue.Drain(key)
 	}
