@@ -113,6 +113,7 @@ func (r *Ring) makeEDEKs(ctx context.Context, key string, n int) ([]claviger.EDE
 			return nil, err
 		}
 		edeks, err := eek.Generate(ctx, r.under(v), v.Name, v.BitLength/8, n, nil)
+		r.drainUnusable(err, key)
 		if err == nil || !again || !r.replaced(err, key) {
 			return edeks, err
 		}
@@ -180,10 +181,19 @@ func (r *Ring) decryptOwn(ctx context.Context, q *request, named *string, v *pro
 		deks, err = eek.Unwrap(ctx, r.under(*v), one)
 	}
 	if err != nil {
+		r.drainUnusable(err, v.Key)
 		wipeAll(deks)
 		return nil, err
 	}
 	return deks[0], nil
+}
+
+// drainUnusable gives up the EDEKs of a key that were made beforehand, where a version
+// of it proves to be lost: those under it would never be opened.
+func (r *Ring) drainUnusable(err error, key string) {
+	if r.queue != nil && errors.Is(err, provider.ErrUnusable) {
+		r.queue.Drain(key)
+	}
 }
 
 // belongs says that the version is one of the key that the request names, or
@@ -324,6 +334,7 @@ func (r *Ring) reencryptOnce(ctx context.Context, q *request, named *string, her
 		out, err = r.reencryptAtPrimary(ctx, key, current.Name, es)
 	default:
 		out, err = eek.Reencrypt(ctx, r.underEach(own), r.under(current), current.Name, es)
+		r.drainUnusable(err, current.Key)
 	}
 	if err != nil {
 		return nil, err
@@ -464,6 +475,7 @@ func (r *Ring) reencryptForeign(ctx context.Context, q *request, current provide
 		g.edeks, g.at = append(g.edeks, e), append(g.at, i)
 	}
 	unwrapped, err := eek.Unwrap(ctx, r.underEach(ours), own.edeks)
+	r.drainUnusable(err, current.Key)
 	if err != nil {
 		return nil, err
 	}

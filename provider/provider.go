@@ -96,6 +96,11 @@ type Conditional interface {
 // back.
 var ErrLost = errors.New("the records of the key are lost")
 
+// ErrUnusable marks what is Unavailable because the provider lacks the key of a version
+// that it counts, or has another in its place: what was encrypted under the version just
+// now may never be opened.
+var ErrUnusable = errors.New("the version cannot be used")
+
 // Anyway is the may of who asks nothing.
 func Anyway(*claviger.Metadata) error { return nil }
 

@@ -370,7 +370,7 @@ func (p *Provider) gone(ctx context.Context, op string, e *entry, err error) err
 	}
 	p.refused.Store(e.name, struct{}{})
 	// Another node's HSM may well hold it.
-	return claviger.Errorf(op, claviger.Unavailable, e.name, "%w; the metastore knows it: is this the right token, and was it restored whole?", err)
+	return claviger.E(op, claviger.Unavailable, e.name, unusable{fmt.Errorf("%w; the metastore knows it: is this the right token, and was it restored whole?", err)})
 }
 
 // entry returns a version's entry, from the cache or the store.
@@ -440,7 +440,12 @@ func (p *Provider) verify(ctx context.Context, e *entry) error {
 }
 
 // errMismatch marks a check value that differs.
-var errMismatch = errors.New("check value differs")
+var errMismatch error = unusable{errors.New("check value differs")}
+
+// unusable is an error that is a provider.ErrUnusable too.
+type unusable struct{ error }
+
+func (u unusable) Unwrap() []error { return []error{u.error, provider.ErrUnusable} }
 
 // Keys returns all names.
 func (p *Provider) Keys(ctx context.Context) ([]string, error) {
