@@ -24,6 +24,9 @@ var divergences = table(map[string]string{
 	"D-token-errors: Content-Type Cache-Control Expires Content-Length body": `dt-get-put dt-renew-not-renewer dt-renew-no-token
 		dt-renew-garbage dt-cancel-other-user dt-cancel-no-token dt-cancel-garbage dt-cancel-again dt-renew-cancelled kerberos-dt-renew-wrong-3`,
 	"D-token-errors: Content-Type Cache-Control Expires body": `dt-renew-get`,
+	"D-jceks-names: body": `names accept-java accept-none-quality doas-allowed doas-case doas-twice dt-use-header dt-use-query dt-use-doas
+		dt-use-with-cookie names-final doas-username req-gzip simple-key-list-3 simple-key-list-metadata-3 auth-cookie-and-username
+		auth-other-cookies auth-two-cookies`,
 	"D-bad-token: body":    `krb-ntlm`,
 	"D-quoted-twice: body": `auth-cookie-unsigned`,
 	"D-stack-trace: body":  `auth-username-amp auth-username-empty doas-empty krb-norule krb-dt-get-doas`,

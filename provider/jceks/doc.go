@@ -7,8 +7,10 @@
 // k@1, ...). And a key is two kinds of entries: its metadata under its name, as
 // JSON in a serialised Java object, and each version under the version's name.
 // The keystore lower-cases its aliases, which is why Hadoop refuses upper-case
-// key names; and Keys leaves out a key whose own name holds an '@', as Hadoop
-// does, although it can be created, read, rolled and deleted.
+// key names. A key may have a name that a version of another could have (k@1): Hadoop's
+// roll of key k writes over it; here versions of k skip its number, so that neither is in
+// the way of the other. Hadoop's list of names leaves out each key with an '@' in its name;
+// Keys does not.
 //
 // Entries are decrypted when they are first asked for (60 to 80 ms each) and
 // stay decrypted in memory, cipher included, for as long as the file holds them;

@@ -144,13 +144,14 @@ func (p *Provider) of(st *state, op, key string) (*claviger.Metadata, error) {
 	return m.public(key), nil
 }
 
-// Keys returns the names of all keys, without those that hold an '@'.
+// Keys returns the names of all keys. Hadoop leaves out those that hold an '@', so that a
+// migration would not find them.
 func (p *Provider) Keys(ctx context.Context) ([]string, error) {
 	st, err := p.fresh(ctx, "jceks.Keys", "")
 	if err != nil {
 		return nil, err
 	}
-	return st.keys(), nil
+	return st.keys(p.file.password), nil
 }
 
 // each runs f for 0 to n-1, as many at once as there are processors.
@@ -206,7 +207,7 @@ func (p *Provider) Versions(ctx context.Context, key string) ([]provider.KeyVers
 	if m == nil {
 		return []provider.KeyVersion{}, nil
 	}
-	numbers := st.live(key, m)
+	numbers := st.live(key, m, p.file.password)
 	out := make([]provider.KeyVersion, len(numbers))
 	of := m.public(key)
 	err = each(ctx, op, len(numbers), func(i int) error {

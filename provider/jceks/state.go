@@ -116,11 +116,24 @@ func openedMaterial(material secret.Bytes) *opened {
 	return o
 }
 
-// keys returns the names of keys without an '@'.
-func (st *state) keys() []string {
+// isKey reports whether the alias, which holds an '@', is a key's name. One that a
+// version can have is looked into: a version's entry holds material.
+func (st *state) isKey(alias string, password secret.Bytes) bool {
+	s := st.slots[alias]
+	if s == nil || len(st.versions[alias]) == 0 {
+		return false
+	}
+	if _, _, ok := versionNumber(alias); !ok {
+		return true
+	}
+	return s.open(password).meta != nil
+}
+
+// keys returns the names of keys.
+func (st *state) keys(password secret.Bytes) []string {
 	names := []string{}
 	for alias := range st.slots {
-		if !strings.Contains(alias, "@") {
+		if !strings.Contains(alias, "@") || st.isKey(alias, password) {
 			names = append(names, alias)
 		}
 	}
@@ -140,9 +153,21 @@ func (st *state) foreign() []string {
 	return aliases
 }
 
-// live returns the numbers of a key's versions that its metadata counts.
-func (st *state) live(key string, m *metadata) []int {
+// live returns the numbers of a key's versions that its metadata counts, without those
+// of which another key has the name.
+func (st *state) live(key string, m *metadata, password secret.Bytes) []int {
 	list := st.versions[key]
 	n, _ := slices.BinarySearch(list, m.Versions)
-	return list[:n]
+	return slices.DeleteFunc(slices.Clone(list[:n]), func(n int) bool { return st.isKey(numberedVersion(key, n), password) })
+}
+
+// free returns the lowest number, first or above, from which on n versions of the key
+// would have no other key's name.
+func (st *state) free(key string, first, n int, password secret.Bytes) int {
+	for _, taken := range st.versions[key] {
+		if taken >= first && taken < first+n && st.isKey(numberedVersion(key, taken), password) {
+			first = taken + 1
+		}
+	}
+	return first
 }

@@ -3,6 +3,7 @@ package jceks
 import (
 	"bytes"
 	"crypto/aes"
+	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -205,41 +206,83 @@ func TestSymbolicLink(t *testing.T) {
 	}
 }
 
-// TestAtInName: keys whose names look like versions, as Hadoop treats them.
+// TestAtInName: a key whose name could be a version's is used and listed as any other,
+// and is not in the way of the key whose version it seems to be, whichever was first.
 func TestAtInName(t *testing.T) {
 	p := openFile(t, filepath.Join(t.TempDir(), "ks"), hadoopPassword)
+	spec := func(name string) provider.Spec {
+		return provider.Spec{Name: name, Cipher: claviger.DefaultCipher, BitLength: 128}
+	}
+	for _, name := range []string{"v@01", "v@+1", "v@-1", "v@x", "a@in@name", "v@2147483648"} { // no version has such a name
+		mustCreate(t, p, name)
+	}
 	mustCreate(t, p, "at")
-	v := mustCreate(t, p, "at@1")
-	if v.Name != "at@1@0" || v.Key != "at@1" {
-		t.Errorf("%+v", v)
+	others := map[string]provider.KeyVersion{}
+	for _, name := range []string{"at@1", "at@2", "new@0", "into@4", "into@6"} {
+		others[name] = mustCreate(t, p, name)
 	}
-	if v, err := p.Roll(t.Context(), "at@1", nil); err != nil || v.Name != "at@1@1" {
-		t.Errorf("%q, %v", v.Name, err)
+	versionNames := func(key string) (list []string) {
+		t.Helper()
+		vs, err := p.Versions(t.Context(), key)
+		if err != nil {
+			t.Errorf("versions of %q: %v", key, err)
+		}
+		for _, v := range vs {
+			list = append(list, v.Name)
+		}
+		return list
 	}
-	if keys, err := p.Keys(t.Context()); err != nil || !slices.Equal(keys, []string{"at"}) {
-		t.Errorf("keys %q, %v", keys, err)
+	if v, err := p.Roll(t.Context(), "at", nil); err != nil || v.Name != "at@3" {
+		t.Errorf("roll: %q, %v", v.Name, err)
 	}
-	// Hadoop would write the version's material over the other key's metadata.
-	_, err := p.Roll(t.Context(), "at", nil)
-	if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), `"at@1"`) {
-		t.Errorf("a version that has the name of a key: %v", err)
+	if v, err := p.Roll(t.Context(), "at", nil); err != nil || v.Name != "at@4" {
+		t.Errorf("roll again: %q, %v", v.Name, err)
+	}
+	if v, err := p.Create(t.Context(), spec("new")); err != nil || v.Name != "new@1" {
+		t.Errorf("create: %q, %v", v.Name, err)
+	}
+	if _, err := p.Import(t.Context(), claviger.Metadata{Name: "into", Cipher: claviger.DefaultCipher, BitLength: 128}, 3, 2, nil); err != nil {
+		t.Error(err)
+	}
+	for key, want := range map[string][]string{"at": {"at@0", "at@3", "at@4"}, "new": {"new@1"}, "into": {"into@7", "into@8", "into@9"}} {
+		if got := versionNames(key); !slices.Equal(got, want) {
+			t.Errorf("versions of %q: %q, want %q", key, got, want)
+		}
+		ms, err := p.Metadata(t.Context(), key)
+		cur, curErr := p.Current(t.Context(), key)
+		if err := errors.Join(err, curErr); err != nil || cur.Name != want[len(want)-1] || numberedVersion(key, ms[0].Versions-1) != cur.Name {
+			t.Errorf("current version of %q: %q, %v", key, cur.Name, err)
+		}
+	}
+	all := []string{"a@in@name", "at", "at@1", "at@2", "into", "into@4", "into@6", "new", "new@0", "v@+1", "v@-1", "v@01", "v@2147483648", "v@x"}
+	if keys, err := p.Keys(t.Context()); err != nil || !slices.Equal(keys, all) {
+		t.Errorf("keys %q, %v; want %q", keys, err, all)
 	}
 	if _, err := p.Version(t.Context(), "at@1"); !claviger.Is(err, claviger.VersionNotFound) {
 		t.Errorf("a key's name taken for a version: %v", err)
 	}
+	for _, key := range []string{"at", "new", "into"} {
+		if err := p.Delete(t.Context(), key); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, made := range others {
+		if v, err := p.Version(t.Context(), made.Name); err != nil || !v.Material.Equal(made.Material) {
+			t.Errorf("version of %q after another key was deleted: %v", name, err)
+		}
+		if v, err := p.Roll(t.Context(), name, nil); err != nil || v.Name != name+"@1" {
+			t.Errorf("roll of %q: %q, %v", name, v.Name, err)
+		}
+		if err := p.Delete(t.Context(), name); err != nil {
+			t.Errorf("delete %q: %v", name, err)
+		}
+	}
 	mustCreate(t, p, "b")
-	if _, err := p.Create(t.Context(), provider.Spec{Name: "b@0", Cipher: claviger.DefaultCipher, BitLength: 128}); !claviger.Is(err, claviger.KeyExists) {
+	if _, err := p.Create(t.Context(), spec("b@0")); !claviger.Is(err, claviger.KeyExists) {
 		t.Errorf("a key that has the name of a version: %v", err)
 	}
-	list, err := p.Metadata(t.Context(), "at", "at@1", "b@0", "b")
-	if err != nil || list[0].Versions != 1 || list[1].Versions != 2 || list[2] != nil || list[3] == nil {
+	if list, err := p.Metadata(t.Context(), "b@0", "b"); err != nil || list[0] != nil || list[1] == nil {
 		t.Errorf("metadata %+v, %v", list, err)
-	}
-	if err := p.Delete(t.Context(), "at"); err != nil {
-		t.Fatal(err)
-	}
-	if m, err := p.Metadata(t.Context(), "at@1"); err != nil || m[0] == nil {
-		t.Errorf("another key went with it: %v", err)
 	}
 }
 

@@ -226,14 +226,16 @@ func (p *Provider) Create(ctx context.Context, spec provider.Spec) (provider.Key
 	if err := provider.CheckImport(op, spec.Name, 1, spec.First); err != nil {
 		return provider.KeyVersion{}, err
 	}
-	name := numberedVersion(spec.Name, spec.First)
+	var name string
 	err := p.change(ctx, op, spec.Name, func(d *draft) error {
+		first := d.before.free(spec.Name, spec.First, 1, p.file.password)
+		name = numberedVersion(spec.Name, first)
 		if err := d.free(op, spec.Name, name); err != nil {
 			return err
 		}
 		m := newMetadata(claviger.Metadata{
 			Cipher: spec.Cipher, BitLength: spec.BitLength, Description: spec.Description, Attributes: spec.Attributes, Created: d.now,
-		}, spec.First+1)
+		}, first+1)
 		err := d.setVersion(name, spec.Cipher, materialOf(spec.Material, spec.BitLength))
 		if err == nil {
 			err = d.setMetadata(spec.Name, m)
@@ -300,8 +302,11 @@ func (p *Provider) RollIf(ctx context.Context, key string, material secret.Bytes
 			return err
 		}
 		next := *m
-		next.Versions++
-		name = numberedVersion(key, m.Versions)
+		number := d.before.free(key, m.Versions, 1, p.file.password)
+		if next.Versions = number + 1; number >= maxVersions {
+			return claviger.Errorf(op, claviger.Invalid, key, "the key has as many versions as Hadoop can count")
+		}
+		name = numberedVersion(key, number)
 		if err := d.freeVersions(op, key, name); err != nil {
 			return err
 		}
@@ -336,7 +341,7 @@ func (p *Provider) DeleteIf(ctx context.Context, key string, may func(*claviger.
 		if err := may(m.public(key)); err != nil {
 			return err
 		}
-		for _, n := range d.before.live(key, m) {
+		for _, n := range d.before.live(key, m, p.file.password) {
 			d.store.Delete(numberedVersion(key, n))
 		}
 		d.store.Delete(key)
@@ -355,10 +360,11 @@ func (p *Provider) Import(ctx context.Context, m claviger.Metadata, n, first int
 		return nil, err
 	}
 	names := make([]string, n)
-	for i := range names {
-		names[i] = numberedVersion(m.Name, first+i)
-	}
 	err := p.change(ctx, op, m.Name, func(d *draft) error {
+		first = d.before.free(m.Name, first, n, p.file.password)
+		for i := range names {
+			names[i] = numberedVersion(m.Name, first+i)
+		}
 		if err := d.free(op, m.Name, names...); err != nil {
 			return err
 		}
