@@ -76,8 +76,13 @@ func KeyOfVersion(version string) (key string, ok bool) {
 	return version[:i], true
 }
 
-// MaxName caps the name of a key, and of a version, in bytes of UTF-8.
-const MaxName = 4096
+// MaxName caps the name of a key, in bytes of UTF-8, and MaxVersionName that of a
+// version, which is a key's name, '@' and an id of at most 20 bytes: a key is not made
+// whose versions could not be asked for.
+const (
+	MaxName        = 4096
+	MaxVersionName = MaxName + 1 + 20
+)
 
 // BadName says why no key may get a name, in words that follow "the name"; "" where one
 // may. Names of keys that are there already are not measured by it.

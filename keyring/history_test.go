@@ -101,6 +101,46 @@ func TestOtherSpellings(t *testing.T) {
 	wantKind(t, err, claviger.KeyDenied)
 	_, err = l.Current(t.Context(), caller("bob"), "K")
 	wantKind(t, err, claviger.KeyDenied)
+	// Each operation asks them of the key that a spelling leads to, and does nothing to it
+	// for another user: remembered spelling or not.
+	for _, remembered := range []bool{true, false} {
+		if !remembered {
+			l.forgetAll()
+			l.aliased.Store(false)
+		}
+		for _, spelt := range []string{"K", "k"} {
+			if _, err := l.Generate(t.Context(), nn, "k", 1); err != nil {
+				t.Fatal(err)
+			}
+			bob := caller("bob")
+			for op, do := range map[string]func() error{
+				"invalidate": func() error {
+					before := l.Queued()
+					err := l.Invalidate(t.Context(), bob, spelt)
+					if after := l.Queued(); after < before || before == 0 {
+						t.Errorf("invalidate of %s, remembered %t: %d ready-made EDEKs, %d before", spelt, remembered, after, before)
+					}
+					return err
+				},
+				"roll":     func() error { _, err := l.Roll(t.Context(), bob, spelt, nil); return err },
+				"versions": func() error { _, err := l.Versions(t.Context(), bob, spelt); return err },
+				"metadata": func() error { _, err := l.Metadata(t.Context(), bob, spelt); return err },
+				"current":  func() error { _, err := l.Current(t.Context(), bob, spelt); return err },
+				"generate": func() error { _, err := l.Generate(t.Context(), bob, spelt, 1); return err },
+				"describe": func() error {
+					if spelt == "K" {
+						return claviger.E("", claviger.KeyDenied, "", nil) // wants the exact name
+					}
+					_, err := l.Describe(t.Context(), bob, spelt)
+					return err
+				},
+			} {
+				if err := do(); !claviger.Is(err, claviger.KeyDenied) {
+					t.Errorf("%s of %s, remembered %t, by a user without rights: %v", op, spelt, remembered, err)
+				}
+			}
+		}
+	}
 	// What ends a key wants its name.
 	wantKind(t, l.Delete(t.Context(), nn, "K"), claviger.KeyNotFound)
 	// Other names are nothing but themselves.

@@ -238,17 +238,28 @@ func (r *Ring) Invalidate(ctx context.Context, c claviger.Caller, key string) er
 	if err != nil {
 		return err
 	}
+	// Another spelling stands for the key that it leads to: the rules are that key's.
+	here, err := r.nameHere(ctx, key)
+	if err != nil {
+		return err
+	}
 	if r.cfg.KeyAuthorization {
-		if _, err := r.needManagement(ctx, &q, key); err != nil && !claviger.Is(err, claviger.KeyNotFound) {
+		if _, err := r.needManagement(ctx, &q, here); err != nil && !claviger.Is(err, claviger.KeyNotFound) {
 			return err
 		}
 	}
-	r.forget(key)
-	r.forget(r.resolve(key))
-	if r.cfg.Shared != nil {
+	names := []string{key}
+	if here != key {
+		names = append(names, here)
+	}
+	for _, name := range names {
+		r.forget(name)
+		if r.cfg.Shared == nil {
+			continue
+		}
 		// The other nodes, too: a client that knows all of them tells each, others
 		// one.
-		if err := r.cfg.Shared.Announce(ctx, metastore.Notice{Key: key, Change: metastore.Invalidated}); err != nil {
+		if err := r.cfg.Shared.Announce(ctx, metastore.Notice{Key: name, Change: metastore.Invalidated}); err != nil {
 			return err
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/url"
 	"strings"
 	"sync"
 	"testing"
@@ -224,8 +225,9 @@ func TestNamesInBodies(t *testing.T) {
 		"many attributes":           {"POST", create, text(map[string]any{"name": "a", "attributes": attributes})},
 		"a long attribute":          {"POST", create, text(map[string]any{"name": "a", "attributes": map[string]string{"x": strings.Repeat("v", 4097)}})},
 		"a long attribute's name":   {"POST", create, text(map[string]any{"name": "a", "attributes": map[string]string{long: "v"}})},
-		"a long version in a batch": {"POST", "/kms/v1/key/k/_reencryptbatch", `[{"versionName":"` + long + `","iv":"AAAAAAAAAAAAAAAAAAAAAA","encryptedKeyVersion":{"versionName":"EEK","material":"AAAAAAAAAAAAAAAAAAAAAA"}}]`},
+		"a long version in a batch": {"POST", "/kms/v1/key/k/_reencryptbatch", `[{"versionName":"` + strings.Repeat("n", 4118) + `","iv":"AAAAAAAAAAAAAAAAAAAAAA","encryptedKeyVersion":{"versionName":"EEK","material":"AAAAAAAAAAAAAAAAAAAAAA"}}]`},
 		"a long name in a decrypt":  {"POST", "/kms/v1/keyversion/k@0/_eek?eek_op=decrypt", `{"name":"` + long + `","iv":"AAAAAAAAAAAAAAAAAAAAAA","material":"AAAAAAAAAAAAAAAAAAAAAA"}`},
+		"a long version in a path":  {"GET", "/kms/v1/keyversion/" + strings.Repeat("n", 4118), ""},
 		"a long name in a query":    {"GET", "/kms/v1/keys/metadata?key=" + long, ""},
 		"many names":                {"GET", "/kms/v1/keys/metadata?" + strings.Repeat("key=k&", 21), ""},
 	} {
@@ -250,8 +252,32 @@ func TestNamesInBodies(t *testing.T) {
 	if a := ask(t, addr, "GET", "/kms/v1/keys/metadata?"+strings.Repeat("key=k&", 20), ""); a.status != 200 {
 		t.Errorf("as many names as may be: %d %s", a.status, a.body)
 	}
-	if a := ask(t, addr, "POST", create, text(map[string]any{"name": long[:4096]})); a.status != 201 {
-		t.Errorf("a name as long as may be: %d %s", a.status, a.body)
+	// A key with a name as long as may be is used as any other.
+	for _, n := range []int{4075, 4094, 4095, 4096} {
+		name := long[:n]
+		if a := ask(t, addr, "POST", create, text(map[string]any{"name": name})); a.status != 201 {
+			t.Fatalf("a name of %d bytes: %d %s", n, a.status, a.body)
+		}
+		a := ask(t, addr, "GET", "/kms/v1/key/"+name+"/_eek?eek_op=generate&num_keys=1", "")
+		var edeks []struct {
+			VersionName, IV     string
+			EncryptedKeyVersion struct{ VersionName, Material string }
+		}
+		if err := json.Unmarshal(a.body, &edeks); err != nil || a.status != 200 || len(edeks) != 1 || len(edeks[0].VersionName) <= n {
+			t.Fatalf("generate for a name of %d bytes: %d %s, %v", n, a.status, a.body, err)
+		}
+		e := edeks[0]
+		if a := ask(t, addr, "POST", "/kms/v1/keyversion/"+url.PathEscape(e.VersionName)+"/_eek?eek_op=decrypt",
+			text(map[string]any{"name": name, "iv": e.IV, "material": e.EncryptedKeyVersion.Material})); a.status != 200 {
+			t.Errorf("decrypt for a name of %d bytes: %d %s", n, a.status, a.body)
+		}
+		one := a.body
+		if a := ask(t, addr, "POST", "/kms/v1/key/"+name+"/_reencryptbatch", string(one)); a.status != 200 {
+			t.Errorf("re-encryption for a name of %d bytes: %d %s", n, a.status, a.body)
+		}
+		if a := ask(t, addr, "GET", "/kms/v1/keyversion/"+url.PathEscape(e.VersionName), ""); a.status != 200 || len(a.body) < n {
+			t.Errorf("version for a name of %d bytes: %d %s", n, a.status, a.body)
+		}
 	}
 }
 

@@ -292,8 +292,12 @@ func (c *call) serve() {
 		c.fail(kmswire.Throw(kmswire.IllegalArgument, "Parameter '"+param+"' cannot be empty"))
 		return
 	}
-	if len(c.name) > claviger.MaxName {
-		c.fail(kmswire.Throw(kmswire.IllegalArgument, "the name in the path is longer than "+strconv.Itoa(claviger.MaxName)+" bytes"))
+	most := claviger.MaxName
+	if strings.HasPrefix(pattern, "keyversion/") {
+		most = claviger.MaxVersionName
+	}
+	if len(c.name) > most {
+		c.fail(kmswire.Throw(kmswire.IllegalArgument, "the name in the path is longer than "+strconv.Itoa(most)+" bytes"))
 		return
 	}
 	ctx, cancel := context.WithTimeout(c.r.Context(), c.route.deadline)

@@ -6,7 +6,6 @@ import (
 	"strings"
 	"time"
 
-	"claviger"
 	"claviger/kmswire"
 )
 
@@ -93,9 +92,9 @@ func (c *call) weight() int64 {
 
 // checkLength refuses a name in a body or a query that is longer than one in a path
 // may be.
-func checkLength(name string) error {
-	if len(name) > claviger.MaxName {
-		return kmswire.Throw(kmswire.IllegalArgument, "a name is longer than "+strconv.Itoa(claviger.MaxName)+" bytes")
+func checkLength(name string, most int) error {
+	if len(name) > most {
+		return kmswire.Throw(kmswire.IllegalArgument, "a name is longer than "+strconv.Itoa(most)+" bytes")
 	}
 	return nil
 }

@@ -70,7 +70,7 @@ func create(ctx context.Context, c *call) error {
 	if err != nil {
 		return err
 	}
-	if err := checkLength(in.Name); err != nil {
+	if err := checkLength(in.Name, claviger.MaxName); err != nil {
 		return err
 	}
 	c.name = in.Name
@@ -149,7 +149,7 @@ func keysMetadata(ctx context.Context, c *call) error {
 		return kmswire.Throw(kmswire.IllegalArgument, fmt.Sprintf("metadata of %d keys are asked for, and one request may ask for %d; ask in parts", n, c.Limits.MaxNames))
 	}
 	for _, name := range c.query["key"] {
-		if err := checkLength(name); err != nil {
+		if err := checkLength(name, claviger.MaxName); err != nil {
 			return err
 		}
 	}
@@ -272,7 +272,7 @@ func openEDEK(ctx context.Context, c *call) error {
 	if err != nil {
 		return err
 	}
-	if err := checkLength(in.Name); err != nil {
+	if err := checkLength(in.Name, claviger.MaxName); err != nil {
 		return err
 	}
 	e := claviger.EDEK{Version: c.name, IV: in.IV, Material: in.Material}
@@ -307,7 +307,7 @@ func reencryptBatch(ctx context.Context, c *call) error {
 		return err
 	}
 	for i := range in {
-		if err := checkLength(in[i].Version); err != nil {
+		if err := checkLength(in[i].Version, claviger.MaxVersionName); err != nil {
 			return err
 		}
 	}
