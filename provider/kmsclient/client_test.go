@@ -442,3 +442,57 @@ func BenchmarkUnwrap100(b *testing.B) {
 		}
 	}
 }
+
+// TestLongAnswers: an answer may be as long as what was asked for can need. Users choose
+// how many keys are asked for at a time, so a source that answers a question about one of
+// them with much would fill the memory.
+func TestLongAnswers(t *testing.T) {
+	f := newFake(t)
+	answer := ""
+	f.fault = func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Method == http.MethodOptions {
+			return false
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = io.WriteString(w, answer)
+		return true
+	}
+	p := open(t, uriOf(serve(t, f)), kmsclient.Options{})
+	e := claviger.EDEK{Version: "k@0", IV: make([]byte, 16), Material: make([]byte, 16)}
+	metadata := func(names ...string) func() error {
+		return func() error { _, err := p.Metadata(t.Context(), names...); return err }
+	}
+	names := func() error { _, err := p.Keys(t.Context()); return err }
+	const over = 3 << 20
+	for what, c := range map[string]struct {
+		text    string
+		call    func() error
+		refused bool
+	}{
+		"metadata of one key":   {"[null]", metadata("a"), true},
+		"metadata of four keys": {"[null,null,null,null]", metadata("a", "b", "c", "d"), false},
+		"a DEK":                 {`{"material":"AAAA"}`, func() error { _, err := p.Unwrap(t.Context(), "k", "", []claviger.EDEK{e}); return err }, true},
+		"a version":             {"{}", func() error { _, err := p.Version(t.Context(), "k@0"); return err }, true},
+		"the current version":   {"{}", func() error { _, err := p.Current(t.Context(), "k"); return err }, true},
+		"all versions":          {"[]", func() error { _, err := p.Versions(t.Context(), "k"); return err }, false},
+		"one EDEK":              {"[]", func() error { _, err := p.Generate(t.Context(), "k", 1); return err }, true},
+		"names":                 {`["a"]`, names, false},
+	} {
+		answer = c.text + strings.Repeat(" ", over)
+		err := c.call()
+		if refused := err != nil && strings.Contains(err.Error(), "answer is longer than"); refused != c.refused {
+			t.Errorf("%s, of %d bytes: refused %v, %v", what, len(answer), refused, err)
+		}
+	}
+	// Many long ones at a time are read a few at once, and all of them.
+	answer = `["a"]` + strings.Repeat(" ", over)
+	var wg sync.WaitGroup
+	for range 12 {
+		wg.Go(func() {
+			if err := names(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+}

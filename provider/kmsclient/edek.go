@@ -30,7 +30,7 @@ func (p *Provider) Generate(ctx context.Context, key string, n int) ([]claviger.
 		return nil, claviger.E(op, claviger.KeyNotFound, key, nil)
 	}
 	body, err := p.do(ctx, request{
-		op: op, key: key, method: http.MethodGet, path: keyPath(key, "/_eek"), safe: true, status: http.StatusOK,
+		op: op, key: key, method: http.MethodGet, path: keyPath(key, "/_eek"), safe: true, status: http.StatusOK, most: entries(n, key),
 		query: url.Values{"eek_op": {kmswire.OpGenerate}, "num_keys": {strconv.Itoa(n)}},
 	})
 	if err != nil {
@@ -131,7 +131,7 @@ func (p *Provider) Reencrypt(ctx context.Context, key string, edeks []claviger.E
 	for len(edeks) > 0 {
 		n := min(maxBatch, len(edeks))
 		in := kmswire.AppendBatch(nil, key, edeks[:n])
-		body, err := p.do(ctx, request{op: opReencrypt, key: key, method: http.MethodPost, path: keyPath(key, "/_reencryptbatch"), body: in, safe: true, status: http.StatusOK})
+		body, err := p.do(ctx, request{op: opReencrypt, key: key, method: http.MethodPost, path: keyPath(key, "/_reencryptbatch"), body: in, safe: true, status: http.StatusOK, most: entries(n, key)})
 		if err != nil {
 			return nil, err
 		}

@@ -35,7 +35,7 @@ func keyPath(key, sub string) string { return "/v1/key/" + escape(key) + sub }
 // Keys returns all names.
 func (p *Provider) Keys(ctx context.Context) ([]string, error) {
 	const op = "kmsclient.Keys"
-	body, err := p.do(ctx, request{op: op, method: http.MethodGet, path: "/v1/keys/names", safe: true, status: http.StatusOK})
+	body, err := p.do(ctx, request{op: op, method: http.MethodGet, path: "/v1/keys/names", safe: true, status: http.StatusOK, most: maxBody})
 	if err != nil {
 		return nil, err
 	}
@@ -102,7 +102,7 @@ func (p *Provider) metadata(ctx context.Context, names []string) ([]*claviger.Me
 }
 
 func (p *Provider) askMetadata(ctx context.Context, op string, names []string) ([]*claviger.Metadata, error) {
-	r := request{op: op, method: http.MethodGet, path: "/v1/keys/metadata", query: url.Values{"key": names}, safe: true, status: http.StatusOK}
+	r := request{op: op, method: http.MethodGet, path: "/v1/keys/metadata", query: url.Values{"key": names}, safe: true, status: http.StatusOK, most: min(maxBody, int64(len(names))*smallBody)}
 	if len(names) == 1 {
 		r.key = names[0]
 	}
@@ -134,7 +134,7 @@ func (p *Provider) Versions(ctx context.Context, key string) ([]provider.KeyVers
 	if key == "" {
 		return []provider.KeyVersion{}, nil
 	}
-	body, err := p.do(ctx, request{op: op, key: key, method: http.MethodGet, path: keyPath(key, "/_versions"), safe: true, status: http.StatusOK})
+	body, err := p.do(ctx, request{op: op, key: key, method: http.MethodGet, path: keyPath(key, "/_versions"), safe: true, status: http.StatusOK, most: entries(maxVersions, key)})
 	defer clear(body)
 	var list []provider.KeyVersion
 	if err == nil {

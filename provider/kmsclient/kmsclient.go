@@ -72,6 +72,7 @@ type Provider struct {
 	next   atomic.Uint32
 	kind   atomic.Int32 // what KMS it is; see Ranger
 	client *http.Client
+	large  chan struct{} // places of long answers that are read
 
 	ctx  context.Context // ends with Close
 	stop context.CancelFunc
@@ -156,7 +157,7 @@ func New(uri string, opt Options) (*Provider, error) {
 	if opt.Log == nil {
 		opt.Log = slog.New(slog.DiscardHandler)
 	}
-	p := &Provider{uri: uri, opt: opt}
+	p := &Provider{uri: uri, opt: opt, large: make(chan struct{}, largeAtOnce)}
 	for _, base := range k.BaseURLs() {
 		p.hosts = append(p.hosts, &host{base: base, login: make(chan struct{}, 1)})
 	}

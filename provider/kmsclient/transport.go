@@ -22,6 +22,17 @@ import (
 const (
 	// maxBody bounds an answer: 100,000 EDEKs, or a million key names, fit.
 	maxBody = 64 << 20
+	// smallBody bounds an answer about one key, version or EDEK. Clients choose how many of
+	// those are asked for at a time, so a source that answers with much must not fill the
+	// memory.
+	smallBody = 1 << 20
+	// entryBody is what an answer may have beside smallBody for each thing that was asked
+	// for, beside the key's name.
+	entryBody = 2 << 10
+	// maxVersions of a key are listed, about.
+	maxVersions = 10_000
+	// largeAtOnce is how many answers of more than smallBody are read at a time.
+	largeAtOnce = 4
 	// maxErrorBody bounds an answer that is an error.
 	maxErrorBody = 64 << 10
 	// restPeriod is how long a host that could not be reached is asked last.
@@ -50,6 +61,7 @@ type request struct {
 	as     string // doAs
 	status int    // the status that means success
 	noBody bool   // success has no JSON
+	most   int64  // bytes that an answer may have; 0 is smallBody
 	// safe: may be sent again though a host may have acted on it.
 	safe bool
 }
@@ -232,12 +244,13 @@ func (p *Provider) send(ctx context.Context, h *host, r request, cookie string) 
 	if ct := resp.Header.Get("Content-Type"); resp.ContentLength != 0 && !strings.HasPrefix(strings.ToLower(ct), "application/json") {
 		return nil, bad("the answer is %q, not application/json: is the path of the URI that of the KMS?", ct), false
 	}
-	body, err = readAll(resp.Body, maxBody)
+	most := max(r.most, smallBody)
+	body, err = p.readAnswer(ctx, resp, most)
 	switch {
 	case err == nil && len(body) == 0:
 		return nil, bad("answered %s with an empty body", resp.Status), false
 	case errors.Is(err, errTooLong):
-		return nil, bad("the answer is longer than %d bytes", maxBody), false
+		return nil, bad("the answer is longer than %d bytes, which is more than there can be to say", most), false
 	case err != nil:
 		return nil, &failure{err: fmt.Errorf("reading the answer: %w", err)}, false
 	}
@@ -258,13 +271,45 @@ func staleCookie(resp *http.Response) bool {
 
 var errTooLong = errors.New("too long")
 
-// readAll is io.ReadAll with a limit, beyond which it gives errTooLong.
+// readAll is io.ReadAll with a limit, beyond which it gives errTooLong, and what it has
+// read.
 func readAll(r io.Reader, limit int64) ([]byte, error) {
 	b, err := io.ReadAll(io.LimitReader(r, limit+1))
 	if err == nil && int64(len(b)) > limit {
-		return nil, errTooLong
+		return b, errTooLong
 	}
 	return b, err
+}
+
+// entries is how long an answer about n things of a key may be. JSON may need six bytes
+// for one of a name.
+func entries(n int, key string) int64 {
+	return min(maxBody, smallBody+int64(n)*int64(entryBody+6*len(key)))
+}
+
+// readAnswer reads an answer of at most so many bytes. Of long ones few are read at a
+// time.
+func (p *Provider) readAnswer(ctx context.Context, resp *http.Response, most int64) ([]byte, error) {
+	body, err := readAll(resp.Body, smallBody)
+	if !errors.Is(err, errTooLong) || most <= smallBody {
+		return body, err
+	}
+	select {
+	case p.large <- struct{}{}:
+		defer func() { <-p.large }()
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	rest, err := readAll(resp.Body, most-int64(len(body)))
+	if err != nil {
+		return nil, err
+	}
+	whole := append(body, rest...)
+	clear(rest) // they may hold keys, as may the shorter array behind body
+	if len(body) > 0 && &whole[0] != &body[0] {
+		clear(body)
+	}
+	return whole, nil
 }
 
 // drain reads what is left of an answer, if it is short, so that the connection
