@@ -208,7 +208,7 @@ var KMS = []Known{
 	{"claviger.client.kerberos.keytab", "", "the keys of that principal"},
 	{"claviger.client.kerberos.ccache", "", "without those two: a cache of tickets (FILE:/tmp/krb5cc_0) that goes over the server's keytab"},
 	{"claviger.source.timeout", "10s", "how long one call to a source may take"},
-	{"claviger.source.max.waiting", "256", "how many requests may wait for sources of key versions at a time; others are sent to another node"},
+	{"claviger.source.max.waiting", "256", "how many requests may wait for sources of key versions at a time, of one user no more than are left for all others; more are sent to another node"},
 	{"claviger.kms.max.num.keys", "100000", "most EDEKs that one request may ask for"},
 	{"claviger.kms.max.batch", "100000", "most EDEKs that one re-encryption batch may hold"},
 	{"claviger.kms.max.body.bytes", "67108864", "longest request body of a batch"},

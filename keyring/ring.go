@@ -14,6 +14,7 @@ import (
 	"claviger/eek"
 	"claviger/metastore"
 	"claviger/provider"
+	"claviger/shares"
 )
 
 // Source is a provider that is asked for versions which the primary does not
@@ -144,7 +145,7 @@ type Ring struct {
 
 	epochs *epochs // nil: nobody else changes keys
 
-	waiting atomic.Int64 // requests that wait for sources
+	waits waits // of requests, for sources
 
 	manage keyLocks
 	closed atomic.Bool
@@ -177,7 +178,7 @@ func New(cfg Config) (*Ring, error) {
 	}
 	cfg.SourceFailures = orDefault(cfg.SourceFailures, defaultSourceFailures)
 
-	r := &Ring{cfg: cfg, log: cfg.Log}
+	r := &Ring{cfg: cfg, log: cfg.Log, waits: waits{places: shares.New(int64(cfg.SourceWaiting), true)}}
 	r.guard, _ = cfg.Audit.(audit.Guard)
 	if err := r.useProviders(); err != nil {
 		return nil, err

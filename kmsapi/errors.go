@@ -154,7 +154,9 @@ func (c *call) exception(err error) *kmswire.Exception {
 // operators, who find them in the log.
 func (c *call) standby(err error, text string) *kmswire.Exception {
 	if !errors.Is(err, context.Canceled) { // the client has gone: no fault of this node
-		c.Log.Warn("a request could not be served now", "id", c.caller.RequestID, "op", c.op(), "name", c.name, "err", err)
+		if silent, ok := c.lines.due(c.caller.Short); ok {
+			c.Log.Warn("a request could not be served now", "id", c.caller.RequestID, "user", c.caller.Short, "op", c.op(), "name", c.name, "err", err, "notShown", silent)
+		}
 	}
 	if answer := claviger.AnswerOf(err); answer != "" {
 		return kmswire.Throw(kmswire.StandbyException, answer)

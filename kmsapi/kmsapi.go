@@ -83,6 +83,7 @@ type api struct {
 	instance string // begins every request id
 	gauges   *gauges
 	warned   *warnings
+	lines    lines // of requests that could not be served
 	large    *lane // of memory, in bytes
 	dump     stackDump
 	lanes    [classes]*lane

@@ -63,6 +63,42 @@ func (w *warnings) due(what, from string) (silent int, ok bool) {
 	return silent, true
 }
 
+// Where something is away, each request that needs it is a line in the log, which users
+// can cause as often as they like. So of each user linesEach come in linesEvery, and of
+// all users linesAll.
+const (
+	linesEvery = time.Minute
+	linesEach  = 100
+	linesAll   = 1000
+)
+
+// lines counts the lines of each user.
+type lines struct {
+	mu     sync.Mutex
+	began  time.Time
+	of     map[string]int
+	all    int
+	silent int
+}
+
+// due tells whether a user's line is to be written, and how many were left out since the
+// last one.
+func (l *lines) due(user string) (silent int, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if now := time.Now(); l.of == nil || now.Sub(l.began) >= linesEvery {
+		l.began, l.of, l.all = now, map[string]int{}, 0
+	}
+	if l.all >= linesAll || l.of[user] >= linesEach {
+		l.silent++
+		return 0, false
+	}
+	l.all++
+	l.of[user]++
+	silent, l.silent = l.silent, 0
+	return silent, true
+}
+
 // from counts what an address was warned of lately. It looks at maxWarned entries at
 // most, and only for a warning that is new.
 func (w *warnings) from(address string, now time.Time) (n int) {

@@ -32,6 +32,7 @@ func (s *kmsServer) checks() []console.Check {
 		// The rules that were loaded before are in force, so the node can serve.
 		{Name: "acls", Informational: true, Run: func(context.Context) error { return s.policy.Status().Err }},
 		{Name: "classes of requests", Informational: true, Run: func(context.Context) error { return s.lanes.Full() }},
+		{Name: "waits for sources", Informational: true, Run: func(context.Context) error { return s.ring.CheckSourceWaiting() }},
 		{Name: "delegation tokens", Informational: true, Run: func(context.Context) error { return s.auth.tokens.Full() }},
 		// A node without its directory serves by the groups that it knows.
 		{Name: "groups", Informational: true, Run: func(context.Context) error { return s.auth.groups.Stats().Err }},

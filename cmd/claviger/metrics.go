@@ -21,8 +21,10 @@ func (s *kmsServer) metrics(listener *boundedListener) *console.Metrics {
 	laneMetrics(m, &s.lanes)
 	m.Gauge("claviger_edek_queue_ready", "Ready-made EDEKs of all keys.", func() float64 { return float64(s.ring.Queued()) })
 	if len(s.svc.Sources) > 0 {
-		m.Gauge("claviger_source_waiting", "Requests that wait for a source of key versions.", func() float64 { now, _ := s.ring.SourceWaiting(); return float64(now) })
-		m.Gauge("claviger_source_waiting_max", "How many may (claviger.source.max.waiting).", func() float64 { _, most := s.ring.SourceWaiting(); return float64(most) })
+		m.Gauge("claviger_source_waiting", "Requests that wait for a source of key versions.", func() float64 { now, _, _ := s.ring.SourceWaiting(); return float64(now) })
+		m.Gauge("claviger_source_waiting_max", "How many may (claviger.source.max.waiting).", func() float64 { _, _, most := s.ring.SourceWaiting(); return float64(most) })
+		m.Gauge("claviger_source_waiting_of_one_user", "How many of them are of the user with most.", func() float64 { _, ofOne, _ := s.ring.SourceWaiting(); return float64(ofOne) })
+		m.Counter("claviger_source_waiting_refused_own_total", "Requests sent away since as many of their user waited as may.", func() float64 { return float64(s.ring.SourceWaitsRefused()) })
 	}
 	if p, ok := s.svc.Primary.(*hsm.Provider); ok {
 		call := m.HSM(p.Sessions)
