@@ -53,7 +53,7 @@ func (c candidate) String() string {
 func findToken(b Boundary, c *Config) (candidate, error) {
 	found, err := lookForToken(b, c)
 	if err != nil {
-		if fault := softHSMFault(c.Module); fault != nil {
+		if fault := softHSMFault(c); fault != nil {
 			return candidate{}, fmt.Errorf("%s is not shown by %s: %w", c.wanted(), c.Module, fault)
 		}
 	}

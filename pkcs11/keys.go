@@ -358,12 +358,13 @@ func (t *Token) attributes(s p11.SessionHandle, o p11.ObjectHandle, types ...uin
 	return known, nil
 }
 
-// notShown says where a key that is missing may be all the same.
-func (t *Token) notShown() string {
-	if t.cfg.Profile != SoftHSM {
-		return ""
+// notShown says that a key is missing, or that this user may not read it.
+func (t *Token) notShown(id []byte, label string) error {
+	err := fmt.Errorf("the token holds no key with CKA_ID %s and label %q", hex.EncodeToString(id), label)
+	if hidden := t.Hidden(); hidden != nil {
+		return fmt.Errorf("%w that this user may read: %w", err, hidden)
 	}
-	return " that this user is shown (SoftHSM keeps each in a file of the user who made it: look for files of another user in the token's folder)"
+	return err
 }
 
 // handle returns the key's object handle, from the cache or by a look-up that
@@ -382,7 +383,7 @@ func (t *Token) handle(l *login, s p11.SessionHandle, id []byte, label string) (
 	}
 	switch len(found) {
 	case 0:
-		return 0, claviger.Errorf("pkcs11.key", claviger.KeyNotFound, label, "the token holds no key with CKA_ID %s and label %q%s", hex.EncodeToString(id), label, t.notShown())
+		return 0, claviger.E("pkcs11.key", claviger.KeyNotFound, label, t.notShown(id, label))
 	case 1:
 		l.handles.Store(name, found[0])
 		return found[0], nil

@@ -102,7 +102,7 @@ func openModule(path string) (*module, error) {
 	}
 	if err := initialize(b); err != nil {
 		b.Destroy()
-		if fault := softHSMFault(path); fault != nil {
+		if fault := softHSMFault(&Config{Module: path}); fault != nil {
 			return nil, fmt.Errorf("PKCS#11 module %s cannot be initialised: %w", path, fault)
 		}
 		return nil, fmt.Errorf("PKCS#11 module %s cannot be initialised: %w; the HSM client's own log or check program tells more", path, err)

@@ -121,7 +121,7 @@ func (t *Token) doThen(ctx context.Context, op string, f func(*login, p11.Sessio
 	done := make(chan error, 1)
 	go func() {
 		defer func() { <-t.slots }()
-		err := kinded(op, t.attempt(ctx, f))
+		err := kinded(op, t.explained(t.attempt(ctx, f)))
 		ended(err)
 		done <- err
 	}()

@@ -2,12 +2,19 @@ package pkcs11
 
 import (
 	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"claviger"
+	"claviger/secret"
 )
 
 // isSoftHSM tells whether a module is SoftHSM 2, whose tokens are folders of files.
@@ -15,29 +22,194 @@ import (
 // the slot anew if it is told to: a second token of the same name.
 func isSoftHSM(module string) bool { return strings.Contains(filepath.Base(module), "softhsm") }
 
-// softHSMFault is an error of kind fs.ErrPermission that names the first file that
-// SoftHSM needs and this process may not read; nil where it may read all, or where
-// the module is another.
-func softHSMFault(module string) error {
-	if !isSoftHSM(module) {
+// softHSMFault says what keeps this process from the token that a configuration names: a
+// file that it may not read, or a folder that it cannot write to. It is nil where nothing
+// does, or where the module is another.
+func softHSMFault(c *Config) error {
+	if !isSoftHSM(c.Module) {
 		return nil
 	}
-	err := readableTokens()
-	if !errors.Is(err, fs.ErrPermission) {
+	folders, shut, err := tokenFolders()
+	if err != nil {
+		if !errors.Is(err, fs.ErrPermission) {
+			return nil
+		}
+		return fmt.Errorf("SoftHSM shows a token only to users who may read its files: %w; run as the user who owns them, or give this user rights to them; make no new token", err)
+	}
+	for _, f := range folders {
+		if f.fits(c) {
+			return f.fault()
+		}
+	}
+	if len(shut) == 0 {
 		return nil
 	}
-	return fmt.Errorf("SoftHSM shows a token to those alone who may read its files: %w; run as the user who owns them, or give this one rights to them; make no new token", err)
+	maker := "softhsm2-util --init-token --free --label LABEL"
+	if c.TokenLabel != "" {
+		maker = fmt.Sprintf("softhsm2-util --init-token --free --label %q", c.TokenLabel)
+	}
+	return fmt.Errorf("SoftHSM shows a token only to users who may read its files, and this user may not read all of them (%w): either it is the token in %s, so run as that user or give this user rights to the folder; or it was not made yet, so make it as this user (%s)",
+		shut[0].err, strings.Join(named(shut), ", "), maker)
 }
 
-// readableTokens opens what SoftHSM opens.
-func readableTokens() error {
+// tokenFolder is the folder of a SoftHSM token.
+type tokenFolder struct {
+	path  string
+	label []byte // the file token.object, which has the label in it
+	err   error  // why that cannot be read
+}
+
+// shutShown is how many folders of other users a message names.
+const shutShown = 3
+
+func named(folders []tokenFolder) (list []string) {
+	for i, f := range folders {
+		if i == shutShown {
+			return append(list, fmt.Sprintf("and %d more", len(folders)-i))
+		}
+		list = append(list, f.path+ownedBy(f.path))
+	}
+	return list
+}
+
+// ownedBy names the owner of a file in brackets; "" where that is not known.
+func ownedBy(path string) string {
+	info, err := os.Lstat(path)
+	if err != nil {
+		return ""
+	}
+	return fmt.Sprintf(" (of user %s, mode %04o)", secret.Owner(info), info.Mode().Perm())
+}
+
+// fits tells whether it is the folder of the token that a configuration names. SoftHSM
+// takes the serial number from the end of the folder's name, and fills the label up with
+// blanks.
+func (f tokenFolder) fits(c *Config) bool {
+	if c.Serial == "" && c.TokenLabel == "" {
+		return false
+	}
+	const labelSize = 32
+	return (c.Serial == "" || serialOf(f.path) == c.Serial) &&
+		(c.TokenLabel == "" || bytes.Contains(f.label, fmt.Appendf(nil, "%-*s", labelSize, c.TokenLabel)))
+}
+
+func serialOf(path string) string {
+	const size = 16
+	name := strings.ReplaceAll(filepath.Base(path), "-", "")
+	return name[max(0, len(name)-size):]
+}
+
+// fault says which file of the token this process may not read, or that it cannot write
+// to the folder, which SoftHSM does at each change.
+func (f tokenFolder) fault() error {
+	if err := f.unread(); err != nil {
+		return err
+	}
+	err := access(f.path, unix.W_OK)
+	switch {
+	case errors.Is(err, unix.EROFS):
+		return fmt.Errorf("SoftHSM cannot change the token: %w; let the server write to that folder (systemd: ReadWritePaths=%s), or mount it writable", err, filepath.Dir(f.path))
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("SoftHSM cannot change the token: %w%s; cure: chown -R %s %s", err, ownedBy(f.path), secret.Ourselves(), f.path)
+	}
+	return nil
+}
+
+// unread says which files of the token this process may not read. SoftHSM shows their
+// objects as absent.
+func (f tokenFolder) unread() error {
+	entries, err := os.ReadDir(f.path)
+	if err != nil {
+		return fmt.Errorf("SoftHSM cannot read the token's folder: %w%s; cure: chown -R %s %s", err, ownedBy(f.path), secret.Ourselves(), f.path)
+	}
+	var first error
+	n, objects := 0, 0
+	for _, e := range entries {
+		path := filepath.Join(f.path, e.Name())
+		err := access(path, unix.R_OK)
+		if !errors.Is(err, fs.ErrPermission) {
+			continue
+		}
+		n++
+		if strings.HasSuffix(path, ".object") {
+			objects++
+		}
+		if first == nil || objects == 1 && strings.HasSuffix(path, ".object") { // an object says more than its lock
+			first = fmt.Errorf("%w%s", err, ownedBy(path))
+		}
+	}
+	if n == 0 {
+		return nil
+	}
+	return fmt.Errorf("SoftHSM keeps each object in a file, and user %s may not read %d files of the token's folder, whose objects are there and not shown: %w; cure: chown -R %[1]s %[4]s",
+		secret.Ourselves(), n, first, f.path)
+}
+
+// access asks the system for rights to a file.
+func access(path string, mode uint32) error {
+	if err := unix.Access(path, mode); err != nil {
+		op := "open"
+		if mode == unix.W_OK {
+			op = "write to"
+		}
+		return &fs.PathError{Op: op, Path: path, Err: err}
+	}
+	return nil
+}
+
+// Hidden says which objects of the token are there and not shown, since this user may not
+// read their files: those that root made on a token of another user. It is nil where there
+// are none, and where the token is not SoftHSM's.
+func (t *Token) Hidden() error {
+	if f, ok := t.folder(); ok {
+		return f.unread()
+	}
+	return nil
+}
+
+// folder is that of an open SoftHSM token.
+func (t *Token) folder() (tokenFolder, bool) {
+	if !isSoftHSM(t.cfg.Module) {
+		return tokenFolder{}, false
+	}
+	serial := t.Info().Serial
+	folders, _, err := tokenFolders()
+	if err != nil || serial == "" {
+		return tokenFolder{}, false
+	}
+	for _, f := range folders {
+		if serialOf(f.path) == serial {
+			return f, true
+		}
+	}
+	return tokenFolder{}, false
+}
+
+// explained adds to an error of SoftHSM, which says no more than CKR_GENERAL_ERROR, what
+// is wrong with its files.
+func (t *Token) explained(err error) error {
+	var domain *claviger.Error
+	if err == nil || errors.As(err, &domain) || harm(err) <= suspect {
+		return err
+	}
+	if f, ok := t.folder(); ok {
+		if fault := f.fault(); fault != nil {
+			return fmt.Errorf("%w: %w", err, fault)
+		}
+	}
+	return err
+}
+
+// tokenFolders are the folders of the tokens. Those whose token.object this process may
+// not read are in shut also; err says that it may not read what comes before them.
+func tokenFolders() (all, shut []tokenFolder, err error) {
 	conf, err := softHSMConf()
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
 	file, err := os.Open(conf)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
 	defer file.Close()
 	tokens := "/var/lib/softhsm/tokens/" // where the settings name none
@@ -46,19 +218,32 @@ func readableTokens() error {
 			tokens = strings.TrimSpace(value)
 		}
 	}
-	return filepath.WalkDir(tokens, func(path string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
+	entries, err := os.ReadDir(tokens)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, e := range entries {
+		if !e.IsDir() {
+			continue
 		}
-		if d.IsDir() {
-			return nil
+		f := tokenFolder{path: filepath.Join(tokens, e.Name())}
+		f.label, f.err = readStart(filepath.Join(f.path, "token.object"))
+		if errors.Is(f.err, fs.ErrPermission) {
+			shut = append(shut, f)
 		}
-		f, err := os.Open(path) //nolint:gosec // whether it may be read is all that is asked; nothing is read
-		if err != nil {
-			return err
-		}
-		return f.Close()
-	})
+		all = append(all, f)
+	}
+	return all, shut, nil
+}
+
+// readStart reads a file, but no more than a token.object has.
+func readStart(path string) ([]byte, error) {
+	f, err := os.Open(path) //nolint:gosec // the place is SoftHSM's
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, 64<<10))
 }
 
 // softHSMConf is where SoftHSM looks for its settings.

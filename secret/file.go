@@ -156,6 +156,18 @@ func stranger(info fs.FileInfo) string {
 
 func ourselves() string { return userName(os.Geteuid()) }
 
+// Ourselves names the user that this process runs as.
+func Ourselves() string { return ourselves() }
+
+// Owner names the user that a file belongs to; "" where the system does not say.
+func Owner(info fs.FileInfo) string {
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return ""
+	}
+	return userName(int(stat.Uid))
+}
+
 func userName(uid int) string {
 	id := strconv.Itoa(uid)
 	if u, err := user.LookupId(id); err == nil && !strings.ContainsAny(u.Username, " \n") {

@@ -228,7 +228,7 @@ func misfit(ctx context.Context, p *hsm.Provider) error {
 		return err
 	}
 	if n := len(h.All()); n > 0 {
-		return &exitError{exitRefused, fmt.Errorf("the token lacks %d key versions of the metastore: %s; restore the HSM from its backup; if they are lost for good, claviger hsm adopt --rebind gives them up", n, h.Names())}
+		return &exitError{exitRefused, fmt.Errorf("the token lacks %d key versions of the metastore: %s; %s", n, h.Names(), p.CureLost())}
 	}
 	return nil
 }

@@ -95,8 +95,13 @@ that new keys can be made. Exit status 0: done, or nothing to do; 3: there is so
 func adoptKeys(cmd *cobra.Command, conf string, f *adoptFlags, out *output) error {
 	var report adoption
 	err := withHSM(cmd, conf, hsm.Look, func(ctx context.Context, p *hsm.Provider) (err error) {
-		report, err = f.look(ctx, p)
-		return err
+		if report, err = f.look(ctx, p); err != nil || len(report.Lost) == 0 {
+			return err
+		}
+		if hidden := p.Hidden(); hidden != nil {
+			return &exitError{exitRefused, fmt.Errorf("the token lacks these key versions of the metastore: %s; they may be in these files, so nothing was given up or adopted: %w", strings.Join(report.Lost, ", "), hidden)}
+		}
+		return nil
 	})
 	if err != nil {
 		return err

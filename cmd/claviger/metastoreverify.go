@@ -41,6 +41,9 @@ type tokenReport struct {
 	Misfit string `json:"misfit,omitempty"`
 	// Missing are versions of the store whose key is not on the token.
 	Missing []string `json:"missingOnTheToken"`
+	// Unread says which files of the token this user may not read: their keys are there
+	// and not shown.
+	Unread string `json:"unreadable,omitempty"`
 	// GivenUp are those of which an operator has said that they are lost.
 	GivenUp []string `json:"givenUpOnTheToken"`
 }
@@ -77,7 +80,7 @@ Exit status: 0 store and token fit, 1 the store cannot be used, 3 one of them la
 			if err := out.write(r, r.text); err != nil {
 				return err
 			}
-			if t := r.Token; t != nil && (len(t.Unknown)+len(t.Missing) > 0 || t.Misfit != "") {
+			if t := r.Token; t != nil && (len(t.Unknown)+len(t.Missing) > 0 || t.Unread != "" || t.Misfit != "") {
 				return &exitError{code: exitRefused}
 			}
 			return nil
@@ -238,6 +241,9 @@ func compareToken(ctx context.Context, conf *hadoopconf.Conf, store metastore.St
 	if err := p.Misfit(); err != nil {
 		r.Misfit = err.Error()
 	}
+	if err := p.Hidden(); err != nil {
+		r.Unread = err.Error() + asWhom(err)
+	}
 	if len(r.Unknown) > 0 {
 		bound, mine, err := p.Bindings(ctx)
 		if err != nil {
@@ -275,7 +281,14 @@ func (r *storeReport) text(w io.Writer) {
 	if t.Misfit != "" {
 		row("MISFIT", "%s", t.Misfit)
 	}
+	if t.Unread != "" {
+		row("UNREADABLE", "%s", t.Unread)
+	}
 	for _, name := range t.Missing {
+		if t.Unread != "" {
+			row("MISSING", "%s is not shown: it may be in a file that this user may not read", claviger.Printable(name))
+			continue
+		}
 		row("MISSING", "%s is not on the token: restore the token, or look whether this store is of another", claviger.Printable(name))
 	}
 	for _, name := range t.GivenUp {

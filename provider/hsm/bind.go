@@ -123,6 +123,10 @@ func (p *Provider) noneFits(ctx context.Context, err error) error {
 	cure := "restore the token or the metastore from the backup that fits the other"
 	if len(h.All()) > 0 {
 		lacks = "; the token lacks these key versions of it: " + h.Names()
+		if hidden := p.tok.Hidden(); hidden != nil {
+			return claviger.Errorf("hsm.Open", claviger.Invalid, "", "token %s lacks these key versions of metastore %s: %s; they may be in these files: %w",
+				tokenName(p.tok.Info()), p.store.URI(), h.Names(), hidden)
+		}
 		cure += "; if these keys are lost for good, " + p.adopt("--rebind") + " gives them up by name"
 	}
 	return claviger.Errorf("hsm.Open", claviger.Invalid, "", "metastore %s and token %s do not fit together%s: %w; %s", p.store.URI(), tokenName(p.tok.Info()), lacks, err, cure)
@@ -267,9 +271,13 @@ func (p *Provider) CheckKeys(ctx context.Context) error {
 	if len(names) == 0 {
 		return nil
 	}
+	cure := "synchronise the HSM with that of the other nodes, or restore it from a backup"
+	if hidden := p.tok.Hidden(); hidden != nil {
+		cure = "they may be in these files: " + hidden.Error()
+	}
 	return claviger.Errorf("hsm.CheckKeys", claviger.Unavailable, "",
-		"token %s does not hold these key versions of metastore %s, or holds others of their names, so this node refuses them: %s; synchronise the HSM with that of the other nodes, or restore it from a backup",
-		tokenName(p.tok.Info()), p.store.URI(), some(names))
+		"token %s does not hold these key versions of metastore %s, or holds others of their names, so this node refuses them: %s; %s",
+		tokenName(p.tok.Info()), p.store.URI(), some(names), cure)
 }
 
 // verifyLater goes through the rest, slowly. What it finds wrong is told, and

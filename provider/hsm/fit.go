@@ -200,6 +200,9 @@ func (p *Provider) giveUp(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if hidden := p.tok.Hidden(); hidden != nil && len(h.All()) > 0 {
+		return claviger.Errorf("hsm.Adopt", claviger.Invalid, "", "these key versions are not given up: %s; they may be in these files: %w", h.Names(), hidden)
+	}
 	given, err := p.givenUp(ctx)
 	if err != nil || len(h.ids) == 0 && len(given) == 0 {
 		return err
@@ -338,7 +341,7 @@ func (p *Provider) judge(ctx context.Context, bound bool, h *Holdings) error {
 		return nil
 	case bound:
 		return p.misfit("token %s lacks %d of %d key versions of metastore %s: %s; keys that are there are served; %s",
-			tokenName(p.tok.Info()), len(h.Lost), h.Versions, p.store.URI(), some(h.Lost), p.cureLost())
+			tokenName(p.tok.Info()), len(h.Lost), h.Versions, p.store.URI(), some(h.Lost), p.CureLost())
 	case len(h.All()) > 0:
 		return p.misfit("%s", p.notBound(h))
 	}
@@ -354,13 +357,19 @@ func (p *Provider) judge(ctx context.Context, bound bool, h *Holdings) error {
 // notBound says that a token has no object of the store and lacks keys of it.
 func (p *Provider) notBound(h *Holdings) string {
 	return fmt.Sprintf("token %s has no object that binds it to metastore %s, and lacks these key versions of it: %s; it was initialised anew, or it is another; keys that were made since are no proof; %s",
-		tokenName(p.tok.Info()), p.store.URI(), h.Names(), p.cureLost())
+		tokenName(p.tok.Info()), p.store.URI(), h.Names(), p.CureLost())
 }
 
-// cureLost is what an operator does about lost keys.
-func (p *Provider) cureLost() string {
+// CureLost is what an operator does about lost keys.
+func (p *Provider) CureLost() string {
+	if hidden := p.tok.Hidden(); hidden != nil {
+		return "they may be in these files: " + hidden.Error()
+	}
 	return "restore the HSM from its backup, or name the right token in the keystore file; if these keys are lost for good, " + p.adopt("--rebind") + " gives them up by name"
 }
+
+// Hidden is pkcs11.Token.Hidden.
+func (p *Provider) Hidden() error { return p.tok.Hidden() }
 
 // adopt is the command that adopts, with its flags.
 func (p *Provider) adopt(flags string) string { return adoptCommand(p.confDir, flags) }
@@ -434,7 +443,7 @@ func (p *Provider) CheckCurrent(context.Context) error {
 	if h.Current == 0 || h.LostCurrent < h.Current {
 		return nil
 	}
-	return claviger.Errorf("hsm.CheckCurrent", claviger.Unavailable, "", "token %s holds the current version of no key of metastore %s; %s", tokenName(p.tok.Info()), p.store.URI(), p.cureLost())
+	return claviger.Errorf("hsm.CheckCurrent", claviger.Unavailable, "", "token %s holds the current version of no key of metastore %s; %s", tokenName(p.tok.Info()), p.store.URI(), p.CureLost())
 }
 
 // CheckAny fails where the token holds no version at all: then no EDEK can be opened.
@@ -443,5 +452,5 @@ func (p *Provider) CheckAny(context.Context) error {
 	if h.Versions == 0 || len(h.Lost) < h.Versions {
 		return nil
 	}
-	return claviger.Errorf("hsm.CheckAny", claviger.Unavailable, "", "token %s holds no key version of metastore %s; %s", tokenName(p.tok.Info()), p.store.URI(), p.cureLost())
+	return claviger.Errorf("hsm.CheckAny", claviger.Unavailable, "", "token %s holds no key version of metastore %s; %s", tokenName(p.tok.Info()), p.store.URI(), p.CureLost())
 }

@@ -20,6 +20,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"strings"
@@ -49,6 +50,7 @@ type token interface {
 	CheckValue(ctx context.Context, id []byte, label string) ([]byte, error)
 	EncryptBlocks(ctx context.Context, id []byte, label string, blocks []byte) error
 	Ping(ctx context.Context) error
+	Hidden() error
 	OnReset(func())
 	OnCall(func(pkcs11.Call))
 	OnFunction(func(pkcs11.Function))
@@ -370,6 +372,9 @@ func (p *Provider) gone(ctx context.Context, op string, e *entry, err error) err
 	}
 	p.refused.Store(e.name, struct{}{})
 	// Another node's HSM may well hold it.
+	if errors.Is(err, fs.ErrPermission) { // it may be among the files that the error names
+		return claviger.E(op, claviger.Unavailable, e.name, unusable{err})
+	}
 	return claviger.E(op, claviger.Unavailable, e.name, unusable{fmt.Errorf("%w; the metastore knows it: is this the right token, and was it restored whole?", err)})
 }
 

@@ -1,0 +1,183 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"claviger/hadoopconf"
+	"claviger/internal/softhsm"
+	"claviger/provider"
+	"claviger/provider/hsm"
+)
+
+// TestObjectsOfRoot: objects that root made on the token of the server's user are not
+// called missing: each place that misses them names a file, its owner and the cure.
+func TestObjectsOfRoot(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root can give files to another user")
+	}
+	base, err := os.MkdirTemp("", "claviger-hidden") // t.TempDir is root's alone
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(base) })
+	if err := os.Chmod(base, 0o755); err != nil { //nolint:gosec // another user runs the program in it
+		t.Fatal(err)
+	}
+	program := filepath.Join(base, "claviger")
+	copyFile(t, program, "/proc/self/exe", 0o755)
+	token, err := softhsm.Create(filepath.Join(base, "token"), "kms")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, kv := range token.Env {
+		name, value, _ := strings.Cut(kv, "=")
+		t.Setenv(name, value)
+	}
+	conf := filepath.Join(base, "conf")
+	if err := os.Mkdir(conf, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	keystore := filepath.Join(conf, "luna.keystore")
+	if err := os.WriteFile(keystore, []byte("module = "+token.Module+"\ntoken = kms\npin-file = "+token.PINFile+"\nprofile = softhsm\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	writeSite(t, conf, map[string]string{hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + keystore, hadoopconf.MetastoreURI: "sqlite://" + filepath.Join(conf, "claviger.db"), "hadoop.kms.http.host": "127.0.0.1"})
+	give := func(root string) {
+		t.Helper()
+		if err := filepath.WalkDir(root, func(p string, _ os.DirEntry, err error) error {
+			if err != nil {
+				return err
+			}
+			return os.Chown(p, stranger, stranger)
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	effectiveUser = func() int { return stranger } // root is not held back here
+	defer func() { effectiveUser = os.Geteuid }()
+	make1 := func(name string) {
+		t.Helper()
+		svc, err := openService(t.Context(), conf, "claviger kms", hsm.Serve, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := svc.Primary.Create(t.Context(), provider.Spec{Name: name, Cipher: "AES/CTR/NoPadding", BitLength: 128}); err != nil {
+			t.Error(err)
+		}
+		if err := svc.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	make1("theirs")
+	give(base)
+	make1("ofroot")
+	give(conf)
+
+	run := func(args ...string) string {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		defer cancel()
+		cmd := exec.CommandContext(ctx, program, args...)
+		cmd.Dir = base
+		cmd.Env = append(os.Environ(), "HOME="+base)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: stranger, Gid: stranger}}
+		out, err := cmd.CombinedOutput()
+		if code := cmd.ProcessState.ExitCode(); code != exitRefused {
+			t.Errorf("%s: exit status %d, %v\n%s", args, code, err, out)
+		}
+		return string(out)
+	}
+	folders, err := filepath.Glob(base + "/token/tokens/*")
+	if err != nil || len(folders) != 1 {
+		t.Fatal(folders, err)
+	}
+	for _, args := range [][]string{{"metastore", "verify"}, {"hsm", "list"}, {"hsm", "inspect"}, {"hsm", "adopt", "--rebind"}} {
+		text := run(append(args, "--conf", conf)...)
+		for _, want := range []string{".object: permission denied (of user root, mode 0600)", "cure: chown -R nobody " + folders[0]} {
+			if !strings.Contains(text, want) {
+				t.Errorf("%s: no %q in:\n%s", args, want, text)
+			}
+		}
+		for _, wrong := range []string{"restore the token", "from its backup", "gives them up", "gives it up"} {
+			if strings.Contains(text, wrong) {
+				t.Errorf("%s says %q:\n%s", args, wrong, text)
+			}
+		}
+	}
+}
+
+// TestReadOnlyToken: a token on a file system that the unit has made read-only is named,
+// with what is wrong, and not the folder of another user's token beside it.
+func TestReadOnlyToken(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root can mount")
+	}
+	base, err := os.MkdirTemp("", "claviger-readonly")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(base) })
+	if err := os.Chmod(base, 0o755); err != nil { //nolint:gosec // another user runs the program in it
+		t.Fatal(err)
+	}
+	program := filepath.Join(base, "claviger")
+	copyFile(t, program, "/proc/self/exe", 0o755)
+	folders := func() (list []string) {
+		list, _ = filepath.Glob(base + "/token/tokens/*")
+		return list
+	}
+	if _, err = softhsm.Create(filepath.Join(base, "token"), "other"); err != nil {
+		t.Fatal(err)
+	}
+	others := folders()[0]
+	token, err := softhsm.Create(filepath.Join(base, "token"), "kms")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ours string
+	for _, f := range folders() {
+		if f != others {
+			ours = f
+		}
+	}
+	if out, err := exec.CommandContext(t.Context(), "chown", "-R", "65534:65534", base).CombinedOutput(); err != nil {
+		t.Fatal(err, string(out))
+	}
+	if out, err := exec.CommandContext(t.Context(), "chown", "-R", "0:0", others).CombinedOutput(); err != nil {
+		t.Fatal(err, string(out))
+	}
+	run := func(prepare, label string) string {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		defer cancel()
+		script := prepare + ` exec setpriv --reuid 65534 --regid 65534 --clear-groups "$PROGRAM" hsm init --module "$MODULE" --token ` + label + ` --pin-file "$PIN" ` + base + "/new.keystore"
+		cmd := exec.CommandContext(ctx, "unshare", "-m", "sh", "-c", script) //nolint:gosec // a constant script
+		cmd.Dir = base
+		cmd.Env = append(append(os.Environ(), token.Env...), "HOME="+base, "PROGRAM="+program, "MODULE="+token.Module, "PIN="+token.PINFile)
+		out, err := cmd.CombinedOutput()
+		if strings.Contains(string(out), "unshare: ") || strings.Contains(string(out), "mount: ") {
+			t.Skip("this machine lets no file system be mounted: ", string(out))
+		}
+		if err == nil {
+			t.Fatalf("it succeeded:\n%s", out)
+		}
+		return string(out)
+	}
+	tokens := base + "/token/tokens"
+	text := run("mount --bind "+tokens+" "+tokens+" && mount -o remount,ro,bind "+tokens+" || exit 1;", "kms")
+	if !strings.Contains(text, ours+": read-only file system") || !strings.Contains(text, "ReadWritePaths="+tokens) || strings.Contains(text, others) {
+		t.Errorf("read-only, it says:\n%s", text)
+	}
+	text = run("", "keyhsm")
+	if !strings.Contains(text, others+" (of user root, mode 0700)") || !strings.Contains(text, "or it was not made yet") || !strings.Contains(text, `--label "keyhsm"`) {
+		t.Errorf("a token that is not there, it says:\n%s", text)
+	}
+}
