@@ -298,3 +298,36 @@ func TestAuditURLEnds(t *testing.T) {
 		}
 	}
 }
+
+// TestManyHalfBodies: a user's many connections, each with a part of a body, take no more
+// memory than one user may.
+func TestManyHalfBodies(t *testing.T) {
+	lanes := &kmsapi.Lanes{}
+	addr := withKey(t, stack{
+		Lanes:     lanes,
+		Limits:    kmsapi.Limits{MaxKeys: 1000, MaxBatch: 10_000, MaxBody: 1 << 20, MaxMemory: 4 << 20, Slow: kmsapi.Slow{Grace: 3 * time.Second, Rate: 1 << 20}},
+		Admission: kmsapi.Admission{Decrypts: 4, Generates: 4, Batches: 4, Management: 4, Wait: 200 * time.Millisecond},
+	})
+	// 100 times 100 kB would be 10 MB.
+	const part = 100 << 10
+	head := fmt.Sprintf("POST /kms/v1/key/k/_reencryptbatch?user.name=mallory HTTP/1.1\r\nHost: kms\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n[%s", 1<<20, strings.Repeat(" ", part))
+	for range 100 {
+		beginning(t, addr, head)
+	}
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		f := lanes.Figures()["large"]
+		if f.Used > f.Size/2 {
+			t.Fatalf("one user has %d of %d bytes", f.Used, f.Size)
+		}
+		if f.Own > 0 { // some of them were refused for the user's share
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("none was refused: %+v", f)
+		}
+	}
+	long := "[" + strings.Repeat(" ", 500<<10) + "]"
+	if a := ask(t, addr, "POST", "/kms/v1/key/k/_reencryptbatch", long); a.status != 200 {
+		t.Errorf("another user's batch: %d %s", a.status, a.body)
+	}
+}

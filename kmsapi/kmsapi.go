@@ -418,7 +418,7 @@ func (c *call) readBody(ctx context.Context) error {
 
 // firstRead is how much memory a body gets before any of it has come: a client
 // that announces much and sends nothing must not cost much.
-const firstRead = 256 << 10
+const firstRead = 16 << 10
 
 // readAll reads a body. It gets memory as its bytes come, and must come at a rate.
 func (c *call) readAll(ctx context.Context, in io.Reader) ([]byte, error) {
@@ -428,7 +428,12 @@ func (c *call) readAll(ctx context.Context, in io.Reader) ([]byte, error) {
 		first = firstRead
 	}
 	p, _ := buffers.Get().(*[]byte)
-	b := slices.Grow((*p)[:0], int(first))
+	b := (*p)[:0]
+	if cap(b) > firstRead { // it is not paid for; answers need such
+		buffers.Put(p)
+		b = nil
+	}
+	b = slices.Grow(b, int(first))
 	pace := c.reading()
 	for {
 		pace(len(b))

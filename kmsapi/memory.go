@@ -9,8 +9,9 @@ import (
 // A request may be large, and many may come at once: without an end to their
 // sum, a few clients who ask for what each of them may ask for would take all
 // memory. So large requests share an allowance, and wait for it in turn. Small
-// ones, which nearly all are, never wait: a NameNode's batch of a thousand EDEKs
-// has 160 kB, its largest generate 500 EDEKs.
+// ones, which nearly all are, never wait: a request about one EDEK has some hundred
+// bytes. A NameNode's batch of a thousand EDEKs has 160 kB; it is counted, since
+// thousands of connections may each send as much.
 const (
 	// freeMemory is what a request may take without asking.
 	freeMemory = firstRead
