@@ -2,6 +2,7 @@ package kmsapi_test
 
 import (
 	"bufio"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -329,5 +330,29 @@ func TestManyHalfBodies(t *testing.T) {
 	long := "[" + strings.Repeat(" ", 500<<10) + "]"
 	if a := ask(t, addr, "POST", "/kms/v1/key/k/_reencryptbatch", long); a.status != 200 {
 		t.Errorf("another user's batch: %d %s", a.status, a.body)
+	}
+}
+
+// TestLongMaterial: an EDEK of much more than a DEK's length is refused, alone and in a
+// batch.
+func TestLongMaterial(t *testing.T) {
+	addr := withKey(t, stack{Limits: kmsapi.Limits{MaxKeys: 1000, MaxBatch: 10_000, MaxBody: 1 << 20}})
+	const iv = "AAAAAAAAAAAAAAAAAAAAAA"
+	for bytes, want := range map[int]int{16: 200, 64: 200, 1024: 200, 1025: 400, 300_000: 400} {
+		material := base64.RawURLEncoding.EncodeToString(make([]byte, bytes))
+		for what, a := range map[string]answer{
+			"decrypt":   ask(t, addr, "POST", "/kms/v1/keyversion/k@0/_eek?eek_op=decrypt", fmt.Sprintf(`{"name":"k","iv":"%s","material":"%s"}`, iv, material)),
+			"reencrypt": ask(t, addr, "POST", "/kms/v1/keyversion/k@0/_eek?eek_op=reencrypt", fmt.Sprintf(`{"name":"k","iv":"%s","material":"%s"}`, iv, material)),
+			"batch": ask(t, addr, "POST", "/kms/v1/key/k/_reencryptbatch",
+				fmt.Sprintf(`[{"versionName":"k@0","iv":"%s","encryptedKeyVersion":{"versionName":"EEK","material":"%s"}}]`, iv, material)),
+		} {
+			class := ""
+			if a.status != 200 {
+				class, _ = a.thrown(t)
+			}
+			if a.status != want || want != 200 && class != "java.lang.IllegalArgumentException" {
+				t.Errorf("%s of %d bytes: %d %s, want %d", what, bytes, a.status, class, want)
+			}
+		}
 	}
 }

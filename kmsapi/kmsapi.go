@@ -40,6 +40,8 @@ type Limits struct {
 	// MaxMemory is what all large requests may take together; 0: four times MaxBody.
 	MaxMemory int64
 	MaxNames  int // keys of one request for metadata; 0: defaultNames
+	// MaxMaterial of one EDEK, in bytes; 0: defaultMaterial.
+	MaxMaterial int
 	// MaxParameters of one request's query; 0: defaultParameters.
 	MaxParameters int
 	Slow          Slow // the zero value: DefaultSlow

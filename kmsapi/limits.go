@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"claviger"
 	"claviger/kmswire"
 )
 
@@ -18,7 +19,14 @@ type Slow struct {
 // DefaultSlow is that of Limits without one.
 var DefaultSlow = Slow{Grace: 10 * time.Second, Rate: 256 << 10}
 
+// blocksOfEDEK is how many blocks of the HSM's the longest usual EDEK takes: a DEK of 256
+// bits. A batch of longer ones weighs more.
+const blocksOfEDEK = 2
+
 const (
+	// defaultMaterial is the longest material of an EDEK, in bytes. DEKs of HDFS have 16 to
+	// 32; the HSM works on each 16 bytes.
+	defaultMaterial   = 1024
 	defaultNames      = 1000 // a stock client asks for as many as 1,500 bytes of URL hold
 	defaultParameters = 1024
 )
@@ -26,6 +34,9 @@ const (
 func (l *Limits) defaults() {
 	if l.MaxNames <= 0 {
 		l.MaxNames = defaultNames
+	}
+	if l.MaxMaterial <= 0 {
+		l.MaxMaterial = defaultMaterial
 	}
 	if l.MaxParameters <= 0 {
 		l.MaxParameters = defaultParameters
@@ -90,11 +101,28 @@ func (c *call) weight() int64 {
 	return max(1, (int64(len(c.query["key"]))+unitNames-1)/unitNames)
 }
 
+// batchWeight is what a batch counts for: its EDEKs, or what the HSM has to do for them.
+func batchWeight(edeks []claviger.EDEK) int64 {
+	blocks := 0
+	for i := range edeks {
+		blocks += (len(edeks[i].Material) + claviger.IVSize - 1) / claviger.IVSize
+	}
+	return max(units(len(edeks)), units(blocks/blocksOfEDEK))
+}
+
 // checkLength refuses a name in a body or a query that is longer than one in a path
 // may be.
 func checkLength(name string, most int) error {
 	if len(name) > most {
 		return kmswire.Throw(kmswire.IllegalArgument, "a name is longer than "+strconv.Itoa(most)+" bytes")
+	}
+	return nil
+}
+
+// checkMaterial refuses an EDEK that is longer than one may be.
+func (c *call) checkMaterial(material []byte) error {
+	if len(material) > c.Limits.MaxMaterial {
+		return kmswire.Throw(kmswire.IllegalArgument, "the material of an encrypted key has "+strconv.Itoa(len(material))+" bytes, and at most "+strconv.Itoa(c.Limits.MaxMaterial)+" are taken")
 	}
 	return nil
 }

@@ -88,3 +88,20 @@ func TestMaxMemory(t *testing.T) {
 		}
 	}
 }
+
+// TestBatchWeight: a batch weighs by its EDEKs, and by their blocks where these are more
+// than DEKs have.
+func TestBatchWeight(t *testing.T) {
+	for _, c := range []struct {
+		edeks, bytes int
+		want         int64
+	}{{1, 16, 1}, {500, 32, 1}, {501, 16, 2}, {500, 33, 2}, {500, 1024, 32}, {0, 0, 1}} {
+		list := make([]claviger.EDEK, c.edeks)
+		for i := range list {
+			list[i].Material = make([]byte, c.bytes)
+		}
+		if got := batchWeight(list); got != c.want {
+			t.Errorf("%d EDEKs of %d bytes weigh %d, want %d", c.edeks, c.bytes, got, c.want)
+		}
+	}
+}

@@ -275,6 +275,9 @@ func openEDEK(ctx context.Context, c *call) error {
 	if err := checkLength(in.Name, claviger.MaxName); err != nil {
 		return err
 	}
+	if err := c.checkMaterial(in.Material); err != nil {
+		return err
+	}
 	e := claviger.EDEK{Version: c.name, IV: in.IV, Material: in.Material}
 	c.edeks = 1
 	switch op {
@@ -310,9 +313,12 @@ func reencryptBatch(ctx context.Context, c *call) error {
 		if err := checkLength(in[i].Version, claviger.MaxVersionName); err != nil {
 			return err
 		}
+		if err := c.checkMaterial(in[i].Material); err != nil {
+			return err
+		}
 	}
 	c.edeks = len(in)
-	if err := c.admit(ctx, batches, units(len(in))); err != nil {
+	if err := c.admit(ctx, batches, batchWeight(in)); err != nil {
 		return err
 	}
 	fresh, err := c.Ring.ReencryptBatch(ctx, c.caller, c.name, in)

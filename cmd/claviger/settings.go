@@ -117,6 +117,7 @@ func readLimits(r *reader) kmsapi.Limits {
 		MaxBatch:      int(r.int("claviger.kms.max.batch", 1, math.MaxInt32)),
 		MaxBody:       r.int("claviger.kms.max.body.bytes", 1<<16, 1<<32),
 		MaxNames:      int(r.int("claviger.kms.max.metadata.names", 1, 1<<16)),
+		MaxMaterial:   int(r.int("claviger.kms.max.edek.bytes", 64, 1<<20)),
 		MaxParameters: int(r.int("claviger.http.max.parameters", 16, 1<<16)),
 		Slow:          kmsapi.Slow{Grace: r.duration("claviger.http.slow.grace", time.Second), Rate: r.int("claviger.http.slow.rate", 1, 1<<40)},
 	}
