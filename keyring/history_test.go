@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"claviger"
-	"claviger/metastore"
 	"claviger/provider"
 )
 
@@ -32,7 +31,7 @@ func (j *journal) Origins(context.Context) ([]Origin, error) {
 func (j *journal) Alias(_ context.Context, name string) (string, bool, error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	here, ok := j.aliases[metastore.FoldName(name)]
+	here, ok := j.aliases[claviger.FoldName(name)]
 	return here, ok, j.fail
 }
 
@@ -115,6 +114,11 @@ func TestOtherSpellings(t *testing.T) {
 			bob := caller("bob")
 			for op, do := range map[string]func() error{
 				"invalidate": func() error {
+					for end := time.Now().Add(10 * time.Second); l.Queued() == 0 && time.Now().Before(end); time.Sleep(time.Millisecond) {
+						if _, err := l.Generate(t.Context(), nn, "k", 1); err != nil {
+							t.Fatal(err)
+						}
+					}
 					before := l.Queued()
 					err := l.Invalidate(t.Context(), bob, spelt)
 					if after := l.Queued(); after < before || before == 0 {
