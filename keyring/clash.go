@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"claviger"
-	"claviger/metastore"
 )
 
 const (
@@ -69,7 +68,7 @@ func (r *Ring) findClashes(ctx context.Context) error {
 	}
 	ours := make(map[string][]string, len(names)) // by FoldName
 	for _, name := range names {
-		fold := metastore.FoldName(name)
+		fold := claviger.FoldName(name)
 		ours[fold] = append(ours[fold], name)
 	}
 	var texts []string
@@ -109,7 +108,7 @@ func (r *Ring) clashesWith(ctx context.Context, s *source, ours map[string][]str
 	var both []string
 	for _, name := range theirs {
 		listed[name] = true
-		both = append(both, ours[metastore.FoldName(name)]...)
+		both = append(both, ours[claviger.FoldName(name)]...)
 	}
 	slices.Sort(both)
 	both = slices.Compact(both)

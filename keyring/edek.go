@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 
 	"claviger"
 	"claviger/audit"
@@ -205,7 +204,7 @@ func (r *Ring) belongs(ctx context.Context, version, owner string, named *string
 	if named != nil && *named == owner {
 		return nil
 	}
-	if named != nil && strings.EqualFold(*named, owner) && r.origins.history != nil {
+	if named != nil && claviger.FoldName(*named) == claviger.FoldName(owner) && r.origins.history != nil {
 		here, err := r.alias(ctx, *named)
 		if err != nil {
 			return err

@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"claviger"
-	"claviger/metastore"
 	"claviger/provider"
 )
 
@@ -65,12 +64,12 @@ func (o *origins) of(ctx context.Context, key string) ([]Origin, error) {
 		}
 		o.byKey = make(map[string][]Origin, len(list))
 		for _, origin := range list {
-			name := metastore.FoldName(origin.Key)
+			name := claviger.FoldName(origin.Key)
 			o.byKey[name] = append(o.byKey[name], origin)
 		}
 		o.read = time.Now()
 	}
-	return o.byKey[metastore.FoldName(key)], nil
+	return o.byKey[claviger.FoldName(key)], nil
 }
 
 // forget has the journal read again.

@@ -12,10 +12,10 @@ import (
 	"maps"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 	"unicode/utf16"
 
+	"claviger"
 	"claviger/secret"
 )
 
@@ -154,10 +154,10 @@ func (s *JCEKS) Aliases() []string {
 
 // Entry returns the entry of that alias, nil where there is none. Upper and
 // lower case are the same, as for Java.
-func (s *JCEKS) Entry(alias string) *Entry { return s.entries[strings.ToLower(alias)] }
+func (s *JCEKS) Entry(alias string) *Entry { return s.entries[claviger.FoldName(alias)] }
 
 // Delete takes the entry of that alias away; there need not be one.
-func (s *JCEKS) Delete(alias string) { delete(s.entries, strings.ToLower(alias)) }
+func (s *JCEKS) Delete(alias string) { delete(s.entries, claviger.FoldName(alias)) }
 
 // SetKey puts a key under the alias, in place of what was there, as Java writes
 // a javax.crypto.spec.SecretKeySpec.
@@ -201,7 +201,7 @@ func (s *JCEKS) seal(alias string, plain []byte, password secret.Bytes, created 
 	if err != nil {
 		return fmt.Errorf("entry %q: %w", alias, err)
 	}
-	alias = strings.ToLower(alias)
+	alias = claviger.FoldName(alias)
 	s.entries[alias] = &Entry{
 		Alias: alias, Created: created.Truncate(time.Millisecond), Kind: SecretKeyEntry,
 		raw: raw, sealed: sealed{params: der, content: content},
@@ -361,7 +361,7 @@ func (r *jceksReader) store() (*JCEKS, error) {
 		if err != nil {
 			return nil, err
 		}
-		s.entries[strings.ToLower(e.Alias)] = e // of two, the later counts, as for Java
+		s.entries[claviger.FoldName(e.Alias)] = e // of two, the later counts, as for Java
 	}
 	return s, nil
 }

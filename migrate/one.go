@@ -43,7 +43,7 @@ func (e *Engine) RunKey(ctx context.Context, key string) ([]string, error) {
 	}
 	defer unlock()
 	asked := func(name string, folded bool) bool {
-		return name == key || folded && metastore.FoldName(name) == metastore.FoldName(key)
+		return name == key || folded && claviger.FoldName(name) == claviger.FoldName(key)
 	}
 	r, err := e.run(held, func(it *Item) bool { return asked(it.Key, it.Folded) })
 	if err != nil {

@@ -7,7 +7,6 @@ import (
 	"strings"
 
 	"claviger"
-	"claviger/metastore"
 )
 
 // A Ranger KMS, and a Java KMS on a keystore, keep names in lower case and answer to
@@ -34,9 +33,9 @@ func (e *Engine) spelling(ctx context.Context, op string, names []string, theirs
 	for i, name := range names {
 		other := strings.ToUpper(name)
 		if other == name {
-			other = metastore.FoldName(name)
+			other = claviger.FoldName(name)
 		}
-		if _, listed := slices.BinarySearch(names, other); theirs[i] == nil || listed || metastore.FoldName(other) != metastore.FoldName(name) {
+		if _, listed := slices.BinarySearch(names, other); theirs[i] == nil || listed || claviger.FoldName(other) != claviger.FoldName(name) {
 			continue
 		}
 		ms, err := e.cfg.Source.Metadata(ctx, other)
@@ -66,7 +65,7 @@ func (s spelling) spelled(names []string, theirs []*claviger.Metadata, known fun
 		if m == nil || known(names[i]) {
 			continue
 		}
-		if acl := m.Attributes[claviger.ACLNameAttribute]; metastore.FoldName(acl) == metastore.FoldName(names[i]) {
+		if acl := m.Attributes[claviger.ACLNameAttribute]; claviger.FoldName(acl) == claviger.FoldName(names[i]) {
 			keys[i] = acl
 		}
 	}
@@ -80,7 +79,7 @@ func (s spelling) clash(name string, here []string) string {
 		return ""
 	}
 	for _, k := range here {
-		if k != name && metastore.FoldName(k) == metastore.FoldName(name) {
+		if k != name && claviger.FoldName(k) == claviger.FoldName(name) {
 			return k
 		}
 	}

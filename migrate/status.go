@@ -78,12 +78,12 @@ func (e *Engine) Status(ctx context.Context) (*Standing, error) {
 	folded := make(map[string]string) // a key that the source has under every spelling
 	for _, it := range h.items {
 		if it.Folded {
-			folded[metastore.FoldName(it.Key)] = it.Key
+			folded[claviger.FoldName(it.Key)] = it.Key
 		}
 	}
 	for _, u := range uses {
 		key, _ := claviger.KeyOfVersion(u.Version)
-		if k, ok := folded[metastore.FoldName(key)]; ok {
+		if k, ok := folded[claviger.FoldName(key)]; ok {
 			key = k
 		}
 		byKey[key] = append(byKey[key], u)

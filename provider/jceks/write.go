@@ -151,7 +151,7 @@ func materialOf(given secret.Bytes, bits int) secret.Bytes {
 // checkName refuses what a JCEKS cannot hold as an alias. The first text is
 // Hadoop's.
 func checkName(op, name string) error {
-	if name != strings.ToLower(name) {
+	if name != claviger.FoldName(name) {
 		return claviger.Errorf(op, claviger.Invalid, name, "Uppercase key names are unsupported: %s", name)
 	}
 	if err := keystore.CheckAlias(numberedVersion(name, maxVersions)); err != nil {

@@ -3,7 +3,6 @@ package kmsclient
 import (
 	"context"
 	"slices"
-	"strings"
 
 	"claviger"
 )
@@ -35,5 +34,6 @@ func (p *Provider) confirm(ctx context.Context, err error, op, about, key string
 // Ranger's list has the names in lower case.
 func (p *Provider) unlisted(ctx context.Context, key string) bool {
 	names, err := p.Keys(ctx)
-	return err == nil && !slices.ContainsFunc(names, func(n string) bool { return strings.EqualFold(n, key) })
+	fold := claviger.FoldName(key)
+	return err == nil && !slices.ContainsFunc(names, func(n string) bool { return claviger.FoldName(n) == fold })
 }
