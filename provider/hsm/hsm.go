@@ -33,6 +33,7 @@ import (
 	"claviger/pkcs11"
 	"claviger/provider"
 	"claviger/secret"
+	"claviger/shares"
 )
 
 // token is what is used of a *pkcs11.Token.
@@ -248,7 +249,7 @@ func newProvider(ctx context.Context, uri, confDir string, tok *pkcs11.Token, st
 	}
 	p.sweep.Go(func() { p.verifyLater(background, later) })
 	if access == Serve {
-		p.searches.turns = make(chan struct{}, searchesAtOnce)
+		p.searches.turns = shares.New(searchesAtOnce, true)
 		p.beginSurveys(ctx, background)
 		p.sweep.Go(func() { p.watch(background) })
 	}

@@ -10,6 +10,7 @@ import (
 
 	"claviger"
 	"claviger/provider"
+	"claviger/shares"
 )
 
 // PropertyMaxSearches is how often a minute the token is searched for names that the
@@ -36,7 +37,7 @@ var errSearches = errors.New("the token was searched as often as " + PropertyMax
 // of them, a second a quarter, and so on.
 type searches struct {
 	most  int
-	turns chan struct{} // nil: in a command, which searches for no client
+	turns *shares.Shares // nil: in a command, which searches for no client
 
 	mu      sync.Mutex
 	began   time.Time // of the minute
@@ -85,7 +86,9 @@ func (s *searches) allow(caller string, made bool) bool {
 	return true
 }
 
-// turn is a search's place among the few that are made at a time.
+// turn is a search's place among the few that are made at a time. One user has one of them
+// at most, and users wait in turn, so that many searches of one do not stand before those
+// of others.
 type turn struct {
 	s      *searches
 	caller string
@@ -100,12 +103,16 @@ func (p *Provider) turn(ctx context.Context, key string) (*turn, error) {
 	if !t.free && !t.s.allow(t.caller, false) {
 		return nil, errSearches
 	}
-	select {
-	case t.s.turns <- struct{}{}:
-		return t, nil
-	case <-ctx.Done():
-		return nil, claviger.E("hsm.turn", claviger.Unavailable, key, context.Cause(ctx))
+	_, own, err := t.s.turns.Acquire(t.caller, 1, func() (context.Context, context.CancelFunc) { return ctx, func() {} })
+	if err != nil {
+		if !own {
+			t.s.mu.Lock()
+			t.s.full = time.Now()
+			t.s.mu.Unlock()
+		}
+		return nil, claviger.E("hsm.turn", claviger.Unavailable, key, err)
 	}
+	return t, nil
 }
 
 // begin counts the search, which is made now.
@@ -116,7 +123,7 @@ func (t *turn) begin() error {
 	return nil
 }
 
-func (t *turn) end() { <-t.s.turns }
+func (t *turn) end() { t.s.turns.Release(t.caller, 1) }
 
 // SearchFigures tell how often the token was searched for what the store does not know.
 type SearchFigures struct {
