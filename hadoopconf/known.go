@@ -219,6 +219,7 @@ var KMS = []Known{
 	{"claviger.kms.max.concurrent.management", "32", "most requests to create, roll, delete and invalidate"},
 	{"claviger.kms.max.concurrent.reads", "512", "most requests for names, metadata and versions; 16 names of one request take one place"},
 	{"claviger.kms.max.edek.bytes", "1024", "most bytes of an EDEK's material, which is as long as its DEK: 16 to 32 in HDFS"},
+	{"claviger.kms.max.new.versions", "2000", "most key versions that one user may make in an hour, by creation and roll; 0: no limit"},
 	{"claviger.kms.max.metadata.names", "1000", "most keys that one request for metadata may name"},
 	{"claviger.http.max.parameters", "1024", "most parameters of a query"},
 	{"claviger.http.slow.grace", "10s", "how long a body may take to come, or an answer to be read, whatever the rate"},

@@ -42,6 +42,8 @@ type Limits struct {
 	MaxNames  int // keys of one request for metadata; 0: defaultNames
 	// MaxMaterial of one EDEK, in bytes; 0: defaultMaterial.
 	MaxMaterial int
+	// MaxNewVersions of one user in an hour, by creation and roll; 0: no limit.
+	MaxNewVersions int
 	// MaxParameters of one request's query; 0: defaultParameters.
 	MaxParameters int
 	Slow          Slow // the zero value: DefaultSlow
@@ -82,14 +84,15 @@ const smallBody = 1 << 20
 
 type api struct {
 	Config
-	instance string // begins every request id
-	gauges   *gauges
-	warned   *warnings
-	lines    lines // of requests that could not be served
-	large    *lane // of memory, in bytes
-	dump     stackDump
-	lanes    [classes]*lane
-	requests atomic.Uint64
+	instance    string // begins every request id
+	gauges      *gauges
+	warned      *warnings
+	lines       lines // of requests that could not be served
+	newVersions quota
+	large       *lane // of memory, in bytes
+	dump        stackDump
+	lanes       [classes]*lane
+	requests    atomic.Uint64
 }
 
 // New returns the handler of all paths below /kms, and of those that Hadoop's
@@ -131,7 +134,8 @@ func New(cfg Config) (http.Handler, error) {
 		return nil, err
 	}
 	a := &api{Config: cfg, instance: hex.EncodeToString(id), gauges: newGauges(cfg.Operations, time.Now()), warned: &warnings{now: time.Now, since: make(map[string]*warned)},
-		large: newLargeRequests(cfg.Limits, cfg.Admission, cfg.Log), lanes: newLanes(cfg.Admission, cfg.Waited, cfg.Log)}
+		newVersions: quota{most: cfg.Limits.MaxNewVersions},
+		large:       newLargeRequests(cfg.Limits, cfg.Admission, cfg.Log), lanes: newLanes(cfg.Admission, cfg.Waited, cfg.Log)}
 	if cfg.Lanes != nil {
 		cfg.Lanes.all = append(a.lanes[noClass+1:len(a.lanes):len(a.lanes)], a.large)
 	}

@@ -78,6 +78,9 @@ func create(ctx context.Context, c *call) error {
 	if in.BadAttribute {
 		return kmswire.Throw(kmswire.IOException, "Can't set metadata key "+in.Name)
 	}
+	if err := c.mayMake(); err != nil {
+		return err
+	}
 	v, err := c.Ring.Create(ctx, c.caller, spec)
 	if algorithm, _, _ := strings.Cut(in.Cipher, "/"); claviger.Is(err, claviger.UnknownCipher) && strings.EqualFold(algorithm, "SM4") {
 		// Hadoop knows it, so that its answer to a misspelt cipher would mislead.
@@ -104,6 +107,9 @@ func wipe(materials ...secret.Bytes) {
 func roll(ctx context.Context, c *call) error {
 	in, err := kmswire.ReadRoll(c.body)
 	if err != nil {
+		return err
+	}
+	if err := c.mayMake(); err != nil {
 		return err
 	}
 	v, err := c.Ring.Roll(ctx, c.caller, c.name, in.Material)

@@ -113,13 +113,14 @@ const maxMemoryName = "claviger.kms.max.memory.bytes"
 // readLimits reads what one request may ask for.
 func readLimits(r *reader) kmsapi.Limits {
 	l := kmsapi.Limits{
-		MaxKeys:       int(r.int("claviger.kms.max.num.keys", 1, math.MaxInt32)),
-		MaxBatch:      int(r.int("claviger.kms.max.batch", 1, math.MaxInt32)),
-		MaxBody:       r.int("claviger.kms.max.body.bytes", 1<<16, 1<<32),
-		MaxNames:      int(r.int("claviger.kms.max.metadata.names", 1, 1<<16)),
-		MaxMaterial:   int(r.int("claviger.kms.max.edek.bytes", 64, 1<<20)),
-		MaxParameters: int(r.int("claviger.http.max.parameters", 16, 1<<16)),
-		Slow:          kmsapi.Slow{Grace: r.duration("claviger.http.slow.grace", time.Second), Rate: r.int("claviger.http.slow.rate", 1, 1<<40)},
+		MaxKeys:        int(r.int("claviger.kms.max.num.keys", 1, math.MaxInt32)),
+		MaxBatch:       int(r.int("claviger.kms.max.batch", 1, math.MaxInt32)),
+		MaxBody:        r.int("claviger.kms.max.body.bytes", 1<<16, 1<<32),
+		MaxNames:       int(r.int("claviger.kms.max.metadata.names", 1, 1<<16)),
+		MaxMaterial:    int(r.int("claviger.kms.max.edek.bytes", 64, 1<<20)),
+		MaxNewVersions: int(r.int("claviger.kms.max.new.versions", 0, math.MaxInt32)),
+		MaxParameters:  int(r.int("claviger.http.max.parameters", 16, 1<<16)),
+		Slow:           kmsapi.Slow{Grace: r.duration("claviger.http.slow.grace", time.Second), Rate: r.int("claviger.http.slow.rate", 1, 1<<40)},
 	}
 	if text, _ := r.conf.Get(maxMemoryName); text != "" {
 		l.MaxMemory = r.int(maxMemoryName, 1, 1<<40)

@@ -1,0 +1,57 @@
+package kmsapi
+
+import (
+	"strconv"
+	"sync"
+	"time"
+
+	"claviger/kmswire"
+)
+
+// A user with the right CREATE can make and delete keys without end. Each leaves objects in
+// the HSM, which has room for so many: what is deleted stays for its time, and what is purged
+// until an operator prunes it. So a user makes a bounded number of versions in an hour.
+const (
+	newVersionsIn = time.Hour
+	// quotaUsers bounds the users that are counted.
+	quotaUsers = 1 << 14
+)
+
+// quota counts what users have made in this hour.
+type quota struct {
+	most int // 0: no limit
+
+	mu    sync.Mutex
+	began time.Time
+	made  map[string]int
+}
+
+// take counts one more of a user's, and refuses it where there were enough.
+func (q *quota) take(user string, now time.Time) bool {
+	if q.most <= 0 {
+		return true
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.made == nil || now.Sub(q.began) >= newVersionsIn || len(q.made) >= quotaUsers {
+		q.began, q.made = now, map[string]int{}
+	}
+	if q.made[user] >= q.most {
+		return false
+	}
+	q.made[user]++
+	return true
+}
+
+// mayMake refuses a creation or a roll beyond the user's number. Nothing was done: another
+// node, or this one later, may do it.
+func (c *call) mayMake() error {
+	if c.newVersions.take(c.caller.Short, time.Now()) {
+		return nil
+	}
+	c.Refused("new_versions")
+	if silent, ok := c.warned.due("new_versions "+c.caller.Short, ""); ok {
+		c.Log.Warn("a user makes more key versions than one may in an hour (claviger.kms.max.new.versions)", "user", c.caller.Short, "limit", c.newVersions.most, "notShown", silent)
+	}
+	return kmswire.Throw(kmswire.StandbyException, "you have made "+strconv.Itoa(c.newVersions.most)+" key versions here within an hour, and more are not made for one user; repeat it later")
+}
