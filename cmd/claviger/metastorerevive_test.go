@@ -58,7 +58,7 @@ func TestUndoes(t *testing.T) {
 	for _, s := range both {
 		check(s.Shelve(ctx, "shelf"))
 	}
-	_, err = current.Discard(ctx, "shelf")
+	_, err = current.Discard(ctx, "shelf", "0")
 	check(err)
 
 	u, err := undoes(ctx, backup, current)

@@ -22,7 +22,8 @@ var filesOfOthers = map[string]string{
 	"hadoop.kms.authentication.signer.secret.provider.zookeeper.ssl.truststore.location": "certificates",
 	"hadoop.kms.authentication.zk-dt-secret-manager.ssl.truststore.location":             "certificates",
 	"hadoop.security.group.mapping.ldap.ssl.truststore.password.file":                    "the password of certificates",
-	"claviger.audit.file": "the audit log", "claviger.audit.json.file": "the audit log",
+	"claviger.metastore.seen.file":                                                       "times and places of changes",
+	"claviger.audit.file":                                                                "the audit log", "claviger.audit.json.file": "the audit log",
 	"hadoop.kms.authentication.signer.secret.provider.zookeeper.path": "a node", "hadoop.kms.authentication.cookie.path": "of a URL",
 }
 
