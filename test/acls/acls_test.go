@@ -262,6 +262,9 @@ var questions = []struct {
 			spec.Attributes = map[string]string{claviger.ACLNameAttribute: acl}
 		}
 		_, err := r.Create(ctx, c, spec)
+		if claviger.Is(err, claviger.KeyExists) {
+			return nil // the rules were asked before
+		}
 		return err
 	}},
 }
