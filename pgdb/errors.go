@@ -113,6 +113,10 @@ func (d *DB) Fail(op, key string, err error) error {
 	case code == codeDiskFull:
 		return say(claviger.Unavailable, "; the server's disk is full; nothing was changed")
 	case strings.HasPrefix(code, "28"):
+		if unread := passwordFile(d.cfg.URI); unread != nil {
+			return claviger.Errorf(op, claviger.Unavailable, key, "%s %s (%s): %w; no password was sent, since its password file cannot be read: %w; give the user that this process runs as rights to the file (mode 0600), or name the right one by ?passfile=",
+				d.cfg.What, d.uri, d.cfg.Where, oneLine{err}, unread)
+		}
 		return say(claviger.Unavailable, "; check the role, its password file (passfile in the URI, or PGPASSFILE, mode 0600) and the server's pg_hba.conf")
 	case code == Rights:
 		return say(claviger.Unavailable, "; the role must own the database's tables: see docs/postgresql.md")

@@ -307,7 +307,9 @@ func TestOpenRefuses(t *testing.T) {
 		{"other scheme", "mysql://u@h/d", claviger.Invalid, "mysql"},
 		{"bad parameter", "postgresql://u@127.0.0.1/d?sslmode=sometimes", claviger.Invalid, "sslmode"},
 		{"no such database", server.URI(pgtest.Superuser, "nowhere"), claviger.Unavailable, "CREATE DATABASE"},
-		{"no password", server.URI("guarded", "postgres") + "&passfile=/nonexistent", claviger.Unavailable, "passfile"},
+		{"no password", server.URI("guarded", "postgres") + "&passfile=/nonexistent", claviger.Unavailable, "open /nonexistent: no such file"},
+		{"a password file that cannot be read", server.URI("guarded", "postgres") + "&passfile=/proc/self/mem/pass", claviger.Unavailable, "cannot be read: open /proc/self/mem/pass: not a directory"},
+		{"no line for the role", server.URI("guarded", "postgres") + "&passfile=/dev/null", claviger.Unavailable, "check the role, its password file"},
 		{"nobody there", "postgresql://u@127.0.0.1:1/d", claviger.Unavailable, "the.property"},
 		{"newer schema", newer, claviger.Unavailable, "newer claviger"},
 	} {
