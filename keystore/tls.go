@@ -34,6 +34,8 @@ type TLSFile struct {
 	Type string
 	// Password is that of the file. PEM files have none.
 	Password secret.Bytes
+	// PasswordProperty is where Password is set, for messages; it may be empty.
+	PasswordProperty string
 	// KeyPassword is that of the private key in it; empty: the file's.
 	KeyPassword secret.Bytes
 	// KeyPath is a PEM file with the private key, where Path has certificates
@@ -85,14 +87,17 @@ func (f TLSFile) open() ([]byte, Format, error) {
 
 // explain names the file and says what to do about an error.
 func (f TLSFile) explain(format Format, err error) error {
-	if format == PKCS12Format && len(f.Password) == 0 && (errors.Is(err, pkcs12.ErrIncorrectPassword) || errors.Is(err, pkcs12.ErrDecryption)) {
-		return fmt.Errorf("keystore %s (%s): no password is set, and PKCS#12 cannot be read without its own: set the property that ends with .password beside the one that names this file"+
-			" (or a credential of that name in a store of %s)", f.Path, format, CredentialPathProperty)
+	if !errors.Is(err, ErrPassword) && !errors.Is(err, pkcs12.ErrIncorrectPassword) && !errors.Is(err, pkcs12.ErrDecryption) {
+		return fmt.Errorf("keystore %s (%s): %w", f.Path, format, err)
 	}
-	if errors.Is(err, ErrPassword) || errors.Is(err, pkcs12.ErrIncorrectPassword) || errors.Is(err, pkcs12.ErrDecryption) {
-		return fmt.Errorf("keystore %s (%s): %w; check the passwords of the keystore and of its key", f.Path, format, ErrPassword)
+	if len(f.Password) == 0 {
+		property := f.PasswordProperty
+		if property == "" {
+			property = "the property that ends with .password beside the one that names this file"
+		}
+		return fmt.Errorf("keystore %s (%s): no password is set, and it cannot be read without its own: set %s (or a credential of that name in a store of %s)", f.Path, format, property, CredentialPathProperty)
 	}
-	return fmt.Errorf("keystore %s (%s): %w", f.Path, format, err)
+	return fmt.Errorf("keystore %s (%s): %w; check the passwords of the keystore and of its key", f.Path, format, ErrPassword)
 }
 
 // Certificate loads a private key and its certificate chain. Of several keys in

@@ -98,6 +98,9 @@ func TestTLSErrors(t *testing.T) {
 		{"type", TLSFile{Path: "testdata/tls/server.jks", Type: "bcfks"}, `type "bcfks" is not known; it is one of jks, jceks, pkcs12, pem`},
 		{"garbage", TLSFile{Path: write("garbage", "hello")}, "the file is none of jks, jceks, pkcs12, pem"},
 		{"jks password", TLSFile{Path: "testdata/tls/server.jks", Password: wrong}, "testdata/tls/server.jks (jks): wrong password or damaged file"},
+		{"jks without", TLSFile{Path: "testdata/tls/server.jks", PasswordProperty: "ssl.server.keystore.password"}, "testdata/tls/server.jks (jks): no password is set, and it cannot be read without its own: set ssl.server.keystore.password (or a credential"},
+		{"jceks without", TLSFile{Path: "testdata/keytool.jceks"}, "testdata/keytool.jceks (jceks): no password is set"},
+		{"pkcs12 without", TLSFile{Path: "testdata/tls/server.pkcs12", PasswordProperty: "p"}, "no password is set, and it cannot be read without its own: set p (or"},
 		{"jks key password", TLSFile{Path: "testdata/tls/server.jks", Password: changeit}, "testdata/tls/server.jks (jks): wrong password or damaged file; check the passwords of the keystore and of its key"},
 		{"jceks password", TLSFile{Path: "testdata/keytool.jceks", Password: wrong}, "testdata/keytool.jceks (jceks): wrong password or damaged file"},
 		{"pkcs12 password", TLSFile{Path: "testdata/tls/server.pkcs12", Password: wrong}, "testdata/tls/server.pkcs12 (pkcs12): wrong password or damaged file"},
@@ -119,7 +122,7 @@ func TestTLSErrors(t *testing.T) {
 		want string
 	}{
 		{"jks password", TLSFile{Path: "testdata/tls/trust.jks", Password: wrong}, "wrong password or damaged file"},
-		{"pkcs12 without", TLSFile{Path: "testdata/tls/trust.pkcs12"}, "testdata/tls/trust.pkcs12 (pkcs12): no password is set, and PKCS#12 cannot be read without its own: set the property that ends with .password"},
+		{"pkcs12 without", TLSFile{Path: "testdata/tls/trust.pkcs12"}, "testdata/tls/trust.pkcs12 (pkcs12): no password is set, and it cannot be read without its own: set the property that ends with .password"},
 		{"pkcs12 password", TLSFile{Path: "testdata/tls/trust.pkcs12", Password: wrong}, "wrong password or damaged file"},
 		{"nothing trusted", TLSFile{Path: "testdata/secretkeyspec.jceks", Password: changeit}, "there is no trusted certificate in it"},
 	} {

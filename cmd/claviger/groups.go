@@ -208,7 +208,7 @@ func ldapTLS(conf *hadoopconf.Conf, log *slog.Logger) (*tls.Config, error) {
 	if !ok {
 		return c, nil
 	}
-	store := keystore.TLSFile{Path: path}
+	store := keystore.TLSFile{Path: path, PasswordProperty: property + ".password"}
 	var err error
 	if store.Password, err = passwordOrFile(conf, log, property+".password"); err != nil {
 		return nil, err

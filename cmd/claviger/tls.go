@@ -73,6 +73,7 @@ func (s stores) file(prefix string) (f keystore.TLSFile, ok bool, err error) {
 		return f, false, nil
 	}
 	f.Type = s.c.String(prefix + "type")
+	f.PasswordProperty = prefix + "password"
 	if f.Password, err = password(s.site, s.c, s.log, prefix+"password"); err != nil {
 		return f, true, err
 	}
@@ -235,7 +236,7 @@ func (s *service) clientTLS(provider.Env) (*tls.Config, error) {
 func (s stores) clientTrust() (f keystore.TLSFile, whence string, err error) {
 	const ours = "claviger.ssl.truststore"
 	if path, ok := s.site.Path(ours); ok {
-		f = keystore.TLSFile{Path: path, Type: s.site.String(ours + ".type")}
+		f = keystore.TLSFile{Path: path, Type: s.site.String(ours + ".type"), PasswordProperty: ours + ".password"}
 		f.Password, err = password(s.site, s.site, s.log, ours+".password")
 		return f, "property " + ours, err
 	}
