@@ -13,7 +13,9 @@ import (
 	"io/fs"
 	"math"
 	"os"
+	"os/user"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -90,7 +92,7 @@ func Share(file, store string, o Owner) (release func(), err error) {
 func claim(file, store string, o Owner, kind int16) (release func(), err error) {
 	f, err := open(file)
 	if err != nil {
-		return nil, fmt.Errorf("%w; the folder must be writable for the user that the server runs as", err)
+		return nil, fmt.Errorf("%w; %s", err, cure(file))
 	}
 	err = setLock(f, unix.F_OFD_SETLK, &unix.Flock_t{Type: kind, Start: claimed, Len: 1})
 	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
@@ -114,6 +116,22 @@ func claim(file, store string, o Owner, kind int16) (release func(), err error) 
 		}
 		_ = f.Close() // which frees the lock; a second call does nothing
 	}, nil
+}
+
+// cure is what an operator does about a lock file that cannot be opened.
+func cure(file string) string {
+	info, err := os.Stat(file)
+	if err != nil {
+		return "the folder must be writable for the user that the server runs as"
+	}
+	who := "another user"
+	if sys, ok := info.Sys().(*syscall.Stat_t); ok {
+		who = strconv.FormatUint(uint64(sys.Uid), 10)
+		if u, err := user.LookupId(who); err == nil {
+			who = u.Username
+		}
+	}
+	return fmt.Sprintf("the lock file belongs to user %s (mode %04o), and the user that the server runs as must be able to write to it: chown it to that user", who, info.Mode().Perm())
 }
 
 // open opens the file. Where root makes it, it belongs to the folder's owner, whose

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/user"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -117,5 +118,27 @@ func TestShare(t *testing.T) {
 	defer release()
 	if _, err := owner.Share(file, "keystore x", owner.Self("third", "")); !errors.As(err, new(*owner.InUseError)) {
 		t.Errorf("share beside a claim: %v", err)
+	}
+}
+
+// TestLockOfAnother: a lock file that is there and cannot be opened is blamed on its
+// owner, and not on the folder, which may well be writable.
+func TestLockOfAnother(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "x.lock")
+	if err := os.Mkdir(file, 0o700); err != nil { // what root cannot open either
+		t.Fatal(err)
+	}
+	me, err := user.Current()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = owner.Claim(file, "sqlite://x", owner.Self("claviger kms", ""))
+	if err == nil || !strings.Contains(err.Error(), file) || !strings.Contains(err.Error(), "belongs to user "+me.Username+" (mode 0700)") || strings.Contains(err.Error(), "the folder must be") {
+		t.Errorf("a lock file that is there: %v", err)
+	}
+	_, err = owner.Claim(filepath.Join(dir, "nowhere", "x.lock"), "sqlite://x", owner.Self("claviger kms", ""))
+	if err == nil || !strings.Contains(err.Error(), "the folder must be writable") {
+		t.Errorf("a folder that is not there: %v", err)
 	}
 }
