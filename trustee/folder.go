@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/ProtonMail/go-crypto/openpgp"
+	"golang.org/x/sys/unix"
 
 	"claviger"
 	"claviger/durable"
@@ -57,17 +58,30 @@ type conf struct {
 	Store      string     `json:"DB_CONNECT,omitempty"`
 }
 
+// MakeFolder makes the folder of an identity that is to be made, which takes seconds:
+// before, it is seen that nothing is overwritten and that files can be written there.
+func MakeFolder(path string) error {
+	const op = "trustee.MakeFolder"
+	for _, name := range []string{ConfFile, PublicRing, PrivateRing} {
+		if _, err := os.Lstat(filepath.Join(path, name)); err == nil {
+			return claviger.Errorf(op, claviger.Invalid, "", "%s holds %s already: an identity is never overwritten, since what was encrypted to it would be lost; name another folder", path, name)
+		}
+	}
+	if err := durable.MakeFolder(path, 0o700); err != nil {
+		return claviger.E(op, claviger.Invalid, "", err)
+	}
+	if err := unix.Access(path, unix.W_OK|unix.X_OK); err != nil {
+		return claviger.Errorf(op, claviger.Invalid, "", "no identity was made: %w; the folder must be writable for this user", &fs.PathError{Op: "write to", Path: path, Err: err})
+	}
+	return nil
+}
+
 // NewFolder makes a folder for a fresh identity. It refuses to touch one that is
 // there. Nothing is complete before keytrustee.conf is written, which comes last.
 func NewFolder(path string, id *Identity) (*Folder, error) {
 	const op = "trustee.NewFolder"
-	for _, name := range []string{ConfFile, PublicRing, PrivateRing} {
-		if _, err := os.Lstat(filepath.Join(path, name)); err == nil {
-			return nil, claviger.Errorf(op, claviger.Invalid, "", "%s holds %s already: an identity is never overwritten, since what was encrypted to it would be lost; name another folder", path, name)
-		}
-	}
-	if err := durable.MakeFolder(path, 0o700); err != nil {
-		return nil, claviger.E(op, claviger.Invalid, "", err)
+	if err := MakeFolder(path); err != nil {
+		return nil, err
 	}
 	f := &Folder{Path: path, Identity: id}
 	var ring bytes.Buffer

@@ -92,6 +92,9 @@ func initTrustee(ctx context.Context, out io.Writer, dir string, hosts []string,
 	}
 	folder, err := trustee.LoadFolder(dir)
 	if _, missing := os.Stat(filepath.Join(dir, trustee.ConfFile)); errors.Is(missing, fs.ErrNotExist) {
+		if err := trustee.MakeFolder(dir); err != nil {
+			return err
+		}
 		id, err := trustee.NewIdentity("keytrustee", "keytrustee Server Key", "keytrustee@"+hosts[0], trustee.KeyBits, time.Now())
 		if err != nil {
 			return err

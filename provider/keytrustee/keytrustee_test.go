@@ -288,6 +288,18 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
+// TestFolderFirst: no identity is made, and none is announced, where its folder cannot be.
+func TestFolderFirst(t *testing.T) {
+	s := newSite(t)
+	_, err := s.open("/proc/nowhere/.keytrustee")
+	if err == nil || !strings.Contains(err.Error(), "/proc/nowhere") {
+		t.Errorf("a folder that cannot be made: %v", err)
+	}
+	if strings.Contains(s.log.String(), "identity") {
+		t.Errorf("log: %s", &s.log)
+	}
+}
+
 // TestNested: a folder that scp -r has copied one level too deep is not taken for
 // one that is to be made.
 func TestNested(t *testing.T) {

@@ -149,6 +149,9 @@ func (o *opening) newFolder() (*trustee.Folder, error) {
 	if o.site.org == "" {
 		return nil, fmt.Errorf("%s: property %sorg is not set: at its first start a KT KMS registers with an organization, which claviger orgtool add makes", o.site.file, prefix)
 	}
+	if err := trustee.MakeFolder(o.path); err != nil {
+		return nil, err
+	}
 	host, err := os.Hostname()
 	if err != nil {
 		host = "localhost"
@@ -158,8 +161,12 @@ func (o *opening) newFolder() (*trustee.Folder, error) {
 	if err != nil {
 		return nil, err
 	}
+	folder, err := trustee.NewFolder(o.path, id)
+	if err != nil {
+		return nil, err
+	}
 	o.log.Warn("this KT KMS has an identity of its own now: other hosts of the same KMS need a copy of the folder before they are started", "folder", o.path, "identity", id)
-	return trustee.NewFolder(o.path, id)
+	return folder, nil
 }
 
 // newClient makes a client of the servers that kts-site.xml names. Active and
