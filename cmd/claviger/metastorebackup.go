@@ -16,6 +16,7 @@ import (
 	"claviger/hadoopconf"
 	"claviger/metastore/sqlite"
 	"claviger/owner"
+	"claviger/provider/hsm"
 )
 
 // sqlitePlace is where the configuration has an SQLite store.
@@ -123,6 +124,9 @@ func (f *restoreFlags) restore(ctx context.Context, out io.Writer, conf *hadoopc
 		return err
 	}
 	defer func() { err = errors.Join(err, staged.Discard()) }()
+	if err := keepStoreID(ctx, place, staged.Store); err != nil {
+		return err
+	}
 	lost, undo, err := f.lost(ctx, out, conf, place, staged, log)
 	if err != nil {
 		return err
@@ -157,9 +161,30 @@ func (f *restoreFlags) restore(ctx context.Context, out io.Writer, conf *hadoopc
 	if aside != "" {
 		_, err = fmt.Fprintf(out, "kept the store that was there: %s\n", aside)
 	}
+	if staged.Facts.Schema < sqlite.SchemaVersion {
+		_, werr := fmt.Fprintf(out, "the copy was of schema version %d and is of %d now: the older claviger that wrote it cannot use it any more\n", staged.Facts.Schema, sqlite.SchemaVersion)
+		err = errors.Join(err, werr)
+	}
 	_, werr := fmt.Fprintf(out, "restored %s from %s: %d keys with %d versions, %d deleted keys, as of %s\nnext: claviger metastore verify --conf %s\n",
 		place.file, file, staged.Facts.Keys, staged.Facts.Versions, staged.Facts.Deleted, madeAt(staged.Facts), conf.Dir())
 	return errors.Join(err, werr)
+}
+
+// keepStoreID gives a copy from before stores had an id the id of the store whose place
+// it takes: the token is bound to that.
+func keepStoreID(ctx context.Context, place storePlace, staged *sqlite.Store) error {
+	if _, has, err := staged.Setting(ctx, hsm.SettingID); err != nil || has || place.missing() {
+		return err
+	}
+	current, err := sqlite.OpenReadOnly(ctx, place.file)
+	if err != nil {
+		return nil //nolint:nilerr // it is damaged, which is why it is replaced
+	}
+	id, has, err := current.Setting(ctx, hsm.SettingID)
+	if err = errors.Join(err, current.Close()); err != nil || !has {
+		return nil //nolint:nilerr // as above
+	}
+	return staged.SetSetting(ctx, hsm.SettingID, id)
 }
 
 func madeAt(f sqlite.Facts) string {

@@ -123,7 +123,10 @@ func verifyStore(ctx context.Context, conf *hadoopconf.Conf, file string, token 
 		if !token {
 			return r, nil
 		}
-		store, err = sqlite.OpenReadOnly(ctx, file)
+		var read *sqlite.Store
+		if read, err = sqlite.OpenReadOnly(ctx, file); err == nil {
+			store = read // an interface that holds nil is not nil
+		}
 	} else {
 		if store, err = readStore(ctx, conf, log); err == nil {
 			r.Facts, err = factsOf(ctx, store)

@@ -123,8 +123,8 @@ func Inspect(ctx context.Context, path string) (f Facts, err error) {
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
 	db.SetMaxOpenConns(1)
-	if f.Schema, err = schemaOf(ctx, db); err == nil && f.Schema > schemaVersion {
-		return f, fmt.Errorf("%s has schema version %d, this program knows versions up to %d: a newer claviger has written it; run that version or a newer one", path, f.Schema, schemaVersion)
+	if f.Schema, err = schemaOf(ctx, db); err == nil && f.Schema > SchemaVersion {
+		return f, fmt.Errorf("%s has schema version %d, this program knows versions up to %d: a newer claviger has written it; run that version or a newer one", path, f.Schema, SchemaVersion)
 	}
 	if err == nil {
 		err = integrity(ctx, db)
@@ -269,7 +269,7 @@ func Stage(ctx context.Context, from, path string, plain bool) (s *Staged, err e
 			return nil, err
 		}
 	}
-	store, err := Open(ctx, work)
+	store, err := open(ctx, work, false)
 	if err != nil {
 		return nil, err
 	}

@@ -81,7 +81,7 @@ func TestBackupWhileWriting(t *testing.T) {
 			t.Errorf("mode %v, %v", st.Mode(), err)
 		}
 		got, err := Inspect(ctx, to)
-		if err != nil || got != f || f.Keys != f.Versions || f.Keys < last || f.TokenSerial != "5e71a1" || time.Since(f.Made) > time.Minute || f.Schema != schemaVersion {
+		if err != nil || got != f || f.Keys != f.Versions || f.Keys < last || f.TokenSerial != "5e71a1" || time.Since(f.Made) > time.Minute || f.Schema != SchemaVersion {
 			t.Errorf("copy %d: %+v, inspected %+v, %v", i, f, got, err)
 		}
 		last = f.Keys

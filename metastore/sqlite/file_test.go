@@ -44,8 +44,8 @@ func TestSchemaVersion(t *testing.T) {
 		t.Fatal(files, err)
 	}
 	var newest int
-	if _, err := fmt.Sscanf(filepath.Base(files[len(files)-1]), "%d_", &newest); err != nil || newest != schemaVersion {
-		t.Errorf("newest migration is %d (%v), schemaVersion is %d", newest, err, schemaVersion)
+	if _, err := fmt.Sscanf(filepath.Base(files[len(files)-1]), "%d_", &newest); err != nil || newest != SchemaVersion {
+		t.Errorf("newest migration is %d (%v), SchemaVersion is %d", newest, err, SchemaVersion)
 	}
 }
 
@@ -196,7 +196,7 @@ func TestRefused(t *testing.T) {
 		{write("text.db", []byte(strings.Repeat("not a database at all\n", 400))), `is not an SQLite database, or its head is damaged .*restore the file from a backup`},
 		{write("damaged.db", damaged), `is damaged .*restore the file from a backup`},
 		{write("short.db", image[:len(image)/2]), `is damaged .*restore the file from a backup`},
-		{edit("newer.db", fmt.Sprintf("INSERT INTO goose_db_version (version_id, is_applied) VALUES (%d, 1)", schemaVersion+1)), fmt.Sprintf(`has schema version %d, this program knows versions up to %d: a newer claviger has written it`, schemaVersion+1, schemaVersion)},
+		{edit("newer.db", fmt.Sprintf("INSERT INTO goose_db_version (version_id, is_applied) VALUES (%d, 1)", SchemaVersion+1)), fmt.Sprintf(`has schema version %d, this program knows versions up to %d: a newer claviger has written it`, SchemaVersion+1, SchemaVersion)},
 		{edit("other.db", "PRAGMA application_id = 7"), `is an SQLite database of another program`},
 		{edit("unmarked.db", "PRAGMA application_id = 0; PRAGMA journal_mode = DELETE"), `is an SQLite database of another program`},
 	} {

@@ -47,8 +47,8 @@ func OpenReadOnly(ctx context.Context, path string) (*Store, error) {
 func (s *Store) openReadOnly(ctx context.Context) error {
 	const op = "sqlite.OpenReadOnly"
 	version, err := s.version(ctx)
-	if err == nil && version != schemaVersion {
-		err = claviger.Errorf(op, claviger.Unavailable, "", "metastore %s has schema version %d, this program reads version %d: %s", s.path, version, schemaVersion, oddVersion(version))
+	if err == nil && version != SchemaVersion {
+		err = claviger.Errorf(op, claviger.Unavailable, "", "metastore %s has schema version %d, this program reads version %d: %s", s.path, version, SchemaVersion, oddVersion(version))
 	}
 	if err == nil {
 		err = s.prepare(ctx)
@@ -57,7 +57,7 @@ func (s *Store) openReadOnly(ctx context.Context) error {
 }
 
 func oddVersion(version int64) string {
-	if version < schemaVersion {
+	if version < SchemaVersion {
 		return "start the server once, which brings it up to date"
 	}
 	return fmt.Sprintf("run the claviger that has written version %d", version)
@@ -75,7 +75,7 @@ func OpenEmpty(ctx context.Context, path string) (*Store, error) {
 	}
 	s.write.SetMaxOpenConns(1) // each connection to ":memory:" has a database of its own
 	s.read = s.write
-	err = s.migrate(ctx)
+	err = s.migrate(ctx, 0, false)
 	if err == nil {
 		err = s.prepare(ctx)
 	}

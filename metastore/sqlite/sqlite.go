@@ -36,8 +36,8 @@ import (
 var migrations embed.FS
 
 const (
-	// schemaVersion is the number of the newest file in migrations.
-	schemaVersion = 4
+	// SchemaVersion is the number of the newest file in migrations.
+	SchemaVersion = 4
 	// applicationID marks the file as ours in SQLite's header: "CLAV".
 	applicationID = 0x434c4156
 	// readers is how many lookups run side by side; each is a connection of about
@@ -77,7 +77,13 @@ var _ metastore.Store = (*Store)(nil)
 // there is none; the folder must exist. It brings an older schema up to date,
 // and refuses a newer one, a damaged file and a file that is not a metastore,
 // each with an error that names the file and the cure.
-func Open(ctx context.Context, path string) (*Store, error) {
+//
+// A store of an older schema is brought up to date. A copy of it as it was stays beside
+// it, named by its schema (claviger.db.schema-3), for the program that wrote it.
+func Open(ctx context.Context, path string) (*Store, error) { return open(ctx, path, true) }
+
+// open is Open; keep says whether the copy is made.
+func open(ctx context.Context, path string, keep bool) (*Store, error) {
 	const op = "sqlite.Open"
 	abs, err := filepath.Abs(path)
 	if err != nil {
@@ -97,7 +103,7 @@ func Open(ctx context.Context, path string) (*Store, error) {
 	}
 	s.read.SetMaxOpenConns(readers)
 	s.read.SetMaxIdleConns(readers)
-	err = s.open(ctx)
+	err = s.open(ctx, keep)
 	if err == nil {
 		s.place = abs
 		s.opened, err = os.Stat(abs)
@@ -182,18 +188,18 @@ func dsn(path string, params ...string) string {
 	return u
 }
 
-func (s *Store) open(ctx context.Context) error {
+func (s *Store) open(ctx context.Context, keep bool) error {
 	const op = "sqlite.Open"
 	version, err := s.version(ctx)
 	if err != nil {
 		return s.fail(op, "", err)
 	}
-	if version > schemaVersion {
-		return claviger.Errorf(op, claviger.Unavailable, "", "metastore %s has schema version %d, this program knows versions up to %d: a newer claviger has written it; run that version or a newer one, or restore the copy that was taken before the upgrade",
-			s.path, version, schemaVersion)
+	if version > SchemaVersion {
+		return claviger.Errorf(op, claviger.Unavailable, "", "metastore %s has schema version %d, this program knows versions up to %d: a newer claviger has written it; run that version or a newer one, or put the copy that was kept at the upgrade (%[1]s.schema-%[3]d) in its place while no server runs",
+			s.path, version, SchemaVersion)
 	}
-	if version < schemaVersion {
-		if err := s.migrate(ctx); err != nil {
+	if version < SchemaVersion {
+		if err := s.migrate(ctx, version, keep); err != nil {
 			return err
 		}
 	}
@@ -235,8 +241,8 @@ func (s *Store) version(ctx context.Context) (int64, error) {
 	return version, err
 }
 
-// migrate brings the schema up to date, in one process at a time.
-func (s *Store) migrate(ctx context.Context) error {
+// migrate brings the schema up to date from version, in one process at a time.
+func (s *Store) migrate(ctx context.Context, version int64, keep bool) error {
 	const op = "sqlite.Open"
 	unlock, err := s.Lock(ctx, "schema")
 	if err != nil {
@@ -247,6 +253,12 @@ func (s *Store) migrate(ctx context.Context) error {
 	if who, err := s.Owners(ctx); err != nil || len(who) > 0 {
 		return claviger.Errorf(op, claviger.Unavailable, "", "the schema of metastore %w, and cannot be brought up to date meanwhile; stop that process first",
 			errors.Join(err, &owner.InUseError{Store: s.URI(), Owners: who}))
+	}
+	if keep && version > 0 {
+		copied := fmt.Sprintf("%s.schema-%d", s.path, version)
+		if _, err := Backup(ctx, s.path, copied); err != nil && !errors.As(err, new(*durable.AlreadyError)) {
+			return claviger.Errorf(op, claviger.Unavailable, "", "the schema of metastore %s is not brought up to date, for the copy that is kept of it, %s, could not be made: %w; make room, and let this user write into the folder", s.path, copied, err)
+		}
 	}
 	if _, err := s.write.ExecContext(ctx, fmt.Sprintf("PRAGMA application_id = %d", applicationID)); err != nil {
 		return s.fail(op, "", err)

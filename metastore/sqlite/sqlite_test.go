@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"claviger/metastore"
@@ -65,4 +66,25 @@ func TestUpgraded(t *testing.T) {
 	}
 	defer func() { _ = s.Close() }()
 	storetest.Upgraded(t, s)
+	if f, err := sqlite.Inspect(t.Context(), path+".schema-3"); err != nil || f.Schema != 3 || f.Keys == 0 || f.Pending != 2 {
+		t.Errorf("the copy that is kept: %+v, %v", f, err)
+	}
+
+	// A server of then that was not stopped writes its steps as it did.
+	beside, err := sql.Open("sqlite", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = beside.Close() }()
+	if _, err := beside.ExecContext(t.Context(), `INSERT INTO intent (key, op, ids, begun, payload) VALUES ('late', 'create', '["a1f1000000000009"]', 1, x'')`); err != nil {
+		t.Fatal(err)
+	}
+	pending, err := s.Pending(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := metastore.Ref{ID: "a1f1000000000009", Object: "a1f1000000000009"}
+	if last := pending[len(pending)-1]; last.Key != "late" || !slices.Equal(last.Refs, []metastore.Ref{want}) {
+		t.Errorf("the step of the old server: %+v", last)
+	}
 }

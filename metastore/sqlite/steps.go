@@ -99,6 +99,11 @@ func decodeRefs(ids, objects string) ([]metastore.Ref, error) {
 			return nil, err
 		}
 	}
+	if len(lists[1]) == 0 {
+		// A server from before numbered versions that went on beside the upgrade wrote
+		// it: its ids were the CKA_IDs.
+		lists[1] = lists[0]
+	}
 	if len(lists[0]) != len(lists[1]) {
 		return nil, fmt.Errorf("%d ids, %d objects", len(lists[0]), len(lists[1]))
 	}

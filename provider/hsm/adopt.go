@@ -330,7 +330,7 @@ func (p *Provider) Rebind(ctx context.Context) error { return p.rebind(ctx) }
 // Bindings tells which stores the token is bound to, and whether this one is among
 // them. A token that keeps no such objects needs no binding: bound is true.
 func (p *Provider) Bindings(ctx context.Context) (list []Binding, bound bool, err error) {
-	id, _, err := p.store.Setting(ctx, settingID)
+	id, _, err := p.store.Setting(ctx, SettingID)
 	if err != nil {
 		return nil, false, err
 	}

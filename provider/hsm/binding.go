@@ -18,8 +18,8 @@ import (
 // token, which is one but for sites that shared a token before there were such
 // objects.
 const (
-	// settingID is the store's id: 32 hex digits.
-	settingID = "store.id"
+	// SettingID is the store's id: 32 hex digits.
+	SettingID = "store.id"
 	// settingBound is when the store was first bound to a token by its id.
 	settingBound = "hsm.bound"
 	// settingKeepsNone is the serial number of a token that refused our data object.
@@ -80,7 +80,7 @@ func (p *Provider) bindIDs(ctx context.Context, st standing) error {
 		return err
 	}
 	defer unlock()
-	id, _, err := p.store.Setting(ctx, settingID)
+	id, _, err := p.store.Setting(ctx, SettingID)
 	if err != nil {
 		return err
 	}
@@ -186,7 +186,7 @@ func (p *Provider) bindTo(ctx context.Context, id string, mine *Binding, alone b
 			return err
 		}
 		id = hex.EncodeToString(raw)
-		if err := p.store.SetSetting(ctx, settingID, id); err != nil {
+		if err := p.store.SetSetting(ctx, SettingID, id); err != nil {
 			return err
 		}
 	}
@@ -235,7 +235,7 @@ func (p *Provider) rebind(ctx context.Context) error {
 	if err := p.giveUp(ctx); err != nil {
 		return err
 	}
-	id, _, err := p.store.Setting(ctx, settingID)
+	id, _, err := p.store.Setting(ctx, SettingID)
 	if err != nil {
 		return err
 	}

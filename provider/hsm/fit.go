@@ -279,7 +279,7 @@ func (p *Provider) bindingHolds(ctx context.Context) (bound bool, err error) {
 	if p.keepsNone.Load() {
 		return true, nil
 	}
-	id, _, err := p.store.Setting(ctx, settingID)
+	id, _, err := p.store.Setting(ctx, SettingID)
 	if err != nil {
 		return false, err
 	}

@@ -281,7 +281,7 @@ func (p *Provider) join(ctx context.Context) (later []string, err error) {
 		err = p.noteToken(ctx)
 	}
 	if err == nil {
-		p.id, _, err = p.store.Setting(ctx, settingID)
+		p.id, _, err = p.store.Setting(ctx, SettingID)
 	}
 	return later, err
 }
