@@ -171,6 +171,9 @@ func newTrusteeServe() *cobra.Command {
 			if err != nil {
 				return &exitError{exitUsage, err}
 			}
+			if r := server.Role(f.peer.role); r != "" && r != server.RoleActive && r != server.RolePassive {
+				return &exitError{exitUsage, fmt.Errorf("--role %q: it must be %s or %s", r, server.RoleActive, server.RolePassive)}
+			}
 			return serveTrustee(cmd.Context(), f, log)
 		},
 	}

@@ -169,7 +169,8 @@ func newTrusteeStatus() *cobra.Command {
 		}
 		return nil
 	}
-	cmd := trusteeCommand("status [--digest] [-o json]", "Show which of two trustees is active, and whether the other has all", "", cobra.NoArgs,
+	cmd := trusteeCommand("status [--digest] [-o json]", "Show which of two trustees is active, and whether the other has all",
+		"Exit status: 0 the other has all, or there is none; 3 the other does not answer, or the two are not in step.", cobra.NoArgs,
 		func(cmd *cobra.Command, _ []string, folder *trustee.Folder) error {
 			if err := checked(); err != nil {
 				return err
@@ -196,13 +197,23 @@ func newTrusteeStatus() *cobra.Command {
 			if output == "json" {
 				enc := json.NewEncoder(cmd.OutOrStdout())
 				enc.SetIndent("", "  ")
-				return enc.Encode(report)
+				err = enc.Encode(report)
+			} else {
+				err = printTrusteeStatus(cmd.OutOrStdout(), &report)
 			}
-			return printTrusteeStatus(cmd.OutOrStdout(), &report)
+			if err == nil && apart(&report) {
+				err = &exitError{code: exitRefused} // all was said
+			}
+			return err
 		})
 	cmd.Flags().BoolVar(&digest, "digest", false, "compare all that both hold, by digest")
 	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
 	return cmd
+}
+
+// apart tells that two trustees are not in step, or that nobody can say.
+func apart(r *server.StatusReport) bool {
+	return r.Peer == nil || r.Lag > 0 || r.Role == server.RoleActive && !r.Synced || r.Digest != r.PeerDigest
 }
 
 func printTrusteeStatus(out io.Writer, r *server.StatusReport) error {

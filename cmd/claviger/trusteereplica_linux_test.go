@@ -163,7 +163,8 @@ func (h *host) await(what string, digest bool, ok func(*server.StatusReport) boo
 	var out string
 	for begun := time.Now(); time.Since(begun) < 20*time.Second; time.Sleep(100 * time.Millisecond) {
 		var err error
-		if out, err = h.do(args...); err != nil {
+		var failed *exec.ExitError
+		if out, err = h.do(args...); err != nil && (!errors.As(err, &failed) || failed.ExitCode() != exitRefused) {
 			continue
 		}
 		var r server.StatusReport
