@@ -92,7 +92,7 @@ func lookForToken(b Boundary, c *Config) (candidate, error) {
 	case len(fit) == 1:
 		return fit[0], nil
 	case len(fit) > 1:
-		return candidate{}, fmt.Errorf("%d tokens of %s fit %s: %s; name the right one by its serial number (serial = ...)", len(fit), c.Module, c.wanted(), list(fit))
+		return candidate{}, fmt.Errorf("%d tokens of %s fit %s: %s; name the right one by its serial number: --serial in place of --token, or serial = ... in place of token = ... in the keystore file", len(fit), c.Module, c.wanted(), list(fit))
 	case len(all) == 0 && len(blank) > 0:
 		return candidate{}, fmt.Errorf("no token of %s is initialised (empty: slot %s)%s; initialise one with the HSM's own tool (SoftHSM: softhsm2-util --init-token --free --label LABEL)", c.Module, strings.Join(blank, ", "), c.unlessHidden())
 	case len(all) == 0:
