@@ -113,6 +113,11 @@ type Taken struct{ text string }
 
 func (t *Taken) Error() string { return t.text }
 
+// hasSource tells whether a source is configured.
+func (r *Ring) hasSource(uri string) bool {
+	return slices.ContainsFunc(r.sources, func(s *source) bool { return s.URI() == uri })
+}
+
 // explainMissing adds to "not found" what the journal knows of the key.
 func (r *Ring) explainMissing(ctx context.Context, err error, name string) error {
 	kind := claviger.KindOf(err)
@@ -141,8 +146,12 @@ func (r *Ring) explainMissing(ctx context.Context, err error, name string) error
 		why = fmt.Sprintf("key '%s' was at %s, whose migration was finished at %s without it", key, o.Source, stamp(o.Finished))
 	case kind == claviger.KeyNotFound:
 		why = fmt.Sprintf("key '%s' was migrated from %s and has been deleted here since", key, o.Source)
+	case o.Finished.IsZero() && r.hasSource(o.Source):
+		return err // it was asked
 	case o.Finished.IsZero():
-		return err // the sources were asked
+		// No final answer: what is encrypted under it is there to be read again.
+		return claviger.Errorf("keyring.history", claviger.SourceUnreachable, name, "'%s' may be a version of key '%s' at %s, whose migration is not finished, and that KMS is not configured here any more: "+
+			"name it in hadoop.kms.key.provider.reencryption.source.uri again, or end the migration with claviger migrate finish", name, key, o.Source)
 	default:
 		why = fmt.Sprintf("it may be a version of key '%s' at %s, whose migration was finished at %s: what is encrypted under it can be read only while that KMS "+
 			"is a source (hadoop.kms.key.provider.reencryption.source.uri)", key, o.Source, stamp(o.Finished))

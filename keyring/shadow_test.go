@@ -83,7 +83,7 @@ func TestShadowing(t *testing.T) {
 		{migrated, "present", "Payroll", "no", "none", "no", "ok", "no", "ok"},
 		{migrated, "absent", "payroll", "exists", "none", "no", "404", "no", "404"},
 		{migrated, "silent", "payroll", "exists", "none", "no", "503", "no", "503"},
-		{migrated, "gone", "payroll", "exists", "none", "404", "404", "404", "404"},
+		{migrated, "gone", "payroll", "exists", "none", "503", "503", "503", "503"},
 		{ended, "gone", "payroll", "exists", "none", "404", "404", "404", "404"},
 		// The migration was finished: the source may be named again.
 		{endedSoftly, "gone", "payroll", "no", "ok", "404", "404", "404", "404"},
@@ -100,11 +100,11 @@ func TestShadowing(t *testing.T) {
 		{softly, "present", "Payroll", "no", "none", "no", "ok", "none", "none"},
 		{softly, "absent", "payroll", "no", "ok", "404", "404", "404", "none"},
 		{softly, "silent", "payroll", "503", "ok", "503", "503", "none", "none"},
-		{softly, "gone", "payroll", "no", "ok", "404", "404", "404", "404"},
+		{softly, "gone", "payroll", "no", "ok", "503", "503", "503", "503"},
 		{purged, "present", "payroll", "no", "none", "no", "ok", "none", "none"},
 		{purged, "absent", "payroll", "ok", "none", "404", "404", "404", "none"},
 		{purged, "silent", "payroll", "503", "none", "503", "503", "none", "none"},
-		{purged, "gone", "payroll", "no", "none", "404", "404", "404", "404"},
+		{purged, "gone", "payroll", "no", "none", "503", "503", "503", "503"},
 		// bob's key was there first: he may use it, and gets nothing of alice's by it.
 		{before, "present", "payroll", "exists", "none", "no", "no", "no", "no"},
 		{before, "silent", "payroll", "exists", "none", "503", "no", "503", "503"},
@@ -113,7 +113,7 @@ func TestShadowing(t *testing.T) {
 		{beforeSame, "present", "payroll", "exists", "none", "other", "no", "other", "other"},
 		{beforeSame, "silent", "payroll", "exists", "none", "other", "no", "other", "other"},
 		// Named by the journal of a migration that goes on.
-		{inJournal, "gone", "payroll", "no", "none", "404", "404", "404", "404"},
+		{inJournal, "gone", "payroll", "no", "none", "503", "503", "503", "503"},
 	} {
 		for _, listed := range []bool{false, true} { // named by source.uri, or second in the provider list
 			t.Run(fmt.Sprintf("%s/%s/%s/listed=%t", r.here, r.source, r.spelt, listed), func(t *testing.T) {
