@@ -323,6 +323,11 @@ func (r *Ring) reencryptOnce(ctx context.Context, q *request, named *string, her
 		if r.cfg.KeyAuthorization && !sameKey(own[i].Of, current.Of) {
 			return nil, claviger.E("keyring.Reencrypt", claviger.Unavailable, key, errTwoKeys)
 		}
+		if own[i].Name != current.Name {
+			if err := r.needNoConflict(ctx, "keyring.Reencrypt", &own[i]); err != nil {
+				return nil, err
+			}
+		}
 	}
 	q.did.version = current.Name
 	var out []claviger.EDEK

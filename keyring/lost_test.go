@@ -3,6 +3,7 @@ package keyring
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -34,4 +35,40 @@ func TestNoEDEKsOfLostVersions(t *testing.T) {
 	wantKind(t, err, claviger.Unavailable)
 	_, err = l.Generate(t.Context(), caller("u"), "k", 3)
 	wantKind(t, err, claviger.Unavailable)
+}
+
+// TestConflictIsNotReencrypted: a key was migrated, and rolled at its source since, so
+// that one name is two versions. What comes out of the source's EDEK here is no DEK, and
+// does not take its place.
+func TestConflictIsNotReencrypted(t *testing.T) {
+	s := newShadowLab(t, migrated, "present", "payroll", false)
+	v, err := s.primary.Current(t.Context(), "payroll")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.primary.Roll(t.Context(), "payroll", nil); err != nil {
+		t.Fatal(err)
+	}
+	theirs := s.edek
+	theirs.Version = v.Name // as the source names the version that it has rolled to
+	if _, err := s.Reencrypt(t.Context(), caller("nn"), "payroll", true, theirs); err != nil {
+		t.Fatalf("before anything is known: %v", err)
+	}
+	s.past.mu.Lock()
+	s.past.list[0].TakenOver = false // the journal's newest word
+	s.past.mu.Unlock()
+	s.origins.forget()
+	for what, again := range map[string]func() error{
+		"one": func() error { _, err := s.Reencrypt(t.Context(), caller("nn"), "payroll", true, theirs); return err },
+		"batch": func() error {
+			_, err := s.ReencryptBatch(t.Context(), caller("nn"), "payroll", []claviger.EDEK{theirs})
+			return err
+		},
+	} {
+		err := again()
+		wantKind(t, err, claviger.Invalid)
+		if err != nil && !strings.Contains(err.Error(), "claviger migrate plan") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
 }
