@@ -90,7 +90,7 @@ func (r *Ring) findClashes(ctx context.Context) error {
 	if len(texts) == 0 {
 		return nil
 	}
-	return &clash{strings.Join(texts, "; ") + "; the rules of the key here stand before the source's EDEKs of that name: see claviger migrate plan, and rename one of the two keys"}
+	return &clash{strings.Join(texts, "; ") + "; the rules of the key here stand before the source's EDEKs of that name: see claviger migrate plan, and let the users of one of the two copy their files to a zone with another key"}
 }
 
 // clashesWith returns names of ours that the source answers to, of keys that were not

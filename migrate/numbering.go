@@ -138,9 +138,9 @@ func collision(it Item, theirs *claviger.Metadata, ours []string) string {
 
 // whyCollision says what to do about it.
 func whyCollision(version string) string {
-	return fmt.Sprintf("rolled at the source since: %s is one key there and another one here, so EDEKs of that name that the source made do not open here; "+
+	return fmt.Sprintf("rolled at the source since: %s is one key there and another one here, so EDEKs of that name that the source made open here to a wrong key; "+
 		"stop rolls at the source; if HDFS does not use this server yet, delete the key here (claviger key delete) and run the migration again, which takes the next number; "+
-		"if it does, copy the files that were made through the source since its roll from there", claviger.Printable(version))
+		"if it does, do not re-encrypt the zone before you have copied the files that were made through the source since its roll, from there", claviger.Printable(version))
 }
 
 var _ metastore.Numbers = Store(nil)

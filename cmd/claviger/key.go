@@ -147,13 +147,25 @@ func versionFlag(cmd *cobra.Command, version *string) {
 	cmd.Flags().StringVar(version, "key-version", "", "full name of a version of the deleted key that is meant, as in NAME@3: see key list --deleted")
 }
 
+// givenVersion refuses a version that is given and empty, as by an unset variable of a
+// script: without a version all deleted keys of the name are meant.
+func givenVersion(cmd *cobra.Command, version string) error {
+	if version == "" && cmd.Flags().Changed("key-version") {
+		return &exitError{exitUsage, errors.New("--key-version is empty: give the full name of a version, as in NAME@3, or leave the flag out")}
+	}
+	return nil
+}
+
 func newKeyUndelete() *cobra.Command {
 	var version string
 	cmd := keyCommand("undelete NAME --provider URI [--key-version NAME@N]", "Bring back a deleted key",
 		`undelete brings back a deleted key NAME, with all of its versions: the one that has the version of --key-version; without that, the
 one that was deleted last of those that you may manage. Where a key of that name is there now, it is refused: delete that one first, which
 can be undeleted as well.`, cobra.ExactArgs(1),
-		func(ctx context.Context, _ *cobra.Command, kms *kmsclient.Provider, out *output, args []string) error {
+		func(ctx context.Context, cmd *cobra.Command, kms *kmsclient.Provider, out *output, args []string) error {
+			if err := givenVersion(cmd, version); err != nil {
+				return err
+			}
 			if err := kms.Undelete(ctx, args[0], version); err != nil {
 				return err
 			}
@@ -171,6 +183,9 @@ Where several have the name under different ACL names, it is refused without --k
 again. It asks you to type the name once more; --yes-purge NAME does that for scripts. The KMS refuses while a key was used within its
 claviger.purge.min.unused.`, cobra.ExactArgs(1),
 		func(ctx context.Context, cmd *cobra.Command, kms *kmsclient.Provider, out *output, args []string) error {
+			if err := givenVersion(cmd, version); err != nil {
+				return err
+			}
 			name := args[0]
 			typed := yes
 			if !cmd.Flags().Changed("yes-purge") {
