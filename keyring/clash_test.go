@@ -51,3 +51,17 @@ func TestNamesClash(t *testing.T) {
 		t.Errorf("a silent source: %v", err)
 	}
 }
+
+// TestSourceTakenOutTooEarly: a source that is no longer configured while its migration
+// goes on is told.
+func TestSourceTakenOutTooEarly(t *testing.T) {
+	for here, told := range map[string]bool{migrated: true, inJournal: true, ended: false} {
+		s := newShadowLab(t, here, "gone", "payroll", false)
+		if err := s.CheckMigrations(t.Context()); told != (err != nil) || told && !strings.Contains(err.Error(), "the migration from "+farURI+" is not finished") {
+			t.Errorf("%s: %v", here, err)
+		}
+	}
+	if err := newShadowLab(t, migrated, "present", "payroll", false).CheckMigrations(t.Context()); err != nil {
+		t.Error(err)
+	}
+}

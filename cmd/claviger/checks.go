@@ -66,6 +66,9 @@ func (s *kmsServer) checks() []console.Check {
 			Run: func(ctx context.Context) error { return s.ring.CheckSource(ctx, i) },
 		})
 	}
+	if s.svc.Store != nil {
+		checks = append(checks, console.Check{Name: "sources of migrations", Informational: true, Run: s.ring.CheckMigrations})
+	}
 	if len(s.ring.Sources()) > 0 {
 		checks = append(checks, console.Check{Name: "names at the sources", Informational: true, Run: s.ring.CheckNames})
 	}

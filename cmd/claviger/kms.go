@@ -160,6 +160,9 @@ func (s *kmsServer) run(ctx context.Context, front *front, readyFile string) (er
 	}
 	none := ""
 	s.waiting.Store(&none)
+	if err := s.ring.CheckMigrations(ctx); err != nil {
+		s.log.Warn("a migration is not finished", "err", err)
+	}
 	group.Go(func() {
 		// What clashes stands in the log; what is not known, in /readyz.
 		_ = s.ring.CheckNames(background)
