@@ -151,14 +151,14 @@ func integrity(ctx context.Context, db *sql.DB) error {
 		return err
 	}
 	if first != "ok" {
-		return fmt.Errorf("it is damaged: %s; take another backup, the keys in the HSM are not touched by this", first)
+		return fmt.Errorf("it is damaged: %s; a store is restored from a backup, a backup is taken anew; the keys in the HSM are not touched by this", first)
 	}
 	var broken bool
 	if err := db.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM pragma_foreign_key_check)`).Scan(&broken); err != nil {
 		return err
 	}
 	if broken {
-		return errors.New("it is damaged: versions belong to no key; take another backup, the keys in the HSM are not touched by this")
+		return errors.New("it is damaged: versions belong to no key; a store is restored from a backup, a backup is taken anew; the keys in the HSM are not touched by this")
 	}
 	return nil
 }

@@ -203,11 +203,29 @@ func (s *Store) open(ctx context.Context, keep bool) error {
 			return err
 		}
 	}
+	if err := s.whole(ctx); err != nil {
+		return err
+	}
 	// Not before we know that the file is ours: the mode is written into it.
 	if _, err := s.write.ExecContext(ctx, "PRAGMA journal_mode = WAL"); err != nil {
 		return s.fail(op, "", err)
 	}
 	return s.fail(op, "", s.prepare(ctx))
+}
+
+// whole refuses a file that is damaged: changes that went into it could not be read
+// again. It reads every page.
+func (s *Store) whole(ctx context.Context) error {
+	const op = "sqlite.Open"
+	var first string
+	if err := s.write.QueryRowContext(ctx, "PRAGMA quick_check(1)").Scan(&first); err != nil {
+		return s.fail(op, "", err)
+	}
+	if first != "ok" {
+		return claviger.Errorf(op, claviger.Unavailable, "", "metastore %s is damaged (%s); restore the file from a backup (claviger metastore restore); the keys in the HSM are not touched by this, and claviger hsm adopt brings back what the backup does not know",
+			s.path, first)
+	}
+	return nil
 }
 
 func (s *Store) prepare(ctx context.Context) (err error) {
