@@ -480,6 +480,9 @@ func (e *Engine) refusals(ctx context.Context, f *Ending, h *history, o FinishOp
 	}
 	for _, key := range h.order {
 		if it := h.items[key]; !it.State.settled() {
+			if it.Why == "" { // a run was broken off before it
+				it.Why = "run the migration again"
+			}
 			refuse("key %s is %s: %s", claviger.Printable(key), it.State, it.Why)
 		}
 	}
