@@ -1,0 +1,279 @@
+package migrate
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"claviger"
+)
+
+// FinishOptions is what Finish goes by.
+type FinishOptions struct {
+	// Since: a version of a source that was used after it keeps the source needed.
+	Since time.Time
+	// EDEKsDone is the operator's word that every EDEK, those in snapshots and
+	// replicas included, is re-encrypted or gone.
+	EDEKsDone bool
+	// SourceGone is the operator's word that the source cannot be asked any more, so
+	// that keys which it has got since the run are lost with it.
+	SourceGone bool
+	// Get returns a property of the server's configuration as somebody has set it,
+	// and where ("/etc/kms/kms-site.xml:12"); built-in defaults do not count. Nil
+	// leaves the properties unchecked.
+	Get func(name string) (value, where string, ok bool)
+}
+
+// Ending is what Finish found.
+type Ending struct {
+	Format string    `json:"format"` // "claviger migrate finish 1"
+	At     time.Time `json:"at"`
+	Since  time.Time `json:"since"`
+	// Refusals say why the source is still needed; none: it is not.
+	Refusals []string `json:"refusals"`
+	// Properties are those to remove or restore, in the procedure's order.
+	Properties []Property `json:"properties"`
+	// Leftovers are what copies of the source's secrets, and others of its files, the
+	// procedure has left on this host; whoever calls Finish looks for them.
+	Leftovers []Leftover `json:"leftovers,omitempty"`
+	// NotReached is what the re-encryption of zones does not change, so that EDEKsDone
+	// says nothing of it.
+	NotReached []string `json:"notReached"`
+	// Finished: nothing is left to do, and the journal says so.
+	Finished bool `json:"finished"`
+	// Compared is when the source was last asked whether it has keys that are not here;
+	// nil: never after the run.
+	Compared *time.Time `json:"compared,omitempty"`
+	// Deleted are keys that were migrated and have been deleted here since. What they
+	// encrypted opens nowhere once the source has gone.
+	Deleted []string `json:"deleted,omitempty"`
+	Remarks []string `json:"remarks,omitempty"`
+}
+
+// notReached names where EDEKs are beside the extended attributes of HDFS' files.
+var notReached = []string{
+	"ORC files with encrypted columns: the key version is in the file's footer; write the files anew (INSERT OVERWRITE, CTAS)",
+	"Ozone: its own database keeps the EDEKs of an encrypted bucket; copy the bucket's keys into a new bucket",
+	"copies outside of HDFS: backups, and trees that distcp has copied from /.reserved/raw; copy them anew, from re-encrypted files",
+	"snapshots from before the re-encryption: delete them",
+}
+
+// Leftover is a file or folder on this host that nobody needs after a migration.
+type Leftover struct {
+	Path   string `json:"path"`
+	What   string `json:"what"`
+	Secret bool   `json:"secret"` // it is known to be a copy of secrets; else it is a guess
+	// Shredded: it was overwritten and removed just now.
+	Shredded bool `json:"shredded,omitempty"`
+	// Left is what of it stays, with the reasons.
+	Left []string `json:"left,omitempty"`
+}
+
+// Property is one property of the clean-up.
+type Property struct {
+	Name  string `json:"name"`
+	Value string `json:"value,omitempty"` // as it is now
+	Where string `json:"where,omitempty"` // file and line that set it
+	Want  string `json:"want"`            // "removed", or the value to restore
+	Done  bool   `json:"done"`
+}
+
+// Finish decides whether the source may go. If so it tells the properties to
+// remove, and once they are gone it writes the end into the journal; from then
+// on a call finds it finished.
+func (e *Engine) Finish(ctx context.Context, o FinishOptions) (*Ending, error) {
+	f := &Ending{Format: "claviger migrate finish 1", At: e.now(), Since: o.Since.UTC(), Refusals: []string{}, Properties: []Property{}, NotReached: notReached}
+	h, err := e.read(ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	last := h.last()
+	if last == nil {
+		f.Refusals = append(f.Refusals, "nothing was migrated: the journal of this metastore has no run")
+		return f, nil
+	}
+	unlock, ok, err := e.cfg.Store.TryLock(ctx, LockName)
+	if err != nil {
+		return nil, err
+	}
+	if !ok {
+		f.Refusals = append(f.Refusals, "a process is migrating now")
+		return f, nil
+	}
+	defer unlock()
+	if err := e.refusals(ctx, f, h, o); err != nil {
+		return nil, err
+	}
+	if len(f.Refusals) > 0 {
+		return f, nil
+	}
+	left := 0
+	if o.Get != nil {
+		f.Properties = cleanup(o.Get)
+		for _, p := range f.Properties {
+			if !p.Done {
+				left++
+			}
+		}
+	}
+	if left > 0 || o.Get == nil {
+		return f, nil
+	}
+	f.Finished = true
+	if last.State == Finished {
+		return f, nil
+	}
+	last.State, last.Ended = Finished, ptr(e.now())
+	return f, e.putRun(ctx, *last)
+}
+
+func (e *Engine) refusals(ctx context.Context, f *Ending, h *history, o FinishOptions) error {
+	refuse := func(format string, args ...any) { f.Refusals = append(f.Refusals, fmt.Sprintf(format, args...)) }
+	last := h.last()
+	if last.State == Finished && last.Ended != nil {
+		// It was said, and decided by, then; what counts is what came after.
+		o.EDEKsDone = true
+		if last.Ended.After(o.Since) {
+			o.Since = *last.Ended
+			f.Since = o.Since.UTC()
+		}
+	}
+	if last.State != Complete && last.State != Finished {
+		state := last.State
+		if state == Running {
+			state = Interrupted // the lock is ours, so no process is running it
+		}
+		refuse("the last run (%s) is %s: run the migration again", last.Name, state)
+	}
+	if err := e.compareNames(ctx, h, refuse); err != nil {
+		return err
+	}
+	for _, key := range h.order {
+		if it := h.items[key]; !it.State.settled() {
+			if it.Why == "" { // a run was broken off before it
+				it.Why = "run the migration again"
+			}
+			refuse("key %s is %s: %s", claviger.Printable(key), it.State, it.Why)
+		}
+	}
+	if err := e.notUsable(ctx, f, h, refuse); err != nil {
+		return err
+	}
+	if f.Compared = last.Compared; f.Compared == nil && last.State != Finished && !o.SourceGone && e.cfg.Source == nil {
+		refuse("the source was not asked, since the run, whether it has got other keys: name it by %s again, and call claviger migrate finish once before it is taken out of the configuration. If it is gone for good, say so by --source-gone: keys that it has got since the run are lost with it", propSource)
+	}
+	uses, err := e.cfg.Store.Uses(ctx)
+	if err != nil {
+		return err
+	}
+	for _, u := range uses {
+		if u.Last.After(o.Since) {
+			refuse("%s was asked of %s (%s) at %s, after %s: something still needs it", u.Version, u.Source, u.Op, u.Last.UTC().Format(time.RFC3339), o.Since.UTC().Format(time.RFC3339))
+		}
+	}
+	if !o.EDEKsDone {
+		refuse("nobody has said that all EDEKs are re-encrypted: re-encrypt every zone (hdfs crypto -reencryptZone -start -path ZONE), delete snapshots from before it, then say so with --edeks-done. That reaches HDFS' files alone: neither ORC's footers, nor Ozone, nor copies outside of HDFS")
+	}
+	return nil
+}
+
+// compareNames refuses for each key of the source that is not here. It notes such a
+// key in the journal: it is known when the source is no longer configured, and nobody
+// makes a key of its name. Where there is none, the run has the time of the comparison.
+func (e *Engine) compareNames(ctx context.Context, h *history, refuse func(string, ...any)) error {
+	if e.cfg.Source == nil {
+		return nil
+	}
+	sv, err := e.look(ctx, "migrate.Finish")
+	switch {
+	case err == nil:
+	case ctx.Err() != nil:
+		return err
+	default:
+		refuse("the source could not be asked for keys that are new there: %s. If it is gone for good, take %s out of the configuration, and say --source-gone", claviger.Reason(err), propSource)
+		return nil
+	}
+	last, all := h.last(), true
+	for _, it := range sv.unlistedSince() {
+		if before := h.items[it.Key]; before.State.settled() {
+			continue // the next run notes that it has gone from both
+		}
+		h.items[it.Key] = it
+		if err := e.putItem(ctx, last.Name, it); err != nil {
+			return err
+		}
+	}
+	for _, it := range sv.items {
+		before, known := h.items[it.Key]
+		switch {
+		case !known:
+			all = false
+			refuse("key %s is at the source and was not migrated: run the migration again", claviger.Printable(it.Key))
+			it.Why = "is at the source and was not migrated: run the migration again"
+			if err := e.putItem(ctx, last.Name, it); err != nil {
+				return err
+			}
+		case before.State.settled() && !it.State.settled():
+			all = false
+			refuse("key %s is %s now: %s", claviger.Printable(it.Key), it.State, it.Why)
+		}
+	}
+	if last.Compared = nil; all {
+		last.Compared = ptr(e.now())
+	}
+	return e.putRun(ctx, *last)
+}
+
+// notUsable refuses for each version of a migrated key with which the target does not
+// encrypt, and notes the keys that were deleted since.
+func (e *Engine) notUsable(ctx context.Context, f *Ending, h *history, refuse func(string, ...any)) error {
+	var keys []string
+	for _, key := range slices.Sorted(slices.Values(h.order)) {
+		if st := h.items[key].State; st == Done || st == Deleted {
+			keys = append(keys, key)
+		}
+	}
+	bad, gone, err := e.unusableKeys(ctx, keys)
+	if err != nil {
+		return err
+	}
+	f.Deleted = gone
+	for i, version := range slices.Sorted(maps.Keys(bad)) {
+		if i == refusedVersions {
+			refuse("%d more versions cannot be used here", len(bad)-i)
+			break
+		}
+		refuse("version %s cannot be used here: %s", claviger.Printable(version), bad[version])
+	}
+	return nil
+}
+
+// refusedVersions bounds how many versions that cannot be used are told.
+const refusedVersions = 16
+
+// cleanup is the procedure's steps 11 to 14.
+func cleanup(get func(string) (string, string, bool)) []Property {
+	ask := func(name, want string, done func(value string, set bool) bool) Property {
+		value, where, set := get(name)
+		return Property{Name: name, Value: value, Where: where, Want: want, Done: done(strings.TrimSpace(value), set)}
+	}
+	gone := func(_ string, set bool) bool { return !set }
+	off := func(value string, set bool) bool { return !set || strings.EqualFold(value, "false") }
+	ps := []Property{
+		ask(propInitiate, "false, or removed", off),
+		ask(propTrustee, "removed", gone),
+		ask(propSource, "removed", gone),
+		ask(propReencrypt, "removed", off), // false is as good as gone
+	}
+	// The provider list stays, with its first entry alone.
+	uri := ask(propProvider, "", func(value string, _ bool) bool {
+		_, more, _ := strings.Cut(value, ",")
+		return strings.TrimSpace(more) == ""
+	})
+	first, _, _ := strings.Cut(uri.Value, ",")
+	uri.Want = strings.TrimSpace(first)
+	return append(ps, uri)
+}
