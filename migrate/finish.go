@@ -236,11 +236,11 @@ func (e *Engine) notUsable(ctx context.Context, f *Ending, h *history, refuse fu
 			keys = append(keys, key)
 		}
 	}
-	bad, gone, err := e.unusableKeys(ctx, keys)
+	have, bad, err := e.tryKeys(ctx, keys)
 	if err != nil {
 		return err
 	}
-	f.Deleted = gone
+	f.Deleted = slices.DeleteFunc(keys, func(key string) bool { return len(have[key]) > 0 })
 	for i, version := range slices.Sorted(maps.Keys(bad)) {
 		if i == refusedVersions {
 			refuse("%d more versions cannot be used here", len(bad)-i)

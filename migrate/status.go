@@ -219,6 +219,16 @@ func (e *Engine) Verify(ctx context.Context) (*Verification, error) {
 		return nil, err
 	}
 	v := &Verification{Format: "claviger migrate verify 1", At: e.now(), Source: e.cfg.Source.URI(), Target: e.cfg.Target.URI(), Keys: []KeyDiff{}, OnlyTarget: sv.onlyTarget}
+	var here []string
+	for i, it := range sv.items {
+		if sv.unread[i] == nil && sv.ours[i] != nil {
+			here = append(here, it.Key)
+		}
+	}
+	have, bad, err := e.tryKeys(ctx, here)
+	if err != nil {
+		return nil, err
+	}
 	for i, it := range sv.items {
 		d := KeyDiff{Key: it.Key}
 		theirs, ours := sv.theirs[i], sv.ours[i]
@@ -229,9 +239,7 @@ func (e *Engine) Verify(ctx context.Context) (*Verification, error) {
 			d.Differences = []Difference{{Field: "key", Source: "there", Target: presence(nil)}}
 		default:
 			d.Differences = compare(fieldsOf(theirs), fieldsOf(ours))
-			if err := e.verifyVersions(ctx, &d, it, theirs, ours); err != nil {
-				return nil, err
-			}
+			d.verifyVersions(it, theirs, have[it.Key], bad)
 		}
 		v.add(d)
 	}
@@ -266,20 +274,9 @@ func presence(m *claviger.Metadata) string {
 	return "there"
 }
 
-func (e *Engine) verifyVersions(ctx context.Context, d *KeyDiff, it Item, theirs, ours *claviger.Metadata) error {
-	have, err := e.cfg.Target.Versions(ctx, it.Key)
-	if err != nil {
-		return err
-	}
-	names := make([]string, len(have))
-	for i, v := range have {
-		v.Material.Wipe()
-		names[i] = v.Name
-	}
-	bad, err := e.unusable(ctx, names)
-	if err != nil {
-		return err
-	}
+// verifyVersions compares the versions: names are those of the target, and bad says why
+// some of them cannot be used.
+func (d *KeyDiff) verifyVersions(it Item, theirs *claviger.Metadata, names []string, bad map[string]string) {
 	for _, name := range names {
 		if why := bad[name]; why != "" {
 			d.Differences = append(d.Differences, Difference{Field: "version " + name, Source: "its own", Target: "not usable (" + why + ")"})
@@ -293,16 +290,16 @@ func (e *Engine) verifyVersions(ctx context.Context, d *KeyDiff, it Item, theirs
 	if v := collision(it, theirs, names); v != "" {
 		d.Differences = append(d.Differences, Difference{Field: "version " + v, Source: "another key", Target: "another key"})
 		d.Remarks = append(d.Remarks, whyCollision(v))
-		return nil
+		return
 	}
 	if it.First > 0 && it.State == Done {
-		d.verifyNumbered(it, theirs, len(have))
-		return nil
+		d.verifyNumbered(it, theirs, len(names))
+		return
 	}
-	made := len(have)
+	made := len(names)
 	if it.State == Done && len(it.TargetVersions) > 0 {
 		made = len(it.TargetVersions)
-		if n := len(have) - made; n > 0 {
+		if n := len(names) - made; n > 0 {
 			d.Remarks = append(d.Remarks, fmt.Sprintf("rolled here since: %d more", n))
 		}
 		if n := theirs.Versions - it.Source.Versions; n > 0 {
@@ -317,7 +314,6 @@ func (e *Engine) verifyVersions(ctx context.Context, d *KeyDiff, it Item, theirs
 	if made != theirs.Versions {
 		d.Differences = append(d.Differences, Difference{Field: "versions", Source: fmt.Sprint(theirs.Versions), Target: fmt.Sprint(made)})
 	}
-	return nil
 }
 
 // verifyNumbered demands the versions that were to be made of a key whose versions

@@ -55,23 +55,22 @@ func (e *Engine) unusable(ctx context.Context, versions []string) (map[string]st
 	return why, ctx.Err()
 }
 
-// unusableKeys are the versions of keys, all that the target has, with which it does
-// not encrypt, and why; and those of the keys that are not there.
-func (e *Engine) unusableKeys(ctx context.Context, keys []string) (why map[string]string, gone []string, err error) {
+// tryKeys reads the versions that the target has of each key, and has it encrypt with
+// them all: why has those with which it does not.
+func (e *Engine) tryKeys(ctx context.Context, keys []string) (have map[string][]string, why map[string]string, err error) {
+	have = make(map[string][]string, len(keys))
 	var all []string
 	for _, key := range keys {
-		have, err := e.cfg.Target.Versions(ctx, key)
+		list, err := e.cfg.Target.Versions(ctx, key)
 		if err != nil {
 			return nil, nil, err
 		}
-		if len(have) == 0 {
-			gone = append(gone, key)
-		}
-		for _, v := range have {
+		for _, v := range list {
 			v.Material.Wipe()
-			all = append(all, v.Name)
+			have[key] = append(have[key], v.Name)
 		}
+		all = append(all, have[key]...)
 	}
 	why, err = e.unusable(ctx, all)
-	return why, gone, err
+	return have, why, err
 }
