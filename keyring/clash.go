@@ -59,22 +59,22 @@ func (r *Ring) CheckNames(ctx context.Context) error {
 // configured here: what is encrypted under their key versions cannot be read, and is not
 // counted as a use of them. The error is for an operator.
 func (r *Ring) CheckMigrations(ctx context.Context) error {
-	if r.origins.history == nil {
-		return nil
-	}
-	list, err := r.origins.history.Origins(ctx)
+	byKey, err := r.origins.all(ctx)
 	if err != nil {
 		return err
 	}
 	var missing []string
-	for _, o := range list {
-		if o.Finished.IsZero() && !r.hasSource(o.Source) && !slices.Contains(missing, o.Source) {
-			missing = append(missing, o.Source)
+	for _, list := range byKey {
+		for _, o := range list {
+			if o.Finished.IsZero() && !r.hasSource(o.Source) && !slices.Contains(missing, o.Source) {
+				missing = append(missing, o.Source)
+			}
 		}
 	}
 	if len(missing) == 0 {
 		return nil
 	}
+	slices.Sort(missing)
 	return claviger.Errorf("keyring.CheckMigrations", claviger.SourceUnreachable, "", "the migration from %s is not finished, and it is no source here: EDEKs under its key versions cannot be opened; "+
 		"name it in hadoop.kms.key.provider.reencryption.source.uri again, or end the migration with claviger migrate finish", strings.Join(missing, ", "))
 }

@@ -52,6 +52,12 @@ type origins struct {
 
 // of returns what the journal says of keys of that name, however it is spelt.
 func (o *origins) of(ctx context.Context, key string) ([]Origin, error) {
+	byKey, err := o.all(ctx)
+	return byKey[claviger.FoldName(key)], err
+}
+
+// all is what the journal says, by FoldName of the key. It is shared and not changed.
+func (o *origins) all(ctx context.Context) (map[string][]Origin, error) {
 	if o.history == nil {
 		return nil, nil
 	}
@@ -69,7 +75,7 @@ func (o *origins) of(ctx context.Context, key string) ([]Origin, error) {
 		}
 		o.read = time.Now()
 	}
-	return o.byKey[claviger.FoldName(key)], nil
+	return o.byKey, nil
 }
 
 // forget has the journal read again.
