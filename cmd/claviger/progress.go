@@ -2,14 +2,12 @@ package main
 
 import (
 	"io"
-	"strconv"
-	"strings"
 	"sync/atomic"
-	"unicode"
 
 	"github.com/vbauerster/mpb/v8"
 	"github.com/vbauerster/mpb/v8/decor"
 
+	"claviger"
 	"claviger/migrate"
 )
 
@@ -37,7 +35,7 @@ func (b *progressBar) show(p migrate.Progress) {
 	}
 	now := p.Step
 	if p.Key != "" {
-		now = visible(p.Key) + ": " + p.Step
+		now = claviger.Printable(p.Key) + ": " + p.Step
 	}
 	b.now.Store(&now)
 	if b.bar == nil {
@@ -60,12 +58,4 @@ func (b *progressBar) end() {
 		b.bar.Abort(false)
 	}
 	b.progress.Wait()
-}
-
-// visible is a peer's text as a terminal may show it.
-func visible(s string) string {
-	if strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) {
-		return strconv.Quote(s)
-	}
-	return s
 }
