@@ -217,11 +217,11 @@ func (s *Store) open(ctx context.Context, keep bool) error {
 // again. It reads every page.
 func (s *Store) whole(ctx context.Context) error {
 	const op = "sqlite.Open"
-	var first string
-	if err := s.write.QueryRowContext(ctx, "PRAGMA quick_check(1)").Scan(&first); err != nil {
+	first, err := firstFault(ctx, s.write, "quick_check")
+	if err != nil {
 		return s.fail(op, "", err)
 	}
-	if first != "ok" {
+	if first != "" {
 		return claviger.Errorf(op, claviger.Unavailable, "", "metastore %s is damaged (%s); restore the file from a backup (claviger metastore restore); the keys in the HSM are not touched by this, and claviger hsm adopt brings back what the backup does not know",
 			s.path, first)
 	}
