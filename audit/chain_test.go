@@ -121,7 +121,7 @@ func TestRecordTellsAll(t *testing.T) {
 }
 
 // TestRecordStaysOnItsLine: no character of a name ends the line for any reader of it, or
-// turns the rest of it around, and the name is told as it is.
+// turns the rest of it around, and the error has the name unchanged.
 func TestRecordStaysOnItsLine(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.json")
 	c := chainAt(t, path, nil)

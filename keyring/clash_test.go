@@ -52,8 +52,8 @@ func TestNamesClash(t *testing.T) {
 	}
 }
 
-// TestSourceTakenOutTooEarly: a source that is no longer configured while its migration
-// goes on is told.
+// TestSourceTakenOutTooEarly: the check names a source that is no longer configured while
+// its migration goes on.
 func TestSourceTakenOutTooEarly(t *testing.T) {
 	for here, told := range map[string]bool{migrated: true, inJournal: true, ended: false} {
 		s := newShadowLab(t, here, "gone", "payroll", false)

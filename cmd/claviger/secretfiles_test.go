@@ -27,8 +27,8 @@ var filesOfOthers = map[string]string{
 	"hadoop.kms.authentication.signer.secret.provider.zookeeper.path": "a node", "hadoop.kms.authentication.cookie.path": "of a URL",
 }
 
-// TestSecretFiles: each file with a secret that a configuration can name is told where
-// everybody may read it, and none where only its group may.
+// TestSecretFiles: there is a warning for each file with a secret that everybody may
+// read, whichever property names it, and none where only its group may.
 func TestSecretFiles(t *testing.T) {
 	dir := t.TempDir()
 	in := func(name string) string { return filepath.Join(dir, name) }

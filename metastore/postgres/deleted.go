@@ -137,7 +137,7 @@ func (s *Store) Unshelve(ctx context.Context, key, version string) error {
 }
 
 // Discard takes deleted keys of a name away and leaves an intent to delete their HSM
-// objects. Nobody could use them before, so that nobody is told.
+// objects. No node served them before, so no node needs a notice.
 func (s *Store) Discard(ctx context.Context, key string, ids ...string) (in metastore.Intent, err error) {
 	const op = "postgres.Discard"
 	ids = slices.DeleteFunc(slices.Clone(ids), func(id string) bool { return !storable(id) })
