@@ -124,8 +124,18 @@ func (t *Token) asOrdered(s p11.SessionHandle, object p11.ObjectHandle, label st
 	return nil
 }
 
-// Find returns the key with the given CKA_ID, nil where there is none. More
-// than one is an error: then nobody can say which was meant.
+// ErrSeveral marks that a token holds several keys with one id, or with one id and
+// label: a backup of an HSM that was restored onto what it was made of, or a step that
+// two processes made at once where the token showed neither the other's key.
+var ErrSeveral = errors.New("several keys")
+
+// severalKeys is an ErrSeveral that says of what.
+type severalKeys struct{ error }
+
+func (severalKeys) Is(target error) bool { return target == ErrSeveral }
+
+// Find returns the key with the given CKA_ID, nil where there is none; ErrSeveral where
+// there are more.
 func (t *Token) Find(ctx context.Context, id []byte) (*KeyInfo, error) {
 	var info *KeyInfo
 	err := t.do(ctx, "pkcs11.Find", func(_ *login, s p11.SessionHandle) error {
@@ -138,7 +148,7 @@ func (t *Token) Find(ctx context.Context, id []byte) (*KeyInfo, error) {
 			info = nil
 			return nil
 		case len(found) > 1:
-			return fmt.Errorf("%d keys on the token have CKA_ID %x; destroy or relabel the wrong one with the HSM's own tool", len(found), id)
+			return severalKeys{fmt.Errorf("%d keys on the token have CKA_ID %x; destroy or relabel the wrong one with the HSM's own tool", len(found), id)}
 		}
 		k, err := t.describe(s, found[0])
 		info = &k
@@ -218,8 +228,8 @@ func (t *Token) list(ctx context.Context, op string, label *string) ([]KeyInfo, 
 	return list, nil
 }
 
-// Destroy destroys the key with that id and label, for ever. One that is gone is
-// no error.
+// Destroy destroys the key with that id and label, for ever, and all copies of it. One
+// that is gone is no error.
 func (t *Token) Destroy(ctx context.Context, id []byte, label string) error {
 	return t.do(ctx, "pkcs11.Destroy", func(l *login, s p11.SessionHandle) error {
 		defer t.objects()()
@@ -227,13 +237,10 @@ func (t *Token) Destroy(ctx context.Context, id []byte, label string) error {
 		l.handles.Delete(name)
 		t.gather.Delete(name)
 		found, err := t.find(s, id, &label)
-		if err != nil || len(found) == 0 {
-			return err
+		for _, o := range found {
+			err = errors.Join(err, t.b.DestroyObject(s, o))
 		}
-		if len(found) > 1 {
-			return fmt.Errorf("%d keys on the token have CKA_ID %x and label %q; none was destroyed", len(found), id, label)
-		}
-		return t.b.DestroyObject(s, found[0])
+		return err
 	})
 }
 
@@ -244,8 +251,39 @@ func (t *Token) CheckValue(ctx context.Context, id []byte, label string) ([]byte
 	if err := t.EncryptBlocks(ctx, id, label, block); err != nil {
 		return nil, err
 	}
+	return checkOf(block), nil
+}
+
+// checkOf makes a check value of the encrypted check block.
+func checkOf(block []byte) []byte {
 	sum := sha256.Sum256(block)
-	return sum[:checkSize], nil
+	return sum[:checkSize]
+}
+
+// Choose looks for the key with a check value among several with one id and label. Until
+// the next login it is the one that calls use. ErrSeveral where none is it.
+func (t *Token) Choose(ctx context.Context, id []byte, label string, check []byte) error {
+	return t.do(ctx, "pkcs11.Choose", func(l *login, s p11.SessionHandle) error {
+		unlock := t.objects()
+		found, err := t.find(s, id, &label)
+		unlock()
+		if err != nil {
+			return err
+		}
+		var failed error
+		for _, o := range found {
+			block, err := t.mechanismEncrypt(s, t.mechanism, o, []byte(checkBlock))
+			if err == nil && bytes.Equal(checkOf(block), check) {
+				l.handles.Store(keyName{string(id), label}, o)
+				return nil
+			}
+			failed = errors.Join(failed, err)
+		}
+		if failed != nil {
+			return failed
+		}
+		return severalKeys{fmt.Errorf("%d keys on the token have CKA_ID %x and label %q, and none of them the check value %x", len(found), id, label, check)}
+	})
 }
 
 // find returns the handles of AES keys: all, or those with an id, and a label.
@@ -388,5 +426,5 @@ func (t *Token) handle(l *login, s p11.SessionHandle, id []byte, label string) (
 		l.handles.Store(name, found[0])
 		return found[0], nil
 	}
-	return 0, fmt.Errorf("%d keys on the token have CKA_ID %x and label %q; it is not used until only the right one is left", len(found), id, label)
+	return 0, severalKeys{fmt.Errorf("%d keys on the token have CKA_ID %x and label %q; none is used until only the right one is left", len(found), id, label)}
 }

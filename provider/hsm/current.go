@@ -20,7 +20,7 @@ func (p *Provider) holdsCurrent(ctx context.Context, op string, k *metastore.Key
 	if err != nil {
 		return err
 	}
-	got, err := p.tok.CheckValue(ctx, e.id, e.name)
+	got, err := p.checkValue(ctx, e)
 	if err == nil && !bytes.Equal(got, e.check) {
 		err = errMismatch
 	}

@@ -1,6 +1,7 @@
 package hsm
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,6 +13,7 @@ import (
 
 	"claviger"
 	"claviger/metastore"
+	"claviger/pkcs11"
 )
 
 const (
@@ -321,12 +323,12 @@ func (p *Provider) sampleLacks(ctx context.Context) (bool, error) {
 		if err != nil {
 			return false, err
 		}
-		found, err := p.tok.Find(ctx, e.id)
+		found, err := p.tok.FindLabel(ctx, e.name)
 		if err != nil {
 			return false, err
 		}
 		asked++
-		if found == nil || found.Label != e.name {
+		if !slices.ContainsFunc(found, func(k pkcs11.KeyInfo) bool { return bytes.Equal(k.ID, e.id) }) {
 			lacks++
 		}
 	}

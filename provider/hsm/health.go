@@ -193,7 +193,7 @@ func (p *Provider) tryOut(ctx context.Context, version string) error {
 	if err != nil {
 		return err
 	}
-	got, err := p.tok.CheckValue(ctx, e.id, e.name)
+	got, err := p.checkValue(ctx, e)
 	if err != nil {
 		return p.gone(ctx, "hsm.Check", e, err)
 	}

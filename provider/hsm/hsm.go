@@ -49,6 +49,7 @@ type token interface {
 	DestroyData(ctx context.Context, application, label string) error
 	Destroy(ctx context.Context, id []byte, label string) error
 	CheckValue(ctx context.Context, id []byte, label string) ([]byte, error)
+	Choose(ctx context.Context, id []byte, label string, check []byte) error
 	EncryptBlocks(ctx context.Context, id []byte, label string, blocks []byte) error
 	Ping(ctx context.Context) error
 	Hidden() error
@@ -349,7 +350,13 @@ func (p *Provider) encrypt(ctx context.Context, op string, e *entry, blocks []by
 	if err := p.verify(ctx, e); err != nil {
 		return p.gone(ctx, op, e, err)
 	}
-	if err := p.tok.EncryptBlocks(ctx, e.id, e.name, blocks); err != nil {
+	err := p.tok.EncryptBlocks(ctx, e.id, e.name, blocks)
+	if errors.Is(err, pkcs11.ErrSeveral) { // a login since the verification has forgotten which one is meant
+		if err = p.verify(ctx, e); err == nil {
+			err = p.tok.EncryptBlocks(ctx, e.id, e.name, blocks)
+		}
+	}
+	if err != nil {
 		return p.gone(ctx, op, e, err)
 	}
 	// The call itself may have brought a lost token back, and then have used a key
@@ -427,9 +434,9 @@ func (p *Provider) verify(ctx context.Context, e *entry) error {
 	if e.verified.Load() == epoch {
 		return nil
 	}
-	got, err := p.tok.CheckValue(ctx, e.id, e.name)
+	got, err := p.checkValue(ctx, e)
 	if err != nil {
-		if claviger.Is(err, claviger.KeyNotFound) {
+		if unfit(err) {
 			p.refused.Store(e.name, struct{}{})
 		}
 		return err
@@ -443,6 +450,24 @@ func (p *Provider) verify(ctx context.Context, e *entry) error {
 	e.verified.Store(epoch)
 	p.refused.Delete(e.name)
 	return nil
+}
+
+// checkValue asks the token for the check value of a version's key. Of several keys with
+// its name it is the one that the metastore means, if that is among them.
+func (p *Provider) checkValue(ctx context.Context, e *entry) ([]byte, error) {
+	got, err := p.tok.CheckValue(ctx, e.id, e.name)
+	if !errors.Is(err, pkcs11.ErrSeveral) {
+		return got, err
+	}
+	err = p.tok.Choose(ctx, e.id, e.name, e.check)
+	if errors.Is(err, pkcs11.ErrSeveral) {
+		return nil, claviger.Errorf("hsm.checkValue", claviger.Unavailable, e.name, "%w: %w", errMismatch, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	p.log.Warn("the token holds several keys of one id and label; the one with the right check value is used", "version", e.name, "id", hex.EncodeToString(e.id))
+	return p.tok.CheckValue(ctx, e.id, e.name)
 }
 
 // errMismatch marks a check value that differs.

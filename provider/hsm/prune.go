@@ -1,6 +1,7 @@
 package hsm
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"claviger"
+	"claviger/pkcs11"
 )
 
 // settingOrphans is the setting with the times since which orphans are known, as a
@@ -133,15 +135,16 @@ func (p *Provider) clearOrphan(ctx context.Context, o Object) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	k, err := p.tok.Find(ctx, id)
-	if err != nil || k == nil || k.Label != o.Label {
+	found, err := p.tok.FindLabel(ctx, o.Label)
+	at := slices.IndexFunc(found, func(k pkcs11.KeyInfo) bool { return bytes.Equal(k.ID, id) })
+	if err != nil || at < 0 {
 		return false, err
 	}
 	r, err := p.records(ctx)
 	if err != nil || r.live[o.ID] || r.begun[o.ID] || r.shelved[o.ID] {
 		return false, err
 	}
-	if mark, err := p.unreferred(ctx, *k, o, r); err != nil || mark != Orphan {
+	if mark, err := p.unreferred(ctx, found[at], o, r); err != nil || mark != Orphan {
 		return false, err
 	}
 	return true, p.tok.Destroy(ctx, id, o.Label)

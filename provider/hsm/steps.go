@@ -11,6 +11,7 @@ import (
 
 	"claviger"
 	"claviger/metastore"
+	"claviger/pkcs11"
 	"claviger/provider"
 	"claviger/secret"
 )
@@ -215,6 +216,14 @@ func (p *Provider) ensure(ctx context.Context, op, key string, ref metastore.Ref
 		return metastore.Version{}, err
 	}
 	info, err := p.tok.Find(ctx, raw)
+	if errors.Is(err, pkcs11.ErrSeveral) {
+		// Each of several attempts made one, for the token did not show what the earlier
+		// had made. No version stands on any of them yet.
+		p.log.Warn("the token holds several objects of a step that was broken off; it is made anew", "version", name, "err", err)
+		if err = p.tok.Destroy(ctx, raw, name); err == nil {
+			info, err = p.tok.Find(ctx, raw)
+		}
+	}
 	switch {
 	case err != nil:
 		return metastore.Version{}, err
@@ -362,7 +371,10 @@ func (p *Provider) finishPending(ctx context.Context) error {
 		err = p.clear(ctx, i)
 		unlock()
 		if err != nil {
-			return errors.Join(fmt.Errorf("finishing the deletion of key %q", i.Key), err)
+			if ctx.Err() != nil {
+				return err
+			}
+			p.log.Error("a deleted key's objects are still on the token; they are destroyed at the next start, or when a key of that name is made", "key", i.Key, "err", err)
 		}
 	}
 	return nil
