@@ -12,6 +12,7 @@ import (
 
 	"claviger"
 	"claviger/metastore"
+	"claviger/provider"
 )
 
 // Settings of the metastore.
@@ -244,7 +245,7 @@ func (p *Provider) verifyAll(ctx context.Context, versions []string) (wrong []er
 
 // unfit tells a version that is missing on the token, or another there.
 func unfit(err error) bool {
-	return errors.Is(err, errMismatch) || claviger.Is(err, claviger.KeyNotFound)
+	return errors.Is(err, provider.ErrUnusable) || claviger.Is(err, claviger.KeyNotFound)
 }
 
 // CheckKeys names the versions that were found to be missing on this node's token,

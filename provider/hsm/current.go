@@ -3,6 +3,7 @@ package hsm
 import (
 	"bytes"
 	"context"
+	"encoding/hex"
 
 	"claviger"
 	"claviger/metastore"
@@ -11,7 +12,8 @@ import (
 // holdsCurrent asks the token to encrypt with the key's current version, and compares
 // the check value. A token without that version is not the token of the other nodes:
 // a version made on it would be acknowledged, and exist there alone. The answer of an
-// earlier verification does not count, for the token may have changed since.
+// earlier verification does not count, for the token may have changed since. A version
+// that an operator has given up is as good as rolled: a key must not be shut away for it.
 func (p *Provider) holdsCurrent(ctx context.Context, op string, k *metastore.Key) error {
 	if len(k.List) == 0 {
 		return nil
@@ -30,8 +32,15 @@ func (p *Provider) holdsCurrent(ctx context.Context, op string, k *metastore.Key
 	if !unfit(err) {
 		return err
 	}
+	given, gerr := p.givenUp(ctx)
+	if gerr != nil {
+		return gerr
+	}
+	if given[hex.EncodeToString(e.id)] {
+		return nil
+	}
 	p.refused.Store(e.name, struct{}{})
 	return claviger.Errorf(op, claviger.Unavailable, k.Name,
-		"token %s of this node does not hold the current version %s as metastore %s knows it, so a new version made here would be missing on the other nodes; nothing was made: %w; roll at another node, and synchronise this node's HSM with theirs",
-		tokenName(p.tok.Info()), e.name, p.store.URI(), err)
+		"token %s of this node does not hold the current version %s as metastore %s knows it, so a new version made here might be missing on other nodes; nothing was made: %w; where another node's HSM holds it, roll there and synchronise this node's HSM with it; otherwise %s, and the key can be rolled then",
+		tokenName(p.tok.Info()), e.name, p.store.URI(), err, p.CureLost())
 }

@@ -8,6 +8,7 @@ import (
 	"claviger/metastore"
 	"claviger/pkcs11"
 	"claviger/provider"
+	"claviger/provider/hsm"
 )
 
 // TestRollWithoutTheCurrentVersion: a node whose token lacks the current version, or
@@ -59,6 +60,26 @@ func TestRollWithoutTheCurrentVersion(t *testing.T) {
 			if _, err := p.Roll(ctx, "holds", nil); err != nil {
 				t.Errorf("another key: %v", err)
 			}
+			mustClose(t, p)
+
+			// Given up by an operator, it keeps the key from being rolled no more. A key in
+			// its place is no loss that could be given up.
+			if again {
+				return
+			}
+			b.access = hsm.Mend
+			p = b.mustOpen(t)
+			if err := p.Rebind(ctx); err != nil {
+				t.Fatal(err)
+			}
+			mustClose(t, p)
+			b.access = hsm.Serve
+			p = b.mustOpen(t)
+			v, err := p.Roll(ctx, "lacks", nil)
+			if err != nil {
+				t.Fatalf("after it was given up: %v", err)
+			}
+			keystream(t, p, v.Name)
 			mustClose(t, p)
 		})
 	}

@@ -124,42 +124,52 @@ func (p *Provider) CheckEncryptions(context.Context) error {
 }
 
 // Check has the token do what it is there for: encrypt the check block with a key that
-// is in use, and give the right check value. Where some keys fail others are tried. A
-// token without a key is asked for its state.
+// is in use, and give the right check value. Where some keys fail others are tried, and
+// keys that it lacks say nothing while it has another. A token without a key is asked for
+// its state.
 func (p *Provider) Check(ctx context.Context) error {
 	const op = "hsm.Check"
 	if err := p.ready(op, ""); err != nil {
 		return err
 	}
-	versions, err := p.probed(ctx)
-	if err != nil {
-		return err
-	}
 	var failed []string
 	var first error
-	for _, version := range versions {
-		err := p.tryOut(ctx, version)
-		switch {
-		case err == nil:
-			return nil
-		case claviger.Is(err, claviger.VersionNotFound): // deleted since
-			continue
-		case ctx.Err() != nil:
-			return err
+	try := func(versions []string) (works bool, err error) {
+		for _, version := range versions {
+			err := p.tryOut(ctx, version)
+			switch {
+			case err == nil:
+				return true, nil
+			case claviger.Is(err, claviger.VersionNotFound): // deleted since
+				continue
+			case ctx.Err() != nil:
+				return false, err
+			}
+			failed = append(failed, version)
+			if first == nil || unfit(first) {
+				first = err
+			}
 		}
-		failed = append(failed, version)
-		if first == nil {
-			first = err
+		return false, nil
+	}
+	works, err := try(p.used())
+	if err == nil && !works && (first == nil || unfit(first)) {
+		var others []string
+		if others, err = p.unused(ctx, failed); err == nil {
+			works, err = try(others)
 		}
 	}
-	if first == nil {
+	switch {
+	case works || err != nil:
+		return err
+	case first == nil:
 		return p.tok.Ping(ctx)
 	}
 	return claviger.Errorf(op, claviger.Unavailable, "", "token %s does not encrypt, with %s: %w", tokenName(p.tok.Info()), strings.Join(failed, ", "), first)
 }
 
-// probed returns a few versions, the one that requests have used last first.
-func (p *Provider) probed(ctx context.Context) (versions []string, err error) {
+// used returns a few versions that requests have used, the last one first.
+func (p *Provider) used() (versions []string) {
 	if e := p.seen.last.Load(); e != nil {
 		versions = append(versions, e.name)
 	}
@@ -168,20 +178,25 @@ func (p *Provider) probed(ctx context.Context) (versions []string, err error) {
 			versions = append(versions, name)
 		}
 	}
-	if len(versions) > 0 {
-		return versions, nil
-	}
-	names, err := p.store.Names(ctx) // nothing was used yet
+	return versions
+}
+
+// unused returns a few versions of the store that were not tried.
+func (p *Provider) unused(ctx context.Context, tried []string) (versions []string, err error) {
+	names, err := p.store.Names(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("which keys the token could be asked for is not known: %w", err)
 	}
-	keys, err := p.store.Get(ctx, names[:min(len(names), probeKeys)]...)
+	keys, err := p.store.Get(ctx, names[:min(len(names), probeKeys+len(tried))]...)
 	if err != nil {
 		return nil, err
 	}
 	for _, k := range keys {
-		if k != nil && len(k.List) > 0 {
-			versions = append(versions, claviger.VersionName(k.Name, k.List[len(k.List)-1].ID))
+		if k == nil || len(k.List) == 0 || len(versions) == probeKeys {
+			continue
+		}
+		if v := claviger.VersionName(k.Name, k.List[len(k.List)-1].ID); !slices.Contains(tried, v) {
+			versions = append(versions, v)
 		}
 	}
 	return versions, nil

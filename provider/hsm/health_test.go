@@ -85,6 +85,7 @@ func TestCheckEncrypts(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
+	time.Sleep(1100 * time.Millisecond) // no encryption for a request has gone well about that time
 	if err := encrypt(versions[0]); err == nil {
 		t.Fatal("it was encrypted without a key")
 	}
@@ -93,6 +94,17 @@ func TestCheckEncrypts(t *testing.T) {
 	}
 	if last, ok := p.Last(); !ok || last.Err != nil {
 		t.Errorf("one key of two is missing: %+v", last)
+	}
+	mustClose(t, p)
+	p = b.mustOpen(t)
+	if err := encrypt(versions[0]); err == nil {
+		t.Fatal("it was encrypted without a key")
+	}
+	if err := p.Check(ctx); err != nil {
+		t.Errorf("of two keys one is missing, and the other was never used: %v", err)
+	}
+	if last, ok := p.Last(); ok {
+		t.Errorf("a missing key is taken for a fault of the HSM: %+v", last)
 	}
 	mustClose(t, p)
 }
