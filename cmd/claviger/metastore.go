@@ -142,7 +142,11 @@ func openStoreOf(ctx context.Context, conf *hadoopconf.Conf, create storeCreator
 	}
 	var st metastore.Store
 	if place.file != "" {
-		st, err = sqlite.Open(ctx, place.file)
+		var file *sqlite.Store
+		if file, err = sqlite.Open(ctx, place.file); err == nil {
+			file.LogTo(log)
+			st = file
+		}
 	} else {
 		st, err = postgres.Open(ctx, postgres.Config{URI: place.uri, Property: hadoopconf.MetastoreURI, Seen: seen, SeenProperty: hadoopconf.MetastoreSeen, Log: log})
 	}

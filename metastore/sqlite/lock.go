@@ -66,7 +66,7 @@ func (s *Store) TryLock(ctx context.Context, name string) (unlock func(), ok boo
 	defer s.mu.Unlock()
 	if s.closed.Load() {
 		_ = f.Close()
-		return nil, false, s.usable(op)
+		return nil, false, s.isOpen(op)
 	}
 	s.locks[f] = struct{}{}
 	return func() { s.unlock(f) }, true, nil
@@ -118,14 +118,20 @@ func (s *Store) Claim(ctx context.Context, o owner.Owner, _ bool) (release func(
 	if err != nil {
 		return nil, claviger.Errorf(op, claviger.Unavailable, "", "metastore %w", err)
 	}
+	end, err := s.keep(ctx)
+	if err != nil {
+		free()
+		return nil, err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed.Load() {
+		end()
 		free()
-		return nil, s.usable(op)
+		return nil, s.isOpen(op)
 	}
-	s.claims = append(s.claims, free)
-	return free, nil
+	s.claims, s.keeps = append(s.claims, free), append(s.keeps, end)
+	return func() { end(); free() }, nil
 }
 
 // Owners returns the process that has the store, if one has.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 
@@ -69,6 +70,7 @@ func oddVersion(version int64) string {
 func OpenEmpty(ctx context.Context, path string) (*Store, error) {
 	const op = "sqlite.OpenEmpty"
 	s := &Store{path: path, inMemory: true, locks: make(map[*os.File]struct{})}
+	s.place.wrote, s.place.log = make(chan struct{}, 1), slog.New(slog.DiscardHandler)
 	var err error
 	if s.write, err = sql.Open("sqlite", ":memory:?_pragma=foreign_keys(1)"); err != nil {
 		return nil, s.fail(op, "", err)

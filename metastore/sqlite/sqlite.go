@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -53,9 +54,7 @@ type Store struct {
 	// lockFile is beside the file itself, also where path leads to it by a link.
 	lockFile string
 	inMemory bool // see OpenEmpty; then path is not there
-	// opened is the file that is written to, at place; nil before it is open.
-	opened fs.FileInfo
-	place  string
+	place    place
 
 	write  *sql.DB // exactly one connection
 	read   *sql.DB // up to readers connections, which cannot write
@@ -67,6 +66,7 @@ type Store struct {
 	mu     sync.Mutex
 	locks  map[*os.File]struct{} // held now; guarded by mu
 	claims []func()              // release them; guarded by mu
+	keeps  []func()              // end what looks after the file; guarded by mu
 
 	writes writes
 }
@@ -93,7 +93,7 @@ func open(ctx context.Context, path string, keep bool) (*Store, error) {
 		return nil, claviger.E(op, claviger.Unavailable, "", err)
 	}
 	s := storeAt(abs)
-	if s.write, err = sql.Open("sqlite", dsn(abs, "_txlock=immediate", "_pragma=synchronous(FULL)", "_pragma=foreign_keys(1)")); err != nil {
+	if s.write, err = sql.Open("sqlite", dsn(abs, "_txlock=immediate", "_pragma=synchronous(FULL)", "_pragma=foreign_keys(1)", "_pragma=wal_autocheckpoint(0)")); err != nil {
 		return nil, s.fail(op, "", err)
 	}
 	s.write.SetMaxOpenConns(1)
@@ -105,8 +105,10 @@ func open(ctx context.Context, path string, keep bool) (*Store, error) {
 	s.read.SetMaxIdleConns(readers)
 	err = s.open(ctx, keep)
 	if err == nil {
-		s.place = abs
-		s.opened, err = os.Stat(abs)
+		var now mark
+		if now, err = markOf(abs); err == nil {
+			s.place.file.Store(&now)
+		}
 	}
 	if err != nil {
 		_ = s.Close()
@@ -115,23 +117,12 @@ func open(ctx context.Context, path string, keep bool) (*Store, error) {
 	return s, nil
 }
 
-// inPlace refuses to write to a file that was taken away or replaced since it was
-// opened: what is written then is lost when the process ends.
-func (s *Store) inPlace(op, key string) error {
-	if s.opened == nil {
-		return nil
-	}
-	if now, err := os.Stat(s.place); err != nil || !os.SameFile(s.opened, now) {
-		err := claviger.Errorf(op, claviger.Unavailable, key, "metastore %s is no longer the file that this process has open: it was moved, removed or replaced meanwhile, and what is written now would be lost; stop the server, put the right file in its place, and start again", s.path)
-		return claviger.Answer(err, "this server's metastore was moved or replaced while the server used it, so nothing is changed; an operator must put the right file in its place and start the server again")
-	}
-	return nil
-}
-
 func storeAt(path string) *Store {
 	s := &Store{path: path, lockFile: path + ".lock", locks: make(map[*os.File]struct{})}
+	s.place.path, s.place.real, s.place.wrote = path, path, make(chan struct{}, 1)
+	s.place.log = slog.New(slog.DiscardHandler)
 	if real, err := filepath.EvalSymlinks(path); err == nil {
-		s.lockFile = real + ".lock"
+		s.lockFile, s.place.real = real+".lock", real
 	}
 	return s
 }
@@ -179,9 +170,11 @@ func (s *Store) denied() error {
 	return nil
 }
 
-func dsn(path string, params ...string) string {
+func dsn(path string, params ...string) string { return dsnOf(path, busyTimeout, params...) }
+
+func dsnOf(path string, busy time.Duration, params ...string) string {
 	// A URI, so that a '?' or '%' in the path is data and nothing else.
-	u := (&url.URL{Scheme: "file", Path: path}).String() + fmt.Sprintf("?_pragma=busy_timeout(%d)", busyTimeout.Milliseconds())
+	u := (&url.URL{Scheme: "file", Path: path}).String() + fmt.Sprintf("?_pragma=busy_timeout(%d)", busy.Milliseconds())
 	for _, p := range params {
 		u += "&" + p
 	}
@@ -314,6 +307,13 @@ func (s *Store) Close() error {
 	if s.closed.Swap(true) {
 		return nil
 	}
+	s.mu.Lock()
+	keeps := s.keeps
+	s.keeps = nil
+	s.mu.Unlock()
+	for _, end := range keeps {
+		end()
+	}
 	for _, st := range []*sql.Stmt{s.byName, s.byVersion} {
 		if st != nil {
 			_ = st.Close() // closing the pool below closes them anyhow
@@ -338,12 +338,24 @@ func (s *Store) Close() error {
 	return nil
 }
 
-// usable is the check at the head of every method.
-func (s *Store) usable(op string) error {
+// LogTo has the store write there what it notices while nothing is asked of it. It is for
+// before the store is used.
+func (s *Store) LogTo(log *slog.Logger) { s.place.log = log }
+
+// isOpen is the check at the head of every method.
+func (s *Store) isOpen(op string) error {
 	if s.closed.Load() {
 		return claviger.Errorf(op, claviger.Closed, "", "metastore %s is closed", s.path)
 	}
 	return nil
+}
+
+// usable is the check at the head of every method that reads.
+func (s *Store) usable(op string) error {
+	if err := s.isOpen(op); err != nil {
+		return err
+	}
+	return s.inPlace(op, "", false)
 }
 
 // fail makes an error of ours of what SQLite said: with the file's name, in
@@ -380,6 +392,12 @@ func (s *Store) fail(op, key string, err error) error {
 		return claviger.Errorf(op, claviger.Unavailable, key, "metastore %s cannot be written (%w); the file and its folder must belong to the user that the server runs as", s.path, err)
 	case sqlite3.SQLITE_INTERRUPT: // what the driver makes of a context that ended in mid-call
 		return claviger.Errorf(op, claviger.Unavailable, key, "metastore %s: interrupted: %w", s.path, context.Canceled)
+	case sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT:
+		if err := s.inPlace(op, key, false); err != nil { // that explains it
+			return err
+		}
+	}
+	switch e.Code() & 0xff {
 	case sqlite3.SQLITE_NOTADB:
 		return claviger.Errorf(op, claviger.Unavailable, key, "metastore %s is not an SQLite database, or its head is damaged (%w); restore the file from a backup, or name another", s.path, err)
 	case sqlite3.SQLITE_CORRUPT:
@@ -390,14 +408,15 @@ func (s *Store) fail(op, key string, err error) error {
 
 // update runs f in one transaction of the writing connection.
 func (s *Store) update(ctx context.Context, op, key string, f func(*sql.Tx) error) (err error) {
-	if err := s.usable(op); err != nil {
+	if err := s.isOpen(op); err != nil {
 		return err
 	}
 	began := time.Now()
 	defer func() { s.writes.note(began, err) }()
-	if err := s.inPlace(op, key); err != nil {
+	if err := s.inPlace(op, key, true); err != nil {
 		return err
 	}
+	atLeast := s.place.changes.Load() + 1
 	tx, err := s.write.BeginTx(ctx, nil)
 	if err != nil {
 		return s.fail(op, key, err)
@@ -406,7 +425,23 @@ func (s *Store) update(ctx context.Context, op, key string, f func(*sql.Tx) erro
 	if err := f(tx); err != nil {
 		return s.fail(op, key, err)
 	}
-	return s.fail(op, key, tx.Commit())
+	var n int64
+	if err := tx.QueryRowContext(ctx, nextChange).Scan(&n); err != nil {
+		return s.fail(op, key, err)
+	}
+	if !s.counted(n, atLeast) {
+		return s.inPlace(op, key, true)
+	}
+	if err := tx.Commit(); err != nil {
+		return s.fail(op, key, err)
+	}
+	s.place.saw(n)
+	select {
+	case s.place.wrote <- struct{}{}:
+	default: // it is looked at soon anyhow
+	}
+	// Another file may have come meanwhile, of which the change is no part.
+	return s.inPlace(op, key, true)
 }
 
 // millis and when are how times are stored: milliseconds since 1970, UTC.

@@ -1,0 +1,115 @@
+package faults
+
+import (
+	"bytes"
+	"encoding/json"
+	"net/http"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"claviger/test/hadoop"
+)
+
+// ready is the answer of /readyz for a purpose: its status, and its text.
+func ready(t *testing.T, k *hadoop.KMS, purpose string) (status int, text string) {
+	t.Helper()
+	resp, err := http.Get(strings.TrimSuffix(k.URL, "/kms") + "/readyz?for=" + purpose) //nolint:noctx,gosec // of a server of this test
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	var b bytes.Buffer
+	if _, err := b.ReadFrom(resp.Body); err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode, b.String()
+}
+
+// TestStoreWrittenOver: an old copy of the metastore that is copied over the file of a
+// running server is noticed within seconds; nothing is changed any more, EDEKs of versions
+// in memory are opened, and the copy is as it was put there when the server has ended. The
+// next start names the key that it does not know.
+func TestStoreWrittenOver(t *testing.T) {
+	s := newSite(t)
+	k := s.serve()
+	s.create(k, "k1")
+	if out, status := s.run("metastore", "backup", "--conf", s.conf, "--out", s.path("copy.db")); status != 0 {
+		t.Fatal(out)
+	}
+	s.create(k, "k2")
+	edek := generated(t, k, "k2")
+	if answer := send(t, k, http.MethodPost, edek.path, edek.body); !strings.HasPrefix(answer, "200") {
+		t.Fatal(answer)
+	}
+	copied, err := os.ReadFile(s.path("copy.db"))
+	if err == nil {
+		err = os.WriteFile(s.path("conf/claviger.db"), copied, 0o600) // as cp does
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for began := time.Now(); ; time.Sleep(50 * time.Millisecond) {
+		status, text := ready(t, k, "write")
+		if status == http.StatusServiceUnavailable && strings.Contains(text, "was written over in place by another program") {
+			break
+		}
+		if time.Since(began) > 5*time.Second {
+			t.Fatalf("it is not noticed: %s", text)
+		}
+	}
+	for what, answer := range map[string]string{
+		"create": send(t, k, http.MethodPost, "keys", []byte(`{"name":"k3"}`)),
+		"roll":   send(t, k, http.MethodPost, "key/k1", []byte(`{}`)),
+		"delete": send(t, k, http.MethodDelete, "key/k1", nil),
+	} {
+		if !strings.HasPrefix(answer, "503") || !strings.Contains(answer, "written over") {
+			t.Errorf("%s: %s", what, answer)
+		}
+	}
+	shown(t, s.plain(send(t, k, http.MethodPost, "keys", []byte(`{"name":"k3"}`))))
+	if answer := send(t, k, http.MethodPost, edek.path, edek.body); !strings.HasPrefix(answer, "200") {
+		t.Errorf("a version that is in memory: %s", answer)
+	}
+	if code := k.Stop(); code != 0 {
+		t.Logf("the server ended with %d", code)
+	}
+	if now, err := os.ReadFile(s.path("conf/claviger.db")); err != nil || !bytes.Equal(now, copied) {
+		t.Errorf("the copy was changed (%v)", err)
+	}
+	k = s.serve()
+	if names := send(t, k, http.MethodGet, "keys/names", nil); !strings.Contains(names, `"k1"`) || strings.Contains(names, `"k2"`) {
+		t.Error(names)
+	}
+	if answer := send(t, k, http.MethodPost, edek.path, edek.body); !strings.HasPrefix(answer, "503") {
+		t.Errorf("a version that the copy does not know: %s", answer)
+	}
+}
+
+// decrypt is the request that opens an EDEK.
+type decrypt struct {
+	path string
+	body []byte
+}
+
+// generated makes an EDEK.
+func generated(t *testing.T, k *hadoop.KMS, key string) decrypt {
+	t.Helper()
+	_, text, _ := strings.Cut(send(t, k, http.MethodGet, "key/"+key+"/_eek?eek_op=generate&num_keys=1", nil), "\n")
+	var list []struct {
+		VersionName string `json:"versionName"`
+		IV          string `json:"iv"`
+		Encrypted   struct {
+			Material string `json:"material"`
+		} `json:"encryptedKeyVersion"`
+	}
+	if err := json.Unmarshal([]byte(text), &list); err != nil || len(list) != 1 {
+		t.Fatalf("%v in %s", err, text)
+	}
+	body, err := json.Marshal(map[string]string{"name": key, "iv": list[0].IV, "material": list[0].Encrypted.Material})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return decrypt{"keyversion/" + list[0].VersionName + "/_eek?eek_op=decrypt", body}
+}
