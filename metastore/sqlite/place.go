@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -16,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"claviger"
+	"claviger/durable"
 )
 
 const (
@@ -178,7 +178,7 @@ func (s *Store) setForeign(why string) {
 	wal := p.real + beside[0]
 	if now, err := markOf(wal); err == nil && p.besides[0] != nil && now.sameFile(*p.besides[0]) && now.size > 0 {
 		aside := wal + ".replaced-" + time.Now().UTC().Format("20060102T150405.000Z")
-		if err := os.Rename(wal, aside); err != nil {
+		if err := durable.Rename(wal, aside); err != nil {
 			why += fmt.Sprintf("; remove %s before the next start, for its changes do not belong to the file that is there now (%s)", wal, err)
 		} else {
 			why += "; changes of the last moment, which do not belong to that file, are in " + aside
