@@ -117,6 +117,19 @@ func (r *Ring) findClashes(ctx context.Context) error {
 	return &clash{strings.Join(texts, "; ") + "; the rules of the key here stand before the source's EDEKs of that name: see claviger migrate plan, and let the users of one of the two copy their files to a zone with another key"}
 }
 
+// migratedFrom reports whether a key here was migrated, from whichever source, or from
+// this one that has rolled it since: then CheckConflicts tells of it.
+func (r *Ring) migratedFrom(ctx context.Context, s *source, m *claviger.Metadata) (bool, error) {
+	taken, err := r.takenOver(ctx, m, nil)
+	if err != nil || taken {
+		return taken, err
+	}
+	list, err := r.origins.of(ctx, m.Name)
+	return slices.ContainsFunc(list, func(o Origin) bool {
+		return o.Rolled > 0 && o.Source == s.URI() && sameOrigin(m, o.Created, o.ACLName)
+	}), err
+}
+
 // clashesWith returns names of ours that the source answers to, of keys that were not
 // taken over.
 func (r *Ring) clashesWith(ctx context.Context, s *source, ours map[string][]string) ([]string, error) {
@@ -148,7 +161,7 @@ func (r *Ring) clashesWith(ctx context.Context, s *source, ours map[string][]str
 			if m == nil {
 				continue // deleted since
 			}
-			taken, err := r.takenOver(ctx, m, nil)
+			taken, err := r.migratedFrom(ctx, s, m)
 			if err != nil {
 				return nil, err
 			}

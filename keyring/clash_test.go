@@ -37,6 +37,13 @@ func TestNamesClash(t *testing.T) {
 			}
 		}
 	}
+	// One that its source has rolled since is in conflict, and was migrated nevertheless.
+	conflict := newShadowLab(t, migrated, "present", "payroll", false)
+	conflict.past.list[0].TakenOver, conflict.past.list[0].Rolled = false, 2
+	conflict.origins.forget()
+	if err := conflict.CheckNames(t.Context()); err != nil {
+		t.Errorf("in conflict with its source: %v", err)
+	}
 	// Another key that the source answers to by another spelling alone.
 	s := newShadowLab(t, migrated, "present", "Payroll", false)
 	if _, err := s.primary.Provider.Create(t.Context(), provider.Spec{Name: "PAYROLL", Cipher: claviger.DefaultCipher, BitLength: 128}); err != nil {

@@ -169,6 +169,9 @@ func (r *Ring) decryptOwn(ctx context.Context, q *request, named *string, v *pro
 			return nil, err
 		}
 	}
+	if err := r.needNotInConflict("keyring.Decrypt", v); err != nil {
+		return nil, err
+	}
 	one := []claviger.EDEK{e}
 	var deks []secret.Bytes
 	var err error

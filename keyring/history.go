@@ -21,6 +21,11 @@ type Origin struct {
 	ACLName string
 	// Folded: the source answers to every spelling of the name.
 	Folded bool
+	// Numbered: versions were made here, and the source numbers its own. It counted
+	// Counted of them then; Rolled is how many it had when the journal noted that one of
+	// them has the name of one here, 0 where it noted no such thing.
+	Numbered        bool
+	Counted, Rolled int
 	// Freed: an administrator lets others have the name, once no key here has it.
 	Freed bool
 	// Finished is when the operator ended the migration; zero: it goes on.
@@ -185,26 +190,6 @@ func (r *Ring) takenOver(ctx context.Context, ours, theirs *claviger.Metadata) (
 		}
 	}
 	return false, nil
-}
-
-// needNoConflict refuses to re-encrypt EDEKs of a version of a migrated key that the
-// journal has in conflict with its source, which was rolled since: an EDEK of that name
-// may be the source's, and what comes out of it here is no DEK. To hand out that in its
-// place would lose the file for good.
-func (r *Ring) needNoConflict(ctx context.Context, op string, v *provider.KeyVersion) error {
-	if len(r.sources) == 0 || v.Of == nil || r.origins.history == nil {
-		return nil
-	}
-	list, err := r.origins.of(ctx, v.Key)
-	if err != nil {
-		return err
-	}
-	for _, o := range list {
-		if !o.TakenOver && o.Finished.IsZero() && r.hasSource(o.Source) && sameOrigin(v.Of, o.Created, o.ACLName) {
-			return claviger.Errorf(op, claviger.Invalid, v.Name, "key '%s' is in conflict with the one at its source, so EDEKs of '%s' may be of either, and are not re-encrypted: claviger migrate plan says what to do", v.Key, v.Name)
-		}
-	}
-	return nil
 }
 
 func sameOrigin(m *claviger.Metadata, created time.Time, aclName string) bool {

@@ -58,6 +58,15 @@ type Config struct {
 	// History is what migrations have left in the metastore; nil where there is none.
 	History History
 
+	// Ours are versions, full names, that are this KMS's though a source has others of
+	// these names: claviger.migration.ours.
+	Ours map[string]bool
+	// CompareEvery is how often WatchSources compares; 0 is 30 s.
+	CompareEvery time.Duration
+	// Numbers keeps the numbers that a source has used from being given to versions
+	// here; nil where the primary does not number by it.
+	Numbers metastore.Numbers
+
 	// Shared is set where other nodes change the primary's keys, too. It is how they
 	// are noticed; nil where nobody else does.
 	Shared Shared
@@ -140,8 +149,10 @@ type Ring struct {
 
 	origins origins
 	clashes clashes
-	aliases *cache[string] // name here of a key that was asked for by another spelling
-	aliased atomic.Bool    // there are any
+	// conflicts are versions that have the name of another one at their source.
+	conflicts conflicts
+	aliases   *cache[string] // name here of a key that was asked for by another spelling
+	aliased   atomic.Bool    // there are any
 
 	epochs *epochs // nil: nobody else changes keys
 
@@ -176,6 +187,7 @@ func New(cfg Config) (*Ring, error) {
 	if cfg.SourceWaiting <= 0 {
 		cfg.SourceWaiting = defaultSourceWaiting
 	}
+	cfg.CompareEvery = orDefault(cfg.CompareEvery, defaultCompareEvery)
 	cfg.SourceFailures = orDefault(cfg.SourceFailures, defaultSourceFailures)
 
 	r := &Ring{cfg: cfg, log: cfg.Log, waits: waits{places: shares.New(int64(cfg.SourceWaiting), true)}}

@@ -106,6 +106,9 @@ type Item struct {
 	Ended          *time.Time `json:"ended,omitempty"`
 	// Adopted: the key was at the target already, with the same metadata.
 	Adopted bool `json:"adopted,omitempty"`
+	// Rolled is how many versions the source counted when one of them was found to have
+	// the name of one here; 0: none had.
+	Rolled int `json:"rolled,omitempty"`
 	// Why says what stands against the import, and the cure.
 	Why string `json:"why,omitempty"`
 	// Run is the run that the record belongs to.

@@ -108,8 +108,8 @@ func (e *Engine) look(ctx context.Context, op string) (*survey, error) {
 		}
 		if theirs[i] != nil && it.Run == "" { // not as the journal has it
 			e.number(ctx, sv, &it, theirs[i])
-			if v := collision(it, theirs[i], it.TargetVersions); v != "" {
-				it.State, it.Why = Conflict, whyCollision(v)
+			if v := e.collision(it, theirs[i], it.TargetVersions); v != "" {
+				it = collided(it, theirs[i], v)
 			}
 		}
 		sv.items = append(sv.items, it)

@@ -96,6 +96,12 @@ type Config struct {
 	Store  Store
 	// Versions is Auto where empty.
 	Versions Versions
+	// Gap is how many numbers are left free above those that a source which numbers its
+	// versions has used, for its rolls after the key was taken over.
+	Gap int
+	// Ours are versions at the target, full names, whose EDEKs are the target's by the
+	// operator's word, though the source has other versions of these names.
+	Ours map[string]bool
 	// MaxVersions bounds what a source may make us generate for one key; 0 is
 	// 1,000.
 	MaxVersions int
@@ -169,6 +175,11 @@ const (
 	propReencrypt = "hadoop.kms.reencryption.crypto.enable"
 	propTrustee   = "cloudera.hsmkp.ktkms.config.dir"
 	propProvider  = "hadoop.kms.key.provider.uri"
+
+	// PropVersions, PropGap and PropOurs set Config.Versions, Gap and Ours.
+	PropVersions = "claviger.migration.versions"
+	PropGap      = "claviger.migration.gap"
+	PropOurs     = "claviger.migration.ours"
 )
 
 // ErrNoSource marks what a source is needed for, where none is configured.

@@ -27,10 +27,13 @@ const (
 // version is by nothing but the name.
 //
 // Of a source that numbers versions, the default is one fresh version with the next
-// number. Of another, as many as it counts, from 0 on.
+// number, or with one that leaves room for rolls at the source (Config.Gap). Of another, as many as it counts, from 0 on.
 func (e *Engine) number(ctx context.Context, sv *survey, it *Item, theirs *claviger.Metadata) {
 	count := theirs.Versions
 	if first := theirs.Versions; e.naming(ctx, sv, it) != opaque {
+		if first <= claviger.MaxVersion-e.cfg.Gap-e.cfg.MaxVersions {
+			first += e.cfg.Gap
+		}
 		it.First = max(first, it.First)
 		count = 1
 	}
@@ -123,24 +126,38 @@ func (e *Engine) skip(ctx context.Context, it Item) error {
 
 // collision names a version that the source and the target both have, of different
 // keys: the source rolled its key after it was taken over. "" where there is none.
-// ours are the names at the target.
-func collision(it Item, theirs *claviger.Metadata, ours []string) string {
-	if it.First == 0 && !(len(it.SourceVersions) > 0 && namesAreNumbers(it.SourceVersions)) {
+// ours are the names at the target. A version whose EDEKs are the target's by the
+// operator's word is left out.
+func (e *Engine) collision(it Item, theirs *claviger.Metadata, ours []string) string {
+	if !it.numbered() {
 		return ""
 	}
 	for _, v := range ours {
-		if n, ok := claviger.VersionNumber(v); ok && n < theirs.Versions {
+		if n, ok := claviger.VersionNumber(v); ok && n < theirs.Versions && !e.cfg.Ours[v] {
 			return v
 		}
 	}
 	return ""
 }
 
+// numbered: the source numbers its versions.
+func (it *Item) numbered() bool {
+	return it.First > 0 || len(it.SourceVersions) > 0 && namesAreNumbers(it.SourceVersions)
+}
+
+// collided is the item of a key that is in conflict by that version.
+func collided(it Item, theirs *claviger.Metadata, version string) Item {
+	it.State, it.Why, it.Rolled = Conflict, whyCollision(version), theirs.Versions
+	return it
+}
+
 // whyCollision says what to do about it.
 func whyCollision(version string) string {
-	return fmt.Sprintf("rolled at the source since: %s is one key there and another one here, so EDEKs of that name that the source made open here to a wrong key; "+
-		"stop rolls at the source; if HDFS does not use this server yet, delete the key here (claviger key delete) and run the migration again, which takes the next number; "+
-		"if it does, do not re-encrypt the zone before you have copied the files that were made through the source since its roll, from there", claviger.Printable(version))
+	key, _ := claviger.KeyOfVersion(version)
+	return fmt.Sprintf("rolled at the source since: %s is one key there and another one here, and an EDEK tells its version by that name alone, so no EDEK of that name is opened or re-encrypted here; "+
+		"stop rolls at the source; if HDFS does not use this server yet, delete the key here (claviger key delete) and run the migration again, which takes the next number (%s leaves room for more rolls); "+
+		"if it does, roll key %s here, so that new files can be read, copy the files that were made through the source since its roll, from there, "+
+		"set %s to %s, restart, and run the migration again", claviger.Printable(version), PropGap, claviger.Printable(key), PropOurs, claviger.Printable(version))
 }
 
 var _ metastore.Numbers = Store(nil)

@@ -156,3 +156,68 @@ func TestNumbersAreKept(t *testing.T) {
 		t.Errorf("made anew: %s, %v", v.Name, err)
 	}
 }
+
+// TestGap: with room for rolls at the source its versions take no name of one here, and
+// are no difference. When the room is used up the key is in conflict, until the operator
+// says whose the EDEKs are.
+func TestGap(t *testing.T) {
+	b := newBench(t)
+	ctx := t.Context()
+	b.cfg.Gap = 2
+	b.add(t, "k", 3)
+	b.run(t)
+	if got := versions(t, b.target, "k"); !slices.Equal(got, []string{"k@5"}) {
+		t.Fatalf("made %q", got)
+	}
+	roll := func() {
+		t.Helper()
+		if _, err := b.source.Roll(ctx, "k", nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	same := func(when string, want bool) *migrate.Verification {
+		t.Helper()
+		v, err := b.engine(t).Verify(ctx)
+		must(t, err)
+		if (v.Different == 0) != want {
+			t.Errorf("%s: %+v", when, v.Keys)
+		}
+		return v
+	}
+	origin := func() migrate.Origin {
+		t.Helper()
+		list, err := migrate.Origins(ctx, b.store)
+		if err != nil || len(list) != 1 {
+			t.Fatal(list, err)
+		}
+		return list[0]
+	}
+	same("migrated", true)
+	roll()
+	roll() // k@4
+	same("rolled twice", true)
+	if r := b.run(t); !r.Complete() {
+		t.Errorf("rolled twice: %+v", r.Keys)
+	}
+	if o := origin(); !o.Numbered || o.Rolled != 0 || o.Metadata.Versions != 3 {
+		t.Errorf("the journal: %+v", o)
+	}
+	roll() // k@5
+	if v := same("rolled three times", false); !strings.Contains(strings.Join(v.Keys[0].Remarks, ""), "claviger.migration.ours to k@5") {
+		t.Errorf("%+v", v.Keys)
+	}
+	if r := b.run(t); states(r.Keys)["k"] != migrate.Conflict || r.Complete() {
+		t.Errorf("rolled three times: %+v", r.Keys)
+	}
+	if o := origin(); o.Rolled != 6 || o.TakenOver {
+		t.Errorf("the journal: %+v", o)
+	}
+	b.cfg.Ours = map[string]bool{"k@5": true}
+	same("by the operator's word", true)
+	if r := b.run(t); states(r.Keys)["k"] != migrate.Done || !r.Complete() {
+		t.Errorf("by the operator's word: %+v", r.Keys)
+	}
+	if o := origin(); o.Rolled != 0 || !o.TakenOver {
+		t.Errorf("the journal, by the operator's word: %+v", o)
+	}
+}

@@ -17,6 +17,10 @@ type Origin struct {
 	// Metadata is the source's, as the key was planned; its zero where the source did
 	// not let us read it.
 	Metadata Fields
+	// Numbered: versions were made, and the source numbers its own. Rolled is how many it
+	// had when one of them was found to have the name of one that was made; 0: none had.
+	Numbered bool
+	Rolled   int
 	// Folded: the source answers to every spelling of the name.
 	Folded bool
 	// Finished is when the operator ended the migration; nil: it goes on.
@@ -51,7 +55,8 @@ func Origins(ctx context.Context, store metastore.Journal) ([]Origin, error) {
 			return nil, err
 		}
 		for _, it := range items {
-			o := Origin{Key: it.Key, Source: r.Source, TakenOver: it.State == Done || it.State == Deleted, Folded: it.Folded, Metadata: it.Source}
+			o := Origin{Key: it.Key, Source: r.Source, TakenOver: it.State == Done || it.State == Deleted, Folded: it.Folded, Metadata: it.Source,
+				Numbered: it.numbered() && len(it.TargetVersions) > 0, Rolled: it.Rolled}
 			if f, ok := freed[it.Key]; ok && !f.At.Before(r.Started) {
 				o.Freed = &f.At // a run that lists the name later keeps it again
 			}

@@ -239,7 +239,7 @@ func (e *Engine) Verify(ctx context.Context) (*Verification, error) {
 			d.Differences = []Difference{{Field: "key", Source: "there", Target: presence(nil)}}
 		default:
 			d.Differences = compare(fieldsOf(theirs), fieldsOf(ours))
-			d.verifyVersions(it, theirs, have[it.Key], bad)
+			d.verifyVersions(it, theirs, have[it.Key], bad, e.collision(it, theirs, have[it.Key]))
 		}
 		v.add(d)
 	}
@@ -274,9 +274,9 @@ func presence(m *claviger.Metadata) string {
 	return "there"
 }
 
-// verifyVersions compares the versions: names are those of the target, and bad says why
-// some of them cannot be used.
-func (d *KeyDiff) verifyVersions(it Item, theirs *claviger.Metadata, names []string, bad map[string]string) {
+// verifyVersions compares the versions: names are those of the target, bad says why
+// some of them cannot be used, and both is one that the source has too.
+func (d *KeyDiff) verifyVersions(it Item, theirs *claviger.Metadata, names []string, bad map[string]string, both string) {
 	for _, name := range names {
 		if why := bad[name]; why != "" {
 			d.Differences = append(d.Differences, Difference{Field: "version " + name, Source: "its own", Target: "not usable (" + why + ")"})
@@ -287,9 +287,9 @@ func (d *KeyDiff) verifyVersions(it Item, theirs *claviger.Metadata, names []str
 			d.Differences = append(d.Differences, Difference{Field: "version " + name, Source: "made by " + it.Run, Target: "none"})
 		}
 	}
-	if v := collision(it, theirs, names); v != "" {
-		d.Differences = append(d.Differences, Difference{Field: "version " + v, Source: "another key", Target: "another key"})
-		d.Remarks = append(d.Remarks, whyCollision(v))
+	if both != "" {
+		d.Differences = append(d.Differences, Difference{Field: "version " + both, Source: "another key", Target: "another key"})
+		d.Remarks = append(d.Remarks, whyCollision(both))
 		return
 	}
 	if it.First > 0 && it.State == Done {

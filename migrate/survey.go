@@ -67,7 +67,7 @@ func (e *Engine) judge(ctx context.Context, sv *survey, name string, theirs, our
 	if ours == nil {
 		// A key that could not stay, since the source rolled it afterwards, is taken over
 		// again once it was deleted here.
-		again := collision(before, theirs, before.TargetVersions) != ""
+		again := e.collision(before, theirs, before.TargetVersions) != ""
 		if known && (before.State == Done || before.State == Deleted) && !again {
 			return deletedHere(before), nil
 		}
@@ -77,10 +77,9 @@ func (e *Engine) judge(ctx context.Context, sv *survey, name string, theirs, our
 		return it, nil
 	}
 	if known && before.State == Done {
-		before.Why = ""
-		if v := collision(before, theirs, before.TargetVersions); v != "" {
-			before.State, before.Why = Conflict, whyCollision(v)
-			return before, nil
+		before.Why, before.Rolled = "", 0
+		if v := e.collision(before, theirs, before.TargetVersions); v != "" {
+			return collided(before, theirs, v), nil
 		}
 		if n := theirs.Versions - before.Source.Versions; n > 0 {
 			before.Why = fmt.Sprintf("rolled at the source since: %d more there, which are opened through the source", n)

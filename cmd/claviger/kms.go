@@ -103,6 +103,10 @@ func serveKMS(ctx context.Context, f kmsFlags, log *slog.Logger, level *slog.Lev
 	return s.run(ctx, front, f.ready)
 }
 
+// firstComparison is how long a start waits for the sources' word on rolls of migrated
+// keys.
+const firstComparison = 2 * time.Second
+
 // kmsServer is the server while it runs.
 type kmsServer struct {
 	conf    *hadoopconf.Conf
@@ -158,8 +162,13 @@ func (s *kmsServer) run(ctx context.Context, front *front, readyFile string) (er
 			return err
 		}
 	}
+	// Before the first decrypt; a silent source does not keep the server from serving.
+	compared, cancel := context.WithTimeout(ctx, firstComparison)
+	_ = s.ring.CompareSources(compared)
+	cancel()
 	none := ""
 	s.waiting.Store(&none)
+	group.Go(func() { s.ring.WatchSources(background) })
 	if err := s.ring.CheckMigrations(ctx); err != nil {
 		s.log.Warn("a migration is not finished", "err", err)
 	}

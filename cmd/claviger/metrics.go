@@ -21,6 +21,7 @@ func (s *kmsServer) metrics(listener *boundedListener) *console.Metrics {
 	laneMetrics(m, &s.lanes)
 	m.Gauge("claviger_edek_queue_ready", "Ready-made EDEKs of all keys.", func() float64 { return float64(s.ring.Queued()) })
 	if len(s.svc.Sources) > 0 {
+		m.Gauge("claviger_source_conflicts", "Key versions here that have the name of another one at their source, so that their EDEKs are not opened.", func() float64 { return float64(s.ring.Conflicts()) })
 		m.Gauge("claviger_source_waiting", "Requests that wait for a source of key versions.", func() float64 { now, _, _ := s.ring.SourceWaiting(); return float64(now) })
 		m.Gauge("claviger_source_waiting_max", "How many may (claviger.source.max.waiting).", func() float64 { _, _, most := s.ring.SourceWaiting(); return float64(most) })
 		m.Gauge("claviger_source_waiting_of_one_user", "How many of them are of the user with most.", func() float64 { _, ofOne, _ := s.ring.SourceWaiting(); return float64(ofOne) })

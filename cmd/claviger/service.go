@@ -216,10 +216,13 @@ func (s *service) engine(ctx context.Context, cfg migrate.Config) (*migrate.Engi
 	if src, ok := s.reencryptionSource(); ok {
 		cfg.Source = src
 	}
-	if cfg.Versions == "" {
-		if cfg.Versions = migrate.Versions(s.Conf.String("claviger.migration.versions")); !cfg.Versions.Valid() {
-			return nil, refuse(s.Conf, "claviger.migration.versions", "it must be auto, all or current")
-		}
+	r := &reader{conf: s.Conf}
+	set := r.migration()
+	if r.err != nil {
+		return nil, r.err
+	}
+	if cfg.Gap, cfg.Ours = set.gap, set.ours; cfg.Versions == "" {
+		cfg.Versions = set.versions
 	}
 	return migrate.New(cfg)
 }

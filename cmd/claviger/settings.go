@@ -57,6 +57,15 @@ func (r *reader) duration(name string, unit time.Duration) time.Duration {
 	return d
 }
 
+// positive is duration for what must not be 0.
+func (r *reader) positive(name string, unit time.Duration) time.Duration {
+	d := r.duration(name, unit)
+	if d <= 0 && r.err == nil {
+		r.keep(refuse(r.conf, name, "it must be longer than 0, as in 30s"))
+	}
+	return d
+}
+
 func (r *reader) float(name string, lo, hi float64) float64 {
 	f, err := r.conf.Float(name, lo, hi)
 	r.keep(err)
@@ -93,9 +102,11 @@ func readKMSSettings(conf *hadoopconf.Conf) (kmsSettings, error) {
 			SourceTimeout:       r.duration("claviger.source.timeout", time.Second),
 			Lease:               max(r.duration(hadoopconf.MetastoreLease, time.Second), time.Nanosecond),
 			SourceWaiting:       int(r.int("claviger.source.max.waiting", 1, 1<<20)),
+			CompareEvery:        r.positive("claviger.source.compare.interval", time.Second),
 			PurgeMinUnused:      r.duration("claviger.purge.min.unused", time.Second),
 		},
 	}
+	s.ring.Ours = r.migration().ours
 	s.audit = r.audit()
 	s.operations = r.operations()
 	r.keep(conf.CheckRules())

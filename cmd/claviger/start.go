@@ -192,6 +192,9 @@ func (s *kmsServer) open(ctx context.Context) error {
 	cfg.Shared = svc.sharedKeys()
 	cfg.Migrator = svc.migrator()
 	cfg.History = svc.history()
+	if _, ok := svc.Primary.(*hsm.Provider); ok {
+		cfg.Numbers = svc.Store
+	}
 	ring, err := keyring.New(cfg)
 	if err != nil {
 		return err

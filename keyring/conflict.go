@@ -1,0 +1,340 @@
+package keyring
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"claviger"
+	"claviger/provider"
+)
+
+const (
+	// defaultCompareEvery is how long a roll at a source may stay unknown here.
+	defaultCompareEvery = 30 * time.Second
+	// comparedAtOnce is how many keys a source is asked for in one question.
+	comparedAtOnce = 50
+	// conflictsShown is how many versions a message has.
+	conflictsShown = 10
+)
+
+// conflicts are the versions of migrated keys that have the name of another version at
+// the source, which has rolled its key since. An EDEK tells its version by that name
+// alone, so what comes out of such an EDEK here may be no DEK.
+type conflicts struct {
+	// found is by version, with the URI of the source; nil where there is none, so that
+	// a decrypt costs one load.
+	found atomic.Pointer[map[string]string]
+
+	mu     sync.Mutex                 // held while sources are compared
+	last   map[string]map[string]bool // by source: the versions in conflict, as it last told
+	probed sync.Map                   // [2]string of source and version: whether it has it
+}
+
+// WatchSources compares the migrated keys with their sources, now and then, until ctx
+// ends.
+func (r *Ring) WatchSources(ctx context.Context) {
+	if len(r.sources) == 0 && r.origins.history == nil {
+		return
+	}
+	tick := time.NewTicker(r.cfg.CompareEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			_ = r.CompareSources(ctx) // a source that does not answer has a check of its own
+		}
+	}
+}
+
+// CompareSources asks the sources how many versions they count of the keys that were
+// migrated from them, and finds the version names that are another key there. What a
+// source does not tell now is believed as it told it before.
+func (r *Ring) CompareSources(ctx context.Context) error {
+	c := &r.conflicts
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	byKey, err := r.origins.all(ctx)
+	if err != nil {
+		return err
+	}
+	var all []Origin
+	for _, list := range byKey {
+		all = append(all, list...)
+	}
+	found := map[string]string{}
+	var errs []error
+	for _, o := range all {
+		if o.Rolled > 0 && o.Finished.IsZero() { // the journal has it so
+			versions, err := r.below(ctx, o.Key, o.Rolled)
+			errs = append(errs, err)
+			for _, v := range versions {
+				found[v] = o.Source
+			}
+		}
+	}
+	for _, s := range r.sources {
+		now, err := r.compareWith(ctx, s, all)
+		if err != nil {
+			errs = append(errs, err)
+			maps.Copy(now, c.last[s.URI()])
+		}
+		if c.last == nil {
+			c.last = map[string]map[string]bool{}
+		}
+		c.last[s.URI()] = now
+		for v := range now {
+			found[v] = s.URI()
+		}
+	}
+	maps.DeleteFunc(found, func(v, _ string) bool { return r.cfg.Ours[v] })
+	before := r.conflictsNow()
+	for _, v := range slices.Sorted(maps.Keys(found)) {
+		if _, known := before[v]; !known {
+			r.log.Error("a key version here has the name of another one at its source, so EDEKs of that name are not opened", "version", claviger.Printable(v), "source", found[v],
+				"cure", conflictCure(v))
+		}
+	}
+	if len(found) == 0 {
+		c.found.Store(nil)
+	} else {
+		c.found.Store(&found)
+	}
+	return errors.Join(errs...)
+}
+
+// conflictsNow are the versions in conflict, with their sources. The map is not changed.
+func (r *Ring) conflictsNow() map[string]string {
+	if found := r.conflicts.found.Load(); found != nil {
+		return *found
+	}
+	return nil
+}
+
+// Conflicts counts the versions in conflict.
+func (r *Ring) Conflicts() int { return len(r.conflictsNow()) }
+
+// CheckConflicts names the versions in conflict. The error is for an operator.
+func (r *Ring) CheckConflicts(context.Context) error {
+	found := r.conflictsNow()
+	if len(found) == 0 {
+		return nil
+	}
+	versions := slices.Sorted(maps.Keys(found))
+	cure, more := conflictCure(versions[0]), ""
+	if n := len(versions) - conflictsShown; n > 0 {
+		versions, more = versions[:conflictsShown], fmt.Sprintf(" and %d more", n)
+	}
+	for i, v := range versions {
+		versions[i] = claviger.Printable(v) + " of " + found[v]
+	}
+	return claviger.Errorf("keyring.CheckConflicts", claviger.Unavailable, "", "these versions are one key here and another one at the source, which was rolled after the migration: %s%s; "+
+		"EDEKs of these names are not opened; %s", strings.Join(versions, ", "), more, cure)
+}
+
+// compareWith returns the versions here that the source has too, of keys that were
+// migrated from it. What was found stands beside an error.
+func (r *Ring) compareWith(ctx context.Context, s *source, all []Origin) (map[string]bool, error) {
+	found := map[string]bool{}
+	counted := map[string]int{} // when the key was migrated
+	for _, o := range all {
+		if o.Source == s.URI() && o.Numbered {
+			counted[o.Key] = o.Counted
+		}
+	}
+	var errs []error
+	for names := range slices.Chunk(slices.Sorted(maps.Keys(counted)), comparedAtOnce) {
+		ms, err := r.counts(ctx, s, names)
+		if err != nil {
+			errs = append(errs, err)
+			if noAnswer(err) {
+				break
+			}
+		}
+		for _, m := range ms {
+			if m.Versions <= counted[m.Name] {
+				continue
+			}
+			versions, err := r.below(ctx, m.Name, m.Versions)
+			errs = append(errs, err)
+			for _, v := range versions {
+				if r.sourceHas(ctx, s, m.Name, v) {
+					found[v] = true
+				}
+			}
+			errs = append(errs, r.skipNumbers(ctx, m.Name, m.Versions))
+		}
+	}
+	return found, errors.Join(errs...)
+}
+
+// skipNumbers keeps the next roll here from taking a number that the source has used.
+func (r *Ring) skipNumbers(ctx context.Context, key string, next int) error {
+	if r.cfg.Numbers == nil {
+		return nil
+	}
+	if now, err := r.cfg.Numbers.NextNumber(ctx, key); err != nil || now >= next {
+		return err
+	}
+	return r.cfg.Numbers.SkipNumbers(ctx, key, min(next, claviger.MaxVersion))
+}
+
+// counts asks the source for the metadata of keys: of each by itself where it fails,
+// because one key that cannot be read makes Hadoop's KMS refuse them all.
+func (r *Ring) counts(ctx context.Context, s *source, names []string) ([]*claviger.Metadata, error) {
+	var ms []*claviger.Metadata
+	err := s.call(ctx, func(ctx context.Context) (err error) {
+		ms, err = s.Metadata(ctx, names...)
+		return err
+	})
+	if err != nil && len(names) > 1 && !noAnswer(err) && ctx.Err() == nil {
+		ms = nil
+		var errs []error
+		for _, name := range names {
+			one, err := r.counts(ctx, s, []string{name})
+			ms, errs = append(ms, one...), append(errs, err)
+			if err != nil && noAnswer(err) {
+				break
+			}
+		}
+		return ms, errors.Join(errs...)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(ms, func(m *claviger.Metadata) bool { return m == nil }), nil
+}
+
+// below returns the versions of a key here that have a number below that.
+func (r *Ring) below(ctx context.Context, key string, number int) ([]string, error) {
+	vs, err := r.cfg.Primary.Versions(ctx, key)
+	if claviger.Is(err, claviger.KeyNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, v := range vs {
+		if n, ok := claviger.VersionNumber(v.Name); ok && n < number {
+			names = append(names, v.Name)
+		}
+	}
+	return names, nil
+}
+
+// sourceHas reports whether the source has a version of that name. A source that counts so
+// many versions and does not tell their names may name them otherwise: a Key Trustee KMS.
+// A KMS is asked, in our own name, to open a made-up EDEK, which needs the right that a
+// re-encryption needs; without an answer the count decides.
+func (r *Ring) sourceHas(ctx context.Context, s *source, key, version string) bool {
+	asked := [2]string{s.URI(), version}
+	if has, known := r.conflicts.probed.Load(asked); known {
+		return has == true
+	}
+	err := s.call(ctx, func(ctx context.Context) error {
+		if s.service == nil {
+			_, err := s.Version(ctx, version)
+			return err
+		}
+		random := make([]byte, 2*claviger.IVSize)
+		_, _ = rand.Read(random) // never fails: crypto/rand
+		deks, err := s.service.Unwrap(ctx, key, "", []claviger.EDEK{{Version: version, IV: random[:claviger.IVSize], Material: random[claviger.IVSize:]}})
+		wipeAll(deks)
+		return err
+	})
+	missing := claviger.Is(err, claviger.VersionNotFound)
+	if err == nil || missing {
+		r.conflicts.probed.Store(asked, !missing)
+	}
+	return !missing
+}
+
+// needNotInConflict refuses a version whose name is another key's at the source, too.
+func (r *Ring) needNotInConflict(op string, v *provider.KeyVersion) error {
+	source, ok := r.conflictsNow()[v.Name]
+	if !ok {
+		return nil
+	}
+	return claviger.Answer(claviger.Errorf(op, claviger.Unavailable, v.Name, "'%s' is one key here and another one at %s, which was rolled after the migration, so it cannot be known which of them an EDEK is of: %s",
+		v.Name, source, conflictCure(v.Name)),
+		fmt.Sprintf("key version '%s' is one key here and another one at the KMS that the key was migrated from, so nothing is opened with it; this server's log and /readyz say what to do", v.Name))
+}
+
+// conflictCure says what to do about a version in conflict.
+func conflictCure(version string) string {
+	key, _ := claviger.KeyOfVersion(version)
+	return fmt.Sprintf("stop rolls at the source. Where HDFS has never used this server, delete the key here and run the migration again, which takes the next number. "+
+		"Else roll key %s here, so that new files can be read, and say of each version whose EDEKs it has: where no file was made through the source since its roll, "+
+		"set claviger.migration.ours to %s and restart; where there are such files, copy them through the source first", claviger.Printable(key), claviger.Printable(version))
+}
+
+// needNoConflict refuses to re-encrypt EDEKs of a version of ours whose name may be
+// another key's at a source: what comes out of such an EDEK here is no DEK, and to hand
+// out that in its place would lose the file for good. So each source is asked, whether the
+// key was migrated from it or not, and none may be silent.
+func (r *Ring) needNoConflict(ctx context.Context, op string, v *provider.KeyVersion) error {
+	if r.cfg.Ours[v.Name] {
+		return nil
+	}
+	refuse := func(uri string) error {
+		return claviger.Errorf(op, claviger.Invalid, v.Name, "'%s' is one key here and another one at %s, so its EDEKs may be of either, and are not re-encrypted: %s", v.Name, uri, conflictCure(v.Name))
+	}
+	if uri, ok := r.conflictsNow()[v.Name]; ok {
+		return refuse(uri)
+	}
+	if len(r.sources) == 0 {
+		return nil
+	}
+	if err := r.needNoNotedConflict(ctx, op, v); err != nil {
+		return err
+	}
+	number, ok := claviger.VersionNumber(v.Name)
+	if !ok {
+		return nil
+	}
+	return r.away(ctx, op, v.Name, func() error {
+		for _, s := range r.sources {
+			m, err := r.metadataAt(ctx, s, v.Key)
+			switch {
+			case claviger.Is(err, claviger.KeyNotFound):
+				continue
+			case err != nil:
+				return s.explain(err, question{what: "the number of versions of key '" + v.Key + "'", name: v.Key})
+			case m.Versions <= number:
+				continue
+			}
+			if r.sourceHas(ctx, s, v.Key, v.Name) {
+				return refuse(s.URI())
+			}
+		}
+		return nil
+	})
+}
+
+// needNoNotedConflict is needNoConflict by the journal, whose newest word on a key that
+// was migrated may be that it is in conflict.
+func (r *Ring) needNoNotedConflict(ctx context.Context, op string, v *provider.KeyVersion) error {
+	if v.Of == nil || r.origins.history == nil {
+		return nil
+	}
+	list, err := r.origins.of(ctx, v.Key)
+	if err != nil {
+		return err
+	}
+	for _, o := range list {
+		if !o.TakenOver && o.Finished.IsZero() && r.hasSource(o.Source) && sameOrigin(v.Of, o.Created, o.ACLName) {
+			return claviger.Errorf(op, claviger.Invalid, v.Name, "key '%s' is in conflict with the one at its source, so EDEKs of '%s' may be of either, and are not re-encrypted: claviger migrate plan says what to do", v.Key, v.Name)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,277 @@
+package keyring
+
+import (
+	"context"
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+
+	"claviger"
+	"claviger/provider"
+	"claviger/provider/memory"
+	"claviger/secret"
+)
+
+// twice is a key that was migrated, and that its source has rolled since, so that one
+// name is two versions.
+type twice struct {
+	*shadowLab
+	shared         string        // the name
+	theirs, ours   claviger.EDEK // under it
+	theirDEK, mine secret.Bytes
+}
+
+func newTwice(t *testing.T) *twice {
+	t.Helper()
+	s := newShadowLab(t, migrated, "present", "payroll", false)
+	s.past.list[0].Numbered, s.past.list[0].Counted = true, 1
+	s.origins.forget()
+	v, err := s.far.Roll(t.Context(), "payroll", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if current, err := s.primary.Current(t.Context(), "payroll"); err != nil || current.Name != v.Name {
+		t.Fatalf("here %s, there %s, %v", current.Name, v.Name, err)
+	}
+	theirs, theirDEKs := made(t, s.far.blocks, v.Name, 1)
+	ours, deks := made(t, s.primary.Provider, v.Name, 1)
+	return &twice{s, v.Name, theirs[0], ours[0], theirDEKs[0], deks[0]}
+}
+
+func (w *twice) decrypt(t *testing.T, e claviger.EDEK) (secret.Bytes, error) {
+	t.Helper()
+	return w.Decrypt(t.Context(), caller("alice"), "payroll", true, e)
+}
+
+func (w *twice) compare(t *testing.T) {
+	t.Helper()
+	if err := w.CompareSources(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestConflictIsNotDecrypted: once it is known that a source has rolled a migrated key to
+// a version that is here too, no EDEK of that name is opened to what may be no DEK. All
+// others go on.
+func TestConflictIsNotDecrypted(t *testing.T) {
+	w := newTwice(t)
+	var logged strings.Builder
+	w.log = slog.New(slog.NewTextHandler(&logged, nil))
+	if dek, err := w.decrypt(t, w.theirs); err != nil || dek.Equal(w.theirDEK) {
+		t.Fatalf("before anything is known: %v", err) // else this tests nothing
+	}
+	for range 2 { // what is in conflict stays so
+		w.compare(t)
+		for what, e := range map[string]claviger.EDEK{"the source's": w.theirs, "ours": w.ours} {
+			_, err := w.decrypt(t, e)
+			wantKind(t, err, claviger.Unavailable)
+			if err == nil || !strings.Contains(err.Error(), "claviger.migration.ours to "+w.shared) || !strings.Contains(err.Error(), farURI) {
+				t.Errorf("%s: %v", what, err)
+			}
+			if answer := claviger.AnswerOf(err); !strings.Contains(answer, w.shared) || strings.Contains(answer, farURI) {
+				t.Errorf("%s: the caller is shown %q", what, answer)
+			}
+		}
+	}
+	if n := strings.Count(logged.String(), "level=ERROR"); n != 1 {
+		t.Errorf("logged %d times: %s", n, logged.String())
+	}
+	if err := w.CheckConflicts(t.Context()); w.Conflicts() != 1 || err == nil || !strings.Contains(err.Error(), w.shared+" of "+farURI) {
+		t.Errorf("%d, %v", w.Conflicts(), err)
+	}
+	// A stranger learns nothing of it.
+	_, err := w.Decrypt(t.Context(), caller("bob"), "payroll", true, w.theirs)
+	wantKind(t, err, claviger.KeyDenied)
+	// The source's older version, and a newer one here, open.
+	if dek, err := w.decrypt(t, w.edek); err != nil || !dek.Equal(w.dek) {
+		t.Errorf("an older version of the source: %v", err)
+	}
+	v, err := w.primary.Roll(t.Context(), "payroll", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.forget("payroll")
+	w.compare(t)
+	es, deks := made(t, w.primary.Provider, v.Name, 1)
+	if dek, err := w.decrypt(t, es[0]); err != nil || !dek.Equal(deks[0]) {
+		t.Errorf("a newer version here: %v", err)
+	}
+	// An operator knows which of them the EDEKs are of.
+	w.cfg.Ours = map[string]bool{w.shared: true}
+	w.compare(t)
+	if dek, err := w.decrypt(t, w.ours); err != nil || !dek.Equal(w.mine) || w.CheckConflicts(t.Context()) != nil {
+		t.Errorf("claviger.migration.ours: %v, %v", err, w.CheckConflicts(t.Context()))
+	}
+	if _, err := w.Reencrypt(t.Context(), caller("nn"), "payroll", true, w.ours); err != nil {
+		t.Errorf("claviger.migration.ours, re-encryption: %v", err)
+	}
+}
+
+// TestConflictSurvivesSilence: a conflict that is known, by the source's word or by the
+// journal's, stands while the source is silent; what was never told shuts nothing.
+func TestConflictSurvivesSilence(t *testing.T) {
+	w := newTwice(t)
+	w.far.setFail(failing(claviger.Unavailable, "connection refused"))
+	if err := w.CompareSources(t.Context()); err == nil {
+		t.Error("a silent source is compared")
+	}
+	if _, err := w.decrypt(t, w.ours); err != nil {
+		t.Errorf("nothing is known, and nothing is opened: %v", err)
+	}
+	w.far.setFail(nil)
+	w.compare(t)
+	w.far.setFail(failing(claviger.Unavailable, "connection refused"))
+	_ = w.CompareSources(t.Context())
+	_, err := w.decrypt(t, w.ours)
+	wantKind(t, err, claviger.Unavailable)
+
+	w = newTwice(t)
+	w.far.setFail(failing(claviger.Unavailable, "connection refused"))
+	w.past.mu.Lock()
+	w.past.list[0].Rolled = 2
+	w.past.mu.Unlock()
+	w.origins.forget()
+	_ = w.CompareSources(t.Context())
+	_, err = w.decrypt(t, w.ours)
+	wantKind(t, err, claviger.Unavailable)
+	w.past.mu.Lock()
+	w.past.list[0].Finished = time.Now() // then the operator has decided
+	w.past.mu.Unlock()
+	w.origins.forget()
+	_ = w.CompareSources(t.Context())
+	if _, err := w.decrypt(t, w.ours); err != nil {
+		t.Errorf("after the end of the migration: %v", err)
+	}
+}
+
+// TestNoConflictByCount: what counts is whether the source has a version of that name.
+func TestNoConflictByCount(t *testing.T) {
+	// One that does not number its versions, as a Key Trustee KMS, counts as many.
+	w := newTwice(t)
+	w.far.setFail(nil)
+	opaque := &farKMS{Provider: memory.New(memory.Config{URI: farURI, OpaqueIDs: true}), uri: farURI}
+	t.Cleanup(func() { _ = opaque.Provider.Close() })
+	opaque.blocks, _ = opaque.Provider.(provider.BlockEncrypter)
+	create(t, opaque, "payroll")
+	if _, err := opaque.Roll(t.Context(), "payroll", nil); err != nil {
+		t.Fatal(err)
+	}
+	w.sources[0].Provider, w.sources[0].service = opaque, opaque
+	w.compare(t)
+	if dek, err := w.decrypt(t, w.ours); err != nil || !dek.Equal(w.mine) {
+		t.Errorf("a source of opaque names: %v", err)
+	}
+	// Without an answer the count decides.
+	w.forgetAll()
+	w.conflicts.probed.Clear()
+	asked := 0
+	opaque.setFail(func(context.Context) error {
+		if asked++; asked > 1 { // metadata, then the made-up EDEK
+			return claviger.Errorf("far.call", claviger.Denied, "", "no DECRYPT_EEK")
+		}
+		return nil
+	})
+	w.compare(t)
+	_, err := w.decrypt(t, w.ours)
+	wantKind(t, err, claviger.Unavailable)
+}
+
+// TestGapOfNumbers: numbers that leave room for rolls at the source make its versions the
+// source's, which opens them; and a key that cannot be read hides no other.
+func TestGapOfNumbers(t *testing.T) {
+	far := newFarKMS(t, farURI, "a", "bad", "z")
+	primary := &counting{Provider: memory.New(memory.Config{Sealed: true})}
+	t.Cleanup(func() { _ = primary.Provider.Close() })
+	past := &journal{}
+	for key, first := range map[string]int{"a": 1000, "z": 1} {
+		ms, err := far.Provider.Metadata(t.Context(), key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := primary.Import(t.Context(), *ms[0], 1, first, nil); err != nil {
+			t.Fatal(err)
+		}
+		past.list = append(past.list, Origin{Key: key, Source: farURI, TakenOver: true, Created: ms[0].Created, ACLName: key, Numbered: true, Counted: 1})
+	}
+	past.list = append(past.list, Origin{Key: "bad", Source: farURI, TakenOver: true, Numbered: true, Counted: 1})
+	l := newLab(t, func(c *Config) {
+		c.Primary, c.History, c.Reencryption = primary, past, true
+		c.Sources = []Source{{Provider: unreadable{far, "bad"}, Reencryption: true}}
+	})
+	for _, key := range []string{"a", "z"} {
+		if _, err := far.Roll(t.Context(), key, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := l.CompareSources(t.Context()); err == nil || !strings.Contains(err.Error(), "damaged") {
+		t.Errorf("a key that cannot be read: %v", err)
+	}
+	if l.Conflicts() != 1 || l.conflictsNow()["z@1"] == "" {
+		t.Errorf("in conflict: %v", l.conflictsNow())
+	}
+	es, deks := made(t, far.blocks, "a@1", 1)
+	if dek, err := l.Decrypt(t.Context(), caller("u"), "a", true, es[0]); err != nil || !dek.Equal(deks[0]) {
+		t.Errorf("the version that the source has rolled to: %v", err)
+	}
+	if out, err := l.Reencrypt(t.Context(), caller("u"), "a", true, es[0]); err != nil || out.Version != "a@1000" {
+		t.Errorf("re-encrypted: %+v, %v", out, err)
+	} else if dek, err := l.Decrypt(t.Context(), caller("u"), "a", true, out); err != nil || !dek.Equal(deks[0]) {
+		t.Errorf("after the re-encryption: %v", err)
+	}
+}
+
+// unreadable is a source that tells nothing of any key while it is asked for one of them.
+type unreadable struct {
+	*farKMS
+	key string
+}
+
+func (u unreadable) Metadata(ctx context.Context, names ...string) ([]*claviger.Metadata, error) {
+	for _, n := range names {
+		if n == u.key {
+			return nil, claviger.Errorf("far.Metadata", claviger.Internal, n, "a damaged entry")
+		}
+	}
+	return u.farKMS.Metadata(ctx, names...)
+}
+
+// TestSameNameIsNotReencrypted: an EDEK of a version that a source has too is brought
+// under no other version, whether the key was migrated or not, and whatever is known
+// beforehand; nor while the source is silent.
+func TestSameNameIsNotReencrypted(t *testing.T) {
+	for _, here := range []string{beforeSame, migrated} {
+		s := newShadowLab(t, here, "present", "payroll", false)
+		v, err := s.primary.Current(t.Context(), "payroll")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if here == migrated {
+			if _, err := s.far.Roll(t.Context(), "payroll", nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := s.primary.Roll(t.Context(), "payroll", nil); err != nil {
+			t.Fatal(err)
+		}
+		e := s.edek
+		e.Version = v.Name
+		_, err = s.ReencryptBatch(t.Context(), caller("nn"), "payroll", []claviger.EDEK{e})
+		wantKind(t, err, claviger.Invalid)
+		if err == nil || !strings.Contains(err.Error(), "not re-encrypted") {
+			t.Errorf("%s: %v", here, err)
+		}
+		s.forgetAll()
+		s.far.setFail(failing(claviger.Unavailable, "connection refused"))
+		_, err = s.ReencryptBatch(t.Context(), caller("nn"), "payroll", []claviger.EDEK{e})
+		wantKind(t, err, claviger.SourceUnreachable)
+	}
+	// A key of which the source has never heard is re-encrypted as ever.
+	s := newShadowLab(t, beforeSame, "absent", "payroll", false)
+	if _, err := s.primary.Roll(t.Context(), "payroll", nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Reencrypt(t.Context(), caller("nn"), "payroll", true, s.edek); err != nil {
+		t.Error(err)
+	}
+}
