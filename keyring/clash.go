@@ -56,8 +56,7 @@ func (r *Ring) CheckNames(ctx context.Context) error {
 }
 
 // CheckMigrations names the sources of migrations that are not finished, and that are not
-// configured here: what is encrypted under their key versions cannot be read, and is not
-// counted as a use of them. The error is for an operator.
+// configured here: what is encrypted under their key versions cannot be read. The error is for an operator.
 func (r *Ring) CheckMigrations(ctx context.Context) error {
 	byKey, err := r.origins.all(ctx)
 	if err != nil {

@@ -144,6 +144,7 @@ func (r *Ring) Decrypt(ctx context.Context, c claviger.Caller, key string, hasKe
 			dek, err = r.decryptForeign(ctx, &q, named, e)
 		}
 		if err != nil {
+			r.noteUnserved(ctx, &q, err, authz.KeyDecryptEEK, 1)
 			return nil, r.explainMissing(ctx, err, key)
 		}
 		q.ok(ctx, key, "")
@@ -310,6 +311,7 @@ var errTwoKeys = errors.New("the key was deleted and made anew while its EDEKs w
 func (r *Ring) reencryptOnce(ctx context.Context, q *request, named *string, here string, es []claviger.EDEK) ([]claviger.EDEK, error) {
 	own, foreign, err := r.checkVersions(ctx, q, named, es)
 	if err != nil {
+		r.noteUnserved(ctx, q, err, authz.KeyGenerateEEK, len(es))
 		return nil, r.explainMissing(ctx, err, "")
 	}
 	current, err := r.currentVersion(ctx, here)

@@ -115,15 +115,18 @@ func (q *request) hasKey(ctx context.Context, aclName string, right authz.KeyOp)
 	return false
 }
 
-// mayManage is needKey of MANAGEMENT without consequences.
-func (q *request) mayManage(aclName string) bool {
+// mayManage is mayKey of MANAGEMENT.
+func (q *request) mayManage(aclName string) bool { return q.mayKey(aclName, authz.KeyManagement) }
+
+// mayKey is needKey without consequences.
+func (q *request) mayKey(aclName string, right authz.KeyOp) bool {
 	if !q.ring.cfg.KeyAuthorization {
 		return true
 	}
-	if !q.policy.KeyRulePresent(aclName, authz.KeyManagement) {
+	if !q.policy.KeyRulePresent(aclName, right) {
 		return false
 	}
-	return q.policy.MayKey(aclName, authz.KeyManagement, q.caller.Principal, q.ring.cfg.Groups) ||
+	return q.policy.MayKey(aclName, right, q.caller.Principal, q.ring.cfg.Groups) ||
 		q.policy.MayKey(aclName, authz.KeyAll, q.caller.Principal, q.ring.cfg.Groups)
 }
 

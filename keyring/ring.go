@@ -145,7 +145,9 @@ type Ring struct {
 	homes   *cache[*source]  // which source has served a version
 	missing *cache[struct{}] // versions that neither the primary nor a source knows
 	usage   *usage
-	used    *lastUses
+	// unserved bounds what is counted of versions that no source is asked for.
+	unserved unserved
+	used     *lastUses
 
 	origins origins
 	clashes clashes

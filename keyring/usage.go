@@ -2,11 +2,13 @@ package keyring
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"sync"
 	"time"
 
 	"claviger"
+	"claviger/authz"
 	"claviger/metastore"
 )
 
@@ -14,6 +16,8 @@ import (
 const (
 	useDecrypt   = "decrypt"
 	useReencrypt = "reencrypt"
+	// UseUnserved: it was asked for while its source was not configured.
+	UseUnserved = "unserved"
 )
 
 const (
@@ -218,6 +222,64 @@ func (u *usage) close() error {
 	close(u.stop)
 	<-u.stopped
 	return u.flush()
+}
+
+// unserved are the versions that were counted as asked for in vain, by key: no more than
+// their source has, for a client may make names up.
+type unserved struct {
+	mu    sync.Mutex
+	byKey map[string]map[string]bool
+}
+
+// admits reports whether one more version of the key may be counted, of so many.
+func (u *unserved) admits(key, version string, most int) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.byKey == nil {
+		u.byKey = map[string]map[string]bool{}
+	}
+	seen := u.byKey[key]
+	if !seen[version] {
+		if len(seen) >= most {
+			return false
+		}
+		if seen == nil {
+			seen = map[string]bool{}
+			u.byKey[key] = seen
+		}
+		seen[version] = true
+	}
+	return true
+}
+
+// noteUnserved counts EDEKs of a version that is not found, where a migration that is not
+// finished has the key from a source that is not configured: that source is needed, so
+// the migration must not be ended as if nobody had asked. A caller without the right to
+// the key is not counted, nor a version that the source did not have when the key was
+// taken over.
+func (r *Ring) noteUnserved(ctx context.Context, q *request, err error, right authz.KeyOp, n int) {
+	var e *claviger.Error
+	if !claviger.Is(err, claviger.VersionNotFound) || !errors.As(err, &e) {
+		return
+	}
+	version := e.Key
+	key, ok := claviger.KeyOfVersion(version)
+	if !ok {
+		return
+	}
+	list, err := r.origins.of(ctx, key)
+	if err != nil {
+		return
+	}
+	for _, o := range list {
+		number, isNumber := claviger.VersionNumber(version)
+		if !o.Finished.IsZero() || r.hasSource(o.Source) || o.Key != key && !o.Folded || o.Numbered && (!isNumber || number >= max(o.Counted, o.Rolled)) {
+			continue
+		}
+		if q.mayKey(o.ACLName, right) && r.unserved.admits(o.Source+"\x00"+key, version, max(o.Counted, 1)) {
+			r.usage.add(o.Source, version, UseUnserved, n)
+		}
+	}
 }
 
 // SourceUse returns how often and when last each version of a source was used

@@ -187,3 +187,54 @@ func TestUsageConcurrently(t *testing.T) {
 		t.Errorf("%d uses written of %d", total, 8*500*2)
 	}
 }
+
+// TestUnservedUses: an EDEK of a source that is not configured, while its migration goes
+// on, counts as a use, so that the migration is not ended as if nobody needed the source.
+// What a client without the right asks for, or makes up, does not count.
+func TestUnservedUses(t *testing.T) {
+	want := func(s *shadowLab, what string, list ...string) {
+		t.Helper()
+		uses, err := s.SourceUse(t.Context())
+		if err != nil || !slices.Equal(counts(uses), list) {
+			t.Errorf("%s: %q, %v, want %q", what, counts(uses), err, list)
+		}
+	}
+	for _, here := range []string{migrated, softly, purged} {
+		s := newShadowLab(t, here, "gone", "payroll", false)
+		s.past.list[0].Numbered, s.past.list[0].Counted = true, 1
+		s.origins.forget()
+		asks := func(user string, e claviger.EDEK) {
+			t.Helper()
+			_, err := s.Decrypt(t.Context(), caller(user), "payroll", true, e)
+			wantKind(t, err, claviger.SourceUnreachable)
+		}
+		asks("bob", s.edek)
+		made := s.edek
+		made.Version = "payroll@7"
+		asks("alice", made)
+		want(s, here)
+		asks("alice", s.edek)
+		asks("alice", s.edek)
+		want(s, here, farURI+" payroll@0 unserved 2")
+		if here == migrated {
+			if _, err := s.ReencryptBatch(t.Context(), caller("nn"), "payroll", []claviger.EDEK{s.edek, s.edek}); !claviger.Is(err, claviger.SourceUnreachable) {
+				t.Error(err)
+			}
+			want(s, "re-encrypted", farURI+" payroll@0 unserved 4")
+		}
+	}
+	// Names that are no numbers can be made up, but for as many as the source has.
+	s := newShadowLab(t, migrated, "gone", "payroll", false)
+	s.past.list[0].Counted = 2
+	for i := range 5 {
+		e := s.edek
+		e.Version = fmt.Sprintf("payroll@x%d", i)
+		_, err := s.Decrypt(t.Context(), caller("alice"), "payroll", true, e)
+		wantKind(t, err, claviger.SourceUnreachable)
+	}
+	want(s, "made up", farURI+" payroll@x0 unserved 1", farURI+" payroll@x1 unserved 1")
+	s = newShadowLab(t, ended, "gone", "payroll", false)
+	_, err := s.Decrypt(t.Context(), caller("alice"), "payroll", true, s.edek)
+	wantKind(t, err, claviger.VersionNotFound)
+	want(s, "finished")
+}

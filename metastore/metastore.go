@@ -122,7 +122,7 @@ type Intents interface {
 type Use struct {
 	Source  string // URI
 	Version string // full version name
-	Op      string // "decrypt" or "reencrypt"
+	Op      string // "decrypt" or "reencrypt"; "unserved": the source was not configured
 	Count   int64  // number of EDEKs
 	Last    time.Time
 }

@@ -170,7 +170,12 @@ func (e *Engine) refusals(ctx context.Context, f *Ending, h *history, o FinishOp
 		return err
 	}
 	for _, u := range uses {
-		if u.Last.After(o.Since) {
+		switch {
+		case !u.Last.After(o.Since):
+		case u.Op == unserved:
+			refuse("%s was asked for at %s, after %s, and %s, which may have it, was not configured: something still needs it; name that KMS by %s again",
+				u.Version, u.Last.UTC().Format(time.RFC3339), o.Since.UTC().Format(time.RFC3339), u.Source, propSource)
+		default:
 			refuse("%s was asked of %s (%s) at %s, after %s: something still needs it", u.Version, u.Source, u.Op, u.Last.UTC().Format(time.RFC3339), o.Since.UTC().Format(time.RFC3339))
 		}
 	}
@@ -179,6 +184,9 @@ func (e *Engine) refusals(ctx context.Context, f *Ending, h *history, o FinishOp
 	}
 	return nil
 }
+
+// unserved is the operation of a use that no source was asked for (package keyring).
+const unserved = "unserved"
 
 // compareNames refuses for each key of the source that is not here. It notes such a
 // key in the journal: it is known when the source is no longer configured, and nobody

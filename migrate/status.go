@@ -49,6 +49,8 @@ type VersionMapping struct {
 	// Decrypted and Reencrypted count EDEKs that the source has opened for us.
 	Decrypted   int64 `json:"decrypted"`
 	Reencrypted int64 `json:"reencrypted"`
+	// Unserved counts EDEKs that were to be opened while the source was not configured.
+	Unserved int64 `json:"unserved,omitempty"`
 }
 
 // Status reads the journal, the counters, and which keys are here. A server that runs writes the first use
@@ -171,9 +173,12 @@ func mapping(it Item, uses []metastore.Use) []VersionMapping {
 		if m.LastUse == nil || u.Last.After(*m.LastUse) {
 			m.LastUse = ptr(u.Last)
 		}
-		if u.Op == "reencrypt" {
+		switch u.Op {
+		case "reencrypt":
 			m.Reencrypted += u.Count
-		} else {
+		case unserved:
+			m.Unserved += u.Count
+		default:
 			m.Decrypted += u.Count
 		}
 	}

@@ -164,6 +164,9 @@ func (s *Standing) WriteText(w io.Writer) error {
 				rows, why = append(rows, []string{claviger.Printable(k.Key), string(k.State), "", "", "", "", ""}), append(why, "")
 			}
 			why[len(why)-1] = k.Why
+			if n := k.unserved(); n > 0 {
+				why[len(why)-1] = strings.TrimPrefix(fmt.Sprintf("%s; %d EDEKs of the source could not be opened, since it was not configured", k.Why, n), "; ")
+			}
 		}
 		r.table([]string{"KEY", "STATE", "VERSION AT THE SOURCE", "VERSION HERE", "LAST USE OF THE SOURCE'S", "DECRYPTED", "RE-ENCRYPTED"}, rows, func(i int) []string { return some(why[i]) })
 		r.line("")
@@ -178,6 +181,15 @@ func (s *Standing) WriteText(w io.Writer) error {
 		r.line("No version of the source has been needed yet.")
 	}
 	return r.err
+}
+
+// unserved counts EDEKs of the key that were to be opened while the source was not
+// configured.
+func (k *KeyStanding) unserved() (n int64) {
+	for _, m := range k.Versions {
+		n += m.Unserved
+	}
+	return n
 }
 
 func orDash(s, none string) string {

@@ -143,6 +143,18 @@ func TestOldVersionsStayForeign(t *testing.T) {
 		t.Error(err)
 	}
 	writeSite(t, dir, site)
+	// What is asked for now is noticed by the end: the source is needed.
+	url, end = serveToEnd(t, dir)
+	opens("without the source in the configuration", client(url), false, theirs[1])
+	if err := end(); err != nil {
+		t.Error(err)
+	}
+	if out, err := command(t, "migrate", "finish", "--conf", dir, "--edeks-done", "--unused-for", "1h"); err == nil || !strings.Contains(out, "ledger@1 was asked for at") {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if out, err := command(t, "migrate", "status", "--conf", dir); err != nil || !strings.Contains(out, " EDEKs of the source could not be opened, since it was not configured") {
+		t.Errorf("%v\n%s", err, out)
+	}
 	if out, err := command(t, "migrate", "finish", "--conf", dir, "--edeks-done", "--unused-for", "0s"); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
