@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"syscall"
 	"time"
 
 	"claviger/secret"
@@ -106,7 +107,9 @@ func OpenChain(ctx context.Context, cfg ChainConfig) (*Chain, error) {
 	if err := c.find(ctx); err != nil {
 		return nil, err
 	}
-	if err := c.flush(time.Now(), true); err != nil {
+	// What it takes for later is told by Err: a full disk keeps from what must be recorded
+	// first, and nothing else.
+	if err := c.flush(time.Now(), true); err != nil && !safe(err) && !full(err) {
 		return nil, err
 	}
 	go c.run()
@@ -293,6 +296,11 @@ func (c *Chain) flush(now time.Time, sync bool) error {
 	return err
 }
 
+// full tells an error of a disk without room.
+func full(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || errors.Is(err, syscall.EFBIG)
+}
+
 // laterError is an error after the records were written. Where it is unsafe they
 // may not be on the disk.
 type laterError struct {
@@ -454,6 +462,31 @@ func (c *Chain) Err() error {
 		return errors.Join(c.err, fmt.Errorf("%d records of the audit log could not be written and were not kept", c.lost))
 	}
 	return c.err
+}
+
+// Stopped is what keeps operations from being recorded: Err, but for what is wrong beside
+// records that are safely on the disk.
+func (c *Chain) Stopped() error { return c.part(false) }
+
+// Aside is what is wrong beside records that are safely on the disk: their end is not
+// noted somewhere, or a file could not be turned.
+func (c *Chain) Aside() error { return c.part(true) }
+
+func (c *Chain) part(aside bool) error {
+	c.mu.Lock()
+	lost := c.lost > 0
+	c.mu.Unlock()
+	err := c.Err()
+	if err == nil || (safe(err) && !lost) != aside {
+		return nil
+	}
+	return err
+}
+
+// safe tells an error beside records that are on the disk.
+func safe(err error) bool {
+	var later *laterError
+	return errors.As(err, &later) && !later.unsafe
 }
 
 // Close writes what is queued, notes the head and closes file and streams.

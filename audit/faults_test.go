@@ -230,6 +230,61 @@ func TestSyslog(t *testing.T) {
 	verified(t, VerifyConfig{Heads: headOf(t, path)}, []string{path})
 }
 
+// lostHead is a place that takes no head.
+type lostHead struct{}
+
+func (lostHead) Name() string                                         { return "a place" }
+func (lostHead) Load(context.Context) (head Head, ok bool, err error) { return Head{}, false, nil }
+func (lostHead) Save(context.Context, Head) error                     { return errors.New("it is away") }
+
+// TestHeadIsNotNoted: records that are on the disk are recorded, wherever their end could
+// not be noted.
+func TestHeadIsNotNoted(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.json")
+	c := chainAt(t, path, func(cfg *ChainConfig) {
+		cfg.Heads, cfg.HeadEvery, cfg.Log = append(cfg.Heads, lostHead{}), time.Millisecond, slog.New(slog.DiscardHandler)
+	})
+	tee := &Tee{Loggers: []Logger{c}, Must: Management}
+	if err := tee.Begin(t.Context(), Event{Op: CreateKey}); err != nil {
+		t.Error(err)
+	}
+	waitFor(t, func() bool { return c.Aside() != nil })
+	if err := c.Aside(); !strings.Contains(err.Error(), "cannot be noted in a place: it is away") || c.Err() == nil {
+		t.Errorf("%v, %v", err, c.Err())
+	}
+	if err := tee.Stopped(); err != nil {
+		t.Errorf("nothing is stopped: %v", err)
+	}
+	_ = c.Close() // tells the same
+	verified(t, VerifyConfig{Heads: headOf(t, path)}, []string{path})
+}
+
+// TestStartOnAFullDisk: what need not be recorded first is done, the rest refused, and all
+// is recorded when there is room.
+func TestStartOnAFullDisk(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.json")
+	closeChain(t, chainAt(t, path, nil))
+	free := fullDisk(t, 1)
+	c := chainAt(t, path, func(cfg *ChainConfig) { cfg.Log = slog.New(slog.DiscardHandler) })
+	if err := c.Begin(t.Context(), Event{Op: CreateKey}); !errors.Is(err, syscall.EFBIG) {
+		t.Errorf("with a full disk: %v", err)
+	}
+	c.Log(t.Context(), event("k"))
+	waitFor(t, func() bool { return c.Stopped() != nil })
+	if err := c.Aside(); err != nil {
+		t.Errorf("%v", err)
+	}
+	free()
+	if err := c.Begin(t.Context(), Event{Op: CreateKey}); err != nil {
+		t.Errorf("with room: %v", err)
+	}
+	if err := c.Stopped(); err != nil {
+		t.Error(err)
+	}
+	closeChain(t, c)
+	verified(t, VerifyConfig{Heads: headOf(t, path)}, []string{path})
+}
+
 // frame reads a message with its length before it.
 func frame(t *testing.T, conn net.Conn, in *bufio.Reader) string {
 	t.Helper()

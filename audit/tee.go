@@ -45,6 +45,17 @@ func (t *Tee) Begin(ctx context.Context, e Event) error {
 // Err joins the loggers'.
 func (t *Tee) Err() error { return t.each(Logger.Err) }
 
+// Stopped joins what keeps the loggers from recording operations: their Err, or what a
+// Chain has for it.
+func (t *Tee) Stopped() error {
+	return t.each(func(l Logger) error {
+		if s, ok := l.(interface{ Stopped() error }); ok {
+			return s.Stopped()
+		}
+		return l.Err()
+	})
+}
+
 // Close closes all.
 func (t *Tee) Close() error { return t.each(Logger.Close) }
 

@@ -298,9 +298,8 @@ func (r *Ring) Health(ctx context.Context) error {
 	if r.closed.Load() {
 		return claviger.E("keyring.Health", claviger.Closed, "", nil)
 	}
-	err := r.cfg.Audit.Err()
 	if h, ok := r.cfg.Primary.(provider.Health); ok {
-		err = errors.Join(err, h.Check(ctx))
+		return h.Check(ctx)
 	}
-	return err
+	return nil
 }

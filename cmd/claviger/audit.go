@@ -20,6 +20,7 @@ import (
 
 	"claviger"
 	"claviger/audit"
+	"claviger/console"
 	"claviger/hadoopconf"
 	"claviger/metastore"
 	"claviger/provider"
@@ -215,6 +216,38 @@ func (t *auditTrail) reopenOnHangup(ctx context.Context) {
 			}
 		}
 	}
+}
+
+// checks of readiness. What need not be recorded before it is done is done though nothing
+// can be recorded.
+func (t *auditTrail) checks() []console.Check {
+	records := console.Check{Name: "audit", Informational: len(t.Must) == 0, Run: func(context.Context) error { return t.Stopped() }}
+	for _, p := range console.Purposes {
+		if slices.ContainsFunc(t.Must, func(op audit.Op) bool { return purposeOf(op) == p }) {
+			records.For = append(records.For, p)
+		}
+	}
+	return []console.Check{
+		records,
+		{Name: "audit head", Informational: true, Run: func(context.Context) error {
+			if t.chain == nil {
+				return nil
+			}
+			return t.chain.Aside()
+		}},
+		{Name: "audit streams", Informational: true, Run: func(context.Context) error { return t.streamErr() }},
+	}
+}
+
+// purposeOf is what a node is asked for by an operation.
+func purposeOf(op audit.Op) console.Purpose {
+	switch {
+	case op == audit.DecryptEEK:
+		return console.Decrypt
+	case slices.Contains(audit.Management, op):
+		return console.Write
+	}
+	return console.Generate
 }
 
 func (t *auditTrail) streamErr() error {

@@ -28,7 +28,6 @@ func (s *kmsServer) checks() []console.Check {
 			return nil
 		}},
 		s.providerCheck(),
-		{Name: "audit", Run: func(context.Context) error { return s.trail.Err() }},
 		// The rules that were loaded before are in force, so the node can serve.
 		{Name: "acls", Informational: true, Run: func(context.Context) error { return s.policy.Status().Err }},
 		{Name: "classes of requests", Informational: true, Run: func(context.Context) error { return s.lanes.Full() }},
@@ -38,8 +37,8 @@ func (s *kmsServer) checks() []console.Check {
 		{Name: "groups", Informational: true, Run: func(context.Context) error { return s.auth.groups.Stats().Err }},
 		{Name: "certificates", Informational: true, Run: s.svc.checkCertificates},
 		s.secrets.check(),
-		{Name: "audit streams", Informational: true, Run: func(context.Context) error { return s.trail.streamErr() }},
 	}
+	checks = append(checks, s.trail.checks()...)
 	checks = append(checks, s.storeChecks()...)
 	if p, ok := s.svc.Primary.(*hsm.Provider); ok {
 		checks = append(checks,

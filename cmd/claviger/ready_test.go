@@ -3,7 +3,9 @@ package main
 import (
 	"encoding/json"
 	"net/http"
+	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -45,9 +47,23 @@ func TestReadiness(t *testing.T) {
 			t.Errorf("%s: %s", c.Name, c.Error)
 		}
 	}
-	want := []string{"acls", "any keys in the HSM", "audit", "audit streams", "certificates", "classes of requests", "connections", "current keys in the HSM", "delegation tokens", "encryptions", "files with secrets", "groups", "keys in the HSM", "keys unknown to the metastore", "metastore", "metastore takes changes", "names at the sources", "provider", "searches of the HSM", "shared tokens and secrets", "source " + source, "sources of migrations", "started", "token and metastore fit", "waits for sources"}
+	want := []string{"acls", "any keys in the HSM", "audit", "audit head", "audit streams", "certificates", "classes of requests", "connections", "current keys in the HSM", "delegation tokens", "encryptions", "files with secrets", "groups", "keys in the HSM", "keys unknown to the metastore", "metastore", "metastore takes changes", "names at the sources", "provider", "searches of the HSM", "shared tokens and secrets", "source " + source, "sources of migrations", "started", "token and metastore fit", "waits for sources"}
 	if slices.Sort(names); status != http.StatusOK || !r.Ready || !slices.Equal(names, want) {
 		t.Errorf("%d, ready %t, with the checks %q, want %q", status, r.Ready, names, want)
+	}
+
+	page, err := os.ReadFile("../../docs/monitoring.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range r.Checks {
+		name, _, _ := strings.Cut(c.Name, " "+source) // the page says URI
+		row := regexp.MustCompile("(?m)^\\|.*`" + regexp.QuoteMeta(name) + "( URI)?`.*\\| (.*) \\|$").FindSubmatch(page)
+		if row == nil {
+			t.Errorf("the table of docs/monitoring.md lacks %s", c.Name)
+		} else if told := strings.HasPrefix(string(row[2]), "information"); told != c.Informational {
+			t.Errorf("docs/monitoring.md says of %s: %s", c.Name, row[2])
+		}
 	}
 
 	writeFile(t, filepath.Join(dir, "kms-acls.xml"), "<configuration><property>")
@@ -66,8 +82,8 @@ func TestReadiness(t *testing.T) {
 	}
 }
 
-// TestNotReady: a node that cannot audit is out of service, says why, and makes no
-// key; users go on reading.
+// TestNotReady: a node that cannot audit says why, is out of service for what must be
+// audited, and makes no key; users go on reading.
 func TestNotReady(t *testing.T) {
 	dir := t.TempDir()
 	writeFile(t, filepath.Join(dir, "kms-acls.xml"), siteXML("default.key.acl.MANAGEMENT", "*"))
@@ -86,6 +102,11 @@ func TestNotReady(t *testing.T) {
 	i := slices.IndexFunc(r.Checks, func(c check) bool { return c.Name == "audit" })
 	if i < 0 || status != http.StatusServiceUnavailable || r.Ready || r.Checks[i].OK || r.Checks[i].Informational || !strings.Contains(r.Checks[i].Error, "no space left") {
 		t.Errorf("%d, %+v", status, r)
+	}
+	for purpose, want := range map[string]int{"write": http.StatusServiceUnavailable, "generate": http.StatusOK, "decrypt": http.StatusOK} {
+		if status, body := fetch(t, kms, "/readyz?for="+purpose, ""); status != want {
+			t.Errorf("for %s: %d %s", purpose, status, body)
+		}
 	}
 	resp, err := http.Post(kms+"/v1/keys?user.name=a", "application/json", strings.NewReader(`{"name":"k"}`)) //nolint:noctx // of a server of this test
 	if err != nil {
