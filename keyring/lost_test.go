@@ -37,6 +37,37 @@ func TestNoEDEKsOfLostVersions(t *testing.T) {
 	wantKind(t, err, claviger.Unavailable)
 }
 
+// losing is a provider that finds out by itself what it has lost.
+type losing struct {
+	*counting
+	lost func(key string)
+}
+
+func (p *losing) OnLost(f func(key string)) { p.lost = f }
+
+// TestLostVersionsAreTold: no EDEK of a lost version is handed out, also where no request
+// has asked for that version since it was lost.
+func TestLostVersionsAreTold(t *testing.T) {
+	var primary *losing
+	l := newLab(t, func(c *Config) {
+		primary = &losing{counting: c.Primary.(*counting)}
+		c.Primary = primary
+	})
+	create(t, l.primary, "k")
+	if _, err := l.Generate(t.Context(), caller("u"), "k", 3); err != nil {
+		t.Fatal(err)
+	}
+	l.primary.before = func(_ context.Context, call string) error {
+		if call == "EncryptBlocks" {
+			return claviger.E("hsm.EncryptBlocks", claviger.Unavailable, "k@0", fmt.Errorf("gone: %w", provider.ErrUnusable))
+		}
+		return nil
+	}
+	primary.lost("k")
+	_, err := l.Generate(t.Context(), caller("u"), "k", 3)
+	wantKind(t, err, claviger.Unavailable)
+}
+
 // TestConflictIsNotReencrypted: a key was migrated, and rolled at its source since, so
 // that one name is two versions. What comes out of the source's EDEK here is no DEK, and
 // does not take its place.

@@ -214,6 +214,9 @@ func New(cfg Config) (*Ring, error) {
 		if err != nil {
 			return nil, err
 		}
+		if p, ok := cfg.Primary.(provider.Losses); ok {
+			p.OnLost(r.queue.Drain) // nobody could open what was made under the lost version
+		}
 	}
 	if cfg.Shared != nil {
 		r.epochs = newEpochs(cfg.Shared.Epoch, r.forget)

@@ -101,6 +101,14 @@ var ErrLost = errors.New("the records of the key are lost")
 // now may never be opened.
 var ErrUnusable = errors.New("the version cannot be used")
 
+// Losses is implemented by a provider that finds out by itself that it lacks the key of a
+// version which it counts, also while nothing is asked of that version.
+type Losses interface {
+	// OnLost sets what is called with the name of a key of which a version was newly found
+	// to be lost. It is set before the provider is used.
+	OnLost(f func(key string))
+}
+
 // Anyway is the may of who asks nothing.
 func Anyway(*claviger.Metadata) error { return nil }
 

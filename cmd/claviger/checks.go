@@ -42,8 +42,9 @@ func (s *kmsServer) checks() []console.Check {
 	checks = append(checks, s.storeChecks()...)
 	if p, ok := s.svc.Primary.(*hsm.Provider); ok {
 		checks = append(checks,
-			// What this node refuses others may serve; the rest of its keys it serves.
-			console.Check{Name: "keys in the HSM", Informational: true, Run: p.CheckKeys},
+			// The rest of its keys it serves, and what it refuses others may serve: so it stays
+			// in service. But somebody must see to it, and no key should be made on such a token.
+			console.Check{Name: "keys in the HSM", For: []console.Purpose{console.Write}, Run: p.CheckKeys},
 			console.Check{Name: "token and metastore fit", For: []console.Purpose{console.Write}, Run: p.CheckFit, Holds: fitProbeHolds},
 			console.Check{Name: "current keys in the HSM", For: []console.Purpose{console.Generate}, Run: p.CheckCurrent},
 			console.Check{Name: "any keys in the HSM", For: []console.Purpose{console.Decrypt}, Run: p.CheckAny},

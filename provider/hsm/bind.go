@@ -260,11 +260,22 @@ func (p *Provider) CheckKeys(ctx context.Context) error {
 		name, _ := k.(string)
 		found = append(found, name)
 	}
+	if len(found) == 0 {
+		return nil
+	}
 	slices.Sort(found)
+	given, err := p.givenUp(ctx)
+	if err != nil {
+		return err
+	}
 	var names []string
 	for _, name := range slices.Compact(found) {
-		if _, _, err := p.store.ByVersion(ctx, name); claviger.Is(err, claviger.VersionNotFound) { // deleted since
+		_, v, err := p.store.ByVersion(ctx, name)
+		if claviger.Is(err, claviger.VersionNotFound) { // deleted since
 			p.refused.Delete(name)
+			continue
+		}
+		if err == nil && given[v.Object] {
 			continue
 		}
 		names = append(names, name)

@@ -20,13 +20,13 @@ const (
 	// watchPause lies between two looks of a server at whether token and store still
 	// fit. docs/hsm.md states it.
 	watchPause = 30 * time.Second
-	// wholeEvery is how many looks apart all is compared while single keys are lost.
-	wholeEvery = 10
 	// doubted is how long the outcome of a whole comparison holds while they do not:
 	// then each creation would have all keys of the token read.
 	doubted = 5 * time.Second
-	// sampled is how many keys of the store a look asks the token for.
+	// sampled is how many keys of the store a look before a creation asks the token for.
 	sampled = 8
+	// watched is the same of a server's own look, which goes through all keys in turn.
+	watched = 64
 	// settingLost and the token's serial number is the setting with the CKA_IDs of
 	// versions that an operator has given up on that token, as a JSON list.
 	settingLost = "hsm.lost."
@@ -44,12 +44,34 @@ func IsMisfit(err error) bool {
 	return errors.As(err, &m)
 }
 
+// depth is how much a look compares.
+type depth int
+
+const (
+	fewKeys  depth = iota // any few keys
+	nextKeys              // the next keys in turn, and those that have lost a version
+	allKeys               // all versions
+)
+
 // fit is how token and store fitted when they were last looked at.
 type fit struct {
 	mu  sync.Mutex
 	bad error     // nil: they fitted
 	at  time.Time // of bad
 	has Holdings  // of the last comparison
+
+	// next is where the next look of the server itself begins, in the sorted names.
+	next int
+	// onLost is called with the name of each key that has lost a version.
+	onLost func(key string)
+}
+
+// OnLost sets what is called with the name of each key of which a comparison newly found
+// a version to be lost. What was encrypted under it just now may never be opened.
+func (p *Provider) OnLost(f func(key string)) {
+	p.fit.mu.Lock()
+	defer p.fit.mu.Unlock()
+	p.fit.onLost = f
 }
 
 // Holdings are what a token holds of a store's versions. What was given up is not
@@ -226,16 +248,16 @@ func (p *Provider) giveUp(ctx context.Context) error {
 }
 
 // fits looks at whether token and store still fit: the token has the object that binds
-// them, the store has the id that it had, and of a few keys at least half are on the
-// token. Where one of these fails, or whole is asked for, all of the store is compared.
-// An object that alone is missing is made anew. The error is a misfit, or says that the
+// them, the store has the id that it had, and a few keys are on the token. Where one of
+// these fails, or much is allKeys, all of the store is compared. An object that alone
+// is missing is made anew. The error is a misfit, or says that the
 // token or the store did not answer.
-func (p *Provider) fits(ctx context.Context, whole bool) error {
+func (p *Provider) fits(ctx context.Context, much depth) error {
 	f := &p.fit
 	f.mu.Lock()
 	bad, age := f.bad, time.Since(f.at)
 	f.mu.Unlock()
-	if bad != nil && !whole && age < doubted {
+	if bad != nil && much != allKeys && age < doubted {
 		return bad
 	}
 	bound, err := p.bindingHolds(ctx)
@@ -243,22 +265,20 @@ func (p *Provider) fits(ctx context.Context, whole bool) error {
 		return err
 	}
 	if err == nil {
-		whole = whole || bad != nil || !bound
-		if !whole {
-			if whole, err = p.sampleLacks(ctx); err != nil {
+		all := much == allKeys || bad != nil || !bound
+		if !all {
+			if all, err = p.sampleDiffers(ctx, much); err != nil {
 				return err
 			}
 		}
-		if !whole {
+		if !all {
 			return nil
 		}
 		var has Holdings
 		if has, err = p.Holdings(ctx); err != nil {
 			return err
 		}
-		f.mu.Lock()
-		f.has = has
-		f.mu.Unlock()
+		p.compared(has)
 		if err = p.judge(ctx, bound, &has); err != nil && !IsMisfit(err) {
 			return err
 		}
@@ -303,36 +323,95 @@ func (p *Provider) bindingHolds(ctx context.Context) (bound bool, err error) {
 	return mine != nil, nil
 }
 
-// sampleLacks tells whether the token lacks at least half of a few keys of the store.
-func (p *Provider) sampleLacks(ctx context.Context) (bool, error) {
+// compared remembers what a comparison found. Of a key that has lost a version nothing is
+// believed any more that was found before.
+func (p *Provider) compared(has Holdings) {
+	f := &p.fit
+	f.mu.Lock()
+	was, onLost := f.has.Lost, f.onLost
+	f.has = has
+	f.mu.Unlock()
+	var news []string
+	for _, version := range has.Lost {
+		if _, known := slices.BinarySearch(was, version); known {
+			continue
+		}
+		news = append(news, version)
+		p.versions.Delete(version)
+		if key, ok := claviger.KeyOfVersion(version); ok && onLost != nil {
+			onLost(key)
+		}
+	}
+	if len(news) > 0 {
+		p.log.Error("the token has lost key versions of the metastore; they are refused, others are served", "token", tokenName(p.tok.Info()), "metastore", p.store.URI(), "lost", some(news), "cure", p.CureLost())
+	}
+}
+
+// sampleDiffers tells whether a look at a few keys found another state than the last
+// comparison: a version that the token lacks now, or a lost one that it has again.
+func (p *Provider) sampleDiffers(ctx context.Context, much depth) (bool, error) {
 	names, err := p.store.Names(ctx)
 	if err != nil || len(names) == 0 {
 		return false, err
 	}
-	rand.Shuffle(len(names), func(i, j int) { names[i], names[j] = names[j], names[i] }) //nolint:gosec // a sample, no secret
-	keys, err := p.store.Get(ctx, names[:min(sampled, len(names))]...)
+	keys, err := p.store.Get(ctx, p.sample(names, much)...)
 	if err != nil {
 		return false, err
 	}
-	asked, lacks := 0, 0
+	lost := p.Holds().Lost
 	for _, k := range keys {
 		if k == nil || len(k.List) == 0 {
 			continue
 		}
-		e, err := newEntry(&k.Metadata, k.List[len(k.List)-1])
-		if err != nil {
-			return false, err
+		looked := []metastore.Version{k.List[len(k.List)-1]}
+		if older := k.List[:len(k.List)-1]; much == nextKeys && len(older) > 0 {
+			looked = append(looked, older[rand.IntN(len(older))]) //nolint:gosec // a sample, no secret
 		}
-		found, err := p.tok.FindLabel(ctx, e.name)
-		if err != nil {
-			return false, err
-		}
-		asked++
-		if !slices.ContainsFunc(found, func(k pkcs11.KeyInfo) bool { return bytes.Equal(k.ID, e.id) }) {
-			lacks++
+		for _, v := range looked {
+			there, err := p.holds(ctx, &k.Metadata, v)
+			if err != nil {
+				return false, err
+			}
+			if _, known := slices.BinarySearch(lost, claviger.VersionName(k.Name, v.ID)); there == known {
+				given, err := p.givenUp(ctx)
+				if err != nil || !given[v.Object] {
+					return err == nil, err
+				}
+			}
 		}
 	}
-	return lacks > 0 && 2*lacks >= asked, nil
+	return false, nil
+}
+
+// sample returns a few of the names: for the server's own look the next of them and those
+// that have lost a version, else any.
+func (p *Provider) sample(names []string, much depth) []string {
+	if much == fewKeys {
+		rand.Shuffle(len(names), func(i, j int) { names[i], names[j] = names[j], names[i] }) //nolint:gosec // a sample, no secret
+		return names[:min(sampled, len(names))]
+	}
+	n := min(watched, len(names))
+	list := make([]string, 0, n)
+	for i := range n {
+		list = append(list, names[(p.fit.next+i)%len(names)])
+	}
+	p.fit.next = (p.fit.next + n) % len(names)
+	for _, version := range p.Holds().Lost {
+		if key, ok := claviger.KeyOfVersion(version); ok && len(list) < 2*watched && !slices.Contains(list, key) {
+			list = append(list, key)
+		}
+	}
+	return list
+}
+
+// holds tells whether the token has the object of a version.
+func (p *Provider) holds(ctx context.Context, m *claviger.Metadata, v metastore.Version) (bool, error) {
+	e, err := newEntry(m, v)
+	if err != nil {
+		return false, err
+	}
+	found, err := p.tok.FindLabel(ctx, e.name)
+	return slices.ContainsFunc(found, func(k pkcs11.KeyInfo) bool { return bytes.Equal(k.ID, e.id) }), err
 }
 
 // judge says what a comparison means. A token that lacks nothing but the object gets
@@ -401,21 +480,35 @@ func (p *Provider) mayMake(ctx context.Context) error {
 	if p.access != Serve {
 		return nil
 	}
-	return p.fits(ctx, false)
+	return p.fits(ctx, fewKeys)
 }
 
 // watch looks at token and store until background ends.
 func (p *Provider) watch(background context.Context) {
-	for round := 1; ; round++ {
+	for {
 		select {
 		case <-background.Done():
 			return
 		case <-time.After(watchPause):
 		}
-		// Keys that were lost may be there again.
-		whole := round%wholeEvery == 0 && len(p.Holds().Lost) > 0
-		if err := p.fits(background, whole); err != nil && !IsMisfit(err) && background.Err() == nil {
+		if err := p.fits(background, nextKeys); err != nil && !IsMisfit(err) && background.Err() == nil {
 			p.log.Warn("whether the token and the metastore fit together could not be seen; the next attempt follows", "err", err, "in", watchPause)
+		}
+		p.tryRefused(background)
+	}
+}
+
+// tryRefused verifies versions anew that were refused, for no request may ask for them
+// once they are there again.
+func (p *Provider) tryRefused(ctx context.Context) {
+	tried := 0
+	for k := range p.refused.Range {
+		name, _ := k.(string)
+		if tried++; tried > watched || ctx.Err() != nil {
+			return
+		}
+		if e, err := p.entry(ctx, name); err == nil {
+			_ = p.verify(ctx, e) // what is still wrong stays refused
 		}
 	}
 }

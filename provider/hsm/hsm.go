@@ -105,6 +105,7 @@ var (
 	_ provider.Conditional    = (*Provider)(nil)
 	_ provider.Importer       = (*Provider)(nil)
 	_ provider.Health         = (*Provider)(nil)
+	_ provider.Losses         = (*Provider)(nil)
 	_ provider.SoftDeleter    = (*Provider)(nil)
 )
 

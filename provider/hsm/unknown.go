@@ -167,7 +167,7 @@ func (p *Provider) look(ctx context.Context) error {
 		_, err = p.since(ctx, orphans)
 	}
 	if err == nil {
-		if err = p.fits(ctx, true); IsMisfit(err) { // that was logged
+		if err = p.fits(ctx, allKeys); IsMisfit(err) { // that was logged
 			err = nil
 		}
 	}

@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"net/http"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -112,4 +114,41 @@ func generated(t *testing.T, k *hadoop.KMS, key string) decrypt {
 		t.Fatal(err)
 	}
 	return decrypt{"keyversion/" + list[0].VersionName + "/_eek?eek_op=decrypt", body}
+}
+
+// TestVersionLost: a key version that is gone from the token is answered with 503, and
+// makes readiness for changes red, by which somebody is called; other keys are served.
+func TestVersionLost(t *testing.T) {
+	s := newSite(t)
+	k := s.serve()
+	s.create(k, "k1")
+	objects := func() []string {
+		list, err := filepath.Glob(s.path("token/tokens/*/*.object"))
+		if err != nil || len(list) == 0 {
+			t.Fatalf("%q, %v", list, err)
+		}
+		return list
+	}
+	before := objects()
+	s.create(k, "k2")
+	for _, path := range objects() {
+		if !slices.Contains(before, path) {
+			if err := os.Remove(path); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	s.create(k, "k3")
+	edek := generated(t, k, "k1")
+	if answer := send(t, k, http.MethodGet, "key/k2/_eek?eek_op=generate&num_keys=1", nil); !strings.HasPrefix(answer, "503") {
+		t.Errorf("an EDEK of a lost version: %s", answer)
+	}
+	for purpose, want := range map[string]int{"write": 503, "generate": 200, "decrypt": 200} {
+		if status, text := ready(t, k, purpose); status != want || want == 503 && !strings.Contains(text, "k2@0") {
+			t.Errorf("%s: %d, want %d: %s", purpose, status, want, text)
+		}
+	}
+	if answer := send(t, k, http.MethodPost, edek.path, edek.body); !strings.HasPrefix(answer, "200") {
+		t.Errorf("another key: %s", answer)
+	}
 }

@@ -1,0 +1,30 @@
+package hsm
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+)
+
+// TestEveryKeyHasItsTurn: the server's own looks come to every key, and to those that
+// have lost a version each time.
+func TestEveryKeyHasItsTurn(t *testing.T) {
+	p := &Provider{}
+	p.fit.has.Lost = []string{"key3@0", "key3@1"}
+	var names, seen []string
+	for i := range 3 * watched / 2 {
+		names = append(names, fmt.Sprintf("key%d", i))
+	}
+	for range 2 {
+		list := p.sample(slices.Clone(names), nextKeys)
+		if len(list) > watched+1 || !slices.Contains(list, "key3") {
+			t.Errorf("a look at %q", list)
+		}
+		seen = append(seen, list...)
+	}
+	for _, n := range names {
+		if !slices.Contains(seen, n) {
+			t.Errorf("two looks have not come to %s", n)
+		}
+	}
+}
