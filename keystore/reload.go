@@ -77,6 +77,9 @@ func (r *Reloader[T]) watch(seen []os.FileInfo, interval time.Duration) {
 	defer close(r.done)
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
+	// What could not be loaded is tried again: a right to read it that is given changes
+	// nothing that look sees.
+	failed := ""
 	for {
 		select {
 		case <-r.stop:
@@ -84,15 +87,19 @@ func (r *Reloader[T]) watch(seen []os.FileInfo, interval time.Duration) {
 		case <-tick.C:
 		}
 		now := r.look()
-		if slices.EqualFunc(seen, now, sameFile) {
+		if slices.EqualFunc(seen, now, sameFile) && failed == "" {
 			continue
 		}
 		seen = now
 		v, err := r.load()
 		if err != nil {
-			r.log.Error("changed file cannot be loaded, what was loaded before stays in use", "files", strings.Join(r.files, ", "), "reason", err)
+			if failed != err.Error() {
+				r.log.Error("changed file cannot be loaded, what was loaded before stays in use", "files", strings.Join(r.files, ", "), "reason", err)
+			}
+			failed = err.Error()
 			continue
 		}
+		failed = ""
 		r.current.Store(&v)
 		r.log.Info("changed file was loaded", "files", strings.Join(r.files, ", "))
 	}

@@ -4,12 +4,14 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -177,6 +179,25 @@ func TestReloader(t *testing.T) {
 		}
 	}
 	r.Close()
+
+	// A file that could not be loaded for another reason is tried again as it is.
+	var tries atomic.Int32
+	again, err := NewReloader([]string{name}, func() (int32, error) {
+		if n := tries.Add(1); n == 2 || n == 3 {
+			return 0, errors.New("no right to read it")
+		}
+		return tries.Load(), nil
+	}, 5*time.Millisecond, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	put(load("server.jks"))
+	for deadline := time.Now().Add(20 * time.Second); again.Get() != 4; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("it was loaded %d times", tries.Load())
+		}
+	}
 	if get() == nil {
 		t.Error("no certificate after Close")
 	}

@@ -141,6 +141,9 @@ func (s *kmsServer) run(ctx context.Context, front *front, readyFile string) (er
 	s.secrets = watchSecrets(s.log, func() []secret.File { return secretFiles(s.conf) })
 	starting := "the server is starting"
 	s.waiting.Store(&starting)
+	if front.secured != nil {
+		s.svc.certificateCheck.served = front.secured.GetCertificate
+	}
 	handler, err := s.handler(front.listener)
 	if err != nil {
 		return err

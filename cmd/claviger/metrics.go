@@ -37,7 +37,7 @@ func (s *kmsServer) metrics(listener *boundedListener) *console.Metrics {
 		p.OnCall(func(c pkcs11.Call) { call(c.Callers, c.Blocks, c.Waited, c.Took, c.Err) })
 	}
 	m.Expiries("claviger_certificate_expiry_seconds", "When the first certificate of a TLS store ends, by the property that names the store, in seconds since 1970.", func() ([]console.Expiry, error) {
-		certs, err := s.svc.knownCertificates()
+		certs, _, err := s.svc.certificates()
 		list := make([]console.Expiry, 0, len(certs))
 		for _, c := range certs {
 			list = append(list, console.Expiry{Name: c.Store, Subject: c.Subject, Ends: c.NotAfter})

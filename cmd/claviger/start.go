@@ -95,6 +95,7 @@ type front struct {
 	scheme   string
 	server   *http.Server
 	served   chan error
+	secured  *tls.Config // nil: plain http
 	stopTLS  func()
 	handler  atomic.Pointer[http.Handler]
 }
@@ -102,10 +103,9 @@ type front struct {
 // openFront listens, and serves what show says.
 func openFront(ctx context.Context, conf *hadoopconf.Conf, set kmsSettings, log *slog.Logger) (*front, error) {
 	f := &front{scheme: "http", served: make(chan error, 1), stopTLS: func() {}}
-	var secured *tls.Config
 	if set.tls {
 		var err error
-		if secured, f.stopTLS, err = serverTLS(conf, log); err != nil {
+		if f.secured, f.stopTLS, err = serverTLS(conf, log); err != nil {
 			return nil, err
 		}
 		f.scheme = "https"
@@ -119,8 +119,8 @@ func openFront(ctx context.Context, conf *hadoopconf.Conf, set kmsSettings, log 
 	f.show(waitingRoom(func() string { return "the server is starting" }, log))
 	f.server = set.web.newServer(f, log)
 	listener = f.listener
-	if secured != nil {
-		listener = tls.NewListener(listener, secured)
+	if f.secured != nil {
+		listener = tls.NewListener(listener, f.secured)
 	}
 	go func() { f.served <- f.server.Serve(listener) }()
 	return f, nil

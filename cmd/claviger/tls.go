@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -12,8 +11,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
-	"sync"
-	"time"
 
 	"claviger/hadoopconf"
 	"claviger/keystore"
@@ -125,7 +122,16 @@ func serverTLS(site *hadoopconf.Conf, log *slog.Logger) (conf *tls.Config, stop 
 	if err := st.limit(conf); err != nil {
 		return nil, stop, err
 	}
-	r, err := keystore.NewReloader(file.Files(), file.Certificate, keystore.ReloadInterval, log)
+	load := func() (tls.Certificate, error) {
+		c, err := file.Certificate()
+		if err == nil {
+			if err := untimely(c); err != nil {
+				log.Error("clients refuse the server's certificate", "file", file.Path, "reason", err)
+			}
+		}
+		return c, err
+	}
+	r, err := keystore.NewReloader(file.Files(), load, keystore.ReloadInterval, log)
 	if err != nil {
 		return nil, stop, fmt.Errorf("property ssl.server.keystore.location: %w", err)
 	}
@@ -274,86 +280,4 @@ func javaTrust(env func(string) (string, bool)) (f keystore.TLSFile, whence stri
 		}
 	}
 	return keystore.TLSFile{}, ""
-}
-
-// certificateExpiry is when the first certificate of a store ends.
-type certificateExpiry struct {
-	Store    string // the property that names it
-	Subject  string
-	NotAfter time.Time
-}
-
-// certificates tells of each TLS store when its first certificate ends. Those that
-// can't be read are left out: whoever uses them says why.
-func (s *service) certificates() ([]certificateExpiry, error) {
-	server, err := sslStores(s.Conf, s.Log, "hadoop.ssl.server.conf", "ssl-server.xml")
-	if err != nil {
-		return nil, err
-	}
-	client, err := sslStores(s.Conf, s.Log, "hadoop.ssl.client.conf", "ssl-client.xml")
-	if err != nil {
-		return nil, err
-	}
-	var list []certificateExpiry
-	add := func(name string, f keystore.TLSFile) {
-		certs, err := f.Certificates()
-		if err != nil {
-			return
-		}
-		first := certs[0]
-		for _, c := range certs {
-			if c.NotAfter.Before(first.NotAfter) {
-				first = c
-			}
-		}
-		list = append(list, certificateExpiry{name, first.Subject.String(), first.NotAfter})
-	}
-	for _, store := range []struct {
-		of     stores
-		prefix string
-	}{{server, "ssl.server.keystore."}, {server, "ssl.server.truststore."}, {client, "ssl.client.keystore."}} {
-		if f, ok, err := store.of.file(store.prefix); ok && err == nil {
-			add(store.prefix+"location", f)
-		}
-	}
-	if f, whence, err := client.clientTrust(); whence != "" && err == nil {
-		add(strings.TrimPrefix(whence, "property "), f)
-	}
-	return list, nil
-}
-
-// soon is how long before a certificate's end a check begins to tell of it.
-const soon = 30 * 24 * time.Hour
-
-// certificateCheck looks at the stores once a minute at most: opening one costs
-// what its password's protection costs, and anybody may ask for what it tells.
-type certificateCheck struct {
-	mu   sync.Mutex
-	at   time.Time
-	list []certificateExpiry
-	err  error
-}
-
-// knownCertificates is certificates as of a minute ago at most.
-func (s *service) knownCertificates() ([]certificateExpiry, error) {
-	c := &s.certificateCheck
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if time.Since(c.at) >= time.Minute {
-		c.list, c.err = s.certificates()
-		c.at = time.Now()
-	}
-	return c.list, c.err
-}
-
-// checkCertificates fails where a certificate has ended or will soon.
-func (s *service) checkCertificates(context.Context) error {
-	list, err := s.knownCertificates()
-	errs := []error{err}
-	for _, cert := range list {
-		if time.Until(cert.NotAfter) < soon {
-			errs = append(errs, fmt.Errorf("%s: the certificate of %s ends at %s", cert.Store, cert.Subject, cert.NotAfter.UTC().Format(time.RFC3339)))
-		}
-	}
-	return errors.Join(errs...)
 }
