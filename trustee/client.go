@@ -267,8 +267,11 @@ func (c *Client) read(ctx context.Context, verb string, args, into any) error {
 			c.rests[i].Store(0)
 			return err
 		}
-		c.rests[i].Store(c.cfg.Now().Add(restTime).UnixNano())
 		errs = append(errs, err)
+		if errors.Is(err, ErrUnsure) {
+			continue // it answers, and knows other things
+		}
+		c.rests[i].Store(c.cfg.Now().Add(restTime).UnixNano())
 		c.cfg.Log.Warn("a Key Trustee Server does not answer", "server", s.URL, "err", err)
 	}
 	return claviger.Errorf("trustee."+verb, claviger.Unavailable, "", "no Key Trustee Server answers: %w", errors.Join(errs...))

@@ -76,6 +76,10 @@ type answerPayload struct {
 // the first answer was lost, learns by it that the request was done.
 var ErrReplay = errors.New("this request was done already: it came twice, or somebody sends what he has overheard")
 
+// ErrUnsure is in the error of a request for what one of two servers does not hold,
+// where the other may: it may be there.
+var ErrUnsure = errors.New("this Key Trustee Server does not hold that and cannot say whether it is there, since the other one of the two may hold it: claviger trustee status, on its host, says what to do")
+
 // ErrPassive is in the error, of kind Unavailable, of a change that a passive
 // server is asked for: nothing was changed, and the other server may take it.
 var ErrPassive = errors.New("this Key Trustee Server is the passive one of two, and changes are made at the active one: claviger trustee status shows which that is, claviger trustee promote makes this one active")
@@ -302,6 +306,10 @@ func ReadAnswer(body []byte, server *Party, digest string, now time.Time, into a
 		}
 		if p.Passive {
 			return claviger.Errorf("trustee.Server", claviger.Unavailable, "", "the Key Trustee Server %s says: %w", server, ErrPassive)
+		}
+		// It has no mark of its own in the payload, which older clients could not read.
+		if kind == claviger.Unavailable && strings.HasSuffix(p.Error, ErrUnsure.Error()) {
+			return claviger.Errorf("trustee.Server", kind, "", "the Key Trustee Server %s says: %w", server, ErrUnsure)
 		}
 		return claviger.Errorf("trustee.Server", kind, "", "the Key Trustee Server %s says: %.500s", server, p.Error)
 	}

@@ -213,7 +213,7 @@ func newTrusteeStatus() *cobra.Command {
 
 // apart tells that two trustees are not in step, or that nobody can say.
 func apart(r *server.StatusReport) bool {
-	return r.Peer == nil || r.Lag > 0 || r.Role == server.RoleActive && !r.Synced || r.Digest != r.PeerDigest
+	return r.Peer == nil || r.Peer.Role == r.Role || r.Lag > 0 || r.Diverged || r.Role == server.RoleActive && !r.Synced || r.Digest != r.PeerDigest
 }
 
 func printTrusteeStatus(out io.Writer, r *server.StatusReport) error {
@@ -238,7 +238,11 @@ func printTrusteeStatus(out io.Writer, r *server.StatusReport) error {
 		_, e := fmt.Fprintf(out, "the passive lacks %d changes\n", r.Lag)
 		err = errors.Join(err, e)
 	}
-	if r.Why != "" && r.Role == server.RoleActive && !r.Synced {
+	if r.Peer != nil && r.Peer.Role == r.Role && r.Role == server.RolePassive {
+		_, e := fmt.Fprintln(out, "both are passive, so that neither takes changes: claviger trustee promote at the one whose deposits count")
+		err = errors.Join(err, e)
+	}
+	if r.Why != "" && (r.Diverged || r.Role == server.RoleActive && !r.Synced) {
 		_, e := fmt.Fprintf(out, "not in step: %s\n", r.Why)
 		err = errors.Join(err, e)
 	}
@@ -292,14 +296,23 @@ by off.`, cobra.ExactArgs(1), notOfDatabase, func(cmd *cobra.Command, args []str
 }
 
 func newTrusteeResync() *cobra.Command {
-	return trusteeCommand("resync", "Bring the passive trustee up to date from the active one of this host, and compare them by digest",
-		`resync is what the active does by itself, but for one case: where the passive has acknowledged changes that the active lacks, and the active others, it
-drops those of the passive. A copy of the passive's store stays beside it.`, cobra.NoArgs, notOfDatabase, func(cmd *cobra.Command, _ []string, ask func(string, any, any) error) error {
-			var st server.Standing
-			if err := ask(server.VerbResync, struct{}{}, &st); err != nil {
+	var drop bool
+	cmd := trusteeCommand("resync [--drop]", "Bring the passive trustee up to date from the active one of this host, and compare them by digest",
+		`resync is what the active does by itself. Where the passive holds what the active lacks, organizations, clients, deposits, or another state of them, it
+names that and changes nothing. With --drop the passive loses it; a copy of the passive's store stays beside it.`, cobra.NoArgs, notOfDatabase, func(cmd *cobra.Command, _ []string, ask func(string, any, any) error) error {
+			var r server.ResyncResult
+			if err := ask(server.VerbResync, server.ResyncArgs{Drop: drop}, &r); err != nil {
 				return err
 			}
-			_, err := fmt.Fprintf(cmd.OutOrStdout(), "equal by digest, at change %d\n", st.Head.Seq)
+			if !r.Dropped.None() {
+				fmt.Fprintf(cmd.OutOrStdout(), "dropped at the passive: %s\n", r.Dropped)
+			}
+			if r.Kept != "" {
+				fmt.Fprintf(cmd.OutOrStdout(), "what the passive held before is in %s on its host\n", r.Kept)
+			}
+			_, err := fmt.Fprintf(cmd.OutOrStdout(), "equal by digest, at change %d\n", r.Head.Seq)
 			return err
 		})
+	cmd.Flags().BoolVar(&drop, "drop", false, "even where the passive holds what the active lacks")
+	return cmd
 }

@@ -18,40 +18,82 @@ const (
 	currentAsk = time.Second
 )
 
-// errBehind is what a passive server that lacks changes answers.
-var errBehind = errors.New("this passive Key Trustee Server lacks changes that the active one has acknowledged, and is being brought up to date: ask that one")
+var (
+	// errBehind is what a passive server that lacks changes answers.
+	errBehind = errors.New("this passive Key Trustee Server lacks changes that the active one has acknowledged, and is being brought up to date: ask that one")
+	// errLacking is what an active server answers that knows that it lacks changes.
+	errLacking = errors.New("this active Key Trustee Server lacks what the passive one holds: ask that one; claviger trustee status here says what to do")
+)
 
-// current is nil where what this server has may be answered from: it is active, or
-// lacks nothing, or the active one is away and there is nothing better. Else, as
-// after an outage in which the active went on alone, what it does not find may be
-// there; kind Unavailable, so that clients ask the other.
-func (r *Replica) current(ctx context.Context) error {
+// current is nil where what this server holds may be answered from. Else a client must
+// ask the other; kind Unavailable.
+//
+// sure: what this server does not find is not there. An active server knows that once
+// it has been equal to the passive since its start, or was told to go on alone, and
+// does not know of anything that the passive holds. A passive server knows it from the
+// active one, at this moment: were that away, it might have gone on alone.
+func (r *Replica) current(ctx context.Context) (sure bool, err error) {
 	const op = "server.current"
-	if time.Now().UnixNano() < r.fresh.Load() {
-		return nil
+	if c := r.known.Load(); c != nil && time.Now().Before(c.until) {
+		return c.sure, nil
 	}
 	r.asking.Lock()
 	defer r.asking.Unlock()
-	if time.Now().UnixNano() < r.fresh.Load() {
-		return nil
+	if c := r.known.Load(); c != nil && time.Now().Before(c.until) {
+		return c.sure, nil
 	}
+	// What is learned meanwhile drops what is stored here.
 	st, err := r.store.Standing(ctx)
 	if err != nil {
-		return err
+		return false, err
 	}
-	life := currentTime
-	if st.Role == RolePassive {
-		var p Standing
-		// Whoever waits behind this one asks on, so it does not end with him.
-		err := r.ask(context.WithoutCancel(ctx), currentAsk, verbHello, st, &p)
-		switch {
-		case err != nil:
-			life = aloneTime
-		case p.Role == RoleActive && (p.Head.Epoch > st.Head.Epoch || p.Head.Epoch == st.Head.Epoch && p.Head.Seq > st.Head.Seq):
-			// In step the passive has each change before the active one.
-			return claviger.E(op, claviger.Unavailable, "", errBehind)
+	c := &knowledge{until: time.Now().Add(currentTime)}
+	if st.Role == RoleActive {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if r.lacking && !st.Alone {
+			return false, claviger.E(op, claviger.Unavailable, "", errLacking)
 		}
+		c.sure = (r.equal || st.Alone) && !r.lacking
+		r.known.Store(c)
+		return c.sure, nil
 	}
-	r.fresh.Store(time.Now().Add(life).UnixNano())
-	return nil
+	var p Standing
+	// Whoever waits behind this one asks on, so it does not end with him.
+	if err := r.ask(context.WithoutCancel(ctx), currentAsk, verbHello, st, &p); err != nil {
+		c.until = time.Now().Add(aloneTime)
+		r.known.Store(c)
+		return false, nil
+	}
+	if st, err = r.store.Standing(ctx); err == nil { // it may have been brought on meanwhile
+		c.sure, err = r.abreast(ctx, &st, &p)
+	}
+	if err == nil {
+		r.known.Store(c)
+	}
+	return c.sure, err
+}
+
+// knowledge is whether absence here is absence, and for how long that holds.
+type knowledge struct {
+	sure  bool
+	until time.Time
+}
+
+// abreast tells whether this passive server has all that the active one has. In step
+// it has each change before that one.
+func (r *Replica) abreast(ctx context.Context, st, p *Standing) (bool, error) {
+	if p.Role != RoleActive {
+		return false, nil
+	}
+	if had, err := r.store.Has(ctx, p.Head); err != nil || had {
+		return had, err
+	}
+	r.mu.Lock()
+	apart := r.offer.mine == st.Head && !r.offer.less.None()
+	r.mu.Unlock()
+	if !apart && (p.Head.Epoch > st.Head.Epoch || p.Head.Epoch == st.Head.Epoch && p.Head.Seq > st.Head.Seq) {
+		return false, claviger.E("server.current", claviger.Unavailable, "", errBehind)
+	}
+	return false, nil
 }

@@ -126,6 +126,9 @@ type Logged interface {
 	// bytes of changes, but one at least where there is one. ErrChain where the log
 	// does not go back so far, or after's digest is not that of the log.
 	Entries(ctx context.Context, after Head, limit, bytes int) ([]Entry, error)
+	// Has tells whether the log holds that head: the state is one of this store's own
+	// past. False is no proof of the opposite, since a log forgets.
+	Has(ctx context.Context, h Head) (bool, error)
 	// Apply makes changes that the peer has logged, all in one transaction; those that
 	// the log has already are passed over. It does so only as the role as, and, as
 	// the passive, of an epoch that is not below the store's own, which it takes on.

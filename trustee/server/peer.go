@@ -21,7 +21,7 @@ const (
 	VerbStatus  = "status"  // StatusArgs; StatusReport
 	VerbPromote = "promote" // PromoteArgs; Standing
 	VerbAlone   = "alone"   // AloneArgs; Standing
-	VerbResync  = "resync"  // no arguments; Standing
+	VerbResync  = "resync"  // ResyncArgs; ResyncResult
 )
 
 // Verbs between the two servers.
@@ -29,9 +29,10 @@ const (
 	verbHello   = "peer-hello"   // Standing of who asks; Standing
 	verbAppend  = "peer-append"  // appendArgs; Standing
 	verbEntries = "peer-entries" // entriesArgs; []Entry
-	verbLoad    = "peer-load"    // loadArgs; Standing with the last page
+	verbLoad    = "peer-load"    // loadArgs; loadResult with the last page
 	verbDigest  = "peer-digest"  // no arguments; digestResult
 	verbYield   = "peer-yield"   // yieldArgs; Standing
+	verbCompare = "peer-compare" // no arguments; the receiver sends a copy to be compared
 )
 
 // Arguments of an operator.
@@ -48,6 +49,19 @@ type (
 	// or no more.
 	AloneArgs struct {
 		On bool `json:"on"`
+	}
+	// ResyncArgs brings the passive up to date: with Drop even where the passive holds
+	// what the active lacks, which is dropped.
+	ResyncArgs struct {
+		Drop bool `json:"drop"`
+	}
+	// ResyncResult is how the active stands then. Dropped is what the passive held and
+	// the active does not, nil where there was none; Kept is the file on the passive's
+	// host that has it.
+	ResyncResult struct {
+		Standing
+		Dropped *Loss  `json:"dropped,omitempty"`
+		Kept    string `json:"kept,omitempty"`
 	}
 )
 
@@ -67,6 +81,18 @@ type (
 		Head    Head              `json:"head"`
 		Records []json.RawMessage `json:"records"`
 		Last    bool              `json:"last"`
+		// Drop: the copy may replace what it does not hold.
+		Drop bool `json:"drop,omitempty"`
+		// Compare: the copy is not to be taken, whatever it holds.
+		Compare bool `json:"compare,omitempty"`
+	}
+	// loadResult is how the passive stands after a copy. Lost is what it holds and the
+	// copy does not: without Drop the copy was refused then, and all is as it was.
+	// Kept is the file that has what the copy has replaced.
+	loadResult struct {
+		Standing
+		Lost *Loss  `json:"lost,omitempty"`
+		Kept string `json:"kept,omitempty"`
 	}
 	digestResult struct {
 		Head   Head   `json:"head"`
@@ -92,6 +118,10 @@ var peerVerbs = map[string]func(*Replica, context.Context, *trustee.Request) (an
 	verbLoad:   with((*Replica).onLoad),
 	verbDigest: with(func(r *Replica, ctx context.Context, _ none) (any, error) { return r.digest(ctx) }),
 	verbYield:  with((*Replica).onYield),
+	verbCompare: with(func(r *Replica, ctx context.Context, _ none) (any, error) {
+		_, err := r.send(ctx, loadArgs{Compare: true})
+		return nil, err
+	}),
 }
 
 // with reads the arguments.
@@ -156,9 +186,7 @@ func (r *Replica) onYield(ctx context.Context, a yieldArgs) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	r.mu.Lock()
-	r.synced = false
-	r.mu.Unlock()
+	r.yielded()
 	r.log.Warn("this Key Trustee Server is passive from now on: the other is being promoted", "epoch", a.Epoch)
 	return st, nil
 }
@@ -173,12 +201,13 @@ type incoming struct {
 	file    *os.File
 }
 
-// onLoad gathers a copy, and takes it when it is whole. What this server had stays
-// in a file beside the store.
+// onLoad gathers a copy, and takes it when it is whole. It refuses one that would
+// lose something, unless the operator of the active one has said so. What this
+// server had stays in a file beside the store.
 func (r *Replica) onLoad(ctx context.Context, a loadArgs) (any, error) {
 	const op = "server.load"
 	st, err := r.store.Standing(ctx)
-	if err == nil {
+	if err == nil && !a.Compare {
 		err = st.MayApply(op, RolePassive, a.Epoch)
 	}
 	if err != nil {
@@ -212,29 +241,93 @@ func (r *Replica) onLoad(ctx context.Context, a loadArgs) (any, error) {
 	}
 	r.incoming = nil
 	defer in.drop()
-	if _, err := in.file.Seek(0, io.SeekStart); err != nil {
-		return nil, claviger.E(op, claviger.Unavailable, "", err)
+	lost, held, err := r.losses(ctx, in, offered{head: a.Head, mine: st.Head})
+	if err != nil {
+		return nil, err
 	}
-	if st.Head.Seq > 0 {
-		kept, err := r.store.Save(ctx, "dropped")
-		if err != nil {
+	if a.Compare {
+		return loadResult{Standing: st, Lost: lost}, nil
+	}
+	if !lost.None() && !a.Drop {
+		r.log.Error("the active Key Trustee Server has sent a copy that lacks what this one holds; it was refused, and nothing was changed", "lost", lost, "seq", st.Head.Seq, "of the copy", a.Head.Seq)
+		return loadResult{Standing: st, Lost: lost}, nil
+	}
+	res := loadResult{Lost: lost}
+	if held {
+		if res.Kept, err = r.store.Save(ctx, "dropped"); err != nil {
 			return nil, err
 		}
-		r.log.Warn("this Key Trustee Server gets a whole copy from the active one; what it held before is kept: remove the file when nothing of it is needed", "file", kept, "seq", st.Head.Seq, "acknowledged alone from", st.Unshared)
+		r.log.Warn("this Key Trustee Server gets a whole copy from the active one; what it held before is kept: remove the file when nothing of it is needed", "file", res.Kept, "seq", st.Head.Seq, "dropped", lost, "acknowledged alone from", st.Unshared)
 	}
-	dec := json.NewDecoder(bufio.NewReader(in.file))
-	err = r.store.Load(ctx, a.Epoch, a.Head, func() (Record, error) {
+	next, err := in.records()
+	if err != nil {
+		return nil, err
+	}
+	if err := r.store.Load(ctx, a.Epoch, a.Head, next); err != nil {
+		return nil, err
+	}
+	res.Standing, err = r.store.Standing(ctx)
+	return res, err
+}
+
+// records reads the copy from its start, until io.EOF.
+func (i *incoming) records() (func() (Record, error), error) {
+	const op = "server.load"
+	if _, err := i.file.Seek(0, io.SeekStart); err != nil {
+		return nil, claviger.E(op, claviger.Unavailable, "", err)
+	}
+	dec := json.NewDecoder(bufio.NewReader(i.file))
+	return func() (Record, error) {
 		var rec Record
 		err := dec.Decode(&rec)
 		if err != nil && !errors.Is(err, io.EOF) {
 			err = claviger.Errorf(op, claviger.Invalid, "", "a record of the copy cannot be read: %w", err)
 		}
 		return rec, err
+	}, nil
+}
+
+// losses compares this server's store with a copy: what the store holds and the copy
+// does not; held: the store holds anything. It notes both, and the
+// opposite, for promote and status.
+func (r *Replica) losses(ctx context.Context, in *incoming, offer offered) (lost *Loss, held bool, err error) {
+	now := time.Now()
+	theirs, mine := holdings{}, holdings{}
+	each := func(f func(Record) error) error {
+		next, err := in.records()
+		for err == nil {
+			var rec Record
+			if rec, err = next(); err == nil {
+				err = f(rec)
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		return err
+	}
+	if err := each(func(rec Record) error { return theirs.add(rec, now) }); err != nil {
+		return nil, false, err
+	}
+	lost = new(Loss)
+	err = r.store.Export(ctx, func(rec Record) error {
+		held = true
+		return errors.Join(mine.add(rec, now), theirs.lacks(rec, now, lost))
 	})
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	return r.store.Standing(ctx)
+	if err := each(func(rec Record) error { return mine.lacks(rec, now, &offer.more) }); err != nil {
+		return nil, false, err
+	}
+	offer.less = *lost
+	r.mu.Lock()
+	r.offer = offer
+	r.mu.Unlock()
+	if lost.None() {
+		lost = nil
+	}
+	return lost, held, nil
 }
 
 // alone lets the active go on without the passive.
@@ -268,13 +361,15 @@ func (r *Replica) alone(ctx context.Context, a AloneArgs) (any, error) {
 		r.why = fmt.Errorf("the passive has to be asked first")
 	}
 	r.mu.Unlock()
+	r.known.Store(nil)
 	r.wake()
 	r.log.Warn("an operator has said whether this Key Trustee Server goes on without the passive", "alone", a.On)
 	return st, nil
 }
 
-// resync brings the passive up to date now, whatever that drops of it.
-func (r *Replica) resync(ctx context.Context, _ none) (any, error) {
+// resync brings the passive up to date now, and drops what the passive alone holds
+// only where the operator has said so.
+func (r *Replica) resync(ctx context.Context, a ResyncArgs) (any, error) {
 	r.op.Lock()
 	defer r.op.Unlock()
 	st, err := r.store.Standing(ctx)
@@ -284,10 +379,14 @@ func (r *Replica) resync(ctx context.Context, _ none) (any, error) {
 	if st.Role != RoleActive {
 		return nil, claviger.Errorf("server.resync", claviger.Invalid, "", "this Key Trustee Server is passive: claviger trustee resync is for the active one")
 	}
-	err = r.sync(ctx, true)
+	r.refused = refusal{}
+	r.dropped = loadResult{}
+	err = r.sync(ctx, a.Drop)
 	r.tell(err)
 	if err != nil {
 		return nil, err
 	}
-	return r.store.Standing(ctx)
+	res := ResyncResult{Dropped: r.dropped.Lost, Kept: r.dropped.Kept}
+	res.Standing, err = r.store.Standing(ctx)
+	return res, err
 }

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -60,21 +61,48 @@ type Replica struct {
 
 	op    sync.Mutex // one synchronization, or operator's command, at a time
 	asked time.Time  // when the last look asked the peer; under op
+	// refused is the last copy that the passive refused, and dropped what the last one
+	// that it took has replaced; under op.
+	refused refusal
+	dropped loadResult
 
 	mu sync.Mutex
 	// synced: the passive has all up to peerHead, and takes the next change.
 	synced   bool
 	peerHead Head
-	tried    bool  // the peer has been asked since the start
-	why      error // why it is not synced
-	round    chan struct{}
-	told     string // what the log said last of why
+	tried    bool // the peer has been asked since the start
+	// equal: as the active one, this server was equal to the passive since its start.
+	// lacking: it knows that the passive holds what it lacks.
+	equal, lacking bool
+	why            error // why it is not synced
+	round          chan struct{}
+	told           string // what the log said last of why
+	// doubt is the last change that this server has sent and refused, since the answer
+	// did not come: a passive that stands there has acknowledged nothing with it.
+	doubt Head
+	// offer is the last copy that came to be taken or compared.
+	offer offered
 
-	asking sync.Mutex   // of who asks whether this server lacks anything
-	fresh  atomic.Int64 // until when that need not be asked, in ns since 1970
+	asking sync.Mutex // of who asks whether this server lacks anything
+	// known is what was learned last of whether absence here is absence; nil: nothing.
+	known atomic.Pointer[knowledge]
 
 	arriving sync.Mutex
 	incoming *incoming
+}
+
+// refusal is that of a copy by the passive, which holds what the copy does not.
+type refusal struct {
+	mine, theirs Head
+	at           time.Time
+	err          error
+}
+
+// offered is a copy of the other's store: its head, what it lacks of this store at the
+// head mine, and what it has more.
+type offered struct {
+	head, mine Head
+	less, more Loss
 }
 
 // NewReplica makes one of two, which at its first start gets the role first.
@@ -100,7 +128,7 @@ func NewReplica(ctx context.Context, cfg ReplicaConfig, first Role) (*Replica, e
 	}
 	switch {
 	case st.Role == RoleSingle && first != RoleActive && first != RolePassive:
-		return nil, claviger.Errorf(op, claviger.Invalid, "", "this is the first start with a peer: say by --role whether this Key Trustee Server is the active one, whose deposits count, or the passive one, whose own are replaced by them")
+		return nil, claviger.Errorf(op, claviger.Invalid, "", "this is the first start with a peer: say by --role whether this Key Trustee Server is the active one, whose deposits count, or the passive one, which takes them over")
 	case st.Role == RoleSingle:
 		st, err = r.store.Stand(ctx, func(st *Standing) error {
 			st.Role = first
@@ -190,6 +218,7 @@ func (r *Replica) tell(err error) {
 		r.log.Error("the two Key Trustee Servers are not in step", "err", err)
 	}
 	r.told = text
+	r.known.Store(nil)
 }
 
 // wake has the passive looked after at once.
@@ -285,6 +314,11 @@ func (r *Replica) ship(ctx context.Context, before Standing, at Head, e *Entry) 
 	}
 	if len(list) > 0 {
 		if _, err := r.append(ctx, before.Epoch, list); err != nil {
+			if e != nil {
+				r.mu.Lock()
+				r.doubt = e.Head
+				r.mu.Unlock()
+			}
 			return r.lost(err)
 		}
 	}
@@ -333,6 +367,8 @@ type StatusReport struct {
 	PeerError string    `json:"peerError,omitempty"`
 	// Lag is how many changes the passive lacks.
 	Lag uint64 `json:"lag"`
+	// Diverged: the passive has changes that the active lacks, or another history.
+	Diverged bool `json:"diverged,omitempty"`
 	// Why the two are not in step.
 	Why        string `json:"why,omitempty"`
 	Digest     string `json:"digest,omitempty"`
@@ -357,6 +393,9 @@ func (r *Replica) status(ctx context.Context, a StatusArgs) (any, error) {
 	} else if st.Role == RolePassive && behind > ahead {
 		report.Lag = behind - ahead
 	}
+	if err := r.diverged(ctx, &report); err != nil {
+		return nil, err
+	}
 	if !a.Digest {
 		return report, nil
 	}
@@ -372,6 +411,30 @@ func (r *Replica) status(ctx context.Context, a StatusArgs) (any, error) {
 	}
 	return report, nil
 }
+
+// diverged looks at the two heads from the passive's side; the active knows by itself
+// whether the two are in step.
+func (r *Replica) diverged(ctx context.Context, report *StatusReport) error {
+	if report.Role != RolePassive || report.Peer == nil || report.Peer.Role != RoleActive || report.Lag > 0 {
+		return nil
+	}
+	had, err := r.store.Has(ctx, report.Peer.Head)
+	if err != nil || had {
+		return err
+	}
+	report.Diverged = true
+	r.mu.Lock()
+	offer := r.offer
+	r.mu.Unlock()
+	report.Why = "the active Key Trustee Server does not have the changes that this one has"
+	if offer.head == report.Peer.Head && !offer.less.None() {
+		report.Why = fmt.Sprintf("the active Key Trustee Server lacks what this one holds, %s; its copy was refused: %s", &offer.less, curePassive)
+	}
+	return nil
+}
+
+// curePassive is what to do at a passive that holds what the active lacks.
+const curePassive = "where this server's store is the right one, claviger trustee promote here; where the other's is, claviger trustee resync --drop there, which drops this one's"
 
 // forgetIncoming drops what has come of a copy.
 func (r *Replica) forgetIncoming() {

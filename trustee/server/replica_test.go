@@ -117,7 +117,7 @@ func (h *half) start() {
 
 // operator does what the command of that name does.
 func (h *half) operator(verb string, args any) error {
-	var st server.Standing
+	var st server.ResyncResult // whose fields those of a Standing are
 	return h.client(identities()[0]).Ask(h.t.Context(), verb, args, &st)
 }
 
@@ -178,13 +178,16 @@ func TestReplica(t *testing.T) {
 	a.start()
 	c := a.client(identities()[1])
 	err := put(t, c, "l", "x")
-	if !claviger.Is(err, claviger.Denied) { // whoever is not registered learns no more
+	if !claviger.Is(err, claviger.Unavailable) { // the passive may know this client
 		t.Error(err)
 	}
 	if _, err := c.Register(t.Context(), "ORG", "s3cret", false); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "claviger trustee alone on") {
 		t.Errorf("without the passive: %v", err)
 	}
 	must(t, a.operator(server.VerbAlone, server.AloneArgs{On: true}))
+	if err := put(t, c, "l", "x"); !claviger.Is(err, claviger.Denied) { // whoever is not registered learns no more
+		t.Error(err)
+	}
 	if _, err := c.Register(t.Context(), "ORG", "s3cret", false); err != nil {
 		t.Fatal(err)
 	}
@@ -306,7 +309,7 @@ func TestReplicaDiverged(t *testing.T) {
 		t.Errorf("the one that was replaced: %v", err)
 	}
 	b.await("the warning", func(r server.StatusReport) bool {
-		return strings.Contains(r.Why, "claviger trustee resync here drops those of the passive") && r.Peer != nil && r.Peer.Role == server.RolePassive
+		return strings.Contains(r.Why, `deposit "of A" (it has acknowledged changes alone, from`) && strings.Contains(r.Why, "claviger trustee resync --drop here") && r.Peer != nil && r.Peer.Role == server.RolePassive
 	})
 	must(t, put(t, b.client(identities()[1]), "of B again", "b")) // it goes on alone
 	if err := a.operator(server.VerbResync, struct{}{}); !claviger.Is(err, claviger.Invalid) {
@@ -315,7 +318,7 @@ func TestReplicaDiverged(t *testing.T) {
 	if err := a.operator(server.VerbPromote, server.PromoteArgs{}); !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "resync") {
 		t.Errorf("promote of one that lacks changes: %v", err)
 	}
-	must(t, b.operator(server.VerbResync, struct{}{}))
+	must(t, b.operator(server.VerbResync, server.ResyncArgs{Drop: true}))
 	b.await("being in step", inStep)
 	kept, err := filepath.Glob(a.path + ".dropped-*")
 	if err != nil || len(kept) != 1 {

@@ -236,13 +236,19 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, verb string) {
 	}
 	defer leave()
 	ctx := r.Context()
+	sure := true
 	if s.replica != nil && peerVerbs[verb] == nil {
 		// Before anything is looked up: whether the client is known, too.
-		if err := s.replica.current(ctx); err != nil {
-			text := errBehind.Error()
-			if !errors.Is(err, errBehind) {
+		var err error
+		if sure, err = s.replica.current(ctx); err != nil {
+			text := storeAway
+			switch {
+			case errors.Is(err, errBehind):
+				text = errBehind.Error()
+			case errors.Is(err, errLacking):
+				text = errLacking.Error()
+			default:
 				s.log.Warn("a request was refused", "verb", verb, "from", r.RemoteAddr, "err", err)
-				text = storeAway
 			}
 			w.Header().Set("Retry-After", "1")
 			http.Error(w, text, http.StatusServiceUnavailable)
@@ -253,7 +259,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, verb string) {
 		if peerVerbs[verb] != nil {
 			return s.self(fingerprint)
 		}
-		return s.client(ctx, fingerprint)
+		return s.client(ctx, fingerprint, sure)
 	})
 	if err != nil {
 		// Whom to sign an answer for is not known. The text is for whoever it is.
@@ -263,7 +269,11 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, verb string) {
 		case claviger.Is(err, claviger.Denied):
 			status = http.StatusForbidden
 		case claviger.Is(err, claviger.Unavailable):
-			http.Error(w, storeAway, http.StatusServiceUnavailable)
+			text := storeAway
+			if errors.Is(err, trustee.ErrUnsure) {
+				text = trustee.ErrUnsure.Error()
+			}
+			http.Error(w, text, http.StatusServiceUnavailable)
 			return
 		}
 		http.Error(w, err.Error(), status)
@@ -271,6 +281,9 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, verb string) {
 	}
 	s.doors.prove(addressOf(r))
 	result, err := s.do(ctx, req)
+	if !sure && (claviger.Is(err, claviger.KeyNotFound) || err == nil && verb == trustee.VerbList) {
+		result, err = nil, claviger.E("server.serve", claviger.Unavailable, "", trustee.ErrUnsure)
+	}
 	ended(w, err)
 	log := s.log.With("verb", verb, "client", req.Client.Fingerprint(), "from", r.RemoteAddr, "request", req.Digest[:16])
 	switch {
@@ -281,6 +294,9 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, verb string) {
 	case errors.Is(err, ErrAway):
 		log.Error("a change was not made", "err", err)
 		err = claviger.E("server.serve", claviger.Unavailable, "", ErrAway)
+	case errors.Is(err, trustee.ErrUnsure):
+		log.Warn("a request was not answered", "err", err)
+		err = claviger.E("server.serve", claviger.Unavailable, "", trustee.ErrUnsure)
 	case claviger.Is(err, claviger.Internal), claviger.Is(err, claviger.Unavailable):
 		log.Error("a request has failed", "err", err)
 		if peerVerbs[verb] == nil && claviger.Is(err, claviger.Unavailable) {
@@ -338,10 +354,13 @@ func (s *Server) self(fingerprint string) (*trustee.Party, error) {
 }
 
 // client returns the public key of a client that may come in.
-func (s *Server) client(ctx context.Context, fingerprint string) (*trustee.Party, error) {
+// sure: one that is not found is not there.
+func (s *Server) client(ctx context.Context, fingerprint string, sure bool) (*trustee.Party, error) {
 	const op = "server.client"
 	c, err := s.store.Client(ctx, fingerprint)
 	switch {
+	case claviger.Is(err, claviger.KeyNotFound) && !sure:
+		return nil, claviger.E(op, claviger.Unavailable, "", trustee.ErrUnsure)
 	case claviger.Is(err, claviger.KeyNotFound):
 		return nil, claviger.Errorf(op, claviger.Denied, "", "the client %s is not registered here", fingerprint)
 	case err != nil:

@@ -32,7 +32,7 @@ func (r *Replica) sync(ctx context.Context, discard bool) error {
 	case p.Epoch > st.Epoch:
 		return r.stepDown(ctx, p.Epoch)
 	case p.Role == RoleActive:
-		return claviger.Errorf(op, claviger.Invalid, "", "both Key Trustee Servers are active, in epoch %d: neither follows the other; claviger trustee promote --force at the one that is to stay active makes the other passive", p.Epoch)
+		return claviger.Errorf(op, claviger.Invalid, "", "both Key Trustee Servers are active, in epoch %d, this one at change %d and the other at change %d: neither follows the other; claviger trustee promote --force at the one whose deposits count makes the other passive", p.Epoch, st.Head.Seq, p.Head.Seq)
 	}
 	if p, err = r.catchUp(ctx, *p, discard); err != nil {
 		return err
@@ -61,7 +61,7 @@ func (r *Replica) sync(ctx context.Context, discard bool) error {
 	}
 	r.mu.Lock()
 	was := r.synced
-	r.synced, r.peerHead = true, head
+	r.synced, r.peerHead, r.equal, r.lacking = true, head, true, false
 	r.mu.Unlock()
 	if !was {
 		r.log.Info("the passive Key Trustee Server is equal, by digest", "seq", head.Seq, "alone no more", alone)
@@ -80,17 +80,22 @@ func (r *Replica) stepDown(ctx context.Context, epoch uint64) error {
 	if err != nil {
 		return err
 	}
-	r.mu.Lock()
-	r.synced = false
-	r.mu.Unlock()
+	r.yielded()
 	r.log.Warn("this Key Trustee Server is passive from now on: the other was made active in its place", "epoch", epoch)
 	return nil
+}
+
+// yielded forgets what this server knew as the active one.
+func (r *Replica) yielded() {
+	r.mu.Lock()
+	r.synced, r.equal, r.lacking = false, false, false
+	r.mu.Unlock()
+	r.known.Store(nil)
 }
 
 // catchUp sends what the passive lacks, or fetches what it has ahead, until both
 // logs end at the same.
 func (r *Replica) catchUp(ctx context.Context, p Standing, discard bool) (*Standing, error) {
-	const op = "server.catchUp"
 	for range syncRounds {
 		st, err := r.store.Standing(ctx)
 		if err != nil {
@@ -107,15 +112,39 @@ func (r *Replica) catchUp(ctx context.Context, p Standing, discard bool) (*Stand
 		if !claviger.Is(err, claviger.Invalid) {
 			return nil, err
 		}
-		if p.Unshared != 0 && !discard {
-			return nil, claviger.Errorf(op, claviger.Invalid, "", "the passive Key Trustee Server has acknowledged changes, from %d on, that this one does not have, and this one others: claviger trustee resync here drops those of the passive, of which a copy stays beside its store; claviger trustee promote --force there, and resync, drops those of this one", p.Unshared)
+		past, err := r.ofOurPast(ctx, p.Head)
+		if err != nil {
+			return nil, err
 		}
-		if next, err = r.load(ctx, st.Epoch); err != nil {
+		if next, err = r.load(ctx, st, p, discard || past); err != nil {
 			return nil, err
 		}
 		p = *next
 	}
-	return nil, claviger.Errorf(op, claviger.Unavailable, "", "changes are made faster than the passive Key Trustee Server takes them")
+	return nil, claviger.Errorf("server.catchUp", claviger.Unavailable, "", "changes are made faster than the passive Key Trustee Server takes them")
+}
+
+// ofOurPast tells whether a passive that stands at h has acknowledged nothing that
+// this store lacks: h is in this store's log, whose entries after it are dropped, or
+// h is a change that this server has refused since the passive's answer did not come.
+func (r *Replica) ofOurPast(ctx context.Context, h Head) (bool, error) {
+	r.mu.Lock()
+	doubt := r.doubt
+	r.mu.Unlock()
+	if h == doubt && doubt != (Head{}) {
+		return true, nil
+	}
+	had, err := r.store.Has(ctx, h)
+	if err != nil || !had {
+		return false, err
+	}
+	// Where the log goes on from there, the passive was sent what follows and could not
+	// take it: what it holds did not come about by this log.
+	_, err = r.store.Entries(ctx, h, 1, 1)
+	if errors.Is(err, ErrChain) {
+		return true, nil
+	}
+	return false, err
 }
 
 // follow has one log follow the other by a page: the passive this one, or this one
@@ -149,9 +178,11 @@ func (r *Replica) fetch(ctx context.Context, st Standing, as Role) error {
 func (r *Replica) prove(ctx context.Context, p Standing, discard bool) (Head, error) {
 	const op = "server.prove"
 	for round := range 3 {
-		if _, err := r.catchUp(ctx, p, discard); err != nil {
+		now, err := r.catchUp(ctx, p, discard)
+		if err != nil {
 			return Head{}, err
 		}
+		p = *now
 		mine, err := r.digest(ctx)
 		if err != nil {
 			return Head{}, err
@@ -170,7 +201,11 @@ func (r *Replica) prove(ctx context.Context, p Standing, discard bool) (Head, er
 		if round > 0 {
 			break
 		}
-		next, err := r.load(ctx, p.Epoch)
+		st, err := r.store.Standing(ctx)
+		if err != nil {
+			return Head{}, err
+		}
+		next, err := r.load(ctx, st, p, discard)
 		if err != nil {
 			return Head{}, err
 		}
@@ -187,12 +222,46 @@ func (r *Replica) digest(ctx context.Context) (digestResult, error) {
 	return res, err
 }
 
-// load gives the passive a whole copy, of one moment.
-func (r *Replica) load(ctx context.Context, epoch uint64) (*Standing, error) {
-	a := loadArgs{Session: trustee.NewUUID(), Epoch: epoch}
+// refusedFor is how long a copy that the passive has refused is not sent again, where
+// the passive still stands at the same.
+const refusedFor = time.Minute
+
+// load gives the passive a whole copy. The passive refuses it where it holds what the
+// copy lacks, unless drop says that this may be dropped. The caller holds r.op.
+func (r *Replica) load(ctx context.Context, st, was Standing, drop bool) (*Standing, error) {
+	const op = "server.load"
+	if no := r.refused; !drop && no.err != nil && no.theirs == was.Head && (no.mine == st.Head || time.Since(no.at) < refusedFor) {
+		return nil, no.err
+	}
 	r.log.Warn("the passive Key Trustee Server gets a whole copy")
-	size, begun := 0, time.Now()
-	send := func(into any) error {
+	begun := time.Now()
+	res, err := r.send(ctx, loadArgs{Epoch: st.Epoch, Drop: drop})
+	if err != nil {
+		return nil, err
+	}
+	if !drop && !res.Lost.None() {
+		alone := ""
+		if was.Unshared != 0 {
+			alone = fmt.Sprintf(" (it has acknowledged changes alone, from %d on)", was.Unshared)
+		}
+		err := claviger.Errorf(op, claviger.Invalid, "", "the passive Key Trustee Server holds what this one lacks, %s%s; nothing was changed. Where the passive's store is the right one, as after this one's was lost or restored from an older backup, claviger trustee promote there; where this one's is, claviger trustee resync --drop here drops that, and a copy stays beside the passive's store", res.Lost, alone)
+		r.refused = refusal{mine: st.Head, theirs: was.Head, at: time.Now(), err: err}
+		r.mu.Lock()
+		r.lacking = true
+		r.mu.Unlock()
+		r.known.Store(nil)
+		return nil, err
+	}
+	r.refused, r.dropped = refusal{}, *res
+	r.log.Info("the passive Key Trustee Server has the copy", "took", time.Since(begun).Round(time.Millisecond))
+	return &res.Standing, nil
+}
+
+// send sends the peer a copy, of one moment, in pages.
+func (r *Replica) send(ctx context.Context, a loadArgs) (*loadResult, error) {
+	a.Session = trustee.NewUUID()
+	size := 0
+	page := func(into any) error {
 		err := r.ask(ctx, longTime, verbLoad, a, into)
 		a.Page, a.Records, size = a.Page+1, nil, 0
 		return err
@@ -200,10 +269,10 @@ func (r *Replica) load(ctx context.Context, epoch uint64) (*Standing, error) {
 	err := r.store.Snapshot(ctx, func(h Head) error { a.Head = h; return nil }, func(rec Record) error {
 		line, err := json.Marshal(rec)
 		if err != nil {
-			return claviger.E("server.load", claviger.Internal, "", err)
+			return claviger.E("server.send", claviger.Internal, "", err)
 		}
 		if size += len(line); size > pageBytes && len(a.Records) > 0 {
-			if err := send(nil); err != nil {
+			if err := page(nil); err != nil {
 				return err
 			}
 			size = len(line)
@@ -215,12 +284,8 @@ func (r *Replica) load(ctx context.Context, epoch uint64) (*Standing, error) {
 		return nil, err
 	}
 	a.Last = true
-	var p Standing
-	if err := send(&p); err != nil {
-		return nil, err
-	}
-	r.log.Info("the passive Key Trustee Server has the copy", "pages", a.Page, "took", time.Since(begun).Round(time.Millisecond))
-	return &p, nil
+	var res loadResult
+	return &res, page(&res)
 }
 
 // promote makes the passive active. It first takes over what the active has more;
@@ -233,7 +298,7 @@ func (r *Replica) promote(ctx context.Context, force bool) (*Standing, error) {
 	if err != nil {
 		return nil, err
 	}
-	epoch := st.Epoch + 1
+	epoch, all := st.Epoch+1, false
 	p, err := r.hello(ctx, Standing{Role: RolePassive})
 	switch {
 	case err != nil && !force:
@@ -243,10 +308,11 @@ func (r *Replica) promote(ctx context.Context, force bool) (*Standing, error) {
 		if st.Role == RoleActive && (p.Role != RoleActive || p.Epoch < st.Epoch) {
 			return &st, nil // it is that already
 		}
-		if err := r.takeOver(ctx, epoch); err != nil && !force {
+		err := r.takeOver(ctx, epoch)
+		if all = err == nil; !all && !force {
 			return nil, err
-		} else if err != nil {
-			r.log.Warn("this Key Trustee Server becomes active without all that the other has: claviger trustee resync, once both run, drops that", "err", err)
+		} else if !all {
+			r.log.Warn("this Key Trustee Server becomes active without all that the other has: claviger trustee resync --drop, once both run, drops that", "err", err)
 		}
 	}
 	st, err = r.store.Stand(ctx, func(st *Standing) error {
@@ -261,7 +327,9 @@ func (r *Replica) promote(ctx context.Context, force bool) (*Standing, error) {
 	}
 	r.mu.Lock()
 	r.synced, r.why = false, fmt.Errorf("this server has just been promoted")
+	r.equal, r.lacking = all, false
 	r.mu.Unlock()
+	r.known.Store(nil)
 	r.wake()
 	r.log.Warn("this Key Trustee Server is active from now on", "epoch", epoch)
 	return &st, nil
@@ -270,7 +338,6 @@ func (r *Replica) promote(ctx context.Context, force bool) (*Standing, error) {
 // takeOver fetches what the active has, has it yield, and fetches the rest. All
 // that it has acknowledged must be here then.
 func (r *Replica) takeOver(ctx context.Context, epoch uint64) error {
-	const op = "server.takeOver"
 	for yielded := false; ; {
 		p, err := r.hello(ctx, Standing{Role: RolePassive})
 		if err != nil {
@@ -288,7 +355,10 @@ func (r *Replica) takeOver(ctx context.Context, epoch uint64) error {
 				break // it has no more than this one
 			}
 			if err := r.fetch(ctx, st, st.Role); claviger.Is(err, claviger.Invalid) {
-				return claviger.Errorf(op, claviger.Invalid, "", "the other Key Trustee Server has changes that this one lacks and cannot follow: let it bring this one up to date first, claviger trustee resync there, or become active without them: --force")
+				if err := r.mayPass(ctx, p); err != nil {
+					return err
+				}
+				break
 			} else if err != nil {
 				return err
 			}
@@ -304,4 +374,23 @@ func (r *Replica) takeOver(ctx context.Context, epoch uint64) error {
 		}
 		yielded = true
 	}
+}
+
+// mayPass is nil where this server may become active without the history of the
+// other, which holds nothing that this one lacks.
+func (r *Replica) mayPass(ctx context.Context, p *Standing) error {
+	const op = "server.takeOver"
+	if err := r.ask(ctx, longTime, verbCompare, none{}, nil); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	offer := r.offer
+	r.mu.Unlock()
+	switch {
+	case offer.head != p.Head:
+		return claviger.Errorf(op, claviger.Unavailable, "", "the other Key Trustee Server has changed while the two were compared: try again")
+	case !offer.more.None():
+		return claviger.Errorf(op, claviger.Invalid, "", "the other Key Trustee Server holds what this one lacks, %s, and this one cannot follow its changes. claviger trustee resync there brings this one up to date, unless that loses something; claviger trustee promote --force here, and claviger trustee resync --drop afterwards, drops it, and a copy stays beside the other's store", &offer.more)
+	}
+	return nil
 }

@@ -67,7 +67,7 @@ func (s *Store) Stand(ctx context.Context, f func(*server.Standing) error) (st s
 			st.Head = st.Head.Anew(st.Epoch)
 		}
 		if st.Unshared == 0 && was.Unshared != 0 {
-			if err := prune(ctx, tx, st.Head.Seq, keepShared); err != nil {
+			if err := prune(ctx, tx, &st, keepShared); err != nil {
 				return err
 			}
 		}
@@ -120,14 +120,16 @@ func logged(ctx context.Context, tx *sql.Tx, st *server.Standing, e server.Entry
 		keep = keepShared
 	}
 	st.Head = e.Head
-	if err := prune(ctx, tx, e.Seq, keep); err != nil {
+	if err := prune(ctx, tx, st, keep); err != nil {
 		return err
 	}
 	return stand(ctx, tx, st)
 }
 
-func prune(ctx context.Context, tx *sql.Tx, seq, keep uint64) error {
-	_, err := tx.ExecContext(ctx, "DELETE FROM change WHERE seq + ? <= ?", keep, seq)
+// prune keeps the newest entries, and the one at which the peer went away: it proves
+// that a peer which comes back there has nothing that this store lacks.
+func prune(ctx context.Context, tx *sql.Tx, st *server.Standing, keep uint64) error {
+	_, err := tx.ExecContext(ctx, "DELETE FROM change WHERE seq + ?1 <= ?2 AND seq + 1 <> ?3", keep, st.Head.Seq, st.Unshared)
 	return err
 }
 
@@ -226,6 +228,19 @@ func has(ctx context.Context, tx *sql.Tx, st *server.Standing, h server.Head) (b
 		return false, nil
 	}
 	return digest == h.Digest, err
+}
+
+// Has tells whether the log holds that head.
+func (s *Store) Has(ctx context.Context, h server.Head) (had bool, err error) {
+	const op = "sqlite.Has"
+	err = s.snapshot(ctx, op, func(tx *sql.Tx) error {
+		st, err := standing(ctx, tx)
+		if err == nil {
+			had, err = has(ctx, tx, &st, h)
+		}
+		return err
+	})
+	return had, err
 }
 
 // Snapshot is Export with the log's head.

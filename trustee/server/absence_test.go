@@ -1,0 +1,76 @@
+package server_test
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"claviger"
+	"claviger/trustee"
+	"claviger/trustee/server"
+)
+
+// absent asks a half alone for a label, and says how it answers.
+func (h *half) absent(label string) string {
+	h.t.Helper()
+	c := h.client(identities()[1])
+	_, err := c.Find(h.t.Context(), label)
+	_, lerr := c.List(h.t.Context(), "", false, "", 10)
+	switch {
+	case err == nil:
+		return "there"
+	case claviger.Is(err, claviger.KeyNotFound) && lerr == nil:
+		return "not there"
+	case errors.Is(err, trustee.ErrUnsure) && errors.Is(lerr, trustee.ErrUnsure), strings.Contains(err.Error(), "ask that one") && lerr != nil:
+		return "unsure"
+	}
+	return err.Error() + " / " + lerr.Error()
+}
+
+// TestAbsence: a server says that something is not there only where it knows that the
+// other does not hold it either, or an operator has said that it goes on alone.
+func TestAbsence(t *testing.T) {
+	a, b, client := started(t)
+	want := func(when string, h *half, label, how string) {
+		t.Helper()
+		if got := h.absent(label); got != how {
+			t.Errorf("%s: %s of %q, want %s", when, got, label, how)
+		}
+	}
+	must(t, put(t, client, "both", "x"))
+	a.await("being in step", inStep)
+	for _, h := range []*half{a, b} {
+		want("in step", h, "late", "not there")
+	}
+	b.stop()
+	want("the active, since the passive is away", a, "late", "not there")
+	a.stop()
+	a.start()
+	want("an active that has not seen the passive", a, "late", "unsure")
+	want("an active that has not seen the passive", a, "both", "there")
+	must(t, a.operator(server.VerbAlone, server.AloneArgs{On: true}))
+	want("an active that goes on alone", a, "never", "not there")
+	must(t, put(t, a.client(identities()[1]), "late", "y"))
+	a.stop()
+	b.start()
+	want("a passive that has not seen the active", b, "late", "unsure")
+	want("a passive that has not seen the active", b, "both", "there")
+	must(t, b.operator(server.VerbPromote, server.PromoteArgs{Force: true}))
+	want("a passive promoted by force", b, "late", "unsure")
+	must(t, b.operator(server.VerbAlone, server.AloneArgs{On: true}))
+	want("an operator's word", b, "late", "not there")
+	must(t, put(t, b.client(identities()[1]), "of B", "z"))
+	a.start()
+	b.await("the warning", func(r server.StatusReport) bool { return strings.Contains(r.Why, `deposit "late"`) })
+	want("an active that knows that the passive holds more", b, "late", "unsure")
+	want("the passive that holds it", a, "late", "there")
+	want("the passive that lacks something", a, "of B", "unsure")
+	if d, err := b.client(identities()[1], a.web.URL).Find(t.Context(), "late"); err != nil || string(d.Content) != "y" {
+		t.Errorf("of both: %+v, %v", d, err)
+	}
+	must(t, b.operator(server.VerbResync, server.ResyncArgs{Drop: true}))
+	b.await("being in step", inStep)
+	for _, h := range []*half{a, b} {
+		h.await("knowing it", func(server.StatusReport) bool { return h.absent("late") == "not there" })
+	}
+}

@@ -1,0 +1,104 @@
+package server
+
+import (
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+
+	"claviger"
+)
+
+// namedLosses is how many records a Loss names; it counts the others.
+const namedLosses = 5
+
+// Loss is what one store holds and another lacks, or holds in another state.
+type Loss struct {
+	Orgs     int      `json:"orgs"`
+	Clients  int      `json:"clients"`
+	Deposits int      `json:"deposits"`
+	Names    []string `json:"names"` // of the first few, for people
+}
+
+// None tells whether nothing is lost.
+func (l *Loss) None() bool { return l == nil || l.Orgs+l.Clients+l.Deposits == 0 }
+
+// String counts and names what is lost.
+func (l *Loss) String() string {
+	all := l.Orgs + l.Clients + l.Deposits
+	text := fmt.Sprintf("%d organizations, %d clients and %d deposits: %s", l.Orgs, l.Clients, l.Deposits, strings.Join(l.Names, ", "))
+	if more := all - len(l.Names); more > 0 {
+		text += fmt.Sprintf(" and %d more", more)
+	}
+	return text
+}
+
+// holdings is what a store holds, without the contents of deposits: by kind and
+// name, a digest of the state.
+type holdings map[string][sha256.Size]byte
+
+// holding returns the key and state of a record in holdings, and its name for
+// people. ok is false for what may be dropped: requests that are remembered, and
+// deposits that have expired. A deposit's uuid stands for its content, which its
+// owner has signed.
+func holding(r Record, now time.Time) (key, name string, state [sha256.Size]byte, ok bool, err error) {
+	var s stated
+	switch {
+	case r.Org != nil:
+		o := r.Org
+		key, name = "org "+o.Name, fmt.Sprintf("organization %q", o.Name)
+		s = stated{Names: []string{o.UUID, o.Auth}, Lists: [][]string{list(o.Contacts)}}
+	case r.Client != nil:
+		c := r.Client
+		key, name = "client "+c.Fingerprint, "client "+c.Fingerprint
+		s = stated{Names: []string{c.Org, string(c.State)}, Bytes: [][]byte{c.PublicKey}}
+	case r.Deposit != nil:
+		d := r.Deposit
+		if !d.Expires.IsZero() && !d.Expires.After(now) {
+			return "", "", state, false, nil
+		}
+		key, name = "deposit "+d.UUID, fmt.Sprintf("deposit %.200q", d.Label)
+		s = stated{Names: []string{d.Owner, d.Org, d.Label}, Lists: [][]string{list(d.Access)}, Times: []int64{millis(d.Expires)}, Flag: d.Sealed.Deleted != nil}
+	default:
+		return "", "", state, false, nil
+	}
+	text, err := json.Marshal(s)
+	if err != nil {
+		return "", "", state, false, claviger.E("server.holding", claviger.Internal, "", err)
+	}
+	return key, name, sha256.Sum256(text), true, nil
+}
+
+// add notes a record.
+func (h holdings) add(r Record, now time.Time) error {
+	key, _, state, ok, err := holding(r, now)
+	if ok {
+		h[key] = state
+	}
+	return err
+}
+
+// lacks counts a record of another store in lost where h does not hold it in the
+// same state.
+func (h holdings) lacks(r Record, now time.Time, lost *Loss) error {
+	key, name, state, ok, err := holding(r, now)
+	if err != nil || !ok {
+		return err
+	}
+	if mine, there := h[key]; there && mine == state {
+		return nil
+	}
+	switch {
+	case r.Org != nil:
+		lost.Orgs++
+	case r.Client != nil:
+		lost.Clients++
+	default:
+		lost.Deposits++
+	}
+	if len(lost.Names) < namedLosses {
+		lost.Names = append(lost.Names, name)
+	}
+	return nil
+}

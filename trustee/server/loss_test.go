@@ -1,0 +1,248 @@
+package server_test
+
+import (
+	"database/sql"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"claviger"
+	"claviger/trustee"
+	"claviger/trustee/server"
+	"claviger/trustee/server/sqlite"
+	"claviger/trustee/server/storetest"
+)
+
+// replaceStore gives a half that is stopped another store, which fill makes.
+func (h *half) replaceStore(fill func(path string)) {
+	h.t.Helper()
+	must(h.t, h.store.Close())
+	for _, end := range []string{"", "-wal", "-shm"} {
+		if err := os.Remove(h.path + end); err != nil && !errors.Is(err, os.ErrNotExist) {
+			h.t.Fatal(err)
+		}
+	}
+	fill(h.path)
+	var err error
+	if h.store, err = sqlite.Open(h.t.Context(), h.path, true); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+// restored is a store that claviger trustee restore makes of these records.
+func restored(t *testing.T, list []server.Record) func(path string) {
+	return func(path string) {
+		s, err := sqlite.Open(t.Context(), path, true)
+		must(t, err)
+		must(t, s.Import(t.Context(), storetest.NextOf(list)))
+		must(t, s.Close())
+	}
+}
+
+func (h *half) copyTo(path string) {
+	h.t.Helper()
+	kept, err := h.store.Save(h.t.Context(), "copy")
+	must(h.t, err)
+	must(h.t, os.Rename(kept, path))
+}
+
+func (h *half) dropped() []string {
+	kept, _ := filepath.Glob(h.path + ".dropped-*") // the pattern is a good one
+	return kept
+}
+
+func digestOf(t *testing.T, s server.Store) string {
+	t.Helper()
+	d, err := server.StateDigest(t.Context(), s)
+	must(t, err)
+	return d
+}
+
+// TestNothingIsReplaced: an active server whose store is not what it was (lost and made
+// anew, restored from an older backup, an older copy, another organization's, half of
+// it) replaces nothing that the passive holds, until an operator says so.
+func TestNothingIsReplaced(t *testing.T) {
+	owner := identities()[1].Fingerprint()
+	lostAll := "1 organizations, 1 clients and 3 deposits"
+	for name, c := range map[string]struct {
+		older   bool // the store is of before the last changes
+		fill    func(t *testing.T, records []server.Record, copied string) func(path string)
+		alone   bool   // it has made a change alone before the passive is there
+		says    string // of what would be lost
+		keeps   bool   // the store is one of two already
+		promote string // what promote at the passive says; "": it does it
+	}{
+		"lost and made anew": {says: lostAll, fill: func(*testing.T, []server.Record, string) func(string) { return func(string) {} }},
+		"an older backup": {older: true, says: `0 organizations, 0 clients and 1 deposits: deposit "late"`,
+			fill: func(t *testing.T, records []server.Record, _ string) func(string) { return restored(t, records) }},
+		"an older copy that went on alone": {older: true, keeps: true, alone: true, says: `deposit "late"`, promote: `deposit "alone"`,
+			fill: func(t *testing.T, _ []server.Record, copied string) func(string) {
+				return func(path string) { must(t, os.Rename(copied, path)) }
+			}},
+		"another organization's": {says: lostAll, promote: `organization "OTHER"`, fill: func(t *testing.T, _ []server.Record, _ string) func(string) {
+			return restored(t, []server.Record{{Org: &server.Org{Name: "OTHER", UUID: "u2", Created: time.UnixMilli(1)}}})
+		}},
+		"half of it, with the whole log": {keeps: true, says: "0 organizations, 0 clients and 3 deposits", fill: func(t *testing.T, _ []server.Record, copied string) func(string) {
+			return func(path string) {
+				must(t, os.Rename(copied, path))
+				db, err := sql.Open("sqlite", path)
+				must(t, err)
+				_, err = db.Exec("DELETE FROM deposit") //nolint:noctx // a file of this test's own
+				must(t, errors.Join(err, db.Close()))
+			}
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			a, b, client := started(t)
+			must(t, put(t, client, "one", "1"))
+			must(t, put(t, client, "two", "2"))
+			copied := filepath.Join(t.TempDir(), "copied")
+			var records []server.Record
+			keep := func() { a.copyTo(copied); records = storetest.Records(t, a.store) }
+			if c.older {
+				keep()
+			}
+			must(t, put(t, client, "late", "3"))
+			if !c.older {
+				keep()
+			}
+			a.await("being in step", inStep)
+			a.stop()
+			was := digestOf(t, b.store)
+			if c.alone {
+				b.stop()
+			}
+			a.replaceStore(c.fill(t, records, copied))
+			a.start()
+			if c.alone {
+				must(t, a.operator(server.VerbAlone, server.AloneArgs{On: true}))
+				must(t, put(t, a.client(identities()[1]), "alone", "4"))
+				b.start()
+			}
+			a.await("the refusal", func(r server.StatusReport) bool {
+				return strings.Contains(r.Why, c.says) && strings.Contains(r.Why, "claviger trustee resync --drop here") && !r.Synced
+			})
+			if c.keeps {
+				// The head is one that the passive knows, or the two histories are told apart.
+			} else if r := b.status(); !r.Diverged || !strings.Contains(r.Why, c.says) || !strings.Contains(r.Why, "claviger trustee promote here") {
+				t.Errorf("the passive's status: %+v", r)
+			}
+			err := a.operator(server.VerbResync, server.ResyncArgs{})
+			if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), c.says) {
+				t.Errorf("resync without a word: %v", err)
+			}
+			if digestOf(t, b.store) != was || len(b.dropped()) > 0 {
+				t.Fatal("the passive has lost something")
+			}
+			if d, err := b.client(identities()[1]).Find(t.Context(), "late"); err != nil || string(d.Content) != "3" {
+				t.Errorf("the passive does not answer: %+v, %v", d, err)
+			}
+			// The cure that is named. What the other alone holds is not dropped by it.
+			err = b.operator(server.VerbPromote, server.PromoteArgs{})
+			if c.promote == "" {
+				must(t, err)
+				b.await("being in step", inStep)
+			} else if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), c.promote) {
+				t.Errorf("promote of the passive: %v", err)
+			} else {
+				// The operator's word for the active one's store.
+				must(t, a.operator(server.VerbResync, server.ResyncArgs{Drop: true}))
+				a.await("being in step", inStep)
+				kept := b.dropped()
+				if len(kept) != 1 {
+					t.Fatalf("%q", kept)
+				}
+				old, err := sqlite.Open(t.Context(), kept[0], false)
+				must(t, err)
+				defer old.Close()
+				if _, err := old.Find(t.Context(), owner, "late"); err != nil || digestOf(t, old) != was {
+					t.Errorf("what was dropped is not kept: %v", err)
+				}
+				return
+			}
+			if digestOf(t, a.store) != was || digestOf(t, b.store) != was {
+				t.Error("the two do not hold what the passive held")
+			}
+		})
+	}
+}
+
+// TestActiveLostAfterPromotions: the store that was made anew begins at epoch 1, and
+// steps down before the passive's. Both are passive then; the one that holds all is
+// promoted without force, and the other is not.
+func TestActiveLostAfterPromotions(t *testing.T) {
+	a, b, client := started(t)
+	must(t, put(t, client, "one", "1"))
+	must(t, b.operator(server.VerbPromote, server.PromoteArgs{}))
+	must(t, a.operator(server.VerbPromote, server.PromoteArgs{}))
+	a.await("being in step", inStep)
+	was := digestOf(t, b.store)
+	a.stop()
+	a.replaceStore(func(string) {})
+	a.start()
+	a.await("stepping down", func(r server.StatusReport) bool { return r.Role == server.RolePassive })
+	err := a.operator(server.VerbPromote, server.PromoteArgs{})
+	if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "1 organizations, 1 clients and 1 deposits") {
+		t.Errorf("promote of the empty one: %v", err)
+	}
+	must(t, b.operator(server.VerbPromote, server.PromoteArgs{}))
+	b.await("being in step", inStep)
+	if digestOf(t, a.store) != was || digestOf(t, b.store) != was {
+		t.Error("something was lost")
+	}
+}
+
+// TestFirstStartKeepsBoth: a server with deposits of its own that is made passive by its
+// first start keeps them until an operator says otherwise; and a restored store that
+// lacks nothing needs no word.
+func TestFirstStartKeepsBoth(t *testing.T) {
+	a, b := two(t)
+	b.replaceStore(restored(t, []server.Record{{Org: &server.Org{Name: "OTHER", UUID: "u2", Created: time.UnixMilli(1)}}}))
+	a.start()
+	b.start()
+	a.await("the refusal", func(r server.StatusReport) bool { return strings.Contains(r.Why, `organization "OTHER"`) })
+	must(t, a.operator(server.VerbResync, server.ResyncArgs{Drop: true}))
+	a.await("being in step", inStep)
+	if kept := b.dropped(); len(kept) != 1 {
+		t.Errorf("what the passive held is not kept: %q", kept)
+	}
+	records := storetest.Records(t, a.store)
+	a.stop()
+	a.replaceStore(restored(t, records))
+	a.start()
+	a.await("being in step", inStep)
+}
+
+// TestLongAway: a passive that was away for more changes than the log keeps gets a whole
+// copy without a word, though the active has purged meanwhile what the passive holds.
+func TestLongAway(t *testing.T) {
+	a, b, client := started(t)
+	must(t, put(t, client, "old", "1"))
+	d, err := client.Find(t.Context(), "old")
+	must(t, err)
+	a.await("being in step", inStep)
+	b.stop()
+	must(t, a.operator(server.VerbAlone, server.AloneArgs{On: true}))
+	here := a.client(identities()[1])
+	if _, err := here.Put(t.Context(), trustee.Deposit{Label: "old", Content: []byte("2")}, d.UUID); err != nil {
+		t.Fatal(err)
+	}
+	// The log forgets what is between, as after 10,000 changes.
+	must(t, here.Delete(t.Context(), func() string {
+		d, err := here.Find(t.Context(), "old")
+		must(t, err)
+		return d.UUID
+	}()))
+	st, err := a.store.Standing(t.Context())
+	must(t, err)
+	db, err := sql.Open("sqlite", a.path)
+	must(t, err)
+	_, err = db.Exec("DELETE FROM change WHERE seq = ?", st.Unshared) //nolint:noctx // a file of this test's own
+	must(t, errors.Join(err, db.Close()))
+	b.start()
+	a.await("being in step", inStep)
+}
