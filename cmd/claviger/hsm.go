@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"claviger"
+	"claviger/hadoopconf"
 	"claviger/pkcs11"
 	"claviger/provider/hsm"
 )
@@ -168,7 +169,9 @@ func withHSM(cmd *cobra.Command, conf string, access hsm.Access, work func(conte
 	}
 	p, ok := svc.Primary.(*hsm.Provider)
 	if !ok {
-		return errors.Join(fmt.Errorf("the first provider of %s is %s, which is no HSM", conf, svc.Primary.URI()), svc.Close())
+		err := fmt.Errorf("the first provider is %s, which is no HSM; give the configuration folder of a server with an HSM (cloudera.hsmkp:// or pkcs11:) by --conf. "+
+			"The keys of this one are listed by claviger key list --provider kms://https@HOST:9600/kms", svc.Primary.URI())
+		return errors.Join(svc.blame(hadoopconf.ProviderURI, err), svc.Close())
 	}
 	return errors.Join(work(ctx, p), svc.Close())
 }

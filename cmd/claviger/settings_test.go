@@ -43,3 +43,15 @@ func TestMigrationSettings(t *testing.T) {
 		}
 	}
 }
+
+// TestNoHSM: a command on a token says what to give where the configuration has none.
+func TestNoHSM(t *testing.T) {
+	dir := t.TempDir()
+	writeSite(t, dir, map[string]string{hadoopconf.ProviderURI: "jceks://file@" + filepath.Join(dir, "kms.keystore")})
+	for _, name := range []string{"list", "inspect"} {
+		out, err := command(t, "hsm", name, "--conf", dir)
+		if err == nil || !strings.Contains(out, "kms-site.xml") || !strings.Contains(out, "is no HSM; give the configuration folder of a server with an HSM") || !strings.Contains(out, "claviger key list --provider") {
+			t.Errorf("hsm %s: %v\n%s", name, err, out)
+		}
+	}
+}
