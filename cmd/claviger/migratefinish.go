@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -114,6 +115,16 @@ func (m *migration) shred(f *migrate.Ending) error {
 			l.Left, err = shredFolder(l.Path)
 		}
 		l.Shredded = err == nil && len(l.Left) == 0
+		if l.Shredded && emptyFolder(l.Path) {
+			l.Left = append(l.Left, "the folder itself, which is empty now, since this user may not remove it: as root, rmdir "+l.Path)
+		}
+		if errors.Is(err, fs.ErrPermission) {
+			cure := "shred -u " + l.Path
+			if l.What != leftSite {
+				cure = "find " + l.Path + " -type f -exec shred -u {} +"
+			}
+			err = fmt.Errorf("this user may not; as root: %s (%w)", cure, err)
+		}
 		if err != nil {
 			failed = errors.Join(failed, fmt.Errorf("shredding %s: %w", l.Path, err))
 		}

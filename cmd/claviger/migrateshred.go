@@ -100,7 +100,7 @@ func knownLeftovers(paths []string) []migrate.Leftover {
 		if err != nil && what == leftSite {
 			_, err = os.Lstat(shreddingOf(p))
 		}
-		if err == nil {
+		if err == nil && !(emptyFolder(p) && syscall.Access(filepath.Dir(p), 2) != nil) { // one that we cannot remove is done with
 			list = append(list, migrate.Leftover{Path: p, What: what, Secret: true})
 		}
 	}
@@ -216,7 +216,16 @@ func shredFolder(dir string) (left []string, err error) {
 	if len(s.left) > 0 {
 		return s.left, nil
 	}
-	return nil, removeEmpty(dir)
+	if err := removeEmpty(dir); !errors.Is(err, fs.ErrPermission) {
+		return nil, err
+	}
+	return nil, nil // an empty folder has no secret; emptyFolder says that it is there
+}
+
+// emptyFolder reports whether the path is a folder without files.
+func emptyFolder(p string) bool {
+	list, err := os.ReadDir(p)
+	return err == nil && len(list) == 0
 }
 
 // removeEmpty removes a folder, and makes that durable.

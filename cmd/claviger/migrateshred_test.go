@@ -2,11 +2,17 @@ package main
 
 import (
 	"bytes"
+	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
+
+	"claviger/hadoopconf"
+	"claviger/migrate"
 )
 
 // copyOf makes a folder as Cloudera's procedure copies it, and returns its path.
@@ -173,5 +179,56 @@ func TestShredSiteAfterKill(t *testing.T) {
 	}
 	if _, err := os.Stat(other); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestShredInFoldersOfOthers: in a folder that this user may not change, the secrets in a
+// .keytrustee folder go all the same, and it is not asked for again; of kts-site.xml the
+// cure is said.
+func TestShredInFoldersOfOthers(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root can become another user for a while")
+	}
+	base, err := os.MkdirTemp("", "claviger-shred") // t.TempDir is root's alone
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(base) })
+	dir, site := filepath.Join(base, ".keytrustee"), filepath.Join(base, siteFile)
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, filepath.Join(dir, "secring.gpg"), "private")
+	writeFile(t, site, siteXML("cloudera.trustee.keyprovider.auth", "secret"))
+	for _, p := range []string{dir, filepath.Join(dir, "secring.gpg"), site} {
+		if err := os.Chown(p, stranger, stranger); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Chmod(base, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	// With one's own user for files, a thread loses root's rights to them.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := syscall.Setfsuid(stranger); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = syscall.Setfsuid(0) }()
+	f := &migrate.Ending{Finished: true, Leftovers: knownLeftovers([]string{dir, site})}
+	if len(f.Leftovers) != 2 {
+		t.Fatalf("%+v", f.Leftovers)
+	}
+	conf := hadoopconf.New(base, nil)
+	m := &migration{svc: &service{Conf: conf}, flags: &migrateFlags{yes: true}, stdin: strings.NewReader(""), stderr: io.Discard}
+	err = m.shred(f)
+	if err == nil || !strings.Contains(err.Error(), "as root: shred -u "+site) || strings.Contains(err.Error(), dir) || strings.Count(err.Error(), "permission denied") != 1 {
+		t.Errorf("%v", err)
+	}
+	if l := f.Leftovers[0]; !l.Shredded || len(l.Left) != 1 || !strings.Contains(l.Left[0], "as root, rmdir "+dir) || !emptyFolder(dir) {
+		t.Errorf("%+v", l)
+	}
+	if text, err := os.ReadFile(site); err != nil || !strings.Contains(string(text), "secret") {
+		t.Errorf("%q, %v", text, err)
 	}
 }
