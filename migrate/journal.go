@@ -27,6 +27,9 @@ const (
 	Failed      State = "failed"      // the import ended in an error; the next run tries again
 	Deleted     State = "deleted"     // was migrated, and deleted at the target since
 	Gone        State = "gone"        // was never taken over, and the source lists it no more
+	// Lost is said by Status of a key whose versions an operator has given up on the
+	// target's token. The journal never has it.
+	Lost State = "lost"
 )
 
 // settled: nothing is left to do about the key.

@@ -61,11 +61,13 @@ func lineOf(it Item) KeyLine {
 // Counts sums up keys by state.
 type Counts struct {
 	Total       int `json:"total"`
-	Planned     int `json:"planned"`     // importing included
-	Done        int `json:"done"`        // deleted here since included
-	Blocked     int `json:"blocked"`     // conflict, unsupported, refused, unreadable, failed
-	Gone        int `json:"gone"`        // the source lists them no more; never taken over
-	NewVersions int `json:"newVersions"` // HSM keys that were, or would be, made
+	Planned     int `json:"planned"` // importing included
+	Done        int `json:"done"`    // deleted here since included
+	Deleted     int `json:"deleted,omitempty"`
+	Lost        int `json:"lost,omitempty"` // given up on the token
+	Blocked     int `json:"blocked"`        // conflict, unsupported, refused, unreadable, failed
+	Gone        int `json:"gone"`           // the source lists them no more; never taken over
+	NewVersions int `json:"newVersions"`    // HSM keys that were, or would be, made
 }
 
 func (c *Counts) add(it Item) {
@@ -74,8 +76,13 @@ func (c *Counts) add(it Item) {
 	case Planned, Importing:
 		c.Planned++
 		c.NewVersions += it.Count
-	case Done, Deleted:
+	case Deleted:
+		c.Deleted++
 		c.Done++
+	case Done:
+		c.Done++
+	case Lost:
+		c.Lost++
 	case Gone:
 		c.Gone++
 	default:

@@ -97,15 +97,60 @@ func (e *Engine) Status(ctx context.Context) (*Standing, error) {
 	if err != nil {
 		return nil, err
 	}
+	lost, err := e.givenUp(ctx, h)
+	if err != nil {
+		return nil, err
+	}
 	for _, key := range slices.Sorted(slices.Values(h.order)) {
 		it := h.items[key]
 		if gone[key] {
 			it = deletedHere(it)
+		} else {
+			it = lostHere(it, lost)
 		}
 		s.Counts.add(it)
 		s.Keys = append(s.Keys, KeyStanding{Key: key, State: it.State, Run: it.Run, Versions: mapping(it, byKey[key]), Why: it.Why})
 	}
 	return s, nil
+}
+
+// givenUp are the versions that were made, and that an operator has given up since: the
+// token does not hold them.
+func (e *Engine) givenUp(ctx context.Context, h *history) (map[string]bool, error) {
+	target, ok := e.cfg.Target.(interface {
+		GivenUp(ctx context.Context, versions []string) ([]string, error)
+	})
+	if !ok {
+		return nil, nil
+	}
+	var made []string
+	for _, it := range h.items {
+		made = append(made, it.TargetVersions...)
+	}
+	list, err := target.GivenUp(ctx, made)
+	lost := make(map[string]bool, len(list))
+	for _, v := range list {
+		lost[v] = true
+	}
+	return lost, err
+}
+
+// lostHere is the item of a key of whose versions some were given up.
+func lostHere(it Item, lost map[string]bool) Item {
+	var gone []string
+	for _, v := range it.TargetVersions {
+		if lost[v] {
+			gone = append(gone, claviger.Printable(v))
+		}
+	}
+	if len(gone) == 0 || it.State != Done {
+		return it
+	}
+	if len(gone) == len(it.TargetVersions) {
+		it.State = Lost
+	}
+	it.Why = fmt.Sprintf("given up here, since the token does not hold it: %s; what it encrypted opens nowhere, but for what the source can open", strings.Join(gone, ", "))
+	return it
 }
 
 // absent are the keys that the journal has as done, and the target has no more.

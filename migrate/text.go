@@ -106,7 +106,11 @@ func (p *Plan) WriteText(w io.Writer) error {
 	if p.Complete {
 		r.line("The migration is complete: every key of the source is here, and a run would do nothing. Next: claviger migrate verify, re-encrypt the zones, claviger migrate finish.")
 	}
-	if !p.Ready() {
+	switch {
+	case p.Ready():
+	case p.Complete:
+		r.line("What the cut-over needs is not proved by this plan: see the failures, and what was not tried.")
+	default:
 		r.line("Not ready: see the failures, what was not tried, and the keys that cannot be imported.")
 	}
 	return r.err
@@ -170,7 +174,7 @@ func (s *Standing) WriteText(w io.Writer) error {
 		}
 		r.table([]string{"KEY", "STATE", "VERSION AT THE SOURCE", "VERSION HERE", "LAST USE OF THE SOURCE'S", "DECRYPTED", "RE-ENCRYPTED"}, rows, func(i int) []string { return some(why[i]) })
 		r.line("")
-		r.line("%d keys: %d done, %d under way, %d that could not be imported.", s.Counts.Total, s.Counts.Done, s.Counts.Planned, s.Counts.Blocked)
+		r.line("%d keys: %s, %d under way, %d that could not be imported.", s.Counts.Total, s.Counts.done(), s.Counts.Planned, s.Counts.Blocked)
 	}
 	for _, f := range s.Freed {
 		r.line("The name %s was freed at %s by %s on %s.", claviger.Printable(f.Key), f.At.UTC().Format(time.RFC3339), f.User, f.Host)
@@ -181,6 +185,18 @@ func (s *Standing) WriteText(w io.Writer) error {
 		r.line("No version of the source has been needed yet.")
 	}
 	return r.err
+}
+
+// done says how many keys are done, and how many of them cannot be used.
+func (c *Counts) done() string {
+	text := fmt.Sprintf("%d done", c.Done)
+	if c.Deleted > 0 {
+		text += fmt.Sprintf(" (%d of them deleted here since)", c.Deleted)
+	}
+	if c.Lost > 0 {
+		text += fmt.Sprintf(", %d given up", c.Lost)
+	}
+	return text
 }
 
 // unserved counts EDEKs of the key that were to be opened while the source was not

@@ -88,6 +88,40 @@ func TestDeletedSince(t *testing.T) {
 	golden(t, "finish-deleted", textOf(t, f.WriteText))
 }
 
+// lossy is a target on whose token an operator has given versions up.
+type lossy struct {
+	*memory.Provider
+	lost []string
+}
+
+func (l lossy) GivenUp(_ context.Context, versions []string) ([]string, error) {
+	return slices.DeleteFunc(slices.Clone(versions), func(v string) bool { return !slices.Contains(l.lost, v) }), nil
+}
+
+// TestStatusOfGivenUp: a key whose versions were given up is not done, to status.
+func TestStatusOfGivenUp(t *testing.T) {
+	b := newBench(t)
+	b.cfg.Versions = migrate.All
+	b.add(t, "kept", 1)
+	b.add(t, "lost", 2)
+	b.add(t, "partly", 2)
+	b.run(t)
+	b.cfg.Target = lossy{b.target, []string{"lost@2", "lost@3", "partly@2"}}
+	s, err := b.engine(t).Status(t.Context())
+	must(t, err)
+	for i, want := range []struct {
+		state migrate.State
+		why   string
+	}{{migrate.Done, ""}, {migrate.Lost, "given up here, since the token does not hold it: lost@2, lost@3"}, {migrate.Done, "does not hold it: partly@2;"}} {
+		if k := s.Keys[i]; k.State != want.state || !strings.Contains(k.Why, want.why) || want.why == "" && k.Why != "" {
+			t.Errorf("%+v, want %+v", k, want)
+		}
+	}
+	if text := textOf(t, s.WriteText); !strings.Contains(text, "3 keys: 2 done, 1 given up, 0 under way") {
+		t.Error(text)
+	}
+}
+
 // TestFinishedStaysFinished: what was said and decided at the end holds afterwards,
 // without the flags that said it; a use of the source after it does not.
 func TestFinishedStaysFinished(t *testing.T) {

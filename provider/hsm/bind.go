@@ -192,6 +192,27 @@ func (p *Provider) toVerify(ctx context.Context) (first, later []string, err err
 	return all[:n], all[n:], nil
 }
 
+// GivenUp returns those of the versions that an operator has given up on this token.
+func (p *Provider) GivenUp(ctx context.Context, versions []string) ([]string, error) {
+	kept, err := p.notGivenUp(ctx, versions)
+	if err != nil || len(kept) == len(versions) {
+		return nil, err
+	}
+	var given []string
+	for _, v := range versions {
+		if slices.Contains(kept, v) {
+			continue
+		}
+		switch _, _, err := p.store.ByVersion(ctx, v); {
+		case err == nil:
+			given = append(given, v)
+		case !claviger.Is(err, claviger.VersionNotFound): // that is of a deleted key
+			return nil, err
+		}
+	}
+	return given, nil
+}
+
 // notGivenUp is a list without the versions that were given up on this token.
 func (p *Provider) notGivenUp(ctx context.Context, versions []string) ([]string, error) {
 	given, err := p.givenUp(ctx)

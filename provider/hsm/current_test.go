@@ -1,6 +1,7 @@
 package hsm_test
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -69,8 +70,14 @@ func TestRollWithoutTheCurrentVersion(t *testing.T) {
 			}
 			b.access = hsm.Mend
 			p = b.mustOpen(t)
+			if given, err := p.GivenUp(ctx, versions); err != nil || len(given) != 0 {
+				t.Errorf("given up before it was: %q, %v", given, err)
+			}
 			if err := p.Rebind(ctx); err != nil {
 				t.Fatal(err)
+			}
+			if given, err := p.GivenUp(ctx, append([]string{"never@7"}, versions...)); err != nil || !slices.Equal(given, versions[:1]) {
+				t.Errorf("given up: %q, %v, want %s", given, err, versions[0])
 			}
 			mustClose(t, p)
 			b.access = hsm.Serve
