@@ -142,7 +142,7 @@ func (p *Probes) latency(ctx context.Context) Check {
 	c.Measured = fmt.Sprintf("p50 %s, p99 %s of %d round trips; at most %v is advised", milli(p50), milli(p99), len(times), maxLatency)
 	if p99 > maxLatency {
 		c.Status = Warning
-		c.Cure = "bring the server nearer to the HSM, or make Hadoop's caches smaller (docs/migration.md, step 7)"
+		c.Cure = "bring the server nearer to the HSM; or make requests for new EDEKs shorter: hadoop.security.kms.client.encrypted.key.cache.size in the NameNode's core-site.xml, and hadoop.security.kms.encrypted.key.cache.size in kms-site.xml"
 	}
 	return c
 }
@@ -236,8 +236,8 @@ func clocks(facts []HostFacts, now func() time.Time) Check {
 			continue
 		}
 		// The Date header has whole seconds, and was written while we waited.
-		skew := f.Date.Sub(f.Asked.Add(f.Took / 2))
-		if skew.Abs() < time.Second+f.Took {
+		skew := f.Date.Sub(f.DateAsked.Add(f.DateTook / 2))
+		if skew.Abs() < time.Second+f.DateTook {
 			skew = 0
 		}
 		skew = skew.Round(time.Second)

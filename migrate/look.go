@@ -238,7 +238,7 @@ func (e *Engine) unlisted(ctx context.Context, op string, names []string, theirs
 // whyUnread says why a key that the source lists could not be read, with the cure.
 func (e *Engine) whyUnread(ctx context.Context, key string, err error) string {
 	if refused(err) {
-		return fmt.Sprintf("the source refused us: %s; %s", claviger.Reason(err), e.rightsCure(ctx, key, err))
+		return "the source refused us: " + e.whyRefused(ctx, key, err)
 	}
 	return fmt.Sprintf("the source lists it, and it cannot be read there: %s; see the source's log, and look at the key there (hadoop key list -metadata): "+
 		"an entry that is no Hadoop key must be taken out of the source's store", claviger.Reason(err))

@@ -30,6 +30,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"strings"
 	"time"
 
 	"claviger"
@@ -207,7 +208,7 @@ func (e *Engine) sourceError(ctx context.Context, op, key string, err error) err
 	uri := e.cfg.Source.URI()
 	switch claviger.KindOf(err) {
 	case claviger.Denied, claviger.KeyDenied, claviger.SourceRefused, claviger.Unsupported:
-		return claviger.E(op, claviger.SourceRefused, key, fault(err, "the source %s refused us: %s; %s", uri, claviger.Reason(err), e.rightsCure(ctx, key, err)))
+		return claviger.E(op, claviger.SourceRefused, key, fault(err, "the source %s refused us: %s", uri, e.whyRefused(ctx, key, err)))
 	case claviger.Unavailable, claviger.SourceUnreachable:
 		hint := "see that it runs and that its port can be reached from here"
 		if better := e.cfg.Probes.whyUnreachable(ctx); better != "" {
@@ -252,10 +253,23 @@ func noAnswer(err error) bool {
 	return claviger.Is(err, claviger.Unavailable) || claviger.Is(err, claviger.SourceUnreachable)
 }
 
+// whyRefused is the source's refusal with its cure, which stands in it already where we
+// know the source's words.
+func (e *Engine) whyRefused(ctx context.Context, key string, err error) string {
+	reason := claviger.Reason(err)
+	switch {
+	case e.ranger(ctx) || !strings.Contains(reason, ".xml must admit "):
+		return reason + "; " + e.rightsCure(ctx, key, err)
+	case e.cfg.Probes.User == "root":
+		return reason + "; this command asks as root: run it as the user that the server runs as (sudo -u USER), who must be admitted in root's place"
+	}
+	return reason
+}
+
 // rightsCure names what at the source would let us read: properties of its
 // kms-acls.xml, or the policies of a Ranger KMS. key "" is the list of names.
 func (e *Engine) rightsCure(ctx context.Context, key string, err error) string {
-	who := e.us()
+	who := e.admitted()
 	if e.ranger(ctx) {
 		return fmt.Sprintf("the source is a Ranger KMS: in Ranger Admin, a policy of its service must allow %s Get Keys and Get Metadata (getkeys, getmetadata) on key *, and Decrypt EEK (decrypteek) for re-encryption", who)
 	}
@@ -274,6 +288,15 @@ func (e *Engine) us() string {
 		return u
 	}
 	return "our user"
+}
+
+// admitted is who must be let in at the source, for cures: never root, as whom a command
+// may be run by mistake.
+func (e *Engine) admitted() string {
+	if e.cfg.Probes.User == "root" {
+		return "the user that the server runs as (as whom to run this command, by sudo -u, and not as root)"
+	}
+	return e.us()
 }
 
 // ranger reports whether the source says that it is a Ranger KMS.

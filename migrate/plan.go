@@ -83,7 +83,7 @@ func (e *Engine) Plan(ctx context.Context) (*Plan, error) {
 	}
 	if sv.material {
 		p.Checks = append(p.Checks, Check{Name: "material at the source", Status: Warning, Measured: "the source shows us key material",
-			Cure: "not needed here: at the source, take us out of hadoop.kms.acl.GET"})
+			Cure: fmt.Sprintf("not needed here: at the source, in kms-acls.xml, set hadoop.kms.acl.GET so that it does not admit %s (where it is not set it is *), or name %s in hadoop.kms.blacklist.GET", e.admitted(), e.admitted())})
 	}
 	busy, err := e.busy(ctx)
 	if busy {
@@ -104,7 +104,12 @@ func (e *Engine) readable(ctx context.Context, sv *survey) Check {
 		default:
 			unread++
 		}
-		c.Cure = e.whyUnread(ctx, sv.items[i].Key, err)
+		// The reason stands below each key.
+		if refused(err) {
+			c.Cure = e.rightsCure(ctx, sv.items[i].Key, err)
+		} else if refusals == 0 {
+			c.Cure = "see the reason below each key"
+		}
 	}
 	if refusals+unread > 0 {
 		c.Status, c.Measured = Failure, fmt.Sprintf("of %d keys, %d are refused to us and %d cannot be read there", len(sv.items), refusals, unread)

@@ -29,15 +29,18 @@ type SourceKMS struct {
 
 // HostFacts is what one host of the source answered.
 type HostFacts struct {
-	Base   string
-	Host   string
-	Addrs  []netip.Addr
-	Asked  time.Time
-	Took   time.Duration
-	Date   time.Time // of the answer; zero where there was none
-	Server string    // the Server header
-	Err    error     // it is not usable
-	Cure   string    // what to do about Err
+	Base  string
+	Host  string
+	Addrs []netip.Addr
+	Asked time.Time
+	Took  time.Duration
+	Date  time.Time // of an answer; zero where none had one
+	// DateAsked and DateTook are of that answer.
+	DateAsked time.Time
+	DateTook  time.Duration
+	Server    string // the Server header
+	Err       error  // it is not usable
+	Cure      string // what to do about Err
 }
 
 // Probe asks each host for a page that needs no right, and tells what kind of
@@ -68,15 +71,20 @@ func (s *SourceKMS) probe(ctx context.Context, base string) HostFacts {
 		f.Addrs = append(f.Addrs, a.Unmap())
 	}
 	f.Asked = time.Now()
-	resp, body, err := get(ctx, base, s.TLS) //nolint:bodyclose // get has read and closed it
+	// The list of key names, which a KMS refuses to strangers.
+	resp, body, err := get(ctx, base, "/v1/keys/names", s.TLS) //nolint:bodyclose // get has read and closed it
 	f.Took = time.Since(f.Asked)
 	if scheme, _, _ := strings.Cut(base, ":"); err != nil || scheme == "http" && resp.StatusCode == http.StatusBadRequest {
 		s.explain(ctx, &f, scheme, err)
 		return f
 	}
 	f.Server = resp.Header.Get("Server")
-	if d, err := http.ParseTime(resp.Header.Get("Date")); err == nil {
-		f.Date = d
+	if !f.dated(resp, f.Asked, f.Took) && resp.StatusCode < 500 {
+		// Hadoop's KMS puts no date on the page that refuses strangers, and one on this.
+		asked := time.Now()
+		if resp, _, err := get(ctx, base, "/v1/?op=GETDELEGATIONTOKEN", s.TLS); err == nil { //nolint:bodyclose // as above
+			f.dated(resp, asked, time.Since(asked))
+		}
 	}
 	// Without an identity a KMS says 401, a Hadoop with anonymous access 200 or
 	// 403. What else there may be is another service, another path, or a KMS that
@@ -132,12 +140,21 @@ func (s *SourceKMS) explain(ctx context.Context, f *HostFacts, scheme string, er
 	f.Cure = fmt.Sprintf("see that it runs, and that %s can be reached from here", hostPort(f.Base))
 }
 
-// get asks for the list of key names, which a KMS refuses to strangers.
-func get(ctx context.Context, base string, config *tls.Config) (*http.Response, string, error) {
+// dated takes the date of an answer, if it has one.
+func (f *HostFacts) dated(resp *http.Response, asked time.Time, took time.Duration) bool {
+	d, err := http.ParseTime(resp.Header.Get("Date"))
+	if err == nil {
+		f.Date, f.DateAsked, f.DateTook = d, asked, took
+	}
+	return err == nil
+}
+
+// get asks for a page of the KMS, without an identity.
+func get(ctx context.Context, base, page string, config *tls.Config) (*http.Response, string, error) {
 	t := &http.Transport{TLSClientConfig: config, DisableKeepAlives: true, MaxResponseHeaderBytes: 64 << 10}
 	defer t.CloseIdleConnections()
 	c := &http.Client{Transport: t, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, base+"/v1/keys/names", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, base+page, nil)
 	if err != nil {
 		return nil, "", err
 	}

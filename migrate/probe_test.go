@@ -103,6 +103,33 @@ func TestProbe(t *testing.T) {
 	}
 }
 
+// TestDateOfAJavaKMS: Hadoop's KMS puts no date on the page that refuses strangers, as it
+// was recorded; its clock is read from the page that refuses a delegation token.
+func TestDateOfAJavaKMS(t *testing.T) {
+	kms := serve(t, false, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.RawQuery != "op=GETDELEGATIONTOKEN" {
+			w.Header()["Date"] = nil
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		w.Header().Set("Date", time.Now().Add(10*time.Minute).UTC().Format(http.TimeFormat))
+		w.WriteHeader(http.StatusForbidden)
+	})
+	b := newBench(t)
+	b.cfg.Probes.Source = (&migrate.SourceKMS{Bases: []string{kms.URL + "/kms"}}).Probe
+	p, err := b.engine(t).Plan(t.Context())
+	must(t, err)
+	for _, c := range p.Checks {
+		if c.Name == "clocks" {
+			if c.Status != migrate.Failure || !strings.Contains(c.Measured, " ahead of ours") {
+				t.Errorf("%+v", c)
+			}
+			return
+		}
+	}
+	t.Error("the clocks were not compared")
+}
+
 // TestProbeEnds: a source that accepts and never answers costs its timeout.
 func TestProbeEnds(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -141,7 +168,7 @@ func TestChecks(t *testing.T) {
 	addr := netip.MustParseAddr
 	here := func() ([]netip.Addr, error) { return []netip.Addr{addr("192.0.2.1")}, nil }
 	host := func(name, ip string, ahead time.Duration) migrate.HostFacts {
-		return migrate.HostFacts{Base: "https://" + name + ":16000/kms", Host: name, Addrs: []netip.Addr{addr(ip)}, Asked: noon, Took: 4 * time.Millisecond, Date: noon.Add(ahead), Server: "Jetty(9.4)"}
+		return migrate.HostFacts{Base: "https://" + name + ":16000/kms", Host: name, Addrs: []netip.Addr{addr(ip)}, Asked: noon, Took: 4 * time.Millisecond, Date: noon.Add(ahead), DateAsked: noon, DateTook: 4 * time.Millisecond, Server: "Jetty(9.4)"}
 	}
 	down := migrate.HostFacts{Base: "https://kms-2:16000/kms", Host: "kms-2", Addrs: []netip.Addr{addr("192.0.2.8")}, Err: io.ErrUnexpectedEOF, Cure: "see that it runs"}
 	source := func(facts ...migrate.HostFacts) func(context.Context) []migrate.HostFacts {
@@ -174,7 +201,7 @@ func TestChecks(t *testing.T) {
 		cure     string
 	}{
 		{"fast", migrate.Probes{Latency: latency(3*time.Millisecond, time.Millisecond, 2*time.Millisecond)}, "latency of the HSM", migrate.OK, "p50 2.00 ms, p99 3.00 ms of 3 round trips", ""},
-		{"slow", migrate.Probes{Latency: latency(time.Millisecond, 31*time.Millisecond)}, "latency of the HSM", migrate.Warning, "p99 31.00 ms", "caches smaller"},
+		{"slow", migrate.Probes{Latency: latency(time.Millisecond, 31*time.Millisecond)}, "latency of the HSM", migrate.Warning, "p99 31.00 ms", "encrypted.key.cache.size"},
 		{"HSM away", migrate.Probes{Latency: func(context.Context) ([]time.Duration, error) { return nil, away }}, "latency of the HSM", migrate.Failure, "CKR_DEVICE_REMOVED", "hsm inspect"},
 		{"no round trip", migrate.Probes{Latency: latency()}, "latency of the HSM", migrate.Failure, "no round trip", ""},
 		{"alive", migrate.Probes{Source: source(host("kms-1", "192.0.2.7", 0))}, "source alive", migrate.OK, "https://kms-1:16000/kms answers in 4.00 ms (Jetty(9.4))", ""},

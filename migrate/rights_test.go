@@ -131,8 +131,52 @@ func TestPlanOfWhatIsComplete(t *testing.T) {
 	if p := plan(); !p.Ready() {
 		t.Errorf("with HDFS here: %s", textOf(t, p.WriteText))
 	}
+	// What else was not tried makes it no plan that is not ready: there is nothing to run.
+	b.cfg.Probes = migrate.Probes{More: func(context.Context) []migrate.Check {
+		return []migrate.Check{{Name: "more", Status: migrate.NotTried, Needed: true}}
+	}}
+	if p := plan(); p.Ready() || strings.Contains(textOf(t, p.WriteText), "Not ready") || !strings.Contains(textOf(t, p.WriteText), "is not proved by this plan") {
+		t.Errorf("with a check that was not tried: %s", textOf(t, p.WriteText))
+	}
+	b.cfg.Probes = migrate.Probes{Own: []string{"192.0.2.1:9600"}, HDFS: func(string) (string, bool) { return "kms://http@192.0.2.1:9600/kms", true }}
 	b.add(t, "late", 1)
 	if p := plan(); p.Complete || p.Ready() {
 		t.Errorf("with a new key and HDFS here: %s", textOf(t, p.WriteText))
 	}
+}
+
+// TestRootIsNotAdmitted: a cure never has root let in at the source; and the refusal of a
+// source that says its cure stands once.
+func TestRootIsNotAdmitted(t *testing.T) {
+	b := newBench(t)
+	b.add(t, "a", 1)
+	b.add(t, "b", 1)
+	src := kms{Source: b.source, blocks: b.source, may: map[string][]string{"": {}}}
+	b.cfg.Source = &src
+	b.cfg.Probes = migrate.Probes{User: "root", AsUser: "alice"}
+	p, err := b.engine(t).Plan(t.Context())
+	must(t, err)
+	for _, c := range p.Checks {
+		if strings.Contains(c.Cure, "admit root") || strings.Contains(c.Cure, "proxyuser.root") {
+			t.Errorf("%+v", c)
+		}
+	}
+	if text := textOf(t, p.WriteText); !strings.Contains(text, "admit the user that the server runs as") || !strings.Contains(text, "hadoop.kms.proxyuser.USER.users") {
+		t.Error(text)
+	}
+	b.cfg.Source = &refusing{Source: b.source}
+	p, err = b.engine(t).Plan(t.Context())
+	must(t, err)
+	text := textOf(t, p.WriteText)
+	if strings.Count(text, "must admit root)") != 2 || strings.Count(text, "this command asks as root") != 2 || strings.Count(text, "let whitelist.key.acl.READ") != 1 {
+		t.Error(text) // the reason once a key, the cure once
+	}
+}
+
+// refusing refuses metadata as package kmsclient words it.
+type refusing struct{ migrate.Source }
+
+func (refusing) Metadata(_ context.Context, names ...string) ([]*claviger.Metadata, error) {
+	return nil, claviger.Errorf("kmsclient.Metadata", claviger.KeyDenied, names[0], "User [root] is not authorized to perform [READ] on key with ACL name [%s]!! (whitelist.key.acl.READ, "+
+		"or key.acl.%[1]s.READ where that key has entries of its own, in that KMS's kms-acls.xml must admit root)", names[0])
 }

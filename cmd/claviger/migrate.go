@@ -67,6 +67,9 @@ func newMigratePlan() *cobra.Command {
 				if failed := m.write(plan); failed != nil {
 					return errors.Join(failed, err)
 				}
+				if err != nil {
+					return shown{err}
+				}
 			}
 			if err == nil && !plan.Ready() {
 				return &exitError{code: exitRefused}
@@ -74,6 +77,14 @@ func newMigratePlan() *cobra.Command {
 			return err
 		})
 }
+
+// shown is an error whose text the plan has.
+type shown struct{ error }
+
+func (s shown) Error() string {
+	return "the source's keys were not read: the last of the checks says why"
+}
+func (s shown) Unwrap() error { return s.error }
 
 func newMigrateRun() *cobra.Command {
 	return migrateCommand("run --conf DIR", "Import every key that is not here yet",

@@ -45,7 +45,8 @@ func TestJavaKMSAsOddSource(t *testing.T) {
 	defer store.Close()
 	target := memory.New(memory.Config{URI: "pkcs11:token=new", Sealed: true})
 	defer target.Close()
-	engine, err := migrate.New(migrate.Config{Source: source, Target: target, Store: store})
+	engine, err := migrate.New(migrate.Config{Source: source, Target: target, Store: store,
+		Probes: migrate.Probes{Source: (&migrate.SourceKMS{Bases: []string{kms.URL}}).Probe}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -57,7 +58,7 @@ func TestJavaKMSAsOddSource(t *testing.T) {
 	if err := plan.WriteText(&text); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"and 1 cannot be read there", "Can't cast key for keytool", "lists finance and answers to FINANCE", "key.acl.name spells them: Finance"} {
+	for _, want := range []string{"clocks: 127.0.0.1 agrees with ours", "and 1 cannot be read there", "Can't cast key for keytool", "lists finance and answers to FINANCE", "key.acl.name spells them: Finance"} {
 		if !strings.Contains(text.String(), want) {
 			t.Errorf("the plan does not say %q:\n%s", want, &text)
 		}
