@@ -45,6 +45,10 @@ func (s *kmsServer) checks() []console.Check {
 			// The rest of its keys it serves, and what it refuses others may serve: so it stays
 			// in service. But somebody must see to it, and no key should be made on such a token.
 			console.Check{Name: "keys in the HSM", For: []console.Purpose{console.Write}, Run: p.CheckKeys},
+			console.Check{Name: "HSM takes new keys", For: []console.Purpose{console.Write}, Run: p.CheckWrites, Last: func() (console.Observation, bool) {
+				last, ok := p.LastWrite()
+				return console.Observation(last), ok
+			}},
 			console.Check{Name: "token and metastore fit", For: []console.Purpose{console.Write}, Run: p.CheckFit, Holds: fitProbeHolds},
 			console.Check{Name: "current keys in the HSM", For: []console.Purpose{console.Generate}, Run: p.CheckCurrent},
 			console.Check{Name: "any keys in the HSM", For: []console.Purpose{console.Decrypt}, Run: p.CheckAny},

@@ -63,7 +63,7 @@ type token interface {
 // Provider is a token with a metastore.
 type Provider struct {
 	uri   string
-	tok   token
+	tok   *writing
 	store metastore.Store
 	log   *slog.Logger
 	soft  bool // Delete keeps objects until Purge
@@ -238,7 +238,7 @@ func tokenConfig(uri string) (pkcs11.Config, []string, error) {
 // it does not. It refuses a store that belongs to another token.
 func newProvider(ctx context.Context, uri, confDir string, tok *pkcs11.Token, store metastore.Store, access Access, searches int, log *slog.Logger) (*Provider, error) {
 	background, stop := context.WithCancel(context.Background())
-	p := &Provider{uri: uri, confDir: confDir, tok: tok, store: store, access: access, log: log, stop: stop}
+	p := &Provider{uri: uri, confDir: confDir, tok: &writing{token: tok}, store: store, access: access, log: log, stop: stop}
 	p.searches.most = searches
 	tok.OnReset(func() { p.epoch.Add(1) })
 	later, err := p.join(ctx)
