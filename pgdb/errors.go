@@ -27,6 +27,7 @@ const (
 	ReadOnly             = "25006"
 	codeBadEncoding      = "22021"
 	Rights               = "42501"
+	classRefused         = "42" // no rights, or no such table: of every question alike
 	codeStatementEnded   = "57014"
 	codeLockTimeout      = "55P03"
 	codeDiskFull         = "53100"
@@ -119,7 +120,7 @@ func (d *DB) Fail(op, key string, err error) error {
 		}
 		return say(claviger.Unavailable, "; check the role, its password file (passfile in the URI, or PGPASSFILE, mode 0600) and the server's pg_hba.conf")
 	case code == Rights:
-		return say(claviger.Unavailable, "; the role must own the database's tables: see docs/postgresql.md")
+		return say(claviger.Unavailable, "; the role must own the database's tables: restore with pg_restore --no-owner --role ROLE, or ALTER TABLE ... OWNER TO ROLE")
 	case code == "3D000":
 		return say(claviger.Unavailable, "; make it by: CREATE DATABASE ... OWNER ...")
 	case code == codeBadEncoding:

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -33,8 +34,8 @@ type outage struct {
 	lastErr  error
 }
 
-// Last is how the last question to the database ended: with an answer (nil), or without
-// one. The time is zero where nothing was asked yet.
+// Last is how the last question to the database ended: with an answer (nil), without one,
+// or with one that it gives to every such question, as where the role has no rights. The time is zero where nothing was asked yet.
 func (d *DB) Last() (at time.Time, took time.Duration, err error) {
 	o := &d.outage
 	o.mu.Lock()
@@ -66,13 +67,16 @@ func (d *DB) failed(begun time.Time, err error) (over bool) {
 	return true
 }
 
-// reached ends an outage: a question that began then was answered.
-func (d *DB) reached(begun time.Time) {
+// reached ends an outage: a question that began then was answered, be it with err.
+func (d *DB) reached(begun time.Time, err error) {
+	if !strings.HasPrefix(Code(err), classRefused) {
+		err = nil
+	}
 	o := &d.outage
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.since, o.err = time.Time{}, nil
-	o.lastAt, o.lastTook, o.lastErr = time.Now(), time.Since(begun), nil
+	o.lastAt, o.lastTook, o.lastErr = time.Now(), time.Since(begun), err
 }
 
 // answered tells an error that the database itself gave, as an answer.

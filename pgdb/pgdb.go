@@ -229,7 +229,7 @@ func (d *DB) Retry(ctx context.Context, f func(context.Context) error) error {
 		begun := time.Now()
 		err := f(ctx)
 		if err == nil {
-			d.reached(begun)
+			d.reached(begun, nil)
 			return nil
 		}
 		if d.closed.Load() {
@@ -244,7 +244,7 @@ func (d *DB) Retry(ctx context.Context, f func(context.Context) error) error {
 			return err
 		}
 		if answered(err) {
-			d.reached(begun)
+			d.reached(begun, err)
 		}
 		again := d.conflict(err)
 		switch {

@@ -111,15 +111,21 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 // URI is the database's, without secrets.
 func (s *Store) URI() string { return s.db.URI() }
 
-// Check makes one round trip to the database, which must take writes.
+// Check reads from the table of keys. The server must be the primary.
 func (s *Store) Check(ctx context.Context) error {
 	const op = "postgres.Check"
 	standby, err := s.db.Standby(ctx, op)
 	if err == nil && standby {
 		s.db.Pool().Reset() // whoever comes next looks for the primary
-		err = claviger.Errorf(op, claviger.Unavailable, "", "metastore %s (property %s): the server is a standby and takes no writes; name all hosts in the URI, as in postgresql://USER@HOST1,HOST2/DATABASE", s.db.URI(), s.cfg.Property)
+		return claviger.Errorf(op, claviger.Unavailable, "", "metastore %s (property %s): the server is a standby and takes no writes; name all hosts in the URI, as in postgresql://USER@HOST1,HOST2/DATABASE", s.db.URI(), s.cfg.Property)
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	return s.db.Read(ctx, op, "", func(ctx context.Context) error {
+		var any int
+		return s.db.Pool().QueryRow(ctx, `SELECT count(*) FROM (SELECT FROM ez_key LIMIT 1) AS one`).Scan(&any)
+	})
 }
 
 // Close ends all connections, and with them the locks that are still held. A

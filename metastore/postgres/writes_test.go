@@ -89,4 +89,18 @@ func TestCheckWrites(t *testing.T) {
 	reads("without a synchronous standby")
 	server.Exec(t, "postgres", `SET synchronous_commit = local`, `ALTER SYSTEM RESET synchronous_standby_names`, `SELECT pg_reload_conf()`)
 	works("without a standby to wait for")
+
+	// Refused is no answer, though the database is there.
+	server.Exec(t, "test1", `ALTER TABLE ez_key RENAME TO moved`)
+	if err := s.Check(ctx); err == nil || !strings.Contains(err.Error(), "ez_key") {
+		t.Errorf("without the table: %v", err)
+	}
+	if last, ok := s.LastRead(); !ok || last.Err == nil {
+		t.Errorf("without the table: %+v, %t", last, ok)
+	}
+	server.Exec(t, "test1", `ALTER TABLE moved RENAME TO ez_key`)
+	if err := s.Check(ctx); err != nil {
+		t.Error(err)
+	}
+	reads("with the table")
 }
