@@ -3,6 +3,7 @@ package keyring
 import (
 	"context"
 	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -21,6 +22,9 @@ const (
 	defaultCompareEvery = 30 * time.Second
 	// comparedAtOnce is how many keys a source is asked for in one question.
 	comparedAtOnce = 50
+	// settingConflicts is the metastore's setting with what the sources told last: JSON,
+	// lists of versions by URI.
+	settingConflicts = "sources.conflicts"
 	// conflictsShown is how many versions a message has.
 	conflictsShown = 10
 )
@@ -34,7 +38,7 @@ type conflicts struct {
 	found atomic.Pointer[map[string]string]
 
 	mu     sync.Mutex                 // held while sources are compared
-	last   map[string]map[string]bool // by source: the versions in conflict, as it last told
+	last   map[string]map[string]bool // by source: the versions in conflict, as it last told; nil: not read yet
 	probed sync.Map                   // [2]string of source and version: whether it has it
 }
 
@@ -73,6 +77,12 @@ func (r *Ring) CompareSources(ctx context.Context) error {
 	}
 	found := map[string]string{}
 	var errs []error
+	if c.last == nil {
+		if c.last, err = r.readConflicts(ctx); err != nil {
+			return err
+		}
+	}
+	changed := false
 	for _, o := range all {
 		if o.Rolled > 0 && o.Finished.IsZero() { // the journal has it so
 			versions, err := r.below(ctx, o.Key, o.Rolled)
@@ -88,13 +98,15 @@ func (r *Ring) CompareSources(ctx context.Context) error {
 			errs = append(errs, err)
 			maps.Copy(now, c.last[s.URI()])
 		}
-		if c.last == nil {
-			c.last = map[string]map[string]bool{}
+		if !maps.Equal(c.last[s.URI()], now) {
+			c.last[s.URI()], changed = now, true
 		}
-		c.last[s.URI()] = now
 		for v := range now {
 			found[v] = s.URI()
 		}
+	}
+	if changed {
+		errs = append(errs, r.writeConflicts(ctx))
 	}
 	maps.DeleteFunc(found, func(v, _ string) bool { return r.cfg.Ours[v] })
 	before := r.conflictsNow()
@@ -110,6 +122,46 @@ func (r *Ring) CompareSources(ctx context.Context) error {
 		c.found.Store(&found)
 	}
 	return errors.Join(errs...)
+}
+
+// readConflicts is what the sources told an earlier process, or another node: a source
+// may be silent now.
+func (r *Ring) readConflicts(ctx context.Context) (map[string]map[string]bool, error) {
+	last := map[string]map[string]bool{}
+	if r.cfg.Settings == nil {
+		return last, nil
+	}
+	text, ok, err := r.cfg.Settings.Setting(ctx, settingConflicts)
+	if err != nil || !ok {
+		return last, err
+	}
+	var lists map[string][]string
+	if err := json.Unmarshal([]byte(text), &lists); err != nil {
+		return nil, claviger.Errorf("keyring.CompareSources", claviger.Internal, "", "setting %s of the metastore: %w", settingConflicts, err)
+	}
+	for uri, versions := range lists {
+		last[uri] = make(map[string]bool, len(versions))
+		for _, v := range versions {
+			last[uri][v] = true
+		}
+	}
+	return last, nil
+}
+
+// writeConflicts keeps what the sources have told.
+func (r *Ring) writeConflicts(ctx context.Context) error {
+	if r.cfg.Settings == nil {
+		return nil
+	}
+	lists := make(map[string][]string, len(r.conflicts.last))
+	for uri, versions := range r.conflicts.last {
+		lists[uri] = slices.Sorted(maps.Keys(versions))
+	}
+	text, err := json.Marshal(lists)
+	if err != nil {
+		return err
+	}
+	return r.cfg.Settings.SetSetting(ctx, settingConflicts, string(text))
 }
 
 // conflictsNow are the versions in conflict, with their sources. The map is not changed.

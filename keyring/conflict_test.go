@@ -120,10 +120,16 @@ func TestConflictSurvivesSilence(t *testing.T) {
 		t.Errorf("nothing is known, and nothing is opened: %v", err)
 	}
 	w.far.setFail(nil)
+	w.cfg.Settings = openStore(t)
 	w.compare(t)
 	w.far.setFail(failing(claviger.Unavailable, "connection refused"))
 	_ = w.CompareSources(t.Context())
 	_, err := w.decrypt(t, w.ours)
+	wantKind(t, err, claviger.Unavailable)
+	w.conflicts.last = nil // as after a restart
+	w.conflicts.found.Store(nil)
+	_ = w.CompareSources(t.Context())
+	_, err = w.decrypt(t, w.ours)
 	wantKind(t, err, claviger.Unavailable)
 
 	w = newTwice(t)

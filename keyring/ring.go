@@ -63,6 +63,8 @@ type Config struct {
 	Ours map[string]bool
 	// CompareEvery is how often WatchSources compares; 0 is 30 s.
 	CompareEvery time.Duration
+	// Settings keeps which versions are in conflict with a source; nil keeps nothing.
+	Settings metastore.Settings
 	// Numbers keeps the numbers that a source has used from being given to versions
 	// here; nil where the primary does not number by it.
 	Numbers metastore.Numbers

@@ -187,7 +187,7 @@ func (s *kmsServer) open(ctx context.Context) error {
 	cfg := set.ring
 	cfg.Primary, cfg.Sources, cfg.Policy, cfg.Groups, cfg.Audit, cfg.Log = svc.Primary, svc.Sources, policy.Policy, auth.groups.Of, trail, log
 	if svc.Store != nil {
-		cfg.Usage, cfg.LastUses = svc.Store, svc.Store
+		cfg.Usage, cfg.LastUses, cfg.Settings = svc.Store, svc.Store, svc.Store
 	}
 	cfg.Shared = svc.sharedKeys()
 	cfg.Migrator = svc.migrator()
