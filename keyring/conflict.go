@@ -205,25 +205,25 @@ func (r *Ring) compareWith(ctx context.Context, s *source, all []Origin) (map[st
 	}
 	var errs []error
 	for names := range slices.Chunk(slices.Sorted(maps.Keys(counted)), comparedAtOnce) {
-		ms, err := r.counts(ctx, s, names)
+		counts, err := r.counts(ctx, s, names)
 		if err != nil {
 			errs = append(errs, err)
 			if noAnswer(err) {
 				break
 			}
 		}
-		for _, m := range ms {
-			if m.Versions <= counted[m.Name] {
+		for _, key := range names {
+			if counts[key] <= counted[key] {
 				continue
 			}
-			versions, err := r.below(ctx, m.Name, m.Versions)
+			versions, err := r.below(ctx, key, counts[key])
 			errs = append(errs, err)
 			for _, v := range versions {
-				if r.sourceHas(ctx, s, m.Name, v) {
+				if r.sourceHas(ctx, s, key, v) {
 					found[v] = true
 				}
 			}
-			errs = append(errs, r.skipNumbers(ctx, m.Name, m.Versions))
+			errs = append(errs, r.skipNumbers(ctx, key, counts[key]))
 		}
 	}
 	return found, errors.Join(errs...)
@@ -240,30 +240,37 @@ func (r *Ring) skipNumbers(ctx context.Context, key string, next int) error {
 	return r.cfg.Numbers.SkipNumbers(ctx, key, min(next, claviger.MaxVersion))
 }
 
-// counts asks the source for the metadata of keys: of each by itself where it fails,
-// because one key that cannot be read makes Hadoop's KMS refuse them all.
-func (r *Ring) counts(ctx context.Context, s *source, names []string) ([]*claviger.Metadata, error) {
+// counts asks the source how many versions it counts of keys: of each by itself where it
+// fails, because one key that cannot be read makes Hadoop's KMS refuse them all.
+func (r *Ring) counts(ctx context.Context, s *source, names []string) (map[string]int, error) {
 	var ms []*claviger.Metadata
 	err := s.call(ctx, func(ctx context.Context) (err error) {
 		ms, err = s.Metadata(ctx, names...)
 		return err
 	})
-	if err != nil && len(names) > 1 && !noAnswer(err) && ctx.Err() == nil {
-		ms = nil
-		var errs []error
-		for _, name := range names {
-			one, err := r.counts(ctx, s, []string{name})
-			ms, errs = append(ms, one...), append(errs, err)
-			if err != nil && noAnswer(err) {
-				break
+	counts := make(map[string]int, len(names))
+	switch {
+	case err == nil && len(ms) != len(names):
+		return nil, claviger.Errorf("keyring.CompareSources", claviger.Internal, "", "the source %s told of %d keys where it was asked for %d", s.URI(), len(ms), len(names))
+	case err == nil:
+		for i, m := range ms { // a source that folds case may spell the name in another way
+			if m != nil {
+				counts[names[i]] = m.Versions
 			}
 		}
-		return ms, errors.Join(errs...)
-	}
-	if err != nil {
+		return counts, nil
+	case len(names) == 1 || noAnswer(err) || ctx.Err() != nil:
 		return nil, err
 	}
-	return slices.DeleteFunc(ms, func(m *claviger.Metadata) bool { return m == nil }), nil
+	var errs []error
+	for _, name := range names {
+		one, err := r.counts(ctx, s, []string{name})
+		maps.Copy(counts, one)
+		if errs = append(errs, err); err != nil && noAnswer(err) {
+			break
+		}
+	}
+	return counts, errors.Join(errs...)
 }
 
 // below returns the versions of a key here that have a number below that.
