@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"claviger"
 	"claviger/secret"
 )
 
@@ -130,7 +131,7 @@ type CookieAttributes struct {
 func (c CookieAttributes) check() error {
 	for name, value := range map[string]string{"domain": c.Domain, "path": c.Path} {
 		if strings.ContainsFunc(value, func(r rune) bool { return r <= ' ' || r >= 0x7f || r == ';' }) {
-			return fmt.Errorf("hadoop.kms.authentication.cookie.%s is %q; it must be printable ASCII without blanks and ';'", name, value)
+			return claviger.BadProperty("hadoop.kms.authentication.cookie."+name, nil, "it must be printable ASCII without blanks and ';', not %q", value)
 		}
 	}
 	return nil

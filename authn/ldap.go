@@ -15,6 +15,7 @@ import (
 
 	"github.com/go-ldap/ldap/v3"
 
+	"claviger"
 	"claviger/secret"
 )
 
@@ -27,6 +28,7 @@ type LDAPConfig struct {
 	TLS          *tls.Config         // of ldaps://
 	BindUser     string              // bind.user; "" binds anonymously
 	BindPassword secret.Bytes        // bind.password, or of its file or credential store
+	Base         string              // base
 	UserBase     string              // userbase, else base
 	GroupBase    string              // groupbase, else base
 	UserFilter   string              // search.filter.user; {0} is the user's name
@@ -48,20 +50,25 @@ const maxLDAPGroups = 10_000
 // Check refuses what can't be searched with.
 func (c *LDAPConfig) Check() error {
 	if len(c.URLs) == 0 {
-		return fmt.Errorf("%surl is empty; it must name a server, as in ldaps://ldap.example.com", LDAPPrefix)
+		return claviger.BadProperty(LDAPPrefix+"url", nil, "it is empty; it must name a server, as in ldaps://ldap.example.com")
 	}
 	for _, u := range c.URLs {
 		if !strings.HasPrefix(u, "ldap://") && !strings.HasPrefix(u, "ldaps://") {
-			return fmt.Errorf("%surl: %q is no LDAP server; write ldap://HOST:PORT or ldaps://HOST:PORT", LDAPPrefix, u)
+			return claviger.BadProperty(LDAPPrefix+"url", nil, "%q is no LDAP server; write ldap://HOST:PORT or ldaps://HOST:PORT", u)
 		}
 	}
 	for name, filter := range map[string]string{"search.filter.user": strings.ReplaceAll(c.UserFilter, "{0}", "x"), "search.filter.group": c.GroupFilter} {
 		if _, err := ldap.CompileFilter(filter); err != nil {
-			return fmt.Errorf("%s%s: %q is no LDAP filter: %w", LDAPPrefix, name, filter, err)
+			return claviger.BadProperty(LDAPPrefix+name, err, "%q is no LDAP filter: %v", filter, err)
 		}
 	}
 	if !strings.Contains(c.UserFilter, "{0}") {
-		return fmt.Errorf("%ssearch.filter.user: %q has no {0}, which stands for the user's name: it would find the same entry for everybody", LDAPPrefix, c.UserFilter)
+		return claviger.BadProperty(LDAPPrefix+"search.filter.user", nil, "%q has no {0}, which stands for the user's name: it would find the same entry for everybody", c.UserFilter)
+	}
+	for _, base := range []struct{ name, dn string }{{"base", c.Base}, {"userbase", c.UserBase}, {"groupbase", c.GroupBase}} {
+		if _, err := ldap.ParseDN(base.dn); err != nil {
+			return claviger.BadProperty(LDAPPrefix+base.name, err, "it must be a distinguished name, as in dc=example,dc=com: %v", err)
+		}
 	}
 	return nil
 }

@@ -218,7 +218,7 @@ func TestLDAPRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	for want, change := range map[string]func(*LDAPConfig){
-		"url is empty":          func(c *LDAPConfig) { c.URLs = nil },
+		"url: it is empty":      func(c *LDAPConfig) { c.URLs = nil },
 		`"h:389" is no LDAP`:    func(c *LDAPConfig) { c.URLs = []string{"h:389"} },
 		"has no {0}":            func(c *LDAPConfig) { c.UserFilter = "(uid=x)" },
 		"search.filter.user: ":  func(c *LDAPConfig) { c.UserFilter = "(uid={0}" },

@@ -2,13 +2,13 @@ package authn
 
 import (
 	"crypto/rand"
-	"fmt"
 	"io"
 	"os"
 	"sync"
 	"time"
 	"unicode/utf8"
 
+	"claviger"
 	"claviger/secret"
 )
 
@@ -84,19 +84,19 @@ func NewFileSecret(path string) (*FileSecret, error) {
 	const property = "hadoop.kms.authentication.signature.secret.file"
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w; make the file readable, or remove the property for random secrets", property, err)
+		return nil, claviger.BadProperty(property, err, "%v; make the file readable, or remove the property for random secrets", err)
 	}
 	defer f.Close()
 	b, err := io.ReadAll(io.LimitReader(f, maxSecretFile+1))
 	switch {
 	case err != nil:
-		return nil, fmt.Errorf("%s: %w", property, err)
+		return nil, claviger.BadProperty(property, err, "%v", err)
 	case len(b) == 0:
-		return nil, fmt.Errorf("%s: %s is empty; write a secret into it, the same on every node", property, path)
+		return nil, claviger.BadProperty(property, nil, "%s is empty; write a secret into it, the same on every node", path)
 	case len(b) > maxSecretFile:
-		return nil, fmt.Errorf("%s: %s is longer than %d bytes; is it the right file?", property, path, maxSecretFile)
+		return nil, claviger.BadProperty(property, nil, "%s is longer than %d bytes; is it the right file?", path, maxSecretFile)
 	case !utf8.Valid(b):
-		return nil, fmt.Errorf("%s: %s is not UTF-8 text, which Hadoop takes it for; write the secret as text (base64, say)", property, path)
+		return nil, claviger.BadProperty(property, nil, "%s is not UTF-8 text, which Hadoop takes it for; write the secret as text (base64, say)", path)
 	}
 	return &FileSecret{secret: b}, nil
 }

@@ -51,7 +51,10 @@ type ValueError struct {
 	Property Property
 	Value    string // expanded
 	Want     string // what would be right
+	Err      error  // what showed it, if an error did; Want says it too
 }
+
+func (e *ValueError) Unwrap() error { return e.Err }
 
 func (e *ValueError) Error() string {
 	return fmt.Sprintf("%s: property %s has the value %s; %s", e.Property.Where(), e.Property.Name, shown(e.Property.Name, e.Value), e.Want)

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"claviger"
@@ -113,7 +114,8 @@ var KMS = []Known{
 	{"hadoop.kms.authentication.delegation-token.max-lifetime.sec", "604800", "how long a delegation token may live, renewals included"},
 	{"hadoop.kms.authentication.delegation-token.renew-interval.sec", "86400", "how long it is good unless it is renewed"},
 	{"hadoop.kms.authentication.delegation-token.removal-scan-interval.sec", "3600", "how often expired ones are removed"},
-	{"hadoop.kms.authentication.delegation-token.*", "", "other properties of delegation tokens; taken and not used"},
+	{"hadoop.kms.authentication.delegation-token.token-kind", "", "taken and not used: it is kms-dt, as in Hadoop's KMS"},
+	{"hadoop.kms.authentication.delegation-token.json-mapper.*", "", "taken and not used: answers have the form of Hadoop's KMS"},
 	{"hadoop.kms.authentication.zk-dt-secret-manager.enable", "false", "keep delegation tokens in ZooKeeper, for all nodes"},
 	{"hadoop.kms.authentication.zk-dt-secret-manager.zkConnectionString", "", "servers of ZooKeeper; not needed where the signer secrets are there"},
 	{"hadoop.kms.authentication.zk-dt-secret-manager.zkAuthType", "", "none or sasl"},
@@ -135,11 +137,14 @@ var KMS = []Known{
 	{"hadoop.kms.authentication.multi-scheme-auth-handler.schemes", "", "for the multi-scheme handler: negotiate"},
 	{"hadoop.kms.authentication.multi-scheme-auth-handler.schemes.*.handler", "", "the handler of a scheme: kerberos, for negotiate"},
 	{"hadoop.kms.authentication.multi-scheme-auth-handler.delegation.schemes", "", "the schemes that operations on delegation tokens take"},
-	{"hadoop.kms.authentication.kerberos.*", "", "for type kerberos"},
 	{"hadoop.kms.proxyuser.*.users", "", "whom a proxy user may impersonate"},
 	{"hadoop.kms.proxyuser.*.groups", "", "members of which groups a proxy user may impersonate"},
 	{"hadoop.kms.proxyuser.*.hosts", "", "from where: names, addresses, CIDR ranges, *"},
 	{AuthorizationManager, "", "Hadoop's KMSACLs, or empty: the rules are those of kms-acls.xml; with another class the server does not start"},
+	{"hadoop.security.kms.client.timeout", "60", "seconds that a kms:// provider waits for one answer"},
+	{"hadoop.security.kms.client.failover.max.retries", "", "how often a kms:// provider tries other hosts of its URI; empty: as often as there are hosts"},
+	{"hadoop.security.kms.client.failover.sleep.base.millis", "100", "shortest pause after all hosts were tried"},
+	{"hadoop.security.kms.client.failover.sleep.max.millis", "2000", "longest pause"},
 	{"hadoop.kms.key.authorization.enable", "true", "ask the key ACLs of kms-acls.xml"},
 	{"hadoop.kms.metrics.process.name", "KMS", "the process in the names of beans of /jmx"},
 	{"hadoop.kms.metrics.session.id", "", "shown in the bean JvmMetrics"},
@@ -343,9 +348,7 @@ func (c *Conf) lowWatermark() {
 		return
 	}
 	c.warnings = append(c.warnings, fmt.Sprintf("%s: property %s is taken for %s; Hadoop's own KMS reads only the latter and would ignore this line", dash.Where(), dash.Name, LowWatermark))
-	p := dash
-	p.Name = LowWatermark
-	c.props[LowWatermark] = p
+	c.props[LowWatermark] = dash // under its own name, by which a complaint finds the line
 }
 
 // misnamed are names that documents print and nothing ever read.
@@ -365,7 +368,11 @@ func (c *Conf) warnUnknown() {
 			c.warnUnknownProvider(name, exact)
 			continue
 		}
-		if exact[name] || !inFamily(name) || matchesPattern(name) || IsRule(name) {
+		if exact[name] || matchesPattern(name) || IsRule(name) {
+			continue
+		}
+		if !inFamily(name) {
+			c.warnMisspelt(name)
 			continue
 		}
 		w := fmt.Sprintf("%s: property %s is not known and has no effect", c.props[name].Where(), name)
@@ -387,11 +394,16 @@ const notUsed = "taken and not used"
 func (c *Conf) warnIdle() {
 	for _, k := range KMS {
 		why, idle := strings.CutPrefix(k.Doc, notUsed)
-		p, set := c.props[k.Name]
-		if !idle || !set || strings.TrimSpace(p.Value) == k.Default {
+		if !idle {
 			continue
 		}
-		c.warnings = append(c.warnings, fmt.Sprintf("%s: property %s has no effect here%s", p.Where(), k.Name, why))
+		for _, name := range c.Names() {
+			p := c.props[name]
+			if name != k.Name && !k.covers(name) || strings.TrimSpace(p.Value) == k.Default {
+				continue
+			}
+			c.warnings = append(c.warnings, fmt.Sprintf("%s: property %s has no effect here%s", p.Where(), name, why))
+		}
 	}
 }
 
@@ -431,11 +443,11 @@ func inFamily(name string) bool {
 // matchesPattern knows names with one '*', which stands for one character or
 // more.
 func matchesPattern(name string) bool {
-	for _, k := range KMS {
-		before, after, ok := strings.Cut(k.Name, "*")
-		if ok && len(name) > len(before)+len(after) && strings.HasPrefix(name, before) && strings.HasSuffix(name, after) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(KMS, func(k Known) bool { return k.covers(name) })
+}
+
+// covers tells whether the property's name is a pattern that name has.
+func (k Known) covers(name string) bool {
+	before, after, ok := strings.Cut(k.Name, "*")
+	return ok && len(name) > len(before)+len(after) && strings.HasPrefix(name, before) && strings.HasSuffix(name, after)
 }

@@ -1,6 +1,7 @@
 package hadoopconf
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"strconv"
@@ -88,7 +89,16 @@ func (c *Conf) Duration(name string, unit time.Duration) (time.Duration, error) 
 	if !ok {
 		return 0, nil
 	}
-	digits := strings.ToLower(v)
+	d, err := ParseDuration(v, unit)
+	if err != nil {
+		return 0, c.bad(name, v, err.Error())
+	}
+	return d, nil
+}
+
+// ParseDuration reads a time as Duration does. The error says what would be right.
+func ParseDuration(text string, unit time.Duration) (time.Duration, error) {
+	digits := strings.ToLower(text)
 	for _, s := range suffixes {
 		if rest, has := strings.CutSuffix(digits, s.text); has {
 			digits, unit = strings.TrimSpace(rest), s.unit
@@ -97,10 +107,10 @@ func (c *Conf) Duration(name string, unit time.Duration) (time.Duration, error) 
 	}
 	n, err := strconv.ParseInt(digits, 10, 64)
 	if err != nil || n < 0 {
-		return 0, c.bad(name, v, "it must be a time: a whole number, or one followed by ms, s, m, h or d")
+		return 0, errors.New("it must be a time: a whole number, or one followed by ms, s, m, h or d")
 	}
 	if n > int64(math.MaxInt64/unit) {
-		return 0, c.bad(name, v, "that time is longer than 292 years; make it shorter")
+		return 0, errors.New("that time is longer than 292 years; make it shorter")
 	}
 	return time.Duration(n) * unit, nil
 }

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"claviger"
 	"claviger/secret"
 )
 
@@ -45,7 +46,7 @@ func CredentialPassword(env func(string) (string, bool), file, dir string) (secr
 	}
 	text, err := readTLSFile(file)
 	if err != nil {
-		return nil, fmt.Errorf("property %s: %w", CredentialPasswordProperty, err)
+		return nil, claviger.BadProperty(CredentialPasswordProperty, err, "%v", err)
 	}
 	return secret.Bytes(bytes.TrimSpace(text)), nil
 }
@@ -77,7 +78,7 @@ func OpenCredentials(path string, password secret.Bytes) (c *Credentials, missin
 			continue
 		}
 		if err != nil {
-			return nil, nil, fmt.Errorf("property %s: provider %s: %w", CredentialPathProperty, file, err)
+			return nil, nil, claviger.BadProperty(CredentialPathProperty, err, "provider %s: %v", file, err)
 		}
 		entries, err := ParseJCEKS(data, password)
 		if errors.Is(err, ErrPassword) {
@@ -88,7 +89,7 @@ func OpenCredentials(path string, password secret.Bytes) (c *Credentials, missin
 			err = fmt.Errorf("%w; make the store with `hadoop credential create NAME -provider localjceks://file/PATH`", err)
 		}
 		if err != nil {
-			return nil, nil, fmt.Errorf("property %s: provider %s: %w", CredentialPathProperty, file, err)
+			return nil, nil, claviger.BadProperty(CredentialPathProperty, err, "provider %s: %v", file, err)
 		}
 		c.stores = append(c.stores, credentialStore{file, entries, password})
 	}
@@ -109,7 +110,7 @@ func CredentialFiles(path string) ([]string, error) {
 		}
 		file, err := credentialFile(uri)
 		if err != nil {
-			return nil, fmt.Errorf("property %s: provider %s: %w", CredentialPathProperty, uri, err)
+			return nil, claviger.BadProperty(CredentialPathProperty, err, "provider %s: %v", uri, err)
 		}
 		files = append(files, file)
 	}

@@ -17,6 +17,7 @@ import (
 	jks "github.com/pavlo-v-chernykh/keystore-go/v4"
 	"software.sslmate.com/src/go-pkcs12"
 
+	"claviger"
 	"claviger/secret"
 )
 
@@ -35,6 +36,7 @@ type TLSFile struct {
 	// Password is that of the file. PEM files have none.
 	Password secret.Bytes
 	// PasswordProperty is where Password is set, for messages; it may be empty.
+	TypeProperty     string // that names Type, for messages; "" where none does
 	PasswordProperty string
 	// KeyPassword is that of the private key in it; empty: the file's.
 	KeyPassword secret.Bytes
@@ -72,6 +74,9 @@ func (f TLSFile) open() ([]byte, Format, error) {
 	switch t := Format(strings.ToLower(f.Type)); t {
 	case "", JKSFormat, JCEKSFormat, PKCS12Format, PEMFormat, "p12", "pfx":
 	default:
+		if f.TypeProperty != "" {
+			return nil, "", claviger.BadProperty(f.TypeProperty, nil, "it must be jks, jceks, pkcs12 or pem, not %q", f.Type)
+		}
 		return nil, "", fmt.Errorf("keystore %s: type %q is not known; it is one of jks, jceks, pkcs12, pem", f.Path, f.Type)
 	}
 	data, err := readTLSFile(f.Path)

@@ -127,7 +127,7 @@ func openAudit(ctx context.Context, s auditSettings, svc *service, out io.Writer
 		w := out
 		if s.file != "" {
 			if w, err = audit.OpenFile(s.file, s.rotation); err != nil {
-				return nil, fmt.Errorf("property claviger.audit.file: %w", err)
+				return nil, badFile(svc.Conf, "claviger.audit.file", err, "")
 			}
 		}
 		t.Loggers = append(t.Loggers, audit.NewHadoop(w, s.window))
@@ -146,7 +146,7 @@ func openChain(ctx context.Context, s auditSettings, svc *service, out io.Writer
 	cfg := audit.ChainConfig{Node: s.node, Log: svc.Log}
 	if s.keyFile != "" {
 		if cfg.Key, err = readAuditKey(s.keyFile); err != nil {
-			return nil, fmt.Errorf("property claviger.audit.json.key.file: %w", err)
+			return nil, badFile(svc.Conf, "claviger.audit.json.key.file", err, "")
 		}
 	}
 	defer func() {
@@ -170,13 +170,13 @@ func openChain(ctx context.Context, s auditSettings, svc *service, out io.Writer
 		}
 		stream, err := audit.OpenSyslog(uri, roots)
 		if err != nil {
-			return nil, fmt.Errorf("property claviger.audit.json.syslog has the value %q; %w", secret.Value(uri), err)
+			return nil, refusedFor(svc.Conf, "claviger.audit.json.syslog", err, "%q: %v", secret.Value(uri), err)
 		}
 		cfg.Streams = append(cfg.Streams, stream)
 	}
 	if s.json != "" {
 		if cfg.File, err = audit.OpenExclusiveFile(s.json, s.rotation); err != nil {
-			return nil, fmt.Errorf("property claviger.audit.json.file: %w", err)
+			return nil, badFile(svc.Conf, "claviger.audit.json.file", err, "")
 		}
 		cfg.Heads = append(cfg.Heads, audit.HeadFileOf(s.json))
 		if svc.Store != nil {

@@ -73,6 +73,9 @@ func newAuthenticator(ctx context.Context, conf *hadoopconf.Conf, shared *cluste
 		return nil, err
 	}
 	if a.Authenticator, err = authn.New(cfg); err != nil {
+		if of := placed(conf, err); of != nil {
+			return nil, of
+		}
 		return nil, err
 	}
 	return a, nil
@@ -101,7 +104,11 @@ func (a *authenticator) secretProvider(ctx context.Context, conf *hadoopconf.Con
 		if !ok {
 			return nil, refuse(conf, signerKind, "set "+file+" to the file that holds the secret")
 		}
-		return authn.NewFileSecret(path)
+		secret, err := authn.NewFileSecret(path)
+		if of := placed(conf, err); of != nil {
+			return nil, of
+		}
+		return secret, err
 	}
 	secrets, err := shared.rollingSecrets(ctx, conf, validity, log)
 	if err != nil {

@@ -231,7 +231,7 @@ func (c *cluster) zookeeperTLS(conf *hadoopconf.Conf, log *slog.Logger, prefix s
 	}
 	roots, err := trust.Roots()
 	if err != nil {
-		return nil, fmt.Errorf("property %s: %w", name, err)
+		return nil, badFile(conf, name, err, "")
 	}
 	settings := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots}
 	// Hadoop demands a keystore. Without one, servers that demand no certificate of
@@ -242,7 +242,7 @@ func (c *cluster) zookeeperTLS(conf *hadoopconf.Conf, log *slog.Logger, prefix s
 	}
 	certificate, err := keystore.NewReloader(own.Files(), own.Certificate, keystore.ReloadInterval, log)
 	if err != nil {
-		return nil, fmt.Errorf("property %s: %w", name, err)
+		return nil, badFile(conf, name, err, "")
 	}
 	c.close = append(c.close, func() error { certificate.Close(); return nil })
 	settings.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {

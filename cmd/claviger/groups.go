@@ -53,7 +53,7 @@ func openGroups(conf *hadoopconf.Conf, log *slog.Logger) (*authn.Groups, error) 
 	}
 	groups, err := authn.NewGroups(conf.String(authn.StaticMappingProperty), ttl, log)
 	if err != nil {
-		return nil, fmt.Errorf("property %s: %w", authn.StaticMappingProperty, err)
+		return nil, refusedFor(conf, authn.StaticMappingProperty, err, "%v", err)
 	}
 	if mappingClass(conf, hadoopconf.GroupMapping) == "CompositeGroupsMapping" {
 		d, err := compositeDirectory(conf, log)
@@ -129,6 +129,9 @@ func groupDirectory(conf *hadoopconf.Conf, property string, log *slog.Logger) (a
 		}
 		d, err := authn.LDAPGroups(c)
 		if err != nil {
+			if of := placed(conf, err); of != nil {
+				return nil, of
+			}
 			return nil, fmt.Errorf("%s in %s: %w", property, conf.Dir(), err)
 		}
 		return d, nil
@@ -161,6 +164,7 @@ func ldapConfig(conf *hadoopconf.Conf, log *slog.Logger) (authn.LDAPConfig, erro
 	c := authn.LDAPConfig{
 		URLs:        conf.Strings(p + "url"),
 		BindUser:    conf.String(p + "bind.user"),
+		Base:        conf.String(p + "base"),
 		UserBase:    conf.String(p + "userbase"),
 		GroupBase:   conf.String(p + "groupbase"),
 		UserFilter:  conf.String(p + "search.filter.user"),
@@ -185,7 +189,7 @@ func ldapConfig(conf *hadoopconf.Conf, log *slog.Logger) (authn.LDAPConfig, erro
 	}
 	for _, base := range []*string{&c.UserBase, &c.GroupBase} {
 		if *base == "" {
-			*base = conf.String(p + "base")
+			*base = c.Base
 		}
 	}
 	var err error
@@ -214,7 +218,7 @@ func ldapTLS(conf *hadoopconf.Conf, log *slog.Logger) (*tls.Config, error) {
 		return nil, err
 	}
 	if c.RootCAs, err = store.Roots(); err != nil {
-		return nil, fmt.Errorf("property %s: %w", property, err)
+		return nil, badFile(conf, property, err, "")
 	}
 	return c, nil
 }
@@ -235,15 +239,15 @@ func passwordOrFile(conf *hadoopconf.Conf, log *slog.Logger, property string) (s
 	}
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, fmt.Errorf("property %s.file: %w", property, err)
+		return nil, badFile(conf, property+".file", err, "")
 	}
 	defer f.Close()
 	b, err := io.ReadAll(io.LimitReader(f, maxPasswordFile+1))
 	switch {
 	case err != nil:
-		return nil, fmt.Errorf("property %s.file: %w", property, err)
+		return nil, badFile(conf, property+".file", err, "")
 	case len(b) > maxPasswordFile:
-		return nil, fmt.Errorf("property %s.file: %s is longer than %d bytes; is it the right file?", property, path, maxPasswordFile)
+		return nil, refuse(conf, property+".file", fmt.Sprintf("%s is longer than %d bytes; is it the right file?", path, maxPasswordFile))
 	}
 	return bytes.TrimSpace(b), nil
 }

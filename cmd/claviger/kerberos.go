@@ -26,6 +26,12 @@ const (
 // authHandler makes what hadoop.kms.authentication.type names, in short or by
 // Hadoop's class, and the rules that make short names of its principals.
 func authHandler(conf *hadoopconf.Conf, anonymous bool, log *slog.Logger) (authn.Handler, *authn.Rules, error) {
+	const secured = "hadoop.security.authentication"
+	// The names of Hadoop's AuthenticationMethod; one that is none stops it, too.
+	methods := []string{"", "simple", "kerberos", "token", "certificate", "kerberos_ssl", "proxy"}
+	if !slices.Contains(methods, strings.ToLower(conf.String(secured))) {
+		return nil, nil, refuse(conf, secured, "it must be simple or kerberos")
+	}
 	var k *authn.Kerberos
 	var err error
 	switch conf.String(authType) {

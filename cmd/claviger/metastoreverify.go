@@ -217,6 +217,9 @@ func compareToken(ctx context.Context, conf *hadoopconf.Conf, store metastore.St
 	}
 	registry := builtin.Registry(builtin.Options{Access: hsm.Look, Store: func(context.Context, func(context.Context, string) error) (metastore.Store, error) { return store, nil }})
 	opened, err := registry.Open(ctx, list[0], provider.Env{Get: conf.Get, Getenv: os.Getenv, ConfDir: conf.Dir(), User: osUser(), Log: log})
+	if of := placed(conf, err); of != nil {
+		return nil, of
+	}
 	if err != nil {
 		return nil, fmt.Errorf("the token cannot be asked which keys it has: %w", err)
 	}

@@ -129,10 +129,18 @@ func (s *service) uris(property string) ([]string, error) {
 	return list, nil
 }
 
-// blame says which property led to an error.
+// blame says which property led to an error: the one that the provider names, with
+// the place where it is set, or else the provider's URI.
 func (s *service) blame(property string, err error) error {
 	if s.storeErr != nil {
 		return s.storeErr // the metastore's own property is named in it
+	}
+	var there *hadoopconf.ValueError
+	if errors.As(err, &there) {
+		return err // of kts-site.xml, ssl-client.xml: it names its own line
+	}
+	if of := placed(s.Conf, err); of != nil {
+		return of
 	}
 	p, _ := s.Conf.Lookup(property)
 	return fmt.Errorf("%s: property %s: %w", p.Where(), property, err)

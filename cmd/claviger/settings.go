@@ -1,14 +1,17 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"strings"
 	"time"
 
+	"claviger"
 	"claviger/hadoopconf"
 	"claviger/keyring"
 	"claviger/kmsapi"
+	"claviger/provider"
 )
 
 // kmsSettings are the properties of the server, read and checked.
@@ -107,6 +110,7 @@ func readKMSSettings(conf *hadoopconf.Conf) (kmsSettings, error) {
 		},
 	}
 	s.ring.Ours = r.migration().ours
+	r.newKeys(&s.ring)
 	s.audit = r.audit()
 	s.operations = r.operations()
 	r.keep(conf.CheckRules())
@@ -117,6 +121,20 @@ func readKMSSettings(conf *hadoopconf.Conf) (kmsSettings, error) {
 		return s, refuse(conf, hadoopconf.InitiateMigration, fmt.Sprintf("a migration needs a source: set %s to kms://http@HOST:PORT/kms, or this to false", hadoopconf.SourceURI))
 	}
 	return s, nil
+}
+
+// newKeys checks what a key gets that is created without cipher and length.
+func (r *reader) newKeys(ring *keyring.Config) {
+	if r.err != nil {
+		return
+	}
+	spec := provider.Spec{Name: "k", Cipher: ring.DefaultCipher, BitLength: ring.DefaultBitLength}
+	switch err := provider.CheckSpec("", spec); {
+	case claviger.Is(err, claviger.UnknownCipher):
+		r.keep(refuse(r.conf, "hadoop.security.key.default.cipher", "only AES is known, as in "+claviger.DefaultCipher))
+	case err != nil:
+		r.keep(refuse(r.conf, "hadoop.security.key.default.bitlength", "it must be 128, 192 or 256"))
+	}
 }
 
 const maxMemoryName = "claviger.kms.max.memory.bytes"
@@ -154,6 +172,42 @@ func readAdmission(r *reader) kmsapi.Admission {
 		Decrypts: atOnce("decrypts"), Generates: atOnce("generates"), Batches: atOnce("batches"), Management: atOnce("management"), Reads: atOnce("reads"),
 		Wait: max(r.duration("claviger.kms.max.wait", time.Second), time.Millisecond),
 	}
+}
+
+// placed finds in err what another room says of a property, and adds file, line and
+// value; nil where err is of no property, or names its line itself.
+func placed(conf *hadoopconf.Conf, err error) error {
+	var there *hadoopconf.ValueError
+	var of *claviger.PropertyError
+	if errors.As(err, &there) || !errors.As(err, &of) {
+		return nil
+	}
+	p, set := conf.Lookup(of.Name)
+	if !set {
+		return of
+	}
+	v, _ := conf.Get(of.Name)
+	return &hadoopconf.ValueError{Property: p, Value: v, Want: of.Want, Err: of.Err}
+}
+
+// refusedFor is refuse with the error that showed it.
+func refusedFor(conf *hadoopconf.Conf, name string, err error, want string, args ...any) error {
+	of := claviger.BadProperty(name, err, want, args...)
+	if there := placed(conf, of); there != nil {
+		return there
+	}
+	return of
+}
+
+// badFile says that the file which a property names cannot be used. cure may be empty.
+func badFile(conf *hadoopconf.Conf, name string, err error, cure string) error {
+	if of := placed(conf, err); of != nil {
+		return of // of its password, say
+	}
+	if cure != "" {
+		cure = "; " + cure
+	}
+	return refusedFor(conf, name, err, "%v%s", err, cure)
 }
 
 // refuse says that a property's value can't be used.

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"strconv"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"claviger"
@@ -113,6 +114,10 @@ func openFront(ctx context.Context, conf *hadoopconf.Conf, set kmsSettings, log 
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort(set.host, strconv.Itoa(set.port)))
 	if err != nil {
 		f.stopTLS()
+		var unresolved *net.DNSError
+		if errors.As(err, &unresolved) || errors.Is(err, syscall.EADDRNOTAVAIL) {
+			return nil, refusedFor(conf, "hadoop.kms.http.host", err, "it must be a name or an address of this host, or 0.0.0.0 for all of them: %v", err)
+		}
 		return nil, fmt.Errorf("listening at the address of hadoop.kms.http.host and hadoop.kms.http.port: %w", err)
 	}
 	f.listener = bound(listener, set.web.connections.bounded(log), log)

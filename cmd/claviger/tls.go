@@ -34,11 +34,11 @@ func password(site, c *hadoopconf.Conf, log *slog.Logger, name string) (secret.B
 		}
 		storePassword, err := keystore.CredentialPassword(os.LookupEnv, file, site.Dir())
 		if err != nil {
-			return nil, err
+			return nil, badFile(site, keystore.CredentialPasswordProperty, err, "")
 		}
 		stores, missing, err := keystore.OpenCredentials(path, storePassword)
 		if err != nil {
-			return nil, err
+			return nil, badFile(of, keystore.CredentialPathProperty, err, "")
 		}
 		for _, m := range missing {
 			log.Warn("a credential store is not there, and taken for empty", "file", m, "property", keystore.CredentialPathProperty)
@@ -70,7 +70,7 @@ func (s stores) file(prefix string) (f keystore.TLSFile, ok bool, err error) {
 		return f, false, nil
 	}
 	f.Type = s.c.String(prefix + "type")
-	f.PasswordProperty = prefix + "password"
+	f.TypeProperty, f.PasswordProperty = prefix+"type", prefix+"password"
 	if f.Password, err = password(s.site, s.c, s.log, prefix+"password"); err != nil {
 		return f, true, err
 	}
@@ -89,7 +89,12 @@ func sslStores(conf *hadoopconf.Conf, log *slog.Logger, property, fallback strin
 		name = filepath.Join(conf.Dir(), name)
 	}
 	c := hadoopconf.New(filepath.Dir(name), nil)
-	if err := c.AddFile(name, true); err != nil {
+	// Cloudera Manager names the usual files whether they are there or not.
+	err := c.AddFile(name, filepath.Base(name) == fallback)
+	if errors.Is(err, fs.ErrNotExist) {
+		return stores{}, badFile(conf, property, err, "make it, or take the property out for "+fallback)
+	}
+	if err != nil {
 		return stores{}, err
 	}
 	st := stores{site: conf, c: c, log: log}
@@ -133,7 +138,7 @@ func serverTLS(site *hadoopconf.Conf, log *slog.Logger) (conf *tls.Config, stop 
 	}
 	r, err := keystore.NewReloader(file.Files(), load, keystore.ReloadInterval, log)
 	if err != nil {
-		return nil, stop, fmt.Errorf("property ssl.server.keystore.location: %w", err)
+		return nil, stop, badFile(st.c, "ssl.server.keystore.location", err, "")
 	}
 	conf.GetCertificate = keystore.GetCertificate(r)
 	need, err := st.c.Bool("ssl.server.need.client.auth")
@@ -185,7 +190,7 @@ func (s stores) needClients(conf *tls.Config) (*keystore.Reloader[*x509.CertPool
 	}
 	r, err := keystore.NewReloader(trust.Files(), trust.Roots, keystore.ReloadInterval, s.log)
 	if err != nil {
-		return nil, fmt.Errorf("property ssl.server.truststore.location: %w", err)
+		return nil, badFile(s.c, "ssl.server.truststore.location", err, "")
 	}
 	conf.ClientAuth = tls.RequireAndVerifyClientCert
 	conf.ClientCAs = r.Get()
@@ -214,10 +219,10 @@ func (s *service) clientTLS(provider.Env) (*tls.Config, error) {
 	if whence != "" {
 		conf.RootCAs, err = trust.Roots()
 		if errors.Is(err, fs.ErrNotExist) {
-			return nil, fmt.Errorf("%s: %w; import the source's certificate into it, as docs/migration.md shows", whence, err)
+			return nil, st.badTrust(whence, err, "import the source's certificate into it, as docs/migration.md shows")
 		}
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", whence, err)
+			return nil, st.badTrust(whence, err, "")
 		}
 	}
 	own, ok, err := st.file("ssl.client.keystore.")
@@ -227,7 +232,7 @@ func (s *service) clientTLS(provider.Env) (*tls.Config, error) {
 	if ok {
 		cert, err := own.Certificate()
 		if err != nil {
-			return nil, fmt.Errorf("property ssl.client.keystore.location of ssl-client.xml: %w", err)
+			return nil, badFile(st.c, "ssl.client.keystore.location", err, "")
 		}
 		conf.Certificates = []tls.Certificate{cert}
 	}
@@ -237,18 +242,38 @@ func (s *service) clientTLS(provider.Env) (*tls.Config, error) {
 	return conf, nil
 }
 
+// badTrust says that the store of the setting whence cannot be used.
+func (s stores) badTrust(whence string, err error, cure string) error {
+	switch whence {
+	case ourTrust:
+		return badFile(s.site, "claviger.ssl.truststore", err, cure)
+	case siteTrust:
+		return badFile(s.c, "ssl.client.truststore.location", err, cure)
+	}
+	if cure != "" {
+		cure = "; " + cure
+	}
+	return fmt.Errorf("%s: %w%s", whence, err, cure)
+}
+
+// What clientTrust names of the settings that are properties.
+const (
+	ourTrust  = "property claviger.ssl.truststore"
+	siteTrust = "property ssl.client.truststore.location of ssl-client.xml"
+)
+
 // clientTrust finds the store that says whom to trust; whence names the setting,
 // "" where there is none.
 func (s stores) clientTrust() (f keystore.TLSFile, whence string, err error) {
 	const ours = "claviger.ssl.truststore"
 	if path, ok := s.site.Path(ours); ok {
-		f = keystore.TLSFile{Path: path, Type: s.site.String(ours + ".type"), PasswordProperty: ours + ".password"}
+		f = keystore.TLSFile{Path: path, Type: s.site.String(ours + ".type"), TypeProperty: ours + ".type", PasswordProperty: ours + ".password"}
 		f.Password, err = password(s.site, s.site, s.log, ours+".password")
-		return f, "property " + ours, err
+		return f, ourTrust, err
 	}
 	f, ok, err := s.file("ssl.client.truststore.")
 	if err != nil || ok {
-		return f, "property ssl.client.truststore.location of ssl-client.xml", err
+		return f, siteTrust, err
 	}
 	f, whence = javaTrust(os.LookupEnv)
 	return f, whence, nil

@@ -16,17 +16,11 @@ import (
 const PropertySoftDelete = "claviger.delete.soft"
 
 func softDelete(env provider.Env) (bool, error) {
-	if env.Get == nil {
-		return false, nil
+	soft, err := env.Bool(PropertySoftDelete, false)
+	if err != nil {
+		return false, claviger.E("hsm.Open", claviger.Invalid, "", err)
 	}
-	v, _ := env.Get(PropertySoftDelete)
-	switch strings.ToLower(v) {
-	case "true":
-		return true, nil
-	case "false", "":
-		return false, nil
-	}
-	return false, claviger.Errorf("hsm.Open", claviger.Invalid, "", "property %s is %q; it must be true or false", PropertySoftDelete, v)
+	return soft, nil
 }
 
 // shelve takes a key out of sight and leaves its objects on the token. The key's

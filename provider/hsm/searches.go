@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
 	"sync"
 	"time"
 
@@ -49,16 +48,9 @@ type searches struct {
 
 // searchLimit reads PropertyMaxSearches.
 func searchLimit(env provider.Env) (int, error) {
-	if env.Get == nil {
-		return defaultSearches, nil
-	}
-	v, ok := env.Get(PropertyMaxSearches)
-	if !ok || v == "" {
-		return defaultSearches, nil
-	}
-	n, err := strconv.Atoi(v)
-	if err != nil || n < 1 || n > mostSearches {
-		return 0, claviger.Errorf("hsm.Open", claviger.Invalid, "", "property %s is %q; it must be a number from 1 to %d", PropertyMaxSearches, v, mostSearches)
+	n, err := env.Int(PropertyMaxSearches, defaultSearches, 1, mostSearches)
+	if err != nil {
+		return 0, claviger.E("hsm.Open", claviger.Invalid, "", err)
 	}
 	return n, nil
 }

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync/atomic"
 
+	"claviger"
 	"claviger/keystore"
 	"claviger/provider"
 	"claviger/secret"
@@ -171,7 +172,8 @@ func findPassword(env provider.Env, log *slog.Logger) (secret.Bytes, error) {
 		source = "the password file " + name + " (property " + passwordFileProperty + ")"
 		var err error
 		if password, err = readPassword(name); err != nil {
-			return nil, fmt.Errorf("%s: %w", source, err)
+			return nil, claviger.BadProperty(passwordFileProperty, err,
+				"it must be a file that holds the keystore's password, which %s cannot be: %v", name, err)
 		}
 	}
 	if err := keystore.CheckPassword(password); err != nil {

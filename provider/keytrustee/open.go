@@ -20,6 +20,11 @@ import (
 // identities, word by word: operators search for it.
 const mismatch = "Unable to verify private key match between KMS hosts. Verify private key files have been synced between all KMS hosts. Aborting to prevent data inconsistency."
 
+const (
+	propertySoftDelete = "claviger.delete.soft"
+	propertyShared     = "claviger.keytrustee.shared.organization"
+)
+
 // Scheme is the registry's line for keytrustee://file@/PATH/.keytrustee, a folder
 // as a KT KMS keeps it. clientTLS tells whose certificates are believed towards a
 // Key Trustee Server; it has nothing to do with the KMS's own certificate.
@@ -41,6 +46,7 @@ type opening struct {
 	client *trustee.Client
 	tls    *tls.Config
 	env    provider.Env
+	shared bool // the organization is not ours alone
 	log    *slog.Logger
 }
 
@@ -53,6 +59,17 @@ func open(ctx context.Context, uri string, env provider.Env, clientTLS func(prov
 	if o.log == nil {
 		o.log = slog.New(slog.DiscardHandler)
 	}
+	// Before files and servers are asked: what is wrong here is not theirs.
+	cfg := Config{URI: uri, Log: o.log}
+	if cfg.SoftDelete, err = env.Bool(propertySoftDelete, true); err != nil {
+		return nil, err
+	}
+	if cfg.MaterialLife, err = materialLife(env); err != nil {
+		return nil, err
+	}
+	if o.shared, err = env.Bool(propertyShared, false); err != nil {
+		return nil, err
+	}
 	place, _ := env.Get(hadoopconf.TrusteeConf)
 	var warnings []string
 	if o.site, warnings, err = readSite(place, env.ConfDir); err != nil {
@@ -61,10 +78,6 @@ func open(ctx context.Context, uri string, env provider.Env, clientTLS func(prov
 	defer o.site.auth.Wipe()
 	for _, w := range warnings {
 		o.log.Warn(w)
-	}
-	life, err := duration(env, "claviger.keytrustee.material.life", defaultLife)
-	if err != nil {
-		return nil, err
 	}
 	if clientTLS != nil {
 		if o.tls, err = clientTLS(env); err != nil {
@@ -82,9 +95,8 @@ func open(ctx context.Context, uri string, env provider.Env, clientTLS func(prov
 	if err := o.load(ctx); err != nil {
 		return nil, err
 	}
-	soft, _ := env.Get("claviger.delete.soft")
-	cfg := Config{URI: uri, Box: o.client, Identity: o.folder.Identity, SoftDelete: soft != "false", MaterialLife: life, Log: o.log,
-		Closer: func() error { o.client.Close(); return nil }}
+	cfg.Box, cfg.Identity = o.client, o.folder.Identity
+	cfg.Closer = func() error { o.client.Close(); return nil }
 	if env.Source { // which changes nothing, and whose folder is a copy of another host's
 		return New(cfg), nil
 	}
@@ -102,14 +114,16 @@ func open(ctx context.Context, uri string, env provider.Env, clientTLS func(prov
 	return p, nil
 }
 
-func duration(env provider.Env, name string, fallback time.Duration) (time.Duration, error) {
+// materialLife reads how long a version's key is kept in memory.
+func materialLife(env provider.Env) (time.Duration, error) {
+	const name = "claviger.keytrustee.material.life"
 	v, ok := env.Get(name)
 	if !ok || v == "" {
-		return fallback, nil
+		return defaultLife, nil
 	}
-	d, err := time.ParseDuration(v)
+	d, err := hadoopconf.ParseDuration(v, time.Second)
 	if err != nil || d < time.Second || d > 24*time.Hour {
-		return 0, fmt.Errorf("property %s is %q: it must be 1s to 24h, as in 10m", name, v)
+		return 0, claviger.BadProperty(name, err, "it must be 1s to 24h, as in 10m, not %q", v)
 	}
 	return d, nil
 }
@@ -204,12 +218,6 @@ func (o *opening) introduce(ctx context.Context) error {
 	return fmt.Errorf("no Key Trustee Server could be asked who it is: %w", errors.Join(errs...))
 }
 
-// shared: the organization is not ours alone.
-func (o *opening) shared() bool {
-	v, _ := o.env.Get("claviger.keytrustee.shared.organization")
-	return v == "true"
-}
-
 func (o *opening) register(ctx context.Context) error {
 	if o.site.org == "" {
 		return fmt.Errorf("%s: property %sorg is not set, and %s was not registered yet", o.site.file, prefix, o.folder.Identity)
@@ -217,7 +225,7 @@ func (o *opening) register(ctx context.Context) error {
 	if o.env.Source {
 		return fmt.Errorf("%s was never registered with a Key Trustee Server, so there are no keys of it: copy the folder from the KT KMS host", o.path)
 	}
-	active, err := o.client.Register(ctx, o.site.org, string(o.site.auth), !o.shared())
+	active, err := o.client.Register(ctx, o.site.org, string(o.site.auth), !o.shared)
 	switch {
 	case claviger.Is(err, claviger.KeyExists):
 		return o.mismatch(err.Error())
@@ -236,7 +244,7 @@ func (o *opening) register(ctx context.Context) error {
 // compare refuses to start where another identity of the organization was there
 // first: the keys of one host are lost to the other.
 func (o *opening) compare(ctx context.Context) error {
-	if o.shared() {
+	if o.shared {
 		return nil
 	}
 	r, err := o.client.Clients(ctx)
@@ -260,6 +268,6 @@ func (o *opening) compare(ctx context.Context) error {
 }
 
 func (o *opening) mismatch(what string) error {
-	return fmt.Errorf("%s %s, but %s, %s and %s in %s are of %s: copy these three files together from the KT KMS host whose %s has that fingerprint. If this is another KMS, give it an organization of its own (claviger orgtool add), or set claviger.keytrustee.shared.organization to true; a client that is no more is put out by claviger orgtool disable-client",
+	return fmt.Errorf("%s %s, but %s, %s and %s in %s are of %s: copy these three files together from the KT KMS host whose %s has that fingerprint. If this is another KMS, give it an organization of its own (claviger orgtool add), or set "+propertyShared+" to true; a client that is no more is put out by claviger orgtool disable-client",
 		mismatch, what, trustee.ConfFile, trustee.PublicRing, trustee.PrivateRing, o.path, o.folder.Identity, trustee.ConfFile)
 }

@@ -58,6 +58,9 @@ func readSite(place, confDir string) (s site, warnings []string, err error) {
 		if errors.Is(err, fs.ErrPermission) {
 			return s, nil, err
 		}
+		if place != "" {
+			return s, nil, claviger.BadProperty(hadoopconf.TrusteeConf, err, "%v; it must be a copy of a KT KMS host's %s, or the folder that holds it", err, siteFile)
+		}
 		return s, nil, fmt.Errorf("%w; a keytrustee:// provider needs it: copy it from a KT KMS host, and name it by %s unless it lies beside kms-site.xml", err, hadoopconf.TrusteeConf)
 	}
 	for _, name := range c.Names() {

@@ -21,7 +21,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
-	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -119,18 +118,10 @@ func optionsOf(env provider.Env) (Options, error) {
 		{propTimeout, &seconds, 24 * 3600}, {propMaxRetries, &opt.MaxRetries, 1000},
 		{propSleepBase, &base, 3_600_000}, {propSleepMax, &most, 3_600_000},
 	} {
-		s, ok := "", false
-		if env.Get != nil {
-			s, ok = env.Get(p.name)
+		var err error
+		if *p.to, err = env.Int(p.name, *p.to, 0, p.max); err != nil {
+			return opt, err
 		}
-		if !ok || s == "" {
-			continue
-		}
-		n, err := strconv.Atoi(s)
-		if err != nil || n < 0 || n > p.max {
-			return opt, fmt.Errorf("%s is %q; it must be a number from 0 to %d", p.name, s, p.max)
-		}
-		*p.to = n
 	}
 	opt.Timeout = time.Duration(seconds) * time.Second
 	opt.SleepBase = time.Duration(base) * time.Millisecond

@@ -1,0 +1,67 @@
+package hadoopconf
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"claviger"
+)
+
+// shared are families of names in which Hadoop has properties that mean nothing here. An
+// unknown name in them is warned of only where it is near to one that does.
+var shared = []string{"hadoop.security.", "hadoop.ssl.", "hadoop.http.", "hadoop.user.", "hadoop.prometheus."}
+
+// hadoopOnly are names of these families that Hadoop 3.4.2 has in its core-default.xml or
+// in its classes, or had before, and that mean nothing to this server. One that ends in a
+// dot stands for all that begin so.
+var hadoopOnly = strings.Fields(`
+	hadoop.http.acceptor.count hadoop.http.authentication. hadoop.http.cross-origin.
+	hadoop.http.delegation-token-secret-manager hadoop.http.filter.initializers
+	hadoop.http.jmx.nan-filter.enabled hadoop.http.metrics.enabled hadoop.http.selector.count
+	hadoop.http.staticuser.user hadoop.http.staticuser.user.
+	hadoop.security.authorization.policyprovider hadoop.security.crypto.
+	hadoop.security.delegation-token.ugi hadoop.security.dns.
+	hadoop.security.group.mapping.ldap.bind.password.alias hadoop.security.group.mapping.ldap.bind.users
+	hadoop.security.group.mapping.ldap.bind.users. hadoop.security.group.mapping.ldap.ctx.factory.class
+	hadoop.security.group.mapping.ldap.group.search.filter.pattern
+	hadoop.security.group.mapping.ldap.num.attempts
+	hadoop.security.group.mapping.ldap.num.attempts.before.failover
+	hadoop.security.group.mapping.ldap.read.timeout.ms hadoop.security.group.mapping.ldap.ssl.keystore
+	hadoop.security.group.mapping.ldap.ssl.keystore.password
+	hadoop.security.group.mapping.ldap.ssl.keystore.password.file
+	hadoop.security.groups.cache.background.reload hadoop.security.groups.cache.background.reload.threads
+	hadoop.security.groups.cache.warn.after.ms hadoop.security.groups.negative-cache.secs
+	hadoop.security.groups.shell.command.timeout hadoop.security.impersonation.provider.class
+	hadoop.security.java.secure.random.algorithm hadoop.security.kerberos.ticket.cache.path
+	hadoop.security.key.provider.path hadoop.security.kms.client.authentication.retry-count
+	hadoop.security.kms.client.encrypted.key.cache. hadoop.security.openssl.engine.id
+	hadoop.security.random.device.file.path hadoop.security.resolver.impl hadoop.security.sasl.
+	hadoop.security.saslproperties.resolver.class hadoop.security.secure.random.impl
+	hadoop.security.service.user.name.key hadoop.security.token.service.use_ip
+	hadoop.security.uid.cache.secs hadoop.ssl.enabled hadoop.ssl.hostname.verifier
+	hadoop.ssl.keystores.factory.class hadoop.ssl.require.client.cert
+	hadoop.user.group.metrics.percentiles.intervals`)
+
+// hadoopHas tells whether Hadoop has a property of that name, which means nothing here.
+func hadoopHas(name string) bool {
+	return slices.ContainsFunc(hadoopOnly, func(own string) bool {
+		return name == own || strings.HasSuffix(own, ".") && strings.HasPrefix(name, own)
+	})
+}
+
+// warnMisspelt warns of a property in a shared family that neither this server nor Hadoop
+// knows, where its name is nearer to one that means something here than to any of
+// Hadoop's own.
+func (c *Conf) warnMisspelt(name string) {
+	inShared := slices.ContainsFunc(shared, func(f string) bool { return strings.HasPrefix(name, f) })
+	if !inShared || hadoopHas(name) {
+		return
+	}
+	near, ok := claviger.NearMiss(name, append(candidates(name), hadoopOnly...))
+	if !ok || hadoopHas(near) {
+		return
+	}
+	c.warnings = append(c.warnings, fmt.Sprintf("%s: property %s is not known, to Hadoop neither, and has no effect;"+
+		" did you mean %s?", c.props[name].Where(), name, near))
+}

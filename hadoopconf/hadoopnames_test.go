@@ -1,0 +1,83 @@
+package hadoopconf
+
+import (
+	"os"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// warningsOf loads a folder that sets the properties, each to 1.
+func warningsOf(t *testing.T, names ...string) string {
+	t.Helper()
+	site := ""
+	for _, name := range names {
+		site += prop(name, "1")
+	}
+	c, err := LoadKMS(writeConf(t, map[string]string{"kms-site.xml": site}), env(nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Join(c.Warnings(), "\n")
+}
+
+// TestHadoopsNames: none of the names of Hadoop 3.4.2's core-default.xml is taken for
+// another one that is misspelt.
+func TestHadoopsNames(t *testing.T) {
+	data, err := os.ReadFile("testdata/core-default.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := strings.Fields(string(data))
+	if len(names) < 450 {
+		t.Fatalf("only %d names", len(names))
+	}
+	if w := warningsOf(t, names...); strings.Contains(w, "not known") {
+		t.Error(w)
+	}
+}
+
+// TestMisspelt: a slip in a name that means something here is warned of, in families that
+// Hadoop's other properties share too; names of others are not.
+func TestMisspelt(t *testing.T) {
+	for wrong, right := range map[string]string{
+		"hadoop.security.auth_to_locl":                           "hadoop.security.auth_to_local",
+		"hadoop.security.auth-to-local":                          "hadoop.security.auth_to_local",
+		"hadoop.security.group.maping":                           GroupMapping,
+		"hadoop.security.group.mapping.ldap.bind.usr":            "hadoop.security.group.mapping.ldap.bind.user",
+		"hadoop.security.groups.cache.sec":                       "hadoop.security.groups.cache.secs",
+		"hadoop.security.credential.provider.paths":              "hadoop.security.credential.provider.path",
+		"hadoop.security.kms.client.timeout.s":                   "hadoop.security.kms.client.timeout",
+		"hadoop.security.authorisation":                          "hadoop.security.authorization",
+		"hadoop.ssl.enabled.protocol":                            "hadoop.ssl.enabled.protocols",
+		"hadoop.ssl.server.config":                               "hadoop.ssl.server.conf",
+		"hadoop.http.idle.timeout.ms":                            "hadoop.http.idle_timeout.ms",
+		"hadoop.user.group.static.mapping.override":              "hadoop.user.group.static.mapping.overrides",
+		"hadoop.prometheus.endpoint.enable":                      "hadoop.prometheus.endpoint.enabled",
+		"hadoop.kms.authentication.kerberos.keytabx":             "hadoop.kms.authentication.kerberos.keytab",
+		"hadoop.kms.authentication.kerberos.name.rule":           "hadoop.kms.authentication.kerberos.name.rules",
+		"hadoop.kms.authentication.delegation-token.maxlife":     "",
+		"hadoop.kms.authentication.delegation-token.scan.sec":    "",
+		"hadoop.kms.authentication.zk-dt-secret-manager.enabled": "hadoop.kms.authentication.zk-dt-secret-manager.enable",
+	} {
+		w := warningsOf(t, wrong)
+		if !strings.Contains(w, "kms-site.xml:2: property "+wrong+" is not known") {
+			t.Errorf("%s: %q", wrong, w)
+		}
+		if right != "" && !strings.Contains(w, "did you mean "+right+"?") {
+			t.Errorf("%s: %q, want %s", wrong, w, right)
+		}
+	}
+	for _, other := range []string{"hadoop.security.acme.plugin", "hadoop.http.authentication.kerberos.name.rules", "fs.defaultFSX",
+		"hadoop.proxyuser.hive.hosts", "hadoop.ssl.enabled", "hadoop.security.kms.client.encrypted.key.cache.size"} {
+		if w := warningsOf(t, other); strings.Contains(w, "not known") {
+			t.Errorf("%s: %q", other, w)
+		}
+	}
+	// A name of ours must not be listed as one that means nothing.
+	for _, k := range KMS {
+		if hadoopHas(k.Name) || slices.Contains(hadoopOnly, k.Name) {
+			t.Errorf("%s stands in both lists", k.Name)
+		}
+	}
+}

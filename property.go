@@ -1,0 +1,21 @@
+package claviger
+
+import "fmt"
+
+// PropertyError says that the value of a property of the configuration cannot be used.
+// The room that reads it does not know where it was set; whoever opened the
+// configuration does, and adds file and line.
+type PropertyError struct {
+	Name string
+	Want string // what would be right, or what to do
+	Err  error  // what showed it; may be nil. Want says it too
+}
+
+// BadProperty makes a PropertyError.
+func BadProperty(name string, err error, want string, args ...any) *PropertyError {
+	return &PropertyError{Name: name, Want: fmt.Sprintf(want, args...), Err: err}
+}
+
+func (e *PropertyError) Error() string { return "property " + e.Name + ": " + e.Want }
+
+func (e *PropertyError) Unwrap() error { return e.Err }

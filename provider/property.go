@@ -1,0 +1,46 @@
+package provider
+
+import (
+	"strconv"
+	"strings"
+
+	"claviger"
+)
+
+// text returns a property's value; "" where it is not set.
+func (e Env) text(name string) string {
+	if e.Get == nil {
+		return ""
+	}
+	v, _ := e.Get(name)
+	return strings.TrimSpace(v)
+}
+
+// Bool reads true or false, in any case; fallback stands for a property that is not set.
+// The error is a *claviger.PropertyError.
+func (e Env) Bool(name string, fallback bool) (bool, error) {
+	v := e.text(name)
+	switch strings.ToLower(v) {
+	case "":
+		return fallback, nil
+	case "true":
+		return true, nil
+	case "false":
+		return false, nil
+	}
+	return false, claviger.BadProperty(name, nil, "it must be true or false, not %q", v)
+}
+
+// Int reads a whole number between lo and hi; fallback stands for a property that is not
+// set. The error is a *claviger.PropertyError.
+func (e Env) Int(name string, fallback, lo, hi int) (int, error) {
+	v := e.text(name)
+	if v == "" {
+		return fallback, nil
+	}
+	n, err := strconv.Atoi(v)
+	if err != nil || n < lo || n > hi {
+		return 0, claviger.BadProperty(name, err, "it must be a whole number from %d to %d, not %q", lo, hi, v)
+	}
+	return n, nil
+}
