@@ -6,16 +6,22 @@ import "fmt"
 // The room that reads it does not know where it was set; whoever opened the
 // configuration does, and adds file and line.
 type PropertyError struct {
-	Name string
-	Want string // what would be right, or what to do
-	Err  error  // what showed it; may be nil. Want says it too
+	Name  string
+	Value string // as it was understood; "" where Want shows it
+	Want  string // what would be right, or what to do
+	Err   error  // what showed it; may be nil. Want says it too
 }
 
-// BadProperty makes a PropertyError.
+// BadProperty makes a PropertyError whose value stands in want.
 func BadProperty(name string, err error, want string, args ...any) *PropertyError {
 	return &PropertyError{Name: name, Want: fmt.Sprintf(want, args...), Err: err}
 }
 
-func (e *PropertyError) Error() string { return "property " + e.Name + ": " + e.Want }
+func (e *PropertyError) Error() string {
+	if e.Value == "" {
+		return "property " + e.Name + ": " + e.Want
+	}
+	return fmt.Sprintf("property %s has the value %q; %s", e.Name, e.Value, e.Want)
+}
 
 func (e *PropertyError) Unwrap() error { return e.Err }

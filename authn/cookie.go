@@ -131,7 +131,8 @@ type CookieAttributes struct {
 func (c CookieAttributes) check() error {
 	for name, value := range map[string]string{"domain": c.Domain, "path": c.Path} {
 		if strings.ContainsFunc(value, func(r rune) bool { return r <= ' ' || r >= 0x7f || r == ';' }) {
-			return claviger.BadProperty("hadoop.kms.authentication.cookie."+name, nil, "it must be printable ASCII without blanks and ';', not %q", value)
+			return &claviger.PropertyError{Name: "hadoop.kms.authentication.cookie." + name, Value: value,
+				Want: "it must be printable ASCII without blanks and ';'"}
 		}
 	}
 	return nil

@@ -75,7 +75,7 @@ func (f TLSFile) open() ([]byte, Format, error) {
 	case "", JKSFormat, JCEKSFormat, PKCS12Format, PEMFormat, "p12", "pfx":
 	default:
 		if f.TypeProperty != "" {
-			return nil, "", claviger.BadProperty(f.TypeProperty, nil, "it must be jks, jceks, pkcs12 or pem, not %q", f.Type)
+			return nil, "", &claviger.PropertyError{Name: f.TypeProperty, Value: f.Type, Want: "it must be jks, jceks, pkcs12 or pem"}
 		}
 		return nil, "", fmt.Errorf("keystore %s: type %q is not known; it is one of jks, jceks, pkcs12, pem", f.Path, f.Type)
 	}

@@ -29,6 +29,9 @@ type Config struct {
 	// messages where it comes from.
 	PIN       func() (secret.Bytes, error)
 	PINSource string
+	// PINFile is the site's own file that holds the PIN; "" where an environment variable
+	// or a credential of systemd does.
+	PINFile string
 	// Files are those of the host that others must not change, or read.
 	Files   []secret.File
 	Profile Profile
@@ -280,7 +283,7 @@ func (c *FileConfig) Config(dir string) (Config, error) {
 		if !filepath.IsAbs(path) {
 			path = filepath.Join(dir, path)
 		}
-		cfg.PIN, cfg.PINSource = pinFile(path), "file "+path
+		cfg.PIN, cfg.PINSource, cfg.PINFile = pinFile(path), "file "+path, path
 		cfg.Files = []secret.File{PINFile(path)}
 	case c.PINEnv != "":
 		cfg.PINSource = "environment variable " + c.PINEnv

@@ -36,7 +36,7 @@ max-sessions = 30
 	}
 	pin := filepath.Join(filepath.Dir(path), "luna.pin") // beside the file, for it has no folder
 	if c.Module != "/usr/safenet/lunaclient/lib/libCryptoki2_64.so" || c.Serial != "1238696044953" || c.TokenLabel != "" || c.Slot != nil ||
-		c.PINSource != "file "+pin || c.Profile != Luna || c.MaxSessions != 30 {
+		c.PINSource != "file "+pin || c.PINFile != pin || c.Profile != Luna || c.MaxSessions != 30 {
 		t.Errorf("%+v", c)
 	}
 }

@@ -1,6 +1,7 @@
 package provider
 
 import (
+	"fmt"
 	"strconv"
 	"strings"
 
@@ -28,7 +29,7 @@ func (e Env) Bool(name string, fallback bool) (bool, error) {
 	case "false":
 		return false, nil
 	}
-	return false, claviger.BadProperty(name, nil, "it must be true or false, not %q", v)
+	return false, &claviger.PropertyError{Name: name, Value: v, Want: "it must be true or false"}
 }
 
 // Int reads a whole number between lo and hi; fallback stands for a property that is not
@@ -40,7 +41,8 @@ func (e Env) Int(name string, fallback, lo, hi int) (int, error) {
 	}
 	n, err := strconv.Atoi(v)
 	if err != nil || n < lo || n > hi {
-		return 0, claviger.BadProperty(name, err, "it must be a whole number from %d to %d, not %q", lo, hi, v)
+		want := fmt.Sprintf("it must be a whole number from %d to %d", lo, hi)
+		return 0, &claviger.PropertyError{Name: name, Value: v, Want: want, Err: err}
 	}
 	return n, nil
 }

@@ -59,18 +59,21 @@ func ownFiles(conf *hadoopconf.Conf) (files []string) {
 	if err != nil || len(list) == 0 {
 		return files // who opens them says so
 	}
+	// What cannot be read, the server's start tells of.
+	var token pkcs11.Config
 	file, err := provider.UnnestPath(list[0])
-	if err != nil {
+	switch scheme, _, _ := strings.Cut(strings.ToLower(list[0]), ":"); {
+	case scheme == "pkcs11":
+		token, _, err = pkcs11.ParseURI(list[0])
+	case err != nil:
 		return files
-	}
-	switch scheme, _, _ := strings.Cut(strings.ToLower(list[0]), ":"); scheme {
-	case "jceks", "localjceks":
+	case scheme == "jceks" || scheme == "localjceks":
 		files = append(files, file)
-	case "cloudera.hsmkp":
-		c, _, err := pkcs11.ReadKeystoreFile(file)
-		if pin, ok := strings.CutPrefix(c.PINSource, "file "); ok && err == nil {
-			files = append(files, pin)
-		}
+	case scheme == "cloudera.hsmkp":
+		token, _, err = pkcs11.ReadKeystoreFile(file)
+	}
+	if err == nil && token.PINFile != "" {
+		files = append(files, token.PINFile)
 	}
 	return files
 }

@@ -35,6 +35,7 @@ func TestNotAsRoot(t *testing.T) {
 		makes                 bool   // it is not there before
 	}{
 		{"the PIN", "cloudera.hsmkp://file@" + keystore, store, token.PINFile, false},
+		{"the PIN of a pkcs11: URI", "pkcs11:token=" + token.Label + "?module-path=" + token.Module + "&amp;pin-source=file:" + token.PINFile, store, token.PINFile, false},
 		{"the metastore", "cloudera.hsmkp://file@" + keystore, store, store, true},
 		{"the folder of the first metastore", "cloudera.hsmkp://file@" + keystore, filepath.Join(shelf, "c.db"), shelf, false},
 		{"the Java keystore", "jceks://file@" + jceks, store, jceks, true},

@@ -54,7 +54,7 @@ func TestGroupMapping(t *testing.T) {
 		"provider's rule": {composite(map[string]string{"shell": ldap, "shell.ldap.url": "ldap://h", "shell.ldap.search.group.hierarchy.levels": "x"}), hadoopconf.GroupProviderPrefix + "shell.ldap.search.group"},
 		"no such rule":    {map[string]string{hadoopconf.GroupMapping: "org.apache.hadoop.security.RuleBasedLdapGroupsMapping", authn.LDAPPrefix + "url": "ldap://h", authn.LDAPPrefix + "conversion.rule": "upper"}, "to_upper, to_lower or none"},
 		"class":           {map[string]string{hadoopconf.GroupMapping: "com.example.Mapping"}, "com.example.Mapping"},
-		"no url":          {map[string]string{hadoopconf.GroupMapping: ldap}, "url is empty"},
+		"no url":          {map[string]string{hadoopconf.GroupMapping: ldap}, "ldap.url: it is empty"},
 		"filter":          {map[string]string{hadoopconf.GroupMapping: ldap, authn.LDAPPrefix + "url": "ldap://h", authn.LDAPPrefix + "search.filter.user": "(uid={0}"}, "search.filter.user"},
 		"levels":          {map[string]string{hadoopconf.GroupMapping: ldap, authn.LDAPPrefix + "search.group.hierarchy.levels": "many"}, "hierarchy.levels"},
 		"no password":     {map[string]string{hadoopconf.GroupMapping: ldap, authn.LDAPPrefix + "url": "ldap://h", authn.LDAPPrefix + "bind.user": "cn=r"}, "bind.password.file"},

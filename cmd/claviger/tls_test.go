@@ -290,7 +290,7 @@ func clientTrust(t *testing.T, dir string) {
 	if ok, err := trusts(nil); !ok || err != nil {
 		t.Errorf("from ssl-client.xml, before the environment: %t, %v", ok, err)
 	}
-	if _, err := trusts([]string{"claviger.ssl.truststore", none}); err == nil || !strings.Contains(err.Error(), "property claviger.ssl.truststore: ") {
+	if _, err := trusts([]string{"claviger.ssl.truststore", none}); err == nil || !strings.Contains(err.Error(), "kms-site.xml:5: property claviger.ssl.truststore has the value ") {
 		t.Errorf("claviger.ssl.truststore, before ssl-client.xml: %v", err)
 	}
 }

@@ -123,7 +123,7 @@ func materialLife(env provider.Env) (time.Duration, error) {
 	}
 	d, err := hadoopconf.ParseDuration(v, time.Second)
 	if err != nil || d < time.Second || d > 24*time.Hour {
-		return 0, claviger.BadProperty(name, err, "it must be 1s to 24h, as in 10m, not %q", v)
+		return 0, &claviger.PropertyError{Name: name, Value: v, Want: "it must be 1s to 24h, as in 10m", Err: err}
 	}
 	return d, nil
 }

@@ -395,7 +395,9 @@ func TestScheme(t *testing.T) {
 		"hadoop.security.kms.client.failover.sleep.max.millis":  "99999999999",
 	} {
 		props = map[string]string{name: bad}
-		if _, err := r.Open(t.Context(), uriOf(s), env); err == nil || !strings.Contains(err.Error(), name+` is "`+bad+`"`) {
+		_, err := r.Open(t.Context(), uriOf(s), env)
+		var of *claviger.PropertyError
+		if !errors.As(err, &of) || of.Name != name || of.Value != bad {
 			t.Errorf("%s = %s: %v", name, bad, err)
 		}
 	}

@@ -342,6 +342,10 @@ var starts = map[string]func(*site) []string{
 		s.write("conf/claviger.db", strings.Repeat("not a database\n", 1000))
 		return s.start()
 	},
+	"property-wrong": func(s *site) []string {
+		s.set("claviger.delete.soft", "bogus")
+		return s.start()
+	},
 	"xml-malformed": func(s *site) []string {
 		s.write("conf/kms-site.xml", "<configuration>\n<property><name>hadoop.kms.http.port</name><value>9600</property>\n</configuration>\n")
 		return s.start()
