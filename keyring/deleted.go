@@ -3,6 +3,7 @@ package keyring
 import (
 	"context"
 	"slices"
+	"strings"
 	"time"
 
 	"claviger"
@@ -86,7 +87,7 @@ func (r *Ring) Undelete(ctx context.Context, c claviger.Caller, key, version str
 		return err
 	}
 	if len(keys) == 0 {
-		return claviger.E(op, claviger.KeyNotFound, key, nil)
+		return q.noDeleted(ctx, soft, op, key, version)
 	}
 	last := &keys[len(keys)-1]
 	// A key that a migration made is the source's key under its rules. Any other is a
@@ -107,11 +108,20 @@ func (r *Ring) Undelete(ctx context.Context, c claviger.Caller, key, version str
 	return nil
 }
 
-// Purge ends deleted keys of that name for ever: the one that has the version of that
-// full name; where version is "", all that the caller may manage. Kind Invalid where
-// one of them was used within Config.PurgeMinUnused, and where no version is given and
-// the keys have several ACL names; else those of Undelete.
+// Purge ends a deleted key of that name for ever: the one that has the version of that
+// full name; where version is "", the only one that the caller may manage. Kind Invalid
+// where it was used within Config.PurgeMinUnused, and where no version is given
+// and there are several; else those of Undelete.
 func (r *Ring) Purge(ctx context.Context, c claviger.Caller, key, version string) error {
+	return r.purge(ctx, c, key, version, false)
+}
+
+// PurgeAll is Purge of all deleted keys of that name that the caller may manage.
+func (r *Ring) PurgeAll(ctx context.Context, c claviger.Caller, key string) error {
+	return r.purge(ctx, c, key, "", true)
+}
+
+func (r *Ring) purge(ctx context.Context, c claviger.Caller, key, version string, all bool) error {
 	const op = "keyring.Purge"
 	q, err := r.enter(ctx, &c, audit.PurgeKey, &key, authz.Purge)
 	if err != nil {
@@ -138,13 +148,13 @@ func (r *Ring) Purge(ctx context.Context, c claviger.Caller, key, version string
 	if keys, err = q.manageable(ctx, keys); err != nil {
 		return err
 	}
+	if len(keys) > 1 && version == "" && !all {
+		return claviger.Errorf(op, claviger.Invalid, key, "%d deleted keys have the name '%s': name the one to purge by a version of it (claviger key purge --key-version, trusteeOp=purgeVersion), "+
+			"or say that all are meant (--all, trusteeOp=purge&all=true); the newest versions are %s", len(keys), key, newest(keys))
+	}
 	versions := make([]string, len(keys))
 	for i := range keys {
 		k := &keys[i]
-		if k.ACLName() != keys[0].ACLName() {
-			return claviger.Errorf(op, claviger.Invalid, key, "%d deleted keys have the name '%s', under different ACL names: name the one to purge by a version of it "+
-				"(claviger key purge --key-version, trusteeOp=purgeVersion); the newest versions are %s and %s", len(keys), key, newestOf(&keys[0]), newestOf(k))
-		}
 		last, err := r.lastUse(ctx, *k)
 		if err != nil {
 			return err
@@ -158,6 +168,9 @@ func (r *Ring) Purge(ctx context.Context, c claviger.Caller, key, version string
 	}
 	defer r.forget(key)
 	if err := soft.Purge(ctx, key, versions...); err != nil {
+		if len(keys) == 0 && claviger.Is(err, claviger.KeyNotFound) {
+			return q.noDeleted(ctx, soft, op, key, version)
+		}
 		return err
 	}
 	if n := len(versions); n > 0 {
@@ -203,6 +216,37 @@ func (q *request) manageable(ctx context.Context, keys []provider.Deleted) ([]pr
 		return nil, q.needKey(ctx, &keys[len(keys)-1].Metadata, authz.KeyManagement)
 	}
 	return own, nil
+}
+
+// OtherDeletedError says which deleted keys of a name there are beside the one that was
+// asked for by a version. It is for those who may manage them.
+type OtherDeletedError struct{ asked, newest string }
+
+func (e *OtherDeletedError) Error() string {
+	return "has the version " + e.asked + "; the newest versions of those that are there are " + e.newest
+}
+
+// noDeleted says that no deleted key of the name has the version, and which ones the
+// caller may manage, if any.
+func (q *request) noDeleted(ctx context.Context, soft provider.SoftDeleter, op, key, version string) error {
+	keys, err := q.ring.deletedOf(ctx, soft, key, "")
+	if err != nil {
+		return err
+	}
+	keys = slices.DeleteFunc(keys, func(k provider.Deleted) bool { return !q.mayManage(k.ACLName()) })
+	if version == "" || len(keys) == 0 {
+		return claviger.E(op, claviger.KeyNotFound, key, nil)
+	}
+	return claviger.E(op, claviger.KeyNotFound, key, &OtherDeletedError{version, newest(keys)})
+}
+
+// newest names deleted keys by their newest versions and the times of their deletions.
+func newest(keys []provider.Deleted) string {
+	list := make([]string, len(keys))
+	for i := range keys {
+		list[i] = newestOf(&keys[i]) + " (deleted " + stamp(keys[i].Since) + ")"
+	}
+	return strings.Join(list, ", ")
 }
 
 // newestOf is the name of the newest version, which tells a deleted key from others of

@@ -59,13 +59,16 @@ func TestNamesOfDeletedKeys(t *testing.T) {
 		{"", "hers", "alice", "undelete", absent, "", "hers"},
 		// Each user ends his own, and one who may end keys of others names which.
 		{"hers", "", "bob", "purge", denied, "hers", ""},
-		{"hers,his,hers", "", "alice", "purge", yes, "his", ""},
+		{"hers,his,hers", "", "alice", "purge", invalid, "hers,his,hers", ""},
+		{"hers,his,hers", "", "alice", "purge all", yes, "his", ""},
 		{"hers,his,hers", "", "bob", "purge", yes, "hers,hers", ""},
 		{"hers,his", "", "root", "purge", invalid, "hers,his", ""},
+		{"hers,his", "", "root", "purge all", yes, "", ""},
+		{"hers", "", "bob", "purge all", denied, "hers", ""},
 		{"hers,his", "", "root", "purge 1", yes, "hers", ""},
 		{"hers,his", "", "bob", "purge 0", denied, "hers,his", ""},
 		{"hers,his", "", "bob", "purge 1", yes, "hers", ""},
-		{"hers,hers", "", "root", "purge", yes, "", ""},
+		{"hers,hers", "", "root", "purge", invalid, "hers,hers", ""},
 		{"hers,hers", "", "alice", "purge 0", yes, "hers", ""},
 		{"his,hers", "his", "bob", "purge", yes, "hers", "his"},
 	} {
@@ -96,7 +99,9 @@ func TestNamesOfDeletedKeys(t *testing.T) {
 				}
 			}
 			op, version := tt.op, ""
-			if name, i, ok := strings.Cut(tt.op, " "); ok {
+			if name, i, ok := strings.Cut(tt.op, " "); ok && i == "all" {
+				op = tt.op
+			} else if ok {
 				op, version = name, versions[i[0]-'0']
 			}
 			var err error
@@ -108,6 +113,8 @@ func TestNamesOfDeletedKeys(t *testing.T) {
 				err = l.Undelete(ctx, caller(tt.user), "reports", version)
 			case "purge":
 				err = l.Purge(ctx, caller(tt.user), "reports", version)
+			case "purge all":
+				err = l.PurgeAll(ctx, caller(tt.user), "reports")
 			}
 			switch {
 			case tt.want == yes && err != nil:

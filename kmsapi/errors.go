@@ -190,7 +190,12 @@ func (c *call) keyNotFound(e *claviger.Error) *kmswire.Exception {
 	case "roll_new_version":
 		return kmswire.Throw(kmswire.IOException, "Can't find Metadata for key "+e.Key+history(e))
 	case "undelete_key", "purge_key":
-		return kmswire.Throw(kmswire.IOException, "No deleted key "+e.Key+" in "+c.Ring.PrimaryURI())
+		text := "No deleted key " + e.Key + " in " + c.Ring.PrimaryURI()
+		var others *keyring.OtherDeletedError
+		if errors.As(e, &others) {
+			text += " " + others.Error()
+		}
+		return kmswire.Throw(kmswire.IOException, text)
 	case "migrate_key":
 		return kmswire.Throw(kmswire.IOException, "The source of the migration has no key "+e.Key)
 	case "delete_key":

@@ -28,13 +28,21 @@ func trusteeOp(ctx context.Context, c *call) error {
 			return kmswire.Throw(kmswire.IllegalArgument, "Parameter 'version' cannot be null: it is the full name of a version of the deleted key")
 		}
 	}
+	all, given := c.param(kmswire.ParamAll)
+	if given && (op != kmswire.OpPurge || all != "true") {
+		return kmswire.Throw(kmswire.IllegalArgument, "IllegalArgumentException Parameter 'all' must be true, and goes with trusteeOp=purge alone")
+	}
 	var err error
 	switch op {
 	case kmswire.OpUndelete, kmswire.OpUndeleteVersion:
 		err = c.Ring.Undelete(ctx, c.caller, c.name, version)
 	case kmswire.OpPurge, kmswire.OpPurgeVersion:
 		c.opName = "purge_key"
-		err = c.Ring.Purge(ctx, c.caller, c.name, version)
+		if given {
+			err = c.Ring.PurgeAll(ctx, c.caller, c.name)
+		} else {
+			err = c.Ring.Purge(ctx, c.caller, c.name, version)
+		}
 	case kmswire.OpMigrate:
 		return migrateKey(ctx, c)
 	default:

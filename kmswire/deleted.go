@@ -16,6 +16,8 @@ const (
 	OpUndeleteVersion = "undeleteVersion"
 	OpPurgeVersion    = "purgeVersion"
 	ParamVersion      = "version"
+	// ParamAll, true, has OpPurge end all deleted keys of a name where there are several.
+	ParamAll = "all"
 )
 
 // MigratedKey answers OpMigrate.

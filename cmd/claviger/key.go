@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -148,7 +147,7 @@ func versionFlag(cmd *cobra.Command, version *string) {
 }
 
 // givenVersion refuses a version that is given and empty, as by an unset variable of a
-// script: without a version all deleted keys of the name are meant.
+// script: without a version another deleted key may be meant.
 func givenVersion(cmd *cobra.Command, version string) error {
 	if version == "" && cmd.Flags().Changed("key-version") {
 		return &exitError{exitUsage, errors.New("--key-version is empty: give the full name of a version, as in NAME@3, or leave the flag out")}
@@ -175,62 +174,10 @@ can be undeleted as well.`, cobra.ExactArgs(1),
 	return cmd
 }
 
-func newKeyPurge() *cobra.Command {
-	var yes, version string
-	cmd := keyCommand("purge NAME --provider URI [--key-version NAME@N]", "End a deleted key for ever",
-		`purge destroys the deleted keys of the name NAME that you may manage, in the HSM: with --key-version, the one that has that version.
-Where several have the name under different ACL names, it is refused without --key-version. What the keys encrypted can never be read
-again. It asks you to type the name once more; --yes-purge NAME does that for scripts. The KMS refuses while a key was used within its
-claviger.purge.min.unused.`, cobra.ExactArgs(1),
-		func(ctx context.Context, cmd *cobra.Command, kms *kmsclient.Provider, out *output, args []string) error {
-			if err := givenVersion(cmd, version); err != nil {
-				return err
-			}
-			name := args[0]
-			typed := yes
-			if !cmd.Flags().Changed("yes-purge") {
-				keys, err := kms.DeletedKeys(ctx)
-				if err != nil {
-					return err
-				}
-				n := 0
-				for _, k := range keys {
-					if k.Name == name && (version == "" || slices.Contains(k.Versions, version)) {
-						n++
-						fmt.Fprintf(cmd.ErrOrStderr(), "key %s, deleted %s, %d versions, the newest is %s\n", claviger.Printable(name), clock(k.Deleted), len(k.Versions), newestVersion(k))
-					}
-				}
-				fmt.Fprintf(cmd.ErrOrStderr(), "%d deleted keys will be destroyed, and all that they encrypted is lost. Type the key's name to purge: ", n)
-				if typed, err = readName(cmd.InOrStdin()); err != nil {
-					return err
-				}
-			}
-			if typed != name {
-				return &exitError{exitRefused, fmt.Errorf("nothing was purged: %q is not the key's name, %q", typed, name)}
-			}
-			if err := kms.Purge(ctx, name, version); err != nil {
-				return err
-			}
-			return out.write(map[string]string{"purged": name}, func(w io.Writer) { fmt.Fprintf(w, "key %s is gone for ever\n", claviger.Printable(name)) })
-		})
-	cmd.Flags().StringVar(&yes, "yes-purge", "", "the key's name once more, instead of typing it")
-	versionFlag(cmd, &version)
-	return cmd
-}
-
 // newestVersion tells a deleted key from others of its name.
 func newestVersion(k kmswire.DeletedKey) string {
 	if len(k.Versions) == 0 {
 		return "-"
 	}
 	return claviger.Printable(k.Versions[len(k.Versions)-1])
-}
-
-// readName reads one line.
-func readName(in io.Reader) (string, error) {
-	line, err := bufio.NewReader(io.LimitReader(in, 8<<10)).ReadString('\n')
-	if err != nil && !errors.Is(err, io.EOF) {
-		return "", err
-	}
-	return strings.TrimRight(line, "\r\n"), nil
 }
