@@ -24,7 +24,7 @@ func claimStore(ctx context.Context, store metastore.Store, self owner.Owner, ac
 		return nil
 	}
 	_, err := store.Claim(ctx, self, access.Alone())
-	return inUse(err, self, "give each server a "+hadoopconf.MetastoreURI+" of its own, or have all nodes share one in PostgreSQL (docs/nodes.md)")
+	return inUse(err, self, "give each server a "+hadoopconf.MetastoreURI+" of its own, and an HSM token of its own with it (docs/hsm.md), or have all nodes share one in PostgreSQL (docs/nodes.md)")
 }
 
 // claimKeystore takes the primary's keystore file, if it has one. Several servers

@@ -129,7 +129,7 @@ func adoptKeys(cmd *cobra.Command, conf string, f *adoptFlags, out *output) erro
 	case report.BoundTo != "" && !f.rebind:
 		return done(&exitError{exitRefused, fmt.Errorf("nothing was done; the token is bound to the metastore %s; if that is the one that this server should use, name it by claviger.metastore.uri; if it is lost, say --rebind as well", report.BoundTo)})
 	case len(report.Chosen) == 0 && !binds:
-		return done(&exitError{exitRefused, errors.New("nothing was done; name the keys, or say --all")})
+		return done(&exitError{exitRefused, errors.New("nothing was done; name the keys that are to be used (a deleted one looks like the others), or say --all")})
 	}
 	for _, c := range report.Chosen {
 		if c.Why != "" && !f.aside {

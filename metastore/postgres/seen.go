@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"time"
@@ -32,25 +33,81 @@ func (c *Config) recall() (was seen, err error) {
 	if c.Seen == "" {
 		return was, nil
 	}
-	f, err := os.Open(c.Seen)
+	text, err := readSeen(c.Seen)
 	if errors.Is(err, fs.ErrNotExist) {
 		return was, nil
 	}
 	if err == nil {
-		defer func() { _ = f.Close() }() // it is read alone
-		var st fs.FileInfo
-		if st, err = f.Stat(); err == nil && (!st.Mode().IsRegular() || st.Size() > seenMost) {
-			err = errors.New("it is no file that a node has written")
-		}
+		was, err = parseSeen(text)
 	}
 	if err == nil {
-		err = json.NewDecoder(f).Decode(&was)
+		return was, nil
+	}
+	cure := "it is damaged, or another file: see that the property names the right place, or move it away"
+	if errors.Is(err, fs.ErrPermission) {
+		cure = "give it to the user that the server runs as, or move it away"
+	}
+	return seen{}, claviger.Errorf("postgres.Open", claviger.Invalid, "",
+		"the file %s (property %s) keeps what this node has seen of the metastore, and cannot be used: %w; %s; without it the node does not notice what was lost before its start", c.Seen, c.SeenProperty, err, cure)
+}
+
+// readSeen reads the file, which has a bound.
+func readSeen(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }() // it is read alone
+	st, err := f.Stat()
+	if err == nil && (!st.Mode().IsRegular() || st.Size() > seenMost) {
+		err = fmt.Errorf("a node writes a regular file of %d bytes at most", seenMost)
 	}
 	if err != nil {
-		return was, claviger.Errorf("postgres.Open", claviger.Invalid, "",
-			"the file %s (property %s) keeps what this node has seen of the metastore, and cannot be read: %w; mend its permissions, or move it away: then the node does not notice what was lost before its start", c.Seen, c.SeenProperty, err)
+		return nil, err
+	}
+	return io.ReadAll(f)
+}
+
+// parseSeen takes what keepSeen writes, and nothing else: a file that says less would
+// have the node forget what it has seen.
+func parseSeen(text []byte) (was seen, err error) {
+	var both struct {
+		Changes json.RawMessage `json:"changes"` // null where none was seen
+		Servers json.RawMessage `json:"servers"`
+	}
+	if err := decodeAll(text, &both); err != nil {
+		return was, err
+	}
+	if both.Changes == nil || both.Servers == nil || string(both.Servers) == "null" {
+		return was, errors.New("a node writes an object with changes and servers")
+	}
+	if err := errors.Join(decodeAll(both.Changes, &was.Changes), decodeAll(both.Servers, &was.Servers)); err != nil {
+		return was, err
+	}
+	for _, m := range was.Changes {
+		if m.Seq <= 0 || m.ID == "" {
+			return was, errors.New("a change in it has no number, or no id")
+		}
+	}
+	for system, s := range was.Servers {
+		if system == "" || s.Host == "" || s.Timeline == 0 {
+			return was, errors.New("a server in it has no system, host or timeline")
+		}
 	}
 	return was, nil
+}
+
+// decodeAll decodes one JSON value that has no fields but those of v, and nothing after it.
+func decodeAll(text []byte, v any) error {
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.DisallowUnknownFields()
+	if err := d.Decode(v); err != nil {
+		return fmt.Errorf("it is no JSON as a node writes it: %w", err)
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return errors.New("something stands behind its JSON")
+	}
+	return nil
 }
 
 // forget says how the node is made to forget what it has seen.

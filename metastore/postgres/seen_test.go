@@ -105,11 +105,30 @@ func TestSeenBeforeARestart(t *testing.T) {
 // TestSeenFileDamaged: a file that cannot be read is named, with the cure.
 func TestSeenFileDamaged(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "seen.json")
-	if err := os.WriteFile(file, []byte(`{"changes":[`), 0o600); err != nil {
-		t.Fatal(err)
+	open := func() error {
+		_, err := postgres.Open(t.Context(), postgres.Config{URI: "postgresql://nobody@127.0.0.1:1/none", Seen: file, SeenProperty: "the.file", Patience: time.Millisecond})
+		return err
 	}
-	_, err := postgres.Open(t.Context(), postgres.Config{URI: "postgresql://nobody@127.0.0.1:1/none", Seen: file, SeenProperty: "the.file"})
-	if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), file) || !strings.Contains(err.Error(), "the.file") {
-		t.Errorf("%v", err)
+	for _, text := range []string{
+		`{"changes":[`, ``, `null`, `[]`, `7`, `"x"`, `{}`, `{"changes":[]}`, `{"changes":null,"servers":null}`, `{"changes":null,"servers":{}}x`, `{"changes":[],"servers":{},"more":1}`,
+		`{"changes":{},"servers":{}}`, `{"changes":[7],"servers":{}}`, `{"changes":[{}],"servers":{}}`, `{"changes":[{"seq":"1","id":"a","key":"k","at":1}],"servers":{}}`,
+		`{"changes":[],"servers":[]}`, `{"changes":[],"servers":{"1":{}}}`, `{"changes":[],"servers":{"1":{"host":"a","timeline":-1}}}`,
+	} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		err := open()
+		if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), file) || !strings.Contains(err.Error(), "the.file") ||
+			!strings.Contains(err.Error(), "move it away") || strings.Contains(err.Error(), "the user that the server runs as") {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+	for _, text := range []string{`{"changes":null,"servers":{}}`, `{"changes":[{"seq":1,"id":"a","key":"k","at":1}],"servers":{"7":{"host":"db1","timeline":2}}}`} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := open(); err == nil || strings.Contains(err.Error(), file) { // there is no database
+			t.Errorf("%s: %v", text, err)
+		}
 	}
 }

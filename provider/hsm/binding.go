@@ -162,8 +162,8 @@ func boundElsewhere(info pkcs11.TokenInfo, other Binding, uri, confDir string) e
 		uri += ", at the same place but another: it was lost, or put there in place of the first"
 	}
 	return claviger.Errorf("hsm.Open", claviger.Invalid, "",
-		"token %s belongs to the metastore %s, and this is the metastore %s: two metastores on one token cannot tell each other's keys from lost ones; name the first by claviger.metastore.uri, or another token in the keystore file; if the first is lost, %s gives the token to this one",
-		tokenName(info), other, uri, adoptCommand(confDir, "--all --rebind"))
+		"token %s belongs to the metastore %s, and this is the metastore %s: two metastores on one token cannot tell each other's keys from lost ones; name the first by claviger.metastore.uri, or another token in the keystore file; if the first is lost, %s",
+		tokenName(info), other, uri, cureLostStore(confDir, true))
 }
 
 // bindingLock keeps nodes that start at once from binding twice.

@@ -83,13 +83,23 @@ func mayBeMade(ctx context.Context, tok token, uri, confDir string) error {
 
 // emptyStore is the refusal to serve a token's keys without their records.
 func emptyStore(uri string, info pkcs11.TokenInfo, labels []string, bound []Binding, confDir string) error {
-	place, flags := "", "--all"
+	place := ""
 	if len(bound) > 0 {
-		place, flags = ", which was at "+bound[0].URI, "--all --rebind"
+		place = ", which was at " + bound[0].URI
 	}
 	return claviger.Errorf("hsm.Open", claviger.Invalid, "",
-		"the metastore %s knows no key, but token %s holds %d keys of claviger: %s; name the metastore that knows them%s, by claviger.metastore.uri, or restore it from a backup; if it is lost, %s makes new records of these keys",
-		uri, tokenName(info), len(labels), some(labels), place, adoptCommand(confDir, flags))
+		"the metastore %s knows no key, but token %s holds %d keys of claviger: %s; name the metastore that knows them%s, by claviger.metastore.uri, or restore it from a backup; if it is lost, %s",
+		uri, tokenName(info), len(labels), some(labels), place, cureLostStore(confDir, len(bound) > 0))
+}
+
+// cureLostStore is what an operator does whose metastore is lost. Not all of the token's
+// keys are to be used again: those that were deleted look like the others.
+func cureLostStore(confDir string, bound bool) string {
+	flags, more := "NAME...", ""
+	if bound {
+		flags, more = "--rebind NAME...", ", and gives the token to this metastore"
+	}
+	return adoptCommand(confDir, "") + " lists the keys of the token, those that were deleted among them, and " + adoptCommand(confDir, flags) + " makes new records of those that you name" + more
 }
 
 // survey is what a provider knows of the objects on its token that its store does
