@@ -281,3 +281,36 @@ func TestSameNameIsNotReencrypted(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// otherwise is a source that answers to every spelling, and gives its own.
+type otherwise struct{ folding }
+
+func (o otherwise) Metadata(ctx context.Context, names ...string) ([]*claviger.Metadata, error) {
+	return o.farKMS.Metadata(ctx, strings.ToLower(names[0]))
+}
+
+// TestConflictOfASpelling: a source that has "payroll" and answers to "Payroll", as the
+// key is called here, is compared by what it was asked for.
+func TestConflictOfASpelling(t *testing.T) {
+	s := newShadowLab(t, never, "present", "Payroll", false)
+	s.sources[0].Provider, s.sources[0].service = otherwise{folding{s.far}}, otherwise{folding{s.far}}
+	m, err := s.far.Provider.Metadata(t.Context(), "payroll")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours := *m[0]
+	ours.Name = "Payroll"
+	if _, err := s.primary.Import(t.Context(), ours, 1, 1, nil); err != nil {
+		t.Fatal(err)
+	}
+	s.past.list = append(s.past.list, Origin{Key: "Payroll", Source: farURI, TakenOver: true, Folded: true, Created: ours.Created, ACLName: "payroll", Numbered: true, Counted: 1})
+	s.origins.forget()
+	for n := range 2 {
+		if err := s.CompareSources(t.Context()); err != nil || s.Conflicts() != n {
+			t.Errorf("after %d rolls at the source: %v, %v", n, s.conflictsNow(), err)
+		}
+		if _, err := s.far.Roll(t.Context(), "payroll", nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

@@ -108,7 +108,7 @@ func (e *Engine) look(ctx context.Context, op string) (*survey, error) {
 		}
 		if theirs[i] != nil && it.Run == "" { // not as the journal has it
 			e.number(ctx, sv, &it, theirs[i])
-			if v := e.collision(it, theirs[i], it.TargetVersions); v != "" {
+			if v := e.collision(ctx, it, theirs[i], it.TargetVersions); v != "" {
 				it = collided(it, theirs[i], v)
 			}
 		}

@@ -128,12 +128,18 @@ func (e *Engine) skip(ctx context.Context, it Item) error {
 // keys: the source rolled its key after it was taken over. "" where there is none.
 // ours are the names at the target. A version whose EDEKs are the target's by the
 // operator's word is left out.
-func (e *Engine) collision(it Item, theirs *claviger.Metadata, ours []string) string {
+func (e *Engine) collision(ctx context.Context, it Item, theirs *claviger.Metadata, ours []string) string {
 	if !it.numbered() {
 		return ""
 	}
 	for _, v := range ours {
-		if n, ok := claviger.VersionNumber(v); ok && n < theirs.Versions && !e.cfg.Ours[v] {
+		n, ok := claviger.VersionNumber(v)
+		if !ok || n >= theirs.Versions || e.cfg.Ours[v] {
+			continue
+		}
+		// One that counts so many, and was taken for one that numbers them, may name them
+		// otherwise.
+		if e.probeNaming(ctx, it.Key, n+1) != opaque {
 			return v
 		}
 	}

@@ -221,3 +221,34 @@ func TestGap(t *testing.T) {
 		t.Errorf("the journal, by the operator's word: %+v", o)
 	}
 }
+
+// TestNoCollisionByCount: a source that named no version and let none be tried is taken for
+// one that numbers them. Rolled afterwards, it is in conflict only as long as it cannot be
+// asked whether it has the version.
+func TestNoCollisionByCount(t *testing.T) {
+	b := newBench(t)
+	b.source = memory.New(memory.Config{OpaqueIDs: true, URI: b.source.URI()})
+	src := &farKMS{stub: stub{Source: b.source, noNames: true}, kind: claviger.Denied}
+	b.cfg.Source = src
+	b.add(t, "k", 1)
+	b.run(t)
+	if got := versions(t, b.target, "k"); !slices.Equal(got, []string{"k@1"}) {
+		t.Fatalf("made %q", got)
+	}
+	if _, err := b.source.Roll(t.Context(), "k", nil); err != nil {
+		t.Fatal(err)
+	}
+	different := func() int {
+		t.Helper()
+		v, err := b.engine(t).Verify(t.Context())
+		must(t, err)
+		return v.Different
+	}
+	if different() != 1 {
+		t.Error("without an answer the count decides")
+	}
+	src.kind = 0
+	if different() != 0 {
+		t.Error("a source that has no version of that name")
+	}
+}

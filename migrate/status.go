@@ -289,7 +289,7 @@ func (e *Engine) Verify(ctx context.Context) (*Verification, error) {
 			d.Differences = []Difference{{Field: "key", Source: "there", Target: presence(nil)}}
 		default:
 			d.Differences = compare(fieldsOf(theirs), fieldsOf(ours))
-			d.verifyVersions(it, theirs, have[it.Key], bad, e.collision(it, theirs, have[it.Key]))
+			d.verifyVersions(it, theirs, have[it.Key], bad, e.collision(ctx, it, theirs, have[it.Key]))
 		}
 		v.add(d)
 	}

@@ -67,7 +67,7 @@ func (e *Engine) judge(ctx context.Context, sv *survey, name string, theirs, our
 	if ours == nil {
 		// A key that could not stay, since the source rolled it afterwards, is taken over
 		// again once it was deleted here.
-		again := e.collision(before, theirs, before.TargetVersions) != ""
+		again := e.collision(ctx, before, theirs, before.TargetVersions) != ""
 		if known && (before.State == Done || before.State == Deleted) && !again {
 			return deletedHere(before), nil
 		}
@@ -78,7 +78,7 @@ func (e *Engine) judge(ctx context.Context, sv *survey, name string, theirs, our
 	}
 	if known && before.State == Done {
 		before.Why, before.Rolled = "", 0
-		if v := e.collision(before, theirs, before.TargetVersions); v != "" {
+		if v := e.collision(ctx, before, theirs, before.TargetVersions); v != "" {
 			return collided(before, theirs, v), nil
 		}
 		if n := theirs.Versions - before.Source.Versions; n > 0 {
