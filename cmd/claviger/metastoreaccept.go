@@ -15,6 +15,7 @@ import (
 	"claviger"
 	"claviger/hadoopconf"
 	"claviger/metastore/postgres"
+	"claviger/provider/hsm"
 )
 
 // acceptor is a store that may lack what was acknowledged.
@@ -77,6 +78,10 @@ func acceptLosses(ctx context.Context, out io.Writer, dir string, yes bool) (err
 	if !yes {
 		_, err := fmt.Fprintln(out, "These are the newest of the changes that are missing; there may be others. Repeat this with --yes, and then adopt what the HSM holds: claviger hsm adopt.")
 		return errors.Join(err, &exitError{exitRefused, nil})
+	}
+	// What was lost may be the ends of steps.
+	if err := hsm.EndSteps(ctx, store); err != nil {
+		return err
 	}
 	if err := s.Accept(ctx); err != nil {
 		return err

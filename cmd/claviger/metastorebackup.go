@@ -84,7 +84,8 @@ func newMetastoreRestore() *cobra.Command {
 		Long: `restore puts a FILE that metastore backup has written in the place of the SQLite store that DIR configures. It checks FILE first, and compares it with the
 store that is there and with the token: versions of keys that either has and FILE does not know would be lost, and are listed as LOST. Keys that were
 deleted since FILE was written would come back, and are listed as REVIVED; keys that were brought back since are listed as DELETED, and keys
-whose attributes or description are others now as CHANGED. Where anything is listed nothing is written unless --lose-keys says so. It refuses while a server has the store. The store that was there is kept beside it.
+whose attributes or description are others now as CHANGED. Steps that were pending when FILE was written are ended: what they made on the token may
+have been used since, and is LOST until it is adopted. Where anything is listed nothing is written unless --lose-keys says so. It refuses while a server has the store. The store that was there is kept beside it.
 
 Exit status: 0 restored, 1 FILE or the store cannot be used, 3 keys would be lost, or changes undone.`,
 		Args: cobra.ExactArgs(1),
@@ -125,6 +126,9 @@ func (f *restoreFlags) restore(ctx context.Context, out io.Writer, conf *hadoopc
 	}
 	defer func() { err = errors.Join(err, staged.Discard()) }()
 	if err := keepStoreID(ctx, place, staged.Store); err != nil {
+		return err
+	}
+	if err := hsm.EndSteps(ctx, staged.Store); err != nil {
 		return err
 	}
 	lost, undo, err := f.lost(ctx, out, conf, place, staged, log)
@@ -206,6 +210,9 @@ func (f *restoreFlags) lost(ctx context.Context, out io.Writer, conf *hadoopconf
 			some, err = missingIn(ctx, staged.Store, current)
 			lost = append(lost, some...)
 			if err == nil {
+				err = forgetDestroyed(ctx, staged.Store, current)
+			}
+			if err == nil {
 				err = staged.SkipNumbersOf(ctx, current)
 			}
 			if err == nil {
@@ -240,6 +247,20 @@ func (f *restoreFlags) lost(ctx context.Context, out io.Writer, conf *hadoopconf
 	}
 	slices.Sort(lost)
 	return slices.Compact(lost), undo, nil
+}
+
+// forgetDestroyed has a backup not take for destroyed what the store that it replaces uses.
+func forgetDestroyed(ctx context.Context, backup, current *sqlite.Store) error {
+	all, err := versionsOf(ctx, current)
+	if err != nil {
+		return err
+	}
+	for _, v := range all {
+		if err := hsm.Forget(ctx, backup, v.object); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // missingIn are the versions of one store that another does not know.

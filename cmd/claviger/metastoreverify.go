@@ -298,7 +298,7 @@ func (r *storeReport) text(w io.Writer) {
 		row("MISSING", "%s is not on the token: restore the token, or look whether this store is of another", claviger.Printable(name))
 	}
 	for _, name := range t.GivenUp {
-		row("GIVEN UP", "%s is not on the token, and was given up: delete its key", name)
+		row("GIVEN UP", "%s is not on the token, and was given up: where it is its key's newest version roll the key; delete the key only where it has no other", claviger.Printable(name))
 	}
 	for _, name := range t.Unknown {
 		row("UNKNOWN", "%s is on the token: this store is older than it, or of another; restore a newer store, or adopt it: %s %s", claviger.Printable(name), t.Adopt, claviger.Printable(name))

@@ -36,7 +36,7 @@ func (p *Provider) Candidates(ctx context.Context) ([]Candidate, error) {
 	}
 	byKey := map[string][]Object{}
 	for _, o := range objects {
-		if o.Mark == Unknown || o.Mark == Aside {
+		if o.adoptable() {
 			byKey[o.Key()] = append(byKey[o.Key()], o)
 		}
 	}
@@ -151,7 +151,7 @@ func (p *Provider) again(ctx context.Context, op string, c Candidate) (Candidate
 		switch {
 		case at < 0:
 			return c, claviger.Errorf(op, claviger.Invalid, c.Key, "the token does not hold %s any more; nothing was done with key %s; look again", was.Label, c.Key)
-		case marked[at].Mark != Unknown && marked[at].Mark != Aside:
+		case !marked[at].adoptable():
 			return c, claviger.Errorf(op, claviger.Invalid, c.Key, "%s is %q by now; nothing was done with key %s; look again", was.Label, marked[at].Mark, c.Key)
 		}
 		versions[i] = marked[at]
@@ -190,8 +190,8 @@ func (p *Provider) Adopt(ctx context.Context, c Candidate, a Adoption) error {
 		return err
 	}
 	for _, i := range pending {
-		if i.Key == c.Key {
-			return claviger.Errorf(op, claviger.Invalid, c.Key, "the step %q of this key was broken off; make it again, or delete the key, before its lost versions are adopted", i.Op)
+		if i.Key == c.Key && i.Op == opDelete {
+			return claviger.Errorf(op, claviger.Invalid, c.Key, "a deletion of this key was broken off; the next start of a server finishes it")
 		}
 	}
 	list := make([]metastore.Version, len(c.Versions))
@@ -201,6 +201,10 @@ func (p *Provider) Adopt(ctx context.Context, c Candidate, a Adoption) error {
 		}
 	}
 	if err := p.note(ctx, c, a, false, "begun"); err != nil {
+		return err
+	}
+	// A step whose objects are adopted ends thereby; what else it made is unknown then.
+	if err := p.store.Drop(ctx, c.Key); err != nil {
 		return err
 	}
 	if c.Known {
@@ -290,6 +294,9 @@ func (p *Provider) SetAside(ctx context.Context, c Candidate, a Adoption) error 
 				return err
 			}
 		}
+	}
+	if err := p.store.Drop(ctx, c.Key); err != nil { // see Adopt
+		return err
 	}
 	free, err := p.store.Lock(ctx, settingAside)
 	if err != nil {

@@ -23,9 +23,29 @@ func softDelete(env provider.Env) (bool, error) {
 	return soft, nil
 }
 
-// shelve takes a key out of sight and leaves its objects on the token. The key's
-// lock is held.
-func (p *Provider) shelve(ctx context.Context, k *metastore.Key) error {
+// shelve takes a key out of sight and leaves its objects on the token. A roll that was
+// broken off after its version was made is finished before, so that the version comes back
+// with the others. k is nil where there is no key. The key's lock is held.
+func (p *Provider) shelve(ctx context.Context, op, key string, k *metastore.Key) error {
+	pending, err := p.store.Pending(ctx)
+	if err != nil {
+		return err
+	}
+	for _, i := range pending {
+		switch {
+		case i.Key != key:
+		case i.Op == opDelete:
+			err = p.clear(ctx, i)
+		case i.Op == opRoll && k != nil:
+			k, err = p.finishRoll(ctx, op, k, i)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if k == nil {
+		return p.noKey(ctx, op, key)
+	}
 	if err := p.store.Shelve(ctx, k.Name); err != nil {
 		return err
 	}
@@ -33,6 +53,26 @@ func (p *Provider) shelve(ctx context.Context, k *metastore.Key) error {
 		p.versions.Delete(claviger.VersionName(k.Name, v.ID))
 	}
 	return nil
+}
+
+// finishRoll adds the version of a roll that was broken off, if the token holds it, and
+// returns the key with it.
+func (p *Provider) finishRoll(ctx context.Context, op string, k *metastore.Key, i metastore.Intent) (*metastore.Key, error) {
+	made, err := p.made(ctx, i)
+	if err != nil {
+		return nil, err
+	}
+	if len(made) == 0 {
+		return k, p.store.Drop(ctx, k.Name)
+	}
+	v, err := p.ensure(ctx, op, k.Name, i.Refs[0], k.BitLength)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.store.Append(ctx, k.Name, v); err != nil {
+		return nil, err
+	}
+	return p.key(ctx, k.Name)
 }
 
 // Deleted returns the keys that were deleted and whose objects are kept.
@@ -89,7 +129,7 @@ func (p *Provider) Undelete(ctx context.Context, key, version string) error {
 		if err := p.verifyShelved(ctx, k); err != nil {
 			return err
 		}
-		if _, err := p.clearPending(ctx, key); err != nil {
+		if _, err := p.clearPending(ctx, key, false); err != nil {
 			return err
 		}
 		return p.store.Unshelve(ctx, key, id)
@@ -127,7 +167,7 @@ func (p *Provider) Purge(ctx context.Context, key string, versions ...string) er
 		return err
 	}
 	defer unlock()
-	finished, err := p.clearPending(ctx, key)
+	finished, err := p.clearPending(ctx, key, false)
 	if err != nil {
 		return err
 	}
@@ -147,21 +187,27 @@ func (p *Provider) Purge(ctx context.Context, key string, versions ...string) er
 	return p.clear(ctx, intent)
 }
 
-// clearPending clears a step with a key of that name that was broken off: a roll,
-// a creation, or what an earlier deletion or purge left, which is finished
-// thereby. The key's lock is held.
-func (p *Provider) clearPending(ctx context.Context, key string) (finished bool, err error) {
+// clearPending ends the steps with a key of that name that were broken off, and finishes
+// what an earlier deletion or purge left. With destroy goes what other steps have made.
+// The key's lock is held.
+func (p *Provider) clearPending(ctx context.Context, key string, destroy bool) (finished bool, err error) {
 	pending, err := p.store.Pending(ctx)
 	if err != nil {
 		return false, err
 	}
 	for _, i := range pending {
-		if i.Key == key {
-			if err := p.clear(ctx, i); err != nil {
-				return false, err
-			}
-			finished = i.Op == opDelete
+		if i.Key != key {
+			continue
 		}
+		if destroy {
+			err = p.clear(ctx, i)
+		} else {
+			err = p.end(ctx, i)
+		}
+		if err != nil {
+			return false, err
+		}
+		finished = i.Op == opDelete
 	}
 	return finished, nil
 }

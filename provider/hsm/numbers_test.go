@@ -147,24 +147,31 @@ func TestKeysWithoutNumbers(t *testing.T) {
 	}
 	v, err := p.Roll(ctx, "k", nil)
 	wantVersion(t, p, v, err, "k", 3)
-	v, err = p.Create(ctx, provider.Spec{Name: "half", Cipher: claviger.DefaultCipher, BitLength: 128})
+	half := provider.Spec{Name: "half", Cipher: claviger.DefaultCipher, BitLength: 128}
+	if _, err := p.Create(ctx, half); !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "claviger hsm adopt half") {
+		t.Errorf("over what an old program's step has made: %v", err)
+	}
+	mustClose(t, p)
+	b.setAside(t, "half")
+	p = b.mustOpen(t)
+	v, err = p.Create(ctx, half)
 	wantVersion(t, p, v, err, "half", 0)
 	for _, o := range objects(t, p) {
-		if o.Mark != hsm.InUse || o.Label == "half@00000000000000b1" {
-			t.Errorf("object %+v", o)
+		if want := map[bool]hsm.Mark{true: hsm.Aside, false: hsm.InUse}[o.Label == "half@00000000000000b1"]; o.Mark != want {
+			t.Errorf("object %+v, want %s", o, want)
 		}
 	}
 	if err := p.Delete(ctx, "k"); err != nil {
 		t.Error(err)
 	}
-	if list := objects(t, p); len(list) != 1 {
+	if list := objects(t, p); len(list) != 2 {
 		t.Errorf("after the deletion: %+v", list)
 	}
 	mustClose(t, p)
 }
 
 // TestImportAbove: an import that was broken off, and whose numbers the source has used
-// since, is made anew above them.
+// since, is made anew above them, once what it made was set aside.
 func TestImportAbove(t *testing.T) {
 	ctx := t.Context()
 	b := newBacking(t)
@@ -179,8 +186,14 @@ func TestImportAbove(t *testing.T) {
 	}); !errors.Is(err, stop) {
 		t.Fatal(err)
 	}
+	if vs, err := p.Import(ctx, m, 2, 4, nil); !claviger.Is(err, claviger.Invalid) || len(objects(t, p)) != 2 {
+		t.Errorf("%v, %v", vs, err)
+	}
+	mustClose(t, p)
+	b.setAside(t, "k")
+	p = b.mustOpen(t)
 	vs, err := p.Import(ctx, m, 2, 4, nil)
-	if err != nil || vs[0].Name != "k@5" || vs[1].Name != "k@6" || len(objects(t, p)) != 2 {
+	if err != nil || vs[0].Name != "k@5" || vs[1].Name != "k@6" || len(objects(t, p)) != 4 {
 		t.Errorf("%v, %v, %+v", vs, err, objects(t, p))
 	}
 	if _, err := p.Import(ctx, claviger.Metadata{Name: "last", Cipher: claviger.DefaultCipher, BitLength: 128}, 1, claviger.MaxVersion, nil); err != nil {

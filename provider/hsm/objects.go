@@ -44,6 +44,14 @@ type Object struct {
 	// Since is, of orphans alone, CKA_START_DATE, or when a server or a prune first
 	// found that nothing refers to it; nil where nobody knows.
 	Since *time.Time `json:"since,omitempty"`
+
+	deletes bool // pending: the step is a deletion
+}
+
+// adoptable tells what adopt takes. What a step that was broken off has made may be in use,
+// where the store is a copy from before the step was done.
+func (o Object) adoptable() bool {
+	return o.Mark == Unknown || o.Mark == Aside || o.Mark == Pending && !o.deletes
 }
 
 // Key is the name of the key that the object's label names.
@@ -91,9 +99,25 @@ func (p *Provider) Objects(ctx context.Context) ([]Object, error) {
 	return kept, nil
 }
 
+// settingDestroyed and a CKA_ID is the setting with the label of an object that this store
+// has had destroyed. Where the token holds it all the same it is an orphan: an HSM that did
+// not show it then. That a number was given once is no proof of that: another copy of the
+// store may have given it, too.
+const settingDestroyed = "hsm.destroyed."
+
+// Forget has a store not know any more that it has had an object destroyed: another copy
+// of it has used the object since.
+func Forget(ctx context.Context, s metastore.Settings, object string) error {
+	if _, ok, err := s.Setting(ctx, settingDestroyed+object); err != nil || !ok {
+		return err
+	}
+	return s.SetSetting(ctx, settingDestroyed+object, "")
+}
+
 // records are what a store knows of objects, by CKA_ID in hex.
 type records struct {
-	begun, live, shelved, aside map[string]bool
+	live, shelved, aside map[string]bool
+	begun                map[string]string // the Op of the step
 	// journal holds the version names that the journal speaks of.
 	journal map[string]bool
 }
@@ -110,8 +134,8 @@ func (p *Provider) mark(ctx context.Context, keys []pkcs11.KeyInfo) ([]Object, e
 		switch {
 		case r.live[o.ID]:
 			o.Mark = InUse
-		case r.begun[o.ID]:
-			o.Mark = Pending
+		case r.begun[o.ID] != "":
+			o.Mark, o.deletes = Pending, r.begun[o.ID] == opDelete
 		case r.shelved[o.ID]:
 			o.Mark = Deleted
 		default:
@@ -126,8 +150,7 @@ func (p *Provider) mark(ctx context.Context, keys []pkcs11.KeyInfo) ([]Object, e
 
 // unreferred marks an object that neither a key, a deleted one nor a step refers to.
 func (p *Provider) unreferred(ctx context.Context, k pkcs11.KeyInfo, o Object, r *records) (Mark, error) {
-	key, _, named := ours(k)
-	if !named {
+	if _, _, named := ours(k); !named {
 		return Foreign, nil
 	}
 	// A key may have gone from the shelf to the others while the records were read.
@@ -140,26 +163,25 @@ func (p *Provider) unreferred(ctx context.Context, k pkcs11.KeyInfo, o Object, r
 	if r.aside[o.ID] {
 		return Aside, nil
 	}
-	n, numbered := claviger.VersionNumber(o.Label)
-	if !numbered || r.journal[o.Label] || !p.alone.Load() {
+	if r.journal[o.Label] || !p.alone.Load() {
 		return Unknown, nil
 	}
-	given, err := p.store.Numbered(ctx, key, n)
-	if err != nil || !given {
+	label, _, err := p.store.Setting(ctx, settingDestroyed+o.ID)
+	if err != nil || label != o.Label {
 		return Unknown, err
 	}
 	return Orphan, nil
 }
 
 func (p *Provider) records(ctx context.Context) (*records, error) {
-	r := &records{begun: map[string]bool{}, live: map[string]bool{}, shelved: map[string]bool{}, aside: map[string]bool{}}
+	r := &records{begun: map[string]string{}, live: map[string]bool{}, shelved: map[string]bool{}, aside: map[string]bool{}}
 	pending, err := p.store.Pending(ctx)
 	if err != nil {
 		return nil, err
 	}
 	for _, i := range pending {
 		for _, ref := range i.Refs {
-			r.begun[ref.Object] = true
+			r.begun[ref.Object] = i.Op
 		}
 	}
 	err = metastore.Each(ctx, p.store, func(k *metastore.Key) {

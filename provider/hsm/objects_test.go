@@ -43,7 +43,10 @@ func (b *backing) generate(t *testing.T, labels ...string) {
 func (b *backing) forget(t *testing.T, key string) {
 	t.Helper()
 	b.withStore(t, func(s metastore.Store) {
-		_, err := s.Remove(t.Context(), key)
+		i, err := s.Remove(t.Context(), key)
+		for _, ref := range i.Refs {
+			err = errors.Join(err, s.SetSetting(t.Context(), "hsm.destroyed."+ref.Object, key+"@"+ref.ID))
+		}
 		if err == nil {
 			err = s.Drop(t.Context(), key)
 		}
@@ -90,8 +93,26 @@ func create(t *testing.T, p *hsm.Provider, key string) string {
 	return v.Name
 }
 
+// setAside has an operator set aside what the token holds of a key.
+func (b *backing) setAside(t *testing.T, key string) {
+	t.Helper()
+	was := b.access
+	b.access = hsm.Mend
+	p := b.mustOpen(t)
+	list, err := p.Candidates(t.Context())
+	at := slices.IndexFunc(list, func(c hsm.Candidate) bool { return c.Key == key })
+	if err != nil || at < 0 {
+		t.Fatalf("%+v, %v", list, err)
+	}
+	if err := p.SetAside(t.Context(), list[at], hsm.Adoption{}); err != nil {
+		t.Fatal(err)
+	}
+	mustClose(t, p)
+	b.access = was
+}
+
 // TestMarks: what is on the token is told apart. Prune destroys what this store has
-// numbered and nothing refers to, once it is old enough, and nothing else.
+// destroyed before and nothing refers to, once it is old enough, and nothing else.
 func TestMarks(t *testing.T) {
 	b := newBacking(t)
 	b.soft = "true"

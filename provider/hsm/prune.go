@@ -141,7 +141,7 @@ func (p *Provider) clearOrphan(ctx context.Context, o Object) (bool, error) {
 		return false, err
 	}
 	r, err := p.records(ctx)
-	if err != nil || r.live[o.ID] || r.begun[o.ID] || r.shelved[o.ID] {
+	if err != nil || r.live[o.ID] || r.begun[o.ID] != "" || r.shelved[o.ID] {
 		return false, err
 	}
 	if mark, err := p.unreferred(ctx, found[at], o, r); err != nil || mark != Orphan {

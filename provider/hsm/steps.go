@@ -68,7 +68,7 @@ func (p *Provider) lock(ctx context.Context, op, key string) (held context.Conte
 	if err := p.ready(op, key); err != nil {
 		return nil, nil, err
 	}
-	held, unlock, _, err = metastore.Hold(ctx, p.store, "key "+key, true)
+	held, unlock, _, err = metastore.Hold(ctx, p.store, keyLock(key), true)
 	return held, unlock, err
 }
 
@@ -140,8 +140,8 @@ func (p *Provider) remember(m *claviger.Metadata, list []metastore.Version) []pr
 }
 
 // begin writes the intent of a step, or takes up the one that an earlier call of
-// the same step left. What another step left is cleared first, and so is what
-// has numbers below first. The key's lock is held.
+// the same step left. What another step left is ended first, and so is what has numbers
+// below first. The key's lock is held.
 func (p *Provider) begin(ctx context.Context, kind, key string, bits, n, first int) (metastore.Intent, error) {
 	if first > 0 {
 		if err := p.store.SkipNumbers(ctx, key, first); err != nil {
@@ -161,7 +161,7 @@ func (p *Provider) begin(ctx context.Context, kind, key string, bits, n, first i
 			p.log.Info("a step that was broken off is taken up again", "key", key, "step", kind, "begun", i.Begun)
 			return i, nil
 		}
-		if err := p.clear(ctx, i); err != nil {
+		if err := p.end(ctx, i); err != nil {
 			return metastore.Intent{}, err
 		}
 	}
@@ -191,12 +191,62 @@ func numberedFrom(first int, refs []metastore.Ref) bool {
 	return true
 }
 
-// clear destroys what a step made that nobody will finish, and ends its intent.
+// end ends a step that nobody will finish. A deletion is finished. Of what another step
+// has made nobody can say that it was never used, for this store may be a copy from
+// before the step was done: a key that works is left, and the step refused.
+func (p *Provider) end(ctx context.Context, i metastore.Intent) error {
+	if i.Op == opDelete {
+		return p.clear(ctx, i)
+	}
+	made, err := p.made(ctx, i)
+	if err != nil {
+		return err
+	}
+	if len(made) > 0 {
+		var was plan
+		_ = json.Unmarshal(i.Payload, &was) // an older program's has none
+		return claviger.Errorf("hsm.end", claviger.Invalid, i.Key,
+			"the step %q of key %q was broken off, and the token holds what it made: %s; something may be encrypted with it, if the metastore is an old copy. Make the same step again (%d bits, %d versions), or have an operator adopt it (claviger hsm adopt %s) or set it aside (with --aside)",
+			i.Op, i.Key, some(made), was.Bits, len(i.Refs), i.Key)
+	}
+	return p.store.Drop(ctx, i.Key)
+}
+
+// made returns the versions of a step that the token holds as keys that work. What does
+// not work is destroyed.
+func (p *Provider) made(ctx context.Context, i metastore.Intent) (names []string, err error) {
+	for _, ref := range i.Refs {
+		name := claviger.VersionName(i.Key, ref.ID)
+		raw, err := objectID("hsm.made", name, ref.Object)
+		if err != nil {
+			return nil, err
+		}
+		_, err = p.tok.CheckValue(ctx, raw, name)
+		switch {
+		case claviger.Is(err, claviger.KeyNotFound):
+		case claviger.Is(err, claviger.Internal) && !errors.Is(err, pkcs11.ErrSeveral): // see ensure
+			if err := p.tok.Destroy(ctx, raw, name); err != nil {
+				return nil, err
+			}
+		case err != nil && !errors.Is(err, pkcs11.ErrSeveral):
+			return nil, err
+		default:
+			names = append(names, name)
+		}
+	}
+	return names, nil
+}
+
+// clear destroys the objects of a deletion, or of a step whose key is destroyed, and ends
+// its intent.
 func (p *Provider) clear(ctx context.Context, i metastore.Intent) error {
 	for _, ref := range i.Refs {
 		name := claviger.VersionName(i.Key, ref.ID)
 		raw, err := objectID("hsm.clear", name, ref.Object)
 		if err != nil {
+			return err
+		}
+		if err := p.store.SetSetting(ctx, settingDestroyed+ref.Object, name); err != nil {
 			return err
 		}
 		if err := p.tok.Destroy(ctx, raw, name); err != nil {
@@ -206,6 +256,46 @@ func (p *Provider) clear(ctx context.Context, i metastore.Intent) error {
 	}
 	return p.store.Drop(ctx, i.Key)
 }
+
+// EndSteps ends the steps that are pending in a store which is older than its token, or
+// may be: a restored copy, a database that lost changes. What they made may have been used
+// since. What a creation or a roll made is unknown then, and adopt takes it; what a
+// deletion was about to destroy is an orphan. Steps that a node is at are left.
+func EndSteps(ctx context.Context, s metastore.Store) error {
+	pending, err := s.Pending(ctx)
+	if err != nil {
+		return err
+	}
+	for _, i := range pending {
+		unlock, ok, err := s.TryLock(ctx, keyLock(i.Key))
+		if err != nil {
+			return err
+		}
+		if !ok {
+			continue
+		}
+		err = endStep(ctx, s, i)
+		unlock()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func endStep(ctx context.Context, s metastore.Store, i metastore.Intent) error {
+	if i.Op == opDelete {
+		for _, ref := range i.Refs {
+			if err := s.SetSetting(ctx, settingDestroyed+ref.Object, claviger.VersionName(i.Key, ref.ID)); err != nil {
+				return err
+			}
+		}
+	}
+	return s.Drop(ctx, i.Key)
+}
+
+// keyLock is the name of the lock of a key's steps.
+func keyLock(key string) string { return "key " + key }
 
 // ensure makes the HSM object of a version, or adopts the one that is there
 // under its CKA_ID, if that is as it would have been made.
@@ -328,14 +418,14 @@ func (p *Provider) DeleteIf(ctx context.Context, key string, may func(*claviger.
 			return err
 		}
 	}
-	if _, err := p.clearPending(ctx, key); err != nil {
+	if p.soft {
+		return p.shelve(ctx, op, key, k)
+	}
+	if _, err := p.clearPending(ctx, key, true); err != nil {
 		return err
 	}
 	if k == nil {
 		return p.noKey(ctx, op, key)
-	}
-	if p.soft {
-		return p.shelve(ctx, k)
 	}
 	intent, err := p.store.Remove(ctx, key)
 	if err != nil {
@@ -361,7 +451,7 @@ func (p *Provider) finishPending(ctx context.Context) error {
 			p.log.Info("a step was broken off; making it again finishes it", "key", i.Key, "step", i.Op, "begun", i.Begun)
 			continue
 		}
-		unlock, ok, err := p.store.TryLock(ctx, "key "+i.Key)
+		unlock, ok, err := p.store.TryLock(ctx, keyLock(i.Key))
 		if err != nil {
 			return err
 		}

@@ -1,0 +1,181 @@
+package hsm_test
+
+import (
+	"bytes"
+	"os"
+	"strings"
+	"testing"
+
+	"claviger"
+	"claviger/metastore"
+	"claviger/provider"
+	"claviger/provider/hsm"
+)
+
+// copyStore returns the store's file as it is while nothing has it open.
+func (b *backing) copyStore(t *testing.T) []byte {
+	t.Helper()
+	b.closeStores(t)
+	data, err := os.ReadFile(b.db)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+// putStore puts a copy back, as cp does.
+func (b *backing) putStore(t *testing.T, data []byte) {
+	t.Helper()
+	b.closeStores(t)
+	if err := os.WriteFile(b.db, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestOldCopyWithSteps: in a copy of the store from before a creation and a roll were done
+// these are pending, and what they made is in use. No step of a user destroys it, and adopt
+// brings it back.
+func TestOldCopyWithSteps(t *testing.T) {
+	ctx := t.Context()
+	b := newBacking(t)
+	b.soft = "true"
+	b.create(t, "kk")
+	p := b.mustOpen(t)
+	b.meter.Fail("Encrypt", 2, errKilled) // the objects are made, and not looked at
+	spec := provider.Spec{Name: "x", Cipher: claviger.DefaultCipher, BitLength: 256}
+	if _, err := p.Create(ctx, spec); err == nil {
+		t.Fatal("created")
+	}
+	b.meter.Heal()
+	mustClose(t, p)
+	b.withStore(t, func(s metastore.Store) { // a roll that goes no further than its intent
+		if _, err := s.Begin(ctx, metastore.Intent{Key: "kk", Op: "roll", Refs: []metastore.Ref{{Object: "00112233aabbccdd"}}, Payload: []byte(`{"bits":256}`)}); err != nil {
+			t.Fatal(err)
+		}
+	})
+	old := b.copyStore(t)
+
+	// Both steps are done, and used.
+	p = b.mustOpen(t)
+	want := map[string][]byte{}
+	v, err := p.Create(ctx, spec)
+	if err != nil || v.Name != "x@0" {
+		t.Fatal(v, err)
+	}
+	if v, err = p.Roll(ctx, "kk", nil); err != nil || v.Name != "kk@1" {
+		t.Fatal(v, err)
+	}
+	for _, v := range []string{"x@0", "kk@0", "kk@1"} {
+		want[v] = keystream(t, p, v)
+	}
+	mustClose(t, p)
+
+	// Back to the copy.
+	b.putStore(t, old)
+	p = b.mustOpen(t)
+	if _, err := p.Create(ctx, provider.Spec{Name: "x", Cipher: claviger.DefaultCipher, BitLength: 128}); !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "x@0") {
+		t.Errorf("another key of the name: %v", err)
+	}
+	if err := p.Delete(ctx, "kk"); err != nil {
+		t.Error(err)
+	}
+	if err := p.Purge(ctx, "x", "x@0"); err == nil {
+		t.Error("purged")
+	}
+	if err := p.Undelete(ctx, "kk", "kk@0"); err != nil {
+		t.Error(err)
+	}
+	mustClose(t, p)
+	b.access = hsm.Mend
+	p = b.mustOpen(t)
+	list, err := p.Candidates(ctx)
+	if err != nil || len(list) != 1 || list[0].Key != "x" {
+		t.Fatalf("%+v, %v", list, err)
+	}
+	if err := p.Adopt(ctx, list[0], hsm.Adoption{}); err != nil {
+		t.Fatal(err)
+	}
+	mustClose(t, p)
+	b.access = hsm.Serve
+	p = b.mustOpen(t)
+	for v, stream := range want {
+		if got := keystream(t, p, v); !bytes.Equal(got, stream) {
+			t.Errorf("%s is another key", v)
+		}
+	}
+}
+
+// TestNumberGivenByACopy: a copy of the store gives a number again that the store gave to
+// a key that is gone. Back at the store the key of the copy is unknown, and no orphan.
+func TestNumberGivenByACopy(t *testing.T) {
+	ctx := t.Context()
+	b := newBacking(t)
+	b.create(t, "other")
+	copied := b.copyStore(t)
+	b.create(t, "x")
+	p := b.mustOpen(t)
+	if err := p.Delete(ctx, "x"); err != nil {
+		t.Fatal(err)
+	}
+	mustClose(t, p)
+	lost := b.copyStore(t)
+	b.putStore(t, copied)
+	b.create(t, "x")
+	b.putStore(t, lost)
+	b.access = hsm.Destroy
+	p = b.mustOpen(t)
+	wantMarks(t, p, map[string]hsm.Mark{"other@0": hsm.InUse, "x@0": hsm.Unknown})
+	if r, err := p.Prunable(ctx, 0); err != nil || len(r.Orphans) != 0 {
+		t.Errorf("%+v, %v", r, err)
+	}
+	mustClose(t, p)
+	b.access = hsm.Mend
+	p = b.mustOpen(t)
+	if list, err := p.Candidates(ctx); err != nil || len(list) != 1 || list[0].Key != "x" || list[0].Why != "" {
+		t.Errorf("%+v, %v", list, err)
+	}
+}
+
+// TestEndSteps: in a restored copy nothing is pending. What a creation made is unknown,
+// what a deletion was about to destroy is an orphan, unless the store that the copy
+// replaces uses it.
+func TestEndSteps(t *testing.T) {
+	ctx := t.Context()
+	b := newBacking(t)
+	b.create(t, "kept")
+	for _, key := range []string{"gone", "revived"} {
+		b.create(t, key)
+	}
+	p := b.mustOpen(t)
+	b.meter.Fail("Encrypt", 1, errKilled)
+	if _, err := p.Create(ctx, provider.Spec{Name: "made", Cipher: claviger.DefaultCipher, BitLength: 256}); err == nil {
+		t.Fatal("created")
+	}
+	b.meter.Heal()
+	b.meter.Fail("DestroyObject", 2, errKilled)
+	for _, key := range []string{"gone", "revived"} {
+		if err := p.Delete(ctx, key); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.meter.Heal()
+	mustClose(t, p)
+	b.withStore(t, func(s metastore.Store) {
+		pending, err := s.Pending(ctx)
+		if err != nil || len(pending) != 3 {
+			t.Fatalf("%+v, %v", pending, err)
+		}
+		if err := hsm.EndSteps(ctx, s); err != nil {
+			t.Fatal(err)
+		}
+		for _, i := range pending {
+			if i.Key == "revived" {
+				if err := hsm.Forget(ctx, s, i.Refs[0].Object); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	})
+	p = b.mustOpen(t)
+	wantMarks(t, p, map[string]hsm.Mark{"kept@0": hsm.InUse, "made@0": hsm.Unknown, "gone@0": hsm.Orphan, "revived@0": hsm.Unknown})
+}
