@@ -88,9 +88,10 @@ func (f tokenFolder) fits(c *Config) bool {
 	if c.Serial == "" && c.TokenLabel == "" {
 		return false
 	}
-	const labelSize = 32
+	const labelSize = 32 // bytes
+	label := append([]byte(c.TokenLabel), bytes.Repeat([]byte(" "), max(0, labelSize-len(c.TokenLabel)))...)
 	return (c.Serial == "" || serialOf(f.path) == c.Serial) &&
-		(c.TokenLabel == "" || bytes.Contains(f.label, fmt.Appendf(nil, "%-*s", labelSize, c.TokenLabel)))
+		(c.TokenLabel == "" || bytes.Contains(f.label, label))
 }
 
 func serialOf(path string) string {
@@ -119,6 +120,9 @@ func (f tokenFolder) fault() error {
 // objects as absent.
 func (f tokenFolder) unread() error {
 	entries, err := os.ReadDir(f.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // it was destroyed meanwhile, which is no matter of rights
+	}
 	if err != nil {
 		return fmt.Errorf("SoftHSM cannot read the token's folder: %w%s; cure: chown -R %s %s", err, ownedBy(f.path), secret.Ourselves(), f.path)
 	}
@@ -212,12 +216,7 @@ func tokenFolders() (all, shut []tokenFolder, err error) {
 		return nil, nil, err
 	}
 	defer file.Close()
-	tokens := "/var/lib/softhsm/tokens/" // where the settings name none
-	for in := bufio.NewScanner(file); in.Scan(); {
-		if name, value, ok := strings.Cut(in.Text(), "="); ok && strings.TrimSpace(name) == "directories.tokendir" {
-			tokens = strings.TrimSpace(value)
-		}
-	}
+	tokens := tokenDirectory(file)
 	entries, err := os.ReadDir(tokens)
 	if err != nil {
 		return nil, nil, err
@@ -234,6 +233,22 @@ func tokenFolders() (all, shut []tokenFolder, err error) {
 		all = append(all, f)
 	}
 	return all, shut, nil
+}
+
+// tokenDirectory reads the folder of all tokens from SoftHSM's settings, as its
+// SimpleConfigLoader does: a '#' anywhere begins a comment, a second '=' ends the value,
+// the last line counts.
+func tokenDirectory(settings io.Reader) string {
+	tokens := "/var/lib/softhsm/tokens/" // where the settings name none
+	for in := bufio.NewScanner(settings); in.Scan(); {
+		line, _, _ := strings.Cut(in.Text(), "#")
+		name, value, _ := strings.Cut(line, "=")
+		value, _, _ = strings.Cut(value, "=")
+		if value = strings.TrimSpace(value); value != "" && strings.TrimSpace(name) == "directories.tokendir" {
+			tokens = value
+		}
+	}
+	return tokens
 }
 
 // readStart reads a file, but no more than a token.object has.
@@ -257,5 +272,14 @@ func softHSMConf() (string, error) {
 			return conf, err
 		}
 	}
-	return "/etc/softhsm/softhsm2.conf", nil
+	for _, conf := range softHSMSettings {
+		if _, err := os.Stat(conf); err == nil || errors.Is(err, fs.ErrPermission) {
+			return conf, err
+		}
+	}
+	return softHSMSettings[0], nil
 }
+
+// softHSMSettings are where distributions have SoftHSM's settings, which its library was
+// built with: Debian's, and Fedora's.
+var softHSMSettings = []string{"/etc/softhsm/softhsm2.conf", "/etc/softhsm2.conf"}

@@ -57,6 +57,11 @@ func parseAddresses(list string) ([]netip.Prefix, error) {
 			continue
 		}
 		if p, err := netip.ParsePrefix(item); err == nil {
+			// IPv4 in the form of IPv6, as in ::ffff:10.1.0.0/112, is compared as IPv4.
+			const mapped = 96 // bits before the IPv4 address
+			if p.Addr().Is4In6() && p.Bits() >= mapped {
+				p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-mapped)
+			}
 			out = append(out, p.Masked())
 			continue
 		}
@@ -286,8 +291,9 @@ func (c *boundedConn) CloseWrite() error {
 	return nil
 }
 
-// Close closes it, however often it is called.
+// Close closes it, however often it is called. The place is given back afterwards, with
+// the descriptor: the limits may be what descriptors allow.
 func (c *boundedConn) Close() error {
-	c.done()
+	defer c.done()
 	return c.Conn.Close()
 }

@@ -149,13 +149,14 @@ func (r remote) RemoteAddr() net.Addr {
 }
 
 func TestCountedAddresses(t *testing.T) {
-	unlimited, err := parseAddresses("10.1.0.0/16, 2001:db8:2::7")
+	unlimited, err := parseAddresses("10.1.0.0/16, 2001:db8:2::7, ::ffff:10.2.0.0/112, ::ffff:10.3.0.1")
 	if err != nil {
 		t.Fatal(err)
 	}
 	l := bound(nil, connectionLimits{most: 9, perAddress: 3, unlimited: unlimited}, nil)
 	for addr, want := range map[string]string{
 		"10.0.0.7": "10.0.0.7", "::ffff:10.0.0.7": "10.0.0.7", "10.1.2.3": "", "::ffff:10.1.2.3": "",
+		"10.2.3.4": "", "::ffff:10.2.3.4": "", "10.3.0.1": "", "10.3.0.2": "10.3.0.2",
 		"2001:db8:1::5": "2001:db8:1::", "2001:db8:1::6": "2001:db8:1::", "2001:db8:2::7": "", "2001:db8:2::8": "2001:db8:2::", "fe80::1%eth0": "fe80::",
 	} {
 		got := l.counted(remote{addr: addr})

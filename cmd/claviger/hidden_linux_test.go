@@ -20,19 +20,7 @@ import (
 // TestObjectsOfRoot: objects that root made on the token of the server's user are not
 // called missing: each place that misses them names a file, its owner and the cure.
 func TestObjectsOfRoot(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("only root can give files to another user")
-	}
-	base, err := os.MkdirTemp("", "claviger-hidden") // t.TempDir is root's alone
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(base) })
-	if err := os.Chmod(base, 0o755); err != nil { //nolint:gosec // another user runs the program in it
-		t.Fatal(err)
-	}
-	program := filepath.Join(base, "claviger")
-	copyFile(t, program, "/proc/self/exe", 0o755)
+	base, program := programOf(t, "give files to another user")
 	token, err := softhsm.Create(filepath.Join(base, "token"), "kms")
 	if err != nil {
 		t.Fatal(err)
@@ -50,17 +38,6 @@ func TestObjectsOfRoot(t *testing.T) {
 		t.Fatal(err)
 	}
 	writeSite(t, conf, map[string]string{hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + keystore, hadoopconf.MetastoreURI: "sqlite://" + filepath.Join(conf, "claviger.db"), "hadoop.kms.http.host": "127.0.0.1"})
-	give := func(root string) {
-		t.Helper()
-		if err := filepath.WalkDir(root, func(p string, _ os.DirEntry, err error) error {
-			if err != nil {
-				return err
-			}
-			return os.Chown(p, stranger, stranger)
-		}); err != nil {
-			t.Fatal(err)
-		}
-	}
 	effectiveUser = func() int { return stranger } // root is not held back here
 	defer func() { effectiveUser = os.Geteuid }()
 	make1 := func(name string) {
@@ -77,9 +54,9 @@ func TestObjectsOfRoot(t *testing.T) {
 		}
 	}
 	make1("theirs")
-	give(base)
+	give(t, base, stranger)
 	make1("ofroot")
-	give(conf)
+	give(t, conf, stranger)
 
 	run := func(args ...string) string {
 		t.Helper()
@@ -117,24 +94,12 @@ func TestObjectsOfRoot(t *testing.T) {
 // TestReadOnlyToken: a token on a file system that the unit has made read-only is named,
 // with what is wrong, and not the folder of another user's token beside it.
 func TestReadOnlyToken(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("only root can mount")
-	}
-	base, err := os.MkdirTemp("", "claviger-readonly")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(base) })
-	if err := os.Chmod(base, 0o755); err != nil { //nolint:gosec // another user runs the program in it
-		t.Fatal(err)
-	}
-	program := filepath.Join(base, "claviger")
-	copyFile(t, program, "/proc/self/exe", 0o755)
+	base, program := programOf(t, "mount")
 	folders := func() (list []string) {
 		list, _ = filepath.Glob(base + "/token/tokens/*")
 		return list
 	}
-	if _, err = softhsm.Create(filepath.Join(base, "token"), "other"); err != nil {
+	if _, err := softhsm.Create(filepath.Join(base, "token"), "other"); err != nil {
 		t.Fatal(err)
 	}
 	others := folders()[0]
@@ -148,12 +113,8 @@ func TestReadOnlyToken(t *testing.T) {
 			ours = f
 		}
 	}
-	if out, err := exec.CommandContext(t.Context(), "chown", "-R", "65534:65534", base).CombinedOutput(); err != nil {
-		t.Fatal(err, string(out))
-	}
-	if out, err := exec.CommandContext(t.Context(), "chown", "-R", "0:0", others).CombinedOutput(); err != nil {
-		t.Fatal(err, string(out))
-	}
+	give(t, base, stranger)
+	give(t, others, 0)
 	run := func(prepare, label string) string {
 		t.Helper()
 		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)

@@ -14,21 +14,11 @@ import (
 	"claviger/internal/softhsm"
 )
 
-// stranger is a user without rights to anything: nobody.
-const stranger = 65534
-
 // TestNotPermitted runs the program as a user who may not read one of its files:
 // it names the file and the user, and never says that something is missing or that
 // a new one be made.
 func TestNotPermitted(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("only root can run a program as another user")
-	}
-	base, err := os.MkdirTemp("", "claviger-permission") // t.TempDir is root's alone
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(base) })
+	base, program := programOf(t, "run a program as another user")
 	allow := func(mode os.FileMode, paths ...string) {
 		t.Helper()
 		for _, p := range paths {
@@ -37,9 +27,6 @@ func TestNotPermitted(t *testing.T) {
 			}
 		}
 	}
-	allow(0o755, base)
-	program := filepath.Join(base, "claviger") // testscript's main goes by this name
-	copyFile(t, program, "/proc/self/exe", 0o755)
 	token, err := softhsm.Create(filepath.Join(base, "token"), "kms")
 	if err != nil {
 		t.Fatal(err)
@@ -47,18 +34,6 @@ func TestNotPermitted(t *testing.T) {
 	files, err := filepath.Glob(base + "/token/tokens/*")
 	if err != nil || len(files) != 1 {
 		t.Fatal(files, err)
-	}
-	everything := func(root string, own int) {
-		t.Helper()
-		err := filepath.WalkDir(root, func(p string, d os.DirEntry, err error) error {
-			if err != nil {
-				return err
-			}
-			return os.Chown(p, own, own)
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
 	}
 	conf := filepath.Join(base, "conf")
 	file := func(name string) string { return filepath.Join(conf, name) }
@@ -118,7 +93,7 @@ func TestNotPermitted(t *testing.T) {
 			for name, text := range c.files {
 				write(name, text)
 			}
-			everything(base, stranger)
+			give(t, base, stranger)
 			for _, p := range c.shut {
 				if err := os.Chown(p, 0, 0); err != nil {
 					t.Fatal(err)
