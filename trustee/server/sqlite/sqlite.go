@@ -49,6 +49,7 @@ type Store struct {
 	write *sql.DB // one connection
 	read  *sql.DB
 	guard atomic.Pointer[server.Guard]
+	place place
 
 	failures atomic.Int64
 }
@@ -69,7 +70,7 @@ func Open(ctx context.Context, path string, make bool) (_ *Store, err error) {
 			return nil, claviger.E(op, claviger.Invalid, "", err)
 		}
 	} else if _, err := os.Stat(path); err != nil {
-		return nil, claviger.Errorf(op, claviger.Invalid, "", "the trustee's store: %w; `claviger trustee init` makes it", err)
+		return nil, claviger.Errorf(op, claviger.Invalid, "", "the trustee's store: %w. Where it has held deposits, put the file back, restore a backup (claviger trustee restore), or bring this host up as the passive one of two; `claviger trustee init` makes an empty one", err)
 	}
 	abs, err := filepath.Abs(path)
 	if err != nil {
@@ -91,7 +92,13 @@ func Open(ctx context.Context, path string, make bool) (_ *Store, err error) {
 	}
 	s.read.SetMaxOpenConns(readers)
 	s.read.SetMaxIdleConns(readers)
-	return s, s.migrate(ctx)
+	if err := s.migrate(ctx); err != nil {
+		return nil, err
+	}
+	if s.place.opened, err = os.Stat(abs); err != nil {
+		return nil, s.fail(op, "", err)
+	}
+	return s, nil
 }
 
 func (s *Store) migrate(ctx context.Context) error {
@@ -153,8 +160,12 @@ func (s *Store) Close() error {
 	return errors.Join(errs...)
 }
 
-// Check asks for one row.
+// Check asks for one row, and sees that the file is in its place.
 func (s *Store) Check(ctx context.Context) error {
+	if s.inPlace("sqlite.Check", "") != nil {
+		s.rescue(ctx)
+		return s.inPlace("sqlite.Check", "")
+	}
 	var n int
 	if err := s.read.QueryRowContext(ctx, "SELECT 1").Scan(&n); err != nil {
 		return s.fail("sqlite.Check", "", err)
@@ -188,6 +199,10 @@ func (s *Store) fail(op, key string, err error) error {
 // change runs f in one transaction. ctx counts until that begins: what is under
 // way may be at the peer already, and is not broken off.
 func (s *Store) change(ctx context.Context, op, key string, f func(ctx context.Context, tx *sql.Tx) error) error {
+	if s.inPlace(op, key) != nil {
+		s.rescue(ctx)
+		return s.inPlace(op, key)
+	}
 	conn, err := s.write.Conn(ctx)
 	if err != nil {
 		return s.fail(op, key, err)
@@ -201,6 +216,9 @@ func (s *Store) change(ctx context.Context, op, key string, f func(ctx context.C
 	defer func() { _ = tx.Rollback() }() // nothing where it was committed
 	if err := f(ctx, tx); err != nil {
 		return s.fail(op, key, err)
+	}
+	if err := s.inPlace(op, key); err != nil {
+		return err
 	}
 	if err := tx.Commit(); err != nil {
 		return s.fail(op, key, err)

@@ -1,0 +1,58 @@
+package sqlite
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"sync"
+
+	"claviger"
+)
+
+// place knows the file that was opened. SQLite goes on with a file that was moved,
+// removed or replaced, and what it acknowledges then is lost with that file.
+type place struct {
+	opened os.FileInfo
+
+	mu      sync.Mutex
+	rescued string // the copy that was made when the file was first missed
+}
+
+// inPlace is an error, of kind Unavailable, where the file at the store's path is not
+// the one that was opened.
+func (s *Store) inPlace(op, key string) error {
+	now, err := os.Stat(s.path)
+	if err == nil && os.SameFile(now, s.place.opened) {
+		return nil
+	}
+	what := "was replaced by another file"
+	if err != nil {
+		what = fmt.Sprintf("is gone (%v)", err)
+	}
+	s.failures.Add(1)
+	s.place.mu.Lock()
+	defer s.place.mu.Unlock()
+	kept := "nothing of it could be copied"
+	if s.place.rescued != "" {
+		kept = "a copy of all that this server holds is " + s.place.rescued
+	}
+	return claviger.Errorf(op, claviger.Unavailable, key, "the trustee's store %s %s while this server uses it, so no change is taken any more; %s. Put the file back, with its -wal, or stop this server and put the copy in its place", s.path, what, kept)
+}
+
+// rescue copies all that this process can still read of a file that is not in its
+// place, once. Whether it was moved or removed cannot be told.
+func (s *Store) rescue(ctx context.Context) {
+	s.place.mu.Lock()
+	done := s.place.rescued != ""
+	s.place.mu.Unlock()
+	if done {
+		return
+	}
+	name, err := s.Save(ctx, "rescued")
+	if err != nil {
+		return // there may be no folder; the next check tries again
+	}
+	s.place.mu.Lock()
+	s.place.rescued = name
+	s.place.mu.Unlock()
+}

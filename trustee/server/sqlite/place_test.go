@@ -1,0 +1,59 @@
+package sqlite
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"claviger"
+	"claviger/trustee/server/storetest"
+)
+
+// TestNotInPlace: a store whose file was moved, removed or replaced takes no change and
+// is not ready; what the server holds is copied, and the file may be put back.
+func TestNotInPlace(t *testing.T) {
+	for name, away := range map[string]func(path string) error{
+		"moved": func(path string) error { return os.Rename(path, path+".away") },
+		"removed": func(path string) error {
+			for _, end := range []string{"", "-wal", "-shm"} {
+				_ = os.Remove(path + end) // the -shm may not be there
+			}
+			return nil
+		},
+		"replaced": func(path string) error {
+			other := path + ".other"
+			if err := os.WriteFile(other, []byte("another store"), 0o600); err != nil {
+				return err
+			}
+			return os.Rename(other, path)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := filled(t)
+			check(t, a.Check(t.Context()))
+			want := storetest.Digest(t, a)
+			check(t, away(a.path))
+			for what, err := range map[string]error{"a change": a.SetAuth(t.Context(), "ORG", "late"), "the check": a.Check(t.Context())} {
+				if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "while this server uses it") || !strings.Contains(err.Error(), ".rescued-") {
+					t.Errorf("%s: %v", what, err)
+				}
+			}
+			kept, _ := filepath.Glob(a.path + ".rescued-*") // the pattern is a good one
+			if len(kept) != 1 {
+				t.Fatalf("%q", kept)
+			}
+			b, err := Open(t.Context(), kept[0], false)
+			check(t, err)
+			defer b.Close()
+			if storetest.Digest(t, b) != want {
+				t.Error("the copy does not hold all")
+			}
+			if name == "moved" {
+				check(t, os.Rename(a.path+".away", a.path))
+				check(t, a.SetAuth(t.Context(), "ORG", "back"))
+				check(t, a.Check(t.Context()))
+			}
+		})
+	}
+}
