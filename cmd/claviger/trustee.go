@@ -54,12 +54,13 @@ func trusteeDirFlag(cmd *cobra.Command, dir *string) {
 func newTrusteeInit() *cobra.Command {
 	var dir, store string
 	var hosts []string
+	var empty bool
 	cmd := &cobra.Command{
-		Use:   "init [--confdir DIR] [--hostname NAME]... [--store URI]",
+		Use:   "init [--confdir DIR] [--hostname NAME]... [--store URI] [--empty-store]",
 		Short: "Make a trustee's identity, certificate and store",
 		Long: `init makes DIR: the OpenPGP identity that signs answers (4096 bits, which takes some seconds), a store, and a self-signed TLS certificate, unless
 one lies in DIR/` + trusteeTLSCert + ` and DIR/` + trusteeTLSKey + ` already. An identity that is there is never overwritten; init may be called again after
-it was broken off.
+it was broken off. Where a trustee has served a store from DIR that is gone, an empty one is made with --empty-store alone.
 
 The store is the file DIR/` + trusteeStore + `, or with --store a PostgreSQL database, which DB_CONNECT in DIR/` + trustee.ConfFile + ` then names. On the host of a
 standby, with DIR copied from the other trustee, --store names the standby.`,
@@ -75,18 +76,19 @@ standby, with DIR copied from the other trustee, --store names the standby.`,
 			if slices.Contains(hosts, "") {
 				return &exitError{exitUsage, errors.New("--hostname: a name is empty")}
 			}
-			return initTrustee(cmd.Context(), cmd.OutOrStdout(), dir, hosts, store)
+			return initTrustee(cmd.Context(), cmd.OutOrStdout(), dir, hosts, store, empty)
 		},
 	}
 	trusteeDirFlag(cmd, &dir)
 	cmd.Flags().StringVar(&store, "store", "", trusteeStoreHelp)
+	cmd.Flags().BoolVar(&empty, "empty-store", false, "make an empty store in the place of one that was served and is gone")
 	cmd.Flags().StringArrayVar(&hosts, "hostname", nil, "a name or address by which clients know this host; may be given several times, the first being its own; otherwise the system's")
 	return cmd
 }
 
 // initTrustee makes what is not there yet, for a host of these names, the first its
 // own. store is the URI of a database, or "".
-func initTrustee(ctx context.Context, out io.Writer, dir string, hosts []string, store string) error {
+func initTrustee(ctx context.Context, out io.Writer, dir string, hosts []string, store string, empty bool) error {
 	if err := notAsRoot(dir); err != nil {
 		return err
 	}
@@ -104,6 +106,8 @@ func initTrustee(ctx context.Context, out io.Writer, dir string, hosts []string,
 		}
 	} else if err != nil {
 		return err
+	} else if err := notOfClient(folder); err != nil {
+		return err
 	}
 	cert, key := filepath.Join(dir, trusteeTLSCert), filepath.Join(dir, trusteeTLSKey)
 	made := false
@@ -116,7 +120,7 @@ func initTrustee(ctx context.Context, out io.Writer, dir string, hosts []string,
 		}
 		made = true
 	}
-	if err := initTrusteeStore(ctx, folder, store); err != nil {
+	if err := initTrusteeStore(ctx, folder, store, empty); err != nil {
 		return err
 	}
 	fmt.Fprintf(out, "Initialized directory for %s\n", folder.Identity)

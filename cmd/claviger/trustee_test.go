@@ -27,7 +27,7 @@ import (
 func TestTrustee(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), ".keytrustee")
 	var said strings.Builder
-	if err := initTrustee(t.Context(), &said, dir, []string{"127.0.0.1", "trustee.example.com"}, ""); err != nil {
+	if err := initTrustee(t.Context(), &said, dir, []string{"127.0.0.1", "trustee.example.com"}, "", false); err != nil {
 		t.Fatal(err)
 	}
 	store, err := sqlite.Open(t.Context(), filepath.Join(dir, trusteeStore), false)
@@ -112,7 +112,7 @@ func TestTrustee(t *testing.T) {
 // more; without it they cannot be read, and what was stored before still can.
 func TestTrusteeWithKeyHSM(t *testing.T) {
 	ctx, dir, conf := t.Context(), filepath.Join(t.TempDir(), ".keytrustee"), t.TempDir()
-	if err := initTrustee(ctx, io.Discard, dir, []string{"127.0.0.1", "trustee.example.com"}, ""); err != nil {
+	if err := initTrustee(ctx, io.Discard, dir, []string{"127.0.0.1", "trustee.example.com"}, "", false); err != nil {
 		t.Fatal(err)
 	}
 	tok := softhsmtest.New(t)

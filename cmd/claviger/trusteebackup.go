@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"claviger/durable"
+	"claviger/trustee"
 	"claviger/trustee/backup"
 	"claviger/trustee/server"
 )
@@ -35,8 +37,12 @@ no store: without its secring.gpg nobody can read that KMS's deposits. FILE is n
 				return fmt.Errorf("--recipient %s: %w; give the output of gpg --export", recipient, err)
 			}
 			var store server.Store
+			passive := ""
 			if client != "" {
 				dir = client
+				if err := notOfServer(dir); err != nil {
+					return err
+				}
 			} else {
 				folder, err := loadTrustee(dir)
 				if err != nil {
@@ -48,10 +54,20 @@ no store: without its secring.gpg nobody can read that KMS's deposits. FILE is n
 				}
 				defer s.Close() //nolint:errcheck // it was only read
 				store = s
+				if logged, ok := s.(server.Logged); ok {
+					st, err := logged.Standing(cmd.Context())
+					if err != nil {
+						return err
+					}
+					if st.Role == server.RolePassive {
+						passive = fmt.Sprintf("this is the passive one of two Key Trustee Servers, at change %d of epoch %d: the active one may hold more; claviger trustee status tells\n", st.Head.Seq, st.Head.Epoch)
+					}
+				}
 			}
 			write := func(w io.Writer) (backup.Manifest, error) {
 				return backup.Write(cmd.Context(), w, to, dir, store, time.Now())
 			}
+			fmt.Fprint(cmd.ErrOrStderr(), passive)
 			if out == "-" {
 				_, err := write(cmd.OutOrStdout())
 				return err
@@ -79,6 +95,24 @@ no store: without its secring.gpg nobody can read that KMS's deposits. FILE is n
 	return cmd
 }
 
+// notOfServer refuses the folder of a Key Trustee Server, whose deposits a backup of the
+// files alone would leave out.
+func notOfServer(dir string) error {
+	folder, err := trustee.LoadFolder(dir)
+	if err != nil {
+		return err
+	}
+	left, err := servedBefore(folder)
+	if err != nil {
+		return err
+	}
+	_, missing := os.Stat(filepath.Join(dir, trusteeStore))
+	if missing != nil && len(left) == 0 && folder.Store == "" {
+		return nil
+	}
+	return &exitError{exitRefused, fmt.Errorf("--keytrustee: %s is the folder of a Key Trustee Server, whose deposits would not be in the backup: nothing was written. claviger trustee backup --confdir %s saves them, too", dir, dir)}
+}
+
 func printBackup(w io.Writer, what string, m backup.Manifest) {
 	fmt.Fprintf(w, "%s: %s, of %s, made at %s on %s\n", what, m.Identity, map[bool]string{true: "a trustee", false: "a client"}[m.Store != nil], m.Made.Format(time.RFC3339), m.Host)
 	if s := m.Store; s != nil {
@@ -101,6 +135,10 @@ With --store the deposits go into a PostgreSQL database, which must be empty; wi
 restore take them from one store to the other. A trustee that was one of two starts by itself; give it its partner anew by trustee serve --peer.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			// The folder takes the place of dir, or is beside it where dir is not there.
+			if err := notAsRoot(dir); err != nil {
+				return err
+			}
 			in := cmd.InOrStdin()
 			if args[0] != "-" {
 				f, err := os.Open(args[0])

@@ -50,7 +50,7 @@ func trusteeReplica(ctx context.Context, f trusteeFlags, id *trustee.Identity, h
 	if f.peer.url == "" {
 		st, err := store.Standing(ctx)
 		if err == nil && st.Role != server.RoleSingle {
-			err = fmt.Errorf("this Key Trustee Server is the %s one of two: name the other by --peer and --peer-cert; where that is lost for good, claviger trustee alone on has this one go on without it", st.Role)
+			err = fmt.Errorf("this Key Trustee Server is the %s one of two: name the other by --peer and --peer-cert. Where that is lost for good, start this one with both options all the same, and then: %sclaviger trustee alone on", st.Role, map[server.Role]string{server.RolePassive: "claviger trustee promote --force, "}[st.Role])
 		}
 		return nil, func() {}, err
 	}

@@ -84,7 +84,7 @@ func twoHosts(t *testing.T) (a, b *host) {
 	}
 	for _, h := range []*host{a, b} {
 		var said strings.Builder
-		if err := initTrustee(t.Context(), &said, h.dir, []string{"127.0.0.1"}, ""); err != nil {
+		if err := initTrustee(t.Context(), &said, h.dir, []string{"127.0.0.1"}, "", false); err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(h.kill)

@@ -9,9 +9,13 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
+	"claviger/durable"
 	"claviger/trustee"
 	"claviger/trustee/server"
 	"claviger/trustee/server/postgres"
@@ -28,7 +32,19 @@ func loadTrustee(dir string) (*trustee.Folder, error) {
 	if _, missing := os.Stat(dir); errors.Is(missing, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%s is not there: make it with: claviger trustee init --confdir %s; or copy that of the other trustee, without .ssl and %s", dir, dir, trusteeStore)
 	}
-	return trustee.LoadFolder(dir)
+	f, err := trustee.LoadFolder(dir)
+	if err != nil {
+		return nil, err
+	}
+	return f, notOfClient(f)
+}
+
+// notOfClient refuses the folder of a KT KMS, which has the same files.
+func notOfClient(f *trustee.Folder) error {
+	if f.Org == "" && len(f.Servers) == 0 {
+		return nil
+	}
+	return &exitError{exitRefused, fmt.Errorf("%s is the folder of a KT KMS (its %s names an organization or a server), not of a Key Trustee Server: nothing was done. claviger trustee backup --keytrustee %s saves it", f.Path, trustee.ConfFile, f.Path)}
 }
 
 // openTrusteeStore opens the store that a trustee's folder names. log may be nil.
@@ -54,13 +70,50 @@ func openTrusteeDatabase(ctx context.Context, f *trustee.Folder, log *slog.Logge
 	return postgres.Open(ctx, postgres.Config{URI: f.Store, Where: filepath.Join(f.Path, trustee.ConfFile) + ", DB_CONNECT", Identity: f.Identity.Fingerprint(), Log: log})
 }
 
+// servedBefore returns the files of a folder which show that a store was served from it
+// that is not there any more.
+func servedBefore(f *trustee.Folder) (files []string, err error) {
+	file := filepath.Join(f.Path, trusteeStore)
+	if _, err := os.Stat(file); !errors.Is(err, fs.ErrNotExist) {
+		return nil, nil // whoever opens it says more
+	}
+	for _, pattern := range []string{".lock", "-wal", ".dropped-*", ".rescued-*"} {
+		list, err := filepath.Glob(globEscape(file) + pattern)
+		if err != nil {
+			return nil, err
+		}
+		files = append(files, list...)
+	}
+	return files, nil
+}
+
+// globEscape has a path stand for itself in a pattern.
+func globEscape(path string) string {
+	return strings.NewReplacer("\\", "\\\\", "*", "\\*", "?", "\\?", "[", "\\[").Replace(path)
+}
+
 // initTrusteeStore makes the store of a folder where it is not there yet: a database
-// where uri names one, which the folder then names.
-func initTrusteeStore(ctx context.Context, f *trustee.Folder, uri string) error {
+// where uri names one, which the folder then names. In the place of a store that was
+// served before it makes none, unless empty says so.
+func initTrusteeStore(ctx context.Context, f *trustee.Folder, uri string, empty bool) error {
 	file := filepath.Join(f.Path, trusteeStore)
 	conf := postgres.Config{URI: uri, Where: "--store", Identity: f.Identity.Fingerprint()}
 	switch _, err := os.Stat(file); {
 	case uri == "" && f.Store == "":
+		left, err := servedBefore(f)
+		if err != nil {
+			return err
+		}
+		if len(left) > 0 && !empty {
+			return &exitError{exitRefused, fmt.Errorf("%s is gone, and a trustee has served it from this folder before: %s. An empty store would answer that no deposit is there, so none was made. Put the file back, a copy that is named here in its place, or restore a backup into another folder (claviger trustee restore). Where the other of two trustees holds the deposits, or none is needed: claviger trustee init --empty-store, and of two start this one with --role passive", file, strings.Join(left, ", "))}
+		}
+		// SQLite would remove the log of changes of the store that is gone.
+		if slices.Contains(left, file+"-wal") {
+			aside := file + ".left-" + time.Now().UTC().Format("20060102T150405Z") + "-wal"
+			if err := durable.Rename(file+"-wal", aside); err != nil {
+				return err
+			}
+		}
 		store, err := sqlite.Open(ctx, file, true)
 		if err != nil {
 			return err

@@ -99,6 +99,12 @@ var trustees = map[string]trusteeFault{
 		s.remove("trustee/keytrustee.db")
 		return s.startTrustee()
 	}},
+	"trustee-store-served": {3, func(s *site) []string {
+		s.trustee()
+		s.remove("trustee/keytrustee.db")
+		s.write("trustee/keytrustee.db.lock", "")
+		return []string{"trustee", "init", "--confdir", s.path("trustee"), "--hostname", "localhost"}
+	}},
 	"trustee-store-damaged": {1, func(s *site) []string {
 		s.trustee()
 		s.write("trustee/keytrustee.db", strings.Repeat("not a database\n", 1000))

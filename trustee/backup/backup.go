@@ -127,6 +127,11 @@ func Write(ctx context.Context, out io.Writer, to openpgp.EntityList, dir string
 	if err != nil {
 		return Manifest{}, err
 	}
+	for _, e := range to {
+		if strings.EqualFold(fmt.Sprintf("%X", e.PrimaryKey.Fingerprint), folder.Identity.Fingerprint()) {
+			return Manifest{}, fmt.Errorf("encrypt to the recipient: %s is the identity that is to be saved, and its private key would be in the backup alone: give a key that is kept elsewhere", folder.Identity)
+		}
+	}
 	host, err := os.Hostname()
 	if err != nil {
 		return Manifest{}, err

@@ -1,0 +1,73 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"claviger/trustee"
+	"claviger/trustee/server"
+)
+
+// TestActiveStoreLost: the active's store is lost and made anew, and the server started
+// as before. Nothing of the passive's is lost, status says so on both hosts with exit
+// status 3, and promote on the passive's host brings both back.
+func TestActiveStoreLost(t *testing.T) {
+	a, b := twoHosts(t)
+	a.start()
+	b.start()
+	a.awaitEqual("the first copy")
+	id, err := trustee.NewIdentity("keytrustee", "client", "kms@h", 2048, time.Now().Add(-time.Minute))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := clientOfHosts(t, id, a, b)
+	if active, err := c.Register(t.Context(), "ORG", "walrus", false); err != nil || !active {
+		t.Fatalf("%t, %v", active, err)
+	}
+	uuid, err := c.Put(t.Context(), trustee.Deposit{Label: "key/web", Content: []byte("x")}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.awaitEqual("the deposit")
+	a.kill()
+	for _, end := range []string{"", "-wal", "-shm"} {
+		if err := os.Remove(filepath.Join(a.dir, trusteeStore+end)); err != nil && !os.IsNotExist(err) {
+			t.Fatal(err)
+		}
+	}
+	if out, err := command(t, "trustee", "init", "--confdir", a.dir, "--hostname", "127.0.0.1"); err == nil || !strings.Contains(out, "keytrustee.db.lock") || !strings.Contains(out, "--empty-store") {
+		t.Errorf("init in the place of a store that was served: %v, %s", err, out)
+	}
+	if out, err := command(t, "trustee", "init", "--confdir", a.dir, "--hostname", "127.0.0.1", "--empty-store"); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	a.start()
+	loss := "1 organizations, 1 clients and 1 deposits"
+	a.await("the refusal", false, func(r *server.StatusReport) bool { return strings.Contains(r.Why, loss) })
+	a.refused(exitRefused, loss, "status")
+	b.refused(exitRefused, "claviger trustee promote here", "status")
+	a.refused(exitRefused, loss, "resync")
+	if d, err := c.Get(t.Context(), uuid); err != nil || d.Label != "key/web" {
+		t.Errorf("a client of both: %+v, %v", d, err)
+	}
+	b.must("promote")
+	b.awaitEqual("the way back")
+	if d, err := clientOfHosts(t, id, a).Get(t.Context(), uuid); err != nil || d.Label != "key/web" {
+		t.Errorf("of the one that had lost it: %+v, %v", d, err)
+	}
+	// The words of the one that is started without the other lead on.
+	b.kill()
+	a.kill()
+	if out, err := command(t, "trustee", "serve", "--confdir", a.dir, "--listen", a.addr); err == nil || !strings.Contains(out, "with both options all the same, and then: claviger trustee promote --force, claviger trustee alone on") {
+		t.Errorf("without --peer: %v, %s", err, out)
+	}
+	a.start()
+	a.must("promote", "--force")
+	a.must("alone", "on")
+	if _, err := clientOfHosts(t, id, a).Put(t.Context(), trustee.Deposit{Label: "key/late", Content: []byte("y")}, ""); err != nil {
+		t.Error(err)
+	}
+}
