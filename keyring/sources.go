@@ -89,7 +89,7 @@ func newSource(s Source, cfg Config, log *slog.Logger) (*source, error) {
 		MaxRequests:  1,
 		Timeout:      cfg.SourcePause,
 		ReadyToTrip:  func(n gobreaker.Counts) bool { return n.ConsecutiveFailures >= cfg.SourceFailures },
-		IsSuccessful: func(err error) bool { return err == nil || !noAnswer(err) },
+		IsSuccessful: func(err error) bool { return err == nil || !silent(err) },
 		IsExcluded:   func(err error) bool { return errors.Is(err, errLeft) },
 		OnStateChange: func(uri string, from, to gobreaker.State) {
 			log.Warn("circuit breaker of a source of key versions", "source", uri, "from", from.String(), "to", to.String())
@@ -152,6 +152,10 @@ func noAnswer(err error) bool {
 	return false
 }
 
+// silent is noAnswer of a call that reached nothing. A source that answers that it cannot
+// serve one user now is alive: that user must not have it left alone for all others.
+func silent(err error) bool { return noAnswer(err) && !errors.Is(err, provider.ErrAnswered) }
+
 // call calls the source within its time, unless it is being left alone.
 func (s *source) call(ctx context.Context, fn func(context.Context) error) error {
 	_, err := s.breaker.Execute(func() (struct{}, error) {
@@ -160,7 +164,7 @@ func (s *source) call(ctx context.Context, fn func(context.Context) error) error
 		defer cancel()
 		err := fn(limited)
 		switch {
-		case err == nil || !noAnswer(err) && claviger.KindOf(err) != claviger.Internal:
+		case err == nil || !silent(err) && claviger.KindOf(err) != claviger.Internal:
 			// An answer, whatever the time.
 		case ctx.Err() != nil:
 			// The request's own end came first. If it was a deadline, and the source
@@ -175,12 +179,12 @@ func (s *source) call(ctx context.Context, fn func(context.Context) error) error
 		}
 		switch {
 		case errors.Is(err, errLeft):
-		case err != nil && (noAnswer(err) || claviger.KindOf(err) == claviger.Internal):
+		case err != nil && (silent(err) || claviger.KindOf(err) == claviger.Internal):
 			s.lastCall.Store(&SourceCall{At: time.Now(), Took: time.Since(begun), Err: errors.New(said(err))})
 		default:
 			s.lastCall.Store(&SourceCall{At: time.Now(), Took: time.Since(begun)})
 		}
-		if err != nil && noAnswer(err) && !errors.Is(err, errLeft) {
+		if err != nil && silent(err) && !errors.Is(err, errLeft) {
 			s.lastFail.Store(&SourceFailure{At: time.Now(), Err: err})
 		}
 		return struct{}{}, err
@@ -457,6 +461,8 @@ func (s *source) explain(err error, ask question) error {
 			why = fmt.Sprintf("%s, the last at %s: %s", why, f.At.UTC().Format(time.RFC3339), said(f.Err))
 		}
 		return s.unreachable(ask, why)
+	case errors.Is(err, provider.ErrAnswered):
+		return claviger.Errorf(op, claviger.SourceUnreachable, ask.name, "%s is not held here, and the source %s, which may hold it, cannot serve this now: %s", ask.what, s.URI(), said(err))
 	case noAnswer(err):
 		return s.unreachable(ask, said(err))
 	case kind == claviger.Denied || kind == claviger.KeyDenied:

@@ -650,6 +650,7 @@ func TestWhatTripsTheBreaker(t *testing.T) {
 		"missing": failing(claviger.VersionNotFound, "no"),
 		"bad IV":  failing(claviger.BadIV, "no"),
 		"broken":  failing(claviger.Internal, "no"),
+		"busy":    busyFar,
 	} {
 		t.Run(name, func(t *testing.T) {
 			l, far := withSource(t, func(c *Config) { c.SourceFailures = 1 }, "k")

@@ -101,6 +101,25 @@ var ErrLost = errors.New("the records of the key are lost")
 // now may never be opened.
 var ErrUnusable = errors.New("the version cannot be used")
 
+// ErrAnswered marks what is Unavailable by the word of a server that was reached: it may
+// have refused one user for a limit of that user alone. It tells nothing against the
+// server as a whole. See Answered.
+var ErrAnswered = errors.New("the server answered that it cannot serve this now")
+
+// Answered marks an error with ErrAnswered, and leaves its text as it is. nil stays nil.
+func Answered(err error) error {
+	if err == nil {
+		return nil
+	}
+	return answered{err}
+}
+
+type answered struct{ error }
+
+func (a answered) Is(target error) bool { return target == ErrAnswered } //nolint:errorlint // the mark itself
+
+func (a answered) Unwrap() error { return a.error }
+
 // Losses is implemented by a provider that finds out by itself that it lacks the key of a
 // version which it counts, also while nothing is asked of that version.
 type Losses interface {

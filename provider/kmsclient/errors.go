@@ -39,7 +39,7 @@ func (p *Provider) refused(ctx context.Context, h *host, r request, resp *http.R
 		return says(kind, message+advice)
 	case resp.StatusCode == http.StatusServiceUnavailable:
 		// A KMS that says so has changed nothing; nor has a balancer without one.
-		return &failure{err: fmt.Errorf("%s %s", resp.Status, message), untouched: true}
+		return &failure{err: fmt.Errorf("%s %s", resp.Status, message), untouched: true, busy: remote != nil}
 	case resp.StatusCode == http.StatusBadGateway, resp.StatusCode == http.StatusGatewayTimeout:
 		return &failure{err: errors.New(resp.Status)}
 	case remote == nil:

@@ -247,6 +247,54 @@ func TestWhichAnswersFailOver(t *testing.T) {
 	}
 }
 
+// TestAnsweredBusy: the word of a KMS that it cannot serve a request now is told from the
+// silence of one, and from a balancer's: also where the time ends before the last attempt,
+// and where the other host is silent.
+func TestAnsweredBusy(t *testing.T) {
+	const standby = `{"RemoteException":{"message":"ask another node","exception":"StandbyException","javaClassName":"org.apache.hadoop.ipc.StandbyException"}}`
+	for _, c := range []struct {
+		name      string
+		status    int
+		body      string
+		firstOnly bool // the other host says 502
+		timeout   time.Duration
+		want      bool
+	}{
+		{"a KMS", 503, standby, false, time.Minute, true},
+		{"a KMS, until the time ends", 503, standby, false, 50 * time.Millisecond, true},
+		{"a KMS, and a dead host", 503, standby, true, time.Minute, true},
+		{"a balancer", 503, `busy`, false, time.Minute, false},
+		{"a gateway", 502, standby, false, time.Minute, false},
+	} {
+		var n atomic.Int32
+		f := newFake(t)
+		f.fault = func(w http.ResponseWriter, r *http.Request) bool {
+			if r.Method == http.MethodOptions || !strings.HasPrefix(r.URL.Path, "/kms/v1/") {
+				return false
+			}
+			status, body := c.status, c.body
+			if n.Add(1) > 1 && c.firstOnly {
+				status, body = 502, "<html>"
+			}
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(status)
+			_, _ = io.WriteString(w, body)
+			return true
+		}
+		s1, s2 := twoHosts(t, f, f)
+		opt := kmsclient.Options{}
+		if c.timeout < time.Second {
+			opt = kmsclient.Options{MaxRetries: 100, SleepBase: 20 * time.Millisecond, SleepMax: 20 * time.Millisecond}
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), c.timeout)
+		_, err := open(t, uriOf(s1, s2), opt).Keys(ctx)
+		cancel()
+		if !claviger.Is(err, claviger.Unavailable) || errors.Is(err, provider.ErrAnswered) != c.want {
+			t.Errorf("%s: answered %v, want %v: %v", c.name, errors.Is(err, provider.ErrAnswered), c.want, err)
+		}
+	}
+}
+
 func TestDeadline(t *testing.T) {
 	f := newFake(t)
 	release := make(chan struct{})

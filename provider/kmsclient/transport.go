@@ -17,6 +17,7 @@ import (
 	"github.com/cenkalti/backoff/v5"
 
 	"claviger"
+	"claviger/provider"
 )
 
 const (
@@ -75,6 +76,9 @@ type failure struct {
 	final bool
 	// answered: the host is there, and says that it could not do it. Another host may.
 	answered bool
+	// busy: the KMS itself, and no balancer before it, says that it cannot serve this now,
+	// perhaps for a limit of the user alone.
+	busy bool
 }
 
 func (f *failure) Error() string { return f.err.Error() }
@@ -96,6 +100,13 @@ func (p *Provider) do(ctx context.Context, r request) ([]byte, error) {
 	attempts := max(len(hosts), p.opt.MaxRetries+1)
 	var failed []string
 	var answer error // of a host that answered, but could not do it
+	var busy bool    // a host has said so
+	unavailable := func(err error) error {
+		if busy {
+			err = provider.Answered(err)
+		}
+		return claviger.E(r.op, claviger.Unavailable, r.key, err)
+	}
 	for i := range attempts {
 		if i > 0 && i%len(hosts) == 0 {
 			if err := sleep(ctx, pause.NextBackOff()); err != nil {
@@ -104,6 +115,7 @@ func (p *Provider) do(ctx context.Context, r request) ([]byte, error) {
 		}
 		h := hosts[i%len(hosts)]
 		body, f := p.attempt(ctx, h, r)
+		busy = busy || f != nil && f.busy
 		switch {
 		case f == nil:
 			h.restUntil.Store(0)
@@ -116,7 +128,7 @@ func (p *Provider) do(ctx context.Context, r request) ([]byte, error) {
 		case f.final:
 			return nil, f.err
 		case ctx.Err() != nil && (f.untouched || r.safe):
-			return nil, claviger.Errorf(r.op, claviger.Unavailable, r.key, "KMS %s: %w", h.base, context.Cause(ctx))
+			return nil, unavailable(fmt.Errorf("KMS %s: %w", h.base, context.Cause(ctx)))
 		case !f.untouched && !r.safe:
 			return nil, claviger.Errorf(r.op, claviger.Internal, r.key,
 				"KMS %s: %w; the request was sent, and whether it was done is not known: look before it is sent again", h.base, f.err)
@@ -135,12 +147,12 @@ func (p *Provider) do(ctx context.Context, r request) ([]byte, error) {
 		return nil, closedError(r.op, r.key)
 	}
 	if err := ctx.Err(); err != nil {
-		return nil, claviger.Errorf(r.op, claviger.Unavailable, r.key, "%w; no host of the KMS answered: %s", err, strings.Join(failed, "; "))
+		return nil, unavailable(fmt.Errorf("%w; no host of the KMS answered: %s", err, strings.Join(failed, "; ")))
 	}
 	if answer != nil {
 		return nil, answer
 	}
-	return nil, claviger.Errorf(r.op, claviger.Unavailable, r.key, "no host of the KMS answered: %s", strings.Join(failed, "; "))
+	return nil, unavailable(fmt.Errorf("no host of the KMS answered: %s", strings.Join(failed, "; ")))
 }
 
 // order returns the hosts in turn, those that lately could not be reached last.
