@@ -309,7 +309,11 @@ var errTwoKeys = errors.New("the key was deleted and made anew while its EDEKs w
 
 // reencryptOnce is reencrypt by one reading of each version.
 func (r *Ring) reencryptOnce(ctx context.Context, q *request, named *string, here string, es []claviger.EDEK) ([]claviger.EDEK, error) {
-	own, foreign, err := r.checkVersions(ctx, q, named, es)
+	// The first version is looked up before the rules are asked, since Hadoop says first
+	// that a version is not the key's. The others wait for the rules: a batch may name a
+	// hundred thousand, and the sender may have no right.
+	foreign := map[string]struct{}{}
+	own, err := r.checkVersions(ctx, q, named, es[:1], 0, nil, foreign)
 	if err != nil {
 		r.noteUnserved(ctx, q, err, authz.KeyGenerateEEK, len(es))
 		return nil, r.explainMissing(ctx, err, "")
@@ -321,6 +325,10 @@ func (r *Ring) reencryptOnce(ctx context.Context, q *request, named *string, her
 	key := current.Key
 	if err := q.needVersion(ctx, &current, authz.KeyGenerateEEK); err != nil {
 		return nil, err
+	}
+	if own, err = r.checkVersions(ctx, q, named, es, 1, own, foreign); err != nil {
+		r.noteUnserved(ctx, q, err, authz.KeyGenerateEEK, len(es))
+		return nil, r.explainMissing(ctx, err, "")
 	}
 	for i := range own {
 		// An EDEK of a key that had the name before must not come under the rules of
@@ -376,12 +384,13 @@ func (p pins) EncryptBlocks(ctx context.Context, version string, blocks []byte) 
 	return claviger.Errorf("keyring.encrypt", claviger.Internal, version, "it was not read before it is used")
 }
 
-// checkVersions looks up each distinct version of the batch, in its order, and
-// returns those of the primary, and those that may be a source's. All must belong
-// to the key.
-func (r *Ring) checkVersions(ctx context.Context, q *request, named *string, es []claviger.EDEK) (own []provider.KeyVersion, foreign map[string]struct{}, err error) {
+// checkVersions looks up each distinct version of the batch from the place first on, in
+// its order. It appends those of the primary to own, which it returns, and puts those that
+// may be a source's into foreign. All must belong to the key.
+func (r *Ring) checkVersions(ctx context.Context, q *request, named *string, es []claviger.EDEK, first int,
+	own []provider.KeyVersion, foreign map[string]struct{}) ([]provider.KeyVersion, error) {
 	var seen map[string]struct{} // made when there is a second version
-	for i := range es {
+	for i := first; i < len(es); i++ {
 		version := es[i].Version
 		if i > 0 {
 			if version == es[i-1].Version {
@@ -402,19 +411,16 @@ func (r *Ring) checkVersions(ctx context.Context, q *request, named *string, es 
 			own = append(own, v)
 		} else {
 			if !r.mayBeForeign(q, err, version) {
-				return nil, nil, err
+				return nil, err
 			}
 			owner, _ = claviger.KeyOfVersion(version)
-			if foreign == nil {
-				foreign = map[string]struct{}{}
-			}
 			foreign[version] = struct{}{}
 		}
 		if err := r.belongs(ctx, version, owner, named); err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 	}
-	return own, foreign, nil
+	return own, nil
 }
 
 // reencryptAtPrimary has a primary that is a KMS elsewhere do the work. EDEKs
