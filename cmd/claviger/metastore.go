@@ -63,14 +63,23 @@ func metastorePlace(conf *hadoopconf.Conf) (storePlace, error) {
 	if !set {
 		return defaultPlace(conf)
 	}
+	if place, ok := placeOf(uri); ok {
+		place.property = p
+		return place, nil
+	}
+	return storePlace{}, &hadoopconf.ValueError{Property: p, Value: uri, Want: "it must be sqlite:// and an absolute path, as in sqlite:///var/lib/claviger/claviger.db, or for several nodes postgresql://USER@HOST:PORT/DATABASE"}
+}
+
+// placeOf is the place that a URI names; ok is false where it is none of a metastore.
+func placeOf(uri string) (p storePlace, ok bool) {
 	path, file := strings.CutPrefix(uri, "sqlite://")
 	switch {
 	case file && strings.HasPrefix(path, "/"):
-		return storePlace{uri: uri, file: filepath.Clean(path), property: p}, nil
+		return storePlace{uri: uri, file: filepath.Clean(path)}, true
 	case isPostgres(uri):
-		return storePlace{uri: uri, property: p}, nil
+		return storePlace{uri: uri}, true
 	}
-	return storePlace{}, &hadoopconf.ValueError{Property: p, Value: uri, Want: "it must be sqlite:// and an absolute path, as in sqlite:///var/lib/claviger/claviger.db, or for several nodes postgresql://USER@HOST:PORT/DATABASE"}
+	return storePlace{}, false
 }
 
 // defaultPlace is beside the file that the first provider's URI names.
@@ -153,6 +162,9 @@ func openStoreOf(ctx context.Context, conf *hadoopconf.Conf, create storeCreator
 	if err != nil {
 		return nil, place.named(err)
 	}
+	if err := place.notMoved(ctx, st); err != nil {
+		return nil, errors.Join(err, st.Close())
+	}
 	return st, nil
 }
 
@@ -178,6 +190,9 @@ func readStore(ctx context.Context, conf *hadoopconf.Conf, log *slog.Logger) (me
 	}
 	if err != nil {
 		return nil, place.named(err)
+	}
+	if err := place.notMoved(ctx, st); err != nil {
+		return nil, errors.Join(err, st.Close())
 	}
 	return st, nil
 }

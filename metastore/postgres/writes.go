@@ -14,9 +14,6 @@ import (
 
 var _ metastore.Watched = (*Store)(nil)
 
-// settingProbe is written by CheckWrites.
-const settingProbe = "probe.write"
-
 // The sizes of what CheckWrites writes. After a full disk it is more than finds room in
 // pages that the table has already.
 const probeSmall, probeLarge = 32, 64 << 10
@@ -64,7 +61,7 @@ func (s *Store) CheckWrites(ctx context.Context) error {
 	}
 	err := s.db.Update(ctx, op, "", pgx.ReadCommitted, func(ctx context.Context, tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, `INSERT INTO setting (name, value) SELECT $1, string_agg(md5(random()::text), '') FROM generate_series(1, $2)
-			ON CONFLICT (name) DO UPDATE SET value = excluded.value`, settingProbe, size/32)
+			ON CONFLICT (name) DO UPDATE SET value = excluded.value`, metastore.SettingProbe, size/32)
 		return err
 	})
 	if err == nil {

@@ -16,11 +16,9 @@ import (
 
 	"claviger"
 	"claviger/durable"
+	"claviger/metastore"
 	"claviger/owner"
 )
-
-// settingBackup marks a file that Backup has made, with the time (RFC 3339).
-const settingBackup = "backup.made"
 
 // Facts are what a file tells of itself.
 type Facts struct {
@@ -92,7 +90,7 @@ func seal(ctx context.Context, work string) (err error) {
 		}
 	}
 	_, err = db.ExecContext(ctx, `INSERT INTO setting (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value`,
-		settingBackup, time.Now().UTC().Format(time.RFC3339))
+		metastore.SettingBackup, time.Now().UTC().Format(time.RFC3339))
 	return err
 }
 
@@ -188,7 +186,7 @@ func (f *Facts) count(ctx context.Context, db *sql.DB) error {
 		return err
 	}
 	made := ""
-	for name, value := range map[string]*string{"hsm.token.serial": &f.TokenSerial, "hsm.token.label": &f.TokenLabel, settingBackup: &made} {
+	for name, value := range map[string]*string{"hsm.token.serial": &f.TokenSerial, "hsm.token.label": &f.TokenLabel, metastore.SettingBackup: &made} {
 		err := db.QueryRowContext(ctx, "SELECT value FROM setting WHERE name = ?", name).Scan(value)
 		if err != nil && !errors.Is(err, sql.ErrNoRows) {
 			return err
@@ -285,7 +283,7 @@ func Stage(ctx context.Context, from, path string, plain bool) (s *Staged, err e
 	}
 	store.path = from // in messages
 	s = &Staged{Store: store, Facts: facts, work: work, path: path}
-	if _, err = store.exec(ctx, "sqlite.Stage", `DELETE FROM setting WHERE name = ?`, settingBackup); err == nil {
+	if _, err = store.exec(ctx, "sqlite.Stage", `DELETE FROM setting WHERE name = ?`, metastore.SettingBackup); err == nil {
 		err = store.fail("sqlite.Stage", "", integrity(ctx, store.write))
 	}
 	if err != nil {

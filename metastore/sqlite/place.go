@@ -16,6 +16,7 @@ import (
 
 	"claviger"
 	"claviger/durable"
+	"claviger/metastore"
 )
 
 const (
@@ -23,14 +24,12 @@ const (
 	lookEvery = time.Second
 	// settle is how long a change stays in the -wal alone: changes come in numbers.
 	settle = 100 * time.Millisecond
-	// settingChanges counts the changes of the store.
-	settingChanges = "store.changes"
 	// unknown is the size of a file that is not in its place.
 	unknown = -1
 	// nextChange counts one more, and returns the count.
-	nextChange = `INSERT INTO setting (name, value) VALUES ('` + settingChanges + `', '1')
+	nextChange = `INSERT INTO setting (name, value) VALUES ('` + metastore.SettingChanges + `', '1')
 		ON CONFLICT DO UPDATE SET value = CAST(value AS INTEGER) + 1 RETURNING CAST(value AS INTEGER)`
-	readChanges = `SELECT CAST(value AS INTEGER) FROM setting WHERE name = '` + settingChanges + `'`
+	readChanges = `SELECT CAST(value AS INTEGER) FROM setting WHERE name = '` + metastore.SettingChanges + `'`
 )
 
 // mark is how a file stood when it was looked at.

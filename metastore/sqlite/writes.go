@@ -15,9 +15,6 @@ import (
 
 var _ metastore.Watched = (*Store)(nil)
 
-// settingProbe is written by CheckWrites.
-const settingProbe = "probe.write"
-
 // writes is what changes saw last.
 type writes struct {
 	last atomic.Pointer[metastore.Seen]
@@ -47,7 +44,7 @@ func (s *Store) LastWrite() (metastore.Seen, bool) {
 // be written.
 func (s *Store) CheckWrites(ctx context.Context) error {
 	return s.update(ctx, "sqlite.CheckWrites", "", func(tx *sql.Tx) error {
-		_, err := tx.ExecContext(ctx, `INSERT INTO setting (name, value) VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value`, settingProbe, time.Now().UTC().Format(time.RFC3339Nano))
+		_, err := tx.ExecContext(ctx, `INSERT INTO setting (name, value) VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value`, metastore.SettingProbe, time.Now().UTC().Format(time.RFC3339Nano))
 		return err
 	})
 }

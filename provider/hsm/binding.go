@@ -219,7 +219,9 @@ func (p *Provider) bindTo(ctx context.Context, id string, mine *Binding, alone b
 			return err
 		}
 	}
-	if mine == nil {
+	if mine != nil {
+		p.log.Warn("the metastore that the token belongs to was at another place before; see that no server uses what is left there", "was", mine.URI, "is", p.store.URI(), "id", id)
+	} else {
 		p.log.Info("the token and the metastore were bound to each other", "token", tokenName(p.tok.Info()), "metastore", p.store.URI(), "id", id)
 	}
 	return p.store.SetSetting(ctx, settingBound, b.Since.Format(time.RFC3339))

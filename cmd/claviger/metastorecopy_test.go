@@ -1,0 +1,234 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"claviger/hadoopconf"
+	"claviger/internal/pgtest"
+	"claviger/internal/softhsm/softhsmtest"
+	"claviger/owner"
+	"claviger/pkcs11"
+	"claviger/provider/hsm"
+)
+
+// copySite is a server whose metastore moves.
+type copySite struct {
+	t     *testing.T
+	dir   string
+	props map[string]string
+	kms   string
+	end   func() error
+}
+
+func (s *copySite) on(store string) {
+	s.t.Helper()
+	s.props[hadoopconf.MetastoreURI] = store
+	writeSite(s.t, s.dir, s.props)
+}
+
+func (s *copySite) start() {
+	s.t.Helper()
+	s.kms, s.end = serveToEnd(s.t, s.dir)
+}
+
+func (s *copySite) stop() {
+	s.t.Helper()
+	if err := s.end(); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// want sends a request that is to be answered with that status, and returns the answer.
+func (s *copySite) want(status int, method, path, body string) string {
+	s.t.Helper()
+	req, err := http.NewRequestWithContext(s.t.Context(), method, s.kms+"/v1/"+path+map[bool]string{true: "&", false: "?"}[strings.Contains(path, "?")]+"user.name=a", strings.NewReader(body))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", "application/json")
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer res.Body.Close()
+	answer, err := io.ReadAll(res.Body)
+	if err != nil || res.StatusCode != status {
+		s.t.Fatalf("%s %s: %d, want %d: %s, %v", method, path, res.StatusCode, status, answer, err)
+	}
+	return string(answer)
+}
+
+// copied runs the command.
+func (s *copySite) copied(to string) (out string, err error) {
+	s.t.Helper()
+	conf, err := hadoopconf.LoadKMS(s.dir, os.LookupEnv)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	var b bytes.Buffer
+	err = copyStore(context.WithoutCancel(s.t.Context()), &b, conf, to, slog.New(slog.DiscardHandler))
+	return b.String(), err
+}
+
+func (s *copySite) refused(to string, texts ...string) {
+	s.t.Helper()
+	out, err := s.copied(to)
+	for _, text := range texts {
+		if err == nil || !strings.Contains(err.Error(), text) {
+			s.t.Errorf("copy to %s: %s, %v; want %q", to, out, err, text)
+		}
+	}
+}
+
+// startRefused wants no server to start.
+func (s *copySite) startRefused(text string) {
+	s.t.Helper()
+	if svc, err := openService(s.t.Context(), s.dir, kmsCommand, hsm.Serve, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), text) {
+		if err == nil {
+			_ = svc.Close()
+		}
+		s.t.Errorf("a start: %v; want %q", err, text)
+	}
+}
+
+// TestMetastoreCopy moves the metastore of a server with keys to PostgreSQL and back:
+// EDEKs open, versions and deleted keys go on, and no server starts on what was left.
+func TestMetastoreCopy(t *testing.T) {
+	dir := t.TempDir()
+	tok := softhsmtest.New(t)
+	file := filepath.Join(dir, "luna.keystore")
+	if err := pkcs11.WriteKeystoreFile(file, pkcs11.FileConfig{Module: tok.Module, Token: tok.Label, PINFile: tok.PINFile, Profile: pkcs11.SoftHSM}); err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, filepath.Join(dir, "kms-acls.xml"), siteXML("default.key.acl.MANAGEMENT", "*", "default.key.acl.GENERATE_EEK", "*", "default.key.acl.DECRYPT_EEK", "*", "default.key.acl.READ", "*", "keytrustee.kms.acl.UNDELETE", "*"))
+	s := &copySite{t: t, dir: dir, props: map[string]string{hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + file, "hadoop.kms.http.host": "127.0.0.1"}}
+	server := pgtest.Shared(t)
+	lite, db := "sqlite://"+filepath.Join(dir, "c.db"), server.Database(t)
+	shown, _, _ := strings.Cut(db, "?")
+	s.on(lite)
+	s.start()
+	s.want(201, http.MethodPost, "keys", `{"name":"k","description":"a zone","attributes":{"key.acl.name":"x"}}`)
+	s.want(201, http.MethodPost, "keys", `{"name":"gone"}`)
+	s.want(200, http.MethodDelete, "key/gone", "")
+	var made []struct {
+		VersionName string `json:"versionName"`
+		IV          string `json:"iv"`
+		Encrypted   struct {
+			Material string `json:"material"`
+		} `json:"encryptedKeyVersion"`
+	}
+	if err := json.Unmarshal([]byte(s.want(200, http.MethodGet, "key/k/_eek?eek_op=generate&num_keys=1", "")), &made); err != nil || len(made) != 1 {
+		t.Fatalf("%v, %+v", err, made)
+	}
+	s.want(200, http.MethodPost, "key/k", `{}`)
+	opens := func() string {
+		t.Helper()
+		body, err := json.Marshal(map[string]string{"name": "k", "iv": made[0].IV, "material": made[0].Encrypted.Material})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s.want(200, http.MethodPost, "keyversion/"+made[0].VersionName+"/_eek?eek_op=decrypt", string(body))
+	}
+	dek := opens()
+	s.refused(db, "in use by claviger kms", "stop it first")
+	s.stop()
+
+	other := server.Database(t)
+	if out, err := s.copied(other); err != nil { // a copy that is left to grow old
+		t.Fatal(out, err)
+	}
+	s.unmark(lite)
+	if out, err := s.copied(other); err != nil || !strings.Contains(out, "moved") { // as after a run that was broken off
+		t.Error(out, err)
+	}
+	s.unmark(lite)
+	s.start()
+	s.want(200, http.MethodPost, "key/k", `{}`)
+	s.stop()
+	s.refused(other, "is not empty: it holds a copy of this one that differs from it in ", "key_version")
+
+	out, err := s.copied(db)
+	if err != nil || !strings.Contains(out, "1 keys with 3 versions, 1 deleted keys") || !strings.Contains(out, "claviger metastore verify --conf "+dir) {
+		t.Fatal(out, err)
+	}
+	if out, err := s.copied(db); err != nil || !strings.Contains(out, "already; nothing to do") {
+		t.Error(out, err)
+	}
+	s.refused(server.Database(t), "was moved to "+shown)
+	s.startRefused("was moved to " + shown)
+
+	s.on(db)
+	var log bytes.Buffer
+	s.kms, s.end = serveLogged(t, dir, slog.New(slog.NewTextHandler(&log, nil)))
+	if got := opens(); got != dek {
+		t.Errorf("the EDEK opens to %s, was %s", got, dek)
+	}
+	if v := s.want(200, http.MethodPost, "key/k", `{}`); !strings.Contains(v, `"k@3"`) {
+		t.Errorf("rolled to %s", v)
+	}
+	if m := s.want(200, http.MethodGet, "key/k/_metadata", ""); !strings.Contains(m, `"a zone"`) || !strings.Contains(m, `"key.acl.name":"x"`) {
+		t.Error(m)
+	}
+	s.want(200, http.MethodPost, "trustee/key/gone?trusteeOp=undelete", "")
+	s.stop()
+	if !strings.Contains(log.String(), "was at another place before") || !strings.Contains(log.String(), "was="+lite) {
+		t.Errorf("the server does not tell of the former place: %s", log.String())
+	}
+
+	// And back, to a file of its own.
+	s.refused(lite, "was itself moved to "+shown)
+	back := "sqlite://" + filepath.Join(dir, "back.db")
+	if out, err := s.copied(back); err != nil || !strings.Contains(out, "2 keys with 5 versions, 0 deleted keys") {
+		t.Fatal(out, err)
+	}
+	s.startRefused("was moved to " + back)
+	s.on(back)
+	s.start()
+	if got := opens(); got != dek {
+		t.Errorf("the EDEK opens to %s, was %s", got, dek)
+	}
+	if v := s.want(200, http.MethodPost, "key/k", `{}`); !strings.Contains(v, `"k@4"`) {
+		t.Errorf("rolled to %s", v)
+	}
+	s.stop()
+	s.refused("mysql://x", "it must be postgresql://")
+	s.refused(back, "in use by claviger metastore copy")
+}
+
+// unmark takes the mark of a move from a store, as if the run had ended before it.
+func (s *copySite) unmark(uri string) {
+	s.t.Helper()
+	place, _ := placeOf(uri)
+	st, err := openMovable(s.t.Context(), place, "", owner.Self("test", ""), slog.New(slog.DiscardHandler))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	c, err := st.Content(s.t.Context())
+	if err == nil {
+		err = st.Close()
+	}
+	if err == nil {
+		err = os.Remove(place.file)
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if st, err = openMovable(s.t.Context(), place, "", owner.Self("test", ""), slog.New(slog.DiscardHandler)); err == nil {
+		err = st.Fill(s.t.Context(), c)
+	}
+	if err == nil {
+		err = st.Close()
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}

@@ -1,0 +1,128 @@
+package metastore
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"reflect"
+	"slices"
+	"time"
+
+	"claviger"
+)
+
+// Settings that belong to a store and not to what it holds.
+const (
+	// SettingMoved says where a store was moved to (JSON of Moved): nothing is served from
+	// it any more.
+	SettingMoved = "store.moved"
+	// SettingChanges counts the changes of a store in a file.
+	SettingChanges = "store.changes"
+	// SettingProbe is written to see whether a store takes changes.
+	SettingProbe = "probe.write"
+	// SettingBackup marks a file that was written as a backup, with the time (RFC 3339).
+	SettingBackup = "backup.made"
+)
+
+// Table is a table that the stores have in common. What is in it is copied row by row,
+// with the numbers that the store gave its rows: their order has a meaning.
+type Table struct {
+	Name    string
+	Columns []string
+	Order   string // of its rows; the same in each store
+	Serial  string // the column that the store numbers, if one is
+}
+
+// Tables are those that are copied, each after those that its rows refer to. The columns
+// of lists (ids and objects of intents) are JSON.
+var Tables = []Table{
+	{"ez_key", []string{"id", "name", "cipher", "bit_length", "description", "attributes", "created"}, "id", "id"},
+	{"key_version", []string{"key_id", "seq", "id", "object", "created", "check_value"}, "key_id, seq", ""},
+	{"deleted_key", []string{"id", "name", "since", "cipher", "bit_length", "description", "attributes", "created"}, "id", "id"},
+	{"deleted_version", []string{"key_id", "seq", "id", "object", "created", "check_value"}, "key_id, seq", ""},
+	{"key_number", []string{"name", "first", "next"}, "name, first", ""},
+	{"intent", []string{"seq", "key", "op", "ids", "objects", "begun", "payload"}, "seq", "seq"},
+	{"journal", []string{"seq", "run", "item", "data", "at"}, "seq", "seq"},
+	{"source_use", []string{"source", "version", "op", "count", "last"}, "source, version, op", ""},
+	{"version_use", []string{"version", "last"}, "version", ""},
+	{"setting", []string{"name", "value"}, "name", ""},
+	{"master_key", []string{"id", "expires", "key"}, "id", ""},
+	{"delegation", []string{"sequence", "identifier", "password", "renew"}, "sequence", ""},
+}
+
+// Content is all that a store holds, at one moment, delegation tokens and the keys that
+// made them among it. It is as secret as the store.
+type Content struct {
+	// Rows are those of each table, in its order: int64, string, []byte, and nil.
+	Rows map[string][][]any
+	// NextToken and NextMasterKey are numbers that no delegation token and no key has had.
+	NextToken, NextMasterKey int64
+}
+
+// Movable is a store whose content can go to another.
+type Movable interface {
+	// Content reads all of it, at one moment.
+	Content(ctx context.Context) (*Content, error)
+	// Fill writes all of it, or nothing. Kind Invalid where the store is not empty.
+	Fill(ctx context.Context, c *Content) error
+}
+
+// Tidy leaves out the settings of the store itself.
+func (c *Content) Tidy() {
+	c.Rows["setting"] = slices.DeleteFunc(c.Rows["setting"], func(row []any) bool {
+		return slices.Contains([]any{SettingMoved, SettingChanges, SettingProbe, SettingBackup}, row[0])
+	})
+}
+
+// Empty tells whether there is nothing but what a new store has.
+func (c *Content) Empty() bool {
+	for name, rows := range c.Rows {
+		for _, row := range rows {
+			if name != "setting" || row[0] != SettingLastUsesSince {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// Differ says in which tables a copy differs; nil: in none. Its next numbers may be higher.
+func (c *Content) Differ(o *Content) (tables []string) {
+	for _, t := range Tables {
+		if len(c.Rows[t.Name])+len(o.Rows[t.Name]) > 0 && !reflect.DeepEqual(c.Rows[t.Name], o.Rows[t.Name]) {
+			tables = append(tables, t.Name)
+		}
+	}
+	if c.NextToken > o.NextToken || c.NextMasterKey > o.NextMasterKey {
+		tables = append(tables, "counters")
+	}
+	return tables
+}
+
+// Moved says where a store was moved to.
+type Moved struct {
+	To string    `json:"to"` // URI, without secrets
+	At time.Time `json:"at"`
+}
+
+// MovedTo returns where a store was moved to, nil where it was not.
+func MovedTo(ctx context.Context, s Settings) (*Moved, error) {
+	text, ok, err := s.Setting(ctx, SettingMoved)
+	if err != nil || !ok {
+		return nil, err
+	}
+	m := &Moved{}
+	if err := json.Unmarshal([]byte(text), m); err != nil {
+		return nil, claviger.Errorf("metastore.MovedTo", claviger.Internal, "", "setting %s: %w", SettingMoved, err)
+	}
+	return m, nil
+}
+
+// SetMoved has nothing served from a store any more.
+func SetMoved(ctx context.Context, s Settings, to string) error {
+	text, err := json.Marshal(Moved{To: to, At: time.Now().UTC().Truncate(time.Second)})
+	if err != nil {
+		return fmt.Errorf("setting %s: %w", SettingMoved, err)
+	}
+	return s.SetSetting(ctx, SettingMoved, string(text))
+}

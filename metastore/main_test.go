@@ -1,0 +1,10 @@
+package metastore_test
+
+import (
+	"os"
+	"testing"
+
+	"claviger/internal/pgtest"
+)
+
+func TestMain(m *testing.M) { os.Exit(pgtest.Main(m.Run)) }

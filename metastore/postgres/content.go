@@ -1,0 +1,115 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+
+	"claviger"
+	"claviger/metastore"
+)
+
+var _ metastore.Movable = (*Store)(nil)
+
+// sequences give the numbers of delegation tokens and of the keys that make them.
+const tokenSequence, masterKeySequence = "token_sequence", "master_key_id"
+
+// Content reads all that the store holds.
+func (s *Store) Content(ctx context.Context) (c *metastore.Content, err error) {
+	const op = "postgres.Content"
+	if err := s.whole(op, ""); err != nil {
+		return nil, err
+	}
+	err = s.db.Update(ctx, op, "", pgx.RepeatableRead, func(ctx context.Context, tx pgx.Tx) (err error) { // one moment
+		c, err = contentOf(ctx, tx)
+		return err
+	})
+	return c, err
+}
+
+func contentOf(ctx context.Context, tx pgx.Tx) (*metastore.Content, error) {
+	c := &metastore.Content{Rows: map[string][][]any{}}
+	for _, t := range metastore.Tables {
+		columns := strings.Join(t.Columns, ", ")
+		if t.Name == "intent" {
+			columns = strings.Replace(columns, "ids, objects", "array_to_json(ids)::text, array_to_json(objects)::text", 1)
+		}
+		rows, _ := tx.Query(ctx, fmt.Sprintf("SELECT %s FROM %s ORDER BY %s", columns, t.Name, t.Order)) // the rows carry the error
+		all, err := pgx.CollectRows(rows, func(r pgx.CollectableRow) ([]any, error) {
+			row, err := r.Values()
+			for i, v := range row {
+				if n, ok := v.(int32); ok {
+					row[i] = int64(n)
+				}
+			}
+			return row, err
+		})
+		if err != nil {
+			return nil, fmt.Errorf("table %s: %w", t.Name, err)
+		}
+		c.Rows[t.Name] = all
+	}
+	for sequence, next := range map[string]*int64{tokenSequence: &c.NextToken, masterKeySequence: &c.NextMasterKey} {
+		if err := tx.QueryRow(ctx, "SELECT last_value + is_called::int FROM "+sequence).Scan(next); err != nil {
+			return nil, err
+		}
+	}
+	c.Tidy()
+	return c, nil
+}
+
+// Fill writes another store's content into this one, which is empty.
+func (s *Store) Fill(ctx context.Context, c *metastore.Content) error {
+	const op = "postgres.Fill"
+	if err := s.whole(op, ""); err != nil {
+		return err
+	}
+	return s.db.Update(ctx, op, "", pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
+		has, err := contentOf(ctx, tx)
+		if err != nil {
+			return err
+		}
+		if !has.Empty() {
+			return claviger.Errorf(op, claviger.Invalid, "", "metastore %s is not empty", s.db.URI())
+		}
+		for _, t := range metastore.Tables {
+			if err := fillTable(ctx, tx, t, c.Rows[t.Name]); err != nil {
+				return fmt.Errorf("table %s: %w", t.Name, err)
+			}
+		}
+		for sequence, next := range map[string]int64{tokenSequence: c.NextToken, masterKeySequence: c.NextMasterKey} {
+			if _, err := tx.Exec(ctx, `SELECT setval('`+sequence+`', greatest($1, (SELECT last_value + is_called::int FROM `+sequence+`)), false)`, next); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func fillTable(ctx context.Context, tx pgx.Tx, t metastore.Table, rows [][]any) (err error) {
+	switch t.Name {
+	case "setting": // some are there
+		for _, row := range rows {
+			if _, err := tx.Exec(ctx, `INSERT INTO setting (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = excluded.value`, row...); err != nil {
+				return err
+			}
+		}
+	case "intent": // lists are arrays here
+		for _, row := range rows {
+			if _, err := tx.Exec(ctx, `INSERT INTO intent (seq, key, op, ids, objects, begun, payload) OVERRIDING SYSTEM VALUE
+				VALUES ($1, $2, $3, ARRAY(SELECT json_array_elements_text($4::json)), ARRAY(SELECT json_array_elements_text($5::json)), $6, $7)`, row...); err != nil {
+				return err
+			}
+		}
+	default:
+		if _, err := tx.CopyFrom(ctx, pgx.Identifier{t.Name}, t.Columns, pgx.CopyFromRows(rows)); err != nil {
+			return err
+		}
+	}
+	if t.Serial != "" && len(rows) > 0 { // the next row comes after these
+		_, err = tx.Exec(ctx, fmt.Sprintf("SELECT setval(pg_get_serial_sequence('%[1]s', '%[2]s'), (SELECT max(%[2]s) FROM %[1]s))", t.Name, t.Serial))
+	}
+	return err
+}
