@@ -2,6 +2,7 @@ package hadoop
 
 import (
 	"bytes"
+	"io"
 	"maps"
 	"os"
 	"path/filepath"
@@ -10,6 +11,9 @@ import (
 	"time"
 
 	"claviger"
+	"claviger/audit"
+	"claviger/authz"
+	"claviger/keyring"
 	"claviger/keystore"
 	"claviger/metastore"
 	"claviger/metastore/sqlite"
@@ -97,6 +101,34 @@ func TestJavaKMSAsOddSource(t *testing.T) {
 		t.Errorf("the source does not open its EDEK of %s: %v", edeks[0].Version, err)
 	}
 	servesEverySpelling(t, source, target, store)
+
+	// Rolled at the source, "plain@1" is two keys: it is found by a made-up EDEK, and not
+	// opened. "Finance" was not rolled, and is not shut.
+	if _, err := source.Roll(t.Context(), "plain", nil); err != nil {
+		t.Fatal(err)
+	}
+	policy, _ := authz.Parse(nil)
+	ring, err := keyring.New(keyring.Config{Primary: target, Sources: []keyring.Source{{Provider: source, Reencryption: true}}, History: past{store},
+		Policy: func() *authz.Policy { return policy }, Audit: audit.NewHadoop(closer{io.Discard}, time.Second),
+		QueueSize: 1, QueueLowWatermark: 1, QueueExpiry: time.Hour, QueueFillers: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ring.Close()
+	if err := ring.CompareSources(t.Context()); err != nil || ring.Conflicts() != 1 {
+		t.Errorf("%d in conflict, %v", ring.Conflicts(), err)
+	}
+	theirs, err := source.Generate(t.Context(), "plain", 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	alice := claviger.Caller{Principal: claviger.Principal{Name: "alice", Short: "alice"}}
+	if _, err := ring.Decrypt(t.Context(), alice, "plain", true, theirs[0]); theirs[0].Version != "plain@1" || !claviger.Is(err, claviger.Unavailable) {
+		t.Errorf("an EDEK of %s: %v, want it refused for now", theirs[0].Version, err)
+	}
+	if v, err = engine.Verify(t.Context()); err != nil || v.Different != 2 {
+		t.Errorf("verify: %+v, %v", v, err)
+	}
 }
 
 // addForeignEntry puts a secret key into a keystore as keytool -genseckey does: under

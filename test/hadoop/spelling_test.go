@@ -23,7 +23,8 @@ func (p past) Origins(ctx context.Context) ([]keyring.Origin, error) {
 	var out []keyring.Origin
 	for _, o := range list {
 		m := claviger.Metadata{Name: o.Key, Attributes: o.Metadata.Attributes}
-		out = append(out, keyring.Origin{Key: o.Key, Source: o.Source, TakenOver: o.TakenOver, Created: o.Metadata.Created, ACLName: m.ACLName()})
+		out = append(out, keyring.Origin{Key: o.Key, Source: o.Source, TakenOver: o.TakenOver, Created: o.Metadata.Created, ACLName: m.ACLName(),
+			Folded: o.Folded, Numbered: o.Numbered, Counted: o.Metadata.Versions, Rolled: o.Rolled})
 	}
 	return out, err
 }
