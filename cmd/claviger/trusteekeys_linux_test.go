@@ -152,6 +152,7 @@ func TestKeysWhileTrusteesAreKilled(t *testing.T) {
 			}
 		}
 		h.peer.start()
+		a.awaitEqual("equality before the other is killed") // else it lists nothing
 	}
 	t.Logf("%d keys and versions acknowledged, %d calls refused", count.Load(), refused.Load())
 }

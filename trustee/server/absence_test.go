@@ -42,6 +42,12 @@ func TestAbsence(t *testing.T) {
 	for _, h := range []*half{a, b} {
 		want("in step", h, "late", "not there")
 	}
+	a.stop()
+	if _, err := b.client(identities()[1]).List(t.Context(), "", false, "", 10); err != nil {
+		t.Errorf("a list of a passive that lacked nothing: %v", err)
+	}
+	a.start()
+	a.await("being in step", inStep)
 	b.stop()
 	want("the active, since the passive is away", a, "late", "not there")
 	a.stop()

@@ -31,52 +31,59 @@ var (
 // sure: what this server does not find is not there. An active server knows that once
 // it has been equal to the passive since its start, or was told to go on alone, and
 // does not know of anything that the passive holds. A passive server knows it from the
-// active one, at this moment: were that away, it might have gone on alone.
-func (r *Replica) current(ctx context.Context) (sure bool, err error) {
+// active one, at this moment: were that away, it might have gone on alone. Then it
+// still lists what it holds where it has held all since its start.
+func (r *Replica) current(ctx context.Context) (knowledge, error) {
 	const op = "server.current"
 	if c := r.known.Load(); c != nil && time.Now().Before(c.until) {
-		return c.sure, nil
+		return *c, nil
 	}
 	r.asking.Lock()
 	defer r.asking.Unlock()
 	if c := r.known.Load(); c != nil && time.Now().Before(c.until) {
-		return c.sure, nil
+		return *c, nil
 	}
 	// What is learned meanwhile drops what is stored here.
 	st, err := r.store.Standing(ctx)
 	if err != nil {
-		return false, err
+		return knowledge{}, err
 	}
 	c := &knowledge{until: time.Now().Add(currentTime)}
 	if st.Role == RoleActive {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		if r.lacking && !st.Alone {
-			return false, claviger.E(op, claviger.Unavailable, "", errLacking)
+			return knowledge{}, claviger.E(op, claviger.Unavailable, "", errLacking)
 		}
 		c.sure = (r.equal || st.Alone) && !r.lacking
+		c.lists = c.sure
 		r.known.Store(c)
-		return c.sure, nil
+		return *c, nil
 	}
 	var p Standing
 	// Whoever waits behind this one asks on, so it does not end with him.
 	if err := r.ask(context.WithoutCancel(ctx), currentAsk, verbHello, st, &p); err != nil {
 		c.until = time.Now().Add(aloneTime)
+		c.lists = r.abreastOnce.Load()
 		r.known.Store(c)
-		return false, nil
+		return *c, nil
 	}
 	if st, err = r.store.Standing(ctx); err == nil { // it may have been brought on meanwhile
 		c.sure, err = r.abreast(ctx, &st, &p)
 	}
-	if err == nil {
-		r.known.Store(c)
+	if err != nil {
+		return knowledge{}, err
 	}
-	return c.sure, err
+	c.lists = c.sure
+	r.abreastOnce.Store(c.sure)
+	r.known.Store(c)
+	return *c, nil
 }
 
 // knowledge is whether absence here is absence, and for how long that holds.
 type knowledge struct {
-	sure  bool
+	sure  bool // what is not found is not there
+	lists bool // lists are whole, as far as anybody knows
 	until time.Time
 }
 

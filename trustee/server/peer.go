@@ -165,6 +165,13 @@ func (r *Replica) onHello(ctx context.Context, from Standing) (any, error) {
 			st, err = r.store.Standing(ctx)
 		}
 	}
+	if err == nil && from.Role == RoleActive && st.Role == RolePassive {
+		had, err := r.store.Has(ctx, from.Head)
+		if err != nil {
+			return nil, err
+		}
+		r.abreastOnce.Store(had)
+	}
 	return st, err
 }
 

@@ -86,6 +86,9 @@ type Replica struct {
 	asking sync.Mutex // of who asks whether this server lacks anything
 	// known is what was learned last of whether absence here is absence; nil: nothing.
 	known atomic.Pointer[knowledge]
+	// abreastOnce: as the passive one, this server lacked nothing when it last reached the
+	// active one, since its start.
+	abreastOnce atomic.Bool
 
 	arriving sync.Mutex
 	incoming *incoming

@@ -236,11 +236,11 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, verb string) {
 	}
 	defer leave()
 	ctx := r.Context()
-	sure := true
+	know := knowledge{sure: true, lists: true}
 	if s.replica != nil && peerVerbs[verb] == nil {
 		// Before anything is looked up: whether the client is known, too.
 		var err error
-		if sure, err = s.replica.current(ctx); err != nil {
+		if know, err = s.replica.current(ctx); err != nil {
 			text := storeAway
 			switch {
 			case errors.Is(err, errBehind):
@@ -259,7 +259,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, verb string) {
 		if peerVerbs[verb] != nil {
 			return s.self(fingerprint)
 		}
-		return s.client(ctx, fingerprint, sure)
+		return s.client(ctx, fingerprint, know.sure)
 	})
 	if err != nil {
 		// Whom to sign an answer for is not known. The text is for whoever it is.
@@ -281,7 +281,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, verb string) {
 	}
 	s.doors.prove(addressOf(r))
 	result, err := s.do(ctx, req)
-	if !sure && (claviger.Is(err, claviger.KeyNotFound) || err == nil && verb == trustee.VerbList) {
+	if !know.sure && claviger.Is(err, claviger.KeyNotFound) || !know.lists && err == nil && verb == trustee.VerbList {
 		result, err = nil, claviger.E("server.serve", claviger.Unavailable, "", trustee.ErrUnsure)
 	}
 	ended(w, err)

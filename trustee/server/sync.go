@@ -90,6 +90,7 @@ func (r *Replica) yielded() {
 	r.mu.Lock()
 	r.synced, r.equal, r.lacking = false, false, false
 	r.mu.Unlock()
+	r.abreastOnce.Store(false)
 	r.known.Store(nil)
 }
 
