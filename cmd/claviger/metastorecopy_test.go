@@ -165,6 +165,11 @@ func TestMetastoreCopy(t *testing.T) {
 	}
 	s.refused(server.Database(t), "was moved to "+shown)
 	s.startRefused("was moved to " + shown)
+	if conf, err := hadoopconf.LoadKMS(dir, os.LookupEnv); err != nil {
+		t.Error(err)
+	} else if r, err := verifyStore(t.Context(), conf, "", true, slog.New(slog.DiscardHandler)); err != nil || r.Moved == nil || r.Moved.To != shown {
+		t.Errorf("verify: %+v, %v", r, err)
+	}
 
 	s.on(db)
 	var log bytes.Buffer

@@ -26,7 +26,8 @@ import (
 type storeReport struct {
 	Store string `json:"store"`
 	sqlite.Facts
-	Token *tokenReport `json:"token,omitempty"` // nil: it was not asked
+	Token *tokenReport     `json:"token,omitempty"` // nil: it was not asked
+	Moved *metastore.Moved `json:"moved,omitempty"` // by metastore copy
 }
 
 // tokenReport compares a store with the token.
@@ -126,6 +127,7 @@ func verifyStore(ctx context.Context, conf *hadoopconf.Conf, file string, token 
 		var read *sqlite.Store
 		if read, err = sqlite.OpenReadOnly(ctx, file); err == nil {
 			store = read // an interface that holds nil is not nil
+			r.Moved, err = metastore.MovedTo(ctx, read)
 		}
 	} else {
 		if store, err = readStore(ctx, conf, log); err == nil {
@@ -273,6 +275,9 @@ func (r *storeReport) text(w io.Writer) {
 	}
 	if !r.Made.IsZero() {
 		row("backup", "made at %s", r.Made.Format(time.RFC3339))
+	}
+	if r.Moved != nil {
+		row("MOVED", "to %s at %s by claviger metastore copy: no server starts on this one", r.Moved.To, r.Moved.At.Format(time.RFC3339))
 	}
 	row("holds", "%d keys with %d versions, %d deleted keys, %d pending steps, %d migration runs", r.Keys, r.Versions, r.Deleted, r.Pending, r.Runs)
 	if r.TokenSerial != "" {

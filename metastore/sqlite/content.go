@@ -77,7 +77,7 @@ func (s *Store) Fill(ctx context.Context, c *metastore.Content) error {
 			return claviger.Errorf(op, claviger.Invalid, "", "metastore %s is not empty", s.URI())
 		}
 		for _, t := range metastore.Tables {
-			insert := fmt.Sprintf("INSERT OR REPLACE INTO %s (%s) VALUES (?%s)", t.Name, strings.Join(t.Columns, ", "), strings.Repeat(", ?", len(t.Columns)-1))
+			insert := fmt.Sprintf("INSERT OR REPLACE INTO %s (%s) VALUES (?%s)", t.Name, strings.Join(t.Columns, ", "), strings.Repeat(", ?", len(t.Columns)-1)) //nolint:gosec // names of ours
 			for _, row := range c.Rows[t.Name] {
 				if _, err := tx.ExecContext(ctx, insert, row...); err != nil {
 					return fmt.Errorf("table %s: %w", t.Name, err)

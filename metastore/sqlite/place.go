@@ -247,27 +247,23 @@ func (s *Store) keep(ctx context.Context) (release func(), err error) {
 
 // lookAfter looks at the file each second and after each change.
 func (s *Store) lookAfter(db *sql.DB, stop <-chan struct{}) {
-	background, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	for {
-		pause := lookEvery
+	for ended := false; !ended; {
+		pause := settle
 		select {
 		case <-stop:
-			s.place.kept.Store(false) // by Close, or others may have it now
-			return
+			ended, pause = true, 0
 		case <-s.place.wrote:
-			pause = settle
 		case <-time.After(lookEvery):
 			pause = 0
 		}
 		select {
 		case <-stop:
-			s.place.kept.Store(false)
-			return
+			ended = true
 		case <-time.After(pause):
 		}
-		s.lookOnce(background, db)
+		s.lookOnce(context.Background(), db) // at the end, too: what follows writes without a look
 	}
+	s.place.kept.Store(false) // others may have it now
 }
 
 // lookOnce looks at the file, and moves the -wal into it where all is well.

@@ -165,6 +165,25 @@ func TestWrittenOver(t *testing.T) {
 	}
 }
 
+// TestWrittenOverAtTheEnd: a file that is copied over the store right before the server
+// ends stays as it was copied.
+func TestWrittenOverAtTheEnd(t *testing.T) {
+	s, path, copied := served(t)
+	want, err := os.ReadFile(copied)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustInsert(t, s, "youngest", "03")
+	overwrite(t, copied, path)
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("the file that was put there was changed (%v)", err)
+	}
+	wantKeys(t, path, "old")
+}
+
 // TestWrittenOverWithWAL: copies of all of SQLite's files, whose store counts fewer
 // changes, over those of a running server.
 func TestWrittenOverWithWAL(t *testing.T) {
