@@ -299,7 +299,7 @@ func newTrusteeResync() *cobra.Command {
 	var drop bool
 	cmd := trusteeCommand("resync [--drop]", "Bring the passive trustee up to date from the active one of this host, and compare them by digest",
 		`resync is what the active does by itself. Where the passive holds what the active lacks, organizations, clients, deposits, or another state of them, it
-names that and changes nothing. With --drop the passive loses it; a copy of the passive's store stays beside it.`, cobra.NoArgs, notOfDatabase, func(cmd *cobra.Command, _ []string, ask func(string, any, any) error) error {
+names that and changes nothing. With --drop the passive loses it; a copy of the passive's store stays beside it, of which claviger trustee recover brings things back.`, cobra.NoArgs, notOfDatabase, func(cmd *cobra.Command, _ []string, ask func(string, any, any) error) error {
 			var r server.ResyncResult
 			if err := ask(server.VerbResync, server.ResyncArgs{Drop: drop}, &r); err != nil {
 				return err
@@ -308,7 +308,7 @@ names that and changes nothing. With --drop the passive loses it; a copy of the 
 				fmt.Fprintf(cmd.OutOrStdout(), "dropped at the passive: %s\n", r.Dropped)
 			}
 			if r.Kept != "" {
-				fmt.Fprintf(cmd.OutOrStdout(), "what the passive held before is in %s on its host\n", r.Kept)
+				fmt.Fprintf(cmd.OutOrStdout(), "what the passive held before is in %s on its host; claviger trustee recover lists it there, and with its name at the active one brings it back\n", r.Kept)
 			}
 			_, err := fmt.Fprintf(cmd.OutOrStdout(), "equal by digest, at change %d\n", r.Head.Seq)
 			return err

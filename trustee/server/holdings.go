@@ -89,16 +89,21 @@ func (h holdings) lacks(r Record, now time.Time, lost *Loss) error {
 	if mine, there := h[key]; there && mine == state {
 		return nil
 	}
+	lost.count(r, name)
+	return nil
+}
+
+// count adds a record.
+func (l *Loss) count(r Record, name string) {
 	switch {
 	case r.Org != nil:
-		lost.Orgs++
+		l.Orgs++
 	case r.Client != nil:
-		lost.Clients++
+		l.Clients++
 	default:
-		lost.Deposits++
+		l.Deposits++
 	}
-	if len(lost.Names) < namedLosses {
-		lost.Names = append(lost.Names, name)
+	if len(l.Names) < namedLosses {
+		l.Names = append(l.Names, name)
 	}
-	return nil
 }

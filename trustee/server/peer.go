@@ -264,7 +264,7 @@ func (r *Replica) onLoad(ctx context.Context, a loadArgs) (any, error) {
 		if res.Kept, err = r.store.Save(ctx, "dropped"); err != nil {
 			return nil, err
 		}
-		r.log.Warn("this Key Trustee Server gets a whole copy from the active one; what it held before is kept: remove the file when nothing of it is needed", "file", res.Kept, "seq", st.Head.Seq, "dropped", lost, "acknowledged alone from", st.Unshared)
+		r.log.Warn("this Key Trustee Server gets a whole copy from the active one; what it held before is kept (claviger trustee recover): remove the file when nothing of it is needed", "file", res.Kept, "seq", st.Head.Seq, "dropped", lost, "acknowledged alone from", st.Unshared)
 	}
 	next, err := in.records()
 	if err != nil {

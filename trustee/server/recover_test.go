@@ -1,0 +1,74 @@
+package server_test
+
+import (
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"claviger"
+	"claviger/trustee/server"
+	"claviger/trustee/server/sqlite"
+)
+
+// TestRecover: what resync has dropped is added to the active's store, and reaches the
+// passive; what has another in its place is left and named; the passive takes nothing.
+func TestRecover(t *testing.T) {
+	a, b, c := started(t)
+	must(t, put(t, c, "both", "x"))
+	b.stop()
+	must(t, a.operator(server.VerbAlone, server.AloneArgs{On: true}))
+	ofA := a.client(identities()[1])
+	for _, label := range []string{"late", "taken", "deleted"} {
+		must(t, put(t, ofA, label, "a"))
+	}
+	d, err := ofA.Find(t.Context(), "deleted")
+	must(t, err)
+	must(t, ofA.Delete(t.Context(), d.UUID))
+	a.stop()
+	b.start()
+	must(t, b.operator(server.VerbPromote, server.PromoteArgs{Force: true}))
+	must(t, b.operator(server.VerbAlone, server.AloneArgs{On: true}))
+	must(t, put(t, b.client(identities()[1]), "taken", "b"))
+	a.start()
+	b.await("the warning", func(r server.StatusReport) bool { return strings.Contains(r.Why, `deposit "late"`) })
+	must(t, b.operator(server.VerbResync, server.ResyncArgs{Drop: true}))
+	b.await("being in step", inStep)
+	kept, err := filepath.Glob(a.path + ".dropped-*")
+	if err != nil || len(kept) != 1 {
+		t.Fatalf("%q, %v", kept, err)
+	}
+	from, err := sqlite.Open(t.Context(), kept[0], false)
+	must(t, err)
+	defer from.Close()
+
+	if r, err := server.Recover(t.Context(), b.store, from, true); err != nil || r.Lacked.Deposits != 3 || !r.Added.None() {
+		t.Errorf("a look: %+v, %v", r, err)
+	}
+	if _, err := server.Recover(t.Context(), a.store, from, false); !server.IsPassive(err) {
+		t.Errorf("at the passive: %v", err)
+	}
+	r, err := server.Recover(t.Context(), b.store, from, false)
+	if err != nil || r.Added.Deposits != 2 || len(r.Left) != 1 || !strings.Contains(r.Left[0], `deposit "taken": the store has another`) {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	b.await("being in step", inStep)
+	for _, h := range []*half{a, b} {
+		one := h.client(identities()[1])
+		if d, err := one.Find(t.Context(), "late"); err != nil || string(d.Content) != "a" {
+			t.Errorf("late: %+v, %v", d, err)
+		}
+		if d, err := one.Find(t.Context(), "taken"); err != nil || string(d.Content) != "b" {
+			t.Errorf("taken: %+v, %v", d, err)
+		}
+		if _, err := one.Find(t.Context(), "deleted"); !claviger.Is(err, claviger.KeyNotFound) {
+			t.Errorf("what was deleted: %v", err)
+		}
+	}
+	must(t, b.client(identities()[1]).Undelete(t.Context(), d.UUID))
+	if d, err := b.client(identities()[1]).Find(t.Context(), "deleted"); err != nil || string(d.Content) != "a" {
+		t.Errorf("%+v, %v", d, err)
+	}
+	if r, err := server.Recover(t.Context(), b.store, from, false); err != nil || !r.Added.None() {
+		t.Errorf("a second time: %+v, %v", r, err)
+	}
+}
