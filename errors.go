@@ -162,15 +162,15 @@ func (a *answered) Unwrap() error { return a.error }
 // KindOf returns the kind of the first *Error in err's chain; Internal for any
 // other error. It must not be called with nil.
 func KindOf(err error) Kind {
-	var e *Error
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*Error](err); ok {
 		return e.Kind
 	}
 	return Internal
 }
 
-// Is reports whether err is an *Error of the given kind.
+// Is reports whether err is an *Error of the given kind. It allocates nothing: requests
+// that succeed ask it too.
 func Is(err error, kind Kind) bool {
-	var e *Error
-	return errors.As(err, &e) && e.Kind == kind
+	e, ok := errors.AsType[*Error](err)
+	return ok && e.Kind == kind
 }

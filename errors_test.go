@@ -60,3 +60,15 @@ level=ERROR msg=failed node=1 err=<nil> n=1
 		t.Errorf("log:\n%s, want\n%s", b.String(), want)
 	}
 }
+
+// TestIsAllocatesNothing: each decrypt asks it about an error that is nil.
+func TestIsAllocatesNothing(t *testing.T) {
+	wrapped := fmt.Errorf("x: %w", claviger.E("op", claviger.Unavailable, "", nil))
+	if n := testing.AllocsPerRun(100, func() {
+		if claviger.Is(nil, claviger.VersionNotFound) || !claviger.Is(wrapped, claviger.Unavailable) {
+			t.Error("it errs")
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
