@@ -2,6 +2,7 @@ package kmsapi
 
 import (
 	"net/http"
+	"strconv"
 	"strings"
 )
 
@@ -89,28 +90,16 @@ func decodeName(raw string) (name string, ok bool) {
 			if i+2 >= len(raw) {
 				return "", false
 			}
-			hi, lo := unhex(raw[i+1]), unhex(raw[i+2])
-			if hi < 0 || lo < 0 || hi == 0 && lo == 0 {
+			n, err := strconv.ParseUint(raw[i+1:i+3], 16, 8)
+			if err != nil || n == 0 {
 				return "", false
 			}
-			c = byte(hi<<4 | lo)
+			c = byte(n)
 			i += 2
 		}
 		b = append(b, c)
 	}
 	return strings.ToValidUTF8(string(b), "\ufffd"), true
-}
-
-func unhex(c byte) int {
-	switch {
-	case c >= '0' && c <= '9':
-		return int(c - '0')
-	case c >= 'a' && c <= 'f':
-		return int(c-'a') + 10
-	case c >= 'A' && c <= 'F':
-		return int(c-'A') + 10
-	}
-	return -1
 }
 
 // find returns the route of a method on a pattern; HEAD goes where GET goes.

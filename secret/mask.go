@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -92,26 +93,14 @@ func percentDecode(text []byte, at []int) (_ []byte, _ []int, changed bool) {
 		c := text[i]
 		places = append(places, place(i))
 		if c == '%' && i+2 < len(text) {
-			if hi, lo := unhex(text[i+1]), unhex(text[i+2]); hi >= 0 && lo >= 0 {
-				c, changed = byte(hi<<4|lo), true
+			if n, err := strconv.ParseUint(string(text[i+1:i+3]), 16, 8); err == nil {
+				c, changed = byte(n), true
 				i += 2
 			}
 		}
 		out = append(out, c)
 	}
 	return out, append(places, place(len(text))), changed
-}
-
-func unhex(c byte) int {
-	switch {
-	case c >= '0' && c <= '9':
-		return int(c - '0')
-	case c >= 'a' && c <= 'f':
-		return int(c-'a') + 10
-	case c >= 'A' && c <= 'F':
-		return int(c-'A') + 10
-	}
-	return -1
 }
 
 var (
