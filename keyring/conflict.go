@@ -340,9 +340,11 @@ func conflictCure(version string) string {
 // needNoConflict refuses to re-encrypt EDEKs of a version of ours whose name may be
 // another key's at a source: what comes out of such an EDEK here is no DEK, and to hand
 // out that in its place would lose the file for good. So each source is asked, whether the
-// key was migrated from it or not, and none may be silent.
+// key was migrated from it or not. A silent one stands in the way unless the key came from
+// a source whose names are no numbers, as a Key Trustee KMS.
 func (r *Ring) needNoConflict(ctx context.Context, op string, v *provider.KeyVersion) error {
-	if r.cfg.Ours[v.Name] {
+	number, ok := claviger.VersionNumber(v.Name)
+	if !ok || r.cfg.Ours[v.Name] {
 		return nil
 	}
 	refuse := func(uri string) error {
@@ -354,25 +356,30 @@ func (r *Ring) needNoConflict(ctx context.Context, op string, v *provider.KeyVer
 	if len(r.sources) == 0 {
 		return nil
 	}
-	if err := r.needNoNotedConflict(ctx, op, v); err != nil {
+	origins, err := r.originsOf(ctx, v)
+	if err != nil {
 		return err
 	}
-	number, ok := claviger.VersionNumber(v.Name)
-	if !ok {
-		return nil
+	opaque := false
+	for _, o := range origins {
+		if !o.TakenOver && o.Finished.IsZero() && r.hasSource(o.Source) { // the journal's newest word
+			return claviger.Errorf(op, claviger.Invalid, v.Name, "key '%s' is in conflict with the one at its source, so EDEKs of '%s' may be of either, and are not re-encrypted: claviger migrate plan says what to do", v.Key, v.Name)
+		}
+		opaque = opaque || o.TakenOver && !o.Numbered
 	}
 	return r.away(ctx, op, v.Name, func() error {
 		for _, s := range r.sources {
-			m, err := r.metadataAt(ctx, s, v.Key)
-			switch {
-			case claviger.Is(err, claviger.KeyNotFound):
-				continue
-			case err != nil:
-				return s.explain(err, question{what: "the number of versions of key '" + v.Key + "'", name: v.Key})
-			case m.Versions <= number:
+			if slices.ContainsFunc(origins, func(o Origin) bool { return o.TakenOver && !o.Numbered && o.Source == s.URI() }) {
 				continue
 			}
-			if r.sourceHas(ctx, s, v.Key, v.Name) {
+			m, err := r.metadataAt(ctx, s, v.Key)
+			if err != nil {
+				if claviger.Is(err, claviger.KeyNotFound) || opaque {
+					continue
+				}
+				return r.notKnown(op, v, s, err)
+			}
+			if m.Versions > number && r.sourceHas(ctx, s, v.Key, v.Name) {
 				return refuse(s.URI())
 			}
 		}
@@ -380,20 +387,31 @@ func (r *Ring) needNoConflict(ctx context.Context, op string, v *provider.KeyVer
 	})
 }
 
-// needNoNotedConflict is needNoConflict by the journal, whose newest word on a key that
-// was migrated may be that it is in conflict.
-func (r *Ring) needNoNotedConflict(ctx context.Context, op string, v *provider.KeyVersion) error {
+// notKnown says that a source does not tell whether it has another version of that name.
+func (r *Ring) notKnown(op string, v *provider.KeyVersion, s *source, err error) error {
+	err = s.explain(err, question{what: "the metadata of key '" + v.Key + "'", name: v.Key})
+	switch kind := claviger.KindOf(err); kind {
+	case claviger.SourceUnreachable, claviger.SourceRefused:
+		return claviger.Errorf(op, kind, v.Name, "EDEKs of '%s' are not re-encrypted while it is not known whether the source %s has rolled its key to a version of that name: %s; "+
+			"a source that has gone for good must be taken out of the configuration", v.Name, s.URI(), said(err))
+	}
+	return err
+}
+
+// originsOf is what the journal says of where a version's key came from.
+func (r *Ring) originsOf(ctx context.Context, v *provider.KeyVersion) ([]Origin, error) {
 	if v.Of == nil || r.origins.history == nil {
-		return nil
+		return nil, nil
 	}
 	list, err := r.origins.of(ctx, v.Key)
 	if err != nil {
-		return err
+		return nil, err
 	}
+	var origins []Origin
 	for _, o := range list {
-		if !o.TakenOver && o.Finished.IsZero() && r.hasSource(o.Source) && sameOrigin(v.Of, o.Created, o.ACLName) {
-			return claviger.Errorf(op, claviger.Invalid, v.Name, "key '%s' is in conflict with the one at its source, so EDEKs of '%s' may be of either, and are not re-encrypted: claviger migrate plan says what to do", v.Key, v.Name)
+		if sameOrigin(v.Of, o.Created, o.ACLName) {
+			origins = append(origins, o)
 		}
 	}
-	return nil
+	return origins, nil
 }

@@ -253,6 +253,7 @@ func TestSameNameIsNotReencrypted(t *testing.T) {
 			t.Fatal(err)
 		}
 		if here == migrated {
+			s.past.list[0].Numbered, s.past.list[0].Counted = true, 1
 			if _, err := s.far.Roll(t.Context(), "payroll", nil); err != nil {
 				t.Fatal(err)
 			}
@@ -271,6 +272,19 @@ func TestSameNameIsNotReencrypted(t *testing.T) {
 		s.far.setFail(failing(claviger.Unavailable, "connection refused"))
 		_, err = s.ReencryptBatch(t.Context(), caller("nn"), "payroll", []claviger.EDEK{e})
 		wantKind(t, err, claviger.SourceUnreachable)
+	}
+	// A source whose names are no numbers has no such version, and may have been stopped.
+	opaque := newShadowLab(t, migrated, "silent", "payroll", false)
+	v, err := opaque.primary.Current(t.Context(), "payroll")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := opaque.primary.Roll(t.Context(), "payroll", nil); err != nil {
+		t.Fatal(err)
+	}
+	es, _ := made(t, opaque.primary.Provider, v.Name, 1)
+	if _, err := opaque.ReencryptBatch(t.Context(), caller("nn"), "payroll", es); err != nil {
+		t.Errorf("a silent source of opaque names: %v", err)
 	}
 	// A key of which the source has never heard is re-encrypted as ever.
 	s := newShadowLab(t, beforeSame, "absent", "payroll", false)

@@ -211,6 +211,10 @@ func TestHeed(t *testing.T) {
 			if _, err := r.Generate(ctx, u, k, 1); err != nil {
 				t.Fatal(err)
 			}
+			// A refill in the background remembers the key again.
+			for limit := time.Now().Add(10 * time.Second); r.queue.Len(k) < r.cfg.QueueSize/2 && time.Now().Before(limit); {
+				time.Sleep(time.Millisecond)
+			}
 		}
 	}
 	left := func() (l []string) {
