@@ -113,6 +113,19 @@ func TestTrusteeOps(t *testing.T) {
 	if !purged {
 		t.Errorf("no audit line of the purge: %+v", log.all())
 	}
+	// Of several keys none is purged that was not meant.
+	ask("alice", http.MethodDelete, "key/a%2Fb%20c")
+	make()
+	ask("alice", http.MethodDelete, "key/a%2Fb%20c")
+	if status, body := ask("alice", http.MethodPost, at+op+"purge"); status != 400 || !strings.Contains(body, "2 deleted keys have the name 'a/b c'") || !strings.Contains(body, "trusteeOp=purge&all=true") {
+		t.Errorf("purge of two: %d %s", status, body)
+	}
+	if n := primary.Objects(); n != 2 {
+		t.Errorf("%d versions are left, want both", n)
+	}
+	if status, body := ask("alice", http.MethodPost, at+op+"purge&all=true"); status != 200 || primary.Objects() != 0 {
+		t.Errorf("purge of all: %d %s, %d versions are left", status, body, primary.Objects())
+	}
 }
 
 // takenOver is the source of a migration with the key a/b.
