@@ -2,15 +2,14 @@ package authz
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
-	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"claviger/filestamp"
 )
 
 // CheckInterval is how often a Watcher looks at its file; the same as Hadoop's.
@@ -30,7 +29,7 @@ type Watcher struct {
 	log      *slog.Logger
 	defaults []Property
 	policy   atomic.Pointer[Policy]
-	seen     fileState // of the last attempt to load; touched by one goroutine only
+	seen     filestamp.Stamp // of the last attempt to load; touched by one goroutine only
 
 	mu     sync.Mutex
 	status Status
@@ -51,16 +50,6 @@ type Status struct {
 // know.
 type ReadFunc func(path string) (props []Property, warnings []string, err error)
 
-// fileState tells whether a file is another one than before. Hadoop compares
-// the modification time with the time of its last load, and so misses a file
-// that is put in place with an older time (cp -p, rsync -t); any difference
-// counts here.
-type fileState struct {
-	exists  bool
-	modTime time.Time
-	size    int64
-}
-
 // NewWatcher loads the file for the first time. A file that is broken is an
 // error: there are no earlier rules to keep. Where there is no file, the rules
 // are Parse(nil): every operation is open to everybody at operation level, every
@@ -69,12 +58,12 @@ type fileState struct {
 // defaults are properties that count wherever the file does not set them.
 func NewWatcher(path string, read ReadFunc, log *slog.Logger, defaults ...Property) (*Watcher, error) {
 	w := &Watcher{path: path, read: read, log: log, defaults: defaults}
-	state, err := stat(path)
+	state, err := filestamp.Of(path)
 	if err != nil {
 		return nil, err
 	}
 	w.seen = state
-	if !state.exists {
+	if !state.Exists() {
 		w.log.Warn("there is no ACL file: all operations are open to everybody, but no key can be used while hadoop.kms.key.authorization.enable is true; "+
 			"write the file, with default.key.acl.* or key.acl.* properties", "file", path)
 		p, _ := Parse(defaults)
@@ -126,17 +115,19 @@ func (w *Watcher) Run(ctx context.Context) {
 	}
 }
 
-// check reloads the file if it is another one than at the last attempt.
+// check reloads the file if it is another one than at the last attempt, or if that failed.
+// Hadoop compares the modification time with the time of its last load, and so misses a
+// file that is put in place with an older time (cp -p, rsync -t).
 func (w *Watcher) check(now time.Time) {
-	state, err := stat(w.path)
+	state, err := filestamp.Of(w.path)
 	switch {
 	case err != nil:
-		state = fileState{} // as if it were gone: the rules stay, and it is said once
-	case state == w.seen:
+		state = filestamp.Stamp{} // as if it were gone: the rules stay, and it is said once
+	case state == w.seen && (w.Status().Err == nil || !state.Exists()):
 		return
 	}
-	if !state.exists {
-		if w.seen.exists {
+	if !state.Exists() {
+		if w.seen.Exists() {
 			w.log.Warn("the ACL file cannot be seen any more; the rules that were loaded from it stay in force", "file", w.path, "err", err)
 			if err == nil {
 				err = fmt.Errorf("the ACL file %s is gone; the rules that were loaded from it stay in force", w.path)
@@ -146,13 +137,15 @@ func (w *Watcher) check(now time.Time) {
 		w.seen = state
 		return
 	}
-	if age := now.Sub(state.modTime); age >= 0 && age < settleTime {
+	if age := now.Sub(state.ModTime); age >= 0 && age < settleTime {
 		return // the next check sees it
 	}
-	w.seen = state // before the load, so that a broken file is complained of once
+	w.seen = state
 	if err := w.load(); err != nil {
-		w.log.Error("the changed ACL file is not usable; the rules that were loaded before stay in force", "file", w.path, "err", err)
-		w.failed(err)
+		if was := w.Status().Err; was == nil || was.Error() != err.Error() {
+			w.log.Error("the changed ACL file is not usable; the rules that were loaded before stay in force", "file", w.path, "err", err)
+			w.failed(err)
+		}
 		return
 	}
 	w.log.Info("ACLs loaded anew", "file", w.path)
@@ -182,15 +175,4 @@ func WithDefaults(props, defaults []Property) []Property {
 		}
 	}
 	return append(all, props...)
-}
-
-func stat(path string) (fileState, error) {
-	info, err := os.Stat(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return fileState{}, nil
-	}
-	if err != nil {
-		return fileState{}, err
-	}
-	return fileState{exists: true, modTime: info.ModTime(), size: info.Size()}, nil
 }

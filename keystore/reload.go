@@ -3,12 +3,13 @@ package keystore
 import (
 	"crypto/tls"
 	"log/slog"
-	"os"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"claviger/filestamp"
 )
 
 // ReloadInterval is how often Hadoop looks whether its TLS stores changed.
@@ -18,7 +19,7 @@ const ReloadInterval = 10 * time.Second
 // changes. A new state that cannot be loaded is logged, and the old one stays in
 // use: a certificate half copied must not stop the server.
 //
-// It looks at the files' times, sizes and inodes at an interval. That sees a
+// It looks at the files' stamps at an interval. That sees a
 // file written in place, one renamed over it, a symbolic link turned to another
 // folder (as Kubernetes does), and changes on a network file system, which sends
 // no notices.
@@ -58,27 +59,19 @@ func (r *Reloader[T]) Close() {
 	<-r.done
 }
 
-func (r *Reloader[T]) look() []os.FileInfo {
-	list := make([]os.FileInfo, len(r.files))
+func (r *Reloader[T]) look() []filestamp.Stamp {
+	list := make([]filestamp.Stamp, len(r.files))
 	for i, f := range r.files {
-		list[i], _ = os.Stat(f) // nil: not there, or out of reach
+		list[i], _ = filestamp.Of(f) // zero: not there, or out of reach
 	}
 	return list
 }
 
-func sameFile(a, b os.FileInfo) bool {
-	if a == nil || b == nil {
-		return a == nil && b == nil
-	}
-	return os.SameFile(a, b) && a.ModTime().Equal(b.ModTime()) && a.Size() == b.Size()
-}
-
-func (r *Reloader[T]) watch(seen []os.FileInfo, interval time.Duration) {
+func (r *Reloader[T]) watch(seen []filestamp.Stamp, interval time.Duration) {
 	defer close(r.done)
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
-	// What could not be loaded is tried again: a right to read it that is given changes
-	// nothing that look sees.
+	// What could not be loaded is tried again, whatever it was.
 	failed := ""
 	for {
 		select {
@@ -87,7 +80,7 @@ func (r *Reloader[T]) watch(seen []os.FileInfo, interval time.Duration) {
 		case <-tick.C:
 		}
 		now := r.look()
-		if slices.EqualFunc(seen, now, sameFile) && failed == "" {
+		if slices.Equal(seen, now) && failed == "" {
 			continue
 		}
 		seen = now

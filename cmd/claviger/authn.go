@@ -12,6 +12,7 @@ import (
 // authenticator is an Authenticator with the groups that ACLs ask for too, and with
 // what runs beside it until a context ends.
 type authenticator struct {
+	site *siteWatcher
 	*authn.Authenticator
 	groups     *authn.Groups
 	tokens     *authn.Delegations
@@ -67,7 +68,8 @@ func newAuthenticator(ctx context.Context, conf *hadoopconf.Conf, shared *cluste
 		log.Warn(w)
 	}
 	cfg.ProxyUsers = proxies
-	a := &authenticator{groups: groups, tokens: cfg.Delegations, background: []func(context.Context){cfg.Delegations.Run, newSiteWatcher(conf, proxies, groups.Of, log).Run}}
+	site := newSiteWatcher(conf, proxies, groups.Of, log)
+	a := &authenticator{groups: groups, tokens: cfg.Delegations, site: site, background: []func(context.Context){cfg.Delegations.Run, site.Run}}
 	// Last, for it may have to wait for other machines.
 	if cfg.Secrets, err = a.secretProvider(ctx, conf, shared, validity, log); err != nil {
 		return nil, err

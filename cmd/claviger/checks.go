@@ -30,6 +30,7 @@ func (s *kmsServer) checks() []console.Check {
 		s.providerCheck(),
 		// The rules that were loaded before are in force, so the node can serve.
 		{Name: "acls", Informational: true, Run: func(context.Context) error { return s.policy.Status().Err }},
+		{Name: "configuration", Informational: true, Run: func(context.Context) error { return s.auth.site.Err() }},
 		{Name: "classes of requests", Informational: true, Run: func(context.Context) error { return s.lanes.Full() }},
 		{Name: "waits for sources", Informational: true, Run: func(context.Context) error { return s.ring.CheckSourceWaiting() }},
 		{Name: "delegation tokens", Informational: true, Run: func(context.Context) error { return s.auth.tokens.Full() }},

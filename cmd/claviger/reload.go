@@ -2,15 +2,18 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"claviger/authn"
+	"claviger/filestamp"
 	"claviger/hadoopconf"
 )
 
@@ -29,19 +32,20 @@ type siteWatcher struct {
 	proxies *authn.ProxyUsers
 	groups  func(user string) []string
 	log     *slog.Logger
-	props   map[string]string // in force
-	seen    [2]siteState      // of the last attempt
-}
+	props   map[string]string  // in force
+	seen    [2]filestamp.Stamp // of the last attempt
+	there   [2]bool            // which files there were
 
-// siteState tells whether a file is another one than before.
-type siteState struct {
-	modTime time.Time
-	size    int64
+	mu  sync.Mutex
+	err error // why what is in force is not what the files say
 }
 
 func newSiteWatcher(conf *hadoopconf.Conf, proxies *authn.ProxyUsers, groups func(user string) []string, log *slog.Logger) *siteWatcher {
 	w := &siteWatcher{dir: conf.Dir(), proxies: proxies, groups: groups, log: log, props: maps.Collect(conf.All())}
 	w.seen, _ = w.states()
+	for i, s := range w.seen {
+		w.there[i] = s.Exists()
+	}
 	// Without what flags have set, which is in force whatever the files say.
 	if files, err := hadoopconf.LoadKMS(w.dir, os.LookupEnv); err == nil {
 		w.props = maps.Collect(files.All())
@@ -49,20 +53,35 @@ func newSiteWatcher(conf *hadoopconf.Conf, proxies *authn.ProxyUsers, groups fun
 	return w
 }
 
+var siteFiles = [2]string{"core-site.xml", "kms-site.xml"}
+
 // states looks at the files, and returns when the latest was written. A file that
-// is not there has the zero state.
-func (w *siteWatcher) states() (states [2]siteState, latest time.Time) {
-	for i, name := range []string{"core-site.xml", "kms-site.xml"} {
-		info, err := os.Stat(filepath.Join(w.dir, name))
-		if err != nil {
-			continue
-		}
-		states[i] = siteState{info.ModTime(), info.Size()}
-		if info.ModTime().After(latest) {
-			latest = info.ModTime()
+// is not there, or cannot be looked at, has the zero state.
+func (w *siteWatcher) states() (states [2]filestamp.Stamp, latest time.Time) {
+	for i, name := range siteFiles {
+		states[i], _ = filestamp.Of(filepath.Join(w.dir, name)) // the load says why
+		if states[i].ModTime.After(latest) {
+			latest = states[i].ModTime
 		}
 	}
 	return states, latest
+}
+
+// Err says why what is in force is not what the files say; nil where it is.
+func (w *siteWatcher) Err() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.err
+}
+
+// failed notes why the files cannot be taken over, and logs what is new.
+func (w *siteWatcher) failed(err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err != nil && (w.err == nil || w.err.Error() != err.Error()) {
+		w.log.Error("the changed configuration is not usable; what was loaded before stays in force", "folder", w.dir, "err", err)
+	}
+	w.err = err
 }
 
 // Run follows the files until ctx ends.
@@ -79,19 +98,30 @@ func (w *siteWatcher) Run(ctx context.Context) {
 	}
 }
 
-// check takes over what has changed since the last attempt.
+// check takes over what has changed since the last attempt, or makes that again if it
+// failed.
 func (w *siteWatcher) check(now time.Time) {
 	states, latest := w.states()
-	if states == w.seen {
+	if states == w.seen && w.Err() == nil {
 		return
 	}
 	if age := now.Sub(latest); age >= 0 && age < siteSettleTime {
 		return // the next check sees it
 	}
-	w.seen = states // before the load, so that a broken file is complained of once
+	// A file that was there is being replaced, or was moved by mistake: the rules of proxy
+	// users would go with it.
+	for i, was := range w.there {
+		if was && !states[i].Exists() {
+			w.seen = states
+			w.failed(fmt.Errorf("%s is gone", filepath.Join(w.dir, siteFiles[i])))
+			return
+		}
+		w.there[i] = states[i].Exists()
+	}
+	w.seen = states
 	conf, err := hadoopconf.LoadKMS(w.dir, os.LookupEnv)
+	w.failed(err)
 	if err != nil {
-		w.log.Error("the changed configuration is not usable; what was loaded before stays in force", "folder", w.dir, "err", err)
 		return
 	}
 	props := maps.Collect(conf.All())

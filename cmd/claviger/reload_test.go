@@ -76,6 +76,28 @@ func TestSiteWatcher(t *testing.T) {
 	if strings.Contains(buf.String(), "http.port") {
 		t.Errorf("a flag is no change of the files:\n%s", buf.String())
 	}
+	// Moved away by an editor: nothing changes, and it is told until it is back.
+	writeSite(t, dir, map[string]string{provider: "jceks://file@/other.jceks", hosts: "*", users: "alice"})
+	w.check(later)
+	site := filepath.Join(dir, "kms-site.xml")
+	if err := os.Rename(site, site+"~"); err != nil {
+		t.Fatal(err)
+	}
+	w.check(later)
+	w.check(later)
+	if err := w.Err(); !allowed() || err == nil || !strings.Contains(err.Error(), "kms-site.xml is gone") {
+		t.Errorf("without the file: %v", err)
+	}
+	if err := os.Rename(site+"~", site); err != nil {
+		t.Fatal(err)
+	}
+	w.check(later)
+	if err := w.Err(); !allowed() || err != nil {
+		t.Errorf("with the file: %v", err)
+	}
+	writeSite(t, dir, map[string]string{provider: "jceks://file@/other.jceks", hosts: "10.0.0.0/8", users: "alice"})
+	w.check(later)
+
 	// Just written: the writer may not be done.
 	writeSite(t, dir, map[string]string{provider: "jceks://file@/other.jceks", hosts: "*", users: "alice"})
 	w.check(time.Now())
