@@ -221,3 +221,24 @@ func TestValues(t *testing.T) {
 		}
 	}
 }
+
+// TestTimesHaveUnits: a time of a property that Hadoop does not have says of which unit it
+// is; Hadoop's own are as Hadoop reads them.
+func TestTimesHaveUnits(t *testing.T) {
+	c := New("", nil)
+	for name, value := range map[string]string{
+		"claviger.purge.min.unused": "7", "claviger.source.timeout": "0", "claviger.metastore.lease": "7d", "hadoop.kms.current.key.cache.timeout.ms": "7",
+	} {
+		c.Override(name, value, "--flag")
+	}
+	if _, err := c.Duration("claviger.purge.min.unused", time.Second); err == nil || !strings.Contains(err.Error(), `"7"`) || !strings.Contains(err.Error(), "7s, 7m, 7h or 7d") {
+		t.Errorf("without a unit: %v", err)
+	}
+	for name, want := range map[string]time.Duration{
+		"claviger.source.timeout": 0, "claviger.metastore.lease": 7 * 24 * time.Hour, "hadoop.kms.current.key.cache.timeout.ms": 7 * time.Millisecond,
+	} {
+		if d, err := c.Duration(name, time.Millisecond); err != nil || d != want {
+			t.Errorf("%s: %v, %v", name, d, err)
+		}
+	}
+}

@@ -83,7 +83,8 @@ var suffixes = []struct {
 }
 
 // Duration reads a time: a bare number counts in unit; ns, us, ms, s, m, h and d
-// may follow it.
+// may follow it. Of a property that Hadoop does not have one must, unless it is 0: who
+// writes 7 may mean days, and keys are destroyed when a time is over.
 func (c *Conf) Duration(name string, unit time.Duration) (time.Duration, error) {
 	v, ok := c.given(name)
 	if !ok {
@@ -92,6 +93,9 @@ func (c *Conf) Duration(name string, unit time.Duration) (time.Duration, error) 
 	d, err := ParseDuration(v, unit)
 	if err != nil {
 		return 0, c.bad(name, v, err.Error())
+	}
+	if d != 0 && strings.HasPrefix(name, "claviger.") && strings.Trim(v, "0123456789") == "" {
+		return 0, c.bad(name, v, fmt.Sprintf("it must say of which unit: %[1]sms, %[1]ss, %[1]sm, %[1]sh or %[1]sd", v))
 	}
 	return d, nil
 }
