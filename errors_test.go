@@ -21,13 +21,17 @@ func TestErrorText(t *testing.T) {
 	}{
 		{errors.New("plain"), "plain", "plain", ""},
 		{inner, `"k": the disk is full`, "the disk is full", "sqlite.Get"},
-		{claviger.E("hsm.Roll", claviger.Unavailable, "k", inner), `"k": the disk is full`, "the disk is full", "hsm.Roll sqlite.Get"},
-		{claviger.E("hsm.Roll", claviger.Unavailable, "k@1", inner), `"k@1": "k": the disk is full`, "the disk is full", "hsm.Roll sqlite.Get"},
-		{claviger.E("hsm.Open", claviger.Unavailable, "", inner), `"k": the disk is full`, "the disk is full", "hsm.Open sqlite.Get"},
+		{claviger.E("hsm.Roll", claviger.Unavailable, "k", inner), `"k": the disk is full`, "the disk is full",
+			"hsm.Roll sqlite.Get"},
+		{claviger.E("hsm.Roll", claviger.Unavailable, "k@1", inner), `"k@1": "k": the disk is full`, "the disk is full",
+			"hsm.Roll sqlite.Get"},
+		{claviger.E("hsm.Open", claviger.Unavailable, "", inner), `"k": the disk is full`, "the disk is full",
+			"hsm.Open sqlite.Get"},
 		{claviger.E("hsm.Get", claviger.KeyNotFound, "k", nil), `"k": key not found`, "key not found", "hsm.Get"},
 		{claviger.E("hsm.Get", claviger.Closed, "", nil), "closed", "closed", "hsm.Get"},
 		{fmt.Errorf("while rolling: %w", claviger.E("hsm.Roll", claviger.Internal, "", fmt.Errorf("and then %w", inner))),
-			`while rolling: and then "k": the disk is full`, `while rolling: and then "k": the disk is full`, "hsm.Roll sqlite.Get"},
+			`while rolling: and then "k": the disk is full`, `while rolling: and then "k": the disk is full`,
+			"hsm.Roll sqlite.Get"},
 	} {
 		if got := c.err.Error(); got != c.text {
 			t.Errorf("text %s, want %s", got, c.text)
@@ -43,13 +47,15 @@ func TestErrorText(t *testing.T) {
 
 func TestLogHandler(t *testing.T) {
 	var b bytes.Buffer
-	log := slog.New(claviger.LogHandler(slog.NewTextHandler(&b, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
-		if a.Key == slog.TimeKey {
-			return slog.Attr{}
-		}
-		return a
-	}}))).With("node", 1)
-	log.Error("failed", "key", "k", "err", claviger.E("hsm.Roll", claviger.Internal, "k", claviger.E("pkcs11.Do", claviger.Unavailable, "", fs.ErrClosed)))
+	log := slog.New(claviger.LogHandler(slog.NewTextHandler(&b,
+		&slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+			if a.Key == slog.TimeKey {
+				return slog.Attr{}
+			}
+			return a
+		}}))).With("node", 1)
+	log.Error("failed", "key", "k", "err", claviger.E("hsm.Roll", claviger.Internal, "k",
+		claviger.E("pkcs11.Do", claviger.Unavailable, "", fs.ErrClosed)))
 	log.Error("failed", "err", fs.ErrClosed)
 	log.Error("failed", "err", error(nil), "n", 1)
 	want := `level=ERROR msg=failed node=1 key=k err="\"k\": file already closed" op="hsm.Roll pkcs11.Do"

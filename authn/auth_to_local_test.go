@@ -61,7 +61,8 @@ func TestRulesAsJava(t *testing.T) {
 			got = "=" + got
 			short++
 		}
-		if strings.Contains(head, "/L") && strings.ContainsAny(fields[2], "k\u0307") && strings.ContainsAny(fields[1], "\u212a\u0130") {
+		if strings.Contains(head, "/L") && strings.ContainsAny(fields[2], "k\u0307") &&
+			strings.ContainsAny(fields[1], "\u212a\u0130") {
 			// D-rules: Java makes another user's name of it.
 			stricter++
 			if !strings.HasPrefix(got, "!norule Lower case of ") {
@@ -74,7 +75,8 @@ func TestRulesAsJava(t *testing.T) {
 		}
 	}
 	if lists < 230 || names < 4100 || refused < 30 || short < 2300 || stricter < 8 {
-		t.Errorf("only %d lists (%d of them refused), %d names (%d of them with a short one, %d stricter than Java)", lists, refused, names, short, stricter)
+		t.Errorf("only %d lists (%d of them refused), %d names (%d of them with a short one, %d stricter than Java)", lists,
+			refused, names, short, stricter)
 	}
 }
 

@@ -108,7 +108,8 @@ func RequestOf(r *http.Request) Request {
 		host = r.RemoteAddr
 	}
 	ip, _ := netip.ParseAddr(host) // the zero Addr is on no list
-	return Request{Header: r.Header, RawQuery: r.URL.RawQuery, Path: r.URL.EscapedPath(), RemoteIP: ip.Unmap().WithZone(""), HTTPS: r.TLS != nil}
+	return Request{Header: r.Header, RawQuery: r.URL.RawQuery, Path: r.URL.EscapedPath(),
+		RemoteIP: ip.Unmap().WithZone(""), HTTPS: r.TLS != nil}
 }
 
 // Result is the outcome for one request. Exactly one of Principal, Anonymous
@@ -256,14 +257,20 @@ func (a *Authenticator) attempt(r Request, now time.Time, management bool) attem
 	var none noRule
 	switch {
 	case errors.As(err, &none):
-		att.refusal = &Refusal{Kind: NoShortName, Reason: javaText(err), User: att.token.principal, Property: AuthToLocal, Explanation: fmt.Sprintf(
-			"the ticket of %s is good, but auth_to_local makes no user name of it; add a rule to %s if it is to be let in", att.token.principal, AuthToLocal)}
+		att.refusal = &Refusal{Kind: NoShortName, Reason: javaText(err), User: att.token.principal, Property: AuthToLocal,
+			Explanation: fmt.Sprintf(
+				"the ticket of %s is good, but auth_to_local makes no user name of it; add a rule to %s if it is to be let in",
+				att.token.principal, AuthToLocal)}
 	case err != nil:
-		att.refusal = &Refusal{Kind: BadTicket, Reason: javaText(err), User: att.token.principal, Property: AuthToLocal, Explanation: fmt.Sprintf(
-			"the ticket of %s is good, but auth_to_local cannot read that name: %v", att.token.principal, err)}
+		att.refusal = &Refusal{Kind: BadTicket, Reason: javaText(err), User: att.token.principal, Property: AuthToLocal,
+			Explanation: fmt.Sprintf(
+				"the ticket of %s is good, but auth_to_local cannot read that name: %v", att.token.principal, err)}
 	case !validName(short):
-		att.refusal = &Refusal{Kind: BadTicket, Reason: "java.lang.IllegalArgumentException: userName is NULL, empty or contains a '&'", User: att.token.principal, Property: AuthToLocal, Explanation: fmt.Sprintf(
-			"the ticket of %s is good, but auth_to_local makes %q of it, which no user is called; change the rule", att.token.principal, short)}
+		att.refusal = &Refusal{Kind: BadTicket,
+			Reason: "java.lang.IllegalArgumentException: userName is NULL, empty or contains a '&'", User: att.token.principal,
+			Property: AuthToLocal, Explanation: fmt.Sprintf(
+				"the ticket of %s is good, but auth_to_local makes %q of it, which no user is called; change the rule",
+				att.token.principal, short)}
 	}
 	att.token.user = short
 	if att.refusal != nil {
@@ -276,7 +283,8 @@ func (a *Authenticator) attempt(r Request, now time.Time, management bool) attem
 // what the Handler looks at; a delegation token is no credential here, or it
 // could live on by fetching others. nobody allows nil. Like Hadoop it names the
 // caller by his short name, whom the token will name as its owner.
-func (a *Authenticator) delegator(ctx context.Context, r Request, nobody bool) (who *claviger.Principal, reply string, _ *Refusal) {
+func (a *Authenticator) delegator(ctx context.Context, r Request, nobody bool) (who *claviger.Principal, reply string,
+	_ *Refusal) {
 	now := a.conf.Now()
 	tok, _ := a.cookieToken(r, now)
 	if tok == nil && nobody {

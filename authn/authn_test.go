@@ -43,7 +43,8 @@ func newAuthenticator(t testing.TB, conf authn.Config) *authn.Authenticator {
 }
 
 func request(query string, cookies ...string) authn.Request {
-	return authn.Request{Header: http.Header{"Cookie": cookies}, RawQuery: query, RemoteIP: netip.MustParseAddr("127.0.0.1")}
+	return authn.Request{Header: http.Header{"Cookie": cookies}, RawQuery: query,
+		RemoteIP: netip.MustParseAddr("127.0.0.1")}
 }
 
 func TestCookiesOfJava(t *testing.T) {
@@ -93,7 +94,8 @@ func TestCookieFaults(t *testing.T) {
 		{"hadoop.auth=" + ofJava.sign("u=alice&p=alice&t=simple-dt&e=y"), `For input string: "y"`},
 	} {
 		res := a.Authenticate(t.Context(), request("", c.cookie))
-		if res.Refusal == nil || res.Refusal.Reason != c.want || res.Refusal.Kind != authn.Unauthenticated || !slices.Equal(res.Refusal.Challenges, []string{authn.PseudoAuth}) {
+		if res.Refusal == nil || res.Refusal.Reason != c.want || res.Refusal.Kind != authn.Unauthenticated ||
+			!slices.Equal(res.Refusal.Challenges, []string{authn.PseudoAuth}) {
 			t.Errorf("%s: %+v, refusal %+v, want %q", c.cookie, res, res.Refusal, c.want)
 		}
 		if res.SetCookie != "hadoop.auth=; HttpOnly" {
@@ -101,7 +103,8 @@ func TestCookieFaults(t *testing.T) {
 		}
 	}
 	// A good cookie in a second header, after others.
-	if res := a.Authenticate(t.Context(), request("", "a=b", `c="d;e" ; hadoop.auth = "`+ofJava.sign(good)+`" ;f=g`)); res.Principal == nil {
+	if res := a.Authenticate(t.Context(),
+		request("", "a=b", `c="d;e" ; hadoop.auth = "`+ofJava.sign(good)+`" ;f=g`)); res.Principal == nil {
 		t.Errorf("refused: %+v", res.Refusal)
 	}
 }
@@ -161,7 +164,8 @@ func TestCookieLife(t *testing.T) {
 		t.Errorf("not renewed: %+v", res)
 	}
 	now = now.Add(21 * time.Second)
-	if res := a.Authenticate(t.Context(), request("", cookie)); res.Refusal == nil || res.Refusal.Reason != "AuthenticationToken expired" {
+	if res := a.Authenticate(t.Context(), request("", cookie)); res.Refusal == nil ||
+		res.Refusal.Reason != "AuthenticationToken expired" {
 		t.Errorf("an idle cookie is good: %+v", res)
 	}
 	cookie, _, _ = strings.Cut(res.SetCookie, ";")
@@ -171,7 +175,8 @@ func TestCookieLife(t *testing.T) {
 }
 
 func TestSetCookie(t *testing.T) {
-	a := newAuthenticator(t, authn.Config{Cookie: authn.CookieAttributes{Domain: "example.com", Path: "/kms", Persistent: true}})
+	a := newAuthenticator(t, authn.Config{Cookie: authn.CookieAttributes{Domain: "example.com", Path: "/kms",
+		Persistent: true}})
 	r := request("user.name=alice")
 	r.HTTPS = true
 	res := a.Authenticate(t.Context(), r)
@@ -186,7 +191,8 @@ func TestSetCookie(t *testing.T) {
 		t.Errorf("%s, want %s", res.SetCookie, want)
 	}
 	for _, c := range []authn.CookieAttributes{{Domain: "a;b"}, {Path: "/kms\r\nX: y"}, {Path: "/ü"}} {
-		if _, err := authn.New(authn.Config{Secrets: ofJava, Validity: time.Hour, Cookie: c}); err == nil || !strings.Contains(err.Error(), "hadoop.kms.authentication.cookie.") {
+		if _, err := authn.New(authn.Config{Secrets: ofJava, Validity: time.Hour, Cookie: c}); err == nil ||
+			!strings.Contains(err.Error(), "hadoop.kms.authentication.cookie.") {
 			t.Errorf("%+v: %v", c, err)
 		}
 	}
@@ -248,7 +254,8 @@ func TestFileSecret(t *testing.T) {
 		write("long", strings.Repeat("x", 64<<10+1)): "is longer than",
 	} {
 		_, err := authn.NewFileSecret(path)
-		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "signature.secret.file") || !strings.Contains(err.Error(), path) {
+		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "signature.secret.file") ||
+			!strings.Contains(err.Error(), path) {
 			t.Errorf("%s: %v", path, err)
 		}
 	}

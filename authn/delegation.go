@@ -58,9 +58,11 @@ type Delegations struct {
 // NewDelegations makes a manager of tokens. Kind Invalid for a time that is not
 // positive.
 func NewDelegations(conf DelegationConfig) (*Delegations, error) {
-	for name, d := range map[string]time.Duration{"update-interval": conf.KeyUpdate, "max-lifetime": conf.MaxLife, "renew-interval": conf.Renewal, "removal-scan-interval": conf.Scan} {
+	for name, d := range map[string]time.Duration{"update-interval": conf.KeyUpdate, "max-lifetime": conf.MaxLife,
+		"renew-interval": conf.Renewal, "removal-scan-interval": conf.Scan} {
 		if d <= 0 {
-			return nil, claviger.Errorf("authn.NewDelegations", claviger.Invalid, "", "hadoop.kms.authentication.delegation-token.%s.sec is %v; it must be a positive number of seconds", name, d)
+			return nil, claviger.Errorf("authn.NewDelegations", claviger.Invalid, "",
+				"hadoop.kms.authentication.delegation-token.%s.sec is %v; it must be a positive number of seconds", name, d)
 		}
 	}
 	if conf.Now == nil {
@@ -79,7 +81,8 @@ func NewDelegations(conf DelegationConfig) (*Delegations, error) {
 		conf.Limits = DefaultTokenLimits
 	}
 	if l := conf.Limits; l.Total <= 0 || l.PerOwner <= 0 || l.Rate <= 0 || l.Burst <= 0 || l.Renewer <= 0 {
-		return nil, claviger.Errorf("authn.NewDelegations", claviger.Invalid, "", "all limits of delegation tokens must be positive")
+		return nil, claviger.Errorf("authn.NewDelegations", claviger.Invalid, "",
+			"all limits of delegation tokens must be positive")
 	}
 	d := &Delegations{conf: conf, turn: make(chan struct{}, 1), short: func(name string) string { return name }}
 	d.turn <- struct{}{}
@@ -112,9 +115,11 @@ func (d *Delegations) Full() error {
 	const nearly = 0.9
 	switch {
 	case !s.LastRefusedByFull.IsZero() && d.conf.Now().Sub(s.LastRefusedByFull) < time.Minute:
-		return fmt.Errorf("delegation tokens are refused: there are %d, and %d may be kept; the owner with most has %d", s.Total, d.conf.Limits.Total, s.Most)
+		return fmt.Errorf("delegation tokens are refused: there are %d, and %d may be kept; the owner with most has %d",
+			s.Total, d.conf.Limits.Total, s.Most)
 	case float64(s.Total) > nearly*float64(d.conf.Limits.Total):
-		return fmt.Errorf("there are %d delegation tokens, and %d may be kept; the owner with most has %d", s.Total, d.conf.Limits.Total, s.Most)
+		return fmt.Errorf("there are %d delegation tokens, and %d may be kept; the owner with most has %d", s.Total,
+			d.conf.Limits.Total, s.Most)
 	}
 	return nil
 }
@@ -198,7 +203,8 @@ func (d *Delegations) issue(ctx context.Context, owner, renewer, realUser, servi
 	mac := hmac.New(sha1.New, key.Key)
 	mac.Write(t.identifier)
 	t.password = mac.Sum(nil)
-	if err := d.conf.Store.PutDelegation(ctx, metastore.Delegation{Sequence: sequence, Identifier: t.identifier, Password: d.kept(t.password), Renew: d.until(now, id)}); err != nil {
+	if err := d.conf.Store.PutDelegation(ctx, metastore.Delegation{Sequence: sequence, Identifier: t.identifier,
+		Password: d.kept(t.password), Renew: d.until(now, id)}); err != nil {
 		return "", err
 	}
 	return t.text(), nil
@@ -221,7 +227,8 @@ func (d *Delegations) take(ctx context.Context, now time.Time) (metastore.Master
 			return metastore.MasterKey{}, 0, err
 		}
 		const size = 32 // bytes; Hadoop's are 8
-		k := metastore.MasterKey{ID: id, Expires: wholeMillis(now.Add(d.conf.KeyUpdate + d.conf.MaxLife)), Key: make(secret.Bytes, size)}
+		k := metastore.MasterKey{ID: id, Expires: wholeMillis(now.Add(d.conf.KeyUpdate + d.conf.MaxLife)),
+			Key: make(secret.Bytes, size)}
 		_, _ = rand.Read(k.Key) // never fails: it ends the process first
 		if !d.conf.Digests {
 			if err := d.conf.Store.PutMasterKey(ctx, k); err != nil {
@@ -269,7 +276,8 @@ const (
 
 // find returns a token that is in the store. Errors are *claviger.Error where the
 // store failed; all others are Hadoop's, as texts.
-func (d *Delegations) find(ctx context.Context, t delegation, id identifier, missing string) (metastore.Delegation, error) {
+func (d *Delegations) find(ctx context.Context, t delegation, id identifier, missing string) (metastore.Delegation,
+	error) {
 	k, ok, err := d.conf.Store.Delegation(ctx, id.sequence)
 	switch {
 	case err != nil:
@@ -313,7 +321,8 @@ func (d *Delegations) renew(ctx context.Context, text, caller string) (time.Time
 	case id.renewer == "":
 		return time.Time{}, fmt.Errorf("%s%s tried to renew a token (%v) without a renewer", accessControlFailed, caller, id)
 	case id.renewer != caller:
-		return time.Time{}, fmt.Errorf("%s%s tries to renew a token (%v) with non-matching renewer %s", accessControlFailed, caller, id, id.renewer)
+		return time.Time{}, fmt.Errorf("%s%s tries to renew a token (%v) with non-matching renewer %s", accessControlFailed,
+			caller, id, id.renewer)
 	}
 	unknown := fmt.Sprintf("Renewal request for unknown token (%v)", id)
 	if _, err := d.find(ctx, t, id, unknown); err != nil {
@@ -338,7 +347,8 @@ func (d *Delegations) cancel(ctx context.Context, text string, caller *claviger.
 	if _, err := d.find(ctx, t, id, missing); err != nil {
 		return err
 	}
-	if caller != nil && caller.Name != id.owner && caller.Short != id.owner && (id.renewer == "" || caller.Short != id.renewer) {
+	if caller != nil && caller.Name != id.owner && caller.Short != id.owner &&
+		(id.renewer == "" || caller.Short != id.renewer) {
 		return fmt.Errorf("%s%s is not authorized to cancel the token (%v)", accessControlFailed, caller.Name, id)
 	}
 	ok, err := d.conf.Store.RemoveDelegation(ctx, id.sequence)
@@ -371,8 +381,9 @@ func refusalOf(err error, otherwise Refusal) *Refusal {
 // badToken refuses a request for its delegation token. Of one that has expired the
 // password was right, so it says whose it was.
 func badToken(id identifier, err error) Refusal {
-	r := Refusal{Kind: BadDelegation, Reason: err.Error(), Explanation: "the delegation token is not known here, or was cancelled: get another." +
-		" If another node issued it, the nodes do not share their tokens: hadoop.kms.authentication.zk-dt-secret-manager.enable, or a metastore in PostgreSQL, makes them"}
+	r := Refusal{Kind: BadDelegation, Reason: err.Error(),
+		Explanation: "the delegation token is not known here, or was cancelled: get another." +
+			" If another node issued it, the nodes do not share their tokens: hadoop.kms.authentication.zk-dt-secret-manager.enable, or a metastore in PostgreSQL, makes them"}
 	var expired *expiredToken
 	switch {
 	case errors.As(err, &expired):
@@ -397,7 +408,8 @@ const (
 	cancelDelegation = "CANCELDELEGATIONTOKEN"
 )
 
-var delegationMethods = map[string]string{getDelegation: http.MethodGet, renewDelegation: http.MethodPut, cancelDelegation: http.MethodPut}
+var delegationMethods = map[string]string{getDelegation: http.MethodGet, renewDelegation: http.MethodPut,
+	cancelDelegation: http.MethodPut}
 
 // DelegationResult is the outcome of an operation on a delegation token. Token is
 // set for one that was issued, Expires for one that was renewed; neither for one
@@ -427,7 +439,8 @@ func (a *Authenticator) Delegation(ctx context.Context, method string, r Request
 		return DelegationResult{}, false
 	}
 	if method != want {
-		return refused(BadOperation, fmt.Sprintf("Wrong HTTP method [%s] for operation [%s], it should be [%s]", method, op, want)), true
+		return refused(BadOperation, fmt.Sprintf("Wrong HTTP method [%s] for operation [%s], it should be [%s]", method, op,
+			want)), true
 	}
 	who, reply, refusal := a.delegator(ctx, r, op == cancelDelegation)
 	if refusal != nil {
@@ -455,7 +468,8 @@ func (a *Authenticator) Delegation(ctx context.Context, method string, r Request
 	return res, true
 }
 
-func (a *Authenticator) cancelDelegation(ctx context.Context, text string, who *claviger.Principal) (res DelegationResult) {
+func (a *Authenticator) cancelDelegation(ctx context.Context, text string,
+	who *claviger.Principal) (res DelegationResult) {
 	if who != nil {
 		res.Caller = *who
 	}
@@ -465,7 +479,8 @@ func (a *Authenticator) cancelDelegation(ctx context.Context, text string, who *
 	return res
 }
 
-func (a *Authenticator) renewDelegation(ctx context.Context, r Request, text string, who *claviger.Principal) DelegationResult {
+func (a *Authenticator) renewDelegation(ctx context.Context, r Request, text string,
+	who *claviger.Principal) DelegationResult {
 	expires, err := a.conf.Delegations.renew(ctx, text, who.Short)
 	if err == nil {
 		return DelegationResult{Caller: *who, Expires: expires}
@@ -500,7 +515,9 @@ func (a *Authenticator) issueDelegation(ctx context.Context, r Request, who *cla
 	}
 	renewer = short
 	if most := a.conf.Delegations.conf.Limits.Renewer; len(renewer) > most {
-		return refused(BadOperation, fmt.Sprintf("parameter renewer: it has %d bytes, and %d are taken; name the user who is to renew the token", len(renewer), most))
+		return refused(BadOperation,
+			fmt.Sprintf("parameter renewer: it has %d bytes, and %d are taken; name the user who is to renew the token",
+				len(renewer), most))
 	}
 	realUser := ""
 	if who.Real != nil {

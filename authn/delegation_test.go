@@ -29,7 +29,8 @@ func TestDelegationBytesAreHadoops(t *testing.T) {
 	for _, c := range []struct{ text, id, service string }{
 		{ofAlice, "kms-dt owner=alice, renewer=yarn, realUser=, issueDate=1795442630957, maxDate=1796047430957, sequenceNumber=1, masterKeyId=2", ""},
 		{viaMigr, "kms-dt owner=alice, renewer=yarn, realUser=migr, issueDate=1795442630986, maxDate=1796047430986, sequenceNumber=6, masterKeyId=2", ""},
-		{ofService, "kms-dt owner=alice, renewer=yarn, realUser=, issueDate=1795442630963, maxDate=1796047430963, sequenceNumber=2, masterKeyId=2", "127.0.0.1:9600"},
+		{ofService,
+			"kms-dt owner=alice, renewer=yarn, realUser=, issueDate=1795442630963, maxDate=1796047430963, sequenceNumber=2, masterKeyId=2", "127.0.0.1:9600"},
 	} {
 		d, id, err := parseDelegation(c.text)
 		if err != nil || id.String() != c.id || d.service != c.service || d.kind != "kms-dt" || len(d.password) != 20 {
@@ -61,7 +62,8 @@ type delegating struct {
 func newDelegating(t *testing.T) *delegating {
 	d := &delegating{t: t, now: time.UnixMilli(1795442630957)}
 	clock := func() time.Time { return d.now }
-	tokens, err := NewDelegations(DelegationConfig{KeyUpdate: 24 * time.Hour, MaxLife: 7 * 24 * time.Hour, Renewal: 24 * time.Hour, Scan: time.Hour, Now: clock})
+	tokens, err := NewDelegations(DelegationConfig{KeyUpdate: 24 * time.Hour, MaxLife: 7 * 24 * time.Hour,
+		Renewal: 24 * time.Hour, Scan: time.Hour, Now: clock})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,7 +72,8 @@ func newDelegating(t *testing.T) *delegating {
 	if len(warnings) > 0 {
 		t.Fatal(warnings)
 	}
-	if d.Authenticator, err = New(Config{Validity: time.Hour, Secrets: oneSecret{}, Delegations: tokens, ProxyUsers: proxies, Now: clock}); err != nil {
+	if d.Authenticator, err = New(Config{Validity: time.Hour, Secrets: oneSecret{}, Delegations: tokens,
+		ProxyUsers: proxies, Now: clock}); err != nil {
 		t.Fatal(err)
 	}
 	return d
@@ -162,7 +165,8 @@ func TestDelegationLife(t *testing.T) {
 		t.Errorf("renewed until %v, want %v", res.Expires, time.UnixMilli(id.maxDate))
 	}
 	d.now = d.now.Add(2 * time.Hour)
-	if res := renew("yarn"); res.Refusal == nil || !strings.Contains(res.Refusal.Reason, "tried to renew an expired token") {
+	if res := renew("yarn"); res.Refusal == nil || !strings.Contains(res.Refusal.Reason,
+		"tried to renew an expired token") {
 		t.Errorf("renewed beyond its life: %+v", res)
 	}
 }
@@ -186,7 +190,8 @@ func testDelegationNodes(t *testing.T, digests bool) {
 	ctx := t.Context()
 	store := newMemoryTokens(time.Now)
 	node := func() *Delegations {
-		d, err := NewDelegations(DelegationConfig{KeyUpdate: time.Hour, MaxLife: time.Hour, Renewal: time.Minute, Scan: time.Hour, Store: store, Batch: 3, Digests: digests})
+		d, err := NewDelegations(DelegationConfig{KeyUpdate: time.Hour, MaxLife: time.Hour, Renewal: time.Minute,
+			Scan: time.Hour, Store: store, Batch: 3, Digests: digests})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -219,7 +224,8 @@ func testDelegationNodes(t *testing.T, digests bool) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if k, ok, err := store.Delegation(ctx, id.sequence); err != nil || !ok || bytes.Equal(k.Password, token.password) == digests {
+	if k, ok, err := store.Delegation(ctx, id.sequence); err != nil || !ok ||
+		bytes.Equal(k.Password, token.password) == digests {
 		t.Errorf("the store has %x (%v, %v) of the password %x", []byte(k.Password), ok, err, token.password)
 	} else if token.password = k.Password; digests { // as whoever has read the store would try
 		if _, err := a.verify(ctx, token.text()); err == nil || !strings.Contains(err.Error(), "password doesn't match") {
@@ -235,7 +241,8 @@ func testDelegationNodes(t *testing.T, digests bool) {
 	if id, err := b.verify(ctx, text); err == nil {
 		t.Errorf("b takes %v, which a has cancelled", id)
 	}
-	if _, err := b.renew(ctx, text, "yarn"); err == nil || !strings.Contains(err.Error(), "Renewal request for unknown token") {
+	if _, err := b.renew(ctx, text, "yarn"); err == nil || !strings.Contains(err.Error(),
+		"Renewal request for unknown token") {
 		t.Errorf("b renews it: %v", err)
 	}
 }
@@ -255,16 +262,20 @@ func TestDelegationStoreAway(t *testing.T) {
 	token := d.get("user.name=alice")
 	d.tokens.conf.Store = awayTokens{}
 	d.tokens.nextKey = time.Time{}
-	if got, want := d.use(token), fmt.Sprintf("%d the store of delegation tokens does not answer", StoreAway); got != want {
+	if got, want := d.use(token), fmt.Sprintf("%d the store of delegation tokens does not answer",
+		StoreAway); got != want {
 		t.Errorf("used: %s", got)
 	}
 	for method, query := range map[string]string{
-		http.MethodGet: "op=GETDELEGATIONTOKEN&user.name=alice", http.MethodPut: "op=RENEWDELEGATIONTOKEN&user.name=alice&token=" + token, "cancel": "op=CANCELDELEGATIONTOKEN&token=" + token,
+		http.MethodGet: "op=GETDELEGATIONTOKEN&user.name=alice",
+		http.MethodPut: "op=RENEWDELEGATIONTOKEN&user.name=alice&token=" + token,
+		"cancel":       "op=CANCELDELEGATIONTOKEN&token=" + token,
 	} {
 		if method == "cancel" {
 			method = http.MethodPut
 		}
-		if res := d.do(method, query); res.Refusal == nil || res.Refusal.Kind != StoreAway || !strings.Contains(res.Refusal.Explanation, "it is away") || res.SetCookie != "" {
+		if res := d.do(method, query); res.Refusal == nil || res.Refusal.Kind != StoreAway ||
+			!strings.Contains(res.Refusal.Explanation, "it is away") || res.SetCookie != "" {
 			t.Errorf("%s: %+v", query, res)
 		}
 	}
@@ -272,7 +283,8 @@ func TestDelegationStoreAway(t *testing.T) {
 
 func TestDelegationCancel(t *testing.T) {
 	d := newDelegating(t)
-	for _, c := range []struct{ who, query string }{{"its owner", "user.name=alice&"}, {"its renewer", "user.name=yarn&"}, {"whoever has it", ""}} {
+	for _, c := range []struct{ who, query string }{{"its owner", "user.name=alice&"}, {"its renewer", "user.name=yarn&"},
+		{"whoever has it", ""}} {
 		token := d.get("renewer=yarn&user.name=alice")
 		cookie := ""
 		if c.query != "" {
@@ -317,7 +329,8 @@ func TestDelegationRefused(t *testing.T) {
 		{forged.text(), "is invalid, password doesn't match"},
 		{other.text(), "can't be found in cache"},
 		{ofAlice, "can't be found in cache"},
-		{"AAAA", "java.io.EOFException"}, {"!!", "java.io.EOFException"}, {strings.Repeat("A", maxDelegation+1), "java.io.EOFException"},
+		{"AAAA", "java.io.EOFException"}, {"!!", "java.io.EOFException"},
+		{strings.Repeat("A", maxDelegation+1), "java.io.EOFException"},
 	} {
 		if got := d.use(c.token); !strings.HasSuffix(got, c.want) || !strings.HasPrefix(got, fmt.Sprint(int(BadDelegation))) {
 			t.Errorf("%.60s: %s, want %s", c.token, got, c.want)
@@ -344,12 +357,14 @@ func TestDelegationRefused(t *testing.T) {
 			t.Errorf("%s %.60s: %+v", c.method, c.query, res)
 		}
 	}
-	for _, c := range []struct{ method, query string }{{"GET", "op=FOO"}, {"GET", "op"}, {"OPTIONS", "op=GETDELEGATIONTOKEN"}} {
+	for _, c := range []struct{ method, query string }{{"GET", "op=FOO"}, {"GET", "op"},
+		{"OPTIONS", "op=GETDELEGATIONTOKEN"}} {
 		if _, ok := d.Delegation(t.Context(), c.method, d.request(c.query)); ok {
 			t.Errorf("%s %s is taken for an operation on delegation tokens", c.method, c.query)
 		}
 	}
-	if _, err := NewDelegations(DelegationConfig{KeyUpdate: 1, MaxLife: 1, Renewal: 1}); err == nil || !strings.Contains(err.Error(), "removal-scan-interval.sec") {
+	if _, err := NewDelegations(DelegationConfig{KeyUpdate: 1, MaxLife: 1, Renewal: 1}); err == nil ||
+		!strings.Contains(err.Error(), "removal-scan-interval.sec") {
 		t.Errorf("an interval of 0: %v", err)
 	}
 }

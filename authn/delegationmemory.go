@@ -59,7 +59,8 @@ func (m *memoryTokens) PutMasterKey(_ context.Context, k metastore.MasterKey) er
 func (m *memoryTokens) MasterKeys(context.Context) ([]metastore.MasterKey, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return slices.SortedFunc(maps.Values(m.keys), func(a, b metastore.MasterKey) int { return cmp.Compare(a.ID, b.ID) }), nil
+	return slices.SortedFunc(maps.Values(m.keys), func(a, b metastore.MasterKey) int { return cmp.Compare(a.ID, b.ID) }),
+		nil
 }
 
 func (m *memoryTokens) RemoveMasterKey(_ context.Context, id int32) error {

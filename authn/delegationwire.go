@@ -88,7 +88,8 @@ func parseDelegation(text string) (d delegation, id identifier, err error) {
 func parseIdentifier(b []byte) (identifier, error) {
 	r := &writable.Reader{Rest: b}
 	version := r.Take(1)
-	id := identifier{owner: r.Text(), renewer: r.Text(), realUser: r.Text(), issued: r.Long(), maxDate: r.Long(), sequence: r.Int(), keyID: r.Int()}
+	id := identifier{owner: r.Text(), renewer: r.Text(), realUser: r.Text(), issued: r.Long(), maxDate: r.Long(),
+		sequence: r.Int(), keyID: r.Int()}
 	if r.Failed || len(r.Rest) > 0 || version[0] != 0 {
 		return id, errEOF
 	}

@@ -86,7 +86,8 @@ func NewGroups(static string, ttl time.Duration, log *slog.Logger) (*Groups, err
 		return nil, err
 	}
 	g := &Groups{
-		static: mapping, ttl: ttl, stale: DefaultMaxStale, lookup: SystemGroups, now: time.Now, log: log, places: make(chan struct{}, defaultStrangers), most: defaultMaxUsers,
+		static: mapping, ttl: ttl, stale: DefaultMaxStale, lookup: SystemGroups, now: time.Now, log: log,
+		places: make(chan struct{}, defaultStrangers), most: defaultMaxUsers,
 		cache: make(map[string]cachedGroups), absent: make(map[string]cachedGroups),
 	}
 	g.waits.stranger, g.waits.stale = strangerWait, staleWait

@@ -24,7 +24,8 @@ func compileJava(expr string) (*regexp.Regexp, error) {
 	_, err := syntax.Parse(expr, syntax.Perl)
 	var bad *syntax.Error
 	if errors.As(err, &bad) {
-		return nil, fmt.Errorf("regular expression %s: %s, at %s; lookaround, back references, atomic groups and possessive quantifiers cannot be used here: write several rules instead", expr, bad.Code, bad.Expr)
+		return nil,
+			fmt.Errorf("regular expression %s: %s, at %s; lookaround, back references, atomic groups and possessive quantifiers cannot be used here: write several rules instead", expr, bad.Code, bad.Expr)
 	}
 	if err != nil {
 		return nil, err

@@ -92,7 +92,8 @@ func (k *Kerberos) authenticate(r Request, _ bool) attempt {
 		att.reply = Negotiate + " " + base64.StdEncoding.EncodeToString(reply)
 	}
 	if !validName(client) {
-		att.refusal = &Refusal{Kind: BadTicket, Reason: "java.lang.IllegalArgumentException: userName is NULL, empty or contains a '&'",
+		att.refusal = &Refusal{Kind: BadTicket,
+			Reason:      "java.lang.IllegalArgumentException: userName is NULL, empty or contains a '&'",
 			Explanation: fmt.Sprintf("the ticket is good, but its principal %q cannot be a user here: it is too long, or holds characters that would break a cookie or a log", client)}
 		return att
 	}

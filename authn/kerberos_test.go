@@ -20,7 +20,8 @@ type acceptor struct{}
 func (acceptor) Accept(token []byte) (client string, reply []byte, err error) {
 	client, ok := strings.CutPrefix(string(token), "ticket of ")
 	if !ok {
-		return "", nil, &authn.NegotiationError{Reason: "GSSException: for the caller", Explanation: "for the operator", Err: errors.New("cause")}
+		return "", nil, &authn.NegotiationError{Reason: "GSSException: for the caller", Explanation: "for the operator",
+			Err: errors.New("cause")}
 	}
 	return client, []byte("proof"), nil
 }
@@ -81,7 +82,8 @@ func TestKerberosCookiesOfJava(t *testing.T) {
 				t.Errorf("server's token %q, want %q", res.ServerToken, want)
 			}
 			res = a.Authenticate(t.Context(), request("", `hadoop.auth="`+lines[2*i+j]+`"`))
-			if res.Principal == nil || res.Principal.Name != who || res.ServerToken != "" || (res.SetCookie == "") != (idle == 0) {
+			if res.Principal == nil || res.Principal.Name != who || res.ServerToken != "" ||
+				(res.SetCookie == "") != (idle == 0) {
 				t.Errorf("%s: %+v, refusal %+v", lines[2*i+j], res, res.Refusal)
 			}
 		}
@@ -121,7 +123,8 @@ func (f acceptFunc) Accept(token []byte) (client string, reply []byte, err error
 }
 
 func TestKerberosRefusals(t *testing.T) {
-	a := newAuthenticator(t, authn.Config{Handler: newKerberos(t, "/jmx"), Rules: rules(t, `RULE:[2:$1](odd)s/odd// RULE:[2:$1](amp)s/amp/a&b/ DEFAULT`)})
+	a := newAuthenticator(t, authn.Config{Handler: newKerberos(t, "/jmx"),
+		Rules: rules(t, `RULE:[2:$1](odd)s/odd// RULE:[2:$1](amp)s/amp/a&b/ DEFAULT`)})
 	good := "u=alice&p=alice@EXAMPLE.COM&t=kerberos-dt&e=1795478610857"
 	for _, c := range []struct {
 		name, query, authorization, cookie string
@@ -132,20 +135,32 @@ func TestKerberosRefusals(t *testing.T) {
 		{"nothing", "", "", "", authn.Unauthenticated, "Authentication required", false},
 		{"user.name", "user.name=alice", "", "", authn.Unauthenticated, "Authentication required", false},
 		{"another scheme", "", "Basic YTpi", "", authn.Unauthenticated, "Authentication required", false},
-		{"lower case", "", "negotiate" + strings.TrimPrefix(ticketOf("alice@EXAMPLE.COM"), "Negotiate"), "", authn.Unauthenticated, "Authentication required", false},
+		{"lower case", "", "negotiate" + strings.TrimPrefix(ticketOf("alice@EXAMPLE.COM"), "Negotiate"), "",
+			authn.Unauthenticated, "Authentication required", false},
 		{"no token", "", "Negotiate", "", authn.BadTicket, "java.nio.BufferUnderflowException", false},
 		{"no base64", "", "Negotiate ?", "", authn.BadTicket, "java.nio.BufferUnderflowException", false},
 		{"refused", "", "Negotiate AAAA", "", authn.BadTicket, "GSSException: for the caller", false},
-		{"refused, with an old cookie", "", "Negotiate AAAA", "hadoop.auth=" + ofJava.sign(strings.Replace(good, "1795478610857", "1", 1)), authn.BadTicket, "GSSException: for the caller", false},
-		{"no rule", "", ticketOf("alice@OTHER.ORG"), "", authn.NoShortName, "org.apache.hadoop.security.authentication.util.KerberosName$NoMatchingRule: No rules applied to alice@OTHER.ORG", true},
-		{"three components", "", ticketOf("a/b/c@EXAMPLE.COM"), "", authn.BadTicket, "java.lang.IllegalArgumentException: Malformed Kerberos name: a/b/c@EXAMPLE.COM", true},
-		{"a rule makes nothing", "", ticketOf("odd/x@EXAMPLE.COM"), "", authn.BadTicket, "java.lang.IllegalArgumentException: userName is NULL, empty or contains a '&'", true},
-		{"a rule makes what breaks a cookie", "", ticketOf("amp/x@EXAMPLE.COM"), "", authn.BadTicket, "java.lang.IllegalArgumentException: userName is NULL, empty or contains a '&'", true},
-		{"line break", "", ticketOf("a\nb@EXAMPLE.COM"), "", authn.BadTicket, "java.lang.IllegalArgumentException: userName is NULL, empty or contains a '&'", true},
-		{"cookie of type simple", "", "", "hadoop.auth=" + ofJava.sign(strings.Replace(good, "kerberos-dt", "simple-dt", 1)), authn.Unauthenticated, "Invalid AuthenticationToken type", false},
-		{"cookie of multi-scheme", "", "", "hadoop.auth=" + ofJava.sign(strings.Replace(good, "kerberos-dt", "kerberos", 1)), authn.Unauthenticated, "Invalid AuthenticationToken type", false},
-		{"expired cookie", "", "", "hadoop.auth=" + ofJava.sign(strings.Replace(good, "1795478610857", "1", 1)), authn.Unauthenticated, "AuthenticationToken expired", false},
-		{"foreign cookie", "", "", "hadoop.auth=" + fixedSecret("another").sign(good), authn.Unauthenticated, "org.apache.hadoop.security.authentication.util.SignerException: Invalid signature", false},
+		{"refused, with an old cookie", "", "Negotiate AAAA", "hadoop.auth=" +
+			ofJava.sign(strings.Replace(good, "1795478610857", "1", 1)), authn.BadTicket, "GSSException: for the caller", false},
+		{"no rule", "", ticketOf("alice@OTHER.ORG"), "", authn.NoShortName,
+			"org.apache.hadoop.security.authentication.util.KerberosName$NoMatchingRule: No rules applied to alice@OTHER.ORG",
+			true},
+		{"three components", "", ticketOf("a/b/c@EXAMPLE.COM"), "", authn.BadTicket,
+			"java.lang.IllegalArgumentException: Malformed Kerberos name: a/b/c@EXAMPLE.COM", true},
+		{"a rule makes nothing", "", ticketOf("odd/x@EXAMPLE.COM"), "", authn.BadTicket,
+			"java.lang.IllegalArgumentException: userName is NULL, empty or contains a '&'", true},
+		{"a rule makes what breaks a cookie", "", ticketOf("amp/x@EXAMPLE.COM"), "", authn.BadTicket,
+			"java.lang.IllegalArgumentException: userName is NULL, empty or contains a '&'", true},
+		{"line break", "", ticketOf("a\nb@EXAMPLE.COM"), "", authn.BadTicket,
+			"java.lang.IllegalArgumentException: userName is NULL, empty or contains a '&'", true},
+		{"cookie of type simple", "", "", "hadoop.auth=" + ofJava.sign(strings.Replace(good, "kerberos-dt", "simple-dt", 1)),
+			authn.Unauthenticated, "Invalid AuthenticationToken type", false},
+		{"cookie of multi-scheme", "", "", "hadoop.auth=" + ofJava.sign(strings.Replace(good, "kerberos-dt", "kerberos", 1)),
+			authn.Unauthenticated, "Invalid AuthenticationToken type", false},
+		{"expired cookie", "", "", "hadoop.auth=" + ofJava.sign(strings.Replace(good, "1795478610857", "1", 1)),
+			authn.Unauthenticated, "AuthenticationToken expired", false},
+		{"foreign cookie", "", "", "hadoop.auth=" + fixedSecret("another").sign(good), authn.Unauthenticated,
+			"org.apache.hadoop.security.authentication.util.SignerException: Invalid signature", false},
 	} {
 		r := negotiating(c.query, c.authorization)
 		if c.cookie != "" {
@@ -173,11 +188,13 @@ func TestKerberosRefusals(t *testing.T) {
 	// An old cookie beside a good ticket: the ticket counts, and a new cookie is set.
 	r := negotiating("", ticketOf("alice@EXAMPLE.COM"))
 	r.Header.Set("Cookie", "hadoop.auth=x")
-	if res := a.Authenticate(t.Context(), r); res.Principal == nil || res.Principal.Short != "alice" || !strings.Contains(res.SetCookie, "u=alice&p=alice@EXAMPLE.COM&t=kerberos-dt&") {
+	if res := a.Authenticate(t.Context(), r); res.Principal == nil || res.Principal.Short != "alice" ||
+		!strings.Contains(res.SetCookie, "u=alice&p=alice@EXAMPLE.COM&t=kerberos-dt&") {
 		t.Errorf("a ticket beside a bad cookie: %+v, refusal %+v", res, res.Refusal)
 	}
 	// The whitelist is of servlets, whole.
-	for path, anonymous := range map[string]bool{"/jmx": true, "/jmx2": false, "/jmx/x": false, "/kms/jmx": false, "/kms/v1/jmx": false} {
+	for path, anonymous := range map[string]bool{"/jmx": true, "/jmx2": false, "/jmx/x": false, "/kms/jmx": false,
+		"/kms/v1/jmx": false} {
 		r := negotiating("", "")
 		r.Path = path
 		if res := a.Authenticate(t.Context(), r); res.Anonymous != anonymous {
@@ -194,7 +211,8 @@ func TestKerberosRefusals(t *testing.T) {
 // TestKerberosDoAs: the rules hold for whom a proxy names, too.
 func TestKerberosDoAs(t *testing.T) {
 	proxies, _ := authn.NewProxyUsers(map[string]string{"oozie.users": "*", "oozie.hosts": "*"}, nil, nil)
-	a := newAuthenticator(t, authn.Config{Handler: newKerberos(t), ProxyUsers: proxies, Rules: rules(t, `RULE:[1:$1](root)s/.*/nobody/ DEFAULT`)})
+	a := newAuthenticator(t, authn.Config{Handler: newKerberos(t), ProxyUsers: proxies,
+		Rules: rules(t, `RULE:[1:$1](root)s/.*/nobody/ DEFAULT`)})
 	for doAs, want := range map[string]string{
 		"alice":               "alice = alice via oozie/h@EXAMPLE.COM",
 		"alice%40EXAMPLE.COM": "alice@EXAMPLE.COM = alice via oozie/h@EXAMPLE.COM",
@@ -219,7 +237,8 @@ func TestKerberosDoAs(t *testing.T) {
 }
 
 func TestSchemes(t *testing.T) {
-	for list, want := range map[string]string{"negotiate": "Negotiate", " BASIC, negotiate ,": "Basic Negotiate", "": "", "digest,kerberos": "", "basic,Basic": ""} {
+	for list, want := range map[string]string{"negotiate": "Negotiate", " BASIC, negotiate ,": "Basic Negotiate", "": "",
+		"digest,kerberos": "", "basic,Basic": ""} {
 		got, err := authn.ParseSchemes(list)
 		if strings.Join(got, " ") != want || (err == nil) != (want != "") {
 			t.Errorf("%q: %q, %v", list, got, err)
@@ -231,7 +250,8 @@ func TestSchemes(t *testing.T) {
 		{"Negotiate", "simple", "it must be kerberos"},
 		{"Negotiate", "", "no handler is configured for scheme Negotiate"},
 		{"Basic", "ldap", "passwords checked by LDAP are not supported"},
-		{"Basic", "org.apache.hadoop.security.authentication.server.LdapAuthenticationHandler", "passwords checked by LDAP are not supported"},
+		{"Basic", "org.apache.hadoop.security.authentication.server.LdapAuthenticationHandler",
+			"passwords checked by LDAP are not supported"},
 		{"Digest", "kerberos", "scheme Digest is not supported"},
 	} {
 		err := authn.CheckScheme(c.scheme, c.handler)

@@ -50,24 +50,30 @@ const maxLDAPGroups = 10_000
 // Check refuses what can't be searched with.
 func (c *LDAPConfig) Check() error {
 	if len(c.URLs) == 0 {
-		return claviger.BadProperty(LDAPPrefix+"url", nil, "it is empty; it must name a server, as in ldaps://ldap.example.com")
+		return claviger.BadProperty(LDAPPrefix+"url", nil,
+			"it is empty; it must name a server, as in ldaps://ldap.example.com")
 	}
 	for _, u := range c.URLs {
 		if !strings.HasPrefix(u, "ldap://") && !strings.HasPrefix(u, "ldaps://") {
-			return claviger.BadProperty(LDAPPrefix+"url", nil, "%q is no LDAP server; write ldap://HOST:PORT or ldaps://HOST:PORT", u)
+			return claviger.BadProperty(LDAPPrefix+"url", nil,
+				"%q is no LDAP server; write ldap://HOST:PORT or ldaps://HOST:PORT", u)
 		}
 	}
-	for name, filter := range map[string]string{"search.filter.user": strings.ReplaceAll(c.UserFilter, "{0}", "x"), "search.filter.group": c.GroupFilter} {
+	for name, filter := range map[string]string{"search.filter.user": strings.ReplaceAll(c.UserFilter, "{0}", "x"),
+		"search.filter.group": c.GroupFilter} {
 		if _, err := ldap.CompileFilter(filter); err != nil {
 			return claviger.BadProperty(LDAPPrefix+name, err, "%q is no LDAP filter: %v", filter, err)
 		}
 	}
 	if !strings.Contains(c.UserFilter, "{0}") {
-		return claviger.BadProperty(LDAPPrefix+"search.filter.user", nil, "%q has no {0}, which stands for the user's name: it would find the same entry for everybody", c.UserFilter)
+		return claviger.BadProperty(LDAPPrefix+"search.filter.user", nil,
+			"%q has no {0}, which stands for the user's name: it would find the same entry for everybody", c.UserFilter)
 	}
-	for _, base := range []struct{ name, dn string }{{"base", c.Base}, {"userbase", c.UserBase}, {"groupbase", c.GroupBase}} {
+	for _, base := range []struct{ name, dn string }{{"base", c.Base}, {"userbase", c.UserBase},
+		{"groupbase", c.GroupBase}} {
 		if _, err := ldap.ParseDN(base.dn); err != nil {
-			return claviger.BadProperty(LDAPPrefix+base.name, err, "it must be a distinguished name, as in dc=example,dc=com: %v", err)
+			return claviger.BadProperty(LDAPPrefix+base.name, err,
+				"it must be a distinguished name, as in dc=example,dc=com: %v", err)
 		}
 	}
 	return nil
@@ -148,7 +154,8 @@ func (d *ldapDirectory) dial(url string) (*ldap.Conn, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), d.conf.Connect)
 	defer cancel()
 	deadline, _ := ctx.Deadline()
-	conn, err := ldap.DialURL(url, ldap.DialWithDialer(&net.Dialer{Deadline: deadline}), ldap.DialWithTLSConfig(d.conf.TLS))
+	conn, err := ldap.DialURL(url, ldap.DialWithDialer(&net.Dialer{Deadline: deadline}),
+		ldap.DialWithTLSConfig(d.conf.TLS))
 	if err != nil {
 		return nil, err
 	}
@@ -167,7 +174,8 @@ func (d *ldapDirectory) dial(url string) (*ldap.Conn, error) {
 // been escaped.
 func (d *ldapDirectory) search(base, filter string, limit int, attrs ...string) ([]*ldap.Entry, error) {
 	seconds := int((d.conf.Timeout + time.Second - 1) / time.Second)
-	res, err := d.conn.Search(ldap.NewSearchRequest(base, ldap.ScopeWholeSubtree, ldap.NeverDerefAliases, limit, seconds, false, filter, attrs, nil))
+	res, err := d.conn.Search(ldap.NewSearchRequest(base, ldap.ScopeWholeSubtree, ldap.NeverDerefAliases, limit, seconds,
+		false, filter, attrs, nil))
 	if err != nil {
 		if ldap.IsErrorWithCode(err, ldap.LDAPResultSizeLimitExceeded) && res != nil && limit == 1 {
 			return res.Entries, nil // one was asked for
@@ -186,7 +194,8 @@ func (d *ldapDirectory) ask(name string) ([]string, error) {
 	case d.posix:
 		attrs = []string{d.conf.PosixUID, d.conf.PosixGID}
 	}
-	entries, err := d.search(d.conf.UserBase, strings.ReplaceAll(d.conf.UserFilter, "{0}", ldap.EscapeFilter(name)), 1, attrs...)
+	entries, err := d.search(d.conf.UserBase, strings.ReplaceAll(d.conf.UserFilter, "{0}", ldap.EscapeFilter(name)), 1,
+		attrs...)
 	if err != nil {
 		return nil, err
 	}
@@ -199,7 +208,8 @@ func (d *ldapDirectory) ask(name string) ([]string, error) {
 	}
 	clause := memberClause(d.conf.MemberAttr, who.DN)
 	if d.posix {
-		clause = "(|" + memberClause(d.conf.PosixGID, who.GetAttributeValue(d.conf.PosixGID)) + memberClause(d.conf.MemberAttr, who.GetAttributeValue(d.conf.PosixUID)) + ")"
+		clause = "(|" + memberClause(d.conf.PosixGID, who.GetAttributeValue(d.conf.PosixGID)) +
+			memberClause(d.conf.MemberAttr, who.GetAttributeValue(d.conf.PosixUID)) + ")"
 	}
 	return d.climb(clause)
 }

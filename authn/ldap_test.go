@@ -106,11 +106,13 @@ func groupsOf(t *testing.T, d Directory, log *slog.Logger) *Groups {
 
 func TestLDAPGroups(t *testing.T) {
 	s := ldaptest.Start(t, directory)
-	nested, all, memberOf, posix, top, upper := ldapConfig(s), ldapConfig(s), ldapConfig(s), ldapConfig(s), ldapConfig(s), ldapConfig(s)
+	nested, all, memberOf, posix, top, upper := ldapConfig(s), ldapConfig(s), ldapConfig(s), ldapConfig(s), ldapConfig(s),
+		ldapConfig(s)
 	upper.Convert = strings.ToUpper
 	nested.Levels, all.Levels = 1, 10
 	memberOf.MemberOf = "seeAlso" // slapd has memberOf by an overlay only
-	posix.UserFilter, posix.GroupFilter, posix.MemberAttr = "(&(objectClass=posixAccount)(uid={0}))", "(objectClass=posixGroup)", "memberUid"
+	posix.UserFilter, posix.GroupFilter, posix.MemberAttr = "(&(objectClass=posixAccount)(uid={0}))",
+		"(objectClass=posixGroup)", "memberUid"
 	top.UserBase, top.GroupBase = "dc=example,dc=com", "dc=example,dc=com"
 	for name, test := range map[string]struct {
 		conf LDAPConfig

@@ -42,13 +42,15 @@ type proxyRule struct {
 // property's name to its value ("oozie.hosts" → "*"); groups returns the groups
 // of a user's short name. What cannot be understood allows nothing and is told
 // in a warning.
-func NewProxyUsers(props map[string]string, groups func(user string) []string, log *slog.Logger) (_ *ProxyUsers, warnings []string) {
+func NewProxyUsers(props map[string]string, groups func(user string) []string, log *slog.Logger) (_ *ProxyUsers,
+	warnings []string) {
 	rules := &proxyRules{of: make(map[string]*proxyRule), groups: groups}
 	lists := make(map[string]map[string]string) // proxy → users, groups, hosts → value
 	for name, value := range props {
 		dot := strings.LastIndexByte(name, '.') // a proxy's name may hold dots
 		if dot <= 0 || !slices.Contains([]string{"users", "groups", "hosts"}, name[dot+1:]) {
-			warnings = append(warnings, fmt.Sprintf("%s%s is ignored; the form is %s<user>.users, .groups or .hosts", ProxyUserPrefix, name, ProxyUserPrefix))
+			warnings = append(warnings, fmt.Sprintf("%s%s is ignored; the form is %s<user>.users, .groups or .hosts",
+				ProxyUserPrefix, name, ProxyUserPrefix))
 			continue
 		}
 		proxy, which := name[:dot], name[dot+1:]
@@ -67,9 +69,12 @@ func NewProxyUsers(props map[string]string, groups func(user string) []string, l
 		_, hasGroups := list["groups"]
 		switch {
 		case !hasHosts:
-			warnings = append(warnings, fmt.Sprintf("%s%s may act for nobody: there is no .hosts property for him", ProxyUserPrefix, proxy))
+			warnings = append(warnings, fmt.Sprintf("%s%s may act for nobody: there is no .hosts property for him",
+				ProxyUserPrefix, proxy))
 		case !hasUsers && !hasGroups:
-			warnings = append(warnings, fmt.Sprintf("%s%s may act for nobody: there is neither a .users nor a .groups property for him", ProxyUserPrefix, proxy))
+			warnings = append(warnings,
+				fmt.Sprintf("%s%s may act for nobody: there is neither a .users nor a .groups property for him", ProxyUserPrefix,
+					proxy))
 		}
 		rules.of[proxy] = &proxyRule{whom: authz.NewACL(list["users"], list["groups"]), hosts: hosts}
 	}

@@ -43,7 +43,8 @@ type RollingSecrets struct {
 // NewRollingSecrets reads the secrets, or makes them where the store has none.
 func NewRollingSecrets(ctx context.Context, conf RollingConfig) (*RollingSecrets, error) {
 	if conf.Period <= 0 {
-		return nil, claviger.Errorf("authn.NewRollingSecrets", claviger.Invalid, "", "a period of %v; token.validity must be a positive number of seconds", conf.Period)
+		return nil, claviger.Errorf("authn.NewRollingSecrets", claviger.Invalid, "",
+			"a period of %v; token.validity must be a positive number of seconds", conf.Period)
 	}
 	if conf.Now == nil {
 		conf.Now = time.Now
@@ -66,12 +67,14 @@ func NewRollingSecrets(ctx context.Context, conf RollingConfig) (*RollingSecrets
 			r.adopt(s)
 			return r, nil
 		}
-		first := metastore.SignerSecrets{Next: randomSecret(), Current: randomSecret(), Rollover: time.UnixMilli(conf.Now().Add(conf.Period).UnixMilli())}
+		first := metastore.SignerSecrets{Next: randomSecret(), Current: randomSecret(),
+			Rollover: time.UnixMilli(conf.Now().Add(conf.Period).UnixMilli())}
 		if _, err := conf.Store.SwapSignerSecrets(ctx, first); err != nil {
 			return nil, err
 		}
 	}
-	return nil, claviger.Errorf("authn.NewRollingSecrets", claviger.Unavailable, "", "the store takes signer secrets and has none afterwards")
+	return nil, claviger.Errorf("authn.NewRollingSecrets", claviger.Unavailable, "",
+		"the store takes signer secrets and has none afterwards")
 }
 
 // adopt takes what the store has. A rollover that nobody has done is not done

@@ -48,7 +48,8 @@ const rollingPeriod = time.Hour
 
 func (n *rollingNodes) start() *RollingSecrets {
 	n.t.Helper()
-	r, err := NewRollingSecrets(n.t.Context(), RollingConfig{Store: &n.store, Period: rollingPeriod, Now: func() time.Time { return n.now }})
+	r, err := NewRollingSecrets(n.t.Context(), RollingConfig{Store: &n.store, Period: rollingPeriod,
+		Now: func() time.Time { return n.now }})
 	if err != nil {
 		n.t.Fatal(err)
 	}
@@ -205,7 +206,8 @@ func TestRollingRun(t *testing.T) {
 	var group sync.WaitGroup
 	nodes := make([]*RollingSecrets, 3)
 	for i := range nodes {
-		r, err := NewRollingSecrets(ctx, RollingConfig{Store: &store, Period: 50 * time.Millisecond, Poll: 20 * time.Millisecond})
+		r, err := NewRollingSecrets(ctx, RollingConfig{Store: &store, Period: 50 * time.Millisecond,
+			Poll: 20 * time.Millisecond})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -78,7 +78,8 @@ func ParseRules(text string, mechanism Mechanism, realm string) (*Rules, error) 
 	for rest != "" {
 		m := ruleForm.FindStringSubmatch(rest)
 		if m == nil {
-			return nil, fmt.Errorf("what begins with %q is no rule; a rule is DEFAULT or RULE:[n:format](regex)s/from/to/g, with a ')' in no regex and a '/' neither in from nor in to", firstField(rest))
+			return nil,
+				fmt.Errorf("what begins with %q is no rule; a rule is DEFAULT or RULE:[n:format](regex)s/from/to/g, with a ')' in no regex and a '/' neither in from nor in to", firstField(rest))
 		}
 		one := rule{text: strings.TrimLeft(m[0], " \t\n\v\f\r"), isDefault: m[2] != ""}
 		if !one.isDefault {
@@ -235,7 +236,8 @@ func (r *rule) apply(params []string, all *Rules) (short string, ok bool, err er
 	}
 	if r.lowerCase {
 		if strings.ContainsAny(short, contextual) || strings.ContainsRune(short, kelvin) {
-			return "", false, noRule("Lower case of " + short + ", after auth_to_local rule " + r.text + ", is that of another name, or depends on more than its letters")
+			return "", false, noRule("Lower case of " + short + ", after auth_to_local rule " + r.text +
+				", is that of another name, or depends on more than its letters")
 		}
 		short = strings.Map(unicode.ToLower, short)
 	}

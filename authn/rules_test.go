@@ -38,7 +38,8 @@ func TestProxyUsers(t *testing.T) {
 		".users":    "x",
 	}, groups, quiet)
 	for _, want := range []string{
-		"noHosts may act for nobody: there is no .hosts", "nobody may act for nobody: there is neither", `noAddress.hosts: "10.0.0.0/33" is ignored`,
+		"noHosts may act for nobody: there is no .hosts", "nobody may act for nobody: there is neither",
+		`noAddress.hosts: "10.0.0.0/33" is ignored`,
 		"noAddress.hosts: * inside a list", "typo.user is ignored", ".users is ignored",
 	} {
 		if !slices.ContainsFunc(warnings, func(w string) bool { return strings.Contains(w, want) }) {
@@ -81,7 +82,8 @@ func TestProxyUsers(t *testing.T) {
 		if refusal != nil {
 			got = refusal.Reason
 			property := ProxyUserPrefix + c.real + map[bool]string{true: ".hosts", false: ".users"}[strings.HasPrefix(got, far)]
-			if refusal.Property != property || !strings.Contains(refusal.Explanation, property) || refusal.Real != c.real || refusal.User != c.who {
+			if refusal.Property != property || !strings.Contains(refusal.Explanation, property) || refusal.Real != c.real ||
+				refusal.User != c.who {
 				t.Errorf("%s for %s from %s: %+v, want property %s", c.real, c.who, c.from, refusal, property)
 			}
 		}
@@ -103,7 +105,8 @@ func TestHostNames(t *testing.T) {
 	h, _ := parseHosts("gw.example.com,10.0.0.1,other.example.com", quiet)
 	now := time.Unix(0, 0)
 	h.names.now = func() time.Time { return now }
-	answers := map[string][]netip.Addr{"gw.example.com": {netip.MustParseAddr("::ffff:10.0.0.2"), netip.MustParseAddr("10.0.0.3")}}
+	answers := map[string][]netip.Addr{"gw.example.com": {netip.MustParseAddr("::ffff:10.0.0.2"),
+		netip.MustParseAddr("10.0.0.3")}}
 	lookups := 0
 	h.names.lookup = func(ctx context.Context, _, host string) ([]netip.Addr, error) {
 		lookups++

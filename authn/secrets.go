@@ -84,7 +84,8 @@ func NewFileSecret(path string) (*FileSecret, error) {
 	const property = "hadoop.kms.authentication.signature.secret.file"
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, claviger.BadProperty(property, err, "%v; make the file readable, or remove the property for random secrets", err)
+		return nil,
+			claviger.BadProperty(property, err, "%v; make the file readable, or remove the property for random secrets", err)
 	}
 	defer f.Close()
 	b, err := io.ReadAll(io.LimitReader(f, maxSecretFile+1))
@@ -94,9 +95,12 @@ func NewFileSecret(path string) (*FileSecret, error) {
 	case len(b) == 0:
 		return nil, claviger.BadProperty(property, nil, "%s is empty; write a secret into it, the same on every node", path)
 	case len(b) > maxSecretFile:
-		return nil, claviger.BadProperty(property, nil, "%s is longer than %d bytes; is it the right file?", path, maxSecretFile)
+		return nil, claviger.BadProperty(property, nil, "%s is longer than %d bytes; is it the right file?", path,
+			maxSecretFile)
 	case !utf8.Valid(b):
-		return nil, claviger.BadProperty(property, nil, "%s is not UTF-8 text, which Hadoop takes it for; write the secret as text (base64, say)", path)
+		return nil,
+			claviger.BadProperty(property, nil,
+				"%s is not UTF-8 text, which Hadoop takes it for; write the secret as text (base64, say)", path)
 	}
 	return &FileSecret{secret: b}, nil
 }

@@ -85,8 +85,10 @@ type overQuota struct {
 
 func (e *overQuota) Error() string { return e.text }
 
-func newQuota(l TokenLimits, now func() time.Time, log *slog.Logger, count func(context.Context, func(string)) error) *quota {
-	q := &quota{limits: l, now: now, log: log, count: count, counting: make(chan struct{}, 1), owners: make(map[string]*owner)}
+func newQuota(l TokenLimits, now func() time.Time, log *slog.Logger,
+	count func(context.Context, func(string)) error) *quota {
+	q := &quota{limits: l, now: now, log: log, count: count, counting: make(chan struct{}, 1),
+		owners: make(map[string]*owner)}
 	q.counting <- struct{}{}
 	return q
 }
@@ -242,7 +244,8 @@ func (q *quota) refused(name string, err error) {
 	}
 	if now.Sub(q.logged) >= refusalLog {
 		q.logged = now
-		q.log.Warn("a delegation token was refused", "owner", name, "reason", err.Error(), "refused for the owner", q.stats.RefusedOwner, "refused as there is no room", q.stats.RefusedTotal)
+		q.log.Warn("a delegation token was refused", "owner", name, "reason", err.Error(), "refused for the owner",
+			q.stats.RefusedOwner, "refused as there is no room", q.stats.RefusedTotal)
 	}
 }
 

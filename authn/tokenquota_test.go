@@ -20,7 +20,8 @@ func limited(t *testing.T, store metastore.Delegations, l TokenLimits) *delegati
 	d := &delegating{t: t, now: time.UnixMilli(1795442630957)}
 	clock := func() time.Time { return d.now }
 	var err error
-	d.tokens, err = NewDelegations(DelegationConfig{KeyUpdate: 24 * time.Hour, MaxLife: 7 * 24 * time.Hour, Renewal: 24 * time.Hour, Scan: time.Hour, Now: clock, Store: store, Limits: l, Digests: true})
+	d.tokens, err = NewDelegations(DelegationConfig{KeyUpdate: 24 * time.Hour, MaxLife: 7 * 24 * time.Hour,
+		Renewal: 24 * time.Hour, Scan: time.Hour, Now: clock, Store: store, Limits: l, Digests: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -28,7 +29,8 @@ func limited(t *testing.T, store metastore.Delegations, l TokenLimits) *delegati
 	if err != nil {
 		t.Fatal(err)
 	}
-	if d.Authenticator, err = New(Config{Validity: time.Hour, Secrets: oneSecret{}, Delegations: d.tokens, Now: clock, Rules: rules}); err != nil {
+	if d.Authenticator, err = New(Config{Validity: time.Hour, Secrets: oneSecret{}, Delegations: d.tokens, Now: clock,
+		Rules: rules}); err != nil {
 		t.Fatal(err)
 	}
 	return d
@@ -140,7 +142,8 @@ func TestTokenLimits(t *testing.T) {
 			if s := one.tokens.Stats(); s.RefusedOwner == 0 || s.RefusedTotal == 0 || s.RefusedRate == 0 {
 				t.Errorf("figures: %+v", s)
 			}
-			if res := one.do(http.MethodGet, "op=GETDELEGATIONTOKEN&user.name=alice&renewer="+strings.Repeat("r", l.Renewer+1)); res.Refusal == nil || res.Refusal.Kind != BadOperation {
+			if res := one.do(http.MethodGet, "op=GETDELEGATIONTOKEN&user.name=alice&renewer="+strings.Repeat("r",
+				l.Renewer+1)); res.Refusal == nil || res.Refusal.Kind != BadOperation {
 				t.Errorf("a long renewer: %+v", res.Refusal)
 			}
 		})
@@ -152,7 +155,8 @@ func TestTokenLimits(t *testing.T) {
 func TestTokenCountsRarely(t *testing.T) {
 	counts := 0
 	now := time.Unix(0, 0)
-	q := newQuota(TokenLimits{Total: 100, PerOwner: 2, Rate: 1e6, Burst: 1e6, Renewer: 1}, func() time.Time { return now }, quiet,
+	q := newQuota(TokenLimits{Total: 100, PerOwner: 2, Rate: 1e6, Burst: 1e6, Renewer: 1}, func() time.Time { return now },
+		quiet,
 		func(context.Context, func(string)) error { counts++; return nil })
 	// What is in the store is none of it: each count begins anew.
 	for range 1000 {

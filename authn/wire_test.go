@@ -46,10 +46,13 @@ var notGenuine = map[string]bool{
 // actsAs is who the request acts as, and through whom; the recordings tell it
 // only by what was allowed.
 var actsAs = map[string]string{
-	"auth-cookie": "alice", "auth-cookie-and-username": "alice", "auth-cookie-bad-with-username": "alice", "auth-two-cookies": "alice",
-	"auth-cookie-unquoted": "alice", "auth-other-cookies": "alice", "auth-username-get": "alice", "auth-username-options": "alice",
-	"auth-username-slash-realm": "alice/h1@EXAMPLE.COM", "cookie-attributes": "alice", "expired-cookie-with-username": "alice",
-	"doas-allowed": "alice via migr", "doas-case": "alice via migr", "doas-twice": "alice via migr",
+	"auth-cookie": "alice", "auth-cookie-and-username": "alice", "auth-cookie-bad-with-username": "alice",
+	"auth-two-cookies":     "alice",
+	"auth-cookie-unquoted": "alice", "auth-other-cookies": "alice", "auth-username-get": "alice",
+	"auth-username-options":     "alice",
+	"auth-username-slash-realm": "alice/h1@EXAMPLE.COM", "cookie-attributes": "alice",
+	"expired-cookie-with-username": "alice",
+	"doas-allowed":                 "alice via migr", "doas-case": "alice via migr", "doas-twice": "alice via migr",
 	"doas-options-allowed": "alice via migr", "doas-username": "alice via migr",
 	"anonymous-get": "anonymous", "anonymous-options": "anonymous",
 }
@@ -92,7 +95,8 @@ func TestAsRecorded(t *testing.T) {
 					return key.sign(genuineCookie.FindStringSubmatch(s)[1])
 				})
 			})
-			conf := authn.Config{Validity: 10 * time.Hour, Secrets: key, ProxyUsers: proxyUsers, Now: func() time.Time { return now }}
+			conf := authn.Config{Validity: 10 * time.Hour, Secrets: key, ProxyUsers: proxyUsers,
+				Now: func() time.Time { return now }}
 			conf.Handler = authn.Simple{Anonymous: strings.HasPrefix(name, "anonymous") || name == "cookie-attributes"}
 			if name == "cookie-attributes" {
 				conf.Cookie = authn.CookieAttributes{Domain: "localhost", Path: "/kms", Persistent: true}

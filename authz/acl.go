@@ -55,8 +55,9 @@ func suspicions(s string) []string {
 		out = append(out, "the first space ends the list of users, so that what follows it ("+trim(right)+
 			") are groups; write users without spaces between them")
 	case users == "" && left != "":
-		out = append(out, "the value begins on a new line, so that its first space ends an empty list of users and what follows it are groups; "+
-			"write it directly after <value>")
+		out = append(out,
+			"the value begins on a new line, so that its first space ends an empty list of users and what follows it are groups; "+
+				"write it directly after <value>")
 	}
 	for _, n := range names(left) {
 		if odd := oddUser(strings.TrimPrefix(n, realUserMark)); odd != "" {
@@ -85,7 +86,8 @@ func oddUser(n string) string {
 	case n == "*":
 		return "* inside a list admits nobody; everybody is a * alone"
 	case strings.HasPrefix(n, "@") || strings.HasPrefix(n, "%"):
-		return "\"" + n + "\" is taken as a user's name; groups stand behind the first blank of the value, without a sign: write \"USER,USER " + n[1:] + "\""
+		return "\"" + n +
+			"\" is taken as a user's name; groups stand behind the first blank of the value, without a sign: write \"USER,USER " + n[1:] + "\""
 	case strings.Contains(n, "*"):
 		return "\"" + n + "\" is taken as the name of one user: there are no wildcards"
 	}
@@ -93,7 +95,9 @@ func oddUser(n string) string {
 		return "\"" + n + "\" names a domain, but users are known by their short names; write " + n[i+1:]
 	}
 	if i := strings.IndexAny(n, "/@"); i > 0 {
-		return "\"" + n + "\" is a principal, but users are known by the short names that auth_to_local makes of them; write " + n[:i] + " unless a rule makes another name"
+		return "\"" + n +
+			"\" is a principal, but users are known by the short names that auth_to_local makes of them; write " + n[:i] +
+			" unless a rule makes another name"
 	}
 	return ""
 }

@@ -39,7 +39,8 @@ func (d Decision) DecidedBy() (Step, bool) {
 // key's; with "" the key-level rules are not asked, as where
 // hadoop.kms.key.authorization.enable is false; those of KeyMigrate always are. It
 // decides as May, KeyRulePresent, MayKey and MayMigrate do, which tests hold.
-func (p *Policy) Explain(r Request, aclName string, who claviger.Principal, groups func(user string) []string) Decision {
+func (p *Policy) Explain(r Request, aclName string, who claviger.Principal,
+	groups func(user string) []string) Decision {
 	if p == nil {
 		p = new(Policy)
 	}
@@ -76,7 +77,8 @@ func (e *explainer) settle() {
 
 // add notes a step; it decides until another one does.
 func (e *explainer) add(level, property string, r rule, decides bool, format string, args ...any) {
-	s := Step{Level: level, Property: property, Set: r.from.Name != "", Where: r.from.Where, Value: r.from.Value, Says: fmt.Sprintf(format, args...), Decides: decides}
+	s := Step{Level: level, Property: property, Set: r.from.Name != "", Where: r.from.Where, Value: r.from.Value,
+		Says: fmt.Sprintf(format, args...), Decides: decides}
 	if decides {
 		e.settle()
 	}
@@ -135,7 +137,8 @@ func (e *explainer) key(aclName string, op KeyOp) bool {
 		if !named {
 			rules, name = e.policy.defaults, defaultPrefix+string(op)
 		}
-		if e.keyRule(level, name, rules, op, named, aclName) || e.keyRule(level, whitelistPrefix+string(op), e.policy.whitelist, op, false, "") {
+		if e.keyRule(level, name, rules, op, named, aclName) || e.keyRule(level, whitelistPrefix+string(op),
+			e.policy.whitelist, op, false, "") {
 			return true
 		}
 	}
@@ -157,7 +160,8 @@ func (e *explainer) keyRule(level, name string, rules map[KeyOp]rule, op KeyOp, 
 	if !set {
 		switch {
 		case named:
-			e.add(level, name, r, false, "not set, and as key.acl.%s.* has another operation, the defaults do not count: not admitted by it", aclName)
+			e.add(level, name, r, false,
+				"not set, and as key.acl.%s.* has another operation, the defaults do not count: not admitted by it", aclName)
 		case op != KeyAll:
 			e.add(level, name, r, false, "not set: not admitted by it")
 		}
@@ -203,7 +207,8 @@ func (e *explainer) present(by admission, group string) string {
 	case byUnknownGroups:
 		return "the groups of " + e.who.Short + " cannot be looked up, and it names groups"
 	case byRealUser:
-		return e.who.Short + " is impersonated by " + e.who.Real.Short + ", which " + realUserMark + e.who.Real.Short + " admits"
+		return e.who.Short + " is impersonated by " + e.who.Real.Short + ", which " + realUserMark + e.who.Real.Short +
+			" admits"
 	}
 	return e.who.Short + " is named"
 }

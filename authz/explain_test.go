@@ -55,7 +55,8 @@ func TestExplain(t *testing.T) {
 		d := policy.Explain(r, c.acl, who, groups)
 		by, found := d.DecidedBy()
 		if d.Allowed != c.allowed || !found || by.Where != c.where || !strings.Contains(by.Says, c.says) {
-			t.Errorf("%s %s %s: %t by %+v, want %t by %q %q; all: %+v", c.user, c.request, c.acl, d.Allowed, by, c.allowed, c.where, c.says, d.Steps)
+			t.Errorf("%s %s %s: %t by %+v, want %t by %q %q; all: %+v", c.user, c.request, c.acl, d.Allowed, by, c.allowed,
+				c.where, c.says, d.Steps)
 		}
 		n := 0
 		for _, s := range d.Steps {
@@ -110,13 +111,17 @@ func TestDoubts(t *testing.T) {
 		want  string // the beginning of the only one, or "" for none
 	}{
 		{nil, nil, ""},
-		{[]authz.Property{{Name: "hadoop.kms.blacklist.GET", Value: "*", Where: "acls:7"}}, nil, "acls:7: hadoop.kms.blacklist.GET: * shuts out everybody"},
-		{[]authz.Property{{Name: "hadoop.kms.acl.GET", Value: "a,b"}, {Name: "hadoop.kms.blacklist.GET", Value: "b"}}, nil, "hadoop.kms.acl.GET: names b, whom"},
+		{[]authz.Property{{Name: "hadoop.kms.blacklist.GET", Value: "*", Where: "acls:7"}}, nil,
+			"acls:7: hadoop.kms.blacklist.GET: * shuts out everybody"},
+		{[]authz.Property{{Name: "hadoop.kms.acl.GET", Value: "a,b"}, {Name: "hadoop.kms.blacklist.GET", Value: "b"}}, nil,
+			"hadoop.kms.acl.GET: names b, whom"},
 		{[]authz.Property{{Name: "hadoop.kms.acl.GET", Value: "a"}, {Name: "hadoop.kms.blacklist.GET", Value: "b"}}, nil, ""},
 		{[]authz.Property{{Name: "key.acl.k.ALL", Value: "a"}}, nil, ""},
 		{[]authz.Property{{Name: "key.acl.k.ALL", Value: "a"}}, []string{"k"}, ""},
-		{[]authz.Property{{Name: "key.acl.keyy.ALL", Value: "a"}}, []string{"key"}, "key.acl.keyy.ALL: no key has the ACL name \"keyy\"; did you mean key?"},
-		{[]authz.Property{{Name: "key.acl.k.READ", Value: "a"}, {Name: "default.key.acl.DECRYPT_EEK", Value: "*"}}, nil, "key.acl.k.READ: as key \"k\" has a rule of its own"},
+		{[]authz.Property{{Name: "key.acl.keyy.ALL", Value: "a"}}, []string{"key"},
+			"key.acl.keyy.ALL: no key has the ACL name \"keyy\"; did you mean key?"},
+		{[]authz.Property{{Name: "key.acl.k.READ", Value: "a"}, {Name: "default.key.acl.DECRYPT_EEK", Value: "*"}}, nil,
+			"key.acl.k.READ: as key \"k\" has a rule of its own"},
 		{[]authz.Property{{Name: "key.acl.k.READ", Value: "a"}, {Name: "default.key.acl.DECRYPT_EEK", Value: " "}}, nil, ""},
 		{[]authz.Property{{Name: "key.acl.k.READ", Value: "a"}, {Name: "default.key.acl.READ", Value: "*"}}, nil, ""},
 	} {

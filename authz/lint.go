@@ -50,7 +50,8 @@ func (p *Policy) Doubts(known []string) []string {
 		}
 		for _, op := range keyOps[1:] {
 			if d, ok := p.defaults[op]; ok && !slices.Contains(of, op) && (d.all || len(d.users)+len(d.groups) > 0) {
-				doubt(first, "%s: as key %q has a rule of its own, %s (%s) does not count for it; set %s%s.%s if it should", first.from.Name, name, d.from.Name, orNowhere(d.from.Where), keyPrefix, name, op)
+				doubt(first, "%s: as key %q has a rule of its own, %s (%s) does not count for it; set %s%s.%s if it should",
+					first.from.Name, name, d.from.Name, orNowhere(d.from.Where), keyPrefix, name, op)
 			}
 		}
 	}

@@ -85,8 +85,9 @@ func Parse(props []Property) (p *Policy, warnings []string) {
 			continue
 		}
 		if rest, ok := strings.CutPrefix(prop.Name, keyPrefix); ok && strings.Contains(rest, "*") {
-			warnings = append(warnings, fmt.Sprintf("%s: is for the one key %q: there are no wildcards in the names of keys; write a rule for each key, or use %s<OP> or %s<OP>",
-				at, rest[:strings.LastIndexByte(rest, '.')], defaultPrefix, whitelistPrefix))
+			warnings = append(warnings,
+				fmt.Sprintf("%s: is for the one key %q: there are no wildcards in the names of keys; write a rule for each key, or use %s<OP> or %s<OP>",
+					at, rest[:strings.LastIndexByte(rest, '.')], defaultPrefix, whitelistPrefix))
 		}
 		for _, s := range suspicions(prop.Value) {
 			warnings = append(warnings, fmt.Sprintf("%s: value %q: %s", at, prop.Value, s))
@@ -94,7 +95,8 @@ func Parse(props []Property) (p *Policy, warnings []string) {
 	}
 	// A file that somebody's program wrote may hold all of Hadoop's defaults.
 	if n := len(foreign); n > maxForeign {
-		foreign = append(foreign[:maxForeign], fmt.Sprintf("%d more are not properties of kms-acls.xml and are ignored", n-maxForeign))
+		foreign = append(foreign[:maxForeign], fmt.Sprintf("%d more are not properties of kms-acls.xml and are ignored",
+			n-maxForeign))
 	}
 	return p, append(warnings, foreign...)
 }

@@ -145,13 +145,16 @@ func TestParse(t *testing.T) {
 		"everybody by groups": {"alice *", []ask{{user("x"), true}}},
 		"nobody":              {"", []ask{{user("x"), false}, {user(""), false}}},
 		"nobody, a space":     {" ", []ask{{user("x"), false}, {user(""), false}}},
-		"users":               {"alice,bob", []ask{{user("alice"), true}, {user("bob"), true}, {user("carol"), false}, {user("Alice"), false}, {user("alice,bob"), false}}},
-		"groups":              {" staff", []ask{{user("gina"), true}, {user("staff"), false}, {user("hdfs"), false}}},
-		"both":                {"alice ops,hadoop", []ask{{user("alice"), true}, {user("gina"), true}, {user("hdfs"), true}, {user("bob"), false}}},
-		"space after comma":   {"alice, hdfs", []ask{{user("alice"), true}, {user("hdfs"), false}}},
-		"* in a list":         {"alice,*", []ask{{user("alice"), true}, {user("bob"), false}, {user("*"), true}}},
-		"real user":           {"alice,~oozie", []ask{{through("bob", "oozie"), true}, {user("oozie"), false}, {user("bob"), false}, {through("bob", "hive"), false}, {through("oozie", "hive"), false}}},
-		"newlines in list":    {"alice,\n\tbob\n", []ask{{user("bob"), true}, {user("alice"), true}}},
+		"users": {"alice,bob", []ask{{user("alice"), true}, {user("bob"), true}, {user("carol"), false},
+			{user("Alice"), false}, {user("alice,bob"), false}}},
+		"groups": {" staff", []ask{{user("gina"), true}, {user("staff"), false}, {user("hdfs"), false}}},
+		"both": {"alice ops,hadoop", []ask{{user("alice"), true}, {user("gina"), true}, {user("hdfs"), true},
+			{user("bob"), false}}},
+		"space after comma": {"alice, hdfs", []ask{{user("alice"), true}, {user("hdfs"), false}}},
+		"* in a list":       {"alice,*", []ask{{user("alice"), true}, {user("bob"), false}, {user("*"), true}}},
+		"real user": {"alice,~oozie", []ask{{through("bob", "oozie"), true}, {user("oozie"), false},
+			{user("bob"), false}, {through("bob", "hive"), false}, {through("oozie", "hive"), false}}},
+		"newlines in list": {"alice,\n\tbob\n", []ask{{user("bob"), true}, {user("alice"), true}}},
 	} {
 		p, _ := authz.Parse([]authz.Property{{Name: "hadoop.kms.acl.GET", Value: c.value}})
 		black, _ := authz.Parse([]authz.Property{{Name: "hadoop.kms.blacklist.GET", Value: c.value}})
@@ -211,7 +214,8 @@ func TestDefaults(t *testing.T) {
 	if len(warnings) != 0 {
 		t.Errorf("warnings: %q", warnings)
 	}
-	all := []authz.Op{authz.Create, authz.Delete, authz.Rollover, authz.Get, authz.GetKeys, authz.GetMetadata, authz.SetKeyMaterial, authz.GenerateEEK, authz.DecryptEEK}
+	all := []authz.Op{authz.Create, authz.Delete, authz.Rollover, authz.Get, authz.GetKeys, authz.GetMetadata,
+		authz.SetKeyMaterial, authz.GenerateEEK, authz.DecryptEEK}
 	for _, op := range all {
 		if !empty.May(op, user("x"), nil) {
 			t.Errorf("%s is shut by an empty file", op)
@@ -231,7 +235,8 @@ func TestDefaults(t *testing.T) {
 		}
 	}
 	// Of one name given twice the later counts.
-	twice, _ := authz.Parse([]authz.Property{{Name: "hadoop.kms.acl.GET", Value: "alice"}, {Name: "hadoop.kms.acl.GET", Value: "bob"}})
+	twice, _ := authz.Parse([]authz.Property{{Name: "hadoop.kms.acl.GET", Value: "alice"},
+		{Name: "hadoop.kms.acl.GET", Value: "bob"}})
 	if twice.May(authz.Get, user("alice"), nil) || !twice.May(authz.Get, user("bob"), nil) {
 		t.Error("the earlier of two values counts")
 	}
@@ -257,10 +262,12 @@ func TestWarnings(t *testing.T) {
 		{"hadoop.kms.acl.GET", "\n   alice", "begins on a new line"},
 		{"hadoop.kms.acl.GET", "alice,*", "* inside a list admits nobody"},
 		{"hadoop.kms.acl.GET", "alice staff,*", "* inside a list admits nobody"},
-		{"hadoop.kms.acl.GET", "bob,alice@EXAMPLE.COM", `"alice@EXAMPLE.COM" is a principal, but users are known by the short names that auth_to_local makes of them; write alice`},
+		{"hadoop.kms.acl.GET", "bob,alice@EXAMPLE.COM",
+			`"alice@EXAMPLE.COM" is a principal, but users are known by the short names that auth_to_local makes of them; write alice`},
 		{"hadoop.kms.acl.GET", "~hive/h1@EXAMPLE.COM", `"hive/h1@EXAMPLE.COM" is a principal`},
 		{"key.acl.k.ALL", `EXAMPLE\bob`, "names a domain, but users are known by their short names; write bob"},
-		{"hadoop.kms.acl.GET", "@ops", `groups stand behind the first blank of the value, without a sign: write "USER,USER ops"`},
+		{"hadoop.kms.acl.GET", "@ops",
+			`groups stand behind the first blank of the value, without a sign: write "USER,USER ops"`},
 		{"hadoop.kms.acl.GET", "alice @ops", `"@ops" is taken as a group's name, its first character with it; write ops`},
 		{"hadoop.kms.acl.GET", "svc_*", `"svc_*" is taken as the name of one user: there are no wildcards`},
 		{"hadoop.kms.acl.GET", "alice ops*", `"ops*" is taken as the name of one group: there are no wildcards`},
@@ -275,7 +282,8 @@ func TestWarnings(t *testing.T) {
 		_, warnings := authz.Parse([]authz.Property{{Name: c.name, Value: c.value}})
 		switch {
 		case c.want == "" && len(warnings) == 0:
-		case c.want != "" && len(warnings) == 1 && strings.Contains(warnings[0], c.want) && strings.HasPrefix(warnings[0], c.name+": "):
+		case c.want != "" && len(warnings) == 1 && strings.Contains(warnings[0], c.want) &&
+			strings.HasPrefix(warnings[0], c.name+": "):
 		default:
 			t.Errorf("%s=%q: warnings %q, want %q", c.name, c.value, warnings, c.want)
 		}
@@ -287,11 +295,13 @@ func TestWarnings(t *testing.T) {
 	}
 	many = append(many, authz.Property{Name: "hadoop.kms.blacklist.DECRYPTEEK", Value: "hdfs"})
 	_, warnings := authz.Parse(many)
-	if len(warnings) != 12 || !strings.Contains(warnings[0], "did you mean DECRYPT_EEK?") || !strings.HasPrefix(warnings[11], "1490 more are not") {
+	if len(warnings) != 12 || !strings.Contains(warnings[0], "did you mean DECRYPT_EEK?") ||
+		!strings.HasPrefix(warnings[11], "1490 more are not") {
 		t.Errorf("of 1500 foreign properties: %q", warnings)
 	}
 	// What is misspelt opens nothing.
-	p, _ := authz.Parse([]authz.Property{{Name: "key.acl.k.read", Value: "*"}, {Name: "default.key.acl.READS", Value: "*"}})
+	p, _ := authz.Parse([]authz.Property{{Name: "key.acl.k.read", Value: "*"},
+		{Name: "default.key.acl.READS", Value: "*"}})
 	if p.KeyRulePresent("k", authz.KeyRead) || p.MayKey("k", authz.KeyRead, user("x"), nil) {
 		t.Error("a misspelt operation admits somebody")
 	}

@@ -59,7 +59,8 @@ func FindRequest(name string) (r Request, near string, ok bool) {
 	if i := slices.IndexFunc(requests, func(r Request) bool { return r.Name == word }); i >= 0 {
 		return requests[i], "", true
 	}
-	near, _ = claviger.NearMiss(word, append(RequestNames(), "CREATE", "DELETE", "ROLLOVER", "GET", "UNDELETE", "PURGE", "MIGRATE"))
+	near, _ = claviger.NearMiss(word, append(RequestNames(), "CREATE", "DELETE", "ROLLOVER", "GET", "UNDELETE", "PURGE",
+		"MIGRATE"))
 	return Request{}, near, false
 }
 

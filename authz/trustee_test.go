@@ -55,7 +55,8 @@ func TestTrusteeRights(t *testing.T) {
 		"hadoop.kms.acl.MIGRATE":        "there is no operation",
 		"key.acl.MIGRATE":               "names no key",
 	} {
-		if _, warnings := authz.Parse([]authz.Property{{Name: name, Value: "*"}}); len(warnings) != 1 || !strings.Contains(warnings[0], want) {
+		if _, warnings := authz.Parse([]authz.Property{{Name: name, Value: "*"}}); len(warnings) != 1 ||
+			!strings.Contains(warnings[0], want) {
 			t.Errorf("%s: %q, want %q", name, warnings, want)
 		}
 	}
@@ -74,7 +75,8 @@ func TestMigrateRight(t *testing.T) {
 		for _, def := range values {
 			for _, white := range values {
 				var props []authz.Property
-				for name, value := range map[string]string{"key.acl.a.b.MIGRATE": own, "default.key.acl.MIGRATE": def, "whitelist.key.acl.MIGRATE": white} {
+				for name, value := range map[string]string{"key.acl.a.b.MIGRATE": own, "default.key.acl.MIGRATE": def,
+					"whitelist.key.acl.MIGRATE": white} {
 					if value != "" {
 						props = append(props, authz.Property{Name: name, Value: value, Where: "acls:1"})
 					}
@@ -108,7 +110,8 @@ func TestMigrateRight(t *testing.T) {
 func TestMigrateStandsApart(t *testing.T) {
 	alice := user("alice")
 	p, _ := authz.Parse([]authz.Property{
-		{Name: "key.acl.k.ALL", Value: "*"}, {Name: "default.key.acl.READ", Value: "alice"}, {Name: "key.acl.m.MIGRATE", Value: "bob"},
+		{Name: "key.acl.k.ALL", Value: "*"}, {Name: "default.key.acl.READ", Value: "alice"},
+		{Name: "key.acl.m.MIGRATE", Value: "bob"},
 	})
 	if p.MayMigrate("k", alice, nil) {
 		t.Error("ALL contains MIGRATE")

@@ -128,7 +128,8 @@ func (w *Watcher) check(now time.Time) {
 	}
 	if !state.Exists() {
 		if w.seen.Exists() {
-			w.log.Warn("the ACL file cannot be seen any more; the rules that were loaded from it stay in force", "file", w.path, "err", err)
+			w.log.Warn("the ACL file cannot be seen any more; the rules that were loaded from it stay in force", "file", w.path,
+				"err", err)
 			if err == nil {
 				err = fmt.Errorf("the ACL file %s is gone; the rules that were loaded from it stay in force", w.path)
 			}
@@ -143,7 +144,8 @@ func (w *Watcher) check(now time.Time) {
 	w.seen = state
 	if err := w.load(); err != nil {
 		if was := w.Status().Err; was == nil || was.Error() != err.Error() {
-			w.log.Error("the changed ACL file is not usable; the rules that were loaded before stay in force", "file", w.path, "err", err)
+			w.log.Error("the changed ACL file is not usable; the rules that were loaded before stay in force", "file", w.path,
+				"err", err)
 			w.failed(err)
 		}
 		return

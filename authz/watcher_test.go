@@ -28,7 +28,8 @@ func readOne(path string) ([]Property, []string, error) {
 	return []Property{{Name: "hadoop.kms.acl.GET", Value: string(data)}}, []string{"odd: " + string(data)}, nil
 }
 
-func newTestWatcher(t *testing.T, content string) (w *Watcher, write func(content string, modTime time.Time), log *bytes.Buffer) {
+func newTestWatcher(t *testing.T, content string) (w *Watcher, write func(content string, modTime time.Time),
+	log *bytes.Buffer) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "kms-acls.xml")
 	write = func(content string, modTime time.Time) {
@@ -154,7 +155,8 @@ func TestWatcherRefusesBrokenFileAtStart(t *testing.T) {
 	if err := os.WriteFile(path, []byte("broken"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := NewWatcher(path, readOne, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "line 1: broken") {
+	if _, err := NewWatcher(path, readOne, slog.New(slog.DiscardHandler)); err == nil ||
+		!strings.Contains(err.Error(), "line 1: broken") {
 		t.Errorf("error %v", err)
 	}
 }
@@ -184,7 +186,8 @@ func TestWatcherStatus(t *testing.T) {
 	}
 	write("broken", now.Add(-time.Minute))
 	w.check(now)
-	if s := w.Status(); s.Loads != 1 || s.Failures != 1 || s.Err == nil || !strings.Contains(s.Err.Error(), "line 1: broken") {
+	if s := w.Status(); s.Loads != 1 || s.Failures != 1 || s.Err == nil ||
+		!strings.Contains(s.Err.Error(), "line 1: broken") {
 		t.Errorf("with a broken file: %+v", s)
 	}
 	if err := os.Remove(w.path); err != nil {

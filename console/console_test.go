@@ -44,7 +44,8 @@ func readyz(t *testing.T, h http.Handler) (int, ready) {
 	t.Helper()
 	w := get(h, "GET", "/readyz")
 	var r ready
-	if err := json.Unmarshal(w.Body.Bytes(), &r); err != nil || w.Header().Get("Content-Type") != "application/json" || w.Header().Get("Cache-Control") != "no-store" {
+	if err := json.Unmarshal(w.Body.Bytes(), &r); err != nil || w.Header().Get("Content-Type") != "application/json" ||
+		w.Header().Get("Cache-Control") != "no-store" {
 		t.Fatalf("%v %s: %v", w.Header(), w.Body, err)
 	}
 	return w.Code, r
@@ -68,7 +69,8 @@ func TestPaths(t *testing.T) {
 		{with, "GET", "/readyz", 200}, {with, "DELETE", "/readyz", 405},
 		{with, "GET", "/metrics", 200}, {with, "PUT", "/metrics", 405},
 		{without, "GET", "/metrics", http.StatusTeapot},
-		{with, "GET", "/kms/v1/keys/names", http.StatusTeapot}, {with, "POST", "/", http.StatusTeapot}, {with, "GET", "/healthz/", http.StatusTeapot}, {with, "GET", "//healthz", http.StatusTeapot},
+		{with, "GET", "/kms/v1/keys/names", http.StatusTeapot}, {with, "POST", "/", http.StatusTeapot},
+		{with, "GET", "/healthz/", http.StatusTeapot}, {with, "GET", "//healthz", http.StatusTeapot},
 	} {
 		w := get(c.h, c.method, c.path)
 		if w.Code != c.status || (w.Code == 405) != (w.Header().Get("Allow") == "GET, HEAD") {
@@ -80,7 +82,8 @@ func TestPaths(t *testing.T) {
 func TestMethods(t *testing.T) {
 	h := console.New(console.Config{Metrics: console.NewMetrics(nil)}, http.NotFoundHandler())
 	for _, path := range []string{"/healthz", "/readyz", "/metrics", "/none"} {
-		for _, method := range []string{"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "PROPFIND", "get", "FOO"} {
+		for _, method := range []string{"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "PROPFIND",
+			"get", "FOO"} {
 			want := http.StatusMethodNotAllowed
 			switch {
 			case path == "/none":
@@ -88,7 +91,8 @@ func TestMethods(t *testing.T) {
 			case method == "GET" || method == "HEAD":
 				want = http.StatusOK
 			}
-			if w := get(h, method, path); w.Code != want || (want == http.StatusMethodNotAllowed) == (w.Header().Get("Allow") == "") {
+			if w := get(h, method, path); w.Code != want ||
+				(want == http.StatusMethodNotAllowed) == (w.Header().Get("Allow") == "") {
 				t.Errorf("%s %s: %d %v", method, path, w.Code, w.Header())
 			}
 		}
@@ -105,14 +109,17 @@ func TestReady(t *testing.T) {
 	}{
 		{"no checks", nil, 200, nil},
 		{"all is well", []console.Check{{Name: "provider", Run: works}}, 200, []string{""}},
-		{"only a note fails", []console.Check{{Name: "provider", Run: works}, note}, 200, []string{"", "circuit breaker open"}},
-		{"one that counts fails", []console.Check{{Name: "provider", Run: fails("CKR_DEVICE_REMOVED")}, {Name: "audit", Run: works}, note}, 503, []string{"CKR_DEVICE_REMOVED", "", "circuit breaker open"}},
+		{"only a note fails", []console.Check{{Name: "provider", Run: works}, note}, 200,
+			[]string{"", "circuit breaker open"}},
+		{"one that counts fails", []console.Check{{Name: "provider", Run: fails("CKR_DEVICE_REMOVED")},
+			{Name: "audit", Run: works}, note}, 503, []string{"CKR_DEVICE_REMOVED", "", "circuit breaker open"}},
 	} {
 		status, r := readyz(t, console.New(console.Config{Checks: c.checks}, elsewhere))
 		var texts []string
 		for i, check := range r.Checks {
 			texts = append(texts, check.Error)
-			if check.Name != c.checks[i].Name || check.OK != (check.Error == "") || check.Informational != c.checks[i].Informational || check.Took == "" {
+			if check.Name != c.checks[i].Name || check.OK != (check.Error == "") ||
+				check.Informational != c.checks[i].Informational || check.Took == "" {
 				t.Errorf("%s: %+v", c.what, check)
 			}
 		}
@@ -165,11 +172,13 @@ func TestStuckCheck(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		release := make(chan struct{})
 		var runs atomic.Int32
-		h := console.New(console.Config{Checks: []console.Check{{Name: "hsm", Run: func(context.Context) error { runs.Add(1); <-release; return nil }}, {Name: "audit", Run: works}}}, elsewhere)
+		h := console.New(console.Config{Checks: []console.Check{{Name: "hsm",
+			Run: func(context.Context) error { runs.Add(1); <-release; return nil }}, {Name: "audit", Run: works}}}, elsewhere)
 		for range 3 {
 			began := time.Now()
 			status, r := readyz(t, h)
-			if took := time.Since(began); status != 503 || r.Checks[0].Error != "no answer yet" || !r.Checks[1].OK || took > 5*time.Second {
+			if took := time.Since(began); status != 503 || r.Checks[0].Error != "no answer yet" || !r.Checks[1].OK ||
+				took > 5*time.Second {
 				t.Errorf("after %v %d %+v", took, status, r)
 			}
 		}
@@ -196,7 +205,8 @@ func metrics(t *testing.T, m *console.Metrics, log *slog.Logger) string {
 func TestMetrics(t *testing.T) {
 	last := time.UnixMilli(1795442610500)
 	m := console.NewMetrics(func(context.Context) ([]metastore.Use, error) {
-		return []metastore.Use{{Source: "kms://http@old:9600/kms", Version: `k"\1@0`, Op: "decrypt", Count: 42, Last: last}}, nil
+		return []metastore.Use{{Source: "kms://http@old:9600/kms", Version: `k"\1@0`, Op: "decrypt", Count: 42, Last: last}},
+			nil
 	})
 	m.Observe("decrypt_eek", 200, 1, 3*time.Millisecond)
 	m.Observe("reencrypt_eek_batch", 200, 1000, 30*time.Millisecond)
@@ -268,7 +278,8 @@ func TestMetricsWithoutStore(t *testing.T) {
 	m.Observe("get_keys", 200, 0, time.Millisecond)
 	var log strings.Builder
 	text := metrics(t, m, slog.New(slog.NewTextHandler(&log, nil)))
-	if !strings.Contains(text, `claviger_kms_request_seconds_count{op="get_keys",status="200"} 1`) || !strings.Contains(log.String(), "disk I/O error") {
+	if !strings.Contains(text, `claviger_kms_request_seconds_count{op="get_keys",status="200"} 1`) ||
+		!strings.Contains(log.String(), "disk I/O error") {
 		t.Errorf("log %s\n%s", &log, text)
 	}
 }
@@ -279,7 +290,8 @@ func TestMetricsHang(t *testing.T) {
 	m.Query("claviger_never", "x", func(ctx context.Context) (float64, error) { <-ctx.Done(); return 0, ctx.Err() })
 	m.Query("claviger_always", "x", func(context.Context) (float64, error) { return 7, nil })
 	text := metrics(t, m, nil)
-	if !strings.Contains(text, "\nclaviger_always 7\n") || strings.Contains(text, "\nclaviger_never ") || strings.Contains(text, "\nclaviger_source_edeks_total") {
+	if !strings.Contains(text, "\nclaviger_always 7\n") || strings.Contains(text, "\nclaviger_never ") ||
+		strings.Contains(text, "\nclaviger_source_edeks_total") {
 		t.Errorf("%s", text)
 	}
 }

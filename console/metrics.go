@@ -64,20 +64,34 @@ func NewServiceMetrics(service string) *Metrics { return newMetrics(service, "re
 func newMetrics(service, outcome string) *Metrics {
 	m := &Metrics{
 		registry: prometheus.NewRegistry(),
-		requests: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "claviger_" + service + "_request_seconds", Help: "Requests by operation and " + outcome + ".", Buckets: buckets}, []string{"op", outcome}),
-		edeks:    prometheus.NewCounterVec(prometheus.CounterOpts{Name: "claviger_kms_edeks_total", Help: "EDEKs generated, decrypted or re-encrypted."}, []string{"op"}),
-		inFlight: prometheus.NewGauge(prometheus.GaugeOpts{Name: "claviger_" + service + "_requests_in_flight", Help: "Requests under way."}),
+		requests: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "claviger_" + service + "_request_seconds",
+			Help: "Requests by operation and " + outcome + ".", Buckets: buckets}, []string{"op", outcome}),
+		edeks: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "claviger_kms_edeks_total",
+			Help: "EDEKs generated, decrypted or re-encrypted."}, []string{"op"}),
+		inFlight: prometheus.NewGauge(prometheus.GaugeOpts{Name: "claviger_" + service + "_requests_in_flight",
+			Help: "Requests under way."}),
 
-		hsmCalls:   prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "claviger_hsm_call_seconds", Help: "Encryptions on the HSM, by result (ok, error).", Buckets: buckets}, []string{"result"}),
-		hsmWaits:   prometheus.NewHistogram(prometheus.HistogramOpts{Name: "claviger_hsm_wait_seconds", Help: "How long the first caller of an encryption waited until it began.", Buckets: buckets}),
-		functions:  prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "claviger_hsm_function_seconds", Help: "Calls of the PKCS #11 library by function and result, logins and searches too.", Buckets: buckets}, []string{"function", "result"}),
-		hsmBlocks:  prometheus.NewHistogram(prometheus.HistogramOpts{Name: "claviger_hsm_call_blocks", Help: "Blocks of 16 bytes in one encryption on the HSM; an EDEK has one or two.", Buckets: sizes}),
-		hsmCallers: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "claviger_hsm_call_callers", Help: "Requests that shared one encryption on the HSM.", Buckets: sizes}),
-		turns:      prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "claviger_kms_turn_wait_seconds", Help: "How long requests waited for their turn, by class; those that did not wait are not counted.", Buckets: buckets}, []string{"class"}),
-		refused:    prometheus.NewCounterVec(prometheus.CounterOpts{Name: "claviger_kms_turn_refused_total", Help: "Requests sent to another node since their turn did not come."}, []string{"class"}),
-		early:      prometheus.NewCounterVec(prometheus.CounterOpts{Name: "claviger_kms_refused_total", Help: "Requests refused before their operation: impersonation without a rule, names, tickets, tokens; a handshake begins with one."}, []string{"reason"}),
+		hsmCalls: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "claviger_hsm_call_seconds",
+			Help: "Encryptions on the HSM, by result (ok, error).", Buckets: buckets}, []string{"result"}),
+		hsmWaits: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "claviger_hsm_wait_seconds",
+			Help: "How long the first caller of an encryption waited until it began.", Buckets: buckets}),
+		functions: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "claviger_hsm_function_seconds",
+			Help: "Calls of the PKCS #11 library by function and result, logins and searches too.", Buckets: buckets},
+			[]string{"function", "result"}),
+		hsmBlocks: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "claviger_hsm_call_blocks",
+			Help: "Blocks of 16 bytes in one encryption on the HSM; an EDEK has one or two.", Buckets: sizes}),
+		hsmCallers: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "claviger_hsm_call_callers",
+			Help: "Requests that shared one encryption on the HSM.", Buckets: sizes}),
+		turns: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "claviger_kms_turn_wait_seconds",
+			Help:    "How long requests waited for their turn, by class; those that did not wait are not counted.",
+			Buckets: buckets}, []string{"class"}),
+		refused: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "claviger_kms_turn_refused_total",
+			Help: "Requests sent to another node since their turn did not come."}, []string{"class"}),
+		early: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "claviger_kms_refused_total",
+			Help: "Requests refused before their operation: impersonation without a rule, names, tickets, tokens; a handshake begins with one."}, []string{"reason"}),
 	}
-	m.registry.MustRegister(m.requests, m.inFlight, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	m.registry.MustRegister(m.requests, m.inFlight, collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
 
@@ -176,7 +190,8 @@ func constant(desc *prometheus.Desc, kind prometheus.ValueType, v float64, label
 
 // HSM adds the figures of an HSM, of which call is told; sessions tells how many of
 // its sessions are in use, and how many may be.
-func (m *Metrics) HSM(sessions func() (used, most int)) (call func(callers, blocks int, waited, took time.Duration, err error)) {
+func (m *Metrics) HSM(sessions func() (used, most int)) (call func(callers, blocks int, waited, took time.Duration,
+	err error)) {
 	m.registry.MustRegister(m.hsmCalls, m.hsmWaits, m.hsmBlocks, m.hsmCallers)
 	m.HSMFunctions(sessions)
 	ok, failed := m.hsmCalls.WithLabelValues("ok"), m.hsmCalls.WithLabelValues("error")
@@ -196,8 +211,10 @@ func (m *Metrics) HSM(sessions func() (used, most int)) (call func(callers, bloc
 // figures, and the sessions.
 func (m *Metrics) HSMFunctions(sessions func() (used, most int)) {
 	m.registry.MustRegister(m.functions)
-	m.Gauge("claviger_hsm_sessions_in_use", "Sessions of the HSM in use.", func() float64 { used, _ := sessions(); return float64(used) })
-	m.Gauge("claviger_hsm_sessions_max", "Sessions that may be in use at once.", func() float64 { _, most := sessions(); return float64(most) })
+	m.Gauge("claviger_hsm_sessions_in_use", "Sessions of the HSM in use.",
+		func() float64 { used, _ := sessions(); return float64(used) })
+	m.Gauge("claviger_hsm_sessions_max", "Sessions that may be in use at once.",
+		func() float64 { _, most := sessions(); return float64(most) })
 }
 
 // Function is told of each call of the PKCS #11 library, where HSM or HSMFunctions was
@@ -269,7 +286,8 @@ func (m *Metrics) Served(op, result string, took time.Duration) {
 // Timed adds a histogram of something that the server asks of others, in seconds by
 // operation and result, and returns whom to tell.
 func (m *Metrics) Timed(name, help string) (told func(op, result string, took time.Duration)) {
-	h := prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: name, Help: help, Buckets: buckets}, []string{"op", "result"})
+	h := prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: name, Help: help, Buckets: buckets},
+		[]string{"op", "result"})
 	m.registry.MustRegister(h)
 	return func(op, result string, took time.Duration) { h.WithLabelValues(op, result).Observe(took.Seconds()) }
 }
@@ -278,7 +296,8 @@ func (m *Metrics) Timed(name, help string) (told func(op, result string, took ti
 // the others are not lost with them.
 func (m *Metrics) Handler(log *slog.Logger) http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{
-		Timeout: checkTimeout, ErrorHandling: promhttp.ContinueOnError, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+		Timeout: checkTimeout, ErrorHandling: promhttp.ContinueOnError,
+		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 	})
 }
 
@@ -289,8 +308,10 @@ type sourceUse struct {
 }
 
 var (
-	sourceCount = prometheus.NewDesc("claviger_source_edeks_total", "EDEKs of a source's key version that the source was asked to open.", []string{"source", "version", "op"}, nil)
-	sourceLast  = prometheus.NewDesc("claviger_source_last_use_seconds", "When it last was, in seconds since 1970.", []string{"source", "version", "op"}, nil)
+	sourceCount = prometheus.NewDesc("claviger_source_edeks_total",
+		"EDEKs of a source's key version that the source was asked to open.", []string{"source", "version", "op"}, nil)
+	sourceLast = prometheus.NewDesc("claviger_source_last_use_seconds", "When it last was, in seconds since 1970.",
+		[]string{"source", "version", "op"}, nil)
 )
 
 func (s *sourceUse) Describe(ch chan<- *prometheus.Desc) { ch <- sourceCount; ch <- sourceLast }

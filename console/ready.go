@@ -82,7 +82,8 @@ type probe struct {
 }
 
 func (p *probe) show(o Observation, by string) result {
-	r := result{Name: p.Name, OK: o.Err == nil, Informational: p.Informational, For: p.For, By: by, Observed: o.At.UTC().Format(time.RFC3339Nano), Took: o.Took.Round(time.Microsecond).String()}
+	r := result{Name: p.Name, OK: o.Err == nil, Informational: p.Informational, For: p.For, By: by,
+		Observed: o.At.UTC().Format(time.RFC3339Nano), Took: o.Took.Round(time.Microsecond).String()}
 	if o.Err != nil {
 		r.Error = o.Err.Error()
 	}
@@ -121,7 +122,8 @@ func (p *probe) result(ctx context.Context) result {
 		defer p.mu.Unlock()
 		return p.show(p.last, "probe")
 	case <-ctx.Done():
-		return result{Name: p.Name, Informational: p.Informational, For: p.For, Error: "no answer yet", By: "probe", Took: "over " + checkTimeout.String()}
+		return result{Name: p.Name, Informational: p.Informational, For: p.For, Error: "no answer yet", By: "probe",
+			Took: "over " + checkTimeout.String()}
 	}
 }
 

@@ -113,7 +113,8 @@ func TestObserved(t *testing.T) {
 			}
 			c := r.Checks[0]
 			at, err := time.Parse(time.RFC3339Nano, c.Observed)
-			if c.OK != ok || c.By != by || probes.Load() != ran || err != nil || time.Since(at) > 10*time.Second || by == "request" && c.Took != "3ms" {
+			if c.OK != ok || c.By != by || probes.Load() != ran || err != nil || time.Since(at) > 10*time.Second ||
+				by == "request" && c.Took != "3ms" {
 				t.Errorf("%s: %+v after %d probes, want ok %t by %s after %d", when, c, probes.Load(), ok, by, ran)
 			}
 		}

@@ -167,13 +167,15 @@ func (r *run) openAll(ctx context.Context, s *server) error {
 					continue
 				}
 				if !f.dek.Equal(deks[i]) {
-					return fmt.Errorf("file %d of zone %s, EDEK of %s: the %s gives another DEK than the file was written with", i, zone, f.edek.Version, s.name)
+					return fmt.Errorf("file %d of zone %s, EDEK of %s: the %s gives another DEK than the file was written with", i,
+						zone, f.edek.Version, s.name)
 				}
 				deks[i].Wipe()
 				i++
 			}
 		}
-		r.say("%s opened all %d files at the %s in %v: every DEK is the one that its file was written with", reader, len(r.files), s.name, since(began))
+		r.say("%s opened all %d files at the %s in %v: every DEK is the one that its file was written with", reader,
+			len(r.files), s.name, since(began))
 		return nil
 	})
 }

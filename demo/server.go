@@ -76,7 +76,8 @@ func (r *run) start(ctx context.Context, name, dir string, env []string, args ..
 		case <-time.After(5 * time.Millisecond):
 		}
 		if time.Since(began) > startLimit {
-			return nil, errors.Join(fmt.Errorf("the %s did not serve within %v; its log says:\n%s", name, startLimit, tail(s.log)), s.stop())
+			return nil, errors.Join(fmt.Errorf("the %s did not serve within %v; its log says:\n%s", name, startLimit,
+				tail(s.log)), s.stop())
 		}
 	}
 	s.took = time.Since(began)

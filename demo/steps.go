@@ -76,7 +76,8 @@ func (r *run) stageSource(ctx context.Context) error {
 	}
 	r.say("the KT KMS serves at %s, %v after its start", r.source.uri, r.source.took.Round(time.Millisecond))
 	for _, z := range zones {
-		spec := provider.Spec{Name: z.name, Cipher: claviger.DefaultCipher, BitLength: z.bits, Attributes: map[string]string{"team": z.team}}
+		spec := provider.Spec{Name: z.name, Cipher: claviger.DefaultCipher, BitLength: z.bits,
+			Attributes: map[string]string{"team": z.team}}
 		if z.desc != "" {
 			spec.Description = &z.desc
 		}
@@ -109,7 +110,8 @@ func (r *run) stageSource(ctx context.Context) error {
 
 func (r *run) stepTrusteeFiles(context.Context) error {
 	from, to := filepath.Join(r.Dir, "kt-kms"), filepath.Join(r.Dir, "hsm")
-	for _, f := range []string{ktsSite, ".keytrustee/keytrustee.conf", ".keytrustee/pubring.gpg", ".keytrustee/secring.gpg"} {
+	for _, f := range []string{ktsSite, ".keytrustee/keytrustee.conf", ".keytrustee/pubring.gpg",
+		".keytrustee/secring.gpg"} {
 		if err := copyFile(filepath.Join(from, f), filepath.Join(to, f)); err != nil {
 			return err
 		}
@@ -121,7 +123,8 @@ func (r *run) stepTrusteeFiles(context.Context) error {
 
 func (r *run) stepTrust(context.Context) error {
 	to := filepath.Join(r.Dir, "hsm", "trustee.pem")
-	r.say("the trustee's certificate goes into the HSM KMS's truststore, %s; keytool's JKS and PKCS#12 stores do as well", to)
+	r.say("the trustee's certificate goes into the HSM KMS's truststore, %s; keytool's JKS and PKCS#12 stores do as well",
+		to)
 	return copyFile(r.trusteeCert(), to)
 }
 
@@ -139,7 +142,8 @@ func (r *run) stepConfigure(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if _, err := r.cli(ctx, 0, "hsm", "init", "--module", token.Module, "--token", token.Label, "--pin-file", token.PINFile,
+	if _, err := r.cli(ctx, 0, "hsm", "init", "--module", token.Module, "--token", token.Label, "--pin-file",
+		token.PINFile,
 		"--profile", "softhsm", filepath.Join(dir, "luna.keystore")); err != nil {
 		return err
 	}
@@ -164,7 +168,8 @@ func (r *run) siteAfter() properties {
 func (r *run) siteDuring() properties {
 	dir := filepath.Join(r.Dir, "hsm")
 	return r.siteAfter().with(
-		property{hadoopconf.ProviderURI, "cloudera.hsmkp://file@" + filepath.Join(dir, "luna.keystore") + ",keytrustee://file@" + filepath.Join(dir, ".keytrustee")},
+		property{hadoopconf.ProviderURI, "cloudera.hsmkp://file@" + filepath.Join(dir, "luna.keystore") +
+			",keytrustee://file@" + filepath.Join(dir, ".keytrustee")},
 		property{hadoopconf.TrusteeConf, filepath.Join(dir, ktsSite)},
 		property{truststore, filepath.Join(dir, "trustee.pem")},
 		property{hadoopconf.SourceURI, r.source.uri},
@@ -316,7 +321,8 @@ func (r *run) stepMayItGo(ctx context.Context) error {
 	if r.hsm, err = r.startKMS(ctx, "HSM KMS", dir); err != nil {
 		return err
 	}
-	r.say("restarted without %s; it serves %v after its start", hadoopconf.InitiateMigration, r.hsm.took.Round(time.Millisecond))
+	r.say("restarted without %s; it serves %v after its start", hadoopconf.InitiateMigration,
+		r.hsm.took.Round(time.Millisecond))
 	for _, sub := range []string{"status", "verify"} {
 		if _, err := r.cli(ctx, 0, "migrate", sub, "--conf", dir); err != nil {
 			return err
@@ -344,7 +350,8 @@ func (r *run) stepFinish(ctx context.Context) error {
 	if err := r.hsm.stop(); err != nil {
 		return err
 	}
-	if _, err := r.cli(ctx, 0, "migrate", "finish", "--conf", dir, "--edeks-done", "--unused-for", "0s", "--shred", "--yes"); err != nil {
+	if _, err := r.cli(ctx, 0, "migrate", "finish", "--conf", dir, "--edeks-done", "--unused-for", "0s", "--shred",
+		"--yes"); err != nil {
 		return err
 	}
 	if r.hsm, err = r.startKMS(ctx, "HSM KMS", dir); err != nil {
@@ -362,7 +369,8 @@ func (r *run) report(ctx context.Context) error {
 		return err
 	}
 	r.say("")
-	r.say("done in %v: no key material came into the HSM or left it, and no file was unreadable at any time", time.Since(r.began).Round(10*time.Millisecond))
+	r.say("done in %v: no key material came into the HSM or left it, and no file was unreadable at any time",
+		time.Since(r.began).Round(10*time.Millisecond))
 	return nil
 }
 
@@ -378,7 +386,8 @@ func describe(m *claviger.Metadata) string {
 	}
 	slices.Sort(attrs)
 	return fmt.Sprintf("%s: %s, %d bits, %s, created %s, %d version(s), %s",
-		m.Name, m.Cipher, m.BitLength, desc, m.Created.UTC().Format("2006-01-02T15:04:05.000Z"), m.Versions, strings.Join(attrs, " "))
+		m.Name, m.Cipher, m.BitLength, desc, m.Created.UTC().Format("2006-01-02T15:04:05.000Z"), m.Versions,
+		strings.Join(attrs, " "))
 }
 
 func versionNames(vs []provider.KeyVersion) string {

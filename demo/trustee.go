@@ -26,7 +26,8 @@ func (r *run) trusteeCert() string {
 // in front of it.
 func (r *run) stageTrustee(ctx context.Context) error {
 	dir, hsm := r.trusteeDir(), filepath.Join(r.Dir, "keyhsm")
-	if _, err := r.cli(ctx, 0, "trustee", "init", "--confdir", dir, "--hostname", "localhost", "--hostname", "127.0.0.1"); err != nil {
+	if _, err := r.cli(ctx, 0, "trustee", "init", "--confdir", dir, "--hostname", "localhost", "--hostname",
+		"127.0.0.1"); err != nil {
 		return err
 	}
 	token, err := r.NewToken(filepath.Join(r.Dir, "token-keyhsm"), "claviger-keyhsm")
@@ -34,7 +35,8 @@ func (r *run) stageTrustee(ctx context.Context) error {
 		return fmt.Errorf("making a SoftHSM token: %w", err)
 	}
 	for _, args := range [][]string{
-		{"setup", "softhsm", "--conf", hsm, "--module", token.Module, "--token", token.Label, "--pin-file", token.PINFile, "--host", "127.0.0.1", "--listen", "127.0.0.1:9090"},
+		{"setup", "softhsm", "--conf", hsm, "--module", token.Module, "--token", token.Label, "--pin-file", token.PINFile,
+			"--host", "127.0.0.1", "--listen", "127.0.0.1:9090"},
 		{"trust", "--conf", hsm, r.trusteeCert()},
 		{"validate", "--conf", hsm},
 	} {
@@ -43,7 +45,8 @@ func (r *run) stageTrustee(ctx context.Context) error {
 		}
 	}
 	// Its usual port may be another's on this machine.
-	if r.keyhsm, err = r.start(ctx, "Key HSM", hsm, token.Env, "keyhsm", "start", "--conf", hsm, "--listen", "127.0.0.1:0"); err != nil {
+	if r.keyhsm, err = r.start(ctx, "Key HSM", hsm, token.Env, "keyhsm", "start", "--conf", hsm, "--listen",
+		"127.0.0.1:0"); err != nil {
 		return err
 	}
 	r.say("the Key HSM serves at %s", r.keyhsm.base)
@@ -54,7 +57,8 @@ func (r *run) stageTrustee(ctx context.Context) error {
 	if r.secret, err = authSecret(out); err != nil {
 		return err
 	}
-	r.trust, err = r.start(ctx, "Key Trustee Server", filepath.Dir(dir), nil, "trustee", "serve", "--confdir", dir, "--listen", "127.0.0.1:0",
+	r.trust, err = r.start(ctx, "Key Trustee Server", filepath.Dir(dir), nil, "trustee", "serve", "--confdir", dir,
+		"--listen", "127.0.0.1:0",
 		"--keyhsm", r.keyhsm.base, "--keyhsm-cert", filepath.Join(hsm, "server.crt"))
 	if err == nil {
 		r.say("the Key Trustee Server serves at %s", r.trust.base)

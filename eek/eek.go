@@ -30,7 +30,8 @@ const blockSize = claviger.IVSize
 // one EncryptBlocks call. random is the source of IVs and DEKs; nil means
 // crypto/rand. The DEKs themselves are gone when Generate returns. n <= 0 makes
 // none and asks nobody.
-func Generate(ctx context.Context, enc provider.BlockEncrypter, version string, dekLen, n int, random io.Reader) ([]claviger.EDEK, error) {
+func Generate(ctx context.Context, enc provider.BlockEncrypter, version string, dekLen, n int,
+	random io.Reader) ([]claviger.EDEK, error) {
 	const op = "eek.Generate"
 	if dekLen < 0 {
 		return nil, claviger.Errorf(op, claviger.Invalid, version, "a DEK cannot have %d bytes", dekLen)
@@ -73,7 +74,8 @@ func Generate(ctx context.Context, enc provider.BlockEncrypter, version string, 
 // the version, with one EncryptBlocks call. It is also how a DEK that another
 // KMS unwrapped is brought under a version of ours: with the IV that it had.
 // The caller still owns, and wipes, deks. Kind BadIV.
-func Wrap(ctx context.Context, enc provider.BlockEncrypter, version string, ivs [][]byte, deks []secret.Bytes) ([]claviger.EDEK, error) {
+func Wrap(ctx context.Context, enc provider.BlockEncrypter, version string, ivs [][]byte,
+	deks []secret.Bytes) ([]claviger.EDEK, error) {
 	const op = "eek.Wrap"
 	if len(ivs) != len(deks) {
 		return nil, claviger.Errorf(op, claviger.Internal, version, "%d IVs for %d DEKs", len(ivs), len(deks))
@@ -125,7 +127,8 @@ func Unwrap(ctx context.Context, enc provider.BlockEncrypter, edeks []claviger.E
 //
 // No DEK comes into being here: the two keystreams are xored with each other
 // first, and the EDEK with the result.
-func Reencrypt(ctx context.Context, from, to provider.BlockEncrypter, version string, edeks []claviger.EDEK) ([]claviger.EDEK, error) {
+func Reencrypt(ctx context.Context, from, to provider.BlockEncrypter, version string,
+	edeks []claviger.EDEK) ([]claviger.EDEK, error) {
 	old := make([]claviger.EDEK, 0, len(edeks))
 	place := make([]int, 0, len(edeks)) // where each of old stands in edeks
 	for i, e := range edeks {
@@ -184,7 +187,8 @@ func plan(op string, edeks []claviger.EDEK) (*layout, error) {
 	for i := range edeks {
 		e := &edeks[i]
 		if len(e.IV) != claviger.IVSize {
-			return nil, claviger.Errorf(op, claviger.BadIV, e.Version, "Wrong IV length: must be %d bytes long, but got %d", claviger.IVSize, len(e.IV))
+			return nil, claviger.Errorf(op, claviger.BadIV, e.Version, "Wrong IV length: must be %d bytes long, but got %d",
+				claviger.IVSize, len(e.IV))
 		}
 		if last < 0 || l.groups[last].version != e.Version {
 			last = l.groupOf(e.Version)

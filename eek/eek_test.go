@@ -160,7 +160,8 @@ func TestWrapIsCTR(t *testing.T) {
 			t.Fatal(err)
 		}
 		for i, e := range got {
-			if e.Version != "k@0" || !bytes.Equal(e.IV, ivs[i]) || !bytes.Equal(e.Material, ctr(t, k.material["k@0"], ivs[i], deks[i])) {
+			if e.Version != "k@0" || !bytes.Equal(e.IV, ivs[i]) || !bytes.Equal(e.Material,
+				ctr(t, k.material["k@0"], ivs[i], deks[i])) {
 				t.Fatalf("EDEK %d of DEK %x is %+v", i, []byte(deks[i]), e)
 			}
 		}
@@ -245,10 +246,12 @@ func TestReencrypt(t *testing.T) {
 				dek := ctr(t, from.material[e.Version], e.IV, e.Material)
 				want = claviger.EDEK{Version: "k@new", IV: e.IV, Material: ctr(t, to.material["k@new"], e.IV, dek)}
 			}
-			if got[i].Version != want.Version || !bytes.Equal(got[i].IV, want.IV) || !bytes.Equal(got[i].Material, want.Material) {
+			if got[i].Version != want.Version || !bytes.Equal(got[i].IV, want.IV) ||
+				!bytes.Equal(got[i].Material, want.Material) {
 				t.Fatalf("EDEK %d: got %+v, want %+v", i, got[i], want)
 			}
-			if !bytes.Equal(e.IV, before[i].IV) || !bytes.Equal(e.Material, before[i].Material) || e.Version != before[i].Version {
+			if !bytes.Equal(e.IV, before[i].IV) || !bytes.Equal(e.Material, before[i].Material) ||
+				e.Version != before[i].Version {
 				t.Fatalf("EDEK %d was changed", i)
 			}
 		}
@@ -279,7 +282,8 @@ func TestErrors(t *testing.T) {
 		if _, err := eek.Reencrypt(t.Context(), k, k, "k@1", []claviger.EDEK{good, bad}); !claviger.Is(err, claviger.BadIV) {
 			t.Errorf("Reencrypt with an IV of %d bytes: %v", n, err)
 		}
-		if _, err := eek.Wrap(t.Context(), k, "k@0", [][]byte{bad.IV}, []secret.Bytes{{1}}); !claviger.Is(err, claviger.BadIV) {
+		if _, err := eek.Wrap(t.Context(), k, "k@0", [][]byte{bad.IV}, []secret.Bytes{{1}}); !claviger.Is(err,
+			claviger.BadIV) {
 			t.Errorf("Wrap with an IV of %d bytes: %v", n, err)
 		}
 	}
@@ -292,7 +296,8 @@ func TestErrors(t *testing.T) {
 	if _, err := eek.Generate(t.Context(), k, "k@0", -1, 1, nil); !claviger.Is(err, claviger.Invalid) {
 		t.Errorf("DEK of -1 bytes: %v", err)
 	}
-	if _, err := eek.Generate(t.Context(), k, "k@0", 16, 2, io.LimitReader(rand.Reader, 40)); !errors.Is(err, io.ErrUnexpectedEOF) {
+	if _, err := eek.Generate(t.Context(), k, "k@0", 16, 2, io.LimitReader(rand.Reader, 40)); !errors.Is(err,
+		io.ErrUnexpectedEOF) {
 		t.Errorf("short random source: %v", err)
 	}
 
@@ -304,7 +309,8 @@ func TestErrors(t *testing.T) {
 	if _, err := eek.Generate(t.Context(), k, "k@7", 16, 1, nil); !claviger.Is(err, claviger.VersionNotFound) {
 		t.Errorf("Generate under a missing version: %v", err)
 	}
-	if _, err := eek.Wrap(t.Context(), k, "k@7", [][]byte{good.IV}, []secret.Bytes{{1}}); !claviger.Is(err, claviger.VersionNotFound) {
+	if _, err := eek.Wrap(t.Context(), k, "k@7", [][]byte{good.IV}, []secret.Bytes{{1}}); !claviger.Is(err,
+		claviger.VersionNotFound) {
 		t.Errorf("Wrap under a missing version: %v", err)
 	}
 	for _, err := range []error{

@@ -61,7 +61,8 @@ func TestHadoopEDEKs(t *testing.T) {
 	}
 	for i, e := range edeks {
 		if !got[i].Equal(deks[i]) {
-			t.Errorf("EDEK %x of %s with IV %x opens to %x, at Hadoop to %x", e.Material, e.Version, e.IV, []byte(got[i]), []byte(deks[i]))
+			t.Errorf("EDEK %x of %s with IV %x opens to %x, at Hadoop to %x", e.Material, e.Version, e.IV, []byte(got[i]),
+				[]byte(deks[i]))
 		}
 	}
 	for i, e := range edeks {
@@ -70,7 +71,8 @@ func TestHadoopEDEKs(t *testing.T) {
 			t.Fatal(err)
 		}
 		if !bytes.Equal(w[0].Material, e.Material) {
-			t.Errorf("DEK %x under %s with IV %x is wrapped as %x, at Hadoop as %x", []byte(deks[i]), e.Version, e.IV, w[0].Material, e.Material)
+			t.Errorf("DEK %x under %s with IV %x is wrapped as %x, at Hadoop as %x", []byte(deks[i]), e.Version, e.IV,
+				w[0].Material, e.Material)
 		}
 	}
 	for version, pair := range renewed {

@@ -84,7 +84,8 @@ func NewQueue(cfg QueueConfig) (*Queue, error) {
 	case !(cfg.LowWatermark > 0 && cfg.LowWatermark <= 1):
 		return nil, invalid("EDEK queue: low watermark is %v; it must be above 0 and at most 1", cfg.LowWatermark)
 	case low < 1:
-		return nil, invalid("EDEK queue: size %d times low watermark %v is below 1; raise one of them", cfg.Size, cfg.LowWatermark)
+		return nil, invalid("EDEK queue: size %d times low watermark %v is below 1; raise one of them", cfg.Size,
+			cfg.LowWatermark)
 	case cfg.Expiry <= 0:
 		return nil, invalid("EDEK queue: expiry is %v; it must be above 0", cfg.Expiry)
 	case cfg.Workers < 1:

@@ -62,7 +62,8 @@ func (m *maker) took() string {
 }
 
 func config(m *maker) eek.QueueConfig {
-	return eek.QueueConfig{Fill: m.fill, Size: 100, LowWatermark: 0.3, Expiry: 12 * time.Hour, Workers: 2, FillTimeout: time.Minute}
+	return eek.QueueConfig{Fill: m.fill, Size: 100, LowWatermark: 0.3, Expiry: 12 * time.Hour, Workers: 2,
+		FillTimeout: time.Minute}
 }
 
 func newQueue(t *testing.T, cfg eek.QueueConfig) *eek.Queue {

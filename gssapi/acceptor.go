@@ -15,7 +15,8 @@ package gssapi
 static OM_uint32 acquire(OM_uint32 *minor, const char *keytab, const char *rcache, gss_cred_id_t *out) {
 	gss_key_value_element_desc elements[2] = {{"keytab", keytab}, {"rcache", rcache}};
 	gss_key_value_set_desc store = {rcache == NULL ? 1 : 2, elements};
-	return gss_acquire_cred_from(minor, GSS_C_NO_NAME, GSS_C_INDEFINITE, GSS_C_NO_OID_SET, GSS_C_ACCEPT, &store, out, NULL, NULL);
+	return gss_acquire_cred_from(minor, GSS_C_NO_NAME, GSS_C_INDEFINITE, GSS_C_NO_OID_SET, GSS_C_ACCEPT, &store, out, NULL,
+		NULL);
 }
 
 // accepted is what came of a token: texts to be freed, NULL for none.
@@ -34,7 +35,8 @@ static void accept_token(gss_cred_id_t cred, const void *token, size_t len, acce
 	gss_buffer_desc in = {len, (void *)token}, reply = GSS_C_EMPTY_BUFFER;
 	OM_uint32 ignored;
 	memset(out, 0, sizeof *out);
-	out->major = gss_accept_sec_context(&out->minor, &ctx, cred, &in, GSS_C_NO_CHANNEL_BINDINGS, &client, NULL, &reply, NULL, NULL, NULL);
+	out->major = gss_accept_sec_context(&out->minor, &ctx, cred, &in, GSS_C_NO_CHANNEL_BINDINGS, &client, NULL, &reply,
+		NULL, NULL, NULL);
 	if (GSS_ERROR(out->major)) {
 		out->general = text_of_status(out->major, GSS_C_GSS_CODE);
 		out->specific = text_of_status(out->minor, GSS_C_MECH_CODE);
@@ -117,7 +119,8 @@ func NewAcceptor(conf AcceptorConfig) (*Acceptor, error) {
 		}
 	}
 	if a.every && !slices.ContainsFunc(known, func(k string) bool { return strings.HasPrefix(k, "HTTP/") }) {
-		return nil, fmt.Errorf("keytab %s has no key of a principal HTTP/...; it has keys of %s", conf.Keytab, strings.Join(known, ", "))
+		return nil, fmt.Errorf("keytab %s has no key of a principal HTTP/...; it has keys of %s", conf.Keytab,
+			strings.Join(known, ", "))
 	}
 	keytab := C.CString("FILE:" + conf.Keytab)
 	defer C.free(unsafe.Pointer(keytab))
@@ -130,7 +133,8 @@ func NewAcceptor(conf AcceptorConfig) (*Acceptor, error) {
 	defer runtime.UnlockOSThread()
 	var minor C.OM_uint32
 	if major := C.acquire(&minor, keytab, rcache, &a.cred); major != C.GSS_S_COMPLETE {
-		return nil, fmt.Errorf("keytab %s: %w", conf.Keytab, explain(statusText(major, C.GSS_C_GSS_CODE), statusText(minor, C.GSS_C_MECH_CODE)))
+		return nil, fmt.Errorf("keytab %s: %w", conf.Keytab, explain(statusText(major, C.GSS_C_GSS_CODE),
+			statusText(minor, C.GSS_C_MECH_CODE)))
 	}
 	return a, nil
 }
@@ -214,13 +218,16 @@ func (a *Acceptor) Accept(token []byte) (Accepted, error) {
 	case out.general != nil:
 		return Accepted{}, explain(C.GoString(out.general), C.GoString(out.specific))
 	case out.major != C.GSS_S_COMPLETE:
-		return Accepted{}, badToken("the client wants to negotiate in several legs; it has to begin with Kerberos", "GSSException: Defective token detected")
+		return Accepted{}, badToken("the client wants to negotiate in several legs; it has to begin with Kerberos",
+			"GSSException: Defective token detected")
 	case out.client == nil || out.service == nil:
 		return Accepted{}, badToken("the ticket's names cannot be told", "GSSException: Defective token detected")
 	}
-	who := Accepted{Client: C.GoString(out.client), Service: C.GoString(out.service), Reply: C.GoBytes(unsafe.Pointer(out.reply), C.int(out.reply_len))}
+	who := Accepted{Client: C.GoString(out.client), Service: C.GoString(out.service),
+		Reply: C.GoBytes(unsafe.Pointer(out.reply), C.int(out.reply_len))}
 	if !a.ours(who.Service) {
-		e := &Error{Kind: WrongService, Detail: fmt.Sprintf("the ticket of %s is for %s, and this service is %s", who.Client, who.Service, strings.Join(a.principals, ", "))}
+		e := &Error{Kind: WrongService, Detail: fmt.Sprintf("the ticket of %s is for %s, and this service is %s", who.Client,
+			who.Service, strings.Join(a.principals, ", "))}
 		e.advise("")
 		return Accepted{}, e
 	}

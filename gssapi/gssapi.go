@@ -212,7 +212,8 @@ func check(token []byte) *Error {
 	case len(token) == 0:
 		return badToken("an empty token", "java.nio.BufferUnderflowException")
 	case len(token) > MaxToken:
-		return badToken(fmt.Sprintf("a token of %d bytes; %d are the most", len(token), MaxToken), "GSSException: Defective token detected")
+		return badToken(fmt.Sprintf("a token of %d bytes; %d are the most", len(token), MaxToken),
+			"GSSException: Defective token detected")
 	case token[0] != 0x60: // [APPLICATION 0], which every initial GSS token starts with
 		return badToken("no GSS-API token: it starts with other bytes", "java.util.NoSuchElementException")
 	}

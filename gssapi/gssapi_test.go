@@ -20,7 +20,9 @@ func TestMain(m *testing.M) {
 		panic(err)
 	}
 	conf := filepath.Join(dir, "krb5.conf")
-	if err := os.WriteFile(conf, []byte("[libdefaults]\n default_realm = EXAMPLE.COM\n dns_lookup_kdc = false\n dns_canonicalize_hostname = false\n"), 0o600); err != nil {
+	if err := os.WriteFile(conf,
+		[]byte("[libdefaults]\n default_realm = EXAMPLE.COM\n dns_lookup_kdc = false\n dns_canonicalize_hostname = false\n"),
+		0o600); err != nil {
 		panic(err)
 	}
 	for name, value := range map[string]string{"KRB5_CONFIG": conf, "KRB5RCACHEDIR": dir} {
@@ -70,9 +72,11 @@ func TestKeytab(t *testing.T) {
 		{"with a realm", AcceptorConfig{Keytab: both, Principals: []string{"HTTP/localhost@EXAMPLE.COM"}}, ""},
 		{"all of HTTP", AcceptorConfig{Keytab: both, Principals: []string{"*"}}, ""},
 		{"no principal", AcceptorConfig{Keytab: both}, "no principal"},
-		{"another realm", AcceptorConfig{Keytab: both, Principals: []string{"HTTP/localhost@OTHER.ORG"}}, "has no key of HTTP/localhost@OTHER.ORG; it has keys of HTTP/localhost@EXAMPLE.COM, ftp/localhost@EXAMPLE.COM"},
+		{"another realm", AcceptorConfig{Keytab: both, Principals: []string{"HTTP/localhost@OTHER.ORG"}},
+			"has no key of HTTP/localhost@OTHER.ORG; it has keys of HTTP/localhost@EXAMPLE.COM, ftp/localhost@EXAMPLE.COM"},
 		{"another host", AcceptorConfig{Keytab: both, Principals: []string{"HTTP/kms1"}}, "has no key of HTTP/kms1"},
-		{"nothing of HTTP", AcceptorConfig{Keytab: writeKeytab(t, "ftp/localhost"), Principals: []string{"*"}}, "has no key of a principal HTTP/...; it has keys of ftp/localhost@EXAMPLE.COM"},
+		{"nothing of HTTP", AcceptorConfig{Keytab: writeKeytab(t, "ftp/localhost"), Principals: []string{"*"}},
+			"has no key of a principal HTTP/...; it has keys of ftp/localhost@EXAMPLE.COM"},
 		{"no file", AcceptorConfig{Keytab: "/nowhere/keytab", Principals: []string{"*"}}, "no such file"},
 		{"empty", AcceptorConfig{Keytab: writeKeytab(t), Principals: []string{"*"}}, "it is empty"},
 		{"no keytab", AcceptorConfig{Keytab: "gssapi_test.go", Principals: []string{"*"}}, "keytab gssapi_test.go"},
@@ -131,8 +135,10 @@ func TestRefused(t *testing.T) {
 		{"NTLM", ntlm, BadToken, "java.util.NoSuchElementException"},
 		{"a beginning", tokens[0][:20], BadToken, "GSSException: Defective token detected"},
 		{"too long", bytes.Repeat([]byte{0x60}, MaxToken+1), BadToken, "GSSException: Defective token detected"},
-		{"another's key, in SPNEGO", tokens[0], NoKey, "GSSException: Failure unspecified at GSS-API level (Mechanism level: Checksum failed)"},
-		{"another's key, bare", tokens[len(tokens)-1], NoKey, "GSSException: Failure unspecified at GSS-API level (Mechanism level: Checksum failed)"},
+		{"another's key, in SPNEGO", tokens[0], NoKey,
+			"GSSException: Failure unspecified at GSS-API level (Mechanism level: Checksum failed)"},
+		{"another's key, bare", tokens[len(tokens)-1], NoKey,
+			"GSSException: Failure unspecified at GSS-API level (Mechanism level: Checksum failed)"},
 	} {
 		_, err := a.Accept(c.token)
 		var e *Error

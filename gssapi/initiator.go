@@ -40,7 +40,8 @@ static void keep(outcome *o, OM_uint32 major, OM_uint32 minor, gss_buffer_t b) {
 static void import_name(char *text, int host_based, gss_name_t *name, outcome *o) {
 	OM_uint32 minor, major;
 	gss_buffer_desc b = {strlen(text), text};
-	major = gss_import_name(&minor, &b, host_based ? GSS_C_NT_HOSTBASED_SERVICE : (gss_OID)GSS_KRB5_NT_PRINCIPAL_NAME, name);
+	major = gss_import_name(&minor, &b, host_based ? GSS_C_NT_HOSTBASED_SERVICE : (gss_OID)GSS_KRB5_NT_PRINCIPAL_NAME,
+		name);
 	keep(o, major, minor, NULL);
 }
 
@@ -52,15 +53,18 @@ static void login(gss_name_t who, const char *keytab, const char *ccache, gss_cr
 	gss_OID_set_desc mechs = {2, both};
 	if (keytab != NULL) { e[store.count].key = "client_keytab"; e[store.count++].value = keytab; }
 	if (ccache != NULL) { e[store.count].key = "ccache"; e[store.count++].value = ccache; }
-	major = gss_acquire_cred_from(&minor, who, GSS_C_INDEFINITE, &mechs, GSS_C_INITIATE, store.count > 0 ? &store : NULL, cred, NULL, NULL);
+	major = gss_acquire_cred_from(&minor, who, GSS_C_INDEFINITE, &mechs, GSS_C_INITIATE, store.count > 0 ? &store : NULL,
+		cred, NULL, NULL);
 	keep(o, major, minor, NULL);
 }
 
-static void init_step(gss_cred_id_t cred, gss_ctx_id_t *ctx, gss_name_t target, int spnego, int mutual, void *in, size_t len, outcome *o) {
+static void init_step(gss_cred_id_t cred, gss_ctx_id_t *ctx, gss_name_t target, int spnego, int mutual, void *in,
+	size_t len, outcome *o) {
 	OM_uint32 minor, major;
 	gss_buffer_desc token = {len, in}, out = GSS_C_EMPTY_BUFFER;
 	major = gss_init_sec_context(&minor, cred, ctx, target, spnego ? &spnego_mech : (gss_OID)gss_mech_krb5,
-		(mutual ? GSS_C_MUTUAL_FLAG : 0) | GSS_C_INTEG_FLAG, 0, GSS_C_NO_CHANNEL_BINDINGS, len > 0 ? &token : GSS_C_NO_BUFFER, NULL, &out, NULL, NULL);
+		(mutual ? GSS_C_MUTUAL_FLAG : 0) | GSS_C_INTEG_FLAG, 0, GSS_C_NO_CHANNEL_BINDINGS, len > 0 ? &token : GSS_C_NO_BUFFER,
+			NULL, &out, NULL, NULL);
 	keep(o, major, minor, &out);
 }
 

@@ -42,7 +42,8 @@ func (r realm) acceptor(t testing.TB, rcache string) *gssapi.Acceptor {
 
 // exchange is a whole login. It returns the token that was accepted.
 func (r realm) exchange(a *gssapi.Acceptor, spnego bool) ([]byte, error) {
-	i, err := gssapi.NewInitiator(gssapi.InitiatorConfig{Keytab: r.users, Principal: "alice", Target: "HTTP@localhost", SPNEGO: spnego, Mutual: true})
+	i, err := gssapi.NewInitiator(gssapi.InitiatorConfig{Keytab: r.users, Principal: "alice", Target: "HTTP@localhost",
+		SPNEGO: spnego, Mutual: true})
 	if err != nil {
 		return nil, err
 	}
@@ -101,7 +102,8 @@ func TestManyAtOnce(t *testing.T) {
 		}
 	}
 	// Of one token that many bring at the same time, one is taken.
-	i, err := gssapi.NewInitiator(gssapi.InitiatorConfig{Keytab: r.users, Principal: "alice", Target: "HTTP@localhost", SPNEGO: true})
+	i, err := gssapi.NewInitiator(gssapi.InitiatorConfig{Keytab: r.users, Principal: "alice", Target: "HTTP@localhost",
+		SPNEGO: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -157,7 +159,8 @@ func TestMemoryIsFreed(t *testing.T) {
 	r := newRealm(t)
 	a := r.acceptor(t, "none:")
 	begin := func() (token []byte) {
-		i, err := gssapi.NewInitiator(gssapi.InitiatorConfig{Keytab: r.users, Principal: "alice", Target: "HTTP@localhost", Mutual: true})
+		i, err := gssapi.NewInitiator(gssapi.InitiatorConfig{Keytab: r.users, Principal: "alice", Target: "HTTP@localhost",
+			Mutual: true})
 		if err != nil {
 			t.Fatal(err)
 		}

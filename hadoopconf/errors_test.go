@@ -141,7 +141,8 @@ func TestLimits(t *testing.T) {
 func TestNoSecretIsTold(t *testing.T) {
 	const secret = "hunter2"
 	for _, name := range []string{
-		"hadoop.security.group.mapping.ldap.bind.password", "fs.s3a.secret.key", "fs.s3a.access.key", "ssl.server.keystore.keypassword",
+		"hadoop.security.group.mapping.ldap.bind.password", "fs.s3a.secret.key", "fs.s3a.access.key",
+		"ssl.server.keystore.keypassword",
 		"claviger.made.up.secret", "dfs.adls.oauth2.credential", "x.auth.token", "HADOOP.PASSWORD",
 	} {
 		dir := writeConf(t, map[string]string{
@@ -170,8 +171,9 @@ func TestValues(t *testing.T) {
 	c := New("/etc/kms", env(nil))
 	for name, value := range map[string]string{
 		"int": " 42 ", "hex": "0x1F", "minus": "-1", "true": " TRUE ", "false": "false", "float": "1e-1", "nan": "NaN",
-		"ms": "1500ms", "s": "10 S", "bare": "7", "d": "2d", "ns": "3ns", "us": "4us", "m": "5m", "h": "6h", "negative": "-1s",
-		"list": " a, b ,,c ", "empty": "", "rel": "x/../y", "abs": "/z/./y",
+		"ms": "1500ms", "s": "10 S", "bare": "7", "d": "2d", "ns": "3ns", "us": "4us", "m": "5m", "h": "6h",
+		"negative": "-1s",
+		"list":     " a, b ,,c ", "empty": "", "rel": "x/../y", "abs": "/z/./y",
 	} {
 		c.Override(name, value, "--flag")
 	}
@@ -214,7 +216,8 @@ func TestValues(t *testing.T) {
 	_, n := c.Float("nan", 0, 1)
 	_, neg := c.Duration("negative", time.Second)
 	_, out := c.Float("int", 0, 1)
-	for what, err := range map[string]error{"int": i, "bool": b, "float": f, "duration": d, "NaN": n, "negative": neg, "range": out} {
+	for what, err := range map[string]error{"int": i, "bool": b, "float": f, "duration": d, "NaN": n, "negative": neg,
+		"range": out} {
 		var bad *ValueError
 		if !errors.As(err, &bad) || !strings.HasPrefix(err.Error(), "--flag: property ") {
 			t.Errorf("%s: %v", what, err)

@@ -52,5 +52,6 @@ func (c *Conf) warnUnknownProvider(name string, known map[string]bool) {
 		}
 		return
 	}
-	c.warnings = append(c.warnings, fmt.Sprintf("%s: property %s has no effect: %s does not list its provider", where, name, GroupProviders))
+	c.warnings = append(c.warnings, fmt.Sprintf("%s: property %s has no effect: %s does not list its provider", where,
+		name, GroupProviders))
 }

@@ -11,8 +11,10 @@ import (
 // own name in complaints, and one that means nothing is warned of.
 func TestGroupProviders(t *testing.T) {
 	const m = GroupMapping
-	dir := writeConf(t, map[string]string{"kms-site.xml": prop(m+".providers", "ad,ad2") + prop(m+".ldap.url", "ldap://all") + prop(m+".ldap.base", "dc=all") +
-		prop(m+".provider.ad", "LdapGroupsMapping") + prop(m+".provider.ad.ldap.url", "ldap://${ad.host}") + prop("ad.host", "h1") +
+	dir := writeConf(t, map[string]string{"kms-site.xml": prop(m+".providers", "ad,ad2") +
+		prop(m+".ldap.url", "ldap://all") + prop(m+".ldap.base", "dc=all") +
+		prop(m+".provider.ad", "LdapGroupsMapping") + prop(m+".provider.ad.ldap.url", "ldap://${ad.host}") +
+		prop("ad.host", "h1") +
 		prop(m+".provider.ad.ldap.search.group.hierarchy.levels", "x") + prop(m+".provider.ad2.ldap.url", "ldap://two") +
 		prop(m+".provider.ad.ldap.ulr", "y") + prop(m+".provider.old.ldap.url", "z")})
 	c, err := LoadKMS(dir, env(nil))
@@ -21,7 +23,8 @@ func TestGroupProviders(t *testing.T) {
 	}
 	file := filepath.Join(dir, "kms-site.xml")
 	want := []string{
-		file + ":10: property " + m + ".provider.ad.ldap.ulr is not known and has no effect; did you mean " + m + ".provider.ad.ldap.url?",
+		file + ":10: property " + m + ".provider.ad.ldap.ulr is not known and has no effect; did you mean " + m +
+			".provider.ad.ldap.url?",
 		file + ":11: property " + m + ".provider.old.ldap.url has no effect: " + m + ".providers does not list its provider",
 	}
 	if got := c.Warnings(); !slices.Equal(got, want) {
@@ -36,7 +39,8 @@ func TestGroupProviders(t *testing.T) {
 	if got := c.String(m + ".ldap.url"); got != "ldap://all" {
 		t.Errorf("the original has become %q", got)
 	}
-	if _, err := own.Int(m+".ldap.search.group.hierarchy.levels", 0, 9); err == nil || !strings.Contains(err.Error(), "provider.ad.ldap.search") {
+	if _, err := own.Int(m+".ldap.search.group.hierarchy.levels", 0, 9); err == nil ||
+		!strings.Contains(err.Error(), "provider.ad.ldap.search") {
 		t.Errorf("%v does not name the property as the file does", err)
 	}
 }

@@ -57,7 +57,8 @@ type ValueError struct {
 func (e *ValueError) Unwrap() error { return e.Err }
 
 func (e *ValueError) Error() string {
-	return fmt.Sprintf("%s: property %s has the value %s; %s", e.Property.Where(), e.Property.Name, shown(e.Property.Name, e.Value), e.Want)
+	return fmt.Sprintf("%s: property %s has the value %s; %s", e.Property.Where(), e.Property.Name,
+		shown(e.Property.Name, e.Value), e.Want)
 }
 
 // sensitive are names whose values must not be told, after Hadoop's
@@ -141,15 +142,17 @@ func (c *Conf) AddFile(path string, optional bool) error {
 			return fmt.Errorf("%s: property %s is set twice, to %s (line %d) and to %s (line %d): these are alternatives; keep the one that the source answers to",
 				p.File, p.Name, shown(p.Name, first.Value), first.Line, shown(p.Name, p.Value), p.Line)
 		case !first.Final: // else it is said below
-			warnings = append(warnings, fmt.Sprintf("%s: property %s is set twice, to %s (%s) and to %s, which is used; take one out",
-				p.Where(), p.Name, shown(p.Name, first.Value), first.Where(), shown(p.Name, p.Value)))
+			warnings = append(warnings,
+				fmt.Sprintf("%s: property %s is set twice, to %s (%s) and to %s, which is used; take one out",
+					p.Where(), p.Name, shown(p.Name, first.Value), first.Where(), shown(p.Name, p.Value)))
 		}
 	}
 	c.warnings = append(c.warnings, warnings...)
 	for _, p := range list {
 		if kept, ok := c.finals[p.Name]; ok {
 			if kept.Value != p.Value {
-				c.warnings = append(c.warnings, fmt.Sprintf("%s: property %s is ignored: %s says that its value %s is final", p.Where(), p.Name, kept.Where(), shown(p.Name, kept.Value)))
+				c.warnings = append(c.warnings, fmt.Sprintf("%s: property %s is ignored: %s says that its value %s is final",
+					p.Where(), p.Name, kept.Where(), shown(p.Name, kept.Value)))
 			}
 			continue
 		}
@@ -285,10 +288,14 @@ func (c *Conf) expand(p Property) (string, error) {
 			return p.Value, nil
 		}
 		if v = v[:start] + val + v[end:]; len(v) > maxValue {
-			return "", &ValueError{Property: p, Value: p.Value, Want: fmt.Sprintf("its ${...} make it longer than %d bytes; write it out", maxValue)}
+			return "",
+				&ValueError{Property: p, Value: p.Value, Want: fmt.Sprintf("its ${...} make it longer than %d bytes; write it out",
+					maxValue)}
 		}
 	}
-	return "", &ValueError{Property: p, Value: p.Value, Want: fmt.Sprintf("it takes %d expansions of ${...} or more, which Hadoop refuses, too; break the circle, or write it out", maxExpansions)}
+	return "",
+		&ValueError{Property: p, Value: p.Value,
+			Want: fmt.Sprintf("it takes %d expansions of ${...} or more, which Hadoop refuses, too; break the circle, or write it out", maxExpansions)}
 }
 
 // maxValue in bytes of an expanded value: twenty expansions can double it each.

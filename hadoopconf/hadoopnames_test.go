@@ -68,7 +68,8 @@ func TestMisspelt(t *testing.T) {
 			t.Errorf("%s: %q, want %s", wrong, w, right)
 		}
 	}
-	for _, other := range []string{"hadoop.security.acme.plugin", "hadoop.http.authentication.kerberos.name.rules", "fs.defaultFSX",
+	for _, other := range []string{"hadoop.security.acme.plugin", "hadoop.http.authentication.kerberos.name.rules",
+		"fs.defaultFSX",
 		"hadoop.proxyuser.hive.hosts", "hadoop.ssl.enabled", "hadoop.security.kms.client.encrypted.key.cache.size"} {
 		if w := warningsOf(t, other); strings.Contains(w, "not known") {
 			t.Errorf("%s: %q", other, w)

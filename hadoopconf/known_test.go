@@ -31,7 +31,8 @@ func env(m map[string]string) func(string) (string, bool) {
 func TestLoadKMS(t *testing.T) {
 	dir := writeConf(t, map[string]string{
 		"core-site.xml": prop("hadoop.kms.http.port", "1") + prop("x.base", "/srv"),
-		"kms-site.xml":  prop("hadoop.kms.http.port", " 9700 ") + prop(ProviderURI, "jceks://file@${x.base}/${env.WHO:-kms}.keystore") + prop("claviger.source.timeout", "1500ms"),
+		"kms-site.xml": prop("hadoop.kms.http.port", " 9700 ") +
+			prop(ProviderURI, "jceks://file@${x.base}/${env.WHO:-kms}.keystore") + prop("claviger.source.timeout", "1500ms"),
 	})
 	c, err := LoadKMS(dir, env(map[string]string{"HOME": "/home/kms"}))
 	if err != nil {
@@ -78,7 +79,8 @@ func TestWarnings(t *testing.T) {
 
 func TestRefused(t *testing.T) {
 	for name, tc := range map[string]struct{ site, want string }{
-		"source twice": {prop(SourceURI, "kms://https@a:16000/kms") + prop(SourceURI, "kms://http@a:16000/kms"), "is set twice"},
+		"source twice": {prop(SourceURI, "kms://https@a:16000/kms") + prop(SourceURI, "kms://http@a:16000/kms"),
+			"is set twice"},
 		"no root":      {"</configuration><x>", "the outermost element is <x>"},
 		"unclosed":     {"<property>", "kms-site.xml:1: malformed XML"},
 		"circle":       {prop(ProviderURI, "${a}") + prop("a", "${b}") + prop("b", "${a}"), "break the circle"},
@@ -101,8 +103,11 @@ func TestRefused(t *testing.T) {
 func TestFinalAndInclude(t *testing.T) {
 	dir := writeConf(t, map[string]string{
 		"core-site.xml": `<property><name>hadoop.kms.http.port</name><value>1</value><final>true</final></property>`,
-		"kms-site.xml":  prop("hadoop.kms.http.port", "2") + `<xi:include xmlns:xi="http://www.w3.org/2001/XInclude" href="more.xml"><xi:fallback/></xi:include>` + `<xi:include xmlns:xi="http://www.w3.org/2001/XInclude" href="gone.xml"><xi:fallback>` + prop("b", "2") + `</xi:fallback></xi:include>`,
-		"more.xml":      prop("a", "1"),
+		"kms-site.xml": prop("hadoop.kms.http.port", "2") +
+			`<xi:include xmlns:xi="http://www.w3.org/2001/XInclude" href="more.xml"><xi:fallback/></xi:include>` +
+			`<xi:include xmlns:xi="http://www.w3.org/2001/XInclude" href="gone.xml"><xi:fallback>` + prop("b", "2") +
+			`</xi:fallback></xi:include>`,
+		"more.xml": prop("a", "1"),
 	})
 	c, err := LoadKMS(dir, env(nil))
 	if err != nil {
@@ -150,13 +155,15 @@ func TestEnvironment(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = c.Int("hadoop.kms.http.port", 0, 65535)
-	if err == nil || err.Error() != `environment KMS_HTTP_PORT: property hadoop.kms.http.port has the value "97oo"; it must be a whole number from 0 to 65535` {
+	if err == nil ||
+		err.Error() != `environment KMS_HTTP_PORT: property hadoop.kms.http.port has the value "97oo"; it must be a whole number from 0 to 65535` {
 		t.Errorf("error %v", err)
 	}
 	if c.String("hadoop.kms.ssl.enabled") != "false" {
 		t.Error("an empty variable overrides")
 	}
-	if w := strings.Join(c.Warnings(), "\n"); !strings.Contains(w, "environment variable KMS_HTTP_PORT overrides property hadoop.kms.http.port") {
+	if w := strings.Join(c.Warnings(), "\n"); !strings.Contains(w,
+		"environment variable KMS_HTTP_PORT overrides property hadoop.kms.http.port") {
 		t.Errorf("warnings %q", w)
 	}
 }
@@ -174,7 +181,8 @@ func TestWarningOfEach(t *testing.T) {
 		{prop("claviger.colour", "red"), "property claviger.colour is not known and has no effect"},
 		{prop("hadoop.security.kms.client.timeout", "60"), ""}, // a client's
 		{prop("hadoop.kms.authentication.zk-dt-secret-manager.enable", "true"), ""},
-		{prop("claviger.audit.file", "/var/log/${nowhere}/x"), `${nowhere} is not set, so that the value is "/var/log/${nowhere}/x"`},
+		{prop("claviger.audit.file", "/var/log/${nowhere}/x"),
+			`${nowhere} is not set, so that the value is "/var/log/${nowhere}/x"`},
 		{prop("x", "${nowhere}"), ""}, // not ours
 		{prop("x", "1") + prop("x", "1"), "property x is set twice"},
 		{prop(SourceURI, "kms://http@h/kms") + prop(SourceURI, "kms://http@h/kms"), "is set twice"},
@@ -194,14 +202,16 @@ func TestWarningOfEach(t *testing.T) {
 			continue
 		}
 		w := conf.Warnings()
-		if c.want == "" && len(w) != 0 || c.want != "" && (len(w) != 1 || !strings.Contains(w[0], c.want) || !strings.Contains(w[0], "kms-site.xml:")) {
+		if c.want == "" && len(w) != 0 || c.want != "" && (len(w) != 1 || !strings.Contains(w[0], c.want) ||
+			!strings.Contains(w[0], "kms-site.xml:")) {
 			t.Errorf("%s: warnings %q, want %q", c.site, w, c.want)
 		}
 	}
 }
 
 func TestUnder(t *testing.T) {
-	dir := writeConf(t, map[string]string{"a.xml": prop("p.one", " ${base} ") + prop("p.two", " ") + prop("base", "x") + prop("pp", "y")})
+	dir := writeConf(t, map[string]string{"a.xml": prop("p.one", " ${base} ") + prop("p.two", " ") + prop("base", "x") +
+		prop("pp", "y")})
 	c := New(dir, env(nil))
 	if err := c.AddFile(filepath.Join(dir, "a.xml"), false); err != nil {
 		t.Fatal(err)

@@ -62,7 +62,8 @@ func readFile(path string) ([]byte, error) {
 
 func (p *parser) file(path string) error {
 	if slices.Contains(p.open, path) {
-		return fmt.Errorf("%s: the file includes itself by way of %s; take one of the xi:include elements out", path, strings.Join(p.open, ", "))
+		return fmt.Errorf("%s: the file includes itself by way of %s; take one of the xi:include elements out", path,
+			strings.Join(p.open, ", "))
 	}
 	if len(p.open) > maxIncludeDepth {
 		return fmt.Errorf("%s: files are included more than %d deep; include it from further up", path, maxIncludeDepth)
@@ -76,7 +77,8 @@ func (p *parser) file(path string) error {
 	}
 	p.files++
 	if p.size += len(data); p.size > maxSize {
-		return fmt.Errorf("%s: the file, with what it includes, is larger than %d MiB; is it a configuration file?", path, maxSize>>20)
+		return fmt.Errorf("%s: the file, with what it includes, is larger than %d MiB; is it a configuration file?", path,
+			maxSize>>20)
 	}
 	p.open = append(p.open, path)
 	defer func() { p.open = p.open[:len(p.open)-1] }()
@@ -101,7 +103,8 @@ func (d *document) line() int {
 // fail words what the XML reader says.
 func (d *document) fail(err error) error {
 	line := d.line()
-	msg, cure := err.Error(), "a configuration file is <configuration>, in it <property><name>..</name><value>..</value></property>"
+	msg, cure := err.Error(),
+		"a configuration file is <configuration>, in it <property><name>..</name><value>..</value></property>"
 	var syntax *xml.SyntaxError
 	switch {
 	case errors.As(err, &syntax):
@@ -141,7 +144,8 @@ func (p *parser) parse(path, text string) error {
 		switch t := tok.(type) {
 		case xml.CharData:
 			if len(bytes.TrimSpace(t)) > 0 {
-				return fmt.Errorf("%s: malformed XML: there is text outside of <configuration>; take it out, or make it a comment", path)
+				return fmt.Errorf("%s: malformed XML: there is text outside of <configuration>; take it out, or make it a comment",
+					path)
 			}
 		case xml.StartElement:
 			if t.Name.Local != "configuration" {
@@ -161,7 +165,8 @@ func (p *parser) parse(path, text string) error {
 // configuration reads up to the end of the element that has just begun.
 func (p *parser) configuration(d *document) error {
 	if p.nesting++; p.nesting > maxNesting {
-		return fmt.Errorf("%s:%d: elements are nested more than %d deep; take the inner <configuration> elements away", d.path, d.line(), maxNesting)
+		return fmt.Errorf("%s:%d: elements are nested more than %d deep; take the inner <configuration> elements away",
+			d.path, d.line(), maxNesting)
 	}
 	defer func() { p.nesting-- }()
 	for {
@@ -181,7 +186,9 @@ func (p *parser) configuration(d *document) error {
 			case "include":
 				err = p.include(d, t)
 			default: // Hadoop looks through elements that it does not know
-				p.warnings = append(p.warnings, fmt.Sprintf("%s:%d: element <%s> is not known here; what is in it counts as if it were not there", d.path, d.line(), t.Name.Local))
+				p.warnings = append(p.warnings,
+					fmt.Sprintf("%s:%d: element <%s> is not known here; what is in it counts as if it were not there", d.path,
+						d.line(), t.Name.Local))
 				err = p.configuration(d)
 			}
 			if err != nil {
@@ -212,7 +219,8 @@ func (d *document) text() (string, error) {
 		case xml.EndElement:
 			return b.String(), nil
 		case xml.StartElement:
-			return "", fmt.Errorf("%s:%d: element <%s> inside a value; write < as &lt; if it is meant as text", d.path, d.line(), t.Name.Local)
+			return "", fmt.Errorf("%s:%d: element <%s> inside a value; write < as &lt; if it is meant as text", d.path, d.line(),
+				t.Name.Local)
 		}
 	}
 }
@@ -234,7 +242,8 @@ func (p *parser) property(d *document, start xml.StartElement) error {
 			prop.Value, hasValue = v, true
 		case "final":
 			if prop.Final = v == "true"; !prop.Final && trim(v) == "true" {
-				warn("property %s: <final>%s</final> is not taken for true because of the blanks in it; write <final>true</final>", prop.Name, v)
+				warn("property %s: <final>%s</final> is not taken for true because of the blanks in it; write <final>true</final>",
+					prop.Name, v)
 			}
 		}
 	}
@@ -324,7 +333,8 @@ func (p *parser) include(d *document, start xml.StartElement) error {
 			}
 		case xml.EndElement:
 			if missing && !fallback {
-				return fmt.Errorf("%s:%d: the included file %s is not there; create it, or give the include an xi:fallback", d.path, line, path)
+				return fmt.Errorf("%s:%d: the included file %s is not there; create it, or give the include an xi:fallback", d.path,
+					line, path)
 			}
 			return nil
 		}

@@ -15,10 +15,13 @@ const SensitiveKeys = "hadoop.security.sensitive-config-keys"
 // sensitiveDefault is core-default.xml's value of SensitiveKeys (Hadoop 3.4.2),
 // without what concerns file systems alone.
 var sensitiveDefault = []string{
-	"secret$", "password$", "ssl.keystore.pass$", "fs.s3a.server-side-encryption.key", "fs.s3a.*.server-side-encryption.key",
-	"fs.s3a.encryption.algorithm", "fs.s3a.encryption.key", "fs.s3a.secret.key", "fs.s3a.*.secret.key", "fs.s3a.session.key", "fs.s3a.*.session.key",
+	"secret$", "password$", "ssl.keystore.pass$", "fs.s3a.server-side-encryption.key",
+	"fs.s3a.*.server-side-encryption.key",
+	"fs.s3a.encryption.algorithm", "fs.s3a.encryption.key", "fs.s3a.secret.key", "fs.s3a.*.secret.key",
+	"fs.s3a.session.key", "fs.s3a.*.session.key",
 	"fs.s3a.session.token", "fs.s3a.*.session.token", "fs.azure.account.key.*", "fs.azure.oauth2.*", "fs.adl.oauth2.*",
-	"fs.gs.encryption.*", "fs.gs.proxy.*", "fs.gs.auth.*", "credential$", "oauth.*secret", "oauth.*password", "oauth.*token", SensitiveKeys,
+	"fs.gs.encryption.*", "fs.gs.proxy.*", "fs.gs.auth.*", "credential$", "oauth.*secret", "oauth.*password",
+	"oauth.*token", SensitiveKeys,
 }
 
 // Shown is a property as others than its owner may see it.
@@ -68,7 +71,8 @@ func (c *Conf) sensitiveKeys() (func(name string) bool, error) {
 		re, err := regexp.Compile(text)
 		if err != nil {
 			p := c.props[SensitiveKeys]
-			return nil, fmt.Errorf("%s: property %s: the regular expression %q cannot be read (%w); mend it, or take the property out for Hadoop's default", p.Where(), SensitiveKeys, text, err)
+			return nil,
+				fmt.Errorf("%s: property %s: the regular expression %q cannot be read (%w); mend it, or take the property out for Hadoop's default", p.Where(), SensitiveKeys, text, err)
 		}
 		patterns = append(patterns, re)
 	}

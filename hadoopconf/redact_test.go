@@ -25,7 +25,8 @@ func TestSecretsInValues(t *testing.T) {
 		{`{"user": "u", "passWord": "x,y"}`, `{"user": "u", "passWord": <redacted>}`},
 		{"Server=h;Pwd={x;y};Port=1", "Server=h;Pwd=<redacted>;Port=1"},
 		{"passphrase: x", "passphrase: <redacted>"},
-		{"pkcs11:token=kms;pin-value=x;object=o?module-name=m", "pkcs11:token=kms;pin-value=<redacted>;object=o?module-name=m"},
+		{"pkcs11:token=kms;pin-value=x;object=o?module-name=m",
+			"pkcs11:token=kms;pin-value=<redacted>;object=o?module-name=m"},
 		{"postgres:u:p@w@h/db", "postgres:u:<redacted>@h/db"},
 		{"kms://http@u:pw@h:9600/kms", "kms://http@u:<redacted>@h:9600/kms"},
 		{"kms://u:pw@http@h:9600/kms", "kms://u:<redacted>@h:9600/kms"},
@@ -44,7 +45,8 @@ func TestSecretsInValues(t *testing.T) {
 		}
 	}
 	for _, plain := range []string{
-		"kms://https@h1;h2:9600/kms", "jceks://file@/etc/kms.keystore,kms://http@h:9600/kms", "RULE:[2:$1@$0](hdfs@EXAMPLE)s/.*/hdfs/", "host:9600,host2:9600", "hdfs://nn:8020/x",
+		"kms://https@h1;h2:9600/kms", "jceks://file@/etc/kms.keystore,kms://http@h:9600/kms",
+		"RULE:[2:$1@$0](hdfs@EXAMPLE)s/.*/hdfs/", "host:9600,host2:9600", "hdfs://nn:8020/x",
 		"pkcs11:token=kms?module-path=/usr/lib/x.so&pin-source=file:/etc/pin", "user@EXAMPLE.COM", "a:b@c",
 	} {
 		if got := secret.Value(plain); got != plain {
@@ -56,10 +58,13 @@ func TestSecretsInValues(t *testing.T) {
 func TestPublic(t *testing.T) {
 	c := New(t.TempDir(), env(map[string]string{"PW": "hunter2"}))
 	for name, value := range map[string]string{
-		"a.port": "9600", "a.password": "hunter2", "a.trustStorePassword": "hunter2", "x.pass": "hunter2", "b.secret": "hunter2", "c.credential": "hunter2",
+		"a.port": "9600", "a.password": "hunter2", "a.trustStorePassword": "hunter2", "x.pass": "hunter2",
+		"b.secret": "hunter2", "c.credential": "hunter2",
 		"fs.azure.account.key.me": "hunter2", "oauth.client.secret.text": "hunter2", "signer.token": "hunter2",
-		"x.passphrase": "hunter2", "x.pin": "hunter2", "my.apikey": "hunter2", "x.creds": "hunter2", "y.private-key": "hunter2", "h.header": "Bearer hunter2", "u.url": "https://h/?sig=hunter2",
-		"p.uri": "postgresql://kms:hunter2@db/claviger?sslmode=verify-full", "q.uri": "pkcs11:token=kms;pin-value=hunter2?x=1", "r.uri": "postgres://db/x?user=k&password=hunter2",
+		"x.passphrase": "hunter2", "x.pin": "hunter2", "my.apikey": "hunter2", "x.creds": "hunter2",
+		"y.private-key": "hunter2", "h.header": "Bearer hunter2", "u.url": "https://h/?sig=hunter2",
+		"p.uri": "postgresql://kms:hunter2@db/claviger?sslmode=verify-full",
+		"q.uri": "pkcs11:token=kms;pin-value=hunter2?x=1", "r.uri": "postgres://db/x?user=k&password=hunter2",
 		"e.password": "${env.PW}", "home": "${user.home}/x",
 	} {
 		c.Override(name, value, "/etc/kms/kms-site.xml")

@@ -16,7 +16,8 @@ const (
 )
 
 // foreignFiles are those of a KMS whose rules and keys are elsewhere: of Ranger.
-var foreignFiles = []string{"dbks-site.xml", "ranger-kms-security.xml", "ranger-kms-audit.xml", "ranger-kms-policymgr-ssl.xml"}
+var foreignFiles = []string{"dbks-site.xml", "ranger-kms-security.xml", "ranger-kms-audit.xml",
+	"ranger-kms-policymgr-ssl.xml"}
 
 // onlyTheseRules is what all refusals of CheckRules end with.
 const onlyTheseRules = "this server asks the rules of %s alone, and no policy of a Ranger Admin: write there what the policies grant" +
@@ -27,7 +28,8 @@ const onlyTheseRules = "this server asks the rules of %s alone, and no policy of
 func (c *Conf) CheckRules() error {
 	acls := filepath.Join(c.dir, "kms-acls.xml")
 	if v, ok := c.Get(AuthorizationManager); ok && v != hadoopsManager {
-		return &ValueError{Property: c.props[AuthorizationManager], Value: v, Want: fmt.Sprintf(onlyTheseRules+"take this property out", acls)}
+		return &ValueError{Property: c.props[AuthorizationManager], Value: v,
+			Want: fmt.Sprintf(onlyTheseRules+"take this property out", acls)}
 	}
 	for _, name := range foreignFiles {
 		path := filepath.Join(c.dir, name)
@@ -39,7 +41,8 @@ func (c *Conf) CheckRules() error {
 }
 
 // ruleFamilies are the beginnings of names that only kms-acls.xml may hold.
-var ruleFamilies = []string{"hadoop.kms.acl.", "hadoop.kms.blacklist.", "keytrustee.kms.acl.", "key.acl.", "default.key.acl.", "whitelist.key.acl."}
+var ruleFamilies = []string{"hadoop.kms.acl.", "hadoop.kms.blacklist.", "keytrustee.kms.acl.", "key.acl.",
+	"default.key.acl.", "whitelist.key.acl."}
 
 // IsRule tells whether a property of that name is one of kms-acls.xml.
 func IsRule(name string) bool {
@@ -51,7 +54,8 @@ func (c *Conf) MisplacedRules() []string {
 	var out []string
 	for _, name := range c.Names() {
 		if p := c.props[name]; IsRule(name) && p.File != "" {
-			out = append(out, fmt.Sprintf("%s: property %s has no effect here: rules are read from %s alone; move it there", p.Where(), name, filepath.Join(c.dir, "kms-acls.xml")))
+			out = append(out, fmt.Sprintf("%s: property %s has no effect here: rules are read from %s alone; move it there",
+				p.Where(), name, filepath.Join(c.dir, "kms-acls.xml")))
 		}
 	}
 	return out

@@ -43,7 +43,8 @@ func TestForeignRules(t *testing.T) {
 		if err == nil {
 			continue
 		}
-		for _, part := range []string{strings.TrimSpace(strings.TrimSuffix(c.manager, hadoopsManager)), c.file, filepath.Join(dir, "kms-acls.xml"), "claviger acl explain"} {
+		for _, part := range []string{strings.TrimSpace(strings.TrimSuffix(c.manager, hadoopsManager)), c.file,
+			filepath.Join(dir, "kms-acls.xml"), "claviger acl explain"} {
 			if !strings.Contains(err.Error(), part) {
 				t.Errorf("%v does not name %s", err, part)
 			}
@@ -54,10 +55,12 @@ func TestForeignRules(t *testing.T) {
 // TestServerTLSEnvironment: Hadoop's KMS takes the keystore of https from the
 // environment, over ssl-server.xml; the password is not in the warning.
 func TestServerTLSEnvironment(t *testing.T) {
-	c := New(t.TempDir(), env(map[string]string{"KMS_SSL_KEYSTORE_FILE": "/etc/kms.jks", "KMS_SSL_KEYSTORE_PASS": "hunter2"}))
+	c := New(t.TempDir(), env(map[string]string{"KMS_SSL_KEYSTORE_FILE": "/etc/kms.jks",
+		"KMS_SSL_KEYSTORE_PASS": "hunter2"}))
 	c.Override("ssl.server.keystore.location", "/other.jks", "ssl-server.xml")
 	warned := strings.Join(c.ServerTLSEnvironment(), "\n")
-	if c.String("ssl.server.keystore.location") != "/etc/kms.jks" || c.String("ssl.server.keystore.password") != "hunter2" {
+	if c.String("ssl.server.keystore.location") != "/etc/kms.jks" ||
+		c.String("ssl.server.keystore.password") != "hunter2" {
 		t.Errorf("%q %q", c.String("ssl.server.keystore.location"), c.String("ssl.server.keystore.password"))
 	}
 	if strings.Contains(warned, "hunter2") || strings.Count(warned, "overrides property ssl.server.keystore.") != 2 {
@@ -72,10 +75,12 @@ func TestMisplacedRules(t *testing.T) {
 	dir := t.TempDir()
 	for name, text := range map[string]string{
 		"core-site.xml": prop("hadoop.kms.acl.GET", "alice"),
-		"kms-site.xml": prop("default.key.acl.READ", "alice") + prop("key.acl.k.ALL", "alice") + prop("hadoop.kms.blacklist.DECRYPT_EEK", "hdfs") +
+		"kms-site.xml": prop("default.key.acl.READ", "alice") + prop("key.acl.k.ALL", "alice") +
+			prop("hadoop.kms.blacklist.DECRYPT_EEK", "hdfs") +
 			prop("whitelist.key.acl.READ", "x") + prop("keytrustee.kms.acl.PURGE", "x") + prop("hadoop.kms.http.port", "1"),
 	} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte("<configuration>\n"+text+"</configuration>"), 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("<configuration>\n"+text+"</configuration>"),
+			0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -84,7 +89,8 @@ func TestMisplacedRules(t *testing.T) {
 		t.Fatal(err)
 	}
 	found := conf.MisplacedRules()
-	if all := strings.Join(found, "\n"); len(found) != 6 || !strings.Contains(all, filepath.Join(dir, "core-site.xml")+":3: property hadoop.kms.acl.GET has no effect here") {
+	if all := strings.Join(found, "\n"); len(found) != 6 || !strings.Contains(all,
+		filepath.Join(dir, "core-site.xml")+":3: property hadoop.kms.acl.GET has no effect here") {
 		t.Errorf("%s", all)
 	}
 	if warned := strings.Join(conf.Warnings(), "\n"); warned != strings.Join(found, "\n") {

@@ -82,7 +82,8 @@ func OpenCredentials(path string, password secret.Bytes) (c *Credentials, missin
 		}
 		entries, err := ParseJCEKS(data, password)
 		if errors.Is(err, ErrPassword) {
-			err = fmt.Errorf("%w; its password comes from the environment variable %s, or from the file that %s names", err, CredentialPasswordEnv, CredentialPasswordProperty)
+			err = fmt.Errorf("%w; its password comes from the environment variable %s, or from the file that %s names", err,
+				CredentialPasswordEnv, CredentialPasswordProperty)
 		}
 		var format *FormatError
 		if errors.As(err, &format) && format.Is != "" {
@@ -136,7 +137,8 @@ func credentialFile(uri string) (string, error) {
 	case "file", "file@":
 		return "/" + file, nil
 	}
-	return "", fmt.Errorf("only local files are read, not a store on %q; copy it here and name it localjceks://file/PATH", strings.TrimSuffix(authority, "@"))
+	return "", fmt.Errorf("only local files are read, not a store on %q; copy it here and name it localjceks://file/PATH",
+		strings.TrimSuffix(authority, "@"))
 }
 
 // Get returns a name's credential; ok is false where no store has one.
@@ -176,8 +178,9 @@ func (p *Passwords) Get(name string, conf func(name string) (string, bool)) (sec
 		return nil, nil
 	}
 	if !p.ClearText {
-		return nil, fmt.Errorf("property %s has its value in the configuration, which %s=false forbids, and no credential store has one; write it with `hadoop credential create %s -provider localjceks://file/PATH`",
-			name, CredentialFallbackProperty, name)
+		return nil,
+			fmt.Errorf("property %s has its value in the configuration, which %s=false forbids, and no credential store has one; write it with `hadoop credential create %s -provider localjceks://file/PATH`",
+				name, CredentialFallbackProperty, name)
 	}
 	return secret.Bytes(v), nil
 }

@@ -27,7 +27,8 @@ func TestRealCredentials(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "store.pw"), []byte(" from-a-file\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	site := "<configuration><property><name>" + CredentialPasswordProperty + "</name><value>store.pw</value></property></configuration>"
+	site := "<configuration><property><name>" + CredentialPasswordProperty +
+		"</name><value>store.pw</value></property></configuration>"
 	if err := os.WriteFile(filepath.Join(dir, "core-site.xml"), []byte(site), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -53,11 +54,13 @@ func TestRealCredentials(t *testing.T) {
 	if err != nil || string(password) != "from-a-file" {
 		t.Fatalf("password %q, %v", string(password), err)
 	}
-	c, missing, err := OpenCredentials("localjceks://file"+first+", jceks://file@"+second+",jceks://file"+dir+"/none.jceks", password)
+	c, missing,
+		err := OpenCredentials("localjceks://file"+first+", jceks://file@"+second+",jceks://file"+dir+"/none.jceks", password)
 	if err != nil || len(missing) != 1 {
 		t.Fatalf("missing %v, %v", missing, err)
 	}
-	for name, want := range map[string]string{"ssl.server.keystore.password": "gr\u00f6\u00dfe 1", "ssl.client.truststore.password": "two"} {
+	for name, want := range map[string]string{"ssl.server.keystore.password": "gr\u00f6\u00dfe 1",
+		"ssl.client.truststore.password": "two"} {
 		if v, ok, err := c.Get(name); err != nil || !ok || string(v) != want {
 			t.Errorf("%s: %q, %t, %v", name, string(v), ok, err)
 		}
@@ -116,11 +119,13 @@ func TestPasswords(t *testing.T) {
 		if string(v) != test.want || (err != nil) != test.fails {
 			t.Errorf("%s, clear text %t: %q, %v", test.name, test.p.ClearText, string(v), err)
 		}
-		if err != nil && (strings.Contains(err.Error(), "clear "+test.name) || !strings.Contains(err.Error(), "hadoop credential create "+test.name)) {
+		if err != nil && (strings.Contains(err.Error(), "clear "+test.name) ||
+			!strings.Contains(err.Error(), "hadoop credential create "+test.name)) {
 			t.Errorf("error %q", err)
 		}
 	}
-	if _, _, err := OpenCredentials("localjceks://file"+path, secret.Bytes("wrong")); err == nil || !strings.Contains(err.Error(), CredentialPasswordEnv) {
+	if _, _, err := OpenCredentials("localjceks://file"+path, secret.Bytes("wrong")); err == nil ||
+		!strings.Contains(err.Error(), CredentialPasswordEnv) {
 		t.Errorf("with a wrong password: %v", err)
 	}
 	// What a Java process's login holds is nothing in a server: the next store counts.
@@ -137,13 +142,16 @@ func TestPasswords(t *testing.T) {
 	}
 	for uri, want := range map[string]string{
 		"localjceks://file" + pkcs12: "hadoop credential create",
-		"bcfks://file/x":             "BouncyCastle", "jceks://hdfs@nn:8020/x": "only local files", "/etc/x.jceks": "no URI", "vault://x/y": "not known",
+		"bcfks://file/x":             "BouncyCastle", "jceks://hdfs@nn:8020/x": "only local files", "/etc/x.jceks": "no URI",
+		"vault://x/y": "not known",
 	} {
-		if _, _, err := OpenCredentials(uri, nil); err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), CredentialPathProperty) {
+		if _, _, err := OpenCredentials(uri, nil); err == nil || !strings.Contains(err.Error(), want) ||
+			!strings.Contains(err.Error(), CredentialPathProperty) {
 			t.Errorf("%s: %v", uri, err)
 		}
 	}
-	if _, err := CredentialPassword(noEnv, "nosuch.pw", t.TempDir()); err == nil || !strings.Contains(err.Error(), CredentialPasswordProperty) {
+	if _, err := CredentialPassword(noEnv, "nosuch.pw", t.TempDir()); err == nil ||
+		!strings.Contains(err.Error(), CredentialPasswordProperty) {
 		t.Errorf("a password file that is not there: %v", err)
 	}
 }

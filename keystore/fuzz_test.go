@@ -76,8 +76,10 @@ func FuzzJavaSerialization(f *testing.F) {
 			return // longer than what we write
 		}
 		again, err := decodeSecret(out)
-		if err != nil || again.Algorithm != s.Algorithm || !again.Material.Equal(s.Material) || !bytes.Equal(again.HadoopMetadata, s.HadoopMetadata) {
-			t.Errorf("%q, %q; after writing %q, %q, %v", s.Algorithm, s.HadoopMetadata, again.Algorithm, again.HadoopMetadata, err)
+		if err != nil || again.Algorithm != s.Algorithm || !again.Material.Equal(s.Material) ||
+			!bytes.Equal(again.HadoopMetadata, s.HadoopMetadata) {
+			t.Errorf("%q, %q; after writing %q, %q, %v", s.Algorithm, s.HadoopMetadata, again.Algorithm, again.HadoopMetadata,
+				err)
 		}
 	})
 }

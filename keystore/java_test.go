@@ -28,7 +28,8 @@ func java(t *testing.T) func(program string, args ...string) string {
 	return func(program string, args ...string) string {
 		t.Helper()
 		cmd := exec.CommandContext(t.Context(), program, args...)
-		cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8", "JAVA_TOOL_OPTIONS=-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Dfile.encoding=UTF-8")
+		cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8",
+			"JAVA_TOOL_OPTIONS=-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Dfile.encoding=UTF-8")
 		out, err := cmd.Output()
 		if err != nil {
 			stderr := ""
@@ -81,8 +82,10 @@ func TestJavaReads(t *testing.T) {
 	if err := s.SetKey("added", "AES", key, secret.Bytes("changeit"), time.Now()); err != nil {
 		t.Fatal(err)
 	}
-	got = run("keytool", "-list", "-storetype", "JCEKS", "-storepass", "changeit", "-keystore", write(s, secret.Bytes("changeit")))
-	for _, line := range []string{"Your keystore contains 5 entries", "added, ", "SecretKeyEntry", "rsa, ", "PrivateKeyEntry", "trusted, ", "trustedCertEntry"} {
+	got = run("keytool", "-list", "-storetype", "JCEKS", "-storepass", "changeit", "-keystore",
+		write(s, secret.Bytes("changeit")))
+	for _, line := range []string{"Your keystore contains 5 entries", "added, ", "SecretKeyEntry", "rsa, ",
+		"PrivateKeyEntry", "trusted, ", "trustedCertEntry"} {
 		if !strings.Contains(got, line) {
 			t.Errorf("keytool does not say %q:\n%s", line, got)
 		}
@@ -93,7 +96,8 @@ func TestJavaReads(t *testing.T) {
 func TestReadJavaNow(t *testing.T) {
 	run := java(t)
 	name := filepath.Join(t.TempDir(), "store.jceks")
-	run("keytool", "-genseckey", "-alias", "Mixed", "-keyalg", "AES", "-keysize", "192", "-storetype", "JCEKS", "-keystore", name, "-storepass", "changeit", "-keypass", "changeit")
+	run("keytool", "-genseckey", "-alias", "Mixed", "-keyalg", "AES", "-keysize", "192", "-storetype", "JCEKS",
+		"-keystore", name, "-storepass", "changeit", "-keypass", "changeit")
 	data, err := os.ReadFile(name)
 	if err != nil {
 		t.Fatal(err)

@@ -111,7 +111,8 @@ func (e *Entry) PrivateKey(password secret.Bytes) (pkcs8 secret.Bytes, chain [][
 		return nil, nil, fmt.Errorf("entry %q: the key is not a DER EncryptedPrivateKeyInfo", e.Alias)
 	}
 	if !info.Algorithm.Algorithm.Equal(oidPBE) {
-		return nil, nil, fmt.Errorf("entry %q: the key is encrypted with %s, only %s (%s) is known", e.Alias, info.Algorithm.Algorithm, oidPBE, pbeAlgorithm)
+		return nil, nil, fmt.Errorf("entry %q: the key is encrypted with %s, only %s (%s) is known", e.Alias,
+			info.Algorithm.Algorithm, oidPBE, pbeAlgorithm)
 	}
 	params, err := parsePBEParams(info.Algorithm.Parameters.FullBytes)
 	if err != nil {
@@ -252,7 +253,8 @@ func (s *JCEKS) Marshal(password secret.Bytes) ([]byte, error) {
 // gives a *FormatError.
 func ParseJCEKS(data []byte, password secret.Bytes) (*JCEKS, error) {
 	if len(data) > MaxJCEKS {
-		return nil, &FormatError{Format: "JCEKS", Offset: MaxJCEKS, What: "the file is larger than " + strconv.Itoa(MaxJCEKS) + " bytes"}
+		return nil, &FormatError{Format: "JCEKS", Offset: MaxJCEKS, What: "the file is larger than " +
+			strconv.Itoa(MaxJCEKS) + " bytes"}
 	}
 	r := &jceksReader{b: data}
 	s, err := r.store()

@@ -181,7 +181,8 @@ func TestWriteAsJava(t *testing.T) {
 func TestCarryOver(t *testing.T) {
 	s := mustParse(t, testFile(t, "keytool.jceks"), "changeit")
 	before := s.Clone()
-	if err := s.SetKey("New", "AES/CTR/NoPadding", secret.Bytes("0123456789abcdef"), secret.Bytes("changeit"), time.Now()); err != nil {
+	if err := s.SetKey("New", "AES/CTR/NoPadding", secret.Bytes("0123456789abcdef"), secret.Bytes("changeit"),
+		time.Now()); err != nil {
 		t.Fatal(err)
 	}
 	if before.Entry("new") != nil {
@@ -236,7 +237,8 @@ func TestPBEVectors(t *testing.T) {
 func TestPasswordASCII(t *testing.T) {
 	s := NewJCEKS()
 	for _, bad := range []string{"größe", "tab\t", "\x7f"} {
-		if err := s.SetKey("k", "AES", make(secret.Bytes, 16), secret.Bytes(bad), time.Now()); !errors.Is(err, ErrPasswordNotASCII) {
+		if err := s.SetKey("k", "AES", make(secret.Bytes, 16), secret.Bytes(bad), time.Now()); !errors.Is(err,
+			ErrPasswordNotASCII) {
 			t.Errorf("password %q: %v", bad, err)
 		}
 	}
@@ -260,8 +262,10 @@ func TestDamage(t *testing.T) {
 			`damaged file: the password is right (it opens entry "at@1"), but the SHA-1 check over the whole file fails`},
 		{"changed check", change(func(b []byte) []byte { b[len(b)-1] ^= 1; return b }), "secretpw",
 			`damaged file: the password is right (it opens entry "at@1"), but the SHA-1 check over the whole file fails`},
-		{"cut short in an entry", good[:1000], "secretpw", `JCEKS: byte 285: entry "long": ends too early: 2965 bytes are missing`},
-		{"cut short in the check", good[:len(good)-1], "secretpw", "19 bytes after the last entry, must be the 20 of a SHA-1 check"},
+		{"cut short in an entry", good[:1000], "secretpw",
+			`JCEKS: byte 285: entry "long": ends too early: 2965 bytes are missing`},
+		{"cut short in the check", good[:len(good)-1], "secretpw",
+			"19 bytes after the last entry, must be the 20 of a SHA-1 check"},
 		{"without the check", good[:len(good)-20], "secretpw", "0 bytes after the last entry"},
 		{"bytes after it", append(bytes.Clone(good), 0), "secretpw", "21 bytes after the last entry"},
 		{"empty", nil, "secretpw", "the file is empty, so it is no keystore"},
@@ -270,7 +274,8 @@ func TestDamage(t *testing.T) {
 		{"PKCS#12", []byte{0x30, 3, 2, 1, 3}, "x", "this is a PKCS#12 file, which keytool makes unless"},
 		{"PEM", []byte("-----BEGIN CERTIFICATE-----\n"), "x", "this is a pem file, not a JCEKS keystore"},
 		{"version 1", change(func(b []byte) []byte { b[7] = 1; return b }), "secretpw", "version 1, only 2 is known"},
-		{"more entries than there can be", change(func(b []byte) []byte { b[8] = 0x7f; return b }), "secretpw", "the file ends before its 2130706441 entries"},
+		{"more entries than there can be", change(func(b []byte) []byte { b[8] = 0x7f; return b }), "secretpw",
+			"the file ends before its 2130706441 entries"},
 		{"unknown kind", change(func(b []byte) []byte { b[15] = 9; return b }), "secretpw", "is of the unknown kind 9"},
 		{"foreign class", change(func(b []byte) []byte {
 			return bytes.Replace(b, []byte("javax.crypto.SealedObject"), []byte("javax.crypto.SealedObjecu"), 1)

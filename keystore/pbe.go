@@ -55,7 +55,8 @@ func newPBEParams(iterations int) (pbeParams, error) {
 		iterations = DefaultIterations
 	}
 	if iterations < MinIterations || iterations > MaxIterations {
-		return pbeParams{}, fmt.Errorf("iteration count %d is not between %d and %d", iterations, MinIterations, MaxIterations)
+		return pbeParams{}, fmt.Errorf("iteration count %d is not between %d and %d", iterations, MinIterations,
+			MaxIterations)
 	}
 	p := pbeParams{Salt: make([]byte, pbeSaltSize), Iterations: iterations}
 	_, _ = rand.Read(p.Salt) // never fails, see crypto/rand

@@ -36,7 +36,8 @@ type Reloader[T any] struct {
 
 // NewReloader loads for the first time, and fails if that does. load is called
 // from one goroutine at a time. Close ends the watch.
-func NewReloader[T any](files []string, load func() (T, error), interval time.Duration, log *slog.Logger) (*Reloader[T], error) {
+func NewReloader[T any](files []string, load func() (T, error), interval time.Duration, log *slog.Logger) (*Reloader[T],
+	error) {
 	r := &Reloader[T]{load: load, files: files, log: log, stop: make(chan struct{}), done: make(chan struct{})}
 	// The files are looked at before they are read, so that a change in between
 	// is found.
@@ -87,7 +88,8 @@ func (r *Reloader[T]) watch(seen []filestamp.Stamp, interval time.Duration) {
 		v, err := r.load()
 		if err != nil {
 			if failed != err.Error() {
-				r.log.Error("changed file cannot be loaded, what was loaded before stays in use", "files", strings.Join(r.files, ", "), "reason", err)
+				r.log.Error("changed file cannot be loaded, what was loaded before stays in use", "files",
+					strings.Join(r.files, ", "), "reason", err)
 			}
 			failed = err.Error()
 			continue

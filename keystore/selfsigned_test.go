@@ -24,7 +24,8 @@ func TestSelfSigned(t *testing.T) {
 			t.Errorf("%s: %v", host, err)
 		}
 	}
-	if _, err := pair.Leaf.Verify(x509.VerifyOptions{Roots: roots, CurrentTime: time.Now().Add(2 * time.Hour)}); err == nil {
+	if _, err := pair.Leaf.Verify(x509.VerifyOptions{Roots: roots,
+		CurrentTime: time.Now().Add(2 * time.Hour)}); err == nil {
 		t.Error("it is good for ever")
 	}
 	if _, _, err := SelfSigned("", []string{"not ascii: \u00e9"}, time.Hour); err == nil {

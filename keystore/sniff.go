@@ -57,7 +57,8 @@ func noJCEKS(data []byte) error {
 	case len(data) == 0:
 		e.What = "the file is empty, so it is no keystore"
 	default:
-		e.What = fmt.Sprintf("the file begins with % x, not with ce ce ce ce, so it is no JCEKS keystore", data[:min(4, len(data))])
+		e.What = fmt.Sprintf("the file begins with % x, not with ce ce ce ce, so it is no JCEKS keystore",
+			data[:min(4, len(data))])
 	}
 	return e
 }

@@ -75,7 +75,8 @@ func (f TLSFile) open() ([]byte, Format, error) {
 	case "", JKSFormat, JCEKSFormat, PKCS12Format, PEMFormat, "p12", "pfx":
 	default:
 		if f.TypeProperty != "" {
-			return nil, "", &claviger.PropertyError{Name: f.TypeProperty, Value: f.Type, Want: "it must be jks, jceks, pkcs12 or pem"}
+			return nil, "", &claviger.PropertyError{Name: f.TypeProperty, Value: f.Type,
+				Want: "it must be jks, jceks, pkcs12 or pem"}
 		}
 		return nil, "", fmt.Errorf("keystore %s: type %q is not known; it is one of jks, jceks, pkcs12, pem", f.Path, f.Type)
 	}
@@ -92,7 +93,8 @@ func (f TLSFile) open() ([]byte, Format, error) {
 
 // explain names the file and says what to do about an error.
 func (f TLSFile) explain(format Format, err error) error {
-	if !errors.Is(err, ErrPassword) && !errors.Is(err, pkcs12.ErrIncorrectPassword) && !errors.Is(err, pkcs12.ErrDecryption) {
+	if !errors.Is(err, ErrPassword) && !errors.Is(err, pkcs12.ErrIncorrectPassword) &&
+		!errors.Is(err, pkcs12.ErrDecryption) {
 		return fmt.Errorf("keystore %s (%s): %w", f.Path, format, err)
 	}
 	if len(f.Password) == 0 {
@@ -102,7 +104,8 @@ func (f TLSFile) explain(format Format, err error) error {
 		}
 		return fmt.Errorf("keystore %s (%s): no password is set, and it cannot be read without its own: set %s (or a credential of that name in a store of %s)", f.Path, format, property, CredentialPathProperty)
 	}
-	return fmt.Errorf("keystore %s (%s): %w; check the passwords of the keystore and of its key", f.Path, format, ErrPassword)
+	return fmt.Errorf("keystore %s (%s): %w; check the passwords of the keystore and of its key", f.Path, format,
+		ErrPassword)
 }
 
 // Certificate loads a private key and its certificate chain. Of several keys in

@@ -40,7 +40,8 @@ func pemFile(t *testing.T, c tls.Certificate) string {
 // store that keytool writes.
 func TestTLS(t *testing.T) {
 	changeit := secret.Bytes("changeit")
-	first := TLSFile{Path: "testdata/tls/server.jks", Type: "jks", Password: changeit, KeyPassword: secret.Bytes("keypass")}
+	first := TLSFile{Path: "testdata/tls/server.jks", Type: "jks", Password: changeit,
+		KeyPassword: secret.Bytes("keypass")}
 	c, err := first.Certificate()
 	if err != nil {
 		t.Fatal(err)
@@ -51,9 +52,12 @@ func TestTLS(t *testing.T) {
 		{first, TLSFile{Path: "testdata/tls/server.jks", Password: changeit}}, // a key's own certificate is trusted
 		{TLSFile{Path: inPEM}, TLSFile{Path: "testdata/tls/server.pem", Type: "PEM"}},
 		{TLSFile{Path: "testdata/tls/server.pem", KeyPath: inPEM}, TLSFile{Path: "testdata/tls/server.pem"}},
-		{TLSFile{Path: "testdata/tls/server.pkcs12", Type: "jks", Password: changeit}, TLSFile{Path: "testdata/tls/trust.pkcs12", Type: "jks", Password: changeit}},
-		{TLSFile{Path: "testdata/tls/server.pkcs12", Password: changeit}, TLSFile{Path: "testdata/tls/server.pkcs12", Password: changeit}},
-		{TLSFile{Path: "testdata/keytool.jceks", Password: changeit}, TLSFile{Path: "testdata/keytool.jceks", Password: changeit}},
+		{TLSFile{Path: "testdata/tls/server.pkcs12", Type: "jks", Password: changeit},
+			TLSFile{Path: "testdata/tls/trust.pkcs12", Type: "jks", Password: changeit}},
+		{TLSFile{Path: "testdata/tls/server.pkcs12", Password: changeit},
+			TLSFile{Path: "testdata/tls/server.pkcs12", Password: changeit}},
+		{TLSFile{Path: "testdata/keytool.jceks", Password: changeit},
+			TLSFile{Path: "testdata/keytool.jceks", Password: changeit}},
 	} {
 		t.Run(filepath.Base(tc.server.Path)+","+filepath.Base(tc.trust.Path), func(t *testing.T) {
 			cert, err := tc.server.Certificate()
@@ -97,18 +101,29 @@ func TestTLSErrors(t *testing.T) {
 	}{
 		{"none named", TLSFile{}, "no keystore file is named"},
 		{"missing", TLSFile{Path: filepath.Join(dir, "missing")}, "no such file"},
-		{"type", TLSFile{Path: "testdata/tls/server.jks", Type: "bcfks"}, `type "bcfks" is not known; it is one of jks, jceks, pkcs12, pem`},
+		{"type", TLSFile{Path: "testdata/tls/server.jks", Type: "bcfks"},
+			`type "bcfks" is not known; it is one of jks, jceks, pkcs12, pem`},
 		{"garbage", TLSFile{Path: write("garbage", "hello")}, "the file is none of jks, jceks, pkcs12, pem"},
-		{"jks password", TLSFile{Path: "testdata/tls/server.jks", Password: wrong}, "testdata/tls/server.jks (jks): wrong password or damaged file"},
-		{"jks without", TLSFile{Path: "testdata/tls/server.jks", PasswordProperty: "ssl.server.keystore.password"}, "testdata/tls/server.jks (jks): no password is set, and it cannot be read without its own: set ssl.server.keystore.password (or a credential"},
+		{"jks password", TLSFile{Path: "testdata/tls/server.jks", Password: wrong},
+			"testdata/tls/server.jks (jks): wrong password or damaged file"},
+		{"jks without", TLSFile{Path: "testdata/tls/server.jks", PasswordProperty: "ssl.server.keystore.password"},
+			"testdata/tls/server.jks (jks): no password is set, and it cannot be read without its own: set ssl.server.keystore.password (or a credential"},
 		{"jceks without", TLSFile{Path: "testdata/keytool.jceks"}, "testdata/keytool.jceks (jceks): no password is set"},
-		{"pkcs12 without", TLSFile{Path: "testdata/tls/server.pkcs12", PasswordProperty: "p"}, "no password is set, and it cannot be read without its own: set p (or"},
-		{"jks key password", TLSFile{Path: "testdata/tls/server.jks", Password: changeit}, "testdata/tls/server.jks (jks): wrong password or damaged file; check the passwords of the keystore and of its key"},
-		{"jceks password", TLSFile{Path: "testdata/keytool.jceks", Password: wrong}, "testdata/keytool.jceks (jceks): wrong password or damaged file"},
-		{"pkcs12 password", TLSFile{Path: "testdata/tls/server.pkcs12", Password: wrong}, "testdata/tls/server.pkcs12 (pkcs12): wrong password or damaged file"},
-		{"no key", TLSFile{Path: "testdata/tls/trust.jks", Password: changeit}, "there is no private key with a certificate in it"},
+		{"pkcs12 without", TLSFile{Path: "testdata/tls/server.pkcs12", PasswordProperty: "p"},
+			"no password is set, and it cannot be read without its own: set p (or"},
+		{"jks key password", TLSFile{Path: "testdata/tls/server.jks", Password: changeit},
+			"testdata/tls/server.jks (jks): wrong password or damaged file; check the passwords of the keystore and of its key"},
+		{"jceks password", TLSFile{Path: "testdata/keytool.jceks", Password: wrong},
+			"testdata/keytool.jceks (jceks): wrong password or damaged file"},
+		{"pkcs12 password", TLSFile{Path: "testdata/tls/server.pkcs12", Password: wrong},
+			"testdata/tls/server.pkcs12 (pkcs12): wrong password or damaged file"},
+		{"no key", TLSFile{Path: "testdata/tls/trust.jks", Password: changeit},
+			"there is no private key with a certificate in it"},
 		{"no key in pem", TLSFile{Path: "testdata/tls/server.pem"}, "server.pem (pem): "},
-		{"encrypted pem", TLSFile{Path: write("enc.pem", "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n")}, "the private key is encrypted"},
+		{"encrypted pem",
+			TLSFile{Path: write("enc.pem",
+				"-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n")},
+			"the private key is encrypted"},
 	} {
 		_, err := tc.file.Certificate()
 		if err == nil || !strings.Contains(err.Error(), tc.want) {
@@ -124,9 +139,11 @@ func TestTLSErrors(t *testing.T) {
 		want string
 	}{
 		{"jks password", TLSFile{Path: "testdata/tls/trust.jks", Password: wrong}, "wrong password or damaged file"},
-		{"pkcs12 without", TLSFile{Path: "testdata/tls/trust.pkcs12"}, "testdata/tls/trust.pkcs12 (pkcs12): no password is set, and it cannot be read without its own: set the property that ends with .password"},
+		{"pkcs12 without", TLSFile{Path: "testdata/tls/trust.pkcs12"},
+			"testdata/tls/trust.pkcs12 (pkcs12): no password is set, and it cannot be read without its own: set the property that ends with .password"},
 		{"pkcs12 password", TLSFile{Path: "testdata/tls/trust.pkcs12", Password: wrong}, "wrong password or damaged file"},
-		{"nothing trusted", TLSFile{Path: "testdata/secretkeyspec.jceks", Password: changeit}, "there is no trusted certificate in it"},
+		{"nothing trusted", TLSFile{Path: "testdata/secretkeyspec.jceks", Password: changeit},
+			"there is no trusted certificate in it"},
 	} {
 		if _, err := tc.file.Roots(); err == nil || !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("trust store, %s: %v, want %q", tc.name, err, tc.want)
@@ -201,7 +218,8 @@ func TestReloader(t *testing.T) {
 	if get() == nil {
 		t.Error("no certificate after Close")
 	}
-	if _, err := NewReloader([]string{name}, TLSFile{Path: name + "-missing"}.Certificate, time.Second, slog.New(slog.DiscardHandler)); err == nil {
+	if _, err := NewReloader([]string{name}, TLSFile{Path: name + "-missing"}.Certificate, time.Second,
+		slog.New(slog.DiscardHandler)); err == nil {
 		t.Error("the first load failed, and the reloader did not")
 	}
 }

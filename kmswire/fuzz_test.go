@@ -50,13 +50,15 @@ func hold[T any](t *testing.T, body []byte, got T, err error, java func(any) T) 
 	if err != nil && !errors.As(err, &thrown) {
 		t.Fatalf("%T: the error is no Exception: %v", got, err)
 	}
-	if thrown != nil && thrown.Class == jsonParseException && (!utf8.Valid(body) || strings.Contains(thrown.Message, "nested more than")) {
+	if thrown != nil && thrown.Class == jsonParseException && (!utf8.Valid(body) ||
+		strings.Contains(thrown.Message, "nested more than")) {
 		return
 	}
 	var v any
 	dec := json.NewDecoder(bytes.NewReader(bytes.TrimPrefix(body, []byte("\ufeff"))))
 	dec.UseNumber()
-	ofJackson := thrown != nil && (thrown.Class == jsonParseException || thrown.Class == jsonEOFException || thrown.Class == mismatchedInputException)
+	ofJackson := thrown != nil && (thrown.Class == jsonParseException || thrown.Class == jsonEOFException ||
+		thrown.Class == mismatchedInputException)
 	if broken := dec.Decode(&v); broken != nil {
 		if !ofJackson {
 			t.Fatalf("%T: %v, but encoding/json says: %v", got, err, broken)

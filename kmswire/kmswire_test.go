@@ -23,7 +23,8 @@ func TestBase64Dialects(t *testing.T) {
 		for i := range want {
 			want[i] = byte(0xff - i*7)
 		}
-		for _, enc := range []*base64.Encoding{base64.StdEncoding, base64.RawStdEncoding, base64.URLEncoding, base64.RawURLEncoding} {
+		for _, enc := range []*base64.Encoding{base64.StdEncoding, base64.RawStdEncoding, base64.URLEncoding,
+			base64.RawURLEncoding} {
 			text := enc.EncodeToString(want)
 			for _, s := range []string{text, text + "\n", strings.Join(strings.Split(text, ""), " ")} {
 				if got, err := decodeBase64(s); err != nil || !bytes.Equal(got, want) {
@@ -53,31 +54,48 @@ func TestRequestErrors(t *testing.T) {
 		message     string
 	}{
 		{create, ``, "MismatchedInputException", "No content to map due to end-of-input"},
-		{create, `[1]`, "MismatchedInputException", "Cannot deserialize value of type `java.util.LinkedHashMap<java.lang.Object,java.lang.Object>` from Array value (token `JsonToken.START_ARRAY`)"},
+		{create, `[1]`, "MismatchedInputException",
+			"Cannot deserialize value of type `java.util.LinkedHashMap<java.lang.Object,java.lang.Object>` from Array value (token `JsonToken.START_ARRAY`)"},
 		{create, `null`, "NullPointerException", `Cannot invoke "java.util.Map.get(Object)" because "jsonKey" is null`},
-		{create, `{"name": 12}`, "ClassCastException", "class java.lang.Integer cannot be cast to class java.lang.String (java.lang.Integer and java.lang.String" + inBootstrap},
-		{create, `{"name":"k","length":"128"}`, "ClassCastException", "class java.lang.String cannot be cast to class java.lang.Integer (java.lang.String and java.lang.Integer" + inBootstrap},
-		{create, `{"name":"k","length":128.5}`, "ClassCastException", "class java.lang.Double cannot be cast to class java.lang.Integer (java.lang.Double and java.lang.Integer" + inBootstrap},
+		{create, `{"name": 12}`, "ClassCastException",
+			"class java.lang.Integer cannot be cast to class java.lang.String (java.lang.Integer and java.lang.String" +
+				inBootstrap},
+		{create, `{"name":"k","length":"128"}`, "ClassCastException",
+			"class java.lang.String cannot be cast to class java.lang.Integer (java.lang.String and java.lang.Integer" +
+				inBootstrap},
+		{create, `{"name":"k","length":128.5}`, "ClassCastException",
+			"class java.lang.Double cannot be cast to class java.lang.Integer (java.lang.Double and java.lang.Integer" +
+				inBootstrap},
 		{create, `{"name":"k","length":99999999999}`, "ClassCastException", ""},
 		{create, `{}`, "IllegalArgumentException", "Parameter 'name' cannot be null"},
 		{create, `{"name":""}`, "IllegalArgumentException", "Parameter 'name' cannot be empty"},
 		{create, `{"name":`, "JsonEOFException", ""},
 		{create, "{\"name\":\"\xff\"}", "JsonParseException", "Invalid UTF-8 in a string"},
-		{create, `{"name":"k","x":` + strings.Repeat("[", 100) + strings.Repeat("]", 100) + `}`, "JsonParseException", "JSON is nested more than 64 deep"},
+		{create, `{"name":"k","x":` + strings.Repeat("[", 100) + strings.Repeat("]", 100) + `}`, "JsonParseException",
+			"JSON is nested more than 64 deep"},
 		{roll, `null`, "NullPointerException", `Cannot invoke "java.util.Map.get(Object)" because "jsonMaterial" is null`},
 		{open, `{"name":"k","material":"AA"}`, "IllegalArgumentException", "Parameter 'iv' cannot be null"},
 		{open, `{"name":"k","iv":"AA"}`, "IllegalArgumentException", "Parameter 'material' cannot be null"},
 		{open, `{"name":"k","iv":"AA","material":"!"}`, "IllegalArgumentException", "Parameter 'material' is not base64"},
-		{open, `{"name":"k","iv":1,"material":"AA"}`, "ClassCastException", "class java.lang.Integer cannot be cast to class java.lang.String (java.lang.Integer and java.lang.String" + inBootstrap},
-		{batch, `{}`, "MismatchedInputException", "Cannot deserialize value of type `java.util.ArrayList<java.lang.Object>` from Object value (token `JsonToken.START_OBJECT`)"},
+		{open, `{"name":"k","iv":1,"material":"AA"}`, "ClassCastException",
+			"class java.lang.Integer cannot be cast to class java.lang.String (java.lang.Integer and java.lang.String" +
+				inBootstrap},
+		{batch, `{}`, "MismatchedInputException",
+			"Cannot deserialize value of type `java.util.ArrayList<java.lang.Object>` from Object value (token `JsonToken.START_OBJECT`)"},
 		{batch, `[null]`, "IllegalArgumentException", "Parameter 'valueMap' cannot be null"},
-		{batch, `[{"versionName":"k@0","iv":"AA"}]`, "IllegalArgumentException", "Parameter 'encryptedKeyVersion' cannot be null"},
-		{batch, strings.Replace("["+item+"]", "EEK", "FOO", 1), "IllegalArgumentException", "encryptedKey version name must be 'EEK', but found 'FOO'"},
-		{batch, strings.Replace("["+item+"]", `"iv"`, `"vi"`, 1), "IllegalArgumentException", "Parameter 'iv' cannot be null"},
-		{batch, strings.Replace("["+item+"]", `"EEK"`, `null`, 1), "IllegalArgumentException", "Parameter 'versionName' cannot be null"},
-		{batch, strings.Replace("["+item+",null]", "EEK", "FOO", 1), "IllegalArgumentException", "Parameter 'valueMap' cannot be null"},
+		{batch, `[{"versionName":"k@0","iv":"AA"}]`, "IllegalArgumentException",
+			"Parameter 'encryptedKeyVersion' cannot be null"},
+		{batch, strings.Replace("["+item+"]", "EEK", "FOO", 1), "IllegalArgumentException",
+			"encryptedKey version name must be 'EEK', but found 'FOO'"},
+		{batch, strings.Replace("["+item+"]", `"iv"`, `"vi"`, 1), "IllegalArgumentException",
+			"Parameter 'iv' cannot be null"},
+		{batch, strings.Replace("["+item+"]", `"EEK"`, `null`, 1), "IllegalArgumentException",
+			"Parameter 'versionName' cannot be null"},
+		{batch, strings.Replace("["+item+",null]", "EEK", "FOO", 1), "IllegalArgumentException",
+			"Parameter 'valueMap' cannot be null"},
 		{batch, "[null, 1, " + item, "JsonEOFException", ""},
-		{batch, "[" + item + "," + item + "," + item + "," + item + "]", "IllegalArgumentException", "more than 3 EDEKs in one request; send them in parts"},
+		{batch, "[" + item + "," + item + "," + item + "," + item + "]", "IllegalArgumentException",
+			"more than 3 EDEKs in one request; send them in parts"},
 	} {
 		err := c.read(c.body)
 		var e *Exception
@@ -95,19 +113,22 @@ func TestRequests(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.Name != spec.Name || c.Cipher != spec.Cipher || c.Length != 256 || *c.Description != desc || c.Attributes["x"] != "<y>" || !spec.Material.Equal(c.Material) {
+	if c.Name != spec.Name || c.Cipher != spec.Cipher || c.Length != 256 || *c.Description != desc ||
+		c.Attributes["x"] != "<y>" || !spec.Material.Equal(c.Material) {
 		t.Errorf("got %+v", c)
 	}
 	if c, err = ReadCreate([]byte(`{"name":"k1","name":"k2","cipher":null,"attributes":{"n":1},"material":"!!!","u":[{"a":null}]}`)); err != nil || c.Name != "k2" || c.Cipher != "" || !c.BadAttribute || c.Material == nil || len(c.Material) != 0 {
 		t.Errorf("got %+v, %v", c, err)
 	}
-	es := []claviger.EDEK{{Version: "k@1", IV: make([]byte, 16), Material: []byte{0xfb, 0xff}}, {Version: "k@2", IV: []byte{1}, Material: []byte{}}}
+	es := []claviger.EDEK{{Version: "k@1", IV: make([]byte, 16), Material: []byte{0xfb, 0xff}},
+		{Version: "k@2", IV: []byte{1}, Material: []byte{}}}
 	got, err := ReadBatch(AppendBatch(nil, "k", es), 10)
 	if err != nil || !reflect.DeepEqual([]claviger.EDEK(got), es) {
 		t.Errorf("got %+v, %v", got, err)
 	}
 	o, err := ReadOpen(AppendOpen(nil, "k", &es[0]))
-	if err != nil || o.Name != "k" || !o.HasName || !bytes.Equal(o.IV, es[0].IV) || !bytes.Equal(o.Material, es[0].Material) {
+	if err != nil || o.Name != "k" || !o.HasName || !bytes.Equal(o.IV, es[0].IV) ||
+		!bytes.Equal(o.Material, es[0].Material) {
 		t.Errorf("got %+v, %v", o, err)
 	}
 }
@@ -137,8 +158,9 @@ func TestOwnMemory(t *testing.T) {
 }
 
 func TestAnswers(t *testing.T) {
-	m := &claviger.Metadata{Name: "k", Cipher: "AES/CTR/NoPadding", BitLength: 128, Attributes: map[string]string{"key.acl.name": "k"},
-		Created: time.UnixMilli(1795442617204), Versions: 3}
+	m := &claviger.Metadata{Name: "k", Cipher: "AES/CTR/NoPadding", BitLength: 128,
+		Attributes: map[string]string{"key.acl.name": "k"},
+		Created:    time.UnixMilli(1795442617204), Versions: 3}
 	ms, err := ReadMetadataList(AppendMetadataList(nil, []*claviger.Metadata{m, nil}))
 	if err != nil || len(ms) != 2 || ms[1] != nil || !reflect.DeepEqual(ms[0], m) {
 		t.Errorf("metadata %+v, %v", ms, err)
@@ -166,7 +188,8 @@ func TestAnswers(t *testing.T) {
 func TestStrings(t *testing.T) {
 	for _, s := range []string{"", "plain", "\x00\x1f\"\\/\n\r\t", "ü€😀", "a\xffb\xe2\x82"} {
 		var got string
-		if err := json.Unmarshal(appendString(nil, s), &got); err != nil || got != strings.ToValidUTF8(s, "\ufffd") && got != string([]rune(s)) {
+		if err := json.Unmarshal(appendString(nil, s), &got); err != nil || got != strings.ToValidUTF8(s, "\ufffd") &&
+			got != string([]rune(s)) {
 			t.Errorf("%q came back as %q, %v", s, got, err)
 		}
 	}
@@ -183,7 +206,8 @@ func TestFuzzSeeds(t *testing.T) {
 func batchOf(n int) []byte {
 	es := make([]claviger.EDEK, n)
 	for i := range es {
-		es[i] = claviger.EDEK{Version: "k@0123456789abcdef", IV: bytes.Repeat([]byte{byte(i)}, 16), Material: bytes.Repeat([]byte{byte(i)}, 32)}
+		es[i] = claviger.EDEK{Version: "k@0123456789abcdef", IV: bytes.Repeat([]byte{byte(i)}, 16),
+			Material: bytes.Repeat([]byte{byte(i)}, 32)}
 	}
 	return AppendBatch(nil, "k", es)
 }

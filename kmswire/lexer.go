@@ -55,7 +55,8 @@ func (l *lexer) unexpected(want string) error {
 	if l.pos >= len(l.data) {
 		return l.eof(": " + want)
 	}
-	return Throw(jsonParseException, fmt.Sprintf("Unexpected character (%s) at byte %d: %s", strconv.QuoteRune(rune(l.data[l.pos])), l.pos+1, want))
+	return Throw(jsonParseException, fmt.Sprintf("Unexpected character (%s) at byte %d: %s",
+		strconv.QuoteRune(rune(l.data[l.pos])), l.pos+1, want))
 }
 
 // object calls field for each name; field must read the value.
@@ -269,7 +270,8 @@ func javaNumber(text []byte, integer bool) string {
 
 // cannotCast is what Java says of a value of the wrong kind.
 func cannotCast(from, to string) error {
-	return Throw(ClassCast, fmt.Sprintf("class %[1]s cannot be cast to class %[2]s (%[1]s and %[2]s are in module java.base of loader 'bootstrap')", from, to))
+	return Throw(ClassCast,
+		fmt.Sprintf("class %[1]s cannot be cast to class %[2]s (%[1]s and %[2]s are in module java.base of loader 'bootstrap')", from, to))
 }
 
 // Java's classes of JSON values, as Jackson makes them.

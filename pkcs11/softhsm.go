@@ -111,7 +111,8 @@ func (f tokenFolder) fault() error {
 	case errors.Is(err, unix.EROFS):
 		return fmt.Errorf("SoftHSM cannot change the token: %w; let the server write to that folder (systemd: ReadWritePaths=%s), or mount it writable", err, filepath.Dir(f.path))
 	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("SoftHSM cannot change the token: %w%s; cure: chown -R %s %s", err, ownedBy(f.path), secret.Ourselves(), f.path)
+		return fmt.Errorf("SoftHSM cannot change the token: %w%s; cure: chown -R %s %s", err, ownedBy(f.path),
+			secret.Ourselves(), f.path)
 	}
 	return nil
 }
@@ -124,7 +125,8 @@ func (f tokenFolder) unread() error {
 		return nil // it was destroyed meanwhile, which is no matter of rights
 	}
 	if err != nil {
-		return fmt.Errorf("SoftHSM cannot read the token's folder: %w%s; cure: chown -R %s %s", err, ownedBy(f.path), secret.Ourselves(), f.path)
+		return fmt.Errorf("SoftHSM cannot read the token's folder: %w%s; cure: chown -R %s %s", err, ownedBy(f.path),
+			secret.Ourselves(), f.path)
 	}
 	var first error
 	n, objects := 0, 0

@@ -14,7 +14,8 @@ import (
 func TestRegistry(t *testing.T) {
 	var opened string
 	scheme := func(name string) provider.Scheme {
-		return provider.Scheme{Name: name, Open: func(_ context.Context, uri string, env provider.Env) (provider.Provider, error) {
+		return provider.Scheme{Name: name, Open: func(_ context.Context, uri string, env provider.Env) (provider.Provider,
+			error) {
 			opened = name + " " + uri + " " + env.User
 			return nil, nil
 		}}
@@ -114,7 +115,8 @@ func TestUnnestPath(t *testing.T) {
 		"jceks://file@/x%00":         "NUL",
 		"cloudera.hsmkp://dbfs@/x/y": "cloudera.hsmkp://file@/path",
 	} {
-		if got, err := provider.UnnestPath(uri); err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "provider URI") {
+		if got, err := provider.UnnestPath(uri); err == nil || !strings.Contains(err.Error(), want) ||
+			!strings.Contains(err.Error(), "provider URI") {
 			t.Errorf("%q: %q, %v; want %q", uri, got, err, want)
 		}
 	}
@@ -173,7 +175,8 @@ func TestParseKMS(t *testing.T) {
 		"kms://https@h:9600/kms?x=y": "query",
 		"kms://https@h:9600/k%zz":    "cannot be read",
 	} {
-		if got, err := provider.ParseKMS(uri); err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "kms://https@host1;host2:9600/kms") {
+		if got, err := provider.ParseKMS(uri); err == nil || !strings.Contains(err.Error(), want) ||
+			!strings.Contains(err.Error(), "kms://https@host1;host2:9600/kms") {
 			t.Errorf("%q: %+v, %v; want %q", uri, got, err, want)
 		}
 	}
@@ -209,7 +212,8 @@ func FuzzUnnestPath(f *testing.F) {
 	seeds(f, "FuzzUnnestPath")
 	f.Fuzz(func(t *testing.T, uri string) {
 		got, err := provider.UnnestPath(uri)
-		if err == nil && (!strings.HasPrefix(got, "/") || got == "/" || strings.Contains(got, "//") || strings.Contains(got+"/", "/../")) {
+		if err == nil && (!strings.HasPrefix(got, "/") || got == "/" || strings.Contains(got, "//") ||
+			strings.Contains(got+"/", "/../")) {
 			t.Errorf("%q: %q", uri, got)
 		}
 	})
@@ -223,7 +227,8 @@ func FuzzParseKMS(f *testing.F) {
 			return
 		}
 		again, err := provider.ParseKMS("kms://" + k.Scheme + "@" + strings.TrimPrefix(k.BaseURLs()[0], k.Scheme+"://"))
-		if err != nil || again.Scheme != k.Scheme || again.Port != k.Port || again.Path != k.Path || again.Hosts[0] != k.Hosts[0] {
+		if err != nil || again.Scheme != k.Scheme || again.Port != k.Port || again.Path != k.Path ||
+			again.Hosts[0] != k.Hosts[0] {
 			t.Errorf("%q: %+v, again: %+v, %v", uri, k, again, err)
 		}
 	})
@@ -233,8 +238,10 @@ func FuzzParseKMS(f *testing.F) {
 func TestNoSecretsInURIs(t *testing.T) {
 	r := provider.NewRegistry()
 	for _, uri := range []string{
-		"kms://http@u:sekret@h:9600/kms", "kms://u:sekret@http@h:9600/kms", "kms://http@h:9600/kms;password=sekret", "kms://http@h:9600/kms?user.name=x&delegation=sekret",
-		"jceks://u:sekret@file@/k", "jceks://file@/k?password=sekret", "jceks://u:sekret@/k", "nosuch://u:sekret@h/", "nosuch:u:sekret@h", "x,kms://http@u:sekret@h",
+		"kms://http@u:sekret@h:9600/kms", "kms://u:sekret@http@h:9600/kms", "kms://http@h:9600/kms;password=sekret",
+		"kms://http@h:9600/kms?user.name=x&delegation=sekret",
+		"jceks://u:sekret@file@/k", "jceks://file@/k?password=sekret", "jceks://u:sekret@/k", "nosuch://u:sekret@h/",
+		"nosuch:u:sekret@h", "x,kms://http@u:sekret@h",
 	} {
 		_, err := provider.ParseKMS(uri)
 		_, err2 := provider.UnnestPath(uri)

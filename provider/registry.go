@@ -65,11 +65,13 @@ func (r *Registry) Schemes() []string {
 func (r *Registry) Open(ctx context.Context, uri string, env Env) (Provider, error) {
 	scheme, _, ok := strings.Cut(uri, ":")
 	if !ok {
-		return nil, fmt.Errorf("%q is not a provider URI: it has no scheme; known schemes: %s", secret.Value(uri), strings.Join(r.Schemes(), ", "))
+		return nil, fmt.Errorf("%q is not a provider URI: it has no scheme; known schemes: %s", secret.Value(uri),
+			strings.Join(r.Schemes(), ", "))
 	}
 	s, ok := r.schemes[strings.ToLower(scheme)]
 	if !ok {
-		return nil, fmt.Errorf("provider URI %q: unknown scheme %q; known schemes: %s", secret.Value(uri), scheme, strings.Join(r.Schemes(), ", "))
+		return nil, fmt.Errorf("provider URI %q: unknown scheme %q; known schemes: %s", secret.Value(uri), scheme,
+			strings.Join(r.Schemes(), ", "))
 	}
 	return s.Open(ctx, uri, env)
 }

@@ -14,10 +14,12 @@ func CheckSpec(op string, s Spec) error {
 		return claviger.Errorf(op, claviger.Invalid, "", "a key must have a name")
 	}
 	if s.BitLength != 128 && s.BitLength != 192 && s.BitLength != 256 {
-		return claviger.Errorf(op, claviger.InvalidKeySize, s.Name, "bit length is %d; it must be 128, 192 or 256", s.BitLength)
+		return claviger.Errorf(op, claviger.InvalidKeySize, s.Name, "bit length is %d; it must be 128, 192 or 256",
+			s.BitLength)
 	}
 	if algorithm, _, _ := strings.Cut(s.Cipher, "/"); !strings.EqualFold(algorithm, "AES") {
-		return claviger.Errorf(op, claviger.UnknownCipher, s.Name, "cipher is %q; only AES is known, as in %q", s.Cipher, claviger.DefaultCipher)
+		return claviger.Errorf(op, claviger.UnknownCipher, s.Name, "cipher is %q; only AES is known, as in %q", s.Cipher,
+			claviger.DefaultCipher)
 	}
 	if s.Material != nil {
 		return CheckMaterial(op, s.Name, s.BitLength, s.Material)
@@ -32,7 +34,8 @@ func CheckImport(op, key string, n, first int) error {
 		return claviger.Errorf(op, claviger.Invalid, key, "a key must have at least 1 version, not %d", n)
 	}
 	if first < 0 || first > claviger.MaxVersion-(n-1) {
-		return claviger.Errorf(op, claviger.Invalid, key, "%d versions cannot be numbered from %d on: numbers go from 0 to %d", n, first, claviger.MaxVersion)
+		return claviger.Errorf(op, claviger.Invalid, key,
+			"%d versions cannot be numbered from %d on: numbers go from 0 to %d", n, first, claviger.MaxVersion)
 	}
 	return nil
 }

@@ -28,9 +28,12 @@ func SplitURIs(list string) ([]string, error) {
 			uris[last] += "," + strings.TrimRight(piece, " \t\r\n")
 		case uri == "":
 		case last >= 0 && isScheme(uris[last], "kms"):
-			return nil, fmt.Errorf("provider list %q: %q is not a provider URI; the hosts of one kms:// URI are separated by ';', not ','", secret.Value(list), secret.Value(uri))
+			return nil,
+				fmt.Errorf("provider list %q: %q is not a provider URI; the hosts of one kms:// URI are separated by ';', not ','",
+					secret.Value(list), secret.Value(uri))
 		default:
-			return nil, fmt.Errorf("provider list %q: %q is not a provider URI: it has no scheme (such as jceks:// or kms://)", secret.Value(list), secret.Value(uri))
+			return nil, fmt.Errorf("provider list %q: %q is not a provider URI: it has no scheme (such as jceks:// or kms://)",
+				secret.Value(list), secret.Value(uri))
 		}
 	}
 	for i := range uris {
@@ -43,7 +46,8 @@ func SplitURIs(list string) ([]string, error) {
 // logs, answers and journals.
 func noSecrets(uri string) error {
 	if shown := secret.Value(uri); shown != uri {
-		return fmt.Errorf("provider URI %q holds a secret, which has no meaning there and would stand in logs; take it out", shown)
+		return fmt.Errorf("provider URI %q holds a secret, which has no meaning there and would stand in logs; take it out",
+			shown)
 	}
 	return nil
 }
@@ -105,14 +109,16 @@ func UnnestPath(uri string) (string, error) {
 	case authority == "":
 		return "", refuse("it does not say where the file is; a local file is named as in %s", example)
 	case inner != "file":
-		return "", refuse("files of the file system %q are not supported, local ones are: copy the file to this host and name it as in %s", inner, example)
+		return "",
+			refuse("files of the file system %q are not supported, local ones are: copy the file to this host and name it as in %s", inner, example)
 	case host != "":
 		return "", refuse("a local file has no host, but %q stands behind the '@'; it is named as in %s", host, example)
 	case escaped == "":
 		return "", refuse("the path is missing; a file is named as in %s", example)
 	}
 	if i := strings.IndexAny(escaped, "?#"); i >= 0 {
-		return "", refuse("%q is neither wanted nor part of the path; a '?' or '#' in a file's name is written %%3F or %%23", escaped[i:])
+		return "", refuse("%q is neither wanted nor part of the path; a '?' or '#' in a file's name is written %%3F or %%23",
+			escaped[i:])
 	}
 	file, err := url.PathUnescape(escaped)
 	if err != nil {
@@ -206,7 +212,9 @@ func hostName(h string) (string, error) {
 		return "", fmt.Errorf("a host's name is missing")
 	}
 	if strings.ContainsRune(h, ':') {
-		return "", fmt.Errorf("host %q: one port serves for all hosts and stands behind the last; an IPv6 address stands in brackets", h)
+		return "",
+			fmt.Errorf("host %q: one port serves for all hosts and stands behind the last; an IPv6 address stands in brackets",
+				h)
 	}
 	for _, c := range []byte(h) {
 		if c|0x20 >= 'a' && c|0x20 <= 'z' || c >= '0' && c <= '9' || c == '-' || c == '.' || c == '_' {

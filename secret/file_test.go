@@ -92,7 +92,8 @@ func TestExposedFolders(t *testing.T) {
 	if err := os.Symlink(filepath.Join(deep, "a"), filepath.Join(link, "a")); err != nil {
 		t.Fatal(err)
 	}
-	a, b, linked := secret.File{Path: filepath.Join(deep, "a")}, secret.File{Path: filepath.Join(deep, "b")}, secret.File{Path: filepath.Join(link, "a")}
+	a, b, linked := secret.File{Path: filepath.Join(deep, "a")}, secret.File{Path: filepath.Join(deep, "b")},
+		secret.File{Path: filepath.Join(link, "a")}
 	check := func(when string, want string, files ...secret.File) {
 		t.Helper()
 		if got := strings.Join(secret.Exposed(files...), "; "); got != strings.ReplaceAll(want, "DIR", dir) {
@@ -107,13 +108,18 @@ func TestExposedFolders(t *testing.T) {
 	}
 	check("closed", "", a, b, linked)
 	chmod(open, 0o777)
-	check("open", "folder DIR/open may be written by everybody (mode 0777), who can replace DIR/open/deep/a and 1 more files; cure: chmod o-w DIR/open", a, b)
-	check("open behind a link", "folder DIR/open may be written by everybody (mode 0777), who can replace DIR/links/a; cure: chmod o-w DIR/open", linked)
+	check("open",
+		"folder DIR/open may be written by everybody (mode 0777), who can replace DIR/open/deep/a and 1 more files; cure: chmod o-w DIR/open", a, b)
+	check("open behind a link",
+		"folder DIR/open may be written by everybody (mode 0777), who can replace DIR/links/a; cure: chmod o-w DIR/open",
+		linked)
 	chmod(open, 0o777|fs.ModeSticky)
 	check("sticky", "", a, b, linked)
 	chmod(open, 0o700)
 	chmod(link, 0o777)
-	check("open before a link", "folder DIR/links may be written by everybody (mode 0777), who can replace DIR/links/a; cure: chmod o-w DIR/links", linked, a)
+	check("open before a link",
+		"folder DIR/links may be written by everybody (mode 0777), who can replace DIR/links/a; cure: chmod o-w DIR/links",
+		linked, a)
 }
 
 // TestExposedOwner: run as another user than root, a file or a folder of a third one is

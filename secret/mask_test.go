@@ -52,8 +52,11 @@ func TestMask(t *testing.T) {
 func TestLogHandler(t *testing.T) {
 	var b bytes.Buffer
 	log := slog.New(secret.LogHandler(slog.NewJSONHandler(&b, nil))).With("with", aToken).WithGroup("g")
-	log.Warn("message "+aToken, "string", aToken, "err", fmt.Errorf("outer: %w", errors.New(aToken)), slog.Group("group", "in", aToken), "bytes", []byte(aToken), "panic", any(aToken), "n", 7)
-	if text := b.String(); strings.Contains(text, aToken) || strings.Contains(text, base64.StdEncoding.EncodeToString([]byte(aToken))) || !strings.Contains(text, `"n":7`) || !strings.Contains(text, "outer: ***") {
+	log.Warn("message "+aToken, "string", aToken, "err", fmt.Errorf("outer: %w", errors.New(aToken)),
+		slog.Group("group", "in", aToken), "bytes", []byte(aToken), "panic", any(aToken), "n", 7)
+	if text := b.String(); strings.Contains(text, aToken) || strings.Contains(text,
+		base64.StdEncoding.EncodeToString([]byte(aToken))) || !strings.Contains(text, `"n":7`) ||
+		!strings.Contains(text, "outer: ***") {
 		t.Error(text)
 	}
 }

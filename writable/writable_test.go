@@ -14,7 +14,8 @@ func TestLong(t *testing.T) {
 	for n, want := range map[int64]string{
 		0: "00", 1: "01", 127: "7f", -1: "ff", -112: "90",
 		128: "8f80", 255: "8fff", 256: "8e0100", -113: "8770", -256: "87ff", -257: "860100",
-		math.MaxInt32: "8c7fffffff", math.MinInt32: "847fffffff", math.MaxInt64: "887fffffffffffffff", math.MinInt64: "807fffffffffffffff",
+		math.MaxInt32: "8c7fffffff", math.MinInt32: "847fffffff", math.MaxInt64: "887fffffffffffffff",
+		math.MinInt64: "807fffffffffffffff",
 		1700000000000: "8a018bcfe56800",
 	} {
 		got := writable.AppendLong(nil, n)

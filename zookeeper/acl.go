@@ -123,7 +123,8 @@ func admitsAll(acl []zk.ACL, rights int32) bool {
 }
 
 func (c *Client) isOpen(op, path string) error {
-	return claviger.Errorf(op, claviger.Unavailable, "", "ZooKeeper at %s (%s): the ACL of %s%s admits everybody, so what is there is not believed: whoever reads or writes it can be any user. "+
-		"Stop every KMS, remove the node with deleteall, and start them with SASL; they make it again, for sasl:%s alone",
+	return claviger.Errorf(op, claviger.Unavailable, "",
+		"ZooKeeper at %s (%s): the ACL of %s%s admits everybody, so what is there is not believed: whoever reads or writes it can be any user. "+
+			"Stop every KMS, remove the node with deleteall, and start them with SASL; they make it again, for sasl:%s alone",
 		c.conf.Ensemble, c.conf.Property, c.conf.Ensemble.Chroot, path, c.conf.Owner)
 }

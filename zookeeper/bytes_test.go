@@ -33,7 +33,8 @@ func TestParseEnsemble(t *testing.T) {
 		}
 	}
 	for _, text := range []string{
-		"", " ", ",", "/chroot", "h:0", "h:65536", "h:x", "h:1/a//b", "h:1/a/", "h:1/../b", "h:1/a\x00", ":2181", "h o:1", "a:b:c:d",
+		"", " ", ",", "/chroot", "h:0", "h:65536", "h:x", "h:1/a//b", "h:1/a/", "h:1/../b", "h:1/a\x00", ":2181", "h o:1",
+		"a:b:c:d",
 		"#HOSTNAME#:#PORT#,...", strings.Repeat("h,", 200),
 	} {
 		if got, err := ParseEnsemble(text); !claviger.Is(err, claviger.Invalid) {
@@ -54,7 +55,8 @@ func TestBytes(t *testing.T) {
 	}
 	// owner alice, renewer yarn, no real user; issued 1700000000000, good until
 	// 1700604800000; sequence 1, key 2; renewed until 1700086400000.
-	token := unhex("00 05616c696365 047961726e 00 8a018bcfe56800 8a018bf3f1ec00 01 02" + "0000018bd50bc400 00000004 70617373")
+	token := unhex("00 05616c696365 047961726e 00 8a018bcfe56800 8a018bf3f1ec00 01 02" +
+		"0000018bd50bc400 00000004 70617373")
 	d, err := parseDelegation(token)
 	if err != nil || len(d.Identifier) != 29 || string(d.Password) != "pass" || d.Renew.UnixMilli() != 1700086400000 {
 		t.Errorf("token: %+v, %v", d, err)
@@ -73,7 +75,8 @@ func TestBytes(t *testing.T) {
 	for name, previous := range map[string]string{"a previous secret": "00000001 70", "none": "00000000"} {
 		b := unhex("00000000 00000001 6e 00000002 6363" + previous + "0000018bd50bc400")
 		s, err := parseSecrets(b)
-		if err != nil || string(s.Next) != "n" || string(s.Current) != "cc" || (s.Previous == nil) != (name == "none") || s.Rollover.UnixMilli() != 1700086400000 {
+		if err != nil || string(s.Next) != "n" || string(s.Current) != "cc" || (s.Previous == nil) != (name == "none") ||
+			s.Rollover.UnixMilli() != 1700086400000 {
 			t.Errorf("%s: %+v, %v", name, s, err)
 		}
 		if back := appendSecrets(s); !bytes.Equal(back, b) {
@@ -91,7 +94,8 @@ func TestBytes(t *testing.T) {
 			t.Errorf("%d bytes of a key are one", n)
 		}
 	}
-	secrets := appendSecrets(metastore.SignerSecrets{Next: secret.Bytes("n"), Current: secret.Bytes("c"), Rollover: time.UnixMilli(1)})
+	secrets := appendSecrets(metastore.SignerSecrets{Next: secret.Bytes("n"), Current: secret.Bytes("c"),
+		Rollover: time.UnixMilli(1)})
 	for n := range secrets {
 		if _, err := parseSecrets(secrets[:n]); err == nil {
 			t.Errorf("%d bytes of secrets are some", n)

@@ -73,8 +73,12 @@ func Open(conf Config) (*Client, error) {
 	switch {
 	case len(conf.Ensemble.Servers) == 0:
 		return nil, claviger.Errorf(op, claviger.Invalid, "", "%s names no server", conf.Property)
-	case conf.SessionTimeout < 100*time.Millisecond || conf.ConnectTimeout < 100*time.Millisecond || conf.Patience < 100*time.Millisecond:
-		return nil, claviger.Errorf(op, claviger.Invalid, "", "a session timeout of %v, a connection timeout of %v, a patience of %v: each must be at least 100 ms", conf.SessionTimeout, conf.ConnectTimeout, conf.Patience)
+	case conf.SessionTimeout < 100*time.Millisecond || conf.ConnectTimeout < 100*time.Millisecond ||
+		conf.Patience < 100*time.Millisecond:
+		return nil,
+			claviger.Errorf(op, claviger.Invalid, "",
+				"a session timeout of %v, a connection timeout of %v, a patience of %v: each must be at least 100 ms",
+				conf.SessionTimeout, conf.ConnectTimeout, conf.Patience)
 	case (conf.SASL == nil) != (conf.Owner == ""):
 		return nil, claviger.Errorf(op, claviger.Invalid, "", "SASL needs an owner of the nodes, and an owner needs SASL")
 	}
@@ -94,7 +98,8 @@ func Open(conf Config) (*Client, error) {
 	if conf.Owner != "" {
 		c.acl = []zk.ACL{{Perms: zk.PermAll, Scheme: "sasl", ID: conf.Owner}}
 	}
-	conn, events, err := zk.Connect(conf.Ensemble.Servers, conf.SessionTimeout, zk.WithDialer(c.dialer.dial), zk.WithHostProvider(&hosts{}),
+	conn, events, err := zk.Connect(conf.Ensemble.Servers, conf.SessionTimeout, zk.WithDialer(c.dialer.dial),
+		zk.WithHostProvider(&hosts{}),
 		zk.WithLogger(debugLog{conf.Log}), zk.WithMaxBufferSize(maxFrame))
 	if err != nil {
 		stop()
@@ -174,7 +179,8 @@ var errInterrupted = errors.New("no answer in time")
 // taken effect, or may still, when the connection is back. What the library says
 // about the node is returned as it is, to be asked for with errors.Is; all else as
 // *claviger.Error of kind Unavailable, or Closed.
-func do[T any](ctx context.Context, c *Client, op, path string, fn func(path string) (T, error)) (value T, unsure bool, err error) {
+func do[T any](ctx context.Context, c *Client, op, path string, fn func(path string) (T, error)) (value T, unsure bool,
+	err error) {
 	full := c.conf.Ensemble.Chroot + path
 	if path == "/" && c.conf.Ensemble.Chroot != "" {
 		full = c.conf.Ensemble.Chroot
@@ -272,12 +278,14 @@ func (c *Client) isClosed() bool {
 
 // aboutNode tells the errors that answer a question about a node.
 func aboutNode(err error) bool {
-	return errors.Is(err, zk.ErrNoNode) || errors.Is(err, zk.ErrNodeExists) || errors.Is(err, zk.ErrBadVersion) || errors.Is(err, zk.ErrNotEmpty)
+	return errors.Is(err, zk.ErrNoNode) || errors.Is(err, zk.ErrNodeExists) || errors.Is(err, zk.ErrBadVersion) ||
+		errors.Is(err, zk.ErrNotEmpty)
 }
 
 // temporary tells the errors after which another connection may do better.
 func temporary(err error) bool {
-	for _, t := range []error{errStalled, errInterrupted, zk.ErrConnectionClosed, zk.ErrNoServer, zk.ErrSessionExpired, zk.ErrSessionMoved, zk.ErrClosing} {
+	for _, t := range []error{errStalled, errInterrupted, zk.ErrConnectionClosed, zk.ErrNoServer, zk.ErrSessionExpired,
+		zk.ErrSessionMoved, zk.ErrClosing} {
 		if errors.Is(err, t) {
 			return true
 		}
@@ -297,7 +305,8 @@ func (c *Client) failed(op string, err error) error {
 	if err.Error() == "unknown error: -124" {
 		why = "; the servers demand SASL: set the authentication type to sasl, with keytab and principal"
 	}
-	told := claviger.Errorf(op, claviger.Unavailable, "", "ZooKeeper at %s (%s): %w%s", c.conf.Ensemble, c.conf.Property, err, why)
+	told := claviger.Errorf(op, claviger.Unavailable, "", "ZooKeeper at %s (%s): %w%s", c.conf.Ensemble, c.conf.Property,
+		err, why)
 	if notReached(err) {
 		return claviger.Away(told)
 	}
@@ -321,7 +330,8 @@ func (c *Client) refused(op, path string, err error) error {
 	if c.conf.Owner != "" {
 		who = fmt.Sprintf("its ACL must name sasl:%s, and the servers must know us as %q: they need kerberos.removeHostFromPrincipal=true and kerberos.removeRealmFromPrincipal=true; a node that was made without SASL keeps its ACL until it is removed", c.conf.Owner, c.conf.Owner)
 	}
-	return claviger.Errorf(op, claviger.Unavailable, "", "ZooKeeper at %s (%s): %w: %s: %s", c.conf.Ensemble, c.conf.Property, err, path, who)
+	return claviger.Errorf(op, claviger.Unavailable, "", "ZooKeeper at %s (%s): %w: %s: %s", c.conf.Ensemble,
+		c.conf.Property, err, path, who)
 }
 
 // node is what is read of one.
@@ -380,7 +390,10 @@ func (c *Client) set(ctx context.Context, op, path string, data []byte, version 
 
 // remove takes a node of a version away, -1 for any. unsure is do's.
 func (c *Client) remove(ctx context.Context, op, path string, version int32) (unsure bool, err error) {
-	_, unsure, err = do(ctx, c, op, path, func(path string) (struct{}, error) { return struct{}{}, c.zk.Delete(path, version) })
+	_, unsure, err = do(ctx, c, op, path, func(path string) (struct{}, error) {
+		return struct{}{},
+			c.zk.Delete(path, version)
+	})
 	return unsure, err
 }
 

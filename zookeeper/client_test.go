@@ -34,7 +34,8 @@ func open(t testing.TB, servers string, change func(*Config)) *Client {
 	if err != nil {
 		t.Fatal(err)
 	}
-	conf := Config{Ensemble: e, Property: "the.property", SessionTimeout: 6 * time.Second, ConnectTimeout: 5 * time.Second, Patience: 15 * time.Second}
+	conf := Config{Ensemble: e, Property: "the.property", SessionTimeout: 6 * time.Second, ConnectTimeout: 5 * time.Second,
+		Patience: 15 * time.Second}
 	if change != nil {
 		change(&conf)
 	}
@@ -114,7 +115,8 @@ func testForeignNodes(t *testing.T, c *Client) {
 	ctx := t.Context()
 	d := tokens(t, c)
 	for path, data := range map[string]string{
-		"ZKDTSMTokensRoot/DT_7": "", "ZKDTSMTokensRoot/DT_8": "\x00", "ZKDTSMTokensRoot/DT_x": "x", "ZKDTSMTokensRoot/other": "x",
+		"ZKDTSMTokensRoot/DT_7": "", "ZKDTSMTokensRoot/DT_8": "\x00", "ZKDTSMTokensRoot/DT_x": "x",
+		"ZKDTSMTokensRoot/other":   "x",
 		"ZKDTSMMasterKeyRoot/DK_3": "\x03", "ZKDTSMMasterKeyRoot/DK_y": "",
 	} {
 		if _, err := c.create(ctx, "test", "/zkdtsm/ZKDTSMRoot/"+path, []byte(data)); err != nil {
@@ -135,7 +137,8 @@ func testForeignNodes(t *testing.T, c *Client) {
 	if n, err := d.RemoveExpired(ctx, time.Now()); err != nil || n != 0 {
 		t.Errorf("%d removed, %v", n, err)
 	}
-	if err := d.PutDelegation(ctx, metastore.Delegation{Sequence: 1, Identifier: []byte("no identifier"), Password: secret.Bytes("p")}); !claviger.Is(err, claviger.Invalid) {
+	if err := d.PutDelegation(ctx, metastore.Delegation{Sequence: 1, Identifier: []byte("no identifier"),
+		Password: secret.Bytes("p")}); !claviger.Is(err, claviger.Invalid) {
 		t.Errorf("a token without an identifier is put: %v", err)
 	}
 	if _, err := c.create(ctx, "test", "/zkdtsm/ZKDTSMRoot/ZKDTSMSeqNumRoot", []byte("many bytes")); err != nil {
@@ -148,7 +151,8 @@ func testForeignNodes(t *testing.T, c *Client) {
 	if _, err := c.create(ctx, "test", s.path, []byte{0, 0, 0, 1}); err != nil {
 		t.Fatal(err)
 	}
-	if got, _, err := s.SignerSecrets(ctx); err == nil || !strings.Contains(err.Error(), "version 1") || !strings.Contains(err.Error(), s.path) {
+	if got, _, err := s.SignerSecrets(ctx); err == nil || !strings.Contains(err.Error(), "version 1") ||
+		!strings.Contains(err.Error(), s.path) {
 		t.Errorf("secrets of a newer format: %v, %v", got, err)
 	}
 }
@@ -176,7 +180,8 @@ func TestRestart(t *testing.T) {
 				}
 				first, err := d.NextSequences(ctx, 1)
 				if err == nil {
-					err = d.PutDelegation(ctx, metastore.Delegation{Sequence: first, Identifier: []byte{0, 0, 0, 0, 0, 0, 0, 0}, Password: secret.Bytes("p"), Renew: time.Now()})
+					err = d.PutDelegation(ctx, metastore.Delegation{Sequence: first, Identifier: []byte{0, 0, 0, 0, 0, 0, 0, 0},
+						Password: secret.Bytes("p"), Renew: time.Now()})
 				}
 				if err != nil {
 					t.Error(err)
@@ -301,7 +306,8 @@ func TestFailover(t *testing.T) {
 	}
 	defer l.Close()
 	for range 3 { // the library goes through the servers in random order
-		c := open(t, l.Addr().String()+",127.0.0.1:1,"+server.Addr, func(c *Config) { c.ConnectTimeout = 300 * time.Millisecond })
+		c := open(t, l.Addr().String()+",127.0.0.1:1,"+server.Addr,
+			func(c *Config) { c.ConnectTimeout = 300 * time.Millisecond })
 		if err := c.Check(t.Context()); err != nil {
 			t.Error(err)
 		}
@@ -324,7 +330,8 @@ func TestEnsemble(t *testing.T) {
 	}
 	put := func(node *Tokens, sequence int32) metastore.Delegation {
 		t.Helper()
-		d := metastore.Delegation{Sequence: sequence, Identifier: []byte{0, 0, 0, 0, 0, 0, 0, 0}, Password: secret.Bytes("p"), Renew: time.Now()}
+		d := metastore.Delegation{Sequence: sequence, Identifier: []byte{0, 0, 0, 0, 0, 0, 0, 0}, Password: secret.Bytes("p"),
+			Renew: time.Now()}
 		if err := node.PutDelegation(t.Context(), d); err != nil {
 			t.Fatal(err)
 		}
@@ -390,9 +397,10 @@ func TestTLS(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, conf := range map[string]*tls.Config{
-		"no certificate":    {RootCAs: roots, MinVersion: tls.VersionTLS12},
-		"another authority": {RootCAs: x509.NewCertPool(), Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12},
-		"no TLS":            nil,
+		"no certificate": {RootCAs: roots, MinVersion: tls.VersionTLS12},
+		"another authority": {RootCAs: x509.NewCertPool(), Certificates: []tls.Certificate{pair},
+			MinVersion: tls.VersionTLS12},
+		"no TLS": nil,
 	} {
 		c := open(t, server.Addr, func(c *Config) { c.TLS, c.Patience = conf, time.Second })
 		if err := c.Check(t.Context()); !claviger.Is(err, claviger.Unavailable) {
@@ -406,7 +414,8 @@ func TestTLS(t *testing.T) {
 func TestNobodyThere(t *testing.T) {
 	c := open(t, "127.0.0.1:1", func(c *Config) { c.Patience = 300 * time.Millisecond })
 	err := c.Check(t.Context())
-	if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "the.property") || !strings.Contains(err.Error(), "connection refused") {
+	if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "the.property") ||
+		!strings.Contains(err.Error(), "connection refused") {
 		t.Errorf("nobody there: %v", err)
 	}
 	atOnce(t, c)
@@ -421,10 +430,12 @@ func TestNobodyThere(t *testing.T) {
 // TestHostileServer answers connections with what a server never sends.
 func TestHostileServer(t *testing.T) {
 	t.Parallel()
-	connected := "\x00\x00\x00\x25" + strings.Repeat("\x00", 7) + "\x10" + "\x00\x00\x00\x00\x00\x00\x00\x07" + "\x00\x00\x00\x10" + strings.Repeat("p", 16) + "\x00"
+	connected := "\x00\x00\x00\x25" + strings.Repeat("\x00", 7) + "\x10" + "\x00\x00\x00\x00\x00\x00\x00\x07" +
+		"\x00\x00\x00\x10" + strings.Repeat("p", 16) + "\x00"
 	for name, answer := range map[string]string{
-		"a long first frame": "\x7f\xff\xff\xff", "a short first frame": "\x00\x00\x00\x01\x00", "another protocol": "HTTP/1.1 400 Bad Request\r\n\r\n",
-		"a long frame": connected + "\xff\xff\xff\xff", "a short frame": connected + "\x00\x00\x00\x02ab",
+		"a long first frame": "\x7f\xff\xff\xff", "a short first frame": "\x00\x00\x00\x01\x00",
+		"another protocol": "HTTP/1.1 400 Bad Request\r\n\r\n",
+		"a long frame":     connected + "\xff\xff\xff\xff", "a short frame": connected + "\x00\x00\x00\x02ab",
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

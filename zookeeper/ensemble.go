@@ -26,7 +26,8 @@ const maxServers = 128
 // Invalid, with a text that says what a connection string looks like.
 func ParseEnsemble(s string) (Ensemble, error) {
 	bad := func(why string) (Ensemble, error) {
-		return Ensemble{}, claviger.Errorf("zookeeper.ParseEnsemble", claviger.Invalid, "", "%q is no list of ZooKeeper servers: %s; write HOST:PORT,HOST:PORT or HOST:PORT,HOST:PORT/CHROOT", s, why)
+		return Ensemble{}, claviger.Errorf("zookeeper.ParseEnsemble", claviger.Invalid, "",
+			"%q is no list of ZooKeeper servers: %s; write HOST:PORT,HOST:PORT or HOST:PORT,HOST:PORT/CHROOT", s, why)
 	}
 	hosts, chroot, found := strings.Cut(s, "/")
 	var e Ensemble
@@ -73,7 +74,8 @@ func checkPath(path string) error {
 		return fmt.Errorf("path %q does not begin with /", path)
 	}
 	for _, part := range strings.Split(path[1:], "/") {
-		if part == "" || part == "." || part == ".." || strings.ContainsFunc(part, func(r rune) bool { return r < 0x20 || r >= 0x7f && r <= 0x9f || r == 0xfffd }) {
+		if part == "" || part == "." || part == ".." || strings.ContainsFunc(part,
+			func(r rune) bool { return r < 0x20 || r >= 0x7f && r <= 0x9f || r == 0xfffd }) {
 			return fmt.Errorf("path %q has the part %q, which ZooKeeper does not take", path, part)
 		}
 	}

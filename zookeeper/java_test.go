@@ -47,11 +47,14 @@ func startPeer(t testing.TB, connection string, validity time.Duration) *peer {
 		}
 	}
 	log4j := filepath.Join(t.TempDir(), "log4j.properties")
-	if err := os.WriteFile(log4j, []byte("log4j.rootLogger=WARN,e\nlog4j.appender.e=org.apache.log4j.ConsoleAppender\nlog4j.appender.e.target=System.err\nlog4j.appender.e.layout=org.apache.log4j.SimpleLayout\n"), 0o600); err != nil {
+	if err := os.WriteFile(log4j,
+		[]byte("log4j.rootLogger=WARN,e\nlog4j.appender.e=org.apache.log4j.ConsoleAppender\nlog4j.appender.e.target=System.err\nlog4j.appender.e.layout=org.apache.log4j.SimpleLayout\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("java", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xmx192m", "-Djava.net.preferIPv4Stack=true", "-Dlog4j.configuration=file:"+log4j,
-		"-cp", strings.Join(classPath, ":"), filepath.Join("testdata", "java", "Peer.java"), connection, strconv.FormatInt(validity.Milliseconds(), 10))
+	cmd := exec.Command("java", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xmx192m",
+		"-Djava.net.preferIPv4Stack=true", "-Dlog4j.configuration=file:"+log4j,
+		"-cp", strings.Join(classPath, ":"), filepath.Join("testdata", "java", "Peer.java"), connection,
+		strconv.FormatInt(validity.Milliseconds(), 10))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	p := &peer{t: t, log: new(bytes.Buffer)}
 	cmd.Stderr = p.log
@@ -161,7 +164,8 @@ func TestJavaTokens(t *testing.T) {
 	if !made {
 		t.Error("none of the keys made the token's password")
 	}
-	if back, err := c.get(ctx, "test", ours.token(d.Sequence)); err != nil || !bytes.Equal(back.data, appendDelegation(d)) {
+	if back, err := c.get(ctx, "test", ours.token(d.Sequence)); err != nil ||
+		!bytes.Equal(back.data, appendDelegation(d)) {
 		t.Errorf("Hadoop wrote the token as %x, we as %x (%v)", back.data, appendDelegation(d), err)
 	}
 	later := time.UnixMilli(time.Now().Add(time.Hour).UnixMilli())
@@ -274,7 +278,8 @@ func TestJavaSecrets(t *testing.T) {
 	}
 
 	// We are first; Hadoop takes what is there.
-	if ok, err := ours.SwapSignerSecrets(ctx, metastore.SignerSecrets{Next: random(), Current: random(), Rollover: time.Now().Add(4 * time.Second).Truncate(time.Millisecond)}); err != nil || !ok {
+	if ok, err := ours.SwapSignerSecrets(ctx, metastore.SignerSecrets{Next: random(), Current: random(),
+		Rollover: time.Now().Add(4 * time.Second).Truncate(time.Millisecond)}); err != nil || !ok {
 		t.Fatalf("%v, %v", ok, err)
 	}
 	java.must("start-signer")
@@ -282,7 +287,8 @@ func TestJavaSecrets(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, want := java.must("sign", "u=alice&p=alice&t=simple-dt&e=1"), signed("u=alice&p=alice&t=simple-dt&e=1", s.Current); got != want {
+	if got, want := java.must("sign", "u=alice&p=alice&t=simple-dt&e=1"),
+		signed("u=alice&p=alice&t=simple-dt&e=1", s.Current); got != want {
 		t.Errorf("Hadoop signs %s, we %s", got, want)
 	}
 	if got := java.must("verify-signed", signed("u=bob", s.Current)); got != "u=bob" {
@@ -290,12 +296,14 @@ func TestJavaSecrets(t *testing.T) {
 	}
 
 	// We roll before Hadoop's time comes; Hadoop then finds that it is done.
-	rolled := metastore.SignerSecrets{Next: random(), Current: s.Next, Previous: s.Current, Rollover: s.Rollover.Add(validity), Version: s.Version}
+	rolled := metastore.SignerSecrets{Next: random(), Current: s.Next, Previous: s.Current,
+		Rollover: s.Rollover.Add(validity), Version: s.Version}
 	if ok, err := ours.SwapSignerSecrets(ctx, rolled); err != nil || !ok {
 		t.Fatalf("%v, %v", ok, err)
 	}
 	time.Sleep(time.Until(s.Rollover))
-	for deadline := time.Now().Add(20 * time.Second); java.must("sign", "u=x") != signed("u=x", rolled.Current); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(20 * time.Second); java.must("sign", "u=x") != signed("u=x",
+		rolled.Current); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("Hadoop does not sign with the secret that is current after our roll")
 		}

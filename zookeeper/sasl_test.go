@@ -97,16 +97,18 @@ func TestSASLExchange(t *testing.T) {
 		answers [][]byte
 		want    string // of the error; "" is none
 	}{
-		"as it should be":       {[][]byte{tokenAnswer(0, "proof"), offer, tokenAnswer(0, "")}, ""},
-		"no token at the end":   {[][]byte{tokenAnswer(0, "proof"), offer, binary.BigEndian.AppendUint32(make([]byte, 16), 0xffffffff)}, ""},
-		"it hangs up":           {[][]byte{nil}, "refuses our Kerberos ticket"},
-		"it refuses":            {[][]byte{tokenAnswer(authFailed, "")}, "refuses our Kerberos ticket"},
-		"another error":         {[][]byte{tokenAnswer(-5, "")}, "error -5"},
-		"a false proof":         {[][]byte{tokenAnswer(0, "liar")}, "a token that nobody expects"},
-		"an offer not wrapped":  {[][]byte{tokenAnswer(0, "proof"), tokenAnswer(0, "\x01\x00\x00\x00")}, "not wrapped"},
-		"a short offer":         {[][]byte{tokenAnswer(0, "proof"), tokenAnswer(0, "[\x01]")}, "has 1 bytes, not 4"},
-		"layers only":           {[][]byte{tokenAnswer(0, "proof"), tokenAnswer(0, "[\x06\x00\x00\x00]")}, "sasl.qop=auth"},
-		"a choice refused":      {[][]byte{tokenAnswer(0, "proof"), offer, tokenAnswer(authFailed, "")}, "refuses our Kerberos ticket"},
+		"as it should be": {[][]byte{tokenAnswer(0, "proof"), offer, tokenAnswer(0, "")}, ""},
+		"no token at the end": {[][]byte{tokenAnswer(0, "proof"), offer,
+			binary.BigEndian.AppendUint32(make([]byte, 16), 0xffffffff)}, ""},
+		"it hangs up":          {[][]byte{nil}, "refuses our Kerberos ticket"},
+		"it refuses":           {[][]byte{tokenAnswer(authFailed, "")}, "refuses our Kerberos ticket"},
+		"another error":        {[][]byte{tokenAnswer(-5, "")}, "error -5"},
+		"a false proof":        {[][]byte{tokenAnswer(0, "liar")}, "a token that nobody expects"},
+		"an offer not wrapped": {[][]byte{tokenAnswer(0, "proof"), tokenAnswer(0, "\x01\x00\x00\x00")}, "not wrapped"},
+		"a short offer":        {[][]byte{tokenAnswer(0, "proof"), tokenAnswer(0, "[\x01]")}, "has 1 bytes, not 4"},
+		"layers only":          {[][]byte{tokenAnswer(0, "proof"), tokenAnswer(0, "[\x06\x00\x00\x00]")}, "sasl.qop=auth"},
+		"a choice refused": {[][]byte{tokenAnswer(0, "proof"), offer, tokenAnswer(authFailed, "")},
+			"refuses our Kerberos ticket"},
 		"an answer of a header": {[][]byte{make([]byte, 16)}, "an answer without a token"},
 		"a token beyond it":     {[][]byte{append(make([]byte, 16), 0x7f, 0, 0, 0)}, "a token of"},
 		"a long answer":         {[][]byte{make([]byte, maxSASLFrame+1)}, "not ZooKeeper's protocol"},
@@ -197,7 +199,8 @@ func TestSASLNoContext(t *testing.T) {
 	}
 	_ = l.Close() // ends the server
 	group.Wait()
-	if _, err := Open(Config{Ensemble: Ensemble{Servers: []string{"h:1"}}, SessionTimeout: time.Second, ConnectTimeout: time.Second, Patience: time.Second, Owner: "kms"}); !claviger.Is(err, claviger.Invalid) {
+	if _, err := Open(Config{Ensemble: Ensemble{Servers: []string{"h:1"}}, SessionTimeout: time.Second,
+		ConnectTimeout: time.Second, Patience: time.Second, Owner: "kms"}); !claviger.Is(err, claviger.Invalid) {
 		t.Errorf("an owner without SASL: %v", err)
 	}
 }

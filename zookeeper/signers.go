@@ -59,7 +59,8 @@ func (s *Signers) SignerSecrets(ctx context.Context) (metastore.SignerSecrets, b
 	}
 	secrets, err := parseSecrets(n.data)
 	if err != nil {
-		return metastore.SignerSecrets{}, false, claviger.Errorf(op, claviger.Unavailable, "", "ZooKeeper node %s: %w; remove the node, and every KMS makes new secrets when it is restarted", s.path, err)
+		return metastore.SignerSecrets{}, false, claviger.Errorf(op, claviger.Unavailable, "",
+			"ZooKeeper node %s: %w; remove the node, and every KMS makes new secrets when it is restarted", s.path, err)
 	}
 	secrets.Version = int64(n.version) + 1
 	return secrets, true, nil

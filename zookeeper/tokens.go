@@ -99,7 +99,8 @@ func (t *Tokens) count(ctx context.Context, op, path string, n int32) (before in
 	for {
 		now, err := t.client.get(ctx, op, path)
 		if errors.Is(err, zk.ErrNoNode) {
-			if _, err := t.client.create(ctx, op, path, make([]byte, counterSize)); err != nil && !errors.Is(err, zk.ErrNodeExists) {
+			if _, err := t.client.create(ctx, op, path, make([]byte, counterSize)); err != nil &&
+				!errors.Is(err, zk.ErrNodeExists) {
 				return 0, wrap(op, err)
 			}
 			continue
@@ -111,11 +112,13 @@ func (t *Tokens) count(ctx context.Context, op, path string, n int32) (before in
 			return 0, wrap(op, err)
 		}
 		if len(now.data) != counterSize {
-			return 0, claviger.Errorf(op, claviger.Unavailable, "", "ZooKeeper node %s holds %d bytes, not a counter's %d", path, len(now.data), counterSize)
+			return 0, claviger.Errorf(op, claviger.Unavailable, "", "ZooKeeper node %s holds %d bytes, not a counter's %d", path,
+				len(now.data), counterSize)
 		}
 		before = int32(binary.BigEndian.Uint32(now.data)) //nolint:gosec // a signed number
 		if before > math.MaxInt32-n {
-			return 0, claviger.Errorf(op, claviger.Unavailable, "", "ZooKeeper node %s is at %d, at the end of its numbers; stop every KMS and remove %s", path, before, t.root)
+			return 0, claviger.Errorf(op, claviger.Unavailable, "",
+				"ZooKeeper node %s is at %d, at the end of its numbers; stop every KMS and remove %s", path, before, t.root)
 		}
 		_, err = t.client.set(ctx, op, path, binary.BigEndian.AppendUint32(nil, uint32(before+n)), now.version) //nolint:gosec // as above
 		switch {

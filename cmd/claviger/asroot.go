@@ -43,8 +43,9 @@ func notAsRoot(files ...string) error {
 		if u, err := user.LookupId(name); err == nil {
 			name, as = u.Username, u.Username
 		}
-		return &exitError{exitRefused, fmt.Errorf("this process runs as root, and %s belongs to user %s, whose server could not read what root makes (files, and objects of a token that keeps them in files); nothing was done: run it as that user (sudo -u '%s' ...), or, where root is to run the server, chown -R root %s",
-			file, name, as, file)}
+		return &exitError{exitRefused,
+			fmt.Errorf("this process runs as root, and %s belongs to user %s, whose server could not read what root makes (files, and objects of a token that keeps them in files); nothing was done: run it as that user (sudo -u '%s' ...), or, where root is to run the server, chown -R root %s",
+				file, name, as, file)}
 	}
 	return nil
 }

@@ -23,7 +23,8 @@ func TestNotAsRoot(t *testing.T) {
 	dir := t.TempDir()
 	token := softhsmtest.New(t)
 	keystore := filepath.Join(dir, "luna.keystore")
-	if err := pkcs11.WriteKeystoreFile(keystore, pkcs11.FileConfig{Module: token.Module, Token: token.Label, PINFile: token.PINFile}); err != nil {
+	if err := pkcs11.WriteKeystoreFile(keystore, pkcs11.FileConfig{Module: token.Module, Token: token.Label,
+		PINFile: token.PINFile}); err != nil {
 		t.Fatal(err)
 	}
 	jceks := filepath.Join(dir, "kms.jceks")
@@ -35,14 +36,17 @@ func TestNotAsRoot(t *testing.T) {
 		makes                 bool   // it is not there before
 	}{
 		{"the PIN", "cloudera.hsmkp://file@" + keystore, store, token.PINFile, false},
-		{"the PIN of a pkcs11: URI", "pkcs11:token=" + token.Label + "?module-path=" + token.Module + "&amp;pin-source=file:" + token.PINFile, store, token.PINFile, false},
+		{"the PIN of a pkcs11: URI", "pkcs11:token=" + token.Label + "?module-path=" + token.Module +
+			"&amp;pin-source=file:" + token.PINFile, store, token.PINFile, false},
 		{"the metastore", "cloudera.hsmkp://file@" + keystore, store, store, true},
-		{"the folder of the first metastore", "cloudera.hsmkp://file@" + keystore, filepath.Join(shelf, "c.db"), shelf, false},
+		{"the folder of the first metastore", "cloudera.hsmkp://file@" + keystore, filepath.Join(shelf, "c.db"), shelf,
+			false},
 		{"the Java keystore", "jceks://file@" + jceks, store, jceks, true},
 	} {
 		t.Run(c.what, func(t *testing.T) {
 			conf := t.TempDir()
-			writeSite(t, conf, map[string]string{hadoopconf.ProviderURI: c.provider, hadoopconf.MetastoreURI: "sqlite://" + c.store, "hadoop.kms.http.host": "127.0.0.1"})
+			writeSite(t, conf, map[string]string{hadoopconf.ProviderURI: c.provider, hadoopconf.MetastoreURI: "sqlite://" +
+				c.store, "hadoop.kms.http.host": "127.0.0.1"})
 			if c.makes {
 				if err := os.WriteFile(c.theirs, nil, 0o600); err != nil {
 					t.Fatal(err)
@@ -59,11 +63,14 @@ func TestNotAsRoot(t *testing.T) {
 			}
 			err = notAsRoot(ownFiles(set)...)
 			var coded *exitError
-			if !errors.As(err, &coded) || coded.code != exitRefused || !strings.Contains(err.Error(), c.theirs+" belongs to user nobody") || !strings.Contains(err.Error(), "sudo -u 'nobody'") {
+			if !errors.As(err, &coded) || coded.code != exitRefused ||
+				!strings.Contains(err.Error(), c.theirs+" belongs to user nobody") ||
+				!strings.Contains(err.Error(), "sudo -u 'nobody'") {
 				t.Errorf("as root: %v", err)
 			}
 			for _, access := range []hsm.Access{hsm.Serve, hsm.Note} {
-				if svc, err := openService(t.Context(), conf, "claviger migrate", access, slog.New(slog.DiscardHandler)); !errors.As(err, &coded) || coded.code != exitRefused {
+				if svc, err := openService(t.Context(), conf, "claviger migrate", access,
+					slog.New(slog.DiscardHandler)); !errors.As(err, &coded) || coded.code != exitRefused {
 					t.Errorf("access %v: %v, %v", access, svc, err)
 				}
 			}

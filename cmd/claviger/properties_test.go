@@ -87,13 +87,14 @@ var wrongValues = map[string]wrongValue{
 	authKeytab:  {value: noFile, with: "kerberos"},
 	authService: {with: "kerberos"},
 	authRules:   {with: "kerberos"},
-	authPrefix + "kerberos.name.rules.mechanism":               {with: "rules"},
-	authPrefix + "kerberos.endpoint.whitelist":                 {value: "a b", with: "kerberos"},
-	authToLocal + ".mechanism":                                 {with: "rules"},
-	authPrefix + authn.SchemesProperty:                         {with: "schemes"},
-	authPrefix + "multi-scheme-auth-handler.schemes.*.handler": {name: authPrefix + authn.SchemeHandlerProperty("negotiate"), with: "schemes"},
-	authPrefix + authn.DelegationSchemesProperty:               {with: "schemes"},
-	authPrefix + "signature.secret.file":                       {value: noFile, with: "secret file"},
+	authPrefix + "kerberos.name.rules.mechanism": {with: "rules"},
+	authPrefix + "kerberos.endpoint.whitelist":   {value: "a b", with: "kerberos"},
+	authToLocal + ".mechanism":                   {with: "rules"},
+	authPrefix + authn.SchemesProperty:           {with: "schemes"},
+	authPrefix + "multi-scheme-auth-handler.schemes.*.handler": {name: authPrefix +
+		authn.SchemeHandlerProperty("negotiate"), with: "schemes"},
+	authPrefix + authn.DelegationSchemesProperty: {with: "schemes"},
+	authPrefix + "signature.secret.file":         {value: noFile, with: "secret file"},
 
 	signer + "path":                            {with: "zookeeper"},
 	signer + "connection.string":               {with: "zookeeper"},
@@ -171,38 +172,46 @@ func wrongSettings(t *testing.T, dir string) map[string]map[string]string {
 	}
 	authority := certtest.New(t, dir)
 	pem := authority.CA
-	writeFile(t, filepath.Join(dir, "ssl-server.xml"), siteXML("ssl.server.keystore.location", authority.Issue("server", "localhost")))
-	writeFile(t, filepath.Join(dir, "kts-site.xml"), siteXML("cloudera.trustee.keyprovider.hostname-ACTIVE", "127.0.0.1:1", "cloudera.trustee.keyprovider.org", "o"))
+	writeFile(t, filepath.Join(dir, "ssl-server.xml"), siteXML("ssl.server.keystore.location",
+		authority.Issue("server", "localhost")))
+	writeFile(t, filepath.Join(dir, "kts-site.xml"), siteXML("cloudera.trustee.keyprovider.hostname-ACTIVE", "127.0.0.1:1",
+		"cloudera.trustee.keyprovider.org", "o"))
 
 	tok := softhsmtest.New(t)
 	token := filepath.Join(dir, "luna.keystore")
-	if err := pkcs11.WriteKeystoreFile(token, pkcs11.FileConfig{Module: tok.Module, Token: tok.Label, PINFile: tok.PINFile, Profile: pkcs11.SoftHSM}); err != nil {
+	if err := pkcs11.WriteKeystoreFile(token, pkcs11.FileConfig{Module: tok.Module, Token: tok.Label, PINFile: tok.PINFile,
+		Profile: pkcs11.SoftHSM}); err != nil {
 		t.Fatal(err)
 	}
 	keytab := kdctest.Start(t).Keytab("kms", "HTTP/localhost")
 
 	const template = "RULE:[1:$1]"
 	set := map[string]map[string]string{
-		"plain":       plain,
-		"source":      and(plain, hadoopconf.SourceURI, "kms://http@127.0.0.1:1/kms"),
-		"hsm":         and(plain, hadoopconf.ProviderURI, "cloudera.hsmkp://file@"+token),
-		"keytrustee":  and(plain, hadoopconf.ProviderURI, "keytrustee://file@"+dir+"/.keytrustee"),
-		"https":       and(plain, "hadoop.kms.ssl.enabled", "true"),
-		"rules":       and(plain, authToLocal, template),
-		"kerberos":    and(plain, authType, "kerberos", authKeytab, keytab, authService, "HTTP/localhost", authRules, template),
+		"plain":      plain,
+		"source":     and(plain, hadoopconf.SourceURI, "kms://http@127.0.0.1:1/kms"),
+		"hsm":        and(plain, hadoopconf.ProviderURI, "cloudera.hsmkp://file@"+token),
+		"keytrustee": and(plain, hadoopconf.ProviderURI, "keytrustee://file@"+dir+"/.keytrustee"),
+		"https":      and(plain, "hadoop.kms.ssl.enabled", "true"),
+		"rules":      and(plain, authToLocal, template),
+		"kerberos": and(plain, authType, "kerberos", authKeytab, keytab, authService, "HTTP/localhost", authRules,
+			template),
 		"secret file": and(plain, signerKind, "file"),
 		"zookeeper":   and(plain, signerKind, "zookeeper", signer+"connection.string", "127.0.0.1:1"),
 		"tokens":      and(plain, tokensEnable, "true", tokensEnsemble, "127.0.0.1:1", tokensPrefix+"zkAuthType", "none"),
-		"composite":   and(plain, hadoopconf.GroupMapping, "CompositeGroupsMapping", hadoopconf.GroupProviders, "one", hadoopconf.GroupProviderPrefix+"one", "NullGroupsMapping"),
-		"ldap":        and(plain, hadoopconf.GroupMapping, "LdapGroupsMapping", ldapOf+"url", "ldap://127.0.0.1:1", ldapOf+"base", "dc=x"),
-		"json":        and(plain, "claviger.audit.json.file", filepath.Join(dir, "audit.json")),
+		"composite": and(plain, hadoopconf.GroupMapping, "CompositeGroupsMapping", hadoopconf.GroupProviders, "one",
+			hadoopconf.GroupProviderPrefix+"one", "NullGroupsMapping"),
+		"ldap": and(plain, hadoopconf.GroupMapping, "LdapGroupsMapping", ldapOf+"url", "ldap://127.0.0.1:1",
+			ldapOf+"base", "dc=x"),
+		"json": and(plain, "claviger.audit.json.file", filepath.Join(dir, "audit.json")),
 	}
 	set["postgres"] = and(set["source"], hadoopconf.MetastoreURI, "postgresql://a@127.0.0.1:1/d")
 	set["https source"] = and(plain, hadoopconf.SourceURI, "kms://https@127.0.0.1:1/kms")
 	set["truststore"] = and(set["https source"], "claviger.ssl.truststore", pem)
 	set["credentials"] = and(set["https"], "hadoop.security.credential.provider.path", "localjceks://file"+dir+"/c.jceks")
-	set["schemes"] = and(set["kerberos"], authType, delegationBy+"MultiSchemeDelegationTokenAuthenticationHandler", authPrefix+authn.SchemesProperty, "negotiate",
-		authPrefix+authn.SchemeHandlerProperty("negotiate"), "kerberos", authPrefix+authn.DelegationSchemesProperty, "negotiate")
+	set["schemes"] = and(set["kerberos"], authType, delegationBy+"MultiSchemeDelegationTokenAuthenticationHandler",
+		authPrefix+authn.SchemesProperty, "negotiate",
+		authPrefix+authn.SchemeHandlerProperty("negotiate"), "kerberos", authPrefix+authn.DelegationSchemesProperty,
+		"negotiate")
 	for _, at := range []string{"zookeeper", "tokens"} {
 		prefix, auth := signer, signer+"auth.type"
 		if at == "tokens" {

@@ -128,35 +128,51 @@ var rules = []rule{
 	{"audit", []string{"", "secret", "durable"}, "a contract imports only the root and secret"},
 	{"eek", []string{"", "secret", "provider"}, "key arithmetic knows who encrypts blocks, and no more"},
 	{"pkcs11", []string{"", "secret", "durable"}, "pkcs11 knows no Hadoop"},
-	{"keyhsm", []string{"", "secret", "pkcs11", "keystore", "durable"}, "Key HSM knows its token, and nothing of trustees and Hadoop"},
+	{"keyhsm", []string{"", "secret", "pkcs11", "keystore", "durable"},
+		"Key HSM knows its token, and nothing of trustees and Hadoop"},
 	{"gssapi", []string{"", "secret"}, "the binding to the Kerberos library knows no HTTP and no Hadoop"},
 	{"keystore", []string{"", "secret", "filestamp"}, "a codec of keystore files knows no provider"},
-	{"kmswire", []string{"", "secret", "provider"}, "a codec of Hadoop's JSON knows the contract's key versions, and no server"},
+	{"kmswire", []string{"", "secret", "provider"},
+		"a codec of Hadoop's JSON knows the contract's key versions, and no server"},
 	{"hadoopconf", []string{"", "secret"}, "Hadoop's configuration files are a codec"},
 	{"writable", nil, "a codec of Hadoop's Writables knows nothing else"},
-	{"zookeeper", []string{"", "secret", "metastore", "writable"}, "it keeps what the contract of shared things says, and knows no Kerberos: who opens it brings that"},
-	{"provider/providertest", []string{"", "secret", "provider", "eek"}, "the suite knows the contract and the arithmetic that it checks"},
+	{"zookeeper", []string{"", "secret", "metastore", "writable"},
+		"it keeps what the contract of shared things says, and knows no Kerberos: who opens it brings that"},
+	{"provider/providertest", []string{"", "secret", "provider", "eek"},
+		"the suite knows the contract and the arithmetic that it checks"},
 	{"provider/builtin", []string{"", "secret", "provider", "provider/*", "metastore"}, "the one list of providers"},
-	{"provider/hsm", []string{"", "secret", "provider", "metastore", "pkcs11", "eek", "shares"}, "a provider imports contracts and its codec"},
-	{"provider/jceks", []string{"", "secret", "provider", "keystore", "eek", "durable", "owner"}, "a provider imports contracts and its codec"},
-	{"provider/kmsclient", []string{"", "secret", "provider", "kmswire", "hadoopconf", "eek"}, "a provider imports contracts and its codec"},
+	{"provider/hsm", []string{"", "secret", "provider", "metastore", "pkcs11", "eek", "shares"},
+		"a provider imports contracts and its codec"},
+	{"provider/jceks", []string{"", "secret", "provider", "keystore", "eek", "durable", "owner"},
+		"a provider imports contracts and its codec"},
+	{"provider/kmsclient", []string{"", "secret", "provider", "kmswire", "hadoopconf", "eek"},
+		"a provider imports contracts and its codec"},
 	{"provider/memory", []string{"", "secret", "provider", "eek"}, "a provider imports contracts and its codec"},
 	{"metastore/storetest", []string{"", "secret", "metastore", "owner"}, "the suite knows the contract alone"},
 	{"pgdb", []string{""}, "a database knows nothing of what stores keep in it"},
-	{"metastore/postgres", []string{"", "secret", "metastore", "owner", "pgdb", "durable"}, "a store knows the contract alone, and its database"},
+	{"metastore/postgres", []string{"", "secret", "metastore", "owner", "pgdb", "durable"},
+		"a store knows the contract alone, and its database"},
 	{"metastore/*", []string{"", "secret", "metastore", "owner", "durable"}, "a store knows the contract alone"},
 	{"trustee", []string{"", "secret", "durable"}, "what the trustee and its clients share knows neither keys nor Hadoop"},
-	{"trustee/server", []string{"", "secret", "trustee", "keyhsm"}, "a face: it knows the protocol, its store's contract and the Key HSM"},
+	{"trustee/server", []string{"", "secret", "trustee", "keyhsm"},
+		"a face: it knows the protocol, its store's contract and the Key HSM"},
 	{"trustee/server/storetest", []string{"", "trustee", "trustee/server"}, "the suite knows the contract alone"},
-	{"trustee/server/postgres", []string{"", "secret", "trustee", "trustee/server", "pgdb"}, "a store knows the contract alone, and its database"},
-	{"trustee/server/*", []string{"", "secret", "trustee", "trustee/server", "durable"}, "a store knows the contract alone"},
-	{"trustee/backup", []string{"", "secret", "trustee", "trustee/server", "durable"}, "it knows a folder, and a store by its contract"},
-	{"provider/keytrustee", []string{"", "secret", "provider", "trustee", "hadoopconf", "eek"}, "a provider imports contracts and its codec"},
+	{"trustee/server/postgres", []string{"", "secret", "trustee", "trustee/server", "pgdb"},
+		"a store knows the contract alone, and its database"},
+	{"trustee/server/*", []string{"", "secret", "trustee", "trustee/server", "durable"},
+		"a store knows the contract alone"},
+	{"trustee/backup", []string{"", "secret", "trustee", "trustee/server", "durable"},
+		"it knows a folder, and a store by its contract"},
+	{"provider/keytrustee", []string{"", "secret", "provider", "trustee", "hadoopconf", "eek"},
+		"a provider imports contracts and its codec"},
 	{"keyring", append([]string{"", "secret", "eek", "shares"}, contracts...), "keyring imports contracts and eek"},
-	{"authn", append([]string{"", "secret", "writable", "hadoopconf", "gssapi"}, contracts...), "who is it: no keys, no HTTP statuses"},
+	{"authn", append([]string{"", "secret", "writable", "hadoopconf", "gssapi"}, contracts...),
+		"who is it: no keys, no HTTP statuses"},
 	{"migrate", append([]string{"", "secret", "eek"}, contracts...), "the engine works on contracts"},
-	{"kmsapi", append([]string{"", "secret", "keyring", "kmswire", "authn", "eek", "shares"}, contracts...), "a face imports keyring; it knows no provider"},
-	{"console", append([]string{"", "secret", "keyring", "authn", "migrate"}, contracts...), "a face imports keyring; it knows no provider"},
+	{"kmsapi", append([]string{"", "secret", "keyring", "kmswire", "authn", "eek", "shares"}, contracts...),
+		"a face imports keyring; it knows no provider"},
+	{"console", append([]string{"", "secret", "keyring", "authn", "migrate"}, contracts...),
+		"a face imports keyring; it knows no provider"},
 	{"demo", []string{"*"}, "the demo wires, as cmd does"},
 	{"bench", []string{"*"}, "benchmarks wire, as cmd does"},
 	{"cmd/*", []string{"*"}, "cmd wires"},
@@ -275,7 +291,8 @@ func TestFiles(t *testing.T) {
 				t.Fatal(err)
 			}
 			if n := bytes.Count(src, []byte("\n")); n > maxLines && !strings.Contains(comment, name) {
-				t.Errorf("%s/%s has %d lines, over %d: split it, or name it in the package comment with the reason", p.room(), name, n, maxLines)
+				t.Errorf("%s/%s has %d lines, over %d: split it, or name it in the package comment with the reason", p.room(), name,
+					n, maxLines)
 			}
 			set := token.NewFileSet()
 			f, err := parser.ParseFile(set, file, src, parser.SkipObjectResolution)
@@ -300,7 +317,8 @@ func packageComment(t *testing.T, p *pkg) string {
 	t.Helper()
 	var all strings.Builder
 	for _, name := range p.sources() {
-		f, err := parser.ParseFile(token.NewFileSet(), filepath.Join(p.Dir, name), nil, parser.PackageClauseOnly|parser.ParseComments)
+		f, err := parser.ParseFile(token.NewFileSet(), filepath.Join(p.Dir, name), nil,
+			parser.PackageClauseOnly|parser.ParseComments)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -339,7 +357,8 @@ func statusWrites(f *ast.File) (found []token.Pos) {
 		if sel.Sel.Name == "WriteHeader" {
 			found = append(found, call.Pos())
 		}
-		if x, ok := sel.X.(*ast.Ident); ok && x.Name == "http" && slices.Contains([]string{"Error", "Redirect", "NotFound"}, sel.Sel.Name) {
+		if x, ok := sel.X.(*ast.Ident); ok && x.Name == "http" &&
+			slices.Contains([]string{"Error", "Redirect", "NotFound"}, sel.Sel.Name) {
 			found = append(found, call.Pos())
 		}
 		return true

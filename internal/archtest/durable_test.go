@@ -12,7 +12,8 @@ import (
 
 // rawWrites are the calls by which a program writes what may not outlast a power
 // cut, or syncs it by hand.
-var rawWrites = []string{"Rename", "Link", "Symlink", "WriteFile", "CreateTemp", "MkdirTemp", "Mkdir", "MkdirAll", "Create", "Truncate"}
+var rawWrites = []string{"Rename", "Link", "Symlink", "WriteFile", "CreateTemp", "MkdirTemp", "Mkdir", "MkdirAll",
+	"Create", "Truncate"}
 
 // mayWrite says which files write without package durable, and why.
 var mayWrite = map[string]string{
@@ -27,7 +28,8 @@ var mayWrite = map[string]string{
 func TestDurable(t *testing.T) {
 	for _, p := range packages(t) {
 		room := p.room()
-		if strings.HasPrefix(room, "durable") || strings.HasPrefix(room, "test/") || strings.HasPrefix(room, "internal/") || room == "demo" || room == "bench" {
+		if strings.HasPrefix(room, "durable") || strings.HasPrefix(room, "test/") || strings.HasPrefix(room, "internal/") ||
+			room == "demo" || room == "bench" {
 			continue
 		}
 		for _, name := range p.sources() {

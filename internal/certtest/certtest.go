@@ -82,8 +82,10 @@ func (a *Authority) issue(name string, hosts []string) (*ecdsa.PrivateKey, *x509
 	a.t.Helper()
 	a.issued++
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1 + a.issued), Subject: pkix.Name{CommonName: name}, NotBefore: a.cert.NotBefore, NotAfter: a.cert.NotAfter,
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+		SerialNumber: big.NewInt(1 + a.issued), Subject: pkix.Name{CommonName: name}, NotBefore: a.cert.NotBefore,
+		NotAfter: a.cert.NotAfter,
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth,
+			x509.ExtKeyUsageClientAuth},
 	}
 	for _, h := range hosts {
 		if ip := net.ParseIP(h); ip != nil {

@@ -29,7 +29,8 @@ func NewProxy(t testing.TB, server string) *Proxy {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &Proxy{Addr: l.Addr().String(), server: server, hung: func(bool) bool { return false }, conns: map[net.Conn]struct{}{}}
+	p := &Proxy{Addr: l.Addr().String(), server: server, hung: func(bool) bool { return false },
+		conns: map[net.Conn]struct{}{}}
 	p.change = sync.NewCond(&p.mu)
 	var wg sync.WaitGroup
 	wg.Go(func() {

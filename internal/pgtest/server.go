@@ -159,7 +159,8 @@ func credential() (*syscall.Credential, error) {
 // newServer makes a server and starts it.
 func newServer(bin string, extra []string) (*Server, error) {
 	return makeServer(bin, extra, func(s *Server) error {
-		if err := s.run("initdb", "-D", s.data, "-U", Superuser, "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync", "--no-instructions"); err != nil {
+		if err := s.run("initdb", "-D", s.data, "-U", Superuser, "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync",
+			"--no-instructions"); err != nil {
 			return err
 		}
 		// The role "guarded" needs a password.
@@ -286,7 +287,8 @@ func (s *Server) startOnce() error {
 		case <-exited:
 			s.running = false
 			text, _ := os.ReadFile(s.Log) // the status says the rest
-			return fmt.Errorf("the PostgreSQL server ended (%v) before it served: %s", cmd.ProcessState, text[min(int(begin), len(text)):])
+			return fmt.Errorf("the PostgreSQL server ended (%v) before it served: %s", cmd.ProcessState,
+				text[min(int(begin), len(text)):])
 		default:
 		}
 		if time.Now().After(deadline) {

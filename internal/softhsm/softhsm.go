@@ -54,7 +54,8 @@ func Module() (string, error) {
 			return m, nil
 		}
 	}
-	return "", errors.New("SoftHSM 2 is not installed: apt-get install softhsm2, or set SOFTHSM2_MODULE to the path of libsofthsm2.so")
+	return "",
+		errors.New("SoftHSM 2 is not installed: apt-get install softhsm2, or set SOFTHSM2_MODULE to the path of libsofthsm2.so")
 }
 
 // Create makes a token in the folder dir, which is made where it is missing.
@@ -72,10 +73,12 @@ func Create(dir, label string) (Token, error) {
 		return Token{}, err
 	}
 	conf := filepath.Join(dir, "softhsm2.conf")
-	if err := os.WriteFile(conf, []byte("directories.tokendir = "+tokens+"\nobjectstore.backend = file\nlog.level = ERROR\n"), 0o600); err != nil {
+	if err := os.WriteFile(conf,
+		[]byte("directories.tokendir = "+tokens+"\nobjectstore.backend = file\nlog.level = ERROR\n"), 0o600); err != nil {
 		return Token{}, err
 	}
-	t := Token{Module: module, Label: label, PINFile: filepath.Join(dir, label+".pin"), Env: []string{"SOFTHSM2_CONF=" + conf}}
+	t := Token{Module: module, Label: label, PINFile: filepath.Join(dir, label+".pin"),
+		Env: []string{"SOFTHSM2_CONF=" + conf}}
 	if err := os.WriteFile(t.PINFile, []byte(pin+"\n"), 0o600); err != nil {
 		return Token{}, err
 	}

@@ -34,7 +34,8 @@ func TestCreate(t *testing.T) {
 
 func TestModuleFromEnvironment(t *testing.T) {
 	t.Setenv("SOFTHSM2_MODULE", "/nowhere/libsofthsm2.so")
-	if _, err := softhsm.Module(); err == nil || !strings.Contains(err.Error(), "SOFTHSM2_MODULE: stat /nowhere/libsofthsm2.so") {
+	if _, err := softhsm.Module(); err == nil || !strings.Contains(err.Error(),
+		"SOFTHSM2_MODULE: stat /nowhere/libsofthsm2.so") {
 		t.Error(err)
 	}
 }

@@ -127,10 +127,12 @@ func prepare(t testing.TB, o Options, more map[string]string) *Server {
 	}
 	maps.Copy(conf, more)
 	s.conf, s.cfg = conf, filepath.Join(dir, "zoo.cfg")
-	log4j := write(t, dir, "log4j.properties", "log4j.rootLogger=INFO,console\nlog4j.appender.console=org.apache.log4j.ConsoleAppender\n"+
-		"log4j.appender.console.target=System.err\nlog4j.appender.console.layout=org.apache.log4j.PatternLayout\n"+
-		"log4j.appender.console.layout.ConversionPattern=%d{ISO8601} %p %c{1} - %m%n\n")
-	s.args = append(s.args, "-Dlog4j.configuration=file:"+log4j, "-cp", filepath.Join(jars, "*"), "org.apache.zookeeper.server.quorum.QuorumPeerMain", s.cfg)
+	log4j := write(t, dir, "log4j.properties",
+		"log4j.rootLogger=INFO,console\nlog4j.appender.console=org.apache.log4j.ConsoleAppender\n"+
+			"log4j.appender.console.target=System.err\nlog4j.appender.console.layout=org.apache.log4j.PatternLayout\n"+
+			"log4j.appender.console.layout.ConversionPattern=%d{ISO8601} %p %c{1} - %m%n\n")
+	s.args = append(s.args, "-Dlog4j.configuration=file:"+log4j, "-cp", filepath.Join(jars, "*"),
+		"org.apache.zookeeper.server.quorum.QuorumPeerMain", s.cfg)
 	t.Cleanup(func() {
 		s.Kill()
 		if b, err := os.ReadFile(s.Log); err == nil && t.Failed() {
@@ -237,7 +239,8 @@ func (s *Server) await(begin int64) {
 // connection that the port is open.
 func (s *Server) serves(begin int64) bool {
 	b, err := os.ReadFile(s.Log)
-	if err != nil || int64(len(b)) < begin || !strings.Contains(string(b[begin:]), "zookeeper.request_throttler.shutdownTimeout") {
+	if err != nil || int64(len(b)) < begin || !strings.Contains(string(b[begin:]),
+		"zookeeper.request_throttler.shutdownTimeout") {
 		return false
 	}
 	c, err := (&net.Dialer{Timeout: time.Second}).DialContext(s.t.Context(), "tcp", s.Addr)

@@ -19,7 +19,8 @@ type Certificates struct {
 func newCertificates(t testing.TB, dir string) *Certificates {
 	t.Helper()
 	a := certtest.New(t, dir)
-	return &Certificates{CA: a.CA, Client: a.Issue("client", "localhost", "127.0.0.1"), server: a.Issue("server", "localhost", "127.0.0.1")}
+	return &Certificates{CA: a.CA, Client: a.Issue("client", "localhost", "127.0.0.1"),
+		server: a.Issue("server", "localhost", "127.0.0.1")}
 }
 
 func (c *Certificates) configure(conf map[string]string, clients bool) {

@@ -18,7 +18,8 @@ import (
 func TestWriteLasts(t *testing.T) {
 	ctx := context.Background()
 	create := func(dir string, names ...string) (err error) {
-		p, err := open(ctx, "jceks://file@"+filepath.Join(dir, "kms.keystore"), provider.Env{Getenv: func(string) string { return "" }})
+		p, err := open(ctx, "jceks://file@"+filepath.Join(dir, "kms.keystore"),
+			provider.Env{Getenv: func(string) string { return "" }})
 		if err != nil {
 			return err
 		}
@@ -33,7 +34,8 @@ func TestWriteLasts(t *testing.T) {
 		return nil
 	}
 	look := func(dir string) (string, error) {
-		p, err := open(ctx, "jceks://file@"+filepath.Join(dir, "kms.keystore"), provider.Env{Getenv: func(string) string { return "" }})
+		p, err := open(ctx, "jceks://file@"+filepath.Join(dir, "kms.keystore"),
+			provider.Env{Getenv: func(string) string { return "" }})
 		if err != nil {
 			return "", err
 		}

@@ -82,15 +82,21 @@ func TestOpenErrors(t *testing.T) {
 		files    map[string][]byte
 	}{
 		{"wrong-password", "jceks://file@DIR/kms.keystore", "not it", map[string][]byte{"kms.keystore": good}},
-		{"wrong-password-with-old", "jceks://file@DIR/kms.keystore", hadoopPassword, map[string][]byte{"kms.keystore": other, "kms.keystore_OLD": good}},
+		{"wrong-password-with-old", "jceks://file@DIR/kms.keystore", hadoopPassword,
+			map[string][]byte{"kms.keystore": other, "kms.keystore_OLD": good}},
 		{"damaged-content", "jceks://file@DIR/kms.keystore", hadoopPassword, map[string][]byte{"kms.keystore": damaged}},
-		{"damaged-cut-short", "jceks://file@DIR/kms.keystore", hadoopPassword, map[string][]byte{"kms.keystore": good[:1000]}},
-		{"damaged-both", "jceks://file@DIR/kms.keystore", hadoopPassword, map[string][]byte{"kms.keystore": good[:1000], "kms.keystore_OLD": good[:500]}},
-		{"damaged-old-only", "jceks://file@DIR/kms.keystore", hadoopPassword, map[string][]byte{"kms.keystore_OLD": good[:500]}},
-		{"not-a-keystore", "jceks://file@DIR/kms.keystore", hadoopPassword, map[string][]byte{"kms.keystore": []byte("<configuration/>")}},
+		{"damaged-cut-short", "jceks://file@DIR/kms.keystore", hadoopPassword,
+			map[string][]byte{"kms.keystore": good[:1000]}},
+		{"damaged-both", "jceks://file@DIR/kms.keystore", hadoopPassword,
+			map[string][]byte{"kms.keystore": good[:1000], "kms.keystore_OLD": good[:500]}},
+		{"damaged-old-only", "jceks://file@DIR/kms.keystore", hadoopPassword,
+			map[string][]byte{"kms.keystore_OLD": good[:500]}},
+		{"not-a-keystore", "jceks://file@DIR/kms.keystore", hadoopPassword,
+			map[string][]byte{"kms.keystore": []byte("<configuration/>")}},
 		{"pkcs12", "jceks://file@DIR/kms.keystore", hadoopPassword, map[string][]byte{"kms.keystore": pkcs12}},
 		{"empty-file", "jceks://file@DIR/kms.keystore", hadoopPassword, map[string][]byte{"kms.keystore": {}}},
-		{"new-beside-main", "jceks://file@DIR/kms.keystore", hadoopPassword, map[string][]byte{"kms.keystore": good, "kms.keystore_NEW": good}},
+		{"new-beside-main", "jceks://file@DIR/kms.keystore", hadoopPassword,
+			map[string][]byte{"kms.keystore": good, "kms.keystore_NEW": good}},
 		{"missing-folder", "jceks://file@DIR/missing/kms.keystore", hadoopPassword, nil},
 		{"folder-is-file", "jceks://file@DIR/file/kms.keystore", hadoopPassword, map[string][]byte{"file": good}},
 		{"is-a-folder", "jceks://file@DIR", hadoopPassword, nil},
@@ -147,7 +153,8 @@ func TestPasswordFile(t *testing.T) {
 			t.Errorf("%+v: %v", tc, err)
 		}
 	}
-	for name, property := range map[string]string{"password-file-missing": "missing", "password-file-long": "long", "default-password": ""} {
+	for name, property := range map[string]string{"password-file-missing": "missing", "password-file-long": "long",
+		"default-password": ""} {
 		_, err := with(property, "")
 		golden(t, name, dir, err)
 	}
@@ -169,7 +176,8 @@ func TestWriteErrors(t *testing.T) {
 			t.Fatal(err)
 		}
 		as(func() {
-			_, err = p.Create(context.Background(), provider.Spec{Name: "second", Cipher: claviger.DefaultCipher, BitLength: 128})
+			_, err = p.Create(context.Background(), provider.Spec{Name: "second", Cipher: claviger.DefaultCipher,
+				BitLength: 128})
 		})
 		golden(t, name, dir, err)
 		if !claviger.Is(err, claviger.Unavailable) {
@@ -222,13 +230,18 @@ func TestSpecErrors(t *testing.T) {
 		kind claviger.Kind
 		text string
 	}{
-		{provider.Spec{Name: "UPPER", Cipher: claviger.DefaultCipher, BitLength: 128}, claviger.Invalid, "Uppercase key names are unsupported: UPPER"},
-		{provider.Spec{Name: "kdes", Cipher: "DESede/CBC/PKCS5Padding", BitLength: 168}, claviger.MaterialLength, "Wrong key length. Required 168, but got 192"},
-		{provider.Spec{Name: "k", Cipher: "DES", BitLength: 56}, claviger.MaterialLength, "Wrong key length. Required 56, but got 64"},
-		{provider.Spec{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128, Material: []byte{}}, claviger.MaterialLength, "Wrong key length. Required 128, but got 0"},
+		{provider.Spec{Name: "UPPER", Cipher: claviger.DefaultCipher, BitLength: 128}, claviger.Invalid,
+			"Uppercase key names are unsupported: UPPER"},
+		{provider.Spec{Name: "kdes", Cipher: "DESede/CBC/PKCS5Padding", BitLength: 168}, claviger.MaterialLength,
+			"Wrong key length. Required 168, but got 192"},
+		{provider.Spec{Name: "k", Cipher: "DES", BitLength: 56}, claviger.MaterialLength,
+			"Wrong key length. Required 56, but got 64"},
+		{provider.Spec{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128, Material: []byte{}},
+			claviger.MaterialLength, "Wrong key length. Required 128, but got 0"},
 		{provider.Spec{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 100}, claviger.InvalidKeySize, ""},
 		{provider.Spec{Name: "k", Cipher: "FOO/CTR/NoPadding", BitLength: 128}, claviger.UnknownCipher, ""},
-		{provider.Spec{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128, Attributes: map[string]string{"a": strings.Repeat("x", maxText)}}, claviger.Invalid,
+		{provider.Spec{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128,
+			Attributes: map[string]string{"a": strings.Repeat("x", maxText)}}, claviger.Invalid,
 			"cipher, description and attributes are 131090 bytes long; at most 131072 are taken"},
 	} {
 		_, err := p.Create(t.Context(), tc.spec)
@@ -237,10 +250,12 @@ func TestSpecErrors(t *testing.T) {
 		}
 	}
 	longest := strings.Repeat("\x01", maxText-len(claviger.DefaultCipher)) // six bytes each in JSON
-	if _, err := p.Create(t.Context(), provider.Spec{Name: "longest", Cipher: claviger.DefaultCipher, BitLength: 128, Description: &longest}); err != nil {
+	if _, err := p.Create(t.Context(), provider.Spec{Name: "longest", Cipher: claviger.DefaultCipher, BitLength: 128,
+		Description: &longest}); err != nil {
 		t.Errorf("as much text as is taken: %v", err)
 	}
-	if v, err := p.Create(t.Context(), provider.Spec{Name: "kcbc", Cipher: "AES/CBC/NoPadding", BitLength: 128}); err != nil || v.Name != "kcbc@0" {
+	if v, err := p.Create(t.Context(), provider.Spec{Name: "kcbc", Cipher: "AES/CBC/NoPadding",
+		BitLength: 128}); err != nil || v.Name != "kcbc@0" {
 		t.Errorf("AES in another mode: %q, %v", v.Name, err)
 	}
 }

@@ -129,9 +129,11 @@ func (e *contentError) Error() string {
 	text := fmt.Sprintf("keystore %s: %v", e.path, e.err)
 	switch {
 	case errors.Is(e.err, keystore.ErrPassword):
-		return text + "; the password is that of the environment variable " + passwordEnv + ", else of the file that the property " + passwordFileProperty + " names, else \"none\""
+		return text + "; the password is that of the environment variable " + passwordEnv +
+			", else of the file that the property " + passwordFileProperty + " names, else \"none\""
 	case e.other() != "":
-		return text + "; name the keystore that Hadoop's KMS has written, or a file that is not there yet, to begin a new one. A key that Java's keytool made is no key of Hadoop's in any keystore"
+		return text +
+			"; name the keystore that Hadoop's KMS has written, or a file that is not there yet, to begin a new one. A key that Java's keytool made is no key of Hadoop's in any keystore"
 	case errors.As(e.err, new(*keystore.DamagedError)) || e.corrupt():
 		return text + "; put back a backup of the file"
 	}
@@ -176,8 +178,9 @@ func (f *file) load() (*keystore.JCEKS, identity, error) {
 	newPath, oldPath := f.suffixed("_NEW"), f.suffixed("_OLD")
 	if exists(f.path) {
 		if exists(newPath) {
-			return nil, identity{}, fmt.Errorf("keystore %s: it and %s should not exist together: one of them is from a backup or was written after a crash; "+
-				"look which holds the right keys and move the other one away", f.path, newPath)
+			return nil, identity{},
+				fmt.Errorf("keystore %s: it and %s should not exist together: one of them is from a backup or was written after a crash; "+
+					"look which holds the right keys and move the other one away", f.path, newPath)
 		}
 		s, id, err := f.read(f.path)
 		switch {
@@ -191,7 +194,8 @@ func (f *file) load() (*keystore.JCEKS, identity, error) {
 			return nil, identity{}, fmt.Errorf("%w; nor can the state before be used: %w", err, errOld)
 		}
 		parked := f.stamped("_CORRUPTED_")
-		f.log.Warn("keystore is damaged; the state before the last write is used", "file", f.path, "reason", err, "parked", parked)
+		f.log.Warn("keystore is damaged; the state before the last write is used", "file", f.path, "reason", err, "parked",
+			parked)
 		if err := f.rename(f.path, parked); err != nil {
 			return nil, identity{}, err
 		}

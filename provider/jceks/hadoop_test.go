@@ -34,13 +34,15 @@ func hadoopRun(t *testing.T) func(path string, commands ...string) (string, erro
 	if err := os.WriteFile(config, []byte("log4j.rootLogger=OFF\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	flags := []string{"-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Dfile.encoding=UTF-8", "-Dlog4j.configuration=file:" + config, "-cp", jars + "/*:" + dir}
+	flags := []string{"-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Dfile.encoding=UTF-8",
+		"-Dlog4j.configuration=file:" + config, "-cp", jars + "/*:" + dir}
 	cmd := exec.CommandContext(t.Context(), "javac", "-cp", jars+"/*", "-d", dir, "testdata/java/HadoopKeys.java")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("javac: %v\n%s", err, out)
 	}
 	return func(path string, commands ...string) (string, error) {
-		cmd := exec.CommandContext(t.Context(), "java", append(append(flags, "HadoopKeys", "jceks://file@"+path), commands...)...)
+		cmd := exec.CommandContext(t.Context(), "java", append(append(flags, "HadoopKeys", "jceks://file@"+path),
+			commands...)...)
 		cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8", passwordEnv+"="+hadoopPassword)
 		var stderr strings.Builder
 		cmd.Stderr = &stderr
@@ -81,7 +83,8 @@ func TestHadoopExchange(t *testing.T) {
 	long := strings.Repeat("long ", 1000)
 	for _, s := range []provider.Spec{
 		{Name: "plain", Cipher: claviger.DefaultCipher, BitLength: 128},
-		{Name: "full", Cipher: "AES/CBC/NoPadding", BitLength: 256, Description: &description, Attributes: map[string]string{"key.acl.name": "x", "ü": "<&>"}},
+		{Name: "full", Cipher: "AES/CBC/NoPadding", BitLength: 256, Description: &description,
+			Attributes: map[string]string{"key.acl.name": "x", "ü": "<&>"}},
 		{Name: "long", Cipher: claviger.DefaultCipher, BitLength: 192, Description: &long},
 		{Name: "at@1", Cipher: claviger.DefaultCipher, BitLength: 128},
 		{Name: "späť/a b", Cipher: claviger.DefaultCipher, BitLength: 128, Material: secret.Bytes("0123456789abcdef")},
@@ -129,7 +132,8 @@ func TestHadoopExchange(t *testing.T) {
 	if err := os.WriteFile(beside(path, ".crc"), stale, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := run(path, "dump"); err == nil || !strings.Contains(out, "ChecksumException") && !strings.Contains(out, "FileNotFoundException") {
+	if out, err := run(path, "dump"); err == nil || !strings.Contains(out, "ChecksumException") &&
+		!strings.Contains(out, "FileNotFoundException") {
 		t.Errorf("Hadoop takes a file with stale checksums: %v\n%s", err, out)
 	}
 	if _, err := p.Roll(t.Context(), "theirs", nil); err != nil {
@@ -180,7 +184,8 @@ func TestHadoopAfterCrash(t *testing.T) {
 	p := openFile(t, made, hadoopPassword)
 	create := func(name string) []byte {
 		t.Helper()
-		if _, err := p.Create(context.Background(), provider.Spec{Name: name, Cipher: claviger.DefaultCipher, BitLength: 128}); err != nil {
+		if _, err := p.Create(context.Background(), provider.Spec{Name: name, Cipher: claviger.DefaultCipher,
+			BitLength: 128}); err != nil {
 			t.Fatal(err)
 		}
 		data, err := os.ReadFile(made)
@@ -218,7 +223,8 @@ func TestHadoopKeytool(t *testing.T) {
 	dir := t.TempDir()
 	keytool := func(args ...string) string {
 		t.Helper()
-		out, err := exec.CommandContext(t.Context(), "keytool", append(args, "-storepass", hadoopPassword)...).CombinedOutput()
+		out, err := exec.CommandContext(t.Context(), "keytool", append(args, "-storepass",
+			hadoopPassword)...).CombinedOutput()
 		if err != nil {
 			t.Fatalf("keytool %q: %v\n%s", args, err, out)
 		}
@@ -226,12 +232,14 @@ func TestHadoopKeytool(t *testing.T) {
 	}
 
 	secretKey := filepath.Join(dir, "secret.jceks")
-	keytool("-genseckey", "-alias", "aes", "-keyalg", "AES", "-keysize", "256", "-storetype", "JCEKS", "-keystore", secretKey, "-keypass", hadoopPassword)
+	keytool("-genseckey", "-alias", "aes", "-keyalg", "AES", "-keysize", "256", "-storetype", "JCEKS", "-keystore",
+		secretKey, "-keypass", hadoopPassword)
 	p := openFile(t, secretKey, hadoopPassword)
 	if keys, err := p.Keys(t.Context()); err != nil || len(keys) != 1 {
 		t.Errorf("keys %q, %v", keys, err)
 	}
-	if _, err := p.Metadata(t.Context(), "aes"); !claviger.Is(err, claviger.Internal) || !strings.Contains(err.Error(), "as keytool makes one") {
+	if _, err := p.Metadata(t.Context(), "aes"); !claviger.Is(err, claviger.Internal) ||
+		!strings.Contains(err.Error(), "as keytool makes one") {
 		t.Errorf("metadata of keytool's key: %v", err)
 	}
 	if out, err := run(secretKey, "dump"); err == nil || !strings.Contains(out, "Can't cast key for aes") {
@@ -240,7 +248,8 @@ func TestHadoopKeytool(t *testing.T) {
 
 	pkcs12 := filepath.Join(dir, "default.p12")
 	keytool("-genseckey", "-alias", "aes", "-keyalg", "AES", "-keysize", "256", "-keystore", pkcs12)
-	if _, err := open(t.Context(), "jceks://file@"+pkcs12, env(hadoopPassword)); err == nil || !strings.Contains(err.Error(), "PKCS#12") {
+	if _, err := open(t.Context(), "jceks://file@"+pkcs12, env(hadoopPassword)); err == nil ||
+		!strings.Contains(err.Error(), "PKCS#12") {
 		t.Errorf("keytool's default: %v", err)
 	}
 	if out, err := run(pkcs12, "dump"); err == nil {
@@ -249,12 +258,14 @@ func TestHadoopKeytool(t *testing.T) {
 
 	// Java's JCEKS opens JKS files, and makes JCEKS files of them.
 	jks := filepath.Join(dir, "pair.jks")
-	keytool("-genkeypair", "-alias", "rsa", "-keyalg", "RSA", "-dname", "CN=x", "-storetype", "JKS", "-keystore", jks, "-keypass", hadoopPassword)
+	keytool("-genkeypair", "-alias", "rsa", "-keyalg", "RSA", "-dname", "CN=x", "-storetype", "JKS", "-keystore", jks,
+		"-keypass", hadoopPassword)
 	p = openFile(t, jks, hadoopPassword)
 	if keys, err := p.Keys(t.Context()); err != nil || len(keys) != 0 {
 		t.Errorf("keys of a JKS file: %q, %v", keys, err)
 	}
-	if _, err := p.Create(t.Context(), provider.Spec{Name: "rsa", Cipher: claviger.DefaultCipher, BitLength: 128}); !claviger.Is(err, claviger.KeyExists) {
+	if _, err := p.Create(t.Context(), provider.Spec{Name: "rsa", Cipher: claviger.DefaultCipher,
+		BitLength: 128}); !claviger.Is(err, claviger.KeyExists) {
 		t.Errorf("a key over the private key: %v", err)
 	}
 	mustCreate(t, p, "ours")

@@ -41,7 +41,8 @@ func dumpKeys(t *testing.T, p *Provider, names []string) string {
 			attributes = append(attributes, k+"="+v)
 		}
 		slices.Sort(attributes)
-		fmt.Fprintf(&b, "%s %s %d %d %d %s {%s}\n", m.Name, m.Cipher, m.BitLength, m.Created.UnixMilli(), m.Versions, description, strings.Join(attributes, ", "))
+		fmt.Fprintf(&b, "%s %s %d %d %d %s {%s}\n", m.Name, m.Cipher, m.BitLength, m.Created.UnixMilli(), m.Versions,
+			description, strings.Join(attributes, ", "))
 		versions, err := p.Versions(t.Context(), m.Name)
 		if err != nil {
 			t.Fatal(err)

@@ -95,7 +95,8 @@ func open(ctx context.Context, uri string, env provider.Env) (*Provider, error) 
 	}
 	p.state.Store(st)
 	if foreign := st.foreign(); len(foreign) > 0 {
-		log.Warn("keystore holds private keys or certificates, which are no keys of Hadoop's; they stay as they are", "file", path, "entries", foreign)
+		log.Warn("keystore holds private keys or certificates, which are no keys of Hadoop's; they stay as they are", "file",
+			path, "entries", foreign)
 	}
 	return p, nil
 }
@@ -163,7 +164,8 @@ func findPassword(env provider.Env, log *slog.Logger) (secret.Bytes, error) {
 			name, _ = env.Get(passwordFileProperty)
 		}
 		if name = strings.TrimSpace(name); name == "" {
-			log.Warn("keystore password is not set, Hadoop's default is used: set "+passwordEnv+" or "+passwordFileProperty, "password", "the word \"none\"")
+			log.Warn("keystore password is not set, Hadoop's default is used: set "+passwordEnv+" or "+passwordFileProperty,
+				"password", "the word \"none\"")
 			return secret.Bytes(defaultPassword), nil
 		}
 		if !filepath.IsAbs(name) {
@@ -177,7 +179,8 @@ func findPassword(env provider.Env, log *slog.Logger) (secret.Bytes, error) {
 		}
 	}
 	if err := keystore.CheckPassword(password); err != nil {
-		return nil, fmt.Errorf("%s: %w: Java could open the keystore with this password, but neither read nor write a key in it; choose another one", source, err)
+		return nil,
+			fmt.Errorf("%s: %w: Java could open the keystore with this password, but neither read nor write a key in it; choose another one", source, err)
 	}
 	return password, nil
 }

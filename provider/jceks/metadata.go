@@ -64,7 +64,8 @@ func (m *metadata) public(name string) *claviger.Metadata {
 
 // newMetadata makes what is kept of m; it shares nothing with it.
 func newMetadata(m claviger.Metadata, versions int) *metadata {
-	out := &metadata{Cipher: m.Cipher, BitLength: m.BitLength, Created: m.Created.UnixMilli(), Attributes: maps.Clone(m.Attributes), Versions: versions}
+	out := &metadata{Cipher: m.Cipher, BitLength: m.BitLength, Created: m.Created.UnixMilli(),
+		Attributes: maps.Clone(m.Attributes), Versions: versions}
 	if m.Description != nil {
 		d := *m.Description
 		out.Description = &d

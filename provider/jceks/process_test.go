@@ -46,7 +46,8 @@ func work(job []string) error {
 	}
 	for i := range n {
 		name := fmt.Sprintf("%s%d", job[1], i)
-		if _, err := p.Create(context.Background(), provider.Spec{Name: name, Cipher: claviger.DefaultCipher, BitLength: 128}); err != nil {
+		if _, err := p.Create(context.Background(), provider.Spec{Name: name, Cipher: claviger.DefaultCipher,
+			BitLength: 128}); err != nil {
 			return err
 		}
 		fmt.Println(name)
@@ -132,7 +133,8 @@ func TestKill(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if exists(path+"_OLD") || exists(path+"_NEW") || slices.ContainsFunc(list(t, filepath.Dir(path)), func(name string) bool { return strings.Contains(name, ".tmp") }) {
+	if exists(path+"_OLD") || exists(path+"_NEW") || slices.ContainsFunc(list(t, filepath.Dir(path)),
+		func(name string) bool { return strings.Contains(name, ".tmp") }) {
 		t.Error("the last write left something behind")
 	}
 }

@@ -78,7 +78,8 @@ func (p *Provider) reload() error {
 func (p *Provider) complain(err error) {
 	if text := err.Error(); text != p.complaint {
 		p.complaint = text
-		p.log.Error("keystore cannot be read; what was read before is used, and nothing is written", "file", p.file.path, "reason", err)
+		p.log.Error("keystore cannot be read; what was read before is used, and nothing is written", "file", p.file.path,
+			"reason", err)
 	}
 }
 
@@ -98,15 +99,18 @@ func (p *Provider) openMetadata(st *state, name string) (*metadata, error) {
 		return nil, p.unreadable(o.err)
 	}
 	if _, _, isVersion := versionNumber(name); o.meta == nil && !isVersion {
-		return nil, fmt.Errorf("keystore %s: entry %q is a secret key without the metadata that Hadoop keeps of each key, as keytool makes one: "+
-			"Hadoop does not use it either; move it to a keystore of its own (keytool -importkeystore, then -delete)", p.file.path, name)
+		return nil,
+			fmt.Errorf("keystore %s: entry %q is a secret key without the metadata that Hadoop keeps of each key, as keytool makes one: "+
+				"Hadoop does not use it either; move it to a keystore of its own (keytool -importkeystore, then -delete)",
+				p.file.path, name)
 	}
 	return o.meta, nil // nil in a version's entry
 }
 
 func (p *Provider) unreadable(err error) error {
 	if errors.Is(err, keystore.ErrPassword) {
-		return errors.New("keystore " + p.file.path + ": " + err.Error() + "; an entry of Hadoop's has the password of the whole keystore")
+		return errors.New("keystore " + p.file.path + ": " + err.Error() +
+			"; an entry of Hadoop's has the password of the whole keystore")
 	}
 	return errors.New("keystore " + p.file.path + ": " + err.Error())
 }
@@ -128,7 +132,8 @@ func (p *Provider) version(st *state, op, name string) (*opened, error) {
 }
 
 func keyVersion(key, name string, o *opened, of *claviger.Metadata) provider.KeyVersion {
-	return provider.KeyVersion{Key: key, Name: name, BitLength: 8 * len(o.material), Material: slices.Clone(o.material), Of: of}
+	return provider.KeyVersion{Key: key, Name: name, BitLength: 8 * len(o.material), Material: slices.Clone(o.material),
+		Of: of}
 }
 
 // of returns what guards a key's versions in that state. A version entry whose

@@ -158,7 +158,10 @@ func (st *state) foreign() []string {
 func (st *state) live(key string, m *metadata, password secret.Bytes) []int {
 	list := st.versions[key]
 	n, _ := slices.BinarySearch(list, m.Versions)
-	return slices.DeleteFunc(slices.Clone(list[:n]), func(n int) bool { return st.isKey(numberedVersion(key, n), password) })
+	return slices.DeleteFunc(slices.Clone(list[:n]), func(n int) bool {
+		return st.isKey(numberedVersion(key, n),
+			password)
+	})
 }
 
 // free returns the lowest number, first or above, from which on n versions of the key

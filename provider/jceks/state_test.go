@@ -241,20 +241,24 @@ func TestAtInName(t *testing.T) {
 	if v, err := p.Create(t.Context(), spec("new")); err != nil || v.Name != "new@1" {
 		t.Errorf("create: %q, %v", v.Name, err)
 	}
-	if _, err := p.Import(t.Context(), claviger.Metadata{Name: "into", Cipher: claviger.DefaultCipher, BitLength: 128}, 3, 2, nil); err != nil {
+	if _, err := p.Import(t.Context(), claviger.Metadata{Name: "into", Cipher: claviger.DefaultCipher, BitLength: 128}, 3,
+		2, nil); err != nil {
 		t.Error(err)
 	}
-	for key, want := range map[string][]string{"at": {"at@0", "at@3", "at@4"}, "new": {"new@1"}, "into": {"into@7", "into@8", "into@9"}} {
+	for key, want := range map[string][]string{"at": {"at@0", "at@3", "at@4"}, "new": {"new@1"},
+		"into": {"into@7", "into@8", "into@9"}} {
 		if got := versionNames(key); !slices.Equal(got, want) {
 			t.Errorf("versions of %q: %q, want %q", key, got, want)
 		}
 		ms, err := p.Metadata(t.Context(), key)
 		cur, curErr := p.Current(t.Context(), key)
-		if err := errors.Join(err, curErr); err != nil || cur.Name != want[len(want)-1] || numberedVersion(key, ms[0].Versions-1) != cur.Name {
+		if err := errors.Join(err, curErr); err != nil || cur.Name != want[len(want)-1] ||
+			numberedVersion(key, ms[0].Versions-1) != cur.Name {
 			t.Errorf("current version of %q: %q, %v", key, cur.Name, err)
 		}
 	}
-	all := []string{"a@in@name", "at", "at@1", "at@2", "into", "into@4", "into@6", "new", "new@0", "v@+1", "v@-1", "v@01", "v@2147483648", "v@x"}
+	all := []string{"a@in@name", "at", "at@1", "at@2", "into", "into@4", "into@6", "new", "new@0", "v@+1", "v@-1", "v@01",
+		"v@2147483648", "v@x"}
 	if keys, err := p.Keys(t.Context()); err != nil || !slices.Equal(keys, all) {
 		t.Errorf("keys %q, %v; want %q", keys, err, all)
 	}
@@ -295,14 +299,17 @@ func TestForeignEntries(t *testing.T) {
 	if m, err := p.Metadata(t.Context(), "rsa"); err != nil || m[0] != nil {
 		t.Errorf("metadata of a private key: %+v, %v", m, err)
 	}
-	if _, err := p.Metadata(t.Context(), "aes"); !claviger.Is(err, claviger.Internal) || !strings.Contains(err.Error(), `entry "aes" is a secret key without the metadata`) {
+	if _, err := p.Metadata(t.Context(), "aes"); !claviger.Is(err, claviger.Internal) ||
+		!strings.Contains(err.Error(), `entry "aes" is a secret key without the metadata`) {
 		t.Errorf("metadata of a secret key that Hadoop did not make: %v", err)
 	}
-	if _, err := p.Metadata(t.Context(), "des3"); !claviger.Is(err, claviger.Internal) || !strings.Contains(err.Error(), "password of the whole keystore") {
+	if _, err := p.Metadata(t.Context(), "des3"); !claviger.Is(err, claviger.Internal) ||
+		!strings.Contains(err.Error(), "password of the whole keystore") {
 		t.Errorf("an entry with another password: %v", err)
 	}
 	for _, name := range []string{"rsa", "trusted", "aes", "des3"} {
-		if _, err := p.Create(t.Context(), provider.Spec{Name: name, Cipher: claviger.DefaultCipher, BitLength: 128}); !claviger.Is(err, claviger.KeyExists) {
+		if _, err := p.Create(t.Context(), provider.Spec{Name: name, Cipher: claviger.DefaultCipher,
+			BitLength: 128}); !claviger.Is(err, claviger.KeyExists) {
 			t.Errorf("Create over %q: %v", name, err)
 		}
 	}

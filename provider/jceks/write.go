@@ -51,7 +51,8 @@ func (p *Provider) change(ctx context.Context, op, key string, f func(*draft) er
 		return unavailable(err)
 	}
 	before := p.state.Load()
-	d := &draft{p: p, before: before, store: before.store.Clone(), opened: make(map[string]*opened), now: time.Now().Truncate(time.Millisecond)}
+	d := &draft{p: p, before: before, store: before.store.Clone(), opened: make(map[string]*opened),
+		now: time.Now().Truncate(time.Millisecond)}
 	d.store.Iterations = p.iterations
 	if err := f(d); err != nil {
 		return err
@@ -176,7 +177,8 @@ var javaLength = map[string]map[int]int{
 func checkSpec(op string, spec provider.Spec) error {
 	algorithm, _, _ := strings.Cut(spec.Cipher, "/")
 	if got, ok := javaLength[strings.ToUpper(algorithm)][spec.BitLength]; ok && spec.Material == nil && spec.Name != "" {
-		return claviger.Errorf(op, claviger.MaterialLength, spec.Name, "Wrong key length. Required %d, but got %d", spec.BitLength, got)
+		return claviger.Errorf(op, claviger.MaterialLength, spec.Name, "Wrong key length. Required %d, but got %d",
+			spec.BitLength, got)
 	}
 	if err := provider.CheckSpec(op, spec); err != nil {
 		return err
@@ -189,7 +191,8 @@ func checkSpec(op string, spec provider.Spec) error {
 		n += len(k) + len(v)
 	}
 	if n > maxText {
-		return claviger.Errorf(op, claviger.Invalid, spec.Name, "cipher, description and attributes are %d bytes long; at most %d are taken", n, maxText)
+		return claviger.Errorf(op, claviger.Invalid, spec.Name,
+			"cipher, description and attributes are %d bytes long; at most %d are taken", n, maxText)
 	}
 	return checkName(op, spec.Name)
 }
@@ -207,8 +210,9 @@ func (d *draft) free(op, name string, versions ...string) error {
 func (d *draft) freeVersions(op, name string, versions ...string) error {
 	for _, v := range versions {
 		if d.store.Entry(v) != nil {
-			return claviger.Errorf(op, claviger.Invalid, name, "the keystore has an entry %q already, which this would overwrite: "+
-				"another key's, or what is left of a deleted one", v)
+			return claviger.Errorf(op, claviger.Invalid, name,
+				"the keystore has an entry %q already, which this would overwrite: "+
+					"another key's, or what is left of a deleted one", v)
 		}
 	}
 	return nil
@@ -234,7 +238,8 @@ func (p *Provider) Create(ctx context.Context, spec provider.Spec) (provider.Key
 			return err
 		}
 		m := newMetadata(claviger.Metadata{
-			Cipher: spec.Cipher, BitLength: spec.BitLength, Description: spec.Description, Attributes: spec.Attributes, Created: d.now,
+			Cipher: spec.Cipher, BitLength: spec.BitLength, Description: spec.Description, Attributes: spec.Attributes,
+			Created: d.now,
 		}, first+1)
 		err := d.setVersion(name, spec.Cipher, materialOf(spec.Material, spec.BitLength))
 		if err == nil {
@@ -276,7 +281,8 @@ func (p *Provider) Roll(ctx context.Context, key string, material secret.Bytes) 
 }
 
 // RollIf is Roll where may allows it.
-func (p *Provider) RollIf(ctx context.Context, key string, material secret.Bytes, may func(*claviger.Metadata) error) (provider.KeyVersion, error) {
+func (p *Provider) RollIf(ctx context.Context, key string, material secret.Bytes,
+	may func(*claviger.Metadata) error) (provider.KeyVersion, error) {
 	const op = "jceks.Roll"
 	var name string
 	err := p.change(ctx, op, key, func(d *draft) error {
@@ -351,12 +357,14 @@ func (p *Provider) DeleteIf(ctx context.Context, key string, may func(*claviger.
 
 // Import makes a key after another's metadata, in one change of the file. Hadoop
 // skips the numbers that are missing.
-func (p *Provider) Import(ctx context.Context, m claviger.Metadata, n, first int, step func(string) error) ([]provider.KeyVersion, error) {
+func (p *Provider) Import(ctx context.Context, m claviger.Metadata, n, first int,
+	step func(string) error) ([]provider.KeyVersion, error) {
 	const op = "jceks.Import"
 	if err := provider.CheckImport(op, m.Name, n, first); err != nil {
 		return nil, err
 	}
-	if err := checkSpec(op, provider.Spec{Name: m.Name, Cipher: m.Cipher, BitLength: m.BitLength, Description: m.Description, Attributes: m.Attributes}); err != nil {
+	if err := checkSpec(op, provider.Spec{Name: m.Name, Cipher: m.Cipher, BitLength: m.BitLength,
+		Description: m.Description, Attributes: m.Attributes}); err != nil {
 		return nil, err
 	}
 	names := make([]string, n)

@@ -112,7 +112,8 @@ func (p *Provider) open(d *trustee.Deposit, into any) error {
 }
 
 // put deposits v. The kinds are the box's.
-func (p *Provider) put(ctx context.Context, label, description string, v any, replaces string) (uuid string, err error) {
+func (p *Provider) put(ctx context.Context, label, description string, v any, replaces string) (uuid string,
+	err error) {
 	text, err := json.Marshal(v)
 	if err != nil {
 		return "", err
@@ -123,7 +124,8 @@ func (p *Provider) put(ctx context.Context, label, description string, v any, re
 		return "", err
 	}
 	if len(sealed) > trustee.MaxContent {
-		return "", claviger.Errorf("keytrustee.put", claviger.Internal, "", "%q would take %d bytes, a deposit at most %d: a key with so many versions or attributes cannot be held; make a new one", label, len(sealed), trustee.MaxContent)
+		return "", claviger.Errorf("keytrustee.put", claviger.Internal, "",
+			"%q would take %d bytes, a deposit at most %d: a key with so many versions or attributes cannot be held; make a new one", label, len(sealed), trustee.MaxContent)
 	}
 	return p.cfg.Box.Put(ctx, trustee.Deposit{Label: label, Description: description, Content: sealed}, replaces)
 }
@@ -145,7 +147,8 @@ func (p *Provider) doc(ctx context.Context, op, label, name string) (*keyDoc, er
 		return nil, claviger.E(op, claviger.Internal, name, err)
 	}
 	if k.Name != name || len(k.Versions) == 0 {
-		return nil, claviger.Errorf(op, claviger.Internal, name, "deposit %q is of key %q, with %d versions", label, k.Name, len(k.Versions))
+		return nil, claviger.Errorf(op, claviger.Internal, name, "deposit %q is of key %q, with %d versions", label, k.Name,
+			len(k.Versions))
 	}
 	return k, nil
 }
@@ -166,7 +169,9 @@ func (p *Provider) fetch(ctx context.Context, op string, k *keyDoc, ref versionR
 	}
 	d, err := p.cfg.Box.Get(ctx, ref.UUID)
 	if claviger.Is(err, claviger.KeyNotFound) {
-		return v, claviger.Errorf(op, claviger.VersionNotFound, ref.Name, "the Key Trustee Server has no deposit %s, which key %q names: was it restored from an older backup?", ref.UUID, k.Name)
+		return v, claviger.Errorf(op, claviger.VersionNotFound, ref.Name,
+			"the Key Trustee Server has no deposit %s, which key %q names: was it restored from an older backup?", ref.UUID,
+			k.Name)
 	}
 	if err != nil {
 		return v, failed(op, ref.Name, err)
@@ -178,7 +183,8 @@ func (p *Provider) fetch(ctx context.Context, op string, k *keyDoc, ref versionR
 	v.Material = secret.Bytes(doc.Material)
 	if doc.Version != ref.Name || 8*len(doc.Material) != k.Length {
 		v.Material.Wipe()
-		return v, claviger.Errorf(op, claviger.Internal, ref.Name, "deposit %s holds %d bits of version %q", ref.UUID, 8*len(doc.Material), doc.Version)
+		return v, claviger.Errorf(op, claviger.Internal, ref.Name, "deposit %s holds %d bits of version %q", ref.UUID,
+			8*len(doc.Material), doc.Version)
 	}
 	if err := p.kept.keep(ref.Name, v.Material); err != nil {
 		return v, claviger.E(op, claviger.Internal, ref.Name, err)

@@ -35,7 +35,8 @@ var ids = sync.OnceValue(func() [2]*trustee.Identity {
 	var list [2]*trustee.Identity
 	for i := range list {
 		var err error
-		if list[i], err = trustee.NewIdentity("keytrustee", "test", fmt.Sprintf("kms@host%d", i), 2048, time.Now()); err != nil {
+		if list[i], err = trustee.NewIdentity("keytrustee", "test", fmt.Sprintf("kms@host%d", i), 2048,
+			time.Now()); err != nil {
 			panic(err)
 		}
 	}
@@ -60,7 +61,8 @@ func newSite(t *testing.T) *site {
 	if s.store, err = sqlite.Open(t.Context(), filepath.Join(t.TempDir(), "k.db"), true); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.store.AddOrg(t.Context(), server.Org{Name: "ORG", UUID: "u1", Auth: "s3cret", Created: time.Now()}); err != nil {
+	if err := s.store.AddOrg(t.Context(), server.Org{Name: "ORG", UUID: "u1", Auth: "s3cret",
+		Created: time.Now()}); err != nil {
 		t.Fatal(err)
 	}
 	s.web = httptest.NewTLSServer(server.New(server.Config{Identity: ids()[0], Store: s.store}))
@@ -70,7 +72,8 @@ func newSite(t *testing.T) *site {
 			t.Error(err)
 		}
 	})
-	s.kts("hostname-ACTIVE", strings.TrimPrefix(s.web.URL, "https://"), "org", "ORG", "auth", "s3cret", "keylength", "2048", "roundrobin", "true", "pool.max", "5", "usepool", "true")
+	s.kts("hostname-ACTIVE", strings.TrimPrefix(s.web.URL, "https://"), "org", "ORG", "auth", "s3cret", "keylength",
+		"2048", "roundrobin", "true", "pool.max", "5", "usepool", "true")
 	s.env = provider.Env{
 		Get:     func(name string) (string, bool) { v, ok := s.set[name]; return v, ok },
 		Getenv:  func(string) string { return "" },
@@ -85,7 +88,8 @@ func (s *site) kts(pairs ...string) {
 	s.t.Helper()
 	text := "<configuration>\n"
 	for i := 0; i < len(pairs); i += 2 {
-		text += "<property><name>cloudera.trustee.keyprovider." + pairs[i] + "</name><value>" + pairs[i+1] + "</value></property>\n"
+		text += "<property><name>cloudera.trustee.keyprovider." + pairs[i] + "</name><value>" + pairs[i+1] +
+			"</value></property>\n"
 	}
 	if err := os.WriteFile(filepath.Join(s.conf, "kts-site.xml"), []byte(text+"</configuration>\n"), 0o600); err != nil {
 		s.t.Fatal(err)
@@ -147,7 +151,8 @@ func TestDestroys(t *testing.T) {
 	p := s.must(filepath.Join(t.TempDir(), ".keytrustee"))
 	defer p.Close()
 	for _, name := range []string{"a", "a@b", "a/b"} {
-		if _, err := p.Create(t.Context(), provider.Spec{Name: name, Cipher: claviger.DefaultCipher, BitLength: 128}); err != nil {
+		if _, err := p.Create(t.Context(), provider.Spec{Name: name, Cipher: claviger.DefaultCipher,
+			BitLength: 128}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -229,7 +234,8 @@ func TestOneIdentity(t *testing.T) {
 	if err := s.must(three).Close(); err != nil {
 		t.Error(err)
 	}
-	if _, err := s.open(one); err == nil || !strings.Contains(err.Error(), "is disabled") || !strings.Contains(err.Error(), "enable-client") {
+	if _, err := s.open(one); err == nil || !strings.Contains(err.Error(), "is disabled") ||
+		!strings.Contains(err.Error(), "enable-client") {
 		t.Errorf("a disabled client: %v", err)
 	}
 }
@@ -257,15 +263,17 @@ func TestRefusals(t *testing.T) {
 		source bool
 		want   string
 	}{
-		"no host":      {[]string{"org", "ORG"}, false, "hostname-ACTIVE is not set"},
-		"bad host":     {[]string{"hostname-ACTIVE", "https://x/"}, false, "it must be a host's name"},
-		"no org":       {[]string{"hostname-ACTIVE", host, "keylength", "2048"}, false, "org is not set"},
-		"wrong secret": {[]string{"hostname-ACTIVE", host, "org", "ORG", "auth", "guess-me", "keylength", "2048"}, false, "the organization or its secret is wrong"},
-		"protocol":     {[]string{"hostname-ACTIVE", host, "protocol", "xml"}, false, "only json-encrypt"},
-		"both auths":   {[]string{"hostname-ACTIVE", host, "auth", "guess-me", "auth.file", "/x"}, false, "keep the file"},
-		"pool":         {[]string{"hostname-ACTIVE", host, "pool.max", "many"}, false, "pool.max"},
-		"no server":    {[]string{"hostname-ACTIVE", "127.0.0.1:1", "org", "ORG", "keylength", "2048"}, false, "no Key Trustee Server could be asked who it is"},
-		"a source":     {[]string{"hostname-ACTIVE", host, "org", "ORG", "auth", "s3cret"}, true, "is not there"},
+		"no host":  {[]string{"org", "ORG"}, false, "hostname-ACTIVE is not set"},
+		"bad host": {[]string{"hostname-ACTIVE", "https://x/"}, false, "it must be a host's name"},
+		"no org":   {[]string{"hostname-ACTIVE", host, "keylength", "2048"}, false, "org is not set"},
+		"wrong secret": {[]string{"hostname-ACTIVE", host, "org", "ORG", "auth", "guess-me", "keylength", "2048"}, false,
+			"the organization or its secret is wrong"},
+		"protocol":   {[]string{"hostname-ACTIVE", host, "protocol", "xml"}, false, "only json-encrypt"},
+		"both auths": {[]string{"hostname-ACTIVE", host, "auth", "guess-me", "auth.file", "/x"}, false, "keep the file"},
+		"pool":       {[]string{"hostname-ACTIVE", host, "pool.max", "many"}, false, "pool.max"},
+		"no server": {[]string{"hostname-ACTIVE", "127.0.0.1:1", "org", "ORG", "keylength", "2048"}, false,
+			"no Key Trustee Server could be asked who it is"},
+		"a source": {[]string{"hostname-ACTIVE", host, "org", "ORG", "auth", "s3cret"}, true, "is not there"},
 	} {
 		s.kts(tt.kts...)
 		s.env.Source = tt.source
@@ -358,7 +366,8 @@ func TestStrays(t *testing.T) {
 	conf, _ := s.tls(s.env)
 	ahead := 0 * time.Hour
 	now := func() time.Time { return time.Now().Add(ahead) }
-	box, err := trustee.NewClient(trustee.ClientConfig{Identity: f.Identity, Servers: []trustee.Endpoint{{URL: s.web.URL, Server: f.Servers[0]}}, TLS: conf})
+	box, err := trustee.NewClient(trustee.ClientConfig{Identity: f.Identity,
+		Servers: []trustee.Endpoint{{URL: s.web.URL, Server: f.Servers[0]}}, TLS: conf})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -416,7 +425,11 @@ func TestStrays(t *testing.T) {
 // records are what a backup of the server holds.
 func (s *site) records() (list []server.Record) {
 	s.t.Helper()
-	if err := s.store.Export(s.t.Context(), func(r server.Record) error { list = append(list, r); return nil }); err != nil {
+	if err := s.store.Export(s.t.Context(), func(r server.Record) error {
+		list = append(list,
+			r)
+		return nil
+	}); err != nil {
 		s.t.Fatal(err)
 	}
 	return list
@@ -522,7 +535,8 @@ func TestOlderBackup(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := again(); err == nil || !strings.Contains(err.Error(), "it was restored from an older backup") || !strings.Contains(err.Error(), "remove "+file) {
+	if _, err := again(); err == nil || !strings.Contains(err.Error(), "it was restored from an older backup") ||
+		!strings.Contains(err.Error(), "remove "+file) {
 		t.Errorf("%v", err)
 	}
 	s.restore(full) // the newer backup

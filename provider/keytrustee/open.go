@@ -29,7 +29,8 @@ const (
 // as a KT KMS keeps it. clientTLS tells whose certificates are believed towards a
 // Key Trustee Server; it has nothing to do with the KMS's own certificate.
 func Scheme(clientTLS func(provider.Env) (*tls.Config, error)) provider.Scheme {
-	return provider.Scheme{Name: "keytrustee", Open: func(ctx context.Context, uri string, env provider.Env) (provider.Provider, error) {
+	return provider.Scheme{Name: "keytrustee", Open: func(ctx context.Context, uri string,
+		env provider.Env) (provider.Provider, error) {
 		p, err := open(ctx, uri, env, clientTLS)
 		if err != nil {
 			return nil, err // not p: a nil pointer in an interface is not nil
@@ -50,7 +51,8 @@ type opening struct {
 	log    *slog.Logger
 }
 
-func open(ctx context.Context, uri string, env provider.Env, clientTLS func(provider.Env) (*tls.Config, error)) (*Provider, error) {
+func open(ctx context.Context, uri string, env provider.Env,
+	clientTLS func(provider.Env) (*tls.Config, error)) (*Provider, error) {
 	path, err := provider.UnnestPath(uri)
 	if err != nil {
 		return nil, err
@@ -161,7 +163,8 @@ func (o *opening) load(ctx context.Context) error {
 
 func (o *opening) newFolder() (*trustee.Folder, error) {
 	if o.site.org == "" {
-		return nil, fmt.Errorf("%s: property %sorg is not set: at its first start a KT KMS registers with an organization, which claviger orgtool add makes", o.site.file, prefix)
+		return nil,
+			fmt.Errorf("%s: property %sorg is not set: at its first start a KT KMS registers with an organization, which claviger orgtool add makes", o.site.file, prefix)
 	}
 	if err := trustee.MakeFolder(o.path); err != nil {
 		return nil, err
@@ -186,7 +189,8 @@ func (o *opening) newFolder() (*trustee.Folder, error) {
 // newClient makes a client of the servers that kts-site.xml names. Active and
 // passive have one identity.
 func (o *opening) newClient() (*trustee.Client, error) {
-	cfg := trustee.ClientConfig{Identity: o.folder.Identity, TLS: o.tls, RoundRobin: o.site.roundRobin && len(o.site.hosts) > 1, MaxConns: o.site.pool, Log: o.log}
+	cfg := trustee.ClientConfig{Identity: o.folder.Identity, TLS: o.tls, RoundRobin: o.site.roundRobin &&
+		len(o.site.hosts) > 1, MaxConns: o.site.pool, Log: o.log}
 	for i, host := range o.site.hosts {
 		e := trustee.Endpoint{URL: "https://" + host}
 		if n := len(o.folder.Servers); n > 0 {
@@ -220,7 +224,8 @@ func (o *opening) introduce(ctx context.Context) error {
 
 func (o *opening) register(ctx context.Context) error {
 	if o.site.org == "" {
-		return fmt.Errorf("%s: property %sorg is not set, and %s was not registered yet", o.site.file, prefix, o.folder.Identity)
+		return fmt.Errorf("%s: property %sorg is not set, and %s was not registered yet", o.site.file, prefix,
+			o.folder.Identity)
 	}
 	if o.env.Source {
 		return fmt.Errorf("%s was never registered with a Key Trustee Server, so there are no keys of it: copy the folder from the KT KMS host", o.path)
@@ -261,7 +266,8 @@ func (o *opening) compare(ctx context.Context) error {
 		case strings.EqualFold(c.Fingerprint, mine):
 			return nil
 		case !c.Disabled:
-			return o.mismatch(fmt.Sprintf("organization %q has the client %s, registered at %s", r.Org, c.Fingerprint, c.Created.UTC().Format(time.RFC3339)))
+			return o.mismatch(fmt.Sprintf("organization %q has the client %s, registered at %s", r.Org, c.Fingerprint,
+				c.Created.UTC().Format(time.RFC3339)))
 		}
 	}
 	return nil
@@ -269,5 +275,6 @@ func (o *opening) compare(ctx context.Context) error {
 
 func (o *opening) mismatch(what string) error {
 	return fmt.Errorf("%s %s, but %s, %s and %s in %s are of %s: copy these three files together from the KT KMS host whose %s has that fingerprint. If this is another KMS, give it an organization of its own (claviger orgtool add), or set "+propertyShared+" to true; a client that is no more is put out by claviger orgtool disable-client",
-		mismatch, what, trustee.ConfFile, trustee.PublicRing, trustee.PrivateRing, o.path, o.folder.Identity, trustee.ConfFile)
+		mismatch, what, trustee.ConfFile, trustee.PublicRing, trustee.PrivateRing, o.path, o.folder.Identity,
+		trustee.ConfFile)
 }

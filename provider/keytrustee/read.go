@@ -20,7 +20,10 @@ func (p *Provider) Keys(ctx context.Context) ([]string, error) {
 		return nil, err
 	}
 	names := []string{}
-	err := p.list(ctx, keyPrefix, false, func(d *trustee.Deposit) { names = append(names, strings.TrimPrefix(d.Label, keyPrefix)) })
+	err := p.list(ctx, keyPrefix, false, func(d *trustee.Deposit) {
+		names = append(names,
+			strings.TrimPrefix(d.Label, keyPrefix))
+	})
 	if err != nil {
 		return nil, failed(op, "", err)
 	}

@@ -37,10 +37,13 @@ type site struct {
 // known are the properties that mean something, and those that Cloudera's KT KMS
 // had and that mean nothing here, with the reason.
 var known = map[string]string{
-	"hostname-ACTIVE": "", "hostname-PASSIVE": "", "org": "", "auth": "", "auth.file": "", "roundrobin": "", "pool.max": "", "insecure": "", "keylength": "", "protocol": "",
-	"usepool": "connections are always kept and used again", "pool.min.idle": "connections are made when they are needed", "pool.max.idle": "as many idle connections are kept as pool.max allows",
-	"pool.abandoned.timeout": "each question has a time limit of its own", "tokensync": "versions are never handed out before the Key Trustee Servers have them",
-	"stronglocking": "changes are compared and set at the Key Trustee Server",
+	"hostname-ACTIVE": "", "hostname-PASSIVE": "", "org": "", "auth": "", "auth.file": "", "roundrobin": "",
+	"pool.max": "", "insecure": "", "keylength": "", "protocol": "",
+	"usepool": "connections are always kept and used again", "pool.min.idle": "connections are made when they are needed",
+	"pool.max.idle":          "as many idle connections are kept as pool.max allows",
+	"pool.abandoned.timeout": "each question has a time limit of its own",
+	"tokensync":              "versions are never handed out before the Key Trustee Servers have them",
+	"stronglocking":          "changes are compared and set at the Key Trustee Server",
 }
 
 // readSite reads kts-site.xml from where cloudera.hsmkp.ktkms.config.dir says, or
@@ -59,9 +62,11 @@ func readSite(place, confDir string) (s site, warnings []string, err error) {
 			return s, nil, err
 		}
 		if place != "" {
-			return s, nil, claviger.BadProperty(hadoopconf.TrusteeConf, err, "%v; it must be a copy of a KT KMS host's %s, or the folder that holds it", err, siteFile)
+			return s, nil, claviger.BadProperty(hadoopconf.TrusteeConf, err,
+				"%v; it must be a copy of a KT KMS host's %s, or the folder that holds it", err, siteFile)
 		}
-		return s, nil, fmt.Errorf("%w; a keytrustee:// provider needs it: copy it from a KT KMS host, and name it by %s unless it lies beside kms-site.xml", err, hadoopconf.TrusteeConf)
+		return s, nil,
+			fmt.Errorf("%w; a keytrustee:// provider needs it: copy it from a KT KMS host, and name it by %s unless it lies beside kms-site.xml", err, hadoopconf.TrusteeConf)
 	}
 	for _, name := range c.Names() {
 		short, ours := strings.CutPrefix(name, prefix)
@@ -124,7 +129,8 @@ func (s *site) read(c *hadoopconf.Conf) error {
 		v, _ := c.Get(prefix + name)
 		if v = strings.TrimSpace(v); v == "" {
 			if name == "hostname-ACTIVE" {
-				return fmt.Errorf("%s: property %s is not set: it is the host of the active Key Trustee Server", s.file, prefix+name)
+				return fmt.Errorf("%s: property %s is not set: it is the host of the active Key Trustee Server", s.file,
+					prefix+name)
 			}
 			continue
 		}

@@ -20,7 +20,8 @@ func since(k *keyDoc) time.Time { return time.UnixMilli(k.Deleted) }
 
 // grow deposits a new version, which no key names yet, and returns it with its
 // material.
-func (p *Provider) grow(ctx context.Context, op, name string, bits int, given secret.Bytes) (provider.KeyVersion, versionRef, error) {
+func (p *Provider) grow(ctx context.Context, op, name string, bits int, given secret.Bytes) (provider.KeyVersion,
+	versionRef, error) {
 	material := slices.Clone(given)
 	if material == nil {
 		material = make(secret.Bytes, bits/8)
@@ -46,7 +47,8 @@ func (p *Provider) drop(ctx context.Context, v *provider.KeyVersion, ref version
 		err = p.cfg.Box.Purge(ctx, ref.UUID)
 	}
 	if err != nil {
-		p.cfg.Log.Warn("a deposit that no key names is left behind; the next change of the key takes it away", "version", ref.Name, "err", err)
+		p.cfg.Log.Warn("a deposit that no key names is left behind; the next change of the key takes it away", "version",
+			ref.Name, "err", err)
 	}
 }
 
@@ -117,7 +119,8 @@ func (p *Provider) Roll(ctx context.Context, name string, material secret.Bytes)
 }
 
 // RollIf is Roll where may allows it.
-func (p *Provider) RollIf(ctx context.Context, name string, material secret.Bytes, may func(*claviger.Metadata) error) (provider.KeyVersion, error) {
+func (p *Provider) RollIf(ctx context.Context, name string, material secret.Bytes,
+	may func(*claviger.Metadata) error) (provider.KeyVersion, error) {
 	const op = "keytrustee.Roll"
 	none := provider.KeyVersion{}
 	if err := p.ready(ctx, op, name); err != nil {
@@ -168,7 +171,8 @@ func (p *Provider) RollIf(ctx context.Context, name string, material secret.Byte
 // replace changes a key's deposit by compare and set: change gets the key as it
 // is, and returns the label of the deposit that takes its place. k is what was
 // read last, nil where nothing was. Kind KeyNotFound where there is no such key.
-func (p *Provider) replace(ctx context.Context, op, name string, k *keyDoc, change func(*keyDoc) (string, error)) error {
+func (p *Provider) replace(ctx context.Context, op, name string, k *keyDoc,
+	change func(*keyDoc) (string, error)) error {
 	for range tries {
 		if k == nil {
 			var err error
@@ -198,7 +202,8 @@ func (p *Provider) replace(ctx context.Context, op, name string, k *keyDoc, chan
 		case <-time.After(mathrand.N(20 * time.Millisecond)): //nolint:gosec // to part those who race
 		}
 	}
-	return claviger.Errorf(op, claviger.Unavailable, name, "others change the key all the time: %d tries were in vain", tries)
+	return claviger.Errorf(op, claviger.Unavailable, name, "others change the key all the time: %d tries were in vain",
+		tries)
 }
 
 // clean takes away versions of the key that nothing names and nothing will: what

@@ -143,12 +143,14 @@ func TestOneKeyFails(t *testing.T) {
 		if !strings.Contains(r.URL.RawQuery, "key=bad") {
 			return false
 		}
-		jsonStatus(http.StatusInternalServerError, `{"RemoteException":{"message":"class javax.crypto.spec.SecretKeySpec cannot be cast","exception":"ClassCastException","javaClassName":"java.lang.ClassCastException"}}`)(w)
+		jsonStatus(http.StatusInternalServerError,
+			`{"RemoteException":{"message":"class javax.crypto.spec.SecretKeySpec cannot be cast","exception":"ClassCastException","javaClassName":"java.lang.ClassCastException"}}`)(w)
 		return true
 	}
 	for _, names := range [][]string{{"bad"}, {"good", "bad"}} {
 		_, err := p.Metadata(t.Context(), names...)
-		if !claviger.Is(err, claviger.Internal) || !strings.Contains(err.Error(), "ClassCastException") || strings.Contains(err.Error(), "no host") {
+		if !claviger.Is(err, claviger.Internal) || !strings.Contains(err.Error(), "ClassCastException") ||
+			strings.Contains(err.Error(), "no host") {
 			t.Errorf("%q: kind %v: %v", names, claviger.KindOf(err), err)
 		}
 	}
@@ -168,7 +170,8 @@ func jsonStatus(status int, body string) func(http.ResponseWriter) {
 }
 
 // faultOf gives the answer to the paths that match, logins not among them.
-func faultOf(match func(path string) bool, answer func(http.ResponseWriter)) func(http.ResponseWriter, *http.Request) bool {
+func faultOf(match func(path string) bool, answer func(http.ResponseWriter)) func(http.ResponseWriter,
+	*http.Request) bool {
 	return func(w http.ResponseWriter, r *http.Request) bool {
 		if r.Method == http.MethodOptions || !match(r.URL.EscapedPath()) {
 			return false

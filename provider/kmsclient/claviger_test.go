@@ -28,7 +28,8 @@ func serveOurs(t *testing.T, sealed bool) (*httptest.Server, *memory.Provider) {
 
 // serveOursBy is it with another way to log in than by name; secrets are what it
 // signs cookies with, nil for its own.
-func serveOursBy(t *testing.T, sealed bool, handler authn.Handler, secrets authn.SecretProvider) (*httptest.Server, *memory.Provider) {
+func serveOursBy(t *testing.T, sealed bool, handler authn.Handler, secrets authn.SecretProvider) (*httptest.Server,
+	*memory.Provider) {
 	t.Helper()
 	if secrets == nil {
 		secrets = authn.NewRandomSecrets(time.Hour, time.Now)
@@ -40,13 +41,16 @@ func serveOursBy(t *testing.T, sealed bool, handler authn.Handler, secrets authn
 func serveSoft(t *testing.T) (*httptest.Server, *memory.Provider) {
 	t.Helper()
 	return serveKeys(t, memory.New(memory.Config{SoftDelete: true}), nil, authn.NewRandomSecrets(time.Hour, time.Now),
-		authz.Property{Name: "keytrustee.kms.acl.UNDELETE", Value: "*"}, authz.Property{Name: "keytrustee.kms.acl.PURGE", Value: "*"})
+		authz.Property{Name: "keytrustee.kms.acl.UNDELETE", Value: "*"},
+		authz.Property{Name: "keytrustee.kms.acl.PURGE", Value: "*"})
 }
 
-func serveKeys(t *testing.T, keys *memory.Provider, handler authn.Handler, secrets authn.SecretProvider, props ...authz.Property) (*httptest.Server, *memory.Provider) {
+func serveKeys(t *testing.T, keys *memory.Provider, handler authn.Handler, secrets authn.SecretProvider,
+	props ...authz.Property) (*httptest.Server, *memory.Provider) {
 	t.Helper()
 	t.Cleanup(func() { _ = keys.Close() })
-	for _, op := range []string{"CREATE", "DELETE", "ROLLOVER", "GET", "GET_KEYS", "GET_METADATA", "SET_KEY_MATERIAL", "GENERATE_EEK", "DECRYPT_EEK"} {
+	for _, op := range []string{"CREATE", "DELETE", "ROLLOVER", "GET", "GET_KEYS", "GET_METADATA", "SET_KEY_MATERIAL",
+		"GENERATE_EEK", "DECRYPT_EEK"} {
 		props = append(props, authz.Property{Name: "hadoop.kms.acl." + op, Value: "*"})
 	}
 	for _, op := range []string{"MANAGEMENT", "GENERATE_EEK", "DECRYPT_EEK", "READ"} {

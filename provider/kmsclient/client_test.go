@@ -67,8 +67,9 @@ func TestLoginRefused(t *testing.T) {
 		}, claviger.Denied, "wants Kerberos"},
 		"forbidden": {func(w http.ResponseWriter) { w.WriteHeader(403) }, claviger.Denied, `does not let user "mig" log in`},
 		"no cookie": {func(w http.ResponseWriter) {}, claviger.Denied, "gave no hadoop.auth cookie"},
-		"not a KMS": {func(w http.ResponseWriter) { w.WriteHeader(404) }, claviger.Unavailable, "is the path of the URI that of the KMS?"},
-		"starting":  {func(w http.ResponseWriter) { w.WriteHeader(503) }, claviger.Unavailable, "503 Service Unavailable"},
+		"not a KMS": {func(w http.ResponseWriter) { w.WriteHeader(404) }, claviger.Unavailable,
+			"is the path of the URI that of the KMS?"},
+		"starting": {func(w http.ResponseWriter) { w.WriteHeader(503) }, claviger.Unavailable, "503 Service Unavailable"},
 	} {
 		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if r.Method != http.MethodOptions || r.URL.Query().Get("user.name") != "mig" {
@@ -99,7 +100,8 @@ func TestLoginRefused(t *testing.T) {
 		return true
 	}
 	p := open(t, uriOf(serve(t, f)), kmsclient.Options{})
-	if _, err := p.Keys(t.Context()); !claviger.Is(err, claviger.Denied) || !strings.Contains(err.Error(), "signer secrets") || n != 2 {
+	if _, err := p.Keys(t.Context()); !claviger.Is(err, claviger.Denied) ||
+		!strings.Contains(err.Error(), "signer secrets") || n != 2 {
 		t.Errorf("after %d requests: %v", n, err)
 	}
 }
@@ -168,17 +170,21 @@ func TestRefusals(t *testing.T) {
 		{
 			"GET_KEYS mig", denied(auth, 403, "User:mig not allowed to do 'GET_KEYS'"),
 			func() error { _, err := p.Keys(t.Context()); return err },
-			claviger.Denied, "(hadoop.kms.acl.GET_KEYS in that KMS's kms-acls.xml must admit mig, and hadoop.kms.blacklist.GET_KEYS not name him)",
+			claviger.Denied,
+			"(hadoop.kms.acl.GET_KEYS in that KMS's kms-acls.xml must admit mig, and hadoop.kms.blacklist.GET_KEYS not name him)",
 		},
 		{
 			"DECRYPT_EEK alice", denied(auth, 403, "User:alice not allowed to do 'DECRYPT_EEK' on 'k'"),
 			func() error { _, err := p.Unwrap(t.Context(), "k", "alice", edeks); return err },
-			claviger.Denied, "(hadoop.kms.acl.DECRYPT_EEK in that KMS's kms-acls.xml must admit alice, and hadoop.kms.blacklist.DECRYPT_EEK not name him)",
+			claviger.Denied,
+			"(hadoop.kms.acl.DECRYPT_EEK in that KMS's kms-acls.xml must admit alice, and hadoop.kms.blacklist.DECRYPT_EEK not name him)",
 		},
 		{
-			"DECRYPT_EEK mig", denied(auth, 403, "User [mig] is not authorized to perform [DECRYPT_EEK] on key with ACL name [k]!!"),
+			"DECRYPT_EEK mig",
+			denied(auth, 403, "User [mig] is not authorized to perform [DECRYPT_EEK] on key with ACL name [k]!!"),
 			func() error { _, err := p.Unwrap(t.Context(), "k", "", edeks); return err },
-			claviger.KeyDenied, "(whitelist.key.acl.DECRYPT_EEK, or key.acl.k.DECRYPT_EEK where that key has entries of its own, in that KMS's kms-acls.xml must admit mig)",
+			claviger.KeyDenied,
+			"(whitelist.key.acl.DECRYPT_EEK, or key.acl.k.DECRYPT_EEK where that key has entries of its own, in that KMS's kms-acls.xml must admit mig)",
 		},
 		{
 			"REENCRYPT_EEK_BATCH mig", denied(auth, 403, "User:mig not allowed to do 'REENCRYPT_EEK_BATCH' on 'k'"),
@@ -187,7 +193,9 @@ func TestRefusals(t *testing.T) {
 		},
 		{
 			// As a real one wraps it.
-			"GENERATE_EEK mig", denied("java.io.IOException", 500, "org.apache.hadoop.thirdparty.com.google.common.util.concurrent.UncheckedExecutionException: "+auth+": User [mig] is not authorized to perform [GENERATE_EEK] on key with ACL name [k]!!"),
+			"GENERATE_EEK mig",
+			denied("java.io.IOException", 500,
+				"org.apache.hadoop.thirdparty.com.google.common.util.concurrent.UncheckedExecutionException: "+auth+": User [mig] is not authorized to perform [GENERATE_EEK] on key with ACL name [k]!!"),
 			func() error { _, err := p.Generate(t.Context(), "k", 1); return err },
 			claviger.KeyDenied, "whitelist.key.acl.GENERATE_EEK",
 		},
@@ -364,7 +372,8 @@ func TestBadAnswers(t *testing.T) {
 		}
 	}
 	// Every dialect of base64 is read.
-	for _, m := range []string{"-_-_-_-_-_-_-_-_-_-_-w", "+/+/+/+/+/+/+/+/+/+/+w==", `+\/+\/+\/+\/+\/+\/+\/+\/+\/+\/+w`, "-_-_-_-_-_-_-_-_-_-_-w=="} {
+	for _, m := range []string{"-_-_-_-_-_-_-_-_-_-_-w", "+/+/+/+/+/+/+/+/+/+/+w==", `+\/+\/+\/+\/+\/+\/+\/+\/+\/+\/+w`,
+		"-_-_-_-_-_-_-_-_-_-_-w=="} {
 		answer = `{"versionName":"EK","material":"` + m + `"}`
 		deks, err := p.Unwrap(t.Context(), "k", "", []claviger.EDEK{e})
 		if err != nil || len(deks) != 1 || deks[0][0] != 0xfb || deks[0][15] != 0xfb {
@@ -402,10 +411,12 @@ func TestScheme(t *testing.T) {
 		}
 	}
 	props = nil
-	if _, err := r.Open(t.Context(), "kms://nowhere", env); err == nil || !strings.Contains(err.Error(), "kms://https@host1;host2:9600/kms") {
+	if _, err := r.Open(t.Context(), "kms://nowhere", env); err == nil ||
+		!strings.Contains(err.Error(), "kms://https@host1;host2:9600/kms") {
 		t.Errorf("a wrong URI: %v", err)
 	}
-	if _, err := r.Open(t.Context(), uriOf(s), provider.Env{}); err == nil || !strings.Contains(err.Error(), "no user name") {
+	if _, err := r.Open(t.Context(), uriOf(s), provider.Env{}); err == nil ||
+		!strings.Contains(err.Error(), "no user name") {
 		t.Errorf("no user: %v", err)
 	}
 	boom := errors.New("no such truststore")
@@ -473,12 +484,16 @@ func TestLongAnswers(t *testing.T) {
 	}{
 		"metadata of one key":   {"[null]", metadata("a"), true},
 		"metadata of four keys": {"[null,null,null,null]", metadata("a", "b", "c", "d"), false},
-		"a DEK":                 {`{"material":"AAAA"}`, func() error { _, err := p.Unwrap(t.Context(), "k", "", []claviger.EDEK{e}); return err }, true},
-		"a version":             {"{}", func() error { _, err := p.Version(t.Context(), "k@0"); return err }, true},
-		"the current version":   {"{}", func() error { _, err := p.Current(t.Context(), "k"); return err }, true},
-		"all versions":          {"[]", func() error { _, err := p.Versions(t.Context(), "k"); return err }, false},
-		"one EDEK":              {"[]", func() error { _, err := p.Generate(t.Context(), "k", 1); return err }, true},
-		"names":                 {`["a"]`, names, false},
+		"a DEK": {`{"material":"AAAA"}`, func() error {
+			_,
+				err := p.Unwrap(t.Context(), "k", "", []claviger.EDEK{e})
+			return err
+		}, true},
+		"a version":           {"{}", func() error { _, err := p.Version(t.Context(), "k@0"); return err }, true},
+		"the current version": {"{}", func() error { _, err := p.Current(t.Context(), "k"); return err }, true},
+		"all versions":        {"[]", func() error { _, err := p.Versions(t.Context(), "k"); return err }, false},
+		"one EDEK":            {"[]", func() error { _, err := p.Generate(t.Context(), "k", 1); return err }, true},
+		"names":               {`["a"]`, names, false},
 	} {
 		answer = c.text + strings.Repeat(" ", over)
 		err := c.call()

@@ -30,7 +30,8 @@ func (p *Provider) Generate(ctx context.Context, key string, n int) ([]claviger.
 		return nil, claviger.E(op, claviger.KeyNotFound, key, nil)
 	}
 	body, err := p.do(ctx, request{
-		op: op, key: key, method: http.MethodGet, path: keyPath(key, "/_eek"), safe: true, status: http.StatusOK, most: entries(n, key),
+		op: op, key: key, method: http.MethodGet, path: keyPath(key, "/_eek"), safe: true, status: http.StatusOK,
+		most:  entries(n, key),
 		query: url.Values{"eek_op": {kmswire.OpGenerate}, "num_keys": {strconv.Itoa(n)}},
 	})
 	if err != nil {
@@ -50,7 +51,8 @@ func (p *Provider) edeks(op, key string, body []byte, n int) ([]claviger.EDEK, e
 	}
 	for i, e := range out {
 		if k, ok := claviger.KeyOfVersion(e.Version); !ok || k != key || len(e.IV) != claviger.IVSize {
-			return nil, claviger.Errorf(op, claviger.Internal, key, "KMS %s: EDEK %d is not one: version %q, IV of %d bytes", p.uri, i, e.Version, len(e.IV))
+			return nil, claviger.Errorf(op, claviger.Internal, key, "KMS %s: EDEK %d is not one: version %q, IV of %d bytes",
+				p.uri, i, e.Version, len(e.IV))
 		}
 	}
 	return out, nil
@@ -114,7 +116,8 @@ func (p *Provider) unwrap(ctx context.Context, key, as string, e claviger.EDEK) 
 		return nil, err
 	}
 	if len(dek) != len(e.Material) {
-		return nil, claviger.Errorf(opUnwrap, claviger.Internal, e.Version, "KMS %s: a DEK of %d bytes for an EDEK of %d", p.uri, len(dek), len(e.Material))
+		return nil, claviger.Errorf(opUnwrap, claviger.Internal, e.Version, "KMS %s: a DEK of %d bytes for an EDEK of %d",
+			p.uri, len(dek), len(e.Material))
 	}
 	return dek, nil
 }
@@ -131,7 +134,8 @@ func (p *Provider) Reencrypt(ctx context.Context, key string, edeks []claviger.E
 	for len(edeks) > 0 {
 		n := min(maxBatch, len(edeks))
 		in := kmswire.AppendBatch(nil, key, edeks[:n])
-		body, err := p.do(ctx, request{op: opReencrypt, key: key, method: http.MethodPost, path: keyPath(key, "/_reencryptbatch"), body: in, safe: true, status: http.StatusOK, most: entries(n, key)})
+		body, err := p.do(ctx, request{op: opReencrypt, key: key, method: http.MethodPost,
+			path: keyPath(key, "/_reencryptbatch"), body: in, safe: true, status: http.StatusOK, most: entries(n, key)})
 		if err != nil {
 			return nil, err
 		}
@@ -148,7 +152,8 @@ func (p *Provider) Reencrypt(ctx context.Context, key string, edeks []claviger.E
 func checkIVs(op string, edeks []claviger.EDEK) error {
 	for _, e := range edeks {
 		if len(e.IV) != claviger.IVSize {
-			return claviger.Errorf(op, claviger.BadIV, e.Version, "Wrong IV length: must be %d bytes long, but got %d", claviger.IVSize, len(e.IV))
+			return claviger.Errorf(op, claviger.BadIV, e.Version, "Wrong IV length: must be %d bytes long, but got %d",
+				claviger.IVSize, len(e.IV))
 		}
 	}
 	return nil

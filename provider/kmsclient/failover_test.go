@@ -38,7 +38,8 @@ func twoHosts(t *testing.T, f1, f2 http.Handler) (s1, s2 *httptest.Server) {
 			continue
 		}
 		start := func(l net.Listener, h http.Handler) *httptest.Server {
-			s := &httptest.Server{Listener: l, Config: &http.Server{Handler: h, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}}
+			s := &httptest.Server{Listener: l, Config: &http.Server{Handler: h,
+				ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}}
 			s.Start()
 			t.Cleanup(s.Close)
 			return s
@@ -82,7 +83,8 @@ func TestRoundRobinAndFailover(t *testing.T) {
 	}
 	s2.Close()
 	_, err := p.Keys(t.Context())
-	if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "127.0.0.1") || !strings.Contains(err.Error(), "127.0.0.2") {
+	if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "127.0.0.1") ||
+		!strings.Contains(err.Error(), "127.0.0.2") {
 		t.Errorf("with both gone: %v", err)
 	}
 	if _, err = p.Create(t.Context(), spec("none")); !claviger.Is(err, claviger.Unavailable) {
@@ -150,7 +152,8 @@ func TestUnknownOutcomeIsNotRepeated(t *testing.T) {
 	_, _ = f1.took(), f2.took()
 	var changes atomic.Int32
 	faulty := func(w http.ResponseWriter, r *http.Request) bool {
-		if r.Method == http.MethodOptions || strings.HasSuffix(r.URL.Path, "/names") || strings.HasSuffix(r.URL.Path, "/metadata") {
+		if r.Method == http.MethodOptions || strings.HasSuffix(r.URL.Path, "/names") ||
+			strings.HasSuffix(r.URL.Path, "/metadata") {
 			return false
 		}
 		_, _ = io.Copy(io.Discard, r.Body)
@@ -209,8 +212,10 @@ func TestWhichAnswersFailOver(t *testing.T) {
 		kind        claviger.Kind
 		text        string
 	}{
-		{500, `{"RemoteException":{"message":"disk full","exception":"IOException","javaClassName":"java.io.IOException"}}`, 3, 1, claviger.Internal, "disk full (IOException, 500 Internal Server Error)"},
-		{400, `{"RemoteException":{"message":"no such thing","exception":"IllegalArgumentException","javaClassName":"x"}}`, 1, 1, claviger.Invalid, "no such thing"},
+		{500, `{"RemoteException":{"message":"disk full","exception":"IOException","javaClassName":"java.io.IOException"}}`,
+			3, 1, claviger.Internal, "disk full (IOException, 500 Internal Server Error)"},
+		{400, `{"RemoteException":{"message":"no such thing","exception":"IllegalArgumentException","javaClassName":"x"}}`, 1,
+			1, claviger.Invalid, "no such thing"},
 		{403, `{"RemoteException":{"message":"User:mig not allowed to do 'GET_KEYS'","exception":"AuthorizationException","javaClassName":"x"}}`, 1, 1, claviger.Denied, "hadoop.kms.acl.GET_KEYS"},
 		{503, `busy`, 3, 3, claviger.Unavailable, "503"},
 		{502, `<html>`, 3, 1, claviger.Unavailable, "502"},
@@ -317,7 +322,8 @@ func TestDeadline(t *testing.T) {
 		t.Errorf("a caller's deadline: %v", err)
 	}
 	short := open(t, uriOf(s), kmsclient.Options{Timeout: 500 * time.Millisecond})
-	if _, err := short.Keys(t.Context()); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "deadline exceeded") {
+	if _, err := short.Keys(t.Context()); !claviger.Is(err, claviger.Unavailable) ||
+		!strings.Contains(err.Error(), "deadline exceeded") {
 		t.Errorf("the client's timeout: %v", err)
 	}
 	if _, err := short.Create(t.Context(), spec("k")); claviger.KindOf(err) != claviger.Internal {
@@ -397,7 +403,8 @@ func TestUnwrapStopsAtFirstError(t *testing.T) {
 	}
 	edeks[3].Version = "k@77"
 	f.took()
-	if _, err := p.Unwrap(t.Context(), "k", "", edeks); !claviger.Is(err, claviger.VersionNotFound) || !strings.Contains(err.Error(), "k@77") {
+	if _, err := p.Unwrap(t.Context(), "k", "", edeks); !claviger.Is(err, claviger.VersionNotFound) ||
+		!strings.Contains(err.Error(), "k@77") {
 		t.Errorf("%v", err)
 	}
 	if n := len(f.took()); n > 100 {
@@ -419,8 +426,10 @@ func TestSchemeMismatch(t *testing.T) {
 		t.Errorf("https: %v", err)
 	}
 	for name, c := range map[string]struct{ uri, want string }{
-		"http to https":     {strings.Replace(uriOf(secure), "https@", "http@", 1), "it speaks https, but the URI says http: write kms://https@"},
-		"https to http":     {strings.Replace(uriOf(plain), "http@", "https@", 1), "it speaks http, but the URI says https: write kms://http@"},
+		"http to https": {strings.Replace(uriOf(secure), "https@", "http@", 1),
+			"it speaks https, but the URI says http: write kms://https@"},
+		"https to http": {strings.Replace(uriOf(plain), "http@", "https@", 1),
+			"it speaks http, but the URI says https: write kms://http@"},
 		"unknown authority": {uriOf(secure), "ssl.client.truststore.location"},
 		"wrong name":        {strings.Replace(uriOf(secure), "127.0.0.1", "127.0.0.3", 1), "is for another host"},
 	} {

@@ -83,7 +83,8 @@ func (f *fakeKMS) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		allowed := slices.Contains(f.proxies[user], as)
 		f.mu.Unlock()
 		if !allowed {
-			write(w, &remoteError{403, "org.apache.hadoop.security.authorize.AuthorizationException", "User: " + user + " is not allowed to impersonate " + as})
+			write(w, &remoteError{403, "org.apache.hadoop.security.authorize.AuthorizationException", "User: " + user +
+				" is not allowed to impersonate " + as})
 			return
 		}
 		user = as
@@ -230,7 +231,8 @@ func (f *fakeKMS) route(r *http.Request, user string) (int, any, error) {
 		return 0, nil, &remoteError{500, "com.sun.jersey.api.NotFoundException", "null for uri: " + r.URL.String()}
 	}
 	escaped, sub := rest, ""
-	for _, s := range []string{"/_versions", "/_currentversion", "/_metadata", "/_eek", "/_reencryptbatch", "/_invalidatecache"} {
+	for _, s := range []string{"/_versions", "/_currentversion", "/_metadata", "/_eek", "/_reencryptbatch",
+		"/_invalidatecache"} {
 		if cut, ok := strings.CutSuffix(rest, s); ok {
 			escaped, sub = cut, s
 		}
@@ -285,7 +287,8 @@ func (f *fakeKMS) create(r *http.Request) (any, error) {
 	if err := json.NewDecoder(r.Body).Decode(&in); err != nil {
 		return nil, err
 	}
-	spec := provider.Spec{Name: in.Name, Cipher: in.Cipher, BitLength: in.Length, Description: in.Description, Attributes: in.Attributes}
+	spec := provider.Spec{Name: in.Name, Cipher: in.Cipher, BitLength: in.Length, Description: in.Description,
+		Attributes: in.Attributes}
 	if in.Material != nil {
 		spec.Material = append(secret.Bytes{}, unb64(*in.Material)...)
 	}
@@ -294,7 +297,8 @@ func (f *fakeKMS) create(r *http.Request) (any, error) {
 	case claviger.Is(err, claviger.KeyExists):
 		return nil, ioException("Key %s already exists in %s", in.Name, f.keys.URI())
 	case claviger.Is(err, claviger.InvalidKeySize):
-		return nil, &remoteError{400, "java.security.InvalidParameterException", "Wrong keysize: must be equal to 128, 192 or 256"}
+		return nil, &remoteError{400, "java.security.InvalidParameterException",
+			"Wrong keysize: must be equal to 128, 192 or 256"}
 	case claviger.Is(err, claviger.UnknownCipher):
 		return nil, &remoteError{500, "java.lang.reflect.UndeclaredThrowableException", ""}
 	case err != nil:
@@ -332,7 +336,8 @@ func (f *fakeKMS) generate(ctx context.Context, key string, q url.Values, denied
 	}
 	v, err := f.keys.Current(ctx, key)
 	if err != nil {
-		return 0, nil, ioException("org.apache.hadoop.thirdparty.com.google.common.util.concurrent.UncheckedExecutionException: java.lang.NullPointerException: No KeyVersion exists for key '%s' ", key)
+		return 0, nil,
+			ioException("org.apache.hadoop.thirdparty.com.google.common.util.concurrent.UncheckedExecutionException: java.lang.NullPointerException: No KeyVersion exists for key '%s' ", key)
 	}
 	edeks, err := eek.Generate(ctx, f.keys, v.Name, v.BitLength/8, n, nil)
 	out := []any{}
@@ -368,7 +373,8 @@ func (f *fakeKMS) keyVersion(r *http.Request, rest string, denied func(string) e
 	if in.Name != v.Key {
 		return 0, nil, illegalArgument("KeyVersion '%s' does not belong to the key '%s'", name, in.Name)
 	}
-	deks, err := eek.Unwrap(r.Context(), f.keys, []claviger.EDEK{{Version: name, IV: unb64(in.IV), Material: unb64(in.Material)}})
+	deks, err := eek.Unwrap(r.Context(), f.keys, []claviger.EDEK{{Version: name, IV: unb64(in.IV),
+		Material: unb64(in.Material)}})
 	if err != nil {
 		return 0, nil, ioException("java.security.InvalidAlgorithmParameterException: Wrong IV length: must be 16 bytes long")
 	}

@@ -59,10 +59,11 @@ func TestRealKerberos(t *testing.T) {
 	s, _ := serveOursBy(t, true, handler, authn.NewRandomSecrets(time.Hour, clock))
 	uri := strings.Replace(uriOf(s), "127.0.0.1", "localhost", 1)
 	login := func(c gssapi.InitiatorConfig) *kmsclient.Provider {
-		return open(t, uri, kmsclient.Options{SleepMax: time.Millisecond, Negotiate: func(host string) (kmsclient.Negotiation, error) {
-			c.Target, c.SPNEGO, c.Mutual = "HTTP@"+host, true, true
-			return gssapi.NewInitiator(c)
-		}})
+		return open(t, uri, kmsclient.Options{SleepMax: time.Millisecond,
+			Negotiate: func(host string) (kmsclient.Negotiation, error) {
+				c.Target, c.SPNEGO, c.Mutual = "HTTP@"+host, true, true
+				return gssapi.NewInitiator(c)
+			}})
 	}
 
 	byKeytab := login(gssapi.InitiatorConfig{Keytab: users, Principal: "kms/localhost"})
@@ -99,7 +100,8 @@ func TestRealKerberos(t *testing.T) {
 	}
 	// A principal that the KDC does not know.
 	nobody := login(gssapi.InitiatorConfig{Keytab: users, Principal: "nobody"})
-	if _, err := nobody.Keys(t.Context()); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "logging in by Kerberos") {
+	if _, err := nobody.Keys(t.Context()); !claviger.Is(err, claviger.Unavailable) ||
+		!strings.Contains(err.Error(), "logging in by Kerberos") {
 		t.Errorf("nobody: %v", err)
 	}
 }

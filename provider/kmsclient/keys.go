@@ -35,7 +35,8 @@ func keyPath(key, sub string) string { return "/v1/key/" + escape(key) + sub }
 // Keys returns all names.
 func (p *Provider) Keys(ctx context.Context) ([]string, error) {
 	const op = "kmsclient.Keys"
-	body, err := p.do(ctx, request{op: op, method: http.MethodGet, path: "/v1/keys/names", safe: true, status: http.StatusOK, most: maxBody})
+	body, err := p.do(ctx, request{op: op, method: http.MethodGet, path: "/v1/keys/names", safe: true,
+		status: http.StatusOK, most: maxBody})
 	if err != nil {
 		return nil, err
 	}
@@ -102,7 +103,8 @@ func (p *Provider) metadata(ctx context.Context, names []string) ([]*claviger.Me
 }
 
 func (p *Provider) askMetadata(ctx context.Context, op string, names []string) ([]*claviger.Metadata, error) {
-	r := request{op: op, method: http.MethodGet, path: "/v1/keys/metadata", query: url.Values{"key": names}, safe: true, status: http.StatusOK, most: min(maxBody, int64(len(names))*smallBody)}
+	r := request{op: op, method: http.MethodGet, path: "/v1/keys/metadata", query: url.Values{"key": names}, safe: true,
+		status: http.StatusOK, most: min(maxBody, int64(len(names))*smallBody)}
 	if len(names) == 1 {
 		r.key = names[0]
 	}
@@ -115,7 +117,8 @@ func (p *Provider) askMetadata(ctx context.Context, op string, names []string) (
 		return nil, err
 	}
 	if len(list) != len(names) {
-		return nil, claviger.Errorf(op, claviger.Internal, r.key, "KMS %s: %d entries for %d keys", p.uri, len(list), len(names))
+		return nil, claviger.Errorf(op, claviger.Internal, r.key, "KMS %s: %d entries for %d keys", p.uri, len(list),
+			len(names))
 	}
 	for i, m := range list {
 		if m != nil && m.Name != names[i] {
@@ -134,7 +137,8 @@ func (p *Provider) Versions(ctx context.Context, key string) ([]provider.KeyVers
 	if key == "" {
 		return []provider.KeyVersion{}, nil
 	}
-	body, err := p.do(ctx, request{op: op, key: key, method: http.MethodGet, path: keyPath(key, "/_versions"), safe: true, status: http.StatusOK, most: entries(maxVersions, key)})
+	body, err := p.do(ctx, request{op: op, key: key, method: http.MethodGet, path: keyPath(key, "/_versions"), safe: true,
+		status: http.StatusOK, most: entries(maxVersions, key)})
 	defer clear(body)
 	var list []provider.KeyVersion
 	if err == nil {
@@ -183,12 +187,14 @@ func (p *Provider) Version(ctx context.Context, version string) (provider.KeyVer
 		// A KMS over a Java keystore answers the name of a key here with 500.
 		return provider.KeyVersion{}, claviger.E(op, claviger.VersionNotFound, version, nil)
 	}
-	return p.version(ctx, request{op: op, key: version, path: "/v1/keyversion/" + escape(version)}, key, claviger.VersionNotFound)
+	return p.version(ctx, request{op: op, key: version, path: "/v1/keyversion/" + escape(version)}, key,
+		claviger.VersionNotFound)
 }
 
 // version makes a request for one version of key; missing is the kind of an
 // empty answer.
-func (p *Provider) version(ctx context.Context, r request, key string, missing claviger.Kind) (provider.KeyVersion, error) {
+func (p *Provider) version(ctx context.Context, r request, key string, missing claviger.Kind) (provider.KeyVersion,
+	error) {
 	var none provider.KeyVersion
 	r.method, r.safe, r.status = http.MethodGet, true, http.StatusOK
 	body, err := p.do(ctx, r)
@@ -237,7 +243,8 @@ func (p *Provider) Create(ctx context.Context, spec provider.Spec) (provider.Key
 	}
 	in := kmswire.AppendCreate(nil, spec)
 	defer clear(in)
-	body, err := p.do(ctx, request{op: opCreate, key: spec.Name, method: http.MethodPost, path: "/v1/keys", body: in, status: http.StatusCreated})
+	body, err := p.do(ctx, request{op: opCreate, key: spec.Name, method: http.MethodPost, path: "/v1/keys", body: in,
+		status: http.StatusCreated})
 	if err != nil {
 		return none, err
 	}
@@ -271,7 +278,8 @@ func (p *Provider) Roll(ctx context.Context, key string, material secret.Bytes) 
 	}
 	in := kmswire.AppendRoll(nil, material)
 	defer clear(in)
-	body, err := p.do(ctx, request{op: opRoll, key: key, method: http.MethodPost, path: keyPath(key, ""), body: in, status: http.StatusOK})
+	body, err := p.do(ctx, request{op: opRoll, key: key, method: http.MethodPost, path: keyPath(key, ""), body: in,
+		status: http.StatusOK})
 	if err != nil {
 		return none, err
 	}
@@ -292,7 +300,8 @@ func (p *Provider) Delete(ctx context.Context, key string) error {
 	if key == "" {
 		return claviger.E(opDelete, claviger.KeyNotFound, key, nil)
 	}
-	if _, err := p.do(ctx, request{op: opDelete, key: key, method: http.MethodDelete, path: keyPath(key, ""), status: http.StatusOK, noBody: true}); err != nil {
+	if _, err := p.do(ctx, request{op: opDelete, key: key, method: http.MethodDelete, path: keyPath(key, ""),
+		status: http.StatusOK, noBody: true}); err != nil {
 		return err
 	}
 	p.invalidate(ctx, key)
@@ -316,9 +325,11 @@ func (p *Provider) invalidate(ctx context.Context, key string) {
 	var wg sync.WaitGroup
 	for _, h := range p.hosts {
 		wg.Go(func() {
-			r := request{op: "kmsclient.invalidate", key: key, method: http.MethodPost, path: keyPath(key, "/_invalidatecache"), status: http.StatusOK, noBody: true}
+			r := request{op: "kmsclient.invalidate", key: key, method: http.MethodPost, path: keyPath(key, "/_invalidatecache"),
+				status: http.StatusOK, noBody: true}
 			if _, f := p.attempt(ctx, h, r); f != nil {
-				p.opt.Log.Warn("KMS host may serve the key's old versions until its caches expire", "host", h.base, "key", key, "err", f.err)
+				p.opt.Log.Warn("KMS host may serve the key's old versions until its caches expire", "host", h.base, "key", key,
+					"err", f.err)
 			}
 		})
 	}

@@ -87,7 +87,8 @@ var (
 // of https URIs (from ssl-client.xml, say); nil trusts the system's roots.
 // negotiate is Options.Negotiate.
 func Scheme(tlsFor func(provider.Env) (*tls.Config, error), negotiate Negotiate) provider.Scheme {
-	return provider.Scheme{Name: "kms", Open: func(_ context.Context, uri string, env provider.Env) (provider.Provider, error) {
+	return provider.Scheme{Name: "kms", Open: func(_ context.Context, uri string, env provider.Env) (provider.Provider,
+		error) {
 		opt, err := optionsOf(env)
 		if err != nil {
 			return nil, err
@@ -157,7 +158,8 @@ func New(uri string, opt Options) (*Provider, error) {
 	// configuration and dialer does not offer HTTP/2.
 	p.client = &http.Client{
 		Transport: &http.Transport{
-			DialContext:            (&net.Dialer{Timeout: min(opt.Timeout, 10*time.Second), KeepAlive: 30 * time.Second}).DialContext,
+			DialContext: (&net.Dialer{Timeout: min(opt.Timeout, 10*time.Second),
+				KeepAlive: 30 * time.Second}).DialContext,
 			TLSClientConfig:        opt.TLS.Clone(),
 			TLSHandshakeTimeout:    min(opt.Timeout, 10*time.Second),
 			MaxConnsPerHost:        opt.MaxConnsPerHost,
@@ -192,7 +194,8 @@ func (p *Provider) Close() error {
 // Check asks for the far KMS's options, authenticated: that costs no right
 // there, and touches none of its keys. It is well where one host is.
 func (p *Provider) Check(ctx context.Context) error {
-	_, err := p.do(ctx, request{op: "kmsclient.Check", method: http.MethodOptions, path: "/v1/keys/names", safe: true, status: http.StatusOK, noBody: true})
+	_, err := p.do(ctx, request{op: "kmsclient.Check", method: http.MethodOptions, path: "/v1/keys/names", safe: true,
+		status: http.StatusOK, noBody: true})
 	return err
 }
 

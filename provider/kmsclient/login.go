@@ -110,11 +110,13 @@ func (p *Provider) simple(ctx context.Context, h *host, r request) (string, *fai
 	case negotiates && p.opt.Negotiate != nil:
 		return "", &failure{err: errWantsKerberos, untouched: true}
 	case negotiates:
-		err = fmt.Errorf("KMS %s wants Kerberos, and no login by it is set up here (hadoop.kms.authentication.type there)", h.base)
+		err = fmt.Errorf("KMS %s wants Kerberos, and no login by it is set up here (hadoop.kms.authentication.type there)",
+			h.base)
 	case resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusForbidden:
 		err = fmt.Errorf("KMS %s does not let user %q log in by simple authentication: %s", h.base, p.opt.User, resp.Status)
 	case resp.StatusCode < 300:
-		err = fmt.Errorf("%s gave no %s cookie for user %q: it is not a KMS with simple authentication", h.base, authCookie, p.opt.User)
+		err = fmt.Errorf("%s gave no %s cookie for user %q: it is not a KMS with simple authentication", h.base, authCookie,
+			p.opt.User)
 	default:
 		return "", notAKMS(h, resp)
 	}

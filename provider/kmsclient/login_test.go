@@ -67,7 +67,8 @@ func TestKerberosLogin(t *testing.T) {
 			h["Www-Authenticate"] = []string{"Basic realm=x", token("proof")}
 			return 200
 		}, nil, 0, ""},
-		"no proof": {func(h http.Header) int { h.Set("Set-Cookie", cookie); return 200 }, nil, claviger.Denied, "no token that proves"},
+		"no proof": {func(h http.Header) int { h.Set("Set-Cookie", cookie); return 200 }, nil, claviger.Denied,
+			"no token that proves"},
 		"a wrong proof": {func(h http.Header) int {
 			h.Set("Set-Cookie", cookie)
 			h.Set("WWW-Authenticate", token("x"))
@@ -78,12 +79,20 @@ func TestKerberosLogin(t *testing.T) {
 			h.Set("WWW-Authenticate", token("more"))
 			return 200
 		}, nil, claviger.Denied, "before it proved"},
-		"no base64":      {func(h http.Header) int { h.Set("WWW-Authenticate", "Negotiate ***"); return 200 }, nil, claviger.Denied, "no base64"},
-		"a long token":   {func(h http.Header) int { h.Set("WWW-Authenticate", token(strings.Repeat("x", 50_000))); return 200 }, nil, claviger.Unavailable, "headers exceeded 65536 bytes"},
-		"no cookie":      {func(h http.Header) int { h.Set("WWW-Authenticate", token("proof")); return 200 }, nil, claviger.Denied, "no hadoop.auth cookie"},
-		"refused":        {func(http.Header) int { return 403 }, nil, claviger.Denied, "refuses the ticket: 403"},
-		"asked again":    {func(h http.Header) int { h.Set("WWW-Authenticate", "Negotiate"); return 401 }, nil, claviger.Denied, "refuses the ticket: 401"},
-		"without end":    {func(h http.Header) int { h.Set("WWW-Authenticate", token("more")); return 401 }, nil, claviger.Denied, "no end of the negotiation"},
+		"no base64": {func(h http.Header) int { h.Set("WWW-Authenticate", "Negotiate ***"); return 200 }, nil,
+			claviger.Denied, "no base64"},
+		"a long token": {func(h http.Header) int {
+			h.Set("WWW-Authenticate",
+				token(strings.Repeat("x", 50_000)))
+			return 200
+		}, nil, claviger.Unavailable, "headers exceeded 65536 bytes"},
+		"no cookie": {func(h http.Header) int { h.Set("WWW-Authenticate", token("proof")); return 200 }, nil,
+			claviger.Denied, "no hadoop.auth cookie"},
+		"refused": {func(http.Header) int { return 403 }, nil, claviger.Denied, "refuses the ticket: 403"},
+		"asked again": {func(h http.Header) int { h.Set("WWW-Authenticate", "Negotiate"); return 401 }, nil,
+			claviger.Denied, "refuses the ticket: 401"},
+		"without end": {func(h http.Header) int { h.Set("WWW-Authenticate", token("more")); return 401 }, nil,
+			claviger.Denied, "no end of the negotiation"},
 		"starting":       {func(http.Header) int { return 503 }, nil, claviger.Unavailable, "503"},
 		"no KDC answers": {nil, noKDC, claviger.Unavailable, noKDC.Error()},
 	} {
@@ -105,7 +114,8 @@ func TestKerberosLogin(t *testing.T) {
 					return
 				}
 				tokens.Add(1)
-				if r.Method != http.MethodOptions || r.URL.Query().Has("user.name") || !slices.Contains([]string{token("ticket for 127.0.0.1"), token("more of it")}, given) {
+				if r.Method != http.MethodOptions || r.URL.Query().Has("user.name") ||
+					!slices.Contains([]string{token("ticket for 127.0.0.1"), token("more of it")}, given) {
 					t.Errorf("%s %s with %s", r.Method, r.URL, given)
 				}
 				w.WriteHeader(c.answer(w.Header()))
@@ -116,7 +126,8 @@ func TestKerberosLogin(t *testing.T) {
 				return &script{host: host, fail: c.fail, closed: &closed}, nil
 			})
 			_, err := p.Keys(t.Context())
-			if c.want == "" && err != nil || c.want != "" && (!claviger.Is(err, c.kind) || !strings.Contains(err.Error(), c.want)) {
+			if c.want == "" && err != nil || c.want != "" && (!claviger.Is(err, c.kind) ||
+				!strings.Contains(err.Error(), c.want)) {
 				t.Errorf("%v, want %q", err, c.want)
 			}
 			if open.Load() == 0 || open.Load() != closed.Load() {

@@ -13,7 +13,8 @@ import (
 // and so says the error. Its page of status is asked once.
 func TestRangerAdvice(t *testing.T) {
 	denied := func(op string) error {
-		return &remoteError{403, "org.apache.hadoop.security.authorize.AuthorizationException", "User:mig not allowed to do '" + op + "'"}
+		return &remoteError{403, "org.apache.hadoop.security.authorize.AuthorizationException",
+			"User:mig not allowed to do '" + op + "'"}
 	}
 	for _, ranger := range []bool{true, false} {
 		f := newFake(t)

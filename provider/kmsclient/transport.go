@@ -120,7 +120,8 @@ func (p *Provider) do(ctx context.Context, r request) ([]byte, error) {
 		case f == nil:
 			h.restUntil.Store(0)
 			if len(failed) > 0 { // where every host fails, the error says so
-				p.opt.Log.Warn("KMS host failed, and another answered", "failed", strings.Join(failed, "; "), "answered", h.base, "op", r.op)
+				p.opt.Log.Warn("KMS host failed, and another answered", "failed", strings.Join(failed, "; "), "answered", h.base,
+					"op", r.op)
 			}
 			return body, nil
 		case p.ctx.Err() != nil:
@@ -131,7 +132,8 @@ func (p *Provider) do(ctx context.Context, r request) ([]byte, error) {
 			return nil, unavailable(fmt.Errorf("KMS %s: %w", h.base, context.Cause(ctx)))
 		case !f.untouched && !r.safe:
 			return nil, claviger.Errorf(r.op, claviger.Internal, r.key,
-				"KMS %s: %w; the request was sent, and whether it was done is not known: look before it is sent again", h.base, f.err)
+				"KMS %s: %w; the request was sent, and whether it was done is not known: look before it is sent again", h.base,
+				f.err)
 		}
 		if f.untouched {
 			h.restUntil.Store(time.Now().Add(restPeriod).UnixNano())
@@ -251,9 +253,11 @@ func (p *Provider) send(ctx context.Context, h *host, r request, cookie string) 
 	}
 	// The request is done; what is wrong with the answer no other host mends.
 	bad := func(format string, args ...any) *failure {
-		return &failure{err: claviger.Errorf(r.op, claviger.Internal, r.key, "KMS %s: "+format, append([]any{h.base}, args...)...), final: true}
+		return &failure{err: claviger.Errorf(r.op, claviger.Internal, r.key, "KMS %s: "+format,
+			append([]any{h.base}, args...)...), final: true}
 	}
-	if ct := resp.Header.Get("Content-Type"); resp.ContentLength != 0 && !strings.HasPrefix(strings.ToLower(ct), "application/json") {
+	if ct := resp.Header.Get("Content-Type"); resp.ContentLength != 0 &&
+		!strings.HasPrefix(strings.ToLower(ct), "application/json") {
 		return nil, bad("the answer is %q, not application/json: is the path of the URI that of the KMS?", ct), false
 	}
 	most := max(r.most, smallBody)
@@ -276,7 +280,8 @@ func staleCookie(resp *http.Response) bool {
 	case http.StatusUnauthorized:
 		return true
 	case http.StatusForbidden:
-		return strings.Contains(resp.Status, "Anonymous requests are disallowed") || strings.Contains(resp.Status, "Invalid signature")
+		return strings.Contains(resp.Status, "Anonymous requests are disallowed") ||
+			strings.Contains(resp.Status, "Invalid signature")
 	}
 	return false
 }
@@ -358,7 +363,8 @@ func refusedScheme(h *host, resp *http.Response, text []byte) error {
 	if resp.StatusCode != http.StatusBadRequest || !strings.HasPrefix(h.base, "http://") {
 		return nil
 	}
-	if lower := bytes.ToLower(text); bytes.Contains(lower, []byte("https server")) || bytes.Contains(lower, []byte("https port")) {
+	if lower := bytes.ToLower(text); bytes.Contains(lower, []byte("https server")) ||
+		bytes.Contains(lower, []byte("https port")) {
 		return errors.New("it speaks https, but the URI says http: write kms://https@...")
 	}
 	return nil

@@ -27,7 +27,8 @@ func (p *Provider) DeletedKeys(ctx context.Context) ([]kmswire.DeletedKey, error
 	if p.ctx.Err() != nil {
 		return nil, closedError(opDeleted, "")
 	}
-	body, err := p.do(ctx, request{op: opDeleted, method: http.MethodGet, path: "/v1/trustee/keys/deleted", status: http.StatusOK, safe: true, most: maxBody})
+	body, err := p.do(ctx, request{op: opDeleted, method: http.MethodGet, path: "/v1/trustee/keys/deleted",
+		status: http.StatusOK, safe: true, most: maxBody})
 	if err != nil {
 		return nil, err
 	}
@@ -48,7 +49,8 @@ func (p *Provider) Describe(ctx context.Context, key string) ([]kmswire.KeyDescr
 	if key == "" {
 		return nil, claviger.E(opDescribe, claviger.KeyNotFound, key, nil)
 	}
-	body, err := p.do(ctx, request{op: opDescribe, key: key, method: http.MethodGet, path: "/v1/trustee/key/" + escape(key), status: http.StatusOK, safe: true})
+	body, err := p.do(ctx, request{op: opDescribe, key: key, method: http.MethodGet, path: "/v1/trustee/key/" +
+		escape(key), status: http.StatusOK, safe: true})
 	if err != nil {
 		return nil, err
 	}
@@ -111,7 +113,8 @@ func (p *Provider) trusteeOp(ctx context.Context, op, value, key, version string
 	if version != "" {
 		query.Set(kmswire.ParamVersion, version)
 	}
-	r := request{op: op, key: key, method: http.MethodPost, path: "/v1/trustee/key/" + escape(key), query: query, status: http.StatusOK, noBody: value != kmswire.OpMigrate, most: entries(maxVersions, key)}
+	r := request{op: op, key: key, method: http.MethodPost, path: "/v1/trustee/key/" + escape(key), query: query,
+		status: http.StatusOK, noBody: value != kmswire.OpMigrate, most: entries(maxVersions, key)}
 	body, err := p.do(ctx, r)
 	if err != nil {
 		return nil, err

@@ -30,11 +30,13 @@ func TestTrusteeKinds(t *testing.T) {
 	}
 	_, err := p.DeletedKeys(ctx)
 	refused("DeletedKeys", err, claviger.Denied, "keytrustee.kms.acl.PURGE")
-	refused("Undelete", p.Undelete(ctx, key, ""), claviger.Denied, "(keytrustee.kms.acl.UNDELETE in that KMS's kms-acls.xml must admit alice)")
+	refused("Undelete", p.Undelete(ctx, key, ""), claviger.Denied,
+		"(keytrustee.kms.acl.UNDELETE in that KMS's kms-acls.xml must admit alice)")
 	refused("Purge", p.Purge(ctx, key, ""), claviger.Denied, "(keytrustee.kms.acl.PURGE in")
 	refused("Undelete of no name", p.Undelete(ctx, "", ""), claviger.KeyNotFound, "")
 
-	if list, err := p.Describe(ctx, key); err != nil || len(list) != 1 || list[0].Name != key || len(list[0].Versions) != 1 || list[0].Length != 128 {
+	if list, err := p.Describe(ctx, key); err != nil || len(list) != 1 || list[0].Name != key ||
+		len(list[0].Versions) != 1 || list[0].Length != 128 {
 		t.Errorf("Describe: %+v, %v", list, err)
 	}
 	_, err = p.Describe(ctx, "none")
@@ -53,7 +55,8 @@ func TestTrusteeKinds(t *testing.T) {
 	if err := p.Delete(ctx, key); err != nil {
 		t.Fatal(err)
 	}
-	if list, err := p.DeletedKeys(ctx); err != nil || len(list) != 1 || list[0].Name != key || len(list[0].Versions) != 1 || list[0].Deleted == 0 {
+	if list, err := p.DeletedKeys(ctx); err != nil || len(list) != 1 || list[0].Name != key ||
+		len(list[0].Versions) != 1 || list[0].Deleted == 0 {
 		t.Errorf("%+v, %v", list, err)
 	}
 	if _, err := p.Create(ctx, spec); err != nil {
@@ -83,12 +86,14 @@ func TestTrusteeKinds(t *testing.T) {
 func TestDescribeElsewhere(t *testing.T) {
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method == http.MethodOptions { // the login
-			http.SetCookie(w, &http.Cookie{Name: "hadoop.auth", Value: "u=alice&p=alice&t=simple&e=4102444800000&s=x", Quoted: true})
+			http.SetCookie(w, &http.Cookie{Name: "hadoop.auth", Value: "u=alice&p=alice&t=simple&e=4102444800000&s=x",
+				Quoted: true})
 			return
 		}
 		w.Header().Set("Content-Type", "application/json")
 		w.WriteHeader(http.StatusNotFound)
-		fmt.Fprintf(w, `{"RemoteException":{"message":"null for uri: http://%s%s","exception":"NotFoundException","javaClassName":"com.sun.jersey.api.NotFoundException"}}`, r.Host, r.URL.Path)
+		fmt.Fprintf(w,
+			`{"RemoteException":{"message":"null for uri: http://%s%s","exception":"NotFoundException","javaClassName":"com.sun.jersey.api.NotFoundException"}}`, r.Host, r.URL.Path)
 	}))
 	defer server.Close()
 	p := open(t, "kms://"+strings.Replace(server.URL, "://", "@", 1)+"/kms", kmsclient.Options{User: "alice"})

@@ -21,7 +21,8 @@ func checkVersion(op, key string, v *provider.KeyVersion, bits int) (provider.Ke
 		return provider.KeyVersion{}, claviger.Errorf(op, claviger.Internal, key, "the KMS answered without a key version")
 	}
 	if k, ok := claviger.KeyOfVersion(v.Name); !ok || k != key {
-		return provider.KeyVersion{}, claviger.Errorf(op, claviger.Internal, key, "the KMS answered with version %q, which is of another key", v.Name)
+		return provider.KeyVersion{}, claviger.Errorf(op, claviger.Internal, key,
+			"the KMS answered with version %q, which is of another key", v.Name)
 	}
 	v.Key = key
 	if v.Material == nil {
