@@ -137,5 +137,8 @@ func (p *Provider) Check(ctx context.Context) error {
 	if _, err := p.cfg.Box.List(ctx, keyPrefix, false, "", 1); err != nil && !errors.Is(err, trustee.ErrUnsure) {
 		return failed(op, "", err)
 	}
+	if err := p.intact(ctx); err != nil {
+		return claviger.E(op, claviger.Unavailable, "", err)
+	}
 	return nil
 }

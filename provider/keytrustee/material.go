@@ -90,6 +90,15 @@ func (m *materials) forget(versions []versionRef) {
 	}
 }
 
+// clear wipes all.
+func (m *materials) clear() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for version := range m.list {
+		m.drop(version)
+	}
+}
+
 // drop needs the lock.
 func (m *materials) drop(version string) {
 	if k := m.list[version]; k != nil {

@@ -104,7 +104,7 @@ func open(ctx context.Context, uri string, env provider.Env,
 	}
 	cfg.memory = &memory{folder: o.folder}
 	p := New(cfg)
-	warning, err := p.lost(ctx)
+	warning, err := p.atStart(ctx)
 	switch {
 	case claviger.Is(err, claviger.Unavailable):
 		o.log.Warn("whether the Key Trustee Server has what it acknowledged last could not be asked", "err", err)

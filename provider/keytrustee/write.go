@@ -82,6 +82,9 @@ func (p *Provider) Create(ctx context.Context, spec provider.Spec) (provider.Key
 	if k != nil {
 		return none, claviger.E(op, claviger.KeyExists, spec.Name, nil)
 	}
+	if err := p.changeable(ctx, op, spec.Name); err != nil {
+		return none, err
+	}
 	p.clean(ctx, spec.Name, nil)
 	ctx, cancel := context.WithTimeout(ctx, changeTime)
 	defer cancel()
@@ -102,7 +105,7 @@ func (p *Provider) Create(ctx context.Context, spec provider.Spec) (provider.Key
 		}
 		return none, failed(op, spec.Name, err)
 	}
-	p.changed(spec.Name, keyPrefix+spec.Name, uuid)
+	p.changed(k, keyPrefix+spec.Name, uuid)
 	p.keep(&v)
 	return v, nil
 }
@@ -137,6 +140,9 @@ func (p *Provider) RollIf(ctx context.Context, name string, material secret.Byte
 		if err := provider.CheckMaterial(op, name, k.Length, material); err != nil {
 			return none, err
 		}
+	}
+	if err := p.changeable(ctx, op, name); err != nil {
+		return none, err
 	}
 	p.clean(ctx, name, k)
 	ctx, cancel := context.WithTimeout(ctx, changeTime)
@@ -189,7 +195,7 @@ func (p *Provider) replace(ctx context.Context, op, name string, k *keyDoc,
 		}
 		uuid, err := p.put(ctx, label, "", k, k.uuid)
 		if err == nil {
-			p.changed(name, label, uuid)
+			p.changed(k, label, uuid)
 			return nil
 		}
 		if !claviger.Is(err, claviger.KeyNotFound) {
@@ -274,6 +280,9 @@ func (p *Provider) DeleteIf(ctx context.Context, name string, may func(*claviger
 	if err := p.ready(ctx, op, name); err != nil {
 		return err
 	}
+	if err := p.changeable(ctx, op, name); err != nil {
+		return err
+	}
 	id := newID()
 	var gone *keyDoc
 	err := p.replace(ctx, op, name, nil, func(k *keyDoc) (string, error) {
@@ -305,6 +314,9 @@ func (p *Provider) Undelete(ctx context.Context, name, version string) error {
 	if err := p.ready(ctx, op, name); err != nil {
 		return err
 	}
+	if err := p.changeable(ctx, op, name); err != nil {
+		return err
+	}
 	if name == "" || holdable(name) != nil {
 		return claviger.E(op, claviger.KeyNotFound, name, nil)
 	}
@@ -325,7 +337,7 @@ func (p *Provider) Undelete(ctx context.Context, name, version string) error {
 	case err != nil:
 		return failed(op, name, err)
 	}
-	p.changed(name, keyPrefix+name, uuid)
+	p.changed(k, keyPrefix+name, uuid)
 	return nil
 }
 
@@ -340,6 +352,9 @@ func having(docs []*keyDoc, versions ...string) []*keyDoc {
 func (p *Provider) Purge(ctx context.Context, name string, versions ...string) error {
 	const op = "keytrustee.Purge"
 	if err := p.ready(ctx, op, name); err != nil {
+		return err
+	}
+	if err := p.changeable(ctx, op, name); err != nil {
 		return err
 	}
 	if name == "" || holdable(name) != nil {
