@@ -306,7 +306,7 @@ func TestManyHalfBodies(t *testing.T) {
 	lanes := &kmsapi.Lanes{}
 	addr := withKey(t, stack{
 		Lanes:     lanes,
-		Limits:    kmsapi.Limits{MaxKeys: 1000, MaxBatch: 10_000, MaxBody: 1 << 20, MaxMemory: 4 << 20, Slow: kmsapi.Slow{Grace: 3 * time.Second, Rate: 1 << 20}},
+		Limits:    kmsapi.Limits{MaxKeys: 1000, MaxBatch: 10_000, MaxBody: 1 << 20, MaxMemory: 8 << 20, Slow: kmsapi.Slow{Grace: 3 * time.Second, Rate: 1 << 20}},
 		Admission: kmsapi.Admission{Decrypts: 4, Generates: 4, Batches: 4, Management: 4, Wait: 200 * time.Millisecond},
 	})
 	// 100 times 100 kB would be 10 MB.

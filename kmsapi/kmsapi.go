@@ -90,6 +90,7 @@ type api struct {
 	lines       lines // of requests that could not be served
 	newVersions quota
 	large       *lane // of memory, in bytes
+	lists       lists
 	dump        stackDump
 	lanes       [classes]*lane
 	requests    atomic.Uint64
@@ -135,6 +136,7 @@ func New(cfg Config) (http.Handler, error) {
 	}
 	a := &api{Config: cfg, instance: hex.EncodeToString(id), gauges: newGauges(cfg.Operations, time.Now()), warned: &warnings{now: time.Now, since: make(map[string]*warned)},
 		newVersions: quota{most: cfg.Limits.MaxNewVersions},
+		lists:       newLists(),
 		large:       newLargeRequests(cfg.Limits, cfg.Admission, cfg.Log), lanes: newLanes(cfg.Admission, cfg.Waited, cfg.Log)}
 	if cfg.Lanes != nil {
 		cfg.Lanes.all = append(a.lanes[noClass+1:len(a.lanes):len(a.lanes)], a.large)
@@ -156,6 +158,7 @@ type call struct {
 	// taken is the memory that it takes, reserved what it holds of the allowance for
 	// large requests.
 	taken, reserved int64
+	guess           int64 // of taken: what a list was expected to take
 	turn            *lane // in which it has a turn of the weight turns
 	turns           int64
 	away            *lane // in which it had a turn that it gave up for a while
@@ -434,12 +437,7 @@ func (c *call) readAll(ctx context.Context, in io.Reader) ([]byte, error) {
 		first = firstRead
 	}
 	p, _ := buffers.Get().(*[]byte)
-	b := (*p)[:0]
-	if cap(b) > firstRead { // it is not paid for; answers need such
-		buffers.Put(p)
-		b = nil
-	}
-	b = slices.Grow(b, int(first))
+	b := slices.Grow((*p)[:0], int(first))
 	pace := c.reading()
 	for {
 		pace(len(b))
@@ -490,21 +488,32 @@ func (c *call) baseURL() string {
 	return scheme + c.r.Host
 }
 
-// buffers holds bodies while they are read, and answers while they are built.
+// buffers holds bodies while they are read, and answers while they are built, of up to
+// freeMemory; longBuffers longer ones, which are reserved where they are used.
 // Either may hold keys, so they are wiped before they are used again.
-var buffers = sync.Pool{New: func() any {
+var buffers, longBuffers = sync.Pool{New: newBuffer}, sync.Pool{New: newBuffer}
+
+func newBuffer() any {
 	const most = 4 << 10 // more than most answers take
 	b := make([]byte, 0, most)
 	return &b
-}}
+}
 
 // keepBuffer is the largest buffer that goes back to the pool.
-const keepBuffer = 1 << 20
+const keepBuffer = 256 << 10
 
-// json writes an answer that build appends.
+// json writes an answer that build appends. A change has been made when it is answered,
+// so its answer, which is short, waits for no memory.
 func (c *call) json(status int, build func([]byte) []byte) {
 	p, _ := buffers.Get().(*[]byte)
 	b := build((*p)[:0])
+	if status == http.StatusOK && c.route != nil && c.route.class != management {
+		if err := c.reserve(c.r.Context(), int64(cap(b))); err != nil {
+			recycle(b)
+			c.fail(err)
+			return
+		}
+	}
 	c.answer(status, "application/json", b)
 	recycle(b)
 }
@@ -512,21 +521,36 @@ func (c *call) json(status int, build func([]byte) []byte) {
 // recycle wipes a buffer and gives it back.
 func recycle(b []byte) {
 	clear(b)
-	if b != nil && cap(b) <= keepBuffer {
+	switch {
+	case b == nil || cap(b) > keepBuffer:
+	case cap(b) > freeMemory:
+		longBuffers.Put(&b)
+	default:
 		buffers.Put(&b)
 	}
 }
 
 // answer writes a whole response. A HEAD gets the headers of an empty one.
 func (c *call) answer(status int, contentType string, body []byte) {
+	if c.r.Method == http.MethodHead {
+		body = nil
+	}
+	if status == http.StatusOK && c.route == nil && len(body) > freeMemory { // of a servlet
+		if err := c.reserve(c.r.Context(), int64(len(body))); err != nil {
+			c.fail(err)
+			return
+		}
+	}
+	c.typed(contentType)
+	c.send(status, body)
+}
+
+// typed sets the headers of an answer that is no page.
+func (c *call) typed(contentType string) {
 	h := c.w.Header()
 	h.Set("Content-Type", contentType)
 	h.Set("Cache-Control", "no-cache")
 	h.Set("Expires", c.began.UTC().Format(http.TimeFormat))
-	if c.r.Method == http.MethodHead {
-		body = nil
-	}
-	c.send(status, body)
 }
 
 // defaultHeaders are those that Hadoop sends with every answer, spelt as there.
@@ -534,6 +558,15 @@ var defaultHeaders = [...][2]string{{"X-Content-Type-Options", "nosniff"}, {"X-X
 
 // send writes a response with the headers that all have.
 func (c *call) send(status int, body []byte) {
+	c.head(status, int64(len(body)))
+	if c.r.Method == http.MethodHead {
+		return
+	}
+	c.write(body)
+}
+
+// head writes the head of a response with a body of so many bytes.
+func (c *call) head(status int, length int64) {
 	c.status = status
 	h := c.w.Header()
 	for _, d := range defaultHeaders {
@@ -542,17 +575,23 @@ func (c *call) send(status int, body []byte) {
 		}
 	}
 	h.Set("Pragma", "no-cache")
-	h.Set("Content-Length", strconv.Itoa(len(body)))
+	h.Set("Content-Length", strconv.FormatInt(length, 10))
 	c.w.WriteHeader(status)
 	if c.r.Method == http.MethodHead {
 		return
 	}
-	c.gauges.web.bytes.Add(int64(len(body)))
+	c.gauges.web.bytes.Add(length)
 	c.leave() // the work is done: who reads slowly keeps no turn
-	c.writing(len(body))
+	c.writing(length)
+}
+
+// write writes a body, or a part of one; false where the client has gone.
+func (c *call) write(body []byte) bool {
 	if _, err := c.w.Write(body); err != nil && len(body) > 0 {
 		c.Log.Debug("the client went away before its answer", "id", c.caller.RequestID, "err", err)
+		return false
 	}
+	return true
 }
 
 // rawPath is the path as the client wrote it, undecoded.

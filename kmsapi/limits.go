@@ -47,7 +47,7 @@ func (l *Limits) defaults() {
 }
 
 // allowed is how long so many bytes may take.
-func (s Slow) allowed(bytes int) time.Duration {
+func (s Slow) allowed(bytes int64) time.Duration {
 	return s.Grace + time.Duration(float64(bytes)/float64(s.Rate)*float64(time.Second))
 }
 
@@ -62,7 +62,7 @@ func (c *call) reading() func(got int) {
 			_ = control.SetReadDeadline(time.Time{}) // else it would end the work on the request
 			return
 		}
-		_ = control.SetReadDeadline(began.Add(atMost(c.Limits.Slow.allowed(got), most)))
+		_ = control.SetReadDeadline(began.Add(atMost(c.Limits.Slow.allowed(int64(got)), most)))
 	}
 }
 
@@ -84,7 +84,7 @@ func atMost(d, limit time.Duration) time.Duration {
 
 // writing sets by when an answer must have been read. Less than what a connection
 // buffers is sent at once in any case.
-func (c *call) writing(bytes int) {
+func (c *call) writing(bytes int64) {
 	const buffered = 4 << 10
 	if bytes > buffered {
 		most := atMost(c.Limits.Slow.allowed(bytes), c.server().WriteTimeout)

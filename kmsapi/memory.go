@@ -18,6 +18,9 @@ const (
 	// edekMemory is about what a fresh EDEK takes until it is sent: its struct and
 	// bytes, and twice its JSON, since buffers grow by doubling.
 	edekMemory = 400
+	// batchMemory is about what a batch takes beside each byte of its body, which is given
+	// back when it was read: the EDEKs in it, the fresh ones, and the HSM's blocks.
+	batchMemory = 2
 	// allowance is how many batches of the longest body may be there at once, where
 	// Limits.MaxMemory does not say.
 	allowance = 4
@@ -36,16 +39,27 @@ func newLargeRequests(l Limits, a Admission, log *slog.Logger) *lane {
 // done. *busy where that does not come to pass within Admission.Wait.
 func (c *call) reserve(ctx context.Context, n int64) error {
 	c.taken += n
-	n = c.taken - freeMemory - c.reserved
-	if n <= 0 {
+	// A request that needs more than one user may have gets that: it is alone with it.
+	more := min(c.taken-freeMemory, max(1, c.large.shares.Size()/2)) - c.reserved
+	if more <= 0 {
 		return nil
 	}
-	granted, err := c.large.acquire(ctx, c.caller.Short, n)
+	granted, err := c.large.acquire(ctx, c.caller.Short, more)
 	if err != nil {
+		c.taken -= n
 		return err
 	}
 	c.reserved += granted
 	return nil
+}
+
+// free gives n bytes back that reserve counted.
+func (c *call) free(n int64) {
+	c.taken -= n
+	if over := c.reserved - max(0, c.taken-freeMemory); over > 0 {
+		c.large.shares.Release(c.caller.Short, over)
+		c.reserved -= over
+	}
 }
 
 // release gives back what the request has reserved.

@@ -141,12 +141,17 @@ func invalidate(ctx context.Context, c *call) error {
 }
 
 func names(ctx context.Context, c *call) error {
+	if err := c.expect(ctx, c.lists.names, 1); err != nil {
+		return err
+	}
 	list, err := c.Ring.Names(ctx, c.caller)
 	if err != nil {
 		return err
 	}
-	c.json(http.StatusOK, func(b []byte) []byte { return kmswire.AppendNames(b, list) })
-	return nil
+	if err := c.known(ctx, c.lists.names, 1, namesMemory(list)); err != nil {
+		return err
+	}
+	return c.list(ctx, len(list), func(b []byte, i int) []byte { return kmswire.AppendName(b, list[i]) })
 }
 
 func keysMetadata(ctx context.Context, c *call) error {
@@ -154,17 +159,33 @@ func keysMetadata(ctx context.Context, c *call) error {
 	if n := len(c.query["key"]); n > c.Limits.MaxNames {
 		return kmswire.Throw(kmswire.IllegalArgument, fmt.Sprintf("metadata of %d keys are asked for, and one request may ask for %d; ask in parts", n, c.Limits.MaxNames))
 	}
-	for _, name := range c.query["key"] {
+	asked := c.query["key"]
+	var once []string // each name once
+	place := make(map[string]int, len(asked))
+	for _, name := range asked {
 		if err := checkLength(name, claviger.MaxName); err != nil {
 			return err
 		}
+		if _, ok := place[name]; !ok {
+			place[name] = len(once)
+			once = append(once, name)
+		}
 	}
-	list, err := c.Ring.KeysMetadata(ctx, c.caller, c.query["key"])
+	if err := c.expect(ctx, c.lists.metadata, len(once)); err != nil {
+		return err
+	}
+	list, err := c.Ring.KeysMetadata(ctx, c.caller, once)
 	if err != nil {
 		return err
 	}
-	c.json(http.StatusOK, func(b []byte) []byte { return kmswire.AppendMetadataList(b, list) })
-	return nil
+	var bytes int64
+	for _, m := range list {
+		bytes += metadataMemory(m)
+	}
+	if err := c.known(ctx, c.lists.metadata, len(once), bytes); err != nil {
+		return err
+	}
+	return c.list(ctx, len(asked), func(b []byte, i int) []byte { return kmswire.AppendMetadata(b, list[place[asked[i]]]) })
 }
 
 func metadata(ctx context.Context, c *call) error {
@@ -201,15 +222,22 @@ func keyVersion(ctx context.Context, c *call) error {
 }
 
 func versions(ctx context.Context, c *call) error {
+	if err := c.expect(ctx, c.lists.versions, 1); err != nil {
+		return err
+	}
 	vs, err := c.Ring.Versions(ctx, c.caller, c.name)
 	if err != nil {
 		return err
 	}
-	c.json(http.StatusOK, func(b []byte) []byte { return kmswire.AppendKeyVersions(b, vs) })
-	for _, v := range vs {
-		wipe(v.Material)
+	defer func() {
+		for _, v := range vs {
+			wipe(v.Material)
+		}
+	}()
+	if err := c.known(ctx, c.lists.versions, 1, versionsMemory(vs)); err != nil {
+		return err
 	}
-	return nil
+	return c.list(ctx, len(vs), func(b []byte, i int) []byte { return kmswire.AppendKeyVersion(b, &vs[i]) })
 }
 
 // wrongOp is Hadoop's answer to any other eek_op, and to the right one on the
@@ -248,8 +276,7 @@ func generate(ctx context.Context, c *call) error {
 		return insideGenerate(c, err)
 	}
 	c.edeks = len(edeks)
-	c.json(http.StatusOK, func(b []byte) []byte { return kmswire.AppendEDEKs(b, c.name, edeks) })
-	return nil
+	return c.list(ctx, len(edeks), func(b []byte, i int) []byte { return kmswire.AppendEDEK(b, &c.name, &edeks[i]) })
 }
 
 // numKeys reads num_keys as a Java int; absent or empty is 1.
@@ -311,10 +338,17 @@ func openEDEK(ctx context.Context, c *call) error {
 }
 
 func reencryptBatch(ctx context.Context, c *call) error {
+	body := c.taken
+	if err := c.reserve(ctx, batchMemory*int64(len(c.body))); err != nil {
+		return err
+	}
 	in, err := kmswire.ReadBatch(c.body, c.Limits.MaxBatch)
 	if err != nil {
 		return err
 	}
+	recycle(c.body) // the EDEKs are copies
+	c.body = nil
+	c.free(body)
 	for i := range in {
 		if err := checkLength(in[i].Version, claviger.MaxVersionName); err != nil {
 			return err
@@ -331,6 +365,5 @@ func reencryptBatch(ctx context.Context, c *call) error {
 	if err != nil {
 		return err
 	}
-	c.json(http.StatusOK, func(b []byte) []byte { return kmswire.AppendReencrypted(b, c.name, in, fresh) })
-	return nil
+	return c.list(ctx, len(fresh), func(b []byte, i int) []byte { return kmswire.AppendReencrypted(b, c.name, &in[i], &fresh[i]) })
 }

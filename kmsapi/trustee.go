@@ -2,7 +2,6 @@ package kmsapi
 
 import (
 	"context"
-	"encoding/json"
 	"net/http"
 	"time"
 
@@ -62,17 +61,18 @@ func migrateKey(ctx context.Context, c *call) error {
 	if err != nil {
 		return err
 	}
-	body, err := json.Marshal(kmswire.MigratedKey{Name: c.name, Versions: versions})
-	if err != nil {
-		return err
-	}
-	c.json(http.StatusOK, func(b []byte) []byte { return append(b, body...) })
+	c.json(http.StatusOK, func(b []byte) []byte {
+		return kmswire.AppendJSON(b, kmswire.MigratedKey{Name: c.name, Versions: versions})
+	})
 	return nil
 }
 
 // describe is ours: what an operator wants to know of a key, and of the deleted ones
 // of its name, in one answer that holds no material.
 func describe(ctx context.Context, c *call) error {
+	if err := c.expect(ctx, c.lists.described, 1); err != nil {
+		return err
+	}
 	list, err := c.Ring.Describe(ctx, c.caller, c.name)
 	if err != nil {
 		return err
@@ -87,12 +87,10 @@ func describe(ctx context.Context, c *call) error {
 			keys[i].Versions[j] = kmswire.VersionDescription{Name: v.Name, Created: millis(v.Created), LastUse: millis(v.LastUse), Label: v.Label, ID: v.ID}
 		}
 	}
-	body, err := json.Marshal(keys)
-	if err != nil {
+	if err := c.known(ctx, c.lists.described, 1, describedMemory(keys)); err != nil {
 		return err
 	}
-	c.json(http.StatusOK, func(b []byte) []byte { return append(b, body...) })
-	return nil
+	return c.list(ctx, len(keys), func(b []byte, i int) []byte { return kmswire.AppendJSON(b, keys[i]) })
 }
 
 // millis is 0 for no time.
@@ -105,24 +103,25 @@ func millis(t time.Time) int64 {
 
 // deletedKeys is ours: the Key Trustee KMS has no public way to list them.
 func deletedKeys(ctx context.Context, c *call) error {
+	if err := c.expect(ctx, c.lists.deleted, 1); err != nil {
+		return err
+	}
 	list, err := c.Ring.Deleted(ctx, c.caller)
 	if err != nil {
 		return err
 	}
-	keys := make([]kmswire.DeletedKey, len(list))
-	for i, k := range list {
-		keys[i] = kmswire.DeletedKey{
+	if err := c.known(ctx, c.lists.deleted, 1, deletedMemory(list)); err != nil {
+		return err
+	}
+	return c.list(ctx, len(list), func(b []byte, i int) []byte {
+		k := &list[i]
+		out := kmswire.DeletedKey{
 			Name: k.Name, Cipher: k.Cipher, Length: k.BitLength, Description: k.Description, Attributes: k.Attributes,
 			Created: k.Created.UnixMilli(), Versions: k.List, Deleted: k.Since.UnixMilli(),
 		}
 		if !k.LastUse.IsZero() {
-			keys[i].LastUse = k.LastUse.UnixMilli()
+			out.LastUse = k.LastUse.UnixMilli()
 		}
-	}
-	body, err := kmswire.MarshalDeleted(keys)
-	if err != nil {
-		return err
-	}
-	c.json(http.StatusOK, func(b []byte) []byte { return append(b, body...) })
-	return nil
+		return kmswire.AppendJSON(b, out)
+	})
 }

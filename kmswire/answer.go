@@ -92,12 +92,8 @@ func appendVersion(b []byte, key, version string, material secret.Bytes) []byte 
 	return append(b, '}')
 }
 
-// AppendKeyVersions appends a list of them.
-func AppendKeyVersions(b []byte, vs []provider.KeyVersion) []byte {
-	return appendList(b, len(vs), func(b []byte, i int) []byte { return AppendKeyVersion(b, &vs[i]) })
-}
-
-func appendList(b []byte, n int, item func([]byte, int) []byte) []byte {
+// AppendList appends a list of n things, of which item appends each.
+func AppendList(b []byte, n int, item func([]byte, int) []byte) []byte {
 	b = append(b, '[')
 	for i := range n {
 		if i > 0 {
@@ -132,19 +128,17 @@ func AppendEDEK(b []byte, key *string, e *claviger.EDEK) []byte {
 
 // AppendEDEKs appends a list of fresh EDEKs of one key.
 func AppendEDEKs(b []byte, key string, es []claviger.EDEK) []byte {
-	return appendList(b, len(es), func(b []byte, i int) []byte { return AppendEDEK(b, &key, &es[i]) })
+	return AppendList(b, len(es), func(b []byte, i int) []byte { return AppendEDEK(b, &key, &es[i]) })
 }
 
-// AppendReencrypted appends the answer to a batch. An EDEK that came back under
-// the version that it was sent with was left as it is; Hadoop writes null for
+// AppendReencrypted appends what a batch's answer says of one EDEK. One that came back
+// under the version that it was sent with was left as it is; Hadoop writes null for
 // its inner name.
-func AppendReencrypted(b []byte, key string, sent, es []claviger.EDEK) []byte {
-	return appendList(b, len(es), func(b []byte, i int) []byte {
-		if es[i].Version == sent[i].Version {
-			return AppendEDEK(b, nil, &es[i])
-		}
-		return AppendEDEK(b, &key, &es[i])
-	})
+func AppendReencrypted(b []byte, key string, sent, fresh *claviger.EDEK) []byte {
+	if fresh.Version == sent.Version {
+		return AppendEDEK(b, nil, fresh)
+	}
+	return AppendEDEK(b, &key, fresh)
 }
 
 // AppendMetadata appends a key's metadata; nil is a key that does not exist.
@@ -176,15 +170,8 @@ func AppendMetadata(b []byte, m *claviger.Metadata) []byte {
 	return append(b, '}')
 }
 
-// AppendMetadataList appends one entry per key asked for.
-func AppendMetadataList(b []byte, ms []*claviger.Metadata) []byte {
-	return appendList(b, len(ms), func(b []byte, i int) []byte { return AppendMetadata(b, ms[i]) })
-}
-
-// AppendNames appends a list of key names.
-func AppendNames(b []byte, names []string) []byte {
-	return appendList(b, len(names), func(b []byte, i int) []byte { return appendString(b, names[i]) })
-}
+// AppendName appends the name of a key, as in a list of names.
+func AppendName(b []byte, name string) []byte { return appendString(b, name) }
 
 // AppendDelegationToken appends the answer to a request for a delegation token.
 func AppendDelegationToken(b []byte, text string) []byte {

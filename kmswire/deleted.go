@@ -64,10 +64,12 @@ type VersionDescription struct {
 	ID      string `json:"id,omitempty"`    // CKA_ID, in hex
 }
 
-// MarshalDeleted writes the list.
-func MarshalDeleted(keys []DeletedKey) ([]byte, error) {
-	if keys == nil {
-		keys = []DeletedKey{}
+// AppendJSON appends what encoding/json makes of a value of this package, which holds
+// strings, numbers and lists of them alone, so that it cannot fail.
+func AppendJSON[T DeletedKey | KeyDescription | MigratedKey](b []byte, v T) []byte {
+	text, err := json.Marshal(v)
+	if err != nil {
+		panic(err)
 	}
-	return json.Marshal(keys)
+	return append(b, text...)
 }

@@ -281,7 +281,7 @@ func FuzzAnswers(f *testing.F) {
 			}
 		}
 		if names, err := ReadNames(body); err == nil && len(names) > 0 {
-			if again, err := ReadNames(AppendNames(nil, names)); err != nil || !reflect.DeepEqual(again, names) {
+			if again, err := ReadNames(AppendList(nil, len(names), func(b []byte, i int) []byte { return AppendName(b, names[i]) })); err != nil || !reflect.DeepEqual(again, names) {
 				t.Errorf("names %q came back as %q, %v", names, again, err)
 			}
 		}

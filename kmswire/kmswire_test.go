@@ -161,7 +161,8 @@ func TestAnswers(t *testing.T) {
 	m := &claviger.Metadata{Name: "k", Cipher: "AES/CTR/NoPadding", BitLength: 128,
 		Attributes: map[string]string{"key.acl.name": "k"},
 		Created:    time.UnixMilli(1795442617204), Versions: 3}
-	ms, err := ReadMetadataList(AppendMetadataList(nil, []*claviger.Metadata{m, nil}))
+	item := func(b []byte, i int) []byte { return AppendMetadata(b, []*claviger.Metadata{m, nil}[i]) }
+	ms, err := ReadMetadataList(AppendList(nil, 2, item))
 	if err != nil || len(ms) != 2 || ms[1] != nil || !reflect.DeepEqual(ms[0], m) {
 		t.Errorf("metadata %+v, %v", ms, err)
 	}
@@ -221,12 +222,13 @@ func BenchmarkAppendReencrypted1000(b *testing.B) {
 	for i := range fresh {
 		fresh[i].Version = "k@fedcba9876543210"
 	}
-	out := AppendReencrypted(nil, "k", sent, fresh)
+	item := func(b []byte, i int) []byte { return AppendReencrypted(b, "k", &sent[i], &fresh[i]) }
+	out := AppendList(nil, len(sent), item)
 	b.Run("kmswire", func(b *testing.B) {
 		b.SetBytes(int64(len(out)))
 		b.ReportAllocs()
 		for b.Loop() {
-			out = AppendReencrypted(out[:0], "k", sent, fresh)
+			out = AppendList(out[:0], len(sent), item)
 		}
 	})
 	b.Run("encoding-json", func(b *testing.B) {

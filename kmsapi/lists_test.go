@@ -1,0 +1,190 @@
+package kmsapi_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"reflect"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"claviger"
+	"claviger/kmsapi"
+	"claviger/provider"
+	"claviger/provider/memory"
+)
+
+// inflated is a name whose JSON is six times as long.
+func inflated(i int) string { return fmt.Sprintf("%04d", i) + strings.Repeat("\x01", 4092) }
+
+// longLists serves keys with the longest names, and key f with the longest metadata.
+func longLists(t *testing.T, keys int, lanes *kmsapi.Lanes) (addr string) {
+	t.Helper()
+	p := memory.New(memory.Config{SequentialIDs: true})
+	make := func(spec provider.Spec) {
+		spec.Cipher, spec.BitLength = claviger.DefaultCipher, 128
+		if _, err := p.Create(t.Context(), spec); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range keys {
+		make(provider.Spec{Name: inflated(i)})
+	}
+	attributes := map[string]string{}
+	for i := range 7 {
+		attributes[fmt.Sprint("a", i)] = strings.Repeat("\x01", 4080)
+	}
+	make(provider.Spec{Name: "f", Attributes: attributes})
+	return withKey(t, stack{
+		Primary: p, Lanes: lanes,
+		Limits:    kmsapi.Limits{MaxKeys: 5000, MaxBatch: 100_000, MaxBody: 8 << 20, MaxMemory: 32 << 20, Slow: kmsapi.Slow{Grace: 3 * time.Second, Rate: 64 << 20}},
+		Admission: kmsapi.Admission{Decrypts: 64, Generates: 64, Batches: 400, Management: 4, Reads: 512, Wait: 500 * time.Millisecond},
+	})
+}
+
+func heap() int64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}
+
+// TestUnreadLists: a user without any right who asks for long lists on many connections,
+// and reads none of the answers, takes no more memory than one user may, and what is taken
+// shows. Another user is served beside.
+func TestUnreadLists(t *testing.T) {
+	const most = 80 << 20 // the answers together would be more
+	for what, c := range map[string]struct {
+		target string
+		conns  int
+	}{
+		"names":                {"/kms/v1/keys/names?x=1", 60},
+		"one key, again":       {"/kms/v1/keys/metadata?" + strings.Repeat("key=f&", 60), 20},
+		"EDEKs of a long name": {"/kms/v1/key/" + strings.ReplaceAll(inflated(0), "\x01", "%01") + "/_eek?eek_op=generate&num_keys=500", 20},
+	} {
+		t.Run(what, func(t *testing.T) {
+			lanes := &kmsapi.Lanes{}
+			addr := longLists(t, 200, lanes)
+			before := heap()
+			for range c.conns {
+				beginning(t, addr, "GET "+c.target+"&user.name=nobody9 HTTP/1.1\r\nHost: kms\r\n\r\n")
+			}
+			var used, took int64
+			for deadline := time.Now().Add(2 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+				f := lanes.Figures()["large"]
+				used = max(used, f.Used)
+				took = max(took, heap()-before)
+				if f.Most > f.Size/2 {
+					t.Fatalf("one user has %d of %d bytes", f.Most, f.Size)
+				}
+				if used > 0 && f.Own > 0 { // all were begun
+					break
+				}
+			}
+			if used == 0 {
+				t.Error("the answers count for no memory")
+			}
+			if took > most {
+				t.Errorf("%d MB of heap", took>>20)
+			}
+			if a := ask(t, addr, "GET", "/kms/v1/keys/metadata?key=k", ""); a.status != 200 {
+				t.Errorf("another user: %d %s", a.status, a.body)
+			}
+		})
+	}
+}
+
+// TestLongLists: an answer that is sent in parts is whole, and as long as its head says.
+// The same key is answered as often as it was named.
+func TestLongLists(t *testing.T) {
+	lanes := &kmsapi.Lanes{}
+	addr := longLists(t, 30, lanes)
+	var names []string
+	if a := ask(t, addr, "GET", "/kms/v1/keys/names", ""); json.Unmarshal(a.body, &names) != nil || len(names) != 32 {
+		t.Fatalf("%d bytes of names, %d names", len(a.body), len(names))
+	}
+	seen := map[string]bool{}
+	for _, name := range names {
+		seen[name] = true
+	}
+	for i := range 30 {
+		if !seen[inflated(i)] {
+			t.Errorf("name %d is missing", i)
+		}
+	}
+	type metadata struct {
+		Name       string
+		Attributes map[string]string
+	}
+	one := func(target string, into any) {
+		t.Helper()
+		if a := ask(t, addr, "GET", target, ""); a.status != 200 || json.Unmarshal(a.body, into) != nil {
+			t.Fatalf("%s: %d, %d bytes", target, a.status, len(a.body))
+		}
+	}
+	var f metadata
+	one("/kms/v1/key/f/_metadata", &f)
+	var many []metadata
+	one("/kms/v1/keys/metadata?key=k&"+strings.Repeat("key=f&", 40)+"key=k&key=gone&key=f", &many)
+	if len(many) != 44 || many[0].Name != "k" || many[41].Name != "k" || many[42].Name != "" || !reflect.DeepEqual(many[43], f) {
+		t.Fatalf("%d entries", len(many))
+	}
+	for i := 1; i <= 40; i++ {
+		if !reflect.DeepEqual(many[i], f) || len(f.Attributes) != 7 {
+			t.Fatalf("entry %d differs", i)
+		}
+	}
+	for _, n := range []int{1, 100, 4000} {
+		var edeks []struct{ VersionName, IV string }
+		one(fmt.Sprintf("/kms/v1/key/k/_eek?eek_op=generate&num_keys=%d", n), &edeks)
+		ivs := map[string]bool{}
+		for _, e := range edeks {
+			ivs[e.IV] = e.VersionName == "k@0"
+		}
+		if len(ivs) != n {
+			t.Errorf("%d different EDEKs for %d", len(ivs), n)
+		}
+	}
+	if a := ask(t, addr, "HEAD", "/kms/v1/keys/names", ""); a.status != 200 || len(a.body) != 0 {
+		t.Errorf("HEAD: %d, %d bytes", a.status, len(a.body))
+	}
+	if f := lanes.Figures()["large"]; f.Used != 0 {
+		t.Errorf("%d bytes were not given back", f.Used)
+	}
+}
+
+// TestBatchMemory: a batch counts for what it takes until its answer is read: the EDEKs in
+// it, and the fresh ones.
+func TestBatchMemory(t *testing.T) {
+	lanes := &kmsapi.Lanes{}
+	addr := longLists(t, 0, lanes)
+	const edeks = 30_000
+	one := `{"versionName":"k@0","iv":"AAAAAAAAAAAAAAAAAAAAAA","encryptedKeyVersion":{"versionName":"EEK","material":"AAAAAAAAAAAAAAAAAAAAAA"}},`
+	body := "[" + strings.TrimSuffix(strings.Repeat(one, edeks), ",") + "]"
+	roll := ask(t, addr, http.MethodPost, "/kms/v1/key/k", "{}")
+	if roll.status != 200 {
+		t.Fatalf("%d %s", roll.status, roll.body)
+	}
+	before := heap()
+	beginning(t, addr, fmt.Sprintf("POST /kms/v1/key/k/_reencryptbatch?user.name=mallory HTTP/1.1\r\nHost: kms\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(body), body))
+	var used int64
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		// What is being sent has been read and made: the body is given back then.
+		if used = lanes.Figures()["large"].Used; used > 0 && lanes.Figures()["re-encryption"].Used == 0 && heap()-before > 1<<20 {
+			time.Sleep(200 * time.Millisecond)
+			if used = lanes.Figures()["large"].Used; lanes.Figures()["re-encryption"].Used == 0 {
+				break
+			}
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%+v", lanes.Figures())
+		}
+	}
+	took := heap() - before
+	runtime.KeepAlive(body)
+	if used < took*3/4 || used < int64(2*len(body))-100_000 {
+		t.Errorf("%d bytes are counted for a batch of %d, which takes %d", used, len(body), took)
+	}
+}
