@@ -112,8 +112,8 @@ func (r *Ring) CompareSources(ctx context.Context) error {
 	before := r.conflictsNow()
 	for _, v := range slices.Sorted(maps.Keys(found)) {
 		if _, known := before[v]; !known {
-			r.log.Error("a key version here has the name of another one at its source, so EDEKs of that name are not opened", "version", claviger.Printable(v), "source", found[v],
-				"cure", conflictCure(v))
+			r.log.Error("a key version here has the name of another one at its source, so EDEKs of that name are not opened",
+				"version", claviger.Printable(v), "source", found[v], "cure", conflictCure(v))
 		}
 	}
 	if len(found) == 0 {
@@ -137,7 +137,8 @@ func (r *Ring) readConflicts(ctx context.Context) (map[string]map[string]bool, e
 	}
 	var lists map[string][]string
 	if err := json.Unmarshal([]byte(text), &lists); err != nil {
-		return nil, claviger.Errorf("keyring.CompareSources", claviger.Internal, "", "setting %s of the metastore: %w", settingConflicts, err)
+		return nil, claviger.Errorf("keyring.CompareSources", claviger.Internal, "",
+			"setting %s of the metastore: %w", settingConflicts, err)
 	}
 	for uri, versions := range lists {
 		last[uri] = make(map[string]bool, len(versions))
@@ -189,8 +190,8 @@ func (r *Ring) CheckConflicts(context.Context) error {
 	for i, v := range versions {
 		versions[i] = claviger.Printable(v) + " of " + found[v]
 	}
-	return claviger.Errorf("keyring.CheckConflicts", claviger.Unavailable, "", "these versions are one key here and another one at the source, which was rolled after the migration: %s%s; "+
-		"EDEKs of these names are not opened; %s", strings.Join(versions, ", "), more, cure)
+	return claviger.Errorf("keyring.CheckConflicts", claviger.Unavailable, "",
+		"these versions are one key here and another one at the source, which was rolled after the migration: %s%s; EDEKs of these names are not opened; %s", strings.Join(versions, ", "), more, cure)
 }
 
 // compareWith returns the versions here that the source has too, of keys that were
@@ -251,7 +252,8 @@ func (r *Ring) counts(ctx context.Context, s *source, names []string) (map[strin
 	counts := make(map[string]int, len(names))
 	switch {
 	case err == nil && len(ms) != len(names):
-		return nil, claviger.Errorf("keyring.CompareSources", claviger.Internal, "", "the source %s told of %d keys where it was asked for %d", s.URI(), len(ms), len(names))
+		return nil, claviger.Errorf("keyring.CompareSources", claviger.Internal, "",
+			"the source %s told of %d keys where it was asked for %d", s.URI(), len(ms), len(names))
 	case err == nil:
 		for i, m := range ms { // a source that folds case may spell the name in another way
 			if m != nil {
@@ -307,7 +309,8 @@ func (r *Ring) sourceHas(ctx context.Context, s *source, key, version string) bo
 		}
 		random := make([]byte, 2*claviger.IVSize)
 		_, _ = rand.Read(random) // never fails: crypto/rand
-		deks, err := s.service.Unwrap(ctx, key, "", []claviger.EDEK{{Version: version, IV: random[:claviger.IVSize], Material: random[claviger.IVSize:]}})
+		edek := claviger.EDEK{Version: version, IV: random[:claviger.IVSize], Material: random[claviger.IVSize:]}
+		deks, err := s.service.Unwrap(ctx, key, "", []claviger.EDEK{edek})
 		wipeAll(deks)
 		return err
 	})
@@ -324,17 +327,19 @@ func (r *Ring) needNotInConflict(op string, v *provider.KeyVersion) error {
 	if !ok {
 		return nil
 	}
-	return claviger.Answer(claviger.Errorf(op, claviger.Unavailable, v.Name, "'%s' is one key here and another one at %s, which was rolled after the migration, so it cannot be known which of them an EDEK is of: %s",
-		v.Name, source, conflictCure(v.Name)),
-		fmt.Sprintf("key version '%s' is one key here and another one at the KMS that the key was migrated from, so nothing is opened with it; this server's log and /readyz say what to do", v.Name))
+	err := claviger.Errorf(op, claviger.Unavailable, v.Name, "'%s' is one key here and another one at %s, which was rolled after the "+
+		"migration, so it cannot be known which of them an EDEK is of: %s", v.Name, source, conflictCure(v.Name))
+	return claviger.Answer(err, fmt.Sprintf("key version '%s' is one key here and another one at the KMS that the key was migrated from, "+
+		"so nothing is opened with it; this server's log and /readyz say what to do", v.Name))
 }
 
 // conflictCure says what to do about a version in conflict.
 func conflictCure(version string) string {
 	key, _ := claviger.KeyOfVersion(version)
-	return fmt.Sprintf("stop rolls at the source. Where HDFS has never used this server, delete the key here and run the migration again, which takes the next number. "+
-		"Else roll key %s here, so that new files can be read, and say of each version whose EDEKs it has: where no file was made through the source since its roll, "+
-		"set claviger.migration.ours to %s and restart; where there are such files, copy them through the source first", claviger.Printable(key), claviger.Printable(version))
+	return fmt.Sprintf("stop rolls at the source. Where HDFS has never used this server, delete the key here and run the migration "+
+		"again, which takes the next number. Else roll key %s here, so that new files can be read; copy the files that were made "+
+		"through the source since its roll, through the source; then set claviger.migration.ours to %s and restart",
+		claviger.Printable(key), claviger.Printable(version))
 }
 
 // needNoConflict refuses to re-encrypt EDEKs of a version of ours whose name may be
@@ -348,7 +353,8 @@ func (r *Ring) needNoConflict(ctx context.Context, op string, v *provider.KeyVer
 		return nil
 	}
 	refuse := func(uri string) error {
-		return claviger.Errorf(op, claviger.Invalid, v.Name, "'%s' is one key here and another one at %s, so its EDEKs may be of either, and are not re-encrypted: %s", v.Name, uri, conflictCure(v.Name))
+		return claviger.Errorf(op, claviger.Invalid, v.Name, "'%s' is one key here and another one at %s, so its EDEKs "+
+			"may be of either, and are not re-encrypted: %s", v.Name, uri, conflictCure(v.Name))
 	}
 	if uri, ok := r.conflictsNow()[v.Name]; ok {
 		return refuse(uri)
@@ -363,7 +369,8 @@ func (r *Ring) needNoConflict(ctx context.Context, op string, v *provider.KeyVer
 	opaque := false
 	for _, o := range origins {
 		if !o.TakenOver && o.Finished.IsZero() && r.hasSource(o.Source) { // the journal's newest word
-			return claviger.Errorf(op, claviger.Invalid, v.Name, "key '%s' is in conflict with the one at its source, so EDEKs of '%s' may be of either, and are not re-encrypted: claviger migrate plan says what to do", v.Key, v.Name)
+			return claviger.Errorf(op, claviger.Invalid, v.Name, "key '%s' is in conflict with the one at its source, so EDEKs of '%s' "+
+				"may be of either, and are not re-encrypted: claviger migrate plan says what to do", v.Key, v.Name)
 		}
 		opaque = opaque || o.TakenOver && !o.Numbered
 	}
@@ -392,8 +399,8 @@ func (r *Ring) notKnown(op string, v *provider.KeyVersion, s *source, err error)
 	err = s.explain(err, question{what: "the metadata of key '" + v.Key + "'", name: v.Key})
 	switch kind := claviger.KindOf(err); kind {
 	case claviger.SourceUnreachable, claviger.SourceRefused:
-		return claviger.Errorf(op, kind, v.Name, "EDEKs of '%s' are not re-encrypted while it is not known whether the source %s has rolled its key to a version of that name: %s; "+
-			"a source that has gone for good must be taken out of the configuration", v.Name, s.URI(), said(err))
+		return claviger.Errorf(op, kind, v.Name, "EDEKs of '%s' are not re-encrypted while it is not known whether the source %s "+
+			"has rolled its key to a version of that name: %s; a source that has gone for good must be taken out of the configuration", v.Name, s.URI(), said(err))
 	}
 	return err
 }
