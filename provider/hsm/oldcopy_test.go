@@ -2,6 +2,7 @@ package hsm_test
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"strings"
 	"testing"
@@ -75,6 +76,13 @@ func TestOldCopyWithSteps(t *testing.T) {
 	p = b.mustOpen(t)
 	if _, err := p.Create(ctx, provider.Spec{Name: "x", Cipher: claviger.DefaultCipher, BitLength: 128}); !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "x@0") {
 		t.Errorf("another key of the name: %v", err)
+	}
+	bobs := provider.Spec{Name: "x", Cipher: claviger.DefaultCipher, BitLength: 256, Attributes: map[string]string{claviger.ACLNameAttribute: "scratch"}}
+	if _, err := p.Create(ctx, bobs); !claviger.Is(err, claviger.Invalid) {
+		t.Errorf("the same key under other rules: %v", err)
+	}
+	if err := p.EncryptBlocks(ctx, "x@0", make([]byte, 16)); !claviger.Is(err, claviger.Unavailable) {
+		t.Errorf("a version that a step has made: %v", err)
 	}
 	if err := p.Delete(ctx, "kk"); err != nil {
 		t.Error(err)
@@ -178,4 +186,24 @@ func TestEndSteps(t *testing.T) {
 	})
 	p = b.mustOpen(t)
 	wantMarks(t, p, map[string]hsm.Mark{"kept@0": hsm.InUse, "made@0": hsm.Unknown, "gone@0": hsm.Orphan, "revived@0": hsm.Unknown})
+}
+
+// TestLostEndOfAStep: a store that lost the end of a creation beside a server, which has
+// surveyed the token before, gives the name to nobody.
+func TestLostEndOfAStep(t *testing.T) {
+	ctx := t.Context()
+	b := newBacking(t)
+	p := b.mustOpen(t)
+	create(t, p, "other")
+	create(t, p, "x")
+	b.withStore(t, func(s metastore.Store) { // as if Insert had not come through
+		_, err := s.Remove(ctx, "x")
+		if err = errors.Join(err, s.Drop(ctx, "x")); err != nil {
+			t.Fatal(err)
+		}
+	})
+	spec := provider.Spec{Name: "x", Cipher: claviger.DefaultCipher, BitLength: 256}
+	if v, err := p.Create(ctx, spec); !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "x@0") {
+		t.Errorf("%+v, %v", v, err)
+	}
 }

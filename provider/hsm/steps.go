@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"time"
 
 	"claviger"
@@ -31,6 +32,9 @@ const idSize = 8
 // to use them.
 type plan struct {
 	Bits int `json:"bits"`
+	// Attributes of a key that is made. Who makes it with others, and so under other
+	// rules, gets nothing of what was made before. nil in what an older program wrote.
+	Attributes map[string]string `json:"attributes,omitempty"`
 }
 
 // Create makes a key in the HSM.
@@ -97,10 +101,10 @@ func (p *Provider) make(ctx context.Context, op, kind string, m claviger.Metadat
 	if err := p.mayMake(ctx); err != nil {
 		return nil, err
 	}
-	if err := p.unhide(ctx, op, m.Name, n); err != nil {
+	if err := p.unhide(ctx, op, m.Name, nil, n); err != nil {
 		return nil, err
 	}
-	intent, err := p.begin(ctx, kind, m.Name, m.BitLength, n, first)
+	intent, err := p.begin(ctx, kind, m.Name, plan{m.BitLength, m.Attributes}, n, first)
 	if err == nil {
 		err = told("intent")
 	}
@@ -142,7 +146,7 @@ func (p *Provider) remember(m *claviger.Metadata, list []metastore.Version) []pr
 // begin writes the intent of a step, or takes up the one that an earlier call of
 // the same step left. What another step left is ended first, and so is what has numbers
 // below first. The key's lock is held.
-func (p *Provider) begin(ctx context.Context, kind, key string, bits, n, first int) (metastore.Intent, error) {
+func (p *Provider) begin(ctx context.Context, kind, key string, want plan, n, first int) (metastore.Intent, error) {
 	if first > 0 {
 		if err := p.store.SkipNumbers(ctx, key, first); err != nil {
 			return metastore.Intent{}, err
@@ -157,7 +161,7 @@ func (p *Provider) begin(ctx context.Context, kind, key string, bits, n, first i
 			continue
 		}
 		var was plan
-		if i.Op == kind && len(i.Refs) == n && numberedFrom(first, i.Refs) && json.Unmarshal(i.Payload, &was) == nil && was.Bits == bits {
+		if i.Op == kind && len(i.Refs) == n && numberedFrom(first, i.Refs) && json.Unmarshal(i.Payload, &was) == nil && was.Bits == want.Bits && maps.Equal(was.Attributes, want.Attributes) {
 			p.log.Info("a step that was broken off is taken up again", "key", key, "step", kind, "begun", i.Begun)
 			return i, nil
 		}
@@ -173,7 +177,7 @@ func (p *Provider) begin(ctx context.Context, kind, key string, bits, n, first i
 		}
 		refs[i].Object = hex.EncodeToString(id)
 	}
-	payload, err := json.Marshal(plan{bits})
+	payload, err := json.Marshal(want)
 	if err != nil {
 		return metastore.Intent{}, err
 	}
@@ -206,7 +210,7 @@ func (p *Provider) end(ctx context.Context, i metastore.Intent) error {
 		var was plan
 		_ = json.Unmarshal(i.Payload, &was) // an older program's has none
 		return claviger.Errorf("hsm.end", claviger.Invalid, i.Key,
-			"the step %q of key %q was broken off, and the token holds what it made: %s; something may be encrypted with it, if the metastore is an old copy. Make the same step again (%d bits, %d versions), or have an operator adopt it (claviger hsm adopt %s) or set it aside (with --aside)",
+			"the step %q of key %q was broken off, and the token holds what it made: %s; something may be encrypted with it, if the metastore is an old copy. Make the same step again (%d bits, %d versions, the same attributes), or have an operator adopt it (claviger hsm adopt %s) or set it aside (with --aside)",
 			i.Op, i.Key, some(made), was.Bits, len(i.Refs), i.Key)
 	}
 	return p.store.Drop(ctx, i.Key)
@@ -377,10 +381,10 @@ func (p *Provider) RollIf(ctx context.Context, key string, material secret.Bytes
 	if err := p.holdsCurrent(ctx, op, k); err != nil {
 		return provider.KeyVersion{}, err
 	}
-	if err := p.unhide(ctx, op, key, 1); err != nil {
+	if err := p.unhide(ctx, op, key, k.List, 1); err != nil {
 		return provider.KeyVersion{}, err
 	}
-	intent, err := p.begin(ctx, opRoll, key, k.BitLength, 1, 0)
+	intent, err := p.begin(ctx, opRoll, key, plan{Bits: k.BitLength}, 1, 0)
 	if err != nil {
 		return provider.KeyVersion{}, err
 	}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"claviger"
+	"claviger/metastore"
 	"claviger/pkcs11"
 )
 
@@ -109,6 +110,7 @@ type survey struct {
 	mu      sync.Mutex
 	unknown map[string]Object // by CKA_ID
 	inUse   map[string]bool   // names of keys
+	pending map[string]bool   // versions that steps have made which were broken off
 	orphans int
 	at      time.Time     // of the last that was finished
 	err     error         // of the last, if it failed
@@ -138,11 +140,15 @@ func (p *Provider) Survey() Survey {
 	return s
 }
 
-// found tells whether the last survey found a version that the store does not know.
-// It is asked at each version that is not ours, a source's among them.
+// found tells whether the last survey found a version that the store does not know, or
+// knows of a step alone: it may be in use, where the store is an old copy. It is asked at
+// each version that is not ours, a source's among them.
 func (s *survey) found(version string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.pending[version] {
+		return true
+	}
 	for _, o := range s.unknown {
 		if o.Label == version {
 			return true
@@ -161,7 +167,7 @@ func (s *survey) used(key string) bool {
 // look surveys the token once.
 func (p *Provider) look(ctx context.Context) error {
 	objects, err := p.Objects(ctx)
-	unknown, inUse := map[string]Object{}, map[string]bool{}
+	unknown, inUse, pending := map[string]Object{}, map[string]bool{}, map[string]bool{}
 	var orphans []Object
 	for _, o := range objects {
 		switch o.Mark {
@@ -171,6 +177,9 @@ func (p *Provider) look(ctx context.Context) error {
 			orphans = append(orphans, o)
 		case InUse, Pending:
 			inUse[o.Key()] = true
+			if o.Mark == Pending && !o.deletes {
+				pending[o.Label] = true
+			}
 		}
 	}
 	if err == nil {
@@ -203,7 +212,7 @@ func (p *Provider) look(ctx context.Context) error {
 	if s.at.IsZero() {
 		close(s.first)
 	}
-	s.unknown, s.inUse, s.orphans, s.at = unknown, inUse, len(orphans), time.Now()
+	s.unknown, s.inUse, s.pending, s.orphans, s.at = unknown, inUse, pending, len(orphans), time.Now()
 	return nil
 }
 
@@ -270,10 +279,13 @@ func (p *Provider) CheckUnknown(context.Context) error {
 		tokenName(p.tok.Info()), len(labels), p.store.URI(), some(labels))
 }
 
+// hiddenBefore is of how many numbers that were given last unhide asks the token.
+const hiddenBefore = 4
+
 // unhide refuses to make versions of a key whose name the token knows from versions
 // that the store does not: they would be hidden behind the new ones for good. n
-// versions are to be made. The key's lock is held.
-func (p *Provider) unhide(ctx context.Context, op, key string, n int) error {
+// versions are to be made beside those in have. The key's lock is held.
+func (p *Provider) unhide(ctx context.Context, op, key string, have []metastore.Version, n int) error {
 	if p.survey.first != nil {
 		select {
 		case <-p.survey.first:
@@ -290,6 +302,13 @@ func (p *Provider) unhide(ctx context.Context, op, key string, n int) error {
 	ask := map[string]bool{}
 	for i := range n {
 		ask[claviger.VersionName(key, fmt.Sprint(next+i))] = true
+	}
+	// A store that lost the end of a step knows its numbers, and not what was made of them.
+	for i := max(0, next-hiddenBefore); i < next; i++ {
+		id := fmt.Sprint(i)
+		if !slices.ContainsFunc(have, func(v metastore.Version) bool { return v.ID == id }) {
+			ask[claviger.VersionName(key, id)] = true
+		}
 	}
 	for _, o := range p.Survey().Unknown {
 		if o.Key() == key {
@@ -378,7 +397,7 @@ func (p *Provider) missing(ctx context.Context, op, version string, err error) e
 		switch {
 		case nerr != nil:
 			return err // no worse than nerr: the store answered a moment ago
-		case n < next:
+		case n < next && !p.survey.stale.Load():
 			p.absent.note(version) // numbers only rise; a source's version is asked for often
 			return err
 		}
@@ -435,6 +454,7 @@ func (p *Provider) lost(ctx context.Context, op, version string, err error) erro
 					p.noteUnknown(o)
 					unknown = true
 				}
+				unknown = unknown || o.Mark == Pending && !o.deletes
 			}
 			if !unknown {
 				p.absent.note(version)
