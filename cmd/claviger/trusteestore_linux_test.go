@@ -152,11 +152,13 @@ func TestTrusteesInPostgreSQL(t *testing.T) {
 	}
 	dir := t.TempDir()
 	file := filepath.Join(dir, "backup.pgp")
-	if out, err := command(t, "trustee", "backup", "--confdir", b.dir, "--recipient", filepath.Join(b.dir, trustee.PublicRing), "--out", file); err != nil || !strings.Contains(out, want.Digest) {
+	elsewhere := escrow(t)
+	if out, err := command(t, "trustee", "backup", "--confdir", b.dir,
+		"--recipient", filepath.Join(elsewhere, trustee.PublicRing), "--out", file); err != nil || !strings.Contains(out, want.Digest) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	restore := func(name, file string, more ...string) (string, error) {
-		return command(t, append([]string{"trustee", "restore", "--confdir", filepath.Join(dir, name), "--identity", filepath.Join(b.dir, trustee.PrivateRing), file}, more...)...)
+		return command(t, append([]string{"trustee", "restore", "--confdir", filepath.Join(dir, name), "--identity", filepath.Join(elsewhere, trustee.PrivateRing), file}, more...)...)
 	}
 	if out, err := restore("file", file); err != nil {
 		t.Fatalf("%v: %s", err, out)
@@ -270,12 +272,32 @@ func TestOneTrusteeKilled(t *testing.T) {
 	restoreKilled(t, h.dir)
 }
 
+// escrow makes the folder of a key that backups are encrypted to and that is kept
+// elsewhere.
+func escrow(t *testing.T) string {
+	t.Helper()
+	id, err := trustee.NewIdentity("escrow", "", "escrow@localhost", 2048, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(t.TempDir(), "escrow")
+	if err := trustee.MakeFolder(dir); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := trustee.NewFolder(dir, id); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
 // restoreKilled backs a trustee up, kills a restoration midway, and restores again.
 func restoreKilled(t *testing.T, trusteeDir string) {
 	t.Helper()
 	parent := t.TempDir()
 	file, dir := filepath.Join(parent, "backup.pgp"), filepath.Join(parent, ".keytrustee")
-	made, err := command(t, "trustee", "backup", "--confdir", trusteeDir, "--recipient", filepath.Join(trusteeDir, trustee.PublicRing), "--out", file)
+	elsewhere := escrow(t)
+	made, err := command(t, "trustee", "backup", "--confdir", trusteeDir,
+		"--recipient", filepath.Join(elsewhere, trustee.PublicRing), "--out", file)
 	if err != nil {
 		t.Fatalf("%v: %s", err, made)
 	}
@@ -283,7 +305,7 @@ func restoreKilled(t *testing.T, trusteeDir string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	args := []string{"trustee", "restore", "--confdir", dir, "--identity", filepath.Join(trusteeDir, trustee.PrivateRing)}
+	args := []string{"trustee", "restore", "--confdir", dir, "--identity", filepath.Join(elsewhere, trustee.PrivateRing)}
 	cmd := exec.CommandContext(t.Context(), "claviger", append(args, "-")...) //nolint:gosec // this binary
 	in, err := cmd.StdinPipe()
 	if err != nil {
