@@ -167,7 +167,7 @@ func (c *Chain) Log(_ context.Context, e Event) {
 	if e.Time.IsZero() {
 		e.Time = time.Now()
 	}
-	body := encodeBody(eventRecord(&e, c.cfg.Node))
+	body := encodeEvent(&e, c.cfg.Node)
 	c.mu.Lock()
 	first := len(c.queue) == 0
 	switch {
@@ -199,7 +199,7 @@ func (c *Chain) Begin(ctx context.Context, e Event) error {
 		e.Time = time.Now()
 	}
 	e.Status = Attempt
-	body := encodeBody(eventRecord(&e, c.cfg.Node))
+	body := encodeEvent(&e, c.cfg.Node)
 	wait := make(chan error, 1)
 	c.mu.Lock()
 	switch {
@@ -451,6 +451,16 @@ func (c *Chain) StreamErr() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.streams
+}
+
+// Replaced counts records in whose place streams have sent a LargeRecord.
+func (c *Chain) Replaced() (n uint64) {
+	for _, s := range c.cfg.Streams {
+		if s, ok := s.(interface{ Replaced() uint64 }); ok {
+			n += s.Replaced()
+		}
+	}
+	return n
 }
 
 // Err is nil while all is written to the file, or where there is none to a

@@ -21,10 +21,12 @@ type Head struct {
 	Time string `json:"time"` // when it was noted, as in records
 }
 
+const maxHead = 8 << 10
+
 // ParseHead reads what Head's JSON was written as.
 func ParseHead(text []byte) (Head, error) {
 	var h Head
-	if len(text) > maxText {
+	if len(text) > maxHead {
 		return h, errors.New("it is too long for the head of an audit log")
 	}
 	if err := json.Unmarshal(text, &h); err != nil {

@@ -26,6 +26,9 @@ const (
 	EventRecord RecordKind = "event" // an audit event
 	BeginRecord RecordKind = "begin" // writing begins, in a new process or a new file
 	LostRecord  RecordKind = "lost"  // events that could not be written, and were not kept
+	// LargeRecord stands, on a stream of datagrams alone, for a record that fits none:
+	// its seq, prev and hash are those of that record.
+	LargeRecord RecordKind = "large"
 )
 
 // Record is one line of a chain.
@@ -61,6 +64,7 @@ type Record struct {
 	URL      string   `json:"url,omitempty"`
 	Provider string   `json:"provider,omitempty"` // URI of the primary, or of the sources that answered
 	Message  string   `json:"message,omitempty"`
+	Cut      []string `json:"cut,omitempty"` // members that are not here in whole, see shorten
 
 	// Of a begin:
 	Format  int    `json:"format,omitempty"`  // of the records that follow; 1
@@ -72,15 +76,27 @@ type Record struct {
 	// Of a loss:
 	Count uint64 `json:"count,omitempty"`
 
+	// Of a large:
+	Bytes int `json:"bytes,omitempty"` // of the line that it stands for
+
 	Hash string `json:"hash,omitempty"`
 }
 
-// Bounds. Texts that a client makes up are cut, so that a record stays below
-// maxRecord, which is what Verify reads at most.
+// Bounds. A client makes up the texts of a record, and a character of them may take six
+// bytes in JSON. So what is bounded is the record as it is written.
 const (
-	maxText   = 8 << 10
-	maxFrom   = 64
-	maxRecord = 1 << 20
+	maxFrom = 64 // names of versions
+
+	// maxBody is the most that a record may take between prev and hash. It lies far below
+	// the 65,507 bytes of a datagram.
+	maxBody = 16 << 10
+	// A record above it keeps that much of each text, and of all names of versions together.
+	cutText = 768
+	cutFrom = 4 << 10
+
+	// maxRecord is what Verify reads at most: records of earlier versions, which bounded
+	// texts before they were escaped, took up to 2.2 MiB.
+	maxRecord = 4 << 20
 
 	recordFormat = 1
 	timeOfRecord = "2006-01-02T15:04:05.000000Z"
@@ -170,7 +186,7 @@ func ParseRecord(line []byte) (Record, error) {
 		return r, errors.New("the line does not begin with seq and prev")
 	}
 	switch r.Kind {
-	case EventRecord, BeginRecord, LostRecord:
+	case EventRecord, BeginRecord, LostRecord, LargeRecord:
 		return r, nil
 	}
 	return r, fmt.Errorf("member kind is %.40q, which is not known", r.Kind)
@@ -220,40 +236,41 @@ func escaped(text []byte) []byte {
 	return b
 }
 
+// encodeEvent returns what encodeBody does of an event, shortened where it is above
+// maxBody.
+func encodeEvent(event *Event, node string) []byte {
+	r := eventRecord(event, node)
+	if r.long() <= maxBody { // else nothing of it is escaped in vain
+		if body := encodeBody(r); len(body) <= maxBody {
+			return body
+		}
+	}
+	r.shorten(cutText, cutFrom)
+	return encodeBody(r)
+}
+
 // eventRecord is the record of an event.
 func eventRecord(event *Event, node string) Record {
-	e := event.masked() // before the texts are cut
+	e := event.masked() // before the texts are shortened
 	r := Record{
 		Time: stamp(e.Time), Node: node, Kind: EventRecord, Status: e.Status,
-		Op: Op(cut(string(e.Op))), KeyRight: e.KeyRight, Key: cut(e.Key), Version: cut(e.Version), From: e.From, EDEKs: e.EDEKs,
-		User: cut(e.Caller.Name), Address: cut(e.Caller.RemoteAddr), Request: cut(e.Caller.RequestID),
-		Method: cut(e.Method), URL: cut(e.URL), Provider: cut(e.Provider), Message: cut(e.Message),
+		Op: e.Op, KeyRight: e.KeyRight, Key: e.Key, Version: e.Version, From: e.From, EDEKs: e.EDEKs,
+		User: e.Caller.Name, Address: e.Caller.RemoteAddr, Request: e.Caller.RequestID,
+		Method: e.Method, URL: e.URL, Provider: e.Provider, Message: e.Message,
 	}
 	if e.Caller.Short != e.Caller.Name {
-		r.Short = cut(e.Caller.Short)
+		r.Short = e.Caller.Short
 	}
 	if e.Caller.Real != nil {
-		r.RealUser = cut(e.Caller.Real.Name)
+		r.RealUser = e.Caller.Real.Name
 	}
 	if r.Token = e.Caller.Token; r.Token == 0 {
 		r.Token = e.Token
 	}
 	if len(r.From) > maxFrom {
-		r.From = append(r.From[:maxFrom:maxFrom], fmt.Sprintf("and %d more", len(e.From)-maxFrom))
+		r.From, r.Cut = append(r.From[:maxFrom:maxFrom], more(len(e.From)-maxFrom)), []string{"from"}
 	}
 	return r
-}
-
-// cut bounds a text.
-func cut(s string) string {
-	if len(s) <= maxText {
-		return s
-	}
-	end := maxText
-	for end > 0 && !utf8.RuneStart(s[end]) {
-		end--
-	}
-	return s[:end] + "..."
 }
 
 // stamp is a time as records write it.

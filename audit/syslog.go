@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -45,7 +47,8 @@ func (s *Writer) Name() string { return s.name }
 // (RFC 5426, and Unix sockets), or with their length before them on a stream (RFC
 // 6587, over TLS RFC 5425). Lines wait in a bounded queue; while the server is
 // away it is dialled again, and what does not fit is lost, which the numbers of
-// the records that arrive show.
+// the records that arrive show. In the place of a record that is too long for a
+// datagram a short one is sent, which says so.
 type Syslog struct {
 	addr     string
 	network  string
@@ -59,6 +62,8 @@ type Syslog struct {
 	mu      sync.Mutex
 	err     error
 	dropped uint64
+
+	replaced atomic.Uint64
 }
 
 // Of syslog: facility 13 is "log audit", severity 6 "informational" (RFC 5424,
@@ -146,7 +151,11 @@ func (s *Syslog) set(err error) {
 	}
 }
 
-// run sends what is queued. A line that could not be sent whole is sent again.
+// Replaced counts the records in whose place a LargeRecord was sent.
+func (s *Syslog) Replaced() uint64 { return s.replaced.Load() }
+
+// run sends what is queued. A line that could not be sent whole is sent again, but for
+// one that fits no datagram: it would stop all that come after it.
 func (s *Syslog) run() {
 	defer close(s.done)
 	var conn net.Conn
@@ -169,7 +178,7 @@ func (s *Syslog) run() {
 				conn, err = s.dial()
 			}
 			if err == nil {
-				if err = s.write(conn, m); err != nil {
+				if err = s.deliver(conn, m); err != nil {
 					_ = conn.Close()
 					conn = nil
 				}
@@ -191,7 +200,7 @@ func (s *Syslog) drain(conn net.Conn) {
 	for conn != nil {
 		select {
 		case m := <-s.queue:
-			if s.write(conn, m) != nil {
+			if s.deliver(conn, m) != nil {
 				return
 			}
 		default:
@@ -213,6 +222,35 @@ func (s *Syslog) dial() (net.Conn, error) {
 		}
 	}
 	return d.DialContext(ctx, s.network, s.addr)
+}
+
+// deliver sends a message, or what stands for one that fits no datagram.
+func (s *Syslog) deliver(conn net.Conn, m []byte) error {
+	err := s.write(conn, m)
+	if !errors.Is(err, syscall.EMSGSIZE) {
+		return err
+	}
+	head := len(s.priority) + len(timeOfRecord) + len(s.head)
+	err = s.write(conn, append(m[:head:head], instead(m[head:])...))
+	if err == nil || errors.Is(err, syscall.EMSGSIZE) { // where even that is too long, its number is missed
+		s.replaced.Add(1)
+		return nil
+	}
+	return err
+}
+
+// instead is the line of the LargeRecord that stands for a line.
+func instead(line []byte) []byte {
+	const text = 256 // bytes that are kept of each text
+	r, err := ParseRecord(line)
+	if err != nil {
+		r = Record{} // then all that can be said is how long it was
+	}
+	seq, prev, sum := r.Seq, r.Prev, r.Hash
+	r.shorten(text, 0)
+	r.Kind, r.Bytes = LargeRecord, len(line)
+	b := fmt.Appendf(nil, `{"seq":%d,"prev":"%s",%s`, seq, prev, encodeBody(r))
+	return append(append(append(b, hashMember...), sum...), `"}`...)
 }
 
 func (s *Syslog) write(conn net.Conn, m []byte) error {

@@ -236,8 +236,10 @@ func (v *verifier) line(at Finding, line []byte, whole bool) {
 	prev, _ := parseDigest(r.Prev) // ParseRecord has looked
 	hashed, sum, _ := split(line)
 	v.links(at, &r, prev, say)
-	if v.seal.sum(prev, hashed) != sum {
+	if large := r.Kind == LargeRecord; large || v.seal.sum(prev, hashed) != sum {
 		switch {
+		case large:
+			say("record %d, of %d bytes, is not here: a short one stands in its place, as streams of datagrams have it; the log's file must have it whole", r.Seq, r.Bytes)
 		case r.Kind == BeginRecord && r.MAC == "hmac-sha256" && len(v.cfg.Key) == 0:
 			say("the hashes were made with a key, which was not given; nothing can be said of this chain without it")
 		case r.Kind == BeginRecord && r.MAC == "sha256" && len(v.cfg.Key) > 0:

@@ -257,6 +257,13 @@ func (t *auditTrail) streamErr() error {
 	return t.chain.StreamErr()
 }
 
+// metrics of the streams.
+func (t *auditTrail) metrics(m *console.Metrics) {
+	if t.chain != nil {
+		m.Counter("claviger_audit_replaced_total", "Audit records that fit no datagram to syslog, in whose place a short one was sent.", func() float64 { return float64(t.chain.Replaced()) })
+	}
+}
+
 // storedHead keeps the head of a node's chain in the metastore.
 type storedHead struct {
 	settings metastore.Settings

@@ -38,7 +38,7 @@ func onHSM(t *testing.T, props map[string]string) (kms, dir string) {
 
 // TestMetrics: what a server on an HSM shows after a batch.
 func TestMetrics(t *testing.T) {
-	kms, _ := onHSM(t, nil)
+	kms, _ := onHSM(t, map[string]string{"claviger.audit.json.stdout": "true"})
 	resp, err := http.Post(kms+"/v1/keys?user.name=a", "application/json", strings.NewReader(`{"name":"k"}`)) //nolint:noctx // of a server of this test
 	if err != nil {
 		t.Fatal(err)
@@ -65,7 +65,7 @@ func TestMetrics(t *testing.T) {
 		"claviger_hsm_sessions_in_use", "claviger_hsm_sessions_max", "claviger_edek_queue_ready", "claviger_http_connections",
 		`claviger_kms_request_seconds_bucket{op="generate_eek",status="200",le="0.0001"}`, `claviger_kms_request_seconds_bucket{op="generate_eek",status="200",le="10"}`,
 		`claviger_hsm_function_seconds_count{function="C_GenerateKey",result="CKR_OK"} 1`, `claviger_hsm_function_seconds_count{function="C_Encrypt",result="CKR_OK"}`,
-		`claviger_kms_edeks_total{op="generate_eek"} 300`, "claviger_delegation_tokens 1\n",
+		`claviger_kms_edeks_total{op="generate_eek"} 300`, "claviger_delegation_tokens 1\n", "claviger_audit_replaced_total 0\n",
 		`claviger_build_info{commit="`, `claviger_certificate_expiry_seconds{name="ssl.server.keystore.location",subject="`,
 	} {
 		if !strings.Contains(string(text), "\n"+want) {
