@@ -139,6 +139,7 @@ type boundedListener struct {
 
 	mu        sync.Mutex
 	open      int64
+	limited   int64 // of these, those of addresses with a limit
 	byAddress map[netip.Addr]int64
 	full      refusal // for want of room at all
 	own       refusal // of an address that has its share
@@ -197,13 +198,13 @@ func (l *boundedListener) enter(a netip.Addr) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
-	case l.open >= l.most:
+	case l.open >= l.most, a.IsValid() && l.limited >= l.most-l.most/reservedPart:
 		n := l.refused.Add(1)
 		if l.full.happened(a) {
 			l.log.Warn("connections are refused: as many are open as may be", "property", l.mostName, "open", l.open, "refused so far", n)
 		}
 		return false
-	case a.IsValid() && l.byAddress[a] >= l.perAddress:
+	case a.IsValid() && l.byAddress[a] >= l.share():
 		n := l.refusedAddress.Add(1)
 		if l.own.happened(a) {
 			l.log.Warn("connections of one address are refused: as many are open as one may have. If it stands for many clients, as a balancer does, name it in "+l.unlimitedName,
@@ -213,9 +214,24 @@ func (l *boundedListener) enter(a netip.Addr) bool {
 	}
 	l.open++
 	if a.IsValid() {
+		l.limited++
 		l.byAddress[a]++
 	}
 	return true
+}
+
+// reservedPart: one in so many places is for addresses without a limit, which are
+// balancers and the probes of this host, and no other address gets it.
+const reservedPart = 16
+
+// share is how many connections an address may have now. It never has more than are left
+// for all others: one alone half, a second a quarter, and so on. Where the setting gives
+// one address more than half, the setting alone counts. l.mu is held.
+func (l *boundedListener) share() int64 {
+	if l.perAddress > (l.most+1)/2 {
+		return l.perAddress
+	}
+	return min(l.perAddress, l.most-l.open)
 }
 
 // happened notes a refusal, and reports whether to log it.
@@ -235,6 +251,7 @@ func (l *boundedListener) leave(a netip.Addr) {
 	if !a.IsValid() {
 		return
 	}
+	l.limited--
 	if l.byAddress[a]--; l.byAddress[a] == 0 {
 		delete(l.byAddress, a)
 	}

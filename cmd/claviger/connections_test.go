@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -98,6 +99,55 @@ func TestConnectionsOfOneAddress(t *testing.T) {
 			t.Fatal("connections that said nothing keep their places")
 		}
 		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// TestConnectionsOfTwoAddresses: two addresses, as one host with IPv4 and IPv6 has, leave
+// room for others, and all together leave some for addresses without a limit. What is
+// given back can be had again. A limit of more than half is what the operator wants.
+func TestConnectionsOfTwoAddresses(t *testing.T) {
+	const most = 128
+	limits := connectionLimits{most: most, perAddress: most / 2}
+	l := bound(nil, limits, slog.New(slog.DiscardHandler))
+	fill := func(a string) (n int) {
+		for l.enter(netip.MustParseAddr(a)) {
+			n++
+		}
+		return n
+	}
+	for i, want := range []int{64, 32, 16, 8} {
+		if got := fill(fmt.Sprint("10.0.0.", i)); got != want {
+			t.Errorf("address %d has %d connections, want %d", i, got, want)
+		}
+	}
+	for i := range 200 {
+		l.enter(netip.MustParseAddr(fmt.Sprint("10.0.1.", i)))
+	}
+	if open, _ := l.use(); open != most-most/16 {
+		t.Errorf("addresses with a limit have %d connections of %d", open, most)
+	}
+	for i := range most / 16 {
+		if !l.enter(netip.Addr{}) {
+			t.Fatalf("connection %d of an address without a limit", i)
+		}
+	}
+	if l.enter(netip.Addr{}) {
+		t.Error("more connections than may be")
+	}
+	for range most / 16 {
+		l.leave(netip.Addr{})
+	}
+	for range 64 {
+		l.leave(netip.MustParseAddr("10.0.0.0"))
+	}
+	if got := fill("10.0.0.9"); got < 30 {
+		t.Errorf("%d connections of those that were given back", got)
+	}
+
+	limits.perAddress = most - 20
+	l = bound(nil, limits, slog.New(slog.DiscardHandler))
+	if got := fill("10.0.0.1"); got != most-20 {
+		t.Errorf("%d connections of one address, which may have %d", got, most-20)
 	}
 }
 
