@@ -77,8 +77,10 @@ type Server struct {
 	doors   *doors        // of bodies that arrive
 	peers   chan struct{} // turns of the other server and of operators, whom no client keeps out
 	joining chan struct{} // turns of registrations, which keep no registered client out
-	// wrong lets registrations through as long as few have failed.
-	wrong *rate.Limiter
+	// wrong lets registrations of an address through as long as few of it have failed.
+	wrong *failed
+	// lines are of requests that were refused before it was known whose they are.
+	lines *rate.Limiter
 
 	registering sync.Mutex // of those who are to be alone
 
@@ -90,7 +92,7 @@ type Server struct {
 
 // New makes a server. The store remains the caller's to close.
 func New(cfg Config) *Server {
-	s := &Server{id: cfg.Identity, store: cfg.Store, keeper: cfg.Keeper, replica: cfg.Replica, log: cfg.Log, now: cfg.Now, observe: cfg.Observe, turns: make(chan struct{}, concurrent), peers: make(chan struct{}, peering), joining: make(chan struct{}, newcomers), wrong: rate.NewLimiter(rate.Every(failureEvery), failures)}
+	s := &Server{id: cfg.Identity, store: cfg.Store, keeper: cfg.Keeper, replica: cfg.Replica, log: cfg.Log, now: cfg.Now, observe: cfg.Observe, turns: make(chan struct{}, concurrent), peers: make(chan struct{}, peering), joining: make(chan struct{}, newcomers), wrong: newFailed(), lines: rate.NewLimiter(rate.Every(refusedEvery), refusedLines)}
 	if s.now == nil {
 		s.now = time.Now
 	}
@@ -191,13 +193,19 @@ func tooMany(w http.ResponseWriter) {
 }
 
 // arrived reads a request's body; where it cannot it answers.
-func (s *Server) arrived(w http.ResponseWriter, r *http.Request) (body []byte, ok bool) {
-	leave, ok := s.doors.enter(addressOf(r))
+// The place that the body took is kept until leave is called, which may be done again.
+func (s *Server) arrived(w http.ResponseWriter, r *http.Request) (body []byte, leave func(), ok bool) {
+	door, ok := s.doors.enter(addressOf(r))
 	if !ok {
 		tooMany(w)
-		return nil, false
+		return nil, nil, false
 	}
-	defer leave()
+	door = sync.OnceFunc(door)
+	defer func() {
+		if leave == nil {
+			door()
+		}
+	}()
 	// Where the connection has no deadline, the web server's own counts.
 	control := http.NewResponseController(w)
 	_ = control.SetReadDeadline(time.Now().Add(arrival))
@@ -206,36 +214,36 @@ func (s *Server) arrived(w http.ResponseWriter, r *http.Request) (body []byte, o
 	switch {
 	case errors.As(err, &tooLong):
 		http.Error(w, fmt.Sprintf("a request has at most %d bytes", trustee.MaxBody), http.StatusRequestEntityTooLarge)
-		return nil, false
+		return nil, nil, false
 	case err != nil:
 		http.Error(w, "the request did not arrive whole", http.StatusBadRequest)
-		return nil, false
+		return nil, nil, false
 	}
 	_ = control.SetReadDeadline(time.Time{}) // else it would end the work on the request
-	return body, true
+	return body, door, true
 }
 
 // storeAway is what is answered before it is known whom to sign an answer for.
 const storeAway = "the server's store does not answer"
 
 func (s *Server) serve(w http.ResponseWriter, r *http.Request, verb string) {
-	body, ok := s.arrived(w, r)
+	body, arrived, ok := s.arrived(w, r)
 	if !ok {
 		return
 	}
-	turns := s.turns
-	switch {
-	case peerVerbs[verb] != nil:
-		turns = s.peers
-	case verb == trustee.VerbRegister:
-		turns = s.joining
+	// The place among the bodies, which are shared out by address, is kept until it is
+	// known whose the request is: strangers take no turns of clients and of the other
+	// server.
+	defer arrived()
+	if verb == trustee.VerbRegister {
+		arrived()
+		leave, ok := s.enter(w, s.joining)
+		if !ok {
+			return
+		}
+		defer leave()
 	}
-	leave, ok := s.enter(w, turns)
-	if !ok {
-		return
-	}
-	defer leave()
-	ctx := r.Context()
+	ctx := context.WithValue(r.Context(), addressKey{}, addressOf(r))
 	know := knowledge{sure: true, lists: true}
 	if s.replica != nil && peerVerbs[verb] == nil {
 		// Before anything is looked up: whether the client is known, too.
@@ -262,8 +270,10 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, verb string) {
 		return s.client(ctx, fingerprint, know.sure)
 	})
 	if err != nil {
-		// Whom to sign an answer for is not known. The text is for whoever it is.
-		s.log.Warn("a request was refused", "verb", verb, "from", r.RemoteAddr, "err", err)
+		// Whom to sign an answer for is not known.
+		if s.lines.AllowN(s.now(), 1) {
+			s.log.Warn("a request was refused", "verb", verb, "from", r.RemoteAddr, "err", err)
+		}
 		status := http.StatusBadRequest
 		switch {
 		case claviger.Is(err, claviger.Denied):
@@ -278,6 +288,18 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, verb string) {
 		}
 		http.Error(w, err.Error(), status)
 		return
+	}
+	if verb != trustee.VerbRegister {
+		arrived()
+		turns := s.turns
+		if peerVerbs[verb] != nil {
+			turns = s.peers
+		}
+		leave, ok := s.enter(w, turns)
+		if !ok {
+			return
+		}
+		defer leave()
 	}
 	s.doors.prove(addressOf(r))
 	result, err := s.do(ctx, req)
@@ -413,8 +435,9 @@ func (s *Server) register(ctx context.Context, req *trustee.Request) (any, error
 	if err := req.ReadArgs(&a); err != nil {
 		return nil, err
 	}
-	if s.wrong.TokensAt(s.now()) < 1 {
-		return nil, claviger.Errorf(op, claviger.Denied, "", "too many registrations have failed lately, which looks like guessing: try again in a minute; the server's log says from where they came")
+	address, _ := ctx.Value(addressKey{}).(string)
+	if s.wrong.many(address, s.now()) {
+		return nil, claviger.Errorf(op, claviger.Denied, "", "too many registrations have failed lately from this address, which looks like guessing: try again in a minute; the server's log says from where they came")
 	}
 	org, err := s.store.Org(ctx, a.Org)
 	known := err == nil
@@ -424,7 +447,7 @@ func (s *Server) register(ctx context.Context, req *trustee.Request) (any, error
 	given, want := sha256.Sum256([]byte(a.Auth)), sha256.Sum256([]byte(org.Auth))
 	same := subtle.ConstantTimeCompare(given[:], want[:]) == 1
 	if !known || org.Auth != "" && !same {
-		s.wrong.AllowN(s.now(), 1)
+		s.wrong.note(address, s.now())
 		return nil, claviger.Errorf(op, claviger.Denied, "", "the organization or its secret is wrong: see claviger orgtool list at the server")
 	}
 	state := Active

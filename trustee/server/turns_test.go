@@ -3,6 +3,7 @@ package server
 import (
 	"bytes"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"testing"
@@ -43,16 +44,84 @@ func TestRegistrationsTakeNoTurns(t *testing.T) {
 	if err := s.CheckTurns(t.Context()); err != nil {
 		t.Errorf("with registrations refused: %v", err)
 	}
+	// Strangers need no turn to be refused, neither one of clients nor one of the other
+	// server: they would keep these out.
 	for range concurrent {
 		s.turns <- struct{}{}
 	}
-	if got := post(trustee.VerbGet); got != http.StatusServiceUnavailable {
-		t.Errorf("a read beyond %d is answered %d", concurrent, got)
+	for range peering {
+		s.peers <- struct{}{}
+	}
+	for _, verb := range []string{trustee.VerbGet, verbAppend} {
+		if got := post(verb); got != http.StatusBadRequest {
+			t.Errorf("a stranger's %s, while all turns are taken, is answered %d", verb, got)
+		}
+	}
+	if err := s.CheckTurns(t.Context()); err != nil {
+		t.Errorf("with strangers refused: %v", err)
+	}
+	if _, ok := s.enter(httptest.NewRecorder(), s.turns); ok {
+		t.Errorf("more than %d turns", concurrent)
 	}
 	if err := s.CheckTurns(t.Context()); err == nil {
 		t.Error("with reads refused: no error")
 	}
 	http.DefaultClient.CloseIdleConnections()
+}
+
+// TestStrangersLines: what strangers send is a bounded number of lines in the log.
+func TestStrangersLines(t *testing.T) {
+	id, err := trustee.NewIdentity("keytrustee", "", "kts@h.example.com", 2048, time.Now().Add(-time.Hour))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var lines bytes.Buffer
+	now := time.Now()
+	s := New(Config{Identity: id, Log: slog.New(slog.NewTextHandler(&lines, nil)), Now: func() time.Time { return now }})
+	send := func() {
+		r := httptest.NewRequest(http.MethodPost, trustee.APIPath+trustee.VerbGet, bytes.NewReader([]byte("{}")))
+		s.ServeHTTP(httptest.NewRecorder(), r)
+	}
+	for range 500 {
+		send()
+	}
+	if n := bytes.Count(lines.Bytes(), []byte("a request was refused")); n != refusedLines {
+		t.Errorf("%d lines for 500 requests, want %d", n, refusedLines)
+	}
+	now = now.Add(time.Minute)
+	lines.Reset()
+	send()
+	if lines.Len() == 0 {
+		t.Error("no line a minute later")
+	}
+}
+
+// TestWrongRegistrationsByAddress: a stranger's wrong registrations keep nobody at another
+// address from registering, and addresses without number are no way around the limit.
+func TestWrongRegistrationsByAddress(t *testing.T) {
+	f, now := newFailed(), time.Now()
+	for range failures {
+		if f.many("10.0.0.1", now) {
+			t.Fatal("too early")
+		}
+		f.note("10.0.0.1", now)
+	}
+	if !f.many("10.0.0.1", now) || f.many("10.0.0.2", now) {
+		t.Error("the limit is not that of the address which failed")
+	}
+	if f.many("10.0.0.1", now.Add(2*failureEvery)) {
+		t.Error("the limit stays")
+	}
+	for i := range 2 * maxFailed {
+		f.note(fmt.Sprint("host", i), now)
+	}
+	if len(f.byAddress) > maxFailed || !f.many("another", now) || f.many("host5", now) {
+		t.Errorf("%d addresses are remembered", len(f.byAddress))
+	}
+	f.note("another", now.Add(time.Hour)) // all have recovered
+	if len(f.byAddress) != 1 {
+		t.Errorf("%d addresses are remembered after an hour", len(f.byAddress))
+	}
 }
 
 // TestReadsByClient: a client that reads without end leaves room for the reads of others.
