@@ -92,7 +92,7 @@ func fillTable(ctx context.Context, tx pgx.Tx, t metastore.Table, rows [][]any) 
 	switch t.Name {
 	case "setting": // some are there
 		for _, row := range rows {
-			if _, err := tx.Exec(ctx, `INSERT INTO setting (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = excluded.value`, row...); err != nil {
+			if _, err := tx.Exec(ctx, `INSERT INTO setting (name, value) VALUES ($1, $2) ON CONFLICT (`+digestName+`) DO UPDATE SET value = excluded.value`, row...); err != nil {
 				return err
 			}
 		}

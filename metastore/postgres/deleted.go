@@ -115,7 +115,7 @@ func (s *Store) Unshelve(ctx context.Context, key, version string) error {
 		err = tx.QueryRow(ctx, `
 			INSERT INTO ez_key (name, cipher, bit_length, description, attributes, created)
 			SELECT name, cipher, bit_length, description, attributes, created FROM deleted_key WHERE id = $1 RETURNING id`, from).Scan(&id)
-		if pgdb.UniqueOn(err, "ez_key_name_key") {
+		if pgdb.UniqueOn(err, "ez_key_name_digest") {
 			return claviger.E(op, claviger.KeyExists, key, nil)
 		}
 		if err != nil {
@@ -180,7 +180,7 @@ func (s *Store) Touch(ctx context.Context, uses []metastore.LastUse) error {
 	return s.db.Update(ctx, op, "", pgx.ReadCommitted, func(ctx context.Context, tx pgx.Tx) error {
 		var batch pgx.Batch
 		for _, u := range sorted {
-			batch.Queue(`INSERT INTO version_use AS u (version, last) VALUES ($1, $2) ON CONFLICT (version) DO UPDATE SET last = greatest(u.last, excluded.last)`, u.Version, millis(u.Last))
+			batch.Queue(`INSERT INTO version_use AS u (version, last) VALUES ($1, $2) ON CONFLICT (`+digestVersion+`) DO UPDATE SET last = greatest(u.last, excluded.last)`, u.Version, millis(u.Last))
 		}
 		return tx.SendBatch(ctx, &batch).Close()
 	})

@@ -440,7 +440,7 @@ func (s *Store) Accept(ctx context.Context) error {
 		// The clock of the server that is gone may have been ahead of this one's.
 		if _, err := tx.Exec(ctx, `INSERT INTO setting (name, value)
 			SELECT $1, greatest((extract(epoch FROM clock_timestamp()) * 1000)::bigint, max(at))::text FROM lost_change
-			ON CONFLICT (name) DO UPDATE SET value = excluded.value`, settingAccepted); err != nil {
+			ON CONFLICT (`+digestName+`) DO UPDATE SET value = excluded.value`, settingAccepted); err != nil {
 			return err
 		}
 		_, err := tx.Exec(ctx, `DELETE FROM lost_change`)

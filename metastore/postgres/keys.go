@@ -31,6 +31,15 @@ const (
 		WHERE k.name = $1 AND v.id = $2`
 )
 
+// The unique indexes of names are over their digests, see 00006_names.sql. ON CONFLICT
+// must say them as they are there.
+const (
+	digestName    = `sha256(replace(name, '\', '\\')::bytea)`
+	digestSource  = `sha256(replace(source, '\', '\\')::bytea)`
+	digestVersion = `sha256(replace(version, '\', '\\')::bytea)`
+	digestItem    = `sha256(replace(item, '\', '\\')::bytea)`
+)
+
 // storable tells whether PostgreSQL can hold a text. What it can't hold is not
 // there either.
 func storable(s string) bool { return utf8.ValidString(s) && !strings.ContainsRune(s, 0) }
@@ -190,7 +199,7 @@ func (s *Store) Insert(ctx context.Context, k metastore.Key) error {
 		var id int64
 		err := tx.QueryRow(ctx, `INSERT INTO ez_key (name, cipher, bit_length, description, attributes, created) VALUES ($1, $2, $3, $4, $5, $6) RETURNING id`,
 			k.Name, k.Cipher, k.BitLength, k.Description, string(attributes), millis(k.Created)).Scan(&id)
-		if pgdb.UniqueOn(err, "ez_key_name_key") {
+		if pgdb.UniqueOn(err, "ez_key_name_digest") {
 			return claviger.E(op, claviger.KeyExists, k.Name, nil)
 		}
 		if err != nil {

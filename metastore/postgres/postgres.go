@@ -22,7 +22,7 @@ import (
 var migrations embed.FS
 
 // schemaVersion is the number of the newest file in migrations.
-const schemaVersion = 5
+const schemaVersion = 6
 
 // Config is how a store is opened.
 type Config struct {
@@ -87,7 +87,7 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 		URI: c.URI, What: "metastore", Where: "property " + c.Property, Log: c.Log, Patience: c.Patience, ReadOnly: c.ReadOnly,
 		Doubt: "look at the key before doing it again: the same step made again finishes what was begun",
 		// Two first intents of one key collide at the index rather than in their reads.
-		Conflicts: []string{"intent_pkey", "key_number_pkey"},
+		Conflicts: []string{"intent_key_digest", "key_number_name_digest"},
 		Connected: s.connected,
 		Newest:    was.Servers, Forget: c.forget(),
 	})

@@ -125,7 +125,7 @@ func (s *Store) AddUse(ctx context.Context, uses []metastore.Use) error {
 		for _, u := range sorted {
 			batch.Queue(`
 				INSERT INTO source_use AS u (source, version, op, count, last) VALUES ($1, $2, $3, $4, $5)
-				ON CONFLICT (source, version, op) DO UPDATE SET count = u.count + excluded.count, last = greatest(u.last, excluded.last)`,
+				ON CONFLICT (`+digestSource+`, `+digestVersion+`, op) DO UPDATE SET count = u.count + excluded.count, last = greatest(u.last, excluded.last)`,
 				u.Source, u.Version, u.Op, u.Count, millis(u.Last))
 		}
 		return tx.SendBatch(ctx, &batch).Close()
@@ -159,7 +159,7 @@ func (s *Store) Put(ctx context.Context, run, item string, record []byte) error 
 	}
 	return s.change(ctx, op, item, `
 		INSERT INTO journal (run, item, data, at) VALUES ($1, $2, $3, $4)
-		ON CONFLICT (run, item) DO UPDATE SET data = excluded.data, at = excluded.at`, run, item, record, millis(now()))
+		ON CONFLICT (run, `+digestItem+`) DO UPDATE SET data = excluded.data, at = excluded.at`, run, item, record, millis(now()))
 }
 
 // Records returns a run's records in order of first writing.
@@ -202,5 +202,5 @@ func (s *Store) Setting(ctx context.Context, name string) (value string, ok bool
 
 // SetSetting writes or replaces a named value.
 func (s *Store) SetSetting(ctx context.Context, name, value string) error {
-	return s.change(ctx, "postgres.SetSetting", "", `INSERT INTO setting (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = excluded.value`, name, value)
+	return s.change(ctx, "postgres.SetSetting", "", `INSERT INTO setting (name, value) VALUES ($1, $2) ON CONFLICT (`+digestName+`) DO UPDATE SET value = excluded.value`, name, value)
 }

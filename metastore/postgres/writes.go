@@ -61,7 +61,7 @@ func (s *Store) CheckWrites(ctx context.Context) error {
 	}
 	err := s.db.Update(ctx, op, "", pgx.ReadCommitted, func(ctx context.Context, tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, `INSERT INTO setting (name, value) SELECT $1, string_agg(md5(random()::text), '') FROM generate_series(1, $2)
-			ON CONFLICT (name) DO UPDATE SET value = excluded.value`, metastore.SettingProbe, size/32)
+			ON CONFLICT (`+digestName+`) DO UPDATE SET value = excluded.value`, metastore.SettingProbe, size/32)
 		return err
 	})
 	if err == nil {

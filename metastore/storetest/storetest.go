@@ -60,6 +60,7 @@ func Run(t *testing.T, b Backend) {
 		{"Numbers", testNumbers},
 		{"NumbersTogether", testNumbersTogether},
 		{"Usage", testUsage},
+		{"LongNames", testLongNames},
 		{"Journal", testJournal},
 		{"Settings", testSettings},
 		{"Locks", testLocks},
