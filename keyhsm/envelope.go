@@ -117,6 +117,22 @@ func ParseEnvelope(data []byte) (*Envelope, error) {
 	return e, nil
 }
 
+// MaxHead is how many bytes of an envelope hold its key id, at most.
+const MaxHead = headSize + maxKeyID
+
+// KeyIDOfHead reads the key id, as messages write it, from an envelope's first MaxHead
+// bytes; "?" where they are none.
+func KeyIDOfHead(data []byte) string {
+	if len(data) < headSize || string(data[:len(magic)]) != magic || data[len(magic)] != version {
+		return "?"
+	}
+	n := int(data[len(magic)+2])
+	if n == 0 || n > maxKeyID || len(data) < headSize+n {
+		return "?"
+	}
+	return hex.EncodeToString(data[headSize : headSize+n])
+}
+
 // newEnvelope seals content for uuid under a data key, which is given as it is
 // and as the RSA pair encrypted it, and returns the bytes.
 func newEnvelope(hash crypto.Hash, keyID, encryptedKey []byte, dataKey secret.Bytes, uuid string, content []byte) ([]byte, error) {

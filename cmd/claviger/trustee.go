@@ -158,6 +158,7 @@ func selfSigned(certFile, keyFile string, hosts []string) error {
 type trusteeFlags struct {
 	dir, listen, ready string
 	keyhsm, keyhsmCert string
+	withoutKeyHSM      bool
 	metrics            string
 	connections        connectionFlags
 	peer               peerFlags
@@ -186,9 +187,11 @@ func newTrusteeServe() *cobra.Command {
 	cmd.Flags().StringVar(&f.ready, "ready-file", "", "file that gets the base URL when requests are taken")
 	cmd.Flags().StringVar(&f.keyhsm, "keyhsm", "", "URL of the Key HSM that wraps each new deposit, as https://localhost:9090; it must trust the trustee's certificate")
 	cmd.Flags().StringVar(&f.keyhsmCert, "keyhsm-cert", "", "file with the Key HSM's certificate, its server.crt")
+	cmd.Flags().BoolVar(&f.withoutKeyHSM, "without-keyhsm", false, "serve although a Key HSM has wrapped deposits in the store; they are not opened")
 	cmd.Flags().StringVar(&f.metrics, "metrics-listen", "", metricsListenHelp)
 	f.connections.flags(cmd)
 	cmd.MarkFlagsRequiredTogether("keyhsm", "keyhsm-cert")
+	cmd.MarkFlagsMutuallyExclusive("keyhsm", "without-keyhsm")
 	f.peer.define(cmd)
 	cmd.Flags().StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	return cmd
@@ -277,6 +280,13 @@ func serveTrustee(ctx context.Context, f trusteeFlags, log *slog.Logger) (err er
 	if keeper != nil {
 		defer func() { err = errors.Join(err, keeper.Close()) }()
 	}
+	wrapped := &wrappedDeposits{store: store, keeper: keeper}
+	if err := wrapped.mayServe(ctx, f.withoutKeyHSM); err != nil {
+		return err
+	}
+	if err := wrapped.check(ctx); err != nil {
+		log.Error("not all deposits can be opened", "err", err)
+	}
 	replica, closePeer, err := trusteeReplica(ctx, f, folder.Identity, store, log)
 	if err != nil {
 		return err
@@ -298,7 +308,8 @@ func serveTrustee(ctx context.Context, f trusteeFlags, log *slog.Logger) (err er
 	certificate := shownCertificate(conf)
 	metrics := trusteeMetrics(&cfg, certificate, bounded) // it sets cfg.Observe
 	handler := server.New(cfg)
-	checks := append(trusteeChecks(store, keeper, certificate), connectionCheck(bounded), secrets.check(), console.Check{Name: "requests", Informational: true, Run: handler.CheckTurns})
+	checks := append(trusteeChecks(store, keeper, certificate), console.Check{Name: "wrapped deposits", Run: wrapped.check}, connectionCheck(bounded),
+		secrets.check(), console.Check{Name: "requests", Informational: true, Run: handler.CheckTurns})
 	stopConsole, err := serveConsole(ctx, f.metrics, console.Config{Log: log, Metrics: metrics, Checks: checks})
 	if err != nil {
 		return errors.Join(err, listener.Close())

@@ -245,11 +245,42 @@ func TestTrusteeWithKeyHSM(t *testing.T) {
 	stop()
 	stopHSM()
 
-	url, stop = startTrustee(t, trusteeFlags{dir: dir})
-	defer stop()
+	without := trusteeFlags{dir: dir, listen: "127.0.0.1:0"}
+	if err := serveTrustee(ctx, without, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "2 deposits are wrapped by a Key HSM, and --keyhsm is not given") {
+		t.Errorf("without the Key HSM: %v", err)
+	}
+	without.withoutKeyHSM, without.metrics = true, "127.0.0.1:0"
+	var withoutLog metricsLog
+	url, stop = startTrusteeBy(t, without, withoutLog.logger())
 	if _, err := client(url).Find(ctx, "after"); !claviger.Is(err, claviger.Unavailable) {
 		t.Errorf("a trustee that was started without its Key HSM: %v", err)
 	}
+	withoutLog.figures(t, "/readyz", `"ready": false`, "2 deposits are wrapped by key ")
+	stop()
+
+	// A Key HSM with another key of the HSM opens none, says so, and has clients ask the
+	// other trustee.
+	tok = softhsmtest.New(t)
+	other := keyHSMSetup{conf: t.TempDir(), bits: 2048, hosts: []string{"127.0.0.1"}, set: setup.set}
+	other.set.Certificate, other.set.PrivateKey, other.set.Trust = "", "", ""
+	other.set.Token, other.set.PINFile = tok.Label, tok.PINFile
+	other.set.KeyID = ""
+	if err := other.run(ctx, io.Discard); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, _, err := keyhsm.AddTrusted(filepath.Join(other.conf, "trust"), filepath.Join(dir, trusteeTLSCert)); err != nil {
+		t.Fatal(err)
+	}
+	f.keyhsm, stopHSM = startHSM(other.conf)
+	defer stopHSM()
+	f.keyhsmCert = filepath.Join(other.conf, keyhsm.CertificateFile)
+	var otherLog metricsLog
+	url, stop = startTrusteeBy(t, f, otherLog.logger())
+	defer stop()
+	if _, err := client(url).Find(ctx, "after"); !claviger.Is(err, claviger.Unavailable) {
+		t.Errorf("wrapped by a key that is not there: %v", err)
+	}
+	otherLog.figures(t, "/readyz", `"ready": false`, "which this Key HSM does not open")
 }
 
 // startTrustee runs a server until stop.

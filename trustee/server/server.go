@@ -602,6 +602,10 @@ func (s *Server) opened(ctx context.Context, row *Row) (any, error) {
 		return nil, claviger.Errorf("server.opened", claviger.Unavailable, "", "deposit %s is wrapped by a Key HSM, and this server was started without --keyhsm", row.UUID)
 	}
 	content, err := s.keeper.Unwrap(ctx, row.UUID, row.Sealed.Content)
+	if claviger.Is(err, claviger.Invalid) {
+		// The other server's Key HSM may have the key, and its store the deposit whole.
+		return nil, claviger.Errorf("server.opened", claviger.Unavailable, "", "deposit %s cannot be unwrapped here: %w", row.UUID, err)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -184,6 +184,26 @@ func (s *Store) Deposits(ctx context.Context) (live, deleted int64, err error) {
 	return live, deleted, s.fail(op, "", err)
 }
 
+// Wrapped calls f for each live deposit that a Keeper has wrapped, with the first bytes
+// of its content.
+func (s *Store) Wrapped(ctx context.Context, bytes int, f func(uuid string, head []byte)) error {
+	const op = "postgres.Wrapped"
+	err := s.db.Read(ctx, op, "", func(ctx context.Context) error {
+		rows, err := s.db.Pool().Query(ctx, `SELECT uuid, substring(content FROM 1 FOR $1) FROM trustee_deposit WHERE wrapped AND deleted IS NULL`, bytes)
+		if err != nil {
+			return err
+		}
+		var uuid string
+		var head []byte
+		_, err = pgx.ForEachRow(rows, []any{&uuid, &head}, func() error {
+			f(uuid, head)
+			return nil
+		})
+		return err
+	})
+	return s.fail(op, "", err)
+}
+
 // Failures is how often the store could not do what it was asked for, as against
 // refusing it.
 func (s *Store) Failures() int64 { return s.failures.Load() }

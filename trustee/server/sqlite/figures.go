@@ -1,6 +1,9 @@
 package sqlite
 
-import "context"
+import (
+	"context"
+	"database/sql"
+)
 
 // Deposits counts those that are live and those that are deleted and can come back.
 func (s *Store) Deposits(ctx context.Context) (live, deleted int64, err error) {
@@ -10,6 +13,22 @@ func (s *Store) Deposits(ctx context.Context) (live, deleted int64, err error) {
 		return 0, 0, s.fail(op, "", err)
 	}
 	return live, deleted, nil
+}
+
+// Wrapped calls f for each live deposit that a Keeper has wrapped, with the first bytes
+// of its content.
+func (s *Store) Wrapped(ctx context.Context, bytes int, f func(uuid string, head []byte)) error {
+	err := eachRow(ctx, s.read, "SELECT uuid, substr(content, 1, ?) FROM deposit WHERE wrapped AND deleted IS NULL", []any{bytes}, func(rows *sql.Rows) error {
+		var uuid string
+		var head []byte
+		err := rows.Scan(&uuid, &head)
+		f(uuid, head)
+		return err
+	})
+	if err != nil {
+		return s.fail("sqlite.Wrapped", "", err)
+	}
+	return nil
 }
 
 // Failures is how often the store could not do what it was asked for, as against
