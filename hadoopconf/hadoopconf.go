@@ -62,8 +62,11 @@ func (e *ValueError) Error() string {
 }
 
 // sensitive are names whose values must not be told, after Hadoop's
-// hadoop.security.sensitive-config-keys.
-var sensitive = regexp.MustCompile(`(?i)(secret|password|passwd|passphrase|pass|pwd|credentials?|creds|token|pin|secret.?key|access.?key|api.?key|private.?key)$`)
+// hadoop.security.sensitive-config-keys. Those that Hadoop lacks hold a ZooKeeper login
+// ("digest:user:password"), Ranger's master key, and shared access signatures.
+var sensitive = regexp.MustCompile(`(?i)^fs\.azure\.sas\.|(zk.?auth|zookeeper.?auth|` +
+	`master.?key|secret|password|passwd|passphrase|pass|pwd|credentials?|creds|token|pin|` +
+	`secret.?key|access.?key|api.?key|private.?key)$`)
 
 // shown is a value for a person to read.
 func shown(name, value string) string {

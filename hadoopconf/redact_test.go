@@ -62,10 +62,13 @@ func TestPublic(t *testing.T) {
 		"b.secret": "hunter2", "c.credential": "hunter2",
 		"fs.azure.account.key.me": "hunter2", "oauth.client.secret.text": "hunter2", "signer.token": "hunter2",
 		"x.passphrase": "hunter2", "x.pin": "hunter2", "my.apikey": "hunter2", "x.creds": "hunter2",
+		"hadoop.zk.auth": "digest:kms:hunter2", "yarn.resourcemanager.zk-auth": "digest:rm:hunter2",
+		"ha.zookeeper.auth": "digest:ha:hunter2", "ranger.ks.masterkey": "hunter2", "x.master-key": "hunter2",
+		"fs.azure.sas.c.a.blob.core.windows.net": "sv=1&hunter2", "fs.azure.sas.fixed.token.a": "hunter2",
 		"y.private-key": "hunter2", "h.header": "Bearer hunter2", "u.url": "https://h/?sig=hunter2",
 		"p.uri": "postgresql://kms:hunter2@db/claviger?sslmode=verify-full",
 		"q.uri": "pkcs11:token=kms;pin-value=hunter2?x=1", "r.uri": "postgres://db/x?user=k&password=hunter2",
-		"e.password": "${env.PW}", "home": "${user.home}/x",
+		"x.zookeeper.auth.type": "sasl", "e.password": "${env.PW}", "home": "${user.home}/x",
 	} {
 		c.Override(name, value, "/etc/kms/kms-site.xml")
 	}
@@ -81,6 +84,9 @@ func TestPublic(t *testing.T) {
 		got[s.Name] = s
 	}
 	if s := got["a.port"]; s.Value != "9600" || s.Source != "/etc/kms/kms-site.xml" {
+		t.Errorf("%+v", s)
+	}
+	if s := got["x.zookeeper.auth.type"]; s.Value != "sasl" {
 		t.Errorf("%+v", s)
 	}
 	if s := got["p.uri"]; s.Value != "postgresql://kms:<redacted>@db/claviger?sslmode=verify-full" {
