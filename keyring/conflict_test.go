@@ -80,6 +80,10 @@ func TestConflictIsNotDecrypted(t *testing.T) {
 	if err := w.CheckConflicts(t.Context()); w.Conflicts() != 1 || err == nil || !strings.Contains(err.Error(), w.shared+" of "+farURI) {
 		t.Errorf("%d, %v", w.Conflicts(), err)
 	}
+	// Nothing is made that could not be opened.
+	if es, err := w.Generate(t.Context(), caller("alice"), "payroll", 1); !claviger.Is(err, claviger.Unavailable) {
+		t.Errorf("EDEKs were made: %v, %v", es, err)
+	}
 	// A stranger learns nothing of it.
 	_, err := w.Decrypt(t.Context(), caller("bob"), "payroll", true, w.theirs)
 	wantKind(t, err, claviger.KeyDenied)

@@ -63,6 +63,10 @@ func (r *Ring) generate(ctx context.Context, q *request, key string, n int) ([]c
 	if err := q.needVersion(ctx, &v, authz.KeyGenerateEEK); err != nil {
 		return nil, err
 	}
+	// Nothing would open what is made with it.
+	if err := r.needNotInConflict("keyring.Generate", &v); err != nil {
+		return nil, err
+	}
 	edeks, err := r.queue.Take(ctx, key, n)
 	if err != nil || !r.cfg.KeyAuthorization {
 		return edeks, err
