@@ -169,7 +169,21 @@ func (e *Engine) refusals(ctx context.Context, f *Ending, h *history, o FinishOp
 	if err != nil {
 		return err
 	}
+	missed := map[string]bool{}
 	for _, u := range uses {
+		key, _ := claviger.KeyOfVersion(u.Version)
+		known := h.knows(key)
+		mine := u.Source == last.Source
+		switch {
+		case mine && !known && u.Op != unserved && !missed[key]:
+			missed[key] = true
+			refuse("%s was asked of %s (%s) at %s, and key %s was never migrated: name that KMS by %s again, and run the migration again", claviger.Printable(u.Version), u.Source, u.Op,
+				u.Last.UTC().Format(time.RFC3339), claviger.Printable(key), propSource)
+		case mine && e.cfg.Source == nil && !o.SourceGone && f.Compared != nil && u.Last.After(*f.Compared) && !missed[""]:
+			missed[""] = true
+			refuse("%s was asked of %s at %s, after it was last asked whether it has got other keys: name it by %s again, and call claviger migrate finish once before it is taken out of the configuration",
+				claviger.Printable(u.Version), u.Source, u.Last.UTC().Format(time.RFC3339), propSource)
+		}
 		switch {
 		case !u.Last.After(o.Since):
 		case u.Op == unserved:
@@ -205,6 +219,11 @@ func (e *Engine) compareNames(ctx context.Context, h *history, refuse func(strin
 		return nil
 	}
 	last, all := h.last(), true
+	if n := h.taken(); n > 0 && !slices.ContainsFunc(sv.items, func(it Item) bool { return h.items[it.Key].State.settled() }) {
+		refuse("the source lists none of the %d keys that were migrated from %s: is it that KMS? Name the right one by %s; if it is gone for good, take the property out, and say --source-gone", n, last.Source, propSource)
+		last.Compared = nil
+		return e.putRun(ctx, *last)
+	}
 	for _, it := range sv.unlistedSince() {
 		if before := h.items[it.Key]; before.State.settled() {
 			continue // the next run notes that it has gone from both
@@ -233,6 +252,29 @@ func (e *Engine) compareNames(ctx context.Context, h *history, refuse func(strin
 		last.Compared = ptr(e.now())
 	}
 	return e.putRun(ctx, *last)
+}
+
+// knows tells whether the journal has a key, in whatever spelling its source answers to.
+func (h *history) knows(key string) bool {
+	if _, ok := h.items[key]; ok {
+		return true
+	}
+	for _, it := range h.items {
+		if it.Listed == key || it.Folded && claviger.FoldName(it.Key) == claviger.FoldName(key) {
+			return true
+		}
+	}
+	return false
+}
+
+// taken counts the keys that were taken over from a source.
+func (h *history) taken() (n int) {
+	for _, it := range h.items {
+		if it.State == Done {
+			n++
+		}
+	}
+	return n
 }
 
 // notUsable refuses for each version of a migrated key with which the target does not

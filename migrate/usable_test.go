@@ -6,8 +6,10 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"claviger"
+	"claviger/metastore"
 	"claviger/migrate"
 	"claviger/provider/memory"
 )
@@ -182,5 +184,41 @@ func TestKeysSinceTheRun(t *testing.T) {
 	b.run(t)
 	if f := finish(nil, true); !f.Finished || f.Compared != nil {
 		t.Errorf("taken over, and the source gone: %+v", f)
+	}
+}
+
+// TestUsesOfOtherKeys: what the source was asked for, and was never migrated, keeps the
+// migration from its end, as does a use since the source was last compared, and a source
+// that has none of the keys.
+func TestUsesOfOtherKeys(t *testing.T) {
+	b := newBench(t)
+	b.add(t, "k", 1)
+	b.run(t)
+	ctx := t.Context()
+	source := b.cfg.Source
+	finish := func(source migrate.Source) *migrate.Ending {
+		t.Helper()
+		b.cfg.Source = source
+		f, err := b.engine(t).Finish(ctx, migrate.FinishOptions{Since: noon.Add(24 * time.Hour), EDEKsDone: true, Get: nothingSet})
+		must(t, err)
+		return f
+	}
+	if f := finish(source); f.Compared == nil {
+		t.Fatalf("%+v", f)
+	}
+	must(t, b.store.AddUse(ctx, []metastore.Use{{Source: b.source.URI(), Version: "k@0", Op: "decrypt", Count: 1, Last: time.Now().Add(time.Hour)}}))
+	if f := finish(nil); f.Finished || !strings.Contains(strings.Join(f.Refusals, "\n"), "after it was last asked whether it has got other keys") {
+		t.Errorf("used since it was compared: %+v", f)
+	}
+	must(t, b.store.AddUse(ctx, []metastore.Use{{Source: b.source.URI(), Version: "late@0", Op: "decrypt", Count: 1, Last: noon}}))
+	if f := finish(nil); f.Finished || !strings.Contains(strings.Join(f.Refusals, "\n"), "late@0 was asked of") {
+		t.Errorf("a key that was never migrated: %+v", f)
+	}
+	if err := b.source.Delete(ctx, "k"); err != nil {
+		t.Fatal(err)
+	}
+	b.add(t, "other", 1)
+	if f := finish(source); f.Finished || f.Compared != nil || !strings.Contains(strings.Join(f.Refusals, "\n"), "lists none of the 1 keys that were migrated") {
+		t.Errorf("another source: %+v", f)
 	}
 }
