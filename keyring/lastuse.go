@@ -93,29 +93,38 @@ func (u *lastUses) run() {
 	}
 }
 
-// flush writes what is new.
+// flush writes what is new. What could not be written is new the next time.
 func (u *lastUses) flush() error {
-	var list []metastore.LastUse
-	var fresh []*lastUse
+	type fresh struct {
+		metastore.LastUse
+		use *lastUse
+	}
+	var all []fresh
 	for name, v := range u.versions.Range {
 		version, _ := name.(string)
 		use, _ := v.(*lastUse)
 		if at := use.at.Load(); at != use.written.Load() {
-			list, fresh = append(list, metastore.LastUse{Version: version, Last: time.UnixMilli(at)}), append(fresh, use)
+			all = append(all, fresh{metastore.LastUse{Version: version, Last: time.UnixMilli(at)}, use})
 		}
 	}
-	if len(list) == 0 {
+	if len(all) == 0 {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), flushTimeout)
 	defer cancel()
-	if err := u.store.Touch(ctx, list); err != nil {
-		return err
-	}
-	for i, use := range fresh {
-		use.written.Store(list[i].Last.UnixMilli())
-	}
-	return nil
+	return writeParts(all, func(part []fresh) error {
+		list := make([]metastore.LastUse, len(part))
+		for i := range part {
+			list[i] = part[i].LastUse
+		}
+		if err := u.store.Touch(ctx, list); err != nil {
+			return err
+		}
+		for _, f := range part {
+			f.use.written.Store(f.Last.UnixMilli())
+		}
+		return nil
+	}, func([]fresh) {})
 }
 
 // close ends the writing after one last time.

@@ -164,13 +164,53 @@ func (u *usage) flush() error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), flushTimeout)
 	defer cancel()
-	err := u.store.AddUse(ctx, uses(taken))
-	if err != nil {
+	return writeParts(uses(taken), func(list []metastore.Use) error {
+		err := u.store.AddUse(ctx, list)
+		if err == nil || len(list) > 1 || away(err) || list[0].Version == OtherVersions {
+			return err
+		}
+		// That its source was needed must be known, whatever the version is called.
+		other := list[0]
+		other.Version = OtherVersions
+		if u.store.AddUse(ctx, []metastore.Use{other}) != nil {
+			return err
+		}
+		u.log.Warn("the use of a version cannot be written under its name; it is counted under "+OtherVersions,
+			"version", list[0].Version[:min(len(list[0].Version), 100)], "source", other.Source, "error", err)
+		return nil
+	}, func(list []metastore.Use) {
 		u.mu.Lock()
 		defer u.mu.Unlock()
-		for name, c := range taken {
-			u.merge(name, c.count, c.last)
+		for _, c := range list {
+			u.merge(useName{c.Source, c.Version, c.Op}, c.Count, c.Last)
 		}
+	})
+}
+
+// away tells that a store would take no other record either.
+func away(err error) bool {
+	return claviger.Is(err, claviger.Unavailable) || claviger.Is(err, claviger.Closed)
+}
+
+// writeParts writes a list, and where the store refuses it as it is, the halves of it: a
+// record that the store does not take must not keep those of others from being written.
+// A store that is away is not asked again. What was not written goes to kept.
+func writeParts[T any](list []T, write func([]T) error, kept func([]T)) error {
+	err := write(list)
+	if err == nil {
+		return nil
+	}
+	if len(list) == 1 || away(err) {
+		kept(list)
+		return err
+	}
+	half := len(list) / 2
+	if err = writeParts(list[:half], write, kept); err != nil && away(err) {
+		kept(list[half:])
+		return err
+	}
+	if rest := writeParts(list[half:], write, kept); rest != nil {
+		return rest
 	}
 	return err
 }

@@ -143,6 +143,68 @@ func TestUsageIsKeptWhenNotWritten(t *testing.T) {
 	}
 }
 
+// pickyStore refuses what has one version, as a database does that cannot hold its name.
+type pickyStore struct {
+	*sqlite.Store
+	refused string
+}
+
+func (s *pickyStore) AddUse(ctx context.Context, uses []metastore.Use) error {
+	for _, u := range uses {
+		if u.Version == s.refused {
+			return claviger.Errorf("store", claviger.Invalid, "", "the name does not fit")
+		}
+	}
+	return s.Store.AddUse(ctx, uses)
+}
+
+func (s *pickyStore) Touch(ctx context.Context, uses []metastore.LastUse) error {
+	for _, u := range uses {
+		if u.Version == s.refused {
+			return claviger.Errorf("store", claviger.Invalid, "", "the name does not fit")
+		}
+	}
+	return s.Store.Touch(ctx, uses)
+}
+
+// TestUsesBesideOneThatIsRefused: a version that the store does not take keeps no other
+// from being written, and its source is known to be needed.
+func TestUsesBesideOneThatIsRefused(t *testing.T) {
+	store := &pickyStore{openStore(t), "bad@0"}
+	u := newUsage(store, slog.New(slog.DiscardHandler))
+	last := newLastUses(store, slog.New(slog.DiscardHandler))
+	versions := []string{"a@0", "b@0", "bad@0", "c@0", "d@0"}
+	u.mu.Lock() // so that they are written together
+	for _, v := range versions {
+		u.merge(useName{"s", v, useDecrypt}, 2, time.Now())
+		last.note(v)
+	}
+	u.mu.Unlock()
+	if err := errors.Join(u.flush(), u.close()); err != nil {
+		t.Error(err)
+	}
+	uses, err := store.Uses(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := counts(uses), []string{"s (others) decrypt 2", "s a@0 decrypt 2", "s b@0 decrypt 2", "s c@0 decrypt 2", "s d@0 decrypt 2"}; !slices.Equal(got, want) {
+		t.Errorf("in the store %q, want %q", got, want)
+	}
+	if err := last.flush(); !claviger.Is(err, claviger.Invalid) {
+		t.Errorf("the last use that is not written: %v", err)
+	}
+	times, _, err := store.LastUses(t.Context(), versions...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, at := range times {
+		if at.IsZero() != (versions[i] == "bad@0") {
+			t.Errorf("last use of %s: %v", versions[i], at)
+		}
+	}
+	_ = last.close() // the one is left
+}
+
 // TestUsageIsBounded: beyond the bound nothing is lost, only told less finely.
 func TestUsageIsBounded(t *testing.T) {
 	u := newUsage(nil, slog.New(slog.DiscardHandler))
