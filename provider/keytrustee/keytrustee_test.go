@@ -511,14 +511,13 @@ func TestOlderBackup(t *testing.T) {
 	}
 	quiet("undeleted by another host")
 	roll(p)
-	full := s.records()
 
 	// It is noticed while the KMS runs, by the next change of any key and by the check;
 	// what is in memory of lost versions is not used, and no later change hides it.
 	if _, err := p.Create(ctx, provider.Spec{Name: "third", Cipher: claviger.DefaultCipher, BitLength: 128}); err != nil {
 		t.Fatal(err)
 	}
-	full = s.records()
+	full := s.records()
 	current, err := p.Current(ctx, "k")
 	if err != nil {
 		t.Fatal(err)
