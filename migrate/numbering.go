@@ -161,7 +161,7 @@ func collided(it Item, theirs *claviger.Metadata, version string) Item {
 func whyCollision(version string) string {
 	key, _ := claviger.KeyOfVersion(version)
 	return fmt.Sprintf("rolled at the source since: %s is one key there and another one here, and an EDEK tells its version by that name alone, so no EDEK of that name is opened or re-encrypted here; "+
-		"stop rolls at the source; if HDFS does not use this server yet, delete the key here (claviger key delete) and run the migration again, which takes the next number (%s leaves room for more rolls); "+
+		"stop rolls at the source; if HDFS does not use this server yet, delete the key here (hadoop key delete) and run the migration again, which takes the next number (%s leaves room for more rolls); "+
 		"if it does, roll key %s here, so that new files can be read, copy the files that were made through the source since its roll, from there, "+
 		"set %s to %s, restart, and run the migration again", claviger.Printable(version), PropGap, claviger.Printable(key), PropOurs, claviger.Printable(version))
 }

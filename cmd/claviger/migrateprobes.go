@@ -64,9 +64,28 @@ func (s *service) probes(ctx context.Context) (migrate.Probes, error) {
 
 // moreChecks are of what else this server stands on.
 func (s *service) moreChecks(ctx context.Context) []migrate.Check {
-	checks := s.trustees(ctx)
+	checks := append(s.trustees(ctx), s.simpleBeforeKerberos()...)
 	if faults := secret.Exposed(secretFiles(s.Conf)...); len(faults) > 0 {
 		checks = append(checks, migrate.Check{Name: "files with secrets", Status: migrate.Warning, Measured: strings.Join(faults, "; "), Cure: "as said of each"})
+	}
+	return checks
+}
+
+// simpleBeforeKerberos fails where this server believes each caller's name, and a source
+// believes tickets alone: what the source opens for this server, this server would open for
+// whoever names the right user.
+func (s *service) simpleBeforeKerberos() (checks []migrate.Check) {
+	if s.Conf.String(authType) != "simple" {
+		return nil
+	}
+	for _, src := range s.Sources {
+		if k, ok := src.Provider.(interface{ WantsKerberos() bool }); ok && k.WantsKerberos() {
+			checks = append(checks, migrate.Check{
+				Name: "authentication here", Needed: true, Status: migrate.Failure,
+				Measured: fmt.Sprintf("%s wants Kerberos, and %s is simple here: who reaches this server opens the source's EDEKs as whatever user he names", src.URI(), authType),
+				Cure:     "take over hadoop.kms.authentication.*, hadoop.kms.proxyuser.* and hadoop.security.auth_to_local from the configuration of the source",
+			})
+		}
 	}
 	return checks
 }

@@ -72,10 +72,14 @@ type Provider struct {
 	kind   atomic.Int32 // what KMS it is; see Ranger
 	client *http.Client
 	large  chan struct{} // places of long answers that are read
+	asked  atomic.Bool   // see WantsKerberos
 
 	ctx  context.Context // ends with Close
 	stop context.CancelFunc
 }
+
+// WantsKerberos tells whether the KMS has asked for a login by Kerberos so far.
+func (p *Provider) WantsKerberos() bool { return p.asked.Load() }
 
 var (
 	_ provider.Provider    = (*Provider)(nil)

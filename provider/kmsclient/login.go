@@ -105,6 +105,9 @@ func (p *Provider) simple(ctx context.Context, h *host, r request) (string, *fai
 		return cookie, nil
 	}
 	_, negotiates := challenge(resp)
+	if negotiates {
+		p.asked.Store(true)
+	}
 	var err error
 	switch {
 	case negotiates && p.opt.Negotiate != nil:
