@@ -134,6 +134,16 @@ func (f *Folder) WriteFile(name string, data []byte) error {
 // ReadFile reads it; fs.ErrNotExist where it is not there.
 func (f *Folder) ReadFile(name string) ([]byte, error) { return readFile(filepath.Join(f.Path, name)) }
 
+// Mark tells a folder from its copies, on this host and others.
+func Mark(path string) (string, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return "", &fs.PathError{Op: "stat", Path: path, Err: err}
+	}
+	host, err := os.Hostname()
+	return fmt.Sprintf("%s %d", host, st.Ino), err
+}
+
 // ErrNoFolder says that there is no folder at that place, nor a sign of one that
 // was copied to the wrong place.
 var ErrNoFolder = errors.New("no folder")

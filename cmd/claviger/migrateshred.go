@@ -18,6 +18,7 @@ import (
 	"claviger/durable"
 	"claviger/hadoopconf"
 	"claviger/migrate"
+	"claviger/provider/keytrustee"
 	"claviger/trustee"
 )
 
@@ -178,6 +179,14 @@ func shredFolder(dir string) (left []string, err error) {
 	}
 	if _, err := s.root.Lstat(trustee.PrivateRing); errors.Is(err, fs.ErrNotExist) && filepath.Base(dir) != ".keytrustee" {
 		return nil, fmt.Errorf("%s is not named .keytrustee and holds no %s: it is not touched", dir, trustee.PrivateRing)
+	}
+	original, err := keytrustee.IsOriginal(dir)
+	if err != nil {
+		return nil, err
+	}
+	if original {
+		return nil, fmt.Errorf("%s is no copy: a Key Trustee KMS of this host has made keys with it, and its private key may be the only one that opens the deposits. It is not touched. "+
+			"Where that KMS is retired for good and a backup of the folder is kept, remove newest.json in it and call this again", dir)
 	}
 	var names []string
 	err = fs.WalkDir(s.root.FS(), ".", func(name string, d fs.DirEntry, err error) error {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 
 	"claviger/hadoopconf"
 	"claviger/migrate"
+	"claviger/trustee"
 )
 
 // copyOf makes a folder as Cloudera's procedure copies it, and returns its path.
@@ -144,6 +146,34 @@ func TestShredRefuses(t *testing.T) {
 	writeFile(t, site, siteXML("hadoop.kms.http.port", "1"))
 	if _, err := shredSite(site); err == nil || !strings.Contains(err.Error(), "it is no copy of kts-site.xml") {
 		t.Errorf("another file: %v", err)
+	}
+}
+
+// TestShredSparesTheOriginal: the folder in which a Key Trustee KMS has made keys holds the
+// only private key that opens its deposits; a copy of it goes.
+func TestShredSparesTheOriginal(t *testing.T) {
+	dir := copyOf(t)
+	mark, err := trustee.Mark(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, filepath.Join(dir, "newest.json"), fmt.Sprintf(`{"key":"k","folder":%q}`, mark))
+	before, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := shredFolder(dir); err == nil || !strings.Contains(err.Error(), "is no copy") {
+		t.Errorf("the original: %v", err)
+	}
+	if after, err := os.ReadDir(dir); err != nil || len(after) != len(before) {
+		t.Errorf("%d entries, %v; want all %d", len(after), err, len(before))
+	}
+	copied := filepath.Join(t.TempDir(), ".keytrustee")
+	if err := os.CopyFS(copied, os.DirFS(dir)); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := shredFolder(copied); err != nil || len(left) > 0 {
+		t.Errorf("a copy: %q, %v", left, err)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -34,6 +35,9 @@ type newest struct {
 	// hosts add versions to it and take none away.
 	Version string `json:"version,omitempty"`
 	Made    int64  `json:"made,omitempty"`
+	// Folder is the Mark of the folder of the KMS that made the change, in which this file
+	// is, unless that is a copy.
+	Folder string `json:"folder,omitempty"`
 	// Before are the newest changes of other keys, newest first.
 	Before []newest `json:"before,omitempty"`
 }
@@ -89,11 +93,16 @@ func (m *memory) remember(n newest) error {
 	}
 	n.Before = nil
 	for _, old := range append([]newest{m.last}, m.last.Before...) {
-		old.Before = nil
+		old.Before, old.Folder = nil, ""
 		if old.Key != "" && old.Key != n.Key && len(n.Before) < others {
 			n.Before = append(n.Before, old)
 		}
 	}
+	mark, err := trustee.Mark(m.folder.Path)
+	if err != nil {
+		return err
+	}
+	n.Folder = mark
 	m.last = n
 	text, err := json.Marshal(n)
 	if err != nil {
@@ -105,6 +114,24 @@ func (m *memory) remember(n newest) error {
 // changed tells the memory of a change that put a deposit with that label.
 func (p *Provider) changed(k *keyDoc, label, uuid string) {
 	p.memorize(newest{Key: k.Name, Label: label, UUID: uuid, At: p.cfg.Now().UTC(), Version: k.Versions[len(k.Versions)-1].Name, Made: k.Created})
+}
+
+// IsOriginal tells whether a .keytrustee folder is the one in which a Key Trustee KMS has
+// made keys, by what that has noted in it, and not a copy.
+func IsOriginal(dir string) (bool, error) {
+	text, err := os.ReadFile(filepath.Join(dir, newestFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	var n newest
+	if err := json.Unmarshal(text, &n); err != nil || n.Folder == "" {
+		return false, nil //nolint:nilerr // damaged, or an older program's: nothing says so
+	}
+	mark, err := trustee.Mark(dir)
+	return mark == n.Folder, err
 }
 
 // checkEvery is how often Check asks for all changes that are remembered.
