@@ -159,7 +159,7 @@ func (p *Provider) verifyShelved(ctx context.Context, k metastore.Shelved) error
 // Purge destroys the objects of the deleted keys that have these versions: first the
 // metastore forgets the keys and notes what is to be destroyed. What a crash leaves is
 // destroyed by the same call made again, by the next step with a key of that name,
-// or at the next start.
+// or at the next start. Nothing is destroyed while token and store do not fit.
 func (p *Provider) Purge(ctx context.Context, key string, versions ...string) error {
 	const op = "hsm.Purge"
 	ctx, unlock, err := p.lock(ctx, op, key)
@@ -167,6 +167,10 @@ func (p *Provider) Purge(ctx context.Context, key string, versions ...string) er
 		return err
 	}
 	defer unlock()
+	// The objects may be another store's by now.
+	if err := p.mayMake(ctx); err != nil {
+		return err
+	}
 	finished, err := p.clearPending(ctx, key, false)
 	if err != nil {
 		return err

@@ -235,10 +235,19 @@ func TestMostKeysLost(t *testing.T) {
 func TestStoreReplaced(t *testing.T) {
 	t.Run("another id", func(t *testing.T) {
 		b := newBacking(t)
+		b.soft = "true"
 		p := b.mustOpen(t)
 		create(t, p, "a")
+		create(t, p, "deleted")
+		if err := p.Delete(t.Context(), "deleted"); err != nil {
+			t.Fatal(err)
+		}
 		was := b.setting(t, "store.id", strings.Repeat("0", 32))
 		wantStopped(t, p, "a", "was replaced while this server used it", was)
+		if err := p.Purge(t.Context(), "deleted", "deleted@0"); !claviger.Is(err, claviger.Unavailable) || !hsm.IsMisfit(err) {
+			t.Errorf("what may be another store's is destroyed: %v", err)
+		}
+		wantMarks(t, p, map[string]hsm.Mark{"a@0": hsm.InUse, "deleted@0": hsm.Deleted})
 		keystream(t, p, "a@0")
 		mustClose(t, p)
 	})
