@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -39,6 +40,12 @@ func softHSMFault(c *Config) error {
 	for _, f := range folders {
 		if f.fits(c) {
 			return f.fault()
+		}
+	}
+	for _, f := range folders {
+		if f.damaged() && (c.Serial == "" || serialOf(f.path) == c.Serial) {
+			return fmt.Errorf("the SoftHSM token in %s is damaged: its token.object is empty or gone, as SoftHSM leaves it when a process is killed while it writes that file; the keys beside it are whole. "+
+				"Put token.object back from a backup of the folder; make no new token", f.path)
 		}
 	}
 	if len(shut) == 0 {
@@ -92,6 +99,17 @@ func (f tokenFolder) fits(c *Config) bool {
 	label := append([]byte(c.TokenLabel), bytes.Repeat([]byte(" "), max(0, labelSize-len(c.TokenLabel)))...)
 	return (c.Serial == "" || serialOf(f.path) == c.Serial) &&
 		(c.TokenLabel == "" || bytes.Contains(f.label, label))
+}
+
+// damaged tells whether the folder holds objects, and nothing that says of which token.
+func (f tokenFolder) damaged() bool {
+	if f.err != nil && !errors.Is(f.err, fs.ErrNotExist) || len(f.label) > 0 {
+		return false
+	}
+	entries, err := os.ReadDir(f.path)
+	return err == nil && slices.ContainsFunc(entries, func(e os.DirEntry) bool {
+		return strings.HasSuffix(e.Name(), ".object") && e.Name() != "token.object"
+	})
 }
 
 func serialOf(path string) string {

@@ -201,3 +201,38 @@ func TestDeletionThatCannotBeFinished(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestDamagedToken: a SoftHSM token whose token.object is empty is named as damaged. Nobody
+// is told to make another in its place.
+func TestDamagedToken(t *testing.T) {
+	b := newBacking(t)
+	b.create(t, "k")
+	objects := b.files(t)
+	if len(objects) == 0 {
+		t.Fatal("there is no object")
+	}
+	file := filepath.Join(filepath.Dir(objects[0]), "token.object")
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	restore := func() {
+		if err := os.WriteFile(file, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	defer restore()
+	if err := os.Truncate(file, 0); err != nil {
+		t.Fatal(err)
+	}
+	p, err := b.open(t.Context())
+	if err == nil {
+		mustClose(t, p)
+		t.Fatal("it was opened")
+	}
+	if !strings.Contains(err.Error(), "is damaged") || !strings.Contains(err.Error(), "make no new token") || strings.Contains(err.Error(), "--init-token") {
+		t.Error(err)
+	}
+	restore()
+	keystream(t, b.mustOpen(t), "k@0")
+}
