@@ -303,7 +303,11 @@ func (v *verifier) tell(at Finding, r *Record) {
 	case r.Kind == LostRecord:
 		at.What = fmt.Sprintf("%d events were not recorded before this record, since the log could not be written", r.Count)
 	case r.Missing > 0:
-		at.What = fmt.Sprintf("the server found at its start that the log ended %d records before the end that had been noted", r.Missing)
+		at.What = fmt.Sprintf("the server found at its start that the log ended %d records before the end that had been noted: they are missing", r.Missing)
+		if r.Seq == v.report.First { // no gap before it tells of them
+			v.find(at)
+			return
+		}
 	default:
 		return
 	}
