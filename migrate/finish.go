@@ -173,16 +173,10 @@ func (e *Engine) refusals(ctx context.Context, f *Ending, h *history, o FinishOp
 	for _, u := range uses {
 		key, _ := claviger.KeyOfVersion(u.Version)
 		known := h.knows(key)
-		mine := u.Source == last.Source
-		switch {
-		case mine && !known && u.Op != unserved && !missed[key]:
+		if u.Source == last.Source && !known && u.Op != unserved && !missed[key] {
 			missed[key] = true
 			refuse("%s was asked of %s (%s) at %s, and key %s was never migrated: name that KMS by %s again, and run the migration again", claviger.Printable(u.Version), u.Source, u.Op,
 				u.Last.UTC().Format(time.RFC3339), claviger.Printable(key), propSource)
-		case mine && u.Op != unserved && e.cfg.Source == nil && !o.SourceGone && f.Compared != nil && u.Last.After(*f.Compared) && !missed[""]:
-			missed[""] = true
-			refuse("%s was asked of %s at %s, after it was last asked whether it has got other keys: name it by %s again, and call claviger migrate finish once before it is taken out of the configuration",
-				claviger.Printable(u.Version), u.Source, u.Last.UTC().Format(time.RFC3339), propSource)
 		}
 		switch {
 		case !u.Last.After(o.Since):
