@@ -107,8 +107,7 @@ func OpenChain(ctx context.Context, cfg ChainConfig) (*Chain, error) {
 	if err := c.find(ctx); err != nil {
 		return nil, err
 	}
-	// What it takes for later is told by Err: a full disk keeps from what must be recorded
-	// first, and nothing else.
+	// With a full disk what must be recorded first is refused, and nothing else. Err says so.
 	if err := c.flush(time.Now(), true); err != nil && !safe(err) && !full(err) {
 		return nil, err
 	}

@@ -314,19 +314,25 @@ func waitFor(t *testing.T, what func() bool) {
 	}
 }
 
-func TestSyslogDatagrams(t *testing.T) {
+// datagramServers are sockets that take datagrams, by the URIs of their streams.
+func datagramServers(t *testing.T) map[string]net.PacketConn {
+	t.Helper()
 	sock := filepath.Join(t.TempDir(), "log")
 	udp, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = udp.Close() }()
+	t.Cleanup(func() { _ = udp.Close() })
 	unix, err := net.ListenPacket("unixgram", sock)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = unix.Close() }()
-	for uri, conn := range map[string]net.PacketConn{"syslog+udp://" + udp.LocalAddr().String(): udp, "syslog+unix://" + sock: unix} {
+	t.Cleanup(func() { _ = unix.Close() })
+	return map[string]net.PacketConn{"syslog+udp://" + udp.LocalAddr().String(): udp, "syslog+unix://" + sock: unix}
+}
+
+func TestSyslogDatagrams(t *testing.T) {
+	for uri, conn := range datagramServers(t) {
 		s, err := OpenSyslog(uri, nil)
 		if err != nil {
 			t.Fatal(err)

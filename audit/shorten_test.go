@@ -117,18 +117,7 @@ func datagram(t *testing.T, conn net.PacketConn) string {
 // TestTooLongForADatagram: a record that fits no datagram does not keep back those behind
 // it, a short one of its number and hash says so, and one is no part of a log's file.
 func TestTooLongForADatagram(t *testing.T) {
-	sock := filepath.Join(t.TempDir(), "log")
-	udp, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = udp.Close() }()
-	unix, err := net.ListenPacket("unixgram", sock)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = unix.Close() }()
-	for uri, conn := range map[string]net.PacketConn{"syslog+udp://" + udp.LocalAddr().String(): udp, "syslog+unix://" + sock: unix} {
+	for uri, conn := range datagramServers(t) {
 		s, err := OpenSyslog(uri, nil)
 		if err != nil {
 			t.Fatal(err)

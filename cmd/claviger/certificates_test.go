@@ -44,8 +44,8 @@ func serverPEM(t *testing.T, path string, from, to time.Time) tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
-// TestCertificates: what is told of a server's certificate is of the one that clients are
-// shown, and a file that the next start could not use is a fault of its own.
+// TestCertificates: the check looks at the certificate that the server shows to clients. A
+// file that the next start could not use is a fault of its own.
 func TestCertificates(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "server.pem")

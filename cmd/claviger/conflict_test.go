@@ -23,32 +23,13 @@ import (
 // word ends it; and a gap of numbers keeps it from happening.
 func TestRolledAtTheSource(t *testing.T) {
 	ctx := t.Context()
-	t.Setenv("HADOOP_USER_NAME", "hsmkms")
-	old := t.TempDir()
-	writeSite(t, old, map[string]string{
-		hadoopconf.ProviderURI: "jceks://file@" + filepath.Join(old, "kms.keystore"), "hadoop.kms.http.host": "127.0.0.1",
-		"hadoop.kms.key.authorization.enable": "false", "claviger.audit.file": filepath.Join(old, "audit.log"),
-		"hadoop.kms.proxyuser.hsmkms.users": "*", "hadoop.kms.proxyuser.hsmkms.hosts": "*",
-	})
-	sourceURL, stopSource := serveToEnd(t, old)
+	sourceURL, stopSource := numberingSource(t)
 	defer func() {
 		if err := stopSource(); err != nil {
 			t.Error(err)
 		}
 	}()
-	uri := func(url string) string { return "kms://" + strings.Replace(url, "://", "@", 1) }
-	client := func(url string) *kmsclient.Provider {
-		p, err := kmsclient.New(uri(url), kmsclient.Options{User: "alice"})
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = p.Close() })
-		return p
-	}
-	type sealed struct {
-		edek claviger.EDEK
-		dek  secret.Bytes
-	}
+	client := func(url string) *kmsclient.Provider { return clientOf(t, url) }
 	open := func(p *kmsclient.Provider, e claviger.EDEK) (secret.Bytes, error) {
 		key, _ := claviger.KeyOfVersion(e.Version)
 		deks, err := p.Unwrap(ctx, key, "", []claviger.EDEK{e})
@@ -99,7 +80,7 @@ func TestRolledAtTheSource(t *testing.T) {
 	site := map[string]string{
 		hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + file, hadoopconf.MetastoreURI: "sqlite://" + filepath.Join(dir, "c.db"),
 		"hadoop.kms.http.host": "127.0.0.1", "hadoop.kms.key.authorization.enable": "false", "claviger.audit.file": filepath.Join(dir, "audit.log"),
-		hadoopconf.SourceURI: uri(sourceURL), hadoopconf.ReencryptionEnable: "true", "claviger.source.compare.interval": "100ms",
+		hadoopconf.SourceURI: kmsURI(sourceURL), hadoopconf.ReencryptionEnable: "true", "claviger.source.compare.interval": "100ms",
 	}
 	writeSite(t, dir, site)
 	migrate := func(want bool, args ...string) string {

@@ -71,9 +71,9 @@ func (s *service) moreChecks(ctx context.Context) []migrate.Check {
 	return checks
 }
 
-// simpleBeforeKerberos fails where this server believes each caller's name, and a source
-// believes tickets alone: what the source opens for this server, this server would open for
-// whoever names the right user.
+// simpleBeforeKerberos fails where a source wants Kerberos and this server believes each
+// caller's name: a caller need only name the right user, and this server opens for him what
+// the source opens for tickets alone.
 func (s *service) simpleBeforeKerberos() (checks []migrate.Check) {
 	if s.Conf.String(authType) != "simple" {
 		return nil

@@ -16,12 +16,10 @@ import (
 	"claviger/secret"
 )
 
-// TestOldVersionsStayForeign: EDEKs of a source that numbers its versions are opened by
-// the source, or not at all, whatever becomes of the key here: migrated, rolled, deleted,
-// brought back, made anew when the source has gone. A version of ours never has the name
-// of one of theirs, so that an old EDEK never opens to rubbish.
-func TestOldVersionsStayForeign(t *testing.T) {
-	ctx := t.Context()
+// numberingSource serves a KMS that numbers its versions, and lets the user hsmkms, as whom
+// this process comes from now on, act for all.
+func numberingSource(t *testing.T) (url string, stop func() error) {
+	t.Helper()
 	t.Setenv("HADOOP_USER_NAME", "hsmkms")
 	old := t.TempDir()
 	writeSite(t, old, map[string]string{
@@ -29,20 +27,36 @@ func TestOldVersionsStayForeign(t *testing.T) {
 		"hadoop.kms.key.authorization.enable": "false", "claviger.audit.file": filepath.Join(old, "audit.log"),
 		"hadoop.kms.proxyuser.hsmkms.users": "*", "hadoop.kms.proxyuser.hsmkms.hosts": "*",
 	})
-	sourceURL, stopSource := serveToEnd(t, old)
-	uri := func(url string) string { return "kms://" + strings.Replace(url, "://", "@", 1) }
-	client := func(url string) *kmsclient.Provider {
-		p, err := kmsclient.New(uri(url), kmsclient.Options{User: "alice"})
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = p.Close() })
-		return p
+	return serveToEnd(t, old)
+}
+
+func kmsURI(url string) string { return "kms://" + strings.Replace(url, "://", "@", 1) }
+
+// clientOf is a client of a KMS, as alice.
+func clientOf(t *testing.T, url string) *kmsclient.Provider {
+	t.Helper()
+	p, err := kmsclient.New(kmsURI(url), kmsclient.Options{User: "alice"})
+	if err != nil {
+		t.Fatal(err)
 	}
-	type sealed struct {
-		edek claviger.EDEK
-		dek  secret.Bytes
-	}
+	t.Cleanup(func() { _ = p.Close() })
+	return p
+}
+
+// sealed is an EDEK, and what it opens to.
+type sealed struct {
+	edek claviger.EDEK
+	dek  secret.Bytes
+}
+
+// TestOldVersionsStayForeign: EDEKs of a source that numbers its versions are opened by
+// the source, or not at all, whatever becomes of the key here: migrated, rolled, deleted,
+// brought back, made anew when the source has gone. A version of ours never has the name
+// of one of theirs, so that an old EDEK never opens to rubbish.
+func TestOldVersionsStayForeign(t *testing.T) {
+	ctx := t.Context()
+	sourceURL, stopSource := numberingSource(t)
+	client := func(url string) *kmsclient.Provider { return clientOf(t, url) }
 	seal := func(p *kmsclient.Provider) sealed {
 		t.Helper()
 		es, err := p.Generate(ctx, "ledger", 1)
@@ -95,7 +109,7 @@ func TestOldVersionsStayForeign(t *testing.T) {
 		hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + file, hadoopconf.MetastoreURI: "sqlite://" + filepath.Join(dir, "c.db"),
 		"hadoop.kms.http.host": "127.0.0.1", "hadoop.kms.key.authorization.enable": "false", "claviger.audit.file": filepath.Join(dir, "audit.log"),
 	}
-	named := map[string]string{hadoopconf.SourceURI: uri(sourceURL), hadoopconf.ReencryptionEnable: "true"}
+	named := map[string]string{hadoopconf.SourceURI: kmsURI(sourceURL), hadoopconf.ReencryptionEnable: "true"}
 	for k, v := range site {
 		named[k] = v
 	}

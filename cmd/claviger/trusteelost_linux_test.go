@@ -5,7 +5,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"claviger/trustee"
 	"claviger/trustee/server"
@@ -15,18 +14,7 @@ import (
 // as before. Nothing of the passive's is lost, status says so on both hosts with exit
 // status 3, and promote on the passive's host brings both back.
 func TestActiveStoreLost(t *testing.T) {
-	a, b := twoHosts(t)
-	a.start()
-	b.start()
-	a.awaitEqual("the first copy")
-	id, err := trustee.NewIdentity("keytrustee", "client", "kms@h", 2048, time.Now().Add(-time.Minute))
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := clientOfHosts(t, id, a, b)
-	if active, err := c.Register(t.Context(), "ORG", "walrus", false); err != nil || !active {
-		t.Fatalf("%t, %v", active, err)
-	}
+	a, b, id, c := twoWithClient(t)
 	uuid, err := c.Put(t.Context(), trustee.Deposit{Label: "key/web", Content: []byte("x")}, "")
 	if err != nil {
 		t.Fatal(err)

@@ -260,11 +260,10 @@ func clientOfHosts(t *testing.T, id *trustee.Identity, hosts ...*host) *trustee.
 	return c
 }
 
-// TestTwoTrustees: 200 deposits are made while the passive is killed, the passive
-// is promoted and the other in its place again, the active is killed, and both;
-// what was acknowledged is readable from both, which are equal by digest.
-func TestTwoTrustees(t *testing.T) {
-	a, b := twoHosts(t)
+// twoWithClient are two trustees that are equal, and a registered client of both.
+func twoWithClient(t *testing.T) (a, b *host, id *trustee.Identity, c *trustee.Client) {
+	t.Helper()
+	a, b = twoHosts(t)
 	a.start()
 	b.start()
 	a.awaitEqual("the first copy")
@@ -272,10 +271,18 @@ func TestTwoTrustees(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := clientOfHosts(t, id, a, b)
+	c = clientOfHosts(t, id, a, b)
 	if active, err := c.Register(t.Context(), "ORG", "walrus", false); err != nil || !active {
 		t.Fatalf("%t, %v", active, err)
 	}
+	return a, b, id, c
+}
+
+// TestTwoTrustees: 200 deposits are made while the passive is killed, the passive
+// is promoted and the other in its place again, the active is killed, and both;
+// what was acknowledged is readable from both, which are equal by digest.
+func TestTwoTrustees(t *testing.T) {
+	a, b, id, c := twoWithClient(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	l := startLoad(ctx, t, c)
 	defer func() { cancel(); l.group.Wait() }()

@@ -12,7 +12,6 @@ import (
 
 	"claviger"
 	"claviger/metastore"
-	"claviger/provider"
 )
 
 // Settings of the metastore.
@@ -262,11 +261,6 @@ func (p *Provider) verifyAll(ctx context.Context, versions []string) (wrong []er
 	err = g.Wait()
 	slices.SortFunc(wrong, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
 	return wrong, err
-}
-
-// unfit tells a version that is missing on the token, or another there.
-func unfit(err error) bool {
-	return errors.Is(err, provider.ErrUnusable) || claviger.Is(err, claviger.KeyNotFound)
 }
 
 // CheckKeys names the versions that were found to be missing on this node's token,

@@ -48,11 +48,12 @@ type Object struct {
 	deletes bool // pending: the step is a deletion
 }
 
-// adoptable tells what adopt takes. What a step that was broken off has made may be in use,
-// where the store is a copy from before the step was done.
-func (o Object) adoptable() bool {
-	return o.Mark == Unknown || o.Mark == Aside || o.Mark == Pending && !o.deletes
-}
+// made tells what a step that was broken off has made. It may be in use, where the store is
+// a copy from before the step was done.
+func (o Object) made() bool { return o.Mark == Pending && !o.deletes }
+
+// adoptable tells what adopt takes.
+func (o Object) adoptable() bool { return o.Mark == Unknown || o.Mark == Aside || o.made() }
 
 // Key is the name of the key that the object's label names.
 func (o Object) Key() string {
@@ -104,6 +105,11 @@ func (p *Provider) Objects(ctx context.Context) ([]Object, error) {
 // not show it then. That a number was given once is no proof of that: another copy of the
 // store may have given it, too.
 const settingDestroyed = "hsm.destroyed."
+
+// noteDestroyed has a store know that an object with that label is destroyed by it.
+func noteDestroyed(ctx context.Context, s metastore.Settings, object, label string) error {
+	return s.SetSetting(ctx, settingDestroyed+object, label)
+}
 
 // Forget has a store not know any more that it has had an object destroyed: another copy
 // of it has used the object since.

@@ -250,7 +250,7 @@ func (p *Provider) clear(ctx context.Context, i metastore.Intent) error {
 		if err != nil {
 			return err
 		}
-		if err := p.store.SetSetting(ctx, settingDestroyed+ref.Object, name); err != nil {
+		if err := noteDestroyed(ctx, p.store, ref.Object, name); err != nil {
 			return err
 		}
 		if err := p.tok.Destroy(ctx, raw, name); err != nil {
@@ -290,7 +290,7 @@ func EndSteps(ctx context.Context, s metastore.Store) error {
 func endStep(ctx context.Context, s metastore.Store, i metastore.Intent) error {
 	if i.Op == opDelete {
 		for _, ref := range i.Refs {
-			if err := s.SetSetting(ctx, settingDestroyed+ref.Object, claviger.VersionName(i.Key, ref.ID)); err != nil {
+			if err := noteDestroyed(ctx, s, ref.Object, claviger.VersionName(i.Key, ref.ID)); err != nil {
 				return err
 			}
 		}

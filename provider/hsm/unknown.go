@@ -177,7 +177,7 @@ func (p *Provider) look(ctx context.Context) error {
 			orphans = append(orphans, o)
 		case InUse, Pending:
 			inUse[o.Key()] = true
-			if o.Mark == Pending && !o.deletes {
+			if o.made() {
 				pending[o.Label] = true
 			}
 		}
@@ -454,7 +454,7 @@ func (p *Provider) lost(ctx context.Context, op, version string, err error) erro
 					p.noteUnknown(o)
 					unknown = true
 				}
-				unknown = unknown || o.Mark == Pending && !o.deletes
+				unknown = unknown || o.made()
 			}
 			if !unknown {
 				p.absent.note(version)

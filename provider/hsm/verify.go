@@ -1,0 +1,72 @@
+package hsm
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"errors"
+
+	"claviger"
+	"claviger/pkcs11"
+	"claviger/provider"
+)
+
+// verify compares a version's check value with the store's, once per epoch.
+func (p *Provider) verify(ctx context.Context, e *entry) error {
+	if e.verified.Load() == p.epoch.Load()+1 {
+		return nil
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	epoch := p.epoch.Load() + 1
+	if e.verified.Load() == epoch {
+		return nil
+	}
+	got, err := p.checkValue(ctx, e)
+	if err != nil {
+		if unfit(err) {
+			p.refused.Store(e.name, struct{}{})
+		}
+		return err
+	}
+	if !bytes.Equal(got, e.check) {
+		p.refused.Store(e.name, struct{}{})
+		// Another node's HSM may well hold the right one.
+		return claviger.Errorf("hsm.verify", claviger.Unavailable, e.name,
+			"%w: the key on token %s has the check value %x, the metastore says %x, so it is another key of the same name; it is not used", errMismatch, tokenName(p.tok.Info()), got, e.check)
+	}
+	e.verified.Store(epoch)
+	p.refused.Delete(e.name)
+	return nil
+}
+
+// checkValue asks the token for the check value of a version's key. Of several keys with
+// its name it is the one that the metastore means, if that is among them.
+func (p *Provider) checkValue(ctx context.Context, e *entry) ([]byte, error) {
+	got, err := p.tok.CheckValue(ctx, e.id, e.name)
+	if !errors.Is(err, pkcs11.ErrSeveral) {
+		return got, err
+	}
+	err = p.tok.Choose(ctx, e.id, e.name, e.check)
+	if errors.Is(err, pkcs11.ErrSeveral) {
+		return nil, claviger.Errorf("hsm.checkValue", claviger.Unavailable, e.name, "%w: %w", errMismatch, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	p.log.Warn("the token holds several keys of one id and label; the one with the right check value is used", "version", e.name, "id", hex.EncodeToString(e.id))
+	return p.tok.CheckValue(ctx, e.id, e.name)
+}
+
+// errMismatch marks a check value that differs.
+var errMismatch error = unusable{errors.New("check value differs")}
+
+// unusable is an error that is a provider.ErrUnusable too.
+type unusable struct{ error }
+
+func (u unusable) Unwrap() []error { return []error{u.error, provider.ErrUnusable} }
+
+// unfit tells a version that is missing on the token, or another there.
+func unfit(err error) bool {
+	return errors.Is(err, provider.ErrUnusable) || claviger.Is(err, claviger.KeyNotFound)
+}
