@@ -67,9 +67,11 @@ type Probes struct {
 	AsUser string
 	// More are checks of the caller's own: of other sources.
 	More func(ctx context.Context) []Check
-	// Rules checks the rules of this server, for the user ("" is none) and keys with
-	// these ACL names.
-	Rules func(ctx context.Context, user string, aclNames []string) Check
+	// NameNode is the user that the NameNode comes as, and where that is known from.
+	NameNode NameNode
+	// Rules reads the rules of this server. decide is nil where none can be read, and
+	// then the check says why.
+	Rules func(ctx context.Context) (c Check, decide Decide)
 	// HDFS returns a property of the cluster's core-site.xml and hdfs-site.xml.
 	HDFS func(name string) (value string, ok bool)
 	// Own are the "host:port" under which clients reach this server.

@@ -68,16 +68,9 @@ func (e *Engine) Plan(ctx context.Context) (*Plan, error) {
 	last := sv.history.last()
 	p.Complete = last != nil && (last.State == Complete || last.State == Finished) && p.Counts.Blocked+p.Counts.Planned == 0
 	p.Checks = append(p.Checks, e.cfg.Probes.hdfs(ctx, facts, p.Complete), e.readable(ctx, sv), e.room(ctx, p.Counts.NewVersions))
-	p.Checks = append(p.Checks, e.rights(ctx, sv)...)
-	if rules := e.cfg.Probes.Rules; rules != nil {
-		var names []string
-		for i := range sv.items {
-			if m := sv.theirs[i]; m != nil {
-				names = append(names, m.ACLName())
-			}
-		}
-		p.Checks = append(p.Checks, rules(ctx, e.cfg.Probes.AsUser, names))
-	}
+	list := e.try(ctx, sv)
+	p.Checks = append(p.Checks, e.rights(ctx, list)...)
+	p.Checks = append(p.Checks, e.rules(ctx, list)...)
 	if c, found := sv.spelling.check(sv.items); found {
 		p.Checks = append(p.Checks, c)
 	}

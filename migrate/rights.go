@@ -3,6 +3,7 @@ package migrate
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -22,50 +23,64 @@ const (
 	namedKeys = 3
 )
 
-// tried is what became of one EDEK at the source.
+// tried is what became of one key's EDEKs at the source, which no one was asked of where
+// it is no KMS.
 type tried struct {
-	key   string
-	guess bool  // no EDEK was made for us there, and the name of its version is a guess
-	own   error // of opening it in our own name
-	as    error // of opening it on behalf of Probes.AsUser
-	done  bool
+	key     string
+	aclName string // by which its rules are found
+	guess   bool   // no EDEK was made for us there, and the name of its version is a guess
+	own     error  // of opening it in our own name
+	as      error  // of opening it on behalf of Probes.AsUser
+	made    error  // of having one made on behalf of the NameNode's user
+	done    bool
 }
 
-// rights opens a dummy EDEK of each key at the source: in our own name, as a
-// re-encryption does, and on behalf of a user who reads files. Where the source makes
-// us one, it is that. Else it is random bytes under the newest version: a KMS opens
-// any, and nobody has a file that goes with it.
-func (e *Engine) rights(ctx context.Context, sv *survey) []Check {
-	svc, ok := e.cfg.Source.(provider.EDEKService)
-	if !ok {
-		return nil // the source's keys are used here, and nobody is asked there
-	}
-	user := e.cfg.Probes.AsUser
+// errNotAsked: nobody was asked at the source.
+var errNotAsked = errors.New("not asked at the source")
+
+// try has an EDEK of each key made and opened at the source: in our own name, as a
+// re-encryption does, on behalf of a user who reads files, and of the NameNode's.
+// Where the source makes us one, it is that. Else it is random bytes under the newest
+// version: a KMS opens any, and nobody has a file that goes with it.
+func (e *Engine) try(ctx context.Context, sv *survey) []*tried {
+	svc, isKMS := e.cfg.Source.(provider.EDEKService)
 	var list []*tried
 	limited, cancel := context.WithTimeout(ctx, rightsTime)
 	defer cancel()
 	var g errgroup.Group
 	g.SetLimit(rightsParallel)
 	for i, it := range sv.items {
-		if sv.theirs[i] == nil || sv.theirs[i].BitLength <= 0 {
+		m := sv.theirs[i]
+		if m == nil || m.BitLength <= 0 {
 			continue
 		}
-		m, t := sv.theirs[i], &tried{key: it.Key}
+		t := &tried{key: it.Key, aclName: m.ACLName(), own: errNotAsked, as: errNotAsked, made: errNotAsked}
 		list = append(list, t)
+		if !isKMS {
+			continue
+		}
 		g.Go(func() error {
 			if limited.Err() == nil {
-				t.try(limited, svc, it, m, user)
+				t.try(limited, svc, it, m, &e.cfg.Probes)
 				t.done = limited.Err() == nil
 			}
 			return nil
 		})
 	}
 	_ = g.Wait() // each has its errors in list
-	return []Check{e.ownRight(ctx, list), e.usersRight(ctx, list, user)}
+	return list
 }
 
-// try makes the EDEK and has it opened.
-func (t *tried) try(ctx context.Context, svc provider.EDEKService, it Item, m *claviger.Metadata, user string) {
+// rights are the checks of what the source lets be done there.
+func (e *Engine) rights(ctx context.Context, list []*tried) []Check {
+	if _, ok := e.cfg.Source.(provider.EDEKService); !ok {
+		return nil // the source's keys are used here, and nobody is asked there
+	}
+	return []Check{e.ownRight(ctx, list), e.usersRight(ctx, list, e.cfg.Probes.AsUser)}
+}
+
+// try makes the EDEKs and has them opened.
+func (t *tried) try(ctx context.Context, svc provider.EDEKService, it Item, m *claviger.Metadata, p *Probes) {
 	var edek claviger.EDEK
 	made, err := svc.Generate(ctx, it.Key, 1)
 	if err == nil && len(made) == 1 {
@@ -89,9 +104,17 @@ func (t *tried) try(ctx context.Context, svc provider.EDEKService, it Item, m *c
 		return err
 	}
 	t.own = open("")
-	if user != "" {
-		t.as = open(user)
+	if p.AsUser != "" {
+		t.as = open(p.AsUser)
 	}
+	if s, ok := svc.(generatesAs); ok && p.NameNode.User != "" {
+		_, t.made = s.GenerateAs(ctx, it.Key, p.NameNode.User, 1)
+	}
+}
+
+// generatesAs is a source that makes EDEKs on behalf of a user, as package kmsclient does.
+type generatesAs interface {
+	GenerateAs(ctx context.Context, key, as string, n int) ([]claviger.EDEK, error)
 }
 
 // unproved: the source did not refuse, and did not open the EDEK either, because
@@ -203,11 +226,7 @@ func (c *Check) measure(n outcome, who string) {
 	}
 	c.Measured = fmt.Sprintf("%s, an EDEK was opened of %d of %d keys", who, n.opened, total)
 	if n.failed > 0 {
-		c.Measured += fmt.Sprintf("; not of %s", strings.Join(n.names[:min(len(n.names), namedKeys)], ", "))
-		if more := len(n.names) - namedKeys; more > 0 {
-			c.Measured += fmt.Sprintf(" and %d more", more)
-		}
-		c.Measured += ": " + claviger.Reason(n.first)
+		c.Measured += "; not of " + someNames(n.names) + ": " + claviger.Reason(n.first)
 	}
 	if n.unproved > 0 {
 		c.Status = NotTried

@@ -39,6 +39,21 @@ func (k *kms) Generate(ctx context.Context, key string, n int) ([]claviger.EDEK,
 	return eek.Generate(ctx, k.blocks, v.Name, v.BitLength/8, n, rand.Reader)
 }
 
+// GenerateAs: the NameNode's user may have EDEKs made as it may open them.
+func (k *kms) GenerateAs(ctx context.Context, key, as string, n int) ([]claviger.EDEK, error) {
+	if !slices.Contains(k.proxies, as) {
+		return nil, claviger.Errorf("kmsclient.Generate", claviger.Denied, key, "KMS http://old:16000/kms: User: mig is not allowed to impersonate %s", as)
+	}
+	if k.may != nil && !slices.Contains(k.may[as], key) {
+		return nil, claviger.Errorf("kmsclient.Generate", claviger.KeyDenied, key, "User [%s] is not authorized to perform [GENERATE_EEK] on key with ACL name [%s]!!", as, key)
+	}
+	v, err := k.Source.Current(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	return eek.Generate(ctx, k.blocks, v.Name, v.BitLength/8, n, rand.Reader)
+}
+
 func (k *kms) Reencrypt(context.Context, string, []claviger.EDEK) ([]claviger.EDEK, error) {
 	panic("a plan re-encrypts nothing")
 }

@@ -28,6 +28,7 @@ type migrateFlags struct {
 	versions   string
 	hdfs       string
 	asUser     string
+	nameNode   string
 	edeksDone  bool
 	sourceGone bool
 	unused     time.Duration
@@ -60,6 +61,7 @@ func newMigratePlan() *cobra.Command {
 			versionsFlag(cmd, f)
 			cmd.Flags().StringVar(&f.hdfs, "hdfs-conf", "", "folder with the cluster's core-site.xml and hdfs-site.xml")
 			cmd.Flags().StringVar(&f.asUser, "as-user", "", "short name of a user who reads files in encryption zones, for whom an EDEK is opened at the source")
+			cmd.Flags().StringVar(&f.nameNode, "namenode-user", "", "short name that the NameNode comes as (default: by its principal in --hdfs-conf, else claviger.kms.hdfs.superusers)")
 		},
 		func(m *migration) error {
 			plan, err := m.engine.Plan(m.ctx)
@@ -266,7 +268,7 @@ func (f *migrateFlags) config() (migrate.Config, error) {
 	if f.unused < 0 {
 		return cfg, fmt.Errorf("--unused-for %v: it must not be negative; 0s asks for no time at all", f.unused)
 	}
-	cfg.Probes.AsUser = f.asUser
+	cfg.Probes.AsUser, cfg.Probes.NameNode.User = f.asUser, f.nameNode
 	if f.hdfs == "" {
 		return cfg, nil
 	}

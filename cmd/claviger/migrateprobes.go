@@ -26,9 +26,7 @@ import (
 // probes are what a migration measures of the providers that are open.
 func (s *service) probes(ctx context.Context) (migrate.Probes, error) {
 	p := migrate.Probes{User: osUser(), Own: ownAddresses(ctx, s.Conf), More: s.moreChecks}
-	p.Rules = func(ctx context.Context, user string, aclNames []string) migrate.Check {
-		return rulesHere(ctx, s.Conf, user, aclNames)
-	}
+	p.Rules = func(context.Context) (migrate.Check, migrate.Decide) { return rulesHere(s.Conf) }
 	if t, ok := s.Primary.(interface {
 		Latency(context.Context) ([]time.Duration, error)
 	}); ok {
@@ -129,14 +127,14 @@ func ownAddresses(ctx context.Context, conf *hadoopconf.Conf) []string {
 	return slices.Compact(own)
 }
 
-// rulesHere tries the rules by which this server will serve: whether there are any,
-// and whether the user may open EDEKs of the keys with these ACL names.
-func rulesHere(_ context.Context, conf *hadoopconf.Conf, user string, aclNames []string) migrate.Check {
+// rulesHere reads the rules by which this server will serve, and returns what decides by
+// them; nil where there are none.
+func rulesHere(conf *hadoopconf.Conf) (migrate.Check, migrate.Decide) {
 	file := aclFile(conf)
 	c := migrate.Check{Name: "rules of this server", Needed: true}
-	fail := func(measured, cure string) migrate.Check {
+	fail := func(measured, cure string) (migrate.Check, migrate.Decide) {
 		c.Status, c.Measured, c.Cure = migrate.Failure, measured, cure
-		return c
+		return c, nil
 	}
 	if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
 		return fail(file+" is not there: nobody may use any key here", "copy the kms-acls.xml that is in use at the source to "+conf.Dir())
@@ -144,15 +142,6 @@ func rulesHere(_ context.Context, conf *hadoopconf.Conf, user string, aclNames [
 	policy, warnings, _, err := loadPolicy(conf)
 	if err != nil {
 		return fail(err.Error(), "mend the file: claviger acl check --conf "+conf.Dir())
-	}
-	c.Measured = file + " is read"
-	if n := len(warnings); n > 0 {
-		c.Status = migrate.Warning
-		c.Measured += fmt.Sprintf("; odd in it: %d", n)
-		c.Cure = "see what: claviger acl check --conf " + conf.Dir()
-	}
-	if user == "" || len(aclNames) == 0 {
-		return c
 	}
 	byKey, err := conf.Bool("hadoop.kms.key.authorization.enable")
 	if err != nil {
@@ -162,25 +151,72 @@ func rulesHere(_ context.Context, conf *hadoopconf.Conf, user string, aclNames [
 	if err != nil {
 		return fail(err.Error(), "mend the group mapping")
 	}
-	request, _, _ := authz.FindRequest("DECRYPT_EEK")
-	who := claviger.Principal{Name: user, Short: user}
-	may, refusedBy := 0, ""
-	for _, name := range aclNames {
+	c.Measured = file + " is read"
+	if n := len(warnings); n > 0 {
+		c.Status = migrate.Warning
+		c.Measured += fmt.Sprintf("; odd in it: %d", n)
+		c.Cure = "see what: claviger acl check --conf " + conf.Dir()
+	}
+	return c, func(user, request, aclName string) (may bool, by, cure string) {
+		r, _, _ := authz.FindRequest(request)
 		if !byKey {
-			name = ""
+			aclName = ""
 		}
-		d := policy.Explain(request, name, who, groups.Of)
-		if d.Allowed {
-			may++
-		} else if by, ok := d.DecidedBy(); ok && refusedBy == "" {
-			refusedBy = by.Property
+		d := policy.Explain(r, aclName, claviger.Principal{Name: user, Short: user}, groups.Of)
+		if step, ok := d.DecidedBy(); ok && !d.Allowed {
+			by, cure = step.Property, admitBy(step, user)
+		}
+		return d.Allowed, by, cure
+	}
+}
+
+// admitBy says which change of the rules admits a user whom this step shut out. Where a
+// key has no rule for a right, it advises none of the key's own: one such rule shuts out
+// all whom the defaults admit.
+func admitBy(step authz.Step, user string) string {
+	switch {
+	case strings.HasPrefix(step.Property, "hadoop.kms.blacklist."):
+		return fmt.Sprintf("set %s so that it does not name %s", step.Property, user)
+	case step.Level == "key" && !step.Set:
+		right := step.Property[strings.LastIndexByte(step.Property, '.')+1:]
+		return fmt.Sprintf("let whitelist.key.acl.%s admit %s", right, user)
+	}
+	return fmt.Sprintf("let %s admit %s", step.Property, user)
+}
+
+// nameNode is the user that the NameNode comes as: the one that the flag names, else what
+// this server's rules make of its principal in HDFS' configuration, else the superuser.
+func nameNode(conf *hadoopconf.Conf, flag string, hdfs func(string) (string, bool)) migrate.NameNode {
+	if flag != "" {
+		return migrate.NameNode{User: flag, From: "--namenode-user"}
+	}
+	const principalName, security = "dfs.namenode.kerberos.principal", "hadoop.security.authentication"
+	if hdfs != nil {
+		principal, _ := hdfs(principalName)
+		if kind, _ := hdfs(security); principal != "" && strings.EqualFold(kind, "kerberos") {
+			read := kerberosRules
+			if conf.String(authType) == "simple" {
+				read = simpleRules
+			}
+			rules, err := read(conf, slog.New(slog.DiscardHandler))
+			user, _, _ := strings.Cut(principal, "/")
+			user, _, _ = strings.Cut(user, "@")
+			if err == nil && rules != nil { // without rules it is the first component
+				user, err = rules.Short(strings.Replace(principal, "/_HOST@", "/namenode.example.com@", 1))
+			}
+			if err != nil {
+				return migrate.NameNode{Err: fmt.Errorf("%s is %s, of which the rules here make no user: %w", principalName, principal, err)}
+			}
+			return migrate.NameNode{User: user, From: "of " + principal}
 		}
 	}
-	c.Measured += fmt.Sprintf("; %s may open EDEKs of %d of %d keys", user, may, len(aclNames))
-	if may == 0 {
-		return fail(c.Measured+" (decided by "+refusedBy+")", fmt.Sprintf("see which rule decides: claviger acl explain %s DECRYPT_EEK KEY --conf %s", user, conf.Dir()))
+	users, _, _ := strings.Cut(conf.Under(hadoopconf.HDFSSuperusers)[""], " ")
+	for _, user := range strings.Split(users, ",") {
+		if user != "" && user != "*" {
+			return migrate.NameNode{User: user, From: hadoopconf.HDFSSuperusers}
+		}
 	}
-	return c
+	return migrate.NameNode{User: "hdfs", From: "Hadoop's own name for it"}
 }
 
 // trustees tries the Key Trustee Servers of a kts-site.xml: whether TLS to each is

@@ -205,7 +205,7 @@ func osUser() string {
 }
 
 // engine makes the migration's engine over what is open. cfg brings what is the
-// caller's own; of the probes only what HDFS says, and the user to ask for.
+// caller's own; of the probes only what HDFS says, and the users to ask for.
 func (s *service) engine(ctx context.Context, cfg migrate.Config) (*migrate.Engine, error) {
 	target, ok := s.Primary.(migrate.Target)
 	if !ok {
@@ -216,11 +216,12 @@ func (s *service) engine(ctx context.Context, cfg migrate.Config) (*migrate.Engi
 		return nil, err
 	}
 	cfg.Target, cfg.Store = target, store
-	hdfs, asUser := cfg.Probes.HDFS, cfg.Probes.AsUser
+	given := cfg.Probes
 	if cfg.Probes, err = s.probes(ctx); err != nil {
 		return nil, err
 	}
-	cfg.Probes.HDFS, cfg.Probes.AsUser = hdfs, asUser
+	cfg.Probes.HDFS, cfg.Probes.AsUser = given.HDFS, given.AsUser
+	cfg.Probes.NameNode = nameNode(s.Conf, given.NameNode.User, given.HDFS)
 	if src, ok := s.reencryptionSource(); ok {
 		cfg.Source = src
 	}

@@ -19,6 +19,11 @@ const maxBatch = 2000
 
 // Generate has the far KMS make n EDEKs, by one request.
 func (p *Provider) Generate(ctx context.Context, key string, n int) ([]claviger.EDEK, error) {
+	return p.GenerateAs(ctx, key, "", n)
+}
+
+// GenerateAs is Generate on behalf of a user (Hadoop's doAs); "" is in our own name.
+func (p *Provider) GenerateAs(ctx context.Context, key, as string, n int) ([]claviger.EDEK, error) {
 	const op = "kmsclient.Generate"
 	if p.ctx.Err() != nil {
 		return nil, closedError(op, key)
@@ -30,7 +35,7 @@ func (p *Provider) Generate(ctx context.Context, key string, n int) ([]claviger.
 		return nil, claviger.E(op, claviger.KeyNotFound, key, nil)
 	}
 	body, err := p.do(ctx, request{
-		op: op, key: key, method: http.MethodGet, path: keyPath(key, "/_eek"), safe: true, status: http.StatusOK,
+		op: op, key: key, method: http.MethodGet, path: keyPath(key, "/_eek"), as: as, safe: true, status: http.StatusOK,
 		most:  entries(n, key),
 		query: url.Values{"eek_op": {kmswire.OpGenerate}, "num_keys": {strconv.Itoa(n)}},
 	})
