@@ -36,10 +36,25 @@ type conflicts struct {
 	// found is by version, with the URI of the source; nil where there is none, so that
 	// a decrypt costs one load.
 	found atomic.Pointer[map[string]string]
+	// rolled are migrated keys of sources whose version names are no numbers, which count
+	// more versions there than were migrated; nil where there is none.
+	rolled atomic.Pointer[[]rolledKey]
 
 	mu     sync.Mutex                 // held while sources are compared
 	last   map[string]map[string]bool // by source: the versions in conflict, as it last told; nil: not read yet
 	probed sync.Map                   // [2]string of source and version: whether it has it
+	more   map[string][]rolledKey     // by source: the keys rolled there, as it last told
+}
+
+// rolledKey is a migrated key that its source has rolled since. Its versions have other
+// names than ours, so its EDEKs open through the source; but something uses the source.
+type rolledKey struct {
+	key, source    string
+	counted, since int
+}
+
+func (k rolledKey) String() string {
+	return fmt.Sprintf("key %s of %s (%d versions when it was migrated, %d more now)", claviger.Printable(k.key), k.source, k.counted, k.since)
 }
 
 // WatchSources compares the migrated keys with their sources, now and then, until ctx
@@ -92,12 +107,17 @@ func (r *Ring) CompareSources(ctx context.Context) error {
 			}
 		}
 	}
+	if c.more == nil {
+		c.more = map[string][]rolledKey{}
+	}
 	for _, s := range r.sources {
-		now, err := r.compareWith(ctx, s, all)
+		now, rolled, err := r.compareWith(ctx, s, all)
 		if err != nil {
 			errs = append(errs, err)
 			maps.Copy(now, c.last[s.URI()])
+			rolled = withBefore(rolled, c.more[s.URI()])
 		}
+		c.more[s.URI()] = rolled
 		if !maps.Equal(c.last[s.URI()], now) {
 			c.last[s.URI()], changed = now, true
 		}
@@ -121,7 +141,61 @@ func (r *Ring) CompareSources(ctx context.Context) error {
 	} else {
 		c.found.Store(&found)
 	}
+	r.rolledNow()
 	return errors.Join(errs...)
+}
+
+// withBefore adds those of which a source that was not read whole told before.
+func withBefore(now, before []rolledKey) []rolledKey {
+	for _, k := range before {
+		if !slices.ContainsFunc(now, func(n rolledKey) bool { return n.key == k.key }) {
+			now = append(now, k)
+		}
+	}
+	return now
+}
+
+// rolledNow publishes the keys that were rolled at their sources, and logs new ones.
+func (r *Ring) rolledNow() {
+	c := &r.conflicts
+	var all, before []rolledKey
+	if list := c.rolled.Load(); list != nil {
+		before = *list
+	}
+	for _, uri := range slices.Sorted(maps.Keys(c.more)) {
+		all = append(all, c.more[uri]...)
+	}
+	for _, k := range all {
+		if !slices.Contains(before, k) {
+			r.log.Warn("a key was rolled at its source since it was migrated, so something uses the source",
+				"key", claviger.Printable(k.key), "source", k.source, "migrated", k.counted, "more now", k.since, "cure", rolledCure)
+		}
+	}
+	c.rolled.Store(&all)
+}
+
+// rolledCure says what to do about a key that was rolled at its source, where the names
+// of versions are no numbers.
+const rolledCure = "look whether HDFS, or another cluster, is pointed at the source (hadoop.security.key.provider.path), point it here, stop rolls at the source " +
+	"and re-encrypt the key's zones; claviger migrate finish asks whether that was done"
+
+// CheckRolled names the migrated keys that their sources have rolled since, where the
+// versions have other names than ours. The error is for an operator.
+func (r *Ring) CheckRolled(context.Context) error {
+	list := r.conflicts.rolled.Load()
+	if list == nil || len(*list) == 0 {
+		return nil
+	}
+	keys, more := *list, ""
+	if n := len(keys) - conflictsShown; n > 0 {
+		keys, more = keys[:conflictsShown], fmt.Sprintf(" and %d more", n)
+	}
+	shown := make([]string, len(keys))
+	for i, k := range keys {
+		shown[i] = k.String()
+	}
+	return claviger.Errorf("keyring.CheckRolled", claviger.Unavailable, "",
+		"rolled at the source since the migration: %s%s; %s", strings.Join(shown, ", "), more, rolledCure)
 }
 
 // readConflicts is what the sources told an earlier process, or another node: a source
@@ -195,13 +269,16 @@ func (r *Ring) CheckConflicts(context.Context) error {
 }
 
 // compareWith returns the versions here that the source has too, of keys that were
-// migrated from it. What was found stands beside an error.
-func (r *Ring) compareWith(ctx context.Context, s *source, all []Origin) (map[string]bool, error) {
+// migrated from it, and the keys that it has rolled since where it does not number them.
+// What was found stands beside an error.
+func (r *Ring) compareWith(ctx context.Context, s *source, all []Origin) (map[string]bool, []rolledKey, error) {
 	found := map[string]bool{}
+	var rolled []rolledKey
 	counted := map[string]int{} // when the key was migrated
+	opaque := map[string]bool{}
 	for _, o := range all {
-		if o.Source == s.URI() && o.Numbered {
-			counted[o.Key] = o.Counted
+		if o.Source == s.URI() && (o.Numbered || o.TakenOver && o.Counted > 0 && o.Finished.IsZero()) {
+			counted[o.Key], opaque[o.Key] = o.Counted, !o.Numbered
 		}
 	}
 	var errs []error
@@ -217,6 +294,10 @@ func (r *Ring) compareWith(ctx context.Context, s *source, all []Origin) (map[st
 			if counts[key] <= counted[key] {
 				continue
 			}
+			if opaque[key] {
+				rolled = append(rolled, rolledKey{key, s.URI(), counted[key], counts[key] - counted[key]})
+				continue
+			}
 			versions, err := r.below(ctx, key, counts[key])
 			errs = append(errs, err)
 			for _, v := range versions {
@@ -227,7 +308,7 @@ func (r *Ring) compareWith(ctx context.Context, s *source, all []Origin) (map[st
 			errs = append(errs, r.skipNumbers(ctx, key, counts[key]))
 		}
 	}
-	return found, errors.Join(errs...)
+	return found, rolled, errors.Join(errs...)
 }
 
 // skipNumbers keeps the next roll here from taking a number that the source has used.

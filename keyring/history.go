@@ -21,8 +21,8 @@ type Origin struct {
 	ACLName string
 	// Folded: the source answers to every spelling of the name.
 	Folded bool
-	// Numbered: versions were made here, and the source numbers its own. It counted
-	// Counted of them then; Rolled is how many it had when the journal noted that one of
+	// Numbered: versions were made here, and the source numbers its own. Counted is how
+	// many it counted then, whatever it names them; Rolled is how many it had when the journal noted that one of
 	// them has the name of one here, 0 where it noted no such thing.
 	Numbered        bool
 	Counted, Rolled int

@@ -43,6 +43,9 @@ func (e *Engine) AtStart(ctx context.Context) (*Result, error) {
 		if k.State == Deleted {
 			e.log.Warn("migration: a key of the source is left out", "key", k.Key, "why", k.Why)
 		}
+		if k.State == Done && k.Why != "" {
+			e.log.Warn("migration: a key that was migrated has changed at the source", "key", k.Key, "why", k.Why)
+		}
 	}
 	if err := r.Err(); err != nil {
 		return r, claviger.Errorf(op, claviger.Invalid, "", "%w\nCure these, or set %s to false to start without them", err, propInitiate)

@@ -21,6 +21,9 @@ type FinishOptions struct {
 	// SourceGone is the operator's word that the source cannot be asked any more, so
 	// that keys which it has got since the run are lost with it.
 	SourceGone bool
+	// SourceRolled is the operator's word that what was rolled at the source since the
+	// run is known, and that EDEKs of it are re-encrypted too.
+	SourceRolled bool
 	// Get returns a property of the server's configuration as somebody has set it,
 	// and where ("/etc/kms/kms-site.xml:12"); built-in defaults do not count. Nil
 	// leaves the properties unchecked.
@@ -148,7 +151,7 @@ func (e *Engine) refusals(ctx context.Context, f *Ending, h *history, o FinishOp
 		}
 		refuse("the last run (%s) is %s: run the migration again", last.Name, state)
 	}
-	if err := e.compareNames(ctx, h, refuse); err != nil {
+	if err := e.compareSource(ctx, h, o, refuse); err != nil {
 		return err
 	}
 	for _, key := range h.order {
@@ -196,10 +199,11 @@ func (e *Engine) refusals(ctx context.Context, f *Ending, h *history, o FinishOp
 // unserved is the operation of a use that no source was asked for (package keyring).
 const unserved = "unserved"
 
-// compareNames refuses for each key of the source that is not here. It notes such a
-// key in the journal: it is known when the source is no longer configured, and nobody
-// makes a key of its name. Where there is none, the run has the time of the comparison.
-func (e *Engine) compareNames(ctx context.Context, h *history, refuse func(string, ...any)) error {
+// compareSource refuses for each key of the source that is not here, and for each whose
+// versions are not those of the run. It notes a key that is not here in the journal: it
+// is known when the source is no longer configured, and nobody makes a key of its name.
+// Where nothing was found, the run has the time of the comparison.
+func (e *Engine) compareSource(ctx context.Context, h *history, o FinishOptions, refuse func(string, ...any)) error {
 	if e.cfg.Source == nil {
 		return nil
 	}
@@ -227,8 +231,13 @@ func (e *Engine) compareNames(ctx context.Context, h *history, refuse func(strin
 			return err
 		}
 	}
-	for _, it := range sv.items {
+	for i, it := range sv.items {
 		before, known := h.items[it.Key]
+		names, err := e.namesNow(ctx, sv, &it)
+		if err != nil {
+			return err
+		}
+		since := e.sinceRun(&it, sv.theirs[i], names)
 		switch {
 		case !known:
 			all = false
@@ -240,6 +249,9 @@ func (e *Engine) compareNames(ctx context.Context, h *history, refuse func(strin
 		case before.State.settled() && !it.State.settled():
 			all = false
 			refuse("key %s is %s now: %s", claviger.Printable(it.Key), it.State, it.Why)
+		case since != nil && !since.allowed && !o.SourceRolled:
+			all = false
+			refuse("key %s: %s; then say so by --source-rolled", claviger.Printable(it.Key), since)
 		}
 	}
 	if last.Compared = nil; all {

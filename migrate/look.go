@@ -29,6 +29,8 @@ type survey struct {
 	unread       []error
 	// material: the source, a KMS, shows us key material, which we never ask for.
 	material bool
+	// namesHidden: the source did not show the names of a key's versions.
+	namesHidden bool
 	// onlyTarget are keys that the source does not list.
 	onlyTarget []string
 	spelling   spelling

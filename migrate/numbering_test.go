@@ -238,17 +238,20 @@ func TestNoCollisionByCount(t *testing.T) {
 	if _, err := b.source.Roll(t.Context(), "k", nil); err != nil {
 		t.Fatal(err)
 	}
-	different := func() int {
+	why := func() string {
 		t.Helper()
 		v, err := b.engine(t).Verify(t.Context())
 		must(t, err)
-		return v.Different
+		if v.Different != 1 {
+			t.Errorf("not different: %+v", v.Keys)
+		}
+		return strings.Join(v.Keys[0].Remarks, "\n")
 	}
-	if different() != 1 {
-		t.Error("without an answer the count decides")
+	if got := why(); !strings.Contains(got, "k@1 is one key there and another one here") {
+		t.Errorf("without an answer the count decides: %s", got)
 	}
 	src.kind = 0
-	if different() != 0 {
-		t.Error("a source that has no version of that name")
+	if got := why(); strings.Contains(got, "another one here") || !strings.Contains(got, "rolled at the source since the migration: 1 more;") {
+		t.Errorf("a source that has no version of that name: %s", got)
 	}
 }

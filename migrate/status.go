@@ -254,9 +254,9 @@ type KeyDiff struct {
 	Remarks []string `json:"remarks,omitempty"`
 }
 
-// Verify compares each key's name, cipher, length, description, attributes,
-// time of creation and number of versions, and looks whether every version that
-// was made for it is still there. It has the target encrypt with every version, for
+// Verify compares each key's name, cipher, length, description, attributes and
+// time of creation, and what the source lists of its versions now with what the journal
+// noted at the run. It looks whether every version that was made for it is still there. It has the target encrypt with every version, for
 // what the metastore counts may not be on this token, or not be shown to this user.
 // It changes nothing.
 func (e *Engine) Verify(ctx context.Context) (*Verification, error) {
@@ -288,8 +288,12 @@ func (e *Engine) Verify(ctx context.Context) (*Verification, error) {
 		case ours == nil:
 			d.Differences = []Difference{{Field: "key", Source: "there", Target: presence(nil)}}
 		default:
+			now, err := e.namesNow(ctx, sv, &it)
+			if err != nil {
+				return nil, err
+			}
 			d.Differences = compare(fieldsOf(theirs), fieldsOf(ours))
-			d.verifyVersions(it, theirs, have[it.Key], bad, e.collision(ctx, it, theirs, have[it.Key]))
+			d.verifyVersions(it, theirs, have[it.Key], bad, e.collision(ctx, it, theirs, have[it.Key]), e.sinceRun(&it, theirs, now))
 		}
 		v.add(d)
 	}
@@ -325,8 +329,10 @@ func presence(m *claviger.Metadata) string {
 }
 
 // verifyVersions compares the versions: names are those of the target, bad says why
-// some of them cannot be used, and both is one that the source has too.
-func (d *KeyDiff) verifyVersions(it Item, theirs *claviger.Metadata, names []string, bad map[string]string, both string) {
+// some of them cannot be used, both is one that the source has too, and since is what
+// became of the source's.
+func (d *KeyDiff) verifyVersions(it Item, theirs *claviger.Metadata, names []string, bad map[string]string, both string,
+	since *sinceRun) {
 	for _, name := range names {
 		if why := bad[name]; why != "" {
 			d.Differences = append(d.Differences, Difference{Field: "version " + name, Source: "its own", Target: "not usable (" + why + ")"})
@@ -342,33 +348,24 @@ func (d *KeyDiff) verifyVersions(it Item, theirs *claviger.Metadata, names []str
 		d.Remarks = append(d.Remarks, whyCollision(both))
 		return
 	}
-	if it.First > 0 && it.State == Done {
-		d.verifyNumbered(it, theirs, len(names))
+	if it.State == Done && (it.First > 0 || len(it.TargetVersions) > 0) {
+		d.verifyMade(it, len(names))
+		if since != nil {
+			d.Remarks = append(d.Remarks, since.String())
+			if !since.allowed {
+				d.Differences = append(d.Differences, since.difference())
+			}
+		}
 		return
 	}
-	made := len(names)
-	if it.State == Done && len(it.TargetVersions) > 0 {
-		made = len(it.TargetVersions)
-		if n := len(names) - made; n > 0 {
-			d.Remarks = append(d.Remarks, fmt.Sprintf("rolled here since: %d more", n))
-		}
-		if n := theirs.Versions - it.Source.Versions; n > 0 {
-			d.Remarks = append(d.Remarks, fmt.Sprintf("rolled at the source since: %d more, opened through the source", n))
-			made += n
-		}
-		if made < theirs.Versions && it.Count < it.Source.Versions {
-			d.Remarks = append(d.Remarks, fmt.Sprintf("one version was made for %d, as --versions current asks", it.Source.Versions))
-			made = theirs.Versions
-		}
-	}
-	if made != theirs.Versions {
+	if made := len(names); made != theirs.Versions {
 		d.Differences = append(d.Differences, Difference{Field: "versions", Source: fmt.Sprint(theirs.Versions), Target: fmt.Sprint(made)})
 	}
 }
 
-// verifyNumbered demands the versions that were to be made of a key whose versions
-// the source numbers. Why they are fewer than there is no difference.
-func (d *KeyDiff) verifyNumbered(it Item, theirs *claviger.Metadata, have int) {
+// verifyMade demands the versions that were to be made of a key. Why they are fewer than
+// the source has is no difference.
+func (d *KeyDiff) verifyMade(it Item, have int) {
 	made := len(it.TargetVersions)
 	if made != it.Count {
 		d.Differences = append(d.Differences, Difference{Field: "versions", Source: fmt.Sprintf("%d were to be made", it.Count), Target: fmt.Sprint(made)})
@@ -378,8 +375,5 @@ func (d *KeyDiff) verifyNumbered(it Item, theirs *claviger.Metadata, have int) {
 	}
 	if n := have - made; n > 0 {
 		d.Remarks = append(d.Remarks, fmt.Sprintf("rolled here since: %d more", n))
-	}
-	if n := theirs.Versions - it.Source.Versions; n > 0 {
-		d.Remarks = append(d.Remarks, fmt.Sprintf("rolled at the source since: %d more", n))
 	}
 }

@@ -81,8 +81,8 @@ func (e *Engine) judge(ctx context.Context, sv *survey, name string, theirs, our
 		if v := e.collision(ctx, before, theirs, before.TargetVersions); v != "" {
 			return collided(before, theirs, v), nil
 		}
-		if n := theirs.Versions - before.Source.Versions; n > 0 {
-			before.Why = fmt.Sprintf("rolled at the source since: %d more there, which are opened through the source", n)
+		if since := e.sinceRun(&before, theirs, nil); since != nil {
+			before.Why = since.String()
 		}
 		if diffs := compare(before.Source, fieldsOf(theirs)); len(diffs) > 0 {
 			return conflict(it, diffs, "at the source it is another key than the one that was migrated"), nil

@@ -73,7 +73,8 @@ func (s *kmsServer) checks() []console.Check {
 	}
 	if s.svc.Store != nil {
 		checks = append(checks, console.Check{Name: "sources of migrations", Informational: true, Run: s.ring.CheckMigrations},
-			console.Check{Name: "versions that are two keys", Informational: true, Run: s.ring.CheckConflicts})
+			console.Check{Name: "versions that are two keys", Informational: true, Run: s.ring.CheckConflicts},
+			console.Check{Name: "rolls at the sources", Informational: true, Run: s.ring.CheckRolled})
 	}
 	if len(s.ring.Sources()) > 0 {
 		checks = append(checks, console.Check{Name: "names at the sources", Informational: true, Run: s.ring.CheckNames})

@@ -23,18 +23,19 @@ import (
 // migrateFlags are the flags of `claviger migrate`; not every subcommand has
 // all of them.
 type migrateFlags struct {
-	conf       string
-	format     string
-	versions   string
-	hdfs       string
-	asUser     string
-	nameNode   string
-	edeksDone  bool
-	sourceGone bool
-	unused     time.Duration
-	shred      bool
-	yes        bool
-	leftovers  []string
+	conf         string
+	format       string
+	versions     string
+	hdfs         string
+	asUser       string
+	nameNode     string
+	edeksDone    bool
+	sourceGone   bool
+	sourceRolled bool
+	unused       time.Duration
+	shred        bool
+	yes          bool
+	leftovers    []string
 }
 
 func newMigrateCommand() *cobra.Command {

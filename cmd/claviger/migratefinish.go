@@ -19,9 +19,9 @@ import (
 
 func newMigrateFinish() *cobra.Command {
 	return migrateCommand("finish --conf DIR", "Say whether the source may go, and end the migration",
-		`finish refuses while the source is still needed: a version of it was used lately, a key is not here or cannot be used, or nobody has said
-that all EDEKs are re-encrypted, those in snapshots too. It must have asked the source for its keys once, after the run, while that was
-still configured. Otherwise it lists the properties to remove from kms-site.xml, each with the file and line where
+		`finish refuses while the source is still needed: a version of it was used lately, a key is not here or cannot be used, the source has rolled a
+key since the run (something may use it still), or nobody has said that all EDEKs are re-encrypted, those in snapshots too. It must have
+asked the source for its keys once, after the run, while that was still configured. Otherwise it lists the properties to remove from kms-site.xml, each with the file and line where
 it still stands, and once they are gone it writes the end into the journal. It changes no file of the configuration.
 
 It names what the procedure has left on this host: the copy of the Key Trustee KMS's .keytrustee folder, with its private keys, and that of
@@ -31,6 +31,7 @@ typed the path of each; of a folder only the files that are known, following no 
 		func(cmd *cobra.Command, f *migrateFlags) {
 			cmd.Flags().BoolVar(&f.edeksDone, "edeks-done", false, "all EDEKs, those in snapshots and copies too, are re-encrypted or deleted")
 			cmd.Flags().BoolVar(&f.sourceGone, "source-gone", false, "the source is gone for good, and with it what keys it has got since the run")
+			cmd.Flags().BoolVar(&f.sourceRolled, "source-rolled", false, "versions that the source has made, or lost, since the run are known, and EDEKs of them re-encrypted")
 			cmd.Flags().DurationVar(&f.unused, "unused-for", 24*time.Hour, "for how long no version of the source may have been used")
 			cmd.Flags().BoolVar(&f.shred, "shred", false, "overwrite and remove the copies of the source's secrets on this host")
 			cmd.Flags().BoolVar(&f.yes, "yes", false, "with --shred: do not ask")
@@ -51,7 +52,8 @@ func finishMigration(m *migration) error {
 			paths = append(paths, p)
 		}
 	}
-	ending, err := m.engine.Finish(m.ctx, migrate.FinishOptions{Since: time.Now().Add(-m.flags.unused), EDEKsDone: m.flags.edeksDone, SourceGone: m.flags.sourceGone, Get: asSet(m.svc.Conf)})
+	ending, err := m.engine.Finish(m.ctx, migrate.FinishOptions{Since: time.Now().Add(-m.flags.unused), EDEKsDone: m.flags.edeksDone, SourceGone: m.flags.sourceGone,
+		SourceRolled: m.flags.sourceRolled, Get: asSet(m.svc.Conf)})
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,119 @@
+package migrate
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"claviger"
+)
+
+// sinceRun is what became of a migrated key's versions at the source since the journal
+// noted them. Whoever uses the source in between (HDFS that was pointed back there,
+// another cluster) leaves such a trace, whatever the source names its versions.
+type sinceRun struct {
+	noted, now int      // how many the source counted
+	made, lost []string // names, where the source shows them and the journal has them
+	allowed    bool     // numbered versions for which there is room here, or whose EDEKs an operator called ours
+}
+
+// sinceRun compares what the source tells now with the journal's record of a key that
+// was taken over; nil: nothing has changed.
+func (e *Engine) sinceRun(it *Item, theirs *claviger.Metadata, names []string) *sinceRun {
+	if it.State != Done || len(it.TargetVersions) == 0 || theirs == nil {
+		return nil
+	}
+	s := &sinceRun{noted: it.Source.Versions, now: theirs.Versions}
+	if len(it.SourceVersions) > 0 && len(names) > 0 {
+		s.made, s.lost = without(names, it.SourceVersions, it.Folded), without(it.SourceVersions, names, it.Folded)
+	}
+	if s.noted == s.now && len(s.made) == 0 && len(s.lost) == 0 {
+		return nil
+	}
+	s.allowed = s.now > s.noted && len(s.lost) == 0 && (it.First > it.Source.Versions || e.allOurs(it, s))
+	return s
+}
+
+// allOurs: an operator has said of each version that the source numbered since whose its
+// EDEKs are.
+func (e *Engine) allOurs(it *Item, s *sinceRun) bool {
+	for n := s.noted; it.numbered() && n < s.now; n++ {
+		if !e.cfg.Ours[claviger.VersionName(it.Key, strconv.Itoa(n))] {
+			return false
+		}
+	}
+	return it.numbered()
+}
+
+// without returns those of a list that are not among others; folded: by any spelling.
+func without(list, others []string, folded bool) []string {
+	among := func(v string) bool {
+		return slices.ContainsFunc(others, func(o string) bool {
+			return o == v || folded && claviger.FoldName(o) == claviger.FoldName(v)
+		})
+	}
+	return slices.DeleteFunc(slices.Clone(list), among)
+}
+
+// String says what has changed, and what to do.
+func (s *sinceRun) String() string {
+	var parts []string
+	if n := max(s.now-s.noted, len(s.made)); n > 0 {
+		parts = append(parts, fmt.Sprintf("rolled at the source since the migration: %d more%s", n, listed(s.made)))
+	}
+	if n := max(s.noted-s.now, len(s.lost)); n > 0 {
+		parts = append(parts, fmt.Sprintf("the source has lost %d versions since the migration%s: EDEKs of them open nowhere; "+
+			"was its store restored from an older backup? Restore a newer one there", n, listed(s.lost)))
+	}
+	text := strings.Join(parts, "; ")
+	switch {
+	case s.now <= s.noted && len(s.made) == 0:
+	case s.allowed:
+		text += ", for which there is room here"
+	default:
+		text += "; EDEKs of it open through the source alone, and something uses the source that may go on: look whether HDFS is pointed there " +
+			"(hadoop.security.key.provider.path), stop rolls there, and re-encrypt the key's zones again"
+	}
+	return text
+}
+
+func listed(names []string) string {
+	if len(names) == 0 {
+		return ""
+	}
+	more := ""
+	if n := len(names) - namedKeys; n > 0 {
+		names, more = names[:namedKeys], fmt.Sprintf(" and %d others", n)
+	}
+	shown := make([]string, len(names))
+	for i, name := range names {
+		shown[i] = claviger.Printable(name)
+	}
+	return " (" + strings.Join(shown, ", ") + more + ")"
+}
+
+// difference is what verify shows.
+func (s *sinceRun) difference() Difference {
+	return Difference{Field: "versions of the source", Source: strconv.Itoa(s.now), Target: strconv.Itoa(s.noted) + " noted"}
+}
+
+// namesNow are the names of versions that the source lists now, for keys of which the
+// journal has them; of a source that does not show them, none.
+func (e *Engine) namesNow(ctx context.Context, sv *survey, it *Item) ([]string, error) {
+	if it.State != Done || len(it.SourceVersions) == 0 || sv.namesHidden {
+		return nil, nil
+	}
+	names, again, err := e.sourceVersions(ctx, sv, it.listed())
+	sv.namesHidden = !again
+	return names, err
+}
+
+// listed is the source's spelling of the name.
+func (it *Item) listed() string {
+	if it.Listed != "" {
+		return it.Listed
+	}
+	return it.Key
+}
