@@ -171,6 +171,16 @@ func openStoreOf(ctx context.Context, conf *hadoopconf.Conf, create storeCreator
 // errNoStore: there is no metastore to read.
 var errNoStore = errors.New("there is no metastore yet")
 
+// makeNone is the storeCreator of commands that change a metastore and make none.
+func makeNone(_ context.Context, uri string) error {
+	return fmt.Errorf("%w at %s", errNoStore, strings.TrimPrefix(uri, "sqlite://"))
+}
+
+// storeThatIsThere opens the metastore for changes, and makes none where there is none.
+func storeThatIsThere(ctx context.Context, conf *hadoopconf.Conf, log *slog.Logger) (metastore.Store, error) {
+	return openStore(ctx, conf, makeNone, log)
+}
+
 // readStore opens the metastore for a command that only looks. Such a command may be
 // run by another user than the server's, so it writes nothing and makes no file.
 // errNoStore where there is none.
@@ -180,7 +190,7 @@ func readStore(ctx context.Context, conf *hadoopconf.Conf, log *slog.Logger) (me
 		return nil, err
 	}
 	if place.missing() {
-		return nil, place.named(fmt.Errorf("%w at %s", errNoStore, place.file))
+		return nil, place.named(makeNone(ctx, place.uri))
 	}
 	var st metastore.Store
 	if place.file != "" {

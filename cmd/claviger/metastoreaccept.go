@@ -50,7 +50,11 @@ func acceptLosses(ctx context.Context, out io.Writer, dir string, yes bool) (err
 	if err != nil {
 		return err
 	}
-	store, err := openStore(ctx, conf, nil, slog.New(slog.DiscardHandler))
+	open := readStore
+	if yes {
+		open = storeThatIsThere
+	}
+	store, err := open(ctx, conf, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return err
 	}

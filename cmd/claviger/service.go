@@ -159,19 +159,35 @@ func (s *service) makeStore(ctx context.Context, create func(context.Context, st
 					return
 				}
 			}
-			if s.Store, s.storeErr = openStoreOf(ctx, s.Conf, create, seen, s.Log); s.storeErr == nil {
+			if s.Store, s.storeErr = openStoreOf(ctx, s.Conf, s.mayMake(create), seen, s.Log); s.storeErr == nil {
 				// Before a step that another process is at is taken for one that was broken off.
 				s.storeErr = claimStore(ctx, s.Store, s.self, s.access)
 			}
-			return
+		} else {
+			s.Store, s.storeErr = readStore(ctx, s.Conf, s.Log)
 		}
-		s.Store, s.storeErr = readStore(ctx, s.Conf, s.Log)
 		if errors.Is(s.storeErr, errNoStore) {
 			s.Log.Warn("the metastore is not there; no key is known, and none is made by this command", "err", s.storeErr)
 			s.Store, s.storeErr = emptyStore(ctx, s.Conf)
 		}
 	})
 	return s.Store, s.storeErr
+}
+
+// mayMake is create for a server and for commands that change keys. A command that
+// writes the journal alone makes no store: an empty journal says nothing.
+func (s *service) mayMake(create storeCreator) storeCreator {
+	if s.access.Changes() {
+		return create
+	}
+	return func(ctx context.Context, uri string) error {
+		if create != nil {
+			if err := create(ctx, uri); err != nil {
+				return err
+			}
+		}
+		return makeNone(ctx, uri)
+	}
 }
 
 // Close closes the providers, then the store.

@@ -142,11 +142,11 @@ const (
 	// serves.
 	Destroy
 	// Note is Read, and may write what is no key: the journal of a migration, beside
-	// a server that goes on.
+	// a server that goes on. It makes no store where there is none.
 	Note
 )
 
-// Writes tells whether a store may be written to, and made where there is none.
+// Writes tells whether a store may be written to.
 func (a Access) Writes() bool { return a.Changes() || a == Note }
 
 // Changes tells whether keys may be changed, or the binding of store and token. Who
