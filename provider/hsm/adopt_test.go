@@ -66,6 +66,13 @@ func TestAdoptAll(t *testing.T) {
 	mustClose(t, p)
 	b.generate(t, "old@00000000000000aa", "old@00000000000000bb")
 	b.db += ".new"
+	b.access = hsm.Mend
+	p = b.mustOpen(t)
+	list, err := p.Candidates(t.Context())
+	if err != nil || len(list) != 3 || list[0].Unordered || !list[1].Unordered || list[2].Unordered {
+		t.Errorf("candidates: %+v, %v", list, err)
+	}
+	mustClose(t, p)
 	b.adoptAll(t, hsm.Adoption{By: "root"})
 	p = b.mustOpen(t)
 	for v, want := range was {

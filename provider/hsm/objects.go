@@ -124,8 +124,9 @@ func Forget(ctx context.Context, s metastore.Settings, object string) error {
 type records struct {
 	live, shelved, aside map[string]bool
 	begun                map[string]string // the Op of the step
-	// journal holds the version names that the journal speaks of.
-	journal map[string]bool
+	// kept holds the version names that the journal speaks of, and those of deleted keys:
+	// what carries such a name is no orphan, whatever its CKA_ID.
+	kept map[string]bool
 }
 
 // mark says what objects are.
@@ -169,7 +170,7 @@ func (p *Provider) unreferred(ctx context.Context, k pkcs11.KeyInfo, o Object, r
 	if r.aside[o.ID] {
 		return Aside, nil
 	}
-	if r.journal[o.Label] || !p.alone.Load() {
+	if r.kept[o.Label] || !p.alone.Load() {
 		return Unknown, nil
 	}
 	label, _, err := p.store.Setting(ctx, settingDestroyed+o.ID)
@@ -202,13 +203,14 @@ func (p *Provider) records(ctx context.Context) (*records, error) {
 	if err != nil {
 		return nil, err
 	}
+	if r.kept, err = p.journalled(ctx); err != nil {
+		return nil, err
+	}
 	for _, k := range shelved {
 		for _, v := range k.List {
 			r.shelved[v.Object] = true
+			r.kept[claviger.VersionName(k.Name, v.ID)] = true
 		}
-	}
-	if r.journal, err = p.journalled(ctx); err != nil {
-		return nil, err
 	}
 	list, err := p.asides(ctx)
 	for _, id := range list {

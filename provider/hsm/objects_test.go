@@ -170,6 +170,29 @@ func TestMarks(t *testing.T) {
 	mustClose(t, p)
 }
 
+// TestNameOfADeletedKey: what carries the version name of a deleted key is no orphan,
+// though this store has had that very object destroyed.
+func TestNameOfADeletedKey(t *testing.T) {
+	b := newBacking(t)
+	b.soft = "true"
+	p := b.mustOpen(t)
+	create(t, p, "k")
+	if err := p.Delete(t.Context(), "k"); err != nil {
+		t.Fatal(err)
+	}
+	mustClose(t, p)
+	b.generate(t, "k@0")
+	sum := sha256.Sum256([]byte("k@0"))
+	b.setting(t, "hsm.destroyed."+hex.EncodeToString(sum[:8]), "k@0")
+	b.access = hsm.Destroy
+	p = b.mustOpen(t)
+	list, err := p.Prunable(t.Context(), 0)
+	if err != nil || len(list.Orphans) != 0 || len(list.Unknown) != 1 || len(objects(t, p)) != 2 {
+		t.Errorf("%+v, %v", list, err)
+	}
+	mustClose(t, p)
+}
+
 // TestOrphanAge: how long an orphan has been one is remembered.
 func TestOrphanAge(t *testing.T) {
 	b := newBacking(t)
