@@ -1,0 +1,26 @@
+package main
+
+import (
+	"strings"
+	"testing"
+
+	"claviger/provider/hsm"
+)
+
+// TestAdoptionSaysWhatIsNotKnown: the list that is to be confirmed says what the token
+// does not tell, and where it does not tell which version is the newest.
+func TestAdoptionSaysWhatIsNotKnown(t *testing.T) {
+	object := func(label string) hsm.Object { return hsm.Object{ID: "00000000000000aa", Label: label, Bits: 128} }
+	var b strings.Builder
+	adoption{Candidates: []hsm.Candidate{
+		{Key: "numbered", Versions: []hsm.Object{object("numbered@0"), object("numbered@1")}},
+		{Key: "old", Versions: []hsm.Object{object("old@00000000000000aa"), object("old@00000000000000bb")}, Unordered: true},
+	}}.text(&b)
+	lines := strings.Split(b.String(), "\n")
+	for i, want := range []string{"", "guarded by key.acl.numbered.*", "which of them is the newest is not known: roll the key afterwards",
+		"Not told by the token: description, attributes (key.acl.name), cipher"} {
+		if i >= len(lines) || !strings.Contains(lines[i], want) {
+			t.Errorf("line %d of %q does not say %q", i, lines, want)
+		}
+	}
+}
