@@ -151,8 +151,128 @@ func TestShadowing(t *testing.T) {
 					s.bobHasNothing(t, r.spelt)
 				}
 				s = build()
-				want("bob undeletes", r.undelete, s.Undelete(t.Context(), caller("root"), r.spelt, ""))
+				want("root undeletes", r.undelete, s.Undelete(t.Context(), caller("root"), r.spelt, ""))
+				build().migratedByItsUser(t, r.here, r.source, r.spelt)
+				changesOf(r.here).changed(t, build)
 			})
+		}
+	}
+}
+
+// mover takes a source's key over as the engine of migrate does, unless it is here.
+type mover struct {
+	t    *testing.T
+	past *journal
+	src  provider.Provider
+	to   *counting
+}
+
+func (m mover) SourceMetadata(ctx context.Context, key string) (*claviger.Metadata, error) {
+	ms, err := m.src.Metadata(ctx, key)
+	switch {
+	case claviger.Is(err, claviger.KeyDenied):
+		return nil, claviger.E("mover", claviger.SourceRefused, key, err)
+	case err != nil:
+		return nil, claviger.E("mover", claviger.SourceUnreachable, key, err)
+	case ms[0] == nil:
+		return nil, claviger.E("mover", claviger.KeyNotFound, key, nil)
+	}
+	return ms[0], nil
+}
+
+func (m mover) RunKey(ctx context.Context, key string) ([]string, error) {
+	far, err := m.SourceMetadata(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	switch here, err := m.to.Metadata(ctx, strings.ToLower(key)); {
+	case err != nil:
+		return nil, err
+	case here[0] != nil && !here[0].Created.Equal(far.Created):
+		return nil, claviger.Errorf("mover", claviger.Invalid, key, "another key")
+	case here[0] != nil:
+		return nil, nil
+	}
+	m.past.takeOver(m.t, m.src, m.to, key)
+	return nil, nil
+}
+
+// migrates is what alice gets, who may migrate her key, by what the source says.
+var migrates = map[string]string{"present": "ok", "absent": "none", "silent": "503", "refusing": "no", "gone": "unsupported"}
+
+// migratedByItsUser: alice migrates her key, bob, who may migrate keys of "scratch",
+// does not; what comes of it is hers.
+func (s *shadowLab) migratedByItsUser(t *testing.T, here, source, spelt string) {
+	t.Helper()
+	outcome, bobs := migrates[source], "no"
+	if outcome == "503" || outcome == "unsupported" {
+		bobs = outcome
+	}
+	if outcome == "ok" && (here == before || here == beforeSame) {
+		outcome = "no" // the name is another key's here
+	}
+	_, err := s.Migrate(t.Context(), caller("bob"), spelt)
+	if got := outcomeOf(err); got != bobs {
+		t.Errorf("bob migrates: %s (%v), want %s", got, err, bobs)
+	}
+	_, err = s.Migrate(t.Context(), caller("alice"), spelt)
+	if got := outcomeOf(err); got != outcome {
+		t.Errorf("alice migrates: %s (%v), want %s", got, err, outcome)
+	}
+	if err != nil {
+		return
+	}
+	es, err := s.Generate(t.Context(), caller("alice"), spelt, 1)
+	if err != nil {
+		t.Errorf("alice, after the migration: %v", err)
+		return
+	}
+	_, err = s.Decrypt(t.Context(), caller("bob"), spelt, true, es[0])
+	if got := outcomeOf(err); got != "no" {
+		t.Errorf("bob opens what alice has made after the migration: %s (%v)", got, err)
+	}
+}
+
+// changes are what comes of changes to "payroll", whatever the source says.
+type changes struct{ bobRolls, bobDeletes, bobPurges, aliceRolls, aliceDeletes, alicePurges string }
+
+var changesHere = map[string]changes{
+	"none":    {"none", "none", "no", "none", "none", "none"},
+	"alice's": {"no", "no", "no", "ok", "ok", "none"},
+	"deleted": {"none", "none", "no", "none", "none", "ok"},
+	"bob's":   {"ok", "ok", "no", "no", "no", "none"},
+}
+
+// changesOf is the row of changesHere for what became of the name here.
+func changesOf(here string) changes {
+	switch here {
+	case migrated, ended:
+		return changesHere["alice's"]
+	case softly, endedSoftly:
+		return changesHere["deleted"]
+	case before, beforeSame:
+		return changesHere["bob's"]
+	}
+	return changesHere["none"]
+}
+
+// changed tries each change on a lab of its own.
+func (c changes) changed(t *testing.T, build func() *shadowLab) {
+	t.Helper()
+	const key = "payroll"
+	for _, who := range []struct{ user, rolls, deletes, purges string }{
+		{"bob", c.bobRolls, c.bobDeletes, c.bobPurges}, {"alice", c.aliceRolls, c.aliceDeletes, c.alicePurges},
+	} {
+		_, rolled := build().Roll(t.Context(), caller(who.user), key, nil)
+		deleted := build().Delete(t.Context(), caller(who.user), key)
+		purged := build().Purge(t.Context(), caller(who.user), key, "")
+		for _, did := range []struct {
+			what, want string
+			err        error
+		}{{"rolls", who.rolls, rolled}, {"deletes", who.deletes, deleted}, {"purges", who.purges, purged}} {
+			if got := outcomeOf(did.err); got != did.want {
+				t.Errorf("%s %s: %s (%v), want %s", who.user, did.what, got, did.err, did.want)
+			}
 		}
 	}
 }
@@ -270,8 +390,10 @@ func newShadowLab(t *testing.T, here, source, spelt string, listed bool) *shadow
 		c.Primary, c.History, c.Reencryption = primary, past, true
 		if source != "gone" {
 			c.Sources = []Source{{Provider: src, Reencryption: !listed}}
+			c.Migrator = mover{t, past, src, primary}
 		}
-		c.Policy = rules(t, "keytrustee.kms.acl.UNDELETE", "root", "key.acl.payroll.ALL", "alice", "key.acl.payroll.GENERATE_EEK", "alice,nn", "key.acl.payroll.MANAGEMENT", "alice,root",
+		c.Policy = rules(t, "keytrustee.kms.acl.UNDELETE", "root", "keytrustee.kms.acl.PURGE", "alice,bob",
+			"key.acl.payroll.MIGRATE", "alice", "key.acl.scratch.MIGRATE", "bob", "key.acl.payroll.ALL", "alice", "key.acl.payroll.GENERATE_EEK", "alice,nn", "key.acl.payroll.MANAGEMENT", "alice,root",
 			"key.acl.scratch.ALL", "bob", "key.acl.scratch.GENERATE_EEK", "bob,nn", "key.acl.scratch.MANAGEMENT", "bob,root")
 	})
 	l.primary, l.past = primary, past
