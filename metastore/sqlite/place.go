@@ -44,7 +44,11 @@ func markOf(path string) (mark, error) {
 	if err := unix.Stat(path, &st); err != nil {
 		return mark{}, &fs.PathError{Op: "stat", Path: path, Err: err}
 	}
-	return mark{dev: uint64(st.Dev), ino: st.Ino, size: st.Size, modified: st.Mtim}, nil //nolint:unconvert // not uint64 everywhere
+	return markOfStat(&st), nil
+}
+
+func markOfStat(st *unix.Stat_t) mark {
+	return mark{dev: uint64(st.Dev), ino: st.Ino, size: st.Size, modified: st.Mtim} //nolint:unconvert // not uint64 everywhere
 }
 
 func (m mark) sameFile(o mark) bool { return m.dev == o.dev && m.ino == o.ino }
@@ -63,6 +67,8 @@ type place struct {
 
 	mu   sync.Mutex           // of the file's writer, and of what follows from a loss
 	file atomic.Pointer[mark] // as this process left it; nil before it is open
+	// content is what the file held then.
+	content content
 	// besides are the marks of -wal and -shm, nil where they are not there yet.
 	besides [2]*mark
 	// kept: this process alone moves the -wal into the file.
@@ -137,6 +143,10 @@ func (s *Store) lookAgain() {
 	switch {
 	case err != nil, !now.sameFile(*was):
 		p.setApart("is no longer the file that this process has open: it was moved, removed or replaced meanwhile, and what is written now would be lost")
+	case p.kept.Load() && now != *was && p.holdsTheSame(now):
+		p.log.Info("the metastore's file has another time and the same content; it is used as before", "file", p.path, "time", stamp(now))
+		p.file.Store(&now)
+		p.content.of = now
 	case p.kept.Load() && now != *was:
 		s.setForeign(fmt.Sprintf("was written over in place by another program (%d bytes of %s, and this server left %d bytes of %s)", now.size, stamp(now), was.size, stamp(*was)))
 	case p.kept.Load() && !p.besidesHold():
@@ -230,6 +240,7 @@ func (s *Store) keep(ctx context.Context) (release func(), err error) {
 	p.besidesHold()
 	_ = s.fold(ctx, db) // a full disk is told by the next look
 	p.kept.Store(true)
+	p.sumUp()
 	p.mu.Unlock()
 	stop, done := make(chan struct{}), make(chan struct{})
 	go func() {
@@ -276,6 +287,7 @@ func (s *Store) lookOnce(ctx context.Context, db *sql.DB) {
 	var err error
 	if !foreign { // a file that was moved gets the last changes, too
 		err = s.fold(ctx, db)
+		p.sumUp()
 	}
 	p.mu.Unlock()
 	if foreign {

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -270,6 +272,114 @@ func TestTakenAway(t *testing.T) {
 		}
 		wantKeys(t, path, "old", "young")
 	})
+}
+
+// TestTouched: a file whose time alone was changed is used as before, and SQLite's locks
+// of it stay. One that is written over afterwards is found nevertheless.
+func TestTouched(t *testing.T) {
+	for name, touch := range map[string]func(t *testing.T, path string){
+		"touch": func(*testing.T, string) {},
+		"the same content, copied over it": func(t *testing.T, path string) {
+			// Another process: what this one closes would end SQLite's locks.
+			err := exec.CommandContext(t.Context(), "sh", "-c", `cp "$0" "$0.same" && cp "$0.same" "$0"`, path).Run()
+			if err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, path := newStore(t) // not served, which opens and closes the file
+			if _, err := s.Claim(t.Context(), owner.Self("claviger kms", ""), false); err != nil {
+				t.Fatal(err)
+			}
+			mustInsert(t, s, "old", "01")
+			mustInsert(t, s, "young", "02")
+			folded(t, path)
+			summed(t, s)
+			touch(t, path)
+			locks := locksOf(t, path)
+			if locks == "" {
+				t.Fatal("SQLite has no locks of the file")
+			}
+			stamp := time.Now().Add(time.Hour)
+			if err := os.Chtimes(path, stamp, stamp); err != nil {
+				t.Fatal(err)
+			}
+			if names, err := s.Names(t.Context()); err != nil || len(names) != 2 {
+				t.Errorf("reading: %q, %v", names, err)
+			}
+			mustInsert(t, s, "third", "03")
+			folded(t, path)
+			summed(t, s)
+			if got := locksOf(t, path); got != locks {
+				t.Errorf("SQLite's locks of the file were %s, and are %s", locks, got)
+			}
+			if seen, ok := s.LastWrite(); !ok || seen.Err != nil {
+				t.Errorf("%+v", seen)
+			}
+			copied := filepath.Join(t.TempDir(), "copy.db")
+			if _, err := Backup(t.Context(), path, copied); err != nil {
+				t.Fatal(err)
+			}
+			overwrite(t, copied, path)
+			noticed(t, s, "was written over in place")
+			wantRefused(t, "insert", s.Insert(t.Context(), testKey("lost", "04")))
+		})
+	}
+	t.Run("one byte differs", func(t *testing.T) {
+		s, path, _ := served(t)
+		folded(t, path)
+		summed(t, s)
+		f, err := os.OpenFile(path, os.O_WRONLY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.WriteAt([]byte{0xff}, 5000); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.Close(); err != nil {
+			t.Fatal(err)
+		}
+		_, err = s.Names(t.Context())
+		wantRefused(t, "reading", err)
+	})
+}
+
+// summed waits until the content is known as the file stands.
+func summed(t *testing.T, s *Store) {
+	t.Helper()
+	for began := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+		s.place.mu.Lock()
+		known := s.place.content.of == *s.place.file.Load()
+		s.place.mu.Unlock()
+		if known {
+			return
+		}
+		if time.Since(began) > 10*time.Second {
+			t.Fatal("the content is not summed")
+		}
+	}
+}
+
+// locksOf is the system's list of locks on a file.
+func locksOf(t *testing.T, path string) string {
+	t.Helper()
+	is, err := markOf(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, err := os.ReadFile("/proc/locks")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	for _, line := range strings.Split(string(list), "\n") {
+		if strings.Contains(line, fmt.Sprintf(":%d ", is.ino)) {
+			_, lock, _ := strings.Cut(line, ":") // without the line's number
+			out = append(out, lock)
+		}
+	}
+	return strings.Join(out, "\n")
 }
 
 // TestOthersAreNoHarm: what other processes do to a store rightly is not taken for harm.
