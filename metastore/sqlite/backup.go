@@ -2,7 +2,6 @@ package sqlite
 
 import (
 	"context"
-	"crypto/rand"
 	"database/sql"
 	"encoding/binary"
 	"errors"
@@ -11,8 +10,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"syscall"
 	"time"
+
+	driver "modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
 
 	"claviger"
 	"claviger/durable"
@@ -49,27 +50,125 @@ func Backup(ctx context.Context, from, to string) (f Facts, err error) {
 	if err := checkHead(from); err != nil {
 		return f, err
 	}
+	return backup(ctx, from, to)
+}
+
+// backup is Backup of a file that may be open in this process: it opens and closes the
+// file by SQLite alone, for any other close would end SQLite's locks of the file.
+func backup(ctx context.Context, from, to string) (f Facts, err error) {
 	work, err := newWork(to, "backup")
 	if err != nil {
 		return f, err
 	}
-	defer discard(work)
+	defer work.discard()
+	if f, err = copyInto(ctx, from, to, work.path); err != nil {
+		return f, err
+	}
+	return f, durable.Publish(work.path, to)
+}
+
+// copyInto writes a sealed copy of the store from into the file work, which is to be
+// named to.
+func copyInto(ctx context.Context, from, to, work string) (f Facts, err error) {
 	db, err := sql.Open("sqlite", dsn(from, "mode=rw"))
 	if err != nil {
 		return f, err
 	}
 	_, err = db.ExecContext(ctx, "VACUUM INTO ?", work)
 	if err = errors.Join(err, db.Close()); err != nil {
-		return f, storeAt(from).fail("sqlite.Backup", "", err)
+		return f, storeAt(from).fail("sqlite.Backup", "", unwritten(to, err))
 	}
 	if err := seal(ctx, work); err != nil {
-		return f, fmt.Errorf("the copy of %s: %w", from, err)
+		return f, fmt.Errorf("the copy of %s: %w", from, unwritten(to, err))
 	}
 	if f, err = Inspect(ctx, work); err != nil {
 		return f, fmt.Errorf("the copy of %s: %w", from, err)
 	}
 	f.File = to
-	return f, durable.Publish(work, to)
+	return f, nil
+}
+
+// unwritten names the backup where the disk is full: of the two files, SQLite writes to
+// that one alone.
+func unwritten(to string, err error) error {
+	var e *driver.Error
+	if !errors.As(err, &e) || e.Code()&0xff != sqlite3.SQLITE_FULL {
+		return err
+	}
+	return claviger.Errorf("sqlite.Backup", claviger.Unavailable, "",
+		"the backup %s cannot be written: its disk is full, or a quota is reached (%w); no backup was made; make room in %s, or name a file on another disk", to, err, filepath.Dir(to))
+}
+
+// keepCopy keeps a copy of the store beside it as it is, with the schema in its name. The
+// way back may have been gone before, so a copy of another content may have that name:
+// then this one is numbered. A copy of the same content is there where an upgrade was
+// broken off.
+func (s *Store) keepCopy(ctx context.Context, version int64) error {
+	copied := fmt.Sprintf("%s.schema-%d", s.path, version)
+	work, err := newWork(copied, "backup")
+	if err != nil {
+		return err
+	}
+	defer work.discard()
+	if _, err := copyInto(ctx, s.path, copied, work.path); err != nil {
+		return err
+	}
+	for n, name := 2, copied; ; n, name = n+1, fmt.Sprint(copied, "-", n) {
+		err := durable.Publish(work.path, name)
+		if !errors.As(err, new(*durable.AlreadyError)) {
+			return err
+		}
+		if sameRows(ctx, work.path, name) {
+			return nil
+		}
+	}
+}
+
+// sameRows tells whether two copies of one schema hold the same, but for when they were
+// made. A file that cannot be read does not.
+func sameRows(ctx context.Context, a, b string) bool {
+	db, err := sql.Open("sqlite", dsn(a, "mode=ro", "immutable=1"))
+	if err != nil {
+		return false
+	}
+	defer func() { _ = db.Close() }() // it is read alone
+	db.SetMaxOpenConns(1)             // which b is attached to
+	if _, err := db.ExecContext(ctx, `ATTACH ? AS other`, dsn(b, "mode=ro", "immutable=1")); err != nil {
+		return false
+	}
+	tables, err := tablesOf(ctx, db)
+	if err != nil || len(tables) == 0 {
+		return false
+	}
+	for _, table := range tables {
+		where := ""
+		if table == "setting" {
+			where = " WHERE name <> '" + metastore.SettingBackup + "'"
+		}
+		here, there := `SELECT * FROM main."`+table+`"`+where, `SELECT * FROM other."`+table+`"`+where
+		var differ bool
+		err := db.QueryRowContext(ctx, `SELECT EXISTS (`+here+` EXCEPT `+there+`) OR EXISTS (`+there+` EXCEPT `+here+`)`).Scan(&differ)
+		if err != nil || differ {
+			return false
+		}
+	}
+	return true
+}
+
+func tablesOf(ctx context.Context, db *sql.DB) (tables []string, err error) {
+	rows, err := db.QueryContext(ctx, `SELECT name FROM main.sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite\_%' ESCAPE '\'`)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	for rows.Next() {
+		var name string
+		if err := rows.Scan(&name); err != nil {
+			return nil, err
+		}
+		tables = append(tables, name)
+	}
+	return tables, rows.Err()
 }
 
 // seal takes the secrets out of a copy, and marks it.
@@ -239,7 +338,7 @@ type Staged struct {
 	// Store holds what the backup holds, in this program's schema.
 	Store *Store
 	Facts Facts
-	work  string
+	work  *workFile
 	path  string
 }
 
@@ -265,7 +364,7 @@ func Stage(ctx context.Context, from, path string, plain bool) (s *Staged, err e
 	}
 	defer func() {
 		if err != nil {
-			discard(work)
+			work.discard()
 		}
 	}()
 	parts := []string{""}
@@ -273,11 +372,11 @@ func Stage(ctx context.Context, from, path string, plain bool) (s *Staged, err e
 		parts = append(parts, "-wal")
 	}
 	for _, part := range parts {
-		if err := copyFile(from+part, work+part); err != nil && (part == "" || !errors.Is(err, fs.ErrNotExist)) {
+		if err := copyFile(from+part, work.path+part); err != nil && (part == "" || !errors.Is(err, fs.ErrNotExist)) {
 			return nil, err
 		}
 	}
-	store, err := open(ctx, work, false)
+	store, err := open(ctx, work.path, false)
 	if err != nil {
 		return nil, err
 	}
@@ -330,7 +429,7 @@ func (s *Store) nextNumbers(ctx context.Context) (next map[string]int, err error
 // Discard removes the copy, unless it has taken the store's place.
 func (s *Staged) Discard() error {
 	err := s.Store.Close()
-	discard(s.work)
+	s.work.discard()
 	return err
 }
 
@@ -341,7 +440,7 @@ func (s *Staged) Replace(ctx context.Context) (aside string, err error) {
 	if err := s.Store.Close(); err != nil { // moves its -wal into the file
 		return "", err
 	}
-	if err := durable.SyncFile(s.work); err != nil {
+	if err := durable.SyncFile(s.work.path); err != nil {
 		return "", err
 	}
 	if _, err := os.Lstat(s.path); err == nil {
@@ -350,7 +449,10 @@ func (s *Staged) Replace(ctx context.Context) (aside string, err error) {
 			return "", err
 		}
 	}
-	return aside, durable.Rename(s.work, s.path)
+	err = durable.Rename(s.work.path, s.path)
+	// Now, since the store may be opened next: to close the file would end SQLite's locks.
+	_ = s.work.lock.Close()
+	return aside, err
 }
 
 // putAside gives the store that is to be replaced a second name, and takes its
@@ -378,36 +480,6 @@ func (s *Staged) putAside(ctx context.Context, aside string) error {
 	return durable.Remove(s.path+"-wal", s.path+"-shm")
 }
 
-// newWork makes an empty file of mode 0600 beside another, with its owner or its
-// folder's, so that root's command leaves the server its files.
-func newWork(beside, what string) (string, error) {
-	work := filepath.Join(filepath.Dir(beside), "."+filepath.Base(beside)+"."+what+"-"+rand.Text()[:12])
-	f, err := os.OpenFile(work, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if err != nil {
-		return "", err
-	}
-	st, err := os.Stat(beside)
-	if err != nil {
-		st, err = os.Stat(filepath.Dir(beside))
-	}
-	if sys, ok := sysOf(st, err); ok && os.Geteuid() == 0 {
-		err = f.Chown(int(sys.Uid), int(sys.Gid))
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		discard(work)
-		return "", err
-	}
-	return work, nil
-}
-
-func sysOf(st fs.FileInfo, err error) (*syscall.Stat_t, bool) {
-	if err != nil {
-		return nil, false
-	}
-	sys, ok := st.Sys().(*syscall.Stat_t)
-	return sys, ok
-}
-
 func copyFile(from, to string) error {
 	in, err := os.Open(from)
 	if err != nil {
@@ -420,13 +492,6 @@ func copyFile(from, to string) error {
 	}
 	_, err = io.Copy(out, in)
 	return errors.Join(err, out.Close())
-}
-
-// discard removes a working copy and what SQLite and the locks have put beside it.
-func discard(work string) {
-	for _, end := range []string{"", "-wal", "-shm", "-journal", ".lock"} {
-		_ = os.Remove(work + end) // most are not there
-	}
 }
 
 // Occupy claims the store in a file that need not be whole, or there.

@@ -10,8 +10,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -303,5 +305,76 @@ func TestNumbersAfterRestore(t *testing.T) {
 	}
 	if n, err := staged.Store.NextNumber(ctx, "k0"); err != nil || n != 2 {
 		t.Errorf("the next number is %d, %v", n, err)
+	}
+}
+
+// TestLeftovers: what a killed backup has left is removed by the next one, in the same
+// folder, and nothing else is.
+func TestLeftovers(t *testing.T) {
+	_, path := newStore(t)
+	dir := t.TempDir()
+	put := func(name string, mode fs.FileMode, text string) string {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), mode); err != nil {
+			t.Fatal(err)
+		}
+		return name
+	}
+	magic := "SQLite format 3\x00 and so on"
+	put(".monday.db.backup-ABCDEFGHIJKL", 0o600, magic)
+	put(".monday.db.backup-ABCDEFGHIJKL-journal", 0o600, "any")
+	put(".tuesday.db.new-ABCDEFGHIJKM", 0o600, "")
+	put(".tuesday.db.restore-ABCDEFGHIJKN", 0o600, "\x00\x00\x00")
+	keep := []string{
+		put(".another.backup-ABCDEFGHIJKL", 0o600, "a text of another program's"),
+		put(".another.backup-ABCDEFGHIJKM", 0o640, magic),
+		put(".short.backup-ABC", 0o600, magic),
+		put("seen.backup-ABCDEFGHIJKL", 0o600, magic),
+	}
+	alive, err := newWork(filepath.Join(dir, "wednesday.db"), "backup")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer alive.discard()
+	keep = append(keep, filepath.Base(alive.path), "thursday.db")
+	if _, err := Backup(t.Context(), path, filepath.Join(dir, "thursday.db")); err != nil {
+		t.Fatal(err)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, e := range entries {
+		got = append(got, e.Name())
+	}
+	slices.Sort(keep)
+	if !slices.Equal(got, keep) {
+		t.Errorf("%q, want %q", got, keep)
+	}
+}
+
+// TestBackupOnAFullDisk: the backup's disk is full, not the store's, and the message
+// names the backup.
+func TestBackupOnAFullDisk(t *testing.T) {
+	s, path := newStore(t)
+	if err := s.Put(t.Context(), "run", "a", bytes.Repeat([]byte("x"), 1<<20)); err != nil {
+		t.Fatal(err)
+	}
+	small := t.TempDir()
+	if err := syscall.Mount("none", small, "tmpfs", 0, "size=256k"); err != nil {
+		t.Skipf("only root can mount a small disk: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := syscall.Unmount(small, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	to := filepath.Join(small, "backup.db")
+	_, err := Backup(t.Context(), path, to)
+	if err == nil || !strings.Contains(err.Error(), "the backup "+to+" cannot be written: its disk is full") || strings.Contains(err.Error(), filepath.Dir(path)) {
+		t.Errorf("the message is %v", err)
+	}
+	if left, err := os.ReadDir(small); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
 	}
 }

@@ -78,8 +78,10 @@ var _ metastore.Store = (*Store)(nil)
 // and refuses a newer one, a damaged file and a file that is not a metastore,
 // each with an error that names the file and the cure.
 //
-// A store of an older schema is brought up to date. A copy of it as it was stays beside
-// it, named by its schema (claviger.db.schema-3), for the program that wrote it.
+// A new store is there whole or not at all, however this process ends. One of an older
+// schema is brought up to date. A copy of it as it was stays beside it, named by its schema
+// (claviger.db.schema-3, or -3-2 where a copy of another content has that name), for the
+// program that wrote it.
 func Open(ctx context.Context, path string) (*Store, error) { return open(ctx, path, true) }
 
 // open is Open; keep says whether the copy is made.
@@ -89,7 +91,7 @@ func open(ctx context.Context, path string, keep bool) (*Store, error) {
 	if err != nil {
 		return nil, claviger.Errorf(op, claviger.Invalid, "", "metastore %q: %w", path, err)
 	}
-	if err := create(abs); err != nil {
+	if err := create(ctx, abs); err != nil {
 		return nil, claviger.E(op, claviger.Unavailable, "", err)
 	}
 	s := storeAt(abs)
@@ -127,9 +129,9 @@ func storeAt(path string) *Store {
 	return s
 }
 
-// create makes an empty file of mode 0600 where there is none. SQLite gives its
-// -wal and -shm files the same mode.
-func create(path string) error {
+// create makes an empty store of mode 0600 where there is none. SQLite gives its -wal and
+// -shm files the same mode.
+func create(ctx context.Context, path string) error {
 	dir := filepath.Dir(path)
 	if st, err := os.Stat(dir); err != nil {
 		return fmt.Errorf("metastore %s: its folder %s cannot be used: %w; make the folder, owned by the user that the server runs as, mode 0700", path, dir, err)
@@ -145,14 +147,30 @@ func create(path string) error {
 	case !errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("metastore: %w", err)
 	}
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if errors.Is(err, fs.ErrExist) { // another process was faster
-		return nil
-	}
+	work, err := newWork(path, "new")
 	if err != nil {
-		return fmt.Errorf("metastore: %w; the folder must be writable for the user that the server runs as", err)
+		return fmt.Errorf("metastore %s: %w; the folder must be writable for the user that the server runs as", path, err)
 	}
-	return errors.Join(f.Close(), durable.SyncFolder(dir))
+	defer work.discard()
+	if err := build(ctx, work.path); err != nil {
+		return fmt.Errorf("metastore %s cannot be made: %w", path, err)
+	}
+	if err := durable.Publish(work.path, path); !errors.As(err, new(*durable.AlreadyError)) { // else another process was faster
+		return err
+	}
+	return nil
+}
+
+// build makes an empty store of this program's schema of an empty file.
+func build(ctx context.Context, path string) (err error) {
+	s := storeAt(path)
+	if s.write, err = sql.Open("sqlite", dsn(path, "_txlock=immediate")); err != nil {
+		return err
+	}
+	s.write.SetMaxOpenConns(1)
+	s.read = s.write // see OpenReadOnly
+	defer func() { err = errors.Join(err, s.Close()) }()
+	return s.migrate(ctx, 0, false)
 }
 
 // denied is why this process may not open one of the store's files, nil where it
@@ -188,7 +206,7 @@ func (s *Store) open(ctx context.Context, keep bool) error {
 		return s.fail(op, "", err)
 	}
 	if version > SchemaVersion {
-		return claviger.Errorf(op, claviger.Unavailable, "", "metastore %s has schema version %d, this program knows versions up to %d: a newer claviger has written it; run that version or a newer one, or put the copy that was kept at the upgrade (%[1]s.schema-%[3]d) in its place while no server runs",
+		return claviger.Errorf(op, claviger.Unavailable, "", "metastore %s has schema version %d, this program knows versions up to %d: a newer claviger has written it; run that version or a newer one, or put the copy that was kept at the upgrade (%[1]s.schema-%[3]d, or the newest that is named so) in its place while no server runs",
 			s.path, version, SchemaVersion)
 	}
 	if version < SchemaVersion {
@@ -266,9 +284,9 @@ func (s *Store) migrate(ctx context.Context, version int64, keep bool) error {
 			errors.Join(err, &owner.InUseError{Store: s.URI(), Owners: who}))
 	}
 	if keep && version > 0 {
-		copied := fmt.Sprintf("%s.schema-%d", s.path, version)
-		if _, err := Backup(ctx, s.path, copied); err != nil && !errors.As(err, new(*durable.AlreadyError)) {
-			return claviger.Errorf(op, claviger.Unavailable, "", "the schema of metastore %s is not brought up to date, for the copy that is kept of it, %s, could not be made: %w; make room, and let this user write into the folder", s.path, copied, err)
+		if err := s.keepCopy(ctx, version); err != nil {
+			return claviger.Errorf(op, claviger.Unavailable, "",
+				"the schema of metastore %s is not brought up to date, for the copy that is kept of it, %[1]s.schema-%d, could not be made: %w; make room, and let this user write into the folder", s.path, version, err)
 		}
 	}
 	if _, err := s.write.ExecContext(ctx, fmt.Sprintf("PRAGMA application_id = %d", applicationID)); err != nil {

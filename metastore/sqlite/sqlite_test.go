@@ -3,10 +3,15 @@ package sqlite_test
 import (
 	"context"
 	"database/sql"
+	"errors"
+	"fmt"
+	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 
 	"claviger/metastore"
 	"claviger/metastore/sqlite"
@@ -86,5 +91,122 @@ func TestUpgraded(t *testing.T) {
 	want := metastore.Ref{ID: "a1f1000000000009", Object: "a1f1000000000009"}
 	if last := pending[len(pending)-1]; last.Key != "late" || !slices.Equal(last.Refs, []metastore.Ref{want}) {
 		t.Errorf("the step of the old server: %+v", last)
+	}
+}
+
+// TestUpgradedAgain: after the way back, the next upgrade keeps a copy too, beside the
+// first. One that was broken off after its copy leaves no second of the same content.
+func TestUpgradedAgain(t *testing.T) {
+	dump, err := os.ReadFile("testdata/schema3.sql")
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "old.db")
+	run := func(path string, queries ...string) {
+		t.Helper()
+		db, err := sql.Open("sqlite", path)
+		for _, q := range queries {
+			if err == nil {
+				_, err = db.ExecContext(t.Context(), q)
+			}
+		}
+		if err = errors.Join(err, db.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	upgrade := func() {
+		t.Helper()
+		s, err := sqlite.Open(t.Context(), path)
+		if err == nil {
+			err = s.Close()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	back := func() {
+		t.Helper()
+		text, err := os.ReadFile(path + ".schema-3")
+		if err == nil {
+			err = os.WriteFile(path, text, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	copies := func(want ...string) {
+		t.Helper()
+		got, err := filepath.Glob(filepath.Join(filepath.Dir(path), "old.db.schema-*"))
+		for i := range got {
+			got[i] = filepath.Base(got[i])
+		}
+		if err != nil || !slices.Equal(got, want) {
+			t.Errorf("%q, %v; want %q", got, err, want)
+		}
+	}
+	run(path, string(dump), "PRAGMA application_id = 0x434c4156")
+	upgrade()
+	back()
+	upgrade()
+	copies("old.db.schema-3")
+	back()
+	run(path, `INSERT INTO setting (name, value) VALUES ('since', 'then')`)
+	upgrade()
+	copies("old.db.schema-3", "old.db.schema-3-2")
+	db, err := sql.Open("sqlite", path+".schema-3-2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = db.Close() }()
+	var value string
+	if err := db.QueryRowContext(t.Context(), `SELECT value FROM setting WHERE name = 'since'`).Scan(&value); err != nil || value != "then" {
+		t.Errorf("the second copy holds %q, %v", value, err)
+	}
+}
+
+// TestKilledAtTheFirstOpening: a process that is killed while it makes a store leaves a
+// whole one of this schema, or none, and the next one removes what else is left.
+func TestKilledAtTheFirstOpening(t *testing.T) {
+	dir := t.TempDir()
+	none := 0
+	for i := range 40 {
+		path := filepath.Join(dir, fmt.Sprint(i, ".db"))
+		child := exec.CommandContext(t.Context(), os.Args[0])
+		child.Env = append(os.Environ(), "CLAVIGER_STORETEST_WHERE="+path, "CLAVIGER_STORETEST_FIRST=0")
+		if err := child.Start(); err != nil {
+			t.Fatal(err)
+		}
+		begun := func() bool {
+			left, _ := filepath.Glob(filepath.Join(dir, "*"+fmt.Sprint(i, ".db*")))
+			return len(left) > 0
+		}
+		for began := time.Now(); !begun() && time.Since(began) < 10*time.Second; {
+			time.Sleep(time.Millisecond)
+		}
+		time.Sleep(time.Duration(i) * time.Millisecond)
+		if err := child.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		_ = child.Wait() // it was killed
+		s, err := sqlite.OpenReadOnly(t.Context(), path)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			none++
+		case err != nil:
+			t.Errorf("killed after %d ms: %v", i, err)
+		default:
+			_ = s.Close()
+		}
+	}
+	if none == 0 {
+		t.Error("no child was killed before it had made its store: the test tells nothing")
+	}
+	s, err := sqlite.Open(t.Context(), filepath.Join(dir, "last.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Close() }()
+	if left, err := filepath.Glob(filepath.Join(dir, ".*")); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %q, %v", left, err)
 	}
 }

@@ -1,0 +1,149 @@
+package sqlite
+
+import (
+	"bytes"
+	"crypto/rand"
+	"errors"
+	"io"
+	"io/fs"
+	"math"
+	"os"
+	"path/filepath"
+	"regexp"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// workFile is a file that is made beside another under a name of its own, until it is
+// whole. Its maker has a lock of it, which the kernel frees when that process ends: so
+// what a killed one has left is known, and the next one removes it.
+type workFile struct {
+	path string
+	lock *os.File
+}
+
+// workNames are those of work files.
+var workNames = regexp.MustCompile(`^\..+\.(backup|restore|new)-[A-Z2-7]{12}$`)
+
+// workLock is the byte that is locked: far from those that SQLite locks, at 0x40000000
+// (https://www.sqlite.org/fileformat.html#the_lock_byte_page).
+const workLock = math.MaxInt64 - 1
+
+// newWork makes an empty work file of mode 0600, with the owner of the file that it is
+// beside, or of the folder, so that root's command leaves the server its files. First it
+// removes what killed processes have left in that folder.
+func newWork(beside, what string) (*workFile, error) {
+	sweep(filepath.Dir(beside))
+	for {
+		w := &workFile{path: filepath.Join(filepath.Dir(beside), "."+filepath.Base(beside)+"."+what+"-"+rand.Text()[:12])}
+		var err error
+		if w.lock, err = os.OpenFile(w.path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600); err != nil {
+			return nil, err
+		}
+		// Another process may be about to remove the file as one that was left. A file
+		// system without locks has neither lock nor removal.
+		if err := lockWork(w.lock); held(err) || !sameFile(w.lock, w.path) {
+			w.discard()
+			continue
+		}
+		if err := w.giveAway(beside); err != nil {
+			w.discard()
+			return nil, err
+		}
+		return w, nil
+	}
+}
+
+// giveAway gives the file to the owner of the one that it is beside, or of the folder.
+func (w *workFile) giveAway(beside string) error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	st, err := os.Stat(beside)
+	if err != nil {
+		st, err = os.Stat(filepath.Dir(beside))
+	}
+	if sys, ok := sysOf(st, err); ok {
+		err = w.lock.Chown(int(sys.Uid), int(sys.Gid))
+	}
+	return err
+}
+
+// discard removes the file, unless it has another name now, and what SQLite and the
+// locks have put beside it.
+func (w *workFile) discard() {
+	removeWork(w.path)
+	_ = w.lock.Close()
+}
+
+func removeWork(path string) {
+	for _, end := range []string{"", "-wal", "-shm", "-journal", ".lock"} {
+		_ = os.Remove(path + end) // most are not there
+	}
+}
+
+// sweep removes the work files in a folder that this user made and no process has. What
+// cannot be removed is in nobody's way.
+func sweep(dir string) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return
+	}
+	for _, e := range entries {
+		if e.Type().IsRegular() && workNames.MatchString(e.Name()) {
+			sweepOne(filepath.Join(dir, e.Name()))
+		}
+	}
+}
+
+func sweepOne(path string) {
+	f, err := os.OpenFile(path, os.O_RDWR|syscall.O_NOFOLLOW, 0)
+	if err != nil {
+		return
+	}
+	defer func() { _ = f.Close() }()
+	if lockWork(f) == nil && sameFile(f, path) && madeHere(f) {
+		removeWork(path)
+	}
+}
+
+// madeHere tells whether a file is this user's, and what a broken-off backup leaves:
+// nothing, zeros, or an SQLite database.
+func madeHere(f *os.File) bool {
+	st, err := f.Stat()
+	sys, ok := sysOf(st, err)
+	if !ok || int(sys.Uid) != os.Geteuid() && os.Geteuid() != 0 || st.Mode().Perm()&0o077 != 0 {
+		return false
+	}
+	head := make([]byte, 16)
+	n, err := f.ReadAt(head, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return false
+	}
+	return n == 0 || bytes.Equal(head[:n], make([]byte, n)) || string(head[:n]) == "SQLite format 3\x00"
+}
+
+func lockWork(f *os.File) error {
+	return unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK, Start: workLock, Len: 1})
+}
+
+// held tells whether an error of lockWork says that another has the lock.
+func held(err error) bool { return errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) }
+
+func sameFile(f *os.File, path string) bool {
+	a, err := f.Stat()
+	if err != nil {
+		return false
+	}
+	b, err := os.Lstat(path)
+	return err == nil && os.SameFile(a, b)
+}
+
+func sysOf(st fs.FileInfo, err error) (*syscall.Stat_t, bool) {
+	if err != nil {
+		return nil, false
+	}
+	sys, ok := st.Sys().(*syscall.Stat_t)
+	return sys, ok
+}
