@@ -29,6 +29,10 @@ const (
 	PrivateRing = "secring.gpg"
 )
 
+// newRing is the private ring of an identity that is being made. It gets its own name
+// last of all, so where it is there under this one, the identity was never used.
+const newRing = PrivateRing + ".new"
+
 // maxFolderFile bounds each file of a folder.
 const maxFolderFile = 4 << 20
 
@@ -63,6 +67,9 @@ type conf struct {
 func MakeFolder(path string) error {
 	const op = "trustee.MakeFolder"
 	for _, name := range []string{ConfFile, PublicRing, PrivateRing} {
+		if Unfinished(path) {
+			break
+		}
 		if _, err := os.Lstat(filepath.Join(path, name)); err == nil {
 			return claviger.Errorf(op, claviger.Invalid, "", "%s holds %s already: an identity is never overwritten, since what was encrypted to it would be lost; name another folder", path, name)
 		}
@@ -76,8 +83,17 @@ func MakeFolder(path string) error {
 	return nil
 }
 
+// Unfinished tells whether a process was killed while it made the folder of a fresh
+// identity, which nothing was encrypted to: it is made anew.
+func Unfinished(path string) bool {
+	_, err := os.Lstat(filepath.Join(path, newRing))
+	_, done := os.Lstat(filepath.Join(path, PrivateRing))
+	return err == nil && errors.Is(done, fs.ErrNotExist)
+}
+
 // NewFolder makes a folder for a fresh identity. It refuses to touch one that is
-// there. Nothing is complete before keytrustee.conf is written, which comes last.
+// there. Nothing is complete before the private ring has its name, which it gets last:
+// what was broken off before that may be done again.
 func NewFolder(path string, id *Identity) (*Folder, error) {
 	const op = "trustee.NewFolder"
 	if err := MakeFolder(path); err != nil {
@@ -89,10 +105,16 @@ func NewFolder(path string, id *Identity) (*Folder, error) {
 		return nil, claviger.E(op, claviger.Internal, "", err)
 	}
 	defer clear(ring.Bytes())
-	if err := durable.Replace(filepath.Join(path, PrivateRing), ring.Bytes(), 0o600); err != nil {
+	if err := durable.Replace(filepath.Join(path, newRing), ring.Bytes(), 0o600); err != nil {
 		return nil, claviger.E(op, claviger.Invalid, "", err)
 	}
-	return f, f.Save()
+	if err := f.Save(); err != nil {
+		return nil, err
+	}
+	if err := durable.Rename(filepath.Join(path, newRing), filepath.Join(path, PrivateRing)); err != nil {
+		return nil, claviger.E(op, claviger.Invalid, "", err)
+	}
+	return f, nil
 }
 
 // Save writes what is public: the ring of our own and the servers' keys, then
@@ -145,7 +167,7 @@ func Mark(path string) (string, error) {
 }
 
 // ErrNoFolder says that there is no folder at that place, nor a sign of one that
-// was copied to the wrong place.
+// was copied to the wrong place; or one of an identity that was never finished.
 var ErrNoFolder = errors.New("no folder")
 
 // LoadFolder reads a folder. Its errors, all of kind Invalid, say which file does
@@ -159,6 +181,9 @@ func LoadFolder(path string) (*Folder, error) {
 }
 
 func loadFolder(path string) (*Folder, error) {
+	if Unfinished(path) {
+		return nil, fmt.Errorf("%s holds an identity of which a process was killed while it made it, and which was never used: the next start, or claviger trustee init, makes one anew (%w)", path, ErrNoFolder)
+	}
 	text, err := readFile(filepath.Join(path, ConfFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, missingConf(path)
@@ -237,7 +262,7 @@ func missingConf(path string) error {
 	if list, err := os.ReadDir(path); len(list) == 0 && (err == nil || errors.Is(err, fs.ErrNotExist)) {
 		return fmt.Errorf("%s is not there (%w): copy the folder from a KT KMS host, or let a KT KMS make it at its first start", path, ErrNoFolder)
 	}
-	return fmt.Errorf("%s has no %s: copy it, with %s and %s, from a KT KMS host that works", path, ConfFile, PublicRing, PrivateRing)
+	return fmt.Errorf("%s has no %s: copy it, with %s and %s, from a KT KMS host that works; if no KMS was ever registered with what lies there, move it away", path, ConfFile, PublicRing, PrivateRing)
 }
 
 func readFile(path string) ([]byte, error) {

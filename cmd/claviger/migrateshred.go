@@ -145,7 +145,8 @@ const siteFile = "kts-site.xml"
 // keytrusteeFiles are the files of a .keytrustee folder that are known, as patterns,
 // the private keys first: Cloudera's, ours, and what GnuPG 1 and 2 keep beside them.
 var keytrusteeFiles = []string{
-	trustee.PrivateRing, trustee.PrivateRing + "~", "." + trustee.PrivateRing + "-*", "private-keys-v1.d/*.key", "openpgp-revocs.d/*.rev",
+	trustee.PrivateRing, trustee.PrivateRing + "~", trustee.PrivateRing + ".new", "." + trustee.PrivateRing + "-*", "." + trustee.PrivateRing + ".new-*",
+	"private-keys-v1.d/*.key", "openpgp-revocs.d/*.rev",
 	".ssl/ssl-cert-keytrustee-pk.pem", ".ssl/ssl-cert-keytrustee.pem", ".ssl/ssl-cert-keytrustee-ca.pem",
 	trustee.ConfFile, "." + trustee.ConfFile + "-*", trustee.PublicRing, trustee.PublicRing + "~", "." + trustee.PublicRing + "-*",
 	"pubring.kbx", "pubring.kbx~", "trustdb.gpg", "random_seed", "gpg.conf", "gpg-agent.conf", ".gpg-v21-migrated", "newest.json", ".newest.json-*",

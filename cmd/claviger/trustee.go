@@ -93,7 +93,7 @@ func initTrustee(ctx context.Context, out io.Writer, dir string, hosts []string,
 		return err
 	}
 	folder, err := trustee.LoadFolder(dir)
-	if _, missing := os.Stat(filepath.Join(dir, trustee.ConfFile)); errors.Is(missing, fs.ErrNotExist) {
+	if _, missing := os.Stat(filepath.Join(dir, trustee.ConfFile)); errors.Is(missing, fs.ErrNotExist) || trustee.Unfinished(dir) {
 		if err := trustee.MakeFolder(dir); err != nil {
 			return err
 		}

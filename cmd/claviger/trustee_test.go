@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net/http"
 	"os"
@@ -319,4 +321,33 @@ func untilReady(t *testing.T, ready string, serve func(context.Context) error) (
 	}
 	t.Fatal("the server did not start in time")
 	return "", nil
+}
+
+// TestTrusteeInitKilled: an init that was killed while it made the identity is finished by
+// a second one, in whose folder no file of the first is left.
+func TestTrusteeInitKilled(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), ".keytrustee")
+	id, err := trustee.NewIdentity("keytrustee", "", "kts@h.example.com", 2048, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := trustee.NewFolder(dir, id); err != nil {
+		t.Fatal(err)
+	}
+	ring := filepath.Join(dir, trustee.PrivateRing)
+	if err := os.Rename(ring, ring+".new"); err != nil { // it gets its name last
+		t.Fatal(err)
+	}
+	if out, err := command(t, "trustee", "serve", "--confdir", dir); err == nil || !strings.Contains(out, "killed while it made it") {
+		t.Errorf("served: %v, %s", err, out)
+	}
+	if out, err := command(t, "trustee", "init", "--confdir", dir, "--hostname", "h"); err != nil || strings.Contains(out, id.String()) {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if f, err := loadTrustee(dir); err != nil || f.Identity.String() == id.String() {
+		t.Errorf("%+v, %v", f, err)
+	}
+	if _, err := os.Stat(ring + ".new"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("what the first one left: %v", err)
+	}
 }

@@ -131,7 +131,7 @@ passphrase, as gpg --export-secret-keys writes it; without --identity, FILE is t
   gpg --decrypt FILE | claviger trustee restore --confdir DIR -
 
 All of it is compared with the manifest, the store as it then is too, before DIR is there; a restoration that fails or is killed leaves no DIR.
-With --store the deposits go into a PostgreSQL database, which must be empty; without it into DIR/` + trusteeStore + `, wherever they were: backup and
+With --store the deposits go into a PostgreSQL database, which must be empty, or filled by a restoration of this backup that was killed; without it into DIR/` + trusteeStore + `, wherever they were: backup and
 restore take them from one store to the other. A trustee that was one of two starts by itself; give it its partner anew by trustee serve --peer.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -142,8 +143,41 @@ func initTrusteeStore(ctx context.Context, f *trustee.Folder, uri string, empty 
 	return f.Save()
 }
 
+// restoredBefore is a database that holds deposits already. A restoration that was killed
+// after it had filled the database is finished by a second one, of the same backup.
+type restoredBefore struct {
+	server.Store
+	uri string
+}
+
+// Import writes nothing. It compares what the database holds with what is restored.
+func (s *restoredBefore) Import(ctx context.Context, next func() (server.Record, error)) error {
+	given, held := new(server.Digester), new(server.Digester)
+	for {
+		r, err := next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err == nil {
+			err = given.Add(r)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if err := s.Export(ctx, held.Add); err != nil {
+		return err
+	}
+	if given.Sum() != held.Sum() {
+		return fmt.Errorf("--store: %s holds deposits of this trustee already (%d, where the backup has %d), and other ones than the backup: nothing is overwritten; name an empty database, or point this folder to it by claviger trustee init --store",
+			s.uri, held.Deposits, given.Deposits)
+	}
+	return nil
+}
+
 // restoreTrusteeStore opens the empty store of a folder that is being restored, in
-// the folder or in the database that uri names. undo empties that again.
+// the folder or in the database that uri names. undo empties that again. A database that
+// holds what is restored, and nothing else, is taken as it is.
 func restoreTrusteeStore(ctx context.Context, dir, uri string) (_ server.Store, undo func(context.Context) error, err error) {
 	folder, err := trustee.LoadFolder(dir)
 	if err != nil {
@@ -167,10 +201,10 @@ func restoreTrusteeStore(ctx context.Context, dir, uri string) (_ server.Store, 
 		return nil, nil, err
 	}
 	full := errors.New("not empty")
-	if err := store.Export(ctx, func(server.Record) error { return full }); err != nil {
-		if errors.Is(err, full) {
-			err = fmt.Errorf("--store: %s holds deposits of this trustee already: nothing is overwritten; name an empty database, or point this folder to it by claviger trustee init --store", store.URI())
-		}
+	switch err := store.Export(ctx, func(server.Record) error { return full }); {
+	case errors.Is(err, full): // by a restoration that was killed, perhaps
+		return &restoredBefore{Store: store, uri: store.URI()}, undo, nil
+	case err != nil:
 		return nil, nil, errors.Join(err, store.Close())
 	}
 	undo = func(ctx context.Context) (err error) {

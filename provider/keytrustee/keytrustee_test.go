@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -586,6 +587,52 @@ func TestOlderBackup(t *testing.T) {
 	for _, c := range []provider.Provider{p, q} {
 		if err := c.Close(); err != nil {
 			t.Error(err)
+		}
+	}
+}
+
+// TestFirstStartKilled: a KT KMS that was killed while it made its identity makes it anew
+// at the next start: nothing was encrypted to the one that was not finished. An identity
+// that was finished is never overwritten.
+func TestFirstStartKilled(t *testing.T) {
+	s := newSite(t)
+	path := filepath.Join(t.TempDir(), ".keytrustee")
+	if _, err := trustee.NewFolder(path, ids()[1]); err != nil {
+		t.Fatal(err)
+	}
+	ring := filepath.Join(path, trustee.PrivateRing)
+	for i, left := range [][]string{{trustee.PublicRing, trustee.ConfFile}, {trustee.PublicRing}, {}} {
+		if err := os.Rename(ring, ring+".new"); err != nil { // it gets its name last
+			t.Fatal(err)
+		}
+		for _, name := range []string{trustee.PublicRing, trustee.ConfFile} {
+			if !slices.Contains(left, name) {
+				if err := os.Remove(filepath.Join(path, name)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		s.env.Source = true
+		if _, err := s.open(path); err == nil || !strings.Contains(err.Error(), "killed while it made it") {
+			t.Errorf("%d files left, as a source: %v", len(left), err)
+		}
+		s.env.Source = false
+		p := s.must(path)
+		if _, err := p.Create(t.Context(), provider.Spec{Name: fmt.Sprint("k", i), Cipher: claviger.DefaultCipher, BitLength: 128}); err != nil {
+			t.Error(err)
+		}
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
+		f, err := trustee.LoadFolder(path)
+		if err != nil || f.Identity.String() == ids()[1].String() || f.Registered.IsZero() {
+			t.Fatalf("%d files left: %+v, %v", len(left), f, err)
+		}
+		if _, err := os.Stat(ring + ".new"); err == nil {
+			t.Error("the ring is there under both names")
+		}
+		if err := s.store.SetState(t.Context(), f.Identity.Fingerprint(), server.Disabled); err != nil { // for the next round
+			t.Fatal(err)
 		}
 	}
 }
