@@ -3,7 +3,6 @@ package keyring
 import (
 	"context"
 	"crypto/rand"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -14,6 +13,7 @@ import (
 	"time"
 
 	"claviger"
+	"claviger/metastore"
 	"claviger/provider"
 )
 
@@ -22,9 +22,6 @@ const (
 	defaultCompareEvery = 30 * time.Second
 	// comparedAtOnce is how many keys a source is asked for in one question.
 	comparedAtOnce = 50
-	// settingConflicts is the metastore's setting with what the sources told last: JSON,
-	// lists of versions by URI.
-	settingConflicts = "sources.conflicts"
 	// conflictsShown is how many versions a message has.
 	conflictsShown = 10
 )
@@ -92,10 +89,11 @@ func (r *Ring) CompareSources(ctx context.Context) error {
 	}
 	found := map[string]string{}
 	var errs []error
-	if c.last == nil {
-		if c.last, err = r.readConflicts(ctx); err != nil {
-			return err
-		}
+	// Read each time: another node may have other sources, and what it found stands here too.
+	if last, err := r.readConflicts(ctx); err == nil {
+		c.last = last
+	} else if errs = append(errs, err); c.last == nil {
+		return err
 	}
 	changed := false
 	for _, o := range all {
@@ -123,6 +121,20 @@ func (r *Ring) CompareSources(ctx context.Context) error {
 		}
 		for v := range now {
 			found[v] = s.URI()
+		}
+	}
+	// What was found stays found when its source is taken out of the configuration, or is
+	// named by another URI: the EDEKs in question are still there.
+	for uri, versions := range c.last {
+		if r.hasSource(uri) {
+			continue
+		}
+		here, err := r.stillHere(ctx, versions)
+		errs = append(errs, err)
+		for v := range here {
+			if _, known := found[v]; !known {
+				found[v] = uri
+			}
 		}
 	}
 	if changed {
@@ -203,16 +215,12 @@ func (r *Ring) CheckRolled(context.Context) error {
 func (r *Ring) readConflicts(ctx context.Context) (map[string]map[string]bool, error) {
 	last := map[string]map[string]bool{}
 	if r.cfg.Settings == nil {
+		maps.Copy(last, r.conflicts.last)
 		return last, nil
 	}
-	text, ok, err := r.cfg.Settings.Setting(ctx, settingConflicts)
-	if err != nil || !ok {
-		return last, err
-	}
-	var lists map[string][]string
-	if err := json.Unmarshal([]byte(text), &lists); err != nil {
-		return nil, claviger.Errorf("keyring.CompareSources", claviger.Internal, "",
-			"setting %s of the metastore: %w", settingConflicts, err)
+	lists, err := metastore.Conflicts(ctx, r.cfg.Settings)
+	if err != nil {
+		return nil, err
 	}
 	for uri, versions := range lists {
 		last[uri] = make(map[string]bool, len(versions))
@@ -221,6 +229,35 @@ func (r *Ring) readConflicts(ctx context.Context) (map[string]map[string]bool, e
 		}
 	}
 	return last, nil
+}
+
+// stillHere returns those of the versions that a key here has. A version stays where its
+// key cannot be read.
+func (r *Ring) stillHere(ctx context.Context, versions map[string]bool) (map[string]bool, error) {
+	byKey := map[string]map[string]bool{} // the key's versions here; nil: not read
+	here := map[string]bool{}
+	var errs []error
+	for version := range versions {
+		key, _ := claviger.KeyOfVersion(version)
+		names, asked := byKey[key]
+		if !asked {
+			vs, err := r.cfg.Primary.Versions(ctx, key)
+			switch {
+			case err == nil || claviger.Is(err, claviger.KeyNotFound):
+				names = make(map[string]bool, len(vs))
+				for _, v := range vs {
+					names[v.Name] = true
+				}
+			default:
+				errs = append(errs, err)
+			}
+			byKey[key] = names
+		}
+		if names == nil || names[version] {
+			here[version] = true
+		}
+	}
+	return here, errors.Join(errs...)
 }
 
 // writeConflicts keeps what the sources have told.
@@ -232,11 +269,7 @@ func (r *Ring) writeConflicts(ctx context.Context) error {
 	for uri, versions := range r.conflicts.last {
 		lists[uri] = slices.Sorted(maps.Keys(versions))
 	}
-	text, err := json.Marshal(lists)
-	if err != nil {
-		return err
-	}
-	return r.cfg.Settings.SetSetting(ctx, settingConflicts, string(text))
+	return metastore.SetConflicts(ctx, r.cfg.Settings, lists)
 }
 
 // conflictsNow are the versions in conflict, with their sources. The map is not changed.
@@ -276,9 +309,18 @@ func (r *Ring) compareWith(ctx context.Context, s *source, all []Origin) (map[st
 	var rolled []rolledKey
 	counted := map[string]int{} // when the key was migrated
 	opaque := map[string]bool{}
+	respelt := map[string]time.Time{} // when the source made the key
 	for _, o := range all {
 		if o.Source == s.URI() && (o.Numbered || o.TakenOver && o.Counted > 0 && o.Finished.IsZero()) {
 			counted[o.Key], opaque[o.Key] = o.Counted, !o.Numbered
+		}
+	}
+	for _, o := range all {
+		// A key of a source that is configured no more: this one may be the same under another
+		// URI (another name of the host, TLS, a port, one more node), if it has the very key.
+		_, known := counted[o.Key]
+		if !known && !r.hasSource(o.Source) && o.Finished.IsZero() && (o.Numbered || o.TakenOver && o.Counted > 0) {
+			counted[o.Key], opaque[o.Key], respelt[o.Key] = o.Counted, !o.Numbered, o.Created
 		}
 	}
 	var errs []error
@@ -291,21 +333,25 @@ func (r *Ring) compareWith(ctx context.Context, s *source, all []Origin) (map[st
 			}
 		}
 		for _, key := range names {
-			if counts[key] <= counted[key] {
+			m := counts[key]
+			if m == nil || m.Versions <= counted[key] {
+				continue
+			}
+			if created, ok := respelt[key]; ok && !created.Equal(m.Created) {
 				continue
 			}
 			if opaque[key] {
-				rolled = append(rolled, rolledKey{key, s.URI(), counted[key], counts[key] - counted[key]})
+				rolled = append(rolled, rolledKey{key, s.URI(), counted[key], m.Versions - counted[key]})
 				continue
 			}
-			versions, err := r.below(ctx, key, counts[key])
+			versions, err := r.below(ctx, key, m.Versions)
 			errs = append(errs, err)
 			for _, v := range versions {
 				if r.sourceHas(ctx, s, key, v) {
 					found[v] = true
 				}
 			}
-			errs = append(errs, r.skipNumbers(ctx, key, counts[key]))
+			errs = append(errs, r.skipNumbers(ctx, key, m.Versions))
 		}
 	}
 	return found, rolled, errors.Join(errs...)
@@ -322,15 +368,16 @@ func (r *Ring) skipNumbers(ctx context.Context, key string, next int) error {
 	return r.cfg.Numbers.SkipNumbers(ctx, key, min(next, claviger.MaxVersion))
 }
 
-// counts asks the source how many versions it counts of keys: of each by itself where it
-// fails, because one key that cannot be read makes Hadoop's KMS refuse them all.
-func (r *Ring) counts(ctx context.Context, s *source, names []string) (map[string]int, error) {
+// counts asks the source for the metadata of keys, which count their versions: of each by
+// itself where it fails, because one key that cannot be read makes Hadoop's KMS refuse
+// them all. A key that the source does not have is not in the map.
+func (r *Ring) counts(ctx context.Context, s *source, names []string) (map[string]*claviger.Metadata, error) {
 	var ms []*claviger.Metadata
 	err := s.call(ctx, func(ctx context.Context) (err error) {
 		ms, err = s.Metadata(ctx, names...)
 		return err
 	})
-	counts := make(map[string]int, len(names))
+	counts := make(map[string]*claviger.Metadata, len(names))
 	switch {
 	case err == nil && len(ms) != len(names):
 		return nil, claviger.Errorf("keyring.CompareSources", claviger.Internal, "",
@@ -338,7 +385,7 @@ func (r *Ring) counts(ctx context.Context, s *source, names []string) (map[strin
 	case err == nil:
 		for i, m := range ms { // a source that folds case may spell the name in another way
 			if m != nil {
-				counts[names[i]] = m.Versions
+				counts[names[i]] = m
 			}
 		}
 		return counts, nil
@@ -429,18 +476,11 @@ func conflictCure(version string) string {
 // key was migrated from it or not. A silent one stands in the way unless the key came from
 // a source whose names are no numbers, as a Key Trustee KMS.
 func (r *Ring) needNoConflict(ctx context.Context, op string, v *provider.KeyVersion) error {
+	if err := r.needNoKnownConflict(op, v); err != nil {
+		return err
+	}
 	number, ok := claviger.VersionNumber(v.Name)
 	if !ok || r.cfg.Ours[v.Name] {
-		return nil
-	}
-	refuse := func(uri string) error {
-		return claviger.Errorf(op, claviger.Invalid, v.Name, "'%s' is one key here and another one at %s, so its EDEKs "+
-			"may be of either, and are not re-encrypted: %s", v.Name, uri, conflictCure(v.Name))
-	}
-	if uri, ok := r.conflictsNow()[v.Name]; ok {
-		return refuse(uri)
-	}
-	if len(r.sources) == 0 {
 		return nil
 	}
 	origins, err := r.originsOf(ctx, v)
@@ -449,11 +489,14 @@ func (r *Ring) needNoConflict(ctx context.Context, op string, v *provider.KeyVer
 	}
 	opaque := false
 	for _, o := range origins {
-		if !o.TakenOver && o.Finished.IsZero() && r.hasSource(o.Source) { // the journal's newest word
+		if !o.TakenOver && o.Finished.IsZero() { // the journal's newest word
 			return claviger.Errorf(op, claviger.Invalid, v.Name, "key '%s' is in conflict with the one at its source, so EDEKs of '%s' "+
 				"may be of either, and are not re-encrypted: claviger migrate plan says what to do", v.Key, v.Name)
 		}
 		opaque = opaque || o.TakenOver && !o.Numbered
+	}
+	if len(r.sources) == 0 {
+		return nil
 	}
 	return r.away(ctx, op, v.Name, func() error {
 		for _, s := range r.sources {
@@ -468,11 +511,25 @@ func (r *Ring) needNoConflict(ctx context.Context, op string, v *provider.KeyVer
 				return r.notKnown(op, v, s, err)
 			}
 			if m.Versions > number && r.sourceHas(ctx, s, v.Key, v.Name) {
-				return refuse(s.URI())
+				return notReencrypted(op, v, s.URI())
 			}
 		}
 		return nil
 	})
+}
+
+// needNoKnownConflict is needNoConflict by what is known already. It holds for the current
+// version too, whose EDEKs would be handed back as they are, and counted as re-encrypted.
+func (r *Ring) needNoKnownConflict(op string, v *provider.KeyVersion) error {
+	if uri, ok := r.conflictsNow()[v.Name]; ok {
+		return notReencrypted(op, v, uri)
+	}
+	return nil
+}
+
+func notReencrypted(op string, v *provider.KeyVersion, uri string) error {
+	return claviger.Errorf(op, claviger.Invalid, v.Name, "'%s' is one key here and another one at %s, so its EDEKs "+
+		"may be of either, and are not re-encrypted: %s", v.Name, uri, conflictCure(v.Name))
 }
 
 // notKnown says that a source does not tell whether it has another version of that name.

@@ -155,6 +155,84 @@ func TestConflictSurvivesSilence(t *testing.T) {
 	}
 }
 
+// TestConflictOutlivesTheConfiguration: what a source has told stands when it is taken out
+// of the configuration, or is named by another URI, after a restart and on another node: the
+// EDEKs in question are still there. A version that no key here has is in nobody's way.
+func TestConflictOutlivesTheConfiguration(t *testing.T) {
+	w := newTwice(t)
+	w.cfg.Settings = openStore(t)
+	w.compare(t)
+	next, err := w.primary.Roll(t.Context(), "payroll", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.forget("payroll")
+	refused := func(when string) {
+		t.Helper()
+		for what, e := range map[string]claviger.EDEK{"the source's": w.theirs, "ours": w.ours} {
+			if _, err := w.decrypt(t, e); !claviger.Is(err, claviger.Unavailable) {
+				t.Errorf("%s: decrypt of %s: %v", when, what, err)
+			}
+			if _, err := w.Reencrypt(t.Context(), caller("nn"), "payroll", true, e); !claviger.Is(err, claviger.Invalid) {
+				t.Errorf("%s: re-encryption of %s: %v", when, what, err)
+			}
+		}
+		if err := w.CheckConflicts(t.Context()); err == nil || !strings.Contains(err.Error(), w.shared) {
+			t.Errorf("%s: readiness: %v", when, err)
+		}
+	}
+	restart := func() {
+		w.conflicts.last = nil
+		w.conflicts.found.Store(nil)
+	}
+	sources := w.sources
+	w.sources = nil
+	w.compare(t)
+	refused("without the source")
+	restart()
+	w.compare(t)
+	refused("without the source, after a restart")
+	w.sources = sources
+	w.past.mu.Lock()
+	w.past.list[0].Source = "kms://http@the-other-name:9600/kms"
+	w.past.mu.Unlock()
+	w.origins.forget()
+	restart()
+	w.compare(t)
+	refused("under another URI")
+	// Nothing was kept, as where the source was rolled after its URI was changed.
+	w.cfg.Settings = openStore(t)
+	restart()
+	w.compare(t)
+	refused("rolled under another URI")
+	es, _ := made(t, w.primary.Provider, next.Name, 1)
+	if _, err := w.decrypt(t, es[0]); err != nil {
+		t.Errorf("another version: %v", err)
+	}
+	w.sources = nil
+	if err := w.primary.Delete(t.Context(), "payroll"); err != nil {
+		t.Fatal(err)
+	}
+	w.compare(t)
+	if err := w.CheckConflicts(t.Context()); err != nil {
+		t.Errorf("the key was deleted: %v", err)
+	}
+}
+
+// TestConflictOfTheCurrentVersion: EDEKs of a current version in conflict are not handed
+// back as re-encrypted.
+func TestConflictOfTheCurrentVersion(t *testing.T) {
+	w := newTwice(t)
+	w.compare(t)
+	for what, e := range map[string]claviger.EDEK{"the source's": w.theirs, "ours": w.ours} {
+		_, err := w.Reencrypt(t.Context(), caller("nn"), "payroll", true, e)
+		wantKind(t, err, claviger.Invalid)
+		if err == nil || !strings.Contains(err.Error(), w.shared) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
 // TestNoConflictByCount: what counts is whether the source has a version of that name.
 func TestNoConflictByCount(t *testing.T) {
 	// One that does not number its versions, as a Key Trustee KMS, counts as many.

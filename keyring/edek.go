@@ -340,10 +340,13 @@ func (r *Ring) reencryptOnce(ctx context.Context, q *request, named *string, her
 		if r.cfg.KeyAuthorization && !sameKey(own[i].Of, current.Of) {
 			return nil, claviger.E("keyring.Reencrypt", claviger.Unavailable, key, errTwoKeys)
 		}
-		if own[i].Name != current.Name {
-			if err := r.needNoConflict(ctx, "keyring.Reencrypt", &own[i]); err != nil {
-				return nil, err
-			}
+		if own[i].Name == current.Name {
+			err = r.needNoKnownConflict("keyring.Reencrypt", &own[i])
+		} else {
+			err = r.needNoConflict(ctx, "keyring.Reencrypt", &own[i])
+		}
+		if err != nil {
+			return nil, err
 		}
 	}
 	q.did.version = current.Name

@@ -130,7 +130,11 @@ func (e *Engine) Finish(ctx context.Context, o FinishOptions) (*Ending, error) {
 		return f, nil
 	}
 	last.State, last.Ended = Finished, ptr(e.now())
-	return f, e.putRun(ctx, *last)
+	if err := e.putRun(ctx, *last); err != nil {
+		return nil, err
+	}
+	// By the operator's word all of them are versions of ours: they need no property for ever.
+	return f, e.settleConflicts(ctx)
 }
 
 func (e *Engine) refusals(ctx context.Context, f *Ending, h *history, o FinishOptions) error {
@@ -164,6 +168,13 @@ func (e *Engine) refusals(ctx context.Context, f *Ending, h *history, o FinishOp
 	}
 	if err := e.notUsable(ctx, f, h, refuse); err != nil {
 		return err
+	}
+	conflicts, err := e.conflicts(ctx)
+	if err != nil {
+		return err
+	}
+	for _, c := range conflicts {
+		refuse("version %s: %s", claviger.Printable(c.Version), whyCollision(c.Version))
 	}
 	if f.Compared = last.Compared; f.Compared == nil && last.State != Finished && !o.SourceGone && e.cfg.Source == nil {
 		refuse("the source was not asked, since the run, whether it has got other keys: name it by %s again, and call claviger migrate finish once before it is taken out of the configuration. If it is gone for good, say so by --source-gone: keys that it has got since the run are lost with it", propSource)

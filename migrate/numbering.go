@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 
@@ -155,6 +156,45 @@ func (it *Item) numbered() bool {
 func collided(it Item, theirs *claviger.Metadata, version string) Item {
 	it.State, it.Why, it.Rolled = Conflict, whyCollision(version), theirs.Versions
 	return it
+}
+
+// VersionConflict is a version here whose name the source has given to a version of its
+// own, after the key was taken over.
+type VersionConflict struct {
+	Version string `json:"version"`
+	Source  string `json:"source"`
+}
+
+// conflicts are the versions in conflict that a server has found, by what it has kept in
+// the metastore, but for those whose EDEKs are the target's by the operator's word.
+func (e *Engine) conflicts(ctx context.Context) ([]VersionConflict, error) {
+	bySource, err := metastore.Conflicts(ctx, e.cfg.Store)
+	if err != nil {
+		return nil, err
+	}
+	var found []VersionConflict
+	for _, source := range slices.Sorted(maps.Keys(bySource)) {
+		for _, version := range bySource[source] {
+			if e.cfg.Ours[version] || slices.ContainsFunc(found, func(c VersionConflict) bool { return c.Version == version }) {
+				continue
+			}
+			_, err := e.cfg.Target.Version(ctx, version)
+			if claviger.Is(err, claviger.VersionNotFound) || claviger.Is(err, claviger.KeyNotFound) {
+				continue // deleted here, and taken over once more under another number
+			}
+			// One that cannot be read now may be there.
+			found = append(found, VersionConflict{version, source})
+		}
+	}
+	return found, nil
+}
+
+// settleConflicts forgets what is no longer in conflict.
+func (e *Engine) settleConflicts(ctx context.Context) error {
+	if bySource, err := metastore.Conflicts(ctx, e.cfg.Store); err != nil || len(bySource) == 0 {
+		return err
+	}
+	return metastore.SetConflicts(ctx, e.cfg.Store, nil)
 }
 
 // whyCollision says what to do about it.

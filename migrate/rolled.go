@@ -36,11 +36,12 @@ func (e *Engine) sinceRun(it *Item, theirs *claviger.Metadata, names []string) *
 	return s
 }
 
-// allOurs: an operator has said of each version that the source numbered since whose its
-// EDEKs are.
+// allOurs: of each version that the source numbered since and that was made here too an
+// operator has said whose its EDEKs are. The source opens those of the others.
 func (e *Engine) allOurs(it *Item, s *sinceRun) bool {
 	for n := s.noted; it.numbered() && n < s.now; n++ {
-		if !e.cfg.Ours[claviger.VersionName(it.Key, strconv.Itoa(n))] {
+		name := claviger.VersionName(it.Key, strconv.Itoa(n))
+		if slices.Contains(it.TargetVersions, name) && !e.cfg.Ours[name] {
 			return false
 		}
 	}

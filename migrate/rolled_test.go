@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"claviger"
+	"claviger/metastore"
 	"claviger/migrate"
 	"claviger/provider/memory"
 )
@@ -95,5 +96,46 @@ func TestRolledSince(t *testing.T) {
 				t.Errorf("by the operator's word: %q", f.Refusals)
 			}
 		})
+	}
+}
+
+// TestConflictKeepsFinish: a version that a server has found in conflict is told by status
+// and keeps finish from ending, whether the source is configured or not; by the operator's
+// word it does not, and then it is settled for good.
+func TestConflictKeepsFinish(t *testing.T) {
+	b := newBench(t)
+	b.source = memory.New(memory.Config{SequentialIDs: true, URI: b.source.URI()})
+	b.cfg.Source = &farKMS{stub: stub{Source: b.source}}
+	b.add(t, "k", 1)
+	if r := b.run(t); !r.Complete() {
+		t.Fatalf("%+v", r.Keys)
+	}
+	uri := b.source.URI()
+	b.cfg.Source = nil
+	finish := func() *migrate.Ending {
+		t.Helper()
+		f, err := b.engine(t).Finish(t.Context(), migrate.FinishOptions{Since: noon, EDEKsDone: true, SourceGone: true, Get: nothingSet})
+		must(t, err)
+		return f
+	}
+	// k@7 is of a key that was deleted here since.
+	must(t, metastore.SetConflicts(t.Context(), b.cfg.Store, map[string][]string{uri: {"k@1", "k@7"}}))
+	if f := finish(); f.Finished || len(f.Refusals) != 1 || !strings.Contains(f.Refusals[0], "version k@1: rolled at the source since") {
+		t.Errorf("refused: %q", f.Refusals)
+	}
+	s, err := b.engine(t).Status(t.Context())
+	must(t, err)
+	var text strings.Builder
+	must(t, s.WriteText(&text))
+	if len(s.Conflicts) != 1 || !strings.Contains(text.String(), "k@1 is one key here and another one at "+uri) {
+		t.Errorf("status: %v\n%s", s.Conflicts, text.String())
+	}
+	b.cfg.Ours = map[string]bool{"k@1": true}
+	if f := finish(); !f.Finished {
+		t.Errorf("by the operator's word: %q", f.Refusals)
+	}
+	b.cfg.Ours = nil
+	if f := finish(); !f.Finished {
+		t.Errorf("once more, without the property: %q", f.Refusals)
 	}
 }

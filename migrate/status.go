@@ -23,6 +23,8 @@ type Standing struct {
 	Keys   []KeyStanding `json:"keys"`
 	// LastUse is when any version of a source was used last; nil: never.
 	LastUse *time.Time `json:"lastUse,omitempty"`
+	// Conflicts are versions here whose name is another version's at the source.
+	Conflicts []VersionConflict `json:"conflicts,omitempty"`
 	// Freed are the names that an administrator has freed.
 	Freed []Freed `json:"freed,omitempty"`
 }
@@ -76,6 +78,9 @@ func (e *Engine) Status(ctx context.Context) (*Standing, error) {
 		return nil, err
 	}
 	s.Freed = slices.SortedFunc(maps.Values(freed), func(a, b Freed) int { return strings.Compare(a.Key, b.Key) })
+	if s.Conflicts, err = e.conflicts(ctx); err != nil {
+		return nil, err
+	}
 	byKey := make(map[string][]metastore.Use)
 	folded := make(map[string]string) // a key that the source has under every spelling
 	for _, it := range h.items {

@@ -1,0 +1,37 @@
+package metastore
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	"claviger"
+)
+
+// settingConflicts is the setting of Conflicts: a JSON object of lists.
+const settingConflicts = "sources.conflicts"
+
+// Conflicts are the versions of migrated keys, by the source's URI, whose names the source
+// has given to versions of its own since: an EDEK of such a name may be of either. Whoever
+// compares the source with the keys here keeps them, since the source may be silent, or no
+// longer configured, when the EDEK comes.
+func Conflicts(ctx context.Context, s Settings) (map[string][]string, error) {
+	text, ok, err := s.Setting(ctx, settingConflicts)
+	if err != nil || !ok {
+		return nil, err
+	}
+	var bySource map[string][]string
+	if err := json.Unmarshal([]byte(text), &bySource); err != nil {
+		return nil, claviger.E("metastore.Conflicts", claviger.Internal, "", fmt.Errorf("setting %s of the metastore: %w", settingConflicts, err))
+	}
+	return bySource, nil
+}
+
+// SetConflicts replaces what Conflicts returns.
+func SetConflicts(ctx context.Context, s Settings, bySource map[string][]string) error {
+	text, err := json.Marshal(bySource)
+	if err != nil {
+		return err
+	}
+	return s.SetSetting(ctx, settingConflicts, string(text))
+}
