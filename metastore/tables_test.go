@@ -19,7 +19,7 @@ var notCopied = []string{
 	"counter.name", "counter.next", // Content.NextToken and NextMasterKey
 	"ez_key.epoch",                                                        // of the nodes of one database
 	"change.seq", "change.id", "change.key", "change.change", "change.at", // its history
-	"lost_change.id", "lost_change.seq", "lost_change.key", "lost_change.at", "lost_change.told",
+	"lost_change.id", "lost_change.seq", "lost_change.key", "lost_change.at", "lost_change.told", "lost_change.change",
 	"signer_secrets.one", "signer_secrets.version", "signer_secrets.next", "signer_secrets.current", "signer_secrets.previous", "signer_secrets.rollover", // clients log in once more
 }
 

@@ -1,12 +1,15 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
+	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -14,6 +17,7 @@ import (
 
 	"claviger"
 	"claviger/hadoopconf"
+	"claviger/metastore"
 	"claviger/metastore/postgres"
 	"claviger/provider/hsm"
 )
@@ -31,7 +35,8 @@ func newMetastoreAccept() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "accept --conf DIR [--yes]",
 		Short: "Give up acknowledged changes that PostgreSQL has lost",
-		Long: `accept lists the changes of keys that nodes have seen and that the metastore lacks, since its server was replaced by a standby that was behind, or by an older copy.
+		Long: `accept lists the changes of keys that nodes have seen and that the metastore lacks, since its server was replaced by a standby that was behind, or by an older copy:
+what was done to each key, and what store and token tell of the key now. A key that was deleted since is back: delete it again.
 With --yes it gives them up: every node changes keys again within some seconds. Nodes may serve meanwhile. Rebuild what the HSM still holds then: claviger hsm adopt.
 Exit codes: 0 nothing is missing, or it was given up; 1 failed; 3 something is missing and --yes was not given.`,
 		Args: cobra.NoArgs,
@@ -71,12 +76,7 @@ func acceptLosses(ctx context.Context, out io.Writer, dir string, yes bool) (err
 		_, err := fmt.Fprintf(out, "No node has told of a change that %s lacks.\n", s.URI())
 		return err
 	}
-	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	_, _ = fmt.Fprintln(w, "KEY\tCHANGED") // Flush tells of errors
-	for _, l := range lost {
-		_, _ = fmt.Fprintf(w, "%s\t%s\n", claviger.Printable(l.Key), l.At.Format(time.RFC3339))
-	}
-	if err := w.Flush(); err != nil {
+	if err := listLosses(ctx, out, conf, store, lost); err != nil {
 		return err
 	}
 	if !yes {
@@ -92,4 +92,107 @@ func acceptLosses(ctx context.Context, out io.Writer, dir string, yes bool) (err
 	}
 	_, err = fmt.Fprintln(out, "Given up. Adopt what the HSM holds now (claviger hsm adopt). Nodes that run change keys again within some seconds.")
 	return err
+}
+
+// listLosses prints, key by key, what was done that the store lacks, and what store and
+// token tell of the key now.
+func listLosses(ctx context.Context, out io.Writer, conf *hadoopconf.Conf, store metastore.Store, lost []postgres.LostChange) error {
+	log := slog.New(slog.DiscardHandler)
+	token, notAsked := compareToken(ctx, conf, store, log)
+	if notAsked == nil && token == nil {
+		notAsked = errors.New("the first provider is no HSM")
+	}
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	_, _ = fmt.Fprintln(w, "KEY\tCHANGED\tCHANGE\tNOW") // Flush tells of errors
+	var told []string
+	for _, l := range lost {
+		now := "as above"
+		if !slices.Contains(told, l.Key) {
+			told = append(told, l.Key)
+			var err error
+			if now, err = keyNow(ctx, store, token, lost, l.Key); err != nil {
+				return err
+			}
+		}
+		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", claviger.Printable(l.Key), l.At.Format(time.RFC3339), cmp.Or(string(l.Change), "not known"), now)
+	}
+	for _, key := range tokenDiffers(token) { // nodes remember the newest changes alone
+		if slices.Contains(told, key) {
+			continue
+		}
+		now, err := keyNow(ctx, store, token, lost, key)
+		if err != nil {
+			return err
+		}
+		_, _ = fmt.Fprintf(w, "%s\t-\tno node remembers one\t%s\n", claviger.Printable(key), now)
+	}
+	if err := w.Flush(); err != nil || notAsked == nil {
+		return err
+	}
+	_, err := fmt.Fprintf(out, "What the token tells is left out: %v.\n", notAsked)
+	return err
+}
+
+// keyNow tells what store and token have of a key whose changes the store lacks.
+func keyNow(ctx context.Context, store metastore.Store, token *tokenReport, lost []postgres.LostChange, key string) (string, error) {
+	keys, err := store.Get(metastore.AsItIs(ctx), key)
+	if err != nil {
+		return "", err
+	}
+	var says []string
+	say := func(format string, args ...any) { says = append(says, fmt.Sprintf(format, args...)) }
+	var last metastore.Change
+	for _, l := range lost {
+		if l.Key == key && l.Change != metastore.Invalidated {
+			last = l.Change
+		}
+	}
+	k := keys[0]
+	switch {
+	case k == nil && last == metastore.Deleted:
+		say("not in the store, as it should be")
+	case k == nil:
+		say("not in the store")
+	case last == metastore.Deleted:
+		say("BACK, and open to the users whom its rules of then allow: delete it again (claviger key delete)")
+	case len(k.List) > 0:
+		say("in the store, newest version %s", claviger.Printable(claviger.VersionName(key, k.List[len(k.List)-1].ID)))
+	}
+	if token == nil {
+		return strings.Join(says, "; "), nil
+	}
+	for _, name := range ofKey(token.Unknown, key) {
+		say("the token holds %s, which the store does not know: made or rolled since (claviger hsm adopt)", claviger.Printable(name))
+	}
+	for _, name := range ofKey(token.Missing, key) {
+		say("the token lacks %s: destroyed since, by a deletion or a purge", claviger.Printable(name))
+	}
+	if len(says) == 1 && k != nil && last == "" {
+		say("the token holds the same versions: rules, attributes or a soft deletion may be what was changed")
+	}
+	return strings.Join(says, "; "), nil
+}
+
+// tokenDiffers names the keys of which store and token have other versions.
+func tokenDiffers(token *tokenReport) (keys []string) {
+	if token == nil {
+		return nil
+	}
+	for _, name := range slices.Concat(token.Unknown, token.Missing) {
+		if key, ok := claviger.KeyOfVersion(name); ok {
+			keys = append(keys, key)
+		}
+	}
+	slices.Sort(keys)
+	return slices.Compact(keys)
+}
+
+// ofKey are the names of versions that are a key's.
+func ofKey(names []string, key string) (of []string) {
+	for _, name := range names {
+		if k, ok := claviger.KeyOfVersion(name); ok && k == key {
+			of = append(of, name)
+		}
+	}
+	return of
 }

@@ -331,6 +331,24 @@ func (s *Server) Database(t testing.TB) string {
 	return s.URI(Superuser, name)
 }
 
+// Dump writes a database to a file, as an operator does.
+func (s *Server) Dump(t testing.TB, database string) (file string) {
+	t.Helper()
+	file = filepath.Join(s.dir, database+".dump")
+	if err := s.run("pg_dump", "--format=custom", "--file="+file, s.URI(Superuser, database)); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+// Restore puts a dump in the place of what the database holds. Connections stay.
+func (s *Server) Restore(t testing.TB, database, file string) {
+	t.Helper()
+	if err := s.run("pg_restore", "--clean", "--if-exists", "--single-transaction", "--dbname="+s.URI(Superuser, database), file); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // Exec runs statements in a database as the superuser.
 func (s *Server) Exec(t testing.TB, database string, statements ...string) {
 	t.Helper()

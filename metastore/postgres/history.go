@@ -45,6 +45,8 @@ type mark struct {
 	ID  string `json:"id"`
 	Key string `json:"key"`
 	At  int64  `json:"at"` // milliseconds since 1970, by the server's clock
+	// Change is what was done; "" where an older program has remembered it.
+	Change string `json:"change,omitempty"`
 }
 
 // history is what a node remembers of the changes that were committed.
@@ -77,9 +79,16 @@ type changeTx struct {
 func (s *Store) update(ctx context.Context, op, key string, level pgx.TxIsoLevel, f func(context.Context, pgx.Tx) error) error {
 	var made mark
 	began := time.Now()
-	err := s.db.Update(ctx, op, key, level, func(ctx context.Context, tx pgx.Tx) error {
+	// An older dump may have been restored under the connections since the last look. Not
+	// in the transaction: serializable ones would be in each other's way at this table.
+	err := s.db.Read(ctx, op, key, func(ctx context.Context) error { return s.compare(ctx, s.db.Pool()) })
+	if err != nil {
+		s.noteWrite(began, err)
+		return err
+	}
+	err = s.db.Update(ctx, op, key, level, func(ctx context.Context, tx pgx.Tx) error {
 		made = mark{}
-		// The connection has been asked for the changes that this node has seen. What
+		// The database has been asked for the changes that this node has seen. What
 		// others miss is asked for where the change is written down.
 		if err := s.whole(op, key); err != nil {
 			return err
@@ -100,7 +109,7 @@ const writeDown = `
 		INSERT INTO change (id, key, change, at) SELECT $1, $2, $3, (extract(epoch FROM clock_timestamp()) * 1000)::bigint
 		WHERE NOT EXISTS (SELECT FROM lost_change) RETURNING seq, at)
 	SELECT made.seq, made.at, pg_notify($4, json_build_object('key', $5::text, 'change', $3::text,
-		'mark', json_build_object('seq', made.seq, 'id', $1::text, 'key', $5::text, 'at', made.at))::text) FROM made`
+		'mark', json_build_object('seq', made.seq, 'id', $1::text, 'key', $5::text, 'at', made.at, 'change', $3::text))::text) FROM made`
 
 // record writes a change down.
 func (t *changeTx) record(ctx context.Context, n metastore.Notice) error {
@@ -108,14 +117,14 @@ func (t *changeTx) record(ctx context.Context, n metastore.Notice) error {
 	if _, err := rand.Read(id); err != nil {
 		return err
 	}
-	m := mark{ID: hex.EncodeToString(id), Key: n.Key}
+	m := mark{ID: hex.EncodeToString(id), Key: n.Key, Change: string(n.Change)}
 	told := n.Key
 	if len(told) > maxKey {
 		told = "" // any key
 	}
 	err := t.QueryRow(ctx, writeDown, m.ID, m.Key, string(n.Change), channel, told).Scan(&m.Seq, &m.At, nil)
 	if errors.Is(err, pgx.ErrNoRows) {
-		rows, _ := t.Query(ctx, `SELECT seq, id, key, at FROM lost_change ORDER BY at`) // the rows carry the error
+		rows, _ := t.Query(ctx, selectLost) // the rows carry the error
 		others, err := pgx.CollectRows(rows, scanMark)
 		if err != nil {
 			return err
@@ -127,8 +136,10 @@ func (t *changeTx) record(ctx context.Context, n metastore.Notice) error {
 	return err
 }
 
+const selectLost = `SELECT seq, id, key, at, change FROM lost_change ORDER BY at`
+
 func scanMark(r pgx.CollectableRow) (m mark, err error) {
-	err = r.Scan(&m.Seq, &m.ID, &m.Key, &m.At)
+	err = r.Scan(&m.Seq, &m.ID, &m.Key, &m.At, &m.Change)
 	return m, err
 }
 
@@ -173,6 +184,24 @@ func (h *history) fresh(m mark) bool {
 // connected compares a new connection's database with what this node has seen. It may
 // be another server than before, which its standby had not caught up with.
 func (s *Store) connected(ctx context.Context, conn *pgx.Conn) error {
+	if err := s.compare(ctx, conn); err != nil {
+		return err
+	}
+	if lost := s.history.lost.Load(); lost != nil {
+		for _, m := range lost.marks { // the other nodes are to know at once; where this fails, catchUp does it
+			_, _ = conn.Exec(ctx, tellLost, pgx.QueryExecModeExec, m.ID, m.Seq, m.Key, m.At, millis(now()), m.Change)
+		}
+	}
+	return nil
+}
+
+// rower asks for one row: a connection, or a pool.
+type rower interface {
+	QueryRow(ctx context.Context, query string, args ...any) pgx.Row
+}
+
+// compare looks whether the database has each change that this node has seen.
+func (s *Store) compare(ctx context.Context, q rower) error {
 	h := &s.history
 	h.mu.Lock()
 	seen := slices.Clone(h.seen)
@@ -187,7 +216,7 @@ func (s *Store) connected(ctx context.Context, conn *pgx.Conn) error {
 	var there []string
 	var oldest int64 // of the table, which forgets
 	var until string
-	err := conn.QueryRow(ctx, `SELECT ARRAY(SELECT id FROM change WHERE seq = ANY($1)), (SELECT coalesce(min(seq), 0) FROM change), coalesce((SELECT value FROM setting WHERE name = $2), '0')`,
+	err := q.QueryRow(ctx, `SELECT ARRAY(SELECT id FROM change WHERE seq = ANY($1)), (SELECT coalesce(min(seq), 0) FROM change), coalesce((SELECT value FROM setting WHERE name = $2), '0')`,
 		pgx.QueryExecModeExec, numbers, settingAccepted).Scan(&there, &oldest, &until)
 	if err != nil && pgdb.Code(err) != pgdb.UndefinedTable { // a schema that is older than all that was seen
 		return err
@@ -211,14 +240,11 @@ func (s *Store) connected(ctx context.Context, conn *pgx.Conn) error {
 	if len(missing) > 0 {
 		s.lose(missing)
 	}
-	for _, m := range missing { // the other nodes are to know at once; where this fails, catchUp does it
-		_, _ = conn.Exec(ctx, tellLost, pgx.QueryExecModeExec, m.ID, m.Seq, m.Key, m.At, millis(now()))
-	}
 	return nil
 }
 
 // tellLost tells the other nodes of a change that is missing.
-const tellLost = `INSERT INTO lost_change (id, seq, key, at, told) VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING`
+const tellLost = `INSERT INTO lost_change (id, seq, key, at, told, change) VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING`
 
 // lose has this node change nothing any more.
 func (s *Store) lose(missing []mark) {
@@ -310,26 +336,21 @@ func (s *Store) poll(ctx context.Context, fn func(metastore.Notice)) {
 // catchUp reads the newest changes once.
 func (s *Store) catchUp(ctx context.Context, fn func(metastore.Notice)) error {
 	const op = "postgres.catchUp"
-	type row struct {
-		mark
-		change string
-	}
-	var rows []row
-	var others []mark
+	var rows, others []mark
 	var given int64
 	err := s.db.Read(ctx, op, "", func(ctx context.Context) (err error) {
 		r, _ := s.db.Pool().Query(ctx, `SELECT seq, id, key, at, change FROM change ORDER BY seq DESC LIMIT $1`, recentChanges) // the rows carry the error
-		if rows, err = pgx.CollectRows(r, func(r pgx.CollectableRow) (c row, err error) {
-			err = r.Scan(&c.Seq, &c.ID, &c.Key, &c.At, &c.change)
-			return c, err
-		}); err != nil {
+		if rows, err = pgx.CollectRows(r, scanMark); err != nil {
 			return err
 		}
-		r, _ = s.db.Pool().Query(ctx, `SELECT seq, id, key, at FROM lost_change ORDER BY at`) // as above
+		r, _ = s.db.Pool().Query(ctx, selectLost) // as above
 		if others, err = pgx.CollectRows(r, scanMark); err != nil {
 			return err
 		}
-		return s.db.Pool().QueryRow(ctx, `SELECT coalesce((SELECT value::bigint FROM setting WHERE name = $1), 0)`, settingAccepted).Scan(&given)
+		if err := s.db.Pool().QueryRow(ctx, `SELECT coalesce((SELECT value::bigint FROM setting WHERE name = $1), 0)`, settingAccepted).Scan(&given); err != nil {
+			return err
+		}
+		return s.compare(ctx, s.db.Pool()) // connections outlive a dump that is restored
 	})
 	if err != nil {
 		return err
@@ -348,12 +369,12 @@ func (s *Store) catchUp(ctx context.Context, fn func(metastore.Notice)) error {
 	h.mu.Unlock()
 	told := 0
 	for _, c := range slices.Backward(rows) {
-		if !h.fresh(c.mark) {
+		if !h.fresh(c) {
 			continue
 		}
-		s.saw(c.mark)
+		s.saw(c)
 		if loaded { // what was changed before that is not remembered otherwise
-			fn(metastore.Notice{Key: c.Key, Change: metastore.Change(c.change)})
+			fn(metastore.Notice{Key: c.Key, Change: metastore.Change(c.Change)})
 			told++
 		}
 	}
@@ -392,7 +413,7 @@ func (s *Store) settle(ctx context.Context, others []mark, given int64) (resumed
 			continue
 		}
 		if err := s.change(ctx, "postgres.settle", m.Key, tellLost,
-			m.ID, m.Seq, m.Key, m.At, millis(now())); err != nil {
+			m.ID, m.Seq, m.Key, m.At, millis(now()), m.Change); err != nil {
 			return false, err
 		}
 	}
@@ -416,18 +437,19 @@ func (s *Store) back(ctx context.Context, marks []mark, given int64) (bool, erro
 
 // LostChange is a change that a node has seen and that the store lacks.
 type LostChange struct {
-	Key string
-	At  time.Time
+	Key    string
+	At     time.Time
+	Change metastore.Change // "" where an older program has told of it
 }
 
 // Lost returns what nodes have found missing, oldest first.
 func (s *Store) Lost(ctx context.Context) (all []LostChange, err error) {
 	err = s.db.Read(ctx, "postgres.Lost", "", func(ctx context.Context) error {
-		rows, _ := s.db.Pool().Query(ctx, `SELECT seq, id, key, at FROM lost_change ORDER BY at`) // the rows carry the error
+		rows, _ := s.db.Pool().Query(ctx, selectLost) // the rows carry the error
 		marks, err := pgx.CollectRows(rows, scanMark)
 		all = nil
 		for _, m := range marks {
-			all = append(all, LostChange{m.Key, when(m.At)})
+			all = append(all, LostChange{m.Key, when(m.At), metastore.Change(m.Change)})
 		}
 		return err
 	})

@@ -22,7 +22,7 @@ import (
 var migrations embed.FS
 
 // schemaVersion is the number of the newest file in migrations.
-const schemaVersion = 6
+const schemaVersion = 7
 
 // Config is how a store is opened.
 type Config struct {

@@ -1,6 +1,9 @@
 package postgres_test
 
 import (
+	"context"
+	"maps"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -9,6 +12,7 @@ import (
 	"time"
 
 	"claviger"
+	"claviger/internal/pgtest"
 	"claviger/metastore"
 	"claviger/metastore/postgres"
 )
@@ -131,4 +135,77 @@ func TestSeenFileDamaged(t *testing.T) {
 			t.Errorf("%s: %v", text, err)
 		}
 	}
+}
+
+// TestRestoredUnderANode: an older dump is restored under a node that runs, whose
+// connections stay. The node changes nothing any more, at once, and tells what was done
+// to each key since the dump.
+func TestRestoredUnderANode(t *testing.T) {
+	ctx := t.Context()
+	server := pgtest.Shared(t)
+	uri := server.Database(t)
+	u, err := url.Parse(uri)
+	if err != nil {
+		t.Fatal(err)
+	}
+	database := strings.TrimPrefix(u.Path, "/")
+	node := openConfig(t, postgres.Config{URI: uri})
+	for name, id := range map[string]string{"rolled": "aa", "deleted": "bb", "kept": "cc"} {
+		if err := node.Insert(ctx, key(name, id)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	dump := server.Dump(t, database)
+	err = node.Append(ctx, "rolled", key("rolled", "dd").List[0])
+	if err == nil {
+		err = node.Shelve(ctx, "deleted")
+	}
+	if err == nil {
+		err = node.Insert(ctx, key("made", "ee"))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	server.Restore(t, database, dump)
+	if err := node.Insert(ctx, key("other", "ff")); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "lacks changes") {
+		t.Errorf("a change after the restoration: %v", err)
+	}
+	watched, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() { _ = node.Watch(watched, func(metastore.Notice) {}) }() // ends with the test
+	want := map[string]metastore.Change{"rolled": metastore.Rolled, "deleted": metastore.Deleted, "made": metastore.Created}
+	eventually(t, "others learn what was done", func() bool {
+		lost, err := node.Lost(ctx)
+		got := map[string]metastore.Change{}
+		for _, l := range lost {
+			got[l.Key] = l.Change
+		}
+		return err == nil && maps.Equal(got, want)
+	})
+}
+
+// TestRestoredUnderAQuietNode: rows are gone under a node, and nobody changes anything: the node finds out by
+// itself.
+func TestRestoredUnderAQuietNode(t *testing.T) {
+	ctx := t.Context()
+	server := pgtest.Shared(t)
+	uri := server.Database(t)
+	u, err := url.Parse(uri)
+	if err != nil {
+		t.Fatal(err)
+	}
+	database := strings.TrimPrefix(u.Path, "/")
+	node := openConfig(t, postgres.Config{URI: uri + "&pool_max_conns=1"}) // no new connection finds out
+	watched, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() { _ = node.Watch(watched, func(metastore.Notice) {}) }() // ends with the test
+	eventually(t, "it hears of changes", func() bool { return !node.Heard().IsZero() })
+	if err := node.Insert(ctx, key("made", "ee")); err != nil {
+		t.Fatal(err)
+	}
+	server.Exec(t, database, `TRUNCATE ez_key, change CASCADE`) // as before a dump of rows alone is restored
+	eventually(t, "it answers no more that the key is absent", func() bool {
+		_, err := node.Get(ctx, "made")
+		return err != nil && strings.Contains(err.Error(), "lacks changes")
+	})
 }
