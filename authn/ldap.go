@@ -24,24 +24,27 @@ const LDAPPrefix = "hadoop.security.group.mapping.ldap."
 
 // LDAPConfig is Hadoop's LdapGroupsMapping, by its properties under LDAPPrefix.
 type LDAPConfig struct {
-	URLs         []string            // url, several are tried in turn: ldap://host[:port] or ldaps://
-	TLS          *tls.Config         // of ldaps://
-	BindUser     string              // bind.user; "" binds anonymously
-	BindPassword secret.Bytes        // bind.password, or of its file or credential store
-	Base         string              // base
-	UserBase     string              // userbase, else base
-	GroupBase    string              // groupbase, else base
-	UserFilter   string              // search.filter.user; {0} is the user's name
-	GroupFilter  string              // search.filter.group
-	MemberAttr   string              // search.attr.member, of a group
-	GroupName    string              // search.attr.group.name, of a group
-	MemberOf     string              // search.attr.memberof, of a user; "": groups are searched
-	Convert      func(string) string // of a group's name, nil: none (conversion.rule)
-	Levels       int                 // search.group.hierarchy.levels: how far groups of groups count
-	PosixUID     string              // posix.attr.uid.name
-	PosixGID     string              // posix.attr.gid.name
-	Connect      time.Duration
-	Timeout      time.Duration // of one search
+	URLs         []string     // url, several are tried in turn: ldap://host[:port] or ldaps://
+	TLS          *tls.Config  // of ldaps://
+	BindUser     string       // bind.user; "" binds anonymously
+	BindPassword secret.Bytes // bind.password, or of its file or credential store
+	// Reread reads the password anew for each connection; nil, an error or an empty one
+	// leaves the last one.
+	Reread      func() (secret.Bytes, error)
+	Base        string              // base
+	UserBase    string              // userbase, else base
+	GroupBase   string              // groupbase, else base
+	UserFilter  string              // search.filter.user; {0} is the user's name
+	GroupFilter string              // search.filter.group
+	MemberAttr  string              // search.attr.member, of a group
+	GroupName   string              // search.attr.group.name, of a group
+	MemberOf    string              // search.attr.memberof, of a user; "": groups are searched
+	Convert     func(string) string // of a group's name, nil: none (conversion.rule)
+	Levels      int                 // search.group.hierarchy.levels: how far groups of groups count
+	PosixUID    string              // posix.attr.uid.name
+	PosixGID    string              // posix.attr.gid.name
+	Connect     time.Duration
+	Timeout     time.Duration // of one search
 }
 
 // maxLDAPGroups is how many groups one search may bring. Nobody is in as many.
@@ -162,6 +165,11 @@ func (d *ldapDirectory) dial(url string) (*ldap.Conn, error) {
 	conn.SetTimeout(d.conf.Timeout)
 	if d.conf.BindUser == "" {
 		return conn, nil
+	}
+	if d.conf.Reread != nil {
+		if now, err := d.conf.Reread(); err == nil && len(now) > 0 {
+			d.conf.BindPassword = now
+		}
 	}
 	if err := conn.Bind(d.conf.BindUser, string(d.conf.BindPassword)); err != nil {
 		_ = conn.Close()

@@ -13,6 +13,7 @@ import (
 	"claviger"
 	"claviger/authz"
 	"claviger/internal/ldaptest"
+	"claviger/secret"
 )
 
 // directory is what the tests' LDAP server holds: users of Active Directory's
@@ -203,6 +204,13 @@ func TestLDAPFaults(t *testing.T) {
 	}
 	s.Start(t)
 
+	// A new password of the user: the file has it, the start had another.
+	changed := ldapConfig(s)
+	changed.BindPassword = []byte("of before")
+	changed.Reread = func() (secret.Bytes, error) { return []byte(ldaptest.Password), nil }
+	if got := ldapGroups(t, changed, logger).Of("alice"); len(got) == 0 || slices.Equal(got, authz.GroupsUnknown) {
+		t.Errorf("with a password that was changed: %q, %s", got, log.String())
+	}
 	wrong := ldapConfig(s)
 	wrong.BindPassword = []byte("not it")
 	log.Reset()

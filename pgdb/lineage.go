@@ -157,7 +157,7 @@ func askServer(ctx context.Context, conn *pgconn.PgConn) (server, error) {
 
 // hosts returns a configuration for each host of the URI, alone.
 func (d *DB) hosts() []*pgconn.Config {
-	all := d.pool.Config().ConnConfig.Config
+	all := d.Conn().Config
 	type place struct {
 		host string
 		port uint16

@@ -113,7 +113,7 @@ func (e *awayError) Unwrap() error { return e.cause }
 
 // pingOnce makes a connection of its own: those of the pool may all wait for an answer.
 func (d *DB) pingOnce(ctx context.Context) error {
-	conn, err := pgx.ConnectConfig(ctx, d.pool.Config().ConnConfig)
+	conn, err := pgx.ConnectConfig(ctx, d.Conn())
 	if err != nil {
 		return err
 	}

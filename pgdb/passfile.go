@@ -6,7 +6,26 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+
+	"github.com/jackc/pgx/v5"
 )
+
+// renew reads the files of the URI once more, the password file and those of TLS, so that
+// a new password, client certificate or authority needs no restart. What was read before
+// stays where they cannot be read.
+func (d *DB) renew(cfg *pgx.ConnConfig) {
+	now, err := pgx.ParseConfig(d.cfg.URI)
+	if err != nil {
+		return
+	}
+	if now.Password != "" {
+		d.password.Store(&now.Password)
+	}
+	if last := d.password.Load(); last != nil {
+		cfg.Password = *last
+	}
+	cfg.TLSConfig, cfg.Fallbacks = now.TLSConfig, now.Fallbacks
+}
 
 // passwordFile says what is wrong with the password file of a libpq URI, which the driver
 // passes over where it cannot read it: the file is not there, or this process may not open

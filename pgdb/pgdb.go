@@ -64,9 +64,11 @@ type DB struct {
 
 	lineage lineage
 	outage  outage
-	alive   context.Context // ends with Close
-	stop    context.CancelFunc
-	wg      sync.WaitGroup // what runs until stop
+	// password is the last that the password file held.
+	password atomic.Pointer[string]
+	alive    context.Context // ends with Close
+	stop     context.CancelFunc
+	wg       sync.WaitGroup // what runs until stop
 }
 
 // Open opens the database that the URI names. Kind Invalid where that is wrong.
@@ -97,6 +99,7 @@ func Open(ctx context.Context, c Config) (*DB, error) {
 	d.lineage.forget = cmp.Or(c.Forget, "restart this node")
 	cfg.ConnConfig.ValidateConnect = d.validate(cfg.ConnConfig.ValidateConnect, primary)
 	cfg.AfterConnect = c.Connected
+	cfg.BeforeConnect = func(_ context.Context, conn *pgx.ConnConfig) error { d.renew(conn); return nil }
 	d.alive, d.stop = context.WithCancel(context.Background())
 	if d.pool, err = pgxpool.NewWithConfig(ctx, cfg); err != nil {
 		d.stop()
@@ -114,6 +117,14 @@ func (d *DB) URI() string { return d.uri }
 
 // Pool is for questions inside of Read's f.
 func (d *DB) Pool() *pgxpool.Pool { return d.pool }
+
+// Conn is the configuration of a connection beside the pool, with the credentials that
+// the files hold now.
+func (d *DB) Conn() *pgx.ConnConfig {
+	cfg := d.pool.Config().ConnConfig
+	d.renew(cfg)
+	return cfg
+}
 
 // Schema is a store's schema.
 type Schema struct {

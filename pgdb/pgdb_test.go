@@ -2,7 +2,9 @@ package pgdb_test
 
 import (
 	"context"
+	"errors"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -53,5 +55,51 @@ func TestNoStandby(t *testing.T) {
 	setting("ALTER SYSTEM RESET synchronous_standby_names")
 	if err := insert(); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestPasswordChanges: a new password in the password file is taken at the next connection,
+// of the pool and beside it, and one that is not there yet is no end.
+func TestPasswordChanges(t *testing.T) {
+	ctx := t.Context()
+	pg := pgtest.Start(t)
+	pg.Exec(t, "postgres", "DROP ROLE IF EXISTS guarded", "CREATE ROLE guarded LOGIN PASSWORD 'first'")
+	file := filepath.Join(t.TempDir(), "pgpass")
+	write := func(password string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte("*:*:*:guarded:"+password+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("first")
+	db, err := pgdb.Open(ctx, pgdb.Config{URI: pg.URI("guarded", "postgres") + "&passfile=" + file, What: "test's store", Where: "the property", Patience: time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	connect := func() error {
+		db.Pool().Reset()
+		beside, err := pgx.ConnectConfig(ctx, db.Conn())
+		if err == nil {
+			err = beside.Close(ctx)
+		}
+		return errors.Join(err, db.Pool().Ping(ctx))
+	}
+	if err := connect(); err != nil {
+		t.Fatal(err)
+	}
+	pg.Exec(t, "postgres", "ALTER ROLE guarded PASSWORD 'second'")
+	if err := connect(); pgdb.Code(err) != "28P01" {
+		t.Errorf("with the old password: %v", err)
+	}
+	write("second")
+	if err := connect(); err != nil {
+		t.Errorf("with the new password: %v", err)
+	}
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	if err := connect(); err != nil {
+		t.Errorf("without the file, whose password is known: %v", err)
 	}
 }

@@ -196,6 +196,8 @@ func ldapConfig(conf *hadoopconf.Conf, log *slog.Logger) (authn.LDAPConfig, erro
 	if c.BindPassword, err = passwordOrFile(conf, log, p+"bind.password"); err != nil {
 		return c, err
 	}
+	quiet := slog.New(slog.DiscardHandler) // the start has said what there is to say
+	c.Reread = func() (secret.Bytes, error) { return passwordOrFile(conf, quiet, p+"bind.password") }
 	if c.BindUser != "" && len(c.BindPassword) == 0 {
 		// An LDAP server takes a name without a password for nobody, and lets it in.
 		return c, refuse(conf, p+"bind.user", "set his password, in "+p+"bind.password.file or in a credential store")

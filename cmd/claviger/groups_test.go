@@ -89,4 +89,10 @@ func TestGroupMapping(t *testing.T) {
 	if err != nil || strings.Join(c.URLs, " ") != "ldaps://a:1 ldaps://b" || c.UserBase != "dc=x" || c.GroupBase != "ou=g" || string(c.BindPassword) != "s3cret" || c.MemberAttr != "member" {
 		t.Errorf("%v: %v %q %q %q", err, c.URLs, c.UserBase, c.GroupBase, c.MemberAttr)
 	}
+	if err := os.WriteFile(file, []byte("changed\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if now, err := c.Reread(); err != nil || string(now) != "changed" {
+		t.Errorf("the password of the next connection: %q, %v", string(now), err)
+	}
 }

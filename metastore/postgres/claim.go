@@ -56,7 +56,7 @@ func (s *Store) Claim(ctx context.Context, o owner.Owner, alone bool) (release f
 
 // claim makes a session that has the lock; ok is false where others have it.
 func (s *Store) claim(ctx context.Context, o owner.Owner, alone bool) (conn *pgx.Conn, ok bool, err error) {
-	cfg := s.db.Pool().Config().ConnConfig
+	cfg := s.db.Conn()
 	cfg.RuntimeParams["application_name"] = claimName(o)
 	if conn, err = pgx.ConnectConfig(ctx, cfg); err != nil {
 		return nil, false, err

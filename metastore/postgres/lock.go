@@ -72,7 +72,7 @@ func (s *Store) try(ctx context.Context, name string) (held context.Context, unl
 	}
 	var conn *pgx.Conn
 	err = s.db.Retry(ctx, func(ctx context.Context) error {
-		c, err := pgx.ConnectConfig(ctx, s.db.Pool().Config().ConnConfig)
+		c, err := pgx.ConnectConfig(ctx, s.db.Conn())
 		if err != nil {
 			return err
 		}

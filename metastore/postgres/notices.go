@@ -110,7 +110,7 @@ func (s *Store) Watch(ctx context.Context, fn func(metastore.Notice)) error {
 func (s *Store) listen(ctx context.Context, begun func(), fn func(metastore.Notice)) error {
 	connect, cancel := context.WithTimeout(ctx, pgdb.CallTimeout)
 	defer cancel()
-	conn, err := pgx.ConnectConfig(connect, s.db.Pool().Config().ConnConfig)
+	conn, err := pgx.ConnectConfig(connect, s.db.Conn())
 	if err != nil {
 		return err
 	}
