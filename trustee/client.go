@@ -133,7 +133,10 @@ func (c *Client) Register(ctx context.Context, org, auth string, alone bool) (ac
 // Clients tells who else is of our organization.
 func (c *Client) Clients(ctx context.Context) (ClientsResult, error) {
 	var r ClientsResult
-	err := c.read(ctx, VerbClients, struct{}{}, &r)
+	err := c.read(ctx, VerbClients, struct{}{}, func(answer answer) error {
+		r = ClientsResult{}
+		return answer(&r)
+	})
 	return r, err
 }
 
@@ -152,48 +155,70 @@ func (c *Client) Put(ctx context.Context, d Deposit, replaces string) (string, e
 
 // Get returns a deposit of our own.
 func (c *Client) Get(ctx context.Context, uuid string) (Deposit, error) {
-	d, err := c.one(ctx, VerbGet, GetArgs{UUID: uuid})
-	if err == nil && d.UUID != uuid {
-		return Deposit{}, claviger.Errorf("trustee.Get", claviger.Invalid, uuid, "the server handed out deposit %s for %s", d.UUID, uuid)
-	}
-	return d, err
+	return c.one(ctx, VerbGet, GetArgs{UUID: uuid}, func(d *Deposit) error {
+		if d.UUID != uuid {
+			return claviger.Errorf("trustee.Get", claviger.Invalid, uuid, "the server handed out deposit %s for %s", d.UUID, uuid)
+		}
+		return nil
+	})
 }
 
 // Find returns a deposit by its label.
 func (c *Client) Find(ctx context.Context, label string) (Deposit, error) {
-	d, err := c.one(ctx, VerbFind, FindArgs{Label: label})
-	if err == nil && d.Label != label {
-		return Deposit{}, claviger.Errorf("trustee.Find", claviger.Invalid, label, "the server handed out deposit %q for %q", d.Label, label)
-	}
-	return d, err
+	return c.one(ctx, VerbFind, FindArgs{Label: label}, func(d *Deposit) error {
+		if d.Label != label {
+			return claviger.Errorf("trustee.Find", claviger.Invalid, label, "the server handed out deposit %q for %q", d.Label, label)
+		}
+		return nil
+	})
 }
 
-func (c *Client) one(ctx context.Context, verb string, args any) (Deposit, error) {
-	var s Sealed
-	if err := c.read(ctx, verb, args, &s); err != nil {
+// one reads a deposit that check takes for the one that was asked for.
+func (c *Client) one(ctx context.Context, verb string, args any, check func(*Deposit) error) (d Deposit, err error) {
+	err = c.read(ctx, verb, args, func(answer answer) error {
+		var s Sealed
+		if err := answer(&s); err != nil {
+			return err
+		}
+		d, err = s.Read(&c.cfg.Identity.Party, c.cfg.Now())
+		switch {
+		case err != nil:
+			return err
+		case len(d.Content) == 0:
+			return claviger.Errorf("trustee."+verb, claviger.Invalid, "", "the server handed out deposit %s without its content", d.UUID)
+		case !d.Deleted.IsZero():
+			return claviger.Errorf("trustee."+verb, claviger.KeyNotFound, d.UUID, "the deposit was deleted")
+		case !d.Expires.IsZero() && !c.cfg.Now().Before(d.Expires):
+			return claviger.Errorf("trustee."+verb, claviger.KeyNotFound, d.UUID, "the deposit has expired, at %s", d.Expires.Format(time.RFC3339))
+		}
+		return check(&d)
+	})
+	if err != nil {
 		return Deposit{}, err
-	}
-	d, err := s.Read(&c.cfg.Identity.Party, c.cfg.Now())
-	switch {
-	case err != nil:
-		return Deposit{}, err
-	case len(d.Content) == 0:
-		return Deposit{}, claviger.Errorf("trustee."+verb, claviger.Invalid, "", "the server handed out deposit %s without its content", d.UUID)
-	case !d.Deleted.IsZero():
-		return Deposit{}, claviger.Errorf("trustee."+verb, claviger.KeyNotFound, d.UUID, "the deposit was deleted")
-	case !d.Expires.IsZero() && !c.cfg.Now().Before(d.Expires):
-		return Deposit{}, claviger.Errorf("trustee."+verb, claviger.KeyNotFound, d.UUID, "the deposit has expired, at %s", d.Expires.Format(time.RFC3339))
 	}
 	return d, nil
 }
 
 // List returns a page.
-func (c *Client) List(ctx context.Context, prefix string, deleted bool, after string, limit int) ([]Deposit, error) {
-	const op = "trustee.List"
-	var page []Sealed
-	if err := c.read(ctx, VerbList, ListArgs{Prefix: prefix, Deleted: deleted, After: after, Limit: min(limit, MaxPage)}, &page); err != nil {
+func (c *Client) List(ctx context.Context, prefix string, deleted bool, after string, limit int) (list []Deposit, err error) {
+	args := ListArgs{Prefix: prefix, Deleted: deleted, After: after, Limit: min(limit, MaxPage)}
+	err = c.read(ctx, VerbList, args, func(answer answer) error {
+		var page []Sealed
+		if err := answer(&page); err != nil {
+			return err
+		}
+		list, err = c.listed(page, prefix, deleted, after, limit)
+		return err
+	})
+	if err != nil {
 		return nil, err
 	}
+	return list, nil
+}
+
+// listed checks a page.
+func (c *Client) listed(page []Sealed, prefix string, deleted bool, after string, limit int) ([]Deposit, error) {
+	const op = "trustee.List"
 	if len(page) > limit {
 		return nil, claviger.Errorf(op, claviger.Invalid, "", "the server listed %d deposits where %d were asked for", len(page), limit)
 	}
@@ -250,8 +275,16 @@ func (c *Client) order() []int {
 	return append(awake, resting...)
 }
 
-// read asks one server after the other until one answers.
-func (c *Client) read(ctx context.Context, verb string, args, into any) error {
+// answer reads a server's answer.
+type answer func(into any) error
+
+// read asks one server after the other until one answers: a server that does not let us
+// in, whose clock is off, which fails or whose answer is not to be believed is that
+// server's fault, and another one may have what is asked for. What is not found is not
+// there, by the word of a server that is sure of it. take reads the answer, and its error
+// says that it is of no use.
+func (c *Client) read(ctx context.Context, verb string, args any, take func(answer) error) error {
+	kind := claviger.Internal // the first error's; one that may pass away counts most
 	var errs []error
 	for _, i := range c.order() {
 		s := &c.cfg.Servers[i]
@@ -259,22 +292,33 @@ func (c *Client) read(ctx context.Context, verb string, args, into any) error {
 		if err != nil {
 			return err
 		}
-		err = c.ask(ctx, s, verb, body, digest, into)
+		err = take(func(into any) error { return c.ask(ctx, s, verb, body, digest, into) })
 		if ctx.Err() != nil {
 			return err // the caller did not wait; that tells nothing of the server
 		}
-		if !claviger.Is(err, claviger.Unavailable) {
+		if err == nil || claviger.Is(err, claviger.KeyNotFound) {
 			c.rests[i].Store(0)
 			return err
 		}
-		errs = append(errs, err)
+		if k := claviger.KindOf(err); len(errs) == 0 || k == claviger.Unavailable {
+			kind = k
+		}
+		errs = append(errs, at(s, err))
 		if errors.Is(err, ErrUnsure) {
 			continue // it answers, and knows other things
 		}
 		c.rests[i].Store(c.cfg.Now().Add(restTime).UnixNano())
-		c.cfg.Log.Warn("a Key Trustee Server does not answer", "server", s.URL, "err", err)
+		c.cfg.Log.Warn("a Key Trustee Server does not answer as it should", "server", s.URL, "err", err)
 	}
-	return claviger.Errorf("trustee."+verb, claviger.Unavailable, "", "no Key Trustee Server answers: %w", errors.Join(errs...))
+	return claviger.Errorf("trustee."+verb, kind, "", "no Key Trustee Server answers: %w", errors.Join(errs...))
+}
+
+// at names the server of an error where that does not: two servers have one identity.
+func at(s *Endpoint, err error) error {
+	if strings.Contains(err.Error(), s.URL) {
+		return err
+	}
+	return fmt.Errorf("%s: %w", s.URL, err)
 }
 
 const (
@@ -287,7 +331,9 @@ const (
 
 // change asks the active server: the one that took the last change, then the
 // others. All of one identity get the same bytes, so that the change is done once
-// in any case: where an answer was lost, ErrReplay tells that it was done.
+// in any case: where an answer was lost, ErrReplay tells that it was done. A server that
+// refuses before it knows whose the request is (not registered there, its clock is off)
+// has changed nothing, and the next one is asked.
 func (c *Client) change(ctx context.Context, verb string, args, into any) error {
 	first := int(c.active.Load()) % len(c.cfg.Servers)
 	body, digest, err := c.request(&c.cfg.Servers[first], verb, args)
@@ -297,6 +343,7 @@ func (c *Client) change(ctx context.Context, verb string, args, into any) error 
 	var lost error // of a question whose outcome is not known
 	for round := range changeRounds {
 		passive := false
+		var refused error
 		var errs []error
 		for i := range c.cfg.Servers {
 			n := (first + i) % len(c.cfg.Servers)
@@ -319,14 +366,20 @@ func (c *Client) change(ctx context.Context, verb string, args, into any) error 
 				return nil
 			case errors.Is(err, ErrPassive):
 				passive = true
-			case claviger.Is(err, claviger.Unavailable):
-				lost = err
+			case errors.Is(err, errRefused):
+				refused = err
+			case errors.Is(err, errUnbelieved), claviger.Is(err, claviger.Unavailable):
+				lost = at(s, err)
 			default:
-				return err
+				return at(s, err) // its signed word
 			}
-			errs = append(errs, err)
+			errs = append(errs, at(s, err))
 		}
-		if err = errors.Join(errs...); round == changeRounds-1 || round > 0 && !passive {
+		err = errors.Join(errs...)
+		if refused != nil && lost == nil { // nothing was changed, and no further round helps
+			return claviger.Errorf("trustee."+verb, claviger.KindOf(refused), "", "no Key Trustee Server has taken the change: %w", err)
+		}
+		if round == changeRounds-1 || round > 0 && !passive {
 			break
 		}
 		select {
@@ -376,12 +429,16 @@ func (c *Client) ask(ctx context.Context, s *Endpoint, verb string, body []byte,
 	case http.StatusOK:
 		return ReadAnswer(answer, s.Server, digest, c.cfg.Now(), into)
 	case http.StatusForbidden:
-		return claviger.Errorf(op, claviger.Denied, "", "Key Trustee Server %s: %s", s.URL, text)
+		return claviger.Errorf(op, claviger.Denied, "", "Key Trustee Server %s %w: %s", s.URL, errRefused, text)
 	case http.StatusBadRequest, http.StatusRequestEntityTooLarge, http.StatusNotFound, http.StatusMethodNotAllowed:
-		return claviger.Errorf(op, claviger.Invalid, "", "Key Trustee Server %s answers %d: %s", s.URL, status, text)
+		return claviger.Errorf(op, claviger.Invalid, "", "Key Trustee Server %s %w (status %d): %s", s.URL, errRefused, status, text)
 	}
 	return claviger.Errorf(op, claviger.Unavailable, "", "Key Trustee Server %s answers %d: %s", s.URL, status, text)
 }
+
+// errRefused is in the error of a request that a server has refused before it knew whose
+// the request is: nothing was changed by it.
+var errRefused = errors.New("refuses the request")
 
 func (c *Client) send(req *http.Request) (status int, body []byte, err error) {
 	resp, err := c.http.Do(req)

@@ -361,3 +361,92 @@ func TestTLS(t *testing.T) {
 		t.Errorf("http: %v", err)
 	}
 }
+
+// TestOneServersFault: what is wrong at one of two trustees keeps nobody from reading at
+// the other, nor from a change that the other takes. Where none answers, all are named.
+func TestOneServersFault(t *testing.T) {
+	client, server := pair()
+	good := sealedOf(t, client, "key/a")
+	uuid := uuidOf(t, good)
+	damaged := good
+	damaged.Content = append([]byte("x"), good.Content...)
+	var bad *played
+	status := func(code int, text string) func(http.ResponseWriter, string) {
+		return func(w http.ResponseWriter, _ string) { http.Error(w, text, code) }
+	}
+	signed := func(kind claviger.Kind) func(http.ResponseWriter, string) {
+		return func(w http.ResponseWriter, digest string) { bad.says(t, w, digest, nil, claviger.E("x", kind, "", nil)) }
+	}
+	for name, tt := range map[string]struct {
+		answer func(w http.ResponseWriter, digest string)
+		read   claviger.Kind // where both have the fault
+		write  claviger.Kind // where the other is passive
+		takes  bool          // where the other is active, it takes the change
+	}{
+		"not registered":    {status(http.StatusForbidden, "the client is not registered here"), claviger.Denied, claviger.Denied, true},
+		"its clock is off":  {status(http.StatusBadRequest, "set the clocks of both by NTP"), claviger.Invalid, claviger.Invalid, true},
+		"no answer of its":  {status(http.StatusOK, "<html>"), claviger.Invalid, claviger.Unavailable, true},
+		"it has failed":     {signed(claviger.Internal), claviger.Internal, claviger.Internal, false},
+		"it denies":         {signed(claviger.Denied), claviger.Denied, claviger.Denied, false},
+		"away":              {status(http.StatusServiceUnavailable, "its store is away"), claviger.Unavailable, claviger.Unavailable, true},
+		"a damaged deposit": {nil, claviger.Invalid, 0, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bad = play(t, server, client, func(w http.ResponseWriter, _, digest string) {
+				if tt.answer == nil {
+					bad.says(t, w, digest, damaged, nil)
+					return
+				}
+				tt.answer(w, digest)
+			})
+			passive := false
+			var fine *played
+			fine = play(t, server, client, func(w http.ResponseWriter, verb, digest string) {
+				switch {
+				case verb == VerbList:
+					fine.says(t, w, digest, []Sealed{good}, nil)
+				case verb == VerbClients:
+					fine.says(t, w, digest, ClientsResult{Org: "ORG"}, nil)
+				case verb == VerbFind, verb == VerbGet:
+					fine.says(t, w, digest, good, nil)
+				case passive:
+					fine.says(t, w, digest, nil, claviger.E("x", claviger.Unavailable, "", ErrPassive))
+				default:
+					fine.says(t, w, digest, nil, nil)
+				}
+			})
+			for _, robin := range []bool{false, true} {
+				c := clientOf(t, client, func(cfg *ClientConfig) { cfg.RoundRobin = robin }, bad, fine)
+				for range 3 {
+					if d, err := c.Get(t.Context(), uuid); err != nil || d.Label != "key/a" || string(d.Content) != string(good.Content) {
+						t.Errorf("get: %+v, %v", d, err)
+					}
+					if d, err := c.Find(t.Context(), "key/a"); err != nil || d.UUID != uuid {
+						t.Errorf("find: %+v, %v", d, err)
+					}
+				}
+			}
+			if tt.answer == nil {
+				return
+			}
+			c := clientOf(t, client, nil, bad, fine)
+			if list, err := c.List(t.Context(), "key/", false, "", 10); err != nil || len(list) != 1 {
+				t.Errorf("list: %v, %v", list, err)
+			}
+			if r, err := clientOf(t, client, nil, bad, fine).Clients(t.Context()); err != nil || r.Org != "ORG" {
+				t.Errorf("clients: %+v, %v", r, err)
+			}
+			if _, err := clientOf(t, client, nil, bad, bad).Get(t.Context(), uuid); err == nil || claviger.KindOf(err) != tt.read || strings.Count(err.Error(), bad.URL) != 2 {
+				t.Errorf("get of two with the fault: %v", err)
+			}
+			if err := c.Delete(t.Context(), "u"); (err == nil) != tt.takes {
+				t.Errorf("a change that the other takes: %v", err)
+			}
+			passive = true
+			err := clientOf(t, client, nil, bad, fine).Delete(t.Context(), "u")
+			if err == nil || claviger.KindOf(err) != tt.write || !strings.Contains(err.Error(), bad.URL) {
+				t.Errorf("a change that the other does not take: %v", err)
+			}
+		})
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"strings"
 	"time"
 
@@ -272,13 +273,22 @@ func (id *Identity) NewAnswer(digest string, result any, err error, now time.Tim
 // remoteKinds are the kinds that a server's answer may have; others are Internal.
 var remoteKinds = []claviger.Kind{claviger.Invalid, claviger.KeyNotFound, claviger.KeyExists, claviger.Denied, claviger.Unavailable}
 
+// errUnbelieved is in the error of an answer that cannot be believed: what became of the
+// request is not known.
+var errUnbelieved = errors.New("the answer cannot be believed")
+
+type unbelieved struct{ error }
+
+func (u *unbelieved) Unwrap() error        { return u.error }
+func (u *unbelieved) Is(target error) bool { return target == errUnbelieved } //nolint:errorlint // this is its Is
+
 // ReadAnswer checks an answer of the server to the request of that digest, and
 // reads its result into into, which may be nil. The error is what the server
 // says, or of kind Invalid where the answer cannot be believed.
 func ReadAnswer(body []byte, server *Party, digest string, now time.Time, into any) error {
 	const op = "trustee.ReadAnswer"
 	refuse := func(format string, args ...any) error {
-		return claviger.Errorf(op, claviger.Invalid, "", format, args...)
+		return claviger.E(op, claviger.Invalid, "", &unbelieved{fmt.Errorf(format, args...)})
 	}
 	var e envelope
 	if err := strictly(body, &e); err != nil {
