@@ -375,7 +375,9 @@ func TestOneServersFault(t *testing.T) {
 		return func(w http.ResponseWriter, _ string) { http.Error(w, text, code) }
 	}
 	signed := func(kind claviger.Kind) func(http.ResponseWriter, string) {
-		return func(w http.ResponseWriter, digest string) { bad.says(t, w, digest, nil, claviger.E("x", kind, "", nil)) }
+		return func(w http.ResponseWriter, digest string) {
+			bad.says(t, w, digest, nil, claviger.E("x", kind, "", nil))
+		}
 	}
 	for name, tt := range map[string]struct {
 		answer func(w http.ResponseWriter, digest string)

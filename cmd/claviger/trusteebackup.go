@@ -120,6 +120,10 @@ func printBackup(w io.Writer, what string, m backup.Manifest) {
 	}
 }
 
+// restoredNote says what a restoration leaves open.
+const restoredNote = "What clients deposited after %s is not in it. A KT KMS whose key was made or rolled since says so, changes no key, and answers 503 for EDEKs of the versions that are lost; " +
+	"restart NameNodes, whose queues hold such EDEKs. The other trustee, a newer backup or a store beside the old one may have them: claviger trustee recover FILE"
+
 func newTrusteeRestore() *cobra.Command {
 	var dir, identity, uri string
 	cmd := &cobra.Command{
@@ -170,6 +174,9 @@ restore take them from one store to the other. A trustee that was one of two sta
 				return errors.Join(err, undo(context.WithoutCancel(cmd.Context())))
 			}
 			printBackup(cmd.OutOrStdout(), "restored "+dir, m)
+			if m.Store != nil {
+				fmt.Fprintf(cmd.OutOrStdout(), restoredNote+"\n", m.Made.Format(time.RFC3339))
+			}
 			return nil
 		},
 	}

@@ -25,6 +25,8 @@ func newTrusteeRecover() *cobra.Command {
 moved or removed (` + trusteeStore + `.rescued-*), or another copy of a trustee's store. It is for the host of the active trustee, whose server may run; FILE
 may come from the other host. Nothing that the store holds is changed: a deposit whose label has another one by now stays in FILE, and is named.
 
+What it adds, a KT KMS uses at once, and it changes keys again within a minute. EDEKs of key versions that no FILE has open nowhere: docs/trustee.md.
+
 Without FILE it lists the files beside the store, and what the store lacks of each. Exit status 3: something was left.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {

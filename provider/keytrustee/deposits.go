@@ -169,7 +169,7 @@ func (p *Provider) fetch(ctx context.Context, op string, k *keyDoc, ref versionR
 	}
 	d, err := p.cfg.Box.Get(ctx, ref.UUID)
 	if claviger.Is(err, claviger.KeyNotFound) {
-		return v, claviger.Errorf(op, claviger.VersionNotFound, ref.Name,
+		return v, claviger.Errorf(op, claviger.Unavailable, ref.Name,
 			"the Key Trustee Server has no deposit %s, which key %q names: was it restored from an older backup?", ref.UUID,
 			k.Name)
 	}
@@ -189,6 +189,7 @@ func (p *Provider) fetch(ctx context.Context, op string, k *keyDoc, ref versionR
 	if err := p.kept.keep(ref.Name, v.Material); err != nil {
 		return v, claviger.E(op, claviger.Internal, ref.Name, err)
 	}
+	p.seen.add(ref.Name, k.Created)
 	return v, nil
 }
 

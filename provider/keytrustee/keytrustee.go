@@ -62,6 +62,7 @@ type Config struct {
 type Provider struct {
 	cfg    Config
 	kept   *materials
+	seen   seen
 	closed atomic.Bool
 }
 

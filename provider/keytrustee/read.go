@@ -114,21 +114,20 @@ func (p *Provider) Version(ctx context.Context, version string) (provider.KeyVer
 }
 
 func (p *Provider) version(ctx context.Context, op, version string) (provider.KeyVersion, error) {
-	none := claviger.E(op, claviger.VersionNotFound, version, nil)
 	name, ok := claviger.KeyOfVersion(version)
 	if !ok {
-		return provider.KeyVersion{}, none
+		return provider.KeyVersion{}, claviger.E(op, claviger.VersionNotFound, version, nil)
 	}
 	k, err := p.key(ctx, op, name)
 	if err != nil {
 		return provider.KeyVersion{}, err
 	}
 	if k == nil {
-		return provider.KeyVersion{}, none
+		return provider.KeyVersion{}, p.absent(ctx, op, name, version, nil)
 	}
 	ref, ok := k.find(version)
 	if !ok {
-		return provider.KeyVersion{}, none
+		return provider.KeyVersion{}, p.absent(ctx, op, name, version, k)
 	}
 	return p.fetch(ctx, op, k, ref)
 }

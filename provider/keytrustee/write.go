@@ -106,11 +106,13 @@ func (p *Provider) Create(ctx context.Context, spec provider.Spec) (provider.Key
 		return none, failed(op, spec.Name, err)
 	}
 	p.changed(k, keyPrefix+spec.Name, uuid)
-	p.keep(&v)
+	p.keep(&v, k.Created)
 	return v, nil
 }
 
-func (p *Provider) keep(v *provider.KeyVersion) {
+// keep remembers a version of a key that was made at that time.
+func (p *Provider) keep(v *provider.KeyVersion, made int64) {
+	p.seen.add(v.Name, made)
 	if err := p.kept.keep(v.Name, v.Material); err != nil {
 		p.cfg.Log.Error("a version that was just made cannot be kept in memory", "version", v.Name, "err", err)
 	}
@@ -152,6 +154,7 @@ func (p *Provider) RollIf(ctx context.Context, name string, material secret.Byte
 		return none, err
 	}
 	bits := k.Length
+	var made int64
 	err = p.replace(ctx, op, name, k, func(k *keyDoc) (string, error) {
 		if k.Length != bits { // deleted, and made anew
 			return "", claviger.Errorf(op, claviger.KeyNotFound, name, "the key was deleted meanwhile")
@@ -161,6 +164,7 @@ func (p *Provider) RollIf(ctx context.Context, name string, material secret.Byte
 			return "", err
 		}
 		k.Versions = append(k.Versions, ref)
+		made = k.Created
 		return keyPrefix + name, nil
 	})
 	if err != nil {
@@ -170,7 +174,7 @@ func (p *Provider) RollIf(ctx context.Context, name string, material secret.Byte
 		v.Material.Wipe()
 		return none, err
 	}
-	p.keep(&v)
+	p.keep(&v, made)
 	return v, nil
 }
 
@@ -406,6 +410,7 @@ func (p *Provider) purge(ctx context.Context, op string, k *keyDoc) error {
 		}
 	}
 	p.kept.forget(k.Versions)
+	p.seen.forget(k.Versions)
 	if err := p.end(ctx, []string{k.uuid}); err != nil {
 		return failed(op, k.Name, err)
 	}

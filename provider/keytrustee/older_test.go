@@ -1,0 +1,249 @@
+package keytrustee_test
+
+import (
+	"encoding/json"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"claviger"
+	"claviger/provider"
+	"claviger/provider/keytrustee"
+	"claviger/trustee/server"
+)
+
+// records are what a backup of the server holds.
+func (s *site) records() (list []server.Record) {
+	s.t.Helper()
+	if err := s.store.Export(s.t.Context(), func(r server.Record) error {
+		list = append(list,
+			r)
+		return nil
+	}); err != nil {
+		s.t.Fatal(err)
+	}
+	return list
+}
+
+func (s *site) restore(list []server.Record) {
+	s.t.Helper()
+	err := s.store.Import(s.t.Context(), func() (server.Record, error) {
+		if len(list) == 0 {
+			return server.Record{}, io.EOF
+		}
+		r := list[0]
+		list = list[1:]
+		return r, nil
+	})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// TestOlderBackup: a Key Trustee Server that has lost what it acknowledged is
+// noticed, and what other hosts do is no reason for it.
+func TestOlderBackup(t *testing.T) {
+	s, ctx := newSite(t), t.Context()
+	one, two := filepath.Join(t.TempDir(), ".keytrustee"), filepath.Join(t.TempDir(), ".keytrustee")
+	p := s.must(one)
+	if err := os.Mkdir(two, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	copyFolder(t, one, two)
+	q := s.must(two)
+	for _, name := range []string{"k", "other"} {
+		if _, err := p.Create(ctx, provider.Spec{Name: name, Cipher: claviger.DefaultCipher, BitLength: 128}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	backup := s.records()
+	roll := func(by provider.Provider) {
+		t.Helper()
+		if _, err := by.Roll(ctx, "k", nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	again := func() (log string, err error) {
+		t.Helper()
+		if err := p.Close(); err != nil {
+			t.Fatal(err)
+		}
+		s.log.Reset()
+		if p, err = s.open(one); err != nil {
+			return "", err
+		}
+		return s.log.String(), nil
+	}
+	quiet := func(what string) {
+		t.Helper()
+		if log, err := again(); err != nil || strings.Contains(log, "restored") {
+			t.Errorf("%s: %v; log %s", what, err, log)
+		}
+	}
+	quiet("created")
+	roll(p)
+	quiet("rolled")
+	roll(q)
+	quiet("rolled by another host")
+	if err := q.Delete(ctx, "k"); err != nil {
+		t.Fatal(err)
+	}
+	quiet("deleted by another host")
+	deleted := func() string {
+		list, err := q.(provider.SoftDeleter).Deleted(ctx, "k")
+		if err != nil || len(list) != 1 {
+			t.Fatalf("%+v, %v", list, err)
+		}
+		return list[0].List[0]
+	}
+	if err := q.(provider.SoftDeleter).Undelete(ctx, "k", deleted()); err != nil {
+		t.Fatal(err)
+	}
+	quiet("undeleted by another host")
+	roll(p)
+
+	// It is noticed while the KMS runs, by the next change of any key and by the check;
+	// what is in memory of lost versions is not used, and no later change hides it.
+	if _, err := p.Create(ctx, provider.Spec{Name: "third", Cipher: claviger.DefaultCipher, BitLength: 128}); err != nil {
+		t.Fatal(err)
+	}
+	full := s.records()
+	current, err := p.Current(ctx, "k")
+	if err != nil {
+		t.Fatal(err)
+	}
+	encrypt := func() error {
+		return p.(provider.BlockEncrypter).EncryptBlocks(ctx, current.Name, make([]byte, 16))
+	}
+	if err := encrypt(); err != nil {
+		t.Fatal(err)
+	}
+	s.restore(backup)
+	for what, change := range map[string]func() error{
+		"a roll":     func() error { _, err := p.Roll(ctx, "k", nil); return err },
+		"a deletion": func() error { return p.Delete(ctx, "k") },
+		"the check":  func() error { return p.(provider.Health).Check(ctx) },
+	} {
+		if err := change(); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "has acknowledged version "+current.Name) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	// Its EDEKs are queued, and in files: the answer is not a final "not found".
+	if err := encrypt(); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "restored from an older backup") {
+		t.Errorf("a lost version: %v", err)
+	}
+	if original, err := keytrustee.IsOriginal(one); err != nil || !original {
+		t.Errorf("the folder with which keys were made is taken for a copy: %v", err)
+	}
+	copied := filepath.Join(t.TempDir(), ".keytrustee")
+	if err := os.CopyFS(copied, os.DirFS(one)); err != nil {
+		t.Fatal(err)
+	}
+	if original, err := keytrustee.IsOriginal(copied); err != nil || original {
+		t.Errorf("a copy is taken for the original: %v", err)
+	}
+	file := filepath.Join(one, "newest.json")
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var n map[string]any
+	if err := json.Unmarshal(text, &n); err != nil {
+		t.Fatal(err)
+	}
+	n["at"] = time.Now().Add(time.Hour).UTC()
+	if text, err = json.Marshal(n); err == nil {
+		err = os.WriteFile(file, text, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := again(); err == nil || !strings.Contains(err.Error(), "it was restored from an older backup") ||
+		!strings.Contains(err.Error(), "remove "+file) {
+		t.Errorf("%v", err)
+	}
+	s.restore(full) // the newer backup
+	p = s.must(one)
+	quiet("after the newer backup")
+	if err := q.Delete(ctx, "k"); err != nil {
+		t.Fatal(err)
+	}
+	if err := q.(provider.SoftDeleter).Purge(ctx, "k", deleted()); err != nil {
+		t.Fatal(err)
+	}
+	if log, err := again(); err != nil || !strings.Contains(log, "another host has purged it, or") {
+		t.Errorf("%v; log %s", err, log)
+	}
+	for _, c := range []provider.Provider{p, q} {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestLostVersionIsNotFinal: a version that this KMS has had, or that was acknowledged to
+// it, and that the Key Trustee Server has lost is unavailable, before the loss was found
+// out, and at a KMS that made no change. One that was deleted, and one that never was, are
+// not found.
+func TestLostVersionIsNotFinal(t *testing.T) {
+	s, ctx := newSite(t), t.Context()
+	one, two := filepath.Join(t.TempDir(), ".keytrustee"), filepath.Join(t.TempDir(), ".keytrustee")
+	p := s.must(one)
+	if err := os.Mkdir(two, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	copyFolder(t, one, two)
+	q := s.must(two)
+	s.env.Source = true
+	far := s.must(two) // as an HSM KMS uses it
+	s.env.Source = false
+	spec := provider.Spec{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128}
+	version := func(v provider.KeyVersion, err error) string {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v.Name
+	}
+	first := version(p.Create(ctx, spec))
+	backup := s.records()
+	lost := version(p.Roll(ctx, "k", nil))
+	spec.Name = "whole"
+	whole := version(p.Create(ctx, spec))
+	spec.Name = "deleted"
+	deleted := version(p.Create(ctx, spec))
+	for _, r := range []provider.Provider{q, far} {
+		for _, v := range []string{first, lost, whole, deleted} {
+			version(r.Version(ctx, v))
+		}
+	}
+	if err := p.Delete(ctx, "deleted"); err != nil {
+		t.Fatal(err)
+	}
+	want := func(when, v string, kind claviger.Kind) {
+		t.Helper()
+		for host, r := range map[string]provider.Provider{"one": p, "two": q, "a source": far} {
+			_, err := r.Version(ctx, v)
+			if err == nil && kind != claviger.Internal || err != nil && claviger.KindOf(err) != kind {
+				t.Errorf("%s: version %s at %s: %v, want %v", when, v, host, err, kind)
+			}
+		}
+	}
+	want("deleted", deleted, claviger.VersionNotFound)
+	want("never there", "k@never", claviger.VersionNotFound)
+	s.restore(backup)
+	want("restored", lost, claviger.Unavailable)
+	want("restored", whole, claviger.Unavailable)
+	want("restored", "k@never", claviger.VersionNotFound)
+	if v, err := q.Version(ctx, first); err != nil || v.Name != first {
+		t.Errorf("what is there: %v", err)
+	}
+	for _, c := range []provider.Provider{p, q, far} {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
