@@ -17,6 +17,7 @@ import (
 	"claviger/hadoopconf"
 	"claviger/internal/pgtest"
 	"claviger/internal/softhsm/softhsmtest"
+	"claviger/internal/zktest"
 	"claviger/pkcs11"
 )
 
@@ -38,6 +39,61 @@ func (l *lockedBuffer) String() string {
 	return l.b.String()
 }
 
+// starting is a node of a configuration folder, at a port of its own.
+type starting struct {
+	t    *testing.T
+	dir  string
+	port int
+	kms  string
+}
+
+func newStarting(t *testing.T, dir string) *starting {
+	t.Helper()
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := l.Addr().(*net.TCPAddr).Port
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return &starting{t: t, dir: dir, port: port, kms: fmt.Sprintf("http://127.0.0.1:%d/kms", port)}
+}
+
+// begin starts the node and returns its log, and what ends it.
+func (s *starting) begin() (log *lockedBuffer, end func() error) {
+	ctx, stop := context.WithCancel(context.Background())
+	log = &lockedBuffer{}
+	ended := make(chan error, 1)
+	go func() {
+		ended <- serveKMS(ctx, kmsFlags{conf: s.dir, port: s.port, ready: filepath.Join(s.dir, "ready")}, slog.New(slog.NewTextHandler(log, nil)), new(slog.LevelVar))
+	}()
+	return log, func() error { stop(); return <-ended }
+}
+
+func (s *starting) until(what string, f func() bool) {
+	s.t.Helper()
+	for deadline := time.Now().Add(60 * time.Second); !f(); time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			s.t.Fatalf("within a minute never: %s", what)
+		}
+	}
+}
+
+func (s *starting) listens() bool {
+	resp, err := http.Get(strings.TrimSuffix(s.kms, "/kms") + "/healthz") //nolint:noctx // of a server of this test
+	if err != nil {
+		return false
+	}
+	_ = resp.Body.Close()
+	return resp.StatusCode == http.StatusOK
+}
+
+func (s *starting) ready() bool {
+	status, _ := fetch(s.t, s.kms, "/readyz", "")
+	return status == http.StatusOK
+}
+
 // TestStartWaits: a node that starts while PostgreSQL is away waits, says so, sends
 // clients to other nodes, and serves when PostgreSQL is there. One that was stopped
 // meanwhile ends.
@@ -53,48 +109,16 @@ func TestStartWaits(t *testing.T) {
 	}
 	writeFile(t, filepath.Join(dir, "kms-acls.xml"), siteXML("default.key.acl.MANAGEMENT", "*"))
 	writeSite(t, dir, map[string]string{hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + file, hadoopconf.MetastoreURI: uri, "hadoop.kms.http.host": "127.0.0.1", "claviger.audit.file": filepath.Join(dir, "audit.log")})
-	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	port := l.Addr().(*net.TCPAddr).Port
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
-	kms := fmt.Sprintf("http://127.0.0.1:%d/kms", port)
-	begin := func() (log *lockedBuffer, end func() error) {
-		ctx, stop := context.WithCancel(context.Background())
-		log = &lockedBuffer{}
-		ended := make(chan error, 1)
-		go func() {
-			ended <- serveKMS(ctx, kmsFlags{conf: dir, port: port, ready: filepath.Join(dir, "ready")}, slog.New(slog.NewTextHandler(log, nil)), new(slog.LevelVar))
-		}()
-		return log, func() error { stop(); return <-ended }
-	}
-	until := func(what string, f func() bool) {
-		t.Helper()
-		for deadline := time.Now().Add(60 * time.Second); !f(); time.Sleep(50 * time.Millisecond) {
-			if time.Now().After(deadline) {
-				t.Fatalf("within a minute never: %s", what)
-			}
-		}
-	}
-	listens := func() bool {
-		resp, err := http.Get(strings.TrimSuffix(kms, "/kms") + "/healthz") //nolint:noctx // of a server of this test
-		if err != nil {
-			return false
-		}
-		_ = resp.Body.Close()
-		return resp.StatusCode == http.StatusOK
-	}
-	_, end := begin()
-	until("it listens", listens)
+	node := newStarting(t, dir)
+	kms := node.kms
+	_, end := node.begin()
+	node.until("it listens", node.listens)
 	if err := end(); err != nil {
 		t.Errorf("stopped while it waited: %v", err)
 	}
 
-	log, end := begin()
-	until("it listens", listens)
+	log, end := node.begin()
+	node.until("it listens", node.listens)
 	status, body := fetch(t, kms, "/readyz", "")
 	if status != http.StatusServiceUnavailable || !strings.Contains(body, "waits to start") || !strings.Contains(body, server.Addr) || !strings.Contains(body, hadoopconf.MetastoreURI) {
 		t.Errorf("%d %s", status, body)
@@ -106,7 +130,7 @@ func TestStartWaits(t *testing.T) {
 		t.Error("the ready file is there")
 	}
 	server.Start(t)
-	until("it serves", func() bool { status, _ := fetch(t, kms, "/readyz", ""); return status == http.StatusOK })
+	node.until("it serves", node.ready)
 	if status, names := fetch(t, kms, "/kms/v1/keys/names", "a"); status != http.StatusOK || strings.TrimSpace(names) != "[]" {
 		t.Errorf("a client: %d %s", status, names)
 	}
@@ -119,7 +143,38 @@ func TestStartWaits(t *testing.T) {
 
 	// What a person must mend is not waited for.
 	writeSite(t, dir, map[string]string{hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + file, hadoopconf.MetastoreURI: server.URI("nobody_here", "test1"), "hadoop.kms.http.host": "127.0.0.1"})
-	if err := serveKMS(t.Context(), kmsFlags{conf: dir, port: port}, slog.New(slog.DiscardHandler), new(slog.LevelVar)); err == nil || !strings.Contains(err.Error(), "nobody_here") {
+	if err := serveKMS(t.Context(), kmsFlags{conf: dir, port: node.port}, slog.New(slog.DiscardHandler), new(slog.LevelVar)); err == nil || !strings.Contains(err.Error(), "nobody_here") {
 		t.Errorf("a role that does not exist: %v", err)
+	}
+}
+
+// TestStartWaitsForZooKeeper: the same where ZooKeeper is away, which has the secrets of
+// cookies and the delegation tokens.
+func TestStartWaitsForZooKeeper(t *testing.T) {
+	server := zktest.Start(t, zktest.Options{})
+	server.Stop()
+	dir := t.TempDir()
+	writeFile(t, filepath.Join(dir, "kms-acls.xml"), siteXML("default.key.acl.MANAGEMENT", "*"))
+	writeSite(t, dir, with(signerSite, signerEnsemble, server.Addr, signerPrefix+"auth.type", "none", tokensEnable, "true", tokensEnsemble, server.Addr, tokensPrefix+"zkAuthType", "none",
+		hadoopconf.ProviderURI, "jceks://file@"+filepath.Join(dir, "kms.keystore"), "hadoop.kms.http.host", "127.0.0.1", "claviger.audit.file", filepath.Join(dir, "audit.log")))
+	node := newStarting(t, dir)
+	log, end := node.begin()
+	node.until("it waits for ZooKeeper", func() bool {
+		if !node.listens() {
+			return false
+		}
+		status, body := fetch(t, node.kms, "/readyz", "")
+		return status == http.StatusServiceUnavailable && strings.Contains(body, "waits to start") && strings.Contains(body, server.Addr)
+	})
+	if status, body := fetch(t, node.kms, "/kms/v1/keys/names", "a"); status != http.StatusServiceUnavailable || !strings.Contains(body, "StandbyException") {
+		t.Errorf("a client: %d %s", status, body)
+	}
+	server.Start()
+	node.until("it serves", node.ready)
+	if said := log.String(); strings.Count(said, "is away; it is tried again") != 1 {
+		t.Errorf("the log says\n%s", said)
+	}
+	if err := end(); err != nil {
+		t.Error(err)
 	}
 }
