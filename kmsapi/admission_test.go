@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"claviger"
 	"claviger/kmsapi"
 	"claviger/provider"
 	"claviger/provider/memory"
@@ -149,4 +150,48 @@ func TestAdmission(t *testing.T) {
 	if len(away) != 2 || away["generate"] != 6 || away["re-encryption"] != 3 {
 		t.Errorf("Waited was told of %v", away)
 	}
+}
+
+// slowNames is a provider at which a question for many names hangs until it is let go.
+type slowNames struct {
+	*memory.Provider
+	hanging chan struct{}
+	release chan struct{}
+}
+
+func (s *slowNames) Metadata(ctx context.Context, names ...string) ([]*claviger.Metadata, error) {
+	if len(names) > 16 {
+		select {
+		case s.hanging <- struct{}{}:
+			<-s.release
+		case <-s.release:
+		}
+	}
+	return s.Provider.Metadata(ctx, names...)
+}
+
+// TestManyNamesTakeManyPlaces: a request for the metadata of many keys, of which each is a
+// question to a Key Trustee Server, takes as many places as it is worth, so that one user
+// with a few of them does not take all.
+func TestManyNamesTakeManyPlaces(t *testing.T) {
+	s := &slowNames{Provider: memory.New(memory.Config{SequentialIDs: true}), hanging: make(chan struct{}), release: make(chan struct{})}
+	addr := withKey(t, stack{Primary: s, Admission: kmsapi.Admission{Decrypts: 4, Generates: 4, Batches: 4, Management: 4, Reads: 4, Wait: 20 * time.Millisecond}})
+	many := "/kms/v1/keys/metadata?"
+	for i := range 32 { // two places
+		many += fmt.Sprintf("key=k%d&", i)
+	}
+	var first sync.WaitGroup
+	first.Go(func() {
+		if a := ask(t, addr, "GET", many+"user.name=alice", ""); a.status != 200 {
+			t.Errorf("32 names: %d %s", a.status, a.body)
+		}
+	})
+	<-s.hanging
+	for user, want := range map[string]int{"alice": 503, "bob": 200} {
+		if a := ask(t, addr, "GET", "/kms/v1/key/k/_metadata?user.name="+user, ""); a.status != want {
+			t.Errorf("%s, while alice has half of the places: %d %s", user, a.status, a.body)
+		}
+	}
+	close(s.release)
+	first.Wait()
 }
