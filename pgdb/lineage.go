@@ -284,13 +284,32 @@ func (d *DB) watchHosts(ctx context.Context) {
 	}
 }
 
-// Standbys tells how a commit is kept from being lost with its server: whether commits
-// wait for a standby, and how many standbys follow.
-func (d *DB) Standbys(ctx context.Context, op string) (names string, following int, err error) {
+// Standbys are what keeps a commit from being lost with its server.
+type Standbys struct {
+	Names     string // synchronous_standby_names: a commit waits for one of these; "": for none
+	Following int    // how many standbys follow the server
+	// Waiting tells that a commit waits now and cannot end: it is to wait, and no standby
+	// follows that it may wait for.
+	Waiting bool
+}
+
+func (s Standbys) String() string {
+	return fmt.Sprintf("a commit waits for a standby (synchronous_standby_names is %q), and of %d standbys that follow none is one of these", s.Names, s.Following)
+}
+
+// Standbys asks the server. To a role without pg_read_all_stats it does not say which of
+// the standbys that follow are synchronous: then each may be.
+func (d *DB) Standbys(ctx context.Context, op string) (s Standbys, err error) {
 	err = d.Read(ctx, op, "", func(ctx context.Context) error {
-		return d.pool.QueryRow(ctx, `SELECT current_setting('synchronous_standby_names'), (SELECT count(*) FROM pg_stat_replication)`).Scan(&names, &following)
+		var may int
+		var local bool
+		err := d.pool.QueryRow(ctx, `SELECT current_setting('synchronous_standby_names'), current_setting('synchronous_commit') IN ('local', 'off'),
+			(SELECT count(*) FROM pg_stat_replication), (SELECT count(*) FROM pg_stat_replication WHERE coalesce(sync_state, '') <> 'async')`).Scan(&s.Names, &local, &s.Following, &may)
+		s.Names = strings.TrimSpace(s.Names)
+		s.Waiting = s.Names != "" && !local && may == 0
+		return err
 	})
-	return strings.TrimSpace(names), following, err
+	return s, err
 }
 
 // Hosts is how many hosts the URI names.

@@ -292,6 +292,28 @@ func (d *DB) Update(ctx context.Context, op, key string, level pgx.TxIsoLevel, f
 	return d.Fail(op, key, d.Retry(ctx, func(ctx context.Context) error { return d.transact(ctx, pgx.TxOptions{IsoLevel: level}, f) }))
 }
 
+// Try runs f in one transaction whose commit is a mere probe: what became of one that is
+// not answered before ctx ends is not asked.
+func (d *DB) Try(ctx context.Context, op string, f func(context.Context, pgx.Tx) error) error {
+	if err := d.Usable(op); err != nil {
+		return err
+	}
+	if err := d.oneSystem(op, ""); err != nil {
+		return err
+	}
+	return d.Fail(op, "", d.Retry(ctx, func(ctx context.Context) error {
+		tx, err := d.pool.Begin(ctx)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }() // after Commit it does nothing
+		if err := f(ctx, tx); err != nil {
+			return err
+		}
+		return tx.Commit(ctx)
+	}))
+}
+
 // Once runs f in one transaction that may take long, and is not done again.
 func (d *DB) Once(ctx context.Context, op string, o pgx.TxOptions, f func(context.Context, pgx.Tx) error) error {
 	if err := d.Usable(op); err != nil {

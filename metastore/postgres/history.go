@@ -82,6 +82,9 @@ func (s *Store) update(ctx context.Context, op, key string, level pgx.TxIsoLevel
 	// An older dump may have been restored under the connections since the last look. Not
 	// in the transaction: serializable ones would be in each other's way at this table.
 	err := s.db.Read(ctx, op, key, func(ctx context.Context) error { return s.compare(ctx, s.db.Pool()) })
+	if err == nil {
+		err = s.accompanied(ctx, op, key)
+	}
 	if err != nil {
 		s.noteWrite(began, err)
 		return err

@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync/atomic"
 	"time"
 
@@ -22,11 +23,13 @@ const probeSmall, probeLarge = 32, 64 << 10
 type writes struct {
 	last atomic.Pointer[metastore.Seen]
 	full atomic.Bool // the last change found the disk full
+	// alone is when a change last found that no standby follows; nil where one does.
+	alone atomic.Pointer[time.Time]
 }
 
 // noteWrite remembers how a change ended, unless that tells of the key alone.
 func (s *Store) noteWrite(began time.Time, err error) {
-	if err != nil && pgdb.Code(err) == "" && !pgdb.Unreachable(err) && !errors.Is(err, context.DeadlineExceeded) && s.history.lost.Load() == nil {
+	if err != nil && s.writes.alone.Load() == nil && pgdb.Code(err) == "" && !pgdb.Unreachable(err) && !errors.Is(err, context.DeadlineExceeded) && s.history.lost.Load() == nil {
 		return
 	}
 	s.writes.full.Store(pgdb.DiskFull(err))
@@ -55,17 +58,27 @@ func (s *Store) CheckWrites(ctx context.Context) error {
 	if err := s.whole(op, ""); err != nil {
 		return err
 	}
+	standbys, err := s.db.Standbys(ctx, op)
+	if err == nil && standbys.Waiting {
+		err = s.alone(op, "", standbys)
+	}
+	if err != nil {
+		return err
+	}
 	size := probeSmall
 	if s.writes.full.Load() {
 		size = probeLarge
 	}
-	err := s.db.Update(ctx, op, "", pgx.ReadCommitted, func(ctx context.Context, tx pgx.Tx) error {
+	err = s.db.Try(ctx, op, func(ctx context.Context, tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, `INSERT INTO setting (name, value) SELECT $1, string_agg(md5(random()::text), '') FROM generate_series(1, $2)
 			ON CONFLICT (`+digestName+`) DO UPDATE SET value = excluded.value`, metastore.SettingProbe, size/32)
 		return err
 	})
 	if err == nil {
 		s.writes.full.Store(false)
+	}
+	if err != nil && errors.Is(err, context.DeadlineExceeded) && standbys.Names != "" {
+		err = fmt.Errorf("%w; commits wait for a standby (synchronous_standby_names is %q), and %d standbys follow: see that those which are named do (pg_stat_replication)", err, standbys.Names, standbys.Following)
 	}
 	return err
 }

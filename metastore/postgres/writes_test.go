@@ -86,7 +86,15 @@ func TestCheckWrites(t *testing.T) {
 		defer cancel()
 		return s.CheckWrites(ctx) != nil
 	})
-	reads("without a synchronous standby")
+	missing := `a commit waits for a standby (synchronous_standby_names is "nobody"), and of 0 standbys that follow none is one of these`
+	began := time.Now()
+	refused("without a synchronous standby", missing, true)
+	if took := time.Since(began); took > 4*time.Second {
+		t.Errorf("a change that cannot be acknowledged is refused after %v", took)
+	}
+	if err := s.Replication(ctx); err == nil || !strings.Contains(err.Error(), missing) {
+		t.Errorf("readiness without a synchronous standby: %v", err)
+	}
 	server.Exec(t, "postgres", `SET synchronous_commit = local`, `ALTER SYSTEM RESET synchronous_standby_names`, `SELECT pg_reload_conf()`)
 	works("without a standby to wait for")
 
