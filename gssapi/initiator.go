@@ -109,7 +109,7 @@ func NewInitiator(conf InitiatorConfig) (*Initiator, error) {
 	if conf.Keytab != "" {
 		f, err := os.Open(conf.Keytab) // the library's words for this do not tell why
 		if err != nil {
-			return nil, &Error{Kind: NoCredentials, Detail: "keytab: " + err.Error()}
+			return nil, asLogin(&Error{Kind: NoCredentials, Detail: "keytab: " + err.Error()}, &conf)
 		}
 		_ = f.Close()
 		if conf.Principal == "" {
@@ -119,7 +119,7 @@ func NewInitiator(conf InitiatorConfig) (*Initiator, error) {
 	i := &Initiator{conf: conf}
 	if err := i.open(); err != nil {
 		_ = i.Close()
-		return nil, err
+		return nil, asLogin(err, &i.conf)
 	}
 	return i, nil
 }
@@ -191,7 +191,7 @@ func (i *Initiator) Step(in []byte) (out []byte, done bool, err error) {
 	C.init_step(i.cred, &i.ctx, i.target, flag(i.conf.SPNEGO), flag(i.conf.Mutual), pointer(in), C.size_t(len(in)), &o)
 	i.done = o.major == C.GSS_S_COMPLETE
 	out, err = result(&o)
-	return out, i.done, err
+	return out, i.done, asLogin(err, &i.conf)
 }
 
 func flag(b bool) C.int {

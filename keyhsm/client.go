@@ -189,6 +189,10 @@ func (c *Client) unreachable(op string, err error) error {
 		}
 		return claviger.Errorf(op, claviger.Denied, "", "Key HSM at %s refuses this certificate: %w; its log tells why, cure there: claviger keyhsm trust FILE, then claviger keyhsm reload", c.base, err)
 	case errors.As(err, &cert):
+		if expired := (x509.CertificateInvalidError{}); errors.As(err, &expired) {
+			return claviger.Errorf(op, claviger.Unavailable, "", "the certificate of Key HSM at %s is not taken: %w; %s", c.base, err,
+				claviger.CertificateCure(err, "--keyhsm-cert"))
+		}
 		return claviger.Errorf(op, claviger.Unavailable, "", "the certificate of Key HSM at %s is not the one expected: %w; give the file of its certificate, or of who issued it", c.base, err)
 	}
 	return claviger.Errorf(op, claviger.Unavailable, "", "Key HSM at %s does not answer: %w", c.base, err)

@@ -127,9 +127,9 @@ func (r *Ring) CheckSource(ctx context.Context, i int) error {
 		if f := s.lastFail.Load(); f != nil {
 			why = fmt.Sprintf("%s, the last at %s: %s", why, stamp(f.At), said(f.Err))
 		}
-		return claviger.Errorf("keyring.CheckSource", claviger.SourceUnreachable, "", "the source %s (property %s) does not answer: %s", s.URI(), s.property, why)
+		return claviger.Errorf("keyring.CheckSource", claviger.SourceUnreachable, "", "the source %s (property %s) %s: %s", s.URI(), s.property, silence(s.lastError()), why)
 	}
-	return claviger.Errorf("keyring.CheckSource", claviger.SourceUnreachable, "", "the source %s (property %s) does not answer: %s", s.URI(), s.property, said(err))
+	return claviger.Errorf("keyring.CheckSource", claviger.SourceUnreachable, "", "the source %s (property %s) %s: %s", s.URI(), s.property, silence(err), said(err))
 }
 
 var (
@@ -460,11 +460,11 @@ func (s *source) explain(err error, ask question) error {
 		if f := s.lastFail.Load(); f != nil {
 			why = fmt.Sprintf("%s, the last at %s: %s", why, f.At.UTC().Format(time.RFC3339), said(f.Err))
 		}
-		return s.unreachable(ask, why)
+		return s.unreachable(ask, s.lastError(), why)
 	case errors.Is(err, provider.ErrAnswered):
 		return claviger.Errorf(op, claviger.SourceUnreachable, ask.name, "%s is not held here, and the source %s, which may hold it, cannot serve this now: %s", ask.what, s.URI(), said(err))
 	case noAnswer(err):
-		return s.unreachable(ask, said(err))
+		return s.unreachable(ask, err, said(err))
 	case kind == claviger.Denied || kind == claviger.KeyDenied:
 		who := "this KMS, which asked in its own name,"
 		if ask.as != "" {
@@ -494,11 +494,30 @@ func (b *brokenSource) Error() string {
 
 func (b *brokenSource) Unwrap() error { return b.err }
 
-func (s *source) unreachable(ask question, why string) error {
+func (s *source) unreachable(ask question, err error, why string) error {
+	cure := fmt.Sprintf("check that it runs, that this host reaches it, and the property %s", s.property)
+	if login := (*provider.LoginError)(nil); errors.As(err, &login) {
+		cure = "the cure is at this server's login: claviger.client.kerberos.*"
+	}
 	return claviger.Errorf("keyring.source", claviger.SourceUnreachable, ask.name,
-		"%s is not held here, and the source %s, which may hold it, does not answer: %s; "+
-			"check that it runs, that this host reaches it, and the property %s",
-		ask.what, s.URI(), why, s.property)
+		"%s is not held here, and the source %s, which may hold it, %s: %s; %s", ask.what, s.URI(), silence(err), why, cure)
+}
+
+// lastError is the last failure; nil where there was none.
+func (s *source) lastError() error {
+	if f := s.lastFail.Load(); f != nil {
+		return f.Err
+	}
+	return nil
+}
+
+// silence words an error of a source that gave no answer: where our own login fails the
+// source may answer all others.
+func silence(err error) string {
+	if login := (*provider.LoginError)(nil); errors.As(err, &login) {
+		return "does not let this server log in"
+	}
+	return "does not answer"
 }
 
 // said is the first line of what went wrong at a source.

@@ -52,8 +52,9 @@ func (c *Check) stops() bool { return c.Status == Failure || c.Status == NotTrie
 // Probes are what Plan measures beyond keys. Each may be left out: its check
 // then says that it was not made.
 type Probes struct {
-	// User is the name that we go by at the source, for messages.
-	User string
+	// User is the name that we go by at the source, for messages; KerberosUser is the
+	// one at a source that wants Kerberos, as far as it is known.
+	User, KerberosUser string
 	// Latency times round trips to the HSM, each a smallest possible call.
 	Latency func(ctx context.Context) ([]time.Duration, error)
 	// Room tells how many more keys the token holds; known is false where it does

@@ -206,6 +206,13 @@ func (e *Engine) sourceError(ctx context.Context, op, key string, err error) err
 		return stopped(ctx, op, key)
 	}
 	uri := e.cfg.Source.URI()
+	if login := (*provider.LoginError)(nil); errors.As(err, &login) {
+		kind := claviger.SourceUnreachable // a KDC may be there again later
+		if refused(err) {
+			kind = claviger.SourceRefused
+		}
+		return claviger.E(op, kind, key, fault(err, "this server's own login at the source %s failed: %s", uri, claviger.Reason(err)))
+	}
 	switch claviger.KindOf(err) {
 	case claviger.Denied, claviger.KeyDenied, claviger.SourceRefused, claviger.Unsupported:
 		return claviger.E(op, claviger.SourceRefused, key, fault(err, "the source %s refused us: %s", uri, e.whyRefused(ctx, key, err)))
@@ -260,7 +267,7 @@ func (e *Engine) whyRefused(ctx context.Context, key string, err error) string {
 	switch {
 	case e.ranger(ctx) || !strings.Contains(reason, ".xml must admit "):
 		return reason + "; " + e.rightsCure(ctx, key, err)
-	case e.cfg.Probes.User == "root":
+	case e.seenAs(err) == "root":
 		return reason + "; this command asks as root: run it as the user that the server runs as (sudo -u USER), who must be admitted in root's place"
 	}
 	return reason
@@ -269,7 +276,7 @@ func (e *Engine) whyRefused(ctx context.Context, key string, err error) string {
 // rightsCure names what at the source would let us read: properties of its
 // kms-acls.xml, or the policies of a Ranger KMS. key "" is the list of names.
 func (e *Engine) rightsCure(ctx context.Context, key string, err error) string {
-	who := e.admitted()
+	who := e.admitted(err)
 	if e.ranger(ctx) {
 		return fmt.Sprintf("the source is a Ranger KMS: in Ranger Admin, a policy of its service must allow %s Get Keys and Get Metadata (getkeys, getmetadata) on key *, and Decrypt EEK (decrypteek) for re-encryption", who)
 	}
@@ -282,21 +289,34 @@ func (e *Engine) rightsCure(ctx context.Context, key string, err error) string {
 	return fmt.Sprintf("at the source, in kms-acls.xml: let whitelist.key.acl.READ admit %s (it works beside the key's own entries), and hadoop.kms.acl.GET_METADATA too", who)
 }
 
-// us is who we are at the source, for messages.
+// us is who we are at the source, for messages: as far as it is known here.
 func (e *Engine) us() string {
-	if u := e.cfg.Probes.User; u != "" {
-		return u
+	p := &e.cfg.Probes
+	if k, ok := e.cfg.Source.(interface{ WantsKerberos() bool }); ok && p.KerberosUser != "" && k.WantsKerberos() {
+		return p.KerberosUser
+	}
+	if p.User != "" {
+		return p.User
 	}
 	return "our user"
 }
 
-// admitted is who must be let in at the source, for cures: never root, as whom a command
-// may be run by mistake.
-func (e *Engine) admitted() string {
-	if e.cfg.Probes.User == "root" {
-		return "the user that the server runs as (as whom to run this command, by sudo -u, and not as root)"
+// seenAs is who we are at the source: as it says in the error, or else as far as it is
+// known here.
+func (e *Engine) seenAs(err error) string {
+	if seen := (*provider.SeenAs)(nil); errors.As(err, &seen) {
+		return seen.User
 	}
 	return e.us()
+}
+
+// admitted is who must be let in at the source, for cures: never root, as whom a command
+// may be run by mistake. err is the source's refusal, or nil.
+func (e *Engine) admitted(err error) string {
+	if who := e.seenAs(err); who != "root" {
+		return who
+	}
+	return "the user that the server runs as (as whom to run this command, by sudo -u, and not as root)"
 }
 
 // ranger reports whether the source says that it is a Ranger KMS.

@@ -125,11 +125,11 @@ func (s *SourceKMS) explain(ctx context.Context, f *HostFacts, scheme string, er
 			f.Err = errors.New("HTTP status 400")
 		}
 	case "https":
-		var certificate *tls.CertificateVerificationError
 		var header tls.RecordHeaderError
+		cure := claviger.CertificateCure(err, "our truststore (ssl-client.xml, ssl.client.truststore.location)")
 		switch {
-		case errors.As(err, &certificate):
-			f.Cure = "put the certificate of its authority into our truststore (ssl-client.xml, ssl.client.truststore.location)"
+		case cure != "":
+			f.Cure = cure
 			return
 		case errors.As(err, &header), strings.Contains(err.Error(), "server gave HTTP response to HTTPS client"):
 			f.Err = errors.New("http answers where https was asked")

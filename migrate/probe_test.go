@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"claviger"
+	"claviger/internal/certtest"
 	"claviger/migrate"
 )
 
@@ -40,9 +41,19 @@ func answer(status int, header ...string) http.HandlerFunc {
 
 func serve(t *testing.T, withTLS bool, h http.HandlerFunc) *httptest.Server {
 	t.Helper()
+	if withTLS {
+		return serveBy(t, &tls.Config{}, h)
+	}
+	return serveBy(t, nil, h)
+}
+
+// serveBy serves by TLS where conf is not nil.
+func serveBy(t *testing.T, conf *tls.Config, h http.HandlerFunc) *httptest.Server {
+	t.Helper()
 	s := httptest.NewUnstartedServer(h)
 	s.Config.ErrorLog = log.New(io.Discard, "", 0) // handshakes fail on purpose
-	if withTLS {
+	if conf != nil {
+		s.TLS = conf
 		s.StartTLS()
 	} else {
 		s.Start()
@@ -64,6 +75,12 @@ func TestProbe(t *testing.T) {
 	plain, secure := serve(t, false, strangers), serve(t, true, strangers)
 	trust := x509.NewCertPool()
 	trust.AddCert(secure.Certificate())
+	authority := certtest.New(t, t.TempDir())
+	authority.Begins, authority.Ends = time.Now().Add(-time.Hour), time.Now().Add(-time.Minute)
+	file := authority.Issue("old-kms", "127.0.0.1")
+	pair, err := tls.LoadX509KeyPair(file, file)
+	must(t, err)
+	ended := serveBy(t, &tls.Config{Certificates: []tls.Certificate{pair}}, strangers)
 	for _, tt := range []struct {
 		name, base string
 		trust      *x509.CertPool
@@ -76,6 +93,7 @@ func TestProbe(t *testing.T) {
 		{"https where http answers", "https" + strings.TrimPrefix(plain.URL, "http") + "/kms", nil,
 			"http answers where https was asked", "write http in hadoop.kms.key.provider.reencryption.source.uri: kms://http@127.0.0.1:"},
 		{"unknown authority", secure.URL + "/kms", x509.NewCertPool(), "certificate signed by unknown authority", "truststore"},
+		{"ended", ended.URL + "/kms", authority.Pool(), "certificate has expired", "the certificate CN=old-kms ended at "},
 		{"wrong path", plain.URL, nil, "404", "a KMS is usually at /kms"},
 		{"failing", serve(t, false, answer(503)).URL, nil, "503", "the log of the KMS"},
 		{"redirect", serve(t, false, answer(302, "Location", "https://elsewhere/")).URL, nil, "sends us to https://elsewhere/", "name the KMS itself"},

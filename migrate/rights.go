@@ -130,7 +130,7 @@ func (e *Engine) ownRight(ctx context.Context, list []*tried) Check {
 	c.measure(n, fmt.Sprintf("as %s", e.us()))
 	switch {
 	case n.failed > 0:
-		c.Status, c.Cure = Failure, e.decryptCure(ctx)
+		c.Status, c.Cure = Failure, e.decryptCure(ctx, n.first)
 	case n.unproved > 0:
 		c.Cure = e.generateCure(ctx)
 	}
@@ -138,19 +138,19 @@ func (e *Engine) ownRight(ctx context.Context, list []*tried) Check {
 }
 
 // decryptCure names what at the source lets us open EDEKs in our own name.
-func (e *Engine) decryptCure(ctx context.Context) string {
+func (e *Engine) decryptCure(ctx context.Context, err error) string {
 	if e.ranger(ctx) {
-		return fmt.Sprintf("the source is a Ranger KMS: in Ranger Admin, a policy of its service must allow %s Decrypt EEK (decrypteek) on key *, and hadoop.kms.blacklist.DECRYPT_EEK in its dbks-site.xml must not name it", e.admitted())
+		return fmt.Sprintf("the source is a Ranger KMS: in Ranger Admin, a policy of its service must allow %s Decrypt EEK (decrypteek) on key *, and hadoop.kms.blacklist.DECRYPT_EEK in its dbks-site.xml must not name it", e.admitted(err))
 	}
-	return fmt.Sprintf("at the source, in kms-acls.xml: let hadoop.kms.acl.DECRYPT_EEK and whitelist.key.acl.DECRYPT_EEK admit %s, and hadoop.kms.blacklist.DECRYPT_EEK not name it", e.admitted())
+	return fmt.Sprintf("at the source, in kms-acls.xml: let hadoop.kms.acl.DECRYPT_EEK and whitelist.key.acl.DECRYPT_EEK admit %s, and hadoop.kms.blacklist.DECRYPT_EEK not name it", e.admitted(err))
 }
 
 // generateCure names what at the source lets us have an EDEK made to try with.
 func (e *Engine) generateCure(ctx context.Context) string {
 	if e.ranger(ctx) {
-		return fmt.Sprintf("in Ranger Admin, allow %s Generate EEK (generateeek) on key * while you plan, and plan again", e.admitted())
+		return fmt.Sprintf("in Ranger Admin, allow %s Generate EEK (generateeek) on key * while you plan, and plan again", e.admitted(nil))
 	}
-	return fmt.Sprintf("at the source, in kms-acls.xml, while you plan: let hadoop.kms.acl.GENERATE_EEK and whitelist.key.acl.GENERATE_EEK admit %s, and plan again", e.admitted())
+	return fmt.Sprintf("at the source, in kms-acls.xml, while you plan: let hadoop.kms.acl.GENERATE_EEK and whitelist.key.acl.GENERATE_EEK admit %s, and plan again", e.admitted(nil))
 }
 
 // usersRight: users read old files through us, which takes a proxy-user rule there.
@@ -166,9 +166,9 @@ func (e *Engine) usersRight(ctx context.Context, list []*tried, user string) Che
 	switch {
 	case n.failed > 0 && impersonation(n.first):
 		c.Status = Failure
-		us, note := e.us(), ""
+		us, note := e.seenAs(n.first), ""
 		if us == "root" {
-			us, note = "USER", ", where USER is "+e.admitted()
+			us, note = "USER", ", where USER is "+e.admitted(n.first)
 		}
 		c.Cure = fmt.Sprintf("at the source, in kms-site.xml: hadoop.kms.proxyuser.%s.users (or .groups) must admit %s, and hadoop.kms.proxyuser.%s.hosts this host%s; restart it", us, user, us, note)
 	case n.failed > 0 && n.opened == 0:

@@ -114,6 +114,24 @@ func Answered(err error) error {
 	return answered{err}
 }
 
+// LoginError marks what ended a login at another server: credentials of ours that it or
+// the KDC does not take, or a KDC that is away. It says nothing of whether that server
+// serves others. Its text is Err's, which has the cure.
+type LoginError struct{ Err error }
+
+func (e *LoginError) Error() string { return e.Err.Error() }
+func (e *LoginError) Unwrap() error { return e.Err }
+
+// SeenAs is a refusal by another server that says as whom it saw this one, which its
+// own rules decide: of a Kerberos principal its rules of auth_to_local make a name.
+type SeenAs struct {
+	User string
+	Err  error
+}
+
+func (e *SeenAs) Error() string { return e.Err.Error() }
+func (e *SeenAs) Unwrap() error { return e.Err }
+
 type answered struct{ error }
 
 func (a answered) Is(target error) bool { return target == ErrAnswered } //nolint:errorlint // the mark itself

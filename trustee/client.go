@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -455,13 +454,8 @@ func (c *Client) send(req *http.Request) (status int, body []byte, err error) {
 
 // explain adds the cure to what TLS says.
 func explain(err error) error {
-	var unknown x509.UnknownAuthorityError
-	var name x509.HostnameError
-	switch {
-	case errors.As(err, &unknown):
-		return fmt.Errorf("%w: import the trustee's certificate, or that of who issued it, into the truststore that is configured for the trustee", err)
-	case errors.As(err, &name):
-		return fmt.Errorf("%w: call the trustee by a name that is in its certificate", err)
+	if cure := claviger.CertificateCure(err, "the truststore that is configured for the trustee"); cure != "" {
+		return fmt.Errorf("%w; %s", err, cure)
 	}
 	return err
 }

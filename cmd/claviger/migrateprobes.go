@@ -26,6 +26,14 @@ import (
 // probes are what a migration measures of the providers that are open.
 func (s *service) probes(ctx context.Context) (migrate.Probes, error) {
 	p := migrate.Probes{User: osUser(), Own: ownAddresses(ctx, s.Conf), More: s.moreChecks}
+	login, _, err := clientLogin(s.Conf)
+	if err != nil {
+		return p, err
+	}
+	if p.KerberosUser, _, _ = strings.Cut(login.Principal, "/"); p.KerberosUser == "" {
+		p.KerberosUser = "the user of our Kerberos tickets"
+	}
+	p.KerberosUser, _, _ = strings.Cut(p.KerberosUser, "@")
 	p.Rules = func(context.Context) (migrate.Check, migrate.Decide) { return rulesHere(s.Conf) }
 	if t, ok := s.Primary.(interface {
 		Latency(context.Context) ([]time.Duration, error)
@@ -273,7 +281,11 @@ func (s *service) trusteesTLS(ctx context.Context, place string, bad migrate.Sta
 		if err := handshake(ctx, host, conf); err != nil {
 			c.Status = bad
 			measured = append(measured, host+": "+err.Error())
-			c.Cure = "import the certificate of each Key Trustee Server into the truststore, and name that by claviger.ssl.truststore or in ssl-client.xml (steps 3 and 4 of the procedure)"
+			cure := claviger.CertificateCure(err, "the truststore, and name that by claviger.ssl.truststore or in ssl-client.xml (steps 3 and 4 of the procedure)")
+			if cure == "" {
+				cure = "see that the Key Trustee Server runs there, and that this host can reach its port"
+			}
+			c.Cure = cure
 			continue
 		}
 		measured = append(measured, host+" is trusted")

@@ -26,6 +26,8 @@ const Password = "changeit"
 type Authority struct {
 	// CA is the file of its certificate, in PEM.
 	CA string
+	// Begins and Ends bound what it issues from now on; zero is its own time.
+	Begins, Ends time.Time
 
 	t      testing.TB
 	dir    string
@@ -86,6 +88,12 @@ func (a *Authority) issue(name string, hosts []string) (*ecdsa.PrivateKey, *x509
 		NotAfter: a.cert.NotAfter,
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth,
 			x509.ExtKeyUsageClientAuth},
+	}
+	if !a.Begins.IsZero() {
+		template.NotBefore = a.Begins
+	}
+	if !a.Ends.IsZero() {
+		template.NotAfter = a.Ends
 	}
 	for _, h := range hosts {
 		if ip := net.ParseIP(h); ip != nil {

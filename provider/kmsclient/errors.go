@@ -10,6 +10,7 @@ import (
 
 	"claviger"
 	"claviger/kmswire"
+	"claviger/provider"
 )
 
 // refused makes an error of an answer that is not success. Hadoop tells most of
@@ -26,7 +27,11 @@ func (p *Provider) refused(ctx context.Context, h *host, r request, resp *http.R
 		message, class = remote.Message, remote.Simple()
 	}
 	says := func(kind claviger.Kind, text string) *failure {
-		return &failure{err: claviger.Errorf(r.op, kind, r.key, "KMS %s: %s", h.base, text), final: true}
+		err := fmt.Errorf("KMS %s: %s", h.base, text)
+		if user := seen(r, message); user != "" {
+			err = &provider.SeenAs{User: user, Err: err}
+		}
+		return &failure{err: claviger.E(r.op, kind, r.key, err), final: true}
 	}
 	switch {
 	case resp.StatusCode == http.StatusUnauthorized:
@@ -133,15 +138,37 @@ var trusteeACLOf = map[string]string{
 	"GET_DELETED_KEYS": "keytrustee.kms.acl.UNDELETE or keytrustee.kms.acl.PURGE",
 }
 
+// seen is the user as whom the far KMS saw us, where it says so; "" where it does not, or
+// speaks of the user on whose behalf it was asked.
+func seen(r request, message string) string {
+	for _, re := range []*regexp.Regexp{doAsUser, doAsHost, opDenied, keyDenied, newDenied} {
+		if m := re.FindStringSubmatch(message); m != nil {
+			if r.as != "" && re != doAsUser && re != doAsHost {
+				return ""
+			}
+			return shortOf(m[1])
+		}
+	}
+	return ""
+}
+
+// shortOf is the name without the host and the realm of a principal.
+func shortOf(name string) string {
+	if i := strings.IndexAny(name, "/@"); i > 0 {
+		return name[:i]
+	}
+	return name
+}
+
 // denied says of which kind a refusal is, and what at the far KMS would lift it.
 func (p *Provider) denied(ctx context.Context, r request, message string) (kind claviger.Kind, advice string) {
 	if m := doAsUser.FindStringSubmatch(message); m != nil {
 		return claviger.Denied,
-			fmt.Sprintf(" (hadoop.kms.proxyuser.%s.users or .groups in that KMS's kms-site.xml must admit %s, and .hosts this host; it must be restarted then)", p.opt.User, r.as)
+			fmt.Sprintf(" (hadoop.kms.proxyuser.%s.users or .groups in that KMS's kms-site.xml must admit %s, and .hosts this host; it must be restarted then)", shortOf(m[1]), r.as)
 	}
-	if doAsHost.MatchString(message) {
+	if m := doAsHost.FindStringSubmatch(message); m != nil {
 		return claviger.Denied,
-			fmt.Sprintf(" (hadoop.kms.proxyuser.%s.hosts in that KMS's kms-site.xml must name this host's address; it must be restarted then)", p.opt.User)
+			fmt.Sprintf(" (hadoop.kms.proxyuser.%s.hosts in that KMS's kms-site.xml must name this host's address; it must be restarted then)", shortOf(m[1]))
 	}
 	if m := keyDenied.FindStringSubmatch(message); m != nil {
 		return claviger.KeyDenied,

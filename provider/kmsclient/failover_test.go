@@ -431,7 +431,7 @@ func TestSchemeMismatch(t *testing.T) {
 		"https to http": {strings.Replace(uriOf(plain), "http@", "https@", 1),
 			"it speaks http, but the URI says https: write kms://http@"},
 		"unknown authority": {uriOf(secure), "ssl.client.truststore.location"},
-		"wrong name":        {strings.Replace(uriOf(secure), "127.0.0.1", "127.0.0.3", 1), "is for another host"},
+		"wrong name":        {strings.Replace(uriOf(secure), "127.0.0.1", "127.0.0.3", 1), "name the host as its certificate does"},
 	} {
 		opt := kmsclient.Options{}
 		if name == "wrong name" {

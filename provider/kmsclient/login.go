@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"claviger"
+	"claviger/provider"
 )
 
 // Negotiation is one proof of who we are, to one KMS: a GSS-API context of
@@ -113,7 +114,7 @@ func (p *Provider) simple(ctx context.Context, h *host, r request) (string, *fai
 	case negotiates && p.opt.Negotiate != nil:
 		return "", &failure{err: errWantsKerberos, untouched: true}
 	case negotiates:
-		err = fmt.Errorf("KMS %s wants Kerberos, and no login by it is set up here (hadoop.kms.authentication.type there)",
+		err = fmt.Errorf("KMS %s wants Kerberos, and no login by it is set up here (claviger.client.kerberos.principal and .keytab)",
 			h.base)
 	case resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusForbidden:
 		err = fmt.Errorf("KMS %s does not let user %q log in by simple authentication: %s", h.base, p.opt.User, resp.Status)
@@ -123,7 +124,12 @@ func (p *Provider) simple(ctx context.Context, h *host, r request) (string, *fai
 	default:
 		return "", notAKMS(h, resp)
 	}
-	return "", &failure{err: claviger.E(r.op, claviger.Denied, r.key, err), untouched: true, final: true}
+	return "", deniedLogin(r, err)
+}
+
+// deniedLogin is a login that this KMS refuses for good.
+func deniedLogin(r request, err error) *failure {
+	return &failure{err: claviger.E(r.op, claviger.Denied, r.key, &provider.LoginError{Err: err}), untouched: true, final: true}
 }
 
 // notAKMS is for statuses that no KMS that serves gives to a login: it is none,
@@ -164,7 +170,7 @@ func (p *Provider) kerberos(ctx context.Context, h *host, r request) (string, *f
 	case got := <-done:
 		return got.cookie, got.f
 	case <-ctx.Done():
-		return "", &failure{err: fmt.Errorf("logging in by Kerberos: %w (does the KDC answer?)", ctx.Err()), untouched: true}
+		return "", &failure{err: &provider.LoginError{Err: fmt.Errorf("logging in by Kerberos: %w (does the KDC answer?)", ctx.Err())}, untouched: true}
 	}
 }
 
@@ -173,11 +179,11 @@ func (p *Provider) kerberos(ctx context.Context, h *host, r request) (string, *f
 func (p *Provider) negotiate(ctx context.Context, h *host, r request) (string, *failure) {
 	failed := func(err error) (string, *failure) {
 		// Another host may be known to the KDC, and the KDC be there again later.
-		return "", &failure{err: fmt.Errorf("logging in by Kerberos: %w", err), untouched: true}
+		return "", &failure{err: &provider.LoginError{Err: fmt.Errorf("logging in by Kerberos: %w", err)}, untouched: true}
 	}
 	denied := func(format string, args ...any) (string, *failure) {
 		err := fmt.Errorf("KMS %s, login by Kerberos: "+format, append([]any{h.base}, args...)...)
-		return "", &failure{err: claviger.E(r.op, claviger.Denied, r.key, err), untouched: true, final: true}
+		return "", deniedLogin(r, err)
 	}
 	base, err := url.Parse(h.base)
 	if err != nil {
@@ -232,7 +238,7 @@ func (p *Provider) negotiate(ctx context.Context, h *host, r request) (string, *
 		case status == http.StatusUnauthorized && more && len(in) > 0:
 			continue
 		default:
-			return denied("it refuses the ticket: %s; its log says why", reason)
+			return denied("it refuses the ticket: %s; its log says why: often no rule of auth_to_local there makes a user of our principal, its keytab has an old key, or a clock is wrong", reason)
 		}
 	}
 	return denied("no end of the negotiation after %d tokens", maxLegs)

@@ -3,7 +3,6 @@ package kmsclient
 import (
 	"bytes"
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -101,6 +100,7 @@ func (p *Provider) do(ctx context.Context, r request) ([]byte, error) {
 	var failed []string
 	var answer error // of a host that answered, but could not do it
 	var busy bool    // a host has said so
+	var login *provider.LoginError
 	unavailable := func(err error) error {
 		if busy {
 			err = provider.Answered(err)
@@ -141,12 +141,16 @@ func (p *Provider) do(ctx context.Context, r request) ([]byte, error) {
 		if f.answered {
 			answer = f.err
 		}
-		if i < len(hosts) { // each host once, however often it is tried
+		_ = errors.As(f.err, &login) // it stays nil where none failed at that
+		if i < len(hosts) {          // each host once, however often it is tried
 			failed = append(failed, fmt.Sprintf("%s: %v", h.base, f.err))
 		}
 	}
 	if p.ctx.Err() != nil {
 		return nil, closedError(r.op, r.key)
+	}
+	if login != nil {
+		return nil, unavailable(&provider.LoginError{Err: fmt.Errorf("no login at the KMS: %s", strings.Join(failed, "; "))})
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, unavailable(fmt.Errorf("%w; no host of the KMS answered: %s", err, strings.Join(failed, "; ")))
@@ -342,20 +346,20 @@ func explain(h *host, err error) error {
 	if errors.As(err, &u) {
 		err = u.Err // without the URL: it may be long, and names who acts for whom
 	}
-	var authority x509.UnknownAuthorityError
-	var hostname x509.HostnameError
 	switch {
 	case errors.Is(err, http.ErrSchemeMismatch):
 		return fmt.Errorf("it speaks http, but the URI says https: write kms://http@...: %w", err)
 	case strings.Contains(err.Error(), "malformed HTTP response \"\\x15\\x03"): // a TLS alert
 		return fmt.Errorf("it speaks https, but the URI says http: write kms://https@...: %w", err)
-	case errors.As(err, &authority):
-		return fmt.Errorf("its certificate is signed by none that the truststore holds (ssl.client.truststore.location of ssl-client.xml): %w", err)
-	case errors.As(err, &hostname):
-		return fmt.Errorf("its certificate is for another host than the URI names: %w", err)
+	}
+	if cure := claviger.CertificateCure(err, truststoreName); cure != "" {
+		return fmt.Errorf("%w; %s", err, cure)
 	}
 	return err
 }
+
+// truststoreName says where the authorities stand whom this client trusts.
+const truststoreName = "the truststore (ssl.client.truststore.location of ssl-client.xml, or claviger.ssl.truststore)"
 
 // refusedScheme tells the 400 with which Go's and others' TLS servers answer a
 // plain request.

@@ -2,8 +2,10 @@ package kerberos
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"os"
 	"os/exec"
@@ -12,7 +14,11 @@ import (
 	"testing"
 	"time"
 
+	"claviger"
+	"claviger/gssapi"
 	"claviger/internal/kdctest"
+	"claviger/provider"
+	"claviger/provider/kmsclient"
 	"claviger/test/hadoop"
 )
 
@@ -85,4 +91,75 @@ func get(t testing.TB, url string) (int, string) {
 		t.Fatal(fmt.Errorf("%s: %w", url, err))
 	}
 	return resp.StatusCode, string(body)
+}
+
+// TestPlanNamesOurLogin: where our own login fails, a plan says that and its cure, and not
+// that the source is away; and cures name the user as whom the source sees us, whichever
+// user of this system the command is run by.
+func TestPlanNamesOurLogin(t *testing.T) {
+	hadoop.Require(t)
+	k := kdctest.StartRealm(t, realm)
+	users := k.Keytab("users.keytab", "mig", "gone", "rekeyed", "carol")
+	k.Admin("delprinc -force gone")
+	k.Admin("cpw -randkey rekeyed")
+	source := startKMS(t, k, k.Krb5Conf, k.Keytab("http.keytab", "HTTP/localhost"))
+	carol := k.Login(users, "carol")
+	program := func(args ...string) string {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		cmd := exec.CommandContext(ctx, hadoop.Binary(t), args...)
+		cmd.Env = k.Env()
+		out, err := cmd.CombinedOutput()
+		if _, exit := err.(*exec.ExitError); err != nil && !exit { //nolint:errorlint // Run returns it as it is
+			t.Fatal(err)
+		}
+		return string(out)
+	}
+	uri := "kms://" + strings.Replace(source.url, "://", "@", 1)
+	t.Setenv("KRB5_CONFIG", k.Krb5Conf)
+	client, err := kmsclient.New(uri, kmsclient.Options{User: "carol", Log: slog.New(slog.DiscardHandler), Negotiate: func(host string) (kmsclient.Negotiation, error) {
+		return gssapi.NewInitiator(gssapi.InitiatorConfig{CCache: "FILE:" + carol, Target: "HTTP@" + host, SPNEGO: true, Mutual: true})
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = client.Create(t.Context(), provider.Spec{Name: "zone", Cipher: claviger.DefaultCipher, BitLength: 256})
+	if err := errors.Join(err, client.Close()); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		what string
+		conf hadoop.Conf
+		want []string
+	}{
+		{"no such principal", hadoop.Conf{"claviger.client.kerberos.principal": "gone", "claviger.client.kerberos.keytab": users},
+			[]string{"this server's own login at the source " + uri + " failed", "gone of " + users, "addprinc"}},
+		{"an old keytab", hadoop.Conf{"claviger.client.kerberos.principal": "rekeyed", "claviger.client.kerberos.keytab": users},
+			[]string{"this server's own login at the source " + uri + " failed", "export the keytab again"}},
+		{"no tickets", hadoop.Conf{"claviger.client.kerberos.ccache": "FILE:/nowhere/cc"},
+			[]string{"this server's own login at the source " + uri + " failed", "log in by kinit as the server's user"}},
+		{"let in", hadoop.Conf{"claviger.client.kerberos.principal": "mig", "claviger.client.kerberos.keytab": users},
+			[]string{"all 1 keys are readable", "as mig, ", "hadoop.kms.proxyuser.mig.users (or .groups) must admit alice", "whitelist.key.acl.DECRYPT_EEK admit mig"}},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			dir := t.TempDir()
+			c.conf["hadoop.kms.key.provider.uri"] = "jceks://file@" + filepath.Join(dir, "kms.keystore")
+			c.conf["hadoop.kms.key.provider.reencryption.source.uri"] = uri
+			c.conf["hadoop.security.kms.client.failover.max.retries"] = "1"
+			c.conf["claviger.metastore.uri"] = "sqlite://" + filepath.Join(dir, "front.db")
+			c.conf.Write(t, filepath.Join(dir, "kms-site.xml"))
+			hadoop.OpenACLs().Write(t, filepath.Join(dir, "kms-acls.xml"))
+			got := program("migrate", "plan", "--conf", dir, "--as-user", "alice")
+			for _, want := range c.want {
+				if !strings.Contains(got, want) {
+					t.Errorf("no %q in:\n%s", want, got)
+				}
+			}
+			for _, wrong := range []string{"does not answer", "see that it runs", "admit root", "proxyuser.root", "as root"} {
+				if strings.Contains(got, wrong) {
+					t.Errorf("%q in:\n%s", wrong, got)
+				}
+			}
+		})
+	}
 }

@@ -1,0 +1,69 @@
+package gssapi
+
+import (
+	"errors"
+	"strings"
+)
+
+// loginCures tell what to do where our own login, or our proof to a service, fails: by the
+// library's words, in lower case, of which the first that is found counts. The words of an
+// acceptor's failures (explain) speak of the other side.
+var loginCures = []struct{ text, cure string }{
+	{"clock skew too great", "the clock of this host differs from the KDC's or the service's by more than the clockskew of krb5.conf (5 minutes unless set): synchronise them by NTP"},
+	{"server 'krbtgt/", realmCure}, // as newer libraries quote it
+	{"server krbtgt/", realmCure},
+	{"server not found", serviceCure},
+	{"server http/", serviceCure},
+	{"server zookeeper/", serviceCure},
+	{"not found in kerberos database", "the KDC has no such principal: correct the principal's name, or have it made there (addprinc), and export a keytab of it"},
+	{"decrypt integrity check failed", staleKeytab},
+	{"preauthentication failed", staleKeytab},
+	{"password incorrect", staleKeytab},
+	{"key has expired", "the principal's key, or the principal, has expired at the KDC: have its end moved there (modprinc), or its key changed, and export the keytab again"},
+	{"entry in database has expired", "the principal has expired at the KDC: have its end moved there (modprinc)"},
+	{"credentials have been revoked", "the KDC has locked the principal: have it unlocked there (modprinc -unlock)"},
+	{"cannot contact any kdc", kdcCure},
+	{"cannot find kdc", kdcCure},
+	{"cannot resolve", kdcCure},
+	{"ticket expired", "the tickets are over: kinit again, or name a keytab, from which new ones are got"},
+	{"credential has expired", "the tickets are over: kinit again, or name a keytab, from which new ones are got"},
+	{"credentials have expired", "the tickets are over: kinit again, or name a keytab, from which new ones are got"},
+	{"configuration file", "correct krb5.conf, or name another by KRB5_CONFIG"},
+}
+
+const (
+	kdcCure     = "see that the KDC runs, that this host reaches its port 88, and that [realms] of krb5.conf names it"
+	realmCure   = "the service's host is taken to be of another realm, which this KDC does not know: set the host's realm in [domain_realm] of krb5.conf, and default_realm"
+	serviceCure = "the KDC has no principal of the service: name its host as the principal HTTP/HOST (zookeeper/HOST for ZooKeeper) does, or have that made"
+	staleKeytab = "the keytab's key is not the one that the KDC has, since the principal's key was changed after the export: export the keytab again (ktadd -norandkey)"
+)
+
+// asLogin gives a failure of ours, who log in, the cure for this end.
+func asLogin(err error, conf *InitiatorConfig) error {
+	var e *Error
+	if !errors.As(err, &e) {
+		return err
+	}
+	lower := strings.ToLower(e.Detail)
+	e.Cure = ""
+	for _, c := range loginCures {
+		if strings.Contains(lower, c.text) {
+			e.Cure = c.cure
+			return err
+		}
+	}
+	const keytab = "keytab: "
+	nothing := strings.Contains(lower, "credentials cache") || strings.Contains(lower, "no kerberos credentials")
+	switch {
+	case strings.HasPrefix(lower, keytab) && strings.Contains(lower, "no such file"):
+		e.Cure = "put the keytab there, or name where it is"
+	case strings.HasPrefix(lower, keytab):
+		e.Cure = "give the server's user the file: owner that user, mode 0600"
+	case conf.Keytab != "" && (nothing || strings.Contains(lower, "no suitable keys") || strings.Contains(lower, "key table entry")):
+		// The library speaks of the cache of the tickets that it could not get.
+		e.Cure = "the keytab has no key of " + conf.Principal + ": see what it has by klist -kt " + conf.Keytab
+	case nothing:
+		e.Cure = "log in by kinit as the server's user, or name a keytab and its principal"
+	}
+	return err
+}
