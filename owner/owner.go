@@ -122,16 +122,16 @@ func claim(file, store string, o Owner, kind int16) (release func(), err error) 
 func cure(file string) string {
 	info, err := os.Stat(file)
 	if err != nil {
-		return "the folder must be writable for the user that the server runs as"
+		return "the user that the server runs as must be able to make files in its folder"
 	}
-	who := "another user"
+	whose := "another user"
 	if sys, ok := info.Sys().(*syscall.Stat_t); ok {
-		who = strconv.FormatUint(uint64(sys.Uid), 10)
-		if u, err := user.LookupId(who); err == nil {
-			who = u.Username
+		whose = strconv.FormatUint(uint64(sys.Uid), 10)
+		if u, err := user.LookupId(whose); err == nil {
+			whose = u.Username
 		}
 	}
-	return fmt.Sprintf("the lock file belongs to user %s (mode %04o), and the user that the server runs as must be able to write to it: chown it to that user", who, info.Mode().Perm())
+	return fmt.Sprintf("the lock file belongs to %s (mode %04o), and the user that the server runs as must own it", whose, info.Mode().Perm())
 }
 
 // open opens the file. Where root makes it, it belongs to the folder's owner, whose

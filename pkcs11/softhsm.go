@@ -35,7 +35,7 @@ func softHSMFault(c *Config) error {
 		if !errors.Is(err, fs.ErrPermission) {
 			return nil
 		}
-		return fmt.Errorf("SoftHSM shows a token only to users who may read its files: %w; run as the user who owns them, or give this user rights to them; make no new token", err)
+		return fmt.Errorf("SoftHSM shows a token only to users who may read its files: %w; run as the user who owns them, or give this user rights to them (%s); make no new token", err, secret.Admit(err))
 	}
 	for _, f := range folders {
 		if f.fits(c) {
@@ -55,8 +55,8 @@ func softHSMFault(c *Config) error {
 	if c.TokenLabel != "" {
 		maker = fmt.Sprintf("softhsm2-util --init-token --free --label %q", c.TokenLabel)
 	}
-	return fmt.Errorf("SoftHSM shows a token only to users who may read its files, and this user may not read all of them (%w): either it is the token in %s, so run as that user or give this user rights to the folder; or it was not made yet, so make it as this user (%s)",
-		shut[0].err, strings.Join(named(shut), ", "), maker)
+	return fmt.Errorf("SoftHSM shows a token only to users who may read its files, and this user may not read all of them (%w): either it is the token in %s, so run as that user or give this user rights to the folder (%s); or it was not made yet, so make it as this user (%s)",
+		shut[0].err, strings.Join(named(shut), ", "), secret.Admit(shut[0].err), maker)
 }
 
 // tokenFolder is the folder of a SoftHSM token.
@@ -81,11 +81,10 @@ func named(folders []tokenFolder) (list []string) {
 
 // ownedBy names the owner of a file in brackets; "" where that is not known.
 func ownedBy(path string) string {
-	info, err := os.Lstat(path)
-	if err != nil {
+	if secret.Rights(path) == "" {
 		return ""
 	}
-	return fmt.Sprintf(" (of user %s, mode %04o)", secret.Owner(info), info.Mode().Perm())
+	return " (of " + secret.Rights(path) + ")"
 }
 
 // fits tells whether it is the folder of the token that a configuration names. SoftHSM
@@ -129,8 +128,7 @@ func (f tokenFolder) fault() error {
 	case errors.Is(err, unix.EROFS):
 		return fmt.Errorf("SoftHSM cannot change the token: %w; let the server write to that folder (systemd: ReadWritePaths=%s), or mount it writable", err, filepath.Dir(f.path))
 	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("SoftHSM cannot change the token: %w%s; cure: chown -R %s %s", err, ownedBy(f.path),
-			secret.Ourselves(), f.path)
+		return fmt.Errorf("SoftHSM cannot change the token: %w%s; cure: %s", err, ownedBy(f.path), f.take())
 	}
 	return nil
 }
@@ -143,8 +141,7 @@ func (f tokenFolder) unread() error {
 		return nil // it was destroyed meanwhile, which is no matter of rights
 	}
 	if err != nil {
-		return fmt.Errorf("SoftHSM cannot read the token's folder: %w%s; cure: chown -R %s %s", err, ownedBy(f.path),
-			secret.Ourselves(), f.path)
+		return fmt.Errorf("SoftHSM cannot read the token's folder: %w%s; cure: %s", err, ownedBy(f.path), f.take())
 	}
 	var first error
 	n, objects := 0, 0
@@ -165,8 +162,23 @@ func (f tokenFolder) unread() error {
 	if n == 0 {
 		return nil
 	}
-	return fmt.Errorf("SoftHSM keeps each object in a file, and user %s may not read %d files of the token's folder, whose objects are there and not shown: %w; cure: chown -R %[1]s %[4]s",
-		secret.Ourselves(), n, first, f.path)
+	return fmt.Errorf("SoftHSM keeps each object in a file, and user %s may not read %d files of the token's folder, whose objects are there and not shown: %w; cure: %s",
+		secret.Ourselves(), n, first, f.take())
+}
+
+// take is the cure where this user lacks rights to the token's files: SoftHSM makes each
+// for its maker alone (0600), so neither a mode nor a group helps. A folder of another
+// user than root is mostly that user's token.
+func (f tokenFolder) take() string {
+	chown := fmt.Sprintf("chown -R %s %s", secret.Ourselves(), f.path)
+	info, err := os.Stat(f.path)
+	if err != nil {
+		return chown
+	}
+	if owner := secret.Owner(info); owner != "root" && owner != secret.Ourselves() {
+		return fmt.Sprintf("run as user %s (sudo -u %[1]s), where that is the server's user; or %s", owner, chown)
+	}
+	return chown
 }
 
 // access asks the system for rights to a file.

@@ -36,7 +36,7 @@ func (f File) Refuse() error {
 	if err != nil {
 		return err
 	}
-	if text := f.modeFault(info.Mode()); text != "" {
+	if text := f.modeFault(info); text != "" {
 		return errors.New(text)
 	}
 	return nil
@@ -53,7 +53,7 @@ func Exposed(files ...File) []string {
 		if err != nil {
 			continue
 		}
-		if text := f.modeFault(info.Mode()); text != "" {
+		if text := f.modeFault(info); text != "" {
 			faults = append(faults, text)
 		}
 		if owner := stranger(info); owner != "" {
@@ -91,7 +91,8 @@ func Exposed(files ...File) []string {
 }
 
 // modeFault says what of Deny a mode has.
-func (f File) modeFault(mode fs.FileMode) string {
+func (f File) modeFault(info fs.FileInfo) string {
+	mode := info.Mode()
 	deny := f.Deny
 	if deny == 0 {
 		deny = 0o007
@@ -122,7 +123,25 @@ func (f File) modeFault(mode fs.FileMode) string {
 	if f.Harm != "" {
 		text += ", " + f.Harm
 	}
-	return text + "; cure: chmod " + cure + " " + f.Path
+	return text + "; cure: " + f.closing(info, deny, "chmod "+cure+" "+f.Path)
+}
+
+// closing is the cure of a mode. Where this process reads the file by the very bits that
+// must go, chmod alone would shut it out: the file has to be given to its user or group
+// first.
+func (f File) closing(info fs.FileInfo, deny fs.FileMode, chmod string) string {
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	if us := os.Geteuid(); !ok || us == 0 || int(stat.Uid) == us {
+		return chmod
+	}
+	after := info.Mode().Perm() &^ deny
+	if inGroup(int(stat.Gid)) && after&0o040 != 0 {
+		return chmod
+	}
+	if deny&0o040 != 0 { // the owner alone may read it
+		return fmt.Sprintf("chown %s %s, then %s", ourselves(), f.Path, chmod)
+	}
+	return fmt.Sprintf("chgrp %s %s, then chmod 0640 %[2]s (%s, of which %s is no member)", groupName(os.Getegid()), f.Path, Rights(f.Path), ourselves())
 }
 
 // above are the folders in which a file lies, the nearest first: those of its name, and

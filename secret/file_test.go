@@ -18,6 +18,18 @@ import (
 const asOther = "CLAVIGER_TEST_EXPOSED"
 
 func TestMain(m *testing.M) {
+	if path := os.Getenv(asOpener); path != "" {
+		flag := os.O_RDONLY
+		if os.Getenv("CLAVIGER_TEST_WRITE") == "true" {
+			flag = os.O_RDWR
+		}
+		f, err := os.OpenFile(path, flag, 0)
+		if err == nil {
+			err = f.Close()
+		}
+		os.Stdout.WriteString(secret.Admit(err)) //nolint:errcheck // the test sees it
+		os.Exit(0)
+	}
 	if path := os.Getenv(asOther); path != "" {
 		os.Stdout.WriteString(strings.Join(secret.Exposed(secret.File{Path: path, What: "keytab"}), "\n")) //nolint:errcheck // the test sees it
 		os.Exit(0)
@@ -122,6 +134,25 @@ func TestExposedFolders(t *testing.T) {
 		linked, a)
 }
 
+// programForOthers is this test's program in a folder that every user may enter.
+func programForOthers(t *testing.T) (dir, program string) {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "exposed") // below folders that every user may enter
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	program = filepath.Join(dir, "test")
+	data, err := os.ReadFile(os.Args[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.WriteFile(program, data, 0o700), os.Chmod(program, 0o755), os.Chmod(dir, 0o755)); err != nil { //nolint:gosec // it is to be run
+		t.Fatal(err)
+	}
+	return dir, program
+}
+
 // TestExposedOwner: run as another user than root, a file or a folder of a third one is
 // named; those of root and of the user himself are not.
 func TestExposedOwner(t *testing.T) {
@@ -129,17 +160,7 @@ func TestExposedOwner(t *testing.T) {
 		t.Skip("only root can give files away")
 	}
 	const us, third = 65534, 12345
-	base, err := os.MkdirTemp("", "exposed") // below folders that every user may enter
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(base) })
-	binary := filepath.Join(base, "test")
-	if data, err := os.ReadFile(os.Args[0]); err != nil {
-		t.Fatal(err)
-	} else if err := os.WriteFile(binary, data, 0o700); err != nil { //nolint:gosec // it is to be run
-		t.Fatal(err)
-	}
+	base, binary := programForOthers(t)
 	dir := filepath.Join(base, "dir")
 	file := filepath.Join(dir, "kms.keytab")
 	if err := os.Mkdir(dir, 0o700); err != nil {
@@ -148,7 +169,7 @@ func TestExposedOwner(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, p := range []string{base, binary, dir} {
+	for _, p := range []string{dir} {
 		if err := os.Chmod(p, 0o755); err != nil {
 			t.Fatal(err)
 		}

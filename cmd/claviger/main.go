@@ -12,9 +12,12 @@ import (
 	"os/signal"
 	"os/user"
 	"strconv"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"claviger/secret"
 )
 
 // Exit codes. They are part of the command line's contract.
@@ -76,16 +79,21 @@ func run(args []string) int {
 }
 
 // asWhom names the user that this process runs as, where the system did not let it
-// do something: the same command may work for another.
+// do something, and how that user gets the right, unless the error says so itself: the
+// same command may work for another.
 func asWhom(err error) string {
 	if !errors.Is(err, fs.ErrPermission) {
 		return ""
 	}
 	uid := os.Geteuid()
+	text := fmt.Sprintf(" (this process runs as uid %d", uid)
 	if u, err := user.LookupId(strconv.Itoa(uid)); err == nil {
-		return fmt.Sprintf(" (this process runs as user %s, uid %d)", u.Username, uid)
+		text = fmt.Sprintf(" (this process runs as user %s, uid %d", u.Username, uid)
 	}
-	return fmt.Sprintf(" (this process runs as uid %d)", uid)
+	if cure := secret.Admit(err); cure != "" && !strings.Contains(err.Error(), "chown ") {
+		text += "; " + cure
+	}
+	return text + ")"
 }
 
 func newRootCommand() *cobra.Command {

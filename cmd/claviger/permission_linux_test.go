@@ -127,7 +127,7 @@ func TestNotPermitted(t *testing.T) {
 				}
 			}
 			text := strings.Join(lines, "")
-			for _, want := range []string{c.shut[0], "permission denied", "nobody"} {
+			for _, want := range []string{c.shut[0], "permission denied", "nobody", ", mode 0", "nobody " + base} { // the last is of a chown
 				if !strings.Contains(text, want) {
 					t.Errorf("no %q in:\n%s", want, text)
 				}
