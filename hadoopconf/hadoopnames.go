@@ -54,14 +54,44 @@ func hadoopHas(name string) bool {
 // knows, where its name is nearer to one that means something here than to any of
 // Hadoop's own.
 func (c *Conf) warnMisspelt(name string) {
-	inShared := slices.ContainsFunc(shared, func(f string) bool { return strings.HasPrefix(name, f) })
-	if !inShared || hadoopHas(name) {
+	if hadoopHas(name) {
 		return
 	}
-	near, ok := claviger.NearMiss(name, append(candidates(name), hadoopOnly...))
+	inShared := slices.ContainsFunc(shared, func(f string) bool { return strings.HasPrefix(name, f) })
+	near, ok := c.otherFamily(name)
+	if inShared {
+		near, ok = claviger.NearMiss(name, append(candidates(name), hadoopOnly...))
+	}
 	if !ok || hadoopHas(near) {
 		return
 	}
 	c.warnings = append(c.warnings, fmt.Sprintf("%s: property %s is not known, to Hadoop neither, and has no effect;"+
 		" did you mean %s?", c.props[name].Where(), name, near))
+}
+
+// otherFamily finds the property that a name means whose first or second word is
+// misspelt ("clavigr.", "hadoop.kmss."), and which therefore is in no family of ours.
+func (c *Conf) otherFamily(name string) (meant string, ok bool) {
+	words := strings.Split(name, ".")
+	for i := range min(2, len(words)-1) {
+		var known []string // the words that families have at this place after those before it
+		for _, f := range slices.Concat(ours, shared) {
+			if w := strings.Split(f, "."); len(w) > i+1 && slices.Equal(w[:i], words[:i]) {
+				known = append(known, w[i])
+			}
+		}
+		if slices.Contains(known, words[i]) {
+			continue
+		}
+		word, near := claviger.NearMiss(words[i], known)
+		if !near {
+			return "", false
+		}
+		right := strings.Join(slices.Concat(words[:i], []string{word}, words[i+1:]), ".")
+		if slices.ContainsFunc(KMS, func(k Known) bool { return k.Name == right || k.covers(right) }) || IsRule(right) {
+			return right, true
+		}
+		return claviger.NearMiss(right, candidates(right))
+	}
+	return "", false
 }

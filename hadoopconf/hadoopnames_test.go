@@ -41,6 +41,15 @@ func TestHadoopsNames(t *testing.T) {
 // Hadoop's other properties share too; names of others are not.
 func TestMisspelt(t *testing.T) {
 	for wrong, right := range map[string]string{
+		"clavigr.metastore.uri":                                  MetastoreURI,
+		"claviger.metastore_uri":                                 MetastoreURI,
+		"calviger.kms.hdfs.superuser":                            HDFSSuperusers,
+		"hadoop.kmss.key.provider.uri":                           ProviderURI,
+		"hadop.kms.key.provider.uri":                             ProviderURI,
+		"hadoop.kmss.proxyuser.hive.hosts":                       "hadoop.kms.proxyuser.hive.hosts",
+		"hadoop.secruity.auth_to_local":                          "hadoop.security.auth_to_local",
+		"cloudra.hsmkp.initiatemigration":                        InitiateMigration,
+		"cloudera.hsmpk.initiatemigration":                       InitiateMigration,
 		"hadoop.security.auth_to_locl":                           "hadoop.security.auth_to_local",
 		"hadoop.security.auth-to-local":                          "hadoop.security.auth_to_local",
 		"hadoop.security.group.maping":                           GroupMapping,
@@ -70,7 +79,7 @@ func TestMisspelt(t *testing.T) {
 	}
 	for _, other := range []string{"hadoop.security.acme.plugin", "hadoop.http.authentication.kerberos.name.rules",
 		"fs.defaultFSX",
-		"hadoop.proxyuser.hive.hosts", "hadoop.ssl.enabled", "hadoop.security.kms.client.encrypted.key.cache.size"} {
+		"hadoop.proxyuser.hive.hosts", "hadoop.kmip.url", "claim.metastore.uri", "dfs.encryption.key.provider.uri", "hadoop.ssl.enabled", "hadoop.security.kms.client.encrypted.key.cache.size"} {
 		if w := warningsOf(t, other); strings.Contains(w, "not known") {
 			t.Errorf("%s: %q", other, w)
 		}
