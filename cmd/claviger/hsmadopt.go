@@ -39,6 +39,9 @@ type adoption struct {
 
 	unbound bool     // --rebind has something to do
 	known   []string // names that were asked for and that the metastore knows already
+	// Of the flags: what the new record gets beside what the token tells.
+	aclName   string
+	described bool
 }
 
 func newHSMAdopt() *cobra.Command {
@@ -177,7 +180,7 @@ func adoptKeys(cmd *cobra.Command, conf string, f *adoptFlags, out *output) erro
 
 // look lists the candidates and chooses those that the flags name.
 func (f *adoptFlags) look(ctx context.Context, p *hsm.Provider) (adoption, error) {
-	r := adoption{Done: []string{}, Aside: f.aside, Chosen: []hsm.Candidate{}}
+	r := adoption{Done: []string{}, Aside: f.aside, Chosen: []hsm.Candidate{}, aclName: f.aclName, described: f.described}
 	if err := p.Misfit(); err != nil {
 		r.Misfit = err.Error()
 	}
@@ -314,8 +317,15 @@ func (r adoption) text(w io.Writer) {
 		for i, o := range c.Versions {
 			labels[i] = o.Label[len(c.Key):]
 		}
-		known, note := "no", "guarded by "+claviger.Printable("key.acl."+c.Key+".*")+", or the default rules"
-		if c.Known {
+		aclName := c.Key
+		if r.aclName != "" && len(r.Chosen) > 0 {
+			aclName = r.aclName
+		}
+		known, note := "no", "guarded by "+claviger.Printable("key.acl."+aclName+".*")+", or the default rules"
+		switch {
+		case c.Known && (r.aclName != "" || r.described):
+			known, note = "yes", "its versions are added to those that are there; it keeps its attributes: --acl-name and --description are of new records alone"
+		case c.Known:
 			known, note = "yes", "its versions are added to those that are there"
 		}
 		if c.Unordered {
@@ -326,5 +336,14 @@ func (r adoption) text(w io.Writer) {
 		}
 		fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\n", claviger.Printable(c.Key), c.Versions[0].Bits, strings.Join(labels, " "), known, note)
 	}
-	fmt.Fprintf(w, "Not told by the token: description, attributes (key.acl.name), cipher (taken to be %s), time of creation, and which of them were deleted\n", claviger.DefaultCipher)
+	untold := "description, attributes (key.acl.name)"
+	switch {
+	case r.aclName != "" && r.described:
+		untold = "attributes but key.acl.name"
+	case r.aclName != "":
+		untold = "description, attributes but key.acl.name"
+	case r.described:
+		untold = "attributes (key.acl.name)"
+	}
+	fmt.Fprintf(w, "Not told by the token: %s, cipher (taken to be %s), time of creation, and which of them were deleted\n", untold, claviger.DefaultCipher)
 }
