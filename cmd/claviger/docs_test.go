@@ -1,0 +1,220 @@
+package main
+
+import (
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+
+	"claviger/hadoopconf"
+)
+
+// pages are README and all pages of docs, by name.
+func pages(t *testing.T) map[string]string {
+	t.Helper()
+	files, err := filepath.Glob("../../docs/*.md")
+	if err != nil || len(files) < 20 {
+		t.Fatal(files, err)
+	}
+	all := make(map[string]string)
+	for _, file := range append(files, "../../README.md") {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all[filepath.Base(file)] = string(text)
+	}
+	return all
+}
+
+// goFiles calls do with each Go file of the program, tests and their helpers left out.
+func goFiles(t *testing.T, do func(path, text string)) {
+	t.Helper()
+	err := filepath.WalkDir("../..", func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		name := d.Name()
+		if d.IsDir() && (strings.HasPrefix(name, ".") && len(name) > 2 || name == "testdata" || name == "internal" || name == "test") {
+			return fs.SkipDir
+		}
+		if !strings.HasSuffix(name, ".go") || strings.HasSuffix(name, "_test.go") {
+			return nil
+		}
+		text, err := os.ReadFile(path)
+		if err == nil {
+			do(path, string(text))
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+var (
+	propertyName = regexp.MustCompile(`(?m)(?:^|[^.\w])(claviger\.[a-z][A-Za-z0-9_*-]*(?:\.[A-Za-z0-9_*-]+)*)`)
+	metricName   = regexp.MustCompile(`\bclaviger_[a-z_]+\b`)
+	metricOfCode = regexp.MustCompile(`"(claviger_[a-z_]+)"`)
+)
+
+// fileNames begin as properties of ours do, and are files and units.
+var fileNames = regexp.MustCompile(`^claviger\.(db|service|d|dump|sql|keystore|mount|deb|rpm|copy|old|moved|restored|log|json|seen|example)\b`)
+
+// TestDocsNameWhatExists: each property and metric of ours that a page names is one.
+func TestDocsNameWhatExists(t *testing.T) {
+	known := func(name string) bool {
+		return slices.ContainsFunc(hadoopconf.KMS, func(k hadoopconf.Known) bool {
+			before, after, pattern := strings.Cut(k.Name, "*")
+			return k.Name == name || pattern && strings.HasPrefix(name, before) && strings.HasSuffix(name, after) ||
+				strings.Contains(name, "*") && strings.HasPrefix(k.Name, strings.TrimSuffix(name, "*"))
+		})
+	}
+	metrics, code := make(map[string]bool), strings.Builder{}
+	goFiles(t, func(_, text string) {
+		code.WriteString(text)
+		for _, m := range metricOfCode.FindAllStringSubmatch(text, -1) {
+			metrics[m[1]] = true
+		}
+	})
+	if len(metrics) < 50 {
+		t.Fatalf("only %d metrics in the code", len(metrics))
+	}
+	properties, shown := 0, make(map[string]bool)
+	for page, text := range pages(t) {
+		for _, found := range propertyName.FindAllStringSubmatch(text, -1) {
+			name := found[1]
+			if fileNames.MatchString(name) {
+				continue
+			}
+			properties++
+			if !known(name) {
+				t.Errorf("%s names the property %s, which is not in the table of hadoopconf", page, name)
+			}
+		}
+		for _, name := range metricName.FindAllString(text, -1) {
+			shown[name] = true
+			if composed(code.String(), metrics, name) {
+				continue
+			}
+			plain := strings.TrimSuffix(strings.TrimSuffix(strings.TrimSuffix(name, "_bucket"), "_count"), "_sum")
+			family := slices.ContainsFunc(sortedKeys(metrics), func(m string) bool { return strings.HasPrefix(m, name) && strings.HasSuffix(name, "_") })
+			if !metrics[name] && !metrics[plain] && !family {
+				t.Errorf("%s names the metric %s, which no code has", page, name)
+			}
+		}
+	}
+	if properties < 100 {
+		t.Errorf("only %d properties were found on the pages", properties)
+	}
+	for _, m := range sortedKeys(metrics) {
+		base, max := strings.CutSuffix(m, "_max")
+		if max { // as "NAME of _max"
+			shown[m] = shown[base] || shown[base+"_in_use"]
+		}
+		if !shown[m] && !strings.HasSuffix(m, "_") {
+			t.Errorf("no page names the metric %s", m)
+		}
+	}
+}
+
+// composed tells whether code puts the name of a metric together: of a beginning and a
+// last word, or of a service's name and the end.
+func composed(code string, metrics map[string]bool, name string) bool {
+	for _, service := range []string{"kms", "trustee", "keyhsm"} {
+		if end, ok := strings.CutPrefix(name, "claviger_"+service); ok && strings.Contains(code, `"claviger_" + service + "`+end+`"`) {
+			return true
+		}
+	}
+	for m := range metrics {
+		rest, ok := strings.CutPrefix(name, m)
+		if !ok || !strings.HasSuffix(m, "_") {
+			continue
+		}
+		word, _ := strings.CutSuffix(rest, "_total")
+		if strings.Contains(code, `"`+word+`":`) {
+			return true
+		}
+	}
+	return false
+}
+
+func sortedKeys(m map[string]bool) []string {
+	var list []string
+	for k := range m {
+		list = append(list, k)
+	}
+	slices.Sort(list)
+	return list
+}
+
+// commandLine finds a command of ours at the beginning of a line of a code block, or of
+// words in backticks.
+var (
+	codeBlock   = regexp.MustCompile("(?ms)^```[a-z]*\n(.*?)^```")
+	inline      = regexp.MustCompile("`((?:sudo -u [a-z]+ )?claviger [^`\n]+)`")
+	commandLine = regexp.MustCompile(`^(?:\$ |# )?(?:[A-Z0-9_]+=\S+ )*(?:sudo (?:-u \S+ )?)?(?:/usr/bin/|bin/|ExecStart=/usr/bin/)?claviger ([a-z].*)$`)
+	endOfOne    = regexp.MustCompile(`\s(?:\||>|&&|;|2>|#|&\s*$).*$`)
+)
+
+// TestDocsCommands: each command of ours on a page is one, and has the flags that the page
+// gives it.
+func TestDocsCommands(t *testing.T) {
+	found := 0
+	for page, text := range pages(t) {
+		var lines []string
+		for _, block := range codeBlock.FindAllStringSubmatch(text, -1) {
+			lines = append(lines, strings.Split(strings.ReplaceAll(block[1], "\\\n", " "), "\n")...)
+		}
+		for _, words := range inline.FindAllStringSubmatch(text, -1) {
+			lines = append(lines, words[1])
+		}
+		for _, line := range lines {
+			m := commandLine.FindStringSubmatch(strings.TrimSpace(line))
+			if m == nil {
+				continue
+			}
+			found++
+			if why := notACommand(strings.Fields(endOfOne.ReplaceAllString(m[1], ""))); why != "" {
+				t.Errorf("%s shows %q: %s", page, line, why)
+			}
+		}
+	}
+	if found < 120 {
+		t.Errorf("only %d commands were found", found)
+	}
+}
+
+// notACommand says what is wrong with the words behind `claviger`.
+func notACommand(words []string) string {
+	cmd := newRootCommand()
+	for len(words) > 0 {
+		i := slices.IndexFunc(cmd.Commands(), func(c *cobra.Command) bool { return c.Name() == words[0] || c.HasAlias(words[0]) })
+		if i < 0 {
+			break
+		}
+		cmd, words = cmd.Commands()[i], words[1:]
+	}
+	if len(words) > 0 && cmd.HasSubCommands() && regexp.MustCompile(`^[a-z]+$`).MatchString(words[0]) {
+		if alternatives := strings.Split(words[0], ","); len(alternatives) == 1 {
+			return "there is no " + cmd.CommandPath() + " " + words[0]
+		}
+	}
+	for _, w := range words {
+		w = strings.Trim(w, "[]")
+		name, isLong := strings.CutPrefix(w, "--")
+		name, _, _ = strings.Cut(name, "=")
+		switch {
+		case isLong && name != "" && name != "help" && cmd.Flags().Lookup(name) == nil && cmd.InheritedFlags().Lookup(name) == nil:
+			return cmd.CommandPath() + " has no flag --" + name
+		case !isLong && len(w) == 2 && w[0] == '-' && w[1] >= 'a' && w != "-h" && cmd.Flags().ShorthandLookup(w[1:]) == nil:
+			return cmd.CommandPath() + " has no flag " + w
+		}
+	}
+	return ""
+}
