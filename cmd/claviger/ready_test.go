@@ -21,7 +21,7 @@ type readiness struct {
 }
 
 type check struct {
-	Name, Error       string
+	Name, Error, By   string
 	OK, Informational bool
 }
 
@@ -79,6 +79,36 @@ func TestReadiness(t *testing.T) {
 		if time.Since(began) > 20*time.Second {
 			t.Fatal("a broken kms-acls.xml is not told")
 		}
+	}
+}
+
+// TestReadinessOfASource: what requests saw last of a source is what /readyz says of it.
+func TestReadinessOfASource(t *testing.T) {
+	dir := t.TempDir()
+	writeFile(t, filepath.Join(dir, "kms-acls.xml"), siteXML("default.key.acl.READ", "*"))
+	writeSite(t, dir, map[string]string{hadoopconf.ProviderURI: "jceks://file@" + filepath.Join(dir, "kms.keystore"), "hadoop.kms.http.host": "127.0.0.1"})
+	old, end := serveToEnd(t, dir)
+	source := kmsURI(old)
+	kms, _ := onHSM(t, map[string]string{hadoopconf.SourceURI: source})
+	said := func() check {
+		t.Helper()
+		_, r := readyz(t, kms)
+		return r.Checks[slices.IndexFunc(r.Checks, func(c check) bool { return c.Name == "source "+source })]
+	}
+	if status, body := fetch(t, kms, "/kms/v1/keyversion/one@0", "a"); status != http.StatusOK {
+		t.Fatalf("%d %s", status, body)
+	}
+	if c := said(); !c.OK || c.By != "request" {
+		t.Errorf("a request was answered by it: %+v", c)
+	}
+	if err := end(); err != nil {
+		t.Fatal(err)
+	}
+	if status, body := fetch(t, kms, "/kms/v1/keyversion/two@0", "a"); status != http.StatusServiceUnavailable {
+		t.Fatalf("%d %s", status, body)
+	}
+	if c := said(); c.OK || c.By != "request" || !strings.Contains(c.Error, "connection refused") {
+		t.Errorf("a request has just failed with it: %+v", c)
 	}
 }
 
