@@ -1,12 +1,18 @@
 package jceks
 
 import (
+	"bufio"
 	"context"
+	"encoding/base64"
 	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"claviger"
@@ -16,9 +22,10 @@ import (
 
 const hadoopPassword = "secretpw"
 
-// hadoopRun returns a function that runs testdata/java/HadoopKeys.java, which
-// goes through Hadoop's own JavaKeyStoreProvider. CLAVIGER_HADOOP_JARS names the
-// folder of Hadoop's jars; scripts/hadoop-jars prints one. Without it the test is
+// hadoopRun returns a function that runs commands of testdata/java/HadoopKeys.java,
+// which goes through Hadoop's own JavaKeyStoreProvider. One JVM serves all tests: a
+// JVM for each run took half of the time of this package. CLAVIGER_HADOOP_JARS names
+// the folder of Hadoop's jars; scripts/hadoop-jars prints one. Without it the test is
 // skipped, or fails if CLAVIGER_REQUIRE_HADOOP says that there must be one.
 func hadoopRun(t *testing.T) func(path string, commands ...string) (string, error) {
 	t.Helper()
@@ -29,29 +36,80 @@ func hadoopRun(t *testing.T) func(path string, commands ...string) (string, erro
 		}
 		t.Skip("CLAVIGER_HADOOP_JARS does not name a folder with Hadoop's jars: the exchange with a real Hadoop is left out")
 	}
-	dir := t.TempDir()
-	config := filepath.Join(dir, "log4j.properties")
-	if err := os.WriteFile(config, []byte("log4j.rootLogger=OFF\n"), 0o600); err != nil {
+	h, err := hadoopKeys()
+	if err != nil {
 		t.Fatal(err)
 	}
-	flags := []string{"-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Dfile.encoding=UTF-8",
-		"-Dlog4j.configuration=file:" + config, "-cp", jars + "/*:" + dir}
-	cmd := exec.CommandContext(t.Context(), "javac", "-cp", jars+"/*", "-d", dir, "testdata/java/HadoopKeys.java")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("javac: %v\n%s", err, out)
+	return h.run
+}
+
+// hadoopProcess is a JVM with HadoopKeys, for one goroutine at a time.
+type hadoopProcess struct {
+	stdin   io.Writer
+	answers *bufio.Reader
+	stderr  strings.Builder // read once the JVM has ended
+	wait    func() error
+}
+
+// hadoopKeys compiles HadoopKeys and starts it. The JVM ends with the test binary,
+// which closes its standard input.
+var hadoopKeys = sync.OnceValues(func() (*hadoopProcess, error) {
+	jars := os.Getenv("CLAVIGER_HADOOP_JARS")
+	dir, err := os.MkdirTemp("", "hadoopkeys")
+	if err != nil {
+		return nil, err
 	}
-	return func(path string, commands ...string) (string, error) {
-		cmd := exec.CommandContext(t.Context(), "java", append(append(flags, "HadoopKeys", "jceks://file@"+path),
-			commands...)...)
-		cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8", passwordEnv+"="+hadoopPassword)
-		var stderr strings.Builder
-		cmd.Stderr = &stderr
-		out, err := cmd.Output()
-		if err != nil {
-			return stderr.String(), err
-		}
-		return string(out), nil
+	defer os.RemoveAll(dir) // the JVM has loaded its one class when the first answer comes
+	config := filepath.Join(dir, "log4j.properties")
+	if err := os.WriteFile(config, []byte("log4j.rootLogger=OFF\n"), 0o600); err != nil {
+		return nil, err
 	}
+	ctx := context.Background() // of all tests
+	out, err := exec.CommandContext(ctx, "javac", "-J-XX:TieredStopAtLevel=1", "-J-XX:+UseSerialGC", "-cp", jars+"/*",
+		"-d", dir, "testdata/java/HadoopKeys.java").CombinedOutput()
+	if err != nil {
+		return nil, fmt.Errorf("javac: %w\n%s", err, out)
+	}
+	h := &hadoopProcess{}
+	cmd := exec.CommandContext(ctx, "java", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Dfile.encoding=UTF-8",
+		"-Dlog4j.configuration=file:"+config, "-cp", jars+"/*:"+dir, "HadoopKeys")
+	cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8", passwordEnv+"="+hadoopPassword)
+	cmd.Stderr, h.wait = &h.stderr, cmd.Wait
+	if h.stdin, err = cmd.StdinPipe(); err != nil {
+		return nil, err
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	h.answers = bufio.NewReader(stdout)
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	_, err = h.run(filepath.Join(dir, "none"))
+	return h, err
+})
+
+// run runs commands on the keystore at a path and returns what they printed, and the
+// error that ended them, with its text.
+func (h *hadoopProcess) run(path string, commands ...string) (string, error) {
+	var words []string
+	for _, w := range append([]string{"jceks://file@" + path}, commands...) {
+		words = append(words, base64.StdEncoding.EncodeToString([]byte(w)))
+	}
+	if _, err := io.WriteString(h.stdin, strings.Join(words, " ")+"\n"); err != nil {
+		return "", err
+	}
+	line, err := h.answers.ReadString('\n')
+	if err != nil {
+		return "", fmt.Errorf("the JVM ended: %w\n%s", h.wait(), h.stderr.String())
+	}
+	how, encoded, _ := strings.Cut(strings.TrimSpace(line), " ")
+	text, err := base64.StdEncoding.DecodeString(encoded)
+	if err == nil && how != "ok" {
+		err = errors.New("an exception in Hadoop")
+	}
+	return string(text), err
 }
 
 // TestHadoopExchange: Hadoop reads what we wrote, changes it, and we read and
@@ -223,8 +281,8 @@ func TestHadoopKeytool(t *testing.T) {
 	dir := t.TempDir()
 	keytool := func(args ...string) string {
 		t.Helper()
-		out, err := exec.CommandContext(t.Context(), "keytool", append(args, "-storepass",
-			hadoopPassword)...).CombinedOutput()
+		args = append(args, "-storepass", hadoopPassword, "-J-XX:TieredStopAtLevel=1", "-J-XX:+UseSerialGC")
+		out, err := exec.CommandContext(t.Context(), "keytool", args...).CombinedOutput()
 		if err != nil {
 			t.Fatalf("keytool %q: %v\n%s", args, err, out)
 		}
