@@ -2,6 +2,7 @@ package server_test
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -24,7 +25,7 @@ func (h *half) absent(label string) string {
 	case errors.Is(err, trustee.ErrUnsure) && errors.Is(lerr, trustee.ErrUnsure), strings.Contains(err.Error(), "ask that one") && lerr != nil:
 		return "unsure"
 	}
-	return err.Error() + " / " + lerr.Error()
+	return fmt.Sprint(err, " / ", lerr)
 }
 
 // TestAbsence: a server says that something is not there only where it knows that the
