@@ -44,6 +44,9 @@ type Config struct {
 	// Usage keeps the counters of source versions; nil keeps none across
 	// restarts.
 	Usage metastore.Usage
+	// UsesKept holds what Usage did not take yet beyond the end of this process; nil: such
+	// counts are lost with it.
+	UsesKept UsesKept
 	// LastUses keeps when versions of the primary were last used; nil keeps nothing,
 	// and a deleted key then counts as used until its deletion.
 	LastUses metastore.LastUses
@@ -223,7 +226,7 @@ func New(cfg Config) (*Ring, error) {
 	if cfg.Shared != nil {
 		r.epochs = newEpochs(cfg.Shared.Epoch, r.forget)
 	}
-	r.usage = newUsage(cfg.Usage, r.log)
+	r.usage = newUsage(cfg.Usage, cfg.UsesKept, r.log)
 	r.origins.history = cfg.History
 	r.aliases = newCache[string](foreignTimeout, false, cachedKeys)
 	r.used = newLastUses(cfg.LastUses, r.log)

@@ -39,6 +39,14 @@ const (
 // counted one by one.
 const OtherVersions = "(others)"
 
+// UsesKept holds uses of source versions that the store did not take, on this host.
+type UsesKept interface {
+	// Load returns what was kept; nothing where nothing was.
+	Load() ([]metastore.Use, error)
+	// Keep replaces what is kept; nothing is kept where there is no use.
+	Keep(uses []metastore.Use) error
+}
+
 // usage counts the uses of source versions, and writes them down: by it a source is
 // proved idle, so that "not used" must not mean "not written yet".
 type usage struct {
@@ -49,8 +57,12 @@ type usage struct {
 	pending map[useName]*useCount // not written yet; all there are, where store is nil
 	limit   int
 	used    map[useName]bool // in this process: what was used before is written by the clock
-	failing bool             // the last write failed, so nobody waits for one
+	failing error            // why the last write failed, so nobody waits for one; nil: it did not
+	since   time.Time        // when the first of the failing ones was made
 
+	kept     UsesKept           // may be nil
+	holds    bool               // kept holds something; this and total are guarded by flushing
+	total    int64              // of the counts that this process has had kept last
 	now      chan chan struct{} // asks run to write, and to close what it is given
 	flushing sync.Mutex         // one flush or reading of the store at a time
 	stop     chan struct{}
@@ -64,13 +76,66 @@ type useCount struct {
 	last  time.Time
 }
 
-func newUsage(store metastore.Usage, log *slog.Logger) *usage {
-	u := &usage{store: store, log: log, limit: countedVersions, pending: map[useName]*useCount{}, used: map[useName]bool{}, now: make(chan chan struct{})}
+func newUsage(store metastore.Usage, kept UsesKept, log *slog.Logger) *usage {
+	u := &usage{store: store, kept: kept, log: log, limit: countedVersions, pending: map[useName]*useCount{}, used: map[useName]bool{}, now: make(chan chan struct{})}
 	if store != nil {
+		u.recall()
 		u.stop, u.stopped = make(chan struct{}), make(chan struct{})
 		go u.run()
 	}
 	return u
+}
+
+// recall takes up what an earlier process could not write.
+func (u *usage) recall() {
+	if u.kept == nil {
+		return
+	}
+	list, err := u.kept.Load()
+	if err != nil {
+		u.log.Error("uses of source key versions that an earlier process kept cannot be read: a migration may be ended as if they had not been", "error", err)
+		return
+	}
+	u.holds = len(list) > 0
+	for _, use := range list {
+		u.merge(useName{use.Source, use.Version, use.Op}, use.Count, use.Last)
+	}
+}
+
+// keep holds what is pending beyond the end of this process. After a crash between a
+// write and the next keep uses are counted twice, which keeps a source longer.
+func (u *usage) keep() error {
+	u.flushing.Lock()
+	defer u.flushing.Unlock()
+	u.mu.Lock()
+	list := uses(u.pending)
+	if u.failing == nil {
+		list = nil
+	}
+	u.mu.Unlock()
+	var total int64
+	for _, use := range list {
+		total += use.Count
+	}
+	if u.kept == nil || len(list) == 0 && !u.holds || len(list) > 0 && total == u.total {
+		return nil
+	}
+	err := u.kept.Keep(list)
+	if err == nil {
+		u.holds, u.total = len(list) > 0, total
+	}
+	return err
+}
+
+// behind tells that counts are not written, and why.
+func (u *usage) behind() error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.failing == nil {
+		return nil
+	}
+	return claviger.Errorf("keyring.CheckUses", claviger.Unavailable, "", "the uses of %d source key versions have not been written since %s (%w): claviger migrate finish does not know of them; "+
+		"end no migration before they are, and stop no node whose metastore is away without starting it again", len(u.pending), u.since.UTC().Format(time.RFC3339), u.failing)
 }
 
 // add counts n EDEKs of a version that a source has opened.
@@ -79,7 +144,7 @@ func (u *usage) add(source, version, op string, n int) {
 	now := time.Now()
 	u.mu.Lock()
 	u.merge(name, int64(n), now)
-	first := u.store != nil && !u.failing && !u.used[name] && len(u.used) < u.limit
+	first := u.store != nil && u.failing == nil && !u.used[name] && len(u.used) < u.limit
 	if first {
 		u.used[name] = true
 	}
@@ -138,17 +203,31 @@ func (u *usage) run() {
 		case <-u.stop:
 			return
 		}
-		err := u.flush()
-		if err != nil {
-			u.log.Error("the counters of source key versions could not be written; they are kept and written later", "error", err)
-		}
-		u.mu.Lock()
-		u.failing = err != nil
-		u.mu.Unlock()
+		_ = u.write() // it is in the log, and tried again
 		if done != nil {
 			close(done)
 		}
 	}
+}
+
+// write flushes, and keeps what could not be written.
+func (u *usage) write() error {
+	began := time.Now()
+	err := u.flush()
+	u.mu.Lock()
+	if u.failing == nil {
+		u.since = began
+	}
+	u.failing = err
+	u.mu.Unlock()
+	if err != nil {
+		u.log.Error("the counters of source key versions could not be written; they are kept and written later", "error", err)
+	}
+	if kerr := u.keep(); kerr != nil {
+		u.log.Error("the counters of source key versions are not kept on this host; what is not written is lost with this process", "error", kerr)
+		return errors.Join(err, kerr)
+	}
+	return err
 }
 
 // flush writes what is pending. What could not be written stays pending.
@@ -261,8 +340,12 @@ func (u *usage) close() error {
 	}
 	close(u.stop)
 	<-u.stopped
-	return u.flush()
+	return u.write()
 }
+
+// CheckUses tells that uses of sources are not in the store yet, and why. The error is
+// for an operator.
+func (r *Ring) CheckUses(context.Context) error { return r.usage.behind() }
 
 // unserved are the versions that were counted as asked for in vain, by key: no more than
 // their source has, for a client may make names up.

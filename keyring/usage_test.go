@@ -123,7 +123,7 @@ func (s *brittleStore) Uses(context.Context) ([]metastore.Use, error) { return n
 // it again, and not twice.
 func TestUsageIsKeptWhenNotWritten(t *testing.T) {
 	store := &brittleStore{broken: true, uses: map[string]int64{}}
-	u := newUsage(store, slog.New(slog.DiscardHandler))
+	u := newUsage(store, nil, slog.New(slog.DiscardHandler))
 	u.add("s", "k@0", useDecrypt, 2)
 	if err := u.flush(); err == nil {
 		t.Error("no error")
@@ -171,7 +171,7 @@ func (s *pickyStore) Touch(ctx context.Context, uses []metastore.LastUse) error 
 // from being written, and its source is known to be needed.
 func TestUsesBesideOneThatIsRefused(t *testing.T) {
 	store := &pickyStore{openStore(t), "bad@0"}
-	u := newUsage(store, slog.New(slog.DiscardHandler))
+	u := newUsage(store, nil, slog.New(slog.DiscardHandler))
 	last := newLastUses(store, slog.New(slog.DiscardHandler))
 	versions := []string{"a@0", "b@0", "bad@0", "c@0", "d@0"}
 	u.mu.Lock() // so that they are written together
@@ -207,7 +207,7 @@ func TestUsesBesideOneThatIsRefused(t *testing.T) {
 
 // TestUsageIsBounded: beyond the bound nothing is lost, only told less finely.
 func TestUsageIsBounded(t *testing.T) {
-	u := newUsage(nil, slog.New(slog.DiscardHandler))
+	u := newUsage(nil, nil, slog.New(slog.DiscardHandler))
 	u.limit = 10
 	for i := range 25 {
 		u.add("s", fmt.Sprintf("k@%d", i), useDecrypt, 1)
@@ -223,7 +223,7 @@ func TestUsageIsBounded(t *testing.T) {
 
 func TestUsageConcurrently(t *testing.T) {
 	store := &brittleStore{uses: map[string]int64{}}
-	u := newUsage(store, slog.New(slog.DiscardHandler))
+	u := newUsage(store, nil, slog.New(slog.DiscardHandler))
 	var wg sync.WaitGroup
 	for range 8 {
 		wg.Go(func() {
@@ -299,4 +299,38 @@ func TestUnservedUses(t *testing.T) {
 	_, err := s.Decrypt(t.Context(), caller("alice"), "payroll", true, s.edek)
 	wantKind(t, err, claviger.VersionNotFound)
 	want(s, "finished")
+}
+
+// heldUses is UsesKept in memory.
+type heldUses struct{ list []metastore.Use }
+
+func (h *heldUses) Load() ([]metastore.Use, error) { return h.list, nil }
+func (h *heldUses) Keep(l []metastore.Use) error   { h.list = l; return nil }
+
+// TestUsesOutlastTheProcess: what the store does not take is kept beyond the end of the
+// process, is told of, and is written once by the next one.
+func TestUsesOutlastTheProcess(t *testing.T) {
+	store, held := &brittleStore{broken: true, uses: map[string]int64{}}, &heldUses{}
+	u := newUsage(store, held, slog.New(slog.DiscardHandler))
+	u.add("s", "k@0", useDecrypt, 2)
+	for began := time.Now(); u.behind() == nil; time.Sleep(10 * time.Millisecond) {
+		if time.Since(began) > 10*time.Second {
+			t.Fatal("nothing tells that counts are behind")
+		}
+	}
+	u.add("s", "k@0", useDecrypt, 1)
+	if err := u.close(); err == nil {
+		t.Error("the end tells nothing of what is not written")
+	}
+	if got := counts(held.list); !slices.Equal(got, []string{"s k@0 decrypt 3"}) {
+		t.Errorf("kept: %q", got)
+	}
+	store.broken = false
+	again := newUsage(store, held, slog.New(slog.DiscardHandler))
+	if err := again.close(); err != nil {
+		t.Error(err)
+	}
+	if got := store.uses["k@0 decrypt"]; got != 3 || len(held.list) != 0 || again.behind() != nil {
+		t.Errorf("%d uses written, want 3; kept still %v; %v", got, held.list, again.behind())
+	}
 }

@@ -73,6 +73,7 @@ func (s *kmsServer) checks() []console.Check {
 	}
 	if s.svc.Store != nil {
 		checks = append(checks, console.Check{Name: "sources of migrations", Informational: true, Run: s.ring.CheckMigrations},
+			console.Check{Name: "uses of sources", Informational: true, Run: s.ring.CheckUses},
 			console.Check{Name: "versions that are two keys", Informational: true, Run: s.ring.CheckConflicts},
 			console.Check{Name: "rolls at the sources", Informational: true, Run: s.ring.CheckRolled})
 	}

@@ -1,7 +1,11 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
+	"fmt"
+	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -9,7 +13,10 @@ import (
 	"strings"
 	"syscall"
 
+	"claviger/durable"
 	"claviger/hadoopconf"
+	"claviger/keyring"
+	"claviger/metastore"
 	"claviger/provider"
 )
 
@@ -48,6 +55,57 @@ func seenFile(conf *hadoopconf.Conf, log *slog.Logger) (string, error) {
 		return "", nil
 	}
 	return filepath.Clean(path), nil
+}
+
+// usesName is the file in which a node keeps, beside what it has seen, the uses of sources
+// that the metastore did not take.
+const usesName = "claviger.uses.json"
+
+// usesMost bounds that file: as many counters as there are, with long names.
+const usesMost = 64 << 20
+
+// keptUses is that file.
+type keptUses struct{ path string }
+
+// usesKept is nil where this node keeps nothing of its metastore.
+func usesKept(conf *hadoopconf.Conf) (keyring.UsesKept, error) {
+	seen, err := seenFile(conf, slog.New(slog.DiscardHandler)) // the store has said what there is to say
+	if err != nil || seen == "" {
+		return nil, err
+	}
+	return keptUses{filepath.Join(filepath.Dir(seen), usesName)}, nil
+}
+
+// Load reads the file.
+func (k keptUses) Load() (list []metastore.Use, err error) {
+	f, err := os.Open(k.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }() // it is read alone
+	text, err := io.ReadAll(io.LimitReader(f, usesMost))
+	if err == nil {
+		err = json.Unmarshal(text, &list)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w; restore the file, or move it away and look in the audit log for uses of the source", k.path, err)
+	}
+	return list, nil
+}
+
+// Keep replaces the file, or removes it.
+func (k keptUses) Keep(list []metastore.Use) error {
+	if len(list) == 0 {
+		return durable.Remove(k.path)
+	}
+	text, err := json.Marshal(list)
+	if err != nil {
+		return err
+	}
+	return durable.Replace(k.path, text, 0o600)
 }
 
 // besideKeystore is a file's place beside the keystore file of the first provider; ""

@@ -2,13 +2,18 @@ package main
 
 import (
 	"bytes"
+	"errors"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"claviger/hadoopconf"
+	"claviger/metastore"
 )
 
 // TestSeenFile: where a node keeps what it has seen of its metastore; a place that
@@ -59,5 +64,45 @@ func TestSeenFile(t *testing.T) {
 		if c.warned != "" && !strings.Contains(log.String(), c.warned) || c.warned == "" && log.Len() > 0 {
 			t.Errorf("%+v: log %q", c, log.String())
 		}
+	}
+}
+
+// TestUsesKept: uses of sources that the metastore did not take outlast the process, in a
+// file beside what the node has seen, and are written by the next one, once.
+func TestUsesKept(t *testing.T) {
+	dir := t.TempDir()
+	conf := t.TempDir()
+	writeSite(t, conf, map[string]string{hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + filepath.Join(dir, "luna.keystore"), hadoopconf.MetastoreURI: "postgresql://claviger@db1/claviger"})
+	loaded, err := hadoopconf.LoadKMS(conf, os.LookupEnv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept, err := usesKept(loaded)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if list, err := kept.Load(); err != nil || list != nil {
+		t.Errorf("at first: %v, %v", list, err)
+	}
+	want := []metastore.Use{{Source: "kms://http@old:9600/kms", Version: "k@0", Op: "decrypt", Count: 3, Last: time.Unix(1700000000, 0).UTC()}}
+	if err := kept.Keep(want); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, usesName)
+	if st, err := os.Stat(file); err != nil || st.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", st, err)
+	}
+	if list, err := kept.Load(); err != nil || !slices.Equal(list, want) {
+		t.Errorf("%v, %v", list, err)
+	}
+	if err := kept.Keep(nil); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(file); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the file is left: %v", err)
+	}
+	writeFile(t, file, "[{")
+	if _, err := kept.Load(); err == nil || !strings.Contains(err.Error(), file) {
+		t.Errorf("a file that is cut: %v", err)
 	}
 }
