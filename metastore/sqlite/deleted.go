@@ -61,14 +61,14 @@ func (s *Store) Shelved(ctx context.Context, names ...string) ([]metastore.Shelv
 		key metastore.Shelved
 		v   metastore.Version
 	}
-	var some any // NULL: all names
+	which, args := "", []any(nil)
 	if len(names) > 0 {
 		names = slices.DeleteFunc(slices.Clone(names), func(n string) bool { return !utf8.ValidString(n) }) // no key has such a name
 		list, err := json.Marshal(names)
 		if err != nil {
 			return nil, claviger.E(op, claviger.Internal, "", err)
 		}
-		some = string(list)
+		which, args = "WHERE k.name IN (SELECT value FROM json_each(?)) ", []any{string(list)} // a text of its own, so that the index is used
 	}
 	rows, err := collect(ctx, s.read, func(r *sql.Rows) (row, error) {
 		var x row
@@ -83,8 +83,7 @@ func (s *Store) Shelved(ctx context.Context, names ...string) ([]metastore.Shelv
 		return x, err
 	}, `
 		SELECT k.id, k.name, k.since, k.cipher, k.bit_length, k.description, k.attributes, k.created, v.id, v.object, v.created, v.check_value
-		FROM deleted_key k JOIN deleted_version v ON v.key_id = k.id
-		WHERE ?1 IS NULL OR k.name IN (SELECT value FROM json_each(?1)) ORDER BY k.id, v.seq`, some)
+		FROM deleted_key k JOIN deleted_version v ON v.key_id = k.id `+which+`ORDER BY k.id, v.seq`, args...)
 	if err != nil {
 		return nil, s.fail(op, "", err)
 	}

@@ -69,6 +69,7 @@ func Run(t *testing.T, b Backend) {
 		{"TwoStores", testTwoStores},
 		{"Reopen", testReopen},
 		{"Shelf", testShelf},
+		{"ShelfByName", testShelfByName},
 		{"LastUses", testLastUses},
 		{"Closed", testClosed},
 		{"Cancelled", testCancelled},

@@ -1,10 +1,20 @@
 package hsm
 
-import "context"
+import (
+	"context"
+	"testing"
+)
 
 // Watch is one round of what a server does every 30 seconds.
 func (p *Provider) Watch(ctx context.Context) error {
 	err := p.fits(ctx, nextKeys)
 	p.tryRefused(ctx)
 	return err
+}
+
+// SetManyNames has steps take their sample from remembered names from n names on.
+func SetManyNames(t *testing.T, n int) {
+	was := manyNames
+	manyNames = n
+	t.Cleanup(func() { manyNames = was })
 }

@@ -62,6 +62,9 @@ type fit struct {
 
 	// next is where the next look of the server itself begins, in the sorted names.
 	next int
+	// names are those of the last look, and named its time.
+	names []string
+	named time.Time
 	// onLost is called with the name of each key that has lost a version.
 	onLost func(key string)
 }
@@ -350,11 +353,7 @@ func (p *Provider) compared(has Holdings) {
 // sampleDiffers tells whether a look at a few keys found another state than the last
 // comparison: a version that the token lacks now, or a lost one that it has again.
 func (p *Provider) sampleDiffers(ctx context.Context, much depth) (bool, error) {
-	names, err := p.store.Names(ctx)
-	if err != nil || len(names) == 0 {
-		return false, err
-	}
-	keys, err := p.store.Get(ctx, p.sample(names, much)...)
+	keys, err := p.someKeys(ctx, much)
 	if err != nil {
 		return false, err
 	}
@@ -381,6 +380,34 @@ func (p *Provider) sampleDiffers(ctx context.Context, much depth) (bool, error) 
 		}
 	}
 	return false, nil
+}
+
+// manyNames is from how many names on a step takes its sample from the names of the last
+// look, and reads them not anew. It is a variable for tests.
+var manyNames = 1000
+
+// someKeys reads the keys of a sample. Where there are many names, those of the last look of
+// the server itself are enough, if any of the sample is there still: a step must not take
+// longer the more keys others have.
+func (p *Provider) someKeys(ctx context.Context, much depth) ([]*metastore.Key, error) {
+	f := &p.fit
+	f.mu.Lock()
+	names, age := slices.Clone(f.names), time.Since(f.named)
+	f.mu.Unlock()
+	if much == fewKeys && age < 2*watchPause && len(names) >= manyNames {
+		keys, err := p.store.Get(ctx, p.sample(names, much)...)
+		if err != nil || slices.ContainsFunc(keys, func(k *metastore.Key) bool { return k != nil }) {
+			return keys, err
+		}
+	}
+	names, err := p.store.Names(ctx)
+	if err != nil || len(names) == 0 {
+		return nil, err
+	}
+	f.mu.Lock()
+	f.names, f.named = slices.Clone(names), time.Now()
+	f.mu.Unlock()
+	return p.store.Get(ctx, p.sample(names, much)...)
 }
 
 // sample returns a few of the names: for the server's own look the next of them and those

@@ -47,7 +47,7 @@ type backing struct {
 	stores []metastore.Store
 }
 
-func newBacking(t *testing.T) *backing {
+func newBacking(t testing.TB) *backing {
 	t.Helper()
 	dir := t.TempDir()
 	b := &backing{token: softhsmtest.New(t), file: filepath.Join(dir, "luna.keystore"), db: filepath.Join(dir, "claviger.db")}
@@ -97,7 +97,7 @@ func (b *backing) open(ctx context.Context) (*hsm.Provider, error) {
 	return hsm.Open(ctx, uri, provider.Env{Log: b.log, Get: get}, hsm.Options{Store: store, Access: b.access, Wrap: wrap})
 }
 
-func (b *backing) mustOpen(t *testing.T) *hsm.Provider {
+func (b *backing) mustOpen(t testing.TB) *hsm.Provider {
 	t.Helper()
 	p, err := b.open(t.Context())
 	if err != nil {

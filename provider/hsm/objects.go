@@ -4,7 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"claviger"
@@ -72,7 +74,11 @@ func (p *Provider) Objects(ctx context.Context) ([]Object, error) {
 	}
 	// The token first: an intent is there before its objects are, and goes with the
 	// transaction that puts them in use.
-	list, err := p.mark(ctx, keys)
+	r, err := p.records(ctx)
+	if err != nil {
+		return nil, err
+	}
+	list, err := p.markBy(ctx, keys, r)
 	if err != nil {
 		return nil, err
 	}
@@ -124,17 +130,33 @@ func Forget(ctx context.Context, s metastore.Settings, object string) error {
 type records struct {
 	live, shelved, aside map[string]bool
 	begun                map[string]string // the Op of the step
-	// kept holds the version names that the journal speaks of, and those of deleted keys:
-	// what carries such a name is no orphan, whatever its CKA_ID.
-	kept map[string]bool
+	// kept are the version names of deleted keys, and journal reads, once, those that the
+	// journal speaks of: what carries such a name is no orphan, whatever its CKA_ID.
+	kept    map[string]bool
+	journal func() (map[string]bool, error)
 }
 
-// mark says what objects are.
-func (p *Provider) mark(ctx context.Context, keys []pkcs11.KeyInfo) ([]Object, error) {
-	r, err := p.records(ctx)
+// mark says what objects are that were found by their labels. It reads the records of the
+// key names in these labels alone, so that it takes no longer where other users have many keys.
+func (p *Provider) mark(ctx context.Context, found []pkcs11.KeyInfo) ([]Object, error) {
+	if len(found) == 0 {
+		return nil, nil
+	}
+	var names []string
+	for _, k := range found {
+		if name := (Object{Label: k.Label}).Key(); !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	r, err := p.records(ctx, names...)
 	if err != nil {
 		return nil, err
 	}
+	return p.markBy(ctx, found, r)
+}
+
+// markBy says what objects are, by records of all key names that their labels have.
+func (p *Provider) markBy(ctx context.Context, keys []pkcs11.KeyInfo, r *records) (_ []Object, err error) {
 	list := make([]Object, 0, len(keys))
 	for _, k := range keys {
 		o := Object{ID: fmt.Sprintf("%x", k.ID), Label: k.Label, Bits: k.Bits, Extractable: k.Extractable, Sensitive: k.Sensitive, Mark: Foreign}
@@ -173,6 +195,9 @@ func (p *Provider) unreferred(ctx context.Context, k pkcs11.KeyInfo, o Object, r
 	if r.kept[o.Label] || !p.alone.Load() {
 		return Unknown, nil
 	}
+	if journal, err := r.journal(); err != nil || journal[o.Label] {
+		return Unknown, err
+	}
 	label, _, err := p.store.Setting(ctx, settingDestroyed+o.ID)
 	if err != nil || label != o.Label {
 		return Unknown, err
@@ -180,8 +205,11 @@ func (p *Provider) unreferred(ctx context.Context, k pkcs11.KeyInfo, o Object, r
 	return Orphan, nil
 }
 
-func (p *Provider) records(ctx context.Context) (*records, error) {
-	r := &records{begun: map[string]string{}, live: map[string]bool{}, shelved: map[string]bool{}, aside: map[string]bool{}}
+// records reads what the store knows of the objects of these keys; of all keys, where no name
+// is given.
+func (p *Provider) records(ctx context.Context, names ...string) (*records, error) {
+	r := &records{begun: map[string]string{}, live: map[string]bool{}, shelved: map[string]bool{}, aside: map[string]bool{}, kept: map[string]bool{}}
+	r.journal = sync.OnceValues(func() (map[string]bool, error) { return p.journalled(ctx) })
 	pending, err := p.store.Pending(ctx)
 	if err != nil {
 		return nil, err
@@ -191,19 +219,27 @@ func (p *Provider) records(ctx context.Context) (*records, error) {
 			r.begun[ref.Object] = i.Op
 		}
 	}
-	err = metastore.Each(ctx, p.store, func(k *metastore.Key) {
+	live := func(k *metastore.Key) {
 		for _, v := range k.List {
 			r.live[v.Object] = true
 		}
-	})
+	}
+	if len(names) == 0 {
+		err = metastore.Each(ctx, p.store, live)
+	} else {
+		var keys []*metastore.Key
+		keys, err = p.store.Get(metastore.AsItIs(ctx), names...)
+		for _, k := range keys {
+			if k != nil {
+				live(k)
+			}
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
-	shelved, err := p.store.Shelved(ctx)
+	shelved, err := p.store.Shelved(ctx, names...)
 	if err != nil {
-		return nil, err
-	}
-	if r.kept, err = p.journalled(ctx); err != nil {
 		return nil, err
 	}
 	for _, k := range shelved {

@@ -140,7 +140,7 @@ func (p *Provider) clearOrphan(ctx context.Context, o Object) (bool, error) {
 	if err != nil || at < 0 {
 		return false, err
 	}
-	r, err := p.records(ctx)
+	r, err := p.records(ctx, o.Key())
 	if err != nil || r.live[o.ID] || r.begun[o.ID] != "" || r.shelved[o.ID] {
 		return false, err
 	}
