@@ -14,6 +14,7 @@ import (
 
 	"claviger"
 	"claviger/authz"
+	"claviger/secret"
 )
 
 // ProxyUserPrefix is the prefix of the properties that say who may act for whom:
@@ -165,7 +166,7 @@ func parseHosts(list string, log *slog.Logger) (h hostList, complaints []string)
 		case strings.Contains(e, "/"):
 			net, err := netip.ParsePrefix(e)
 			if err != nil {
-				complaints = append(complaints, fmt.Sprintf("%q is ignored; a network is written like 10.1.0.0/16", e))
+				complaints = append(complaints, fmt.Sprintf("%q is ignored; a network is written like 10.1.0.0/16", secret.Value(e)))
 				continue
 			}
 			h.nets = append(h.nets, net.Masked())

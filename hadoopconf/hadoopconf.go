@@ -57,9 +57,16 @@ type ValueError struct {
 func (e *ValueError) Unwrap() error { return e.Err }
 
 func (e *ValueError) Error() string {
+	want := secret.Without(e.Want, e.Value) // an error that is quoted there may repeat the value
+	if v := e.Value; v != "" && sensitive.MatchString(e.Property.Name) {
+		want = strings.ReplaceAll(want, v, notShown)
+	}
 	return fmt.Sprintf("%s: property %s has the value %s; %s", e.Property.Where(), e.Property.Name,
-		shown(e.Property.Name, e.Value), e.Want)
+		shown(e.Property.Name, e.Value), want)
 }
+
+// notShown stands in the place of the value of a property that is a secret.
+const notShown = "(not shown)"
 
 // sensitive are names whose values must not be told, after Hadoop's
 // hadoop.security.sensitive-config-keys. Those that Hadoop lacks hold a ZooKeeper login
@@ -71,7 +78,7 @@ var sensitive = regexp.MustCompile(`(?i)^fs\.azure\.sas\.|(zk.?auth|zookeeper.?a
 // shown is a value for a person to read.
 func shown(name, value string) string {
 	if sensitive.MatchString(name) {
-		return "(not shown)"
+		return notShown
 	}
 	return strconv.Quote(secret.Value(value))
 }

@@ -34,6 +34,21 @@ func TestSecretsInValues(t *testing.T) {
 		{"syslog+tcp://u:pw@h", "syslog+tcp://u:<redacted>@h"},
 		{"Authorization: Bearer abc.def", "Authorization: Bearer <redacted>"},
 		{"https://h/x?sv=1&sig=abc&e=1", "https://h/x?sv=1&sig=<redacted>&e=1"},
+		{"pkcs11:token=a?PIN-VALUE=1234", "pkcs11:token=a?PIN-VALUE=<redacted>"},
+		{"pkcs11:token=a?pin%2Dvalue=1234&x=1", "pkcs11:token=a?pin%2Dvalue=<redacted>&x=1"},
+		{"pkcs11:token=a?%70in_value%3d1234", "pkcs11:token=a?%70in_value%3d<redacted>"},
+		{"pkcs11:token=a?pin-value=12 34;x=1", "pkcs11:token=a?pin-value=<redacted>;x=1"},
+		{"user:pw@h", "user:<redacted>@h"},
+		{"kms://https@h:9600/kms,user:pw@h", "kms://https@h:<redacted>@h"},
+		{"pin=1234", "pin=<redacted>"},
+		{"jceks://file@/x?pass%77ord=pw", "jceks://file@/x?pass%77ord=<redacted>"},
+		{"jceks://file@/x%3Fpassword%3Dpw", "jceks://file@/x%3Fpassword%3D<redacted>"},
+		{"jceks://file@/x?pass%2577ord%253Dpw&x", "jceks://file@/x?pass%2577ord%253D<redacted>&x"},
+		{"jceks://file@/x?password=p w\tx&b=c", "jceks://file@/x?password=<redacted>&b=c"},
+		{"kms://u%3Apw@h:9600/kms", "kms://u%3A<redacted>@h:9600/kms"},
+		{"kms://u:pw%40h", "kms://u:<redacted>%40h"},
+		{"kms%3A%2F%2Fu%3Apw%40h", "kms%3A%2F%2Fu%3A<redacted>%40h"},
+		{"ldap://h?credentials=pw", "ldap://h?credentials=<redacted>"},
 		{"client_secret=x account_key = y", "client_secret=<redacted> account_key = <redacted>"},
 	} {
 		if got := secret.Value(c.value); got != c.want {
@@ -47,7 +62,8 @@ func TestSecretsInValues(t *testing.T) {
 	for _, plain := range []string{
 		"kms://https@h1;h2:9600/kms", "jceks://file@/etc/kms.keystore,kms://http@h:9600/kms",
 		"RULE:[2:$1@$0](hdfs@EXAMPLE)s/.*/hdfs/", "host:9600,host2:9600", "hdfs://nn:8020/x",
-		"pkcs11:token=kms?module-path=/usr/lib/x.so&pin-source=file:/etc/pin", "user@EXAMPLE.COM", "a:b@c",
+		"pkcs11:token=kms?module-path=/usr/lib/x.so&pin-source=file:/etc/pin", "user@EXAMPLE.COM", "sasl:kms@EXAMPLE.COM:cdrwa", "kms:https@h/kms",
+		"kms@EXAMPLE.COM,host:9600,user@EXAMPLE.COM",
 	} {
 		if got := secret.Value(plain); got != plain {
 			t.Errorf("%s is shown as %s", plain, got)

@@ -86,10 +86,10 @@ func looksLikePort(rest string) bool {
 // "jceks://file@//etc/kms.keystore". Percent escapes are decoded, and the path
 // is cleaned. Files that are not local (jceks://hdfs@nn/...) are refused.
 func UnnestPath(uri string) (string, error) {
+	if err := noSecrets(uri); err != nil {
+		return "", err // its parts are not quoted
+	}
 	refuse := func(format string, args ...any) error {
-		if err := noSecrets(uri); err != nil {
-			return err // its parts are not quoted
-		}
 		return fmt.Errorf("provider URI %q: %s", uri, fmt.Sprintf(format, args...))
 	}
 	scheme, rest := cutScheme(uri)

@@ -25,7 +25,15 @@ func Mask(s string) string {
 	if len(s) < shortest {
 		return s
 	}
-	found := credentials(s)
+	found := decodedPlaces(s, places)
+	for i := range found {
+		found[i] = widen(s, found[i])
+	}
+	return replace(s, found, masked)
+}
+
+// replace returns s with by in the place of what was found.
+func replace(s string, found [][2]int, by string) string {
 	if len(found) == 0 {
 		return s
 	}
@@ -34,7 +42,7 @@ func Mask(s string) string {
 	end := 0
 	for _, f := range found {
 		if f[0] >= end {
-			b.WriteString(s[end:f[0]] + masked)
+			b.WriteString(s[end:f[0]] + by)
 		}
 		end = max(end, f[1])
 	}
@@ -45,16 +53,17 @@ func Mask(s string) string {
 // was made to deceive.
 const maxDecoded = 6
 
-// credentials are the places in s that hold one.
-func credentials(s string) (found [][2]int) {
+// decodedPlaces are the places in s that find finds, in s as it is and percent-decoded
+// once or several times.
+func decodedPlaces(s string, find func([]byte) [][2]int) (found [][2]int) {
 	text := []byte(s)
 	var at []int // where in s each byte of text begins, and the end; nil: the same
 	for range maxDecoded {
-		for _, p := range places(text) {
+		for _, p := range find(text) {
 			if at != nil {
 				p = [2]int{at[p[0]], at[p[1]]}
 			}
-			found = append(found, widen(s, p))
+			found = append(found, p)
 		}
 		var changed bool
 		if text, at, changed = percentDecode(text, at); !changed {

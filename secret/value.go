@@ -1,6 +1,7 @@
 package secret
 
 import (
+	"bytes"
 	"regexp"
 	"strings"
 )
@@ -12,47 +13,97 @@ const Redacted = "<redacted>"
 // parameters of URIs, connection strings, JAAS and JSON. A bare value ends at a
 // blank or '&' alone: a password may hold ';' and ','. Only a pin-value (RFC 7512)
 // may not.
-var inValue = regexp.MustCompile(`(?i)((?:passw(?:or)?d|passphrase|pass|pwd|secret|access_?key|account_?key|private_?key|api_?key|access_?token|auth_?token|delegation|sig|signature)["']?\s*[=:]\s*)` +
-	`("(?:[^"\\]|\\.)*"?|'(?:[^'\\]|\\.|'')*'?|\{[^}]*\}?|[^&\s]+)` +
-	`|(pin-value\s*=\s*|\bbearer\s+)([^&;?\s]+)`)
+var inValue = regexp.MustCompile(`(?i)(?:(?:passw(?:or)?d|passphrase|pass|pwd|secret|credentials?|access_?key|account_?key|private_?key|api_?key|access_?token|auth_?token|delegation|sig|signature)["']?\s*[=:]\s*)` +
+	`("(?:[^"\\]|\\.)*"?|'(?:[^'\\]|\\.|\'\')*'?|\{[^}]*\}?|[^&\s]+)` +
+	`|(?:\bpin(?:[-_]?value)?\s*=\s*|\bbearer\s+)([^&;?\s]+)`)
+
+// inQuery is the same for what follows the '?' of a URI, where a blank ends nothing.
+var inQuery = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9+.-]*:[^?]*\?`)
 
 // withoutSlashes is a URI whose // was forgotten, with a password.
 var withoutSlashes = regexp.MustCompile(`^([A-Za-z][A-Za-z0-9+.-]*:[^/\s:@\[]*:)[^/\s]\S*@`)
 
+// withoutScheme is a URI whose scheme was forgotten, with a password. What begins like that
+// and is none is an ACL of ZooKeeper ("sasl:kms@EXAMPLE:cdrwa"), or lacks but its slashes
+// ("kms:https@host/kms").
+var (
+	withoutScheme = regexp.MustCompile(`(?:^|[\s,;])([A-Za-z0-9._%+-]+):([^\[/\s,;][^/\s,;]*)@`)
+	zooKeeperACL  = regexp.MustCompile(`^(?:sasl|x509|digest|auth|ip|world)$`)
+	innerScheme   = regexp.MustCompile(`^(?i:https?|file|hdfs)$`)
+)
+
 // uriStart is where the authority of a URI begins.
 var uriStart = regexp.MustCompile(`(?:[A-Za-z][A-Za-z0-9+.-]*:|^|[\s,;="'(<])//`)
 
-// withoutURIPasswords takes out what stands between the first ':' and the last '@'
-// of each URI: a password that should have been escaped may hold '@', '/', '?', '#'
-// and blanks, so the end of the authority cannot be trusted. An '@' before the ':'
-// ends a user or a nested scheme (kms://https@host:9600/kms, jceks://file@/path).
-func withoutURIPasswords(value string) string {
-	starts := uriStart.FindAllStringIndex(value, -1)
-	if starts == nil {
-		return value
-	}
-	var b strings.Builder
-	done := 0
+// uriPasswords are the places between the first ':' and the last '@' of each URI: a
+// password that should have been escaped may hold '@', '/', '?', '#' and blanks, so the
+// end of the authority cannot be trusted. An '@' before the ':' ends a user or a nested
+// scheme (kms://https@host:9600/kms, jceks://file@/path).
+func uriPasswords(text []byte) (found [][2]int) {
+	starts := uriStart.FindAllIndex(text, -1)
 	for i, at := range starts {
-		end := len(value)
+		end := len(text)
 		if i+1 < len(starts) {
 			end = starts[i+1][0]
 		}
-		uri := value[at[1]:end]
-		last := strings.LastIndexByte(uri, '@')
-		colon := strings.IndexByte(uri, ':')
-		if colon < 0 || last < colon {
-			continue
+		uri := text[at[1]:end]
+		last, colon := bytes.LastIndexByte(uri, '@'), bytes.IndexByte(uri, ':')
+		if colon >= 0 && last > colon {
+			found = append(found, [2]int{at[1] + colon + 1, at[1] + last})
 		}
-		b.WriteString(value[done:at[1]+colon+1] + Redacted)
-		done = at[1] + last
 	}
-	return b.String() + value[done:]
+	if m := withoutSlashes.FindSubmatchIndex(text); m != nil && len(found) == 0 {
+		found = append(found, [2]int{m[3], m[1] - 1})
+	}
+	if len(found) > 0 {
+		return found
+	}
+	for _, m := range withoutScheme.FindAllSubmatchIndex(text, -1) {
+		if !zooKeeperACL.Match(text[m[2]:m[3]]) && !innerScheme.Match(text[m[4]:m[5]]) {
+			found = append(found, [2]int{m[4], m[5]})
+		}
+	}
+	return found
+}
+
+// valueSecrets are the places of text that hold a secret in plain.
+func valueSecrets(text []byte) [][2]int {
+	found := uriPasswords(text)
+	query := len(text)
+	if m := inQuery.FindIndex(text); m != nil {
+		query = m[1]
+	}
+	for _, m := range inValue.FindAllSubmatchIndex(text, -1) {
+		p := [2]int{m[2], m[3]}
+		if m[2] < 0 {
+			p = [2]int{m[4], m[5]}
+		}
+		if p[0] >= query {
+			for p[1] < len(text) && text[p[1]] != '&' && (m[2] >= 0 || text[p[1]] != ';') {
+				p[1]++
+			}
+		}
+		found = append(found, p)
+	}
+	return found
 }
 
 // Value is a configuration's value, or a URI, as it may be shown: without the passwords
-// and other secrets that it holds.
+// and other secrets that it holds, also where it is percent-encoded, once or several times.
 func Value(value string) string {
-	value = withoutSlashes.ReplaceAllString(withoutURIPasswords(value), "${1}"+Redacted+"@")
-	return inValue.ReplaceAllString(value, "${1}${3}"+Redacted)
+	return replace(value, decodedPlaces(value, valueSecrets), Redacted)
+}
+
+// shortestSecret is how long a secret must be to be looked for in other texts.
+const shortestSecret = 3
+
+// Without is a text that may quote a configuration's value or parts of it, as it may be
+// shown: without the secrets of the value, also where they stand by themselves.
+func Without(text, value string) string {
+	for _, p := range decodedPlaces(value, valueSecrets) {
+		if found := value[p[0]:p[1]]; len(found) >= shortestSecret {
+			text = strings.ReplaceAll(text, found, Redacted)
+		}
+	}
+	return text
 }

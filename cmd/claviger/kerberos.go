@@ -76,8 +76,7 @@ func newKerberos(conf *hadoopconf.Conf) (*authn.Kerberos, error) {
 		return nil, refuse(conf, authType, err.Error())
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w",
-			refuse(conf, authKeytab, "it must be a keytab that this process can read, with the key of "+service), err)
+		return nil, refusedFor(conf, authKeytab, err, "it must be a keytab that this process can read, with the key of %s: %v", service, err)
 	}
 	const whitelist = authPrefix + "kerberos.endpoint.whitelist"
 	k, err := authn.NewKerberos(negotiator{acceptor}, conf.Strings(whitelist))

@@ -249,6 +249,22 @@ func startOnce(t *testing.T, dir string) (log string, err error) {
 	return text.String(), err
 }
 
+// startWith is startOnce with these settings, but for one property, which stands in line 2.
+func startWith(t *testing.T, dir string, settings map[string]string, name, value string) (log string, err error) {
+	t.Helper()
+	pairs := []string{name, value}
+	for _, other := range slices.Sorted(maps.Keys(settings)) {
+		if other != name {
+			pairs = append(pairs, other, settings[other])
+		}
+	}
+	if name != "hadoop.kms.http.port" {
+		pairs = append(pairs, "hadoop.kms.http.port", "0")
+	}
+	writeFile(t, filepath.Join(dir, "kms-site.xml"), siteXML(pairs...))
+	return startOnce(t, dir)
+}
+
 // TestWrongValues: of each property that is known, a value that cannot be right keeps
 // the server from starting, and the error names file, line, property and value; or it
 // says why every value is right.
@@ -256,17 +272,7 @@ func TestWrongValues(t *testing.T) {
 	dir := t.TempDir()
 	settings := wrongSettings(t, dir)
 	start := func(with, name, value string) (string, error) {
-		pairs := []string{name, value} // in line 2
-		for _, other := range slices.Sorted(maps.Keys(settings[with])) {
-			if other != name {
-				pairs = append(pairs, other, settings[with][other])
-			}
-		}
-		if name != "hadoop.kms.http.port" {
-			pairs = append(pairs, "hadoop.kms.http.port", "0")
-		}
-		writeFile(t, filepath.Join(dir, "kms-site.xml"), siteXML(pairs...))
-		return startOnce(t, dir)
+		return startWith(t, dir, settings[with], name, value)
 	}
 	for _, with := range slices.Sorted(maps.Keys(settings)) {
 		if with == "keytrustee" || with == "secret file" || strings.HasPrefix(with, "zookeeper") {
