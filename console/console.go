@@ -1,7 +1,6 @@
 // Package console tells people and machines how the server is: /healthz,
-// /readyz and /metrics. It asks for no credentials and shows no secret, no key
-// name beyond those of source versions still in use, and nothing that a key
-// could be attacked with.
+// /readyz and /metrics. It asks for no credentials and shows no secret. Names of keys,
+// users, hosts and files it shows only to peers that Config.Details admits.
 package console
 
 import (
@@ -14,10 +13,16 @@ type Config struct {
 	Checks  []Check
 	Metrics *Metrics // nil: no /metrics
 	Log     *slog.Logger
+	// Details tells who may read what names keys, users, hosts or files: texts of failed
+	// checks and some labels of figures. nil: each peer that reaches the console.
+	Details func(*http.Request) bool
 }
+
+func (c *Config) details(r *http.Request) bool { return c.Details == nil || c.Details(r) }
 
 // console is what New makes.
 type console struct {
+	Config
 	log    *slog.Logger
 	probes []*probe
 }
@@ -25,7 +30,7 @@ type console struct {
 // New returns a handler that serves the console's paths and hands all others
 // to next.
 func New(cfg Config, next http.Handler) http.Handler {
-	c := &console{log: cfg.Log}
+	c := &console{Config: cfg, log: cfg.Log}
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
 	}
@@ -34,7 +39,7 @@ func New(cfg Config, next http.Handler) http.Handler {
 	}
 	pages := map[string]http.Handler{"/healthz": http.HandlerFunc(healthz), "/readyz": http.HandlerFunc(c.readyz)}
 	if cfg.Metrics != nil {
-		pages["/metrics"] = cfg.Metrics.Handler(c.log)
+		pages["/metrics"] = cfg.Metrics.Handler(c.log, c.details)
 		next = cfg.Metrics.underWay(next)
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -250,6 +251,80 @@ func TestMetrics(t *testing.T) {
 			t.Errorf("no line %s in\n%s", line, text)
 		}
 	}
+}
+
+// TestStrangers: a peer that Details does not admit gets each status and figure, and nothing
+// that names a key, a host, a user or a file; the log has what is wrong, once.
+func TestStrangers(t *testing.T) {
+	m := console.NewMetrics(func(context.Context) ([]metastore.Use, error) {
+		return []metastore.Use{{Source: "kms://http@secrethost:9600/kms", Version: "payroll@0", Op: "decrypt", Count: 42}}, nil
+	})
+	m.Observe("decrypt_eek", 200, 1, 3*time.Millisecond)
+	m.Expiries("claviger_certificate_expiry_seconds", "x", func() ([]console.Expiry, error) {
+		return []console.Expiry{{Name: "ssl.server.keystore.location", Subject: "CN=secrethost"}}, nil
+	})
+	var log lockedBuffer
+	const wrong = "key payroll of alice cannot be read from /secret/file"
+	h := console.New(console.Config{
+		Metrics: m, Log: slog.New(slog.NewTextHandler(&log, nil)),
+		Details: func(r *http.Request) bool { return r.Header.Get("X-Test") == "local" },
+		Checks: []console.Check{
+			{Name: "source kms://http@secrethost:9600/kms", Anonymous: "source 1", Informational: true, Run: fails("secrethost: connection refused")},
+			{Name: "encryptions", Run: fails(wrong)},
+			{Name: "acls", Run: works},
+		},
+	}, elsewhere)
+	ask := func(path, from string) string {
+		w, r := httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, path, nil)
+		r.Header.Set("X-Test", from)
+		h.ServeHTTP(w, r)
+		return fmt.Sprint(w.Code, w.Header(), w.Body)
+	}
+	for _, path := range []string{"/healthz", "/readyz", "/readyz?for=decrypt", "/metrics"} {
+		text := ask(path, "far")
+		for _, secret := range []string{"payroll", "alice", "secret", "connection refused"} {
+			if strings.Contains(text, secret) {
+				t.Errorf("%s names %q to a stranger: %s", path, secret, text)
+			}
+		}
+	}
+	for path, want := range map[string][]string{
+		"/readyz":  {"503", `"source 1"`, `"encryptions"`, `"ok": true`, `"decrypt": false`, "not shown to this address"},
+		"/metrics": {"claviger_kms_request_seconds_count", `claviger_certificate_expiry_seconds{name="ssl.server.keystore.location"}`},
+	} {
+		text := ask(path, "far")
+		for _, want := range want {
+			if !strings.Contains(text, want) {
+				t.Errorf("%s lacks %q for a stranger: %s", path, want, text)
+			}
+		}
+	}
+	for path, want := range map[string]string{"/readyz": wrong, "/metrics": `version="payroll@0"`} {
+		if text := ask(path, "local"); !strings.Contains(text, want) {
+			t.Errorf("%s lacks %q for a peer that may see it: %s", path, want, text)
+		}
+	}
+	if text := log.String(); strings.Count(text, wrong) != 1 || strings.Count(text, "connection refused") != 1 {
+		t.Errorf("the log: %s", text)
+	}
+}
+
+// lockedBuffer is a log that several goroutines write.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }
 
 // TestInFlight: a request counts while it is served, however it ends; probes do

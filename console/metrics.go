@@ -30,6 +30,10 @@ var sizes = prometheus.ExponentialBuckets(1, 2, 13) // 1 to 4096
 // Metrics are the server's figures, on a registry of their own.
 type Metrics struct {
 	registry *prometheus.Registry
+	// nameless has no labels that name keys, hosts or people. It is for those that
+	// Config.Details does not admit.
+	nameless *prometheus.Registry
+
 	requests *prometheus.HistogramVec
 	edeks    *prometheus.CounterVec
 	inFlight prometheus.Gauge
@@ -48,7 +52,7 @@ type Metrics struct {
 // sources were asked for.
 func NewMetrics(use func(context.Context) ([]metastore.Use, error)) *Metrics {
 	m := newMetrics("kms", "status")
-	m.registry.MustRegister(m.edeks, m.turns, m.refused, m.early)
+	m.register(m.edeks, m.turns, m.refused, m.early)
 	if use != nil {
 		m.registry.MustRegister(&sourceUse{recent[[]metastore.Use]{ask: use}})
 	}
@@ -63,7 +67,7 @@ func NewServiceMetrics(service string) *Metrics { return newMetrics(service, "re
 // label that says how a request ended.
 func newMetrics(service, outcome string) *Metrics {
 	m := &Metrics{
-		registry: prometheus.NewRegistry(),
+		registry: prometheus.NewRegistry(), nameless: prometheus.NewRegistry(),
 		requests: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "claviger_" + service + "_request_seconds",
 			Help: "Requests by operation and " + outcome + ".", Buckets: buckets}, []string{"op", outcome}),
 		edeks: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "claviger_kms_edeks_total",
@@ -90,31 +94,37 @@ func newMetrics(service, outcome string) *Metrics {
 		early: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "claviger_kms_refused_total",
 			Help: "Requests refused before their operation: impersonation without a rule, names, tickets, tokens; a handshake begins with one."}, []string{"reason"}),
 	}
-	m.registry.MustRegister(m.requests, m.inFlight, collectors.NewGoCollector(),
+	m.register(m.requests, m.inFlight, collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
 
+// register adds figures that anybody may see.
+func (m *Metrics) register(list ...prometheus.Collector) {
+	m.registry.MustRegister(list...)
+	m.nameless.MustRegister(list...)
+}
+
 // Counter adds a figure that only grows, and that f tells when it is asked for.
 func (m *Metrics) Counter(name, help string, f func() float64) {
-	m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help}, f))
+	m.register(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help}, f))
 }
 
 // Gauge adds a figure that f tells when it is asked for.
 func (m *Metrics) Gauge(name, help string, f func() float64) {
-	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, f))
+	m.register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, f))
 }
 
 // Info adds a figure that is always 1: its labels are what it tells.
 func (m *Metrics) Info(name, help string, labels map[string]string) {
 	g := prometheus.NewGauge(prometheus.GaugeOpts{Name: name, Help: help, ConstLabels: labels})
 	g.Set(1)
-	m.registry.MustRegister(g)
+	m.register(g)
 }
 
 // Gauges adds figures that f tells by the values of a label.
 func (m *Metrics) Gauges(name, help, label string, f func() map[string]float64) {
-	m.registry.MustRegister(&labelled{prometheus.NewDesc(name, help, []string{label}, nil), f})
+	m.register(&labelled{prometheus.NewDesc(name, help, []string{label}, nil), f})
 }
 
 type labelled struct {
@@ -133,7 +143,7 @@ func (l *labelled) Collect(ch chan<- prometheus.Metric) {
 // Query is Gauge for a figure that is asked of something that may not answer: then
 // it is left out.
 func (m *Metrics) Query(name, help string, f func(context.Context) (float64, error)) {
-	m.registry.MustRegister(&query{prometheus.NewDesc(name, help, nil, nil), recent[float64]{ask: f}})
+	m.register(&query{prometheus.NewDesc(name, help, nil, nil), recent[float64]{ask: f}})
 }
 
 // recent is an answer of a store. It is believed for as long as that of a check:
@@ -192,7 +202,7 @@ func constant(desc *prometheus.Desc, kind prometheus.ValueType, v float64, label
 // its sessions are in use, and how many may be.
 func (m *Metrics) HSM(sessions func() (used, most int)) (call func(callers, blocks int, waited, took time.Duration,
 	err error)) {
-	m.registry.MustRegister(m.hsmCalls, m.hsmWaits, m.hsmBlocks, m.hsmCallers)
+	m.register(m.hsmCalls, m.hsmWaits, m.hsmBlocks, m.hsmCallers)
 	m.HSMFunctions(sessions)
 	ok, failed := m.hsmCalls.WithLabelValues("ok"), m.hsmCalls.WithLabelValues("error")
 	return func(callers, blocks int, waited, took time.Duration, err error) {
@@ -210,7 +220,7 @@ func (m *Metrics) HSM(sessions func() (used, most int)) (call func(callers, bloc
 // HSMFunctions adds the part of HSM that does not depend on encryptions: Function's
 // figures, and the sessions.
 func (m *Metrics) HSMFunctions(sessions func() (used, most int)) {
-	m.registry.MustRegister(m.functions)
+	m.register(m.functions)
 	m.Gauge("claviger_hsm_sessions_in_use", "Sessions of the HSM in use.",
 		func() float64 { used, _ := sessions(); return float64(used) })
 	m.Gauge("claviger_hsm_sessions_max", "Sessions that may be in use at once.",
@@ -243,12 +253,14 @@ type Expiry struct {
 // Expiries adds what list tells, when it is asked for, of things that end: each
 // is a figure of that name, in seconds since 1970.
 func (m *Metrics) Expiries(name, help string, list func() ([]Expiry, error)) {
-	m.registry.MustRegister(&expiries{prometheus.NewDesc(name, help, []string{"name", "subject"}, nil), list})
+	m.registry.MustRegister(&expiries{prometheus.NewDesc(name, help, []string{"name", "subject"}, nil), list, true})
+	m.nameless.MustRegister(&expiries{prometheus.NewDesc(name, help, []string{"name"}, nil), list, false})
 }
 
 type expiries struct {
-	desc *prometheus.Desc
-	list func() ([]Expiry, error)
+	desc    *prometheus.Desc
+	list    func() ([]Expiry, error)
+	subject bool
 }
 
 func (e *expiries) Describe(ch chan<- *prometheus.Desc) { ch <- e.desc }
@@ -260,7 +272,11 @@ func (e *expiries) Collect(ch chan<- prometheus.Metric) {
 		return
 	}
 	for _, x := range list {
-		ch <- constant(e.desc, prometheus.GaugeValue, float64(x.Ends.Unix()), x.Name, x.Subject)
+		labels := []string{x.Name, x.Subject}
+		if !e.subject {
+			labels = labels[:1]
+		}
+		ch <- constant(e.desc, prometheus.GaugeValue, float64(x.Ends.Unix()), labels...)
 	}
 }
 
@@ -288,16 +304,27 @@ func (m *Metrics) Served(op, result string, took time.Duration) {
 func (m *Metrics) Timed(name, help string) (told func(op, result string, took time.Duration)) {
 	h := prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: name, Help: help, Buckets: buckets},
 		[]string{"op", "result"})
-	m.registry.MustRegister(h)
+	m.register(h)
 	return func(op, result string, took time.Duration) { h.WithLabelValues(op, result).Observe(took.Seconds()) }
 }
 
 // Handler serves the figures. Those that cannot be had are left out and logged;
-// the others are not lost with them.
-func (m *Metrics) Handler(log *slog.Logger) http.Handler {
-	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{
-		Timeout: checkTimeout, ErrorHandling: promhttp.ContinueOnError,
-		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+// the others are not lost with them. Labels that name keys, hosts or people are for those
+// that details admits, see Config.Details.
+func (m *Metrics) Handler(log *slog.Logger, details func(*http.Request) bool) http.Handler {
+	serve := func(g prometheus.Gatherer) http.Handler {
+		return promhttp.HandlerFor(g, promhttp.HandlerOpts{
+			Timeout: checkTimeout, ErrorHandling: promhttp.ContinueOnError,
+			ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+		})
+	}
+	all, plain := serve(m.registry), serve(m.nameless)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if details(r) {
+			all.ServeHTTP(w, r)
+		} else {
+			plain.ServeHTTP(w, r)
+		}
 	})
 }
 

@@ -3,6 +3,7 @@ package console
 import (
 	"context"
 	"encoding/json"
+	"log/slog"
 	"net/http"
 	"slices"
 	"sync"
@@ -44,6 +45,9 @@ type Observation struct {
 // Check is one named condition of readiness.
 type Check struct {
 	Name string
+	// Anonymous is the name for those who may not see details, where Name names more than
+	// a part; "": Name.
+	Anonymous string
 	// Informational: a failure is shown and does not make the node unready.
 	Informational bool
 	// For is what can't be served where it fails; none: nothing can.
@@ -79,6 +83,23 @@ type probe struct {
 	mu   sync.Mutex
 	last Observation   // of the probe; its time is zero where none has ended
 	done chan struct{} // closed when the run under way ends; nil: none is
+	// logged is when the log was last told what is wrong.
+	logged time.Time
+}
+
+// logAgain is how long a check that goes on failing is not logged again.
+const logAgain = time.Hour
+
+// log tells what is wrong, for those who may not read it in an answer. It is not told of
+// each change of a part that comes and goes: anybody may ask.
+func (p *probe) log(log *slog.Logger, r result) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if r.OK || time.Since(p.logged) < logAgain {
+		return
+	}
+	p.logged = time.Now()
+	log.Warn("a check of /readyz fails; this is logged once an hour", "check", r.Name, "err", r.Error, "informational", r.Informational)
 }
 
 func (p *probe) show(o Observation, by string) result {
@@ -140,6 +161,20 @@ func (p *probe) run() {
 	p.done = nil
 }
 
+// notShown stands in the place of an error for those who may not see details.
+const notShown = "what is wrong is not shown to this address; ask from the server's own host, or see its log"
+
+// anonymous is a result for those who may not see details.
+func (p *probe) anonymous(r result) result {
+	if p.Anonymous != "" {
+		r.Name = p.Anonymous
+	}
+	if r.Error != "" {
+		r.Error = notShown
+	}
+	return r
+}
+
 // answer is the body of /readyz.
 type answer struct {
 	Ready bool             `json:"ready"`
@@ -173,6 +208,13 @@ func (c *console) readyz(w http.ResponseWriter, r *http.Request) {
 		wg.Go(func() { a.Checks[i] = p.result(ctx) })
 	}
 	wg.Wait()
+	anonymous := !c.details(r)
+	for i, p := range asked {
+		p.log(c.log, a.Checks[i])
+		if anonymous {
+			a.Checks[i] = p.anonymous(a.Checks[i])
+		}
+	}
 	for _, purpose := range purposes {
 		a.Can[purpose] = true
 		for i, p := range asked {

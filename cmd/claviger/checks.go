@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"claviger/console"
@@ -60,7 +61,7 @@ func (s *kmsServer) checks() []console.Check {
 	checks = append(checks, s.shared.checks...)
 	for i, src := range s.ring.Sources() {
 		checks = append(checks, console.Check{
-			Name: "source " + src.URI, Informational: true,
+			Name: "source " + src.URI, Anonymous: fmt.Sprintf("source %d", i+1), Informational: true,
 			Last: func() (console.Observation, bool) {
 				call := s.ring.Sources()[i].LastCall
 				if call == nil {

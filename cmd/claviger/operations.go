@@ -73,7 +73,7 @@ func (s *kmsServer) operations(port int, metrics *console.Metrics) (kmsapi.Opera
 		op.Administrator = func(who claviger.Principal) bool { return acl.Admits(who, s.auth.groups.Of) }
 	}
 	if s.set.operations.prometheus && metrics != nil {
-		op.Prometheus = metrics.Handler(s.log)
+		op.Prometheus = metrics.Handler(s.log, s.set.web.showsDetails)
 	}
 	return op, nil
 }

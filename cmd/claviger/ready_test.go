@@ -112,6 +112,32 @@ func TestReadinessOfASource(t *testing.T) {
 	}
 }
 
+// TestStrangersReadNoNames: from an address that claviger.console.details does not name,
+// /readyz and /metrics say what a balancer and an alarm need, and name no key, file or host.
+func TestStrangersReadNoNames(t *testing.T) {
+	source := "jceks://file@" + filepath.Join(t.TempDir(), "old.keystore")
+	kms, dir := onHSM(t, map[string]string{hadoopconf.SourceURI: source, "claviger.console.details": "10.9.8.7, 2001:db8::/32"})
+	writeFile(t, filepath.Join(dir, "kms-acls.xml"), "<configuration><property>")
+	for began := time.Now(); ; time.Sleep(100 * time.Millisecond) {
+		status, r := readyz(t, kms)
+		acls := r.Checks[slices.IndexFunc(r.Checks, func(c check) bool { return c.Name == "acls" })]
+		if slices.ContainsFunc(r.Checks, func(c check) bool { return c.Name == "source 1" }) && status == http.StatusOK && !acls.OK {
+			break
+		}
+		if time.Since(began) > 20*time.Second {
+			t.Fatalf("%d %+v", status, r)
+		}
+	}
+	for _, path := range []string{"/healthz", "/readyz", "/readyz?for=write", "/metrics"} {
+		_, text := fetch(t, kms, path, "")
+		for _, name := range []string{dir, source, "file@", "CN="} {
+			if strings.Contains(text, name) {
+				t.Errorf("%s names %q to a stranger: %s", path, name, text)
+			}
+		}
+	}
+}
+
 // TestNotReady: a node that cannot audit says why, is out of service for what must be
 // audited, and makes no key; users go on reading.
 func TestNotReady(t *testing.T) {

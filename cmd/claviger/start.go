@@ -67,7 +67,7 @@ func openPatiently(ctx context.Context, conf *hadoopconf.Conf, set kmsSettings, 
 			if f, err = openFront(ctx, conf, set, log); err != nil {
 				return nil, nil, err
 			}
-			f.show(waitingRoom(func() string { return *why.Load() }, log))
+			f.show(waitingRoom(func() string { return *why.Load() }, set.web.showsDetails, log))
 		}
 		if last == nil || time.Since(told) > startRemind {
 			told = time.Now()
@@ -85,9 +85,9 @@ func openPatiently(ctx context.Context, conf *hadoopconf.Conf, set kmsSettings, 
 }
 
 // waitingRoom answers while the server can't start.
-func waitingRoom(why func() string, log *slog.Logger) http.Handler {
+func waitingRoom(why func() string, details func(*http.Request) bool, log *slog.Logger) http.Handler {
 	check := console.Check{Name: "started", Run: func(context.Context) error { return errors.New(why()) }}
-	return console.New(console.Config{Checks: []console.Check{check}, Log: log}, kmsapi.Standby("this node is starting; its log tells more"))
+	return console.New(console.Config{Checks: []console.Check{check}, Log: log, Details: details}, kmsapi.Standby("this node is starting; its log tells more"))
 }
 
 // front is where clients come in.
@@ -121,7 +121,7 @@ func openFront(ctx context.Context, conf *hadoopconf.Conf, set kmsSettings, log 
 		return nil, fmt.Errorf("listening at the address of hadoop.kms.http.host and hadoop.kms.http.port: %w", err)
 	}
 	f.listener = bound(listener, set.web.connections.bounded(log), log)
-	f.show(waitingRoom(func() string { return "the server is starting" }, log))
+	f.show(waitingRoom(func() string { return "the server is starting" }, set.web.showsDetails, log))
 	f.server = set.web.newServer(f, log)
 	listener = f.listener
 	if f.secured != nil {

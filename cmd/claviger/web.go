@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -22,6 +24,17 @@ type webSettings struct {
 	idle        time.Duration
 	connections connectionLimits
 	headers     map[string]string // of every answer
+	details     []netip.Prefix    // which peers the console shows names to
+}
+
+// showsDetails tells whether the console shows names of keys, hosts and files to the peer.
+func (w *webSettings) showsDetails(r *http.Request) bool {
+	peer, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil {
+		return false
+	}
+	from := peer.Addr().Unmap().WithZone("")
+	return slices.ContainsFunc(w.details, func(p netip.Prefix) bool { return p.Contains(from) })
 }
 
 const (
@@ -29,6 +42,7 @@ const (
 	maxConnectionsName = "claviger.http.max.connections"
 	perAddressName     = "claviger.http.max.connections.per.address"
 	unlimitedName      = "claviger.http.unlimited.addresses"
+	detailsName        = "claviger.console.details"
 )
 
 // headerName is what Hadoop's HttpServer2 takes for the name of a header.
@@ -49,6 +63,11 @@ func (r *reader) web() webSettings {
 		if d, err := r.conf.Duration(name, time.Second); err == nil && d == 0 {
 			r.keep(refuse(r.conf, name, "it must be more than 0, or clients could keep their connections for ever"))
 		}
+	}
+	list, _ := r.conf.Get(detailsName)
+	var err error
+	if w.details, err = parseAddresses(list); err != nil {
+		r.keep(refuse(r.conf, detailsName, err.Error()))
 	}
 	for name, value := range r.conf.Under(headerPrefix) {
 		value = strings.TrimSpace(value)
