@@ -9,6 +9,7 @@ import (
 	"claviger/console"
 	"claviger/metastore"
 	"claviger/provider/hsm"
+	"claviger/provider/keytrustee"
 )
 
 // writeProbeHolds is how long a change that was made to see whether one can be made
@@ -57,6 +58,13 @@ func (s *kmsServer) checks() []console.Check {
 			console.Check{Name: "keys unknown to the metastore", Informational: true, Run: p.CheckUnknown},
 			console.Check{Name: "searches of the HSM", Informational: true, Run: p.CheckSearches},
 			console.Check{Name: "encryptions", Informational: true, Run: p.CheckEncryptions})
+	}
+	if p, ok := s.svc.Primary.(*keytrustee.Provider); ok {
+		checks = append(checks, console.Check{Name: "Key Trustee Server takes changes", For: []console.Purpose{console.Write}, Run: p.CheckWrites,
+			Last: func() (console.Observation, bool) {
+				last, ok := p.LastWrite()
+				return console.Observation(last), ok
+			}})
 	}
 	checks = append(checks, s.shared.checks...)
 	for i, src := range s.ring.Sources() {

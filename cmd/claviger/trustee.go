@@ -308,7 +308,7 @@ func serveTrustee(ctx context.Context, f trusteeFlags, log *slog.Logger) (err er
 	certificate := shownCertificate(conf)
 	metrics := trusteeMetrics(&cfg, certificate, bounded) // it sets cfg.Observe
 	handler := server.New(cfg)
-	checks := append(trusteeChecks(store, keeper, certificate), console.Check{Name: "wrapped deposits", Run: wrapped.check}, connectionCheck(bounded),
+	checks := append(trusteeChecks(store, replica, keeper, certificate), console.Check{Name: "wrapped deposits", Run: wrapped.check}, connectionCheck(bounded),
 		secrets.check(), console.Check{Name: "requests", Informational: true, Run: handler.CheckTurns})
 	stopConsole, err := serveConsole(ctx, f.metrics, console.Config{Log: log, Metrics: metrics, Checks: checks})
 	if err != nil {

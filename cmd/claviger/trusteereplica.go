@@ -170,7 +170,7 @@ func newTrusteeStatus() *cobra.Command {
 		return nil
 	}
 	cmd := trusteeCommand("status [--digest] [-o json]", "Show which of two trustees is active, and whether the other has all",
-		"Exit status: 0 the other has all, or there is none; 3 the other does not answer, or the two are not in step.", cobra.NoArgs,
+		"Exit status: 0 the other has all, or there is none; 3 the other does not answer, the two are not in step, or a store takes no changes.", cobra.NoArgs,
 		func(cmd *cobra.Command, _ []string, folder *trustee.Folder) error {
 			if err := checked(); err != nil {
 				return err
@@ -188,7 +188,19 @@ func newTrusteeStatus() *cobra.Command {
 				if output == "json" {
 					text = "{\n  \"role\": \"single\"\n}\n"
 				}
-				_, err = io.WriteString(cmd.OutOrStdout(), text)
+				fault := server.SingleFault(err)
+				if fault != "" && output != "json" {
+					text = fmt.Sprintf("this   single: its store takes no changes: %s\n", fault)
+				} else if fault != "" {
+					list, err := json.MarshalIndent(map[string]string{"role": "single", "fault": fault}, "", "  ")
+					if err != nil {
+						return err
+					}
+					text = string(list) + "\n"
+				}
+				if _, err = io.WriteString(cmd.OutOrStdout(), text); err == nil && fault != "" {
+					err = &exitError{code: exitRefused} // all was said
+				}
 				return err
 			}
 			if err != nil {
@@ -213,7 +225,7 @@ func newTrusteeStatus() *cobra.Command {
 
 // apart tells that two trustees are not in step, or that nobody can say.
 func apart(r *server.StatusReport) bool {
-	return r.Peer == nil || r.Peer.Role == r.Role || r.Lag > 0 || r.Diverged || r.Role == server.RoleActive && !r.Synced || r.Digest != r.PeerDigest
+	return r.Fault != "" || r.Peer == nil || r.Peer.Fault != "" || r.Peer.Role == r.Role || r.Lag > 0 || r.Diverged || r.Role == server.RoleActive && !r.Synced || r.Digest != r.PeerDigest
 }
 
 func printTrusteeStatus(out io.Writer, r *server.StatusReport) error {
@@ -224,6 +236,9 @@ func printTrusteeStatus(out io.Writer, r *server.StatusReport) error {
 		}
 		if err == nil {
 			_, err = fmt.Fprintln(out)
+		}
+		if err == nil && st.Fault != "" {
+			_, err = fmt.Fprintf(out, "       its store takes no changes: %s\n", st.Fault)
 		}
 		return err
 	}

@@ -60,10 +60,12 @@ type Config struct {
 // Provider is a provider.Provider, a BlockEncrypter and a SoftDeleter. It shows and
 // takes material.
 type Provider struct {
-	cfg    Config
-	kept   *materials
-	seen   seen
-	closed atomic.Bool
+	cfg  Config
+	kept *materials
+	seen seen
+	// written is cfg.Box.
+	written *written
+	closed  atomic.Bool
 }
 
 var (
@@ -85,7 +87,9 @@ func New(cfg Config) *Provider {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	return &Provider{cfg: cfg, kept: newMaterials(cfg.MaterialLife)}
+	w := &written{Box: cfg.Box}
+	cfg.Box = w
+	return &Provider{cfg: cfg, kept: newMaterials(cfg.MaterialLife), written: w}
 }
 
 // URI names the provider.

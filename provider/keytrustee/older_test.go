@@ -1,7 +1,9 @@
 package keytrustee_test
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -245,5 +247,57 @@ func TestLostVersionIsNotFinal(t *testing.T) {
 		if err := c.Close(); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// TestTrusteeTakesNoChanges: a Key Trustee Server that reads and takes no change, as one
+// whose disk is full, is told after the first change that it did not take, until it takes
+// one again; of the deposit that tries it nothing is left.
+func TestTrusteeTakesNoChanges(t *testing.T) {
+	s, ctx := newSite(t), t.Context()
+	p := s.must(filepath.Join(t.TempDir(), ".keytrustee")).(*keytrustee.Provider)
+	defer p.Close()
+	create := func(name string) error {
+		_, err := p.Create(ctx, provider.Spec{Name: name, Cipher: claviger.DefaultCipher, BitLength: 128})
+		return err
+	}
+	if err := create("k"); err != nil || p.CheckWrites(ctx) != nil {
+		t.Fatal(err, p.CheckWrites(ctx))
+	}
+	before := len(s.records())
+	full := errors.New("database or disk is full")
+	s.store.(server.Logged).Guard(func(context.Context, server.Standing, server.Entry) (bool, error) {
+		return false, claviger.E("test", claviger.Unavailable, "", full)
+	})
+	if _, err := s.store.(server.Logged).Stand(ctx, func(st *server.Standing) error { st.Role, st.Epoch = server.RoleActive, 1; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.CheckWrites(ctx); err != nil {
+		t.Errorf("before a change: %v", err)
+	}
+	if err := create("late"); !claviger.Is(err, claviger.Unavailable) {
+		t.Fatal(err)
+	}
+	for range 2 { // the first of them tries it
+		if err := p.CheckWrites(ctx); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "is its disk full?") || !strings.Contains(err.Error(), s.web.URL) {
+			t.Errorf("while none is taken: %v", err)
+		}
+	}
+	if err := p.Check(ctx); err != nil {
+		t.Errorf("what it reads: %v", err)
+	}
+	s.store.(server.Logged).Guard(func(context.Context, server.Standing, server.Entry) (bool, error) { return false, nil })
+	keytrustee.TryAgain(p)
+	if err := p.CheckWrites(ctx); err != nil {
+		t.Errorf("once there is room: %v", err)
+	}
+	left := 0
+	for _, r := range s.records() {
+		if r.Deposit != nil && !strings.HasPrefix(r.Deposit.Label, "key/") && !strings.HasPrefix(r.Deposit.Label, "version/") {
+			left++
+		}
+	}
+	if left != 0 || before == 0 {
+		t.Errorf("%d deposits are left behind", left)
 	}
 }

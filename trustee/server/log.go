@@ -98,6 +98,9 @@ type Standing struct {
 	// where the peer has all.
 	Unshared uint64 `json:"unshared,omitempty"`
 	Head     Head   `json:"head"`
+	// Fault is why the store takes no changes, by the server's word; "" where it takes
+	// them. No store keeps it.
+	Fault string `json:"fault,omitempty"`
 }
 
 // A Guard is asked, inside the transaction, before a change is committed: the

@@ -172,11 +172,13 @@ func (r *Replica) onHello(ctx context.Context, from Standing) (any, error) {
 		}
 		r.abreastOnce.Store(had)
 	}
+	st.Fault = r.faults.fault(ctx, r.store, time.Now())
 	return st, err
 }
 
 func (r *Replica) onAppend(ctx context.Context, a appendArgs) (any, error) {
 	if err := r.store.Apply(ctx, RolePassive, a.Epoch, a.Entries); err != nil {
+		r.faults.forget()
 		return nil, err
 	}
 	return r.store.Standing(ctx)

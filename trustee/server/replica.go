@@ -59,6 +59,8 @@ type Replica struct {
 	log   *slog.Logger
 	kick  chan struct{}
 
+	faults faults
+
 	op    sync.Mutex // one synchronization, or operator's command, at a time
 	asked time.Time  // when the last look asked the peer; under op
 	// refused is the last copy that the passive refused, and dropped what the last one
@@ -199,6 +201,8 @@ func (r *Replica) visit(ctx context.Context, st Standing) error {
 		return err
 	case p.Epoch > st.Epoch:
 		return r.stepDown(ctx, p.Epoch)
+	case p.Fault != "":
+		return peerFault("server.visit", p)
 	case p.Role != RolePassive || p.Head.Seq < st.Head.Seq: // it has each change before the active
 		return claviger.Errorf("server.visit", claviger.Unavailable, "", "the other Key Trustee Server was the passive one with change %d, and is %s with change %d: it is brought up to date", st.Head.Seq, p.Role, p.Head.Seq)
 	}
@@ -383,6 +387,7 @@ func (r *Replica) status(ctx context.Context, a StatusArgs) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	st.Fault = r.faults.fault(ctx, r.store, time.Now())
 	report := StatusReport{Standing: st, Synced: synced}
 	r.mu.Lock()
 	if r.why != nil {

@@ -42,10 +42,16 @@ type half struct {
 // two makes an active and a passive, with an organization; they are not started.
 func two(t *testing.T) (a, b *half) {
 	t.Helper()
+	return twoAt(t, t.TempDir(), t.TempDir())
+}
+
+// twoAt is two with the stores in these folders.
+func twoAt(t *testing.T, folders ...string) (a, b *half) {
+	t.Helper()
 	a, b = &half{t: t, role: server.RoleActive}, &half{t: t, role: server.RolePassive}
 	a.other, b.other = b, a
-	for _, h := range []*half{a, b} {
-		h.path, h.spool = filepath.Join(t.TempDir(), "trustee.db"), t.TempDir()
+	for i, h := range []*half{a, b} {
+		h.path, h.spool = filepath.Join(folders[i], "trustee.db"), t.TempDir()
 		h.web = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			handler, peer := h.handler.Load(), strings.HasPrefix(r.URL.Path, "/v1/peer-")
 			switch {
@@ -161,14 +167,20 @@ func must(t *testing.T, err error) {
 func started(t *testing.T) (a, b *half, c *trustee.Client) {
 	t.Helper()
 	a, b = two(t)
+	return a, b, begun(t, a, b)
+}
+
+// begun starts two, and registers a client.
+func begun(t *testing.T, a, b *half) *trustee.Client {
+	t.Helper()
 	a.start()
 	b.start()
 	a.await("the first copy", inStep)
-	c = a.client(identities()[1], b.web.URL)
+	c := a.client(identities()[1], b.web.URL)
 	if active, err := c.Register(t.Context(), "ORG", "s3cret", false); err != nil || !active {
 		t.Fatalf("%t, %v", active, err)
 	}
-	return a, b, c
+	return c
 }
 
 // TestReplica: the passive has what was acknowledged, whole deposits of several

@@ -73,6 +73,7 @@ type Server struct {
 	log     *slog.Logger
 	now     func() time.Time
 	observe func(verb, result string, took time.Duration) // or nil
+	faults  faults
 	turns   chan struct{}
 	doors   *doors        // of bodies that arrive
 	peers   chan struct{} // turns of the other server and of operators, whom no client keeps out
@@ -322,7 +323,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, verb string) {
 	case claviger.Is(err, claviger.Internal), claviger.Is(err, claviger.Unavailable):
 		log.Error("a request has failed", "err", err)
 		if peerVerbs[verb] == nil && claviger.Is(err, claviger.Unavailable) {
-			err = claviger.Errorf("server.serve", claviger.Unavailable, "", "the server cannot do this now, since its store or its Key HSM is away; its log says which")
+			err = claviger.Errorf("server.serve", claviger.Unavailable, "", "the server cannot do this now, since its store takes no changes (is its disk full?) or its Key HSM is away; its log says which")
 		}
 	default:
 		log.Info("a request was refused", "err", err)
@@ -353,7 +354,7 @@ func (s *Server) do(ctx context.Context, req *trustee.Request) (any, error) {
 	}
 	if f := peerVerbs[req.Verb]; f != nil {
 		if s.replica == nil {
-			return nil, claviger.Errorf("server.do", claviger.Invalid, "", notOneOfTwo+": claviger trustee serve --peer makes it that")
+			return nil, s.single(ctx, req.Verb)
 		}
 		return f(s.replica, ctx, req)
 	}

@@ -137,5 +137,9 @@ type Store interface {
 	Forget(ctx context.Context, now time.Time) error
 	// Check makes one cheap question.
 	Check(ctx context.Context) error
+	// CheckWrites is an error where the store would take no deposit: it has no room, or
+	// may not be written. It commits a small change that changes nothing. A standby, which
+	// takes none, is no error.
+	CheckWrites(ctx context.Context) error
 	Close() error
 }

@@ -34,6 +34,9 @@ func (r *Replica) sync(ctx context.Context, discard bool) error {
 	case p.Role == RoleActive:
 		return claviger.Errorf(op, claviger.Invalid, "", "both Key Trustee Servers are active, in epoch %d, this one at change %d and the other at change %d: neither follows the other; claviger trustee promote --force at the one whose deposits count makes the other passive", p.Epoch, st.Head.Seq, p.Head.Seq)
 	}
+	if err := peerFault(op, p); err != nil {
+		return err
+	}
 	if p, err = r.catchUp(ctx, *p, discard); err != nil {
 		return err
 	}

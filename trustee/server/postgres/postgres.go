@@ -204,6 +204,21 @@ func (s *Store) Wrapped(ctx context.Context, bytes int, f func(uuid string, head
 	return s.fail(op, "", err)
 }
 
+// CheckWrites commits a record of the log of PostgreSQL that changes nothing, which takes
+// a primary that may be written, and room on its disk.
+func (s *Store) CheckWrites(ctx context.Context) error {
+	if passive, err := s.Passive(ctx); err != nil || passive {
+		return err
+	}
+	return s.change(ctx, "postgres.CheckWrites", "", server.Once{}, func(ctx context.Context, tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `SELECT pg_logical_emit_message(true, 'claviger', $1)`, strings.Repeat("0", probeRoom))
+		return err
+	})
+}
+
+// probeRoom is how many bytes CheckWrites writes.
+const probeRoom = 8 << 10
+
 // Failures is how often the store could not do what it was asked for, as against
 // refusing it.
 func (s *Store) Failures() int64 { return s.failures.Load() }

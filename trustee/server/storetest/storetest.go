@@ -123,6 +123,11 @@ func NextOf(list []server.Record) func() (server.Record, error) {
 func orgs(t *testing.T, s server.Store) {
 	ctx := t.Context()
 	check(t, s.Check(ctx))
+	before := Digest(t, s)
+	check(t, s.CheckWrites(ctx))
+	if now := Digest(t, s); now != before {
+		t.Errorf("CheckWrites has changed the store: %s, %s", before, now)
+	}
 	if all, err := s.Orgs(ctx); err != nil || len(all) != 0 {
 		t.Errorf("%v, %v", all, err)
 	}

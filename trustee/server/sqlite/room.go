@@ -1,0 +1,42 @@
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"os"
+
+	"claviger"
+)
+
+// probeRoom is how much room CheckWrites wants on the store's disk: a deposit of the
+// longest content takes it in the log of changes, and once more in the store.
+const probeRoom = 2 << 20
+
+// CheckWrites sees that there is room beside the store's file, and commits a change that
+// changes nothing.
+func (s *Store) CheckWrites(ctx context.Context) error {
+	const op = "sqlite.CheckWrites"
+	if err := s.room(); err != nil {
+		s.failures.Add(1)
+		return claviger.Errorf(op, claviger.Unavailable, "", "beside the trustee's store %s no %d bytes can be written: %w", s.path, probeRoom, err)
+	}
+	return s.change(ctx, op, "", func(ctx context.Context, tx *sql.Tx) error {
+		_, err := tx.ExecContext(ctx, "UPDATE standing SET epoch = epoch")
+		return err
+	})
+}
+
+// room writes a file beside the store, and removes it: it is not to last.
+func (s *Store) room() (err error) {
+	name := s.path + ".room"
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close(), os.Remove(name)) }()
+	if _, err := f.Write(make([]byte, probeRoom)); err != nil {
+		return err
+	}
+	return f.Sync()
+}
