@@ -258,3 +258,20 @@ func TestChangesAreOfTheKeyThatWasAsked(t *testing.T) {
 		}
 	}
 }
+
+// TestVersionWithoutMetadata: a version whose key has no metadata, so that it has no ACL
+// name, is guarded by the rules of the key's own name, and not by none.
+func TestVersionWithoutMetadata(t *testing.T) {
+	l := newLab(t, func(c *Config) {
+		c.CacheEnable = false
+		c.Policy = rules(t, "key.acl.k.ALL", "alice", "key.acl.mallorys.ALL", "mallory")
+	})
+	guardedBy(t, l, "mallorys")
+	l.primary.elsewhere, l.primary.orphaned = true, true
+	if v, err := l.Version(t.Context(), caller("mallory"), "k@0"); !claviger.Is(err, claviger.KeyDenied) {
+		t.Errorf("mallory was shown %v, %v", v, err)
+	}
+	if v, err := l.Version(t.Context(), caller("alice"), "k@0"); err != nil || v == nil {
+		t.Errorf("alice: %v, %v", v, err)
+	}
+}

@@ -218,3 +218,73 @@ func notACommand(words []string) string {
 	}
 	return ""
 }
+
+var (
+	testName  = regexp.MustCompile(`\bTest[A-Z][A-Za-z0-9]*(?:/[A-Za-z0-9]+)?\b`)
+	suiteName = regexp.MustCompile("`?(Identifiers|LongNames|Claims)`?")
+)
+
+// TestThreatModel: each sentence of docs/threat-model.md that holds names a test, each test
+// that any page names exists, and each part says what does not hold.
+func TestThreatModel(t *testing.T) {
+	tests, subs := make(map[string]bool), strings.Builder{}
+	err := filepath.WalkDir("../..", func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && d.Name() == ".cache":
+			return fs.SkipDir
+		case strings.HasSuffix(path, ".txtar"):
+			subs.WriteString(`"` + strings.TrimSuffix(d.Name(), ".txtar") + `"`)
+		case strings.HasSuffix(path, "test.go") || strings.HasSuffix(path, ".go") && strings.Contains(path, "storetest"):
+			text, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			for _, m := range regexp.MustCompile(`(?m)^func (Test[A-Z][A-Za-z0-9]*)\(`).FindAllStringSubmatch(string(text), -1) {
+				tests[m[1]] = true
+			}
+			if !strings.HasSuffix(path, "docs_test.go") {
+				subs.Write(text)
+			}
+		}
+		return nil
+	})
+	if err != nil || len(tests) < 500 {
+		t.Fatal(len(tests), err)
+	}
+	all := pages(t)
+	for page, text := range all {
+		for _, name := range testName.FindAllString(text, -1) {
+			top, sub, nested := strings.Cut(name, "/")
+			if !tests[top] {
+				t.Errorf("%s names %s, and there is no such test", page, top)
+			}
+			if nested && !strings.Contains(subs.String(), `"`+sub+`"`) {
+				t.Errorf("%s names %s, and %s has no part of that name", page, name, top)
+			}
+		}
+	}
+	_, model, ok := strings.Cut(all["threat-model.md"], "\n## Keys that can be lost\n")
+	if !ok {
+		t.Fatal("docs/threat-model.md has no part \"Keys that can be lost\"")
+	}
+	for _, part := range strings.Split(model, "\n### ")[1:] {
+		title, body, _ := strings.Cut(part, "\n")
+		if !strings.Contains(strings.ToLower(body), "does not hold") {
+			t.Errorf("docs/threat-model.md does not say what does not hold of %s", title)
+		}
+		item := ""
+		for _, line := range append(strings.Split(body, "\n"), "") {
+			if item != "" && !strings.HasPrefix(line, "  ") {
+				if !testName.MatchString(item) && !suiteName.MatchString(item) && !strings.HasPrefix(item, "- **Does not hold") {
+					t.Errorf("%s: no test is named for:\n%s", title, item)
+				}
+				item = ""
+			}
+			if strings.HasPrefix(line, "- ") || item != "" {
+				item += line + "\n"
+			}
+		}
+	}
+}
