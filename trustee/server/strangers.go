@@ -25,6 +25,7 @@ type failed struct {
 	mu        sync.Mutex
 	byAddress map[string]*rate.Limiter
 	others    *rate.Limiter
+	swept     time.Time // when byAddress was last searched for addresses that have recovered
 }
 
 func newFailed() *failed {
@@ -53,7 +54,9 @@ func (f *failed) note(address string, now time.Time) {
 	defer f.mu.Unlock()
 	l := f.byAddress[address]
 	if l == nil {
-		if len(f.byAddress) >= maxFailed {
+		// Not at each failure: strangers of many addresses would have the table searched by each request.
+		if len(f.byAddress) >= maxFailed && now.Sub(f.swept) >= failureEvery {
+			f.swept = now
 			for a, one := range f.byAddress {
 				if one.TokensAt(now) >= failures {
 					delete(f.byAddress, a)

@@ -118,6 +118,9 @@ func TestWrongRegistrationsByAddress(t *testing.T) {
 	if len(f.byAddress) > maxFailed || !f.many("another", now) || f.many("host5", now) {
 		t.Errorf("%d addresses are remembered", len(f.byAddress))
 	}
+	if f.note("yet another", now.Add(failureEvery-1)); !f.swept.Equal(now) {
+		t.Errorf("the table is searched %v after the last search", f.swept.Sub(now))
+	}
 	f.note("another", now.Add(time.Hour)) // all have recovered
 	if len(f.byAddress) != 1 {
 		t.Errorf("%d addresses are remembered after an hour", len(f.byAddress))
