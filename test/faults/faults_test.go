@@ -97,9 +97,10 @@ func (s *site) run(args ...string) (string, int) {
 	if _, err := os.Stat(s.path("conf/kms-site.xml")); err != nil {
 		s.props.Write(s.t, s.path("conf/kms-site.xml"))
 	}
+	bin := hadoop.Binary(s.t) // the first call builds it, for as long as that takes
 	ctx, cancel := context.WithTimeout(s.t.Context(), timeout)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, hadoop.Binary(s.t), args...)
+	cmd := exec.CommandContext(ctx, bin, args...)
 	cmd.Env = append(os.Environ(), s.env...)
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out

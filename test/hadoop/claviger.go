@@ -75,9 +75,10 @@ func Claviger(t testing.TB, env []string, args ...string) string {
 // ClavigerExit is Claviger for a command that must end with that exit status.
 func ClavigerExit(t testing.TB, env []string, code int, args ...string) string {
 	t.Helper()
+	bin := Binary(t) // the first call builds it, for as long as that takes
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, Binary(t), args...)
+	cmd := exec.CommandContext(ctx, bin, args...)
 	cmd.Env = append(cleanEnv(), env...)
 	var out, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &stderr
