@@ -1,6 +1,8 @@
 package keyring
 
 import (
+	"strings"
+
 	"claviger"
 	"claviger/provider"
 )
@@ -26,7 +28,11 @@ func checkSpec(spec provider.Spec) error {
 	if why := claviger.BadName(spec.Name); why != "" {
 		return claviger.Errorf(op, claviger.Invalid, "", "the name of the key %s", why)
 	}
+	// PostgreSQL keeps no NUL: such a key could not be moved to it, and with it no other.
+	hasNUL := func(text string) bool { return strings.ContainsRune(text, 0) }
 	switch {
+	case spec.Description != nil && hasNUL(*spec.Description):
+		return claviger.Errorf(op, claviger.Invalid, "", "the description holds a NUL")
 	case len(spec.Cipher) > maxCipher:
 		return tooLong("the cipher", len(spec.Cipher), maxCipher)
 	case spec.Description != nil && len(*spec.Description) > maxDescription:
@@ -41,6 +47,9 @@ func checkSpec(spec provider.Spec) error {
 		}
 		if len(value) > maxAttributeValue {
 			return tooLong("the value of an attribute", len(value), maxAttributeValue)
+		}
+		if hasNUL(name) || hasNUL(value) {
+			return claviger.Errorf(op, claviger.Invalid, "", "an attribute holds a NUL")
 		}
 		all += len(name) + len(value)
 	}

@@ -111,6 +111,11 @@ func MovedTo(ctx context.Context, s Settings) (*Moved, error) {
 	if err != nil || !ok {
 		return nil, err
 	}
+	return ParseMoved(text)
+}
+
+// ParseMoved reads the value of SettingMoved.
+func ParseMoved(text string) (*Moved, error) {
 	m := &Moved{}
 	if err := json.Unmarshal([]byte(text), m); err != nil {
 		return nil, claviger.Errorf("metastore.MovedTo", claviger.Internal, "", "setting %s: %w", SettingMoved, err)

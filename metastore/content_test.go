@@ -219,3 +219,48 @@ func goesOn(ctx context.Context, t *testing.T, s full) {
 		t.Errorf("%q, %v", runs, err)
 	}
 }
+
+// TestTextThatPostgreSQLCannotKeep: the row is named, and nothing is written. A NUL in an
+// attribute goes along.
+func TestTextThatPostgreSQLCannotKeep(t *testing.T) {
+	ctx := t.Context()
+	lite, err := sqlite.Open(ctx, filepath.Join(t.TempDir(), "m.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = lite.Close() }()
+	pg, err := postgres.Open(ctx, postgres.Config{URI: pgtest.Database(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = pg.Close() }()
+	insert := func(name string, description string, attributes map[string]string) {
+		t.Helper()
+		k := metastore.Key{Metadata: claviger.Metadata{Name: name, Cipher: claviger.DefaultCipher, BitLength: 128, Created: time.UnixMilli(1), Description: &description, Attributes: attributes},
+			List: []metastore.Version{{ID: "0", Object: fmt.Sprintf("%016x", len(name)), Created: time.UnixMilli(1), Check: make([]byte, 8)}}}
+		if err := lite.Insert(ctx, k); err != nil {
+			t.Fatal(err)
+		}
+	}
+	insert("good", "d", map[string]string{"x": "a\x00b"})
+	insert("mined", "a\x00b", nil)
+	c, err := lite.Content(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := pg.Fill(ctx, c); !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "ez_key") || !strings.Contains(err.Error(), "mined") || !strings.Contains(err.Error(), "description") {
+		t.Errorf("%v", err)
+	}
+	if names, err := pg.Names(ctx); err != nil || len(names) > 0 {
+		t.Errorf("%q, %v", names, err)
+	}
+	if _, err := lite.Remove(ctx, "mined"); err != nil {
+		t.Fatal(err)
+	}
+	if c, err = lite.Content(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := pg.Fill(ctx, c); err != nil {
+		t.Error(err)
+	}
+}

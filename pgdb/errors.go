@@ -124,7 +124,7 @@ func (d *DB) Fail(op, key string, err error) error {
 	case code == "3D000":
 		return say(claviger.Unavailable, "; make it by: CREATE DATABASE ... OWNER ...")
 	case code == codeBadEncoding:
-		return claviger.Errorf(op, claviger.Invalid, key, "a text that is not UTF-8, or holds a zero byte, can't be kept in PostgreSQL")
+		return claviger.Errorf(op, claviger.Invalid, key, "a text that is not UTF-8, or holds a zero byte, can't be kept in PostgreSQL: %w", err)
 	}
 	return say(claviger.Internal, "")
 }

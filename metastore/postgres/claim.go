@@ -43,6 +43,9 @@ func (s *Store) Claim(ctx context.Context, o owner.Owner, alone bool) (release f
 		who, err := s.Owners(ctx)
 		return nil, claviger.Errorf(op, claviger.Unavailable, "", "metastore %w", errors.Join(&owner.InUseError{Store: s.db.URI(), Owners: who}, err))
 	}
+	if alone {
+		s.sole.Store(true)
+	}
 	watching, stop := context.WithCancel(s.alive)
 	done := make(chan struct{})
 	s.claims.Add(1)
@@ -51,7 +54,13 @@ func (s *Store) Claim(ctx context.Context, o owner.Owner, alone bool) (release f
 		defer close(done)
 		s.keepClaim(watching, conn, o, alone)
 	}()
-	return func() { stop(); <-done }, nil
+	return func() {
+		if alone {
+			s.sole.Store(false)
+		}
+		stop()
+		<-done
+	}, nil
 }
 
 // claim makes a session that has the lock; ok is false where others have it.

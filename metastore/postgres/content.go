@@ -3,7 +3,9 @@ package postgres
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
 
@@ -89,6 +91,15 @@ func (s *Store) Fill(ctx context.Context, c *metastore.Content) error {
 }
 
 func fillTable(ctx context.Context, tx pgx.Tx, t metastore.Table, rows [][]any) (err error) {
+	name := max(0, slices.IndexFunc(t.Columns, func(c string) bool { return c == "name" || c == "key" }))
+	for _, row := range rows {
+		for i, value := range row {
+			if text, ok := value.(string); ok && (!utf8.ValidString(text) || strings.ContainsRune(text, 0)) {
+				return claviger.Errorf("postgres.Fill", claviger.Invalid, "", "the row of %s has in column %s a text that PostgreSQL cannot keep, "+
+					"since it is not UTF-8 or holds a NUL: change it in the old metastore, while nothing uses that", claviger.Printable(fmt.Sprint(row[name])), t.Columns[i])
+			}
+		}
+	}
 	switch t.Name {
 	case "setting": // some are there
 		for _, row := range rows {

@@ -96,6 +96,9 @@ func (s *Store) update(ctx context.Context, op, key string, level pgx.TxIsoLevel
 		if err := s.whole(op, key); err != nil {
 			return err
 		}
+		if err := s.fence(ctx, tx, op, key); err != nil {
+			return err
+		}
 		return f(ctx, &changeTx{tx, s, &made})
 	})
 	if err == nil && made.ID != "" {

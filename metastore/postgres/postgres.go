@@ -11,6 +11,7 @@ import (
 	"embed"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"claviger"
@@ -58,6 +59,7 @@ type Store struct {
 	locks map[*lock]struct{} // held now; guarded by mu
 
 	claims sync.WaitGroup // and what else runs until Close
+	sole   atomic.Bool    // this process has the store to itself
 
 	history history
 	writes  writes
@@ -70,7 +72,7 @@ var _ metastore.Store = (*Store)(nil)
 // program.
 func Open(ctx context.Context, c Config) (*Store, error) {
 	if c.Property == "" {
-		c.Property = "claviger.metastore.db.URI()"
+		c.Property = "claviger.metastore.uri"
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)

@@ -121,6 +121,9 @@ func (s *Store) AddUse(ctx context.Context, uses []metastore.Use) error {
 		return cmp.Or(cmp.Compare(a.Source, b.Source), cmp.Compare(a.Version, b.Version), cmp.Compare(a.Op, b.Op))
 	})
 	return s.db.Update(ctx, op, "", pgx.ReadCommitted, func(ctx context.Context, tx pgx.Tx) error {
+		if err := s.fence(ctx, tx, op, ""); err != nil {
+			return err
+		}
 		var batch pgx.Batch
 		for _, u := range sorted {
 			batch.Queue(`

@@ -29,7 +29,7 @@ type writes struct {
 
 // noteWrite remembers how a change ended, unless that tells of the key alone.
 func (s *Store) noteWrite(began time.Time, err error) {
-	if err != nil && s.writes.alone.Load() == nil && pgdb.Code(err) == "" && !pgdb.Unreachable(err) && !errors.Is(err, context.DeadlineExceeded) && s.history.lost.Load() == nil {
+	if err != nil && s.writes.alone.Load() == nil && pgdb.Code(err) == "" && !pgdb.Unreachable(err) && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, errFenced) && s.history.lost.Load() == nil {
 		return
 	}
 	s.writes.full.Store(pgdb.DiskFull(err))
@@ -70,6 +70,9 @@ func (s *Store) CheckWrites(ctx context.Context) error {
 		size = probeLarge
 	}
 	err = s.db.Try(ctx, op, func(ctx context.Context, tx pgx.Tx) error {
+		if err := s.fence(ctx, tx, op, ""); err != nil {
+			return err
+		}
 		_, err := tx.Exec(ctx, `INSERT INTO setting (name, value) SELECT $1, string_agg(md5(random()::text), '') FROM generate_series(1, $2)
 			ON CONFLICT (`+digestName+`) DO UPDATE SET value = excluded.value`, metastore.SettingProbe, size/32)
 		return err

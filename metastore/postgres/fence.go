@@ -1,0 +1,48 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"claviger"
+	"claviger/metastore"
+)
+
+var errFenced = errors.New("nothing is changed")
+
+// fence refuses a change while another process has the store alone, and after the store
+// was moved to another place. A node's claim is a session, which ends with a restart of
+// the database, or while the node stands still or is cut off; another process may then
+// have taken the store. So each change takes the claim's lock for its own transaction.
+func (s *Store) fence(ctx context.Context, tx pgx.Tx, op, key string) error {
+	var free bool
+	var moved string
+	batch := &pgx.Batch{} // one round trip
+	if !s.sole.Load() {   // else the lock is this process's own
+		batch.Queue(`SELECT pg_try_advisory_xact_lock_shared($1)`, claimLock).QueryRow(func(row pgx.Row) error { return row.Scan(&free) })
+	}
+	batch.Queue(`SELECT value FROM setting WHERE name = $1`, metastore.SettingMoved).QueryRow(func(row pgx.Row) error {
+		if err := row.Scan(&moved); !errors.Is(err, pgx.ErrNoRows) {
+			return err
+		}
+		return nil
+	})
+	if err := tx.SendBatch(ctx, batch).Close(); err != nil {
+		return err
+	}
+	if !free && !s.sole.Load() {
+		return claviger.Errorf(op, claviger.Unavailable, key, "%w: metastore %s is in use by a process that has it alone", errFenced, s.db.URI())
+	}
+	if moved == "" {
+		return nil
+	}
+	m, err := metastore.ParseMoved(moved)
+	if err != nil {
+		return err
+	}
+	return claviger.Errorf(op, claviger.Unavailable, key, "%w: metastore %s was moved to %s at %s (claviger metastore copy); "+
+		"name that one by %s, and start this process anew", errFenced, s.db.URI(), m.To, m.At.Format(time.RFC3339), s.cfg.Property)
+}
