@@ -1,6 +1,8 @@
 package audit
 
 import (
+	"bytes"
+	"compress/gzip"
 	"context"
 	"encoding/json"
 	"errors"
@@ -414,6 +416,59 @@ func TestManyWriters(t *testing.T) {
 		}
 		if count[r.Key]++; count[r.Key] != r.EDEKs {
 			t.Fatalf("event %d of %s stands in place %d", r.EDEKs, r.Key, count[r.Key])
+		}
+	}
+}
+
+// TestCompressed: files that rotation has compressed are read as they are. What is removed
+// from one is found, one that is cut is an error, and what is not read has its cure.
+func TestCompressed(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "audit.json")
+	c := chainAt(t, path, nil)
+	for i := range 20 {
+		c.Log(t.Context(), event(fmt.Sprint("k", i)))
+	}
+	closeChain(t, c)
+	all := readLines(t, path)
+	write := func(name string, lines ...string) string {
+		t.Helper()
+		text := []byte(strings.Join(lines, ""))
+		if strings.HasSuffix(name, ".gz") {
+			var b bytes.Buffer
+			z := gzip.NewWriter(&b)
+			if _, err := z.Write(text); err != nil {
+				t.Fatal(err)
+			}
+			if err := z.Close(); err != nil {
+				t.Fatal(err)
+			}
+			text = b.Bytes()
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return filepath.Join(dir, name)
+	}
+	first, second, last := write("1.gz", all[:8]...), write("2.gz", all[8:15]...), write("3", all[15:]...)
+	if r := verified(t, VerifyConfig{}, []string{last, second, first}); r.Records != uint64(len(all)) || r.First != 1 {
+		t.Errorf("%+v", r)
+	}
+	gap := write("gap.gz", slices.Concat(all[:3], all[4:8])...)
+	verified(t, VerifyConfig{}, []string{gap, second, last}, gap+":4: record 4 is missing")
+	whole, err := os.ReadFile(first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct{ text, want string }{
+		"cut":   {string(whole[:len(whole)/2]), "cut or damaged"},
+		"head":  {string(whole[:5]), "cut or damaged"},
+		"x.zst": {"\x28\xb5\x2f\xfd and so on", "compressed with zstd, which is not read here: unpack it (zstd -d "},
+		"x.xz":  {"\xfd7zXZ\x00 and so on", "xz -dk "},
+	} {
+		file := write(name, c.text)
+		if r, err := Verify([]string{file, second, last}, VerifyConfig{}); err == nil || !strings.Contains(err.Error(), file) || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %+v, %v", name, r, err)
 		}
 	}
 }

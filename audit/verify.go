@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 
 	"claviger/secret"
@@ -58,8 +57,8 @@ type VerifyConfig struct {
 	Heads []Head
 }
 
-// Verify reads the files of one node's chain, in whatever order they are named,
-// and finds what was removed, changed or reordered. The error is of reading; what
+// Verify reads the files of one node's chain, in whatever order they are named, those that
+// gzip has compressed too, and finds what was removed, changed or reordered. The error is of reading; what
 // was found is in the report.
 func Verify(paths []string, cfg VerifyConfig) (*Report, error) {
 	files, err := inOrder(paths)
@@ -86,7 +85,7 @@ func Verify(paths []string, cfg VerifyConfig) (*Report, error) {
 func inOrder(paths []string) ([]string, error) {
 	first := make(map[string]uint64, len(paths))
 	for _, p := range paths {
-		f, err := os.Open(p)
+		f, err := openLog(p)
 		if err != nil {
 			return nil, err
 		}
@@ -98,7 +97,7 @@ func inOrder(paths []string) ([]string, error) {
 			}
 			if err != nil {
 				_ = f.Close()
-				return nil, fmt.Errorf("%s: %w", p, err)
+				return nil, err
 			}
 			if r, err := ParseRecord(line); err == nil {
 				first[p] = r.Seq
@@ -180,7 +179,7 @@ func (v *verifier) note(f Finding) {
 }
 
 func (v *verifier) file(path string) error {
-	f, err := os.Open(path)
+	f, err := openLog(path)
 	if err != nil {
 		return err
 	}
@@ -192,7 +191,7 @@ func (v *verifier) file(path string) error {
 			break
 		}
 		if err != nil {
-			return fmt.Errorf("%s: %w", path, err)
+			return err
 		}
 		v.line(Finding{File: path, Line: n}, line, whole)
 	}
