@@ -8,9 +8,13 @@ SHELL := /bin/bash
 GOLANGCI_LINT_VERSION := v2.15.0
 GOLANGCI_LINT := .cache/bin/golangci-lint-$(GOLANGCI_LINT_VERSION)
 
-# The packages whose tests need no Hadoop, and how long `go test` may take over them.
+# The packages whose tests need no Hadoop.
 UNIT := $$(go list ./... | grep -v '/test/')
-# Packages of test/ wait for their processes half of the time: two at once keep two cores busy, and take 2 GB.
+# `go test` begins with the packages that are named first: those that take longest, so that none runs alone at the end.
+LONGEST := ./cmd/claviger ./test/hadoop ./test/conformance ./metastore/postgres ./test/secured ./test/faults \
+  ./test/nodes ./test/twonodes ./provider/hsm ./zookeeper
+# Tests wait half of the time, for processes, leases and time limits: three packages at once keep two cores busy, and
+# take 3 GB.
 # With these, a test whose real part is missing fails; without, it is left out.
 REQUIRE := CLAVIGER_REQUIRE_JAVA=1 CLAVIGER_REQUIRE_HADOOP=1 CLAVIGER_REQUIRE_KDC=1 CLAVIGER_REQUIRE_LDAP=1 CLAVIGER_REQUIRE_POSTGRES=1 CLAVIGER_REQUIRE_GPG=1 CLAVIGER_REQUIRE_LOGROTATE=1
 # A program with the race detector sleeps a second as it ends; the tests run a thousand of them.
@@ -39,8 +43,7 @@ build: ## build bin/claviger
 test: ## set up what is missing and run everything: vet, all tests with the race detector, real Hadoop, Hadoop's own KMS tests, the seeds of the fuzz targets
 	@scripts/setup all
 	go vet -race ./...
-	$(REQUIRE) CLAVIGER_HADOOP_JARS=$$(scripts/hadoop-jars) go test -race -vet=off -timeout 15m $(UNIT)
-	$(REQUIRE) go test -race -vet=off -p 2 -count 1 -timeout 20m ./test/...
+	$(REQUIRE) CLAVIGER_HADOOP_JARS=$$(scripts/hadoop-jars) go test -race -vet=off -p 3 -count 1 -timeout 20m $(LONGEST) ./...
 
 test-fast: ## all tests that need no Hadoop
 	@scripts/setup base
