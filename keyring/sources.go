@@ -43,6 +43,10 @@ type source struct {
 	timeout  time.Duration
 	log      *slog.Logger
 	breaker  *gobreaker.CircuitBreaker[struct{}]
+	failures uint32          // calls on end without an answer that make the breaker open
+	health   provider.Health // nil: it cannot be asked for a sign of life
+	blame    blame
+	asking   asking
 	keys     *cache[*claviger.Metadata] // what it said of its keys
 	lastFail atomic.Pointer[SourceFailure]
 	lastCall atomic.Pointer[SourceCall]
@@ -79,16 +83,19 @@ func newSource(s Source, cfg Config, log *slog.Logger) (*source, error) {
 	if err != nil {
 		return nil, err
 	}
-	src := &source{Provider: s.Provider, blocks: blocks, service: service, timeout: cfg.SourceTimeout, log: log, property: "hadoop.kms.key.provider.uri"}
+	src := &source{Provider: s.Provider, blocks: blocks, service: service, timeout: cfg.SourceTimeout, failures: cfg.SourceFailures, log: log, property: "hadoop.kms.key.provider.uri"}
+	src.health, _ = s.Provider.(provider.Health)
 	src.keys = newCache[*claviger.Metadata](foreignTimeout, false, cachedKeys)
 	if s.Reencryption {
 		src.property = "hadoop.kms.key.provider.reencryption.source.uri"
 	}
 	src.breaker = gobreaker.NewCircuitBreaker[struct{}](gobreaker.Settings{
-		Name:         s.URI(),
-		MaxRequests:  1,
-		Timeout:      cfg.SourcePause,
-		ReadyToTrip:  func(n gobreaker.Counts) bool { return n.ConsecutiveFailures >= cfg.SourceFailures },
+		Name:        s.URI(),
+		MaxRequests: 1,
+		Timeout:     cfg.SourcePause,
+		ReadyToTrip: func(n gobreaker.Counts) bool {
+			return n.ConsecutiveFailures >= cfg.SourceFailures && (src.health == nil || src.blame.shared())
+		},
 		IsSuccessful: func(err error) bool { return err == nil || !silent(err) },
 		IsExcluded:   func(err error) bool { return errors.Is(err, errLeft) },
 		OnStateChange: func(uri string, from, to gobreaker.State) {
@@ -114,11 +121,10 @@ func (r *Ring) Sources() []SourceState {
 // after failures. An error is for an operator.
 func (r *Ring) CheckSource(ctx context.Context, i int) error {
 	s := r.sources[i]
-	h, ok := s.Provider.(provider.Health)
-	if !ok {
+	if s.health == nil {
 		return nil
 	}
-	err := s.call(ctx, h.Check)
+	err := s.call(ctx, s.health.Check)
 	switch {
 	case err == nil:
 		return nil
@@ -155,42 +161,6 @@ func noAnswer(err error) bool {
 // silent is noAnswer of a call that reached nothing. A source that answers that it cannot
 // serve one user now is alive: that user must not have it left alone for all others.
 func silent(err error) bool { return noAnswer(err) && !errors.Is(err, provider.ErrAnswered) }
-
-// call calls the source within its time, unless it is being left alone.
-func (s *source) call(ctx context.Context, fn func(context.Context) error) error {
-	_, err := s.breaker.Execute(func() (struct{}, error) {
-		begun := time.Now()
-		limited, cancel := context.WithTimeout(ctx, s.timeout)
-		defer cancel()
-		err := fn(limited)
-		switch {
-		case err == nil || !silent(err) && claviger.KindOf(err) != claviger.Internal:
-			// An answer, whatever the time.
-		case ctx.Err() != nil:
-			// The request's own end came first. If it was a deadline, and the source
-			// had much of its time, the source is to blame.
-			if errors.Is(ctx.Err(), context.Canceled) || time.Since(begun) < s.timeout/2 {
-				err = fmt.Errorf("%w: %w", errLeft, err)
-			} else {
-				err = fmt.Errorf("%w %v: %w", errTimeout, time.Since(begun).Round(time.Millisecond), err)
-			}
-		case limited.Err() != nil:
-			err = fmt.Errorf("%w %v: %w", errTimeout, s.timeout, err)
-		}
-		switch {
-		case errors.Is(err, errLeft):
-		case err != nil && (silent(err) || claviger.KindOf(err) == claviger.Internal):
-			s.lastCall.Store(&SourceCall{At: time.Now(), Took: time.Since(begun), Err: errors.New(said(err))})
-		default:
-			s.lastCall.Store(&SourceCall{At: time.Now(), Took: time.Since(begun)})
-		}
-		if err != nil && silent(err) && !errors.Is(err, errLeft) {
-			s.lastFail.Store(&SourceFailure{At: time.Now(), Err: err})
-		}
-		return struct{}{}, err
-	})
-	return err
-}
 
 // unwrap has the source open EDEKs that are all of one version.
 func (s *source) unwrap(ctx context.Context, key, as string, edeks []claviger.EDEK) ([]secret.Bytes, error) {
