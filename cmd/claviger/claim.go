@@ -27,12 +27,15 @@ func claimStore(ctx context.Context, store metastore.Store, self owner.Owner, ac
 	return inUse(err, self, "give each server a "+hadoopconf.MetastoreURI+" of its own, and an HSM token of its own with it (docs/hsm.md), or have all nodes share one in PostgreSQL (docs/nodes.md)")
 }
 
+// keystoreFile is a provider over a keystore file, as the jceks provider.
+type keystoreFile interface {
+	Claim(o owner.Owner, alone bool) (release func(), among bool, err error)
+}
+
 // claimKeystore takes the primary's keystore file, if it has one. Several servers
 // may share it, as Hadoop's do; a command that changes keys wants it alone.
 func (s *service) claimKeystore() error {
-	file, ok := s.Primary.(interface {
-		Claim(o owner.Owner, alone bool) (release func(), among bool, err error)
-	})
+	file, ok := s.Primary.(keystoreFile)
 	if !ok || !s.access.Changes() {
 		return nil
 	}

@@ -138,6 +138,35 @@ func TestStrangersReadNoNames(t *testing.T) {
 	}
 }
 
+// TestReadinessOfAKeystoreSource: a keystore file that is damaged is told, though requests
+// are answered by what was read of it before.
+func TestReadinessOfAKeystoreSource(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "old.keystore")
+	source := "jceks://file@" + file
+	kms, _ := onHSM(t, map[string]string{hadoopconf.SourceURI: source})
+	for spoilt, began := false, time.Now(); ; time.Sleep(100 * time.Millisecond) {
+		if status, body := fetch(t, kms, "/kms/v1/keyversion/k@0", "a"); status != http.StatusOK {
+			t.Fatalf("%d %s", status, body)
+		}
+		_, r := readyz(t, kms)
+		c := r.Checks[slices.IndexFunc(r.Checks, func(c check) bool { return c.Name == "source "+source })]
+		switch {
+		case !spoilt && !c.OK:
+			t.Fatalf("%+v", c)
+		case !spoilt:
+			writeFile(t, file, "no keystore")
+			spoilt = true
+		case !c.OK:
+			if !strings.Contains(c.Error, file) {
+				t.Errorf("%+v", c)
+			}
+			return
+		case time.Since(began) > 30*time.Second:
+			t.Fatal("a damaged keystore is not told")
+		}
+	}
+}
+
 // TestNotReady: a node that cannot audit says why, is out of service for what must be
 // audited, and makes no key; users go on reading.
 func TestNotReady(t *testing.T) {
