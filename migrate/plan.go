@@ -87,6 +87,12 @@ func (e *Engine) Plan(ctx context.Context) (*Plan, error) {
 
 func (e *Engine) readable(ctx context.Context, sv *survey) Check {
 	c := Check{Name: "rights at the source", Measured: fmt.Sprintf("all %d keys are readable", len(sv.items))}
+	if len(sv.items) == 0 {
+		// As of a keystore file that is not there, whose path was mistyped.
+		c.Status, c.Needed, c.Measured = NotTried, true, "the source lists no key"
+		c.Cure = "see that " + propSource + " names the KMS whose keys HDFS uses, and the right path or port of it"
+		return c
+	}
 	refusals, unread := 0, 0
 	for i, err := range sv.unread {
 		switch {

@@ -86,3 +86,19 @@ func TestPlanAndBlocked(t *testing.T) {
 	}
 	b.sameMetadata(t, "done", "good", "clash")
 }
+
+// TestPlanOfNoKeys: a source without a key, as a keystore file whose path was mistyped,
+// proves nothing, and is no green plan.
+func TestPlanOfNoKeys(t *testing.T) {
+	b := newBench(t)
+	p, err := b.engine(t).Plan(t.Context())
+	must(t, err)
+	text := textOf(t, p.WriteText)
+	if p.Ready() || !strings.Contains(text, "not tried  rights at the source: the source lists no key") || !strings.Contains(text, "see that hadoop.kms.key.provider.reencryption.source.uri names") {
+		t.Errorf("ready %v:\n%s", p.Ready(), text)
+	}
+	b.add(t, "k", 1)
+	if p, err = b.engine(t).Plan(t.Context()); err != nil || !p.Ready() {
+		t.Errorf("with a key: ready %v, %v", p.Ready(), err)
+	}
+}
