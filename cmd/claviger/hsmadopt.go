@@ -37,6 +37,7 @@ type adoption struct {
 	Aside      bool            `json:"aside"`             // they were set aside
 	Rebound    bool            `json:"rebound,omitempty"` // the token belongs to this metastore now
 
+	misfit  error    // Misfit
 	unbound bool     // --rebind has something to do
 	known   []string // names that were asked for and that the metastore knows already
 	// Of the flags: what the new record gets beside what the token tells.
@@ -125,10 +126,15 @@ func adoptKeys(cmd *cobra.Command, conf string, f *adoptFlags, out *output) erro
 	case f.dryRun:
 		return done(nil)
 	case len(report.Chosen) == 0 && !binds && (len(report.Candidates) == 0 || f.rebind || len(report.known) > 0):
+		if report.misfit != nil {
+			return done(&exitError{exitRefused, fmt.Errorf("nothing was done, and the token and the metastore do not fit together: %w", report.misfit)})
+		}
 		if !out.json {
 			fmt.Fprintln(out.w, "nothing to do")
 		}
 		return done(nil)
+	case hsm.IsStale(report.misfit) && !f.rebind:
+		return done(&exitError{exitRefused, fmt.Errorf("nothing was done: %w", report.misfit)})
 	case report.BoundTo != "" && !f.rebind:
 		return done(&exitError{exitRefused, fmt.Errorf("nothing was done; the token is bound to the metastore %s; if that is the one that this server should use, name it by claviger.metastore.uri; if it is lost, say --rebind as well", report.BoundTo)})
 	case len(report.Chosen) == 0 && !binds:
@@ -182,7 +188,7 @@ func adoptKeys(cmd *cobra.Command, conf string, f *adoptFlags, out *output) erro
 func (f *adoptFlags) look(ctx context.Context, p *hsm.Provider) (adoption, error) {
 	r := adoption{Done: []string{}, Aside: f.aside, Chosen: []hsm.Candidate{}, aclName: f.aclName, described: f.described}
 	if err := p.Misfit(); err != nil {
-		r.Misfit = err.Error()
+		r.Misfit, r.misfit = err.Error(), err
 	}
 	has, err := p.Holdings(ctx)
 	if err != nil {
@@ -196,7 +202,7 @@ func (f *adoptFlags) look(ctx context.Context, p *hsm.Provider) (adoption, error
 	if len(bound) > 0 && !mine {
 		r.BoundTo = bound[0].String()
 	}
-	r.unbound = !mine || len(bound) > 1 || len(r.Lost) > 0
+	r.unbound = !mine || len(bound) > 1 || len(r.Lost) > 0 || hsm.IsStale(r.misfit)
 	if r.Candidates, err = p.Candidates(ctx); err != nil {
 		return r, err
 	}

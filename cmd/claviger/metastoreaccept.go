@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -19,6 +18,7 @@ import (
 	"claviger/hadoopconf"
 	"claviger/metastore"
 	"claviger/metastore/postgres"
+	"claviger/owner"
 	"claviger/provider/hsm"
 )
 
@@ -34,10 +34,13 @@ func newMetastoreAccept() *cobra.Command {
 	var yes bool
 	cmd := &cobra.Command{
 		Use:   "accept --conf DIR [--yes]",
-		Short: "Give up acknowledged changes that PostgreSQL has lost",
+		Short: "Give up acknowledged changes that PostgreSQL has lost, or take a token up that another copy has used",
 		Long: `accept lists the changes of keys that nodes have seen and that the metastore lacks, since its server was replaced by a standby that was behind, or by an older copy:
 what was done to each key, and what store and token tell of the key now. A key that was deleted since is back: delete it again.
-With --yes it gives them up: every node changes keys again within some seconds. Nodes may serve meanwhile. Rebuild what the HSM still holds then: claviger hsm adopt.
+It says, too, whether another copy of the metastore has used the token since: then no server starts on this one, or
+makes keys. With --yes it gives the changes up, and has the metastore take the token up: every node changes keys again
+within some seconds, and the other copy does no more. Stop the other copy first. Nodes on PostgreSQL may serve
+meanwhile. Rebuild what the HSM still holds then: claviger hsm adopt.
 Exit codes: 0 nothing is missing, or it was given up; 1 failed; 3 something is missing and --yes was not given.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -45,60 +48,122 @@ Exit codes: 0 nothing is missing, or it was given up; 1 failed; 3 something is m
 		},
 	}
 	cmd.Flags().StringVar(&dir, "conf", "", "configuration folder")
-	cmd.Flags().BoolVar(&yes, "yes", false, "give up what is missing")
+	cmd.Flags().BoolVar(&yes, "yes", false, "give up what is missing, and take the token up")
 	_ = cmd.MarkFlagRequired("conf") // the flag is defined above
 	return cmd
 }
 
 func acceptLosses(ctx context.Context, out io.Writer, dir string, yes bool) (err error) {
-	conf, err := hadoopconf.LoadKMS(dir, os.LookupEnv)
+	conf, log, err := quietConf(dir)
 	if err != nil {
 		return err
 	}
 	open := readStore
 	if yes {
+		if err := notAsRoot(ownFiles(conf)...); err != nil {
+			return err
+		}
 		open = storeThatIsThere
 	}
-	store, err := open(ctx, conf, slog.New(slog.DiscardHandler))
+	store, err := open(ctx, conf, log)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
-	s, ok := store.(acceptor)
-	if !ok {
-		return fmt.Errorf("the metastore %s is not shared by nodes that could know of lost changes", store.URI())
+	if yes { // nodes that share the store may go on
+		self := owner.Self("claviger metastore accept", conf.Dir())
+		if _, err := store.Claim(ctx, self, false); err != nil {
+			return inUse(err, self, "")
+		}
 	}
-	lost, err := s.Lost(ctx)
+	lost, err := acceptChanges(ctx, out, conf, store, yes)
 	if err != nil {
 		return err
 	}
+	stale, err := acceptToken(ctx, out, conf, store, yes, log)
+	switch {
+	case err != nil:
+		return err
+	case (lost || stale) && !yes:
+		_, err = fmt.Fprintln(out, "Repeat this with --yes, and then adopt what the HSM holds: claviger hsm adopt.")
+		return errors.Join(err, &exitError{exitRefused, nil})
+	case lost || stale:
+		_, err = fmt.Fprintln(out, "Adopt what the HSM holds now (claviger hsm adopt). Nodes that run change keys again within some seconds.")
+	}
+	return err
+}
+
+// acceptChanges lists the changes that a store of several nodes lacks; with yes it gives
+// them up.
+func acceptChanges(ctx context.Context, out io.Writer, conf *hadoopconf.Conf, store metastore.Store, yes bool) (found bool, err error) {
+	s, ok := store.(acceptor)
+	if !ok {
+		return false, nil
+	}
+	lost, err := s.Lost(ctx)
+	if err != nil {
+		return false, err
+	}
 	if len(lost) == 0 {
 		_, err := fmt.Fprintf(out, "No node has told of a change that %s lacks.\n", s.URI())
-		return err
+		return false, err
 	}
 	if err := listLosses(ctx, out, conf, store, lost); err != nil {
-		return err
+		return true, err
 	}
 	if !yes {
-		_, err := fmt.Fprintln(out, "These are the newest of the changes that are missing; there may be others. Repeat this with --yes, and then adopt what the HSM holds: claviger hsm adopt.")
-		return errors.Join(err, &exitError{exitRefused, nil})
+		_, err := fmt.Fprintln(out, "These are the newest of the changes that are missing; there may be others.")
+		return true, err
 	}
 	// What was lost may be the ends of steps.
 	if err := hsm.EndSteps(ctx, store); err != nil {
-		return err
+		return true, err
 	}
 	if err := s.Accept(ctx); err != nil {
-		return err
+		return true, err
 	}
-	_, err = fmt.Fprintln(out, "Given up. Adopt what the HSM holds now (claviger hsm adopt). Nodes that run change keys again within some seconds.")
-	return err
+	_, err = fmt.Fprintln(out, "Given up.")
+	return true, err
+}
+
+// acceptToken says whether another copy of the store has used the token since this one;
+// with yes the store takes the token up.
+func acceptToken(ctx context.Context, out io.Writer, conf *hadoopconf.Conf, store metastore.Store, yes bool,
+	log *slog.Logger) (stale bool, err error) {
+	access := hsm.Look
+	if yes {
+		access = hsm.Mend
+	}
+	p, err := openToken(ctx, conf, store, access, log)
+	if err != nil {
+		_, err := fmt.Fprintf(out, "Whether another copy of the metastore has used the token since is not known: %v\n", err)
+		return false, err
+	}
+	if p == nil {
+		return false, nil
+	}
+	defer func() { err = errors.Join(err, p.Close()) }()
+	err = p.Stale(ctx)
+	switch {
+	case !hsm.IsStale(err):
+		return false, err
+	case !yes:
+		_, err := fmt.Fprintln(out, err)
+		return true, err
+	}
+	from, err := p.TakeUp(ctx)
+	if err != nil {
+		return true, err
+	}
+	_, err = fmt.Fprintf(out, "The token, which the metastore at %s used last, was taken up by this one.\n", from)
+	return true, err
 }
 
 // listLosses prints, key by key, what was done that the store lacks, and what store and
 // token tell of the key now.
 func listLosses(ctx context.Context, out io.Writer, conf *hadoopconf.Conf, store metastore.Store, lost []postgres.LostChange) error {
 	log := slog.New(slog.DiscardHandler)
-	token, notAsked := compareToken(ctx, conf, store, log)
+	token, notAsked := compareToken(ctx, conf, store, false, log)
 	if notAsked == nil && token == nil {
 		notAsked = errors.New("the first provider is no HSM")
 	}

@@ -84,7 +84,8 @@ func newMetastoreRestore() *cobra.Command {
 		Long: `restore puts a FILE that metastore backup has written in the place of the SQLite store that DIR configures. It checks FILE first, and compares it with the
 store that is there and with the token: versions of keys that either has and FILE does not know would be lost, and are listed as LOST. Keys that were
 deleted since FILE was written would come back, and are listed as REVIVED; keys that were brought back since are listed as DELETED, and keys
-whose attributes or description are others now as CHANGED. Steps that were pending when FILE was written are ended: what they made on the token may
+whose attributes or description are others now as CHANGED. Where another copy of the store has used the token since, that is a NOTE, and the restored store
+takes the token up. Steps that were pending when FILE was written are ended: what they made on the token may
 have been used since, and is LOST until it is adopted. Where anything is listed nothing is written unless --lose-keys says so. It refuses while a server has the store. The store that was there is kept beside it.
 
 Exit status: 0 restored, 1 FILE or the store cannot be used, 3 keys would be lost, or changes undone.`,
@@ -210,6 +211,9 @@ func (f *restoreFlags) lost(ctx context.Context, out io.Writer, conf *hadoopconf
 			some, err = missingIn(ctx, staged.Store, current)
 			lost = append(lost, some...)
 			if err == nil {
+				err = hsm.KeepHistory(ctx, staged.Store, current)
+			}
+			if err == nil {
 				err = forgetDestroyed(ctx, staged.Store, current)
 			}
 			if err == nil {
@@ -230,12 +234,17 @@ func (f *restoreFlags) lost(ctx context.Context, out io.Writer, conf *hadoopconf
 		}
 	}
 	if !f.noToken {
-		t, err := compareToken(ctx, conf, staged.Store, log)
+		t, err := compareToken(ctx, conf, staged.Store, true, log)
 		if err != nil {
 			return nil, nil, fmt.Errorf("%w; mend that, or compare with the store alone: --no-token", err)
 		}
 		if t != nil {
 			blind = false
+			if t.takenFrom != "" && t.takenFrom != place.uri {
+				if _, err := fmt.Fprintf(out, "NOTE  the token was used last by the metastore at %s; once a server has started on the restored one, that one makes no key any more: stop what uses it\n", t.takenFrom); err != nil {
+					return nil, nil, err
+				}
+			}
 			lost = append(lost, t.Unknown...)
 			for _, name := range t.Missing {
 				log.Warn("the backup names a version that the token does not have", "version", name, "token", t.Label)

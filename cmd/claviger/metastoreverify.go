@@ -40,6 +40,8 @@ type tokenReport struct {
 	Adopt string `json:"adopt,omitempty"`
 	// Misfit says why token and store do not fit together.
 	Misfit string `json:"misfit,omitempty"`
+	// Older says that the token was used since a backup was made, as is usual.
+	Older string `json:"older,omitempty"`
 	// Missing are versions of the store whose key is not on the token.
 	Missing []string `json:"missingOnTheToken"`
 	// Unread says which files of the token this user may not read: their keys are there
@@ -47,6 +49,9 @@ type tokenReport struct {
 	Unread string `json:"unreadable,omitempty"`
 	// GivenUp are those of which an operator has said that they are lost.
 	GivenUp []string `json:"givenUpOnTheToken"`
+
+	stale     bool   // Misfit says that another copy of the store has used the token
+	takenFrom string // where that is, where the store has taken the token up
 }
 
 func newMetastoreVerify() *cobra.Command {
@@ -107,6 +112,7 @@ func quietConf(dir string) (*hadoopconf.Conf, *slog.Logger, error) {
 func verifyStore(ctx context.Context, conf *hadoopconf.Conf, file string, token bool, log *slog.Logger) (r *storeReport, err error) {
 	var store metastore.Store
 	r = &storeReport{Store: file}
+	backup := file != ""
 	if file == "" {
 		place, err := metastorePlace(conf)
 		if err != nil {
@@ -140,7 +146,11 @@ func verifyStore(ctx context.Context, conf *hadoopconf.Conf, file string, token 
 	if err != nil || !token {
 		return r, err
 	}
-	r.Token, err = compareToken(ctx, conf, store, log)
+	r.Token, err = compareToken(ctx, conf, store, false, log)
+	if t := r.Token; t != nil && backup && t.stale {
+		t.Misfit = ""
+		t.Older = "the token was used since this backup was made, as is usual; metastore restore has the restored store take the token up"
+	}
 	return r, err
 }
 
@@ -207,9 +217,8 @@ func versionsOf(ctx context.Context, s metastore.Store) (all []storedVersion, er
 	return all, nil
 }
 
-// compareToken compares a store with the token of the first provider; nil where
-// that is none.
-func compareToken(ctx context.Context, conf *hadoopconf.Conf, store metastore.Store, log *slog.Logger) (r *tokenReport, err error) {
+// openToken opens the token of the first provider with a store; nil where that is none.
+func openToken(ctx context.Context, conf *hadoopconf.Conf, store metastore.Store, access hsm.Access, log *slog.Logger) (*hsm.Provider, error) {
 	list, err := provider.SplitURIs(conf.String(hadoopconf.ProviderURI))
 	if err != nil || len(list) == 0 {
 		return nil, refuse(conf, hadoopconf.ProviderURI, "it must name a provider")
@@ -217,7 +226,7 @@ func compareToken(ctx context.Context, conf *hadoopconf.Conf, store metastore.St
 	if scheme, _, _ := strings.Cut(list[0], ":"); scheme != "cloudera.hsmkp" && scheme != "pkcs11" {
 		return nil, nil //nolint:nilnil // there is no token
 	}
-	registry := builtin.Registry(builtin.Options{Access: hsm.Look, Store: func(context.Context, func(context.Context, string) error) (metastore.Store, error) { return store, nil }})
+	registry := builtin.Registry(builtin.Options{Access: access, Store: func(context.Context, func(context.Context, string) error) (metastore.Store, error) { return store, nil }})
 	opened, err := registry.Open(ctx, list[0], provider.Env{Get: conf.Get, Getenv: os.Getenv, ConfDir: conf.Dir(), User: osUser(), Log: log})
 	if of := placed(conf, err); of != nil {
 		return nil, of
@@ -229,13 +238,30 @@ func compareToken(ctx context.Context, conf *hadoopconf.Conf, store metastore.St
 	if !ok {
 		return nil, errors.Join(fmt.Errorf("%s is no HSM", list[0]), opened.Close())
 	}
+	return p, nil
+}
+
+// compareToken compares a store with the token of the first provider; nil where
+// that is none. With takeUp the store, which is put in the place of another, takes the token
+// up; nothing is written to the token.
+func compareToken(ctx context.Context, conf *hadoopconf.Conf, store metastore.Store, takeUp bool, log *slog.Logger) (r *tokenReport, err error) {
+	p, err := openToken(ctx, conf, store, hsm.Look, log)
+	if err != nil || p == nil {
+		return nil, err
+	}
 	defer func() { err = errors.Join(err, p.Close()) }()
+	from := ""
+	if takeUp {
+		if from, err = p.TakeUp(ctx); err != nil {
+			return nil, err
+		}
+	}
 	objects, err := p.Objects(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("the token cannot be asked which keys it has: %w", err)
 	}
 	i := p.Info()
-	r = &tokenReport{Serial: i.Serial, Label: i.Label, Unknown: []string{}, Missing: []string{}}
+	r = &tokenReport{Serial: i.Serial, Label: i.Label, Unknown: []string{}, Missing: []string{}, takenFrom: from}
 	for _, o := range objects {
 		if o.Mark == hsm.Unknown { // the marks of hsm list, and what adopt takes
 			r.Unknown = append(r.Unknown, o.Label)
@@ -247,7 +273,7 @@ func compareToken(ctx context.Context, conf *hadoopconf.Conf, store metastore.St
 	}
 	r.Missing, r.GivenUp = h.All(), h.GivenUp
 	if err := p.Misfit(); err != nil {
-		r.Misfit = err.Error()
+		r.Misfit, r.stale = err.Error(), hsm.IsStale(err)
 	}
 	if err := p.Hidden(); err != nil {
 		r.Unread = err.Error() + asWhom(err)
@@ -291,6 +317,9 @@ func (r *storeReport) text(w io.Writer) {
 	row("token", "%q, serial %s: lacks %d versions of the store, and holds %d keys that the store does not know", t.Label, t.Serial, len(t.Missing), len(t.Unknown))
 	if t.Misfit != "" {
 		row("MISFIT", "%s", t.Misfit)
+	}
+	if t.Older != "" {
+		row("older", "%s", t.Older)
 	}
 	if t.Unread != "" {
 		row("UNREADABLE", "%s", t.Unread)

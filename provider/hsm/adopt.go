@@ -179,6 +179,9 @@ func (p *Provider) Adopt(ctx context.Context, c Candidate, a Adoption) error {
 		return err
 	}
 	defer unlock()
+	if err := p.notStale(ctx); err != nil {
+		return err
+	}
 	if c, err = p.again(ctx, op, c); err != nil {
 		return err
 	}
@@ -282,6 +285,9 @@ func (p *Provider) SetAside(ctx context.Context, c Candidate, a Adoption) error 
 		return err
 	}
 	defer unlock()
+	if err := p.notStale(ctx); err != nil {
+		return err
+	}
 	if c, err = p.again(ctx, op, c); err != nil {
 		return err
 	}

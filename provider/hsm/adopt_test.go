@@ -137,9 +137,7 @@ func oldCopy(t *testing.T) *backing {
 	create(t, p, "later")
 	mustClose(t, p)
 	b.closeStores(t)
-	if err := os.WriteFile(b.db, copied, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	b.putUnnoticed(t, copied)
 	return b
 }
 

@@ -1,6 +1,7 @@
 package hsm
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"claviger"
+	"claviger/metastore"
 	"claviger/pkcs11"
 )
 
@@ -35,8 +37,20 @@ type Binding struct {
 	Store string    `json:"store"` // its id
 	URI   string    `json:"uri"`   // where it was when it was bound, without secrets
 	Since time.Time `json:"since"`
+	// Incarnation is the last of the store that was written to the token; "" in an object of
+	// an older program. Served is when.
+	Incarnation string     `json:"incarnation,omitempty"`
+	Served      *time.Time `json:"served,omitempty"`
 
 	label string // CKA_LABEL
+}
+
+// served is when the store was last begun to be used with the token.
+func (b Binding) served() time.Time {
+	if b.Served == nil {
+		return b.Since
+	}
+	return *b.Served
 }
 
 func (b Binding) String() string {
@@ -75,7 +89,7 @@ type standing struct {
 
 // bindIDs compares the ids, and binds the two where that is their first use.
 func (p *Provider) bindIDs(ctx context.Context, st standing) error {
-	unlock, err := p.bindingLock(ctx)
+	ctx, unlock, err := p.bindingLock(ctx)
 	if err != nil {
 		return err
 	}
@@ -88,13 +102,16 @@ func (p *Provider) bindIDs(ctx context.Context, st standing) error {
 	if err != nil {
 		return err
 	}
-	all, err := bindings(ctx, p.tok)
+	bond, err := p.bond(ctx, id)
 	keepsNone := claviger.Is(err, claviger.Unsupported)
+	if IsStale(err) && st.empty { // that says more
+		err = cmp.Or(p.refuseEmpty(ctx), err)
+	}
 	if err != nil && !keepsNone {
 		return err
 	}
-	mine, others := apart(all, id)
-	if mine == nil && !keepsNone { // it may list what it does not keep
+	mine, others := bond.mine, bond.others
+	if len(mine) == 0 && !keepsNone { // it may list what it does not keep
 		serial, _, err := p.store.Setting(ctx, settingKeepsNone)
 		if err != nil {
 			return err
@@ -108,35 +125,52 @@ func (p *Provider) bindIDs(ctx context.Context, st standing) error {
 		}
 	}
 	p.keepsNone.Store(keepsNone)
-	if mine == nil && !keepsNone {
+	if len(mine) == 0 && !keepsNone {
 		if err := p.mayBind(ctx, st, others); err != nil {
 			return err
 		}
 	}
 	switch {
-	case mine != nil, len(others) == 0:
+	case len(mine) > 0, len(others) == 0:
 	case st.fits && !before:
 		p.log.Warn("the token is shared with another metastore, since before metastores and tokens were bound; neither of them prunes it; move one of them to a token of its own", "token", tokenName(p.tok.Info()), "other", others[0].String())
 	default:
 		return boundElsewhere(p.tok.Info(), others[0], p.store.URI(), p.confDir)
 	}
-	p.alone.Store(mine != nil && len(others) == 0)
+	p.alone.Store(len(mine) > 0 && len(others) == 0)
 	if st.empty {
 		if err := p.refuseEmpty(ctx); err != nil {
 			return err
 		}
 	}
-	if p.access != Serve {
+	if p.access != Serve && (len(mine) == 0 || !p.access.Changes()) {
 		return nil
 	}
 	if keepsNone {
 		p.log.Warn("the token keeps no data objects, so that it cannot be bound to its metastore: two new metastores on it are not told apart before one of them has a key, and no key is taken for an orphan", "token", tokenName(p.tok.Info()))
 		return nil
 	}
-	if mine == nil && before && st.fits {
+	if len(mine) == 0 && before && st.fits {
 		p.log.Warn("the token did not know this metastore, whose keys it holds: a clone or a restored backup", "token", tokenName(p.tok.Info()), "metastore", p.store.URI())
 	}
-	return p.bindTo(ctx, id, mine, len(others) == 0)
+	if bond.older {
+		h, err := p.Holdings(ctx)
+		if err != nil {
+			return err
+		}
+		if len(h.All()) > 0 {
+			p.log.Error("the token is older than the metastore; no key is made or rolled", "err", p.olderToken(&h))
+			return nil // it stays older, so that every start sees that
+		}
+	}
+	err = p.bindTo(ctx, id, mine, len(others) == 0)
+	if err != nil && len(mine) > 0 && !claviger.IsAway(err) && ctx.Err() == nil {
+		// A token or a disk without room serves the keys that are there.
+		p.log.Error("the metastore and the token did not take a new incarnation, so that a copy of the metastore would not "+
+			"notice this process; no key is made or rolled before they do", "token", tokenName(p.tok.Info()), "metastore", p.store.URI(), "err", err)
+		return nil
+	}
+	return err
 }
 
 // mayBind refuses to bind a store with keys to a token that has no object of it, unless
@@ -166,20 +200,20 @@ func boundElsewhere(info pkcs11.TokenInfo, other Binding, uri, confDir string) e
 		tokenName(info), other, uri, cureLostStore(confDir, true))
 }
 
-// bindingLock keeps nodes that start at once from binding twice.
-func (p *Provider) bindingLock(ctx context.Context) (unlock func(), err error) {
+// bindingLock keeps nodes that start at once from binding twice. held ends where the lock
+// is lost.
+func (p *Provider) bindingLock(ctx context.Context) (held context.Context, unlock func(), err error) {
 	if !p.access.Changes() {
-		return func() {}, nil
+		return ctx, func() {}, nil
 	}
-	return p.store.Lock(ctx, "binding")
+	held, unlock, _, err = metastore.Hold(ctx, p.store, "binding", true)
+	return held, unlock, err
 }
 
-// bindTo writes the store's id to both sides: first to the store, so that a token is
-// never bound to a store that does not know of it.
-func (p *Provider) bindTo(ctx context.Context, id string, mine *Binding, alone bool) error {
-	if mine != nil && mine.URI == p.store.URI() {
-		return nil
-	}
+// bindTo writes the store's id and a new incarnation to both sides: first to the store, so
+// that a token is never bound to a store that does not know of it. mine are the objects of
+// this store that the token has. The binding lock is held.
+func (p *Provider) bindTo(ctx context.Context, id string, mine []Binding, alone bool) error {
 	if id == "" {
 		raw := make([]byte, 16)
 		if _, err := rand.Read(raw); err != nil {
@@ -190,15 +224,26 @@ func (p *Provider) bindTo(ctx context.Context, id string, mine *Binding, alone b
 			return err
 		}
 	}
-	b := Binding{Store: id, URI: p.store.URI(), Since: time.Now().UTC().Truncate(time.Second)}
-	if mine != nil { // the store was moved
-		b.Since = mine.Since
+	incarnation, err := p.beginIncarnation(ctx)
+	if err != nil {
+		return err
+	}
+	now := time.Now().UTC().Truncate(time.Second)
+	b := Binding{Store: id, URI: p.store.URI(), Since: now, Incarnation: incarnation, Served: &now}
+	if len(mine) > 0 {
+		b.Since = mine[0].Since
 	}
 	value, err := json.Marshal(b)
 	if err != nil {
 		return err
 	}
 	err = p.tok.PutData(ctx, pkcs11.Data{Application: application, Label: bindingLabel + id, Value: value})
+	if claviger.Is(err, claviger.Unsupported) && len(mine) > 0 {
+		p.putIncarnation.Store(true) // it is not tried again
+		p.log.Warn("the token does not let its data object be replaced, so that a copy of the metastore would not notice "+
+			"this process", "token", tokenName(p.tok.Info()), "err", err)
+		return nil
+	}
 	if claviger.Is(err, claviger.Unsupported) {
 		p.keepsNone.Store(true)
 		if err := p.store.SetSetting(ctx, settingKeepsNone, p.tok.Info().Serial); err != nil {
@@ -212,6 +257,10 @@ func (p *Provider) bindTo(ctx context.Context, id string, mine *Binding, alone b
 	}
 	p.alone.Store(alone)
 	p.keepsNone.Store(false)
+	p.putIncarnation.Store(true)
+	if err := p.endIncarnation(ctx, incarnation); err != nil {
+		return err
+	}
 	if _, was, err := p.store.Setting(ctx, settingKeepsNone); err != nil {
 		return err
 	} else if was {
@@ -219,22 +268,28 @@ func (p *Provider) bindTo(ctx context.Context, id string, mine *Binding, alone b
 			return err
 		}
 	}
-	if mine != nil {
-		p.log.Warn("the metastore that the token belongs to was at another place before; see that no server uses what is left there", "was", mine.URI, "is", p.store.URI(), "id", id)
-	} else {
+	switch {
+	case len(mine) > 0 && mine[0].URI == p.store.URI():
+		return nil
+	case len(mine) == 0:
 		p.log.Info("the token and the metastore were bound to each other", "token", tokenName(p.tok.Info()), "metastore", p.store.URI(), "id", id)
+	default:
+		p.log.Warn("the metastore that the token belongs to was at another place before; see that no server uses what is left there", "was", mine[0].URI, "is", p.store.URI(), "id", id)
 	}
 	return p.store.SetSetting(ctx, settingBound, b.Since.Format(time.RFC3339))
 }
 
 // rebind gives the token to this store alone, and gives up what the token lacks.
 func (p *Provider) rebind(ctx context.Context) error {
-	unlock, err := p.bindingLock(ctx)
+	ctx, unlock, err := p.bindingLock(ctx)
 	if err != nil {
 		return err
 	}
 	defer unlock()
 	if err := p.giveUp(ctx); err != nil {
+		return err
+	}
+	if _, err := p.takeUp(ctx); err != nil {
 		return err
 	}
 	id, _, err := p.store.Setting(ctx, SettingID)
@@ -260,11 +315,12 @@ func (p *Provider) rebind(ctx context.Context) error {
 	return nil
 }
 
-// apart parts the binding to a store, nil where there is none, from those to others.
-func apart(all []Binding, id string) (mine *Binding, others []Binding) {
-	for i, b := range all {
+// apart parts the bindings to a store, of which a crash may leave several, from those to
+// others.
+func apart(all []Binding, id string) (mine, others []Binding) {
+	for _, b := range all {
 		if b.Store == id {
-			mine = &all[i]
+			mine = append(mine, b)
 		} else {
 			others = append(others, b)
 		}

@@ -80,9 +80,9 @@ func TestCopies(t *testing.T) {
 	for name, another := range map[string]bool{"a restored backup": false, "another key": true} {
 		t.Run(name, func(t *testing.T) {
 			b := newBacking(t)
-			b.create(t, "first") // which makes the data object, too
-			file := b.made(t, func() { b.create(t, "k") })
-			p := b.mustOpen(t)
+			p := b.mustOpen(t) // which makes the data object
+			create(t, p, "first")
+			file := b.made(t, func() { create(t, p, "k") })
 			want := keystream(t, p, "k@0")
 			mustClose(t, p)
 			id, label := b.object(t, "k@0")
@@ -115,15 +115,17 @@ func TestCopies(t *testing.T) {
 // TestCopiesOfNone: where none of several objects has the right check value none is used.
 func TestCopiesOfNone(t *testing.T) {
 	b := newBacking(t)
-	b.create(t, "first")
-	file := b.made(t, func() { b.create(t, "k") })
+	p := b.mustOpen(t)
+	create(t, p, "first")
+	file := b.made(t, func() { create(t, p, "k") })
+	mustClose(t, p)
 	id, label := b.object(t, "k@0")
 	other := b.made(t, func() { b.double(t, file, id, label, true) })
 	if err := os.Remove(file); err != nil { // the right one
 		t.Fatal(err)
 	}
 	b.double(t, other, id, label, true)
-	p := b.mustOpen(t)
+	p = b.mustOpen(t)
 	if err := p.EncryptBlocks(t.Context(), "k@0", make([]byte, 16)); !claviger.Is(err, claviger.Unavailable) || !errors.Is(err, provider.ErrUnusable) {
 		t.Errorf("%v", err)
 	}
@@ -134,42 +136,63 @@ func TestCopiesOfNone(t *testing.T) {
 }
 
 // TestCopiesOfOneStep: what several attempts at one step have made is made anew, for no
-// version stands on any of it.
+// version stands on any of it. On a token that keeps no data objects the store may be an old
+// copy, in which the step is done and used: there nothing is destroyed.
 func TestCopiesOfOneStep(t *testing.T) {
-	b := newBacking(t)
-	b.create(t, "k")
-	killed := errors.New("killed here")
-	m := claviger.Metadata{Name: "moved", Cipher: claviger.DefaultCipher, BitLength: 256}
-	step := func(s string) error {
-		if s == "generated 1 of 1" {
-			return killed
-		}
-		return nil
-	}
-	file := b.made(t, func() {
-		p := b.mustOpen(t)
-		if _, err := p.Import(t.Context(), m, 1, 0, step); !errors.Is(err, killed) {
-			t.Fatal(err)
-		}
-		mustClose(t, p)
-	})
-	var o pkcs11.KeyInfo
-	b.withToken(t, func(tok *pkcs11.Token) {
-		list, err := tok.FindLabel(t.Context(), "moved@0")
-		if err != nil || len(list) != 1 {
-			t.Fatalf("%+v, %v", list, err)
-		}
-		o = list[0]
-	})
-	b.double(t, file, o.ID, o.Label, true)
-	p := b.mustOpen(t)
-	vs, err := p.Import(t.Context(), m, 1, 0, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	keystream(t, p, vs[0].Name)
-	if list := objects(t, p); len(list) != 2 {
-		t.Errorf("%+v", list)
+	for name, keepsNone := range map[string]bool{"bound": false, "a token that keeps no data objects": true} {
+		t.Run(name, func(t *testing.T) {
+			b := newBacking(t)
+			fail := func() {
+				if keepsNone {
+					b.meter.Fail("CreateObject", 1000, p11.Error(p11.CKR_FUNCTION_NOT_SUPPORTED))
+				}
+			}
+			fail()
+			killed := errors.New("killed here")
+			m := claviger.Metadata{Name: "moved", Cipher: claviger.DefaultCipher, BitLength: 256}
+			step := func(s string) error {
+				if s == "generated 1 of 1" {
+					return killed
+				}
+				return nil
+			}
+			p := b.mustOpen(t)
+			create(t, p, "k")
+			file := b.made(t, func() {
+				if _, err := p.Import(t.Context(), m, 1, 0, step); !errors.Is(err, killed) {
+					t.Fatal(err)
+				}
+			})
+			mustClose(t, p)
+			var o pkcs11.KeyInfo
+			b.withToken(t, func(tok *pkcs11.Token) {
+				list, err := tok.FindLabel(t.Context(), "moved@0")
+				if err != nil || len(list) != 1 {
+					t.Fatalf("%+v, %v", list, err)
+				}
+				o = list[0]
+			})
+			b.double(t, file, o.ID, o.Label, true)
+			fail()
+			p = b.mustOpen(t)
+			vs, err := p.Import(t.Context(), m, 1, 0, nil)
+			if keepsNone {
+				if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "several objects") || !strings.Contains(err.Error(), "moved@0") {
+					t.Errorf("%v", err)
+				}
+				if list := objects(t, p); len(list) != 3 {
+					t.Errorf("%+v", list)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			keystream(t, p, vs[0].Name)
+			if list := objects(t, p); len(list) != 2 {
+				t.Errorf("%+v", list)
+			}
+		})
 	}
 }
 

@@ -263,12 +263,18 @@ func (p *Provider) fits(ctx context.Context, much depth) error {
 	if bad != nil && much != allKeys && age < doubted {
 		return bad
 	}
-	bound, err := p.bindingHolds(ctx)
+	b, err := p.bindingHolds(ctx)
 	if err != nil && !IsMisfit(err) {
 		return err
 	}
+	if err == nil && len(b.mine) > 0 && !b.older && !p.putIncarnation.Load() && !p.keepsNone.Load() {
+		if err = p.renew(ctx); err != nil && !IsMisfit(err) {
+			return err
+		}
+	}
 	if err == nil {
-		all := much == allKeys || bad != nil || !bound
+		bound := len(b.mine) > 0 || p.keepsNone.Load()
+		all := much == allKeys || bad != nil || !bound || b.older
 		if !all {
 			if all, err = p.sampleDiffers(ctx, much); err != nil {
 				return err
@@ -282,7 +288,7 @@ func (p *Provider) fits(ctx context.Context, much depth) error {
 			return err
 		}
 		p.compared(has)
-		if err = p.judge(ctx, bound, &has); err != nil && !IsMisfit(err) {
+		if err = p.judge(ctx, bound, b.older, &has); err != nil && !IsMisfit(err) {
 			return err
 		}
 	}
@@ -299,31 +305,34 @@ func (p *Provider) fits(ctx context.Context, much depth) error {
 	return err
 }
 
-// bindingHolds compares the ids once more. bound is false where the object is gone.
-func (p *Provider) bindingHolds(ctx context.Context) (bound bool, err error) {
+// bindingHolds compares the ids and the incarnations once more. mine is empty where the
+// object is gone, or the token keeps none.
+func (p *Provider) bindingHolds(ctx context.Context) (b bond, err error) {
 	if p.keepsNone.Load() {
-		return true, nil
+		return b, nil
 	}
 	id, _, err := p.store.Setting(ctx, SettingID)
 	if err != nil {
-		return false, err
+		return b, err
 	}
 	if id != p.id {
-		return false, p.misfit("the metastore %s was replaced while this server used it (id %q, before %q); stop the server, put the right one in its place, and start again", p.store.URI(), id, p.id)
+		return b, p.misfit("the metastore %s was replaced while this server used it (id %q, before %q); stop the server, put the right one in its place, and start again", p.store.URI(), id, p.id)
 	}
-	all, err := bindings(ctx, p.tok)
+	b, err = p.bond(ctx, id)
 	if claviger.Is(err, claviger.Unsupported) {
-		return true, nil
+		return bond{}, nil
 	}
 	if err != nil {
-		return false, err
+		if IsStale(err) {
+			p.alone.Store(false) // nothing is an orphan
+		}
+		return b, err
 	}
-	mine, others := apart(all, id)
-	p.alone.Store(mine != nil && len(others) == 0)
-	if mine == nil && len(others) > 0 {
-		return false, p.misfit("token %s was bound to the metastore %s while this server used it with %s; one of the two must go to another token", tokenName(p.tok.Info()), others[0], p.store.URI())
+	p.alone.Store(len(b.mine) > 0 && len(b.others) == 0)
+	if len(b.mine) == 0 && len(b.others) > 0 {
+		return b, p.misfit("token %s was bound to the metastore %s while this server used it with %s; one of the two must go to another token", tokenName(p.tok.Info()), b.others[0], p.store.URI())
 	}
-	return mine != nil, nil
+	return b, nil
 }
 
 // compared remembers what a comparison found. Of a key that has lost a version nothing is
@@ -441,10 +450,16 @@ func (p *Provider) holds(ctx context.Context, m *claviger.Metadata, v metastore.
 	return slices.ContainsFunc(found, func(k pkcs11.KeyInfo) bool { return bytes.Equal(k.ID, e.id) }), err
 }
 
-// judge says what a comparison means. A token that lacks nothing but the object gets
-// it anew.
-func (p *Provider) judge(ctx context.Context, bound bool, h *Holdings) error {
+// judge says what a comparison means. A token that lacks nothing but the object, or the
+// newest incarnation, gets that anew.
+func (p *Provider) judge(ctx context.Context, bound, older bool, h *Holdings) error {
 	switch {
+	case bound && older && len(h.All()) > 0:
+		return p.olderToken(h)
+	case bound && older:
+		p.log.Warn("the token is older than the metastore (a restored backup, or a clone), and every key is there; it is used on",
+			"token", tokenName(p.tok.Info()), "metastore", p.store.URI())
+		return p.renew(ctx)
 	case bound && !h.most():
 		return nil
 	case bound:
@@ -454,7 +469,7 @@ func (p *Provider) judge(ctx context.Context, bound bool, h *Holdings) error {
 		return p.misfit("%s", p.notBound(h))
 	}
 	p.log.Warn("the object that binds the token to its metastore was gone, and every key was there; it is made anew", "token", tokenName(p.tok.Info()), "metastore", p.store.URI())
-	unlock, err := p.bindingLock(ctx)
+	ctx, unlock, err := p.bindingLock(ctx)
 	if err != nil {
 		return err
 	}
@@ -482,8 +497,11 @@ func (p *Provider) Hidden() error { return p.tok.Hidden() }
 // adopt is the command that adopts, with its flags.
 func (p *Provider) adopt(flags string) string { return adoptCommand(p.confDir, flags) }
 
-func adoptCommand(confDir, flags string) string {
-	command := "claviger hsm adopt"
+func adoptCommand(confDir, flags string) string { return ourCommand("hsm adopt", confDir, flags) }
+
+// ourCommand is a command of claviger, with its flags.
+func ourCommand(command, confDir, flags string) string {
+	command = "claviger " + command
 	if confDir != "" {
 		command += " --conf " + confDir
 	}
@@ -505,7 +523,7 @@ func (p *Provider) misfit(format string, args ...any) error {
 // then would be lost, or would hide what was.
 func (p *Provider) mayMake(ctx context.Context) error {
 	if p.access != Serve {
-		return nil
+		return p.mayDestroy(ctx)
 	}
 	return p.fits(ctx, fewKeys)
 }

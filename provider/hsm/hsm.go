@@ -72,13 +72,15 @@ type Provider struct {
 	alone atomic.Bool
 	// keepsNone: the token keeps no data objects.
 	keepsNone atomic.Bool
-	id        string // of the store, as it was when it was joined
-	confDir   string // of the configuration, for messages; "" is none
-	misfits   error  // why they do not fit, where access tolerates that
-	fit       fit
-	survey    survey
-	absent    absent
-	names     lostNames
+	// putIncarnation: the token has taken an incarnation of this process.
+	putIncarnation atomic.Bool
+	id             string // of the store, as it was when it was joined
+	confDir        string // of the configuration, for messages; "" is none
+	misfits        error  // why they do not fit, where access tolerates that
+	fit            fit
+	survey         survey
+	absent         absent
+	names          lostNames
 	// searches are those for what the store does not know.
 	searches searches
 

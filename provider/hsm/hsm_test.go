@@ -15,9 +15,11 @@ import (
 	"go.uber.org/goleak"
 
 	"claviger"
+	"claviger/internal/pgtest"
 	"claviger/internal/softhsm"
 	"claviger/internal/softhsm/softhsmtest"
 	"claviger/metastore"
+	"claviger/metastore/postgres"
 	"claviger/metastore/sqlite"
 	"claviger/pkcs11"
 	"claviger/provider"
@@ -25,13 +27,19 @@ import (
 	"claviger/provider/providertest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(withDatabase{m}) }
+
+// withDatabase are the tests, after which the PostgreSQL server of some of them ends.
+type withDatabase struct{ *testing.M }
+
+func (w withDatabase) Run() int { return pgtest.Main(w.M.Run) }
 
 // backing is a token and the path of a metastore beside it.
 type backing struct {
 	token softhsm.Token
 	file  string // keystore file
 	db    string
+	pg    string // the store's URI in PostgreSQL, in the place of the file db
 	meter pkcs11.Meter
 	// These are put around the store and the library, or in the place of the URI and
 	// of no log, where they are set.
@@ -49,8 +57,14 @@ type backing struct {
 
 func newBacking(t testing.TB) *backing {
 	t.Helper()
+	return newBackingAt(t, softhsmtest.New(t))
+}
+
+// newBackingAt is newBacking for a token that is there.
+func newBackingAt(t testing.TB, token softhsm.Token) *backing {
+	t.Helper()
 	dir := t.TempDir()
-	b := &backing{token: softhsmtest.New(t), file: filepath.Join(dir, "luna.keystore"), db: filepath.Join(dir, "claviger.db")}
+	b := &backing{token: token, file: filepath.Join(dir, "luna.keystore"), db: filepath.Join(dir, "claviger.db")}
 	if err := pkcs11.WriteKeystoreFile(b.file, pkcs11.FileConfig{Module: b.token.Module, Token: b.token.Label, PINFile: b.token.PINFile, Profile: pkcs11.SoftHSM}); err != nil {
 		t.Fatal(err)
 	}
@@ -77,12 +91,7 @@ func (b *backing) open(ctx context.Context) (*hsm.Provider, error) {
 		return v, v != ""
 	}
 	store := func(ctx context.Context, create func(context.Context, string) error) (metastore.Store, error) {
-		if _, err := os.Stat(b.db); errors.Is(err, fs.ErrNotExist) {
-			if err := create(ctx, "sqlite://"+b.db); err != nil {
-				return nil, err
-			}
-		}
-		s, err := sqlite.Open(ctx, b.db)
+		s, err := b.openStore(ctx, create)
 		if err != nil {
 			return nil, err
 		}
@@ -95,6 +104,18 @@ func (b *backing) open(ctx context.Context) (*hsm.Provider, error) {
 		return s, nil
 	}
 	return hsm.Open(ctx, uri, provider.Env{Log: b.log, Get: get}, hsm.Options{Store: store, Access: b.access, Wrap: wrap})
+}
+
+func (b *backing) openStore(ctx context.Context, create func(context.Context, string) error) (metastore.Store, error) {
+	if b.pg != "" {
+		return postgres.Open(ctx, postgres.Config{URI: b.pg})
+	}
+	if _, err := os.Stat(b.db); errors.Is(err, fs.ErrNotExist) {
+		if err := create(ctx, "sqlite://"+b.db); err != nil {
+			return nil, err
+		}
+	}
+	return sqlite.Open(ctx, b.db)
 }
 
 func (b *backing) mustOpen(t testing.TB) *hsm.Provider {

@@ -114,7 +114,22 @@ const settingDestroyed = "hsm.destroyed."
 
 // noteDestroyed has a store know that an object with that label is destroyed by it.
 func noteDestroyed(ctx context.Context, s metastore.Settings, object, label string) error {
-	return s.SetSetting(ctx, settingDestroyed+object, label)
+	note, err := destroyedNote(ctx, s, label)
+	if err != nil {
+		return err
+	}
+	return s.SetSetting(ctx, settingDestroyed+object, note)
+}
+
+// destroyedNote is what settingDestroyed says of an object with that label. After an operator
+// has decided between two copies of the store (see TakeUp) what it said before counts no
+// more: the other copy may have used the object.
+func destroyedNote(ctx context.Context, s metastore.Settings, label string) (string, error) {
+	taken, _, err := s.Setting(ctx, settingTaken)
+	if taken != "" {
+		label += " " + taken
+	}
+	return label, err
 }
 
 // Forget has a store not know any more that it has had an object destroyed: another copy
@@ -198,8 +213,12 @@ func (p *Provider) unreferred(ctx context.Context, k pkcs11.KeyInfo, o Object, r
 	if journal, err := r.journal(); err != nil || journal[o.Label] {
 		return Unknown, err
 	}
-	label, _, err := p.store.Setting(ctx, settingDestroyed+o.ID)
-	if err != nil || label != o.Label {
+	note, err := destroyedNote(ctx, p.store, o.Label)
+	if err != nil {
+		return "", err
+	}
+	is, _, err := p.store.Setting(ctx, settingDestroyed+o.ID)
+	if err != nil || is != note {
 		return Unknown, err
 	}
 	return Orphan, nil

@@ -131,6 +131,9 @@ func (p *Provider) clearOrphan(ctx context.Context, o Object) (bool, error) {
 		return false, err
 	}
 	defer unlock()
+	if err := p.mayDestroy(ctx); err != nil {
+		return false, err
+	}
 	id, err := hex.DecodeString(o.ID)
 	if err != nil {
 		return false, err

@@ -229,7 +229,10 @@ func (p *Provider) made(ctx context.Context, i metastore.Intent) (names []string
 		switch {
 		case claviger.Is(err, claviger.KeyNotFound):
 		case claviger.Is(err, claviger.Internal) && !errors.Is(err, pkcs11.ErrSeveral): // see ensure
-			if err := p.tok.Destroy(ctx, raw, name); err != nil {
+			if err = p.mayDestroy(ctx); err == nil {
+				err = p.tok.Destroy(ctx, raw, name)
+			}
+			if err != nil {
 				return nil, err
 			}
 		case err != nil && !errors.Is(err, pkcs11.ErrSeveral):
@@ -244,6 +247,9 @@ func (p *Provider) made(ctx context.Context, i metastore.Intent) (names []string
 // clear destroys the objects of a deletion, or of a step whose key is destroyed, and ends
 // its intent.
 func (p *Provider) clear(ctx context.Context, i metastore.Intent) error {
+	if err := p.mayDestroy(ctx); err != nil {
+		return err
+	}
 	for _, ref := range i.Refs {
 		name := claviger.VersionName(i.Key, ref.ID)
 		raw, err := objectID("hsm.clear", name, ref.Object)
@@ -312,9 +318,17 @@ func (p *Provider) ensure(ctx context.Context, op, key string, ref metastore.Ref
 	info, err := p.tok.Find(ctx, raw)
 	if errors.Is(err, pkcs11.ErrSeveral) {
 		// Each of several attempts made one, for the token did not show what the earlier
-		// had made. No version stands on any of them yet.
+		// had made. In a store that is no old copy no version stands on any of them yet.
+		if p.keepsNone.Load() {
+			return metastore.Version{}, claviger.Errorf(op, claviger.Invalid, key,
+				"the token holds several objects of a step with key %q that was broken off (version %s, CKA_ID %s); something may be encrypted with one of them, if the metastore is an old copy, "+
+					"and this token keeps no data objects that would tell; destroy those that are not used with the HSM's own tool, and make the same step again", key, name, ref.Object)
+		}
 		p.log.Warn("the token holds several objects of a step that was broken off; it is made anew", "version", name, "err", err)
-		if err = p.tok.Destroy(ctx, raw, name); err == nil {
+		if err = p.mayDestroy(ctx); err == nil {
+			err = p.tok.Destroy(ctx, raw, name)
+		}
+		if err == nil {
 			info, err = p.tok.Find(ctx, raw)
 		}
 	}
@@ -336,7 +350,10 @@ func (p *Provider) ensure(ctx context.Context, op, key string, ref metastore.Ref
 		// C_GenerateKey, leaves one that has all attributes but its value. Nothing was
 		// ever encrypted with it: no version stands on it yet.
 		p.log.Warn("the token holds an unusable object of a step that was broken off; it is made anew", "version", name, "err", err)
-		if err = p.tok.Destroy(ctx, raw, name); err == nil {
+		if err = p.mayDestroy(ctx); err == nil {
+			err = p.tok.Destroy(ctx, raw, name)
+		}
+		if err == nil {
 			err = p.tok.GenerateKey(ctx, raw, name, bits)
 		}
 		if err == nil {
@@ -424,6 +441,11 @@ func (p *Provider) DeleteIf(ctx context.Context, key string, may func(*claviger.
 	}
 	if p.soft {
 		return p.shelve(ctx, op, key, k)
+	}
+	if k != nil { // before it is gone for everybody
+		if err := p.mayDestroy(ctx); err != nil {
+			return err
+		}
 	}
 	if _, err := p.clearPending(ctx, key, true); err != nil {
 		return err

@@ -1,0 +1,312 @@
+package hsm
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"slices"
+	"time"
+
+	"claviger"
+	"claviger/metastore"
+)
+
+// A copy of a store has the id of the store that it was copied from. What tells them apart
+// is the incarnation: a random number that each process which may change the token
+// writes first to the history of its store and then to the token. A store whose history
+// does not know the incarnation that the token has is a copy, or older than the token:
+// another copy has used the token since. It makes and destroys nothing there.
+//
+// A token whose incarnation the store knows, but which had a newer one before, is older
+// than the store: it was restored from a backup, or cloned from one.
+
+const (
+	// settingHistory is the setting with the incarnations of a store, as JSON, oldest first.
+	settingHistory = "store.incarnations"
+	// keptIncarnations is how many a store remembers, beside the newest of each token.
+	keptIncarnations = 256
+	// settingTaken is the setting with the incarnation that an operator has made known last
+	// to a store which did not know it.
+	settingTaken = "store.taken"
+	// atOnce is how often a token is read that other nodes write to meanwhile.
+	atOnce = 3
+)
+
+// incarnation is one entry of a store's history.
+type incarnation struct {
+	ID     string    `json:"id"`     // 16 hex digits
+	Serial string    `json:"serial"` // of the token that it was made for
+	At     time.Time `json:"at"`
+	// Put: that token has had it. A process that was killed leaves entries without.
+	Put bool `json:"put,omitempty"`
+}
+
+// staleError says that a store is a copy, or older than its token.
+type staleError struct{ error }
+
+func (e staleError) Unwrap() error { return e.error }
+
+// IsStale tells an error which says that another copy of the store has used the token
+// since this one did. It is a misfit.
+func IsStale(err error) bool {
+	var s staleError
+	return errors.As(err, &s)
+}
+
+// history returns a store's incarnations, oldest first.
+func history(ctx context.Context, s metastore.Settings) (list []incarnation, err error) {
+	text, _, err := s.Setting(ctx, settingHistory)
+	if err != nil || text == "" {
+		return nil, err
+	}
+	if err := json.Unmarshal([]byte(text), &list); err != nil {
+		return nil, claviger.Errorf("hsm.history", claviger.Internal, "", "setting %s of the metastore: %w",
+			settingHistory, err)
+	}
+	return list, nil
+}
+
+// setHistory writes the newest of a list, and the newest that each token has had: a member
+// of an HA group may be away for long.
+func setHistory(ctx context.Context, s metastore.Settings, list []incarnation) error {
+	var kept []incarnation
+	newest := map[string]bool{}
+	for _, e := range slices.Backward(list) {
+		if len(kept) < keptIncarnations || e.Put && !newest[e.Serial] {
+			kept = append(kept, e)
+		}
+		newest[e.Serial] = newest[e.Serial] || e.Put
+	}
+	slices.Reverse(kept)
+	data, err := json.Marshal(kept)
+	if err != nil {
+		return err
+	}
+	return s.SetSetting(ctx, settingHistory, string(data))
+}
+
+// bond is what a token keeps of stores, as one of them sees it.
+type bond struct {
+	mine   []Binding // objects of this store; several after a crash
+	others []Binding
+	older  bool // the token has had a newer incarnation of this store
+}
+
+// bond reads the token, and compares its incarnation with the store's history. The error is a
+// stale misfit where another copy of the store has used the token since.
+func (p *Provider) bond(ctx context.Context, id string) (b bond, err error) {
+	for range atOnce {
+		// The token first: what it has is in the history before.
+		all, err := bindings(ctx, p.tok)
+		if err != nil {
+			return b, err
+		}
+		b = bond{}
+		b.mine, b.others = apart(all, id)
+		list, err := history(ctx, p.store)
+		if err != nil {
+			return b, err
+		}
+		if b.older, err = p.compare(b.mine, list); err != nil || !b.older {
+			return b, err
+		}
+		// Unless another node has written to the token between the two.
+	}
+	return b, nil
+}
+
+func (p *Provider) compare(mine []Binding, list []incarnation) (older bool, err error) {
+	if len(mine) == 0 {
+		return false, nil
+	}
+	at := -1 // an object from before there were incarnations
+	for _, b := range mine {
+		if b.Incarnation == "" {
+			continue
+		}
+		i := slices.IndexFunc(list, func(e incarnation) bool { return e.ID == b.Incarnation })
+		if i < 0 {
+			return false, p.stale(b)
+		}
+		at = max(at, i)
+	}
+	serial := p.tok.Info().Serial
+	// A clone that was never served is compared with what other tokens have had.
+	served := slices.ContainsFunc(list, func(e incarnation) bool { return e.Put && e.Serial == serial })
+	return slices.ContainsFunc(list[at+1:], func(e incarnation) bool {
+		return e.Put && (e.Serial == serial || !served)
+	}), nil
+}
+
+// stale says that another copy of the store has used the token.
+func (p *Provider) stale(b Binding) error {
+	where := "at " + b.URI
+	if b.URI == p.store.URI() {
+		where = "at this very place"
+	}
+	return staleError{p.misfit("metastore %s is a copy of the metastore %s (or an older state of it) that has used token %s since %s, "+
+		"which this one does not know of: another copy was started, or this one was put back; "+
+		"two copies would destroy each other's keys, so nothing is made or destroyed with this one; "+
+		"if it is an old copy, name the other by claviger.metastore.uri; if this is the one to go on, "+
+		"stop the other, and give the token to this one: %s; then %s makes records of what the other has made",
+		p.store.URI(), where, tokenName(p.tok.Info()), b.served().UTC().Format(time.RFC3339),
+		ourCommand("metastore accept", p.confDir, "--yes"), p.adopt(""))}
+}
+
+// olderToken says that a token is a backup's, and lacks keys.
+func (p *Provider) olderToken(h *Holdings) error {
+	return p.misfit("token %s is older than metastore %s: it was restored from a backup, or is a clone that was made "+
+		"before these key versions, which it lacks: %s; what is made on it now would be lost with the restoration "+
+		"of a newer backup; keys that are there are served; %s",
+		tokenName(p.tok.Info()), p.store.URI(), h.Names(), p.CureLost())
+}
+
+// beginIncarnation writes a new incarnation to the store's history. The binding lock is held.
+func (p *Provider) beginIncarnation(ctx context.Context) (id string, err error) {
+	raw := make([]byte, 8)
+	if _, err := rand.Read(raw); err != nil {
+		return "", err
+	}
+	list, err := history(ctx, p.store)
+	if err != nil {
+		return "", err
+	}
+	now := time.Now().UTC().Truncate(time.Second)
+	e := incarnation{ID: hex.EncodeToString(raw), Serial: p.tok.Info().Serial, At: now}
+	return e.ID, setHistory(ctx, p.store, append(list, e))
+}
+
+// endIncarnation notes that the token has it. The binding lock is held.
+func (p *Provider) endIncarnation(ctx context.Context, id string) error {
+	list, err := history(ctx, p.store)
+	if err != nil {
+		return err
+	}
+	for i := range list {
+		if list[i].ID == id {
+			list[i].Put = true
+		}
+	}
+	return setHistory(ctx, p.store, list)
+}
+
+// renew gives the token an incarnation of this process, unless another copy of the store
+// was faster.
+func (p *Provider) renew(ctx context.Context) error {
+	ctx, unlock, err := p.bindingLock(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	b, err := p.bond(ctx, p.id)
+	if err != nil || len(b.mine) == 0 {
+		return err
+	}
+	return p.bindTo(ctx, p.id, b.mine, len(b.others) == 0)
+}
+
+// mayDestroy refuses to destroy keys on the token where another store, or another copy of
+// this one, may use them by now.
+func (p *Provider) mayDestroy(ctx context.Context) error {
+	_, err := p.bindingHolds(ctx)
+	return err
+}
+
+// Stale fails where another copy of the store has used the token since this one did (see
+// IsStale), and where that cannot be known.
+func (p *Provider) Stale(ctx context.Context) error {
+	_, err := p.bond(ctx, p.id)
+	if claviger.Is(err, claviger.Unsupported) {
+		return nil
+	}
+	return err
+}
+
+// notStale is Stale for what a command does to the records of keys; one that gives the
+// token to this store may.
+func (p *Provider) notStale(ctx context.Context) error {
+	if p.access == Rebind {
+		return nil
+	}
+	return p.Stale(ctx)
+}
+
+// TakeUp makes the incarnations of the token known to a store that does not know them: an
+// operator has decided that this copy goes on. Steps that are pending in it end, and what it
+// has had destroyed counts as no orphan any more: the other copy may have used it. The token
+// itself gets an incarnation of this copy at the next start. from is where the other copy was,
+// "" where the store knew all.
+func (p *Provider) TakeUp(ctx context.Context) (from string, err error) {
+	ctx, unlock, err := p.bindingLock(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	return p.takeUp(ctx)
+}
+
+// takeUp is TakeUp. The binding lock is held.
+func (p *Provider) takeUp(ctx context.Context) (from string, err error) {
+	id, _, err := p.store.Setting(ctx, SettingID)
+	if err != nil {
+		return "", err
+	}
+	all, err := bindings(ctx, p.tok)
+	if claviger.Is(err, claviger.Unsupported) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	list, err := history(ctx, p.store)
+	if err != nil {
+		return "", err
+	}
+	mine, _ := apart(all, id)
+	taken := ""
+	for _, b := range mine {
+		if b.Incarnation == "" || slices.ContainsFunc(list, func(e incarnation) bool { return e.ID == b.Incarnation }) {
+			continue
+		}
+		taken, from = b.Incarnation, b.URI
+		list = append(list, incarnation{ID: b.Incarnation, Serial: p.tok.Info().Serial, At: b.served(), Put: true})
+	}
+	if taken == "" {
+		return "", nil
+	}
+	if err := p.store.SetSetting(ctx, settingTaken, taken); err != nil {
+		return "", err
+	}
+	if err := EndSteps(ctx, p.store); err != nil {
+		return "", err
+	}
+	return from, setHistory(ctx, p.store, list) // last: until then the next run finds the same
+}
+
+// KeepHistory has a store know the incarnations of another, which it takes the place of.
+func KeepHistory(ctx context.Context, s, other metastore.Settings) error {
+	list, err := history(ctx, s)
+	if err != nil {
+		return err
+	}
+	others, err := history(ctx, other)
+	if err != nil {
+		return err
+	}
+	known := map[string]bool{}
+	for _, e := range list {
+		known[e.ID] = true
+	}
+	n := len(list)
+	for _, e := range others {
+		if !known[e.ID] {
+			list = append(list, e)
+		}
+	}
+	if len(list) == n {
+		return nil
+	}
+	return setHistory(ctx, s, list)
+}

@@ -1,0 +1,507 @@
+package hsm_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sync/errgroup"
+
+	"claviger"
+	"claviger/internal/pgtest"
+	"claviger/metastore"
+	"claviger/metastore/sqlite"
+	"claviger/pkcs11"
+	"claviger/provider"
+	"claviger/provider/hsm"
+)
+
+// beside is another configuration for the token of a backing, with a copy of its store.
+func (b *backing) beside(t *testing.T, data []byte) *backing {
+	t.Helper()
+	c := newBackingAt(t, b.token)
+	if err := os.WriteFile(c.db, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// wantStale wants a store refused at its token by all who would serve or change keys, with
+// the place of the copy that has it.
+func wantStale(t *testing.T, b, by *backing) {
+	t.Helper()
+	for _, access := range []hsm.Access{hsm.Serve, hsm.Read, hsm.Note, hsm.Destroy} {
+		b.access = access
+		p, err := b.open(t.Context())
+		if err == nil {
+			mustClose(t, p)
+		}
+		if !hsm.IsStale(err) || !hsm.IsMisfit(err) {
+			t.Errorf("access %d: %v", access, err)
+			continue
+		}
+		for _, want := range []string{b.db, by.db, b.token.Serial, "claviger metastore accept", "claviger hsm adopt"} {
+			if !strings.Contains(err.Error(), want) {
+				t.Errorf("%q is not in %v", want, err)
+			}
+		}
+	}
+	b.access = hsm.Serve
+}
+
+func takeUp(t *testing.T, b *backing) {
+	t.Helper()
+	b.access = hsm.Mend
+	p := b.mustOpen(t)
+	if err := p.Stale(t.Context()); !hsm.IsStale(err) {
+		t.Errorf("before: %v", err)
+	}
+	if list, err := p.Candidates(t.Context()); err != nil {
+		t.Error(err)
+	} else if len(list) > 0 {
+		if err := p.Adopt(t.Context(), list[0], hsm.Adoption{}); !hsm.IsStale(err) {
+			t.Errorf("adopted: %v", err)
+		}
+		if err := p.SetAside(t.Context(), list[0], hsm.Adoption{}); !hsm.IsStale(err) {
+			t.Errorf("set aside: %v", err)
+		}
+	}
+	if from, err := p.TakeUp(t.Context()); err != nil || !strings.HasPrefix(from, "sqlite:///") || strings.HasSuffix(from, b.db) {
+		t.Fatal(from, err)
+	}
+	if err := p.Stale(t.Context()); err != nil {
+		t.Errorf("afterwards: %v", err)
+	}
+	mustClose(t, p)
+	b.access = hsm.Serve
+}
+
+// TestTwoCopies: of two copies of a store on one token the one goes on that was started last.
+// The other opens what it knows, and makes, rolls, deletes, purges and prunes nothing; it does
+// not start again. An operator turns that round.
+func TestTwoCopies(t *testing.T) {
+	ctx := t.Context()
+	spec := provider.Spec{Name: "new", Cipher: claviger.DefaultCipher, BitLength: 256}
+	b := newBacking(t)
+	for _, key := range []string{"k", "shelved", "orphan"} {
+		b.create(t, key)
+	}
+	b.soft = "true"
+	p := b.mustOpen(t)
+	if err := p.Delete(ctx, "shelved"); err != nil {
+		t.Fatal(err)
+	}
+	mustClose(t, p)
+	b.soft = ""
+	b.forget(t, "orphan")
+	b.access = hsm.Destroy
+	pruner := b.mustOpen(t)
+	found, err := pruner.Prunable(ctx, 0)
+	if err != nil || len(found.Orphans) != 1 {
+		t.Fatalf("%+v, %v", found, err)
+	}
+	b.access = hsm.Serve
+	server := b.mustOpen(t)
+	copied := filepath.Join(t.TempDir(), "copy.db")
+	if _, err := sqlite.Backup(ctx, b.db, copied); err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(copied)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(server.CheckFit(ctx), pruner.Stale(ctx)); err != nil {
+		t.Fatal(err)
+	}
+
+	c := b.beside(t, data)
+	other := c.mustOpen(t)
+	create(t, other, "new")
+	if _, err := other.Roll(ctx, "k", nil); err != nil {
+		t.Fatal(err)
+	}
+	keystream(t, server, "k@0")
+	before := len(objects(t, other))
+	wantStopped(t, server, "k", "is a copy of the metastore", c.db)
+	if err := server.Watch(ctx); !hsm.IsStale(err) {
+		t.Errorf("the server's own look: %v", err)
+	}
+	if _, err := server.Create(ctx, spec); !hsm.IsStale(err) {
+		t.Errorf("create: %v", err)
+	}
+	if err := server.Delete(ctx, "k"); !hsm.IsStale(err) {
+		t.Errorf("delete: %v", err)
+	}
+	if err := server.Purge(ctx, "shelved", "shelved@0"); !hsm.IsStale(err) {
+		t.Errorf("purge: %v", err)
+	}
+	if gone, err := pruner.Prune(ctx, found.Orphans); !hsm.IsStale(err) || len(gone) != 0 {
+		t.Errorf("prune: %v, %v", gone, err)
+	}
+	for _, o := range objects(t, server) {
+		if o.Mark == hsm.Orphan {
+			t.Errorf("%+v", o)
+		}
+	}
+	keystream(t, server, "k@0")
+	if vs, err := server.Versions(ctx, "k"); err != nil || len(vs) != 1 {
+		t.Errorf("%+v, %v", vs, err)
+	}
+	if n := len(objects(t, other)); n != before {
+		t.Errorf("%d objects, before %d", n, before)
+	}
+	if err := other.CheckFit(ctx); err != nil {
+		t.Errorf("the other: %v", err)
+	}
+	mustClose(t, server)
+	mustClose(t, pruner)
+	wantStale(t, b, c)
+
+	// The first is to go on. What it once had destroyed is no orphan any more.
+	takeUp(t, b)
+	server = b.mustOpen(t)
+	wantMarks(t, server, map[string]hsm.Mark{"k@0": hsm.InUse, "shelved@0": hsm.Deleted, "orphan@0": hsm.Unknown, "new@0": hsm.Unknown, "k@1": hsm.Unknown})
+	create(t, server, "mine")
+	wantStopped(t, other, "k", "is a copy of the metastore", b.db)
+	keystream(t, other, "new@0")
+	mustClose(t, other)
+	wantStale(t, c, b)
+	b.forgetWhole(t, server, "mine")
+	wantMarks(t, server, map[string]hsm.Mark{"k@0": hsm.InUse, "shelved@0": hsm.Deleted, "orphan@0": hsm.Unknown, "new@0": hsm.Unknown, "k@1": hsm.Unknown, "mine@0": hsm.Orphan})
+	mustClose(t, server)
+	// Rebinding is the same decision.
+	c.access = hsm.Rebind
+	other = c.mustOpen(t)
+	if err := other.Rebind(ctx); err != nil {
+		t.Fatal(err)
+	}
+	mustClose(t, other)
+	c.access = hsm.Serve
+	other = c.mustOpen(t)
+	create(t, other, "again")
+	mustClose(t, other)
+	wantStale(t, b, c)
+}
+
+// forgetWhole deletes a key of which the token shows an object again afterwards.
+func (b *backing) forgetWhole(t *testing.T, p *hsm.Provider, key string) {
+	t.Helper()
+	b.meter.Fail("DestroyObject", 1, errKilled)
+	if err := p.Delete(t.Context(), key); err != nil {
+		t.Fatal(err)
+	}
+	b.withStore(t, func(s metastore.Store) {
+		if err := s.Drop(t.Context(), key); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// TestKilledBetweenTheWrites: a start that was killed before, between or after the writes of
+// its incarnation harms nothing, though a version is lost; and the copy that was made before is
+// refused where the token has a new one.
+func TestKilledBetweenTheWrites(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		fault   func(*backing, *settingFails)
+		written bool // to the token
+	}{
+		{"before the history", func(_ *backing, s *settingFails) { s.at = 1 }, false},
+		{"before the token", func(b *backing, _ *settingFails) { b.meter.Fail("CreateObject", 1000, errKilled) }, false},
+		{"before the old object is destroyed", func(b *backing, _ *settingFails) { b.meter.Fail("DestroyObject", 1, errKilled) }, true},
+		{"before the note", func(_ *backing, s *settingFails) { s.at = 2 }, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			b := newBacking(t)
+			for _, key := range []string{"k", "k2", "k3", "lost"} {
+				b.create(t, key)
+			}
+			b.lose(t, "lost@0")
+			data := b.copyStore(t)
+			fails := &settingFails{}
+			b.around = func(s metastore.Store) metastore.Store { fails.Store = s; return fails }
+			c.fault(b, fails)
+			mustClose(t, b.mustOpen(t))
+			b.meter.Heal()
+			b.around = nil
+			other := b.beside(t, data)
+			if c.written {
+				wantStale(t, other, b)
+			} else {
+				other.access = hsm.Read
+				mustClose(t, other.mustOpen(t))
+			}
+			p := b.mustOpen(t)
+			create(t, p, "new")
+			keystream(t, p, "k@0")
+			mustClose(t, p)
+			if list := bound(t, b); len(list) != 1 {
+				t.Errorf("%d objects: %s", len(list), list)
+			}
+			wantStale(t, other, b)
+		})
+	}
+}
+
+// settingFails is a store that is killed at the n-th writing of the history, and does not come back.
+type settingFails struct {
+	metastore.Store
+	at, n int
+}
+
+func (f *settingFails) SetSetting(ctx context.Context, name, value string) error {
+	if name == "store.incarnations" {
+		if f.n++; f.at > 0 && f.n >= f.at {
+			return errKilled
+		}
+	}
+	return f.Store.SetSetting(ctx, name, value)
+}
+
+// TestTokenThatTakesNoIncarnation: a token without room serves, and makes no key before it
+// has taken one.
+func TestTokenThatTakesNoIncarnation(t *testing.T) {
+	b := newBacking(t)
+	b.create(t, "k")
+	b.meter.Fail("CreateObject", 1000, errKilled)
+	p := b.mustOpen(t)
+	keystream(t, p, "k@0")
+	if _, err := p.Create(t.Context(), provider.Spec{Name: "new", Cipher: claviger.DefaultCipher, BitLength: 256}); !errors.Is(err, errKilled) {
+		t.Errorf("%v", err)
+	}
+	b.meter.Heal()
+	create(t, p, "new")
+	if err := p.CheckFit(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+// folder is the token's folder, with the content of its files.
+func (b *backing) folder(t *testing.T) (path string, files map[string][]byte) {
+	t.Helper()
+	path = filepath.Dir(b.files(t)[0])
+	list, err := os.ReadDir(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	files = map[string][]byte{}
+	for _, f := range list {
+		data, err := os.ReadFile(filepath.Join(path, f.Name()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		files[f.Name()] = data
+	}
+	return path, files
+}
+
+func (b *backing) putFolder(t *testing.T, files map[string][]byte) {
+	t.Helper()
+	path, now := b.folder(t)
+	for name := range now {
+		if err := os.Remove(filepath.Join(path, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, data := range files {
+		if err := os.WriteFile(filepath.Join(path, name), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestOlderToken: on a token that was restored from a backup which lacks a key no key is made:
+// the restoration of the newer backup would lose it. One that lacks nothing is used on.
+func TestOlderToken(t *testing.T) {
+	ctx := t.Context()
+	b := newBacking(t)
+	for _, key := range []string{"a", "b", "c"} {
+		b.create(t, key)
+	}
+	_, old := b.folder(t)
+	mustClose(t, b.mustOpen(t)) // after which the copy of the token is not the newest
+	b.putFolder(t, old)
+	p := b.mustOpen(t)
+	create(t, p, "d")
+	mustClose(t, p)
+	_, whole := b.folder(t)
+
+	b.putFolder(t, old)
+	for range 2 {
+		p = b.mustOpen(t)
+		wantStopped(t, p, "a", "is older than metastore", "d@0")
+		keystream(t, p, "a@0")
+		mustClose(t, p)
+	}
+	b.putFolder(t, whole)
+	p = b.mustOpen(t)
+	create(t, p, "e")
+	mustClose(t, p)
+	if list := objects(t, b.mustOpen(t)); len(list) != 5 {
+		t.Errorf("%+v", list)
+	}
+
+	// The newer backup is lost, and the key given up.
+	b.putFolder(t, old)
+	b.access = hsm.Rebind
+	p = b.mustOpen(t)
+	if err := p.Rebind(ctx); err != nil {
+		t.Fatal(err)
+	}
+	mustClose(t, p)
+	b.access = hsm.Serve
+	p = b.mustOpen(t)
+	create(t, p, "f")
+	mustClose(t, p)
+}
+
+// TestIncarnationOfOlderPrograms: an object without an incarnation is taken over once.
+func TestIncarnationOfOlderPrograms(t *testing.T) {
+	b := newBacking(t)
+	b.create(t, "k")
+	data := b.copyStore(t)
+	b.withToken(t, func(tok *pkcs11.Token) {
+		list, err := tok.ListData(t.Context(), "claviger")
+		if err != nil || len(list) != 1 {
+			t.Fatal(list, err)
+		}
+		var object map[string]any
+		if err := json.Unmarshal(list[0].Value, &object); err != nil || object["incarnation"] == nil {
+			t.Fatal(object, err)
+		}
+		delete(object, "incarnation")
+		delete(object, "served")
+		list[0].Value, _ = json.Marshal(object)
+		if err := tok.PutData(t.Context(), list[0]); err != nil {
+			t.Fatal(err)
+		}
+	})
+	b.setting(t, "store.incarnations", "[]")
+	p := b.mustOpen(t)
+	create(t, p, "new")
+	mustClose(t, p)
+	wantStale(t, b.beside(t, data), b)
+}
+
+// TestStartsSideBySide: nodes that start at once know each other's incarnations.
+func TestStartsSideBySide(t *testing.T) {
+	b := newBacking(t)
+	b.create(t, "k")
+	var g errgroup.Group
+	nodes := make([]*hsm.Provider, 4)
+	for i := range nodes {
+		g.Go(func() (err error) {
+			nodes[i], err = b.open(t.Context())
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	for i, p := range nodes {
+		create(t, p, fmt.Sprint("of", i))
+		if err := p.Watch(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, p := range nodes {
+		mustClose(t, p)
+	}
+}
+
+// TestTwoDatabases is TestTwoCopies for nodes on PostgreSQL, and a dump that was restored in
+// another database.
+func TestTwoDatabases(t *testing.T) {
+	ctx := t.Context()
+	server := pgtest.Shared(t)
+	b := newBacking(t)
+	b.pg = server.Database(t)
+	b.create(t, "k")
+	b.closeStores(t)
+	u, err := url.Parse(b.pg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := strings.TrimPrefix(u.Path, "/")
+	server.Exec(t, "postgres", "CREATE DATABASE "+name+"_copy TEMPLATE "+name)
+	c := newBackingAt(t, b.token)
+	c.pg = strings.Replace(b.pg, "/"+name, "/"+name+"_copy", 1)
+
+	nodes := make([]*hsm.Provider, 2)
+	var g errgroup.Group
+	for i := range nodes {
+		g.Go(func() (err error) {
+			nodes[i], err = b.open(ctx)
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	for i, p := range nodes {
+		create(t, p, fmt.Sprint("of", i))
+	}
+	if p, err := c.open(ctx); !hsm.IsStale(err) || !strings.Contains(err.Error(), name) {
+		if err == nil {
+			mustClose(t, p)
+		}
+		t.Errorf("the restored dump is used: %v", err)
+	}
+	c.access = hsm.Mend
+	p := c.mustOpen(t)
+	if _, err := p.TakeUp(ctx); err != nil {
+		t.Fatal(err)
+	}
+	mustClose(t, p)
+	for _, p := range nodes {
+		if err := p.CheckFit(ctx); err != nil {
+			t.Errorf("before the other has started: %v", err)
+		}
+	}
+	c.access = hsm.Serve
+	other := c.mustOpen(t)
+	create(t, other, "new")
+	for _, p := range nodes {
+		wantStopped(t, p, "k", "is a copy of the metastore", name+"_copy")
+		keystream(t, p, "k@0")
+		mustClose(t, p)
+	}
+	mustClose(t, other)
+	// The server can drop no database that is in use.
+	b.closeStores(t)
+	c.closeStores(t)
+}
+
+// TestHistoryIsBounded: the oldest incarnations are forgotten, but for the newest of each token.
+func TestHistoryIsBounded(t *testing.T) {
+	b := newBacking(t)
+	b.create(t, "k")
+	type entry struct {
+		ID, Serial string
+		Put        bool
+	}
+	list := []entry{{"01", "away", true}, {"02", "away", true}, {"03", "away", false}}
+	for i := range 1000 {
+		list = append(list, entry{fmt.Sprintf("%016x", i), "other", true})
+	}
+	var now []entry
+	if err := json.Unmarshal([]byte(b.setting(t, "store.incarnations", "")), &now); err != nil {
+		t.Fatal(err)
+	}
+	data, _ := json.Marshal(append(list, now...))
+	b.setting(t, "store.incarnations", string(data))
+	mustClose(t, b.mustOpen(t))
+	if err := json.Unmarshal([]byte(b.setting(t, "store.incarnations", "")), &now); err != nil {
+		t.Fatal(err)
+	}
+	if len(now) != 257 || now[0].ID != "02" || slices.ContainsFunc(now[1:], func(e entry) bool { return e.Serial == "away" }) {
+		t.Errorf("%d entries, %+v", len(now), now[:2])
+	}
+}
