@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/pressly/goose/v3"
 
+	"claviger"
 	"claviger/owner"
 )
 
@@ -48,6 +50,48 @@ func TestUpgradeInUse(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestHardLinks: a file with two names is not claimed under either of them; the other is
+// named. With one name it is claimed again.
+func TestHardLinks(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "claviger.db")
+	open := func(path string) error {
+		s, err := Open(t.Context(), path)
+		if err != nil {
+			return err
+		}
+		_, err = s.Claim(t.Context(), owner.Self("claviger kms", ""), false)
+		return errors.Join(err, s.Close())
+	}
+	if err := open(path); err != nil {
+		t.Fatal(err)
+	}
+	beside, elsewhere := filepath.Join(dir, "second.db"), filepath.Join(t.TempDir(), "claviger.db")
+	for _, other := range []string{beside, elsewhere} {
+		if err := os.Link(path, other); err != nil {
+			t.Fatal(err)
+		}
+		for name, wants := range map[string]string{path: beside, other: path} {
+			want := "one is " + wants
+			if other == elsewhere {
+				want = "find / -xdev -inum"
+			}
+			err := open(name)
+			for _, want := range []string{want, name, "2 names (hard links)", "remove the other names"} {
+				if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), want) {
+					t.Errorf("%q is not in %v", want, err)
+				}
+			}
+		}
+		if err := os.Remove(other); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := open(path); err != nil {
 		t.Error(err)
 	}
 }

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"hash/fnv"
 	"os"
+	"path/filepath"
+	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -114,6 +116,9 @@ func (s *Store) Claim(ctx context.Context, o owner.Owner, _ bool) (release func(
 	if err := ctx.Err(); err != nil {
 		return nil, claviger.Errorf(op, claviger.Unavailable, "", "metastore %s: %w", s.path, err)
 	}
+	if err := s.oneName(op); err != nil {
+		return nil, err
+	}
 	free, err := owner.Claim(s.lockFile, s.URI(), o)
 	if err != nil {
 		return nil, claviger.Errorf(op, claviger.Unavailable, "", "metastore %w", err)
@@ -132,6 +137,31 @@ func (s *Store) Claim(ctx context.Context, o owner.Owner, _ bool) (release func(
 	}
 	s.claims, s.keeps = append(s.claims, free), append(s.keeps, end)
 	return func() { end(); free() }, nil
+}
+
+// oneName refuses a file that has several names (hard links). Locks and -wal are beside each
+// name, so that two servers would write to one file unnoticed.
+func (s *Store) oneName(op string) error {
+	var st unix.Stat_t
+	here, err := markOf(s.place.real)
+	if err == nil {
+		err = unix.Stat(s.place.real, &st)
+	}
+	if err != nil || st.Nlink < 2 {
+		return nil //nolint:nilerr // that the file is not there is told by those who read it
+	}
+	dir := filepath.Dir(s.place.real)
+	others := "they are in other folders: find them by find / -xdev -inum " + strconv.FormatUint(here.ino, 10)
+	list, _ := os.ReadDir(dir) // where it cannot be read find tells
+	for _, e := range list {
+		path := filepath.Join(dir, e.Name())
+		if m, err := markOf(path); err == nil && m.sameFile(here) && e.Type().IsRegular() && path != s.place.real {
+			others = "one is " + path
+			break
+		}
+	}
+	return claviger.Errorf(op, claviger.Unavailable, "", "metastore %s has %d names (hard links), under each of which another server could use it; "+
+		"%s; remove the other names, with no server running, and keep %[1]s with its -wal", s.path, st.Nlink, others)
 }
 
 // Owners returns the process that has the store, if one has.
