@@ -208,7 +208,8 @@ func newHSMList() *cobra.Command {
 was deleted and can be brought back (claviger key undelete) or ended (claviger key purge); pending, of a step that was broken
 off and that the next run of the same step uses; unknown, named like ours and not known to this metastore, which is older than
 the token or another's (claviger hsm adopt); set aside, unknown and left so by an operator; an orphan, which this metastore once
-numbered and nothing refers to any more (claviger hsm prune); or foreign.
+numbered and nothing refers to any more (claviger hsm prune); or foreign. DAMAGED is what a process left that was killed while the
+token made a key: nothing was ever encrypted with it; destroy it with the HSM's own tool.
 
 Exit status 3: the token and the metastore do not fit together, or the token lacks keys of the metastore, which are named.`, hsm.Look,
 		func(ctx context.Context, p *hsm.Provider, out *output) error {
@@ -252,6 +253,8 @@ func objectTable(w io.Writer, objects []hsm.Object) {
 // alarm shouts where a key is less guarded than it should be.
 func alarm(o hsm.Object) string {
 	switch {
+	case o.Damaged:
+		return "  DAMAGED: no whole key, so nothing is encrypted with it; destroy it with the HSM's own tool"
 	case o.Extractable:
 		return "  EXTRACTABLE!"
 	case !o.Sensitive:
@@ -271,7 +274,7 @@ func newHSMInspect() *cobra.Command {
 			marks, weak := map[hsm.Mark]int{}, 0
 			for _, o := range objects {
 				marks[o.Mark]++
-				if alarm(o) != "" && o.Mark != hsm.Foreign {
+				if alarm(o) != "" && !o.Damaged && o.Mark != hsm.Foreign {
 					weak++
 				}
 			}

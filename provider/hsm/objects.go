@@ -42,7 +42,10 @@ type Object struct {
 	Bits        int    `json:"bits"`
 	Extractable bool   `json:"extractable"`
 	Sensitive   bool   `json:"sensitive"`
-	Mark        Mark   `json:"mark"`
+	// Damaged: it has no length, so it is no whole key. SoftHSM, killed within C_GenerateKey,
+	// leaves such ones, which it calls not sensitive.
+	Damaged bool `json:"damaged,omitempty"`
+	Mark    Mark `json:"mark"`
 	// Since is, of orphans alone, CKA_START_DATE, or when a server or a prune first
 	// found that nothing refers to it; nil where nobody knows.
 	Since *time.Time `json:"since,omitempty"`
@@ -174,7 +177,7 @@ func (p *Provider) mark(ctx context.Context, found []pkcs11.KeyInfo) ([]Object, 
 func (p *Provider) markBy(ctx context.Context, keys []pkcs11.KeyInfo, r *records) (_ []Object, err error) {
 	list := make([]Object, 0, len(keys))
 	for _, k := range keys {
-		o := Object{ID: fmt.Sprintf("%x", k.ID), Label: k.Label, Bits: k.Bits, Extractable: k.Extractable, Sensitive: k.Sensitive, Mark: Foreign}
+		o := Object{ID: fmt.Sprintf("%x", k.ID), Label: k.Label, Bits: k.Bits, Extractable: k.Extractable, Sensitive: k.Sensitive, Damaged: k.Bits == 0, Mark: Foreign}
 		switch {
 		case r.live[o.ID]:
 			o.Mark = InUse

@@ -2,6 +2,7 @@ package hsm_test
 
 import (
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -274,4 +275,54 @@ func TestEmptyStore(t *testing.T) {
 	p = b.mustOpen(t)
 	wantMarks(t, p, map[string]hsm.Mark{"k@0": hsm.InUse})
 	mustClose(t, p)
+}
+
+// TestDamagedObjects: what SoftHSM leaves of a key whose making was killed is damaged; a
+// whole key is not. Where a version of the store is such a one, it is refused, and others are
+// served.
+func TestDamagedObjects(t *testing.T) {
+	b := newBacking(t)
+	p := b.mustOpen(t)
+	create(t, p, "k")
+	file := b.made(t, func() { create(t, p, "half") })
+	mustClose(t, p)
+	missing := []uint64{0x11, 0x103, 0x161} // CKA_VALUE, CKA_SENSITIVE, CKA_VALUE_LEN
+	rewrite(t, file, func(kind uint64) bool { return !slices.Contains(missing, kind) })
+	p = b.mustOpen(t)
+	damaged := map[string]bool{}
+	for _, o := range objects(t, p) {
+		damaged[o.Label] = o.Damaged
+	}
+	if len(damaged) != 2 || damaged["k@0"] || !damaged["half@0"] {
+		t.Errorf("%v", damaged)
+	}
+	keystream(t, p, "k@0")
+	if err := p.EncryptBlocks(t.Context(), "half@0", make([]byte, 16)); !errors.Is(err, provider.ErrUnusable) {
+		t.Errorf("used: %v", err)
+	}
+}
+
+// rewrite drops attributes from a SoftHSM object file: a generation of 8
+// bytes, then for each attribute its type and the kind of its value (1: a byte, 2: a number
+// of 8 bytes, others: a length and that many bytes), numbers of 8 bytes, big-endian.
+func rewrite(t *testing.T, file string, kept func(kind uint64) bool) {
+	t.Helper()
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := slices.Clone(data[:8])
+	for rest := data[8:]; len(rest) > 0; {
+		n := map[uint64]int{1: 1, 2: 8}[binary.BigEndian.Uint64(rest[8:])]
+		if n == 0 {
+			n = 8 + int(binary.BigEndian.Uint64(rest[16:])) //nolint:gosec // of a file of this test
+		}
+		if kept(binary.BigEndian.Uint64(rest)) {
+			out = append(out, rest[:16+n]...)
+		}
+		rest = rest[16+n:]
+	}
+	if err := os.WriteFile(file, out, 0o600); err != nil {
+		t.Fatal(err)
+	}
 }

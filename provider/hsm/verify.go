@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
+	"fmt"
 
 	"claviger"
 	"claviger/pkcs11"
@@ -23,6 +24,10 @@ func (p *Provider) verify(ctx context.Context, e *entry) error {
 		return nil
 	}
 	got, err := p.checkValue(ctx, e)
+	if claviger.Is(err, claviger.Internal) { // such as SoftHSM leaves of a damaged file
+		err = claviger.E("hsm.verify", claviger.Unavailable, e.name,
+			unusable{fmt.Errorf("the key on token %s does not work: %w", tokenName(p.tok.Info()), err)})
+	}
 	if err != nil {
 		if unfit(err) {
 			p.refused.Store(e.name, struct{}{})
