@@ -5,6 +5,9 @@ import (
 	"testing"
 )
 
+// Look is what a server does once an hour.
+func (p *Provider) Look(ctx context.Context) error { return p.look(ctx) }
+
 // Watch is one round of what a server does every 30 seconds.
 func (p *Provider) Watch(ctx context.Context) error {
 	err := p.fits(ctx, nextKeys)

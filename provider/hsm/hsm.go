@@ -74,13 +74,15 @@ type Provider struct {
 	keepsNone atomic.Bool
 	// putIncarnation: the token has taken an incarnation of this process.
 	putIncarnation atomic.Bool
-	id             string // of the store, as it was when it was joined
-	confDir        string // of the configuration, for messages; "" is none
-	misfits        error  // why they do not fit, where access tolerates that
-	fit            fit
-	survey         survey
-	absent         absent
-	names          lostNames
+	// changed: a step with a key was begun since.
+	changed atomic.Bool
+	id      string // of the store, as it was when it was joined
+	confDir string // of the configuration, for messages; "" is none
+	misfits error  // why they do not fit, where access tolerates that
+	fit     fit
+	survey  survey
+	absent  absent
+	names   lostNames
 	// searches are those for what the store does not know.
 	searches searches
 
@@ -309,6 +311,9 @@ func (p *Provider) OnFunction(f func(pkcs11.Function)) { p.tok.OnFunction(f) }
 // be.
 func (p *Provider) Sessions() (used, most int) { return p.tok.Sessions() }
 
+// closePatience bounds what Close writes to the token.
+const closePatience = 5 * time.Second
+
 // Close closes the token.
 func (p *Provider) Close() error {
 	var err error
@@ -316,6 +321,9 @@ func (p *Provider) Close() error {
 		p.closed.Store(true)
 		p.stop()
 		p.sweep.Wait()
+		ctx, cancel := context.WithTimeout(context.Background(), closePatience)
+		defer cancel()
+		p.renewChanged(ctx)
 		err = p.tok.Close()
 	})
 	return err

@@ -15,8 +15,8 @@ import (
 
 // A copy of a store has the id of the store that it was copied from. What tells them apart
 // is the incarnation: a random number that each process which may change the token
-// writes first to the history of its store and then to the token. A store whose history
-// does not know the incarnation that the token has is a copy, or older than the token:
+// writes first to the history of its store and then to the token, at its start, and after
+// changes within the hour, or at its end. A store whose history does not know the incarnation that the token has is a copy, or older than the token:
 // another copy has used the token since. It makes and destroys nothing there.
 //
 // A token whose incarnation the store knows, but which had a newer one before, is older
@@ -26,7 +26,7 @@ const (
 	// settingHistory is the setting with the incarnations of a store, as JSON, oldest first.
 	settingHistory = "store.incarnations"
 	// keptIncarnations is how many a store remembers, beside the newest of each token.
-	keptIncarnations = 256
+	keptIncarnations = 512
 	// settingTaken is the setting with the incarnation that an operator has made known last
 	// to a store which did not know it.
 	settingTaken = "store.taken"
@@ -36,9 +36,8 @@ const (
 
 // incarnation is one entry of a store's history.
 type incarnation struct {
-	ID     string    `json:"id"`     // 16 hex digits
-	Serial string    `json:"serial"` // of the token that it was made for
-	At     time.Time `json:"at"`
+	ID     string `json:"id"`     // 16 hex digits
+	Serial string `json:"serial"` // of the token that it was made for
 	// Put: that token has had it. A process that was killed leaves entries without.
 	Put bool `json:"put,omitempty"`
 }
@@ -173,8 +172,7 @@ func (p *Provider) beginIncarnation(ctx context.Context) (id string, err error) 
 	if err != nil {
 		return "", err
 	}
-	now := time.Now().UTC().Truncate(time.Second)
-	e := incarnation{ID: hex.EncodeToString(raw), Serial: p.tok.Info().Serial, At: now}
+	e := incarnation{ID: hex.EncodeToString(raw), Serial: p.tok.Info().Serial}
 	return e.ID, setHistory(ctx, p.store, append(list, e))
 }
 
@@ -205,6 +203,19 @@ func (p *Provider) renew(ctx context.Context) error {
 		return err
 	}
 	return p.bindTo(ctx, p.id, b.mine, len(b.others) == 0)
+}
+
+// renewChanged gives the token a new incarnation where keys were changed since the last, so
+// that a copy of the store from before the changes is known as one.
+func (p *Provider) renewChanged(ctx context.Context) {
+	if !p.access.Changes() || p.keepsNone.Load() || !p.putIncarnation.Load() || !p.changed.Swap(false) {
+		return
+	}
+	if err := p.renew(ctx); err != nil && !IsMisfit(err) {
+		p.changed.Store(true)
+		p.log.Warn("the token did not take a new incarnation of the metastore after changes; a copy of the metastore from "+
+			"before them would not be noticed", "token", tokenName(p.tok.Info()), "metastore", p.store.URI(), "err", err)
+	}
 }
 
 // mayDestroy refuses to destroy keys on the token where another store, or another copy of
@@ -271,7 +282,7 @@ func (p *Provider) takeUp(ctx context.Context) (from string, err error) {
 			continue
 		}
 		taken, from = b.Incarnation, b.URI
-		list = append(list, incarnation{ID: b.Incarnation, Serial: p.tok.Info().Serial, At: b.served(), Put: true})
+		list = append(list, incarnation{ID: b.Incarnation, Serial: p.tok.Info().Serial, Put: true})
 	}
 	if taken == "" {
 		return "", nil

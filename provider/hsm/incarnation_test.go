@@ -390,6 +390,58 @@ func TestIncarnationOfOlderPrograms(t *testing.T) {
 	wantStale(t, b.beside(t, data), b)
 }
 
+// TestCopyFromBeforeChanges: a copy that was made while the store was served is refused where
+// keys were changed since, once the server has ended or an hour has passed; not otherwise.
+func TestCopyFromBeforeChanges(t *testing.T) {
+	ctx := t.Context()
+	b := newBacking(t)
+	b.soft = "true"
+	b.create(t, "k")
+	for name, c := range map[string]struct {
+		change func(*hsm.Provider) error
+		end    func(*hsm.Provider) error
+	}{
+		"nothing": {func(*hsm.Provider) error { return nil }, (*hsm.Provider).Close},
+		"roll": {func(p *hsm.Provider) error {
+			_, err := p.Roll(ctx, "k", nil)
+			return err
+		}, (*hsm.Provider).Close},
+		"deletion and undeletion": {func(p *hsm.Provider) error {
+			return errors.Join(p.Delete(ctx, "k"), p.Undelete(ctx, "k", "k@0"))
+		}, (*hsm.Provider).Close},
+		"an hour": {func(p *hsm.Provider) error {
+			_, err := p.Roll(ctx, "k", nil)
+			return err
+		}, func(p *hsm.Provider) error {
+			err := p.Look(ctx)
+			t.Cleanup(func() { _ = p.Close() })
+			return err
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := b.mustOpen(t)
+			copied := filepath.Join(t.TempDir(), "copy.db")
+			if _, err := sqlite.Backup(ctx, b.db, copied); err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(c.change(p), c.end(p)); err != nil {
+				t.Fatal(err)
+			}
+			data, err := os.ReadFile(copied)
+			if err != nil {
+				t.Fatal(err)
+			}
+			other := b.beside(t, data)
+			if name != "nothing" {
+				wantStale(t, other, b)
+				return
+			}
+			other.access = hsm.Read
+			mustClose(t, other.mustOpen(t))
+		})
+	}
+}
+
 // TestStartsSideBySide: nodes that start at once know each other's incarnations.
 func TestStartsSideBySide(t *testing.T) {
 	b := newBacking(t)
@@ -501,7 +553,7 @@ func TestHistoryIsBounded(t *testing.T) {
 	if err := json.Unmarshal([]byte(b.setting(t, "store.incarnations", "")), &now); err != nil {
 		t.Fatal(err)
 	}
-	if len(now) != 257 || now[0].ID != "02" || slices.ContainsFunc(now[1:], func(e entry) bool { return e.Serial == "away" }) {
+	if len(now) != 513 || now[0].ID != "02" || slices.ContainsFunc(now[1:], func(e entry) bool { return e.Serial == "away" }) {
 		t.Errorf("%d entries, %+v", len(now), now[:2])
 	}
 }

@@ -73,6 +73,7 @@ func (p *Provider) lock(ctx context.Context, op, key string) (held context.Conte
 		return nil, nil, err
 	}
 	held, unlock, _, err = metastore.Hold(ctx, p.store, keyLock(key), true)
+	p.changed.Store(true) // soon
 	return held, unlock, err
 }
 

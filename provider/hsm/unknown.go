@@ -190,6 +190,9 @@ func (p *Provider) look(ctx context.Context) error {
 			err = nil
 		}
 	}
+	if err == nil {
+		p.renewChanged(ctx)
+	}
 	s := &p.survey
 	s.mu.Lock()
 	defer s.mu.Unlock()
