@@ -64,7 +64,7 @@ var (
 )
 
 // fileNames begin as properties of ours do, and are files and units.
-var fileNames = regexp.MustCompile(`^claviger\.(db|service|d|dump|sql|keystore|mount|deb|rpm|copy|old|moved|restored|log|json|seen|example)\b`)
+var fileNames = regexp.MustCompile(`^claviger\.(db|service|d|dump|sql|keystore|mount|deb|rpm|copy|old|moved|restored|log|json|seen|uses|example)\b`)
 
 // TestDocsNameWhatExists: each property and metric of ours that a page names is one.
 func TestDocsNameWhatExists(t *testing.T) {
@@ -288,3 +288,38 @@ func TestThreatModel(t *testing.T) {
 		}
 	}
 }
+
+// TestRunbook: each check of docs/monitoring.md, which TestReadiness holds, has a row of
+// docs/runbook.md, which names no other.
+func TestRunbook(t *testing.T) {
+	checks := func(page, head string) []string {
+		_, table, ok := strings.Cut(pages(t)[page], head)
+		if !ok {
+			t.Fatalf("docs/%s has no table %q", page, head)
+		}
+		var names []string
+		for i, line := range strings.Split(table, "\n") {
+			if i > 1 && !strings.HasPrefix(line, "|") {
+				break
+			}
+			cells := strings.Split(line, " | ")
+			if i < 2 {
+				continue
+			}
+			for _, m := range regexp.MustCompile("`([^`]+)`").FindAllStringSubmatch(cells[0], -1) {
+				names = append(names, m[1])
+			}
+			if head == runbookTable && (len(cells) != 4 || slices.ContainsFunc(cells, func(c string) bool { return strings.Trim(c, " |") == "" })) {
+				t.Errorf("docs/%s does not say what it means, where to look and what to do: %s", page, line)
+			}
+		}
+		slices.Sort(names)
+		return slices.Compact(names)
+	}
+	want, got := checks("monitoring.md", "| check | red where | for |"), checks("runbook.md", runbookTable)
+	if len(want) < 25 || !slices.Equal(got, want) {
+		t.Errorf("docs/runbook.md has the checks %q, docs/monitoring.md %q", got, want)
+	}
+}
+
+const runbookTable = "| check | it means | look first | do first |"
