@@ -33,7 +33,8 @@ type siteWatcher struct {
 	groups  func(user string) []string
 	log     *slog.Logger
 	props   map[string]string  // in force
-	seen    [2]filestamp.Stamp // of the last attempt
+	fixed   map[string]bool    // properties of the command line or the environment, whatever the files say
+	seen    [2]filestamp.Stamp // of the last attempt; zero before the first
 	there   [2]bool            // which files there were
 
 	mu  sync.Mutex
@@ -41,14 +42,20 @@ type siteWatcher struct {
 }
 
 func newSiteWatcher(conf *hadoopconf.Conf, proxies *authn.ProxyUsers, groups func(user string) []string, log *slog.Logger) *siteWatcher {
-	w := &siteWatcher{dir: conf.Dir(), proxies: proxies, groups: groups, log: log, props: maps.Collect(conf.All())}
-	w.seen, _ = w.states()
-	for i, s := range w.seen {
-		w.there[i] = s.Exists()
+	w := &siteWatcher{dir: conf.Dir(), proxies: proxies, groups: groups, log: log, props: maps.Collect(conf.All()), fixed: map[string]bool{}}
+	for name := range w.props {
+		switch p, _ := conf.Lookup(name); {
+		case p.File == "" && !slices.ContainsFunc(hadoopconf.KMS, func(k hadoopconf.Known) bool { return k.Name == name && k.Default != "" }):
+			delete(w.props, name) // another part of the server gave it a default of its own
+		case p.File != "" && p.Line == 0:
+			w.fixed[name] = true
+		}
 	}
-	// Without what flags have set, which is in force whatever the files say.
-	if files, err := hadoopconf.LoadKMS(w.dir, os.LookupEnv); err == nil {
-		w.props = maps.Collect(files.All())
+	// The files were read when the process began, which may have waited for other machines
+	// since: the first check reads them again, changed or not.
+	states, _ := w.states()
+	for i, s := range states {
+		w.there[i] = s.Exists()
 	}
 	return w
 }
@@ -130,6 +137,9 @@ func (w *siteWatcher) check(now time.Time) {
 	for _, name := range changed(w.props, props) {
 		if strings.HasPrefix(name, authn.ProxyUserPrefix) {
 			proxiesChanged = true
+			continue
+		}
+		if w.fixed[name] {
 			continue
 		}
 		later = append(later, name)

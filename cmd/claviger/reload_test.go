@@ -109,3 +109,40 @@ func TestSiteWatcher(t *testing.T) {
 		t.Error("the file was not read after it was written")
 	}
 }
+
+// TestSiteChangedBeforeTheStart: what the files say is in force, too, where they were
+// changed between their reading and the start, which waits for other machines.
+func TestSiteChangedBeforeTheStart(t *testing.T) {
+	dir := t.TempDir()
+	const hosts, users = authn.ProxyUserPrefix + "oozie.hosts", authn.ProxyUserPrefix + "oozie.users"
+	writeSite(t, dir, map[string]string{hadoopconf.ProviderURI: "jceks://file@/k.jceks", hosts: "*", users: "alice"})
+	conf, err := hadoopconf.LoadKMS(dir, os.LookupEnv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conf.Override("hadoop.kms.http.port", "1", "--http-port")
+	var buf bytes.Buffer
+	log := slog.New(slog.NewTextHandler(&buf, nil))
+	none := func(string) []string { return nil }
+	proxies, _ := authn.NewProxyUsers(conf.Under(authn.ProxyUserPrefix), none, log)
+	a, err := authn.New(authn.Config{Handler: authn.Simple{}, Validity: time.Hour, Secrets: authn.NewRandomSecrets(time.Hour, nil), ProxyUsers: proxies})
+	if err != nil {
+		t.Fatal(err)
+	}
+	allowed := func() bool {
+		res := a.Authenticate(t.Context(), authn.Request{RawQuery: "user.name=oozie&doAs=alice", RemoteIP: netip.MustParseAddr("127.0.0.1")})
+		return res.Principal != nil
+	}
+	if !allowed() {
+		t.Fatal("oozie may not act for alice") // else this tests nothing
+	}
+	writeSite(t, dir, map[string]string{hadoopconf.ProviderURI: "jceks://file@/other.jceks"})
+	w := newSiteWatcher(conf, proxies, none, log)
+	w.check(time.Now().Add(time.Hour))
+	if allowed() {
+		t.Error("the rule that was taken away stays in force")
+	}
+	if text := buf.String(); !strings.Contains(text, "started anew") || !strings.Contains(text, hadoopconf.ProviderURI) || strings.Contains(text, "http.port") {
+		t.Errorf("what needs a start:\n%s", text)
+	}
+}
