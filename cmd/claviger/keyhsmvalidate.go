@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -18,13 +20,17 @@ type keyHSMCheck struct {
 	Name   string `json:"name"`
 	OK     bool   `json:"ok"`
 	Detail string `json:"detail"`
+	// NotTried: it is neither right nor wrong as far as is known.
+	NotTried bool `json:"notTried,omitempty"`
 }
 
 func newKeyHSMValidate() *cobra.Command {
-	var conf, format string
+	var conf, dir, format string
 	cmd := &cobra.Command{
-		Use: "validate --conf DIR", Short: "Check the settings, the token, the pair and the certificates", Args: cobra.NoArgs,
-		Long: "validate opens the token as the server does, and has the pair wrap and unwrap. It may be used beside a server that runs. Exit status 3 where a check fails.",
+		Use: "validate --conf DIR [--trustee DIR]", Short: "Check the settings, the token, the pair and the certificates", Args: cobra.NoArgs,
+		Long: "validate opens the token as the server does, and has the pair wrap and unwrap. It may be used beside a server that runs. Exit status 3 where a check fails.\n\n" +
+			"A pair that works need not be the one that a trustee's deposits are wrapped by. With --trustee, the folder of a trustee on this host, which may run, " +
+			"it counts its wrapped deposits by pair, and opens one of each. Its folder must be readable for this user, and may belong to another.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			out, err := newOutput(cmd.OutOrStdout(), format)
 			if err != nil {
@@ -37,39 +43,47 @@ func newKeyHSMValidate() *cobra.Command {
 			warnOnConsole(set.SecretFiles(conf), cmd.ErrOrStderr())
 			ctx, cancel := context.WithTimeout(cmd.Context(), hsmTimeout)
 			defer cancel()
-			checks := validateKeyHSM(ctx, &set)
-			failed := 0
+			checks := validateKeyHSM(ctx, &set, dir)
+			failed, tried := 0, 0
 			for _, c := range checks {
-				if !c.OK {
+				if c.NotTried {
+					continue
+				}
+				if tried++; !c.OK {
 					failed++
 				}
 			}
 			err = out.write(map[string]any{"ok": failed == 0, "checks": checks}, func(w io.Writer) {
 				for _, c := range checks {
 					word := "ok"
-					if !c.OK {
+					switch {
+					case c.NotTried:
+						word = "-"
+					case !c.OK:
 						word = "FAILED"
 					}
 					fmt.Fprintf(w, "%s\t%s\t%s\n", word, c.Name, c.Detail)
 				}
 			})
 			if err == nil && failed > 0 {
-				err = &exitError{exitRefused, fmt.Errorf("%d of %d checks failed", failed, len(checks))}
+				err = &exitError{exitRefused, fmt.Errorf("%d of %d checks failed", failed, tried)}
 			}
 			return err
 		},
 	}
 	keyHSMConf(cmd, &conf)
+	cmd.Flags().StringVar(&dir, "trustee", "", "folder of a trustee whose wrapped deposits are to be opened, as "+trusteeFolder)
 	cmd.Flags().StringVarP(&format, "output", "o", "text", "text or json")
 	return cmd
 }
 
 // validateKeyHSM makes all checks that can be made; those that need one that
 // failed are not tried.
-func validateKeyHSM(ctx context.Context, set *keyhsm.Settings) []keyHSMCheck {
-	checks := validateToken(ctx, set)
+// dir is a trustee's folder, or "".
+func validateKeyHSM(ctx context.Context, set *keyhsm.Settings, dir string) []keyHSMCheck {
+	checks := validateToken(ctx, set, dir)
 	add := func(name string, err error, format string, args ...any) {
-		c := keyHSMCheck{name, err == nil, fmt.Sprintf(format, args...)}
+		c := keyHSMCheck{Name: name, OK: err == nil, Detail: fmt.Sprintf(format, args...)}
 		if err != nil {
 			c.Detail = err.Error()
 		}
@@ -96,12 +110,12 @@ func validateKeyHSM(ctx context.Context, set *keyhsm.Settings) []keyHSMCheck {
 
 // validateToken opens the token, and tells by the calls that were made how far it
 // came.
-func validateToken(ctx context.Context, set *keyhsm.Settings) (checks []keyHSMCheck) {
+func validateToken(ctx context.Context, set *keyhsm.Settings, dir string) (checks []keyHSMCheck) {
 	ok := func(name, format string, args ...any) {
-		checks = append(checks, keyHSMCheck{name, true, fmt.Sprintf(format, args...)})
+		checks = append(checks, keyHSMCheck{Name: name, OK: true, Detail: fmt.Sprintf(format, args...)})
 	}
 	fail := func(name string, err error) []keyHSMCheck {
-		return append(checks, keyHSMCheck{name, false, err.Error()})
+		return append(checks, keyHSMCheck{Name: name, Detail: err.Error()})
 	}
 	cfg, err := set.PKCS11()
 	if err != nil {
@@ -153,10 +167,45 @@ func validateToken(ctx context.Context, set *keyhsm.Settings) (checks []keyHSMCh
 		return fail("key is there", fmt.Errorf("the private key could be read out of the token: sensitive=%t, extractable=%t", key.Sensitive, key.Extractable))
 	}
 	ok("key is there", "%s, id %s, RSA of %d bits, sensitive, not extractable", key.Label, set.KeyID, key.Public.N.BitLen())
-	st := keyhsm.NewKeeper(tok, set.ID(), set.KeyLabel).Status(ctx)
+	keeper := keyhsm.NewKeeper(tok, set.ID(), set.KeyLabel)
+	st := keeper.Status(ctx)
 	if st.State != keyhsm.Ready {
 		return fail("wraps and unwraps", errors.New(st.Detail))
 	}
 	ok("wraps and unwraps", "RSA-OAEP with %s", st.OAEP)
+	const deposits = "deposits"
+	if dir == "" {
+		return append(checks, keyHSMCheck{Name: deposits, NotTried: true, Detail: "which pair a trustee's deposits are wrapped by is not known here: --trustee DIR"})
+	}
+	text, err := openDeposits(ctx, keeper, dir)
+	if err != nil {
+		return fail(deposits, err)
+	}
+	ok(deposits, "%s", text)
 	return checks
+}
+
+// openDeposits opens one deposit of each pair that deposits of a trustee are wrapped by.
+func openDeposits(ctx context.Context, keeper *keyhsm.Keeper, dir string) (text string, err error) {
+	folder, err := loadTrustee(dir)
+	if err != nil {
+		return "", err
+	}
+	store, err := openTrusteeStore(ctx, folder, nil)
+	if err != nil {
+		return "", err
+	}
+	defer func() { err = errors.Join(err, store.Close()) }()
+	w := &wrappedDeposits{store: store, keeper: keeper}
+	counts, _, err := w.count(ctx)
+	if err != nil {
+		return "", err
+	}
+	if len(counts) == 0 {
+		return "none of " + dir + " is wrapped", nil
+	}
+	for _, id := range slices.Sorted(maps.Keys(counts)) {
+		text += fmt.Sprintf("%d wrapped by %s, ", counts[id], id)
+	}
+	return text + "one of each was opened", errors.Join(w.unopened(ctx)...)
 }

@@ -280,7 +280,10 @@ func serveTrustee(ctx context.Context, f trusteeFlags, log *slog.Logger) (err er
 	if keeper != nil {
 		defer func() { err = errors.Join(err, keeper.Close()) }()
 	}
-	wrapped := &wrappedDeposits{store: store, keeper: keeper}
+	wrapped := &wrappedDeposits{store: store}
+	if keeper != nil {
+		wrapped.keeper = keeper
+	}
 	if err := wrapped.mayServe(ctx, f.withoutKeyHSM); err != nil {
 		return err
 	}

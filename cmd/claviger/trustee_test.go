@@ -200,6 +200,7 @@ func TestTrusteeWithKeyHSM(t *testing.T) {
 	if err != nil || !row.Wrapped || strings.Contains(string(row.Sealed.Content), "stored after") {
 		t.Errorf("in the store it is %q (%v)", row.Sealed.Content, err)
 	}
+	validateDeposits(t, setup, dir)
 	hsmLog.figures(t, "/metrics", `claviger_keyhsm_request_seconds_count{op="wrap",result="ok"} 1`, `claviger_keyhsm_request_seconds_count{op="unwrap",result="ok"} 1`,
 		`claviger_hsm_function_seconds_count{function="C_Decrypt",result="CKR_OK"}`, `claviger_certificate_expiry_seconds{name="server",subject=`, "claviger_keyhsm_refused_total 0")
 	hsmLog.figures(t, "/readyz", `"HSM key"`, `"ready": true`)
@@ -321,6 +322,42 @@ func untilReady(t *testing.T, ready string, serve func(context.Context) error) (
 	}
 	t.Fatal("the server did not start in time")
 	return "", nil
+}
+
+// validateDeposits: keyhsm validate knows the pair that the trustee's deposits are wrapped
+// by from another one, that works as well, and says nothing of deposits that it has not
+// seen.
+func validateDeposits(t *testing.T, setup keyHSMSetup, dir string) {
+	t.Helper()
+	validate := func(conf, want string, more ...string) {
+		t.Helper()
+		out, err := command(t, append([]string{"keyhsm", "validate", "--conf", conf}, more...)...)
+		if !strings.Contains(strings.Join(strings.Fields(out), " "), want) || (err != nil) != strings.HasPrefix(want, "FAILED") {
+			t.Errorf("%v; want %q, got:\n%s", err, want, out)
+		}
+	}
+	id := keyIDOf(t, setup.conf)
+	validate(setup.conf, "ok deposits 1 wrapped by "+id+", one of each was opened", "--trustee", dir)
+	validate(setup.conf, "- deposits which pair")
+	another := keyHSMSetup{conf: t.TempDir(), bits: 2048, hosts: setup.hosts, set: keyhsm.Settings{HSM: setup.set.HSM, Module: setup.set.Module,
+		Token: setup.set.Token, PINFile: setup.set.PINFile, KeyLabel: "new-pair", Listen: "127.0.0.1:0"}}
+	if err := another.run(t.Context(), io.Discard); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, _, err := keyhsm.AddTrusted(filepath.Join(another.conf, "trust"), filepath.Join(dir, trusteeTLSCert)); err != nil {
+		t.Fatal(err)
+	}
+	validate(another.conf, "- deposits which pair")
+	validate(another.conf, "FAILED deposits 1 deposits are wrapped by key "+id+", which this Key HSM does not open", "--trustee", dir)
+}
+
+func keyIDOf(t *testing.T, conf string) string {
+	t.Helper()
+	set, _, err := keyhsm.ReadSettings(conf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return set.KeyID
 }
 
 // TestTrusteeInitKilled: an init that was killed while it made the identity is finished by

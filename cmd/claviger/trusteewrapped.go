@@ -20,7 +20,7 @@ const wrappedFor = time.Minute
 // wrappedDeposits asks whether the Key HSM of a trustee opens what its store holds.
 type wrappedDeposits struct {
 	store  server.Store
-	keeper *keyhsm.Client // nil: none
+	keeper server.Keeper // nil: none
 
 	mu    sync.Mutex
 	asked time.Time
@@ -52,9 +52,16 @@ func (w *wrappedDeposits) check(ctx context.Context) error {
 	if !w.asked.IsZero() && time.Since(w.asked) < wrappedFor {
 		return w.why
 	}
+	errs := slices.DeleteFunc(w.unopened(ctx), func(err error) bool { return claviger.Is(err, claviger.Unavailable) })
+	w.asked, w.why = time.Now(), errors.Join(errs...)
+	return w.why
+}
+
+// unopened has an error for each HSM key whose deposits were not opened.
+func (w *wrappedDeposits) unopened(ctx context.Context) []error {
 	counts, samples, err := w.count(ctx)
 	if err != nil {
-		return err
+		return []error{err}
 	}
 	var errs []error
 	for _, id := range slices.Sorted(maps.Keys(counts)) {
@@ -71,12 +78,11 @@ func (w *wrappedDeposits) check(ctx context.Context) error {
 			content, err = w.keeper.Unwrap(ctx, row.UUID, row.Sealed.Content)
 			clear(content)
 		}
-		if err != nil && !claviger.Is(err, claviger.Unavailable) {
+		if err != nil {
 			errs = append(errs, fmt.Errorf("%d deposits are wrapped by key %s, which this Key HSM does not open (%w): give it that key of the HSM, or name the Key HSM that has it by --keyhsm", counts[id], id, err))
 		}
 	}
-	w.asked, w.why = time.Now(), errors.Join(errs...)
-	return w.why
+	return errs
 }
 
 // mayServe refuses to start without a Key HSM where deposits are wrapped by one: new
