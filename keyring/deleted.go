@@ -92,12 +92,17 @@ func (r *Ring) Undelete(ctx context.Context, c claviger.Caller, key, version str
 	last := &keys[len(keys)-1]
 	// A key that a migration made is the source's key under its rules. Any other is a
 	// key under a name that may be a source's.
-	if migrated, err := r.takenOver(ctx, &last.Metadata, nil); err != nil {
+	migrated, err := r.takenOver(ctx, &last.Metadata, nil)
+	if err != nil {
 		return err
-	} else if !migrated {
-		if err := r.needFreeName(ctx, op, key); err != nil {
-			return err
-		}
+	}
+	if migrated {
+		err = r.away(ctx, op, key, func() error { return r.needNoNewer(ctx, op, &last.Metadata) })
+	} else {
+		err = r.needFreeName(ctx, op, key)
+	}
+	if err != nil {
+		return err
 	}
 	defer r.forget(key)
 	if err := soft.Undelete(ctx, key, newestOf(last)); err != nil {

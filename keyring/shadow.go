@@ -60,6 +60,27 @@ func (r *Ring) needNoSource(ctx context.Context, op, name string) error {
 	return nil
 }
 
+// needNoNewer lets a key that was migrated come back, unless its source has another key of
+// the name by now: the rules of the old one would shut the users of the newer one out, and
+// both number their versions. A source that does not say keeps no key from coming back, for
+// what was migrated is its own.
+func (r *Ring) needNoNewer(ctx context.Context, op string, ours *claviger.Metadata) error {
+	for _, s := range r.sources {
+		s.keys.drop(ours.Name) // what it said a moment ago may be of the older key
+		theirs, err := r.metadataAt(ctx, s, ours.Name)
+		if err != nil {
+			continue
+		}
+		if same, err := r.takenOver(ctx, ours, theirs); err != nil {
+			return err
+		} else if !same {
+			return claviger.Errorf(op, claviger.Invalid, ours.Name, "the source %s has another key '%s' by now, made %s: the deleted key, made %s and migrated, does not come back beside it. "+
+				"Delete or rename that key at the source, or take the source out of the configuration once its EDEKs are re-encrypted", s.URI(), ours.Name, stamp(theirs.Created), stamp(ours.Created))
+		}
+	}
+	return nil
+}
+
 // needUnlisted refuses a name that the journal of a migration has from a source that
 // is not asked now, whether the migration goes on or was finished: the source may be
 // named again, and then the rules of a key that another user made under the name would

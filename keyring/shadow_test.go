@@ -60,8 +60,10 @@ const (
 // the key here, to other bytes than alice's DEK.
 func TestShadowing(t *testing.T) {
 	type row struct {
-		here   string // what became of "payroll" here
-		source string // "present", "absent" (it answers, and has no such key), "silent", "refusing", "gone" (not configured)
+		here string // what became of "payroll" here
+		// "present", "absent" (it answers, and has no such key), "silent", "refusing", "gone" (not
+		// configured), "newer" (it has another key of the name, which carol has made since)
+		source string
 		spelt  string // the name in the request: "payroll", or "Payroll" of a source that folds case
 		// What bob gets, who may do anything with ACL name scratch.
 		create, undelete string
@@ -101,6 +103,9 @@ func TestShadowing(t *testing.T) {
 		{softly, "absent", "payroll", "no", "ok", "404", "404", "404", "none"},
 		{softly, "silent", "payroll", "503", "ok", "503", "503", "none", "none"},
 		{softly, "gone", "payroll", "no", "ok", "503", "503", "503", "503"},
+		{softly, "newer", "payroll", "no", "no", "no", "no", "none", "none"},
+		{migrated, "newer", "payroll", "exists", "none", "no", "no", "no", "no"},
+		{endedSoftly, "newer", "payroll", "no", "no", "no", "no", "none", "none"},
 		{purged, "present", "payroll", "no", "none", "no", "ok", "none", "none"},
 		{purged, "absent", "payroll", "ok", "none", "404", "404", "404", "none"},
 		{purged, "silent", "payroll", "503", "none", "503", "503", "none", "none"},
@@ -198,7 +203,7 @@ func (m mover) RunKey(ctx context.Context, key string) ([]string, error) {
 }
 
 // migrates is what alice gets, who may migrate her key, by what the source says.
-var migrates = map[string]string{"present": "ok", "absent": "none", "silent": "503", "refusing": "no", "gone": "unsupported"}
+var migrates = map[string]string{"present": "ok", "absent": "none", "silent": "503", "refusing": "no", "gone": "unsupported", "newer": "no"}
 
 // migratedByItsUser: alice migrates her key, bob, who may migrate keys of "scratch",
 // does not; what comes of it is hers.
@@ -379,6 +384,15 @@ func newShadowLab(t *testing.T, here, source, spelt string, listed bool) *shadow
 	switch source {
 	case "absent":
 		if err := far.Delete(t.Context(), "payroll"); err != nil {
+			t.Fatal(err)
+		}
+	case "newer":
+		if err := far.Delete(t.Context(), "payroll"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * time.Millisecond) // two keys differ in the time of their creation
+		if _, err := far.Create(t.Context(), provider.Spec{Name: "payroll", Cipher: claviger.DefaultCipher, BitLength: 128,
+			Attributes: map[string]string{claviger.ACLNameAttribute: "carol"}}); err != nil {
 			t.Fatal(err)
 		}
 	case "silent":
