@@ -1,6 +1,7 @@
 package hsm_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,6 +13,7 @@ import (
 	"strings"
 	"testing"
 
+	p11 "github.com/miekg/pkcs11"
 	"golang.org/x/sync/errgroup"
 
 	"claviger"
@@ -281,6 +283,32 @@ func TestTokenThatTakesNoIncarnation(t *testing.T) {
 	if err := p.CheckFit(t.Context()); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestTokenThatReplacesNoObjects: on a token whose policy keeps the data object as it is keys are
+// made all the same, and another copy of the store is noticed where that could replace it.
+func TestTokenThatReplacesNoObjects(t *testing.T) {
+	b := newBacking(t)
+	b.create(t, "k")
+	before := bound(t, b)
+	other := b.beside(t, b.copyStore(t))
+	b.meter.Fail("CreateObject", 1000, p11.Error(p11.CKR_ACTION_PROHIBITED))
+	var p *hsm.Provider
+	for i := range 2 {
+		p = b.mustOpen(t)
+		create(t, p, fmt.Sprint("of", i))
+		if err := p.CheckFit(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if i == 0 {
+			mustClose(t, p)
+		}
+	}
+	if now := bound(t, b); len(now) != 1 || !bytes.Equal(now[0].Value, before[0].Value) {
+		t.Errorf("%s, before %s", now, before)
+	}
+	mustClose(t, other.mustOpen(t))
+	wantStopped(t, p, "k", "is a copy of the metastore", other.db)
 }
 
 // folder is the token's folder, with the content of its files.
