@@ -64,7 +64,7 @@ var (
 )
 
 // fileNames begin as properties of ours do, and are files and units.
-var fileNames = regexp.MustCompile(`^claviger\.(db|service|d|dump|sql|keystore|mount|deb|rpm|copy|old|moved|restored|log|json|seen|uses|example)\b`)
+var fileNames = regexp.MustCompile(`^claviger\.(db|service|d|dump|sql|keystore|mount|deb|rpm|copy|old|moved|restored|log|json|seen|uses|pin|example)\b`)
 
 // TestDocsNameWhatExists: each property and metric of ours that a page names is one.
 func TestDocsNameWhatExists(t *testing.T) {
