@@ -122,6 +122,8 @@ type kmsServer struct {
 	closers []func() error // of what is open, in order
 	lanes   kmsapi.Lanes
 	secrets *secretsWatch
+	// agreement compares this node with the others; nil where there can be none.
+	agreement *agreement
 	// waiting is why KMS requests are not served yet; "" once they are.
 	waiting atomic.Pointer[string]
 }
@@ -159,6 +161,7 @@ func (s *kmsServer) run(ctx context.Context, front *front, readyFile string) (er
 	}
 	group.Go(func() { s.trail.reopenOnHangup(background) })
 	group.Go(func() { s.heedOthers(background) })
+	group.Go(func() { s.agree(background) })
 
 	if s.set.migrate {
 		if err := s.migrate(ctx); err != nil {

@@ -1,0 +1,210 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"claviger/console"
+	"claviger/hadoopconf"
+	"claviger/metastore"
+	"claviger/owner"
+	"claviger/provider"
+)
+
+// alike are the properties that all nodes of one metastore must have alike: else what a
+// client gets depends on the node that it asks. docs/nodes.md has the list.
+var alike = []string{
+	hadoopconf.ProviderURI, // but for where the first one is, an HSM, which the metastore itself compares
+	hadoopconf.SourceURI,
+	hadoopconf.ReencryptionEnable,
+	hadoopconf.GroupMapping,
+	hadoopconf.HDFSSuperusers,
+	"hadoop.user.group.static.mapping.overrides",
+	"hadoop.kms.key.authorization.enable",
+	"hadoop.kms.authentication.type",
+	"hadoop.kms.authentication.kerberos.name.rules",
+	"hadoop.kms.authentication.kerberos.name.rules.mechanism",
+	"hadoop.security.auth_to_local",
+	"hadoop.security.auth_to_local.mechanism",
+	signerKind,
+	"hadoop.kms.authentication.token.validity",
+	"hadoop.kms.authentication.cookie.domain",
+	"hadoop.kms.authentication.cookie.path",
+	"hadoop.kms.authentication.delegation-token.max-lifetime.sec",
+	"hadoop.kms.authentication.delegation-token.renew-interval.sec",
+	"hadoop.kms.authentication.zk-dt-secret-manager.enable",
+	"hadoop.security.key.default.cipher",
+	"hadoop.security.key.default.bitlength",
+	"claviger.audit.must",
+	"claviger.delete.soft",
+	"claviger.migration.ours",
+	"claviger.purge.min.unused",
+}
+
+// proxyUsers are the rules of impersonation, of which a node takes changes without a restart.
+const proxyUsers = "hadoop.kms.proxyuser."
+
+const (
+	// settingNodes is where nodes note what they run with.
+	settingNodes = "nodes.settings"
+	// agreementEvery lies between two looks at the others' notes, and agreementHolds is how
+	// long a look holds that readiness asks for.
+	agreementEvery = time.Minute
+	agreementHolds = 15 * time.Second
+)
+
+// nodeSettings is a node's note: of each of alike a digest.
+type nodeSettings struct {
+	Host    string            `json:"host"`
+	PID     int               `json:"pid"`
+	Digests map[string]string `json:"digests"`
+}
+
+// agreement compares what this node runs with to what the others do.
+type agreement struct {
+	conf  *hadoopconf.Conf
+	store metastore.Store
+	log   *slog.Logger
+	self  owner.Owner
+
+	mu   sync.Mutex
+	told string // of the log
+}
+
+// digests are those of this node now. Of what is taken without a restart, the files count.
+func (a *agreement) digests() map[string]string {
+	all := map[string]string{}
+	put := func(name, value string) {
+		sum := sha256.Sum256([]byte(value))
+		all[name] = hex.EncodeToString(sum[:8])
+	}
+	for _, name := range alike {
+		value := strings.TrimSpace(a.conf.String(name))
+		if name == hadoopconf.ProviderURI {
+			value = withoutPlace(value)
+		}
+		put(name, value)
+	}
+	now, err := hadoopconf.LoadKMS(a.conf.Dir(), os.LookupEnv)
+	if err != nil {
+		now = a.conf // its rules stay in force
+	}
+	rules := now.Under(proxyUsers)
+	var text strings.Builder
+	for _, name := range slices.Sorted(maps.Keys(rules)) {
+		fmt.Fprintf(&text, "%s=%s\n", name, rules[name])
+	}
+	put(proxyUsers+"*", text.String())
+	if acls, err := os.ReadFile(aclFile(a.conf)); err == nil {
+		put("kms-acls.xml", string(acls))
+	}
+	return all
+}
+
+// withoutPlace is a list of providers without the place of the first one's file.
+func withoutPlace(list string) string {
+	uris, err := provider.SplitURIs(list)
+	if err != nil || len(uris) == 0 {
+		return list
+	}
+	scheme, _, _ := strings.Cut(uris[0], ":")
+	return strings.Join(append([]string{scheme}, uris[1:]...), ",")
+}
+
+// check notes what this node runs with, and tells of nodes that run with something else.
+func (a *agreement) check(ctx context.Context) error {
+	mine := nodeSettings{a.self.Host, a.self.PID, a.digests()}
+	others, err := a.exchange(ctx, mine)
+	if err != nil {
+		return err
+	}
+	var texts []string
+	for _, o := range others {
+		var differ []string
+		for name, digest := range o.Digests {
+			if here, ok := mine.Digests[name]; ok && here != digest {
+				differ = append(differ, name)
+			}
+		}
+		if len(differ) > 0 {
+			slices.Sort(differ)
+			texts = append(texts, fmt.Sprintf("the node on %s (process %d) has other values of %s", o.Host, o.PID, strings.Join(differ, ", ")))
+		}
+	}
+	text := strings.Join(texts, "; ")
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if text != a.told && text != "" {
+		a.log.Warn("nodes of this metastore have different settings, which must be alike: what a client gets depends on the node that it asks", "metastore", a.store.URI(), "differences", text)
+	}
+	a.told = text
+	if text == "" {
+		return nil
+	}
+	return errors.New(text + ", and these must be alike on all nodes of the metastore " + a.store.URI() + ": compare the files of both, and restart the node that is wrong (kms-acls.xml and proxy users are taken without a restart)")
+}
+
+// exchange notes this node's settings, and returns those of the nodes that serve. Notes of
+// nodes that are gone are removed.
+func (a *agreement) exchange(ctx context.Context, mine nodeSettings) (others []nodeSettings, err error) {
+	unlock, err := a.store.Lock(ctx, settingNodes)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	alive, err := a.store.Owners(ctx)
+	if err != nil {
+		return nil, err
+	}
+	text, _, err := a.store.Setting(ctx, settingNodes)
+	if err != nil {
+		return nil, err
+	}
+	var was []nodeSettings
+	_ = json.Unmarshal([]byte(text), &was) // what is no list is written anew
+	for _, n := range was {
+		serves := slices.ContainsFunc(alive, func(o owner.Owner) bool { return o.PID == n.PID && strings.HasPrefix(n.Host, o.Host) })
+		if serves && (n.Host != mine.Host || n.PID != mine.PID) {
+			others = append(others, n)
+		}
+	}
+	now, err := json.Marshal(append(slices.Clone(others), mine))
+	if err != nil || string(now) == text {
+		return others, err
+	}
+	return others, a.store.SetSetting(ctx, settingNodes, string(now))
+}
+
+// agree starts to compare this node's settings with those of the others, where others may
+// be: until ctx ends the log tells of differences, also where nobody asks for readiness.
+func (s *kmsServer) agree(ctx context.Context) {
+	a := s.agreement
+	for a != nil {
+		_ = a.check(ctx) // it is in the log, or the store is away, which others tell
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(agreementEvery):
+		}
+	}
+}
+
+// agreementCheck is none where no other node has the metastore.
+func (s *kmsServer) agreementCheck() []console.Check {
+	if s.svc.sharedKeys() == nil {
+		return nil
+	}
+	s.agreement = &agreement{conf: s.conf, store: s.svc.Store, log: s.log, self: s.svc.self}
+	return []console.Check{{Name: "settings of other nodes", Informational: true, Run: s.agreement.check, Holds: agreementHolds}}
+}
