@@ -245,6 +245,12 @@ func (g *gatherer) serve(batch []part) {
 		}
 	}
 	since := batch[0].w.since // before the call: he may be told, and gone, within it
+	// forget drops the queue of a key that is not there, before its waiters learn that.
+	forget := func(err error) {
+		if claviger.Is(err, claviger.KeyNotFound) {
+			g.token.gather.CompareAndDelete(g.name, g)
+		}
+	}
 	var out []byte
 	err := g.token.doThen(context.Background(), "pkcs11.EncryptBlocks", func(l *login, s p11.SessionHandle) error {
 		var err error
@@ -254,21 +260,20 @@ func (g *gatherer) serve(batch []part) {
 		return err
 	}, func(err error) {
 		// Here and not below: a call that hangs may still read in and write out.
+		forget(err)
 		g.deliver(batch, out, err)
 		if len(batch) > 1 {
 			clear(in) // else it is the waiter's, who may not be done
 		}
 		clear(out)
 	})
+	forget(err)
 	if err != nil { // the call may have been left behind: what it reads must stay
 		for _, p := range batch {
 			if p.w.state.CompareAndSwap(waiting, served) {
 				p.w.done <- err
 			}
 		}
-	}
-	if claviger.Is(err, claviger.KeyNotFound) {
-		g.token.gather.CompareAndDelete(g.name, g)
 	}
 }
 
