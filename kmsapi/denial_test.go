@@ -75,6 +75,17 @@ func TestUnreadAnswers(t *testing.T) {
 	for deadline := time.Now().Add(20 * time.Second); lanes.Figures()["large"].Used == 0 && time.Now().Before(deadline); {
 		time.Sleep(time.Millisecond)
 	}
+	// The places are given back while the answers are still there.
+	for deadline, seen := time.Now().Add(10*time.Second), 0; seen < 5; time.Sleep(2 * time.Millisecond) {
+		if f := lanes.Figures(); f["large"].Used > 0 && f["generate"].Used == 0 {
+			seen++
+		} else {
+			seen = 0
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("answers that nobody reads hold places: %+v", lanes.Figures())
+		}
+	}
 	for range 5 {
 		if a := ask(t, addr, "GET", "/kms/v1/key/k/_eek?eek_op=generate&num_keys=2000", ""); a.status != 200 {
 			t.Errorf("alice beside answers that nobody reads: %d %s", a.status, a.body[:min(len(a.body), 300)])
