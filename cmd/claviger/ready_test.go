@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"claviger/hadoopconf"
+	"claviger/internal/pgtest"
 )
 
 // readiness is the answer of /readyz.
@@ -165,6 +167,62 @@ func TestReadinessOfAKeystoreSource(t *testing.T) {
 			t.Fatal("a damaged keystore is not told")
 		}
 	}
+}
+
+// TestReadinessWithoutDatabase: while PostgreSQL is down decrypts go on, and /readyz says
+// so: what a balancer asks is green, and what needs PostgreSQL is red.
+func TestReadinessWithoutDatabase(t *testing.T) {
+	server := pgtest.Start(t)
+	kms, _ := onHSM(t, map[string]string{hadoopconf.MetastoreURI: server.Database(t)})
+	post := func(path, body string) int {
+		t.Helper()
+		resp, err := http.Post(kms+"/v1/"+path+"user.name=a", "application/json", strings.NewReader(body)) //nolint:noctx // of a server of this test
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		return resp.StatusCode
+	}
+	if status := post("keys?", `{"name":"k"}`); status != http.StatusCreated {
+		t.Fatal(status)
+	}
+	status, body := fetch(t, kms, "/kms/v1/key/k/_eek?eek_op=generate&num_keys=1", "a")
+	var made []struct {
+		IV        string
+		Encrypted struct{ Material string } `json:"encryptedKeyVersion"`
+	}
+	if err := json.Unmarshal([]byte(body), &made); err != nil || len(made) != 1 {
+		t.Fatalf("%d %s: %v", status, body, err)
+	}
+	decrypts := func() int {
+		return post("keyversion/k@0/_eek?eek_op=decrypt&", `{"name":"k","iv":"`+made[0].IV+`","material":"`+made[0].Encrypted.Material+`"}`)
+	}
+	become := func(when string, want map[string]int) {
+		t.Helper()
+		for began := time.Now(); ; time.Sleep(100 * time.Millisecond) {
+			got := map[string]int{}
+			for purpose := range want {
+				got[purpose], _ = fetch(t, kms, "/readyz?for="+purpose, "")
+			}
+			if maps.Equal(got, want) {
+				break
+			}
+			if time.Since(began) > 60*time.Second {
+				t.Fatalf("%s: %v, want %v", when, got, want)
+			}
+		}
+		if status := decrypts(); status != http.StatusOK {
+			t.Errorf("%s, a decrypt: %d", when, status)
+		}
+	}
+	become("with PostgreSQL", map[string]int{"decrypt": 200, "generate": 200, "write": 200})
+	server.Stop(t)
+	become("without it", map[string]int{"decrypt": 200, "generate": 503, "write": 503})
+	if status := post("keys?", `{"name":"other"}`); status != http.StatusServiceUnavailable {
+		t.Errorf("a key without PostgreSQL: %d", status)
+	}
+	server.Start(t)
+	become("with it again", map[string]int{"decrypt": 200, "generate": 200, "write": 200})
 }
 
 // TestNotReady: a node that cannot audit says why, is out of service for what must be
