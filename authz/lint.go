@@ -58,6 +58,25 @@ func (p *Policy) Doubts(known []string) []string {
 	return out
 }
 
+// AdmitsToKeys tells whether any rule at key level admits anybody. Where none does, and
+// key authorization is on, no key can be used.
+func (p *Policy) AdmitsToKeys() bool {
+	admits := func(rules map[KeyOp]rule) bool {
+		for _, r := range rules {
+			if r.all || len(r.users)+len(r.groups) > 0 {
+				return true
+			}
+		}
+		return false
+	}
+	for _, rules := range p.keys {
+		if admits(rules) {
+			return true
+		}
+	}
+	return admits(p.defaults) || admits(p.whitelist)
+}
+
 func orNowhere(where string) string {
 	if where == "" {
 		return "not in a file"

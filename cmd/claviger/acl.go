@@ -366,10 +366,15 @@ func (d *aclDoubts) text(w io.Writer) {
 	}
 }
 
+// rulesByKey tells whether rules guard keys. A value that cannot be read stops the server.
+func rulesByKey(conf *hadoopconf.Conf) bool {
+	byKey, err := conf.Bool("hadoop.kms.key.authorization.enable")
+	return err != nil || byKey
+}
+
 // noACLFile says what the want of kms-acls.xml means.
 func noACLFile(conf *hadoopconf.Conf) string {
-	byKey, err := conf.Bool("hadoop.kms.key.authorization.enable")
-	if err == nil && !byKey {
+	if !rulesByKey(conf) {
 		return "there is no " + aclFile(conf) + ": everybody may do everything with every key; write the file, with hadoop.kms.acl.* properties"
 	}
 	return "there is no " + aclFile(conf) + ": nobody may use any key; write the file, with default.key.acl.* or key.acl.* properties"
@@ -414,6 +419,8 @@ func checkACLs(ctx context.Context, dir string) (*aclDoubts, error) {
 	}
 	if _, err := os.Stat(d.File); errors.Is(err, fs.ErrNotExist) {
 		d.Doubts = append(d.Doubts, noACLFile(conf))
+	} else if rulesByKey(conf) && !policy.AdmitsToKeys() {
+		d.Doubts = append(d.Doubts, d.File+": no rule of it admits anybody to a key: nobody may use any key; add default.key.acl.*, whitelist.key.acl.* or key.acl.* properties")
 	}
 	d.Doubts = append(append(append([]string{}, d.Doubts...), warnings...), policy.Doubts(known)...)
 	return d, nil
