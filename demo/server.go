@@ -116,15 +116,15 @@ func (r *run) command(ctx context.Context, env []string, args ...string) *exec.C
 // cli runs a subcommand to its end, shows the command line and what it printed,
 // and checks its exit status.
 func (r *run) cli(ctx context.Context, wantExit int, args ...string) (string, error) {
-	return r.cliWith(ctx, r.token.Env, wantExit, args...)
+	return r.cliWith(ctx, r.token.Env, "", wantExit, args...)
 }
 
-// cliWith is cli with another environment: that of another token.
-func (r *run) cliWith(ctx context.Context, env []string, wantExit int, args ...string) (string, error) {
+// cliWith is cli with another environment, that of another token, and with what is typed.
+func (r *run) cliWith(ctx context.Context, env []string, typed string, wantExit int, args ...string) (string, error) {
 	r.say("$ claviger %s", strings.Join(args, " "))
 	var out bytes.Buffer
 	cmd := r.command(ctx, env, args...)
-	cmd.Stdout, cmd.Stderr = &out, &out
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(typed), &out, &out
 	err := cmd.Run()
 	for _, line := range strings.Split(strings.TrimRight(out.String(), "\n"), "\n") {
 		r.say("  %s", line)

@@ -350,8 +350,10 @@ func (r *run) stepFinish(ctx context.Context) error {
 	if err := r.hsm.stop(); err != nil {
 		return err
 	}
-	if _, err := r.cli(ctx, 0, "migrate", "finish", "--conf", dir, "--edeks-done", "--unused-for", "0s", "--shred",
-		"--yes"); err != nil {
+	// The folder was copied in step 2; only who copied it can say that no KMS needs it.
+	typed := "no KMS needs the private key in " + filepath.Join(dir, ".keytrustee") + "\n" + filepath.Join(dir, ktsSite) + "\n"
+	if _, err := r.cliWith(ctx, r.token.Env, typed, 0, "migrate", "finish", "--conf", dir, "--edeks-done",
+		"--unused-for", "0s", "--shred"); err != nil {
 		return err
 	}
 	if r.hsm, err = r.startKMS(ctx, "HSM KMS", dir); err != nil {

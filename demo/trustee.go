@@ -40,7 +40,7 @@ func (r *run) stageTrustee(ctx context.Context) error {
 		{"trust", "--conf", hsm, r.trusteeCert()},
 		{"validate", "--conf", hsm},
 	} {
-		if _, err := r.cliWith(ctx, token.Env, 0, append([]string{"keyhsm"}, args...)...); err != nil {
+		if _, err := r.cliWith(ctx, token.Env, "", 0, append([]string{"keyhsm"}, args...)...); err != nil {
 			return err
 		}
 	}

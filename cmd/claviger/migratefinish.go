@@ -15,6 +15,7 @@ import (
 
 	"claviger/migrate"
 	"claviger/provider/hsm"
+	"claviger/provider/keytrustee"
 )
 
 func newMigrateFinish() *cobra.Command {
@@ -26,15 +27,16 @@ it still stands, and once they are gone it writes the end into the journal. It c
 
 It names what the procedure has left on this host: the copy of the Key Trustee KMS's .keytrustee folder, with its private keys, and that of
 kts-site.xml, with the organization's auth secret. --shred, on each host once all else is done, overwrites and removes these, after you have
-typed the path of each; of a folder only the files that are known, following no link. A path that the configuration never named is given by
---leftover. A run that was killed is finished by the next.`, hsm.Note,
+typed the path of each; of a folder only the files that are known, following no link. Nothing proves that a folder is a copy, and not the one
+from which a Key Trustee KMS runs, so that you type a sentence in place of its path, also with --yes. A folder from which a KMS runs, or was
+started as it is, is refused. A path that the configuration never named is given by --leftover. A run that was killed is finished by the next.`, hsm.Note,
 		func(cmd *cobra.Command, f *migrateFlags) {
 			cmd.Flags().BoolVar(&f.edeksDone, "edeks-done", false, "all EDEKs, those in snapshots and copies too, are re-encrypted or deleted")
 			cmd.Flags().BoolVar(&f.sourceGone, "source-gone", false, "the source is gone for good, and with it what keys it has got since the run")
 			cmd.Flags().BoolVar(&f.sourceRolled, "source-rolled", false, "versions that the source has made, or lost, since the run are known, and EDEKs of them re-encrypted")
 			cmd.Flags().DurationVar(&f.unused, "unused-for", 24*time.Hour, "for how long no version of the source may have been used")
 			cmd.Flags().BoolVar(&f.shred, "shred", false, "overwrite and remove the copies of the source's secrets on this host")
-			cmd.Flags().BoolVar(&f.yes, "yes", false, "with --shred: do not ask")
+			cmd.Flags().BoolVar(&f.yes, "yes", false, "with --shred: do not ask, but for folders with private keys")
 			cmd.Flags().StringArrayVar(&f.leftovers, "leftover", nil, "another copy of a .keytrustee folder or of kts-site.xml; may be given several times")
 		}, finishMigration)
 }
@@ -99,21 +101,22 @@ func (m *migration) shred(f *migrate.Ending) error {
 			fmt.Fprintln(m.stderr, overwriting+".")
 			told = true
 		}
-		if !m.flags.yes {
-			fmt.Fprintf(m.stderr, "%s\n%s\nType its path to shred it: ", l.Path, l.What)
-			line, err := answers.ReadString('\n')
-			if err != nil && !errors.Is(err, io.EOF) {
-				return err
-			}
-			if typed := strings.TrimRight(line, "\r\n"); typed != l.Path {
-				l.Left = append(l.Left, fmt.Sprintf("%q is not its path, so it was not touched", typed))
+		var doubt string
+		var err error
+		if l.What == leftFolder {
+			doubt, err = keytrustee.Doubt(l.Path)
+		}
+		if err == nil {
+			var agreed bool
+			if agreed, err = m.agreed(l, doubt, answers); err == nil && !agreed {
 				continue
 			}
 		}
-		var err error
-		if l.What == leftSite {
+		switch {
+		case err != nil:
+		case l.What == leftSite:
 			l.Left, err = shredSite(l.Path)
-		} else {
+		default:
 			l.Left, err = shredFolder(l.Path)
 		}
 		l.Shredded = err == nil && len(l.Left) == 0
@@ -138,3 +141,37 @@ func (m *migration) shred(f *migrate.Ending) error {
 	}
 	return failed
 }
+
+// agreed asks the operator whether a leftover may be shredded. Where a folder may be the
+// only one with a KMS's private key, --yes is no answer, nor is the path.
+func (m *migration) agreed(l *migrate.Leftover, doubt string, answers *bufio.Reader) (bool, error) {
+	want, what := l.Path, "its path"
+	switch {
+	case doubt != "":
+		want, what = unneeded(l.Path), "that sentence"
+		if m.flags.yes {
+			l.Left = append(l.Left, "nothing proves that it is a copy ("+doubt+"), so --yes does not shred it: "+
+				"call this again without --yes, and type the sentence that is asked for")
+			return false, nil
+		}
+		fmt.Fprintf(m.stderr, "%s\n%s, as it seems: nothing proves that it is a copy (%s). "+
+			"If a Key Trustee KMS still uses this folder, all keys of that KMS are lost with it.\nTo shred it, type: %s\n",
+			l.Path, l.What, doubt, want)
+	case m.flags.yes:
+		return true, nil
+	default:
+		fmt.Fprintf(m.stderr, "%s\n%s\nType its path to shred it: ", l.Path, l.What)
+	}
+	line, err := answers.ReadString('\n')
+	if err != nil && !errors.Is(err, io.EOF) {
+		return false, err
+	}
+	if typed := strings.TrimRight(line, "\r\n"); typed != want {
+		l.Left = append(l.Left, fmt.Sprintf("%q is not %s, so it was not touched", typed, what))
+		return false, nil
+	}
+	return true, nil
+}
+
+// unneeded is the sentence by which an operator answers for a folder.
+func unneeded(dir string) string { return "no KMS needs the private key in " + dir }

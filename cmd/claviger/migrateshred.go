@@ -18,6 +18,7 @@ import (
 	"claviger/durable"
 	"claviger/hadoopconf"
 	"claviger/migrate"
+	"claviger/owner"
 	"claviger/provider/keytrustee"
 	"claviger/trustee"
 )
@@ -150,6 +151,7 @@ var keytrusteeFiles = []string{
 	".ssl/ssl-cert-keytrustee-pk.pem", ".ssl/ssl-cert-keytrustee.pem", ".ssl/ssl-cert-keytrustee-ca.pem",
 	trustee.ConfFile, "." + trustee.ConfFile + "-*", trustee.PublicRing, trustee.PublicRing + "~", "." + trustee.PublicRing + "-*",
 	"pubring.kbx", "pubring.kbx~", "trustdb.gpg", "random_seed", "gpg.conf", "gpg-agent.conf", ".gpg-v21-migrated", "newest.json", ".newest.json-*",
+	keytrustee.ServedFile, "." + keytrustee.ServedFile + "-*", keytrustee.LockFile,
 }
 
 // keytrusteeFolders are those in it.
@@ -181,14 +183,16 @@ func shredFolder(dir string) (left []string, err error) {
 	if _, err := s.root.Lstat(trustee.PrivateRing); errors.Is(err, fs.ErrNotExist) && filepath.Base(dir) != ".keytrustee" {
 		return nil, fmt.Errorf("%s is not named .keytrustee and holds no %s: it is not touched", dir, trustee.PrivateRing)
 	}
-	original, err := keytrustee.IsOriginal(dir)
+	if _, err := keytrustee.Doubt(dir); err != nil {
+		return nil, err
+	}
+	// Until all is done: a KMS that starts from the folder in between would make keys with
+	// what is destroyed.
+	release, err := owner.Claim(filepath.Join(dir, keytrustee.LockFile), dir, owner.Self("claviger migrate finish --shred", ""))
 	if err != nil {
 		return nil, err
 	}
-	if original {
-		return nil, fmt.Errorf("%s is no copy: a Key Trustee KMS of this host has made keys with it, and its private key may be the only one that opens the deposits. It is not touched. "+
-			"Where that KMS is retired for good and a backup of the folder is kept, remove newest.json in it and call this again", dir)
-	}
+	defer release()
 	var names []string
 	err = fs.WalkDir(s.root.FS(), ".", func(name string, d fs.DirEntry, err error) error {
 		if err == nil && !d.IsDir() {

@@ -55,6 +55,8 @@ type Config struct {
 	Closer func() error
 	// memory of the newest change; nil: none.
 	memory *memory
+	// place of the private key; nil: it is not watched.
+	place *place
 }
 
 // Provider is a provider.Provider, a BlockEncrypter and a SoftDeleter. It shows and
@@ -137,6 +139,9 @@ func (p *Provider) Check(ctx context.Context) error {
 	const op = "keytrustee.Check"
 	if err := p.ready(ctx, op, ""); err != nil {
 		return err
+	}
+	if err := p.cfg.place.check(p.cfg.Now()); err != nil {
+		return claviger.E(op, claviger.Unavailable, "", err)
 	}
 	// A server that cannot say what it lacks reads the keys that it holds.
 	if _, err := p.cfg.Box.List(ctx, keyPrefix, false, "", 1); err != nil && !errors.Is(err, trustee.ErrUnsure) {

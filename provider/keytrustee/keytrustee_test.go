@@ -461,8 +461,13 @@ func TestFirstStartKilled(t *testing.T) {
 		if _, err := os.Stat(ring + ".new"); err == nil {
 			t.Error("the ring is there under both names")
 		}
-		if err := s.store.SetState(t.Context(), f.Identity.Fingerprint(), server.Disabled); err != nil { // for the next round
-			t.Fatal(err)
+		for _, step := range []error{ // for the next round
+			s.store.SetState(t.Context(), f.Identity.Fingerprint(), server.Disabled),
+			os.Remove(path + "." + keytrustee.ServedFile),
+		} {
+			if step != nil {
+				t.Fatal(step)
+			}
 		}
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -35,9 +34,6 @@ type newest struct {
 	// hosts add versions to it and take none away.
 	Version string `json:"version,omitempty"`
 	Made    int64  `json:"made,omitempty"`
-	// Folder is the Mark of the folder of the KMS that made the change, in which this file
-	// is, unless that is a copy.
-	Folder string `json:"folder,omitempty"`
 	// Before are the newest changes of other keys, newest first.
 	Before []newest `json:"before,omitempty"`
 }
@@ -93,16 +89,11 @@ func (m *memory) remember(n newest) error {
 	}
 	n.Before = nil
 	for _, old := range append([]newest{m.last}, m.last.Before...) {
-		old.Before, old.Folder = nil, ""
+		old.Before = nil
 		if old.Key != "" && old.Key != n.Key && len(n.Before) < others {
 			n.Before = append(n.Before, old)
 		}
 	}
-	mark, err := trustee.Mark(m.folder.Path)
-	if err != nil {
-		return err
-	}
-	n.Folder = mark
 	m.last = n
 	text, err := json.Marshal(n)
 	if err != nil {
@@ -114,24 +105,6 @@ func (m *memory) remember(n newest) error {
 // changed tells the memory of a change that put a deposit with that label.
 func (p *Provider) changed(k *keyDoc, label, uuid string) {
 	p.memorize(newest{Key: k.Name, Label: label, UUID: uuid, At: p.cfg.Now().UTC(), Version: k.Versions[len(k.Versions)-1].Name, Made: k.Created})
-}
-
-// IsOriginal tells whether a .keytrustee folder is the one in which a Key Trustee KMS has
-// made keys, by what that has noted in it, and not a copy.
-func IsOriginal(dir string) (bool, error) {
-	text, err := os.ReadFile(filepath.Join(dir, newestFile))
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	var n newest
-	if err := json.Unmarshal(text, &n); err != nil || n.Folder == "" {
-		return false, nil //nolint:nilerr // damaged, or an older program's: nothing says so
-	}
-	mark, err := trustee.Mark(dir)
-	return mark == n.Folder, err
 }
 
 // checkEvery is how often Check asks for all changes that are remembered.
@@ -175,9 +148,13 @@ func (p *Provider) noted(err error) error {
 	return err
 }
 
-// changeable refuses a change of a key where the Key Trustee Server was restored from
-// an older backup: it would hide what was lost.
+// changeable refuses a change of a key where this KMS's private key is not in its folder
+// any more, and where the Key Trustee Server was restored from an older backup: it would
+// hide what was lost.
 func (p *Provider) changeable(ctx context.Context, op, key string) error {
+	if err := p.cfg.place.check(p.cfg.Now()); err != nil {
+		return claviger.E(op, claviger.Unavailable, key, err)
+	}
 	m := p.cfg.memory
 	if m == nil {
 		return nil

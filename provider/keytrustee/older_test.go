@@ -137,16 +137,6 @@ func TestOlderBackup(t *testing.T) {
 	if err := encrypt(); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "restored from an older backup") {
 		t.Errorf("a lost version: %v", err)
 	}
-	if original, err := keytrustee.IsOriginal(one); err != nil || !original {
-		t.Errorf("the folder with which keys were made is taken for a copy: %v", err)
-	}
-	copied := filepath.Join(t.TempDir(), ".keytrustee")
-	if err := os.CopyFS(copied, os.DirFS(one)); err != nil {
-		t.Fatal(err)
-	}
-	if original, err := keytrustee.IsOriginal(copied); err != nil || original {
-		t.Errorf("a copy is taken for the original: %v", err)
-	}
 	file := filepath.Join(one, "newest.json")
 	text, err := os.ReadFile(file)
 	if err != nil {

@@ -49,6 +49,8 @@ type opening struct {
 	env    provider.Env
 	shared bool // the organization is not ours alone
 	log    *slog.Logger
+	// release ends the lock of a KMS on its folder.
+	release func()
 }
 
 func open(ctx context.Context, uri string, env provider.Env,
@@ -57,7 +59,7 @@ func open(ctx context.Context, uri string, env provider.Env,
 	if err != nil {
 		return nil, err
 	}
-	o := opening{path: path, env: env, log: env.Log}
+	o := opening{path: path, env: env, log: env.Log, release: func() {}}
 	if o.log == nil {
 		o.log = slog.New(slog.DiscardHandler)
 	}
@@ -72,9 +74,9 @@ func open(ctx context.Context, uri string, env provider.Env,
 	if o.shared, err = env.Bool(propertyShared, false); err != nil {
 		return nil, err
 	}
-	place, _ := env.Get(hadoopconf.TrusteeConf)
+	kts, _ := env.Get(hadoopconf.TrusteeConf)
 	var warnings []string
-	if o.site, warnings, err = readSite(place, env.ConfDir); err != nil {
+	if o.site, warnings, err = readSite(kts, env.ConfDir); err != nil {
 		return nil, err
 	}
 	defer o.site.auth.Wipe()
@@ -95,14 +97,16 @@ func open(ctx context.Context, uri string, env provider.Env,
 		o.tls.InsecureSkipVerify = true //nolint:gosec // as the operator has it; answers are signed
 	}
 	if err := o.load(ctx); err != nil {
+		o.release()
 		return nil, err
 	}
 	cfg.Box, cfg.Identity = o.client, o.folder.Identity
-	cfg.Closer = func() error { o.client.Close(); return nil }
+	cfg.Closer = func() error { o.client.Close(); o.release(); return nil }
 	if env.Source { // which changes nothing, and whose folder is a copy of another host's
 		return New(cfg), nil
 	}
-	cfg.memory = &memory{folder: o.folder}
+	markServed(o.folder, time.Now(), o.log)
+	cfg.memory, cfg.place = &memory{folder: o.folder}, &place{folder: o.folder}
 	p := New(cfg)
 	warning, err := p.atStart(ctx)
 	switch {
@@ -137,6 +141,9 @@ func (o *opening) load(ctx context.Context) error {
 	folder, err := trustee.LoadFolder(o.path)
 	switch {
 	case errors.Is(err, trustee.ErrNoFolder) && !o.env.Source:
+		if err := servedBefore(o.path); err != nil {
+			return err
+		}
 		if folder, err = o.newFolder(); err != nil {
 			return err
 		}
@@ -144,6 +151,12 @@ func (o *opening) load(ctx context.Context) error {
 		return err
 	}
 	o.folder = folder
+	if !o.env.Source {
+		if o.release, err = share(o.path, o.env.ConfDir, o.log); err != nil {
+			o.release = func() {}
+			return err
+		}
+	}
 	if o.client, err = o.newClient(); err != nil {
 		return err
 	}
