@@ -62,12 +62,14 @@ type quota struct {
 
 	mu     sync.Mutex
 	owners map[string]*owner
-	total  int
-	since  map[string]int // issued minus cancelled since the count under way began; nil: none is
-	next   time.Time      // when a count may be made; zero: none was made yet
-	last   time.Time
-	logged time.Time
-	stats  TokenStats
+	// sweepAt is how many owners there are when sweep comes next.
+	sweepAt int
+	total   int
+	since   map[string]int // issued minus cancelled since the count under way began; nil: none is
+	next    time.Time      // when a count may be made; zero: none was made yet
+	last    time.Time
+	logged  time.Time
+	stats   TokenStats
 }
 
 // owner is one owner's tokens, and the rate at which the owner asks for them.
@@ -88,7 +90,7 @@ func (e *overQuota) Error() string { return e.text }
 func newQuota(l TokenLimits, now func() time.Time, log *slog.Logger,
 	count func(context.Context, func(string)) error) *quota {
 	q := &quota{limits: l, now: now, log: log, count: count, counting: make(chan struct{}, 1),
-		owners: make(map[string]*owner)}
+		owners: make(map[string]*owner), sweepAt: sweepLeast}
 	q.counting <- struct{}{}
 	return q
 }
@@ -118,6 +120,9 @@ func (q *quota) tryTake(name string) error {
 	defer q.mu.Unlock()
 	o := q.owners[name]
 	if o == nil {
+		if len(q.owners) >= q.sweepAt {
+			q.sweep(now)
+		}
 		o = &owner{burst: float64(q.limits.Burst), at: now}
 	}
 	o.burst, o.at = min(float64(q.limits.Burst), o.burst+q.limits.Rate*max(0, now.Sub(o.at).Seconds())), now
@@ -135,6 +140,22 @@ func (q *quota) tryTake(name string) error {
 	q.owners[name] = o
 	q.add(name, o, 1)
 	return nil
+}
+
+// sweepLeast is how many owners are remembered before those are looked for of whom nothing
+// need be remembered.
+const sweepLeast = 1024
+
+// sweep forgets owners without tokens, whose rate is what a new owner has: a proxy user may
+// ask for tokens of as many users as it can invent, and cancel them. q.mu is held.
+func (q *quota) sweep(now time.Time) {
+	for name, o := range q.owners {
+		full := time.Duration((float64(q.limits.Burst) - o.burst) / q.limits.Rate * float64(time.Second))
+		if o.tokens == 0 && now.Sub(o.at) >= full {
+			delete(q.owners, name)
+		}
+	}
+	q.sweepAt = max(sweepLeast, 2*len(q.owners))
 }
 
 // add changes an owner's count. q.mu is held.
@@ -209,12 +230,10 @@ func (q *quota) recount(ctx context.Context) error {
 		q.total += n
 		q.stats.Most = max(q.stats.Most, n)
 	}
-	full := time.Duration(float64(q.limits.Burst) / q.limits.Rate * float64(time.Second))
 	for name, o := range q.owners {
-		if o.tokens = counts[name]; o.tokens == 0 && now.Sub(o.at) >= full {
-			delete(q.owners, name)
-		}
+		o.tokens = counts[name]
 	}
+	q.sweep(now)
 	q.last = now
 	q.next = now.Add(max(recount, recountCost*time.Since(began)))
 	return nil

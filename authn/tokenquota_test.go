@@ -171,3 +171,36 @@ func TestTokenCountsRarely(t *testing.T) {
 		t.Errorf("after the pause: %v, %d counts", err, counts)
 	}
 }
+
+// TestInventedOwners: a proxy user that asks for tokens of ever new users, and cancels each,
+// does not fill the memory; an owner who has used up the rate is not forgotten by it.
+func TestInventedOwners(t *testing.T) {
+	now := time.UnixMilli(1795442630957)
+	q := newQuota(TokenLimits{Total: 1000, PerOwner: 100, Rate: 1, Burst: 10}, func() time.Time { return now }, nil,
+		func(context.Context, func(string)) error { return nil })
+	for range 10 {
+		if err := q.take(t.Context(), "mallory"); err != nil {
+			t.Fatal(err)
+		}
+		q.give("mallory")
+	}
+	most := 0
+	for i := range 60_000 {
+		name := fmt.Sprint("invented", i)
+		if err := q.take(t.Context(), name); err != nil {
+			t.Fatal(err)
+		}
+		q.give(name)
+		now = now.Add(100 * time.Microsecond)
+		most = max(most, len(q.owners))
+		if i == 9000 {
+			if err := q.tryTake("mallory"); err == nil {
+				t.Error("mallory's rate was forgotten")
+			}
+		}
+	}
+	// Of those of the last second the rate must be remembered: 10,000.
+	if most > 2*10_000+sweepLeast+1 {
+		t.Errorf("%d owners were remembered at once", most)
+	}
+}

@@ -1,6 +1,7 @@
 package kmsapi
 
 import (
+	"maps"
 	"strconv"
 	"sync"
 	"time"
@@ -33,14 +34,29 @@ func (q *quota) take(user string, now time.Time) bool {
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.made == nil || now.Sub(q.began) >= newVersionsIn || len(q.made) >= quotaUsers {
+	if q.made == nil || now.Sub(q.began) >= newVersionsIn {
 		q.began, q.made = now, map[string]int{}
+	}
+	if _, counted := q.made[user]; !counted && len(q.made) >= quotaUsers {
+		q.forget()
 	}
 	if q.made[user] >= q.most {
 		return false
 	}
 	q.made[user]++
 	return true
+}
+
+// forget makes room for other users, by those who have made fewest: a user must not lose
+// the own count by many invented names. q.mu is held.
+func (q *quota) forget() {
+	for few := 1; len(q.made) > quotaUsers/2; few *= 2 {
+		maps.DeleteFunc(q.made, func(_ string, n int) bool { return n <= few && n < q.most })
+		if few > q.most {
+			clear(q.made) // each of them has used all of it
+			return
+		}
+	}
 }
 
 // mayMake refuses a creation or a roll beyond the user's number. Nothing was done: another

@@ -1,0 +1,32 @@
+package kmsapi
+
+import (
+	"fmt"
+	"testing"
+	"time"
+)
+
+// TestQuotaOfManyUsers: many invented users neither fill the memory nor have the node forget
+// what one user has made.
+func TestQuotaOfManyUsers(t *testing.T) {
+	q, now := quota{most: 5}, time.Now()
+	for range 5 {
+		if !q.take("mallory", now) {
+			t.Fatal("refused too early")
+		}
+	}
+	for i := range 3 * quotaUsers {
+		if !q.take(fmt.Sprint("invented", i), now) {
+			t.Fatalf("user %d is refused", i)
+		}
+		if len(q.made) > quotaUsers {
+			t.Fatalf("%d users are counted", len(q.made))
+		}
+	}
+	if q.take("mallory", now) {
+		t.Error("invented users gave mallory a new count")
+	}
+	if !q.take("mallory", now.Add(newVersionsIn)) {
+		t.Error("refused in the next hour")
+	}
+}
