@@ -68,6 +68,9 @@ type Probes struct {
 	AsUser string
 	// More are checks of the caller's own: of other sources.
 	More func(ctx context.Context) []Check
+	// Others are sources that are asked for old EDEKs of the source's keys before it, by the
+	// keys themselves: the trustee of the Key Trustee KMS that the source is.
+	Others []Source
 	// NameNode is the user that the NameNode comes as, and where that is known from.
 	NameNode NameNode
 	// Rules reads the rules of this server. decide is nil where none can be read, and

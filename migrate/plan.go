@@ -68,6 +68,7 @@ func (e *Engine) Plan(ctx context.Context) (*Plan, error) {
 	last := sv.history.last()
 	p.Complete = last != nil && (last.State == Complete || last.State == Finished) && p.Counts.Blocked+p.Counts.Planned == 0
 	p.Checks = append(p.Checks, e.cfg.Probes.hdfs(ctx, facts, p.Complete), e.readable(ctx, sv), e.room(ctx, p.Counts.NewVersions))
+	p.Checks = append(p.Checks, e.others(ctx, sv)...)
 	list := e.try(ctx, sv)
 	p.Checks = append(p.Checks, e.rights(ctx, list)...)
 	p.Checks = append(p.Checks, e.rules(ctx, list)...)

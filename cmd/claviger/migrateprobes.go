@@ -56,6 +56,11 @@ func (s *service) probes(ctx context.Context) (migrate.Probes, error) {
 		}
 		return p, nil //nolint:nilerr // that it is no KMS is no fault
 	}
+	for _, other := range s.Sources {
+		if strings.HasPrefix(other.URI(), "keytrustee:") {
+			p.Others = append(p.Others, other.Provider)
+		}
+	}
 	conf, err := s.clientTLS(provider.Env{})
 	if err != nil {
 		return p, err

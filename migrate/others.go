@@ -1,0 +1,65 @@
+package migrate
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// others tries whether the sources that are asked for old EDEKs beside the one that the
+// list of keys comes from have its keys: the folder of another KMS is read, answers, and
+// opens nothing.
+func (e *Engine) others(ctx context.Context, sv *survey) []Check {
+	var checks []Check
+	for _, other := range e.cfg.Probes.Others {
+		checks = append(checks, e.other(ctx, sv, other))
+	}
+	return checks
+}
+
+func (e *Engine) other(ctx context.Context, sv *survey, other Source) Check {
+	c := Check{Name: "keys at the other source", Needed: true}
+	var absent, differ []string
+	n := 0
+	for some := range slices.Chunk(slices.Clone(sv.items), metadataBatch) {
+		names := make([]string, len(some))
+		for i := range some {
+			names[i] = some[i].listed()
+		}
+		ms, err := other.Metadata(ctx, names...)
+		if err != nil || len(ms) != len(names) {
+			c.Status, c.Measured = NotTried, fmt.Sprintf("%s does not tell its keys: %v", other.URI(), err)
+			return c
+		}
+		for i, m := range ms {
+			theirs := sv.theirs[n+i]
+			switch {
+			case theirs == nil: // the reason stands below the key
+			case m == nil:
+				absent = append(absent, names[i])
+			case !m.Created.Equal(theirs.Created) || m.Versions != theirs.Versions:
+				differ = append(differ, names[i])
+			}
+		}
+		n += len(some)
+	}
+	if len(absent)+len(differ) == 0 {
+		c.Measured = fmt.Sprintf("%s has the %d keys of the source, as they are there", other.URI(), n)
+		return c
+	}
+	var parts []string
+	for what, list := range map[string][]string{"it does not have": absent, "it has with another time or number of versions": differ} {
+		if len(list) > 0 {
+			parts = append(parts, fmt.Sprintf("%s %d%s", what, len(list), listed(list)))
+		}
+	}
+	slices.Sort(parts)
+	// A source of numbers is no Key Trustee KMS, and may well have keys that the other lacks.
+	if c.Status = Failure; sv.naming == numbered {
+		c.Status = Warning
+	}
+	c.Measured = fmt.Sprintf("of the %d keys of the source, %s: %s", n, strings.Join(parts, ", and "), other.URI())
+	c.Cure = "it seems to be another KMS's, or a trustee that lacks something: copy .keytrustee and kts-site.xml from a host of the KMS that is the source (steps 1 and 2 of the procedure); old EDEKs of these keys would open as long as that KMS runs, and not afterwards"
+	return c
+}
