@@ -18,6 +18,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"claviger"
+	"claviger/shares"
 	"claviger/trustee"
 )
 
@@ -74,10 +75,10 @@ type Server struct {
 	now     func() time.Time
 	observe func(verb, result string, took time.Duration) // or nil
 	faults  faults
-	turns   chan struct{}
-	doors   *doors        // of bodies that arrive
-	peers   chan struct{} // turns of the other server and of operators, whom no client keeps out
-	joining chan struct{} // turns of registrations, which keep no registered client out
+	turns   *shares.Shares // by client: none takes what others need
+	doors   *doors         // of bodies that arrive
+	peers   chan struct{}  // turns of the other server and of operators, whom no client keeps out
+	joining chan struct{}  // turns of registrations, which keep no registered client out
 	// wrong lets registrations of an address through as long as few of it have failed.
 	wrong *failed
 	// lines are of requests that were refused before it was known whose they are.
@@ -88,12 +89,12 @@ type Server struct {
 	mu     sync.Mutex
 	seen   seenReads
 	forgot time.Time
-	full   time.Time // when a request was last refused since all turns were taken
+	full   time.Time // when a request of somebody who had no turn was last refused
 }
 
 // New makes a server. The store remains the caller's to close.
 func New(cfg Config) *Server {
-	s := &Server{id: cfg.Identity, store: cfg.Store, keeper: cfg.Keeper, replica: cfg.Replica, log: cfg.Log, now: cfg.Now, observe: cfg.Observe, turns: make(chan struct{}, concurrent), peers: make(chan struct{}, peering), joining: make(chan struct{}, newcomers), wrong: newFailed(), lines: rate.NewLimiter(rate.Every(refusedEvery), refusedLines)}
+	s := &Server{id: cfg.Identity, store: cfg.Store, keeper: cfg.Keeper, replica: cfg.Replica, log: cfg.Log, now: cfg.Now, observe: cfg.Observe, turns: shares.New(concurrent, true), peers: make(chan struct{}, peering), joining: make(chan struct{}, newcomers), wrong: newFailed(), lines: rate.NewLimiter(rate.Every(refusedEvery), refusedLines)}
 	if s.now == nil {
 		s.now = time.Now
 	}
@@ -156,6 +157,29 @@ func (s *Server) about(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// turn takes a turn of a client, who never comes to have more than are left for all
+// others; where there is none it answers 503.
+func (s *Server) turn(w http.ResponseWriter, client string) (leave func(), ok bool) {
+	granted, own := s.turns.Try(client, 1)
+	switch {
+	case granted > 0:
+		return func() { s.turns.Release(client, granted) }, true
+	case own:
+		w.Header().Set("Retry-After", "1")
+		http.Error(w, "as many requests of this client as the server takes are being served", http.StatusServiceUnavailable)
+	default:
+		s.noteFull()
+		tooMany(w)
+	}
+	return nil, false
+}
+
+func (s *Server) noteFull() {
+	s.mu.Lock()
+	s.full = s.now()
+	s.mu.Unlock()
+}
+
 // enter takes a place in a channel of places; where there is none it answers 503.
 func (s *Server) enter(w http.ResponseWriter, places chan struct{}) (leave func(), ok bool) {
 	select {
@@ -163,9 +187,7 @@ func (s *Server) enter(w http.ResponseWriter, places chan struct{}) (leave func(
 		return func() { <-places }, true
 	default:
 		if places != s.joining {
-			s.mu.Lock()
-			s.full = s.now()
-			s.mu.Unlock()
+			s.noteFull()
 		}
 		tooMany(w)
 		return nil, false
@@ -175,8 +197,9 @@ func (s *Server) enter(w http.ResponseWriter, places chan struct{}) (leave func(
 // fullFor is how long after a refusal CheckTurns is an error.
 const fullFor = time.Minute
 
-// CheckTurns is an error where a request was refused within the last minute, since as
-// many as the server takes were being worked on. Registrations do not count.
+// CheckTurns is an error where a request of a client who had no turn was refused within
+// the last minute, since as many as the server takes were being worked on. Registrations
+// do not count.
 func (s *Server) CheckTurns(context.Context) error {
 	s.mu.Lock()
 	full := s.full
@@ -184,7 +207,8 @@ func (s *Server) CheckTurns(context.Context) error {
 	if full.IsZero() || s.now().Sub(full) >= fullFor {
 		return nil
 	}
-	return fmt.Errorf("requests of clients were refused at %s: %d were being worked on, and %d are now", full.UTC().Format(time.RFC3339), concurrent, len(s.turns))
+	used, most := s.turns.Figures()
+	return fmt.Errorf("requests of clients were refused at %s: %d were being worked on, and %d are now, %d of one client", full.UTC().Format(time.RFC3339), concurrent, used, most)
 }
 
 func tooMany(w http.ResponseWriter) {
@@ -292,11 +316,12 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, verb string) {
 	}
 	if verb != trustee.VerbRegister {
 		arrived()
-		turns := s.turns
+		var leave func()
 		if peerVerbs[verb] != nil {
-			turns = s.peers
+			leave, ok = s.enter(w, s.peers)
+		} else {
+			leave, ok = s.turn(w, req.Client.Fingerprint())
 		}
-		leave, ok := s.enter(w, turns)
 		if !ok {
 			return
 		}

@@ -46,8 +46,10 @@ func TestRegistrationsTakeNoTurns(t *testing.T) {
 	}
 	// Strangers need no turn to be refused, neither one of clients nor one of the other
 	// server: they would keep these out.
-	for range concurrent {
-		s.turns <- struct{}{}
+	for i := range concurrent {
+		if _, ok := s.turn(httptest.NewRecorder(), fmt.Sprint("client", i)); !ok {
+			t.Fatalf("%d turns of %d clients", i, i)
+		}
 	}
 	for range peering {
 		s.peers <- struct{}{}
@@ -60,13 +62,45 @@ func TestRegistrationsTakeNoTurns(t *testing.T) {
 	if err := s.CheckTurns(t.Context()); err != nil {
 		t.Errorf("with strangers refused: %v", err)
 	}
-	if _, ok := s.enter(httptest.NewRecorder(), s.turns); ok {
+	if _, ok := s.turn(httptest.NewRecorder(), "late"); ok {
 		t.Errorf("more than %d turns", concurrent)
 	}
 	if err := s.CheckTurns(t.Context()); err == nil {
 		t.Error("with reads refused: no error")
 	}
 	http.DefaultClient.CloseIdleConnections()
+}
+
+// TestTurnsByClient: a client that sends more than the server works on leaves turns to the
+// others, and what it is refused is no want of others.
+func TestTurnsByClient(t *testing.T) {
+	id, err := trustee.NewIdentity("keytrustee", "", "kts@h.example.com", 2048, time.Now().Add(-time.Hour))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := New(Config{Identity: id})
+	take := func(client string) (got int) {
+		for range concurrent {
+			if _, ok := s.turn(httptest.NewRecorder(), client); ok {
+				got++
+			}
+		}
+		return got
+	}
+	if got := take("greedy"); got != concurrent/2 {
+		t.Errorf("one client has %d turns, want %d", got, concurrent/2)
+	}
+	if err := s.CheckTurns(t.Context()); err != nil {
+		t.Errorf("a client was refused what it may not have: %v", err)
+	}
+	leave, ok := s.turn(httptest.NewRecorder(), "other")
+	if !ok {
+		t.Fatal("another client has no turn")
+	}
+	leave()
+	if used, most := s.turns.Figures(); used != concurrent/2 || most != concurrent/2 {
+		t.Errorf("%d turns are taken, %d of one client", used, most)
+	}
 }
 
 // TestStrangersLines: what strangers send is a bounded number of lines in the log.
