@@ -108,7 +108,7 @@ type Moved struct {
 // MovedTo returns where a store was moved to, nil where it was not.
 func MovedTo(ctx context.Context, s Settings) (*Moved, error) {
 	text, ok, err := s.Setting(ctx, SettingMoved)
-	if err != nil || !ok {
+	if err != nil || !ok || text == "" {
 		return nil, err
 	}
 	return ParseMoved(text)
@@ -122,6 +122,9 @@ func ParseMoved(text string) (*Moved, error) {
 	}
 	return m, nil
 }
+
+// ClearMoved has a store served again that was moved, since the other place is lost.
+func ClearMoved(ctx context.Context, s Settings) error { return s.SetSetting(ctx, SettingMoved, "") }
 
 // SetMoved has nothing served from a store any more.
 func SetMoved(ctx context.Context, s Settings, to string) error {

@@ -14,6 +14,7 @@ import (
 
 	"claviger"
 	"claviger/hadoopconf"
+	"claviger/metastore"
 	"claviger/metastore/sqlite"
 	"claviger/owner"
 	"claviger/provider/hsm"
@@ -56,6 +57,9 @@ belongs to it: FILE is of no use without the keys that it names.`,
 			if err != nil {
 				return err
 			}
+			if err := tellMoved(cmd.Context(), cmd.OutOrStdout(), place); err != nil {
+				return err
+			}
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "wrote %s: %d keys with %d versions, %d deleted keys, of token %q (serial %s), schema version %d\n",
 				to, f.Keys, f.Versions, f.Deleted, f.TokenLabel, f.TokenSerial, f.Schema)
 			return err
@@ -67,6 +71,20 @@ belongs to it: FILE is of no use without the keys that it names.`,
 		_ = cmd.MarkFlagRequired(name) // the flags are defined above
 	}
 	return cmd
+}
+
+// tellMoved says that a store has not been in use since it was moved.
+func tellMoved(ctx context.Context, out io.Writer, place storePlace) error {
+	st, err := sqlite.OpenReadOnly(ctx, place.file)
+	if err != nil {
+		return err
+	}
+	gone, err := metastore.MovedTo(ctx, st)
+	if err = errors.Join(err, st.Close()); err != nil || gone == nil {
+		return err
+	}
+	_, err = fmt.Fprintf(out, "NOTE  this metastore was moved to %s at %s: back that one up\n", gone.To, gone.At.Format(time.RFC3339))
+	return err
 }
 
 // restoreFlags are those of `metastore restore`.
@@ -85,7 +103,7 @@ func newMetastoreRestore() *cobra.Command {
 store that is there and with the token: versions of keys that either has and FILE does not know would be lost, and are listed as LOST. Keys that were
 deleted since FILE was written would come back, and are listed as REVIVED; keys that were brought back since are listed as DELETED, and keys
 whose attributes or description are others now as CHANGED. Where another copy of the store has used the token since, that is a NOTE, and the restored store
-takes the token up. Steps that were pending when FILE was written are ended: what they made on the token may
+takes the token up. A store that metastore copy has moved to another place is listed as MOVED: restore that one, unless it is lost. Steps that were pending when FILE was written are ended: what they made on the token may
 have been used since, and is LOST until it is adopted. Where anything is listed nothing is written unless --lose-keys says so. It refuses while a server has the store. The store that was there is kept beside it.
 
 Exit status: 0 restored, 1 FILE or the store cannot be used, 3 keys would be lost, or changes undone.`,
@@ -136,6 +154,16 @@ func (f *restoreFlags) restore(ctx context.Context, out io.Writer, conf *hadoopc
 	if err != nil {
 		return err
 	}
+	if gone, err := metastore.MovedTo(ctx, staged.Store); err != nil {
+		return err
+	} else if gone != nil {
+		undo = append(undo, movedLine(gone))
+		if err := metastore.ClearMoved(ctx, staged.Store); err != nil {
+			return err
+		}
+	}
+	slices.Sort(undo)
+	undo = slices.Compact(undo)
 	for _, line := range undo {
 		if _, err := fmt.Fprintln(out, line); err != nil {
 			return err
@@ -224,6 +252,12 @@ func (f *restoreFlags) lost(ctx context.Context, out io.Writer, conf *hadoopconf
 				u, err = undoes(ctx, staged.Store, current)
 				undo = u.lines()
 			}
+			if err == nil {
+				var gone *metastore.Moved
+				if gone, err = metastore.MovedTo(ctx, current); gone != nil {
+					undo = append(undo, movedLine(gone))
+				}
+			}
 			err = errors.Join(err, current.Close())
 		}
 		if err != nil {
@@ -256,6 +290,12 @@ func (f *restoreFlags) lost(ctx context.Context, out io.Writer, conf *hadoopconf
 	}
 	slices.Sort(lost)
 	return slices.Compact(lost), undo, nil
+}
+
+// movedLine tells that a store was moved, so that what became of keys since is known at
+// the other place.
+func movedLine(m *metastore.Moved) string {
+	return fmt.Sprintf("MOVED  to %s at %s (claviger metastore copy): keys that were made, rolled or deleted there since are not known here", m.To, m.At.Format(time.RFC3339))
 }
 
 // forgetDestroyed has a backup not take for destroyed what the store that it replaces uses.

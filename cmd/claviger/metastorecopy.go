@@ -119,7 +119,7 @@ func moveStore(ctx context.Context, out io.Writer, dir string, from, to movable)
 		return err
 	}
 	if was != nil && was.To != to.URI() {
-		return refused("metastore %s was moved to %s at %s: copy that one, or name it by %s", from.URI(), was.To, was.At.Format(time.RFC3339), hadoopconf.MetastoreURI)
+		return refused("metastore %s was moved to %s at %s: copy that one, or name it by %s. Where it is lost, with its backups, see docs/nodes.md, From SQLite to PostgreSQL, and back", from.URI(), was.To, was.At.Format(time.RFC3339), hadoopconf.MetastoreURI)
 	}
 	if gone, err := metastore.MovedTo(ctx, to); err != nil || gone != nil {
 		if err != nil {
@@ -187,6 +187,6 @@ func (p storePlace) notMoved(ctx context.Context, st metastore.Store) error {
 	if err != nil || m == nil {
 		return p.named(err)
 	}
-	return p.named(fmt.Errorf("metastore %s was moved to %s at %s (claviger metastore copy): name that one by %s; where it is lost, restore its backup, or a backup of this one that was made before",
+	return p.named(fmt.Errorf("metastore %s was moved to %s at %s (claviger metastore copy): name that one by %s. Where it is lost, with its backups, this one can be used again (docs/nodes.md, From SQLite to PostgreSQL, and back)",
 		st.URI(), m.To, m.At.Format(time.RFC3339), hadoopconf.MetastoreURI))
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"log/slog"
 	"net/http"
@@ -207,6 +208,48 @@ func TestMetastoreCopy(t *testing.T) {
 	s.stop()
 	s.refused("mysql://x", "it must be postgresql://")
 	s.refused(back, "in use by claviger metastore copy")
+
+	// The later places are lost: the first one can be used again, by a word of the operator.
+	s.on(lite)
+	if out, err := s.command("verify", "--conf", dir, "--no-token"); !isRefused(err) || !strings.Contains(out, "MOVED") {
+		t.Errorf("verify: %v\n%s", err, out)
+	}
+	backup := filepath.Join(dir, "backup.db")
+	if out, err := s.command("backup", "--conf", dir, "--out", backup); err != nil || !strings.Contains(out, "was moved to "+shown) {
+		t.Errorf("backup: %v\n%s", err, out)
+	}
+	if out, err := s.command("restore", "--conf", dir, backup); !isRefused(err) || !strings.Contains(out, "MOVED  to "+shown) || !strings.Contains(out, "LOST  k@4") {
+		t.Errorf("restore: %v\n%s", err, out)
+	}
+	s.startRefused("was moved to " + shown)
+	if out, err := s.command("restore", "--conf", dir, "--lose-keys", backup); err != nil || !strings.Contains(out, "restored") {
+		t.Fatalf("restore: %v\n%s", err, out)
+	}
+	s.start()
+	if got := opens(); got != dek {
+		t.Errorf("the EDEK opens to %s, was %s", got, dek)
+	}
+	s.want(503, http.MethodPost, "keyversion/k@4/_eek?eek_op=decrypt", `{"name":"k","iv":"`+made[0].IV+`","material":"`+made[0].Encrypted.Material+`"}`)
+	s.stop()
+}
+
+// isRefused tells whether a command ends with exitRefused.
+func isRefused(err error) bool {
+	var coded *exitError
+	return errors.As(err, &coded) && coded.code == exitRefused
+}
+
+// command runs a command of claviger metastore.
+func (s *copySite) command(args ...string) (out string, err error) {
+	s.t.Helper()
+	cmd := newMetastoreCommand()
+	var b bytes.Buffer
+	cmd.SetOut(&b)
+	cmd.SetErr(&b)
+	cmd.SetArgs(args)
+	cmd.SilenceUsage = true
+	err = cmd.ExecuteContext(s.t.Context())
+	return b.String(), err
 }
 
 // unmark takes the mark of a move from a store, as if the run had ended before it.

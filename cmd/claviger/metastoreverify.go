@@ -64,7 +64,7 @@ func newMetastoreVerify() *cobra.Command {
 belongs to, and how much it holds. It asks the token which keys it has, and names those that one side lacks. It changes nothing, and a server
 may run.
 
-Exit status: 0 store and token fit, 1 the store cannot be used, 3 one of them lacks keys of the other.`,
+Exit status: 0 store and token fit, 1 the store cannot be used, 3 one of them lacks keys of the other, or the store was moved.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			out, err := newOutput(cmd.OutOrStdout(), format)
@@ -85,6 +85,9 @@ Exit status: 0 store and token fit, 1 the store cannot be used, 3 one of them la
 			}
 			if err := out.write(r, r.text); err != nil {
 				return err
+			}
+			if r.Moved != nil && file == "" {
+				return &exitError{code: exitRefused}
 			}
 			if t := r.Token; t != nil && (len(t.Unknown)+len(t.Missing) > 0 || t.Unread != "" || t.Misfit != "") {
 				return &exitError{code: exitRefused}
@@ -126,9 +129,6 @@ func verifyStore(ctx context.Context, conf *hadoopconf.Conf, file string, token 
 	if file != "" {
 		if r.Facts, err = sqlite.Inspect(ctx, file); err != nil {
 			return nil, err
-		}
-		if !token {
-			return r, nil
 		}
 		var read *sqlite.Store
 		if read, err = sqlite.OpenReadOnly(ctx, file); err == nil {

@@ -423,3 +423,22 @@ func BenchmarkByVersion(b *testing.B) {
 		}
 	}
 }
+
+// TestLinkToNothing: no store is made through a link whose target is missing, as on a disk
+// that is not mounted: it would not be the one that is there.
+func TestLinkToNothing(t *testing.T) {
+	dir := t.TempDir()
+	target, link := filepath.Join(dir, "target.db"), filepath.Join(dir, "m.db")
+	if err := os.Symlink(target, link); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := Open(t.Context(), link); err == nil || !strings.Contains(err.Error(), target) || !strings.Contains(err.Error(), "mount") {
+		if err == nil {
+			_ = s.Close()
+		}
+		t.Errorf("%v", err)
+	}
+	if list, err := filepath.Glob(filepath.Join(dir, "*")); err != nil || len(list) != 1 {
+		t.Errorf("%q, %v", list, err)
+	}
+}

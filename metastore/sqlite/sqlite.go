@@ -147,6 +147,11 @@ func create(ctx context.Context, path string) error {
 	case !errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("metastore: %w", err)
 	}
+	// A store is not made through a link: where its target is on a disk that is not mounted
+	// now, the store is there, and this would be another.
+	if target, err := os.Readlink(path); err == nil {
+		return fmt.Errorf("metastore %s is a symbolic link to %s, which is not there: mount the disk that has it; for a new metastore name that path itself", path, target)
+	}
 	work, err := newWork(path, "new")
 	if err != nil {
 		return fmt.Errorf("metastore %s: %w; the folder must be writable for the user that the server runs as", path, err)
