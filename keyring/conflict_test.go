@@ -51,6 +51,37 @@ func (w *twice) compare(t *testing.T) {
 	}
 }
 
+// TestConflictIsFoundInTime: a roll at the source is found by the server itself, within
+// the interval of its comparisons. Until then what comes out is no DEK: this holds the
+// bound that docs/sources.md and docs/threat-model.md state.
+func TestConflictIsFoundInTime(t *testing.T) {
+	if defaultCompareEvery != 30*time.Second {
+		t.Errorf("the pages say 30 s, and it is %v", defaultCompareEvery)
+	}
+	w := newTwice(t)
+	const every = time.Second
+	w.cfg.CompareEvery = every
+	began := time.Now()
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	go w.WatchSources(ctx)
+	if dek, err := w.decrypt(t, w.theirs); err != nil || dek.Equal(w.theirDEK) {
+		t.Fatalf("before the comparison: %v", err) // the window that the pages tell of
+	}
+	for {
+		if _, err := w.decrypt(t, w.theirs); claviger.Is(err, claviger.Unavailable) {
+			break
+		}
+		if time.Since(began) > 10*every { // a busy machine
+			t.Fatal("the server does not find the roll")
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if took := time.Since(began); took < every/2 {
+		t.Errorf("found after %v, so this tells nothing of the interval %v", took, every)
+	}
+}
+
 // TestConflictIsNotDecrypted: once it is known that a source has rolled a migrated key to
 // a version that is here too, no EDEK of that name is opened to what may be no DEK. All
 // others go on.

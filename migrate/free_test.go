@@ -67,6 +67,13 @@ func TestFreeNames(t *testing.T) {
 	if err != nil || len(standing.Freed) != 1 || len(standing.Runs) != 1 {
 		t.Errorf("status: %+v, %v", standing, err)
 	}
+	if c := standing.Counts; c.Total != 2 || c.Done != 1 || c.Deleted != 0 || c.Freed != 1 {
+		t.Errorf("a name that was freed counts as done: %+v", c)
+	}
+	var text strings.Builder
+	if err := standing.WriteText(&text); err != nil || !strings.Contains(text.String(), "2 keys: 1 done, 1 deleted here and freed, 0 under way") {
+		t.Errorf("%s, %v", text.String(), err)
+	}
 	// The source is named again, and a new run lists the name.
 	b.add(t, "new", 1)
 	b.run(t)

@@ -30,6 +30,9 @@ const (
 	// Lost is said by Status of a key whose versions an operator has given up on the
 	// target's token. The journal never has it.
 	Lost State = "lost"
+	// NameFreed is said by Status of a key that was deleted here, and whose name an
+	// administrator has freed since. The journal never has it.
+	NameFreed State = "freed"
 )
 
 // settled: nothing is left to do about the key.

@@ -64,10 +64,11 @@ type Counts struct {
 	Planned     int `json:"planned"` // importing included
 	Done        int `json:"done"`    // deleted here since included
 	Deleted     int `json:"deleted,omitempty"`
-	Lost        int `json:"lost,omitempty"` // given up on the token
-	Blocked     int `json:"blocked"`        // conflict, unsupported, refused, unreadable, failed
-	Gone        int `json:"gone"`           // the source lists them no more; never taken over
-	NewVersions int `json:"newVersions"`    // HSM keys that were, or would be, made
+	Lost        int `json:"lost,omitempty"`  // given up on the token
+	Blocked     int `json:"blocked"`         // conflict, unsupported, refused, unreadable, failed
+	Freed       int `json:"freed,omitempty"` // deleted here, and their names freed
+	Gone        int `json:"gone"`            // the source lists them no more; never taken over
+	NewVersions int `json:"newVersions"`     // HSM keys that were, or would be, made
 }
 
 func (c *Counts) add(it Item) {
@@ -85,6 +86,8 @@ func (c *Counts) add(it Item) {
 		c.Lost++
 	case Gone:
 		c.Gone++
+	case NameFreed:
+		c.Freed++
 	default:
 		c.Blocked++
 	}

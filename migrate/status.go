@@ -109,7 +109,7 @@ func (e *Engine) Status(ctx context.Context) (*Standing, error) {
 	for _, key := range slices.Sorted(slices.Values(h.order)) {
 		it := h.items[key]
 		if gone[key] {
-			it = deletedHere(it)
+			it = freedHere(deletedHere(it), freed, s.Runs)
 		} else {
 			it = lostHere(it, lost)
 		}
@@ -117,6 +117,17 @@ func (e *Engine) Status(ctx context.Context) (*Standing, error) {
 		s.Keys = append(s.Keys, KeyStanding{Key: key, State: it.State, Run: it.Run, Versions: mapping(it, byKey[key]), Why: it.Why})
 	}
 	return s, nil
+}
+
+// freedHere marks a key that was deleted here and whose name was freed since its run began:
+// it is no key that the migration has brought any more.
+func freedHere(it Item, freed map[string]Freed, runs []Run) Item {
+	f, ok := freed[it.Key]
+	if !ok || it.State != Deleted || slices.ContainsFunc(runs, func(r Run) bool { return r.Name == it.Run && f.At.Before(r.Started) }) {
+		return it
+	}
+	it.State, it.Why = NameFreed, "was migrated and has been deleted here since, and its name was freed"
+	return it
 }
 
 // givenUp are the versions that were made, and that an operator has given up since: the

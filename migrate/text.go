@@ -199,6 +199,9 @@ func (c *Counts) done() string {
 	if c.Lost > 0 {
 		text += fmt.Sprintf(", %d given up", c.Lost)
 	}
+	if c.Freed > 0 {
+		text += fmt.Sprintf(", %d deleted here and freed", c.Freed)
+	}
 	return text
 }
 
