@@ -299,7 +299,8 @@ func (c *FileConfig) Config(dir string) (Config, error) {
 		}
 		base := os.Getenv("CREDENTIALS_DIRECTORY")
 		if base == "" {
-			return cfg, fmt.Errorf("credential %s is asked for, but CREDENTIALS_DIRECTORY is not set; give the unit LoadCredential=%s:FILE", c.Credential, c.Credential)
+			return cfg, fmt.Errorf("credential %[1]s is asked for, but CREDENTIALS_DIRECTORY is not set: systemd sets it for units. In a unit: LoadCredential=%[1]s:FILE; "+
+				"at a shell: systemd-run --pipe --wait --uid=USER -p LoadCredential=%[1]s:FILE claviger ..., with USER and FILE as in the server's unit", c.Credential)
 		}
 		path := filepath.Join(base, c.Credential)
 		cfg.PIN, cfg.PINSource = pinFile(path), "credential "+c.Credential

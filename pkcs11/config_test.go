@@ -245,3 +245,23 @@ func TestModuleName(t *testing.T) {
 		}
 	}
 }
+
+// TestSettingsOfAnotherShell: where a shell lacks what the server's unit sets, the message
+// says so, and leads to no second token and to no blind command.
+func TestSettingsOfAnotherShell(t *testing.T) {
+	t.Setenv("CREDENTIALS_DIRECTORY", "")
+	c := FileConfig{Module: "/m.so", Token: "kms", Credential: "pin"}
+	if _, err := c.Config(""); err == nil || !strings.Contains(err.Error(), "systemd-run") || !strings.Contains(err.Error(), "LoadCredential=pin:FILE") {
+		t.Errorf("%v", err)
+	}
+	t.Setenv("SOFTHSM2_CONF", "")
+	t.Setenv("HOME", t.TempDir())
+	soft := &Config{Module: "/usr/lib/softhsm/libsofthsm2.so"}
+	if text := soft.unlessHidden(); !strings.Contains(text, "SOFTHSM2_CONF is not set here") || !strings.Contains(text, "make no other token") {
+		t.Error(text)
+	}
+	t.Setenv("SOFTHSM2_CONF", "/other.conf")
+	if text := soft.unlessHidden(); !strings.Contains(text, "/other.conf") {
+		t.Error(text)
+	}
+}

@@ -312,6 +312,16 @@ func softHSMConf() (string, error) {
 	return softHSMSettings[0], nil
 }
 
+// softHSMSeen says by which settings SoftHSM was asked: another shell than the server's
+// may show other tokens, or none.
+func softHSMSeen() string {
+	if conf := os.Getenv("SOFTHSM2_CONF"); conf != "" {
+		return ", by the settings that SOFTHSM2_CONF names (" + conf + "): a server with other settings has other tokens"
+	}
+	conf, _ := softHSMConf()
+	return ", by the settings in " + conf + " (SOFTHSM2_CONF is not set here): where the server's unit sets SOFTHSM2_CONF, set it here too, and make no other token"
+}
+
 // softHSMSettings are where distributions have SoftHSM's settings, which its library was
 // built with: Debian's, and Fedora's.
 var softHSMSettings = []string{"/etc/softhsm/softhsm2.conf", "/etc/softhsm2.conf"}
