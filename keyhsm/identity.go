@@ -3,7 +3,6 @@ package keyhsm
 import (
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -28,7 +27,8 @@ const (
 )
 
 // CreateCertificate makes a key and a self-signed certificate, good for hosts
-// (names and addresses), in a folder. Neither file is overwritten.
+// (names and addresses), in a folder. Neither file is overwritten. The key gets its name
+// last: what was cut off before that is made anew.
 func CreateCertificate(dir string, hosts []string) error {
 	certPEM, keyPEM, err := keystore.SelfSigned("claviger Key HSM", hosts, certificateLife)
 	if err != nil {
@@ -36,16 +36,39 @@ func CreateCertificate(dir string, hosts []string) error {
 	}
 	defer clear(keyPEM)
 	key, cert := filepath.Join(dir, PrivateKeyFile), filepath.Join(dir, CertificateFile)
-	if _, err := os.Lstat(cert); err == nil {
+	fresh := key + ".new"
+	if there(key) {
+		return &durable.AlreadyError{Path: key}
+	}
+	write := durable.Create
+	if there(fresh) { // its certificate was never used
+		write = durable.Replace
+	} else if there(cert) {
 		return &durable.AlreadyError{Path: cert}
 	}
-	if err := durable.Create(key, keyPEM, 0o600); err != nil {
+	if err := durable.Replace(fresh, keyPEM, 0o600); err != nil {
 		return err
 	}
-	if err := durable.Create(cert, certPEM, 0o644); err != nil {
-		return errors.Join(err, durable.Remove(key)) // it belongs to no certificate
+	if err := write(cert, certPEM, 0o644); err != nil {
+		return err
 	}
-	return nil
+	return durable.Rename(fresh, key)
+}
+
+func there(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}
+
+// HasCertificate tells whether a setup that was killed before it wrote the settings has
+// made both files: they are used.
+func HasCertificate(dir string) bool {
+	key, cert := filepath.Join(dir, PrivateKeyFile), filepath.Join(dir, CertificateFile)
+	if there(filepath.Join(dir, SettingsFile)) || !there(key) || !there(cert) {
+		return false
+	}
+	_, err := tls.LoadX509KeyPair(cert, key)
+	return err == nil
 }
 
 // Identity reads the server's certificate, and whom it trusts.

@@ -174,7 +174,10 @@ func (s *keyHSMSetup) onToken(ctx context.Context, out io.Writer, tok *pkcs11.To
 	if err := durable.MakeFolder(s.conf, 0o700); err != nil {
 		return err
 	}
-	if certificate {
+	switch {
+	case certificate && keyhsm.HasCertificate(s.conf):
+		fmt.Fprintf(out, "%s and its key are there, of a setup that was broken off: they are used\n", filepath.Join(s.conf, keyhsm.CertificateFile))
+	case certificate:
 		if err := keyhsm.CreateCertificate(s.conf, s.certificateHosts()); err != nil {
 			return err
 		}
