@@ -129,19 +129,23 @@ func (c *call) report(r *authn.Refusal) {
 	if r.Explanation == "" {
 		return
 	}
-	// By what is to be changed, and by who would need it. What a client can make up
-	// without a name counts for its address.
-	from := c.caller.RemoteAddr
-	what := refusalNames[r.Kind] + " " + from + " " + short(r.Explanation)
-	if r.Property != "" && r.Real != "" {
-		what, from = r.Property, ""
-	}
+	what, from := warnedBy(r, c.caller.RemoteAddr)
 	silent, ok := c.warned.due(what, from)
 	if !ok {
 		return
 	}
 	c.Log.Warn("a client could not be authenticated", "id", c.caller.RequestID, "remote", c.caller.RemoteAddr, "realUser", short(r.Real), "user", short(r.User),
 		"method", c.r.Method, "path", short(c.r.URL.EscapedPath()), "reason", short(r.Reason), "property", short(r.Property), "explanation", short(r.Explanation), "notShown", silent)
+}
+
+// warnedBy is what a warning is limited by: what is to be changed, and who would need it.
+// What a client can make up without a name counts for its address, or network.
+func warnedBy(r *authn.Refusal, remote string) (what, from string) {
+	if r.Property != "" && r.Real != "" {
+		return r.Property, ""
+	}
+	from = claviger.Network(remote)
+	return refusalNames[r.Kind] + " " + from + " " + short(r.Explanation), from
 }
 
 // short bounds a text that a client may have made up.

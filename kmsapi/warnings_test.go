@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"testing"
 	"time"
+
+	"claviger/authn"
 )
 
 // TestWarnings: one address can make up a few different warnings a minute, and
@@ -32,5 +34,18 @@ func TestWarnings(t *testing.T) {
 	}
 	if _, ok := w.due("made up anew", "192.0.2.1"); !ok {
 		t.Error("a minute later the first address has no room")
+	}
+}
+
+// TestWarningsOfOneNetwork: a host that has a whole IPv6 network gets one client's share of
+// the log.
+func TestWarningsOfOneNetwork(t *testing.T) {
+	r := &authn.Refusal{Kind: authn.BadTicket, Explanation: "a ticket of another realm"}
+	what, from := warnedBy(r, "2001:db8:1:2::3")
+	if again, f := warnedBy(r, "2001:db8:1:2:ffff::9"); again != what || f != from {
+		t.Errorf("%q from %q, and %q from %q", what, from, again, f)
+	}
+	if other, f := warnedBy(r, "2001:db8:1:3::3"); other == what || f == from {
+		t.Errorf("another network is the same: %q from %q", other, f)
 	}
 }

@@ -44,7 +44,7 @@ const (
 type host struct {
 	base string // "https://h1:9600/kms"
 
-	restUntil atomic.Int64 // Unix nanoseconds; see restPeriod
+	restUntil atomic.Int64 // by monotonic; see restPeriod
 
 	login  chan struct{} // holds one token: one handshake at a time
 	cookie atomic.Pointer[string]
@@ -136,7 +136,7 @@ func (p *Provider) do(ctx context.Context, r request) ([]byte, error) {
 				f.err)
 		}
 		if f.untouched {
-			h.restUntil.Store(time.Now().Add(restPeriod).UnixNano())
+			h.restUntil.Store(int64(monotonic() + restPeriod))
 		}
 		if f.answered {
 			answer = f.err
@@ -161,10 +161,15 @@ func (p *Provider) do(ctx context.Context, r request) ([]byte, error) {
 	return nil, unavailable(fmt.Errorf("no host of the KMS answered: %s", strings.Join(failed, "; ")))
 }
 
+// loaded is the moment from which monotonic counts: steps of the clock are none of it.
+var loaded = time.Now()
+
+func monotonic() time.Duration { return time.Since(loaded) }
+
 // order returns the hosts in turn, those that lately could not be reached last.
 func (p *Provider) order() []*host {
 	start := int(p.next.Add(1) % uint32(len(p.hosts)))
-	now := time.Now().UnixNano()
+	now := int64(monotonic())
 	out := make([]*host, 0, len(p.hosts))
 	var resting []*host
 	for i := range p.hosts {

@@ -2,11 +2,11 @@ package server
 
 import (
 	"log/slog"
-	"net"
 	"net/http"
-	"net/netip"
 	"sync"
 	"time"
+
+	"claviger"
 )
 
 // Bodies are read before it is known whose they are, so the places to read them are
@@ -25,8 +25,6 @@ const (
 	maxProved = 1 << 14
 	// doorsLog is how often the log tells of refusals.
 	doorsLog = 10 * time.Second
-	// networkBits is what is told apart of an IPv6 address.
-	networkBits = 64
 )
 
 // doors are the places to read bodies.
@@ -101,20 +99,5 @@ func (d *doors) prove(address string) {
 	d.proved[address] = now
 }
 
-// addressOf is the peer's address, without its port. Of IPv6 it is the network of 64
-// bits: one host has all of its addresses.
-func addressOf(r *http.Request) string {
-	host, _, err := net.SplitHostPort(r.RemoteAddr)
-	if err != nil {
-		host = r.RemoteAddr
-	}
-	a, err := netip.ParseAddr(host)
-	if err != nil {
-		return host
-	}
-	a = a.Unmap().WithZone("")
-	if a.Is4() {
-		return a.String()
-	}
-	return netip.PrefixFrom(a, networkBits).Masked().String()
-}
+// addressOf is what the peer's address counts as.
+func addressOf(r *http.Request) string { return claviger.Network(r.RemoteAddr) }
