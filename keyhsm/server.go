@@ -117,6 +117,9 @@ func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
 		// HTTP/1.1 alone: there is nothing to gain, and streams would need limits too.
 		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){},
 	}
+	if l, ok := listener.(interface{ Watch(server *http.Server) }); ok { // counts who has not said anything
+		l.Watch(server)
+	}
 	served := make(chan error, 1)
 	go func() { served <- server.ServeTLS(listener, "", "") }()
 	select {

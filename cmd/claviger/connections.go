@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/netip"
 	"path/filepath"
 	"slices"
@@ -141,8 +142,10 @@ type boundedListener struct {
 	open      int64
 	limited   int64 // of these, those of addresses with a limit
 	byAddress map[netip.Addr]int64
-	full      refusal // for want of room at all
-	own       refusal // of an address that has its share
+	// silent have sent no whole head of a request yet: nobody knows whose they are.
+	silent map[net.Conn]struct{}
+	full   refusal // for want of room at all
+	own    refusal // of an address that has its share
 }
 
 // refusal is when connections were refused last.
@@ -157,7 +160,27 @@ const tellEvery = time.Minute
 
 // bound bounds a listener.
 func bound(l net.Listener, limits connectionLimits, log *slog.Logger) *boundedListener {
-	return &boundedListener{Listener: l, connectionLimits: limits, log: log, byAddress: map[netip.Addr]int64{}}
+	return &boundedListener{Listener: l, connectionLimits: limits, log: log, byAddress: map[netip.Addr]int64{}, silent: map[net.Conn]struct{}{}}
+}
+
+// Watch has a server tell which connections have sent a request, before it serves.
+func (l *boundedListener) Watch(server *http.Server) {
+	server.ConnState = func(conn net.Conn, state http.ConnState) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if state == http.StateNew {
+			l.silent[conn] = struct{}{}
+		} else {
+			delete(l.silent, conn)
+		}
+	}
+}
+
+// waiting returns how many connections have sent no request yet.
+func (l *boundedListener) waiting() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.silent)
 }
 
 // Accept returns the next connection that there is room for.
@@ -286,6 +309,7 @@ func (l *boundedListener) check() error {
 // metrics shows how full it is.
 func (l *boundedListener) metrics(m *console.Metrics) {
 	m.Gauge("claviger_http_connections", "Open connections of clients.", func() float64 { open, _ := l.use(); return float64(open) })
+	m.Gauge("claviger_http_connections_silent", "Of these, those that have sent no whole head of a request yet: in a TLS handshake, or before.", func() float64 { return float64(l.waiting()) })
 	m.Gauge("claviger_http_connections_max", "Connections that may be open at once.", func() float64 { return float64(l.most) })
 	m.Gauge("claviger_http_connections_of_one_address", "Open connections of the address that has most, of those that are limited.", func() float64 { _, one := l.use(); return float64(one) })
 	m.Gauge("claviger_http_connections_of_one_address_max", "Connections that one address may have open at once; 0: no limit.", func() float64 { return float64(l.perAddress) })

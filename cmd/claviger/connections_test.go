@@ -165,7 +165,8 @@ func TestHandshakesOfOneAddress(t *testing.T) {
 	}
 	bounded := bound(listener, limits, slog.New(slog.DiscardHandler))
 	cert := certtest.New(t, t.TempDir()).Issue("server", "127.0.0.1")
-	web := &http.Server{Handler: http.NotFoundHandler(), ReadHeaderTimeout: 300 * time.Millisecond, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug)}
+	web := &http.Server{Handler: http.NotFoundHandler(), ReadHeaderTimeout: 2 * time.Second, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug)}
+	bounded.Watch(web)
 	done := make(chan error, 1)
 	go func() { done <- web.ServeTLS(bounded, cert, cert) }()
 	t.Cleanup(func() { _ = web.Close(); <-done })
@@ -179,11 +180,14 @@ func TestHandshakesOfOneAddress(t *testing.T) {
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
+	if n := bounded.waiting(); n != 2 {
+		t.Errorf("two connections are within a handshake, and %d are counted", n)
+	}
 	for tries := 0; ; tries++ {
-		if open, _ := bounded.use(); open == 0 {
+		if open, _ := bounded.use(); open == 0 && bounded.waiting() == 0 {
 			break
 		}
-		if tries == 300 {
+		if tries == 1000 {
 			t.Fatal("half a handshake keeps its place")
 		}
 		time.Sleep(10 * time.Millisecond)

@@ -123,6 +123,7 @@ func openFront(ctx context.Context, conf *hadoopconf.Conf, set kmsSettings, log 
 	f.listener = bound(listener, set.web.connections.bounded(log), log)
 	f.show(waitingRoom(func() string { return "the server is starting" }, set.web.showsDetails, log))
 	f.server = set.web.newServer(f, log)
+	f.listener.Watch(f.server)
 	listener = f.listener
 	if f.secured != nil {
 		listener = tls.NewListener(listener, f.secured)

@@ -332,6 +332,7 @@ func serveTrustee(ctx context.Context, f trusteeFlags, log *slog.Logger) (err er
 		ReadHeaderTimeout: 10 * time.Second, ReadTimeout: time.Minute, WriteTimeout: time.Minute, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10,
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
+	bounded.Watch(web)
 	served := make(chan error, 1)
 	go func() { served <- web.Serve(tls.NewListener(bounded, conf)) }()
 	url := "https://" + listener.Addr().String()
