@@ -109,7 +109,7 @@ func lookForToken(b Boundary, c *Config) (candidate, error) {
 // unlessHidden is a caution where it is not known that no other user sees a token.
 func (c *Config) unlessHidden() string {
 	if isSoftHSM(c.Module) {
-		return softHSMSeen() + "; only where the server has none, either"
+		return softHSMSeen() + "; only where the server has none"
 	}
 	return ", as far as this user may see: the HSM's client may hide a token from a user without rights to its settings. See what the HSM's tool shows as this user and as its administrator; only where both show none"
 }
