@@ -136,4 +136,7 @@ func TestPublic(t *testing.T) {
 	if _, err := c.Public(); err == nil || !strings.Contains(err.Error(), SensitiveKeys) {
 		t.Errorf("a broken expression: %v", err)
 	}
+	if err := c.CheckPublic(); err == nil || !strings.Contains(err.Error(), SensitiveKeys) {
+		t.Errorf("a broken expression, checked: %v", err)
+	}
 }

@@ -58,7 +58,7 @@ func (r *reader) operations() operationSettings {
 // server listens.
 func (s *kmsServer) operations(port int, metrics *console.Metrics) (kmsapi.Operations, error) {
 	// What cannot be hidden must not wait for somebody to look.
-	if _, err := s.conf.Public(); err != nil {
+	if err := s.conf.CheckPublic(); err != nil {
 		return kmsapi.Operations{}, err
 	}
 	op := kmsapi.Operations{
