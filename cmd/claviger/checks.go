@@ -65,7 +65,9 @@ func (s *kmsServer) checks() []console.Check {
 			Last: func() (console.Observation, bool) {
 				last, ok := p.LastWrite()
 				return console.Observation(last), ok
-			}})
+			}},
+			// What it has opens as before; new EDEKs should not depend on a key that may be lost.
+			console.Check{Name: "private key in its folder", For: []console.Purpose{console.Generate, console.Write}, Run: p.CheckPlace})
 	}
 	checks = append(checks, s.shared.checks...)
 	for i, src := range s.ring.Sources() {

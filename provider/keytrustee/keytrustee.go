@@ -140,9 +140,6 @@ func (p *Provider) Check(ctx context.Context) error {
 	if err := p.ready(ctx, op, ""); err != nil {
 		return err
 	}
-	if err := p.cfg.place.check(p.cfg.Now()); err != nil {
-		return claviger.E(op, claviger.Unavailable, "", err)
-	}
 	// A server that cannot say what it lacks reads the keys that it holds.
 	if _, err := p.cfg.Box.List(ctx, keyPrefix, false, "", 1); err != nil && !errors.Is(err, trustee.ErrUnsure) {
 		return failed(op, "", err)

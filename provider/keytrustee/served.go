@@ -1,6 +1,7 @@
 package keytrustee
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -187,6 +188,9 @@ func (p *place) check(now time.Time) error {
 	p.stamp = stamp
 	return nil
 }
+
+// CheckPlace fails while the private key with which this KMS runs is not in its folder.
+func (p *Provider) CheckPlace(context.Context) error { return p.cfg.place.check(p.cfg.Now()) }
 
 // holds reads the folder and has its key open what is sealed to the one in memory.
 func (p *place) holds(now time.Time) error {

@@ -45,7 +45,6 @@ func TestFolderTakenAway(t *testing.T) {
 		"deletion":     func() error { return p.Delete(ctx, "k") },
 		"restoration":  func() error { return soft.Undelete(ctx, "deleted", old.Name) },
 		"purge":        func() error { return soft.Purge(ctx, "deleted", old.Name) },
-		"health check": func() error { return p.(provider.Health).Check(ctx) },
 	}
 	count := func() int { return len(s.records()) }
 	away := dir + ".away"
@@ -83,6 +82,9 @@ func TestFolderTakenAway(t *testing.T) {
 				t.Errorf("%s, %s: %v", c.what, name, err)
 			}
 		}
+		if err := p.(*keytrustee.Provider).CheckPlace(ctx); err == nil || !strings.Contains(err.Error(), c.words) {
+			t.Errorf("%s, readiness: %v", c.what, err)
+		}
 		if after := count(); after != before {
 			t.Errorf("%s: the trustee has %d records, had %d", c.what, after, before)
 		}
@@ -95,7 +97,7 @@ func TestFolderTakenAway(t *testing.T) {
 		if err := os.Rename(away, dir); err != nil {
 			t.Fatal(err)
 		}
-		if err := changes["health check"](); err != nil {
+		if err := p.(*keytrustee.Provider).CheckPlace(ctx); err != nil {
 			t.Errorf("%s, and put back: %v", c.what, err)
 		}
 	}
