@@ -1,12 +1,14 @@
 package keytrustee
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -25,10 +27,13 @@ const skew = 2 * trustee.MaxSkew
 
 // newest is the change that is remembered.
 type newest struct {
+	// N orders the changes of this host: a change that another one of the same key was made
+	// upon has the lower number. Times do not, for a clock may have been ahead.
+	N       uint64    `json:"n,omitempty"`
 	Key     string    `json:"key"`
 	Label   string    `json:"label"`
 	UUID    string    `json:"uuid"`
-	At      time.Time `json:"at"`
+	At      time.Time `json:"at"`                // zero where this host's clock was ahead
 	Deleted bool      `json:"deleted,omitempty"` // the key was purged: nothing is to be found
 	// Version is the key's newest version then, and Made when the key was made: other
 	// hosts add versions to it and take none away.
@@ -48,7 +53,8 @@ type memory struct {
 
 	mu   sync.Mutex
 	last newest
-	read bool // last is what the file holds
+	read bool   // last is what the file holds
+	n    uint64 // of the change that was begun last
 
 	asked time.Time // when the provider's Check asked last
 	why   error     // what it found
@@ -77,34 +83,67 @@ func (m *memory) load() (newest, error) {
 	return m.last, err
 }
 
-// remember keeps a change that was acknowledged.
-func (m *memory) remember(n newest) error {
+// begin numbers a change. It is called when the key was read that the change is made upon,
+// and before the Key Trustee Server is asked for the change.
+func (m *memory) begin() uint64 {
 	if m == nil {
-		return nil
+		return 0
+	}
+	_, _ = m.load() // a file that cannot be read was told of at the start
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, old := range append([]newest{m.last}, m.last.Before...) {
+		m.n = max(m.n, old.N)
+	}
+	m.n++
+	return m.n
+}
+
+// remember keeps a change that was acknowledged, and returns those that it knew from a
+// clock that was ahead. The Key Trustee Server takes no request of a wrong clock, so the
+// clock of n is right.
+func (m *memory) remember(n newest) (ahead []newest, err error) {
+	if m == nil {
+		return nil, nil
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if n.At.Before(m.last.At) {
-		return nil // of two that ended in another order
-	}
-	n.Before = nil
+	all := []newest{n}
 	for _, old := range append([]newest{m.last}, m.last.Before...) {
-		old.Before = nil
-		if old.Key != "" && old.Key != n.Key && len(n.Before) < others {
-			n.Before = append(n.Before, old)
+		switch {
+		case old.Key == "":
+			continue
+		case old.Key == n.Key && old.N > n.N:
+			return nil, nil // the newer one ended first
+		case old.Key == n.Key && n.Deleted && !old.Deleted && old.Made != n.Made:
+			return nil, nil // a deleted key was purged, and another of its name is there
+		case old.Key == n.Key:
+			continue
 		}
+		old.Before = nil
+		if old.ahead(n.At) {
+			ahead = append(ahead, old)
+			old.At = time.Time{} // for good: the time comes when it is not ahead any more
+		}
+		all = append(all, old)
 	}
-	m.last = n
-	text, err := json.Marshal(n)
-	if err != nil {
-		return err
+	slices.SortStableFunc(all, func(a, b newest) int { return cmp.Compare(b.N, a.N) })
+	m.last = all[0]
+	m.last.Before = all[1:min(len(all), 1+others)]
+	text, err := json.Marshal(m.last)
+	if err == nil {
+		err = m.folder.WriteFile(newestFile, text)
 	}
-	return m.folder.WriteFile(newestFile, text)
+	return ahead, err
 }
 
-// changed tells the memory of a change that put a deposit with that label.
-func (p *Provider) changed(k *keyDoc, label, uuid string) {
-	p.memorize(newest{Key: k.Name, Label: label, UUID: uuid, At: p.cfg.Now().UTC(), Version: k.Versions[len(k.Versions)-1].Name, Made: k.Created})
+// ahead tells that a change was made by a clock that was ahead of this time, which is a
+// right one: its own time says nothing then.
+func (n *newest) ahead(now time.Time) bool { return n.At.After(now.Add(skew)) }
+
+// changed tells the memory of the change number n, which put a deposit with that label.
+func (p *Provider) changed(n uint64, k *keyDoc, label, uuid string) {
+	p.memorize(newest{N: n, Key: k.Name, Label: label, UUID: uuid, At: p.cfg.Now().UTC(), Version: k.Versions[len(k.Versions)-1].Name, Made: k.Created})
 }
 
 // checkEvery is how often Check asks for all changes that are remembered.
@@ -183,7 +222,11 @@ func (p *Provider) changeable(ctx context.Context, op, key string) error {
 }
 
 func (p *Provider) memorize(n newest) {
-	if err := p.cfg.memory.remember(n); err != nil {
+	ahead, err := p.cfg.memory.remember(n)
+	for _, old := range ahead {
+		p.cfg.Log.Warn(p.clockWas(&old))
+	}
+	if err != nil {
 		p.cfg.Log.Warn("the newest change cannot be remembered, so that a Key Trustee Server restored from an older backup might not be noticed", "err", err)
 	}
 }
@@ -246,6 +289,12 @@ func (p *Provider) lacksVersion(ctx context.Context, n *newest) (bool, error) {
 	return there, nil
 }
 
+// clockWas says that a change has a time that is still to come.
+func (p *Provider) clockWas(n *newest) string {
+	return fmt.Sprintf("%s has a change of key %q at %s, which is still to come: the clock of this host was ahead then, or is behind now. Whether the Key Trustee Server has what this change made is seen by the key's versions alone, and not by times",
+		filepath.Join(p.cfg.memory.folder.Path, newestFile), n.Key, n.At.Format(time.RFC3339))
+}
+
 func (p *Provider) lostChange(ctx context.Context, n *newest) (warning string, err error) {
 	file := filepath.Join(p.cfg.memory.folder.Path, newestFile)
 	// Wherever the key is by now, the deposit that it is in is not older.
@@ -263,6 +312,10 @@ func (p *Provider) lostChange(ctx context.Context, n *newest) (warning string, e
 		}
 	}
 	at := n.At.Format(time.RFC3339)
+	future := n.ahead(p.cfg.Now())
+	if future || n.At.IsZero() {
+		at = "a time that its clock did not know"
+	}
 	lacks := false
 	if !same {
 		if lacks, err = p.lacksVersion(ctx, n); err != nil {
@@ -270,12 +323,14 @@ func (p *Provider) lostChange(ctx context.Context, n *newest) (warning string, e
 		}
 	}
 	switch {
-	case same:
 	case lacks:
 		return "", fmt.Errorf("the Key Trustee Server has acknowledged version %s of key %q at %s, and has that key without it: it was restored from an older backup, and what was made or rolled since then is lost unless a newer one is restored. If it is given up, remove %s and start again",
 			n.Version, n.Key, at, file)
-	case latest.IsZero():
+	case !same && latest.IsZero():
 		return fmt.Sprintf("key %q, which this host changed at %s, is not at the Key Trustee Server: another host has purged it, or the server was restored from an older backup", n.Key, at), nil
+	case future:
+		return p.clockWas(n), nil
+	case same:
 	case latest.Before(n.At.Add(-skew)):
 		return "",
 			fmt.Errorf("the Key Trustee Server has key %q as of %s, and has acknowledged a change of it at %s: it was restored from an older backup, and what was made or rolled since then is lost unless a newer one is restored. If it is given up, remove %s and start again",

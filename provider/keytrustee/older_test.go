@@ -14,6 +14,7 @@ import (
 	"claviger"
 	"claviger/provider"
 	"claviger/provider/keytrustee"
+	"claviger/trustee"
 	"claviger/trustee/server"
 )
 
@@ -146,7 +147,7 @@ func TestOlderBackup(t *testing.T) {
 	if err := json.Unmarshal(text, &n); err != nil {
 		t.Fatal(err)
 	}
-	n["at"] = time.Now().Add(time.Hour).UTC()
+	n["at"] = time.Now().Add(2 * trustee.MaxSkew).UTC() // as far as clocks may be apart
 	if text, err = json.Marshal(n); err == nil {
 		err = os.WriteFile(file, text, 0o600)
 	}
@@ -289,5 +290,118 @@ func TestTrusteeTakesNoChanges(t *testing.T) {
 	}
 	if left != 0 || before == 0 {
 		t.Errorf("%d deposits are left behind", left)
+	}
+}
+
+// TestOlderBackupAfterAClockAhead: a change that was remembered by a clock years ahead does
+// not keep later changes from being remembered, in the file and in the process; its time is
+// told, says nothing about the trustee, and is forgotten by the next change.
+func TestOlderBackupAfterAClockAhead(t *testing.T) {
+	s, ctx := newSite(t), t.Context()
+	one, two := filepath.Join(t.TempDir(), ".keytrustee"), filepath.Join(t.TempDir(), ".keytrustee")
+	p := s.must(one)
+	if err := os.Mkdir(two, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	copyFolder(t, one, two)
+	q := s.must(two)
+	for _, name := range []string{"k", "other"} {
+		if _, err := p.Create(ctx, provider.Spec{Name: name, Cipher: claviger.DefaultCipher, BitLength: 128}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	file := filepath.Join(one, "newest.json")
+	memory := func() (n map[string]any) {
+		t.Helper()
+		text, err := os.ReadFile(file)
+		if err == nil {
+			err = json.Unmarshal(text, &n)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	reopen := func() (string, error) {
+		t.Helper()
+		if err := p.Close(); err != nil {
+			t.Fatal(err)
+		}
+		s.log.Reset()
+		var err error
+		p, err = s.open(one)
+		return s.log.String(), err
+	}
+	n := memory() // of "other", and before it of k
+	future := time.Now().AddDate(4, 0, 0).UTC().Truncate(time.Second)
+	n["at"] = future
+	text, err := json.Marshal(n)
+	if err == nil {
+		err = os.WriteFile(file, text, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Another host, of a right clock, has changed the key since: that is no older backup.
+	if _, err := q.Roll(ctx, "other", nil); err != nil {
+		t.Fatal(err)
+	}
+	log, err := reopen()
+	if err != nil || !strings.Contains(log, "change of key \\\"other\\\" at "+future.Format(time.RFC3339)+", which is still to come") {
+		t.Fatalf("%v; log %s", err, log)
+	}
+	backup := s.records()
+	s.log.Reset()
+	v, err := p.Roll(ctx, "k", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n = memory(); n["version"] != v.Name || !strings.Contains(s.log.String(), "which is still to come") {
+		t.Errorf("remembered: %v; log %s", n, s.log.String())
+	}
+	if log, err := reopen(); err != nil || strings.Contains(log, "still to come") {
+		t.Errorf("after the change: %v; log %s", err, log)
+	}
+	s.restore(backup)
+	if _, err := reopen(); err == nil || !strings.Contains(err.Error(), "has acknowledged version "+v.Name) {
+		t.Errorf("an older backup: %v", err)
+	}
+	if err := q.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestOlderBackupAfterAPurge: a purge of a deleted key does not make the KMS forget what
+// it knows of the key that has the name now.
+func TestOlderBackupAfterAPurge(t *testing.T) {
+	s, ctx := newSite(t), t.Context()
+	dir := filepath.Join(t.TempDir(), ".keytrustee")
+	p := s.must(dir)
+	spec := provider.Spec{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128}
+	old, err := p.Create(ctx, spec)
+	if err == nil {
+		err = p.Delete(ctx, "k")
+	}
+	if err == nil {
+		time.Sleep(2 * time.Millisecond) // another time of creation
+		_, err = p.Create(ctx, spec)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	backup := s.records()
+	lost, err := p.Roll(ctx, "k", nil)
+	if err == nil {
+		err = p.(provider.SoftDeleter).Purge(ctx, "k", old.Name)
+	}
+	if err == nil {
+		err = p.Close()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.restore(backup)
+	if _, err := s.open(dir); err == nil || !strings.Contains(err.Error(), "has acknowledged version "+lost.Name) {
+		t.Errorf("an older backup: %v", err)
 	}
 }

@@ -40,11 +40,11 @@ func TestFolderTakenAway(t *testing.T) {
 	}
 	spec.Name = "new"
 	changes := map[string]func() error{
-		"creation":     func() error { _, err := p.Create(ctx, spec); return err },
-		"roll":         func() error { _, err := p.Roll(ctx, "k", nil); return err },
-		"deletion":     func() error { return p.Delete(ctx, "k") },
-		"restoration":  func() error { return soft.Undelete(ctx, "deleted", old.Name) },
-		"purge":        func() error { return soft.Purge(ctx, "deleted", old.Name) },
+		"creation":    func() error { _, err := p.Create(ctx, spec); return err },
+		"roll":        func() error { _, err := p.Roll(ctx, "k", nil); return err },
+		"deletion":    func() error { return p.Delete(ctx, "k") },
+		"restoration": func() error { return soft.Undelete(ctx, "deleted", old.Name) },
+		"purge":       func() error { return soft.Purge(ctx, "deleted", old.Name) },
 	}
 	count := func() int { return len(s.records()) }
 	away := dir + ".away"

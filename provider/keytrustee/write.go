@@ -94,6 +94,7 @@ func (p *Provider) Create(ctx context.Context, spec provider.Spec) (provider.Key
 	}
 	k = &keyDoc{Name: spec.Name, Cipher: spec.Cipher, Length: spec.BitLength, Description: spec.Description,
 		Attributes: maps.Clone(spec.Attributes), Created: p.cfg.Now().UnixMilli(), Versions: []versionRef{ref}}
+	n := p.cfg.memory.begin()
 	uuid, err := p.put(ctx, keyPrefix+spec.Name, "", k, "")
 	if err != nil {
 		if refused(err) {
@@ -105,7 +106,7 @@ func (p *Provider) Create(ctx context.Context, spec provider.Spec) (provider.Key
 		}
 		return none, failed(op, spec.Name, err)
 	}
-	p.changed(k, keyPrefix+spec.Name, uuid)
+	p.changed(n, k, keyPrefix+spec.Name, uuid)
 	p.keep(&v, k.Created)
 	return v, nil
 }
@@ -197,9 +198,10 @@ func (p *Provider) replace(ctx context.Context, op, name string, k *keyDoc,
 		if err != nil {
 			return err
 		}
+		n := p.cfg.memory.begin()
 		uuid, err := p.put(ctx, label, "", k, k.uuid)
 		if err == nil {
-			p.changed(k, label, uuid)
+			p.changed(n, k, label, uuid)
 			return nil
 		}
 		if !claviger.Is(err, claviger.KeyNotFound) {
@@ -334,6 +336,7 @@ func (p *Provider) Undelete(ctx context.Context, name, version string) error {
 	}
 	k := docs[len(docs)-1]
 	k.Deleted = 0
+	n := p.cfg.memory.begin()
 	uuid, err := p.put(ctx, keyPrefix+name, "", k, k.uuid)
 	switch {
 	case claviger.Is(err, claviger.KeyExists), claviger.Is(err, claviger.KeyNotFound):
@@ -341,7 +344,7 @@ func (p *Provider) Undelete(ctx context.Context, name, version string) error {
 	case err != nil:
 		return failed(op, name, err)
 	}
-	p.changed(k, keyPrefix+name, uuid)
+	p.changed(n, k, keyPrefix+name, uuid)
 	return nil
 }
 
@@ -383,6 +386,7 @@ func (p *Provider) Purge(ctx context.Context, name string, versions ...string) e
 // purge ends a deleted key: its versions, then its own deposit, which names them
 // until they are gone.
 func (p *Provider) purge(ctx context.Context, op string, k *keyDoc) error {
+	n := p.cfg.memory.begin()
 	mine := map[string]bool{}
 	for _, v := range k.Versions {
 		mine[v.UUID] = true
@@ -414,6 +418,6 @@ func (p *Provider) purge(ctx context.Context, op string, k *keyDoc) error {
 	if err := p.end(ctx, []string{k.uuid}); err != nil {
 		return failed(op, k.Name, err)
 	}
-	p.memorize(newest{Key: k.Name, At: p.cfg.Now().UTC(), Deleted: true})
+	p.memorize(newest{N: n, Key: k.Name, At: p.cfg.Now().UTC(), Deleted: true, Made: k.Created})
 	return nil
 }
