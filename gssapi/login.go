@@ -9,17 +9,20 @@ import (
 // library's words, in lower case, of which the first that is found counts. The words of an
 // acceptor's failures (explain) speak of the other side.
 var loginCures = []struct{ text, cure string }{
-	{"clock skew too great", "the clock of this host differs from the KDC's or the service's by more than the clockskew of krb5.conf (5 minutes unless set): synchronise them by NTP"},
+	{"clock skew too great", "the clock of this host differs from the KDC's or the service's by more than " +
+		"the clockskew of krb5.conf (5 minutes unless set): synchronise them by NTP"},
 	{"server 'krbtgt/", realmCure}, // as newer libraries quote it
 	{"server krbtgt/", realmCure},
 	{"server not found", serviceCure},
 	{"server http/", serviceCure},
 	{"server zookeeper/", serviceCure},
-	{"not found in kerberos database", "the KDC has no such principal: correct the principal's name, or have it made there (addprinc), and export a keytab of it"},
+	{"not found in kerberos database", "the KDC has no such principal: correct the principal's name, or " +
+		"have it made there (addprinc), and export a keytab of it"},
 	{"decrypt integrity check failed", staleKeytab},
 	{"preauthentication failed", staleKeytab},
 	{"password incorrect", staleKeytab},
-	{"key has expired", "the principal's key, or the principal, has expired at the KDC: have its end moved there (modprinc), or its key changed, and export the keytab again"},
+	{"key has expired", "the principal's key, or the principal, has expired at the KDC: have its end moved " +
+		"there (modprinc), or its key changed, and export the keytab again"},
 	{"entry in database has expired", "the principal has expired at the KDC: have its end moved there (modprinc)"},
 	{"credentials have been revoked", "the KDC has locked the principal: have it unlocked there (modprinc -unlock)"},
 	{"cannot contact any kdc", kdcCure},
@@ -32,10 +35,13 @@ var loginCures = []struct{ text, cure string }{
 }
 
 const (
-	kdcCure     = "see that the KDC runs, that this host reaches its port 88, and that [realms] of krb5.conf names it"
-	realmCure   = "the service's host is taken to be of another realm, which this KDC does not know: set the host's realm in [domain_realm] of krb5.conf, and default_realm"
-	serviceCure = "the KDC has no principal of the service: name its host as the principal HTTP/HOST (zookeeper/HOST for ZooKeeper) does, or have that made"
-	staleKeytab = "the keytab's key is not the one that the KDC has, since the principal's key was changed after the export: export the keytab again (ktadd -norandkey)"
+	kdcCure   = "see that the KDC runs, that this host reaches its port 88, and that [realms] of krb5.conf names it"
+	realmCure = "the service's host is taken to be of another realm, which this KDC does not know: set " +
+		"the host's realm in [domain_realm] of krb5.conf, and default_realm"
+	serviceCure = "the KDC has no principal of the service: name its host as the principal HTTP/HOST " +
+		"(zookeeper/HOST for ZooKeeper) does, or have that made"
+	staleKeytab = "the keytab's key is not the one that the KDC has, since the principal's key was changed " +
+		"after the export: export the keytab again (ktadd -norandkey)"
 )
 
 // asLogin gives a failure of ours, who log in, the cure for this end.

@@ -48,14 +48,17 @@ func (e *Engine) rules(ctx context.Context, list []*tried) []Check {
 		return checks
 	}
 	if p.AsUser != "" {
-		checks = append(checks, need{check: "files of users here", who: p.AsUser, user: p.AsUser, request: "DECRYPT_EEK", purpose: "to open files",
-			source: func(t *tried) error { return t.as }, partly: true, bad: Failure}.try(list, decide))
+		checks = append(checks, need{
+			check: "files of users here", who: p.AsUser, user: p.AsUser, request: "DECRYPT_EEK", purpose: "to open files",
+			source: func(t *tried) error { return t.as }, partly: true, bad: Failure,
+		}.try(list, decide))
 	}
 	nn := p.NameNode
 	const files, zones = "new files here", "new zones here"
 	if nn.Err != nil {
 		return append(checks, Check{Name: files, Needed: true, Status: Failure, Measured: nn.Err.Error(),
-			Cure: "take over hadoop.kms.authentication.kerberos.name.rules and hadoop.security.auth_to_local from the source, so that a rule makes a user of the NameNode's principal"})
+			Cure: "take over hadoop.kms.authentication.kerberos.name.rules and hadoop.security.auth_to_local from the source, " +
+				"so that a rule makes a user of the NameNode's principal"})
 	}
 	if nn.User == "" {
 		return checks
@@ -63,8 +66,9 @@ func (e *Engine) rules(ctx context.Context, list []*tried) []Check {
 	who := fmt.Sprintf("%s, the NameNode's user (%s)", nn.User, nn.From)
 	const other = "; --namenode-user names the user where it is another"
 	return append(checks,
-		need{check: files, who: who, user: nn.User, request: "GENERATE_EEK", purpose: "to create files in encryption zones",
-			source: func(t *tried) error { return t.made }, bad: Failure, cure: other}.try(list, decide),
+		need{check: files, who: who, user: nn.User, request: "GENERATE_EEK",
+			purpose: "to create files in encryption zones",
+			source:  func(t *tried) error { return t.made }, bad: Failure, cure: other}.try(list, decide),
 		need{check: zones, who: who, user: nn.User, request: "GET_METADATA", purpose: "to make encryption zones",
 			source: func(*tried) error { return errNotAsked }, bad: Warning, cure: other}.try(list, decide))
 }
@@ -103,7 +107,8 @@ func (n need) try(list []*tried, decide Decide) Check {
 	c.Measured = fmt.Sprintf("%s, may %s on %d of %d keys", n.who, n.request, may, len(list))
 	if n.partly && may == 0 && len(names) == 0 {
 		c.Status = n.bad
-		c.Cure = fmt.Sprintf("see which rule decides: claviger acl explain %s %s %s", n.user, n.request, claviger.Printable(list[0].key))
+		c.Cure = fmt.Sprintf("see which rule decides: claviger acl explain %s %s %s", n.user, n.request,
+			claviger.Printable(list[0].key))
 		return c
 	}
 	if len(names) == 0 {
@@ -121,7 +126,8 @@ func (n need) try(list []*tried, decide Decide) Check {
 		c.Measured += ", of which the source was not asked or did not say"
 	}
 	c.Measured += " (decided by " + decided + ")"
-	c.Cure = fmt.Sprintf("in this server's kms-acls.xml, %s, who needs it %s; claviger acl explain %s %s KEY shows the rules%s", change, n.purpose, n.user, n.request, n.cure)
+	c.Cure = fmt.Sprintf("in this server's kms-acls.xml, %s, who needs it %s; claviger acl explain %s %s KEY shows the "+
+		"rules%s", change, n.purpose, n.user, n.request, n.cure)
 	return c
 }
 

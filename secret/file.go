@@ -141,7 +141,8 @@ func (f File) closing(info fs.FileInfo, deny fs.FileMode, chmod string) string {
 	if deny&0o040 != 0 { // the owner alone may read it
 		return fmt.Sprintf("chown %s %s, then %s", ourselves(), f.Path, chmod)
 	}
-	return fmt.Sprintf("chgrp %s %s, then chmod 0640 %[2]s (%s, of which %s is no member)", groupName(os.Getegid()), f.Path, Rights(f.Path), ourselves())
+	return fmt.Sprintf("chgrp %s %s, then chmod 0640 %[2]s (%s, of which %s is no member)", groupName(os.Getegid()),
+		f.Path, Rights(f.Path), ourselves())
 }
 
 // above are the folders in which a file lies, the nearest first: those of its name, and
