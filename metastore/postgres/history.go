@@ -81,7 +81,10 @@ func (s *Store) update(ctx context.Context, op, key string, level pgx.TxIsoLevel
 	began := time.Now()
 	// An older dump may have been restored under the connections since the last look. Not
 	// in the transaction: serializable ones would be in each other's way at this table.
-	err := s.db.Read(ctx, op, key, func(ctx context.Context) error { return s.compare(ctx, s.db.Pool()) })
+	err := s.db.Read(ctx, op, key, func(ctx context.Context) error {
+		_, err := s.compare(ctx, s.db.Pool())
+		return err
+	})
 	if err == nil {
 		err = s.accompanied(ctx, op, key)
 	}
@@ -190,15 +193,11 @@ func (h *history) fresh(m mark) bool {
 // connected compares a new connection's database with what this node has seen. It may
 // be another server than before, which its standby had not caught up with.
 func (s *Store) connected(ctx context.Context, conn *pgx.Conn) error {
-	if err := s.compare(ctx, conn); err != nil {
-		return err
+	missing, err := s.compare(ctx, conn)
+	for _, m := range missing { // the other nodes are to know at once; where this fails, catchUp does it
+		_, _ = conn.Exec(ctx, tellLost, pgx.QueryExecModeExec, m.ID, m.Seq, m.Key, m.At, millis(now()), m.Change, settingAccepted)
 	}
-	if lost := s.history.lost.Load(); lost != nil {
-		for _, m := range lost.marks { // the other nodes are to know at once; where this fails, catchUp does it
-			_, _ = conn.Exec(ctx, tellLost, pgx.QueryExecModeExec, m.ID, m.Seq, m.Key, m.At, millis(now()), m.Change)
-		}
-	}
-	return nil
+	return err
 }
 
 // rower asks for one row: a connection, or a pool.
@@ -206,14 +205,15 @@ type rower interface {
 	QueryRow(ctx context.Context, query string, args ...any) pgx.Row
 }
 
-// compare looks whether the database has each change that this node has seen.
-func (s *Store) compare(ctx context.Context, q rower) error {
+// compare looks whether the database has each change that this node has seen, and returns
+// those that are missing and not given up.
+func (s *Store) compare(ctx context.Context, q rower) (missing []mark, err error) {
 	h := &s.history
 	h.mu.Lock()
 	seen := slices.Clone(h.seen)
 	h.mu.Unlock()
 	if len(seen) == 0 {
-		return nil
+		return nil, nil
 	}
 	numbers := make([]int64, len(seen))
 	for i, m := range seen {
@@ -222,13 +222,13 @@ func (s *Store) compare(ctx context.Context, q rower) error {
 	var there []string
 	var oldest int64 // of the table, which forgets
 	var until string
-	err := q.QueryRow(ctx, `SELECT ARRAY(SELECT id FROM change WHERE seq = ANY($1)), (SELECT coalesce(min(seq), 0) FROM change), coalesce((SELECT value FROM setting WHERE name = $2), '0')`,
+	err = q.QueryRow(ctx, `SELECT ARRAY(SELECT id FROM change WHERE seq = ANY($1)), (SELECT coalesce(min(seq), 0) FROM change), coalesce((SELECT value FROM setting WHERE name = $2), '0')`,
 		pgx.QueryExecModeExec, numbers, settingAccepted).Scan(&there, &oldest, &until)
 	if err != nil && pgdb.Code(err) != pgdb.UndefinedTable { // a schema that is older than all that was seen
-		return err
+		return nil, err
 	}
 	accepted, _ := strconv.ParseInt(until, 10, 64) // only ever written by Accept
-	var missing, given []mark
+	var given []mark
 	for _, m := range seen {
 		switch {
 		case slices.Contains(there, m.ID):
@@ -246,11 +246,13 @@ func (s *Store) compare(ctx context.Context, q rower) error {
 	if len(missing) > 0 {
 		s.lose(missing)
 	}
-	return nil
+	return missing, nil
 }
 
-// tellLost tells the other nodes of a change that is missing.
-const tellLost = `INSERT INTO lost_change (id, seq, key, at, told, change) VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING`
+// tellLost tells the other nodes of a change that is missing, unless it was given up
+// meanwhile.
+const tellLost = `INSERT INTO lost_change (id, seq, key, at, told, change) SELECT $1, $2, $3, $4, $5, $6
+	WHERE $4 > coalesce((SELECT value::bigint FROM setting WHERE name = $7), 0) ON CONFLICT DO NOTHING`
 
 // lose has this node change nothing any more.
 func (s *Store) lose(missing []mark) {
@@ -356,7 +358,8 @@ func (s *Store) catchUp(ctx context.Context, fn func(metastore.Notice)) error {
 		if err := s.db.Pool().QueryRow(ctx, `SELECT coalesce((SELECT value::bigint FROM setting WHERE name = $1), 0)`, settingAccepted).Scan(&given); err != nil {
 			return err
 		}
-		return s.compare(ctx, s.db.Pool()) // connections outlive a dump that is restored
+		_, err = s.compare(ctx, s.db.Pool()) // connections outlive a dump that is restored
+		return err
 	})
 	if err != nil {
 		return err
@@ -419,7 +422,7 @@ func (s *Store) settle(ctx context.Context, others []mark, given int64) (resumed
 			continue
 		}
 		if err := s.change(ctx, "postgres.settle", m.Key, tellLost,
-			m.ID, m.Seq, m.Key, m.At, millis(now()), m.Change); err != nil {
+			m.ID, m.Seq, m.Key, m.At, millis(now()), m.Change, settingAccepted); err != nil {
 			return false, err
 		}
 	}

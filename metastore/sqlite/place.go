@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	driver "modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
 
 	"claviger"
 	"claviger/durable"
@@ -212,6 +214,20 @@ func (s *Store) counted(n, atLeast int64) bool {
 	return false
 }
 
+// unreadable looks at why the count could not be read: a file that was written over in the
+// moment in which this process noted how it stands is found by that.
+func (s *Store) unreadable(err error) {
+	var e *driver.Error
+	if !errors.As(err, &e) || e.Code()&0xff != sqlite3.SQLITE_NOTADB && e.Code()&0xff != sqlite3.SQLITE_CORRUPT {
+		return
+	}
+	s.place.mu.Lock()
+	defer s.place.mu.Unlock()
+	if s.place.foreign.Load() == nil {
+		s.setForeign(fmt.Sprintf("was written over in place by another program, or is damaged: its count of changes cannot be read (%v)", err))
+	}
+}
+
 // saw remembers a count of changes.
 func (p *place) saw(n int64) {
 	for {
@@ -308,6 +324,7 @@ func (s *Store) lookOnce(ctx context.Context, db *sql.DB) {
 		if err = db.QueryRowContext(ctx, readChanges).Scan(&n); err == nil || errors.Is(err, sql.ErrNoRows) {
 			s.counted(n, atLeast)
 		}
+		s.unreadable(err)
 	}
 }
 

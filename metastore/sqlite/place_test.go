@@ -137,6 +137,7 @@ func TestWrittenOver(t *testing.T) {
 			with := at.with(t, copied)
 			if at.late {
 				folded(t, path)
+				summed(t, s) // and how it stands then is noted
 			} else {
 				mustInsert(t, s, "youngest", "03")
 			}
