@@ -241,6 +241,18 @@ func (m *Metrics) Waited(class string, took time.Duration, came bool) {
 	}
 }
 
+// Expect shows the figures of these classes and reasons before their first event, which
+// the rate of a figure that is not there yet would miss.
+func (m *Metrics) Expect(classes, reasons []string) {
+	for _, class := range classes {
+		m.turns.WithLabelValues(class)
+		m.refused.WithLabelValues(class)
+	}
+	for _, reason := range reasons {
+		m.early.WithLabelValues(reason)
+	}
+}
+
 // Refused is kmsapi's hook.
 func (m *Metrics) Refused(reason string) { m.early.WithLabelValues(reason).Inc() }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -79,6 +80,9 @@ type lane struct {
 func newLane(name string, size int64, exact bool, a Admission, waited func(string, time.Duration, bool), log *slog.Logger) *lane {
 	return &lane{name: name, shares: shares.New(size, exact), wait: a.Wait, waited: waited, log: log}
 }
+
+// Classes are the values with which Config.Waited is called.
+func Classes() []string { return slices.Clone(classNames[1:]) }
 
 func newLanes(a Admission, waited func(string, time.Duration, bool), log *slog.Logger) [classes]*lane {
 	var out [classes]*lane

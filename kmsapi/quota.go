@@ -9,6 +9,9 @@ import (
 	"claviger/kmswire"
 )
 
+// tooManyVersions is the reason of a refusal for the quota of new versions.
+const tooManyVersions = "new_versions"
+
 // A user with the right CREATE can make and delete keys without end. Each leaves objects in
 // the HSM, which has room for so many: what is deleted stays for its time, and what is purged
 // until an operator prunes it. So a user makes a bounded number of versions in an hour.
@@ -65,7 +68,7 @@ func (c *call) mayMake() error {
 	if c.newVersions.take(c.caller.Short, time.Now()) {
 		return nil
 	}
-	c.Refused("new_versions")
+	c.Refused(tooManyVersions)
 	if silent, ok := c.warned.due("new_versions "+c.caller.Short, ""); ok {
 		c.Log.Warn("a user makes more key versions than one may in an hour (claviger.kms.max.new.versions)", "user", c.caller.Short, "limit", c.newVersions.most, "notShown", silent)
 	}

@@ -1,6 +1,8 @@
 package kmsapi
 
 import (
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -115,6 +117,13 @@ var refusalNames = map[authn.RefusalKind]string{
 	authn.Unauthenticated: "unauthenticated", authn.NotAllowed: "impersonation", authn.Malformed: "name", authn.BadDelegation: "delegation_token",
 	authn.NoDelegator: "unauthenticated", authn.BadOperation: "token_operation", authn.UnknownDelegation: "delegation_token",
 	authn.BadTicket: "ticket", authn.NoShortName: "auth_to_local", authn.StoreAway: "token_store",
+}
+
+// Reasons are the values with which Config.Refused is called.
+func Reasons() []string {
+	list := append(slices.Collect(maps.Values(refusalNames)), tooManyVersions)
+	slices.Sort(list)
+	return slices.Compact(list)
 }
 
 // report counts a refusal, warns of it, and takes over who it was, for the audit.

@@ -97,7 +97,15 @@ func TestPlanOfNoKeys(t *testing.T) {
 	if p.Ready() || !strings.Contains(text, "not tried  rights at the source: the source lists no key") || !strings.Contains(text, "see that hadoop.kms.key.provider.reencryption.source.uri names") {
 		t.Errorf("ready %v:\n%s", p.Ready(), text)
 	}
+	v, err := b.engine(t).Verify(t.Context())
+	must(t, err)
+	if text := textOf(t, v.WriteText); !v.Empty() || !strings.Contains(text, "Nothing was compared") {
+		t.Errorf("verify: empty %v:\n%s", v.Empty(), text)
+	}
 	b.add(t, "k", 1)
+	if v, err = b.engine(t).Verify(t.Context()); err != nil || v.Empty() {
+		t.Errorf("verify with a key: %v, %v", v.Empty(), err)
+	}
 	if p, err = b.engine(t).Plan(t.Context()); err != nil || !p.Ready() {
 		t.Errorf("with a key: ready %v, %v", p.Ready(), err)
 	}

@@ -270,6 +270,9 @@ type KeyDiff struct {
 	Remarks []string `json:"remarks,omitempty"`
 }
 
+// Empty tells that nothing was compared, which is no agreement.
+func (v *Verification) Empty() bool { return len(v.Keys) == 0 }
+
 // Verify compares each key's name, cipher, length, description, attributes and
 // time of creation, and what the source lists of its versions now with what the journal
 // noted at the run. It looks whether every version that was made for it is still there. It has the target encrypt with every version, for

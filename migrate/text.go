@@ -246,7 +246,11 @@ func (v *Verification) WriteText(w io.Writer) error {
 		})
 		r.line("")
 	}
-	r.line("%d keys the same, %d different.", v.Same, v.Different)
+	if v.Empty() {
+		r.line("Nothing was compared, since the source lists no key: see that %s names the right KMS, and that this server may list its keys.", propSource)
+	} else {
+		r.line("%d keys the same, %d different.", v.Same, v.Different)
+	}
 	if n := len(v.OnlyTarget); n > 0 {
 		r.line("%d keys are at the target only: made here, or deleted at the source, since.", n)
 	}

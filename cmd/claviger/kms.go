@@ -207,6 +207,7 @@ func (s *kmsServer) handler(listener *boundedListener) (http.Handler, error) {
 	var refused func(string)
 	if s.set.metrics {
 		metrics = s.metrics(listener)
+		metrics.Expect(kmsapi.Classes(), kmsapi.Reasons())
 		observe, waited, refused = metrics.Observe, metrics.Waited, metrics.Refused
 	}
 	port := s.set.port

@@ -61,6 +61,7 @@ func TestMetrics(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
+		`claviger_kms_turn_refused_total{class="key management"} 0`, `claviger_kms_refused_total{reason="impersonation"} 0`, // before their first event
 		`claviger_hsm_call_seconds_count{result="ok"}`, `claviger_hsm_call_blocks_bucket{le="512"}`, "claviger_hsm_call_callers_count", "claviger_hsm_wait_seconds_count",
 		"claviger_hsm_sessions_in_use", "claviger_hsm_sessions_max", "claviger_edek_queue_ready", "claviger_http_connections",
 		`claviger_kms_request_seconds_bucket{op="generate_eek",status="200",le="0.0001"}`, `claviger_kms_request_seconds_bucket{op="generate_eek",status="200",le="10"}`,

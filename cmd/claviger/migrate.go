@@ -149,6 +149,9 @@ func newMigrateVerify() *cobra.Command {
 			if err := m.write(v); err != nil {
 				return err
 			}
+			if v.Empty() {
+				return &exitError{code: exitRefused}
+			}
 			if v.Different > 0 {
 				return &exitError{code: exitRefused}
 			}
