@@ -1,9 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -58,7 +60,8 @@ otherwise by --confirm with the digest that it prints.
 
 The token tells names, numbers and lengths; the check values are computed. It does not tell description, attributes, cipher, the time of
 creation, nor which versions belonged to keys that were deleted and could have come back: choose the names with care, a key that is adopted
-can be used. Without its attribute key.acl.name a key is guarded by the rules of its own name; --acl-name gives it another. --aside leaves
+can be used. Without its attribute key.acl.name a key is guarded by the rules of its own name; --acl-name gives it another. Where a creation
+or a migration that was broken off has made all of a key's versions, and the metastore has it, the key gets what that asked for. --aside leaves
 versions as they are: requests for them are answered as before they were made, new versions get higher numbers, and they can be adopted later.
 
 Nodes that share a metastore in PostgreSQL may serve meanwhile: they open the keys at once. With a metastore in SQLite, and with --rebind,
@@ -229,6 +232,13 @@ func (f *adoptFlags) look(ctx context.Context, p *hsm.Provider) (adoption, error
 		for _, o := range c.Versions {
 			fmt.Fprintf(h, "%s %q\n", o.ID, o.Label)
 		}
+		if c.Step != nil {
+			step, err := json.Marshal(c.Step)
+			if err != nil {
+				return r, err
+			}
+			fmt.Fprintf(h, "%s\n", step)
+		}
 	}
 	r.Digest = hex.EncodeToString(h.Sum(nil)[:8])
 	return r, nil
@@ -323,11 +333,15 @@ func (r adoption) text(w io.Writer) {
 		for i, o := range c.Versions {
 			labels[i] = o.Label[len(c.Key):]
 		}
-		aclName := c.Key
+		aclName, asked := c.Key, ""
+		if c.Step != nil {
+			aclName = cmp.Or(c.Step.Attributes[claviger.ACLNameAttribute], aclName)
+			asked = fmt.Sprintf("; attributes, description and time of creation are those of the step %q, which was broken off", c.Step.Op)
+		}
 		if r.aclName != "" && len(r.Chosen) > 0 {
 			aclName = r.aclName
 		}
-		known, note := "no", "guarded by "+claviger.Printable("key.acl."+aclName+".*")+", or the default rules"
+		known, note := "no", "guarded by "+claviger.Printable("key.acl."+aclName+".*")+", or the default rules"+asked
 		switch {
 		case c.Known && (r.aclName != "" || r.described):
 			known, note = "yes", "its versions are added to those that are there; it keeps its attributes: --acl-name and --description are of new records alone"
@@ -344,6 +358,9 @@ func (r adoption) text(w io.Writer) {
 	}
 	untold := "description, attributes (key.acl.name)"
 	switch {
+	case !slices.ContainsFunc(list, func(c hsm.Candidate) bool { return c.Step == nil }):
+		fmt.Fprintf(w, "Not told by the token: cipher (taken to be %s), and which of them were deleted\n", claviger.DefaultCipher)
+		return
 	case r.aclName != "" && r.described:
 		untold = "attributes but key.acl.name"
 	case r.aclName != "":

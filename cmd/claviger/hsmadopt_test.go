@@ -23,4 +23,13 @@ func TestAdoptionSaysWhatIsNotKnown(t *testing.T) {
 			t.Errorf("line %d of %q does not say %q", i, lines, want)
 		}
 	}
+	b.Reset()
+	step := &hsm.Step{Op: "create", Attributes: map[string]string{"key.acl.name": "finance"}}
+	adoption{Candidates: []hsm.Candidate{{Key: "pending", Versions: []hsm.Object{object("pending@0")}, Step: step}}}.text(&b)
+	for _, want := range []string{"guarded by key.acl.finance.*, or the default rules; attributes, description and time of creation are those of the step \"create\", which was broken off",
+		"Not told by the token: cipher (taken to be AES/CTR/NoPadding), and which of them were deleted"} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("%q does not say %q", b.String(), want)
+		}
+	}
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -25,6 +26,42 @@ type Candidate struct {
 	Unordered bool `json:"unordered"`
 	// Why says why the versions cannot be adopted; "" where they can.
 	Why string `json:"why,omitempty"`
+	// Step is the creation or migration that made all of the versions and was broken off,
+	// where the metastore has it.
+	Step *Step `json:"step,omitempty"`
+}
+
+// Step is what a key was to be like.
+type Step struct {
+	Op          string            `json:"op"` // "create", "import"
+	Attributes  map[string]string `json:"attributes"`
+	Description *string           `json:"description,omitempty"`
+	Created     time.Time         `json:"created,omitzero"` // zero: an older program's step
+}
+
+// stepOf finds the step that made a key's versions. One that made some of them tells nothing
+// of the others, which another user may have made under other rules.
+func (p *Provider) stepOf(ctx context.Context, key string, versions []Object) (*Step, error) {
+	pending, err := p.store.Pending(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, i := range pending {
+		if i.Key != key || i.Op != opCreate && i.Op != opImport {
+			continue
+		}
+		for _, o := range versions {
+			if !slices.ContainsFunc(i.Refs, func(r metastore.Ref) bool { return r.Object == o.ID }) {
+				return nil, nil // no such step
+			}
+		}
+		var asked plan
+		if err := json.Unmarshal(i.Payload, &asked); err != nil || asked.Attributes == nil && asked.Created.IsZero() {
+			return nil, nil //nolint:nilerr // an older program's, which says nothing of it
+		}
+		return &Step{i.Op, asked.Attributes, asked.Description, asked.Created}, nil
+	}
+	return nil, nil // no such step
 }
 
 // Candidates lists the keys of which the token holds unknown versions, and those
@@ -75,7 +112,11 @@ func (p *Provider) candidate(ctx context.Context, key string, versions []Object)
 	}
 	c.Unordered = opaque > 1
 	k, err := p.key(ctx, key)
-	if err != nil || k == nil {
+	if err != nil {
+		return c, err
+	}
+	if k == nil {
+		c.Step, err = p.stepOf(ctx, key, versions)
 		return c, err
 	}
 	c.Known = true
@@ -90,10 +131,10 @@ func (p *Provider) candidate(ctx context.Context, key string, versions []Object)
 // Adoption is what the token cannot tell of a key, as an operator knows it.
 type Adoption struct {
 	// ACLName is the attribute key.acl.name; "" leaves the key to the rules of its own
-	// name.
+	// name, or to those that its Step names.
 	ACLName     string
-	Description *string
-	By          string // who adopts, for the journal
+	Description *string // nil: its Step's
+	By          string  // who adopts, for the journal
 }
 
 // adopted is the journal's record of an adoption.
@@ -206,16 +247,24 @@ func (p *Provider) Adopt(ctx context.Context, c Candidate, a Adoption) error {
 	if err := p.note(ctx, c, a, false, "begun"); err != nil {
 		return err
 	}
-	// A step whose objects are adopted ends thereby; what else it made is unknown then.
-	if err := p.store.Drop(ctx, c.Key); err != nil {
-		return err
-	}
+	// A step whose objects are adopted ends thereby, of a new key with its insertion; what
+	// else it made is unknown then.
 	if c.Known {
+		if err := p.store.Drop(ctx, c.Key); err != nil {
+			return err
+		}
 		if err := p.add(ctx, c.Key, list); err != nil {
 			return err
 		}
 	} else {
 		m := claviger.Metadata{Name: c.Key, Cipher: claviger.DefaultCipher, BitLength: c.Versions[0].Bits, Description: a.Description, Created: list[0].Created, Attributes: map[string]string{}}
+		if s := c.Step; s != nil {
+			maps.Copy(m.Attributes, s.Attributes)
+			m.Description = cmp.Or(a.Description, s.Description)
+			if !s.Created.IsZero() {
+				m.Created = s.Created
+			}
+		}
 		if a.ACLName != "" {
 			m.Attributes[claviger.ACLNameAttribute] = a.ACLName
 		}

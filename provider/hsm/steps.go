@@ -35,6 +35,9 @@ type plan struct {
 	// Attributes of a key that is made. Who makes it with others, and so under other
 	// rules, gets nothing of what was made before. nil in what an older program wrote.
 	Attributes map[string]string `json:"attributes,omitempty"`
+	// What an adoption gives the key beside that.
+	Description *string   `json:"description,omitempty"`
+	Created     time.Time `json:"created,omitzero"`
 }
 
 // Create makes a key in the HSM.
@@ -105,7 +108,7 @@ func (p *Provider) make(ctx context.Context, op, kind string, m claviger.Metadat
 	if err := p.unhide(ctx, op, m.Name, nil, n); err != nil {
 		return nil, err
 	}
-	intent, err := p.begin(ctx, kind, m.Name, plan{m.BitLength, m.Attributes}, n, first)
+	intent, err := p.begin(ctx, kind, m.Name, plan{m.BitLength, m.Attributes, m.Description, m.Created}, n, first)
 	if err == nil {
 		err = told("intent")
 	}
