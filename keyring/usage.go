@@ -21,8 +21,9 @@ const (
 )
 
 const (
-	// flushEvery is how much of the counters a crash can lose, the first use of a
-	// version apart: that is written before its answer goes out.
+	// flushEvery is how much of the counters a crash can lose. The first use of a version,
+	// and the first after it was not used for so long, is written before its answer goes
+	// out, so that the time of the last use is never further off.
 	flushEvery = time.Second
 	// firstUseWait bounds how long an answer waits for that. A store that is away must
 	// not keep a source's keys from being used.
@@ -56,9 +57,9 @@ type usage struct {
 	mu      sync.Mutex
 	pending map[useName]*useCount // not written yet; all there are, where store is nil
 	limit   int
-	used    map[useName]bool // in this process: what was used before is written by the clock
-	failing error            // why the last write failed, so nobody waits for one; nil: it did not
-	since   time.Time        // when the first of the failing ones was made
+	used    map[useName]time.Time // last, in this process: what was used just before is written by the clock
+	failing error                 // why the last write failed, so nobody waits for one; nil: it did not
+	since   time.Time             // when the first of the failing ones was made
 
 	kept     UsesKept           // may be nil
 	holds    bool               // kept holds something; this and total are guarded by flushing
@@ -77,7 +78,7 @@ type useCount struct {
 }
 
 func newUsage(store metastore.Usage, kept UsesKept, log *slog.Logger) *usage {
-	u := &usage{store: store, kept: kept, log: log, limit: countedVersions, pending: map[useName]*useCount{}, used: map[useName]bool{}, now: make(chan chan struct{})}
+	u := &usage{store: store, kept: kept, log: log, limit: countedVersions, pending: map[useName]*useCount{}, used: map[useName]time.Time{}, now: make(chan chan struct{})}
 	if store != nil {
 		u.recall()
 		u.stop, u.stopped = make(chan struct{}), make(chan struct{})
@@ -144,10 +145,12 @@ func (u *usage) add(source, version, op string, n int) {
 	now := time.Now()
 	u.mu.Lock()
 	u.merge(name, int64(n), now)
-	first := u.store != nil && u.failing == nil && !u.used[name] && len(u.used) < u.limit
-	if first {
-		u.used[name] = true
+	last, known := u.used[name]
+	counted := u.store != nil && (known || len(u.used) < u.limit)
+	if counted {
+		u.used[name] = now
 	}
+	first := counted && u.failing == nil && now.Sub(last) >= flushEvery
 	u.mu.Unlock()
 	if first {
 		u.writeNow()

@@ -52,6 +52,27 @@ func TestFirstUseIsWrittenAtOnce(t *testing.T) {
 	}
 }
 
+// TestUseAfterAPauseIsWrittenAtOnce: what was not used for a while, and then is, was needed:
+// who ends a migration at once, or after a SIGKILL, must see it.
+func TestUseAfterAPauseIsWrittenAtOnce(t *testing.T) {
+	store := openStore(t)
+	l, far := withSource(t, func(c *Config) { c.Usage = store }, "k")
+	es, _ := made(t, far.blocks, "k@0", 1)
+	for i := range 4 {
+		if i > 0 {
+			time.Sleep(flushEvery + 20*time.Millisecond)
+		}
+		before := time.Now().Truncate(time.Millisecond)
+		if _, err := l.Decrypt(t.Context(), caller("u"), "k", true, es[0]); err != nil {
+			t.Fatal(err)
+		}
+		uses, err := store.Uses(t.Context())
+		if err != nil || len(uses) != 1 || uses[0].Count != int64(i+1) || uses[0].Last.Before(before) {
+			t.Errorf("after use %d, at %v, the store has %+v, %v", i+1, before, uses, err)
+		}
+	}
+}
+
 // hungStore answers when it is let go.
 type hungStore struct {
 	metastore.Usage
