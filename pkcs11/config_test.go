@@ -181,7 +181,7 @@ func TestPIN(t *testing.T) {
 		}
 	}
 	t.Setenv("CREDENTIALS_DIRECTORY", "")
-	if _, err := read(FileConfig{Credential: "hsm-pin"}); err == nil || !strings.Contains(err.Error(), "give the unit LoadCredential=hsm-pin:FILE") {
+	if _, err := read(FileConfig{Credential: "hsm-pin"}); err == nil || !strings.Contains(err.Error(), "LoadCredential=hsm-pin:FILE") {
 		t.Error(err)
 	}
 }
