@@ -79,6 +79,9 @@ type Keys interface {
 	// Prepend adds a version that was lost, before all others of its key: which is the
 	// newest does not change. Kinds KeyNotFound; Invalid as in Append.
 	Prepend(ctx context.Context, key string, v Version) error
+	// Amend gives a key the description, attributes and creation time of m, whose name
+	// it has. Its versions, cipher and length stay. Kind KeyNotFound.
+	Amend(ctx context.Context, m claviger.Metadata) error
 	// Remove takes away a key with its versions and keeps an intent of Op
 	// "delete" with their refs in its place, in one transaction; an intent to
 	// delete that is there already takes the refs in. Kinds KeyNotFound;

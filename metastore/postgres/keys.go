@@ -188,17 +188,14 @@ func (s *Store) Insert(ctx context.Context, k metastore.Key) error {
 	if len(k.List) == 0 {
 		return claviger.Errorf(op, claviger.Invalid, k.Name, "a key needs one version at least")
 	}
-	attributes := []byte("{}")
-	if k.Attributes != nil {
-		var err error
-		if attributes, err = json.Marshal(k.Attributes); err != nil {
-			return s.db.Fail(op, k.Name, err)
-		}
+	attributes, err := encodeAttributes(k.Attributes)
+	if err != nil {
+		return s.db.Fail(op, k.Name, err)
 	}
 	return s.update(ctx, op, k.Name, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
 		var id int64
 		err := tx.QueryRow(ctx, `INSERT INTO ez_key (name, cipher, bit_length, description, attributes, created) VALUES ($1, $2, $3, $4, $5, $6) RETURNING id`,
-			k.Name, k.Cipher, k.BitLength, k.Description, string(attributes), millis(k.Created)).Scan(&id)
+			k.Name, k.Cipher, k.BitLength, k.Description, attributes, millis(k.Created)).Scan(&id)
 		if pgdb.UniqueOn(err, "ez_key_name_digest") {
 			return claviger.E(op, claviger.KeyExists, k.Name, nil)
 		}
@@ -212,6 +209,15 @@ func (s *Store) Insert(ctx context.Context, k metastore.Key) error {
 		}
 		return finish(ctx, tx, k.Name, metastore.Created)
 	})
+}
+
+// encodeAttributes writes attributes as the column keeps them.
+func encodeAttributes(attributes map[string]string) (string, error) {
+	if attributes == nil {
+		return "{}", nil
+	}
+	data, err := json.Marshal(attributes)
+	return string(data), err
 }
 
 // finish drops the key's intent and tells of its change.
@@ -277,6 +283,26 @@ func (s *Store) Prepend(ctx context.Context, key string, v metastore.Version) er
 			return err
 		}
 		return notify(ctx, tx, metastore.Notice{Key: key, Change: metastore.Invalidated})
+	})
+}
+
+// Amend changes a key's description, attributes and creation time, and tells of it.
+func (s *Store) Amend(ctx context.Context, m claviger.Metadata) error {
+	const op = "postgres.Amend"
+	attributes, err := encodeAttributes(m.Attributes)
+	if err != nil {
+		return s.db.Fail(op, m.Name, err)
+	}
+	return s.update(ctx, op, m.Name, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
+		r, err := tx.Exec(ctx, `UPDATE ez_key SET description = $1, attributes = $2, created = $3, epoch = nextval('key_epoch') WHERE name = $4`,
+			m.Description, attributes, millis(m.Created), m.Name)
+		if err != nil {
+			return err
+		}
+		if r.RowsAffected() == 0 {
+			return claviger.E(op, claviger.KeyNotFound, m.Name, nil)
+		}
+		return notify(ctx, tx, metastore.Notice{Key: m.Name, Change: metastore.Invalidated})
 	})
 }
 

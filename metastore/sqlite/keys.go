@@ -199,6 +199,25 @@ func (s *Store) Prepend(ctx context.Context, key string, v metastore.Version) er
 	})
 }
 
+// Amend changes a key's description, attributes and creation time.
+func (s *Store) Amend(ctx context.Context, m claviger.Metadata) error {
+	const op = "sqlite.Amend"
+	attributes, err := encodeAttributes(m.Attributes)
+	if err != nil {
+		return s.fail(op, m.Name, err)
+	}
+	return s.update(ctx, op, m.Name, func(tx *sql.Tx) error {
+		r, err := tx.ExecContext(ctx, `UPDATE ez_key SET description = ?, attributes = ?, created = ? WHERE name = ?`, m.Description, attributes, millis(m.Created), m.Name)
+		if err != nil {
+			return err
+		}
+		if n, err := r.RowsAffected(); err != nil || n > 0 {
+			return err
+		}
+		return claviger.E(op, claviger.KeyNotFound, m.Name, nil)
+	})
+}
+
 // Remove takes a key away and leaves an intent to delete its HSM objects.
 func (s *Store) Remove(ctx context.Context, key string) (metastore.Intent, error) {
 	const op = "sqlite.Remove"

@@ -48,6 +48,8 @@ func Epochs(t *testing.T, open func(t *testing.T) (a, b EpochStore)) {
 	fresh("it was created")
 	must(t, b.Append(ctx, "k", version("bb", 1)))
 	fresh("it was rolled")
+	must(t, b.Amend(ctx, key("k", "aa").Metadata))
+	fresh("it was amended")
 	must(t, b.Shelve(ctx, "k"))
 	absent()
 	must(t, b.Unshelve(ctx, "k", "aa"))

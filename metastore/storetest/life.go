@@ -143,6 +143,7 @@ func calls(s metastore.Store) map[string]func(context.Context) error {
 		"ByVersion": func(ctx context.Context) error { _, _, err := s.ByVersion(ctx, "k@01"); return err },
 		"Insert":    func(ctx context.Context) error { return s.Insert(ctx, key("new", "0f")) },
 		"Prepend":   func(ctx context.Context) error { return s.Prepend(ctx, "k", version("02", 1)) },
+		"Amend":     func(ctx context.Context) error { return s.Amend(ctx, key("k", "01").Metadata) },
 		"Append":    func(ctx context.Context) error { return s.Append(ctx, "k", version("02", 1)) },
 		"Remove":    func(ctx context.Context) error { _, err := s.Remove(ctx, "k"); return err },
 		"Begin": func(ctx context.Context) error {

@@ -111,6 +111,8 @@ func testNoticeChanges(t *testing.T, a, b NoticeStore) {
 	both(metastore.Notice{Key: name, Change: metastore.Created})
 	must(t, b.Append(ctx, name, version("bb", 1)))
 	both(metastore.Notice{Key: name, Change: metastore.Rolled})
+	must(t, b.Amend(ctx, key(name, "aa").Metadata))
+	both(metastore.Notice{Key: name, Change: metastore.Invalidated})
 	must(t, b.Announce(ctx, metastore.Notice{Key: "other", Change: metastore.Invalidated}))
 	both(metastore.Notice{Key: "other", Change: metastore.Invalidated})
 	must(t, a.Shelve(ctx, name))

@@ -56,6 +56,7 @@ func Run(t *testing.T, b Backend) {
 		{"Conflicts", testConflicts},
 		{"Remove", testRemove},
 		{"Prepend", testPrepend},
+		{"Amend", testAmend},
 		{"Intents", testIntents},
 		{"Numbers", testNumbers},
 		{"NumbersTogether", testNumbersTogether},

@@ -139,22 +139,25 @@ type Adoption struct {
 
 // adopted is the journal's record of an adoption.
 type adopted struct {
-	Key      string    `json:"key"`
-	Versions []string  `json:"versions"`
-	Objects  []string  `json:"objects"`
-	Aside    bool      `json:"aside,omitempty"`
-	ACLName  string    `json:"aclName,omitempty"`
-	By       string    `json:"by,omitempty"`
-	At       time.Time `json:"at"`
-	State    string    `json:"state"` // "begun", "done"
+	Key      string   `json:"key"`
+	Versions []string `json:"versions"`
+	Objects  []string `json:"objects"`
+	Aside    bool     `json:"aside,omitempty"`
+	ACLName  string   `json:"aclName,omitempty"`
+	// Made is the creation time that the key's new record got; nil where its versions were
+	// added to a key that was there.
+	Made  *time.Time `json:"made,omitempty"`
+	By    string     `json:"by,omitempty"`
+	At    time.Time  `json:"at"`
+	State string     `json:"state"` // "begun", "done"
 }
 
 // journalRun is the name of the journal's run of all adoptions.
 const journalRun = "adoption"
 
-// note writes an adoption into the journal.
-func (p *Provider) note(ctx context.Context, c Candidate, a Adoption, aside bool, state string) error {
-	rec := adopted{Key: c.Key, Aside: aside, ACLName: a.ACLName, By: a.By, At: time.Now().UTC().Truncate(time.Second), State: state}
+// note writes an adoption into the journal. made is as adopted.Made.
+func (p *Provider) note(ctx context.Context, c Candidate, a Adoption, made *time.Time, aside bool, state string) error {
+	rec := adopted{Key: c.Key, Aside: aside, ACLName: a.ACLName, Made: made, By: a.By, At: time.Now().UTC().Truncate(time.Second), State: state}
 	for _, o := range c.Versions {
 		rec.Versions, rec.Objects = append(rec.Versions, o.Label), append(rec.Objects, o.ID)
 	}
@@ -244,7 +247,11 @@ func (p *Provider) Adopt(ctx context.Context, c Candidate, a Adoption) error {
 			return err
 		}
 	}
-	if err := p.note(ctx, c, a, false, "begun"); err != nil {
+	var made *time.Time
+	if !c.Known {
+		made = &list[0].Created
+	}
+	if err := p.note(ctx, c, a, made, false, "begun"); err != nil {
 		return err
 	}
 	// A step whose objects are adopted ends thereby, of a new key with its insertion; what
@@ -273,7 +280,7 @@ func (p *Provider) Adopt(ctx context.Context, c Candidate, a Adoption) error {
 			return err
 		}
 	}
-	return p.note(ctx, c, a, false, "done")
+	return p.note(ctx, c, a, made, false, "done")
 }
 
 // add adds versions to a key that is there: those that are older than its newest
@@ -340,7 +347,7 @@ func (p *Provider) SetAside(ctx context.Context, c Candidate, a Adoption) error 
 	if c, err = p.again(ctx, op, c); err != nil {
 		return err
 	}
-	if err := p.note(ctx, c, a, true, "begun"); err != nil {
+	if err := p.note(ctx, c, a, nil, true, "begun"); err != nil {
 		return err
 	}
 	for _, o := range c.Versions {
@@ -374,7 +381,7 @@ func (p *Provider) SetAside(ctx context.Context, c Candidate, a Adoption) error 
 	if err := p.store.SetSetting(ctx, settingAside, string(data)); err != nil {
 		return err
 	}
-	if err := p.note(ctx, c, a, true, "done"); err != nil {
+	if err := p.note(ctx, c, a, nil, true, "done"); err != nil {
 		return err
 	}
 	// Nodes remember that the token holds what is set aside now. Records tell by
