@@ -124,7 +124,7 @@ func (r *Ring) needSameOrigin(ctx context.Context, q *request, current *provider
 	}
 	if !same {
 		return claviger.Errorf("keyring.Reencrypt", claviger.Invalid, current.Key, "EDEKs of the source's key '%s' are not brought under key '%s' of this KMS, which was not "+
-			"migrated from it: see claviger migrate plan, delete or rename the key here, and have the source's taken over (claviger migrate run)", theirs.Name, current.Key)
+			"migrated from it: claviger migrate plan says how the two differ and what to do; do not delete the key here while files are under it", theirs.Name, current.Key)
 	}
 	return q.needKey(ctx, theirs, authz.KeyGenerateEEK)
 }

@@ -6,7 +6,6 @@ import (
 
 	"claviger"
 	"claviger/audit"
-	"claviger/provider"
 )
 
 // auditBegin has the attempt recorded, where that must be before it is made.
@@ -19,7 +18,7 @@ func (e *Engine) auditBegin(ctx context.Context, key string) error {
 }
 
 // auditEnd records what became of it, also when ctx has ended meanwhile.
-func (e *Engine) auditEnd(ctx context.Context, key string, versions []provider.KeyVersion, err error) {
+func (e *Engine) auditEnd(ctx context.Context, key string, versions []string, err error) {
 	if e.cfg.Audit == nil {
 		return
 	}
@@ -27,12 +26,10 @@ func (e *Engine) auditEnd(ctx context.Context, key string, versions []provider.K
 	if err != nil {
 		event.Status, event.Message = audit.Error, claviger.Reason(err)
 	} else {
-		names := make([]string, len(versions))
-		for i, v := range versions {
-			names[i] = v.Name
-			event.Version = v.Name
+		for _, v := range versions {
+			event.Version = v
 		}
-		event.Message = "Source:" + e.cfg.Source.URI() + " Versions:" + strings.Join(names, ",")
+		event.Message = "Source:" + e.cfg.Source.URI() + " Versions:" + strings.Join(versions, ",")
 	}
 	e.cfg.Audit.Log(context.WithoutCancel(ctx), event)
 }

@@ -112,6 +112,9 @@ type Item struct {
 	Ended          *time.Time `json:"ended,omitempty"`
 	// Adopted: the key was at the target already, with the same metadata.
 	Adopted bool `json:"adopted,omitempty"`
+	// Retaken: the key was taken over before, its record was lost, and an operator's
+	// adoption made it anew with TargetVersions.
+	Retaken bool `json:"retaken,omitempty"`
 	// Rolled is how many versions the source counted when one of them was found to have
 	// the name of one here; 0: none had.
 	Rolled int `json:"rolled,omitempty"`

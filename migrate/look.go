@@ -27,6 +27,8 @@ type survey struct {
 	// source's could not be read; each has the length of items.
 	theirs, ours []*claviger.Metadata
 	unread       []error
+	// adopted are the items' keys whose records here an operator's adoption made.
+	adopted map[string]bool
 	// material: the source, a KMS, shows us key material, which we never ask for.
 	material bool
 	// namesHidden: the source did not show the names of a key's versions.
@@ -78,6 +80,9 @@ func (e *Engine) look(ctx context.Context, op string) (*survey, error) {
 		return sv.history.items[name].State == Done || slices.Contains(here, name)
 	})
 	sv.others(slices.Sorted(slices.Values(keys)), here)
+	if sv.adopted, err = e.adopted(ctx, keys); err != nil {
+		return nil, err
+	}
 	askVersions := true
 	for i, name := range keys {
 		if i%metadataBatch == 0 {
@@ -112,6 +117,14 @@ func (e *Engine) look(ctx context.Context, op string) (*survey, error) {
 			e.number(ctx, sv, &it, theirs[i])
 			if v := e.collision(ctx, it, theirs[i], it.TargetVersions); v != "" {
 				it = collided(it, theirs[i], v)
+				if it.Retaken {
+					it.Why = whyAdoptedBelow(name, v)
+				}
+			}
+			if it.Retaken && it.State == Conflict {
+				// It counts as not taken over: else a user who may roll the source's key could
+				// close the one here.
+				it.TargetVersions, it.Rolled = nil, 0
 			}
 		}
 		sv.items = append(sv.items, it)

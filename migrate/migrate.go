@@ -57,6 +57,18 @@ type Target interface {
 	URI() string
 }
 
+// Adopter is implemented by a target whose lost records an operator can have made anew
+// from what an HSM holds (hsm.Provider). Such a record has neither the attributes nor the
+// creation time of the key that was lost.
+type Adopter interface {
+	// Adopted returns those of the names whose keys have a record that was made so. A key
+	// that a user made is not among them.
+	Adopted(ctx context.Context, names ...string) ([]string, error)
+	// Retake gives such a key the description, attributes and creation time of m. Kinds
+	// KeyNotFound; Invalid where the key is none of these, or has another cipher or length.
+	Retake(ctx context.Context, m claviger.Metadata) error
+}
+
 // Store is the part of a metastore that a migration needs.
 type Store interface {
 	metastore.Journal
@@ -103,6 +115,12 @@ type Config struct {
 	// Ours are versions at the target, full names, whose EDEKs are the target's by the
 	// operator's word, though the source has other versions of these names.
 	Ours map[string]bool
+	// Adopted are keys, and AllAdopted stands for all, that were taken over from the source
+	// before a backup that does not know it was restored, by the operator's word. Run takes
+	// them over with the versions that are here, where the target is an Adopter and its
+	// records of them were made by an operator's adoption.
+	Adopted    []string
+	AllAdopted bool
 	// MaxVersions bounds what a source may make us generate for one key; 0 is
 	// 1,000.
 	MaxVersions int

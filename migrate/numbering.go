@@ -44,7 +44,7 @@ func (e *Engine) number(ctx context.Context, sv *survey, it *Item, theirs *clavi
 	case Current:
 		count = 1
 	}
-	if it.State == Done || it.State == Importing && it.Count > 0 {
+	if it.State == Done || it.Retaken || it.State == Importing && it.Count > 0 {
 		return // what was made, or begun, is counted already
 	}
 	it.Count = count

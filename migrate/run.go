@@ -124,6 +124,9 @@ func (e *Engine) run(ctx context.Context, only func(*Item) bool) (*Result, error
 	if err != nil {
 		return nil, err
 	}
+	if err := e.needAdopted(sv); err != nil {
+		return nil, err
+	}
 	w := &work{e: e, items: append(sv.items, sv.unlistedSince()...), only: only}
 	if w.nothingNew(sv.history) {
 		return w.result(*sv.history.last(), false, e.cfg.Now().Sub(began)), nil
@@ -263,16 +266,28 @@ func (w *work) importOne(ctx context.Context, it *Item) error {
 	m := claviger.Metadata{Name: it.Key, Cipher: it.Source.Cipher, BitLength: it.Source.Length, Description: it.Source.Description,
 		Attributes: it.Source.Attributes, Created: it.Source.Created, Versions: it.Count}
 	var stop error // what OnStep said
-	versions, err := []provider.KeyVersion(nil), e.alias(ctx, it)
+	err := e.alias(ctx, it)
 	if err == nil {
 		err = e.auditBegin(ctx, it.Key)
 	}
-	if err == nil {
+	switch {
+	case err != nil:
+	case it.Retaken:
+		if err = e.retake(ctx, m); err == nil {
+			stop = w.step(it.Key, "retaken")
+		}
+		e.auditEnd(ctx, it.Key, it.TargetVersions, err)
+	default:
+		var versions []provider.KeyVersion
 		versions, err = e.cfg.Target.Import(ctx, m, it.Count, it.First, func(step string) error {
 			stop = w.step(it.Key, step)
 			return stop
 		})
-		e.auditEnd(ctx, it.Key, versions, err)
+		for _, v := range versions {
+			v.Material.Wipe()
+			it.TargetVersions = append(it.TargetVersions, v.Name)
+		}
+		e.auditEnd(ctx, it.Key, it.TargetVersions, err)
 	}
 	if stop != nil {
 		return stop
@@ -291,9 +306,8 @@ func (w *work) importOne(ctx context.Context, it *Item) error {
 	switch {
 	case err == nil:
 		it.State = Done
-		for _, v := range versions {
-			v.Material.Wipe()
-			it.TargetVersions = append(it.TargetVersions, v.Name)
+		if it.Retaken {
+			it.Count, it.Adopted = len(it.TargetVersions), true
 		}
 	case claviger.Is(err, claviger.KeyExists):
 		it.State = Conflict

@@ -76,7 +76,7 @@ func (e *Engine) judge(ctx context.Context, sv *survey, name string, theirs, our
 		}
 		return it, nil
 	}
-	if known && before.State == Done {
+	if known && before.State == Done && !sv.adopted[name] {
 		before.Why, before.Rolled = "", 0
 		if v := e.collision(ctx, before, theirs, before.TargetVersions); v != "" {
 			return collided(before, theirs, v), nil
@@ -85,15 +85,19 @@ func (e *Engine) judge(ctx context.Context, sv *survey, name string, theirs, our
 			before.Why = since.String()
 		}
 		if diffs := compare(before.Source, fieldsOf(theirs)); len(diffs) > 0 {
-			return conflict(it, diffs, "at the source it is another key than the one that was migrated"), nil
+			return conflict(it, diffs, "at the source it is another key than the one that was migrated", cureRename), nil
 		}
 		return before, nil
 	}
 	if diffs := compare(fieldsOf(theirs), fieldsOf(ours)); len(diffs) > 0 {
-		return conflict(it, diffs, "a key of that name is here already"), nil
+		if sv.adopted[name] {
+			return e.readopt(ctx, it, diffs)
+		}
+		return conflict(it, diffs, "a key of that name is here already", cureRename), nil
 	}
 	// It is here and the same: imported by a process that was killed before it
 	// could write so down, or through another address of the source.
+	it.Retaken = it.State == Importing && before.Retaken
 	adopted, err := e.adopt(ctx, it, known)
 	return adopted, err
 }
@@ -113,7 +117,7 @@ func (e *Engine) adopt(ctx context.Context, it Item, known bool) (Item, error) {
 	if err != nil {
 		return it, err
 	}
-	it.Adopted = !known || it.State != Importing
+	it.Adopted = !known || it.State != Importing || it.Retaken
 	it.State = Done
 	if !known || it.Count == 0 {
 		it.Count = len(vs)
@@ -144,13 +148,16 @@ func (e *Engine) unsupported(m *claviger.Metadata) string {
 	return ""
 }
 
-func conflict(it Item, diffs []Difference, what string) Item {
+// cureRename ends a conflict of two keys of one name.
+const cureRename = "rename the zone's key, or delete the one that nobody uses, before the next run"
+
+func conflict(it Item, diffs []Difference, what, cure string) Item {
 	var parts []string
 	for _, d := range diffs {
 		parts = append(parts, fmt.Sprintf("%s %s there, %s here", d.Field, d.Source, d.Target))
 	}
 	it.State = Conflict
-	it.Why = fmt.Sprintf("%s, but with other metadata: %s; rename the zone's key, or delete the one that nobody uses, before the next run", what, strings.Join(parts, "; "))
+	it.Why = fmt.Sprintf("%s, but with other metadata: %s; %s", what, strings.Join(parts, "; "), cure)
 	return it
 }
 

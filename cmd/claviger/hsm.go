@@ -154,6 +154,11 @@ func hsmCommand(use, short, long string, access hsm.Access, run func(ctx context
 
 // withHSM has work use the token of a configuration folder.
 func withHSM(cmd *cobra.Command, conf string, access hsm.Access, work func(context.Context, *hsm.Provider) error) error {
+	return withHSMService(cmd, conf, access, func(ctx context.Context, _ *service, p *hsm.Provider) error { return work(ctx, p) })
+}
+
+// withHSMService is withHSM for work that needs more of the service than its HSM.
+func withHSMService(cmd *cobra.Command, conf string, access hsm.Access, work func(context.Context, *service, *hsm.Provider) error) error {
 	log, err := newLogger("warn")
 	if err != nil {
 		return err
@@ -173,7 +178,7 @@ func withHSM(cmd *cobra.Command, conf string, access hsm.Access, work func(conte
 			"The keys of this one are listed by claviger key list --provider kms://https@HOST:9600/kms", svc.Primary.URI())
 		return errors.Join(svc.blame(hadoopconf.ProviderURI, err), svc.Close())
 	}
-	return errors.Join(work(ctx, p), svc.Close())
+	return errors.Join(work(ctx, svc, p), svc.Close())
 }
 
 // output writes what a command found: a table for people, JSON for machines.

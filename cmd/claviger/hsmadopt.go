@@ -38,6 +38,7 @@ type adoption struct {
 	Done       []string        `json:"done"`              // keys
 	Aside      bool            `json:"aside"`             // they were set aside
 	Rebound    bool            `json:"rebound,omitempty"` // the token belongs to this metastore now
+	Source     string          `json:"source,omitempty"`  // URI of the source that keys may have been migrated from
 
 	misfit  error    // Misfit
 	unbound bool     // --rebind has something to do
@@ -101,9 +102,15 @@ that new keys can be made. Exit status 0: done, or nothing to do; 3: there is so
 // confirmed: a metastore that is not there must not be made by a look.
 func adoptKeys(cmd *cobra.Command, conf string, f *adoptFlags, out *output) error {
 	var report adoption
-	err := withHSM(cmd, conf, hsm.Look, func(ctx context.Context, p *hsm.Provider) (err error) {
-		if report, err = f.look(ctx, p); err != nil || len(report.Lost) == 0 {
+	err := withHSMService(cmd, conf, hsm.Look, func(ctx context.Context, svc *service, p *hsm.Provider) (err error) {
+		if report, err = f.look(ctx, p); err != nil {
 			return err
+		}
+		if source, ok := svc.reencryptionSource(); ok {
+			report.Source = source.URI()
+		}
+		if len(report.Lost) == 0 {
+			return nil
 		}
 		if hidden := p.Hidden(); hidden != nil {
 			return &exitError{exitRefused, fmt.Errorf("the token lacks these key versions of the metastore: %s; they may be in these files, so nothing was given up or adopted: %w", strings.Join(report.Lost, ", "), hidden)}
@@ -180,6 +187,9 @@ func adoptKeys(cmd *cobra.Command, conf string, f *adoptFlags, out *output) erro
 			verb = "set aside"
 		}
 		fmt.Fprintf(out.w, "%s: %d keys\n", verb, len(report.Done))
+		if report.Source != "" && !f.aside && len(report.Done) > 0 {
+			fmt.Fprintf(out.w, "next: claviger migrate plan --conf %s tells which of them the source %s has too; those that were migrated from it before are taken over again by claviger migrate run --adopted NAME\n", conf, report.Source)
+		}
 		if report.Rebound {
 			fmt.Fprintln(out.w, "the token belongs to this metastore now")
 		}

@@ -36,6 +36,8 @@ type migrateFlags struct {
 	shred        bool
 	yes          bool
 	leftovers    []string
+	adopted      []string
+	allAdopted   bool
 }
 
 func newMigrateCommand() *cobra.Command {
@@ -94,10 +96,19 @@ func newMigrateRun() *cobra.Command {
 		`run imports every key of the source that is not here yet. It may be run again at any time, after a crash too: what is done is not done
 twice, what was begun is gone on with. A key that cannot be imported does not keep the others from it.
 
+A key that was migrated, lost with the metastore and brought back by claviger hsm adopt has lost its attributes and its time of creation, and
+is a conflict. --adopted NAME is your word that it was migrated from this source: it gets the source's description, attributes and time of
+creation, and keeps its versions. Do not say it of a key that was made here: the source's rules would guard it.
+
 Each key is audited as the server audits; what the server writes to its standard output goes to standard error here. Who may read the
 configuration needs no right of kms-acls.xml. Beside a running server that has the store to itself (SQLite) it refuses: there keys are taken
 over by claviger key migrate.`,
-		hsm.Serve, versionsFlag,
+		hsm.Serve,
+		func(cmd *cobra.Command, f *migrateFlags) {
+			versionsFlag(cmd, f)
+			cmd.Flags().StringSliceVar(&f.adopted, "adopted", nil, "keys that claviger hsm adopt brought back, and that were migrated from this source before: they are taken over with the versions that are here")
+			cmd.Flags().BoolVar(&f.allAdopted, "all-adopted", false, "--adopted with each key that claviger hsm adopt brought back and the source lists")
+		},
 		func(m *migration) (err error) {
 			end, err := m.audited()
 			if err != nil {
@@ -265,7 +276,10 @@ func migrateCommand(use, short, long string, access hsm.Access, flags func(*cobr
 // config is the part of the engine's configuration that flags give. Its errors
 // are about the command line.
 func (f *migrateFlags) config() (migrate.Config, error) {
-	cfg := migrate.Config{Versions: migrate.Versions(f.versions)}
+	cfg := migrate.Config{Versions: migrate.Versions(f.versions), Adopted: f.adopted, AllAdopted: f.allAdopted}
+	if f.allAdopted && len(f.adopted) > 0 {
+		return cfg, errors.New("--adopted and --all-adopted exclude each other")
+	}
 	if cfg.Versions != "" && !cfg.Versions.Valid() {
 		return cfg, fmt.Errorf("--versions %s: it must be %s, %s or %s", f.versions, migrate.Auto, migrate.All, migrate.Current)
 	}

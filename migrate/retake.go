@@ -1,0 +1,85 @@
+package migrate
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"claviger"
+)
+
+// adopted returns the keys that are here by an operator's adoption.
+func (e *Engine) adopted(ctx context.Context, keys []string) (map[string]bool, error) {
+	target, ok := e.cfg.Target.(Adopter)
+	if !ok {
+		return nil, nil
+	}
+	list, err := target.Adopted(ctx, keys...)
+	found := make(map[string]bool, len(list))
+	for _, key := range list {
+		found[key] = true
+	}
+	return found, err
+}
+
+// readopt says what is done with a key that an operator's adoption brought back, and that
+// differs from the source's: the token told neither its attributes nor when it was made.
+// Whether it was migrated from the source, before a backup was restored that does not know
+// so, is the operator's to say: a user of the source could have made another key of the
+// name there.
+func (e *Engine) readopt(ctx context.Context, it Item, diffs []Difference) (Item, error) {
+	vs, err := e.cfg.Target.Versions(ctx, it.Key)
+	if err != nil {
+		return it, err
+	}
+	it.Retaken, it.TargetVersions, it.Count = true, nil, 0
+	for _, v := range vs {
+		v.Material.Wipe()
+		it.TargetVersions = append(it.TargetVersions, v.Name)
+	}
+	for _, d := range diffs {
+		if d.Field == "cipher" || d.Field == "length" {
+			return conflict(it, diffs, "a key of that name was brought back by claviger hsm adopt", cureRename), nil
+		}
+	}
+	if e.cfg.AllAdopted || slices.Contains(e.cfg.Adopted, it.Key) {
+		it.State, it.Why = Planned, ""
+		return it, nil
+	}
+	key := claviger.Printable(it.Key)
+	return conflict(it, diffs, "a key of that name was brought back by claviger hsm adopt",
+		fmt.Sprintf("do not delete it: files may be under it; if it was migrated from this source before the metastore was restored, run claviger migrate run --adopted %s (or --all-adopted); "+
+			"if not, copy the files of one of the two to a zone with another key", key)), nil
+}
+
+// retake makes the record of an adopted key that of a key which was taken over.
+func (e *Engine) retake(ctx context.Context, m claviger.Metadata) error {
+	target, ok := e.cfg.Target.(Adopter)
+	if !ok {
+		return claviger.Errorf("migrate.Run", claviger.Internal, m.Name, "the target %s has no adopted keys", e.cfg.Target.URI())
+	}
+	return target.Retake(ctx, m)
+}
+
+// needAdopted refuses the operator's word about keys that it cannot be about. Kind Invalid.
+func (e *Engine) needAdopted(sv *survey) error {
+	for _, key := range e.cfg.Adopted {
+		i := slices.IndexFunc(sv.items, func(it Item) bool { return it.Key == key })
+		switch {
+		case i < 0:
+			return claviger.Errorf("migrate.Run", claviger.Invalid, key, "--adopted %s: the source does not list that key; nothing was done; see claviger migrate plan", claviger.Printable(key))
+		case !sv.items[i].Retaken && sv.items[i].State != Done:
+			return claviger.Errorf("migrate.Run", claviger.Invalid, key, "--adopted %s: the key is not here by claviger hsm adopt; nothing was done; leave it out, and see claviger migrate plan", claviger.Printable(key))
+		}
+	}
+	return nil
+}
+
+// whyAdoptedBelow says what to do about an adopted key one of whose versions has a number
+// that the source has used.
+func whyAdoptedBelow(key, version string) string {
+	key, version = claviger.Printable(key), claviger.Printable(version)
+	return fmt.Sprintf("a key of that name was brought back by claviger hsm adopt, and the source has a version %s too: either key %s is another key than the source's, or the source rolled it after it was migrated. "+
+		"Do not delete it: files may be under it. If it was migrated, stop rolls at the source, roll key %s here, so that new files can be read, copy the files that were made through the source under %s from there, "+
+		"set %s to %s, restart, and run claviger migrate run --adopted %s; if not, copy the files of one of the two to a zone with another key", version, key, key, version, PropOurs, version, key)
+}
