@@ -110,6 +110,15 @@ func (s *Sealed) Read(owner *Party, now time.Time) (Deposit, error) {
 	return d, nil
 }
 
+// Made is when the owner says that the deposit was made. The signature is not checked.
+func (s *Sealed) Made() (time.Time, error) {
+	var st statement
+	if err := strictly(s.Statement, &st); err != nil {
+		return time.Time{}, claviger.Errorf("trustee.Made", claviger.Invalid, "", "the statement of a deposit cannot be read: %w", err)
+	}
+	return st.Created, nil
+}
+
 // check holds a deposit against the limits.
 func (d *Deposit) check() error {
 	switch {

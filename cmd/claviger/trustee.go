@@ -43,7 +43,7 @@ const trusteeCertificateLife = 2 * 365 * 24 * time.Hour
 func newTrusteeCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "trustee", Short: "Set up and run a Key Trustee Server", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
-	cmd.AddCommand(newTrusteeInit(), newTrusteeBackup(), newTrusteeRestore(), newTrusteeServe(), newTrusteeStatus(), newTrusteePromote(), newTrusteeAlone(), newTrusteeResync(), newTrusteeRecover())
+	cmd.AddCommand(newTrusteeInit(), newTrusteeBackup(), newTrusteeRestore(), newTrusteeServe(), newTrusteeStatus(), newTrusteePromote(), newTrusteeAlone(), newTrusteeResync(), newTrusteeRecover(), newTrusteeAdopt())
 	return cmd
 }
 

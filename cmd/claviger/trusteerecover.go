@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -18,16 +17,22 @@ import (
 
 func newTrusteeRecover() *cobra.Command {
 	var dir string
+	var revive []string
 	cmd := &cobra.Command{
-		Use:   "recover [--confdir DIR] [FILE]",
+		Use:   "recover [--confdir DIR] [--revive KEY]... [FILE]",
 		Short: "Bring back what a trustee's store has dropped",
 		Long: `recover adds to the store what it lacks of FILE: a store that resync --drop left (` + trusteeStore + `.dropped-*), that a server saved of a file which was
 moved or removed (` + trusteeStore + `.rescued-*), or another copy of a trustee's store. It is for the host of the active trustee, whose server may run; FILE
-may come from the other host. Nothing that the store holds is changed: a deposit whose label has another one by now stays in FILE, and is named.
+may come from the other host. FILE is only read, and nothing that the store holds is changed.
+
+It works by keys. A key that the store has deleted is left and named (REVIVED); --revive adds it. Where the store has the key in another state, or
+another key of that name, the versions that the store lacks are kept in it, and named: their EDEKs stay unreadable until claviger trustee adopt, on a
+host of the KT KMS, merges them into the key. A key that the store has purged is told by its age; one that was made last before the two trustees went
+apart, and purged since, is added: look at the names that are printed.
 
 What it adds, a KT KMS uses at once, and it changes keys again within a minute. EDEKs of key versions that no FILE has open nowhere: docs/trustee.md.
 
-Without FILE it lists the files beside the store, and what the store lacks of each. Exit status 3: something was left.`,
+Without FILE it lists the files beside the store, and what the store lacks of each. Exit status 3: something was left, or must be adopted.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			folder, err := loadTrustee(dir)
@@ -45,10 +50,11 @@ Without FILE it lists the files beside the store, and what the store lacks of ea
 			if len(args) == 0 {
 				return listDropped(cmd.Context(), cmd.OutOrStdout(), store, filepath.Join(folder.Path, trusteeStore))
 			}
-			return recoverFrom(cmd.Context(), cmd.OutOrStdout(), store, args[0])
+			return recoverFrom(cmd.Context(), cmd.OutOrStdout(), store, args[0], revive)
 		},
 	}
 	trusteeDirFlag(cmd, &dir)
+	cmd.Flags().StringArrayVar(&revive, "revive", nil, "add this key although the store has deleted it")
 	return cmd
 }
 
@@ -67,7 +73,7 @@ func listDropped(ctx context.Context, out io.Writer, store server.Store, file st
 		return strings.HasSuffix(name, "-wal") || strings.HasSuffix(name, "-shm")
 	})
 	for _, name := range files {
-		r, err := recovered(ctx, store, name, true)
+		r, err := recovered(ctx, store, name, server.RecoverOptions{Dry: true})
 		if err != nil {
 			return err
 		}
@@ -86,23 +92,28 @@ func listDropped(ctx context.Context, out io.Writer, store server.Store, file st
 	return nil
 }
 
-func recovered(ctx context.Context, store server.Store, name string, dry bool) (_ *server.Recovered, err error) {
-	if _, err := os.Stat(name); err != nil {
-		return nil, err
-	}
-	from, err := sqlite.Open(ctx, name, false)
+func recovered(ctx context.Context, store server.Store, name string, o server.RecoverOptions) (_ *server.Recovered,
+	err error) {
+	from, release, err := sqlite.OpenReadOnly(ctx, name)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, from.Close()) }()
-	return server.Recover(ctx, store, from, dry)
+	defer func() { err = errors.Join(err, release()) }()
+	if orgs, err := from.Orgs(ctx); err != nil {
+		return nil, err
+	} else if len(orgs) == 0 {
+		return nil, fmt.Errorf("%s is a trustee's store that holds nothing, no organization either: name the file that has the deposits", name)
+	}
+	return server.Recover(ctx, store, from, o)
 }
 
-func recoverFrom(ctx context.Context, out io.Writer, store server.Store, name string) error {
-	r, err := recovered(ctx, store, name, false)
+func recoverFrom(ctx context.Context, out io.Writer, store server.Store, name string, revive []string) error {
+	r, err := recovered(ctx, store, name, server.RecoverOptions{Revive: revive})
 	switch {
 	case server.IsPassive(err):
 		return &exitError{exitRefused, fmt.Errorf("%w; nothing was changed: copy %s to the host of the active one and run this there, or run claviger trustee promote here first", err, name)}
+	case err != nil && r == nil:
+		return fmt.Errorf("%w; nothing was changed", err)
 	case err != nil:
 		return fmt.Errorf("%w; what was added before stays, and the command may be repeated", err)
 	}
@@ -110,18 +121,32 @@ func recoverFrom(ctx context.Context, out io.Writer, store server.Store, name st
 		_, err := fmt.Fprintln(out, "the store holds all of it: nothing was changed")
 		return err
 	}
-	if !r.Added.None() {
-		if _, err := fmt.Fprintf(out, "added %s\n", &r.Added); err != nil {
-			return err
-		}
+	text := ""
+	if n := &r.Added; !n.None() {
+		text = fmt.Sprintf("added %d organizations, %d clients and %d deposits\n", n.Orgs, n.Clients, n.Deposits)
+	}
+	for _, name := range r.Names {
+		text += "added " + name + "\n"
 	}
 	for _, left := range r.Left {
-		if _, err := fmt.Fprintf(out, "left %s\n", left); err != nil {
-			return err
-		}
+		text += "left " + left + "\n"
 	}
+	for _, version := range r.Aside {
+		text += fmt.Sprintf("kept version %q, which no key names: its EDEKs stay unreadable until, on a host of the KT KMS, claviger trustee adopt --conf DIR %q\n",
+			version, version)
+	}
+	if _, err := io.WriteString(out, text); err != nil {
+		return err
+	}
+	var errs []error
 	if len(r.Left) > 0 {
-		return &exitError{exitRefused, fmt.Errorf("%d of it were not added and stay in %s alone: keep that file", len(r.Left), name)}
+		errs = append(errs, fmt.Errorf("%d of it were not added and stay in %s alone: keep that file", len(r.Left), name))
+	}
+	if len(r.Aside) > 0 {
+		errs = append(errs, fmt.Errorf("%d versions cannot be used before they are adopted: keep %s until then", len(r.Aside), name))
+	}
+	if len(errs) > 0 {
+		return &exitError{exitRefused, errors.Join(errs...)}
 	}
 	return nil
 }

@@ -19,9 +19,9 @@ import (
 
 // Prefixes of labels.
 const (
-	keyPrefix     = "key/"
-	versionPrefix = "version/"
-	deletedPrefix = "deleted/"
+	keyPrefix     = trustee.LabelKey
+	versionPrefix = trustee.LabelVersion
+	deletedPrefix = trustee.LabelDeleted
 )
 
 // keyDoc is what the deposit of a key holds.

@@ -324,7 +324,7 @@ func (p *Provider) lostChange(ctx context.Context, n *newest) (warning string, e
 	}
 	switch {
 	case lacks:
-		return "", fmt.Errorf("the Key Trustee Server has acknowledged version %s of key %q at %s, and has that key without it: it was restored from an older backup, and what was made or rolled since then is lost unless a newer one is restored. If it is given up, remove %s and start again",
+		return "", fmt.Errorf("the Key Trustee Server has acknowledged version %s of key %q at %s, and has that key without it: it was restored from an older backup, and what was made or rolled since then is lost unless a newer one is restored, or claviger trustee recover there and claviger trustee adopt here bring it back. If it is given up, remove %s and start again",
 			n.Version, n.Key, at, file)
 	case !same && latest.IsZero():
 		return fmt.Sprintf("key %q, which this host changed at %s, is not at the Key Trustee Server: another host has purged it, or the server was restored from an older backup", n.Key, at), nil
@@ -333,7 +333,7 @@ func (p *Provider) lostChange(ctx context.Context, n *newest) (warning string, e
 	case same:
 	case latest.Before(n.At.Add(-skew)):
 		return "",
-			fmt.Errorf("the Key Trustee Server has key %q as of %s, and has acknowledged a change of it at %s: it was restored from an older backup, and what was made or rolled since then is lost unless a newer one is restored. If it is given up, remove %s and start again",
+			fmt.Errorf("the Key Trustee Server has key %q as of %s, and has acknowledged a change of it at %s: it was restored from an older backup, and what was made or rolled since then is lost unless a newer one is restored, or claviger trustee recover there and claviger trustee adopt here bring it back. If it is given up, remove %s and start again",
 				n.Key, latest.UTC().Format(time.RFC3339), at, file)
 	case latest.Before(n.At):
 		return fmt.Sprintf("the Key Trustee Server has key %q as of %s, and this host changed it at %s: another host's clock is behind, or the server was restored from a backup of just before", n.Key, latest.UTC().Format(time.RFC3339), at), nil

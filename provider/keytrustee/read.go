@@ -222,9 +222,8 @@ func (p *Provider) deletedDocs(ctx context.Context, op, name string) ([]*keyDoc,
 // ofDeleted returns the name of the key that a label deleted/<name>/<id> is of; ""
 // of any other.
 func ofDeleted(label string) string {
-	rest, ok := strings.CutPrefix(label, deletedPrefix)
-	if i := strings.LastIndexByte(rest, '/'); ok && i > 0 {
-		return rest[:i]
+	if kind, name := trustee.KeyOfLabel(label); kind == deletedPrefix {
+		return name
 	}
 	return ""
 }

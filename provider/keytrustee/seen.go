@@ -85,7 +85,7 @@ func (p *Provider) absent(ctx context.Context, op, name, version string, k *keyD
 		}
 		without = without || d.Created == made
 	}
-	const restored = "the Key Trustee Server was restored from an older backup: restore a newer one, or take claviger trustee recover there; NameNodes that have EDEKs of that version in their queues must be restarted"
+	const restored = "the Key Trustee Server was restored from an older backup: restore a newer one, or take claviger trustee recover there and claviger trustee adopt here; NameNodes that have EDEKs of that version in their queues must be restarted"
 	switch {
 	case without: // versions end with their keys alone
 		return claviger.Errorf(op, claviger.Unavailable, version, "this version was at the Key Trustee Server, which has its key without it now: "+restored)

@@ -384,11 +384,18 @@ func (p *Provider) Purge(ctx context.Context, name string, versions ...string) e
 }
 
 // purge ends a deleted key: its versions, then its own deposit, which names them
-// until they are gone.
+// until they are gone. A version that another document of the name names, too, stays with
+// that: a trustee's operator can bring a deleted key back beside the deleted one.
 func (p *Provider) purge(ctx context.Context, op string, k *keyDoc) error {
 	n := p.cfg.memory.begin()
+	ends := slices.Clone(k.Versions)
+	others, err := p.others(ctx, op, k)
+	if err != nil {
+		return err
+	}
+	ends = slices.DeleteFunc(ends, func(v versionRef) bool { return others[v.UUID] })
 	mine := map[string]bool{}
-	for _, v := range k.Versions {
+	for _, v := range ends {
 		mine[v.UUID] = true
 	}
 	// What an earlier call has done is not asked for again: a box does all or none.
@@ -413,11 +420,35 @@ func (p *Provider) purge(ctx context.Context, op string, k *keyDoc) error {
 			return failed(op, k.Name, err)
 		}
 	}
-	p.kept.forget(k.Versions)
-	p.seen.forget(k.Versions)
+	p.kept.forget(ends)
+	p.seen.forget(ends)
 	if err := p.end(ctx, []string{k.uuid}); err != nil {
 		return failed(op, k.Name, err)
 	}
 	p.memorize(newest{N: n, Key: k.Name, At: p.cfg.Now().UTC(), Deleted: true, Made: k.Created})
 	return nil
+}
+
+// others returns the uuids of the versions that documents of k's name other than k name.
+func (p *Provider) others(ctx context.Context, op string, k *keyDoc) (map[string]bool, error) {
+	docs, err := p.deletedDocs(ctx, op, k.Name)
+	if err != nil {
+		return nil, err
+	}
+	live, err := p.key(ctx, op, k.Name) // after the deleted ones, of which one may come back meanwhile
+	if err != nil {
+		return nil, err
+	}
+	if live != nil {
+		docs = append(docs, live)
+	}
+	named := map[string]bool{}
+	for _, d := range docs {
+		if d.uuid != k.uuid {
+			for _, v := range d.Versions {
+				named[v.UUID] = true
+			}
+		}
+	}
+	return named, nil
 }

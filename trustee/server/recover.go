@@ -1,9 +1,12 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"claviger"
@@ -12,74 +15,402 @@ import (
 
 // Recovered is what Recover has found and done.
 type Recovered struct {
-	// Lacked is what the store lacked, or held in another state.
+	// Lacked is what the store lacked, or held in another state, but for what it has
+	// replaced since by something newer.
 	Lacked Loss
-	// Added is what it has got.
+	// Added is what it has got and can be used, and Names all of it, for people.
 	Added Loss
+	Names []string
+	// Aside are full names of versions of keys which the store holds, and holds deleted, as
+	// no key document names them. Their EDEKs open once the KT KMS adopts them.
+	Aside []string
 	// Left says for people why something of Lacked was not added.
 	Left []string
 }
 
+// RecoverOptions are Recover's.
+type RecoverOptions struct {
+	// Dry: it only looks.
+	Dry bool
+	// Revive names keys, or labels of other deposits, that are added although the store has
+	// deleted them.
+	Revive []string
+}
+
 // Recover adds to a store what it lacks of another, which kept what was dropped. It
-// changes nothing that the store holds: a deposit whose label has another live deposit
-// by now is left, and so is what both hold in different states. With dry it only looks.
-func Recover(ctx context.Context, into, from Store, dry bool) (*Recovered, error) {
-	now := time.Now()
-	mine := holdings{}
-	if err := into.Export(ctx, func(rec Record) error { return mine.add(rec, now) }); err != nil {
+// changes nothing that the store holds. The deposits of a key go together:
+//
+//   - A key of which the store holds nothing is added, its versions before its document.
+//   - A key that the store has deleted is left, unless Revive names it.
+//   - Where the store has the key, in another state or as another key of that name, the
+//     document is left, and the versions that the store lacks are added as deleted ones,
+//     Aside: nothing takes them for what a change left that was broken off, and the owner,
+//     who alone can read and sign documents, can merge them into his.
+//
+// A deposit that is older than the newest one which both hold was once in both; where the
+// store lacks it, the store has deleted or replaced it.
+func Recover(ctx context.Context, into, from Store, o RecoverOptions) (*Recovered, error) {
+	r := &recovery{into: into, now: time.Now(), revive: o.Revive, dry: o.Dry, mine: holdings{}, res: new(Recovered),
+		kept: map[string]kept{}, theirs: map[string]bool{}, groups: map[depositsOf]*depositGroup{},
+		put: map[depositsOf][]*Row{}}
+	if err := into.Export(ctx, r.holds); err != nil {
 		return nil, err
 	}
-	res := new(Recovered)
+	var lacked []Record
 	err := from.Export(ctx, func(rec Record) error {
-		var one Loss
-		if err := mine.lacks(rec, now, &one); err != nil || one.None() {
-			return err
+		yes, err := r.lacks(rec)
+		if yes {
+			lacked = append(lacked, rec)
 		}
-		name := one.Names[0]
-		res.Lacked.count(rec, name)
-		key, _, _, _, err := holding(rec, now)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, rec := range lacked {
+		if err := r.take(ctx, rec); err != nil {
+			return r.res, err
+		}
+	}
+	return r.res, r.deposits(ctx)
+}
+
+// recovery is a call of Recover.
+type recovery struct {
+	into   Store
+	now    time.Time
+	dry    bool
+	revive []string
+	res    *Recovered
+
+	mine holdings
+	kept map[string]kept // deposits of the store, by uuid
+	// theirs has the deposits that the other holds live.
+	theirs map[string]bool
+	// parted is when the newest deposit was made that both hold.
+	parted time.Time
+	groups map[depositsOf]*depositGroup
+	// put has the versions that were added, before the key's document.
+	put map[depositsOf][]*Row
+}
+
+// kept is a deposit of the store.
+type kept struct {
+	of   depositsOf
+	kind string
+	live bool
+	made time.Time
+}
+
+// depositsOf names deposits that belong together: of a key, or of another label.
+type depositsOf struct {
+	owner, name string
+	key         bool
+}
+
+// depositGroup is what the other store holds of them and the store lacks.
+type depositGroup struct {
+	of   depositsOf
+	rows []lackedRow
+}
+
+type lackedRow struct {
+	row  *Row
+	kind string
+	made time.Time
+}
+
+// sorted tells what a deposit belongs to.
+func sorted(d *Row) (kind string, of depositsOf) {
+	kind, key := trustee.KeyOfLabel(d.Label)
+	if kind == "" {
+		return "", depositsOf{d.Owner, d.Label, false}
+	}
+	return kind, depositsOf{d.Owner, key, true}
+}
+
+// holds notes what the store holds.
+func (r *recovery) holds(rec Record) error {
+	if d := rec.Deposit; d != nil {
+		made, err := d.Sealed.Made()
 		if err != nil {
 			return err
 		}
-		if _, there := mine[key]; there {
-			res.Left = append(res.Left, name+": the store holds it in another state (deleted or not, disabled or not, another secret)")
-			return nil
-		}
-		if dry {
-			return nil
-		}
-		err = addRecord(ctx, into, rec)
-		switch {
-		case claviger.Is(err, claviger.KeyExists):
-			res.Left = append(res.Left, name+": the store has another of that name by now")
-		case claviger.Is(err, claviger.Denied), claviger.Is(err, claviger.Invalid):
-			res.Left = append(res.Left, fmt.Sprintf("%s: %v", name, err))
-		case err != nil:
-			return err
-		default:
-			res.Added.count(rec, name)
-		}
-		return nil
-	})
-	return res, err
+		kind, of := sorted(d)
+		r.kept[d.UUID] = kept{of, kind, d.Sealed.Deleted == nil, made}
+	}
+	return r.mine.add(rec, r.now)
 }
 
-// addRecord adds an organization, a client or a deposit.
-func addRecord(ctx context.Context, into Store, rec Record) error {
-	switch {
-	case rec.Org != nil:
-		return into.AddOrg(ctx, *rec.Org)
-	case rec.Client != nil:
-		_, err := into.AddClient(ctx, *rec.Client, Once{})
+// lacks notes a record of the other store, and tells whether the store lacks it.
+func (r *recovery) lacks(rec Record) (bool, error) {
+	if d := rec.Deposit; d != nil {
+		r.theirs[d.UUID] = d.Sealed.Deleted == nil
+		if k, there := r.kept[d.UUID]; there && k.made.After(r.parted) {
+			r.parted = k.made
+		}
+	}
+	var one Loss
+	err := r.mine.lacks(rec, r.now, &one)
+	return !one.None(), err
+}
+
+func (r *recovery) left(format string, args ...any) {
+	r.res.Left = append(r.res.Left, fmt.Sprintf(format, args...))
+}
+
+// take adds an organization or client, and puts a deposit into its group.
+func (r *recovery) take(ctx context.Context, rec Record) error {
+	key, name, _, _, err := holding(rec, r.now)
+	if err != nil {
 		return err
-	case rec.Deposit != nil:
-		at := rec.Deposit.Sealed.Deleted
-		if err := into.Put(ctx, *rec.Deposit, "", Once{}); err != nil || at == nil {
+	}
+	d := rec.Deposit
+	if _, there := r.mine[key]; there {
+		r.res.Lacked.count(rec, name)
+		if kind := trustee.LabelVersion; d != nil && d.Sealed.Deleted == nil && r.kept[d.UUID].kind == kind {
+			r.aside(d) // by an earlier call
+		} else {
+			r.left("%s: the store holds it in another state (deleted or not, disabled or not, another secret)", name)
+		}
+		return nil
+	}
+	if d != nil {
+		made, err := d.Sealed.Made()
+		if err != nil {
 			return err
 		}
-		return into.Delete(ctx, rec.Deposit.Owner, []string{rec.Deposit.UUID}, *at, Once{})
+		kind, of := sorted(d)
+		if r.groups[of] == nil {
+			r.groups[of] = &depositGroup{of: of}
+		}
+		r.groups[of].rows = append(r.groups[of].rows, lackedRow{d, kind, made})
+		return nil
+	}
+	r.res.Lacked.count(rec, name)
+	if r.dry {
+		return nil
+	}
+	switch {
+	case rec.Org != nil:
+		err = r.into.AddOrg(ctx, *rec.Org)
+	case rec.Client != nil:
+		_, err = r.into.AddClient(ctx, *rec.Client, Once{})
+	}
+	added, err := r.outcome(name, err)
+	if added {
+		r.res.Added.count(rec, name)
+		r.res.Names = append(r.res.Names, name)
+	}
+	return err
+}
+
+// outcome tells whether something was added; what the store refuses is left.
+func (r *recovery) outcome(name string, err error) (added bool, _ error) {
+	switch {
+	case claviger.Is(err, claviger.KeyExists):
+		r.left("%s: the store has another of that name by now", name)
+	case claviger.Is(err, claviger.Denied), claviger.Is(err, claviger.Invalid):
+		r.left("%s: %v", name, err)
+	case err != nil:
+		return false, err
+	default:
+		return true, nil
+	}
+	return false, nil
+}
+
+func (r *recovery) aside(d *Row) {
+	r.res.Aside = append(r.res.Aside, strings.TrimPrefix(d.Label, trustee.LabelVersion))
+}
+
+// step adds a deposit.
+type step struct {
+	lackedRow
+	after time.Time // its place among the steps
+	aside bool
+}
+
+// deposits decides on each group, and adds what is to be added in the order in which it
+// was made: where that is broken off, all that is still lacked is newer than what was
+// added, so that the next call does not take it for deleted.
+func (r *recovery) deposits(ctx context.Context) error {
+	groups := make([]*depositGroup, 0, len(r.groups))
+	for _, g := range r.groups {
+		groups = append(groups, g)
+	}
+	slices.SortFunc(groups, func(a, b *depositGroup) int {
+		return cmp.Or(strings.Compare(a.of.name, b.of.name), strings.Compare(a.of.owner, b.of.owner))
+	})
+	has := map[depositsOf]state{}
+	for uuid, k := range r.kept {
+		s := has[k.of]
+		s.live = s.live || k.live && k.kind != trustee.LabelVersion && k.kind != trustee.LabelDeleted
+		s.deleted = s.deleted || k.live && k.kind == trustee.LabelDeleted && !r.theirs[uuid]
+		has[k.of] = s
+	}
+	var steps []step
+	for _, g := range groups {
+		steps = append(steps, r.group(g, has[g.of])...)
+	}
+	if r.dry {
+		return nil
+	}
+	slices.SortStableFunc(steps, func(a, b step) int { return a.after.Compare(b.after) })
+	for _, s := range steps {
+		if err := r.add(ctx, s); err != nil {
+			return err
+		}
 	}
 	return nil
+}
+
+// state is what the store holds of a key, or of another label.
+type state struct {
+	live    bool // the key's document, or a deposit of that label
+	deleted bool // a document of the key as a deleted one, which the other store lacks
+}
+
+// group decides what is added of a group.
+func (r *recovery) group(g *depositGroup, has state) (steps []step) {
+	revive := slices.Contains(r.revive, g.of.name)
+	last := time.Time{}
+	gone := has.deleted
+	docs := 0
+	for _, l := range g.rows {
+		if l.made.After(last) {
+			last = l.made
+		}
+		gone = gone || r.ended(l)
+		if l.kind != trustee.LabelVersion && l.row.Sealed.Deleted == nil {
+			docs++
+		}
+	}
+	if gone && !has.live && !revive {
+		r.refuse(g)
+		return nil
+	}
+	for _, l := range g.rows {
+		deleted, version := l.row.Sealed.Deleted != nil, l.kind == trustee.LabelVersion
+		if has.live && l.kind != trustee.LabelDeleted && !version && !deleted && r.ended(l) {
+			continue // the store has replaced it by what it holds
+		}
+		r.count(&r.res.Lacked, l.row)
+		s := step{lackedRow: l, after: l.made}
+		switch {
+		case deleted:
+		case version && r.ended(l) && !revive:
+			r.left("REVIVED version %q: the store has deleted it; --revive %q keeps it", nameOf(l.row), g.of.name)
+			continue
+		case version && (has.live || docs == 0):
+			s.aside = true
+		case version:
+		case has.live && l.kind == trustee.LabelKey:
+			r.left("key %q: the store has another state of it, or another key of that name, and uses that one", g.of.name)
+			continue
+		case has.live && l.kind == trustee.LabelDeleted:
+			r.left("deleted key %q: the store has a key of that name, which stays; delete it at the KT KMS if it is to go", g.of.name)
+			continue
+		case has.live:
+			r.left("deposit %.200q: the store has another of that name by now", l.row.Label)
+			continue
+		default:
+			s.after = last // after its versions, whatever the clocks of their hosts say
+		}
+		steps = append(steps, s)
+	}
+	slices.SortStableFunc(steps, func(a, b step) int { return cmp.Compare(rank(a), rank(b)) })
+	return steps
+}
+
+// rank puts versions before what names them.
+func rank(s step) int {
+	if s.kind == trustee.LabelVersion {
+		return 0
+	}
+	return 1
+}
+
+// ended tells whether the store has deleted or replaced what it lacks.
+func (r *recovery) ended(l lackedRow) bool { return l.made.Before(r.parted) }
+
+// refuse leaves a group that the store has deleted.
+func (r *recovery) refuse(g *depositGroup) {
+	var versions []string
+	live := false
+	for _, l := range g.rows {
+		if l.row.Sealed.Deleted != nil {
+			continue // it was deleted in both
+		}
+		live = true
+		r.count(&r.res.Lacked, l.row)
+		if l.kind == trustee.LabelVersion {
+			versions = append(versions, fmt.Sprintf("%q", nameOf(l.row)))
+		}
+	}
+	what := fmt.Sprintf("deposit %.200q", g.of.name)
+	if g.of.key {
+		what = fmt.Sprintf("key %q", g.of.name)
+		if len(versions) > 0 {
+			what += fmt.Sprintf(" (of its versions the store lacks %s)", strings.Join(versions, ", "))
+		}
+	}
+	if live {
+		r.left("REVIVED %s: the store has deleted it, and it would be in use again; --revive %q adds it", what, g.of.name)
+	}
+}
+
+func nameOf(d *Row) string { return strings.TrimPrefix(d.Label, trustee.LabelVersion) }
+
+// count counts a deposit, by what people call it.
+func (r *recovery) count(l *Loss, d *Row) {
+	l.count(Record{Deposit: d}, fmt.Sprintf("deposit %.200q", d.Label))
+}
+
+// add adds a deposit.
+func (r *recovery) add(ctx context.Context, s step) error {
+	row := *s.row
+	if s.aside {
+		row.Sealed.Deleted = &r.now
+	}
+	added, err := r.outcome(fmt.Sprintf("deposit %.200q", row.Label), r.into.Put(ctx, row, "", Once{}))
+	_, of := sorted(&row)
+	if !added && err == nil && s.kind == trustee.LabelKey {
+		return r.faster(ctx, of)
+	}
+	if !added || err != nil {
+		return err
+	}
+	if s.aside {
+		r.aside(s.row)
+		return nil
+	}
+	r.count(&r.res.Added, s.row)
+	switch key := of.name; {
+	case s.kind == trustee.LabelKey && row.Sealed.Deleted == nil:
+		r.res.Names = append(r.res.Names, fmt.Sprintf("key %q", key))
+	case s.kind == trustee.LabelDeleted && row.Sealed.Deleted == nil:
+		r.res.Names = append(r.res.Names, fmt.Sprintf("deleted key %q", key))
+	case s.kind == trustee.LabelVersion && row.Sealed.Deleted == nil:
+		r.put[of] = append(r.put[of], s.row) // its key names it, and is named
+	default:
+		r.res.Names = append(r.res.Names, fmt.Sprintf("deposit %.200q", row.Label))
+	}
+	return nil
+}
+
+// faster sets the versions of a key aside whose document could not be added, as the KT KMS
+// has made a key of that name meanwhile.
+func (r *recovery) faster(ctx context.Context, of depositsOf) error {
+	var uuids []string
+	for _, row := range r.put[of] {
+		uuids = append(uuids, row.UUID)
+		r.aside(row)
+	}
+	if len(uuids) == 0 {
+		return nil
+	}
+	return r.into.Delete(ctx, of.owner, uuids, r.now, Once{})
 }
 
 // IsPassive tells whether an error says that changes are made at the other server.

@@ -41,13 +41,13 @@ func TestRecover(t *testing.T) {
 	must(t, err)
 	defer from.Close()
 
-	if r, err := server.Recover(t.Context(), b.store, from, true); err != nil || r.Lacked.Deposits != 3 || !r.Added.None() {
+	if r, err := server.Recover(t.Context(), b.store, from, server.RecoverOptions{Dry: true}); err != nil || r.Lacked.Deposits != 3 || !r.Added.None() {
 		t.Errorf("a look: %+v, %v", r, err)
 	}
-	if _, err := server.Recover(t.Context(), a.store, from, false); !server.IsPassive(err) {
+	if _, err := server.Recover(t.Context(), a.store, from, server.RecoverOptions{}); !server.IsPassive(err) {
 		t.Errorf("at the passive: %v", err)
 	}
-	r, err := server.Recover(t.Context(), b.store, from, false)
+	r, err := server.Recover(t.Context(), b.store, from, server.RecoverOptions{})
 	if err != nil || r.Added.Deposits != 2 || len(r.Left) != 1 || !strings.Contains(r.Left[0], `deposit "taken": the store has another`) {
 		t.Fatalf("%+v, %v", r, err)
 	}
@@ -68,7 +68,7 @@ func TestRecover(t *testing.T) {
 	if d, err := b.client(identities()[1]).Find(t.Context(), "deleted"); err != nil || string(d.Content) != "a" {
 		t.Errorf("%+v, %v", d, err)
 	}
-	if r, err := server.Recover(t.Context(), b.store, from, false); err != nil || !r.Added.None() {
+	if r, err := server.Recover(t.Context(), b.store, from, server.RecoverOptions{}); err != nil || !r.Added.None() {
 		t.Errorf("a second time: %+v, %v", r, err)
 	}
 }

@@ -108,7 +108,8 @@ type Store interface {
 
 	// Put: see trustee.Box. Kind KeyExists where the uuid, or the label among the
 	// owner's live deposits, is taken; KeyNotFound where replaces is not live or not
-	// the owner's. What is replaced is gone.
+	// the owner's. What is replaced is gone. A row with Sealed.Deleted is deleted from the
+	// start.
 	Put(ctx context.Context, r Row, replaces string, once Once) error
 	// Get returns a live deposit of whomever. Kind KeyNotFound.
 	Get(ctx context.Context, uuid string) (Row, error)

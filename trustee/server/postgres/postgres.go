@@ -339,7 +339,6 @@ func (s *Store) SetState(ctx context.Context, fingerprint string, state server.S
 // Put makes a deposit live.
 func (s *Store) Put(ctx context.Context, r server.Row, replaces string, once server.Once) error {
 	const op = "postgres.Put"
-	r.Sealed.Deleted = nil
 	return s.change(ctx, op, r.Label, once, func(ctx context.Context, tx pgx.Tx) error {
 		if replaces != "" {
 			if err := one(ctx, tx, op, replaces, `DELETE FROM trustee_deposit WHERE uuid = $1 AND owner = $2 AND deleted IS NULL`, replaces, r.Owner); err != nil {

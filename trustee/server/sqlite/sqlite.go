@@ -324,7 +324,6 @@ func (s *Store) SetState(ctx context.Context, fingerprint string, state server.S
 
 // Put makes a deposit live.
 func (s *Store) Put(ctx context.Context, r server.Row, replaces string, once server.Once) error {
-	r.Sealed.Deleted = nil
 	return s.mutate(ctx, "sqlite.Put", r.Label, &server.Change{Op: server.OpPut, Deposit: &r, Replaces: replaces, Once: once})
 }
 

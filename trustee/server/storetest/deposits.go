@@ -60,15 +60,22 @@ func put(t *testing.T, s server.Store) {
 	// In the same moment the one is gone and the other there, of the same label.
 	r := Row(10)
 	r.Label = got.Label
-	r.Sealed.Deleted = &at // what is put is live
 	check(t, s.Put(ctx, r, "u2", Until("p7")))
-	r.Sealed.Deleted = nil
 	if found, err := s.Find(ctx, Owner, got.Label); err != nil || !reflect.DeepEqual(found, r) {
 		t.Errorf("%+v, %v", found, err)
 	}
 	_, err = s.Get(ctx, "u2")
 	wants(t, "what was replaced", err, claviger.KeyNotFound)
 	wants(t, "bringing back what was replaced", s.Undelete(ctx, Owner, []string{"u2"}, Until("p8")), claviger.KeyNotFound)
+
+	// A deposit that is put as a deleted one takes no label, and was never live.
+	r = Row(11)
+	r.Label = got.Label
+	r.Sealed.Deleted = &at
+	check(t, s.Put(ctx, r, "", Until("p9")))
+	_, err = s.Get(ctx, r.UUID)
+	wants(t, "what was put as deleted", err, claviger.KeyNotFound)
+	check(t, s.Purge(ctx, Owner, []string{r.UUID}, Until("p10")))
 }
 
 func life(t *testing.T, s server.Store) {

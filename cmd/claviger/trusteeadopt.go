@@ -1,0 +1,112 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"claviger/hadoopconf"
+	"claviger/provider"
+	"claviger/provider/builtin"
+	"claviger/provider/keytrustee"
+	"claviger/trustee"
+)
+
+func newTrusteeAdopt() *cobra.Command {
+	var conf string
+	cmd := &cobra.Command{
+		Use:   "adopt --conf DIR [NAME@VERSION]...",
+		Short: "Merge versions that recover has kept into their keys, at the KT KMS",
+		Long: `adopt is for a host of the KT KMS, whose server may run. claviger trustee recover keeps versions that no key names: the KT KMS alone can read and sign
+the documents of keys. adopt merges the versions that are named into the keys of their names, each before the current one, so that their EDEKs open at
+once, by the rules for that key. It refuses a version whose length is not the key's.
+
+Where two keys of one name were made, each at one trustee, look whether the attributes and the ACLs of the one that is there suit both.
+
+Without names it lists the versions that are kept. A change that was broken off may have left one of them; nobody has EDEKs of such a version.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			p, err := openKeyTrustee(cmd.Context(), conf)
+			if err != nil {
+				return err
+			}
+			return errors.Join(adoptVersions(cmd.Context(), cmd.OutOrStdout(), p, args), p.Close())
+		},
+	}
+	cmd.Flags().StringVar(&conf, "conf", "", "configuration folder of the KT KMS")
+	_ = cmd.MarkFlagRequired("conf") // the flag is defined above
+	return cmd
+}
+
+// openKeyTrustee opens the KT KMS that a configuration names first, beside the server that
+// serves it: as a source, which makes no identity, and is opened although the Key Trustee
+// Server lacks what it acknowledged, since adopt is what mends that.
+func openKeyTrustee(ctx context.Context, dir string) (*keytrustee.Provider, error) {
+	log, err := newLogger("warn")
+	if err != nil {
+		return nil, err
+	}
+	conf, err := hadoopconf.LoadKMS(dir, os.LookupEnv)
+	if err != nil {
+		return nil, err
+	}
+	list, err := provider.SplitURIs(conf.String(hadoopconf.ProviderURI))
+	if err != nil || len(list) == 0 || !strings.HasPrefix(list[0], "keytrustee://") {
+		return nil, refuse(conf, hadoopconf.ProviderURI, "the first provider must be a KT KMS, as in keytrustee://file@/PATH/.keytrustee")
+	}
+	folder, err := provider.UnnestPath(list[0])
+	if err == nil {
+		_, err = trustee.LoadFolder(folder)
+	}
+	if err == nil {
+		err = notAsRoot(folder)
+	}
+	if err != nil {
+		return nil, err
+	}
+	s := &service{Conf: conf, Log: log}
+	registry := builtin.Registry(builtin.Options{ClientTLS: s.clientTLS})
+	opened, err := registry.Open(ctx, list[0],
+		provider.Env{Get: conf.Get, Getenv: os.Getenv, ConfDir: conf.Dir(), User: osUser(), Log: log, Source: true})
+	if err != nil {
+		return nil, s.blame(hadoopconf.ProviderURI, err)
+	}
+	p, ok := opened.(*keytrustee.Provider)
+	if !ok {
+		return nil, errors.Join(fmt.Errorf("%s is no KT KMS", list[0]), opened.Close())
+	}
+	return p, nil
+}
+
+// adoptVersions adopts the versions, or lists them where none is named.
+func adoptVersions(ctx context.Context, out io.Writer, p *keytrustee.Provider, versions []string) error {
+	if len(versions) == 0 {
+		list, err := p.Aside(ctx)
+		if err != nil {
+			return err
+		}
+		for _, a := range list {
+			if _, err := fmt.Fprintf(out, "%s\tmade %s\n", a.Version, a.Made.UTC().Format(time.RFC3339)); err != nil {
+				return err
+			}
+		}
+		if len(list) == 0 {
+			_, err = fmt.Fprintln(out, "the Key Trustee Server keeps no version that no key names")
+		}
+		return err
+	}
+	for _, version := range versions {
+		if err := p.Adopt(ctx, version); err != nil {
+			return err
+		}
+		if _, err := fmt.Fprintf(out, "adopted %s: its EDEKs open now\n", version); err != nil {
+			return err
+		}
+	}
+	return nil
+}

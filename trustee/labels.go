@@ -1,0 +1,37 @@
+package trustee
+
+import (
+	"strings"
+
+	"claviger"
+)
+
+// Labels of what a KT KMS deposits. A server cannot read deposits, but by their labels it
+// knows which of them belong together.
+const (
+	// LabelKey and a key's name: the key's document, which names its versions.
+	LabelKey = "key/"
+	// LabelVersion and a version's full name: its material.
+	LabelVersion = "version/"
+	// LabelDeleted, a key's name, a slash and an id: the document of a deleted key.
+	LabelDeleted = "deleted/"
+)
+
+// KeyOfLabel returns the name of the key that a KT KMS's deposit belongs to, and which of
+// the labels it has; "" for any other deposit.
+func KeyOfLabel(label string) (kind, key string) {
+	if name, ok := strings.CutPrefix(label, LabelKey); ok && name != "" {
+		return LabelKey, name
+	}
+	if version, ok := strings.CutPrefix(label, LabelVersion); ok {
+		if name, ok := claviger.KeyOfVersion(version); ok {
+			return LabelVersion, name
+		}
+	}
+	if rest, ok := strings.CutPrefix(label, LabelDeleted); ok {
+		if i := strings.LastIndexByte(rest, '/'); i > 0 {
+			return LabelDeleted, rest[:i]
+		}
+	}
+	return "", ""
+}
