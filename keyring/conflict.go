@@ -30,9 +30,12 @@ const (
 // the source, which has rolled its key since. An EDEK tells its version by that name
 // alone, so what comes out of such an EDEK here may be no DEK.
 type conflicts struct {
-	// found is by version, with the URI of the source; nil where there is none, so that
-	// a decrypt costs one load.
-	found atomic.Pointer[map[string]string]
+	// known is by version, with the URI of the source; nil where there is none, so that a
+	// decrypt costs one load. It has versions of keys that were deleted here, too: these may
+	// come back, and no version of another key gets their names.
+	known atomic.Pointer[map[string]string]
+	// here are those of known that a key has now.
+	here atomic.Pointer[map[string]string]
 	// rolled are migrated keys of sources whose version names are no numbers, which count
 	// more versions there than were migrated; nil where there is none.
 	rolled atomic.Pointer[[]rolledKey]
@@ -87,7 +90,7 @@ func (r *Ring) CompareSources(ctx context.Context) error {
 	for _, list := range byKey {
 		all = append(all, list...)
 	}
-	found := map[string]string{}
+	known := map[string]string{}
 	var errs []error
 	// Read each time: another node may have other sources, and what it found stands here too.
 	if last, err := r.readConflicts(ctx); err == nil {
@@ -101,7 +104,7 @@ func (r *Ring) CompareSources(ctx context.Context) error {
 			versions, err := r.below(ctx, o.Key, o.Rolled)
 			errs = append(errs, err)
 			for _, v := range versions {
-				found[v] = o.Source
+				known[v] = o.Source
 			}
 		}
 	}
@@ -112,47 +115,43 @@ func (r *Ring) CompareSources(ctx context.Context) error {
 		now, rolled, err := r.compareWith(ctx, s, all)
 		if err != nil {
 			errs = append(errs, err)
-			maps.Copy(now, c.last[s.URI()])
 			rolled = withBefore(rolled, c.more[s.URI()])
 		}
 		c.more[s.URI()] = rolled
-		if !maps.Equal(c.last[s.URI()], now) {
+		// What was found stays: the source may have lost the version since, or the key, and
+		// may be another KMS today. The EDEKs in question are still there.
+		before := len(c.last[s.URI()])
+		maps.Copy(now, c.last[s.URI()])
+		if len(now) > before {
 			c.last[s.URI()], changed = now, true
 		}
 		for v := range now {
-			found[v] = s.URI()
+			known[v] = s.URI()
 		}
 	}
-	// What was found stays found when its source is taken out of the configuration, or is
-	// named by another URI: the EDEKs in question are still there.
+	// So it does where its source is taken out of the configuration, or named by another URI.
 	for uri, versions := range c.last {
-		if r.hasSource(uri) {
-			continue
-		}
-		here, err := r.stillHere(ctx, versions)
-		errs = append(errs, err)
-		for v := range here {
-			if _, known := found[v]; !known {
-				found[v] = uri
+		for v := range versions {
+			if _, told := known[v]; !told {
+				known[v] = uri
 			}
 		}
 	}
 	if changed {
 		errs = append(errs, r.writeConflicts(ctx))
 	}
-	maps.DeleteFunc(found, func(v, _ string) bool { return r.cfg.Ours[v] })
-	before := r.conflictsNow()
-	for _, v := range slices.Sorted(maps.Keys(found)) {
-		if _, known := before[v]; !known {
+	maps.DeleteFunc(known, func(v, _ string) bool { return r.cfg.Ours[v] })
+	here, err := r.stillHere(ctx, known)
+	errs = append(errs, err)
+	before := load(&c.here)
+	for _, v := range slices.Sorted(maps.Keys(here)) {
+		if _, told := before[v]; !told {
 			r.log.Error("a key version here has the name of another one at its source, so EDEKs of that name are not opened",
-				"version", claviger.Printable(v), "source", found[v], "cure", conflictCure(v))
+				"version", claviger.Printable(v), "source", here[v], "cure", conflictCure(v))
 		}
 	}
-	if len(found) == 0 {
-		c.found.Store(nil)
-	} else {
-		c.found.Store(&found)
-	}
+	store(&c.known, known)
+	store(&c.here, here)
 	r.rolledNow()
 	return errors.Join(errs...)
 }
@@ -231,13 +230,30 @@ func (r *Ring) readConflicts(ctx context.Context) (map[string]map[string]bool, e
 	return last, nil
 }
 
+// store publishes versions, with their sources; none is nil.
+func store(to *atomic.Pointer[map[string]string], versions map[string]string) {
+	if len(versions) == 0 {
+		to.Store(nil)
+	} else {
+		to.Store(&versions)
+	}
+}
+
+// load returns what store has published. The map is not changed.
+func load(from *atomic.Pointer[map[string]string]) map[string]string {
+	if versions := from.Load(); versions != nil {
+		return *versions
+	}
+	return nil
+}
+
 // stillHere returns those of the versions that a key here has. A version stays where its
 // key cannot be read.
-func (r *Ring) stillHere(ctx context.Context, versions map[string]bool) (map[string]bool, error) {
+func (r *Ring) stillHere(ctx context.Context, versions map[string]string) (map[string]string, error) {
 	byKey := map[string]map[string]bool{} // the key's versions here; nil: not read
-	here := map[string]bool{}
+	here := map[string]string{}
 	var errs []error
-	for version := range versions {
+	for version, source := range versions {
 		key, _ := claviger.KeyOfVersion(version)
 		names, asked := byKey[key]
 		if !asked {
@@ -254,7 +270,7 @@ func (r *Ring) stillHere(ctx context.Context, versions map[string]bool) (map[str
 			byKey[key] = names
 		}
 		if names == nil || names[version] {
-			here[version] = true
+			here[version] = source
 		}
 	}
 	return here, errors.Join(errs...)
@@ -273,19 +289,14 @@ func (r *Ring) writeConflicts(ctx context.Context) error {
 }
 
 // conflictsNow are the versions in conflict, with their sources. The map is not changed.
-func (r *Ring) conflictsNow() map[string]string {
-	if found := r.conflicts.found.Load(); found != nil {
-		return *found
-	}
-	return nil
-}
+func (r *Ring) conflictsNow() map[string]string { return load(&r.conflicts.known) }
 
-// Conflicts counts the versions in conflict.
-func (r *Ring) Conflicts() int { return len(r.conflictsNow()) }
+// Conflicts counts the versions in conflict of keys that are here.
+func (r *Ring) Conflicts() int { return len(load(&r.conflicts.here)) }
 
 // CheckConflicts names the versions in conflict. The error is for an operator.
 func (r *Ring) CheckConflicts(context.Context) error {
-	found := r.conflictsNow()
+	found := load(&r.conflicts.here)
 	if len(found) == 0 {
 		return nil
 	}
@@ -309,10 +320,13 @@ func (r *Ring) compareWith(ctx context.Context, s *source, all []Origin) (map[st
 	var rolled []rolledKey
 	counted := map[string]int{} // when the key was migrated
 	opaque := map[string]bool{}
-	respelt := map[string]time.Time{} // when the source made the key
+	made := map[string]time.Time{} // by the source, where the journal has it
 	for _, o := range all {
 		if o.Source == s.URI() && (o.Numbered || o.TakenOver && o.Counted > 0 && o.Finished.IsZero()) {
 			counted[o.Key], opaque[o.Key] = o.Counted, !o.Numbered
+			if !o.Created.IsZero() {
+				made[o.Key] = o.Created
+			}
 		}
 	}
 	for _, o := range all {
@@ -320,7 +334,7 @@ func (r *Ring) compareWith(ctx context.Context, s *source, all []Origin) (map[st
 		// URI (another name of the host, TLS, a port, one more node), if it has the very key.
 		_, known := counted[o.Key]
 		if !known && !r.hasSource(o.Source) && o.Finished.IsZero() && (o.Numbered || o.TakenOver && o.Counted > 0) {
-			counted[o.Key], opaque[o.Key], respelt[o.Key] = o.Counted, !o.Numbered, o.Created
+			counted[o.Key], opaque[o.Key], made[o.Key] = o.Counted, !o.Numbered, o.Created
 		}
 	}
 	var errs []error
@@ -337,7 +351,9 @@ func (r *Ring) compareWith(ctx context.Context, s *source, all []Origin) (map[st
 			if m == nil || m.Versions <= counted[key] {
 				continue
 			}
-			if created, ok := respelt[key]; ok && !created.Equal(m.Created) {
+			// A key that was made there anew, by whoever may make keys there, is not the one that
+			// was migrated: it would close that to its users.
+			if created, ok := made[key]; ok && created.UnixMilli() != m.Created.UnixMilli() {
 				continue
 			}
 			if opaque[key] {

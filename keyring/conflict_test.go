@@ -162,7 +162,8 @@ func TestConflictSurvivesSilence(t *testing.T) {
 	_, err := w.decrypt(t, w.ours)
 	wantKind(t, err, claviger.Unavailable)
 	w.conflicts.last = nil // as after a restart
-	w.conflicts.found.Store(nil)
+	w.conflicts.known.Store(nil)
+	w.conflicts.here.Store(nil)
 	_ = w.CompareSources(t.Context())
 	_, err = w.decrypt(t, w.ours)
 	wantKind(t, err, claviger.Unavailable)
@@ -214,7 +215,8 @@ func TestConflictOutlivesTheConfiguration(t *testing.T) {
 	}
 	restart := func() {
 		w.conflicts.last = nil
-		w.conflicts.found.Store(nil)
+		w.conflicts.known.Store(nil)
+		w.conflicts.here.Store(nil)
 	}
 	sources := w.sources
 	w.sources = nil
@@ -247,6 +249,90 @@ func TestConflictOutlivesTheConfiguration(t *testing.T) {
 	w.compare(t)
 	if err := w.CheckConflicts(t.Context()); err != nil {
 		t.Errorf("the key was deleted: %v", err)
+	}
+}
+
+// TestConflictOutlivesTheKeys: a conflict stands where the key at the source goes, or counts
+// fewer versions, as after a restored backup; and where the key here is deleted, comes back
+// at once with it.
+func TestConflictOutlivesTheKeys(t *testing.T) {
+	refused := func(w *twice, when string) {
+		t.Helper()
+		for what, e := range map[string]claviger.EDEK{"the source's": w.theirs, "ours": w.ours} {
+			if _, err := w.decrypt(t, e); !claviger.Is(err, claviger.Unavailable) {
+				t.Errorf("%s: decrypt of %s: %v", when, what, err)
+			}
+			if _, err := w.Reencrypt(t.Context(), caller("nn"), "payroll", true, e); !claviger.Is(err, claviger.Invalid) {
+				t.Errorf("%s: re-encryption of %s: %v", when, what, err)
+			}
+		}
+	}
+	for what, lose := range map[string]func(w *twice) error{
+		"deleted at the source": func(w *twice) error { return w.far.Delete(t.Context(), "payroll") },
+		"an older copy at the source": func(w *twice) error {
+			if err := w.far.Delete(t.Context(), "payroll"); err != nil {
+				return err
+			}
+			_, err := w.far.Create(t.Context(), provider.Spec{Name: "payroll", Cipher: claviger.DefaultCipher, BitLength: 128})
+			return err
+		},
+	} {
+		w := newTwice(t)
+		w.cfg.Settings = openStore(t)
+		w.compare(t)
+		if err := lose(w); err != nil {
+			t.Fatal(err)
+		}
+		w.compare(t)
+		w.conflicts.last = nil
+		w.compare(t)
+		refused(w, what)
+		if w.Conflicts() != 1 {
+			t.Errorf("%s: %d conflicts", what, w.Conflicts())
+		}
+	}
+
+	w := newTwice(t)
+	w.cfg.Settings = openStore(t)
+	w.compare(t)
+	if err := w.primary.Delete(t.Context(), "payroll"); err != nil {
+		t.Fatal(err)
+	}
+	w.forget("payroll")
+	w.compare(t)
+	if w.Conflicts() != 0 {
+		t.Errorf("the key is deleted, and is in conflict: %v", w.CheckConflicts(t.Context()))
+	}
+	w.sources = nil
+	w.compare(t)
+	if err := w.primary.Undelete(t.Context(), "payroll", w.shared); err != nil {
+		t.Fatal(err)
+	}
+	w.forget("payroll")
+	refused(w, "undeleted, before anything is compared")
+	w.compare(t)
+	refused(w, "undeleted")
+}
+
+// TestKeyMadeAnewAtTheSource: whoever may make keys at the source cannot close a migrated key
+// that was deleted there by making one of its name.
+func TestKeyMadeAnewAtTheSource(t *testing.T) {
+	w := newTwice(t)
+	if err := w.far.Delete(t.Context(), "payroll"); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(2 * time.Millisecond) // another time of creation
+	if _, err := w.far.Create(t.Context(), provider.Spec{Name: "payroll", Cipher: claviger.DefaultCipher, BitLength: 128}); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if _, err := w.far.Roll(t.Context(), "payroll", nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.compare(t)
+	if dek, err := w.decrypt(t, w.ours); err != nil || !dek.Equal(w.mine) || w.Conflicts() != 0 {
+		t.Errorf("%v, %d conflicts", err, w.Conflicts())
 	}
 }
 

@@ -111,6 +111,11 @@ func TestConflictKeepsFinish(t *testing.T) {
 		t.Fatalf("%+v", r.Keys)
 	}
 	uri := b.source.URI()
+	// The source was restored from an older backup since, and counts as at the run.
+	must(t, metastore.SetConflicts(t.Context(), b.cfg.Store, map[string][]string{uri: {"k@1"}}))
+	if v, err := b.engine(t).Verify(t.Context()); err != nil || v.Different != 1 || !strings.Contains(textOf(t, v.WriteText), "k@1") {
+		t.Errorf("verify: %+v, %v", v, err)
+	}
 	b.cfg.Source = nil
 	finish := func() *migrate.Ending {
 		t.Helper()

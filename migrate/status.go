@@ -298,6 +298,10 @@ func (e *Engine) Verify(ctx context.Context) (*Verification, error) {
 	if err != nil {
 		return nil, err
 	}
+	conflicts, err := e.conflicts(ctx)
+	if err != nil {
+		return nil, err
+	}
 	for i, it := range sv.items {
 		d := KeyDiff{Key: it.Key}
 		theirs, ours := sv.theirs[i], sv.ours[i]
@@ -313,6 +317,12 @@ func (e *Engine) Verify(ctx context.Context) (*Verification, error) {
 			}
 			d.Differences = compare(fieldsOf(theirs), fieldsOf(ours))
 			d.verifyVersions(it, theirs, have[it.Key], bad, e.collision(ctx, it, theirs, have[it.Key]), e.sinceRun(&it, theirs, now))
+		}
+		for _, c := range conflicts { // found by a server, though the source may count fewer versions now
+			if key, _ := claviger.KeyOfVersion(c.Version); key == it.Key && len(d.Differences) == 0 {
+				d.Differences = append(d.Differences, Difference{Field: "version " + c.Version, Source: "was another key's", Target: presence(ours)})
+				d.Remarks = append(d.Remarks, whyCollision(c.Version))
+			}
 		}
 		v.add(d)
 	}
