@@ -103,7 +103,7 @@ creation, and keeps its versions. Do not say it of a key that was made here: the
 Each key is audited as the server audits; what the server writes to its standard output goes to standard error here. Who may read the
 configuration needs no right of kms-acls.xml. Beside a running server that has the store to itself (SQLite) it refuses: there keys are taken
 over by claviger key migrate.`,
-		hsm.Serve,
+		hsm.Make,
 		func(cmd *cobra.Command, f *migrateFlags) {
 			versionsFlag(cmd, f)
 			cmd.Flags().StringSliceVar(&f.adopted, "adopted", nil, "keys that claviger hsm adopt brought back, and that were migrated from this source before: they are taken over with the versions that are here")

@@ -223,7 +223,7 @@ func (p *Provider) Adopt(ctx context.Context, c Candidate, a Adoption) error {
 		return err
 	}
 	defer unlock()
-	if err := p.notStale(ctx); err != nil {
+	if err := p.mayRecord(ctx); err != nil {
 		return err
 	}
 	if c, err = p.again(ctx, op, c); err != nil {
@@ -341,7 +341,7 @@ func (p *Provider) SetAside(ctx context.Context, c Candidate, a Adoption) error 
 		return err
 	}
 	defer unlock()
-	if err := p.notStale(ctx); err != nil {
+	if err := p.mayRecord(ctx); err != nil {
 		return err
 	}
 	if c, err = p.again(ctx, op, c); err != nil {

@@ -143,8 +143,8 @@ func (p *Provider) bindIDs(ctx context.Context, st standing) error {
 			return err
 		}
 	}
-	if p.access != Serve && (len(mine) == 0 || !p.access.Changes()) {
-		return nil
+	if !p.access.makes() || p.access == Make && len(mine) > 0 {
+		return nil // a command takes the token before its first change, see take
 	}
 	if keepsNone {
 		p.log.Warn("the token keeps no data objects, so that it cannot be bound to its metastore: two new metastores on it are not told apart before one of them has a key, and no key is taken for an orphan", "token", tokenName(p.tok.Info()))

@@ -267,7 +267,7 @@ func (p *Provider) fits(ctx context.Context, much depth) error {
 	if err != nil && !IsMisfit(err) {
 		return err
 	}
-	if err == nil && len(b.mine) > 0 && !b.older && !p.putIncarnation.Load() && !p.keepsNone.Load() {
+	if err == nil && p.access == Serve && len(b.mine) > 0 && !b.older && !p.putIncarnation.Load() && !p.keepsNone.Load() {
 		if err = p.renew(ctx); err != nil && !IsMisfit(err) {
 			return err
 		}
@@ -456,6 +456,8 @@ func (p *Provider) judge(ctx context.Context, bound, older bool, h *Holdings) er
 	switch {
 	case bound && older && len(h.All()) > 0:
 		return p.olderToken(h)
+	case bound && older && p.access != Serve: // see take
+		return nil
 	case bound && older:
 		p.log.Warn("the token is older than the metastore (a restored backup, or a clone), and every key is there; it is used on",
 			"token", tokenName(p.tok.Info()), "metastore", p.store.URI())
@@ -522,10 +524,13 @@ func (p *Provider) misfit(format string, args ...any) error {
 // mayMake refuses to make keys while token and store do not fit together: what is made
 // then would be lost, or would hide what was.
 func (p *Provider) mayMake(ctx context.Context) error {
-	if p.access != Serve {
+	if !p.access.makes() {
 		return p.mayDestroy(ctx)
 	}
-	return p.fits(ctx, fewKeys)
+	if err := p.fits(ctx, fewKeys); err != nil {
+		return err
+	}
+	return p.take(ctx)
 }
 
 // watch looks at token and store until background ends.
@@ -563,7 +568,11 @@ func (p *Provider) CheckFit(ctx context.Context) error {
 	if err := p.ready("hsm.CheckFit", ""); err != nil {
 		return err
 	}
-	return p.mayMake(ctx)
+	if !p.access.makes() {
+		_, err := p.bindingHolds(ctx)
+		return err
+	}
+	return p.fits(ctx, fewKeys)
 }
 
 // Holds tells what the token held of the store's versions when all of them were last

@@ -148,6 +148,8 @@ const (
 	// Note is Read, and may write what is no key: the journal of a migration, beside
 	// a server that goes on. It makes no store where there is none.
 	Note
+	// Make is Serve for commands that make keys, which end.
+	Make
 )
 
 // Writes tells whether a store may be written to.
@@ -155,13 +157,16 @@ func (a Access) Writes() bool { return a.Changes() || a == Note }
 
 // Changes tells whether keys may be changed, or the binding of store and token. Who
 // does claims the store, see metastore.Claims.
-func (a Access) Changes() bool { return a == Serve || a == Mend || a == Rebind || a == Destroy }
+func (a Access) Changes() bool { return a.makes() || a == Mend || a == Rebind || a == Destroy }
 
 // Alone tells whether no node may serve meanwhile.
 func (a Access) Alone() bool { return a == Rebind || a == Destroy }
 
 // tolerates tells whether a store and a token that do not fit are no error.
 func (a Access) tolerates() bool { return a == Look || a.mends() }
+
+// makes tells whether keys may be made.
+func (a Access) makes() bool { return a == Serve || a == Make }
 
 // mends tells whether records may be made of keys that the store does not know.
 func (a Access) mends() bool { return a == Mend || a == Rebind }
@@ -245,7 +250,7 @@ func newProvider(ctx context.Context, uri, confDir string, tok *pkcs11.Token, st
 	p.searches.most = searches
 	tok.OnReset(func() { p.epoch.Add(1) })
 	later, err := p.join(ctx)
-	if err == nil && access == Serve {
+	if err == nil && access.makes() {
 		err = p.finishPending(ctx)
 	}
 	if err != nil {
@@ -253,7 +258,7 @@ func newProvider(ctx context.Context, uri, confDir string, tok *pkcs11.Token, st
 		return nil, err
 	}
 	p.sweep.Go(func() { p.verifyLater(background, later) })
-	if access == Serve {
+	if access.makes() {
 		p.searches.turns = shares.New(searchesAtOnce, true)
 		p.beginSurveys(ctx, background)
 		p.sweep.Go(func() { p.watch(background) })
@@ -279,7 +284,15 @@ func (p *Provider) join(ctx context.Context) (later []string, err error) {
 	if err = tolerate(err); err != nil {
 		return nil, err
 	}
-	if err = tolerate(p.bindIDs(ctx, st)); err != nil {
+	err = p.bindIDs(ctx, st)
+	if p.access == Serve && isStaleHere(err) {
+		p.log.Error("the server starts, and serves the keys that are there; no key is made, rolled or destroyed until an operator "+
+			"has decided", "err", err)
+		p.fit.bad, p.fit.at = err, time.Now()
+		p.id, _, err = p.store.Setting(ctx, SettingID)
+		return later, err
+	}
+	if err = tolerate(err); err != nil {
 		return nil, err
 	}
 	if st.moved {

@@ -14,10 +14,15 @@ import (
 )
 
 // A copy of a store has the id of the store that it was copied from. What tells them apart
-// is the incarnation: a random number that each process which may change the token
-// writes first to the history of its store and then to the token, at its start, and after
-// changes within the hour, or at its end. A store whose history does not know the incarnation that the token has is a copy, or older than the token:
-// another copy has used the token since. It makes and destroys nothing there.
+// is the incarnation: a random number that a server at its start, and a command before its
+// first change, writes first to the history of its store and then to the token; both write
+// another after changes within the hour, or at their end. A store whose history does not
+// know the incarnation that the token has is a copy, or older than the token: another copy
+// has used the token since. It makes and destroys nothing there.
+//
+// A copy that knows the newest incarnation cannot be told from the original but by its place.
+// A server takes the token from the original. A command does not. A server on an older state
+// at the place that the token names serves keys, and changes none.
 //
 // A token whose incarnation the store knows, but which had a newer one before, is older
 // than the store: it was restored from a backup, or cloned from one.
@@ -43,7 +48,10 @@ type incarnation struct {
 }
 
 // staleError says that a store is a copy, or older than its token.
-type staleError struct{ error }
+type staleError struct {
+	error
+	here bool // the token was used last by a store at this very place
+}
 
 func (e staleError) Unwrap() error { return e.error }
 
@@ -52,6 +60,13 @@ func (e staleError) Unwrap() error { return e.error }
 func IsStale(err error) bool {
 	var s staleError
 	return errors.As(err, &s)
+}
+
+// isStaleHere tells a stale error of a store that was put back, or has failed over to a
+// standby that lacks the newest: no other store uses the token, as far as can be seen.
+func isStaleHere(err error) bool {
+	var s staleError
+	return errors.As(err, &s) && s.here
 }
 
 // history returns a store's incarnations, oldest first.
@@ -141,17 +156,55 @@ func (p *Provider) compare(mine []Binding, list []incarnation) (older bool, err 
 
 // stale says that another copy of the store has used the token.
 func (p *Provider) stale(b Binding) error {
-	where := "at " + b.URI
-	if b.URI == p.store.URI() {
+	here := b.URI == p.store.URI()
+	where, why := "at "+b.URI, "another copy was started"
+	if here {
 		where = "at this very place"
+		why = "the file was put back from an older copy, the database was restored or has failed over to a standby that lacks the newest, " +
+			"an older program has used it meanwhile, or another host has a copy at the same path"
 	}
 	return staleError{p.misfit("metastore %s is a copy of the metastore %s (or an older state of it) that has used token %s since %s, "+
-		"which this one does not know of: another copy was started, or this one was put back; "+
+		"which this one does not know of: %s; "+
 		"two copies would destroy each other's keys, so nothing is made or destroyed with this one; "+
 		"if it is an old copy, name the other by claviger.metastore.uri; if this is the one to go on, "+
 		"stop the other, and give the token to this one: %s; then %s makes records of what the other has made",
-		p.store.URI(), where, tokenName(p.tok.Info()), b.served().UTC().Format(time.RFC3339),
-		ourCommand("metastore accept", p.confDir, "--yes"), p.adopt(""))}
+		p.store.URI(), where, tokenName(p.tok.Info()), b.served().UTC().Format(time.RFC3339), why,
+		p.accept(), p.adopt("")), here}
+}
+
+// accept is the command that has a store take the token up.
+func (p *Provider) accept() string { return ourCommand("metastore accept", p.confDir, "--yes") }
+
+// elsewhere refuses a command that would change keys with a store which another place has
+// used last, where no operator has decided that this one goes on: a server may still use the
+// other. mine are the objects of this store that the token has.
+func (p *Provider) elsewhere(ctx context.Context, mine []Binding) error {
+	b, err := p.lastElsewhere(ctx, mine)
+	if err != nil || b == nil {
+		return err
+	}
+	return staleError{error: p.misfit("token %s was last used with the metastore at %s, since %s, and metastore %s may be a copy of that one; "+
+		"a command on it would stop a server that uses the other, so nothing is made, destroyed or adopted with it; if it is a copy, name the other by "+
+		"claviger.metastore.uri; if this is the one to go on, stop the other, and give the token to this one: %s (or start a server on it)",
+		tokenName(p.tok.Info()), b.URI, b.served().UTC().Format(time.RFC3339), p.store.URI(), p.accept())}
+}
+
+// lastElsewhere returns the object of this store that another place has written; nil where
+// one names this place, or an operator has decided.
+func (p *Provider) lastElsewhere(ctx context.Context, mine []Binding) (*Binding, error) {
+	taken, _, err := p.store.Setting(ctx, settingTaken)
+	if err != nil {
+		return nil, err
+	}
+	for _, b := range mine {
+		if b.URI == p.store.URI() || b.Incarnation == "" || b.Incarnation == taken {
+			return nil, nil //nolint:nilnil // there is none
+		}
+	}
+	if len(mine) == 0 {
+		return nil, nil //nolint:nilnil // there is none
+	}
+	return &mine[0], nil
 }
 
 // olderToken says that a token is a backup's, and lacks keys.
@@ -205,6 +258,38 @@ func (p *Provider) renew(ctx context.Context) error {
 	return p.bindTo(ctx, p.id, b.mine, len(b.others) == 0)
 }
 
+// take gives the token an incarnation of a command, just before the command's first change.
+// It does not take it from a store at another place, unless the command is an operator's
+// word for that.
+func (p *Provider) take(ctx context.Context) error {
+	if p.access == Serve || !p.access.Changes() || p.putIncarnation.Load() || p.keepsNone.Load() {
+		return nil
+	}
+	ctx, unlock, err := p.bindingLock(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	b, err := p.bond(ctx, p.id)
+	if claviger.Is(err, claviger.Unsupported) {
+		return nil
+	}
+	if err != nil || len(b.mine) == 0 {
+		return err
+	}
+	if p.access != Rebind {
+		if err := p.elsewhere(ctx, b.mine); err != nil {
+			return err
+		}
+	}
+	if b.older {
+		if h, err := p.Holdings(ctx); err != nil || len(h.All()) > 0 {
+			return err // it stays older, so that every start sees that
+		}
+	}
+	return p.bindTo(ctx, p.id, b.mine, len(b.others) == 0)
+}
+
 // renewChanged gives the token a new incarnation where keys were changed since the last, so
 // that a copy of the store from before the changes is known as one.
 func (p *Provider) renewChanged(ctx context.Context) {
@@ -221,34 +306,42 @@ func (p *Provider) renewChanged(ctx context.Context) {
 // mayDestroy refuses to destroy keys on the token where another store, or another copy of
 // this one, may use them by now.
 func (p *Provider) mayDestroy(ctx context.Context) error {
-	_, err := p.bindingHolds(ctx)
-	return err
+	if _, err := p.bindingHolds(ctx); err != nil {
+		return err
+	}
+	return p.take(ctx)
 }
 
 // Stale fails where another copy of the store has used the token since this one did (see
-// IsStale), and where that cannot be known.
+// IsStale), where a store at another place has, and where that cannot be known.
 func (p *Provider) Stale(ctx context.Context) error {
-	_, err := p.bond(ctx, p.id)
+	b, err := p.bond(ctx, p.id)
 	if claviger.Is(err, claviger.Unsupported) {
 		return nil
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	return p.elsewhere(ctx, b.mine)
 }
 
-// notStale is Stale for what a command does to the records of keys; one that gives the
-// token to this store may.
-func (p *Provider) notStale(ctx context.Context) error {
+// mayRecord refuses what a command does to the records of keys where the store is stale; a
+// command that gives the token to this store may do it.
+func (p *Provider) mayRecord(ctx context.Context) error {
 	if p.access == Rebind {
 		return nil
 	}
-	return p.Stale(ctx)
+	if _, err := p.bond(ctx, p.id); err != nil && !claviger.Is(err, claviger.Unsupported) {
+		return err
+	}
+	return p.take(ctx)
 }
 
-// TakeUp makes the incarnations of the token known to a store that does not know them: an
-// operator has decided that this copy goes on. Steps that are pending in it end, and what it
+// TakeUp makes the incarnations of the token known to a store that does not know them, or
+// knows them from another place: an operator has decided that this copy goes on. Steps that are pending in it end, and what it
 // has had destroyed counts as no orphan any more: the other copy may have used it. The token
 // itself gets an incarnation of this copy at the next start. from is where the other copy was,
-// "" where the store knew all.
+// "" where there was nothing to decide.
 func (p *Provider) TakeUp(ctx context.Context) (from string, err error) {
 	ctx, unlock, err := p.bindingLock(ctx)
 	if err != nil {
@@ -277,6 +370,12 @@ func (p *Provider) takeUp(ctx context.Context) (from string, err error) {
 	}
 	mine, _ := apart(all, id)
 	taken := ""
+	switch b, err := p.lastElsewhere(ctx, mine); {
+	case err != nil:
+		return "", err
+	case b != nil:
+		taken, from = b.Incarnation, b.URI
+	}
 	for _, b := range mine {
 		if b.Incarnation == "" || slices.ContainsFunc(list, func(e incarnation) bool { return e.ID == b.Incarnation }) {
 			continue

@@ -41,7 +41,7 @@ func (p *Provider) Retake(ctx context.Context, m claviger.Metadata) error {
 		return err
 	}
 	defer unlock()
-	if err := p.notStale(ctx); err != nil {
+	if err := p.mayRecord(ctx); err != nil {
 		return err
 	}
 	k, err := p.key(ctx, m.Name)
