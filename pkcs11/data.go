@@ -77,25 +77,36 @@ func (t *Token) ListData(ctx context.Context, application string) ([]Data, error
 }
 
 // PutData writes a data object, in the place of the one with that application and
-// label where there is one: first the new one is made, then the old one destroyed,
-// so that a crash between the two leaves both and never none. Kind Unsupported where
-// the token does not keep data objects.
+// label where there is one: first the new one is made and read back, then the old one
+// destroyed, so that a crash or a full disk leaves one and never none. Kind Unsupported
+// where the token does not keep data objects.
 func (t *Token) PutData(ctx context.Context, d Data) error {
 	const op = "pkcs11.PutData"
 	if len(d.Value) > MaxData {
 		return claviger.Errorf(op, claviger.Invalid, "", "a data object of %d bytes is longer than %d", len(d.Value), MaxData)
 	}
-	return t.do(ctx, op, func(_ *login, s p11.SessionHandle) error {
+	return t.do(ctx, op, func(l *login, s p11.SessionHandle) error {
 		defer t.objects()()
 		old, err := t.findData(s, d.Application, &d.Label)
+		var made p11.ObjectHandle
 		if err == nil {
-			_, err = t.createData(s, d)
+			made, err = t.createData(s, d)
 		}
 		if refusesData(err) {
 			return claviger.Errorf(op, claviger.Unsupported, "", "the token keeps no data objects: %w", err)
 		}
 		if err != nil {
 			return err
+		}
+		kept, err := t.keepsData(l, d)
+		if err != nil {
+			return err
+		}
+		if !kept {
+			_ = t.b.DestroyObject(s, made) // the token may not know it any more
+			return claviger.Errorf(op, claviger.Unavailable, "", "the token said that it had made data object %q, and does not "+
+				"show it as it was written; the object that was there before is kept; has the token, or the disk under it, "+
+				"no room?", d.Label)
 		}
 		for _, o := range old {
 			if err := t.b.DestroyObject(s, o); err != nil && !errors.Is(err, p11.Error(p11.CKR_OBJECT_HANDLE_INVALID)) {
@@ -104,6 +115,32 @@ func (t *Token) PutData(ctx context.Context, d Data) error {
 		}
 		return nil
 	})
+}
+
+// keepsData tells whether the token shows a data object as it was written, to a session
+// that did not write it. SoftHSM answers CKR_OK where its disk is full, and leaves an
+// empty file, which it forgets at the next search.
+func (t *Token) keepsData(l *login, d Data) (bool, error) {
+	s, err := t.b.OpenSession(l.found.slot, p11.CKF_SERIAL_SESSION|p11.CKF_RW_SESSION)
+	if err != nil {
+		return false, err
+	}
+	defer func() { _ = t.b.CloseSession(s) }() // it has only read
+	found, err := t.findData(s, d.Application, &d.Label)
+	if err != nil {
+		return false, err
+	}
+	for _, o := range found {
+		is, err := t.describeData(s, o, d.Application)
+		switch {
+		case errors.Is(err, p11.Error(p11.CKR_OBJECT_HANDLE_INVALID)):
+		case err != nil:
+			return false, err
+		case bytes.Equal(is.Value, d.Value):
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // DestroyData destroys the data objects with that application and label. None is no

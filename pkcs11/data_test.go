@@ -3,11 +3,13 @@ package pkcs11
 import (
 	"bytes"
 	"context"
+	"strings"
 	"testing"
 
 	p11 "github.com/miekg/pkcs11"
 
 	"claviger"
+	"claviger/internal/softhsm/softhsmtest"
 )
 
 // TestData: a data object is found by its application, replaced by its label, and
@@ -89,4 +91,47 @@ func TestDataRefused(t *testing.T) {
 	if _, err := tok.ListData(ctx, "claviger"); !claviger.Is(err, claviger.Unavailable) {
 		t.Errorf("not asked: %v", err)
 	}
+}
+
+// TestDataOnAFullDisk: SoftHSM answers CKR_OK for an object for which its disk has no room.
+// The object that was there before stays, and is replaced when there is room again.
+func TestDataOnAFullDisk(t *testing.T) {
+	token, fill, free := softhsmtest.Small(t)
+	tok, m := openAs(t, config(token))
+	shown := func(want string) {
+		t.Helper()
+		list, err := tok.ListData(t.Context(), "claviger")
+		if err != nil || len(list) != 1 || string(list[0].Value) != want {
+			t.Errorf("%+v, %v; want %s", list, err, want)
+		}
+	}
+	d := Data{"claviger", "store a", []byte("first")}
+	fill()
+	if err := tok.PutData(t.Context(), d); !claviger.Is(err, claviger.Unavailable) {
+		t.Errorf("without one before: %v", err)
+	}
+	free()
+	if err := tok.PutData(t.Context(), d); err != nil {
+		t.Fatal(err)
+	}
+	d.Value = []byte("second")
+	fill()
+	m.Reset()
+	err := tok.PutData(t.Context(), d)
+	if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), `"store a"`) || !strings.Contains(err.Error(), "no room") {
+		t.Errorf("%v", err)
+	}
+	if m.Count("CreateObject") != 1 {
+		t.Errorf("SoftHSM was asked %v", m.Counts())
+	}
+	shown("first")
+	again, _ := openAs(t, config(token))
+	if list, err := again.ListData(t.Context(), "claviger"); err != nil || len(list) != 1 {
+		t.Errorf("%+v, %v", list, err)
+	}
+	free()
+	if err := tok.PutData(t.Context(), d); err != nil {
+		t.Error(err)
+	}
+	shown("second")
 }
