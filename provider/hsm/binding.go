@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -173,6 +174,57 @@ func (p *Provider) bindIDs(ctx context.Context, st standing) error {
 	return err
 }
 
+// objectLost refuses a store of which the token has had an object (by its history, list) and
+// has none now, while keys of ours are there that the store does not know: those are of
+// another copy of it, or of the state that this one is older than. Where no object is left
+// nothing else tells them apart.
+func (p *Provider) objectLost(ctx context.Context, b bond, list []incarnation) error {
+	info := p.tok.Info()
+	if len(b.mine) > 0 || len(b.others) > 0 ||
+		!slices.ContainsFunc(list, func(e incarnation) bool { return e.Put && e.Serial == info.Serial }) {
+		return nil
+	}
+	objects, err := p.Objects(ctx)
+	if err != nil {
+		return err
+	}
+	var labels []string
+	for _, o := range objects {
+		if o.Mark != Unknown {
+			continue
+		}
+		note, err := destroyedNote(ctx, p.store, o.Label)
+		if err != nil {
+			return err
+		}
+		if was, _, err := p.store.Setting(ctx, settingDestroyed+o.ID); err != nil {
+			return err
+		} else if was != note {
+			labels = append(labels, o.Label)
+		}
+	}
+	if len(labels) == 0 {
+		return nil
+	}
+	return staleError{error: p.misfit("the object that bound token %s to metastore %s is gone, and the token holds keys of claviger "+
+		"that this metastore does not know: %s; so the metastore may be a copy, or an older state, of the one that made them; "+
+		"two copies would destroy each other's keys, so nothing is made or destroyed with this one; if it is an old copy, name "+
+		"the right one by claviger.metastore.uri; if it is the one to go on, see that no other is used, and give the token "+
+		"to it: %s; then %s makes records of what it does not know",
+		tokenName(info), p.store.URI(), some(labels), p.accept(), p.adopt(""))}
+}
+
+// forgetPut has a history know no more that this token had an incarnation, and returns the
+// newest that it had: an operator binds them anew.
+func (p *Provider) forgetPut(list []incarnation) (newest string) {
+	for i := range list {
+		if list[i].Serial == p.tok.Info().Serial && list[i].Put {
+			newest, list[i].Put = list[i].ID, false
+		}
+	}
+	return newest
+}
+
 // mayBind refuses to bind a store with keys to a token that has no object of it, unless
 // the token holds every one of them: a part may be what was made since the others were
 // lost.
@@ -224,7 +276,7 @@ func (p *Provider) bindTo(ctx context.Context, id string, mine []Binding, alone 
 			return err
 		}
 	}
-	incarnation, err := p.beginIncarnation(ctx)
+	incarnation, err := p.beginIncarnation(ctx, mine)
 	if err != nil {
 		return err
 	}

@@ -1,14 +1,18 @@
 package hsm_test
 
 import (
+	"bytes"
+	"errors"
 	"strings"
 	"testing"
 
 	p11 "github.com/miekg/pkcs11"
 
 	"claviger"
+	"claviger/internal/softhsm/softhsmtest"
 	"claviger/metastore"
 	"claviger/pkcs11"
+	"claviger/provider"
 	"claviger/provider/hsm"
 )
 
@@ -111,7 +115,8 @@ func TestBindingOfOldStores(t *testing.T) {
 	}
 	older := func() { // as a store was before it had an id
 		b.withStore(t, func(s metastore.Store) {
-			if err := s.SetSetting(t.Context(), "store.id", ""); err != nil {
+			err := errors.Join(s.SetSetting(t.Context(), "store.id", ""), s.SetSetting(t.Context(), "store.incarnations", ""))
+			if err != nil {
 				t.Fatal(err)
 			}
 		})
@@ -134,6 +139,7 @@ func TestBindingOfOldStores(t *testing.T) {
 	b.forget(t, "gone")
 	b.access = hsm.Serve
 	b.db = first
+	older()
 	mustClose(t, b.mustOpen(t))
 	b.db += ".second"
 	older()
@@ -162,5 +168,98 @@ func TestNoDataObjects(t *testing.T) {
 	mustClose(t, p)
 	if list := bound(t, b); len(list) != 0 {
 		t.Errorf("%+v", list)
+	}
+}
+
+// TestLostObject: where the object that binds the token is gone, a copy of the store from before
+// a key was made does not take its place, neither at a start nor while it serves. The store that
+// knows all keys does. An operator turns that round.
+func TestLostObject(t *testing.T) {
+	ctx := t.Context()
+	b := newBacking(t)
+	b.create(t, "k")
+	other := b.beside(t, b.copyStore(t))
+	serving := other.mustOpen(t)
+	b.closeStores(t)
+	// The other has the token, until the first takes it up.
+	takeUp(t, b)
+	b.create(t, "z")
+	b.unbind(t)
+	wantStopped(t, serving, "k", "is gone", "z@0", "claviger metastore accept", "claviger hsm adopt")
+	if err := serving.Watch(ctx); !hsm.IsStale(err) {
+		t.Errorf("the server's own look: %v", err)
+	}
+	keystream(t, serving, "k@0")
+	mustClose(t, serving)
+	refused := func() {
+		t.Helper()
+		for _, access := range []hsm.Access{hsm.Serve, hsm.Read, hsm.Note, hsm.Destroy} {
+			other.access = access
+			p, err := other.open(ctx)
+			if err == nil {
+				mustClose(t, p)
+			}
+			if !hsm.IsStale(err) || !strings.Contains(err.Error(), "z@0") {
+				t.Errorf("access %d: %v", access, err)
+			}
+		}
+		if list := bound(t, other); len(list) != 0 {
+			t.Errorf("bound: %s", list)
+		}
+	}
+	refused()
+	mustClose(t, b.mustOpen(t))
+	if list := bound(t, b); len(list) != 1 {
+		t.Errorf("the store that knows all keys: %s", list)
+	}
+	wantStale(t, other, b)
+
+	b.unbind(t)
+	refused()
+	other.access = hsm.Mend
+	p := other.mustOpen(t)
+	if err := p.Stale(ctx); !hsm.IsStale(err) {
+		t.Errorf("before: %v", err)
+	}
+	if from, err := p.TakeUp(ctx); err != nil || from == "" {
+		t.Errorf("%q, %v", from, err)
+	}
+	if err := p.Stale(ctx); err != nil {
+		t.Errorf("afterwards: %v", err)
+	}
+	mustClose(t, p)
+	other.access = hsm.Serve
+	p = other.mustOpen(t)
+	create(t, p, "new")
+	mustClose(t, p)
+	wantStale(t, b, other)
+}
+
+// TestRestartOnAFullDisk: a start while the disk under SoftHSM is full leaves the token bound as
+// it was, and serves; keys are made when there is room again.
+func TestRestartOnAFullDisk(t *testing.T) {
+	token, fill, free := softhsmtest.Small(t)
+	b := newBackingAt(t, token)
+	b.create(t, "k")
+	before := bound(t, b)
+	fill()
+	p := b.mustOpen(t)
+	keystream(t, p, "k@0")
+	if _, err := p.Create(t.Context(), provider.Spec{Name: "new", Cipher: claviger.DefaultCipher, BitLength: 256}); !claviger.Is(err, claviger.Unavailable) {
+		t.Errorf("%v", err)
+	}
+	mustClose(t, p)
+	if now := bound(t, b); len(now) != 1 || !bytes.Equal(now[0].Value, before[0].Value) {
+		t.Errorf("%s, before %s", now, before)
+	}
+	p = b.mustOpen(t)
+	free()
+	if err := p.Look(t.Context()); err != nil { // the server's own is 30 seconds later
+		t.Error(err)
+	}
+	create(t, p, "new")
+	mustClose(t, p)
+	if now := bound(t, b); len(now) != 1 || bytes.Equal(now[0].Value, before[0].Value) {
+		t.Errorf("%s, before %s", now, before)
 	}
 }

@@ -74,6 +74,9 @@ type Provider struct {
 	keepsNone atomic.Bool
 	// putIncarnation: the token has taken an incarnation of this process.
 	putIncarnation atomic.Bool
+	// begun is the newest incarnation that this process has written to the store's history;
+	// guarded by the binding lock.
+	begun string
 	// changed: a step with a key was begun since.
 	changed atomic.Bool
 	id      string // of the store, as it was when it was joined

@@ -32,6 +32,9 @@ const (
 	settingHistory = "store.incarnations"
 	// keptIncarnations is how many a store remembers, beside the newest of each token.
 	keptIncarnations = 512
+	// keptPending is how many of those that no token is known to have had are remembered of
+	// each token. An HSM may end the call of a process that gave up waiting.
+	keptPending = 16
 	// settingTaken is the setting with the incarnation that an operator has made known last
 	// to a store which did not know it.
 	settingTaken = "store.taken"
@@ -82,13 +85,18 @@ func history(ctx context.Context, s metastore.Settings) (list []incarnation, err
 	return list, nil
 }
 
-// setHistory writes the newest of a list, and the newest that each token has had: a member
-// of an HA group may be away for long.
-func setHistory(ctx context.Context, s metastore.Settings, list []incarnation) error {
+// setHistory writes the newest of a list, the newest that each token has had (a member of an
+// HA group may be away for long), and those that a token has now.
+func setHistory(ctx context.Context, s metastore.Settings, list []incarnation, now ...Binding) error {
 	var kept []incarnation
-	newest := map[string]bool{}
+	newest, pending := map[string]bool{}, map[string]int{}
 	for _, e := range slices.Backward(list) {
-		if len(kept) < keptIncarnations || e.Put && !newest[e.Serial] {
+		if !e.Put {
+			pending[e.Serial]++
+		}
+		switch {
+		case e.Put && !newest[e.Serial], hasIncarnation(now, e.ID),
+			len(kept) < keptIncarnations && (e.Put || pending[e.Serial] <= keptPending):
 			kept = append(kept, e)
 		}
 		newest[e.Serial] = newest[e.Serial] || e.Put
@@ -106,29 +114,37 @@ type bond struct {
 	mine   []Binding // objects of this store; several after a crash
 	others []Binding
 	older  bool // the token has had a newer incarnation of this store
+	lost   bool // see objectLost
 }
 
 // bond reads the token, and compares its incarnation with the store's history. The error is a
 // stale misfit where another copy of the store has used the token since.
 func (p *Provider) bond(ctx context.Context, id string) (b bond, err error) {
-	for range atOnce {
-		// The token first: what it has is in the history before.
-		all, err := bindings(ctx, p.tok)
-		if err != nil {
-			return b, err
+	for range atOnce { // another node may write to the token between the two
+		if b, err = p.bondNow(ctx, id); !b.older && !b.lost {
+			break
 		}
-		b = bond{}
-		b.mine, b.others = apart(all, id)
-		list, err := history(ctx, p.store)
-		if err != nil {
-			return b, err
-		}
-		if b.older, err = p.compare(b.mine, list); err != nil || !b.older {
-			return b, err
-		}
-		// Unless another node has written to the token between the two.
 	}
-	return b, nil
+	return b, err
+}
+
+func (p *Provider) bondNow(ctx context.Context, id string) (b bond, err error) {
+	// The token first: what it has is in the history before.
+	all, err := bindings(ctx, p.tok)
+	if err != nil {
+		return b, err
+	}
+	b.mine, b.others = apart(all, id)
+	list, err := history(ctx, p.store)
+	if err != nil {
+		return b, err
+	}
+	if b.older, err = p.compare(b.mine, list); err != nil {
+		return b, err
+	}
+	err = p.objectLost(ctx, b, list)
+	b.lost = IsStale(err)
+	return b, err
 }
 
 func (p *Provider) compare(mine []Binding, list []incarnation) (older bool, err error) {
@@ -215,18 +231,35 @@ func (p *Provider) olderToken(h *Holdings) error {
 		tokenName(p.tok.Info()), p.store.URI(), h.Names(), p.CureLost())
 }
 
-// beginIncarnation writes a new incarnation to the store's history. The binding lock is held.
-func (p *Provider) beginIncarnation(ctx context.Context) (id string, err error) {
-	raw := make([]byte, 8)
-	if _, err := rand.Read(raw); err != nil {
-		return "", err
-	}
+// hasIncarnation tells whether one of the objects has an incarnation.
+func hasIncarnation(objects []Binding, id string) bool {
+	return slices.ContainsFunc(objects, func(b Binding) bool { return b.Incarnation == id })
+}
+
+// beginIncarnation writes a new incarnation to the store's history. One that this process
+// began is used again until the token has taken it: the process changes no key before. mine
+// are the objects of this store that the token has now. The binding lock is held.
+func (p *Provider) beginIncarnation(ctx context.Context, mine []Binding) (id string, err error) {
 	list, err := history(ctx, p.store)
 	if err != nil {
 		return "", err
 	}
+	if !p.putIncarnation.Load() && slices.ContainsFunc(list, func(e incarnation) bool { return e.ID == p.begun }) {
+		return p.begun, nil
+	}
+	for i := range list { // a process that was killed may not have noted it
+		list[i].Put = list[i].Put || hasIncarnation(mine, list[i].ID)
+	}
+	raw := make([]byte, 8)
+	if _, err := rand.Read(raw); err != nil {
+		return "", err
+	}
 	e := incarnation{ID: hex.EncodeToString(raw), Serial: p.tok.Info().Serial}
-	return e.ID, setHistory(ctx, p.store, append(list, e))
+	if err := setHistory(ctx, p.store, append(list, e), mine...); err != nil {
+		return "", err
+	}
+	p.begun = e.ID
+	return e.ID, nil
 }
 
 // endIncarnation notes that the token has it. The binding lock is held.
@@ -368,7 +401,7 @@ func (p *Provider) takeUp(ctx context.Context) (from string, err error) {
 	if err != nil {
 		return "", err
 	}
-	mine, _ := apart(all, id)
+	mine, others := apart(all, id)
 	taken := ""
 	switch b, err := p.lastElsewhere(ctx, mine); {
 	case err != nil:
@@ -382,6 +415,11 @@ func (p *Provider) takeUp(ctx context.Context) (from string, err error) {
 		}
 		taken, from = b.Incarnation, b.URI
 		list = append(list, incarnation{ID: b.Incarnation, Serial: p.tok.Info().Serial, Put: true})
+	}
+	if lost := p.objectLost(ctx, bond{mine: mine, others: others}, list); IsStale(lost) {
+		taken, from = p.forgetPut(list), "a place that is not known"
+	} else if lost != nil {
+		return "", lost
 	}
 	if taken == "" {
 		return "", nil

@@ -285,6 +285,59 @@ func TestTokenThatTakesNoIncarnation(t *testing.T) {
 	}
 }
 
+// TestHistoryKeepsTheTokensOwn: neither refused changes nor starts that fail push out the
+// incarnation that the token has, also where a process was killed before it noted that.
+func TestHistoryKeepsTheTokensOwn(t *testing.T) {
+	ctx := t.Context()
+	b := newBacking(t)
+	b.create(t, "k")
+	type entry struct {
+		ID     string `json:"id"`
+		Serial string `json:"serial"`
+		Put    bool   `json:"put,omitempty"`
+	}
+	read := func() (list []entry) {
+		t.Helper()
+		if err := json.Unmarshal([]byte(b.setting(t, "store.incarnations", "")), &list); err != nil {
+			t.Fatal(err)
+		}
+		return list
+	}
+	list := read()
+	last := &list[len(list)-1]
+	if !last.Put || !strings.Contains(string(bound(t, b)[0].Value), last.ID) {
+		t.Fatal(list)
+	}
+	last.Put = false
+	data, err := json.Marshal(list)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.setting(t, "store.incarnations", string(data))
+	b.meter.Fail("CreateObject", 10000, errKilled)
+	p := b.mustOpen(t)
+	for range 520 { // more than the history keeps
+		if _, err := p.Create(ctx, provider.Spec{Name: "x", Cipher: claviger.DefaultCipher, BitLength: 256}); !errors.Is(err, errKilled) {
+			t.Fatal(err)
+		}
+	}
+	mustClose(t, p)
+	if now := read(); len(now) > len(list)+1 {
+		t.Errorf("%d entries, before %d", len(now), len(list))
+	}
+	for range 20 {
+		mustClose(t, b.mustOpen(t))
+	}
+	if now := read(); len(now) > len(list)+16 {
+		t.Errorf("%d entries after starts that failed, before %d", len(now), len(list))
+	}
+	b.meter.Heal()
+	p = b.mustOpen(t)
+	create(t, p, "x")
+	mustClose(t, p)
+	mustClose(t, b.mustOpen(t))
+}
+
 // TestTokenThatReplacesNoObjects: on a token whose policy keeps the data object as it is keys are
 // made all the same, and another copy of the store is noticed where that could replace it.
 func TestTokenThatReplacesNoObjects(t *testing.T) {
