@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"claviger"
+	"claviger/secret"
 )
 
 // Limits of a connection and of what is asked over it.
@@ -39,13 +40,12 @@ func parse(uri, what string) (*pgxpool.Config, string, error) {
 		return nil, "", claviger.Errorf(op, claviger.Invalid, "", "the URI of the %s has the scheme %q; it must be postgresql", what, u.Scheme)
 	}
 	query := u.Query()
-	_, inline := u.User.Password()
-	if inline || query.Has("password") || query.Has("sslpassword") {
-		return nil, "", claviger.Errorf(op, claviger.Invalid, "", "the URI of the %s, %s, holds a password, which belongs into a file: write HOST:PORT:DATABASE:USER:PASSWORD into a file of mode 0600 and name it by ?passfile=/path, or by PGPASSFILE", what, shown(u))
+	if holdsPassword(u) {
+		return nil, "", claviger.Errorf(op, claviger.Invalid, "", "the URI of the %s, %s, holds a password, which belongs into a file: write HOST:PORT:DATABASE:USER:PASSWORD into a file of mode 0600 and name it by ?passfile=/path, or by PGPASSFILE", what, secret.Value(shown(u)))
 	}
 	cfg, err := pgxpool.ParseConfig(uri)
-	if err != nil {
-		return nil, "", claviger.Errorf(op, claviger.Invalid, "", "the URI of the %s, %s, is refused: %w", what, shown(u), err)
+	if err != nil { // its message repeats the URI
+		return nil, "", claviger.Errorf(op, claviger.Invalid, "", "the URI of the %s, %s, is refused: %s", what, shown(u), secret.Without(err.Error(), uri))
 	}
 	if cfg.ConnConfig.Database == "" || cfg.ConnConfig.User == "" {
 		return nil, "", claviger.Errorf(op, claviger.Invalid, "", "the URI of the %s, %s, must name a user and a database: postgresql://USER@HOST:PORT/DATABASE", what, shown(u))
@@ -73,6 +73,24 @@ func parse(uri, what string) (*pgxpool.Config, string, error) {
 	conn.RuntimeParams["timezone"] = "UTC"
 	conn.DefaultQueryExecMode = pgx.QueryExecModeCacheStatement
 	return cfg, shown(u), nil
+}
+
+// holdsPassword tells whether a URI holds a password, also in a wrong place and under a
+// name that libpq does not know: the refusal of that, ours or the server's, would repeat it.
+func holdsPassword(u *url.URL) bool {
+	holds := func(text string) bool { return secret.Value(text) != text }
+	_, inline := u.User.Password()
+	if inline || strings.Contains(u.User.Username(), ":") || holds(u.Path) {
+		return true
+	}
+	for name, values := range u.Query() {
+		for _, value := range values {
+			if holds(name + "=" + value) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func ms(d time.Duration) string { return fmt.Sprint(d.Milliseconds()) }

@@ -18,6 +18,36 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(pgtest.Main(m.Run)) }
 
+// TestPasswordIsRefused: a URI that holds a password, also misspelt or in a wrong place, is
+// refused before a server is asked, and the refusal does not repeat it.
+func TestPasswordIsRefused(t *testing.T) {
+	for _, uri := range []string{
+		"postgresql://u:hunter2@127.0.0.1:1/db", "postgresql://u%3Ahunter2@127.0.0.1:1/db", "postgresql://127.0.0.1:1/db?user=u&PassWord=hunter2",
+		"postgresql://u@127.0.0.1:1/db?passwd%3Dhunter2", "postgresql://u@127.0.0.1:1/db?passwd%3Dh%75nter2", "postgresql://u@127.0.0.1:1/db?pw=hunter2",
+		"postgresql://u@127.0.0.1:1/db?options=-c%20password%3Dhunter2", "postgresql://u@127.0.0.1:1/db;password=hunter2",
+		"postgresql://u@127.0.0.1:1/db?sslmode=passwd%3Dhunter2", "postgresql://u@127.0.0.1:1/db?port=1&sslpassword=hunter2",
+	} {
+		db, err := pgdb.Open(t.Context(), pgdb.Config{URI: uri, What: "test's store"})
+		if err == nil {
+			db.Close()
+		}
+		if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "holds a password") || strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("%s: %v", uri, err)
+		}
+	}
+	for _, uri := range []string{
+		"postgresql://u@127.0.0.1:1,127.0.0.2:1/db?sslmode=disable&passfile=/etc/claviger/pgpass&application_name=x",
+		"postgresql:///db?user=u&host=/run/postgresql",
+	} {
+		db, err := pgdb.Open(t.Context(), pgdb.Config{URI: uri, What: "test's store"})
+		if err != nil {
+			t.Errorf("%s: %v", uri, err)
+			continue
+		}
+		db.Close()
+	}
+}
+
 // TestNoStandby: where a commit is to wait for a standby that is not there, it is
 // on the primary's disk, and is not acknowledged for that.
 func TestNoStandby(t *testing.T) {

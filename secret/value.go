@@ -13,27 +13,33 @@ const Redacted = "<redacted>"
 // parameters of URIs, connection strings, JAAS and JSON. A bare value ends at a
 // blank or '&' alone: a password may hold ';' and ','. Only a pin-value (RFC 7512)
 // may not.
-var inValue = regexp.MustCompile(`(?i)(?:(?:passw(?:or)?d|passphrase|pass|pwd|secret|credentials?|access_?key|account_?key|private_?key|api_?key|access_?token|auth_?token|delegation|sig|signature)["']?\s*[=:]\s*)` +
+var inValue = regexp.MustCompile(`(?i)(?:(?:passw(?:or)?d|passphrase|pass|pwd|\bpw|secret|credentials?|access_?key|account_?key|private_?key|api_?key|access_?token|auth_?token|delegation|sig|signature)["']?\s*[=:]\s*)` +
 	`("(?:[^"\\]|\\.)*"?|'(?:[^'\\]|\\.|\'\')*'?|\{[^}]*\}?|[^&\s]+)` +
 	`|(?:\bpin(?:[-_]?value)?\s*=\s*|\bbearer\s+)([^&;?\s]+)`)
 
 // inQuery is the same for what follows the '?' of a URI, where a blank ends nothing.
 var inQuery = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9+.-]*:[^?]*\?`)
 
-// withoutSlashes is a URI whose // was forgotten, with a password.
-var withoutSlashes = regexp.MustCompile(`^([A-Za-z][A-Za-z0-9+.-]*:[^/\s:@\[]*:)[^/\s]\S*@`)
-
-// withoutScheme is a URI whose scheme was forgotten, with a password. What begins like that
-// and is none is an ACL of ZooKeeper ("sasl:kms@EXAMPLE:cdrwa"), or lacks but its slashes
-// ("kms:https@host/kms").
-var (
-	withoutScheme = regexp.MustCompile(`(?:^|[\s,;])([A-Za-z0-9._%+-]+):([^\[/\s,;][^/\s,;]*)@`)
-	zooKeeperACL  = regexp.MustCompile(`^(?:sasl|x509|digest|auth|ip|world)$`)
-	innerScheme   = regexp.MustCompile(`^(?i:https?|file|hdfs)$`)
-)
-
 // uriStart is where the authority of a URI begins.
 var uriStart = regexp.MustCompile(`(?:[A-Za-z][A-Za-z0-9+.-]*:|^|[\s,;="'(<])//`)
+
+// Spellings of a URI that lacks a part of its "scheme://", each with a password.
+var (
+	// wrongStart lacks the ':' or a '/', or has them turned round. At the beginning of a
+	// text all that follows may be the password, elsewhere a blank ends it.
+	wrongStart       = regexp.MustCompile(`(?s)^\s*[A-Za-z][A-Za-z0-9+.-]*(?:/{2,}|:/|:\\+)(?:[^:/][^:]*)?:(.*)@`)
+	wrongStartInside = regexp.MustCompile(`(?:^|[\s,;="'(<])(?:[A-Za-z][A-Za-z0-9+.-]*(?:/+|:/|:\\+)|/)(?:[^:/\s][^:\s]*)?:(\S*)@`)
+	// withoutSlashes lacks the "//".
+	withoutSlashes = regexp.MustCompile(`(?s)^\s*([A-Za-z][A-Za-z0-9+.-]*):[^/\s:@\[]*:([^/\s].*)@`)
+	// withoutScheme lacks all of it. What begins like that and is none is an ACL of
+	// ZooKeeper ("sasl:kms@EXAMPLE:cdrwa"), a port, or lacks but its slashes
+	// ("kms:https@host/kms").
+	withoutScheme       = regexp.MustCompile(`(?s)^\s*([A-Za-z0-9._%+-]+):([^\[/\s].*)@`)
+	withoutSchemeInside = regexp.MustCompile(`(?:^|[\s,;])([A-Za-z0-9._%+-]+):([^\[/\s,;][^\s,;]*)@`)
+
+	zooKeeperACL = regexp.MustCompile(`^(?:sasl|x509|digest|auth|ip|world)$`)
+	noPassword   = regexp.MustCompile(`^(?i:(?:https?|file|hdfs)(?:@|$)|\d{1,5}(?:[,;\s]|$))`)
+)
 
 // uriPasswords are the places between the first ':' and the last '@' of each URI: a
 // password that should have been escaped may hold '@', '/', '?', '#' and blanks, so the
@@ -52,14 +58,28 @@ func uriPasswords(text []byte) (found [][2]int) {
 			found = append(found, [2]int{at[1] + colon + 1, at[1] + last})
 		}
 	}
-	if m := withoutSlashes.FindSubmatchIndex(text); m != nil && len(found) == 0 {
-		found = append(found, [2]int{m[3], m[1] - 1})
-	}
 	if len(found) > 0 {
-		return found
+		text = text[:starts[0][0]]
 	}
-	for _, m := range withoutScheme.FindAllSubmatchIndex(text, -1) {
-		if !zooKeeperACL.Match(text[m[2]:m[3]]) && !innerScheme.Match(text[m[4]:m[5]]) {
+	return append(found, misspeltPasswords(text)...)
+}
+
+// misspeltPasswords are those of URIs that nothing but a person would take for one.
+func misspeltPasswords(text []byte) (found [][2]int) {
+	if m := wrongStart.FindSubmatchIndex(text); m != nil {
+		return append(found, [2]int{m[2], m[3]})
+	}
+	for _, re := range []*regexp.Regexp{withoutSlashes, withoutScheme} {
+		m := re.FindSubmatchIndex(text)
+		if m != nil && !zooKeeperACL.Match(text[m[2]:m[3]]) && !noPassword.Match(text[m[4]:m[5]]) {
+			return append(found, [2]int{m[4], m[5]})
+		}
+	}
+	for _, m := range wrongStartInside.FindAllSubmatchIndex(text, -1) {
+		found = append(found, [2]int{m[2], m[3]})
+	}
+	for _, m := range withoutSchemeInside.FindAllSubmatchIndex(text, -1) {
+		if !zooKeeperACL.Match(text[m[2]:m[3]]) && !noPassword.Match(text[m[4]:m[5]]) {
 			found = append(found, [2]int{m[4], m[5]})
 		}
 	}

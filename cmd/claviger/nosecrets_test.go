@@ -1,11 +1,13 @@
 package main
 
 import (
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
 
 	"claviger/hadoopconf"
+	"claviger/metastore/sqlite"
 )
 
 // secretSpellings are URIs with a password, as somebody may write them by mistake, for XML.
@@ -23,6 +25,10 @@ var secretSpellings = []string{
 	"postgresql://h/x?%70assword=hunter2&amp;sslmode=none",
 	"ldap://h?credential=hunter2",
 	"cloudera.hsmkp://file@/x#pin=hunter2",
+	"postgresql//u:hunter2@127.0.0.1:1/x",
+	"postgresql:/u:hunter2@127.0.0.1:1/x",
+	"postgresql://u@127.0.0.1:1/x?passwd%3Dhunter2",
+	"host=127.0.0.1 user=u password=hunter2",
 }
 
 // TestNoSecretIsShown: a URI with a password in the place of any property's value reaches
@@ -51,6 +57,29 @@ func TestNoSecretIsShown(t *testing.T) {
 					t.Errorf("%s = %s shows the password: %s", k.Name, value, line)
 				}
 			}
+		}
+	}
+}
+
+// TestNoSecretOfACommandIsShown: nor does a command that takes the place of a store show the
+// password in it.
+func TestNoSecretOfACommandIsShown(t *testing.T) {
+	dir := t.TempDir()
+	writeSite(t, dir, map[string]string{hadoopconf.MetastoreURI: "sqlite://" + filepath.Join(dir, "c.db")})
+	st, err := sqlite.Open(t.Context(), filepath.Join(dir, "c.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := st.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, to := range append([]string{"jdbc:postgresql://127.0.0.1:1/x?user=u&password=hunter2", "postgresql:u:hunter2@127.0.0.1:1/x"}, secretSpellings...) {
+		out, err := command(t, "metastore", "copy", "--conf", dir, "--to", to)
+		if err == nil || !strings.Contains(out+err.Error(), "--to") {
+			t.Errorf("--to %s: %v\n%s", to, err, out)
+		}
+		if strings.Contains(out+err.Error(), "hunter2") {
+			t.Errorf("--to %s shows the password: %v\n%s", to, err, out)
 		}
 	}
 }

@@ -149,7 +149,7 @@ var rules = []rule{
 		"a provider imports contracts and its codec"},
 	{"provider/memory", []string{"", "secret", "provider", "eek"}, "a provider imports contracts and its codec"},
 	{"metastore/storetest", []string{"", "secret", "metastore", "owner"}, "the suite knows the contract alone"},
-	{"pgdb", []string{""}, "a database knows nothing of what stores keep in it"},
+	{"pgdb", []string{"", "secret"}, "a database knows nothing of what stores keep in it"},
 	{"metastore/postgres", []string{"", "secret", "metastore", "owner", "pgdb", "durable"},
 		"a store knows the contract alone, and its database"},
 	{"metastore/*", []string{"", "secret", "metastore", "owner", "durable"}, "a store knows the contract alone"},
