@@ -178,7 +178,7 @@ func (s *Store) Touch(ctx context.Context, uses []metastore.LastUse) error {
 	// Nodes that take the rows in one order don't wait for each other in a circle.
 	sorted := slices.Clone(uses)
 	slices.SortFunc(sorted, func(a, b metastore.LastUse) int { return cmp.Compare(a.Version, b.Version) })
-	return s.db.Update(ctx, op, "", pgx.ReadCommitted, func(ctx context.Context, tx pgx.Tx) error {
+	return s.fenced(ctx, op, "", func(ctx context.Context, tx pgx.Tx) error {
 		var batch pgx.Batch
 		for _, u := range sorted {
 			batch.Queue(`INSERT INTO version_use AS u (version, last) VALUES ($1, $2) ON CONFLICT (`+digestVersion+`) DO UPDATE SET last = greatest(u.last, excluded.last)`, u.Version, millis(u.Last))

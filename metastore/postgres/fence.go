@@ -13,6 +13,30 @@ import (
 
 var errFenced = errors.New("nothing is changed")
 
+// fenced runs f in one transaction that the fence lets pass. f changes no key: see update.
+func (s *Store) fenced(ctx context.Context, op, key string, f func(context.Context, pgx.Tx) error) error {
+	return s.db.Update(ctx, op, key, pgx.ReadCommitted, func(ctx context.Context, tx pgx.Tx) error {
+		if err := s.fence(ctx, tx, op, key); err != nil {
+			return err
+		}
+		return f(ctx, tx)
+	})
+}
+
+// write runs one statement that the fence lets pass, and tells how many rows it concerned: 0
+// with an error.
+func (s *Store) write(ctx context.Context, op, key, statement string, args ...any) (rows int, err error) {
+	err = s.fenced(ctx, op, key, func(ctx context.Context, tx pgx.Tx) error {
+		tag, err := tx.Exec(ctx, statement, args...)
+		rows = int(tag.RowsAffected())
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	return rows, nil
+}
+
 // fence refuses a change while another process has the store alone, and after the store
 // was moved to another place. A node's claim is a session, which ends with a restart of
 // the database, or while the node stands still or is cut off; another process may then

@@ -31,6 +31,19 @@ func TestFence(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	token := metastore.Delegation{Sequence: 1, Identifier: []byte("t"), Password: []byte("p"), Renew: time.Now().Add(time.Hour)}
+	secrets := metastore.SignerSecrets{Next: []byte("n"), Current: []byte("c"), Rollover: time.Now()}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(alone.PutDelegation(ctx, token))
+	must(alone.PutMasterKey(ctx, metastore.MasterKey{ID: 1, Expires: time.Now(), Key: []byte("k")}))
+	must(alone.SetSetting(ctx, "a", "b"))
+	must(alone.Put(ctx, "run", "item", []byte("r")))
+	of := func(_ any, err error) error { return err }
 	refused := func(text string) {
 		t.Helper()
 		for what, err := range map[string]error{
@@ -38,6 +51,19 @@ func TestFence(t *testing.T) {
 			"a use":    node.AddUse(ctx, []metastore.Use{{Source: "kms://x", Version: "k@0", Op: "decrypt", Count: 1, Last: time.Now()}}),
 			"a number": node.SkipNumbers(ctx, "before", 7),
 			"a probe":  node.CheckWrites(ctx),
+
+			"a token":                node.PutDelegation(ctx, token),
+			"a renewal":              of(node.RenewDelegation(ctx, 1, time.Now())),
+			"a cancellation":         of(node.RemoveDelegation(ctx, 1)),
+			"an expiry":              of(node.RemoveExpired(ctx, time.Now().Add(2*time.Hour))),
+			"a sequence number":      of(node.NextSequences(ctx, 1)),
+			"a master key":           node.PutMasterKey(ctx, metastore.MasterKey{ID: 2, Expires: time.Now(), Key: []byte("k")}),
+			"a master key's removal": node.RemoveMasterKey(ctx, 1),
+			"signer secrets":         of(node.SwapSignerSecrets(ctx, secrets)),
+			"a setting":              node.SetSetting(ctx, "a", "c"),
+			"a record":               node.Put(ctx, "run", "item", []byte("s")),
+			"the end of a step":      node.Drop(ctx, "before"),
+			"a last use":             node.Touch(ctx, []metastore.LastUse{{Version: "before@0", Last: time.Now()}}),
 		} {
 			if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), text) {
 				t.Errorf("%s: %v; want %q", what, err, text)

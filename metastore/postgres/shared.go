@@ -25,7 +25,7 @@ func (s *Store) NextSequences(ctx context.Context, n int32) (first int32, err er
 	if n <= 0 {
 		return 0, claviger.Errorf(op, claviger.Invalid, "", "%d sequence numbers were asked for", n)
 	}
-	err = s.db.Update(ctx, op, "", pgx.ReadCommitted, func(ctx context.Context, tx pgx.Tx) error {
+	err = s.fenced(ctx, op, "", func(ctx context.Context, tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, lockID("token sequence")); err != nil {
 			return err
 		}
@@ -45,9 +45,10 @@ func (s *Store) NextKeyID(ctx context.Context) (id int32, err error) {
 
 // PutMasterKey writes or replaces a key.
 func (s *Store) PutMasterKey(ctx context.Context, k metastore.MasterKey) error {
-	return s.change(ctx, "postgres.PutMasterKey", "", `
+	_, err := s.write(ctx, "postgres.PutMasterKey", "", `
 		INSERT INTO master_key (id, expires, key) VALUES ($1, $2, $3)
 		ON CONFLICT (id) DO UPDATE SET expires = excluded.expires, key = excluded.key`, k.ID, millis(k.Expires), []byte(k.Key))
+	return err
 }
 
 // MasterKeys returns all keys, by ID.
@@ -67,25 +68,23 @@ func (s *Store) MasterKeys(ctx context.Context) (all []metastore.MasterKey, err 
 
 // RemoveMasterKey takes a key away.
 func (s *Store) RemoveMasterKey(ctx context.Context, id int32) error {
-	return s.change(ctx, "postgres.RemoveMasterKey", "", `DELETE FROM master_key WHERE id = $1`, id)
+	_, err := s.write(ctx, "postgres.RemoveMasterKey", "", `DELETE FROM master_key WHERE id = $1`, id)
+	return err
 }
 
 // PutDelegation writes or replaces a token.
 func (s *Store) PutDelegation(ctx context.Context, d metastore.Delegation) error {
-	return s.change(ctx, "postgres.PutDelegation", "", `
+	_, err := s.write(ctx, "postgres.PutDelegation", "", `
 		INSERT INTO delegation (sequence, identifier, password, renew) VALUES ($1, $2, $3, $4)
 		ON CONFLICT (sequence) DO UPDATE SET identifier = excluded.identifier, password = excluded.password, renew = excluded.renew`,
 		d.Sequence, d.Identifier, []byte(d.Password), millis(d.Renew))
+	return err
 }
 
 // RenewDelegation changes Renew of a token that is still there.
 func (s *Store) RenewDelegation(ctx context.Context, sequence int32, renew time.Time) (ok bool, err error) {
-	err = s.db.Read(ctx, "postgres.RenewDelegation", "", func(ctx context.Context) error {
-		tag, err := s.db.Pool().Exec(ctx, `UPDATE delegation SET renew = $2 WHERE sequence = $1`, sequence, millis(renew))
-		ok = tag.RowsAffected() == 1
-		return err
-	})
-	return ok, err
+	n, err := s.write(ctx, "postgres.RenewDelegation", "", `UPDATE delegation SET renew = $2 WHERE sequence = $1`, sequence, millis(renew))
+	return n == 1, err
 }
 
 // Delegation returns a token as it is now.
@@ -105,23 +104,14 @@ func (s *Store) Delegation(ctx context.Context, sequence int32) (d metastore.Del
 // RemoveDelegation takes a token away. Of a removal whose answer was lost it is
 // found out what became of it, so that ok is true once.
 func (s *Store) RemoveDelegation(ctx context.Context, sequence int32) (ok bool, err error) {
-	err = s.db.Update(ctx, "postgres.RemoveDelegation", "", pgx.ReadCommitted, func(ctx context.Context, tx pgx.Tx) error {
-		tag, err := tx.Exec(ctx, `DELETE FROM delegation WHERE sequence = $1`, sequence)
-		ok = tag.RowsAffected() == 1
-		return err
-	})
-	return ok && err == nil, err
+	n, err := s.write(ctx, "postgres.RemoveDelegation", "", `DELETE FROM delegation WHERE sequence = $1`, sequence)
+	return n == 1, err
 }
 
 // RemoveExpired takes expired tokens away. Rows that another node is removing are
 // left to it.
 func (s *Store) RemoveExpired(ctx context.Context, before time.Time) (n int, err error) {
-	err = s.db.Update(ctx, "postgres.RemoveExpired", "", pgx.ReadCommitted, func(ctx context.Context, tx pgx.Tx) error {
-		tag, err := tx.Exec(ctx, `DELETE FROM delegation WHERE sequence IN (SELECT sequence FROM delegation WHERE renew < $1 FOR UPDATE SKIP LOCKED)`, millis(before))
-		n = int(tag.RowsAffected())
-		return err
-	})
-	return n, err
+	return s.write(ctx, "postgres.RemoveExpired", "", `DELETE FROM delegation WHERE sequence IN (SELECT sequence FROM delegation WHERE renew < $1 FOR UPDATE SKIP LOCKED)`, millis(before))
 }
 
 // CountDelegations counts the tokens.
@@ -170,10 +160,6 @@ func (s *Store) SwapSignerSecrets(ctx context.Context, v metastore.SignerSecrets
 	if v.Version == 0 {
 		statement = `INSERT INTO signer_secrets (version, next, current, previous, rollover) VALUES ($1 + 1::bigint, $2, $3, $4, $5) ON CONFLICT DO NOTHING`
 	}
-	err = s.db.Update(ctx, "postgres.SwapSignerSecrets", "", pgx.ReadCommitted, func(ctx context.Context, tx pgx.Tx) error {
-		tag, err := tx.Exec(ctx, statement, v.Version, []byte(v.Next), []byte(v.Current), []byte(v.Previous), millis(v.Rollover))
-		ok = tag.RowsAffected() == 1
-		return err
-	})
-	return ok && err == nil, err
+	n, err := s.write(ctx, "postgres.SwapSignerSecrets", "", statement, v.Version, []byte(v.Next), []byte(v.Current), []byte(v.Previous), millis(v.Rollover))
+	return n == 1, err
 }

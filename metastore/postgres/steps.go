@@ -98,10 +98,12 @@ func (s *Store) Pending(ctx context.Context) (all []metastore.Intent, err error)
 
 // Drop ends an intent; dropping what is not there does nothing.
 func (s *Store) Drop(ctx context.Context, key string) error {
-	return s.change(ctx, "postgres.Drop", key, `DELETE FROM intent WHERE key = $1`, key)
+	_, err := s.write(ctx, "postgres.Drop", key, `DELETE FROM intent WHERE key = $1`, key)
+	return err
 }
 
-// change runs one statement that may be done twice, as a transaction of its own.
+// change runs one statement that may be done twice, as a transaction of its own. What it
+// writes is no part of the store's content, or says where that is: the fence is not asked.
 func (s *Store) change(ctx context.Context, op, key, statement string, args ...any) error {
 	return s.db.Read(ctx, op, key, func(ctx context.Context) error {
 		_, err := s.db.Pool().Exec(ctx, statement, args...)
@@ -120,10 +122,7 @@ func (s *Store) AddUse(ctx context.Context, uses []metastore.Use) error {
 	slices.SortFunc(sorted, func(a, b metastore.Use) int {
 		return cmp.Or(cmp.Compare(a.Source, b.Source), cmp.Compare(a.Version, b.Version), cmp.Compare(a.Op, b.Op))
 	})
-	return s.db.Update(ctx, op, "", pgx.ReadCommitted, func(ctx context.Context, tx pgx.Tx) error {
-		if err := s.fence(ctx, tx, op, ""); err != nil {
-			return err
-		}
+	return s.fenced(ctx, op, "", func(ctx context.Context, tx pgx.Tx) error {
 		var batch pgx.Batch
 		for _, u := range sorted {
 			batch.Queue(`
@@ -160,9 +159,10 @@ func (s *Store) Put(ctx context.Context, run, item string, record []byte) error 
 	if record == nil {
 		record = []byte{} // the column is NOT NULL
 	}
-	return s.change(ctx, op, item, `
+	_, err := s.write(ctx, op, item, `
 		INSERT INTO journal (run, item, data, at) VALUES ($1, $2, $3, $4)
 		ON CONFLICT (run, `+digestItem+`) DO UPDATE SET data = excluded.data, at = excluded.at`, run, item, record, millis(now()))
+	return err
 }
 
 // Records returns a run's records in order of first writing.
@@ -205,5 +205,11 @@ func (s *Store) Setting(ctx context.Context, name string) (value string, ok bool
 
 // SetSetting writes or replaces a named value.
 func (s *Store) SetSetting(ctx context.Context, name, value string) error {
-	return s.change(ctx, "postgres.SetSetting", "", `INSERT INTO setting (name, value) VALUES ($1, $2) ON CONFLICT (`+digestName+`) DO UPDATE SET value = excluded.value`, name, value)
+	const op = "postgres.SetSetting"
+	statement := `INSERT INTO setting (name, value) VALUES ($1, $2) ON CONFLICT (` + digestName + `) DO UPDATE SET value = excluded.value`
+	if name == metastore.SettingMoved {
+		return s.change(ctx, op, "", statement, name, value)
+	}
+	_, err := s.write(ctx, op, "", statement, name, value)
+	return err
 }
