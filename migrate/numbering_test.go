@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"claviger"
@@ -17,12 +18,16 @@ import (
 // farKMS is a source as a KMS elsewhere: it opens EDEKs and shows no version.
 type farKMS struct {
 	stub
-	kind  claviger.Kind // of the refusal to open EDEKs; 0 opens
+	kind claviger.Kind // of the refusal to open EDEKs; 0 opens
+
+	mu    sync.Mutex
 	asked []string
 }
 
 func (f *farKMS) Unwrap(ctx context.Context, key, as string, edeks []claviger.EDEK) ([]secret.Bytes, error) {
+	f.mu.Lock()
 	f.asked = append(f.asked, fmt.Sprint(key, " ", as, " ", len(edeks), " ", edeks[0].Version, " ", len(edeks[0].IV)))
+	f.mu.Unlock()
 	if f.kind != 0 {
 		return nil, claviger.E("kmsclient.Unwrap", f.kind, key, nil)
 	}
