@@ -324,6 +324,7 @@ func TestLeftovers(t *testing.T) {
 	put(".monday.db.backup-ABCDEFGHIJKL-journal", 0o600, "any")
 	put(".tuesday.db.new-ABCDEFGHIJKM", 0o600, "")
 	put(".tuesday.db.restore-ABCDEFGHIJKN", 0o600, "\x00\x00\x00")
+	put(".friday.db.new-ABCDEFGHIJKO.lock", 0o600, "") // of a file that has its last name
 	keep := []string{
 		put(".another.backup-ABCDEFGHIJKL", 0o600, "a text of another program's"),
 		put(".another.backup-ABCDEFGHIJKM", 0o640, magic),

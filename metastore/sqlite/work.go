@@ -23,8 +23,8 @@ type workFile struct {
 	lock *os.File
 }
 
-// workNames are those of work files.
-var workNames = regexp.MustCompile(`^\..+\.(backup|restore|new)-[A-Z2-7]{12}$`)
+// workNames are those of work files, and of what is beside them.
+var workNames = regexp.MustCompile(`^(\..+\.(?:backup|restore|new)-[A-Z2-7]{12})(-wal|-shm|-journal|\.lock)?$`)
 
 // workLock is the byte that is locked: far from those that SQLite locks, at 0x40000000
 // (https://www.sqlite.org/fileformat.html#the_lock_byte_page).
@@ -78,7 +78,7 @@ func (w *workFile) discard() {
 }
 
 func removeWork(path string) {
-	for _, end := range []string{"", "-wal", "-shm", "-journal", ".lock"} {
+	for _, end := range []string{"-wal", "-shm", "-journal", ".lock", ""} { // the file last: it leads to the others
 		_ = os.Remove(path + end) // most are not there
 	}
 }
@@ -91,9 +91,25 @@ func sweep(dir string) {
 		return
 	}
 	for _, e := range entries {
-		if e.Type().IsRegular() && workNames.MatchString(e.Name()) {
-			sweepOne(filepath.Join(dir, e.Name()))
+		name := workNames.FindStringSubmatch(e.Name())
+		switch {
+		case name == nil || !e.Type().IsRegular():
+		case name[2] == "":
+			sweepOne(filepath.Join(dir, name[1]))
+		default:
+			sweepBeside(filepath.Join(dir, name[1]), filepath.Join(dir, name[0]))
 		}
+	}
+}
+
+// sweepBeside removes what is beside a work file that has got its last name, or is gone:
+// its maker was killed then, or is about to remove it.
+func sweepBeside(path, beside string) {
+	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	if sys, ok := sysOf(os.Lstat(beside)); ok && (int(sys.Uid) == os.Geteuid() || os.Geteuid() == 0) {
+		_ = os.Remove(beside)
 	}
 }
 
