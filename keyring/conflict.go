@@ -30,20 +30,18 @@ const (
 // the source, which has rolled its key since. An EDEK tells its version by that name
 // alone, so what comes out of such an EDEK here may be no DEK.
 type conflicts struct {
-	// known is by version, with the URI of the source; nil where there is none, so that a
-	// decrypt costs one load. It has versions of keys that were deleted here, too: these may
-	// come back, and no version of another key gets their names.
+	// known is by version, with the URI of the source. It has versions of keys that were
+	// deleted here, too: these may come back, and no version of another key gets their names.
 	known atomic.Pointer[map[string]string]
 	// here are those of known that a key has now.
 	here atomic.Pointer[map[string]string]
 	// rolled are migrated keys of sources whose version names are no numbers, which count
-	// more versions there than were migrated; nil where there is none.
+	// more versions there than were migrated, as each source last told.
 	rolled atomic.Pointer[[]rolledKey]
 
 	mu     sync.Mutex                 // held while sources are compared
 	last   map[string]map[string]bool // by source: the versions in conflict, as it last told; nil: not read yet
 	probed sync.Map                   // [2]string of source and version: whether it has it
-	more   map[string][]rolledKey     // by source: the keys rolled there, as it last told
 }
 
 // rolledKey is a migrated key that its source has rolled since. Its versions have other
@@ -54,7 +52,8 @@ type rolledKey struct {
 }
 
 func (k rolledKey) String() string {
-	return fmt.Sprintf("key %s of %s (%d versions when it was migrated, %d more now)", claviger.Printable(k.key), k.source, k.counted, k.since)
+	return fmt.Sprintf("key %s of %s (%d versions when it was migrated, %d more now)",
+		claviger.Printable(k.key), k.source, k.counted, k.since)
 }
 
 // WatchSources compares the migrated keys with their sources, now and then, until ctx
@@ -108,16 +107,14 @@ func (r *Ring) CompareSources(ctx context.Context) error {
 			}
 		}
 	}
-	if c.more == nil {
-		c.more = map[string][]rolledKey{}
-	}
+	var rolled []rolledKey
 	for _, s := range r.sources {
-		now, rolled, err := r.compareWith(ctx, s, all)
+		now, keys, err := r.compareWith(ctx, s, all)
+		rolled = append(rolled, keys...)
 		if err != nil {
 			errs = append(errs, err)
-			rolled = withBefore(rolled, c.more[s.URI()])
+			rolled = withBefore(rolled, load(&c.rolled), s.URI())
 		}
-		c.more[s.URI()] = rolled
 		// What was found stays: the source may have lost the version since, or the key, and
 		// may be another KMS today. The EDEKs in question are still there.
 		before := len(c.last[s.URI()])
@@ -150,32 +147,27 @@ func (r *Ring) CompareSources(ctx context.Context) error {
 				"version", claviger.Printable(v), "source", here[v], "cure", conflictCure(v))
 		}
 	}
-	store(&c.known, known)
-	store(&c.here, here)
-	r.rolledNow()
+	c.known.Store(&known)
+	c.here.Store(&here)
+	r.setRolled(rolled)
 	return errors.Join(errs...)
 }
 
-// withBefore adds those of which a source that was not read whole told before.
-func withBefore(now, before []rolledKey) []rolledKey {
+// withBefore adds the keys of a source that was not read whole, as it told of them before.
+func withBefore(now, before []rolledKey, uri string) []rolledKey {
 	for _, k := range before {
-		if !slices.ContainsFunc(now, func(n rolledKey) bool { return n.key == k.key }) {
+		if k.source == uri && !slices.ContainsFunc(now, func(n rolledKey) bool { return n.source == uri && n.key == k.key }) {
 			now = append(now, k)
 		}
 	}
 	return now
 }
 
-// rolledNow publishes the keys that were rolled at their sources, and logs new ones.
-func (r *Ring) rolledNow() {
+// setRolled publishes the keys that were rolled at their sources, and logs new ones.
+func (r *Ring) setRolled(all []rolledKey) {
 	c := &r.conflicts
-	var all, before []rolledKey
-	if list := c.rolled.Load(); list != nil {
-		before = *list
-	}
-	for _, uri := range slices.Sorted(maps.Keys(c.more)) {
-		all = append(all, c.more[uri]...)
-	}
+	slices.SortStableFunc(all, func(a, b rolledKey) int { return strings.Compare(a.source, b.source) })
+	before := load(&c.rolled)
 	for _, k := range all {
 		if !slices.Contains(before, k) {
 			r.log.Warn("a key was rolled at its source since it was migrated, so something uses the source",
@@ -187,17 +179,17 @@ func (r *Ring) rolledNow() {
 
 // rolledCure says what to do about a key that was rolled at its source, where the names
 // of versions are no numbers.
-const rolledCure = "look whether HDFS, or another cluster, is pointed at the source (hadoop.security.key.provider.path), point it here, stop rolls at the source " +
+const rolledCure = "look whether HDFS, or another cluster, is pointed at the source " +
+	"(hadoop.security.key.provider.path), point it here, stop rolls at the source " +
 	"and re-encrypt the key's zones; claviger migrate finish asks whether that was done"
 
 // CheckRolled names the migrated keys that their sources have rolled since, where the
 // versions have other names than ours. The error is for an operator.
 func (r *Ring) CheckRolled(context.Context) error {
-	list := r.conflicts.rolled.Load()
-	if list == nil || len(*list) == 0 {
+	keys, more := load(&r.conflicts.rolled), ""
+	if len(keys) == 0 {
 		return nil
 	}
-	keys, more := *list, ""
 	if n := len(keys) - conflictsShown; n > 0 {
 		keys, more = keys[:conflictsShown], fmt.Sprintf(" and %d more", n)
 	}
@@ -230,21 +222,13 @@ func (r *Ring) readConflicts(ctx context.Context) (map[string]map[string]bool, e
 	return last, nil
 }
 
-// store publishes versions, with their sources; none is nil.
-func store(to *atomic.Pointer[map[string]string], versions map[string]string) {
-	if len(versions) == 0 {
-		to.Store(nil)
-	} else {
-		to.Store(&versions)
+// load returns what was published last, the zero value before that. It is not changed.
+func load[T any](from *atomic.Pointer[T]) T {
+	if published := from.Load(); published != nil {
+		return *published
 	}
-}
-
-// load returns what store has published. The map is not changed.
-func load(from *atomic.Pointer[map[string]string]) map[string]string {
-	if versions := from.Load(); versions != nil {
-		return *versions
-	}
-	return nil
+	var none T
+	return none
 }
 
 // stillHere returns those of the versions that a key here has. A version stays where its
@@ -309,7 +293,8 @@ func (r *Ring) CheckConflicts(context.Context) error {
 		versions[i] = claviger.Printable(v) + " of " + found[v]
 	}
 	return claviger.Errorf("keyring.CheckConflicts", claviger.Unavailable, "",
-		"these versions are one key here and another one at the source, which was rolled after the migration: %s%s; EDEKs of these names are not opened; %s", strings.Join(versions, ", "), more, cure)
+		"these versions are one key here and another one at the source, which was rolled after the migration: %s%s; "+
+			"EDEKs of these names are not opened; %s", strings.Join(versions, ", "), more, cure)
 }
 
 // compareWith returns the versions here that the source has too, of keys that were

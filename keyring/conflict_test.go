@@ -51,6 +51,26 @@ func (w *twice) compare(t *testing.T) {
 	}
 }
 
+// refuses wants that no EDEK of the shared name is opened or re-encrypted.
+func (w *twice) refuses(t *testing.T, when string) {
+	t.Helper()
+	for what, e := range map[string]claviger.EDEK{"the source's": w.theirs, "ours": w.ours} {
+		if _, err := w.decrypt(t, e); !claviger.Is(err, claviger.Unavailable) {
+			t.Errorf("%s: decrypt of %s: %v", when, what, err)
+		}
+		if _, err := w.Reencrypt(t.Context(), caller("nn"), "payroll", true, e); !claviger.Is(err, claviger.Invalid) {
+			t.Errorf("%s: re-encryption of %s: %v", when, what, err)
+		}
+	}
+}
+
+// restart forgets what a new process does not know.
+func (w *twice) restart() {
+	w.conflicts.last = nil
+	w.conflicts.known.Store(nil)
+	w.conflicts.here.Store(nil)
+}
+
 // TestConflictIsFoundInTime: a roll at the source is found by the server itself, within
 // the interval of its comparisons. Until then what comes out is no DEK: this holds the
 // bound that docs/sources.md and docs/threat-model.md state.
@@ -161,9 +181,7 @@ func TestConflictSurvivesSilence(t *testing.T) {
 	_ = w.CompareSources(t.Context())
 	_, err := w.decrypt(t, w.ours)
 	wantKind(t, err, claviger.Unavailable)
-	w.conflicts.last = nil // as after a restart
-	w.conflicts.known.Store(nil)
-	w.conflicts.here.Store(nil)
+	w.restart()
 	_ = w.CompareSources(t.Context())
 	_, err = w.decrypt(t, w.ours)
 	wantKind(t, err, claviger.Unavailable)
@@ -201,28 +219,16 @@ func TestConflictOutlivesTheConfiguration(t *testing.T) {
 	w.forget("payroll")
 	refused := func(when string) {
 		t.Helper()
-		for what, e := range map[string]claviger.EDEK{"the source's": w.theirs, "ours": w.ours} {
-			if _, err := w.decrypt(t, e); !claviger.Is(err, claviger.Unavailable) {
-				t.Errorf("%s: decrypt of %s: %v", when, what, err)
-			}
-			if _, err := w.Reencrypt(t.Context(), caller("nn"), "payroll", true, e); !claviger.Is(err, claviger.Invalid) {
-				t.Errorf("%s: re-encryption of %s: %v", when, what, err)
-			}
-		}
+		w.refuses(t, when)
 		if err := w.CheckConflicts(t.Context()); err == nil || !strings.Contains(err.Error(), w.shared) {
 			t.Errorf("%s: readiness: %v", when, err)
 		}
-	}
-	restart := func() {
-		w.conflicts.last = nil
-		w.conflicts.known.Store(nil)
-		w.conflicts.here.Store(nil)
 	}
 	sources := w.sources
 	w.sources = nil
 	w.compare(t)
 	refused("without the source")
-	restart()
+	w.restart()
 	w.compare(t)
 	refused("without the source, after a restart")
 	w.sources = sources
@@ -230,12 +236,12 @@ func TestConflictOutlivesTheConfiguration(t *testing.T) {
 	w.past.list[0].Source = "kms://http@the-other-name:9600/kms"
 	w.past.mu.Unlock()
 	w.origins.forget()
-	restart()
+	w.restart()
 	w.compare(t)
 	refused("under another URI")
 	// Nothing was kept, as where the source was rolled after its URI was changed.
 	w.cfg.Settings = openStore(t)
-	restart()
+	w.restart()
 	w.compare(t)
 	refused("rolled under another URI")
 	es, _ := made(t, w.primary.Provider, next.Name, 1)
@@ -256,17 +262,6 @@ func TestConflictOutlivesTheConfiguration(t *testing.T) {
 // fewer versions, as after a restored backup; and where the key here is deleted, comes back
 // at once with it.
 func TestConflictOutlivesTheKeys(t *testing.T) {
-	refused := func(w *twice, when string) {
-		t.Helper()
-		for what, e := range map[string]claviger.EDEK{"the source's": w.theirs, "ours": w.ours} {
-			if _, err := w.decrypt(t, e); !claviger.Is(err, claviger.Unavailable) {
-				t.Errorf("%s: decrypt of %s: %v", when, what, err)
-			}
-			if _, err := w.Reencrypt(t.Context(), caller("nn"), "payroll", true, e); !claviger.Is(err, claviger.Invalid) {
-				t.Errorf("%s: re-encryption of %s: %v", when, what, err)
-			}
-		}
-	}
 	for what, lose := range map[string]func(w *twice) error{
 		"deleted at the source": func(w *twice) error { return w.far.Delete(t.Context(), "payroll") },
 		"an older copy at the source": func(w *twice) error {
@@ -286,7 +281,7 @@ func TestConflictOutlivesTheKeys(t *testing.T) {
 		w.compare(t)
 		w.conflicts.last = nil
 		w.compare(t)
-		refused(w, what)
+		w.refuses(t, what)
 		if w.Conflicts() != 1 {
 			t.Errorf("%s: %d conflicts", what, w.Conflicts())
 		}
@@ -309,9 +304,9 @@ func TestConflictOutlivesTheKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.forget("payroll")
-	refused(w, "undeleted, before anything is compared")
+	w.refuses(t, "undeleted, before anything is compared")
 	w.compare(t)
-	refused(w, "undeleted")
+	w.refuses(t, "undeleted")
 }
 
 // TestKeyMadeAnewAtTheSource: whoever may make keys at the source cannot close a migrated key
