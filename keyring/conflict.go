@@ -231,29 +231,15 @@ func load[T any](from *atomic.Pointer[T]) T {
 	return none
 }
 
-// stillHere returns those of the versions that a key here has. A version stays where its
-// key cannot be read.
+// stillHere returns those of the versions that a key here has. A version stays where it
+// cannot be read.
 func (r *Ring) stillHere(ctx context.Context, versions map[string]string) (map[string]string, error) {
-	byKey := map[string]map[string]bool{} // the key's versions here; nil: not read
 	here := map[string]string{}
 	var errs []error
 	for version, source := range versions {
-		key, _ := claviger.KeyOfVersion(version)
-		names, asked := byKey[key]
-		if !asked {
-			vs, err := r.cfg.Primary.Versions(ctx, key)
-			switch {
-			case err == nil || claviger.Is(err, claviger.KeyNotFound):
-				names = make(map[string]bool, len(vs))
-				for _, v := range vs {
-					names[v.Name] = true
-				}
-			default:
-				errs = append(errs, err)
-			}
-			byKey[key] = names
-		}
-		if names == nil || names[version] {
+		has, err := provider.MayHave(ctx, r.cfg.Primary, version)
+		errs = append(errs, err)
+		if has {
 			here[version] = source
 		}
 	}
@@ -336,8 +322,8 @@ func (r *Ring) compareWith(ctx context.Context, s *source, all []Origin) (map[st
 			if m == nil || m.Versions <= counted[key] {
 				continue
 			}
-			// A key that was made there anew, by whoever may make keys there, is not the one that
-			// was migrated: it would close that to its users.
+			// A key that was made anew there is not the one that was migrated. Else any user who may
+			// make keys there could close the migrated key to its users.
 			if created, ok := made[key]; ok && created.UnixMilli() != m.Created.UnixMilli() {
 				continue
 			}

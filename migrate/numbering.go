@@ -175,15 +175,14 @@ func (e *Engine) conflicts(ctx context.Context) ([]VersionConflict, error) {
 	var found []VersionConflict
 	for _, source := range slices.Sorted(maps.Keys(bySource)) {
 		for _, version := range bySource[source] {
-			if e.cfg.Ours[version] || slices.ContainsFunc(found, func(c VersionConflict) bool { return c.Version == version }) {
+			known := func(c VersionConflict) bool { return c.Version == version }
+			if e.cfg.Ours[version] || slices.ContainsFunc(found, known) {
 				continue
 			}
-			_, err := e.cfg.Target.Version(ctx, version)
-			if claviger.Is(err, claviger.VersionNotFound) || claviger.Is(err, claviger.KeyNotFound) {
-				continue // deleted here, and taken over once more under another number
+			// One that is not there was deleted here, and taken over once more under another number.
+			if has, _ := provider.MayHave(ctx, e.cfg.Target, version); has {
+				found = append(found, VersionConflict{version, source})
 			}
-			// One that cannot be read now may be there.
-			found = append(found, VersionConflict{version, source})
 		}
 	}
 	return found, nil

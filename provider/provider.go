@@ -66,6 +66,17 @@ type Reader interface {
 	Version(ctx context.Context, version string) (KeyVersion, error)
 }
 
+// MayHave tells whether r has the version of that full name. A version that cannot be read
+// now may be there: then it is true beside the error.
+func MayHave(ctx context.Context, r Reader, version string) (bool, error) {
+	v, err := r.Version(ctx, version)
+	v.Material.Wipe()
+	if claviger.Is(err, claviger.VersionNotFound) {
+		return false, nil
+	}
+	return true, err
+}
+
 // Writer makes and ends keys. A call that fails has changed nothing that a
 // Reader can see; after a crash in mid-call, the same call made again finishes
 // the work without a second key.
