@@ -23,23 +23,22 @@ func (c *Config) details(r *http.Request) bool { return c.Details == nil || c.De
 // console is what New makes.
 type console struct {
 	Config
-	log    *slog.Logger
 	probes []*probe
 }
 
 // New returns a handler that serves the console's paths and hands all others
 // to next.
 func New(cfg Config, next http.Handler) http.Handler {
-	c := &console{Config: cfg, log: cfg.Log}
-	if c.log == nil {
-		c.log = slog.New(slog.DiscardHandler)
+	c := &console{Config: cfg}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
 	}
 	for _, check := range cfg.Checks {
 		c.probes = append(c.probes, &probe{Check: check})
 	}
 	pages := map[string]http.Handler{"/healthz": http.HandlerFunc(healthz), "/readyz": http.HandlerFunc(c.readyz)}
 	if cfg.Metrics != nil {
-		pages["/metrics"] = cfg.Metrics.Handler(c.log, c.details)
+		pages["/metrics"] = cfg.Metrics.Handler(c.Log, c.details)
 		next = cfg.Metrics.underWay(next)
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

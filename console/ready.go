@@ -210,7 +210,7 @@ func (c *console) readyz(w http.ResponseWriter, r *http.Request) {
 	wg.Wait()
 	anonymous := !c.details(r)
 	for i, p := range asked {
-		p.log(c.log, a.Checks[i])
+		p.log(c.Log, a.Checks[i])
 		if anonymous {
 			a.Checks[i] = p.anonymous(a.Checks[i])
 		}
@@ -229,7 +229,7 @@ func (c *console) readyz(w http.ResponseWriter, r *http.Request) {
 	}
 	body, err := json.MarshalIndent(a, "", "  ")
 	if err != nil {
-		c.log.Error("readyz", "err", err)
+		c.Log.Error("readyz", "err", err)
 		status, body = http.StatusInternalServerError, nil
 	}
 	w.Header().Set("Content-Type", "application/json")
