@@ -10,6 +10,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -228,6 +229,16 @@ func (f *failing) Import(ctx context.Context, m claviger.Metadata, n, first int,
 		return nil, err
 	}
 	return f.Target.Import(ctx, m, n, first, step)
+}
+
+// checkOf returns the check of a plan that has this name.
+func checkOf(t *testing.T, p *migrate.Plan, name string) migrate.Check {
+	t.Helper()
+	i := slices.IndexFunc(p.Checks, func(c migrate.Check) bool { return c.Name == name })
+	if i < 0 {
+		t.Fatalf("no check %q: %+v", name, p.Checks)
+	}
+	return p.Checks[i]
 }
 
 func must(t *testing.T, err error) {

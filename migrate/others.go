@@ -51,7 +51,7 @@ func (e *Engine) other(ctx context.Context, sv *survey, other Source) Check {
 	var parts []string
 	for what, list := range map[string][]string{"it does not have": absent, "it has with another time or number of versions": differ} {
 		if len(list) > 0 {
-			parts = append(parts, fmt.Sprintf("%s %d%s", what, len(list), listed(list)))
+			parts = append(parts, fmt.Sprintf("%s %d%s", what, len(list), inBrackets(list)))
 		}
 	}
 	slices.Sort(parts)

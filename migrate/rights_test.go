@@ -106,13 +106,8 @@ func TestRightsAreTried(t *testing.T) {
 			b.cfg.Probes = migrate.Probes{User: "mig", AsUser: tt.asUser}
 			p, err := b.engine(t).Plan(t.Context())
 			must(t, err)
-			var found *migrate.Check
-			for i := range p.Checks {
-				if p.Checks[i].Name == tt.check {
-					found = &p.Checks[i]
-				}
-			}
-			if found == nil || found.Status != tt.status || !strings.Contains(found.Measured, tt.measured) || !strings.Contains(found.Cure, tt.cure) {
+			found := checkOf(t, p, tt.check)
+			if found.Status != tt.status || !strings.Contains(found.Measured, tt.measured) || !strings.Contains(found.Cure, tt.cure) {
 				t.Errorf("%+v, want %v, %q, %q", found, tt.status, tt.measured, tt.cure)
 			}
 			if p.Ready() != tt.ready {

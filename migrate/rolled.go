@@ -11,8 +11,8 @@ import (
 )
 
 // sinceRun is what became of a migrated key's versions at the source since the journal
-// noted them. Whoever uses the source in between (HDFS that was pointed back there,
-// another cluster) leaves such a trace, whatever the source names its versions.
+// noted them. HDFS that was pointed back there, or another cluster that uses the source,
+// leaves such a trace, however the source names its versions.
 type sinceRun struct {
 	noted, now int      // how many the source counted
 	made, lost []string // names, where the source shows them and the journal has them
@@ -62,11 +62,11 @@ func without(list, others []string, folded bool) []string {
 func (s *sinceRun) String() string {
 	var parts []string
 	if n := max(s.now-s.noted, len(s.made)); n > 0 {
-		parts = append(parts, fmt.Sprintf("rolled at the source since the migration: %d more%s", n, listed(s.made)))
+		parts = append(parts, fmt.Sprintf("rolled at the source since the migration: %d more%s", n, inBrackets(s.made)))
 	}
 	if n := max(s.noted-s.now, len(s.lost)); n > 0 {
 		parts = append(parts, fmt.Sprintf("the source has lost %d versions since the migration%s: EDEKs of them open nowhere; "+
-			"was its store restored from an older backup? Restore a newer one there", n, listed(s.lost)))
+			"was its store restored from an older backup? Restore a newer one there", n, inBrackets(s.lost)))
 	}
 	text := strings.Join(parts, "; ")
 	switch {
@@ -80,19 +80,16 @@ func (s *sinceRun) String() string {
 	return text
 }
 
-func listed(names []string) string {
+// inBrackets names the first of names; "" where there is none.
+func inBrackets(names []string) string {
 	if len(names) == 0 {
 		return ""
-	}
-	more := ""
-	if n := len(names) - namedKeys; n > 0 {
-		names, more = names[:namedKeys], fmt.Sprintf(" and %d others", n)
 	}
 	shown := make([]string, len(names))
 	for i, name := range names {
 		shown[i] = claviger.Printable(name)
 	}
-	return " (" + strings.Join(shown, ", ") + more + ")"
+	return " (" + someNames(shown) + ")"
 }
 
 // difference is what verify shows.

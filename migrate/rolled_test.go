@@ -10,9 +10,9 @@ import (
 	"claviger/provider/memory"
 )
 
-// TestRolledSince: what the source has made, or lost, of a key's versions since the run is
-// told by verify and keeps finish from ending, whatever the source names them and whether
-// it shows the names; a further run does not silence it. An operator's word does.
+// TestRolledSince: when the source has made or lost versions of a key since the run, verify
+// says so and finish refuses, however the source names its versions and whether or not it
+// shows the names. A further run changes nothing about that; an operator's word does.
 func TestRolledSince(t *testing.T) {
 	const rolled, lost = "rolled at the source since the migration: 1 more", "the source has lost 1 versions since the migration"
 	for _, tt := range []struct {
@@ -99,9 +99,9 @@ func TestRolledSince(t *testing.T) {
 	}
 }
 
-// TestConflictKeepsFinish: a version that a server has found in conflict is told by status
-// and keeps finish from ending, whether the source is configured or not; by the operator's
-// word it does not, and then it is settled for good.
+// TestConflictKeepsFinish: while a server has found a version in conflict, status shows it and
+// finish refuses, whether the source is configured or not. By the operator's word finish
+// ends the migration, and then the conflict is settled for good.
 func TestConflictKeepsFinish(t *testing.T) {
 	b := newBench(t)
 	b.source = memory.New(memory.Config{SequentialIDs: true, URI: b.source.URI()})

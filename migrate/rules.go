@@ -131,7 +131,7 @@ func (n need) try(list []*tried, decide Decide) Check {
 	return c
 }
 
-// someNames names the first keys, and says how many more there are.
+// someNames names the first, and says how many more there are.
 func someNames(names []string) string {
 	text := strings.Join(names[:min(len(names), namedKeys)], ", ")
 	if more := len(names) - namedKeys; more > 0 {

@@ -63,11 +63,7 @@ func TestRulesHere(t *testing.T) {
 			}}
 			p, err := b.engine(t).Plan(t.Context())
 			must(t, err)
-			i := slices.IndexFunc(p.Checks, func(c migrate.Check) bool { return c.Name == tt.check })
-			if i < 0 {
-				t.Fatalf("no check %q: %+v", tt.check, p.Checks)
-			}
-			c := p.Checks[i]
+			c := checkOf(t, p, tt.check)
 			if c.Status != tt.status || !strings.Contains(c.Measured, tt.measured) || (c.Status != migrate.OK) != (c.Cure != "") {
 				t.Errorf("%+v, want %v, %q", c, tt.status, tt.measured)
 			}

@@ -275,8 +275,9 @@ func (v *Verification) Empty() bool { return len(v.Keys) == 0 }
 
 // Verify compares each key's name, cipher, length, description, attributes and
 // time of creation, and what the source lists of its versions now with what the journal
-// noted at the run. It looks whether every version that was made for it is still there. It has the target encrypt with every version, for
-// what the metastore counts may not be on this token, or not be shown to this user.
+// noted at the run. It looks whether every version that was made for it is still there. It
+// has the target encrypt with every version, for what the metastore counts may not be on
+// this token, or not be shown to this user.
 // It changes nothing.
 func (e *Engine) Verify(ctx context.Context) (*Verification, error) {
 	const op = "migrate.Verify"
