@@ -1,8 +1,6 @@
 package main
 
 import (
-	"io"
-	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -58,18 +56,9 @@ func TestLimitsPage(t *testing.T) {
 	}
 
 	kms, _ := onHSM(t, map[string]string{hadoopconf.SourceURI: "jceks://file@" + filepath.Join(t.TempDir(), "old.keystore")})
-	resp, err := http.Get(strings.TrimSuffix(kms, "/kms") + "/metrics") //nolint:noctx // of a server of this test
-	if err != nil {
-		t.Fatal(err)
-	}
-	text, err := io.ReadAll(resp.Body)
-	_ = resp.Body.Close()
-	http.DefaultClient.CloseIdleConnections()
-	if err != nil {
-		t.Fatal(err)
-	}
+	_, text := fetch(t, kms, "/metrics", "")
 	shown := map[string]bool{}
-	for _, m := range regexp.MustCompile(`(?m)^# TYPE (\w+) `).FindAllStringSubmatch(string(text), -1) {
+	for _, m := range regexp.MustCompile(`(?m)^# TYPE (\w+) `).FindAllStringSubmatch(text, -1) {
 		shown[m[1]] = true
 	}
 	for _, f := range figures {

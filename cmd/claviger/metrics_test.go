@@ -1,7 +1,6 @@
 package main
 
 import (
-	"io"
 	"maps"
 	"net/http"
 	"path/filepath"
@@ -50,16 +49,7 @@ func TestMetrics(t *testing.T) {
 	if status, body := fetch(t, kms, "/kms/v1/?op=GETDELEGATIONTOKEN&renewer=a", "a"); status != http.StatusOK {
 		t.Fatalf("a delegation token: %d %s", status, body)
 	}
-	resp, err = http.Get(strings.TrimSuffix(kms, "/kms") + "/metrics") //nolint:noctx // likewise
-	if err != nil {
-		t.Fatal(err)
-	}
-	text, err := io.ReadAll(resp.Body)
-	_ = resp.Body.Close()
-	http.DefaultClient.CloseIdleConnections()
-	if err != nil {
-		t.Fatal(err)
-	}
+	_, text := fetch(t, kms, "/metrics", "")
 	for _, want := range []string{
 		`claviger_kms_turn_refused_total{class="key management"} 0`, `claviger_kms_refused_total{reason="impersonation"} 0`, // before their first event
 		`claviger_hsm_call_seconds_count{result="ok"}`, `claviger_hsm_call_blocks_bucket{le="512"}`, "claviger_hsm_call_callers_count", "claviger_hsm_wait_seconds_count",
@@ -69,7 +59,7 @@ func TestMetrics(t *testing.T) {
 		`claviger_kms_edeks_total{op="generate_eek"} 300`, "claviger_delegation_tokens 1\n", "claviger_audit_replaced_total 0\n",
 		`claviger_build_info{commit="`, `claviger_certificate_expiry_seconds{name="ssl.server.keystore.location",subject="`,
 	} {
-		if !strings.Contains(string(text), "\n"+want) {
+		if !strings.Contains(text, "\n"+want) {
 			t.Errorf("no %s in\n%s", want, text)
 		}
 	}

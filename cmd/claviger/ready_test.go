@@ -140,8 +140,8 @@ func TestStrangersReadNoNames(t *testing.T) {
 	}
 }
 
-// TestReadinessOfAKeystoreSource: a keystore file that is damaged is told, though requests
-// are answered by what was read of it before.
+// TestReadinessOfAKeystoreSource: when a source's keystore file is damaged, /readyz reports
+// it, although requests are still answered from the copy in memory.
 func TestReadinessOfAKeystoreSource(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "old.keystore")
 	source := "jceks://file@" + file
