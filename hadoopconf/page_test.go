@@ -13,12 +13,15 @@ func TestSettingsPage(t *testing.T) {
 	var b strings.Builder
 	b.WriteString(`# Properties
 
-All properties that ` + "`claviger kms`" + ` and the commands with ` + "`--conf`" + ` read, of ` + "`core-site.xml` and `kms-site.xml`" + `.
-The page is written from the program's own table (` + "`go test ./hadoopconf -run TestSettingsPage -update`" + `). A property of these families that is
-not here is warned of at the start, with the one that was probably meant. The rules of ` + "`kms-acls.xml`" + ` are in [acls.md](acls.md), the stores of
-` + "`ssl-server.xml` and `ssl-client.xml` in [tls.md](tls.md), `kts-site.xml` in [kt-kms.md](kt-kms.md), `application.properties` in [keyhsm.md](keyhsm.md)" + `.
+All properties that ` + "`claviger kms`" + ` and the commands with ` + "`--conf`" + ` read, of ` +
+		"`core-site.xml` and `kms-site.xml`" + `. The page
+is written from the program's own table (` + "`go test ./hadoopconf -run TestSettingsPage -update`" + `). A property of
+these families that is not here is warned of at the start, with the one that was probably meant. The rules of
+` + "`kms-acls.xml`" + ` are in [acls.md](acls.md), the stores of ` + "`ssl-server.xml` and `ssl-client.xml`" + ` in
+[tls.md](tls.md), ` + "`kts-site.xml` in [kt-kms.md](kt-kms.md), `application.properties` in [keyhsm.md](keyhsm.md)" + `.
 
-Times of our own properties need a unit (` + "`30s`, `10m`, `1h`, `7d`" + `); Hadoop's without one have the unit that Hadoop gives them. ` + "`*`" + ` stands for any text.
+Times of our own properties need a unit (` + "`30s`, `10m`, `1h`, `7d`" + `); Hadoop's without one have the unit that Hadoop
+gives them. ` + "`*`" + ` stands for any text.
 `)
 	table := func(title, intro string, has func(k *Known) bool) {
 		fmt.Fprintf(&b, "\n## %s\n\n%s\n\n| property | default | what |\n|---|---|---|\n", title, intro)

@@ -309,8 +309,8 @@ func TestConflictOutlivesTheKeys(t *testing.T) {
 	w.refuses(t, "undeleted")
 }
 
-// TestKeyMadeAnewAtTheSource: whoever may make keys at the source cannot close a migrated key
-// that was deleted there by making one of its name.
+// TestKeyMadeAnewAtTheSource: a migrated key was deleted at its source, and a user makes a
+// new key of its name there. The migrated key here still opens its EDEKs.
 func TestKeyMadeAnewAtTheSource(t *testing.T) {
 	w := newTwice(t)
 	if err := w.far.Delete(t.Context(), "payroll"); err != nil {
