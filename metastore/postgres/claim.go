@@ -44,7 +44,7 @@ func (s *Store) Claim(ctx context.Context, o owner.Owner, alone bool) (release f
 		return nil, claviger.Errorf(op, claviger.Unavailable, "", "metastore %w", errors.Join(&owner.InUseError{Store: s.db.URI(), Owners: who}, err))
 	}
 	if alone {
-		s.sole.Store(true)
+		s.exclusive.Store(true)
 	}
 	watching, stop := context.WithCancel(s.alive)
 	done := make(chan struct{})
@@ -56,7 +56,7 @@ func (s *Store) Claim(ctx context.Context, o owner.Owner, alone bool) (release f
 	}()
 	return func() {
 		if alone {
-			s.sole.Store(false)
+			s.exclusive.Store(false)
 		}
 		stop()
 		<-done

@@ -42,10 +42,10 @@ func (s *Store) write(ctx context.Context, op, key, statement string, args ...an
 // the database, or while the node stands still or is cut off; another process may then
 // have taken the store. So each change takes the claim's lock for its own transaction.
 func (s *Store) fence(ctx context.Context, tx pgx.Tx, op, key string) error {
-	var free bool
+	free := s.exclusive.Load() // the lock is this process's own
 	var moved string
 	batch := &pgx.Batch{} // one round trip
-	if !s.sole.Load() {   // else the lock is this process's own
+	if !free {
 		batch.Queue(`SELECT pg_try_advisory_xact_lock_shared($1)`, claimLock).QueryRow(func(row pgx.Row) error { return row.Scan(&free) })
 	}
 	batch.Queue(`SELECT value FROM setting WHERE name = $1`, metastore.SettingMoved).QueryRow(func(row pgx.Row) error {
@@ -57,7 +57,7 @@ func (s *Store) fence(ctx context.Context, tx pgx.Tx, op, key string) error {
 	if err := tx.SendBatch(ctx, batch).Close(); err != nil {
 		return err
 	}
-	if !free && !s.sole.Load() {
+	if !free {
 		return claviger.Errorf(op, claviger.Unavailable, key, "%w: metastore %s is in use by a process that has it alone", errFenced, s.db.URI())
 	}
 	if moved == "" {

@@ -58,8 +58,8 @@ type Store struct {
 	mu    sync.Mutex
 	locks map[*lock]struct{} // held now; guarded by mu
 
-	claims sync.WaitGroup // and what else runs until Close
-	sole   atomic.Bool    // this process has the store to itself
+	claims    sync.WaitGroup // and what else runs until Close
+	exclusive atomic.Bool    // this process has the store to itself
 
 	history history
 	writes  writes

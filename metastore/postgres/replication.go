@@ -11,10 +11,10 @@ import (
 )
 
 const (
-	// standbyPatience is how long a change waits for a standby to follow, and aloneHolds
+	// standbyPatience is how long a change waits for a standby to follow, and unfollowedHolds
 	// how long one that waited in vain spares the next ones that wait.
 	standbyPatience = 5 * time.Second
-	aloneHolds      = time.Minute
+	unfollowedHolds = time.Minute
 )
 
 // Replication tells what puts acknowledged changes at risk where PostgreSQL has
@@ -30,7 +30,7 @@ func (s *Store) Replication(ctx context.Context) error {
 		return err
 	}
 	if standbys.Waiting {
-		return s.alone(op, "", standbys)
+		return s.unfollowed(op, "", standbys)
 	}
 	hosts := s.db.Hosts()
 	if standbys.Names != "" || standbys.Following == 0 && hosts == 1 {
@@ -45,8 +45,8 @@ func (s *Store) Replication(ctx context.Context) error {
 		s.db.URI(), s.cfg.Property, what)
 }
 
-// alone is the error of a server whose commits wait for a standby that is not there.
-func (s *Store) alone(op, key string, standbys pgdb.Standbys) error {
+// unfollowed is the error of a server whose commits wait for a standby that is not there.
+func (s *Store) unfollowed(op, key string, standbys pgdb.Standbys) error {
 	return claviger.Errorf(op, claviger.Unavailable, key,
 		"metastore %s (property %s): %v, so no change of a key can be acknowledged; nothing was changed; bring a standby back (after a failover: make the old primary a standby), or take what is gone out of synchronous_standby_names and reload the server's configuration, see docs/nodes.md",
 		s.db.URI(), s.cfg.Property, standbys)
@@ -57,7 +57,7 @@ func (s *Store) alone(op, key string, standbys pgdb.Standbys) error {
 // CallTimeout, and nobody could say what became of it.
 func (s *Store) accompanied(ctx context.Context, op, key string) error {
 	patience := cmp.Or(s.cfg.Patience, standbyPatience)
-	if last := s.writes.alone.Load(); last != nil && time.Since(*last) < aloneHolds {
+	if last := s.writes.unfollowed.Load(); last != nil && time.Since(*last) < unfollowedHolds {
 		patience = 0
 	}
 	for began := time.Now(); ; {
@@ -66,17 +66,17 @@ func (s *Store) accompanied(ctx context.Context, op, key string) error {
 			return err
 		}
 		if !standbys.Waiting {
-			s.writes.alone.Store(nil)
+			s.writes.unfollowed.Store(nil)
 			return nil
 		}
 		if time.Since(began) >= patience {
 			now := time.Now()
-			s.writes.alone.Store(&now)
-			return s.alone(op, key, standbys)
+			s.writes.unfollowed.Store(&now)
+			return s.unfollowed(op, key, standbys)
 		}
 		select {
 		case <-ctx.Done():
-			return s.alone(op, key, standbys)
+			return s.unfollowed(op, key, standbys)
 		case <-time.After(pgdb.Jitter(250 * time.Millisecond)):
 		}
 	}

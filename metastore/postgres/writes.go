@@ -23,13 +23,13 @@ const probeSmall, probeLarge = 32, 64 << 10
 type writes struct {
 	last atomic.Pointer[metastore.Seen]
 	full atomic.Bool // the last change found the disk full
-	// alone is when a change last found that no standby follows; nil where one does.
-	alone atomic.Pointer[time.Time]
+	// unfollowed is when a change last found that no standby follows; nil where one does.
+	unfollowed atomic.Pointer[time.Time]
 }
 
 // noteWrite remembers how a change ended, unless that tells of the key alone.
 func (s *Store) noteWrite(began time.Time, err error) {
-	if err != nil && s.writes.alone.Load() == nil && pgdb.Code(err) == "" && !pgdb.Unreachable(err) && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, errFenced) && s.history.lost.Load() == nil {
+	if err != nil && s.writes.unfollowed.Load() == nil && pgdb.Code(err) == "" && !pgdb.Unreachable(err) && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, errFenced) && s.history.lost.Load() == nil {
 		return
 	}
 	s.writes.full.Store(pgdb.DiskFull(err))
@@ -60,7 +60,7 @@ func (s *Store) CheckWrites(ctx context.Context) error {
 	}
 	standbys, err := s.db.Standbys(ctx, op)
 	if err == nil && standbys.Waiting {
-		err = s.alone(op, "", standbys)
+		err = s.unfollowed(op, "", standbys)
 	}
 	if err != nil {
 		return err
