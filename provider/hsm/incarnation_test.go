@@ -179,17 +179,23 @@ func TestTwoCopies(t *testing.T) {
 	wantMarks(t, server, map[string]hsm.Mark{"k@0": hsm.InUse, "shelved@0": hsm.Deleted, "orphan@0": hsm.Unknown, "new@0": hsm.Unknown, "k@1": hsm.Unknown, "mine@0": hsm.Orphan})
 	mustClose(t, server)
 	// Rebinding is the same decision.
-	c.access = hsm.Rebind
-	other = c.mustOpen(t)
-	if err := other.Rebind(ctx); err != nil {
-		t.Fatal(err)
-	}
-	mustClose(t, other)
-	c.access = hsm.Serve
+	c.rebind(t)
 	other = c.mustOpen(t)
 	create(t, other, "again")
 	mustClose(t, other)
 	wantStale(t, b, c)
+}
+
+// rebind gives the token to a store by the operator's word, and gives up what it lacks.
+func (b *backing) rebind(t *testing.T) {
+	t.Helper()
+	b.access = hsm.Rebind
+	p := b.mustOpen(t)
+	if err := p.Rebind(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	mustClose(t, p)
+	b.access = hsm.Serve
 }
 
 // forgetWhole deletes a key of which the token shows an object again afterwards.
@@ -362,85 +368,6 @@ func TestTokenThatReplacesNoObjects(t *testing.T) {
 	}
 	mustClose(t, other.mustOpen(t))
 	wantStopped(t, p, "k", "is a copy of the metastore", other.db)
-}
-
-// folder is the token's folder, with the content of its files.
-func (b *backing) folder(t *testing.T) (path string, files map[string][]byte) {
-	t.Helper()
-	path = filepath.Dir(b.files(t)[0])
-	list, err := os.ReadDir(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	files = map[string][]byte{}
-	for _, f := range list {
-		data, err := os.ReadFile(filepath.Join(path, f.Name()))
-		if err != nil {
-			t.Fatal(err)
-		}
-		files[f.Name()] = data
-	}
-	return path, files
-}
-
-func (b *backing) putFolder(t *testing.T, files map[string][]byte) {
-	t.Helper()
-	path, now := b.folder(t)
-	for name := range now {
-		if err := os.Remove(filepath.Join(path, name)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for name, data := range files {
-		if err := os.WriteFile(filepath.Join(path, name), data, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
-// TestOlderToken: on a token that was restored from a backup which lacks a key no key is made:
-// the restoration of the newer backup would lose it. One that lacks nothing is used on.
-func TestOlderToken(t *testing.T) {
-	ctx := t.Context()
-	b := newBacking(t)
-	for _, key := range []string{"a", "b", "c"} {
-		b.create(t, key)
-	}
-	_, old := b.folder(t)
-	mustClose(t, b.mustOpen(t)) // after which the copy of the token is not the newest
-	b.putFolder(t, old)
-	p := b.mustOpen(t)
-	create(t, p, "d")
-	mustClose(t, p)
-	_, whole := b.folder(t)
-
-	b.putFolder(t, old)
-	for range 2 {
-		p = b.mustOpen(t)
-		wantStopped(t, p, "a", "is older than metastore", "d@0")
-		keystream(t, p, "a@0")
-		mustClose(t, p)
-	}
-	b.putFolder(t, whole)
-	p = b.mustOpen(t)
-	create(t, p, "e")
-	mustClose(t, p)
-	if list := objects(t, b.mustOpen(t)); len(list) != 5 {
-		t.Errorf("%+v", list)
-	}
-
-	// The newer backup is lost, and the key given up.
-	b.putFolder(t, old)
-	b.access = hsm.Rebind
-	p = b.mustOpen(t)
-	if err := p.Rebind(ctx); err != nil {
-		t.Fatal(err)
-	}
-	mustClose(t, p)
-	b.access = hsm.Serve
-	p = b.mustOpen(t)
-	create(t, p, "f")
-	mustClose(t, p)
 }
 
 // TestIncarnationOfOlderPrograms: an object without an incarnation is taken over once.

@@ -12,7 +12,6 @@ import (
 	"claviger"
 	"claviger/pkcs11"
 	"claviger/provider"
-	"claviger/provider/hsm"
 )
 
 // hiding is a library whose token has lost the objects with these labels for a while.
@@ -108,13 +107,7 @@ func TestSingleVersionsLost(t *testing.T) {
 		t.Error(err)
 	}
 	mustClose(t, p)
-	b.access = hsm.Rebind
-	p = b.mustOpen(t)
-	if err := p.Rebind(ctx); err != nil {
-		t.Fatal(err)
-	}
-	mustClose(t, p)
-	b.access = hsm.Serve
+	b.rebind(t)
 	p = b.mustOpen(t)
 	if err := p.EncryptBlocks(ctx, "b@0", make([]byte, 16)); !claviger.Is(err, claviger.Unavailable) {
 		t.Errorf("a key that was given up: %v", err)
