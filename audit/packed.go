@@ -50,7 +50,8 @@ func openLog(path string) (*logFile, error) {
 	}
 	for _, p := range packed {
 		if bytes.HasPrefix(head, []byte(p.magic)) {
-			return nil, errors.Join(fmt.Errorf("%s is compressed with %s, which is not read here: unpack it (%s %[1]s), and name the unpacked file in its place", path, p.name, p.command), f.Close())
+			return nil, errors.Join(fmt.Errorf("%s is compressed with %s, which is not read here: unpack it (%s "+
+				"%[1]s), and name the unpacked file in its place", path, p.name, p.command), f.Close())
 		}
 	}
 	return l, nil
@@ -73,5 +74,6 @@ func (u unpacker) Read(p []byte) (int, error) {
 
 // unreadable hides that err may be an io.EOF.
 func unreadable(path string, err error) error {
-	return fmt.Errorf("%s is a compressed file that is cut or damaged (%v): take it from a backup, or verify the files after it, whose report tells which records are missing", path, err) //nolint:errorlint // it must not be taken for the end
+	return fmt.Errorf("%s is a compressed file that is cut or damaged (%v): take it from a backup, or verify the "+
+		"files after it, whose report tells which records are missing", path, err) //nolint:errorlint // no end of the log
 }

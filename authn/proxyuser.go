@@ -166,7 +166,8 @@ func parseHosts(list string, log *slog.Logger) (h hostList, complaints []string)
 		case strings.Contains(e, "/"):
 			net, err := netip.ParsePrefix(e)
 			if err != nil {
-				complaints = append(complaints, fmt.Sprintf("%q is ignored; a network is written like 10.1.0.0/16", secret.Value(e)))
+				complaints = append(complaints, fmt.Sprintf("%q is ignored; a network is written like 10.1.0.0/16",
+					secret.Value(e)))
 				continue
 			}
 			h.nets = append(h.nets, net.Masked())

@@ -99,7 +99,8 @@ func (p *probe) log(log *slog.Logger, r result) {
 		return
 	}
 	p.logged = time.Now()
-	log.Warn("a check of /readyz fails; this is logged once an hour", "check", r.Name, "err", r.Error, "informational", r.Informational)
+	log.Warn("a check of /readyz fails; this is logged once an hour", "check", r.Name, "err", r.Error, "informational",
+		r.Informational)
 }
 
 func (p *probe) show(o Observation, by string) result {

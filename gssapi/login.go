@@ -65,7 +65,8 @@ func asLogin(err error, conf *InitiatorConfig) error {
 		e.Cure = "put the keytab there, or name where it is"
 	case strings.HasPrefix(lower, keytab):
 		e.Cure = "give the server's user the file: owner that user, mode 0600"
-	case conf.Keytab != "" && (nothing || strings.Contains(lower, "no suitable keys") || strings.Contains(lower, "key table entry")):
+	case conf.Keytab != "" &&
+		(nothing || strings.Contains(lower, "no suitable keys") || strings.Contains(lower, "key table entry")):
 		// The library speaks of the cache of the tickets that it could not get.
 		e.Cure = "the keytab has no key of " + conf.Principal + ": see what it has by klist -kt " + conf.Keytab
 	case nothing:

@@ -65,7 +65,8 @@ var KMS = []Known{
 	{"claviger.http.unlimited.addresses", "127.0.0.1,::1",
 		"comma list of addresses and networks without that limit: balancers, proxies, NAT, which stand for many clients"},
 	{"claviger.console.details", "127.0.0.1,::1",
-		"comma list of addresses and networks that are shown what is wrong in /readyz, and labels of /metrics that name keys and sources"},
+		"comma list of addresses and networks that are shown what is wrong in /readyz, and labels of /metrics that " +
+			"name keys and sources"},
 	{"claviger.http.head.timeout", "10s", "by when a request's head must have come, and a TLS handshake be done"},
 	{"claviger.http.request.timeout", "1m", "by when all of a request must have come"},
 	{"claviger.http.answer.timeout", "2m", "by when it must be answered, slow readers included"},

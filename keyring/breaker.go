@@ -58,7 +58,8 @@ func (s *source) call(ctx context.Context, fn func(context.Context) error) error
 		s.ask(ctx)
 	}
 	err := s.execute(ctx, provider.CallerOf(ctx), fn)
-	if s.health != nil && err != nil && silent(err) && s.breaker.State() == gobreaker.StateClosed && s.breaker.Counts().ConsecutiveFailures >= s.failures {
+	if s.health != nil && err != nil && silent(err) && s.breaker.State() == gobreaker.StateClosed &&
+		s.breaker.Counts().ConsecutiveFailures >= s.failures {
 		s.ask(ctx)
 	}
 	return err

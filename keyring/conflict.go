@@ -156,7 +156,8 @@ func (r *Ring) CompareSources(ctx context.Context) error {
 // withBefore adds the keys of a source that was not read whole, as it told of them before.
 func withBefore(now, before []rolledKey, uri string) []rolledKey {
 	for _, k := range before {
-		if k.source == uri && !slices.ContainsFunc(now, func(n rolledKey) bool { return n.source == uri && n.key == k.key }) {
+		again := func(n rolledKey) bool { return n.source == uri && n.key == k.key }
+		if k.source == uri && !slices.ContainsFunc(now, again) {
 			now = append(now, k)
 		}
 	}
@@ -171,7 +172,8 @@ func (r *Ring) setRolled(all []rolledKey) {
 	for _, k := range all {
 		if !slices.Contains(before, k) {
 			r.log.Warn("a key was rolled at its source since it was migrated, so something uses the source",
-				"key", claviger.Printable(k.key), "source", k.source, "migrated", k.counted, "more now", k.since, "cure", rolledCure)
+				"key", claviger.Printable(k.key), "source", k.source, "migrated", k.counted,
+				"more now", k.since, "cure", rolledCure)
 		}
 	}
 	c.rolled.Store(&all)

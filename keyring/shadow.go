@@ -74,8 +74,10 @@ func (r *Ring) needNoNewer(ctx context.Context, op string, ours *claviger.Metada
 		if same, err := r.takenOver(ctx, ours, theirs); err != nil {
 			return err
 		} else if !same {
-			return claviger.Errorf(op, claviger.Invalid, ours.Name, "the source %s has another key '%s' by now, made %s: the deleted key, made %s and migrated, does not come back beside it. "+
-				"Delete or rename that key at the source, or take the source out of the configuration once its EDEKs are re-encrypted", s.URI(), ours.Name, stamp(theirs.Created), stamp(ours.Created))
+			return claviger.Errorf(op, claviger.Invalid, ours.Name,
+				"the source %s has another key '%s' by now, made %s: the deleted key, made %s and migrated, does not "+
+					"come back beside it. Delete or rename that key at the source, or take the source out of the configuration once "+
+					"its EDEKs are re-encrypted", s.URI(), ours.Name, stamp(theirs.Created), stamp(ours.Created))
 		}
 	}
 	return nil
@@ -124,7 +126,8 @@ func (r *Ring) needSameOrigin(ctx context.Context, q *request, current *provider
 	}
 	if !same {
 		return claviger.Errorf("keyring.Reencrypt", claviger.Invalid, current.Key, "EDEKs of the source's key '%s' are not brought under key '%s' of this KMS, which was not "+
-			"migrated from it: claviger migrate plan says how the two differ and what to do; do not delete the key here while files are under it", theirs.Name, current.Key)
+			"migrated from it: claviger migrate plan says how the two differ and what to do; do not delete the key "+
+			"here while files are under it", theirs.Name, current.Key)
 	}
 	return q.needKey(ctx, theirs, authz.KeyGenerateEEK)
 }

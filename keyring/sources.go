@@ -83,7 +83,8 @@ func newSource(s Source, cfg Config, log *slog.Logger) (*source, error) {
 	if err != nil {
 		return nil, err
 	}
-	src := &source{Provider: s.Provider, blocks: blocks, service: service, timeout: cfg.SourceTimeout, failures: cfg.SourceFailures, log: log, property: "hadoop.kms.key.provider.uri"}
+	src := &source{Provider: s.Provider, blocks: blocks, service: service, timeout: cfg.SourceTimeout,
+		failures: cfg.SourceFailures, log: log, property: "hadoop.kms.key.provider.uri"}
 	src.health, _ = s.Provider.(provider.Health)
 	src.keys = newCache[*claviger.Metadata](foreignTimeout, false, cachedKeys)
 	if s.Reencryption {
@@ -133,9 +134,11 @@ func (r *Ring) CheckSource(ctx context.Context, i int) error {
 		if f := s.lastFail.Load(); f != nil {
 			why = fmt.Sprintf("%s, the last at %s: %s", why, stamp(f.At), said(f.Err))
 		}
-		return claviger.Errorf("keyring.CheckSource", claviger.SourceUnreachable, "", "the source %s (property %s) %s: %s", s.URI(), s.property, silence(s.lastError()), why)
+		return claviger.Errorf("keyring.CheckSource", claviger.SourceUnreachable, "",
+			"the source %s (property %s) %s: %s", s.URI(), s.property, silence(s.lastError()), why)
 	}
-	return claviger.Errorf("keyring.CheckSource", claviger.SourceUnreachable, "", "the source %s (property %s) %s: %s", s.URI(), s.property, silence(err), said(err))
+	return claviger.Errorf("keyring.CheckSource", claviger.SourceUnreachable, "", "the source %s (property %s) %s: %s",
+		s.URI(), s.property, silence(err), said(err))
 }
 
 var (
@@ -470,7 +473,8 @@ func (s *source) unreachable(ask question, err error, why string) error {
 		cure = "the cure is at this server's login: claviger.client.kerberos.*"
 	}
 	return claviger.Errorf("keyring.source", claviger.SourceUnreachable, ask.name,
-		"%s is not held here, and the source %s, which may hold it, %s: %s; %s", ask.what, s.URI(), silence(err), why, cure)
+		"%s is not held here, and the source %s, which may hold it, %s: %s; %s",
+		ask.what, s.URI(), silence(err), why, cure)
 }
 
 // lastError is the last failure; nil where there was none.

@@ -78,7 +78,8 @@ type useCount struct {
 }
 
 func newUsage(store metastore.Usage, kept UsesKept, log *slog.Logger) *usage {
-	u := &usage{store: store, kept: kept, log: log, limit: countedVersions, pending: map[useName]*useCount{}, used: map[useName]time.Time{}, now: make(chan chan struct{})}
+	u := &usage{store: store, kept: kept, log: log, limit: countedVersions, pending: map[useName]*useCount{},
+		used: map[useName]time.Time{}, now: make(chan chan struct{})}
 	if store != nil {
 		u.recall()
 		u.stop, u.stopped = make(chan struct{}), make(chan struct{})
@@ -94,7 +95,8 @@ func (u *usage) recall() {
 	}
 	list, err := u.kept.Load()
 	if err != nil {
-		u.log.Error("uses of source key versions that an earlier process kept cannot be read: a migration may be ended as if they had not been", "error", err)
+		u.log.Error("uses of source key versions that an earlier process kept cannot be read: a migration may be "+
+			"ended as if they had not been", "error", err)
 		return
 	}
 	u.holds = len(list) > 0
@@ -135,8 +137,10 @@ func (u *usage) behind() error {
 	if u.failing == nil {
 		return nil
 	}
-	return claviger.Errorf("keyring.CheckUses", claviger.Unavailable, "", "the uses of %d source key versions have not been written since %s (%w): claviger migrate finish does not know of them; "+
-		"end no migration before they are, and stop no node whose metastore is away without starting it again", len(u.pending), u.since.UTC().Format(time.RFC3339), u.failing)
+	return claviger.Errorf("keyring.CheckUses", claviger.Unavailable, "",
+		"the uses of %d source key versions have not been written since %s (%w): claviger migrate finish does not "+
+			"know of them; end no migration before they are, and stop no node whose metastore is away without "+
+			"starting it again", len(u.pending), u.since.UTC().Format(time.RFC3339), u.failing)
 }
 
 // add counts n EDEKs of a version that a source has opened.
@@ -224,10 +228,12 @@ func (u *usage) write() error {
 	u.failing = err
 	u.mu.Unlock()
 	if err != nil {
-		u.log.Error("the counters of source key versions could not be written; they are kept and written later", "error", err)
+		u.log.Error("the counters of source key versions could not be written; they are kept and written later",
+			"error", err)
 	}
 	if kerr := u.keep(); kerr != nil {
-		u.log.Error("the counters of source key versions are not kept on this host; what is not written is lost with this process", "error", kerr)
+		u.log.Error("the counters of source key versions are not kept on this host; what is not written is lost with "+
+			"this process", "error", kerr)
 		return errors.Join(err, kerr)
 	}
 	return err

@@ -18,7 +18,9 @@ func (c *call) readBody(ctx context.Context) error {
 	switch strings.ToLower(strings.TrimSpace(media)) {
 	case "application/json":
 	case "":
-		return kmswire.Throw(kmswire.WebApplicationException, "com.sun.jersey.api.MessageException: A message body reader for Java class java.util.Map, and Java type interface java.util.Map, and MIME media type application/octet-stream was not found.")
+		return kmswire.Throw(kmswire.WebApplicationException,
+			"com.sun.jersey.api.MessageException: A message body reader for Java class java.util.Map, and Java type "+
+				"interface java.util.Map, and MIME media type application/octet-stream was not found.")
 	default:
 		return &kmswire.Exception{Class: kmswire.WebApplicationException, NoMessage: true}
 	}

@@ -229,7 +229,8 @@ func (e *Engine) sourceError(ctx context.Context, op, key string, err error) err
 		if refused(err) {
 			kind = claviger.SourceRefused
 		}
-		return claviger.E(op, kind, key, fault(err, "this server's own login at the source %s failed: %s", uri, claviger.Reason(err)))
+		return claviger.E(op, kind, key, fault(err, "this server's own login at the source %s failed: %s", uri,
+			claviger.Reason(err)))
 	}
 	switch claviger.KindOf(err) {
 	case claviger.Denied, claviger.KeyDenied, claviger.SourceRefused, claviger.Unsupported:

@@ -49,7 +49,8 @@ func (e *Engine) other(ctx context.Context, sv *survey, other Source) Check {
 		return c
 	}
 	var parts []string
-	for what, list := range map[string][]string{"it does not have": absent, "it has with another time or number of versions": differ} {
+	for what, list := range map[string][]string{"it does not have": absent,
+		"it has with another time or number of versions": differ} {
 		if len(list) > 0 {
 			parts = append(parts, fmt.Sprintf("%s %d%s", what, len(list), inBrackets(list)))
 		}
@@ -60,6 +61,8 @@ func (e *Engine) other(ctx context.Context, sv *survey, other Source) Check {
 		c.Status = Warning
 	}
 	c.Measured = fmt.Sprintf("of the %d keys of the source, %s: %s", n, strings.Join(parts, ", and "), other.URI())
-	c.Cure = "it seems to be another KMS's, or a trustee that lacks something: copy .keytrustee and kts-site.xml from a host of the KMS that is the source (steps 1 and 2 of the procedure); old EDEKs of these keys would open as long as that KMS runs, and not afterwards"
+	c.Cure = "it seems to be another KMS's, or a trustee that lacks something: copy .keytrustee and kts-site.xml " +
+		"from a host of the KMS that is the source (steps 1 and 2 of the procedure); old EDEKs of these keys would " +
+		"open as long as that KMS runs, and not afterwards"
 	return c
 }

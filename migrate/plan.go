@@ -77,7 +77,9 @@ func (e *Engine) Plan(ctx context.Context) (*Plan, error) {
 	}
 	if sv.material {
 		p.Checks = append(p.Checks, Check{Name: "material at the source", Status: Warning, Measured: "the source shows us key material",
-			Cure: fmt.Sprintf("not needed here: at the source, in kms-acls.xml, set hadoop.kms.acl.GET so that it does not admit %s (where it is not set it is *), or name %s in hadoop.kms.blacklist.GET", e.admitted(nil), e.admitted(nil))})
+			Cure: fmt.Sprintf("not needed here: at the source, in kms-acls.xml, set hadoop.kms.acl.GET so that it "+
+				"does not admit %s (where it is not set it is *), or name %s in hadoop.kms.blacklist.GET",
+				e.admitted(nil), e.admitted(nil))})
 	}
 	busy, err := e.busy(ctx)
 	if busy {

@@ -48,7 +48,8 @@ func (e *Engine) readopt(ctx context.Context, it Item, diffs []Difference) (Item
 	}
 	key := claviger.Printable(it.Key)
 	return conflict(it, diffs, "a key of that name was brought back by claviger hsm adopt",
-		fmt.Sprintf("do not delete it: files may be under it; if it was migrated from this source before the metastore was restored, run claviger migrate run --adopted %s (or --all-adopted); "+
+		fmt.Sprintf("do not delete it: files may be under it; if it was migrated from this source before the "+
+			"metastore was restored, run claviger migrate run --adopted %s (or --all-adopted); "+
 			"if not, copy the files of one of the two to a zone with another key", key)), nil
 }
 
@@ -56,7 +57,8 @@ func (e *Engine) readopt(ctx context.Context, it Item, diffs []Difference) (Item
 func (e *Engine) retake(ctx context.Context, m claviger.Metadata) error {
 	target, ok := e.cfg.Target.(Adopter)
 	if !ok {
-		return claviger.Errorf("migrate.Run", claviger.Internal, m.Name, "the target %s has no adopted keys", e.cfg.Target.URI())
+		return claviger.Errorf("migrate.Run", claviger.Internal, m.Name, "the target %s has no adopted keys",
+			e.cfg.Target.URI())
 	}
 	return target.Retake(ctx, m)
 }
@@ -67,9 +69,13 @@ func (e *Engine) needAdopted(sv *survey) error {
 		i := slices.IndexFunc(sv.items, func(it Item) bool { return it.Key == key })
 		switch {
 		case i < 0:
-			return claviger.Errorf("migrate.Run", claviger.Invalid, key, "--adopted %s: the source does not list that key; nothing was done; see claviger migrate plan", claviger.Printable(key))
+			return claviger.Errorf("migrate.Run", claviger.Invalid, key,
+				"--adopted %s: the source does not list that key; nothing was done; see claviger migrate plan",
+				claviger.Printable(key))
 		case !sv.items[i].Retaken && sv.items[i].State != Done:
-			return claviger.Errorf("migrate.Run", claviger.Invalid, key, "--adopted %s: the key is not here by claviger hsm adopt; nothing was done; leave it out, and see claviger migrate plan", claviger.Printable(key))
+			return claviger.Errorf("migrate.Run", claviger.Invalid, key,
+				"--adopted %s: the key is not here by claviger hsm adopt; nothing was done; leave it out, and see "+
+					"claviger migrate plan", claviger.Printable(key))
 		}
 	}
 	return nil
@@ -79,7 +85,10 @@ func (e *Engine) needAdopted(sv *survey) error {
 // that the source has used.
 func whyAdoptedBelow(key, version string) string {
 	key, version = claviger.Printable(key), claviger.Printable(version)
-	return fmt.Sprintf("a key of that name was brought back by claviger hsm adopt, and the source has a version %s too: either key %s is another key than the source's, or the source rolled it after it was migrated. "+
-		"Do not delete it: files may be under it. If it was migrated, stop rolls at the source, roll key %s here, so that new files can be read, copy the files that were made through the source under %s from there, "+
-		"set %s to %s, restart, and run claviger migrate run --adopted %s; if not, copy the files of one of the two to a zone with another key", version, key, key, version, PropOurs, version, key)
+	return fmt.Sprintf("a key of that name was brought back by claviger hsm adopt, and the source has a version %s "+
+		"too: either key %s is another key than the source's, or the source rolled it after it was migrated. "+
+		"Do not delete it: files may be under it. If it was migrated, stop rolls at the source, roll key %s here, so "+
+		"that new files can be read, copy the files that were made through the source under %s from there, "+
+		"set %s to %s, restart, and run claviger migrate run --adopted %s; if not, copy the files of one of the two "+
+		"to a zone with another key", version, key, key, version, PropOurs, version, key)
 }

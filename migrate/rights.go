@@ -140,17 +140,22 @@ func (e *Engine) ownRight(ctx context.Context, list []*tried) Check {
 // decryptCure names what at the source lets us open EDEKs in our own name.
 func (e *Engine) decryptCure(ctx context.Context, err error) string {
 	if e.ranger(ctx) {
-		return fmt.Sprintf("the source is a Ranger KMS: in Ranger Admin, a policy of its service must allow %s Decrypt EEK (decrypteek) on key *, and hadoop.kms.blacklist.DECRYPT_EEK in its dbks-site.xml must not name it", e.admitted(err))
+		return fmt.Sprintf("the source is a Ranger KMS: in Ranger Admin, a policy of its service must allow %s "+
+			"Decrypt EEK (decrypteek) on key *, and hadoop.kms.blacklist.DECRYPT_EEK in its dbks-site.xml must not "+
+			"name it", e.admitted(err))
 	}
-	return fmt.Sprintf("at the source, in kms-acls.xml: let hadoop.kms.acl.DECRYPT_EEK and whitelist.key.acl.DECRYPT_EEK admit %s, and hadoop.kms.blacklist.DECRYPT_EEK not name it", e.admitted(err))
+	return fmt.Sprintf("at the source, in kms-acls.xml: let hadoop.kms.acl.DECRYPT_EEK and "+
+		"whitelist.key.acl.DECRYPT_EEK admit %s, and hadoop.kms.blacklist.DECRYPT_EEK not name it", e.admitted(err))
 }
 
 // generateCure names what at the source lets us have an EDEK made to try with.
 func (e *Engine) generateCure(ctx context.Context) string {
 	if e.ranger(ctx) {
-		return fmt.Sprintf("in Ranger Admin, allow %s Generate EEK (generateeek) on key * while you plan, and plan again", e.admitted(nil))
+		return fmt.Sprintf("in Ranger Admin, allow %s Generate EEK (generateeek) on key * while you plan, "+
+			"and plan again", e.admitted(nil))
 	}
-	return fmt.Sprintf("at the source, in kms-acls.xml, while you plan: let hadoop.kms.acl.GENERATE_EEK and whitelist.key.acl.GENERATE_EEK admit %s, and plan again", e.admitted(nil))
+	return fmt.Sprintf("at the source, in kms-acls.xml, while you plan: let hadoop.kms.acl.GENERATE_EEK and "+
+		"whitelist.key.acl.GENERATE_EEK admit %s, and plan again", e.admitted(nil))
 }
 
 // usersRight: users read old files through us, which takes a proxy-user rule there.

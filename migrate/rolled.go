@@ -65,8 +65,8 @@ func (s *sinceRun) String() string {
 		parts = append(parts, fmt.Sprintf("rolled at the source since the migration: %d more%s", n, inBrackets(s.made)))
 	}
 	if n := max(s.noted-s.now, len(s.lost)); n > 0 {
-		parts = append(parts, fmt.Sprintf("the source has lost %d versions since the migration%s: EDEKs of them open nowhere; "+
-			"was its store restored from an older backup? Restore a newer one there", n, inBrackets(s.lost)))
+		parts = append(parts, fmt.Sprintf("the source has lost %d versions since the migration%s: EDEKs of them open "+
+			"nowhere; was its store restored from an older backup? Restore a newer one there", n, inBrackets(s.lost)))
 	}
 	text := strings.Join(parts, "; ")
 	switch {
@@ -74,8 +74,8 @@ func (s *sinceRun) String() string {
 	case s.allowed:
 		text += ", for which there is room here"
 	default:
-		text += "; EDEKs of it open through the source alone, and something uses the source that may go on: look whether HDFS is pointed there " +
-			"(hadoop.security.key.provider.path), stop rolls there, and re-encrypt the key's zones again"
+		text += "; EDEKs of it open through the source alone, and something uses the source that may go on: look " +
+			"whether HDFS is pointed there (hadoop.security.key.provider.path), stop rolls there, and re-encrypt the key's zones again"
 	}
 	return text
 }
@@ -94,7 +94,8 @@ func inBrackets(names []string) string {
 
 // difference is what verify shows.
 func (s *sinceRun) difference() Difference {
-	return Difference{Field: "versions of the source", Source: strconv.Itoa(s.now), Target: strconv.Itoa(s.noted) + " noted"}
+	return Difference{Field: "versions of the source", Source: strconv.Itoa(s.now),
+		Target: strconv.Itoa(s.noted) + " noted"}
 }
 
 // namesNow are the names of versions that the source lists now, for keys of which the

@@ -49,16 +49,17 @@ func (e *Engine) rules(ctx context.Context, list []*tried) []Check {
 	}
 	if p.AsUser != "" {
 		checks = append(checks, need{
-			check: "files of users here", who: p.AsUser, user: p.AsUser, request: "DECRYPT_EEK", purpose: "to open files",
-			source: func(t *tried) error { return t.as }, partly: true, bad: Failure,
+			check: "files of users here", who: p.AsUser, user: p.AsUser, request: "DECRYPT_EEK",
+			purpose: "to open files",
+			source:  func(t *tried) error { return t.as }, partly: true, bad: Failure,
 		}.try(list, decide))
 	}
 	nn := p.NameNode
 	const files, zones = "new files here", "new zones here"
 	if nn.Err != nil {
 		return append(checks, Check{Name: files, Needed: true, Status: Failure, Measured: nn.Err.Error(),
-			Cure: "take over hadoop.kms.authentication.kerberos.name.rules and hadoop.security.auth_to_local from the source, " +
-				"so that a rule makes a user of the NameNode's principal"})
+			Cure: "take over hadoop.kms.authentication.kerberos.name.rules and hadoop.security.auth_to_local from " +
+				"the source, so that a rule makes a user of the NameNode's principal"})
 	}
 	if nn.User == "" {
 		return checks
@@ -126,8 +127,8 @@ func (n need) try(list []*tried, decide Decide) Check {
 		c.Measured += ", of which the source was not asked or did not say"
 	}
 	c.Measured += " (decided by " + decided + ")"
-	c.Cure = fmt.Sprintf("in this server's kms-acls.xml, %s, who needs it %s; claviger acl explain %s %s KEY shows the "+
-		"rules%s", change, n.purpose, n.user, n.request, n.cure)
+	c.Cure = fmt.Sprintf("in this server's kms-acls.xml, %s, who needs it %s; claviger acl explain %s %s KEY shows "+
+		"the rules%s", change, n.purpose, n.user, n.request, n.cure)
 	return c
 }
 

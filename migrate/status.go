@@ -123,7 +123,8 @@ func (e *Engine) Status(ctx context.Context) (*Standing, error) {
 // it is no key that the migration has brought any more.
 func freedHere(it Item, freed map[string]Freed, runs []Run) Item {
 	f, ok := freed[it.Key]
-	if !ok || it.State != Deleted || slices.ContainsFunc(runs, func(r Run) bool { return r.Name == it.Run && f.At.Before(r.Started) }) {
+	if !ok || it.State != Deleted || slices.ContainsFunc(runs,
+		func(r Run) bool { return r.Name == it.Run && f.At.Before(r.Started) }) {
 		return it
 	}
 	it.State, it.Why = NameFreed, "was migrated and has been deleted here since, and its name was freed"
@@ -317,11 +318,13 @@ func (e *Engine) Verify(ctx context.Context) (*Verification, error) {
 				return nil, err
 			}
 			d.Differences = compare(fieldsOf(theirs), fieldsOf(ours))
-			d.verifyVersions(it, theirs, have[it.Key], bad, e.collision(ctx, it, theirs, have[it.Key]), e.sinceRun(&it, theirs, now))
+			d.verifyVersions(it, theirs, have[it.Key], bad, e.collision(ctx, it, theirs, have[it.Key]),
+				e.sinceRun(&it, theirs, now))
 		}
 		for _, c := range conflicts { // found by a server, though the source may count fewer versions now
 			if key, _ := claviger.KeyOfVersion(c.Version); key == it.Key && len(d.Differences) == 0 {
-				d.Differences = append(d.Differences, Difference{Field: "version " + c.Version, Source: "was another key's", Target: presence(ours)})
+				d.Differences = append(d.Differences,
+					Difference{Field: "version " + c.Version, Source: "was another key's", Target: presence(ours)})
 				d.Remarks = append(d.Remarks, whyCollision(c.Version))
 			}
 		}

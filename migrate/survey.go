@@ -85,7 +85,8 @@ func (e *Engine) judge(ctx context.Context, sv *survey, name string, theirs, our
 			before.Why = since.String()
 		}
 		if diffs := compare(before.Source, fieldsOf(theirs)); len(diffs) > 0 {
-			return conflict(it, diffs, "at the source it is another key than the one that was migrated", cureRename), nil
+			return conflict(it, diffs, "at the source it is another key than the one that was migrated",
+				cureRename), nil
 		}
 		return before, nil
 	}

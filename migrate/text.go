@@ -177,7 +177,8 @@ func (s *Standing) WriteText(w io.Writer) error {
 		r.line("%d keys: %s, %d under way, %d that could not be imported.", s.Counts.Total, s.Counts.done(), s.Counts.Planned, s.Counts.Blocked)
 	}
 	for _, c := range s.Conflicts {
-		r.line("%s is one key here and another one at %s: %s.", claviger.Printable(c.Version), c.Source, whyCollision(c.Version))
+		r.line("%s is one key here and another one at %s: %s.", claviger.Printable(c.Version), c.Source,
+			whyCollision(c.Version))
 	}
 	for _, f := range s.Freed {
 		r.line("The name %s was freed at %s by %s on %s.", claviger.Printable(f.Key), f.At.UTC().Format(time.RFC3339), f.User, f.Host)
@@ -247,7 +248,8 @@ func (v *Verification) WriteText(w io.Writer) error {
 		r.line("")
 	}
 	if v.Empty() {
-		r.line("Nothing was compared, since the source lists no key: see that %s names the right KMS, and that this server may list its keys.", propSource)
+		r.line("Nothing was compared, since the source lists no key: see that %s names the right KMS, and that this "+
+			"server may list its keys.", propSource)
 	} else {
 		r.line("%d keys the same, %d different.", v.Same, v.Different)
 	}
@@ -276,7 +278,8 @@ func (f *Ending) WriteText(w io.Writer) error {
 	}
 	r.line("No version of the source was used since %s, %s, and you say that the EDEKs of all zones are re-encrypted.", f.Since.Format(time.RFC3339), here)
 	if f.Compared != nil {
-		r.line("The source had no other keys when it was last asked, at %s. A roll there after that is not known here.", f.Compared.UTC().Format(time.RFC3339))
+		r.line("The source had no other keys when it was last asked, at %s. A roll there after that is not known here.",
+			f.Compared.UTC().Format(time.RFC3339))
 	} else {
 		r.line("The source was not asked, since the run, whether it has other keys.")
 	}

@@ -124,7 +124,8 @@ func ways(path string, mode fs.FileMode, uid, gid int, need right) (list []strin
 		list = append(list, fmt.Sprintf("usermod -aG %s %s, and start the process anew", group, us))
 	}
 	if uid != 0 {
-		list = append(list, fmt.Sprintf("run as its owner (sudo -u %s), where that is the server's user", userName(uid)))
+		list = append(list, fmt.Sprintf("run as its owner (sudo -u %s), where that is the server's user",
+			userName(uid)))
 	}
 	return append(list, fmt.Sprintf("chown %s %s", us, path))
 }

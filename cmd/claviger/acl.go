@@ -420,7 +420,8 @@ func checkACLs(ctx context.Context, dir string) (*aclDoubts, error) {
 	if _, err := os.Stat(d.File); errors.Is(err, fs.ErrNotExist) {
 		d.Doubts = append(d.Doubts, noACLFile(conf))
 	} else if rulesByKey(conf) && !policy.AdmitsToKeys() {
-		d.Doubts = append(d.Doubts, d.File+": no rule of it admits anybody to a key: nobody may use any key; add default.key.acl.*, whitelist.key.acl.* or key.acl.* properties")
+		d.Doubts = append(d.Doubts, d.File+": no rule of it admits anybody to a key: nobody may use any key; add "+
+			"default.key.acl.*, whitelist.key.acl.* or key.acl.* properties")
 	}
 	d.Doubts = append(append(append([]string{}, d.Doubts...), warnings...), policy.Doubts(known)...)
 	return d, nil

@@ -61,13 +61,15 @@ func (s *kmsServer) checks() []console.Check {
 			console.Check{Name: "encryptions", Informational: true, Run: p.CheckEncryptions})
 	}
 	if p, ok := s.svc.Primary.(*keytrustee.Provider); ok {
-		checks = append(checks, console.Check{Name: "Key Trustee Server takes changes", For: []console.Purpose{console.Write}, Run: p.CheckWrites,
+		checks = append(checks, console.Check{Name: "Key Trustee Server takes changes",
+			For: []console.Purpose{console.Write}, Run: p.CheckWrites,
 			Last: func() (console.Observation, bool) {
 				last, ok := p.LastWrite()
 				return console.Observation(last), ok
 			}},
 			// What it has opens as before; new EDEKs should not depend on a key that may be lost.
-			console.Check{Name: "private key in its folder", For: []console.Purpose{console.Generate, console.Write}, Run: p.CheckPlace})
+			console.Check{Name: "private key in its folder", For: []console.Purpose{console.Generate, console.Write},
+				Run: p.CheckPlace})
 	}
 	checks = append(checks, s.shared.checks...)
 	for i, src := range s.ring.Sources() {

@@ -160,7 +160,8 @@ const tellEvery = time.Minute
 
 // bound bounds a listener.
 func bound(l net.Listener, limits connectionLimits, log *slog.Logger) *boundedListener {
-	return &boundedListener{Listener: l, connectionLimits: limits, log: log, byAddress: map[netip.Addr]int64{}, silent: map[net.Conn]struct{}{}}
+	return &boundedListener{Listener: l, connectionLimits: limits, log: log, byAddress: map[netip.Addr]int64{},
+		silent: map[net.Conn]struct{}{}}
 }
 
 // Watch has a server tell which connections have sent a request, before it serves.
@@ -309,7 +310,9 @@ func (l *boundedListener) check() error {
 // metrics shows how full it is.
 func (l *boundedListener) metrics(m *console.Metrics) {
 	m.Gauge("claviger_http_connections", "Open connections of clients.", func() float64 { open, _ := l.use(); return float64(open) })
-	m.Gauge("claviger_http_connections_silent", "Of these, those that have sent no whole head of a request yet: in a TLS handshake, or before.", func() float64 { return float64(l.waiting()) })
+	m.Gauge("claviger_http_connections_silent",
+		"Of these, those that have sent no whole head of a request yet: in a TLS handshake, or before.",
+		func() float64 { return float64(l.waiting()) })
 	m.Gauge("claviger_http_connections_max", "Connections that may be open at once.", func() float64 { return float64(l.most) })
 	m.Gauge("claviger_http_connections_of_one_address", "Open connections of the address that has most, of those that are limited.", func() float64 { _, one := l.use(); return float64(one) })
 	m.Gauge("claviger_http_connections_of_one_address_max", "Connections that one address may have open at once; 0: no limit.", func() float64 { return float64(l.perAddress) })

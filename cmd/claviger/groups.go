@@ -97,8 +97,9 @@ func compositeDirectory(conf *hadoopconf.Conf, log *slog.Logger) (authn.Director
 	for _, name := range names {
 		property := hadoopconf.GroupProviderPrefix + name
 		if mappingClass(conf, property) == "" {
-			return nil, refuse(conf, hadoopconf.GroupProviderPrefix+secret.Value(name), fmt.Sprintf("%s names the provider %q; set this to its class, or take it out of the list",
-				hadoopconf.GroupProviders, secret.Value(name)))
+			return nil, refuse(conf, hadoopconf.GroupProviderPrefix+secret.Value(name),
+				fmt.Sprintf("%s names the provider %q; set this to its class, or take it out of the list",
+					hadoopconf.GroupProviders, secret.Value(name)))
 		}
 		// What is set for this provider stands in the place of what is set for all.
 		own := conf.Moved(property+".", hadoopconf.GroupMapping+".")

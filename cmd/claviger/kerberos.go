@@ -76,7 +76,8 @@ func newKerberos(conf *hadoopconf.Conf) (*authn.Kerberos, error) {
 		return nil, refuse(conf, authType, err.Error())
 	}
 	if err != nil {
-		return nil, refusedFor(conf, authKeytab, err, "it must be a keytab that this process can read, with the key of %s: %v", service, err)
+		return nil, refusedFor(conf, authKeytab, err,
+			"it must be a keytab that this process can read, with the key of %s: %v", service, err)
 	}
 	const whitelist = authPrefix + "kerberos.endpoint.whitelist"
 	k, err := authn.NewKerberos(negotiator{acceptor}, conf.Strings(whitelist))

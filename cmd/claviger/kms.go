@@ -229,7 +229,8 @@ func (s *kmsServer) handler(listener *boundedListener) (http.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
-	return console.New(console.Config{Checks: append(s.checks(), connectionCheck(listener)), Metrics: metrics, Log: s.log, Details: s.set.web.showsDetails}, api), nil
+	return console.New(console.Config{Checks: append(s.checks(), connectionCheck(listener)), Metrics: metrics,
+		Log: s.log, Details: s.set.web.showsDetails}, api), nil
 }
 
 // baseURL is where clients find the server: the host as configured, localhost

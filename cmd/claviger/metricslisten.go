@@ -190,11 +190,14 @@ func certificateCheckOf(certificate func() (*x509.Certificate, error)) console.C
 
 // trusteeChecks are a trustee's conditions of readiness. Without its Key HSM it
 // accepts no deposit and opens none that it has wrapped.
-func trusteeChecks(store server.Store, replica *server.Replica, keeper *keyhsm.Client, certificate func() (*x509.Certificate, error)) []console.Check {
+func trusteeChecks(store server.Store, replica *server.Replica, keeper *keyhsm.Client,
+	certificate func() (*x509.Certificate, error)) []console.Check {
 	checks := []console.Check{{Name: "store", Run: store.Check},
-		{Name: "store takes changes", For: []console.Purpose{console.Write}, Run: store.CheckWrites, Holds: writeProbeHolds}, certificateCheckOf(certificate)}
+		{Name: "store takes changes", For: []console.Purpose{console.Write}, Run: store.CheckWrites,
+			Holds: writeProbeHolds}, certificateCheckOf(certificate)}
 	if replica != nil {
-		checks = append(checks, console.Check{Name: "the other trustee", For: []console.Purpose{console.Write}, Run: replica.Check})
+		checks = append(checks, console.Check{Name: "the other trustee", For: []console.Purpose{console.Write},
+			Run: replica.Check})
 	}
 	if keeper != nil {
 		checks = append(checks, console.Check{Name: "Key HSM", Run: func(ctx context.Context) error {

@@ -64,7 +64,9 @@ func newMigratePlan() *cobra.Command {
 			versionsFlag(cmd, f)
 			cmd.Flags().StringVar(&f.hdfs, "hdfs-conf", "", "folder with the cluster's core-site.xml and hdfs-site.xml")
 			cmd.Flags().StringVar(&f.asUser, "as-user", "", "short name of a user who reads files in encryption zones, for whom an EDEK is opened at the source")
-			cmd.Flags().StringVar(&f.nameNode, "namenode-user", "", "short name that the NameNode comes as (default: by its principal in --hdfs-conf, else claviger.kms.hdfs.superusers)")
+			cmd.Flags().StringVar(&f.nameNode, "namenode-user", "",
+				"short name that the NameNode comes as (default: by its principal in --hdfs-conf, else "+
+					"claviger.kms.hdfs.superusers)")
 		},
 		func(m *migration) error {
 			plan, err := m.engine.Plan(m.ctx)
@@ -106,8 +108,11 @@ over by claviger key migrate.`,
 		hsm.Make,
 		func(cmd *cobra.Command, f *migrateFlags) {
 			versionsFlag(cmd, f)
-			cmd.Flags().StringSliceVar(&f.adopted, "adopted", nil, "keys that claviger hsm adopt brought back, and that were migrated from this source before: they are taken over with the versions that are here")
-			cmd.Flags().BoolVar(&f.allAdopted, "all-adopted", false, "--adopted with each key that claviger hsm adopt brought back and the source lists")
+			cmd.Flags().StringSliceVar(&f.adopted, "adopted", nil,
+				"keys that claviger hsm adopt brought back, and that were migrated from this source before: they are "+
+					"taken over with the versions that are here")
+			cmd.Flags().BoolVar(&f.allAdopted, "all-adopted", false,
+				"--adopted with each key that claviger hsm adopt brought back and the source lists")
 		},
 		func(m *migration) (err error) {
 			end, err := m.audited()

@@ -218,7 +218,8 @@ func nameNode(conf *hadoopconf.Conf, flag string, hdfs func(string) (string, boo
 				user, err = rules.Short(strings.Replace(principal, "/_HOST@", "/namenode.example.com@", 1))
 			}
 			if err != nil {
-				return migrate.NameNode{Err: fmt.Errorf("%s is %s, of which the rules here make no user: %w", principalName, principal, err)}
+				return migrate.NameNode{Err: fmt.Errorf("%s is %s, of which the rules here make no user: %w",
+					principalName, principal, err)}
 			}
 			return migrate.NameNode{User: user, From: "of " + principal}
 		}
@@ -286,7 +287,8 @@ func (s *service) trusteesTLS(ctx context.Context, place string, bad migrate.Sta
 		if err := handshake(ctx, host, conf); err != nil {
 			c.Status = bad
 			measured = append(measured, host+": "+err.Error())
-			cure := claviger.CertificateCure(err, "the truststore, and name that by claviger.ssl.truststore or in ssl-client.xml (steps 3 and 4 of the procedure)")
+			cure := claviger.CertificateCure(err, "the truststore, and name that by claviger.ssl.truststore or in "+
+				"ssl-client.xml (steps 3 and 4 of the procedure)")
 			if cure == "" {
 				cure = "see that the Key Trustee Server runs there, and that this host can reach its port"
 			}

@@ -42,10 +42,12 @@ type siteWatcher struct {
 }
 
 func newSiteWatcher(conf *hadoopconf.Conf, proxies *authn.ProxyUsers, groups func(user string) []string, log *slog.Logger) *siteWatcher {
-	w := &siteWatcher{dir: conf.Dir(), proxies: proxies, groups: groups, log: log, props: maps.Collect(conf.All()), fixed: map[string]bool{}}
+	w := &siteWatcher{dir: conf.Dir(), proxies: proxies, groups: groups, log: log, props: maps.Collect(conf.All()),
+		fixed: map[string]bool{}}
 	for name := range w.props {
 		switch p, _ := conf.Lookup(name); {
-		case p.File == "" && !slices.ContainsFunc(hadoopconf.KMS, func(k hadoopconf.Known) bool { return k.Name == name && k.Default != "" }):
+		case p.File == "" && !slices.ContainsFunc(hadoopconf.KMS,
+			func(k hadoopconf.Known) bool { return k.Name == name && k.Default != "" }):
 			delete(w.props, name) // another part of the server gave it a default of its own
 		case p.File != "" && p.Line == 0:
 			w.fixed[name] = true

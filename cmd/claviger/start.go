@@ -87,7 +87,8 @@ func openPatiently(ctx context.Context, conf *hadoopconf.Conf, set kmsSettings, 
 // waitingRoom answers while the server can't start.
 func waitingRoom(why func() string, details func(*http.Request) bool, log *slog.Logger) http.Handler {
 	check := console.Check{Name: "started", Run: func(context.Context) error { return errors.New(why()) }}
-	return console.New(console.Config{Checks: []console.Check{check}, Log: log, Details: details}, kmsapi.Standby("this node is starting; its log tells more"))
+	return console.New(console.Config{Checks: []console.Check{check}, Log: log, Details: details},
+		kmsapi.Standby("this node is starting; its log tells more"))
 }
 
 // front is where clients come in.

@@ -41,7 +41,8 @@ func password(site, c *hadoopconf.Conf, log *slog.Logger, name string) (secret.B
 			return nil, badFile(of, keystore.CredentialPathProperty, err, "")
 		}
 		for _, m := range missing {
-			log.Warn("a credential store is not there, and taken for empty", "file", secret.Value(m), "property", keystore.CredentialPathProperty)
+			log.Warn("a credential store is not there, and taken for empty", "file", secret.Value(m), "property",
+				keystore.CredentialPathProperty)
 		}
 		p.Credentials = stores
 	}
