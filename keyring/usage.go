@@ -62,8 +62,7 @@ type usage struct {
 	since   time.Time             // when the first of the failing ones was made
 
 	kept     UsesKept           // may be nil
-	holds    bool               // kept holds something; this and total are guarded by flushing
-	total    int64              // of the counts that this process has had kept last
+	total    int64              // of the counts that kept holds; guarded by flushing
 	now      chan chan struct{} // asks run to write, and to close what it is given
 	flushing sync.Mutex         // one flush or reading of the store at a time
 	stop     chan struct{}
@@ -99,8 +98,8 @@ func (u *usage) recall() {
 			"ended as if they had not been", "error", err)
 		return
 	}
-	u.holds = len(list) > 0
 	for _, use := range list {
+		u.total += use.Count
 		u.merge(useName{use.Source, use.Version, use.Op}, use.Count, use.Last)
 	}
 }
@@ -120,12 +119,12 @@ func (u *usage) keep() error {
 	for _, use := range list {
 		total += use.Count
 	}
-	if u.kept == nil || len(list) == 0 && !u.holds || len(list) > 0 && total == u.total {
+	if u.kept == nil || total == u.total {
 		return nil
 	}
 	err := u.kept.Keep(list)
 	if err == nil {
-		u.holds, u.total = len(list) > 0, total
+		u.total = total
 	}
 	return err
 }

@@ -22,7 +22,7 @@ func (e *Engine) other(ctx context.Context, sv *survey, other Source) Check {
 	c := Check{Name: "keys at the other source", Needed: true}
 	var absent, differ []string
 	n := 0
-	for some := range slices.Chunk(slices.Clone(sv.items), metadataBatch) {
+	for some := range slices.Chunk(sv.items, metadataBatch) {
 		names := make([]string, len(some))
 		for i := range some {
 			names[i] = some[i].listed()
