@@ -32,11 +32,7 @@ func (e *Engine) readopt(ctx context.Context, it Item, diffs []Difference) (Item
 	if err != nil {
 		return it, err
 	}
-	it.Retaken, it.TargetVersions, it.Count = true, nil, 0
-	for _, v := range vs {
-		v.Material.Wipe()
-		it.TargetVersions = append(it.TargetVersions, v.Name)
-	}
+	it.Retaken, it.TargetVersions, it.Count = true, namesOf(vs), 0
 	for _, d := range diffs {
 		if d.Field == "cipher" || d.Field == "length" {
 			return conflict(it, diffs, "a key of that name was brought back by claviger hsm adopt", cureRename), nil

@@ -283,10 +283,7 @@ func (w *work) importOne(ctx context.Context, it *Item) error {
 			stop = w.step(it.Key, step)
 			return stop
 		})
-		for _, v := range versions {
-			v.Material.Wipe()
-			it.TargetVersions = append(it.TargetVersions, v.Name)
-		}
+		it.TargetVersions = append(it.TargetVersions, namesOf(versions)...)
 		e.auditEnd(ctx, it.Key, it.TargetVersions, err)
 	}
 	if stop != nil {

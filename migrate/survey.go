@@ -124,13 +124,20 @@ func (e *Engine) adopt(ctx context.Context, it Item, known bool) (Item, error) {
 		it.Count = len(vs)
 	}
 	it.Count = min(it.Count, len(vs))
-	for _, v := range vs[:it.Count] {
-		v.Material.Wipe()
-		it.TargetVersions = append(it.TargetVersions, v.Name)
-	}
+	it.TargetVersions = append(it.TargetVersions, namesOf(vs)[:it.Count]...)
 	ended := e.now()
 	it.Ended = &ended
 	return it, nil
+}
+
+// namesOf returns the names of versions, and wipes their material.
+func namesOf(vs []provider.KeyVersion) []string {
+	var names []string
+	for _, v := range vs {
+		v.Material.Wipe()
+		names = append(names, v.Name)
+	}
+	return names
 }
 
 // unsupported says why the target could not hold the key; "" where it can.

@@ -65,10 +65,7 @@ func (e *Engine) tryKeys(ctx context.Context, keys []string) (have map[string][]
 		if err != nil {
 			return nil, nil, err
 		}
-		for _, v := range list {
-			v.Material.Wipe()
-			have[key] = append(have[key], v.Name)
-		}
+		have[key] = namesOf(list)
 		all = append(all, have[key]...)
 	}
 	why, err = e.unusable(ctx, all)
