@@ -467,7 +467,8 @@ func TestCompressed(t *testing.T) {
 		"x.xz":  {"\xfd7zXZ\x00 and so on", "xz -dk "},
 	} {
 		file := write(name, c.text)
-		if r, err := Verify([]string{file, second, last}, VerifyConfig{}); err == nil || !strings.Contains(err.Error(), file) || !strings.Contains(err.Error(), c.want) {
+		if r, err := Verify([]string{file, second, last}, VerifyConfig{}); err == nil ||
+			!strings.Contains(err.Error(), file) || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %+v, %v", name, r, err)
 		}
 	}

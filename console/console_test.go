@@ -257,7 +257,8 @@ func TestMetrics(t *testing.T) {
 // that names a key, a host, a user or a file; the log has what is wrong, once.
 func TestStrangers(t *testing.T) {
 	m := console.NewMetrics(func(context.Context) ([]metastore.Use, error) {
-		return []metastore.Use{{Source: "kms://http@secrethost:9600/kms", Version: "payroll@0", Op: "decrypt", Count: 42}}, nil
+		return []metastore.Use{{Source: "kms://http@secrethost:9600/kms", Version: "payroll@0", Op: "decrypt",
+			Count: 42}}, nil
 	})
 	m.Observe("decrypt_eek", 200, 1, 3*time.Millisecond)
 	m.Expiries("claviger_certificate_expiry_seconds", "x", func() ([]console.Expiry, error) {
@@ -269,7 +270,8 @@ func TestStrangers(t *testing.T) {
 		Metrics: m, Log: slog.New(slog.NewTextHandler(&log, nil)),
 		Details: func(r *http.Request) bool { return r.Header.Get("X-Test") == "local" },
 		Checks: []console.Check{
-			{Name: "source kms://http@secrethost:9600/kms", Anonymous: "source 1", Informational: true, Run: fails("secrethost: connection refused")},
+			{Name: "source kms://http@secrethost:9600/kms", Anonymous: "source 1", Informational: true,
+				Run: fails("secrethost: connection refused")},
 			{Name: "encryptions", Run: fails(wrong)},
 			{Name: "acls", Run: works},
 		},
@@ -289,8 +291,10 @@ func TestStrangers(t *testing.T) {
 		}
 	}
 	for path, want := range map[string][]string{
-		"/readyz":  {"503", `"source 1"`, `"encryptions"`, `"ok": true`, `"decrypt": false`, "not shown to this address"},
-		"/metrics": {"claviger_kms_request_seconds_count", `claviger_certificate_expiry_seconds{name="ssl.server.keystore.location"}`},
+		"/readyz": {"503", `"source 1"`, `"encryptions"`, `"ok": true`, `"decrypt": false`,
+			"not shown to this address"},
+		"/metrics": {"claviger_kms_request_seconds_count",
+			`claviger_certificate_expiry_seconds{name="ssl.server.keystore.location"}`},
 	} {
 		text := ask(path, "far")
 		for _, want := range want {

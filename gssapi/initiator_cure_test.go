@@ -39,8 +39,10 @@ func TestLoginCures(t *testing.T) {
 		{"not in the keytab", gssapi.InitiatorConfig{Keytab: users, Principal: "other"}, "", "klist -kt"},
 		{"no such principal", gssapi.InitiatorConfig{Keytab: users, Principal: "gone"}, "", "addprinc"},
 		{"an old key", gssapi.InitiatorConfig{Keytab: users, Principal: "rekeyed"}, "", "export the keytab again"},
-		{"a host of no realm", gssapi.InitiatorConfig{Keytab: users, Principal: "mig", Target: "HTTP@elsewhere.example.com"}, "", "domain_realm"},
-		{"no principal of the service", gssapi.InitiatorConfig{Keytab: users, Principal: "mig", Target: "HTTP/elsewhere@EXAMPLE.TEST"}, "", "HTTP/HOST"},
+		{"a host of no realm", gssapi.InitiatorConfig{Keytab: users, Principal: "mig",
+			Target: "HTTP@elsewhere.example.com"}, "", "domain_realm"},
+		{"no principal of the service", gssapi.InitiatorConfig{Keytab: users, Principal: "mig",
+			Target: "HTTP/elsewhere@EXAMPLE.TEST"}, "", "HTTP/HOST"},
 		{"no KDC", gssapi.InitiatorConfig{Keytab: users, Principal: "mig"}, nowhere, "krb5.conf"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -35,7 +35,8 @@ gives them. ` + "`*`" + ` stands for any text.
 				value = "`" + k.Default + "`"
 			}
 			doc := strings.TrimPrefix(strings.TrimPrefix(k.Doc, notUsed), ": ")
-			fmt.Fprintf(&b, "| `%s` | %s | %s |\n", k.Name, strings.ReplaceAll(value, "|", `\|`), strings.NewReplacer("|", `\|`, "<", "&lt;").Replace(doc))
+			fmt.Fprintf(&b, "| `%s` | %s | %s |\n", k.Name, strings.ReplaceAll(value, "|", `\|`),
+				strings.NewReplacer("|", `\|`, "<", "&lt;").Replace(doc))
 		}
 	}
 	own := func(k *Known) bool { return strings.HasPrefix(k.Name, "claviger.") }

@@ -159,7 +159,8 @@ func TestSilentToOneUser(t *testing.T) {
 // TestRefusalsCloseTheBreaker: the first call after a pause may be of a user to whom the
 // source says no. That is an answer.
 func TestRefusalsCloseTheBreaker(t *testing.T) {
-	for _, kind := range []claviger.Kind{claviger.Denied, claviger.KeyDenied, claviger.KeyNotFound, claviger.VersionNotFound, claviger.BadIV} {
+	for _, kind := range []claviger.Kind{claviger.Denied, claviger.KeyDenied, claviger.KeyNotFound,
+		claviger.VersionNotFound, claviger.BadIV} {
 		l, far := withSource(t, func(c *Config) { c.SourceFailures, c.SourcePause = 1, 20*time.Millisecond }, "k")
 		es, _ := made(t, far.blocks, "k@0", 1)
 		far.setFail(failing(claviger.Unavailable, "connection refused"))

@@ -268,7 +268,8 @@ func TestConflictOutlivesTheKeys(t *testing.T) {
 			if err := w.far.Delete(t.Context(), "payroll"); err != nil {
 				return err
 			}
-			_, err := w.far.Create(t.Context(), provider.Spec{Name: "payroll", Cipher: claviger.DefaultCipher, BitLength: 128})
+			_, err := w.far.Create(t.Context(), provider.Spec{Name: "payroll", Cipher: claviger.DefaultCipher,
+				BitLength: 128})
 			return err
 		},
 	} {
@@ -317,7 +318,8 @@ func TestKeyMadeAnewAtTheSource(t *testing.T) {
 		t.Fatal(err)
 	}
 	time.Sleep(2 * time.Millisecond) // another time of creation
-	if _, err := w.far.Create(t.Context(), provider.Spec{Name: "payroll", Cipher: claviger.DefaultCipher, BitLength: 128}); err != nil {
+	if _, err := w.far.Create(t.Context(), provider.Spec{Name: "payroll", Cipher: claviger.DefaultCipher,
+		BitLength: 128}); err != nil {
 		t.Fatal(err)
 	}
 	for range 3 {
@@ -537,7 +539,8 @@ func TestRolledAtAnOpaqueSource(t *testing.T) {
 		s.origins.forget()
 		_ = s.CompareSources(t.Context()) // a silent source is told by a check of its own
 		err := s.CheckRolled(t.Context())
-		if (err != nil) != want || want && !strings.Contains(err.Error(), "key payroll of "+farURI+" (1 versions when it was migrated, 1 more now)") {
+		if (err != nil) != want || want &&
+			!strings.Contains(err.Error(), "key payroll of "+farURI+" (1 versions when it was migrated, 1 more now)") {
 			t.Errorf("%s: %v", when, err)
 		}
 		if s.Conflicts() != 0 {

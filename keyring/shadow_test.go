@@ -203,7 +203,8 @@ func (m mover) RunKey(ctx context.Context, key string) ([]string, error) {
 }
 
 // migrates is what alice gets, who may migrate her key, by what the source says.
-var migrates = map[string]string{"present": "ok", "absent": "none", "silent": "503", "refusing": "no", "gone": "unsupported", "newer": "no"}
+var migrates = map[string]string{"present": "ok", "absent": "none", "silent": "503", "refusing": "no",
+	"gone": "unsupported", "newer": "no"}
 
 // migratedByItsUser: alice migrates her key, bob, who may migrate keys of "scratch",
 // does not; what comes of it is hers.
@@ -391,8 +392,8 @@ func newShadowLab(t *testing.T, here, source, spelt string, listed bool) *shadow
 			t.Fatal(err)
 		}
 		time.Sleep(2 * time.Millisecond) // two keys differ in the time of their creation
-		if _, err := far.Create(t.Context(), provider.Spec{Name: "payroll", Cipher: claviger.DefaultCipher, BitLength: 128,
-			Attributes: map[string]string{claviger.ACLNameAttribute: "carol"}}); err != nil {
+		if _, err := far.Create(t.Context(), provider.Spec{Name: "payroll", Cipher: claviger.DefaultCipher,
+			BitLength: 128, Attributes: map[string]string{claviger.ACLNameAttribute: "carol"}}); err != nil {
 			t.Fatal(err)
 		}
 	case "silent":

@@ -174,8 +174,10 @@ func (s *slowNames) Metadata(ctx context.Context, names ...string) ([]*claviger.
 // question to a Key Trustee Server, takes as many places as it is worth, so that one user
 // with a few of them does not take all.
 func TestManyNamesTakeManyPlaces(t *testing.T) {
-	s := &slowNames{Provider: memory.New(memory.Config{SequentialIDs: true}), hanging: make(chan struct{}), release: make(chan struct{})}
-	addr := withKey(t, stack{Primary: s, Admission: kmsapi.Admission{Decrypts: 4, Generates: 4, Batches: 4, Management: 4, Reads: 4, Wait: 20 * time.Millisecond}})
+	s := &slowNames{Provider: memory.New(memory.Config{SequentialIDs: true}), hanging: make(chan struct{}),
+		release: make(chan struct{})}
+	addr := withKey(t, stack{Primary: s, Admission: kmsapi.Admission{Decrypts: 4, Generates: 4, Batches: 4,
+		Management: 4, Reads: 4, Wait: 20 * time.Millisecond}})
 	many := "/kms/v1/keys/metadata?"
 	for i := range 32 { // two places
 		many += fmt.Sprintf("key=k%d&", i)

@@ -229,12 +229,14 @@ func TestNamesInBodies(t *testing.T) {
 	}
 	const create = "/kms/v1/keys"
 	for what, c := range map[string]struct{ method, target, body string }{
-		"a long name":               {"POST", create, text(map[string]any{"name": strings.Repeat("n", 900_003)})},
-		"a name just too long":      {"POST", create, text(map[string]any{"name": long})},
-		"a NUL":                     {"POST", create, text(map[string]any{"name": "a\x00b"})},
-		"a NUL in a description":    {"POST", create, text(map[string]any{"name": "n", "description": "a\x00b"})},
-		"a NUL in an attribute":     {"POST", create, text(map[string]any{"name": "n", "attributes": map[string]string{"x": "a\x00b"}})},
-		"a NUL in its name":         {"POST", create, text(map[string]any{"name": "n", "attributes": map[string]string{"a\x00b": "x"}})},
+		"a long name":            {"POST", create, text(map[string]any{"name": strings.Repeat("n", 900_003)})},
+		"a name just too long":   {"POST", create, text(map[string]any{"name": long})},
+		"a NUL":                  {"POST", create, text(map[string]any{"name": "a\x00b"})},
+		"a NUL in a description": {"POST", create, text(map[string]any{"name": "n", "description": "a\x00b"})},
+		"a NUL in an attribute": {"POST", create,
+			text(map[string]any{"name": "n", "attributes": map[string]string{"x": "a\x00b"}})},
+		"a NUL in its name": {"POST", create,
+			text(map[string]any{"name": "n", "attributes": map[string]string{"a\x00b": "x"}})},
 		"a long cipher":             {"POST", create, text(map[string]any{"name": "a", "cipher": strings.Repeat("c", 129)})},
 		"a long description":        {"POST", create, text(map[string]any{"name": "a", "description": strings.Repeat("d", 8193)})},
 		"many attributes":           {"POST", create, text(map[string]any{"name": "a", "attributes": attributes})},

@@ -71,7 +71,8 @@ func TestFreeNames(t *testing.T) {
 		t.Errorf("a name that was freed counts as done: %+v", c)
 	}
 	var text strings.Builder
-	if err := standing.WriteText(&text); err != nil || !strings.Contains(text.String(), "2 keys: 1 done, 1 deleted here and freed, 0 under way") {
+	if err := standing.WriteText(&text); err != nil ||
+		!strings.Contains(text.String(), "2 keys: 1 done, 1 deleted here and freed, 0 under way") {
 		t.Errorf("%s, %v", text.String(), err)
 	}
 	// The source is named again, and a new run lists the name.

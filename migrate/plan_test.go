@@ -94,7 +94,8 @@ func TestPlanOfNoKeys(t *testing.T) {
 	p, err := b.engine(t).Plan(t.Context())
 	must(t, err)
 	text := textOf(t, p.WriteText)
-	if p.Ready() || !strings.Contains(text, "not tried  rights at the source: the source lists no key") || !strings.Contains(text, "see that hadoop.kms.key.provider.reencryption.source.uri names") {
+	if p.Ready() || !strings.Contains(text, "not tried  rights at the source: the source lists no key") ||
+		!strings.Contains(text, "see that hadoop.kms.key.provider.reencryption.source.uri names") {
 		t.Errorf("ready %v:\n%s", p.Ready(), text)
 	}
 	v, err := b.engine(t).Verify(t.Context())

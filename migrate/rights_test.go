@@ -42,10 +42,12 @@ func (k *kms) Generate(ctx context.Context, key string, n int) ([]claviger.EDEK,
 // GenerateAs: the NameNode's user may have EDEKs made as it may open them.
 func (k *kms) GenerateAs(ctx context.Context, key, as string, n int) ([]claviger.EDEK, error) {
 	if !slices.Contains(k.proxies, as) {
-		return nil, claviger.Errorf("kmsclient.Generate", claviger.Denied, key, "KMS http://old:16000/kms: User: mig is not allowed to impersonate %s", as)
+		return nil, claviger.Errorf("kmsclient.Generate", claviger.Denied, key,
+			"KMS http://old:16000/kms: User: mig is not allowed to impersonate %s", as)
 	}
 	if k.may != nil && !slices.Contains(k.may[as], key) {
-		return nil, claviger.Errorf("kmsclient.Generate", claviger.KeyDenied, key, "User [%s] is not authorized to perform [GENERATE_EEK] on key with ACL name [%s]!!", as, key)
+		return nil, claviger.Errorf("kmsclient.Generate", claviger.KeyDenied, key,
+			"User [%s] is not authorized to perform [GENERATE_EEK] on key with ACL name [%s]!!", as, key)
 	}
 	v, err := k.Source.Current(ctx, key)
 	if err != nil {
@@ -107,7 +109,8 @@ func TestRightsAreTried(t *testing.T) {
 			p, err := b.engine(t).Plan(t.Context())
 			must(t, err)
 			found := checkOf(t, p, tt.check)
-			if found.Status != tt.status || !strings.Contains(found.Measured, tt.measured) || !strings.Contains(found.Cure, tt.cure) {
+			if found.Status != tt.status || !strings.Contains(found.Measured, tt.measured) ||
+				!strings.Contains(found.Cure, tt.cure) {
 				t.Errorf("%+v, want %v, %q, %q", found, tt.status, tt.measured, tt.cure)
 			}
 			if p.Ready() != tt.ready {

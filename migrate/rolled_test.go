@@ -42,7 +42,8 @@ func TestRolledSince(t *testing.T) {
 			}
 			finish := func(known bool) *migrate.Ending {
 				t.Helper()
-				f, err := b.engine(t).Finish(t.Context(), migrate.FinishOptions{Since: noon, EDEKsDone: true, SourceRolled: known, Get: nothingSet})
+				f, err := b.engine(t).Finish(t.Context(),
+					migrate.FinishOptions{Since: noon, EDEKsDone: true, SourceRolled: known, Get: nothingSet})
 				must(t, err)
 				return f
 			}
@@ -82,7 +83,8 @@ func TestRolledSince(t *testing.T) {
 				}
 				return
 			}
-			if f := finish(false); f.Finished || f.Compared != nil || !strings.Contains(strings.Join(f.Refusals, "\n"), "key k: "+tt.want[:20]) {
+			if f := finish(false); f.Finished || f.Compared != nil ||
+				!strings.Contains(strings.Join(f.Refusals, "\n"), "key k: "+tt.want[:20]) {
 				t.Errorf("not refused: %+v", f)
 			}
 			// Without the source nobody knows better than before.
@@ -113,19 +115,22 @@ func TestConflictKeepsFinish(t *testing.T) {
 	uri := b.source.URI()
 	// The source was restored from an older backup since, and counts as at the run.
 	must(t, metastore.SetConflicts(t.Context(), b.cfg.Store, map[string][]string{uri: {"k@1"}}))
-	if v, err := b.engine(t).Verify(t.Context()); err != nil || v.Different != 1 || !strings.Contains(textOf(t, v.WriteText), "k@1") {
+	if v, err := b.engine(t).Verify(t.Context()); err != nil || v.Different != 1 ||
+		!strings.Contains(textOf(t, v.WriteText), "k@1") {
 		t.Errorf("verify: %+v, %v", v, err)
 	}
 	b.cfg.Source = nil
 	finish := func() *migrate.Ending {
 		t.Helper()
-		f, err := b.engine(t).Finish(t.Context(), migrate.FinishOptions{Since: noon, EDEKsDone: true, SourceGone: true, Get: nothingSet})
+		f, err := b.engine(t).Finish(t.Context(), migrate.FinishOptions{Since: noon, EDEKsDone: true, SourceGone: true,
+			Get: nothingSet})
 		must(t, err)
 		return f
 	}
 	// k@7 is of a key that was deleted here since.
 	must(t, metastore.SetConflicts(t.Context(), b.cfg.Store, map[string][]string{uri: {"k@1", "k@7"}}))
-	if f := finish(); f.Finished || len(f.Refusals) != 1 || !strings.Contains(f.Refusals[0], "version k@1: rolled at the source since") {
+	if f := finish(); f.Finished || len(f.Refusals) != 1 ||
+		!strings.Contains(f.Refusals[0], "version k@1: rolled at the source since") {
 		t.Errorf("refused: %q", f.Refusals)
 	}
 	s, err := b.engine(t).Status(t.Context())

@@ -14,7 +14,8 @@ import (
 // key by key, and a right that the source grants is a failure where it is lacking here.
 func TestRulesHere(t *testing.T) {
 	const users, files, zones = "files of users here", "new files here", "new zones here"
-	all := map[string][]string{"alice DECRYPT_EEK": {"a", "b"}, "hdfs GENERATE_EEK": {"a", "b"}, "hdfs GET_METADATA": {"a", "b"}}
+	all := map[string][]string{"alice DECRYPT_EEK": {"a", "b"}, "hdfs GENERATE_EEK": {"a", "b"},
+		"hdfs GET_METADATA": {"a", "b"}}
 	without := func(what string, keys ...string) map[string][]string {
 		m := map[string][]string{}
 		for k, v := range all {
@@ -35,18 +36,29 @@ func TestRulesHere(t *testing.T) {
 		ready    bool
 	}{
 		{"all", asked, all, migrate.NameNode{User: "hdfs"}, files, migrate.OK, "may GENERATE_EEK on 2 of 2 keys", true},
-		{"of users", asked, all, migrate.NameNode{User: "hdfs"}, users, migrate.OK, "alice, may DECRYPT_EEK on 2 of 2 keys", true},
-		{"of zones", asked, all, migrate.NameNode{User: "hdfs"}, zones, migrate.OK, "may GET_METADATA on 2 of 2 keys", true},
-		{"no file could be created", asked, without("hdfs GENERATE_EEK"), migrate.NameNode{User: "hdfs"}, files, migrate.Failure, "on 0 of 2 keys; not on a, b, which the source grants", false},
-		{"none of one key", asked, without("hdfs GENERATE_EEK", "a"), migrate.NameNode{User: "hdfs"}, files, migrate.Failure, "on 1 of 2 keys; not on b, which the source grants", false},
-		{"one that the source refuses too", kms{proxies: []string{"alice", "hdfs"}, may: map[string][]string{"": {"a", "b"}, "alice": {"a", "b"}, "hdfs": {"a"}}}, without("hdfs GENERATE_EEK", "a"),
+		{"of users", asked, all, migrate.NameNode{User: "hdfs"}, users, migrate.OK,
+			"alice, may DECRYPT_EEK on 2 of 2 keys", true},
+		{"of zones", asked, all, migrate.NameNode{User: "hdfs"}, zones, migrate.OK, "may GET_METADATA on 2 of 2 keys",
+			true},
+		{"no file could be created", asked, without("hdfs GENERATE_EEK"), migrate.NameNode{User: "hdfs"}, files,
+			migrate.Failure, "on 0 of 2 keys; not on a, b, which the source grants", false},
+		{"none of one key", asked, without("hdfs GENERATE_EEK", "a"), migrate.NameNode{User: "hdfs"}, files,
+			migrate.Failure, "on 1 of 2 keys; not on b, which the source grants", false},
+		{"one that the source refuses too", kms{proxies: []string{"alice", "hdfs"},
+			may: map[string][]string{"": {"a", "b"}, "alice": {"a", "b"},
+				"hdfs": {"a"}}}, without("hdfs GENERATE_EEK", "a"),
 			migrate.NameNode{User: "hdfs"}, files, migrate.OK, "on 1 of 2 keys; the source refuses the others too", true},
 		{"one that the source was not asked of", kms{proxies: []string{"alice"}}, without("hdfs GENERATE_EEK", "a"), migrate.NameNode{User: "hdfs"}, files, migrate.Failure, "not on b, of which the source was not asked or did not say", false},
-		{"zones alone", asked, without("hdfs GET_METADATA", "a"), migrate.NameNode{User: "hdfs"}, zones, migrate.Warning, "not on b", true},
-		{"a user loses one key", asked, without("alice DECRYPT_EEK", "a"), migrate.NameNode{User: "hdfs"}, users, migrate.Failure, "on 1 of 2 keys; not on b, which the source grants", false},
-		{"a user has keys of his own", kms{proxies: []string{"alice", "hdfs"}, may: map[string][]string{"": {"a", "b"}, "alice": {"a"}, "hdfs": {"a", "b"}}}, without("alice DECRYPT_EEK", "a"),
+		{"zones alone", asked, without("hdfs GET_METADATA", "a"), migrate.NameNode{User: "hdfs"}, zones,
+			migrate.Warning, "not on b", true},
+		{"a user loses one key", asked, without("alice DECRYPT_EEK", "a"), migrate.NameNode{User: "hdfs"}, users,
+			migrate.Failure, "on 1 of 2 keys; not on b, which the source grants", false},
+		{"a user has keys of his own", kms{proxies: []string{"alice", "hdfs"},
+			may: map[string][]string{"": {"a", "b"}, "alice": {"a"},
+				"hdfs": {"a", "b"}}}, without("alice DECRYPT_EEK", "a"),
 			migrate.NameNode{User: "hdfs"}, users, migrate.OK, "on 1 of 2 keys", true},
-		{"no rule makes a user of it", asked, all, migrate.NameNode{Err: errors.New("no rule applied to nn/h@OTHER")}, files, migrate.Failure, "no rule applied", false},
+		{"no rule makes a user of it", asked, all, migrate.NameNode{Err: errors.New("no rule applied to nn/h@OTHER")},
+			files, migrate.Failure, "no rule applied", false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			b := newBench(t)
@@ -56,15 +68,18 @@ func TestRulesHere(t *testing.T) {
 			src.Source, src.blocks = b.source, b.source
 			b.cfg.Source = &src
 			tt.nameNode.From = "dfs.namenode.kerberos.principal"
-			b.cfg.Probes = migrate.Probes{User: "mig", AsUser: "alice", NameNode: tt.nameNode, Rules: func(context.Context) (migrate.Check, migrate.Decide) {
-				return migrate.Check{Name: "rules of this server"}, func(user, request, aclName string) (bool, string, string) {
-					return slices.Contains(tt.here[user+" "+request], aclName), "a.rule", "let a.rule admit " + user
-				}
-			}}
+			b.cfg.Probes = migrate.Probes{User: "mig", AsUser: "alice", NameNode: tt.nameNode,
+				Rules: func(context.Context) (migrate.Check, migrate.Decide) {
+					return migrate.Check{Name: "rules of this server"}, func(user, request, aclName string) (bool,
+						string, string) {
+						return slices.Contains(tt.here[user+" "+request], aclName), "a.rule", "let a.rule admit " + user
+					}
+				}}
 			p, err := b.engine(t).Plan(t.Context())
 			must(t, err)
 			c := checkOf(t, p, tt.check)
-			if c.Status != tt.status || !strings.Contains(c.Measured, tt.measured) || (c.Status != migrate.OK) != (c.Cure != "") {
+			if c.Status != tt.status || !strings.Contains(c.Measured, tt.measured) ||
+				(c.Status != migrate.OK) != (c.Cure != "") {
 				t.Errorf("%+v, want %v, %q", c, tt.status, tt.measured)
 			}
 			if p.Ready() != tt.ready {

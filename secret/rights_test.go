@@ -42,18 +42,24 @@ func TestAdmit(t *testing.T) {
 		ways             []string
 	}{
 		{"root's", 0, 0, 0o755, 0, 0, 0o600, false, file, "read", []string{"chown nobody FILE"}},
-		{"another group's", 0, 0, 0o755, 0, group, 0o640, false, file, "read", []string{"usermod -aG 54321 nobody, and start the process anew", "chown nobody FILE"}},
-		{"our group's, without the bit", 0, 0, 0o755, 0, us, 0o600, false, file, "read", []string{"chmod g+r FILE", "chown nobody FILE"}},
+		{"another group's", 0, 0, 0o755, 0, group, 0o640, false, file, "read",
+			[]string{"usermod -aG 54321 nobody, and start the process anew", "chown nobody FILE"}},
+		{"our group's, without the bit", 0, 0, 0o755, 0, us, 0o600, false, file, "read",
+			[]string{"chmod g+r FILE", "chown nobody FILE"}},
 		{"ours, without the bit", 0, 0, 0o755, us, us, 0o200, false, file, "read", []string{"chmod u+r FILE"}},
-		{"another user's", 0, 0, 0o755, other, other, 0o600, false, file, "read", []string{"run as its owner (sudo -u 12345), where that is the server's user", "chown nobody FILE"}},
-		{"read-only", 0, 0, 0o755, 0, us, 0o640, true, file, "write to", []string{"chmod g+rw FILE", "chown nobody FILE"}},
+		{"another user's", 0, 0, 0o755, other, other, 0o600, false, file, "read",
+			[]string{"run as its owner (sudo -u 12345), where that is the server's user", "chown nobody FILE"}},
+		{"read-only", 0, 0, 0o755, 0, us, 0o640, true, file, "write to",
+			[]string{"chmod g+rw FILE", "chown nobody FILE"}},
 		{"in a folder of root's", 0, 0, 0o700, us, us, 0o600, false, dir, "enter", []string{"chown nobody DIR"}},
-		{"in a folder of another group's", 0, group, 0o750, us, us, 0o600, false, dir, "enter", []string{"usermod -aG 54321 nobody, and start the process anew", "chown nobody DIR"}},
+		{"in a folder of another group's", 0, group, 0o750, us, us, 0o600, false, dir, "enter",
+			[]string{"usermod -aG 54321 nobody, and start the process anew", "chown nobody DIR"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			arrange := func() {
 				t.Helper()
-				if err := errors.Join(os.RemoveAll(dir), os.Mkdir(dir, 0o700), os.WriteFile(file, nil, 0o600), os.Chown(file, tt.fileUID, tt.fileGID), os.Chmod(file, tt.fileMode),
+				if err := errors.Join(os.RemoveAll(dir), os.Mkdir(dir, 0o700), os.WriteFile(file, nil, 0o600),
+					os.Chown(file, tt.fileUID, tt.fileGID), os.Chmod(file, tt.fileMode),
 					os.Chown(dir, tt.dirUID, tt.dirGID), os.Chmod(dir, tt.dirMode)); err != nil {
 					t.Fatal(err)
 				}
@@ -61,9 +67,11 @@ func TestAdmit(t *testing.T) {
 			open := func(groups ...uint32) string {
 				t.Helper()
 				cmd := exec.CommandContext(t.Context(), binary)
-				cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s", asOpener, file), fmt.Sprintf("CLAVIGER_TEST_WRITE=%v", tt.write))
+				cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s", asOpener, file),
+					fmt.Sprintf("CLAVIGER_TEST_WRITE=%v", tt.write))
 				cmd.Dir = "/"
-				cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: us, Gid: us, Groups: groups}}
+				cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: us, Gid: us,
+					Groups: groups}}
 				out, err := cmd.Output()
 				if err != nil {
 					t.Fatal(err)
@@ -73,10 +81,12 @@ func TestAdmit(t *testing.T) {
 			arrange()
 			text := open()
 			head, list, _ := strings.Cut(text, " it: ")
-			if !strings.HasPrefix(head, tt.culprit+" belongs to ") || !strings.Contains(head, ", mode 0") || !strings.HasSuffix(head, "user "+self.Username+" needs to "+tt.need) {
+			if !strings.HasPrefix(head, tt.culprit+" belongs to ") || !strings.Contains(head, ", mode 0") ||
+				!strings.HasSuffix(head, "user "+self.Username+" needs to "+tt.need) {
 				t.Fatalf("%q", text)
 			}
-			ways := strings.NewReplacer("FILE", file, "DIR", dir, "nobody", self.Username).Replace(strings.Join(tt.ways, "; or "))
+			ways := strings.NewReplacer("FILE", file, "DIR", dir, "nobody",
+				self.Username).Replace(strings.Join(tt.ways, "; or "))
 			if list != ways {
 				t.Errorf("%q, want %q", list, ways)
 			}
@@ -114,7 +124,8 @@ func TestClosingKeepsUsIn(t *testing.T) {
 		gid  int
 		mode fs.FileMode
 	}{{0, 0o644}, {us, 0o644}, {us, 0o604}, {0, 0o604}, {0, 0o444}} {
-		if err := errors.Join(os.WriteFile(file, nil, 0o600), os.Chown(file, 0, tt.gid), os.Chmod(file, tt.mode)); err != nil {
+		if err := errors.Join(os.WriteFile(file, nil, 0o600), os.Chown(file, 0, tt.gid),
+			os.Chmod(file, tt.mode)); err != nil {
 			t.Fatal(err)
 		}
 		ask := func(name string) string {
@@ -135,7 +146,8 @@ func TestClosingKeepsUsIn(t *testing.T) {
 			t.Fatalf("mode %04o, group %d: %q", tt.mode, tt.gid, fault)
 		}
 		cure, _, _ = strings.Cut(cure, " (")
-		if out, err := exec.CommandContext(t.Context(), "sh", "-c", strings.ReplaceAll(cure, ", then ", " && ")).CombinedOutput(); err != nil {
+		if out, err := exec.CommandContext(t.Context(), "sh", "-c",
+			strings.ReplaceAll(cure, ", then ", " && ")).CombinedOutput(); err != nil {
 			t.Fatalf("%s: %v %s", cure, err, out)
 		}
 		if got := ask(asOpener); got != "" {

@@ -24,7 +24,8 @@ func hsmSite(t *testing.T) (dir string, site map[string]string) {
 	t.Helper()
 	dir, tok := t.TempDir(), softhsmtest.New(t)
 	file := filepath.Join(dir, "luna.keystore")
-	if err := pkcs11.WriteKeystoreFile(file, pkcs11.FileConfig{Module: tok.Module, Token: tok.Label, PINFile: tok.PINFile, Profile: pkcs11.SoftHSM}); err != nil {
+	if err := pkcs11.WriteKeystoreFile(file, pkcs11.FileConfig{Module: tok.Module, Token: tok.Label,
+		PINFile: tok.PINFile, Profile: pkcs11.SoftHSM}); err != nil {
 		t.Fatal(err)
 	}
 	return dir, map[string]string{
@@ -75,7 +76,8 @@ func TestAdoptedKeyIsTakenOverAgain(t *testing.T) {
 	}()
 	source := clientOf(t, sourceURL)
 	text := "of the treasury"
-	spec := provider.Spec{Name: "ledger", Cipher: claviger.DefaultCipher, BitLength: 128, Description: &text, Attributes: map[string]string{claviger.ACLNameAttribute: "finance"}}
+	spec := provider.Spec{Name: "ledger", Cipher: claviger.DefaultCipher, BitLength: 128, Description: &text,
+		Attributes: map[string]string{claviger.ACLNameAttribute: "finance"}}
 	open := func(p provider.EDEKService, e claviger.EDEK) (claviger.EDEK, []byte, error) {
 		key, _ := claviger.KeyOfVersion(e.Version)
 		deks, err := p.Unwrap(ctx, key, "", []claviger.EDEK{e})
@@ -128,14 +130,16 @@ func TestAdoptedKeyIsTakenOverAgain(t *testing.T) {
 	during(func(url string) {
 		here := clientOf(t, url)
 		after = seal(here, "ledger", "ledger@2")
-		if _, err := here.Create(ctx, provider.Spec{Name: "own", Cipher: claviger.DefaultCipher, BitLength: 128}); err != nil {
+		if _, err := here.Create(ctx, provider.Spec{Name: "own", Cipher: claviger.DefaultCipher,
+			BitLength: 128}); err != nil {
 			t.Fatal(err)
 		}
 		own = seal(here, "own", "own@0")
 	})
 	restoreAndAdopt(t, dir, backup, "claviger migrate run --adopted NAME")
 	// A user of the source makes a key of the name of one that was made here.
-	if _, err := source.Create(ctx, provider.Spec{Name: "own", Cipher: claviger.DefaultCipher, BitLength: 128, Attributes: map[string]string{claviger.ACLNameAttribute: "carol"}}); err != nil {
+	if _, err := source.Create(ctx, provider.Spec{Name: "own", Cipher: claviger.DefaultCipher, BitLength: 128,
+		Attributes: map[string]string{claviger.ACLNameAttribute: "carol"}}); err != nil {
 		t.Fatal(err)
 	}
 
@@ -148,7 +152,8 @@ func TestAdoptedKeyIsTakenOverAgain(t *testing.T) {
 		if _, dek, err := open(here, after.edek); err != nil || !after.dek.Equal(dek) {
 			t.Errorf("an EDEK of the adopted key: %v", err)
 		}
-		if _, err := here.Reencrypt(ctx, "ledger", []claviger.EDEK{first.edek}); err == nil || !strings.Contains(err.Error(), "do not delete the key here") {
+		if _, err := here.Reencrypt(ctx, "ledger", []claviger.EDEK{first.edek}); err == nil ||
+			!strings.Contains(err.Error(), "do not delete the key here") {
 			t.Errorf("re-encryption under a key that may be another: %v", err)
 		}
 	})
@@ -167,7 +172,8 @@ func TestAdoptedKeyIsTakenOverAgain(t *testing.T) {
 	during(func(url string) {
 		here := clientOf(t, url)
 		m, err := here.Metadata(ctx, "ledger", "own")
-		if err != nil || m[0].ACLName() != "finance" || m[0].Description == nil || *m[0].Description != text || m[1].ACLName() != "own" {
+		if err != nil || m[0].ACLName() != "finance" || m[0].Description == nil || *m[0].Description != text ||
+			m[1].ACLName() != "own" {
 			t.Errorf("metadata: %+v, %v", m, err)
 		}
 		for _, s := range []sealed{first, second, after} {
@@ -203,7 +209,8 @@ func TestAdoptedAfterABrokenRun(t *testing.T) {
 	source := memory.New(memory.Config{URI: "kms://http@old.example.com:16000/kms", OpaqueIDs: true})
 	t.Cleanup(func() { _ = source.Close() })
 	for _, name := range []string{"m", "mine"} {
-		if _, err := source.Create(ctx, provider.Spec{Name: name, Cipher: claviger.DefaultCipher, BitLength: 128, Attributes: map[string]string{claviger.ACLNameAttribute: "finance"}}); err != nil {
+		if _, err := source.Create(ctx, provider.Spec{Name: name, Cipher: claviger.DefaultCipher, BitLength: 128,
+			Attributes: map[string]string{claviger.ACLNameAttribute: "finance"}}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -235,7 +242,8 @@ func TestAdoptedAfterABrokenRun(t *testing.T) {
 		}
 		return nil
 	}}, func(svc *service, e *migrate.Engine) {
-		if _, err := svc.Primary.(provider.Writer).Create(ctx, provider.Spec{Name: "mine", Cipher: claviger.DefaultCipher, BitLength: 128}); err != nil {
+		if _, err := svc.Primary.(provider.Writer).Create(ctx,
+			provider.Spec{Name: "mine", Cipher: claviger.DefaultCipher, BitLength: 128}); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := e.Run(ctx); !errors.Is(err, killed) {
@@ -262,12 +270,14 @@ func TestAdoptedAfterABrokenRun(t *testing.T) {
 	}
 	with(migrate.Config{}, func(_ *service, e *migrate.Engine) {
 		want(e, migrate.Conflict)
-		if _, err := e.RunKey(ctx, "m"); !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "--adopted m") {
+		if _, err := e.RunKey(ctx, "m"); !claviger.Is(err, claviger.Invalid) ||
+			!strings.Contains(err.Error(), "--adopted m") {
 			t.Errorf("at a user's request: %v", err)
 		}
 	})
 	with(migrate.Config{Adopted: []string{"mine"}}, func(_ *service, e *migrate.Engine) {
-		if _, err := e.Run(ctx); !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "not here by claviger hsm adopt") {
+		if _, err := e.Run(ctx); !claviger.Is(err, claviger.Invalid) ||
+			!strings.Contains(err.Error(), "not here by claviger hsm adopt") {
 			t.Errorf("of a key that a user made: %v", err)
 		}
 	})
@@ -293,7 +303,8 @@ func TestAdoptedAfterABrokenRun(t *testing.T) {
 			t.Fatal(err)
 		}
 		ours, err := svc.Primary.Metadata(ctx, "m", "mine")
-		if err != nil || ours[0].ACLName() != "finance" || !ours[0].Created.Equal(theirs[0].Created) || ours[1].ACLName() != "mine" {
+		if err != nil || ours[0].ACLName() != "finance" || !ours[0].Created.Equal(theirs[0].Created) ||
+			ours[1].ACLName() != "mine" {
 			t.Errorf("metadata: %+v, %v", ours, err)
 		}
 	})

@@ -50,8 +50,8 @@ func page(t *testing.T, conn net.Conn, path string) string {
 // TestConnectionsOfOneAddress: one address, whose peer need not have signed in, nor said
 // anything, does not take all connections, unless it stands for many clients.
 func TestConnectionsOfOneAddress(t *testing.T) {
-	addr := serveWith(t, map[string]string{maxConnectionsName: "8", perAddressName: "3", unlimitedName: "127.0.0.8/30, ::1",
-		"claviger.http.head.timeout": "2s", "claviger.console.details": "127.0.0.0/8"})
+	addr := serveWith(t, map[string]string{maxConnectionsName: "8", perAddressName: "3",
+		unlimitedName: "127.0.0.8/30, ::1", "claviger.http.head.timeout": "2s", "claviger.console.details": "127.0.0.0/8"})
 	began := time.Now()
 	for _, says := range []string{"", "GET /healthz HTTP/1.1\r\nHost: kms\r\nX-Slow: ", "\x16\x03\x01"} { // nothing, half a head, half a handshake
 		if _, err := io.WriteString(from(t, "127.0.0.2", addr), says); err != nil {
@@ -165,7 +165,8 @@ func TestHandshakesOfOneAddress(t *testing.T) {
 	}
 	bounded := bound(listener, limits, slog.New(slog.DiscardHandler))
 	cert := certtest.New(t, t.TempDir()).Issue("server", "127.0.0.1")
-	web := &http.Server{Handler: http.NotFoundHandler(), ReadHeaderTimeout: 2 * time.Second, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug)}
+	web := &http.Server{Handler: http.NotFoundHandler(), ReadHeaderTimeout: 2 * time.Second,
+		ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug)}
 	bounded.Watch(web)
 	done := make(chan error, 1)
 	go func() { done <- web.ServeTLS(bounded, cert, cert) }()

@@ -40,7 +40,8 @@ func goFiles(t *testing.T, do func(path, text string)) {
 			return err
 		}
 		name := d.Name()
-		if d.IsDir() && (strings.HasPrefix(name, ".") && len(name) > 2 || name == "testdata" || name == "internal" || name == "test") {
+		if d.IsDir() && (strings.HasPrefix(name, ".") && len(name) > 2 || name == "testdata" || name == "internal" ||
+			name == "test") {
 			return fs.SkipDir
 		}
 		if !strings.HasSuffix(name, ".go") || strings.HasSuffix(name, "_test.go") {
@@ -103,7 +104,8 @@ func TestDocsNameWhatExists(t *testing.T) {
 				continue
 			}
 			plain := strings.TrimSuffix(strings.TrimSuffix(strings.TrimSuffix(name, "_bucket"), "_count"), "_sum")
-			family := slices.ContainsFunc(sortedKeys(metrics), func(m string) bool { return strings.HasPrefix(m, name) && strings.HasSuffix(name, "_") })
+			family := slices.ContainsFunc(sortedKeys(metrics),
+				func(m string) bool { return strings.HasPrefix(m, name) && strings.HasSuffix(name, "_") })
 			if !metrics[name] && !metrics[plain] && !family {
 				t.Errorf("%s names the metric %s, which no code has", page, name)
 			}
@@ -127,7 +129,8 @@ func TestDocsNameWhatExists(t *testing.T) {
 // last word, or of a service's name and the end.
 func composed(code string, metrics map[string]bool, name string) bool {
 	for _, service := range []string{"kms", "trustee", "keyhsm"} {
-		if end, ok := strings.CutPrefix(name, "claviger_"+service); ok && strings.Contains(code, `"claviger_" + service + "`+end+`"`) {
+		if end, ok := strings.CutPrefix(name, "claviger_"+service); ok &&
+			strings.Contains(code, `"claviger_" + service + "`+end+`"`) {
 			return true
 		}
 	}
@@ -194,7 +197,9 @@ func TestDocsCommands(t *testing.T) {
 func notACommand(words []string) string {
 	cmd := newRootCommand()
 	for len(words) > 0 {
-		i := slices.IndexFunc(cmd.Commands(), func(c *cobra.Command) bool { return c.Name() == words[0] || c.HasAlias(words[0]) })
+		i := slices.IndexFunc(cmd.Commands(), func(c *cobra.Command) bool {
+			return c.Name() == words[0] || c.HasAlias(words[0])
+		})
 		if i < 0 {
 			break
 		}
@@ -210,9 +215,11 @@ func notACommand(words []string) string {
 		name, isLong := strings.CutPrefix(w, "--")
 		name, _, _ = strings.Cut(name, "=")
 		switch {
-		case isLong && name != "" && name != "help" && cmd.Flags().Lookup(name) == nil && cmd.InheritedFlags().Lookup(name) == nil:
+		case isLong && name != "" && name != "help" && cmd.Flags().Lookup(name) == nil &&
+			cmd.InheritedFlags().Lookup(name) == nil:
 			return cmd.CommandPath() + " has no flag --" + name
-		case !isLong && len(w) == 2 && w[0] == '-' && w[1] >= 'a' && w != "-h" && cmd.Flags().ShorthandLookup(w[1:]) == nil:
+		case !isLong && len(w) == 2 && w[0] == '-' && w[1] >= 'a' && w != "-h" &&
+			cmd.Flags().ShorthandLookup(w[1:]) == nil:
 			return cmd.CommandPath() + " has no flag " + w
 		}
 	}
@@ -236,7 +243,8 @@ func TestThreatModel(t *testing.T) {
 			return fs.SkipDir
 		case strings.HasSuffix(path, ".txtar"):
 			subs.WriteString(`"` + strings.TrimSuffix(d.Name(), ".txtar") + `"`)
-		case strings.HasSuffix(path, "test.go") || strings.HasSuffix(path, ".go") && strings.Contains(path, "storetest"):
+		case strings.HasSuffix(path, "test.go") || strings.HasSuffix(path, ".go") &&
+			strings.Contains(path, "storetest"):
 			text, err := os.ReadFile(path)
 			if err != nil {
 				return err
@@ -277,7 +285,8 @@ func TestThreatModel(t *testing.T) {
 		item := ""
 		for _, line := range append(strings.Split(body, "\n"), "") {
 			if item != "" && !strings.HasPrefix(line, "  ") {
-				if !testName.MatchString(item) && !suiteName.MatchString(item) && !strings.HasPrefix(item, "- **Does not hold") {
+				if !testName.MatchString(item) && !suiteName.MatchString(item) &&
+					!strings.HasPrefix(item, "- **Does not hold") {
 					t.Errorf("%s: no test is named for:\n%s", title, item)
 				}
 				item = ""
@@ -309,7 +318,8 @@ func TestRunbook(t *testing.T) {
 			for _, m := range regexp.MustCompile("`([^`]+)`").FindAllStringSubmatch(cells[0], -1) {
 				names = append(names, m[1])
 			}
-			if page == "runbook.md" && (len(cells) != 4 || slices.ContainsFunc(cells, func(c string) bool { return strings.Trim(c, " |") == "" })) {
+			if page == "runbook.md" && (len(cells) != 4 ||
+				slices.ContainsFunc(cells, func(c string) bool { return strings.Trim(c, " |") == "" })) {
 				t.Errorf("docs/%s does not say what it means, where to look and what to do: %s", page, line)
 			}
 		}

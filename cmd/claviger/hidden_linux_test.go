@@ -78,7 +78,8 @@ func TestObjectsOfRoot(t *testing.T) {
 	}
 	for _, args := range [][]string{{"metastore", "verify"}, {"hsm", "list"}, {"hsm", "inspect"}, {"hsm", "adopt", "--rebind"}} {
 		text := run(append(args, "--conf", conf)...)
-		for _, want := range []string{".object: permission denied (of root:root, mode 0600)", "cure: chown -R nobody " + folders[0]} {
+		for _, want := range []string{".object: permission denied (of root:root, mode 0600)",
+			"cure: chown -R nobody " + folders[0]} {
 			if !strings.Contains(text, want) {
 				t.Errorf("%s: no %q in:\n%s", args, want, text)
 			}
@@ -138,7 +139,8 @@ func TestReadOnlyToken(t *testing.T) {
 		t.Errorf("read-only, it says:\n%s", text)
 	}
 	text = run("", "keyhsm")
-	if !strings.Contains(text, others+" (of root:root, mode 0700)") || !strings.Contains(text, "or it was not made yet") || !strings.Contains(text, `--label "keyhsm"`) {
+	if !strings.Contains(text, others+" (of root:root, mode 0700)") ||
+		!strings.Contains(text, "or it was not made yet") || !strings.Contains(text, `--label "keyhsm"`) {
 		t.Errorf("a token that is not there, it says:\n%s", text)
 	}
 }

@@ -31,12 +31,15 @@ func TestKTKMSWithoutItsFolder(t *testing.T) {
 	}
 	writeFile(t, filepath.Join(dir, "trust.pem"), string(trust))
 	const kts = "cloudera.trustee.keyprovider."
-	writeFile(t, filepath.Join(dir, "kts-site.xml"), siteXML(kts+"hostname-ACTIVE", a.addr, kts+"hostname-PASSIVE", b.addr, kts+"org", "ORG", kts+"auth", "walrus", kts+"keylength", "2048"))
+	writeFile(t, filepath.Join(dir, "kts-site.xml"),
+		siteXML(kts+"hostname-ACTIVE", a.addr, kts+"hostname-PASSIVE", b.addr, kts+"org", "ORG", kts+"auth", "walrus",
+			kts+"keylength", "2048"))
 	writeFile(t, filepath.Join(dir, "kms-acls.xml"), siteXML("default.key.acl.MANAGEMENT", "*"))
 	folder := filepath.Join(dir, ".keytrustee")
 	writeSite(t, dir, map[string]string{
-		hadoopconf.ProviderURI: "keytrustee://file@" + folder, "claviger.ssl.truststore": filepath.Join(dir, "trust.pem"),
-		"hadoop.kms.http.host": "127.0.0.1", "claviger.audit.file": filepath.Join(dir, "audit.log"),
+		hadoopconf.ProviderURI:    "keytrustee://file@" + folder,
+		"claviger.ssl.truststore": filepath.Join(dir, "trust.pem"),
+		"hadoop.kms.http.host":    "127.0.0.1", "claviger.audit.file": filepath.Join(dir, "audit.log"),
 	})
 	kms := serve(t, dir)
 	create := func(name string) int {

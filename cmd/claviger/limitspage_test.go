@@ -13,7 +13,8 @@ import (
 
 // comeLater are figures of docs/limits.md by labels, which are there from the first event
 // on: what waited, and what was refused. How full a class is they do not tell.
-var comeLater = []string{"claviger_kms_turn_wait_seconds", "claviger_kms_turn_refused_total", "claviger_kms_refused_total"}
+var comeLater = []string{"claviger_kms_turn_wait_seconds", "claviger_kms_turn_refused_total",
+	"claviger_kms_refused_total"}
 
 // TestLimitsPage: each property of docs/limits.md is one that this program knows, each
 // figure is in /metrics before its limit was ever reached, and each check is one of
@@ -55,7 +56,8 @@ func TestLimitsPage(t *testing.T) {
 		t.Errorf("the page names a property that has no effect: %s", w)
 	}
 
-	kms, _ := onHSM(t, map[string]string{hadoopconf.SourceURI: "jceks://file@" + filepath.Join(t.TempDir(), "old.keystore")})
+	source := "jceks://file@" + filepath.Join(t.TempDir(), "old.keystore")
+	kms, _ := onHSM(t, map[string]string{hadoopconf.SourceURI: source})
 	_, text := fetch(t, kms, "/metrics", "")
 	shown := map[string]bool{}
 	for _, m := range regexp.MustCompile(`(?m)^# TYPE (\w+) `).FindAllStringSubmatch(text, -1) {

@@ -25,7 +25,8 @@ func onHSM(t *testing.T, props map[string]string) (kms, dir string) {
 	}
 	authority := certtest.New(t, dir)
 	writeFile(t, filepath.Join(dir, "ssl-server.xml"), siteXML("ssl.server.keystore.type", "pem", "ssl.server.keystore.location", authority.Issue("server", "127.0.0.1")))
-	writeFile(t, filepath.Join(dir, "kms-acls.xml"), siteXML("default.key.acl.MANAGEMENT", "*", "default.key.acl.GENERATE_EEK", "*", "default.key.acl.DECRYPT_EEK", "*"))
+	writeFile(t, filepath.Join(dir, "kms-acls.xml"), siteXML("default.key.acl.MANAGEMENT", "*",
+		"default.key.acl.GENERATE_EEK", "*", "default.key.acl.DECRYPT_EEK", "*"))
 	all := map[string]string{
 		hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + file, hadoopconf.MetastoreURI: "sqlite://" + filepath.Join(dir, "c.db"),
 		"hadoop.kms.http.host": "127.0.0.1", "claviger.audit.file": filepath.Join(dir, "audit.log"),

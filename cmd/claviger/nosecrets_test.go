@@ -73,7 +73,8 @@ func TestNoSecretOfACommandIsShown(t *testing.T) {
 	if err := st.Close(); err != nil {
 		t.Fatal(err)
 	}
-	for _, to := range append([]string{"jdbc:postgresql://127.0.0.1:1/x?user=u&password=hunter2", "postgresql:u:hunter2@127.0.0.1:1/x"}, secretSpellings...) {
+	for _, to := range append([]string{"jdbc:postgresql://127.0.0.1:1/x?user=u&password=hunter2",
+		"postgresql:u:hunter2@127.0.0.1:1/x"}, secretSpellings...) {
 		out, err := command(t, "metastore", "copy", "--conf", dir, "--to", to)
 		if err == nil || !strings.Contains(out+err.Error(), "--to") {
 			t.Errorf("--to %s: %v\n%s", to, err, out)

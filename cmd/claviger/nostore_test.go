@@ -30,7 +30,9 @@ func TestNoStoreIsMade(t *testing.T) {
 			dir := t.TempDir()
 			t.Chdir(dir)
 			keystore := filepath.Join(dir, "luna.keystore")
-			if err := pkcs11.WriteKeystoreFile(keystore, pkcs11.FileConfig{Module: tok.Module, Token: tok.Label, PINFile: tok.PINFile, Profile: pkcs11.SoftHSM}); err != nil {
+			if err := pkcs11.WriteKeystoreFile(keystore,
+				pkcs11.FileConfig{Module: tok.Module, Token: tok.Label, PINFile: tok.PINFile,
+					Profile: pkcs11.SoftHSM}); err != nil {
 				t.Fatal(err)
 			}
 			writeFile(t, filepath.Join(dir, "kms-acls.xml"), "<configuration/>")

@@ -88,7 +88,8 @@ func TestReadiness(t *testing.T) {
 func TestReadinessOfASource(t *testing.T) {
 	dir := t.TempDir()
 	writeFile(t, filepath.Join(dir, "kms-acls.xml"), siteXML("default.key.acl.READ", "*"))
-	writeSite(t, dir, map[string]string{hadoopconf.ProviderURI: "jceks://file@" + filepath.Join(dir, "kms.keystore"), "hadoop.kms.http.host": "127.0.0.1"})
+	writeSite(t, dir, map[string]string{hadoopconf.ProviderURI: "jceks://file@" + filepath.Join(dir, "kms.keystore"),
+		"hadoop.kms.http.host": "127.0.0.1"})
 	old, end := serveToEnd(t, dir)
 	source := kmsURI(old)
 	kms, _ := onHSM(t, map[string]string{hadoopconf.SourceURI: source})
@@ -118,12 +119,14 @@ func TestReadinessOfASource(t *testing.T) {
 // /readyz and /metrics say what a balancer and an alarm need, and name no key, file or host.
 func TestStrangersReadNoNames(t *testing.T) {
 	source := "jceks://file@" + filepath.Join(t.TempDir(), "old.keystore")
-	kms, dir := onHSM(t, map[string]string{hadoopconf.SourceURI: source, "claviger.console.details": "10.9.8.7, 2001:db8::/32"})
+	kms, dir := onHSM(t, map[string]string{hadoopconf.SourceURI: source,
+		"claviger.console.details": "10.9.8.7, 2001:db8::/32"})
 	writeFile(t, filepath.Join(dir, "kms-acls.xml"), "<configuration><property>")
 	for began := time.Now(); ; time.Sleep(100 * time.Millisecond) {
 		status, r := readyz(t, kms)
 		acls := r.Checks[slices.IndexFunc(r.Checks, func(c check) bool { return c.Name == "acls" })]
-		if slices.ContainsFunc(r.Checks, func(c check) bool { return c.Name == "source 1" }) && status == http.StatusOK && !acls.OK {
+		if slices.ContainsFunc(r.Checks, func(c check) bool { return c.Name == "source 1" }) &&
+			status == http.StatusOK && !acls.OK {
 			break
 		}
 		if time.Since(began) > 20*time.Second {
@@ -195,7 +198,8 @@ func TestReadinessWithoutDatabase(t *testing.T) {
 		t.Fatalf("%d %s: %v", status, body, err)
 	}
 	decrypts := func() int {
-		return post("keyversion/k@0/_eek?eek_op=decrypt&", `{"name":"k","iv":"`+made[0].IV+`","material":"`+made[0].Encrypted.Material+`"}`)
+		return post("keyversion/k@0/_eek?eek_op=decrypt&",
+			`{"name":"k","iv":"`+made[0].IV+`","material":"`+made[0].Encrypted.Material+`"}`)
 	}
 	become := func(when string, want map[string]int) {
 		t.Helper()

@@ -139,7 +139,8 @@ func TestSiteWatcher(t *testing.T) {
 func TestSiteChangedBeforeTheStart(t *testing.T) {
 	dir := t.TempDir()
 	const hosts, users = authn.ProxyUserPrefix + "oozie.hosts", authn.ProxyUserPrefix + "oozie.users"
-	site := newWatchedSite(t, dir, map[string]string{hadoopconf.ProviderURI: "jceks://file@/k.jceks", hosts: "*", users: "alice"})
+	site := newWatchedSite(t, dir, map[string]string{hadoopconf.ProviderURI: "jceks://file@/k.jceks", hosts: "*",
+		users: "alice"})
 	if !site.allowed(t) {
 		t.Fatal("oozie may not act for alice") // else this tests nothing
 	}
@@ -149,7 +150,8 @@ func TestSiteChangedBeforeTheStart(t *testing.T) {
 	if site.allowed(t) {
 		t.Error("the rule that was taken away stays in force")
 	}
-	if text := site.logged.String(); !strings.Contains(text, "started anew") || !strings.Contains(text, hadoopconf.ProviderURI) || strings.Contains(text, "http.port") {
+	if text := site.logged.String(); !strings.Contains(text, "started anew") ||
+		!strings.Contains(text, hadoopconf.ProviderURI) || strings.Contains(text, "http.port") {
 		t.Errorf("what needs a start:\n%s", text)
 	}
 }

@@ -66,7 +66,8 @@ func (s *starting) begin() (log *lockedBuffer, end func() error) {
 	log = &lockedBuffer{}
 	ended := make(chan error, 1)
 	go func() {
-		ended <- serveKMS(ctx, kmsFlags{conf: s.dir, port: s.port, ready: filepath.Join(s.dir, "ready")}, slog.New(slog.NewTextHandler(log, nil)), new(slog.LevelVar))
+		ended <- serveKMS(ctx, kmsFlags{conf: s.dir, port: s.port, ready: filepath.Join(s.dir, "ready")},
+			slog.New(slog.NewTextHandler(log, nil)), new(slog.LevelVar))
 	}()
 	return log, func() error { stop(); return <-ended }
 }
@@ -143,7 +144,8 @@ func TestStartWaits(t *testing.T) {
 
 	// What a person must mend is not waited for.
 	writeSite(t, dir, map[string]string{hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + file, hadoopconf.MetastoreURI: server.URI("nobody_here", "test1"), "hadoop.kms.http.host": "127.0.0.1"})
-	if err := serveKMS(t.Context(), kmsFlags{conf: dir, port: node.port}, slog.New(slog.DiscardHandler), new(slog.LevelVar)); err == nil || !strings.Contains(err.Error(), "nobody_here") {
+	if err := serveKMS(t.Context(), kmsFlags{conf: dir, port: node.port}, slog.New(slog.DiscardHandler),
+		new(slog.LevelVar)); err == nil || !strings.Contains(err.Error(), "nobody_here") {
 		t.Errorf("a role that does not exist: %v", err)
 	}
 }
@@ -155,7 +157,8 @@ func TestStartWaitsForZooKeeper(t *testing.T) {
 	server.Stop()
 	dir := t.TempDir()
 	writeFile(t, filepath.Join(dir, "kms-acls.xml"), siteXML("default.key.acl.MANAGEMENT", "*"))
-	writeSite(t, dir, with(signerSite, signerEnsemble, server.Addr, signerPrefix+"auth.type", "none", tokensEnable, "true", tokensEnsemble, server.Addr, tokensPrefix+"zkAuthType", "none",
+	writeSite(t, dir, with(signerSite, signerEnsemble, server.Addr, signerPrefix+"auth.type", "none",
+		tokensEnable, "true", tokensEnsemble, server.Addr, tokensPrefix+"zkAuthType", "none",
 		hadoopconf.ProviderURI, "jceks://file@"+filepath.Join(dir, "kms.keystore"), "hadoop.kms.http.host", "127.0.0.1", "claviger.audit.file", filepath.Join(dir, "audit.log")))
 	node := newStarting(t, dir)
 	log, end := node.begin()
@@ -164,9 +167,11 @@ func TestStartWaitsForZooKeeper(t *testing.T) {
 			return false
 		}
 		status, body := fetch(t, node.kms, "/readyz", "")
-		return status == http.StatusServiceUnavailable && strings.Contains(body, "waits to start") && strings.Contains(body, server.Addr)
+		return status == http.StatusServiceUnavailable && strings.Contains(body, "waits to start") &&
+			strings.Contains(body, server.Addr)
 	})
-	if status, body := fetch(t, node.kms, "/kms/v1/keys/names", "a"); status != http.StatusServiceUnavailable || !strings.Contains(body, "StandbyException") {
+	if status, body := fetch(t, node.kms, "/kms/v1/keys/names", "a"); status != http.StatusServiceUnavailable ||
+		!strings.Contains(body, "StandbyException") {
 		t.Errorf("a client: %d %s", status, body)
 	}
 	server.Start()

@@ -117,9 +117,11 @@ func TestPlanNamesOurLogin(t *testing.T) {
 	}
 	uri := "kms://" + strings.Replace(source.url, "://", "@", 1)
 	t.Setenv("KRB5_CONFIG", k.Krb5Conf)
-	client, err := kmsclient.New(uri, kmsclient.Options{User: "carol", Log: slog.New(slog.DiscardHandler), Negotiate: func(host string) (kmsclient.Negotiation, error) {
-		return gssapi.NewInitiator(gssapi.InitiatorConfig{CCache: "FILE:" + carol, Target: "HTTP@" + host, SPNEGO: true, Mutual: true})
-	}})
+	client, err := kmsclient.New(uri, kmsclient.Options{User: "carol", Log: slog.New(slog.DiscardHandler),
+		Negotiate: func(host string) (kmsclient.Negotiation, error) {
+			return gssapi.NewInitiator(gssapi.InitiatorConfig{CCache: "FILE:" + carol, Target: "HTTP@" + host, SPNEGO: true,
+				Mutual: true})
+		}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -132,14 +134,18 @@ func TestPlanNamesOurLogin(t *testing.T) {
 		conf hadoop.Conf
 		want []string
 	}{
-		{"no such principal", hadoop.Conf{"claviger.client.kerberos.principal": "gone", "claviger.client.kerberos.keytab": users},
+		{"no such principal", hadoop.Conf{"claviger.client.kerberos.principal": "gone",
+			"claviger.client.kerberos.keytab": users},
 			[]string{"this server's own login at the source " + uri + " failed", "gone of " + users, "addprinc"}},
-		{"an old keytab", hadoop.Conf{"claviger.client.kerberos.principal": "rekeyed", "claviger.client.kerberos.keytab": users},
+		{"an old keytab", hadoop.Conf{"claviger.client.kerberos.principal": "rekeyed",
+			"claviger.client.kerberos.keytab": users},
 			[]string{"this server's own login at the source " + uri + " failed", "export the keytab again"}},
 		{"no tickets", hadoop.Conf{"claviger.client.kerberos.ccache": "FILE:/nowhere/cc"},
-			[]string{"this server's own login at the source " + uri + " failed", "log in by kinit as the server's user"}},
+			[]string{"this server's own login at the source " + uri + " failed",
+				"log in by kinit as the server's user"}},
 		{"let in", hadoop.Conf{"claviger.client.kerberos.principal": "mig", "claviger.client.kerberos.keytab": users},
-			[]string{"all 1 keys are readable", "as mig, ", "hadoop.kms.proxyuser.mig.users (or .groups) must admit alice", "whitelist.key.acl.DECRYPT_EEK admit mig"}},
+			[]string{"all 1 keys are readable", "as mig, ",
+				"hadoop.kms.proxyuser.mig.users (or .groups) must admit alice", "whitelist.key.acl.DECRYPT_EEK admit mig"}},
 	} {
 		t.Run(c.what, func(t *testing.T) {
 			dir := t.TempDir()
@@ -155,7 +161,8 @@ func TestPlanNamesOurLogin(t *testing.T) {
 					t.Errorf("no %q in:\n%s", want, got)
 				}
 			}
-			for _, wrong := range []string{"does not answer", "see that it runs", "admit root", "proxyuser.root", "as root"} {
+			for _, wrong := range []string{"does not answer", "see that it runs", "admit root", "proxyuser.root",
+				"as root"} {
 				if strings.Contains(got, wrong) {
 					t.Errorf("%q in:\n%s", wrong, got)
 				}

@@ -122,7 +122,8 @@ func TestLostByAFailover(t *testing.T) {
 
 	gone := regexp.MustCompile(`(?m)^new .* created +not in the store; the token holds new@0, which the store does not know`)
 	older := regexp.MustCompile(`(?m)^rolled .* rolled +in the store, newest version rolled@0; the token holds rolled@1, which the store does not know`)
-	if out := hadoop.Claviger(t, s.hsm.Env, "metastore", "accept", "--conf", s.conf, "--yes"); !gone.MatchString(out) || !older.MatchString(out) {
+	if out := hadoop.Claviger(t, s.hsm.Env, "metastore", "accept", "--conf", s.conf, "--yes"); !gone.MatchString(out) ||
+		!older.MatchString(out) {
 		t.Errorf("what is given up: %s", out)
 	}
 	// Now the store lacks nothing that it knows of: the token alone tells. The nodes go on.
