@@ -26,6 +26,12 @@ const (
 	conflictsShown = 10
 )
 
+// absentSettles is how long a source that numbers its versions must say that it has none of
+// a name, though it counts so many, before EDEKs of that name are re-encrypted: longer than
+// Hadoop's KMS keeps what it has read (hadoop.kms.cache.timeout.ms). It is a variable for
+// tests.
+var absentSettles = 10 * time.Minute
+
 // conflicts are the versions of migrated keys that have the name of another version at
 // the source, which has rolled its key since. An EDEK tells its version by that name
 // alone, so what comes out of such an EDEK here may be no DEK.
@@ -41,7 +47,8 @@ type conflicts struct {
 
 	mu     sync.Mutex                 // held while sources are compared
 	last   map[string]map[string]bool // by source: the versions in conflict, as it last told; nil: not read yet
-	probed sync.Map                   // [2]string of source and version: whether it has it
+	probed sync.Map                   // [2]string of source and version: it has it
+	absent sync.Map                   // [2]string likewise: since when it says, each time, that it does not
 }
 
 // rolledKey is a migrated key that its source has rolled since. Its versions have other
@@ -413,11 +420,12 @@ func (r *Ring) below(ctx context.Context, key string, number int) ([]string, err
 // sourceHas reports whether the source has a version of that name. A source that counts so
 // many versions and does not tell their names may name them otherwise: a Key Trustee KMS.
 // A KMS is asked, in our own name, to open a made-up EDEK, which needs the right that a
-// re-encryption needs; without an answer the count decides.
+// re-encryption needs; without an answer the count decides. "No" is not believed for long:
+// a source of several nodes may have been asked at one that has not seen the roll yet.
 func (r *Ring) sourceHas(ctx context.Context, s *source, key, version string) bool {
 	asked := [2]string{s.URI(), version}
-	if has, known := r.conflicts.probed.Load(asked); known {
-		return has == true
+	if _, has := r.conflicts.probed.Load(asked); has {
+		return true
 	}
 	err := s.call(ctx, func(ctx context.Context) error {
 		if s.service == nil {
@@ -431,11 +439,23 @@ func (r *Ring) sourceHas(ctx context.Context, s *source, key, version string) bo
 		wipeAll(deks)
 		return err
 	})
-	missing := claviger.Is(err, claviger.VersionNotFound)
-	if err == nil || missing {
-		r.conflicts.probed.Store(asked, !missing)
+	switch {
+	case err == nil:
+		r.conflicts.probed.Store(asked, true)
+		r.conflicts.absent.Delete(asked)
+	case claviger.Is(err, claviger.VersionNotFound):
+		r.conflicts.absent.LoadOrStore(asked, time.Now())
+		return false
 	}
-	return !missing
+	return true
+}
+
+// settled tells whether a source has said for long enough that it has no version of that
+// name, though it counts so many.
+func (r *Ring) settled(s *source, version string) bool {
+	since, ok := r.conflicts.absent.Load([2]string{s.URI(), version})
+	at, _ := since.(time.Time)
+	return ok && time.Since(at) >= absentSettles
 }
 
 // needNotInConflict refuses a version whose name is another key's at the source, too.
@@ -476,13 +496,14 @@ func (r *Ring) needNoConflict(ctx context.Context, op string, v *provider.KeyVer
 	if err != nil {
 		return err
 	}
-	opaque := false
+	opaque, numbered := false, false
 	for _, o := range origins {
 		if !o.TakenOver && o.Finished.IsZero() { // the journal's newest word
 			return claviger.Errorf(op, claviger.Invalid, v.Name, "key '%s' is in conflict with the one at its source, so EDEKs of '%s' "+
 				"may be of either, and are not re-encrypted: claviger migrate plan says what to do", v.Key, v.Name)
 		}
 		opaque = opaque || o.TakenOver && !o.Numbered
+		numbered = numbered || o.Numbered
 	}
 	if len(r.sources) == 0 {
 		return nil
@@ -499,8 +520,13 @@ func (r *Ring) needNoConflict(ctx context.Context, op string, v *provider.KeyVer
 				}
 				return r.notKnown(op, v, s, err)
 			}
-			if m.Versions > number && r.sourceHas(ctx, s, v.Key, v.Name) {
+			switch {
+			case m.Versions <= number:
+			case r.sourceHas(ctx, s, v.Key, v.Name):
 				return notReencrypted(op, v, s.URI())
+			case numbered && !r.settled(s, v.Name):
+				return claviger.Errorf(op, claviger.SourceUnreachable, v.Name, "EDEKs of '%s' are not re-encrypted yet: the source %s counts "+
+					"a version of that name, and says that it has none; it is asked again, and believed after %v", v.Name, s.URI(), absentSettles)
 			}
 		}
 		return nil

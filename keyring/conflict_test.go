@@ -379,6 +379,55 @@ func TestNoConflictByCount(t *testing.T) {
 	wantKind(t, err, claviger.Unavailable)
 }
 
+// TestStaleNode: a source of several nodes is asked at one that has not seen its roll yet, and
+// counts the version at another. That answer is not kept, and nothing is re-encrypted by it.
+func TestStaleNode(t *testing.T) {
+	w := newTwice(t)
+	next, err := w.primary.Roll(t.Context(), "payroll", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.forget("payroll")
+	stale, asked := true, 0
+	w.far.setFail(func(context.Context) error {
+		if asked++; stale && asked%2 == 0 { // metadata, then the made-up EDEK
+			return claviger.E("far.call", claviger.VersionNotFound, w.shared, nil)
+		}
+		return nil
+	})
+	w.compare(t)
+	asked = 0
+	if out, err := w.Reencrypt(t.Context(), caller("nn"), "payroll", true, w.theirs); !claviger.Is(err, claviger.SourceUnreachable) {
+		t.Errorf("re-encrypted by a stale answer: %v, %v", out, err)
+	}
+	stale = false
+	w.compare(t)
+	_, err = w.decrypt(t, w.theirs)
+	wantKind(t, err, claviger.Unavailable)
+	_, err = w.Reencrypt(t.Context(), caller("nn"), "payroll", true, w.theirs)
+	wantKind(t, err, claviger.Invalid)
+
+	// One that says so for long enough has other names.
+	settles := absentSettles
+	absentSettles = 0
+	defer func() { absentSettles = settles }()
+	w = newTwice(t)
+	if _, err := w.primary.Roll(t.Context(), "payroll", nil); err != nil {
+		t.Fatal(err)
+	}
+	w.forget("payroll")
+	asked, stale = 0, true
+	w.far.setFail(func(context.Context) error {
+		if asked++; asked%2 == 0 {
+			return claviger.E("far.call", claviger.VersionNotFound, w.shared, nil)
+		}
+		return nil
+	})
+	if out, err := w.Reencrypt(t.Context(), caller("nn"), "payroll", true, w.ours); err != nil || out.Version != next.Name {
+		t.Errorf("after long enough: %v, %v", out, err)
+	}
+}
+
 // TestGapOfNumbers: numbers that leave room for rolls at the source make its versions the
 // source's, which opens them; and a key that cannot be read hides no other.
 func TestGapOfNumbers(t *testing.T) {
