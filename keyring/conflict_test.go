@@ -359,6 +359,12 @@ func TestNoConflictByCount(t *testing.T) {
 	if _, err := opaque.Roll(t.Context(), "payroll", nil); err != nil {
 		t.Fatal(err)
 	}
+	ms, err := opaque.Metadata(t.Context(), "payroll")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.past.list[0].Created = ms[0].Created // it is the key that was migrated
+	w.origins.forget()
 	w.sources[0].Provider, w.sources[0].service = opaque, opaque
 	w.compare(t)
 	if dek, err := w.decrypt(t, w.ours); err != nil || !dek.Equal(w.mine) {
@@ -375,7 +381,7 @@ func TestNoConflictByCount(t *testing.T) {
 		return nil
 	})
 	w.compare(t)
-	_, err := w.decrypt(t, w.ours)
+	_, err = w.decrypt(t, w.ours)
 	wantKind(t, err, claviger.Unavailable)
 }
 
