@@ -88,7 +88,7 @@ func (s *kmsServer) checks() []console.Check {
 		checks = append(checks, check)
 	}
 	if s.svc.Store != nil {
-		checks = append(checks, console.Check{Name: "sources of migrations", Informational: true, Run: s.ring.CheckMigrations},
+		checks = append(checks, console.Check{Name: "sources of migrations", Informational: true, Run: s.checkMigrations},
 			console.Check{Name: "uses of sources", Informational: true, Run: s.ring.CheckUses},
 			console.Check{Name: "versions that are two keys", Informational: true, Run: s.ring.CheckConflicts},
 			console.Check{Name: "rolls at the sources", Informational: true, Run: s.ring.CheckRolled})

@@ -166,9 +166,6 @@ func withHSMService(cmd *cobra.Command, conf string, access hsm.Access, work fun
 	ctx, cancel := context.WithTimeout(cmd.Context(), hsmTimeout)
 	defer cancel()
 	svc, err := openService(ctx, conf, cmd.CommandPath(), access, log)
-	if hsm.IsMisfit(err) {
-		return &exitError{exitRefused, err}
-	}
 	if err != nil {
 		return err
 	}
@@ -178,10 +175,7 @@ func withHSMService(cmd *cobra.Command, conf string, access hsm.Access, work fun
 			"The keys of this one are listed by claviger key list --provider kms://https@HOST:9600/kms", svc.Primary.URI())
 		return errors.Join(svc.blame(hadoopconf.ProviderURI, err), svc.Close())
 	}
-	if err = work(ctx, svc, p); hsm.IsStale(err) {
-		err = &exitError{exitRefused, err}
-	}
-	return errors.Join(err, svc.Close())
+	return errors.Join(ofMisfit(work(ctx, svc, p)), svc.Close())
 }
 
 // output writes what a command found: a table for people, JSON for machines.

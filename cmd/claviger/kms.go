@@ -22,6 +22,7 @@ import (
 	"claviger/keyring"
 	"claviger/kmsapi"
 	"claviger/migrate"
+	"claviger/provider/hsm"
 	"claviger/secret"
 )
 
@@ -126,6 +127,8 @@ type kmsServer struct {
 	agreement *agreement
 	// waiting is why KMS requests are not served yet; "" once they are.
 	waiting atomic.Pointer[string]
+	// skipped: the migration at start was left out.
+	skipped atomic.Bool
 }
 
 // close closes what is open, the newest first.
@@ -251,8 +254,13 @@ func writeReady(path, url string) error {
 	return nil
 }
 
-// migrate takes over the source's metadata before requests are served.
+// migrate takes over the source's metadata before requests are served. While the token and
+// the metastore do not fit together no key can be made: then it is skipped, for the keys that
+// are there are served.
 func (s *kmsServer) migrate(ctx context.Context) error {
+	if s.skipsMigration(ctx) {
+		return nil
+	}
 	why := "the migration of key metadata at start is under way"
 	s.waiting.Store(&why)
 	engine, err := s.svc.engine(ctx, migrate.Config{
@@ -270,4 +278,31 @@ func (s *kmsServer) migrate(ctx context.Context) error {
 	}
 	_, err = engine.AtStart(ctx)
 	return err
+}
+
+// skipsMigration says so, in the log and for readiness, where the token and the metastore do
+// not fit together.
+func (s *kmsServer) skipsMigration(ctx context.Context) bool {
+	p, ok := s.svc.Primary.(*hsm.Provider)
+	if !ok {
+		return false
+	}
+	err := p.CheckFit(ctx)
+	if !hsm.IsMisfit(err) {
+		return false
+	}
+	s.skipped.Store(true)
+	s.log.Error("the migration at start is skipped, since the token and the metastore do not fit together; "+
+		"the keys that are here and at the source are served", "err", err,
+		"next", "mend that as the error says, then restart this server; the restart migrates")
+	return true
+}
+
+// checkMigrations says what is open of migrations.
+func (s *kmsServer) checkMigrations(ctx context.Context) error {
+	if s.skipped.Load() {
+		return errors.New("the migration at start was skipped, since the token and the metastore did not fit together; " +
+			"see that the check \"token and metastore fit\" is green, then restart this server; the restart migrates")
+	}
+	return s.ring.CheckMigrations(ctx)
 }

@@ -115,6 +115,9 @@ over by claviger key migrate.`,
 				"--adopted with each key that claviger hsm adopt brought back and the source lists")
 		},
 		func(m *migration) (err error) {
+			if err := m.mayMake(); err != nil {
+				return err
+			}
 			end, err := m.audited()
 			if err != nil {
 				return err
@@ -210,6 +213,18 @@ type migration struct {
 	stderr io.Writer
 }
 
+// mayMake refuses a run of which every key would be refused for one reason.
+func (m *migration) mayMake() error {
+	p, ok := m.svc.Primary.(*hsm.Provider)
+	if !ok {
+		return nil
+	}
+	if err := p.CheckFit(m.ctx); err != nil {
+		return err
+	}
+	return p.Stale(m.ctx)
+}
+
 // audited makes the engine anew, so that it audits; end closes the log.
 func (m *migration) audited() (end func() error, err error) {
 	r := &reader{conf: m.svc.Conf}
@@ -267,7 +282,7 @@ func migrateCommand(use, short, long string, access hsm.Access, flags func(*cobr
 		if claviger.Is(err, claviger.SourceRefused) || errors.Is(err, migrate.ErrNoSource) {
 			err = &exitError{exitRefused, err} // a person must grant, or name, something
 		}
-		return err
+		return ofMisfit(err)
 	}
 	cmd.Flags().StringVar(&f.conf, "conf", "", "configuration folder")
 	cmd.Flags().StringVarP(&f.format, "output", "o", "text", "text or json")

@@ -41,8 +41,9 @@ type service struct {
 }
 
 // openService loads the configuration in dir, says on log what is odd about it,
-// and opens what it names. command is what this process is called where it has the
-// store to itself.
+// and opens what it names, for a command. command is what this process is called where it
+// has the store to itself. A token and a metastore that do not fit together are an error
+// with exitRefused.
 func openService(ctx context.Context, dir, command string, access hsm.Access, log *slog.Logger) (*service, error) {
 	conf, err := hadoopconf.LoadKMS(dir, os.LookupEnv)
 	if err != nil {
@@ -51,7 +52,18 @@ func openService(ctx context.Context, dir, command string, access hsm.Access, lo
 	for _, w := range conf.Warnings() {
 		log.Warn(w)
 	}
-	return openConfigured(ctx, conf, command, access, log)
+	s, err := openConfigured(ctx, conf, command, access, log)
+	return s, ofMisfit(err)
+}
+
+// ofMisfit gives the error of a command exitRefused where it says that a token and a
+// metastore do not fit together: a person must decide.
+func ofMisfit(err error) error {
+	var coded *exitError
+	if !hsm.IsMisfit(err) || errors.As(err, &coded) {
+		return err
+	}
+	return &exitError{exitRefused, err}
 }
 
 // openConfigured opens what a loaded configuration names.
