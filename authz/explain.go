@@ -35,196 +35,199 @@ func (d Decision) DecidedBy() (Step, bool) {
 	return Step{}, false
 }
 
-// Explain tells whether a request is admitted, and by which rules. aclName is the
-// key's; with "" the key-level rules are not asked, as where
-// hadoop.kms.key.authorization.enable is false; those of KeyMigrate always are. It
-// decides as May, KeyRulePresent, MayKey and MayMigrate do, which tests hold.
+// Explain decides as May, MayKey and MayMigrate do, and says by which rules.
+// aclName is the key's; with "" the key-level rules are not asked, as where
+// hadoop.kms.key.authorization.enable is false; those of KeyMigrate always are.
 func (p *Policy) Explain(r Request, aclName string, who claviger.Principal,
 	groups func(user string) []string) Decision {
-	if p == nil {
-		p = new(Policy)
-	}
-	e := &explainer{policy: p, who: who, groups: groups}
-	if r.Key == KeyMigrate {
-		allowed := e.migrate(aclName)
-		return Decision{Allowed: allowed, Steps: e.steps}
-	}
+	w := p.walk(who, groups)
+	w.recorder = &recorder{who: who, groups: groups}
 	allowed := false
+	if r.Key == KeyMigrate {
+		allowed = w.migrate(aclName)
+		return Decision{Allowed: allowed, Steps: w.recorder.steps}
+	}
 	for _, op := range r.Any {
-		if allowed = e.operation(op); allowed {
+		if allowed = w.operation(op); allowed {
 			break
 		}
 	}
 	if allowed && r.Key != "" && aclName != "" {
-		e.settle() // the grant at operation level was not the last word
-		allowed = e.key(aclName, r.Key)
+		allowed = w.key(aclName, r.Key, nil)
 	}
-	return Decision{Allowed: allowed, Steps: e.steps}
+	return Decision{Allowed: allowed, Steps: w.recorder.steps}
 }
 
-type explainer struct {
-	policy *Policy
+// recorder puts the steps of a walk into words. The methods that a walk calls do
+// nothing on nil. by and group are what the rule answered.
+type recorder struct {
 	who    claviger.Principal
 	groups func(user string) []string
 	steps  []Step
 }
 
-func (e *explainer) settle() {
-	for i := range e.steps {
-		e.steps[i].Decides = false
+// Values of Step.Level.
+const (
+	atOperation = "operation"
+	atKey       = "key"
+)
+
+// unsettle takes the decision from the steps so far.
+func (c *recorder) unsettle() {
+	for i := range c.steps {
+		c.steps[i].Decides = false
 	}
 }
 
-// add notes a step; it decides until another one does.
-func (e *explainer) add(level, property string, r rule, decides bool, format string, args ...any) {
-	s := Step{Level: level, Property: property, Set: r.from.Name != "", Where: r.from.Where, Value: r.from.Value,
-		Says: fmt.Sprintf(format, args...), Decides: decides}
+// add appends a step. If decides is true, it decides until another step does.
+func (c *recorder) add(level, property string, r *rule, decides bool, format string, args ...any) {
 	if decides {
-		e.settle()
+		c.unsettle()
 	}
-	e.steps = append(e.steps, s)
+	c.steps = append(c.steps, Step{Level: level, Property: property, Set: r.set(), Where: r.from.Where,
+		Value: r.from.Value, Says: fmt.Sprintf(format, args...), Decides: decides})
 }
 
-// operation is May.
-func (e *explainer) operation(op Op) bool {
-	const level = "operation"
+// operation records the list of an operation; known is false where there are no rules.
+func (c *recorder) operation(op Op, r *rule, known bool, by admission, group string) {
+	if c == nil {
+		return
+	}
 	name := op.property()
-	rule, known := e.policy.ops[op]
-	by, group := rule.admits(e.who, e.groups)
 	switch {
 	case !known:
-		e.add(level, name, rule, true, "there are no rules: denied")
-		return false
-	case by == byNothing && rule.from.Name == "":
-		e.add(level, name, rule, true, "not set: closed to everybody, unlike Hadoop's own operations")
-		return false
+		c.add(atOperation, name, r, true, "there are no rules: denied")
+	case by == byNothing && !r.set():
+		c.add(atOperation, name, r, true, "not set: closed to everybody, unlike Hadoop's own operations")
 	case by == byNothing:
-		e.add(level, name, rule, true, "%s: denied", e.absent())
-		return false
-	case rule.from.Name == "":
-		e.add(level, name, rule, true, "not set: open to everybody at operation level")
+		c.add(atOperation, name, r, true, "%s: denied", c.absent())
+	case !r.set():
+		c.add(atOperation, name, r, true, "not set: open to everybody at operation level")
 	default:
-		e.add(level, name, rule, true, "%s: admitted", e.present(by, group))
+		c.add(atOperation, name, r, true, "%s: admitted", c.present(by, group))
 	}
-	if slices.Contains(trustee, op) {
-		return true // there is no blacklist for it
-	}
-	black, set := e.policy.blacklist[op]
-	name = blacklistPrefix + string(op)
-	if !set {
-		e.add(level, name, black, false, "not set: nobody is shut out")
-		return true
-	}
-	if by, group = black.shutsOut(e.who, e.groups); by != byNothing {
-		e.add(level, name, black, true, "%s: shut out, denied", e.present(by, group))
-		return false
-	}
-	e.add(level, name, black, false, "%s: not shut out", e.absent())
-	return true
 }
 
-// key is KeyRulePresent and MayKey, for the right and then for ALL.
-func (e *explainer) key(aclName string, op KeyOp) bool {
-	const level = "key"
-	if !e.policy.KeyRulePresent(aclName, op) {
-		e.add(level, keyPrefix+aclName+"."+string(op), rule{}, true,
-			"neither a key.acl.%s.* nor %s%s nor %s%s is set: denied", aclName, defaultPrefix, op, whitelistPrefix, op)
-		return false
+// blacklist records the blacklist of an operation; those of package variable trustee
+// have none.
+func (c *recorder) blacklist(op Op, r *rule, by admission, group string) {
+	if c == nil || slices.Contains(trustee, op) {
+		return
 	}
-	own, named := e.policy.keys[aclName]
-	for _, op := range [...]KeyOp{op, KeyAll} {
-		rules, name := own, keyPrefix+aclName+"."+string(op)
-		if !named {
-			rules, name = e.policy.defaults, defaultPrefix+string(op)
-		}
-		if e.keyRule(level, name, rules, op, named, aclName) || e.keyRule(level, whitelistPrefix+string(op),
-			e.policy.whitelist, op, false, "") {
-			return true
-		}
+	name := blacklistPrefix + string(op)
+	switch {
+	case !r.set():
+		c.add(atOperation, name, r, false, "not set: nobody is shut out")
+	case by != byNothing:
+		c.add(atOperation, name, r, true, "%s: shut out, denied", c.present(by, group))
+	default:
+		c.add(atOperation, name, r, false, "%s: not shut out", c.absent())
 	}
-	// What shut him out is the rule of the right itself, rather than ALL's.
-	for i := range e.steps {
-		if s := &e.steps[i]; s.Level == level {
-			e.settle()
-			s.Decides = true
-			break
-		}
-	}
-	return false
 }
 
-// keyRule asks one list. ALL is no default and in no whitelist, so there it is
-// passed over in silence.
-func (e *explainer) keyRule(level, name string, rules map[KeyOp]rule, op KeyOp, named bool, aclName string) bool {
-	r, set := rules[op]
-	if !set {
-		switch {
-		case named:
-			e.add(level, name, r, false,
-				"not set, and as key.acl.%s.* has another operation, the defaults do not count: not admitted by it", aclName)
-		case op != KeyAll:
-			e.add(level, name, r, false, "not set: not admitted by it")
-		}
-		return false
+// noKeyRule records that no rule concerns a right on a key.
+func (c *recorder) noKeyRule(aclName string, op KeyOp) {
+	if c == nil {
+		return
 	}
-	by, group := r.admits(e.who, e.groups)
+	c.add(atKey, keyPrefix+aclName+"."+string(op), &rule{}, true,
+		"neither a key.acl.%s.* nor %s%s nor %s%s is set: denied", aclName, defaultPrefix, op, whitelistPrefix, op)
+}
+
+// keyRule records the key's own rule of an operation, or the default where own is
+// false.
+func (c *recorder) keyRule(aclName string, own bool, op KeyOp, r *rule, by admission, group string) {
+	switch {
+	case c == nil:
+	case own && !r.set():
+		c.add(atKey, keyPrefix+aclName+"."+string(op), r, false,
+			"not set, and as key.acl.%s.* has another operation, the defaults do not count: not admitted by it", aclName)
+	case own:
+		c.listed(keyPrefix+aclName+"."+string(op), r, by, group)
+	default:
+		c.shared(defaultPrefix, op, r, by, group)
+	}
+}
+
+// whitelist records the whitelist's rule of an operation.
+func (c *recorder) whitelist(op KeyOp, r *rule, by admission, group string) {
+	if c != nil {
+		c.shared(whitelistPrefix, op, r, by, group)
+	}
+}
+
+// shared records a rule that is for every key. ALL cannot have one, so that it is
+// not missed.
+func (c *recorder) shared(prefix string, op KeyOp, r *rule, by admission, group string) {
+	switch {
+	case r.set():
+		c.listed(prefix+string(op), r, by, group)
+	case op != KeyAll:
+		c.add(atKey, prefix+string(op), r, false, "not set: not admitted by it")
+	}
+}
+
+// listed records a key-level rule that is set.
+func (c *recorder) listed(name string, r *rule, by admission, group string) {
 	if by == byNothing {
-		e.add(level, name, r, false, "%s: not admitted by it", e.absent())
-		return false
+		c.add(atKey, name, r, false, "%s: not admitted by it", c.absent())
+		return
 	}
-	e.add(level, name, r, true, "%s: admitted", e.present(by, group))
-	return true
+	c.add(atKey, name, r, true, "%s: admitted", c.present(by, group))
 }
 
-// migrate is MayMigrate.
-func (e *explainer) migrate(aclName string) bool {
-	names := e.policy.migrateRules(aclName)
-	if names == nil {
-		names = []string{defaultPrefix + string(KeyMigrate)}
+// keyRefused makes the first key-level step the one that decides: that is the rule
+// of the right itself, rather than of ALL.
+func (c *recorder) keyRefused() {
+	if c == nil {
+		return
 	}
-	for i, name := range names {
-		r := e.policy.migrate[name]
-		by, group := r.admits(e.who, e.groups)
-		switch {
-		case by != byNothing:
-			e.add("key", name, r, true, "%s: admitted", e.present(by, group))
-			return true
-		case r.from.Name == "":
-			e.add("key", name, r, i == 0, "not set: closed to everybody, unlike Hadoop's own rights")
-		default:
-			e.add("key", name, r, i == 0, "%s: not admitted by it", e.absent())
-		}
+	c.unsettle()
+	if i := slices.IndexFunc(c.steps, func(s Step) bool { return s.Level == atKey }); i >= 0 {
+		c.steps[i].Decides = true
 	}
-	return false
 }
 
-func (e *explainer) present(by admission, group string) string {
+// migrate records a rule of KeyMigrate; the first one decides where none admits.
+func (c *recorder) migrate(name string, first bool, r *rule, by admission, group string) {
+	switch {
+	case c == nil:
+	case by != byNothing:
+		c.add(atKey, name, r, true, "%s: admitted", c.present(by, group))
+	case !r.set():
+		c.add(atKey, name, r, first, "not set: closed to everybody, unlike Hadoop's own rights")
+	default:
+		c.add(atKey, name, r, first, "%s: not admitted by it", c.absent())
+	}
+}
+
+func (c *recorder) present(by admission, group string) string {
 	switch by {
 	case byStar:
 		return "* is everybody"
 	case byGroup:
-		return e.who.Short + " is in the group " + group
+		return c.who.Short + " is in the group " + group
 	case byUnknownGroups:
-		return "the groups of " + e.who.Short + " cannot be looked up, and it names groups"
+		return "the groups of " + c.who.Short + " cannot be looked up, and it names groups"
 	case byRealUser:
-		return e.who.Short + " is impersonated by " + e.who.Real.Short + ", which " + realUserMark + e.who.Real.Short +
+		return c.who.Short + " is impersonated by " + c.who.Real.Short + ", which " + realUserMark + c.who.Real.Short +
 			" admits"
 	}
-	return e.who.Short + " is named"
+	return c.who.Short + " is named"
 }
 
-// absent says that a list does not hold the caller, with the groups that he is
-// taken to be in, since these are what people are mostly wrong about.
-func (e *explainer) absent() string {
+// absent says that a list does not hold the caller. It names the caller's groups, which
+// are the usual surprise.
+func (c *recorder) absent() string {
 	var of []string
-	if e.groups != nil {
-		of = e.groups(e.who.Short)
+	if c.groups != nil {
+		of = c.groups(c.who.Short)
 	}
 	if len(of) == 0 {
-		return e.who.Short + " (in no group) is not in it"
+		return c.who.Short + " (in no group) is not in it"
 	}
 	if slices.Contains(of, unknownGroup) {
-		return e.who.Short + " (groups cannot be looked up) is not in it"
+		return c.who.Short + " (groups cannot be looked up) is not in it"
 	}
-	return e.who.Short + " (groups " + strings.Join(of, ", ") + ") is not in it"
+	return c.who.Short + " (groups " + strings.Join(of, ", ") + ") is not in it"
 }

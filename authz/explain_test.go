@@ -75,6 +75,35 @@ func TestExplain(t *testing.T) {
 	}
 }
 
+// TestExplainSteps: an explanation names the rules that could have had a say, in the order
+// of evaluation, and none that cannot exist.
+func TestExplainSteps(t *testing.T) {
+	policy, _ := authz.Parse([]authz.Property{
+		{Name: "keytrustee.kms.acl.PURGE", Value: "*"},
+		{Name: "key.acl.k.READ", Value: "bob"},
+		{Name: "default.key.acl.MANAGEMENT", Value: "bob"},
+	})
+	for _, c := range []struct {
+		request, acl string
+		want         string
+	}{
+		// UNDELETE and PURGE have no blacklist; no default and no whitelist has ALL.
+		{"PURGE_KEY", "z", "keytrustee.kms.acl.PURGE default.key.acl.MANAGEMENT whitelist.key.acl.MANAGEMENT"},
+		{"GET_METADATA", "k", "hadoop.kms.acl.GET_METADATA hadoop.kms.blacklist.GET_METADATA " +
+			"key.acl.k.READ whitelist.key.acl.READ key.acl.k.ALL"},
+		{"INVALIDATE_CACHE", "", "hadoop.kms.acl.ROLLOVER hadoop.kms.blacklist.ROLLOVER"},
+	} {
+		r, _, _ := authz.FindRequest(c.request)
+		var got []string
+		for _, s := range policy.Explain(r, c.acl, user("alice"), nil).Steps {
+			got = append(got, s.Property)
+		}
+		if strings.Join(got, " ") != c.want {
+			t.Errorf("%s of %q: %q, want %q", c.request, c.acl, got, c.want)
+		}
+	}
+}
+
 func TestFindRequest(t *testing.T) {
 	if _, near, ok := authz.FindRequest("decrypt_ek"); ok || near != "DECRYPT_EEK" {
 		t.Errorf("near %q, %t", near, ok)

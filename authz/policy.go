@@ -42,6 +42,8 @@ type rule struct {
 	from Property
 }
 
+func (r *rule) set() bool { return r.from.Name != "" }
+
 // Property is one name and value of kms-acls.xml, variables expanded, the value
 // not trimmed (a leading space has a meaning in an ACL).
 type Property struct {
@@ -209,38 +211,22 @@ func (op Op) property() string {
 // groups returns the groups of a user's short name; it is asked only where a
 // rule names groups, and may be nil.
 func (p *Policy) May(op Op, who claviger.Principal, groups func(user string) []string) bool {
-	if p == nil || !p.ops[op].Admits(who, groups) {
-		return false
-	}
-	by, _ := p.blacklist[op].shutsOut(who, groups)
-	return by == byNothing
+	w := p.walk(who, groups)
+	return w.operation(op)
 }
 
-// KeyRulePresent is Hadoop's isACLPresent: whether any rule could admit anybody.
-// A name with a rule of its own counts whatever operation that rule is for.
-func (p *Policy) KeyRulePresent(aclName string, op KeyOp) bool {
-	if p == nil {
-		return false
-	}
-	_, own := p.keys[aclName]
-	_, byDefault := p.defaults[op]
-	_, whitelisted := p.whitelist[op]
-	return own || byDefault || whitelisted
-}
-
-// MayKey is Hadoop's hasAccessToKey for exactly this op (the caller asks again
-// with KeyAll, as Hadoop does). A name with any rule of its own is closed to all
-// operations that it has no rule for: the defaults are not consulted then; the
-// whitelist always is.
-func (p *Policy) MayKey(aclName string, op KeyOp, who claviger.Principal, groups func(user string) []string) bool {
-	if p == nil {
-		return false
-	}
-	rules, own := p.keys[aclName]
-	if !own {
-		rules = p.defaults
-	}
-	return rules[op].Admits(who, groups) || p.whitelist[op].Admits(who, groups)
+// MayKey is Hadoop's isACLPresent and hasAccessToKey: it reports whether the key-level
+// rules of right, or else those of ALL, admit who. A name with any rule of its
+// own is closed to all operations that it has no rule for: the defaults are not
+// consulted then; the whitelist always is. Where no rule at all concerns the name
+// and the right, the answer is no.
+//
+// MayKey calls refused, unless it is nil, with each right whose rules were applied and
+// did not admit the caller: with right, then with ALL.
+func (p *Policy) MayKey(aclName string, right KeyOp, who claviger.Principal, groups func(user string) []string,
+	refused func(KeyOp)) bool {
+	w := p.walk(who, groups)
+	return w.key(aclName, right, refused)
 }
 
 // isMigrateRule tells the properties of KeyMigrate. A key's name may hold dots.
@@ -260,12 +246,8 @@ func isMigrateRule(name string) bool {
 // ACL name taken over: the key's own, or the default where it has none, or the
 // whitelist.
 func (p *Policy) MayMigrate(aclName string, who claviger.Principal, groups func(user string) []string) bool {
-	for _, name := range p.migrateRules(aclName) {
-		if p.migrate[name].Admits(who, groups) {
-			return true
-		}
-	}
-	return false
+	w := p.walk(who, groups)
+	return w.migrate(aclName)
 }
 
 // MayMigrateAny reports whether there is an ACL name under which MayMigrate would
@@ -280,17 +262,4 @@ func (p *Policy) MayMigrateAny(who claviger.Principal, groups func(user string) 
 		}
 	}
 	return false
-}
-
-// migrateRules names the properties that decide, in the order in which they are
-// asked.
-func (p *Policy) migrateRules(aclName string) []string {
-	if p == nil {
-		return nil
-	}
-	own := keyPrefix + aclName + "." + string(KeyMigrate)
-	if _, set := p.migrate[own]; !set {
-		own = defaultPrefix + string(KeyMigrate)
-	}
-	return []string{own, whitelistPrefix + string(KeyMigrate)}
 }

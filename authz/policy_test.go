@@ -40,6 +40,12 @@ func user(name string) claviger.Principal { return claviger.Principal{Name: name
 
 func noGroups(string) []string { return nil }
 
+// mayKey asks for a right on a key, and collects the rights that the rules refused.
+func mayKey(p *authz.Policy, aclName string, op authz.KeyOp, who string) (may bool, refused []authz.KeyOp) {
+	may = p.MayKey(aclName, op, user(who), noGroups, func(op authz.KeyOp) { refused = append(refused, op) })
+	return may, refused
+}
+
 // opOf is the operation-level right that Hadoop's KMS asks for an audited
 // operation.
 var opOf = map[string][]authz.Op{
@@ -92,13 +98,13 @@ func TestAsRecorded(t *testing.T) {
 			allowed++
 			// [] re-encrypts nothing and is not asked about, nor is a missing key
 			keyAsked := key != "" && key != "nokey" && !strings.Contains(s.Text(), "reencrypted 0 keys")
-			may := !keyAsked || p.MayKey(key, keyOpOf[op], who, noGroups) || p.MayKey(key, authz.KeyAll, who, noGroups)
+			may := !keyAsked || p.MayKey(key, keyOpOf[op], who, noGroups, nil)
 			if !mayOp || !may {
 				t.Errorf("denied (op level %v, key level %v): %s", mayOp, may, s.Text())
 			}
 		case op == "READ" || op == "MANAGEMENT" || op == "ALL" || (op == "GENERATE_EEK" || op == "DECRYPT_EEK") && mayOp:
 			denied++
-			if p.MayKey(key, authz.KeyOp(op), who, noGroups) {
+			if _, refused := mayKey(p, key, authz.KeyOp(op), who.Short); !slices.Contains(refused, authz.KeyOp(op)) {
 				t.Errorf("allowed at key level: %s", s.Text())
 			}
 		case strings.HasPrefix(op, "CREATE") || strings.HasPrefix(op, "ROLL"):
@@ -118,8 +124,8 @@ func TestAsRecorded(t *testing.T) {
 		t.Errorf("only %d allowed and %d denied decisions compared", allowed, denied)
 	}
 	// acl-create-unlisted-key: "User [alice] is not authorized to create key !!"
-	if p.KeyRulePresent("unlisted", authz.KeyManagement) {
-		t.Error("a rule for MANAGEMENT of an unlisted key")
+	if may, refused := mayKey(p, "unlisted", authz.KeyManagement, "alice"); may || len(refused) > 0 {
+		t.Errorf("a rule for MANAGEMENT of an unlisted key: %v, refused %v", may, refused)
 	}
 }
 
@@ -173,6 +179,7 @@ func TestKeyRules(t *testing.T) {
 	p, _ := authz.Parse([]authz.Property{
 		{Name: "key.acl.a.b.c.READ", Value: "alice"}, // the key a.b.c
 		{Name: "key.acl.shut.ALL", Value: ""},
+		{Name: "key.acl.open.ALL", Value: "alice"},
 		{Name: "default.key.acl.READ", Value: "*"},
 		{Name: "default.key.acl.ALL", Value: "*"},
 		{Name: "whitelist.key.acl.DECRYPT_EEK", Value: "spark"},
@@ -200,12 +207,23 @@ func TestKeyRules(t *testing.T) {
 		{"", authz.KeyRead, "anybody", true, true},               //
 		{"a.b.c", authz.KeyOp("NONSENSE"), "alice", true, false}, //
 	} {
-		if got := p.KeyRulePresent(c.key, c.op); got != c.present {
-			t.Errorf("KeyRulePresent(%q, %s) = %v", c.key, c.op, got)
-		}
-		if got := p.MayKey(c.key, c.op, user(c.who), nil); got != c.want {
+		got, refused := mayKey(p, c.key, c.op, c.who)
+		if got != c.want {
 			t.Errorf("MayKey(%q, %s, %s) = %v", c.key, c.op, c.who, got)
 		}
+		// A right that no rule concerns is denied without a refusal by a rule.
+		var want []authz.KeyOp
+		if c.present && !c.want {
+			want = []authz.KeyOp{c.op, authz.KeyAll}
+		}
+		if !slices.Equal(refused, want) {
+			t.Errorf("MayKey(%q, %s, %s) refused %v, want %v", c.key, c.op, c.who, refused, want)
+		}
+	}
+	// ALL admits whom the right itself refuses, and the refusal is known.
+	may, refused := mayKey(p, "open", authz.KeyRead, "alice")
+	if !may || !slices.Equal(refused, []authz.KeyOp{authz.KeyRead}) {
+		t.Errorf("by ALL: %v, refused %v", may, refused)
 	}
 }
 
@@ -230,8 +248,8 @@ func TestDefaults(t *testing.T) {
 		t.Error("an operation that does not exist is open")
 	}
 	for _, p := range []*authz.Policy{nil, {}, empty} {
-		if p.KeyRulePresent("k", authz.KeyRead) || p.MayKey("k", authz.KeyRead, user("x"), nil) {
-			t.Error("a key is open without a rule")
+		if may, refused := mayKey(p, "k", authz.KeyRead, "x"); may || len(refused) > 0 {
+			t.Errorf("a key without a rule: %v, refused %v", may, refused)
 		}
 	}
 	// Of one name given twice the later counts.
@@ -302,7 +320,7 @@ func TestWarnings(t *testing.T) {
 	// What is misspelt opens nothing.
 	p, _ := authz.Parse([]authz.Property{{Name: "key.acl.k.read", Value: "*"},
 		{Name: "default.key.acl.READS", Value: "*"}})
-	if p.KeyRulePresent("k", authz.KeyRead) || p.MayKey("k", authz.KeyRead, user("x"), nil) {
-		t.Error("a misspelt operation admits somebody")
+	if may, refused := mayKey(p, "k", authz.KeyRead, "x"); may || len(refused) > 0 {
+		t.Errorf("a misspelt operation has a rule: %v, refused %v", may, refused)
 	}
 }

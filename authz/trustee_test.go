@@ -116,7 +116,7 @@ func TestMigrateStandsApart(t *testing.T) {
 	if p.MayMigrate("k", alice, nil) {
 		t.Error("ALL contains MIGRATE")
 	}
-	if !p.MayKey("m", authz.KeyRead, alice, nil) {
+	if !p.MayKey("m", authz.KeyRead, alice, nil, nil) {
 		t.Error("key.acl.m.MIGRATE closes m to those whom the default lets read")
 	}
 	if d := p.Doubts([]string{"k"}); len(d) > 0 {

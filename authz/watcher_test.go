@@ -137,7 +137,7 @@ func TestWatcherKeepsRulesOfVanishedFile(t *testing.T) {
 
 func TestWatcherWithoutFile(t *testing.T) {
 	w, write, log := newTestWatcher(t, "")
-	if !w.mayGet("anybody") || w.Policy().KeyRulePresent("k", KeyRead) {
+	if !w.mayGet("anybody") || w.Policy().MayKey("k", KeyRead, claviger.Principal{}, nil, nil) {
 		t.Error("not the rules of an empty file")
 	}
 	if !strings.Contains(log.String(), "there is no ACL file") {

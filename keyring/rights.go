@@ -100,19 +100,14 @@ func (q *request) needKey(ctx context.Context, m *claviger.Metadata, right authz
 		"User [%s] is not authorized to perform [%s] on key with ACL name [%s]!!", q.caller.Short, right, aclName)
 }
 
-// hasKey asks for the right and then for ALL. Each no is an audit line, also
+// hasKey is mayKey with an audit line for each right that the rules refuse, also
 // where ALL then says yes, as in Hadoop.
 func (q *request) hasKey(ctx context.Context, aclName string, right authz.KeyOp) bool {
-	if !q.policy.KeyRulePresent(aclName, right) {
-		return false
-	}
-	for _, op := range [...]authz.KeyOp{right, authz.KeyAll} {
-		if q.policy.MayKey(aclName, op, q.caller.Principal, q.ring.cfg.Groups) {
-			return true
-		}
-		q.ring.cfg.Audit.Log(ctx, audit.Event{Status: audit.Unauthorized, Op: audit.Op(op), KeyRight: true, Key: aclName, Caller: *q.caller})
-	}
-	return false
+	return q.policy.MayKey(aclName, right, q.caller.Principal, q.ring.cfg.Groups, func(op authz.KeyOp) {
+		q.ring.cfg.Audit.Log(ctx, audit.Event{
+			Status: audit.Unauthorized, Op: audit.Op(op), KeyRight: true, Key: aclName, Caller: *q.caller,
+		})
+	})
 }
 
 // mayManage is mayKey of MANAGEMENT.
@@ -120,14 +115,8 @@ func (q *request) mayManage(aclName string) bool { return q.mayKey(aclName, auth
 
 // mayKey is needKey without consequences.
 func (q *request) mayKey(aclName string, right authz.KeyOp) bool {
-	if !q.ring.cfg.KeyAuthorization {
-		return true
-	}
-	if !q.policy.KeyRulePresent(aclName, right) {
-		return false
-	}
-	return q.policy.MayKey(aclName, right, q.caller.Principal, q.ring.cfg.Groups) ||
-		q.policy.MayKey(aclName, authz.KeyAll, q.caller.Principal, q.ring.cfg.Groups)
+	return !q.ring.cfg.KeyAuthorization ||
+		q.policy.MayKey(aclName, right, q.caller.Principal, q.ring.cfg.Groups, nil)
 }
 
 // ok leaves the audit line of a request that was served. Lines of kind ERROR

@@ -1,0 +1,59 @@
+package authz_test
+
+import (
+	"testing"
+
+	"claviger/authz"
+)
+
+// decryptRules has, for a DECRYPT_EEK, each kind of rule that a decision passes.
+func decryptRules() *authz.Policy {
+	p, _ := authz.Parse([]authz.Property{
+		{Name: "hadoop.kms.acl.DECRYPT_EEK", Value: "alice,bob staff,ops"},
+		{Name: "hadoop.kms.blacklist.DECRYPT_EEK", Value: "hdfs supergroup"},
+		{Name: "key.acl.k.ALL", Value: "bob staff"},
+		{Name: "default.key.acl.DECRYPT_EEK", Value: "spark staff"},
+		{Name: "whitelist.key.acl.DECRYPT_EEK", Value: "spark"},
+	})
+	return p
+}
+
+func ofStaff() func(string) []string {
+	groups := []string{"users", "ops", "staff"}
+	return func(string) []string { return groups }
+}
+
+// BenchmarkDecide is what the rules cost a decrypt: once at operation level, once at
+// key level.
+func BenchmarkDecide(b *testing.B) {
+	p, groups, who := decryptRules(), ofStaff(), user("carol")
+	b.ReportAllocs()
+	for b.Loop() {
+		if !p.May(authz.DecryptEEK, who, groups) || !p.MayKey("k", authz.KeyDecryptEEK, who, groups, nil) {
+			b.Fatal("denied")
+		}
+	}
+}
+
+// TestDecisionAllocatesNothing: the words of an explanation are made only for Explain.
+func TestDecisionAllocatesNothing(t *testing.T) {
+	p, groups := decryptRules(), ofStaff()
+	for _, name := range []string{"carol", "hdfs", "bob"} {
+		who := user(name)
+		refusals := 0
+		refused := func(authz.KeyOp) { refusals++ }
+		allocs := testing.AllocsPerRun(100, func() {
+			p.May(authz.DecryptEEK, who, groups)
+			for _, key := range []string{"k", "another"} {
+				p.MayKey(key, authz.KeyDecryptEEK, who, groups, refused)
+				p.MayKey(key, authz.KeyManagement, who, nil, refused)
+			}
+		})
+		if allocs != 0 {
+			t.Errorf("%s: %v allocations a decision", name, allocs)
+		}
+		if refusals == 0 {
+			t.Errorf("%s: nothing was refused", name)
+		}
+	}
+}
