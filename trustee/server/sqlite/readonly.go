@@ -14,7 +14,7 @@ import (
 )
 
 // OpenReadOnly opens a store that is there already, for a caller who only reads: it
-// changes nothing of the file. close ends it. A store with an older schema is copied into
+// changes nothing of the file. release closes it. A store with an older schema is copied into
 // a folder for temporary files, and that copy is brought up to date. Kind Invalid where
 // the file is empty, or no trustee's store.
 func OpenReadOnly(ctx context.Context, path string) (_ *Store, release func() error, err error) {

@@ -27,8 +27,11 @@ func (s *Store) CheckWrites(ctx context.Context) error {
 	})
 }
 
-// room writes a file beside the store, and removes it: it is not to last.
+// room writes a file beside the store, and removes it: it is not to last. One that a killed
+// process left is written over.
 func (s *Store) room() (err error) {
+	s.probe.Lock()
+	defer s.probe.Unlock()
 	name := s.path + ".room"
 	f, err := os.OpenFile(name, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {

@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -50,6 +51,7 @@ type Store struct {
 	read  *sql.DB
 	guard atomic.Pointer[server.Guard]
 	place place
+	probe sync.Mutex // one CheckWrites at a time: they write the same file
 
 	failures atomic.Int64
 }
