@@ -13,22 +13,27 @@ import (
 // look writes to the disk.
 const faultHolds = 5 * time.Second
 
-// faults is what looks whether the store takes changes saw last.
+// faults remembers whether the store took changes when it was last tried.
 type faults struct {
-	mu   sync.Mutex // held while one looks: who comes meanwhile needs the same
+	mu   sync.Mutex // held while the store is tried: other callers wait for that answer
 	at   time.Time
 	text string
 }
 
 // fault says why the store takes no changes, a full disk above all; "" where it takes them.
+// Where the caller gives up meanwhile, what was known before stays.
 func (f *faults) fault(ctx context.Context, store Store, now time.Time) string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.at.IsZero() || now.Sub(f.at) >= faultHolds {
+	if !f.at.IsZero() && now.Sub(f.at) < faultHolds {
+		return f.text
+	}
+	err := store.CheckWrites(ctx)
+	switch {
+	case err == nil:
 		f.at, f.text = now, ""
-		if err := store.CheckWrites(ctx); err != nil && ctx.Err() == nil {
-			f.text = err.Error()
-		}
+	case ctx.Err() == nil:
+		f.at, f.text = now, err.Error()
 	}
 	return f.text
 }
@@ -61,8 +66,8 @@ func SingleFault(err error) string {
 	return fault
 }
 
-// Check is an error while the two servers are not in step, or this one's store takes no
-// changes, so that none is acknowledged.
+// Check is an error while this server is the active one and the two are not in step, so
+// that no change is acknowledged. The passive acknowledges none to clients anyway.
 func (r *Replica) Check(ctx context.Context) error {
 	st, synced, err := r.State(ctx)
 	if err != nil || st.Role != RoleActive || synced {
