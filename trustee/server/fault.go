@@ -75,8 +75,8 @@ func (r *Replica) Check(ctx context.Context) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.why == nil && !r.tried {
-		return nil // it has just begun
+	if r.why == nil {
+		return nil // it has just begun, or the two have come in step since
 	}
 	return claviger.Errorf("server.Check", claviger.Unavailable, "", "the two Key Trustee Servers are not in step: %w", r.why)
 }
