@@ -273,6 +273,24 @@ func TestReplace(t *testing.T) {
 			t.Errorf("%s: a store is marked as a backup: %+v, %v", name, f, err)
 		}
 	}
+
+	// Where SQLite cannot move the -wal into the file, it is kept with that file, and is not
+	// played into the restored one.
+	dir := t.TempDir()
+	store := filepath.Join(dir, "store.db")
+	if err := errors.Join(setup(killed)(dir), os.Mkdir(store+"-shm", 0o700), c.Do(dir)); err != nil {
+		t.Fatal(err)
+	}
+	if is, err := look(store); err != nil || is != "[k0 k1 k2]" {
+		t.Errorf("restored beside a -wal: %s, %v", is, err)
+	}
+	aside, err := filepath.Glob(store + ".replaced-*Z")
+	if err != nil || len(aside) != 1 {
+		t.Fatalf("kept beside it: %q, %v", aside, err)
+	}
+	if was, err := look(aside[0]); err != nil || was != "[k0 k1 k2 late0 late1]" {
+		t.Errorf("kept with its -wal: %s, %v", was, err)
+	}
 }
 
 // TestNumbersAfterRestore: a number that was given after the backup is not given
