@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"claviger/durable"
 	"claviger/durable/durabletest"
 	"claviger/keystore"
 	"claviger/pkcs11"
@@ -72,5 +73,37 @@ func TestFilesLast(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) { durabletest.Run(t, c) })
+	}
+}
+
+// folderSyncs counts how often folders are synced.
+type folderSyncs struct {
+	durable.OS
+	n int
+}
+
+func (s *folderSyncs) SyncFolder(name string) error {
+	s.n++
+	return s.OS.SyncFolder(name)
+}
+
+// TestTrustedAgain: a call that was killed after it gave a certificate its name may not have
+// synced the folder. The next call, which finds the file, does.
+func TestTrustedAgain(t *testing.T) {
+	other, dir := filepath.Join(t.TempDir(), "trustee.pem"), t.TempDir()
+	cert, _, err := keystore.SelfSigned("trustee", []string{"kts"}, time.Hour)
+	if err == nil {
+		err = os.WriteFile(other, cert, 0o600)
+	}
+	if err == nil {
+		_, _, _, err = AddTrusted(dir, other)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	var syncs folderSyncs
+	defer durable.Mount(dir, &syncs)()
+	if _, _, added, err := AddTrusted(dir, other); err != nil || added || syncs.n != 1 {
+		t.Errorf("added %t, %d folders synced, %v", added, syncs.n, err)
 	}
 }
