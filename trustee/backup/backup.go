@@ -293,10 +293,6 @@ func Read(ctx context.Context, in io.Reader, dir string, open Open, wanted bool)
 	if wanted && r.m.Store == nil {
 		return m, errors.New("the backup is of a client's folder, and holds no deposits for a store")
 	}
-	// The store's file is of another library's making, its name is not synced yet.
-	if err := durable.SyncFolder(r.dir); err != nil {
-		return m, err
-	}
 	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) { // it is empty
 		return m, err
 	}

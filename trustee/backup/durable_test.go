@@ -20,24 +20,33 @@ import (
 // there is whole, with its private key.
 func TestRestoredLasts(t *testing.T) {
 	from, store := site(t, 1)
-	if err := store.Close(); err != nil {
-		t.Fatal(err)
-	}
 	id, err := trustee.LoadFolder(from)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var out bytes.Buffer
-	if _, err := backup.Write(t.Context(), &out, openpgp.EntityList{escrow()}, from, nil, time.Now()); err != nil {
+	var ofClient, ofTrustee bytes.Buffer
+	_, err = backup.Write(t.Context(), &ofClient, openpgp.EntityList{escrow()}, from, nil, time.Now())
+	if err == nil {
+		_, err = backup.Write(t.Context(), &ofTrustee, openpgp.EntityList{escrow()}, from, store, time.Now())
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
+	for name, out := range map[string]*bytes.Buffer{"client": &ofClient, "trustee": &ofTrustee} {
+		t.Run(name, func(t *testing.T) { restoredLasts(t, out.Bytes(), id.Identity, out == &ofTrustee) })
+	}
+}
+
+// restoredLasts restores a backup of that identity. The store is written by SQLite, of whose
+// file only the name is looked for.
+func restoredLasts(t *testing.T, text []byte, id *trustee.Identity, store bool) {
 	c := durabletest.Case{
 		Do: func(dir string) error {
-			in, err := backup.Decrypt(bytes.NewReader(out.Bytes()), bytes.NewReader(private(t)))
+			in, err := backup.Decrypt(bytes.NewReader(text), bytes.NewReader(private(t)))
 			if err != nil {
 				return err
 			}
-			_, err = backup.Read(context.Background(), in, filepath.Join(dir, ".keytrustee"), nil, false)
+			_, err = backup.Read(context.Background(), in, filepath.Join(dir, ".keytrustee"), open, store)
 			return err
 		},
 		Look: func(dir string) (string, error) {
@@ -49,7 +58,10 @@ func TestRestoredLasts(t *testing.T) {
 			if err != nil {
 				return "", err
 			}
-			return fmt.Sprint(f.Identity.String() == id.Identity.String()), nil
+			if _, err := os.Stat(filepath.Join(path, "keytrustee.db")); store && err != nil {
+				return "", err
+			}
+			return fmt.Sprint(f.Identity.String() == id.String()), nil
 		},
 		NoRetry: true,
 	}
