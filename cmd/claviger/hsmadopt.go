@@ -21,6 +21,7 @@ import (
 // adoptFlags are the flags of `claviger hsm adopt`.
 type adoptFlags struct {
 	all, aside, rebind, dryRun bool
+	oneKey                     bool
 	aclName, description       string
 	described                  bool
 	confirm                    string
@@ -46,6 +47,7 @@ type adoption struct {
 	// Of the flags: what the new record gets beside what the token tells.
 	aclName   string
 	described bool
+	oneKey    bool
 }
 
 func newHSMAdopt() *cobra.Command {
@@ -61,7 +63,9 @@ otherwise by --confirm with the digest that it prints.
 
 The token tells names, numbers and lengths; the check values are computed. It does not tell description, attributes, cipher, the time of
 creation, nor which versions belonged to keys that were deleted and could have come back: choose the names with care, a key that is adopted
-can be used. Without its attribute key.acl.name a key is guarded by the rules of its own name; --acl-name gives it another. Where a creation
+can be used. A key that was deleted and made anew is another one, with other rules: versions whose CKA_IDs do not begin alike may be of several
+keys. They are listed apart, and are not made one key of, unless --one-key says that they are (older programs gave each version another
+beginning). Name the versions of one of them (NAME@VERSION), and set the others aside. Without its attribute key.acl.name a key is guarded by the rules of its own name; --acl-name gives it another. Where a creation
 or a migration that was broken off has made all of a key's versions, and the metastore has it, the key gets what that asked for. --aside leaves
 versions as they are: requests for them are answered as before they were made, new versions get higher numbers, and they can be adopted later.
 
@@ -89,6 +93,7 @@ that new keys can be made. Exit status 0: done, or nothing to do; 3: there is so
 	flags.StringVarP(&format, "output", "o", "text", "text or json")
 	flags.BoolVar(&f.all, "all", false, "all keys that are listed")
 	flags.BoolVar(&f.aside, "aside", false, "set the versions aside instead of adopting them")
+	flags.BoolVar(&f.oneKey, "one-key", false, "the versions of each name are of one key, though their CKA_IDs do not say so")
 	flags.BoolVar(&f.rebind, "rebind", false, "give the token to this metastore, where it is bound to one that is lost or has lost keys")
 	flags.BoolVar(&f.dryRun, "dry-run", false, "show what would be done, and change nothing")
 	flags.StringVar(&f.aclName, "acl-name", "", "the key's attribute key.acl.name, as it was")
@@ -151,8 +156,8 @@ func adoptKeys(cmd *cobra.Command, conf string, f *adoptFlags, out *output) erro
 		return done(&exitError{exitRefused, errors.New("nothing was done; name the keys that are to be used (a deleted one looks like the others), or say --all")})
 	}
 	for _, c := range report.Chosen {
-		if c.Why != "" && !f.aside {
-			return done(&exitError{exitRefused, fmt.Errorf("key %s cannot be adopted: %s; nothing was done; leave it out, or set it aside with --aside", c.Key, c.Why)})
+		if err := c.MayAdopt(hsm.Adoption{OneKey: f.oneKey}); err != nil && !f.aside {
+			return done(&exitError{exitRefused, fmt.Errorf("key %s cannot be adopted: %s; nothing was done; leave it out, or set it aside with --aside", c.Key, claviger.Reason(err))})
 		}
 	}
 	what := "make records of these keys"
@@ -199,7 +204,7 @@ func adoptKeys(cmd *cobra.Command, conf string, f *adoptFlags, out *output) erro
 
 // look lists the candidates and chooses those that the flags name.
 func (f *adoptFlags) look(ctx context.Context, p *hsm.Provider) (adoption, error) {
-	r := adoption{Done: []string{}, Aside: f.aside, Chosen: []hsm.Candidate{}, aclName: f.aclName, described: f.described}
+	r := adoption{Done: []string{}, Aside: f.aside, Chosen: []hsm.Candidate{}, aclName: f.aclName, described: f.described, oneKey: f.oneKey}
 	if err := p.Misfit(); err != nil {
 		r.Misfit, r.misfit = err.Error(), err
 	}
@@ -234,7 +239,7 @@ func (f *adoptFlags) look(ctx context.Context, p *hsm.Provider) (adoption, error
 		})
 	}
 	h := sha256.New()
-	fmt.Fprintf(h, "%t %t %q %q\n", f.aside, f.rebind, f.aclName, f.description)
+	fmt.Fprintf(h, "%t %t %t %q %q\n", f.aside, f.rebind, f.oneKey, f.aclName, f.description)
 	if f.rebind {
 		fmt.Fprintf(h, "%q\n", r.Lost)
 	}
@@ -259,11 +264,17 @@ func (f *adoptFlags) look(ctx context.Context, p *hsm.Provider) (adoption, error
 func choose(ctx context.Context, p *hsm.Provider, all []hsm.Candidate, args []string) (chosen []hsm.Candidate, known []string, err error) {
 	chosen = []hsm.Candidate{}
 	for _, c := range all {
-		whole := slices.Contains(args, c.Key)
-		c.Versions = slices.DeleteFunc(slices.Clone(c.Versions), func(o hsm.Object) bool { return !whole && !slices.Contains(args, o.Label) })
-		if len(c.Versions) > 0 {
-			chosen = append(chosen, c)
+		named := func(o hsm.Object) bool { return slices.Contains(args, o.Label) }
+		switch {
+		case slices.Contains(args, c.Key):
+		case !slices.ContainsFunc(c.Versions, named):
+			continue
+		default:
+			if c, err = p.Only(ctx, c, named); err != nil {
+				return nil, nil, err
+			}
 		}
+		chosen = append(chosen, c)
 	}
 	for _, arg := range args {
 		if !slices.ContainsFunc(chosen, func(c hsm.Candidate) bool {
@@ -296,7 +307,7 @@ func knows(ctx context.Context, p *hsm.Provider, name string) (bool, error) {
 
 // act makes the records, one key after the other.
 func (f *adoptFlags) act(ctx context.Context, p *hsm.Provider, chosen []hsm.Candidate, report *adoption) error {
-	a := hsm.Adoption{ACLName: f.aclName, By: ourselves().Name}
+	a := hsm.Adoption{OneKey: f.oneKey, ACLName: f.aclName, By: ourselves().Name}
 	if f.described {
 		a.Description = &f.description
 	}
@@ -319,6 +330,32 @@ func (f *adoptFlags) act(ctx context.Context, p *hsm.Provider, chosen []hsm.Cand
 	}
 	report.Rebound = true
 	return nil
+}
+
+// severalKeys writes a row for each of the keys that a candidate's versions may be of.
+func (adoption) severalKeys(w io.Writer, c hsm.Candidate, known string) {
+	rest := make([]string, 0, len(c.Versions)) // those of the metastore's key
+	row := func(names []string, note string) {
+		for i, name := range names {
+			names[i] = claviger.Printable(name[len(c.Key):])
+		}
+		fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\n", claviger.Printable(c.Key), c.Versions[0].Bits, strings.Join(names, " "), known, note)
+	}
+	for _, o := range c.Versions {
+		if !slices.ContainsFunc(c.Keys, func(names []string) bool { return slices.Contains(names, o.Label) }) {
+			rest = append(rest, o.Label)
+		}
+	}
+	if len(rest) > 0 {
+		row(rest, "versions of the metastore's key: name them to adopt them alone")
+	}
+	note := "perhaps a key of its own, which had this name before or after the others: name its versions, or say --one-key"
+	if c.Known {
+		note = "perhaps another key than the metastore's: set it aside, or say --one-key"
+	}
+	for _, names := range c.Keys {
+		row(slices.Clone(names), note)
+	}
 }
 
 // text is the report for people, before anything is done.
@@ -363,6 +400,9 @@ func (r adoption) text(w io.Writer) {
 		}
 		if c.Why != "" {
 			note = "cannot be adopted: " + c.Why
+		} else if len(c.Keys) > 0 && !r.oneKey && !r.Aside {
+			r.severalKeys(w, c, known)
+			continue
 		}
 		fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\n", claviger.Printable(c.Key), c.Versions[0].Bits, strings.Join(labels, " "), known, note)
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"claviger"
@@ -26,6 +27,10 @@ type Candidate struct {
 	Unordered bool `json:"unordered"`
 	// Why says why the versions cannot be adopted; "" where they can.
 	Why string `json:"why,omitempty"`
+	// Keys are the names of the versions, by the keys that they may be of: versions whose
+	// CKA_IDs do not begin alike may be of several keys that had the name one after the
+	// other. Nil where all are of one key, and of the one that the store has, if it has one.
+	Keys [][]string `json:"keys,omitempty"`
 	// Step is the creation or migration that made all of the versions and was broken off,
 	// where the metastore has it.
 	Step *Step `json:"step,omitempty"`
@@ -116,10 +121,22 @@ func (p *Provider) candidate(ctx context.Context, key string, versions []Object)
 		return c, err
 	}
 	if k == nil {
-		c.Step, err = p.stepOf(ctx, key, versions)
+		// A step tells that all that it has made is of one key.
+		if c.Step, err = p.stepOf(ctx, key, versions); err != nil || c.Step != nil {
+			return c, err
+		}
+		c.Keys = keysOf(versions, nil)
+		shelved, err := p.store.Shelved(ctx, key)
+		for _, k := range shelved {
+			if c.Why == "" && len(keysOf(versions, k.List)) < max(1, len(c.Keys)) {
+				c.Why = fmt.Sprintf("versions of it are of the deleted key that has %s; bring that one back before, by claviger key undelete",
+					claviger.VersionName(key, k.List[0].ID))
+			}
+		}
 		return c, err
 	}
 	c.Known = true
+	c.Keys = keysOf(versions, k.List)
 	switch {
 	case c.Why != "":
 	case k.BitLength != versions[0].Bits:
@@ -128,8 +145,67 @@ func (p *Provider) candidate(ctx context.Context, key string, versions []Object)
 	return c, nil
 }
 
+// keysOf returns the names of versions, in their order, by the keys that they may be of; nil
+// where all are of one. there are the versions of the key that they would be added to: what
+// belongs to it is not listed.
+func keysOf(versions []Object, there []metastore.Version) (keys [][]string) {
+	var parts []string
+	for _, o := range versions {
+		part := partOf(o.ID)
+		if slices.ContainsFunc(there, func(v metastore.Version) bool { return partOf(v.Object) == part }) {
+			continue
+		}
+		at := slices.Index(parts, part)
+		if at < 0 {
+			at, parts, keys = len(parts), append(parts, part), append(keys, nil)
+		}
+		keys[at] = append(keys[at], o.Label)
+	}
+	if len(there) == 0 && len(keys) == 1 {
+		return nil
+	}
+	return keys
+}
+
+// Only returns a candidate with some of its versions, those that keep wants. There is one.
+func (p *Provider) Only(ctx context.Context, c Candidate, keep func(Object) bool) (Candidate, error) {
+	kept := slices.DeleteFunc(slices.Clone(c.Versions), func(o Object) bool { return !keep(o) })
+	return p.candidate(ctx, c.Key, kept)
+}
+
+// severalKeys says why versions that may be of several keys are not made one of, and what an
+// operator can do.
+func (c Candidate) severalKeys() string {
+	lists := make([]string, len(c.Keys))
+	for i, names := range c.Keys {
+		lists[i] = some(names)
+	}
+	if c.Known {
+		return fmt.Sprintf("the token does not say that %s are versions of the key %s that the metastore has; they may be of another one, "+
+			"which had that name before or after it, under other rules. Set them aside (--aside); or delete the key of the metastore and "+
+			"adopt these in its place; or, where you know that they are its versions, say --one-key", strings.Join(lists, ", "), c.Key)
+	}
+	return fmt.Sprintf("the token does not say that its versions are of one key; they may be of several that had the name %s one after "+
+		"the other, under other rules: %s. Name the versions of one of them, and set the others aside (--aside); or, where you know that "+
+		"all of these are versions of one key, say --one-key", c.Key, strings.Join(lists, "; "))
+}
+
+// MayAdopt says why a candidate is not adopted; nil where it can be. Kind Invalid.
+func (c Candidate) MayAdopt(a Adoption) error {
+	why := c.Why
+	if why == "" && len(c.Keys) > 0 && !a.OneKey {
+		why = c.severalKeys()
+	}
+	if why == "" {
+		return nil
+	}
+	return claviger.Errorf("hsm.Adopt", claviger.Invalid, c.Key, "%s", why)
+}
+
 // Adoption is what the token cannot tell of a key, as an operator knows it.
 type Adoption struct {
+	// OneKey: all versions are of one key, though their CKA_IDs do not say so.
+	OneKey bool
 	// ACLName is the attribute key.acl.name; "" leaves the key to the rules of its own
 	// name, or to those that its Step names.
 	ACLName     string
@@ -143,6 +219,7 @@ type adopted struct {
 	Versions []string `json:"versions"`
 	Objects  []string `json:"objects"`
 	Aside    bool     `json:"aside,omitempty"`
+	OneKey   bool     `json:"oneKey,omitempty"`
 	ACLName  string   `json:"aclName,omitempty"`
 	// Made is the creation time that the key's new record got; nil where its versions were
 	// added to a key that was there.
@@ -157,7 +234,7 @@ const journalRun = "adoption"
 
 // note writes an adoption into the journal. made is as adopted.Made.
 func (p *Provider) note(ctx context.Context, c Candidate, a Adoption, made *time.Time, aside bool, state string) error {
-	rec := adopted{Key: c.Key, Aside: aside, ACLName: a.ACLName, Made: made, By: a.By, At: time.Now().UTC().Truncate(time.Second), State: state}
+	rec := adopted{Key: c.Key, Aside: aside, OneKey: a.OneKey, ACLName: a.ACLName, Made: made, By: a.By, At: time.Now().UTC().Truncate(time.Second), State: state}
 	for _, o := range c.Versions {
 		rec.Versions, rec.Objects = append(rec.Versions, o.Label), append(rec.Objects, o.ID)
 	}
@@ -229,8 +306,8 @@ func (p *Provider) Adopt(ctx context.Context, c Candidate, a Adoption) error {
 	if c, err = p.again(ctx, op, c); err != nil {
 		return err
 	}
-	if c.Why != "" {
-		return claviger.Errorf(op, claviger.Invalid, c.Key, "%s", c.Why)
+	if err := c.MayAdopt(a); err != nil {
+		return err
 	}
 	pending, err := p.store.Pending(ctx)
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"maps"
 	"os"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -75,7 +76,7 @@ func TestAdoptAll(t *testing.T) {
 		t.Errorf("candidates: %+v, %v", list, err)
 	}
 	mustClose(t, p)
-	b.adoptAll(t, hsm.Adoption{By: "root"})
+	b.adoptAll(t, hsm.Adoption{By: "root", OneKey: true}) // which the two of old need
 	p = b.mustOpen(t)
 	for v, want := range was {
 		if got := keystream(t, p, v); !bytes.Equal(got, want) {
@@ -212,6 +213,118 @@ func TestAdoptStep(t *testing.T) {
 	mustClose(t, p)
 }
 
+// TestAdoptMadeAnew: a key that was deleted, and another that was made under its name, are
+// never made one of: they are listed apart, each is adopted alone, and versions of one are
+// not added to the other, unless an operator says that they are of one key.
+func TestAdoptMadeAnew(t *testing.T) {
+	b := newBacking(t)
+	b.soft = "true"
+	p := b.mustOpen(t)
+	roll := func() {
+		t.Helper()
+		if _, err := p.Roll(t.Context(), "k", nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// The first key, which was migrated, has k@0 and k@1.
+	if _, err := p.Import(t.Context(), claviger.Metadata{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 256}, 2, 0, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Delete(t.Context(), "k"); err != nil {
+		t.Fatal(err)
+	}
+	create(t, p, "k")
+	mustClose(t, p)
+	b.closeStores(t)
+	copied, err := os.ReadFile(b.db)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p = b.mustOpen(t)
+	roll() // the second has k@2 and k@3
+	was := map[string][]byte{}
+	for _, v := range []string{"k@2", "k@3"} {
+		was[v] = keystream(t, p, v)
+	}
+	mustClose(t, p)
+	b.closeStores(t)
+
+	// An old copy of the store, which has the key: what it lacks of it is added. Where it has
+	// it as a deleted one, that one has to be brought back before.
+	b.putUnnoticed(t, copied)
+	b.access = hsm.Mend
+	p = b.mustOpen(t)
+	if c := only(t, p); !c.Known || c.Keys != nil || len(c.Versions) != 1 {
+		t.Errorf("%+v", c)
+	}
+	mustClose(t, p)
+	b.closeStores(t)
+	b.withStore(t, func(s metastore.Store) {
+		if err := s.Shelve(t.Context(), "k"); err != nil {
+			t.Fatal(err)
+		}
+	})
+	p = b.mustOpen(t)
+	if err := p.Adopt(t.Context(), only(t, p), hsm.Adoption{OneKey: true}); !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "of the deleted key that has k@2") {
+		t.Errorf("adopted beside a deleted key that it is of: %v", err)
+	}
+	mustClose(t, p)
+
+	// All is lost.
+	b.db += ".new"
+	p = b.mustOpen(t)
+	c := only(t, p)
+	if want := [][]string{{"k@0", "k@1"}, {"k@2", "k@3"}}; !reflect.DeepEqual(c.Keys, want) || c.Known {
+		t.Fatalf("%+v, want %v", c, want)
+	}
+	wantNotMerged := func(c hsm.Candidate, says string) {
+		t.Helper()
+		err := p.Adopt(t.Context(), c, hsm.Adoption{})
+		if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), says) || !strings.Contains(err.Error(), "--one-key") {
+			t.Errorf("%+v was adopted: %v", c, err)
+		}
+	}
+	wantNotMerged(c, "k@0, k@1; k@2, k@3")
+	newer, err := p.Only(t.Context(), c, func(o hsm.Object) bool { return o.Label >= "k@2" })
+	if err != nil || newer.Keys != nil || len(newer.Versions) != 2 {
+		t.Fatalf("%+v, %v", newer, err)
+	}
+	if err := p.Adopt(t.Context(), newer, hsm.Adoption{}); err != nil {
+		t.Fatal(err)
+	}
+	for v, want := range was {
+		if got := keystream(t, p, v); !bytes.Equal(got, want) {
+			t.Errorf("%s encrypts to %x, before to %x", v, got, want)
+		}
+	}
+	// What is left is not added to it.
+	older := only(t, p)
+	if want := [][]string{{"k@0", "k@1"}}; !older.Known || !reflect.DeepEqual(older.Keys, want) {
+		t.Errorf("%+v, want %v", older, want)
+	}
+	wantNotMerged(older, "k@0, k@1 are versions of the key k that the metastore has")
+	if err := p.SetAside(t.Context(), older, hsm.Adoption{}); err != nil {
+		t.Error(err)
+	}
+	if err := p.Adopt(t.Context(), older, hsm.Adoption{OneKey: true}); err != nil {
+		t.Error(err)
+	}
+	if vs, err := p.Versions(t.Context(), "k"); err != nil || len(vs) != 4 || vs[3].Name != "k@3" {
+		t.Errorf("%+v, %v", vs, err)
+	}
+	mustClose(t, p)
+}
+
+// only returns the one candidate that there is.
+func only(t *testing.T, p *hsm.Provider) hsm.Candidate {
+	t.Helper()
+	list, err := p.Candidates(t.Context())
+	if err != nil || len(list) != 1 {
+		t.Fatalf("candidates: %+v, %v", list, err)
+	}
+	return list[0]
+}
+
 // oldCopy makes keys before and after the store was copied, and puts the copy back.
 func oldCopy(t *testing.T) *backing {
 	t.Helper()
@@ -319,7 +432,7 @@ func TestSetAside(t *testing.T) {
 		t.Errorf("made %s", v)
 	}
 	mustClose(t, p)
-	b.adoptAll(t, hsm.Adoption{})
+	b.adoptAll(t, hsm.Adoption{OneKey: true}) // they are two
 	p = b.mustOpen(t)
 	wantMarks(t, p, map[string]hsm.Mark{"k@0": hsm.InUse, "k@1": hsm.InUse, "later@0": hsm.InUse, "later@1": hsm.InUse})
 	keystream(t, p, "later@0")

@@ -5,9 +5,11 @@
 //
 // A version's name is NAME@N. N counts up for a name and is never used twice for
 // it, not even after the key was deleted and made anew. The object's CKA_ID is 8
-// random bytes, which the metastore keeps beside N, and its CKA_LABEL is the full
-// version name, so the vendor's own tools show which object is which. (Versions
-// made before they were numbered have the CKA_ID, 16 hex digits, in N's place.)
+// random bytes, which the metastore keeps beside N; the first 4 are the same in all
+// versions of a key, and others where a key of that name is made anew. Its CKA_LABEL
+// is the full version name, so the vendor's own tools show which object is which.
+// (Versions made before they were numbered have the CKA_ID, 16 hex digits, in N's
+// place.)
 //
 // Every step that touches the token is first written down as an intent with the
 // ids that it will use. A crash leaves at most an intent and objects under its

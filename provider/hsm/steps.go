@@ -1,6 +1,7 @@
 package hsm
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -27,6 +28,34 @@ const (
 
 // idSize is the length of a CKA_ID in bytes.
 const idSize = 8
+
+// keyPart is the length in bytes of what the CKA_IDs of all versions of one key begin with.
+// It is random, drawn when the key is made. So the token alone tells the versions of a key
+// from those of another that had the name before and was deleted. Versions that older
+// programs made begin with random bytes each.
+const keyPart = 4
+
+// partOf returns the key's part of a CKA_ID in hex; "" where it is none of ours.
+func partOf(object string) string {
+	if len(object) != 2*idSize {
+		return ""
+	}
+	return object[:2*keyPart]
+}
+
+// newObject draws the CKA_ID of a version, in hex: of the key whose newest version has the
+// CKA_ID kin, of a new key where kin is none of ours.
+func newObject(kin string) (string, error) {
+	id := make([]byte, idSize)
+	if _, err := rand.Read(id); err != nil {
+		return "", err
+	}
+	object := hex.EncodeToString(id)
+	if part := partOf(kin); part != "" {
+		object = part + object[len(part):]
+	}
+	return object, nil
+}
 
 // plan is the payload of an intent: what its keys must be like for a later call
 // to use them.
@@ -108,7 +137,7 @@ func (p *Provider) make(ctx context.Context, op, kind string, m claviger.Metadat
 	if err := p.unhide(ctx, op, m.Name, nil, n); err != nil {
 		return nil, err
 	}
-	intent, err := p.begin(ctx, kind, m.Name, plan{m.BitLength, m.Attributes, m.Description, m.Created}, n, first)
+	intent, err := p.begin(ctx, kind, m.Name, plan{m.BitLength, m.Attributes, m.Description, m.Created}, n, first, "")
 	if err == nil {
 		err = told("intent")
 	}
@@ -149,8 +178,10 @@ func (p *Provider) remember(m *claviger.Metadata, list []metastore.Version) []pr
 
 // begin writes the intent of a step, or takes up the one that an earlier call of
 // the same step left. What another step left is ended first, and so is what has numbers
-// below first. The key's lock is held.
-func (p *Provider) begin(ctx context.Context, kind, key string, want plan, n, first int) (metastore.Intent, error) {
+// below first. kin is the CKA_ID of the key's newest version, "" of a new key. The key's
+// lock is held.
+func (p *Provider) begin(ctx context.Context, kind, key string, want plan, n, first int, kin string) (
+	metastore.Intent, error) {
 	if first > 0 {
 		if err := p.store.SkipNumbers(ctx, key, first); err != nil {
 			return metastore.Intent{}, err
@@ -175,11 +206,11 @@ func (p *Provider) begin(ctx context.Context, kind, key string, want plan, n, fi
 	}
 	refs := make([]metastore.Ref, n) // without ids: the store numbers them
 	for i := range refs {
-		id := make([]byte, idSize)
-		if _, err := rand.Read(id); err != nil {
+		object, err := newObject(cmp.Or(kin, refs[0].Object))
+		if err != nil {
 			return metastore.Intent{}, err
 		}
-		refs[i].Object = hex.EncodeToString(id)
+		refs[i].Object = object
 	}
 	payload, err := json.Marshal(want)
 	if err != nil {
@@ -405,7 +436,7 @@ func (p *Provider) RollIf(ctx context.Context, key string, material secret.Bytes
 	if err := p.unhide(ctx, op, key, k.List, 1); err != nil {
 		return provider.KeyVersion{}, err
 	}
-	intent, err := p.begin(ctx, opRoll, key, plan{Bits: k.BitLength}, 1, 0)
+	intent, err := p.begin(ctx, opRoll, key, plan{Bits: k.BitLength}, 1, 0, k.List[len(k.List)-1].Object)
 	if err != nil {
 		return provider.KeyVersion{}, err
 	}
