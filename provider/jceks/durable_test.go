@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"testing"
 
 	"claviger"
+	"claviger/durable"
 	"claviger/durable/durabletest"
 	"claviger/provider"
 )
@@ -61,5 +63,68 @@ func TestWriteLasts(t *testing.T) {
 				Spare: c.spare,
 			})
 		})
+	}
+}
+
+// unsynced is a disk on which the folder is not synced once, after a keystore got its name.
+type unsynced struct {
+	durable.OS
+	renamed, failed bool
+}
+
+func (u *unsynced) Rename(from, to string) error {
+	u.renamed = u.renamed || filepath.Base(to) == "kms.keystore"
+	return u.OS.Rename(from, to)
+}
+
+func (u *unsynced) SyncFolder(name string) error {
+	if u.renamed && !u.failed {
+		u.failed = true
+		return syscall.EIO
+	}
+	return u.OS.SyncFolder(name)
+}
+
+// TestTakenBack: a keystore that may not last in its new state is put back, and the caller is
+// told that the key was not made. It is not there afterwards, in this process or the next.
+func TestTakenBack(t *testing.T) {
+	for _, before := range [][]string{nil, {"first"}} {
+		dir := t.TempDir()
+		open := func() *Provider {
+			t.Helper()
+			p, err := open(t.Context(), "jceks://file@"+filepath.Join(dir, "kms.keystore"),
+				provider.Env{Getenv: func(string) string { return "" }})
+			if err != nil {
+				t.Fatal(err)
+			}
+			p.iterations = 10000
+			return p
+		}
+		create := func(p *Provider, name string) error {
+			_, err := p.Create(t.Context(), provider.Spec{Name: name, Cipher: claviger.DefaultCipher, BitLength: 128})
+			return err
+		}
+		p := open()
+		for _, name := range before {
+			if err := create(p, name); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var disk unsynced
+		unmount := durable.Mount(dir, &disk)
+		err := create(p, "second")
+		unmount()
+		if !errors.Is(err, syscall.EIO) || !disk.failed {
+			t.Errorf("after %q: %v", before, err)
+		}
+		next := open()
+		for who, p := range map[string]*Provider{"this process": p, "the next": next} {
+			if names, err := p.Keys(t.Context()); err != nil || !slices.Equal(names, before) {
+				t.Errorf("after %q %s has %q, %v", before, who, names, err)
+			}
+		}
+		if err := errors.Join(create(p, "second"), next.Close(), p.Close()); err != nil {
+			t.Errorf("after %q, once more: %v", before, err)
+		}
 	}
 }
