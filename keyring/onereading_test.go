@@ -224,6 +224,31 @@ func TestUseIsOfTheKeyThatWasAsked(t *testing.T) {
 			t.Error("alice's DEK came under mallory's key")
 		}
 	})
+	t.Run("re-encryption while the DEK is open", func(t *testing.T) {
+		// alice re-encrypts her own EDEK. Between its decryption and its encryption the key
+		// is deleted, and mallory makes and rolls one of the name.
+		l := between(t, false, "EncryptBlocks", 2, func(l *lab) {
+			if err := l.primary.Delete(t.Context(), "k"); err != nil {
+				t.Error(err)
+			}
+			guardedBy(t, l, "mallorys")
+			if _, err := l.primary.Provider.Roll(t.Context(), "k", nil); err != nil {
+				t.Error(err)
+			}
+		})
+		guardedBy(t, l, "alices")
+		if _, err := l.primary.Provider.Roll(t.Context(), "k", nil); err != nil {
+			t.Fatal(err)
+		}
+		es, deks := made(t, l.primary.Provider, "k@0", 1)
+		out, err := l.Reencrypt(t.Context(), caller("alice"), "k", true, es[0])
+		if err == nil {
+			t.Errorf("alice's EDEK was re-encrypted under %s of a key that she did not ask for", out.Version)
+		}
+		if dek, err := l.Decrypt(t.Context(), mallory, "k", true, out); err == nil && dek.Equal(deks[0]) {
+			t.Error("alice's DEK came under mallory's key")
+		}
+	})
 	t.Run("queue", func(t *testing.T) {
 		// What the queue hands out is guarded by the key that it was made under.
 		l := between(t, false, "EncryptBlocks", 1, replaced)

@@ -35,7 +35,8 @@ func TestAway(t *testing.T) {
 	}{
 		{"GetSlotList", p11.CKR_DEVICE_ERROR, true}, {"OpenSession", p11.CKR_TOKEN_NOT_PRESENT, true}, {"OpenSession", p11.CKR_DEVICE_REMOVED, true},
 		{"Login", p11.CKR_DEVICE_ERROR, true}, {"Login", p11.CKR_VENDOR_DEFINED + 5, true},
-		{"Login", p11.CKR_PIN_EXPIRED, false}, {"Login", p11.CKR_ARGUMENTS_BAD, false},
+		{"Login", p11.CKR_ARGUMENTS_BAD, false},
+		{"Login", p11.CKR_PIN_EXPIRED, false}, // last: this PIN is not tried again
 	} {
 		meter.Fail(c.call, 100, p11.Error(c.code))
 		err := open(as)

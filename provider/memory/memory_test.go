@@ -37,6 +37,23 @@ func TestSequentialIDs(t *testing.T) {
 	if v, err = p.Roll(t.Context(), "k", nil); err != nil || v.Name != "k@1" {
 		t.Errorf("second version %q, %v", v.Name, err)
 	}
+	// A key that is made anew has the names again, and other versions.
+	if err := p.EncryptBlocksOf(t.Context(), v, make([]byte, 16)); err != nil {
+		t.Error(err)
+	}
+	err = p.Delete(t.Context(), "k")
+	if err == nil {
+		_, err = p.Create(t.Context(), spec)
+	}
+	if err == nil {
+		_, err = p.Roll(t.Context(), "k", nil)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.EncryptBlocksOf(t.Context(), v, make([]byte, 16)); !claviger.Is(err, claviger.VersionNotFound) {
+		t.Errorf("a version of the key before: %v", err)
+	}
 }
 
 func TestScheme(t *testing.T) {
