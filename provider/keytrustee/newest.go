@@ -172,15 +172,17 @@ func (p *Provider) intact(ctx context.Context) error {
 	return p.noted(err)
 }
 
-// noted keeps what was found. Material that the server may not have any more is not
-// used from memory.
+// noted keeps what was found out of all that is remembered, and returns it. Where nothing was
+// found out, what was known before stays. Material that the server may not have any more is
+// not used from memory.
 func (p *Provider) noted(err error) error {
+	m := p.cfg.memory
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	if claviger.Is(err, claviger.Unavailable) {
-		return nil // it was not found out; who asks for keys says more
+		return m.why // who asks for keys says more
 	}
-	p.cfg.memory.mu.Lock()
-	p.cfg.memory.why = err
-	p.cfg.memory.mu.Unlock()
+	m.why = err
 	if err != nil {
 		p.kept.clear()
 	}
@@ -212,8 +214,10 @@ func (p *Provider) changeable(ctx context.Context, op, key string) error {
 	why := m.why
 	m.mu.Unlock()
 	if why == nil {
-		_, err = p.lost(ctx, ask...)
-		why = p.noted(err)
+		// That nothing is lost of these changes says nothing of the others.
+		if _, err = p.lost(ctx, ask...); err != nil {
+			why = p.noted(err)
+		}
 	}
 	if why != nil {
 		return claviger.E(op, claviger.Unavailable, key, why)

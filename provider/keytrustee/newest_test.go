@@ -1,10 +1,13 @@
 package keytrustee
 
 import (
+	"context"
+	"errors"
 	"strconv"
 	"testing"
 	"time"
 
+	"claviger"
 	"claviger/trustee"
 )
 
@@ -38,5 +41,62 @@ func TestOrderOfChanges(t *testing.T) {
 	again := &memory{folder: m.folder}
 	if n := again.begin(); n != m.n+1 {
 		t.Errorf("after a restart a change has number %d, want %d", n, m.n+1)
+	}
+}
+
+// listed is a Box of which only live deposits are listed, by label.
+type listed struct {
+	trustee.Box
+	list map[string]trustee.Deposit
+	// during, if not nil, is called by the next List.
+	during func() error
+}
+
+func (b *listed) List(_ context.Context, prefix string, _ bool, after string, _ int) ([]trustee.Deposit, error) {
+	if during := b.during; during != nil {
+		b.during = nil
+		if err := during(); err != nil {
+			return nil, err
+		}
+	}
+	if d, ok := b.list[prefix]; ok && after == "" {
+		return []trustee.Deposit{d}, nil
+	}
+	return nil, nil
+}
+
+// TestLossIsNotForgotten: what Check has found lost is not forgotten where a change of
+// another key finds that nothing of its own is, nor where the Key Trustee Server does not
+// answer the next question.
+func TestLossIsNotForgotten(t *testing.T) {
+	now := time.Now()
+	box := &listed{list: map[string]trustee.Deposit{
+		"key/whole": {UUID: "w", Label: "key/whole", Created: now},
+		"key/lost":  {UUID: "older", Label: "key/lost", Created: now.Add(-24 * time.Hour)},
+	}}
+	whole := newest{N: 2, Key: "whole", Label: "key/whole", UUID: "w", At: now}
+	whole.Before = []newest{{N: 1, Key: "lost", Label: "key/lost", UUID: "l", At: now}}
+	p := New(Config{Box: box, memory: &memory{folder: &trustee.Folder{Path: t.TempDir()}, last: whole, read: true}})
+	defer p.Close()
+	known := func(when string, err error) {
+		t.Helper()
+		if err == nil || claviger.Is(err, claviger.Unavailable) || p.cfg.memory.why == nil {
+			t.Errorf("%s: %v, remembered: %v", when, err, p.cfg.memory.why)
+		}
+	}
+	var found error
+	box.during = func() error { found = p.intact(t.Context()); return nil }
+	_ = p.changeable(t.Context(), "test", "whole") // whether this change is made is a matter of a moment
+	known("while a key is changed", found)
+	if err := p.changeable(t.Context(), "test", "whole"); !claviger.Is(err, claviger.Unavailable) {
+		t.Errorf("the next change: %v", err)
+	}
+	p.cfg.memory.asked = time.Time{}
+	box.during = func() error { return claviger.E("test", claviger.Unavailable, "", errors.New("no route to host")) }
+	known("without an answer", p.intact(t.Context()))
+	box.list["key/lost"] = trustee.Deposit{UUID: "l", Label: "key/lost", Created: now}
+	p.cfg.memory.asked = time.Time{}
+	if err := errors.Join(p.intact(t.Context()), p.changeable(t.Context(), "test", "whole")); err != nil {
+		t.Errorf("after a newer backup was restored: %v", err)
 	}
 }
