@@ -12,6 +12,10 @@ import (
 const (
 	// probePause is how often CheckWrites makes a change, after one was refused.
 	probePause = time.Minute
+	// waited is how long a change may take. One that took longer, and was not made, is a
+	// fault, also where its caller gave up by then: a Key Trustee Server whose disk hangs
+	// reads on, and answers no change.
+	waited = 5 * time.Second
 	// probeLabel begins the labels of such deposits, which are purged again.
 	probeLabel = "probe/"
 )
@@ -24,7 +28,8 @@ type Seen struct {
 }
 
 // written is a Box that remembers how the last change ended, unless that tells of the
-// key alone: a Key Trustee Server whose disk is full reads on, and takes no key.
+// key or of an impatient caller alone: a Key Trustee Server whose disk is full reads on, and
+// takes no key.
 type written struct {
 	trustee.Box
 
@@ -34,11 +39,12 @@ type written struct {
 }
 
 func (w *written) note(ctx context.Context, began time.Time, err error) {
-	if ctx.Err() != nil || err != nil && !claviger.Is(err, claviger.Unavailable) {
+	took := time.Since(began)
+	if ctx.Err() != nil && took < waited || err != nil && !claviger.Is(err, claviger.Unavailable) {
 		return
 	}
 	w.mu.Lock()
-	w.last = Seen{At: time.Now(), Took: time.Since(began), Err: err}
+	w.last = Seen{At: time.Now(), Took: took, Err: err}
 	w.mu.Unlock()
 }
 
