@@ -29,6 +29,15 @@ func NearMiss(word string, known []string) (nearest string, ok bool) {
 	return nearest, ok
 }
 
+// DidYouMean is the end of a message that names an unknown word: "; did you mean X?", or ""
+// where none of the known words is near.
+func DidYouMean(word string, known []string) string {
+	if near, ok := NearMiss(word, known); ok {
+		return "; did you mean " + Printable(near) + "?"
+	}
+	return ""
+}
+
 // editDistance is the optimal string alignment distance of a and b in bytes, or
 // limit where it is not below it.
 func editDistance(a, b string, limit int) int {

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+
+	"claviger"
 )
 
 // Doubts tells which rules do nothing, or probably not what is meant, beside the
@@ -43,7 +45,7 @@ func (p *Policy) Doubts(known []string) []string {
 		}
 		first := rules[of[0]]
 		if known != nil && !slices.Contains(known, name) {
-			doubt(first, "%s: no key has the ACL name %q%s", first.from.Name, name, didYouMean(name, known))
+			doubt(first, "%s: no key has the ACL name %q%s", first.from.Name, name, claviger.DidYouMean(name, known))
 		}
 		if _, all := rules[KeyAll]; all {
 			continue

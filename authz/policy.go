@@ -148,7 +148,7 @@ func (p *Policy) set(name string, a rule) (complaint string) {
 		}
 		return complaint
 	}
-	return noACL + didYouMean(name, knownNames(name))
+	return noACL + claviger.DidYouMean(name, knownNames(name))
 }
 
 func put[O ~string](into map[O]rule, known []O, op string, a rule) (complaint string) {
@@ -163,7 +163,7 @@ func put[O ~string](into map[O]rule, known []O, op string, a rule) (complaint st
 	if _, ok := any(known).([]KeyOp); ok {
 		words = append(words, string(KeyMigrate))
 	}
-	return fmt.Sprintf("there is no operation %q, so that it is ignored%s", op, didYouMean(op, words))
+	return fmt.Sprintf("there is no operation %q, so that it is ignored%s", op, claviger.DidYouMean(op, words))
 }
 
 // putUnlessAll: Hadoop ignores ALL as a default and in the whitelist.
@@ -172,13 +172,6 @@ func putUnlessAll(into map[KeyOp]rule, op string, a rule) (complaint string) {
 		return "ALL is not allowed here, so that it is ignored, as in Hadoop; name READ, MANAGEMENT, GENERATE_EEK, DECRYPT_EEK one by one"
 	}
 	return put(into, keyOps, op, a)
-}
-
-func didYouMean(word string, known []string) string {
-	if near, ok := claviger.NearMiss(word, known); ok {
-		return "; did you mean " + near + "?"
-	}
-	return ""
 }
 
 // knownNames lists the names that name may be a misspelling of.

@@ -68,7 +68,11 @@ func (e *Engine) FreeNames(ctx context.Context, user string, keys ...string) (*F
 			}
 		}
 		if !known {
-			return nil, claviger.Errorf(op, claviger.Invalid, key, "the journal has no key %s; claviger migrate status lists the names that it keeps", claviger.Printable(key))
+			names := make([]string, len(origins))
+			for i, o := range origins {
+				names[i] = o.Key
+			}
+			return nil, claviger.Errorf(op, claviger.Invalid, key, "the journal has no key %s%s; claviger migrate status lists the names that it keeps", claviger.Printable(key), claviger.DidYouMean(key, names))
 		}
 		here, err := e.cfg.Target.Metadata(ctx, key)
 		if err != nil {

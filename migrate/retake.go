@@ -66,8 +66,8 @@ func (e *Engine) needAdopted(sv *survey) error {
 		switch {
 		case i < 0:
 			return claviger.Errorf("migrate.Run", claviger.Invalid, key,
-				"--adopted %s: the source does not list that key; nothing was done; see claviger migrate plan",
-				claviger.Printable(key))
+				"--adopted %s: the source does not list that key%s; nothing was done; see claviger migrate plan",
+				claviger.Printable(key), claviger.DidYouMean(key, sv.names()))
 		case !sv.items[i].Retaken && sv.items[i].State != Done:
 			return claviger.Errorf("migrate.Run", claviger.Invalid, key,
 				"--adopted %s: the key is not here by claviger hsm adopt; nothing was done; leave it out, and see "+
@@ -75,6 +75,15 @@ func (e *Engine) needAdopted(sv *survey) error {
 		}
 	}
 	return nil
+}
+
+// names are those of the keys.
+func (sv *survey) names() []string {
+	names := make([]string, len(sv.items))
+	for i, it := range sv.items {
+		names[i] = it.Key
+	}
+	return names
 }
 
 // whyAdoptedBelow says what to do about an adopted key one of whose versions has a number

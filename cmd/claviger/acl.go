@@ -291,10 +291,14 @@ func loadPolicy(conf *hadoopconf.Conf) (policy *authz.Policy, warnings, notes []
 // there is one that this user may not read, say, there is no answer.
 func (x *explanation) findACLName(ctx context.Context, conf *hadoopconf.Conf, r authz.Request) (string, error) {
 	var key *metastore.Key
+	var names []string // of all keys, where this one is not among them
 	err := withStore(ctx, conf, func(s metastore.Store) error {
 		found, err := s.Get(ctx, x.Key)
-		if err == nil {
-			key = found[0]
+		if err != nil {
+			return err
+		}
+		if key = found[0]; key == nil {
+			names, err = s.Names(ctx)
 		}
 		return err
 	})
@@ -307,7 +311,8 @@ func (x *explanation) findACLName(ctx context.Context, conf *hadoopconf.Conf, r 
 	case key == nil && r.Key == authz.KeyMigrate:
 		x.note("key %s is not here yet: its ACL name at the source, which counts, is taken to be its own; --acl-name tells another", x.Key)
 	case key == nil:
-		x.note("the metastore has no key %s: its ACL name is taken to be its own; --acl-name tells another", x.Key)
+		x.note("the metastore has no key %s%s: its ACL name is taken to be its own; --acl-name tells another", x.Key,
+			strings.TrimSuffix(claviger.DidYouMean(x.Key, names), "?"))
 	default:
 		return key.ACLName(), nil
 	}

@@ -157,7 +157,8 @@ func TestAdoptedKeyIsTakenOverAgain(t *testing.T) {
 			t.Errorf("re-encryption under a key that may be another: %v", err)
 		}
 	})
-	wants(t, false, append(run, "--adopted", "nokey"), "the source does not list that key")
+	wants(t, false, append(run, "--adopted", "nokey"), "the source does not list that key; nothing was done")
+	wants(t, false, append(run, "--adopted", "ledgr"), "the source does not list that key; did you mean ledger?")
 	wants(t, false, append(run, "--all-adopted"), "1 done", "the source has a version own@0 too", "Do not delete it")
 	during(func(url string) { // the source's own@0 closes no key that was not migrated from it
 		if _, dek, err := open(clientOf(t, url), own.edek); err != nil || !own.dek.Equal(dek) {

@@ -286,7 +286,15 @@ func choose(ctx context.Context, p *hsm.Provider, all []hsm.Candidate, args []st
 				known = append(known, arg)
 				continue
 			}
-			return nil, nil, &exitError{exitRefused, fmt.Errorf("the token holds nothing of %s that the metastore does not know; nothing was done", arg)}
+			var unknown []string
+			for _, c := range all {
+				unknown = append(unknown, c.Key)
+				for _, o := range c.Versions {
+					unknown = append(unknown, o.Label)
+				}
+			}
+			return nil, nil, &exitError{exitRefused, fmt.Errorf("the token holds nothing of %s that the metastore does not know%s; nothing was done",
+				claviger.Printable(arg), claviger.DidYouMean(arg, unknown))}
 		}
 	}
 	return chosen, known, nil

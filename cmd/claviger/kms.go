@@ -273,7 +273,7 @@ func (s *kmsServer) migrate(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if _, err := s.svc.noteLeftovers(ctx); err != nil {
+	if _, err := s.svc.noteLeftovers(ctx, nil); err != nil {
 		return err
 	}
 	_, err = engine.AtStart(ctx)

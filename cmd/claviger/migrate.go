@@ -127,7 +127,7 @@ over by claviger key migrate.`,
 					err = errors.Join(err, failed)
 				}
 			}()
-			if _, err := m.svc.noteLeftovers(m.ctx); err != nil {
+			if _, err := m.svc.noteLeftovers(m.ctx, nil); err != nil {
 				return err
 			}
 			result, err := m.engine.Run(m.ctx)

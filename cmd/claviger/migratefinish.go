@@ -7,7 +7,6 @@ import (
 	"io"
 	"io/fs"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -42,17 +41,17 @@ started as it is, is refused. A path that the configuration never named is given
 }
 
 func finishMigration(m *migration) error {
-	paths, err := m.svc.noteLeftovers(m.ctx)
-	if err != nil {
-		return err
-	}
+	var given []string
 	for _, p := range m.flags.leftovers {
-		if p, err = filepath.Abs(p); err != nil {
+		p, err := filepath.Abs(p)
+		if err != nil {
 			return err
 		}
-		if !slices.Contains(paths, p) {
-			paths = append(paths, p)
-		}
+		given = append(given, p)
+	}
+	paths, err := m.svc.noteLeftovers(m.ctx, given)
+	if err != nil {
+		return err
 	}
 	ending, err := m.engine.Finish(m.ctx, migrate.FinishOptions{Since: time.Now().Add(-m.flags.unused), EDEKsDone: m.flags.edeksDone, SourceGone: m.flags.sourceGone,
 		SourceRolled: m.flags.sourceRolled, Get: asSet(m.svc.Conf)})

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"syscall"
 
+	"claviger"
 	"claviger/durable"
 	"claviger/hadoopconf"
 	"claviger/migrate"
@@ -61,8 +62,10 @@ func namedLeftovers(conf *hadoopconf.Conf) []string {
 	return paths
 }
 
-// noteLeftovers adds to the setting what the configuration names, and returns all.
-func (s *service) noteLeftovers(ctx context.Context) ([]string, error) {
+// noteLeftovers adds to the setting what the configuration names, and the paths that an
+// operator gives, and returns all. A given path where nothing is, nor was before on any host
+// of this metastore, is misspelt: what is meant would stay.
+func (s *service) noteLeftovers(ctx context.Context, given []string) ([]string, error) {
 	store, err := s.store(ctx)
 	if err != nil {
 		return nil, err
@@ -77,8 +80,14 @@ func (s *service) noteLeftovers(ctx context.Context) ([]string, error) {
 			return nil, fmt.Errorf("metastore %s: setting %s: %w", store.URI(), settingLeftovers, err)
 		}
 	}
+	for _, p := range given {
+		if !slices.Contains(noted, p) && len(knownLeftovers([]string{p})) == 0 && !there(p) {
+			return nil, &exitError{exitRefused, fmt.Errorf("--leftover %s: there is nothing%s; nothing was done",
+				claviger.Printable(p), claviger.DidYouMean(p, beside(p)))}
+		}
+	}
 	all := slices.Clone(noted)
-	for _, p := range namedLeftovers(s.Conf) {
+	for _, p := range slices.Concat(namedLeftovers(s.Conf), given) {
 		if !slices.Contains(all, p) {
 			all = append(all, p)
 		}
@@ -91,6 +100,20 @@ func (s *service) noteLeftovers(ctx context.Context) ([]string, error) {
 		return nil, err
 	}
 	return all, store.SetSetting(ctx, settingLeftovers, string(b))
+}
+
+func there(p string) bool {
+	_, err := os.Lstat(p)
+	return err == nil
+}
+
+// beside returns the paths of what is in the folder of p.
+func beside(p string) (paths []string) {
+	entries, _ := os.ReadDir(filepath.Dir(p)) // none: nothing is near
+	for _, e := range entries {
+		paths = append(paths, filepath.Join(filepath.Dir(p), e.Name()))
+	}
+	return paths
 }
 
 // knownLeftovers says which of the paths are on this host.

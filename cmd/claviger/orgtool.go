@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/base32"
 	"encoding/json"
@@ -146,7 +147,7 @@ func newOrgClients() *cobra.Command {
 	cmd := orgCommand("clients [-n NAME]", "Show the clients, and which of them wait to be let in, as JSON", "", func(cmd *cobra.Command, store server.Store) error {
 		if name != "" { // a name that is wrong looks like an organization without clients
 			if _, err := store.Org(cmd.Context(), name); claviger.Is(err, claviger.KeyNotFound) {
-				return noOrg(name)
+				return noOrg(cmd.Context(), store, name)
 			} else if err != nil {
 				return err
 			}
@@ -165,8 +166,14 @@ func newOrgClients() *cobra.Command {
 	return cmd
 }
 
-func noOrg(name string) error {
-	return &exitError{exitRefused, fmt.Errorf("there is no organization %q; claviger orgtool list shows them", name)}
+func noOrg(ctx context.Context, store server.Store, name string) error {
+	orgs, err := store.Orgs(ctx)
+	names := make([]string, len(orgs))
+	for i, o := range orgs {
+		names[i] = o.Name
+	}
+	return &exitError{exitRefused, errors.Join(fmt.Errorf("there is no organization %q%s; claviger orgtool list shows them",
+		name, claviger.DidYouMean(name, names)), err)}
 }
 
 // readFingerprint takes a fingerprint in groups, as gpg prints it, and with
@@ -217,7 +224,7 @@ func newOrgSetAuth() *cobra.Command {
 			}
 			if err := store.SetAuth(cmd.Context(), name, secret); err != nil {
 				if claviger.Is(err, claviger.KeyNotFound) {
-					return noOrg(name)
+					return noOrg(cmd.Context(), store, name)
 				}
 				return err
 			}

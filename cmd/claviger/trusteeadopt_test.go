@@ -1,8 +1,10 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -102,7 +104,14 @@ func TestTrusteeAdopt(t *testing.T) {
 	if err := os.Rename(file+".before", file); err != nil {
 		t.Fatal(err)
 	}
-	out, err := command(t, "trustee", "recover", "--confdir", dir, file+".after")
+	out, err := command(t, "trustee", "recover", "--confdir", dir, "--revive", "kk", file+".after")
+	if exited(err) != exitRefused || !strings.Contains(out, "no other deposit, of that name; did you mean k?; nothing was changed") {
+		t.Errorf("a name that the file does not hold: %v: %s", err, out)
+	}
+	if out, err := command(t, "trustee", "recover", "--confdir", dir, "--revive", "k"); exited(err) != exitUsage {
+		t.Errorf("a name without a file: %v: %s", err, out)
+	}
+	out, err = command(t, "trustee", "recover", "--confdir", dir, file+".after")
 	for _, word := range strings.Fields(out) {
 		if strings.HasPrefix(word, `"k@`) {
 			version = strings.Trim(word, `",`)
@@ -131,4 +140,13 @@ func TestTrusteeAdopt(t *testing.T) {
 	if v, err := svc.Primary.Version(t.Context(), version); err != nil || v.Name != version {
 		t.Errorf("%v", err)
 	}
+}
+
+// exited returns the exit status that err, of command, tells; -1 where it tells none.
+func exited(err error) int {
+	var e *exec.ExitError
+	if errors.As(err, &e) {
+		return e.ExitCode()
+	}
+	return -1
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"claviger"
 	"claviger/trustee/server"
 	"claviger/trustee/server/sqlite"
 )
@@ -32,7 +33,8 @@ apart, and purged since, is added: look at the names that are printed.
 
 What it adds, a KT KMS uses at once, and it changes keys again within a minute. EDEKs of key versions that no FILE has open nowhere: docs/trustee.md.
 
-Without FILE it lists the files beside the store, and what the store lacks of each. Exit status 3: something was left, or must be adopted.`,
+Without FILE it lists the files beside the store, and what the store lacks of each. Exit status 3: something was left, or must be adopted; or FILE holds
+nothing of a name that --revive gives, and nothing was changed.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			folder, err := loadTrustee(dir)
@@ -48,6 +50,9 @@ Without FILE it lists the files beside the store, and what the store lacks of ea
 			}
 			defer func() { err = errors.Join(err, store.Close()) }()
 			if len(args) == 0 {
+				if len(revive) > 0 {
+					return &exitError{exitUsage, errors.New("--revive is for a FILE: name the one that holds the key")}
+				}
 				return listDropped(cmd.Context(), cmd.OutOrStdout(), store, filepath.Join(folder.Path, trusteeStore))
 			}
 			return recoverFrom(cmd.Context(), cmd.OutOrStdout(), store, args[0], revive)
@@ -112,10 +117,17 @@ func recoverFrom(ctx context.Context, out io.Writer, store server.Store, name st
 	switch {
 	case server.IsPassive(err):
 		return &exitError{exitRefused, fmt.Errorf("%w; nothing was changed: copy %s to the host of the active one and run this there, or run claviger trustee promote here first", err, name)}
+	case claviger.Is(err, claviger.KeyNotFound) && r == nil:
+		return &exitError{exitRefused, fmt.Errorf("%w; nothing was changed", err)}
 	case err != nil && r == nil:
 		return fmt.Errorf("%w; nothing was changed", err)
 	case err != nil:
 		return fmt.Errorf("%w; what was added before stays, and the command may be repeated", err)
+	}
+	for _, name := range r.Idle {
+		if _, err := fmt.Fprintf(out, "nothing to revive of %s: the store holds all of it\n", claviger.Printable(name)); err != nil {
+			return err
+		}
 	}
 	if r.Lacked.None() {
 		_, err := fmt.Fprintln(out, "the store holds all of it: nothing was changed")

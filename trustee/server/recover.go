@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -26,6 +27,8 @@ type Recovered struct {
 	Aside []string
 	// Left says for people why something of Lacked was not added.
 	Left []string
+	// Idle are the names of Revive of which the store lacks nothing.
+	Idle []string
 }
 
 // RecoverOptions are Recover's.
@@ -48,11 +51,12 @@ type RecoverOptions struct {
 //     who alone can read and sign documents, can merge them into his.
 //
 // A deposit that is older than the newest one which both hold was once in both; where the
-// store lacks it, the store has deleted or replaced it.
+// store lacks it, the store has deleted or replaced it. Kind KeyNotFound, and nothing is
+// changed, where Revive has a name of which the other store holds nothing.
 func Recover(ctx context.Context, into, from Store, o RecoverOptions) (*Recovered, error) {
 	r := &recovery{into: into, now: time.Now(), revive: o.Revive, dry: o.Dry, mine: holdings{}, res: new(Recovered),
 		kept: map[string]kept{}, theirs: map[string]bool{}, groups: map[depositsOf]*depositGroup{},
-		put: map[depositsOf][]*Row{}}
+		put: map[depositsOf][]*Row{}, names: map[string]bool{}}
 	if err := into.Export(ctx, r.holds); err != nil {
 		return nil, err
 	}
@@ -64,6 +68,9 @@ func Recover(ctx context.Context, into, from Store, o RecoverOptions) (*Recovere
 		}
 		return err
 	})
+	if err == nil {
+		err = r.checkRevive()
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -72,7 +79,34 @@ func Recover(ctx context.Context, into, from Store, o RecoverOptions) (*Recovere
 			return r.res, err
 		}
 	}
+	for _, name := range o.Revive {
+		if !r.lacksAny(name) {
+			r.res.Idle = append(r.res.Idle, name)
+		}
+	}
 	return r.res, r.deposits(ctx)
+}
+
+// checkRevive refuses a name to revive that the other store does not know: it is misspelt,
+// and the key that is meant would be left.
+func (r *recovery) checkRevive() error {
+	for _, name := range r.revive {
+		if !r.names[name] {
+			return claviger.Errorf("server.Recover", claviger.KeyNotFound, "", "--revive %s: the file holds no key, and no other deposit, of that name%s",
+				claviger.Printable(name), claviger.DidYouMean(name, slices.Sorted(maps.Keys(r.names))))
+		}
+	}
+	return nil
+}
+
+// lacksAny tells whether the store lacks anything of that name.
+func (r *recovery) lacksAny(name string) bool {
+	for of := range r.groups {
+		if of.name == name {
+			return true
+		}
+	}
+	return false
 }
 
 // recovery is a call of Recover.
@@ -85,8 +119,9 @@ type recovery struct {
 
 	mine holdings
 	kept map[string]kept // deposits of the store, by uuid
-	// theirs has the deposits that the other holds live.
+	// theirs has the deposits that the other holds live, and names those of all its deposits.
 	theirs map[string]bool
+	names  map[string]bool
 	// parted is when the newest deposit was made that both hold.
 	parted time.Time
 	groups map[depositsOf]*depositGroup
@@ -145,6 +180,8 @@ func (r *recovery) holds(rec Record) error {
 // lacks notes a record of the other store, and tells whether the store lacks it.
 func (r *recovery) lacks(rec Record) (bool, error) {
 	if d := rec.Deposit; d != nil {
+		_, of := sorted(d)
+		r.names[of.name] = true
 		r.theirs[d.UUID] = d.Sealed.Deleted == nil
 		if k, there := r.kept[d.UUID]; there && k.made.After(r.parted) {
 			r.parted = k.made

@@ -2,6 +2,7 @@ package server_test
 
 import (
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -47,6 +48,10 @@ func TestRecover(t *testing.T) {
 	if _, err := server.Recover(t.Context(), a.store, from, server.RecoverOptions{}); !server.IsPassive(err) {
 		t.Errorf("at the passive: %v", err)
 	}
+	_, err = server.Recover(t.Context(), b.store, from, server.RecoverOptions{Revive: []string{"late", "latr"}})
+	if !claviger.Is(err, claviger.KeyNotFound) || !strings.Contains(err.Error(), "did you mean late?") {
+		t.Errorf("a name that the other store does not hold: %v", err)
+	}
 	r, err := server.Recover(t.Context(), b.store, from, server.RecoverOptions{})
 	if err != nil || r.Added.Deposits != 2 || len(r.Left) != 1 || !strings.Contains(r.Left[0], `deposit "taken": the store has another`) {
 		t.Fatalf("%+v, %v", r, err)
@@ -68,7 +73,8 @@ func TestRecover(t *testing.T) {
 	if d, err := b.client(identities()[1]).Find(t.Context(), "deleted"); err != nil || string(d.Content) != "a" {
 		t.Errorf("%+v, %v", d, err)
 	}
-	if r, err := server.Recover(t.Context(), b.store, from, server.RecoverOptions{}); err != nil || !r.Added.None() {
+	r, err = server.Recover(t.Context(), b.store, from, server.RecoverOptions{Revive: []string{"late", "taken"}})
+	if err != nil || !r.Added.None() || !slices.Equal(r.Idle, []string{"late"}) {
 		t.Errorf("a second time: %+v, %v", r, err)
 	}
 }
