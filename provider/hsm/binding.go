@@ -127,7 +127,7 @@ func (p *Provider) bindIDs(ctx context.Context, st standing) error {
 	}
 	p.keepsNone.Store(keepsNone)
 	if len(mine) == 0 && !keepsNone {
-		if err := p.mayBind(ctx, st, others); err != nil {
+		if err := p.mayBind(ctx, st, bond); err != nil {
 			return err
 		}
 	}
@@ -206,20 +206,27 @@ func (p *Provider) objectLost(ctx context.Context, b bond, list []incarnation) e
 	if len(labels) == 0 {
 		return nil
 	}
-	return staleError{error: p.misfit("the object that bound token %s to metastore %s is gone, and the token holds keys of claviger "+
+	err = staleError{p.misfit("the object that bound token %s to metastore %s is gone, and the token holds keys of claviger "+
 		"that this metastore does not know: %s; so the metastore may be a copy, or an older state, of the one that made them; "+
 		"two copies would destroy each other's keys, so nothing is made or destroyed with this one; if it is an old copy, name "+
 		"the right one by claviger.metastore.uri; if it is the one to go on, see that no other is used, and give the token "+
 		"to it: %s; then %s makes records of what it does not know",
 		tokenName(info), p.store.URI(), some(labels), p.accept(), p.adopt(""))}
+	if p.usedHere(list) {
+		return hereError{err}
+	}
+	return err
 }
 
 // forgetPut has a history know no more that this token had an incarnation, and returns the
-// newest that it had: an operator binds them anew.
+// newest that it had: an operator binds them anew, at this place.
 func (p *Provider) forgetPut(list []incarnation) (newest string) {
 	for i := range list {
 		if list[i].Serial == p.tok.Info().Serial && list[i].Put {
 			newest, list[i].Put = list[i].ID, false
+		}
+		if list[i].Serial == p.tok.Info().Serial {
+			list[i].URI = p.store.URI()
 		}
 	}
 	return newest
@@ -228,18 +235,18 @@ func (p *Provider) forgetPut(list []incarnation) (newest string) {
 // mayBind refuses to bind a store with keys to a token that has no object of it, unless
 // the token holds every one of them: a part may be what was made since the others were
 // lost.
-func (p *Provider) mayBind(ctx context.Context, st standing, others []Binding) error {
-	if len(others) > 0 && !st.fits {
+func (p *Provider) mayBind(ctx context.Context, st standing, b bond) error {
+	if len(b.others) > 0 && !st.fits {
 		return nil // refused for that, see bindIDs
 	}
 	h, err := p.Holdings(ctx)
-	if err != nil {
+	if err != nil || len(h.All()) == 0 {
 		return err
 	}
-	if len(h.All()) > 0 {
-		return claviger.Errorf("hsm.Open", claviger.Invalid, "", "%s", p.notBound(&h))
+	if b.here && len(b.others) == 0 {
+		return hereError{p.misfit("%s", p.notBound(&h))}
 	}
-	return nil
+	return claviger.Errorf("hsm.Open", claviger.Invalid, "", "%s", p.notBound(&h))
 }
 
 // boundElsewhere refuses a store at a token that belongs to another.

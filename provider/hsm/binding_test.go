@@ -172,8 +172,8 @@ func TestNoDataObjects(t *testing.T) {
 }
 
 // TestLostObject: where the object that binds the token is gone, a copy of the store from before
-// a key was made does not take its place, neither at a start nor while it serves. The store that
-// knows all keys does. An operator turns that round.
+// a key was made does not take its place, neither at a start nor while it serves; it serves what it
+// knows. The store that knows all keys takes it. An operator turns that round.
 func TestLostObject(t *testing.T) {
 	ctx := t.Context()
 	b := newBacking(t)
@@ -193,7 +193,7 @@ func TestLostObject(t *testing.T) {
 	mustClose(t, serving)
 	refused := func() {
 		t.Helper()
-		for _, access := range []hsm.Access{hsm.Serve, hsm.Read, hsm.Note, hsm.Destroy} {
+		for _, access := range []hsm.Access{hsm.Read, hsm.Note, hsm.Destroy, hsm.Make} {
 			other.access = access
 			p, err := other.open(ctx)
 			if err == nil {
@@ -203,6 +203,11 @@ func TestLostObject(t *testing.T) {
 				t.Errorf("access %d: %v", access, err)
 			}
 		}
+		other.access = hsm.Serve
+		p := other.mustOpen(t)
+		keystream(t, p, "k@0")
+		wantStopped(t, p, "k", "is gone", "z@0", "claviger metastore accept", "claviger hsm adopt")
+		mustClose(t, p)
 		if list := bound(t, other); len(list) != 0 {
 			t.Errorf("bound: %s", list)
 		}
@@ -233,6 +238,72 @@ func TestLostObject(t *testing.T) {
 	create(t, p, "new")
 	mustClose(t, p)
 	wantStale(t, b, other)
+}
+
+// TestStartWithoutTheObject: a server whose token has lost the object that binds it, and holds a key
+// that nobody has adopted, starts where its store was used last: keys that are there are served, a key
+// that is lost is refused and named, the unknown key is named, and nothing is made or destroyed. A copy
+// of the store at another place, which was never used there, starts not.
+func TestStartWithoutTheObject(t *testing.T) {
+	ctx := t.Context()
+	b := newBacking(t)
+	for _, key := range []string{"k", "lost", "unadopted"} {
+		b.create(t, key)
+	}
+	b.withStore(t, func(s metastore.Store) { // which leaves the object, and no note of it
+		_, err := s.Remove(ctx, "unadopted")
+		if err = errors.Join(err, s.Drop(ctx, "unadopted")); err != nil {
+			t.Fatal(err)
+		}
+	})
+	b.unbind(t)
+	b.lose(t, "lost@0")
+	other := b.beside(t, b.copyStore(t))
+	if p, err := other.open(ctx); !hsm.IsStale(err) {
+		if err == nil {
+			mustClose(t, p)
+		}
+		t.Errorf("at another place: %v", err)
+	}
+	for range 2 {
+		p := b.mustOpen(t)
+		keystream(t, p, "k@0")
+		if err := p.EncryptBlocks(ctx, "lost@0", make([]byte, 16)); !claviger.Is(err, claviger.Unavailable) {
+			t.Errorf("the lost key: %v", err)
+		}
+		if err := p.CheckKeys(ctx); err == nil || !strings.Contains(err.Error(), "lost@0") {
+			t.Errorf("readiness: %v", err)
+		}
+		if err := p.CheckUnknown(ctx); err == nil || !strings.Contains(err.Error(), "unadopted@0") {
+			t.Errorf("unknown keys: %v", err)
+		}
+		wantStopped(t, p, "k", "is gone", "unadopted@0", "claviger metastore accept")
+		if err := p.Delete(ctx, "k"); !hsm.IsStale(err) {
+			t.Errorf("delete: %v", err)
+		}
+		wantMarks(t, p, map[string]hsm.Mark{"k@0": hsm.InUse, "unadopted@0": hsm.Unknown})
+		mustClose(t, p)
+	}
+	if list := bound(t, b); len(list) != 0 {
+		t.Errorf("bound: %s", list)
+	}
+	// The operator decides on one after the other, at the other place.
+	b = other
+	b.access = hsm.Mend
+	p := b.mustOpen(t)
+	if _, err := p.TakeUp(ctx); err != nil {
+		t.Fatal(err)
+	}
+	mustClose(t, p)
+	b.access = hsm.Serve
+	p = b.mustOpen(t)
+	keystream(t, p, "k@0")
+	wantStopped(t, p, "k", "lost@0", "claviger hsm adopt --rebind")
+	mustClose(t, p)
+	b.rebind(t)
+	p = b.mustOpen(t)
+	create(t, p, "new")
+	wantMarks(t, p, map[string]hsm.Mark{"k@0": hsm.InUse, "new@0": hsm.InUse, "unadopted@0": hsm.Unknown})
 }
 
 // TestRestartOnAFullDisk: a start while the disk under SoftHSM is full leaves the token bound as

@@ -290,8 +290,8 @@ func (p *Provider) join(ctx context.Context) (later []string, err error) {
 		return nil, err
 	}
 	err = p.bindIDs(ctx, st)
-	if p.access == Serve && isStaleHere(err) {
-		p.log.Error("the server starts, and serves the keys that are there; no key is made, rolled or destroyed until an operator "+
+	if p.access == Serve && isHere(err) {
+		p.log.Error("the server starts, and serves the keys that are there; no key is made or rolled until an operator "+
 			"has decided", "err", err)
 		p.fit.bad, p.fit.at = err, time.Now()
 		p.id, _, err = p.store.Setting(ctx, SettingID)

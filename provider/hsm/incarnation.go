@@ -48,13 +48,12 @@ type incarnation struct {
 	Serial string `json:"serial"` // of the token that it was made for
 	// Put: that token has had it. A process that was killed leaves entries without.
 	Put bool `json:"put,omitempty"`
+	// URI is where the store was, in the newest entry of each token.
+	URI string `json:"uri,omitempty"`
 }
 
 // staleError says that a store is a copy, or older than its token.
-type staleError struct {
-	error
-	here bool // the token was used last by a store at this very place
-}
+type staleError struct{ error }
 
 func (e staleError) Unwrap() error { return e.error }
 
@@ -65,11 +64,27 @@ func IsStale(err error) bool {
 	return errors.As(err, &s)
 }
 
-// isStaleHere tells a stale error of a store that was put back, or has failed over to a
-// standby that lacks the newest: no other store uses the token, as far as can be seen.
-func isStaleHere(err error) bool {
-	var s staleError
-	return errors.As(err, &s) && s.here
+// hereError is a misfit of a store that the token was last used with at this very place: no
+// other store uses the token, as far as can be seen. A server starts all the same, and serves
+// the keys that are there.
+type hereError struct{ error }
+
+func (e hereError) Unwrap() error { return e.error }
+
+func isHere(err error) bool {
+	var h hereError
+	return errors.As(err, &h)
+}
+
+// usedHere tells whether a store was at this place when it was last used with this token, by
+// its history.
+func (p *Provider) usedHere(list []incarnation) bool {
+	for _, e := range slices.Backward(list) {
+		if e.Serial == p.tok.Info().Serial {
+			return e.URI == p.store.URI()
+		}
+	}
+	return false
 }
 
 // history returns a store's incarnations, oldest first.
@@ -89,11 +104,15 @@ func history(ctx context.Context, s metastore.Settings) (list []incarnation, err
 // HA group may be away for long), and those that a token has now.
 func setHistory(ctx context.Context, s metastore.Settings, list []incarnation, now ...Binding) error {
 	var kept []incarnation
-	newest, pending := map[string]bool{}, map[string]int{}
+	newest, placed, pending := map[string]bool{}, map[string]bool{}, map[string]int{}
 	for _, e := range slices.Backward(list) {
 		if !e.Put {
 			pending[e.Serial]++
 		}
+		if placed[e.Serial] {
+			e.URI = ""
+		}
+		placed[e.Serial] = true
 		switch {
 		case e.Put && !newest[e.Serial], hasIncarnation(now, e.ID),
 			len(kept) < keptIncarnations && (e.Put || pending[e.Serial] <= keptPending):
@@ -115,6 +134,7 @@ type bond struct {
 	others []Binding
 	older  bool // the token has had a newer incarnation of this store
 	lost   bool // see objectLost
+	here   bool // see usedHere
 }
 
 // bond reads the token, and compares its incarnation with the store's history. The error is a
@@ -142,6 +162,7 @@ func (p *Provider) bondNow(ctx context.Context, id string) (b bond, err error) {
 	if b.older, err = p.compare(b.mine, list); err != nil {
 		return b, err
 	}
+	b.here = p.usedHere(list)
 	err = p.objectLost(ctx, b, list)
 	b.lost = IsStale(err)
 	return b, err
@@ -179,13 +200,17 @@ func (p *Provider) stale(b Binding) error {
 		why = "the file was put back from an older copy, the database was restored or has failed over to a standby that lacks the newest, " +
 			"an older program has used it meanwhile, or another host has a copy at the same path"
 	}
-	return staleError{p.misfit("metastore %s is a copy of the metastore %s (or an older state of it) that has used token %s since %s, "+
+	err := staleError{p.misfit("metastore %s is a copy of the metastore %s (or an older state of it) that has used token %s since %s, "+
 		"which this one does not know of: %s; "+
 		"two copies would destroy each other's keys, so nothing is made or destroyed with this one; "+
 		"if it is an old copy, name the other by claviger.metastore.uri; if this is the one to go on, "+
 		"stop the other, and give the token to this one: %s; then %s makes records of what the other has made",
 		p.store.URI(), where, tokenName(p.tok.Info()), b.served().UTC().Format(time.RFC3339), why,
-		p.accept(), p.adopt("")), here}
+		p.accept(), p.adopt(""))}
+	if here {
+		return hereError{err}
+	}
+	return err
 }
 
 // accept is the command that has a store take the token up.
@@ -199,7 +224,7 @@ func (p *Provider) elsewhere(ctx context.Context, mine []Binding) error {
 	if err != nil || b == nil {
 		return err
 	}
-	return staleError{error: p.misfit("token %s was last used with the metastore at %s, since %s, and metastore %s may be a copy of that one; "+
+	return staleError{p.misfit("token %s was last used with the metastore at %s, since %s, and metastore %s may be a copy of that one; "+
 		"a command on it would stop a server that uses the other, so nothing is made, destroyed or adopted with it; if it is a copy, name the other by "+
 		"claviger.metastore.uri; if this is the one to go on, stop the other, and give the token to this one: %s (or start a server on it)",
 		tokenName(p.tok.Info()), b.URI, b.served().UTC().Format(time.RFC3339), p.store.URI(), p.accept())}
@@ -254,7 +279,7 @@ func (p *Provider) beginIncarnation(ctx context.Context, mine []Binding) (id str
 	if _, err := rand.Read(raw); err != nil {
 		return "", err
 	}
-	e := incarnation{ID: hex.EncodeToString(raw), Serial: p.tok.Info().Serial}
+	e := incarnation{ID: hex.EncodeToString(raw), Serial: p.tok.Info().Serial, URI: p.store.URI()}
 	if err := setHistory(ctx, p.store, append(list, e), mine...); err != nil {
 		return "", err
 	}
@@ -414,7 +439,7 @@ func (p *Provider) takeUp(ctx context.Context) (from string, err error) {
 			continue
 		}
 		taken, from = b.Incarnation, b.URI
-		list = append(list, incarnation{ID: b.Incarnation, Serial: p.tok.Info().Serial, Put: true})
+		list = append(list, incarnation{ID: b.Incarnation, Serial: p.tok.Info().Serial, Put: true, URI: p.store.URI()})
 	}
 	if lost := p.objectLost(ctx, bond{mine: mine, others: others}, list); IsStale(lost) {
 		taken, from = p.forgetPut(list), "a place that is not known"

@@ -546,10 +546,11 @@ func TestHistoryIsBounded(t *testing.T) {
 	type entry struct {
 		ID, Serial string
 		Put        bool
+		URI        string
 	}
-	list := []entry{{"01", "away", true}, {"02", "away", true}, {"03", "away", false}}
+	list := []entry{{"01", "away", true, "a"}, {"02", "away", true, "b"}, {"03", "away", false, "c"}}
 	for i := range 1000 {
-		list = append(list, entry{fmt.Sprintf("%016x", i), "other", true})
+		list = append(list, entry{fmt.Sprintf("%016x", i), "other", true, ""})
 	}
 	var now []entry
 	if err := json.Unmarshal([]byte(b.setting(t, "store.incarnations", "")), &now); err != nil {
@@ -560,6 +561,15 @@ func TestHistoryIsBounded(t *testing.T) {
 	mustClose(t, b.mustOpen(t))
 	if err := json.Unmarshal([]byte(b.setting(t, "store.incarnations", "")), &now); err != nil {
 		t.Fatal(err)
+	}
+	places := 0
+	for _, e := range now {
+		if e.Serial == b.token.Serial && e.URI != "" {
+			places++
+		}
+	}
+	if places != 1 {
+		t.Errorf("%d entries of this token have a place", places)
 	}
 	if len(now) != 513 || now[0].ID != "02" || slices.ContainsFunc(now[1:], func(e entry) bool { return e.Serial == "away" }) {
 		t.Errorf("%d entries, %+v", len(now), now[:2])
