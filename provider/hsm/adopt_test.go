@@ -570,7 +570,7 @@ func TestAdoptOlder(t *testing.T) {
 			p = b.mustOpen(t)
 			list, err := p.Candidates(t.Context())
 			if err == nil && len(list) == 1 {
-				err = p.Adopt(t.Context(), list[0], hsm.Adoption{})
+				err = p.Adopt(t.Context(), list[0], hsm.Adoption{OneKey: true})
 			}
 			if !errors.Is(err, errKilled) {
 				t.Fatalf("killed at %d: %+v, %v", at, list, err)
@@ -578,7 +578,7 @@ func TestAdoptOlder(t *testing.T) {
 			mustClose(t, p)
 			b.around = nil
 		}
-		b.adoptAll(t, hsm.Adoption{})
+		b.adoptAll(t, hsm.Adoption{OneKey: true})
 		p = b.mustOpen(t)
 		var names []string
 		vs, err := p.Versions(t.Context(), "k")
