@@ -24,10 +24,10 @@ func newMetastoreCopy() *cobra.Command {
 	var dir, to string
 	cmd := &cobra.Command{
 		Use:   "copy --conf DIR --to URI",
-		Short: "Move the store to another place, from SQLite to PostgreSQL or back",
+		Short: "Move the store to another place, in SQLite or PostgreSQL",
 		Long: `copy writes all that the metastore of DIR holds into the one that URI names, which is empty, in one transaction: keys, versions, check values, numbers,
-steps that were begun, deleted keys, uses, journals of migrations, delegation tokens, and the id by which the token knows its metastore. It reads
-the copy again, compares the two, and marks the old one as moved: no server starts on it any more. It refuses while a server has either of them.
+steps that were begun, deleted keys, uses, journals of migrations, delegation tokens, the changes that nodes have seen, and the id by which the
+token knows its metastore. It reads the copy again, compares the two, and marks the old one as moved: no server starts on it any more. It refuses while a server has either of them.
 Run again it finishes what was broken off, or says that nothing is to be done. Name the new one by ` + hadoopconf.MetastoreURI + ` then.
 
 Exit status: 0 moved, 1 one of the two cannot be used, 3 nothing was done, and the message says why.`,

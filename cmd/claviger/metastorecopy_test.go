@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -12,6 +13,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/jackc/pgx/v5"
 
 	"claviger/hadoopconf"
 	"claviger/internal/pgtest"
@@ -39,6 +42,19 @@ func (s *copySite) on(store string) {
 func (s *copySite) start() {
 	s.t.Helper()
 	s.kms, s.end = serveToEnd(s.t, s.dir)
+}
+
+// newCopySite makes a site with a token of its own, and no metastore yet.
+func newCopySite(t *testing.T) *copySite {
+	t.Helper()
+	dir := t.TempDir()
+	tok := softhsmtest.New(t)
+	file := filepath.Join(dir, "luna.keystore")
+	if err := pkcs11.WriteKeystoreFile(file, pkcs11.FileConfig{Module: tok.Module, Token: tok.Label, PINFile: tok.PINFile, Profile: pkcs11.SoftHSM}); err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, filepath.Join(dir, "kms-acls.xml"), siteXML("default.key.acl.MANAGEMENT", "*", "default.key.acl.GENERATE_EEK", "*", "default.key.acl.DECRYPT_EEK", "*", "default.key.acl.READ", "*", "keytrustee.kms.acl.UNDELETE", "*"))
+	return &copySite{t: t, dir: dir, props: map[string]string{hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + file, "hadoop.kms.http.host": "127.0.0.1"}}
 }
 
 func (s *copySite) stop() {
@@ -104,14 +120,8 @@ func (s *copySite) startRefused(text string) {
 // TestMetastoreCopy moves the metastore of a server with keys to PostgreSQL and back:
 // EDEKs open, versions and deleted keys go on, and no server starts on what was left.
 func TestMetastoreCopy(t *testing.T) {
-	dir := t.TempDir()
-	tok := softhsmtest.New(t)
-	file := filepath.Join(dir, "luna.keystore")
-	if err := pkcs11.WriteKeystoreFile(file, pkcs11.FileConfig{Module: tok.Module, Token: tok.Label, PINFile: tok.PINFile, Profile: pkcs11.SoftHSM}); err != nil {
-		t.Fatal(err)
-	}
-	writeFile(t, filepath.Join(dir, "kms-acls.xml"), siteXML("default.key.acl.MANAGEMENT", "*", "default.key.acl.GENERATE_EEK", "*", "default.key.acl.DECRYPT_EEK", "*", "default.key.acl.READ", "*", "keytrustee.kms.acl.UNDELETE", "*"))
-	s := &copySite{t: t, dir: dir, props: map[string]string{hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + file, "hadoop.kms.http.host": "127.0.0.1"}}
+	s := newCopySite(t)
+	dir := s.dir
 	server := pgtest.Shared(t)
 	lite, db := "sqlite://"+filepath.Join(dir, "c.db"), server.Database(t)
 	shown, _, _ := strings.Cut(db, "?")
@@ -231,6 +241,46 @@ func TestMetastoreCopy(t *testing.T) {
 	}
 	s.want(503, http.MethodPost, "keyversion/k@4/_eek?eek_op=decrypt", `{"name":"k","iv":"`+made[0].IV+`","material":"`+made[0].Encrypted.Material+`"}`)
 	s.stop()
+}
+
+// TestMetastoreCopyKeepsWhatNodesSaw: a node that has seen changes of a metastore in
+// PostgreSQL changes keys at a copy of it without more ado: in another database, and in one
+// that took it from a file. At the place that it left it does not.
+func TestMetastoreCopyKeepsWhatNodesSaw(t *testing.T) {
+	s := newCopySite(t)
+	server := pgtest.Shared(t)
+	seen := filepath.Join(s.dir, seenName)
+	places := []string{server.Database(t), server.Database(t), "sqlite://" + filepath.Join(s.dir, "c.db"), server.Database(t)}
+	for i, place := range places {
+		s.on(place)
+		s.start()
+		key := fmt.Sprintf("k%d", i)
+		s.want(201, http.MethodPost, "keys", `{"name":"`+key+`"}`)
+		s.want(200, http.MethodPost, "key/k0", `{}`)
+		s.want(200, http.MethodGet, "key/"+key+"/_metadata", "")
+		s.stop()
+		if text, err := os.ReadFile(seen); err != nil || isPostgres(place) && !strings.Contains(string(text), `"key":"`+key+`"`) {
+			t.Fatalf("what the node has seen: %s, %v", text, err)
+		}
+		if i+1 < len(places) {
+			if out, err := s.copied(places[i+1]); err != nil {
+				t.Fatal(out, err)
+			}
+			s.startRefused("was moved to ")
+		}
+	}
+	// Without the mark of the move the first place is a copy that lacks what the node has seen.
+	conn, err := pgx.Connect(t.Context(), places[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = conn.Exec(t.Context(), `DELETE FROM setting WHERE name = 'store.moved'`)
+	if err = errors.Join(err, conn.Close(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	s.on(places[0])
+	s.startRefused("is a copy of the metastore")
+	s.refused(server.Database(t), "lacks changes that were acknowledged")
 }
 
 // isRefused tells whether a command ends with exitRefused.

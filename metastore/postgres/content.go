@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -24,11 +25,58 @@ func (s *Store) Content(ctx context.Context) (c *metastore.Content, err error) {
 	if err := s.whole(op, ""); err != nil {
 		return nil, err
 	}
+	var lost []mark
 	err = s.db.Update(ctx, op, "", pgx.RepeatableRead, func(ctx context.Context, tx pgx.Tx) (err error) { // one moment
-		c, err = contentOf(ctx, tx)
+		rows, _ := tx.Query(ctx, selectLost) // the rows carry the error
+		if lost, err = pgx.CollectRows(rows, scanMark); err == nil {
+			c, err = contentOf(ctx, tx)
+		}
 		return err
 	})
+	if err == nil && len(lost) > 0 { // what other nodes have found missing
+		s.lose(lost)
+		err = s.whole(op, "")
+	}
 	return c, err
+}
+
+// settingHistory is the setting of a content with the changes that the table change has, as a
+// JSON list: nodes that have seen them demand them of the copy, too. A store in a file keeps
+// it as any other setting, so that it comes back with the content.
+const settingHistory = "history.changes"
+
+// addHistory adds settingHistory to a content.
+func addHistory(ctx context.Context, tx pgx.Tx, c *metastore.Content) error {
+	rows, _ := tx.Query(ctx, `SELECT seq, id, key, at, change FROM change ORDER BY seq`) // the rows carry the error
+	marks, err := pgx.CollectRows(rows, scanMark)
+	if err != nil || len(marks) == 0 {
+		return err
+	}
+	// An older program takes a content from a file without knowing the setting.
+	c.Rows["setting"] = slices.DeleteFunc(c.Rows["setting"], func(row []any) bool { return row[0] == settingHistory })
+	text, err := json.Marshal(marks)
+	if err != nil {
+		return err
+	}
+	row := []any{settingHistory, string(text)}
+	at, _ := slices.BinarySearchFunc(c.Rows["setting"], row, func(a, b []any) int { // in the order of contentOf
+		return strings.Compare(fmt.Sprint(a[0]), fmt.Sprint(b[0]))
+	})
+	c.Rows["setting"] = slices.Insert(c.Rows["setting"], at, row)
+	return nil
+}
+
+// fillHistory writes the changes of settingHistory into their table.
+func fillHistory(ctx context.Context, tx pgx.Tx, text string) error {
+	var marks []mark
+	if err := json.Unmarshal([]byte(text), &marks); err != nil {
+		return fmt.Errorf("setting %s: %w", settingHistory, err)
+	}
+	rows := make([][]any, len(marks))
+	for i, m := range marks {
+		rows[i] = []any{m.Seq, m.ID, m.Key, m.Change, m.At}
+	}
+	return fillTable(ctx, tx, metastore.Table{Name: "change", Columns: []string{"seq", "id", "key", "change", "at"}, Serial: "seq"}, rows)
 }
 
 func contentOf(ctx context.Context, tx pgx.Tx) (*metastore.Content, error) {
@@ -59,7 +107,7 @@ func contentOf(ctx context.Context, tx pgx.Tx) (*metastore.Content, error) {
 		}
 	}
 	c.Tidy()
-	return c, nil
+	return c, addHistory(ctx, tx, c)
 }
 
 // Fill writes another store's content into this one, which is empty.
@@ -103,6 +151,12 @@ func fillTable(ctx context.Context, tx pgx.Tx, t metastore.Table, rows [][]any) 
 	switch t.Name {
 	case "setting": // some are there
 		for _, row := range rows {
+			if text, _ := row[1].(string); row[0] == settingHistory {
+				if err := fillHistory(ctx, tx, text); err != nil {
+					return err
+				}
+				continue
+			}
 			if _, err := tx.Exec(ctx, `INSERT INTO setting (name, value) VALUES ($1, $2) ON CONFLICT (`+digestName+`) DO UPDATE SET value = excluded.value`, row...); err != nil {
 				return err
 			}
