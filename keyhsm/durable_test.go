@@ -42,10 +42,11 @@ func TestFilesLast(t *testing.T) {
 		},
 		"certificate": {
 			Do: func(dir string) error {
-				if HasCertificate(dir) {
-					return nil // as setup does, after it was cut off
+				hosts := []string{"localhost"}
+				if made, err := HasCertificate(dir, hosts); made || err != nil {
+					return err // as setup does, after it was cut off
 				}
-				return CreateCertificate(dir, []string{"localhost"})
+				return CreateCertificate(dir, hosts)
 			},
 			Look: func(dir string) (string, error) {
 				s := Settings{Certificate: filepath.Join(dir, CertificateFile), PrivateKey: filepath.Join(dir, PrivateKeyFile)}

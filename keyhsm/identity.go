@@ -61,14 +61,27 @@ func there(path string) bool {
 }
 
 // HasCertificate tells whether a setup that was killed before it wrote the settings has
-// made both files: they are used.
-func HasCertificate(dir string) bool {
+// made both files, which are used then. The error says that they are not good for one of
+// the hosts.
+func HasCertificate(dir string, hosts []string) (bool, error) {
 	key, cert := filepath.Join(dir, PrivateKeyFile), filepath.Join(dir, CertificateFile)
 	if there(filepath.Join(dir, SettingsFile)) || !there(key) || !there(cert) {
-		return false
+		return false, nil
 	}
-	_, err := tls.LoadX509KeyPair(cert, key)
-	return err == nil
+	pair, err := tls.LoadX509KeyPair(cert, key)
+	if err != nil {
+		return false, nil //nolint:nilerr // CreateCertificate refuses what is there
+	}
+	made, err := leaf(&pair)
+	if err != nil {
+		return false, err
+	}
+	for _, host := range hosts {
+		if err := made.VerifyHostname(host); err != nil {
+			return false, fmt.Errorf("%s is there, of a setup that was broken off, and is not good for %s (%w): remove it and %s, and call this again", cert, host, err, key)
+		}
+	}
+	return true, nil
 }
 
 // Identity reads the server's certificate, and whom it trusts.

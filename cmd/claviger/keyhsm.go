@@ -174,23 +174,37 @@ func (s *keyHSMSetup) onToken(ctx context.Context, out io.Writer, tok *pkcs11.To
 	if err := durable.MakeFolder(s.conf, 0o700); err != nil {
 		return err
 	}
-	switch {
-	case certificate && keyhsm.HasCertificate(s.conf):
-		fmt.Fprintf(out, "%s and its key are there, of a setup that was broken off: they are used\n", filepath.Join(s.conf, keyhsm.CertificateFile))
-	case certificate:
-		if err := keyhsm.CreateCertificate(s.conf, s.certificateHosts()); err != nil {
+	if certificate {
+		remove, err := s.makeCertificate(out)
+		if err != nil {
 			return err
 		}
-		undo = append(undo, func() error {
-			return durable.Remove(filepath.Join(s.conf, keyhsm.CertificateFile), filepath.Join(s.conf, keyhsm.PrivateKeyFile))
-		})
-		fmt.Fprintf(out, "wrote %s for %v; trustees need this file\n", filepath.Join(s.conf, keyhsm.CertificateFile), s.certificateHosts())
+		undo = append(undo, remove)
 	}
 	if err := keyhsm.WriteSettings(s.conf, s.set); err != nil {
 		return err
 	}
 	fmt.Fprintf(out, "wrote %s; next: claviger keyhsm trust --conf %s TRUSTEE-CERTIFICATE, then claviger keyhsm validate --conf %s\n", filepath.Join(s.conf, keyhsm.SettingsFile), s.conf, s.conf)
 	return nil
+}
+
+// makeCertificate makes the certificate and its key, unless a setup that was broken off has
+// made them. remove takes away what it has made.
+func (s *keyHSMSetup) makeCertificate(out io.Writer) (remove func() error, err error) {
+	cert, hosts := filepath.Join(s.conf, keyhsm.CertificateFile), s.certificateHosts()
+	made, err := keyhsm.HasCertificate(s.conf, hosts)
+	if err != nil {
+		return nil, err
+	}
+	if made {
+		fmt.Fprintf(out, "%s and its key are there, of a setup that was broken off: they are used\n", cert)
+		return func() error { return nil }, nil
+	}
+	if err := keyhsm.CreateCertificate(s.conf, hosts); err != nil {
+		return nil, err
+	}
+	fmt.Fprintf(out, "wrote %s for %v; trustees need this file\n", cert, hosts)
+	return func() error { return durable.Remove(cert, filepath.Join(s.conf, keyhsm.PrivateKeyFile)) }, nil
 }
 
 // certificateHosts are those that were told, or else this host's.
