@@ -191,11 +191,11 @@ func openDeposits(ctx context.Context, keeper *keyhsm.Keeper, dir string) (text 
 	if err != nil {
 		return "", err
 	}
-	store, err := openTrusteeStore(ctx, folder, nil)
+	store, release, err := readTrusteeStore(ctx, folder)
 	if err != nil {
 		return "", err
 	}
-	defer func() { err = errors.Join(err, store.Close()) }()
+	defer func() { err = errors.Join(err, release()) }()
 	w := &wrappedDeposits{store: store, keeper: keeper}
 	counts, _, err := w.count(ctx)
 	if err != nil {

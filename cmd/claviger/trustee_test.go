@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"database/sql"
 	"errors"
 	"io"
 	"io/fs"
@@ -349,6 +350,53 @@ func validateDeposits(t *testing.T, setup keyHSMSetup, dir string) {
 	}
 	validate(another.conf, "- deposits which pair")
 	validate(another.conf, "FAILED deposits 1 deposits are wrapped by key "+id+", which this Key HSM does not open", "--trustee", dir)
+	older := olderTrustee(t, dir)
+	content := func() string {
+		t.Helper()
+		text, err := os.ReadFile(filepath.Join(older, trusteeStore))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	before := content()
+	validate(setup.conf, "ok deposits 1 wrapped by "+id+", one of each was opened", "--trustee", older)
+	if content() != before {
+		t.Error("validate has changed an older trustee's store")
+	}
+}
+
+// olderTrustee copies a trustee's folder, with its store as an older program keeps it.
+func olderTrustee(t *testing.T, dir string) (older string) {
+	t.Helper()
+	older = filepath.Join(t.TempDir(), "older")
+	err := os.Mkdir(older, 0o700)
+	for _, name := range []string{trustee.ConfFile, trustee.PublicRing, trustee.PrivateRing} {
+		var text []byte
+		if err == nil {
+			text, err = os.ReadFile(filepath.Join(dir, name))
+		}
+		if err == nil {
+			err = os.WriteFile(filepath.Join(older, name), text, 0o600)
+		}
+	}
+	for _, step := range []struct{ dir, statement string }{
+		{dir, "VACUUM INTO '" + filepath.Join(older, trusteeStore) + "'"},
+		{older, "DROP TABLE change"}, {older, "DROP TABLE standing"}, {older, "DELETE FROM goose_db_version WHERE version_id = 3"},
+	} {
+		var db *sql.DB
+		if err == nil {
+			db, err = sql.Open("sqlite", filepath.Join(step.dir, trusteeStore))
+		}
+		if err == nil {
+			_, err = db.ExecContext(t.Context(), step.statement)
+			err = errors.Join(err, db.Close())
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return older
 }
 
 func keyIDOf(t *testing.T, conf string) string {

@@ -67,6 +67,20 @@ func openTrusteeStore(ctx context.Context, f *trustee.Folder, log *slog.Logger) 
 	return sqlite.Open(ctx, filepath.Join(f.Path, trusteeStore), false)
 }
 
+// readTrusteeStore opens the store that a trustee's folder names for a caller who only
+// reads: a store in a file is not brought up to date, for an older server may have it open.
+// release closes it.
+func readTrusteeStore(ctx context.Context, f *trustee.Folder) (_ server.Store, release func() error, err error) {
+	if f.Store == "" {
+		return sqlite.OpenReadOnly(ctx, filepath.Join(f.Path, trusteeStore))
+	}
+	store, err := openTrusteeStore(ctx, f, nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	return store, store.Close, nil
+}
+
 func openTrusteeDatabase(ctx context.Context, f *trustee.Folder, log *slog.Logger) (*postgres.Store, error) {
 	return postgres.Open(ctx, postgres.Config{URI: f.Store, Where: filepath.Join(f.Path, trustee.ConfFile) + ", DB_CONNECT", Identity: f.Identity.Fingerprint(), Log: log})
 }
