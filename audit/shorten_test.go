@@ -85,6 +85,20 @@ func TestLongRecord(t *testing.T) {
 	}
 }
 
+// TestRecordOfEscapes: a record that only JSON makes long, by what it escapes, is shortened
+// as one that was long before.
+func TestRecordOfEscapes(t *testing.T) {
+	e := event(strings.Repeat("\x01", 4096))
+	e.Version = e.Key + "@17"
+	text := encodeEvent(&e, "node")
+	if len(e.Key)+len(e.Version) > maxBody {
+		t.Fatalf("the event itself is of %d bytes", len(e.Key)+len(e.Version))
+	}
+	if len(text) > maxBody || !strings.Contains(string(text), fmt.Sprintf("...(%d bytes, SHA-256 ", len(e.Version))) {
+		t.Errorf("a record of %d bytes: %.200s", len(text), text)
+	}
+}
+
 // TestShortRecordIsWhole: what takes no room is neither shortened nor said to be.
 func TestShortRecordIsWhole(t *testing.T) {
 	e := event(strings.Repeat("k", 4096))
