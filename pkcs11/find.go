@@ -49,13 +49,18 @@ func (c candidate) String() string {
 	return fmt.Sprintf("%q (serial %s, slot %d)", strings.TrimSpace(c.info.Label), strings.TrimSpace(c.info.SerialNumber), c.slot)
 }
 
+// notShown marks errors which say that the library does not show the token.
+type notShown struct{ error }
+
+func (e notShown) Unwrap() error { return e.error }
+
 // findToken returns the one token that the configuration names. Where there is
 // none, it looks whether this user may not see it.
 func findToken(b Boundary, c *Config) (candidate, error) {
 	found, err := lookForToken(b, c)
 	if err != nil {
 		if fault := softHSMFault(c); fault != nil {
-			return candidate{}, fmt.Errorf("%s is not shown by %s: %w", c.wanted(), c.Module, fault)
+			return candidate{}, notShown{fmt.Errorf("%s is not shown by %s: %w", c.wanted(), c.Module, fault)}
 		}
 	}
 	return found, err
@@ -77,7 +82,7 @@ func lookForToken(b Boundary, c *Config) (candidate, error) {
 		if info.Flags&flagTokenInitialized == 0 {
 			blank = append(blank, fmt.Sprint(slot))
 			if c.Slot != nil && *c.Slot == slot {
-				return candidate{}, fmt.Errorf("the token in slot %d of %s is not initialised%s, initialise it with the HSM's own tool (SoftHSM: softhsm2-util --init-token --slot %d --label LABEL), then name it by its label", slot, c.Module, c.unlessHidden(), slot)
+				return candidate{}, notShown{fmt.Errorf("the token in slot %d of %s is not initialised%s, initialise it with the HSM's own tool (SoftHSM: softhsm2-util --init-token --slot %d --label LABEL), then name it by its label", slot, c.Module, c.unlessHidden(), slot)}
 			}
 			continue
 		}
@@ -95,15 +100,15 @@ func lookForToken(b Boundary, c *Config) (candidate, error) {
 	case len(fit) > 1:
 		return candidate{}, fmt.Errorf("%d tokens of %s fit %s: %s; name the right one by its serial number: --serial in place of --token, or serial = ... in place of token = ... in the keystore file", len(fit), c.Module, c.wanted(), list(fit))
 	case len(all) == 0 && len(blank) > 0:
-		return candidate{}, fmt.Errorf("no token of %s is initialised (empty: slot %s)%s, initialise one with the HSM's own tool (SoftHSM: softhsm2-util --init-token --free --label LABEL)", c.Module, strings.Join(blank, ", "), c.unlessHidden())
+		return candidate{}, notShown{fmt.Errorf("no token of %s is initialised (empty: slot %s)%s, initialise one with the HSM's own tool (SoftHSM: softhsm2-util --init-token --free --label LABEL)", c.Module, strings.Join(blank, ", "), c.unlessHidden())}
 	case len(all) == 0:
-		return candidate{}, fmt.Errorf("PKCS#11 module %s %w; is the HSM connected, and its client configured for this user?", c.Module, errNoTokenShown)
+		return candidate{}, notShown{fmt.Errorf("PKCS#11 module %s %w; is the HSM connected, and its client configured for this user?", c.Module, errNoTokenShown)}
 	}
 	seen := ""
 	if isSoftHSM(c.Module) && os.Getenv("SOFTHSM2_CONF") == "" {
 		seen = softHSMSeen()
 	}
-	return candidate{}, fmt.Errorf("no token of %s fits %s; there are: %s%s", c.Module, c.wanted(), list(all), seen)
+	return candidate{}, notShown{fmt.Errorf("no token of %s fits %s; there are: %s%s", c.Module, c.wanted(), list(all), seen)}
 }
 
 // unlessHidden is a caution where it is not known that no other user sees a token.

@@ -32,6 +32,8 @@ type refusal struct{ error }
 
 func (e refusal) Unwrap() error { return e.error }
 
+var errNoUserPIN = errors.New("has no user PIN yet")
+
 // loggedIn returns the login in force. Where there is none, one caller makes it
 // and the others wait, each as long as he can.
 func (t *Token) loggedIn(ctx context.Context) (*login, error) {
@@ -149,7 +151,7 @@ func (t *Token) connect(ctx context.Context) (*login, error) {
 	case flags&flagPINLocked != 0:
 		return nil, refusal{fmt.Errorf("the PIN of token %s is locked after too many wrong tries; the HSM's security officer must reset it", who)}
 	case flags&flagPINInitialized == 0:
-		return nil, refusal{fmt.Errorf("token %s has no user PIN yet; the HSM's security officer must set one", who)}
+		return nil, refusal{fmt.Errorf("token %s %w; the HSM's security officer must set one", who, errNoUserPIN)}
 	case flags&flagPINFinalTry != 0:
 		return nil, refusal{fmt.Errorf("token %s would lock at one more wrong PIN, so it is not tried; log in once with the HSM's own tool and the right PIN, then start again", who)}
 	case flags&flagPINCountLow != 0:

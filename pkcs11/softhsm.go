@@ -11,7 +11,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
+	p11 "github.com/miekg/pkcs11"
 	"golang.org/x/sys/unix"
 
 	"claviger"
@@ -57,6 +59,37 @@ func softHSMFault(c *Config) error {
 	}
 	return fmt.Errorf("SoftHSM shows a token only to users who may read its files, and this user may not read all of them (%w): either it is the token in %s, so run as that user or give this user rights to the folder (%s); or it was not made yet, so make it as this user (%s)",
 		shut[0].err, strings.Join(named(shut), ", "), secret.Admit(shut[0].err), maker)
+}
+
+const (
+	// writtenWithin bounds how long an opening waits for another process to write a token's
+	// file, which takes milliseconds: longer, where many start at once.
+	writtenWithin = time.Second
+	// writtenPause is the first pause between two attempts.
+	writtenPause = 10 * time.Millisecond
+)
+
+// readWhileWritten tells whether err, of an attempt to find a token and to log in, may come from
+// a token.object that was read while another process wrote it. SoftHSM 2.6 does that at each
+// login, and empties the file before it locks it; a process that reads it then sees no token,
+// one without label or PIN, or CKR_GENERAL_ERROR. The file is empty still, or it is whole and
+// the token's folder has no fault.
+func readWhileWritten(c *Config, err error) bool {
+	var hidden notShown
+	if !isSoftHSM(c.Module) || !errors.As(err, &hidden) && !errors.Is(err, errNoUserPIN) &&
+		!errors.Is(err, p11.Error(p11.CKR_USER_PIN_NOT_INITIALIZED)) && !errors.Is(err, p11.Error(p11.CKR_GENERAL_ERROR)) {
+		return false
+	}
+	folders, _, err := tokenFolders()
+	if err != nil {
+		return false
+	}
+	return slices.ContainsFunc(folders, func(f tokenFolder) bool {
+		if f.err != nil {
+			return errors.Is(f.err, fs.ErrNotExist)
+		}
+		return len(f.label) == 0 || (f.fits(c) || c.TokenLabel == "" && c.Serial == "") && f.fault() == nil
+	})
 }
 
 // tokenFolder is the folder of a SoftHSM token.

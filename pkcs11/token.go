@@ -122,19 +122,38 @@ func (t *Token) start(ctx context.Context) error {
 	}
 	t.b = traced{t.b, &t.onFunction}
 	done := make(chan error, 1)
-	go func() {
-		visit, err := t.module.enter(ctx)
-		if err == nil {
-			_, err = t.loggedIn(ctx)
-			t.module.leave(visit)
-		}
-		done <- plain(err)
-	}()
+	go func() { done <- plain(t.firstLogin(ctx)) }()
 	select {
 	case err := <-done:
 		return err
 	case <-ctx.Done():
 		return fmt.Errorf("the HSM behind %s did not answer in time: %w", t.cfg.Module, ctx.Err())
+	}
+}
+
+// firstLogin logs in. Where SoftHSM was read while another process wrote the token's file, the
+// library is initialised anew, since it reads tokens at no other time.
+func (t *Token) firstLogin(ctx context.Context) error {
+	until := time.Now().Add(writtenWithin)
+	for pause := writtenPause; ; pause *= 2 {
+		visit, err := t.module.enter(ctx)
+		if err != nil {
+			return err
+		}
+		seen := t.module.current()
+		_, err = t.loggedIn(ctx)
+		t.module.leave(visit)
+		if err == nil || time.Now().Add(pause).After(until) || !readWhileWritten(&t.cfg, err) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(pause):
+		}
+		if failed := t.module.reset(ctx, seen, t.b); failed != nil {
+			return errors.Join(err, failed)
+		}
 	}
 }
 

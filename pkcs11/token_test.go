@@ -19,7 +19,12 @@ import (
 	"claviger/internal/softhsm/softhsmtest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if os.Getenv(envOpen) != "" {
+		os.Exit(openAndEnd())
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // config names a SoftHSM token.
 func config(tok softhsm.Token) Config {
