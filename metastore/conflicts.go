@@ -35,3 +35,21 @@ func SetConflicts(ctx context.Context, s Settings, bySource map[string][]string)
 	}
 	return s.SetSetting(ctx, settingConflicts, string(text))
 }
+
+// MayHaveUsed reports whether EDEKs of that version name may be of a version that this store
+// had: it gave the number, and is not certain that the version was never used. It does not
+// matter what became of the version since. A version with another name than a number's shares
+// it with none of a source.
+func MayHaveUsed(ctx context.Context, numbers Numbers, uses LastUses, version string) (bool, error) {
+	n, ok := claviger.VersionNumber(version)
+	if !ok {
+		return false, nil
+	}
+	key, _ := claviger.KeyOfVersion(version)
+	given, err := numbers.Numbered(ctx, key, n)
+	if err != nil || !given {
+		return false, err
+	}
+	never, err := uses.NeverUsed(ctx, version)
+	return !never, err
+}

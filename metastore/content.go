@@ -45,6 +45,7 @@ var Tables = []Table{
 	{"journal", []string{"seq", "run", "item", "data", "at"}, "seq", "seq"},
 	{"source_use", []string{"source", "version", "op", "count", "last"}, "source, version, op", ""},
 	{"version_use", []string{"version", "last"}, "version", ""},
+	{"version_unused", []string{"version"}, "version", ""},
 	{"setting", []string{"name", "value"}, "name", ""},
 	{"master_key", []string{"id", "expires", "key"}, "id", ""},
 	{"delegation", []string{"sequence", "identifier", "password", "renew"}, "sequence", ""},

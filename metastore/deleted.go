@@ -46,6 +46,14 @@ type LastUses interface {
 	// since is when the keeping of these times began: what is older may have been
 	// used before.
 	LastUses(ctx context.Context, versions ...string) (last []time.Time, since time.Time, err error)
+	// NeverUsed tells whether it is certain that no version of that full name was ever used
+	// here: Begin has given its number, and Touch was not told of it. That stays known when the
+	// version goes for ever. False where nothing is known: of a version that no Begin of this
+	// store numbered, or that is older than the record.
+	NeverUsed(ctx context.Context, version string) (bool, error)
+	// ForgetUnused has each version that is there now, or was there, count as one that may
+	// have been used: the store lacks what was written to a newer state of it.
+	ForgetUnused(ctx context.Context) error
 }
 
 // SettingLastUsesSince is the setting by which a store remembers when the keeping

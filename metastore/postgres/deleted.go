@@ -182,6 +182,7 @@ func (s *Store) Touch(ctx context.Context, uses []metastore.LastUse) error {
 		var batch pgx.Batch
 		for _, u := range sorted {
 			batch.Queue(`INSERT INTO version_use AS u (version, last) VALUES ($1, $2) ON CONFLICT (`+digestVersion+`) DO UPDATE SET last = greatest(u.last, excluded.last)`, u.Version, millis(u.Last))
+			batch.Queue(`DELETE FROM version_unused WHERE version = $1`, u.Version)
 		}
 		return tx.SendBatch(ctx, &batch).Close()
 	})
@@ -216,4 +217,23 @@ func (s *Store) LastUses(ctx context.Context, versions ...string) (last []time.T
 		}
 	}
 	return last, when(ms), nil
+}
+
+// NeverUsed tells whether no version of that name can have been used. A node of before
+// this record that goes on beside an upgrade tells of uses by their times alone.
+func (s *Store) NeverUsed(ctx context.Context, version string) (never bool, err error) {
+	err = s.db.Read(ctx, "postgres.NeverUsed", version, func(ctx context.Context) error {
+		if !storable(version) {
+			return nil
+		}
+		return s.db.Pool().QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM version_unused WHERE version = $1)
+			AND NOT EXISTS (SELECT 1 FROM version_use WHERE version = $1)`, version).Scan(&never)
+	})
+	return never, err
+}
+
+// ForgetUnused has every version count as one that may have been used.
+func (s *Store) ForgetUnused(ctx context.Context) error {
+	_, err := s.write(ctx, "postgres.ForgetUnused", "", `DELETE FROM version_unused`)
+	return err
 }

@@ -65,6 +65,10 @@ func number(ctx context.Context, tx pgx.Tx, op, name string, refs []metastore.Re
 				return claviger.Errorf(op, claviger.Unsupported, name, "the numbers of this key's versions are used up at %d: make a key of another name", claviger.MaxVersion)
 			}
 			refs[i].ID = strconv.Itoa(next)
+			if _, err := tx.Exec(ctx, `INSERT INTO version_unused (version) VALUES ($1)`,
+				claviger.VersionName(name, refs[i].ID)); err != nil {
+				return err
+			}
 		}
 		if err := took(ctx, tx, name, refs[i].ID); err != nil {
 			return err

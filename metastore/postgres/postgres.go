@@ -23,7 +23,7 @@ import (
 var migrations embed.FS
 
 // schemaVersion is the number of the newest file in migrations.
-const schemaVersion = 7
+const schemaVersion = 8
 
 // Config is how a store is opened.
 type Config struct {

@@ -175,6 +175,9 @@ func (s *Store) Touch(ctx context.Context, uses []metastore.LastUse) error {
 			if _, err := tx.ExecContext(ctx, `INSERT INTO version_use (version, last) VALUES (?, ?) ON CONFLICT DO UPDATE SET last = max(last, excluded.last)`, u.Version, millis(u.Last)); err != nil {
 				return err
 			}
+			if _, err := tx.ExecContext(ctx, `DELETE FROM version_unused WHERE version = ?`, u.Version); err != nil {
+				return err
+			}
 		}
 		return nil
 	})
@@ -203,4 +206,22 @@ func (s *Store) LastUses(ctx context.Context, versions ...string) (last []time.T
 		}
 	}
 	return last, when(ms), nil
+}
+
+// NeverUsed tells whether no version of that name can have been used. A server of before
+// this record that goes on beside an upgrade tells of uses by their times alone.
+func (s *Store) NeverUsed(ctx context.Context, version string) (never bool, err error) {
+	const op = "sqlite.NeverUsed"
+	if err := s.usable(op); err != nil {
+		return false, err
+	}
+	err = s.read.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM version_unused WHERE version = ?1)
+		AND NOT EXISTS (SELECT 1 FROM version_use WHERE version = ?1)`, version).Scan(&never)
+	return never, s.fail(op, version, err)
+}
+
+// ForgetUnused has every version count as one that may have been used.
+func (s *Store) ForgetUnused(ctx context.Context) error {
+	_, err := s.exec(ctx, "sqlite.ForgetUnused", `DELETE FROM version_unused`)
+	return err
 }

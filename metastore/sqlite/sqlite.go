@@ -38,7 +38,7 @@ var migrations embed.FS
 
 const (
 	// SchemaVersion is the number of the newest file in migrations.
-	SchemaVersion = 4
+	SchemaVersion = 5
 	// applicationID marks the file as ours in SQLite's header: "CLAV".
 	applicationID = 0x434c4156
 	// readers is how many lookups run side by side; each is a connection of about

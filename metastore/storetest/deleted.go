@@ -173,14 +173,58 @@ func testLastUses(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	want([]string{"k@01", "k@02", "k@03"}, time.Time{}, time.Time{}, at(7))
 }
 
+// testNeverUsed: that a version was never used is known until the first Touch, and outlasts
+// the version; nothing is certain of what no Begin has numbered.
+func testNeverUsed(t *testing.T, _ Backend, s metastore.Store, _ string) {
+	ctx := t.Context()
+	want := func(when string, never ...string) {
+		t.Helper()
+		for _, v := range []string{"k@0", "k@1", "k@2", "k@7", "old@0", "k@01", "none@0", "k@0\x00"} {
+			if got, err := s.NeverUsed(ctx, v); err != nil || got != slices.Contains(never, v) {
+				t.Errorf("%s: %q never used: %v (%v)", when, v, got, err)
+			}
+		}
+	}
+	want("empty")
+	in, err := s.Begin(ctx, metastore.Intent{Key: "k", Op: "create", Refs: numbered(2)})
+	must(t, err)
+	must(t, s.Insert(ctx, metastore.Key{Metadata: key("k", "01").Metadata, List: listOf(in)}))
+	must(t, s.Insert(ctx, key("old", "0"))) // as an adoption makes it
+	want("made", "k@0", "k@1")
+	must(t, s.Touch(ctx, []metastore.LastUse{{Version: "k@1", Last: at(5)}, {Version: "old@0", Last: at(5)}}))
+	want("used", "k@0")
+	must(t, s.Shelve(ctx, "k"))
+	want("deleted", "k@0")
+	_, err = s.Discard(ctx, "k", "0")
+	must(t, err)
+	must(t, s.Drop(ctx, "k"))
+	want("purged", "k@0")
+	in, err = s.Begin(ctx, metastore.Intent{Key: "k", Op: "create", Refs: numbered(1)})
+	must(t, err)
+	again, err := s.Begin(ctx, metastore.Intent{Key: "k", Op: "create", Refs: numbered(1)})
+	must(t, err)
+	if !slices.Equal(in.Refs, again.Refs) {
+		t.Errorf("%v, and %v", in.Refs, again.Refs)
+	}
+	must(t, s.Insert(ctx, metastore.Key{Metadata: key("k", "01").Metadata, List: listOf(in)}))
+	want("made anew", "k@0", "k@2")
+	_, err = s.Remove(ctx, "k")
+	must(t, err)
+	want("removed", "k@0", "k@2")
+	must(t, s.ForgetUnused(ctx))
+	want("forgotten")
+}
+
 // shelfCalls is what Shelf and LastUses add to calls.
 func shelfCalls(s metastore.Store) map[string]func(context.Context) error {
 	return map[string]func(context.Context) error{
-		"Shelve":   func(ctx context.Context) error { return s.Shelve(ctx, "k") },
-		"Shelved":  func(ctx context.Context) error { _, err := s.Shelved(ctx); return err },
-		"Unshelve": func(ctx context.Context) error { return s.Unshelve(ctx, "k", "01") },
-		"Discard":  func(ctx context.Context) error { _, err := s.Discard(ctx, "k", "01"); return err },
-		"Touch":    func(ctx context.Context) error { return s.Touch(ctx, []metastore.LastUse{{Version: "k@01"}}) },
-		"LastUses": func(ctx context.Context) error { _, _, err := s.LastUses(ctx, "k@01"); return err },
+		"Shelve":       func(ctx context.Context) error { return s.Shelve(ctx, "k") },
+		"Shelved":      func(ctx context.Context) error { _, err := s.Shelved(ctx); return err },
+		"Unshelve":     func(ctx context.Context) error { return s.Unshelve(ctx, "k", "01") },
+		"Discard":      func(ctx context.Context) error { _, err := s.Discard(ctx, "k", "01"); return err },
+		"Touch":        func(ctx context.Context) error { return s.Touch(ctx, []metastore.LastUse{{Version: "k@01"}}) },
+		"LastUses":     func(ctx context.Context) error { _, _, err := s.LastUses(ctx, "k@01"); return err },
+		"NeverUsed":    func(ctx context.Context) error { _, err := s.NeverUsed(ctx, "k@0"); return err },
+		"ForgetUnused": s.ForgetUnused,
 	}
 }

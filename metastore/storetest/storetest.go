@@ -72,6 +72,7 @@ func Run(t *testing.T, b Backend) {
 		{"Shelf", testShelf},
 		{"ShelfByName", testShelfByName},
 		{"LastUses", testLastUses},
+		{"NeverUsed", testNeverUsed},
 		{"Closed", testClosed},
 		{"Cancelled", testCancelled},
 		{"Kill", testKill},

@@ -182,9 +182,17 @@ func TestEndSteps(t *testing.T) {
 		if err != nil || len(pending) != 3 {
 			t.Fatalf("%+v, %v", pending, err)
 		}
+		unused := func(want bool) {
+			t.Helper()
+			if never, err := s.NeverUsed(ctx, "kept@0"); err != nil || never != want {
+				t.Errorf("kept@0 never used: %v (%v), want %v", never, err, want)
+			}
+		}
+		unused(true)
 		if err := hsm.EndSteps(ctx, s); err != nil {
 			t.Fatal(err)
 		}
+		unused(false)
 		for _, i := range pending {
 			if i.Key == "revived" {
 				if err := hsm.Forget(ctx, s, i.Refs[0].Object); err != nil {

@@ -305,8 +305,12 @@ func (p *Provider) clear(ctx context.Context, i metastore.Intent) error {
 // EndSteps ends the steps that are pending in a store which is older than its token, or
 // may be: a restored copy, a database that lost changes. What they made may have been used
 // since. What a creation or a roll made is unknown then, and adopt takes it; what a
-// deletion was about to destroy is an orphan. Steps that a node is at are left.
+// deletion was about to destroy is an orphan. Steps that a node is at are left. Versions
+// that were never used by what the store knows may have been used since, too.
 func EndSteps(ctx context.Context, s metastore.Store) error {
+	if err := s.ForgetUnused(ctx); err != nil {
+		return err
+	}
 	pending, err := s.Pending(ctx)
 	if err != nil {
 		return err
