@@ -327,6 +327,8 @@ var KMS = []Known{
 		"how many numbers are left free above those of a source that numbers its versions: with 1000 and finance@2 there, the version made here is finance@1003, and rolls at the source take no name of one here"},
 	{"claviger.migration.ours", "",
 		"key versions (finance@3,...) whose EDEKs are all of this KMS, although the source has rolled its key to versions of these names"},
+	{"claviger.migration.theirs", "",
+		"key versions (finance@3,...) of keys deleted here whose EDEKs are all of the source's versions of these names, although EDEKs may have been made under those of this KMS"},
 	{"claviger.migration.versions", "auto",
 		"auto: one fresh version with the next number where the source numbers its versions, else as many as it counts; all: as many as it counts; current: one"},
 	{HDFSSuperusers, "hdfs",

@@ -119,13 +119,9 @@ func (r *Ring) findClashes(ctx context.Context) error {
 // migratedFrom reports whether a key here was migrated, from whichever source, or from
 // this one that has rolled it since: then CheckConflicts tells of it.
 func (r *Ring) migratedFrom(ctx context.Context, s *source, m *claviger.Metadata) (bool, error) {
-	taken, err := r.takenOver(ctx, m, nil)
-	if err != nil || taken {
-		return taken, err
-	}
 	list, err := r.origins.of(ctx, m.Name)
 	return slices.ContainsFunc(list, func(o Origin) bool {
-		return o.Rolled > 0 && o.Source == s.URI() && sameOrigin(m, o.Created, o.ACLName)
+		return o.madeHere(m) && (o.TakenOver || o.Source == s.URI())
 	}), err
 }
 

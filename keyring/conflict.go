@@ -39,7 +39,7 @@ type conflicts struct {
 	// known is by version, with the URI of the source. It has versions of keys that were
 	// deleted here, too: these may come back, and no version of another key gets their names.
 	known atomic.Pointer[map[string]string]
-	// here are those of known that a key has now.
+	// here are those of known that a key has now, or that may have been used.
 	here atomic.Pointer[map[string]string]
 	// rolled are migrated keys of sources whose version names are no numbers, which count
 	// more versions there than were migrated, as each source last told.
@@ -151,7 +151,7 @@ func (r *Ring) CompareSources(ctx context.Context) error {
 	for _, v := range slices.Sorted(maps.Keys(here)) {
 		if _, told := before[v]; !told {
 			r.log.Error("a key version here has the name of another one at its source, so EDEKs of that name are not opened",
-				"version", claviger.Printable(v), "source", here[v], "cure", conflictCure(v))
+				"version", claviger.Printable(v), "source", here[v], "cure", r.conflictCure(ctx, v))
 		}
 	}
 	c.known.Store(&known)
@@ -240,14 +240,18 @@ func load[T any](from *atomic.Pointer[T]) T {
 	return none
 }
 
-// stillHere returns those of the versions that a key here has. A version stays where it
-// cannot be read.
+// stillHere returns those of the versions that a key here has, or that may have been used.
+// A version stays where it cannot be read.
 func (r *Ring) stillHere(ctx context.Context, versions map[string]string) (map[string]string, error) {
 	here := map[string]string{}
 	var errs []error
 	for version, source := range versions {
 		has, err := provider.MayHave(ctx, r.cfg.Primary, version)
 		errs = append(errs, err)
+		if !has && !r.cfg.Theirs[version] { // deleted: its EDEKs are not opened by the source
+			has, err = r.mayBeOurs(ctx, version)
+			errs = append(errs, err)
+		}
 		if has {
 			here[version] = source
 		}
@@ -270,17 +274,17 @@ func (r *Ring) writeConflicts(ctx context.Context) error {
 // conflictsNow are the versions in conflict, with their sources. The map is not changed.
 func (r *Ring) conflictsNow() map[string]string { return load(&r.conflicts.known) }
 
-// Conflicts counts the versions in conflict of keys that are here.
+// Conflicts counts the versions in conflict of keys that are here, or that may have been used.
 func (r *Ring) Conflicts() int { return len(load(&r.conflicts.here)) }
 
 // CheckConflicts names the versions in conflict. The error is for an operator.
-func (r *Ring) CheckConflicts(context.Context) error {
+func (r *Ring) CheckConflicts(ctx context.Context) error {
 	found := load(&r.conflicts.here)
 	if len(found) == 0 {
 		return nil
 	}
 	versions := slices.Sorted(maps.Keys(found))
-	cure, more := conflictCure(versions[0]), ""
+	cure, more := r.conflictCure(ctx, versions[0]), ""
 	if n := len(versions) - conflictsShown; n > 0 {
 		versions, more = versions[:conflictsShown], fmt.Sprintf(" and %d more", n)
 	}
@@ -399,22 +403,31 @@ func (r *Ring) counts(ctx context.Context, s *source, names []string) (map[strin
 	return counts, errors.Join(errs...)
 }
 
-// below returns the versions of a key here that have a number below that.
+// below returns the versions of a key here that have a number below that, those of deleted
+// keys of its name among them: they may come back.
 func (r *Ring) below(ctx context.Context, key string, number int) ([]string, error) {
 	vs, err := r.cfg.Primary.Versions(ctx, key)
-	if claviger.Is(err, claviger.KeyNotFound) {
-		return nil, nil
-	}
-	if err != nil {
+	if err != nil && !claviger.Is(err, claviger.KeyNotFound) {
 		return nil, err
 	}
-	var names []string
+	var all []string
 	for _, v := range vs {
-		if n, ok := claviger.VersionNumber(v.Name); ok && n < number {
-			names = append(names, v.Name)
+		v.Material.Wipe()
+		all = append(all, v.Name)
+	}
+	if soft, ok := r.cfg.Primary.(provider.SoftDeleter); ok {
+		keys, err := r.deletedOf(ctx, soft, key, "")
+		if err != nil {
+			return nil, err
+		}
+		for _, k := range keys {
+			all = append(all, k.List...)
 		}
 	}
-	return names, nil
+	return slices.DeleteFunc(all, func(version string) bool {
+		n, ok := claviger.VersionNumber(version)
+		return !ok || n >= number
+	}), nil
 }
 
 // sourceHas reports whether the source has a version of that name. A source that counts so
@@ -427,18 +440,7 @@ func (r *Ring) sourceHas(ctx context.Context, s *source, key, version string) bo
 	if _, has := r.conflicts.probed.Load(asked); has {
 		return true
 	}
-	err := s.call(ctx, func(ctx context.Context) error {
-		if s.service == nil {
-			_, err := s.Version(ctx, version)
-			return err
-		}
-		random := make([]byte, 2*claviger.IVSize)
-		_, _ = rand.Read(random) // never fails: crypto/rand
-		edek := claviger.EDEK{Version: version, IV: random[:claviger.IVSize], Material: random[claviger.IVSize:]}
-		deks, err := s.service.Unwrap(ctx, key, "", []claviger.EDEK{edek})
-		wipeAll(deks)
-		return err
-	})
+	err := s.probe(ctx, key, version)
 	switch {
 	case err == nil:
 		r.conflicts.probed.Store(asked, true)
@@ -450,6 +452,22 @@ func (r *Ring) sourceHas(ctx context.Context, s *source, key, version string) bo
 	return true
 }
 
+// probe asks the source, in our own name, for a version: a KMS to open a made-up EDEK of it.
+func (s *source) probe(ctx context.Context, key, version string) error {
+	return s.call(ctx, func(ctx context.Context) error {
+		if s.service == nil {
+			_, err := s.Version(ctx, version)
+			return err
+		}
+		random := make([]byte, 2*claviger.IVSize)
+		_, _ = rand.Read(random) // never fails: crypto/rand
+		edek := claviger.EDEK{Version: version, IV: random[:claviger.IVSize], Material: random[claviger.IVSize:]}
+		deks, err := s.service.Unwrap(ctx, key, "", []claviger.EDEK{edek})
+		wipeAll(deks)
+		return err
+	})
+}
+
 // settled tells whether a source has said for long enough that it has no version of that
 // name, though it counts so many.
 func (r *Ring) settled(s *source, version string) bool {
@@ -459,24 +477,15 @@ func (r *Ring) settled(s *source, version string) bool {
 }
 
 // needNotInConflict refuses a version whose name is another key's at the source, too.
-func (r *Ring) needNotInConflict(op string, v *provider.KeyVersion) error {
+func (r *Ring) needNotInConflict(ctx context.Context, op string, v *provider.KeyVersion) error {
 	source, ok := r.conflictsNow()[v.Name]
 	if !ok {
 		return nil
 	}
 	err := claviger.Errorf(op, claviger.Unavailable, v.Name, "'%s' is one key here and another one at %s, which was rolled after the "+
-		"migration, so it cannot be known which of them an EDEK is of: %s", v.Name, source, conflictCure(v.Name))
+		"migration, so it cannot be known which of them an EDEK is of: %s", v.Name, source, r.conflictCure(ctx, v.Name))
 	return claviger.Answer(err, fmt.Sprintf("key version '%s' is one key here and another one at the KMS that the key was migrated from, "+
 		"so nothing is opened with it; this server's log and /readyz say what to do", v.Name))
-}
-
-// conflictCure says what to do about a version in conflict.
-func conflictCure(version string) string {
-	key, _ := claviger.KeyOfVersion(version)
-	return fmt.Sprintf("stop rolls at the source. Where HDFS has never used this server, delete the key here and run the migration "+
-		"again, which takes the next number. Else roll key %s here, so that new files can be read; copy the files that were made "+
-		"through the source since its roll, through the source; then set claviger.migration.ours to %s and restart",
-		claviger.Printable(key), claviger.Printable(version))
 }
 
 // needNoConflict refuses to re-encrypt EDEKs of a version of ours whose name may be
@@ -485,7 +494,7 @@ func conflictCure(version string) string {
 // key was migrated from it or not. A silent one stands in the way unless the key came from
 // a source whose names are no numbers, as a Key Trustee KMS.
 func (r *Ring) needNoConflict(ctx context.Context, op string, v *provider.KeyVersion) error {
-	if err := r.needNoKnownConflict(op, v); err != nil {
+	if err := r.needNoKnownConflict(ctx, op, v); err != nil {
 		return err
 	}
 	number, ok := claviger.VersionNumber(v.Name)
@@ -523,7 +532,7 @@ func (r *Ring) needNoConflict(ctx context.Context, op string, v *provider.KeyVer
 			switch {
 			case m.Versions <= number:
 			case r.sourceHas(ctx, s, v.Key, v.Name):
-				return notReencrypted(op, v, s.URI())
+				return r.notReencrypted(ctx, op, v, s.URI())
 			case numbered && !r.settled(s, v.Name):
 				return claviger.Errorf(op, claviger.SourceUnreachable, v.Name, "EDEKs of '%s' are not re-encrypted yet: the source %s counts "+
 					"a version of that name, and says that it has none; it is asked again, and believed after %v", v.Name, s.URI(), absentSettles)
@@ -535,16 +544,16 @@ func (r *Ring) needNoConflict(ctx context.Context, op string, v *provider.KeyVer
 
 // needNoKnownConflict is needNoConflict by what is known already. It holds for the current
 // version too, whose EDEKs would be handed back as they are, and counted as re-encrypted.
-func (r *Ring) needNoKnownConflict(op string, v *provider.KeyVersion) error {
+func (r *Ring) needNoKnownConflict(ctx context.Context, op string, v *provider.KeyVersion) error {
 	if uri, ok := r.conflictsNow()[v.Name]; ok {
-		return notReencrypted(op, v, uri)
+		return r.notReencrypted(ctx, op, v, uri)
 	}
 	return nil
 }
 
-func notReencrypted(op string, v *provider.KeyVersion, uri string) error {
+func (r *Ring) notReencrypted(ctx context.Context, op string, v *provider.KeyVersion, uri string) error {
 	return claviger.Errorf(op, claviger.Invalid, v.Name, "'%s' is one key here and another one at %s, so its EDEKs "+
-		"may be of either, and are not re-encrypted: %s", v.Name, uri, conflictCure(v.Name))
+		"may be of either, and are not re-encrypted: %s", v.Name, uri, r.conflictCure(ctx, v.Name))
 }
 
 // notKnown says that a source does not tell whether it has another version of that name.

@@ -92,10 +92,11 @@ func (r *Ring) Undelete(ctx context.Context, c claviger.Caller, key, version str
 	last := &keys[len(keys)-1]
 	// A key that a migration made is the source's key under its rules. Any other is a
 	// key under a name that may be a source's.
-	migrated, err := r.takenOver(ctx, &last.Metadata, nil)
+	origins, err := r.origins.of(ctx, last.Name)
 	if err != nil {
 		return err
 	}
+	migrated := slices.ContainsFunc(origins, func(o Origin) bool { return o.madeHere(&last.Metadata) })
 	if migrated {
 		err = r.away(ctx, op, key, func() error { return r.needNoNewer(ctx, op, &last.Metadata) })
 	} else {
@@ -103,6 +104,14 @@ func (r *Ring) Undelete(ctx context.Context, c claviger.Caller, key, version str
 	}
 	if err != nil {
 		return err
+	}
+	if migrated {
+		// The source may have rolled to a version of it a moment ago. One that does not answer
+		// stands in nobody's way here.
+		err = r.away(ctx, op, key, func() error { _ = r.CompareSources(ctx); return nil })
+		if err != nil {
+			return err
+		}
 	}
 	defer r.forget(key)
 	if err := soft.Undelete(ctx, key, newestOf(last)); err != nil {

@@ -35,7 +35,9 @@ func (r *Ring) Generate(ctx context.Context, c claviger.Caller, key string, n in
 			return nil, err
 		}
 	}
-	r.used.noteEDEKs(edeks, nil)
+	if err := r.used.beginEDEKs(ctx, edeks, nil); err != nil {
+		return nil, err
+	}
 	if q.did.edeks = len(edeks); len(edeks) > 0 {
 		q.did.version = edeks[0].Version
 	}
@@ -64,7 +66,7 @@ func (r *Ring) generate(ctx context.Context, q *request, key string, n int) ([]c
 		return nil, err
 	}
 	// Nothing would open what is made with it.
-	if err := r.needNotInConflict("keyring.Generate", &v); err != nil {
+	if err := r.needNotInConflict(ctx, "keyring.Generate", &v); err != nil {
 		return nil, err
 	}
 	edeks, err := r.queue.Take(ctx, key, n)
@@ -140,7 +142,10 @@ func (r *Ring) Decrypt(ctx context.Context, c claviger.Caller, key string, hasKe
 		switch {
 		case err == nil:
 			if dek, err = r.decryptOwn(ctx, &q, named, &v, e); err == nil {
-				r.used.note(e.Version)
+				// A client may make an EDEK by having random bytes opened, as ORC does.
+				if err = r.used.begin(ctx, e.Version); err != nil {
+					dek.Wipe()
+				}
 			} else if again && r.replaced(err, v.Key) {
 				continue
 			}
@@ -174,7 +179,7 @@ func (r *Ring) decryptOwn(ctx context.Context, q *request, named *string, v *pro
 			return nil, err
 		}
 	}
-	if err := r.needNotInConflict("keyring.Decrypt", v); err != nil {
+	if err := r.needNotInConflict(ctx, "keyring.Decrypt", v); err != nil {
 		return nil, err
 	}
 	one := []claviger.EDEK{e}
@@ -341,7 +346,7 @@ func (r *Ring) reencryptOnce(ctx context.Context, q *request, named *string, her
 			return nil, claviger.E("keyring.Reencrypt", claviger.Unavailable, key, errTwoKeys)
 		}
 		if own[i].Name == current.Name {
-			err = r.needNoKnownConflict("keyring.Reencrypt", &own[i])
+			err = r.needNoKnownConflict(ctx, "keyring.Reencrypt", &own[i])
 		} else {
 			err = r.needNoConflict(ctx, "keyring.Reencrypt", &own[i])
 		}
@@ -363,8 +368,12 @@ func (r *Ring) reencryptOnce(ctx context.Context, q *request, named *string, her
 	if err != nil {
 		return nil, err
 	}
-	r.used.noteEDEKs(es, foreign)
-	r.used.note(current.Name)
+	if err := r.used.beginEDEKs(ctx, es, foreign); err != nil {
+		return nil, err
+	}
+	if err := r.used.begin(ctx, current.Name); err != nil {
+		return nil, err
+	}
 	return out, nil
 }
 

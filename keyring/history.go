@@ -177,7 +177,7 @@ func (r *Ring) newest(ctx context.Context, name string) (provider.KeyVersion, er
 // that was deleted and made anew on either side, has another time of creation, which
 // nobody chooses.
 func (r *Ring) takenOver(ctx context.Context, ours, theirs *claviger.Metadata) (bool, error) {
-	if theirs != nil && !sameOrigin(ours, theirs.Created, theirs.ACLName()) {
+	if !sameOrigin(ours, theirs.Created, theirs.ACLName()) {
 		return false, nil
 	}
 	list, err := r.origins.of(ctx, ours.Name)
@@ -190,6 +190,12 @@ func (r *Ring) takenOver(ctx context.Context, ours, theirs *claviger.Metadata) (
 		}
 	}
 	return false, nil
+}
+
+// madeHere reports whether a key, live or deleted, is the one that the migration made, also
+// where its source has rolled it since so that the two are in conflict.
+func (o Origin) madeHere(m *claviger.Metadata) bool {
+	return (o.TakenOver || o.Rolled > 0) && sameOrigin(m, o.Created, o.ACLName)
 }
 
 func sameOrigin(m *claviger.Metadata, created time.Time, aclName string) bool {

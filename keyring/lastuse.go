@@ -38,6 +38,27 @@ func newLastUses(store metastore.LastUses, log *slog.Logger) *lastUses {
 	return u
 }
 
+// begin is note, before the answer of a use goes out: where no node has used the version
+// before, the store knows of it when begin returns. From then on an EDEK of its name may be
+// ours, whatever becomes of the version (see Ring.mayBeOurs).
+func (u *lastUses) begin(ctx context.Context, version string) error {
+	if u.store == nil {
+		return nil
+	}
+	if _, known := u.versions.Load(version); !known {
+		// Most are old. A store that takes no writes now must not keep those from being used.
+		never, err := u.store.NeverUsed(ctx, version)
+		if err == nil && never {
+			err = u.store.Touch(ctx, []metastore.LastUse{{Version: version, Last: time.Now()}})
+		}
+		if err != nil {
+			return err
+		}
+	}
+	u.note(version)
+	return nil
+}
+
 // note notes that a version was used now. It must be one of ours: what a client
 // makes up would stay.
 func (u *lastUses) note(version string) {
@@ -55,16 +76,19 @@ func (u *lastUses) note(version string) {
 	}
 }
 
-// noteEDEKs notes the versions of EDEKs that were made or opened.
-func (u *lastUses) noteEDEKs(edeks []claviger.EDEK, but map[string]struct{}) {
+// beginEDEKs is begin for the versions of EDEKs that were made or opened.
+func (u *lastUses) beginEDEKs(ctx context.Context, edeks []claviger.EDEK, but map[string]struct{}) error {
 	for i, e := range edeks {
 		if i > 0 && e.Version == edeks[i-1].Version {
 			continue
 		}
 		if _, foreign := but[e.Version]; !foreign {
-			u.note(e.Version)
+			if err := u.begin(ctx, e.Version); err != nil {
+				return err
+			}
 		}
 	}
+	return nil
 }
 
 // at returns when this node used a version last, zero for never.

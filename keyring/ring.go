@@ -64,6 +64,9 @@ type Config struct {
 	// Ours are versions, full names, that are this KMS's though a source has others of
 	// these names: claviger.migration.ours.
 	Ours map[string]bool
+	// Theirs are versions, full names, of keys deleted here: all EDEKs of these names are of the
+	// source's versions. claviger.migration.theirs.
+	Theirs map[string]bool
 	// CompareEvery is how often WatchSources compares; 0 is 30 s.
 	CompareEvery time.Duration
 	// Settings keeps which versions are in conflict with a source; nil keeps nothing.

@@ -71,9 +71,7 @@ func (r *Ring) needNoNewer(ctx context.Context, op string, ours *claviger.Metada
 		if err != nil {
 			continue
 		}
-		if same, err := r.takenOver(ctx, ours, theirs); err != nil {
-			return err
-		} else if !same {
+		if !sameOrigin(ours, theirs.Created, theirs.ACLName()) {
 			return claviger.Errorf(op, claviger.Invalid, ours.Name,
 				"the source %s has another key '%s' by now, made %s: the deleted key, made %s and migrated, does not "+
 					"come back beside it. Delete or rename that key at the source, or take the source out of the configuration once "+

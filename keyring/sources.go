@@ -215,7 +215,7 @@ func fits(edeks []claviger.EDEK, deks []secret.Bytes) error {
 // for a while, for the user who asked alone: another may ask a moment later for what
 // was made meanwhile.
 func (r *Ring) mayBeForeign(q *request, err error, version string) bool {
-	if len(r.sources) == 0 || !claviger.Is(err, claviger.VersionNotFound) {
+	if len(r.sources) == 0 || !claviger.Is(err, claviger.VersionNotFound) || r.cfg.Ours[version] {
 		return false
 	}
 	if _, ok := claviger.KeyOfVersion(version); !ok {
@@ -307,10 +307,17 @@ func (r *Ring) guardedAt(ctx context.Context, s *source, key string, guard func(
 func (r *Ring) unwrapAtSource(ctx context.Context, q *request, use, key, as string, guard func(*claviger.Metadata) error, edeks []claviger.EDEK) ([]secret.Bytes, error) {
 	version := edeks[0].Version
 	ask := question{what: "key version '" + version + "'", name: version, as: as}
+	ours, err := r.mayBeOurs(ctx, version)
+	if err != nil {
+		return nil, err
+	}
 	var deks []secret.Bytes
 	s, err := r.findSource(q, version, ask, func(s *source) (err error) {
 		if err := r.guardedAt(ctx, s, key, guard); err != nil {
 			return err
+		}
+		if ours && !r.cfg.Theirs[version] {
+			return r.needNotThere(ctx, s, use, key, version)
 		}
 		deks, err = s.unwrap(ctx, key, as, edeks)
 		return err

@@ -174,7 +174,7 @@ func (e *Engine) refusals(ctx context.Context, f *Ending, h *history, o FinishOp
 		return err
 	}
 	for _, c := range conflicts {
-		refuse("version %s: %s", claviger.Printable(c.Version), whyCollision(c.Version))
+		refuse("version %s: %s", claviger.Printable(c.Version), c.Why)
 	}
 	if f.Compared = last.Compared; f.Compared == nil && last.State != Finished && !o.SourceGone && e.cfg.Source == nil {
 		refuse("the source was not asked, since the run, whether it has got other keys: name it by %s again, and call claviger migrate finish once before it is taken out of the configuration. If it is gone for good, say so by --source-gone: keys that it has got since the run are lost with it", propSource)

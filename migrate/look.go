@@ -116,7 +116,7 @@ func (e *Engine) look(ctx context.Context, op string) (*survey, error) {
 		if theirs[i] != nil && it.Run == "" { // not as the journal has it
 			e.number(ctx, sv, &it, theirs[i])
 			if v := e.collision(ctx, it, theirs[i], it.TargetVersions); v != "" {
-				it = collided(it, theirs[i], v)
+				it = e.collided(ctx, it, theirs[i], v)
 				if it.Retaken {
 					it.Why = whyAdoptedBelow(name, v)
 				}

@@ -75,6 +75,8 @@ type Store interface {
 	metastore.Usage
 	metastore.Settings
 	metastore.Numbers
+	metastore.LastUses
+	metastore.Shelf
 	Lock(ctx context.Context, name string) (unlock func(), err error)
 	TryLock(ctx context.Context, name string) (unlock func(), ok bool, err error)
 }
@@ -115,6 +117,9 @@ type Config struct {
 	// Ours are versions at the target, full names, whose EDEKs are the target's by the
 	// operator's word, though the source has other versions of these names.
 	Ours map[string]bool
+	// Theirs are versions of keys that were deleted at the target, full names: all EDEKs of
+	// these names are the source's by the operator's word.
+	Theirs map[string]bool
 	// Adopted are keys, and AllAdopted stands for all, that were taken over from the source
 	// before a backup that does not know it was restored, by the operator's word. Run takes
 	// them over with the versions that are here, where the target is an Adopter and its
@@ -195,10 +200,11 @@ const (
 	propTrustee   = "cloudera.hsmkp.ktkms.config.dir"
 	propProvider  = "hadoop.kms.key.provider.uri"
 
-	// PropVersions, PropGap and PropOurs set Config.Versions, Gap and Ours.
+	// PropVersions, PropGap, PropOurs and PropTheirs set Config.Versions, Gap, Ours and Theirs.
 	PropVersions = "claviger.migration.versions"
 	PropGap      = "claviger.migration.gap"
 	PropOurs     = "claviger.migration.ours"
+	PropTheirs   = "claviger.migration.theirs"
 )
 
 // ErrNoSource marks what a source is needed for, where none is configured.

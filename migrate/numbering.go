@@ -153,8 +153,8 @@ func (it *Item) numbered() bool {
 }
 
 // collided is the item of a key that is in conflict by that version.
-func collided(it Item, theirs *claviger.Metadata, version string) Item {
-	it.State, it.Why, it.Rolled = Conflict, whyCollision(version), theirs.Versions
+func (e *Engine) collided(ctx context.Context, it Item, theirs *claviger.Metadata, version string) Item {
+	it.State, it.Why, it.Rolled = Conflict, e.whyCollision(ctx, version), theirs.Versions
 	return it
 }
 
@@ -163,6 +163,7 @@ func collided(it Item, theirs *claviger.Metadata, version string) Item {
 type VersionConflict struct {
 	Version string `json:"version"`
 	Source  string `json:"source"`
+	Why     string `json:"why"` // with what to do
 }
 
 // conflicts are the versions in conflict that a server has found, by what it has kept in
@@ -179,9 +180,11 @@ func (e *Engine) conflicts(ctx context.Context) ([]VersionConflict, error) {
 			if e.cfg.Ours[version] || slices.ContainsFunc(found, known) {
 				continue
 			}
-			// One that is not there was deleted here, and taken over once more under another number.
-			if has, _ := provider.MayHave(ctx, e.cfg.Target, version); has {
-				found = append(found, VersionConflict{version, source})
+			// One that is not there was deleted here. Its EDEKs are the source's where it was
+			// never used, or where the operator says so.
+			has, _ := provider.MayHave(ctx, e.cfg.Target, version)
+			if has || !e.cfg.Theirs[version] && e.mayHaveUsed(ctx, version) {
+				found = append(found, VersionConflict{version, source, e.whyCollision(ctx, version)})
 			}
 		}
 	}
@@ -196,13 +199,60 @@ func (e *Engine) settleConflicts(ctx context.Context) error {
 	return metastore.SetConflicts(ctx, e.cfg.Store, nil)
 }
 
-// whyCollision says what to do about it.
-func whyCollision(version string) string {
+// mayHaveUsed reports whether EDEKs may have been made under a version of that name here;
+// true where that cannot be found out.
+func (e *Engine) mayHaveUsed(ctx context.Context, version string) bool {
+	used, err := metastore.MayHaveUsed(ctx, e.cfg.Store, e.cfg.Store, version)
+	return used || err != nil
+}
+
+// keyUsed is false where it is certain that no version was used that a key has here.
+func (e *Engine) keyUsed(ctx context.Context, key string) bool {
+	vs, err := e.cfg.Target.Versions(ctx, key)
+	return err != nil || slices.ContainsFunc(namesOf(vs), func(version string) bool {
+		never, err := e.cfg.Store.NeverUsed(ctx, version)
+		return !never || err != nil
+	})
+}
+
+// whyCollision says what to do about it. Only a key of which no version was ever used may be
+// deleted: EDEKs of its versions would open nowhere, or be taken for the source's.
+func (e *Engine) whyCollision(ctx context.Context, version string) string {
 	key, _ := claviger.KeyOfVersion(version)
-	return fmt.Sprintf("rolled at the source since: %s is one key there and another one here, and an EDEK tells its version by that name alone, so no EDEK of that name is opened or re-encrypted here; "+
-		"stop rolls at the source; if HDFS does not use this server yet, delete the key here (hadoop key delete) and run the migration again, which takes the next number (%s leaves room for more rolls); "+
-		"if it does, roll key %s here, so that new files can be read, copy the files that were made through the source since its roll, from there, "+
-		"set %s to %s, restart, and run the migration again", claviger.Printable(version), PropGap, claviger.Printable(key), PropOurs, claviger.Printable(version))
+	shown, name := claviger.Printable(version), claviger.Printable(key)
+	why := fmt.Sprintf("rolled at the source since: %s is one key there and another one here, and an EDEK tells its "+
+		"version by that name alone, so no EDEK of that name is opened or re-encrypted here; ", shown)
+	has, err := provider.MayHave(ctx, e.cfg.Target, version)
+	switch {
+	case err == nil && !has:
+		return fmt.Sprintf("%sEDEKs of it may have been made here before it was deleted: bring the key back (claviger key "+
+			"undelete %s), and run the migration again; where it was purged, or no file needs what was made here under %s, "+
+			"set %s to %s, restart, and run the migration again", why, name, shown, PropTheirs, shown)
+	case !e.keyUsed(ctx, key):
+		return fmt.Sprintf("%sstop rolls at the source; no version of the key was ever used here, so delete it here (hadoop "+
+			"key delete) and run the migration again, which takes the next number (%s leaves room for more rolls)", why, PropGap)
+	}
+	return fmt.Sprintf("%sstop rolls at the source; do not delete the key here, EDEKs may have been made under it: roll "+
+		"key %s here, so that new files can be read, copy the files that were made through the source since its roll, from there, "+
+		"set %s to %s, restart, and run the migration again", why, name, PropOurs, shown)
+}
+
+// shelvedUsed returns a version among those given that is on the shelf here and may have been
+// used; "" where there is none.
+func (e *Engine) shelvedUsed(ctx context.Context, key string, versions []string) (string, error) {
+	keys, err := e.cfg.Store.Shelved(ctx, key)
+	if err != nil {
+		return "", err
+	}
+	for _, k := range keys {
+		for _, v := range k.List {
+			name := claviger.VersionName(key, v.ID)
+			if slices.Contains(versions, name) && !e.cfg.Theirs[name] && e.mayHaveUsed(ctx, name) {
+				return name, nil
+			}
+		}
+	}
+	return "", nil
 }
 
 var _ metastore.Numbers = Store(nil)

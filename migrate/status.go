@@ -318,14 +318,17 @@ func (e *Engine) Verify(ctx context.Context) (*Verification, error) {
 				return nil, err
 			}
 			d.Differences = compare(fieldsOf(theirs), fieldsOf(ours))
-			d.verifyVersions(it, theirs, have[it.Key], bad, e.collision(ctx, it, theirs, have[it.Key]),
-				e.sinceRun(&it, theirs, now))
+			both := VersionConflict{Version: e.collision(ctx, it, theirs, have[it.Key])}
+			if both.Version != "" {
+				both.Why = e.whyCollision(ctx, both.Version)
+			}
+			d.verifyVersions(it, theirs, have[it.Key], bad, both, e.sinceRun(&it, theirs, now))
 		}
 		for _, c := range conflicts { // found by a server, though the source may count fewer versions now
 			if key, _ := claviger.KeyOfVersion(c.Version); key == it.Key && len(d.Differences) == 0 {
 				d.Differences = append(d.Differences,
 					Difference{Field: "version " + c.Version, Source: "was another key's", Target: presence(ours)})
-				d.Remarks = append(d.Remarks, whyCollision(c.Version))
+				d.Remarks = append(d.Remarks, c.Why)
 			}
 		}
 		v.add(d)
@@ -364,7 +367,7 @@ func presence(m *claviger.Metadata) string {
 // verifyVersions compares the versions: names are those of the target, bad says why
 // some of them cannot be used, both is one that the source has too, and since is what
 // became of the source's.
-func (d *KeyDiff) verifyVersions(it Item, theirs *claviger.Metadata, names []string, bad map[string]string, both string,
+func (d *KeyDiff) verifyVersions(it Item, theirs *claviger.Metadata, names []string, bad map[string]string, both VersionConflict,
 	since *sinceRun) {
 	for _, name := range names {
 		if why := bad[name]; why != "" {
@@ -376,9 +379,9 @@ func (d *KeyDiff) verifyVersions(it Item, theirs *claviger.Metadata, names []str
 			d.Differences = append(d.Differences, Difference{Field: "version " + name, Source: "made by " + it.Run, Target: "none"})
 		}
 	}
-	if both != "" {
-		d.Differences = append(d.Differences, Difference{Field: "version " + both, Source: "another key", Target: "another key"})
-		d.Remarks = append(d.Remarks, whyCollision(both))
+	if both.Version != "" {
+		d.Differences = append(d.Differences, Difference{Field: "version " + both.Version, Source: "another key", Target: "another key"})
+		d.Remarks = append(d.Remarks, both.Why)
 		return
 	}
 	if it.State == Done && (it.First > 0 || len(it.TargetVersions) > 0) {

@@ -66,10 +66,18 @@ func (e *Engine) judge(ctx context.Context, sv *survey, name string, theirs, our
 	}
 	if ours == nil {
 		// A key that could not stay, since the source rolled it afterwards, is taken over
-		// again once it was deleted here.
+		// again once it was deleted here; not while it can come back, and was used.
 		again := e.collision(ctx, before, theirs, before.TargetVersions) != ""
 		if known && (before.State == Done || before.State == Deleted) && !again {
 			return deletedHere(before), nil
+		}
+		if again {
+			switch used, err := e.shelvedUsed(ctx, name, before.TargetVersions); {
+			case err != nil:
+				return it, err
+			case used != "":
+				return e.collided(ctx, before, theirs, used), nil
+			}
 		}
 		if why := e.unsupported(theirs); why != "" {
 			it.State, it.Why = Unsupported, why
@@ -79,7 +87,7 @@ func (e *Engine) judge(ctx context.Context, sv *survey, name string, theirs, our
 	if known && before.State == Done && !sv.adopted[name] {
 		before.Why, before.Rolled = "", 0
 		if v := e.collision(ctx, before, theirs, before.TargetVersions); v != "" {
-			return collided(before, theirs, v), nil
+			return e.collided(ctx, before, theirs, v), nil
 		}
 		if since := e.sinceRun(&before, theirs, nil); since != nil {
 			before.Why = since.String()

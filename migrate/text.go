@@ -177,8 +177,7 @@ func (s *Standing) WriteText(w io.Writer) error {
 		r.line("%d keys: %s, %d under way, %d that could not be imported.", s.Counts.Total, s.Counts.done(), s.Counts.Planned, s.Counts.Blocked)
 	}
 	for _, c := range s.Conflicts {
-		r.line("%s is one key here and another one at %s: %s.", claviger.Printable(c.Version), c.Source,
-			whyCollision(c.Version))
+		r.line("%s is one key here and another one at %s: %s.", claviger.Printable(c.Version), c.Source, c.Why)
 	}
 	for _, f := range s.Freed {
 		r.line("The name %s was freed at %s by %s on %s.", claviger.Printable(f.Key), f.At.UTC().Format(time.RFC3339), f.User, f.Host)

@@ -49,6 +49,7 @@ var alike = []string{
 	"claviger.audit.must",
 	"claviger.delete.soft",
 	"claviger.migration.ours",
+	"claviger.migration.theirs",
 	"claviger.purge.min.unused",
 }
 

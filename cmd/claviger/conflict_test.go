@@ -166,3 +166,155 @@ func TestRolledAtTheSource(t *testing.T) {
 	seal(here, "books", "books@11")
 	migrate(true, "verify")
 }
+
+// TestDeletedForAConflict: two keys came from a source that numbers its versions, and that
+// rolls them to versions with the names of those here. One was used here, one was not, and both
+// are deleted here. The source opens EDEKs of the one; those of the other are opened and
+// re-encrypted by nobody, until the key is back or the operator says whose they are.
+func TestDeletedForAConflict(t *testing.T) {
+	ctx := t.Context()
+	sourceURL, stopSource := numberingSource(t)
+	defer func() {
+		if err := stopSource(); err != nil {
+			t.Error(err)
+		}
+	}()
+	source := clientOf(t, sourceURL)
+	open := func(p *kmsclient.Provider, e claviger.EDEK) (secret.Bytes, error) {
+		key, _ := claviger.KeyOfVersion(e.Version)
+		deks, err := p.Unwrap(ctx, key, "", []claviger.EDEK{e})
+		if err != nil {
+			return nil, err
+		}
+		return deks[0], nil
+	}
+	seal := func(p *kmsclient.Provider, version string) sealed {
+		t.Helper()
+		key, _ := claviger.KeyOfVersion(version)
+		es, err := p.Generate(ctx, key, 1)
+		if err != nil || es[0].Version != version {
+			t.Fatalf("%v, %v, want an EDEK of %s", es, err, version)
+		}
+		dek, err := open(p, es[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		return sealed{es[0], dek}
+	}
+	for _, key := range []string{"fresh", "used"} {
+		spec := provider.Spec{Name: key, Cipher: claviger.DefaultCipher, BitLength: 128}
+		if _, err := source.Create(ctx, spec); err != nil {
+			t.Fatal(err)
+		}
+	}
+	dir, tok := t.TempDir(), softhsmtest.New(t)
+	file := filepath.Join(dir, "luna.keystore")
+	if err := pkcs11.WriteKeystoreFile(file, pkcs11.FileConfig{Module: tok.Module, Token: tok.Label,
+		PINFile: tok.PINFile, Profile: pkcs11.SoftHSM}); err != nil {
+		t.Fatal(err)
+	}
+	site := map[string]string{
+		hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + file, "claviger.audit.file": filepath.Join(dir, "audit.log"),
+		hadoopconf.MetastoreURI: "sqlite://" + filepath.Join(dir, "c.db"), hadoopconf.SourceURI: kmsURI(sourceURL),
+		"hadoop.kms.http.host": "127.0.0.1", "hadoop.kms.key.authorization.enable": "false",
+		hadoopconf.ReencryptionEnable: "true", "claviger.source.compare.interval": "100ms",
+		"claviger.purge.min.unused": "0",
+	}
+	writeSite(t, dir, site)
+	writeFile(t, filepath.Join(dir, "kms-acls.xml"),
+		siteXML("keytrustee.kms.acl.UNDELETE", "*", "keytrustee.kms.acl.PURGE", "*"))
+	migrate := func(want bool, args ...string) string {
+		t.Helper()
+		out, err := command(t, append([]string{"migrate"}, append(args, "--conf", dir)...)...)
+		if (err == nil) != want {
+			t.Fatalf("migrate %v: %v\n%s", args, err, out)
+		}
+		return out
+	}
+	migrate(true, "run")
+	var here *kmsclient.Provider
+	var end func() error
+	running := false
+	start := func() {
+		var url string
+		url, end = serveToEnd(t, dir)
+		here, running = clientOf(t, url), true
+	}
+	stop := func() {
+		if err := end(); err != nil {
+			t.Error(err)
+		}
+		running = false
+	}
+	defer func() {
+		if running {
+			stop()
+		}
+	}()
+	start()
+	ours := seal(here, "used@1")
+	stop()
+	for _, key := range []string{"fresh", "used"} {
+		if _, err := source.Roll(ctx, key, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fresh, used := seal(source, "fresh@1"), seal(source, "used@1")
+	refused := func(when string, kind claviger.Kind) {
+		t.Helper()
+		for what, e := range map[string]claviger.EDEK{"the source's": used.edek, "ours": ours.edek} {
+			if _, err := open(here, e); !claviger.Is(err, kind) {
+				t.Errorf("%s: %s: %v, want a refusal", when, what, err)
+			}
+		}
+	}
+	opens := func(when string, s sealed) {
+		t.Helper()
+		if dek, err := open(here, s.edek); err != nil || !dek.Equal(s.dek) {
+			t.Errorf("%s: an EDEK of %s: %v", when, s.edek.Version, err)
+		}
+	}
+	start()
+	refused("in conflict", claviger.Unavailable)
+	for _, key := range []string{"fresh", "used"} {
+		if err := here.Delete(ctx, key); err != nil {
+			t.Fatal(err)
+		}
+	}
+	refused("deleted", claviger.Unavailable)
+	opens("deleted", fresh)
+	stop()
+	if out := migrate(false, "run"); !strings.Contains(out, "claviger key undelete used") {
+		t.Errorf("run: %s", out)
+	}
+	start()
+	refused("after a restart", claviger.Unavailable)
+	opens("taken over again", fresh)
+	again, err := here.Reencrypt(ctx, "fresh", []claviger.EDEK{fresh.edek})
+	if err != nil || again[0].Version != "fresh@2" {
+		t.Fatalf("re-encrypted: %v, %v", again, err)
+	}
+	opens("re-encrypted", sealed{again[0], fresh.dek})
+	if err := here.Undelete(ctx, "used", ""); err != nil {
+		t.Fatal(err)
+	}
+	refused("back", claviger.Unavailable)
+	if _, err := here.Reencrypt(ctx, "used", []claviger.EDEK{used.edek}); !claviger.Is(err, claviger.Invalid) {
+		t.Errorf("re-encryption of what is in conflict: %v", err)
+	}
+	if err := here.Delete(ctx, "used"); err != nil {
+		t.Fatal(err)
+	}
+	if err := here.Purge(ctx, "used", ""); err != nil {
+		t.Fatal(err)
+	}
+	refused("purged", claviger.Unavailable)
+	stop()
+	if out := migrate(false, "finish", "--edeks-done"); !strings.Contains(out, "set claviger.migration.theirs to used@1") {
+		t.Errorf("finish: %s", out)
+	}
+	site["claviger.migration.theirs"] = "used@1"
+	writeSite(t, dir, site)
+	start()
+	opens("by the operator's word", used)
+}

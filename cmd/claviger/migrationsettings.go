@@ -14,7 +14,8 @@ const mostGap = 1_000_000
 type migrationSettings struct {
 	versions migrate.Versions
 	gap      int
-	ours     map[string]bool
+	// Whose all EDEKs of a version's name are, by the operator's word.
+	ours, theirs map[string]bool
 }
 
 // migration reads them, also where no source is configured: a value that cannot be used
@@ -23,16 +24,30 @@ func (r *reader) migration() migrationSettings {
 	s := migrationSettings{
 		versions: migrate.Versions(r.conf.String(migrate.PropVersions)),
 		gap:      int(r.int(migrate.PropGap, 0, mostGap)),
-		ours:     map[string]bool{},
+		ours:     r.versionNames(migrate.PropOurs),
+		theirs:   r.versionNames(migrate.PropTheirs),
 	}
 	if !s.versions.Valid() {
 		r.keep(refuse(r.conf, migrate.PropVersions, "it must be auto, all or current"))
 	}
-	for _, v := range r.conf.Strings(migrate.PropOurs) {
-		if _, ok := claviger.VersionNumber(v); !ok {
-			r.keep(refuse(r.conf, migrate.PropOurs, "it must be a comma list of key versions, as in finance@3; "+claviger.Printable(v)+" is none"))
+	for v := range s.theirs {
+		if s.ours[v] {
+			r.keep(refuse(r.conf, migrate.PropTheirs, migrate.PropOurs+" names "+claviger.Printable(v)+
+				" too, and an EDEK is of one of the two"))
 		}
-		s.ours[v] = true
 	}
 	return s
+}
+
+// versionNames reads a list of full names of versions.
+func (r *reader) versionNames(property string) map[string]bool {
+	names := map[string]bool{}
+	for _, v := range r.conf.Strings(property) {
+		if _, ok := claviger.VersionNumber(v); !ok {
+			r.keep(refuse(r.conf, property, "it must be a comma list of key versions, as in finance@3; "+
+				claviger.Printable(v)+" is none"))
+		}
+		names[v] = true
+	}
+	return names
 }

@@ -258,7 +258,7 @@ func (s *service) engine(ctx context.Context, cfg migrate.Config) (*migrate.Engi
 	if r.err != nil {
 		return nil, r.err
 	}
-	if cfg.Gap, cfg.Ours = set.gap, set.ours; cfg.Versions == "" {
+	if cfg.Gap, cfg.Ours, cfg.Theirs = set.gap, set.ours, set.theirs; cfg.Versions == "" {
 		cfg.Versions = set.versions
 	}
 	return migrate.New(cfg)

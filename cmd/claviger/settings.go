@@ -109,7 +109,8 @@ func readKMSSettings(conf *hadoopconf.Conf) (kmsSettings, error) {
 			PurgeMinUnused:      r.duration("claviger.purge.min.unused", time.Second),
 		},
 	}
-	s.ring.Ours = r.migration().ours
+	set := r.migration()
+	s.ring.Ours, s.ring.Theirs = set.ours, set.theirs
 	r.newKeys(&s.ring)
 	s.audit = r.audit()
 	s.operations = r.operations()

@@ -20,11 +20,17 @@ func TestMigrationSettings(t *testing.T) {
 		{"claviger.migration.gap", "1000", ""},
 		{"claviger.migration.ours", "finance@3, finance", "as in finance@3; finance is none"},
 		{"claviger.migration.ours", "finance@3, web logs@1", ""},
+		{"claviger.migration.theirs", "finance", "as in finance@3; finance is none"},
+		{"claviger.migration.theirs", "finance@3, both@1", "claviger.migration.ours names both@1 too"},
+		{"claviger.migration.theirs", "finance@3", ""},
 		{"claviger.source.compare.interval", "0", "longer than 0"},
 		{"claviger.source.compare.interval", "500ms", ""},
 	} {
 		dir := t.TempDir()
-		writeSite(t, dir, map[string]string{hadoopconf.ProviderURI: "jceks://file@" + filepath.Join(dir, "kms.keystore"), c.name: c.value})
+		site := map[string]string{hadoopconf.ProviderURI: "jceks://file@" + filepath.Join(dir, "kms.keystore"),
+			"claviger.migration.ours": "both@1"}
+		site[c.name] = c.value
+		writeSite(t, dir, site)
 		conf, err := hadoopconf.LoadKMS(dir, os.LookupEnv)
 		if err != nil {
 			t.Fatal(err)

@@ -1,0 +1,86 @@
+package keyring
+
+import (
+	"context"
+	"fmt"
+
+	"claviger"
+	"claviger/metastore"
+	"claviger/provider"
+)
+
+// mayBeOurs reports whether EDEKs of a name may be of a version that this server had, and
+// has no longer, or not again: it is not certain that the version was never used.
+func (r *Ring) mayBeOurs(ctx context.Context, version string) (bool, error) {
+	if !r.recordsUses() {
+		return false, nil
+	}
+	if !r.used.at(version).IsZero() {
+		return true, nil
+	}
+	return metastore.MayHaveUsed(ctx, r.cfg.Numbers, r.cfg.LastUses, version)
+}
+
+// recordsUses reports whether there is a record of which versions were never used.
+func (r *Ring) recordsUses() bool { return r.cfg.Numbers != nil && r.cfg.LastUses != nil }
+
+// needNotThere refuses EDEKs of a version that may be ours, and is not here any more, where
+// the source has a version of that name too: the source would open either, to what may be no
+// DEK. It gets none of them to see. Kind VersionNotFound where it has none.
+func (r *Ring) needNotThere(ctx context.Context, s *source, use, key, version string) error {
+	err := s.probe(ctx, key, version)
+	if err != nil && (notThere(err) || noAnswer(err)) {
+		return err
+	}
+	op, kind := "keyring.Decrypt", claviger.Unavailable
+	if use == useReencrypt {
+		op, kind = "keyring.Reencrypt", claviger.Invalid
+	}
+	err = claviger.Errorf(op, kind, version, "'%s' was deleted here after EDEKs of it may have been made, and %s has a "+
+		"version of that name too, so it cannot be known which of the two an EDEK is of: %s",
+		version, s.URI(), deletedCure(version))
+	return ruled{claviger.Answer(err, fmt.Sprintf("key version '%s' was one key here, which is deleted, and is another "+
+		"one at the KMS that the key was migrated from, so nothing is opened or re-encrypted with it; this server's log "+
+		"says what to do", version))}
+}
+
+// deletedCure says what to do about a version in conflict that was used, and deleted.
+func deletedCure(version string) string {
+	key, _ := claviger.KeyOfVersion(version)
+	return fmt.Sprintf("bring key %s back here (claviger key undelete), and do then what the log and /readyz say. "+
+		"Where it was purged, or no file needs what was made here under that version, set claviger.migration.theirs to "+
+		"%s and restart: then the source opens all EDEKs of that name",
+		claviger.Printable(key), claviger.Printable(version))
+}
+
+// conflictCure says what to do about a version in conflict. Only a key of which no version
+// was ever used may be deleted for it: EDEKs of its versions would open nowhere.
+func (r *Ring) conflictCure(ctx context.Context, version string) string {
+	key, _ := claviger.KeyOfVersion(version)
+	has, err := provider.MayHave(ctx, r.cfg.Primary, version)
+	if err == nil && !has {
+		return deletedCure(version)
+	}
+	if r.neverUsed(ctx, key) {
+		return fmt.Sprintf("stop rolls at the source. No version of key %s was ever used here: delete the key here and "+
+			"run the migration again, which takes the next number", claviger.Printable(key))
+	}
+	return fmt.Sprintf("stop rolls at the source. Do not delete key %s here: EDEKs may have been made under it. Roll it "+
+		"here, so that new files can be read; copy the files that were made through the source since its roll, through "+
+		"the source; then set claviger.migration.ours to %s and restart", claviger.Printable(key), claviger.Printable(version))
+}
+
+// neverUsed reports whether it is certain that no version that a key has here was ever used.
+func (r *Ring) neverUsed(ctx context.Context, key string) bool {
+	vs, err := r.cfg.Primary.Versions(ctx, key)
+	if err != nil || !r.recordsUses() {
+		return false
+	}
+	used := false
+	for _, v := range vs {
+		v.Material.Wipe()
+		never, err := r.cfg.LastUses.NeverUsed(ctx, v.Name)
+		used = used || !never || err != nil || !r.used.at(v.Name).IsZero()
+	}
+	return !used
+}

@@ -1,0 +1,249 @@
+package keyring
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"claviger"
+	"claviger/metastore"
+	"claviger/metastore/sqlite"
+	"claviger/provider"
+)
+
+// TestDeletedVersionOfTwoKeys: a version that was used here, and is gone, has the name of one
+// that its source has rolled to, before or since. No EDEK of that name is opened or re-encrypted
+// by a guess, through a restart and a purge, until an operator decides; and once the key is back
+// it is in conflict. Where the version was never used here, the EDEKs are the source's alone.
+func TestDeletedVersionOfTwoKeys(t *testing.T) {
+	type row struct {
+		used   bool
+		source string // "has it", "lost it", "made anew" with a version of that name, "silent"
+		word   string // the operator's: "", "ours", "theirs"
+		opens  string // as TestShadowing writes it; "ok" is the source's DEK
+	}
+	for _, r := range []row{
+		{false, "has it", "", "ok"},
+		{false, "lost it", "", "404"},
+		{false, "silent", "", "503"},
+		{false, "has it", "ours", "404"},
+		{true, "has it", "", "503"},
+		{true, "lost it", "", "404"},
+		{true, "made anew", "", "503"},
+		{true, "silent", "", "503"},
+		{true, "has it", "ours", "404"},
+		{true, "silent", "ours", "404"},
+		{true, "has it", "theirs", "ok"},
+	} {
+		for _, compared := range []bool{false, true} { // before the key is deleted
+			for _, gone := range []string{"deleted", "purged", "made again", "purged, made again"} {
+				name := fmt.Sprintf("used=%t/%s/%s/compared=%t/%s", r.used, r.source, r.word, compared, gone)
+				t.Run(name, func(t *testing.T) { oneDeletedVersion(t, r.used, compared, gone, r.source, r.word, r.opens) })
+			}
+		}
+	}
+}
+
+func oneDeletedVersion(t *testing.T, used, compared bool, gone, source, word, opens string) {
+	const key = "payroll"
+	w, store := newRecorded(t)
+	if used {
+		if _, err := w.Generate(t.Context(), caller("alice"), key, 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if compared {
+		w.compare(t)
+	}
+	if err := w.Delete(t.Context(), caller("alice"), key); err != nil {
+		t.Fatal(err)
+	}
+	if strings.HasPrefix(gone, "purged") {
+		if err := w.Purge(t.Context(), caller("alice"), key, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if strings.HasSuffix(gone, "made again") { // as the next run of the migration does
+		w.madeAgain(t)
+	}
+	w.restartOn(store)
+	switch source {
+	case "lost it", "made anew":
+		if err := w.far.Delete(t.Context(), key); err != nil {
+			t.Fatal(err)
+		}
+	case "silent":
+		w.far.setFail(failing(claviger.Unavailable, "connection refused"))
+	}
+	if source == "made anew" {
+		time.Sleep(2 * time.Millisecond) // another time of creation
+		spec := provider.Spec{Name: key, Cipher: claviger.DefaultCipher, BitLength: 128}
+		if _, err := w.far.Create(t.Context(), spec); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.far.Roll(t.Context(), key, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.cfg.Ours, w.cfg.Theirs = map[string]bool{w.shared: word == "ours"}, map[string]bool{w.shared: word == "theirs"}
+	for range 2 {
+		for what, e := range map[string]claviger.EDEK{"the source's": w.theirs, "ours": w.ours} {
+			dek, err := w.decrypt(t, e)
+			if got := outcomeOf(err); got != opens {
+				t.Errorf("decrypt of %s: %s (%v), want %s", what, got, err, opens)
+			}
+			if err == nil && what == "the source's" && !dek.Equal(w.theirDEK) {
+				t.Error("opened to another DEK than the source's")
+			}
+			cure := "claviger.migration.theirs to " + w.shared
+			if err != nil && opens == "503" && source != "silent" && !strings.Contains(err.Error(), cure) {
+				t.Errorf("%v says nothing of what to do", err)
+			}
+		}
+		out, err := w.Reencrypt(t.Context(), caller("nn"), key, true, w.theirs)
+		want := map[string]string{"503": "no", "ok": "ok", "404": "404"}[opens]
+		switch {
+		case word == "ours": // no source is asked
+		case !strings.HasSuffix(gone, "made again"):
+			want = "none"
+		case source == "silent" && opens == "503":
+			want = "503"
+		}
+		if got := outcomeOf(err); got != want {
+			t.Errorf("re-encryption: %s (%v), want %s", got, err, want)
+		}
+		if err == nil {
+			if dek, err := w.decrypt(t, out); err != nil || !dek.Equal(w.theirDEK) {
+				t.Errorf("after the re-encryption: %v", err)
+			}
+		}
+		_ = w.CompareSources(t.Context()) // changes nothing of this
+	}
+	shown := w.CheckConflicts(t.Context()) != nil
+	if undecided := used && word == "" && (compared || source == "has it" && gone == "deleted"); undecided != shown {
+		t.Errorf("readiness: %v", w.CheckConflicts(t.Context()))
+	}
+	if gone != "deleted" || source == "made anew" {
+		return
+	}
+	if err := w.Undelete(t.Context(), caller("root"), key, ""); err != nil {
+		t.Fatal(err)
+	}
+	switch {
+	case word == "ours" && source == "has it":
+		if dek, err := w.decrypt(t, w.ours); err != nil || !dek.Equal(w.mine) {
+			t.Errorf("back, by the operator's word: %v", err)
+		}
+	case word != "ours" && (compared || source == "has it"):
+		w.refuses(t, "back")
+	}
+}
+
+// TestUndeletedIntoAConflict: the source has rolled to a version of a deleted key, and nobody
+// has compared them since. The key comes back in conflict, whether the journal has noted it or not.
+func TestUndeletedIntoAConflict(t *testing.T) {
+	for _, noted := range []bool{false, true} {
+		w := newTwice(t)
+		if err := w.Delete(t.Context(), caller("alice"), "payroll"); err != nil {
+			t.Fatal(err)
+		}
+		if noted {
+			w.past.mu.Lock()
+			w.past.list[0].TakenOver, w.past.list[0].Rolled = false, 2
+			w.past.mu.Unlock()
+			w.origins.forget()
+		}
+		if err := w.Undelete(t.Context(), caller("root"), "payroll", ""); err != nil {
+			t.Fatalf("noted=%t: %v", noted, err)
+		}
+		w.refuses(t, fmt.Sprintf("noted=%t", noted))
+	}
+}
+
+// TestConflictCure: a key is to be deleted for a conflict only where no version of it was ever
+// used here.
+func TestConflictCure(t *testing.T) {
+	w, store := newRecorded(t)
+	w.compare(t)
+	next, err := w.primary.Roll(t.Context(), "payroll", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.number(t, store, next.Name)
+	w.forget("payroll")
+	says := func(when, want, not string) {
+		t.Helper()
+		_, decrypted := w.decrypt(t, w.ours)
+		_, reencrypted := w.Reencrypt(t.Context(), caller("nn"), "payroll", true, w.ours)
+		for _, err := range []error{decrypted, reencrypted, w.CheckConflicts(t.Context())} {
+			if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), not) {
+				t.Errorf("%s: %v", when, err)
+			}
+		}
+	}
+	says("never used", "delete the key here", "Do not delete")
+	// What is used is another version of the key.
+	if _, err := w.Generate(t.Context(), caller("alice"), "payroll", 1); err != nil {
+		t.Fatal(err)
+	}
+	says("used", "Do not delete key payroll here", "delete the key here")
+	w.restartOn(store)
+	w.compare(t)
+	says("used, after a restart", "Do not delete key payroll here", "delete the key here")
+}
+
+// newRecorded is newTwice with a store that knows whether the version here was used.
+func newRecorded(t *testing.T) (*twice, *sqlite.Store) {
+	t.Helper()
+	store := openStore(t) // it outlives the ring
+	w := newTwice(t)
+	w.number(t, store, w.shared)
+	w.cfg.Settings, w.cfg.Numbers, w.cfg.LastUses = store, store, store
+	w.used = newLastUses(store, w.log)
+	return w, store
+}
+
+// number has the store give a version's number, as it does when the HSM provider makes one.
+func (w *twice) number(t *testing.T, store *sqlite.Store, version string) {
+	t.Helper()
+	n, _ := claviger.VersionNumber(version)
+	err := store.SkipNumbers(t.Context(), "payroll", n)
+	if err == nil {
+		_, err = store.Begin(t.Context(), metastore.Intent{Key: "payroll", Op: "import",
+			Refs: []metastore.Ref{{Object: fmt.Sprint(n)}}})
+	}
+	if err == nil {
+		err = store.Drop(t.Context(), "payroll")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// madeAgain takes the source's key over once more, under the next number.
+func (w *twice) madeAgain(t *testing.T) {
+	t.Helper()
+	ms, err := w.far.Provider.Metadata(t.Context(), "payroll")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.primary.Import(t.Context(), *ms[0], 1, 2, nil); err != nil {
+		t.Fatal(err)
+	}
+	w.past.mu.Lock()
+	w.past.list[0].Counted = 2
+	w.past.mu.Unlock()
+	w.origins.forget()
+	w.forget("payroll")
+}
+
+// restartOn is a restart of a process that was killed, on the same store.
+func (w *twice) restartOn(store *sqlite.Store) {
+	close(w.used.stop)
+	<-w.used.stopped
+	w.used = newLastUses(store, w.log)
+	w.restart()
+	w.forgetAll()
+	w.conflicts.probed.Clear()
+}
