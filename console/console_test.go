@@ -19,6 +19,7 @@ import (
 	"go.uber.org/goleak"
 
 	"claviger/console"
+	"claviger/internal/logtest"
 	"claviger/metastore"
 )
 
@@ -264,7 +265,7 @@ func TestStrangers(t *testing.T) {
 	m.Expiries("claviger_certificate_expiry_seconds", "x", func() ([]console.Expiry, error) {
 		return []console.Expiry{{Name: "ssl.server.keystore.location", Subject: "CN=secrethost"}}, nil
 	})
-	var log lockedBuffer
+	var log logtest.Buffer
 	const wrong = "key payroll of alice cannot be read from /secret/file"
 	h := console.New(console.Config{
 		Metrics: m, Log: slog.New(slog.NewTextHandler(&log, nil)),
@@ -311,24 +312,6 @@ func TestStrangers(t *testing.T) {
 	if text := log.String(); strings.Count(text, wrong) != 1 || strings.Count(text, "connection refused") != 1 {
 		t.Errorf("the log: %s", text)
 	}
-}
-
-// lockedBuffer is a log that several goroutines write.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  strings.Builder
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 // TestInFlight: a request counts while it is served, however it ends; probes do

@@ -15,6 +15,7 @@ import (
 
 	"claviger"
 	"claviger/hadoopconf"
+	"claviger/internal/logtest"
 	"claviger/internal/softhsm/softhsmtest"
 	"claviger/pkcs11"
 )
@@ -51,7 +52,7 @@ func TestNamesStayOnTheirLines(t *testing.T) {
 		hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + file, hadoopconf.MetastoreURI: "sqlite://" + filepath.Join(dir, "c.db"), "hadoop.kms.http.host": "127.0.0.1",
 		"claviger.audit.file": filepath.Join(dir, "audit.log"), "claviger.audit.json.file": filepath.Join(dir, "audit.json"),
 	})
-	log := &lockedBuffer{}
+	log := &logtest.Buffer{}
 	kms, end := serveLogged(t, dir, slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug})))
 	for _, at := range []string{kms, source} {
 		for _, name := range oddNames {

@@ -14,6 +14,7 @@ import (
 	"claviger/hadoopconf"
 	"claviger/internal/certtest"
 	"claviger/internal/kdctest"
+	"claviger/internal/logtest"
 	"claviger/internal/softhsm/softhsmtest"
 	"claviger/pkcs11"
 )
@@ -243,7 +244,7 @@ func startOnce(t *testing.T, dir string) (log string, err error) {
 	t.Helper()
 	ctx, stop := context.WithTimeout(t.Context(), 10*time.Second)
 	defer stop()
-	text := &lockedBuffer{}
+	text := &logtest.Buffer{}
 	h := startLog{slog.NewTextHandler(text, nil), stop}
 	err = serveKMS(ctx, kmsFlags{conf: dir, port: -1}, slog.New(h), new(slog.LevelVar))
 	return text.String(), err

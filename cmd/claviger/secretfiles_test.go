@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"claviger/hadoopconf"
+	"claviger/internal/logtest"
 	"claviger/keystore"
 	"claviger/pkcs11"
 	"claviger/secret"
@@ -152,7 +153,7 @@ func TestSecretFilesTold(t *testing.T) {
 		hadoopconf.ProviderURI: "jceks://file@" + filepath.Join(dir, "kms.keystore"), "hadoop.kms.http.host": "127.0.0.1", "claviger.audit.file": filepath.Join(dir, "audit.log"),
 		signerKind: "file", "hadoop.kms.authentication.signature.secret.file": signature,
 	})
-	log := &lockedBuffer{}
+	log := &logtest.Buffer{}
 	kms, end := serveLogged(t, dir, slog.New(slog.NewTextHandler(log, nil)))
 	status, r := readyz(t, kms)
 	i := slices.IndexFunc(r.Checks, func(c check) bool { return c.Name == "files with secrets" })

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
@@ -10,34 +9,16 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"claviger/hadoopconf"
+	"claviger/internal/logtest"
 	"claviger/internal/pgtest"
 	"claviger/internal/softhsm/softhsmtest"
 	"claviger/internal/zktest"
 	"claviger/pkcs11"
 )
-
-// lockedBuffer is a log that another goroutine writes.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
 
 // starting is a node of a configuration folder, at a port of its own.
 type starting struct {
@@ -61,9 +42,9 @@ func newStarting(t *testing.T, dir string) *starting {
 }
 
 // begin starts the node and returns its log, and what ends it.
-func (s *starting) begin() (log *lockedBuffer, end func() error) {
+func (s *starting) begin() (log *logtest.Buffer, end func() error) {
 	ctx, stop := context.WithCancel(context.Background())
-	log = &lockedBuffer{}
+	log = &logtest.Buffer{}
 	ended := make(chan error, 1)
 	go func() {
 		ended <- serveKMS(ctx, kmsFlags{conf: s.dir, port: s.port, ready: filepath.Join(s.dir, "ready")},

@@ -5,7 +5,6 @@ import (
 	"context"
 	"log/slog"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -13,27 +12,10 @@ import (
 	p11 "github.com/miekg/pkcs11"
 
 	"claviger"
+	"claviger/internal/logtest"
 	"claviger/metastore"
 	"claviger/pkcs11"
 )
-
-// syncBuffer is a log that a background goroutine writes.
-type syncBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (s *syncBuffer) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(p)
-}
-
-func (s *syncBuffer) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.String()
-}
 
 // TestVerifiedLater: versions beyond those that are verified at start are never
 // used unverified, and the background tells of them.
@@ -56,7 +38,7 @@ func TestVerifiedLater(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
-	log := new(syncBuffer)
+	log := new(logtest.Buffer)
 	b.log = slog.New(slog.NewTextHandler(log, nil))
 	p = b.mustOpen(t)
 	for range 2 {

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"claviger"
+	"claviger/internal/logtest"
 	"claviger/provider"
 	"claviger/provider/kmsclient"
 )
@@ -97,7 +98,7 @@ func TestRoundRobinAndFailover(t *testing.T) {
 func TestDeadHostRests(t *testing.T) {
 	f := newFake(t)
 	s1, s2 := twoHosts(t, f, f)
-	var buf lockedBuffer
+	var buf logtest.Buffer
 	p := open(t, uriOf(s1, s2), kmsclient.Options{Log: slog.New(slog.NewTextHandler(&buf, nil))})
 	s1.Close()
 	for range 20 {
@@ -108,23 +109,6 @@ func TestDeadHostRests(t *testing.T) {
 	if n := strings.Count(buf.String(), "KMS host failed"); n < 1 || n > 3 { // each 5 s at most
 		t.Errorf("the dead host was tried %d times:\n%s", n, buf.String())
 	}
-}
-
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  strings.Builder
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
 }
 
 // hangUp closes the connection in place of an answer.
