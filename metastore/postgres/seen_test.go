@@ -137,18 +137,24 @@ func TestSeenFileDamaged(t *testing.T) {
 	}
 }
 
+// fresh is a database of the shared server, and its name.
+func fresh(t *testing.T) (server *pgtest.Server, uri, database string) {
+	t.Helper()
+	server = pgtest.Shared(t)
+	uri = server.Database(t)
+	u, err := url.Parse(uri)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return server, uri, strings.TrimPrefix(u.Path, "/")
+}
+
 // TestRestoredUnderANode: an older dump is restored under a node that runs, whose
 // connections stay. The node changes nothing any more, at once, and tells what was done
 // to each key since the dump.
 func TestRestoredUnderANode(t *testing.T) {
 	ctx := t.Context()
-	server := pgtest.Shared(t)
-	uri := server.Database(t)
-	u, err := url.Parse(uri)
-	if err != nil {
-		t.Fatal(err)
-	}
-	database := strings.TrimPrefix(u.Path, "/")
+	server, uri, database := fresh(t)
 	node := openConfig(t, postgres.Config{URI: uri})
 	for name, id := range map[string]string{"rolled": "aa", "deleted": "bb", "kept": "cc"} {
 		if err := node.Insert(ctx, key(name, id)); err != nil {
@@ -156,7 +162,7 @@ func TestRestoredUnderANode(t *testing.T) {
 		}
 	}
 	dump := server.Dump(t, database)
-	err = node.Append(ctx, "rolled", key("rolled", "dd").List[0])
+	err := node.Append(ctx, "rolled", key("rolled", "dd").List[0])
 	if err == nil {
 		err = node.Shelve(ctx, "deleted")
 	}
@@ -188,13 +194,7 @@ func TestRestoredUnderANode(t *testing.T) {
 // itself.
 func TestRestoredUnderAQuietNode(t *testing.T) {
 	ctx := t.Context()
-	server := pgtest.Shared(t)
-	uri := server.Database(t)
-	u, err := url.Parse(uri)
-	if err != nil {
-		t.Fatal(err)
-	}
-	database := strings.TrimPrefix(u.Path, "/")
+	server, uri, database := fresh(t)
 	node := openConfig(t, postgres.Config{URI: uri + "&pool_max_conns=1"}) // no new connection finds out
 	watched, cancel := context.WithCancel(ctx)
 	defer cancel()

@@ -46,22 +46,31 @@ func (s *site) restore(list []server.Record) {
 	}
 }
 
+// twoHosts are two hosts of one KMS, with the keys k and other; one is the folder of the
+// first, which has made them.
+func twoHosts(s *site) (one string, p, q provider.Provider) {
+	s.t.Helper()
+	one, two := filepath.Join(s.t.TempDir(), ".keytrustee"), filepath.Join(s.t.TempDir(), ".keytrustee")
+	p = s.must(one)
+	if err := os.Mkdir(two, 0o700); err != nil {
+		s.t.Fatal(err)
+	}
+	copyFolder(s.t, one, two)
+	q = s.must(two)
+	for _, name := range []string{"k", "other"} {
+		spec := provider.Spec{Name: name, Cipher: claviger.DefaultCipher, BitLength: 128}
+		if _, err := p.Create(s.t.Context(), spec); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	return one, p, q
+}
+
 // TestOlderBackup: a Key Trustee Server that has lost what it acknowledged is
 // noticed, and what other hosts do is no reason for it.
 func TestOlderBackup(t *testing.T) {
 	s, ctx := newSite(t), t.Context()
-	one, two := filepath.Join(t.TempDir(), ".keytrustee"), filepath.Join(t.TempDir(), ".keytrustee")
-	p := s.must(one)
-	if err := os.Mkdir(two, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	copyFolder(t, one, two)
-	q := s.must(two)
-	for _, name := range []string{"k", "other"} {
-		if _, err := p.Create(ctx, provider.Spec{Name: name, Cipher: claviger.DefaultCipher, BitLength: 128}); err != nil {
-			t.Fatal(err)
-		}
-	}
+	one, p, q := twoHosts(s)
 	backup := s.records()
 	roll := func(by provider.Provider) {
 		t.Helper()
@@ -298,18 +307,7 @@ func TestTrusteeTakesNoChanges(t *testing.T) {
 // told, says nothing about the trustee, and is forgotten by the next change.
 func TestOlderBackupAfterAClockAhead(t *testing.T) {
 	s, ctx := newSite(t), t.Context()
-	one, two := filepath.Join(t.TempDir(), ".keytrustee"), filepath.Join(t.TempDir(), ".keytrustee")
-	p := s.must(one)
-	if err := os.Mkdir(two, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	copyFolder(t, one, two)
-	q := s.must(two)
-	for _, name := range []string{"k", "other"} {
-		if _, err := p.Create(ctx, provider.Spec{Name: name, Cipher: claviger.DefaultCipher, BitLength: 128}); err != nil {
-			t.Fatal(err)
-		}
-	}
+	one, p, q := twoHosts(s)
 	file := filepath.Join(one, "newest.json")
 	memory := func() (n map[string]any) {
 		t.Helper()
