@@ -25,24 +25,30 @@ import (
 	"claviger/trustee/server/sqlite"
 )
 
-// TestTrustee runs the server that init made, with a client that registers, makes
-// a deposit, and finds it after a restart.
-func TestTrustee(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), ".keytrustee")
-	var said strings.Builder
-	if err := initTrustee(t.Context(), &said, dir, []string{"127.0.0.1", "trustee.example.com"}, "", false); err != nil {
+// newTrustee is the folder of a trustee with an organization ORG, whose secret is walrus. Its
+// certificate is good for hosts. said is what init said.
+func newTrustee(t *testing.T, hosts ...string) (dir, said string) {
+	t.Helper()
+	var out strings.Builder
+	dir = filepath.Join(t.TempDir(), ".keytrustee")
+	if err := initTrustee(t.Context(), &out, dir, hosts, "", false); err != nil {
 		t.Fatal(err)
 	}
 	store, err := sqlite.Open(t.Context(), filepath.Join(dir, trusteeStore), false)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := store.AddOrg(t.Context(), server.Org{Name: "ORG", UUID: "u", Auth: "walrus", Created: time.Now()}); err != nil {
+	org := server.Org{Name: "ORG", UUID: "u", Auth: "walrus", Created: time.Now()}
+	if err := errors.Join(store.AddOrg(t.Context(), org), store.Close()); err != nil {
 		t.Fatal(err)
 	}
-	if err := store.Close(); err != nil {
-		t.Fatal(err)
-	}
+	return dir, out.String()
+}
+
+// TestTrustee runs the server that init made, with a client that registers, makes
+// a deposit, and finds it after a restart.
+func TestTrustee(t *testing.T) {
+	dir, said := newTrustee(t, "127.0.0.1", "trustee.example.com")
 	pem, err := os.ReadFile(filepath.Join(dir, trusteeTLSCert))
 	if err != nil {
 		t.Fatal(err)
@@ -75,8 +81,8 @@ func TestTrustee(t *testing.T) {
 		fingerprint, _ := io.ReadAll(resp.Body)
 		_ = resp.Body.Close()
 		ask.CloseIdleConnections()
-		if !strings.Contains(said.String(), "Initialized directory for "+string(fingerprint)) || !strings.HasPrefix(string(fingerprint), "4096R/") {
-			t.Errorf("%s, %q", &said, fingerprint)
+		if !strings.Contains(said, "Initialized directory for "+string(fingerprint)) || !strings.HasPrefix(string(fingerprint), "4096R/") {
+			t.Errorf("%s, %q", said, fingerprint)
 		}
 		endpoint := trustee.Endpoint{URL: url}
 		c, err := trustee.NewClient(trustee.ClientConfig{Identity: id, Servers: []trustee.Endpoint{endpoint}, TLS: conf})

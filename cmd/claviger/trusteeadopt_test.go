@@ -2,49 +2,25 @@ package main
 
 import (
 	"errors"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"claviger"
 	"claviger/provider"
-	"claviger/trustee/server"
 	"claviger/trustee/server/sqlite"
 )
 
 // TestTrusteeAdopt: recover says which version it has kept and what is to be done, and
 // that command, at the KT KMS, has it open.
 func TestTrusteeAdopt(t *testing.T) {
-	dir, conf := filepath.Join(t.TempDir(), ".keytrustee"), t.TempDir()
-	var said strings.Builder
-	if err := initTrustee(t.Context(), &said, dir, []string{"127.0.0.1"}, "", false); err != nil {
-		t.Fatal(err)
-	}
+	conf := t.TempDir()
+	dir, _ := newTrustee(t, "127.0.0.1")
 	file := filepath.Join(dir, trusteeStore)
-	store, err := sqlite.Open(t.Context(), file, false)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := store.AddOrg(t.Context(), server.Org{Name: "ORG", UUID: "u", Auth: "walrus", Created: time.Now()}); err != nil {
-		t.Fatal(err)
-	}
-	if err := store.Close(); err != nil {
-		t.Fatal(err)
-	}
 	url, stop := startTrustee(t, trusteeFlags{dir: dir})
-	write := func(name string, pairs ...string) {
-		text := "<configuration>\n"
-		for i := 0; i < len(pairs); i += 2 {
-			text += fmt.Sprintf("<property><name>%s</name><value>%s</value></property>\n", pairs[i], pairs[i+1])
-		}
-		if err := os.WriteFile(filepath.Join(conf, name), []byte(text+"</configuration>\n"), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
+	write := func(name string, pairs ...string) { writeFile(t, filepath.Join(conf, name), siteXML(pairs...)) }
 	const kts = "cloudera.trustee.keyprovider."
 	site := func(url string) {
 		write("kts-site.xml", kts+"hostname-ACTIVE", strings.TrimPrefix(url, "https://"), kts+"org", "ORG", kts+"auth", "walrus",
