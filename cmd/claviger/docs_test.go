@@ -1,11 +1,15 @@
 package main
 
 import (
+	"go/ast"
+	"go/parser"
+	"go/token"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -193,6 +197,48 @@ func TestDocsCommands(t *testing.T) {
 	}
 }
 
+// inMessage finds a command of ours, with its flags, in a text of the program.
+var inMessage = regexp.MustCompile(`\bclaviger( [a-z]+(?: [a-z][a-z-]*[a-z])?(?: --?[a-z][a-z-]*)*)`)
+
+// TestMessagesNameCommands: each command of ours that a message, help or hint names is one,
+// and has the flags that stand right behind it.
+func TestMessagesNameCommands(t *testing.T) {
+	root, found := newRootCommand(), 0
+	goFiles(t, func(path, text string) {
+		if strings.HasSuffix(path, "/usage.go") { // it names what is no command of ours
+			return
+		}
+		file, err := parser.ParseFile(token.NewFileSet(), path, text, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ast.Inspect(file, func(n ast.Node) bool {
+			lit, ok := n.(*ast.BasicLit)
+			if !ok || lit.Kind != token.STRING {
+				return true
+			}
+			value, err := strconv.Unquote(lit.Value)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range inMessage.FindAllStringSubmatch(value, -1) {
+				words := strings.Fields(m[1])
+				if cmd, _, err := root.Find(words[:1]); err != nil || cmd == root {
+					continue // the program's name in a sentence
+				}
+				found++
+				if why := notACommand(words); why != "" {
+					t.Errorf("%s says %q: %s", path, m[0], why)
+				}
+			}
+			return true
+		})
+	})
+	if found < 100 {
+		t.Errorf("only %d commands were found", found)
+	}
+}
+
 // notACommand says what is wrong with the words behind `claviger`.
 func notACommand(words []string) string {
 	cmd := newRootCommand()
@@ -205,7 +251,7 @@ func notACommand(words []string) string {
 		}
 		cmd, words = cmd.Commands()[i], words[1:]
 	}
-	if len(words) > 0 && cmd.HasSubCommands() && regexp.MustCompile(`^[a-z]+$`).MatchString(words[0]) {
+	if len(words) > 0 && cmd.HasSubCommands() && regexp.MustCompile(`^[a-z]+(?:-[a-z]+)*$`).MatchString(words[0]) {
 		if alternatives := strings.Split(words[0], ","); len(alternatives) == 1 {
 			return "there is no " + cmd.CommandPath() + " " + words[0]
 		}

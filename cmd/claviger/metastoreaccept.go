@@ -219,7 +219,7 @@ func keyNow(ctx context.Context, store metastore.Store, token *tokenReport, lost
 	case k == nil:
 		say("not in the store")
 	case last == metastore.Deleted:
-		say("BACK, and open to the users whom its rules of then allow: delete it again (claviger key delete)")
+		say("BACK, and open to the users whom its rules of then allow: delete it again (hadoop key delete)")
 	case len(k.List) > 0:
 		say("in the store, newest version %s", claviger.Printable(claviger.VersionName(key, k.List[len(k.List)-1].ID)))
 	}
