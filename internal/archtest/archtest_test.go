@@ -150,17 +150,19 @@ var rules = []rule{
 	{"provider/memory", []string{"", "secret", "provider", "eek"}, "a provider imports contracts and its codec"},
 	{"metastore/storetest", []string{"", "secret", "metastore", "owner"}, "the suite knows the contract alone"},
 	{"pgdb", []string{"", "secret"}, "a database knows nothing of what stores keep in it"},
+	{"sqlitedb", []string{"", "durable", "owner"}, "a database knows nothing of what stores keep in it"},
 	{"metastore/postgres", []string{"", "secret", "metastore", "owner", "pgdb", "durable"},
 		"a store knows the contract alone, and its database"},
-	{"metastore/*", []string{"", "secret", "metastore", "owner", "durable"}, "a store knows the contract alone"},
+	{"metastore/sqlite", []string{"", "secret", "metastore", "owner", "sqlitedb", "durable"},
+		"a store knows the contract alone, and its database"},
 	{"trustee", []string{"", "secret", "durable"}, "what the trustee and its clients share knows neither keys nor Hadoop"},
 	{"trustee/server", []string{"", "secret", "trustee", "keyhsm", "shares"},
 		"a face: it knows the protocol, its store's contract, the Key HSM, and how turns are shared out"},
 	{"trustee/server/storetest", []string{"", "trustee", "trustee/server"}, "the suite knows the contract alone"},
 	{"trustee/server/postgres", []string{"", "secret", "trustee", "trustee/server", "pgdb"},
 		"a store knows the contract alone, and its database"},
-	{"trustee/server/*", []string{"", "secret", "trustee", "trustee/server", "durable"},
-		"a store knows the contract alone"},
+	{"trustee/server/sqlite", []string{"", "secret", "trustee", "trustee/server", "sqlitedb", "durable"},
+		"a store knows the contract alone, and its database"},
 	{"trustee/backup", []string{"", "secret", "trustee", "trustee/server", "durable"},
 		"it knows a folder, and a store by its contract"},
 	{"provider/keytrustee", []string{"", "secret", "provider", "trustee", "hadoopconf", "eek", "durable", "owner",
@@ -224,6 +226,26 @@ func TestImportRules(t *testing.T) {
 				if strings.Contains(i, ".") {
 					t.Errorf("%s imports %s: the standard library only", p.ImportPath, i)
 				}
+			}
+		}
+	}
+}
+
+// databases are the rooms that may import a driver, or what changes a schema: a store
+// that opened its file by itself would do it otherwise than the others.
+var databases = map[string]string{
+	"modernc.org/sqlite":              "sqlitedb",
+	"modernc.org/sqlite/lib":          "sqlitedb",
+	"github.com/jackc/pgx/v5/pgxpool": "pgdb",
+	"github.com/pressly/goose/v3":     "pgdb sqlitedb",
+}
+
+func TestDatabases(t *testing.T) {
+	for _, p := range packages(t) {
+		for _, i := range p.Imports {
+			rooms, ok := databases[i]
+			if ok && !slices.Contains(strings.Fields(rooms), p.room()) && !strings.HasPrefix(p.room(), "internal/") {
+				t.Errorf("%s imports %s: a store is opened by %s", p.ImportPath, i, rooms)
 			}
 		}
 	}

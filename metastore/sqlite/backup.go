@@ -12,13 +12,11 @@ import (
 	"path/filepath"
 	"time"
 
-	driver "modernc.org/sqlite"
-	sqlite3 "modernc.org/sqlite/lib"
-
 	"claviger"
 	"claviger/durable"
 	"claviger/metastore"
 	"claviger/owner"
+	"claviger/sqlitedb"
 )
 
 // Facts are what a file tells of itself.
@@ -56,27 +54,27 @@ func Backup(ctx context.Context, from, to string) (f Facts, err error) {
 // backup is Backup of a file that may be open in this process: it opens and closes the
 // file by SQLite alone, for any other close would end SQLite's locks of the file.
 func backup(ctx context.Context, from, to string) (f Facts, err error) {
-	work, err := newWork(to, "backup")
+	work, err := sqlitedb.NewWork(to, "backup")
 	if err != nil {
 		return f, err
 	}
-	defer work.discard()
-	if f, err = copyInto(ctx, from, to, work.path); err != nil {
+	defer work.Discard()
+	if f, err = copyInto(ctx, from, to, work.Path); err != nil {
 		return f, err
 	}
-	return f, durable.Publish(work.path, to)
+	return f, durable.Publish(work.Path, to)
 }
 
 // copyInto writes a sealed copy of the store from into the file work, which is to be
 // named to.
 func copyInto(ctx context.Context, from, to, work string) (f Facts, err error) {
-	db, err := sql.Open("sqlite", dsn(from, "mode=rw"))
+	db, err := sqlitedb.Connect(from, busyTimeout, "mode=rw")
 	if err != nil {
 		return f, err
 	}
 	_, err = db.ExecContext(ctx, "VACUUM INTO ?", work)
 	if err = errors.Join(err, db.Close()); err != nil {
-		return f, storeAt(from).fail("sqlite.Backup", "", unwritten(to, err))
+		return f, config(from).Fail(from, "sqlite.Backup", "", unwritten(to, err))
 	}
 	if err := seal(ctx, work); err != nil {
 		return f, fmt.Errorf("the copy of %s: %w", from, unwritten(to, err))
@@ -91,8 +89,7 @@ func copyInto(ctx context.Context, from, to, work string) (f Facts, err error) {
 // unwritten names the backup where the disk is full: of the two files, SQLite writes to
 // that one alone.
 func unwritten(to string, err error) error {
-	var e *driver.Error
-	if !errors.As(err, &e) || e.Code()&0xff != sqlite3.SQLITE_FULL {
+	if !sqlitedb.Full(err) {
 		return err
 	}
 	return claviger.Errorf("sqlite.Backup", claviger.Unavailable, "",
@@ -103,22 +100,31 @@ func unwritten(to string, err error) error {
 // way back may have been gone before, so a copy of another content may have that name:
 // then this one is numbered. A copy of the same content is there where an upgrade was
 // broken off.
-func (s *Store) keepCopy(ctx context.Context, version int64) error {
-	copied := fmt.Sprintf("%s.schema-%d", s.path, version)
-	work, err := newWork(copied, "backup")
+func keepCopy(ctx context.Context, path string, version int64) error {
+	copied := fmt.Sprintf("%s.schema-%d", path, version)
+	if err := keepCopyAs(ctx, path, copied); err != nil {
+		return claviger.Errorf("sqlite.Open", claviger.Unavailable, "",
+			"the schema of metastore %s is not brought up to date, for the copy that is kept of it, %s, could not be made: "+
+				"%w; make room, and let this user write into the folder", path, copied, err)
+	}
+	return nil
+}
+
+func keepCopyAs(ctx context.Context, path, copied string) error {
+	work, err := sqlitedb.NewWork(copied, "backup")
 	if err != nil {
 		return err
 	}
-	defer work.discard()
-	if _, err := copyInto(ctx, s.path, copied, work.path); err != nil {
+	defer work.Discard()
+	if _, err := copyInto(ctx, path, copied, work.Path); err != nil {
 		return err
 	}
 	for n, name := 2, copied; ; n, name = n+1, fmt.Sprint(copied, "-", n) {
-		err := durable.Publish(work.path, name)
+		err := durable.Publish(work.Path, name)
 		if !errors.As(err, new(*durable.AlreadyError)) {
 			return err
 		}
-		if sameRows(ctx, work.path, name) {
+		if sameRows(ctx, work.Path, name) {
 			return nil
 		}
 	}
@@ -127,13 +133,12 @@ func (s *Store) keepCopy(ctx context.Context, version int64) error {
 // sameRows tells whether two copies of one schema hold the same, but for when they were
 // made. A file that cannot be read does not.
 func sameRows(ctx context.Context, a, b string) bool {
-	db, err := sql.Open("sqlite", dsn(a, "mode=ro", "immutable=1"))
+	db, err := sqlitedb.Connect(a, busyTimeout, "mode=ro", "immutable=1") // one, which b is attached to
 	if err != nil {
 		return false
 	}
 	defer func() { _ = db.Close() }() // it is read alone
-	db.SetMaxOpenConns(1)             // which b is attached to
-	if _, err := db.ExecContext(ctx, `ATTACH ? AS other`, dsn(b, "mode=ro", "immutable=1")); err != nil {
+	if _, err := db.ExecContext(ctx, `ATTACH ? AS other`, sqlitedb.URI(b, busyTimeout, "mode=ro", "immutable=1")); err != nil {
 		return false
 	}
 	tables, err := tablesOf(ctx, db)
@@ -174,7 +179,7 @@ func tablesOf(ctx context.Context, db *sql.DB) (tables []string, err error) {
 // seal takes the secrets out of a copy, and marks it.
 func seal(ctx context.Context, work string) (err error) {
 	// secure_delete: what is deleted is overwritten.
-	db, err := sql.Open("sqlite", dsn(work, "_pragma=secure_delete(1)", "_pragma=journal_mode(DELETE)"))
+	db, err := sqlitedb.Connect(work, busyTimeout, "_pragma=secure_delete(1)", "_pragma=journal_mode(DELETE)")
 	if err != nil {
 		return err
 	}
@@ -208,42 +213,27 @@ func Inspect(ctx context.Context, path string) (f Facts, err error) {
 	if err := checkHead(path); err != nil {
 		return f, err
 	}
-	params := []string{"mode=ro", "_pragma=query_only(1)"}
-	if _, err := os.Stat(path + "-wal"); errors.Is(err, fs.ErrNotExist) {
-		if _, used, err := owner.Of(storeAt(path).lockFile); err == nil && !used {
-			params = append(params, "immutable=1") // see OpenReadOnly
-		}
-	}
-	db, err := sql.Open("sqlite", dsn(path, params...))
+	db, err := sqlitedb.OpenReadOnly(path, config(path))
 	if err != nil {
 		return f, err
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
-	db.SetMaxOpenConns(1)
-	if f.Schema, err = schemaOf(ctx, db); err == nil && f.Schema > SchemaVersion {
-		return f, fmt.Errorf("%s has schema version %d, this program knows versions up to %d: a newer claviger has written it; run that version or a newer one", path, f.Schema, SchemaVersion)
+	if f.Schema, err = db.Version(ctx); err == nil && f.Schema > SchemaVersion {
+		return f, fmt.Errorf("%s has schema version %d, this program knows versions up to %d: "+
+			"a newer claviger has written it; run that version or a newer one", path, f.Schema, SchemaVersion)
 	}
 	if err == nil {
-		err = integrity(ctx, db)
+		err = integrity(ctx, db.Reader)
 	}
 	if err == nil {
-		err = f.count(ctx, db)
+		err = f.count(ctx, db.Reader)
 	}
-	return f, storeAt(path).fail("sqlite.Inspect", "", err)
-}
-
-func schemaOf(ctx context.Context, db *sql.DB) (version int64, err error) {
-	has, err := hasTable(ctx, db, "goose_db_version")
-	if err != nil || !has {
-		return 0, err
-	}
-	err = db.QueryRowContext(ctx, `SELECT coalesce(max(version_id), 0) FROM goose_db_version WHERE is_applied`).Scan(&version)
-	return version, err
+	return f, db.Fail("sqlite.Inspect", "", err)
 }
 
 // integrity has SQLite look at every page, index and reference.
 func integrity(ctx context.Context, db *sql.DB) error {
-	first, err := firstFault(ctx, db, "integrity_check")
+	first, err := sqlitedb.Fault(ctx, db, "integrity_check")
 	if err != nil {
 		return err
 	}
@@ -258,16 +248,6 @@ func integrity(ctx context.Context, db *sql.DB) error {
 		return errors.New("it is damaged: versions belong to no key; a store is restored from a backup, a backup is taken anew; the keys in the HSM are not touched by this")
 	}
 	return nil
-}
-
-// firstFault is what SQLite's integrity_check, or its quick_check, which leaves out the
-// comparison of indexes with their tables, finds first; "" where all is well.
-func firstFault(ctx context.Context, db *sql.DB, check string) (fault string, err error) {
-	err = db.QueryRowContext(ctx, "PRAGMA "+check+"(1)").Scan(&fault)
-	if fault == "ok" {
-		fault = ""
-	}
-	return fault, err
 }
 
 // count reads the figures. A table that an older schema lacks counts nothing.
@@ -338,7 +318,7 @@ type Staged struct {
 	// Store holds what the backup holds, in this program's schema.
 	Store *Store
 	Facts Facts
-	work  *workFile
+	work  *sqlitedb.Work
 	path  string
 }
 
@@ -358,13 +338,13 @@ func Stage(ctx context.Context, from, path string, plain bool) (s *Staged, err e
 	if facts.Made.IsZero() && !plain {
 		return nil, fmt.Errorf("%s was not written by claviger metastore backup: a copy of the file alone may lack what its -wal held; take a file of metastore backup, or, if no server had the store when it was copied or the -wal is beside it, say --plain-copy", from)
 	}
-	work, err := newWork(path, "restore")
+	work, err := sqlitedb.NewWork(path, "restore")
 	if err != nil {
 		return nil, err
 	}
 	defer func() {
 		if err != nil {
-			work.discard()
+			work.Discard()
 		}
 	}()
 	parts := []string{""}
@@ -372,18 +352,19 @@ func Stage(ctx context.Context, from, path string, plain bool) (s *Staged, err e
 		parts = append(parts, "-wal")
 	}
 	for _, part := range parts {
-		if err := copyFile(from+part, work.path+part); err != nil && (part == "" || !errors.Is(err, fs.ErrNotExist)) {
+		if err := copyFile(from+part, work.Path+part); err != nil && (part == "" || !errors.Is(err, fs.ErrNotExist)) {
 			return nil, err
 		}
 	}
-	store, err := open(ctx, work.path, false)
+	c := config(from)
+	c.Shown, c.Schema.Before = from, nil // from is the copy
+	store, err := open(ctx, work.Path, c)
 	if err != nil {
 		return nil, err
 	}
-	store.path = from // in messages
 	s = &Staged{Store: store, Facts: facts, work: work, path: path}
 	if _, err = store.exec(ctx, "sqlite.Stage", `DELETE FROM setting WHERE name = ?`, metastore.SettingBackup); err == nil {
-		err = store.fail("sqlite.Stage", "", integrity(ctx, store.write))
+		err = store.fail("sqlite.Stage", "", integrity(ctx, store.db.Writer))
 	}
 	if err != nil {
 		return nil, errors.Join(err, store.Close())
@@ -409,7 +390,7 @@ func (s *Staged) SkipNumbersOf(ctx context.Context, other *Store) error {
 
 // nextNumbers returns the next number of each name.
 func (s *Store) nextNumbers(ctx context.Context) (next map[string]int, err error) {
-	rows, err := s.read.QueryContext(ctx, `SELECT name, max(next) FROM key_number GROUP BY name`)
+	rows, err := s.db.Reader.QueryContext(ctx, `SELECT name, max(next) FROM key_number GROUP BY name`)
 	if err != nil {
 		return nil, err
 	}
@@ -429,7 +410,7 @@ func (s *Store) nextNumbers(ctx context.Context) (next map[string]int, err error
 // Discard removes the copy, unless it has taken the store's place.
 func (s *Staged) Discard() error {
 	err := s.Store.Close()
-	s.work.discard()
+	s.work.Discard()
 	return err
 }
 
@@ -440,7 +421,7 @@ func (s *Staged) Replace(ctx context.Context) (aside string, err error) {
 	if err := s.Store.Close(); err != nil { // moves its -wal into the file
 		return "", err
 	}
-	if err := durable.SyncFile(s.work.path); err != nil {
+	if err := durable.SyncFile(s.work.Path); err != nil {
 		return "", err
 	}
 	if _, err := os.Lstat(s.path); err == nil {
@@ -449,16 +430,16 @@ func (s *Staged) Replace(ctx context.Context) (aside string, err error) {
 			return "", err
 		}
 	}
-	err = durable.Rename(s.work.path, s.path)
+	err = durable.Rename(s.work.Path, s.path)
 	// Now, since the store may be opened next: to close the file would end SQLite's locks.
-	_ = s.work.lock.Close()
+	s.work.Release()
 	return aside, err
 }
 
 // putAside gives the store that is to be replaced a second name, and takes its
 // -wal away: SQLite would play it into the new file.
 func (s *Staged) putAside(ctx context.Context, aside string) error {
-	if old, err := sql.Open("sqlite", dsn(s.path, "mode=rw")); err == nil {
+	if old, err := sqlitedb.Connect(s.path, busyTimeout, "mode=rw"); err == nil {
 		// So that the file alone holds all. One that is damaged is kept as it is.
 		_, _ = old.ExecContext(ctx, "PRAGMA wal_checkpoint(TRUNCATE)")
 		_ = old.Close()
@@ -496,7 +477,7 @@ func copyFile(from, to string) error {
 
 // Occupy claims the store in a file that need not be whole, or there.
 func Occupy(path string, o owner.Owner) (release func(), err error) {
-	release, err = owner.Claim(storeAt(path).lockFile, "metastore sqlite://"+path, o)
+	release, err = owner.Claim(sqlitedb.LockFile(path), "metastore sqlite://"+path, o)
 	if err != nil {
 		return nil, claviger.E("sqlite.Occupy", claviger.Unavailable, "", err)
 	}

@@ -10,7 +10,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -19,6 +18,7 @@ import (
 
 	"claviger/durable/durabletest"
 	"claviger/metastore"
+	"claviger/sqlitedb"
 )
 
 // fill makes keys named NAME0, NAME1 and so on.
@@ -139,7 +139,7 @@ func TestNoBackup(t *testing.T) {
 	if err := os.WriteFile(newer, whole, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	db, err := sql.Open("sqlite", dsn(newer))
+	db, err := sql.Open("sqlite", sqlitedb.URI(newer, busyTimeout))
 	if err == nil {
 		_, err = db.ExecContext(ctx, "INSERT INTO goose_db_version (version_id, is_applied) VALUES (99, 1)")
 	}
@@ -323,52 +323,6 @@ func TestNumbersAfterRestore(t *testing.T) {
 	}
 	if n, err := staged.Store.NextNumber(ctx, "k0"); err != nil || n != 2 {
 		t.Errorf("the next number is %d, %v", n, err)
-	}
-}
-
-// TestLeftovers: what a killed backup has left is removed by the next one, in the same
-// folder, and nothing else is.
-func TestLeftovers(t *testing.T) {
-	_, path := newStore(t)
-	dir := t.TempDir()
-	put := func(name string, mode fs.FileMode, text string) string {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), mode); err != nil {
-			t.Fatal(err)
-		}
-		return name
-	}
-	magic := "SQLite format 3\x00 and so on"
-	put(".monday.db.backup-ABCDEFGHIJKL", 0o600, magic)
-	put(".monday.db.backup-ABCDEFGHIJKL-journal", 0o600, "any")
-	put(".tuesday.db.new-ABCDEFGHIJKM", 0o600, "")
-	put(".tuesday.db.restore-ABCDEFGHIJKN", 0o600, "\x00\x00\x00")
-	put(".friday.db.new-ABCDEFGHIJKO.lock", 0o600, "") // of a file that has its last name
-	keep := []string{
-		put(".another.backup-ABCDEFGHIJKL", 0o600, "a text of another program's"),
-		put(".another.backup-ABCDEFGHIJKM", 0o640, magic),
-		put(".short.backup-ABC", 0o600, magic),
-		put("seen.backup-ABCDEFGHIJKL", 0o600, magic),
-	}
-	alive, err := newWork(filepath.Join(dir, "wednesday.db"), "backup")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer alive.discard()
-	keep = append(keep, filepath.Base(alive.path), "thursday.db")
-	if _, err := Backup(t.Context(), path, filepath.Join(dir, "thursday.db")); err != nil {
-		t.Fatal(err)
-	}
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var got []string
-	for _, e := range entries {
-		got = append(got, e.Name())
-	}
-	slices.Sort(keep)
-	if !slices.Equal(got, keep) {
-		t.Errorf("%q, want %q", got, keep)
 	}
 }
 

@@ -14,12 +14,13 @@ import (
 
 	"claviger"
 	"claviger/owner"
+	"claviger/sqlitedb"
 )
 
 // TestUpgradeInUse: the schema does not change under a server.
 func TestUpgradeInUse(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "old.db")
-	db, err := sql.Open("sqlite", dsn(path))
+	db, err := sql.Open("sqlite", sqlitedb.URI(path, busyTimeout))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -18,7 +18,7 @@ func (s *Store) Content(ctx context.Context) (*metastore.Content, error) {
 	if err := s.usable(op); err != nil {
 		return nil, err
 	}
-	tx, err := s.read.BeginTx(ctx, nil) // one moment
+	tx, err := s.db.Reader.BeginTx(ctx, nil) // one moment
 	if err != nil {
 		return nil, s.fail(op, "", err)
 	}

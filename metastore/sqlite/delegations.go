@@ -35,7 +35,7 @@ func (s *Store) next(ctx context.Context, op, counter string, n int32) (first in
 			return err
 		}
 		if next > math.MaxInt32-int64(n)+1 {
-			return claviger.Errorf(op, claviger.Internal, "", "metastore %s: the numbers of %ss are used up at %d", s.path, counter, next)
+			return claviger.Errorf(op, claviger.Internal, "", "metastore %s: the numbers of %ss are used up at %d", s.db.Path(), counter, next)
 		}
 		first = int32(next)
 		_, err := tx.ExecContext(ctx, `UPDATE counter SET next = next + ? WHERE name = ?`, n, counter)
@@ -58,7 +58,7 @@ func (s *Store) MasterKeys(ctx context.Context) (all []metastore.MasterKey, err 
 	if err := s.usable(op); err != nil {
 		return nil, err
 	}
-	rows, err := s.read.QueryContext(ctx, `SELECT id, expires, key FROM master_key ORDER BY id`)
+	rows, err := s.db.Reader.QueryContext(ctx, `SELECT id, expires, key FROM master_key ORDER BY id`)
 	if err != nil {
 		return nil, s.fail(op, "", err)
 	}
@@ -103,7 +103,7 @@ func (s *Store) Delegation(ctx context.Context, sequence int32) (d metastore.Del
 		return d, false, err
 	}
 	var renew int64
-	err = s.read.QueryRowContext(ctx, `SELECT identifier, password, renew FROM delegation WHERE sequence = ?`, sequence).Scan(&d.Identifier, (*[]byte)(&d.Password), &renew)
+	err = s.db.Reader.QueryRowContext(ctx, `SELECT identifier, password, renew FROM delegation WHERE sequence = ?`, sequence).Scan(&d.Identifier, (*[]byte)(&d.Password), &renew)
 	if errors.Is(err, sql.ErrNoRows) {
 		return metastore.Delegation{}, false, nil
 	}
@@ -132,7 +132,7 @@ func (s *Store) CountDelegations(ctx context.Context) (n int, err error) {
 	if err := s.usable(op); err != nil {
 		return 0, err
 	}
-	err = s.read.QueryRowContext(ctx, `SELECT count(*) FROM delegation`).Scan(&n)
+	err = s.db.Reader.QueryRowContext(ctx, `SELECT count(*) FROM delegation`).Scan(&n)
 	return n, s.fail(op, "", err)
 }
 
@@ -142,7 +142,7 @@ func (s *Store) Identifiers(ctx context.Context, fn func(identifier []byte)) err
 	if err := s.usable(op); err != nil {
 		return err
 	}
-	rows, err := s.read.QueryContext(ctx, `SELECT identifier FROM delegation`)
+	rows, err := s.db.Reader.QueryContext(ctx, `SELECT identifier FROM delegation`)
 	if err != nil {
 		return s.fail(op, "", err)
 	}

@@ -12,6 +12,7 @@ import (
 
 	"claviger"
 	"claviger/metastore"
+	"claviger/sqlitedb"
 )
 
 // Shelve moves a key to the deleted ones.
@@ -70,7 +71,7 @@ func (s *Store) Shelved(ctx context.Context, names ...string) ([]metastore.Shelv
 		}
 		which, args = "WHERE k.name IN (SELECT value FROM json_each(?)) ", []any{string(list)} // a text of its own, so that the index is used
 	}
-	rows, err := collect(ctx, s.read, func(r *sql.Rows) (row, error) {
+	rows, err := collect(ctx, s.db.Reader, func(r *sql.Rows) (row, error) {
 		var x row
 		var m metadataRow
 		var name string
@@ -116,7 +117,7 @@ func (s *Store) Unshelve(ctx context.Context, key, version string) error {
 		err = tx.QueryRowContext(ctx, `
 			INSERT INTO ez_key (name, cipher, bit_length, description, attributes, created)
 			SELECT name, cipher, bit_length, description, attributes, created FROM deleted_key WHERE id = ? RETURNING id`, from).Scan(&id)
-		if isUnique(err) {
+		if sqlitedb.NotUnique(err) {
 			return claviger.E(op, claviger.KeyExists, key, nil)
 		}
 		if err != nil {
@@ -192,12 +193,12 @@ func (s *Store) LastUses(ctx context.Context, versions ...string) (last []time.T
 	}
 	ms, err := strconv.ParseInt(value, 10, 64)
 	if err != nil {
-		return nil, time.Time{}, claviger.Errorf(op, claviger.Internal, "", "metastore %s: setting %s: %w", s.path, metastore.SettingLastUsesSince, err)
+		return nil, time.Time{}, claviger.Errorf(op, claviger.Internal, "", "metastore %s: setting %s: %w", s.db.Path(), metastore.SettingLastUsesSince, err)
 	}
 	last = make([]time.Time, len(versions))
 	for i, v := range versions {
 		var ms int64
-		err := s.read.QueryRowContext(ctx, `SELECT last FROM version_use WHERE version = ?`, v).Scan(&ms)
+		err := s.db.Reader.QueryRowContext(ctx, `SELECT last FROM version_use WHERE version = ?`, v).Scan(&ms)
 		switch {
 		case err == nil:
 			last[i] = when(ms)
@@ -215,7 +216,7 @@ func (s *Store) NeverUsed(ctx context.Context, version string) (never bool, err 
 	if err := s.usable(op); err != nil {
 		return false, err
 	}
-	err = s.read.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM version_unused WHERE version = ?1)
+	err = s.db.Reader.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM version_unused WHERE version = ?1)
 		AND NOT EXISTS (SELECT 1 FROM version_use WHERE version = ?1)`, version).Scan(&never)
 	return never, s.fail(op, version, err)
 }

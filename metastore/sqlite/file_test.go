@@ -8,7 +8,6 @@ import (
 	"math"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -18,6 +17,7 @@ import (
 
 	"claviger"
 	"claviger/metastore"
+	"claviger/sqlitedb"
 )
 
 func newStore(t *testing.T) (*Store, string) {
@@ -52,7 +52,7 @@ func TestSchemaVersion(t *testing.T) {
 // TestOlderSchema opens a file of the first schema, which has a key in it.
 func TestOlderSchema(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "old.db")
-	db, err := sql.Open("sqlite", dsn(path))
+	db, err := sql.Open("sqlite", sqlitedb.URI(path, busyTimeout))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -95,7 +95,7 @@ func TestOlderSchema(t *testing.T) {
 // TestNumbersUsedUp: a number that is not an int32 is no answer.
 func TestNumbersUsedUp(t *testing.T) {
 	s, _ := newStore(t)
-	if _, err := s.write.ExecContext(t.Context(), `UPDATE counter SET next = ?`, math.MaxInt32-1); err != nil {
+	if _, err := s.db.Writer.ExecContext(t.Context(), `UPDATE counter SET next = ?`, math.MaxInt32-1); err != nil {
 		t.Fatal(err)
 	}
 	for _, c := range []struct {
@@ -104,119 +104,6 @@ func TestNumbersUsedUp(t *testing.T) {
 		if first, err := s.NextSequences(t.Context(), c.n); first != c.want || (err == nil) != (c.want != 0) {
 			t.Errorf("%d numbers begin at %d (%v), want %d", c.n, first, err, c.want)
 		}
-	}
-}
-
-func TestFileModes(t *testing.T) {
-	s, path := newStore(t)
-	if err := s.Insert(t.Context(), testKey("k", "01")); err != nil {
-		t.Fatal(err)
-	}
-	free, err := s.Lock(t.Context(), "x")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer free()
-	for _, suffix := range []string{"", "-wal", "-shm", ".lock"} {
-		st, err := os.Stat(path + suffix)
-		if err != nil {
-			t.Error(err)
-		} else if st.Mode().Perm() != 0o600 {
-			t.Errorf("%s has mode %v, want 0600", st.Name(), st.Mode().Perm())
-		}
-	}
-}
-
-func TestDurability(t *testing.T) {
-	s, _ := newStore(t)
-	for pragma, want := range map[string]string{"journal_mode": "wal", "synchronous": "2", "foreign_keys": "1"} {
-		var got string
-		if err := s.write.QueryRow("PRAGMA " + pragma).Scan(&got); err != nil || got != want {
-			t.Errorf("%s is %q (%v), want %q", pragma, got, err, want)
-		}
-	}
-	if _, err := s.read.Exec("DELETE FROM ez_key"); err == nil {
-		t.Error("a reading connection can write")
-	}
-}
-
-// TestRefused is the files and places that Open refuses, each with words that
-// name it and the cure, and without a change to it.
-func TestRefused(t *testing.T) {
-	dir := t.TempDir()
-	write := func(name string, data []byte) string {
-		p := filepath.Join(dir, name)
-		if err := os.WriteFile(p, data, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		return p
-	}
-	good := filepath.Join(dir, "good.db")
-	s, err := Open(t.Context(), good)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for i := range 200 {
-		if err := s.Insert(t.Context(), testKey(fmt.Sprint("key", i), fmt.Sprint(i))); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
-	}
-	image, err := os.ReadFile(good)
-	if err != nil {
-		t.Fatal(err)
-	}
-	edit := func(name, statement string) string {
-		p := write(name, image)
-		db, err := sql.Open("sqlite", dsn(p))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := db.Exec(statement); err != nil {
-			t.Fatal(err)
-		}
-		if err := db.Close(); err != nil {
-			t.Fatal(err)
-		}
-		return p
-	}
-	damaged := append([]byte(nil), image...)
-	for i := 0; i < len(damaged); i += 4096 { // the head of every page but the first's first 100 bytes
-		copy(damaged[max(i, 100):], "\xde\xad\xbe\xef\xde\xad\xbe\xef\xde\xad\xbe\xef")
-	}
-	if err := os.Mkdir(filepath.Join(dir, "folder"), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	for _, tt := range []struct{ path, want string }{
-		{filepath.Join(dir, "missing", "m.db"), `its folder .*missing cannot be used: .*no such file.*make the folder`},
-		{filepath.Join(good, "m.db"), `not a (folder|directory)`},
-		{filepath.Join(dir, "folder"), `not a regular file`},
-		{write("text.db", []byte(strings.Repeat("not a database at all\n", 400))), `is not an SQLite database, or its head is damaged .*restore the file from a backup`},
-		{write("damaged.db", damaged), `is damaged .*restore the file from a backup`},
-		{write("short.db", image[:len(image)/2]), `is damaged .*restore the file from a backup`},
-		{edit("newer.db", fmt.Sprintf("INSERT INTO goose_db_version (version_id, is_applied) VALUES (%d, 1)", SchemaVersion+1)), fmt.Sprintf(`has schema version %d, this program knows versions up to %d: a newer claviger has written it`, SchemaVersion+1, SchemaVersion)},
-		{edit("other.db", "PRAGMA application_id = 7"), `is an SQLite database of another program`},
-		{edit("unmarked.db", "PRAGMA application_id = 0; PRAGMA journal_mode = DELETE"), `is an SQLite database of another program`},
-	} {
-		t.Run(filepath.Base(tt.path), func(t *testing.T) {
-			before, _ := os.ReadFile(tt.path) // nil for what is no file
-			s, err := Open(t.Context(), tt.path)
-			if err == nil {
-				_ = s.Close()
-				t.Fatal("opened")
-			}
-			if !strings.Contains(err.Error(), tt.path) && !strings.Contains(err.Error(), filepath.Dir(tt.path)) || !regexp.MustCompile(tt.want).MatchString(err.Error()) {
-				t.Errorf("error %q, want the path and %q", err, tt.want)
-			}
-			if !claviger.Is(err, claviger.Unavailable) {
-				t.Errorf("error %v is not of kind %q", err, claviger.Unavailable)
-			}
-			if after, _ := os.ReadFile(tt.path); string(after) != string(before) {
-				t.Error("the refused file was changed")
-			}
-		})
 	}
 }
 
@@ -230,7 +117,7 @@ func TestDamage(t *testing.T) {
 		}
 	}
 	var root int64
-	if err := s.read.QueryRow(`SELECT rootpage FROM sqlite_schema WHERE name = 'ez_key'`).Scan(&root); err != nil {
+	if err := s.db.Reader.QueryRow(`SELECT rootpage FROM sqlite_schema WHERE name = 'ez_key'`).Scan(&root); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Close(); err != nil { // all is in the file
@@ -268,10 +155,10 @@ func TestFull(t *testing.T) {
 		t.Fatal(err)
 	}
 	var pages, limit int64
-	if err := s.write.QueryRow("PRAGMA page_count").Scan(&pages); err != nil {
+	if err := s.db.Writer.QueryRow("PRAGMA page_count").Scan(&pages); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.write.QueryRow(fmt.Sprintf("PRAGMA max_page_count = %d", pages)).Scan(&limit); err != nil {
+	if err := s.db.Writer.QueryRow(fmt.Sprintf("PRAGMA max_page_count = %d", pages)).Scan(&limit); err != nil {
 		t.Fatal(err)
 	}
 	big := testKey("big", "02")
@@ -284,7 +171,7 @@ func TestFull(t *testing.T) {
 	if err != nil || got[0] == nil || got[1] != nil {
 		t.Errorf("after it: %v, %v", got, err)
 	}
-	if err := s.write.QueryRow("PRAGMA max_page_count = 1000000").Scan(&limit); err != nil {
+	if err := s.db.Writer.QueryRow("PRAGMA max_page_count = 1000000").Scan(&limit); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Insert(ctx, big); err != nil {
@@ -305,52 +192,6 @@ func TestObjectsAreUnique(t *testing.T) {
 	}
 	if got, err := s.Get(t.Context(), "b"); err != nil || got[0] != nil {
 		t.Errorf("half of the key was kept: %v, %v", got, err)
-	}
-}
-
-// TestKilledWhileNew: a process that died between marking the file as ours and
-// the first migration.
-func TestKilledWhileNew(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "m.db")
-	db, err := sql.Open("sqlite", dsn(path))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := db.Exec(fmt.Sprintf("PRAGMA application_id = %d", applicationID)); err != nil {
-		t.Fatal(err)
-	}
-	if err := db.Close(); err != nil {
-		t.Fatal(err)
-	}
-	s, err := Open(t.Context(), path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = s.Close() }()
-	if err := s.Insert(t.Context(), testKey("k", "01")); err != nil {
-		t.Error(err)
-	}
-}
-
-// TestOpenTogether: several processes that start on a file that is not there
-// yet.
-func TestOpenTogether(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "m.db")
-	const n = 6
-	errs := make(chan error, n)
-	for range n {
-		go func() {
-			s, err := Open(context.Background(), path)
-			if err == nil {
-				err = s.Close()
-			}
-			errs <- err
-		}()
-	}
-	for range n {
-		if err := <-errs; err != nil {
-			t.Error(err)
-		}
 	}
 }
 
@@ -421,24 +262,5 @@ func BenchmarkByVersion(b *testing.B) {
 		if _, _, err := s.ByVersion(b.Context(), "key500@500"); err != nil {
 			b.Fatal(err)
 		}
-	}
-}
-
-// TestLinkToNothing: no store is made through a link whose target is missing, as on a disk
-// that is not mounted: it would not be the one that is there.
-func TestLinkToNothing(t *testing.T) {
-	dir := t.TempDir()
-	target, link := filepath.Join(dir, "target.db"), filepath.Join(dir, "m.db")
-	if err := os.Symlink(target, link); err != nil {
-		t.Fatal(err)
-	}
-	if s, err := Open(t.Context(), link); err == nil || !strings.Contains(err.Error(), target) || !strings.Contains(err.Error(), "mount") {
-		if err == nil {
-			_ = s.Close()
-		}
-		t.Errorf("%v", err)
-	}
-	if list, err := filepath.Glob(filepath.Join(dir, "*")); err != nil || len(list) != 1 {
-		t.Errorf("%q, %v", list, err)
 	}
 }

@@ -10,6 +10,7 @@ import (
 
 	"claviger"
 	"claviger/metastore"
+	"claviger/sqlitedb"
 )
 
 const (
@@ -33,7 +34,7 @@ func (s *Store) Names(ctx context.Context) ([]string, error) {
 	if err := s.usable(op); err != nil {
 		return nil, err
 	}
-	names, err := collect(ctx, s.read, func(r *sql.Rows) (name string, err error) {
+	names, err := collect(ctx, s.db.Reader, func(r *sql.Rows) (name string, err error) {
 		err = r.Scan(&name)
 		return name, err
 	}, `SELECT name FROM ez_key ORDER BY name`)
@@ -131,7 +132,7 @@ func (s *Store) Insert(ctx context.Context, k metastore.Key) error {
 	return s.update(ctx, op, k.Name, func(tx *sql.Tx) error {
 		r, err := tx.ExecContext(ctx, `INSERT INTO ez_key (name, cipher, bit_length, description, attributes, created) VALUES (?, ?, ?, ?, ?, ?)`,
 			k.Name, k.Cipher, k.BitLength, k.Description, attributes, millis(k.Created))
-		if isUnique(err) {
+		if sqlitedb.NotUnique(err) {
 			return claviger.E(op, claviger.KeyExists, k.Name, nil)
 		}
 		if err != nil {
@@ -156,7 +157,7 @@ func insertVersion(ctx context.Context, tx *sql.Tx, op, name string, key int64, 
 	}
 	_, err := tx.ExecContext(ctx, `INSERT INTO key_version (key_id, seq, id, object, created, check_value) VALUES (?, ?, ?, ?, ?, ?)`,
 		key, seq, v.ID, v.Object, millis(v.Created), notNil(v.Check))
-	if isUnique(err) {
+	if sqlitedb.NotUnique(err) {
 		return fmt.Errorf("version %s or HSM object %s is in use already, and two versions can share neither: %w", claviger.VersionName(name, v.ID), v.Object, err)
 	}
 	if err != nil {

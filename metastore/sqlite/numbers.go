@@ -20,7 +20,7 @@ func (s *Store) NextNumber(ctx context.Context, key string) (next int, err error
 	if err := s.usable(op); err != nil {
 		return 0, err
 	}
-	err = s.read.QueryRowContext(ctx, selectNext, key).Scan(&next)
+	err = s.db.Reader.QueryRowContext(ctx, selectNext, key).Scan(&next)
 	return next, s.fail(op, key, err)
 }
 
@@ -46,7 +46,7 @@ func (s *Store) Numbered(ctx context.Context, key string, n int) (given bool, er
 	if err := s.usable(op); err != nil {
 		return false, err
 	}
-	err = s.read.QueryRowContext(ctx, selectNumbered, key, n, n).Scan(&given)
+	err = s.db.Reader.QueryRowContext(ctx, selectNumbered, key, n, n).Scan(&given)
 	return given, s.fail(op, key, err)
 }
 

@@ -13,12 +13,11 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-	driver "modernc.org/sqlite"
-	sqlite3 "modernc.org/sqlite/lib"
 
 	"claviger"
 	"claviger/durable"
 	"claviger/metastore"
+	"claviger/sqlitedb"
 )
 
 const (
@@ -116,7 +115,7 @@ func (s *Store) inPlace(op, key string, write bool) error {
 
 func (s *Store) refusal(op, key, why string) error {
 	return claviger.Answer(claviger.Errorf(op, claviger.Unavailable, key, "metastore %s %s; stop the server, put the right file in its place, see that claviger metastore verify finds nothing, and start again",
-		s.path, why), placeAnswer)
+		s.db.Path(), why), placeAnswer)
 }
 
 // asLeft tells whether the file is as this process left it, and nothing is known
@@ -217,8 +216,7 @@ func (s *Store) counted(n, atLeast int64) bool {
 // unreadable looks at why the count could not be read: a file that was written over in the
 // moment in which this process noted how it stands is found by that.
 func (s *Store) unreadable(err error) {
-	var e *driver.Error
-	if !errors.As(err, &e) || e.Code()&0xff != sqlite3.SQLITE_NOTADB && e.Code()&0xff != sqlite3.SQLITE_CORRUPT {
+	if !sqlitedb.Damaged(err) {
 		return
 	}
 	s.place.mu.Lock()
@@ -241,11 +239,10 @@ func (p *place) saw(n int64) {
 // keep has this process look after the file until release is called: it has the claim.
 func (s *Store) keep(ctx context.Context) (release func(), err error) {
 	p := &s.place
-	db, err := sql.Open("sqlite", dsnOf(s.place.path, 0, "_pragma=synchronous(FULL)", "_pragma=wal_autocheckpoint(0)"))
+	db, err := sqlitedb.Connect(s.place.path, 0, "_pragma=synchronous(FULL)", "_pragma=wal_autocheckpoint(0)")
 	if err != nil {
 		return nil, s.fail("sqlite.Claim", "", err)
 	}
-	db.SetMaxOpenConns(1)
 	var n int64
 	if err := db.QueryRowContext(ctx, readChanges).Scan(&n); err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return nil, errors.Join(s.fail("sqlite.Claim", "", err), db.Close())

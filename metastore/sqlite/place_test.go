@@ -192,7 +192,7 @@ func TestWrittenOverAtTheEnd(t *testing.T) {
 func TestWrittenOverWithWAL(t *testing.T) {
 	s, path, _ := served(t)
 	folded(t, path)
-	reader, err := s.read.BeginTx(t.Context(), nil) // keeps the -wal as it is
+	reader, err := s.db.Reader.BeginTx(t.Context(), nil) // keeps the -wal as it is
 	if err != nil {
 		t.Fatal(err)
 	}

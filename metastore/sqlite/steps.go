@@ -120,7 +120,7 @@ func (s *Store) Pending(ctx context.Context) ([]metastore.Intent, error) {
 	if err := s.usable(op); err != nil {
 		return nil, err
 	}
-	all, err := collect(ctx, s.read, scanIntent, `SELECT key, op, ids, objects, begun, payload FROM intent ORDER BY seq`)
+	all, err := collect(ctx, s.db.Reader, scanIntent, `SELECT key, op, ids, objects, begun, payload FROM intent ORDER BY seq`)
 	return all, s.fail(op, "", err)
 }
 
@@ -163,7 +163,7 @@ func (s *Store) Uses(ctx context.Context) ([]metastore.Use, error) {
 	if err := s.usable(op); err != nil {
 		return nil, err
 	}
-	all, err := collect(ctx, s.read, func(r *sql.Rows) (u metastore.Use, err error) {
+	all, err := collect(ctx, s.db.Reader, func(r *sql.Rows) (u metastore.Use, err error) {
 		var last int64
 		err = r.Scan(&u.Source, &u.Version, &u.Op, &u.Count, &last)
 		u.Last = when(last)
@@ -193,7 +193,7 @@ func (s *Store) Records(ctx context.Context, run string) ([]metastore.Record, er
 	if err := s.usable(op); err != nil {
 		return nil, err
 	}
-	all, err := collect(ctx, s.read, func(r *sql.Rows) (rec metastore.Record, err error) {
+	all, err := collect(ctx, s.db.Reader, func(r *sql.Rows) (rec metastore.Record, err error) {
 		var at int64
 		err = r.Scan(&rec.Item, &rec.Data, &at)
 		rec.At = when(at)
@@ -208,7 +208,7 @@ func (s *Store) Runs(ctx context.Context) ([]string, error) {
 	if err := s.usable(op); err != nil {
 		return nil, err
 	}
-	all, err := collect(ctx, s.read, func(r *sql.Rows) (run string, err error) {
+	all, err := collect(ctx, s.db.Reader, func(r *sql.Rows) (run string, err error) {
 		err = r.Scan(&run)
 		return run, err
 	}, `SELECT run FROM journal GROUP BY run ORDER BY min(seq)`)
@@ -221,7 +221,7 @@ func (s *Store) Setting(ctx context.Context, name string) (value string, ok bool
 	if err := s.usable(op); err != nil {
 		return "", false, err
 	}
-	err = s.read.QueryRowContext(ctx, `SELECT value FROM setting WHERE name = ?`, name).Scan(&value)
+	err = s.db.Reader.QueryRowContext(ctx, `SELECT value FROM setting WHERE name = ?`, name).Scan(&value)
 	if errors.Is(err, sql.ErrNoRows) {
 		return "", false, nil
 	}

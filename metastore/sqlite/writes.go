@@ -3,14 +3,12 @@ package sqlite
 import (
 	"context"
 	"database/sql"
-	"errors"
 	"sync/atomic"
 	"time"
 
-	driver "modernc.org/sqlite"
-
 	"claviger"
 	"claviger/metastore"
+	"claviger/sqlitedb"
 )
 
 var _ metastore.Watched = (*Store)(nil)
@@ -22,8 +20,7 @@ type writes struct {
 
 // note remembers how a change ended, unless that tells of the key alone.
 func (w *writes) note(began time.Time, err error) {
-	var ofFile *driver.Error
-	if err != nil && !errors.As(err, &ofFile) && claviger.AnswerOf(err) == "" { // that of a file which was replaced
+	if err != nil && !sqlitedb.Reported(err) && claviger.AnswerOf(err) == "" { // that of a file which was replaced
 		return
 	}
 	w.last.Store(&metastore.Seen{At: time.Now(), Took: time.Since(began), Err: err})

@@ -18,15 +18,9 @@ func (s *Store) Export(ctx context.Context, f func(server.Record) error) error {
 	return s.snapshot(ctx, "sqlite.Export", func(tx *sql.Tx) error { return export(ctx, tx, f) })
 }
 
-// snapshot runs f in a transaction that reads. In WAL mode it sees the state of
-// its first question, and holds up nobody.
 func (s *Store) snapshot(ctx context.Context, op string, f func(tx *sql.Tx) error) error {
-	tx, err := s.read.BeginTx(ctx, nil)
+	err := s.db.Snapshot(ctx, func(_ context.Context, tx *sql.Tx) error { return f(tx) })
 	if err != nil {
-		return s.fail(op, "", err)
-	}
-	defer func() { _ = tx.Rollback() }() // it changed nothing
-	if err := f(tx); err != nil {
 		return s.fail(op, "", err)
 	}
 	return nil

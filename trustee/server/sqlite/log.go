@@ -6,12 +6,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"time"
 
 	"claviger"
 	"claviger/durable"
+	"claviger/sqlitedb"
 	"claviger/trustee"
 	"claviger/trustee/server"
 )
@@ -46,7 +45,7 @@ func stand(ctx context.Context, tx *sql.Tx, st *server.Standing) error {
 
 // Standing is what the store is beside its peer.
 func (s *Store) Standing(ctx context.Context) (server.Standing, error) {
-	st, err := standing(ctx, s.read)
+	st, err := standing(ctx, s.db.Reader)
 	if err != nil {
 		return st, s.fail("sqlite.Standing", "", err)
 	}
@@ -278,23 +277,21 @@ func (s *Store) Load(ctx context.Context, epoch uint64, head server.Head, next f
 	})
 }
 
-// Save copies the store to a file beside it, readable by its owner alone.
+// Save copies the store to a file beside it, readable by its owner alone. The copy is
+// there whole or not at all.
 func (s *Store) Save(ctx context.Context, why string) (string, error) {
 	const op = "sqlite.Save"
-	name := fmt.Sprintf("%s.%s-%s", s.path, why, time.Now().UTC().Format("20060102T150405.000000000Z"))
-	// VACUUM INTO fills a file that is there and empty; so it never has another mode.
-	f, err := os.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if err == nil {
-		err = f.Close()
+	name := fmt.Sprintf("%s.%s-%s", s.db.Path(), why, time.Now().UTC().Format("20060102T150405.000000000Z"))
+	work, err := sqlitedb.NewWork(name, "backup")
+	if err != nil {
+		return "", s.fail(op, "", err)
 	}
-	if err == nil {
-		_, err = s.write.ExecContext(ctx, "VACUUM INTO ?", name)
-	}
-	if err == nil { // VACUUM INTO syncs nothing
-		err = errors.Join(durable.SyncFile(name), durable.SyncFolder(filepath.Dir(s.path)))
+	defer work.Discard()
+	if _, err = s.db.Writer.ExecContext(ctx, "VACUUM INTO ?", work.Path); err == nil {
+		err = durable.Publish(work.Path, name)
 	}
 	if err != nil {
-		return "", s.fail(op, "", errors.Join(err, os.Remove(name)))
+		return "", s.fail(op, "", err)
 	}
 	return name, nil
 }

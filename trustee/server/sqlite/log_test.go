@@ -157,7 +157,7 @@ func TestGuard(t *testing.T) {
 func TestPrune(t *testing.T) {
 	ctx, a := t.Context(), filled(t)
 	count := func() (n int) {
-		check(t, a.read.QueryRow("SELECT count(*) FROM change").Scan(&n))
+		check(t, a.db.Reader.QueryRow("SELECT count(*) FROM change").Scan(&n))
 		return n
 	}
 	check(t, a.SetAuth(ctx, "ORG", "single"))

@@ -21,7 +21,7 @@ type place struct {
 // inPlace is an error, of kind Unavailable, where the file at the store's path is not
 // the one that was opened.
 func (s *Store) inPlace(op, key string) error {
-	now, err := os.Stat(s.path)
+	now, err := os.Stat(s.db.Path())
 	if err == nil && os.SameFile(now, s.place.opened) {
 		return nil
 	}
@@ -36,7 +36,7 @@ func (s *Store) inPlace(op, key string) error {
 	if s.place.rescued != "" {
 		kept = "a copy of all that this server holds is " + s.place.rescued
 	}
-	return claviger.Errorf(op, claviger.Unavailable, key, "the trustee's store %s %s while this server uses it, so no change is taken any more; %s. Put the file back, with its -wal, or stop this server and put the copy in its place", s.path, what, kept)
+	return claviger.Errorf(op, claviger.Unavailable, key, "the trustee's store %s %s while this server uses it, so no change is taken any more; %s. Put the file back, with its -wal, or stop this server and put the copy in its place", s.db.Path(), what, kept)
 }
 
 // rescue copies all that this process can still read of a file that is not in its

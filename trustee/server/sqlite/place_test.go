@@ -33,15 +33,21 @@ func TestNotInPlace(t *testing.T) {
 			a := filled(t)
 			check(t, a.Check(t.Context()))
 			want := storetest.Digest(t, a)
-			check(t, away(a.path))
+			check(t, away(a.db.Path()))
 			for what, err := range map[string]error{"a change": a.SetAuth(t.Context(), "ORG", "late"), "the check": a.Check(t.Context())} {
 				if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "while this server uses it") || !strings.Contains(err.Error(), ".rescued-") {
 					t.Errorf("%s: %v", what, err)
 				}
 			}
-			kept, _ := filepath.Glob(a.path + ".rescued-*") // the pattern is a good one
+			kept, _ := filepath.Glob(a.db.Path() + ".rescued-*") // the pattern is a good one
 			if len(kept) != 1 {
 				t.Fatalf("%q", kept)
+			}
+			if st, err := os.Stat(kept[0]); err != nil || st.Mode() != 0o600 {
+				t.Errorf("the copy: %v, %v", st.Mode(), err)
+			}
+			if left, err := filepath.Glob(filepath.Join(filepath.Dir(kept[0]), ".*")); err != nil || len(left) > 0 {
+				t.Errorf("left behind: %q, %v", left, err)
 			}
 			b, err := Open(t.Context(), kept[0], false)
 			check(t, err)
@@ -50,7 +56,7 @@ func TestNotInPlace(t *testing.T) {
 				t.Error("the copy does not hold all")
 			}
 			if name == "moved" {
-				check(t, os.Rename(a.path+".away", a.path))
+				check(t, os.Rename(a.db.Path()+".away", a.db.Path()))
 				check(t, a.SetAuth(t.Context(), "ORG", "back"))
 				check(t, a.Check(t.Context()))
 			}

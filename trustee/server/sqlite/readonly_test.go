@@ -26,16 +26,16 @@ func olderStore(t *testing.T, path string) {
 		t.Fatal(err)
 	}
 	for _, q := range []string{"DROP TABLE goose_db_version", "DROP TABLE deposit", "DROP TABLE client", "DROP TABLE org", "DROP TABLE once", "DROP TABLE change", "DROP TABLE standing"} {
-		if _, err := s.write.ExecContext(t.Context(), q); err != nil {
+		if _, err := s.db.Writer.ExecContext(t.Context(), q); err != nil {
 			t.Fatal(err)
 		}
 	}
-	p, err := goose.NewProvider(goose.DialectSQLite3, s.write, files, goose.WithLogger(goose.NopLogger()))
+	p, err := goose.NewProvider(goose.DialectSQLite3, s.db.Writer, files, goose.WithLogger(goose.NopLogger()))
 	if err == nil {
 		_, err = p.UpTo(t.Context(), schemaVersion-1)
 	}
 	if err == nil {
-		_, err = s.write.ExecContext(t.Context(), "INSERT INTO org (name, uuid, contacts, auth, created) VALUES ('ORG', 'u', '[]', 's', 1)")
+		_, err = s.db.Writer.ExecContext(t.Context(), "INSERT INTO org (name, uuid, contacts, auth, created) VALUES ('ORG', 'u', '[]', 's', 1)")
 	}
 	if err != nil {
 		t.Fatal(err)

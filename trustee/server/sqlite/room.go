@@ -19,7 +19,7 @@ func (s *Store) CheckWrites(ctx context.Context) error {
 	const op = "sqlite.CheckWrites"
 	if err := s.room(); err != nil {
 		s.failures.Add(1)
-		return claviger.Errorf(op, claviger.Unavailable, "", "beside the trustee's store %s no %d bytes can be written: %w", s.path, probeRoom, err)
+		return claviger.Errorf(op, claviger.Unavailable, "", "beside the trustee's store %s no %d bytes can be written: %w", s.db.Path(), probeRoom, err)
 	}
 	return s.change(ctx, op, "", func(ctx context.Context, tx *sql.Tx) error {
 		_, err := tx.ExecContext(ctx, "UPDATE standing SET epoch = epoch")
@@ -32,7 +32,7 @@ func (s *Store) CheckWrites(ctx context.Context) error {
 func (s *Store) room() (err error) {
 	s.probe.Lock()
 	defer s.probe.Unlock()
-	name := s.path + ".room"
+	name := s.db.Path() + ".room"
 	f, err := os.OpenFile(name, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err

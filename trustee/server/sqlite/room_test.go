@@ -12,7 +12,7 @@ import (
 // and no file is left beside the store.
 func TestCheckWritesAtOnce(t *testing.T) {
 	s := filled(t)
-	before, err := os.ReadDir(filepath.Dir(s.path))
+	before, err := os.ReadDir(filepath.Dir(s.db.Path()))
 	check(t, err)
 	var all sync.WaitGroup
 	for range 4 {
@@ -25,7 +25,7 @@ func TestCheckWritesAtOnce(t *testing.T) {
 		})
 	}
 	all.Wait()
-	after, err := os.ReadDir(filepath.Dir(s.path))
+	after, err := os.ReadDir(filepath.Dir(s.db.Path()))
 	check(t, err)
 	if len(after) != len(before) {
 		t.Errorf("%d files in the store's folder before, %d after", len(before), len(after))

@@ -1,6 +1,6 @@
 // Package sqlite keeps a Key Trustee Server's organizations, clients and deposits
-// in one SQLite file, in WAL mode and with synchronous=FULL: what a method has
-// returned from survives a power cut.
+// in one SQLite file, opened by package sqlitedb. What a method has returned from
+// survives a power cut.
 package sqlite
 
 import (
@@ -8,22 +8,14 @@ import (
 	"database/sql"
 	"embed"
 	"errors"
-	"fmt"
-	"io/fs"
-	"net/url"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/pressly/goose/v3"
-	driver "modernc.org/sqlite"
-	sqlite3 "modernc.org/sqlite/lib"
-
 	"claviger"
-	"claviger/durable"
+	"claviger/sqlitedb"
 	"claviger/trustee"
 	"claviger/trustee/server"
 )
@@ -36,19 +28,26 @@ const (
 	schemaVersion = 3
 	// applicationID marks the file as ours in SQLite's header: "CLTR".
 	applicationID = 0x434c5452
-	// readers is how many lookups run side by side.
-	readers = 4
 	// busyTimeout is how long a write waits for another process's. It is several times
 	// what a server's guard may take: orgtool must find its turn beside a server that
 	// is busy.
 	busyTimeout = 15 * time.Second
 )
 
+// config is how a trustee's store is kept. What is under way may be at the peer already,
+// and is not broken off.
+var config = sqlitedb.Config{
+	What: "the trustee's store", Readers: 4, Busy: busyTimeout, Finish: true,
+	Damaged: "restore it from a backup, or bring it up anew from the other trustee",
+	Schema: sqlitedb.Schema{
+		ApplicationID: applicationID, Migrations: migrations, Version: schemaVersion,
+		Back: "restore the copy that was taken before",
+	},
+}
+
 // Store is a store in one SQLite file.
 type Store struct {
-	path  string
-	write *sql.DB // one connection
-	read  *sql.DB
+	db    *sqlitedb.DB
 	guard atomic.Pointer[server.Guard]
 	place place
 	probe sync.Mutex // one CheckWrites at a time: they write the same file
@@ -61,106 +60,30 @@ var _ server.Store = (*Store)(nil)
 // Open opens the store in the file path; with make it makes the file, with mode
 // 0600, where there is none. Kind Invalid where there is none, or another
 // program's file.
-func Open(ctx context.Context, path string, make bool) (_ *Store, err error) {
+func Open(ctx context.Context, path string, make bool) (*Store, error) {
 	const op = "sqlite.Open"
 	if make {
-		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
-		if err != nil {
-			return nil, claviger.Errorf(op, claviger.Invalid, "", "the trustee's store: %w", err)
-		}
-		if err := errors.Join(f.Close(), durable.SyncFolder(filepath.Dir(path))); err != nil {
-			return nil, claviger.E(op, claviger.Invalid, "", err)
+		if err := sqlitedb.Create(ctx, path, config); err != nil {
+			return nil, err
 		}
 	} else if _, err := os.Stat(path); err != nil {
-		return nil, claviger.Errorf(op, claviger.Invalid, "", "the trustee's store: %w. Where it has held deposits, put the file back, restore a backup (claviger trustee restore), or bring this host up as the passive one of two; `claviger trustee init` makes an empty one", err)
+		return nil, claviger.Errorf(op, claviger.Invalid, "", "the trustee's store: %w. Where it has held deposits, "+
+			"put the file back, restore a backup (claviger trustee restore), or bring this host up as the passive one "+
+			"of two; `claviger trustee init` makes an empty one", err)
 	}
-	abs, err := filepath.Abs(path)
+	db, err := sqlitedb.Open(ctx, path, config)
 	if err != nil {
-		return nil, claviger.E(op, claviger.Invalid, "", err)
-	}
-	dsn := (&url.URL{Scheme: "file", Path: abs}).String() + fmt.Sprintf("?_pragma=busy_timeout(%d)", busyTimeout.Milliseconds())
-	s := &Store{path: abs}
-	defer func() {
-		if err != nil {
-			_ = s.Close() // the first error counts
-		}
-	}()
-	if s.write, err = sql.Open("sqlite", dsn+"&_txlock=immediate&_pragma=synchronous(FULL)&_pragma=foreign_keys(1)"); err != nil {
-		return nil, s.fail(op, "", err)
-	}
-	s.write.SetMaxOpenConns(1)
-	if s.read, err = sql.Open("sqlite", dsn+"&_pragma=query_only(1)"); err != nil {
-		return nil, s.fail(op, "", err)
-	}
-	s.read.SetMaxOpenConns(readers)
-	s.read.SetMaxIdleConns(readers)
-	if err := s.migrate(ctx); err != nil {
 		return nil, err
 	}
-	if s.place.opened, err = os.Stat(abs); err != nil {
-		return nil, s.fail(op, "", err)
+	s := &Store{db: db}
+	if s.place.opened, err = os.Stat(db.Path()); err != nil {
+		return nil, errors.Join(s.fail(op, "", err), s.Close())
 	}
 	return s, nil
 }
 
-func (s *Store) migrate(ctx context.Context) error {
-	const op = "sqlite.Open"
-	var id, tables int
-	if err := s.write.QueryRowContext(ctx, "PRAGMA application_id").Scan(&id); err != nil {
-		return s.fail(op, "", err)
-	}
-	if err := s.write.QueryRowContext(ctx, "SELECT count(*) FROM sqlite_master").Scan(&tables); err != nil {
-		return s.fail(op, "", err)
-	}
-	if id != applicationID && tables > 0 {
-		return claviger.Errorf(op, claviger.Invalid, "", "%s is another program's database: name the trustee's own file", s.path)
-	}
-	if version, err := s.version(ctx); err != nil {
-		return s.fail(op, "", err)
-	} else if version > schemaVersion {
-		return claviger.Errorf(op, claviger.Unavailable, "", "the trustee's store %s has schema version %d, this program knows versions up to %d: a newer claviger has written it; run that one, or restore the copy that was taken before",
-			s.path, version, schemaVersion)
-	}
-	for _, q := range []string{"PRAGMA journal_mode = WAL", fmt.Sprintf("PRAGMA application_id = %d", applicationID)} {
-		if _, err := s.write.ExecContext(ctx, q); err != nil {
-			return s.fail(op, "", err)
-		}
-	}
-	files, err := fs.Sub(migrations, "migrations")
-	if err != nil {
-		return s.fail(op, "", err)
-	}
-	provider, err := goose.NewProvider(goose.DialectSQLite3, s.write, files, goose.WithLogger(goose.NopLogger()))
-	if err != nil {
-		return s.fail(op, "", err)
-	}
-	if _, err := provider.Up(ctx); err != nil {
-		return s.fail(op, "", err)
-	}
-	return nil
-}
-
-// version is the schema's; 0 for a file that is new, or whose maker was killed
-// before he made any.
-func (s *Store) version(ctx context.Context) (version int64, err error) {
-	var made bool
-	if err := s.write.QueryRowContext(ctx, "SELECT count(*) > 0 FROM sqlite_master WHERE name = 'goose_db_version'").Scan(&made); err != nil || !made {
-		return 0, err
-	}
-	err = s.write.QueryRowContext(ctx, "SELECT coalesce(max(version_id), 0) FROM goose_db_version WHERE is_applied").Scan(&version)
-	return version, err
-}
-
 // Close closes the file.
-func (s *Store) Close() error {
-	var errs []error
-	for _, db := range []*sql.DB{s.read, s.write} {
-		if db != nil {
-			errs = append(errs, db.Close())
-		}
-	}
-	return errors.Join(errs...)
-}
+func (s *Store) Close() error { return s.db.Close() }
 
 // Check asks for one row, and sees that the file is in its place.
 func (s *Store) Check(ctx context.Context) error {
@@ -169,7 +92,7 @@ func (s *Store) Check(ctx context.Context) error {
 		return s.inPlace("sqlite.Check", "")
 	}
 	var n int
-	if err := s.read.QueryRowContext(ctx, "SELECT 1").Scan(&n); err != nil {
+	if err := s.db.Reader.QueryRowContext(ctx, "SELECT 1").Scan(&n); err != nil {
 		return s.fail("sqlite.Check", "", err)
 	}
 	return nil
@@ -178,51 +101,33 @@ func (s *Store) Check(ctx context.Context) error {
 // fail makes an error of what SQLite says.
 func (s *Store) fail(op, key string, err error) error {
 	var known *claviger.Error
-	if errors.As(err, &known) {
+	switch {
+	case errors.As(err, &known):
 		return err
-	}
-	var d *driver.Error
-	if errors.As(err, &d) {
-		switch d.Code() {
-		case sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY:
-			return claviger.E(op, claviger.KeyExists, key, nil)
-		}
-		if code := d.Code() & 0xff; code == sqlite3.SQLITE_NOTADB || code == sqlite3.SQLITE_CORRUPT {
-			s.failures.Add(1)
-			return claviger.Errorf(op, claviger.Unavailable, key, "the trustee's store %s is damaged, or no store (%w); restore it from a backup, or bring it up anew from the other trustee", s.path, err)
-		}
-	}
-	if !errors.Is(err, context.Canceled) { // whoever asked has gone: no fault of ours
+	case sqlitedb.NotUnique(err):
+		return claviger.E(op, claviger.KeyExists, key, nil)
+	case !errors.Is(err, context.Canceled): // else the caller has gone: no fault of ours
 		s.failures.Add(1)
 	}
-	return claviger.Errorf(op, claviger.Unavailable, key, "the trustee's store %s: %w", s.path, err)
+	if sqlitedb.Reported(err) {
+		return s.db.Fail(op, key, err)
+	}
+	return claviger.Errorf(op, claviger.Unavailable, key, "the trustee's store %s: %w", s.db.Path(), err)
 }
 
-// change runs f in one transaction. ctx counts until that begins: what is under
-// way may be at the peer already, and is not broken off.
+// change runs f in one transaction. ctx counts until that begins.
 func (s *Store) change(ctx context.Context, op, key string, f func(ctx context.Context, tx *sql.Tx) error) error {
 	if s.inPlace(op, key) != nil {
 		s.rescue(ctx)
 		return s.inPlace(op, key)
 	}
-	conn, err := s.write.Conn(ctx)
+	err := s.db.Update(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		if err := f(ctx, tx); err != nil {
+			return err
+		}
+		return s.inPlace(op, key)
+	})
 	if err != nil {
-		return s.fail(op, key, err)
-	}
-	defer func() { _ = conn.Close() }() // it goes back to the pool
-	ctx = context.WithoutCancel(ctx)
-	tx, err := conn.BeginTx(ctx, nil)
-	if err != nil {
-		return s.fail(op, key, err)
-	}
-	defer func() { _ = tx.Rollback() }() // nothing where it was committed
-	if err := f(ctx, tx); err != nil {
-		return s.fail(op, key, err)
-	}
-	if err := s.inPlace(op, key); err != nil {
-		return err
-	}
-	if err := tx.Commit(); err != nil {
 		return s.fail(op, key, err)
 	}
 	return nil
@@ -264,7 +169,7 @@ func (s *Store) Org(ctx context.Context, name string) (server.Org, error) {
 
 func (s *Store) orgs(ctx context.Context, op, key, where string, args ...any) ([]server.Org, error) {
 	var list []server.Org
-	err := eachRow(ctx, s.read, selectOrg+where+" ORDER BY name", args, func(rows *sql.Rows) error {
+	err := eachRow(ctx, s.db.Reader, selectOrg+where+" ORDER BY name", args, func(rows *sql.Rows) error {
 		o, err := scanOrg(rows)
 		list = append(list, o)
 		return err
@@ -308,7 +213,7 @@ func (s *Store) Clients(ctx context.Context, org string) ([]server.Client, error
 
 func (s *Store) clients(ctx context.Context, op, key, where string, args ...any) ([]server.Client, error) {
 	var list []server.Client
-	err := eachRow(ctx, s.read, selectClient+where+" ORDER BY fingerprint", args, func(rows *sql.Rows) error {
+	err := eachRow(ctx, s.db.Reader, selectClient+where+" ORDER BY fingerprint", args, func(rows *sql.Rows) error {
 		c, err := scanClient(rows)
 		list = append(list, c)
 		return err
@@ -361,7 +266,7 @@ func (s *Store) List(ctx context.Context, owner string, a trustee.ListArgs) ([]s
 
 func (s *Store) rows(ctx context.Context, op, key, content, rest string, args ...any) ([]server.Row, error) {
 	var list []server.Row
-	err := eachRow(ctx, s.read, selectDeposit+content+" FROM deposit "+rest, args, func(rows *sql.Rows) error {
+	err := eachRow(ctx, s.db.Reader, selectDeposit+content+" FROM deposit "+rest, args, func(rows *sql.Rows) error {
 		r, err := scanDeposit(rows)
 		list = append(list, r)
 		return err

@@ -47,7 +47,7 @@ func TestOpenRefuses(t *testing.T) {
 		kind claviger.Kind
 		want string
 	}{
-		"other":   {claviger.Invalid, "another program's database"},
+		"other":   {claviger.Invalid, "database of another program"},
 		"text":    {claviger.Unavailable, "not a database"},
 		"newer":   {claviger.Unavailable, "newer claviger"},
 		"missing": {claviger.Invalid, "claviger trustee init"},
@@ -73,7 +73,7 @@ func TestSchemaVersion(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	if v, err := s.version(t.Context()); err != nil || v != schemaVersion {
+	if v, err := s.db.Version(t.Context()); err != nil || v != schemaVersion {
 		t.Errorf("version %d, %v", v, err)
 	}
 }
@@ -118,10 +118,10 @@ func TestTwoProcesses(t *testing.T) {
 func TestFull(t *testing.T) {
 	ctx, s := t.Context(), filled(t)
 	var pages int
-	check(t, s.write.QueryRowContext(ctx, "PRAGMA page_count").Scan(&pages))
+	check(t, s.db.Writer.QueryRowContext(ctx, "PRAGMA page_count").Scan(&pages))
 	limit := func(n int) {
 		t.Helper()
-		_, err := s.write.ExecContext(ctx, fmt.Sprintf("PRAGMA max_page_count = %d", n))
+		_, err := s.db.Writer.ExecContext(ctx, fmt.Sprintf("PRAGMA max_page_count = %d", n))
 		check(t, err)
 	}
 	limit(pages + 8) // SQLite fails as it does at ENOSPC: SQLITE_FULL
@@ -135,7 +135,7 @@ func TestFull(t *testing.T) {
 	for ; err == nil && n < 200; n++ {
 		err = put(n)
 	}
-	if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "full") || !strings.Contains(err.Error(), s.path) {
+	if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "full") || !strings.Contains(err.Error(), s.db.Path()) {
 		t.Fatalf("after %d deposits: %v", n-100, err)
 	}
 	if s.Failures() == 0 {

@@ -1,4 +1,4 @@
-package sqlite
+package sqlitedb
 
 import (
 	"bytes"
@@ -15,11 +15,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// workFile is a file that is made beside another under a name of its own, until it is
+// Work is a file that is made beside another under a name of its own, until it is
 // whole. Its maker has a lock of it, which the kernel frees when that process ends: so
 // what a killed one has left is known, and the next one removes it.
-type workFile struct {
-	path string
+type Work struct {
+	Path string
 	lock *os.File
 }
 
@@ -30,25 +30,25 @@ var workNames = regexp.MustCompile(`^(\..+\.(?:backup|restore|new)-[A-Z2-7]{12})
 // (https://www.sqlite.org/fileformat.html#the_lock_byte_page).
 const workLock = math.MaxInt64 - 1
 
-// newWork makes an empty work file of mode 0600, with the owner of the file that it is
-// beside, or of the folder, so that root's command leaves the server its files. First it
-// removes what killed processes have left in that folder.
-func newWork(beside, what string) (*workFile, error) {
+// NewWork makes an empty work file of mode 0600, with the owner of the file beside, or of
+// the folder, so that root's command leaves the server its files. First it removes what
+// killed processes have left in that folder. what is "backup", "restore" or "new".
+func NewWork(beside, what string) (*Work, error) {
 	sweep(filepath.Dir(beside))
 	for {
-		w := &workFile{path: filepath.Join(filepath.Dir(beside), "."+filepath.Base(beside)+"."+what+"-"+rand.Text()[:12])}
+		w := &Work{Path: filepath.Join(filepath.Dir(beside), "."+filepath.Base(beside)+"."+what+"-"+rand.Text()[:12])}
 		var err error
-		if w.lock, err = os.OpenFile(w.path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600); err != nil {
+		if w.lock, err = os.OpenFile(w.Path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600); err != nil {
 			return nil, err
 		}
 		// Another process may be about to remove the file as one that was left. A file
 		// system without locks has neither lock nor removal.
-		if err := lockWork(w.lock); held(err) || !sameFile(w.lock, w.path) {
-			w.discard()
+		if err := lockWork(w.lock); held(err) || !sameFile(w.lock, w.Path) {
+			w.Discard()
 			continue
 		}
 		if err := w.giveAway(beside); err != nil {
-			w.discard()
+			w.Discard()
 			return nil, err
 		}
 		return w, nil
@@ -56,7 +56,7 @@ func newWork(beside, what string) (*workFile, error) {
 }
 
 // giveAway gives the file to the owner of the one that it is beside, or of the folder.
-func (w *workFile) giveAway(beside string) error {
+func (w *Work) giveAway(beside string) error {
 	if os.Geteuid() != 0 {
 		return nil
 	}
@@ -70,12 +70,16 @@ func (w *workFile) giveAway(beside string) error {
 	return err
 }
 
-// discard removes the file, unless it has another name now, and what SQLite and the
+// Discard removes the file, unless it has another name now, and what SQLite and the
 // locks have put beside it.
-func (w *workFile) discard() {
-	removeWork(w.path)
-	_ = w.lock.Close()
+func (w *Work) Discard() {
+	removeWork(w.Path)
+	w.Release()
 }
+
+// Release gives up the lock of a file that has got another name. It is for before the
+// file is opened as a database: to close it afterwards would end SQLite's locks.
+func (w *Work) Release() { _ = w.lock.Close() }
 
 func removeWork(path string) {
 	for _, end := range []string{"-wal", "-shm", "-journal", ".lock", ""} { // the file last: it leads to the others

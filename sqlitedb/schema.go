@@ -1,0 +1,116 @@
+package sqlitedb
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"io/fs"
+
+	"github.com/pressly/goose/v3"
+
+	"claviger"
+)
+
+// Schema is a store's schema.
+type Schema struct {
+	// ApplicationID marks the file as the store's in SQLite's header.
+	ApplicationID uint32
+	// Migrations are goose's files, in the folder "migrations"; Version is the number of
+	// the newest.
+	Migrations fs.FS
+	Version    int64
+	// Back is how an operator goes back to the schema of this program.
+	Back string
+	// Before is called before an older schema is brought up to date, while no other
+	// process does so; nil does nothing. An error leaves the file as it is.
+	Before func(ctx context.Context, d *DB, from int64) error
+}
+
+// Version returns the schema's version, 0 for a new file. Kind Invalid for the file of
+// another program.
+//
+// It is asked at each start, so it is a few small queries and not goose's own, slower,
+// inspection.
+func (d *DB) Version(ctx context.Context) (int64, error) {
+	const op = "sqlitedb.Version"
+	var app uint32
+	var tables int
+	var made bool
+	err := d.Writer.QueryRowContext(ctx, `SELECT (SELECT application_id FROM pragma_application_id), count(*),
+		count(*) FILTER (WHERE name = 'goose_db_version') > 0 FROM sqlite_schema`).Scan(&app, &tables, &made)
+	if err != nil {
+		return 0, d.Fail(op, "", err)
+	}
+	if want := d.cfg.Schema.ApplicationID; app != want && (app != 0 || tables > 0) {
+		return 0, claviger.Errorf(op, claviger.Invalid, "",
+			"%s is an SQLite database of another program (application id %#x, ours is %#x): name another file",
+			d.cfg.named(d.path), app, want)
+	}
+	if !made { // new, or its maker was killed right after it had marked the file
+		return 0, nil
+	}
+	version, err := VersionOf(ctx, d.Writer)
+	return version, d.Fail(op, "", err)
+}
+
+// VersionOf returns the version of the schema in a file that has one.
+func VersionOf(ctx context.Context, db *sql.DB) (version int64, err error) {
+	err = db.QueryRowContext(ctx,
+		`SELECT coalesce(max(version_id), 0) FROM goose_db_version WHERE is_applied`).Scan(&version)
+	return version, err
+}
+
+// upgrade brings the schema up to date, in one process at a time.
+func (d *DB) upgrade(ctx context.Context) error {
+	if old, err := d.older(ctx); err != nil || !old {
+		return err
+	}
+	unlock, err := d.Lock(ctx, "schema")
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if old, err := d.older(ctx); err != nil || !old { // another process was faster
+		return err
+	}
+	from, err := d.Version(ctx)
+	if err != nil {
+		return err
+	}
+	if before := d.cfg.Schema.Before; before != nil && from > 0 {
+		if err := before(ctx, d, from); err != nil {
+			return err
+		}
+	}
+	mark := fmt.Sprintf("PRAGMA application_id = %d", d.cfg.Schema.ApplicationID)
+	if _, err := d.Writer.ExecContext(ctx, mark); err != nil {
+		return err
+	}
+	files, err := fs.Sub(d.cfg.Schema.Migrations, "migrations")
+	if err != nil {
+		return err
+	}
+	p, err := goose.NewProvider(goose.DialectSQLite3, d.Writer, files, goose.WithLogger(goose.NopLogger()))
+	if err != nil {
+		return err
+	}
+	if _, err := p.Up(ctx); err != nil {
+		return fmt.Errorf("bringing the schema up to date: %w", err)
+	}
+	return nil
+}
+
+// older tells whether the schema must be brought up to date, and refuses a newer one.
+func (d *DB) older(ctx context.Context) (bool, error) {
+	known := d.cfg.Schema.Version
+	version, err := d.Version(ctx)
+	if err != nil {
+		return false, err
+	}
+	if version > known {
+		return false, claviger.Errorf("sqlitedb.Open", claviger.Unavailable, "",
+			"%s has schema version %d, this program knows versions up to %d: a newer claviger has written it; "+
+				"run that version or a newer one, or %s", d.cfg.named(d.path), version, known, d.cfg.Schema.Back)
+	}
+	return version < known, nil
+}

@@ -1,0 +1,588 @@
+package sqlitedb
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/fstest"
+	"time"
+
+	"claviger"
+)
+
+const up = "-- +goose Up\n"
+
+// testConfig is a store of one table. Its newest schema is 2.
+func testConfig() Config {
+	return Config{
+		What: "test store", Readers: 2, Busy: 5 * time.Second, CheckPages: true, Damaged: "mend it",
+		Schema: Schema{
+			ApplicationID: 0x54455354, Version: 2, Back: "go back",
+			Migrations: fstest.MapFS{
+				"migrations/00001_thing.sql": {Data: []byte(up + "CREATE TABLE thing (name TEXT PRIMARY KEY, size INTEGER);")},
+				"migrations/00002_color.sql": {Data: []byte(up + "ALTER TABLE thing ADD COLUMN color TEXT;")},
+			},
+		},
+	}
+}
+
+// firstSchema is the schema that an earlier program wrote.
+func firstSchema(c Config) Config {
+	files := fstest.MapFS{}
+	files["migrations/00001_thing.sql"] = c.Schema.Migrations.(fstest.MapFS)["migrations/00001_thing.sql"]
+	c.Schema.Migrations, c.Schema.Version = files, 1
+	return c
+}
+
+func created(t *testing.T, path string, c Config) *DB {
+	t.Helper()
+	err := Create(t.Context(), path, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := Open(t.Context(), path, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return d
+}
+
+func insert(ctx context.Context, d *DB, name string, size int) error {
+	return d.Update(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		_, err := tx.ExecContext(ctx, "INSERT INTO thing (name, size) VALUES (?, ?)", name, size)
+		return err
+	})
+}
+
+func count(t *testing.T, d *DB) (n int) {
+	t.Helper()
+	if err := d.Reader.QueryRowContext(t.Context(), "SELECT count(*) FROM thing").Scan(&n); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// TestFileModes: all files are their owner's alone, whatever the umask lets others do.
+func TestFileModes(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s.db")
+	d := created(t, path, testConfig())
+	if err := insert(t.Context(), d, "a", 1); err != nil {
+		t.Fatal(err)
+	}
+	free, err := d.Lock(t.Context(), "x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer free()
+	for _, end := range []string{"", "-wal", "-shm", ".lock"} {
+		st, err := os.Stat(path + end)
+		if err != nil {
+			t.Error(err)
+		} else if st.Mode().Perm() != 0o600 {
+			t.Errorf("%s has mode %v, want 0600", st.Name(), st.Mode().Perm())
+		}
+	}
+}
+
+// TestDurability: what was committed outlasts a power cut, and readers cannot write.
+func TestDurability(t *testing.T) {
+	for _, keep := range []bool{false, true} {
+		c := testConfig()
+		c.KeepWAL = keep
+		d := created(t, filepath.Join(t.TempDir(), "s.db"), c)
+		pages := "1000" // SQLite's own
+		if keep {
+			pages = "0"
+		}
+		for pragma, want := range map[string]string{
+			"journal_mode": "wal", "synchronous": "2", "foreign_keys": "1", "wal_autocheckpoint": pages, "busy_timeout": "5000",
+		} {
+			var got string
+			if err := d.Writer.QueryRow("PRAGMA " + pragma).Scan(&got); err != nil || got != want {
+				t.Errorf("%s is %q (%v), want %q", pragma, got, err, want)
+			}
+		}
+		if _, err := d.Reader.Exec("DELETE FROM thing"); err == nil {
+			t.Error("a reading connection can write")
+		}
+	}
+}
+
+// TestRefused is the files and places that Create and Open refuse, each with words that
+// name it and the cure, and without a change to it.
+func TestRefused(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name string, data []byte) string {
+		p := filepath.Join(dir, name)
+		if err := os.WriteFile(p, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	good := filepath.Join(dir, "good.db")
+	d := created(t, good, testConfig())
+	for i := range 400 {
+		if err := insert(t.Context(), d, fmt.Sprint("thing ", i, strings.Repeat("x", 100)), i); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	image, err := os.ReadFile(good)
+	if err != nil {
+		t.Fatal(err)
+	}
+	edit := func(name, statement string) string {
+		p := write(name, image)
+		db, err := Connect(p, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := db.Exec(statement); err != nil {
+			t.Fatal(err)
+		}
+		if err := db.Close(); err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	damaged := append([]byte(nil), image...)
+	for i := 0; i < len(damaged); i += 4096 { // the head of every page but the first's first 100 bytes
+		copy(damaged[max(i, 100):], "\xde\xad\xbe\xef\xde\xad\xbe\xef\xde\xad\xbe\xef")
+	}
+	late := append([]byte(nil), image...)
+	for i := len(late) - 4096; i < len(late); i++ { // read by no question of the start
+		late[i] = 0xff
+	}
+	if err := os.Mkdir(filepath.Join(dir, "folder"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	text := []byte(strings.Repeat("not a database at all\n", 400))
+	for _, tt := range []struct {
+		path string
+		kind claviger.Kind
+		want string
+	}{
+		{filepath.Join(dir, "missing", "m.db"), claviger.Unavailable,
+			`its folder .*missing cannot be used: .*no such file.*make the folder`},
+		{filepath.Join(good, "m.db"), claviger.Unavailable, `not a (folder|directory)`},
+		{filepath.Join(dir, "folder"), claviger.Unavailable, `not a regular file`},
+		{write("text.db", text), claviger.Unavailable, `is not an SQLite database, or its head is damaged .*mend it`},
+		{write("damaged.db", damaged), claviger.Unavailable, `is damaged .*mend it`},
+		{write("late.db", late), claviger.Unavailable, `is damaged .*mend it`},
+		{write("short.db", image[:len(image)/2]), claviger.Unavailable, `is damaged .*mend it`},
+		{edit("newer.db", "INSERT INTO goose_db_version (version_id, is_applied) VALUES (3, 1)"), claviger.Unavailable,
+			`has schema version 3, this program knows versions up to 2: a newer claviger has written it; .*go back`},
+		{edit("other.db", "PRAGMA application_id = 7"), claviger.Invalid, `is an SQLite database of another program`},
+		{edit("unmarked.db", "PRAGMA application_id = 0; PRAGMA journal_mode = DELETE"), claviger.Invalid,
+			`is an SQLite database of another program`},
+	} {
+		t.Run(filepath.Base(tt.path), func(t *testing.T) {
+			before, _ := os.ReadFile(tt.path) // nil for what is no file
+			err := Create(t.Context(), tt.path, testConfig())
+			if err == nil {
+				var d *DB
+				if d, err = Open(t.Context(), tt.path, testConfig()); err == nil {
+					_ = d.Close()
+					t.Fatal("opened")
+				}
+			}
+			text := err.Error()
+			if !strings.Contains(text, tt.path) || !regexp.MustCompile("(?s)"+tt.want).MatchString(text) ||
+				!claviger.Is(err, tt.kind) {
+				t.Errorf("error %q, want the path, %q and kind %v", err, tt.want, tt.kind)
+			}
+			if after, _ := os.ReadFile(tt.path); string(after) != string(before) {
+				t.Error("the refused file was changed")
+			}
+		})
+	}
+}
+
+// TestUncheckedPages: without CheckPages a damaged page is found when it is read.
+func TestUncheckedPages(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s.db")
+	c := testConfig()
+	c.CheckPages = false
+	d := created(t, path, c)
+	var root int64
+	err := d.Reader.QueryRow(`SELECT rootpage FROM sqlite_schema WHERE name = 'thing'`).Scan(&root)
+	if err = errors.Join(err, insert(t.Context(), d, "a", 1), d.Close()); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err == nil {
+		_, err = f.WriteAt([]byte("\xff\xff\xff\xff\xff\xff\xff\xff"), (root-1)*4096)
+		err = errors.Join(err, f.Close())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err = Open(t.Context(), path, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	var n int
+	err = d.Reader.QueryRowContext(t.Context(), "SELECT size FROM thing").Scan(&n)
+	if err = d.Fail("x", "", err); !Damaged(err) || !strings.Contains(err.Error(), path+" is damaged") {
+		t.Error(err)
+	}
+	checked := testConfig()
+	if again, err := Open(t.Context(), path, checked); err == nil || !strings.Contains(err.Error(), path+" is damaged") {
+		t.Errorf("opened: %v, %v", again, err)
+	}
+}
+
+// TestKilledWhileNew: a process that died between marking the file as ours and
+// the first migration.
+func TestKilledWhileNew(t *testing.T) {
+	for _, statement := range []string{"PRAGMA application_id = 0x54455354", "PRAGMA journal_mode = WAL", "SELECT 1"} {
+		path := filepath.Join(t.TempDir(), "s.db")
+		db, err := Connect(path, 0)
+		if err == nil {
+			_, err = db.Exec(statement)
+			err = errors.Join(err, db.Close())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := insert(t.Context(), created(t, path, testConfig()), "a", 1); err != nil {
+			t.Error(statement, err)
+		}
+	}
+}
+
+// TestOpenTogether: several processes that start on a file that is not there yet, or has
+// an older schema. One of them makes the file, and one prepares the upgrade.
+func TestOpenTogether(t *testing.T) {
+	for _, older := range []bool{false, true} {
+		path := filepath.Join(t.TempDir(), "s.db")
+		c := testConfig()
+		if older {
+			if err := created(t, path, firstSchema(c)).Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var upgrades atomic.Int32
+		c.Schema.Before = func(_ context.Context, d *DB, from int64) error {
+			if upgrades.Add(1); from != 1 || d.Path() != path {
+				t.Errorf("%s is brought up to date from %d", d.Path(), from)
+			}
+			time.Sleep(50 * time.Millisecond) // the others come to the lock
+			return nil
+		}
+		const n = 6
+		errs := make(chan error, n)
+		for range n {
+			go func() {
+				err := Create(context.Background(), path, c)
+				if err == nil {
+					var d *DB
+					if d, err = Open(context.Background(), path, c); err == nil {
+						err = errors.Join(insert(context.Background(), d, fmt.Sprintf("%p", d), 1), d.Close())
+					}
+				}
+				errs <- err
+			}()
+		}
+		for range n {
+			if err := <-errs; err != nil {
+				t.Error(err)
+			}
+		}
+		d := created(t, path, c)
+		if got := count(t, d); got != n {
+			t.Errorf("%d of %d changes are there", got, n)
+		}
+		if got := upgrades.Load(); (got == 1) != older || got > 1 {
+			t.Errorf("prepared %d times", got)
+		}
+		if v, err := d.Version(t.Context()); err != nil || v != 2 {
+			t.Errorf("version %d, %v", v, err)
+		}
+	}
+}
+
+// TestUpgradeRefused: an upgrade that its store refuses leaves the file as it was.
+func TestUpgradeRefused(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s.db")
+	if err := created(t, path, firstSchema(testConfig())).Close(); err != nil {
+		t.Fatal(err)
+	}
+	before, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, refusal := testConfig(), errors.New("in use")
+	c.Schema.Before = func(context.Context, *DB, int64) error { return refusal }
+	if d, err := Open(t.Context(), path, c); !errors.Is(err, refusal) {
+		t.Errorf("%v, %v", d, err)
+	}
+	if after, err := os.ReadFile(path); err != nil || string(after) != string(before) {
+		t.Errorf("the file was changed, or %v", err)
+	}
+}
+
+// TestLinkToNothing: no store is made through a link whose target is missing, as on a disk
+// that is not mounted: it would not be the one that is there.
+func TestLinkToNothing(t *testing.T) {
+	dir := t.TempDir()
+	target, link := filepath.Join(dir, "target.db"), filepath.Join(dir, "s.db")
+	if err := os.Symlink(target, link); err != nil {
+		t.Fatal(err)
+	}
+	err := Create(t.Context(), link, testConfig())
+	if err == nil || !strings.Contains(err.Error(), target) || !strings.Contains(err.Error(), "mount") {
+		t.Errorf("%v", err)
+	}
+	if list, err := filepath.Glob(filepath.Join(dir, "*")); err != nil || len(list) != 1 {
+		t.Errorf("%q, %v", list, err)
+	}
+}
+
+// TestOpenMakesNone: Open makes no file.
+func TestOpenMakesNone(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s.db")
+	if d, err := Open(t.Context(), path, testConfig()); !claviger.Is(err, claviger.Unavailable) {
+		t.Errorf("%v, %v", d, err)
+	}
+	if d, err := OpenReadOnly(path, testConfig()); err == nil || !strings.Contains(err.Error(), "no such file") {
+		t.Errorf("%v, %v", d, err)
+	}
+	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
+		t.Error("a file was made")
+	}
+}
+
+// TestOpenReadOnly: a reader sees what is in the -wal of a process that has the file open,
+// and makes no file beside one that no process has open.
+func TestOpenReadOnly(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "s.db")
+	d := created(t, path, testConfig())
+	read := func(want int) {
+		t.Helper()
+		r, err := OpenReadOnly(path, testConfig())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := count(t, r); got != want {
+			t.Errorf("%d, want %d", got, want)
+		}
+		err = insert(t.Context(), r, "b", 1)
+		if err := r.Fail("x", "", err); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), path) {
+			t.Errorf("a write: %v", err)
+		}
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := insert(t.Context(), d, "a", 1); err != nil {
+		t.Fatal(err)
+	}
+	read(1)
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	read(1)
+	if list, err := filepath.Glob(filepath.Join(dir, "*-*")); err != nil || len(list) != 0 {
+		t.Errorf("left behind: %q, %v", list, err)
+	}
+}
+
+// TestFinish: with Finish the end of a context does not break off a transaction that has
+// begun; without it the transaction comes to nothing.
+func TestFinish(t *testing.T) {
+	for _, finish := range []bool{true, false} {
+		c := testConfig()
+		c.Finish = finish
+		d := created(t, filepath.Join(t.TempDir(), "s.db"), c)
+		ctx, cancel := context.WithCancel(t.Context())
+		err := d.Update(ctx, func(ctx context.Context, tx *sql.Tx) error {
+			cancel()
+			_, err := tx.ExecContext(ctx, "INSERT INTO thing (name, size) VALUES ('a', 1)")
+			return err
+		})
+		if done := count(t, d) == 1; done != finish || (err == nil) != finish {
+			t.Errorf("finish %v: done %v, %v", finish, done, err)
+		}
+		if err := insert(ctx, d, "late", 1); err == nil {
+			t.Error("a transaction began after the end of its context")
+		}
+	}
+}
+
+// TestFail is the kinds and words of errors.
+func TestFail(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s.db")
+	c := testConfig()
+	c.Busy = 50 * time.Millisecond
+	d := created(t, path, c)
+	ctx := t.Context()
+	if d.Fail("x", "", nil) != nil {
+		t.Error("an error of none")
+	}
+	own := claviger.E("y", claviger.KeyNotFound, "k", nil)
+	if got := d.Fail("x", "", own); !errors.Is(got, own) || !claviger.Is(got, claviger.KeyNotFound) {
+		t.Errorf("ours: %v", got)
+	}
+	check := func(what string, err error, kind claviger.Kind, want string) {
+		t.Helper()
+		err = d.Fail("x", "key", err)
+		if !claviger.Is(err, kind) || !strings.Contains(err.Error(), "test store "+path) ||
+			!strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v; want kind %v, %q", what, err, kind, want)
+		}
+	}
+	if err := insert(ctx, d, "a", 1); err != nil {
+		t.Fatal(err)
+	}
+	twice := insert(ctx, d, "a", 1)
+	if !NotUnique(twice) || !Reported(twice) || Damaged(twice) || Full(twice) {
+		t.Errorf("a second of the name: %v", twice)
+	}
+	check("a second of the name", twice, claviger.Internal, "UNIQUE")
+	var pages, was int
+	if err := d.Writer.QueryRow("PRAGMA page_count").Scan(&pages); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Writer.QueryRow(fmt.Sprintf("PRAGMA max_page_count = %d", pages)).Scan(&was); err != nil {
+		t.Fatal(err)
+	}
+	full := insert(ctx, d, strings.Repeat("x", 100_000), 1) // SQLite fails as it does at ENOSPC
+	if !Full(full) {
+		t.Errorf("a full disk: %v", full)
+	}
+	check("a full disk", full, claviger.Unavailable, "the disk is full")
+	check("a full disk", full, claviger.Unavailable, "make room in "+filepath.Dir(path))
+	other, err := Open(ctx, path, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = other.Update(ctx, func(context.Context, *sql.Tx) error { return insert(ctx, d, "b", 1) })
+	check("another's write", err, claviger.Unavailable, "another process has been writing to it for more than 50ms")
+	if err := other.Close(); err != nil {
+		t.Error(err)
+	}
+	ended, cancel := context.WithCancel(ctx)
+	cancel()
+	check("a context that ended", insert(ended, d, "b", 1), claviger.Unavailable, "context canceled")
+	check("any other", errors.New("odd"), claviger.Internal, "odd")
+	c.Shown = "/shown"
+	if err := c.Fail(path, "x", "", errors.New("odd")); !strings.Contains(err.Error(), "test store /shown") {
+		t.Errorf("shown: %v", err)
+	}
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+	check("after Close", insert(ctx, d, "b", 1), claviger.Closed, "is closed")
+}
+
+// TestDenied names the file that the user may not open, which SQLite does not.
+func TestDenied(t *testing.T) {
+	if os.Geteuid() == 0 {
+		t.Skip("root may open all files")
+	}
+	path := filepath.Join(t.TempDir(), "s.db")
+	if err := created(t, path, testConfig()).Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(path, 0); err != nil {
+		t.Fatal(err)
+	}
+	_, err := Open(t.Context(), path, testConfig())
+	want := "open " + path + ": permission denied; the file and its folder must belong"
+	if err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("%v", err)
+	}
+}
+
+// TestMemory: a store in memory has the schema, locks, and no file.
+func TestMemory(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s.db")
+	d, err := OpenMemory(t.Context(), path, testConfig())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if err := insert(t.Context(), d, "a", 1); err != nil || count(t, d) != 1 || !d.InMemory() {
+		t.Errorf("%v, %d", err, count(t, d))
+	}
+	if free, ok, err := d.TryLock(t.Context(), "x"); err != nil || !ok {
+		t.Errorf("%v, %v", ok, err)
+	} else {
+		free()
+	}
+	if list, err := os.ReadDir(filepath.Dir(path)); err != nil || len(list) > 0 {
+		t.Errorf("%v, %v", list, err)
+	}
+}
+
+// TestLocks: a lock excludes others of its name, in this process too, also where the file
+// is reached by a link; it ends with the DB.
+func TestLocks(t *testing.T) {
+	dir := t.TempDir()
+	path, link := filepath.Join(dir, "s.db"), filepath.Join(t.TempDir(), "link.db")
+	a := created(t, path, testConfig())
+	if err := os.Symlink(path, link); err != nil {
+		t.Fatal(err)
+	}
+	b := created(t, link, testConfig())
+	free, ok, err := a.TryLock(t.Context(), "x")
+	if err != nil || !ok {
+		t.Fatal(ok, err)
+	}
+	if _, ok, err := b.TryLock(t.Context(), "x"); ok || err != nil {
+		t.Errorf("a second holder: %v, %v", ok, err)
+	}
+	if other, ok, err := b.TryLock(t.Context(), "y"); !ok || err != nil {
+		t.Errorf("another name: %v, %v", ok, err)
+	} else {
+		other()
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 3*lockPoll)
+	defer cancel()
+	_, err = b.Lock(ctx, "x")
+	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), `lock "x" of test store`) {
+		t.Errorf("waiting: %v", err)
+	}
+	got := make(chan error)
+	go func() {
+		free, err := b.Lock(t.Context(), "x")
+		if err == nil {
+			free()
+			free() // does nothing
+		}
+		got <- err
+	}()
+	free()
+	if err := <-got; err != nil {
+		t.Error(err)
+	}
+	if _, err := a.Lock(t.Context(), "x"); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok, err := b.TryLock(t.Context(), "x"); !ok || err != nil {
+		t.Errorf("after Close: %v, %v", ok, err)
+	}
+	if _, _, err := a.TryLock(t.Context(), "x"); !claviger.Is(err, claviger.Closed) {
+		t.Errorf("a lock of a closed store: %v", err)
+	}
+}
