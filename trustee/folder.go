@@ -66,10 +66,11 @@ type conf struct {
 // before, it is seen that nothing is overwritten and that files can be written there.
 func MakeFolder(path string) error {
 	const op = "trustee.MakeFolder"
-	for _, name := range []string{ConfFile, PublicRing, PrivateRing} {
-		if Unfinished(path) {
-			break
-		}
+	names := []string{ConfFile, PublicRing, PrivateRing}
+	if Unfinished(path) {
+		names = nil // what is there was never used
+	}
+	for _, name := range names {
 		if _, err := os.Lstat(filepath.Join(path, name)); err == nil {
 			return claviger.Errorf(op, claviger.Invalid, "", "%s holds %s already: an identity is never overwritten, since what was encrypted to it would be lost; name another folder", path, name)
 		}

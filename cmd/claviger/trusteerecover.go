@@ -28,8 +28,10 @@ may come from the other host. FILE is only read, and nothing that the store hold
 
 It works by keys. A key that the store has deleted is left and named (REVIVED); --revive adds it. Where the store has the key in another state, or
 another key of that name, the versions that the store lacks are kept in it, and named: their EDEKs stay unreadable until claviger trustee adopt, on a
-host of the KT KMS, merges them into the key. A key that the store has purged is told by its age; one that was made last before the two trustees went
-apart, and purged since, is added: look at the names that are printed.
+host of the KT KMS, merges them into the key.
+
+Of a key that was purged the store knows nothing. recover takes a key for purged where it is older than the newest deposit that FILE and the store
+share. A key that is newer than all they share, and was purged, is added: look at the names that are printed.
 
 What it adds, a KT KMS uses at once, and it changes keys again within a minute. EDEKs of key versions that no FILE has open nowhere: docs/trustee.md.
 
@@ -152,7 +154,7 @@ func recoverFrom(ctx context.Context, out io.Writer, store server.Store, name st
 	}
 	var errs []error
 	if len(r.Left) > 0 {
-		errs = append(errs, fmt.Errorf("%d of it were not added and stay in %s alone: keep that file", len(r.Left), name))
+		errs = append(errs, fmt.Errorf("%d of them were not added; %s alone has these: keep that file", len(r.Left), name))
 	}
 	if len(r.Aside) > 0 {
 		errs = append(errs, fmt.Errorf("%d versions cannot be used before they are adopted: keep %s until then", len(r.Aside), name))

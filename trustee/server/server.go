@@ -89,7 +89,7 @@ type Server struct {
 	mu     sync.Mutex
 	seen   seenReads
 	forgot time.Time
-	full   time.Time // when a request of somebody who had no turn was last refused
+	full   time.Time // when a request was last refused though its client had no turn
 }
 
 // New makes a server. The store remains the caller's to close.
@@ -157,8 +157,8 @@ func (s *Server) about(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// turn takes a turn of a client, who never comes to have more than are left for all
-// others; where there is none it answers 503.
+// turn takes a turn for a client. One client never has more turns than are left for all
+// others. Where there is none for it, turn answers 503.
 func (s *Server) turn(w http.ResponseWriter, client string) (leave func(), ok bool) {
 	granted, own := s.turns.Try(client, 1)
 	switch {
