@@ -163,7 +163,8 @@ func (p *probe) run() {
 }
 
 // notShown stands in the place of an error for those who may not see details.
-const notShown = "what is wrong is not shown to this address; ask from the server's own host, or see its log"
+const notShown = "what is wrong is not shown to this address; " +
+	"ask from an address that the property claviger.console.details names, or see the server's log"
 
 // anonymous is a result for those who may not see details.
 func (p *probe) anonymous(r result) result {

@@ -145,7 +145,7 @@ func adoptKeys(cmd *cobra.Command, conf string, f *adoptFlags, out *output) erro
 			return done(&exitError{exitRefused, fmt.Errorf("nothing was done, and the token and the metastore do not fit together: %w", report.misfit)})
 		}
 		if !out.json {
-			fmt.Fprintln(out.w, "nothing to do")
+			fmt.Fprintln(out.w, f.idle(&report))
 		}
 		return done(nil)
 	case hsm.IsStale(report.misfit) && !f.rebind:
@@ -192,6 +192,9 @@ func adoptKeys(cmd *cobra.Command, conf string, f *adoptFlags, out *output) erro
 			verb = "set aside"
 		}
 		fmt.Fprintf(out.w, "%s: %d keys\n", verb, len(report.Done))
+		if f.rebind && len(report.Lost) > 0 {
+			fmt.Fprintf(out.w, "given up: %d key versions that the token lacks\n", len(report.Lost))
+		}
 		if report.Source != "" && !f.aside && len(report.Done) > 0 {
 			fmt.Fprintf(out.w, "next: claviger migrate plan --conf %s tells which of them the source %s has too; those that were migrated from it before are taken over again by claviger migrate run --adopted NAME\n", conf, report.Source)
 		}
@@ -200,6 +203,15 @@ func adoptKeys(cmd *cobra.Command, conf string, f *adoptFlags, out *output) erro
 		}
 	}
 	return done(err)
+}
+
+// idle says that there was nothing to do, and what was left.
+func (f *adoptFlags) idle(r *adoption) string {
+	if !f.rebind || len(r.known) > 0 || len(r.Candidates) == 0 {
+		return "nothing to do"
+	}
+	return "nothing was done: the token belongs to this metastore already and lacks none of its keys, so there is nothing to rebind; " +
+		"the keys above were not adopted: name those that are to be used, or say --all"
 }
 
 // look lists the candidates and chooses those that the flags name.

@@ -35,13 +35,13 @@ func newMetastoreAccept() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "accept --conf DIR [--yes]",
 		Short: "Give up acknowledged changes that PostgreSQL has lost, or take a token up that another copy has used",
-		Long: `accept lists the changes of keys that nodes have seen and that the metastore lacks, since its server was replaced by a standby that was behind, or by an older copy:
+		Long: fmt.Sprintf(`accept lists the changes of keys that nodes have seen and that the metastore lacks, since its server was replaced by a standby that was behind, or by an older copy:
 what was done to each key, and what store and token tell of the key now. A key that was deleted since is back: delete it again.
 It says, too, whether another copy of the metastore has used the token since: then no server starts on this one, or
 makes keys. With --yes it gives the changes up, and has the metastore take the token up: every node changes keys again
-within some seconds, and the other copy does no more. Stop the other copy first. Nodes on PostgreSQL may serve
+within %d seconds, and the other copy does no more. Stop the other copy first. Nodes on PostgreSQL may serve
 meanwhile. Rebuild what the HSM still holds then: claviger hsm adopt.
-Exit codes: 0 nothing is missing, or it was given up; 1 failed; 3 something is missing and --yes was not given.`,
+Exit codes: 0 nothing is missing, or it was given up; 1 failed; 3 something is missing and --yes was not given.`, int(hsm.DecidedWithin.Seconds())),
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return acceptLosses(cmd.Context(), cmd.OutOrStdout(), dir, yes)
@@ -88,7 +88,8 @@ func acceptLosses(ctx context.Context, out io.Writer, dir string, yes bool) (err
 		_, err = fmt.Fprintln(out, "Repeat this with --yes, and then adopt what the HSM holds: claviger hsm adopt.")
 		return errors.Join(err, &exitError{exitRefused, nil})
 	case lost || stale:
-		_, err = fmt.Fprintln(out, "Adopt what the HSM holds now (claviger hsm adopt). Nodes that run change keys again within some seconds.")
+		_, err = fmt.Fprintf(out, "Adopt what the HSM holds now (claviger hsm adopt). Nodes that run change keys again within %d seconds.\n",
+			int(hsm.DecidedWithin.Seconds()))
 	}
 	return err
 }
@@ -151,11 +152,20 @@ func acceptToken(ctx context.Context, out io.Writer, conf *hadoopconf.Conf, stor
 		_, err := fmt.Fprintln(out, err)
 		return true, err
 	}
-	from, err := p.TakeUp(ctx)
-	if err != nil {
+	from, written, err := p.TakeUp(ctx)
+	switch {
+	case from == "":
 		return true, err
+	case err != nil:
+		return true, fmt.Errorf("this metastore may use the token again, but that was not written to the token, so another copy that runs makes keys until "+
+			"a server has started on this one, or this command succeeds: %w", err)
 	}
 	_, err = fmt.Fprintf(out, "The token, which the metastore at %s used last, was taken up by this one.\n", from)
+	if !written {
+		_, werr := fmt.Fprintln(out, "The token was not changed by this, since it has lost its object or keys; "+
+			"a start of a server on this metastore changes it once no key is missing.")
+		err = errors.Join(err, werr)
+	}
 	return true, err
 }
 

@@ -150,7 +150,7 @@ func (f *restoreFlags) restore(ctx context.Context, out io.Writer, conf *hadoopc
 	if err := hsm.EndSteps(ctx, staged.Store); err != nil {
 		return err
 	}
-	lost, undo, err := f.lost(ctx, out, conf, place, staged, log)
+	lost, undo, blind, err := f.lost(ctx, out, conf, place, staged, log)
 	if err != nil {
 		return err
 	}
@@ -200,7 +200,13 @@ func (f *restoreFlags) restore(ctx context.Context, out io.Writer, conf *hadoopc
 	}
 	_, werr := fmt.Fprintf(out, "restored %s from %s: %d keys with %d versions, %d deleted keys, as of %s\nnext: claviger metastore verify --conf %s\n",
 		place.file, file, staged.Facts.Keys, staged.Facts.Versions, staged.Facts.Deleted, madeAt(staged.Facts), conf.Dir())
-	return errors.Join(err, werr)
+	err = errors.Join(err, werr)
+	if f.noToken && blind {
+		_, werr = fmt.Fprintf(out, "The token was not asked, and the store that was there could not be read: where the token was used since the copy was written, "+
+			"this metastore changes no key before you say that it goes on: claviger metastore accept --conf %s --yes\n", conf.Dir())
+		err = errors.Join(err, werr)
+	}
+	return err
 }
 
 // keepStoreID gives a copy from before stores had an id the id of the store whose place
@@ -228,9 +234,11 @@ func madeAt(f sqlite.Facts) string {
 }
 
 // lost are the versions that the store or the token has and the backup does not, and
-// undo says which later changes of the store the backup does not know.
-func (f *restoreFlags) lost(ctx context.Context, out io.Writer, conf *hadoopconf.Conf, place storePlace, staged *sqlite.Staged, log *slog.Logger) (lost, undo []string, err error) {
-	blind := true // nothing can tell
+// undo says which later changes of the store the backup does not know. It is blind where
+// neither the store nor a token can tell.
+func (f *restoreFlags) lost(ctx context.Context, out io.Writer, conf *hadoopconf.Conf, place storePlace, staged *sqlite.Staged,
+	log *slog.Logger) (lost, undo []string, blind bool, err error) {
+	blind = true
 	if !place.missing() {
 		current, err := sqlite.OpenReadOnly(ctx, place.file)
 		if err == nil {
@@ -263,20 +271,20 @@ func (f *restoreFlags) lost(ctx context.Context, out io.Writer, conf *hadoopconf
 		if err != nil {
 			blind = true
 			if _, err := fmt.Fprintf(out, "the store that is there cannot be compared, so a key that was deleted since the backup was written comes back unnoticed: %v\n", err); err != nil {
-				return nil, nil, err
+				return nil, nil, blind, err
 			}
 		}
 	}
 	if !f.noToken {
 		t, err := compareToken(ctx, conf, staged.Store, true, log)
 		if err != nil {
-			return nil, nil, fmt.Errorf("%w; mend that, or compare with the store alone: --no-token", err)
+			return nil, nil, blind, fmt.Errorf("%w; mend that, or compare with the store alone: --no-token", err)
 		}
 		if t != nil {
 			blind = false
 			if t.takenFrom != "" && t.takenFrom != place.uri {
 				if _, err := fmt.Fprintf(out, "NOTE  the token was used last by the metastore at %s; once a server has started on the restored one, that one makes no key any more: stop what uses it\n", t.takenFrom); err != nil {
-					return nil, nil, err
+					return nil, nil, blind, err
 				}
 			}
 			lost = append(lost, t.Unknown...)
@@ -286,10 +294,10 @@ func (f *restoreFlags) lost(ctx context.Context, out io.Writer, conf *hadoopconf
 		}
 	}
 	if blind && !place.missing() && !f.lose {
-		return nil, nil, &exitError{exitRefused, errors.New("neither the store that is there nor a token can tell which keys the backup lacks; nothing was changed. Let the token be asked (leave out --no-token), or say --lose-keys")}
+		return nil, nil, blind, &exitError{exitRefused, errors.New("neither the store that is there nor a token can tell which keys the backup lacks; nothing was changed. Let the token be asked (leave out --no-token), or say --lose-keys")}
 	}
 	slices.Sort(lost)
-	return slices.Compact(lost), undo, nil
+	return slices.Compact(lost), undo, blind, nil
 }
 
 // movedLine tells that a store was moved, so that what became of keys since is known at

@@ -252,7 +252,7 @@ func compareToken(ctx context.Context, conf *hadoopconf.Conf, store metastore.St
 	defer func() { err = errors.Join(err, p.Close()) }()
 	from := ""
 	if takeUp {
-		if from, err = p.TakeUp(ctx); err != nil {
+		if from, _, err = p.TakeUp(ctx); err != nil {
 			return nil, err
 		}
 	}

@@ -206,12 +206,12 @@ func (p *Provider) objectLost(ctx context.Context, b bond, list []incarnation) e
 	if len(labels) == 0 {
 		return nil
 	}
-	err = staleError{p.misfit("the object that bound token %s to metastore %s is gone, and the token holds keys of claviger "+
+	err = stalef("the object that bound token %s to metastore %s is gone, and the token holds keys of claviger "+
 		"that this metastore does not know: %s; so the metastore may be a copy, or an older state, of the one that made them; "+
 		"two copies would destroy each other's keys, so nothing is made or destroyed with this one; if it is an old copy, name "+
 		"the right one by claviger.metastore.uri; if it is the one to go on, see that no other is used, and give the token "+
 		"to it: %s; then %s makes records of what it does not know",
-		tokenName(info), p.store.URI(), some(labels), p.accept(), p.adopt(""))}
+		tokenName(info), p.store.URI(), some(labels), p.accept(), p.adopt(""))
 	if p.usedHere(list) {
 		return hereError{err}
 	}

@@ -226,7 +226,7 @@ func TestLostObject(t *testing.T) {
 	if err := p.Stale(ctx); !hsm.IsStale(err) {
 		t.Errorf("before: %v", err)
 	}
-	if from, err := p.TakeUp(ctx); err != nil || from == "" {
+	if from, written, err := p.TakeUp(ctx); err != nil || from == "" || written {
 		t.Errorf("%q, %v", from, err)
 	}
 	if err := p.Stale(ctx); err != nil {
@@ -291,7 +291,7 @@ func TestStartWithoutTheObject(t *testing.T) {
 	b = other
 	b.access = hsm.Mend
 	p := b.mustOpen(t)
-	if _, err := p.TakeUp(ctx); err != nil {
+	if _, _, err := p.TakeUp(ctx); err != nil {
 		t.Fatal(err)
 	}
 	mustClose(t, p)

@@ -92,6 +92,31 @@ func TestCommandAtACopy(t *testing.T) {
 	wantStale(t, b, c)
 }
 
+// TestTakeUpOfAFullToken: where the token takes nothing, the store has an operator's decision all the
+// same, and the caller hears that the token has it not.
+func TestTakeUpOfAFullToken(t *testing.T) {
+	ctx := t.Context()
+	b := newBacking(t)
+	b.create(t, "k")
+	c := b.beside(t, b.copyStore(t))
+	mustClose(t, c.mustOpen(t))
+	b.access = hsm.Mend
+	p := b.mustOpen(t)
+	b.meter.Fail("CreateObject", 1000, errKilled)
+	from, written, err := p.TakeUp(ctx)
+	if !strings.HasSuffix(from, c.db) || written || !errors.Is(err, errKilled) {
+		t.Errorf("%q, %t, %v", from, written, err)
+	}
+	if err := p.Stale(ctx); err != nil {
+		t.Error(err)
+	}
+	mustClose(t, p)
+	b.meter.Heal()
+	b.access = hsm.Serve
+	p = b.mustOpen(t)
+	create(t, p, "new")
+}
+
 // TestPutBack: a server on an older state of the store at its own place opens what it knows, and makes and
 // destroys nothing before an operator has decided. Commands that change keys are refused.
 func TestPutBack(t *testing.T) {
@@ -124,7 +149,7 @@ func TestPutBack(t *testing.T) {
 	}
 	b.access = hsm.Mend
 	p := b.mustOpen(t)
-	if from, err := p.TakeUp(ctx); err != nil || !strings.HasSuffix(from, b.db) {
+	if from, _, err := p.TakeUp(ctx); err != nil || !strings.HasSuffix(from, b.db) {
 		t.Fatal(from, err)
 	}
 	mustClose(t, p)

@@ -20,6 +20,9 @@ const (
 	// doubted is how long the outcome of a whole comparison holds while they do not:
 	// then each creation would have all keys of the token read.
 	doubted = 5 * time.Second
+	// DecidedWithin bounds the time in which a server that runs notices what an operator has
+	// decided (see TakeUp).
+	DecidedWithin = watchPause + doubted
 	// sampled is how many keys of the store a look before a creation asks the token for.
 	sampled = 8
 	// watched is the same of a server's own look, which goes through all keys in turn.
@@ -422,9 +425,12 @@ func ourCommand(command, confDir, flags string) string {
 // misfit makes the error for the log, with an answer for callers, who are not to read
 // the names of others' keys.
 func (p *Provider) misfit(format string, args ...any) error {
-	err := misfitError{claviger.Errorf("hsm.fits", claviger.Unavailable, "", format, args...)}
-	return claviger.Answer(err, "the HSM token and this server's metastore no longer fit together, so no key is made or rolled: one of them was replaced, or the token has lost keys; "+
-		"an operator must restore the token or the metastore, or give up what is lost (claviger hsm adopt --rebind); the server's log and /readyz say what is missing")
+	return misfitOf("the HSM token and this server's metastore no longer fit together, so no key is made or rolled: one of them was replaced, or the token has lost keys; "+
+		"an operator must restore the token or the metastore, or give up what is lost (claviger hsm adopt --rebind); the server's log and /readyz say what is missing", format, args...)
+}
+
+func misfitOf(answer, format string, args ...any) error {
+	return claviger.Answer(misfitError{claviger.Errorf("hsm.fits", claviger.Unavailable, "", format, args...)}, answer)
 }
 
 // mayMake refuses to make keys while token and store do not fit together: what is made

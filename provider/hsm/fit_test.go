@@ -54,7 +54,11 @@ func wantStopped(t *testing.T, p *hsm.Provider, key string, texts ...string) {
 			t.Errorf("%s: %v", what, err)
 			continue
 		}
-		if answer := claviger.AnswerOf(err); !strings.Contains(answer, "no key is made or rolled") || !strings.Contains(answer, "claviger hsm adopt") || strings.Contains(answer, key+"@") {
+		cure := "claviger hsm adopt --rebind"
+		if hsm.IsStale(err) {
+			cure = "claviger metastore accept"
+		}
+		if answer := claviger.AnswerOf(err); !strings.Contains(answer, "no key is made or rolled") || !strings.Contains(answer, cure) || hsm.IsStale(err) && strings.Contains(answer, "adopt") || strings.Contains(answer, key+"@") {
 			t.Errorf("%s is answered with %q", what, answer)
 		}
 		for _, text := range texts {

@@ -57,6 +57,13 @@ type staleError struct{ error }
 
 func (e staleError) Unwrap() error { return e.error }
 
+// stalef makes the error for the log, with an answer for callers as misfit does.
+func stalef(format string, args ...any) staleError {
+	return staleError{misfitOf("this server's metastore may be a copy, or an older state, of the one that has used the HSM token, "+
+		"so no key is made or rolled; an operator must decide which of them goes on (claviger metastore accept); "+
+		"the server's log and /readyz say why", format, args...)}
+}
+
 // IsStale tells an error which says that another copy of the store has used the token
 // since this one did. It is a misfit.
 func IsStale(err error) bool {
@@ -200,13 +207,13 @@ func (p *Provider) stale(b Binding) error {
 		why = "the file was put back from an older copy, the database was restored or has failed over to a standby that lacks the newest, " +
 			"an older program has used it meanwhile, or another host has a copy at the same path"
 	}
-	err := staleError{p.misfit("metastore %s is a copy of the metastore %s (or an older state of it) that has used token %s since %s, "+
+	err := stalef("metastore %s is a copy of the metastore %s (or an older state of it) that has used token %s since %s, "+
 		"which this one does not know of: %s; "+
 		"two copies would destroy each other's keys, so nothing is made or destroyed with this one; "+
 		"if it is an old copy, name the other by claviger.metastore.uri; if this is the one to go on, "+
 		"stop the other, and give the token to this one: %s; then %s makes records of what the other has made",
 		p.store.URI(), where, tokenName(p.tok.Info()), b.served().UTC().Format(time.RFC3339), why,
-		p.accept(), p.adopt(""))}
+		p.accept(), p.adopt(""))
 	if here {
 		return hereError{err}
 	}
@@ -224,10 +231,10 @@ func (p *Provider) elsewhere(ctx context.Context, mine []Binding) error {
 	if err != nil || b == nil {
 		return err
 	}
-	return staleError{p.misfit("token %s was last used with the metastore at %s, since %s, and metastore %s may be a copy of that one; "+
+	return stalef("token %s was last used with the metastore at %s, since %s, and metastore %s may be a copy of that one; "+
 		"a command on it would stop a server that uses the other, so nothing is made, destroyed or adopted with it; if it is a copy, name the other by "+
 		"claviger.metastore.uri; if this is the one to go on, stop the other, and give the token to this one: %s (or start a server on it)",
-		tokenName(p.tok.Info()), b.URI, b.served().UTC().Format(time.RFC3339), p.store.URI(), p.accept())}
+		tokenName(p.tok.Info()), b.URI, b.served().UTC().Format(time.RFC3339), p.store.URI(), p.accept())
 }
 
 // lastElsewhere returns the object of this store that another place has written; nil where
@@ -396,17 +403,26 @@ func (p *Provider) mayRecord(ctx context.Context) error {
 }
 
 // TakeUp makes the incarnations of the token known to a store that does not know them, or
-// knows them from another place: an operator has decided that this copy goes on. Steps that are pending in it end, and what it
-// has had destroyed counts as no orphan any more: the other copy may have used it. The token
-// itself gets an incarnation of this copy at the next start. from is where the other copy was,
-// "" where there was nothing to decide.
-func (p *Provider) TakeUp(ctx context.Context) (from string, err error) {
-	ctx, unlock, err := p.bindingLock(ctx)
+// knows them from another place: an operator has decided that this copy goes on. Steps that are
+// pending in it end, and what it has had destroyed counts as no orphan any more: the other copy
+// may have used it. from is where the other copy was, "" where there was nothing to decide.
+//
+// written tells that the token has got an incarnation of this copy, so that the other makes and
+// destroys nothing any more. Otherwise it gets one at the next start: with an access that does not
+// change the token, and where the token has no object of this store. An error with from says that
+// the store has done its part, and the token not.
+func (p *Provider) TakeUp(ctx context.Context) (from string, written bool, err error) {
+	held, unlock, err := p.bindingLock(ctx)
 	if err != nil {
-		return "", err
+		return "", false, err
 	}
-	defer unlock()
-	return p.takeUp(ctx)
+	from, err = p.takeUp(held)
+	unlock()
+	if err != nil || from == "" {
+		return "", false, err
+	}
+	err = p.take(ctx)
+	return from, p.putIncarnation.Load(), err
 }
 
 // takeUp is TakeUp. The binding lock is held.
