@@ -116,15 +116,18 @@ func recovered(ctx context.Context, store server.Store, name string, o server.Re
 
 func recoverFrom(ctx context.Context, out io.Writer, store server.Store, name string, revive []string) error {
 	r, err := recovered(ctx, store, name, server.RecoverOptions{Revive: revive})
+	begun := r != nil && !(r.Added.None() && len(r.Aside) == 0)
 	switch {
+	case err == nil:
+	case begun: // a second call tells of what it adds itself alone
+		_, werr := io.WriteString(out, toldOf(r))
+		return errors.Join(fmt.Errorf("%w; what was added before stays, and the command may be repeated", err), werr)
 	case server.IsPassive(err):
 		return &exitError{exitRefused, fmt.Errorf("%w; nothing was changed: copy %s to the host of the active one and run this there, or run claviger trustee promote here first", err, name)}
-	case claviger.Is(err, claviger.KeyNotFound) && r == nil:
+	case claviger.Is(err, claviger.KeyNotFound):
 		return &exitError{exitRefused, fmt.Errorf("%w; nothing was changed", err)}
-	case err != nil && r == nil:
+	default:
 		return fmt.Errorf("%w; nothing was changed", err)
-	case err != nil:
-		return fmt.Errorf("%w; what was added before stays, and the command may be repeated", err)
 	}
 	for _, name := range r.Idle {
 		if _, err := fmt.Fprintf(out, "nothing to revive of %s: the store holds all of it\n", claviger.Printable(name)); err != nil {
@@ -135,6 +138,24 @@ func recoverFrom(ctx context.Context, out io.Writer, store server.Store, name st
 		_, err := fmt.Fprintln(out, "the store holds all of it: nothing was changed")
 		return err
 	}
+	if _, err := io.WriteString(out, toldOf(r)); err != nil {
+		return err
+	}
+	var errs []error
+	if len(r.Left) > 0 {
+		errs = append(errs, fmt.Errorf("%d of them were not added; %s alone has these: keep that file", len(r.Left), name))
+	}
+	if len(r.Aside) > 0 {
+		errs = append(errs, fmt.Errorf("%d versions cannot be used before they are adopted: keep %s until then", len(r.Aside), name))
+	}
+	if len(errs) > 0 {
+		return &exitError{exitRefused, errors.Join(errs...)}
+	}
+	return nil
+}
+
+// toldOf says what was added, left and kept, a line each.
+func toldOf(r *server.Recovered) string {
 	text := ""
 	if n := &r.Added; !n.None() {
 		text = fmt.Sprintf("added %d organizations, %d clients and %d deposits\n", n.Orgs, n.Clients, n.Deposits)
@@ -149,18 +170,5 @@ func recoverFrom(ctx context.Context, out io.Writer, store server.Store, name st
 		text += fmt.Sprintf("kept version %q, which no key names: its EDEKs stay unreadable until, on a host of the KT KMS, claviger trustee adopt --conf DIR %q\n",
 			version, version)
 	}
-	if _, err := io.WriteString(out, text); err != nil {
-		return err
-	}
-	var errs []error
-	if len(r.Left) > 0 {
-		errs = append(errs, fmt.Errorf("%d of them were not added; %s alone has these: keep that file", len(r.Left), name))
-	}
-	if len(r.Aside) > 0 {
-		errs = append(errs, fmt.Errorf("%d versions cannot be used before they are adopted: keep %s until then", len(r.Aside), name))
-	}
-	if len(errs) > 0 {
-		return &exitError{exitRefused, errors.Join(errs...)}
-	}
-	return nil
+	return text
 }
