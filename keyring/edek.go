@@ -149,7 +149,7 @@ func (r *Ring) Decrypt(ctx context.Context, c claviger.Caller, key string, hasKe
 			} else if again && r.replaced(err, v.Key) {
 				continue
 			}
-		case r.mayBeForeign(&q, err, e.Version):
+		case r.mayBeForeign(err, e.Version):
 			dek, err = r.decryptForeign(ctx, &q, named, e)
 		}
 		if err != nil {
@@ -426,7 +426,7 @@ func (r *Ring) checkVersions(ctx context.Context, q *request, named *string, es 
 		if err == nil {
 			own = append(own, v)
 		} else {
-			if !r.mayBeForeign(q, err, version) {
+			if !r.mayBeForeign(err, version) {
 				return nil, err
 			}
 			owner, _ = claviger.KeyOfVersion(version)

@@ -213,31 +213,42 @@ func TestMissingByTheJournal(t *testing.T) {
 	wantKind(t, err, claviger.Unavailable)
 }
 
-// TestMissingIsRemembered: names that nobody knows are no load on a source.
-func TestMissingIsRemembered(t *testing.T) {
+// TestMissingIsAskedForAgain: that a source has no such version is said by its answer to this
+// very request. It may have rolled to it since the last, and "not found" is final for a client.
+func TestMissingIsAskedForAgain(t *testing.T) {
 	l, far := withSource(t, nil, "k")
-	for range 50 {
-		for _, c := range [][2]string{{"k", "k@77"}, {"nowhere", "nowhere@0"}} {
-			_, err := l.Decrypt(t.Context(), caller("u"), c[0], true, claviger.EDEK{Version: c[1], IV: make([]byte, 16), Material: make([]byte, 16)})
-			wantKind(t, err, claviger.VersionNotFound)
-		}
+	es, deks := made(t, far.blocks, "k@0", 1)
+	e := es[0]
+	e.Version = "k@1"
+	for range 3 {
+		_, err := l.Decrypt(t.Context(), caller("u"), "k", true, e)
+		wantKind(t, err, claviger.VersionNotFound)
+		_, err = l.Reencrypt(t.Context(), caller("u"), "k", true, e)
+		wantKind(t, err, claviger.VersionNotFound)
 	}
-	if calls := far.calls(); len(calls) != 3 { // k's metadata, k@77, nowhere's metadata
-		t.Errorf("the source was asked %d times: %q", len(calls), calls)
+	if calls := far.calls(); len(calls) != 7 { // k's metadata, and k@1 each time
+		t.Errorf("the source was asked %q", calls)
 	}
-	// Another user is not told of what was so for this one.
-	_, err := l.Decrypt(t.Context(), caller("v"), "k", true, claviger.EDEK{Version: "k@77", IV: make([]byte, 16), Material: make([]byte, 16)})
-	wantKind(t, err, claviger.VersionNotFound)
-	if calls := far.calls(); !slices.Equal(calls, []string{"v/k@77/1"}) {
-		t.Errorf("for another user, the source was asked %q", calls)
-	}
-	// What is created or invalidated here is forgotten to be missing.
-	if err := l.Invalidate(t.Context(), caller("u"), "k"); err != nil {
+	if _, err := far.Roll(t.Context(), "k", nil); err != nil {
 		t.Fatal(err)
 	}
-	_, err = l.Decrypt(t.Context(), caller("u"), "k", true, claviger.EDEK{Version: "k@77", IV: make([]byte, 16), Material: make([]byte, 16)})
-	wantKind(t, err, claviger.VersionNotFound)
-	if calls := far.calls(); !slices.Equal(calls, []string{"metadata/k", "u/k@77/1"}) {
-		t.Errorf("the source was asked %q", calls)
+	es, deks = made(t, far.blocks, "k@1", 1)
+	if dek, err := l.Decrypt(t.Context(), caller("u"), "k", true, es[0]); err != nil || !dek.Equal(deks[0]) {
+		t.Errorf("rolled a moment ago: %v", err)
+	}
+	far.setFail(failing(claviger.Unavailable, "connection refused"))
+	e.Version = "k@2"
+	_, err := l.Decrypt(t.Context(), caller("u"), "k", true, e)
+	wantKind(t, err, claviger.SourceUnreachable)
+	far.setFail(nil)
+	_, err = l.Version(t.Context(), caller("u"), "k@2")
+	if err != nil {
+		t.Error(err)
+	}
+	if _, err := far.Roll(t.Context(), "k", nil); err != nil {
+		t.Fatal(err)
+	}
+	if v, err := l.Version(t.Context(), caller("u"), "k@2"); err != nil || v == nil {
+		t.Errorf("its version, rolled a moment ago: %v, %v", v, err)
 	}
 }

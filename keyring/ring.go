@@ -150,8 +150,7 @@ type Ring struct {
 	keys     *cache[*claviger.Metadata]  // by key; entries are shared and not changed
 
 	sources []*source
-	homes   *cache[*source]  // which source has served a version
-	missing *cache[struct{}] // versions that neither the primary nor a source knows
+	homes   *cache[*source] // which source has served a version
 	usage   *usage
 	// unserved bounds what is counted of versions that no source is asked for.
 	unserved unserved
@@ -259,7 +258,6 @@ func (r *Ring) useProviders() (err error) {
 	}
 	if len(r.sources) > 0 {
 		r.homes = newCache[*source](homeTimeout, true, cachedVersions)
-		r.missing = newCache[struct{}](missingTimeout, false, cachedVersions)
 	}
 	return nil
 }

@@ -26,9 +26,6 @@ const (
 	// Hadoop believes in a current version. So long a key that was made anew at the
 	// source under other rules may be guarded by the old ones.
 	foreignTimeout = 30 * time.Second
-	// missingTimeout is how long a version that nobody knows is not asked for
-	// again, so that a client that asks in a loop is no load on the sources.
-	missingTimeout = 10 * time.Second
 	// sourceChunk is how many EDEKs go into one call to a source, which has
 	// SourceTimeout for them.
 	sourceChunk = 250
@@ -211,27 +208,16 @@ func fits(edeks []claviger.EDEK, deks []secret.Bytes) error {
 }
 
 // mayBeForeign reports whether err, from looking for the version at the
-// primary, leaves it possible that a source has it. That no source has is remembered
-// for a while, for the user who asked alone: another may ask a moment later for what
-// was made meanwhile.
-func (r *Ring) mayBeForeign(q *request, err error, version string) bool {
+// primary, leaves it possible that a source has it. That no source has it is not
+// remembered: one may have rolled to it a moment later, and "not found" is a client's
+// final answer. What a user may ask for in vain is bounded as all waiting is, see away.
+func (r *Ring) mayBeForeign(err error, version string) bool {
 	if len(r.sources) == 0 || !claviger.Is(err, claviger.VersionNotFound) || r.cfg.Ours[version] {
 		return false
 	}
-	if _, ok := claviger.KeyOfVersion(version); !ok {
-		return false
-	}
-	_, missing := r.missing.get(missingFor(q, version))
-	return !missing
+	_, ok := claviger.KeyOfVersion(version)
+	return ok
 }
-
-// missingFor is the name under which it is remembered that no source has a version.
-func missingFor(q *request, version string) string {
-	return q.caller.Short + "\x00" + version // no name of a key has a NUL
-}
-
-// versionOfMissing is the version in such a name.
-func versionOfMissing(name string) string { return name[strings.LastIndexByte(name, 0)+1:] }
 
 // decryptForeign opens an EDEK of a version that only a source can know. The
 // rules of the key are asked before the source is.
@@ -312,7 +298,7 @@ func (r *Ring) unwrapAtSource(ctx context.Context, q *request, use, key, as stri
 		return nil, err
 	}
 	var deks []secret.Bytes
-	s, err := r.findSource(q, version, ask, func(s *source) (err error) {
+	s, err := r.findSource(version, ask, func(s *source) (err error) {
 		if err := r.guardedAt(ctx, s, key, guard); err != nil {
 			return err
 		}
@@ -335,7 +321,7 @@ func (r *Ring) unwrapAtSource(ctx context.Context, q *request, use, key, as stri
 // material, whatever the source would show.
 func (r *Ring) versionAtSource(ctx context.Context, q *request, version string) (*provider.KeyVersion, error) {
 	notFound := claviger.E("keyring.Version", claviger.VersionNotFound, version, nil)
-	if !r.mayBeForeign(q, notFound, version) {
+	if !r.mayBeForeign(notFound, version) {
 		return nil, nil
 	}
 	key, _ := claviger.KeyOfVersion(version)
@@ -348,7 +334,7 @@ func (r *Ring) versionAtSource(ctx context.Context, q *request, version string) 
 	var s *source
 	ask := question{what: "key version '" + version + "'", name: version}
 	err := r.away(ctx, "keyring.Version", version, func() (err error) {
-		s, err = r.findSource(q, version, ask, func(s *source) error {
+		s, err = r.findSource(version, ask, func(s *source) error {
 			guard := func(m *claviger.Metadata) error { return q.needKey(ctx, m, authz.KeyRead) }
 			if err := r.guardedAt(ctx, s, key, guard); err != nil {
 				return err
@@ -376,7 +362,7 @@ func (r *Ring) versionAtSource(ctx context.Context, q *request, version string) 
 // the sources in order until one does not say "not found". One that refuses or
 // does not answer ends the walk, see the package comment. Kinds VersionNotFound,
 // SourceUnreachable, SourceRefused, and what else a source may say of the EDEKs.
-func (r *Ring) findSource(q *request, version string, ask question, try func(*source) error) (*source, error) {
+func (r *Ring) findSource(version string, ask question, try func(*source) error) (*source, error) {
 	if s, ok := r.homes.get(version); ok {
 		err := try(s)
 		if err == nil {
@@ -396,7 +382,6 @@ func (r *Ring) findSource(q *request, version string, ask question, try func(*so
 			return nil, s.verdict(err, ask)
 		}
 	}
-	r.missing.put(missingFor(q, version), struct{}{})
 	return nil, claviger.E("keyring.source", claviger.VersionNotFound, version, nil)
 }
 

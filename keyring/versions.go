@@ -204,7 +204,6 @@ func (r *Ring) forget(key string) {
 	for _, s := range r.sources {
 		s.keys.drop(key)
 	}
-	r.missing.dropAll(func(name string) bool { return ofKey(versionOfMissing(name)) })
 	if r.queue != nil {
 		r.queue.Drain(key)
 	}
@@ -221,7 +220,6 @@ func (r *Ring) forgetAll() {
 	}
 	r.aliases.dropAll(all)
 	r.origins.forget()
-	r.missing.dropAll(all)
 	if r.queue != nil {
 		r.queue.DrainAll()
 	}
