@@ -26,12 +26,21 @@ type Freed struct {
 type FreedNames struct {
 	Format string  `json:"format"` // "claviger migrate free 1"
 	Freed  []Freed `json:"freed"`
+	// Shelved are the newest versions of deleted keys of these names that can still come back.
+	Shelved []string `json:"shelved,omitempty"`
 }
 
 // WriteText writes the report for people.
 func (f *FreedNames) WriteText(w io.Writer) error {
 	for _, k := range f.Freed {
 		if _, err := fmt.Fprintf(w, "The name %s is free: each user who may create keys can make a key of that name.\n", claviger.Printable(k.Key)); err != nil {
+			return err
+		}
+	}
+	for _, v := range f.Shelved {
+		key, _ := claviger.KeyOfVersion(v)
+		if _, err := fmt.Fprintf(w, "The deleted key of version %s stays, and its files open again once it is undeleted (claviger key undelete %s --key-version %s). A new key of the name has to be deleted first.\n",
+			claviger.Printable(v), claviger.Printable(key), claviger.Printable(v)); err != nil {
 			return err
 		}
 	}
@@ -82,6 +91,15 @@ func (e *Engine) FreeNames(ctx context.Context, user string, keys ...string) (*F
 			return nil, claviger.Errorf(op, claviger.Invalid, key, "key %s is here, so its name cannot be freed; delete the key first", claviger.Printable(key))
 		}
 		report.Freed = append(report.Freed, Freed{Key: key, At: e.now(), User: user, Host: e.cfg.Host})
+		shelved, err := e.cfg.Store.Shelved(ctx, key)
+		if err != nil {
+			return nil, err
+		}
+		for _, k := range shelved {
+			if n := len(k.List); n > 0 {
+				report.Shelved = append(report.Shelved, claviger.VersionName(key, k.List[n-1].ID))
+			}
+		}
 	}
 	for _, f := range report.Freed {
 		if err := e.put(ctx, freedRun, f.Key, f); err != nil {

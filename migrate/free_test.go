@@ -1,12 +1,15 @@
 package migrate_test
 
 import (
+	"context"
 	"strings"
 	"testing"
 	"time"
 
 	"claviger"
+	"claviger/metastore"
 	"claviger/migrate"
+	"claviger/provider"
 )
 
 // TestFreeNames: names are kept after the end of a migration until an administrator
@@ -58,7 +61,12 @@ func TestFreeNames(t *testing.T) {
 	refused("never", "has no key never")
 	refused("here", "key here is here")
 	freed("") // one name that cannot be freed keeps the others
+	b.cfg.Store = shelved{b.store, metastore.Shelved{Key: metastore.Key{Metadata: claviger.Metadata{Name: "gone"}, List: []metastore.Version{{ID: "0"}, {ID: "1"}}}}}
 	report, err := b.engine(t).FreeNames(t.Context(), "root", "gone")
+	if text := textOf(t, report.WriteText); !strings.Contains(text, "The name gone is free") ||
+		!strings.Contains(text, "(claviger key undelete gone --key-version gone@1)") {
+		t.Errorf("%s", text)
+	}
 	if err != nil || len(report.Freed) != 1 || report.Freed[0].User != "root" || report.Freed[0].Host != "new.example.com" {
 		t.Fatalf("%+v, %v", report, err)
 	}
@@ -75,8 +83,27 @@ func TestFreeNames(t *testing.T) {
 		!strings.Contains(text.String(), "2 keys: 1 done, 1 deleted here and freed, 0 under way") {
 		t.Errorf("%s, %v", text.String(), err)
 	}
+	// Somebody makes a key of the freed name: it is not the one that was migrated.
+	now = now.Add(time.Hour)
+	if _, err := b.target.Create(t.Context(), provider.Spec{Name: "gone", Cipher: claviger.DefaultCipher, BitLength: 128}); err != nil {
+		t.Fatal(err)
+	}
+	standing, err = b.engine(t).Status(t.Context())
+	if c := standing.Counts; err != nil || c.Done != 1 || c.Freed != 1 {
+		t.Errorf("a key that took the freed name counts as the migrated one: %+v, %v", c, err)
+	}
 	// The source is named again, and a new run lists the name.
 	b.add(t, "new", 1)
 	b.run(t)
 	freed("")
+}
+
+// shelved is a store with one deleted key.
+type shelved struct {
+	migrate.Store
+	key metastore.Shelved
+}
+
+func (s shelved) Shelved(context.Context, ...string) ([]metastore.Shelved, error) {
+	return []metastore.Shelved{s.key}, nil
 }

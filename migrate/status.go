@@ -10,6 +10,7 @@ import (
 
 	"claviger"
 	"claviger/metastore"
+	"claviger/provider"
 )
 
 // Standing is where a migration stands, by the journal and the counters of
@@ -170,7 +171,8 @@ func lostHere(it Item, lost map[string]bool) Item {
 	return it
 }
 
-// absent are the keys that the journal has as done, and the target has no more.
+// absent are the keys that the journal has as done, and the target has no more. One whose
+// name another key has now is among them.
 func (e *Engine) absent(ctx context.Context, h *history) (map[string]bool, error) {
 	var done []string
 	for _, key := range h.order {
@@ -185,12 +187,30 @@ func (e *Engine) absent(ctx context.Context, h *history) (map[string]bool, error
 			return nil, err
 		}
 		for i, m := range ms {
-			if m == nil {
-				gone[names[i]] = true
+			another, err := e.another(ctx, h.items[names[i]], m)
+			if err != nil {
+				return nil, err
 			}
+			gone[names[i]] = m == nil || another
 		}
 	}
 	return gone, nil
+}
+
+// another tells whether m, a key of the target or nil, has the name of the key that was taken
+// over as it, and is another key: that one was deleted since. It has none of its versions
+// then, since no version's number comes twice.
+func (e *Engine) another(ctx context.Context, it Item, m *claviger.Metadata) (bool, error) {
+	if m == nil || len(it.TargetVersions) == 0 || fieldsOf(m).Created.Equal(it.Source.Created) {
+		return false, nil
+	}
+	versions, err := e.cfg.Target.Versions(ctx, it.Key)
+	if err != nil {
+		return false, err
+	}
+	return !slices.ContainsFunc(versions, func(v provider.KeyVersion) bool {
+		return slices.Contains(it.TargetVersions, v.Name)
+	}), nil
 }
 
 // interrupted changes the state of runs that the journal has as running, where no

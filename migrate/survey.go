@@ -39,6 +39,13 @@ func (e *Engine) sourceVersions(ctx context.Context, sv *survey, key string) (na
 // judge says what is to be done with one key.
 func (e *Engine) judge(ctx context.Context, sv *survey, name string, theirs, ours *claviger.Metadata, unread error) (Item, error) {
 	before, known := sv.history.items[name]
+	another, err := e.another(ctx, before, ours)
+	if err != nil {
+		return before, err
+	}
+	if another && unread != nil {
+		ours = nil // that of the journal is not here
+	}
 	if unread != nil {
 		if known && before.State == Done && ours != nil {
 			// It is here. Only its comparison with the source cannot be made.
@@ -84,7 +91,7 @@ func (e *Engine) judge(ctx context.Context, sv *survey, name string, theirs, our
 		}
 		return it, nil
 	}
-	if known && before.State == Done && !sv.adopted[name] {
+	if known && before.State == Done && !another && !sv.adopted[name] {
 		before.Why, before.Rolled = "", 0
 		if v := e.collision(ctx, before, theirs, before.TargetVersions); v != "" {
 			return e.collided(ctx, before, theirs, v), nil
