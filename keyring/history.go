@@ -28,6 +28,8 @@ type Origin struct {
 	Counted, Rolled int
 	// Freed: an administrator lets others have the name, once no key here has it.
 	Freed bool
+	// Made are the full names of the versions that were made here for the source's key.
+	Made []string
 	// Finished is when the operator ended the migration; zero: it goes on.
 	Finished time.Time
 }

@@ -154,7 +154,7 @@ func TestOtherSpellings(t *testing.T) {
 
 // TestMissingByTheJournal: "not found" tells what the journal knows.
 func TestMissingByTheJournal(t *testing.T) {
-	l := newLab(t, func(c *Config) { c.History = &journal{} })
+	l := softLab(t, func(c *Config) { c.History = &journal{} })
 	j, _ := l.cfg.History.(*journal)
 	at := time.Date(2026, 11, 20, 10, 0, 0, 0, time.UTC)
 	j.list = []Origin{
@@ -162,6 +162,12 @@ func TestMissingByTheJournal(t *testing.T) {
 		{Key: "left", Source: farURI, Finished: at},
 		{Key: "waits", Source: farURI},
 		{Key: "deleted", Source: farURI, TakenOver: true},
+		{Key: "shelved", Source: farURI, TakenOver: true, Finished: at},
+		{Key: "purged", Source: farURI, TakenOver: true, Finished: at, Made: []string{"purged@1"}},
+	}
+	made := create(t, l.primary, "shelved")
+	if err := l.primary.Delete(t.Context(), "shelved"); err != nil {
+		t.Fatal(err)
 	}
 	e := func(version string) claviger.EDEK {
 		return claviger.EDEK{Version: version, IV: make([]byte, 16), Material: make([]byte, 16)}
@@ -184,6 +190,9 @@ func TestMissingByTheJournal(t *testing.T) {
 		{generate("left"), claviger.KeyNotFound, []string{"'left' was at " + farURI, "finished at 2026-11-20T10:00:00Z without it"}},
 		{generate("waits"), claviger.KeyNotFound, []string{"'waits' is at " + farURI + " and was not migrated yet", "claviger migrate run"}},
 		{generate("deleted"), claviger.KeyNotFound, []string{"'deleted' was migrated from " + farURI + " and has been deleted here since"}},
+		{decrypt("shelved", made.Name), claviger.VersionNotFound, []string{"a version of key 'shelved' here, which was deleted", "claviger key undelete"}},
+		{decrypt("shelved", "shelved@77"), claviger.VersionNotFound, []string{"can be read only while that KMS is a source"}},
+		{decrypt("purged", "purged@1"), claviger.VersionNotFound, []string{"made here for key 'purged'", "gone for ever", farURI + " never had it"}},
 		{generate("unheard"), claviger.KeyNotFound, nil},
 		{decrypt("unheard", "unheard@0"), claviger.VersionNotFound, nil},
 	} {

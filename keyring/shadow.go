@@ -161,13 +161,17 @@ func (r *Ring) explainMissing(ctx context.Context, err error, name string) error
 	}
 	o := list[len(list)-1]
 	var why string
-	switch {
+	switch shelved := r.shelvedVersion(ctx, key, name); {
+	case kind == claviger.VersionNotFound && shelved:
+		why = fmt.Sprintf("it is a version of key '%s' here, which was deleted: claviger key undelete brings the key back", key)
 	case kind == claviger.KeyNotFound && !o.TakenOver && o.Finished.IsZero():
 		why = fmt.Sprintf("key '%s' is at %s and was not migrated yet: claviger migrate run takes it over", key, o.Source)
 	case kind == claviger.KeyNotFound && !o.TakenOver:
 		why = fmt.Sprintf("key '%s' was at %s, whose migration was finished at %s without it", key, o.Source, stamp(o.Finished))
 	case kind == claviger.KeyNotFound:
 		why = fmt.Sprintf("key '%s' was migrated from %s and has been deleted here since", key, o.Source)
+	case slices.ContainsFunc(list, func(o Origin) bool { return slices.Contains(o.Made, name) }):
+		why = fmt.Sprintf("it was made here for key '%s', and is gone for ever: %s never had it", key, o.Source)
 	case o.Finished.IsZero() && r.hasSource(o.Source):
 		return err // it was asked
 	case o.Finished.IsZero():
@@ -179,4 +183,15 @@ func (r *Ring) explainMissing(ctx context.Context, err error, name string) error
 			"is a source (hadoop.kms.key.provider.reencryption.source.uri)", key, o.Source, stamp(o.Finished))
 	}
 	return claviger.E("keyring.history", kind, name, &Taken{why})
+}
+
+// shelvedVersion tells whether a deleted key of that name has the version of that full name.
+// False where that is not known.
+func (r *Ring) shelvedVersion(ctx context.Context, key, version string) bool {
+	soft, ok := r.cfg.Primary.(provider.SoftDeleter)
+	if !ok {
+		return false
+	}
+	keys, err := soft.Deleted(ctx, key)
+	return err == nil && slices.ContainsFunc(keys, func(k provider.Deleted) bool { return slices.Contains(k.List, version) })
 }

@@ -23,6 +23,8 @@ type Origin struct {
 	Rolled   int
 	// Folded: the source answers to every spelling of the name.
 	Folded bool
+	// Made are the full names of the versions that were made.
+	Made []string
 	// Finished is when the operator ended the migration; nil: it goes on.
 	Finished *time.Time
 	// Freed is when an administrator freed the name, by FreeNames; nil: it is kept.
@@ -56,7 +58,7 @@ func Origins(ctx context.Context, store metastore.Journal) ([]Origin, error) {
 		}
 		for _, it := range items {
 			o := Origin{Key: it.Key, Source: r.Source, TakenOver: it.State == Done || it.State == Deleted, Folded: it.Folded, Metadata: it.Source,
-				Numbered: it.numbered() && len(it.TargetVersions) > 0, Rolled: it.Rolled}
+				Numbered: it.numbered() && len(it.TargetVersions) > 0, Rolled: it.Rolled, Made: it.TargetVersions}
 			if f, ok := freed[it.Key]; ok && !f.At.Before(r.Started) {
 				o.Freed = &f.At // a run that lists the name later keeps it again
 			}
