@@ -91,6 +91,7 @@ type Conf struct {
 	system   map[string]string   // what Java calls system properties: user.home and such
 	env      func(string) (string, bool)
 	warnings []string
+	meant    map[string]string // of properties that nobody knows, the one that each most probably means
 }
 
 // New returns an empty configuration. dir is what Dir returns; env reads the
@@ -100,7 +101,7 @@ func New(dir string, env func(string) (string, bool)) *Conf {
 		env = os.LookupEnv
 	}
 	c := &Conf{
-		dir: dir, env: env, props: map[string]Property{}, finals: map[string]Property{},
+		dir: dir, env: env, props: map[string]Property{}, finals: map[string]Property{}, meant: map[string]string{},
 		system: map[string]string{"java.io.tmpdir": os.TempDir(), "file.separator": "/", "path.separator": ":"},
 	}
 	// Java, too, asks the user data base and not HOME, which su and sudo leave as it

@@ -65,6 +65,7 @@ func (c *Conf) warnMisspelt(name string) {
 	if !ok || hadoopHas(near) {
 		return
 	}
+	c.meant[name] = near
 	c.warnings = append(c.warnings, fmt.Sprintf("%s: property %s is not known, to Hadoop neither, and has no effect;"+
 		" did you mean %s?", c.props[name].Where(), name, near))
 }

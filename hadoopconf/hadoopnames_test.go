@@ -7,12 +7,17 @@ import (
 	"testing"
 )
 
-// warningsOf loads a folder that sets the properties, each to 1.
+// warningsOf loads a folder that sets the properties, each to 1, and all guards.
 func warningsOf(t *testing.T, names ...string) string {
 	t.Helper()
 	site := ""
 	for _, name := range names {
 		site += prop(name, "1")
+	}
+	for _, guard := range guards {
+		if !slices.Contains(names, guard) {
+			site += prop(guard, "1")
+		}
 	}
 	c, err := LoadKMS(writeConf(t, map[string]string{"kms-site.xml": site}), env(nil))
 	if err != nil {

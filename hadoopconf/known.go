@@ -72,8 +72,8 @@ var KMS = []Known{
 	{"claviger.http.answer.timeout", "2m", "by when it must be answered, slow readers included"},
 	{"hadoop.http.socket.backlog.size", "500", "taken and not used: the system's own limit holds (net.core.somaxconn)"},
 	{"hadoop.http.idle_timeout.ms", "60000", "how long a connection may idle between requests"},
-	{ProviderURI, "jceks://file@/${user.home}/kms.keystore",
-		"comma list: the first provider is written to, the others are asked for versions that it does not know"},
+	{ProviderURI, "",
+		"comma list: the first provider is written to, the others are asked for versions that it does not know; it must be set"},
 	{SourceURI, "", "kms:// URI of the source KMS, hosts separated by ';', asked for versions that are not ours"},
 	{ReencryptionEnable, "false", "may EDEKs of a source's versions be re-wrapped under ours?"},
 	{InitiateMigration, "false", "take over the source's key metadata at start"},
@@ -375,7 +375,13 @@ func LoadKMS(dir string, env func(string) (string, bool)) (*Conf, error) {
 			c.SetDefault(k.Name, k.Default)
 		}
 	}
-	return c, c.checkOurs()
+	if err := c.checkOurs(); err != nil {
+		return nil, err
+	}
+	if err := c.checkGuards(); err != nil {
+		return nil, err
+	}
+	return c, nil
 }
 
 // checkOurs expands every property that we may ask for, so that Get need not
@@ -459,6 +465,33 @@ var misnamed = map[string]string{
 	"hadoop.kms.aggregation.delay.ms": "hadoop.kms.audit.aggregation.window.ms", // Hadoop's own KMS guide
 }
 
+// guards are properties without which the server would go on with less than its operator
+// meant: other keys, another store of them, anybody for a user, no TLS, no record. Where
+// one is not set, a property that is most probably a misspelling of it is refused.
+var guards = []string{
+	ProviderURI, SourceURI, InitiateMigration, MetastoreURI,
+	"hadoop.kms.authentication.type", "hadoop.kms.ssl.enabled", "hadoop.security.authorization",
+	AuthorizationManager, HDFSSuperusers, "claviger.audit.json.file", "claviger.audit.must",
+}
+
+// checkGuards refuses the first property (by name) that is not known and means a guard
+// which is not set.
+func (c *Conf) checkGuards() error {
+	for _, name := range c.Names() {
+		meant, ok := c.meant[name]
+		if !ok || !slices.Contains(guards, meant) {
+			continue
+		}
+		if p, set := c.props[meant]; set && p.File != "" {
+			continue
+		}
+		return fmt.Errorf("%s: property %s is not known, and %s is not set; did you mean that? It decides on keys, on who may "+
+			"use them, or on what is recorded, so it is not left to its default: correct the name, or take the line out",
+			c.props[name].Where(), name, meant)
+	}
+	return nil
+}
+
 // warnUnknown names properties of our families that mean nothing, with the
 // nearest one that does.
 func (c *Conf) warnUnknown() {
@@ -483,6 +516,7 @@ func (c *Conf) warnUnknown() {
 			w += "; the property is called " + meant
 		} else if near, ok := claviger.NearMiss(name, candidates(name)); ok {
 			w += "; did you mean " + near + "?"
+			c.meant[name] = near
 		}
 		c.warnings = append(c.warnings, w)
 	}

@@ -16,7 +16,8 @@ func TestSettingsPage(t *testing.T) {
 All properties that ` + "`claviger kms`" + ` and the commands with ` + "`--conf`" + ` read, of ` +
 		"`core-site.xml` and `kms-site.xml`" + `. The page
 is written from the program's own table (` + "`go test ./hadoopconf -run TestSettingsPage -update`" + `). A property of
-these families that is not here is warned of at the start, with the one that was probably meant. The rules of
+these families that is not here is warned of at the start, with the one that was probably meant, and refused where
+that is not set and decides on keys, users, TLS or records ([hadoop-divergences.md](hadoop-divergences.md)). The rules of
 ` + "`kms-acls.xml`" + ` are in [acls.md](acls.md), the stores of ` + "`ssl-server.xml` and `ssl-client.xml`" + ` in
 [tls.md](tls.md), ` + "`kts-site.xml` in [kt-kms.md](kt-kms.md), `application.properties` in [keyhsm.md](keyhsm.md)" + `.
 

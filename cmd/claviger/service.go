@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 
+	"claviger"
 	"claviger/hadoopconf"
 	"claviger/keyring"
 	"claviger/metastore"
@@ -18,6 +19,7 @@ import (
 	"claviger/provider"
 	"claviger/provider/builtin"
 	"claviger/provider/hsm"
+	"claviger/secret"
 )
 
 // service is what a configuration folder describes: the providers, and the
@@ -93,10 +95,15 @@ func (s *service) open(ctx context.Context) error {
 		return err
 	}
 	if len(list) == 0 {
-		return fmt.Errorf("property %s names no provider; known schemes: %s", hadoopconf.ProviderURI, strings.Join(registry.Schemes(), ", "))
+		return refuse(s.Conf, hadoopconf.ProviderURI, "name the place of the keys in kms-site.xml, as in "+
+			"cloudera.hsmkp://file@/etc/claviger/luna.keystore for an HSM; Hadoop's default, a Java keystore in the user's home folder, is "+
+			"not taken. Known schemes: "+strings.Join(registry.Schemes(), ", "))
 	}
 	if s.Primary, err = registry.Open(ctx, list[0], env); err != nil {
 		return s.blame(hadoopconf.ProviderURI, err)
+	}
+	if err := s.noOtherKeys(ctx); err != nil {
+		return err
 	}
 	if err := s.claimKeystore(); err != nil {
 		return s.blame(hadoopconf.ProviderURI, err)
@@ -125,6 +132,36 @@ func (s *service) open(ctx context.Context) error {
 		if _, err := s.store(ctx); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// noOtherKeys refuses a first provider that keeps keys in a place of its own beside a
+// metastore that holds keys of an HSM: an operator has changed the property by mistake,
+// and new keys would be made under the names, and the version names, of those.
+func (s *service) noOtherKeys(ctx context.Context) error {
+	if _, ok := s.Primary.(*hsm.Provider); ok {
+		return nil
+	}
+	place, err := metastorePlace(s.Conf)
+	if err != nil || place.missing() {
+		return nil //nolint:nilerr // where a metastore is needed, its opening says it
+	}
+	var names []string
+	err = withStore(ctx, s.Conf, func(store metastore.Store) (err error) {
+		names, err = store.Names(ctx)
+		return err
+	})
+	switch {
+	case err != nil && claviger.IsAway(err):
+		return err
+	case err != nil:
+		s.Log.Warn("whether the metastore holds keys of an HSM cannot be told", "err", err)
+	case len(names) > 0:
+		return s.blame(hadoopconf.ProviderURI, fmt.Errorf("%s keeps no key in the HSM, but the metastore %s (%s) holds %d keys of an HSM, "+
+			"%s for one: name the HSM's keystore file, as in cloudera.hsmkp://file@/etc/claviger/luna.keystore; or, where other keys are meant, "+
+			"set %s to a metastore of their own", s.Primary.URI(), secret.Value(place.uri), place.where(), len(names), claviger.Printable(names[0]),
+			hadoopconf.MetastoreURI))
 	}
 	return nil
 }
