@@ -58,7 +58,7 @@ func (e *ValueError) Unwrap() error { return e.Err }
 
 func (e *ValueError) Error() string {
 	want := secret.Without(e.Want, e.Value) // an error that is quoted there may repeat the value
-	if v := e.Value; v != "" && sensitive.MatchString(e.Property.Name) {
+	if v := e.Value; v != "" && (sensitive.MatchString(e.Property.Name) || secret.LikeSecret(e.Property.Name)) {
 		want = strings.ReplaceAll(want, v, notShown)
 	}
 	return fmt.Sprintf("%s: property %s has the value %s; %s", e.Property.Where(), e.Property.Name,
@@ -77,7 +77,7 @@ var sensitive = regexp.MustCompile(`(?i)^fs\.azure\.sas\.|(zk.?auth|zookeeper.?a
 
 // shown is a value for a person to read.
 func shown(name, value string) string {
-	if sensitive.MatchString(name) {
+	if sensitive.MatchString(name) || secret.LikeSecret(name) {
 		return notShown
 	}
 	return strconv.Quote(secret.Value(value))

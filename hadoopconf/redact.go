@@ -88,7 +88,7 @@ func (c *Conf) sensitiveKeys() (func(name string) bool, error) {
 				return true
 			}
 		}
-		return false
+		return secret.LikeSecret(name)
 	}, nil
 }
 
@@ -106,7 +106,7 @@ func (c *Conf) ClearSecrets() map[string]string {
 		if p.Line == 0 || value == "" || files[p.File] != "" {
 			continue
 		}
-		if clearSecret.MatchString(name) || secret.Value(value) != value {
+		if clearSecret.MatchString(name) || secret.Holds(value) {
 			files[p.File] = name
 		}
 	}

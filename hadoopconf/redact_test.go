@@ -74,6 +74,10 @@ func TestSecretsInValues(t *testing.T) {
 			t.Errorf("the error is %v, want %s in it", e, want)
 		}
 	}
+	e := &ValueError{Property: Property{Name: "a.passowrd"}, Value: "hunter2", Want: "mend it"}
+	if strings.Contains(e.Error(), "hunter2") {
+		t.Errorf("the error about a misspelt name shows the value: %v", e)
+	}
 	for _, plain := range []string{
 		"kms://https@h1;h2:9600/kms", "jceks://file@/etc/kms.keystore,kms://http@h:9600/kms",
 		"RULE:[2:$1@$0](hdfs@EXAMPLE)s/.*/hdfs/", "host:9600,host2:9600", "hdfs://nn:8020/x",
@@ -103,6 +107,7 @@ func TestPublic(t *testing.T) {
 		"y.private-key": "hunter2", "h.header": "Bearer hunter2", "u.url": "https://h/?sig=hunter2",
 		"p.uri": "postgresql://kms:hunter2@db/claviger?sslmode=verify-full",
 		"q.uri": "pkcs11:token=kms;pin-value=hunter2?x=1", "r.uri": "postgres://db/x?user=k&password=hunter2",
+		"x.keystore.passowrd": "hunter2", "claviger.paswd": "hunter2", "s.uri": "postgresql ://u:hunter2@db/x",
 		"x.zookeeper.auth.type": "sasl", "e.password": "${env.PW}", "home": "${user.home}/x",
 	} {
 		c.Override(name, value, "/etc/kms/kms-site.xml")

@@ -78,14 +78,13 @@ func parse(uri, what string) (*pgxpool.Config, string, error) {
 // holdsPassword tells whether a URI holds a password, also in a wrong place and under a
 // name that libpq does not know: the refusal of that, ours or the server's, would repeat it.
 func holdsPassword(u *url.URL) bool {
-	holds := func(text string) bool { return secret.Value(text) != text }
 	_, inline := u.User.Password()
-	if inline || strings.Contains(u.User.Username(), ":") || holds(u.Path) {
+	if inline || strings.Contains(u.User.Username(), ":") || secret.Holds(u.Path) {
 		return true
 	}
 	for name, values := range u.Query() {
 		for _, value := range values {
-			if holds(name + "=" + value) {
+			if secret.Holds(name + "=" + value) {
 				return true
 			}
 		}

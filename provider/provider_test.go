@@ -76,8 +76,9 @@ func TestSplitURIs(t *testing.T) {
 		"kms://https@h1,h2,h3:9600/kms":   "separated by ';'",
 		"jceks://file@/a,h2:9600/kms":     `"h2:9600/kms" is not`,
 		"kms://http@a/k,:,jceks://file@/": "separated by ';'",
+		"jceks ://u:p,hunter2@h/x":        "a piece of it is not a provider URI",
 	} {
-		if got, err := provider.SplitURIs(list); err == nil || !strings.Contains(err.Error(), want) {
+		if got, err := provider.SplitURIs(list); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("%q: %q, %v; want %q", list, got, err, want)
 		}
 	}
@@ -154,28 +155,30 @@ func TestParseKMS(t *testing.T) {
 		}
 	}
 	for uri, want := range map[string]string{
-		"":                           "does not begin with kms://",
-		"jceks://file@/x":            "does not begin with kms://",
-		"kms:https@h/kms":            "does not begin with kms://",
-		"kms://h:9600/kms":           "http@ or https@",
-		"kms://ftp@h:9600/kms":       "http@ or https@",
-		"kms://https@/kms":           "name is missing",
-		"kms://https@h1;;h2/kms":     "name is missing",
-		"kms://https@h1,h2:9600/kms": "separated by ';'",
-		"kms://https@h1:1;h2:2/kms":  "one port serves for all hosts",
-		"kms://https@h:x/kms":        `"x" is not a port`,
-		"kms://https@h:0/kms":        "not a port",
-		"kms://https@h:65536/kms":    "not a port",
-		"kms://https@h:/kms":         "not a port",
-		"kms://https@u@h:9600/kms":   "more than one '@'",
-		"kms://https@[::1:9600/kms":  "brackets",
-		"kms://https@[1.2.3.4]/kms":  "brackets",
-		"kms://https@::1/kms":        "brackets",
-		"kms://https@a b:9600/kms":   "cannot stand in a host's name",
-		"kms://https@h:9600/kms?x=y": "query",
-		"kms://https@h:9600/k%zz":    "cannot be read",
+		"":                                 "does not begin with kms://",
+		"jceks://file@/x":                  "does not begin with kms://",
+		"kms:https@h/kms":                  "does not begin with kms://",
+		"kms://h:9600/kms":                 "http@ or https@",
+		"kms://ftp@h:9600/kms":             "http@ or https@",
+		"kms://https@/kms":                 "name is missing",
+		"kms://https@h1;;h2/kms":           "name is missing",
+		"kms://https@h1,h2:9600/kms":       "separated by ';'",
+		"kms://https@h1:1;h2:2/kms":        "one port serves for all hosts",
+		"kms://https@h:x/kms":              `"<redacted>" is not a port`, // it may be a password, with the '@' forgotten
+		"kms://https@u:hunter2/kms":        `"<redacted>" is not a port`,
+		"kms://https@u:hunter2.h:9600/kms": "one port serves for all hosts",
+		"kms://https@h:0/kms":              "not a port",
+		"kms://https@h:65536/kms":          "not a port",
+		"kms://https@h:/kms":               "not a port",
+		"kms://https@u@h:9600/kms":         "more than one '@'",
+		"kms://https@[::1:9600/kms":        "brackets",
+		"kms://https@[1.2.3.4]/kms":        "brackets",
+		"kms://https@::1/kms":              "brackets",
+		"kms://https@a b:9600/kms":         "cannot stand in a host's name",
+		"kms://https@h:9600/kms?x=y":       "query",
+		"kms://https@h:9600/k%zz":          "cannot be read",
 	} {
-		if got, err := provider.ParseKMS(uri); err == nil || !strings.Contains(err.Error(), want) ||
+		if got, err := provider.ParseKMS(uri); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "hunter2") ||
 			!strings.Contains(err.Error(), "kms://https@host1;host2:9600/kms") {
 			t.Errorf("%q: %+v, %v; want %q", uri, got, err, want)
 		}

@@ -1,6 +1,7 @@
 package provider
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/url"
@@ -29,11 +30,11 @@ func SplitURIs(list string) ([]string, error) {
 		case uri == "":
 		case last >= 0 && isScheme(uris[last], "kms"):
 			return nil,
-				fmt.Errorf("provider list %q: %q is not a provider URI; the hosts of one kms:// URI are separated by ';', not ','",
-					secret.Value(list), secret.Value(uri))
+				fmt.Errorf("provider list %q: %s is not a provider URI; the hosts of one kms:// URI are separated by ';', not ','",
+					secret.Value(list), shownPiece(list, uri))
 		default:
-			return nil, fmt.Errorf("provider list %q: %q is not a provider URI: it has no scheme (such as jceks:// or kms://)",
-				secret.Value(list), secret.Value(uri))
+			return nil, fmt.Errorf("provider list %q: %s is not a provider URI: it has no scheme (such as jceks:// or kms://)",
+				secret.Value(list), shownPiece(list, uri))
 		}
 	}
 	for i := range uris {
@@ -42,14 +43,35 @@ func SplitURIs(list string) ([]string, error) {
 	return uris, nil
 }
 
+// shownPiece is a piece of a list between two commas, for a message. Where the list holds a
+// password, the piece may be a part of it.
+func shownPiece(list, piece string) string {
+	if secret.Value(list) != list {
+		return "a piece of it"
+	}
+	return strconv.Quote(piece)
+}
+
 // noSecrets refuses a URI that holds a password or another secret: it is written into
 // logs, answers and journals.
 func noSecrets(uri string) error {
-	if shown := secret.Value(uri); shown != uri {
+	if secret.Holds(uri) {
 		return fmt.Errorf("provider URI %q holds a secret, which has no meaning there and would stand in logs; take it out",
-			shown)
+			secret.Value(uri))
 	}
 	return nil
+}
+
+// refusal says what is wrong with a URI. Where a part of it may be a password, its other
+// parts are not quoted.
+func refusal(uri, format string, args ...any) error {
+	shown := secret.Value(uri)
+	for i, arg := range args {
+		if part, ok := arg.(string); ok && shown != uri && strings.Contains(uri, part) {
+			args[i] = secret.Redacted
+		}
+	}
+	return fmt.Errorf("provider URI %q: %s", shown, fmt.Sprintf(format, args...))
 }
 
 // cutScheme returns the scheme of a URI (RFC 3986 §3.1), "" where it has none,
@@ -90,7 +112,7 @@ func UnnestPath(uri string) (string, error) {
 		return "", err // its parts are not quoted
 	}
 	refuse := func(format string, args ...any) error {
-		return fmt.Errorf("provider URI %q: %s", uri, fmt.Sprintf(format, args...))
+		return refusal(uri, format, args...)
 	}
 	scheme, rest := cutScheme(uri)
 	if scheme == "" {
@@ -148,7 +170,7 @@ func ParseKMS(uri string) (KMSURI, error) {
 	const example = "kms://https@host1;host2:9600/kms"
 	var none KMSURI
 	refuse := func(format string, args ...any) (KMSURI, error) {
-		return none, fmt.Errorf("provider URI %q: %s; it is written as in %s", uri, fmt.Sprintf(format, args...), example)
+		return none, fmt.Errorf("%w; it is written as in %s", refusal(uri, format, args...), example)
 	}
 	if err := noSecrets(uri); err != nil {
 		return none, err
@@ -193,7 +215,7 @@ func ParseKMS(uri string) (KMSURI, error) {
 	for _, h := range strings.Split(hosts, ";") {
 		name, err := hostName(strings.TrimSpace(h))
 		if err != nil {
-			return refuse("%v", err)
+			return refuse("%v", err) // which quotes no host
 		}
 		k.Hosts = append(k.Hosts, name)
 	}
@@ -204,7 +226,7 @@ func hostName(h string) (string, error) {
 	if inner, ok := strings.CutPrefix(h, "["); ok {
 		inner, ok = strings.CutSuffix(inner, "]")
 		if ip := net.ParseIP(inner); !ok || ip == nil || ip.To4() != nil {
-			return "", fmt.Errorf("%q is not an IPv6 address in brackets", h)
+			return "", errors.New("what stands in brackets is not an IPv6 address")
 		}
 		return inner, nil
 	}
@@ -213,14 +235,13 @@ func hostName(h string) (string, error) {
 	}
 	if strings.ContainsRune(h, ':') {
 		return "",
-			fmt.Errorf("host %q: one port serves for all hosts and stands behind the last; an IPv6 address stands in brackets",
-				h)
+			errors.New("a host has a ':' in it: one port serves for all hosts and stands behind the last; an IPv6 address stands in brackets")
 	}
 	for _, c := range []byte(h) {
 		if c|0x20 >= 'a' && c|0x20 <= 'z' || c >= '0' && c <= '9' || c == '-' || c == '.' || c == '_' {
 			continue
 		}
-		return "", fmt.Errorf("host %q: %q cannot stand in a host's name", h, c)
+		return "", fmt.Errorf("%q cannot stand in a host's name", c)
 	}
 	return h, nil
 }

@@ -3,6 +3,7 @@ package secret
 import (
 	"bytes"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -71,7 +72,8 @@ func misspeltPasswords(text []byte) (found [][2]int) {
 	}
 	for _, re := range []*regexp.Regexp{withoutSlashes, withoutScheme} {
 		m := re.FindSubmatchIndex(text)
-		if m != nil && !zooKeeperACL.Match(text[m[2]:m[3]]) && !noPassword.Match(text[m[4]:m[5]]) {
+		if m != nil && !zooKeeperACL.Match(text[m[2]:m[3]]) && !otherScheme(text[m[2]:m[3]], text[m[3]+1:]) &&
+			!noPassword.Match(text[m[4]:m[5]]) {
 			return append(found, [2]int{m[4], m[5]})
 		}
 	}
@@ -79,11 +81,19 @@ func misspeltPasswords(text []byte) (found [][2]int) {
 		found = append(found, [2]int{m[2], m[3]})
 	}
 	for _, m := range withoutSchemeInside.FindAllSubmatchIndex(text, -1) {
-		if !zooKeeperACL.Match(text[m[2]:m[3]]) && !noPassword.Match(text[m[4]:m[5]]) {
+		if !zooKeeperACL.Match(text[m[2]:m[3]]) && !otherScheme(text[m[2]:m[3]], text[m[3]+1:]) &&
+			!noPassword.Match(text[m[4]:m[5]]) {
 			found = append(found, [2]int{m[4], m[5]})
 		}
 	}
 	return found
+}
+
+// otherScheme tells a scheme that has no "//" behind it, by what follows: PKCS#11, in which
+// an '@' may stand in a label, and JDBC, which has another URI there.
+func otherScheme(scheme, rest []byte) bool {
+	return strings.EqualFold(string(scheme), "pkcs11") && pkcs11Path.Match(rest) ||
+		strings.EqualFold(string(scheme), "jdbc") && uriStart.Match(rest)
 }
 
 // valueSecrets are the places of text that hold a secret in plain.
@@ -108,10 +118,28 @@ func valueSecrets(text []byte) [][2]int {
 	return found
 }
 
+// Holds tells whether a value certainly holds a secret. Of what Value does not show, some is
+// not shown since it may be one.
+func Holds(value string) bool {
+	return len(decodedPlaces(value, valueSecrets))+len(decodedPlaces(value, misspeltNames)) > 0
+}
+
+// maxUnclear is how many passwords that must be guessed a value may hold and be shown.
+const maxUnclear = 8
+
 // Value is a configuration's value, or a URI, as it may be shown: without the passwords
 // and other secrets that it holds, also where it is percent-encoded, once or several times.
+// Where a URI or a name is misspelt, more may be left out than the secret.
 func Value(value string) string {
-	return replace(value, decodedPlaces(value, valueSecrets), Redacted)
+	value = replace(value, decodedPlaces(value, valueSecrets), Redacted)
+	value = replace(value, decodedPlaces(value, misspeltNames), Redacted)
+	for range maxUnclear {
+		was := value
+		if value = replace(value, decodedPlaces(value, unclearPassword), Redacted); value == was {
+			return value
+		}
+	}
+	return Redacted
 }
 
 // shortestSecret is how long a secret must be to be looked for in other texts.
@@ -120,7 +148,10 @@ const shortestSecret = 3
 // Without is a text that may quote a configuration's value or parts of it, as it may be
 // shown: without the secrets of the value, also where they stand by themselves.
 func Without(text, value string) string {
-	for _, p := range decodedPlaces(value, valueSecrets) {
+	all := func(text []byte) [][2]int {
+		return slices.Concat(valueSecrets(text), misspeltNames(text), unclearPassword(text))
+	}
+	for _, p := range decodedPlaces(value, all) {
 		if found := value[p[0]:p[1]]; len(found) >= shortestSecret {
 			text = strings.ReplaceAll(text, found, Redacted)
 		}
