@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"claviger"
+	"claviger/owner"
 )
 
 const up = "-- +goose Up\n"
@@ -404,6 +405,34 @@ func TestOpenReadOnly(t *testing.T) {
 	}
 }
 
+// TestOpenReadOnlyClaimed: where a process has claimed the file, a reader sees what that
+// process writes afterwards, though there was no -wal when the reader came.
+func TestOpenReadOnlyClaimed(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s.db")
+	if err := created(t, path, testConfig()).Close(); err != nil {
+		t.Fatal(err)
+	}
+	release, err := owner.Claim(LockFile(path), path, owner.Self("a server", ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release()
+	r, err := OpenReadOnly(path, testConfig())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if got := count(t, r); got != 0 {
+		t.Errorf("%d before", got)
+	}
+	if err := insert(t.Context(), created(t, path, testConfig()), "a", 1); err != nil {
+		t.Fatal(err)
+	}
+	if got := count(t, r); got != 1 {
+		t.Errorf("%d afterwards", got)
+	}
+}
+
 // TestFinish: with Finish the end of a context does not break off a transaction that has
 // begun; without it the transaction comes to nothing.
 func TestFinish(t *testing.T) {
@@ -482,6 +511,13 @@ func TestFail(t *testing.T) {
 	cancel()
 	check("a context that ended", insert(ended, d, "b", 1), claviger.Unavailable, "context canceled")
 	check("any other", errors.New("odd"), claviger.Internal, "odd")
+	text := filepath.Join(t.TempDir(), "text")
+	if err := os.WriteFile(text, []byte(strings.Repeat("no database ", 1000)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(ctx, text, c); !Damaged(err) || Full(err) || NotUnique(err) {
+		t.Errorf("a file that is no database: %v", err)
+	}
 	c.Shown = "/shown"
 	if err := c.Fail(path, "x", "", errors.New("odd")); !strings.Contains(err.Error(), "test store /shown") {
 		t.Errorf("shown: %v", err)
@@ -562,7 +598,9 @@ func TestLocks(t *testing.T) {
 	}
 	got := make(chan error)
 	go func() {
-		free, err := b.Lock(t.Context(), "x")
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		free, err := b.Lock(ctx, "x")
 		if err == nil {
 			free()
 			free() // does nothing

@@ -103,7 +103,7 @@ func unwritten(to string, err error) error {
 func keepCopy(ctx context.Context, path string, version int64) error {
 	copied := fmt.Sprintf("%s.schema-%d", path, version)
 	if err := keepCopyAs(ctx, path, copied); err != nil {
-		return claviger.Errorf("sqlite.Open", claviger.Unavailable, "",
+		return claviger.Errorf("metastore/sqlite.Open", claviger.Unavailable, "",
 			"the schema of metastore %s is not brought up to date, for the copy that is kept of it, %s, could not be made: "+
 				"%w; make room, and let this user write into the folder", path, copied, err)
 	}

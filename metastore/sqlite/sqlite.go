@@ -76,7 +76,7 @@ func config(path string) sqlitedb.Config {
 func Open(ctx context.Context, path string) (*Store, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
-		return nil, claviger.Errorf("sqlite.Open", claviger.Invalid, "", "metastore: %w", err)
+		return nil, claviger.Errorf("metastore/sqlite.Open", claviger.Invalid, "", "metastore: %w", err)
 	}
 	c := config(path)
 	if err := sqlitedb.Create(ctx, path, c); err != nil {
@@ -100,7 +100,7 @@ func open(ctx context.Context, path string, c sqlitedb.Config) (*Store, error) {
 		}
 	}
 	if err != nil {
-		return nil, errors.Join(s.fail("sqlite.Open", "", err), s.Close())
+		return nil, errors.Join(s.fail("metastore/sqlite.Open", "", err), s.Close())
 	}
 	return s, nil
 }
@@ -134,7 +134,7 @@ func beforeUpgrade(ctx context.Context, d *sqlitedb.DB, from int64) error {
 	if err == nil {
 		err = &owner.InUseError{Store: "sqlite://" + d.Path(), Owners: []owner.Owner{o}}
 	}
-	return claviger.Errorf("sqlite.Open", claviger.Unavailable, "",
+	return claviger.Errorf("metastore/sqlite.Open", claviger.Unavailable, "",
 		"the schema of metastore %w, and cannot be brought up to date meanwhile; stop that process first", err)
 }
 

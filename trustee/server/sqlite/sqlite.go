@@ -61,7 +61,7 @@ var _ server.Store = (*Store)(nil)
 // 0600, where there is none. Kind Invalid where there is none, or another
 // program's file.
 func Open(ctx context.Context, path string, make bool) (*Store, error) {
-	const op = "sqlite.Open"
+	const op = "trustee/server/sqlite.Open"
 	if make {
 		if err := sqlitedb.Create(ctx, path, config); err != nil {
 			return nil, err
