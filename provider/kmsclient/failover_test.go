@@ -111,6 +111,38 @@ func TestDeadHostRests(t *testing.T) {
 	}
 }
 
+// TestFailoverIsTold: the log tells another host's answer from a later one of the same host,
+// with both, and which attempt it was.
+func TestFailoverIsTold(t *testing.T) {
+	f := newFake(t)
+	var calls atomic.Int32
+	f.lock(func() {
+		f.fault = func(w http.ResponseWriter, r *http.Request) bool {
+			first := strings.HasSuffix(r.URL.Path, "/names") && calls.Add(1) == 1
+			if first {
+				w.WriteHeader(http.StatusServiceUnavailable)
+			}
+			return first
+		}
+	})
+	s1, s2 := twoHosts(t, f, f)
+	for uri, want := range map[string]string{
+		uriOf(s1): "KMS host failed, and answered when it was asked again", uriOf(s1, s1): "KMS host failed, and answered when it was asked again",
+		uriOf(s1, s2): "KMS host failed, and another answered",
+	} {
+		calls.Store(0)
+		var buf logtest.Buffer
+		p := open(t, uri, kmsclient.Options{MaxRetries: 1, SleepBase: time.Millisecond, SleepMax: time.Millisecond,
+			Log: slog.New(slog.NewTextHandler(&buf, nil))})
+		if _, err := p.Keys(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if text := buf.String(); !strings.Contains(text, want) || !strings.Contains(text, "attempt=2") {
+			t.Errorf("%s: the log says %q, want %q", uri, text, want)
+		}
+	}
+}
+
 // hangUp closes the connection in place of an answer.
 func hangUp(w http.ResponseWriter) {
 	conn, _, err := w.(http.Hijacker).Hijack()

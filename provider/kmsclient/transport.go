@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/url"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -97,9 +98,9 @@ func (p *Provider) do(ctx context.Context, r request) ([]byte, error) {
 
 	hosts := p.order()
 	attempts := max(len(hosts), p.opt.MaxRetries+1)
-	var failed []string
-	var answer error // of a host that answered, but could not do it
-	var busy bool    // a host has said so
+	var failed, tried []string // what failed; at which hosts
+	var answer error           // of a host that answered, but could not do it
+	var busy bool              // a host has said so
 	var login *provider.LoginError
 	unavailable := func(err error) error {
 		if busy {
@@ -120,8 +121,11 @@ func (p *Provider) do(ctx context.Context, r request) ([]byte, error) {
 		case f == nil:
 			h.restUntil.Store(0)
 			if len(failed) > 0 { // where every host fails, the error says so
-				p.opt.Log.Warn("KMS host failed, and another answered", "failed", strings.Join(failed, "; "), "answered", h.base,
-					"op", r.op)
+				what := "KMS host failed, and another answered"
+				if slices.Contains(tried, h.base) {
+					what = "KMS host failed, and answered when it was asked again"
+				}
+				p.opt.Log.Warn(what, "failed", strings.Join(failed, "; "), "answered", h.base, "attempt", i+1, "op", r.op)
 			}
 			return body, nil
 		case p.ctx.Err() != nil:
@@ -142,7 +146,8 @@ func (p *Provider) do(ctx context.Context, r request) ([]byte, error) {
 			answer = f.err
 		}
 		_ = errors.As(f.err, &login) // it stays nil where none failed at that
-		if i < len(hosts) {          // each host once, however often it is tried
+		tried = append(tried, h.base)
+		if i < len(hosts) { // each host once, however often it is tried
 			failed = append(failed, fmt.Sprintf("%s: %v", h.base, f.err))
 		}
 	}
