@@ -14,8 +14,9 @@ type Shelved struct {
 // Shelf keeps deleted keys. Names, Get and ByVersion of Keys don't see them, and
 // their names are free: several shelved keys may have one name.
 type Shelf interface {
-	// Shelve takes a key away, with its versions, and keeps it. Kinds KeyNotFound;
-	// Unavailable where a step of a key of that name is under way.
+	// Shelve takes a key away, with its versions, and keeps it. Since is the later of this
+	// process's clock and the store's (see Clock). Kinds KeyNotFound; Unavailable where a
+	// step of a key of that name is under way.
 	Shelve(ctx context.Context, key string) error
 	// Shelved returns the keys that were shelved, longest shelved first: those of the
 	// names given, all where no name is given.
@@ -40,7 +41,8 @@ type LastUse struct {
 // LastUses keeps when each version of ours was last used to wrap or unwrap. What
 // is known of a version goes when it goes for ever.
 type LastUses interface {
-	// Touch moves the times forward, never back.
+	// Touch moves the times forward, never back, and not beyond the store's clock where it
+	// has one.
 	Touch(ctx context.Context, uses []LastUse) error
 	// LastUses returns one time per version, in order, zero where no use is known.
 	// since is when the keeping of these times began: what is older may have been

@@ -174,6 +174,7 @@ type Store interface {
 	Settings
 	Shelf
 	LastUses
+	Clock
 	Claims
 	// Lock takes a named lock that all processes on this store respect, and that
 	// is free again soon after its holder's process ends, however it ends. It waits

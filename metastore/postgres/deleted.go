@@ -22,7 +22,7 @@ func (s *Store) Shelve(ctx context.Context, key string) error {
 		var id int64
 		err := tx.QueryRow(ctx, `
 			INSERT INTO deleted_key (name, since, cipher, bit_length, description, attributes, created)
-			SELECT name, $1, cipher, bit_length, description, attributes, created FROM ez_key WHERE name = $2 RETURNING id`, millis(now()), key).Scan(&id)
+			SELECT name, greatest($1, `+clockMillis+`), cipher, bit_length, description, attributes, created FROM ez_key WHERE name = $2 RETURNING id`, millis(now()), key).Scan(&id)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return claviger.E(op, claviger.KeyNotFound, key, nil)
 		}
@@ -169,7 +169,8 @@ func (s *Store) Discard(ctx context.Context, key string, ids ...string) (in meta
 	return in, nil
 }
 
-// Touch moves last uses forward, all in one transaction.
+// Touch moves last uses forward, all in one transaction, and none beyond the server's
+// clock: a node whose own is ahead would write a time that stays.
 func (s *Store) Touch(ctx context.Context, uses []metastore.LastUse) error {
 	const op = "postgres.Touch"
 	if len(uses) == 0 {
@@ -181,7 +182,7 @@ func (s *Store) Touch(ctx context.Context, uses []metastore.LastUse) error {
 	return s.fenced(ctx, op, "", func(ctx context.Context, tx pgx.Tx) error {
 		var batch pgx.Batch
 		for _, u := range sorted {
-			batch.Queue(`INSERT INTO version_use AS u (version, last) VALUES ($1, $2) ON CONFLICT (`+digestVersion+`) DO UPDATE SET last = greatest(u.last, excluded.last)`, u.Version, millis(u.Last))
+			batch.Queue(`INSERT INTO version_use AS u (version, last) VALUES ($1, least($2, `+clockMillis+`)) ON CONFLICT (`+digestVersion+`) DO UPDATE SET last = greatest(u.last, excluded.last)`, u.Version, millis(u.Last))
 			batch.Queue(`DELETE FROM version_unused WHERE version = $1`, u.Version)
 		}
 		return tx.SendBatch(ctx, &batch).Close()

@@ -115,7 +115,7 @@ func (s *Store) update(ctx context.Context, op, key string, level pgx.TxIsoLevel
 // watch when the transaction is committed.
 const writeDown = `
 	WITH made AS (
-		INSERT INTO change (id, key, change, at) SELECT $1, $2, $3, (extract(epoch FROM clock_timestamp()) * 1000)::bigint
+		INSERT INTO change (id, key, change, at) SELECT $1, $2, $3, ` + clockMillis + `
 		WHERE NOT EXISTS (SELECT FROM lost_change) RETURNING seq, at)
 	SELECT made.seq, made.at, pg_notify($4, json_build_object('key', $5::text, 'change', $3::text,
 		'mark', json_build_object('seq', made.seq, 'id', $1::text, 'key', $5::text, 'at', made.at, 'change', $3::text))::text) FROM made`

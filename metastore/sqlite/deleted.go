@@ -22,7 +22,7 @@ func (s *Store) Shelve(ctx context.Context, key string) error {
 		var id int64
 		err := tx.QueryRowContext(ctx, `
 			INSERT INTO deleted_key (name, since, cipher, bit_length, description, attributes, created)
-			SELECT name, ?, cipher, bit_length, description, attributes, created FROM ez_key WHERE name = ? RETURNING id`, millis(now()), key).Scan(&id)
+			SELECT name, max(?, `+newestTime+`), cipher, bit_length, description, attributes, created FROM ez_key WHERE name = ? RETURNING id`, millis(now()), key).Scan(&id)
 		if errors.Is(err, sql.ErrNoRows) {
 			return claviger.E(op, claviger.KeyNotFound, key, nil)
 		}

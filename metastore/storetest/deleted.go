@@ -215,6 +215,19 @@ func testNeverUsed(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	want("forgotten")
 }
 
+// testClocks: the clocks of this process and of its store, on one machine here, agree.
+func testClocks(t *testing.T, _ Backend, s metastore.Store, _ string) {
+	begun := time.Now()
+	c, err := s.Clocks(t.Context())
+	must(t, err)
+	if ended := time.Now(); c.Here.Before(begun) || c.Here.After(ended) {
+		t.Errorf("our clock shows %v, between %v and %v", c.Here, begun, ended)
+	}
+	if d := c.There.Sub(c.Here); d.Abs() > 10*time.Second || c.Ahead.Abs() > time.Second || c.Apart() != nil {
+		t.Errorf("%+v: %v", c, c.Apart())
+	}
+}
+
 // shelfCalls is what Shelf and LastUses add to calls.
 func shelfCalls(s metastore.Store) map[string]func(context.Context) error {
 	return map[string]func(context.Context) error{
@@ -224,6 +237,7 @@ func shelfCalls(s metastore.Store) map[string]func(context.Context) error {
 		"Discard":      func(ctx context.Context) error { _, err := s.Discard(ctx, "k", "01"); return err },
 		"Touch":        func(ctx context.Context) error { return s.Touch(ctx, []metastore.LastUse{{Version: "k@01"}}) },
 		"LastUses":     func(ctx context.Context) error { _, _, err := s.LastUses(ctx, "k@01"); return err },
+		"Clocks":       func(ctx context.Context) error { _, err := s.Clocks(ctx); return err },
 		"NeverUsed":    func(ctx context.Context) error { _, err := s.NeverUsed(ctx, "k@0"); return err },
 		"ForgetUnused": s.ForgetUnused,
 	}

@@ -73,6 +73,7 @@ func Run(t *testing.T, b Backend) {
 		{"ShelfByName", testShelfByName},
 		{"LastUses", testLastUses},
 		{"NeverUsed", testNeverUsed},
+		{"Clocks", testClocks},
 		{"Closed", testClosed},
 		{"Cancelled", testCancelled},
 		{"Kill", testKill},

@@ -1,0 +1,53 @@
+package sqlite_test
+
+import (
+	"path/filepath"
+	"testing"
+	"time"
+
+	"claviger"
+	"claviger/metastore"
+	"claviger/metastore/sqlite"
+)
+
+// TestClockBehind: a clock that is behind the newest time in the store is known to be
+// wrong, and a key that is deleted by it counts as deleted no earlier than that time.
+func TestClockBehind(t *testing.T) {
+	const month = 30 * 24 * time.Hour
+	to := time.Now().Add(month).Truncate(time.Millisecond)
+	writes := map[string]func(s *sqlite.Store) error{
+		"a use": func(s *sqlite.Store) error {
+			return s.Touch(t.Context(), []metastore.LastUse{{Version: "other@0", Last: to}})
+		},
+		"a use of a source": func(s *sqlite.Store) error {
+			use := metastore.Use{Source: "kms://x", Version: "other@0", Op: "decrypt", Count: 1, Last: to}
+			return s.AddUse(t.Context(), []metastore.Use{use})
+		},
+	}
+	for what, write := range writes {
+		s, err := sqlite.Open(t.Context(), filepath.Join(t.TempDir(), "meta.db"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = s.Close() })
+		k := metastore.Key{Metadata: claviger.Metadata{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128,
+			Created: time.UnixMilli(1)},
+			List: []metastore.Version{{ID: "0", Object: "00", Created: time.UnixMilli(1), Check: []byte{1}}}}
+		if err := s.Insert(t.Context(), k); err != nil {
+			t.Fatal(err)
+		}
+		if err := write(s); err != nil {
+			t.Fatal(err)
+		}
+		c, err := s.Clocks(t.Context())
+		if err != nil || (c.Ahead+month).Abs() > 10*time.Second || c.Apart() == nil || !c.There.Equal(to) {
+			t.Errorf("%s: %+v, %v: %v", what, c, err, c.Apart())
+		}
+		if err := s.Shelve(t.Context(), "k"); err != nil {
+			t.Fatal(err)
+		}
+		if list, err := s.Shelved(t.Context()); err != nil || len(list) != 1 || !list[0].Since.Equal(to) {
+			t.Errorf("%s: deleted %+v, want %v (%v)", what, list, to, err)
+		}
+	}
+}
