@@ -9,15 +9,17 @@ import (
 	"claviger"
 	"claviger/audit"
 	"claviger/authz"
+	"claviger/metastore"
 	"claviger/provider"
 )
 
 // DeletedKey is a deleted key that can come back, and when it was last used.
 type DeletedKey struct {
 	provider.Deleted
-	// LastUse is when a version of it last wrapped or unwrapped, to the minute; zero
-	// where it is known that none did. Where the key is older than the record of
-	// uses, it is the latest of what is possible.
+	// LastUse is when a version of it last wrapped or unwrapped, as far as that is
+	// recorded; zero where no use is. A use of another node's last minute, or of one that
+	// could not write, is not: see Purge. Where the key is older than the record of uses,
+	// it is the latest of what is possible.
 	LastUse time.Time
 }
 
@@ -123,9 +125,12 @@ func (r *Ring) Undelete(ctx context.Context, c claviger.Caller, key, version str
 }
 
 // Purge ends a deleted key of that name for ever: the one that has the version of that
-// full name; where version is "", the only one that the caller may manage. Kind Invalid
-// where it was used within Config.PurgeMinUnused, and where no version is given
-// and there are several; else those of Undelete.
+// full name; where version is "", the only one that the caller may manage. A key counts as
+// used until its deletion, and for a while beyond it where nodes serve it from memory, unless
+// it is certain that none of its versions ever was.
+// Kind Invalid where that is within Config.PurgeMinUnused, and where no version is given
+// and there are several; Unavailable where Config.Clock tells that a clock is wrong; else
+// those of Undelete.
 func (r *Ring) Purge(ctx context.Context, c claviger.Caller, key, version string) error {
 	return r.purge(ctx, c, key, version, false)
 }
@@ -168,17 +173,10 @@ func (r *Ring) purge(ctx context.Context, c claviger.Caller, key, version string
 	}
 	versions := make([]string, len(keys))
 	for i := range keys {
-		k := &keys[i]
-		last, err := r.lastUse(ctx, *k)
-		if err != nil {
+		if err := r.needUnused(ctx, op, &keys[i]); err != nil {
 			return err
 		}
-		if free := last.Add(r.cfg.PurgeMinUnused); time.Now().Before(free) {
-			return claviger.Errorf(op, claviger.Invalid, key,
-				"key '%s', deleted %s, may have been used until %s, which is less than %v ago (claviger.purge.min.unused): it can be purged from %s on",
-				key, stamp(k.Since), stamp(last), r.cfg.PurgeMinUnused, stamp(free.Add(time.Second)))
-		}
-		versions[i] = newestOf(k)
+		versions[i] = newestOf(&keys[i])
 	}
 	defer r.forget(key)
 	if err := soft.Purge(ctx, key, versions...); err != nil {
@@ -286,7 +284,8 @@ func (r *Ring) deletedOf(ctx context.Context, soft provider.SoftDeleter, key, ve
 	}), nil
 }
 
-// lastUse returns the latest time at which a version of the key can have been used.
+// lastUse returns the latest time at which a use of a version of the key is recorded, or
+// was possible before there was a record.
 func (r *Ring) lastUse(ctx context.Context, k provider.Deleted) (time.Time, error) {
 	if r.cfg.LastUses == nil {
 		return k.Since, nil // it can have been until it was deleted
@@ -300,11 +299,62 @@ func (r *Ring) lastUse(ctx context.Context, k provider.Deleted) (time.Time, erro
 		last = since
 	}
 	for i, version := range k.List {
-		for _, at := range []time.Time{times[i], r.used.at(version)} {
-			if at.After(last) {
-				last = at
-			}
-		}
+		last = latest(last, times[i], r.used.at(version))
 	}
 	return last, nil
 }
+
+// needUnused refuses a deleted key that may have been used within Config.PurgeMinUnused.
+//
+// The first use of a version is written before it is answered, so that none was is certain.
+// When it was used last is not: another node writes its uses once a minute, and none where
+// it cannot reach the store or is killed. So a key that was ever used counts as used until
+// its deletion, which is stamped by the store. That a time is wrong is found where it can
+// be: a use or a creation after the deletion counts, and clocks must agree.
+func (r *Ring) needUnused(ctx context.Context, op string, k *provider.Deleted) error {
+	if r.cfg.PurgeMinUnused <= 0 {
+		return nil
+	}
+	if never, err := r.neverUsedAny(ctx, k.List); err != nil || never {
+		return err
+	}
+	last, err := r.lastUse(ctx, *k)
+	if err != nil {
+		return err
+	}
+	now := time.Now()
+	if r.cfg.Clock != nil {
+		clocks, err := r.cfg.Clock.Clocks(ctx)
+		if err != nil {
+			return err
+		}
+		if err := clocks.Apart(); err != nil {
+			return claviger.Errorf(op, claviger.Unavailable, k.Name, "key '%s' is not purged: when it was used last cannot be told, since %w", k.Name, err)
+		}
+		now = clocks.Earliest()
+	}
+	last = latest(last, k.Since.Add(r.servedAfterDeletion()), k.Created)
+	free := last.Add(r.cfg.PurgeMinUnused)
+	if !now.Before(free) {
+		return nil
+	}
+	wrong := ""
+	if last.After(now.Add(r.servedAfterDeletion() + metastore.ClockMargin)) {
+		wrong = "; that time has not come yet, so a clock was ahead when it was written: undelete the key and delete it again to have its deletion written anew"
+	}
+	return claviger.Errorf(op, claviger.Invalid, k.Name,
+		"key '%s', deleted %s, may have been used until %s, which is less than %v ago (claviger.purge.min.unused): it can be purged from %s on%s",
+		k.Name, stamp(k.Since), stamp(last), r.cfg.PurgeMinUnused, stamp(free.Add(time.Second)), wrong)
+}
+
+// servedAfterDeletion is how long another node may serve a key after its deletion: it may
+// not have heard of it for the lease, and a request may be under way.
+func (r *Ring) servedAfterDeletion() time.Duration {
+	if r.cfg.Shared == nil {
+		return 0
+	}
+	return r.cfg.Lease + time.Minute
+}
+
+// latest returns the latest of times.
+func latest(times ...time.Time) time.Time { return slices.MaxFunc(times, time.Time.Compare) }

@@ -1,6 +1,7 @@
 package keyring
 
 import (
+	"context"
 	"slices"
 	"strings"
 	"testing"
@@ -106,12 +107,28 @@ func TestUndeleteUnsupported(t *testing.T) {
 	wantKind(t, err, claviger.Unsupported)
 }
 
-// TestPurgeUnused: a key that may have been used of late is not purged, whatever
-// kind of use it was, also after a restart; one that never was used is.
+// clocks is a metastore.Clock that shows what it is set to.
+type clocks struct {
+	there time.Duration // how far the store's clock is ahead of the true time
+	here  time.Duration // the same of this process's
+	err   error
+}
+
+func (c *clocks) Clocks(context.Context) (metastore.Clocks, error) {
+	now := time.Now()
+	return metastore.Compare(now.Add(c.here), now.Add(c.there), now.Add(c.here)), c.err
+}
+
+// later has both clocks show a time to come.
+func (c *clocks) later(d time.Duration) { c.here, c.there = d, d }
+
+// TestPurgeUnused: a key is not purged for a while after its deletion, whatever kind of
+// use it had and whether one is recorded, also after a restart.
 func TestPurgeUnused(t *testing.T) {
 	store := openStore(t)
 	const limit = time.Hour
-	change := func(c *Config) { c.LastUses, c.PurgeMinUnused = store, limit }
+	at := &clocks{}
+	change := func(c *Config) { c.LastUses, c.PurgeMinUnused, c.Clock = store, limit, at }
 	l := softLab(t, change)
 	ctx := t.Context()
 	time.Sleep(time.Second) // the record of uses is dated to the second before
@@ -148,9 +165,12 @@ func TestPurgeUnused(t *testing.T) {
 	}
 	create(t, l.primary, "unused")
 	gone("unused")
+	wantKind(t, l.Purge(ctx, caller("reaper"), "unused", ""), claviger.Invalid) // as far as this node knows
+	at.later(limit + time.Minute)
 	if err := l.Purge(ctx, caller("reaper"), "unused", ""); err != nil {
-		t.Errorf("a key that was never used: %v", err)
+		t.Errorf("a key that was deleted long ago: %v", err)
 	}
+	at.later(0)
 	if got := l.audit.take(); got[len(got)-1] != "OK[op=PURGE_KEY, key=unused, user=reaper] " {
 		t.Errorf("audit %q", got)
 	}
@@ -202,6 +222,123 @@ func TestPurgeUnknownUse(t *testing.T) {
 		if !claviger.Is(err, claviger.Invalid) {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// TestPurgeByTheClock: a purge is refused where a clock is known to be wrong, and takes
+// none of the times that are recorded for too early where another one contradicts it.
+func TestPurgeByTheClock(t *testing.T) {
+	const limit, day = time.Hour, 24 * time.Hour
+	ctx := t.Context()
+	at := &clocks{}
+	uses := &fixedUses{since: time.Now().Add(-30 * day)}
+	l := softLab(t, func(c *Config) { c.PurgeMinUnused, c.Clock, c.LastUses = limit, at, uses })
+	purge := func() error { return l.Purge(ctx, caller("reaper"), "k", "") }
+	create(t, l.primary, "k")
+	if err := l.Delete(ctx, caller("u"), "k"); err != nil {
+		t.Fatal(err)
+	}
+	refused := func(what string, kind claviger.Kind, say string) {
+		t.Helper()
+		err := purge()
+		wantKind(t, err, kind)
+		if err != nil && !strings.Contains(err.Error(), say) {
+			t.Errorf("%s: %v, want %q in it", what, err, say)
+		}
+	}
+	at.here = 8 * day
+	refused("a node that is ahead", claviger.Unavailable, "192h0m0s ahead of the metastore's")
+	at.here, at.there = 0, 8*day
+	refused("a store that is ahead", claviger.Unavailable, "192h0m0s behind the metastore's")
+	at.here, at.there = limit+30*time.Second, limit-30*time.Second
+	refused("clocks that agree nearly, by the earlier", claviger.Invalid, "claviger.purge.min.unused")
+	at.err = claviger.E("x", claviger.Unavailable, "", nil)
+	refused("a store that tells no time", claviger.Unavailable, "")
+	at.err = nil
+	at.later(2 * limit)
+	uses.last = time.Now().Add(2 * limit)
+	refused("a use after the deletion", claviger.Invalid, "claviger.purge.min.unused")
+	uses.last = time.Now().Add(10 * day)
+	refused("a use that lies in the future", claviger.Invalid, "that time has not come yet")
+	uses.last = time.Time{}
+	if err := purge(); err != nil {
+		t.Error(err)
+	}
+
+	young := claviger.Metadata{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128, Created: time.Now().Add(2 * limit)}
+	if _, err := l.primary.Import(ctx, young, 1, 0, nil); err != nil {
+		t.Fatal(err)
+	}
+	at.later(0)
+	if err := l.Delete(ctx, caller("u"), "k"); err != nil {
+		t.Fatal(err)
+	}
+	at.later(2 * limit)
+	refused("a key that was deleted before its creation", claviger.Invalid, "claviger.purge.min.unused")
+}
+
+// fixedUses is a metastore.LastUses that knows one time of all versions.
+type fixedUses struct {
+	last, since time.Time
+	never       map[string]bool
+}
+
+func (f *fixedUses) Touch(context.Context, []metastore.LastUse) error { return nil }
+
+func (f *fixedUses) LastUses(_ context.Context, versions ...string) (last []time.Time, since time.Time, err error) {
+	return slices.Repeat([]time.Time{f.last}, len(versions)), f.since, nil
+}
+
+func (f *fixedUses) NeverUsed(_ context.Context, version string) (bool, error) {
+	return f.never[version], nil
+}
+
+func (f *fixedUses) ForgetUnused(context.Context) error { return nil }
+
+// TestPurgeNeverUsed: a key of which it is certain that no version was ever used is purged
+// at once, whatever the clocks show.
+func TestPurgeNeverUsed(t *testing.T) {
+	ctx := t.Context()
+	uses := &fixedUses{since: time.Now().Add(-time.Hour), never: map[string]bool{}}
+	l := softLab(t, func(c *Config) {
+		c.PurgeMinUnused, c.LastUses, c.Numbers, c.Clock = time.Hour, uses, openStore(t), &clocks{here: 5 * time.Hour}
+	})
+	create(t, l.primary, "k")
+	if _, err := l.primary.Provider.Roll(ctx, "k", nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Delete(ctx, caller("u"), "k"); err != nil {
+		t.Fatal(err)
+	}
+	list, err := l.Deleted(ctx, caller("reaper"))
+	if err != nil || len(list) != 1 || len(list[0].List) != 2 {
+		t.Fatal(list, err)
+	}
+	wantKind(t, l.Purge(ctx, caller("reaper"), "k", ""), claviger.Unavailable)
+	uses.never[list[0].List[0]] = true
+	wantKind(t, l.Purge(ctx, caller("reaper"), "k", ""), claviger.Unavailable)
+	uses.never[list[0].List[1]] = true
+	if err := l.Purge(ctx, caller("reaper"), "k", ""); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestPurgeWhileOthersServe: where nodes share keys, one that has not heard of a deletion
+// may serve the key for its lease, and counts.
+func TestPurgeWhileOthersServe(t *testing.T) {
+	const limit, lease = time.Hour, 10 * time.Minute
+	ctx := t.Context()
+	at := &clocks{}
+	l := softLab(t, func(c *Config) { c.PurgeMinUnused, c.Clock, c.Lease, c.Shared = limit, at, lease, newShared(t) })
+	create(t, l.primary, "k")
+	if err := l.Delete(ctx, caller("u"), "k"); err != nil {
+		t.Fatal(err)
+	}
+	at.later(limit + lease)
+	wantKind(t, l.Purge(ctx, caller("reaper"), "k", ""), claviger.Invalid)
+	at.later(limit + lease + 2*time.Minute)
+	if err := l.Purge(ctx, caller("reaper"), "k", ""); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -11,7 +11,8 @@ import (
 	"claviger/metastore"
 )
 
-// writeUsesEvery is how much of the last uses a crash can lose.
+// writeUsesEvery is how much of the last uses a crash can lose, and how much of them other
+// nodes do not know. So no purge relies on them alone: see needUnused.
 const writeUsesEvery = time.Minute
 
 // lastUses remembers when each of our versions was last used, and writes it down

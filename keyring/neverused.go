@@ -73,14 +73,28 @@ func (r *Ring) conflictCure(ctx context.Context, version string) string {
 // neverUsed reports whether it is certain that no version that a key has here was ever used.
 func (r *Ring) neverUsed(ctx context.Context, key string) bool {
 	vs, err := r.cfg.Primary.Versions(ctx, key)
-	if err != nil || !r.recordsUses() {
+	if err != nil {
 		return false
 	}
-	used := false
-	for _, v := range vs {
+	names := make([]string, len(vs))
+	for i, v := range vs {
 		v.Material.Wipe()
-		never, err := r.cfg.LastUses.NeverUsed(ctx, v.Name)
-		used = used || !never || err != nil || !r.used.at(v.Name).IsZero()
+		names[i] = v.Name
 	}
-	return !used
+	never, err := r.neverUsedAny(ctx, names)
+	return never && err == nil
+}
+
+// neverUsedAny reports whether it is certain that none of the versions was ever used here.
+func (r *Ring) neverUsedAny(ctx context.Context, versions []string) (bool, error) {
+	if !r.recordsUses() {
+		return false, nil
+	}
+	for _, v := range versions {
+		never, err := r.cfg.LastUses.NeverUsed(ctx, v)
+		if err != nil || !never || !r.used.at(v).IsZero() {
+			return false, err
+		}
+	}
+	return true, nil
 }

@@ -47,12 +47,14 @@ type Config struct {
 	// UsesKept holds what Usage did not take yet beyond the end of this process; nil: such
 	// counts are lost with it.
 	UsesKept UsesKept
-	// LastUses keeps when versions of the primary were last used; nil keeps nothing,
-	// and a deleted key then counts as used until its deletion.
+	// LastUses keeps when versions of the primary were last used; nil keeps nothing.
 	LastUses metastore.LastUses
-	// PurgeMinUnused is how long no version of a deleted key may have been used
-	// before it can be purged: claviger.purge.min.unused. 0: it does not matter.
+	// PurgeMinUnused is how long a deleted key must have been deleted and unused before it
+	// can be purged: claviger.purge.min.unused. 0: it does not matter.
 	PurgeMinUnused time.Duration
+	// Clock tells whether the times by which that is judged can be right; nil: this
+	// process's clock is believed.
+	Clock metastore.Clock
 
 	// Migrator takes keys over at users' requests; nil where there is no source to
 	// migrate from.

@@ -37,7 +37,7 @@ type DeletedKey struct {
 	Created     int64             `json:"created"`
 	Versions    []string          `json:"versions"` // full names, oldest first
 	Deleted     int64             `json:"deleted"`
-	LastUse     int64             `json:"lastUse,omitempty"` // absent: it was never used
+	LastUse     int64             `json:"lastUse,omitempty"` // absent: no use is recorded
 }
 
 // KeyDescription is all that a KMS of ours tells of one key; it is no part of

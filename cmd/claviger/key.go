@@ -129,7 +129,7 @@ func listDeleted(ctx context.Context, kms *kmsclient.Provider, out *output) erro
 	return out.write(keys, func(w io.Writer) {
 		fmt.Fprintln(w, "KEY\tBITS\tVERSIONS\tNEWEST\tDELETED\tLAST USED")
 		for _, k := range keys {
-			last := "never"
+			last := "none recorded"
 			if k.LastUse != 0 {
 				last = "by " + clock(k.LastUse)
 			}

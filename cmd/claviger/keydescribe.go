@@ -89,7 +89,7 @@ func lastUsed(k kmswire.KeyDescription, v kmswire.VersionDescription) string {
 	case v.Created == 0 || v.Created < k.UsesSince:
 		return "not since " + clock(k.UsesSince)
 	}
-	return "never"
+	return "none recorded"
 }
 
 func clockOr(ms int64, none string) string {

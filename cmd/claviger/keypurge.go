@@ -30,7 +30,7 @@ func newKeyPurge() *cobra.Command {
 		`purge destroys a deleted key of the name NAME, in the HSM: the one that has the version of --key-version. Where you may manage several
 deleted keys of that name, purge lists them and does nothing, unless --key-version names one or --all says that all of them are meant. What
 they encrypted can never be read again. It lists what it would destroy, and asks you to type the name once more; --yes-purge NAME does that
-for scripts. The KMS refuses while a key was used within its claviger.purge.min.unused.`, cobra.ExactArgs(1),
+for scripts. The KMS refuses while the key was deleted, or used, within its claviger.purge.min.unused.`, cobra.ExactArgs(1),
 		func(ctx context.Context, cmd *cobra.Command, kms *kmsclient.Provider, out *output, args []string) error {
 			if err := givenVersion(cmd, p.version); err != nil {
 				return err

@@ -194,7 +194,7 @@ func (s *kmsServer) open(ctx context.Context) error {
 	cfg := set.ring
 	cfg.Primary, cfg.Sources, cfg.Policy, cfg.Groups, cfg.Audit, cfg.Log = svc.Primary, svc.Sources, policy.Policy, auth.groups.Of, trail, log
 	if svc.Store != nil {
-		cfg.Usage, cfg.LastUses, cfg.Settings = svc.Store, svc.Store, svc.Store
+		cfg.Usage, cfg.LastUses, cfg.Settings, cfg.Clock = svc.Store, svc.Store, svc.Store, svc.Store
 		if cfg.UsesKept, err = usesKept(conf); err != nil {
 			return err
 		}

@@ -20,7 +20,7 @@ func (s *Store) Clocks(ctx context.Context) (c metastore.Clocks, err error) {
 		return c, err
 	}
 	var newest int64
-	if err := s.read.QueryRowContext(ctx, `SELECT `+newestTime).Scan(&newest); err != nil {
+	if err := s.db.Reader.QueryRowContext(ctx, `SELECT `+newestTime).Scan(&newest); err != nil {
 		return c, s.fail(op, "", err)
 	}
 	c.Here = time.Now()

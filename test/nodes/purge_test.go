@@ -1,0 +1,98 @@
+package nodes
+
+import (
+	"net/url"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"claviger"
+	"claviger/internal/pgtest"
+	"claviger/provider"
+	"claviger/provider/kmsclient"
+	"claviger/test/hadoop"
+)
+
+// database runs statements in the site's database.
+func (s *site) database(t *testing.T, statements ...string) {
+	t.Helper()
+	u, err := url.Parse(s.store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pgtest.Shared(t).Exec(t, strings.TrimPrefix(u.Path, "/"), statements...)
+}
+
+// TestPurgeSeesOtherNodes: a key that one node used a moment ago, and deleted, is not
+// purged at another one, which has no record of that use, nor after the one was killed. It
+// is where its deletion is long ago, and the clocks agree; a key that was never used is at
+// once.
+func TestPurgeSeesOtherNodes(t *testing.T) {
+	ctx := t.Context()
+	// The clock of the database's server, which the test sets.
+	s := newSite(t, nil)
+	s.database(t, `CREATE SCHEMA clock`, `CREATE TABLE clock.shift (by interval)`, `INSERT INTO clock.shift VALUES ('0')`,
+		`CREATE FUNCTION clock.clock_timestamp() RETURNS timestamptz LANGUAGE sql VOLATILE AS $$ SELECT pg_catalog.clock_timestamp() + by FROM clock.shift $$`)
+	s.store += "&search_path=public,clock,pg_catalog"
+	s.write(t, hadoop.Conf{"claviger.delete.soft": "true"})
+	hadoop.OpenACLs().With(hadoop.Conf{"keytrustee.kms.acl.UNDELETE": "*", "keytrustee.kms.acl.PURGE": "*"}).Write(t, filepath.Join(s.conf, "kms-acls.xml"))
+	first, second := s.start(t), s.start(t)
+	one, two := first.client(t), second.client(t)
+	e := map[string][]claviger.EDEK{}
+	for _, key := range []string{"used", "old", "unused"} {
+		if _, err := one.Create(ctx, provider.Spec{Name: key, Cipher: claviger.DefaultCipher, BitLength: 128}); err != nil {
+			t.Fatal(err)
+		}
+		if key == "unused" {
+			continue
+		}
+		edek, err := one.Generate(ctx, key, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		e[key] = edek
+	}
+	// What is recorded is long ago; what one uses now, two does not know.
+	const longAgo = ` - 9 * 24 * 3600 * 1000::bigint`
+	s.database(t, `UPDATE version_use SET last = last`+longAgo, `UPDATE ez_key SET created = created`+longAgo,
+		`UPDATE setting SET value = (value::bigint`+longAgo+`)::text WHERE name = 'version.use.since'`)
+	for key, edek := range e {
+		if err := opens(t, one, key, edek); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, key := range []string{"used", "old", "unused"} {
+		if err := one.Delete(ctx, key); err != nil {
+			t.Fatal(err)
+		}
+	}
+	refused := func(what string, by *kmsclient.Provider, says string) {
+		t.Helper()
+		if err := by.Purge(ctx, "used", ""); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%s: %v, want %q", what, err, says)
+		}
+	}
+	const tooSoon = "claviger.purge.min.unused"
+	refused("the other node", two, tooSoon)
+	if err := two.Purge(ctx, "unused", ""); err != nil {
+		t.Errorf("a key that was never used: %v", err)
+	}
+	first.Kill()
+	refused("the other node after a kill", two, tooSoon)
+	s.database(t, `UPDATE clock.shift SET by = '9 days'`)
+	refused("a server that is ahead", two, "503")
+	s.database(t, `UPDATE clock.shift SET by = '-9 days'`)
+	refused("a server that is behind", two, "503")
+	s.database(t, `UPDATE clock.shift SET by = '0'`)
+	refused("the clock set right", two, tooSoon)
+	s.database(t, `UPDATE deleted_key SET since = since`+longAgo+` WHERE name = 'old'`)
+	if err := two.Purge(ctx, "old", ""); err != nil {
+		t.Errorf("a key that was deleted 9 days ago: %v", err)
+	}
+	if err := two.Undelete(ctx, "used", ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := opens(t, two, "used", e["used"]); err != nil {
+		t.Errorf("after all that: %v", err)
+	}
+}
