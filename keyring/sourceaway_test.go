@@ -31,7 +31,11 @@ func TestDeadSource(t *testing.T) {
 	hung := make(chan error, 8)
 	for range cap(hung) {
 		wg.Go(func() {
+			begun := time.Now()
 			_, err := l.Decrypt(t.Context(), caller("u"), "k", true, theirs[0])
+			if took := time.Since(begun); took > 30*timeout { // and not as long as it hangs
+				t.Errorf("a request waited for the dead source for %v", took)
+			}
 			hung <- err
 		})
 	}

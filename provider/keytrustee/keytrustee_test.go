@@ -295,6 +295,26 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
+// TestSecretFiles: kts-site.xml is a file with a secret where it holds the organization's
+// secret itself, and else the file that it names.
+func TestSecretFiles(t *testing.T) {
+	s := newSite(t)
+	site, auth := filepath.Join(s.conf, "kts-site.xml"), filepath.Join(s.conf, "org.auth")
+	if err := os.WriteFile(auth, []byte("s3cret\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for want, pairs := range map[string][]string{site: {"auth", "s3cret"}, auth: {"auth.file", auth}} {
+		s.kts(append(pairs, "hostname-ACTIVE", "kts1", "org", "ORG")...)
+		var paths []string
+		for _, f := range keytrustee.SecretFiles("", s.conf) {
+			paths = append(paths, f.Path)
+		}
+		if !slices.Equal(paths, []string{want}) {
+			t.Errorf("%q: %q", pairs, paths)
+		}
+	}
+}
+
 // TestFolderFirst: no identity is made, and none is announced, where its folder cannot be.
 func TestFolderFirst(t *testing.T) {
 	s := newSite(t)
