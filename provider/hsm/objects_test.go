@@ -326,3 +326,33 @@ func rewrite(t *testing.T, file string, kept func(kind uint64) bool) {
 		t.Fatal(err)
 	}
 }
+
+// TestDestroyedComesBack: an object that was destroyed, and that the token shows again after
+// any number of starts (a backup of it was restored), is an orphan: it is named for prune,
+// and adopt does not offer it.
+func TestDestroyedComesBack(t *testing.T) {
+	b := newBacking(t)
+	version := b.create(t, "k")
+	id, label := b.object(t, version)
+	p := b.mustOpen(t)
+	create(t, p, "other")
+	if err := p.Delete(t.Context(), "k"); err != nil {
+		t.Fatal(err)
+	}
+	wantMarks(t, p, map[string]hsm.Mark{"other@0": hsm.InUse})
+	mustClose(t, p)
+	for range 3 {
+		mustClose(t, b.mustOpen(t))
+	}
+	b.withToken(t, func(tok *pkcs11.Token) {
+		if err := tok.GenerateKey(t.Context(), id, label, 256); err != nil {
+			t.Fatal(err)
+		}
+	})
+	p = b.mustOpen(t)
+	wantMarks(t, p, map[string]hsm.Mark{"other@0": hsm.InUse, "k@0": hsm.Orphan})
+	if list, err := p.Candidates(t.Context()); err != nil || len(list) != 0 {
+		t.Errorf("adopt offers %+v, %v", list, err)
+	}
+	mustClose(t, p)
+}
