@@ -138,6 +138,14 @@ type Watched interface {
 	CheckWrites(ctx context.Context) error
 }
 
+// Replicated is a store that has copies which may take its place, and may be behind.
+type Replicated interface {
+	// Followed waits until the copies that follow now have what was committed before the call.
+	// It does not wait for one that is away, nor where the store is not told how far they are.
+	// The error says that ctx ended before, or that the store did not answer.
+	Followed(ctx context.Context) error
+}
+
 // Epochs tell whether what is remembered of a key is still true. A store whose
 // keys other nodes change has them.
 type Epochs interface {

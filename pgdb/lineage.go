@@ -312,5 +312,22 @@ func (d *DB) Standbys(ctx context.Context, op string) (s Standbys, err error) {
 	return s, err
 }
 
+// Written is how far the server's log goes: all that was committed before the call lies before it.
+func (d *DB) Written(ctx context.Context, op string) (lsn string, err error) {
+	err = d.Read(ctx, op, "", func(ctx context.Context) error {
+		return d.pool.QueryRow(ctx, `SELECT pg_current_wal_insert_lsn()::text`).Scan(&lsn)
+	})
+	return lsn, err
+}
+
+// Behind tells how many of the standbys that follow have not written the server's log up to lsn.
+// To a role without pg_read_all_stats the server does not say how far they are: that counts none.
+func (d *DB) Behind(ctx context.Context, op, lsn string) (n int, err error) {
+	err = d.Read(ctx, op, "", func(ctx context.Context) error {
+		return d.pool.QueryRow(ctx, `SELECT count(*) FROM pg_stat_replication WHERE flush_lsn < $1::pg_lsn`, lsn).Scan(&n)
+	})
+	return n, err
+}
+
 // Hosts is how many hosts the URI names.
 func (d *DB) Hosts() int { return len(d.hosts()) }

@@ -45,6 +45,29 @@ func (s *Store) Replication(ctx context.Context) error {
 		s.db.URI(), s.cfg.Property, what)
 }
 
+// followPause lies between two looks at how far the standbys are.
+const followPause = 20 * time.Millisecond
+
+// Followed is metastore.Replicated. A standby that is promoted replays all that it has written,
+// so that is what counts. Only a role with pg_read_all_stats is told.
+func (s *Store) Followed(ctx context.Context) error {
+	const op = "postgres.Followed"
+	upTo, err := s.db.Written(ctx, op)
+	for err == nil {
+		var behind int
+		if behind, err = s.db.Behind(ctx, op, upTo); err != nil || behind == 0 {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return claviger.Errorf(op, claviger.Unavailable, "", "%d standbys of metastore %s (property %s) lack the newest: %w",
+				behind, s.db.URI(), s.cfg.Property, ctx.Err())
+		case <-time.After(pgdb.Jitter(followPause)):
+		}
+	}
+	return err
+}
+
 // unfollowed is the error of a server whose commits wait for a standby that is not there.
 func (s *Store) unfollowed(op, key string, standbys pgdb.Standbys) error {
 	return claviger.Errorf(op, claviger.Unavailable, key,

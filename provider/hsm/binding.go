@@ -287,6 +287,7 @@ func (p *Provider) bindTo(ctx context.Context, id string, mine []Binding, alone 
 	if err != nil {
 		return err
 	}
+	p.awaitCopies(ctx)
 	now := time.Now().UTC().Truncate(time.Second)
 	b := Binding{Store: id, URI: p.store.URI(), Since: now, Incarnation: incarnation, Served: &now}
 	if len(mine) > 0 {

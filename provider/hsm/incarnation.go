@@ -40,6 +40,8 @@ const (
 	settingTaken = "store.taken"
 	// atOnce is how often a token is read that other nodes write to meanwhile.
 	atOnce = 3
+	// followWithin bounds how long the token waits for the standbys of the store.
+	followWithin = 5 * time.Second
 )
 
 // incarnation is one entry of a store's history.
@@ -292,6 +294,22 @@ func (p *Provider) beginIncarnation(ctx context.Context, mine []Binding) (id str
 	}
 	p.begun = e.ID
 	return e.ID, nil
+}
+
+// awaitCopies gives a store's standbys a moment to have the incarnation that was just written,
+// before the token has it: one that took the store's place without it would be stale, though it
+// lacks no key.
+func (p *Provider) awaitCopies(ctx context.Context) {
+	r, ok := p.store.(metastore.Replicated)
+	if !ok {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, followWithin)
+	defer cancel()
+	if err := r.Followed(ctx); err != nil {
+		p.log.Warn("a standby lacks what was just written to the metastore; where it takes over before it has that, "+
+			"no key is made until an operator has decided", "within", followWithin, "decides", p.accept(), "err", err)
+	}
 }
 
 // endIncarnation notes that the token has it. The binding lock is held.
