@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"sync"
+	"time"
 )
 
 // Negotiator accepts the tokens of SPNEGO, wrapped or raw Kerberos. Its method
@@ -15,6 +17,9 @@ type Negotiator interface {
 	// answer with. One token is all that a handshake takes; what would need more
 	// is an error. Errors are a *NegotiationError.
 	Accept(token []byte) (client string, reply []byte, err error)
+	// Check returns an error where no token can be accepted as things stand: the keytab
+	// is gone, cannot be read, or holds no key of the service.
+	Check() error
 }
 
 // NegotiationError says why a client's token is refused.
@@ -23,7 +28,10 @@ type NegotiationError struct {
 	Reason string
 	// Explanation is for the operator alone: what is wrong, and the cure.
 	Explanation string
-	Err         error
+	// Here: the cause may lie at this server, in its keytab or its clock, and then each
+	// client is refused.
+	Here bool
+	Err  error
 }
 
 func (e *NegotiationError) Error() string { return e.Explanation }
@@ -44,6 +52,7 @@ type Kerberos struct {
 	negotiator Negotiator
 	whitelist  map[string]bool
 	kind       string // of the cookies
+	logins     *logins
 }
 
 // endpointForm is what Hadoop takes for the path of a servlet.
@@ -52,7 +61,7 @@ var endpointForm = regexp.MustCompile(`^/\w+$`)
 // NewKerberos makes the handler. Requests to the servlets of whitelist
 // (kerberos.endpoint.whitelist: "/jmx" and the like) are anonymous.
 func NewKerberos(n Negotiator, whitelist []string) (*Kerberos, error) {
-	k := &Kerberos{negotiator: n, whitelist: make(map[string]bool), kind: kerberosTokenType}
+	k := &Kerberos{negotiator: n, whitelist: make(map[string]bool), kind: kerberosTokenType, logins: new(logins)}
 	for _, path := range whitelist {
 		if !endpointForm.MatchString(path) {
 			return nil, fmt.Errorf("%q is no servlet; it must be a / and a word, as in /jmx", path)
@@ -84,9 +93,13 @@ func (k *Kerberos) authenticate(r Request, _ bool) attempt {
 		var known *NegotiationError
 		if errors.As(err, &known) {
 			refusal.Reason = known.Reason
+			if known.Here {
+				k.logins.refused(known)
+			}
 		}
 		return attempt{refusal: refusal}
 	}
+	k.logins.accepted()
 	var att attempt
 	if len(reply) > 0 {
 		att.reply = Negotiate + " " + base64.StdEncoding.EncodeToString(reply)
@@ -99,6 +112,51 @@ func (k *Kerberos) authenticate(r Request, _ bool) attempt {
 	}
 	att.token = &token{principal: client, kind: k.kind}
 	return att
+}
+
+// refusedInARow is how many logins have to be refused by a cause that may be this
+// server's, and none accepted meanwhile, before CheckLogins tells.
+const refusedInARow = 3
+
+// logins remembers what became of the last ones.
+type logins struct {
+	mu   sync.Mutex
+	row  int       // refused since one was accepted
+	from time.Time // of the first of them
+	last error     // why the last one was refused
+}
+
+func (l *logins) accepted() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.row, l.last = 0, nil
+}
+
+func (l *logins) refused(why error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.row == 0 {
+		l.from = time.Now()
+	}
+	l.row++
+	l.last = why
+}
+
+// CheckKeytab tells that no client can log in, for want of a keytab with a key of the
+// service.
+func (k *Kerberos) CheckKeytab() error { return k.negotiator.Check() }
+
+// CheckLogins tells that the last logins were all refused by a cause that may be this
+// server's: its clock, or keys that are not those of the KDC. It may be the clients', too:
+// whoever sends a forged ticket makes such a refusal.
+func (k *Kerberos) CheckLogins() error {
+	k.logins.mu.Lock()
+	defer k.logins.mu.Unlock()
+	if k.logins.row < refusedInARow {
+		return nil
+	}
+	return fmt.Errorf("the last %d logins, since %s, were all refused, the last one so: %w", k.logins.row,
+		k.logins.from.UTC().Format(time.RFC3339), k.logins.last)
 }
 
 // decodeBase64 decodes as commons-codec's Base64 does, which hadoop-auth uses:

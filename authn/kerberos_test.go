@@ -26,6 +26,8 @@ func (acceptor) Accept(token []byte) (client string, reply []byte, err error) {
 	return client, []byte("proof"), nil
 }
 
+func (acceptor) Check() error { return nil }
+
 func newKerberos(t testing.TB, whitelist ...string) *authn.Kerberos {
 	t.Helper()
 	k, err := authn.NewKerberos(acceptor{}, whitelist)
@@ -122,6 +124,8 @@ func (f acceptFunc) Accept(token []byte) (client string, reply []byte, err error
 	return "alice@EXAMPLE.COM", nil, nil
 }
 
+func (acceptFunc) Check() error { return nil }
+
 func TestKerberosRefusals(t *testing.T) {
 	a := newAuthenticator(t, authn.Config{Handler: newKerberos(t, "/jmx"),
 		Rules: rules(t, `RULE:[2:$1](odd)s/odd// RULE:[2:$1](amp)s/amp/a&b/ DEFAULT`)})
@@ -205,6 +209,61 @@ func TestKerberosRefusals(t *testing.T) {
 		if _, err := authn.NewKerberos(acceptor{}, []string{path}); err == nil {
 			t.Errorf("%q is taken for a servlet", path)
 		}
+	}
+}
+
+// refusing refuses each token but "good", as a server with another keytab would.
+type refusing struct{ here bool }
+
+func (n refusing) Accept(token []byte) (client string, reply []byte, err error) {
+	if string(token) == "good" {
+		return "alice@EXAMPLE.COM", nil, nil
+	}
+	return "", nil, &authn.NegotiationError{Reason: "Checksum failed", Explanation: "the keytab lacks the key", Here: n.here}
+}
+
+func (refusing) Check() error { return errors.New("no keytab") }
+
+// TestCheckLogins: logins that are all refused by what may be this server's fault are
+// told, until one is accepted; those that the client alone is to blame for never.
+func TestCheckLogins(t *testing.T) {
+	k, err := authn.NewKerberos(refusing{here: true}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := newAuthenticator(t, authn.Config{Handler: authn.MultiScheme(k), Rules: rules(t, "DEFAULT")})
+	login := func(a *authn.Authenticator, token string) {
+		a.Authenticate(t.Context(), negotiating("", "Negotiate "+base64.StdEncoding.EncodeToString([]byte(token))))
+	}
+	for i := range 3 {
+		if err := k.CheckLogins(); err != nil {
+			t.Fatalf("after %d refusals: %v", i, err)
+		}
+		login(a, "bad")
+	}
+	if err := k.CheckLogins(); err == nil || !strings.Contains(err.Error(), "the last 3 logins") ||
+		!strings.Contains(err.Error(), "the keytab lacks the key") {
+		t.Errorf("after three refusals: %v", err)
+	}
+	login(a, "good")
+	login(a, "bad")
+	if err := k.CheckLogins(); err != nil {
+		t.Errorf("after a login that was accepted: %v", err)
+	}
+	if err := k.CheckKeytab(); err == nil || err.Error() != "no keytab" {
+		t.Errorf("the keytab's check: %v", err)
+	}
+
+	k, err = authn.NewKerberos(refusing{}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a = newAuthenticator(t, authn.Config{Handler: k, Rules: rules(t, "DEFAULT")})
+	for range 5 {
+		login(a, "bad")
+	}
+	if err := k.CheckLogins(); err != nil {
+		t.Errorf("clients that replay: %v", err)
 	}
 }
 

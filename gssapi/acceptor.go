@@ -92,6 +92,7 @@ const Available = true
 // Acceptor accepts tokens with the keys of a keytab. Its methods may be called
 // from many goroutines.
 type Acceptor struct {
+	keytab     string // path
 	principals []string
 	every      bool // each HTTP/... principal
 
@@ -105,22 +106,9 @@ func NewAcceptor(conf AcceptorConfig) (*Acceptor, error) {
 	if len(conf.Principals) == 0 {
 		return nil, errors.New("no principal to accept tickets for")
 	}
-	known, err := principalsOf(conf.Keytab)
-	if err != nil {
-		return nil, fmt.Errorf("keytab %s: %w", conf.Keytab, err)
-	}
-	a := &Acceptor{principals: conf.Principals, every: slices.Equal(conf.Principals, []string{"*"})}
-	has := func(p string) bool {
-		return slices.ContainsFunc(known, func(k string) bool { return isPrincipal(k, p) })
-	}
-	for _, p := range conf.Principals {
-		if !a.every && !has(p) {
-			return nil, fmt.Errorf("keytab %s has no key of %s; it has keys of %s", conf.Keytab, p, strings.Join(known, ", "))
-		}
-	}
-	if a.every && !slices.ContainsFunc(known, func(k string) bool { return strings.HasPrefix(k, "HTTP/") }) {
-		return nil, fmt.Errorf("keytab %s has no key of a principal HTTP/...; it has keys of %s", conf.Keytab,
-			strings.Join(known, ", "))
+	a := &Acceptor{keytab: conf.Keytab, principals: conf.Principals, every: slices.Equal(conf.Principals, []string{"*"})}
+	if err := a.Check(); err != nil {
+		return nil, err
 	}
 	keytab := C.CString("FILE:" + conf.Keytab)
 	defer C.free(unsafe.Pointer(keytab))
@@ -137,6 +125,27 @@ func NewAcceptor(conf AcceptorConfig) (*Acceptor, error) {
 			statusText(minor, C.GSS_C_MECH_CODE)))
 	}
 	return a, nil
+}
+
+// Check reads the keytab as it lies there now, and returns an error where it cannot be
+// read or holds no key of a principal of ours: no client can log in then.
+func (a *Acceptor) Check() error {
+	known, err := principalsOf(a.keytab)
+	if err != nil {
+		return fmt.Errorf("keytab %s: %w", a.keytab, err)
+	}
+	has := func(p string) bool {
+		return slices.ContainsFunc(known, func(k string) bool { return isPrincipal(k, p) })
+	}
+	for _, p := range a.principals {
+		if !a.every && !has(p) {
+			return fmt.Errorf("keytab %s has no key of %s; it has keys of %s", a.keytab, p, strings.Join(known, ", "))
+		}
+	}
+	if a.every && !slices.ContainsFunc(known, func(k string) bool { return strings.HasPrefix(k, "HTTP/") }) {
+		return fmt.Errorf("keytab %s has no key of a principal HTTP/...; it has keys of %s", a.keytab, strings.Join(known, ", "))
+	}
+	return nil
 }
 
 func statusText(code C.OM_uint32, kind C.int) string {
@@ -209,7 +218,7 @@ func (a *Acceptor) Accept(token []byte) (Accepted, error) {
 	a.mu.RLock()
 	defer a.mu.RUnlock()
 	if a.closed {
-		return Accepted{}, &Error{Kind: Other, Detail: "the acceptor is closed", Java: javaFailure("closed")}
+		return Accepted{}, &Error{Kind: Other, Detail: "the acceptor is closed", Java: unspecified}
 	}
 	var out C.accepted
 	C.accept_token(a.cred, unsafe.Pointer(&token[0]), C.size_t(len(token)), &out)

@@ -72,6 +72,7 @@ const (
 	Skew               // the clocks differ too much
 	Expired            // the ticket is over, or not yet valid
 	NoKey              // the keytab has no key that opens the ticket
+	NoKeytab           // the keytab is gone, or cannot be read
 	WrongService       // the ticket is for another service
 	NoCredentials      // we have no ticket, or can't get one
 )
@@ -97,9 +98,12 @@ func (e *Error) Error() string {
 	return e.Detail + "; " + e.Cure
 }
 
+// unspecified is the text of a GSSException that says nothing of its cause.
+const unspecified = "GSSException: Failure unspecified at GSS-API level"
+
 // javaFailure is a GSSException's text around a mechanism's own.
 func javaFailure(mechanism string) string {
-	return "GSSException: Failure unspecified at GSS-API level (Mechanism level: " + mechanism + ")"
+	return unspecified + " (Mechanism level: " + mechanism + ")"
 }
 
 // phrases tell kinds by the library's words. Its numbers can't: they are mapped
@@ -124,6 +128,9 @@ var phrases = []struct {
 	{"no matching key in keytab", NoKey},
 	{"no key table entry", NoKey},
 	{"key version", NoKey},
+	{"key table", NoKeytab},
+	{"keytab", NoKeytab},
+	{"permission denied", NoKeytab},
 	{"service key not available", NoKey},
 	{"decrypt integrity check failed", NoKey},
 	{"invalid token was supplied", BadToken},
@@ -159,17 +166,8 @@ func explain(major, minor string) *Error {
 			}
 		}
 	}
-	e.Java = javaFailure(firstOf(minor, major))
+	e.advise("")
 	return e
-}
-
-func firstOf(texts ...string) string {
-	for _, t := range texts {
-		if t != "" {
-			return t
-		}
-	}
-	return ""
 }
 
 // advise fills in the cure, and Java's words.
@@ -197,7 +195,11 @@ func (e *Error) advise(minor string) {
 		e.Java = "GSSException: Defective token detected"
 	case NoCredentials:
 		e.Java = "GSSException: No valid credentials provided"
+	case NoKeytab:
+		e.Cure = "put the keytab back, readable to the user that this process runs as; nothing has to be restarted"
+		e.Java = unspecified
 	case Other:
+		e.Java = unspecified // the library's own words may name a file of this host
 	}
 }
 

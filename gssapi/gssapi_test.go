@@ -93,6 +93,29 @@ func TestKeytab(t *testing.T) {
 			}
 		}
 	}
+	// A keytab that changes under a running acceptor.
+	a, err := NewAcceptor(AcceptorConfig{Keytab: both, Principals: []string{"HTTP/localhost"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	for _, c := range []struct {
+		what   string
+		change func() error
+		want   string
+	}{
+		{"unchanged", func() error { return nil }, ""},
+		{"another service's", func() error { return os.Rename(writeKeytab(t, "ftp/localhost"), both) }, "has no key of HTTP/localhost"},
+		{"removed", func() error { return os.Remove(both) }, "no such file"},
+		{"put back", func() error { return os.Rename(writeKeytab(t, "HTTP/localhost"), both) }, ""},
+	} {
+		if err := c.change(); err != nil {
+			t.Fatal(err)
+		}
+		if err := a.Check(); (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %q", c.what, err, c.want)
+		}
+	}
 	if realm, err := DefaultRealm(); realm != "EXAMPLE.COM" || err != nil {
 		t.Errorf("default realm %q, %v", realm, err)
 	}

@@ -14,6 +14,9 @@ func NewAcceptor(AcceptorConfig) (*Acceptor, error) { return nil, ErrNotBuilt }
 // Accept returns ErrNotBuilt.
 func (*Acceptor) Accept([]byte) (Accepted, error) { return Accepted{}, ErrNotBuilt }
 
+// Check returns ErrNotBuilt.
+func (*Acceptor) Check() error { return ErrNotBuilt }
+
 // Close does nothing.
 func (*Acceptor) Close() {}
 

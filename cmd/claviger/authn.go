@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"claviger/authn"
+	"claviger/console"
 	"claviger/hadoopconf"
 )
 
@@ -17,6 +18,7 @@ type authenticator struct {
 	groups     *authn.Groups
 	tokens     *authn.Delegations
 	background []func(context.Context)
+	checks     []console.Check // of logins
 }
 
 func newAuthenticator(ctx context.Context, conf *hadoopconf.Conf, shared *cluster, log *slog.Logger) (*authenticator, error) {
@@ -69,7 +71,8 @@ func newAuthenticator(ctx context.Context, conf *hadoopconf.Conf, shared *cluste
 	}
 	cfg.ProxyUsers = proxies
 	site := newSiteWatcher(conf, proxies, groups.Of, log)
-	a := &authenticator{groups: groups, tokens: cfg.Delegations, site: site, background: []func(context.Context){cfg.Delegations.Run, site.Run}}
+	a := &authenticator{groups: groups, tokens: cfg.Delegations, site: site, checks: loginChecks(cfg.Handler),
+		background: []func(context.Context){cfg.Delegations.Run, site.Run}}
 	// Last, for it may have to wait for other machines.
 	if cfg.Secrets, err = a.secretProvider(ctx, conf, shared, validity, log); err != nil {
 		return nil, err

@@ -41,6 +41,7 @@ func (s *kmsServer) checks() []console.Check {
 		{Name: "certificates", Informational: true, Run: s.svc.checkCertificates},
 		s.secrets.check(),
 	}
+	checks = append(checks, s.auth.checks...)
 	checks = append(checks, s.trail.checks()...)
 	checks = append(checks, s.storeChecks()...)
 	checks = append(checks, s.agreementCheck()...)

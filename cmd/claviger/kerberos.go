@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -8,6 +9,7 @@ import (
 	"strings"
 
 	"claviger/authn"
+	"claviger/console"
 	"claviger/gssapi"
 	"claviger/hadoopconf"
 )
@@ -101,8 +103,33 @@ func (n negotiator) Accept(token []byte) (client string, reply []byte, err error
 	var known *gssapi.Error
 	if errors.As(err, &known) && known.Java != "" {
 		refused.Reason = known.Java
+		refused.Here = slices.Contains([]gssapi.Kind{gssapi.Skew, gssapi.Expired, gssapi.NoKey, gssapi.NoKeytab,
+			gssapi.NoCredentials}, known.Kind)
 	}
 	return "", nil, refused
+}
+
+// Check reads the keytab.
+func (n negotiator) Check() error {
+	if err := n.acceptor.Check(); err != nil {
+		return fmt.Errorf("no client can log in: %w; put it back as %s says, readable to the user that this server runs as. "+
+			"Nothing has to be restarted", err, authKeytab)
+	}
+	return nil
+}
+
+// loginChecks are of type kerberos. A refused login is a 403, after which a client asks no
+// other node: so a keytab that nobody can log in by takes the node out of service. What
+// requests see is information: anybody can send forged tickets, and must not do that.
+func loginChecks(h authn.Handler) []console.Check {
+	k, ok := h.(*authn.Kerberos)
+	if !ok {
+		return nil
+	}
+	return []console.Check{
+		{Name: "keytab", Run: func(context.Context) error { return k.CheckKeytab() }},
+		{Name: "logins of clients", Informational: true, Run: func(context.Context) error { return k.CheckLogins() }},
+	}
 }
 
 // checkSchemes reads the schemes of multi-scheme authentication. What is left of

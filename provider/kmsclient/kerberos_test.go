@@ -34,6 +34,8 @@ func (a *accepts) Accept(token []byte) (string, []byte, error) {
 	return got.Client, got.Reply, nil
 }
 
+func (a *accepts) Check() error { return a.acceptor.Check() }
+
 // TestRealKerberos logs in at our own KMS with tickets of a real KDC.
 func TestRealKerberos(t *testing.T) {
 	k := kdctest.Start(t)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/base64"
+	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
@@ -309,4 +310,123 @@ func TestWhoDoesNot(t *testing.T) {
 			t.Errorf("after the keytab got the new key: %d %s", status, body)
 		}
 	})
+}
+
+// readyz returns whether the server says that it is ready, and what is wrong with one check.
+func (s *kms) readyz(check string) (ready bool, wrong string) {
+	s.t.Helper()
+	r, err := http.Get(strings.TrimSuffix(s.url, "/kms") + "/readyz") //nolint:noctx // of a server of this test
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer func() { _ = r.Body.Close() }()
+	var answer struct {
+		Ready  bool
+		Checks []struct{ Name, Error string }
+	}
+	if err := json.NewDecoder(r.Body).Decode(&answer); err != nil {
+		s.t.Fatal(err)
+	}
+	for _, c := range answer.Checks {
+		if c.Name == check {
+			return answer.Ready, c.Error
+		}
+	}
+	s.t.Fatalf("/readyz has no check %q", check)
+	return false, ""
+}
+
+// TestReadinessOfLogins: a server that no client can log in at says so, by its keytab or by
+// what the last logins came to; and its refusals name no file of its host.
+func TestReadinessOfLogins(t *testing.T) {
+	hadoop.Require(t)
+	k := kdctest.StartRealm(t, realm)
+	users := k.Keytab("users.keytab", "alice")
+	good := k.Keytab("good.keytab", "HTTP/localhost")
+	keytab := filepath.Join(k.Dir, "served.keytab")
+	put := func(from string) {
+		t.Helper()
+		b, err := os.ReadFile(from)
+		if err == nil {
+			err = os.WriteFile(keytab, b, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(good)
+	s := startKMS(t, k, k.Krb5Conf, keytab)
+	t.Setenv("KRB5_CONFIG", k.Krb5Conf)
+	life := 30 * time.Minute
+	login := func() (int, string) {
+		t.Helper()
+		life -= time.Minute // a file of its own: its ticket is of the key that the KDC has now
+		i, err := gssapi.NewInitiator(gssapi.InitiatorConfig{CCache: "FILE:" + k.LoginFor(users, "alice", life), Target: "HTTP@localhost", SPNEGO: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = i.Close() }()
+		token, _, err := i.Step(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s.send(http.MethodGet, base64.StdEncoding.EncodeToString(token))
+	}
+	// check waits, for a probe holds for a second.
+	check := func(what, name string, ready bool, want string) {
+		t.Helper()
+		var got string
+		var is bool
+		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(200 * time.Millisecond) {
+			is, got = s.readyz(name)
+			if is == ready && (want == "") == (got == "") && strings.Contains(got, want) {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("%s: ready is %v, check %s says %q; want %v and %q", what, is, name, got, ready, want)
+			}
+		}
+	}
+	if status, body := login(); status != http.StatusOK {
+		t.Fatalf("a good login: %d %s", status, body)
+	}
+	check("at first", "keytab", true, "")
+	check("at first", "logins of clients", true, "")
+
+	for what, change := range map[string]struct {
+		do   func()
+		want string
+	}{
+		"removed":         {func() { _ = os.Remove(keytab) }, "no such file"},
+		"emptied":         {func() { _ = os.Truncate(keytab, 0) }, keytab},
+		"another service": {func() { put(k.Keytab("other.keytab", "ftp/localhost")) }, "has no key of HTTP/localhost"},
+	} {
+		change.do()
+		status, body := login()
+		if status != http.StatusForbidden || strings.Contains(body, keytab) || strings.Contains(body, filepath.Base(keytab)) {
+			t.Errorf("keytab %s: %d %s", what, status, body)
+		}
+		check("keytab "+what, "keytab", false, change.want)
+		put(good)
+		check("keytab "+what+", put back", "keytab", true, "")
+		if status, body := login(); status != http.StatusOK {
+			t.Errorf("keytab %s, put back: %d %s", what, status, body)
+		}
+	}
+
+	// The KDC has a newer key than the keytab: the service is in it, and nobody gets in.
+	k.Admin("change_password -randkey HTTP/localhost")
+	for range 3 {
+		check("before three refusals", "logins of clients", true, "")
+		if status, _ := login(); status != http.StatusForbidden {
+			t.Fatalf("a ticket by a key that the keytab lacks: %d", status)
+		}
+	}
+	check("a key version that the keytab lacks", "keytab", true, "")
+	check("a key version that the keytab lacks", "logins of clients", true, "the keytab lacks the key")
+	k.Admin("ktadd -norandkey -k " + keytab + " HTTP/localhost")
+	if status, body := login(); status != http.StatusOK {
+		t.Fatalf("with the new key: %d %s", status, body)
+	}
+	check("with the new key", "logins of clients", true, "")
 }
