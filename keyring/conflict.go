@@ -532,6 +532,9 @@ func (r *Ring) needNoConflict(ctx context.Context, op string, v *provider.KeyVer
 			switch {
 			case m.Versions <= number:
 			case r.sourceHas(ctx, s, v.Key, v.Name):
+				if v.Of != nil && v.Of.Created.UnixMilli() != m.Created.UnixMilli() {
+					return otherKey(op, v, s.URI(), m)
+				}
 				return r.notReencrypted(ctx, op, v, s.URI())
 			case numbered && !r.settled(s, v.Name):
 				return claviger.Errorf(op, claviger.SourceUnreachable, v.Name, "EDEKs of '%s' are not re-encrypted yet: the source %s counts "+
@@ -554,6 +557,16 @@ func (r *Ring) needNoKnownConflict(ctx context.Context, op string, v *provider.K
 func (r *Ring) notReencrypted(ctx context.Context, op string, v *provider.KeyVersion, uri string) error {
 	return claviger.Errorf(op, claviger.Invalid, v.Name, "'%s' is one key here and another one at %s, so its EDEKs "+
 		"may be of either, and are not re-encrypted: %s", v.Name, uri, r.conflictCure(ctx, v.Name))
+}
+
+// otherKey is notReencrypted where the source's key was not rolled, but is another one.
+func otherKey(op string, v *provider.KeyVersion, uri string, theirs *claviger.Metadata) error {
+	const precise = "2006-01-02T15:04:05.000Z07:00" // as keys have it
+	return claviger.Errorf(op, claviger.Invalid, v.Name, "the source %s has another key '%s', made %s, than the one here, "+
+		"made %s, and both have a version '%s', so its EDEKs may be of either, and are not re-encrypted: where files are "+
+		"under the source's key, copy them, through the source, to a zone with a key of another name; then delete it at "+
+		"the source, or set claviger.migration.ours to %s and restart; do not delete the key here", uri, v.Key,
+		theirs.Created.UTC().Format(precise), v.Of.Created.UTC().Format(precise), v.Name, claviger.Printable(v.Name))
 }
 
 // notKnown says that a source does not tell whether it has another version of that name.

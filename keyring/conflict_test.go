@@ -331,6 +331,33 @@ func TestKeyMadeAnewAtTheSource(t *testing.T) {
 	if dek, err := w.decrypt(t, w.ours); err != nil || !dek.Equal(w.mine) || w.Conflicts() != 0 {
 		t.Errorf("%v, %d conflicts", err, w.Conflicts())
 	}
+	// EDEKs of a name that both have may be of either. No roll is the reason.
+	for n := range 4 {
+		if _, err := w.primary.Roll(t.Context(), "payroll", nil); err != nil {
+			t.Fatal(n, err)
+		}
+	}
+	w.forget("payroll")
+	_, err := w.Reencrypt(t.Context(), caller("nn"), "payroll", true, w.ours)
+	wantKind(t, err, claviger.Invalid)
+	if !strings.Contains(err.Error(), "has another key 'payroll', made ") ||
+		strings.Contains(err.Error(), "stop rolls") {
+		t.Errorf("it says %v", err)
+	}
+	// Those of the others go on, and all by the operator's word.
+	es, deks := made(t, w.primary.Provider, "payroll@4", 1)
+	again := func(e claviger.EDEK, want secret.Bytes) {
+		t.Helper()
+		out, err := w.Reencrypt(t.Context(), caller("nn"), "payroll", true, e)
+		if err != nil {
+			t.Error(err)
+		} else if dek, err := w.decrypt(t, out); err != nil || !dek.Equal(want) {
+			t.Errorf("re-encrypted: %v", err)
+		}
+	}
+	again(es[0], deks[0])
+	w.cfg.Ours = map[string]bool{w.shared: true}
+	again(w.ours, w.mine)
 }
 
 // TestConflictOfTheCurrentVersion: EDEKs of a current version in conflict are not handed

@@ -126,11 +126,12 @@ func (e *Engine) skip(ctx context.Context, it Item) error {
 }
 
 // collision names a version that the source and the target both have, of different
-// keys: the source rolled its key after it was taken over. "" where there is none.
+// keys: the source rolled its key after it was taken over. "" where there is none, and where
+// the source's key is another one, see sinceRun.
 // ours are the names at the target. A version whose EDEKs are the target's by the
 // operator's word is left out.
 func (e *Engine) collision(ctx context.Context, it Item, theirs *claviger.Metadata, ours []string) string {
-	if !it.numbered() {
+	if !it.numbered() || it.madeAnew(theirs) {
 		return ""
 	}
 	for _, v := range ours {

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"claviger"
 )
@@ -17,6 +18,9 @@ type sinceRun struct {
 	noted, now int      // how many the source counted
 	made, lost []string // names, where the source shows them and the journal has them
 	allowed    bool     // numbered versions for which there is room here, or whose EDEKs an operator called ours
+	// anew is when the source's key was made where it is another one than was migrated, which
+	// was made at was; zero: it is the same.
+	was, anew time.Time
 }
 
 // sinceRun compares what the source tells now with the journal's record of a key that
@@ -26,6 +30,10 @@ func (e *Engine) sinceRun(it *Item, theirs *claviger.Metadata, names []string) *
 		return nil
 	}
 	s := &sinceRun{noted: it.Source.Versions, now: theirs.Versions}
+	if it.madeAnew(theirs) {
+		s.was, s.anew = it.Source.Created, theirs.Created
+		return s
+	}
 	if len(it.SourceVersions) > 0 && len(names) > 0 {
 		s.made, s.lost = without(names, it.SourceVersions, it.Folded), without(it.SourceVersions, names, it.Folded)
 	}
@@ -34,6 +42,12 @@ func (e *Engine) sinceRun(it *Item, theirs *claviger.Metadata, names []string) *
 	}
 	s.allowed = s.now > s.noted && len(s.lost) == 0 && (it.First > it.Source.Versions || e.allOurs(it, s))
 	return s
+}
+
+// madeAnew reports whether the source has another key of the name than the one that the record
+// is of: that was deleted there, and nobody chooses the time at which a key is made.
+func (it *Item) madeAnew(theirs *claviger.Metadata) bool {
+	return !it.Source.Created.Equal(fieldsOf(theirs).Created)
 }
 
 // allOurs: of each version that the source numbered since and that was made here too an
@@ -60,6 +74,12 @@ func without(list, others []string, folded bool) []string {
 
 // String says what has changed, and what to do.
 func (s *sinceRun) String() string {
+	if !s.anew.IsZero() {
+		return fmt.Sprintf("the source has another key of that name, made %s: the one that was migrated, made %s, was "+
+			"deleted there, and EDEKs of its versions there open nowhere; do not delete the key here; if the source's key is "+
+			"used, copy the files of its zones, through the source, to zones with a key of another name, and delete it at the source",
+			s.anew.UTC().Format(timeFormat), s.was.UTC().Format(timeFormat))
+	}
 	var parts []string
 	if n := max(s.now-s.noted, len(s.made)); n > 0 {
 		parts = append(parts, fmt.Sprintf("rolled at the source since the migration: %d more%s", n, inBrackets(s.made)))

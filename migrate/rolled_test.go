@@ -7,6 +7,7 @@ import (
 	"claviger"
 	"claviger/metastore"
 	"claviger/migrate"
+	"claviger/provider"
 	"claviger/provider/memory"
 )
 
@@ -147,5 +148,61 @@ func TestConflictKeepsFinish(t *testing.T) {
 	b.cfg.Ours = nil
 	if f := finish(); !f.Finished {
 		t.Errorf("once more, without the property: %q", f.Refusals)
+	}
+}
+
+// TestMadeAnewAtTheSource: a migrated key was deleted at its source, and another of its name was
+// made and rolled there. Verify and finish say so, and speak of no roll; the key stays done, also
+// by a further run, and the operator's word ends the migration, or the end of the other key.
+func TestMadeAnewAtTheSource(t *testing.T) {
+	for _, gone := range []bool{false, true} {
+		b := newBench(t)
+		b.source = memory.New(memory.Config{SequentialIDs: true, URI: b.source.URI()})
+		b.cfg.Source = &farKMS{stub: stub{Source: b.source}}
+		b.add(t, "k", 1)
+		if r := b.run(t); !r.Complete() {
+			t.Fatalf("%+v", r.Keys)
+		}
+		must(t, b.source.Delete(t.Context(), "k"))
+		_, err := b.source.Create(t.Context(), provider.Spec{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 256})
+		must(t, err)
+		_, err = b.source.Roll(t.Context(), "k", nil)
+		must(t, err)
+		const says = "k: the source has another key of that name, made "
+		finish := func(known bool) *migrate.Ending {
+			t.Helper()
+			f, err := b.engine(t).Finish(t.Context(),
+				migrate.FinishOptions{Since: noon, EDEKsDone: true, SourceRolled: known, Get: nothingSet})
+			must(t, err)
+			return f
+		}
+		for range 2 {
+			v, err := b.engine(t).Verify(t.Context())
+			must(t, err)
+			text := textOf(t, v.WriteText)
+			if v.Different != 1 || !strings.Contains(text, says[3:]) || strings.Contains(text, "rolled at the source") ||
+				strings.Contains(text, "versions of the source") {
+				t.Errorf("verify: %s", text)
+			}
+			f := finish(false)
+			text = strings.Join(f.Refusals, "\n")
+			if f.Finished || !strings.Contains(text, says) || strings.Contains(text, "rolled at the source") {
+				t.Errorf("finish: %s", text)
+			}
+			if r := b.run(t); !r.Complete() || r.Keys[0].State != migrate.Done {
+				t.Errorf("a further run: %+v", r.Keys)
+			}
+		}
+		if origins, err := migrate.Origins(t.Context(), b.cfg.Store); err != nil || !origins[0].TakenOver {
+			t.Errorf("%+v, %v", origins, err)
+		}
+		if gone {
+			must(t, b.source.Delete(t.Context(), "k"))
+			b.add(t, "other", 1)
+			b.run(t)
+		}
+		if f := finish(!gone); !f.Finished {
+			t.Errorf("gone=%t: %q", gone, f.Refusals)
+		}
 	}
 }

@@ -408,7 +408,7 @@ func (d *KeyDiff) verifyVersions(it Item, theirs *claviger.Metadata, names []str
 		d.verifyMade(it, len(names))
 		if since != nil {
 			d.Remarks = append(d.Remarks, since.String())
-			if !since.allowed {
+			if !since.allowed && since.anew.IsZero() { // else the time of creation differs
 				d.Differences = append(d.Differences, since.difference())
 			}
 		}

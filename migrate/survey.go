@@ -91,6 +91,9 @@ func (e *Engine) judge(ctx context.Context, sv *survey, name string, theirs, our
 		}
 		return it, nil
 	}
+	if known && !another && before.State == Conflict && before.Rolled > 0 && before.madeAnew(theirs) {
+		return before, nil // EDEKs of the version to which the older key was rolled are there still
+	}
 	if known && before.State == Done && !another && !sv.adopted[name] {
 		before.Why, before.Rolled = "", 0
 		if v := e.collision(ctx, before, theirs, before.TargetVersions); v != "" {
@@ -98,6 +101,9 @@ func (e *Engine) judge(ctx context.Context, sv *survey, name string, theirs, our
 		}
 		if since := e.sinceRun(&before, theirs, nil); since != nil {
 			before.Why = since.String()
+			if !since.anew.IsZero() {
+				return before, nil // it is here, and is no other key's
+			}
 		}
 		if diffs := compare(before.Source, fieldsOf(theirs)); len(diffs) > 0 {
 			return conflict(it, diffs, "at the source it is another key than the one that was migrated",
