@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"claviger/hadoopconf"
+	"claviger/migrate/shred"
 )
 
 // TestKTKMSWithoutItsFolder: a KT KMS whose folder is moved under it changes no key, is not
@@ -66,7 +67,7 @@ func TestKTKMSWithoutItsFolder(t *testing.T) {
 	if status := create("first"); status != http.StatusCreated {
 		t.Fatal(status)
 	}
-	if _, err := shredFolder(folder); err == nil || !strings.Contains(err.Error(), "is in use by a Key Trustee KMS") {
+	if _, err := shred.Folder(folder); err == nil || !strings.Contains(err.Error(), "is in use by a Key Trustee KMS") {
 		t.Errorf("shredding the folder of a KMS that runs: %v", err)
 	}
 	const private = "private key in its folder"

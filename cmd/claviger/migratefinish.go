@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"path/filepath"
 	"strings"
 	"time"
@@ -13,8 +12,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"claviger/migrate"
+	"claviger/migrate/shred"
 	"claviger/provider/hsm"
-	"claviger/provider/keytrustee"
 )
 
 func newMigrateFinish() *cobra.Command {
@@ -97,41 +96,11 @@ func (m *migration) shred(f *migrate.Ending) error {
 			continue
 		}
 		if !told {
-			fmt.Fprintln(m.stderr, overwriting+".")
+			fmt.Fprintln(m.stderr, shred.Overwriting+".")
 			told = true
 		}
-		var doubt string
-		var err error
-		if l.What == leftFolder {
-			doubt, err = keytrustee.Doubt(l.Path)
-		}
-		if err == nil {
-			var agreed bool
-			if agreed, err = m.agreed(l, doubt, answers); err == nil && !agreed {
-				continue
-			}
-		}
-		switch {
-		case err != nil:
-		case l.What == leftSite:
-			l.Left, err = shredSite(l.Path)
-		default:
-			l.Left, err = shredFolder(l.Path)
-		}
-		l.Shredded = err == nil && len(l.Left) == 0
-		if l.Shredded && emptyFolder(l.Path) {
-			l.Left = append(l.Left, "the folder itself, which is empty now, since this user may not remove it: as root, rmdir "+l.Path)
-		}
-		if errors.Is(err, fs.ErrPermission) {
-			cure := "shred -u " + l.Path
-			if l.What != leftSite {
-				cure = "find " + l.Path + " -type f -exec shred -u {} +"
-			}
-			err = fmt.Errorf("this user may not; as root: %s (%w)", cure, err)
-		}
-		if err != nil {
-			failed = errors.Join(failed, fmt.Errorf("shredding %s: %w", l.Path, err))
-		}
+		err := shred.Leftover(l, func(doubt string) (bool, error) { return m.agreed(l, doubt, answers) })
+		failed = errors.Join(failed, err)
 	}
 	for _, l := range f.Leftovers {
 		if failed == nil && l.Secret && !l.Shredded {

@@ -171,6 +171,8 @@ var rules = []rule{
 	{"authn", append([]string{"", "secret", "writable", "hadoopconf", "gssapi"}, contracts...),
 		"who is it: no keys, no HTTP statuses"},
 	{"migrate", append([]string{"", "secret", "eek"}, contracts...), "the engine works on contracts"},
+	{"migrate/shred", []string{"", "durable", "owner", "hadoopconf", "trustee", "provider/keytrustee", "migrate"},
+		"it knows the files of a Key Trustee KMS, and neither keys nor stores"},
 	{"kmsapi", append([]string{"", "secret", "keyring", "kmswire", "authn", "eek", "shares"}, contracts...),
 		"a face imports keyring; it knows no provider"},
 	{"console", append([]string{"", "secret", "keyring", "authn", "migrate"}, contracts...),

@@ -17,7 +17,6 @@ var rawWrites = []string{"Rename", "Link", "Symlink", "WriteFile", "CreateTemp",
 
 // mayWrite says which files write without package durable, and why.
 var mayWrite = map[string]string{
-	"cmd/claviger/migrateshred.go":      "it destroys: through os.Root, so that it follows no link, and each overwriting is synced before the name goes",
 	"cmd/claviger/demo.go":              "the demo's folder ends with it",
 	"trustee/backup/backup.go":          "a restoration works in a temporary folder, which takes its place by package durable",
 	"trustee/server/sqlite/room.go":     "a file that shows whether there is room is removed again",

@@ -1,0 +1,101 @@
+package shred
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"syscall"
+)
+
+// shredder overwrites and removes. It opens what it removes by descriptors below one
+// folder, and touches plain files with one name only: who can write into a folder
+// must not be able to make us overwrite a file elsewhere.
+type shredder struct {
+	root *os.Root
+	left []string // what stays, with the reason
+}
+
+// openShredder opens a folder that is one itself, not a link to one.
+func openShredder(dir string) (*shredder, error) {
+	before, err := os.Lstat(dir)
+	if err != nil {
+		return nil, err
+	}
+	if !before.IsDir() {
+		return nil, fmt.Errorf("%s is %s, no folder: it is not touched", dir, kindOfFile(before))
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, err
+	}
+	after, err := root.Stat(".")
+	if err != nil || !os.SameFile(before, after) {
+		return nil, errors.Join(fmt.Errorf("%s was replaced meanwhile: it is not touched", dir), err, root.Close())
+	}
+	return &shredder{root: root}, nil
+}
+
+func kindOfFile(st fs.FileInfo) string {
+	if st.Mode()&fs.ModeSymlink != 0 {
+		return "a symbolic link"
+	}
+	return "a file of type " + st.Mode().Type().String()
+}
+
+// plain returns a file that is one, with one name; nil where there is none, or where
+// it must stay, which is told of.
+func (s *shredder) plain(name string) (fs.FileInfo, error) {
+	st, err := s.root.Lstat(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil // nothing to do, and no error
+	}
+	if err != nil {
+		return nil, err
+	}
+	if !st.Mode().IsRegular() {
+		s.left = append(s.left, name+" is "+kindOfFile(st))
+		return nil, nil
+	}
+	if sys, ok := st.Sys().(*syscall.Stat_t); ok && sys.Nlink > 1 {
+		s.left = append(s.left, fmt.Sprintf("%s has %d names (hard links), and overwriting it would overwrite them all: "+
+			"find the others (find / -xdev -inum %d)", name, sys.Nlink, sys.Ino))
+		return nil, nil
+	}
+	return st, nil
+}
+
+// shred overwrites a plain file with random bytes and removes it.
+func (s *shredder) shred(name string) error {
+	st, err := s.plain(name)
+	if st == nil || err != nil {
+		return err
+	}
+	// O_NONBLOCK: if it became a pipe meanwhile, nobody waits for its reader.
+	f, err := s.root.OpenFile(name, os.O_WRONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }() // closed below, where it matters
+	now, err := f.Stat()
+	if err != nil || !os.SameFile(st, now) {
+		return errors.Join(fmt.Errorf("%s was replaced meanwhile: it is not touched", name), err)
+	}
+	if _, err := io.CopyN(f, rand.Reader, now.Size()); err != nil {
+		return err
+	}
+	if err := errors.Join(f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	if err := s.root.Remove(name); err != nil {
+		return err
+	}
+	d, err := s.root.Open(path.Dir(name))
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
