@@ -228,7 +228,22 @@ func TestReadinessWithoutDatabase(t *testing.T) {
 		}
 	}
 	server.Stop(t)
-	become("without it", map[string]int{"decrypt": 200, "generate": 503, "write": 503})
+	without := map[string]int{"decrypt": 200, "generate": 503, "write": 503}
+	become("without it", without)
+	for began := time.Now(); ; time.Sleep(100 * time.Millisecond) { // until what a request saw before is not believed any more
+		_, r := readyz(t, kms)
+		if !r.Checks[slices.IndexFunc(r.Checks, func(c check) bool { return c.Name == "metastore" })].OK {
+			break
+		}
+		if time.Since(began) > 60*time.Second {
+			t.Fatal("the check of the metastore does not fail")
+		}
+	}
+	for purpose, want := range without {
+		if got, body := fetch(t, kms, "/readyz?for="+purpose, ""); got != want {
+			t.Errorf("without PostgreSQL, for %s: %d, want %d: %s", purpose, got, want, body)
+		}
+	}
 	if status := post("keys?", `{"name":"other"}`); status != http.StatusServiceUnavailable {
 		t.Errorf("a key without PostgreSQL: %d", status)
 	}
