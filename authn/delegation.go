@@ -44,6 +44,7 @@ type DelegationConfig struct {
 type Delegations struct {
 	conf  DelegationConfig
 	quota *quota
+	clock *storeClock
 	// short makes an owner of the name in a token.
 	short func(name string) string
 
@@ -86,13 +87,18 @@ func NewDelegations(conf DelegationConfig) (*Delegations, error) {
 	}
 	d := &Delegations{conf: conf, turn: make(chan struct{}, 1), short: func(name string) string { return name }}
 	d.turn <- struct{}{}
+	d.clock = newStoreClock(conf.Store, conf.Now)
 	d.quota = newQuota(conf.Limits, conf.Now, conf.Log, d.owners)
 	return d, nil
 }
 
 // owners calls fn with the owner of each token in the store.
 func (d *Delegations) owners(ctx context.Context, fn func(owner string)) error {
-	if _, err := d.conf.Store.RemoveExpired(ctx, d.conf.Now()); err != nil {
+	before, err := d.clock.longPast(ctx)
+	if err != nil {
+		return err
+	}
+	if _, err := d.conf.Store.RemoveExpired(ctx, before); err != nil {
 		return err
 	}
 	return d.conf.Store.Identifiers(ctx, func(b []byte) {
@@ -154,8 +160,11 @@ func (d *Delegations) Run(ctx context.Context) {
 
 // scan removes expired tokens, and master keys with which no good token was made.
 func (d *Delegations) scan(ctx context.Context) error {
-	now := d.conf.Now()
-	n, err := d.conf.Store.RemoveExpired(ctx, now)
+	before, err := d.clock.longPast(ctx)
+	if err != nil {
+		return err
+	}
+	n, err := d.conf.Store.RemoveExpired(ctx, before)
 	if err != nil {
 		return err
 	}
@@ -167,7 +176,7 @@ func (d *Delegations) scan(ctx context.Context) error {
 		return err
 	}
 	for _, k := range keys {
-		if k.Expires.Before(now) {
+		if k.Expires.Before(before) {
 			if err := d.conf.Store.RemoveMasterKey(ctx, k.ID); err != nil {
 				return err
 			}
@@ -193,7 +202,10 @@ func (d *Delegations) issue(ctx context.Context, owner, renewer, realUser, servi
 			d.quota.give(counted)
 		}
 	}()
-	now := d.conf.Now()
+	now, err := d.clock.latest(ctx)
+	if err != nil {
+		return "", err
+	}
 	key, sequence, err := d.take(ctx, now)
 	if err != nil {
 		return "", err
@@ -301,6 +313,9 @@ func (d *Delegations) verify(ctx context.Context, text string) (identifier, erro
 		return id, err
 	}
 	if now := d.conf.Now(); k.Renew.Before(now) {
+		if err := d.clock.sure(ctx); err != nil {
+			return id, err
+		}
 		const layout = "2006-01-02 15:04:05,000-0700"
 		return id, &expiredToken{fmt.Sprintf("%sToken %s has expired, current time: %s expected renewal time: %s",
 			invalidToken, id.realUser, now.Format(layout), k.Renew.Format(layout))}
@@ -314,9 +329,11 @@ func (d *Delegations) renew(ctx context.Context, text, caller string) (time.Time
 	if err != nil {
 		return time.Time{}, err
 	}
-	now := d.conf.Now()
 	switch {
-	case id.maxDate < now.UnixMilli():
+	case id.maxDate < d.conf.Now().UnixMilli():
+		if err := d.clock.sure(ctx); err != nil {
+			return time.Time{}, err
+		}
 		return time.Time{}, fmt.Errorf("%s%s tried to renew an expired token (%v)", invalidToken, caller, id)
 	case id.renewer == "":
 		return time.Time{}, fmt.Errorf("%s%s tried to renew a token (%v) without a renewer", accessControlFailed, caller, id)
@@ -326,6 +343,10 @@ func (d *Delegations) renew(ctx context.Context, text, caller string) (time.Time
 	}
 	unknown := fmt.Sprintf("Renewal request for unknown token (%v)", id)
 	if _, err := d.find(ctx, t, id, unknown); err != nil {
+		return time.Time{}, err
+	}
+	now, err := d.clock.latest(ctx)
+	if err != nil {
 		return time.Time{}, err
 	}
 	until := d.until(now, id)
@@ -370,6 +391,11 @@ func refusalOf(err error, otherwise Refusal) *Refusal {
 			return &Refusal{Kind: StoreAway, Reason: over.text}
 		}
 		return &Refusal{Kind: TooManyTokens, Reason: over.text}
+	}
+	var apart *metastore.ClocksApartError
+	if errors.As(err, &apart) {
+		return &Refusal{Kind: StoreAway, Reason: "this server's clock, or that of the store of delegation tokens, is wrong, " +
+			"so it cannot tell whether the token has expired", Explanation: err.Error()}
 	}
 	var failed *claviger.Error
 	if errors.As(err, &failed) {

@@ -116,7 +116,7 @@ type clocks struct {
 
 func (c *clocks) Clocks(context.Context) (metastore.Clocks, error) {
 	now := time.Now()
-	return metastore.Compare(now.Add(c.here), now.Add(c.there), now.Add(c.here)), c.err
+	return metastore.Compare(now.Add(c.here), now.Add(c.there), now.Add(c.here), "the metastore's"), c.err
 }
 
 // later has both clocks show a time to come.

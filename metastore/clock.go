@@ -22,15 +22,16 @@ type Clocks struct {
 	// There is the store's. A store that has none takes the newest time that was written
 	// into it for the lower bound of what its clock would show.
 	There time.Time
+	Whose string // what There is, in words: "PostgreSQL's clock"
 	// Ahead is how far this process's clock is ahead of the store's at least: what the
 	// round trip leaves open is not counted. Negative: it is behind.
 	Ahead time.Duration
 }
 
-// Compare returns the clocks where the store showed there at a moment between asked and
-// answered of this process's clock.
-func Compare(asked, there, answered time.Time) Clocks {
-	c := Clocks{Here: answered, There: there}
+// Compare returns the clocks where the store's, called whose, showed there at a moment
+// between asked and answered of this process's clock.
+func Compare(asked, there, answered time.Time, whose string) Clocks {
+	c := Clocks{Here: answered, There: there, Whose: whose}
 	switch {
 	case there.Before(asked):
 		c.Ahead = asked.Sub(there)
@@ -68,12 +69,11 @@ func (c Clocks) Apart() error {
 type ClocksApartError struct{ Clocks Clocks }
 
 func (e *ClocksApartError) Error() string {
-	way := "ahead of"
+	way, layout := "ahead of", time.RFC3339
 	if e.Clocks.Ahead < 0 {
 		way = "behind"
 	}
-	const layout = time.RFC3339
-	return fmt.Sprintf("the clock of this host is %v %s the metastore's (%s here, %s there): "+
-		"set the one that is wrong (chronyc tracking, on both hosts)", e.Clocks.Ahead.Abs().Round(time.Second), way,
-		e.Clocks.Here.UTC().Format(layout), e.Clocks.There.UTC().Format(layout))
+	return fmt.Sprintf("the clock of this host is %v %s %s (%s here, %s there): set the one that is wrong (chronyc tracking)",
+		e.Clocks.Ahead.Abs().Round(time.Second), way, e.Clocks.Whose, e.Clocks.Here.UTC().Format(layout),
+		e.Clocks.There.UTC().Format(layout))
 }

@@ -21,10 +21,10 @@ func TestCompare(t *testing.T) {
 		{10 * time.Second, 0, ""},
 		{-metastore.ClockMargin, metastore.ClockMargin, ""},
 		{10*time.Second + metastore.ClockMargin, -metastore.ClockMargin, ""},
-		{-metastore.ClockMargin - time.Second, metastore.ClockMargin + time.Second, "1m1s ahead of the metastore's"},
-		{10*time.Second + metastore.ClockMargin + time.Second, -metastore.ClockMargin - time.Second, "1m1s behind the metastore's"},
+		{-metastore.ClockMargin - time.Second, metastore.ClockMargin + time.Second, "1m1s ahead of Whose's"},
+		{10*time.Second + metastore.ClockMargin + time.Second, -metastore.ClockMargin - time.Second, "1m1s behind Whose's"},
 	} {
-		c := metastore.Compare(asked, asked.Add(tt.there), answered)
+		c := metastore.Compare(asked, asked.Add(tt.there), answered, "Whose's")
 		if c.Ahead != tt.ahead {
 			t.Errorf("%v: ahead %v, want %v", tt.there, c.Ahead, tt.ahead)
 		}

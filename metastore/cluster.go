@@ -34,6 +34,7 @@ type Delegation struct {
 
 // Delegations keeps delegation tokens and the keys that made them.
 type Delegations interface {
+	Clock
 	// NextSequences reserves n sequence numbers, which no node has had, and returns
 	// the first.
 	NextSequences(ctx context.Context, n int32) (first int32, err error)

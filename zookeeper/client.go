@@ -388,6 +388,19 @@ func (c *Client) set(ctx context.Context, op, path string, data []byte, version 
 	return unsure, err
 }
 
+// setTimed is set, and tells when the attempt that was answered wrote the node.
+func (c *Client) setTimed(ctx context.Context, op, path string, data []byte, version int32) (w write, err error) {
+	w, _, err = do(ctx, c, op, path, func(path string) (write, error) {
+		asked := time.Now()
+		stat, err := c.zk.Set(path, data, version)
+		if err != nil {
+			return write{}, err
+		}
+		return write{asked, time.UnixMilli(stat.Mtime), time.Now()}, nil
+	})
+	return w, err
+}
+
 // remove takes a node of a version away, -1 for any. unsure is do's.
 func (c *Client) remove(ctx context.Context, op, path string, version int32) (unsure bool, err error) {
 	_, unsure, err = do(ctx, c, op, path, func(path string) (struct{}, error) {

@@ -83,25 +83,39 @@ func (t *Tokens) NextSequences(ctx context.Context, n int32) (first int32, err e
 	if n <= 0 {
 		return 0, claviger.Errorf(op, claviger.Invalid, "", "%d sequence numbers are asked for", n)
 	}
-	last, err := t.count(ctx, op, t.root+sequenceNode, n)
+	last, _, err := t.count(ctx, op, t.root+sequenceNode, n)
 	return last + 1, err
 }
 
 // NextKeyID implements metastore.Delegations.
 func (t *Tokens) NextKeyID(ctx context.Context) (int32, error) {
-	last, err := t.count(ctx, "zookeeper.NextKeyID", t.root+keyIDNode, 1)
+	last, _, err := t.count(ctx, "zookeeper.NextKeyID", t.root+keyIDNode, 1)
 	return last + 1, err
 }
 
-// count adds n to a counter and returns what it was before. Where the answer to
-// an attempt was lost it counts on: numbers may be left out.
-func (t *Tokens) count(ctx context.Context, op, path string, n int32) (before int32, err error) {
+// Clocks implements metastore.Clock. ZooKeeper tells the time with each change alone, by
+// its leader's clock. So the counter of keys is written as it is; a Java KMS that counts at
+// that moment tries again by itself.
+func (t *Tokens) Clocks(ctx context.Context) (metastore.Clocks, error) {
+	_, written, err := t.count(ctx, "zookeeper.Clocks", t.root+keyIDNode, 0)
+	if err != nil {
+		return metastore.Clocks{}, err
+	}
+	return metastore.Compare(written.asked.Truncate(time.Millisecond), written.at, written.answered, "ZooKeeper's"), nil
+}
+
+// write is when a node was written: by our clock before and after, and by the leader's.
+type write struct{ asked, at, answered time.Time }
+
+// count adds n to a counter and returns what it was before, and when it was written. Where
+// the answer to an attempt was lost it counts on: numbers may be left out.
+func (t *Tokens) count(ctx context.Context, op, path string, n int32) (before int32, written write, err error) {
 	for {
 		now, err := t.client.get(ctx, op, path)
 		if errors.Is(err, zk.ErrNoNode) {
 			if _, err := t.client.create(ctx, op, path, make([]byte, counterSize)); err != nil &&
 				!errors.Is(err, zk.ErrNodeExists) {
-				return 0, wrap(op, err)
+				return 0, written, wrap(op, err)
 			}
 			continue
 		}
@@ -109,26 +123,26 @@ func (t *Tokens) count(ctx context.Context, op, path string, n int32) (before in
 			err = t.client.ours(ctx, op, path, now)
 		}
 		if err != nil {
-			return 0, wrap(op, err)
+			return 0, written, wrap(op, err)
 		}
 		if len(now.data) != counterSize {
-			return 0, claviger.Errorf(op, claviger.Unavailable, "", "ZooKeeper node %s holds %d bytes, not a counter's %d", path,
+			return 0, written, claviger.Errorf(op, claviger.Unavailable, "", "ZooKeeper node %s holds %d bytes, not a counter's %d", path,
 				len(now.data), counterSize)
 		}
 		before = int32(binary.BigEndian.Uint32(now.data)) //nolint:gosec // a signed number
 		if before > math.MaxInt32-n {
-			return 0, claviger.Errorf(op, claviger.Unavailable, "",
+			return 0, written, claviger.Errorf(op, claviger.Unavailable, "",
 				"ZooKeeper node %s is at %d, at the end of its numbers; stop every KMS and remove %s", path, before, t.root)
 		}
-		_, err = t.client.set(ctx, op, path, binary.BigEndian.AppendUint32(nil, uint32(before+n)), now.version) //nolint:gosec // as above
+		written, err = t.client.setTimed(ctx, op, path, binary.BigEndian.AppendUint32(nil, uint32(before+n)), now.version) //nolint:gosec // as above
 		switch {
 		case err == nil:
-			return before, nil
+			return before, written, nil
 		case !errors.Is(err, zk.ErrBadVersion) && !errors.Is(err, zk.ErrNoNode):
-			return 0, err
+			return 0, written, err
 		}
 		if err := ctx.Err(); err != nil {
-			return 0, claviger.E(op, claviger.Unavailable, "", err)
+			return 0, written, claviger.E(op, claviger.Unavailable, "", err)
 		}
 	}
 }

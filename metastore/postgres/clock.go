@@ -19,7 +19,7 @@ func (s *Store) Clocks(ctx context.Context) (c metastore.Clocks, err error) {
 			return err
 		}
 		// The store's clock is read to the millisecond.
-		c = metastore.Compare(asked.Truncate(time.Millisecond), when(there), time.Now())
+		c = metastore.Compare(asked.Truncate(time.Millisecond), when(there), time.Now(), "PostgreSQL's")
 		return nil
 	})
 	return c, err

@@ -23,10 +23,10 @@ func (s *Store) Clocks(ctx context.Context) (c metastore.Clocks, err error) {
 	if err := s.db.Reader.QueryRowContext(ctx, `SELECT `+newestTime).Scan(&newest); err != nil {
 		return c, s.fail(op, "", err)
 	}
-	c.Here = time.Now()
-	c.There = c.Here
-	if at := when(newest); at.After(c.Here) {
-		c = metastore.Compare(c.Here, at, c.Here)
+	now := time.Now()
+	there := now
+	if at := when(newest); at.After(now) {
+		there = at
 	}
-	return c, nil
+	return metastore.Compare(now, there, now, "the newest time in the metastore"), nil
 }

@@ -29,6 +29,7 @@ func Delegations(t *testing.T, open func(t *testing.T) (a, b metastore.Delegatio
 		{"RenewTogether", testRenewTogether},
 		{"Expiry", testExpiry},
 		{"Identifiers", testIdentifiers},
+		{"Clocks", func(t *testing.T, a, _ metastore.Delegations) { testClockOf(t, a) }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			a, b := open(t)
