@@ -147,6 +147,11 @@ func (s *service) noOtherKeys(ctx context.Context) error {
 	if err != nil || place.missing() {
 		return nil //nolint:nilerr // where a metastore is needed, its opening says it
 	}
+	if s.keepsSeen() { // before a metastore that is away is waited for
+		if _, err := seenFile(s.Conf, slog.New(slog.DiscardHandler)); err != nil {
+			return err
+		}
+	}
 	var names []string
 	err = withStore(ctx, s.Conf, func(store metastore.Store) (err error) {
 		names, err = store.Names(ctx)
@@ -203,7 +208,7 @@ func (s *service) makeStore(ctx context.Context, create func(context.Context, st
 	s.storeOnce.Do(func() {
 		if s.access.Writes() {
 			seen := ""
-			if s.access == hsm.Serve && s.self.What == kmsCommand {
+			if s.keepsSeen() {
 				if seen, s.storeErr = seenFile(s.Conf, s.Log); s.storeErr != nil {
 					return
 				}
@@ -222,6 +227,9 @@ func (s *service) makeStore(ctx context.Context, create func(context.Context, st
 	})
 	return s.Store, s.storeErr
 }
+
+// keepsSeen tells whether this process is a node, which keeps what it sees of the metastore.
+func (s *service) keepsSeen() bool { return s.access == hsm.Serve && s.self.What == kmsCommand }
 
 // mayMake is create for a server and for commands that change keys. A command that
 // writes the journal alone makes no store: an empty journal says nothing.
