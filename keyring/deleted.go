@@ -178,6 +178,9 @@ func (r *Ring) purge(ctx context.Context, c claviger.Caller, key, version string
 		}
 		versions[i] = newestOf(&keys[i])
 	}
+	if err := r.mayDestroy(ctx, true); err != nil {
+		return err
+	}
 	defer r.forget(key)
 	if err := soft.Purge(ctx, key, versions...); err != nil {
 		if len(keys) == 0 && claviger.Is(err, claviger.KeyNotFound) {

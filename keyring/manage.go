@@ -211,11 +211,22 @@ func (r *Ring) delete(ctx context.Context, q *request, key string) error {
 	if err != nil {
 		return err
 	}
+	if err := r.mayDestroy(ctx, false); err != nil {
+		return err
+	}
 	defer r.forget(key)
 	if p, ok := r.cfg.Primary.(provider.Conditional); ok {
 		return p.DeleteIf(ctx, key, q.stillMay(ctx, m))
 	}
 	return r.cfg.Primary.Delete(ctx, key)
+}
+
+// mayDestroy asks Config.MayDestroy, if it is there.
+func (r *Ring) mayDestroy(ctx context.Context, purge bool) error {
+	if r.cfg.MayDestroy == nil {
+		return nil
+	}
+	return r.cfg.MayDestroy(ctx, purge)
 }
 
 // needManagement asks the rules of a key that is to be changed, by the metadata

@@ -55,6 +55,10 @@ type Config struct {
 	// Clock tells whether the times by which that is judged can be right; nil: this
 	// process's clock is believed.
 	Clock metastore.Clock
+	// MayDestroy is asked before keys are destroyed by a deletion, or, with purge, by a
+	// purge. It returns an error of kind Unavailable where another node's settings would keep
+	// them; nil: there is no other node.
+	MayDestroy func(ctx context.Context, purge bool) error
 
 	// Migrator takes keys over at users' requests; nil where there is no source to
 	// migrate from.

@@ -15,11 +15,13 @@ import (
 	"sync"
 	"time"
 
+	"claviger"
 	"claviger/console"
 	"claviger/hadoopconf"
 	"claviger/metastore"
 	"claviger/owner"
 	"claviger/provider"
+	"claviger/provider/hsm"
 )
 
 // alike are the properties that all nodes of one metastore must have alike: else what a
@@ -47,11 +49,14 @@ var alike = []string{
 	"hadoop.security.key.default.cipher",
 	"hadoop.security.key.default.bitlength",
 	"claviger.audit.must",
-	"claviger.delete.soft",
+	hsm.PropertySoftDelete,
 	"claviger.migration.ours",
 	"claviger.migration.theirs",
-	"claviger.purge.min.unused",
+	minUnused,
 }
+
+// minUnused is how long a key must have been unused before it can be purged.
+const minUnused = "claviger.purge.min.unused"
 
 // proxyUsers are the rules of impersonation, of which a node takes changes without a restart.
 const proxyUsers = "hadoop.kms.proxyuser."
@@ -70,6 +75,22 @@ type nodeSettings struct {
 	Host    string            `json:"host"`
 	PID     int               `json:"pid"`
 	Digests map[string]string `json:"digests"`
+}
+
+// differing are the settings that another node has otherwise, sorted.
+func (n *nodeSettings) differing(o nodeSettings) []string {
+	var differ []string
+	for name, digest := range o.Digests {
+		if here, ok := n.Digests[name]; ok && here != digest {
+			differ = append(differ, name)
+		}
+	}
+	slices.Sort(differ)
+	return differ
+}
+
+func (n *nodeSettings) name() string {
+	return fmt.Sprintf("the node on %s (process %d)", n.Host, n.PID)
 }
 
 // agreement compares what this node runs with to what the others do.
@@ -132,15 +153,8 @@ func (a *agreement) check(ctx context.Context) error {
 	}
 	var texts []string
 	for _, o := range others {
-		var differ []string
-		for name, digest := range o.Digests {
-			if here, ok := mine.Digests[name]; ok && here != digest {
-				differ = append(differ, name)
-			}
-		}
-		if len(differ) > 0 {
-			slices.Sort(differ)
-			texts = append(texts, fmt.Sprintf("the node on %s (process %d) has other values of %s", o.Host, o.PID, strings.Join(differ, ", ")))
+		if differ := mine.differing(o); len(differ) > 0 {
+			texts = append(texts, fmt.Sprintf("%s has other values of %s", o.name(), strings.Join(differ, ", ")))
 		}
 	}
 	text := strings.Join(texts, "; ")
@@ -154,6 +168,39 @@ func (a *agreement) check(ctx context.Context) error {
 		return nil
 	}
 	return errors.New(text + ", and these must be alike on all nodes of the metastore " + a.store.URI() + ": compare the files of both, and restart the node that is wrong (kms-acls.xml and proxy users are taken without a restart)")
+}
+
+// mayDestroy refuses to destroy keys while another node has another value of the property
+// that decides it: a slip in one node's file must not end keys that the others would keep.
+// A node that keeps deleted keys may delete them, whatever the others do. Kind Unavailable,
+// with the property and the nodes in the caller's answer.
+func (a *agreement) mayDestroy(ctx context.Context, purge bool) error {
+	const op = "kms.mayDestroy"
+	property, deed := minUnused, "purged"
+	if !purge {
+		property, deed = hsm.PropertySoftDelete, "deleted"
+		if keeps, err := a.conf.Bool(property); err != nil || keeps {
+			return err
+		}
+	}
+	mine := nodeSettings{a.self.Host, a.self.PID, a.digests()}
+	others, err := a.exchange(ctx, mine)
+	if err != nil {
+		return claviger.E(op, claviger.Unavailable, "", err)
+	}
+	var differ []string
+	for _, o := range others {
+		if slices.Contains(mine.differing(o), property) {
+			differ = append(differ, o.name())
+		}
+	}
+	if len(differ) == 0 {
+		return nil
+	}
+	text := fmt.Sprintf("no key is %s by the node on %s (process %d): that destroys keys, and %s %s another value of %s; "+
+		"give it the same value on all nodes, and restart those that were wrong", deed, mine.Host, mine.PID,
+		strings.Join(differ, " and "), map[bool]string{true: "has", false: "have"}[len(differ) == 1], property)
+	return claviger.Answer(claviger.Errorf(op, claviger.Unavailable, "", "%s", text), text)
 }
 
 // exchange notes this node's settings, and returns those of the nodes that serve. Notes of
@@ -203,9 +250,8 @@ func (s *kmsServer) agree(ctx context.Context) {
 
 // agreementCheck is none where no other node has the metastore.
 func (s *kmsServer) agreementCheck() []console.Check {
-	if s.svc.sharedKeys() == nil {
+	if s.agreement == nil {
 		return nil
 	}
-	s.agreement = &agreement{conf: s.conf, store: s.svc.Store, log: s.log, self: s.svc.self}
 	return []console.Check{{Name: "settings of other nodes", Informational: true, Run: s.agreement.check, Holds: agreementHolds}}
 }

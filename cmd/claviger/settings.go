@@ -106,7 +106,7 @@ func readKMSSettings(conf *hadoopconf.Conf) (kmsSettings, error) {
 			Lease:               max(r.duration(hadoopconf.MetastoreLease, time.Second), time.Nanosecond),
 			SourceWaiting:       int(r.int("claviger.source.max.waiting", 1, 1<<20)),
 			CompareEvery:        r.positive("claviger.source.compare.interval", time.Second),
-			PurgeMinUnused:      r.duration("claviger.purge.min.unused", time.Second),
+			PurgeMinUnused:      r.duration(minUnused, time.Second),
 		},
 	}
 	set := r.migration()

@@ -199,7 +199,10 @@ func (s *kmsServer) open(ctx context.Context) error {
 			return err
 		}
 	}
-	cfg.Shared = svc.sharedKeys()
+	if cfg.Shared = svc.sharedKeys(); cfg.Shared != nil {
+		s.agreement = &agreement{conf: conf, store: svc.Store, log: log, self: svc.self}
+		cfg.MayDestroy = s.agreement.mayDestroy
+	}
 	cfg.Migrator = svc.migrator()
 	cfg.History = svc.history()
 	if _, ok := svc.Primary.(*hsm.Provider); ok {
