@@ -94,6 +94,19 @@ func (e *Engine) Finish(ctx context.Context, o FinishOptions) (*Ending, error) {
 		return nil, err
 	}
 	last := h.last()
+	for _, a := range h.left() {
+		_, why, err := e.elsewhere(ctx, a)
+		if err != nil {
+			return nil, err
+		}
+		if why == "" {
+			why = "was taken over into " + a.target + ": run the migration again"
+		}
+		f.Refusals = append(f.Refusals, fmt.Sprintf("key %s is not here: %s", claviger.Printable(a.Key), why))
+	}
+	if last == nil && len(f.Refusals) > 0 {
+		return f, nil
+	}
 	if last == nil {
 		f.Refusals = append(f.Refusals, "nothing was migrated: the journal of this metastore has no run")
 		return f, nil
@@ -159,7 +172,7 @@ func (e *Engine) refusals(ctx context.Context, f *Ending, h *history, o FinishOp
 		return err
 	}
 	for _, key := range h.order {
-		if it := h.items[key]; !it.State.settled() {
+		if it := h.items[key]; !it.State.settled() && it.State != Elsewhere { // that is told already
 			if it.Why == "" { // a run was broken off before it
 				it.Why = "run the migration again"
 			}
@@ -250,6 +263,8 @@ func (e *Engine) compareSource(ctx context.Context, h *history, o FinishOptions,
 		}
 		since := e.sinceRun(&it, sv.theirs[i], names)
 		switch {
+		case it.State == Elsewhere:
+			all = false // it is told already
 		case !known:
 			all = false
 			refuse("key %s is at the source and was not migrated: run the migration again", claviger.Printable(it.Key))

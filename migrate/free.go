@@ -60,7 +60,7 @@ func (e *Engine) FreeNames(ctx context.Context, user string, keys ...string) (*F
 		return nil, claviger.Errorf(op, claviger.Unavailable, "", "a process is migrating now; try again when it has ended")
 	}
 	defer unlock()
-	origins, err := Origins(ctx, e.cfg.Store)
+	origins, err := Origins(ctx, e.cfg.Store, e.cfg.Target.URI())
 	if err != nil {
 		return nil, err
 	}

@@ -30,7 +30,7 @@ func TestFreeNames(t *testing.T) {
 	}
 	freed := func(want string) {
 		t.Helper()
-		list, err := migrate.Origins(t.Context(), b.store)
+		list, err := migrate.Origins(t.Context(), b.store, b.target.URI())
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -27,6 +28,7 @@ const (
 	Failed      State = "failed"      // the import ended in an error; the next run tries again
 	Deleted     State = "deleted"     // was migrated, and deleted at the target since
 	Gone        State = "gone"        // was never taken over, and the source lists it no more
+	Elsewhere   State = "elsewhere"   // was taken over into another target, and is not here
 	// Lost is said by Status of a key whose versions an operator has given up on the
 	// target's token. The journal never has it.
 	Lost State = "lost"
@@ -130,6 +132,11 @@ type history struct {
 	runs  []Run
 	items map[string]Item
 	order []string // keys by first appearance
+	// others are the runs into other targets than ours, oldest first, and elsewhere is the
+	// newest record of each key that they have taken over, or begun to. The keys above are
+	// of runs into ours alone.
+	others    []Run
+	elsewhere map[string]away
 }
 
 // runPrefix sets a migration's runs apart from what others may write into the
@@ -138,7 +145,7 @@ const runPrefix = "migration-"
 
 // read collects the runs from one source, or from all where source is "".
 func (e *Engine) read(ctx context.Context, source string) (*history, error) {
-	h := &history{items: make(map[string]Item)}
+	h := &history{items: make(map[string]Item), elsewhere: make(map[string]away)}
 	names, err := e.cfg.Store.Runs(ctx)
 	if err != nil {
 		return nil, err
@@ -156,6 +163,15 @@ func (e *Engine) read(ctx context.Context, source string) (*history, error) {
 			return nil, err
 		}
 		if source != "" && run.Source != source {
+			continue
+		}
+		if !sameTarget(run.Target, e.cfg.Target.URI()) {
+			h.others = append(h.others, run)
+			for _, it := range items {
+				if it.State == Done || it.State == Importing || len(it.TargetVersions) > 0 {
+					h.elsewhere[it.Key] = away{it, run.Target, run.Started}
+				}
+			}
 			continue
 		}
 		h.runs = append(h.runs, run)
@@ -223,8 +239,9 @@ func (e *Engine) put(ctx context.Context, run, item string, record any) error {
 func (e *Engine) newRun(h *history) Run {
 	started := e.now()
 	name := runPrefix + started.Format("20060102T150405.000Z")
-	if last := h.last(); last != nil && last.Name >= name { // a clock that was set back
-		name = fmt.Sprintf("%s-%d", name, len(h.runs)+1)
+	runs := slices.Concat(h.runs, h.others)
+	if slices.ContainsFunc(runs, func(r Run) bool { return r.Name >= name }) { // a clock that was set back
+		name = fmt.Sprintf("%s-%d", name, len(runs)+1)
 	}
 	return Run{Name: name, State: Running, Source: e.cfg.Source.URI(), Target: e.cfg.Target.URI(), Versions: e.cfg.Versions, Host: e.cfg.Host, Started: started}
 }

@@ -40,6 +40,8 @@ type survey struct {
 	// counts the keys that were asked for to find out.
 	naming naming
 	probes int
+	// twice are versions here that another target has, too.
+	twice []VersionConflict
 	// gone are keys that the journal has and the source no longer lists.
 	gone []Item
 }

@@ -109,6 +109,8 @@ type Config struct {
 	Source Source
 	Target Target
 	Store  Store
+	// Beside are the other sources that are configured.
+	Beside []Source
 	// Versions is Auto where empty.
 	Versions Versions
 	// Gap is how many numbers are left free above those that a source which numbers its

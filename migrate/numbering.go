@@ -174,6 +174,13 @@ func (e *Engine) conflicts(ctx context.Context) ([]VersionConflict, error) {
 	if err != nil {
 		return nil, err
 	}
+	if len(bySource) == 0 {
+		return nil, nil
+	}
+	h, err := e.read(ctx, "")
+	if err != nil {
+		return nil, err
+	}
 	var found []VersionConflict
 	for _, source := range slices.Sorted(maps.Keys(bySource)) {
 		for _, version := range bySource[source] {
@@ -185,7 +192,12 @@ func (e *Engine) conflicts(ctx context.Context) ([]VersionConflict, error) {
 			// never used, or where the operator says so.
 			has, _ := provider.MayHave(ctx, e.cfg.Target, version)
 			if has || !e.cfg.Theirs[version] && e.mayHaveUsed(ctx, version) {
-				found = append(found, VersionConflict{version, source, e.whyCollision(ctx, version)})
+				c := VersionConflict{version, source, e.whyCollision(ctx, version)}
+				key, _ := claviger.KeyOfVersion(version)
+				if a, ok := h.elsewhere[key]; ok && a.target == source {
+					c.Why = whyTwice(version, a)
+				}
+				found = append(found, c)
 			}
 		}
 	}

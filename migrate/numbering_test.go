@@ -191,7 +191,7 @@ func TestGap(t *testing.T) {
 	}
 	origin := func() migrate.Origin {
 		t.Helper()
-		list, err := migrate.Origins(ctx, b.store)
+		list, err := migrate.Origins(ctx, b.store, b.target.URI())
 		if err != nil || len(list) != 1 {
 			t.Fatal(list, err)
 		}

@@ -2,6 +2,8 @@ package migrate
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -31,8 +33,10 @@ type Origin struct {
 	Freed *time.Time
 }
 
-// Origins reads where keys came from: the newest record of each key at each source.
-func Origins(ctx context.Context, store metastore.Journal) ([]Origin, error) {
+// Origins reads where the keys of a target came from, a URI: the newest record of each key at
+// each source. Another target that a run has taken a key over into is a source of it, too:
+// what was made there opens nowhere else.
+func Origins(ctx context.Context, store metastore.Journal, target string) ([]Origin, error) {
 	names, err := store.Runs(ctx)
 	if err != nil {
 		return nil, err
@@ -40,6 +44,7 @@ func Origins(ctx context.Context, store metastore.Journal) ([]Origin, error) {
 	type place struct{ key, source string }
 	var list []Origin
 	at := map[place]int{}
+	elsewhere := map[place]away{}
 	freed, err := freedNames(ctx, store)
 	if err != nil {
 		return nil, err
@@ -64,6 +69,15 @@ func Origins(ctx context.Context, store metastore.Journal) ([]Origin, error) {
 			}
 			p := place{it.Key, r.Source}
 			i, known := at[p]
+			if !sameTarget(r.Target, target) {
+				if o.TakenOver || it.State == Importing || len(it.TargetVersions) > 0 {
+					elsewhere[p] = away{it, r.Target, r.Started}
+				}
+				if known {
+					continue
+				}
+				o.TakenOver, o.Numbered, o.Rolled, o.Made = false, false, 0, nil
+			}
 			if !known {
 				i = len(list)
 				at[p] = i
@@ -71,6 +85,9 @@ func Origins(ctx context.Context, store metastore.Journal) ([]Origin, error) {
 				continue
 			}
 			list[i] = o
+		}
+		if !sameTarget(r.Target, target) {
+			continue
 		}
 		// An end is of all that was written until then.
 		if r.State == Finished && r.Ended != nil {
@@ -80,6 +97,14 @@ func Origins(ctx context.Context, store metastore.Journal) ([]Origin, error) {
 				}
 			}
 		}
+	}
+	for _, p := range slices.SortedFunc(maps.Keys(elsewhere), func(a, b place) int {
+		return strings.Compare(a.key+"\x00"+a.source, b.key+"\x00"+b.source)
+	}) {
+		here := list[at[p]]
+		o := originElsewhere(elsewhere[p], here.TakenOver)
+		o.Finished, o.Freed = here.Finished, here.Freed
+		list = append(list, o)
 	}
 	return list, nil
 }

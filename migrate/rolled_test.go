@@ -193,7 +193,7 @@ func TestMadeAnewAtTheSource(t *testing.T) {
 				t.Errorf("a further run: %+v", r.Keys)
 			}
 		}
-		if origins, err := migrate.Origins(t.Context(), b.cfg.Store); err != nil || !origins[0].TakenOver {
+		if origins, err := migrate.Origins(t.Context(), b.cfg.Store, b.target.URI()); err != nil || !origins[0].TakenOver {
 			t.Errorf("%+v, %v", origins, err)
 		}
 		if gone {

@@ -127,6 +127,9 @@ func (e *Engine) run(ctx context.Context, only func(*Item) bool) (*Result, error
 	if err := e.needAdopted(sv); err != nil {
 		return nil, err
 	}
+	if err := e.noteTwice(ctx, sv.twice); err != nil {
+		return nil, err
+	}
 	w := &work{e: e, items: append(sv.items, sv.unlistedSince()...), only: only}
 	if w.nothingNew(sv.history) {
 		return w.result(*sv.history.last(), false, e.cfg.Now().Sub(began)), nil

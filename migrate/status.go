@@ -68,9 +68,9 @@ func (e *Engine) Status(ctx context.Context) (*Standing, error) {
 		return nil, err
 	}
 	s := &Standing{Format: "claviger migrate status 1", At: e.now(), Runs: h.runs, Keys: []KeyStanding{}}
-	if s.Runs == nil {
-		s.Runs = []Run{}
-	}
+	s.Runs = append([]Run{}, s.Runs...)
+	s.Runs = append(s.Runs, h.others...)
+	slices.SortFunc(s.Runs, func(a, b Run) int { return strings.Compare(a.Name, b.Name) })
 	if err := e.interrupted(ctx, s.Runs); err != nil {
 		return nil, err
 	}
@@ -106,6 +106,18 @@ func (e *Engine) Status(ctx context.Context) (*Standing, error) {
 	lost, err := e.givenUp(ctx, h)
 	if err != nil {
 		return nil, err
+	}
+	for _, a := range h.left() {
+		_, why, err := e.elsewhere(ctx, a)
+		if err != nil { // that it cannot be asked is no matter of the journal
+			why = claviger.Reason(err)
+		} else if why == "" {
+			why = "was taken over into " + a.target + ", which is a source now: run the migration again"
+		}
+		if _, known := h.items[a.Key]; !known {
+			h.order = append(h.order, a.Key)
+		}
+		h.items[a.Key] = elsewhereItem(a, why)
 	}
 	for _, key := range slices.Sorted(slices.Values(h.order)) {
 		it := h.items[key]
@@ -332,6 +344,9 @@ func (e *Engine) Verify(ctx context.Context) (*Verification, error) {
 			d.Differences = []Difference{{Field: "key", Source: "not readable: " + e.whyUnread(ctx, it.Key, sv.unread[i]), Target: presence(ours)}}
 		case ours == nil:
 			d.Differences = []Difference{{Field: "key", Source: "there", Target: presence(nil)}}
+			if it.State == Elsewhere {
+				d.Remarks = append(d.Remarks, it.Why)
+			}
 		default:
 			now, err := e.namesNow(ctx, sv, &it)
 			if err != nil {

@@ -62,6 +62,23 @@ func (e *Engine) judge(ctx context.Context, sv *survey, name string, theirs, our
 		return it, nil
 	}
 	it := Item{Key: name, State: Planned, Source: fieldsOf(theirs)}
+	if other, ok := sv.history.elsewhere[name]; ok {
+		done := known && (before.State == Done || before.State == Deleted || before.State == Importing)
+		switch {
+		case ours != nil:
+			if v, err := e.twice(ctx, other); err != nil || v != "" {
+				it.State, it.Why = Conflict, whyTwice(v, other)
+				sv.twice = append(sv.twice, VersionConflict{v, other.target, it.Why})
+				return it, err
+			}
+		case !done:
+			var why string
+			if it.First, why, err = e.elsewhere(ctx, other); err != nil || why != "" {
+				it.State, it.Why = Elsewhere, why
+				return it, err
+			}
+		}
+	}
 	if known {
 		it.SourceVersions, it.Started = before.SourceVersions, before.Started
 		if countOf(it.SourceVersions) != theirs.Versions {

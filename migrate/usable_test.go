@@ -175,7 +175,7 @@ func TestKeysSinceTheRun(t *testing.T) {
 			t.Errorf("a new key, and the source taken out, gone %t: %+v", gone, f)
 		}
 	}
-	origins, err := migrate.Origins(ctx, b.store)
+	origins, err := migrate.Origins(ctx, b.store, b.target.URI())
 	must(t, err)
 	if !slices.ContainsFunc(origins, func(o migrate.Origin) bool { return o.Key == "late" }) {
 		t.Errorf("the name of the new key is free: %v", origins)

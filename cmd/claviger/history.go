@@ -14,14 +14,17 @@ func (s *service) history() keyring.History {
 	if s.Store == nil {
 		return nil
 	}
-	return past{s.Store}
+	return past{s.Store, s.Primary.URI()}
 }
 
 // past reads the journal for the ring.
-type past struct{ store metastore.Store }
+type past struct {
+	store  metastore.Store
+	target string // URI
+}
 
 func (p past) Origins(ctx context.Context) ([]keyring.Origin, error) {
-	list, err := migrate.Origins(ctx, p.store)
+	list, err := migrate.Origins(ctx, p.store, p.target)
 	if err != nil {
 		return nil, err
 	}

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -153,7 +154,13 @@ func newMigrateStatus() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return m.write(standing)
+			if err := m.write(standing); err != nil {
+				return err
+			}
+			if slices.ContainsFunc(standing.Keys, func(k migrate.KeyStanding) bool { return k.State == migrate.Elsewhere }) {
+				return &exitError{code: exitRefused}
+			}
+			return nil
 		})
 }
 

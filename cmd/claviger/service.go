@@ -297,6 +297,11 @@ func (s *service) engine(ctx context.Context, cfg migrate.Config) (*migrate.Engi
 	cfg.Probes.NameNode = nameNode(s.Conf, given.NameNode.User, given.HDFS)
 	if src, ok := s.reencryptionSource(); ok {
 		cfg.Source = src
+		for _, other := range s.Sources {
+			if other.Provider != src {
+				cfg.Beside = append(cfg.Beside, other.Provider)
+			}
+		}
 	}
 	r := &reader{conf: s.Conf}
 	set := r.migration()

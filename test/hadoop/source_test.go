@@ -108,7 +108,7 @@ func TestJavaKMSAsOddSource(t *testing.T) {
 		t.Fatal(err)
 	}
 	policy, _ := authz.Parse(nil)
-	ring, err := keyring.New(keyring.Config{Primary: target, Sources: []keyring.Source{{Provider: source, Reencryption: true}}, History: past{store},
+	ring, err := keyring.New(keyring.Config{Primary: target, Sources: []keyring.Source{{Provider: source, Reencryption: true}}, History: past{store, target.URI()},
 		Policy: func() *authz.Policy { return policy }, Audit: audit.NewHadoop(closer{io.Discard}, time.Second),
 		QueueSize: 1, QueueLowWatermark: 1, QueueExpiry: time.Hour, QueueFillers: 1})
 	if err != nil {

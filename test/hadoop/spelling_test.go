@@ -16,10 +16,13 @@ import (
 )
 
 // past is the ring's view of what a migration left, as the program makes it.
-type past struct{ store metastore.Store }
+type past struct {
+	store  metastore.Store
+	target string // URI
+}
 
 func (p past) Origins(ctx context.Context) ([]keyring.Origin, error) {
-	list, err := migrate.Origins(ctx, p.store)
+	list, err := migrate.Origins(ctx, p.store, p.target)
 	var out []keyring.Origin
 	for _, o := range list {
 		m := claviger.Metadata{Name: o.Key, Attributes: o.Metadata.Attributes}
@@ -50,7 +53,7 @@ func servesEverySpelling(t *testing.T, source, target provider.Provider, store m
 		t.Fatal(warnings)
 	}
 	ring, err := keyring.New(keyring.Config{
-		Primary: target, Sources: []keyring.Source{{Provider: source, Reencryption: true}}, Reencryption: true, History: past{store},
+		Primary: target, Sources: []keyring.Source{{Provider: source, Reencryption: true}}, Reencryption: true, History: past{store, target.URI()},
 		Policy: func() *authz.Policy { return policy }, KeyAuthorization: true, Audit: audit.NewHadoop(closer{io.Discard}, time.Second),
 		CacheEnable: true, CacheTimeout: time.Minute, CurrentCacheTimeout: time.Minute,
 		QueueSize: 1, QueueLowWatermark: 1, QueueExpiry: time.Hour, QueueFillers: 1,

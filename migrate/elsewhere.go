@@ -1,0 +1,152 @@
+package migrate
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"claviger"
+	"claviger/metastore"
+	"claviger/provider"
+)
+
+// sameTarget tells whether the journal's URI of a target and today's name the same keys. To
+// an HSM the metastore itself is bound, however its URI is spelt; a keystore file is known
+// by its path alone.
+func sameTarget(then, now string) bool {
+	file := func(uri string) string {
+		scheme, _, _ := strings.Cut(uri, ":")
+		if scheme != "jceks" && scheme != "localjceks" {
+			return ""
+		}
+		path, err := provider.UnnestPath(uri)
+		if err != nil {
+			return uri
+		}
+		return path
+	}
+	return then == "" || file(then) == file(now)
+}
+
+// away is the newest record of a key that a run into another target has taken over, or
+// begun to.
+type away struct {
+	Item
+	target string // URI
+	began  time.Time
+}
+
+// elsewhere says what stands against taking over a key that was taken over into another
+// target, and that is not here: "" where that target is a source now, so that EDEKs of its
+// versions open there. first is the lowest number that versions here may have then.
+func (e *Engine) elsewhere(ctx context.Context, a away) (first int, why string, err error) {
+	for _, v := range a.TargetVersions {
+		if n, ok := claviger.VersionNumber(v); ok {
+			first = max(first, n+1)
+		}
+	}
+	for _, s := range append(slices.Clone(e.cfg.Beside), e.cfg.Source) {
+		if s == nil || !sameTarget(a.target, s.URI()) {
+			continue
+		}
+		ms, err := s.Metadata(ctx, a.Key)
+		if err != nil {
+			return 0, "", fmt.Errorf("key %s was taken over into %s, and that cannot be asked how many versions it has: %w",
+				claviger.Printable(a.Key), a.target, err)
+		}
+		for _, m := range ms {
+			if m != nil {
+				first = max(first, m.Versions)
+			}
+		}
+		return first, "", nil
+	}
+	return first, fmt.Sprintf("was taken over into %s at %s, so EDEKs may have been made under its versions there%s, and nothing else opens "+
+		"those: keep them there, keep the key at its source, name the former behind the first provider in %s, and run the migration again; versions "+
+		"here get higher numbers then", a.target, a.began.UTC().Format(time.RFC3339), inBrackets(a.TargetVersions), propProvider), nil
+}
+
+// twice names a version that a key has here, and that was made for it in another target too;
+// "" where there is none, or where an operator has said that its EDEKs are of this one.
+func (e *Engine) twice(ctx context.Context, a away) (string, error) {
+	if len(a.TargetVersions) == 0 {
+		return "", nil
+	}
+	vs, err := e.cfg.Target.Versions(ctx, a.Key)
+	if err != nil {
+		return "", err
+	}
+	for _, name := range namesOf(vs) {
+		if slices.Contains(a.TargetVersions, name) && !e.cfg.Ours[name] {
+			return name, nil
+		}
+	}
+	return "", nil
+}
+
+// noteTwice keeps the versions that another target has too among the conflicts, so that a
+// server opens no EDEK of their names.
+func (e *Engine) noteTwice(ctx context.Context, twice []VersionConflict) error {
+	if len(twice) == 0 {
+		return nil
+	}
+	bySource, err := metastore.Conflicts(ctx, e.cfg.Store)
+	if err != nil {
+		return err
+	}
+	if bySource == nil {
+		bySource = map[string][]string{}
+	}
+	changed := false
+	for _, c := range twice {
+		if !slices.Contains(bySource[c.Source], c.Version) {
+			bySource[c.Source], changed = append(bySource[c.Source], c.Version), true
+		}
+	}
+	if !changed {
+		return nil
+	}
+	return metastore.SetConflicts(ctx, e.cfg.Store, bySource)
+}
+
+// whyTwice says what to do about such a version.
+func whyTwice(version string, a away) string {
+	key := claviger.Printable(a.Key)
+	return fmt.Sprintf("%s is one key here and another one in %s, into which the key was taken over too, at %s, and an EDEK tells its version by "+
+		"that name alone: do not delete either; roll key %s here, so that new files can be read, and copy the files that were made while the "+
+		"server had that place of keys, from a server that has it; then %s", claviger.Printable(version), a.target,
+		a.began.UTC().Format(time.RFC3339), key, PropOurs)
+}
+
+// elsewhereItem is the item of a key that is in another target.
+func elsewhereItem(a away, why string) Item {
+	return Item{Key: a.Key, State: Elsewhere, Listed: a.Listed, Folded: a.Folded, Source: a.Source, SourceVersions: a.SourceVersions, Why: why}
+}
+
+// left are the keys that runs into another target have taken over and that no run has
+// brought here, sorted by name.
+func (h *history) left() []away {
+	var list []away
+	for _, a := range h.elsewhere {
+		if st := h.items[a.Key].State; st != Done && st != Deleted && st != Importing {
+			list = append(list, a)
+		}
+	}
+	slices.SortFunc(list, func(a, b away) int { return strings.Compare(a.Key, b.Key) })
+	return list
+}
+
+// originElsewhere is the target of a run as a source: what was made there opens there alone.
+// taken: the key was brought here since, with numbers above those.
+func originElsewhere(a away, taken bool) Origin {
+	o := Origin{Key: a.Key, Source: a.target, TakenOver: taken, Numbered: taken, Metadata: a.Source, Folded: a.Folded}
+	o.Metadata.Versions = 0
+	for _, v := range a.TargetVersions {
+		if n, ok := claviger.VersionNumber(v); ok {
+			o.Metadata.Versions = max(o.Metadata.Versions, n+1)
+		}
+	}
+	return o
+}
