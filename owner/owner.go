@@ -90,7 +90,7 @@ func Share(file, store string, o Owner) (release func(), err error) {
 }
 
 func claim(file, store string, o Owner, kind int16) (release func(), err error) {
-	f, err := open(file)
+	f, err := Open(file)
 	if err != nil {
 		return nil, fmt.Errorf("%w; %s", err, cure(file))
 	}
@@ -134,9 +134,9 @@ func cure(file string) string {
 	return fmt.Sprintf("the lock file belongs to %s (mode %04o), and the user that the server runs as must own it", whose, info.Mode().Perm())
 }
 
-// open opens the file. Where root makes it, it belongs to the folder's owner, whose
-// server must be able to open it afterwards.
-func open(file string) (*os.File, error) {
+// Open opens a lock file, which it makes with mode 0600 where there is none. If root makes
+// the file, the file belongs to the folder's owner, whose server must be able to open it.
+func Open(file string) (*os.File, error) {
 	f, err := os.OpenFile(file, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if errors.Is(err, fs.ErrExist) {
 		return os.OpenFile(file, os.O_RDWR|os.O_CREATE, 0o600)

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"claviger"
+	"claviger/owner"
 )
 
 // lockPoll is how often a waiting Lock tries again. The kernel's waiting form,
@@ -53,7 +54,7 @@ func (d *DB) TryLock(ctx context.Context, name string) (unlock func(), ok bool, 
 	if d.memory { // nobody else has it
 		return func() {}, true, nil
 	}
-	f, err := os.OpenFile(d.lockFile, os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := owner.Open(d.lockFile)
 	if err != nil {
 		return nil, false, claviger.Errorf(op, claviger.Unavailable, "",
 			"lock %q: %w; the folder must be writable for the user that the server runs as", name, err)

@@ -528,6 +528,35 @@ func TestFail(t *testing.T) {
 	check("after Close", insert(ctx, d, "b", 1), claviger.Closed, "is closed")
 }
 
+// TestRootGivesAway: what root makes belongs to the folder's owner, whose server must be
+// able to open it.
+func TestRootGivesAway(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can give files away")
+	}
+	dir := t.TempDir()
+	const stranger = 65534
+	if err := os.Chown(dir, stranger, stranger); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "s.db")
+	d := created(t, path, testConfig())
+	free, err := d.Lock(t.Context(), "x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer free()
+	if err := insert(t.Context(), d, "a", 1); err != nil {
+		t.Fatal(err)
+	}
+	for _, end := range []string{"", "-wal", "-shm", ".lock"} {
+		st, err := os.Stat(path + end)
+		if sys, ok := sysOf(st, err); !ok || sys.Uid != stranger || sys.Gid != stranger {
+			t.Errorf("%s: %+v, %v", end, sys, err)
+		}
+	}
+}
+
 // TestDenied names the file that the user may not open, which SQLite does not.
 func TestDenied(t *testing.T) {
 	if os.Geteuid() == 0 {
