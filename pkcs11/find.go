@@ -82,7 +82,9 @@ func lookForToken(b Boundary, c *Config) (candidate, error) {
 		if info.Flags&flagTokenInitialized == 0 {
 			blank = append(blank, fmt.Sprint(slot))
 			if c.Slot != nil && *c.Slot == slot {
-				return candidate{}, notShown{fmt.Errorf("the token in slot %d of %s is not initialised%s, initialise it with the HSM's own tool (SoftHSM: softhsm2-util --init-token --slot %d --label LABEL), then name it by its label", slot, c.Module, c.unlessHidden(), slot)}
+				return candidate{}, notShown{fmt.Errorf("the token in slot %d of %s is not initialised%s, "+
+					"initialise it with the HSM's own tool (SoftHSM: softhsm2-util --init-token --slot %d --label LABEL), "+
+					"then name it by its label", slot, c.Module, c.unlessHidden(), slot)}
 			}
 			continue
 		}
@@ -100,15 +102,19 @@ func lookForToken(b Boundary, c *Config) (candidate, error) {
 	case len(fit) > 1:
 		return candidate{}, fmt.Errorf("%d tokens of %s fit %s: %s; name the right one by its serial number: --serial in place of --token, or serial = ... in place of token = ... in the keystore file", len(fit), c.Module, c.wanted(), list(fit))
 	case len(all) == 0 && len(blank) > 0:
-		return candidate{}, notShown{fmt.Errorf("no token of %s is initialised (empty: slot %s)%s, initialise one with the HSM's own tool (SoftHSM: softhsm2-util --init-token --free --label LABEL)", c.Module, strings.Join(blank, ", "), c.unlessHidden())}
+		return candidate{}, notShown{fmt.Errorf("no token of %s is initialised (empty: slot %s)%s, "+
+			"initialise one with the HSM's own tool (SoftHSM: softhsm2-util --init-token --free --label LABEL)",
+			c.Module, strings.Join(blank, ", "), c.unlessHidden())}
 	case len(all) == 0:
-		return candidate{}, notShown{fmt.Errorf("PKCS#11 module %s %w; is the HSM connected, and its client configured for this user?", c.Module, errNoTokenShown)}
+		return candidate{}, notShown{fmt.Errorf("PKCS#11 module %s %w; is the HSM connected, and its client configured for this user?",
+			c.Module, errNoTokenShown)}
 	}
 	seen := ""
 	if isSoftHSM(c.Module) && os.Getenv("SOFTHSM2_CONF") == "" {
 		seen = softHSMSeen()
 	}
-	return candidate{}, notShown{fmt.Errorf("no token of %s fits %s; there are: %s%s", c.Module, c.wanted(), list(all), seen)}
+	return candidate{}, notShown{fmt.Errorf("no token of %s fits %s; there are: %s%s",
+		c.Module, c.wanted(), list(all), seen)}
 }
 
 // unlessHidden is a caution where it is not known that no other user sees a token.

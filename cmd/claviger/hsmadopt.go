@@ -210,8 +210,8 @@ func (f *adoptFlags) idle(r *adoption) string {
 	if !f.rebind || len(r.known) > 0 || len(r.Candidates) == 0 {
 		return "nothing to do"
 	}
-	return "nothing was done: the token belongs to this metastore already and lacks none of its keys, so there is nothing to rebind; " +
-		"the keys above were not adopted: name those that are to be used, or say --all"
+	return "nothing was done: the token belongs to this metastore already and lacks none of its keys, " +
+		"so there is nothing to rebind; the keys above were not adopted: name those that are to be used, or say --all"
 }
 
 // look lists the candidates and chooses those that the flags name.

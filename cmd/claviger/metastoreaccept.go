@@ -88,7 +88,8 @@ func acceptLosses(ctx context.Context, out io.Writer, dir string, yes bool) (err
 		_, err = fmt.Fprintln(out, "Repeat this with --yes, and then adopt what the HSM holds: claviger hsm adopt.")
 		return errors.Join(err, &exitError{exitRefused, nil})
 	case lost || stale:
-		_, err = fmt.Fprintf(out, "Adopt what the HSM holds now (claviger hsm adopt). Nodes that run change keys again within %d seconds.\n",
+		_, err = fmt.Fprintf(out, "Adopt what the HSM holds now (claviger hsm adopt). "+
+			"Nodes that run change keys again within %d seconds.\n",
 			int(hsm.DecidedWithin.Seconds()))
 	}
 	return err
@@ -157,8 +158,8 @@ func acceptToken(ctx context.Context, out io.Writer, conf *hadoopconf.Conf, stor
 	case from == "":
 		return true, err
 	case err != nil:
-		return true, fmt.Errorf("this metastore may use the token again, but that was not written to the token, so another copy that runs makes keys until "+
-			"a server has started on this one, or this command succeeds: %w", err)
+		return true, fmt.Errorf("this metastore may use the token again, but that was not written to the token, "+
+			"so another copy that runs makes keys until a server has started on this one, or this command succeeds: %w", err)
 	}
 	_, err = fmt.Fprintf(out, "The token, which the metastore at %s used last, was taken up by this one.\n", from)
 	if !written {

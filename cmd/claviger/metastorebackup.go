@@ -202,8 +202,9 @@ func (f *restoreFlags) restore(ctx context.Context, out io.Writer, conf *hadoopc
 		place.file, file, staged.Facts.Keys, staged.Facts.Versions, staged.Facts.Deleted, madeAt(staged.Facts), conf.Dir())
 	err = errors.Join(err, werr)
 	if f.noToken && blind {
-		_, werr = fmt.Fprintf(out, "The token was not asked, and the store that was there could not be read: where the token was used since the copy was written, "+
-			"this metastore changes no key before you say that it goes on: claviger metastore accept --conf %s --yes\n", conf.Dir())
+		_, werr = fmt.Fprintf(out, "The token was not asked, and the store that was there could not be read: "+
+			"where the token was used since the copy was written, this metastore changes no key before you say that it goes on: "+
+			"claviger metastore accept --conf %s --yes\n", conf.Dir())
 		err = errors.Join(err, werr)
 	}
 	return err
@@ -236,8 +237,8 @@ func madeAt(f sqlite.Facts) string {
 // lost are the versions that the store or the token has and the backup does not, and
 // undo says which later changes of the store the backup does not know. It is blind where
 // neither the store nor a token can tell.
-func (f *restoreFlags) lost(ctx context.Context, out io.Writer, conf *hadoopconf.Conf, place storePlace, staged *sqlite.Staged,
-	log *slog.Logger) (lost, undo []string, blind bool, err error) {
+func (f *restoreFlags) lost(ctx context.Context, out io.Writer, conf *hadoopconf.Conf, place storePlace,
+	staged *sqlite.Staged, log *slog.Logger) (lost, undo []string, blind bool, err error) {
 	blind = true
 	if !place.missing() {
 		current, err := sqlite.OpenReadOnly(ctx, place.file)

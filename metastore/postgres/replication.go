@@ -60,8 +60,8 @@ func (s *Store) Followed(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			return claviger.Errorf(op, claviger.Unavailable, "", "%d standbys of metastore %s (property %s) lack the newest: %w",
-				behind, s.db.URI(), s.cfg.Property, ctx.Err())
+			return claviger.Errorf(op, claviger.Unavailable, "",
+				"%d standbys of metastore %s (property %s) lack the newest: %w", behind, s.db.URI(), s.cfg.Property, ctx.Err())
 		case <-time.After(pgdb.Jitter(followPause)):
 		}
 	}

@@ -58,7 +58,9 @@ func wantStopped(t *testing.T, p *hsm.Provider, key string, texts ...string) {
 		if hsm.IsStale(err) {
 			cure = "claviger metastore accept"
 		}
-		if answer := claviger.AnswerOf(err); !strings.Contains(answer, "no key is made or rolled") || !strings.Contains(answer, cure) || hsm.IsStale(err) && strings.Contains(answer, "adopt") || strings.Contains(answer, key+"@") {
+		answer := claviger.AnswerOf(err)
+		if !strings.Contains(answer, "no key is made or rolled") || !strings.Contains(answer, cure) ||
+			hsm.IsStale(err) && strings.Contains(answer, "adopt") || strings.Contains(answer, key+"@") {
 			t.Errorf("%s is answered with %q", what, answer)
 		}
 		for _, text := range texts {
@@ -112,7 +114,8 @@ func TestWipedToken(t *testing.T) {
 		if p, err := b.open(ctx); err == nil {
 			mustClose(t, p)
 			t.Errorf("access %d: bound anew on the word of a young key", access)
-		} else if !hsm.IsMisfit(err) || !strings.Contains(err.Error(), "a@0, b@0") || !strings.Contains(err.Error(), "claviger hsm adopt --rebind") || strings.Contains(err.Error(), "young@0,") {
+		} else if !hsm.IsMisfit(err) || !strings.Contains(err.Error(), "a@0, b@0") ||
+			!strings.Contains(err.Error(), "claviger hsm adopt --rebind") || strings.Contains(err.Error(), "young@0,") {
 			t.Errorf("access %d: %v", access, err)
 		}
 	}
