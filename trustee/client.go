@@ -106,7 +106,7 @@ func (c *Client) Introduce(ctx context.Context, url string) (*Party, error) {
 	if err != nil {
 		return nil, claviger.E(op, claviger.Invalid, "", err)
 	}
-	status, body, err := c.send(req)
+	status, _, body, err := c.send(req)
 	if err != nil {
 		return nil, claviger.Errorf(op, claviger.Unavailable, "", "%s: %w", url, err)
 	}
@@ -366,7 +366,9 @@ func (c *Client) change(ctx context.Context, verb string, args, into any) error 
 			case errors.Is(err, ErrPassive):
 				passive = true
 			case errors.Is(err, errRefused):
-				refused = err
+				if refused == nil || claviger.Is(err, claviger.Unavailable) { // as in read
+					refused = err
+				}
 			case errors.Is(err, errUnbelieved), claviger.Is(err, claviger.Unavailable):
 				lost = at(s, err)
 			default:
@@ -417,7 +419,7 @@ func (c *Client) ask(ctx context.Context, s *Endpoint, verb string, body []byte,
 		return claviger.E(op, claviger.Invalid, "", err)
 	}
 	req.Header.Set("Content-Type", "application/json")
-	status, answer, err := c.send(req)
+	status, date, answer, err := c.send(req)
 	if err != nil {
 		return claviger.Errorf(op, claviger.Unavailable, "", "Key Trustee Server %s: %w", s.URL, err)
 	}
@@ -430,7 +432,11 @@ func (c *Client) ask(ctx context.Context, s *Endpoint, verb string, body []byte,
 	case http.StatusForbidden:
 		return claviger.Errorf(op, claviger.Denied, "", "Key Trustee Server %s %w: %s", s.URL, errRefused, text)
 	case http.StatusBadRequest, http.StatusRequestEntityTooLarge, http.StatusNotFound, http.StatusMethodNotAllowed:
-		return claviger.Errorf(op, claviger.Invalid, "", "Key Trustee Server %s %w (status %d): %s", s.URL, errRefused, status, text)
+		kind := claviger.Invalid
+		if clocksApart(date, c.cfg.Now()) {
+			kind = claviger.Unavailable // nothing is wrong with what was asked: another host may ask it
+		}
+		return claviger.Errorf(op, kind, "", "Key Trustee Server %s %w (status %d): %s", s.URL, errRefused, status, text)
 	}
 	return claviger.Errorf(op, claviger.Unavailable, "", "Key Trustee Server %s answers %d: %s", s.URL, status, text)
 }
@@ -439,17 +445,28 @@ func (c *Client) ask(ctx context.Context, s *Endpoint, verb string, body []byte,
 // the request is: nothing was changed by it.
 var errRefused = errors.New("refuses the request")
 
-func (c *Client) send(req *http.Request) (status int, body []byte, err error) {
+// clocksApart reports whether a server that refuses a request at that date of its own does
+// so for our clock. The date is in whole seconds, and of a moment after the request's.
+func clocksApart(date, now time.Time) bool {
+	const slack = 10 * time.Second
+	return !date.IsZero() && date.Sub(now).Abs() > MaxSkew-slack
+}
+
+// send does a request. date is the server's clock, zero where its answer does not tell.
+func (c *Client) send(req *http.Request) (status int, date time.Time, body []byte, err error) {
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return 0, nil, explain(err)
+		return 0, date, nil, explain(err)
 	}
 	defer resp.Body.Close()
 	body, err = io.ReadAll(io.LimitReader(resp.Body, MaxBody+1))
 	if err == nil && len(body) > MaxBody {
 		err = fmt.Errorf("an answer of more than %d bytes", MaxBody)
 	}
-	return resp.StatusCode, body, err
+	if at, err := http.ParseTime(resp.Header.Get("Date")); err == nil {
+		date = at
+	}
+	return resp.StatusCode, date, body, err
 }
 
 // explain adds the cure to what TLS says.

@@ -362,6 +362,24 @@ func TestTLS(t *testing.T) {
 	}
 }
 
+// TestTwoRefusals: of two servers that refuse a change, one for the client's clock alone,
+// it is told that this may pass.
+func TestTwoRefusals(t *testing.T) {
+	client, server := pair()
+	unknown := play(t, server, client, func(w http.ResponseWriter, _, _ string) {
+		http.Error(w, "the client is not registered here", http.StatusForbidden)
+	})
+	clock := play(t, server, client, func(w http.ResponseWriter, _, _ string) {
+		w.Header().Set("Date", time.Now().Add(-MaxSkew).UTC().Format(http.TimeFormat))
+		http.Error(w, "set the clocks of both by NTP", http.StatusBadRequest)
+	})
+	for _, servers := range [][]*played{{unknown, clock}, {clock, unknown}} {
+		if err := clientOf(t, client, nil, servers...).Delete(t.Context(), "u"); !claviger.Is(err, claviger.Unavailable) {
+			t.Error(err)
+		}
+	}
+}
+
 // TestOneServersFault: what is wrong at one of two trustees keeps nobody from reading at
 // the other, nor from a change that the other takes. Where none answers, all are named.
 func TestOneServersFault(t *testing.T) {
@@ -385,13 +403,17 @@ func TestOneServersFault(t *testing.T) {
 		write  claviger.Kind // where the other is passive
 		takes  bool          // where the other is active, it takes the change
 	}{
-		"not registered":    {status(http.StatusForbidden, "the client is not registered here"), claviger.Denied, claviger.Denied, true},
-		"its clock is off":  {status(http.StatusBadRequest, "set the clocks of both by NTP"), claviger.Invalid, claviger.Invalid, true},
-		"no answer of its":  {status(http.StatusOK, "<html>"), claviger.Invalid, claviger.Unavailable, true},
-		"it has failed":     {signed(claviger.Internal), claviger.Internal, claviger.Internal, false},
-		"it denies":         {signed(claviger.Denied), claviger.Denied, claviger.Denied, false},
-		"away":              {status(http.StatusServiceUnavailable, "its store is away"), claviger.Unavailable, claviger.Unavailable, true},
-		"a damaged deposit": {nil, claviger.Invalid, 0, false},
+		"not registered": {status(http.StatusForbidden, "the client is not registered here"), claviger.Denied, claviger.Denied, true},
+		"its clock is off": {func(w http.ResponseWriter, _ string) {
+			w.Header().Set("Date", time.Now().Add(-MaxSkew).UTC().Format(http.TimeFormat))
+			http.Error(w, "set the clocks of both by NTP", http.StatusBadRequest)
+		}, claviger.Unavailable, claviger.Unavailable, true},
+		"it takes no such request": {status(http.StatusBadRequest, "no JSON"), claviger.Invalid, claviger.Invalid, true},
+		"no answer of its":         {status(http.StatusOK, "<html>"), claviger.Invalid, claviger.Unavailable, true},
+		"it has failed":            {signed(claviger.Internal), claviger.Internal, claviger.Internal, false},
+		"it denies":                {signed(claviger.Denied), claviger.Denied, claviger.Denied, false},
+		"away":                     {status(http.StatusServiceUnavailable, "its store is away"), claviger.Unavailable, claviger.Unavailable, true},
+		"a damaged deposit":        {nil, claviger.Invalid, 0, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			bad = play(t, server, client, func(w http.ResponseWriter, _, digest string) {

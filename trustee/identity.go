@@ -226,8 +226,14 @@ func configAt(now time.Time) *packet.Config {
 	return &packet.Config{DefaultHash: crypto.SHA256, DefaultCipher: packet.CipherAES256, Time: func() time.Time { return now }}
 }
 
-// sign makes a binary detached signature.
+// sign makes a binary detached signature. Kind Unavailable where this host's clock shows a
+// time before the identity was made.
 func (id *Identity) sign(text []byte, now time.Time) ([]byte, error) {
+	if made := id.private.PrimaryKey.CreationTime; now.Before(made) {
+		return nil, claviger.Errorf("trustee.sign", claviger.Unavailable, "",
+			"the clock of this host shows %s, and its identity was made %s: set the clock by NTP",
+			now.UTC().Format(time.RFC3339), made.UTC().Format(time.RFC3339))
+	}
 	var b bytes.Buffer
 	if err := openpgp.DetachSign(&b, id.private, bytes.NewReader(text), configAt(now)); err != nil {
 		return nil, fmt.Errorf("sign with %s: %w", id, err)

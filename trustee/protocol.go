@@ -155,7 +155,7 @@ func (id *Identity) NewRequest(verb, server string, args any, now time.Time) (bo
 	}
 	body, err = id.envelope(payload, now)
 	if err != nil {
-		return nil, "", claviger.E(op, claviger.Internal, "", err)
+		return nil, "", claviger.E(op, claviger.KindOf(err), "", err)
 	}
 	return body, digestOf(payload), nil
 }

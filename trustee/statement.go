@@ -67,7 +67,7 @@ func (id *Identity) seal(d Deposit, now time.Time) (*Sealed, error) {
 	}
 	signature, err := id.sign(text, now)
 	if err != nil {
-		return nil, claviger.E("trustee.seal", claviger.Internal, "", err)
+		return nil, claviger.E("trustee.seal", claviger.KindOf(err), "", err)
 	}
 	return &Sealed{Statement: text, Signature: signature, Content: d.Content}, nil
 }
