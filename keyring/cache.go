@@ -195,6 +195,25 @@ func (c *cache[V]) load(ctx context.Context, s *shard[V], name string, l *loadin
 	return l.value, l.err
 }
 
+// empty tells whether nothing is remembered that could be used now.
+func (c *cache[V]) empty() bool {
+	if c == nil {
+		return true
+	}
+	for i := range c.shards {
+		s := &c.shards[i]
+		s.mu.RLock()
+		for _, e := range s.entries {
+			if int64(c.now())-e.stamp.Load() < int64(c.ttl) {
+				s.mu.RUnlock()
+				return false
+			}
+		}
+		s.mu.RUnlock()
+	}
+	return true
+}
+
 // drop forgets the name.
 func (c *cache[V]) drop(name string) {
 	if c == nil {

@@ -143,7 +143,9 @@ func (r *Ring) Decrypt(ctx context.Context, c claviger.Caller, key string, hasKe
 		case err == nil:
 			if dek, err = r.decryptOwn(ctx, &q, named, &v, e); err == nil {
 				// A client may make an EDEK by having random bytes opened, as ORC does.
-				if err = r.used.begin(ctx, e.Version); err != nil {
+				err = r.used.begin(ctx, e.Version)
+				r.opened.saw(err)
+				if err != nil {
 					dek.Wipe()
 				}
 			} else if again && r.replaced(err, v.Key) {
@@ -151,6 +153,8 @@ func (r *Ring) Decrypt(ctx context.Context, c claviger.Caller, key string, hasKe
 			}
 		case r.mayBeForeign(err, e.Version):
 			dek, err = r.decryptForeign(ctx, &q, named, e)
+		default:
+			r.opened.saw(err)
 		}
 		if err != nil {
 			r.noteUnserved(ctx, &q, err, authz.KeyDecryptEEK, 1)

@@ -161,6 +161,7 @@ type Ring struct {
 	// unserved bounds what is counted of versions that no source is asked for.
 	unserved unserved
 	used     *lastUses
+	opened   openings
 
 	origins origins
 	clashes clashes

@@ -141,10 +141,14 @@ func (s *kmsServer) storeChecks() []console.Check {
 	}
 	if s.svc.sharedKeys() != nil && s.set.ring.CacheEnable {
 		checks = append(checks, console.Check{Name: "metastore lease", For: []console.Purpose{console.Decrypt}, Run: func(ctx context.Context) error {
-			if s.ring.Leased() == nil {
+			cannot := s.ring.OpensFromMemory()
+			if cannot == nil {
 				return nil
 			}
-			return store.Check(ctx) // it is asked for each request now
+			if err := store.Check(ctx); err != nil { // it is asked for each request now
+				return fmt.Errorf("%w: %w", cannot, err)
+			}
+			return nil
 		}})
 	} else if s.svc.sharedKeys() != nil {
 		checks[0].For = nil // without caches each request asks it

@@ -251,6 +251,60 @@ func TestReadinessWithoutDatabase(t *testing.T) {
 	become("with it again", map[string]int{"decrypt": 200, "generate": 200, "write": 200})
 }
 
+// TestReadinessAfterARestartWithoutDatabase: a node that has used no version since its start
+// opens nothing while PostgreSQL is away, and says so to balancers.
+func TestReadinessAfterARestartWithoutDatabase(t *testing.T) {
+	dir, site := hsmSite(t)
+	server := pgtest.Start(t)
+	site[hadoopconf.MetastoreURI] = server.Database(t)
+	writeSite(t, dir, site)
+	post := func(url, body string) int {
+		t.Helper()
+		resp, err := http.Post(url+"user.name=a", "application/json", strings.NewReader(body)) //nolint:noctx // of a server of this test
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		return resp.StatusCode
+	}
+	url, end := serveToEnd(t, dir)
+	if status := post(url+"/v1/keys?", `{"name":"k"}`); status != http.StatusCreated {
+		t.Fatal(status)
+	}
+	kms := strings.TrimSuffix(url, "/kms")
+	status, body := fetch(t, kms, "/kms/v1/key/k/_eek?eek_op=generate&num_keys=1", "a")
+	var made []struct {
+		IV        string
+		Encrypted struct{ Material string } `json:"encryptedKeyVersion"`
+	}
+	if err := json.Unmarshal([]byte(body), &made); err != nil || len(made) != 1 {
+		t.Fatalf("%d %s: %v", status, body, err)
+	}
+	if err := end(); err != nil {
+		t.Fatal(err)
+	}
+	url = serve(t, dir)
+	kms = strings.TrimSuffix(url, "/kms")
+	become := func(when string, want int) {
+		t.Helper()
+		for began := time.Now(); ; time.Sleep(200 * time.Millisecond) {
+			asked, body := fetch(t, kms, "/readyz?for=decrypt", "")
+			opened := post(url+"/v1/keyversion/k@0/_eek?eek_op=decrypt&",
+				`{"name":"k","iv":"`+made[0].IV+`","material":"`+made[0].Encrypted.Material+`"}`)
+			if asked == want && opened == want {
+				return
+			}
+			if time.Since(began) > 60*time.Second {
+				t.Fatalf("%s: /readyz?for=decrypt %d, a decrypt %d, want %d: %s", when, asked, opened, want, body)
+			}
+		}
+	}
+	server.Stop(t)
+	become("without PostgreSQL", http.StatusServiceUnavailable)
+	server.Start(t)
+	become("with it again", http.StatusOK)
+}
+
 // TestNotReady: a node that cannot audit says why, is out of service for what must be
 // audited, and makes no key; users go on reading.
 func TestNotReady(t *testing.T) {
