@@ -16,7 +16,8 @@ const (
 )
 
 // storeClock compares this node's clock with that of the store of tokens, which all nodes
-// have in common.
+// have in common. A store without a clock has no other node, and is asked once: what this host
+// has written there while its clock was ahead must not date tokens.
 type storeClock struct {
 	store metastore.Clock
 	now   func() time.Time
@@ -39,12 +40,15 @@ func (c *storeClock) compare(ctx context.Context) (metastore.Clocks, error) {
 	case <-ctx.Done():
 		return metastore.Clocks{}, claviger.E("authn.Delegations", claviger.Unavailable, "", context.Cause(ctx))
 	}
-	if !c.at.IsZero() && time.Since(c.at) < clocksHold {
+	if !c.at.IsZero() && (c.last.Bound || time.Since(c.at) < clocksHold) {
 		return c.last, nil
 	}
 	clocks, err := c.store.Clocks(ctx)
 	if err != nil {
 		return clocks, err
+	}
+	if clocks.Bound {
+		clocks.Ahead = 0
 	}
 	c.last, c.at = clocks, time.Now()
 	return clocks, nil

@@ -2,11 +2,13 @@ package authn
 
 import (
 	"context"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"claviger/metastore"
+	"claviger/metastore/sqlite"
 )
 
 // TestClockOfOneNode: a node whose clock is wrong removes no token that others take, issues
@@ -115,6 +117,38 @@ func TestClocksAreComparedRarely(t *testing.T) {
 	time.Sleep(clocksHold)
 	if err := c.sure(t.Context()); err != nil || asked != 2 {
 		t.Errorf("later it was asked %d times, %v", asked, err)
+	}
+}
+
+// TestClockThatWasAhead: a host's clock was ahead once, and its store in a file has a time of
+// then. Tokens live no longer for that, and one that has expired is refused for good.
+func TestClockThatWasAhead(t *testing.T) {
+	store, err := sqlite.Open(t.Context(), filepath.Join(t.TempDir(), "meta.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = store.Close() })
+	const day = 24 * time.Hour
+	now := time.Now()
+	if err := store.Touch(t.Context(), []metastore.LastUse{{Version: "k@0", Last: now.Add(365 * day)}}); err != nil {
+		t.Fatal(err)
+	}
+	d, err := NewDelegations(DelegationConfig{KeyUpdate: day, MaxLife: 7 * day, Renewal: day, Scan: time.Hour,
+		Store: store, Now: func() time.Time { return now }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := d.issue(t.Context(), "alice", "yarn", "", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if until, err := d.renew(t.Context(), text, "yarn"); err != nil || until.Sub(now) > day {
+		t.Errorf("renewed until %v (%v)", until, err)
+	}
+	now = now.Add(8 * day)
+	_, err = d.verify(t.Context(), text)
+	if err == nil || refusalOf(err, Refusal{Kind: BadDelegation}).Kind != BadDelegation {
+		t.Errorf("a token that has expired: %v", err)
 	}
 }
 

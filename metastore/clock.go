@@ -23,6 +23,9 @@ type Clocks struct {
 	// into it for the lower bound of what its clock would show.
 	There time.Time
 	Whose string // what There is, in words: "PostgreSQL's clock"
+	// Bound: There is such a bound and no clock. It may have been written by this host's own
+	// clock, while that was ahead.
+	Bound bool
 	// Ahead is how far this process's clock is ahead of the store's at least: what the
 	// round trip leaves open is not counted. Negative: it is behind.
 	Ahead time.Duration

@@ -28,5 +28,7 @@ func (s *Store) Clocks(ctx context.Context) (c metastore.Clocks, err error) {
 	if at := when(newest); at.After(now) {
 		there = at
 	}
-	return metastore.Compare(now, there, now, "the newest time in the metastore"), nil
+	c = metastore.Compare(now, there, now, "the newest time in the metastore")
+	c.Bound = true
+	return c, nil
 }
