@@ -38,34 +38,47 @@ type away struct {
 	began  time.Time
 }
 
-// elsewhere says what stands against taking over a key that was taken over into another
-// target, and that is not here: "" where that target is a source now, so that EDEKs of its
-// versions open there. first is the lowest number that versions here may have then.
-func (e *Engine) elsewhere(ctx context.Context, a away) (first int, why string, err error) {
+// asSource returns the other target as a source, where it is one now: then EDEKs of its
+// versions open there. nil where it is not configured.
+func (e *Engine) asSource(a away) Source {
+	for _, s := range append(slices.Clone(e.cfg.Beside), e.cfg.Source) {
+		if s != nil && sameTarget(a.target, s.URI()) {
+			return s
+		}
+	}
+	return nil
+}
+
+// whyElsewhere says of a key that is not here what is to be done. It asks nobody.
+func (e *Engine) whyElsewhere(a away) string {
+	if e.asSource(a) != nil {
+		return "was taken over into " + a.target + ", which is a source now: run the migration again"
+	}
+	return fmt.Sprintf("was taken over into %s at %s, so EDEKs may have been made under its versions there%s, and "+
+		"nothing else opens those: keep them there, keep the key at its source, name the former behind the first provider "+
+		"in %s, and run the migration again; versions here get higher numbers then",
+		a.target, a.began.UTC().Format(time.RFC3339), inBrackets(a.TargetVersions), propProvider)
+}
+
+// above returns the lowest number that versions here may have of a key that was taken over
+// into another target, which is the source s now.
+func above(ctx context.Context, s Source, a away) (first int, err error) {
 	for _, v := range a.TargetVersions {
 		if n, ok := claviger.VersionNumber(v); ok {
 			first = max(first, n+1)
 		}
 	}
-	for _, s := range append(slices.Clone(e.cfg.Beside), e.cfg.Source) {
-		if s == nil || !sameTarget(a.target, s.URI()) {
-			continue
-		}
-		ms, err := s.Metadata(ctx, a.Key)
-		if err != nil {
-			return 0, "", fmt.Errorf("key %s was taken over into %s, and that cannot be asked how many versions it has: %w",
-				claviger.Printable(a.Key), a.target, err)
-		}
-		for _, m := range ms {
-			if m != nil {
-				first = max(first, m.Versions)
-			}
-		}
-		return first, "", nil
+	ms, err := s.Metadata(ctx, a.Key)
+	if err != nil {
+		return 0, fmt.Errorf("key %s was taken over into %s, and that cannot be asked how many versions it has: %w",
+			claviger.Printable(a.Key), a.target, err)
 	}
-	return first, fmt.Sprintf("was taken over into %s at %s, so EDEKs may have been made under its versions there%s, and nothing else opens "+
-		"those: keep them there, keep the key at its source, name the former behind the first provider in %s, and run the migration again; versions "+
-		"here get higher numbers then", a.target, a.began.UTC().Format(time.RFC3339), inBrackets(a.TargetVersions), propProvider), nil
+	for _, m := range ms {
+		if m != nil {
+			first = max(first, m.Versions)
+		}
+	}
+	return first, nil
 }
 
 // twice names a version that a key has here, and that was made for it in another target too;

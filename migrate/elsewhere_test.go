@@ -1,11 +1,13 @@
 package migrate_test
 
 import (
+	"context"
 	"encoding/json"
 	"slices"
 	"strings"
 	"testing"
 
+	"claviger"
 	"claviger/metastore"
 	"claviger/migrate"
 	"claviger/provider/memory"
@@ -95,6 +97,20 @@ func TestElsewhere(t *testing.T) {
 		t.Errorf("origins %+v, %+v", s, k)
 	}
 
+	// Status and finish tell by the journal alone, though the keystore cannot be asked.
+	b.cfg.Beside = []migrate.Source{mute{slip}}
+	if standing, err = b.engine(t).Status(t.Context()); err != nil ||
+		!strings.Contains(standing.Keys[0].Why, "which is a source now: run the migration again") {
+		t.Errorf("status %+v, %v", standing, err)
+	}
+	ending, err = b.engine(t).Finish(t.Context(), migrate.FinishOptions{Since: noon, EDEKsDone: true})
+	if err != nil || ending.Finished || !strings.Contains(ending.Refusals[0], "which is a source now: run the migration again") {
+		t.Errorf("finish %+v, %v", ending, err)
+	}
+	if _, err = b.engine(t).Run(t.Context()); err == nil || !strings.Contains(err.Error(), "cannot be asked how many versions") {
+		t.Errorf("run: %v", err)
+	}
+
 	b.cfg.Beside = []migrate.Source{slip}
 	if r := b.run(t); !r.Complete() {
 		t.Fatalf("%+v", r)
@@ -114,6 +130,13 @@ func TestElsewhere(t *testing.T) {
 	if ending, err = b.engine(t).Finish(t.Context(), migrate.FinishOptions{Since: noon, EDEKsDone: true}); err != nil || len(ending.Refusals) > 0 {
 		t.Errorf("finish %+v, %v", ending, err)
 	}
+}
+
+// mute is a source that gives no answer.
+type mute struct{ migrate.Source }
+
+func (mute) Metadata(context.Context, ...string) ([]*claviger.Metadata, error) {
+	return nil, claviger.Errorf("test", claviger.SourceUnreachable, "", "no answer")
 }
 
 // TestElsewhereTwice: a version that a key has here, and that was made for it in another

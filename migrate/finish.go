@@ -95,14 +95,7 @@ func (e *Engine) Finish(ctx context.Context, o FinishOptions) (*Ending, error) {
 	}
 	last := h.last()
 	for _, a := range h.left() {
-		_, why, err := e.elsewhere(ctx, a)
-		if err != nil {
-			return nil, err
-		}
-		if why == "" {
-			why = "was taken over into " + a.target + ": run the migration again"
-		}
-		f.Refusals = append(f.Refusals, fmt.Sprintf("key %s is not here: %s", claviger.Printable(a.Key), why))
+		f.Refusals = append(f.Refusals, fmt.Sprintf("key %s is not here: %s", claviger.Printable(a.Key), e.whyElsewhere(a)))
 	}
 	if last == nil && len(f.Refusals) > 0 {
 		return f, nil

@@ -108,16 +108,10 @@ func (e *Engine) Status(ctx context.Context) (*Standing, error) {
 		return nil, err
 	}
 	for _, a := range h.left() {
-		_, why, err := e.elsewhere(ctx, a)
-		if err != nil { // that it cannot be asked is no matter of the journal
-			why = claviger.Reason(err)
-		} else if why == "" {
-			why = "was taken over into " + a.target + ", which is a source now: run the migration again"
-		}
 		if _, known := h.items[a.Key]; !known {
 			h.order = append(h.order, a.Key)
 		}
-		h.items[a.Key] = elsewhereItem(a, why)
+		h.items[a.Key] = elsewhereItem(a, e.whyElsewhere(a))
 	}
 	for _, key := range slices.Sorted(slices.Values(h.order)) {
 		it := h.items[key]

@@ -72,9 +72,12 @@ func (e *Engine) judge(ctx context.Context, sv *survey, name string, theirs, our
 				return it, err
 			}
 		case !done:
-			var why string
-			if it.First, why, err = e.elsewhere(ctx, other); err != nil || why != "" {
-				it.State, it.Why = Elsewhere, why
+			s := e.asSource(other)
+			if s == nil {
+				it.State, it.Why = Elsewhere, e.whyElsewhere(other)
+				return it, nil
+			}
+			if it.First, err = above(ctx, s, other); err != nil {
 				return it, err
 			}
 		}
