@@ -62,6 +62,9 @@ type Config struct {
 	// NotReady returns why no request can be served yet, or "". Until then
 	// every request is answered in the way that makes a client try another node.
 	NotReady func() string
+	// StoreName names this server's metastore; a request that comes from a server with the
+	// same one, to which this is a source, is refused. "" refuses none.
+	StoreName string
 	// Observe, if not nil, is told of each request: its operation ("decrypt_eek";
 	// "unknown" for none), the status, how many EDEKs it was about, and its time.
 	Observe func(op string, status, edeks int, took time.Duration)
@@ -209,6 +212,18 @@ func (c *call) done() {
 	}
 }
 
+// fromItself refuses a request of a server that has the same metastore, also before requests
+// are served: that server has named this one, or itself, as the source of its keys, and would
+// find each of them at "another" KMS, too.
+func (c *call) fromItself() bool {
+	if c.StoreName == "" || c.r.Header.Get(kmswire.StoreHeader) != c.StoreName {
+		return false
+	}
+	c.w.Header().Set(kmswire.SameStoreHeader, "true")
+	c.throw(http.StatusBadRequest, kmswire.Throw(kmswire.IOException, "this server is no source of keys for a node of its own metastore"))
+	return true
+}
+
 // serve runs the stages in Hadoop's order: who, where, may the method, the body,
 // the operation.
 func (c *call) serve() {
@@ -217,6 +232,9 @@ func (c *call) serve() {
 	path := rawPath(c.r)
 	if strings.Contains(path, "%00") || c.tooManyParameters() { // as Jetty, before any filter
 		c.badMessage()
+		return
+	}
+	if c.fromItself() {
 		return
 	}
 	if why := c.NotReady(); why != "" {

@@ -2,6 +2,7 @@ package migrate
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"claviger"
+	"claviger/provider"
 )
 
 // Status is a check's outcome. Its zero value is OK.
@@ -216,6 +218,27 @@ func (p *Probes) otherHost(facts []HostFacts) Check {
 	}
 	c.Measured = strings.Join(measured, "; ")
 	return c
+}
+
+// itself finds a source that is this server, by what it says of itself (err), or by its
+// address and port while this server does not run.
+func (p *Probes) itself(ctx context.Context, facts []HostFacts, err error) (c Check, found bool) {
+	c = Check{Name: "source is another server", Status: Failure, Cure: "name the KMS from which keys are to be migrated by " + propSource + ", or give this server another port"}
+	own := p.endpoints(ctx, p.Own, true)
+	switch {
+	case errors.Is(err, provider.ErrItself):
+		c.Measured = "the source is this server itself, or another node of its metastore"
+		return c, true
+	case len(p.Own) == 0:
+		return c, false
+	}
+	for _, f := range facts {
+		if own.any(sourceEndpoints([]HostFacts{f})) {
+			c.Measured = fmt.Sprintf("%s is the address and port of this server", f.Base)
+			return c, true
+		}
+	}
+	return c, false
 }
 
 func (p *Probes) localAddrs() ([]netip.Addr, error) {

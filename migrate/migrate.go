@@ -232,6 +232,10 @@ func (e *Engine) sourceError(ctx context.Context, op, key string, err error) err
 		return stopped(ctx, op, key)
 	}
 	uri := e.cfg.Source.URI()
+	if errors.Is(err, provider.ErrItself) {
+		return claviger.E(op, claviger.SourceRefused, key, fault(err, "the source %s cannot be used: %v; correct %s", uri,
+			provider.ErrItself, propSource))
+	}
 	if login := (*provider.LoginError)(nil); errors.As(err, &login) {
 		kind := claviger.SourceUnreachable // a KDC may be there again later
 		if refused(err) {

@@ -55,6 +55,9 @@ func (e *Engine) Plan(ctx context.Context) (*Plan, error) {
 	if ctx.Err() != nil { // what the checks say now is the interruption's, not the source's
 		return nil, stopped(ctx, op, "")
 	}
+	if c, itself := e.cfg.Probes.itself(ctx, facts, err); itself {
+		p.Checks = append(p.Checks, c)
+	}
 	if err != nil {
 		p.Checks = append(p.Checks, e.cfg.Probes.hdfs(ctx, facts, false), Check{Name: "keys of the source", Status: Failure, Measured: "not readable", Cure: claviger.Reason(err)})
 		return p, err

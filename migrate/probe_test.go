@@ -227,6 +227,7 @@ func TestChecks(t *testing.T) {
 		}}, "source alive", migrate.Failure, "no trustee answers", "can be reached"},
 		{"other host", migrate.Probes{LocalAddrs: here, Source: source(host("kms-1", "192.0.2.7", 0))}, "source on another host", migrate.OK, "kms-1 is 192.0.2.7", ""},
 		{"this host", migrate.Probes{LocalAddrs: here, Source: source(host("kms-1", "192.0.2.1", 0))}, "source on another host", migrate.Warning, "is this host", "hosts of their own"},
+		{"this very server, not started", migrate.Probes{Own: []string{"new:16000"}, Lookup: names, Source: source(host("alias", "192.0.2.1", 0))}, "source is another server", migrate.Failure, "https://alias:16000/kms is the address and port of this server", "another port"},
 		{"loopback", migrate.Probes{Source: source(host("localhost", "127.0.0.1", 0))}, "source on another host", migrate.Warning, "is this host", ""},
 		{"clocks agree", migrate.Probes{Source: source(host("kms-1", "192.0.2.7", time.Second))}, "clocks", migrate.OK, "agrees with ours", ""},
 		{"clock behind", migrate.Probes{Source: source(host("kms-1", "192.0.2.7", -45*time.Second))}, "clocks", migrate.Warning, "45s behind ours", "NTP"},

@@ -117,6 +117,11 @@ var ErrUnusable = errors.New("the version cannot be used")
 // server as a whole. See Answered.
 var ErrAnswered = errors.New("the server answered that it cannot serve this now")
 
+// ErrItself marks what a source cannot tell because it is the asking server itself, or
+// another node of its metastore.
+var ErrItself = errors.New("it is this server itself, or another node of its metastore, and no source of keys for it; " +
+	"name the KMS from which keys were, or are, migrated")
+
 // Answered marks an error with ErrAnswered, and leaves its text as it is. nil stays nil.
 func Answered(err error) error {
 	if err == nil {

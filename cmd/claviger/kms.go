@@ -166,6 +166,9 @@ func (s *kmsServer) run(ctx context.Context, front *front, readyFile string) (er
 	group.Go(func() { s.heedOthers(background) })
 	group.Go(func() { s.agree(background) })
 
+	if err := s.svc.noSourceIsItself(ctx); err != nil {
+		return err
+	}
 	if s.set.migrate {
 		if err := s.migrate(ctx); err != nil {
 			return err
@@ -224,10 +227,11 @@ func (s *kmsServer) handler(listener *boundedListener) (http.Handler, error) {
 	api, err := kmsapi.New(kmsapi.Config{
 		Ring: s.ring, Auth: s.auth.Authenticator, Audit: s.trail, Log: s.log, KeyAuthorization: s.set.ring.KeyAuthorization,
 		Limits: s.set.limits, Lanes: &s.lanes, Admission: s.set.admission, Operations: operations,
-		NotReady: func() string { return *s.waiting.Load() },
-		Observe:  observe,
-		Waited:   waited,
-		Refused:  refused,
+		StoreName: s.svc.storeName,
+		NotReady:  func() string { return *s.waiting.Load() },
+		Observe:   observe,
+		Waited:    waited,
+		Refused:   refused,
 	})
 	if err != nil {
 		return nil, err

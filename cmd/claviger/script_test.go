@@ -96,6 +96,8 @@ func scriptAwait(ts *testscript.TestScript, neg bool, args []string) {
 	for range 1500 {
 		if url, err := os.ReadFile(ts.MkAbs(args[0])); err == nil {
 			ts.Setenv(args[1], "kms://"+strings.Replace(strings.TrimSpace(string(url)), "://", "@", 1))
+			at, _, _ := strings.Cut(string(url)[strings.LastIndexByte(string(url), ':')+1:], "/")
+			ts.Setenv(args[1]+"_PORT", at)
 			return
 		}
 		time.Sleep(20 * time.Millisecond)

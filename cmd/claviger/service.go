@@ -2,6 +2,9 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -38,6 +41,7 @@ type service struct {
 	self      owner.Owner
 	access    hsm.Access // what of the token and the metastore may be changed
 	release   func()     // the keystore file; nil: there is none
+	storeName string     // see nameStore
 	storeOnce sync.Once
 	storeErr  error
 }
@@ -87,7 +91,8 @@ func (s *service) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	registry := builtin.Registry(builtin.Options{Store: s.makeStore, Access: s.access, ClientTLS: s.clientTLS, ClientKerberos: negotiate})
+	registry := builtin.Registry(builtin.Options{Store: s.makeStore, Access: s.access, ClientTLS: s.clientTLS, ClientKerberos: negotiate,
+		StoreName: func() string { return s.storeName }})
 	env := provider.Env{Get: s.Conf.Get, Getenv: os.Getenv, ConfDir: s.Conf.Dir(), User: osUser(), Log: s.Log}
 
 	list, err := s.uris(hadoopconf.ProviderURI)
@@ -101,6 +106,9 @@ func (s *service) open(ctx context.Context) error {
 	}
 	if s.Primary, err = registry.Open(ctx, list[0], env); err != nil {
 		return s.blame(hadoopconf.ProviderURI, err)
+	}
+	if err := s.nameStore(ctx); err != nil {
+		return err
 	}
 	if err := s.noOtherKeys(ctx); err != nil {
 		return err
@@ -132,6 +140,49 @@ func (s *service) open(ctx context.Context) error {
 		if _, err := s.store(ctx); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// nameStore makes the name by which a server knows itself, and the other nodes of its
+// metastore, at the end of a source's URI: a hash of the metastore's id, which tells a source
+// nothing. A server without an HSM knows itself alone.
+func (s *service) nameStore(ctx context.Context) error {
+	id := rand.Text()
+	if _, ok := s.Primary.(*hsm.Provider); ok {
+		store, err := s.store(ctx)
+		if err != nil {
+			return err
+		}
+		stored, bound, err := store.Setting(ctx, hsm.SettingID)
+		if err != nil {
+			return err
+		}
+		if bound {
+			id = stored
+		}
+	}
+	sum := sha256.Sum256([]byte("claviger store " + id))
+	s.storeName = hex.EncodeToString(sum[:16])
+	return nil
+}
+
+// noSourceIsItself refuses a source that answers that it is this server, which listens by
+// now, or another node of its metastore: each migrated key would be another key there, too. A
+// source that does not answer is no matter here.
+func (s *service) noSourceIsItself(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, firstComparison)
+	defer cancel()
+	for _, src := range s.Sources {
+		health, ok := src.Provider.(provider.Health)
+		if !ok || !strings.HasPrefix(src.URI(), "kms:") || !errors.Is(health.Check(ctx), provider.ErrItself) {
+			continue
+		}
+		property := hadoopconf.ProviderURI
+		if src.Reencryption {
+			property = hadoopconf.SourceURI
+		}
+		return s.blame(property, fmt.Errorf("the source %s cannot be used: %w", src.URI(), provider.ErrItself))
 	}
 	return nil
 }

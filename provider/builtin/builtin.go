@@ -26,6 +26,8 @@ type Options struct {
 	// ClientKerberos begins a login by Kerberos at another KMS; nil refuses those
 	// that want one.
 	ClientKerberos kmsclient.Negotiate
+	// StoreName is what another KMS is told of the node's metastore: kmsclient.Options.
+	StoreName func() string
 }
 
 // Registry returns all providers by URI scheme.
@@ -33,7 +35,7 @@ func Registry(o Options) *provider.Registry {
 	return provider.NewRegistry(
 		provider.Scheme{Name: "jceks", Open: jceks.Open},
 		provider.Scheme{Name: "localjceks", Open: jceks.Open},
-		kmsclient.Scheme(o.ClientTLS, o.ClientKerberos),
+		kmsclient.Scheme(o.ClientTLS, o.ClientKerberos, o.StoreName),
 		keytrustee.Scheme(o.ClientTLS),
 		provider.Scheme{Name: "cloudera.hsmkp", Open: o.hsm},
 		provider.Scheme{Name: "pkcs11", Open: o.hsm},

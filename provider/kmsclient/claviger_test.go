@@ -2,11 +2,14 @@ package kmsclient_test
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net/http/httptest"
+	"strings"
 	"testing"
 	"time"
 
+	"claviger"
 	"claviger/audit"
 	"claviger/authn"
 	"claviger/authz"
@@ -73,7 +76,7 @@ func serveKeys(t *testing.T, keys *memory.Provider, handler authn.Handler, secre
 		t.Fatal(err)
 	}
 	api, err := kmsapi.New(kmsapi.Config{
-		Ring: ring, Auth: auth, Audit: log, KeyAuthorization: true,
+		Ring: ring, Auth: auth, Audit: log, KeyAuthorization: true, StoreName: "0123",
 		Limits: kmsapi.Limits{MaxKeys: 10000, MaxBatch: 10000, MaxBody: 16 << 20},
 	})
 	if err != nil {
@@ -103,5 +106,32 @@ func TestConformanceOverOurs(t *testing.T) {
 				t.Errorf("%d keys are left, %v", len(list), err)
 			}
 		})
+	}
+}
+
+// TestItself: a KMS with the metastore of the asking one refuses each request, a login too,
+// and that is no answer of a source; another one answers as ever.
+func TestItself(t *testing.T) {
+	s, _ := serveOurs(t, true)
+	name := "0123"
+	p := open(t, uriOf(s), kmsclient.Options{Store: func() string { return name }})
+	for what, call := range map[string]func() error{
+		"check":    func() error { return p.Check(t.Context()) },
+		"keys":     func() error { _, err := p.Keys(t.Context()); return err },
+		"metadata": func() error { _, err := p.Metadata(t.Context(), "k"); return err },
+	} {
+		if err := call(); !errors.Is(err, provider.ErrItself) || !claviger.Is(err, claviger.SourceRefused) ||
+			!strings.Contains(err.Error(), s.URL) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	for _, name = range []string{"", "4567"} {
+		if _, err := p.Keys(t.Context()); err != nil {
+			t.Errorf("of store %q: %v", name, err)
+		}
+	}
+	name = "0123" // with a cookie
+	if _, err := p.Keys(t.Context()); !errors.Is(err, provider.ErrItself) {
+		t.Error(err)
 	}
 }

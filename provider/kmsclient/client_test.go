@@ -387,7 +387,7 @@ func TestScheme(t *testing.T) {
 	env := provider.Env{User: "mig", Get: func(name string) (string, bool) { v, ok := props[name]; return v, ok }}
 	f := newFake(t)
 	s := serve(t, f)
-	r := provider.NewRegistry(kmsclient.Scheme(nil, nil))
+	r := provider.NewRegistry(kmsclient.Scheme(nil, nil, nil))
 	p, err := r.Open(t.Context(), uriOf(s), env)
 	if err != nil {
 		t.Fatal(err)
@@ -420,7 +420,7 @@ func TestScheme(t *testing.T) {
 		t.Errorf("no user: %v", err)
 	}
 	boom := errors.New("no such truststore")
-	tlsFails := kmsclient.Scheme(func(provider.Env) (*tls.Config, error) { return nil, boom }, nil)
+	tlsFails := kmsclient.Scheme(func(provider.Env) (*tls.Config, error) { return nil, boom }, nil, nil)
 	if _, err := tlsFails.Open(t.Context(), "kms://https@h:1/kms", env); !errors.Is(err, boom) {
 		t.Errorf("TLS: %v", err)
 	}

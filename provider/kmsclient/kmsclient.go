@@ -59,6 +59,9 @@ type Options struct {
 	MaxConnsPerHost int
 	// Parallel bounds the requests of one Unwrap under way at once: 32.
 	Parallel int
+	// Store names our own metastore to the KMS, so that one that has it too can say so; nil,
+	// or "", tells nothing.
+	Store func() string
 	// Log is told of hosts that fail and of what cannot be returned; nil: nothing.
 	Log *slog.Logger
 }
@@ -89,15 +92,15 @@ var (
 
 // Scheme is the registry's line for kms://. tlsFor makes the TLS configuration
 // of https URIs (from ssl-client.xml, say); nil trusts the system's roots.
-// negotiate is Options.Negotiate.
-func Scheme(tlsFor func(provider.Env) (*tls.Config, error), negotiate Negotiate) provider.Scheme {
+// negotiate and store are those of Options.
+func Scheme(tlsFor func(provider.Env) (*tls.Config, error), negotiate Negotiate, store func() string) provider.Scheme {
 	return provider.Scheme{Name: "kms", Open: func(_ context.Context, uri string, env provider.Env) (provider.Provider,
 		error) {
 		opt, err := optionsOf(env)
 		if err != nil {
 			return nil, err
 		}
-		opt.Negotiate = negotiate
+		opt.Negotiate, opt.Store = negotiate, store
 		k, err := provider.ParseKMS(uri)
 		if err != nil {
 			return nil, err
@@ -161,7 +164,7 @@ func New(uri string, opt Options) (*Provider, error) {
 	// HTTP/1.1 only, as every KMS client: a Transport with its own TLS
 	// configuration and dialer does not offer HTTP/2.
 	p.client = &http.Client{
-		Transport: &http.Transport{
+		Transport: named{opt.Store, &http.Transport{
 			DialContext: (&net.Dialer{Timeout: min(opt.Timeout, 10*time.Second),
 				KeepAlive: 30 * time.Second}).DialContext,
 			TLSClientConfig:        opt.TLS.Clone(),
@@ -171,7 +174,7 @@ func New(uri string, opt Options) (*Provider, error) {
 			IdleConnTimeout:        50 * time.Second, // below the KMS's own 60 s (hadoop.http.idle_timeout.ms)
 			MaxResponseHeaderBytes: 64 << 10,
 			DisableCompression:     true,
-		},
+		}},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	p.ctx, p.stop = context.WithCancel(context.Background())

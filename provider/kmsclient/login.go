@@ -68,7 +68,7 @@ func (f *failure) orNil() error {
 var errWantsKerberos = errors.New("it wants Kerberos")
 
 // handshake sends OPTIONS, which does nothing but to authenticate.
-func (p *Provider) handshake(ctx context.Context, h *host, query, authorization string) (*http.Response, *failure) {
+func (p *Provider) handshake(ctx context.Context, h *host, r request, query, authorization string) (*http.Response, *failure) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodOptions, h.base+"/v1/keys/names"+query, nil)
 	if err != nil {
 		return nil, &failure{err: err, untouched: true}
@@ -77,6 +77,9 @@ func (p *Provider) handshake(ctx context.Context, h *host, query, authorization 
 		req.Header.Set("Authorization", authorization)
 	}
 	resp, err := p.client.Do(req)
+	if f := itself(h, r, err); f != nil {
+		return nil, f
+	}
 	if err != nil {
 		return nil, &failure{err: explain(h, err), untouched: true}
 	}
@@ -97,7 +100,7 @@ func cookieOf(resp *http.Response) string {
 
 // simple logs in by name.
 func (p *Provider) simple(ctx context.Context, h *host, r request) (string, *failure) {
-	resp, f := p.handshake(ctx, h, "?"+url.Values{"user.name": {p.opt.User}}.Encode(), "")
+	resp, f := p.handshake(ctx, h, r, "?"+url.Values{"user.name": {p.opt.User}}.Encode(), "")
 	if f != nil {
 		return "", f
 	}
@@ -205,7 +208,7 @@ func (p *Provider) negotiate(ctx context.Context, h *host, r request) (string, *
 		case proved || len(out) == 0:
 			return denied("it asks for more after the login is complete")
 		}
-		resp, f := p.handshake(ctx, h, "", scheme+" "+base64.StdEncoding.EncodeToString(out))
+		resp, f := p.handshake(ctx, h, r, "", scheme+" "+base64.StdEncoding.EncodeToString(out))
 		if f != nil {
 			return "", f
 		}

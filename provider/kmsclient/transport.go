@@ -255,6 +255,9 @@ func (p *Provider) send(ctx context.Context, h *host, r request, cookie string) 
 	req.Header.Set("Accept", "application/json, */*;q=0.2")
 	req.Header.Set("Cookie", authCookie+`="`+cookie+`"`)
 	resp, err := p.client.Do(req)
+	if f := itself(h, r, err); f != nil {
+		return nil, f, false
+	}
 	if err != nil {
 		return nil, &failure{err: explain(h, err), untouched: !connected}, false
 	}
