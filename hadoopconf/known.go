@@ -320,7 +320,7 @@ var KMS = []Known{
 	{"claviger.hsm.max.searches", "600",
 		"how often a minute the token is searched for names of keys and versions that the metastore does not know; one user gets no more than is left for all others"},
 	{"claviger.purge.min.unused", "7d",
-		"how long ago a key must have been deleted, and used last, before it can be purged, unless it was never used; where nodes share keys, claviger.metastore.lease and a minute come on top; 0: no matter"},
+		"how long ago a key must have been deleted, and used last, before it can be purged, two minutes where it was never used; where nodes share keys, claviger.metastore.lease and a minute come on top; 0: no matter"},
 	{"claviger.source.compare.interval", "30s",
 		"how often the sources are asked whether they have rolled keys that were migrated from them, so that one version name is two keys"},
 	{"claviger.migration.gap", "0",

@@ -309,21 +309,15 @@ func (r *Ring) lastUse(ctx context.Context, k provider.Deleted) (time.Time, erro
 
 // needUnused refuses a deleted key that may have been used within Config.PurgeMinUnused.
 //
-// The first use of a version is written before it is answered, so that none was is certain.
-// When it was used last is not: another node writes its uses once a minute, and none where
-// it cannot reach the store or is killed. So a key that was ever used counts as used until
-// its deletion, which is stamped by the store. That a time is wrong is found where it can
-// be: a use or a creation after the deletion counts, and clocks must agree.
+// The first use of a version is written before it is answered. So it is certain that a key was
+// never used once no request can be under way that found the key before its deletion.
+//
+// Of a key that was used, its deletion counts as well: another node writes its uses once a
+// minute, and none where it was cut off or killed. Kinds Invalid; Unavailable where the clocks
+// differ, since a time that one of them has written says nothing then.
 func (r *Ring) needUnused(ctx context.Context, op string, k *provider.Deleted) error {
 	if r.cfg.PurgeMinUnused <= 0 {
 		return nil
-	}
-	if never, err := r.neverUsedAny(ctx, k.List); err != nil || never {
-		return err
-	}
-	last, err := r.lastUse(ctx, *k)
-	if err != nil {
-		return err
 	}
 	now := time.Now()
 	if r.cfg.Clock != nil {
@@ -335,6 +329,21 @@ func (r *Ring) needUnused(ctx context.Context, op string, k *provider.Deleted) e
 			return claviger.Errorf(op, claviger.Unavailable, k.Name, "key '%s' is not purged: when it was used last cannot be told, since %w", k.Name, err)
 		}
 		now = clocks.Earliest()
+	}
+	never, err := r.neverUsedAny(ctx, k.List)
+	if err != nil {
+		return err
+	}
+	if settled := latest(k.Since, k.Created).Add(r.servedAfterDeletion() + underWay); never && r.cfg.PurgeMinUnused > settled.Sub(k.Since) {
+		if !now.Before(settled) {
+			return nil
+		}
+		return claviger.Errorf(op, claviger.Invalid, k.Name, "no use of key '%s', deleted %s, is known, and one may still be under way: it can be purged from %s on",
+			k.Name, stamp(k.Since), stamp(settled.Add(time.Second)))
+	}
+	last, err := r.lastUse(ctx, *k)
+	if err != nil {
+		return err
 	}
 	last = latest(last, k.Since.Add(r.servedAfterDeletion()), k.Created)
 	free := last.Add(r.cfg.PurgeMinUnused)
@@ -349,6 +358,9 @@ func (r *Ring) needUnused(ctx context.Context, op string, k *provider.Deleted) e
 		"key '%s', deleted %s, may have been used until %s, which is less than %v ago (claviger.purge.min.unused): it can be purged from %s on%s",
 		k.Name, stamp(k.Since), stamp(last), r.cfg.PurgeMinUnused, stamp(free.Add(time.Second)), wrong)
 }
+
+// underWay is longer than any request that uses a key.
+const underWay = 2 * time.Minute
 
 // servedAfterDeletion is how long another node may serve a key after its deletion: it may
 // not have heard of it for the lease, and a request may be under way.

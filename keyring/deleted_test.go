@@ -296,12 +296,13 @@ func (f *fixedUses) NeverUsed(_ context.Context, version string) (bool, error) {
 func (f *fixedUses) ForgetUnused(context.Context) error { return nil }
 
 // TestPurgeNeverUsed: a key of which it is certain that no version was ever used is purged
-// at once, whatever the clocks show.
+// once no use of it can be under way.
 func TestPurgeNeverUsed(t *testing.T) {
 	ctx := t.Context()
 	uses := &fixedUses{since: time.Now().Add(-time.Hour), never: map[string]bool{}}
+	at := &clocks{}
 	l := softLab(t, func(c *Config) {
-		c.PurgeMinUnused, c.LastUses, c.Numbers, c.Clock = time.Hour, uses, openStore(t), &clocks{here: 5 * time.Hour}
+		c.PurgeMinUnused, c.LastUses, c.Numbers, c.Clock = time.Hour, uses, openStore(t), at
 	})
 	create(t, l.primary, "k")
 	if _, err := l.primary.Provider.Roll(ctx, "k", nil); err != nil {
@@ -314,10 +315,21 @@ func TestPurgeNeverUsed(t *testing.T) {
 	if err != nil || len(list) != 1 || len(list[0].List) != 2 {
 		t.Fatal(list, err)
 	}
-	wantKind(t, l.Purge(ctx, caller("reaper"), "k", ""), claviger.Unavailable)
+	at.later(underWay + time.Minute)
+	wantKind(t, l.Purge(ctx, caller("reaper"), "k", ""), claviger.Invalid)
 	uses.never[list[0].List[0]] = true
-	wantKind(t, l.Purge(ctx, caller("reaper"), "k", ""), claviger.Unavailable)
+	wantKind(t, l.Purge(ctx, caller("reaper"), "k", ""), claviger.Invalid)
 	uses.never[list[0].List[1]] = true
+	at.later(0)
+	err = l.Purge(ctx, caller("reaper"), "k", "")
+	wantKind(t, err, claviger.Invalid)
+	if err == nil || !strings.Contains(err.Error(), "one may still be under way") {
+		t.Error(err)
+	}
+	at.later(underWay + time.Minute)
+	at.here += 5 * time.Hour
+	wantKind(t, l.Purge(ctx, caller("reaper"), "k", ""), claviger.Unavailable)
+	at.here = at.there
 	if err := l.Purge(ctx, caller("reaper"), "k", ""); err != nil {
 		t.Error(err)
 	}
