@@ -12,6 +12,8 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -133,12 +135,15 @@ type Schema struct {
 	Version    int64
 	// Table remembers which of them were applied.
 	Table string
+	// Parts are the constraints and indexes of the newest version, one a line, as
+	// DB.Parts names them.
+	Parts string
 	// Lock keeps another process from doing it at the same time.
 	Lock func(ctx context.Context) (unlock func(), err error)
 }
 
 // Migrate brings the schema up to date. It refuses one that is newer than this
-// program, with kind Unavailable.
+// program, or that lacks constraints or indexes, with kind Unavailable.
 func (d *DB) Migrate(ctx context.Context, s Schema) error {
 	const op = "pgdb.Migrate"
 	version, err := d.version(ctx, s.Table)
@@ -150,7 +155,7 @@ func (d *DB) Migrate(ctx context.Context, s Schema) error {
 			d.cfg.What, d.uri, version, s.Version)
 	}
 	if version == s.Version {
-		return nil
+		return d.needParts(ctx, s)
 	}
 	if d.cfg.ReadOnly {
 		return claviger.Errorf(op, claviger.Unavailable, "", "%s %s has schema version %d, this program reads version %d: start a server once, which brings it up to date", d.cfg.What, d.uri, version, s.Version)
@@ -173,7 +178,50 @@ func (d *DB) Migrate(ctx context.Context, s Schema) error {
 	if _, err := p.Up(ctx); err != nil {
 		return d.Fail(op, "", fmt.Errorf("bringing the schema up to date: %w", err))
 	}
-	return nil
+	return d.needParts(ctx, s)
+}
+
+// needParts refuses a database that lacks parts of its schema, as one does whose restoration
+// was broken off: constraints and indexes come last. Without them a change fails half way,
+// or makes twice what may be there once.
+func (d *DB) needParts(ctx context.Context, s Schema) error {
+	parts, err := d.Parts(ctx, s.Table)
+	if err != nil {
+		return err
+	}
+	var missing []string
+	for part := range strings.Lines(s.Parts) {
+		if part = strings.TrimSpace(part); part != "" && !slices.Contains(parts, part) {
+			missing = append(missing, part)
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	most := missing[:min(len(missing), 5)]
+	return claviger.Errorf("pgdb.Migrate", claviger.Unavailable, "", "%s %s lacks %d parts of its schema (%s%s), as after a restoration that was broken off; "+
+		"its rows may lack, too. Restore the dump anew into an empty database, with pg_restore --exit-on-error --single-transaction (docs/backup.md)",
+		d.cfg.What, d.uri, len(missing), strings.Join(most, ", "), map[bool]string{true: " and others"}[len(most) < len(missing)])
+}
+
+// Parts lists the constraints ("constraint TABLE.NAME") and valid indexes ("index NAME") in
+// the schema of a table, sorted by bytes.
+func (d *DB) Parts(ctx context.Context, table string) (parts []string, err error) {
+	// Of NOT NULL (n) only newer servers make constraints.
+	const list = `WITH ours AS (SELECT oid, relname FROM pg_class WHERE relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = to_regclass($1)))
+		SELECT 'constraint ' || ours.relname || '.' || c.conname AS part FROM pg_constraint c JOIN ours ON ours.oid = c.conrelid
+			WHERE c.contype IN ('p', 'u', 'f', 'c') AND c.convalidated
+		UNION ALL SELECT 'index ' || ours.relname FROM pg_index i JOIN ours ON ours.oid = i.indexrelid WHERE i.indisvalid`
+	err = d.Read(ctx, "pgdb.Parts", "", func(ctx context.Context) error {
+		rows, err := d.pool.Query(ctx, list, pgx.Identifier{table}.Sanitize())
+		if err != nil {
+			return err
+		}
+		parts, err = pgx.CollectRows(rows, pgx.RowTo[string])
+		return err
+	})
+	slices.Sort(parts)
+	return parts, err
 }
 
 // version returns the schema's version, 0 for an empty database.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -21,7 +22,7 @@ import (
 func TestVerifyPostgres(t *testing.T) {
 	ctx := t.Context()
 	server := pgtest.Shared(t)
-	from, to := server.Database(t), server.Database(t)
+	from, to, half := server.Database(t), server.Database(t), server.Database(t)
 	fill := func(s *postgres.Store) error {
 		k := metastore.Key{Metadata: claviger.Metadata{Name: "zone1", Cipher: claviger.DefaultCipher, BitLength: 128, Created: time.Now()}}
 		for _, id := range []string{"0", "1"} {
@@ -45,7 +46,9 @@ func TestVerifyPostgres(t *testing.T) {
 	dump := filepath.Join(t.TempDir(), "claviger.dump")
 	for _, args := range [][]string{
 		{"pg_dump", "--format=custom", "--file=" + dump, "--exclude-table-data=master_key", "--exclude-table-data=delegation", "--exclude-table-data=signer_secrets", from},
-		{"pg_restore", "--no-owner", "--dbname=" + to, dump},
+		{"pg_restore", "--exit-on-error", "--single-transaction", "--no-owner", "--role=" + pgtest.Superuser, "--dbname=" + to, dump},
+		// As a restoration does that is broken off before the end: all rows are there.
+		{"pg_restore", "--section=pre-data", "--section=data", "--no-owner", "--dbname=" + half, dump},
 	} {
 		if out, err := exec.CommandContext(ctx, args[0], args[1:]...).CombinedOutput(); err != nil {
 			t.Fatalf("%q: %v: %s", args, err, out)
@@ -64,5 +67,14 @@ func TestVerifyPostgres(t *testing.T) {
 	if r.Keys != 1 || r.Versions != 2 || r.TokenSerial != "5e71a1" || r.Token != nil {
 		text, _ := json.Marshal(r)
 		t.Errorf("report %s", text)
+	}
+
+	writeSite(t, dir, map[string]string{hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + filepath.Join(dir, "luna.keystore"), hadoopconf.MetastoreURI: half})
+	if conf, err = hadoopconf.LoadKMS(dir, os.LookupEnv); err != nil {
+		t.Fatal(err)
+	}
+	_, err = verifyStore(context.WithoutCancel(ctx), conf, "", false, slog.New(slog.DiscardHandler))
+	if err == nil || !strings.Contains(err.Error(), "parts of its schema") || !strings.Contains(err.Error(), "--single-transaction") {
+		t.Errorf("a restoration that was broken off: %v", err)
 	}
 }

@@ -28,6 +28,11 @@ import (
 //go:embed migrations/*.sql
 var migrations embed.FS
 
+// parts are the schema's constraints and indexes.
+//
+//go:embed parts.txt
+var parts string
+
 const (
 	// schemaVersion is the number of the newest file in migrations.
 	schemaVersion = 1
@@ -81,7 +86,7 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 
 func (s *Store) prepare(ctx context.Context, c Config) error {
 	const op = "postgres.Open"
-	err := s.db.Migrate(ctx, pgdb.Schema{Migrations: migrations, Version: schemaVersion, Table: "trustee_db_version", Lock: s.lockSchema})
+	err := s.db.Migrate(ctx, pgdb.Schema{Migrations: migrations, Version: schemaVersion, Table: "trustee_db_version", Parts: parts, Lock: s.lockSchema})
 	if err != nil {
 		return err
 	}

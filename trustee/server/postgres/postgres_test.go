@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"flag"
 	"os"
 	"strings"
 	"testing"
@@ -10,6 +11,7 @@ import (
 
 	"claviger"
 	"claviger/internal/pgtest"
+	"claviger/pgdb"
 	"claviger/trustee"
 	"claviger/trustee/server"
 	"claviger/trustee/server/storetest"
@@ -188,5 +190,47 @@ func TestStandby(t *testing.T) {
 	}
 	if err := passive.Promote(ctx); err == nil {
 		t.Error("a primary was promoted")
+	}
+}
+
+var update = flag.Bool("update", false, "write parts.txt anew, after a new migration")
+
+// TestParts: parts.txt names what a fresh database has, and a database that lacks one of
+// them, as after a restoration that was broken off, is not opened.
+func TestParts(t *testing.T) {
+	ctx := t.Context()
+	uri := pgtest.Database(t)
+	if err := open(t, uri).Close(); err != nil {
+		t.Fatal(err)
+	}
+	db, err := pgdb.Open(ctx, pgdb.Config{URI: uri, What: "test", Where: "test"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	parts, err := db.Parts(ctx, "trustee_db_version")
+	db.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := strings.Join(parts, "\n") + "\n"
+	if *update {
+		if err := os.WriteFile("parts.txt", []byte(got), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile("parts.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) || len(parts) < 5 {
+		t.Errorf("a fresh database has\n%s\nparts.txt has\n%s\nrun go test -run TestParts -update after a new migration", got, want)
+	}
+	pgtest.Shared(t).Exec(t, uri[strings.LastIndex(uri, "/")+1:strings.Index(uri, "?")], `DROP INDEX trustee_deposit_live`, `DROP INDEX trustee_client_org`)
+	again, err := Open(ctx, Config{URI: uri, Where: "test", Identity: "AB12"})
+	if err == nil {
+		_ = again.Close() // it should not be there
+	}
+	if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "lacks 2 parts of its schema (index trustee_client_org, index trustee_deposit_live)") {
+		t.Errorf("without two indexes: %v", err)
 	}
 }
