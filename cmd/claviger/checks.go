@@ -45,6 +45,7 @@ func (s *kmsServer) checks() []console.Check {
 	checks = append(checks, s.trail.checks()...)
 	checks = append(checks, s.storeChecks()...)
 	checks = append(checks, s.agreementCheck()...)
+	checks = append(checks, s.clocks.checks()...)
 	if p, ok := s.svc.Primary.(*hsm.Provider); ok {
 		checks = append(checks,
 			// The rest of its keys it serves, and what it refuses others may serve: so it stays

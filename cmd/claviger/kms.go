@@ -125,6 +125,7 @@ type kmsServer struct {
 	secrets *secretsWatch
 	// agreement compares this node with the others; nil where there can be none.
 	agreement *agreement
+	clocks    *clockWatch
 	// waiting is why KMS requests are not served yet; "" once they are.
 	waiting atomic.Pointer[string]
 	// skipped: the migration at start was left out.
@@ -165,6 +166,7 @@ func (s *kmsServer) run(ctx context.Context, front *front, readyFile string) (er
 	group.Go(func() { s.trail.reopenOnHangup(background) })
 	group.Go(func() { s.heedOthers(background) })
 	group.Go(func() { s.agree(background) })
+	group.Go(func() { s.clocks.run(background) })
 
 	if err := s.svc.noSourceIsItself(ctx); err != nil {
 		return err

@@ -20,6 +20,7 @@ func (s *kmsServer) metrics(listener *boundedListener) *console.Metrics {
 	tokenMetrics(m, s.auth.tokens)
 	laneMetrics(m, &s.lanes)
 	s.trail.metrics(m)
+	s.clocks.metrics(m)
 	m.Gauge("claviger_edek_queue_ready", "Ready-made EDEKs of all keys.", func() float64 { return float64(s.ring.Queued()) })
 	if len(s.svc.Sources) > 0 {
 		m.Gauge("claviger_source_conflicts", "Key versions here that have the name of another one at their source, so that their EDEKs are not opened.", func() float64 { return float64(s.ring.Conflicts()) })

@@ -213,6 +213,7 @@ func (s *kmsServer) open(ctx context.Context) error {
 		return err
 	}
 	s.closers = append(s.closers, ring.Close)
+	s.clocks = &clockWatch{log: log, of: clocksOf(svc, shared)}
 	s.svc, s.auth, s.shared, s.trail, s.ring, s.policy = svc, auth, shared, trail, ring, policy
 	return nil
 }
