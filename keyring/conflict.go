@@ -49,6 +49,7 @@ type conflicts struct {
 	last   map[string]map[string]bool // by source: the versions in conflict, as it last told; nil: not read yet
 	probed sync.Map                   // [2]string of source and version: it has it
 	absent sync.Map                   // [2]string likewise: since when it says, each time, that it does not
+	used   sync.Map                   // versions in conflict of whose keys it is known that one was used
 }
 
 // rolledKey is a migrated key that its source has rolled since. Its versions have other
@@ -483,7 +484,7 @@ func (r *Ring) needNotInConflict(ctx context.Context, op string, v *provider.Key
 		return nil
 	}
 	err := claviger.Errorf(op, claviger.Unavailable, v.Name, "'%s' is one key here and another one at %s, which was rolled after the "+
-		"migration, so it cannot be known which of them an EDEK is of: %s", v.Name, source, r.conflictCure(ctx, v.Name))
+		"migration, so it cannot be known which of them an EDEK is of: %s", v.Name, source, r.cureHere(ctx, v.Name))
 	return claviger.Answer(err, fmt.Sprintf("key version '%s' is one key here and another one at the KMS that the key was migrated from, "+
 		"so nothing is opened with it; this server's log and /readyz say what to do", v.Name))
 }
@@ -556,7 +557,7 @@ func (r *Ring) needNoKnownConflict(ctx context.Context, op string, v *provider.K
 
 func (r *Ring) notReencrypted(ctx context.Context, op string, v *provider.KeyVersion, uri string) error {
 	return claviger.Errorf(op, claviger.Invalid, v.Name, "'%s' is one key here and another one at %s, so its EDEKs "+
-		"may be of either, and are not re-encrypted: %s", v.Name, uri, r.conflictCure(ctx, v.Name))
+		"may be of either, and are not re-encrypted: %s", v.Name, uri, r.cureHere(ctx, v.Name))
 }
 
 // otherKey is notReencrypted where the source's key was not rolled, but is another one.

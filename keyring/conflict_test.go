@@ -69,6 +69,7 @@ func (w *twice) restart() {
 	w.conflicts.last = nil
 	w.conflicts.known.Store(nil)
 	w.conflicts.here.Store(nil)
+	w.conflicts.used.Clear()
 }
 
 // TestConflictIsFoundInTime: a roll at the source is found by the server itself, within

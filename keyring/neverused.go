@@ -53,17 +53,29 @@ func deletedCure(version string) string {
 		claviger.Printable(key), claviger.Printable(version))
 }
 
-// conflictCure says what to do about a version in conflict. Only a key of which no version
-// was ever used may be deleted for it: EDEKs of its versions would open nowhere.
+// conflictCure says what to do about a version in conflict.
 func (r *Ring) conflictCure(ctx context.Context, version string) string {
-	key, _ := claviger.KeyOfVersion(version)
 	has, err := provider.MayHave(ctx, r.cfg.Primary, version)
 	if err == nil && !has {
 		return deletedCure(version)
 	}
-	if r.neverUsed(ctx, key) {
-		return fmt.Sprintf("stop rolls at the source. No version of key %s was ever used here: delete the key here and "+
-			"run the migration again, which takes the next number", claviger.Printable(key))
+	return r.cureHere(ctx, version)
+}
+
+// cureHere is conflictCure of a version that is here. Only a key of which no version was ever
+// used may be deleted for it: EDEKs of its versions would open nowhere. That one was used
+// stays so, and is asked once: for weeks each request for an old file may be refused with this.
+func (r *Ring) cureHere(ctx context.Context, version string) string {
+	key, _ := claviger.KeyOfVersion(version)
+	if _, used := r.conflicts.used.Load(version); !used {
+		never, err := r.neverUsed(ctx, key)
+		if never && err == nil {
+			return fmt.Sprintf("stop rolls at the source. No version of key %s was ever used here: delete the key here and "+
+				"run the migration again, which takes the next number", claviger.Printable(key))
+		}
+		if err == nil {
+			r.conflicts.used.Store(version, true)
+		}
 	}
 	return fmt.Sprintf("stop rolls at the source. Do not delete key %s here: EDEKs may have been made under it. Roll it "+
 		"here, so that new files can be read; copy the files that were made through the source since its roll, through "+
@@ -71,18 +83,17 @@ func (r *Ring) conflictCure(ctx context.Context, version string) string {
 }
 
 // neverUsed reports whether it is certain that no version that a key has here was ever used.
-func (r *Ring) neverUsed(ctx context.Context, key string) bool {
+func (r *Ring) neverUsed(ctx context.Context, key string) (bool, error) {
 	vs, err := r.cfg.Primary.Versions(ctx, key)
 	if err != nil {
-		return false
+		return false, err
 	}
 	names := make([]string, len(vs))
 	for i, v := range vs {
 		v.Material.Wipe()
 		names[i] = v.Name
 	}
-	never, err := r.neverUsedAny(ctx, names)
-	return never && err == nil
+	return r.neverUsedAny(ctx, names)
 }
 
 // neverUsedAny reports whether it is certain that none of the versions was ever used here.

@@ -1,8 +1,10 @@
 package keyring
 
 import (
+	"context"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -191,6 +193,27 @@ func TestConflictCure(t *testing.T) {
 	w.restartOn(store)
 	w.compare(t)
 	says("used, after a restart", "Do not delete key payroll here", "delete the key here")
+
+	// Requests that are refused for it ask the store no more.
+	asked := &askedUses{Store: store}
+	w.cfg.LastUses = asked
+	for range 10 {
+		w.refuses(t, "again")
+	}
+	if n := asked.n.Load(); n > 0 {
+		t.Errorf("the store was asked %d times for what cannot change", n)
+	}
+}
+
+// askedUses counts the questions after versions that were never used.
+type askedUses struct {
+	*sqlite.Store
+	n atomic.Int64
+}
+
+func (a *askedUses) NeverUsed(ctx context.Context, version string) (bool, error) {
+	a.n.Add(1)
+	return a.Store.NeverUsed(ctx, version)
 }
 
 // newRecorded is newTwice with a store that knows whether the version here was used.

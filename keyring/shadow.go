@@ -161,8 +161,8 @@ func (r *Ring) explainMissing(ctx context.Context, err error, name string) error
 	}
 	o := list[len(list)-1]
 	var why string
-	switch shelved := r.shelvedVersion(ctx, key, name); {
-	case kind == claviger.VersionNotFound && shelved:
+	switch {
+	case kind == claviger.VersionNotFound && r.shelvedVersion(ctx, key, name):
 		why = fmt.Sprintf("it is a version of key '%s' here, which was deleted: claviger key undelete brings the key back", key)
 	case kind == claviger.KeyNotFound && !o.TakenOver && o.Finished.IsZero():
 		why = fmt.Sprintf("key '%s' is at %s and was not migrated yet: claviger migrate run takes it over", key, o.Source)
