@@ -28,9 +28,20 @@ type login struct {
 
 // refusal marks why no login was tried, or why it failed, where initialising the
 // library anew would not help.
-type refusal struct{ error }
+type refusal struct {
+	error
+	pin bool // the token has refused the PIN, or would: another start is a wrong try more, or needs the officer first
+}
 
 func (e refusal) Unwrap() error { return e.error }
+
+// IsPINRefused tells whether a token has refused the PIN, or no login was tried since it
+// would lock or is locked. A person must mend that; to start again without is a wrong try
+// more.
+func IsPINRefused(err error) bool {
+	var r refusal
+	return errors.As(err, &r) && r.pin
+}
 
 var errNoUserPIN = errors.New("has no user PIN yet")
 
@@ -149,17 +160,17 @@ func (t *Token) connect(ctx context.Context) (*login, error) {
 	who := found.String()
 	switch flags := found.info.Flags; {
 	case flags&flagPINLocked != 0:
-		return nil, refusal{fmt.Errorf("the PIN of token %s is locked after too many wrong tries; the HSM's security officer must reset it", who)}
+		return nil, refusal{fmt.Errorf("the PIN of token %s is locked after too many wrong tries; the HSM's security officer must reset it", who), true}
 	case flags&flagPINInitialized == 0:
-		return nil, refusal{fmt.Errorf("token %s %w; the HSM's security officer must set one", who, errNoUserPIN)}
+		return nil, refusal{fmt.Errorf("token %s %w; the HSM's security officer must set one", who, errNoUserPIN), true}
 	case flags&flagPINFinalTry != 0:
-		return nil, refusal{fmt.Errorf("token %s would lock at one more wrong PIN, so it is not tried; log in once with the HSM's own tool and the right PIN, then start again", who)}
+		return nil, refusal{fmt.Errorf("token %s would lock at one more wrong PIN, so it is not tried; log in once with the HSM's own tool and the right PIN, then start again", who), true}
 	case flags&flagPINCountLow != 0:
 		t.log.Warn("a wrong PIN was tried at the token before", "token", who)
 	}
 	pin, err := t.cfg.PIN()
 	if err != nil {
-		return nil, refusal{err}
+		return nil, refusal{err, false}
 	}
 	defer pin.Wipe()
 	l := &login{found: found, generation: t.module.current()}
@@ -180,9 +191,9 @@ func (t *Token) connect(ctx context.Context) (*login, error) {
 	case err == nil:
 		return l, nil
 	case errors.Is(err, p11.Error(p11.CKR_PIN_LOCKED)):
-		return nil, refusal{fmt.Errorf("the PIN of token %s is locked after too many wrong tries (%w); the HSM's security officer must reset it, then start again", who, codeOf(err))}
+		return nil, refusal{fmt.Errorf("the PIN of token %s is locked after too many wrong tries (%w); the HSM's security officer must reset it, then start again", who, codeOf(err)), true}
 	case isPIN(err):
-		return nil, refusal{fmt.Errorf("token %s refuses the PIN of %s (%w); it was tried once and is not tried again, lest the token lock: correct the PIN, then start again", who, t.cfg.PINSource, codeOf(err))}
+		return nil, refusal{fmt.Errorf("token %s refuses the PIN of %s (%w); it was tried once and is not tried again, lest the token lock: correct the PIN, then start again", who, t.cfg.PINSource, codeOf(err)), true}
 	}
 	return nil, err
 }

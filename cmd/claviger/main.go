@@ -17,6 +17,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"claviger/pkcs11"
 	"claviger/secret"
 )
 
@@ -26,6 +27,7 @@ const (
 	exitFailed  = 1 // the work was not done; standard error says why
 	exitUsage   = 2 // the command line itself is wrong
 	exitRefused = 3 // the work was refused, or found something that a person must decide
+	exitPIN     = 4 // the HSM has refused the PIN: each further try brings it nearer to locking
 )
 
 // exitError carries an exit code through cobra. Its error may be nil where all
@@ -70,6 +72,9 @@ func run(args []string) int {
 		if coded.err == nil {
 			return code
 		}
+	}
+	if pkcs11.IsPINRefused(err) {
+		code = exitPIN
 	}
 	fmt.Fprintf(cmd.ErrOrStderr(), "claviger: %v%s\n", err, asWhom(err))
 	if code == exitUsage {

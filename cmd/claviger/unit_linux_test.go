@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -27,6 +28,10 @@ func TestUnit(t *testing.T) {
 		t.Fatal(err)
 	}
 	unit := strings.Replace(string(text), "/usr/bin/claviger", os.Args[0], 1) // which need not be installed here
+	// After a PIN that the HSM refused; TestWrongPINDoesNotLock has the status of such an end.
+	if !strings.Contains(unit, fmt.Sprintf("\nRestartPreventExitStatus=%d\n", exitPIN)) {
+		t.Error("the unit starts again after a wrong PIN")
+	}
 	page, err := os.ReadFile("../../docs/install.md")
 	if err != nil {
 		t.Fatal(err)
