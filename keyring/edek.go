@@ -349,12 +349,7 @@ func (r *Ring) reencryptOnce(ctx context.Context, q *request, named *string, her
 		if r.cfg.KeyAuthorization && !sameKey(own[i].Of, current.Of) {
 			return nil, claviger.E("keyring.Reencrypt", claviger.Unavailable, key, errTwoKeys)
 		}
-		if own[i].Name == current.Name {
-			err = r.needNoKnownConflict(ctx, "keyring.Reencrypt", &own[i])
-		} else {
-			err = r.needNoConflict(ctx, "keyring.Reencrypt", &own[i])
-		}
-		if err != nil {
+		if err := r.needNoConflict(ctx, "keyring.Reencrypt", &own[i]); err != nil {
 			return nil, err
 		}
 	}
