@@ -311,8 +311,8 @@ func (x *explanation) findACLName(ctx context.Context, conf *hadoopconf.Conf, r 
 	case key == nil && r.Key == authz.KeyMigrate:
 		x.note("key %s is not here yet: its ACL name at the source, which counts, is taken to be its own; --acl-name tells another", x.Key)
 	case key == nil:
-		x.note("the metastore has no key %s%s: its ACL name is taken to be its own; --acl-name tells another", x.Key,
-			strings.TrimSuffix(claviger.DidYouMean(x.Key, names), "?"))
+		x.note("the metastore has no key %s: its ACL name is taken to be its own; --acl-name tells another%s", x.Key,
+			claviger.DidYouMean(x.Key, names))
 	default:
 		return key.ACLName(), nil
 	}
