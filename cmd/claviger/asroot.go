@@ -50,6 +50,22 @@ func notAsRoot(files ...string) error {
 	return nil
 }
 
+// giveToOwner gives a file that root has made to the owner of another, who is to read it.
+func giveToOwner(made, of string) error {
+	if effectiveUser() != 0 {
+		return nil
+	}
+	st, err := os.Stat(of)
+	if err != nil {
+		return err
+	}
+	owner, ok := st.Sys().(*syscall.Stat_t)
+	if !ok || owner.Uid == 0 {
+		return nil
+	}
+	return os.Chown(made, int(owner.Uid), int(owner.Gid))
+}
+
 // ownFiles are the files of a configuration that tell which user the server runs as:
 // the metastore, the keystore file of a Java format, and the file with the PIN.
 func ownFiles(conf *hadoopconf.Conf) (files []string) {

@@ -6,12 +6,15 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"claviger/hadoopconf"
 	"claviger/internal/softhsm/softhsmtest"
+	"claviger/metastore/sqlite"
 	"claviger/pkcs11"
 	"claviger/provider/hsm"
+	"claviger/secret"
 )
 
 // TestNotAsRoot: what writes does not go on as root beside files of another user,
@@ -80,5 +83,33 @@ func TestNotAsRoot(t *testing.T) {
 				t.Errorf("as that user: %v", err)
 			}
 		})
+	}
+}
+
+// TestBackupAsRoot: a backup that root has made, by cron say, is the store owner's, who
+// verifies and restores it.
+func TestBackupAsRoot(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root can give files to another user")
+	}
+	dir := t.TempDir()
+	store := filepath.Join(dir, "claviger.db")
+	writeSite(t, dir, map[string]string{hadoopconf.ProviderURI: "jceks://file@" + filepath.Join(dir, "kms.jceks"),
+		hadoopconf.MetastoreURI: "sqlite://" + store})
+	s, err := sqlite.Open(t.Context(), store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(s.Close(), os.Chown(store, stranger, stranger)); err != nil {
+		t.Fatal(err)
+	}
+	backup := filepath.Join(dir, "b.db")
+	wants(t, true, []string{"metastore", "backup", "--conf", dir, "--out", backup}, "wrote ")
+	st, err := os.Stat(backup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if sys, ok := st.Sys().(*syscall.Stat_t); !ok || sys.Uid != stranger || sys.Gid != stranger || st.Mode().Perm() != 0o600 {
+		t.Errorf("the backup is %s", secret.Rights(backup))
 	}
 }

@@ -35,7 +35,7 @@ func newMetastoreBackup() *cobra.Command {
 		Use:   "backup --conf DIR --out FILE",
 		Short: "Write a copy of the SQLite store, while servers go on",
 		Long: `backup writes the SQLite store that DIR configures, as it is at one moment, into FILE, which is never overwritten: whole, checked and of mode 0600,
-or not at all. A server may run. FILE holds no key material, no delegation token and none of the keys that sign them. The HSM's own backup
+or not at all. Where root runs it, FILE is given to the owner of the store. A server may run. FILE holds no key material, no delegation token and none of the keys that sign them. The HSM's own backup
 belongs to it: FILE is of no use without the keys that it names.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -55,6 +55,10 @@ belongs to it: FILE is of no use without the keys that it names.`,
 			}
 			f, err := sqlite.Backup(cmd.Context(), place.file, to)
 			if err != nil {
+				return err
+			}
+			// verify and restore are run as that user. Root is not refused: a backup is better than none.
+			if err := giveToOwner(to, place.file); err != nil {
 				return err
 			}
 			if err := tellMoved(cmd.Context(), cmd.OutOrStdout(), place); err != nil {
