@@ -226,7 +226,7 @@ func TestMissingByTheJournal(t *testing.T) {
 // very request. It may have rolled to it since the last, and "not found" is final for a client.
 func TestMissingIsAskedForAgain(t *testing.T) {
 	l, far := withSource(t, nil, "k")
-	es, deks := made(t, far.blocks, "k@0", 1)
+	es, _ := made(t, far.blocks, "k@0", 1)
 	e := es[0]
 	e.Version = "k@1"
 	for range 3 {
@@ -241,7 +241,7 @@ func TestMissingIsAskedForAgain(t *testing.T) {
 	if _, err := far.Roll(t.Context(), "k", nil); err != nil {
 		t.Fatal(err)
 	}
-	es, deks = made(t, far.blocks, "k@1", 1)
+	es, deks := made(t, far.blocks, "k@1", 1)
 	if dek, err := l.Decrypt(t.Context(), caller("u"), "k", true, es[0]); err != nil || !dek.Equal(deks[0]) {
 		t.Errorf("rolled a moment ago: %v", err)
 	}
