@@ -328,7 +328,8 @@ var KMS = []Known{
 	{"claviger.migration.ours", "",
 		"key versions (finance@3,...) whose EDEKs are all of this KMS, although the source has rolled its key to versions of these names"},
 	{"claviger.migration.theirs", "",
-		"key versions (finance@3,...) of keys deleted here whose EDEKs are all of the source's versions of these names, although EDEKs may have been made under those of this KMS"},
+		"key versions (finance@3,...), not here or deleted, whose EDEKs are all of the source's versions of these names, " +
+			"although EDEKs may have been made under those of this KMS, or of an older key of the source"},
 	{"claviger.migration.versions", "auto",
 		"auto: one fresh version with the next number where the source numbers its versions, else as many as it counts; all: as many as it counts; current: one"},
 	{HDFSSuperusers, "hdfs",

@@ -554,12 +554,11 @@ func (r *Ring) notReencrypted(ctx context.Context, op string, v *provider.KeyVer
 
 // otherKey is notReencrypted where the source's key was not rolled, but is another one.
 func otherKey(op string, v *provider.KeyVersion, uri string, theirs *claviger.Metadata) error {
-	const precise = "2006-01-02T15:04:05.000Z07:00" // as keys have it
 	return claviger.Errorf(op, claviger.Invalid, v.Name, "the source %s has another key '%s', made %s, than the one here, "+
 		"made %s, and both have a version '%s', so its EDEKs may be of either, and are not re-encrypted: where files are "+
 		"under the source's key, copy them, through the source, to a zone with a key of another name; then delete it at "+
 		"the source, or set claviger.migration.ours to %s and restart; do not delete the key here", uri, v.Key,
-		theirs.Created.UTC().Format(precise), v.Of.Created.UTC().Format(precise), v.Name, claviger.Printable(v.Name))
+		preciseStamp(theirs.Created), preciseStamp(v.Of.Created), v.Name, claviger.Printable(v.Name))
 }
 
 // notKnown says that a source does not tell whether it has another version of that name.

@@ -3,6 +3,7 @@ package keyring
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"claviger"
 	"claviger/metastore"
@@ -24,24 +25,94 @@ func (r *Ring) mayBeOurs(ctx context.Context, version string) (bool, error) {
 // recordsUses reports whether there is a record of which versions were never used.
 func (r *Ring) recordsUses() bool { return r.cfg.Numbers != nil && r.cfg.LastUses != nil }
 
-// needNotThere refuses EDEKs of a version that may be ours, and is not here any more, where
-// the source has a version of that name too: the source would open either, to what may be no
-// DEK. It gets none of them to see. Kind VersionNotFound where it has none.
-func (r *Ring) needNotThere(ctx context.Context, s *source, use, key, version string) error {
-	err := s.probe(ctx, key, version)
-	if err != nil && (notThere(err) || noAnswer(err)) {
-		return err
+// mayBeAnothers returns why EDEKs of a version may be of another key than the one that the
+// source would open them with, whose metadata is theirs; nil where nothing says so, or where
+// an operator has said that they are the source's. ours: the version may be one of ours.
+func (r *Ring) mayBeAnothers(ctx context.Context, s *source, use, version string, theirs *claviger.Metadata,
+	ours bool) (error, error) {
+	if r.cfg.Theirs[version] {
+		return nil, nil
 	}
 	op, kind := "keyring.Decrypt", claviger.Unavailable
 	if use == useReencrypt {
 		op, kind = "keyring.Reencrypt", claviger.Invalid
 	}
-	err = claviger.Errorf(op, kind, version, "'%s' was deleted here after EDEKs of it may have been made, and %s has a "+
-		"version of that name too, so it cannot be known which of the two an EDEK is of: %s",
-		version, s.URI(), deletedCure(version))
-	return ruled{claviger.Answer(err, fmt.Sprintf("key version '%s' was one key here, which is deleted, and is another "+
-		"one at the KMS that the key was migrated from, so nothing is opened or re-encrypted with it; this server's log "+
-		"says what to do", version))}
+	if ours {
+		err := claviger.Errorf(op, kind, version, "'%s' was deleted here after EDEKs of it may have been made, and %s has a "+
+			"version of that name too, so it cannot be known which of the two an EDEK is of: %s",
+			version, s.URI(), deletedCure(version))
+		return claviger.Answer(err, fmt.Sprintf("key version '%s' was one key here, which is deleted, and is another "+
+			"one at the KMS that the key was migrated from, so nothing is opened or re-encrypted with it; this server's log "+
+			"says what to do", version)), nil
+	}
+	was, err := r.migratedAs(ctx, s, version, theirs)
+	if err != nil || was.IsZero() {
+		return nil, err
+	}
+	err = claviger.Errorf(op, kind, version, "the source %s has a key '%s' made %s, and the one that was migrated from there was "+
+		"made %s: it was deleted there, and another one made, so it cannot be known which of the two '%s' an EDEK is of. "+
+		"EDEKs of the older one open nowhere, unless a backup of the source from before is restored. Where no file needs "+
+		"them, or where that source gives a key a new time at each roll, as a Ranger KMS does on a cloud's key vault, "+
+		"set claviger.migration.theirs to %s and restart: then the source opens all EDEKs of that name",
+		s.URI(), theirs.Name, preciseStamp(theirs.Created), preciseStamp(was), version, claviger.Printable(version))
+	return claviger.Answer(err, fmt.Sprintf("key version '%s' may be of either of two keys that the KMS has had under that "+
+		"name, so nothing is opened or re-encrypted with it; this server's log says what to do", version)), nil
+}
+
+// migratedAs returns when the key of a source was made that a migration has taken over under
+// the version's name, where the source has another key of the name by now; zero where it is the
+// same, where the times do not tell, and where versions have names that no two keys share.
+func (r *Ring) migratedAs(ctx context.Context, s *source, version string, now *claviger.Metadata) (time.Time, error) {
+	key, _ := claviger.KeyOfVersion(version)
+	list, err := r.origins.of(ctx, key)
+	if _, numbered := claviger.VersionNumber(version); err != nil || !numbered {
+		return time.Time{}, err
+	}
+	var was time.Time
+	for _, o := range list {
+		apart := madeApart(o.Created, now.Created)
+		switch {
+		case o.Key != key && !o.Folded:
+		case o.Source == s.URI():
+			if !o.TakenOver && o.Rolled == 0 || o.Freed || !apart {
+				return time.Time{}, nil
+			}
+			return o.Created, nil
+		case r.hasSource(o.Source) || !o.Finished.IsZero() || !o.TakenOver:
+		case !apart: // the same source may have had another URI
+			return time.Time{}, nil
+		default:
+			was = o.Created
+		}
+	}
+	return was, nil
+}
+
+// madeApart reports whether two times of creation cannot be of one key. A source that tells
+// none has 0, in milliseconds, and one that may tell whole seconds only is taken at that.
+func madeApart(a, b time.Time) bool {
+	x, y := a.UnixMilli(), b.UnixMilli()
+	if x <= 0 || y <= 0 {
+		return false
+	}
+	if x%1000 == 0 || y%1000 == 0 {
+		return max(x-y, y-x) >= 1000
+	}
+	return x != y
+}
+
+// preciseStamp writes a time of creation with all that tells keys apart.
+func preciseStamp(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.000Z07:00") }
+
+// needNotThere refuses by twice EDEKs of a version that may be of another key than the
+// source's, where the source has a version of that name: the source would open either, to what
+// may be no DEK. It gets none of them to see. Kind VersionNotFound where it has none.
+func (r *Ring) needNotThere(ctx context.Context, s *source, key, version string, twice error) error {
+	err := s.probe(ctx, key, version)
+	if err != nil && (notThere(err) || noAnswer(err)) {
+		return err
+	}
+	return ruled{twice}
 }
 
 // deletedCure says what to do about a version in conflict that was used, and deleted.

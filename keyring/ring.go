@@ -70,8 +70,8 @@ type Config struct {
 	// Ours are versions, full names, that are this KMS's though a source has others of
 	// these names: claviger.migration.ours.
 	Ours map[string]bool
-	// Theirs are versions, full names, of keys deleted here: all EDEKs of these names are of the
-	// source's versions. claviger.migration.theirs.
+	// Theirs are versions, full names, that are deleted here, or that two keys of the source have
+	// had: all EDEKs of these names are of the source's versions. claviger.migration.theirs.
 	Theirs map[string]bool
 	// CompareEvery is how often WatchSources compares; 0 is 30 s.
 	CompareEvery time.Duration

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -276,15 +277,16 @@ func (r ruled) Unwrap() error { return r.error }
 
 // guardedAt asks a source for its metadata of a key and what guard says to it. A
 // source without the key has no version of it, whatever else it would answer.
-func (r *Ring) guardedAt(ctx context.Context, s *source, key string, guard func(*claviger.Metadata) error) error {
+func (r *Ring) guardedAt(ctx context.Context, s *source, key string,
+	guard func(*claviger.Metadata) error) (*claviger.Metadata, error) {
 	m, err := r.metadataAt(ctx, s, key)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := guard(m); err != nil {
-		return ruled{err}
+		return nil, ruled{err}
 	}
-	return nil
+	return m, nil
 }
 
 // unwrapAtSource finds the source that has the EDEKs' version, which is one, and
@@ -298,15 +300,21 @@ func (r *Ring) unwrapAtSource(ctx context.Context, q *request, use, key, as stri
 		return nil, err
 	}
 	var deks []secret.Bytes
-	s, err := r.findSource(version, ask, func(s *source) (err error) {
-		if err := r.guardedAt(ctx, s, key, guard); err != nil {
+	s, err := r.findSource(version, ask, func(s *source) error {
+		m, err := r.guardedAt(ctx, s, key, guard)
+		if err != nil {
 			return err
 		}
-		if ours && !r.cfg.Theirs[version] {
-			return r.needNotThere(ctx, s, use, key, version)
+		twice, err := r.mayBeAnothers(ctx, s, use, version, m, ours)
+		switch {
+		case err != nil:
+			return ruled{err}
+		case twice != nil:
+			err = r.needNotThere(ctx, s, key, version, twice)
+		default:
+			deks, err = s.unwrap(ctx, key, as, edeks)
 		}
-		deks, err = s.unwrap(ctx, key, as, edeks)
-		return err
+		return r.needNotCounted(ctx, s, key, version, err)
 	})
 	if err != nil {
 		return nil, err
@@ -315,6 +323,44 @@ func (r *Ring) unwrapAtSource(ctx context.Context, q *request, use, key, as stri
 	r.homes.put(version, s)
 	r.usage.add(s.URI(), version, use, len(edeks))
 	return deks, nil
+}
+
+// needNotCounted is given what came of asking a source for a version of a key. That it has
+// none of that name is no final answer where the source counts so many: one of its nodes may
+// not have seen the roll yet, and another one knows the version. Kind SourceUnreachable then,
+// until it is settled; else err.
+func (r *Ring) needNotCounted(ctx context.Context, s *source, key, version string, err error) error {
+	asked := [2]string{s.URI(), version}
+	if err == nil {
+		r.conflicts.absent.Delete(asked)
+		return nil
+	}
+	number, ok := claviger.VersionNumber(version)
+	if !ok || !notThere(err) {
+		return err
+	}
+	list, readErr := r.origins.of(ctx, key)
+	if readErr != nil {
+		return ruled{readErr}
+	}
+	if slices.ContainsFunc(list, func(o Origin) bool { return o.Source == s.URI() && o.TakenOver && !o.Numbered }) {
+		return err // it names none by a number
+	}
+	s.keys.drop(key) // what it said a while ago may be of before a roll, or a deletion
+	m, again := r.metadataAt(ctx, s, key)
+	switch {
+	case again != nil:
+		return again
+	case m.Versions <= number || r.settled(s, version):
+		return err
+	}
+	r.conflicts.absent.LoadOrStore(asked, time.Now())
+	err = claviger.Errorf("keyring.source", claviger.SourceUnreachable, version, "key version '%s' is not held here, and the "+
+		"source %s counts %d versions of the key, and says that it has none of that name: another of its nodes may have it. It "+
+		"is asked again, and believed after %v; if all its nodes say so, it has lost the version: restore it there from a backup",
+		version, s.URI(), m.Versions, absentSettles)
+	return ruled{claviger.Answer(err, fmt.Sprintf("the KMS that may hold key version '%s' counts a version of that name, and "+
+		"says now that it has none; try again", version))}
 }
 
 // versionAtSource tells of a version that the primary does not know: without
@@ -336,13 +382,14 @@ func (r *Ring) versionAtSource(ctx context.Context, q *request, version string) 
 	err := r.away(ctx, "keyring.Version", version, func() (err error) {
 		s, err = r.findSource(version, ask, func(s *source) error {
 			guard := func(m *claviger.Metadata) error { return q.needKey(ctx, m, authz.KeyRead) }
-			if err := r.guardedAt(ctx, s, key, guard); err != nil {
+			if _, err := r.guardedAt(ctx, s, key, guard); err != nil {
 				return err
 			}
-			return s.call(ctx, func(ctx context.Context) (err error) {
+			err := s.call(ctx, func(ctx context.Context) (err error) {
 				v, err = s.Version(ctx, version)
 				return err
 			})
+			return r.needNotCounted(ctx, s, key, version, err)
 		})
 		return err
 	})
