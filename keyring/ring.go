@@ -52,8 +52,8 @@ type Config struct {
 	// PurgeMinUnused is how long a deleted key must have been deleted and unused before it
 	// can be purged: claviger.purge.min.unused. 0: it does not matter.
 	PurgeMinUnused time.Duration
-	// Clock tells whether the times by which that is judged can be right; nil: this
-	// process's clock is believed.
+	// Clock is the store's. It tells whether the times by which that is judged can be
+	// right, and dates what Usage keeps; nil: this process's clock is believed.
 	Clock metastore.Clock
 	// MayDestroy is asked before keys are destroyed by a deletion, or, with purge, by a
 	// purge. It returns an error of kind Unavailable where another node's settings would keep
@@ -235,7 +235,7 @@ func New(cfg Config) (*Ring, error) {
 	if cfg.Shared != nil {
 		r.epochs = newEpochs(cfg.Shared.Epoch, r.forget)
 	}
-	r.usage = newUsage(cfg.Usage, cfg.UsesKept, r.log)
+	r.usage = newUsage(cfg.Usage, cfg.Clock, cfg.UsesKept, r.log)
 	r.origins.history = cfg.History
 	r.aliases = newCache[string](foreignTimeout, false, cachedKeys)
 	r.used = newLastUses(cfg.LastUses, r.log)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -52,6 +53,7 @@ type UsesKept interface {
 // proved idle, so that "not used" must not mean "not written yet".
 type usage struct {
 	store metastore.Usage // may be nil
+	clock metastore.Clock // the store's; may be nil
 	log   *slog.Logger
 
 	mu      sync.Mutex
@@ -76,8 +78,8 @@ type useCount struct {
 	last  time.Time
 }
 
-func newUsage(store metastore.Usage, kept UsesKept, log *slog.Logger) *usage {
-	u := &usage{store: store, kept: kept, log: log, limit: countedVersions, pending: map[useName]*useCount{},
+func newUsage(store metastore.Usage, clock metastore.Clock, kept UsesKept, log *slog.Logger) *usage {
+	u := &usage{store: store, clock: clock, kept: kept, log: log, limit: countedVersions, pending: map[useName]*useCount{},
 		used: map[useName]time.Time{}, now: make(chan chan struct{})}
 	if store != nil {
 		u.recall()
@@ -98,9 +100,10 @@ func (u *usage) recall() {
 			"ended as if they had not been", "error", err)
 		return
 	}
+	now := time.Now() // the clock of then may have been wrong
 	for _, use := range list {
 		u.total += use.Count
-		u.merge(useName{use.Source, use.Version, use.Op}, use.Count, use.Last)
+		u.merge(useName{use.Source, use.Version, use.Op}, use.Count, now)
 	}
 }
 
@@ -251,8 +254,11 @@ func (u *usage) flush() error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), flushTimeout)
 	defer cancel()
-	return writeParts(uses(taken), func(list []metastore.Use) error {
-		err := u.store.AddUse(ctx, list)
+	return writeParts(uses(taken), func(list []metastore.Use) (err error) {
+		if list, err = u.dated(ctx, list); err != nil {
+			return err
+		}
+		err = u.store.AddUse(ctx, list)
 		if err == nil || len(list) > 1 || away(err) || list[0].Version == OtherVersions {
 			return err
 		}
@@ -272,6 +278,25 @@ func (u *usage) flush() error {
 			u.merge(useName{c.Source, c.Version, c.Op}, c.Count, c.Last)
 		}
 	})
+}
+
+// dated returns uses with the times that they have by the later of this host's clock and
+// the store's: a use that is dated too early would be taken for one of before a migration.
+// How long ago it was is told by the time that this process has run for, also where the
+// clock was set since.
+func (u *usage) dated(ctx context.Context, list []metastore.Use) ([]metastore.Use, error) {
+	if u.clock == nil {
+		return list, nil
+	}
+	clocks, err := u.clock.Clocks(ctx)
+	if err != nil {
+		return nil, err
+	}
+	list = slices.Clone(list)
+	for i := range list {
+		list[i].Last = clocks.Latest().Add(-max(0, time.Since(list[i].Last)))
+	}
+	return list, nil
 }
 
 // away tells that a store would take no other record either.

@@ -123,7 +123,7 @@ func (s *brittleStore) Uses(context.Context) ([]metastore.Use, error) { return n
 // it again, and not twice.
 func TestUsageIsKeptWhenNotWritten(t *testing.T) {
 	store := &brittleStore{broken: true, uses: map[string]int64{}}
-	u := newUsage(store, nil, slog.New(slog.DiscardHandler))
+	u := newUsage(store, nil, nil, slog.New(slog.DiscardHandler))
 	u.add("s", "k@0", useDecrypt, 2)
 	if err := u.flush(); err == nil {
 		t.Error("no error")
@@ -171,7 +171,7 @@ func (s *pickyStore) Touch(ctx context.Context, uses []metastore.LastUse) error 
 // from being written, and its source is known to be needed.
 func TestUsesBesideOneThatIsRefused(t *testing.T) {
 	store := &pickyStore{openStore(t), "bad@0"}
-	u := newUsage(store, nil, slog.New(slog.DiscardHandler))
+	u := newUsage(store, nil, nil, slog.New(slog.DiscardHandler))
 	last := newLastUses(store, slog.New(slog.DiscardHandler))
 	versions := []string{"a@0", "b@0", "bad@0", "c@0", "d@0"}
 	u.mu.Lock() // so that they are written together
@@ -207,7 +207,7 @@ func TestUsesBesideOneThatIsRefused(t *testing.T) {
 
 // TestUsageIsBounded: beyond the bound nothing is lost, only told less finely.
 func TestUsageIsBounded(t *testing.T) {
-	u := newUsage(nil, nil, slog.New(slog.DiscardHandler))
+	u := newUsage(nil, nil, nil, slog.New(slog.DiscardHandler))
 	u.limit = 10
 	for i := range 25 {
 		u.add("s", fmt.Sprintf("k@%d", i), useDecrypt, 1)
@@ -223,7 +223,7 @@ func TestUsageIsBounded(t *testing.T) {
 
 func TestUsageConcurrently(t *testing.T) {
 	store := &brittleStore{uses: map[string]int64{}}
-	u := newUsage(store, nil, slog.New(slog.DiscardHandler))
+	u := newUsage(store, nil, nil, slog.New(slog.DiscardHandler))
 	var wg sync.WaitGroup
 	for range 8 {
 		wg.Go(func() {
@@ -311,7 +311,7 @@ func (h *heldUses) Keep(l []metastore.Use) error   { h.list = l; return nil }
 // process, is told of, and is written once by the next one.
 func TestUsesOutlastTheProcess(t *testing.T) {
 	store, held := &brittleStore{broken: true, uses: map[string]int64{}}, &heldUses{}
-	u := newUsage(store, held, slog.New(slog.DiscardHandler))
+	u := newUsage(store, nil, held, slog.New(slog.DiscardHandler))
 	u.add("s", "k@0", useDecrypt, 2)
 	for began := time.Now(); u.behind() == nil; time.Sleep(10 * time.Millisecond) {
 		if time.Since(began) > 10*time.Second {
@@ -326,11 +326,43 @@ func TestUsesOutlastTheProcess(t *testing.T) {
 		t.Errorf("kept: %q", got)
 	}
 	store.broken = false
-	again := newUsage(store, held, slog.New(slog.DiscardHandler))
+	again := newUsage(store, nil, held, slog.New(slog.DiscardHandler))
 	if err := again.close(); err != nil {
 		t.Error(err)
 	}
 	if got := store.uses["k@0 decrypt"]; got != 3 || len(held.list) != 0 || again.behind() != nil {
 		t.Errorf("%d uses written, want 3; kept still %v; %v", got, held.list, again.behind())
+	}
+}
+
+// TestUsesAreDatedByTheStore: a use at a host whose clock is behind is dated by the store's
+// clock, one of a host that is ahead by its own, and one that was kept by the time of writing.
+func TestUsesAreDatedByTheStore(t *testing.T) {
+	const day = 24 * time.Hour
+	for ahead, want := range map[time.Duration]time.Duration{-3 * day: 3 * day, 3 * day: 0, 0: 0} {
+		store := openStore(t)
+		u := newUsage(store, &clocks{there: -ahead}, nil, slog.New(slog.DiscardHandler))
+		u.add("kms://old", "k@0", useDecrypt, 1)
+		if err := u.flush(); err != nil {
+			t.Fatal(err)
+		}
+		list, err := store.Uses(t.Context())
+		if err != nil || len(list) != 1 || list[0].Last.Sub(time.Now().Add(want)).Abs() > 5*time.Second {
+			t.Errorf("a clock that is %v ahead: %+v, %v, want %v from now", ahead, list, err, want)
+		}
+		if err := u.close(); err != nil {
+			t.Error(err)
+		}
+	}
+	// What an earlier process kept, by whatever clock, counts as of its writing.
+	store := openStore(t)
+	u := newUsage(store, &clocks{}, &heldUses{list: []metastore.Use{{Source: "kms://old", Version: "k@0", Op: useDecrypt, Count: 2,
+		Last: time.Now().Add(-3 * day)}}}, slog.New(slog.DiscardHandler))
+	if err := u.close(); err != nil {
+		t.Fatal(err)
+	}
+	list, err := store.Uses(t.Context())
+	if err != nil || len(list) != 1 || list[0].Count != 2 || time.Since(list[0].Last).Abs() > 5*time.Second {
+		t.Errorf("kept uses: %+v, %v", list, err)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"claviger"
+	"claviger/metastore"
 )
 
 // FinishOptions is what Finish goes by.
@@ -146,7 +147,18 @@ func (e *Engine) Finish(ctx context.Context, o FinishOptions) (*Ending, error) {
 func (e *Engine) refusals(ctx context.Context, f *Ending, h *history, o FinishOptions) error {
 	refuse := func(format string, args ...any) { f.Refusals = append(f.Refusals, fmt.Sprintf(format, args...)) }
 	last := h.last()
+	clocks, err := e.cfg.Store.Clocks(ctx)
+	if err != nil {
+		return err
+	}
+	if err := clocks.Apart(); err != nil {
+		refuse("when a source was used last cannot be told, since %v", err)
+	}
 	if last.State == Finished && last.Ended != nil {
+		if last.Ended.After(clocks.Latest().Add(metastore.ClockMargin)) {
+			refuse("the last run ended at %s, which is still to come, so a clock was ahead then: what was used since "+
+				"cannot be told before that time", last.Ended.UTC().Format(time.RFC3339))
+		}
 		// It was said, and decided by, then; what counts is what came after.
 		o.EDEKsDone = true
 		if last.Ended.After(o.Since) {

@@ -56,7 +56,23 @@ type bench struct {
 	target *memory.Provider
 	store  metastore.Store
 	cfg    migrate.Config
+	// here and there are how far past noon this host's clock and the store's are.
+	here, there time.Duration
 }
+
+// Clocks are the bench's, so that no test depends on the day.
+func (b *bench) Clocks(context.Context) (metastore.Clocks, error) {
+	now := noon.Add(b.here)
+	return metastore.Compare(now, noon.Add(b.there), now, "PostgreSQL's"), nil
+}
+
+// onClock is a store with another clock.
+type onClock struct {
+	metastore.Store
+	metastore.Clock
+}
+
+func (s onClock) Clocks(ctx context.Context) (metastore.Clocks, error) { return s.Clock.Clocks(ctx) }
 
 func newBench(t *testing.T) *bench {
 	t.Helper()
@@ -67,14 +83,14 @@ func newBench(t *testing.T) *bench {
 	b := &bench{
 		source: memory.New(memory.Config{URI: "kms://http@old.example.com:16000/kms", SequentialIDs: true}),
 		target: memory.New(memory.Config{URI: "pkcs11:token=new", Sealed: true}),
-		store:  store,
 	}
+	b.store = onClock{store, b}
 	t.Cleanup(func() {
 		if err := errors.Join(b.source.Close(), b.target.Close(), store.Close()); err != nil {
 			t.Error(err)
 		}
 	})
-	b.cfg = migrate.Config{Source: b.source, Target: b.target, Store: store, Parallel: 1, Host: "new.example.com", Now: func() time.Time { return noon }}
+	b.cfg = migrate.Config{Source: b.source, Target: b.target, Store: b.store, Parallel: 1, Host: "new.example.com", Now: func() time.Time { return noon }}
 	return b
 }
 

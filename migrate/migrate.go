@@ -77,6 +77,7 @@ type Store interface {
 	metastore.Numbers
 	metastore.LastUses
 	metastore.Shelf
+	metastore.Clock
 	Lock(ctx context.Context, name string) (unlock func(), err error)
 	TryLock(ctx context.Context, name string) (unlock func(), ok bool, err error)
 }

@@ -147,6 +147,35 @@ func TestFinishedStaysFinished(t *testing.T) {
 	}
 }
 
+// TestFinishByTheClock: no migration is ended by a clock that is known to be wrong, nor
+// while the end of the last run is still to come: uses since would be taken for older ones.
+func TestFinishByTheClock(t *testing.T) {
+	const day = 24 * time.Hour
+	b := newBench(t)
+	b.add(t, "k", 1)
+	b.run(t)
+	finish := func() *migrate.Ending {
+		t.Helper()
+		f, err := b.engine(t).Finish(t.Context(), migrate.FinishOptions{Since: noon, EDEKsDone: true, Get: nothingSet})
+		must(t, err)
+		return f
+	}
+	for _, off := range []time.Duration{8 * day, -8 * day} {
+		b.here = off
+		if f := finish(); f.Finished || len(f.Refusals) != 1 || !strings.Contains(f.Refusals[0], "192h0m0s") {
+			t.Errorf("%v off: %+v", off, f)
+		}
+	}
+	b.here = 0
+	if f := finish(); !f.Finished {
+		t.Errorf("%+v", f)
+	}
+	b.here, b.there = -day, -day // its end was written by a clock that was ahead
+	if f := finish(); f.Finished || !strings.Contains(strings.Join(f.Refusals, "\n"), "still to come") {
+		t.Errorf("ended a day from now: %+v", f)
+	}
+}
+
 // TestKeysSinceTheRun: a key that the source has got since the run keeps it needed,
 // also when the source is no longer configured; its name stays taken. Where the source
 // was never asked after the run, the end needs the operator's word.
