@@ -7,7 +7,8 @@ import (
 	"claviger/metastore"
 )
 
-// newestTime is, in SQL, the newest of the times that were written by the clock.
+// newestTime is, in SQL, the newest of the times that were written by the clock. The tables
+// that grow with the keys have an index for it.
 const newestTime = `max(coalesce((SELECT max(last) FROM version_use), 0),
 	coalesce((SELECT max(since) FROM deleted_key), 0),
 	coalesce((SELECT max(last) FROM source_use), 0), coalesce((SELECT max(at) FROM journal), 0))`
