@@ -48,7 +48,7 @@ func Admit(err error) string {
 		return ""
 	}
 	return fmt.Sprintf("%s belongs to %s, and user %s needs to %s it: %s", path, Rights(path), ourselves(), need.what,
-		strings.Join(ways(path, info.Mode(), int(stat.Uid), int(stat.Gid), need), "; or "))
+		ways(path, info, int(stat.Uid), int(stat.Gid), need))
 }
 
 // right is what a process needs of a file: the bits of one class.
@@ -108,26 +108,57 @@ func denied(path string, bits uint32) bool {
 	return errors.Is(syscall.Access(path, bits), fs.ErrPermission)
 }
 
+// nobody is a user that several services may share: it is given no right to a file.
+const nobody = 65534
+
 // ways are the commands by which this process's user gets a right to a file, the narrowest
 // first. A mode alone helps only the owner and members of the group: a group that the user
-// is not in has to be changed, or joined.
-func ways(path string, mode fs.FileMode, uid, gid int, need right) (list []string) {
+// is not in has to be changed, or joined. Where another user seems to be the server's, to
+// run as that one comes first, and the rest is for where it is not.
+func ways(path string, info fs.FileInfo, uid, gid int, need right) string {
 	us := ourselves()
 	if uid == os.Geteuid() {
-		return []string{fmt.Sprintf("chmod u+%s %s", letters(need.bits), path)}
+		return fmt.Sprintf("chmod u+%s %s", letters(need.bits), path)
 	}
+	first := ""
+	switch name, theirs := groupsUser(gid); {
+	case uid != 0:
+		first = fmt.Sprintf("run as its owner (sudo -u %s)", userName(uid))
+	case theirs:
+		first = fmt.Sprintf("run as the server's user (sudo -u %s)", name)
+	case os.Geteuid() == nobody:
+		first = "run as the server's user"
+	}
+	if os.Geteuid() == nobody {
+		return first
+	}
+	var list []string
 	group := groupName(gid)
-	switch granted := mode.Perm()>>3&need.bits == need.bits; {
+	switch granted := info.Mode().Perm()>>3&need.bits == need.bits; {
 	case inGroup(gid):
 		list = append(list, fmt.Sprintf("chmod g+%s %s", letters(need.bits), path))
 	case granted && gid != 0:
 		list = append(list, fmt.Sprintf("usermod -aG %s %s, and start the process anew", group, us))
+	case uid == 0 && (need == toEnter || need == toRead && filepath.Ext(path) == ".xml"):
+		// Configuration stays root's: the server need not be able to change it.
+		list = append(list, fmt.Sprintf("chgrp %[1]s %[3]s && chmod g+%[2]s %[3]s", groupName(os.Getegid()), letters(need.bits), path))
 	}
-	if uid != 0 {
-		list = append(list, fmt.Sprintf("run as its owner (sudo -u %s), where that is the server's user",
-			userName(uid)))
+	rest := strings.Join(append(list, fmt.Sprintf("chown %s %s", us, path)), "; or ")
+	if first == "" {
+		return rest
 	}
-	return append(list, fmt.Sprintf("chown %s %s", us, path))
+	return fmt.Sprintf("%s; or, where %s is the server's user, %s", first, us, rest)
+}
+
+// groupsUser returns the user of a group's name, where that is another one than this
+// process's and not root.
+func groupsUser(gid int) (name string, ok bool) {
+	g, err := user.LookupGroupId(strconv.Itoa(gid))
+	if err != nil || gid == 0 {
+		return "", false
+	}
+	u, err := user.Lookup(g.Name)
+	return g.Name, err == nil && u.Uid != strconv.Itoa(os.Geteuid())
 }
 
 // letters are bits as chmod has them: 5 is "rx".

@@ -18,6 +18,7 @@ import (
 // it names the file and the user, and never says that something is missing or that
 // a new one be made.
 func TestNotPermitted(t *testing.T) {
+	const stranger = 1 // daemon: nobody is given no right to a file
 	base, program := programOf(t, "run a program as another user")
 	allow := func(mode os.FileMode, paths ...string) {
 		t.Helper()
@@ -127,7 +128,7 @@ func TestNotPermitted(t *testing.T) {
 				}
 			}
 			text := strings.Join(lines, "")
-			for _, want := range []string{c.shut[0], "permission denied", "nobody", ", mode 0", "nobody " + base} { // the last is of a chown
+			for _, want := range []string{c.shut[0], "permission denied", "daemon", ", mode 0", "daemon " + base} { // the last is of a chown
 				if !strings.Contains(text, want) {
 					t.Errorf("no %q in:\n%s", want, text)
 				}
