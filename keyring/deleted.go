@@ -128,9 +128,9 @@ func (r *Ring) Undelete(ctx context.Context, c claviger.Caller, key, version str
 // full name; where version is "", the only one that the caller may manage. A key counts as
 // used until its deletion, and for a while beyond it where nodes serve it from memory, unless
 // it is certain that none of its versions ever was.
-// Kind Invalid where that is within Config.PurgeMinUnused, and where no version is given
-// and there are several; Unavailable where Config.Clock tells that a clock is wrong; else
-// those of Undelete.
+// Kind Invalid where that is within Config.PurgeMinUnused, where no version is given and
+// there are several, and where this host's clock is behind a store without one; Unavailable
+// where Config.Clock tells otherwise that a clock is wrong; else those of Undelete.
 func (r *Ring) Purge(ctx context.Context, c claviger.Caller, key, version string) error {
 	return r.purge(ctx, c, key, version, false)
 }
@@ -314,7 +314,8 @@ func (r *Ring) lastUse(ctx context.Context, k provider.Deleted) (time.Time, erro
 //
 // Of a key that was used, its deletion counts as well: another node writes its uses once a
 // minute, and none where it was cut off or killed. Kinds Invalid; Unavailable where the clocks
-// differ, since a time that one of them has written says nothing then.
+// differ, since a time that one of them has written says nothing then. Where the store has no
+// clock no other node can purge either, and that is Invalid.
 func (r *Ring) needUnused(ctx context.Context, op string, k *provider.Deleted) error {
 	if r.cfg.PurgeMinUnused <= 0 {
 		return nil
@@ -326,15 +327,23 @@ func (r *Ring) needUnused(ctx context.Context, op string, k *provider.Deleted) e
 			return err
 		}
 		if err := clocks.Apart(); err != nil {
-			return claviger.Errorf(op, claviger.Unavailable, k.Name, "key '%s' is not purged: when it was used last cannot be told, since %w", k.Name, err)
+			kind := claviger.Unavailable
+			if clocks.Bound {
+				kind = claviger.Invalid
+			}
+			return claviger.Errorf(op, kind, k.Name, "key '%s' is not purged: when it was used last cannot be told, since %w", k.Name, err)
 		}
 		now = clocks.Earliest()
+	}
+	created := k.Created
+	if created.After(now) { // by a clock that was ahead; its deletion was later
+		created = time.Time{}
 	}
 	never, err := r.neverUsedAny(ctx, k.List)
 	if err != nil {
 		return err
 	}
-	if settled := latest(k.Since, k.Created).Add(r.servedAfterDeletion() + underWay); never && r.cfg.PurgeMinUnused > settled.Sub(k.Since) {
+	if settled := latest(k.Since, created).Add(r.servedAfterDeletion() + underWay); never && r.cfg.PurgeMinUnused > settled.Sub(k.Since) {
 		if !now.Before(settled) {
 			return nil
 		}
@@ -345,7 +354,7 @@ func (r *Ring) needUnused(ctx context.Context, op string, k *provider.Deleted) e
 	if err != nil {
 		return err
 	}
-	last = latest(last, k.Since.Add(r.servedAfterDeletion()), k.Created)
+	last = latest(last, k.Since.Add(r.servedAfterDeletion()), created)
 	free := last.Add(r.cfg.PurgeMinUnused)
 	if !now.Before(free) {
 		return nil

@@ -111,12 +111,15 @@ func TestUndeleteUnsupported(t *testing.T) {
 type clocks struct {
 	there time.Duration // how far the store's clock is ahead of the true time
 	here  time.Duration // the same of this process's
+	bound bool          // there is none, but a bound of one
 	err   error
 }
 
 func (c *clocks) Clocks(context.Context) (metastore.Clocks, error) {
 	now := time.Now()
-	return metastore.Compare(now.Add(c.here), now.Add(c.there), now.Add(c.here), "the metastore's"), c.err
+	both := metastore.Compare(now.Add(c.here), now.Add(c.there), now.Add(c.here), "the metastore's")
+	both.Bound = c.bound
+	return both, c.err
 }
 
 // later has both clocks show a time to come.
@@ -250,6 +253,9 @@ func TestPurgeByTheClock(t *testing.T) {
 	refused("a node that is ahead", claviger.Unavailable, "192h0m0s ahead of the metastore's")
 	at.here, at.there = 0, 8*day
 	refused("a store that is ahead", claviger.Unavailable, "192h0m0s behind the metastore's")
+	at.bound = true // no other node, and no retry, can purge it
+	refused("a store without a clock", claviger.Invalid, "claviger metastore clock")
+	at.bound = false
 	at.here, at.there = limit+30*time.Second, limit-30*time.Second
 	refused("clocks that agree nearly, by the earlier", claviger.Invalid, "claviger.purge.min.unused")
 	at.err = claviger.E("x", claviger.Unavailable, "", nil)
@@ -275,6 +281,23 @@ func TestPurgeByTheClock(t *testing.T) {
 	}
 	at.later(2 * limit)
 	refused("a key that was deleted before its creation", claviger.Invalid, "claviger.purge.min.unused")
+
+	// A clock that was years ahead when a key was made does not keep it for years.
+	young.Name, young.Created = "ahead", time.Now().AddDate(1, 0, 0)
+	if _, err := l.primary.Import(ctx, young, 1, 0, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Delete(ctx, caller("u"), "ahead"); err != nil {
+		t.Fatal(err)
+	}
+	at.later(limit - time.Minute)
+	if err := l.Purge(ctx, caller("reaper"), "ahead", ""); !claviger.Is(err, claviger.Invalid) {
+		t.Errorf("a key that was made in a time to come, too early: %v", err)
+	}
+	at.later(limit + time.Minute)
+	if err := l.Purge(ctx, caller("reaper"), "ahead", ""); err != nil {
+		t.Errorf("a key that was made in a time to come: %v", err)
+	}
 }
 
 // fixedUses is a metastore.LastUses that knows one time of all versions.

@@ -76,7 +76,12 @@ func (e *ClocksApartError) Error() string {
 	if e.Clocks.Ahead < 0 {
 		way = "behind"
 	}
-	return fmt.Sprintf("the clock of this host is %v %s %s (%s here, %s there): set the one that is wrong (chronyc tracking)",
+	cure := "set the one that is wrong (chronyc tracking)"
+	if e.Clocks.Bound {
+		cure = "set it if it is wrong (chronyc tracking); if it is right, it was ahead when that time was written: " +
+			"stop the server, and run claviger metastore clock --conf DIR --right"
+	}
+	return fmt.Sprintf("the clock of this host is %v %s %s (%s here, %s there): %s",
 		e.Clocks.Ahead.Abs().Round(time.Second), way, e.Clocks.Whose, e.Clocks.Here.UTC().Format(layout),
-		e.Clocks.There.UTC().Format(layout))
+		e.Clocks.There.UTC().Format(layout), cure)
 }

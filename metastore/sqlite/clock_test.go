@@ -2,6 +2,7 @@ package sqlite_test
 
 import (
 	"path/filepath"
+	"strconv"
 	"testing"
 	"time"
 
@@ -48,6 +49,23 @@ func TestClockBehind(t *testing.T) {
 		}
 		if list, err := s.Shelved(t.Context()); err != nil || len(list) != 1 || !list[0].Since.Equal(to) {
 			t.Errorf("%s: deleted %+v, want %v (%v)", what, list, to, err)
+		}
+		// The clock is right: what it wrote while it was ahead is of now, and the purge's bounds too.
+		since := strconv.FormatInt(to.UnixMilli(), 10)
+		if err := s.SetSetting(t.Context(), metastore.SettingLastUsesSince, since); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := s.EndFuture(t.Context()); err != nil || n != 3 {
+			t.Errorf("%s: set %d times, %v; want this one, the deletion and the begin of the record", what, n, err)
+		}
+		if c, err := s.Clocks(t.Context()); err != nil || c.Apart() != nil {
+			t.Errorf("%s: %v, %v", what, err, c.Apart())
+		}
+		near := func(at time.Time) bool { return time.Since(at).Abs() < 10*time.Second }
+		list, err := s.Shelved(t.Context())
+		_, began, lastErr := s.LastUses(t.Context(), "other@0")
+		if err != nil || lastErr != nil || !near(list[0].Since) || !near(began) {
+			t.Errorf("%s: deleted %+v, record since %v (%v, %v)", what, list, began, err, lastErr)
 		}
 	}
 }
