@@ -47,6 +47,9 @@ func (e *Engine) rules(ctx context.Context, list []*tried) []Check {
 	if decide == nil {
 		return checks
 	}
+	if c := ownRights(p.User, list, decide); c.Status == Warning {
+		checks = append(checks, c)
+	}
 	if p.AsUser != "" {
 		checks = append(checks, need{
 			check: "files of users here", who: p.AsUser, user: p.AsUser, request: "DECRYPT_EEK",
@@ -72,6 +75,29 @@ func (e *Engine) rules(ctx context.Context, list []*tried) []Check {
 			source:  func(t *tried) error { return t.made }, bad: Failure, cure: other}.try(list, decide),
 		need{check: zones, who: who, user: nn.User, request: "GET_METADATA", purpose: "to make encryption zones",
 			source: func(*tried) error { return errNotAsked }, bad: Warning, cure: other}.try(list, decide))
+}
+
+// ownRights warns where the rules of this server let its own user open every EDEK, and not
+// everybody: what the server needs at the source was copied along.
+func ownRights(user string, list []*tried, decide Decide) Check {
+	const request = "DECRYPT_EEK"
+	c := Check{Name: "own user here"}
+	everybody := true
+	for _, t := range list {
+		if may, _, _ := decide(user, request, t.aclName); !may {
+			return c
+		}
+		may, _, _ := decide("any other user", request, t.aclName)
+		everybody = everybody && may
+	}
+	if user == "" || everybody {
+		return c
+	}
+	c.Status = Warning
+	c.Measured = fmt.Sprintf("%s, this server's own user, may %s on all of %d keys here: it can open every EDEK", user, request, len(list))
+	c.Cure = fmt.Sprintf("the server needs that right at the source alone: take %s out of whitelist.key.acl.%s in this server's "+
+		"kms-acls.xml; claviger acl explain %s %s KEY shows which rule grants it", user, request, user, request)
+	return c
 }
 
 // try asks the rules for each key, and compares with the source.

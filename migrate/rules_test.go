@@ -88,3 +88,44 @@ func TestRulesHere(t *testing.T) {
 		})
 	}
 }
+
+// TestOwnRights: rules that were copied from the source with what the server's own user needs
+// there are warned of; those by which everybody may are the operator's choice.
+func TestOwnRights(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		may  func(user, key string) bool
+		told bool
+	}{
+		{"copied along", func(user, _ string) bool { return user == "mig" || user == "alice" }, true},
+		{"taken out", func(user, _ string) bool { return user == "alice" }, false},
+		{"of one key", func(user, key string) bool { return user == "mig" && key == "a" }, false},
+		{"everybody", func(string, string) bool { return true }, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			b := newBench(t)
+			b.add(t, "a", 1)
+			b.add(t, "b", 1)
+			b.cfg.Probes = migrate.Probes{User: "mig", Rules: func(context.Context) (migrate.Check, migrate.Decide) {
+				return migrate.Check{Name: "rules of this server"}, func(user, request, aclName string) (bool, string, string) {
+					return request != "DECRYPT_EEK" || tt.may(user, aclName), "a.rule", ""
+				}
+			}}
+			p, err := b.engine(t).Plan(t.Context())
+			must(t, err)
+			told := false
+			for _, c := range p.Checks {
+				if c.Name == "own user here" {
+					told = true
+					if c.Status != migrate.Warning || !strings.Contains(c.Measured, "may DECRYPT_EEK on all of 2 keys here") ||
+						!strings.Contains(c.Cure, "take mig out of whitelist.key.acl.DECRYPT_EEK") {
+						t.Errorf("%+v", c)
+					}
+				}
+			}
+			if told != tt.told || !p.Ready() {
+				t.Errorf("told is %v, ready %v: %+v", told, p.Ready(), p.Checks)
+			}
+		})
+	}
+}
