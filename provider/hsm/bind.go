@@ -298,7 +298,9 @@ func (p *Provider) CheckKeys(ctx context.Context) error {
 	if len(names) == 0 {
 		return nil
 	}
-	cure := "synchronise the HSM with that of the other nodes, or restore it from a backup"
+	// SoftHSM shows a process no object file that was put back under it.
+	cure := "synchronise the HSM with that of the other nodes, or restore it from a backup; " +
+		"where hsm inspect shows the keys and this stays for a minute, restart the server"
 	if hidden := p.tok.Hidden(); hidden != nil {
 		cure = "they may be in these files: " + hidden.Error()
 	}
