@@ -132,6 +132,8 @@ type history struct {
 	runs  []Run
 	items map[string]Item
 	order []string // keys by first appearance
+	// takenOver is the newest record of each key that was taken over, whatever was noted of it later.
+	takenOver map[string]Item
 	// others are the runs into other targets than ours, oldest first, and elsewhere is the
 	// newest record of each key that they have taken over, or begun to. The keys above are
 	// of runs into ours alone.
@@ -145,7 +147,7 @@ const runPrefix = "migration-"
 
 // read collects the runs from one source, or from all where source is "".
 func (e *Engine) read(ctx context.Context, source string) (*history, error) {
-	h := &history{items: make(map[string]Item), elsewhere: make(map[string]away)}
+	h := &history{items: make(map[string]Item), takenOver: make(map[string]Item), elsewhere: make(map[string]away)}
 	names, err := e.cfg.Store.Runs(ctx)
 	if err != nil {
 		return nil, err
@@ -180,9 +182,24 @@ func (e *Engine) read(ctx context.Context, source string) (*history, error) {
 				h.order = append(h.order, it.Key)
 			}
 			h.items[it.Key] = it
+			if it.takenOver() {
+				h.takenOver[it.Key] = it
+			}
 		}
 	}
 	return h, nil
+}
+
+// takenOver: the key was made at the target; it may have been deleted there since.
+func (it *Item) takenOver() bool {
+	return (it.State == Done || it.State == Deleted) && len(it.TargetVersions) > 0
+}
+
+// hides reports whether a record is of another key that the source had by then, under the name
+// of one that was taken over, whose record was is. Runs of older programs called that a
+// conflict, and one that went later gone.
+func (it *Item) hides(was Item) bool {
+	return (it.State == Conflict || it.State == Gone) && !was.Source.Created.Equal(it.Source.Created)
 }
 
 func decodeRun(name string, records []metastore.Record) (run Run, items []Item, err error) {

@@ -45,6 +45,7 @@ func Origins(ctx context.Context, store metastore.Journal, target string) ([]Ori
 	var list []Origin
 	at := map[place]int{}
 	elsewhere := map[place]away{}
+	taken := map[place]Item{}
 	freed, err := freedNames(ctx, store)
 	if err != nil {
 		return nil, err
@@ -62,12 +63,15 @@ func Origins(ctx context.Context, store metastore.Journal, target string) ([]Ori
 			return nil, err
 		}
 		for _, it := range items {
+			p := place{it.Key, r.Source}
+			if was, ok := taken[p]; ok && it.hides(was) {
+				it = was // the key here is still that one
+			}
 			o := Origin{Key: it.Key, Source: r.Source, TakenOver: it.State == Done || it.State == Deleted, Folded: it.Folded, Metadata: it.Source,
 				Numbered: it.numbered() && len(it.TargetVersions) > 0, Rolled: it.Rolled, Made: it.TargetVersions}
 			if f, ok := freed[it.Key]; ok && !f.At.Before(r.Started) {
 				o.Freed = &f.At // a run that lists the name later keeps it again
 			}
-			p := place{it.Key, r.Source}
 			i, known := at[p]
 			if !sameTarget(r.Target, target) {
 				if o.TakenOver || it.State == Importing || len(it.TargetVersions) > 0 {
@@ -77,6 +81,9 @@ func Origins(ctx context.Context, store metastore.Journal, target string) ([]Ori
 					continue
 				}
 				o.TakenOver, o.Numbered, o.Rolled, o.Made = false, false, 0, nil
+			}
+			if it.takenOver() {
+				taken[p] = it
 			}
 			if !known {
 				i = len(list)

@@ -1,8 +1,10 @@
 package migrate_test
 
 import (
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"claviger"
 	"claviger/metastore"
@@ -203,6 +205,80 @@ func TestMadeAnewAtTheSource(t *testing.T) {
 		}
 		if f := finish(!gone); !f.Finished {
 			t.Errorf("gone=%t: %q", gone, f.Refusals)
+		}
+	}
+}
+
+// TestConflictOfAnOlderProgram: a run of an older program noted a key that was made anew at the
+// source as a conflict, in a record that says nothing of the key that was taken over. It is known
+// by its own record, so that its EDEKs are told from the other key's, and a further run notes it
+// as done. A key here that is another one stays in conflict.
+func TestConflictOfAnOlderProgram(t *testing.T) {
+	for _, noted := range []migrate.State{migrate.Conflict, migrate.Gone} {
+		for _, another := range []bool{false, true} {
+			b := newBench(t)
+			b.source = memory.New(memory.Config{SequentialIDs: true, URI: b.source.URI()})
+			b.cfg.Source = &farKMS{stub: stub{Source: b.source}}
+			b.add(t, "k", 1)
+			b.run(t)
+			first, err := migrate.Origins(t.Context(), b.cfg.Store, b.target.URI())
+			must(t, err)
+			must(t, b.source.Delete(t.Context(), "k"))
+			if another {
+				must(t, b.target.Delete(t.Context(), "k"))
+				addTo(t, b.target, "k", 1, 5, func(m *claviger.Metadata) { m.Created = noon })
+			}
+			later := func(m *claviger.Metadata) { m.Created = born.Add(time.Hour) }
+			b.add(t, "k", 2, later)
+			ms, err := b.source.Metadata(t.Context(), "k")
+			must(t, err)
+			const run = "migration-20261123T130000.000Z"
+			put := func(item, record string) {
+				t.Helper()
+				must(t, b.store.Put(t.Context(), run, item, []byte(record)))
+			}
+			put("", `{"run":"`+run+`","state":"incomplete","source":"`+b.source.URI()+`","target":"`+b.target.URI()+
+				`","versionsMode":"auto","host":"h","started":"2026-11-23T13:00:00Z"}`)
+			put("k", `{"key":"k","state":"`+string(noted)+`","source":{"cipher":"AES/CTR/NoPadding","length":256,"created":"`+
+				ms[0].Created.UTC().Format(time.RFC3339Nano)+`","versions":2},"count":0,"why":"created differs"}`)
+			known := func(when string) {
+				t.Helper()
+				origins, err := migrate.Origins(t.Context(), b.cfg.Store, b.target.URI())
+				must(t, err)
+				if o := origins[0]; !o.TakenOver || !o.Numbered || !o.Metadata.Created.Equal(born) ||
+					!slices.Equal(o.Made, first[0].Made) {
+					t.Errorf("%s, %s, another=%t: %+v", when, noted, another, o)
+				}
+			}
+			known("noted")
+			want := migrate.Done
+			if another {
+				want = migrate.Conflict
+			}
+			if noted == migrate.Gone { // it was deleted here before that, and came back
+				runs, err := b.store.Runs(t.Context())
+				must(t, err)
+				records, err := b.store.Records(t.Context(), runs[0])
+				must(t, err)
+				for _, r := range records {
+					record := strings.Replace(string(r.Data), `"state":"done"`, `"state":"deleted"`, 1)
+					must(t, b.store.Put(t.Context(), runs[0], r.Item, []byte(record)))
+				}
+				known("deleted")
+			}
+			for range 2 {
+				if r := b.run(t); r.Keys[0].State != want {
+					t.Errorf("%s, another=%t: a further run: %+v", noted, another, r.Keys)
+				}
+				known("a further run")
+			}
+			if another {
+				continue
+			}
+			put("k", `{"key":"k","state":"conflict","source":{"created":"`+born.Format(time.RFC3339Nano)+`"},"count":0}`)
+			if origins, err := migrate.Origins(t.Context(), b.cfg.Store, b.target.URI()); err != nil || origins[0].TakenOver {
+				t.Errorf("a conflict of that very key: %+v, %v", origins, err)
+			}
 		}
 	}
 }

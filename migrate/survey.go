@@ -43,6 +43,13 @@ func (e *Engine) judge(ctx context.Context, sv *survey, name string, theirs, our
 	if err != nil {
 		return before, err
 	}
+	if was, ok := sv.history.takenOver[name]; ok && ours != nil && before.hides(was) {
+		if gone, err := e.another(ctx, was, ours); err != nil {
+			return before, err
+		} else if !gone {
+			before, before.State = was, Done
+		}
+	}
 	if another && unread != nil {
 		ours = nil // that of the journal is not here
 	}
