@@ -1,6 +1,11 @@
 package claviger
 
-import "fmt"
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+)
 
 // PropertyError says that the value of a property of the configuration cannot be used.
 // The room that reads it does not know where it was set; whoever opened the
@@ -25,3 +30,20 @@ func (e *PropertyError) Error() string {
 }
 
 func (e *PropertyError) Unwrap() error { return e.Err }
+
+// NamesWith is the whole value to give to a property that is a comma list of names: those that
+// it has, and more. A message that named the new ones alone would have an operator take the
+// others out.
+func NamesWith(set map[string]bool, more ...string) string {
+	names := slices.Sorted(maps.Keys(set))
+	for _, name := range more {
+		if !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	for i, name := range names {
+		names[i] = Printable(name)
+	}
+	return strings.Join(names, ",")
+}

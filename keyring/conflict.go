@@ -149,14 +149,14 @@ func (r *Ring) CompareSources(ctx context.Context) error {
 	here, err := r.stillHere(ctx, known)
 	errs = append(errs, err)
 	before := load(&c.here)
+	c.known.Store(&known)
+	c.here.Store(&here)
 	for _, v := range slices.Sorted(maps.Keys(here)) {
 		if _, told := before[v]; !told {
 			r.log.Error("a key version here has the name of another one at its source, so EDEKs of that name are not opened",
 				"version", claviger.Printable(v), "source", here[v], "cure", r.conflictCure(ctx, v))
 		}
 	}
-	c.known.Store(&known)
-	c.here.Store(&here)
 	r.setRolled(rolled)
 	return errors.Join(errs...)
 }
@@ -535,7 +535,7 @@ func (r *Ring) needNoConflict(ctx context.Context, op string, v *provider.KeyVer
 			case m.Versions <= number:
 			case r.sourceHas(ctx, s, v.Key, v.Name):
 				if v.Of != nil && v.Of.Created.UnixMilli() != m.Created.UnixMilli() {
-					return otherKey(op, v, s.URI(), m)
+					return r.otherKey(op, v, s.URI(), m)
 				}
 				return r.notReencrypted(ctx, op, v, s.URI())
 			case numbered && !r.settled(s, v.Name):
@@ -553,12 +553,12 @@ func (r *Ring) notReencrypted(ctx context.Context, op string, v *provider.KeyVer
 }
 
 // otherKey is notReencrypted where the source's key was not rolled, but is another one.
-func otherKey(op string, v *provider.KeyVersion, uri string, theirs *claviger.Metadata) error {
+func (r *Ring) otherKey(op string, v *provider.KeyVersion, uri string, theirs *claviger.Metadata) error {
 	return claviger.Errorf(op, claviger.Invalid, v.Name, "the source %s has another key '%s', made %s, than the one here, "+
 		"made %s, and both have a version '%s', so its EDEKs may be of either, and are not re-encrypted: where files are "+
 		"under the source's key, copy them, through the source, to a zone with a key of another name; then delete it at "+
 		"the source, or set claviger.migration.ours to %s and restart; do not delete the key here", uri, v.Key,
-		preciseStamp(theirs.Created), preciseStamp(v.Of.Created), v.Name, claviger.Printable(v.Name))
+		preciseStamp(theirs.Created), preciseStamp(v.Of.Created), v.Name, r.oursWith(v.Name))
 }
 
 // notKnown says that a source does not tell whether it has another version of that name.

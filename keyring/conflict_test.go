@@ -647,3 +647,27 @@ func TestRolledAtAnOpaqueSource(t *testing.T) {
 	s.far.setFail(nil)
 	check("after the end of the migration", false)
 }
+
+// TestConflictCureIsWhole: the value to set has what is set already, and each version of the
+// key that is in conflict: an operator who takes the text to the letter closes none again.
+func TestConflictCureIsWhole(t *testing.T) {
+	w := newTwice(t)
+	w.cfg.Ours = map[string]bool{"another@7": true}
+	w.compare(t)
+	_, err := w.decrypt(t, w.theirs)
+	if err == nil || !strings.Contains(err.Error(), "claviger.migration.ours to another@7,"+w.shared+" and restart") {
+		t.Errorf("%v", err)
+	}
+	here, err := w.primary.Roll(t.Context(), "payroll", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if there, err := w.far.Roll(t.Context(), "payroll", nil); err != nil || there.Name != here.Name {
+		t.Fatalf("here %s, there %s, %v", here.Name, there.Name, err)
+	}
+	w.compare(t)
+	if err := w.CheckConflicts(t.Context()); err == nil ||
+		!strings.Contains(err.Error(), "ours to another@7,"+w.shared+","+here.Name+" and restart") {
+		t.Errorf("%v", err)
+	}
+}

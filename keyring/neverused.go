@@ -40,7 +40,7 @@ func (r *Ring) mayBeAnothers(ctx context.Context, s *source, use, version string
 	if ours {
 		err := claviger.Errorf(op, kind, version, "'%s' was deleted here after EDEKs of it may have been made, and %s has a "+
 			"version of that name too, so it cannot be known which of the two an EDEK is of: %s",
-			version, s.URI(), deletedCure(version))
+			version, s.URI(), r.deletedCure(version))
 		return claviger.Answer(err, fmt.Sprintf("key version '%s' was one key here, which is deleted, and is another "+
 			"one at the KMS that the key was migrated from, so nothing is opened or re-encrypted with it; this server's log "+
 			"says what to do", version)), nil
@@ -54,7 +54,8 @@ func (r *Ring) mayBeAnothers(ctx context.Context, s *source, use, version string
 		"EDEKs of the older one open nowhere, unless a backup of the source from before is restored. Where no file needs "+
 		"them, or where that source gives a key a new time at each roll, as a Ranger KMS does on a cloud's key vault, "+
 		"set claviger.migration.theirs to %s and restart: then the source opens all EDEKs of that name",
-		s.URI(), theirs.Name, preciseStamp(theirs.Created), preciseStamp(was), version, claviger.Printable(version))
+		s.URI(), theirs.Name, preciseStamp(theirs.Created), preciseStamp(was), version,
+		claviger.NamesWith(r.cfg.Theirs, version))
 	return claviger.Answer(err, fmt.Sprintf("key version '%s' may be of either of two keys that the KMS has had under that "+
 		"name, so nothing is opened or re-encrypted with it; this server's log says what to do", version)), nil
 }
@@ -116,19 +117,32 @@ func (r *Ring) needNotThere(ctx context.Context, s *source, key, version string,
 }
 
 // deletedCure says what to do about a version in conflict that was used, and deleted.
-func deletedCure(version string) string {
+func (r *Ring) deletedCure(version string) string {
 	key, _ := claviger.KeyOfVersion(version)
 	return fmt.Sprintf("bring key %s back here (claviger key undelete), and do then what the log and /readyz say. "+
 		"Where it was purged, or no file needs what was made here under that version, set claviger.migration.theirs to "+
 		"%s and restart: then the source opens all EDEKs of that name",
-		claviger.Printable(key), claviger.Printable(version))
+		claviger.Printable(key), claviger.NamesWith(r.cfg.Theirs, version))
+}
+
+// oursWith is the value of claviger.migration.ours by which a version in conflict is opened
+// again, and no other one of its key stays, or comes to be, closed.
+func (r *Ring) oursWith(version string) string {
+	more := []string{version}
+	key, _ := claviger.KeyOfVersion(version)
+	for v := range load(&r.conflicts.here) {
+		if k, _ := claviger.KeyOfVersion(v); k == key {
+			more = append(more, v)
+		}
+	}
+	return claviger.NamesWith(r.cfg.Ours, more...)
 }
 
 // conflictCure says what to do about a version in conflict.
 func (r *Ring) conflictCure(ctx context.Context, version string) string {
 	has, err := provider.MayHave(ctx, r.cfg.Primary, version)
 	if err == nil && !has {
-		return deletedCure(version)
+		return r.deletedCure(version)
 	}
 	return r.cureHere(ctx, version)
 }
@@ -150,7 +164,7 @@ func (r *Ring) cureHere(ctx context.Context, version string) string {
 	}
 	return fmt.Sprintf("stop rolls at the source. Do not delete key %s here: EDEKs may have been made under it. Roll it "+
 		"here, so that new files can be read; copy the files that were made through the source since its roll, through "+
-		"the source; then set claviger.migration.ours to %s and restart", claviger.Printable(key), claviger.Printable(version))
+		"the source; then set claviger.migration.ours to %s and restart", claviger.Printable(key), r.oursWith(version))
 }
 
 // neverUsed reports whether it is certain that no version that a key has here was ever used.

@@ -125,12 +125,12 @@ func (e *Engine) noteTwice(ctx context.Context, twice []VersionConflict) error {
 }
 
 // whyTwice says what to do about such a version.
-func whyTwice(version string, a away) string {
+func (e *Engine) whyTwice(ctx context.Context, version string, a away) string {
 	key := claviger.Printable(a.Key)
 	return fmt.Sprintf("%s is one key here and another one in %s, into which the key was taken over too, at %s, and an EDEK tells its version by "+
 		"that name alone: do not delete either; roll key %s here, so that new files can be read, and copy the files that were made while the "+
-		"server had that place of keys, from a server that has it; then %s", claviger.Printable(version), a.target,
-		a.began.UTC().Format(time.RFC3339), key, PropOurs)
+		"server had that place of keys, from a server that has it; then set %s to %s and restart", claviger.Printable(version), a.target,
+		a.began.UTC().Format(time.RFC3339), key, PropOurs, e.oursWith(ctx, version, nil))
 }
 
 // elsewhereItem is the item of a key that is in another target.

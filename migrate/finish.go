@@ -173,7 +173,7 @@ func (e *Engine) refusals(ctx context.Context, f *Ending, h *history, o FinishOp
 		}
 		refuse("the last run (%s) is %s: run the migration again", last.Name, state)
 	}
-	if err := e.compareSource(ctx, h, o, refuse); err != nil {
+	if err := e.compareSource(ctx, f, h, o, refuse); err != nil {
 		return err
 	}
 	for _, key := range h.order {
@@ -232,7 +232,7 @@ const unserved = "unserved"
 // versions are not those of the run. It notes a key that is not here in the journal: it
 // is known when the source is no longer configured, and nobody makes a key of its name.
 // Where nothing was found, the run has the time of the comparison.
-func (e *Engine) compareSource(ctx context.Context, h *history, o FinishOptions, refuse func(string, ...any)) error {
+func (e *Engine) compareSource(ctx context.Context, f *Ending, h *history, o FinishOptions, refuse func(string, ...any)) error {
 	if e.cfg.Source == nil {
 		return nil
 	}
@@ -283,6 +283,8 @@ func (e *Engine) compareSource(ctx context.Context, h *history, o FinishOptions,
 		case since != nil && !since.allowed && !o.SourceRolled:
 			all = false
 			refuse("key %s: %s; then say so by --source-rolled", claviger.Printable(it.Key), since)
+		case since != nil && len(since.ours) > 0:
+			f.Remarks = append(f.Remarks, fmt.Sprintf("key %s: %s", claviger.Printable(it.Key), since))
 		}
 	}
 	if last.Compared = nil; all {

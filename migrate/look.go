@@ -120,7 +120,7 @@ func (e *Engine) look(ctx context.Context, op string) (*survey, error) {
 			if v := e.collision(ctx, it, theirs[i], it.TargetVersions); v != "" {
 				it = e.collided(ctx, it, theirs[i], v)
 				if it.Retaken {
-					it.Why = whyAdoptedBelow(name, v)
+					it.Why = e.whyAdoptedBelow(ctx, name, v)
 				}
 			}
 			if it.Retaken && it.State == Conflict {

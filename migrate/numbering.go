@@ -153,10 +153,28 @@ func (it *Item) numbered() bool {
 	return it.First > 0 || len(it.SourceVersions) > 0 && namesAreNumbers(it.SourceVersions)
 }
 
-// collided is the item of a key that is in conflict by that version.
-func (e *Engine) collided(ctx context.Context, it Item, theirs *claviger.Metadata, version string) Item {
-	it.State, it.Why, it.Rolled = Conflict, e.whyCollision(ctx, version), theirs.Versions
+// collided is the item of a key that is in conflict by that version. here are all versions that
+// it has here.
+func (e *Engine) collided(ctx context.Context, it Item, theirs *claviger.Metadata, version string, here ...string) Item {
+	more := slices.DeleteFunc(slices.Clone(here), func(v string) bool {
+		n, ok := claviger.VersionNumber(v)
+		return !ok || n >= theirs.Versions
+	})
+	it.State, it.Why, it.Rolled = Conflict, e.whyCollision(ctx, version, more...), theirs.Versions
 	return it
+}
+
+// conflictsOf are the conflicts that a server has found, by key, each key's first.
+func (e *Engine) conflictsOf(ctx context.Context) (map[string]VersionConflict, error) {
+	list, err := e.conflicts(ctx)
+	byKey := make(map[string]VersionConflict, len(list))
+	for _, c := range list {
+		key, _ := claviger.KeyOfVersion(c.Version)
+		if _, told := byKey[key]; !told {
+			byKey[key] = c
+		}
+	}
+	return byKey, err
 }
 
 // VersionConflict is a version here whose name the source has given to a version of its
@@ -195,7 +213,7 @@ func (e *Engine) conflicts(ctx context.Context) ([]VersionConflict, error) {
 				c := VersionConflict{version, source, e.whyCollision(ctx, version)}
 				key, _ := claviger.KeyOfVersion(version)
 				if a, ok := h.elsewhere[key]; ok && a.target == source {
-					c.Why = whyTwice(version, a)
+					c.Why = e.whyTwice(ctx, version, a)
 				}
 				found = append(found, c)
 			}
@@ -229,8 +247,9 @@ func (e *Engine) keyUsed(ctx context.Context, key string) bool {
 }
 
 // whyCollision says what to do about it. Only a key of which no version was ever used may be
-// deleted: EDEKs of its versions would open nowhere, or be taken for the source's.
-func (e *Engine) whyCollision(ctx context.Context, version string) string {
+// deleted: EDEKs of its versions would open nowhere, or be taken for the source's. more are
+// other versions of the key that are in conflict.
+func (e *Engine) whyCollision(ctx context.Context, version string, more ...string) string {
 	key, _ := claviger.KeyOfVersion(version)
 	shown, name := claviger.Printable(version), claviger.Printable(key)
 	why := fmt.Sprintf("rolled at the source since: %s is one key there and another one here, and an EDEK tells its "+
@@ -240,14 +259,34 @@ func (e *Engine) whyCollision(ctx context.Context, version string) string {
 	case err == nil && !has:
 		return fmt.Sprintf("%sEDEKs of it may have been made here before it was deleted: bring the key back (claviger key "+
 			"undelete %s), and run the migration again; where it was purged, or no file needs what was made here under %s, "+
-			"set %s to %s, restart, and run the migration again", why, name, shown, PropTheirs, shown)
+			"set %s to %s, %s", why, name, shown, PropTheirs, claviger.NamesWith(e.cfg.Theirs, version), thenRun)
 	case !e.keyUsed(ctx, key):
 		return fmt.Sprintf("%sstop rolls at the source; no version of the key was ever used here, so delete it here (hadoop "+
 			"key delete) and run the migration again, which takes the next number (%s leaves room for more rolls)", why, PropGap)
 	}
 	return fmt.Sprintf("%sstop rolls at the source; do not delete the key here, EDEKs may have been made under it: roll "+
 		"key %s here, so that new files can be read, copy the files that were made through the source since its roll, from there, "+
-		"set %s to %s, restart, and run the migration again", why, name, PropOurs, shown)
+		"set %s to %s, %s", why, name, PropOurs, e.oursWith(ctx, version, more), thenRun)
+}
+
+// thenRun is what is to be done after a property was set. With SQLite no run is made beside a
+// server.
+const thenRun = "run the migration again (with a metastore in SQLite while the server is stopped), and restart every node"
+
+// oursWith is the value of claviger.migration.ours that settles a version in conflict, and all
+// others of its key that are known; more are versions here that the source has numbered too.
+func (e *Engine) oursWith(ctx context.Context, version string, more []string) string {
+	key, _ := claviger.KeyOfVersion(version)
+	more = append(slices.Clone(more), version)
+	bySource, _ := metastore.Conflicts(ctx, e.cfg.Store) // they only add to the text
+	for _, versions := range bySource {
+		for _, v := range versions {
+			if k, _ := claviger.KeyOfVersion(v); k == key {
+				more = append(more, v)
+			}
+		}
+	}
+	return claviger.NamesWith(e.cfg.Ours, more...)
 }
 
 // shelvedUsed returns a version among those given that is on the shelf here and may have been

@@ -63,7 +63,14 @@ func (e *Engine) Plan(ctx context.Context) (*Plan, error) {
 		return p, err
 	}
 	p.Read = true
+	conflicts, err := e.conflictsOf(ctx)
+	if err != nil {
+		return nil, err
+	}
 	for _, it := range sv.items {
+		if c, ok := conflicts[it.Key]; ok && it.State == Done {
+			it.State, it.Why = Conflict, c.Why
+		}
 		p.Keys = append(p.Keys, lineOf(it))
 		p.Counts.add(it)
 	}

@@ -88,12 +88,14 @@ func (sv *survey) names() []string {
 
 // whyAdoptedBelow says what to do about an adopted key one of whose versions has a number
 // that the source has used.
-func whyAdoptedBelow(key, version string) string {
+func (e *Engine) whyAdoptedBelow(ctx context.Context, key, version string) string {
+	ours := e.oursWith(ctx, version, nil)
 	key, version = claviger.Printable(key), claviger.Printable(version)
 	return fmt.Sprintf("a key of that name was brought back by claviger hsm adopt, and the source has a version %s "+
 		"too: either key %s is another key than the source's, or the source rolled it after it was migrated. "+
 		"Do not delete it: files may be under it. If it was migrated, stop rolls at the source, roll key %s here, so "+
 		"that new files can be read, copy the files that were made through the source under %s from there, "+
-		"set %s to %s, restart, and run claviger migrate run --adopted %s; if not, copy the files of one of the two "+
-		"to a zone with another key", version, key, key, version, PropOurs, version, key)
+		"set %s to %s, run claviger migrate run --adopted %s (with a metastore in SQLite while the server is stopped), and "+
+		"restart every node; if not, copy the files of one of the two "+
+		"to a zone with another key", version, key, key, version, PropOurs, ours, key)
 }

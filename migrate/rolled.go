@@ -17,7 +17,8 @@ import (
 type sinceRun struct {
 	noted, now int      // how many the source counted
 	made, lost []string // names, where the source shows them and the journal has them
-	allowed    bool     // numbered versions for which there is room here, or whose EDEKs an operator called ours
+	allowed    bool     // numbered versions, for which there is room here, or whose EDEKs an operator called ours
+	ours       []string // of those that were made, by number: an operator called their EDEKs ours
 	// anew is when the source's key was made where it is another one than was migrated, which
 	// was made at was; zero: it is the same.
 	was, anew time.Time
@@ -39,6 +40,11 @@ func (e *Engine) sinceRun(it *Item, theirs *claviger.Metadata, names []string) *
 	}
 	if s.noted == s.now && len(s.made) == 0 && len(s.lost) == 0 {
 		return nil
+	}
+	for n := s.noted; it.numbered() && n < s.now; n++ {
+		if name := claviger.VersionName(it.Key, strconv.Itoa(n)); e.cfg.Ours[name] {
+			s.ours = append(s.ours, name)
+		}
 	}
 	s.allowed = s.now > s.noted && len(s.lost) == 0 && (it.First > it.Source.Versions || e.allOurs(it, s))
 	return s
@@ -91,6 +97,9 @@ func (s *sinceRun) String() string {
 	text := strings.Join(parts, "; ")
 	switch {
 	case s.now <= s.noted && len(s.made) == 0:
+	case s.allowed && len(s.ours) > 0:
+		text += fmt.Sprintf("; by %s EDEKs of%s are this server's: one that the source has made under that name opens here to a wrong "+
+			"DEK, so give this server none", PropOurs, inBrackets(s.ours))
 	case s.allowed:
 		text += ", for which there is room here"
 	default:

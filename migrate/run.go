@@ -113,7 +113,32 @@ func (e *Engine) Run(ctx context.Context) (*Result, error) {
 		return nil, claviger.Errorf(op, claviger.Unavailable, "", "another process is migrating into this metastore now; wait until it is done, and see claviger migrate status")
 	}
 	defer unlock()
-	return e.run(ctx, nil)
+	r, err := e.run(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	return r, e.inConflict(ctx, r)
+}
+
+// inConflict has a result say of which keys a server has found a conflict, also where the
+// source counts fewer versions now. The journal keeps such a key as done.
+func (e *Engine) inConflict(ctx context.Context, r *Result) error {
+	conflicts, err := e.conflictsOf(ctx)
+	if err != nil {
+		return err
+	}
+	for i := range r.Keys {
+		k := &r.Keys[i]
+		c, ok := conflicts[k.Key]
+		if !ok || k.State != Done {
+			continue
+		}
+		k.State, k.Why = Conflict, c.Why
+		r.Run.State = Incomplete
+		r.Counts.Done--
+		r.Counts.Blocked++
+	}
+	return nil
 }
 
 // run is Run under the lock. only, if not nil, chooses the keys to import; the

@@ -74,7 +74,7 @@ func (e *Engine) judge(ctx context.Context, sv *survey, name string, theirs, our
 		switch {
 		case ours != nil:
 			if v, err := e.twice(ctx, other); err != nil || v != "" {
-				it.State, it.Why = Conflict, whyTwice(v, other)
+				it.State, it.Why = Conflict, e.whyTwice(ctx, v, other)
 				sv.twice = append(sv.twice, VersionConflict{v, other.target, it.Why})
 				return it, err
 			}
@@ -123,8 +123,16 @@ func (e *Engine) judge(ctx context.Context, sv *survey, name string, theirs, our
 	}
 	if known && before.State == Done && !another && !sv.adopted[name] {
 		before.Why, before.Rolled = "", 0
-		if v := e.collision(ctx, before, theirs, before.TargetVersions); v != "" {
-			return e.collided(ctx, before, theirs, v), nil
+		here := before.TargetVersions
+		if theirs.Versions > before.Source.Versions { // rolls here may have come to the same names
+			vs, err := e.cfg.Target.Versions(ctx, name)
+			if err != nil {
+				return before, err
+			}
+			here = append(slices.Clone(here), namesOf(vs)...)
+		}
+		if v := e.collision(ctx, before, theirs, here); v != "" {
+			return e.collided(ctx, before, theirs, v, here...), nil
 		}
 		if since := e.sinceRun(&before, theirs, nil); since != nil {
 			before.Why = since.String()

@@ -125,6 +125,11 @@ func (r *Result) WriteText(w io.Writer) error {
 	t.line("")
 	t.keys(r.Keys)
 	t.line("")
+	if n := r.Counts.Blocked; !r.Changed && n > 0 {
+		t.line("%d keys: %d done, %d that could not be imported or are in conflict; nothing was changed.",
+			r.Counts.Total, r.Counts.Done, n)
+		return t.err
+	}
 	if !r.Changed {
 		t.line("%d keys; nothing was left to do.", r.Counts.Total)
 		return t.err

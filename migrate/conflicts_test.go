@@ -1,0 +1,86 @@
+package migrate_test
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+
+	"claviger/metastore"
+	"claviger/migrate"
+)
+
+// TestSecondConflict: a roll at the source that meets a roll here is a conflict for plan and
+// run, too, also where an earlier one was settled; the value to set has both versions.
+func TestSecondConflict(t *testing.T) {
+	b := newBench(t)
+	b.add(t, "payroll", 1)
+	b.run(t) // payroll@1
+	ctx := t.Context()
+	roll := func(here bool) {
+		t.Helper()
+		p := b.source
+		if here {
+			p = b.target
+		}
+		_, err := p.Roll(ctx, "payroll", nil)
+		must(t, err)
+	}
+	roll(false) // payroll@1 there
+	roll(true)  // payroll@2 here
+	b.cfg.Ours = map[string]bool{"payroll@1": true}
+	r := b.run(t)
+	const word = "by claviger.migration.ours EDEKs of (payroll@1) are this server's"
+	if !r.Complete() || !strings.Contains(r.Keys[0].Why, word) || strings.Contains(r.Keys[0].Why, "there is room") {
+		t.Fatalf("settled: %+v", r)
+	}
+	f, err := b.engine(t).Finish(ctx, migrate.FinishOptions{Since: noon, EDEKsDone: true})
+	must(t, err)
+	if len(f.Refusals) > 0 || !strings.Contains(strings.Join(f.Remarks, ""), word) {
+		t.Errorf("finish: %+v", f)
+	}
+	roll(false) // payroll@2 there
+	const cure = "set claviger.migration.ours to payroll@1,payroll@2, run the migration again"
+	plan, err := b.engine(t).Plan(ctx)
+	must(t, err)
+	if plan.Ready() || plan.Complete || plan.Keys[0].State != migrate.Conflict || !strings.Contains(plan.Keys[0].Why, cure) {
+		t.Errorf("plan: %+v", plan.Keys)
+	}
+	if r := b.run(t); r.Complete() || r.Keys[0].State != migrate.Conflict || !strings.Contains(r.Keys[0].Why, cure) {
+		t.Errorf("run: %+v", r)
+	}
+	b.cfg.Ours["payroll@2"] = true
+	if r := b.run(t); !r.Complete() {
+		t.Errorf("both settled: %+v", r)
+	}
+}
+
+// TestNotedConflict: what a server has found stands for plan and run, too, while the source
+// counts as many versions as before.
+func TestNotedConflict(t *testing.T) {
+	b := newBench(t)
+	b.add(t, "k", 1)
+	b.add(t, "other", 1)
+	b.run(t)
+	must(t, metastore.SetConflicts(t.Context(), b.store, map[string][]string{"kms://http@far:1/kms": {"k@1"}}))
+	for range 2 {
+		plan, err := b.engine(t).Plan(t.Context())
+		must(t, err)
+		if plan.Ready() || plan.Complete || plan.Counts.Blocked != 1 || states(plan.Keys)["k"] != migrate.Conflict ||
+			states(plan.Keys)["other"] != migrate.Done {
+			t.Errorf("plan: %+v", plan)
+		}
+		r := b.run(t)
+		if r.Complete() || r.Counts.Done != 1 || r.Counts.Blocked != 1 || states(r.Keys)["k"] != migrate.Conflict {
+			t.Errorf("run: %+v", r)
+		}
+		var out bytes.Buffer
+		must(t, r.WriteText(&out))
+		if !strings.Contains(out.String(), "2 keys: 1 done, 1 that could not be imported or are in conflict") {
+			t.Errorf("%s", out.String())
+		}
+	}
+	b.cfg.Ours = map[string]bool{"k@1": true}
+	if r := b.run(t); !r.Complete() || r.Counts.Done != 2 {
+		t.Errorf("by the operator's word: %+v", r)
+	}
+}
