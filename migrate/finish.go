@@ -25,6 +25,8 @@ type FinishOptions struct {
 	// SourceRolled is the operator's word that what was rolled at the source since the
 	// run is known, and that EDEKs of it are re-encrypted too.
 	SourceRolled bool
+	// NotRestarted are servers, in words, that run with other sources than Get tells.
+	NotRestarted []string
 	// Get returns a property of the server's configuration as somebody has set it,
 	// and where ("/etc/kms/kms-site.xml:12"); built-in defaults do not count. Nil
 	// leaves the properties unchecked.
@@ -172,6 +174,9 @@ func (e *Engine) refusals(ctx context.Context, f *Ending, h *history, o FinishOp
 			state = Interrupted // the lock is ours, so no process is running it
 		}
 		refuse("the last run (%s) is %s: run the migration again", last.Name, state)
+	}
+	for _, server := range o.NotRestarted {
+		refuse("%s runs with other sources than kms-site.xml has now, and asks them still: restart it first", server)
 	}
 	if err := e.compareSource(ctx, f, h, o, refuse); err != nil {
 		return err

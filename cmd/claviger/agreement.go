@@ -203,6 +203,51 @@ func (a *agreement) mayDestroy(ctx context.Context, purge bool) error {
 	return claviger.Answer(claviger.Errorf(op, claviger.Unavailable, "", "%s", text), text)
 }
 
+// ofSources are the settings that say which sources a server asks.
+var ofSources = []string{hadoopconf.ProviderURI, hadoopconf.SourceURI, hadoopconf.ReencryptionEnable}
+
+// noteSettings keeps what this server runs with in the metastore, also where no other node
+// can be: claviger migrate finish compares it with the files.
+func (s *kmsServer) noteSettings(ctx context.Context) error {
+	if s.svc.Store == nil {
+		return nil
+	}
+	a := &agreement{conf: s.conf, store: s.svc.Store, log: s.log, self: s.svc.self}
+	_, err := a.exchange(ctx, nodeSettings{a.self.Host, a.self.PID, a.digests()})
+	return err
+}
+
+// notRestarted are the servers of the metastore that run with other sources than the files
+// have now. One that has noted nothing, an older claviger, is not among them.
+func (s *service) notRestarted(ctx context.Context) ([]string, error) {
+	store, err := s.store(ctx)
+	if err != nil {
+		return nil, err
+	}
+	a := &agreement{conf: s.Conf, store: store, log: s.Log, self: s.self}
+	alive, err := store.Owners(ctx)
+	if err != nil {
+		return nil, err
+	}
+	text, _, err := store.Setting(ctx, settingNodes)
+	if err != nil {
+		return nil, err
+	}
+	var noted []nodeSettings
+	_ = json.Unmarshal([]byte(text), &noted) // what is no list says nothing
+	now := a.digests()
+	var servers []string
+	for _, n := range noted {
+		serves := slices.ContainsFunc(alive, func(o owner.Owner) bool {
+			return o.PID == n.PID && strings.HasPrefix(n.Host, o.Host)
+		})
+		if serves && slices.ContainsFunc(ofSources, func(name string) bool { return n.Digests[name] != now[name] }) {
+			servers = append(servers, n.name())
+		}
+	}
+	return servers, nil
+}
+
 // exchange notes this node's settings, and returns those of the nodes that serve. Notes of
 // nodes that are gone are removed.
 func (a *agreement) exchange(ctx context.Context, mine nodeSettings) (others []nodeSettings, err error) {

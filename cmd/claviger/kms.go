@@ -166,6 +166,9 @@ func (s *kmsServer) run(ctx context.Context, front *front, readyFile string) (er
 	group.Go(func() { s.trail.reopenOnHangup(background) })
 	group.Go(func() { s.heedOthers(background) })
 	group.Go(func() { s.agree(background) })
+	if err := s.noteSettings(ctx); err != nil {
+		s.log.Warn("what this server runs with was not noted in the metastore", "err", err)
+	}
 	group.Go(func() { s.clocks.run(background) })
 
 	if err := s.svc.noSourceIsItself(ctx); err != nil {

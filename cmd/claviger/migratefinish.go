@@ -52,7 +52,11 @@ func finishMigration(m *migration) error {
 	if err != nil {
 		return err
 	}
-	ending, err := m.engine.Finish(m.ctx, migrate.FinishOptions{Since: time.Now().Add(-m.flags.unused), EDEKsDone: m.flags.edeksDone, SourceGone: m.flags.sourceGone,
+	servers, err := m.svc.notRestarted(m.ctx)
+	if err != nil {
+		return err
+	}
+	ending, err := m.engine.Finish(m.ctx, migrate.FinishOptions{NotRestarted: servers, Since: time.Now().Add(-m.flags.unused), EDEKsDone: m.flags.edeksDone, SourceGone: m.flags.sourceGone,
 		SourceRolled: m.flags.sourceRolled, Get: asSet(m.svc.Conf)})
 	if err != nil {
 		return err
