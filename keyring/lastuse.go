@@ -20,13 +20,13 @@ const writeUsesEvery = time.Minute
 type lastUses struct {
 	store    metastore.LastUses // nil: nothing is noted
 	log      *slog.Logger
-	versions sync.Map // full name to *lastUse; as many as are served
+	versions sync.Map // full name to *lastUse, of versions that may have been used by any node
 	stop     chan struct{}
 	stopped  chan struct{}
 }
 
 type lastUse struct {
-	at      atomic.Int64 // milliseconds since 1970
+	at      atomic.Int64 // by this node, in milliseconds since 1970; 0: it has not used it
 	written atomic.Int64
 }
 
@@ -46,18 +46,37 @@ func (u *lastUses) begin(ctx context.Context, version string) error {
 	if u.store == nil {
 		return nil
 	}
-	if _, known := u.versions.Load(version); !known {
-		// Most are old. A store that takes no writes now must not keep those from being used.
-		never, err := u.store.NeverUsed(ctx, version)
-		if err == nil && never {
-			err = u.store.Touch(ctx, []metastore.LastUse{{Version: version, Last: time.Now()}})
-		}
-		if err != nil {
-			return err
-		}
+	never, err := u.neverUsed(ctx, version)
+	if err == nil && never {
+		err = u.store.Touch(ctx, []metastore.LastUse{{Version: version, Last: time.Now()}})
+	}
+	if err != nil {
+		return err
 	}
 	u.note(version)
 	return nil
+}
+
+// learn is told of a version of ours that was read from the store, and will be served from
+// memory while the store is away. That it may have been used is remembered for good then, so
+// that begin needs the store only for versions that certainly were not.
+func (u *lastUses) learn(ctx context.Context, version string) {
+	if u.store != nil {
+		_, _ = u.neverUsed(ctx, version) // begin asks again
+	}
+}
+
+// neverUsed reports whether it is certain that no node has used the version. That it is not
+// certain stays so, and is asked once.
+func (u *lastUses) neverUsed(ctx context.Context, version string) (bool, error) {
+	if _, known := u.versions.Load(version); known {
+		return false, nil
+	}
+	never, err := u.store.NeverUsed(ctx, version)
+	if err == nil && !never {
+		u.versions.LoadOrStore(version, new(lastUse))
+	}
+	return never, err
 }
 
 // note notes that a version was used now. It must be one of ours: what a client
@@ -99,7 +118,11 @@ func (u *lastUses) at(version string) time.Time {
 		return time.Time{}
 	}
 	use, _ := v.(*lastUse)
-	return time.UnixMilli(use.at.Load())
+	at := use.at.Load()
+	if at == 0 {
+		return time.Time{}
+	}
+	return time.UnixMilli(at)
 }
 
 func (u *lastUses) run() {

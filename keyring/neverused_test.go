@@ -231,13 +231,19 @@ func newRecorded(t *testing.T) (*twice, *sqlite.Store) {
 func (w *twice) number(t *testing.T, store *sqlite.Store, version string) {
 	t.Helper()
 	n, _ := claviger.VersionNumber(version)
-	err := store.SkipNumbers(t.Context(), "payroll", n)
+	numbered(t, store, "payroll", n)
+}
+
+// numbered has the store give a key's version that number, and then forget the making of it.
+func numbered(t *testing.T, store *sqlite.Store, key string, n int) {
+	t.Helper()
+	err := store.SkipNumbers(t.Context(), key, n)
 	if err == nil {
-		_, err = store.Begin(t.Context(), metastore.Intent{Key: "payroll", Op: "import",
-			Refs: []metastore.Ref{{Object: fmt.Sprint(n)}}})
+		_, err = store.Begin(t.Context(), metastore.Intent{Key: key, Op: "import",
+			Refs: []metastore.Ref{{Object: fmt.Sprint(key, n)}}})
 	}
 	if err == nil {
-		err = store.Drop(t.Context(), "payroll")
+		err = store.Drop(t.Context(), key)
 	}
 	if err != nil {
 		t.Fatal(err)

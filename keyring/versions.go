@@ -51,8 +51,12 @@ func (r *Ring) currentVersion(ctx context.Context, key string) (provider.KeyVers
 }
 
 func (r *Ring) askCurrent(ctx context.Context, key string) (provider.KeyVersion, error) {
-	return withMetadata(ctx, r, key, func() (provider.KeyVersion, error) { return r.cfg.Primary.Current(ctx, key) },
+	v, err := withMetadata(ctx, r, key, func() (provider.KeyVersion, error) { return r.cfg.Primary.Current(ctx, key) },
 		func(v *provider.KeyVersion, of *claviger.Metadata) bool { return attach(v, of) })
+	if err == nil {
+		r.used.learn(ctx, v.Name)
+	}
+	return v, err
 }
 
 // ownVersion returns a version of the primary. Kind VersionNotFound.
@@ -66,8 +70,12 @@ func (r *Ring) ownVersion(ctx context.Context, version string) (provider.KeyVers
 
 func (r *Ring) askVersion(ctx context.Context, version string) (provider.KeyVersion, error) {
 	key, _ := claviger.KeyOfVersion(version)
-	return withMetadata(ctx, r, key, func() (provider.KeyVersion, error) { return r.cfg.Primary.Version(ctx, version) },
+	v, err := withMetadata(ctx, r, key, func() (provider.KeyVersion, error) { return r.cfg.Primary.Version(ctx, version) },
 		func(v *provider.KeyVersion, of *claviger.Metadata) bool { return attach(v, of) })
+	if err == nil {
+		r.used.learn(ctx, v.Name)
+	}
+	return v, err
 }
 
 // ownVersions returns all versions of a key of the primary, oldest first.
