@@ -89,6 +89,13 @@ func (n *nodeSettings) differing(o nodeSettings) []string {
 	return differ
 }
 
+// claims tells whether a claim on the metastore is the node's. A long host name may have been
+// cut off in the claim.
+func (n *nodeSettings) claims(o owner.Owner) bool {
+	const cut = 30 // no shorter name is
+	return o.PID == n.PID && (o.Host == n.Host || len(o.Host) >= cut && strings.HasPrefix(n.Host, o.Host))
+}
+
 func (n *nodeSettings) name() string {
 	return fmt.Sprintf("the node on %s (process %d)", n.Host, n.PID)
 }
@@ -249,7 +256,8 @@ func (s *service) notRestarted(ctx context.Context) ([]string, error) {
 }
 
 // exchange notes this node's settings, and returns those of the nodes that serve. Notes of
-// nodes that are gone are removed.
+// nodes that are gone are removed. Notes tell nodes apart by host name and process number, so
+// two nodes that have both alike are an error.
 func (a *agreement) exchange(ctx context.Context, mine nodeSettings) (others []nodeSettings, err error) {
 	unlock, err := a.store.Lock(ctx, settingNodes)
 	if err != nil {
@@ -264,11 +272,21 @@ func (a *agreement) exchange(ctx context.Context, mine nodeSettings) (others []n
 	if err != nil {
 		return nil, err
 	}
+	mines := 0
+	for _, o := range alive {
+		if mine.claims(o) {
+			mines++
+		}
+	}
+	if mines > 1 {
+		return nil, fmt.Errorf("%d nodes of the metastore %s have the host name %s and the process number %d, as "+
+			"containers may, so what each runs with cannot be told: give each a host name of its own",
+			mines, a.store.URI(), mine.Host, mine.PID)
+	}
 	var was []nodeSettings
 	_ = json.Unmarshal([]byte(text), &was) // what is no list is written anew
 	for _, n := range was {
-		serves := slices.ContainsFunc(alive, func(o owner.Owner) bool { return o.PID == n.PID && strings.HasPrefix(n.Host, o.Host) })
-		if serves && (n.Host != mine.Host || n.PID != mine.PID) {
+		if slices.ContainsFunc(alive, n.claims) && (n.Host != mine.Host || n.PID != mine.PID) {
 			others = append(others, n)
 		}
 	}

@@ -83,6 +83,51 @@ func TestNodesWithOtherSettings(t *testing.T) {
 	}
 }
 
+// TestNodesThatLookAlike: two containers on two hosts have one host name and process number. No
+// note tells them apart, so neither destroys keys, and each says why.
+func TestNodesThatLookAlike(t *testing.T) {
+	ctx, uri, dir := t.Context(), pgtest.Database(t), t.TempDir()
+	writeSite(t, dir, map[string]string{hadoopconf.MetastoreURI: uri, hsm.PropertySoftDelete: "false"})
+	conf, err := hadoopconf.LoadKMS(dir, os.LookupEnv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	node := func(host string) (*agreement, func()) {
+		t.Helper()
+		store, err := postgres.Open(ctx, postgres.Config{URI: uri})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = store.Close() })
+		self := owner.Owner{What: kmsCommand, Host: host, PID: 1}
+		release, err := store.Claim(ctx, self, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return &agreement{conf: conf, store: store, log: slog.New(slog.DiscardHandler), self: self}, release
+	}
+	one, _ := node("kms1")
+	two, gone := node("kms1")
+	ten, _ := node("kms10") // its name begins alike
+	for _, a := range []*agreement{one, two} {
+		for _, purge := range []bool{false, true} {
+			if err := a.mayDestroy(ctx, purge); err == nil || !strings.Contains(err.Error(), "2 nodes of the metastore") {
+				t.Errorf("purge %t: %v", purge, err)
+			}
+		}
+		if err := a.check(ctx); err == nil || !strings.Contains(err.Error(), "give each a host name of its own") {
+			t.Errorf("/readyz: %v", err)
+		}
+	}
+	if err := ten.mayDestroy(ctx, true); err != nil {
+		t.Errorf("a node with a name of its own: %v", err)
+	}
+	gone()
+	if err := one.mayDestroy(ctx, true); err != nil {
+		t.Errorf("the last of that name: %v", err)
+	}
+}
+
 // TestAlikeAreKnown: a property that is misspelt would never differ; and the page lists all.
 func TestAlikeAreKnown(t *testing.T) {
 	page, err := os.ReadFile("../../docs/nodes.md")
