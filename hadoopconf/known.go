@@ -73,7 +73,8 @@ var KMS = []Known{
 	{"hadoop.http.socket.backlog.size", "500", "taken and not used: the system's own limit holds (net.core.somaxconn)"},
 	{"hadoop.http.idle_timeout.ms", "60000", "how long a connection may idle between requests"},
 	{ProviderURI, "",
-		"comma list: the first provider is written to, the others are asked for versions that it does not know; it must be set"},
+		"comma list: the first provider is written to, the others are asked for versions that it does not know; it must " +
+			"be set"},
 	{SourceURI, "", "kms:// URI of the source KMS, hosts separated by ';', asked for versions that are not ours"},
 	{ReencryptionEnable, "false", "may EDEKs of a source's versions be re-wrapped under ours?"},
 	{InitiateMigration, "false", "take over the source's key metadata at start"},
@@ -320,7 +321,8 @@ var KMS = []Known{
 	{"claviger.hsm.max.searches", "600",
 		"how often a minute the token is searched for names of keys and versions that the metastore does not know; one user gets no more than is left for all others"},
 	{"claviger.purge.min.unused", "7d",
-		"how long ago a key must have been deleted, and used last, before it can be purged, two minutes where it was never used; where nodes share keys, claviger.metastore.lease and a minute come on top; 0: no matter"},
+		"how long ago a key must have been deleted, and used last, before it can be purged, two minutes where it was " +
+			"never used; where nodes share keys, claviger.metastore.lease and a minute come on top; 0: no matter"},
 	{"claviger.source.compare.interval", "30s",
 		"how often the sources are asked whether they have rolled keys that were migrated from them, so that one version name is two keys"},
 	{"claviger.migration.gap", "0",
@@ -486,8 +488,8 @@ func (c *Conf) checkGuards() error {
 		if p, set := c.props[meant]; set && p.File != "" {
 			continue
 		}
-		return fmt.Errorf("%s: property %s is not known, and %s is not set; did you mean that? It decides on keys, on who may "+
-			"use them, or on what is recorded, so it is not left to its default: correct the name, or take the line out",
+		return fmt.Errorf("%s: property %s is not known, and %s is not set; did you mean that? It decides on keys, on who "+
+			"may use them, or on what is recorded, so it is not left to its default: correct the name, or take the line out",
 			c.props[name].Where(), name, meant)
 	}
 	return nil

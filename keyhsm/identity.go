@@ -78,7 +78,8 @@ func HasCertificate(dir string, hosts []string) (bool, error) {
 	}
 	for _, host := range hosts {
 		if err := made.VerifyHostname(host); err != nil {
-			return false, fmt.Errorf("%s is there, of a setup that was broken off, and is not good for %s (%w): remove it and %s, and call this again", cert, host, err, key)
+			return false, fmt.Errorf("%s is there, of a setup that was broken off, and is not good for %s (%w): remove it "+
+				"and %s, and call this again", cert, host, err, key)
 		}
 	}
 	return true, nil

@@ -223,7 +223,8 @@ func (p *Probes) otherHost(facts []HostFacts) Check {
 // itself finds a source that is this server, by what it says of itself (err), or by its
 // address and port while this server does not run.
 func (p *Probes) itself(ctx context.Context, facts []HostFacts, err error) (c Check, found bool) {
-	c = Check{Name: "source is another server", Status: Failure, Cure: "name the KMS from which keys are to be migrated by " + propSource + ", or give this server another port"}
+	c = Check{Name: "source is another server", Status: Failure, Cure: "name the KMS from which keys are to be " +
+		"migrated by " + propSource + ", or give this server another port"}
 	own := p.endpoints(ctx, p.Own, true)
 	switch {
 	case errors.Is(err, provider.ErrItself):

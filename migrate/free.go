@@ -39,7 +39,8 @@ func (f *FreedNames) WriteText(w io.Writer) error {
 	}
 	for _, v := range f.Shelved {
 		key, _ := claviger.KeyOfVersion(v)
-		if _, err := fmt.Fprintf(w, "The deleted key of version %s stays, and its files open again once it is undeleted (claviger key undelete %s --key-version %s). A new key of the name has to be deleted first.\n",
+		if _, err := fmt.Fprintf(w, "The deleted key of version %s stays, and its files open again once it is undeleted "+
+			"(claviger key undelete %s --key-version %s). A new key of the name has to be deleted first.\n",
 			claviger.Printable(v), claviger.Printable(key), claviger.Printable(v)); err != nil {
 			return err
 		}
@@ -81,7 +82,8 @@ func (e *Engine) FreeNames(ctx context.Context, user string, keys ...string) (*F
 			for i, o := range origins {
 				names[i] = o.Key
 			}
-			return nil, claviger.Errorf(op, claviger.Invalid, key, "the journal has no key %s%s; claviger migrate status lists the names that it keeps", claviger.Printable(key), claviger.DidYouMean(key, names))
+			return nil, claviger.Errorf(op, claviger.Invalid, key, "the journal has no key %s%s; claviger migrate status "+
+				"lists the names that it keeps", claviger.Printable(key), claviger.DidYouMean(key, names))
 		}
 		here, err := e.cfg.Target.Metadata(ctx, key)
 		if err != nil {

@@ -83,7 +83,8 @@ func (s *sinceRun) String() string {
 	if !s.anew.IsZero() {
 		return fmt.Sprintf("the source has another key of that name, made %s: the one that was migrated, made %s, was "+
 			"deleted there, and EDEKs of its versions there open nowhere; do not delete the key here; if the source's key is "+
-			"used, copy the files of its zones, through the source, to zones with a key of another name, and delete it at the source",
+			"used, copy the files of its zones, through the source, to zones with a key of another name, and delete it at "+
+			"the source",
 			s.anew.UTC().Format(timeFormat), s.was.UTC().Format(timeFormat))
 	}
 	var parts []string

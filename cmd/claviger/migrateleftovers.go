@@ -16,7 +16,8 @@ import (
 )
 
 const (
-	leftTrust = "the truststore, perhaps with the source's certificates: remove those (keytool -delete) unless something else needs them; nothing in it is secret"
+	leftTrust = "the truststore, perhaps with the source's certificates: remove those (keytool -delete) unless " +
+		"something else needs them; nothing in it is secret"
 	leftGuess = "looks like a Key Trustee KMS's own folder or a copy of it; if it is a copy, name it by --leftover"
 )
 

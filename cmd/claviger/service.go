@@ -91,8 +91,8 @@ func (s *service) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	registry := builtin.Registry(builtin.Options{Store: s.makeStore, Access: s.access, ClientTLS: s.clientTLS, ClientKerberos: negotiate,
-		StoreName: func() string { return s.storeName }})
+	registry := builtin.Registry(builtin.Options{Store: s.makeStore, Access: s.access, ClientTLS: s.clientTLS,
+		ClientKerberos: negotiate, StoreName: func() string { return s.storeName }})
 	env := provider.Env{Get: s.Conf.Get, Getenv: os.Getenv, ConfDir: s.Conf.Dir(), User: osUser(), Log: s.Log}
 
 	list, err := s.uris(hadoopconf.ProviderURI)
@@ -101,8 +101,8 @@ func (s *service) open(ctx context.Context) error {
 	}
 	if len(list) == 0 {
 		return refuse(s.Conf, hadoopconf.ProviderURI, "name the place of the keys in kms-site.xml, as in "+
-			"cloudera.hsmkp://file@/etc/claviger/luna.keystore for an HSM; Hadoop's default, a Java keystore in the user's home folder, is "+
-			"not taken. Known schemes: "+strings.Join(registry.Schemes(), ", "))
+			"cloudera.hsmkp://file@/etc/claviger/luna.keystore for an HSM; Hadoop's default, a Java keystore in the user's "+
+			"home folder, is not taken. Known schemes: "+strings.Join(registry.Schemes(), ", "))
 	}
 	if s.Primary, err = registry.Open(ctx, list[0], env); err != nil {
 		return s.blame(hadoopconf.ProviderURI, err)
@@ -214,9 +214,10 @@ func (s *service) noOtherKeys(ctx context.Context) error {
 	case err != nil:
 		s.Log.Warn("whether the metastore holds keys of an HSM cannot be told", "err", err)
 	case len(names) > 0:
-		return s.blame(hadoopconf.ProviderURI, fmt.Errorf("%s keeps no key in the HSM, but the metastore %s (%s) holds %d keys of an HSM, "+
-			"%s for one: name the HSM's keystore file, as in cloudera.hsmkp://file@/etc/claviger/luna.keystore; or, where other keys are meant, "+
-			"set %s to a metastore of their own", s.Primary.URI(), secret.Value(place.uri), place.where(), len(names), claviger.Printable(names[0]),
+		return s.blame(hadoopconf.ProviderURI, fmt.Errorf("%s keeps no key in the HSM, but the metastore %s (%s) holds %d "+
+			"keys of an HSM, %s for one: name the HSM's keystore file, as in "+
+			"cloudera.hsmkp://file@/etc/claviger/luna.keystore; or, where other keys are meant, set %s to a metastore of "+
+			"their own", s.Primary.URI(), secret.Value(place.uri), place.where(), len(names), claviger.Printable(names[0]),
 			hadoopconf.MetastoreURI))
 	}
 	return nil

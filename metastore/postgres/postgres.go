@@ -104,8 +104,8 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	s.db = db
 	s.saw(was.Changes...)
 	s.alive, s.end = context.WithCancel(context.Background())
-	err = db.Migrate(ctx, pgdb.Schema{Migrations: migrations, Version: schemaVersion, Table: "goose_db_version", Parts: parts,
-		Lock: func(ctx context.Context) (func(), error) { return s.Lock(ctx, "schema") }})
+	err = db.Migrate(ctx, pgdb.Schema{Migrations: migrations, Version: schemaVersion, Table: "goose_db_version",
+		Parts: parts, Lock: func(ctx context.Context) (func(), error) { return s.Lock(ctx, "schema") }})
 	if err != nil {
 		_ = s.Close() // the error tells more
 		return nil, err

@@ -129,7 +129,8 @@ func (p *Provider) candidate(ctx context.Context, key string, versions []Object)
 		shelved, err := p.store.Shelved(ctx, key)
 		for _, k := range shelved {
 			if c.Why == "" && len(keysOf(versions, k.List)) < max(1, len(c.Keys)) {
-				c.Why = fmt.Sprintf("versions of it are of the deleted key that has %s; bring that one back before, by claviger key undelete",
+				c.Why = fmt.Sprintf("versions of it are of the deleted key that has %s; bring that one back before, by claviger "+
+					"key undelete",
 					claviger.VersionName(key, k.List[0].ID))
 			}
 		}
@@ -181,13 +182,15 @@ func (c Candidate) severalKeys() string {
 		lists[i] = some(names)
 	}
 	if c.Known {
-		return fmt.Sprintf("the token does not say that %s are versions of the key %s that the metastore has; they may be of another one, "+
-			"which had that name before or after it, under other rules. Set them aside (--aside); or delete the key of the metastore and "+
-			"adopt these in its place; or, where you know that they are its versions, say --one-key", strings.Join(lists, ", "), c.Key)
+		return fmt.Sprintf("the token does not say that %s are versions of the key %s that the metastore has; they may be "+
+			"of another one, which had that name before or after it, under other rules. Set them aside (--aside); or delete "+
+			"the key of the metastore and adopt these in its place; or, where you know that they are its versions, say "+
+			"--one-key", strings.Join(lists, ", "), c.Key)
 	}
-	return fmt.Sprintf("the token does not say that its versions are of one key; they may be of several that had the name %s one after "+
-		"the other, under other rules: %s. Name the versions of one of them, and set the others aside (--aside); or, where you know that "+
-		"all of these are versions of one key, say --one-key", c.Key, strings.Join(lists, "; "))
+	return fmt.Sprintf("the token does not say that its versions are of one key; they may be of several that had the "+
+		"name %s one after the other, under other rules: %s. Name the versions of one of them, and set the others aside "+
+		"(--aside); or, where you know that all of these are versions of one key, say --one-key", c.Key,
+		strings.Join(lists, "; "))
 }
 
 // MayAdopt says why a candidate is not adopted; nil where it can be. Kind Invalid.
@@ -234,7 +237,8 @@ const journalRun = "adoption"
 
 // note writes an adoption into the journal. made is as adopted.Made.
 func (p *Provider) note(ctx context.Context, c Candidate, a Adoption, made *time.Time, aside bool, state string) error {
-	rec := adopted{Key: c.Key, Aside: aside, OneKey: a.OneKey, ACLName: a.ACLName, Made: made, By: a.By, At: time.Now().UTC().Truncate(time.Second), State: state}
+	rec := adopted{Key: c.Key, Aside: aside, OneKey: a.OneKey, ACLName: a.ACLName, Made: made, By: a.By,
+		At: time.Now().UTC().Truncate(time.Second), State: state}
 	for _, o := range c.Versions {
 		rec.Versions, rec.Objects = append(rec.Versions, o.Label), append(rec.Objects, o.ID)
 	}

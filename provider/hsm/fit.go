@@ -426,8 +426,9 @@ func ourCommand(command, confDir, flags string) string {
 // the names of others' keys.
 func (p *Provider) misfit(format string, args ...any) error {
 	return misfitOf("the HSM token and this server's metastore no longer fit together, so no key is made or rolled: "+
-		"one of them was replaced, or the token has lost keys; an operator must restore the token or the metastore, or give up what is lost (claviger hsm adopt --rebind); "+
-		"the server's log and /readyz say what is missing", format, args...)
+		"one of them was replaced, or the token has lost keys; an operator must restore the token or the metastore, or "+
+		"give up what is lost (claviger hsm adopt --rebind); the server's log and /readyz say what is missing", format,
+		args...)
 }
 
 func misfitOf(answer, format string, args ...any) error {

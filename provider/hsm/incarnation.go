@@ -62,8 +62,8 @@ func (e staleError) Unwrap() error { return e.error }
 // stalef makes the error for the log, with an answer for callers as misfit does.
 func stalef(format string, args ...any) staleError {
 	return staleError{misfitOf("this server's metastore may be a copy, or an older state, of the one that has used "+
-		"the HSM token, so no key is made or rolled; an operator must decide which of them goes on (claviger metastore accept); "+
-		"the server's log and /readyz say why", format, args...)}
+		"the HSM token, so no key is made or rolled; an operator must decide which of them goes on (claviger metastore "+
+		"accept); the server's log and /readyz say why", format, args...)}
 }
 
 // IsStale tells an error which says that another copy of the store has used the token
@@ -233,9 +233,10 @@ func (p *Provider) elsewhere(ctx context.Context, mine []Binding) error {
 	if err != nil || b == nil {
 		return err
 	}
-	return stalef("token %s was last used with the metastore at %s, since %s, and metastore %s may be a copy of that one; "+
-		"a command on it would stop a server that uses the other, so nothing is made, destroyed or adopted with it; if it is a copy, name the other by "+
-		"claviger.metastore.uri; if this is the one to go on, stop the other, and give the token to this one: %s (or start a server on it)",
+	return stalef("token %s was last used with the metastore at %s, since %s, and metastore %s may be a copy of that "+
+		"one; a command on it would stop a server that uses the other, so nothing is made, destroyed or adopted with it; "+
+		"if it is a copy, name the other by claviger.metastore.uri; if this is the one to go on, stop the other, and give "+
+		"the token to this one: %s (or start a server on it)",
 		tokenName(p.tok.Info()), b.URI, b.served().UTC().Format(time.RFC3339), p.store.URI(), p.accept())
 }
 
