@@ -22,6 +22,7 @@ type Claims interface {
 	// of it.
 	Claim(ctx context.Context, o owner.Owner, alone bool) (release func(), err error)
 	// Owners returns the processes that have a claim now. Of a store of several
-	// nodes these are the nodes that serve, and commands at work.
+	// nodes these are the nodes that serve, and commands at work. Those of older
+	// programs have no ID.
 	Owners(ctx context.Context) ([]owner.Owner, error)
 }

@@ -6,6 +6,8 @@
 package owner
 
 import (
+	"crypto/rand"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,6 +19,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -25,6 +28,9 @@ import (
 
 // Owner is a process that uses a store.
 type Owner struct {
+	// ID is random, of this start of the process: containers on two hosts may have one host
+	// name and one PID. Hex; "" where it is not known.
+	ID string `json:"id,omitempty"`
 	// What is the command, as "claviger kms".
 	What  string    `json:"what"`
 	Host  string    `json:"host"`
@@ -34,13 +40,20 @@ type Owner struct {
 	Conf string `json:"conf,omitempty"`
 }
 
+// start is this process's ID. It is short: a claim's name in PostgreSQL has 63 bytes.
+var start = sync.OnceValue(func() string {
+	id := make([]byte, 6)
+	_, _ = rand.Read(id) // it cannot fail
+	return hex.EncodeToString(id)
+})
+
 // Self is this process.
 func Self(what, conf string) Owner {
 	host, err := os.Hostname()
 	if err != nil {
 		host = "this host"
 	}
-	return Owner{What: what, Host: host, PID: os.Getpid(), Since: time.Now().UTC().Truncate(time.Second), Conf: conf}
+	return Owner{ID: start(), What: what, Host: host, PID: os.Getpid(), Since: time.Now().UTC().Truncate(time.Second), Conf: conf}
 }
 
 func (o Owner) String() string {

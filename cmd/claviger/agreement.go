@@ -72,6 +72,10 @@ const (
 
 // nodeSettings is a node's note: of each of alike a digest.
 type nodeSettings struct {
+	// ID is the owner.Owner's. Host and PID are for people: containers on two hosts may have
+	// the same ones.
+	ID      string            `json:"id"`
+	Since   time.Time         `json:"since"`
 	Host    string            `json:"host"`
 	PID     int               `json:"pid"`
 	Digests map[string]string `json:"digests"`
@@ -89,15 +93,17 @@ func (n *nodeSettings) differing(o nodeSettings) []string {
 	return differ
 }
 
-// claims tells whether a claim on the metastore is the node's. A long host name may have been
-// cut off in the claim.
-func (n *nodeSettings) claims(o owner.Owner) bool {
-	const cut = 30 // no shorter name is
-	return o.PID == n.PID && (o.Host == n.Host || len(o.Host) >= cut && strings.HasPrefix(n.Host, o.Host))
+// serves tells whether one of these processes wrote the note.
+func (n *nodeSettings) serves(alive []owner.Owner) bool {
+	return slices.ContainsFunc(alive, func(o owner.Owner) bool { return o.ID == n.ID })
 }
 
-func (n *nodeSettings) name() string {
-	return fmt.Sprintf("the node on %s (process %d)", n.Host, n.PID)
+// name names another node to people.
+func (n *nodeSettings) name(o nodeSettings) string {
+	if o.Host == n.Host && o.PID == n.PID {
+		return fmt.Sprintf("another node whose host is named %s, as this one's, (process %d, since %s)", o.Host, o.PID, o.Since.Format(time.RFC3339))
+	}
+	return fmt.Sprintf("the node on %s (process %d)", o.Host, o.PID)
 }
 
 // agreement compares what this node runs with to what the others do.
@@ -151,9 +157,14 @@ func withoutPlace(list string) string {
 	return strings.Join(append([]string{scheme}, uris[1:]...), ",")
 }
 
+// mine is this node's note.
+func (a *agreement) mine() nodeSettings {
+	return nodeSettings{a.self.ID, a.self.Since, a.self.Host, a.self.PID, a.digests()}
+}
+
 // check notes what this node runs with, and tells of nodes that run with something else.
 func (a *agreement) check(ctx context.Context) error {
-	mine := nodeSettings{a.self.Host, a.self.PID, a.digests()}
+	mine := a.mine()
 	others, err := a.exchange(ctx, mine)
 	if err != nil {
 		return err
@@ -161,7 +172,7 @@ func (a *agreement) check(ctx context.Context) error {
 	var texts []string
 	for _, o := range others {
 		if differ := mine.differing(o); len(differ) > 0 {
-			texts = append(texts, fmt.Sprintf("%s has other values of %s", o.name(), strings.Join(differ, ", ")))
+			texts = append(texts, fmt.Sprintf("%s has other values of %s", mine.name(o), strings.Join(differ, ", ")))
 		}
 	}
 	text := strings.Join(texts, "; ")
@@ -190,7 +201,7 @@ func (a *agreement) mayDestroy(ctx context.Context, purge bool) error {
 			return err
 		}
 	}
-	mine := nodeSettings{a.self.Host, a.self.PID, a.digests()}
+	mine := a.mine()
 	others, err := a.exchange(ctx, mine)
 	if err != nil {
 		return claviger.E(op, claviger.Unavailable, "", err)
@@ -198,7 +209,7 @@ func (a *agreement) mayDestroy(ctx context.Context, purge bool) error {
 	var differ []string
 	for _, o := range others {
 		if slices.Contains(mine.differing(o), property) {
-			differ = append(differ, o.name())
+			differ = append(differ, mine.name(o))
 		}
 	}
 	if len(differ) == 0 {
@@ -220,7 +231,7 @@ func (s *kmsServer) noteSettings(ctx context.Context) error {
 		return nil
 	}
 	a := &agreement{conf: s.conf, store: s.svc.Store, log: s.log, self: s.svc.self}
-	_, err := a.exchange(ctx, nodeSettings{a.self.Host, a.self.PID, a.digests()})
+	_, err := a.exchange(ctx, a.mine())
 	return err
 }
 
@@ -242,22 +253,18 @@ func (s *service) notRestarted(ctx context.Context) ([]string, error) {
 	}
 	var noted []nodeSettings
 	_ = json.Unmarshal([]byte(text), &noted) // what is no list says nothing
-	now := a.digests()
+	mine := a.mine()
 	var servers []string
 	for _, n := range noted {
-		serves := slices.ContainsFunc(alive, func(o owner.Owner) bool {
-			return o.PID == n.PID && strings.HasPrefix(n.Host, o.Host)
-		})
-		if serves && slices.ContainsFunc(ofSources, func(name string) bool { return n.Digests[name] != now[name] }) {
-			servers = append(servers, n.name())
+		if n.serves(alive) && slices.ContainsFunc(ofSources, func(name string) bool { return n.Digests[name] != mine.Digests[name] }) {
+			servers = append(servers, mine.name(n))
 		}
 	}
 	return servers, nil
 }
 
 // exchange notes this node's settings, and returns those of the nodes that serve. Notes of
-// nodes that are gone are removed. Notes tell nodes apart by host name and process number, so
-// two nodes that have both alike are an error.
+// nodes that are gone are removed.
 func (a *agreement) exchange(ctx context.Context, mine nodeSettings) (others []nodeSettings, err error) {
 	unlock, err := a.store.Lock(ctx, settingNodes)
 	if err != nil {
@@ -272,21 +279,10 @@ func (a *agreement) exchange(ctx context.Context, mine nodeSettings) (others []n
 	if err != nil {
 		return nil, err
 	}
-	mines := 0
-	for _, o := range alive {
-		if mine.claims(o) {
-			mines++
-		}
-	}
-	if mines > 1 {
-		return nil, fmt.Errorf("%d nodes of the metastore %s have the host name %s and the process number %d, as "+
-			"containers may, so what each runs with cannot be told: give each a host name of its own",
-			mines, a.store.URI(), mine.Host, mine.PID)
-	}
 	var was []nodeSettings
 	_ = json.Unmarshal([]byte(text), &was) // what is no list is written anew
 	for _, n := range was {
-		if slices.ContainsFunc(alive, n.claims) && (n.Host != mine.Host || n.PID != mine.PID) {
+		if n.serves(alive) && n.ID != mine.ID {
 			others = append(others, n)
 		}
 	}

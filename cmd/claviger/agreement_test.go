@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"log/slog"
 	"maps"
@@ -10,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -36,7 +38,7 @@ func TestNodesWithOtherSettings(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = store.Close() })
-		self := owner.Owner{What: kmsCommand, Host: "kms1", PID: pid}
+		self := owner.Owner{ID: strconv.Itoa(pid), What: kmsCommand, Host: "kms1", PID: pid}
 		release, err := store.Claim(ctx, self, false)
 		if err != nil {
 			t.Fatal(err)
@@ -83,48 +85,50 @@ func TestNodesWithOtherSettings(t *testing.T) {
 	}
 }
 
-// TestNodesThatLookAlike: two containers on two hosts have one host name and process number. No
-// note tells them apart, so neither destroys keys, and each says why.
+// TestNodesThatLookAlike: two containers on two hosts have one host name and process number.
+// Each sees the other's settings, and none destroys keys that the other keeps.
 func TestNodesThatLookAlike(t *testing.T) {
-	ctx, uri, dir := t.Context(), pgtest.Database(t), t.TempDir()
-	writeSite(t, dir, map[string]string{hadoopconf.MetastoreURI: uri, hsm.PropertySoftDelete: "false"})
-	conf, err := hadoopconf.LoadKMS(dir, os.LookupEnv)
-	if err != nil {
-		t.Fatal(err)
-	}
-	node := func(host string) (*agreement, func()) {
+	ctx, uri := t.Context(), pgtest.Database(t)
+	node := func(id, soft string) (*agreement, func()) {
 		t.Helper()
+		dir := t.TempDir()
+		writeSite(t, dir, map[string]string{hadoopconf.MetastoreURI: uri, hsm.PropertySoftDelete: soft})
+		conf, err := hadoopconf.LoadKMS(dir, os.LookupEnv)
+		if err != nil {
+			t.Fatal(err)
+		}
 		store, err := postgres.Open(ctx, postgres.Config{URI: uri})
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = store.Close() })
-		self := owner.Owner{What: kmsCommand, Host: host, PID: 1}
+		self := owner.Owner{ID: id, What: kmsCommand, Host: "kms1", PID: 1, Since: time.Now()}
 		release, err := store.Claim(ctx, self, false)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return &agreement{conf: conf, store: store, log: slog.New(slog.DiscardHandler), self: self}, release
 	}
-	one, _ := node("kms1")
-	two, gone := node("kms1")
-	ten, _ := node("kms10") // its name begins alike
-	for _, a := range []*agreement{one, two} {
-		for _, purge := range []bool{false, true} {
-			if err := a.mayDestroy(ctx, purge); err == nil || !strings.Contains(err.Error(), "2 nodes of the metastore") {
-				t.Errorf("purge %t: %v", purge, err)
-			}
-		}
-		if err := a.check(ctx); err == nil || !strings.Contains(err.Error(), "give each a host name of its own") {
+	destroys, _ := node("aa", "false")
+	if err := destroys.mayDestroy(ctx, false); err != nil {
+		t.Errorf("the only node: %v", err)
+	}
+	keeps, gone := node("bb", "true")
+	want := "another node whose host is named kms1, as this one's, (process 1, since 2"
+	for _, a := range []*agreement{keeps, destroys} {
+		if err := a.check(ctx); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("/readyz: %v", err)
 		}
 	}
-	if err := ten.mayDestroy(ctx, true); err != nil {
-		t.Errorf("a node with a name of its own: %v", err)
+	if err := destroys.mayDestroy(ctx, false); err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("a deletion that destroys: %v", err)
+	}
+	if err := destroys.mayDestroy(ctx, true); err != nil {
+		t.Errorf("a purge, of which both hold the same: %v", err)
 	}
 	gone()
-	if err := one.mayDestroy(ctx, true); err != nil {
-		t.Errorf("the last of that name: %v", err)
+	if err := destroys.mayDestroy(ctx, false); err != nil {
+		t.Errorf("after the other has gone: %v", err)
 	}
 }
 
@@ -145,8 +149,15 @@ func TestAlikeAreKnown(t *testing.T) {
 }
 
 // TestDestroysOnlyInAgreement: two nodes, of which one destroys keys at their deletion and
-// the other purges keys at once. Neither does while the other would have kept them.
+// the other purges keys at once. Neither does while the other would have kept them; nor in
+// containers on two hosts, whose host names and PIDs are the same ones.
 func TestDestroysOnlyInAgreement(t *testing.T) {
+	t.Run("hosts", func(t *testing.T) { destroysOnlyInAgreement(t, false) })
+	t.Run("containers", func(t *testing.T) { destroysOnlyInAgreement(t, true) })
+}
+
+func destroysOnlyInAgreement(t *testing.T, containers bool) {
+	t.Helper()
 	dir, site := hsmSite(t)
 	uri := pgtest.Database(t)
 	node := func(name string, props map[string]string) (do func(method, path, body string) (int, string), end func()) {
@@ -165,8 +176,14 @@ func TestDestroysOnlyInAgreement(t *testing.T) {
 		}
 		ready, log := filepath.Join(conf, "ready"), new(bytes.Buffer)
 		cmd := exec.Command("claviger", "kms", "--conf", conf, "--http-port", "0", "--ready-file", ready) //nolint:noctx,gosec // end ends it
+		if containers {
+			cmd = exec.Command("sh", append([]string{"-c", `hostname kms && exec "$@"`, "sh"}, cmd.Args...)...) //nolint:noctx,gosec // end ends it
+			cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUTS | syscall.CLONE_NEWPID}
+		}
 		cmd.Stderr = log
-		if err := cmd.Start(); err != nil {
+		if err := cmd.Start(); containers && errors.Is(err, syscall.EPERM) {
+			t.Skip("this machine lets no namespace be made: ", err)
+		} else if err != nil {
 			t.Fatal(err)
 		}
 		var once sync.Once
@@ -223,14 +240,18 @@ func TestDestroysOnlyInAgreement(t *testing.T) {
 	}
 	keeps, endKeeps := node("keeps", map[string]string{minUnused: "0"})
 	destroys, endDestroys := node("destroys", map[string]string{hsm.PropertySoftDelete: "false"})
+	other := "the node on "
+	if containers {
+		other = "another node whose host is named kms, as this one's, (process 1, since 2"
+	}
 	const purge = "/v1/trustee/key/k?trusteeOp=purge"
 	create := `{"name":"k"}`
 	want("a creation", keeps, http.MethodPost, "/v1/keys", create, http.StatusCreated)
 	want("a deletion that destroys", destroys, http.MethodDelete, "/v1/key/k", "", http.StatusServiceUnavailable,
-		"StandbyException", hsm.PropertySoftDelete, "the node on ", "another value")
+		"StandbyException", hsm.PropertySoftDelete, other, "another value")
 	want("the key", destroys, http.MethodGet, "/v1/key/k/_metadata", "", http.StatusOK, `"k"`)
 	want("a deletion that keeps", keeps, http.MethodDelete, "/v1/key/k", "", http.StatusOK)
-	want("a purge", keeps, http.MethodPost, purge, "", http.StatusServiceUnavailable, "StandbyException", minUnused, "another value")
+	want("a purge", keeps, http.MethodPost, purge, "", http.StatusServiceUnavailable, "StandbyException", minUnused, other, "another value")
 	endDestroys()
 	want("a purge by the last node", keeps, http.MethodPost, purge, "", http.StatusOK)
 	want("a creation", keeps, http.MethodPost, "/v1/keys", `{"name":"other"}`, http.StatusCreated)

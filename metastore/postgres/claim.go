@@ -114,14 +114,15 @@ func (s *Store) keepClaim(ctx context.Context, conn *pgx.Conn, o owner.Owner, al
 	}
 }
 
-// claimName is "claviger claim PID WHAT@HOST", cut off at PostgreSQL's limit.
+// claimName is "claviger claim PID WHAT#ID@HOST", cut off at PostgreSQL's limit, which leaves
+// the ID whole.
 func claimName(o owner.Owner) string {
-	name := claimMark + strconv.Itoa(o.PID) + " " + strings.TrimPrefix(o.What, "claviger ") + "@" + o.Host
+	name := claimMark + strconv.Itoa(o.PID) + " " + strings.TrimPrefix(o.What, "claviger ") + "#" + o.ID + "@" + o.Host
 	return name[:min(len(name), 63)]
 }
 
-// Owners returns the processes that have a claim. Another database user's are
-// shown without their names, unless this one may read pg_stat_activity.
+// Owners returns the processes that have a claim. Those of another database user have no
+// Since (it is now), unless this one may read all of pg_stat_activity.
 func (s *Store) Owners(ctx context.Context) (all []owner.Owner, err error) {
 	const op = "postgres.Owners"
 	if err := s.db.Usable(op); err != nil {
@@ -161,6 +162,7 @@ func parseClaim(name, addr string, since time.Time) owner.Owner {
 	}
 	o.PID, _ = strconv.Atoi(pid) // 0 where it is none
 	what, host, _ := strings.Cut(what, "@")
+	what, o.ID, _ = strings.Cut(what, "#")
 	o.What = "claviger " + what
 	if host != "" {
 		o.Host = host
