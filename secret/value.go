@@ -13,10 +13,11 @@ const Redacted = "<redacted>"
 // inValue finds secrets within a value that is otherwise fit to be seen:
 // parameters of URIs, connection strings, JAAS and JSON. A bare value ends at a
 // blank or '&' alone: a password may hold ';' and ','. Only a pin-value (RFC 7512)
-// may not.
+// may not. A login to ZooKeeper is "digest:USER:PASSWORD", and a list of them has commas.
 var inValue = regexp.MustCompile(`(?i)(?:(?:passw(?:or)?d|passphrase|pass|pwd|\bpw|secret|credentials?|access_?key|account_?key|private_?key|api_?key|access_?token|auth_?token|delegation|sig|signature)["']?\s*[=:]\s*)` +
 	`("(?:[^"\\]|\\.)*"?|'(?:[^'\\]|\\.|\'\')*'?|\{[^}]*\}?|[^&\s]+)` +
-	`|(?:\bpin(?:[-_]?value)?\s*=\s*|\bbearer\s+)([^&;?\s]+)`)
+	`|(?:\bpin(?:[-_]?value)?\s*[=:]\s*|\bbearer\s+)([^&;?\s]+)` +
+	`|(?:^|[\s,;="'])digest:[^:\s,]+:([^,]+)`)
 
 // inQuery is the same for what follows the '?' of a URI, where a blank ends nothing.
 var inQuery = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9+.-]*:[^?]*\?`)
@@ -105,8 +106,11 @@ func valueSecrets(text []byte) [][2]int {
 	}
 	for _, m := range inValue.FindAllSubmatchIndex(text, -1) {
 		p := [2]int{m[2], m[3]}
-		if m[2] < 0 {
+		switch {
+		case m[4] >= 0:
 			p = [2]int{m[4], m[5]}
+		case m[6] >= 0:
+			p = [2]int{m[6], m[7]}
 		}
 		if p[0] >= query {
 			for p[1] < len(text) && text[p[1]] != '&' && (m[2] >= 0 || text[p[1]] != ';') {

@@ -44,6 +44,12 @@ func TestMisspelt(t *testing.T) {
 		{"https://h/x?token=hunter2&e=1", "https://h/x?token=<redacted>&e=1"},
 		{"https://h/x?auth=u:hunter2", "https://h/x?auth=<redacted>"},
 		{"https://h/x?e=1;authkey=hunter2", "https://h/x?e=1;authkey=<redacted>"},
+		{"digest:kms:hunter2", "digest:kms:<redacted>"},
+		{"digest:kms:a:hunter2 x@h,digest:u:hunter2", "digest:kms:<redacted>,digest:u:<redacted>"},
+		{"sasl:kms:cdrwa, digest:kms:hunter2=:rw", "sasl:kms:cdrwa, digest:kms:<redacted>"},
+		{"auth=digest:kms:hunter2", "auth=digest:kms:<redacted>"},
+		{"pkcs11:token=kms/pin-value:hunter2", "pkcs11:token=kms/pin-value:<redacted>"},
+		{"pkcs11:token=kms;pin:hunter2;object=a", "pkcs11:token=kms;pin:<redacted>;object=a"},
 	} {
 		if got := secret.Value(c.value); got != c.want {
 			t.Errorf("%s is shown as %s, want %s", c.value, got, c.want)
