@@ -41,7 +41,10 @@ func parse(uri, what string) (*pgxpool.Config, string, error) {
 	}
 	query := u.Query()
 	if holdsPassword(u) {
-		return nil, "", claviger.Errorf(op, claviger.Invalid, "", "the URI of the %s, %s, holds a password, which belongs into a file: write HOST:PORT:DATABASE:USER:PASSWORD into a file of mode 0600 and name it by ?passfile=/path, or by PGPASSFILE", what, secret.Value(shown(u)))
+		return nil, "", claviger.Errorf(op, claviger.Invalid, "", "the URI of the %s holds a password, which belongs into a file: write HOST:PORT:DATABASE:USER:PASSWORD into a file of mode 0600 and name it by ?passfile=/path, or by PGPASSFILE", what)
+	}
+	if misplaced(uri) {
+		return nil, "", claviger.Errorf(op, claviger.Invalid, "", "the URI of the %s is not of the form postgresql://USER@HOST:PORT/DATABASE: it has a second @, an @ or a second / behind the host, a # or a parameter without a value. It is not shown, since such a part may be a password, which belongs into a file named by ?passfile=/path; write those characters of a user's or a database's name as %%40, %%2F and %%23", what)
 	}
 	cfg, err := pgxpool.ParseConfig(uri)
 	if err != nil { // its message repeats the URI
@@ -87,6 +90,25 @@ func holdsPassword(u *url.URL) bool {
 			if secret.Holds(name + "=" + value) {
 				return true
 			}
+		}
+	}
+	return false
+}
+
+// misplaced tells whether a URI has more parts than postgresql://USER@HOST:PORT/DATABASE?NAME=VALUE.
+// A person may have written a password behind '@', '/' or '#', and no rule tells it from a
+// host or a database, as which it would be shown, or asked of the name service.
+func misplaced(uri string) bool {
+	_, rest, _ := strings.Cut(uri, "://")
+	rest, _, fragment := strings.Cut(rest, "#")
+	rest, query, _ := strings.Cut(rest, "?")
+	authority, path, _ := strings.Cut(rest, "/")
+	if fragment || strings.Count(authority, "@") > 1 || strings.ContainsAny(path, "@/") {
+		return true
+	}
+	for part := range strings.SplitSeq(query, "&") {
+		if name, _, set := strings.Cut(part, "="); query != "" && !set || strings.Contains(name, "@") {
+			return true
 		}
 	}
 	return false

@@ -26,6 +26,7 @@ func TestPasswordIsRefused(t *testing.T) {
 		"postgresql://u@127.0.0.1:1/db?passwd%3Dhunter2", "postgresql://u@127.0.0.1:1/db?passwd%3Dh%75nter2", "postgresql://u@127.0.0.1:1/db?pw=hunter2",
 		"postgresql://u@127.0.0.1:1/db?options=-c%20password%3Dhunter2", "postgresql://u@127.0.0.1:1/db;password=hunter2",
 		"postgresql://u@127.0.0.1:1/db?sslmode=passwd%3Dhunter2", "postgresql://u@127.0.0.1:1/db?port=1&sslpassword=hunter2",
+		"postgresql://u@hunter2@127.0.0.1:1/db?password=x",
 	} {
 		db, err := pgdb.Open(t.Context(), pgdb.Config{URI: uri, What: "test's store"})
 		if err == nil {
@@ -38,6 +39,37 @@ func TestPasswordIsRefused(t *testing.T) {
 	for _, uri := range []string{
 		"postgresql://u@127.0.0.1:1,127.0.0.2:1/db?sslmode=disable&passfile=/etc/claviger/pgpass&application_name=x",
 		"postgresql:///db?user=u&host=/run/postgresql",
+	} {
+		db, err := pgdb.Open(t.Context(), pgdb.Config{URI: uri, What: "test's store"})
+		if err != nil {
+			t.Errorf("%s: %v", uri, err)
+			continue
+		}
+		db.Close()
+	}
+}
+
+// TestMisplacedPassword: a URI with more parts than it should have is refused before a server
+// or the name service is asked, and no part of it is repeated, since one may be a password.
+func TestMisplacedPassword(t *testing.T) {
+	for _, uri := range []string{
+		"postgresql://u@hunter2@127.0.0.1:1/db", "postgresql://u/hunter2@127.0.0.1:1/db", "postgresql://u/hunter2@127.0.0.1",
+		"postgresql://u/hunter2/127.0.0.1/db", "postgresql://u@127.0.0.1:1/db/hunter2", "postgresql://u#hunter2@127.0.0.1:1/db",
+		"postgresql://u?hunter2@127.0.0.1:1/db", "postgresql://u@127.0.0.1:1/db?hunter2", "postgresql://u@127.0.0.1:1/db?hunter2@h=1",
+		"postgresql://u@127.0.0.1:1/db?sslmode=disable#hunter2", "postgres://u@127.0.0.1:1/db@hunter2",
+	} {
+		db, err := pgdb.Open(t.Context(), pgdb.Config{URI: uri, What: "test's store"})
+		if err == nil {
+			db.Close()
+		}
+		if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "is not of the form postgresql://USER@HOST") ||
+			strings.Contains(err.Error(), "hunter2") || strings.Contains(err.Error(), "127.0.0.1") {
+			t.Errorf("%s: %v", uri, err)
+		}
+	}
+	for _, uri := range []string{
+		"postgresql://u%40server@127.0.0.1:1/d%2Fb%40c%23?sslmode=disable", "postgresql://u@127.0.0.1:1/db?passfile=/etc/a@b&sslmode=disable",
+		"postgresql://u@127.0.0.1:1/db?", "postgresql://u@[::1]:1/db",
 	} {
 		db, err := pgdb.Open(t.Context(), pgdb.Config{URI: uri, What: "test's store"})
 		if err != nil {

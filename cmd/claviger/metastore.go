@@ -67,7 +67,20 @@ func metastorePlace(conf *hadoopconf.Conf) (storePlace, error) {
 		place.property = p
 		return place, nil
 	}
-	return storePlace{}, &hadoopconf.ValueError{Property: p, Value: uri, Want: "it must be sqlite:// and an absolute path, as in sqlite:///var/lib/claviger/claviger.db, or for several nodes postgresql://USER@HOST:PORT/DATABASE"}
+	return storePlace{}, fmt.Errorf("%s: property %s %s; it must be sqlite:// and an absolute path, as in "+
+		"sqlite:///var/lib/claviger/claviger.db, or for several nodes postgresql://USER@HOST:PORT/DATABASE",
+		p.Where(), hadoopconf.MetastoreURI, noPlace(uri))
+}
+
+// noPlace says what a URI that names no metastore is. It does not repeat it: it may be a
+// line of a password file, or hold a password in a form that nothing tells from a host.
+func noPlace(uri string) string {
+	scheme, _, _ := strings.Cut(strings.ToLower(uri), ":")
+	switch scheme {
+	case "sqlite", "sqlite3", "postgresql", "postgres", "jdbc", "mysql", "mariadb", "file", "oracle", "sqlserver":
+		return "has a value of the scheme " + scheme + " that names no metastore (not shown, since it may hold a password)"
+	}
+	return "has a value that names no metastore (not shown, since it may hold a password)"
 }
 
 // placeOf is the place that a URI names; ok is false where it is none of a metastore.

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -45,6 +47,40 @@ func TestMetastorePlace(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestMetastorePlaceShowsNoPassword: what names no metastore is refused, by the property and
+// by --to, and no part of it but a scheme that is known is repeated.
+func TestMetastorePlaceShowsNoPassword(t *testing.T) {
+	for uri, want := range map[string]string{
+		"db1:5432:claviger:claviger:hunter2":            " has a value that names no metastore (not shown",
+		"*:*:*:claviger:hunter2":                        " has a value that names no metastore (not shown",
+		"host=db1 user=a password hunter2":              " has a value that names no metastore (not shown",
+		"host=db1 user=a pa ssword=hunter2":             " has a value that names no metastore (not shown",
+		"hunter2:x":                                     " has a value that names no metastore (not shown",
+		"hunter2":                                       " has a value that names no metastore (not shown",
+		"postgresql:/claviger/hunter2@db1:5432":         " has a value of the scheme postgresql that names no metastore",
+		"POSTGRESQL://claviger@hunter2@db1/c":           " has a value of the scheme postgresql that names no metastore",
+		"jdbc:postgresql://db1/c;user=a;hunter2":        " has a value of the scheme jdbc that names no metastore",
+		"mysql://claviger/hunter2@db1/claviger":         " has a value of the scheme mysql that names no metastore",
+		"sqlite:/var/lib/claviger/claviger.db?hunter2=": " has a value of the scheme sqlite that names no metastore",
+	} {
+		conf := siteConf(t, map[string]string{hadoopconf.MetastoreURI: uri})
+		_, err := metastorePlace(conf)
+		p, _ := conf.Lookup(hadoopconf.MetastoreURI)
+		if err == nil || !strings.HasPrefix(err.Error(), p.Where()+": property claviger.metastore.uri"+want) ||
+			!strings.Contains(err.Error(), "; it must be sqlite:// and an absolute path") || strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("%s: %v", uri, err)
+		}
+		whole := siteConf(t, map[string]string{hadoopconf.MetastoreURI: "sqlite://" + t.TempDir() + "/a.db"})
+		if place, _ := metastorePlace(whole); os.WriteFile(place.file, nil, 0o600) != nil {
+			t.Fatal("the metastore cannot be made")
+		}
+		err = copyStore(t.Context(), io.Discard, whole, uri, slog.New(slog.DiscardHandler))
+		if err == nil || !strings.HasPrefix(err.Error(), "--to"+want) || strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("--to %s: %v", uri, err)
+		}
 	}
 }
 

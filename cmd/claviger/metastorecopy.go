@@ -17,7 +17,6 @@ import (
 	"claviger/metastore/sqlite"
 	"claviger/owner"
 	"claviger/provider/hsm"
-	"claviger/secret"
 )
 
 func newMetastoreCopy() *cobra.Command {
@@ -87,7 +86,8 @@ func copyStore(ctx context.Context, out io.Writer, conf *hadoopconf.Conf, uri st
 	}
 	to, ok := placeOf(uri)
 	if !ok {
-		return &exitError{exitUsage, fmt.Errorf("--to %s: it must be postgresql://USER@HOST:PORT/DATABASE, or sqlite:// and an absolute path", secret.Value(uri))}
+		return &exitError{exitUsage, fmt.Errorf("--to %s; it must be postgresql://USER@HOST:PORT/DATABASE, "+
+			"or sqlite:// and an absolute path", noPlace(uri))}
 	}
 	files := ownFiles(conf)
 	if to.file != "" {
