@@ -35,6 +35,7 @@ type adoption struct {
 	Lost       []string        `json:"lost"`              // versions that the token lacks; --rebind gives them up
 	BoundTo    string          `json:"boundTo,omitempty"` // the other metastore to which the token is bound
 	Chosen     []hsm.Candidate `json:"chosen"`            // what was asked for
+	Left       []hsm.Candidate `json:"left,omitempty"`    // what --all leaves out: an operator must decide
 	Digest     string          `json:"digest,omitempty"`  // of what was asked for
 	Done       []string        `json:"done"`              // keys
 	Aside      bool            `json:"aside"`             // they were set aside
@@ -67,7 +68,9 @@ can be used. A key that was deleted and made anew is another one, with other rul
 keys. They are listed apart, and are not made one key of, unless --one-key says that they are (older programs gave each version another
 beginning). Name the versions of one of them (NAME@VERSION), and set the others aside. Without its attribute key.acl.name a key is guarded by the rules of its own name; --acl-name gives it another. Where a creation
 or a migration that was broken off has made all of a key's versions, and the metastore has it, the key gets what that asked for. --aside leaves
-versions as they are: requests for them are answered as before they were made, new versions get higher numbers, and they can be adopted later.
+versions as they are: requests for them are answered as before they were made, new versions get higher numbers, and they can be adopted later,
+by the names of the versions (NAME@VERSION) alone. --all leaves out what was set aside, and keys that cannot be adopted as they are: it adopts
+the others, lists these with the commands for each, and ends with exit status 3.
 
 Nodes that share a metastore in PostgreSQL may serve meanwhile: they open the keys at once. With a metastore in SQLite, and with --rebind,
 adopt refuses while a server uses the metastore. --rebind gives the token to this metastore where it is bound to one that is lost. Where the
@@ -91,7 +94,7 @@ that new keys can be made. Exit status 0: done, or nothing to do; 3: there is so
 	flags := cmd.Flags()
 	flags.StringVar(&conf, "conf", "", "configuration folder")
 	flags.StringVarP(&format, "output", "o", "text", "text or json")
-	flags.BoolVar(&f.all, "all", false, "all keys that are listed")
+	flags.BoolVar(&f.all, "all", false, "all keys that are listed, but for those set aside and those of which you must decide")
 	flags.BoolVar(&f.aside, "aside", false, "set the versions aside instead of adopting them")
 	flags.BoolVar(&f.oneKey, "one-key", false, "the versions of each name are of one key, though their CKA_IDs do not say so")
 	flags.BoolVar(&f.rebind, "rebind", false, "give the token to this metastore, where it is bound to one that is lost or has lost keys")
@@ -140,7 +143,8 @@ func adoptKeys(cmd *cobra.Command, conf string, f *adoptFlags, out *output) erro
 	switch {
 	case f.dryRun:
 		return done(nil)
-	case len(report.Chosen) == 0 && !binds && (len(report.Candidates) == 0 || f.rebind || len(report.known) > 0):
+	case len(report.Chosen) == 0 && !binds && len(report.Left) == 0 &&
+		(len(report.Candidates) == 0 || f.rebind || len(report.known) > 0):
 		if report.misfit != nil {
 			return done(&exitError{exitRefused, fmt.Errorf("nothing was done, and the token and the metastore do not fit together: %w", report.misfit)})
 		}
@@ -148,6 +152,8 @@ func adoptKeys(cmd *cobra.Command, conf string, f *adoptFlags, out *output) erro
 			fmt.Fprintln(out.w, f.idle(&report))
 		}
 		return done(nil)
+	case len(report.Chosen) == 0 && !binds && len(report.Left) > 0:
+		return done(report.leftOut(conf))
 	case hsm.IsStale(report.misfit) && !f.rebind:
 		return done(&exitError{exitRefused, fmt.Errorf("nothing was done: %w", report.misfit)})
 	case report.BoundTo != "" && !f.rebind:
@@ -202,6 +208,9 @@ func adoptKeys(cmd *cobra.Command, conf string, f *adoptFlags, out *output) erro
 			fmt.Fprintln(out.w, "the token belongs to this metastore now")
 		}
 	}
+	if err == nil {
+		err = report.leftOut(conf)
+	}
 	return done(err)
 }
 
@@ -236,9 +245,17 @@ func (f *adoptFlags) look(ctx context.Context, p *hsm.Provider) (adoption, error
 	if r.Candidates, err = p.Candidates(ctx); err != nil {
 		return r, err
 	}
-	if f.all {
+	switch {
+	case f.all && f.aside:
 		r.Chosen = r.Candidates
-	} else if r.Chosen, r.known, err = choose(ctx, p, r.Candidates, f.args); err != nil {
+	case f.all:
+		if err := r.chooseClear(ctx, p); err != nil {
+			return r, err
+		}
+	default:
+		r.Chosen, r.known, err = choose(ctx, p, r.Candidates, f)
+	}
+	if err != nil {
 		return r, err
 	}
 	if f.aside { // what was set aside before is done
@@ -271,14 +288,49 @@ func (f *adoptFlags) look(ctx context.Context, p *hsm.Provider) (adoption, error
 	return r, nil
 }
 
-// choose returns the candidates that args name, whole or by version, and those of args
-// that the metastore knows: they were adopted before.
-func choose(ctx context.Context, p *hsm.Provider, all []hsm.Candidate, args []string) (chosen []hsm.Candidate, known []string, err error) {
+// chooseClear chooses all candidates that can be adopted, but for what was set aside.
+func (r *adoption) chooseClear(ctx context.Context, p *hsm.Provider) error {
+	for _, c := range r.Candidates {
+		if !slices.ContainsFunc(c.Versions, notAside) {
+			r.known = append(r.known, c.Key)
+			continue
+		}
+		c, err := p.Only(ctx, c, notAside)
+		if err != nil {
+			return err
+		}
+		if c.MayAdopt(hsm.Adoption{OneKey: r.oneKey}) != nil {
+			r.Left = append(r.Left, c)
+		} else {
+			r.Chosen = append(r.Chosen, c)
+		}
+	}
+	return nil
+}
+
+func notAside(o hsm.Object) bool { return o.Mark != hsm.Aside }
+
+// choose returns the candidates that the arguments name, whole or by version, and those
+// arguments that the metastore knows: they were adopted before. What was set aside is adopted
+// by the names of its versions alone.
+func choose(ctx context.Context, p *hsm.Provider, all []hsm.Candidate, f *adoptFlags) (
+	chosen []hsm.Candidate, known []string, err error,
+) {
+	args := f.args
 	chosen = []hsm.Candidate{}
 	for _, c := range all {
 		named := func(o hsm.Object) bool { return slices.Contains(args, o.Label) }
 		switch {
+		case slices.Contains(args, c.Key) && f.aside:
 		case slices.Contains(args, c.Key):
+			wanted := func(o hsm.Object) bool { return notAside(o) || named(o) }
+			if !slices.ContainsFunc(c.Versions, wanted) {
+				return nil, nil, &exitError{exitRefused, fmt.Errorf("all versions of %s that the "+
+					"metastore does not know were set aside; nothing was done; name those that are to be adopted: %s", c.Key, strings.Join(labels(c), " "))}
+			}
+			if c, err = p.Only(ctx, c, wanted); err != nil {
+				return nil, nil, err
+			}
 		case !slices.ContainsFunc(c.Versions, named):
 			continue
 		default:
@@ -310,6 +362,51 @@ func choose(ctx context.Context, p *hsm.Provider, all []hsm.Candidate, args []st
 		}
 	}
 	return chosen, known, nil
+}
+
+func labels(c hsm.Candidate) []string {
+	names := make([]string, len(c.Versions))
+	for i, o := range c.Versions {
+		names[i] = o.Label
+	}
+	return names
+}
+
+// decisions are the commands, one a line, of which an operator chooses for a candidate that
+// --all leaves out.
+func decisions(conf string, c hsm.Candidate) string {
+	var b strings.Builder
+	line := func(flag string, names []string) {
+		fmt.Fprintf(&b, "\n  claviger hsm adopt --conf %s%s %s", conf, flag, claviger.Printable(strings.Join(names, " ")))
+	}
+	if c.Why != "" {
+		line(" --aside", labels(c))
+		return b.String()
+	}
+	rest := slices.DeleteFunc(labels(c), func(name string) bool {
+		return slices.ContainsFunc(c.Keys, func(names []string) bool { return slices.Contains(names, name) })
+	})
+	if len(rest) > 0 { // they are of the metastore's key
+		line("", rest)
+	}
+	for _, names := range c.Keys {
+		line(map[bool]string{true: " --aside", false: ""}[c.Known], names)
+	}
+	return b.String()
+}
+
+// leftOut is the error for what --all has left out; nil where that is nothing.
+func (r *adoption) leftOut(conf string) error {
+	if len(r.Left) == 0 {
+		return nil
+	}
+	var b strings.Builder
+	for _, c := range r.Left {
+		fmt.Fprintf(&b, "\nkey %s cannot be adopted: %s%s", claviger.Printable(c.Key),
+			claviger.Reason(c.MayAdopt(hsm.Adoption{OneKey: r.oneKey})), decisions(conf, c))
+	}
+	return &exitError{exitRefused, fmt.Errorf("--all has left out %d keys; choose for each of the commands below it:%s",
+		len(r.Left), b.String())}
 }
 
 // knows tells whether the metastore has a key or a version of that name.
@@ -369,18 +466,25 @@ func (adoption) severalKeys(w io.Writer, c hsm.Candidate, known string) {
 	if len(rest) > 0 {
 		row(rest, "versions of the metastore's key: name them to adopt them alone")
 	}
+	aside := func(name string) bool {
+		return slices.ContainsFunc(c.Versions, func(o hsm.Object) bool { return o.Label == name && o.Mark == hsm.Aside })
+	}
 	note := "perhaps a key of its own, which had this name before or after the others: name its versions, or say --one-key"
 	if c.Known {
 		note = "perhaps another key than the metastore's: set it aside, or say --one-key"
 	}
 	for _, names := range c.Keys {
+		if slices.ContainsFunc(names, aside) {
+			row(slices.Clone(names), "set aside: name its versions to adopt them")
+			continue
+		}
 		row(slices.Clone(names), note)
 	}
 }
 
 // text is the report for people, before anything is done.
 func (r adoption) text(w io.Writer) {
-	list := r.Chosen
+	list := slices.Concat(r.Chosen, r.Left)
 	if len(list) == 0 {
 		list = r.Candidates
 	}

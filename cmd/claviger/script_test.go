@@ -223,10 +223,10 @@ func scriptOpens(ts *testscript.TestScript, neg bool, args []string) {
 
 // scriptConfirmed runs a command that must be confirmed: first without, which must
 // end with exit status 3 and print the digest, then with --confirm. The digest is kept
-// in DIGEST.
+// in DIGEST. Negated, the confirmed command must do a part, and end with exit status 3.
 func scriptConfirmed(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) < 2 {
-		ts.Fatalf("usage: confirmed COMMAND...")
+	if len(args) < 2 {
+		ts.Fatalf("usage: [!] confirmed COMMAND...")
 	}
 	_ = ts.Exec(args[0], args[1:]...) // its status says that it is not confirmed, as the digest does
 	_, digest, ok := strings.Cut(ts.ReadFile("stderr"), "--confirm ")
@@ -234,5 +234,10 @@ func scriptConfirmed(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("no digest is printed")
 	}
 	ts.Setenv("DIGEST", strings.TrimSpace(digest))
-	ts.Check(ts.Exec(args[0], append(args[1:], "--confirm", strings.TrimSpace(digest))...))
+	err := ts.Exec(args[0], append(args[1:], "--confirm", strings.TrimSpace(digest))...)
+	if !neg {
+		ts.Check(err)
+	} else if exit := (*exec.ExitError)(nil); !errors.As(err, &exit) || exit.ExitCode() != exitRefused {
+		ts.Fatalf("%v, want exit status %d", err, exitRefused)
+	}
 }
