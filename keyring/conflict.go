@@ -250,7 +250,11 @@ func (r *Ring) stillHere(ctx context.Context, versions map[string]string) (map[s
 		has, err := provider.MayHave(ctx, r.cfg.Primary, version)
 		errs = append(errs, err)
 		if !has && !r.cfg.Theirs[version] { // deleted: its EDEKs are not opened by the source
+			var place string
+			place, err = r.madeThere(ctx, version)
+			errs = append(errs, err)
 			has, err = r.mayBeOurs(ctx, version)
+			has = has || place != ""
 			errs = append(errs, err)
 		}
 		if has {
@@ -322,6 +326,11 @@ func (r *Ring) compareWith(ctx context.Context, s *source, all []Origin) (map[st
 			counted[o.Key], opaque[o.Key], made[o.Key] = o.Counted, !o.Numbered, o.Created
 		}
 	}
+	for _, o := range all { // what was made at a former primary stands against a source's, too
+		if _, known := counted[o.Key]; !known && len(o.MadeThere) > 0 && o.Source != s.URI() {
+			counted[o.Key], made[o.Key] = 0, o.Created
+		}
+	}
 	var errs []error
 	for names := range slices.Chunk(slices.Sorted(maps.Keys(counted)), comparedAtOnce) {
 		counts, err := r.counts(ctx, s, names)
@@ -347,7 +356,7 @@ func (r *Ring) compareWith(ctx context.Context, s *source, all []Origin) (map[st
 			}
 			versions, err := r.below(ctx, key, m.Versions)
 			errs = append(errs, err)
-			for _, v := range versions {
+			for _, v := range append(versions, r.madeElsewhere(all, s.URI(), key, m.Versions)...) {
 				if r.sourceHas(ctx, s, key, v) {
 					found[v] = true
 				}

@@ -30,6 +30,9 @@ type Origin struct {
 	Freed bool
 	// Made are the full names of the versions that were made here for the source's key.
 	Made []string
+	// MadeThere are the full names of versions that a migration into Source, which was the
+	// primary then, has made: numbers, which may be those of another source's versions too.
+	MadeThere []string
 	// Finished is when the operator ended the migration; zero: it goes on.
 	Finished time.Time
 }

@@ -37,6 +37,16 @@ func (r *Ring) mayBeAnothers(ctx context.Context, s *source, use, version string
 	if use == useReencrypt {
 		op, kind = "keyring.Reencrypt", claviger.Invalid
 	}
+	made, err := r.madeThere(ctx, version)
+	if err != nil {
+		return nil, err
+	}
+	if made != "" {
+		twice, err := r.ofTwoSources(ctx, s, use, version, made)
+		if twice != nil || err != nil {
+			return twice, err
+		}
+	}
 	if ours {
 		err := claviger.Errorf(op, kind, version, "'%s' was deleted here after EDEKs of it may have been made, and %s has a "+
 			"version of that name too, so it cannot be known which of the two an EDEK is of: %s",
@@ -142,6 +152,9 @@ func (r *Ring) oursWith(version string) string {
 func (r *Ring) conflictCure(ctx context.Context, version string) string {
 	has, err := provider.MayHave(ctx, r.cfg.Primary, version)
 	if err == nil && !has {
+		if made, err := r.madeThere(ctx, version); err == nil && made != "" {
+			return r.madeTwiceCure(version, made)
+		}
 		return r.deletedCure(version)
 	}
 	return r.cureHere(ctx, version)

@@ -299,8 +299,15 @@ func (r *Ring) unwrapAtSource(ctx context.Context, q *request, use, key, as stri
 	if err != nil {
 		return nil, err
 	}
+	notThese, err := r.madeThere(ctx, version) // where an operator has said that EDEKs of it are a source's
+	if err != nil {
+		return nil, err
+	}
 	var deks []secret.Bytes
 	s, err := r.findSource(version, ask, func(s *source) error {
+		if r.cfg.Theirs[version] && s.URI() == notThese {
+			return claviger.E("keyring.source", claviger.VersionNotFound, version, nil)
+		}
 		m, err := r.guardedAt(ctx, s, key, guard)
 		if err != nil {
 			return err

@@ -16,18 +16,20 @@ import (
 // an HSM the metastore itself is bound, however its URI is spelt; a keystore file is known
 // by its path alone.
 func sameTarget(then, now string) bool {
-	file := func(uri string) string {
-		scheme, _, _ := strings.Cut(uri, ":")
-		if scheme != "jceks" && scheme != "localjceks" {
-			return ""
-		}
-		path, err := provider.UnnestPath(uri)
-		if err != nil {
-			return uri
-		}
-		return path
+	return then == "" || keystoreFile(then) == keystoreFile(now)
+}
+
+// keystoreFile is the path of a keystore file's URI; "" for others.
+func keystoreFile(uri string) string {
+	scheme, _, _ := strings.Cut(uri, ":")
+	if scheme != "jceks" && scheme != "localjceks" {
+		return ""
 	}
-	return then == "" || file(then) == file(now)
+	path, err := provider.UnnestPath(uri)
+	if err != nil {
+		return uri
+	}
+	return path
 }
 
 // away is the newest record of a key that a run into another target has taken over, or
@@ -99,6 +101,29 @@ func (e *Engine) twice(ctx context.Context, a away) (string, error) {
 	return "", nil
 }
 
+// rolledInto names a version that was made for a key in another target, and whose name the
+// source has given to one of its own since; "" where there is none, or where an operator has
+// said that its EDEKs are the source's.
+func (e *Engine) rolledInto(ctx context.Context, a away, theirs *claviger.Metadata) string {
+	var among []string
+	for _, v := range a.TargetVersions {
+		if !e.cfg.Theirs[v] {
+			among = append(among, v)
+		}
+	}
+	return e.collision(ctx, a.Item, theirs, among)
+}
+
+// whyRolledInto says what to do about such a version.
+func (e *Engine) whyRolledInto(version string, a away) string {
+	return fmt.Sprintf("%s is one key at the source, which was rolled since, and another one in %s, into which the key was taken "+
+		"over at %s, and an EDEK tells its version by that name alone, so no EDEK of that name is opened or re-encrypted "+
+		"here: stop rolls at the source; copy the files that were made while the server had that place of keys, from a "+
+		"server that has it and not the source; then set %s to %s, %s: then the source opens all EDEKs of that name",
+		claviger.Printable(version), a.target, a.began.UTC().Format(time.RFC3339), PropTheirs,
+		claviger.NamesWith(e.cfg.Theirs, version), thenRun)
+}
+
 // noteTwice keeps the versions that another target has too among the conflicts, so that a
 // server opens no EDEK of their names.
 func (e *Engine) noteTwice(ctx context.Context, twice []VersionConflict) error {
@@ -155,6 +180,9 @@ func (h *history) left() []away {
 // taken: the key was brought here since, with numbers above those.
 func originElsewhere(a away, taken bool) Origin {
 	o := Origin{Key: a.Key, Source: a.target, TakenOver: taken, Numbered: taken, Metadata: a.Source, Folded: a.Folded}
+	if a.numbered() {
+		o.MadeThere = a.TargetVersions
+	}
 	o.Metadata.Versions = 0
 	for _, v := range a.TargetVersions {
 		if n, ok := claviger.VersionNumber(v); ok {

@@ -184,3 +184,113 @@ func TestElsewhereTwice(t *testing.T) {
 		t.Errorf("run by the operator's word: %+v", r)
 	}
 }
+
+// TestElsewhereRolled: the source rolls to the number of a version that was made for a key in
+// another target. No order of the commands has "room" for it, nor calls the migration complete
+// or finished, until an operator decides.
+func TestElsewhereRolled(t *testing.T) {
+	for _, when := range []string{"before the keystore is named", "after the key is here"} {
+		t.Run(when, func(t *testing.T) { elsewhereRolled(t, when == "after the key is here") })
+	}
+}
+
+func elsewhereRolled(t *testing.T, late bool) {
+	b := newBench(t)
+	b.add(t, "pin", 1)
+	hsm := b.target
+	slip := memory.New(memory.Config{URI: keystoreURI, Sealed: true})
+	t.Cleanup(func() { must(t, slip.Close()) })
+	b.cfg.Target = slip
+	if r := b.run(t); !r.Complete() { // makes pin@1
+		t.Fatalf("%+v", r)
+	}
+	b.cfg.Target = hsm
+	const want = "pin@1 is one key at the source, which was rolled since, and another one in " + keystoreURI
+	const cure = "set claviger.migration.theirs to pin@1"
+	says := func(what, text string) {
+		t.Helper()
+		if !strings.Contains(text, want) || !strings.Contains(text, cure) || strings.Contains(text, "there is room") {
+			t.Errorf("%s: %s", what, text)
+		}
+	}
+	roll := func() {
+		t.Helper()
+		_, err := b.source.Roll(t.Context(), "pin", nil)
+		must(t, err)
+	}
+	if !late {
+		roll()
+		plan, err := b.engine(t).Plan(t.Context())
+		must(t, err)
+		says("plan, elsewhere", plan.Keys[0].Why)
+	}
+	b.cfg.Beside = []migrate.Source{slip}
+	if late {
+		if r := b.run(t); !r.Complete() {
+			t.Fatalf("%+v", r)
+		}
+		roll()
+	}
+	plan, err := b.engine(t).Plan(t.Context())
+	must(t, err)
+	says("plan", plan.Keys[0].Why)
+	if plan.Complete || late && plan.Ready() {
+		t.Errorf("plan %+v", plan)
+	}
+	if late { // no run and no server has noted it
+		v, err := b.engine(t).Verify(t.Context())
+		must(t, err)
+		says("verify before the run", strings.Join(v.Keys[0].Remarks, " "))
+	}
+	if r := b.run(t); r.Complete() || len(versions(t, hsm, "pin")) != 1 {
+		t.Errorf("run %+v", r)
+	} else {
+		says("run", r.Keys[0].Why)
+	}
+	got, err := metastore.Conflicts(t.Context(), b.store)
+	if err != nil || !slices.Equal(got[b.source.URI()], []string{"pin@1"}) {
+		t.Errorf("conflicts %q, %v", got, err)
+	}
+	standing, err := b.engine(t).Status(t.Context())
+	must(t, err)
+	if len(standing.Conflicts) != 1 {
+		t.Fatalf("status %+v", standing)
+	}
+	says("status", standing.Conflicts[0].Why)
+	v, err := b.engine(t).Verify(t.Context())
+	must(t, err)
+	if v.Different != 1 {
+		t.Errorf("verify %+v", v)
+	}
+	says("verify", strings.Join(v.Keys[0].Remarks, " "))
+	b.cfg.Beside = nil
+	must(t, metastore.SetConflicts(t.Context(), b.store, nil)) // finish compares for itself
+	ending, err := b.engine(t).Finish(t.Context(), migrate.FinishOptions{Since: noon, EDEKsDone: true})
+	must(t, err)
+	if ending.Finished {
+		t.Errorf("finish %+v", ending)
+	}
+	says("finish", strings.Join(ending.Refusals, "\n"))
+	const other = "localjceks://file/var/lib/claviger/kms.keystore"
+	for _, sources := range [][]string{{b.source.URI()}, {b.source.URI(), other}} {
+		list, err := migrate.Origins(t.Context(), b.store, hsm.URI(), sources...)
+		must(t, err)
+		at := keystoreURI
+		if len(sources) > 1 {
+			at = other // as the server calls it
+		}
+		if !slices.ContainsFunc(list, func(o migrate.Origin) bool {
+			return o.Source == at && slices.Equal(o.MadeThere, []string{"pin@1"})
+		}) {
+			t.Errorf("origins beside %q: %+v", sources, list)
+		}
+	}
+	b.cfg.Theirs = map[string]bool{"pin@1": true}
+	if r := b.run(t); !r.Complete() {
+		t.Errorf("run by the operator's word: %+v", r)
+	}
+	ending, err = b.engine(t).Finish(t.Context(), migrate.FinishOptions{Since: noon, EDEKsDone: true, SourceRolled: true})
+	if err != nil || strings.Contains(strings.Join(ending.Refusals, "\n"), "pin@1") {
+		t.Errorf("finish by the operator's word: %+v, %v", ending, err)
+	}
+}

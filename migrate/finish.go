@@ -250,7 +250,10 @@ func (e *Engine) compareSource(ctx context.Context, f *Ending, h *history, o Fin
 		refuse("the source could not be asked for keys that are new there: %s. If it is gone for good, take %s out of the configuration, and say --source-gone", claviger.Reason(err), propSource)
 		return nil
 	}
-	last, all := h.last(), true
+	if err := e.noteTwice(ctx, sv.twice); err != nil { // they are refused with the other conflicts
+		return err
+	}
+	last, all := h.last(), len(sv.twice) == 0
 	if n := h.taken(); n > 0 && !slices.ContainsFunc(sv.items, func(it Item) bool { return h.items[it.Key].State.settled() }) {
 		refuse("the source lists none of the %d keys that were migrated from %s: is it that KMS? Name the right one by %s; if it is gone for good, take the property out, and say --source-gone", n, last.Source, propSource)
 		last.Compared = nil

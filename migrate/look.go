@@ -40,7 +40,8 @@ type survey struct {
 	// counts the keys that were asked for to find out.
 	naming naming
 	probes int
-	// twice are versions here that another target has, too.
+	// twice are versions that two of the target, another target and the source have, the latter
+	// since it was rolled.
 	twice []VersionConflict
 	// gone are keys that the journal has and the source no longer lists.
 	gone []Item

@@ -209,10 +209,15 @@ func (e *Engine) conflicts(ctx context.Context) ([]VersionConflict, error) {
 			// One that is not there was deleted here. Its EDEKs are the source's where it was
 			// never used, or where the operator says so.
 			has, _ := provider.MayHave(ctx, e.cfg.Target, version)
-			if has || !e.cfg.Theirs[version] && e.mayHaveUsed(ctx, version) {
+			key, _ := claviger.KeyOfVersion(version)
+			a := h.elsewhere[key]
+			there := !has && slices.Contains(a.TargetVersions, version)
+			if has || !e.cfg.Theirs[version] && (there || e.mayHaveUsed(ctx, version)) {
 				c := VersionConflict{version, source, e.whyCollision(ctx, version)}
-				key, _ := claviger.KeyOfVersion(version)
-				if a, ok := h.elsewhere[key]; ok && a.target == source {
+				switch {
+				case there:
+					c.Why = e.whyRolledInto(version, a)
+				case a.target == source && a.target != "":
 					c.Why = e.whyTwice(ctx, version, a)
 				}
 				found = append(found, c)

@@ -27,6 +27,9 @@ type Origin struct {
 	Folded bool
 	// Made are the full names of the versions that were made.
 	Made []string
+	// MadeThere are the full names of versions that a run into Source, as its target, has made,
+	// where the names are numbers and may so be those of another source's versions.
+	MadeThere []string
 	// Finished is when the operator ended the migration; nil: it goes on.
 	Finished *time.Time
 	// Freed is when an administrator freed the name, by FreeNames; nil: it is kept.
@@ -35,8 +38,9 @@ type Origin struct {
 
 // Origins reads where the keys of a target came from, a URI: the newest record of each key at
 // each source. Another target that a run has taken a key over into is a source of it, too:
-// what was made there opens nowhere else.
-func Origins(ctx context.Context, store metastore.Journal, target string) ([]Origin, error) {
+// what was made there opens nowhere else. Where that is one of sources, URIs too, it is called
+// as there: a keystore file has several URIs.
+func Origins(ctx context.Context, store metastore.Journal, target string, sources ...string) ([]Origin, error) {
 	names, err := store.Runs(ctx)
 	if err != nil {
 		return nil, err
@@ -44,7 +48,11 @@ func Origins(ctx context.Context, store metastore.Journal, target string) ([]Ori
 	type place struct{ key, source string }
 	var list []Origin
 	at := map[place]int{}
-	elsewhere := map[place]away{}
+	type stay struct {
+		place
+		target string
+	}
+	elsewhere := map[stay]away{}
 	taken := map[place]Item{}
 	freed, err := freedNames(ctx, store)
 	if err != nil {
@@ -75,7 +83,7 @@ func Origins(ctx context.Context, store metastore.Journal, target string) ([]Ori
 			i, known := at[p]
 			if !sameTarget(r.Target, target) {
 				if o.TakenOver || it.State == Importing || len(it.TargetVersions) > 0 {
-					elsewhere[p] = away{it, r.Target, r.Started}
+					elsewhere[stay{p, r.Target}] = away{it, r.Target, r.Started}
 				}
 				if known {
 					continue
@@ -105,12 +113,17 @@ func Origins(ctx context.Context, store metastore.Journal, target string) ([]Ori
 			}
 		}
 	}
-	for _, p := range slices.SortedFunc(maps.Keys(elsewhere), func(a, b place) int {
-		return strings.Compare(a.key+"\x00"+a.source, b.key+"\x00"+b.source)
+	for _, p := range slices.SortedFunc(maps.Keys(elsewhere), func(a, b stay) int {
+		return strings.Compare(a.key+"\x00"+a.source+"\x00"+a.target, b.key+"\x00"+b.source+"\x00"+b.target)
 	}) {
-		here := list[at[p]]
+		here := list[at[p.place]]
 		o := originElsewhere(elsewhere[p], here.TakenOver)
 		o.Finished, o.Freed = here.Finished, here.Freed
+		for _, uri := range sources {
+			if file := keystoreFile(uri); file != "" && file == keystoreFile(o.Source) {
+				o.Source = uri
+			}
+		}
 		list = append(list, o)
 	}
 	return list, nil

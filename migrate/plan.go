@@ -67,7 +67,15 @@ func (e *Engine) Plan(ctx context.Context) (*Plan, error) {
 	if err != nil {
 		return nil, err
 	}
+	for _, c := range sv.twice { // no run has noted them yet
+		if key, _ := claviger.KeyOfVersion(c.Version); conflicts[key].Version == "" {
+			conflicts[key] = c
+		}
+	}
 	for _, it := range sv.items {
+		if c, ok := conflicts[it.Key]; ok && it.State == Planned {
+			it.Why = c.Why
+		}
 		if c, ok := conflicts[it.Key]; ok && it.State == Done {
 			it.State, it.Why = Conflict, c.Why
 		}

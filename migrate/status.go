@@ -351,6 +351,11 @@ func (e *Engine) Verify(ctx context.Context) (*Verification, error) {
 			if both.Version != "" {
 				both.Why = e.whyCollision(ctx, both.Version)
 			}
+			for _, c := range sv.twice {
+				if key, _ := claviger.KeyOfVersion(c.Version); key == it.Key && both.Version == "" {
+					both = c
+				}
+			}
 			d.verifyVersions(it, theirs, have[it.Key], bad, both, e.sinceRun(&it, theirs, now))
 		}
 		for _, c := range conflicts { // found by a server, though the source may count fewer versions now

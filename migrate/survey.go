@@ -70,6 +70,11 @@ func (e *Engine) judge(ctx context.Context, sv *survey, name string, theirs, our
 	}
 	it := Item{Key: name, State: Planned, Source: fieldsOf(theirs)}
 	if other, ok := sv.history.elsewhere[name]; ok {
+		rolled := ""
+		if v := e.rolledInto(ctx, other, theirs); v != "" {
+			rolled = e.whyRolledInto(v, other)
+			sv.twice = append(sv.twice, VersionConflict{v, e.cfg.Source.URI(), rolled})
+		}
 		done := known && (before.State == Done || before.State == Deleted || before.State == Importing)
 		switch {
 		case ours != nil:
@@ -82,6 +87,9 @@ func (e *Engine) judge(ctx context.Context, sv *survey, name string, theirs, our
 			s := e.asSource(other)
 			if s == nil {
 				it.State, it.Why = Elsewhere, e.whyElsewhere(other)
+				if rolled != "" {
+					it.Why += "; " + rolled
+				}
 				return it, nil
 			}
 			if it.First, err = above(ctx, s, other); err != nil {
