@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
+	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -15,6 +18,7 @@ import (
 	"claviger/authz"
 	"claviger/keyring"
 	"claviger/kmsapi"
+	"claviger/kmswire"
 	"claviger/provider"
 	"claviger/provider/kmsclient"
 	"claviger/provider/memory"
@@ -120,7 +124,7 @@ func TestItself(t *testing.T) {
 		"keys":     func() error { _, err := p.Keys(t.Context()); return err },
 		"metadata": func() error { _, err := p.Metadata(t.Context(), "k"); return err },
 	} {
-		if err := call(); !errors.Is(err, provider.ErrItself) || !claviger.Is(err, claviger.SourceRefused) ||
+		if err := call(); !errors.Is(err, provider.ErrItself) || !claviger.Is(err, claviger.Unavailable) ||
 			!strings.Contains(err.Error(), s.URL) {
 			t.Errorf("%s: %v", what, err)
 		}
@@ -132,6 +136,49 @@ func TestItself(t *testing.T) {
 	}
 	name = "0123" // with a cookie
 	if _, err := p.Keys(t.Context()); !errors.Is(err, provider.ErrItself) {
+		t.Error(err)
+	}
+}
+
+// TestNoLongerItself: a balancer's name that led to the asking KMS itself leads to the source
+// from the next request on, once it was put right.
+func TestNoLongerItself(t *testing.T) {
+	ours, _ := serveOurs(t, true)
+	source := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		r.Header.Del(kmswire.StoreHeader) // it has another store
+		ours.Config.Handler.ServeHTTP(w, r)
+	}))
+	t.Cleanup(source.Close)
+	var target atomic.Value
+	target.Store(ours.Listener.Addr().String())
+	balancer, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = balancer.Close() })
+	go func() {
+		for {
+			client, err := balancer.Accept()
+			if err != nil {
+				return
+			}
+			to, _ := target.Load().(string)
+			server, err := net.Dial("tcp", to)
+			if err != nil {
+				_ = client.Close()
+				continue
+			}
+			go func() { _, _ = io.Copy(server, client); _ = server.Close() }()
+			go func() { _, _ = io.Copy(client, server); _ = client.Close() }()
+		}
+	}()
+	p := open(t, "kms://http@"+balancer.Addr().String()+"/kms",
+		kmsclient.Options{Store: func() string { return "0123" }})
+	if _, err := p.Keys(t.Context()); !errors.Is(err, provider.ErrItself) {
+		t.Fatal(err)
+	}
+	target.Store(source.Listener.Addr().String())
+	if _, err := p.Keys(t.Context()); err != nil {
 		t.Error(err)
 	}
 }

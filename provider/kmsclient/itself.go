@@ -30,17 +30,21 @@ func (n named) RoundTrip(req *http.Request) (*http.Response, error) {
 	resp, err := n.Transport.RoundTrip(req)
 	if err == nil && resp.Header.Get(kmswire.SameStoreHeader) != "" {
 		drain(resp)
+		// A name that has come to point here, and is put right, leads to the source again with
+		// a new connection only.
+		n.Transport.CloseIdleConnections()
 		return nil, provider.ErrItself
 	}
 	return resp, err
 }
 
 // itself is the failure of a request to a host that is we ourselves; nil for any other error.
-// No other host of the URI is asked: the whole URI is wrong.
+// No other host of the URI is asked: the whole URI is wrong. What the source may hold cannot
+// be served now, so the kind is Unavailable.
 func itself(h *host, r request, err error) *failure {
 	if !errors.Is(err, provider.ErrItself) {
 		return nil
 	}
-	return &failure{err: claviger.E(r.op, claviger.SourceRefused, r.key, fmt.Errorf("KMS %s: %w", h.base, provider.ErrItself)),
+	return &failure{err: claviger.E(r.op, claviger.Unavailable, r.key, fmt.Errorf("KMS %s: %w", h.base, provider.ErrItself)),
 		untouched: true, final: true}
 }

@@ -38,7 +38,7 @@ var trustees = map[string]trusteeFault{
 		s.write("keyhsm/application.properties", s.read("keyhsm/application.properties")+"keyhsm.pin = 12345678\n")
 		return s.startKeyHSM()
 	}},
-	"keyhsm-wrong-pin": {1, func(s *site) []string {
+	"keyhsm-wrong-pin": {4, func(s *site) []string {
 		s.keyHSM()
 		s.settings("keyhsm.pin.file", s.write("conf/pin", "87654321\n"))
 		return s.startKeyHSM()
