@@ -502,11 +502,10 @@ func (r *Ring) needNotInConflict(ctx context.Context, op string, v *provider.Key
 // another key's at a source: what comes out of such an EDEK here is no DEK, and to hand
 // out that in its place would lose the file for good. So each source is asked, whether the
 // key was migrated from it or not. A silent one stands in the way unless the key came from
-// a source whose names are no numbers, as a Key Trustee KMS. The current version is no
-// exception: its EDEKs would be handed back as they are, and counted as re-encrypted.
+// a source whose names are no numbers, as a Key Trustee KMS.
 func (r *Ring) needNoConflict(ctx context.Context, op string, v *provider.KeyVersion) error {
-	if uri, ok := r.conflictsNow()[v.Name]; ok {
-		return r.notReencrypted(ctx, op, v, uri)
+	if err := r.needNoKnownConflict(ctx, op, v); err != nil {
+		return err
 	}
 	number, ok := claviger.VersionNumber(v.Name)
 	if !ok || r.cfg.Ours[v.Name] {
@@ -554,6 +553,15 @@ func (r *Ring) needNoConflict(ctx context.Context, op string, v *provider.KeyVer
 		}
 		return nil
 	})
+}
+
+// needNoKnownConflict is needNoConflict by what is known already. It holds for the current
+// version too, whose EDEKs would be handed back as they are, and counted as re-encrypted.
+func (r *Ring) needNoKnownConflict(ctx context.Context, op string, v *provider.KeyVersion) error {
+	if uri, ok := r.conflictsNow()[v.Name]; ok {
+		return r.notReencrypted(ctx, op, v, uri)
+	}
+	return nil
 }
 
 func (r *Ring) notReencrypted(ctx context.Context, op string, v *provider.KeyVersion, uri string) error {

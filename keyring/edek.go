@@ -349,7 +349,12 @@ func (r *Ring) reencryptOnce(ctx context.Context, q *request, named *string, her
 		if r.cfg.KeyAuthorization && !sameKey(own[i].Of, current.Of) {
 			return nil, claviger.E("keyring.Reencrypt", claviger.Unavailable, key, errTwoKeys)
 		}
-		if err := r.needNoConflict(ctx, "keyring.Reencrypt", &own[i]); err != nil {
+		if own[i].Name == current.Name {
+			err = r.needNoKnownConflict(ctx, "keyring.Reencrypt", &own[i])
+		} else {
+			err = r.needNoConflict(ctx, "keyring.Reencrypt", &own[i])
+		}
+		if err != nil {
 			return nil, err
 		}
 	}
