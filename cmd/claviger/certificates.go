@@ -106,8 +106,8 @@ func (s *service) storeFiles() (list []validity, unreadable []error, err error) 
 			add(store.prefix+"location", f, err)
 		}
 	}
-	if f, whence, err := client.clientTrust(); whence != "" {
-		add(strings.TrimPrefix(whence, "property "), f, err)
+	if f, setting, err := client.clientTrust(); setting != "" {
+		add(strings.TrimPrefix(setting, "property "), f, err)
 	}
 	return list, unreadable, nil
 }

@@ -114,7 +114,7 @@ func (s *service) leftovers(paths []string) []migrate.Leftover {
 	// Copied over a folder of that name, scp -r makes a folder in it.
 	guess("/var/lib/kms-keytrustee/kms-keytrustee/keytrustee/.keytrustee", leftGuess)
 	if st, err := sslStores(s.Conf, s.Log, "hadoop.ssl.client.conf", "ssl-client.xml"); err == nil { // else there is no store to name
-		if trust, whence, err := st.clientTrust(); err == nil && whence != "" {
+		if trust, setting, err := st.clientTrust(); err == nil && setting != "" {
 			guess(trust.Path, leftTrust)
 		}
 	}

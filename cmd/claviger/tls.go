@@ -212,18 +212,18 @@ func (s *service) clientTLS(provider.Env) (*tls.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	trust, whence, err := st.clientTrust()
+	trust, setting, err := st.clientTrust()
 	if err != nil {
 		return nil, err
 	}
 	conf := &tls.Config{MinVersion: tls.VersionTLS12}
-	if whence != "" {
+	if setting != "" {
 		conf.RootCAs, err = trust.Roots()
 		if errors.Is(err, fs.ErrNotExist) {
-			return nil, st.badTrust(whence, err, "import the source's certificate into it, as docs/migration.md shows")
+			return nil, st.badTrust(setting, err, "import the source's certificate into it, as docs/migration.md shows")
 		}
 		if err != nil {
-			return nil, st.badTrust(whence, err, "")
+			return nil, st.badTrust(setting, err, "")
 		}
 	}
 	own, ok, err := st.file("ssl.client.keystore.")
@@ -237,15 +237,15 @@ func (s *service) clientTLS(provider.Env) (*tls.Config, error) {
 		}
 		conf.Certificates = []tls.Certificate{cert}
 	}
-	if whence == "" && !ok {
+	if setting == "" && !ok {
 		return nil, nil
 	}
 	return conf, nil
 }
 
-// badTrust says that the store of the setting whence cannot be used.
-func (s stores) badTrust(whence string, err error, cure string) error {
-	switch whence {
+// badTrust says that the store that setting names cannot be used.
+func (s stores) badTrust(setting string, err error, cure string) error {
+	switch setting {
 	case ourTrust:
 		return badFile(s.site, "claviger.ssl.truststore", err, cure)
 	case siteTrust:
@@ -254,7 +254,7 @@ func (s stores) badTrust(whence string, err error, cure string) error {
 	if cure != "" {
 		cure = "; " + cure
 	}
-	return fmt.Errorf("%s: %w%s", whence, err, cure)
+	return fmt.Errorf("%s: %w%s", setting, err, cure)
 }
 
 // What clientTrust names of the settings that are properties.
@@ -263,9 +263,9 @@ const (
 	siteTrust = "property ssl.client.truststore.location of ssl-client.xml"
 )
 
-// clientTrust finds the store that says whom to trust; whence names the setting,
+// clientTrust finds the store that says whom to trust; setting names the setting,
 // "" where there is none.
-func (s stores) clientTrust() (f keystore.TLSFile, whence string, err error) {
+func (s stores) clientTrust() (f keystore.TLSFile, setting string, err error) {
 	const ours = "claviger.ssl.truststore"
 	if path, ok := s.site.Path(ours); ok {
 		f = keystore.TLSFile{Path: path, Type: s.site.String(ours + ".type"), TypeProperty: ours + ".type", PasswordProperty: ours + ".password"}
@@ -276,8 +276,8 @@ func (s stores) clientTrust() (f keystore.TLSFile, whence string, err error) {
 	if err != nil || ok {
 		return f, siteTrust, err
 	}
-	f, whence = javaTrust(os.LookupEnv)
-	return f, whence, nil
+	f, setting = javaTrust(os.LookupEnv)
+	return f, setting, nil
 }
 
 // javaOptions are the environment variables from which a Java KMS gets its
@@ -288,7 +288,7 @@ var javaTrustOption = regexp.MustCompile(`-Djavax\.net\.ssl\.trustStore(Password
 
 // javaTrust reads -Djavax.net.ssl.trustStore=... out of the environment, of which
 // Java would read the last.
-func javaTrust(env func(string) (string, bool)) (f keystore.TLSFile, whence string) {
+func javaTrust(env func(string) (string, bool)) (f keystore.TLSFile, setting string) {
 	for _, name := range javaOptions {
 		options, _ := env(name)
 		for _, m := range javaTrustOption.FindAllStringSubmatch(options, -1) {
