@@ -147,8 +147,8 @@ func (l *logins) refused(why error) {
 func (k *Kerberos) CheckKeytab() error { return k.negotiator.Check() }
 
 // CheckLogins tells that the last logins were all refused by a cause that may be this
-// server's: its clock, or keys that are not those of the KDC. It may be the clients', too:
-// whoever sends a forged ticket makes such a refusal.
+// server's: its clock, or keys that are not those of the KDC. It may be the clients', too: a
+// forged ticket is refused in the same way.
 func (k *Kerberos) CheckLogins() error {
 	k.logins.mu.Lock()
 	defer k.logins.mu.Unlock()

@@ -21,7 +21,7 @@ const (
 type storeClock struct {
 	store metastore.Clock
 	now   func() time.Time
-	turn  chan struct{} // holds one element; whoever reads or writes what follows takes it out
+	turn  chan struct{} // guards last and at: holds one element, which is taken out meanwhile
 	last  metastore.Clocks
 	at    time.Time // of last; zero: never
 }

@@ -82,7 +82,7 @@ func TestOlderVersionOfAKeyMadeAnew(t *testing.T) {
 		{"a millisecond later", then, then.Add(time.Millisecond), nil, false},
 		{"the same", then, then, nil, true},
 		{"finer than the journal", then, then.Add(400 * time.Microsecond), nil, true},
-		{"no time is told", then, time.UnixMilli(0), nil, true},
+		{"the source gives no time", then, time.UnixMilli(0), nil, true},
 		{"none was told", time.UnixMilli(0), later, nil, true},
 		{"none is in the journal", time.Time{}, later, nil, true},
 		{"whole seconds are told", then, then.Truncate(time.Second), nil, true},

@@ -46,8 +46,8 @@ func clocksOf(svc *service, shared *cluster) map[string]metastore.Clock {
 	return of
 }
 
-// check compares the clocks, and tells of those that are apart. That one cannot be asked
-// is told by other checks.
+// check compares the clocks, and returns an error that names those that are apart. A clock
+// that does not answer is no error here: other checks report its store.
 func (w *clockWatch) check(ctx context.Context) error {
 	ahead := map[string]float64{}
 	var apart []error

@@ -169,8 +169,8 @@ func TestRolledAtTheSource(t *testing.T) {
 
 // TestDeletedForAConflict: two keys came from a source that numbers its versions, and that
 // rolls them to versions with the names of those here. One was used here, one was not, and both
-// are deleted here. The source opens EDEKs of the one; those of the other are opened and
-// re-encrypted by nobody, until the key is back or the operator says whose they are.
+// are deleted here. The source opens EDEKs of the unused one. Nothing opens or
+// re-encrypts EDEKs of the used one, until the key is back or the operator says whose they are.
 func TestDeletedForAConflict(t *testing.T) {
 	ctx := t.Context()
 	sourceURL, stopSource := numberingSource(t)
