@@ -244,6 +244,9 @@ func TestKilledUnderLoad(t *testing.T) {
 	}
 	const least, enough, most = 100, 30, 5000
 	var cuts atomic.Int64
+	// While one append lasts, each pause between two cuts is twice the pause before.
+	// Without that, a slow machine never gets through a new connection in time.
+	var cutsOfAppend atomic.Int64
 	cutting, stop := context.WithCancel(ctx)
 	done := make(chan struct{})
 	go func() {
@@ -256,13 +259,14 @@ func TestKilledUnderLoad(t *testing.T) {
 			tag, _ := conn.Exec(ctx, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`)
 			cuts.Add(tag.RowsAffected())
 			_ = conn.Close(ctx)
-			time.Sleep(3 * time.Millisecond)
+			time.Sleep(3 * time.Millisecond << min(cutsOfAppend.Add(1), 9))
 		}
 	}()
 	want := []string{"first"}
 	appends := 0
 	for i := 0; i < most && (i < least || cuts.Load() < enough); i++ {
 		id := fmt.Sprintf("id%d", i)
+		cutsOfAppend.Store(0)
 		if err := s.Append(ctx, "k", key("k", id).List[0]); err != nil {
 			t.Fatalf("append %d: %v", i, err)
 		}
