@@ -5,7 +5,12 @@
 // It knows requests but not answers: an Authenticator returns a Result, and the
 // REST face turns that into status codes. How a request without a cookie is
 // authenticated is a Handler's: Simple believes the user.name of the query
-// string, Kerberos accepts SPNEGO tokens.
+// string, Kerberos accepts SPNEGO tokens. A handler finds the principal; the rules of
+// auth_to_local make a user name of it. Cookies have the bytes of Hadoop's.
+//
+// Kerberos is known here by an interface of one method. Secrets that nodes share
+// (RollingSecrets) change by the clock, so no request waits for the store. A
+// delegation token is read from the store at each use.
 package authn
 
 import (

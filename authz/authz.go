@@ -1,6 +1,7 @@
 // Package authz decides what a caller may do, by the rules of Hadoop's
 // kms-acls.xml. What a Policy answers is a pure function of it, a principal and
-// his groups; a Watcher keeps the Policy that is in force.
+// his groups; a Watcher keeps the Policy that is in force. A rule keeps the file and
+// line that it comes from; `claviger acl explain` prints them.
 package authz
 
 // Op is an operation-level right: hadoop.kms.acl.<OP> and

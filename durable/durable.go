@@ -6,7 +6,12 @@
 // cases; which of the two is known only after the next success.
 //
 // All access to the disk goes through one seam, FS, so that the suite in
-// durable/durabletest can fail or cut off each step.
+// durable/durabletest can fail or cut off each step. The suite also demands that a
+// test notices each sync that is left out.
+//
+// google/renameio and natefinch/atomic write whole files too. Neither syncs the
+// folder (natefinch/atomic does not sync the file either), neither can create a file
+// without overwriting one, and neither has a seam for faults.
 package durable
 
 import (

@@ -7,6 +7,16 @@
 // one whole exchange; negotiations of several legs, which NTLM would need, are
 // refused.
 //
+// An acceptor reads its keytab for each token, so keys rotate without a restart. It
+// accepts any key of the keytab and compares the ticket's service afterwards. It
+// changes no environment variable. Tickets got with a keytab stay in the memory of
+// this process. The reasons of a refusal are told apart.
+//
+// The library cannot be interrupted while it waits for a KDC. Call Step on a
+// goroutine of its own, as provider/kmsclient does. That package knows an initiator by
+// an interface, and takes no cookie before the other KMS has proved itself by its
+// AP-REP.
+//
 // A build without cgo, or with the tag nogssapi, has the same functions, and
 // each constructor returns ErrNotBuilt.
 package gssapi

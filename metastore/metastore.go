@@ -3,6 +3,11 @@
 // what is half-made, the migration's journal, and who still uses a source.
 // It never holds material. Every implementation passes the suite in
 // metastore/storetest.
+//
+// Deleted keys (deleted.go) have tables of their own, so no query for a live key can
+// return a deleted one by oversight. cluster.go is the contract of what nodes share
+// beside the keys: secrets and delegation tokens. content.go names the tables that a
+// copy takes from one store to another, row by row.
 package metastore
 
 import (

@@ -3,6 +3,9 @@
 // transactions that are done again where PostgreSQL says that they were in each
 // other's way, or where the connection was lost before the commit. A commit whose
 // answer was lost is looked up by its transaction's id.
+//
+// outage.go says that the server is away. lineage.go compares timelines to find out
+// which of several hosts may be used.
 package pgdb
 
 import (

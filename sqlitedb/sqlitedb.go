@@ -4,6 +4,9 @@
 //
 // Beside the file lie SQLite's own "-wal" and "-shm" files while it is open, and
 // "<file>.lock", which carries the named locks and the claim of package owner.
+//
+// One process at a time brings the schema up to date. A work file (work.go) that a
+// killed process left is removed by the next process. Errors name the cure.
 package sqlitedb
 
 import (

@@ -12,4 +12,8 @@
 // The ZooKeeper protocol is go-zookeeper/zk's. What that lacks is done below it,
 // in the connection it is given: SASL with Kerberos, TLS, and limits on what a
 // server may send.
+//
+// Nothing is cached. A token is read when it is used, after a ZooKeeper sync, so a
+// token that one node cancels is refused by all others at once. Requests that use one
+// token at the same time share a reading.
 package zookeeper

@@ -1,5 +1,8 @@
 // Package sqlite is the metastore of one node: one SQLite file, opened by package
 // sqlitedb. What a method has returned from survives a power cut.
+//
+// It keeps delegation tokens beside the keys, so jobs survive a restart. It notices a
+// file that was replaced or overwritten (place.go) by comparing the content (sum.go).
 package sqlite
 
 import (

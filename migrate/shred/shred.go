@@ -3,7 +3,8 @@
 // them away again: the KMS's private OpenPGP keys, by which their holder reads every
 // deposit of the source, and kts-site.xml, which holds the organization's auth secret.
 //
-// A run that was killed is finished by the next.
+// A folder from which a KMS runs is spared. A run that was killed is finished by the
+// next.
 package shred
 
 import (

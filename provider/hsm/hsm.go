@@ -11,6 +11,11 @@
 // (Versions made before they were numbered have the CKA_ID, 16 hex digits, in N's
 // place.)
 //
+// Where to read: binding.go binds token and metastore to each other; incarnation.go
+// tells copies of a metastore apart; objects.go marks what is on the token; unknown.go
+// finds keys that the metastore does not know; prune.go and adopt.go remove and adopt
+// them; retake.go lets a migration take adopted keys over again.
+//
 // Every step that touches the token is first written down as an intent with the
 // ids that it will use. A crash leaves at most an intent and objects under its
 // ids; the same step, made again, uses them.

@@ -8,6 +8,9 @@
 // is only ever replaced by compare and set: of two hosts that roll a key at one
 // moment, none loses its version. A deleted key is a deposit deleted/<name>/<id>
 // in place of key/<name>.
+//
+// site.go reads kts-site.xml. open.go reads the identity, registers it, and compares
+// the identities of an organization. material.go keeps material and wipes it.
 package keytrustee
 
 import (

@@ -3,7 +3,13 @@
 // of them.
 //
 // A request is checked (signature, clock, verb) by package trustee, then asked of
-// the Store whether it is new, whose it is, and what it does.
+// the Store whether it is new, whose it is, and what it does. The suite of all stores
+// is trustee/server/storetest.
+//
+// A store in PostgreSQL leaves the second copy to streaming replication. A store in
+// SQLite logs its changes in the same transaction, and a second, passive server is kept
+// equal from that log (Replica). The passive server commits first: the guard, which
+// the store calls before each commit, is the one place that ensures it.
 package server
 
 import (
