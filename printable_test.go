@@ -1,7 +1,13 @@
 package claviger_test
 
 import (
+	"encoding/json"
+	"strconv"
+	"strings"
 	"testing"
+	"unicode/utf8"
+
+	"pgregory.net/rapid"
 
 	"claviger"
 )
@@ -18,4 +24,48 @@ func TestPrintable(t *testing.T) {
 			t.Errorf("%q is shown as %s, want %s", name, got, want)
 		}
 	}
+}
+
+// TestEscape: no character that misleads is left but those to keep, and everything else stays.
+func TestEscape(t *testing.T) {
+	for _, c := range []struct{ text, keep, want string }{
+		{"a key", "", "a key"}, {"", "", ""}, {"größe 鍵", "", "größe 鍵"},
+		{"a\nb\tc\rd", "", `a\nb\tc\rd`}, {"a\nb\tc\rd", "\n\t", "a\nb\tc" + `\rd`},
+		{"a\x1b[2Jb", "\n\t", `a\u001b[2Jb`}, {"a\u0085b\u2028c\u202ed\u200be", "", `a\u0085b\u2028c\u202ed\u200be`},
+		{"a\x9bb", "", "a\ufffdb"}, {"\U000e0041", "", `\udb40\udc41`},
+	} {
+		if got := claviger.Escape(c.text, c.keep); got != c.want {
+			t.Errorf("%q without %q is escaped as %q, want %q", c.text, c.keep, got, c.want)
+		}
+	}
+}
+
+// TestEscapeKeepsJSON: JSON that is escaped holds the same text as before, and no character that misleads.
+func TestEscapeKeepsJSON(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		text := rapid.String().Draw(t, "text")
+		b, err := json.MarshalIndent([]string{text}, "", "  ")
+		if err != nil {
+			t.Fatal(err)
+		}
+		escaped := claviger.Escape(string(b), "\n")
+		var back []string
+		if err := json.Unmarshal([]byte(escaped), &back); err != nil {
+			t.Fatalf("%s: %v", escaped, err)
+		}
+		if back[0] != text || !utf8.ValidString(escaped) ||
+			strings.ContainsFunc(strings.ReplaceAll(escaped, "\n", ""), claviger.Misleads) {
+			t.Fatalf("%q became %q", text, escaped)
+		}
+	})
+}
+
+// TestQuoteLeavesNothing: a text that is quoted, as by %q, holds no character that misleads.
+func TestQuoteLeavesNothing(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		text := rapid.String().Draw(t, "text")
+		if strings.ContainsFunc(strconv.Quote(text), claviger.Misleads) {
+			t.Fatalf("%q", text)
+		}
+	})
 }

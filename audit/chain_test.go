@@ -132,7 +132,7 @@ func TestRecordStaysOnItsLine(t *testing.T) {
 	closeChain(t, c)
 	lines := readLines(t, path)
 	text := strings.TrimSuffix(lines[len(lines)-1], "\n")
-	if i := strings.IndexFunc(text, misleads); i >= 0 {
+	if i := strings.IndexFunc(text, claviger.Misleads); i >= 0 {
 		t.Errorf("%q is in the line as it is", text[i:i+3])
 	}
 	r, err := ParseRecord([]byte(text))

@@ -10,7 +10,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-	"unicode"
 
 	"claviger"
 )
@@ -315,33 +314,5 @@ func firstLine(s string) string {
 	return inLine(s)
 }
 
-// misleads tells of characters that end a line for some reader, move a terminal's cursor,
-// or turn the direction of writing, so that a text is seen as another.
-func misleads(r rune) bool {
-	return unicode.IsControl(r) || r == '\u2028' || r == '\u2029' || unicode.Is(unicode.Bidi_Control, r)
-}
-
-// inLine keeps a text in its line: characters that mislead, which names and URLs may
-// hold, are written as Java would escape them.
-func inLine(s string) string {
-	breaks := misleads
-	if !strings.ContainsFunc(s, breaks) {
-		return s
-	}
-	var b strings.Builder
-	for _, r := range s {
-		switch {
-		case r == '\n':
-			b.WriteString(`\n`)
-		case r == '\r':
-			b.WriteString(`\r`)
-		case r == '\t':
-			b.WriteString(`\t`)
-		case breaks(r):
-			fmt.Fprintf(&b, `\u%04x`, r)
-		default:
-			b.WriteRune(r)
-		}
-	}
-	return b.String()
-}
+// inLine keeps a text in its line. Names and URLs may hold any character.
+func inLine(s string) string { return claviger.Escape(s, "") }

@@ -13,7 +13,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-	"unicode/utf8"
 
 	"claviger/secret"
 )
@@ -215,25 +214,9 @@ func encodeBody(r Record) []byte {
 		panic(err) // strings and numbers only
 	}
 	const head = `{"seq":0,"prev":"",`
-	return escaped(e.b.Bytes()[len(head) : e.b.Len()-len("}\n")])
-}
-
-// escaped copies JSON, and escapes what misleads a reader of its line and JSON leaves as
-// it is: U+0085 ends a line for some, U+202E turns the rest of it around. Such characters
-// stand in JSON's strings alone.
-func escaped(text []byte) []byte {
-	if !bytes.ContainsFunc(text, misleads) {
-		return bytes.Clone(text)
-	}
-	var b []byte
-	for _, r := range string(text) {
-		if misleads(r) {
-			b = fmt.Appendf(b, `\u%04x`, r)
-		} else {
-			b = utf8.AppendRune(b, r)
-		}
-	}
-	return b
+	// JSON leaves characters as they are that mislead a reader of the line: U+0085 ends a line for some
+	// readers, U+202E turns the rest of the line around. Only JSON's strings hold such characters.
+	return []byte(inLine(string(e.b.Bytes()[len(head) : e.b.Len()-len("}\n")])))
 }
 
 // encodeEvent returns what encodeBody does of an event, shortened where it is above

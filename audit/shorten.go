@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 	"unicode/utf8"
+
+	"claviger"
 )
 
 // long is how many bytes the texts take that may be long, before they are escaped.
@@ -106,7 +108,9 @@ func escapedRune(s string, r rune) int {
 	switch n := runeLen(s); {
 	case r == '"' || r == '\\':
 		return 2
-	case misleads(r) || r == utf8.RuneError && n == 1:
+	case r > 0xffff && claviger.Misleads(r):
+		return 2 * len(`\u0000`)
+	case claviger.Misleads(r) || r == utf8.RuneError && n == 1:
 		return len(`\u0000`)
 	default:
 		return n

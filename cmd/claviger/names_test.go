@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"unicode"
 
 	"claviger"
 	"claviger/hadoopconf"
@@ -28,10 +27,8 @@ var oddNames = []string{
 	"c\nok[op=delete_key, key=k, user=root, accesscount=1, interval=0ms] ",
 }
 
-// misleads tells of characters that end a line, move a cursor, or turn the writing.
-func misleads(r rune) bool {
-	return r != '\n' && r != '\t' && unicode.IsControl(r) || r == '\u2028' || r == '\u2029' || unicode.Is(unicode.Bidi_Control, r)
-}
+// misleads reports whether r may not stand in a line of output.
+func misleads(r rune) bool { return r != '\n' && r != '\t' && claviger.Misleads(r) }
 
 // TestNamesStayOnTheirLines: no line of a log, an audit log or a table is made, torn or
 // turned around by a key's name, and names that differ by a blank are told apart.
