@@ -122,6 +122,7 @@ var rules = []rule{
 	{"filestamp", nil, "it looks at files, and knows none"},
 	{"durable", nil, "durable knows files, and not what they hold"},
 	{"durable/durabletest", []string{"durable"}, "the suite knows the seam alone"},
+	{"terminal", []string{""}, "it shows what commands give it, and knows nothing of what they do"},
 	{"provider", []string{"", "secret"}, "a contract imports only the root and secret"},
 	{"metastore", []string{"", "secret", "owner"}, "a contract imports only the root, secret and owner"},
 	{"authz", []string{"", "secret", "filestamp"}, "a contract imports only the root and secret; it follows a file"},

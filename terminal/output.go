@@ -1,0 +1,98 @@
+package terminal
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"claviger"
+)
+
+// Format is a form in which a command writes its data. It is the value of the flag -o.
+type Format string
+
+// The formats.
+const (
+	Text Format = "text"
+	JSON Format = "json"
+)
+
+// Set takes the value of the flag.
+func (f *Format) Set(value string) error {
+	switch Format(value) {
+	case Text, JSON:
+		*f = Format(value)
+		return nil
+	}
+	return fmt.Errorf("it must be %s or %s", Text, JSON)
+}
+
+// String returns the value of the flag.
+func (f *Format) String() string { return string(*f) }
+
+// Type names the kind of value in a help text.
+func (f *Format) Type() string { return "string" }
+
+// Output writes the data of one command to its standard output, in the format that the flag -o chooses.
+type Output struct {
+	cmd    *cobra.Command
+	format Format
+}
+
+// OutputFlag gives a command the flag -o, with Text as its default.
+func OutputFlag(cmd *cobra.Command) *Output { return outputFlag(cmd, Text) }
+
+// JSONOutputFlag gives a command the flag -o, with JSON as its default. It is for commands whose model in
+// another product prints JSON only.
+func JSONOutputFlag(cmd *cobra.Command) *Output { return outputFlag(cmd, JSON) }
+
+func outputFlag(cmd *cobra.Command, def Format) *Output {
+	o := &Output{cmd: cmd, format: def}
+	cmd.Flags().VarP(&o.format, "output", "o", string(Text)+" or "+string(JSON))
+	return o
+}
+
+// JSON reports whether the output is JSON.
+func (o *Output) JSON() bool { return o.format == JSON }
+
+// Write writes v as JSON, or what text writes. Tabs in the text align columns.
+func (o *Output) Write(v any, text func(io.Writer)) error {
+	var b bytes.Buffer
+	if o.JSON() {
+		enc := json.NewEncoder(&b)
+		enc.SetIndent("", "  ")
+		if err := enc.Encode(v); err != nil {
+			return err
+		}
+		_, err := io.WriteString(o.cmd.OutOrStdout(), Safe(b.String()))
+		return err
+	}
+	text(&b)
+	w := tabwriter.NewWriter(o.cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
+	if _, err := io.WriteString(w, Safe(b.String())); err != nil {
+		return err
+	}
+	return w.Flush()
+}
+
+// Printf writes a remark for people to standard output, and nothing where the output is JSON.
+func (o *Output) Printf(format string, args ...any) error {
+	if o.JSON() {
+		return nil
+	}
+	return Fprintf(o.cmd.OutOrStdout(), format, args...)
+}
+
+// Fprintf is fmt.Fprintf for a terminal: the text passes through Safe.
+func Fprintf(w io.Writer, format string, args ...any) error {
+	_, err := io.WriteString(w, Safe(fmt.Sprintf(format, args...)))
+	return err
+}
+
+// Safe escapes what a terminal must not be shown, and keeps line ends and tabs. JSON stays the same JSON:
+// its strings alone can hold characters that are escaped.
+func Safe(text string) string { return claviger.Escape(text, "\n\t") }

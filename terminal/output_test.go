@@ -1,0 +1,88 @@
+package terminal_test
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"testing"
+
+	"github.com/spf13/cobra"
+
+	"claviger/terminal"
+)
+
+// printing is a command that prints v, or what text writes.
+func printing(flag func(*cobra.Command) *terminal.Output, v any, text func(io.Writer)) *cobra.Command {
+	cmd := &cobra.Command{Use: "printing", SilenceUsage: true, SilenceErrors: true}
+	out := flag(cmd)
+	cmd.RunE = func(*cobra.Command, []string) error {
+		if err := out.Write(v, text); err != nil {
+			return err
+		}
+		return out.Printf("a remark\n")
+	}
+	return cmd
+}
+
+// TestOutput: people get a table and remarks, programs JSON alone. Neither gets a character that misleads.
+func TestOutput(t *testing.T) {
+	text := func(w io.Writer) { fmt.Fprint(w, "KEY\tBITS\nlong name\t128\na\x1b[2Jb\u202e\t256\n") }
+	data := map[string]string{"key": "a\x1b[2Jb\u202e"}
+	const table = "KEY                BITS\nlong name          128\n" + `a\u001b[2Jb\u202e  256` + "\na remark\n"
+	const object = "{\n  \"key\": \"" + `a\u001b[2Jb\u202e` + "\"\n}\n"
+	for _, c := range []struct {
+		flag func(*cobra.Command) *terminal.Output
+		args []string
+		want string
+	}{
+		{terminal.OutputFlag, nil, table},
+		{terminal.OutputFlag, []string{"-o", "text"}, table},
+		{terminal.OutputFlag, []string{"--output=json"}, object},
+		{terminal.JSONOutputFlag, nil, object},
+		{terminal.JSONOutputFlag, []string{"-o", "text"}, table},
+	} {
+		cmd := printing(c.flag, data, text)
+		var got bytes.Buffer
+		cmd.SetOut(&got)
+		cmd.SetArgs(append([]string{}, c.args...))
+		if err := cmd.Execute(); err != nil || got.String() != c.want {
+			t.Errorf("%v: %v, %s, want %s", c.args, err, &got, c.want)
+		}
+	}
+}
+
+// TestOutputFormat: another format is refused before the command does anything.
+func TestOutputFormat(t *testing.T) {
+	cmd := printing(terminal.OutputFlag, nil, func(io.Writer) { t.Error("the command ran") })
+	cmd.SetArgs([]string{"-o", "xml"})
+	const want = `invalid argument "xml" for "-o, --output" flag: it must be text or json`
+	if err := cmd.Execute(); err == nil || err.Error() != want {
+		t.Errorf("%v, want %s", err, want)
+	}
+}
+
+// TestWriteError: a full disk behind standard output is an error of the command.
+func TestWriteError(t *testing.T) {
+	for _, args := range [][]string{nil, {"-o", "json"}} {
+		cmd := printing(terminal.OutputFlag, "v", func(w io.Writer) { fmt.Fprintln(w, "v") })
+		r, w := io.Pipe()
+		_ = r.CloseWithError(io.ErrShortWrite)
+		cmd.SetOut(w)
+		cmd.SetArgs(append([]string{}, args...))
+		if err := cmd.Execute(); err == nil {
+			t.Errorf("%v: no error", args)
+		}
+	}
+}
+
+// TestWrap: paragraphs are wrapped; tables and empty lines stay.
+func TestWrap(t *testing.T) {
+	const text = "one two three four\nfive\n\n  a table that is wider   than that\n  second row\nsix\n"
+	const want = "one two\n three\n four\n five\n\n  a table that is wider   than that\n  second row\nsix"
+	if got := terminal.Wrap(text, 8, " "); got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+	if got := terminal.Wrap("", 8, ""); got != "" {
+		t.Errorf("%q", got)
+	}
+}
