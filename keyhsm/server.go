@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"claviger"
+	"claviger/web"
 )
 
 // Limits of a server.
@@ -104,7 +105,7 @@ func (s *Server) Reload() error {
 
 // Serve serves until ctx ends, then lets requests under way end. It closes the
 // listener.
-func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
+func (s *Server) Serve(ctx context.Context, listener net.Listener, connections *web.Connections) error {
 	server := &http.Server{
 		Handler:           s.Handler(),
 		TLSConfig:         s.TLS(),
@@ -117,11 +118,9 @@ func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
 		// HTTP/1.1 alone: there is nothing to gain, and streams would need limits too.
 		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){},
 	}
-	if l, ok := listener.(interface{ Watch(server *http.Server) }); ok { // counts who has not said anything
-		l.Watch(server)
-	}
+	connections.Watch(server)
 	served := make(chan error, 1)
-	go func() { served <- server.ServeTLS(listener, "", "") }()
+	go func() { served <- server.ServeTLS(connections.Bound(listener), "", "") }()
 	select {
 	case err := <-served:
 		return err

@@ -21,6 +21,7 @@ import (
 	"claviger"
 	"claviger/internal/certtest"
 	"claviger/pkcs11"
+	"claviger/web"
 )
 
 // running is a Key HSM with a trustee that it trusts, and a stranger whose
@@ -73,7 +74,9 @@ func (r *running) serve(t *testing.T, address string) {
 	r.address = l.Addr().String()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- r.Serve(ctx, l) }()
+	go func() {
+		done <- r.Serve(ctx, l, web.NewConnections(web.ConnectionLimits{Total: 64}, slog.New(slog.DiscardHandler)))
+	}()
 	r.stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-done; err != nil {

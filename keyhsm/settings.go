@@ -15,6 +15,7 @@ import (
 
 	"claviger/durable"
 	"claviger/pkcs11"
+	"claviger/web"
 )
 
 // SettingsFile is the name of the settings' file in a Key HSM's folder; it is
@@ -77,6 +78,32 @@ const (
 	propPerAddress  = "keyhsm.max.connections.per.address"
 	propUnlimited   = "keyhsm.unlimited.addresses"
 )
+
+// Connections returns the limits of connections. dir is the folder of the settings, for
+// errors.
+func (s *Settings) Connections(dir string) (web.ConnectionLimits, error) {
+	l := web.ConnectionLimits{Total: int64(s.MaxConnections), TotalName: propConnections,
+		PerAddressName: propPerAddress, UnlimitedName: propUnlimited}
+	refused := func(name, value string, err error) error {
+		return fmt.Errorf("%s: %s has the value %q; %w", filepath.Join(dir, SettingsFile), name, value, err)
+	}
+	perAddress := 0
+	if s.MaxPerAddress != nil {
+		perAddress = *s.MaxPerAddress
+	}
+	var err error
+	if l.PerAddress, err = web.PerAddress(int64(perAddress), s.MaxPerAddress != nil, l.Total); err != nil {
+		return l, refused(l.PerAddressName, strconv.Itoa(perAddress), err)
+	}
+	list := web.Loopback
+	if s.Unlimited != nil {
+		list = *s.Unlimited
+	}
+	if l.Unlimited, err = web.ParseAddresses(list); err != nil {
+		return l, refused(l.UnlimitedName, list, err)
+	}
+	return l, nil
+}
 
 // clouderas are properties of Cloudera's file that mean nothing here.
 var clouderas = map[string]string{

@@ -169,3 +169,20 @@ func TestIdentity(t *testing.T) {
 		t.Error(file, added, err)
 	}
 }
+
+func TestConnections(t *testing.T) {
+	n, list := 300, "nat"
+	for name, s := range map[string]Settings{
+		propPerAddress: {MaxConnections: 256, MaxPerAddress: &n},
+		propUnlimited:  {MaxConnections: 256, Unlimited: &list},
+	} {
+		want := "/etc/keyhsm/application.properties: " + name
+		if _, err := s.Connections("/etc/keyhsm"); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	s := Settings{MaxConnections: 256}
+	if l, err := s.Connections("/etc/keyhsm"); err != nil || l.PerAddress != 128 || len(l.Unlimited) != 2 {
+		t.Errorf("%+v, %v", l, err)
+	}
+}

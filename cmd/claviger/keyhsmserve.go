@@ -22,6 +22,7 @@ import (
 	"claviger/keyhsm"
 	"claviger/pkcs11"
 	"claviger/secret"
+	"claviger/web"
 )
 
 // keyHSMFlags are the flags of `keyhsm start`.
@@ -71,7 +72,7 @@ func serveKeyHSM(ctx context.Context, f keyHSMFlags, log *slog.Logger) (err erro
 	if f.listen != "" {
 		set.Listen = f.listen
 	}
-	limits, err := keyHSMConnections(f.conf, &set)
+	limits, err := set.Connections(f.conf)
 	if err != nil {
 		return err
 	}
@@ -113,8 +114,8 @@ func serveKeyHSM(ctx context.Context, f keyHSMFlags, log *slog.Logger) (err erro
 	if err != nil {
 		return errors.Join(err, listener.Close())
 	}
-	bounded := bound(listener, limits.bounded(log), log)
-	stopConsole, err := serveConsole(ctx, f.metrics, console.Config{Log: log, Metrics: keyHSMMetrics(server, tok, bounded), Checks: append(keyHSMChecks(server, keeper), connectionCheck(bounded), secrets.check())})
+	connections := web.NewConnections(limits, log)
+	stopConsole, err := serveConsole(ctx, f.metrics, console.Config{Log: log, Metrics: keyHSMMetrics(server, tok, connections), Checks: append(keyHSMChecks(server, keeper), connectionCheck(connections), secrets.check())})
 	if err != nil {
 		return errors.Join(err, listener.Close())
 	}
@@ -132,7 +133,7 @@ func serveKeyHSM(ctx context.Context, f keyHSMFlags, log *slog.Logger) (err erro
 	group.Go(func() {
 		warnOfExpiry(background, server.Certificate, "claviger keyhsm settings tells which files hold it; SIGHUP, or claviger keyhsm reload, has new ones taken over; have the trustees trust it first", log)
 	})
-	return server.Serve(ctx, bounded)
+	return server.Serve(ctx, listener, connections)
 }
 
 // writeReadyIf is writeReady where a file is named.

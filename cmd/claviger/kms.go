@@ -24,6 +24,7 @@ import (
 	"claviger/migrate"
 	"claviger/provider/hsm"
 	"claviger/secret"
+	"claviger/web"
 )
 
 // kmsFlags are the flags of `claviger kms`.
@@ -150,7 +151,7 @@ func (s *kmsServer) run(ctx context.Context, front *front, readyFile string) (er
 	if front.secured != nil {
 		s.svc.certificateCheck.served = front.secured.GetCertificate
 	}
-	handler, err := s.handler(front.listener)
+	handler, err := s.handler(front.listener.Addr(), front.connections)
 	if err != nil {
 		return err
 	}
@@ -211,18 +212,18 @@ func (s *kmsServer) run(ctx context.Context, front *front, readyFile string) (er
 }
 
 // handler is the REST face, with the console beside it.
-func (s *kmsServer) handler(listener *boundedListener) (http.Handler, error) {
+func (s *kmsServer) handler(addr net.Addr, connections *web.Connections) (http.Handler, error) {
 	var metrics *console.Metrics
 	var observe func(string, int, int, time.Duration)
 	var waited func(string, time.Duration, bool)
 	var refused func(string)
 	if s.set.metrics {
-		metrics = s.metrics(listener)
+		metrics = s.metrics(connections)
 		metrics.Expect(kmsapi.Classes(), kmsapi.Reasons())
 		observe, waited, refused = metrics.Observe, metrics.Waited, metrics.Refused
 	}
 	port := s.set.port
-	if tcp, ok := listener.Addr().(*net.TCPAddr); ok {
+	if tcp, ok := addr.(*net.TCPAddr); ok {
 		port = tcp.Port
 	}
 	operations, err := s.operations(port, metrics)
@@ -241,7 +242,7 @@ func (s *kmsServer) handler(listener *boundedListener) (http.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
-	return console.New(console.Config{Checks: append(s.checks(), connectionCheck(listener)), Metrics: metrics,
+	return console.New(console.Config{Checks: append(s.checks(), connectionCheck(connections)), Metrics: metrics,
 		Log: s.log, Details: s.set.web.showsDetails}, api), nil
 }
 

@@ -8,14 +8,15 @@ import (
 	"claviger/kmsapi"
 	"claviger/pkcs11"
 	"claviger/provider/hsm"
+	"claviger/web"
 )
 
 // metrics are the figures of a server.
-func (s *kmsServer) metrics(listener *boundedListener) *console.Metrics {
+func (s *kmsServer) metrics(connections *web.Connections) *console.Metrics {
 	m := console.NewMetrics(s.ring.SourceUse)
 	readBuildInfo().metric(m)
 	aclMetrics(m, s.policy)
-	listener.metrics(m)
+	connections.Figures(m)
 	groupMetrics(m, s.auth.groups)
 	tokenMetrics(m, s.auth.tokens)
 	laneMetrics(m, &s.lanes)

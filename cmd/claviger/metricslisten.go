@@ -16,6 +16,7 @@ import (
 	"claviger/keyhsm"
 	"claviger/pkcs11"
 	"claviger/trustee/server"
+	"claviger/web"
 )
 
 // metricsListenHelp is that of --metrics-listen.
@@ -36,17 +37,17 @@ func serveConsole(ctx context.Context, address string, cfg console.Config) (stop
 		cfg.Log.Warn("metrics are served beyond this host, to whoever asks", "address", listener.Addr())
 	}
 	const most = 64 // connections
-	bounded := bound(listener, connectionLimits{most: most, mostName: "a fixed limit"}, cfg.Log)
-	web := &http.Server{
+	bounded := web.NewConnections(web.ConnectionLimits{Total: most, TotalName: "a fixed limit"}, cfg.Log).Bound(listener)
+	server := &http.Server{
 		Handler:           console.New(cfg, http.NotFoundHandler()),
 		ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10,
 		ErrorLog: slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug),
 	}
 	served := make(chan error, 1)
-	go func() { served <- web.Serve(bounded) }()
+	go func() { served <- server.Serve(bounded) }()
 	cfg.Log.Info("serving metrics", "url", "http://"+listener.Addr().String()+"/metrics")
 	return func() error {
-		err := web.Close() // nobody minds the end of an answer to Prometheus
+		err := server.Close() // nobody minds the end of an answer to Prometheus
 		if serr := <-served; !errors.Is(serr, http.ErrServerClosed) {
 			err = errors.Join(err, serr)
 		}
@@ -117,7 +118,7 @@ func shownCertificate(conf *tls.Config) func() (*x509.Certificate, error) {
 
 // trusteeMetrics are the figures of a Key Trustee Server. Their requests come by
 // cfg.Observe, and the times of the Key HSM by cfg.Keeper, which it both sets.
-func trusteeMetrics(cfg *server.Config, certificate func() (*x509.Certificate, error), listener *boundedListener) *console.Metrics {
+func trusteeMetrics(cfg *server.Config, certificate func() (*x509.Certificate, error), connections *web.Connections) *console.Metrics {
 	m := console.NewServiceMetrics("trustee")
 	readBuildInfo().metric(m)
 	cfg.Observe = m.Served
@@ -125,7 +126,7 @@ func trusteeMetrics(cfg *server.Config, certificate func() (*x509.Certificate, e
 		cfg.Keeper = &timedKeeper{cfg.Keeper, m.Timed("claviger_trustee_keyhsm_seconds", "Requests to the Key HSM by operation and result.")}
 	}
 	expiryMetric(m, certificate)
-	listener.metrics(m)
+	connections.Figures(m)
 	if cfg.Replica != nil {
 		replicaMetrics(m, cfg.Replica)
 	}
@@ -170,7 +171,7 @@ func resultOf(err error) string {
 }
 
 // keyHSMMetrics are the figures of a Key HSM.
-func keyHSMMetrics(s *keyhsm.Server, token *pkcs11.Token, listener *boundedListener) *console.Metrics {
+func keyHSMMetrics(s *keyhsm.Server, token *pkcs11.Token, connections *web.Connections) *console.Metrics {
 	m := console.NewServiceMetrics("keyhsm")
 	readBuildInfo().metric(m)
 	s.OnRequest(m.Served)
@@ -178,7 +179,7 @@ func keyHSMMetrics(s *keyhsm.Server, token *pkcs11.Token, listener *boundedListe
 	token.OnFunction(func(f pkcs11.Function) { m.Function(f.Name, f.Result, f.Took) })
 	m.Counter("claviger_keyhsm_refused_total", "Handshakes and requests that were refused.", func() float64 { return float64(s.Refused()) })
 	expiryMetric(m, s.Certificate)
-	listener.metrics(m)
+	connections.Figures(m)
 	return m
 }
 

@@ -21,6 +21,7 @@ import (
 	"claviger/kmsapi"
 	"claviger/owner"
 	"claviger/provider/hsm"
+	"claviger/web"
 )
 
 const (
@@ -93,18 +94,20 @@ func waitingRoom(why func() string, details func(*http.Request) bool, log *slog.
 
 // front is where clients come in.
 type front struct {
-	listener *boundedListener
-	scheme   string
-	server   *http.Server
-	served   chan error
-	secured  *tls.Config // nil: plain http
-	stopTLS  func()
-	handler  atomic.Pointer[http.Handler]
+	listener    net.Listener
+	connections *web.Connections
+	scheme      string
+	server      *http.Server
+	served      chan error
+	secured     *tls.Config // nil: plain http
+	stopTLS     func()
+	handler     atomic.Pointer[http.Handler]
+	log         *slog.Logger
 }
 
 // openFront listens, and serves what show says.
 func openFront(ctx context.Context, conf *hadoopconf.Conf, set kmsSettings, log *slog.Logger) (*front, error) {
-	f := &front{scheme: "http", served: make(chan error, 1), stopTLS: func() {}}
+	f := &front{log: log, scheme: "http", served: make(chan error, 1), stopTLS: func() {}}
 	if set.tls {
 		var err error
 		if f.secured, f.stopTLS, err = serverTLS(conf, log); err != nil {
@@ -121,11 +124,11 @@ func openFront(ctx context.Context, conf *hadoopconf.Conf, set kmsSettings, log 
 		}
 		return nil, fmt.Errorf("listening at the address of hadoop.kms.http.host and hadoop.kms.http.port: %w", err)
 	}
-	f.listener = bound(listener, set.web.connections.bounded(log), log)
+	f.listener, f.connections = listener, web.NewConnections(set.web.connections, log)
 	f.show(waitingRoom(func() string { return "the server is starting" }, set.web.showsDetails, log))
 	f.server = set.web.newServer(f, log)
-	f.listener.Watch(f.server)
-	listener = f.listener
+	f.connections.Watch(f.server)
+	listener = f.connections.Bound(listener)
 	if f.secured != nil {
 		listener = tls.NewListener(listener, f.secured)
 	}
@@ -146,7 +149,7 @@ func (f *front) close(patience time.Duration) error {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	if err := f.server.Shutdown(ctx); err != nil {
-		f.listener.log.Warn("requests were still under way at the end of claviger.shutdown.timeout and are cut off", "err", err)
+		f.log.Warn("requests were still under way at the end of claviger.shutdown.timeout and are cut off", "err", err)
 		if err := f.server.Close(); err != nil {
 			return err
 		}

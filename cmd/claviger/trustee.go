@@ -28,6 +28,7 @@ import (
 	"claviger/secret"
 	"claviger/trustee"
 	"claviger/trustee/server"
+	"claviger/web"
 )
 
 // Places in a trustee's folder. Those of TLS are Cloudera's.
@@ -189,7 +190,7 @@ func newTrusteeServe() *cobra.Command {
 	cmd.Flags().StringVar(&f.keyhsmCert, "keyhsm-cert", "", "file with the Key HSM's certificate, its server.crt")
 	cmd.Flags().BoolVar(&f.withoutKeyHSM, "without-keyhsm", false, "serve although a Key HSM has wrapped deposits in the store; they are not opened")
 	cmd.Flags().StringVar(&f.metrics, "metrics-listen", "", metricsListenHelp)
-	f.connections.flags(cmd)
+	f.connections.define(cmd)
 	cmd.MarkFlagsRequiredTogether("keyhsm", "keyhsm-cert")
 	cmd.MarkFlagsMutuallyExclusive("keyhsm", "without-keyhsm")
 	f.peer.define(cmd)
@@ -307,11 +308,11 @@ func serveTrustee(ctx context.Context, f trusteeFlags, log *slog.Logger) (err er
 	if keeper != nil {
 		cfg.Keeper = keeper
 	}
-	bounded := bound(listener, limits.bounded(log), log)
+	connections := web.NewConnections(limits, log)
 	certificate := shownCertificate(conf)
-	metrics := trusteeMetrics(&cfg, certificate, bounded) // it sets cfg.Observe
+	metrics := trusteeMetrics(&cfg, certificate, connections) // it sets cfg.Observe
 	handler := server.New(cfg)
-	checks := append(trusteeChecks(store, replica, keeper, certificate), console.Check{Name: "wrapped deposits", Run: wrapped.check}, connectionCheck(bounded),
+	checks := append(trusteeChecks(store, replica, keeper, certificate), console.Check{Name: "wrapped deposits", Run: wrapped.check}, connectionCheck(connections),
 		secrets.check(), console.Check{Name: "requests", Informational: true, Run: handler.CheckTurns})
 	stopConsole, err := serveConsole(ctx, f.metrics, console.Config{Log: log, Metrics: metrics, Checks: checks})
 	if err != nil {
@@ -327,18 +328,18 @@ func serveTrustee(ctx context.Context, f trusteeFlags, log *slog.Logger) (err er
 	if replica != nil {
 		group.Go(func() { replica.Run(background) })
 	}
-	web := &http.Server{
+	httpServer := &http.Server{
 		Handler:           handler,
 		ReadHeaderTimeout: 10 * time.Second, ReadTimeout: time.Minute, WriteTimeout: time.Minute, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10,
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
-	bounded.Watch(web)
+	connections.Watch(httpServer)
 	served := make(chan error, 1)
-	go func() { served <- web.Serve(tls.NewListener(bounded, conf)) }()
+	go func() { served <- httpServer.Serve(tls.NewListener(connections.Bound(listener), conf)) }()
 	url := "https://" + listener.Addr().String()
 	if f.ready != "" {
 		if err := writeReady(f.ready, url); err != nil {
-			return errors.Join(err, web.Close(), <-served)
+			return errors.Join(err, httpServer.Close(), <-served)
 		}
 	}
 	log.Info("serving", "url", url, "identity", folder.Identity)
@@ -350,7 +351,7 @@ func serveTrustee(ctx context.Context, f trusteeFlags, log *slog.Logger) (err er
 	log.Info("stopping: requests under way are served to their end")
 	ended, cancel := context.WithTimeout(context.WithoutCancel(ctx), 15*time.Second)
 	defer cancel()
-	err = web.Shutdown(ended)
+	err = httpServer.Shutdown(ended)
 	if serr := <-served; !errors.Is(serr, http.ErrServerClosed) {
 		err = errors.Join(err, serr)
 	}

@@ -23,6 +23,7 @@ import (
 	"claviger/trustee"
 	"claviger/trustee/server"
 	"claviger/trustee/server/sqlite"
+	"claviger/web"
 )
 
 // newTrustee is the folder of a trustee with an organization ORG, whose secret is walrus. Its
@@ -302,7 +303,7 @@ func startTrustee(t *testing.T, f trusteeFlags) (url string, stop func()) {
 func startTrusteeBy(t *testing.T, f trusteeFlags, log *slog.Logger) (url string, stop func()) {
 	t.Helper()
 	f.listen, f.ready = "127.0.0.1:0", filepath.Join(t.TempDir(), "ready")
-	f.connections = connectionFlags{most: 1024, perAddress: -1, unlimited: loopback}
+	f.connections = connectionFlags{total: 1024, perAddress: -1, unlimited: web.Loopback}
 	return untilReady(t, f.ready, func(ctx context.Context) error { return serveTrustee(ctx, f, log) })
 }
 

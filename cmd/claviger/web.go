@@ -9,10 +9,10 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"claviger/kmsapi"
+	"claviger/web"
 )
 
 // webSettings bound what clients may take of the web server.
@@ -22,7 +22,7 @@ type webSettings struct {
 	request     time.Duration // all of it
 	answer      time.Duration // from the head on
 	idle        time.Duration
-	connections connectionLimits
+	connections web.ConnectionLimits
 	headers     map[string]string // of every answer
 	details     []netip.Prefix    // which peers the console shows names to
 }
@@ -66,7 +66,7 @@ func (r *reader) web() webSettings {
 	}
 	list, _ := r.conf.Get(detailsName)
 	var err error
-	if w.details, err = parseAddresses(list); err != nil {
+	if w.details, err = web.ParseAddresses(list); err != nil {
 		r.keep(refuse(r.conf, detailsName, err.Error()))
 	}
 	for name, value := range r.conf.Under(headerPrefix) {
@@ -84,42 +84,22 @@ func (r *reader) web() webSettings {
 }
 
 // connections reads how many connections are taken.
-func (r *reader) connections() connectionLimits {
-	l := connectionLimits{most: r.int(maxConnectionsName, 1, 1<<20), mostName: maxConnectionsName, perAddressName: perAddressName, unlimitedName: unlimitedName}
+func (r *reader) connections() web.ConnectionLimits {
+	l := web.ConnectionLimits{Total: r.int(maxConnectionsName, 1, 1<<20), TotalName: maxConnectionsName,
+		PerAddressName: perAddressName, UnlimitedName: unlimitedName}
 	value, _ := r.conf.Get(perAddressName)
 	var of int64
 	if strings.TrimSpace(value) != "" {
 		of = r.int(perAddressName, 0, 1<<20)
 	}
 	var err error
-	if l.perAddress, err = perAddressOf(of, strings.TrimSpace(value) != "", l.most); err != nil {
+	if l.PerAddress, err = web.PerAddress(of, strings.TrimSpace(value) != "", l.Total); err != nil {
 		r.keep(refuse(r.conf, perAddressName, err.Error()))
 	}
 	list, _ := r.conf.Get(unlimitedName)
-	if l.unlimited, err = parseAddresses(list); err != nil {
+	if l.Unlimited, err = web.ParseAddresses(list); err != nil {
 		r.keep(refuse(r.conf, unlimitedName, err.Error()))
 	}
-	return l
-}
-
-// keptDescriptors are those that connections never get: files, HSM, metastore,
-// sources.
-const keptDescriptors = 256
-
-// bounded returns the limits, lowered to what descriptors allow.
-func (l connectionLimits) bounded(log *slog.Logger) connectionLimits {
-	var limit syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil || limit.Cur > 1<<30 {
-		return l
-	}
-	room := max(int64(limit.Cur)-keptDescriptors, int64(limit.Cur)/2) //nolint:gosec // below 2^30
-	if l.most <= room {
-		return l
-	}
-	log.Warn("fewer connections are taken than the property says: each needs a descriptor; raise LimitNOFILE of the systemd unit, or ulimit -n", "property", l.mostName,
-		"value", l.most, "connections", room, "descriptors", limit.Cur)
-	// One address keeps its part of all.
-	l.most, l.perAddress = room, (l.perAddress*room+l.most-1)/l.most
 	return l
 }
 

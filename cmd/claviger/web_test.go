@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
-	"log/slog"
 	"maps"
 	"net"
 	"net/http"
@@ -349,9 +348,5 @@ func TestWebSettings(t *testing.T) {
 	r := &reader{conf: conf}
 	if readLimits(r); r.err == nil || !strings.Contains(r.err.Error(), maxMemoryName) || !strings.Contains(r.err.Error(), "134217728") {
 		t.Errorf("%s: %v", maxMemoryName, r.err)
-	}
-	l := connectionLimits{most: 1 << 40, perAddress: 1 << 39}.bounded(slog.New(slog.DiscardHandler))
-	if l.most <= 0 || l.most < l.perAddress || l.perAddress != (l.most+1)/2 {
-		t.Errorf("%d connections, %d of one address", l.most, l.perAddress)
 	}
 }
