@@ -41,7 +41,7 @@ certificates, its own and those it trusts, without a restart. One server runs wi
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			log, _, err := f.log.open()
 			if err != nil {
-				return &exitError{exitUsage, err}
+				return err
 			}
 			return serveKeyHSM(cmd.Context(), f, log)
 		},
@@ -51,8 +51,7 @@ certificates, its own and those it trusts, without a restart. One server runs wi
 	flags.StringVar(&f.listen, "listen", "", "listen there instead of keyhsm.listen; port 0 takes any free one")
 	flags.StringVar(&f.ready, "ready-file", "", "write the base URL into this file once requests are served")
 	flags.StringVar(&f.metrics, "metrics-listen", "", metricsListenHelp)
-	flags.StringVar(&f.log.level, "log-level", "info", "debug, info, warn or error")
-	flags.StringVar(&f.log.format, "log-format", "text", "text or json")
+	f.log.define(cmd)
 	return cmd
 }
 

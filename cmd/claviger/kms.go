@@ -47,7 +47,7 @@ It ends on SIGTERM or SIGINT when the requests under way are served.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			log, level, err := f.log.open()
 			if err != nil {
-				return &exitError{exitUsage, err}
+				return err
 			}
 			return serveKMS(cmd.Context(), f, log, level)
 		},
@@ -57,19 +57,10 @@ It ends on SIGTERM or SIGINT when the requests under way are served.`,
 	flags.IntVar(&f.port, "http-port", -1, "listen at this port instead of hadoop.kms.http.port; 0 takes any free one")
 	flags.StringVar(&f.ready, "ready-file", "", "write the base URL into this file once requests are served")
 	flags.BoolVar(&f.tls, "tls", false, "serve https, as hadoop.kms.ssl.enabled does")
-	flags.StringVar(&f.log.level, "log-level", "info", "debug, info, warn or error; /logLevel changes it")
-	flags.StringVar(&f.log.format, "log-format", "text", "text or json")
+	f.log.define(cmd)
+	flags.Lookup("log-level").Usage += "; /logLevel changes it"
 	_ = cmd.MarkFlagRequired("conf") // the flag is defined above
 	return cmd
-}
-
-// newLogger logs to standard error.
-func newLogger(level string) (*slog.Logger, error) {
-	var l slog.Level
-	if err := l.UnmarshalText([]byte(level)); err != nil {
-		return nil, fmt.Errorf("--log-level %q: it must be debug, info, warn or error", level)
-	}
-	return logTo(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: l})), nil
 }
 
 // serveKMS runs the server until ctx ends.

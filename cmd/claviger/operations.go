@@ -1,43 +1,12 @@
 package main
 
 import (
-	"fmt"
-	"log/slog"
-	"os"
-
 	"claviger"
 	"claviger/authz"
 	"claviger/console"
 	"claviger/hadoopconf"
 	"claviger/kmsapi"
-	"claviger/secret"
 )
-
-// logFlags say how the server logs.
-type logFlags struct {
-	level  string
-	format string
-}
-
-// open returns a logger to standard error, and its level, which /logLevel changes.
-func (f logFlags) open() (*slog.Logger, *slog.LevelVar, error) {
-	level := new(slog.LevelVar)
-	if err := level.UnmarshalText([]byte(f.level)); err != nil {
-		return nil, nil, fmt.Errorf("--log-level %q: it must be debug, info, warn or error", f.level)
-	}
-	opts := &slog.HandlerOptions{Level: level}
-	switch f.format {
-	case "text":
-		return logTo(slog.NewTextHandler(os.Stderr, opts)), level, nil
-	case "json":
-		return logTo(slog.NewJSONHandler(os.Stderr, opts)), level, nil
-	}
-	return nil, nil, fmt.Errorf("--log-format %q: it must be text or json", f.format)
-}
-
-// logTo is a logger to h: without credentials, and with our own operations beside
-// the errors that went through them.
-func logTo(h slog.Handler) *slog.Logger { return slog.New(claviger.LogHandler(secret.LogHandler(h))) }
 
 // operationSettings are the properties of the servlets for operators.
 type operationSettings struct {

@@ -71,11 +71,3 @@ func TestOperations(t *testing.T) {
 		}
 	}
 }
-
-func TestLogFlags(t *testing.T) {
-	for _, f := range []logFlags{{"loud", "text"}, {"info", "xml"}} {
-		if _, _, err := f.open(); err == nil || !strings.Contains(err.Error(), "it must be") {
-			t.Errorf("%+v: %v", f, err)
-		}
-	}
-}

@@ -162,20 +162,20 @@ type trusteeFlags struct {
 	withoutKeyHSM      bool
 	metrics            string
 	connections        connectionFlags
+	log                logFlags
 	peer               peerFlags
 }
 
 func newTrusteeServe() *cobra.Command {
 	var f trusteeFlags
-	var level string
 	cmd := &cobra.Command{
 		Use:   "serve [--confdir DIR] [--listen ADDRESS] [--ready-file FILE]",
 		Short: "Run a Key Trustee Server",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			log, err := newLogger(level)
+			log, _, err := f.log.open()
 			if err != nil {
-				return &exitError{exitUsage, err}
+				return err
 			}
 			if r := server.Role(f.peer.role); r != "" && r != server.RoleActive && r != server.RolePassive {
 				return &exitError{exitUsage, fmt.Errorf("--role %q: it must be %s or %s", r, server.RoleActive, server.RolePassive)}
@@ -194,7 +194,7 @@ func newTrusteeServe() *cobra.Command {
 	cmd.MarkFlagsRequiredTogether("keyhsm", "keyhsm-cert")
 	cmd.MarkFlagsMutuallyExclusive("keyhsm", "without-keyhsm")
 	f.peer.define(cmd)
-	cmd.Flags().StringVar(&level, "log-level", "info", "debug, info, warn or error")
+	f.log.define(cmd)
 	return cmd
 }
 
