@@ -3,9 +3,8 @@
 // and their names, encrypted data encryption keys (EDEKs), callers, and the
 // one domain error.
 //
-// It imports the standard library only. Nothing in it does I/O, and nothing in
-// it carries key material: that lives in package secret and in package
-// provider.
+// It imports the standard library and package secret. Nothing in it does I/O, and
+// key material stands in it as secret.Bytes alone.
 package claviger
 
 import (
@@ -14,6 +13,8 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"claviger/secret"
 )
 
 // ACLNameAttribute is the metadata attribute that names the ACL which guards a
@@ -54,6 +55,21 @@ func (m *Metadata) ACLName() string {
 		return n
 	}
 	return m.Name
+}
+
+// KeyVersion is one version of an EZ key.
+type KeyVersion struct {
+	Key       string       // name of the EZ key
+	Name      string       // full version name, "<key>@<id>"
+	BitLength int          // length of the key, and of the DEKs that it wraps
+	Material  secret.Bytes // nil where the provider withholds it
+	// Of is the metadata of the version's key, from the same reading as the version. The
+	// rules of that metadata guard the version, so a caller never sees a version of another
+	// key that took the name in between. Of is shared and must not be changed. A version
+	// whose key has lost its metadata (Java keystores have such versions) has a Metadata
+	// with the name alone. Of is nil only where a provider cannot read both at once, as a
+	// KMS elsewhere.
+	Of *Metadata
 }
 
 // EDEK is an encrypted data encryption key as HDFS stores it beside a file:

@@ -240,7 +240,7 @@ func (r *run) stepCompare(ctx context.Context) error {
 					if v.Material != nil {
 						return fmt.Errorf("the HSM KMS gave material of %s away", v.Name)
 					}
-					if slices.ContainsFunc(old, func(o provider.KeyVersion) bool { return o.Name == v.Name }) {
+					if slices.ContainsFunc(old, func(o claviger.KeyVersion) bool { return o.Name == v.Name }) {
 						return fmt.Errorf("version %s is on both sides", v.Name)
 					}
 				}
@@ -392,7 +392,7 @@ func describe(m *claviger.Metadata) string {
 		strings.Join(attrs, " "))
 }
 
-func versionNames(vs []provider.KeyVersion) string {
+func versionNames(vs []claviger.KeyVersion) string {
 	names := make([]string, len(vs))
 	for i, v := range vs {
 		names[i] = v.Name

@@ -20,17 +20,22 @@ import (
 	"math/bits"
 
 	"claviger"
-	"claviger/provider"
 	"claviger/secret"
 )
 
 const blockSize = claviger.IVSize
 
+// BlockEncrypter is what this package needs of a provider; provider.BlockEncrypter says
+// how it behaves.
+type BlockEncrypter interface {
+	EncryptBlocks(ctx context.Context, version string, blocks []byte) error
+}
+
 // Generate makes n EDEKs of random DEKs of dekLen bytes under the version, with
 // one EncryptBlocks call. random is the source of IVs and DEKs; nil means
 // crypto/rand. The DEKs themselves are gone when Generate returns. n <= 0 makes
 // none and asks nobody.
-func Generate(ctx context.Context, enc provider.BlockEncrypter, version string, dekLen, n int,
+func Generate(ctx context.Context, enc BlockEncrypter, version string, dekLen, n int,
 	random io.Reader) ([]claviger.EDEK, error) {
 	const op = "eek.Generate"
 	if dekLen < 0 {
@@ -74,7 +79,7 @@ func Generate(ctx context.Context, enc provider.BlockEncrypter, version string, 
 // the version, with one EncryptBlocks call. It is also how a DEK that another
 // KMS unwrapped is brought under a version of ours: with the IV that it had.
 // The caller still owns, and wipes, deks. Kind BadIV.
-func Wrap(ctx context.Context, enc provider.BlockEncrypter, version string, ivs [][]byte,
+func Wrap(ctx context.Context, enc BlockEncrypter, version string, ivs [][]byte,
 	deks []secret.Bytes) ([]claviger.EDEK, error) {
 	const op = "eek.Wrap"
 	if len(ivs) != len(deks) {
@@ -100,7 +105,7 @@ func Wrap(ctx context.Context, enc provider.BlockEncrypter, version string, ivs 
 // has an empty DEK, and a version that has only such EDEKs is not asked for. It
 // fails as a whole. Kinds BadIV (before anybody is asked) and those of
 // EncryptBlocks. The caller wipes the DEKs.
-func Unwrap(ctx context.Context, enc provider.BlockEncrypter, edeks []claviger.EDEK) ([]secret.Bytes, error) {
+func Unwrap(ctx context.Context, enc BlockEncrypter, edeks []claviger.EDEK) ([]secret.Bytes, error) {
 	l, err := plan("eek.Unwrap", edeks)
 	if err != nil {
 		return nil, err
@@ -127,7 +132,7 @@ func Unwrap(ctx context.Context, enc provider.BlockEncrypter, edeks []claviger.E
 //
 // No DEK comes into being here: the two keystreams are xored with each other
 // first, and the EDEK with the result.
-func Reencrypt(ctx context.Context, from, to provider.BlockEncrypter, version string,
+func Reencrypt(ctx context.Context, from, to BlockEncrypter, version string,
 	edeks []claviger.EDEK) ([]claviger.EDEK, error) {
 	old := make([]claviger.EDEK, 0, len(edeks))
 	place := make([]int, 0, len(edeks)) // where each of old stands in edeks
@@ -246,7 +251,7 @@ func (l *layout) groupOf(version string) int {
 
 // encryptEach turns the counter blocks into keystream, each version's by one
 // call. On an error nothing of a keystream is left.
-func (l *layout) encryptEach(ctx context.Context, enc provider.BlockEncrypter) error {
+func (l *layout) encryptEach(ctx context.Context, enc BlockEncrypter) error {
 	off := 0
 	for _, g := range l.groups {
 		if err := encrypt(ctx, enc, g.version, l.blocks[off:off+g.size:off+g.size]); err != nil {
@@ -275,7 +280,7 @@ func (l *layout) rewrap(version string, edeks []claviger.EDEK) {
 
 // encrypt is EncryptBlocks, except that nothing is asked for nothing; after an
 // error the blocks are wiped.
-func encrypt(ctx context.Context, enc provider.BlockEncrypter, version string, blocks []byte) error {
+func encrypt(ctx context.Context, enc BlockEncrypter, version string, blocks []byte) error {
 	if len(blocks) == 0 {
 		return nil
 	}

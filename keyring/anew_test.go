@@ -276,9 +276,9 @@ func (m missing) Unwrap(ctx context.Context, key, as string, edeks []claviger.ED
 	return m.farKMS.Unwrap(ctx, key, as, edeks)
 }
 
-func (m missing) Version(ctx context.Context, version string) (provider.KeyVersion, error) {
+func (m missing) Version(ctx context.Context, version string) (claviger.KeyVersion, error) {
 	if version == *m.lacks {
-		return provider.KeyVersion{}, claviger.E("missing.Version", claviger.VersionNotFound, version, nil)
+		return claviger.KeyVersion{}, claviger.E("missing.Version", claviger.VersionNotFound, version, nil)
 	}
 	return m.farKMS.Version(ctx, version)
 }

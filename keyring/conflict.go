@@ -487,7 +487,7 @@ func (r *Ring) settled(s *source, version string) bool {
 }
 
 // needNotInConflict refuses a version whose name is another key's at the source, too.
-func (r *Ring) needNotInConflict(ctx context.Context, op string, v *provider.KeyVersion) error {
+func (r *Ring) needNotInConflict(ctx context.Context, op string, v *claviger.KeyVersion) error {
 	source, ok := r.conflictsNow()[v.Name]
 	if !ok {
 		return nil
@@ -503,7 +503,7 @@ func (r *Ring) needNotInConflict(ctx context.Context, op string, v *provider.Key
 // out that in its place would lose the file for good. So each source is asked, whether the
 // key was migrated from it or not. A silent one stands in the way unless the key came from
 // a source whose names are no numbers, as a Key Trustee KMS.
-func (r *Ring) needNoConflict(ctx context.Context, op string, v *provider.KeyVersion) error {
+func (r *Ring) needNoConflict(ctx context.Context, op string, v *claviger.KeyVersion) error {
 	if err := r.needNoKnownConflict(ctx, op, v); err != nil {
 		return err
 	}
@@ -557,20 +557,20 @@ func (r *Ring) needNoConflict(ctx context.Context, op string, v *provider.KeyVer
 
 // needNoKnownConflict is needNoConflict by what is known already. It holds for the current
 // version too, whose EDEKs would be handed back as they are, and counted as re-encrypted.
-func (r *Ring) needNoKnownConflict(ctx context.Context, op string, v *provider.KeyVersion) error {
+func (r *Ring) needNoKnownConflict(ctx context.Context, op string, v *claviger.KeyVersion) error {
 	if uri, ok := r.conflictsNow()[v.Name]; ok {
 		return r.notReencrypted(ctx, op, v, uri)
 	}
 	return nil
 }
 
-func (r *Ring) notReencrypted(ctx context.Context, op string, v *provider.KeyVersion, uri string) error {
+func (r *Ring) notReencrypted(ctx context.Context, op string, v *claviger.KeyVersion, uri string) error {
 	return claviger.Errorf(op, claviger.Invalid, v.Name, "'%s' is one key here and another one at %s, so its EDEKs "+
 		"may be of either, and are not re-encrypted: %s", v.Name, uri, r.cureHere(ctx, v.Name))
 }
 
 // otherKey is notReencrypted where the source's key was not rolled, but is another one.
-func (r *Ring) otherKey(op string, v *provider.KeyVersion, uri string, theirs *claviger.Metadata) error {
+func (r *Ring) otherKey(op string, v *claviger.KeyVersion, uri string, theirs *claviger.Metadata) error {
 	return claviger.Errorf(op, claviger.Invalid, v.Name, "the source %s has another key '%s', made %s, than the one here, "+
 		"made %s, and both have a version '%s', so its EDEKs may be of either, and are not re-encrypted: where files are "+
 		"under the source's key, copy them, through the source, to a zone with a key of another name; then delete it at "+
@@ -579,7 +579,7 @@ func (r *Ring) otherKey(op string, v *provider.KeyVersion, uri string, theirs *c
 }
 
 // notKnown says that a source does not tell whether it has another version of that name.
-func (r *Ring) notKnown(op string, v *provider.KeyVersion, s *source, err error) error {
+func (r *Ring) notKnown(op string, v *claviger.KeyVersion, s *source, err error) error {
 	err = s.explain(err, question{what: "the metadata of key '" + v.Key + "'", name: v.Key})
 	switch kind := claviger.KindOf(err); kind {
 	case claviger.SourceUnreachable, claviger.SourceRefused:
@@ -590,7 +590,7 @@ func (r *Ring) notKnown(op string, v *provider.KeyVersion, s *source, err error)
 }
 
 // originsOf is what the journal says of where a version's key came from.
-func (r *Ring) originsOf(ctx context.Context, v *provider.KeyVersion) ([]Origin, error) {
+func (r *Ring) originsOf(ctx context.Context, v *claviger.KeyVersion) ([]Origin, error) {
 	if v.Of == nil || r.origins.history == nil {
 		return nil, nil
 	}

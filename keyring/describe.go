@@ -105,7 +105,7 @@ func (r *Ring) facts(ctx context.Context, key string) (facts []provider.VersionF
 	if p, ok := r.cfg.Primary.(provider.Describer); ok {
 		facts, err = p.Describe(ctx, key)
 	} else {
-		var versions []provider.KeyVersion
+		var versions []claviger.KeyVersion
 		versions, err = r.cfg.Primary.Versions(ctx, key)
 		for _, v := range versions {
 			v.Material.Wipe()

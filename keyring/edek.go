@@ -103,7 +103,7 @@ func (r *Ring) generate(ctx context.Context, q *request, key string, n int) ([]c
 
 // needSame asks the rules anew where a version that was read later is not of the
 // key that they were asked for.
-func (q *request) needSame(ctx context.Context, asked, later *provider.KeyVersion, right authz.KeyOp) error {
+func (q *request) needSame(ctx context.Context, asked, later *claviger.KeyVersion, right authz.KeyOp) error {
 	if sameKey(asked.Of, later.Of) {
 		return nil
 	}
@@ -174,7 +174,7 @@ func nameIf(given bool, key *string) *string {
 
 // decryptOwn opens an EDEK of a version of the primary. With key authorization off the name in the request is not looked at,
 // as in Hadoop: it guards nothing then.
-func (r *Ring) decryptOwn(ctx context.Context, q *request, named *string, v *provider.KeyVersion, e claviger.EDEK) (secret.Bytes, error) {
+func (r *Ring) decryptOwn(ctx context.Context, q *request, named *string, v *claviger.KeyVersion, e claviger.EDEK) (secret.Bytes, error) {
 	if r.cfg.KeyAuthorization {
 		if err := r.belongs(ctx, e.Version, v.Key, named); err != nil {
 			return nil, err
@@ -382,7 +382,7 @@ func (r *Ring) reencryptOnce(ctx context.Context, q *request, named *string, her
 }
 
 // underEach is under for several versions.
-func (r *Ring) underEach(vs []provider.KeyVersion) provider.BlockEncrypter {
+func (r *Ring) underEach(vs []claviger.KeyVersion) provider.BlockEncrypter {
 	if r.pinned == nil {
 		return r.blocks
 	}
@@ -392,7 +392,7 @@ func (r *Ring) underEach(vs []provider.KeyVersion) provider.BlockEncrypter {
 // pins encrypts under a few versions.
 type pins struct {
 	provider.Pinned
-	versions []provider.KeyVersion
+	versions []claviger.KeyVersion
 }
 
 func (p pins) EncryptBlocks(ctx context.Context, version string, blocks []byte) error {
@@ -408,7 +408,7 @@ func (p pins) EncryptBlocks(ctx context.Context, version string, blocks []byte) 
 // its order. It appends those of the primary to own, which it returns, and puts those that
 // may be a source's into foreign. All must belong to the key.
 func (r *Ring) checkVersions(ctx context.Context, q *request, named *string, es []claviger.EDEK, first int,
-	own []provider.KeyVersion, foreign map[string]struct{}) ([]provider.KeyVersion, error) {
+	own []claviger.KeyVersion, foreign map[string]struct{}) ([]claviger.KeyVersion, error) {
 	var seen map[string]struct{} // made when there is a second version
 	for i := first; i < len(es); i++ {
 		version := es[i].Version
@@ -477,7 +477,7 @@ func notUnder(version string, es []claviger.EDEK) (old []claviger.EDEK, at []int
 // reencryptForeign is reencrypt where versions in foreign are not ours: DEKs are
 // unwrapped, at the primary by one call for each version and at the sources,
 // and then wrapped under the current version by one call.
-func (r *Ring) reencryptForeign(ctx context.Context, q *request, current provider.KeyVersion, ours []provider.KeyVersion,
+func (r *Ring) reencryptForeign(ctx context.Context, q *request, current claviger.KeyVersion, ours []claviger.KeyVersion,
 	foreign map[string]struct{}, es []claviger.EDEK) ([]claviger.EDEK, error) {
 	const op = "keyring.Reencrypt"
 	key := current.Key

@@ -40,7 +40,7 @@ func newShared(t *testing.T) *sharedKeys {
 	return s
 }
 
-func (s *sharedKeys) Roll(ctx context.Context, key string, m secret.Bytes) (provider.KeyVersion, error) {
+func (s *sharedKeys) Roll(ctx context.Context, key string, m secret.Bytes) (claviger.KeyVersion, error) {
 	v, err := s.Provider.Roll(ctx, key, m)
 	s.epoch.Add(1)
 	return v, err

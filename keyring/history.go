@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"claviger"
-	"claviger/provider"
 )
 
 // Origin is what a migration's journal says of one key.
@@ -154,8 +153,8 @@ func (r *Ring) nameHere(ctx context.Context, name string) (string, error) {
 
 // newest returns the current version of a key, as new as the store that nodes
 // share, under whichever spelling the key is here. Kind KeyNotFound.
-func (r *Ring) newest(ctx context.Context, name string) (provider.KeyVersion, error) {
-	var none provider.KeyVersion
+func (r *Ring) newest(ctx context.Context, name string) (claviger.KeyVersion, error) {
+	var none claviger.KeyVersion
 	name = r.resolve(name)
 	if err := r.epochs.catchUp(ctx, name); err != nil {
 		return none, err

@@ -17,28 +17,28 @@ import (
 // Create makes a key. spec.Cipher "" and spec.BitLength 0 take the defaults. The
 // version's material is withheld from a caller without the GET right. Kinds
 // Denied, KeyDenied, and those of provider.Writer.
-func (r *Ring) Create(ctx context.Context, c claviger.Caller, spec provider.Spec) (provider.KeyVersion, error) {
+func (r *Ring) Create(ctx context.Context, c claviger.Caller, spec provider.Spec) (claviger.KeyVersion, error) {
 	if err := checkSpec(spec); err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	q, err := r.enter(ctx, &c, audit.CreateKey, &spec.Name, authz.Create)
 	if err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	given := spec.Material != nil
 	if given {
 		if err := q.need(ctx, &spec.Name, authz.SetKeyMaterial); err != nil {
-			return provider.KeyVersion{}, err
+			return claviger.KeyVersion{}, err
 		}
 	}
 	if r.cfg.KeyAuthorization {
 		if spec.Attributes, err = q.needCreate(ctx, spec.Name, spec.Attributes); err != nil {
-			return provider.KeyVersion{}, err
+			return claviger.KeyVersion{}, err
 		}
 	}
 	v, err := r.create(ctx, &q, spec)
 	if err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	q.did.version = v.Name
 	description := "null" // as Java prints it
@@ -69,7 +69,7 @@ func (q *request) needCreate(ctx context.Context, key string, attributes map[str
 
 // create checks in Hadoop's order: given material is measured when the key is
 // known to be new.
-func (r *Ring) create(ctx context.Context, q *request, spec provider.Spec) (provider.KeyVersion, error) {
+func (r *Ring) create(ctx context.Context, q *request, spec provider.Spec) (claviger.KeyVersion, error) {
 	const op = "keyring.Create"
 	if spec.Cipher == "" {
 		spec.Cipher = r.cfg.DefaultCipher
@@ -80,34 +80,34 @@ func (r *Ring) create(ctx context.Context, q *request, spec provider.Spec) (prov
 	wanted := spec
 	wanted.Material = nil
 	if err := provider.CheckSpec(op, wanted); err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	unlock, err := r.manage.lock(ctx, spec.Name)
 	if err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	defer unlock()
 	_, soft := r.cfg.Primary.(provider.SoftDeleter)
 	if spec.Material != nil || soft || r.mayBeTaken() {
 		_, err := r.askMetadata(ctx, spec.Name)
 		if err == nil {
-			return provider.KeyVersion{}, claviger.E(op, claviger.KeyExists, spec.Name, nil)
+			return claviger.KeyVersion{}, claviger.E(op, claviger.KeyExists, spec.Name, nil)
 		}
 		// Of a key whose records are lost the provider says in full why it is not made.
 		if !claviger.Is(err, claviger.KeyNotFound) && !errors.Is(err, provider.ErrLost) {
-			return provider.KeyVersion{}, err
+			return claviger.KeyVersion{}, err
 		}
 	}
 	if spec.Material != nil {
 		if err := provider.CheckMaterial(op, spec.Name, spec.BitLength, spec.Material); err != nil {
-			return provider.KeyVersion{}, err
+			return claviger.KeyVersion{}, err
 		}
 	}
 	if err := r.needFreeName(ctx, op, spec.Name); err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	if err := q.needUnshelvedName(ctx, op, spec.Name); err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	// Also after an error: that a call failed towards us does not prove that it
 	// did nothing.
@@ -117,44 +117,44 @@ func (r *Ring) create(ctx context.Context, q *request, spec provider.Spec) (prov
 
 // Roll adds a version; material as in Create. The next request through this
 // Ring sees it.
-func (r *Ring) Roll(ctx context.Context, c claviger.Caller, key string, material secret.Bytes) (provider.KeyVersion, error) {
+func (r *Ring) Roll(ctx context.Context, c claviger.Caller, key string, material secret.Bytes) (claviger.KeyVersion, error) {
 	q, err := r.enter(ctx, &c, audit.RollNewVersion, &key, authz.Rollover)
 	if err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	given := material != nil
 	if given {
 		if err := q.need(ctx, &key, authz.SetKeyMaterial); err != nil {
-			return provider.KeyVersion{}, err
+			return claviger.KeyVersion{}, err
 		}
 	}
 	here, err := r.nameHere(ctx, key)
 	if err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	v, err := r.roll(ctx, &q, here, material)
 	if err != nil {
-		return provider.KeyVersion{}, r.explainMissing(ctx, err, key)
+		return claviger.KeyVersion{}, r.explainMissing(ctx, err, key)
 	}
 	q.did.version = v.Name
 	q.ok(ctx, key, fmt.Sprintf("UserProvidedMaterial:%t NewVersion:%s", given, v.Name))
 	return q.show(v), nil
 }
 
-func (r *Ring) roll(ctx context.Context, q *request, key string, material secret.Bytes) (provider.KeyVersion, error) {
+func (r *Ring) roll(ctx context.Context, q *request, key string, material secret.Bytes) (claviger.KeyVersion, error) {
 	const op = "keyring.Roll"
 	unlock, err := r.manage.lock(ctx, key)
 	if err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	defer unlock()
 	m, err := r.needManagement(ctx, q, key)
 	if err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	if material != nil {
 		if err := provider.CheckMaterial(op, key, m.BitLength, material); err != nil {
-			return provider.KeyVersion{}, err
+			return claviger.KeyVersion{}, err
 		}
 	}
 	defer r.forget(key)
@@ -177,7 +177,7 @@ func (q *request) stillMay(ctx context.Context, asked *claviger.Metadata) func(*
 }
 
 // show is the version as the caller may see it.
-func (q *request) show(v provider.KeyVersion) provider.KeyVersion {
+func (q *request) show(v claviger.KeyVersion) claviger.KeyVersion {
 	v = owned(v)
 	if !q.has(authz.Get) {
 		v.Material.Wipe()

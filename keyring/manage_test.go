@@ -237,9 +237,9 @@ func TestFailedRollIsForgotten(t *testing.T) {
 // lostAnswer rolls, and its answer gets lost.
 type lostAnswer struct{ *counting }
 
-func (p *lostAnswer) RollIf(ctx context.Context, key string, material secret.Bytes, may func(*claviger.Metadata) error) (provider.KeyVersion, error) {
+func (p *lostAnswer) RollIf(ctx context.Context, key string, material secret.Bytes, may func(*claviger.Metadata) error) (claviger.KeyVersion, error) {
 	if _, err := p.counting.RollIf(ctx, key, material, may); err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
-	return provider.KeyVersion{}, claviger.E("test", claviger.Unavailable, key, nil)
+	return claviger.KeyVersion{}, claviger.E("test", claviger.Unavailable, key, nil)
 }

@@ -32,7 +32,7 @@ func between(t *testing.T, elsewhere bool, call string, n int32, change func(*la
 }
 
 // guardedBy makes key "k" under that ACL name, past the Ring, as another process does.
-func guardedBy(t *testing.T, l *lab, aclName string) provider.KeyVersion {
+func guardedBy(t *testing.T, l *lab, aclName string) claviger.KeyVersion {
 	t.Helper()
 	time.Sleep(2 * time.Millisecond) // so that two keys of one name differ in their time of creation, as they do outside tests
 	v, err := l.primary.Provider.Create(t.Context(), provider.Spec{
@@ -132,7 +132,7 @@ func TestMaterialIsOfTheKeyThatWasAsked(t *testing.T) {
 			elsewhere, n := i >= 4, i%4+1
 			for _, old := range []string{"alices", "mallorys"} {
 				other := map[string]string{"alices": "mallorys", "mallorys": "alices"}[old]
-				var second provider.KeyVersion
+				var second claviger.KeyVersion
 				l := between(t, elsewhere, call, n, func(l *lab) {
 					if err := l.primary.Delete(t.Context(), "k"); err != nil {
 						t.Error(err)

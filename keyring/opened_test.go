@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"claviger"
-	"claviger/provider"
 )
 
 // awayKeys is sharedKeys whose store can be away: no version can be read then.
@@ -17,9 +16,9 @@ type awayKeys struct {
 	away atomic.Bool
 }
 
-func (k *awayKeys) Version(ctx context.Context, version string) (provider.KeyVersion, error) {
+func (k *awayKeys) Version(ctx context.Context, version string) (claviger.KeyVersion, error) {
 	if k.away.Load() {
-		return provider.KeyVersion{}, claviger.Errorf("test", claviger.Unavailable, version, "the store is away")
+		return claviger.KeyVersion{}, claviger.Errorf("test", claviger.Unavailable, version, "the store is away")
 	}
 	return k.sharedKeys.Version(ctx, version)
 }

@@ -7,7 +7,6 @@ import (
 	"claviger"
 	"claviger/audit"
 	"claviger/authz"
-	"claviger/provider"
 )
 
 // Names returns all key names. The key-level rules don't guard names.
@@ -84,7 +83,7 @@ func (r *Ring) needKey(ctx context.Context, q *request, key string, right authz.
 
 // needVersion asks the rules of the key that the version was a version of when it
 // was read.
-func (q *request) needVersion(ctx context.Context, v *provider.KeyVersion, right authz.KeyOp) error {
+func (q *request) needVersion(ctx context.Context, v *claviger.KeyVersion, right authz.KeyOp) error {
 	of := v.Of
 	if of == nil {
 		of = &claviger.Metadata{Name: v.Key}
@@ -95,7 +94,7 @@ func (q *request) needVersion(ctx context.Context, v *provider.KeyVersion, right
 // Current returns nil without an error for a missing key, which is not guarded.
 // The rules are those of the very reading that the answer comes from. The caller
 // owns the material, and wipes it.
-func (r *Ring) Current(ctx context.Context, c claviger.Caller, key string) (*provider.KeyVersion, error) {
+func (r *Ring) Current(ctx context.Context, c claviger.Caller, key string) (*claviger.KeyVersion, error) {
 	q, err := r.enter(ctx, &c, audit.GetCurrentKey, &key, authz.Get)
 	if err != nil {
 		return nil, err
@@ -120,7 +119,7 @@ func (r *Ring) Current(ctx context.Context, c claviger.Caller, key string) (*pro
 // Version returns nil without an error for a missing version; this alone leaves
 // no audit line, as in Hadoop. The caller owns the material, and wipes it. A
 // version that only a source knows is told of without its material.
-func (r *Ring) Version(ctx context.Context, c claviger.Caller, version string) (*provider.KeyVersion, error) {
+func (r *Ring) Version(ctx context.Context, c claviger.Caller, version string) (*claviger.KeyVersion, error) {
 	q, err := r.enter(ctx, &c, audit.GetKeyVersion, nil, authz.Get)
 	if err != nil {
 		return nil, err
@@ -143,7 +142,7 @@ func (r *Ring) Version(ctx context.Context, c claviger.Caller, version string) (
 
 // Versions returns all versions of a key, oldest first; none for a missing key.
 // The caller owns the materials, and wipes them.
-func (r *Ring) Versions(ctx context.Context, c claviger.Caller, key string) ([]provider.KeyVersion, error) {
+func (r *Ring) Versions(ctx context.Context, c claviger.Caller, key string) ([]claviger.KeyVersion, error) {
 	q, err := r.enter(ctx, &c, audit.GetKeyVersions, &key, authz.Get)
 	if err != nil {
 		return nil, err
@@ -165,7 +164,7 @@ func (r *Ring) Versions(ctx context.Context, c claviger.Caller, key string) ([]p
 		}
 	}
 	q.ok(ctx, key, "")
-	out := make([]provider.KeyVersion, len(vs))
+	out := make([]claviger.KeyVersion, len(vs))
 	for i, v := range vs {
 		out[i] = owned(v)
 	}

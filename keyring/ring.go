@@ -151,8 +151,8 @@ type Ring struct {
 	service provider.EDEKService    // the primary is this
 	queue   *eek.Queue              // nil where service is not
 
-	versions *cache[provider.KeyVersion]
-	current  *cache[provider.KeyVersion] // by key
+	versions *cache[claviger.KeyVersion]
+	current  *cache[claviger.KeyVersion] // by key
 	keys     *cache[*claviger.Metadata]  // by key; entries are shared and not changed
 
 	sources []*source
@@ -212,9 +212,9 @@ func New(cfg Config) (*Ring, error) {
 		return nil, err
 	}
 	if cfg.CacheEnable {
-		r.versions = newCache[provider.KeyVersion](cfg.CacheTimeout, true, cachedVersions)
+		r.versions = newCache[claviger.KeyVersion](cfg.CacheTimeout, true, cachedVersions)
 		r.keys = newCache[*claviger.Metadata](cfg.CacheTimeout, true, cachedKeys)
-		r.current = newCache[provider.KeyVersion](cfg.CurrentCacheTimeout, false, cachedKeys)
+		r.current = newCache[claviger.KeyVersion](cfg.CurrentCacheTimeout, false, cachedKeys)
 	}
 	if r.blocks != nil {
 		var err error

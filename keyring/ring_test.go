@@ -120,7 +120,7 @@ type counting struct {
 }
 
 // strip takes away what a KMS elsewhere does not give.
-func (p *counting) strip(v provider.KeyVersion, err error) (provider.KeyVersion, error) {
+func (p *counting) strip(v claviger.KeyVersion, err error) (claviger.KeyVersion, error) {
 	if p.elsewhere {
 		v.Of = nil
 	}
@@ -143,7 +143,7 @@ func (p *counting) EncryptBlocks(ctx context.Context, version string, blocks []b
 	return p.Provider.EncryptBlocks(ctx, version, blocks)
 }
 
-func (p *counting) EncryptBlocksOf(ctx context.Context, v provider.KeyVersion, blocks []byte) error {
+func (p *counting) EncryptBlocksOf(ctx context.Context, v claviger.KeyVersion, blocks []byte) error {
 	p.encrypts.Add(1)
 	p.blocks.Add(int64(len(blocks) / 16))
 	if err := p.at(ctx, "EncryptBlocks"); err != nil {
@@ -152,23 +152,23 @@ func (p *counting) EncryptBlocksOf(ctx context.Context, v provider.KeyVersion, b
 	return p.Provider.EncryptBlocksOf(ctx, v, blocks)
 }
 
-func (p *counting) Version(ctx context.Context, version string) (provider.KeyVersion, error) {
+func (p *counting) Version(ctx context.Context, version string) (claviger.KeyVersion, error) {
 	p.versions.Add(1)
 	if err := p.at(ctx, "Version"); err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	return p.strip(p.Provider.Version(ctx, version))
 }
 
-func (p *counting) Current(ctx context.Context, key string) (provider.KeyVersion, error) {
+func (p *counting) Current(ctx context.Context, key string) (claviger.KeyVersion, error) {
 	p.currents.Add(1)
 	if err := p.at(ctx, "Current"); err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	return p.strip(p.Provider.Current(ctx, key))
 }
 
-func (p *counting) Versions(ctx context.Context, key string) ([]provider.KeyVersion, error) {
+func (p *counting) Versions(ctx context.Context, key string) ([]claviger.KeyVersion, error) {
 	if err := p.at(ctx, "Versions"); err != nil {
 		return nil, err
 	}
@@ -190,9 +190,9 @@ func (p *counting) Metadata(ctx context.Context, names ...string) ([]*claviger.M
 	return p.Provider.Metadata(ctx, names...)
 }
 
-func (p *counting) RollIf(ctx context.Context, key string, material secret.Bytes, may func(*claviger.Metadata) error) (provider.KeyVersion, error) {
+func (p *counting) RollIf(ctx context.Context, key string, material secret.Bytes, may func(*claviger.Metadata) error) (claviger.KeyVersion, error) {
 	if err := p.at(ctx, "Change"); err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	return p.Provider.RollIf(ctx, key, material, may)
 }
@@ -204,9 +204,9 @@ func (p *counting) DeleteIf(ctx context.Context, key string, may func(*claviger.
 	return p.Provider.DeleteIf(ctx, key, may)
 }
 
-func (p *counting) Create(ctx context.Context, s provider.Spec) (provider.KeyVersion, error) {
+func (p *counting) Create(ctx context.Context, s provider.Spec) (claviger.KeyVersion, error) {
 	if err := p.at(ctx, "Create "+s.Name); err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	return p.Provider.Create(ctx, s)
 }
@@ -265,10 +265,10 @@ func (k *farKMS) Keys(ctx context.Context) ([]string, error) {
 	return k.Provider.Keys(ctx)
 }
 
-func (k *farKMS) Version(ctx context.Context, version string) (provider.KeyVersion, error) {
+func (k *farKMS) Version(ctx context.Context, version string) (claviger.KeyVersion, error) {
 	k.note("version/" + version)
 	if err := k.at(ctx); err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	return k.Provider.Version(ctx, version)
 }
@@ -346,7 +346,7 @@ func blackhole(t testing.TB) func(ctx context.Context) error {
 	}
 }
 
-func create(t testing.TB, p provider.Provider, key string) provider.KeyVersion {
+func create(t testing.TB, p provider.Provider, key string) claviger.KeyVersion {
 	t.Helper()
 	v, err := p.Create(t.Context(), provider.Spec{
 		Name: key, Cipher: claviger.DefaultCipher, BitLength: 128,

@@ -110,7 +110,7 @@ func (r *Ring) needUnlisted(ctx context.Context, op, name string) error {
 // where our key was made for the source's by a migration. The caller of a re-encryption
 // need not be allowed to decrypt, and a user who may decrypt with our key can read the
 // result.
-func (r *Ring) needSameOrigin(ctx context.Context, q *request, current *provider.KeyVersion, theirs *claviger.Metadata) error {
+func (r *Ring) needSameOrigin(ctx context.Context, q *request, current *claviger.KeyVersion, theirs *claviger.Metadata) error {
 	ours := current.Of
 	if ours == nil {
 		var err error

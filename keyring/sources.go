@@ -373,7 +373,7 @@ func (r *Ring) needNotCounted(ctx context.Context, s *source, key, version strin
 
 // versionAtSource tells of a version that the primary does not know: without
 // material, whatever the source would show.
-func (r *Ring) versionAtSource(ctx context.Context, q *request, version string) (*provider.KeyVersion, error) {
+func (r *Ring) versionAtSource(ctx context.Context, q *request, version string) (*claviger.KeyVersion, error) {
 	notFound := claviger.E("keyring.Version", claviger.VersionNotFound, version, nil)
 	if !r.mayBeForeign(notFound, version) {
 		return nil, nil
@@ -384,7 +384,7 @@ func (r *Ring) versionAtSource(ctx context.Context, q *request, version string) 
 			return nil, err
 		}
 	}
-	var v provider.KeyVersion
+	var v claviger.KeyVersion
 	var s *source
 	ask := question{what: "key version '" + version + "'", name: version}
 	err := r.away(ctx, "keyring.Version", version, func() (err error) {

@@ -42,7 +42,7 @@ func oneMetadata(ctx context.Context, from provider.Reader, key string) (*clavig
 }
 
 // currentVersion returns a key's newest version. Kind KeyNotFound.
-func (r *Ring) currentVersion(ctx context.Context, key string) (provider.KeyVersion, error) {
+func (r *Ring) currentVersion(ctx context.Context, key string) (claviger.KeyVersion, error) {
 	current := leased(r, r.current)
 	if v, ok := current.get(key); ok {
 		return v, nil
@@ -50,9 +50,9 @@ func (r *Ring) currentVersion(ctx context.Context, key string) (provider.KeyVers
 	return current.fetch(ctx, key, r.askCurrent)
 }
 
-func (r *Ring) askCurrent(ctx context.Context, key string) (provider.KeyVersion, error) {
-	v, err := withMetadata(ctx, r, key, func() (provider.KeyVersion, error) { return r.cfg.Primary.Current(ctx, key) },
-		func(v *provider.KeyVersion, of *claviger.Metadata) bool { return attach(v, of) })
+func (r *Ring) askCurrent(ctx context.Context, key string) (claviger.KeyVersion, error) {
+	v, err := withMetadata(ctx, r, key, func() (claviger.KeyVersion, error) { return r.cfg.Primary.Current(ctx, key) },
+		func(v *claviger.KeyVersion, of *claviger.Metadata) bool { return attach(v, of) })
 	if err == nil {
 		r.used.learn(ctx, v.Name)
 	}
@@ -60,7 +60,7 @@ func (r *Ring) askCurrent(ctx context.Context, key string) (provider.KeyVersion,
 }
 
 // ownVersion returns a version of the primary. Kind VersionNotFound.
-func (r *Ring) ownVersion(ctx context.Context, version string) (provider.KeyVersion, error) {
+func (r *Ring) ownVersion(ctx context.Context, version string) (claviger.KeyVersion, error) {
 	versions := leased(r, r.versions)
 	if v, ok := versions.get(version); ok {
 		return v, nil
@@ -68,10 +68,10 @@ func (r *Ring) ownVersion(ctx context.Context, version string) (provider.KeyVers
 	return versions.fetch(ctx, version, r.askVersion)
 }
 
-func (r *Ring) askVersion(ctx context.Context, version string) (provider.KeyVersion, error) {
+func (r *Ring) askVersion(ctx context.Context, version string) (claviger.KeyVersion, error) {
 	key, _ := claviger.KeyOfVersion(version)
-	v, err := withMetadata(ctx, r, key, func() (provider.KeyVersion, error) { return r.cfg.Primary.Version(ctx, version) },
-		func(v *provider.KeyVersion, of *claviger.Metadata) bool { return attach(v, of) })
+	v, err := withMetadata(ctx, r, key, func() (claviger.KeyVersion, error) { return r.cfg.Primary.Version(ctx, version) },
+		func(v *claviger.KeyVersion, of *claviger.Metadata) bool { return attach(v, of) })
 	if err == nil {
 		r.used.learn(ctx, v.Name)
 	}
@@ -79,9 +79,9 @@ func (r *Ring) askVersion(ctx context.Context, version string) (provider.KeyVers
 }
 
 // ownVersions returns all versions of a key of the primary, oldest first.
-func (r *Ring) ownVersions(ctx context.Context, key string) ([]provider.KeyVersion, error) {
-	return withMetadata(ctx, r, key, func() ([]provider.KeyVersion, error) { return r.cfg.Primary.Versions(ctx, key) },
-		func(vs *[]provider.KeyVersion, of *claviger.Metadata) bool {
+func (r *Ring) ownVersions(ctx context.Context, key string) ([]claviger.KeyVersion, error) {
+	return withMetadata(ctx, r, key, func() ([]claviger.KeyVersion, error) { return r.cfg.Primary.Versions(ctx, key) },
+		func(vs *[]claviger.KeyVersion, of *claviger.Metadata) bool {
 			all := true
 			for i := range *vs {
 				all = attach(&(*vs)[i], of) && all
@@ -91,7 +91,7 @@ func (r *Ring) ownVersions(ctx context.Context, key string) ([]provider.KeyVersi
 }
 
 // attach gives a version its metadata; true where it has some already, or gets it.
-func attach(v *provider.KeyVersion, of *claviger.Metadata) bool {
+func attach(v *claviger.KeyVersion, of *claviger.Metadata) bool {
 	if v.Of == nil {
 		v.Of = of
 	}
@@ -157,7 +157,7 @@ func sameKey(a, b *claviger.Metadata) bool {
 
 // under returns what encrypts under that very version, also where another key's
 // version may have taken its name.
-func (r *Ring) under(v provider.KeyVersion) provider.BlockEncrypter {
+func (r *Ring) under(v claviger.KeyVersion) provider.BlockEncrypter {
 	if r.pinned == nil {
 		return r.blocks
 	}
@@ -167,7 +167,7 @@ func (r *Ring) under(v provider.KeyVersion) provider.BlockEncrypter {
 // pin encrypts under one version.
 type pin struct {
 	provider.Pinned
-	v provider.KeyVersion
+	v claviger.KeyVersion
 }
 
 func (p pin) EncryptBlocks(ctx context.Context, version string, blocks []byte) error {
@@ -180,7 +180,7 @@ func (p pin) EncryptBlocks(ctx context.Context, version string, blocks []byte) e
 // errReplaced marks what failed because a version's name was given to another one.
 var errReplaced = errors.New("the version was deleted since it was read")
 
-func encryptOf(ctx context.Context, p provider.Pinned, v provider.KeyVersion, blocks []byte) error {
+func encryptOf(ctx context.Context, p provider.Pinned, v claviger.KeyVersion, blocks []byte) error {
 	err := p.EncryptBlocksOf(ctx, v, blocks)
 	if claviger.Is(err, claviger.VersionNotFound) {
 		return claviger.E("keyring.encrypt", claviger.VersionNotFound, v.Name, errReplaced)
@@ -235,7 +235,7 @@ func (r *Ring) forgetAll() {
 
 // owned returns a copy whose material is the caller's own to wipe: what was
 // returned to us may be remembered.
-func owned(v provider.KeyVersion) provider.KeyVersion {
+func owned(v claviger.KeyVersion) claviger.KeyVersion {
 	v.Material = slices.Clone(v.Material)
 	return v
 }

@@ -10,7 +10,6 @@ import (
 
 	"claviger"
 	"claviger/kmsapi"
-	"claviger/provider"
 	"claviger/provider/memory"
 )
 
@@ -32,7 +31,7 @@ func (s *slow) EncryptBlocks(ctx context.Context, version string, blocks []byte)
 	return s.Provider.EncryptBlocks(ctx, version, blocks)
 }
 
-func (s *slow) EncryptBlocksOf(ctx context.Context, v provider.KeyVersion, blocks []byte) error {
+func (s *slow) EncryptBlocksOf(ctx context.Context, v claviger.KeyVersion, blocks []byte) error {
 	return s.EncryptBlocks(ctx, v.Name, blocks)
 }
 

@@ -30,12 +30,12 @@ func (n *noting) Metadata(ctx context.Context, names ...string) ([]*claviger.Met
 	return n.Provider.Metadata(ctx, names...)
 }
 
-func (n *noting) Current(ctx context.Context, key string) (provider.KeyVersion, error) {
+func (n *noting) Current(ctx context.Context, key string) (claviger.KeyVersion, error) {
 	n.note(ctx, key)
 	return n.Provider.Current(ctx, key)
 }
 
-func (n *noting) Version(ctx context.Context, version string) (provider.KeyVersion, error) {
+func (n *noting) Version(ctx context.Context, version string) (claviger.KeyVersion, error) {
 	n.note(ctx, version)
 	return n.Provider.Version(ctx, version)
 }

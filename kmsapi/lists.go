@@ -8,7 +8,6 @@ import (
 	"claviger"
 	"claviger/keyring"
 	"claviger/kmswire"
-	"claviger/provider"
 )
 
 // Lists are as long as users make them: of names of 4096 bytes, of metadata of 40 KB, of
@@ -165,7 +164,7 @@ func metadataMemory(m *claviger.Metadata) int64 {
 	return int64(bytes)
 }
 
-func versionsMemory(vs []provider.KeyVersion) (bytes int64) {
+func versionsMemory(vs []claviger.KeyVersion) (bytes int64) {
 	for i := range vs {
 		bytes += int64(entry + len(vs[i].Key) + len(vs[i].Name) + len(vs[i].Material))
 	}

@@ -117,23 +117,23 @@ func (a absent) Metadata(ctx context.Context, names ...string) ([]*claviger.Meta
 	return a.Provider.Metadata(ctx, names...)
 }
 
-func (a absent) Versions(ctx context.Context, key string) ([]provider.KeyVersion, error) {
+func (a absent) Versions(ctx context.Context, key string) ([]claviger.KeyVersion, error) {
 	if err := a.err(); err != nil {
 		return nil, err
 	}
 	return a.Provider.Versions(ctx, key)
 }
 
-func (a absent) Current(ctx context.Context, key string) (provider.KeyVersion, error) {
+func (a absent) Current(ctx context.Context, key string) (claviger.KeyVersion, error) {
 	if err := a.err(); err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	return a.Provider.Current(ctx, key)
 }
 
-func (a absent) Version(ctx context.Context, version string) (provider.KeyVersion, error) {
+func (a absent) Version(ctx context.Context, version string) (claviger.KeyVersion, error) {
 	if err := a.err(); err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	return a.Provider.Version(ctx, version)
 }
@@ -146,20 +146,20 @@ func (a absent) EncryptBlocks(ctx context.Context, version string, blocks []byte
 }
 
 // EncryptBlocksOf is what the keyring calls of a provider that has it.
-func (a absent) EncryptBlocksOf(ctx context.Context, v provider.KeyVersion, blocks []byte) error {
+func (a absent) EncryptBlocksOf(ctx context.Context, v claviger.KeyVersion, blocks []byte) error {
 	return a.EncryptBlocks(ctx, v.Name, blocks)
 }
 
-func (a absent) Create(ctx context.Context, spec provider.Spec) (provider.KeyVersion, error) {
+func (a absent) Create(ctx context.Context, spec provider.Spec) (claviger.KeyVersion, error) {
 	if err := a.err(); err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	return a.Provider.Create(ctx, spec)
 }
 
-func (a absent) RollIf(ctx context.Context, key string, material []byte, may func(*claviger.Metadata) error) (provider.KeyVersion, error) {
+func (a absent) RollIf(ctx context.Context, key string, material []byte, may func(*claviger.Metadata) error) (claviger.KeyVersion, error) {
 	if err := a.err(); err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	return a.Provider.RollIf(ctx, key, material, may)
 }

@@ -22,7 +22,6 @@ import (
 	"claviger/authn"
 	"claviger/keyring"
 	"claviger/kmsapi"
-	"claviger/provider"
 	"claviger/provider/memory"
 	"claviger/secret"
 )
@@ -253,9 +252,9 @@ func (f *faulty) err() error {
 	return with()
 }
 
-func (f *faulty) RollIf(ctx context.Context, key string, material secret.Bytes, may func(*claviger.Metadata) error) (provider.KeyVersion, error) {
+func (f *faulty) RollIf(ctx context.Context, key string, material secret.Bytes, may func(*claviger.Metadata) error) (claviger.KeyVersion, error) {
 	if err := f.err(); err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	return f.Provider.RollIf(ctx, key, material, may)
 }

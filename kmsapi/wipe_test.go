@@ -19,12 +19,12 @@ type keeper struct {
 	given []secret.Bytes
 }
 
-func (k *keeper) Create(ctx context.Context, spec provider.Spec) (provider.KeyVersion, error) {
+func (k *keeper) Create(ctx context.Context, spec provider.Spec) (claviger.KeyVersion, error) {
 	k.given = append(k.given, spec.Material)
 	return k.Provider.Create(ctx, spec)
 }
 
-func (k *keeper) RollIf(ctx context.Context, key string, material secret.Bytes, may func(*claviger.Metadata) error) (provider.KeyVersion, error) {
+func (k *keeper) RollIf(ctx context.Context, key string, material secret.Bytes, may func(*claviger.Metadata) error) (claviger.KeyVersion, error) {
 	k.given = append(k.given, material)
 	return k.Provider.RollIf(ctx, key, material, may)
 }

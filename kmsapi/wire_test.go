@@ -23,6 +23,7 @@ import (
 	"testing"
 	"time"
 
+	"claviger"
 	"claviger/authn"
 	"claviger/authz"
 	"claviger/provider"
@@ -204,14 +205,14 @@ type recordedKeys struct {
 // URI is what the messages of the recorded server name.
 func (p *recordedKeys) URI() string { return p.uri }
 
-func (p *recordedKeys) Create(ctx context.Context, spec provider.Spec) (provider.KeyVersion, error) {
+func (p *recordedKeys) Create(ctx context.Context, spec provider.Spec) (claviger.KeyVersion, error) {
 	if spec.Material == nil {
 		spec.Material = p.next
 	}
 	return p.Provider.Create(ctx, spec)
 }
 
-func (p *recordedKeys) Roll(ctx context.Context, key string, material secret.Bytes) (provider.KeyVersion, error) {
+func (p *recordedKeys) Roll(ctx context.Context, key string, material secret.Bytes) (claviger.KeyVersion, error) {
 	if material == nil {
 		material = p.next
 	}

@@ -7,7 +7,6 @@ import (
 	"unicode/utf8"
 
 	"claviger"
-	"claviger/provider"
 	"claviger/secret"
 )
 
@@ -71,7 +70,7 @@ func appendNullable(b []byte, s *string) []byte {
 
 // AppendKeyVersion appends a key version; nil is one that does not exist.
 // Material that is nil is withheld and written as null.
-func AppendKeyVersion(b []byte, v *provider.KeyVersion) []byte {
+func AppendKeyVersion(b []byte, v *claviger.KeyVersion) []byte {
 	if v == nil {
 		return append(b, "{}"...)
 	}

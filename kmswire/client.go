@@ -12,18 +12,17 @@ import (
 	"time"
 
 	"claviger"
-	"claviger/provider"
 	"claviger/secret"
 )
 
 // AppendCreate appends the body of POST /v1/keys.
-func AppendCreate(b []byte, s provider.Spec) []byte {
+func AppendCreate(b []byte, s Create) []byte {
 	b = append(b, `{"name":`...)
 	b = appendString(b, s.Name)
 	b = append(b, `,"cipher":`...)
 	b = appendString(b, s.Cipher)
 	b = append(b, `,"length":`...)
-	b = strconv.AppendInt(b, int64(s.BitLength), 10)
+	b = strconv.AppendInt(b, int64(s.Length), 10)
 	if s.Material != nil {
 		b = append(b, `,"material":`...)
 		b = appendBytes(b, s.Material)
@@ -78,11 +77,11 @@ type keyVersionJSON struct {
 	Material    *string `json:"material"`
 }
 
-func (j *keyVersionJSON) version() (*provider.KeyVersion, error) {
+func (j *keyVersionJSON) version() (*claviger.KeyVersion, error) {
 	if j.VersionName == nil {
 		return nil, nil
 	}
-	v := &provider.KeyVersion{Name: *j.VersionName}
+	v := &claviger.KeyVersion{Name: *j.VersionName}
 	if j.Name != nil {
 		v.Key = *j.Name
 	}
@@ -114,7 +113,7 @@ func unmarshal(body []byte, to any) error {
 // ReadKeyVersion decodes a key version; nil without an error where the answer is
 // {}, which is how absence is told. BitLength is set only where the material is
 // shown.
-func ReadKeyVersion(body []byte) (*provider.KeyVersion, error) {
+func ReadKeyVersion(body []byte) (*claviger.KeyVersion, error) {
 	var j keyVersionJSON
 	if err := unmarshal(body, &j); err != nil {
 		return nil, err
@@ -123,12 +122,12 @@ func ReadKeyVersion(body []byte) (*provider.KeyVersion, error) {
 }
 
 // ReadKeyVersions decodes a list of them.
-func ReadKeyVersions(body []byte) ([]provider.KeyVersion, error) {
+func ReadKeyVersions(body []byte) ([]claviger.KeyVersion, error) {
 	var js []keyVersionJSON
 	if err := unmarshal(body, &js); err != nil {
 		return nil, err
 	}
-	vs := make([]provider.KeyVersion, len(js))
+	vs := make([]claviger.KeyVersion, len(js))
 	for i := range js {
 		v, err := js[i].version()
 		if err != nil {

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"claviger"
-	"claviger/provider"
 	"claviger/secret"
 )
 
@@ -107,7 +106,7 @@ func TestRequestErrors(t *testing.T) {
 
 func TestRequests(t *testing.T) {
 	desc := "dé\"s\n"
-	spec := provider.Spec{Name: "a/b@c", Cipher: "AES/CTR/NoPadding", BitLength: 256, Description: &desc,
+	spec := Create{Name: "a/b@c", Cipher: "AES/CTR/NoPadding", Length: 256, Description: &desc,
 		Attributes: map[string]string{"x": "<y>"}, Material: secret.Bytes{1, 2, 0xff}}
 	c, err := ReadCreate(append(AppendCreate(nil, spec), " trailing"...))
 	if err != nil {
@@ -166,7 +165,7 @@ func TestAnswers(t *testing.T) {
 	if err != nil || len(ms) != 2 || ms[1] != nil || !reflect.DeepEqual(ms[0], m) {
 		t.Errorf("metadata %+v, %v", ms, err)
 	}
-	v := provider.KeyVersion{Key: "k", Name: "k@0", BitLength: 24, Material: secret.Bytes{1, 2, 3}}
+	v := claviger.KeyVersion{Key: "k", Name: "k@0", BitLength: 24, Material: secret.Bytes{1, 2, 3}}
 	if got, err := ReadKeyVersion(AppendKeyVersion(nil, &v)); err != nil || !reflect.DeepEqual(*got, v) {
 		t.Errorf("key version %+v, %v", got, err)
 	}

@@ -225,7 +225,7 @@ func (s *stub) Metadata(ctx context.Context, names ...string) ([]*claviger.Metad
 	return ms, err
 }
 
-func (s *stub) Versions(ctx context.Context, key string) ([]provider.KeyVersion, error) {
+func (s *stub) Versions(ctx context.Context, key string) ([]claviger.KeyVersion, error) {
 	if s.noNames {
 		return nil, claviger.Errorf("kmsclient.Versions", claviger.Denied, key, "User:mig not allowed to do 'GET_KEY_VERSIONS' on '%s'", key)
 	}
@@ -239,7 +239,7 @@ type failing struct {
 	calls int
 }
 
-func (f *failing) Import(ctx context.Context, m claviger.Metadata, n, first int, step func(string) error) ([]provider.KeyVersion, error) {
+func (f *failing) Import(ctx context.Context, m claviger.Metadata, n, first int, step func(string) error) ([]claviger.KeyVersion, error) {
 	f.calls++
 	if err := f.errs[m.Name]; err != nil {
 		return nil, err

@@ -24,7 +24,7 @@ type kms struct {
 	opaque     bool                // its versions' names are not numbers, and not shown
 }
 
-func (k *kms) Versions(ctx context.Context, key string) ([]provider.KeyVersion, error) {
+func (k *kms) Versions(ctx context.Context, key string) ([]claviger.KeyVersion, error) {
 	return nil, claviger.Errorf("kmsclient.Versions", claviger.Denied, key, "User:mig not allowed to do 'GET_KEY_VERSIONS' on '%s'", key)
 }
 

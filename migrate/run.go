@@ -11,7 +11,6 @@ import (
 
 	"claviger"
 	"claviger/metastore"
-	"claviger/provider"
 )
 
 // giveUpAfter is how many keys in a row may fail because the target is away
@@ -306,7 +305,7 @@ func (w *work) importOne(ctx context.Context, it *Item) error {
 		}
 		e.auditEnd(ctx, it.Key, it.TargetVersions, err)
 	default:
-		var versions []provider.KeyVersion
+		var versions []claviger.KeyVersion
 		versions, err = e.cfg.Target.Import(ctx, m, it.Count, it.First, func(step string) error {
 			stop = w.step(it.Key, step)
 			return stop

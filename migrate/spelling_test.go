@@ -10,7 +10,6 @@ import (
 	"claviger"
 	"claviger/metastore"
 	"claviger/migrate"
-	"claviger/provider"
 )
 
 // folding is a source as Ranger's: it lists names in lower case, answers to every
@@ -42,7 +41,7 @@ func (f *folding) Metadata(ctx context.Context, names ...string) ([]*claviger.Me
 	return ms, err
 }
 
-func (f *folding) Versions(ctx context.Context, key string) ([]provider.KeyVersion, error) {
+func (f *folding) Versions(ctx context.Context, key string) ([]claviger.KeyVersion, error) {
 	vs, err := f.Source.Versions(ctx, strings.ToLower(key))
 	for i := range vs {
 		vs[i].Key, vs[i].Name = key, key+strings.TrimPrefix(vs[i].Name, strings.ToLower(key))

@@ -10,7 +10,6 @@ import (
 
 	"claviger"
 	"claviger/metastore"
-	"claviger/provider"
 )
 
 // Standing is where a migration stands, by the journal and the counters of
@@ -214,7 +213,7 @@ func (e *Engine) another(ctx context.Context, it Item, m *claviger.Metadata) (bo
 	if err != nil {
 		return false, err
 	}
-	return !slices.ContainsFunc(versions, func(v provider.KeyVersion) bool {
+	return !slices.ContainsFunc(versions, func(v claviger.KeyVersion) bool {
 		return slices.Contains(it.TargetVersions, v.Name)
 	}), nil
 }

@@ -195,7 +195,7 @@ func (e *Engine) adopt(ctx context.Context, it Item, known bool) (Item, error) {
 }
 
 // namesOf returns the names of versions, and wipes their material.
-func namesOf(vs []provider.KeyVersion) []string {
+func namesOf(vs []claviger.KeyVersion) []string {
 	var names []string
 	for _, v := range vs {
 		v.Material.Wipe()

@@ -16,21 +16,6 @@ import (
 	"claviger/secret"
 )
 
-// KeyVersion is one version of an EZ key.
-type KeyVersion struct {
-	Key       string       // name of the EZ key
-	Name      string       // full version name, "<key>@<id>"
-	BitLength int          // length of the key, and of the DEKs that it wraps
-	Material  secret.Bytes // nil where the provider withholds it
-	// Of is the metadata of the version's key, read in the same reading as the
-	// version: rights are asked under it, so nobody is shown another key that took
-	// the name in between. It is shared and not changed. A version whose key has no
-	// metadata any more (Java keystores have such) gets one with the name alone.
-	// Readers set it; nil only where a provider cannot read both at once, as a KMS
-	// elsewhere.
-	Of *claviger.Metadata
-}
-
 // Spec is what a new key shall be.
 type Spec struct {
 	Name        string
@@ -58,12 +43,12 @@ type Reader interface {
 	Metadata(ctx context.Context, names ...string) ([]*claviger.Metadata, error)
 	// Versions returns all versions of a key, oldest first; an empty slice and no
 	// error where the key does not exist.
-	Versions(ctx context.Context, key string) ([]KeyVersion, error)
+	Versions(ctx context.Context, key string) ([]claviger.KeyVersion, error)
 	// Current returns the newest version. Kind KeyNotFound.
-	Current(ctx context.Context, key string) (KeyVersion, error)
+	Current(ctx context.Context, key string) (claviger.KeyVersion, error)
 	// Version returns the version of that full name. Kind VersionNotFound, also
 	// for a name that no version can have.
-	Version(ctx context.Context, version string) (KeyVersion, error)
+	Version(ctx context.Context, version string) (claviger.KeyVersion, error)
 }
 
 // MayHave tells whether r has the version of that full name. A version that cannot be read
@@ -84,10 +69,10 @@ type Writer interface {
 	// Create makes a key with one version and returns that. Kinds KeyExists,
 	// InvalidKeySize, MaterialLength, UnknownCipher, Unsupported (material given
 	// to a provider that makes its own), Invalid (a name that it cannot hold).
-	Create(ctx context.Context, spec Spec) (KeyVersion, error)
+	Create(ctx context.Context, spec Spec) (claviger.KeyVersion, error)
 	// Roll adds a version, which becomes the current one. material nil: the
 	// provider makes it. Kinds KeyNotFound, MaterialLength, Unsupported.
-	Roll(ctx context.Context, key string, material secret.Bytes) (KeyVersion, error)
+	Roll(ctx context.Context, key string, material secret.Bytes) (claviger.KeyVersion, error)
 	// Delete ends a key with all its versions. Kind KeyNotFound.
 	Delete(ctx context.Context, key string) error
 }
@@ -98,7 +83,7 @@ type Writer interface {
 // and is called while nobody else can change it; its error ends the call, is
 // returned as it is, and nothing was changed. It does not call the provider.
 type Conditional interface {
-	RollIf(ctx context.Context, key string, material secret.Bytes, may func(*claviger.Metadata) error) (KeyVersion, error)
+	RollIf(ctx context.Context, key string, material secret.Bytes, may func(*claviger.Metadata) error) (claviger.KeyVersion, error)
 	DeleteIf(ctx context.Context, key string, may func(*claviger.Metadata) error) error
 }
 
@@ -198,7 +183,7 @@ type Pinned interface {
 	// EncryptBlocksOf is EncryptBlocks under the very version that an earlier
 	// reading gave. Kind VersionNotFound also where its name belongs to another
 	// version by now.
-	EncryptBlocksOf(ctx context.Context, v KeyVersion, blocks []byte) error
+	EncryptBlocksOf(ctx context.Context, v claviger.KeyVersion, blocks []byte) error
 }
 
 // EDEKService is implemented by a provider that lets nobody near its keys: a
@@ -233,7 +218,7 @@ type Importer interface {
 	// "committed"); an error from it aborts the import, as a crash there would.
 	// Kind KeyExists where a key of that name is there already and was not left
 	// half-made.
-	Import(ctx context.Context, m claviger.Metadata, n, first int, step func(string) error) ([]KeyVersion, error)
+	Import(ctx context.Context, m claviger.Metadata, n, first int, step func(string) error) ([]claviger.KeyVersion, error)
 }
 
 // Deleted is a key that was deleted softly. Its Metadata is as it was, its

@@ -66,7 +66,7 @@ func TestKeysWhileTrusteesAreKilled(t *testing.T) {
 	var mu sync.Mutex
 	acked := map[string][]string{} // versions of each key
 	var count, refused atomic.Int64
-	note := func(v provider.KeyVersion) {
+	note := func(v claviger.KeyVersion) {
 		mu.Lock()
 		defer mu.Unlock()
 		acked[v.Key] = append(acked[v.Key], v.Name)

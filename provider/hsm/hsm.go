@@ -495,7 +495,7 @@ func (p *Provider) Metadata(ctx context.Context, names ...string) ([]*claviger.M
 }
 
 // Versions returns all versions of a key.
-func (p *Provider) Versions(ctx context.Context, key string) ([]provider.KeyVersion, error) {
+func (p *Provider) Versions(ctx context.Context, key string) ([]claviger.KeyVersion, error) {
 	if err := p.ready("hsm.Versions", key); err != nil {
 		return nil, err
 	}
@@ -538,11 +538,11 @@ func (p *Provider) key(ctx context.Context, name string) (*metastore.Key, error)
 	return keys[0], nil
 }
 
-func versionsOf(k *metastore.Key) []provider.KeyVersion {
-	vs := make([]provider.KeyVersion, len(k.List))
+func versionsOf(k *metastore.Key) []claviger.KeyVersion {
+	vs := make([]claviger.KeyVersion, len(k.List))
 	of := shared(&k.Metadata)
 	for i, v := range k.List {
-		vs[i] = provider.KeyVersion{Key: k.Name, Name: claviger.VersionName(k.Name, v.ID), BitLength: k.BitLength, Of: of}
+		vs[i] = claviger.KeyVersion{Key: k.Name, Name: claviger.VersionName(k.Name, v.ID), BitLength: k.BitLength, Of: of}
 	}
 	return vs
 }
@@ -557,27 +557,27 @@ func shared(m *claviger.Metadata) *claviger.Metadata {
 }
 
 // Current returns a key's newest version.
-func (p *Provider) Current(ctx context.Context, key string) (provider.KeyVersion, error) {
+func (p *Provider) Current(ctx context.Context, key string) (claviger.KeyVersion, error) {
 	vs, err := p.Versions(ctx, key)
 	if err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	if len(vs) == 0 {
-		return provider.KeyVersion{}, claviger.E("hsm.Current", claviger.KeyNotFound, key, nil)
+		return claviger.KeyVersion{}, claviger.E("hsm.Current", claviger.KeyNotFound, key, nil)
 	}
 	return vs[len(vs)-1], nil
 }
 
 // Version returns the version of that name.
-func (p *Provider) Version(ctx context.Context, version string) (provider.KeyVersion, error) {
+func (p *Provider) Version(ctx context.Context, version string) (claviger.KeyVersion, error) {
 	if err := p.ready("hsm.Version", version); err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	m, _, err := p.store.ByVersion(ctx, version)
 	if err != nil {
-		return provider.KeyVersion{}, p.missing(ctx, "hsm.Version", version, err)
+		return claviger.KeyVersion{}, p.missing(ctx, "hsm.Version", version, err)
 	}
-	return provider.KeyVersion{Key: m.Name, Name: version, BitLength: m.BitLength, Of: shared(m)}, nil
+	return claviger.KeyVersion{Key: m.Name, Name: version, BitLength: m.BitLength, Of: shared(m)}, nil
 }
 
 func tokenName(i pkcs11.TokenInfo) string { return fmt.Sprintf("%q (serial %s)", i.Label, i.Serial) }

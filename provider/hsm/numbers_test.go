@@ -73,7 +73,7 @@ func TestVersionNames(t *testing.T) {
 
 // wantVersion demands that v is the current version, has that number, encrypts, and is
 // the one that clients compute from the metadata.
-func wantVersion(t *testing.T, p *hsm.Provider, v provider.KeyVersion, err error, key string, n int) {
+func wantVersion(t *testing.T, p *hsm.Provider, v claviger.KeyVersion, err error, key string, n int) {
 	t.Helper()
 	ms, merr := p.Metadata(t.Context(), key)
 	current, cerr := p.Current(t.Context(), key)

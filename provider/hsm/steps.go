@@ -70,24 +70,24 @@ type plan struct {
 }
 
 // Create makes a key in the HSM.
-func (p *Provider) Create(ctx context.Context, spec provider.Spec) (provider.KeyVersion, error) {
+func (p *Provider) Create(ctx context.Context, spec provider.Spec) (claviger.KeyVersion, error) {
 	const op = "hsm.Create"
 	if err := refuseMaterial(op, spec.Name, spec.Material); err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	if err := provider.CheckSpec(op, spec); err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	m := claviger.Metadata{Name: spec.Name, Cipher: spec.Cipher, BitLength: spec.BitLength, Description: spec.Description, Attributes: spec.Attributes, Created: time.Now().Truncate(time.Millisecond)}
 	vs, err := p.make(ctx, op, opCreate, m, 1, spec.First, nil)
 	if err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	return vs[0], nil
 }
 
 // Import makes a key after another's metadata, with n versions.
-func (p *Provider) Import(ctx context.Context, m claviger.Metadata, n, first int, step func(string) error) ([]provider.KeyVersion, error) {
+func (p *Provider) Import(ctx context.Context, m claviger.Metadata, n, first int, step func(string) error) ([]claviger.KeyVersion, error) {
 	const op = "hsm.Import"
 	if err := provider.CheckImport(op, m.Name, n, first); err != nil {
 		return nil, err
@@ -111,7 +111,7 @@ func (p *Provider) lock(ctx context.Context, op, key string) (held context.Conte
 
 // make makes a key with n versions, numbered from first at least: an intent, the
 // HSM's objects, then the key itself in one transaction.
-func (p *Provider) make(ctx context.Context, op, kind string, m claviger.Metadata, n, first int, step func(string) error) ([]provider.KeyVersion, error) {
+func (p *Provider) make(ctx context.Context, op, kind string, m claviger.Metadata, n, first int, step func(string) error) ([]claviger.KeyVersion, error) {
 	ctx, unlock, err := p.lock(ctx, op, m.Name)
 	if err != nil {
 		return nil, err
@@ -163,11 +163,11 @@ func (p *Provider) make(ctx context.Context, op, kind string, m claviger.Metadat
 
 // remember caches versions that were just made: their check values are known to
 // be right.
-func (p *Provider) remember(m *claviger.Metadata, list []metastore.Version) []provider.KeyVersion {
-	vs := make([]provider.KeyVersion, len(list))
+func (p *Provider) remember(m *claviger.Metadata, list []metastore.Version) []claviger.KeyVersion {
+	vs := make([]claviger.KeyVersion, len(list))
 	for i, v := range list {
 		name := claviger.VersionName(m.Name, v.ID)
-		vs[i] = provider.KeyVersion{Key: m.Name, Name: name, BitLength: m.BitLength}
+		vs[i] = claviger.KeyVersion{Key: m.Name, Name: name, BitLength: m.BitLength}
 		if e, err := newEntry(m, v); err == nil {
 			e.verified.Store(p.epoch.Load() + 1)
 			p.versions.Store(name, e)
@@ -406,50 +406,50 @@ func (p *Provider) ensure(ctx context.Context, op, key string, ref metastore.Ref
 }
 
 // Roll adds a version that the HSM makes.
-func (p *Provider) Roll(ctx context.Context, key string, material secret.Bytes) (provider.KeyVersion, error) {
+func (p *Provider) Roll(ctx context.Context, key string, material secret.Bytes) (claviger.KeyVersion, error) {
 	return p.RollIf(ctx, key, material, provider.Anyway)
 }
 
 // RollIf is Roll where may allows it.
-func (p *Provider) RollIf(ctx context.Context, key string, material secret.Bytes, may func(*claviger.Metadata) error) (provider.KeyVersion, error) {
+func (p *Provider) RollIf(ctx context.Context, key string, material secret.Bytes, may func(*claviger.Metadata) error) (claviger.KeyVersion, error) {
 	const op = "hsm.Roll"
 	if err := refuseMaterial(op, key, material); err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	ctx, unlock, err := p.lock(ctx, op, key)
 	if err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	defer unlock()
 	k, err := p.key(ctx, key)
 	if err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	if k == nil {
-		return provider.KeyVersion{}, p.noKey(ctx, op, key)
+		return claviger.KeyVersion{}, p.noKey(ctx, op, key)
 	}
 	if err := may(shared(&k.Metadata)); err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	if err := p.mayMake(ctx); err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	if err := p.holdsCurrent(ctx, op, k); err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	if err := p.unhide(ctx, op, key, k.List, 1); err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	intent, err := p.begin(ctx, opRoll, key, plan{Bits: k.BitLength}, 1, 0, k.List[len(k.List)-1].Object)
 	if err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	v, err := p.ensure(ctx, op, key, intent.Refs[0], k.BitLength)
 	if err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	if err := p.store.Append(ctx, key, v); err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	return p.remember(&k.Metadata, []metastore.Version{v})[0], nil
 }

@@ -213,7 +213,7 @@ func TestWriteErrors(t *testing.T) {
 	})
 }
 
-func mustCreate(t testing.TB, p *Provider, name string) provider.KeyVersion {
+func mustCreate(t testing.TB, p *Provider, name string) claviger.KeyVersion {
 	t.Helper()
 	v, err := p.Create(context.Background(), provider.Spec{Name: name, Cipher: claviger.DefaultCipher, BitLength: 128})
 	if err != nil {

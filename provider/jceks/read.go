@@ -12,7 +12,6 @@ import (
 
 	"claviger"
 	"claviger/keystore"
-	"claviger/provider"
 )
 
 // fresh returns the state of the file as it is now. Where a changed file cannot
@@ -131,8 +130,8 @@ func (p *Provider) version(st *state, op, name string) (*opened, error) {
 	return o, nil
 }
 
-func keyVersion(key, name string, o *opened, of *claviger.Metadata) provider.KeyVersion {
-	return provider.KeyVersion{Key: key, Name: name, BitLength: 8 * len(o.material), Material: slices.Clone(o.material),
+func keyVersion(key, name string, o *opened, of *claviger.Metadata) claviger.KeyVersion {
+	return claviger.KeyVersion{Key: key, Name: name, BitLength: 8 * len(o.material), Material: slices.Clone(o.material),
 		Of: of}
 }
 
@@ -199,7 +198,7 @@ func (p *Provider) Metadata(ctx context.Context, names ...string) ([]*claviger.M
 }
 
 // Versions returns a key's versions, oldest first.
-func (p *Provider) Versions(ctx context.Context, key string) ([]provider.KeyVersion, error) {
+func (p *Provider) Versions(ctx context.Context, key string) ([]claviger.KeyVersion, error) {
 	const op = "jceks.Versions"
 	st, err := p.fresh(ctx, op, key)
 	if err != nil {
@@ -210,10 +209,10 @@ func (p *Provider) Versions(ctx context.Context, key string) ([]provider.KeyVers
 		return nil, claviger.E(op, claviger.Internal, key, err)
 	}
 	if m == nil {
-		return []provider.KeyVersion{}, nil
+		return []claviger.KeyVersion{}, nil
 	}
 	numbers := st.live(key, m, p.file.password)
-	out := make([]provider.KeyVersion, len(numbers))
+	out := make([]claviger.KeyVersion, len(numbers))
 	of := m.public(key)
 	err = each(ctx, op, len(numbers), func(i int) error {
 		name := numberedVersion(key, numbers[i])
@@ -230,46 +229,46 @@ func (p *Provider) Versions(ctx context.Context, key string) ([]provider.KeyVers
 }
 
 // Current returns a key's newest version.
-func (p *Provider) Current(ctx context.Context, key string) (provider.KeyVersion, error) {
+func (p *Provider) Current(ctx context.Context, key string) (claviger.KeyVersion, error) {
 	const op = "jceks.Current"
 	st, err := p.fresh(ctx, op, key)
 	if err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	m, err := p.openMetadata(st, key)
 	if err != nil {
-		return provider.KeyVersion{}, claviger.E(op, claviger.Internal, key, err)
+		return claviger.KeyVersion{}, claviger.E(op, claviger.Internal, key, err)
 	}
 	if m == nil {
-		return provider.KeyVersion{}, claviger.E(op, claviger.KeyNotFound, key, nil)
+		return claviger.KeyVersion{}, claviger.E(op, claviger.KeyNotFound, key, nil)
 	}
 	name := numberedVersion(key, m.Versions-1)
 	o, err := p.version(st, op, name)
 	if claviger.Is(err, claviger.VersionNotFound) {
-		return provider.KeyVersion{}, claviger.Errorf(op, claviger.Internal, key,
+		return claviger.KeyVersion{}, claviger.Errorf(op, claviger.Internal, key,
 			"keystore %s: the key's metadata counts %d versions, but there is no entry %q", p.file.path, m.Versions, name)
 	}
 	if err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	return keyVersion(key, name, o, m.public(key)), nil
 }
 
 // Version returns the version of that name.
-func (p *Provider) Version(ctx context.Context, name string) (provider.KeyVersion, error) {
+func (p *Provider) Version(ctx context.Context, name string) (claviger.KeyVersion, error) {
 	const op = "jceks.Version"
 	st, err := p.fresh(ctx, op, name)
 	if err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	o, err := p.version(st, op, name)
 	if err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	key, _ := claviger.KeyOfVersion(name)
 	of, err := p.of(st, op, key)
 	if err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	return keyVersion(key, name, o, of), nil
 }
@@ -282,11 +281,11 @@ func (p *Provider) EncryptBlocks(ctx context.Context, name string, blocks []byte
 
 // EncryptBlocksOf is EncryptBlocks while the entry of the version's name holds
 // the version's material: numbers begin anew with a key that is made anew.
-func (p *Provider) EncryptBlocksOf(ctx context.Context, v provider.KeyVersion, blocks []byte) error {
+func (p *Provider) EncryptBlocksOf(ctx context.Context, v claviger.KeyVersion, blocks []byte) error {
 	return p.encrypt(ctx, v.Name, &v, blocks)
 }
 
-func (p *Provider) encrypt(ctx context.Context, name string, only *provider.KeyVersion, blocks []byte) error {
+func (p *Provider) encrypt(ctx context.Context, name string, only *claviger.KeyVersion, blocks []byte) error {
 	const op = "jceks.EncryptBlocks"
 	st, err := p.fresh(ctx, op, name)
 	if err != nil {

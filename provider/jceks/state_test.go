@@ -217,7 +217,7 @@ func TestAtInName(t *testing.T) {
 		mustCreate(t, p, name)
 	}
 	mustCreate(t, p, "at")
-	others := map[string]provider.KeyVersion{}
+	others := map[string]claviger.KeyVersion{}
 	for _, name := range []string{"at@1", "at@2", "new@0", "into@4", "into@6"} {
 		others[name] = mustCreate(t, p, name)
 	}

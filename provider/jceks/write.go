@@ -219,16 +219,16 @@ func (d *draft) freeVersions(op, name string, versions ...string) error {
 }
 
 // Create makes a key.
-func (p *Provider) Create(ctx context.Context, spec provider.Spec) (provider.KeyVersion, error) {
+func (p *Provider) Create(ctx context.Context, spec provider.Spec) (claviger.KeyVersion, error) {
 	const op = "jceks.Create"
 	if p.closed.Load() {
-		return provider.KeyVersion{}, claviger.E(op, claviger.Closed, spec.Name, nil)
+		return claviger.KeyVersion{}, claviger.E(op, claviger.Closed, spec.Name, nil)
 	}
 	if err := checkSpec(op, spec); err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	if err := provider.CheckImport(op, spec.Name, 1, spec.First); err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	var name string
 	err := p.change(ctx, op, spec.Name, func(d *draft) error {
@@ -248,7 +248,7 @@ func (p *Provider) Create(ctx context.Context, spec provider.Spec) (provider.Key
 		return internal(op, spec.Name, err)
 	})
 	if err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	return p.made(spec.Name, name), nil
 }
@@ -263,8 +263,8 @@ func internal(op, key string, err error) error {
 
 // made returns a version that was made a moment ago. Where another process has
 // deleted it meanwhile, it is the caller's next call that finds out.
-func (p *Provider) made(key, name string) provider.KeyVersion {
-	kv := provider.KeyVersion{Key: key, Name: name}
+func (p *Provider) made(key, name string) claviger.KeyVersion {
+	kv := claviger.KeyVersion{Key: key, Name: name}
 	st := p.state.Load()
 	if s := st.slots[name]; s != nil {
 		if o := s.open(p.file.password); o.err == nil && o.meta == nil {
@@ -276,13 +276,13 @@ func (p *Provider) made(key, name string) provider.KeyVersion {
 }
 
 // Roll adds a version.
-func (p *Provider) Roll(ctx context.Context, key string, material secret.Bytes) (provider.KeyVersion, error) {
+func (p *Provider) Roll(ctx context.Context, key string, material secret.Bytes) (claviger.KeyVersion, error) {
 	return p.RollIf(ctx, key, material, provider.Anyway)
 }
 
 // RollIf is Roll where may allows it.
 func (p *Provider) RollIf(ctx context.Context, key string, material secret.Bytes,
-	may func(*claviger.Metadata) error) (provider.KeyVersion, error) {
+	may func(*claviger.Metadata) error) (claviger.KeyVersion, error) {
 	const op = "jceks.Roll"
 	var name string
 	err := p.change(ctx, op, key, func(d *draft) error {
@@ -323,7 +323,7 @@ func (p *Provider) RollIf(ctx context.Context, key string, material secret.Bytes
 		return internal(op, key, err)
 	})
 	if err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	return p.made(key, name), nil
 }
@@ -358,7 +358,7 @@ func (p *Provider) DeleteIf(ctx context.Context, key string, may func(*claviger.
 // Import makes a key after another's metadata, in one change of the file. Hadoop
 // skips the numbers that are missing.
 func (p *Provider) Import(ctx context.Context, m claviger.Metadata, n, first int,
-	step func(string) error) ([]provider.KeyVersion, error) {
+	step func(string) error) ([]claviger.KeyVersion, error) {
 	const op = "jceks.Import"
 	if err := provider.CheckImport(op, m.Name, n, first); err != nil {
 		return nil, err
@@ -397,7 +397,7 @@ func (p *Provider) Import(ctx context.Context, m claviger.Metadata, n, first int
 			return nil, claviger.Errorf(op, claviger.KindOf(err), m.Name, "import broken off after %q: %w", "committed", err)
 		}
 	}
-	out := make([]provider.KeyVersion, n)
+	out := make([]claviger.KeyVersion, n)
 	for i, name := range names {
 		out[i] = p.made(m.Name, name)
 	}

@@ -12,7 +12,6 @@ import (
 	"unicode/utf8"
 
 	"claviger"
-	"claviger/provider"
 	"claviger/secret"
 	"claviger/trustee"
 )
@@ -161,9 +160,9 @@ func (p *Provider) key(ctx context.Context, op, name string) (*keyDoc, error) {
 }
 
 // fetch reads a version's material, from memory if it is there.
-func (p *Provider) fetch(ctx context.Context, op string, k *keyDoc, ref versionRef) (provider.KeyVersion, error) {
+func (p *Provider) fetch(ctx context.Context, op string, k *keyDoc, ref versionRef) (claviger.KeyVersion, error) {
 	of := k.metadata()
-	v := provider.KeyVersion{Key: k.Name, Name: ref.Name, BitLength: k.Length, Of: &of}
+	v := claviger.KeyVersion{Key: k.Name, Name: ref.Name, BitLength: k.Length, Of: &of}
 	if v.Material = p.kept.material(ref.Name); v.Material != nil {
 		return v, nil
 	}

@@ -203,7 +203,7 @@ func TestLostVersionIsNotFinal(t *testing.T) {
 	far := s.must(two) // as an HSM KMS uses it
 	s.env.Source = false
 	spec := provider.Spec{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128}
-	version := func(v provider.KeyVersion, err error) string {
+	version := func(v claviger.KeyVersion, err error) string {
 		t.Helper()
 		if err != nil {
 			t.Fatal(err)

@@ -65,16 +65,16 @@ func each(ctx context.Context, n int, f func(context.Context, int) error) error 
 }
 
 // Versions returns a key's versions, oldest first.
-func (p *Provider) Versions(ctx context.Context, name string) ([]provider.KeyVersion, error) {
+func (p *Provider) Versions(ctx context.Context, name string) ([]claviger.KeyVersion, error) {
 	const op = "keytrustee.Versions"
 	if err := p.ready(ctx, op, name); err != nil {
 		return nil, err
 	}
 	k, err := p.key(ctx, op, name)
 	if err != nil || k == nil {
-		return []provider.KeyVersion{}, err
+		return []claviger.KeyVersion{}, err
 	}
-	list := make([]provider.KeyVersion, len(k.Versions))
+	list := make([]claviger.KeyVersion, len(k.Versions))
 	err = each(ctx, len(list), func(ctx context.Context, i int) (err error) {
 		list[i], err = p.fetch(ctx, op, k, k.Versions[i])
 		return err
@@ -89,45 +89,45 @@ func (p *Provider) Versions(ctx context.Context, name string) ([]provider.KeyVer
 }
 
 // Current returns a key's newest version.
-func (p *Provider) Current(ctx context.Context, name string) (provider.KeyVersion, error) {
+func (p *Provider) Current(ctx context.Context, name string) (claviger.KeyVersion, error) {
 	const op = "keytrustee.Current"
 	if err := p.ready(ctx, op, name); err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	k, err := p.key(ctx, op, name)
 	if err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	if k == nil {
-		return provider.KeyVersion{}, claviger.E(op, claviger.KeyNotFound, name, nil)
+		return claviger.KeyVersion{}, claviger.E(op, claviger.KeyNotFound, name, nil)
 	}
 	return p.fetch(ctx, op, k, k.Versions[len(k.Versions)-1])
 }
 
 // Version returns the version of that name.
-func (p *Provider) Version(ctx context.Context, version string) (provider.KeyVersion, error) {
+func (p *Provider) Version(ctx context.Context, version string) (claviger.KeyVersion, error) {
 	const op = "keytrustee.Version"
 	if err := p.ready(ctx, op, version); err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	return p.version(ctx, op, version)
 }
 
-func (p *Provider) version(ctx context.Context, op, version string) (provider.KeyVersion, error) {
+func (p *Provider) version(ctx context.Context, op, version string) (claviger.KeyVersion, error) {
 	name, ok := claviger.KeyOfVersion(version)
 	if !ok {
-		return provider.KeyVersion{}, claviger.E(op, claviger.VersionNotFound, version, nil)
+		return claviger.KeyVersion{}, claviger.E(op, claviger.VersionNotFound, version, nil)
 	}
 	k, err := p.key(ctx, op, name)
 	if err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	if k == nil {
-		return provider.KeyVersion{}, p.absent(ctx, op, name, version, nil)
+		return claviger.KeyVersion{}, p.absent(ctx, op, name, version, nil)
 	}
 	ref, ok := k.find(version)
 	if !ok {
-		return provider.KeyVersion{}, p.absent(ctx, op, name, version, k)
+		return claviger.KeyVersion{}, p.absent(ctx, op, name, version, k)
 	}
 	return p.fetch(ctx, op, k, ref)
 }

@@ -20,25 +20,25 @@ func since(k *keyDoc) time.Time { return time.UnixMilli(k.Deleted) }
 
 // grow deposits a new version, which no key names yet, and returns it with its
 // material.
-func (p *Provider) grow(ctx context.Context, op, name string, bits int, given secret.Bytes) (provider.KeyVersion,
+func (p *Provider) grow(ctx context.Context, op, name string, bits int, given secret.Bytes) (claviger.KeyVersion,
 	versionRef, error) {
 	material := slices.Clone(given)
 	if material == nil {
 		material = make(secret.Bytes, bits/8)
 		_, _ = rand.Read(material) // it never fails
 	}
-	v := provider.KeyVersion{Key: name, Name: claviger.VersionName(name, newID()), BitLength: bits, Material: material}
+	v := claviger.KeyVersion{Key: name, Name: claviger.VersionName(name, newID()), BitLength: bits, Material: material}
 	uuid, err := p.put(ctx, versionPrefix+v.Name, "", versionDoc{v.Name, material}, "")
 	if err != nil {
 		material.Wipe()
-		return provider.KeyVersion{}, versionRef{}, failed(op, name, err)
+		return claviger.KeyVersion{}, versionRef{}, failed(op, name, err)
 	}
 	return v, versionRef{v.Name, uuid}, nil
 }
 
 // drop takes back a version that no key came to name. What is left where it
 // fails, clean finds.
-func (p *Provider) drop(ctx context.Context, v *provider.KeyVersion, ref versionRef) {
+func (p *Provider) drop(ctx context.Context, v *claviger.KeyVersion, ref versionRef) {
 	v.Material.Wipe()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
 	defer cancel()
@@ -63,9 +63,9 @@ func refused(err error) bool {
 }
 
 // Create makes a key.
-func (p *Provider) Create(ctx context.Context, spec provider.Spec) (provider.KeyVersion, error) {
+func (p *Provider) Create(ctx context.Context, spec provider.Spec) (claviger.KeyVersion, error) {
 	const op = "keytrustee.Create"
-	none := provider.KeyVersion{}
+	none := claviger.KeyVersion{}
 	if err := p.ready(ctx, op, spec.Name); err != nil {
 		return none, err
 	}
@@ -112,7 +112,7 @@ func (p *Provider) Create(ctx context.Context, spec provider.Spec) (provider.Key
 }
 
 // keep remembers a version of a key that was made at that time.
-func (p *Provider) keep(v *provider.KeyVersion, made int64) {
+func (p *Provider) keep(v *claviger.KeyVersion, made int64) {
 	p.seen.add(v.Name, made)
 	if err := p.kept.keep(v.Name, v.Material); err != nil {
 		p.cfg.Log.Error("a version that was just made cannot be kept in memory", "version", v.Name, "err", err)
@@ -120,15 +120,15 @@ func (p *Provider) keep(v *provider.KeyVersion, made int64) {
 }
 
 // Roll adds a version.
-func (p *Provider) Roll(ctx context.Context, name string, material secret.Bytes) (provider.KeyVersion, error) {
+func (p *Provider) Roll(ctx context.Context, name string, material secret.Bytes) (claviger.KeyVersion, error) {
 	return p.RollIf(ctx, name, material, provider.Anyway)
 }
 
 // RollIf is Roll where may allows it.
 func (p *Provider) RollIf(ctx context.Context, name string, material secret.Bytes,
-	may func(*claviger.Metadata) error) (provider.KeyVersion, error) {
+	may func(*claviger.Metadata) error) (claviger.KeyVersion, error) {
 	const op = "keytrustee.Roll"
-	none := provider.KeyVersion{}
+	none := claviger.KeyVersion{}
 	if err := p.ready(ctx, op, name); err != nil {
 		return none, err
 	}

@@ -167,7 +167,7 @@ func unb64(s string) []byte {
 	return b
 }
 
-func (f *fakeKMS) version(v provider.KeyVersion) map[string]any {
+func (f *fakeKMS) version(v claviger.KeyVersion) map[string]any {
 	m := map[string]any{"name": v.Key, "versionName": v.Name, "material": nil}
 	if f.material && v.Material != nil {
 		m["material"] = b64(v.Material)

@@ -129,24 +129,24 @@ func (p *Provider) askMetadata(ctx context.Context, op string, names []string) (
 }
 
 // Versions returns a key's versions, oldest first.
-func (p *Provider) Versions(ctx context.Context, key string) ([]provider.KeyVersion, error) {
+func (p *Provider) Versions(ctx context.Context, key string) ([]claviger.KeyVersion, error) {
 	const op = "kmsclient.Versions"
 	if p.ctx.Err() != nil {
 		return nil, closedError(op, key)
 	}
 	if key == "" {
-		return []provider.KeyVersion{}, nil
+		return []claviger.KeyVersion{}, nil
 	}
 	body, err := p.do(ctx, request{op: op, key: key, method: http.MethodGet, path: keyPath(key, "/_versions"), safe: true,
 		status: http.StatusOK, most: entries(maxVersions, key)})
 	defer clear(body)
-	var list []provider.KeyVersion
+	var list []claviger.KeyVersion
 	if err == nil {
 		list, err = read(op, key, body, kmswire.ReadKeyVersions)
 	}
 	if err = p.confirm(ctx, err, op, key, key, claviger.KeyNotFound); err != nil {
 		if claviger.Is(err, claviger.KeyNotFound) {
-			return []provider.KeyVersion{}, nil
+			return []claviger.KeyVersion{}, nil
 		}
 		return nil, err
 	}
@@ -165,27 +165,27 @@ func (p *Provider) Versions(ctx context.Context, key string) ([]provider.KeyVers
 }
 
 // Current returns a key's newest version.
-func (p *Provider) Current(ctx context.Context, key string) (provider.KeyVersion, error) {
+func (p *Provider) Current(ctx context.Context, key string) (claviger.KeyVersion, error) {
 	const op = "kmsclient.Current"
 	if p.ctx.Err() != nil {
-		return provider.KeyVersion{}, closedError(op, key)
+		return claviger.KeyVersion{}, closedError(op, key)
 	}
 	if key == "" {
-		return provider.KeyVersion{}, claviger.E(op, claviger.KeyNotFound, key, nil)
+		return claviger.KeyVersion{}, claviger.E(op, claviger.KeyNotFound, key, nil)
 	}
 	return p.version(ctx, request{op: op, key: key, path: keyPath(key, "/_currentversion")}, key, claviger.KeyNotFound)
 }
 
 // Version returns the version of that name.
-func (p *Provider) Version(ctx context.Context, version string) (provider.KeyVersion, error) {
+func (p *Provider) Version(ctx context.Context, version string) (claviger.KeyVersion, error) {
 	const op = "kmsclient.Version"
 	if p.ctx.Err() != nil {
-		return provider.KeyVersion{}, closedError(op, version)
+		return claviger.KeyVersion{}, closedError(op, version)
 	}
 	key, ok := claviger.KeyOfVersion(version)
 	if !ok {
 		// A KMS over a Java keystore answers the name of a key here with 500.
-		return provider.KeyVersion{}, claviger.E(op, claviger.VersionNotFound, version, nil)
+		return claviger.KeyVersion{}, claviger.E(op, claviger.VersionNotFound, version, nil)
 	}
 	return p.version(ctx, request{op: op, key: version, path: "/v1/keyversion/" + escape(version)}, key,
 		claviger.VersionNotFound)
@@ -193,13 +193,13 @@ func (p *Provider) Version(ctx context.Context, version string) (provider.KeyVer
 
 // version makes a request for one version of key; missing is the kind of an
 // empty answer.
-func (p *Provider) version(ctx context.Context, r request, key string, missing claviger.Kind) (provider.KeyVersion,
+func (p *Provider) version(ctx context.Context, r request, key string, missing claviger.Kind) (claviger.KeyVersion,
 	error) {
-	var none provider.KeyVersion
+	var none claviger.KeyVersion
 	r.method, r.safe, r.status = http.MethodGet, true, http.StatusOK
 	body, err := p.do(ctx, r)
 	defer clear(body)
-	var v *provider.KeyVersion
+	var v *claviger.KeyVersion
 	if err == nil {
 		v, err = read(r.op, r.key, body, kmswire.ReadKeyVersion)
 	}
@@ -232,8 +232,8 @@ func (p *Provider) bitLength(ctx context.Context, op, key string) (int, error) {
 }
 
 // Create makes a key.
-func (p *Provider) Create(ctx context.Context, spec provider.Spec) (provider.KeyVersion, error) {
-	var none provider.KeyVersion
+func (p *Provider) Create(ctx context.Context, spec provider.Spec) (claviger.KeyVersion, error) {
+	var none claviger.KeyVersion
 	if p.ctx.Err() != nil {
 		return none, closedError(opCreate, spec.Name)
 	}
@@ -241,7 +241,8 @@ func (p *Provider) Create(ctx context.Context, spec provider.Spec) (provider.Key
 	if err := provider.CheckSpec(opCreate, spec); err != nil {
 		return none, err
 	}
-	in := kmswire.AppendCreate(nil, spec)
+	in := kmswire.AppendCreate(nil, kmswire.Create{Name: spec.Name, Cipher: spec.Cipher, Length: spec.BitLength,
+		Description: spec.Description, Attributes: spec.Attributes, Material: spec.Material})
 	defer clear(in)
 	body, err := p.do(ctx, request{op: opCreate, key: spec.Name, method: http.MethodPost, path: "/v1/keys", body: in,
 		status: http.StatusCreated})
@@ -257,8 +258,8 @@ func (p *Provider) Create(ctx context.Context, spec provider.Spec) (provider.Key
 }
 
 // Roll adds a version.
-func (p *Provider) Roll(ctx context.Context, key string, material secret.Bytes) (provider.KeyVersion, error) {
-	var none provider.KeyVersion
+func (p *Provider) Roll(ctx context.Context, key string, material secret.Bytes) (claviger.KeyVersion, error) {
+	var none claviger.KeyVersion
 	if p.ctx.Err() != nil {
 		return none, closedError(opRoll, key)
 	}

@@ -2,7 +2,6 @@ package kmsclient
 
 import (
 	"claviger"
-	"claviger/provider"
 )
 
 // read decodes an answer. Its error is without the answer, which may hold keys.
@@ -16,12 +15,12 @@ func read[T any](op, about string, body []byte, decode func([]byte) (T, error)) 
 
 // checkVersion demands that a KMS's answer is a version of key. bits is its
 // length where the answer shows no material that tells.
-func checkVersion(op, key string, v *provider.KeyVersion, bits int) (provider.KeyVersion, error) {
+func checkVersion(op, key string, v *claviger.KeyVersion, bits int) (claviger.KeyVersion, error) {
 	if v == nil {
-		return provider.KeyVersion{}, claviger.Errorf(op, claviger.Internal, key, "the KMS answered without a key version")
+		return claviger.KeyVersion{}, claviger.Errorf(op, claviger.Internal, key, "the KMS answered without a key version")
 	}
 	if k, ok := claviger.KeyOfVersion(v.Name); !ok || k != key {
-		return provider.KeyVersion{}, claviger.Errorf(op, claviger.Internal, key,
+		return claviger.KeyVersion{}, claviger.Errorf(op, claviger.Internal, key,
 			"the KMS answered with version %q, which is of another key", v.Name)
 	}
 	v.Key = key

@@ -11,7 +11,7 @@ import (
 // Import makes a key after another's metadata. What an import that was broken
 // off has made waits, invisible, for the next Import of that key. step may call
 // the provider, except for Import.
-func (p *Provider) Import(ctx context.Context, m claviger.Metadata, n, first int, step func(string) error) ([]provider.KeyVersion, error) {
+func (p *Provider) Import(ctx context.Context, m claviger.Metadata, n, first int, step func(string) error) ([]claviger.KeyVersion, error) {
 	const op = "memory.Import"
 	if err := provider.CheckImport(op, m.Name, n, first); err != nil {
 		return nil, err
@@ -68,7 +68,7 @@ func (p *Provider) Import(ctx context.Context, m claviger.Metadata, n, first int
 	if err != nil {
 		return nil, err
 	}
-	var versions []provider.KeyVersion
+	var versions []claviger.KeyVersion
 	err = do("committed", func() error {
 		for _, v := range k.versions {
 			v.visible = true

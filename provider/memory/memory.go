@@ -181,18 +181,18 @@ func copyMetadata(m claviger.Metadata) claviger.Metadata {
 	return m
 }
 
-func (p *Provider) show(v *version) provider.KeyVersion { return p.showOf(v, v.of.metadata()) }
+func (p *Provider) show(v *version) claviger.KeyVersion { return p.showOf(v, v.of.metadata()) }
 
-func (p *Provider) showOf(v *version, of *claviger.Metadata) provider.KeyVersion {
-	kv := provider.KeyVersion{Key: of.Name, Name: v.name, BitLength: v.bits, Of: of}
+func (p *Provider) showOf(v *version, of *claviger.Metadata) claviger.KeyVersion {
+	kv := claviger.KeyVersion{Key: of.Name, Name: v.name, BitLength: v.bits, Of: of}
 	if !p.cfg.Sealed {
 		kv.Material = slices.Clone(v.material)
 	}
 	return kv
 }
 
-func (p *Provider) showAll(list []*version) []provider.KeyVersion {
-	out := make([]provider.KeyVersion, len(list))
+func (p *Provider) showAll(list []*version) []claviger.KeyVersion {
+	out := make([]claviger.KeyVersion, len(list))
 	for i, v := range list {
 		if i == 0 {
 			out[i] = p.show(v)
@@ -204,7 +204,7 @@ func (p *Provider) showAll(list []*version) []provider.KeyVersion {
 }
 
 // Versions returns a key's versions, oldest first.
-func (p *Provider) Versions(ctx context.Context, name string) ([]provider.KeyVersion, error) {
+func (p *Provider) Versions(ctx context.Context, name string) ([]claviger.KeyVersion, error) {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
 	if err := p.ready(ctx, "memory.Versions", name); err != nil {
@@ -212,37 +212,37 @@ func (p *Provider) Versions(ctx context.Context, name string) ([]provider.KeyVer
 	}
 	k := p.keys[name]
 	if k == nil {
-		return []provider.KeyVersion{}, nil
+		return []claviger.KeyVersion{}, nil
 	}
 	return p.showAll(k.versions), nil
 }
 
 // Current returns a key's newest version.
-func (p *Provider) Current(ctx context.Context, name string) (provider.KeyVersion, error) {
+func (p *Provider) Current(ctx context.Context, name string) (claviger.KeyVersion, error) {
 	const op = "memory.Current"
 	p.mu.RLock()
 	defer p.mu.RUnlock()
 	if err := p.ready(ctx, op, name); err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	k := p.keys[name]
 	if k == nil {
-		return provider.KeyVersion{}, claviger.E(op, claviger.KeyNotFound, name, nil)
+		return claviger.KeyVersion{}, claviger.E(op, claviger.KeyNotFound, name, nil)
 	}
 	return p.show(k.versions[len(k.versions)-1]), nil
 }
 
 // Version returns the version of that name.
-func (p *Provider) Version(ctx context.Context, name string) (provider.KeyVersion, error) {
+func (p *Provider) Version(ctx context.Context, name string) (claviger.KeyVersion, error) {
 	const op = "memory.Version"
 	p.mu.RLock()
 	defer p.mu.RUnlock()
 	if err := p.ready(ctx, op, name); err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	v := p.versions[name]
 	if v == nil || !v.visible {
-		return provider.KeyVersion{}, claviger.E(op, claviger.VersionNotFound, name, nil)
+		return claviger.KeyVersion{}, claviger.E(op, claviger.VersionNotFound, name, nil)
 	}
 	return p.show(v), nil
 }
@@ -254,13 +254,13 @@ func (p *Provider) EncryptBlocks(ctx context.Context, name string, blocks []byte
 
 // EncryptBlocksOf encrypts with the version's material, if it still is that
 // version. With sequential ids the name may be another key's by now.
-func (p *Provider) EncryptBlocksOf(ctx context.Context, v provider.KeyVersion, blocks []byte) error {
+func (p *Provider) EncryptBlocksOf(ctx context.Context, v claviger.KeyVersion, blocks []byte) error {
 	return p.encrypt(ctx, v.Name, &v, blocks)
 }
 
 // encrypt encrypts under the version of that name; only, if not nil, is the
 // version that it must be.
-func (p *Provider) encrypt(ctx context.Context, name string, only *provider.KeyVersion, blocks []byte) error {
+func (p *Provider) encrypt(ctx context.Context, name string, only *claviger.KeyVersion, blocks []byte) error {
 	const op = "memory.EncryptBlocks"
 	p.mu.RLock()
 	defer p.mu.RUnlock()
@@ -288,24 +288,24 @@ func (p *Provider) encrypt(ctx context.Context, name string, only *provider.KeyV
 }
 
 // Create makes a key.
-func (p *Provider) Create(ctx context.Context, spec provider.Spec) (provider.KeyVersion, error) {
+func (p *Provider) Create(ctx context.Context, spec provider.Spec) (claviger.KeyVersion, error) {
 	const op = "memory.Create"
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if err := p.ready(ctx, op, spec.Name); err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	if err := p.takes(op, spec.Name, spec.Material); err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	if err := provider.CheckSpec(op, spec); err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	if p.keys[spec.Name] != nil {
-		return provider.KeyVersion{}, claviger.E(op, claviger.KeyExists, spec.Name, nil)
+		return claviger.KeyVersion{}, claviger.E(op, claviger.KeyExists, spec.Name, nil)
 	}
 	if p.half[spec.Name] != nil {
-		return provider.KeyVersion{}, claviger.Errorf(op, claviger.Unavailable, spec.Name, "an import of the key was begun and must be finished first")
+		return claviger.KeyVersion{}, claviger.Errorf(op, claviger.Unavailable, spec.Name, "an import of the key was begun and must be finished first")
 	}
 	k := &key{meta: copyMetadata(claviger.Metadata{
 		Name: spec.Name, Cipher: spec.Cipher, BitLength: spec.BitLength,
@@ -371,31 +371,31 @@ func (k *key) count() int {
 }
 
 // Roll adds a version.
-func (p *Provider) Roll(ctx context.Context, name string, material secret.Bytes) (provider.KeyVersion, error) {
+func (p *Provider) Roll(ctx context.Context, name string, material secret.Bytes) (claviger.KeyVersion, error) {
 	return p.RollIf(ctx, name, material, provider.Anyway)
 }
 
 // RollIf is Roll where may allows it.
-func (p *Provider) RollIf(ctx context.Context, name string, material secret.Bytes, may func(*claviger.Metadata) error) (provider.KeyVersion, error) {
+func (p *Provider) RollIf(ctx context.Context, name string, material secret.Bytes, may func(*claviger.Metadata) error) (claviger.KeyVersion, error) {
 	const op = "memory.Roll"
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if err := p.ready(ctx, op, name); err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	if err := p.takes(op, name, material); err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	k := p.keys[name]
 	if k == nil {
-		return provider.KeyVersion{}, claviger.E(op, claviger.KeyNotFound, name, nil)
+		return claviger.KeyVersion{}, claviger.E(op, claviger.KeyNotFound, name, nil)
 	}
 	if err := may(k.metadata()); err != nil {
-		return provider.KeyVersion{}, err
+		return claviger.KeyVersion{}, err
 	}
 	if material != nil {
 		if err := provider.CheckMaterial(op, name, k.meta.BitLength, material); err != nil {
-			return provider.KeyVersion{}, err
+			return claviger.KeyVersion{}, err
 		}
 	}
 	v := p.grow(k, material)

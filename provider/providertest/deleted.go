@@ -86,7 +86,7 @@ func testUndelete(t *testing.T, s Suite) {
 	name := keyName("undelete")
 	sp := spec(name, 192)
 	sp.Description, sp.Attributes = ptr("a zone"), map[string]string{"a": "b"}
-	made := []provider.KeyVersion{create(t, p, sp)}
+	made := []claviger.KeyVersion{create(t, p, sp)}
 	use := user(t, p, name, made[0].Name)
 	want := use(t)
 	made = append(made, roll(t, p, name))
@@ -191,10 +191,10 @@ func testDeletedChosen(t *testing.T, s Suite) {
 	soft := softDeleter(t, p)
 	name, other := keyName("chosen"), keyName("chosen-other")
 	elsewhere := create(t, p, spec(other, 128))
-	var made []provider.KeyVersion
+	var made []claviger.KeyVersion
 	for _, bits := range []int{128, 192, 256} {
 		v := create(t, p, spec(name, bits))
-		if slices.ContainsFunc(made, func(m provider.KeyVersion) bool { return m.Name == v.Name }) {
+		if slices.ContainsFunc(made, func(m claviger.KeyVersion) bool { return m.Name == v.Name }) {
 			_ = p.Delete(t.Context(), name)
 			t.Skip("the provider gives names of versions again")
 		}

@@ -45,7 +45,7 @@ func testImport(t *testing.T, s Suite) {
 
 // wantImported demands that m is there, with n versions that can be used, numbered
 // from first on.
-func wantImported(t *testing.T, s Suite, p provider.Provider, want claviger.Metadata, n, first int) []provider.KeyVersion {
+func wantImported(t *testing.T, s Suite, p provider.Provider, want claviger.Metadata, n, first int) []claviger.KeyVersion {
 	t.Helper()
 	m := metadata(t, p, want.Name)
 	if m == nil {
@@ -133,7 +133,7 @@ func testImportKept(t *testing.T, s Suite) {
 
 // wantNumber demands that v, which is current, has the number n, and that the
 // metadata leads to it.
-func wantNumber(t *testing.T, p provider.Provider, v provider.KeyVersion, n int) {
+func wantNumber(t *testing.T, p provider.Provider, v claviger.KeyVersion, n int) {
 	t.Helper()
 	if v.Name != claviger.VersionName(v.Key, strconv.Itoa(n)) {
 		t.Errorf("version %q, want number %d", v.Name, n)

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"claviger"
-	"claviger/provider"
 )
 
 func testKeys(t *testing.T, s Suite) {
@@ -209,7 +208,7 @@ func testRoll(t *testing.T, s Suite) {
 	name := keyName("roll")
 	sp := spec(name, 256)
 	sp.Description, sp.Attributes = ptr("kept"), map[string]string{"kept": "too"}
-	want := []provider.KeyVersion{create(t, p, sp)}
+	want := []claviger.KeyVersion{create(t, p, sp)}
 	before := metadata(t, p, name)
 	for i := range 12 {
 		v := roll(t, p, name)

@@ -18,7 +18,7 @@ func testConcurrent(t *testing.T, s Suite) {
 		for range 5 {
 			name := keyName("race-create")
 			const n = 8
-			var won []provider.KeyVersion
+			var won []claviger.KeyVersion
 			var mu sync.Mutex
 			together(n, func(i int) {
 				sp := spec(name, 128)

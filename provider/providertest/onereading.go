@@ -31,7 +31,7 @@ func testOneReading(t *testing.T, s Suite) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for what, v := range map[string]provider.KeyVersion{"Current": cur, "Version": byName, "Versions[0]": versions(t, p, sp.Name)[0]} {
+		for what, v := range map[string]claviger.KeyVersion{"Current": cur, "Version": byName, "Versions[0]": versions(t, p, sp.Name)[0]} {
 			of := v.Of
 			if of == nil {
 				t.Errorf("%s comes without its key's metadata", what)
@@ -76,7 +76,7 @@ func deletedAndMadeAnew(t *testing.T, s Suite) {
 		t.Skip("a KMS elsewhere cannot give both at once")
 	}
 	type reading struct{ aclName, version, material string }
-	what := func(v provider.KeyVersion, aclName string) reading {
+	what := func(v claviger.KeyVersion, aclName string) reading {
 		return reading{aclName, v.Name, string(v.Material)}
 	}
 	name := keyName("anew")

@@ -120,7 +120,7 @@ func spec(name string, bits int) provider.Spec {
 	return provider.Spec{Name: name, Cipher: claviger.DefaultCipher, BitLength: bits}
 }
 
-func create(t *testing.T, p provider.Provider, s provider.Spec) provider.KeyVersion {
+func create(t *testing.T, p provider.Provider, s provider.Spec) claviger.KeyVersion {
 	t.Helper()
 	v, err := p.Create(t.Context(), s)
 	if err != nil {
@@ -137,7 +137,7 @@ func create(t *testing.T, p provider.Provider, s provider.Spec) provider.KeyVers
 	return v
 }
 
-func roll(t *testing.T, p provider.Provider, key string) provider.KeyVersion {
+func roll(t *testing.T, p provider.Provider, key string) claviger.KeyVersion {
 	t.Helper()
 	v, err := p.Roll(t.Context(), key, nil)
 	if err != nil {
@@ -155,7 +155,7 @@ func metadata(t *testing.T, p provider.Provider, name string) *claviger.Metadata
 	return list[0]
 }
 
-func versions(t *testing.T, p provider.Provider, key string) []provider.KeyVersion {
+func versions(t *testing.T, p provider.Provider, key string) []claviger.KeyVersion {
 	t.Helper()
 	list, err := p.Versions(t.Context(), key)
 	if err != nil {
@@ -164,7 +164,7 @@ func versions(t *testing.T, p provider.Provider, key string) []provider.KeyVersi
 	return list
 }
 
-func names(list []provider.KeyVersion) []string {
+func names(list []claviger.KeyVersion) []string {
 	out := make([]string, len(list))
 	for i, v := range list {
 		out[i] = v.Name
@@ -181,7 +181,7 @@ func wantKind(t *testing.T, what string, err error, kind claviger.Kind) {
 }
 
 // wantVersion demands a well-formed version of that key.
-func (s Suite) wantVersion(t *testing.T, v provider.KeyVersion, key string, bits int) {
+func (s Suite) wantVersion(t *testing.T, v claviger.KeyVersion, key string, bits int) {
 	t.Helper()
 	if k, ok := claviger.KeyOfVersion(v.Name); !ok || k != key || v.Key != key {
 		t.Errorf("version %q of key %q: it must be a version of %q", v.Name, v.Key, key)
@@ -195,7 +195,7 @@ func (s Suite) wantVersion(t *testing.T, v provider.KeyVersion, key string, bits
 }
 
 // same reports whether two versions agree in everything.
-func same(a, b provider.KeyVersion) bool {
+func same(a, b claviger.KeyVersion) bool {
 	return a.Key == b.Key && a.Name == b.Name && a.BitLength == b.BitLength && a.Material.Equal(b.Material)
 }
 
@@ -216,7 +216,7 @@ func text(p *string) string {
 }
 
 // counted is what the metadata says of a new key that has this version alone.
-func counted(v provider.KeyVersion) int {
+func counted(v claviger.KeyVersion) int {
 	if n, ok := claviger.VersionNumber(v.Name); ok {
 		return n + 1
 	}

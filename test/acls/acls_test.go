@@ -137,12 +137,12 @@ type ours struct {
 // that a refusal is the rules'.
 type unchanging struct{ *memory.Provider }
 
-func (u unchanging) Create(context.Context, provider.Spec) (provider.KeyVersion, error) {
-	return provider.KeyVersion{}, nil
+func (u unchanging) Create(context.Context, provider.Spec) (claviger.KeyVersion, error) {
+	return claviger.KeyVersion{}, nil
 }
 
-func (u unchanging) RollIf(ctx context.Context, key string, _ secret.Bytes, may func(*claviger.Metadata) error) (provider.KeyVersion, error) {
-	return provider.KeyVersion{}, u.may(ctx, key, may)
+func (u unchanging) RollIf(ctx context.Context, key string, _ secret.Bytes, may func(*claviger.Metadata) error) (claviger.KeyVersion, error) {
+	return claviger.KeyVersion{}, u.may(ctx, key, may)
 }
 
 func (u unchanging) DeleteIf(ctx context.Context, key string, may func(*claviger.Metadata) error) error {

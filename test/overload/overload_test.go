@@ -45,7 +45,7 @@ func (n *node) EncryptBlocks(ctx context.Context, version string, blocks []byte)
 	return n.Provider.EncryptBlocks(ctx, version, blocks)
 }
 
-func (n *node) EncryptBlocksOf(ctx context.Context, v provider.KeyVersion, blocks []byte) error {
+func (n *node) EncryptBlocksOf(ctx context.Context, v claviger.KeyVersion, blocks []byte) error {
 	return n.EncryptBlocks(ctx, v.Name, blocks)
 }
 
