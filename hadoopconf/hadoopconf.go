@@ -115,6 +115,17 @@ func New(dir string, env func(string) (string, bool)) *Conf {
 	return c
 }
 
+// Refuse returns the error for a property that is missing, or whose value cannot be used. want says
+// what value would be right.
+func (c *Conf) Refuse(name, want string) error {
+	p, set := c.Lookup(name)
+	if !set {
+		return fmt.Errorf("property %s is not set: %s", name, want)
+	}
+	v, _ := c.Get(name)
+	return &ValueError{Property: p, Value: v, Want: want}
+}
+
 // Dir is the configuration folder.
 func (c *Conf) Dir() string { return c.dir }
 

@@ -19,6 +19,7 @@ import (
 	"claviger/console"
 	"claviger/hadoopconf"
 	"claviger/metastore"
+	"claviger/metastore/location"
 )
 
 // blacklistDecrypt is the property that decides about HDFS' superusers, where it
@@ -292,7 +293,7 @@ func loadPolicy(conf *hadoopconf.Conf) (policy *authz.Policy, warnings, notes []
 func (x *explanation) findACLName(ctx context.Context, conf *hadoopconf.Conf, r authz.Request) (string, error) {
 	var key *metastore.Key
 	var names []string // of all keys, where this one is not among them
-	err := withStore(ctx, conf, func(s metastore.Store) error {
+	err := location.Read(ctx, conf, func(s metastore.Store) error {
 		found, err := s.Get(ctx, x.Key)
 		if err != nil {
 			return err
@@ -303,7 +304,7 @@ func (x *explanation) findACLName(ctx context.Context, conf *hadoopconf.Conf, r 
 		return err
 	})
 	switch {
-	case err != nil && !errors.Is(err, errNoStore):
+	case err != nil && !errors.Is(err, location.ErrNone):
 		return "", fmt.Errorf("which rules guard key %s is not known, for the metastore cannot be read: %w; run this command as the server's user, or tell the key's attribute key.acl.name by --acl-name", x.Key, err)
 	case err != nil:
 		x.note("key %s could not be looked up (%v): its ACL name is taken to be its own; --acl-name tells another", x.Key, err)
@@ -395,7 +396,7 @@ func checkACLs(ctx context.Context, dir string) (*aclDoubts, error) {
 		return nil, err
 	}
 	var known []string
-	err = withStore(ctx, conf, func(s metastore.Store) error {
+	err = location.Read(ctx, conf, func(s metastore.Store) error {
 		names, err := s.Names(ctx)
 		if err != nil {
 			return err
@@ -411,7 +412,7 @@ func checkACLs(ctx context.Context, dir string) (*aclDoubts, error) {
 	})
 	d := &aclDoubts{File: aclFile(conf), Doubts: conf.MisplacedRules()}
 	switch {
-	case err != nil && !errors.Is(err, errNoStore):
+	case err != nil && !errors.Is(err, location.ErrNone):
 		known = nil
 		d.Doubts = append(d.Doubts, fmt.Sprintf("rules for keys that are not there were not looked for, as the metastore cannot be read: %v; run this command as the server's user", err))
 	case len(known) == 0:

@@ -10,6 +10,7 @@ import (
 	"syscall"
 
 	"claviger/hadoopconf"
+	"claviger/metastore/location"
 	"claviger/pkcs11"
 	"claviger/provider"
 )
@@ -69,8 +70,8 @@ func giveToOwner(made, of string) error {
 // ownFiles are the files of a configuration that tell which user the server runs as:
 // the metastore, the keystore file of a Java format, and the file with the PIN.
 func ownFiles(conf *hadoopconf.Conf) (files []string) {
-	if place, err := metastorePlace(conf); err == nil && place.file != "" {
-		files = append(files, place.file)
+	if place, err := location.Of(conf); err == nil && place.File != "" {
+		files = append(files, place.File)
 	}
 	list, err := provider.SplitURIs(conf.String(hadoopconf.ProviderURI))
 	if err != nil || len(list) == 0 {

@@ -23,6 +23,7 @@ import (
 	"claviger/console"
 	"claviger/hadoopconf"
 	"claviger/metastore"
+	"claviger/metastore/location"
 	"claviger/provider"
 	"claviger/secret"
 )
@@ -423,7 +424,7 @@ func (f *auditVerifyFlags) noted(ctx context.Context, paths []string) ([]audit.H
 		if r.err != nil {
 			return nil, r.err
 		}
-		store, err := readStore(ctx, conf, slog.New(slog.DiscardHandler))
+		store, err := location.OpenReadOnly(ctx, conf, slog.New(slog.DiscardHandler))
 		if err != nil {
 			return nil, err
 		}

@@ -18,6 +18,7 @@ import (
 	"claviger/internal/logtest"
 	"claviger/internal/pgtest"
 	"claviger/metastore"
+	"claviger/metastore/location"
 )
 
 // TestClockOfANode: a node whose clock is two days ahead of PostgreSQL's says so in /readyz
@@ -118,7 +119,7 @@ func TestClockIsLogged(t *testing.T) {
 		{setClock{ahead: metastore.ClockMargin}, setClock{}, false, 0, 0},
 		{setClock{}, setClock{ahead: -time.Hour}, true, 1, 0},
 		{setClock{}, setClock{ahead: -time.Hour}, true, 1, 0},
-		{setClock{}, setClock{err: errNoStore}, false, 1, 0},
+		{setClock{}, setClock{err: location.ErrNone}, false, 1, 0},
 		{setClock{}, setClock{}, false, 1, 1},
 		{setClock{ahead: time.Hour}, setClock{}, true, 2, 1},
 	} {

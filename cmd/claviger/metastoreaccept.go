@@ -17,6 +17,7 @@ import (
 	"claviger"
 	"claviger/hadoopconf"
 	"claviger/metastore"
+	"claviger/metastore/location"
 	"claviger/metastore/postgres"
 	"claviger/owner"
 	"claviger/provider/hsm"
@@ -58,12 +59,12 @@ func acceptLosses(ctx context.Context, out io.Writer, dir string, yes bool) (err
 	if err != nil {
 		return err
 	}
-	open := readStore
+	open := location.OpenReadOnly
 	if yes {
 		if err := notAsRoot(ownFiles(conf)...); err != nil {
 			return err
 		}
-		open = storeThatIsThere
+		open = location.OpenExisting
 	}
 	store, err := open(ctx, conf, log)
 	if err != nil {

@@ -15,16 +15,17 @@ import (
 	"claviger"
 	"claviger/hadoopconf"
 	"claviger/metastore"
+	"claviger/metastore/location"
 	"claviger/metastore/sqlite"
 	"claviger/owner"
 	"claviger/provider/hsm"
 )
 
 // sqlitePlace is where the configuration has an SQLite store.
-func sqlitePlace(conf *hadoopconf.Conf) (storePlace, error) {
-	place, err := metastorePlace(conf)
-	if err == nil && place.file == "" {
-		err = place.named(fmt.Errorf("%s is in PostgreSQL, whose own tools back it up and restore it (docs/backup.md); claviger metastore verify checks what was restored", place.uri))
+func sqlitePlace(conf *hadoopconf.Conf) (location.Location, error) {
+	place, err := location.Of(conf)
+	if err == nil && place.File == "" {
+		err = place.Wrap(fmt.Errorf("%s is in PostgreSQL, whose own tools back it up and restore it (docs/backup.md); claviger metastore verify checks what was restored", place.URI))
 	}
 	return place, err
 }
@@ -47,18 +48,18 @@ belongs to it: FILE is of no use without the keys that it names.`,
 			if err != nil {
 				return err
 			}
-			if place.missing() {
-				return place.named(fmt.Errorf("%w at %s", errNoStore, place.file))
+			if place.Missing() {
+				return place.Wrap(fmt.Errorf("%w at %s", location.ErrNone, place.File))
 			}
 			if to, err = filepath.Abs(to); err != nil {
 				return err
 			}
-			f, err := sqlite.Backup(cmd.Context(), place.file, to)
+			f, err := sqlite.Backup(cmd.Context(), place.File, to)
 			if err != nil {
 				return err
 			}
 			// verify and restore are run as that user. Root is not refused: a backup is better than none.
-			if err := giveToOwner(to, place.file); err != nil {
+			if err := giveToOwner(to, place.File); err != nil {
 				return err
 			}
 			if err := tellMoved(cmd.Context(), cmd.OutOrStdout(), place); err != nil {
@@ -78,8 +79,8 @@ belongs to it: FILE is of no use without the keys that it names.`,
 }
 
 // tellMoved says that a store has not been in use since it was moved.
-func tellMoved(ctx context.Context, out io.Writer, place storePlace) error {
-	st, err := sqlite.OpenReadOnly(ctx, place.file)
+func tellMoved(ctx context.Context, out io.Writer, place location.Location) error {
+	st, err := sqlite.OpenReadOnly(ctx, place.File)
 	if err != nil {
 		return err
 	}
@@ -138,12 +139,12 @@ func (f *restoreFlags) restore(ctx context.Context, out io.Writer, conf *hadoopc
 		return err
 	}
 	self := owner.Self("claviger metastore restore", conf.Dir())
-	release, err := sqlite.Occupy(place.file, self)
+	release, err := sqlite.Occupy(place.File, self)
 	if err != nil {
-		return place.named(inUse(err, self, ""))
+		return place.Wrap(inUse(err, self, ""))
 	}
 	defer release()
-	staged, err := sqlite.Stage(ctx, file, place.file, f.plain)
+	staged, err := sqlite.Stage(ctx, file, place.File, f.plain)
 	if err != nil {
 		return err
 	}
@@ -203,7 +204,7 @@ func (f *restoreFlags) restore(ctx context.Context, out io.Writer, conf *hadoopc
 		err = errors.Join(err, werr)
 	}
 	_, werr := fmt.Fprintf(out, "restored %s from %s: %d keys with %d versions, %d deleted keys, as of %s\nnext: claviger metastore verify --conf %s\n",
-		place.file, file, staged.Facts.Keys, staged.Facts.Versions, staged.Facts.Deleted, madeAt(staged.Facts), conf.Dir())
+		place.File, file, staged.Facts.Keys, staged.Facts.Versions, staged.Facts.Deleted, madeAt(staged.Facts), conf.Dir())
 	err = errors.Join(err, werr)
 	if f.noToken && blind {
 		_, werr = fmt.Fprintf(out, "The token was not asked, and the store that was there could not be read: "+
@@ -216,11 +217,11 @@ func (f *restoreFlags) restore(ctx context.Context, out io.Writer, conf *hadoopc
 
 // keepStoreID gives a copy from before stores had an id the id of the store whose place
 // it takes: the token is bound to that.
-func keepStoreID(ctx context.Context, place storePlace, staged *sqlite.Store) error {
-	if _, has, err := staged.Setting(ctx, hsm.SettingID); err != nil || has || place.missing() {
+func keepStoreID(ctx context.Context, place location.Location, staged *sqlite.Store) error {
+	if _, has, err := staged.Setting(ctx, hsm.SettingID); err != nil || has || place.Missing() {
 		return err
 	}
-	current, err := sqlite.OpenReadOnly(ctx, place.file)
+	current, err := sqlite.OpenReadOnly(ctx, place.File)
 	if err != nil {
 		return nil //nolint:nilerr // it is damaged, which is why it is replaced
 	}
@@ -241,11 +242,11 @@ func madeAt(f sqlite.Facts) string {
 // lost are the versions that the store or the token has and the backup does not, and
 // undo says which later changes of the store the backup does not know. It is blind where
 // neither the store nor a token can tell.
-func (f *restoreFlags) lost(ctx context.Context, out io.Writer, conf *hadoopconf.Conf, place storePlace,
+func (f *restoreFlags) lost(ctx context.Context, out io.Writer, conf *hadoopconf.Conf, place location.Location,
 	staged *sqlite.Staged, log *slog.Logger) (lost, undo []string, blind bool, err error) {
 	blind = true
-	if !place.missing() {
-		current, err := sqlite.OpenReadOnly(ctx, place.file)
+	if !place.Missing() {
+		current, err := sqlite.OpenReadOnly(ctx, place.File)
 		if err == nil {
 			blind = false
 			var some []string
@@ -287,7 +288,7 @@ func (f *restoreFlags) lost(ctx context.Context, out io.Writer, conf *hadoopconf
 		}
 		if t != nil {
 			blind = false
-			if t.takenFrom != "" && t.takenFrom != place.uri {
+			if t.takenFrom != "" && t.takenFrom != place.URI {
 				if _, err := fmt.Fprintf(out, "NOTE  the token was used last by the metastore at %s; once a server has started on the restored one, that one makes no key any more: stop what uses it\n", t.takenFrom); err != nil {
 					return nil, nil, blind, err
 				}
@@ -298,7 +299,7 @@ func (f *restoreFlags) lost(ctx context.Context, out io.Writer, conf *hadoopconf
 			}
 		}
 	}
-	if blind && !place.missing() && !f.lose {
+	if blind && !place.Missing() && !f.lose {
 		return nil, nil, blind, &exitError{exitRefused, errors.New("neither the store that is there nor a token can tell which keys the backup lacks; nothing was changed. Let the token be asked (leave out --no-token), or say --lose-keys")}
 	}
 	slices.Sort(lost)

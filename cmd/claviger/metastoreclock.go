@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"claviger/metastore"
+	"claviger/metastore/location"
 	"claviger/metastore/sqlite"
 	"claviger/owner"
 )
@@ -45,19 +46,19 @@ func endFuture(ctx context.Context, out io.Writer, dir string, right bool) (err 
 	if err != nil {
 		return err
 	}
-	place, err := metastorePlace(conf)
+	place, err := location.Of(conf)
 	if err != nil {
 		return err
 	}
-	if place.file == "" {
-		return place.named(fmt.Errorf("%s is in PostgreSQL, which has a clock of its own", place.uri))
+	if place.File == "" {
+		return place.Wrap(fmt.Errorf("%s is in PostgreSQL, which has a clock of its own", place.URI))
 	}
-	open := readStore
+	open := location.OpenReadOnly
 	if right {
 		if err := notAsRoot(ownFiles(conf)...); err != nil {
 			return err
 		}
-		open = storeThatIsThere
+		open = location.OpenExisting
 	}
 	store, err := open(ctx, conf, log)
 	if err != nil {

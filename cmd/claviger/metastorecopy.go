@@ -13,6 +13,7 @@ import (
 
 	"claviger/hadoopconf"
 	"claviger/metastore"
+	"claviger/metastore/location"
 	"claviger/metastore/postgres"
 	"claviger/metastore/sqlite"
 	"claviger/owner"
@@ -54,17 +55,17 @@ type movable interface {
 }
 
 // openMovable opens a store for copy, which has it alone.
-func openMovable(ctx context.Context, p storePlace, property string, self owner.Owner, log *slog.Logger) (movable, error) {
+func openMovable(ctx context.Context, p location.Location, property string, self owner.Owner, log *slog.Logger) (movable, error) {
 	var st movable
-	if p.file != "" {
-		file, err := sqlite.Open(ctx, p.file)
+	if p.File != "" {
+		file, err := sqlite.Open(ctx, p.File)
 		if err != nil {
 			return nil, err
 		}
 		file.LogTo(log)
 		st = file
 	} else {
-		db, err := postgres.Open(ctx, postgres.Config{URI: p.uri, Property: property, Log: log})
+		db, err := postgres.Open(ctx, postgres.Config{URI: p.URI, Property: property, Log: log})
 		if err != nil {
 			return nil, err
 		}
@@ -77,21 +78,20 @@ func openMovable(ctx context.Context, p storePlace, property string, self owner.
 }
 
 func copyStore(ctx context.Context, out io.Writer, conf *hadoopconf.Conf, uri string, log *slog.Logger) (err error) {
-	from, err := metastorePlace(conf)
+	from, err := location.Of(conf)
 	if err != nil {
 		return err
 	}
-	if from.missing() {
-		return from.named(fmt.Errorf("%w at %s", errNoStore, from.file))
+	if from.Missing() {
+		return from.Wrap(fmt.Errorf("%w at %s", location.ErrNone, from.File))
 	}
-	to, ok := placeOf(uri)
-	if !ok {
-		return &exitError{exitUsage, fmt.Errorf("--to %s; it must be postgresql://USER@HOST:PORT/DATABASE, "+
-			"or sqlite:// and an absolute path", noPlace(uri))}
+	to, err := location.Parse(uri)
+	if err != nil {
+		return &exitError{exitUsage, fmt.Errorf("--to %w", err)}
 	}
 	files := ownFiles(conf)
-	if to.file != "" {
-		files = append(files, to.file)
+	if to.File != "" {
+		files = append(files, to.File)
 	}
 	if err := notAsRoot(files...); err != nil {
 		return err
@@ -99,7 +99,7 @@ func copyStore(ctx context.Context, out io.Writer, conf *hadoopconf.Conf, uri st
 	self := owner.Self("claviger metastore copy", conf.Dir())
 	a, err := openMovable(ctx, from, hadoopconf.MetastoreURI, self, log)
 	if err != nil {
-		return from.named(err)
+		return from.Wrap(err)
 	}
 	defer func() { err = errors.Join(err, a.Close()) }()
 	b, err := openMovable(ctx, to, "--to", self, log)
@@ -180,14 +180,4 @@ func settingOf(c *metastore.Content, name string) string {
 		}
 	}
 	return ""
-}
-
-// notMoved refuses a store that was moved: what is made in it is missing at the other.
-func (p storePlace) notMoved(ctx context.Context, st metastore.Store) error {
-	m, err := metastore.MovedTo(ctx, st)
-	if err != nil || m == nil {
-		return p.named(err)
-	}
-	return p.named(fmt.Errorf("metastore %s was moved to %s at %s (claviger metastore copy): name that one by %s. Where it is lost, with its backups, this one can be used again (docs/nodes.md, From SQLite to PostgreSQL, and back)",
-		st.URI(), m.To, m.At.Format(time.RFC3339), hadoopconf.MetastoreURI))
 }

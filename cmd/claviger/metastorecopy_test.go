@@ -19,6 +19,7 @@ import (
 	"claviger/hadoopconf"
 	"claviger/internal/pgtest"
 	"claviger/internal/softhsm/softhsmtest"
+	"claviger/metastore/location"
 	"claviger/owner"
 	"claviger/pkcs11"
 	"claviger/provider/hsm"
@@ -216,7 +217,7 @@ func TestMetastoreCopy(t *testing.T) {
 		t.Errorf("rolled to %s", v)
 	}
 	s.stop()
-	s.refused("mysql://x", "it must be postgresql://")
+	s.refused("mysql://x", "or for several nodes postgresql://")
 	s.refused(back, "in use by claviger metastore copy")
 
 	// The later places are lost: the first one can be used again, by a word of the operator.
@@ -249,7 +250,7 @@ func TestMetastoreCopy(t *testing.T) {
 func TestMetastoreCopyKeepsWhatNodesSaw(t *testing.T) {
 	s := newCopySite(t)
 	server := pgtest.Shared(t)
-	seen := filepath.Join(s.dir, seenName)
+	seen := filepath.Join(s.dir, location.SeenName)
 	places := []string{server.Database(t), server.Database(t), "sqlite://" + filepath.Join(s.dir, "c.db"), server.Database(t)}
 	for i, place := range places {
 		s.on(place)
@@ -259,7 +260,7 @@ func TestMetastoreCopyKeepsWhatNodesSaw(t *testing.T) {
 		s.want(200, http.MethodPost, "key/k0", `{}`)
 		s.want(200, http.MethodGet, "key/"+key+"/_metadata", "")
 		s.stop()
-		if text, err := os.ReadFile(seen); err != nil || isPostgres(place) && !strings.Contains(string(text), `"key":"`+key+`"`) {
+		if text, err := os.ReadFile(seen); err != nil || location.IsPostgres(place) && !strings.Contains(string(text), `"key":"`+key+`"`) {
 			t.Fatalf("what the node has seen: %s, %v", text, err)
 		}
 		if i+1 < len(places) {
@@ -281,6 +282,18 @@ func TestMetastoreCopyKeepsWhatNodesSaw(t *testing.T) {
 	s.on(places[0])
 	s.startRefused("is a copy of the metastore")
 	s.refused(server.Database(t), "lacks changes that were acknowledged")
+}
+
+// TestCopyShowsNoPassword: the refusal of --to does not repeat what it was given.
+func TestCopyShowsNoPassword(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "a.db")
+	writeFile(t, file, "")
+	conf := siteConf(t, map[string]string{hadoopconf.MetastoreURI: "sqlite://" + file})
+	err := copyStore(t.Context(), io.Discard, conf, "postgresql:/claviger/hunter2@db1:5432", slog.New(slog.DiscardHandler))
+	if err == nil || !strings.HasPrefix(err.Error(), "--to has a value of the scheme postgresql that names no metastore") ||
+		strings.Contains(err.Error(), "hunter2") {
+		t.Errorf("--to: %v", err)
+	}
 }
 
 // isRefused tells whether a command ends with exitRefused.
@@ -305,7 +318,7 @@ func (s *copySite) command(args ...string) (out string, err error) {
 // unmark takes the mark of a move from a store, as if the run had ended before it.
 func (s *copySite) unmark(uri string) {
 	s.t.Helper()
-	place, _ := placeOf(uri)
+	place, _ := location.Parse(uri)
 	st, err := openMovable(s.t.Context(), place, "", owner.Self("test", ""), slog.New(slog.DiscardHandler))
 	if err != nil {
 		s.t.Fatal(err)
@@ -315,7 +328,7 @@ func (s *copySite) unmark(uri string) {
 		err = st.Close()
 	}
 	if err == nil {
-		err = os.Remove(place.file)
+		err = os.Remove(place.File)
 	}
 	if err != nil {
 		s.t.Fatal(err)

@@ -16,6 +16,7 @@ import (
 	"claviger"
 	"claviger/hadoopconf"
 	"claviger/metastore"
+	"claviger/metastore/location"
 	"claviger/metastore/sqlite"
 	"claviger/provider"
 	"claviger/provider/builtin"
@@ -117,13 +118,13 @@ func verifyStore(ctx context.Context, conf *hadoopconf.Conf, file string, token 
 	r = &storeReport{Store: file}
 	backup := file != ""
 	if file == "" {
-		place, err := metastorePlace(conf)
+		place, err := location.Of(conf)
 		if err != nil {
 			return nil, err
 		}
-		r.Store, file = place.uri, place.file
-		if file != "" && place.missing() {
-			return nil, place.named(fmt.Errorf("%w at %s", errNoStore, file))
+		r.Store, file = place.URI, place.File
+		if file != "" && place.Missing() {
+			return nil, place.Wrap(fmt.Errorf("%w at %s", location.ErrNone, file))
 		}
 	}
 	if file != "" {
@@ -136,7 +137,7 @@ func verifyStore(ctx context.Context, conf *hadoopconf.Conf, file string, token 
 			r.Moved, err = metastore.MovedTo(ctx, read)
 		}
 	} else {
-		if store, err = readStore(ctx, conf, log); err == nil {
+		if store, err = location.OpenReadOnly(ctx, conf, log); err == nil {
 			r.Facts, err = factsOf(ctx, store)
 		}
 	}

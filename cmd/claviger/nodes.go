@@ -10,6 +10,7 @@ import (
 	"claviger/hadoopconf"
 	"claviger/keyring"
 	"claviger/metastore"
+	"claviger/metastore/location"
 	"claviger/provider/hsm"
 )
 
@@ -37,13 +38,13 @@ const signerSQL = "sql"
 func (c *cluster) shareByMetastore(ctx context.Context, conf *hadoopconf.Conf, log *slog.Logger, tokens bool) error {
 	signers := conf.String(signerKind) == signerSQL
 	p, _ := conf.Lookup(hadoopconf.MetastoreURI)
-	if signers && !isPostgres(conf.String(hadoopconf.MetastoreURI)) {
+	if signers && !location.IsPostgres(conf.String(hadoopconf.MetastoreURI)) {
 		return refuse(conf, signerKind, "secrets that nodes share need a metastore that they share: set "+hadoopconf.MetastoreURI+" to postgresql://USER@HOST:PORT/DATABASE")
 	}
 	if !signers && (!tokens || p.File == "") { // no file is made by default for tokens alone
 		return nil
 	}
-	store, err := openStore(ctx, conf, nil, log)
+	store, err := location.Open(ctx, conf, location.Options{Log: log})
 	if err != nil {
 		return err
 	}

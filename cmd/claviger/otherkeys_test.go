@@ -10,6 +10,7 @@ import (
 	"claviger"
 	"claviger/hadoopconf"
 	"claviger/metastore"
+	"claviger/metastore/location"
 	"claviger/metastore/sqlite"
 	"claviger/provider/hsm"
 )
@@ -20,7 +21,7 @@ import (
 func TestNoOtherKeys(t *testing.T) {
 	dir := t.TempDir()
 	jceks := "jceks://file@" + filepath.Join(dir, "kms.keystore")
-	beside := filepath.Join(dir, storeFile)
+	beside := filepath.Join(dir, location.FileName)
 	named := filepath.Join(t.TempDir(), "hsm.db")
 	empty := filepath.Join(t.TempDir(), "empty.db")
 	for _, path := range []string{named, empty} {

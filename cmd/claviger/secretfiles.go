@@ -16,6 +16,7 @@ import (
 	"claviger/console"
 	"claviger/hadoopconf"
 	"claviger/keystore"
+	"claviger/metastore/location"
 	"claviger/pkcs11"
 	"claviger/provider"
 	"claviger/provider/keytrustee"
@@ -129,13 +130,13 @@ func (l *secretList) providers() {
 // metastore adds the store: a file with what SQLite keeps beside it, or what opens the
 // database.
 func (l *secretList) metastore() {
-	place, err := metastorePlace(l.conf)
+	place, err := location.Of(l.conf)
 	switch {
 	case err != nil:
-	case place.file != "":
-		l.put(sqliteFiles(place.file)...)
+	case place.File != "":
+		l.put(sqliteFiles(place.File)...)
 	default:
-		l.put(databaseFiles(place.uri)...)
+		l.put(databaseFiles(place.URI)...)
 	}
 }
 

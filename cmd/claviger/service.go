@@ -17,6 +17,7 @@ import (
 	"claviger/hadoopconf"
 	"claviger/keyring"
 	"claviger/metastore"
+	"claviger/metastore/location"
 	"claviger/migrate"
 	"claviger/owner"
 	"claviger/provider"
@@ -194,17 +195,17 @@ func (s *service) noOtherKeys(ctx context.Context) error {
 	if _, ok := s.Primary.(*hsm.Provider); ok {
 		return nil
 	}
-	place, err := metastorePlace(s.Conf)
-	if err != nil || place.missing() {
+	place, err := location.Of(s.Conf)
+	if err != nil || place.Missing() {
 		return nil //nolint:nilerr // where a metastore is needed, its opening says it
 	}
 	if s.keepsSeen() { // before a metastore that is away is waited for
-		if _, err := seenFile(s.Conf, slog.New(slog.DiscardHandler)); err != nil {
+		if _, err := location.SeenFile(s.Conf, slog.New(slog.DiscardHandler)); err != nil {
 			return err
 		}
 	}
 	var names []string
-	err = withStore(ctx, s.Conf, func(store metastore.Store) (err error) {
+	err = location.Read(ctx, s.Conf, func(store metastore.Store) (err error) {
 		names, err = store.Names(ctx)
 		return err
 	})
@@ -217,7 +218,7 @@ func (s *service) noOtherKeys(ctx context.Context) error {
 		return s.blame(hadoopconf.ProviderURI, fmt.Errorf("%s keeps no key in the HSM, but the metastore %s (%s) holds %d "+
 			"keys of an HSM, %s for one: name the HSM's keystore file, as in "+
 			"cloudera.hsmkp://file@/etc/claviger/luna.keystore; or, where other keys are meant, set %s to a metastore of "+
-			"their own", s.Primary.URI(), secret.Value(place.uri), place.where(), len(names), claviger.Printable(names[0]),
+			"their own", s.Primary.URI(), secret.Value(place.URI), place.Where(), len(names), claviger.Printable(names[0]),
 			hadoopconf.MetastoreURI))
 	}
 	return nil
@@ -261,20 +262,20 @@ func (s *service) makeStore(ctx context.Context, create func(context.Context, st
 		if s.access.Writes() {
 			seen := ""
 			if s.keepsSeen() {
-				if seen, s.storeErr = seenFile(s.Conf, s.Log); s.storeErr != nil {
+				if seen, s.storeErr = location.SeenFile(s.Conf, s.Log); s.storeErr != nil {
 					return
 				}
 			}
-			if s.Store, s.storeErr = openStoreOf(ctx, s.Conf, s.mayMake(create), seen, s.Log); s.storeErr == nil {
+			if s.Store, s.storeErr = location.Open(ctx, s.Conf, location.Options{Create: s.mayMake(create), Seen: seen, Log: s.Log}); s.storeErr == nil {
 				// Before a step that another process is at is taken for one that was broken off.
 				s.storeErr = claimStore(ctx, s.Store, s.self, s.access)
 			}
 		} else {
-			s.Store, s.storeErr = readStore(ctx, s.Conf, s.Log)
+			s.Store, s.storeErr = location.OpenReadOnly(ctx, s.Conf, s.Log)
 		}
-		if errors.Is(s.storeErr, errNoStore) {
+		if errors.Is(s.storeErr, location.ErrNone) {
 			s.Log.Warn("the metastore is not there; no key is known, and none is made by this command", "err", s.storeErr)
-			s.Store, s.storeErr = emptyStore(ctx, s.Conf)
+			s.Store, s.storeErr = location.OpenEmpty(ctx, s.Conf)
 		}
 	})
 	return s.Store, s.storeErr
@@ -285,7 +286,7 @@ func (s *service) keepsSeen() bool { return s.access == hsm.Serve && s.self.What
 
 // mayMake is create for a server and for commands that change keys. A command that
 // writes the journal alone makes no store: an empty journal says nothing.
-func (s *service) mayMake(create storeCreator) storeCreator {
+func (s *service) mayMake(create location.Creator) location.Creator {
 	if s.access.Changes() {
 		return create
 	}
@@ -295,7 +296,7 @@ func (s *service) mayMake(create storeCreator) storeCreator {
 				return err
 			}
 		}
-		return makeNone(ctx, uri)
+		return location.MakeNone(ctx, uri)
 	}
 }
 

@@ -212,11 +212,4 @@ func badFile(conf *hadoopconf.Conf, name string, err error, cure string) error {
 }
 
 // refuse says that a property's value can't be used.
-func refuse(conf *hadoopconf.Conf, name, want string) error {
-	p, set := conf.Lookup(name)
-	if !set {
-		return fmt.Errorf("property %s is not set: %s", name, want)
-	}
-	v, _ := conf.Get(name)
-	return &hadoopconf.ValueError{Property: p, Value: v, Want: want}
-}
+func refuse(conf *hadoopconf.Conf, name, want string) error { return conf.Refuse(name, want) }

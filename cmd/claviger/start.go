@@ -19,6 +19,7 @@ import (
 	"claviger/hadoopconf"
 	"claviger/keyring"
 	"claviger/kmsapi"
+	"claviger/metastore/location"
 	"claviger/owner"
 	"claviger/provider/hsm"
 	"claviger/web"
@@ -198,8 +199,12 @@ func (s *kmsServer) open(ctx context.Context) error {
 	cfg.Primary, cfg.Sources, cfg.Policy, cfg.Groups, cfg.Audit, cfg.Log = svc.Primary, svc.Sources, policy.Policy, auth.groups.Of, trail, log
 	if svc.Store != nil {
 		cfg.Usage, cfg.LastUses, cfg.Settings, cfg.Clock = svc.Store, svc.Store, svc.Store, svc.Store
-		if cfg.UsesKept, err = usesKept(conf); err != nil {
+		uses, kept, err := location.OpenUses(conf)
+		if err != nil {
 			return err
+		}
+		if kept {
+			cfg.UsesKept = uses
 		}
 	}
 	if cfg.Shared = svc.sharedKeys(); cfg.Shared != nil {

@@ -157,6 +157,8 @@ var rules = []rule{
 		"a store knows the contract alone, and its database"},
 	{"metastore/sqlite", []string{"", "secret", "metastore", "owner", "sqlitedb", "durable"},
 		"a store knows the contract alone, and its database"},
+	{"metastore/location", []string{"", "secret", "provider", "hadoopconf", "metastore", "metastore/*", "durable"},
+		"the one list of stores; it knows the contract of providers for the place of a keystore file"},
 	{"trustee", []string{"", "secret", "durable"}, "what the trustee and its clients share knows neither keys nor Hadoop"},
 	{"trustee/server", []string{"", "secret", "trustee", "keyhsm", "shares"},
 		"a face: it knows the protocol, its store's contract, the Key HSM, and how turns are shared out"},

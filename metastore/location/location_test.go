@@ -1,8 +1,6 @@
-package main
+package location
 
 import (
-	"io"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,9 +9,27 @@ import (
 	"claviger/hadoopconf"
 )
 
-// TestMetastorePlace: without the property the metastore is beside the file that the
+// siteConf is a configuration folder with one kms-site.xml.
+func siteConf(t *testing.T, site map[string]string) *hadoopconf.Conf {
+	t.Helper()
+	dir := t.TempDir()
+	text := "<configuration>\n"
+	for name, value := range site {
+		text += "<property><name>" + name + "</name><value>" + value + "</value></property>\n"
+	}
+	if err := os.WriteFile(filepath.Join(dir, "kms-site.xml"), []byte(text+"</configuration>\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	conf, err := hadoopconf.LoadKMS(dir, os.LookupEnv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return conf
+}
+
+// TestOf: without the property the metastore is beside the file that the
 // first provider names, for every caller, HOME and working folder.
-func TestMetastorePlace(t *testing.T) {
+func TestOf(t *testing.T) {
 	dir := t.TempDir()
 	for name, c := range map[string]struct{ provider, property, want, refusal string }{
 		"an HSM":             {"cloudera.hsmkp://file@" + dir + "/luna.keystore", "", "sqlite://" + dir + "/claviger.db", ""},
@@ -35,24 +51,24 @@ func TestMetastorePlace(t *testing.T) {
 			for range 2 {
 				t.Setenv("HOME", t.TempDir())
 				t.Chdir(t.TempDir())
-				got, err := metastorePlace(conf)
+				got, err := Of(conf)
 				if c.refusal != "" {
 					if err == nil || !strings.Contains(err.Error(), c.refusal) {
 						t.Errorf("%+v, %v; want %q", got, err, c.refusal)
 					}
 					continue
 				}
-				if err != nil || got.uri != c.want {
-					t.Errorf("%q, %v; want %q", got.uri, err, c.want)
+				if err != nil || got.URI != c.want {
+					t.Errorf("%q, %v; want %q", got.URI, err, c.want)
 				}
 			}
 		})
 	}
 }
 
-// TestMetastorePlaceShowsNoPassword: what names no metastore is refused, by the property and
-// by --to, and no part of it but a scheme that is known is repeated.
-func TestMetastorePlaceShowsNoPassword(t *testing.T) {
+// TestShowsNoPassword: a value that names no metastore is refused, and no part of it but a known
+// scheme is repeated.
+func TestShowsNoPassword(t *testing.T) {
 	for uri, want := range map[string]string{
 		"db1:5432:claviger:claviger:hunter2":            " has a value that names no metastore (not shown",
 		"*:*:*:claviger:hunter2":                        " has a value that names no metastore (not shown",
@@ -67,19 +83,15 @@ func TestMetastorePlaceShowsNoPassword(t *testing.T) {
 		"sqlite:/var/lib/claviger/claviger.db?hunter2=": " has a value of the scheme sqlite that names no metastore",
 	} {
 		conf := siteConf(t, map[string]string{hadoopconf.MetastoreURI: uri})
-		_, err := metastorePlace(conf)
+		_, err := Of(conf)
 		p, _ := conf.Lookup(hadoopconf.MetastoreURI)
 		if err == nil || !strings.HasPrefix(err.Error(), p.Where()+": property claviger.metastore.uri"+want) ||
 			!strings.Contains(err.Error(), "; it must be sqlite:// and an absolute path") || strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("%s: %v", uri, err)
 		}
-		whole := siteConf(t, map[string]string{hadoopconf.MetastoreURI: "sqlite://" + t.TempDir() + "/a.db"})
-		if place, _ := metastorePlace(whole); os.WriteFile(place.file, nil, 0o600) != nil {
-			t.Fatal("the metastore cannot be made")
-		}
-		err = copyStore(t.Context(), io.Discard, whole, uri, slog.New(slog.DiscardHandler))
-		if err == nil || !strings.HasPrefix(err.Error(), "--to"+want) || strings.Contains(err.Error(), "hunter2") {
-			t.Errorf("--to %s: %v", uri, err)
+		if _, err := Parse(uri); err == nil || !strings.HasPrefix(err.Error(), want[1:]) ||
+			strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("%s: %v", uri, err)
 		}
 	}
 }
@@ -90,7 +102,7 @@ func TestForgottenStore(t *testing.T) {
 	home, dir := t.TempDir(), t.TempDir()
 	t.Setenv("HOME", home)
 	conf := siteConf(t, map[string]string{hadoopconf.ProviderURI: "jceks://file@" + dir + "/kms.jceks"})
-	old, now := filepath.Join(home, storeFile), filepath.Join(dir, storeFile)
+	old, now := filepath.Join(home, FileName), filepath.Join(dir, FileName)
 	for _, c := range []struct {
 		old, now, refused bool
 	}{{false, false, false}, {true, false, true}, {true, true, false}, {false, true, false}} {
@@ -99,10 +111,12 @@ func TestForgottenStore(t *testing.T) {
 				t.Fatal(err)
 			}
 			if there {
-				writeFile(t, path, "")
+				if err := os.WriteFile(path, nil, 0o600); err != nil {
+					t.Fatal(err)
+				}
 			}
 		}
-		_, err := metastorePlace(conf)
+		_, err := Of(conf)
 		if !c.refused {
 			if err != nil {
 				t.Errorf("old %t, new %t: %v", c.old, c.now, err)

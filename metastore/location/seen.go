@@ -1,4 +1,4 @@
-package main
+package location
 
 import (
 	"encoding/json"
@@ -15,24 +15,23 @@ import (
 
 	"claviger/durable"
 	"claviger/hadoopconf"
-	"claviger/keyring"
 	"claviger/metastore"
 	"claviger/provider"
 )
 
 const (
-	// seenName is the name of the file that no property names.
-	seenName = "claviger.seen.json"
+	// SeenName is the name of the file that no property names.
+	SeenName = "claviger.seen.json"
 	// seenNone is the value of the property that keeps nothing.
 	seenNone = "none"
 )
 
-// seenFile is where this node keeps what it has seen of a metastore of several nodes;
+// SeenFile is where this node keeps what it has seen of a metastore of several nodes;
 // "" where it keeps nothing. A folder that is named must be there and be writable; one
 // that no property names may be otherwise, for a keystore file can lie in a folder that
 // the server does not write to.
-func seenFile(conf *hadoopconf.Conf, log *slog.Logger) (string, error) {
-	if !isPostgres(conf.String(hadoopconf.MetastoreURI)) {
+func SeenFile(conf *hadoopconf.Conf, log *slog.Logger) (string, error) {
+	if !IsPostgres(conf.String(hadoopconf.MetastoreURI)) {
 		return "", nil
 	}
 	path, set := conf.Get(hadoopconf.MetastoreSeen)
@@ -40,15 +39,15 @@ func seenFile(conf *hadoopconf.Conf, log *slog.Logger) (string, error) {
 	case path == seenNone:
 		return "", nil
 	case !set:
-		if path = besideKeystore(conf, seenName); path == "" {
+		if path = besideKeystore(conf, SeenName); path == "" {
 			return "", nil
 		}
 	case !filepath.IsAbs(path):
-		return "", refuse(conf, hadoopconf.MetastoreSeen, "it must be an absolute path, or none")
+		return "", conf.Refuse(hadoopconf.MetastoreSeen, "it must be an absolute path, or none")
 	}
 	if err := writableFolder(filepath.Dir(path)); err != nil {
 		if set {
-			return "", refuse(conf, hadoopconf.MetastoreSeen, err.Error()+"; name a file in a folder that the server may write to, as in /var/lib/claviger/"+seenName+", or none")
+			return "", conf.Refuse(hadoopconf.MetastoreSeen, err.Error()+"; name a file in a folder that the server may write to, as in /var/lib/claviger/"+SeenName+", or none")
 		}
 		log.Warn("this node does not keep what it sees of the metastore, so it would not notice after a restart what was lost before: name a file in a folder that the server may write to",
 			"property", hadoopconf.MetastoreSeen, "file", path, "err", err)
@@ -57,28 +56,28 @@ func seenFile(conf *hadoopconf.Conf, log *slog.Logger) (string, error) {
 	return filepath.Clean(path), nil
 }
 
-// usesName is the file in which a node keeps, beside what it has seen, the uses of sources
+// UsesName is the file in which a node keeps, beside what it has seen, the uses of sources
 // that the metastore did not take.
-const usesName = "claviger.uses.json"
+const UsesName = "claviger.uses.json"
 
 // usesMost bounds that file: as many counters as there are, with long names.
 const usesMost = 64 << 20
 
-// keptUses is that file.
-type keptUses struct{ path string }
+// Uses is the file in which a node keeps the uses of sources that the metastore did not take.
+type Uses struct{ path string }
 
-// usesKept is nil where this node keeps nothing of its metastore.
-func usesKept(conf *hadoopconf.Conf) (keyring.UsesKept, error) {
-	seen, err := seenFile(conf, slog.New(slog.DiscardHandler)) // the store has said what there is to say
+// OpenUses returns the node's file of uses; false where the node keeps nothing of its metastore.
+func OpenUses(conf *hadoopconf.Conf) (Uses, bool, error) {
+	seen, err := SeenFile(conf, slog.New(slog.DiscardHandler)) // opening the store has logged its warnings
 	if err != nil || seen == "" {
-		return nil, err
+		return Uses{}, false, err
 	}
-	return keptUses{filepath.Join(filepath.Dir(seen), usesName)}, nil
+	return Uses{filepath.Join(filepath.Dir(seen), UsesName)}, true, nil
 }
 
 // Load reads the file.
-func (k keptUses) Load() (list []metastore.Use, err error) {
-	f, err := os.Open(k.path)
+func (u Uses) Load() (list []metastore.Use, err error) {
+	f, err := os.Open(u.path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -91,21 +90,21 @@ func (k keptUses) Load() (list []metastore.Use, err error) {
 		err = json.Unmarshal(text, &list)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w; restore the file, or move it away and look in the audit log for uses of the source", k.path, err)
+		return nil, fmt.Errorf("%s: %w; restore the file, or move it away and look in the audit log for uses of the source", u.path, err)
 	}
 	return list, nil
 }
 
 // Keep replaces the file, or removes it.
-func (k keptUses) Keep(list []metastore.Use) error {
+func (u Uses) Keep(list []metastore.Use) error {
 	if len(list) == 0 {
-		return durable.Remove(k.path)
+		return durable.Remove(u.path)
 	}
 	text, err := json.Marshal(list)
 	if err != nil {
 		return err
 	}
-	return durable.Replace(k.path, text, 0o600)
+	return durable.Replace(u.path, text, 0o600)
 }
 
 // besideKeystore is a file's place beside the keystore file of the first provider; ""

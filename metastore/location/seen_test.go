@@ -1,4 +1,4 @@
-package main
+package location
 
 import (
 	"bytes"
@@ -28,8 +28,8 @@ func TestSeenFile(t *testing.T) {
 	const pg = "postgresql://claviger@db1/claviger"
 	hsm := "cloudera.hsmkp://file@" + keystore
 	for _, c := range []struct{ uri, store, value, want, refused, warned string }{
-		{uri: hsm, store: pg, want: filepath.Join(dir, seenName)},
-		{uri: hsm + ",kms://http@old:9600/kms", store: pg, want: filepath.Join(dir, seenName)},
+		{uri: hsm, store: pg, want: filepath.Join(dir, SeenName)},
+		{uri: hsm + ",kms://http@old:9600/kms", store: pg, want: filepath.Join(dir, SeenName)},
 		{uri: hsm, store: pg, value: filepath.Join(dir, "x", "mine.json"), refused: "no such file"},
 		{uri: hsm, store: pg, value: filepath.Join(dir, "mine.json"), want: filepath.Join(dir, "mine.json")},
 		{uri: hsm, store: pg, value: "none"},
@@ -38,20 +38,14 @@ func TestSeenFile(t *testing.T) {
 		{uri: hsm, store: "sqlite://" + dir + "/claviger.db"},
 		{uri: hsm, store: "sqlite://" + dir + "/claviger.db", value: "mine.json"},
 		{uri: "pkcs11:token=x", store: pg},
-		{uri: "cloudera.hsmkp://file@" + dir + "/nowhere/luna.keystore", store: pg, warned: dir + "/nowhere/" + seenName},
+		{uri: "cloudera.hsmkp://file@" + dir + "/nowhere/luna.keystore", store: pg, warned: dir + "/nowhere/" + SeenName},
 	} {
-		conf := t.TempDir()
 		props := map[string]string{hadoopconf.ProviderURI: c.uri, hadoopconf.MetastoreURI: c.store}
 		if c.value != "" {
 			props[hadoopconf.MetastoreSeen] = c.value
 		}
-		writeSite(t, conf, props)
-		loaded, err := hadoopconf.LoadKMS(conf, os.LookupEnv)
-		if err != nil {
-			t.Fatal(err)
-		}
 		var log bytes.Buffer
-		got, err := seenFile(loaded, slog.New(slog.NewTextHandler(&log, nil)))
+		got, err := SeenFile(siteConf(t, props), slog.New(slog.NewTextHandler(&log, nil)))
 		if c.refused != "" {
 			if err == nil || !strings.Contains(err.Error(), c.refused) || !strings.Contains(err.Error(), hadoopconf.MetastoreSeen) || !strings.Contains(err.Error(), "kms-site.xml") {
 				t.Errorf("%+v: %v", c, err)
@@ -71,13 +65,10 @@ func TestSeenFile(t *testing.T) {
 // file beside what the node has seen, and are written by the next one, once.
 func TestUsesKept(t *testing.T) {
 	dir := t.TempDir()
-	conf := t.TempDir()
-	writeSite(t, conf, map[string]string{hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + filepath.Join(dir, "luna.keystore"), hadoopconf.MetastoreURI: "postgresql://claviger@db1/claviger"})
-	loaded, err := hadoopconf.LoadKMS(conf, os.LookupEnv)
-	if err != nil {
-		t.Fatal(err)
-	}
-	kept, err := usesKept(loaded)
+	loaded := siteConf(t, map[string]string{
+		hadoopconf.ProviderURI:  "cloudera.hsmkp://file@" + filepath.Join(dir, "luna.keystore"),
+		hadoopconf.MetastoreURI: "postgresql://claviger@db1/claviger"})
+	kept, _, err := OpenUses(loaded)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -88,7 +79,7 @@ func TestUsesKept(t *testing.T) {
 	if err := kept.Keep(want); err != nil {
 		t.Fatal(err)
 	}
-	file := filepath.Join(dir, usesName)
+	file := filepath.Join(dir, UsesName)
 	if st, err := os.Stat(file); err != nil || st.Mode().Perm() != 0o600 {
 		t.Errorf("%v, %v", st, err)
 	}
@@ -101,7 +92,9 @@ func TestUsesKept(t *testing.T) {
 	if _, err := os.Stat(file); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the file is left: %v", err)
 	}
-	writeFile(t, file, "[{")
+	if err := os.WriteFile(file, []byte("[{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := kept.Load(); err == nil || !strings.Contains(err.Error(), file) {
 		t.Errorf("a file that is cut: %v", err)
 	}
