@@ -33,6 +33,38 @@ const (
 	VerbClients  = "clients"
 )
 
+// Verbs of an operator, posted by the commands of the same name to the server of their host.
+// They are signed by the servers' own identity.
+const (
+	VerbStatus  = "status"
+	VerbPromote = "promote"
+	VerbAlone   = "alone"
+	VerbResync  = "resync"
+)
+
+// Verbs between the two servers of a pair, signed by their identity. Package replica has the
+// arguments and results.
+const (
+	VerbPeerHello   = "peer-hello"
+	VerbPeerAppend  = "peer-append"
+	VerbPeerEntries = "peer-entries"
+	VerbPeerLoad    = "peer-load"
+	VerbPeerDigest  = "peer-digest"
+	VerbPeerYield   = "peer-yield"
+	VerbPeerCompare = "peer-compare"
+)
+
+// ForPeer reports whether a verb is for the servers' own identity alone: an operator's, or one
+// between the two servers.
+func ForPeer(verb string) bool {
+	switch verb {
+	case VerbStatus, VerbPromote, VerbAlone, VerbResync,
+		VerbPeerHello, VerbPeerAppend, VerbPeerEntries, VerbPeerLoad, VerbPeerDigest, VerbPeerYield, VerbPeerCompare:
+		return true
+	}
+	return false
+}
+
 const (
 	// MaxBody bounds a request and an answer: a content at its longest, in base64
 	// twice.

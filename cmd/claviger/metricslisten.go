@@ -15,6 +15,7 @@ import (
 	"claviger/console"
 	"claviger/keyhsm"
 	"claviger/pkcs11"
+	"claviger/trustee/replica"
 	"claviger/trustee/server"
 	"claviger/web"
 )
@@ -127,9 +128,6 @@ func trusteeMetrics(cfg *server.Config, certificate func() (*x509.Certificate, e
 	}
 	expiryMetric(m, certificate)
 	connections.Figures(m)
-	if cfg.Replica != nil {
-		replicaMetrics(m, cfg.Replica)
-	}
 	if s, ok := cfg.Store.(interface{ Failures() int64 }); ok {
 		m.Counter("claviger_trustee_store_errors_total", "Times that the store could not do what it was asked for.", func() float64 { return float64(s.Failures()) })
 	}
@@ -191,7 +189,7 @@ func certificateCheckOf(certificate func() (*x509.Certificate, error)) console.C
 
 // trusteeChecks are a trustee's conditions of readiness. Without its Key HSM it
 // accepts no deposit and opens none that it has wrapped.
-func trusteeChecks(store server.Store, replica *server.Replica, keeper *keyhsm.Client,
+func trusteeChecks(store server.Store, replica *replica.Replica, keeper *keyhsm.Client,
 	certificate func() (*x509.Certificate, error)) []console.Check {
 	checks := []console.Check{{Name: "store", Run: store.Check},
 		{Name: "store takes changes", For: []console.Purpose{console.Write}, Run: store.CheckWrites,

@@ -27,6 +27,7 @@ import (
 	"claviger/keystore"
 	"claviger/secret"
 	"claviger/trustee"
+	"claviger/trustee/replica"
 	"claviger/trustee/server"
 	"claviger/web"
 )
@@ -177,8 +178,8 @@ func newTrusteeServe() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if r := server.Role(f.peer.role); r != "" && r != server.RoleActive && r != server.RolePassive {
-				return &exitError{exitUsage, fmt.Errorf("--role %q: it must be %s or %s", r, server.RoleActive, server.RolePassive)}
+			if r := replica.Role(f.peer.role); r != "" && r != replica.RoleActive && r != replica.RolePassive {
+				return &exitError{exitUsage, fmt.Errorf("--role %q: it must be %s or %s", r, replica.RoleActive, replica.RolePassive)}
 			}
 			return serveTrustee(cmd.Context(), f, log)
 		},
@@ -304,13 +305,19 @@ func serveTrustee(ctx context.Context, f trusteeFlags, log *slog.Logger) (err er
 	if err != nil {
 		return fmt.Errorf("--listen: %w", err)
 	}
-	cfg := server.Config{Identity: folder.Identity, Store: store, Replica: replica, Log: log}
+	cfg := server.Config{Identity: folder.Identity, Store: store, Log: log}
+	if replica != nil {
+		cfg.Replica = replica
+	}
 	if keeper != nil {
 		cfg.Keeper = keeper
 	}
 	connections := web.NewConnections(limits, log)
 	certificate := shownCertificate(conf)
 	metrics := trusteeMetrics(&cfg, certificate, connections) // it sets cfg.Observe
+	if replica != nil {
+		replicaMetrics(metrics, replica)
+	}
 	handler := server.New(cfg)
 	checks := append(trusteeChecks(store, replica, keeper, certificate), console.Check{Name: "wrapped deposits", Run: wrapped.check}, connectionCheck(connections),
 		secrets.check(), console.Check{Name: "requests", Informational: true, Run: handler.CheckTurns})

@@ -14,6 +14,7 @@ import (
 	"claviger/durable"
 	"claviger/trustee"
 	"claviger/trustee/backup"
+	"claviger/trustee/replica"
 	"claviger/trustee/server"
 )
 
@@ -54,12 +55,12 @@ no store: without its secring.gpg nobody can read that KMS's deposits. FILE is n
 				}
 				defer s.Close() //nolint:errcheck // it was only read
 				store = s
-				if logged, ok := s.(server.Logged); ok {
+				if logged, ok := s.(replica.Logged); ok {
 					st, err := logged.Standing(cmd.Context())
 					if err != nil {
 						return err
 					}
-					if st.Role == server.RolePassive {
+					if st.Role == replica.RolePassive {
 						passive = fmt.Sprintf("this is the passive one of two Key Trustee Servers, at change %d of epoch %d: the active one may hold more; claviger trustee status tells\n", st.Head.Seq, st.Head.Epoch)
 					}
 				}

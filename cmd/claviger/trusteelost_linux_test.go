@@ -7,7 +7,7 @@ import (
 	"testing"
 
 	"claviger/trustee"
-	"claviger/trustee/server"
+	"claviger/trustee/replica"
 )
 
 // TestActiveStoreLost: the active's store is lost and made anew, and the server started
@@ -34,7 +34,7 @@ func TestActiveStoreLost(t *testing.T) {
 	}
 	a.start()
 	loss := "1 organizations, 1 clients and 1 deposits"
-	a.await("the refusal", false, func(r *server.StatusReport) bool { return strings.Contains(r.Why, loss) })
+	a.await("the refusal", false, func(r *replica.StatusReport) bool { return strings.Contains(r.Why, loss) })
 	a.refused(exitRefused, loss, "status")
 	b.refused(exitRefused, "claviger trustee promote here", "status")
 	a.refused(exitRefused, loss, "resync")

@@ -12,6 +12,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"claviger"
+	"claviger/trustee"
+	"claviger/trustee/replica"
 	"claviger/trustee/server"
 	"claviger/trustee/server/sqlite"
 )
@@ -80,7 +82,7 @@ func listDropped(ctx context.Context, out io.Writer, store server.Store, file st
 		return strings.HasSuffix(name, "-wal") || strings.HasSuffix(name, "-shm")
 	})
 	for _, name := range files {
-		r, err := recovered(ctx, store, name, server.RecoverOptions{Dry: true})
+		r, err := recovered(ctx, store, name, replica.RecoverOptions{Dry: true})
 		if err != nil {
 			return err
 		}
@@ -99,7 +101,7 @@ func listDropped(ctx context.Context, out io.Writer, store server.Store, file st
 	return nil
 }
 
-func recovered(ctx context.Context, store server.Store, name string, o server.RecoverOptions) (_ *server.Recovered,
+func recovered(ctx context.Context, store server.Store, name string, o replica.RecoverOptions) (_ *replica.Recovered,
 	err error) {
 	from, release, err := sqlite.OpenReadOnly(ctx, name)
 	if err != nil {
@@ -111,18 +113,18 @@ func recovered(ctx context.Context, store server.Store, name string, o server.Re
 	} else if len(orgs) == 0 {
 		return nil, fmt.Errorf("%s is a trustee's store that holds nothing, no organization either: name the file that has the deposits", name)
 	}
-	return server.Recover(ctx, store, from, o)
+	return replica.Recover(ctx, store, from, o)
 }
 
 func recoverFrom(ctx context.Context, out io.Writer, store server.Store, name string, revive []string) error {
-	r, err := recovered(ctx, store, name, server.RecoverOptions{Revive: revive})
+	r, err := recovered(ctx, store, name, replica.RecoverOptions{Revive: revive})
 	begun := r != nil && !(r.Added.None() && len(r.Aside) == 0)
 	switch {
 	case err == nil:
 	case begun: // a second call tells of what it adds itself alone
 		_, werr := io.WriteString(out, toldOf(r))
 		return errors.Join(fmt.Errorf("%w; what was added before stays, and the command may be repeated", err), werr)
-	case server.IsPassive(err):
+	case errors.Is(err, trustee.ErrPassive):
 		return &exitError{exitRefused, fmt.Errorf("%w; nothing was changed: copy %s to the host of the active one and run this there, or run claviger trustee promote here first", err, name)}
 	case claviger.Is(err, claviger.KeyNotFound):
 		return &exitError{exitRefused, fmt.Errorf("%w; nothing was changed", err)}
@@ -155,7 +157,7 @@ func recoverFrom(ctx context.Context, out io.Writer, store server.Store, name st
 }
 
 // toldOf says what was added, left and kept, a line each.
-func toldOf(r *server.Recovered) string {
+func toldOf(r *replica.Recovered) string {
 	text := ""
 	if n := &r.Added; !n.None() {
 		text = fmt.Sprintf("added %d organizations, %d clients and %d deposits\n", n.Orgs, n.Clients, n.Deposits)

@@ -20,6 +20,7 @@ import (
 	"claviger"
 	"claviger/console"
 	"claviger/trustee"
+	"claviger/trustee/replica"
 	"claviger/trustee/server"
 )
 
@@ -39,8 +40,8 @@ func (p *peerFlags) define(cmd *cobra.Command) {
 }
 
 // trusteeReplica makes the server one of two; nil without --peer.
-func trusteeReplica(ctx context.Context, f trusteeFlags, id *trustee.Identity, held server.Store, log *slog.Logger) (*server.Replica, func(), error) {
-	store, ok := held.(server.Logged)
+func trusteeReplica(ctx context.Context, f trusteeFlags, id *trustee.Identity, held server.Store, log *slog.Logger) (*replica.Replica, func(), error) {
+	store, ok := held.(replica.Logged)
 	if !ok {
 		if f.peer.url != "" || f.peer.role != "" {
 			return nil, nil, errors.New("--peer and --role are not for a trustee whose deposits are in PostgreSQL: streaming replication keeps the second copy; run the other trustee on a standby, which makes it the passive one")
@@ -49,8 +50,8 @@ func trusteeReplica(ctx context.Context, f trusteeFlags, id *trustee.Identity, h
 	}
 	if f.peer.url == "" {
 		st, err := store.Standing(ctx)
-		if err == nil && st.Role != server.RoleSingle {
-			err = fmt.Errorf("this Key Trustee Server is the %s one of two: name the other by --peer and --peer-cert. Where that is lost for good, start this one with both options all the same, and then: %sclaviger trustee alone on", st.Role, map[server.Role]string{server.RolePassive: "claviger trustee promote --force, "}[st.Role])
+		if err == nil && st.Role != replica.RoleSingle {
+			err = fmt.Errorf("this Key Trustee Server is the %s one of two: name the other by --peer and --peer-cert. Where that is lost for good, start this one with both options all the same, and then: %sclaviger trustee alone on", st.Role, map[replica.Role]string{replica.RolePassive: "claviger trustee promote --force, "}[st.Role])
 		}
 		return nil, func() {}, err
 	}
@@ -66,7 +67,7 @@ func trusteeReplica(ctx context.Context, f trusteeFlags, id *trustee.Identity, h
 	if err != nil {
 		return nil, nil, fmt.Errorf("--peer: %w", err)
 	}
-	r, err := server.NewReplica(ctx, server.ReplicaConfig{Identity: id, Store: store, Peer: peer, Spool: f.dir, Log: log}, server.Role(f.peer.role))
+	r, err := replica.New(ctx, replica.Config{Identity: id, Store: store, Peer: peer, Spool: f.dir, Log: log}, replica.Role(f.peer.role))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -74,16 +75,16 @@ func trusteeReplica(ctx context.Context, f trusteeFlags, id *trustee.Identity, h
 }
 
 // replicaMetrics adds how one of two trustees stands.
-func replicaMetrics(m *console.Metrics, r *server.Replica) {
+func replicaMetrics(m *console.Metrics, r *replica.Replica) {
 	for name, figure := range map[string]struct {
 		help string
-		of   func(st *server.Standing, synced bool) float64
+		of   func(st *replica.Standing, synced bool) float64
 	}{
-		"active": {"1 where this is the active one of two, 0 the passive.", func(st *server.Standing, _ bool) float64 { return truth(st.Role == server.RoleActive) }},
-		"synced": {"1 where this is the active one and knows that the passive has all.", func(_ *server.Standing, synced bool) float64 { return truth(synced) }},
-		"alone":  {"1 while the active one goes on without the passive, as an operator said.", func(st *server.Standing, _ bool) float64 { return truth(st.Alone) }},
-		"epoch":  {"How many promotions there have been.", func(st *server.Standing, _ bool) float64 { return float64(st.Epoch) }},
-		"change": {"Number of the last change in the log.", func(st *server.Standing, _ bool) float64 { return float64(st.Head.Seq) }},
+		"active": {"1 where this is the active one of two, 0 the passive.", func(st *replica.Standing, _ bool) float64 { return truth(st.Role == replica.RoleActive) }},
+		"synced": {"1 where this is the active one and knows that the passive has all.", func(_ *replica.Standing, synced bool) float64 { return truth(synced) }},
+		"alone":  {"1 while the active one goes on without the passive, as an operator said.", func(st *replica.Standing, _ bool) float64 { return truth(st.Alone) }},
+		"epoch":  {"How many promotions there have been.", func(st *replica.Standing, _ bool) float64 { return float64(st.Epoch) }},
+		"change": {"Number of the last change in the log.", func(st *replica.Standing, _ bool) float64 { return float64(st.Head.Seq) }},
 	} {
 		m.Query("claviger_trustee_"+name, figure.help, func(ctx context.Context) (float64, error) {
 			st, synced, err := r.State(ctx)
@@ -181,8 +182,8 @@ func newTrusteeStatus() *cobra.Command {
 			if err := checked(); err != nil {
 				return err
 			}
-			var report server.StatusReport
-			err := ask(server.VerbStatus, server.StatusArgs{Digest: digest}, &report)
+			var report replica.StatusReport
+			err := ask(trustee.VerbStatus, replica.StatusArgs{Digest: digest}, &report)
 			if server.IsSingle(err) {
 				text := "this   single: it answers, and has no other Key Trustee Server that it could be compared with\n"
 				if output == "json" {
@@ -224,12 +225,12 @@ func newTrusteeStatus() *cobra.Command {
 }
 
 // apart tells that two trustees are not in step, or that nobody can say.
-func apart(r *server.StatusReport) bool {
-	return r.Fault != "" || r.Peer == nil || r.Peer.Fault != "" || r.Peer.Role == r.Role || r.Lag > 0 || r.Diverged || r.Role == server.RoleActive && !r.Synced || r.Digest != r.PeerDigest
+func apart(r *replica.StatusReport) bool {
+	return r.Fault != "" || r.Peer == nil || r.Peer.Fault != "" || r.Peer.Role == r.Role || r.Lag > 0 || r.Diverged || r.Role == replica.RoleActive && !r.Synced || r.Digest != r.PeerDigest
 }
 
-func printTrusteeStatus(out io.Writer, r *server.StatusReport) error {
-	line := func(who string, st *server.Standing, digest string) error {
+func printTrusteeStatus(out io.Writer, r *replica.StatusReport) error {
+	line := func(who string, st *replica.Standing, digest string) error {
 		_, err := fmt.Fprintf(out, "%-6s %-8s epoch %d  change %d  alone %t", who, st.Role, st.Epoch, st.Head.Seq, st.Alone)
 		if err == nil && digest != "" {
 			_, err = fmt.Fprintf(out, "  digest %s", digest)
@@ -253,11 +254,11 @@ func printTrusteeStatus(out io.Writer, r *server.StatusReport) error {
 		_, e := fmt.Fprintf(out, "the passive lacks %d changes\n", r.Lag)
 		err = errors.Join(err, e)
 	}
-	if r.Peer != nil && r.Peer.Role == r.Role && r.Role == server.RolePassive {
+	if r.Peer != nil && r.Peer.Role == r.Role && r.Role == replica.RolePassive {
 		_, e := fmt.Fprintln(out, "both are passive, so that neither takes changes: claviger trustee promote at the one whose deposits count")
 		err = errors.Join(err, e)
 	}
-	if r.Why != "" && (r.Diverged || r.Role == server.RoleActive && !r.Synced) {
+	if r.Why != "" && (r.Diverged || r.Role == replica.RoleActive && !r.Synced) {
 		_, e := fmt.Fprintf(out, "not in step: %s\n", r.Why)
 		err = errors.Join(err, e)
 	}
@@ -265,7 +266,7 @@ func printTrusteeStatus(out io.Writer, r *server.StatusReport) error {
 }
 
 // printStanding tells what became of the server of this host.
-func printStanding(cmd *cobra.Command, st *server.Standing) error {
+func printStanding(cmd *cobra.Command, st *replica.Standing) error {
 	_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s, epoch %d, alone %t\n", st.Role, st.Epoch, st.Alone)
 	return err
 }
@@ -282,8 +283,8 @@ primary to yield, and EXECUTE on the function pg_promote.`, cobra.NoArgs,
 			return promoteDatabase(cmd, folder, force)
 		},
 		func(cmd *cobra.Command, _ []string, ask func(string, any, any) error) error {
-			var st server.Standing
-			if err := ask(server.VerbPromote, server.PromoteArgs{Force: force}, &st); err != nil {
+			var st replica.Standing
+			if err := ask(trustee.VerbPromote, replica.PromoteArgs{Force: force}, &st); err != nil {
 				if claviger.Is(err, claviger.Unavailable) {
 					return &exitError{exitRefused, err}
 				}
@@ -302,8 +303,8 @@ by off.`, cobra.ExactArgs(1), notOfDatabase, func(cmd *cobra.Command, args []str
 			if args[0] != "on" && args[0] != "off" {
 				return &exitError{exitUsage, fmt.Errorf("%q: on or off", args[0])}
 			}
-			var st server.Standing
-			if err := ask(server.VerbAlone, server.AloneArgs{On: args[0] == "on"}, &st); err != nil {
+			var st replica.Standing
+			if err := ask(trustee.VerbAlone, replica.AloneArgs{On: args[0] == "on"}, &st); err != nil {
 				return err
 			}
 			return printStanding(cmd, &st)
@@ -315,8 +316,8 @@ func newTrusteeResync() *cobra.Command {
 	cmd := trusteeCommand("resync [--drop]", "Bring the passive trustee up to date from the active one of this host, and compare them by digest",
 		`resync is what the active does by itself. Where the passive holds what the active lacks, organizations, clients, deposits, or another state of them, it
 names that and changes nothing. With --drop the passive loses it; a copy of the passive's store stays beside it, of which claviger trustee recover brings things back.`, cobra.NoArgs, notOfDatabase, func(cmd *cobra.Command, _ []string, ask func(string, any, any) error) error {
-			var r server.ResyncResult
-			if err := ask(server.VerbResync, server.ResyncArgs{Drop: drop}, &r); err != nil {
+			var r replica.ResyncResult
+			if err := ask(trustee.VerbResync, replica.ResyncArgs{Drop: drop}, &r); err != nil {
 				return err
 			}
 			if !r.Dropped.None() {

@@ -24,6 +24,7 @@ import (
 
 	"claviger"
 	"claviger/trustee"
+	"claviger/trustee/replica"
 	"claviger/trustee/server"
 	"claviger/trustee/server/sqlite"
 )
@@ -154,7 +155,7 @@ func (h *host) must(args ...string) string {
 }
 
 // await waits until the status is as it should be.
-func (h *host) await(what string, digest bool, ok func(*server.StatusReport) bool) {
+func (h *host) await(what string, digest bool, ok func(*replica.StatusReport) bool) {
 	h.t.Helper()
 	args := []string{"status", "-o", "json"}
 	if digest {
@@ -167,7 +168,7 @@ func (h *host) await(what string, digest bool, ok func(*server.StatusReport) boo
 		if out, err = h.do(args...); err != nil && (!errors.As(err, &failed) || failed.ExitCode() != exitRefused) {
 			continue
 		}
-		var r server.StatusReport
+		var r replica.StatusReport
 		if err := json.Unmarshal([]byte(out), &r); err != nil {
 			h.t.Fatalf("%v: %s", err, out)
 		}
@@ -180,8 +181,8 @@ func (h *host) await(what string, digest bool, ok func(*server.StatusReport) boo
 
 func (h *host) awaitEqual(what string) {
 	h.t.Helper()
-	h.await(what, true, func(r *server.StatusReport) bool {
-		return r.Synced && !r.Alone && r.Peer != nil && r.Peer.Role == server.RolePassive && r.Digest != "" && r.Digest == r.PeerDigest
+	h.await(what, true, func(r *replica.StatusReport) bool {
+		return r.Synced && !r.Alone && r.Peer != nil && r.Peer.Role == replica.RolePassive && r.Digest != "" && r.Digest == r.PeerDigest
 	})
 }
 
@@ -305,7 +306,7 @@ func TestTwoTrustees(t *testing.T) {
 		t.Error(out)
 	}
 	l.reach(before+30, before+40)
-	a.await("being alone", false, func(r *server.StatusReport) bool { return r.Alone && r.Peer == nil && r.PeerError != "" })
+	a.await("being alone", false, func(r *replica.StatusReport) bool { return r.Alone && r.Peer == nil && r.PeerError != "" })
 	b.start()
 	a.awaitEqual("the passive's return") // and alone has ended
 

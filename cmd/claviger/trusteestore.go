@@ -18,6 +18,7 @@ import (
 
 	"claviger/durable"
 	"claviger/trustee"
+	"claviger/trustee/replica"
 	"claviger/trustee/server"
 	"claviger/trustee/server/postgres"
 	"claviger/trustee/server/sqlite"
@@ -234,11 +235,11 @@ func restoreTrusteeStore(ctx context.Context, dir, uri string) (_ server.Store, 
 
 // databaseStatus tells how a trustee stands whose store is in PostgreSQL.
 type databaseStatus struct {
-	Role     server.Role `json:"role"`
-	Store    string      `json:"store"`
-	Deposits int64       `json:"deposits"`
-	Deleted  int64       `json:"deleted"`
-	Digest   string      `json:"digest,omitempty"`
+	Role     replica.Role `json:"role"`
+	Store    string       `json:"store"`
+	Deposits int64        `json:"deposits"`
+	Deleted  int64        `json:"deleted"`
+	Digest   string       `json:"digest,omitempty"`
 }
 
 func printDatabaseStatus(cmd *cobra.Command, f *trustee.Folder, digest bool, output string) (err error) {
@@ -252,9 +253,9 @@ func printDatabaseStatus(cmd *cobra.Command, f *trustee.Folder, digest bool, out
 	if err != nil {
 		return err
 	}
-	st := databaseStatus{Role: server.RoleActive, Store: store.URI()}
+	st := databaseStatus{Role: replica.RoleActive, Store: store.URI()}
 	if passive {
-		st.Role = server.RolePassive
+		st.Role = replica.RolePassive
 	}
 	if st.Deposits, st.Deleted, err = store.Deposits(ctx); err != nil {
 		return err

@@ -21,7 +21,7 @@ var mayWrite = map[string]string{
 	"trustee/backup/backup.go":          "a restoration works in a temporary folder, which takes its place by package durable",
 	"trustee/server/sqlite/room.go":     "a file that shows whether there is room is removed again",
 	"trustee/server/sqlite/readonly.go": "a temporary copy of a store with an older schema is removed when it is closed",
-	"trustee/server/peer.go":            "a copy from the other trustee is read and removed by the process that wrote it",
+	"trustee/replica/peer.go":           "a copy from the other trustee is read and removed by the process that wrote it",
 }
 
 // TestDurable: what must last is written by package durable, whose suite holds each

@@ -15,6 +15,7 @@ import (
 	"claviger/provider"
 	"claviger/provider/keytrustee"
 	"claviger/trustee"
+	"claviger/trustee/replica"
 	"claviger/trustee/server"
 )
 
@@ -266,10 +267,10 @@ func TestTrusteeTakesNoChanges(t *testing.T) {
 	}
 	before := len(s.records())
 	full := errors.New("database or disk is full")
-	s.store.(server.Logged).Guard(func(context.Context, server.Standing, server.Entry) (bool, error) {
+	s.store.(replica.Logged).Guard(func(context.Context, replica.Standing, replica.Entry) (bool, error) {
 		return false, claviger.E("test", claviger.Unavailable, "", full)
 	})
-	if _, err := s.store.(server.Logged).Stand(ctx, func(st *server.Standing) error { st.Role, st.Epoch = server.RoleActive, 1; return nil }); err != nil {
+	if _, err := s.store.(replica.Logged).Stand(ctx, func(st *replica.Standing) error { st.Role, st.Epoch = replica.RoleActive, 1; return nil }); err != nil {
 		t.Fatal(err)
 	}
 	if err := p.CheckWrites(ctx); err != nil {
@@ -286,7 +287,7 @@ func TestTrusteeTakesNoChanges(t *testing.T) {
 	if err := p.Check(ctx); err != nil {
 		t.Errorf("what it reads: %v", err)
 	}
-	s.store.(server.Logged).Guard(func(context.Context, server.Standing, server.Entry) (bool, error) { return false, nil })
+	s.store.(replica.Logged).Guard(func(context.Context, replica.Standing, replica.Entry) (bool, error) { return false, nil })
 	keytrustee.TryAgain(p)
 	if err := p.CheckWrites(ctx); err != nil {
 		t.Errorf("once there is room: %v", err)

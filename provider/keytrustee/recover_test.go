@@ -12,6 +12,7 @@ import (
 	"claviger/provider"
 	"claviger/provider/keytrustee"
 	"claviger/trustee"
+	"claviger/trustee/replica"
 	"claviger/trustee/server"
 	"claviger/trustee/server/sqlite"
 )
@@ -85,9 +86,9 @@ func (s *parted) roll(p *keytrustee.Provider, name string) string {
 	return v.Name
 }
 
-func (s *parted) recover(revive ...string) *server.Recovered {
+func (s *parted) recover(revive ...string) *replica.Recovered {
 	s.t.Helper()
-	r, err := server.Recover(s.t.Context(), s.store, s.other, server.RecoverOptions{Revive: revive})
+	r, err := replica.Recover(s.t.Context(), s.store, s.other, replica.RecoverOptions{Revive: revive})
 	must(s.t, err)
 	return r
 }

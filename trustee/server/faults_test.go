@@ -28,10 +28,10 @@ func TestFaultIsRemembered(t *testing.T) {
 	s := &checkedStore{check: func(context.Context) error { return full }}
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
-	var f faults
+	var f WriteProbe
 	want := func(ctx context.Context, text string, asked int) {
 		t.Helper()
-		if got := f.fault(ctx, s, now); got != text || s.asked != asked {
+		if got := f.Fault(ctx, s, now); got != text || s.asked != asked {
 			t.Errorf("%q after %d questions, want %q after %d", got, s.asked, text, asked)
 		}
 	}
@@ -47,28 +47,4 @@ func TestFaultIsRemembered(t *testing.T) {
 	s.check = func(ctx context.Context) error { return ctx.Err() }
 	now = now.Add(faultHolds)
 	want(gone, "", 6)
-}
-
-// standingStore is a store of which only Standing is asked.
-type standingStore struct {
-	Logged
-	st Standing
-}
-
-func (s *standingStore) Standing(context.Context) (Standing, error) { return s.st, nil }
-
-// TestCheckNamesAReason: the active fails with the reason why the two are not in step, and
-// not at all where there is none, as before the first question and just after one that found
-// them in step.
-func TestCheckNamesAReason(t *testing.T) {
-	r := &Replica{store: &standingStore{st: Standing{Role: RoleActive}}}
-	for _, r.tried = range []bool{false, true} {
-		if err := r.Check(t.Context()); err != nil {
-			t.Errorf("tried %t: %v", r.tried, err)
-		}
-	}
-	r.why = errors.New("no route to host")
-	if err := r.Check(t.Context()); !errors.Is(err, r.why) {
-		t.Errorf("%v", err)
-	}
 }

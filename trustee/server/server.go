@@ -57,7 +57,7 @@ type Config struct {
 	// readable.
 	Keeper Keeper
 	// Replica is nil for a server that is not one of two.
-	Replica *Replica
+	Replica Replica
 	Log     *slog.Logger
 	Now     func() time.Time // time.Now where nil
 	// Observe, if not nil, is told of each request: its verb, "ok" or the kind of error
@@ -70,11 +70,11 @@ type Server struct {
 	id      *trustee.Identity
 	store   Store
 	keeper  Keeper
-	replica *Replica // or nil
+	replica Replica // or nil
 	log     *slog.Logger
 	now     func() time.Time
 	observe func(verb, result string, took time.Duration) // or nil
-	faults  faults
+	faults  WriteProbe
 	turns   *shares.Shares // by client: none takes what others need
 	doors   *doors         // of bodies that arrive
 	peers   chan struct{}  // turns of the other server and of operators, whom no client keeps out
@@ -119,11 +119,11 @@ var verbs = map[string]func(*Server, context.Context, *trustee.Request) (any, er
 }
 
 // known tells whether there is such a verb.
-func known(verb string) bool { return verbs[verb] != nil || peerVerbs[verb] != nil }
+func known(verb string) bool { return verbs[verb] != nil || trustee.ForPeer(verb) }
 
 // reads are the verbs that change nothing of the deposits: their replays are kept
 // off in memory. Those between two servers do no harm when they come twice.
-var reads = map[string]bool{trustee.VerbGet: true, trustee.VerbFind: true, trustee.VerbList: true, trustee.VerbClients: true, VerbStatus: true, VerbPromote: true, VerbAlone: true, VerbResync: true}
+var reads = map[string]bool{trustee.VerbGet: true, trustee.VerbFind: true, trustee.VerbList: true, trustee.VerbClients: true, trustee.VerbStatus: true, trustee.VerbPromote: true, trustee.VerbAlone: true, trustee.VerbResync: true}
 
 // ServeHTTP answers GET /?a=fingerprint, GET /?a=publickey and the verbs.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -269,17 +269,17 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, verb string) {
 		defer leave()
 	}
 	ctx := context.WithValue(r.Context(), addressKey{}, addressOf(r))
-	know := knowledge{sure: true, lists: true}
-	if s.replica != nil && peerVerbs[verb] == nil {
+	know := Knowledge{Sure: true, Lists: true}
+	if s.replica != nil && !trustee.ForPeer(verb) {
 		// Before anything is looked up: whether the client is known, too.
 		var err error
-		if know, err = s.replica.current(ctx); err != nil {
+		if know, err = s.replica.Current(ctx); err != nil {
 			text := storeAway
 			switch {
-			case errors.Is(err, errBehind):
-				text = errBehind.Error()
-			case errors.Is(err, errLacking):
-				text = errLacking.Error()
+			case errors.Is(err, ErrBehind):
+				text = ErrBehind.Error()
+			case errors.Is(err, ErrLacking):
+				text = ErrLacking.Error()
 			default:
 				s.log.Warn("a request was refused", "verb", verb, "from", r.RemoteAddr, "err", err)
 			}
@@ -289,10 +289,10 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, verb string) {
 		}
 	}
 	req, err := s.id.ReadRequest(verb, body, s.now(), func(fingerprint string) (*trustee.Party, error) {
-		if peerVerbs[verb] != nil {
+		if trustee.ForPeer(verb) {
 			return s.self(fingerprint)
 		}
-		return s.client(ctx, fingerprint, know.sure)
+		return s.client(ctx, fingerprint, know.Sure)
 	})
 	if err != nil {
 		// Whom to sign an answer for is not known.
@@ -317,7 +317,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, verb string) {
 	if verb != trustee.VerbRegister {
 		arrived()
 		var leave func()
-		if peerVerbs[verb] != nil {
+		if trustee.ForPeer(verb) {
 			leave, ok = s.enter(w, s.peers)
 		} else {
 			leave, ok = s.turn(w, req.Client.Fingerprint())
@@ -329,7 +329,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, verb string) {
 	}
 	s.doors.prove(addressOf(r))
 	result, err := s.do(ctx, req)
-	if !know.sure && claviger.Is(err, claviger.KeyNotFound) || !know.lists && err == nil && verb == trustee.VerbList {
+	if !know.Sure && claviger.Is(err, claviger.KeyNotFound) || !know.Lists && err == nil && verb == trustee.VerbList {
 		result, err = nil, claviger.E("server.serve", claviger.Unavailable, "", trustee.ErrUnsure)
 	}
 	ended(w, err)
@@ -347,7 +347,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, verb string) {
 		err = claviger.E("server.serve", claviger.Unavailable, "", trustee.ErrUnsure)
 	case claviger.Is(err, claviger.Internal), claviger.Is(err, claviger.Unavailable):
 		log.Error("a request has failed", "err", err)
-		if peerVerbs[verb] == nil && claviger.Is(err, claviger.Unavailable) {
+		if !trustee.ForPeer(verb) && claviger.Is(err, claviger.Unavailable) {
 			err = claviger.Errorf("server.serve", claviger.Unavailable, "", "the server cannot do this now, since its store takes no changes (is its disk full?) or its Key HSM is away; its log says which")
 		}
 	default:
@@ -377,14 +377,14 @@ func (s *Server) do(ctx context.Context, req *trustee.Request) (any, error) {
 			return nil, err
 		}
 	}
-	if f := peerVerbs[req.Verb]; f != nil {
+	if trustee.ForPeer(req.Verb) {
 		if s.replica == nil {
 			return nil, s.single(ctx, req.Verb)
 		}
-		return f(s.replica, ctx, req)
+		return s.replica.Do(ctx, req)
 	}
 	if s.replica != nil && !reads[req.Verb] {
-		if err := s.replica.ready(ctx); err != nil {
+		if err := s.replica.Ready(ctx); err != nil {
 			return nil, err
 		}
 	}

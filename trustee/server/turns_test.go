@@ -54,7 +54,7 @@ func TestRegistrationsTakeNoTurns(t *testing.T) {
 	for range peering {
 		s.peers <- struct{}{}
 	}
-	for _, verb := range []string{trustee.VerbGet, verbAppend} {
+	for _, verb := range []string{trustee.VerbGet, trustee.VerbPeerAppend} {
 		if got := post(verb); got != http.StatusBadRequest {
 			t.Errorf("a stranger's %s, while all turns are taken, is answered %d", verb, got)
 		}

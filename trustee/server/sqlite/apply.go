@@ -7,13 +7,14 @@ import (
 
 	"claviger"
 	"claviger/trustee"
+	"claviger/trustee/replica"
 	"claviger/trustee/server"
 )
 
 // apply makes a change, in which the request that asked for it is remembered. What
 // it does depends on nothing but ch and the tables: on a second store of the same
 // state it comes to the same. Of ch it changes only Client, to what is stored.
-func apply(ctx context.Context, tx *sql.Tx, op string, ch *server.Change) error {
+func apply(ctx context.Context, tx *sql.Tx, op string, ch *replica.Change) error {
 	if ch.Once.Digest != "" {
 		res, err := tx.ExecContext(ctx, "INSERT INTO once (digest, until) VALUES (?, ?) ON CONFLICT DO NOTHING", ch.Once.Digest, ch.Once.Until.UnixMilli())
 		if err != nil {
@@ -39,19 +40,19 @@ func apply(ctx context.Context, tx *sql.Tx, op string, ch *server.Change) error 
 		return nil
 	}
 	switch ch.Op {
-	case server.OpAddOrg:
+	case replica.OpAddOrg:
 		if ch.Org != nil {
 			return insertOrg(ctx, tx, ch.Org)
 		}
-	case server.OpSetAuth:
+	case replica.OpSetAuth:
 		return exec(ch.Name, "UPDATE org SET auth = ? WHERE name = ?", ch.Auth, ch.Name)
-	case server.OpAddClient:
+	case replica.OpAddClient:
 		if ch.Client != nil {
 			return addClient(ctx, tx, op, ch.Client)
 		}
-	case server.OpSetState:
+	case replica.OpSetState:
 		return exec(ch.Name, "UPDATE client SET state = ? WHERE fingerprint = ?", ch.State, ch.Name)
-	case server.OpPut:
+	case replica.OpPut:
 		if ch.Deposit == nil {
 			break
 		}
@@ -61,13 +62,13 @@ func apply(ctx context.Context, tx *sql.Tx, op string, ch *server.Change) error 
 			}
 		}
 		return insertDeposit(ctx, tx, ch.Deposit)
-	case server.OpDelete:
+	case replica.OpDelete:
 		return each("UPDATE deposit SET deleted = ?3 WHERE uuid = ?1 AND owner = ?2 AND deleted IS NULL", ch.At.UnixMilli())
-	case server.OpUndelete:
+	case replica.OpUndelete:
 		return each("UPDATE deposit SET deleted = NULL WHERE uuid = ?1 AND owner = ?2 AND deleted IS NOT NULL")
-	case server.OpPurge:
+	case replica.OpPurge:
 		return each("DELETE FROM deposit WHERE uuid = ?1 AND owner = ?2 AND deleted IS NOT NULL")
-	case server.OpForget:
+	case replica.OpForget:
 		_, err := tx.ExecContext(ctx, "DELETE FROM once WHERE until < ?", ch.At.UnixMilli())
 		if err == nil {
 			_, err = tx.ExecContext(ctx, "DELETE FROM deposit WHERE expires < ?", ch.At.UnixMilli())

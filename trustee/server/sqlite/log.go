@@ -12,6 +12,7 @@ import (
 	"claviger/durable"
 	"claviger/sqlitedb"
 	"claviger/trustee"
+	"claviger/trustee/replica"
 	"claviger/trustee/server"
 )
 
@@ -24,27 +25,27 @@ const (
 	keepAlone  = 10_000
 )
 
-var _ server.Logged = (*Store)(nil)
+var _ replica.Logged = (*Store)(nil)
 
 // rower is a connection or a transaction.
 type rower interface {
 	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
 }
 
-func standing(ctx context.Context, q rower) (st server.Standing, err error) {
+func standing(ctx context.Context, q rower) (st replica.Standing, err error) {
 	err = q.QueryRowContext(ctx, "SELECT role, epoch, alone, unshared, seq, made, digest FROM standing").
 		Scan(&st.Role, &st.Epoch, &st.Alone, &st.Unshared, &st.Head.Seq, &st.Head.Epoch, &st.Head.Digest)
 	return st, err
 }
 
-func stand(ctx context.Context, tx *sql.Tx, st *server.Standing) error {
+func stand(ctx context.Context, tx *sql.Tx, st *replica.Standing) error {
 	_, err := tx.ExecContext(ctx, "UPDATE standing SET role = ?, epoch = ?, alone = ?, unshared = ?, seq = ?, made = ?, digest = ?",
 		st.Role, st.Epoch, st.Alone, st.Unshared, st.Head.Seq, st.Head.Epoch, st.Head.Digest)
 	return err
 }
 
 // Standing is what the store is beside its peer.
-func (s *Store) Standing(ctx context.Context) (server.Standing, error) {
+func (s *Store) Standing(ctx context.Context) (replica.Standing, error) {
 	st, err := standing(ctx, s.db.Reader)
 	if err != nil {
 		return st, s.fail("sqlite.Standing", "", err)
@@ -53,7 +54,7 @@ func (s *Store) Standing(ctx context.Context) (server.Standing, error) {
 }
 
 // Stand changes it.
-func (s *Store) Stand(ctx context.Context, f func(*server.Standing) error) (st server.Standing, err error) {
+func (s *Store) Stand(ctx context.Context, f func(*replica.Standing) error) (st replica.Standing, err error) {
 	err = s.change(ctx, "sqlite.Stand", "", func(ctx context.Context, tx *sql.Tx) error {
 		if st, err = standing(ctx, tx); err != nil {
 			return err
@@ -62,7 +63,7 @@ func (s *Store) Stand(ctx context.Context, f func(*server.Standing) error) (st s
 		if err := f(&st); err != nil {
 			return err
 		}
-		if was.Role == server.RoleSingle && st.Role == server.RoleActive {
+		if was.Role == replica.RoleSingle && st.Role == replica.RoleActive {
 			st.Head = st.Head.Anew(st.Epoch)
 		}
 		if st.Unshared == 0 && was.Unshared != 0 {
@@ -76,10 +77,10 @@ func (s *Store) Stand(ctx context.Context, f func(*server.Standing) error) (st s
 }
 
 // Guard has g asked before each change of this process.
-func (s *Store) Guard(g server.Guard) { s.guard.Store(&g) }
+func (s *Store) Guard(g replica.Guard) { s.guard.Store(&g) }
 
 // mutate makes a change, and logs it.
-func (s *Store) mutate(ctx context.Context, op, key string, ch *server.Change) error {
+func (s *Store) mutate(ctx context.Context, op, key string, ch *replica.Change) error {
 	payload, err := json.Marshal(ch)
 	if err != nil {
 		return claviger.E(op, claviger.Internal, key, err)
@@ -89,10 +90,10 @@ func (s *Store) mutate(ctx context.Context, op, key string, ch *server.Change) e
 		if err != nil {
 			return err
 		}
-		if st.Role == server.RolePassive {
+		if st.Role == replica.RolePassive {
 			return claviger.E(op, claviger.Unavailable, key, trustee.ErrPassive)
 		}
-		if err := apply(ctx, tx, op, ch); err != nil || st.Role == server.RoleSingle {
+		if err := apply(ctx, tx, op, ch); err != nil || st.Role == replica.RoleSingle {
 			return err
 		}
 		e := st.Head.Next(st.Epoch, payload)
@@ -110,7 +111,7 @@ func (s *Store) mutate(ctx context.Context, op, key string, ch *server.Change) e
 }
 
 // logged adds an entry.
-func logged(ctx context.Context, tx *sql.Tx, st *server.Standing, e server.Entry, shared bool) error {
+func logged(ctx context.Context, tx *sql.Tx, st *replica.Standing, e replica.Entry, shared bool) error {
 	if _, err := tx.ExecContext(ctx, "INSERT INTO change (seq, epoch, digest, payload) VALUES (?, ?, ?, ?)", e.Seq, e.Epoch, e.Digest, []byte(e.Change)); err != nil {
 		return err
 	}
@@ -127,15 +128,15 @@ func logged(ctx context.Context, tx *sql.Tx, st *server.Standing, e server.Entry
 
 // prune keeps the newest entries, and the one at which the peer went away: it proves
 // that a peer which comes back there has nothing that this store lacks.
-func prune(ctx context.Context, tx *sql.Tx, st *server.Standing, keep uint64) error {
+func prune(ctx context.Context, tx *sql.Tx, st *replica.Standing, keep uint64) error {
 	_, err := tx.ExecContext(ctx, "DELETE FROM change WHERE seq + ?1 <= ?2 AND seq + 1 <> ?3", keep, st.Head.Seq, st.Unshared)
 	return err
 }
 
 // Entries returns a part of the log.
-func (s *Store) Entries(ctx context.Context, after server.Head, limit, bytes int) (list []server.Entry, err error) {
+func (s *Store) Entries(ctx context.Context, after replica.Head, limit, bytes int) (list []replica.Entry, err error) {
 	const op = "sqlite.Entries"
-	broken := claviger.E(op, claviger.Invalid, "", server.ErrChain)
+	broken := claviger.E(op, claviger.Invalid, "", replica.ErrChain)
 	err = s.snapshot(ctx, op, func(tx *sql.Tx) error {
 		st, err := standing(ctx, tx)
 		if err != nil || st.Head == after {
@@ -147,7 +148,7 @@ func (s *Store) Entries(ctx context.Context, after server.Head, limit, bytes int
 		size, before := 0, after
 		enough := errors.New("enough")
 		err = eachRow(ctx, tx, "SELECT seq, epoch, digest, payload FROM change WHERE seq > ? ORDER BY seq LIMIT ?", []any{after.Seq, limit}, func(rows *sql.Rows) error {
-			var e server.Entry
+			var e replica.Entry
 			var payload []byte
 			if err := rows.Scan(&e.Seq, &e.Epoch, &e.Digest, &payload); err != nil {
 				return err
@@ -177,7 +178,7 @@ func (s *Store) Entries(ctx context.Context, after server.Head, limit, bytes int
 }
 
 // Apply makes changes that the peer has logged.
-func (s *Store) Apply(ctx context.Context, as server.Role, epoch uint64, list []server.Entry) error {
+func (s *Store) Apply(ctx context.Context, as replica.Role, epoch uint64, list []replica.Entry) error {
 	const op = "sqlite.Apply"
 	return s.change(ctx, op, "", func(ctx context.Context, tx *sql.Tx) error {
 		st, err := standing(ctx, tx)
@@ -191,21 +192,21 @@ func (s *Store) Apply(ctx context.Context, as server.Role, epoch uint64, list []
 		for _, e := range list {
 			if e.Seq <= st.Head.Seq {
 				if had, err := has(ctx, tx, &st, e.Head); err != nil || !had {
-					return errors.Join(err, claviger.E(op, claviger.Invalid, "", server.ErrChain))
+					return errors.Join(err, claviger.E(op, claviger.Invalid, "", replica.ErrChain))
 				}
 				continue
 			}
 			if st.Head.Next(e.Epoch, e.Change).Head != e.Head {
-				return claviger.E(op, claviger.Invalid, "", server.ErrChain)
+				return claviger.E(op, claviger.Invalid, "", replica.ErrChain)
 			}
-			var ch server.Change
+			var ch replica.Change
 			if err := json.Unmarshal(e.Change, &ch); err != nil {
 				return claviger.Errorf(op, claviger.Invalid, "", "change %d cannot be read: %w", e.Seq, err)
 			}
 			if err := apply(ctx, tx, op, &ch); err != nil {
-				return claviger.Errorf(op, claviger.Invalid, "", "change %d, which the peer could make, cannot be made here, so that the two are not equal: %w: %w", e.Seq, server.ErrChain, err)
+				return claviger.Errorf(op, claviger.Invalid, "", "change %d, which the peer could make, cannot be made here, so that the two are not equal: %w: %w", e.Seq, replica.ErrChain, err)
 			}
-			if as == server.RolePassive {
+			if as == replica.RolePassive {
 				st.Unshared = 0 // the active has all that was here before e
 			}
 			if err := logged(ctx, tx, &st, e, true); err != nil {
@@ -217,7 +218,7 @@ func (s *Store) Apply(ctx context.Context, as server.Role, epoch uint64, list []
 }
 
 // has tells whether the log holds that entry, or had it and has dropped it.
-func has(ctx context.Context, tx *sql.Tx, st *server.Standing, h server.Head) (bool, error) {
+func has(ctx context.Context, tx *sql.Tx, st *replica.Standing, h replica.Head) (bool, error) {
 	if h == st.Head {
 		return true, nil
 	}
@@ -230,7 +231,7 @@ func has(ctx context.Context, tx *sql.Tx, st *server.Standing, h server.Head) (b
 }
 
 // Has tells whether the log holds that head.
-func (s *Store) Has(ctx context.Context, h server.Head) (had bool, err error) {
+func (s *Store) Has(ctx context.Context, h replica.Head) (had bool, err error) {
 	const op = "sqlite.Has"
 	err = s.snapshot(ctx, op, func(tx *sql.Tx) error {
 		st, err := standing(ctx, tx)
@@ -243,7 +244,7 @@ func (s *Store) Has(ctx context.Context, h server.Head) (had bool, err error) {
 }
 
 // Snapshot is Export with the log's head.
-func (s *Store) Snapshot(ctx context.Context, head func(server.Head) error, f func(server.Record) error) error {
+func (s *Store) Snapshot(ctx context.Context, head func(replica.Head) error, f func(server.Record) error) error {
 	return s.snapshot(ctx, "sqlite.Snapshot", func(tx *sql.Tx) error {
 		st, err := standing(ctx, tx)
 		if err != nil {
@@ -257,14 +258,14 @@ func (s *Store) Snapshot(ctx context.Context, head func(server.Head) error, f fu
 }
 
 // Load replaces all by a peer's snapshot.
-func (s *Store) Load(ctx context.Context, epoch uint64, head server.Head, next func() (server.Record, error)) error {
+func (s *Store) Load(ctx context.Context, epoch uint64, head replica.Head, next func() (server.Record, error)) error {
 	const op = "sqlite.Load"
 	return s.change(ctx, op, "", func(ctx context.Context, tx *sql.Tx) error {
 		st, err := standing(ctx, tx)
 		if err != nil {
 			return err
 		}
-		if err := st.MayApply(op, server.RolePassive, epoch); err != nil {
+		if err := st.MayApply(op, replica.RolePassive, epoch); err != nil {
 			return err
 		}
 		if err := replace(ctx, tx, op, next); err != nil {
@@ -273,7 +274,7 @@ func (s *Store) Load(ctx context.Context, epoch uint64, head server.Head, next f
 		if _, err := tx.ExecContext(ctx, "DELETE FROM change"); err != nil {
 			return err
 		}
-		return stand(ctx, tx, &server.Standing{Role: server.RolePassive, Epoch: epoch, Head: head})
+		return stand(ctx, tx, &replica.Standing{Role: replica.RolePassive, Epoch: epoch, Head: head})
 	})
 }
 

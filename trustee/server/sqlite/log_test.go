@@ -11,18 +11,19 @@ import (
 
 	"claviger"
 	"claviger/trustee"
+	"claviger/trustee/replica"
 	"claviger/trustee/server"
 	"claviger/trustee/server/storetest"
 )
 
-func as(t *testing.T, s *Store, role server.Role, epoch uint64) server.Standing {
+func as(t *testing.T, s *Store, role replica.Role, epoch uint64) replica.Standing {
 	t.Helper()
-	st, err := s.Stand(t.Context(), func(st *server.Standing) error { st.Role, st.Epoch = role, epoch; return nil })
+	st, err := s.Stand(t.Context(), func(st *replica.Standing) error { st.Role, st.Epoch = role, epoch; return nil })
 	check(t, err)
 	return st
 }
 
-func head(t *testing.T, s *Store) server.Head {
+func head(t *testing.T, s *Store) replica.Head {
 	t.Helper()
 	st, err := s.Standing(t.Context())
 	check(t, err)
@@ -33,10 +34,10 @@ func head(t *testing.T, s *Store) server.Head {
 func loaded(t *testing.T, from *Store) *Store {
 	t.Helper()
 	to := open(t)
-	as(t, to, server.RolePassive, 0)
-	var h server.Head
+	as(t, to, replica.RolePassive, 0)
+	var h replica.Head
 	var list []server.Record
-	check(t, from.Snapshot(t.Context(), func(at server.Head) error { h = at; return nil }, func(r server.Record) error { list = append(list, r); return nil }))
+	check(t, from.Snapshot(t.Context(), func(at replica.Head) error { h = at; return nil }, func(r server.Record) error { list = append(list, r); return nil }))
 	check(t, to.Load(t.Context(), 1, h, storetest.NextOf(list)))
 	return to
 }
@@ -54,7 +55,7 @@ func equal(t *testing.T, a, b *Store) {
 // TestLog: what one store logs makes a second its equal, whatever the change.
 func TestLog(t *testing.T) {
 	ctx, a := t.Context(), filled(t)
-	if st := as(t, a, server.RoleActive, 1); st.Head.Seq != 1 || len(st.Head.Digest) != 64 {
+	if st := as(t, a, replica.RoleActive, 1); st.Head.Seq != 1 || len(st.Head.Digest) != 64 {
 		t.Fatalf("%+v", st)
 	}
 	b := loaded(t, a)
@@ -85,26 +86,26 @@ func TestLog(t *testing.T) {
 	if none, err := a.Entries(ctx, head(t, a), 100, 1); err != nil || len(none) != 0 {
 		t.Errorf("%d, %v", len(none), err)
 	}
-	for name, after := range map[string]server.Head{"another digest": {Seq: start.Seq, Epoch: 1, Digest: strings.Repeat("0", 64)}, "ahead": {Seq: 99}, "from nothing": {}} {
-		if _, err := a.Entries(ctx, after, 100, 1<<20); !errors.Is(err, server.ErrChain) {
+	for name, after := range map[string]replica.Head{"another digest": {Seq: start.Seq, Epoch: 1, Digest: strings.Repeat("0", 64)}, "ahead": {Seq: 99}, "from nothing": {}} {
+		if _, err := a.Entries(ctx, after, 100, 1<<20); !errors.Is(err, replica.ErrChain) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	forged := list[1]
 	forged.Change = []byte(`{"op":"add-org","org":{"Name":"EVIL"}}`)
-	for name, l := range map[string][]server.Entry{"a gap": list[1:], "a forged one": {list[0], forged}, "two the wrong way": {list[1], list[0]}} {
-		if err := b.Apply(ctx, server.RolePassive, 1, l); !errors.Is(err, server.ErrChain) || head(t, b) != start {
+	for name, l := range map[string][]replica.Entry{"a gap": list[1:], "a forged one": {list[0], forged}, "two the wrong way": {list[1], list[0]}} {
+		if err := b.Apply(ctx, replica.RolePassive, 1, l); !errors.Is(err, replica.ErrChain) || head(t, b) != start {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if err := b.Apply(ctx, server.RoleActive, 1, list); !claviger.Is(err, claviger.Denied) {
+	if err := b.Apply(ctx, replica.RoleActive, 1, list); !claviger.Is(err, claviger.Denied) {
 		t.Errorf("as another role: %v", err)
 	}
 	for range 2 { // it may come twice
-		check(t, b.Apply(ctx, server.RolePassive, 3, list))
+		check(t, b.Apply(ctx, replica.RolePassive, 3, list))
 	}
 	equal(t, a, b)
-	if err := b.Apply(ctx, server.RolePassive, 2, nil); !claviger.Is(err, claviger.Denied) {
+	if err := b.Apply(ctx, replica.RolePassive, 2, nil); !claviger.Is(err, claviger.Denied) {
 		t.Errorf("an epoch that is over: %v", err)
 	}
 	if err := b.Load(ctx, 2, start, storetest.NextOf(nil)); !claviger.Is(err, claviger.Denied) {
@@ -119,7 +120,7 @@ func TestLog(t *testing.T) {
 	if h := head(t, a); h.Seq != list[8].Seq+1 || storetest.Digest(t, a) != storetest.Digest(t, b) {
 		t.Errorf("%+v", h)
 	}
-	if _, err := a.Entries(ctx, list[8].Head, 10, 1<<20); !errors.Is(err, server.ErrChain) {
+	if _, err := a.Entries(ctx, list[8].Head, 10, 1<<20); !errors.Is(err, replica.ErrChain) {
 		t.Error(err)
 	}
 }
@@ -128,10 +129,10 @@ func TestLog(t *testing.T) {
 // meanwhile does not undo what the peer has.
 func TestGuard(t *testing.T) {
 	a := filled(t)
-	as(t, a, server.RoleActive, 1)
+	as(t, a, replica.RoleActive, 1)
 	before, was := head(t, a), storetest.Digest(t, a)
 	no := claviger.Errorf("x", claviger.Unavailable, "", "no")
-	a.Guard(func(_ context.Context, st server.Standing, e server.Entry) (bool, error) {
+	a.Guard(func(_ context.Context, st replica.Standing, e replica.Entry) (bool, error) {
 		if st.Head != before || e.Seq != before.Seq+1 {
 			t.Errorf("%+v, %+v", st, e)
 		}
@@ -141,7 +142,7 @@ func TestGuard(t *testing.T) {
 		t.Error(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	a.Guard(func(ctx context.Context, _ server.Standing, _ server.Entry) (bool, error) {
+	a.Guard(func(ctx context.Context, _ replica.Standing, _ replica.Entry) (bool, error) {
 		cancel()
 		return true, ctx.Err()
 	})
@@ -164,7 +165,7 @@ func TestPrune(t *testing.T) {
 	if count() != 0 {
 		t.Error("a single store has a log")
 	}
-	as(t, a, server.RoleActive, 1)
+	as(t, a, replica.RoleActive, 1)
 	start := head(t, a)
 	for i := range keepShared + 50 {
 		check(t, a.SetAuth(ctx, "ORG", fmt.Sprint(i)))
@@ -172,12 +173,12 @@ func TestPrune(t *testing.T) {
 	if st, _ := a.Standing(ctx); count() != keepShared+50 || st.Unshared != start.Seq+1 {
 		t.Errorf("%d entries, %+v", count(), st)
 	}
-	_, err := a.Stand(ctx, func(st *server.Standing) error { st.Unshared = 0; return nil })
+	_, err := a.Stand(ctx, func(st *replica.Standing) error { st.Unshared = 0; return nil })
 	check(t, err)
 	if count() != keepShared {
 		t.Errorf("%d entries", count())
 	}
-	if _, err := a.Entries(ctx, start, 1000, 1<<20); !errors.Is(err, server.ErrChain) {
+	if _, err := a.Entries(ctx, start, 1000, 1<<20); !errors.Is(err, replica.ErrChain) {
 		t.Error(err)
 	}
 }

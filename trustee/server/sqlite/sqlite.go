@@ -17,6 +17,7 @@ import (
 	"claviger"
 	"claviger/sqlitedb"
 	"claviger/trustee"
+	"claviger/trustee/replica"
 	"claviger/trustee/server"
 )
 
@@ -48,7 +49,7 @@ var config = sqlitedb.Config{
 // Store is a store in one SQLite file.
 type Store struct {
 	db    *sqlitedb.DB
-	guard atomic.Pointer[server.Guard]
+	guard atomic.Pointer[replica.Guard]
 	place place
 	probe sync.Mutex // one CheckWrites at a time: they write the same file
 
@@ -146,7 +147,7 @@ func changed(op, key string, res sql.Result, n int) error {
 // AddOrg adds an organization.
 func (s *Store) AddOrg(ctx context.Context, o server.Org) error {
 	const op = "sqlite.AddOrg"
-	return s.mutate(ctx, op, o.Name, &server.Change{Op: server.OpAddOrg, Org: &o})
+	return s.mutate(ctx, op, o.Name, &replica.Change{Op: replica.OpAddOrg, Org: &o})
 }
 
 // Orgs returns all organizations.
@@ -182,12 +183,12 @@ func (s *Store) orgs(ctx context.Context, op, key, where string, args ...any) ([
 
 // SetAuth sets the secret of an organization.
 func (s *Store) SetAuth(ctx context.Context, org, auth string) error {
-	return s.mutate(ctx, "sqlite.SetAuth", org, &server.Change{Op: server.OpSetAuth, Name: org, Auth: auth})
+	return s.mutate(ctx, "sqlite.SetAuth", org, &replica.Change{Op: replica.OpSetAuth, Name: org, Auth: auth})
 }
 
 // AddClient adds a client.
 func (s *Store) AddClient(ctx context.Context, c server.Client, once server.Once) (server.Client, error) {
-	if err := s.mutate(ctx, "sqlite.AddClient", c.Fingerprint, &server.Change{Op: server.OpAddClient, Client: &c, Once: once}); err != nil {
+	if err := s.mutate(ctx, "sqlite.AddClient", c.Fingerprint, &replica.Change{Op: replica.OpAddClient, Client: &c, Once: once}); err != nil {
 		return server.Client{}, err
 	}
 	return c, nil
@@ -226,12 +227,12 @@ func (s *Store) clients(ctx context.Context, op, key, where string, args ...any)
 
 // SetState lets a client in, or keeps it out.
 func (s *Store) SetState(ctx context.Context, fingerprint string, state server.State) error {
-	return s.mutate(ctx, "sqlite.SetState", fingerprint, &server.Change{Op: server.OpSetState, Name: fingerprint, State: state})
+	return s.mutate(ctx, "sqlite.SetState", fingerprint, &replica.Change{Op: replica.OpSetState, Name: fingerprint, State: state})
 }
 
 // Put makes a deposit live.
 func (s *Store) Put(ctx context.Context, r server.Row, replaces string, once server.Once) error {
-	return s.mutate(ctx, "sqlite.Put", r.Label, &server.Change{Op: server.OpPut, Deposit: &r, Replaces: replaces, Once: once})
+	return s.mutate(ctx, "sqlite.Put", r.Label, &replica.Change{Op: replica.OpPut, Deposit: &r, Replaces: replaces, Once: once})
 }
 
 // Get returns a live deposit.
@@ -279,20 +280,20 @@ func (s *Store) rows(ctx context.Context, op, key, content, rest string, args ..
 
 // Delete makes deposits unreadable.
 func (s *Store) Delete(ctx context.Context, owner string, uuids []string, at time.Time, once server.Once) error {
-	return s.mutate(ctx, "sqlite.Delete", strings.Join(uuids, " "), &server.Change{Op: server.OpDelete, Owner: owner, UUIDs: uuids, At: at, Once: once})
+	return s.mutate(ctx, "sqlite.Delete", strings.Join(uuids, " "), &replica.Change{Op: replica.OpDelete, Owner: owner, UUIDs: uuids, At: at, Once: once})
 }
 
 // Undelete brings deposits back.
 func (s *Store) Undelete(ctx context.Context, owner string, uuids []string, once server.Once) error {
-	return s.mutate(ctx, "sqlite.Undelete", strings.Join(uuids, " "), &server.Change{Op: server.OpUndelete, Owner: owner, UUIDs: uuids, Once: once})
+	return s.mutate(ctx, "sqlite.Undelete", strings.Join(uuids, " "), &replica.Change{Op: replica.OpUndelete, Owner: owner, UUIDs: uuids, Once: once})
 }
 
 // Purge removes deposits.
 func (s *Store) Purge(ctx context.Context, owner string, uuids []string, once server.Once) error {
-	return s.mutate(ctx, "sqlite.Purge", strings.Join(uuids, " "), &server.Change{Op: server.OpPurge, Owner: owner, UUIDs: uuids, Once: once})
+	return s.mutate(ctx, "sqlite.Purge", strings.Join(uuids, " "), &replica.Change{Op: replica.OpPurge, Owner: owner, UUIDs: uuids, Once: once})
 }
 
 // Forget drops what is past.
 func (s *Store) Forget(ctx context.Context, now time.Time) error {
-	return s.mutate(ctx, "sqlite.Forget", "", &server.Change{Op: server.OpForget, At: now})
+	return s.mutate(ctx, "sqlite.Forget", "", &replica.Change{Op: replica.OpForget, At: now})
 }

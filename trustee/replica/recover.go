@@ -1,9 +1,8 @@
-package server
+package replica
 
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -12,6 +11,7 @@ import (
 
 	"claviger"
 	"claviger/trustee"
+	"claviger/trustee/server"
 )
 
 // Recovered is what Recover has found and done.
@@ -53,15 +53,15 @@ type RecoverOptions struct {
 // A deposit that is older than the newest one which both hold was once in both; where the
 // store lacks it, the store has deleted or replaced it. Kind KeyNotFound, and nothing is
 // changed, where Revive has a name of which the other store holds nothing.
-func Recover(ctx context.Context, into, from Store, o RecoverOptions) (*Recovered, error) {
+func Recover(ctx context.Context, into, from server.Store, o RecoverOptions) (*Recovered, error) {
 	r := &recovery{into: into, now: time.Now(), revive: o.Revive, dry: o.Dry, mine: holdings{}, res: new(Recovered),
 		kept: map[string]kept{}, theirs: map[string]bool{}, groups: map[depositsOf]*depositGroup{},
-		put: map[depositsOf][]*Row{}, names: map[string]bool{}}
+		put: map[depositsOf][]*server.Row{}, names: map[string]bool{}}
 	if err := into.Export(ctx, r.holds); err != nil {
 		return nil, err
 	}
-	var lacked []Record
-	err := from.Export(ctx, func(rec Record) error {
+	var lacked []server.Record
+	err := from.Export(ctx, func(rec server.Record) error {
 		yes, err := r.lacks(rec)
 		if yes {
 			lacked = append(lacked, rec)
@@ -92,7 +92,7 @@ func Recover(ctx context.Context, into, from Store, o RecoverOptions) (*Recovere
 func (r *recovery) checkRevive() error {
 	for _, name := range r.revive {
 		if !r.names[name] {
-			return claviger.Errorf("server.Recover", claviger.KeyNotFound, "", "--revive %s: the file holds no key, and no other deposit, of that name%s",
+			return claviger.Errorf("replica.Recover", claviger.KeyNotFound, "", "--revive %s: the file holds no key, and no other deposit, of that name%s",
 				claviger.Printable(name), claviger.DidYouMean(name, slices.Sorted(maps.Keys(r.names))))
 		}
 	}
@@ -111,7 +111,7 @@ func (r *recovery) lacksAny(name string) bool {
 
 // recovery is a call of Recover.
 type recovery struct {
-	into   Store
+	into   server.Store
 	now    time.Time
 	dry    bool
 	revive []string
@@ -126,7 +126,7 @@ type recovery struct {
 	parted time.Time
 	groups map[depositsOf]*depositGroup
 	// put has the versions that were added, before the key's document.
-	put map[depositsOf][]*Row
+	put map[depositsOf][]*server.Row
 }
 
 // kept is a deposit of the store.
@@ -150,13 +150,13 @@ type depositGroup struct {
 }
 
 type lackedRow struct {
-	row  *Row
+	row  *server.Row
 	kind string
 	made time.Time
 }
 
 // sorted tells what a deposit belongs to.
-func sorted(d *Row) (kind string, of depositsOf) {
+func sorted(d *server.Row) (kind string, of depositsOf) {
 	kind, key := trustee.KeyOfLabel(d.Label)
 	if kind == "" {
 		return "", depositsOf{d.Owner, d.Label, false}
@@ -165,7 +165,7 @@ func sorted(d *Row) (kind string, of depositsOf) {
 }
 
 // holds notes what the store holds.
-func (r *recovery) holds(rec Record) error {
+func (r *recovery) holds(rec server.Record) error {
 	if d := rec.Deposit; d != nil {
 		made, err := d.Sealed.Made()
 		if err != nil {
@@ -178,7 +178,7 @@ func (r *recovery) holds(rec Record) error {
 }
 
 // lacks notes a record of the other store, and tells whether the store lacks it.
-func (r *recovery) lacks(rec Record) (bool, error) {
+func (r *recovery) lacks(rec server.Record) (bool, error) {
 	if d := rec.Deposit; d != nil {
 		_, of := sorted(d)
 		r.names[of.name] = true
@@ -197,7 +197,7 @@ func (r *recovery) left(format string, args ...any) {
 }
 
 // take adds an organization or client, and puts a deposit into its group.
-func (r *recovery) take(ctx context.Context, rec Record) error {
+func (r *recovery) take(ctx context.Context, rec server.Record) error {
 	key, name, _, _, err := holding(rec, r.now)
 	if err != nil {
 		return err
@@ -232,7 +232,7 @@ func (r *recovery) take(ctx context.Context, rec Record) error {
 	case rec.Org != nil:
 		err = r.into.AddOrg(ctx, *rec.Org)
 	case rec.Client != nil:
-		_, err = r.into.AddClient(ctx, *rec.Client, Once{})
+		_, err = r.into.AddClient(ctx, *rec.Client, server.Once{})
 	}
 	added, err := r.outcome(name, err)
 	if added {
@@ -257,7 +257,7 @@ func (r *recovery) outcome(name string, err error) (added bool, _ error) {
 	return false, nil
 }
 
-func (r *recovery) aside(d *Row) {
+func (r *recovery) aside(d *server.Row) {
 	r.res.Aside = append(r.res.Aside, strings.TrimPrefix(d.Label, trustee.LabelVersion))
 }
 
@@ -397,11 +397,11 @@ func (r *recovery) refuse(g *depositGroup) {
 	}
 }
 
-func nameOf(d *Row) string { return strings.TrimPrefix(d.Label, trustee.LabelVersion) }
+func nameOf(d *server.Row) string { return strings.TrimPrefix(d.Label, trustee.LabelVersion) }
 
 // count counts a deposit, by what people call it.
-func (r *recovery) count(l *Loss, d *Row) {
-	l.count(Record{Deposit: d}, fmt.Sprintf("deposit %.200q", d.Label))
+func (r *recovery) count(l *Loss, d *server.Row) {
+	l.count(server.Record{Deposit: d}, fmt.Sprintf("deposit %.200q", d.Label))
 }
 
 // add adds a deposit.
@@ -410,7 +410,7 @@ func (r *recovery) add(ctx context.Context, s step) error {
 	if s.aside {
 		row.Sealed.Deleted = &r.now
 	}
-	added, err := r.outcome(fmt.Sprintf("deposit %.200q", row.Label), r.into.Put(ctx, row, "", Once{}))
+	added, err := r.outcome(fmt.Sprintf("deposit %.200q", row.Label), r.into.Put(ctx, row, "", server.Once{}))
 	_, of := sorted(&row)
 	if !added && err == nil && s.kind == trustee.LabelKey {
 		return r.faster(ctx, of)
@@ -447,8 +447,5 @@ func (r *recovery) faster(ctx context.Context, of depositsOf) error {
 	if len(uuids) == 0 {
 		return nil
 	}
-	return r.into.Delete(ctx, of.owner, uuids, r.now, Once{})
+	return r.into.Delete(ctx, of.owner, uuids, r.now, server.Once{})
 }
-
-// IsPassive tells whether an error says that changes are made at the other server.
-func IsPassive(err error) bool { return errors.Is(err, trustee.ErrPassive) }

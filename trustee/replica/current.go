@@ -1,11 +1,12 @@
-package server
+package replica
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	"claviger"
+	"claviger/trustee"
+	"claviger/trustee/server"
 )
 
 const (
@@ -18,14 +19,7 @@ const (
 	currentAsk = time.Second
 )
 
-var (
-	// errBehind is what a passive server that lacks changes answers.
-	errBehind = errors.New("this passive Key Trustee Server lacks changes that the active one has acknowledged, and is being brought up to date: ask that one")
-	// errLacking is what an active server answers that knows that it lacks changes.
-	errLacking = errors.New("this active Key Trustee Server lacks what the passive one holds: ask that one; claviger trustee status here says what to do")
-)
-
-// current is nil where what this server holds may be answered from. Else a client must
+// Current is nil where what this server holds may be answered from. Else a client must
 // ask the other; kind Unavailable.
 //
 // sure: what this server does not find is not there. An active server knows that once
@@ -33,57 +27,56 @@ var (
 // does not know of anything that the passive holds. A passive server knows it from the
 // active one, at this moment: were that away, it might have gone on alone. Then it
 // still lists what it holds where it has held all since its start.
-func (r *Replica) current(ctx context.Context) (knowledge, error) {
-	const op = "server.current"
+func (r *Replica) Current(ctx context.Context) (server.Knowledge, error) {
+	const op = "replica.Current"
 	if c := r.known.Load(); c != nil && time.Now().Before(c.until) {
-		return *c, nil
+		return c.Knowledge, nil
 	}
 	r.asking.Lock()
 	defer r.asking.Unlock()
 	if c := r.known.Load(); c != nil && time.Now().Before(c.until) {
-		return *c, nil
+		return c.Knowledge, nil
 	}
 	// What is learned meanwhile drops what is stored here.
 	st, err := r.store.Standing(ctx)
 	if err != nil {
-		return knowledge{}, err
+		return server.Knowledge{}, err
 	}
-	c := &knowledge{until: time.Now().Add(currentTime)}
+	c := &known{until: time.Now().Add(currentTime)}
 	if st.Role == RoleActive {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		if r.lacking && !st.Alone {
-			return knowledge{}, claviger.E(op, claviger.Unavailable, "", errLacking)
+			return server.Knowledge{}, claviger.E(op, claviger.Unavailable, "", server.ErrLacking)
 		}
-		c.sure = (r.equal || st.Alone) && !r.lacking
-		c.lists = c.sure
+		c.Sure = (r.equal || st.Alone) && !r.lacking
+		c.Lists = c.Sure
 		r.known.Store(c)
-		return *c, nil
+		return c.Knowledge, nil
 	}
 	var p Standing
 	// Whoever waits behind this one asks on, so it does not end with him.
-	if err := r.ask(context.WithoutCancel(ctx), currentAsk, verbHello, st, &p); err != nil {
+	if err := r.ask(context.WithoutCancel(ctx), currentAsk, trustee.VerbPeerHello, st, &p); err != nil {
 		c.until = time.Now().Add(aloneTime)
-		c.lists = r.abreastOnce.Load()
+		c.Lists = r.abreastOnce.Load()
 		r.known.Store(c)
-		return *c, nil
+		return c.Knowledge, nil
 	}
 	if st, err = r.store.Standing(ctx); err == nil { // it may have been brought on meanwhile
-		c.sure, err = r.abreast(ctx, &st, &p)
+		c.Sure, err = r.abreast(ctx, &st, &p)
 	}
 	if err != nil {
-		return knowledge{}, err
+		return server.Knowledge{}, err
 	}
-	c.lists = c.sure
-	r.abreastOnce.Store(c.sure)
+	c.Lists = c.Sure
+	r.abreastOnce.Store(c.Sure)
 	r.known.Store(c)
-	return *c, nil
+	return c.Knowledge, nil
 }
 
-// knowledge is whether absence here is absence, and for how long that holds.
-type knowledge struct {
-	sure  bool // what is not found is not there
-	lists bool // lists are whole, as far as anybody knows
+// known is what was learned, and for how long that holds.
+type known struct {
+	server.Knowledge
 	until time.Time
 }
 
@@ -100,7 +93,7 @@ func (r *Replica) abreast(ctx context.Context, st, p *Standing) (bool, error) {
 	apart := r.offer.mine == st.Head && !r.offer.less.None()
 	r.mu.Unlock()
 	if !apart && (p.Head.Epoch > st.Head.Epoch || p.Head.Epoch == st.Head.Epoch && p.Head.Seq > st.Head.Seq) {
-		return false, claviger.E("server.current", claviger.Unavailable, "", errBehind)
+		return false, claviger.E("replica.Current", claviger.Unavailable, "", server.ErrBehind)
 	}
 	return false, nil
 }

@@ -1,4 +1,4 @@
-package server_test
+package replica_test
 
 import (
 	"errors"
@@ -8,7 +8,7 @@ import (
 
 	"claviger"
 	"claviger/trustee"
-	"claviger/trustee/server"
+	"claviger/trustee/replica"
 )
 
 // absent asks a half alone for a label, and says how it answers.
@@ -55,29 +55,29 @@ func TestAbsence(t *testing.T) {
 	a.start()
 	want("an active that has not seen the passive", a, "late", "unsure")
 	want("an active that has not seen the passive", a, "both", "there")
-	must(t, a.operator(server.VerbAlone, server.AloneArgs{On: true}))
+	must(t, a.operator(trustee.VerbAlone, replica.AloneArgs{On: true}))
 	want("an active that goes on alone", a, "never", "not there")
 	must(t, put(t, a.client(identities()[1]), "late", "y"))
 	a.stop()
 	b.start()
 	want("a passive that has not seen the active", b, "late", "unsure")
 	want("a passive that has not seen the active", b, "both", "there")
-	must(t, b.operator(server.VerbPromote, server.PromoteArgs{Force: true}))
+	must(t, b.operator(trustee.VerbPromote, replica.PromoteArgs{Force: true}))
 	want("a passive promoted by force", b, "late", "unsure")
-	must(t, b.operator(server.VerbAlone, server.AloneArgs{On: true}))
+	must(t, b.operator(trustee.VerbAlone, replica.AloneArgs{On: true}))
 	want("an operator's word", b, "late", "not there")
 	must(t, put(t, b.client(identities()[1]), "of B", "z"))
 	a.start()
-	b.await("the warning", func(r server.StatusReport) bool { return strings.Contains(r.Why, `deposit "late"`) })
+	b.await("the warning", func(r replica.StatusReport) bool { return strings.Contains(r.Why, `deposit "late"`) })
 	want("an active that knows that the passive holds more", b, "late", "unsure")
 	want("the passive that holds it", a, "late", "there")
 	want("the passive that lacks something", a, "of B", "unsure")
 	if d, err := b.client(identities()[1], a.web.URL).Find(t.Context(), "late"); err != nil || string(d.Content) != "y" {
 		t.Errorf("of both: %+v, %v", d, err)
 	}
-	must(t, b.operator(server.VerbResync, server.ResyncArgs{Drop: true}))
+	must(t, b.operator(trustee.VerbResync, replica.ResyncArgs{Drop: true}))
 	b.await("being in step", inStep)
 	for _, h := range []*half{a, b} {
-		h.await("knowing it", func(server.StatusReport) bool { return h.absent("late") == "not there" })
+		h.await("knowing it", func(replica.StatusReport) bool { return h.absent("late") == "not there" })
 	}
 }

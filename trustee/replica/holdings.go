@@ -1,4 +1,4 @@
-package server
+package replica
 
 import (
 	"crypto/sha256"
@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"claviger"
+	"claviger/trustee/server"
 )
 
 // namedLosses is how many records a Loss names; it counts the others.
@@ -34,6 +35,17 @@ func (l *Loss) String() string {
 	return text
 }
 
+// held is what goes into the state of a record.
+type held struct {
+	Names   []string
+	Lists   [][]string
+	Bytes   [][]byte
+	Expires int64 // milliseconds since 1970; 0 is never
+	Deleted bool
+}
+
+func list(l []string) []string { return append([]string{}, l...) } // nil and empty are equal
+
 // holdings is what a store holds, without the contents of deposits: by kind and
 // name, a digest of the state.
 type holdings map[string][sha256.Size]byte
@@ -42,36 +54,39 @@ type holdings map[string][sha256.Size]byte
 // people. ok is false for what may be dropped: requests that are remembered, and
 // deposits that have expired. A deposit's uuid stands for its content, which its
 // owner has signed.
-func holding(r Record, now time.Time) (key, name string, state [sha256.Size]byte, ok bool, err error) {
-	var s stated
+func holding(r server.Record, now time.Time) (key, name string, state [sha256.Size]byte, ok bool, err error) {
+	var s held
 	switch {
 	case r.Org != nil:
 		o := r.Org
 		key, name = "org "+o.Name, fmt.Sprintf("organization %q", o.Name)
-		s = stated{Names: []string{o.UUID, o.Auth}, Lists: [][]string{list(o.Contacts)}}
+		s = held{Names: []string{o.UUID, o.Auth}, Lists: [][]string{list(o.Contacts)}}
 	case r.Client != nil:
 		c := r.Client
 		key, name = "client "+c.Fingerprint, "client "+c.Fingerprint
-		s = stated{Names: []string{c.Org, string(c.State)}, Bytes: [][]byte{c.PublicKey}}
+		s = held{Names: []string{c.Org, string(c.State)}, Bytes: [][]byte{c.PublicKey}}
 	case r.Deposit != nil:
 		d := r.Deposit
 		if !d.Expires.IsZero() && !d.Expires.After(now) {
 			return "", "", state, false, nil
 		}
 		key, name = "deposit "+d.UUID, fmt.Sprintf("deposit %.200q", d.Label)
-		s = stated{Names: []string{d.Owner, d.Org, d.Label}, Lists: [][]string{list(d.Access)}, Times: []int64{millis(d.Expires)}, Flag: d.Sealed.Deleted != nil}
+		s = held{Names: []string{d.Owner, d.Org, d.Label}, Lists: [][]string{list(d.Access)}, Deleted: d.Sealed.Deleted != nil}
+		if !d.Expires.IsZero() {
+			s.Expires = d.Expires.UnixMilli()
+		}
 	default:
 		return "", "", state, false, nil
 	}
 	text, err := json.Marshal(s)
 	if err != nil {
-		return "", "", state, false, claviger.E("server.holding", claviger.Internal, "", err)
+		return "", "", state, false, claviger.E("replica.holding", claviger.Internal, "", err)
 	}
 	return key, name, sha256.Sum256(text), true, nil
 }
 
 // add notes a record.
-func (h holdings) add(r Record, now time.Time) error {
+func (h holdings) add(r server.Record, now time.Time) error {
 	key, _, state, ok, err := holding(r, now)
 	if ok {
 		h[key] = state
@@ -81,7 +96,7 @@ func (h holdings) add(r Record, now time.Time) error {
 
 // lacks counts a record of another store in lost where h does not hold it in the
 // same state.
-func (h holdings) lacks(r Record, now time.Time, lost *Loss) error {
+func (h holdings) lacks(r server.Record, now time.Time, lost *Loss) error {
 	key, name, state, ok, err := holding(r, now)
 	if err != nil || !ok {
 		return err
@@ -94,7 +109,7 @@ func (h holdings) lacks(r Record, now time.Time, lost *Loss) error {
 }
 
 // count adds a record.
-func (l *Loss) count(r Record, name string) {
+func (l *Loss) count(r server.Record, name string) {
 	switch {
 	case r.Org != nil:
 		l.Orgs++

@@ -1,4 +1,4 @@
-package server
+package replica
 
 import (
 	"context"
@@ -9,6 +9,7 @@ import (
 
 	"claviger"
 	"claviger/trustee"
+	"claviger/trustee/server"
 )
 
 // syncRounds bounds how often the passive is brought up to date in one go: who
@@ -19,7 +20,7 @@ const syncRounds = 10_000
 // the passive has acknowledged without this server may be dropped; a copy stays
 // beside its store. It holds r.op.
 func (r *Replica) sync(ctx context.Context, discard bool) error {
-	const op = "server.sync"
+	const op = "replica.sync"
 	st, err := r.store.Standing(ctx)
 	if err != nil {
 		return err
@@ -125,7 +126,7 @@ func (r *Replica) catchUp(ctx context.Context, p Standing, discard bool) (*Stand
 		}
 		p = *next
 	}
-	return nil, claviger.Errorf("server.catchUp", claviger.Unavailable, "", "changes are made faster than the passive Key Trustee Server takes them")
+	return nil, claviger.Errorf("replica.catchUp", claviger.Unavailable, "", "changes are made faster than the passive Key Trustee Server takes them")
 }
 
 // ofOurPast tells whether a passive that stands at h has acknowledged nothing that
@@ -168,11 +169,11 @@ func (r *Replica) follow(ctx context.Context, st, p Standing) (*Standing, error)
 // fetch applies one page of what the peer has more than st.
 func (r *Replica) fetch(ctx context.Context, st Standing, as Role) error {
 	var list []Entry
-	if err := r.ask(ctx, shipTime, verbEntries, entriesArgs{st.Head}, &list); err != nil {
+	if err := r.ask(ctx, shipTime, trustee.VerbPeerEntries, entriesArgs{st.Head}, &list); err != nil {
 		return err
 	}
 	if len(list) == 0 {
-		return claviger.E("server.fetch", claviger.Invalid, "", ErrChain)
+		return claviger.E("replica.fetch", claviger.Invalid, "", ErrChain)
 	}
 	return r.store.Apply(ctx, as, st.Epoch, list)
 }
@@ -180,7 +181,7 @@ func (r *Replica) fetch(ctx context.Context, st Standing, as Role) error {
 // prove demands that both hold the same by digest; where they do not, the passive
 // gets all anew, once.
 func (r *Replica) prove(ctx context.Context, p Standing, discard bool) (Head, error) {
-	const op = "server.prove"
+	const op = "replica.prove"
 	for round := range 3 {
 		now, err := r.catchUp(ctx, p, discard)
 		if err != nil {
@@ -220,7 +221,7 @@ func (r *Replica) prove(ctx context.Context, p Standing, discard bool) (Head, er
 
 func (r *Replica) digest(ctx context.Context) (digestResult, error) {
 	var res digestResult
-	var d Digester
+	var d server.Digester
 	err := r.store.Snapshot(ctx, func(h Head) error { res.Head = h; return nil }, d.Add)
 	res.Digest = d.Sum()
 	return res, err
@@ -233,7 +234,7 @@ const refusedFor = time.Minute
 // load gives the passive a whole copy. The passive refuses it where it holds what the
 // copy lacks, unless drop says that this may be dropped. The caller holds r.op.
 func (r *Replica) load(ctx context.Context, st, was Standing, drop bool) (*Standing, error) {
-	const op = "server.load"
+	const op = "replica.load"
 	if no := r.refused; !drop && no.err != nil && no.theirs == was.Head && (no.mine == st.Head || time.Since(no.at) < refusedFor) {
 		return nil, no.err
 	}
@@ -266,14 +267,14 @@ func (r *Replica) send(ctx context.Context, a loadArgs) (*loadResult, error) {
 	a.Session = trustee.NewUUID()
 	size := 0
 	page := func(into any) error {
-		err := r.ask(ctx, longTime, verbLoad, a, into)
+		err := r.ask(ctx, longTime, trustee.VerbPeerLoad, a, into)
 		a.Page, a.Records, size = a.Page+1, nil, 0
 		return err
 	}
-	err := r.store.Snapshot(ctx, func(h Head) error { a.Head = h; return nil }, func(rec Record) error {
+	err := r.store.Snapshot(ctx, func(h Head) error { a.Head = h; return nil }, func(rec server.Record) error {
 		line, err := json.Marshal(rec)
 		if err != nil {
-			return claviger.E("server.send", claviger.Internal, "", err)
+			return claviger.E("replica.send", claviger.Internal, "", err)
 		}
 		if size += len(line); size > pageBytes && len(a.Records) > 0 {
 			if err := page(nil); err != nil {
@@ -295,7 +296,7 @@ func (r *Replica) send(ctx context.Context, a loadArgs) (*loadResult, error) {
 // promote makes the passive active. It first takes over what the active has more;
 // with force it does so only as far as it can.
 func (r *Replica) promote(ctx context.Context, force bool) (*Standing, error) {
-	const op = "server.promote"
+	const op = "replica.promote"
 	r.op.Lock()
 	defer r.op.Unlock()
 	st, err := r.store.Standing(ctx)
@@ -373,7 +374,7 @@ func (r *Replica) takeOver(ctx context.Context, epoch uint64) error {
 		if yielded {
 			return nil
 		}
-		if err := r.ask(ctx, shipTime, verbYield, yieldArgs{epoch}, nil); err != nil {
+		if err := r.ask(ctx, shipTime, trustee.VerbPeerYield, yieldArgs{epoch}, nil); err != nil {
 			return err
 		}
 		yielded = true
@@ -383,8 +384,8 @@ func (r *Replica) takeOver(ctx context.Context, epoch uint64) error {
 // mayPass is nil where this server may become active without the history of the
 // other, which holds nothing that this one lacks.
 func (r *Replica) mayPass(ctx context.Context, p *Standing) error {
-	const op = "server.takeOver"
-	if err := r.ask(ctx, longTime, verbCompare, none{}, nil); err != nil {
+	const op = "replica.takeOver"
+	if err := r.ask(ctx, longTime, trustee.VerbPeerCompare, none{}, nil); err != nil {
 		return err
 	}
 	r.mu.Lock()

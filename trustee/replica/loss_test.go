@@ -1,4 +1,4 @@
-package server_test
+package replica_test
 
 import (
 	"database/sql"
@@ -11,6 +11,7 @@ import (
 
 	"claviger"
 	"claviger/trustee"
+	"claviger/trustee/replica"
 	"claviger/trustee/server"
 	"claviger/trustee/server/sqlite"
 	"claviger/trustee/server/storetest"
@@ -119,11 +120,11 @@ func TestNothingIsReplaced(t *testing.T) {
 			a.replaceStore(c.fill(t, records, copied))
 			a.start()
 			if c.alone {
-				must(t, a.operator(server.VerbAlone, server.AloneArgs{On: true}))
+				must(t, a.operator(trustee.VerbAlone, replica.AloneArgs{On: true}))
 				must(t, put(t, a.client(identities()[1]), "alone", "4"))
 				b.start()
 			}
-			a.await("the refusal", func(r server.StatusReport) bool {
+			a.await("the refusal", func(r replica.StatusReport) bool {
 				return strings.Contains(r.Why, c.says) && strings.Contains(r.Why, "claviger trustee resync --drop here") && !r.Synced
 			})
 			if c.keeps {
@@ -131,7 +132,7 @@ func TestNothingIsReplaced(t *testing.T) {
 			} else if r := b.status(); !r.Diverged || !strings.Contains(r.Why, c.says) || !strings.Contains(r.Why, "claviger trustee promote here") {
 				t.Errorf("the passive's status: %+v", r)
 			}
-			err := a.operator(server.VerbResync, server.ResyncArgs{})
+			err := a.operator(trustee.VerbResync, replica.ResyncArgs{})
 			if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), c.says) {
 				t.Errorf("resync without a word: %v", err)
 			}
@@ -142,7 +143,7 @@ func TestNothingIsReplaced(t *testing.T) {
 				t.Errorf("the passive does not answer: %+v, %v", d, err)
 			}
 			// The cure that is named. What the other alone holds is not dropped by it.
-			err = b.operator(server.VerbPromote, server.PromoteArgs{})
+			err = b.operator(trustee.VerbPromote, replica.PromoteArgs{})
 			if c.promote == "" {
 				must(t, err)
 				b.await("being in step", inStep)
@@ -150,7 +151,7 @@ func TestNothingIsReplaced(t *testing.T) {
 				t.Errorf("promote of the passive: %v", err)
 			} else {
 				// The operator's word for the active one's store.
-				must(t, a.operator(server.VerbResync, server.ResyncArgs{Drop: true}))
+				must(t, a.operator(trustee.VerbResync, replica.ResyncArgs{Drop: true}))
 				a.await("being in step", inStep)
 				kept := b.dropped()
 				if len(kept) != 1 {
@@ -177,19 +178,19 @@ func TestNothingIsReplaced(t *testing.T) {
 func TestActiveLostAfterPromotions(t *testing.T) {
 	a, b, client := started(t)
 	must(t, put(t, client, "one", "1"))
-	must(t, b.operator(server.VerbPromote, server.PromoteArgs{}))
-	must(t, a.operator(server.VerbPromote, server.PromoteArgs{}))
+	must(t, b.operator(trustee.VerbPromote, replica.PromoteArgs{}))
+	must(t, a.operator(trustee.VerbPromote, replica.PromoteArgs{}))
 	a.await("being in step", inStep)
 	was := digestOf(t, b.store)
 	a.stop()
 	a.replaceStore(func(string) {})
 	a.start()
-	a.await("stepping down", func(r server.StatusReport) bool { return r.Role == server.RolePassive })
-	err := a.operator(server.VerbPromote, server.PromoteArgs{})
+	a.await("stepping down", func(r replica.StatusReport) bool { return r.Role == replica.RolePassive })
+	err := a.operator(trustee.VerbPromote, replica.PromoteArgs{})
 	if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "1 organizations, 1 clients and 1 deposits") {
 		t.Errorf("promote of the empty one: %v", err)
 	}
-	must(t, b.operator(server.VerbPromote, server.PromoteArgs{}))
+	must(t, b.operator(trustee.VerbPromote, replica.PromoteArgs{}))
 	b.await("being in step", inStep)
 	if digestOf(t, a.store) != was || digestOf(t, b.store) != was {
 		t.Error("something was lost")
@@ -204,8 +205,8 @@ func TestFirstStartKeepsBoth(t *testing.T) {
 	b.replaceStore(restored(t, []server.Record{{Org: &server.Org{Name: "OTHER", UUID: "u2", Created: time.UnixMilli(1)}}}))
 	a.start()
 	b.start()
-	a.await("the refusal", func(r server.StatusReport) bool { return strings.Contains(r.Why, `organization "OTHER"`) })
-	must(t, a.operator(server.VerbResync, server.ResyncArgs{Drop: true}))
+	a.await("the refusal", func(r replica.StatusReport) bool { return strings.Contains(r.Why, `organization "OTHER"`) })
+	must(t, a.operator(trustee.VerbResync, replica.ResyncArgs{Drop: true}))
 	a.await("being in step", inStep)
 	if kept := b.dropped(); len(kept) != 1 {
 		t.Errorf("what the passive held is not kept: %q", kept)
@@ -226,7 +227,7 @@ func TestLongAway(t *testing.T) {
 	must(t, err)
 	a.await("being in step", inStep)
 	b.stop()
-	must(t, a.operator(server.VerbAlone, server.AloneArgs{On: true}))
+	must(t, a.operator(trustee.VerbAlone, replica.AloneArgs{On: true}))
 	here := a.client(identities()[1])
 	if _, err := here.Put(t.Context(), trustee.Deposit{Label: "old", Content: []byte("2")}, d.UUID); err != nil {
 		t.Fatal(err)

@@ -1,4 +1,4 @@
-package server_test
+package replica_test
 
 import (
 	"context"
@@ -17,11 +17,28 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
+
 	"claviger"
 	"claviger/trustee"
+	"claviger/trustee/replica"
 	"claviger/trustee/server"
 	"claviger/trustee/server/sqlite"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// identities are the servers' and a client's. They are made once: RSA keys take their time.
+var identities = sync.OnceValue(func() (ids [2]*trustee.Identity) {
+	for i := range ids {
+		var err error
+		if ids[i], err = trustee.NewIdentity("keytrustee", "", fmt.Sprintf("kms@h%d.example.com", i), 2048,
+			time.Now().Add(-time.Hour)); err != nil {
+			panic(err)
+		}
+	}
+	return ids
+})
 
 // half is one of two servers. Its web server stays where it is while the replica
 // behind is stopped and started.
@@ -30,7 +47,7 @@ type half struct {
 	path    string
 	store   *sqlite.Store
 	web     *httptest.Server
-	role    server.Role
+	role    replica.Role
 	other   *half
 	handler atomic.Pointer[server.Server] // nil: it is down
 	lose    atomic.Int64                  // so many answers to peer-append are lost
@@ -48,7 +65,7 @@ func two(t *testing.T) (a, b *half) {
 // twoAt is two with the stores in these folders.
 func twoAt(t *testing.T, folders ...string) (a, b *half) {
 	t.Helper()
-	a, b = &half{t: t, role: server.RoleActive}, &half{t: t, role: server.RolePassive}
+	a, b = &half{t: t, role: replica.RoleActive}, &half{t: t, role: replica.RolePassive}
 	a.other, b.other = b, a
 	for i, h := range []*half{a, b} {
 		h.path, h.spool = filepath.Join(folders[i], "trustee.db"), t.TempDir()
@@ -105,7 +122,7 @@ func (h *half) client(id *trustee.Identity, urls ...string) *trustee.Client {
 
 func (h *half) start() {
 	h.t.Helper()
-	r, err := server.NewReplica(h.t.Context(), server.ReplicaConfig{Identity: identities()[0], Store: h.store, Peer: h.other.client(identities()[0]), Spool: h.spool}, h.role)
+	r, err := replica.New(h.t.Context(), replica.Config{Identity: identities()[0], Store: h.store, Peer: h.other.client(identities()[0]), Spool: h.spool}, h.role)
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -123,21 +140,21 @@ func (h *half) start() {
 
 // operator does what the command of that name does.
 func (h *half) operator(verb string, args any) error {
-	var st server.ResyncResult // whose fields those of a Standing are
+	var st replica.ResyncResult // whose fields those of a Standing are
 	return h.client(identities()[0]).Ask(h.t.Context(), verb, args, &st)
 }
 
-func (h *half) status() (r server.StatusReport) {
+func (h *half) status() (r replica.StatusReport) {
 	h.t.Helper()
-	if err := h.client(identities()[0]).Ask(h.t.Context(), server.VerbStatus, server.StatusArgs{Digest: true}, &r); err != nil {
+	if err := h.client(identities()[0]).Ask(h.t.Context(), trustee.VerbStatus, replica.StatusArgs{Digest: true}, &r); err != nil {
 		h.t.Fatal(err)
 	}
 	return r
 }
 
-func (h *half) await(what string, ok func(server.StatusReport) bool) {
+func (h *half) await(what string, ok func(replica.StatusReport) bool) {
 	h.t.Helper()
-	var r server.StatusReport
+	var r replica.StatusReport
 	for begun := time.Now(); time.Since(begun) < 15*time.Second; time.Sleep(20 * time.Millisecond) {
 		if r = h.status(); ok(r) {
 			return
@@ -146,7 +163,7 @@ func (h *half) await(what string, ok func(server.StatusReport) bool) {
 	h.t.Fatalf("%s did not come about: %+v", what, r)
 }
 
-func inStep(r server.StatusReport) bool {
+func inStep(r replica.StatusReport) bool {
 	return r.Synced && r.Peer != nil && r.Digest == r.PeerDigest && r.Head == r.Peer.Head && r.Unshared == 0 && r.Lag == 0
 }
 
@@ -196,7 +213,7 @@ func TestReplica(t *testing.T) {
 	if _, err := c.Register(t.Context(), "ORG", "s3cret", false); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "claviger trustee alone on") {
 		t.Errorf("without the passive: %v", err)
 	}
-	must(t, a.operator(server.VerbAlone, server.AloneArgs{On: true}))
+	must(t, a.operator(trustee.VerbAlone, replica.AloneArgs{On: true}))
 	if err := put(t, c, "l", "x"); !claviger.Is(err, claviger.Denied) { // whoever is not registered learns no more
 		t.Error(err)
 	}
@@ -237,7 +254,7 @@ func TestReplica(t *testing.T) {
 	if o, err := b.store.Org(t.Context(), "MORE"); err != nil || o.Auth != "q" {
 		t.Errorf("%+v, %v", o, err)
 	}
-	if err := a.operator(server.VerbAlone, server.AloneArgs{On: true}); !claviger.Is(err, claviger.Invalid) {
+	if err := a.operator(trustee.VerbAlone, replica.AloneArgs{On: true}); !claviger.Is(err, claviger.Invalid) {
 		t.Errorf("alone while the passive is there: %v", err)
 	}
 }
@@ -262,7 +279,7 @@ func TestReplicaLostAnswer(t *testing.T) {
 	b.cut.Store(false)
 	_ = put(t, a.client(identities()[1]), "m", "y") // its outcome is not known
 	a.stop()
-	must(t, b.operator(server.VerbPromote, server.PromoteArgs{Force: true}))
+	must(t, b.operator(trustee.VerbPromote, replica.PromoteArgs{Force: true}))
 	if d, err := b.client(identities()[1]).Find(t.Context(), "m"); err != nil || string(d.Content) != "y" {
 		t.Errorf("%+v, %v", d, err)
 	}
@@ -275,7 +292,7 @@ func TestReplicaBehind(t *testing.T) {
 	a, b, c := started(t)
 	must(t, put(t, c, "both", "x"))
 	b.stop()
-	must(t, a.operator(server.VerbAlone, server.AloneArgs{On: true}))
+	must(t, a.operator(trustee.VerbAlone, replica.AloneArgs{On: true}))
 	must(t, put(t, a.client(identities()[1]), "later", "y"))
 	b.cut.Store(true) // the active does not reach it yet
 	b.start()
@@ -305,32 +322,32 @@ func TestReplicaDiverged(t *testing.T) {
 	a, b, c := started(t)
 	must(t, put(t, c, "both", "x"))
 	b.stop()
-	must(t, a.operator(server.VerbAlone, server.AloneArgs{On: true}))
+	must(t, a.operator(trustee.VerbAlone, replica.AloneArgs{On: true}))
 	must(t, put(t, a.client(identities()[1]), "of A", "a"))
 	a.stop()
 	b.start()
-	if err := b.operator(server.VerbPromote, server.PromoteArgs{}); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "--force") {
+	if err := b.operator(trustee.VerbPromote, replica.PromoteArgs{}); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "--force") {
 		t.Errorf("without the active: %v", err)
 	}
-	must(t, b.operator(server.VerbPromote, server.PromoteArgs{Force: true}))
-	must(t, b.operator(server.VerbAlone, server.AloneArgs{On: true}))
+	must(t, b.operator(trustee.VerbPromote, replica.PromoteArgs{Force: true}))
+	must(t, b.operator(trustee.VerbAlone, replica.AloneArgs{On: true}))
 	must(t, put(t, b.client(identities()[1]), "of B", "b"))
 	// It was alone, and would go on so had it not been replaced.
 	a.start()
 	if err := put(t, a.client(identities()[1]), "too late", "a"); !claviger.Is(err, claviger.Unavailable) {
 		t.Errorf("the one that was replaced: %v", err)
 	}
-	b.await("the warning", func(r server.StatusReport) bool {
-		return strings.Contains(r.Why, `deposit "of A" (it has acknowledged changes alone, from`) && strings.Contains(r.Why, "claviger trustee resync --drop here") && r.Peer != nil && r.Peer.Role == server.RolePassive
+	b.await("the warning", func(r replica.StatusReport) bool {
+		return strings.Contains(r.Why, `deposit "of A" (it has acknowledged changes alone, from`) && strings.Contains(r.Why, "claviger trustee resync --drop here") && r.Peer != nil && r.Peer.Role == replica.RolePassive
 	})
 	must(t, put(t, b.client(identities()[1]), "of B again", "b")) // it goes on alone
-	if err := a.operator(server.VerbResync, struct{}{}); !claviger.Is(err, claviger.Invalid) {
+	if err := a.operator(trustee.VerbResync, struct{}{}); !claviger.Is(err, claviger.Invalid) {
 		t.Errorf("resync at the passive: %v", err)
 	}
-	if err := a.operator(server.VerbPromote, server.PromoteArgs{}); !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "resync") {
+	if err := a.operator(trustee.VerbPromote, replica.PromoteArgs{}); !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "resync") {
 		t.Errorf("promote of one that lacks changes: %v", err)
 	}
-	must(t, b.operator(server.VerbResync, server.ResyncArgs{Drop: true}))
+	must(t, b.operator(trustee.VerbResync, replica.ResyncArgs{Drop: true}))
 	b.await("being in step", inStep)
 	kept, err := filepath.Glob(a.path + ".dropped-*")
 	if err != nil || len(kept) != 1 {
@@ -354,18 +371,18 @@ func TestReplicaAloneTakesOver(t *testing.T) {
 	a, b, c := started(t)
 	b.cut.Store(true)
 	_ = put(t, c, "refused", "x")
-	must(t, a.operator(server.VerbAlone, server.AloneArgs{On: true}))
+	must(t, a.operator(trustee.VerbAlone, replica.AloneArgs{On: true}))
 	for i := range 5 {
 		must(t, put(t, a.client(identities()[1]), fmt.Sprint("alone", i), "a"))
 	}
-	must(t, b.operator(server.VerbPromote, server.PromoteArgs{}))
+	must(t, b.operator(trustee.VerbPromote, replica.PromoteArgs{}))
 	b.await("being in step", inStep)
 	for i := range 5 {
 		if _, err := b.client(identities()[1]).Find(t.Context(), fmt.Sprint("alone", i)); err != nil {
 			t.Error(err)
 		}
 	}
-	if r := a.status(); r.Role != server.RolePassive || r.Alone {
+	if r := a.status(); r.Role != replica.RolePassive || r.Alone {
 		t.Errorf("%+v", r)
 	}
 }
@@ -395,7 +412,7 @@ func TestReplicaUnequal(t *testing.T) {
 func TestReplicaIdle(t *testing.T) {
 	a, b, _ := started(t)
 	b.stop()
-	a.await("learning of it", func(r server.StatusReport) bool { return !r.Synced && r.Peer == nil && r.Why != "" })
+	a.await("learning of it", func(r replica.StatusReport) bool { return !r.Synced && r.Peer == nil && r.Why != "" })
 	b.start()
 	a.await("being in step", inStep)
 }
@@ -404,7 +421,7 @@ func TestReplicaIdle(t *testing.T) {
 // for nothing else.
 func TestPeerVerbs(t *testing.T) {
 	a, _, c := started(t)
-	for _, verb := range []string{server.VerbStatus, server.VerbPromote, server.VerbAlone, server.VerbResync, "peer-hello", "peer-append", "peer-entries", "peer-load", "peer-digest", "peer-yield"} {
+	for _, verb := range []string{trustee.VerbStatus, trustee.VerbPromote, trustee.VerbAlone, trustee.VerbResync, "peer-hello", "peer-append", "peer-entries", "peer-load", "peer-digest", "peer-yield"} {
 		if err := c.Ask(t.Context(), verb, struct{}{}, nil); !claviger.Is(err, claviger.Denied) {
 			t.Errorf("%s of a client: %v", verb, err)
 		}
@@ -412,11 +429,14 @@ func TestPeerVerbs(t *testing.T) {
 	if err := put(t, a.client(identities()[0]), "l", "x"); !claviger.Is(err, claviger.Denied) {
 		t.Errorf("a deposit of the server's own: %v", err)
 	}
-	single := newSite(t)
-	if err := single.client(single.id).Ask(t.Context(), server.VerbPromote, server.PromoteArgs{}, nil); !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "--peer") {
+	_, single := two(t)
+	single.handler.Store(server.New(server.Config{Identity: identities()[0], Store: single.store}))
+	err := single.operator(trustee.VerbPromote, replica.PromoteArgs{})
+	if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "--peer") {
 		t.Errorf("a single one: %v", err)
 	}
-	if _, err := server.NewReplica(t.Context(), server.ReplicaConfig{Identity: single.id, Store: single.store}, ""); !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "--role") {
+	_, err = replica.New(t.Context(), replica.Config{Identity: identities()[0], Store: single.store}, "")
+	if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "--role") {
 		t.Errorf("a first start without a role: %v", err)
 	}
 }

@@ -1,13 +1,15 @@
-package server_test
+package replica_test
 
 import (
+	"errors"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
 	"claviger"
-	"claviger/trustee/server"
+	"claviger/trustee"
+	"claviger/trustee/replica"
 	"claviger/trustee/server/sqlite"
 )
 
@@ -17,7 +19,7 @@ func TestRecover(t *testing.T) {
 	a, b, c := started(t)
 	must(t, put(t, c, "both", "x"))
 	b.stop()
-	must(t, a.operator(server.VerbAlone, server.AloneArgs{On: true}))
+	must(t, a.operator(trustee.VerbAlone, replica.AloneArgs{On: true}))
 	ofA := a.client(identities()[1])
 	for _, label := range []string{"late", "taken", "deleted"} {
 		must(t, put(t, ofA, label, "a"))
@@ -27,12 +29,12 @@ func TestRecover(t *testing.T) {
 	must(t, ofA.Delete(t.Context(), d.UUID))
 	a.stop()
 	b.start()
-	must(t, b.operator(server.VerbPromote, server.PromoteArgs{Force: true}))
-	must(t, b.operator(server.VerbAlone, server.AloneArgs{On: true}))
+	must(t, b.operator(trustee.VerbPromote, replica.PromoteArgs{Force: true}))
+	must(t, b.operator(trustee.VerbAlone, replica.AloneArgs{On: true}))
 	must(t, put(t, b.client(identities()[1]), "taken", "b"))
 	a.start()
-	b.await("the warning", func(r server.StatusReport) bool { return strings.Contains(r.Why, `deposit "late"`) })
-	must(t, b.operator(server.VerbResync, server.ResyncArgs{Drop: true}))
+	b.await("the warning", func(r replica.StatusReport) bool { return strings.Contains(r.Why, `deposit "late"`) })
+	must(t, b.operator(trustee.VerbResync, replica.ResyncArgs{Drop: true}))
 	b.await("being in step", inStep)
 	kept, err := filepath.Glob(a.path + ".dropped-*")
 	if err != nil || len(kept) != 1 {
@@ -42,17 +44,17 @@ func TestRecover(t *testing.T) {
 	must(t, err)
 	defer from.Close()
 
-	if r, err := server.Recover(t.Context(), b.store, from, server.RecoverOptions{Dry: true}); err != nil || r.Lacked.Deposits != 3 || !r.Added.None() {
+	if r, err := replica.Recover(t.Context(), b.store, from, replica.RecoverOptions{Dry: true}); err != nil || r.Lacked.Deposits != 3 || !r.Added.None() {
 		t.Errorf("a look: %+v, %v", r, err)
 	}
-	if _, err := server.Recover(t.Context(), a.store, from, server.RecoverOptions{}); !server.IsPassive(err) {
+	if _, err := replica.Recover(t.Context(), a.store, from, replica.RecoverOptions{}); !errors.Is(err, trustee.ErrPassive) {
 		t.Errorf("at the passive: %v", err)
 	}
-	_, err = server.Recover(t.Context(), b.store, from, server.RecoverOptions{Revive: []string{"late", "latr"}})
+	_, err = replica.Recover(t.Context(), b.store, from, replica.RecoverOptions{Revive: []string{"late", "latr"}})
 	if !claviger.Is(err, claviger.KeyNotFound) || !strings.Contains(err.Error(), "did you mean late?") {
 		t.Errorf("a name that the other store does not hold: %v", err)
 	}
-	r, err := server.Recover(t.Context(), b.store, from, server.RecoverOptions{})
+	r, err := replica.Recover(t.Context(), b.store, from, replica.RecoverOptions{})
 	if err != nil || r.Added.Deposits != 2 || len(r.Left) != 1 || !strings.Contains(r.Left[0], `deposit "taken": the store has another`) {
 		t.Fatalf("%+v, %v", r, err)
 	}
@@ -73,7 +75,7 @@ func TestRecover(t *testing.T) {
 	if d, err := b.client(identities()[1]).Find(t.Context(), "deleted"); err != nil || string(d.Content) != "a" {
 		t.Errorf("%+v, %v", d, err)
 	}
-	r, err = server.Recover(t.Context(), b.store, from, server.RecoverOptions{Revive: []string{"late", "taken"}})
+	r, err = replica.Recover(t.Context(), b.store, from, replica.RecoverOptions{Revive: []string{"late", "taken"}})
 	if err != nil || !r.Added.None() || !slices.Equal(r.Idle, []string{"late"}) {
 		t.Errorf("a second time: %+v, %v", r, err)
 	}

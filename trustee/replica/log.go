@@ -1,4 +1,4 @@
-package server
+package replica
 
 import (
 	"context"
@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"claviger"
+	"claviger/trustee/server"
 )
 
 // Role of a trustee beside its peer.
@@ -42,18 +43,18 @@ const (
 // A Change is one change of a Store, so described that it has the same effect on
 // each store of the same state: the arguments of the method that Op names.
 type Change struct {
-	Op       string    `json:"op"`
-	Org      *Org      `json:"org,omitempty"`
-	Client   *Client   `json:"client,omitempty"`
-	Deposit  *Row      `json:"deposit,omitempty"`
-	Replaces string    `json:"replaces,omitempty"`
-	Name     string    `json:"name,omitempty"` // an organization's, or a client's fingerprint
-	Auth     string    `json:"auth,omitempty"`
-	State    State     `json:"state,omitempty"`
-	Owner    string    `json:"owner,omitempty"`
-	UUIDs    []string  `json:"uuids,omitempty"`
-	At       time.Time `json:"at,omitzero"`
-	Once     Once      `json:"once,omitzero"`
+	Op       string         `json:"op"`
+	Org      *server.Org    `json:"org,omitempty"`
+	Client   *server.Client `json:"client,omitempty"`
+	Deposit  *server.Row    `json:"deposit,omitempty"`
+	Replaces string         `json:"replaces,omitempty"`
+	Name     string         `json:"name,omitempty"` // an organization's, or a client's fingerprint
+	Auth     string         `json:"auth,omitempty"`
+	State    server.State   `json:"state,omitempty"`
+	Owner    string         `json:"owner,omitempty"`
+	UUIDs    []string       `json:"uuids,omitempty"`
+	At       time.Time      `json:"at,omitzero"`
+	Once     server.Once    `json:"once,omitzero"`
 }
 
 // Head is where a log ends. Two logs of equal heads hold the same changes, from
@@ -117,7 +118,7 @@ var ErrChain = errors.New("the changes do not follow those that this Key Trustee
 // log, whichever process makes them. Its changes are refused, trustee.ErrPassive, where
 // the role is RolePassive.
 type Logged interface {
-	Store
+	server.Store
 	// Standing is that of the last change.
 	Standing(ctx context.Context) (Standing, error)
 	// Stand changes the standing by f, durably; f must leave Head alone. A single
@@ -138,9 +139,9 @@ type Logged interface {
 	// Kinds Denied for the wrong role or epoch; ErrChain.
 	Apply(ctx context.Context, as Role, epoch uint64, list []Entry) error
 	// Snapshot is Export with the head of that moment.
-	Snapshot(ctx context.Context, head func(Head) error, f func(Record) error) error
+	Snapshot(ctx context.Context, head func(Head) error, f func(server.Record) error) error
 	// Load is Import of a peer's Snapshot, by the passive. Kind Denied as for Apply.
-	Load(ctx context.Context, epoch uint64, head Head, next func() (Record, error)) error
+	Load(ctx context.Context, epoch uint64, head Head, next func() (server.Record, error)) error
 	// Save writes a copy of the whole store beside it, and returns its name.
 	Save(ctx context.Context, why string) (string, error)
 }

@@ -1,4 +1,4 @@
-package server
+package replica
 
 import (
 	"bufio"
@@ -12,27 +12,7 @@ import (
 
 	"claviger"
 	"claviger/trustee"
-)
-
-// Verbs of an operator, posted by the commands of the same name to the server of
-// their host. Like those between the two servers they are signed by the servers'
-// own identity.
-const (
-	VerbStatus  = "status"  // StatusArgs; StatusReport
-	VerbPromote = "promote" // PromoteArgs; Standing
-	VerbAlone   = "alone"   // AloneArgs; Standing
-	VerbResync  = "resync"  // ResyncArgs; ResyncResult
-)
-
-// Verbs between the two servers.
-const (
-	verbHello   = "peer-hello"   // Standing of who asks; Standing
-	verbAppend  = "peer-append"  // appendArgs; Standing
-	verbEntries = "peer-entries" // entriesArgs; []Entry
-	verbLoad    = "peer-load"    // loadArgs; loadResult with the last page
-	verbDigest  = "peer-digest"  // no arguments; digestResult
-	verbYield   = "peer-yield"   // yieldArgs; Standing
-	verbCompare = "peer-compare" // no arguments; the receiver sends a copy to be compared
+	"claviger/trustee/server"
 )
 
 // Arguments of an operator.
@@ -106,22 +86,31 @@ type (
 
 // peerVerbs are what the servers' own identity may ask for, and nobody else.
 var peerVerbs = map[string]func(*Replica, context.Context, *trustee.Request) (any, error){
-	VerbStatus:  with((*Replica).status),
-	VerbPromote: with(func(r *Replica, ctx context.Context, a PromoteArgs) (any, error) { return r.promote(ctx, a.Force) }),
-	VerbAlone:   with((*Replica).alone),
-	VerbResync:  with((*Replica).resync),
-	verbHello:   with((*Replica).onHello),
-	verbAppend:  with((*Replica).onAppend),
-	verbEntries: with(func(r *Replica, ctx context.Context, a entriesArgs) (any, error) {
+	trustee.VerbStatus:     with((*Replica).status),
+	trustee.VerbPromote:    with(func(r *Replica, ctx context.Context, a PromoteArgs) (any, error) { return r.promote(ctx, a.Force) }),
+	trustee.VerbAlone:      with((*Replica).alone),
+	trustee.VerbResync:     with((*Replica).resync),
+	trustee.VerbPeerHello:  with((*Replica).onHello),
+	trustee.VerbPeerAppend: with((*Replica).onAppend),
+	trustee.VerbPeerEntries: with(func(r *Replica, ctx context.Context, a entriesArgs) (any, error) {
 		return r.store.Entries(ctx, a.After, pageEntries, pageBytes)
 	}),
-	verbLoad:   with((*Replica).onLoad),
-	verbDigest: with(func(r *Replica, ctx context.Context, _ none) (any, error) { return r.digest(ctx) }),
-	verbYield:  with((*Replica).onYield),
-	verbCompare: with(func(r *Replica, ctx context.Context, _ none) (any, error) {
+	trustee.VerbPeerLoad:   with((*Replica).onLoad),
+	trustee.VerbPeerDigest: with(func(r *Replica, ctx context.Context, _ none) (any, error) { return r.digest(ctx) }),
+	trustee.VerbPeerYield:  with((*Replica).onYield),
+	trustee.VerbPeerCompare: with(func(r *Replica, ctx context.Context, _ none) (any, error) {
 		_, err := r.send(ctx, loadArgs{Compare: true})
 		return nil, err
 	}),
+}
+
+// Do answers a request of the other server, or of an operator.
+func (r *Replica) Do(ctx context.Context, req *trustee.Request) (any, error) {
+	do := peerVerbs[req.Verb]
+	if do == nil {
+		return nil, claviger.Errorf("replica.Do", claviger.Internal, "", "there is no verb %q", req.Verb)
+	}
+	return do(r, ctx, req)
 }
 
 // with reads the arguments.
@@ -145,17 +134,17 @@ func (r *Replica) ask(ctx context.Context, limit time.Duration, verb string, arg
 // hello tells the peer what this server is, and asks what it is itself.
 func (r *Replica) hello(ctx context.Context, st Standing) (*Standing, error) {
 	var p Standing
-	return &p, r.ask(ctx, shipTime, verbHello, st, &p)
+	return &p, r.ask(ctx, shipTime, trustee.VerbPeerHello, st, &p)
 }
 
 func (r *Replica) append(ctx context.Context, epoch uint64, list []Entry) (*Standing, error) {
 	var p Standing
-	return &p, r.ask(ctx, shipTime, verbAppend, appendArgs{epoch, list}, &p)
+	return &p, r.ask(ctx, shipTime, trustee.VerbPeerAppend, appendArgs{epoch, list}, &p)
 }
 
 func (r *Replica) peerDigest(ctx context.Context) (digestResult, error) {
 	var d digestResult
-	return d, r.ask(ctx, longTime, verbDigest, none{}, &d)
+	return d, r.ask(ctx, longTime, trustee.VerbPeerDigest, none{}, &d)
 }
 
 func (r *Replica) onHello(ctx context.Context, from Standing) (any, error) {
@@ -172,13 +161,13 @@ func (r *Replica) onHello(ctx context.Context, from Standing) (any, error) {
 		}
 		r.abreastOnce.Store(had)
 	}
-	st.Fault = r.faults.fault(ctx, r.store, time.Now())
+	st.Fault = r.faults.Fault(ctx, r.store, time.Now())
 	return st, err
 }
 
 func (r *Replica) onAppend(ctx context.Context, a appendArgs) (any, error) {
 	if err := r.store.Apply(ctx, RolePassive, a.Epoch, a.Entries); err != nil {
-		r.faults.forget()
+		r.faults.Forget()
 		return nil, err
 	}
 	return r.store.Standing(ctx)
@@ -187,7 +176,7 @@ func (r *Replica) onAppend(ctx context.Context, a appendArgs) (any, error) {
 func (r *Replica) onYield(ctx context.Context, a yieldArgs) (any, error) {
 	st, err := r.store.Stand(ctx, func(st *Standing) error {
 		if a.Epoch <= st.Epoch {
-			return claviger.Errorf("server.yield", claviger.Denied, "", "epoch %d is over: it is %d", a.Epoch, st.Epoch)
+			return claviger.Errorf("replica.yield", claviger.Denied, "", "epoch %d is over: it is %d", a.Epoch, st.Epoch)
 		}
 		st.Role, st.Epoch, st.Alone = RolePassive, a.Epoch, false
 		return nil
@@ -214,7 +203,7 @@ type incoming struct {
 // lose something, unless the operator of the active one has said so. What this
 // server had stays in a file beside the store.
 func (r *Replica) onLoad(ctx context.Context, a loadArgs) (any, error) {
-	const op = "server.load"
+	const op = "replica.load"
 	st, err := r.store.Standing(ctx)
 	if err == nil && !a.Compare {
 		err = st.MayApply(op, RolePassive, a.Epoch)
@@ -280,14 +269,14 @@ func (r *Replica) onLoad(ctx context.Context, a loadArgs) (any, error) {
 }
 
 // records reads the copy from its start, until io.EOF.
-func (i *incoming) records() (func() (Record, error), error) {
-	const op = "server.load"
+func (i *incoming) records() (func() (server.Record, error), error) {
+	const op = "replica.load"
 	if _, err := i.file.Seek(0, io.SeekStart); err != nil {
 		return nil, claviger.E(op, claviger.Unavailable, "", err)
 	}
 	dec := json.NewDecoder(bufio.NewReader(i.file))
-	return func() (Record, error) {
-		var rec Record
+	return func() (server.Record, error) {
+		var rec server.Record
 		err := dec.Decode(&rec)
 		if err != nil && !errors.Is(err, io.EOF) {
 			err = claviger.Errorf(op, claviger.Invalid, "", "a record of the copy cannot be read: %w", err)
@@ -302,10 +291,10 @@ func (i *incoming) records() (func() (Record, error), error) {
 func (r *Replica) losses(ctx context.Context, in *incoming, offer offered) (lost *Loss, held bool, err error) {
 	now := time.Now()
 	theirs, mine := holdings{}, holdings{}
-	each := func(f func(Record) error) error {
+	each := func(f func(server.Record) error) error {
 		next, err := in.records()
 		for err == nil {
-			var rec Record
+			var rec server.Record
 			if rec, err = next(); err == nil {
 				err = f(rec)
 			}
@@ -315,18 +304,18 @@ func (r *Replica) losses(ctx context.Context, in *incoming, offer offered) (lost
 		}
 		return err
 	}
-	if err := each(func(rec Record) error { return theirs.add(rec, now) }); err != nil {
+	if err := each(func(rec server.Record) error { return theirs.add(rec, now) }); err != nil {
 		return nil, false, err
 	}
 	lost = new(Loss)
-	err = r.store.Export(ctx, func(rec Record) error {
+	err = r.store.Export(ctx, func(rec server.Record) error {
 		held = true
 		return errors.Join(mine.add(rec, now), theirs.lacks(rec, now, lost))
 	})
 	if err != nil {
 		return nil, false, err
 	}
-	if err := each(func(rec Record) error { return mine.lacks(rec, now, &offer.more) }); err != nil {
+	if err := each(func(rec server.Record) error { return mine.lacks(rec, now, &offer.more) }); err != nil {
 		return nil, false, err
 	}
 	offer.less = *lost
@@ -341,7 +330,7 @@ func (r *Replica) losses(ctx context.Context, in *incoming, offer offered) (lost
 
 // alone lets the active go on without the passive.
 func (r *Replica) alone(ctx context.Context, a AloneArgs) (any, error) {
-	const op = "server.alone"
+	const op = "replica.alone"
 	r.op.Lock()
 	defer r.op.Unlock()
 	r.mu.Lock()
@@ -386,7 +375,7 @@ func (r *Replica) resync(ctx context.Context, a ResyncArgs) (any, error) {
 		return nil, err
 	}
 	if st.Role != RoleActive {
-		return nil, claviger.Errorf("server.resync", claviger.Invalid, "", "this Key Trustee Server is passive: claviger trustee resync is for the active one")
+		return nil, claviger.Errorf("replica.resync", claviger.Invalid, "", "this Key Trustee Server is passive: claviger trustee resync is for the active one")
 	}
 	r.refused = refusal{}
 	r.dropped = loadResult{}

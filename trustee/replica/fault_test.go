@@ -1,4 +1,4 @@
-package server_test
+package replica_test
 
 import (
 	"bytes"
@@ -11,7 +11,7 @@ import (
 
 	"claviger"
 	"claviger/trustee"
-	"claviger/trustee/server"
+	"claviger/trustee/replica"
 )
 
 // smallDisk is a folder on a disk of 16 MiB.
@@ -71,9 +71,9 @@ func TestFullDisk(t *testing.T) {
 				t.Errorf("the check: %v", err)
 			}
 			must(t, other.store.CheckWrites(t.Context()))
-			full.await("its own word", func(r server.StatusReport) bool { return strings.Contains(r.Fault, "no space left") })
-			other.await("the other's word", func(r server.StatusReport) bool {
-				return r.Fault == "" && r.Peer != nil && strings.Contains(r.Peer.Fault, "no space left") && (r.Role == server.RolePassive || !r.Synced && strings.Contains(r.Why, "no space left"))
+			full.await("its own word", func(r replica.StatusReport) bool { return strings.Contains(r.Fault, "no space left") })
+			other.await("the other's word", func(r replica.StatusReport) bool {
+				return r.Fault == "" && r.Peer != nil && strings.Contains(r.Peer.Fault, "no space left") && (r.Role == replica.RolePassive || !r.Synced && strings.Contains(r.Why, "no space left"))
 			})
 			big := trustee.Deposit{Label: "big", Content: bytes.Repeat([]byte("x"), 400<<10)}
 			if _, err := c.Put(t.Context(), big, ""); !claviger.Is(err, claviger.Unavailable) {
@@ -83,7 +83,7 @@ func TestFullDisk(t *testing.T) {
 				t.Errorf("a read: %+v, %v", d, err)
 			}
 			must(t, os.Remove(file))
-			a.await("being in step", func(r server.StatusReport) bool { return inStep(r) && r.Fault == "" && r.Peer.Fault == "" })
+			a.await("being in step", func(r replica.StatusReport) bool { return inStep(r) && r.Fault == "" && r.Peer.Fault == "" })
 			if _, err := c.Put(t.Context(), trustee.Deposit{Label: "after", Content: []byte("y")}, ""); err != nil {
 				t.Errorf("once there is room: %v", err)
 			}

@@ -1,0 +1,30 @@
+package replica
+
+import (
+	"context"
+
+	"claviger"
+)
+
+// Check is an error while this server is the active one and the two are not in step, so
+// that no change is acknowledged. The passive acknowledges none to clients anyway.
+func (r *Replica) Check(ctx context.Context) error {
+	st, synced, err := r.State(ctx)
+	if err != nil || st.Role != RoleActive || synced {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.why == nil {
+		return nil // it has just begun, or the two have come in step since
+	}
+	return claviger.Errorf("replica.Check", claviger.Unavailable, "", "the two Key Trustee Servers are not in step: %w", r.why)
+}
+
+// peerFault is an error where the passive's store takes no changes.
+func peerFault(op string, p *Standing) error {
+	if p.Fault == "" {
+		return nil
+	}
+	return claviger.Errorf(op, claviger.Unavailable, "", "the store of the passive Key Trustee Server takes no changes: %s", p.Fault)
+}
