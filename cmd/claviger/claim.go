@@ -4,14 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"strings"
 
 	"claviger/hadoopconf"
 	"claviger/metastore"
 	"claviger/owner"
 	"claviger/provider/hsm"
-	"claviger/trustee"
 )
 
 // claimStore takes a metastore for this process until the store is closed. It is
@@ -50,23 +48,6 @@ func (s *service) claimKeystore() error {
 			hadoopconf.MetastoreURI + " in PostgreSQL (docs/nodes.md)")
 	}
 	return nil
-}
-
-// claimTrusteeStore takes a trustee's SQLite store for this server. Orgtool, whose
-// changes each are one transaction that nobody caches, needs no claim.
-func claimTrusteeStore(folder *trustee.Folder) (release func(), err error) {
-	if folder.Store != "" {
-		return func() {}, nil // PostgreSQL, which several servers may use
-	}
-	path := filepath.Join(folder.Path, trusteeStore)
-	if real, err := filepath.EvalSymlinks(path); err == nil {
-		path = real
-	}
-	release, err = owner.Claim(path+".lock", "the trustee's store "+path, owner.Self("claviger trustee", ""))
-	if errors.As(err, new(*owner.InUseError)) {
-		err = fmt.Errorf("%w; one trustee serves it at a time: stop that one, or give this one a folder of its own (--confdir)", err)
-	}
-	return release, err
 }
 
 // inUse adds the cure to an error that says who has a store.

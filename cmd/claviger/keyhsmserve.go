@@ -18,6 +18,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"claviger/buildinfo"
 	"claviger/console"
 	"claviger/keyhsm"
 	"claviger/pkcs11"
@@ -56,7 +57,7 @@ certificates, its own and those it trusts, without a restart. One server runs wi
 }
 
 func serveKeyHSM(ctx context.Context, f keyHSMFlags, log *slog.Logger) (err error) {
-	readBuildInfo().log(log)
+	buildinfo.Read().Log(log)
 	set, warnings, err := keyhsm.ReadSettings(f.conf)
 	if err != nil {
 		return err

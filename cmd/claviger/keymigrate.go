@@ -9,49 +9,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"claviger"
-	"claviger/keyring"
-	"claviger/migrate"
 	"claviger/provider/kmsclient"
 )
-
-// migrator takes keys over at users' requests; nil where there is no source, or
-// where the primary makes no keys of its own.
-func (s *service) migrator() keyring.Migrator {
-	_, target := s.Primary.(migrate.Target)
-	_, source := s.reencryptionSource()
-	if !target || !source {
-		return nil
-	}
-	return keyMigrator{s}
-}
-
-// keyMigrator makes an engine for each request: they are rare, and what an engine
-// finds out about this host must not hold up a server's start. The engine does not
-// audit; the ring does, in the name of who asked.
-type keyMigrator struct{ svc *service }
-
-func (k keyMigrator) SourceMetadata(ctx context.Context, key string) (*claviger.Metadata, error) {
-	e, err := k.svc.engine(ctx, migrate.Config{Log: k.svc.Log})
-	if err != nil {
-		return nil, err
-	}
-	return e.SourceMetadata(ctx, key)
-}
-
-func (k keyMigrator) RunKey(ctx context.Context, key string) ([]string, error) {
-	e, err := k.svc.engine(ctx, migrate.Config{Log: k.svc.Log})
-	if err != nil {
-		return nil, err
-	}
-	return e.RunKey(ctx, key)
-}
-
-// ourselves is who does what nobody has asked the server for. Rules of
-// kms-acls.xml do not bind whoever may read our files.
-func ourselves() claviger.Caller {
-	user := osUser()
-	return claviger.Caller{Principal: claviger.Principal{Name: user, Short: user}}
-}
 
 // migratedKey is what `claviger key migrate` tells of one key.
 type migratedKey struct {

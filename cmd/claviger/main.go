@@ -17,6 +17,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"claviger/buildinfo"
 	"claviger/pkcs11"
 	"claviger/secret"
 )
@@ -123,7 +124,7 @@ Its encryption-zone keys are born in a hardware security module and never leave 
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &exitError{exitUsage, err} })
 	root.AddCommand(newKMSCommand(), newMigrateCommand(), newHSMCommand(), newKeyCommand(), newTrusteeCommand(), newOrgtoolCommand(), newKeyHSMCommand(), newACLCommand(), newAuditCommand(), newMetastoreCommand(), newDemoCommand(), newVersionCommand())
-	root.Version = readBuildInfo().String()
+	root.Version = buildinfo.Read().String()
 	root.SetVersionTemplate("{{.Version}}\n")
 	usageErrors(root)
 	return root

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"claviger/authn"
+	"claviger/buildinfo"
 	"claviger/console"
 	"claviger/kmsapi"
 	"claviger/pkcs11"
@@ -14,7 +15,7 @@ import (
 // metrics are the figures of a server.
 func (s *kmsServer) metrics(connections *web.Connections) *console.Metrics {
 	m := console.NewMetrics(s.ring.SourceUse)
-	readBuildInfo().metric(m)
+	buildinfo.Read().Metric(m)
 	aclMetrics(m, s.policy)
 	connections.Figures(m)
 	groupMetrics(m, s.auth.groups)

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"claviger"
+	"claviger/buildinfo"
 	"claviger/console"
 	"claviger/keyhsm"
 	"claviger/pkcs11"
@@ -121,7 +122,7 @@ func shownCertificate(conf *tls.Config) func() (*x509.Certificate, error) {
 // cfg.Observe, and the times of the Key HSM by cfg.Keeper, which it both sets.
 func trusteeMetrics(cfg *server.Config, certificate func() (*x509.Certificate, error), connections *web.Connections) *console.Metrics {
 	m := console.NewServiceMetrics("trustee")
-	readBuildInfo().metric(m)
+	buildinfo.Read().Metric(m)
 	cfg.Observe = m.Served
 	if cfg.Keeper != nil {
 		cfg.Keeper = &timedKeeper{cfg.Keeper, m.Timed("claviger_trustee_keyhsm_seconds", "Requests to the Key HSM by operation and result.")}
@@ -171,7 +172,7 @@ func resultOf(err error) string {
 // keyHSMMetrics are the figures of a Key HSM.
 func keyHSMMetrics(s *keyhsm.Server, token *pkcs11.Token, connections *web.Connections) *console.Metrics {
 	m := console.NewServiceMetrics("keyhsm")
-	readBuildInfo().metric(m)
+	buildinfo.Read().Metric(m)
 	s.OnRequest(m.Served)
 	m.HSMFunctions(token.Sessions)
 	token.OnFunction(func(f pkcs11.Function) { m.Function(f.Name, f.Result, f.Took) })

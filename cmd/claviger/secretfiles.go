@@ -192,15 +192,6 @@ func (l *secretList) credentials(c *hadoopconf.Conf) {
 	}
 }
 
-// trusteeSecretFiles are those of a Key Trustee Server.
-func trusteeSecretFiles(folder *trustee.Folder) []secret.File {
-	list := append(trustee.SecretFiles(folder.Path), secret.File{Path: filepath.Join(folder.Path, trusteeTLSKey), What: "private key"})
-	if folder.Store != "" {
-		return append(list, databaseFiles(folder.Store)...)
-	}
-	return append(list, sqliteFiles(filepath.Join(folder.Path, trusteeStore))...)
-}
-
 // warnOnConsole warns of the files in a command.
 func warnOnConsole(files []secret.File, w io.Writer) {
 	for _, fault := range secret.Exposed(files...) {

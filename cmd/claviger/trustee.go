@@ -21,6 +21,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"claviger/buildinfo"
 	"claviger/console"
 	"claviger/durable"
 	"claviger/keyhsm"
@@ -251,7 +252,7 @@ func trusteeKeeper(ctx context.Context, f trusteeFlags, own *tls.Config, log *sl
 
 // serveTrustee runs the server until ctx ends.
 func serveTrustee(ctx context.Context, f trusteeFlags, log *slog.Logger) (err error) {
-	readBuildInfo().log(log)
+	buildinfo.Read().Log(log)
 	folder, err := loadTrustee(f.dir)
 	if err != nil {
 		return err

@@ -181,6 +181,7 @@ var rules = []rule{
 		"it knows the files of a Key Trustee KMS, and neither keys nor stores"},
 	{"kmsapi", append([]string{"", "secret", "keyring", "kmswire", "authn", "eek", "shares"}, contracts...),
 		"a face imports keyring; it knows no provider"},
+	{"buildinfo", []string{"console"}, "which build this is; shown in a log and on the console"},
 	{"console", append([]string{"", "secret", "keyring", "authn", "migrate"}, contracts...),
 		"a face imports keyring; it knows no provider"},
 	{"demo", []string{"*"}, "the demo wires, as cmd does"},
