@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"claviger"
+	"claviger/typo"
 )
 
 // Doubts tells which rules do nothing, or probably not what is meant, beside the
@@ -45,7 +46,7 @@ func (p *Policy) Doubts(known []string) []string {
 		}
 		first := rules[of[0]]
 		if known != nil && !slices.Contains(known, name) {
-			doubt(first, "%s: no key has the ACL name %q%s", first.from.Name, name, claviger.DidYouMean(name, known))
+			doubt(first, "%s: no key has the ACL name %q%s", first.from.Name, name, typo.DidYouMean(name, known, claviger.Printable))
 		}
 		if _, all := rules[KeyAll]; all {
 			continue

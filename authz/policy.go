@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"claviger"
+	"claviger/typo"
 )
 
 // Families of property names in kms-acls.xml.
@@ -148,7 +149,7 @@ func (p *Policy) set(name string, a rule) (complaint string) {
 		}
 		return complaint
 	}
-	return noACL + claviger.DidYouMean(name, knownNames(name))
+	return noACL + typo.DidYouMean(name, knownNames(name), claviger.Printable)
 }
 
 func put[O ~string](into map[O]rule, known []O, op string, a rule) (complaint string) {
@@ -163,7 +164,7 @@ func put[O ~string](into map[O]rule, known []O, op string, a rule) (complaint st
 	if _, ok := any(known).([]KeyOp); ok {
 		words = append(words, string(KeyMigrate))
 	}
-	return fmt.Sprintf("there is no operation %q, so that it is ignored%s", op, claviger.DidYouMean(op, words))
+	return fmt.Sprintf("there is no operation %q, so that it is ignored%s", op, typo.DidYouMean(op, words, claviger.Printable))
 }
 
 // putUnlessAll: Hadoop ignores ALL as a default and in the whitelist.

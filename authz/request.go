@@ -4,7 +4,7 @@ import (
 	"slices"
 	"strings"
 
-	"claviger"
+	"claviger/typo"
 )
 
 // Request is one of the KMS's requests, and the rights that it needs: any one of
@@ -59,7 +59,7 @@ func FindRequest(name string) (r Request, near string, ok bool) {
 	if i := slices.IndexFunc(requests, func(r Request) bool { return r.Name == word }); i >= 0 {
 		return requests[i], "", true
 	}
-	near, _ = claviger.NearMiss(word, append(RequestNames(), "CREATE", "DELETE", "ROLLOVER", "GET", "UNDELETE", "PURGE",
+	near, _ = typo.Nearest(word, append(RequestNames(), "CREATE", "DELETE", "ROLLOVER", "GET", "UNDELETE", "PURGE",
 		"MIGRATE"))
 	return Request{}, near, false
 }

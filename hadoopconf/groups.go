@@ -6,7 +6,7 @@ import (
 	"slices"
 	"strings"
 
-	"claviger"
+	"claviger/typo"
 )
 
 // The properties of Hadoop's CompositeGroupsMapping.
@@ -45,7 +45,7 @@ func (c *Conf) warnUnknownProvider(name string, known map[string]bool) {
 		}
 		if meant := GroupMapping + "." + own; !known[meant] {
 			w := fmt.Sprintf("%s: property %s is not known and has no effect", where, name)
-			if near, ok := claviger.NearMiss(meant, slices.Sorted(maps.Keys(known))); ok {
+			if near, ok := typo.Nearest(meant, slices.Sorted(maps.Keys(known))); ok {
 				w += "; did you mean " + GroupProviderPrefix + provider + strings.TrimPrefix(near, GroupMapping) + "?"
 			}
 			c.warnings = append(c.warnings, w)

@@ -5,7 +5,7 @@ import (
 	"slices"
 	"strings"
 
-	"claviger"
+	"claviger/typo"
 )
 
 // shared are families of names in which Hadoop has properties that mean nothing here. An
@@ -60,7 +60,7 @@ func (c *Conf) warnMisspelt(name string) {
 	inShared := slices.ContainsFunc(shared, func(f string) bool { return strings.HasPrefix(name, f) })
 	near, ok := c.otherFamily(name)
 	if inShared {
-		near, ok = claviger.NearMiss(name, append(candidates(name), hadoopOnly...))
+		near, ok = typo.Nearest(name, append(candidates(name), hadoopOnly...))
 	}
 	if !ok || hadoopHas(near) {
 		return
@@ -84,7 +84,7 @@ func (c *Conf) otherFamily(name string) (meant string, ok bool) {
 		if slices.Contains(known, words[i]) {
 			continue
 		}
-		word, near := claviger.NearMiss(words[i], known)
+		word, near := typo.Nearest(words[i], known)
 		if !near {
 			return "", false
 		}
@@ -92,7 +92,7 @@ func (c *Conf) otherFamily(name string) (meant string, ok bool) {
 		if slices.ContainsFunc(KMS, func(k Known) bool { return k.Name == right || k.covers(right) }) || IsRule(right) {
 			return right, true
 		}
-		return claviger.NearMiss(right, candidates(right))
+		return typo.Nearest(right, candidates(right))
 	}
 	return "", false
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"claviger"
+	"claviger/typo"
 )
 
 // The properties that are asked for by name in more than one room.
@@ -517,7 +518,7 @@ func (c *Conf) warnUnknown() {
 		w := fmt.Sprintf("%s: property %s is not known and has no effect", c.props[name].Where(), name)
 		if meant, ok := misnamed[name]; ok {
 			w += "; the property is called " + meant
-		} else if near, ok := claviger.NearMiss(name, candidates(name)); ok {
+		} else if near, ok := typo.Nearest(name, candidates(name)); ok {
 			w += "; did you mean " + near + "?"
 			c.meant[name] = near
 		}

@@ -9,6 +9,7 @@ import (
 
 	"claviger"
 	"claviger/metastore"
+	"claviger/typo"
 )
 
 // freedRun is where the journal keeps the names that were freed. It is no run.
@@ -83,7 +84,7 @@ func (e *Engine) FreeNames(ctx context.Context, user string, keys ...string) (*F
 				names[i] = o.Key
 			}
 			return nil, claviger.Errorf(op, claviger.Invalid, key, "the journal has no key %s%s; claviger migrate status "+
-				"lists the names that it keeps", claviger.Printable(key), claviger.DidYouMean(key, names))
+				"lists the names that it keeps", claviger.Printable(key), typo.DidYouMean(key, names, claviger.Printable))
 		}
 		here, err := e.cfg.Target.Metadata(ctx, key)
 		if err != nil {

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"claviger"
+	"claviger/typo"
 )
 
 // adopted returns the keys that are here by an operator's adoption.
@@ -67,7 +68,7 @@ func (e *Engine) needAdopted(sv *survey) error {
 		case i < 0:
 			return claviger.Errorf("migrate.Run", claviger.Invalid, key,
 				"--adopted %s: the source does not list that key%s; nothing was done; see claviger migrate plan",
-				claviger.Printable(key), claviger.DidYouMean(key, sv.names()))
+				claviger.Printable(key), typo.DidYouMean(key, sv.names(), claviger.Printable))
 		case !sv.items[i].Retaken && sv.items[i].State != Done:
 			return claviger.Errorf("migrate.Run", claviger.Invalid, key,
 				"--adopted %s: the key is not here by claviger hsm adopt; nothing was done; leave it out, and see "+

@@ -5,7 +5,8 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"unicode/utf8"
+
+	"claviger/typo"
 )
 
 // What follows looks for secrets in texts that no rule of value.go knows: misspelt URIs and
@@ -158,42 +159,11 @@ func LikeSecret(name string) bool {
 			return true
 		}
 		for _, long := range longNames {
-			if edits(word, long) <= min(2, (len(long)-4)/2) {
+			forgiven := min(2, (len(long)-4)/2)
+			if typo.Distance(word, long, forgiven+1) <= forgiven {
 				return true
 			}
 		}
 	}
 	return false
-}
-
-// edits is the number of letters that are too many, too few, wrong, or swapped with their
-// neighbour in a against b. It is the root package's, which this one must not import.
-func edits(a, b string) int {
-	x, y := []rune(a), []rune(b)
-	const far = 3
-	if d := utf8.RuneCountInString(a) - utf8.RuneCountInString(b); d >= far || -d >= far {
-		return far
-	}
-	rows := make([][]int, len(x)+1)
-	for i := range rows {
-		rows[i] = make([]int, len(y)+1)
-		rows[i][0] = i
-	}
-	for j := range y {
-		rows[0][j+1] = j + 1
-	}
-	for i := 1; i <= len(x); i++ {
-		for j := 1; j <= len(y); j++ {
-			cost := 1
-			if x[i-1] == y[j-1] {
-				cost = 0
-			}
-			n := min(rows[i-1][j]+1, rows[i][j-1]+1, rows[i-1][j-1]+cost)
-			if i > 1 && j > 1 && x[i-1] == y[j-2] && x[i-2] == y[j-1] {
-				n = min(n, rows[i-2][j-2]+1)
-			}
-			rows[i][j] = n
-		}
-	}
-	return rows[len(x)][len(y)]
 }

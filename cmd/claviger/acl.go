@@ -19,6 +19,7 @@ import (
 	"claviger/hadoopconf"
 	"claviger/metastore"
 	"claviger/metastore/location"
+	"claviger/typo"
 )
 
 func newACLCommand() *cobra.Command {
@@ -253,7 +254,7 @@ func (x *explanation) findACLName(ctx context.Context, conf *hadoopconf.Conf, r 
 		x.note("key %s is not here yet: its ACL name at the source, which counts, is taken to be its own; --acl-name tells another", x.Key)
 	case key == nil:
 		x.note("the metastore has no key %s: its ACL name is taken to be its own; --acl-name tells another%s", x.Key,
-			claviger.DidYouMean(x.Key, names))
+			typo.DidYouMean(x.Key, names, claviger.Printable))
 	default:
 		return key.ACLName(), nil
 	}

@@ -16,6 +16,7 @@ import (
 
 	"claviger"
 	"claviger/provider/hsm"
+	"claviger/typo"
 )
 
 // adoptFlags are the flags of `claviger hsm adopt`.
@@ -358,7 +359,7 @@ func choose(ctx context.Context, p *hsm.Provider, all []hsm.Candidate, f *adoptF
 				}
 			}
 			return nil, nil, &exitError{exitRefused, fmt.Errorf("the token holds nothing of %s that the metastore does not know%s; nothing was done",
-				claviger.Printable(arg), claviger.DidYouMean(arg, unknown))}
+				claviger.Printable(arg), typo.DidYouMean(arg, unknown, claviger.Printable))}
 		}
 	}
 	return chosen, known, nil

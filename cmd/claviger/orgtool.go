@@ -16,6 +16,7 @@ import (
 	"claviger"
 	"claviger/trustee"
 	"claviger/trustee/server"
+	"claviger/typo"
 )
 
 func newOrgtoolCommand() *cobra.Command {
@@ -173,7 +174,7 @@ func noOrg(ctx context.Context, store server.Store, name string) error {
 		names[i] = o.Name
 	}
 	return &exitError{exitRefused, errors.Join(fmt.Errorf("there is no organization %q%s; claviger orgtool list shows them",
-		name, claviger.DidYouMean(name, names)), err)}
+		name, typo.DidYouMean(name, names, claviger.Printable)), err)}
 }
 
 // readFingerprint takes a fingerprint in groups, as gpg prints it, and with

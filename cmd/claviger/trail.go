@@ -15,12 +15,12 @@ import (
 	"syscall"
 	"time"
 
-	"claviger"
 	"claviger/audit"
 	"claviger/console"
 	"claviger/metastore"
 	"claviger/provider"
 	"claviger/secret"
+	"claviger/typo"
 )
 
 // auditSettings are the properties of the audit trail.
@@ -95,7 +95,7 @@ func (r *reader) mustAudit() []audit.Op {
 			for _, o := range audit.Operations {
 				known = append(known, string(o))
 			}
-			if near, ok := claviger.NearMiss(string(op), known); ok {
+			if near, ok := typo.Nearest(string(op), known); ok {
 				want = fmt.Sprintf("%s is no operation; did you mean %s?", word, near)
 			}
 			r.keep(refuse(r.conf, name, want))

@@ -14,6 +14,7 @@ import (
 	"claviger/hadoopconf"
 	"claviger/secret"
 	"claviger/trustee"
+	"claviger/typo"
 )
 
 // siteFile is Cloudera's name of the file with a KT KMS's settings.
@@ -77,7 +78,7 @@ func readSite(place, confDir string) (s site, warnings []string, err error) {
 		switch why, ok := known[short]; {
 		case !ok:
 			w := fmt.Sprintf("%s: property %s is not known and has no effect", p.Where(), name)
-			if near, ok := claviger.NearMiss(name, allNames()); ok {
+			if near, ok := typo.Nearest(name, allNames()); ok {
 				w += "; did you mean " + near + "?"
 			}
 			warnings = append(warnings, w)

@@ -12,6 +12,7 @@ import (
 	"claviger"
 	"claviger/trustee"
 	"claviger/trustee/server"
+	"claviger/typo"
 )
 
 // Recovered is what Recover has found and done.
@@ -93,7 +94,7 @@ func (r *recovery) checkRevive() error {
 	for _, name := range r.revive {
 		if !r.names[name] {
 			return claviger.Errorf("replica.Recover", claviger.KeyNotFound, "", "--revive %s: the file holds no key, and no other deposit, of that name%s",
-				claviger.Printable(name), claviger.DidYouMean(name, slices.Sorted(maps.Keys(r.names))))
+				claviger.Printable(name), typo.DidYouMean(name, slices.Sorted(maps.Keys(r.names)), claviger.Printable))
 		}
 	}
 	return nil
