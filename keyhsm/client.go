@@ -76,8 +76,8 @@ func NewClient(c ClientConfig) (*Client, error) {
 		MaxConnsPerHost:        c.MaxConnections,
 		MaxIdleConns:           c.MaxConnections,
 		MaxIdleConnsPerHost:    c.MaxConnections,
-		IdleConnTimeout:        idleLimit / 2, // before the server closes them
-		MaxResponseHeaderBytes: maxHead,
+		IdleConnTimeout:        Limits.Idle / 2, // before the server closes them
+		MaxResponseHeaderBytes: int64(Limits.HeadBytes),
 		DisableCompression:     true,
 	}
 	client := &http.Client{Transport: t, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}

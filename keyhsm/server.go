@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"path"
 	"sync"
@@ -20,15 +19,13 @@ import (
 	"claviger/web"
 )
 
-// Limits of a server.
+// Limits are the limits of the requests to a Key HSM.
+var Limits = web.Limits{HeadBytes: 16 << 10, Head: 10 * time.Second, Request: 30 * time.Second,
+	Answer: time.Minute, Idle: 2 * time.Minute, Stop: 10 * time.Second}
+
+// Limits of the work.
 const (
-	headLimit     = 10 * time.Second // until a TLS handshake is done, and a request's head has come
-	requestLimit  = 30 * time.Second // until all of a request has come
-	workLimit     = 20 * time.Second // for the HSM
-	answerLimit   = 60 * time.Second // from the head to the end of the answer
-	idleLimit     = 2 * time.Minute
-	shutdownLimit = 10 * time.Second
-	maxHead       = 16 << 10
+	workLimit = 20 * time.Second // for the HSM
 	// maxInFlight bounds the deposits in memory, each a few times: as JSON, base64,
 	// ciphertext and plaintext.
 	maxInFlight = 32
@@ -100,43 +97,6 @@ func (s *Server) Reload() error {
 		return err
 	}
 	s.identity.Store(identity)
-	return nil
-}
-
-// Serve serves until ctx ends, then lets requests under way end. It closes the
-// listener.
-func (s *Server) Serve(ctx context.Context, listener net.Listener, connections *web.Connections) error {
-	server := &http.Server{
-		Handler:           s.Handler(),
-		TLSConfig:         s.TLS(),
-		ReadHeaderTimeout: headLimit,
-		ReadTimeout:       requestLimit,
-		WriteTimeout:      answerLimit,
-		IdleTimeout:       idleLimit,
-		MaxHeaderBytes:    maxHead,
-		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
-		// HTTP/1.1 alone: there is nothing to gain, and streams would need limits too.
-		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){},
-	}
-	connections.Watch(server)
-	served := make(chan error, 1)
-	go func() { served <- server.ServeTLS(connections.Bound(listener), "", "") }()
-	select {
-	case err := <-served:
-		return err
-	case <-ctx.Done():
-	}
-	patience, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownLimit)
-	defer cancel()
-	if err := server.Shutdown(patience); err != nil {
-		s.log.Warn("requests were still under way and are cut off", "err", err)
-		if err := server.Close(); err != nil {
-			return err
-		}
-	}
-	if err := <-served; !errors.Is(err, http.ErrServerClosed) {
-		return err
-	}
 	return nil
 }
 

@@ -67,19 +67,16 @@ func (r *running) load() (*Identity, error) {
 
 func (r *running) serve(t *testing.T, address string) {
 	t.Helper()
-	l, err := net.Listen("tcp", address)
+	log := slog.New(slog.DiscardHandler)
+	server := &web.Server{Address: address, Connections: web.NewConnections(web.ConnectionLimits{Total: 64}, log),
+		Limits: Limits, TLS: r.TLS(), Handler: r.Handler(), Log: log}
+	running, err := server.Start(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.address = l.Addr().String()
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() {
-		done <- r.Serve(ctx, l, web.NewConnections(web.ConnectionLimits{Total: 64}, slog.New(slog.DiscardHandler)))
-	}()
+	r.address = running.Addr().String()
 	r.stop = sync.OnceFunc(func() {
-		cancel()
-		if err := <-done; err != nil {
+		if err := running.Stop(); err != nil {
 			t.Error(err)
 		}
 	})

@@ -10,7 +10,6 @@ import (
 	"claviger/metastore"
 	"claviger/provider/hsm"
 	"claviger/provider/keytrustee"
-	"claviger/web"
 )
 
 // writeProbeHolds is how long a change that was made to see whether one can be made
@@ -112,11 +111,6 @@ func (s *kmsServer) providerCheck() console.Check {
 		}
 	}
 	return check
-}
-
-// connectionCheck fails while connections are refused. It is informational, since open connections are served.
-func connectionCheck(c *web.Connections) console.Check {
-	return console.Check{Name: "connections", Informational: true, Run: c.Check}
 }
 
 // storeChecks tell what the metastore is good for. Where nodes share it, what a node has

@@ -8,7 +8,6 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
-	"net"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -106,51 +105,24 @@ func serveKeyHSM(ctx context.Context, f keyHSMFlags, log *slog.Logger) (err erro
 		// come back; but nobody shall learn of it only from a trustee.
 		log.Error("the pair that wraps new deposits does not work", "state", st.State, "detail", st.Detail)
 	}
-	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", set.Listen)
-	if err != nil {
-		return fmt.Errorf("listening at the address of keyhsm.listen: %w", err)
-	}
-	host, _, err := net.SplitHostPort(set.Listen)
-	if err != nil {
-		return errors.Join(err, listener.Close())
-	}
 	connections := web.NewConnections(limits, log)
-	stopConsole, err := serveConsole(ctx, f.metrics, console.Config{Log: log, Metrics: keyHSMMetrics(server, tok, connections), Checks: append(keyHSMChecks(server, keeper), connectionCheck(connections), secrets.check())})
+	stopConsole, err := console.Serve(ctx, metricsListenName, f.metrics, console.Config{Log: log, Metrics: keyHSMMetrics(server, tok, connections), Checks: append(keyHSMChecks(server, keeper), console.ConnectionCheck(connections), secrets.check())})
 	if err != nil {
-		return errors.Join(err, listener.Close())
+		return err
 	}
 	defer func() { err = errors.Join(err, stopConsole()) }()
-	url := hostURL(host, listener.Addr())
-	if err := errors.Join(run.write(url), writeReadyIf(f.ready, url)); err != nil {
-		return errors.Join(err, listener.Close())
-	}
-	log.Info("serving", "url", url, "token", st.Token, "key", st.KeyID, "state", st.State)
-
 	background, stop := context.WithCancel(ctx)
 	var group sync.WaitGroup
 	defer func() { stop(); group.Wait() }()
 	group.Go(func() { reloadOnHangup(background, hangup, server, log) })
 	group.Go(func() {
-		warnOfExpiry(background, server.Certificate, "claviger keyhsm settings tells which files hold it; SIGHUP, or claviger keyhsm reload, has new ones taken over; have the trustees trust it first", log)
+		web.WarnOfExpiry(background, server.Certificate, "claviger keyhsm settings tells which files hold it; SIGHUP, or claviger keyhsm reload, has new ones taken over; have the trustees trust it first", log)
 	})
-	return server.Serve(ctx, listener, connections)
-}
-
-// writeReadyIf is writeReady where a file is named.
-func writeReadyIf(path, url string) error {
-	if path == "" {
-		return nil
-	}
-	return writeReady(path, url)
-}
-
-// hostURL is where clients on this host find the server.
-func hostURL(host string, addr net.Addr) string {
-	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
-		host = "localhost"
-	}
-	_, port, _ := net.SplitHostPort(addr.String()) // a TCP address always has one
-	return "https://" + net.JoinHostPort(host, port)
+	return (&web.Server{
+		Address: set.Listen, AddressName: "keyhsm.listen", Connections: connections, Limits: keyhsm.Limits, TLS: server.TLS(),
+		Handler: server.Handler(), OnReady: run.write, ReadyFile: f.ready,
+		About: []any{"token", st.Token, "key", st.KeyID, "state", st.State}, Log: log,
+	}).Run(ctx)
 }
 
 func reloadOnHangup(ctx context.Context, hangup <-chan os.Signal, server *keyhsm.Server, log *slog.Logger) {

@@ -196,7 +196,7 @@ func (s *kmsServer) handler(addr net.Addr, connections *web.Connections) (http.H
 	if err != nil {
 		return nil, err
 	}
-	return console.New(console.Config{Checks: append(s.checks(), connectionCheck(connections)), Metrics: metrics,
+	return console.New(console.Config{Checks: append(s.checks(), console.ConnectionCheck(connections)), Metrics: metrics,
 		Log: s.log, Details: s.set.web.showsDetails}, api), nil
 }
 

@@ -9,8 +9,6 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
-	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -200,22 +198,20 @@ func newTrusteeServe() *cobra.Command {
 	return cmd
 }
 
-// trusteeTLS reads the certificate, and follows its change.
-func trusteeTLS(dir string, log *slog.Logger) (*tls.Config, func(), error) {
+// trusteeTLS reads the certificate, and follows its files.
+func trusteeTLS(dir string, log *slog.Logger) (*web.TLS, error) {
 	cert, key := filepath.Join(dir, trusteeTLSCert), filepath.Join(dir, trusteeTLSKey)
 	for _, file := range []string{cert, key} {
 		if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
-			return nil, nil, fmt.Errorf("%s is missing: a copy without .ssl, as rsync --exclude .ssl makes it, needs a certificate of this host's own; claviger trustee init makes one", file)
+			return nil, fmt.Errorf("%s is missing: a copy without .ssl, as rsync --exclude .ssl makes it, needs a certificate of this host's own; claviger trustee init makes one", file)
 		}
 	}
-	r, err := keystore.NewReloader([]string{cert, key}, func() (tls.Certificate, error) { return tls.LoadX509KeyPair(cert, key) }, keystore.ReloadInterval, log)
+	load := func() (tls.Certificate, error) { return tls.LoadX509KeyPair(cert, key) }
+	t, err := web.FollowCertificate([]string{cert, key}, load, log)
 	if err != nil {
-		return nil, nil, fmt.Errorf("%s and %s: %w", cert, key, err)
+		return nil, fmt.Errorf("%s and %s: %w", cert, key, err)
 	}
-	return &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-		now := r.Get()
-		return &now, nil
-	}}, r.Close, nil
+	return t, nil
 }
 
 // trusteeKeeper is the Key HSM; nil where there is none. It is asked once: a server
@@ -271,12 +267,12 @@ func serveTrustee(ctx context.Context, f trusteeFlags, log *slog.Logger) (err er
 		return err
 	}
 	defer release()
-	conf, stop, err := trusteeTLS(f.dir, log)
+	conf, err := trusteeTLS(f.dir, log)
 	if err != nil {
 		return err
 	}
-	defer stop()
-	keeper, err := trusteeKeeper(ctx, f, conf, log)
+	defer conf.Close()
+	keeper, err := trusteeKeeper(ctx, f, conf.Config, log)
 	if err != nil {
 		return err
 	}
@@ -302,10 +298,6 @@ func serveTrustee(ctx context.Context, f trusteeFlags, log *slog.Logger) (err er
 	if err != nil {
 		return err
 	}
-	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", f.listen)
-	if err != nil {
-		return fmt.Errorf("--listen: %w", err)
-	}
 	cfg := server.Config{Identity: folder.Identity, Store: store, Log: log}
 	if replica != nil {
 		cfg.Replica = replica
@@ -314,54 +306,35 @@ func serveTrustee(ctx context.Context, f trusteeFlags, log *slog.Logger) (err er
 		cfg.Keeper = keeper
 	}
 	connections := web.NewConnections(limits, log)
-	certificate := shownCertificate(conf)
+	certificate := conf.Certificate
 	metrics := trusteeMetrics(&cfg, certificate, connections) // it sets cfg.Observe
 	if replica != nil {
 		replicaMetrics(metrics, replica)
 	}
 	handler := server.New(cfg)
-	checks := append(trusteeChecks(store, replica, keeper, certificate), console.Check{Name: "wrapped deposits", Run: wrapped.check}, connectionCheck(connections),
+	checks := append(trusteeChecks(store, replica, keeper, certificate), console.Check{Name: "wrapped deposits", Run: wrapped.check}, console.ConnectionCheck(connections),
 		secrets.check(), console.Check{Name: "requests", Informational: true, Run: handler.CheckTurns})
-	stopConsole, err := serveConsole(ctx, f.metrics, console.Config{Log: log, Metrics: metrics, Checks: checks})
+	stopConsole, err := console.Serve(ctx, metricsListenName, f.metrics, console.Config{Log: log, Metrics: metrics, Checks: checks})
 	if err != nil {
-		return errors.Join(err, listener.Close())
+		return err
 	}
 	defer func() { err = errors.Join(err, stopConsole()) }()
 	background, stopBackground := context.WithCancel(ctx)
 	var group sync.WaitGroup
 	defer func() { stopBackground(); group.Wait() }()
 	group.Go(func() {
-		warnOfExpiry(background, certificate, "put another into "+filepath.Join(f.dir, trusteeTLSCert)+" and its key beside it, which is taken over without a restart; have clients trust it first", log)
+		web.WarnOfExpiry(background, certificate, "put another into "+filepath.Join(f.dir, trusteeTLSCert)+" and its key beside it, which is taken over without a restart; have clients trust it first", log)
 	})
 	if replica != nil {
 		group.Go(func() { replica.Run(background) })
 	}
-	httpServer := &http.Server{
-		Handler:           handler,
-		ReadHeaderTimeout: 10 * time.Second, ReadTimeout: time.Minute, WriteTimeout: time.Minute, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10,
-		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	server := &web.Server{
+		Address: f.listen, AddressName: "--listen", Connections: connections, Limits: trusteeLimits, TLS: conf.Config,
+		Handler: handler, ReadyFile: f.ready, About: []any{"identity", folder.Identity}, Log: log,
 	}
-	connections.Watch(httpServer)
-	served := make(chan error, 1)
-	go func() { served <- httpServer.Serve(tls.NewListener(connections.Bound(listener), conf)) }()
-	url := "https://" + listener.Addr().String()
-	if f.ready != "" {
-		if err := writeReady(f.ready, url); err != nil {
-			return errors.Join(err, httpServer.Close(), <-served)
-		}
-	}
-	log.Info("serving", "url", url, "identity", folder.Identity)
-	select {
-	case err := <-served:
-		return err
-	case <-ctx.Done():
-	}
-	log.Info("stopping: requests under way are served to their end")
-	ended, cancel := context.WithTimeout(context.WithoutCancel(ctx), 15*time.Second)
-	defer cancel()
-	err = httpServer.Shutdown(ended)
-	if serr := <-served; !errors.Is(serr, http.ErrServerClosed) {
-		err = errors.Join(err, serr)
-	}
-	return err
+	return server.Run(ctx)
 }
+
+// trusteeLimits are the limits of the requests to a trustee.
+var trusteeLimits = web.Limits{HeadBytes: 16 << 10, Head: 10 * time.Second, Request: time.Minute, Answer: time.Minute,
+	Idle: 2 * time.Minute, Stop: 15 * time.Second}

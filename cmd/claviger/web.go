@@ -11,7 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"claviger/kmsapi"
 	"claviger/web"
 )
 
@@ -106,7 +105,7 @@ func (r *reader) connections() web.ConnectionLimits {
 // newServer makes the web server.
 func (w webSettings) newServer(handler http.Handler, log *slog.Logger) *http.Server {
 	return &http.Server{
-		Handler:           kmsapi.HTTP1(w.withHeaders(handler)),
+		Handler:           web.HTTP1(w.withHeaders(handler)),
 		ReadHeaderTimeout: w.head,
 		ReadTimeout:       w.request,
 		WriteTimeout:      w.answer,

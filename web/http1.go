@@ -1,9 +1,9 @@
-package kmsapi
+package web
 
 import "net/http"
 
-// HTTP1 refuses what net/http lets through for a handler that would take over the
-// connection: the beginning of HTTP/2 without TLS ("PRI * HTTP/2.0").
+// HTTP1 refuses the beginning of HTTP/2 without TLS ("PRI * HTTP/2.0"), which net/http
+// passes on to handlers.
 func HTTP1(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.ProtoMajor != 1 {
