@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"claviger"
+	"claviger/eek"
 	"claviger/metastore"
 	"claviger/metastore/sqlite"
 	"claviger/provider"
@@ -69,7 +70,7 @@ func oneDeletedVersion(t *testing.T, used, compared bool, gone, source, word, op
 	if strings.HasSuffix(gone, "made again") { // as the next run of the migration does
 		w.madeAgain(t)
 	}
-	w.restartOn(store)
+	w.restartOn(t, store)
 	switch source {
 	case "lost it", "made anew":
 		if err := w.far.Delete(t.Context(), key); err != nil {
@@ -190,7 +191,7 @@ func TestConflictCure(t *testing.T) {
 		t.Fatal(err)
 	}
 	says("used", "Do not delete key payroll here", "delete the key here")
-	w.restartOn(store)
+	w.restartOn(t, store)
 	w.compare(t)
 	says("used, after a restart", "Do not delete key payroll here", "delete the key here")
 
@@ -268,7 +269,17 @@ func (w *twice) madeAgain(t *testing.T) {
 }
 
 // restartOn is a restart of a process that was killed, on the same store.
-func (w *twice) restartOn(store *sqlite.Store) {
+func (w *twice) restartOn(t *testing.T, store *sqlite.Store) {
+	t.Helper()
+	w.queue.Close() // a refill reads what is replaced here
+	queue, err := eek.NewQueue(eek.QueueConfig{
+		Fill: w.makeEDEKs, Size: w.cfg.QueueSize, LowWatermark: w.cfg.QueueLowWatermark, Expiry: w.cfg.QueueExpiry,
+		Workers: w.cfg.QueueFillers, FillTimeout: fillTimeout,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.queue = queue
 	close(w.used.stop)
 	<-w.used.stopped
 	w.used = newLastUses(store, w.log)
