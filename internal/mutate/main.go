@@ -1,0 +1,332 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// rooms are the packages in which a mistake costs keys, or shows them. A room
+// with /... stands for all under it that have tests.
+var rooms = []string{"authn", "authz", "keyring", "eek", "pkcs11", "audit", "metastore/...", "trustee/..."}
+
+// alsoTestedBy holds the packages whose tests cover a room too. They run where
+// the room's own tests pass.
+var alsoTestedBy = map[string][]string{
+	"metastore":           {"metastore/sqlite"},
+	"trustee/server":      {"trustee/server/sqlite"},
+	"metastore/storetest": {"metastore/sqlite"},
+}
+
+const usage = `usage: scripts/mutate [flags] [ROOM ...]
+
+Breaks the code of each room (default: %s)
+by rule, and runs the room's tests. Lists the changes that no test notices.
+
+  --sample N   try N changes of each room (default 20)
+  --seed TEXT  choose another sample
+  --all        try every change
+  --named      try the named changes of scripts/mutations.txt instead
+  --list       print the changes, and try none
+  --fresh      forget the results of earlier runs
+
+Exit status: 0 each survivor has a reason in scripts/mutate-survivors.txt;
+1 one has none; 2 the run failed.
+`
+
+type options struct {
+	sample              int
+	seed                string
+	all, named          bool
+	list, fresh         bool
+	rooms               []string
+	root                string
+	reasons, namedFile  string
+	results             string
+	progress, survivors io.Writer
+}
+
+func main() {
+	o := options{progress: os.Stderr, survivors: os.Stdout}
+	flags := flag.NewFlagSet("mutate", flag.ExitOnError)
+	flags.Usage = func() { fmt.Fprintf(os.Stderr, usage, strings.Join(rooms, " ")) }
+	flags.IntVar(&o.sample, "sample", 20, "")
+	flags.StringVar(&o.seed, "seed", "1", "")
+	flags.BoolVar(&o.all, "all", false, "")
+	flags.BoolVar(&o.named, "named", false, "")
+	flags.BoolVar(&o.list, "list", false, "")
+	flags.BoolVar(&o.fresh, "fresh", false, "")
+	_ = flags.Parse(os.Args[1:]) // ends the process on an error
+	o.rooms = flags.Args()
+
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	unexplained, err := o.run(ctx)
+	switch {
+	case err != nil:
+		fmt.Fprintln(os.Stderr, "mutate:", err)
+		os.Exit(2)
+	case unexplained > 0:
+		os.Exit(1)
+	}
+}
+
+// run tries the changes and returns how many need a test or a reason.
+func (o *options) run(ctx context.Context) (unexplained int, err error) {
+	if o.root == "" {
+		if o.root, err = os.Getwd(); err != nil {
+			return 0, err
+		}
+	}
+	if _, err := os.Stat(filepath.Join(o.root, "go.mod")); err != nil {
+		return 0, fmt.Errorf("call it in the project's folder: %w", err)
+	}
+	o.reasons = filepath.Join(o.root, "scripts", "mutate-survivors.txt")
+	o.namedFile = filepath.Join(o.root, "scripts", "mutations.txt")
+	if o.results == "" {
+		cache, err := os.UserCacheDir()
+		if err != nil {
+			return 0, err
+		}
+		o.results = filepath.Join(cache, "claviger", "mutate", "results")
+	}
+	work, err := os.MkdirTemp("", "mutate")
+	if err != nil {
+		return 0, err
+	}
+	defer os.RemoveAll(work)
+	r := &runner{root: o.root, work: work}
+	if o.named {
+		return o.runNamed(ctx, r)
+	}
+	return o.runRules(ctx, r)
+}
+
+// runNamed tries each named change whose name is among the arguments, or all.
+func (o *options) runNamed(ctx context.Context, r *runner) (failed int, err error) {
+	all, err := readNamed(o.namedFile)
+	if err != nil {
+		return 0, err
+	}
+	limits := map[string]time.Duration{}
+	for _, n := range all {
+		if len(o.rooms) > 0 && !slices.Contains(o.rooms, n.Name) {
+			continue
+		}
+		if o.list {
+			fmt.Fprintf(o.survivors, "%s: %s, %s %s\n", n.Name, n.File, n.Package, n.Test)
+			continue
+		}
+		if err := o.tryNamed(ctx, r, n, limits); err != nil {
+			if ctx.Err() != nil {
+				return failed, ctx.Err()
+			}
+			failed++
+			fmt.Fprintf(o.survivors, "%s: %v\n", n.Name, err)
+			continue
+		}
+		fmt.Fprintf(o.progress, "%s: %s fails, as it should\n", n.Name, n.Test)
+	}
+	return failed, nil
+}
+
+func (o *options) tryNamed(ctx context.Context, r *runner, n Named, limits map[string]time.Duration) error {
+	content, err := n.change(o.root)
+	if err != nil {
+		return err
+	}
+	if id := n.Package + " " + n.Test; limits[id] == 0 {
+		took, err := r.baseline(ctx, n.Package, n.Test)
+		if err != nil {
+			return err
+		}
+		limits[id] = limitOf(took)
+	}
+	got, err := r.try(ctx, n.Package, n.Test, n.File, content, limits[n.Package+" "+n.Test])
+	switch {
+	case err != nil:
+		return err
+	case got == survived:
+		return errNotNoticed
+	case got == unbuilt:
+		return errors.New("the change does not build")
+	}
+	return nil
+}
+
+// runRules tries the changes by rule, and holds the survivors against the
+// reasons.
+func (o *options) runRules(ctx context.Context, r *runner) (unexplained int, err error) {
+	reasons, err := readReasons(o.reasons)
+	if err != nil {
+		return 0, err
+	}
+	known, err := openResults(o.results, o.fresh)
+	if err != nil {
+		return 0, err
+	}
+	chosen := o.rooms
+	if len(chosen) == 0 {
+		chosen = rooms
+	}
+	chosen, err = o.expand(ctx, chosen)
+	if err != nil {
+		return 0, err
+	}
+	for _, room := range chosen {
+		n, err := o.runRoom(ctx, r, room, reasons, known)
+		unexplained += n
+		if err != nil {
+			return unexplained, err
+		}
+	}
+	return unexplained, nil
+}
+
+// expand replaces each room that ends in /... by the packages with tests under
+// it.
+func (o *options) expand(ctx context.Context, names []string) ([]string, error) {
+	var all []string
+	for _, name := range names {
+		name = strings.Trim(strings.TrimPrefix(name, "./"), "/")
+		if !strings.HasSuffix(name, "/...") {
+			all = append(all, name)
+			continue
+		}
+		cmd := exec.CommandContext(ctx, "go", "list", "-f",
+			`{{if or .TestGoFiles .XTestGoFiles}}{{.Dir}}{{end}}`, "./"+name)
+		cmd.Dir = o.root
+		out, err := cmd.Output()
+		if err != nil {
+			return nil, fmt.Errorf("go list ./%s: %w", name, err)
+		}
+		for dir := range strings.FieldsSeq(string(out)) {
+			room, err := filepath.Rel(o.root, dir)
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, filepath.ToSlash(room))
+		}
+	}
+	return all, nil
+}
+
+// runRoom tries the changes of one package, prints its survivors and returns how
+// many have no reason.
+func (o *options) runRoom(ctx context.Context, r *runner, room string, reasons map[string]string, known *results) (
+	unexplained int, err error) {
+	all, err := mutants(o.root, room)
+	if err != nil {
+		return 0, err
+	}
+	unexplained = o.stale(room, all, reasons)
+	if !o.all {
+		all = sample(all, o.sample, o.seed)
+	}
+	if o.list {
+		for _, m := range all {
+			fmt.Fprintf(o.survivors, "%s:%d: %s\n", m.File, m.Line, m.ID)
+		}
+		return 0, nil
+	}
+	tests := &roomTests{runner: r, root: o.root, packages: append([]string{room}, alsoTestedBy[room]...)}
+	state, err := tests.digest()
+	if err != nil {
+		return 0, err
+	}
+	count := map[outcome]int{}
+	for i, m := range all {
+		key := keyOf(state, m.ID)
+		got, have := known.of[key]
+		if !have {
+			if got, err = tests.try(ctx, m); err != nil {
+				return unexplained, err
+			}
+			if err := known.add(key, got); err != nil {
+				return unexplained, err
+			}
+			fmt.Fprintf(o.progress, "%s %d of %d: %s: %s\n", room, i+1, len(all), got, m.ID)
+		}
+		count[got]++
+		if got == survived && reasons[m.ID] == "" {
+			unexplained++
+			fmt.Fprintf(o.survivors, "%s:%d: no test notices this change\n%s\n", m.File, m.Line, m.ID)
+		}
+	}
+	fmt.Fprintf(o.progress, "%s: %d changes: %d killed, %d survived, %d did not build\n",
+		room, len(all), count[killed], count[survived], count[unbuilt])
+	return unexplained, nil
+}
+
+// stale prints the reasons of a room that belong to no change any more, and
+// counts them.
+func (o *options) stale(room string, all []Mutant, reasons map[string]string) (n int) {
+	exists := map[string]bool{}
+	for _, m := range all {
+		exists[m.ID] = true
+	}
+	for id := range reasons {
+		if strings.HasPrefix(id, room+" ") && !exists[id] {
+			n++
+			fmt.Fprintf(o.survivors, "the code has no such line; remove the reason:\n%s\n", id)
+		}
+	}
+	return n
+}
+
+// roomTests are the test packages of a room, with their time limits.
+type roomTests struct {
+	*runner
+	root     string
+	packages []string
+	limits   map[string]time.Duration
+}
+
+// digest names the state of all code on which the outcomes depend most: the
+// room's, and the tests'.
+func (t *roomTests) digest() (string, error) {
+	var all []string
+	for _, p := range t.packages {
+		d, err := digest(t.root, p)
+		if err != nil {
+			return "", err
+		}
+		all = append(all, d)
+	}
+	return strings.Join(all, " "), nil
+}
+
+// try runs the packages' tests on a change until one fails.
+func (t *roomTests) try(ctx context.Context, m Mutant) (outcome, error) {
+	if t.limits == nil {
+		t.limits = map[string]time.Duration{}
+	}
+	src, err := os.ReadFile(filepath.Join(t.root, m.File))
+	if err != nil {
+		return "", err
+	}
+	for _, p := range t.packages {
+		if t.limits[p] == 0 {
+			took, err := t.baseline(ctx, "./"+p, "")
+			if err != nil {
+				return "", err
+			}
+			t.limits[p] = limitOf(took)
+		}
+		got, err := t.runner.try(ctx, "./"+p, "", m.File, m.apply(src), t.limits[p])
+		if got != survived || err != nil {
+			return got, err
+		}
+	}
+	return survived, nil
+}

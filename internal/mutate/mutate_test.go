@@ -1,0 +1,295 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const source = `package room
+
+import "os"
+
+type Box struct{ f *os.File }
+
+func (b *Box) Close(n int) (err error) {
+	defer b.f.Close()
+	if n < 3 && b.f != nil {
+		clear([]byte{1})
+	}
+	if err := b.f.Sync(); err != nil {
+		return err
+	}
+	for n > 0 {
+		n--
+	}
+	_ = b.f.Close()
+	return b.f.Close()
+}
+
+func ok(n int) bool {
+	if n == 1 {
+		return true
+	}
+	return false
+}
+`
+
+// TestRules: each rule finds its places, and the change is what the rule says.
+func TestRules(t *testing.T) {
+	all, err := mutantsOf("room", "room/box.go", []byte(source))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, m := range all {
+		after := string(m.apply([]byte(source)))
+		line := strings.Split(after, "\n")[m.Line-1]
+		got = append(got, m.ID+" => "+strings.TrimSpace(line))
+	}
+	want := []string{
+		"room Box.Close drop-call: defer b.f.Close() => if false { defer b.f.Close() }",
+		"room Box.Close drop-sync: defer b.f.Close() => defer error(nil)",
+		"room Box.Close negate: if n < 3 && b.f != nil { => if !(n < 3 && b.f != nil) {",
+		"room Box.Close and-or: if n < 3 && b.f != nil { => if n < 3 || b.f != nil {",
+		"room Box.Close boundary: if n < 3 && b.f != nil { => if n <= 3 && b.f != nil {",
+		"room Box.Close drop-call: clear([]byte{1}) => if false { clear([]byte{1}) }",
+		"room Box.Close drop-check: if err := b.f.Sync(); err != nil { => if err := b.f.Sync(); false && (err != nil) {",
+		"room Box.Close drop-sync: if err := b.f.Sync(); err != nil { => if err := error(nil); err != nil {",
+		"room Box.Close nil-error: return err => return nil",
+		"room Box.Close negate: for n > 0 { => for !(n > 0) {",
+		"room Box.Close boundary: for n > 0 { => for n >= 0 {",
+		"room Box.Close drop-call: _ = b.f.Close() => if false { _ = b.f.Close() }",
+		"room Box.Close drop-sync: _ = b.f.Close() => _ = error(nil)",
+		"room Box.Close nil-error: return b.f.Close() => return nil",
+		"room Box.Close drop-sync: return b.f.Close() => return error(nil)",
+		"room ok negate: if n == 1 { => if !(n == 1) {",
+		"room ok truth: return true => return false",
+		"room ok truth: return false => return true",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+// TestNamesOutliveEdits: lines before a change leave its name as it is, and two
+// equal lines of a function have two names.
+func TestNamesOutliveEdits(t *testing.T) {
+	root := t.TempDir()
+	write(t, root, "room/a.go", "package room\n\nfunc f() {\n\tg()\n\tg()\n}\n\nfunc g() {}\n")
+	before, err := mutants(root, "room")
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, root, "room/a.go", "package room\n\n// A comment.\n\nfunc f() {\n\tg()\n\tg()\n}\n\nfunc g() {}\n")
+	after, err := mutants(root, "room")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"room f drop-call: g()", "room f drop-call: g() #2"}
+	if !slices.Equal(ids(before), want) || !slices.Equal(ids(after), want) {
+		t.Errorf("%q, then %q, want %q", ids(before), ids(after), want)
+	}
+}
+
+// TestSample: a seed and a number choose the same changes again, in the order of
+// the code, and a smaller sample is part of a larger one.
+func TestSample(t *testing.T) {
+	var all []Mutant
+	for i := range 100 {
+		all = append(all, Mutant{ID: fmt.Sprint("m", i), File: "a.go", Start: i})
+	}
+	ten, again, twenty := sample(all, 10, "1"), sample(all, 10, "1"), sample(all, 20, "1")
+	if !slices.Equal(ten, again) || slices.Equal(ids(ten), ids(sample(all, 10, "2"))) {
+		t.Error("a sample does not depend on its seed alone")
+	}
+	if !slices.IsSortedFunc(twenty, func(a, b Mutant) int { return a.Start - b.Start }) {
+		t.Error("the order is not that of the code")
+	}
+	for _, m := range ten {
+		if !slices.Contains(twenty, m) {
+			t.Errorf("%s is in the small sample alone", m.ID)
+		}
+	}
+	if len(sample(all, 1000, "1")) != 100 {
+		t.Error("a sample larger than all is not all")
+	}
+}
+
+// TestReasons: a name without a reason, a reason without a name, and the same
+// name twice are errors.
+func TestReasons(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "reasons")
+	for text, want := range map[string]int{
+		"# a comment\n\na f negate: x\n\tthe reason\nb g negate: y\n\tanother\n": 2,
+		"":                          0,
+		"a f negate: x\n":           -1,
+		"\ta reason\n":              -1,
+		"a\nb\n\tthe reason\n":      -1,
+		"a\n\tone\na\n\ttwo\n":      -1,
+		"a\n\t \n":                  -1,
+		"a\n\tone\n\ttwo\nb\n\tc\n": -1,
+	} {
+		write(t, dir, "reasons", text)
+		got, err := readReasons(path)
+		if want < 0 && err == nil || want >= 0 && (err != nil || len(got) != want) {
+			t.Errorf("%q: %v, %v", text, got, err)
+		}
+	}
+}
+
+// module is a small module whose test notices one of two changes.
+func module(t *testing.T) string {
+	t.Helper()
+	root := t.TempDir()
+	write(t, root, "go.mod", "module small\n\ngo 1.26\n")
+	write(t, root, "room/room.go", "package room\n\nvar N int\n\nfunc Add() {\n\tone()\n\tquiet()\n}\n\n"+
+		"func one() { N = N + 1 }\n\nfunc quiet() {}\n")
+	write(t, root, "room/room_test.go", "package room\n\nimport \"testing\"\n\nfunc TestAdd(t *testing.T) {\n"+
+		"\tif Add(); N != 1 {\n\t\tt.Error(N)\n\t}\n}\n")
+	write(t, root, "scripts/mutate-survivors.txt", "")
+	return root
+}
+
+// TestRun: a survivor without a reason is counted, one with a reason is not; the
+// second run takes the outcomes of the first; a reason for a line that is gone
+// is counted; the tree is left as it was.
+func TestRun(t *testing.T) {
+	if testing.Short() {
+		t.Skip("builds test binaries")
+	}
+	root := module(t)
+	var survivors, progress bytes.Buffer
+	run := func(want int) {
+		t.Helper()
+		survivors.Reset()
+		progress.Reset()
+		o := options{root: root, all: true, rooms: []string{"./room"}, results: filepath.Join(root, "results"),
+			progress: &progress, survivors: &survivors}
+		if n, err := o.run(t.Context()); n != want || err != nil {
+			t.Fatalf("%d survivors, %v, want %d\n%s%s", n, err, want, survivors.Bytes(), progress.Bytes())
+		}
+	}
+	run(1)
+	if got := survivors.String(); got != "room/room.go:7: no test notices this change\nroom Add drop-call: quiet()\n" {
+		t.Errorf("survivors: %s", got)
+	}
+	if !strings.Contains(progress.String(), "2 changes: 1 killed, 1 survived") {
+		t.Errorf("progress: %s", progress.Bytes())
+	}
+	write(t, root, "scripts/mutate-survivors.txt", "room Add drop-call: quiet()\n\tit does nothing\n")
+	run(0)
+	if got := progress.String(); strings.Count(got, "\n") != 1 {
+		t.Errorf("changes were tried again: %s", got)
+	}
+	write(t, root, "scripts/mutate-survivors.txt",
+		"room Add drop-call: quiet()\n\tit does nothing\nroom Add drop-call: gone()\n\tit was there\n")
+	run(1)
+	src, err := os.ReadFile(filepath.Join(root, "room", "room.go"))
+	if err != nil || !strings.Contains(string(src), "\tone()\n\tquiet()\n") {
+		t.Errorf("the tree was changed: %s, %v", src, err)
+	}
+	entries, err := os.ReadDir(filepath.Join(root, "room"))
+	if err != nil || len(entries) != 2 {
+		t.Errorf("files were left in the tree: %v, %v", entries, err)
+	}
+}
+
+// TestFailingTests: tests that fail without a change say nothing, and end the
+// run.
+func TestFailingTests(t *testing.T) {
+	if testing.Short() {
+		t.Skip("builds test binaries")
+	}
+	root := module(t)
+	write(t, root, "room/bad_test.go", "package room\n\nimport \"testing\"\n\nfunc TestBad(t *testing.T) { t.Fail() }\n")
+	o := options{root: root, all: true, rooms: []string{"room"}, results: filepath.Join(root, "results"),
+		progress: io.Discard, survivors: io.Discard}
+	if _, err := o.run(t.Context()); err == nil || !strings.Contains(err.Error(), "fail without a change") {
+		t.Errorf("run: %v", err)
+	}
+}
+
+// TestNamed: a named change that its test notices is fine; one that the test
+// passes, and one whose text is not in the file, are failures.
+func TestNamed(t *testing.T) {
+	if testing.Short() {
+		t.Skip("builds test binaries")
+	}
+	root := module(t)
+	entry := func(name, before, after string) string {
+		return "name: " + name + "\nfile: room/room.go\npackage: ./room\ntest: TestAdd\nbefore:\n\t" + before +
+			"\nafter:\n\t" + after + "\n"
+	}
+	write(t, root, "scripts/mutations.txt", entry("noticed", "\tone()", "\t// nothing")+
+		"\n"+entry("not noticed", "\tquiet()", "\t// nothing")+entry("not there", "\ttwo()", "")+
+		entry("does not build", "\tone()", "\tthree()"))
+	var failures bytes.Buffer
+	o := options{root: root, named: true, progress: io.Discard, survivors: &failures}
+	n, err := o.run(t.Context())
+	if n != 3 || err != nil || strings.Contains(failures.String(), "noticed: ./") {
+		t.Errorf("%d, %v: %s", n, err, failures.Bytes())
+	}
+	for _, want := range []string{"not noticed: the test passes", "not there: the text before is 0 times",
+		"does not build: the change does not build"} {
+		if !strings.Contains(failures.String(), want) {
+			t.Errorf("%s says nothing of %q", failures.Bytes(), want)
+		}
+	}
+}
+
+// TestParseNamed: an entry with a missing field is refused.
+func TestParseNamed(t *testing.T) {
+	for _, text := range []string{
+		"file: a.go\n",
+		"name: x\nfile: a.go\npackage: ./a\ntest: T\n",
+		"name: x\nfile: a.go\npackage: ./a\ntest: T\nbefore:\n\ta\nafter:\n\ta\n",
+		"name: x\ncolour: red\n",
+	} {
+		if _, err := parseNamed([]byte(text)); err == nil {
+			t.Errorf("taken: %q", text)
+		}
+	}
+}
+
+// TestNamedChangesFit: the text of each named change of the project is in its
+// file, and its reasons can be read.
+func TestNamedChangesFit(t *testing.T) {
+	root := filepath.Join("..", "..")
+	all, err := readNamed(filepath.Join(root, "scripts", "mutations.txt"))
+	if err != nil || len(all) == 0 {
+		t.Fatalf("%d named changes, %v", len(all), err)
+	}
+	for _, n := range all {
+		if _, err := n.change(root); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := readReasons(filepath.Join(root, "scripts", "mutate-survivors.txt")); err != nil {
+		t.Error(err)
+	}
+}
+
+func ids(all []Mutant) (names []string) {
+	for _, m := range all {
+		names = append(names, m.ID)
+	}
+	return names
+}
+
+func write(t *testing.T, root, name, text string) {
+	t.Helper()
+	path := filepath.Join(root, name)
+	if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}

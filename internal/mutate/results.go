@@ -1,0 +1,128 @@
+package main
+
+import (
+	"bufio"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// results are the outcomes of earlier runs. Each is appended to a file when it
+// is known, so that an interrupted run goes on where it ended.
+type results struct {
+	path string
+	of   map[string]outcome // by key
+}
+
+func openResults(path string, fresh bool) (*results, error) {
+	r := &results{path: path, of: map[string]outcome{}}
+	if fresh {
+		if err := os.Remove(path); err != nil && !os.IsNotExist(err) {
+			return nil, err
+		}
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
+		return nil, err
+	}
+	text, err := os.ReadFile(path)
+	if err != nil && !os.IsNotExist(err) {
+		return nil, err
+	}
+	for line := range strings.Lines(string(text)) {
+		// A last line that was cut off has no end, and is not known.
+		if key, o, ok := strings.Cut(strings.TrimSuffix(line, "\n"), " "); ok && strings.HasSuffix(line, "\n") {
+			r.of[key] = outcome(o)
+		}
+	}
+	return r, nil
+}
+
+func (r *results) add(key string, o outcome) error {
+	r.of[key] = o
+	f, err := os.OpenFile(r.path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	if _, err := fmt.Fprintf(f, "%s %s\n", key, o); err != nil {
+		_ = f.Close()
+		return err
+	}
+	return f.Close()
+}
+
+// digest names the state of a package's Go files.
+func digest(root, room string) (string, error) {
+	names, err := filepath.Glob(filepath.Join(root, room, "*.go"))
+	if err != nil {
+		return "", err
+	}
+	h := sha256.New()
+	for _, name := range names {
+		src, err := os.ReadFile(name)
+		if err != nil {
+			return "", err
+		}
+		fmt.Fprintf(h, "%s %d\n", filepath.Base(name), len(src))
+		h.Write(src)
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
+func keyOf(digest, id string) string {
+	sum := sha256.Sum256([]byte(digest + "\n" + id))
+	return hex.EncodeToString(sum[:])
+}
+
+// sample takes n mutants, which depend on the seed and the mutants' names alone:
+// a change elsewhere in the package leaves most of them as they were.
+func sample(all []Mutant, n int, seed string) []Mutant {
+	if n >= len(all) {
+		return all
+	}
+	rank := func(m Mutant) string { return keyOf(seed, m.ID) }
+	chosen := slices.Clone(all)
+	slices.SortFunc(chosen, func(a, b Mutant) int { return strings.Compare(rank(a), rank(b)) })
+	chosen = chosen[:n]
+	slices.SortStableFunc(chosen, func(a, b Mutant) int {
+		if c := strings.Compare(a.File, b.File); c != 0 {
+			return c
+		}
+		return a.Start - b.Start
+	})
+	return chosen
+}
+
+// readReasons reads the file of survivors that need no test: the name of a
+// survivor in a line, its reason in the next, behind a tab.
+func readReasons(path string) (map[string]string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	reasons, name := map[string]string{}, ""
+	s := bufio.NewScanner(f)
+	for n := 1; s.Scan(); n++ {
+		line := s.Text()
+		reason, isReason := strings.CutPrefix(line, "\t")
+		switch {
+		case line == "" || line[0] == '#':
+		case isReason && name != "" && strings.TrimSpace(reason) != "":
+			reasons[name], name = strings.TrimSpace(reason), ""
+		case isReason || name != "":
+			return nil, fmt.Errorf("%s:%d: a survivor's name and its reason take turns", path, n)
+		case reasons[line] != "":
+			return nil, fmt.Errorf("%s:%d: the survivor is there twice", path, n)
+		default:
+			name = line
+		}
+	}
+	if name != "" {
+		return nil, fmt.Errorf("%s: %s has no reason", path, name)
+	}
+	return reasons, s.Err()
+}
