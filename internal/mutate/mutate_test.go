@@ -229,15 +229,16 @@ func TestNamed(t *testing.T) {
 	}
 	write(t, root, "scripts/mutations.txt", entry("noticed", "\tone()", "\t// nothing")+
 		"\n"+entry("not noticed", "\tquiet()", "\t// nothing")+entry("not there", "\ttwo()", "")+
-		entry("does not build", "\tone()", "\tthree()"))
+		entry("does not build", "\tone()", "\tthree()")+
+		strings.Replace(entry("no test", "\tone()", "\t// nothing"), "TestAdd", "TestNone", 1))
 	var failures bytes.Buffer
 	o := options{root: root, named: true, progress: io.Discard, survivors: &failures}
 	n, err := o.run(t.Context())
-	if n != 3 || err != nil || strings.Contains(failures.String(), "noticed: ./") {
+	if n != 4 || err != nil || strings.Contains(failures.String(), "noticed: ./") {
 		t.Errorf("%d, %v: %s", n, err, failures.Bytes())
 	}
 	for _, want := range []string{"not noticed: the test passes", "not there: the text before is 0 times",
-		"does not build: the change does not build"} {
+		"does not build: the change does not build", "no test: ./room has no test TestNone"} {
 		if !strings.Contains(failures.String(), want) {
 			t.Errorf("%s says nothing of %q", failures.Bytes(), want)
 		}

@@ -104,8 +104,12 @@ func (r *runner) baseline(ctx context.Context, pkg, tests string) (time.Duration
 		return 0, err
 	}
 	began := time.Now()
-	if passed, out := r.test(ctx, binary, pkg, tests, 20*time.Minute); !passed {
+	passed, out := r.test(ctx, binary, pkg, tests, 20*time.Minute)
+	switch {
+	case !passed:
 		return 0, fmt.Errorf("the tests of %s fail without a change:\n%s", pkg, out)
+	case bytes.Contains(out, []byte("no tests to run")):
+		return 0, fmt.Errorf("%s has no test %s", pkg, tests)
 	}
 	return time.Since(began), nil
 }
