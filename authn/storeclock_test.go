@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"claviger/metastore"
@@ -16,8 +17,9 @@ import (
 // clock is right are in one store, whose clock is right too.
 func TestClockOfOneNode(t *testing.T) {
 	const day = 24 * time.Hour
-	for what, ahead := range map[string]time.Duration{"ahead": 40 * day, "behind": -40 * day, "ahead a little": 30 * time.Second, "right": 0} {
-		t.Run(what, func(t *testing.T) {
+	for what, ahead := range map[string]time.Duration{"ahead": 40 * day, "behind": -40 * day,
+		"ahead a little": 30 * time.Second, "right": 0} {
+		inBubble(t, what, func(t *testing.T) {
 			ctx := t.Context()
 			now := time.Now() // by the store
 			store := newMemoryTokens(func() time.Time { return now })
@@ -90,6 +92,11 @@ func TestClockOfOneNode(t *testing.T) {
 	}
 }
 
+// inBubble runs a part of a test with a clock that moves only when all wait.
+func inBubble(t *testing.T, name string, part func(*testing.T)) {
+	t.Run(name, func(t *testing.T) { synctest.Test(t, part) })
+}
+
 // aheadTokens is a store whose clock shows now, as a node sees it that is ahead of it.
 type aheadTokens struct {
 	metastore.Delegations
@@ -104,20 +111,22 @@ func (a aheadTokens) Clocks(context.Context) (metastore.Clocks, error) {
 
 // TestClocksAreComparedRarely: many requests at one time are one question.
 func TestClocksAreComparedRarely(t *testing.T) {
-	asked := 0
-	c := newStoreClock(countedClock{&asked}, time.Now)
-	for range 100 {
-		if _, err := c.latest(t.Context()); err != nil {
-			t.Fatal(err)
+	synctest.Test(t, func(t *testing.T) {
+		asked := 0
+		c := newStoreClock(countedClock{&asked}, time.Now)
+		for range 100 {
+			if _, err := c.latest(t.Context()); err != nil {
+				t.Fatal(err)
+			}
 		}
-	}
-	if asked != 1 {
-		t.Errorf("the store was asked %d times", asked)
-	}
-	time.Sleep(clocksHold)
-	if err := c.sure(t.Context()); err != nil || asked != 2 {
-		t.Errorf("later it was asked %d times, %v", asked, err)
-	}
+		if asked != 1 {
+			t.Errorf("the store was asked %d times", asked)
+		}
+		time.Sleep(clocksHold)
+		if err := c.sure(t.Context()); err != nil || asked != 2 {
+			t.Errorf("later it was asked %d times, %v", asked, err)
+		}
+	})
 }
 
 // TestClockThatWasAhead: a host's clock was ahead once, and its store in a file has a time of

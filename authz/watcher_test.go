@@ -168,7 +168,7 @@ func TestWatcherRun(t *testing.T) {
 	done := make(chan struct{})
 	go func() { defer close(done); w.Run(ctx) }()
 	write("bob", time.Now().Add(-time.Minute))
-	for deadline := time.Now().Add(20 * time.Second); !w.mayGet("bob"); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); !w.mayGet("bob"); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Error("the change did not take effect")
 			break

@@ -222,7 +222,7 @@ func TestTokenComesBack(t *testing.T) {
 		for i := range 6 {
 			uuid := fmt.Sprint("uuid-", i)
 			wg.Go(func() {
-				for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+				for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 					fresh, err := k.Wrap(t.Context(), uuid, []byte("y"))
 					if err == nil {
 						_, err = k.Unwrap(t.Context(), uuid, fresh)

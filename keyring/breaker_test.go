@@ -50,7 +50,7 @@ func TestOneUsersLimitsAtTheSource(t *testing.T) {
 	_, err := l.Decrypt(t.Context(), caller("bob"), "k", true, es[0])
 	wantKind(t, err, claviger.SourceUnreachable)
 	far.setFail(busyFar)
-	for deadline := time.Now().Add(10 * time.Second); l.Sources()[0].State == "open"; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); l.Sources()[0].State == "open"; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("the breaker stays open")
 		}

@@ -109,7 +109,7 @@ func TestSourceComesBack(t *testing.T) {
 		t.Errorf("state %s", s)
 	}
 	far.setFail(nil)
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(30 * time.Second)
 	for {
 		dek, err := l.Decrypt(t.Context(), caller("u"), "k", true, es[0])
 		if err == nil {

@@ -43,7 +43,7 @@ func TestSourceWaitsByUser(t *testing.T) {
 			}
 		})
 	}
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(30 * time.Second)
 	for {
 		mu.Lock()
 		enough := refused == 4*places-places/2

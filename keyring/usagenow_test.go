@@ -36,7 +36,7 @@ func TestFirstUseIsWrittenAtOnce(t *testing.T) {
 	if _, err := l.Decrypt(t.Context(), caller("u"), "k", true, es[1]); err != nil {
 		t.Fatal(err)
 	}
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(30 * time.Second)
 	for {
 		uses, err := store.Uses(t.Context())
 		if err != nil {

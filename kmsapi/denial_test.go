@@ -72,7 +72,7 @@ func TestUnreadAnswers(t *testing.T) {
 	for range 4 {
 		conns = append(conns, beginning(t, addr, "GET /kms/v1/key/k/_eek?eek_op=generate&num_keys=60000&user.name=mallory HTTP/1.1\r\nHost: kms\r\n\r\n"))
 	}
-	for deadline := time.Now().Add(20 * time.Second); lanes.Figures()["large"].Used == 0 && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(30 * time.Second); lanes.Figures()["large"].Used == 0 && time.Now().Before(deadline); {
 		time.Sleep(time.Millisecond)
 	}
 	// The places are given back while the answers are still there.
@@ -94,7 +94,7 @@ func TestUnreadAnswers(t *testing.T) {
 	if f := lanes.Figures()["large"]; f.Most > f.Size/2 {
 		t.Errorf("one user holds %d of %d bytes", f.Most, f.Size)
 	}
-	for deadline := time.Now().Add(10 * time.Second); lanes.Figures()["large"].Used > 0; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); lanes.Figures()["large"].Used > 0; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("memory is not given back: %+v", lanes.Figures()["large"])
 		}
@@ -145,7 +145,7 @@ func TestIdleBodies(t *testing.T) {
 		}
 	}
 	// The last handlers give it back when their answers have been sent.
-	for deadline := time.Now().Add(10 * time.Second); lanes.Figures()["large"].Used != 0; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); lanes.Figures()["large"].Used != 0; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("idle bodies hold memory: %+v", lanes.Figures()["large"])
 		}
@@ -334,7 +334,7 @@ func TestManyHalfBodies(t *testing.T) {
 	for range 100 {
 		beginning(t, addr, head)
 	}
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(5 * time.Millisecond) {
 		f := lanes.Figures()["large"]
 		if f.Used > f.Size/2 {
 			t.Fatalf("one user has %d of %d bytes", f.Used, f.Size)

@@ -59,7 +59,7 @@ func TestHungSourceHoldsNoTurns(t *testing.T) {
 	}
 	addr := start(t, stack{
 		Primary: primary, KeyAuthorization: true, Policy: policy, Migrator: source,
-		Sources: []keyring.Source{{Provider: source, Reencryption: true}}, SourceTimeout: time.Second, Reencryption: true,
+		Sources: []keyring.Source{{Provider: source, Reencryption: true}}, SourceTimeout: 3 * time.Second, Reencryption: true,
 		Admission: kmsapi.Admission{Decrypts: 1, Generates: 1, Batches: 1, Management: 1, Wait: 200 * time.Millisecond},
 	})
 	first := ask(t, addr, "GET", "/kms/v1/key/k/_eek?eek_op=generate&num_keys=1", "")
@@ -120,7 +120,7 @@ func TestHungSourceHoldsNoTurns(t *testing.T) {
 			t.Errorf("%s %s while the source hangs: %d %s", c.method, c.target, a.status, a.body)
 		}
 	}
-	if took := time.Since(begun); took > 900*time.Millisecond {
+	if took := time.Since(begun); took > 2900*time.Millisecond {
 		t.Logf("the machine was too busy (%v) to tell whether all of this was served meanwhile", took)
 	}
 	storm.Wait()

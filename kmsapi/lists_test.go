@@ -105,7 +105,7 @@ func TestUnreadLists(t *testing.T) {
 			for _, conn := range conns {
 				_ = conn.Close()
 			}
-			for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+			for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 				f := lanes.Figures()
 				if f["large"].Used == 0 && f["generate"].Used == 0 && f["metadata"].Used == 0 {
 					break

@@ -193,7 +193,7 @@ func TestPairRecovery(t *testing.T) {
 			want := secret.Bytes{byte(i), 1}
 			sealed := seal(t, public, want)
 			wg.Go(func() {
-				for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+				for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 					got, err := tok.DecryptOAEP(t.Context(), id, label, crypto.SHA1, sealed)
 					if err == nil && got.Equal(want) {
 						return

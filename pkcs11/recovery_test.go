@@ -42,6 +42,27 @@ func eventually(t *testing.T, f func() error) {
 	}
 }
 
+// pingHangs leaves a call of that name behind, which hangs already: its caller goes away when
+// it is in the library.
+func pingHangs(t *testing.T, tok *Token, m *Meter, call string) {
+	t.Helper()
+	ctx, leave := context.WithCancel(t.Context())
+	defer leave()
+	pinged := make(chan error, 1)
+	before := m.Count(call)
+	go func() { pinged <- tok.Ping(ctx) }()
+	eventually(t, func() error {
+		if m.Count(call) == before {
+			return fmt.Errorf("%s has not been called", call)
+		}
+		return nil
+	})
+	leave()
+	if err := <-pinged; !claviger.Is(err, claviger.Unavailable) {
+		t.Fatalf("a ping that hangs: %v", err)
+	}
+}
+
 // live tells how many sessions are open; it must be asked for on a fresh token.
 func live(tok *Token, m *Meter) func() int {
 	tok.mu.Lock()
@@ -139,11 +160,7 @@ func TestHungCall(t *testing.T) {
 	}
 	release := m.Hang("GenerateRandom")
 	defer release()
-	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	if err := tok.Ping(short); !claviger.Is(err, claviger.Unavailable) {
-		t.Fatalf("a ping that hangs: %v", err)
-	}
+	pingHangs(t, tok, m, "GenerateRandom")
 	m.Fail("EncryptInit", 1, p11.Error(p11.CKR_DEVICE_REMOVED))
 	within(t, 20*time.Second, "a lost token beside a call that hangs", func() {
 		if err := tok.EncryptBlocks(t.Context(), id, label, make([]byte, 16)); !claviger.Is(err, claviger.Unavailable) || !errors.Is(err, errHung) {
@@ -208,16 +225,17 @@ func TestHungOpenSession(t *testing.T) {
 			}
 			release := m.Hang("OpenSession")
 			defer release()
-			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
-			defer cancel()
 			var wg sync.WaitGroup
-			for range 3 {
+			for range 2 {
 				wg.Go(func() {
+					ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+					defer cancel()
 					if err := tok.Ping(ctx); !claviger.Is(err, claviger.Unavailable) {
 						t.Errorf("no session, but %v", err)
 					}
 				})
 			}
+			pingHangs(t, tok, m, "OpenSession")
 			wg.Wait()
 			within(t, 20*time.Second, "Info", func() { tok.Info() })
 			within(t, 20*time.Second, "OnReset", func() { tok.OnReset(func() {}) })
@@ -250,9 +268,7 @@ func TestHungOpenSession(t *testing.T) {
 func TestAfterHungClose(t *testing.T) {
 	tok, m := open(t)
 	release := m.Hang("GenerateRandom")
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	_ = tok.Ping(ctx)
+	pingHangs(t, tok, m, "GenerateRandom")
 	tok.patience = 200 * time.Millisecond
 	if err := tok.Close(); err == nil {
 		t.Error("the library was unloaded under a call")

@@ -269,7 +269,7 @@ func TestTokenAway(t *testing.T) {
 		t.Errorf("initialised %d times without a pause", n)
 	}
 	m.Heal()
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		err := tok.EncryptBlocks(t.Context(), id, label, make([]byte, 16))
 		if err == nil {
 			break

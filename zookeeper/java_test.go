@@ -239,7 +239,7 @@ func TestJavaTokens(t *testing.T) {
 	if ok, err := ours.RemoveDelegation(ctx, first+1); err != nil || !ok {
 		t.Fatalf("cancelling ours: %v, %v", ok, err)
 	}
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) { // Hadoop learns of it by a watch
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) { // Hadoop learns of it by a watch
 		if _, err := java.ask("verify", urlToken(d)); err != nil && strings.Contains(err.Error(), "can't be found in cache") {
 			break
 		}
@@ -302,7 +302,7 @@ func TestJavaSecrets(t *testing.T) {
 		t.Fatalf("%v, %v", ok, err)
 	}
 	time.Sleep(time.Until(s.Rollover))
-	for deadline := time.Now().Add(20 * time.Second); java.must("sign", "u=x") != signed("u=x",
+	for deadline := time.Now().Add(30 * time.Second); java.must("sign", "u=x") != signed("u=x",
 		rolled.Current); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("Hadoop does not sign with the secret that is current after our roll")
@@ -316,7 +316,7 @@ func TestJavaSecrets(t *testing.T) {
 	// From now on Hadoop rolls; each time our view is that of its signatures.
 	version := rolled.Version + 1
 	for range 2 {
-		for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 			if s, _, err = ours.SignerSecrets(ctx); err != nil {
 				t.Fatal(err)
 			}

@@ -48,7 +48,7 @@ func folded(t *testing.T, path string) {
 		if st, err := os.Stat(path + "-wal"); err == nil && st.Size() == 0 {
 			return
 		}
-		if time.Since(began) > 10*time.Second {
+		if time.Since(began) > 30*time.Second {
 			t.Fatal("the -wal is not moved into the file")
 		}
 	}
@@ -75,7 +75,7 @@ func noticed(t *testing.T, s *Store, texts ...string) {
 			}
 			return
 		}
-		if time.Since(began) > 5*time.Second {
+		if time.Since(began) > 30*time.Second {
 			t.Fatal("the store does not notice")
 		}
 	}
@@ -356,7 +356,7 @@ func summed(t *testing.T, s *Store) {
 		if known {
 			return
 		}
-		if time.Since(began) > 10*time.Second {
+		if time.Since(began) > 30*time.Second {
 			t.Fatal("the content is not summed")
 		}
 	}

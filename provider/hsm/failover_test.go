@@ -76,11 +76,12 @@ func TestFailoverAfterAStart(t *testing.T) {
 		return list
 	}
 
+	const follow = 5 * time.Second // and longer, if it waited for a standby that is away
 	standby.Stop(t)
-	mustClose(t, done(open(), 3*time.Second))
+	mustClose(t, done(open(), follow))
 	standby.Start(t)
 	standby.CatchUp(t, primary)
-	mustClose(t, done(open(), 3*time.Second))
+	mustClose(t, done(open(), follow))
 
 	standby.Pause()
 	mustClose(t, done(open(), 15*time.Second))

@@ -55,7 +55,7 @@ func TestCheckEncrypts(t *testing.T) {
 			t.Errorf("%v at each encryption: %v", p11.Error(code), err)
 		}
 		b.meter.Heal()
-		for deadline := time.Now().Add(20 * time.Second); p.Check(ctx) != nil; time.Sleep(20 * time.Millisecond) {
+		for deadline := time.Now().Add(30 * time.Second); p.Check(ctx) != nil; time.Sleep(20 * time.Millisecond) {
 			if time.Now().After(deadline) {
 				t.Fatalf("after %v: %v", p11.Error(code), p.Check(ctx))
 			}

@@ -49,7 +49,7 @@ func TestVerifiedLater(t *testing.T) {
 	if err := p.EncryptBlocks(t.Context(), right, make([]byte, 16)); err != nil {
 		t.Error(err)
 	}
-	for deadline := time.Now().Add(20 * time.Second); !strings.Contains(log.String(), "is not as the metastore says; it is not used\" version="+wrong); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); !strings.Contains(log.String(), "is not as the metastore says; it is not used\" version="+wrong); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("the background has not told: %s", log)
 		}
@@ -100,7 +100,7 @@ func TestAnotherKeyCameBack(t *testing.T) {
 	}
 	swap.Store(false)
 	b.meter.Fail("EncryptInit", 1, p11.Error(p11.CKR_SESSION_CLOSED)) // forget the handle
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		got := make([]byte, 16)
 		err := p.EncryptBlocks(t.Context(), version, got)
 		if err == nil {

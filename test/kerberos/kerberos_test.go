@@ -377,7 +377,7 @@ func TestReadinessOfLogins(t *testing.T) {
 		t.Helper()
 		var got string
 		var is bool
-		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(200 * time.Millisecond) {
+		for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(200 * time.Millisecond) {
 			is, got = s.readyz(name)
 			if is == ready && (want == "") == (got == "") && strings.Contains(got, want) {
 				return

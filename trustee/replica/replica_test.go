@@ -155,7 +155,7 @@ func (h *half) status() (r replica.StatusReport) {
 func (h *half) await(what string, ok func(replica.StatusReport) bool) {
 	h.t.Helper()
 	var r replica.StatusReport
-	for begun := time.Now(); time.Since(begun) < 15*time.Second; time.Sleep(20 * time.Millisecond) {
+	for begun := time.Now(); time.Since(begun) < time.Minute; time.Sleep(20 * time.Millisecond) {
 		if r = h.status(); ok(r) {
 			return
 		}

@@ -35,7 +35,7 @@ func TestHalfSentBodies(t *testing.T) {
 		defer s.doors.mu.Unlock()
 		return s.doors.all + s.doors.refused
 	}
-	for deadline := time.Now().Add(10 * time.Second); open() < arriving; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); open() < arriving; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("%d bodies have begun", open())
 		}

@@ -120,7 +120,7 @@ func TestRestart(t *testing.T) {
 		}
 	}
 	// That the server was away is remembered, until the next question in the background.
-	for deadline := time.Now().Add(5 * time.Second); hasty.Check(ctx) != nil && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(30 * time.Second); hasty.Check(ctx) != nil && time.Now().Before(deadline); {
 		time.Sleep(20 * time.Millisecond)
 	}
 	if _, err := hasty.Get(ctx, "u70"); err != nil {
