@@ -27,8 +27,9 @@ unwatched := modernc.org/sqlite/lib modernc.org/libc/... crypto/internal/fips140
 test test-fast test-hadoop: export GOFLAGS := $(GOFLAGS) $(unwatched:%=-gcflags=%=-race=false)
 FUZZTIME ?= 4s
 BENCHTIME ?= 1s
+SAMPLE ?= 20
 
-.PHONY: help setup build test test-fast test-hadoop conformance fuzz demo bench lint clean
+.PHONY: help setup build test test-fast test-hadoop conformance fuzz demo mutate bench lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -65,6 +66,11 @@ fuzz: ## look for new inputs that break something: each fuzz target for FUZZTIME
 
 demo: build ## the whole migration on this machine, on SoftHSM2, narrated
 	bin/claviger demo
+
+mutate: ## break the code on purpose: the named changes, and SAMPLE changes by rule of each package (default 20); lists those that no test notices
+	@scripts/setup base
+	scripts/mutate --named
+	scripts/mutate --sample $(SAMPLE)
 
 bench: ## benchmarks of the packages; docs/performance.md has the figures
 	@scripts/setup base

@@ -24,7 +24,7 @@ var rooms = []string{"authn", "authz", "keyring", "eek", "pkcs11", "audit", "met
 // the room's own tests pass.
 var alsoTestedBy = map[string][]string{
 	"metastore":           {"metastore/sqlite"},
-	"trustee/server":      {"trustee/server/sqlite"},
+	"trustee/server":      {"trustee/server/sqlite", "trustee/replica"},
 	"metastore/storetest": {"metastore/sqlite"},
 }
 
