@@ -26,7 +26,6 @@ import (
 	"claviger/keystore"
 	"claviger/secret"
 	"claviger/trustee"
-	"claviger/trustee/replica"
 	"claviger/trustee/server"
 	"claviger/web"
 )
@@ -177,8 +176,8 @@ func newTrusteeServe() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if r := replica.Role(f.peer.role); r != "" && r != replica.RoleActive && r != replica.RolePassive {
-				return &exitError{exitUsage, fmt.Errorf("--role %q: it must be %s or %s", r, replica.RoleActive, replica.RolePassive)}
+			if r := server.Role(f.peer.role); r != "" && r != server.RoleActive && r != server.RolePassive {
+				return &exitError{exitUsage, fmt.Errorf("--role %q: it must be %s or %s", r, server.RoleActive, server.RolePassive)}
 			}
 			return serveTrustee(cmd.Context(), f, log)
 		},

@@ -60,7 +60,7 @@ no store: without its secring.gpg nobody can read that KMS's deposits. FILE is n
 					if err != nil {
 						return err
 					}
-					if st.Role == replica.RolePassive {
+					if st.Role == server.RolePassive {
 						passive = fmt.Sprintf("this is the passive one of two Key Trustee Servers, at change %d of epoch %d: the active one may hold more; claviger trustee status tells\n", st.Head.Seq, st.Head.Epoch)
 					}
 				}

@@ -50,8 +50,8 @@ func trusteeReplica(ctx context.Context, f trusteeFlags, id *trustee.Identity, h
 	}
 	if f.peer.url == "" {
 		st, err := store.Standing(ctx)
-		if err == nil && st.Role != replica.RoleSingle {
-			err = fmt.Errorf("this Key Trustee Server is the %s one of two: name the other by --peer and --peer-cert. Where that is lost for good, start this one with both options all the same, and then: %sclaviger trustee alone on", st.Role, map[replica.Role]string{replica.RolePassive: "claviger trustee promote --force, "}[st.Role])
+		if err == nil && st.Role != server.RoleSingle {
+			err = fmt.Errorf("this Key Trustee Server is the %s one of two: name the other by --peer and --peer-cert. Where that is lost for good, start this one with both options all the same, and then: %sclaviger trustee alone on", st.Role, map[server.Role]string{server.RolePassive: "claviger trustee promote --force, "}[st.Role])
 		}
 		return nil, func() {}, err
 	}
@@ -67,7 +67,7 @@ func trusteeReplica(ctx context.Context, f trusteeFlags, id *trustee.Identity, h
 	if err != nil {
 		return nil, nil, fmt.Errorf("--peer: %w", err)
 	}
-	r, err := replica.New(ctx, replica.Config{Identity: id, Store: store, Peer: peer, Spool: f.dir, Log: log}, replica.Role(f.peer.role))
+	r, err := replica.New(ctx, replica.Config{Identity: id, Store: store, Peer: peer, Spool: f.dir, Log: log}, server.Role(f.peer.role))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -80,7 +80,7 @@ func replicaMetrics(m *console.Metrics, r *replica.Replica) {
 		help string
 		of   func(st *replica.Standing, synced bool) float64
 	}{
-		"active": {"1 where this is the active one of two, 0 the passive.", func(st *replica.Standing, _ bool) float64 { return truth(st.Role == replica.RoleActive) }},
+		"active": {"1 where this is the active one of two, 0 the passive.", func(st *replica.Standing, _ bool) float64 { return truth(st.Role == server.RoleActive) }},
 		"synced": {"1 where this is the active one and knows that the passive has all.", func(_ *replica.Standing, synced bool) float64 { return truth(synced) }},
 		"alone":  {"1 while the active one goes on without the passive, as an operator said.", func(st *replica.Standing, _ bool) float64 { return truth(st.Alone) }},
 		"epoch":  {"How many promotions there have been.", func(st *replica.Standing, _ bool) float64 { return float64(st.Epoch) }},
@@ -226,7 +226,7 @@ func newTrusteeStatus() *cobra.Command {
 
 // apart tells that two trustees are not in step, or that nobody can say.
 func apart(r *replica.StatusReport) bool {
-	return r.Fault != "" || r.Peer == nil || r.Peer.Fault != "" || r.Peer.Role == r.Role || r.Lag > 0 || r.Diverged || r.Role == replica.RoleActive && !r.Synced || r.Digest != r.PeerDigest
+	return r.Fault != "" || r.Peer == nil || r.Peer.Fault != "" || r.Peer.Role == r.Role || r.Lag > 0 || r.Diverged || r.Role == server.RoleActive && !r.Synced || r.Digest != r.PeerDigest
 }
 
 func printTrusteeStatus(out io.Writer, r *replica.StatusReport) error {
@@ -254,11 +254,11 @@ func printTrusteeStatus(out io.Writer, r *replica.StatusReport) error {
 		_, e := fmt.Fprintf(out, "the passive lacks %d changes\n", r.Lag)
 		err = errors.Join(err, e)
 	}
-	if r.Peer != nil && r.Peer.Role == r.Role && r.Role == replica.RolePassive {
+	if r.Peer != nil && r.Peer.Role == r.Role && r.Role == server.RolePassive {
 		_, e := fmt.Fprintln(out, "both are passive, so that neither takes changes: claviger trustee promote at the one whose deposits count")
 		err = errors.Join(err, e)
 	}
-	if r.Why != "" && (r.Diverged || r.Role == replica.RoleActive && !r.Synced) {
+	if r.Why != "" && (r.Diverged || r.Role == server.RoleActive && !r.Synced) {
 		_, e := fmt.Fprintf(out, "not in step: %s\n", r.Why)
 		err = errors.Join(err, e)
 	}

@@ -182,7 +182,7 @@ func (h *host) await(what string, digest bool, ok func(*replica.StatusReport) bo
 func (h *host) awaitEqual(what string) {
 	h.t.Helper()
 	h.await(what, true, func(r *replica.StatusReport) bool {
-		return r.Synced && !r.Alone && r.Peer != nil && r.Peer.Role == replica.RolePassive && r.Digest != "" && r.Digest == r.PeerDigest
+		return r.Synced && !r.Alone && r.Peer != nil && r.Peer.Role == server.RolePassive && r.Digest != "" && r.Digest == r.PeerDigest
 	})
 }
 

@@ -18,7 +18,6 @@ import (
 
 	"claviger/durable"
 	"claviger/trustee"
-	"claviger/trustee/replica"
 	"claviger/trustee/server"
 	"claviger/trustee/server/postgres"
 	"claviger/trustee/server/sqlite"
@@ -56,12 +55,12 @@ func openTrusteeStore(ctx context.Context, f *trustee.Folder, log *slog.Logger) 
 		if err != nil {
 			return nil, err
 		}
-		passive, err := store.Passive(ctx)
+		role, err := store.Role(ctx)
 		if err != nil {
 			return nil, errors.Join(err, store.Close())
 		}
 		if log != nil {
-			log.Info("the deposits are in PostgreSQL", "store", store.URI(), "standby", passive)
+			log.Info("the deposits are in PostgreSQL", "store", store.URI(), "standby", role == server.RolePassive)
 		}
 		return store, nil
 	}
@@ -235,11 +234,11 @@ func restoreTrusteeStore(ctx context.Context, dir, uri string) (_ server.Store, 
 
 // databaseStatus tells how a trustee stands whose store is in PostgreSQL.
 type databaseStatus struct {
-	Role     replica.Role `json:"role"`
-	Store    string       `json:"store"`
-	Deposits int64        `json:"deposits"`
-	Deleted  int64        `json:"deleted"`
-	Digest   string       `json:"digest,omitempty"`
+	Role     server.Role `json:"role"`
+	Store    string      `json:"store"`
+	Deposits int64       `json:"deposits"`
+	Deleted  int64       `json:"deleted"`
+	Digest   string      `json:"digest,omitempty"`
 }
 
 func printDatabaseStatus(cmd *cobra.Command, f *trustee.Folder, digest bool, output string) (err error) {
@@ -249,13 +248,9 @@ func printDatabaseStatus(cmd *cobra.Command, f *trustee.Folder, digest bool, out
 		return err
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
-	passive, err := store.Passive(ctx)
-	if err != nil {
+	st := databaseStatus{Store: store.URI()}
+	if st.Role, err = store.Role(ctx); err != nil {
 		return err
-	}
-	st := databaseStatus{Role: replica.RoleActive, Store: store.URI()}
-	if passive {
-		st.Role = replica.RolePassive
 	}
 	if st.Deposits, st.Deleted, err = store.Deposits(ctx); err != nil {
 		return err
@@ -285,11 +280,11 @@ func promoteDatabase(cmd *cobra.Command, f *trustee.Folder, force bool) (err err
 		return err
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
-	passive, err := store.Passive(ctx)
+	role, err := store.Role(ctx)
 	switch {
 	case err != nil:
 		return err
-	case !passive:
+	case role == server.RoleActive:
 		return &exitError{exitRefused, fmt.Errorf("%s is a primary: this trustee is the active one", store.URI())}
 	case !force:
 		return &exitError{exitRefused, fmt.Errorf("a standby cannot ask its primary to yield: stop that first, so that no deposit is made there any more, then claviger trustee promote --force makes %s the primary", store.URI())}

@@ -15,7 +15,6 @@ import (
 	"claviger"
 	"claviger/internal/pgtest"
 	"claviger/trustee"
-	"claviger/trustee/replica"
 	"claviger/trustee/server"
 )
 
@@ -148,7 +147,7 @@ func TestTrusteesInPostgreSQL(t *testing.T) {
 		return st
 	}
 	want := status(b.dir)
-	if want.Role != replica.RoleActive || want.Deposits < l.count.Load() || want.Digest == "" {
+	if want.Role != server.RoleActive || want.Deposits < l.count.Load() || want.Digest == "" {
 		t.Errorf("%+v, %d acknowledged", want, l.count.Load())
 	}
 	dir := t.TempDir()

@@ -270,7 +270,7 @@ func TestTrusteeTakesNoChanges(t *testing.T) {
 	s.store.(replica.Logged).Guard(func(context.Context, replica.Standing, replica.Entry) (bool, error) {
 		return false, claviger.E("test", claviger.Unavailable, "", full)
 	})
-	if _, err := s.store.(replica.Logged).Stand(ctx, func(st *replica.Standing) error { st.Role, st.Epoch = replica.RoleActive, 1; return nil }); err != nil {
+	if _, err := s.store.(replica.Logged).Stand(ctx, func(st *replica.Standing) error { st.Role, st.Epoch = server.RoleActive, 1; return nil }); err != nil {
 		t.Fatal(err)
 	}
 	if err := p.CheckWrites(ctx); err != nil {

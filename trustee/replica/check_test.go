@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"testing"
+
+	"claviger/trustee/server"
 )
 
 // standingStore is a store of which only Standing is asked.
@@ -18,7 +20,7 @@ func (s *standingStore) Standing(context.Context) (Standing, error) { return s.s
 // not at all where there is none, as before the first question and just after one that found
 // them in step.
 func TestCheckNamesAReason(t *testing.T) {
-	r := &Replica{store: &standingStore{st: Standing{Role: RoleActive}}}
+	r := &Replica{store: &standingStore{st: Standing{Role: server.RoleActive}}}
 	for _, r.tried = range []bool{false, true} {
 		if err := r.Check(t.Context()); err != nil {
 			t.Errorf("tried %t: %v", r.tried, err)

@@ -43,7 +43,7 @@ func (r *Replica) Current(ctx context.Context) (server.Knowledge, error) {
 		return server.Knowledge{}, err
 	}
 	c := &known{until: time.Now().Add(currentTime)}
-	if st.Role == RoleActive {
+	if st.Role == server.RoleActive {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		if r.lacking && !st.Alone {
@@ -83,7 +83,7 @@ type known struct {
 // abreast tells whether this passive server has all that the active one has. In step
 // it has each change before that one.
 func (r *Replica) abreast(ctx context.Context, st, p *Standing) (bool, error) {
-	if p.Role != RoleActive {
+	if p.Role != server.RoleActive {
 		return false, nil
 	}
 	if had, err := r.store.Has(ctx, p.Head); err != nil || had {

@@ -4,13 +4,14 @@ import (
 	"context"
 
 	"claviger"
+	"claviger/trustee/server"
 )
 
 // Check is an error while this server is the active one and the two are not in step, so
 // that no change is acknowledged. The passive acknowledges none to clients anyway.
 func (r *Replica) Check(ctx context.Context) error {
 	st, synced, err := r.State(ctx)
-	if err != nil || st.Role != RoleActive || synced {
+	if err != nil || st.Role != server.RoleActive || synced {
 		return err
 	}
 	r.mu.Lock()

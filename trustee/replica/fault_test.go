@@ -12,6 +12,7 @@ import (
 	"claviger"
 	"claviger/trustee"
 	"claviger/trustee/replica"
+	"claviger/trustee/server"
 )
 
 // smallDisk is a folder on a disk of 16 MiB.
@@ -73,7 +74,7 @@ func TestFullDisk(t *testing.T) {
 			must(t, other.store.CheckWrites(t.Context()))
 			full.await("its own word", func(r replica.StatusReport) bool { return strings.Contains(r.Fault, "no space left") })
 			other.await("the other's word", func(r replica.StatusReport) bool {
-				return r.Fault == "" && r.Peer != nil && strings.Contains(r.Peer.Fault, "no space left") && (r.Role == replica.RolePassive || !r.Synced && strings.Contains(r.Why, "no space left"))
+				return r.Fault == "" && r.Peer != nil && strings.Contains(r.Peer.Fault, "no space left") && (r.Role == server.RolePassive || !r.Synced && strings.Contains(r.Why, "no space left"))
 			})
 			big := trustee.Deposit{Label: "big", Content: bytes.Repeat([]byte("x"), 400<<10)}
 			if _, err := c.Put(t.Context(), big, ""); !claviger.Is(err, claviger.Unavailable) {

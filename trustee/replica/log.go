@@ -14,19 +14,6 @@ import (
 	"claviger/trustee/server"
 )
 
-// Role of a trustee beside its peer.
-type Role string
-
-// The roles.
-const (
-	// RoleSingle has no peer, and keeps no log.
-	RoleSingle Role = "single"
-	// RoleActive alone takes changes.
-	RoleActive Role = "active"
-	// RolePassive has what the active has acknowledged, and answers reads.
-	RolePassive Role = "passive"
-)
-
 // Ops of a Change.
 const (
 	OpAddOrg    = "add-org"
@@ -90,7 +77,7 @@ func (h Head) Anew(epoch uint64) Head {
 
 // Standing is what a store knows of itself as one of two.
 type Standing struct {
-	Role Role `json:"role"`
+	Role server.Role `json:"role"`
 	// Epoch counts promotions: of two actives the one of the lower has been replaced.
 	Epoch uint64 `json:"epoch"`
 	// Alone: an operator lets the active acknowledge what the passive does not have.
@@ -108,6 +95,23 @@ type Standing struct {
 // change comes about if and only if err is nil. shared: the peer has it. before is
 // what the store stood at, without e.
 type Guard func(ctx context.Context, before Standing, e Entry) (shared bool, err error)
+
+// Admit decides whether a store at s may commit a change, which the caller has made in an open
+// transaction. It returns the change's entry in the log. shared is true if the peer has every
+// change up to e; else s.Unshared is the first that the peer may lack. g is nil for a process
+// without a Replica, as orgtool is: its changes reach the peer later.
+func (s *Standing) Admit(ctx context.Context, g *Guard, change []byte) (e Entry, shared bool, err error) {
+	e = s.Head.Next(s.Epoch, change)
+	if g != nil {
+		if shared, err = (*g)(ctx, *s, e); err != nil {
+			return e, false, err
+		}
+	}
+	if !shared && s.Unshared == 0 {
+		s.Unshared = e.Seq
+	}
+	return e, shared && s.Unshared == 0, nil
+}
 
 // ErrChain is in the error, of kind Invalid, of entries that do not follow what a
 // log holds.
@@ -137,7 +141,7 @@ type Logged interface {
 	// the log has already are passed over. It does so only as the role as, and, as
 	// the passive, of an epoch that is not below the store's own, which it takes on.
 	// Kinds Denied for the wrong role or epoch; ErrChain.
-	Apply(ctx context.Context, as Role, epoch uint64, list []Entry) error
+	Apply(ctx context.Context, as server.Role, epoch uint64, list []Entry) error
 	// Snapshot is Export with the head of that moment.
 	Snapshot(ctx context.Context, head func(Head) error, f func(server.Record) error) error
 	// Load is Import of a peer's Snapshot, by the passive. Kind Denied as for Apply.
@@ -147,11 +151,11 @@ type Logged interface {
 }
 
 // MayApply tells whether a store of that standing takes the peer's changes.
-func (s *Standing) MayApply(op string, as Role, epoch uint64) error {
+func (s *Standing) MayApply(op string, as server.Role, epoch uint64) error {
 	switch {
 	case s.Role != as:
 		return claviger.Errorf(op, claviger.Denied, "", "this Key Trustee Server is %s, not %s", s.Role, as)
-	case as == RolePassive && epoch < s.Epoch:
+	case as == server.RolePassive && epoch < s.Epoch:
 		return claviger.Errorf(op, claviger.Denied, "", "epoch %d is over: it is %d", epoch, s.Epoch)
 	}
 	return nil

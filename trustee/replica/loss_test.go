@@ -185,7 +185,7 @@ func TestActiveLostAfterPromotions(t *testing.T) {
 	a.stop()
 	a.replaceStore(func(string) {})
 	a.start()
-	a.await("stepping down", func(r replica.StatusReport) bool { return r.Role == replica.RolePassive })
+	a.await("stepping down", func(r replica.StatusReport) bool { return r.Role == server.RolePassive })
 	err := a.operator(trustee.VerbPromote, replica.PromoteArgs{})
 	if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "1 organizations, 1 clients and 1 deposits") {
 		t.Errorf("promote of the empty one: %v", err)

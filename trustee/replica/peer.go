@@ -149,12 +149,12 @@ func (r *Replica) peerDigest(ctx context.Context) (digestResult, error) {
 
 func (r *Replica) onHello(ctx context.Context, from Standing) (any, error) {
 	st, err := r.store.Standing(ctx)
-	if err == nil && from.Role == RoleActive && st.Role == RoleActive && from.Epoch > st.Epoch {
+	if err == nil && from.Role == server.RoleActive && st.Role == server.RoleActive && from.Epoch > st.Epoch {
 		if err = r.stepDown(ctx, from.Epoch); err == nil {
 			st, err = r.store.Standing(ctx)
 		}
 	}
-	if err == nil && from.Role == RoleActive && st.Role == RolePassive {
+	if err == nil && from.Role == server.RoleActive && st.Role == server.RolePassive {
 		had, err := r.store.Has(ctx, from.Head)
 		if err != nil {
 			return nil, err
@@ -166,7 +166,7 @@ func (r *Replica) onHello(ctx context.Context, from Standing) (any, error) {
 }
 
 func (r *Replica) onAppend(ctx context.Context, a appendArgs) (any, error) {
-	if err := r.store.Apply(ctx, RolePassive, a.Epoch, a.Entries); err != nil {
+	if err := r.store.Apply(ctx, server.RolePassive, a.Epoch, a.Entries); err != nil {
 		r.faults.Forget()
 		return nil, err
 	}
@@ -178,7 +178,7 @@ func (r *Replica) onYield(ctx context.Context, a yieldArgs) (any, error) {
 		if a.Epoch <= st.Epoch {
 			return claviger.Errorf("replica.yield", claviger.Denied, "", "epoch %d is over: it is %d", a.Epoch, st.Epoch)
 		}
-		st.Role, st.Epoch, st.Alone = RolePassive, a.Epoch, false
+		st.Role, st.Epoch, st.Alone = server.RolePassive, a.Epoch, false
 		return nil
 	})
 	if err != nil {
@@ -206,7 +206,7 @@ func (r *Replica) onLoad(ctx context.Context, a loadArgs) (any, error) {
 	const op = "replica.load"
 	st, err := r.store.Standing(ctx)
 	if err == nil && !a.Compare {
-		err = st.MayApply(op, RolePassive, a.Epoch)
+		err = st.MayApply(op, server.RolePassive, a.Epoch)
 	}
 	if err != nil {
 		return nil, err
@@ -337,14 +337,14 @@ func (r *Replica) alone(ctx context.Context, a AloneArgs) (any, error) {
 	synced := r.synced
 	r.mu.Unlock()
 	if a.On && synced {
-		if st, err := r.store.Standing(ctx); err == nil && st.Role == RoleActive {
+		if st, err := r.store.Standing(ctx); err == nil && st.Role == server.RoleActive {
 			if _, err := r.hello(ctx, st); err == nil {
 				return nil, claviger.Errorf(op, claviger.Invalid, "", "the passive Key Trustee Server answers and has all: there is nothing to go on without")
 			}
 		}
 	}
 	st, err := r.store.Stand(ctx, func(st *Standing) error {
-		if st.Role != RoleActive {
+		if st.Role != server.RoleActive {
 			return claviger.Errorf(op, claviger.Invalid, "", "this Key Trustee Server is passive: the active one goes on alone, or this one after claviger trustee promote")
 		}
 		st.Alone = a.On
@@ -374,7 +374,7 @@ func (r *Replica) resync(ctx context.Context, a ResyncArgs) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if st.Role != RoleActive {
+	if st.Role != server.RoleActive {
 		return nil, claviger.Errorf("replica.resync", claviger.Invalid, "", "this Key Trustee Server is passive: claviger trustee resync is for the active one")
 	}
 	r.refused = refusal{}

@@ -112,7 +112,7 @@ type offered struct {
 // New makes one of two, which at its first start gets the role first.
 // It takes over the store's guard. Kind Invalid where the store has no role yet
 // and first is none.
-func New(ctx context.Context, cfg Config, first Role) (*Replica, error) {
+func New(ctx context.Context, cfg Config, first server.Role) (*Replica, error) {
 	const op = "replica.New"
 	r := &Replica{id: cfg.Identity, store: cfg.Store, peer: cfg.Peer, spool: cfg.Spool, log: cfg.Log, kick: make(chan struct{}, 1), round: make(chan struct{})}
 	if r.log == nil {
@@ -131,12 +131,12 @@ func New(ctx context.Context, cfg Config, first Role) (*Replica, error) {
 		return nil, err
 	}
 	switch {
-	case st.Role == RoleSingle && first != RoleActive && first != RolePassive:
+	case st.Role == server.RoleSingle && first != server.RoleActive && first != server.RolePassive:
 		return nil, claviger.Errorf(op, claviger.Invalid, "", "this is the first start with a peer: say by --role whether this Key Trustee Server is the active one, whose deposits count, or the passive one, which takes them over")
-	case st.Role == RoleSingle:
+	case st.Role == server.RoleSingle:
 		st, err = r.store.Stand(ctx, func(st *Standing) error {
 			st.Role = first
-			if first == RoleActive {
+			if first == server.RoleActive {
 				st.Epoch = 1
 			}
 			return nil
@@ -171,7 +171,7 @@ func (r *Replica) look(ctx context.Context) {
 	r.op.Lock()
 	defer r.op.Unlock()
 	st, err := r.store.Standing(ctx)
-	if err == nil && st.Role == RoleActive {
+	if err == nil && st.Role == server.RoleActive {
 		r.mu.Lock()
 		synced, at := r.synced, r.peerHead
 		r.mu.Unlock()
@@ -202,7 +202,7 @@ func (r *Replica) visit(ctx context.Context, st Standing) error {
 		return r.stepDown(ctx, p.Epoch)
 	case p.Fault != "":
 		return peerFault("replica.visit", p)
-	case p.Role != RolePassive || p.Head.Seq < st.Head.Seq: // it has each change before the active
+	case p.Role != server.RolePassive || p.Head.Seq < st.Head.Seq: // it has each change before the active
 		return claviger.Errorf("replica.visit", claviger.Unavailable, "", "the other Key Trustee Server was the passive one with change %d, and is %s with change %d: it is brought up to date", st.Head.Seq, p.Role, p.Head.Seq)
 	}
 	return nil
@@ -259,13 +259,13 @@ func (r *Replica) Ready(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if st.Role != RoleActive {
+		if st.Role != server.RoleActive {
 			return claviger.E(op, claviger.Unavailable, "", trustee.ErrPassive)
 		}
 		r.mu.Lock()
-		ok, why, round := r.synced || r.tried && st.Alone, r.why, r.round
+		way, why, round := r.wayOf(&st), r.why, r.round
 		r.mu.Unlock()
-		if ok {
+		if way != noWay {
 			return nil
 		}
 		if looks >= 2 && why != nil {
@@ -282,16 +282,38 @@ func (r *Replica) Ready(ctx context.Context) error {
 	}
 }
 
+// A way is how the active server may commit its next change.
+type way int
+
+const (
+	noWay way = iota // not at all
+	both             // after the passive server has committed it
+	alone            // without the passive server
+)
+
+// wayOf is the one rule by which a change is admitted. The active server goes on alone only where
+// an operator says so, and only after it has asked the passive server since its start: the passive
+// server may have been promoted meanwhile. The caller holds r.mu.
+func (r *Replica) wayOf(st *Standing) way {
+	switch {
+	case r.synced:
+		return both
+	case r.tried && st.Alone:
+		return alone
+	}
+	return noWay
+}
+
 // guard has the passive commit a change before the active does. Its end does not
 // depend on the client's patience.
 func (r *Replica) guard(ctx context.Context, before Standing, e Entry) (shared bool, err error) {
 	r.mu.Lock()
-	synced, tried, why, at := r.synced, r.tried, r.why, r.peerHead
+	way, why, at := r.wayOf(&before), r.why, r.peerHead
 	r.mu.Unlock()
-	switch {
-	case !synced && tried && before.Alone:
+	switch way {
+	case alone:
 		return false, nil
-	case !synced:
+	case noWay:
 		r.wake()
 		return false, claviger.Errorf("replica.guard", claviger.Unavailable, "", "%w (%w)", server.ErrAway, errors.Join(why))
 	}
@@ -340,7 +362,7 @@ func (r *Replica) trail(ctx context.Context) error {
 		r.mu.Lock()
 		synced, at := r.synced, r.peerHead
 		r.mu.Unlock()
-		if !synced || st.Role != RoleActive {
+		if !synced || st.Role != server.RoleActive {
 			return nil // the next look does what is to be done
 		}
 		if err := r.ship(ctx, *st, at, nil); err != nil {
@@ -360,7 +382,7 @@ func (r *Replica) State(ctx context.Context) (st Standing, synced bool, err erro
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return st, r.synced && st.Role == RoleActive, nil
+	return st, r.synced && st.Role == server.RoleActive, nil
 }
 
 // StatusReport is what status tells.
@@ -393,11 +415,11 @@ func (r *Replica) status(ctx context.Context, a StatusArgs) (any, error) {
 		report.Why = r.why.Error()
 	}
 	r.mu.Unlock()
-	if report.Peer, err = r.hello(ctx, Standing{Role: RolePassive}); err != nil {
+	if report.Peer, err = r.hello(ctx, Standing{Role: server.RolePassive}); err != nil {
 		report.Peer, report.PeerError = nil, err.Error()
-	} else if ahead, behind := st.Head.Seq, report.Peer.Head.Seq; st.Role == RoleActive && ahead > behind {
+	} else if ahead, behind := st.Head.Seq, report.Peer.Head.Seq; st.Role == server.RoleActive && ahead > behind {
 		report.Lag = ahead - behind
-	} else if st.Role == RolePassive && behind > ahead {
+	} else if st.Role == server.RolePassive && behind > ahead {
 		report.Lag = behind - ahead
 	}
 	if err := r.diverged(ctx, &report); err != nil {
@@ -422,7 +444,7 @@ func (r *Replica) status(ctx context.Context, a StatusArgs) (any, error) {
 // diverged looks at the two heads from the passive's side; the active knows by itself
 // whether the two are in step.
 func (r *Replica) diverged(ctx context.Context, report *StatusReport) error {
-	if report.Role != RolePassive || report.Peer == nil || report.Peer.Role != RoleActive || report.Lag > 0 {
+	if report.Role != server.RolePassive || report.Peer == nil || report.Peer.Role != server.RoleActive || report.Lag > 0 {
 		return nil
 	}
 	had, err := r.store.Has(ctx, report.Peer.Head)

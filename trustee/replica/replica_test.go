@@ -47,7 +47,7 @@ type half struct {
 	path    string
 	store   *sqlite.Store
 	web     *httptest.Server
-	role    replica.Role
+	role    server.Role
 	other   *half
 	handler atomic.Pointer[server.Server] // nil: it is down
 	lose    atomic.Int64                  // so many answers to peer-append are lost
@@ -65,7 +65,7 @@ func two(t *testing.T) (a, b *half) {
 // twoAt is two with the stores in these folders.
 func twoAt(t *testing.T, folders ...string) (a, b *half) {
 	t.Helper()
-	a, b = &half{t: t, role: replica.RoleActive}, &half{t: t, role: replica.RolePassive}
+	a, b = &half{t: t, role: server.RoleActive}, &half{t: t, role: server.RolePassive}
 	a.other, b.other = b, a
 	for i, h := range []*half{a, b} {
 		h.path, h.spool = filepath.Join(folders[i], "trustee.db"), t.TempDir()
@@ -338,7 +338,7 @@ func TestReplicaDiverged(t *testing.T) {
 		t.Errorf("the one that was replaced: %v", err)
 	}
 	b.await("the warning", func(r replica.StatusReport) bool {
-		return strings.Contains(r.Why, `deposit "of A" (it has acknowledged changes alone, from`) && strings.Contains(r.Why, "claviger trustee resync --drop here") && r.Peer != nil && r.Peer.Role == replica.RolePassive
+		return strings.Contains(r.Why, `deposit "of A" (it has acknowledged changes alone, from`) && strings.Contains(r.Why, "claviger trustee resync --drop here") && r.Peer != nil && r.Peer.Role == server.RolePassive
 	})
 	must(t, put(t, b.client(identities()[1]), "of B again", "b")) // it goes on alone
 	if err := a.operator(trustee.VerbResync, struct{}{}); !claviger.Is(err, claviger.Invalid) {
@@ -382,7 +382,7 @@ func TestReplicaAloneTakesOver(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if r := a.status(); r.Role != replica.RolePassive || r.Alone {
+	if r := a.status(); r.Role != server.RolePassive || r.Alone {
 		t.Errorf("%+v", r)
 	}
 }

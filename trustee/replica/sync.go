@@ -32,7 +32,7 @@ func (r *Replica) sync(ctx context.Context, discard bool) error {
 	switch {
 	case p.Epoch > st.Epoch:
 		return r.stepDown(ctx, p.Epoch)
-	case p.Role == RoleActive:
+	case p.Role == server.RoleActive:
 		return claviger.Errorf(op, claviger.Invalid, "", "both Key Trustee Servers are active, in epoch %d, this one at change %d and the other at change %d: neither follows the other; claviger trustee promote --force at the one whose deposits count makes the other passive", p.Epoch, st.Head.Seq, p.Head.Seq)
 	}
 	if err := peerFault(op, p); err != nil {
@@ -49,7 +49,7 @@ func (r *Replica) sync(ctx context.Context, discard bool) error {
 	head, err := r.prove(ctx, *p, discard)
 	if err == nil {
 		_, err = r.store.Stand(ctx, func(st *Standing) error {
-			if st.Role != RoleActive || st.Head != head {
+			if st.Role != server.RoleActive || st.Head != head {
 				return claviger.Errorf(op, claviger.Unavailable, "", "there was one change more, or this server is the active one no more")
 			}
 			st.Unshared = 0
@@ -58,7 +58,7 @@ func (r *Replica) sync(ctx context.Context, discard bool) error {
 	}
 	if err != nil {
 		if alone { // it remains as the operator has said
-			_, again := r.store.Stand(ctx, func(st *Standing) error { st.Alone = st.Role == RoleActive; return nil })
+			_, again := r.store.Stand(ctx, func(st *Standing) error { st.Alone = st.Role == server.RoleActive; return nil })
 			err = errors.Join(err, again)
 		}
 		return err
@@ -77,7 +77,7 @@ func (r *Replica) sync(ctx context.Context, discard bool) error {
 func (r *Replica) stepDown(ctx context.Context, epoch uint64) error {
 	_, err := r.store.Stand(ctx, func(st *Standing) error {
 		if epoch > st.Epoch {
-			st.Role, st.Epoch, st.Alone = RolePassive, epoch, false
+			st.Role, st.Epoch, st.Alone = server.RolePassive, epoch, false
 		}
 		return nil
 	})
@@ -163,11 +163,11 @@ func (r *Replica) follow(ctx context.Context, st, p Standing) (*Standing, error)
 	if !errors.Is(err, ErrChain) {
 		return nil, err
 	}
-	return &p, r.fetch(ctx, st, RoleActive)
+	return &p, r.fetch(ctx, st, server.RoleActive)
 }
 
 // fetch applies one page of what the peer has more than st.
-func (r *Replica) fetch(ctx context.Context, st Standing, as Role) error {
+func (r *Replica) fetch(ctx context.Context, st Standing, as server.Role) error {
 	var list []Entry
 	if err := r.ask(ctx, shipTime, trustee.VerbPeerEntries, entriesArgs{st.Head}, &list); err != nil {
 		return err
@@ -304,13 +304,13 @@ func (r *Replica) promote(ctx context.Context, force bool) (*Standing, error) {
 		return nil, err
 	}
 	epoch, all := st.Epoch+1, false
-	p, err := r.hello(ctx, Standing{Role: RolePassive})
+	p, err := r.hello(ctx, Standing{Role: server.RolePassive})
 	switch {
 	case err != nil && !force:
 		return nil, claviger.Errorf(op, claviger.Unavailable, "", "the other Key Trustee Server does not answer: whether it has acknowledged changes alone, which this one lacks, is not known; where an operator knows that it has not, or that it is lost: --force (%w)", err)
 	case err == nil:
 		epoch = max(st.Epoch, p.Epoch) + 1
-		if st.Role == RoleActive && (p.Role != RoleActive || p.Epoch < st.Epoch) {
+		if st.Role == server.RoleActive && (p.Role != server.RoleActive || p.Epoch < st.Epoch) {
 			return &st, nil // it is that already
 		}
 		err := r.takeOver(ctx, epoch)
@@ -324,7 +324,7 @@ func (r *Replica) promote(ctx context.Context, force bool) (*Standing, error) {
 		if st.Epoch >= epoch {
 			return claviger.Errorf(op, claviger.Unavailable, "", "the other Key Trustee Server has just been promoted, to epoch %d", st.Epoch)
 		}
-		st.Role, st.Epoch, st.Alone = RoleActive, epoch, false
+		st.Role, st.Epoch, st.Alone = server.RoleActive, epoch, false
 		return nil
 	})
 	if err != nil {
@@ -344,7 +344,7 @@ func (r *Replica) promote(ctx context.Context, force bool) (*Standing, error) {
 // that it has acknowledged must be here then.
 func (r *Replica) takeOver(ctx context.Context, epoch uint64) error {
 	for yielded := false; ; {
-		p, err := r.hello(ctx, Standing{Role: RolePassive})
+		p, err := r.hello(ctx, Standing{Role: server.RolePassive})
 		if err != nil {
 			return err
 		}
@@ -367,7 +367,7 @@ func (r *Replica) takeOver(ctx context.Context, epoch uint64) error {
 			} else if err != nil {
 				return err
 			}
-			if p, err = r.hello(ctx, Standing{Role: RolePassive}); err != nil {
+			if p, err = r.hello(ctx, Standing{Role: server.RolePassive}); err != nil {
 				return err
 			}
 		}

@@ -141,14 +141,18 @@ func (s *Store) Close() error {
 
 // Check makes one round trip.
 func (s *Store) Check(ctx context.Context) error {
-	_, err := s.Passive(ctx)
+	_, err := s.Role(ctx)
 	return err
 }
 
-// Passive tells whether the database is a standby.
-func (s *Store) Passive(ctx context.Context) (bool, error) {
-	standby, err := s.db.Standby(ctx, "postgres.Check")
-	return standby, s.fail("postgres.Check", "", err)
+// Role is RolePassive for a standby, and RoleActive for a primary.
+func (s *Store) Role(ctx context.Context) (server.Role, error) {
+	const op = "postgres.Role"
+	standby, err := s.db.Standby(ctx, op)
+	if standby {
+		return server.RolePassive, s.fail(op, "", err)
+	}
+	return server.RoleActive, s.fail(op, "", err)
 }
 
 // Release empties the database, and makes it no identity's again.
@@ -212,7 +216,7 @@ func (s *Store) Wrapped(ctx context.Context, bytes int, f func(uuid string, head
 // CheckWrites commits a record of the log of PostgreSQL that changes nothing, which takes
 // a primary that may be written, and room on its disk.
 func (s *Store) CheckWrites(ctx context.Context) error {
-	if passive, err := s.Passive(ctx); err != nil || passive {
+	if role, err := s.Role(ctx); err != nil || role == server.RolePassive {
 		return err
 	}
 	return s.change(ctx, "postgres.CheckWrites", "", server.Once{}, func(ctx context.Context, tx pgx.Tx) error {
@@ -233,8 +237,8 @@ func (s *Store) fail(op, key string, err error) error {
 	if err == nil {
 		return nil
 	}
-	if pgdb.Code(err) == pgdb.ReadOnly { // whatever it says of it
-		return claviger.E(op, claviger.Unavailable, key, trustee.ErrPassive)
+	if pgdb.Code(err) == pgdb.ReadOnly { // the database is a standby
+		return server.RolePassive.MayChange(op, key)
 	}
 	err = s.db.Fail(op, key, err)
 	if kind := claviger.KindOf(err); (kind == claviger.Unavailable || kind == claviger.Internal) && !errors.Is(err, context.Canceled) {

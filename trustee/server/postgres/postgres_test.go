@@ -143,11 +143,11 @@ func TestStandby(t *testing.T) {
 	standby := primary.Standby(t)
 	passive := open(t, standby.URI(pgtest.Superuser, "test1"))
 	defer passive.Close() //nolint:errcheck // it never fails
-	if is, err := active.Passive(ctx); err != nil || is {
-		t.Errorf("the primary: %v, %v", is, err)
+	if role, err := active.Role(ctx); err != nil || role != server.RoleActive {
+		t.Errorf("the primary: %v, %v", role, err)
 	}
-	if is, err := passive.Passive(ctx); err != nil || !is {
-		t.Errorf("the standby: %v, %v", is, err)
+	if role, err := passive.Role(ctx); err != nil || role != server.RolePassive {
+		t.Errorf("the standby: %v, %v", role, err)
 	}
 	if err := active.Put(ctx, storetest.Row(80), "", storetest.Until("p")); err != nil {
 		t.Fatal(err)
@@ -182,8 +182,8 @@ func TestStandby(t *testing.T) {
 	if err := passive.Promote(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if is, err := passive.Passive(ctx); err != nil || is {
-		t.Errorf("after the promotion: %v, %v", is, err)
+	if role, err := passive.Role(ctx); err != nil || role != server.RoleActive {
+		t.Errorf("after the promotion: %v, %v", role, err)
 	}
 	if err := passive.Put(ctx, storetest.Row(81), "", storetest.Until("q")); err != nil {
 		t.Error(err)

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"claviger"
-	"claviger/trustee/replica"
 	"claviger/trustee/server"
 )
 
@@ -76,7 +75,7 @@ func (s *Store) Import(ctx context.Context, next func() (server.Record, error)) 
 		if err != nil {
 			return err
 		}
-		if err := replace(ctx, tx, op, next); err != nil || st.Role == replica.RoleSingle {
+		if err := replace(ctx, tx, op, next); err != nil || st.Role == server.RoleSingle {
 			return err
 		}
 		if _, err := tx.ExecContext(ctx, "DELETE FROM change"); err != nil {

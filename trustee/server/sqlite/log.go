@@ -11,7 +11,6 @@ import (
 	"claviger"
 	"claviger/durable"
 	"claviger/sqlitedb"
-	"claviger/trustee"
 	"claviger/trustee/replica"
 	"claviger/trustee/server"
 )
@@ -53,6 +52,12 @@ func (s *Store) Standing(ctx context.Context) (replica.Standing, error) {
 	return st, nil
 }
 
+// Role is the store's role.
+func (s *Store) Role(ctx context.Context) (server.Role, error) {
+	st, err := s.Standing(ctx)
+	return st.Role, err
+}
+
 // Stand changes it.
 func (s *Store) Stand(ctx context.Context, f func(*replica.Standing) error) (st replica.Standing, err error) {
 	err = s.change(ctx, "sqlite.Stand", "", func(ctx context.Context, tx *sql.Tx) error {
@@ -63,7 +68,7 @@ func (s *Store) Stand(ctx context.Context, f func(*replica.Standing) error) (st 
 		if err := f(&st); err != nil {
 			return err
 		}
-		if was.Role == replica.RoleSingle && st.Role == replica.RoleActive {
+		if was.Role == server.RoleSingle && st.Role == server.RoleActive {
 			st.Head = st.Head.Anew(st.Epoch)
 		}
 		if st.Unshared == 0 && was.Unshared != 0 {
@@ -90,23 +95,17 @@ func (s *Store) mutate(ctx context.Context, op, key string, ch *replica.Change) 
 		if err != nil {
 			return err
 		}
-		if st.Role == replica.RolePassive {
-			return claviger.E(op, claviger.Unavailable, key, trustee.ErrPassive)
-		}
-		if err := apply(ctx, tx, op, ch); err != nil || st.Role == replica.RoleSingle {
+		if err := st.Role.MayChange(op, key); err != nil {
 			return err
 		}
-		e := st.Head.Next(st.Epoch, payload)
-		shared := false
-		if g := s.guard.Load(); g != nil {
-			if shared, err = (*g)(ctx, st, e); err != nil {
-				return err
-			}
+		if err := apply(ctx, tx, op, ch); err != nil || st.Role == server.RoleSingle {
+			return err
 		}
-		if !shared && st.Unshared == 0 {
-			st.Unshared = e.Seq
+		e, shared, err := st.Admit(ctx, s.guard.Load(), payload)
+		if err != nil {
+			return err
 		}
-		return logged(ctx, tx, &st, e, shared && st.Unshared == 0)
+		return logged(ctx, tx, &st, e, shared)
 	})
 }
 
@@ -178,7 +177,7 @@ func (s *Store) Entries(ctx context.Context, after replica.Head, limit, bytes in
 }
 
 // Apply makes changes that the peer has logged.
-func (s *Store) Apply(ctx context.Context, as replica.Role, epoch uint64, list []replica.Entry) error {
+func (s *Store) Apply(ctx context.Context, as server.Role, epoch uint64, list []replica.Entry) error {
 	const op = "sqlite.Apply"
 	return s.change(ctx, op, "", func(ctx context.Context, tx *sql.Tx) error {
 		st, err := standing(ctx, tx)
@@ -206,7 +205,7 @@ func (s *Store) Apply(ctx context.Context, as replica.Role, epoch uint64, list [
 			if err := apply(ctx, tx, op, &ch); err != nil {
 				return claviger.Errorf(op, claviger.Invalid, "", "change %d, which the peer could make, cannot be made here, so that the two are not equal: %w: %w", e.Seq, replica.ErrChain, err)
 			}
-			if as == replica.RolePassive {
+			if as == server.RolePassive {
 				st.Unshared = 0 // the active has all that was here before e
 			}
 			if err := logged(ctx, tx, &st, e, true); err != nil {
@@ -265,7 +264,7 @@ func (s *Store) Load(ctx context.Context, epoch uint64, head replica.Head, next 
 		if err != nil {
 			return err
 		}
-		if err := st.MayApply(op, replica.RolePassive, epoch); err != nil {
+		if err := st.MayApply(op, server.RolePassive, epoch); err != nil {
 			return err
 		}
 		if err := replace(ctx, tx, op, next); err != nil {
@@ -274,7 +273,7 @@ func (s *Store) Load(ctx context.Context, epoch uint64, head replica.Head, next 
 		if _, err := tx.ExecContext(ctx, "DELETE FROM change"); err != nil {
 			return err
 		}
-		return stand(ctx, tx, &replica.Standing{Role: replica.RolePassive, Epoch: epoch, Head: head})
+		return stand(ctx, tx, &replica.Standing{Role: server.RolePassive, Epoch: epoch, Head: head})
 	})
 }
 

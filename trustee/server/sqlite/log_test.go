@@ -16,7 +16,7 @@ import (
 	"claviger/trustee/server/storetest"
 )
 
-func as(t *testing.T, s *Store, role replica.Role, epoch uint64) replica.Standing {
+func as(t *testing.T, s *Store, role server.Role, epoch uint64) replica.Standing {
 	t.Helper()
 	st, err := s.Stand(t.Context(), func(st *replica.Standing) error { st.Role, st.Epoch = role, epoch; return nil })
 	check(t, err)
@@ -34,7 +34,7 @@ func head(t *testing.T, s *Store) replica.Head {
 func loaded(t *testing.T, from *Store) *Store {
 	t.Helper()
 	to := open(t)
-	as(t, to, replica.RolePassive, 0)
+	as(t, to, server.RolePassive, 0)
 	var h replica.Head
 	var list []server.Record
 	check(t, from.Snapshot(t.Context(), func(at replica.Head) error { h = at; return nil }, func(r server.Record) error { list = append(list, r); return nil }))
@@ -55,7 +55,7 @@ func equal(t *testing.T, a, b *Store) {
 // TestLog: what one store logs makes a second its equal, whatever the change.
 func TestLog(t *testing.T) {
 	ctx, a := t.Context(), filled(t)
-	if st := as(t, a, replica.RoleActive, 1); st.Head.Seq != 1 || len(st.Head.Digest) != 64 {
+	if st := as(t, a, server.RoleActive, 1); st.Head.Seq != 1 || len(st.Head.Digest) != 64 {
 		t.Fatalf("%+v", st)
 	}
 	b := loaded(t, a)
@@ -94,18 +94,18 @@ func TestLog(t *testing.T) {
 	forged := list[1]
 	forged.Change = []byte(`{"op":"add-org","org":{"Name":"EVIL"}}`)
 	for name, l := range map[string][]replica.Entry{"a gap": list[1:], "a forged one": {list[0], forged}, "two the wrong way": {list[1], list[0]}} {
-		if err := b.Apply(ctx, replica.RolePassive, 1, l); !errors.Is(err, replica.ErrChain) || head(t, b) != start {
+		if err := b.Apply(ctx, server.RolePassive, 1, l); !errors.Is(err, replica.ErrChain) || head(t, b) != start {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if err := b.Apply(ctx, replica.RoleActive, 1, list); !claviger.Is(err, claviger.Denied) {
+	if err := b.Apply(ctx, server.RoleActive, 1, list); !claviger.Is(err, claviger.Denied) {
 		t.Errorf("as another role: %v", err)
 	}
 	for range 2 { // it may come twice
-		check(t, b.Apply(ctx, replica.RolePassive, 3, list))
+		check(t, b.Apply(ctx, server.RolePassive, 3, list))
 	}
 	equal(t, a, b)
-	if err := b.Apply(ctx, replica.RolePassive, 2, nil); !claviger.Is(err, claviger.Denied) {
+	if err := b.Apply(ctx, server.RolePassive, 2, nil); !claviger.Is(err, claviger.Denied) {
 		t.Errorf("an epoch that is over: %v", err)
 	}
 	if err := b.Load(ctx, 2, start, storetest.NextOf(nil)); !claviger.Is(err, claviger.Denied) {
@@ -129,7 +129,7 @@ func TestLog(t *testing.T) {
 // meanwhile does not undo what the peer has.
 func TestGuard(t *testing.T) {
 	a := filled(t)
-	as(t, a, replica.RoleActive, 1)
+	as(t, a, server.RoleActive, 1)
 	before, was := head(t, a), storetest.Digest(t, a)
 	no := claviger.Errorf("x", claviger.Unavailable, "", "no")
 	a.Guard(func(_ context.Context, st replica.Standing, e replica.Entry) (bool, error) {
@@ -165,7 +165,7 @@ func TestPrune(t *testing.T) {
 	if count() != 0 {
 		t.Error("a single store has a log")
 	}
-	as(t, a, replica.RoleActive, 1)
+	as(t, a, server.RoleActive, 1)
 	start := head(t, a)
 	for i := range keepShared + 50 {
 		check(t, a.SetAuth(ctx, "ORG", fmt.Sprint(i)))
