@@ -38,8 +38,6 @@ func TestObjectsOfRoot(t *testing.T) {
 		t.Fatal(err)
 	}
 	writeSite(t, conf, map[string]string{hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + keystore, hadoopconf.MetastoreURI: "sqlite://" + filepath.Join(conf, "claviger.db"), "hadoop.kms.http.host": "127.0.0.1"})
-	effectiveUser = func() int { return stranger } // root is not held back here
-	defer func() { effectiveUser = os.Geteuid }()
 	make1 := func(name string) {
 		t.Helper()
 		svc, err := openService(t.Context(), conf, "claviger kms", hsm.Serve, slog.New(slog.DiscardHandler))
@@ -53,10 +51,30 @@ func TestObjectsOfRoot(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	objects := func() map[string]bool {
+		files, err := filepath.Glob(base + "/token/tokens/*/*.object")
+		if err != nil {
+			t.Fatal(err)
+		}
+		set := map[string]bool{}
+		for _, file := range files {
+			set[file] = true
+		}
+		return set
+	}
 	make1("theirs")
-	give(t, base, stranger)
+	theirs := objects()
 	make1("ofroot")
-	give(t, conf, stranger)
+	all := objects()
+	give(t, base, stranger)
+	for file := range all { // the objects that root made stay root's
+		if theirs[file] {
+			continue
+		}
+		if err := os.Chown(file, 0, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
 
 	run := func(args ...string) string {
 		t.Helper()

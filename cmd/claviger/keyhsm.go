@@ -17,6 +17,7 @@ import (
 	"claviger/durable"
 	"claviger/internal/softhsm"
 	"claviger/keyhsm"
+	"claviger/owner"
 	"claviger/pkcs11"
 )
 
@@ -157,7 +158,7 @@ func (s *keyHSMSetup) onToken(ctx context.Context, out io.Writer, tok *pkcs11.To
 	}()
 	id, label := s.set.ID(), s.set.KeyLabel
 	if fresh {
-		if err := notAsRoot(s.set.PINFile); err != nil {
+		if err := owner.RefuseRoot(s.set.PINFile); err != nil {
 			return err
 		}
 		if err := tok.GeneratePair(ctx, id, label, s.bits); err != nil {

@@ -20,6 +20,7 @@ import (
 	"claviger/buildinfo"
 	"claviger/console"
 	"claviger/keyhsm"
+	"claviger/owner"
 	"claviger/pkcs11"
 	"claviger/secret"
 	"claviger/web"
@@ -64,7 +65,7 @@ func serveKeyHSM(ctx context.Context, f keyHSMFlags, log *slog.Logger) (err erro
 	for _, w := range warnings {
 		log.Warn(w)
 	}
-	if err := notAsRoot(set.PINFile); err != nil {
+	if err := owner.RefuseRoot(set.PINFile); err != nil {
 		return err
 	}
 	secrets := watchSecrets(log, func() []secret.File { return set.SecretFiles(f.conf) })

@@ -17,7 +17,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"claviger"
 	"claviger/buildinfo"
+	"claviger/owner"
 	"claviger/pkcs11"
 	"claviger/secret"
 )
@@ -66,22 +68,30 @@ func run(args []string) int {
 	if err == nil {
 		return exitOK
 	}
-	code := exitFailed
+	code := exitCode(err)
 	var coded *exitError
-	if errors.As(err, &coded) {
-		code = coded.code
-		if coded.err == nil {
-			return code
-		}
-	}
-	if pkcs11.IsPINRefused(err) {
-		code = exitPIN
+	if errors.As(err, &coded) && coded.err == nil {
+		return code
 	}
 	fmt.Fprintf(cmd.ErrOrStderr(), "claviger: %v%s\n", err, asWhom(err))
 	if code == exitUsage {
 		fmt.Fprintf(cmd.ErrOrStderr(), "Run '%s --help' for usage.\n", cmd.CommandPath())
 	}
 	return code
+}
+
+// exitCode is the exit code for an error.
+func exitCode(err error) int {
+	var coded *exitError
+	switch {
+	case pkcs11.IsPINRefused(err):
+		return exitPIN
+	case errors.As(err, &coded):
+		return coded.code
+	case errors.As(err, new(*claviger.RefusedError)), errors.As(err, new(*owner.RootError)):
+		return exitRefused
+	}
+	return exitFailed
 }
 
 // asWhom names the user that this process runs as, where the system did not let it

@@ -20,6 +20,7 @@ import (
 	"claviger/metastore/location"
 	"claviger/metastore/postgres"
 	"claviger/owner"
+	"claviger/provider/builtin"
 	"claviger/provider/hsm"
 )
 
@@ -61,7 +62,7 @@ func acceptLosses(ctx context.Context, out io.Writer, dir string, yes bool) (err
 	}
 	open := location.OpenReadOnly
 	if yes {
-		if err := notAsRoot(ownFiles(conf)...); err != nil {
+		if err := owner.RefuseRoot(builtin.Files(conf)...); err != nil {
 			return err
 		}
 		open = location.OpenExisting

@@ -18,6 +18,7 @@ import (
 	"claviger/metastore/location"
 	"claviger/metastore/sqlite"
 	"claviger/owner"
+	"claviger/provider/builtin"
 	"claviger/provider/hsm"
 )
 
@@ -59,7 +60,7 @@ belongs to it: FILE is of no use without the keys that it names.`,
 				return err
 			}
 			// verify and restore are run as that user. Root is not refused: a backup is better than none.
-			if err := giveToOwner(to, place.File); err != nil {
+			if err := owner.GiveFromRoot(to, place.File); err != nil {
 				return err
 			}
 			if err := tellMoved(cmd.Context(), cmd.OutOrStdout(), place); err != nil {
@@ -135,7 +136,7 @@ func (f *restoreFlags) restore(ctx context.Context, out io.Writer, conf *hadoopc
 	if err != nil {
 		return err
 	}
-	if err := notAsRoot(ownFiles(conf)...); err != nil {
+	if err := owner.RefuseRoot(builtin.Files(conf)...); err != nil {
 		return err
 	}
 	self := owner.Self("claviger metastore restore", conf.Dir())

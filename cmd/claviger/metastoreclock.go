@@ -13,6 +13,7 @@ import (
 	"claviger/metastore/location"
 	"claviger/metastore/sqlite"
 	"claviger/owner"
+	"claviger/provider/builtin"
 )
 
 func newMetastoreClock() *cobra.Command {
@@ -55,7 +56,7 @@ func endFuture(ctx context.Context, out io.Writer, dir string, right bool) (err 
 	}
 	open := location.OpenReadOnly
 	if right {
-		if err := notAsRoot(ownFiles(conf)...); err != nil {
+		if err := owner.RefuseRoot(builtin.Files(conf)...); err != nil {
 			return err
 		}
 		open = location.OpenExisting

@@ -17,6 +17,7 @@ import (
 	"claviger/metastore/postgres"
 	"claviger/metastore/sqlite"
 	"claviger/owner"
+	"claviger/provider/builtin"
 	"claviger/provider/hsm"
 )
 
@@ -89,11 +90,11 @@ func copyStore(ctx context.Context, out io.Writer, conf *hadoopconf.Conf, uri st
 	if err != nil {
 		return &exitError{exitUsage, fmt.Errorf("--to %w", err)}
 	}
-	files := ownFiles(conf)
+	files := builtin.Files(conf)
 	if to.File != "" {
 		files = append(files, to.File)
 	}
-	if err := notAsRoot(files...); err != nil {
+	if err := owner.RefuseRoot(files...); err != nil {
 		return err
 	}
 	self := owner.Self("claviger metastore copy", conf.Dir())

@@ -84,7 +84,7 @@ func openConfigured(ctx context.Context, conf *hadoopconf.Conf, command string, 
 
 func (s *service) open(ctx context.Context) error {
 	if s.access.Writes() {
-		if err := notAsRoot(ownFiles(s.Conf)...); err != nil {
+		if err := owner.RefuseRoot(builtin.Files(s.Conf)...); err != nil {
 			return err
 		}
 	}

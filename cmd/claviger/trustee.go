@@ -24,6 +24,7 @@ import (
 	"claviger/durable"
 	"claviger/keyhsm"
 	"claviger/keystore"
+	"claviger/owner"
 	"claviger/secret"
 	"claviger/trustee"
 	"claviger/trustee/server"
@@ -89,7 +90,7 @@ standby, with DIR copied from the other trustee, --store names the standby.`,
 // initTrustee makes what is not there yet, for a host of these names, the first its
 // own. store is the URI of a database, or "".
 func initTrustee(ctx context.Context, out io.Writer, dir string, hosts []string, store string, empty bool) error {
-	if err := notAsRoot(dir); err != nil {
+	if err := owner.RefuseRoot(dir); err != nil {
 		return err
 	}
 	folder, err := trustee.LoadFolder(dir)
@@ -252,7 +253,7 @@ func serveTrustee(ctx context.Context, f trusteeFlags, log *slog.Logger) (err er
 	if err != nil {
 		return err
 	}
-	if err := notAsRoot(folder.Path); err != nil {
+	if err := owner.RefuseRoot(folder.Path); err != nil {
 		return err
 	}
 	secrets := watchSecrets(log, func() []secret.File { return trusteeSecretFiles(folder) })

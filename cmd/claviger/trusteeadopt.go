@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"claviger/hadoopconf"
+	"claviger/owner"
 	"claviger/provider"
 	"claviger/provider/builtin"
 	"claviger/provider/keytrustee"
@@ -64,7 +65,7 @@ func openKeyTrustee(ctx context.Context, dir string) (*keytrustee.Provider, erro
 		_, err = trustee.LoadFolder(folder)
 	}
 	if err == nil {
-		err = notAsRoot(folder)
+		err = owner.RefuseRoot(folder)
 	}
 	if err != nil {
 		return nil, err

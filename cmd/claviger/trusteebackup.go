@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"claviger/durable"
+	"claviger/owner"
 	"claviger/trustee"
 	"claviger/trustee/backup"
 	"claviger/trustee/replica"
@@ -141,7 +142,7 @@ restore take them from one store to the other. A trustee that was one of two sta
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			// The folder takes the place of dir, or is beside it where dir is not there.
-			if err := notAsRoot(dir); err != nil {
+			if err := owner.RefuseRoot(dir); err != nil {
 				return err
 			}
 			in := cmd.InOrStdin()

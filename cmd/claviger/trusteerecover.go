@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"claviger"
+	"claviger/owner"
 	"claviger/trustee"
 	"claviger/trustee/replica"
 	"claviger/trustee/server"
@@ -45,7 +46,7 @@ nothing of a name that --revive gives, and nothing was changed.`,
 			if err != nil {
 				return err
 			}
-			if err := notAsRoot(folder.Path); err != nil {
+			if err := owner.RefuseRoot(folder.Path); err != nil {
 				return err
 			}
 			store, err := openTrusteeStore(cmd.Context(), folder, nil)

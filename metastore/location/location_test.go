@@ -27,9 +27,9 @@ func siteConf(t *testing.T, site map[string]string) *hadoopconf.Conf {
 	return conf
 }
 
-// TestOf: without the property the metastore is beside the file that the
+// TestLocation: without the property the metastore is beside the file that the
 // first provider names, for every caller, HOME and working folder.
-func TestOf(t *testing.T) {
+func TestLocation(t *testing.T) {
 	dir := t.TempDir()
 	for name, c := range map[string]struct{ provider, property, want, refusal string }{
 		"an HSM":             {"cloudera.hsmkp://file@" + dir + "/luna.keystore", "", "sqlite://" + dir + "/claviger.db", ""},
