@@ -38,22 +38,22 @@ func (f *Format) String() string { return string(*f) }
 func (f *Format) Type() string { return "string" }
 
 // Output writes the data of one command to its standard output, in the format that the flag -o chooses.
+// Flag, or JSONFlag, must be called when the command is made.
 type Output struct {
 	cmd    *cobra.Command
 	format Format
 }
 
-// OutputFlag gives a command the flag -o, with Text as its default.
-func OutputFlag(cmd *cobra.Command) *Output { return outputFlag(cmd, Text) }
+// Flag gives a command the flag -o, with Text as its default.
+func (o *Output) Flag(cmd *cobra.Command) { o.flag(cmd, Text) }
 
-// JSONOutputFlag gives a command the flag -o, with JSON as its default. It is for commands whose model in
-// another product prints JSON only.
-func JSONOutputFlag(cmd *cobra.Command) *Output { return outputFlag(cmd, JSON) }
+// JSONFlag gives a command the flag -o, with JSON as its default. It is for commands whose model in another
+// product prints JSON only.
+func (o *Output) JSONFlag(cmd *cobra.Command) { o.flag(cmd, JSON) }
 
-func outputFlag(cmd *cobra.Command, def Format) *Output {
-	o := &Output{cmd: cmd, format: def}
+func (o *Output) flag(cmd *cobra.Command, def Format) {
+	o.cmd, o.format = cmd, def
 	cmd.Flags().VarP(&o.format, "output", "o", string(Text)+" or "+string(JSON))
-	return o
 }
 
 // JSON reports whether the output is JSON.

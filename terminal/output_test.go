@@ -12,9 +12,10 @@ import (
 )
 
 // printing is a command that prints v, or what text writes.
-func printing(flag func(*cobra.Command) *terminal.Output, v any, text func(io.Writer)) *cobra.Command {
+func printing(flag func(*terminal.Output, *cobra.Command), v any, text func(io.Writer)) *cobra.Command {
 	cmd := &cobra.Command{Use: "printing", SilenceUsage: true, SilenceErrors: true}
-	out := flag(cmd)
+	var out terminal.Output
+	flag(&out, cmd)
 	cmd.RunE = func(*cobra.Command, []string) error {
 		if err := out.Write(v, text); err != nil {
 			return err
@@ -31,15 +32,15 @@ func TestOutput(t *testing.T) {
 	const table = "KEY                BITS\nlong name          128\n" + `a\u001b[2Jb\u202e  256` + "\na remark\n"
 	const object = "{\n  \"key\": \"" + `a\u001b[2Jb\u202e` + "\"\n}\n"
 	for _, c := range []struct {
-		flag func(*cobra.Command) *terminal.Output
+		flag func(*terminal.Output, *cobra.Command)
 		args []string
 		want string
 	}{
-		{terminal.OutputFlag, nil, table},
-		{terminal.OutputFlag, []string{"-o", "text"}, table},
-		{terminal.OutputFlag, []string{"--output=json"}, object},
-		{terminal.JSONOutputFlag, nil, object},
-		{terminal.JSONOutputFlag, []string{"-o", "text"}, table},
+		{(*terminal.Output).Flag, nil, table},
+		{(*terminal.Output).Flag, []string{"-o", "text"}, table},
+		{(*terminal.Output).Flag, []string{"--output=json"}, object},
+		{(*terminal.Output).JSONFlag, nil, object},
+		{(*terminal.Output).JSONFlag, []string{"-o", "text"}, table},
 	} {
 		cmd := printing(c.flag, data, text)
 		var got bytes.Buffer
@@ -53,7 +54,7 @@ func TestOutput(t *testing.T) {
 
 // TestOutputFormat: another format is refused before the command does anything.
 func TestOutputFormat(t *testing.T) {
-	cmd := printing(terminal.OutputFlag, nil, func(io.Writer) { t.Error("the command ran") })
+	cmd := printing((*terminal.Output).Flag, nil, func(io.Writer) { t.Error("the command ran") })
 	cmd.SetArgs([]string{"-o", "xml"})
 	const want = `invalid argument "xml" for "-o, --output" flag: it must be text or json`
 	if err := cmd.Execute(); err == nil || err.Error() != want {
@@ -64,7 +65,7 @@ func TestOutputFormat(t *testing.T) {
 // TestWriteError: a full disk behind standard output is an error of the command.
 func TestWriteError(t *testing.T) {
 	for _, args := range [][]string{nil, {"-o", "json"}} {
-		cmd := printing(terminal.OutputFlag, "v", func(w io.Writer) { fmt.Fprintln(w, "v") })
+		cmd := printing((*terminal.Output).Flag, "v", func(w io.Writer) { fmt.Fprintln(w, "v") })
 		r, w := io.Pipe()
 		_ = r.CloseWithError(io.ErrShortWrite)
 		cmd.SetOut(w)

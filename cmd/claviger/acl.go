@@ -19,6 +19,7 @@ import (
 	"claviger/hadoopconf"
 	"claviger/metastore"
 	"claviger/metastore/location"
+	"claviger/terminal"
 	"claviger/typo"
 )
 
@@ -45,12 +46,13 @@ func noAnswer(err error) error {
 
 // explainFlags are the flags of `claviger acl explain`.
 type explainFlags struct {
-	conf, format, real, aclName string
-	groups                      []string
+	conf, real, aclName string
+	groups              []string
 }
 
 func newACLExplain() *cobra.Command {
 	var f explainFlags
+	var out terminal.Output
 	cmd := &cobra.Command{
 		Use:   "explain USER OPERATION [KEY] --conf DIR",
 		Short: "Tell whether a user may do something, and which line of which file decides",
@@ -62,15 +64,11 @@ It reads the files, not the running server: a server takes a change over within 
 Exit status: 0 he may, 1 he may not, 2 the command line is wrong, 3 there is no answer, for instance as a file is broken.`,
 		Args: cobra.RangeArgs(2, 3),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			out, err := newOutput(cmd.OutOrStdout(), f.format)
-			if err != nil {
-				return err
-			}
 			x, err := explain(cmd.Context(), f, cmd.Flags().Changed("groups"), args)
 			if err != nil {
 				return noAnswer(err)
 			}
-			if err := out.write(x, x.text); err != nil {
+			if err := out.Write(x, x.text); err != nil {
 				return noAnswer(err)
 			}
 			if !x.Allowed {
@@ -81,7 +79,7 @@ Exit status: 0 he may, 1 he may not, 2 the command line is wrong, 3 there is no 
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&f.conf, "conf", "", "configuration folder")
-	flags.StringVarP(&f.format, "output", "o", "text", "text or json")
+	out.Flag(cmd)
 	flags.StringVar(&f.real, "real-user", "", "the user who impersonates USER by doAs, as Oozie or Hive does")
 	flags.StringSliceVar(&f.groups, "groups", nil, "USER's groups, instead of those that the group mapping tells")
 	flags.StringVar(&f.aclName, "acl-name", "", "KEY's attribute key.acl.name, instead of that in the metastore")
@@ -262,7 +260,8 @@ func (x *explanation) findACLName(ctx context.Context, conf *hadoopconf.Conf, r 
 }
 
 func newACLCheck() *cobra.Command {
-	var conf, format string
+	var conf string
+	var out terminal.Output
 	cmd := &cobra.Command{
 		Use:   "check --conf DIR",
 		Short: "Name the rules of kms-acls.xml that do nothing, or not what is probably meant",
@@ -271,15 +270,11 @@ operations, and that are for keys which the metastore does not have.
 Exit status: 0 nothing was found, 2 the command line is wrong, 3 something was found, or the file cannot be used.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			out, err := newOutput(cmd.OutOrStdout(), format)
-			if err != nil {
-				return err
-			}
 			found, err := checkACLs(cmd.Context(), conf)
 			if err != nil {
 				return noAnswer(err)
 			}
-			if err := out.write(found, found.text); err != nil {
+			if err := out.Write(found, found.text); err != nil {
 				return noAnswer(err)
 			}
 			if len(found.Doubts) > 0 {
@@ -289,7 +284,7 @@ Exit status: 0 nothing was found, 2 the command line is wrong, 3 something was f
 		},
 	}
 	cmd.Flags().StringVar(&conf, "conf", "", "configuration folder")
-	cmd.Flags().StringVarP(&format, "output", "o", "text", "text or json")
+	out.Flag(cmd)
 	_ = cmd.MarkFlagRequired("conf") // the flag is defined above
 	return cmd
 }

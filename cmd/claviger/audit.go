@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -16,6 +15,7 @@ import (
 	"claviger/audit"
 	"claviger/hadoopconf"
 	"claviger/metastore/location"
+	"claviger/terminal"
 )
 
 func newAuditCommand() *cobra.Command {
@@ -27,13 +27,14 @@ func newAuditCommand() *cobra.Command {
 
 // auditVerifyFlags are the flags of `claviger audit verify`.
 type auditVerifyFlags struct {
-	key, conf, output string
-	heads             []string
-	noHead            bool
+	key, conf string
+	heads     []string
+	noHead    bool
 }
 
 func newAuditVerify() *cobra.Command {
 	var f auditVerifyFlags
+	var out terminal.Output
 	cmd := &cobra.Command{
 		Use:   "verify FILE...",
 		Short: "Find removed, changed and reordered records of a JSON audit log",
@@ -42,21 +43,18 @@ was removed, changed or moved. What was cut off at the end is found up to the la
 FILE.head, which is read where it is there, in files named with --head, and in the metastore of --conf.
 Exit status: 0 nothing found, 1 a file cannot be read, 2 wrong usage, 3 something found.`,
 		Args: cobra.MinimumNArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error { return verifyAudit(cmd, args, f) },
+		RunE: func(cmd *cobra.Command, args []string) error { return verifyAudit(cmd, args, f, &out) },
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&f.key, "key-file", "", "file with the key of claviger.audit.json.key.file")
 	flags.StringVar(&f.conf, "conf", "", "configuration folder of the node, in whose metastore the head is noted")
-	flags.StringVarP(&f.output, "output", "o", "text", "text or json")
+	out.Flag(cmd)
 	flags.StringArrayVar(&f.heads, "head", nil, "file with a head that was noted")
 	flags.BoolVar(&f.noHead, "no-head-file", false, "do not look for FILE.head")
 	return cmd
 }
 
-func verifyAudit(cmd *cobra.Command, paths []string, f auditVerifyFlags) error {
-	if f.output != "text" && f.output != "json" {
-		return &exitError{exitUsage, fmt.Errorf("--output %q: it must be text or json", f.output)}
-	}
+func verifyAudit(cmd *cobra.Command, paths []string, f auditVerifyFlags, out *terminal.Output) error {
 	isHead := func(path string) bool { return strings.HasSuffix(path, ".head") }
 	for _, path := range paths { // as audit.json* in a shell names it too
 		if isHead(path) {
@@ -80,42 +78,32 @@ func verifyAudit(cmd *cobra.Command, paths []string, f auditVerifyFlags) error {
 	if err != nil {
 		return err
 	}
-	out := cmd.OutOrStdout()
-	if f.output == "json" {
-		e := json.NewEncoder(out)
-		e.SetIndent("", "  ")
-		err = e.Encode(report)
-	} else {
-		err = printReport(out, report, len(cfg.Heads))
-	}
+	err = out.Write(report, func(w io.Writer) { printReport(w, report, len(cfg.Heads)) })
 	if err == nil && len(report.Findings) > 0 {
 		err = &exitError{code: exitRefused}
 	}
 	return err
 }
 
-func printReport(out io.Writer, r *audit.Report, heads int) error {
-	var b strings.Builder
+func printReport(w io.Writer, r *audit.Report, heads int) {
 	for _, n := range r.Notes {
-		fmt.Fprintf(&b, "note: %s\n", n)
+		fmt.Fprintf(w, "note: %s\n", n)
 	}
 	for _, f := range r.Findings {
-		fmt.Fprintf(&b, "FOUND: %s\n", f)
+		fmt.Fprintf(w, "FOUND: %s\n", f)
 	}
 	if r.More > 0 {
-		fmt.Fprintf(&b, "FOUND: and %d more\n", r.More)
+		fmt.Fprintf(w, "FOUND: and %d more\n", r.More)
 	}
-	fmt.Fprintf(&b, "%d records of node %s in %d files, %d to %d: ", r.Records, r.Node, len(r.Files), r.First, r.Last)
+	fmt.Fprintf(w, "%d records of node %s in %d files, %d to %d: ", r.Records, r.Node, len(r.Files), r.First, r.Last)
 	switch {
 	case len(r.Findings) > 0:
-		fmt.Fprintf(&b, "%d findings\n", len(r.Findings)+r.More)
+		fmt.Fprintf(w, "%d findings\n", len(r.Findings)+r.More)
 	case heads == 0:
-		b.WriteString("an unbroken chain; no head was given, so that a cut at the end would not be seen\n")
+		fmt.Fprint(w, "an unbroken chain; no head was given, so that a cut at the end would not be seen\n")
 	default:
-		b.WriteString("an unbroken chain\n")
+		fmt.Fprint(w, "an unbroken chain\n")
 	}
-	_, err := io.WriteString(out, b.String())
-	return err
 }
 
 // noted collects the heads to verify against.

@@ -3,14 +3,12 @@ package main
 import (
 	"context"
 	"crypto/rand"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"path/filepath"
 	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -19,6 +17,7 @@ import (
 	"claviger/hadoopconf"
 	"claviger/pkcs11"
 	"claviger/provider/hsm"
+	"claviger/terminal"
 )
 
 // hsmTimeout bounds one command's work on the token.
@@ -136,18 +135,15 @@ func tryKey(ctx context.Context, tok *pkcs11.Token) error {
 }
 
 // hsmCommand is a subcommand that works on the token of a configuration folder.
-func hsmCommand(use, short, long string, access hsm.Access, run func(ctx context.Context, p *hsm.Provider, out *output) error) *cobra.Command {
-	var conf, format string
+func hsmCommand(use, short, long string, access hsm.Access, run func(ctx context.Context, p *hsm.Provider, out *terminal.Output) error) *cobra.Command {
+	var conf string
+	var out terminal.Output
 	cmd := &cobra.Command{Use: use, Short: short, Long: long, Args: cobra.NoArgs}
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		out, err := newOutput(cmd.OutOrStdout(), format)
-		if err != nil {
-			return err
-		}
-		return withHSM(cmd, conf, access, func(ctx context.Context, p *hsm.Provider) error { return run(ctx, p, out) })
+		return withHSM(cmd, conf, access, func(ctx context.Context, p *hsm.Provider) error { return run(ctx, p, &out) })
 	}
 	cmd.Flags().StringVar(&conf, "conf", "", "configuration folder")
-	cmd.Flags().StringVarP(&format, "output", "o", "text", "text or json")
+	out.Flag(cmd)
 	_ = cmd.MarkFlagRequired("conf") // the flag is defined above
 	return cmd
 }
@@ -178,32 +174,6 @@ func withHSMService(cmd *cobra.Command, conf string, access hsm.Access, work fun
 	return errors.Join(ofMisfit(work(ctx, svc, p)), svc.Close())
 }
 
-// output writes what a command found: a table for people, JSON for machines.
-type output struct {
-	w    io.Writer
-	json bool
-}
-
-func newOutput(w io.Writer, format string) (*output, error) {
-	switch format {
-	case "text", "json":
-		return &output{w, format == "json"}, nil
-	}
-	return nil, &exitError{exitUsage, fmt.Errorf("-o %s: it must be text or json", format)}
-}
-
-// write writes v as JSON, or has text write it.
-func (o *output) write(v any, text func(io.Writer)) error {
-	if o.json {
-		enc := json.NewEncoder(o.w)
-		enc.SetIndent("", "  ")
-		return enc.Encode(v)
-	}
-	w := tabwriter.NewWriter(o.w, 0, 0, 2, ' ', 0)
-	text(w)
-	return w.Flush()
-}
-
 func newHSMList() *cobra.Command {
 	return hsmCommand("list --conf DIR", "List the AES keys on the token",
 		`list shows every AES key on the token and what it is: in use by a version that the metastore knows; deleted, of a key that
@@ -214,12 +184,12 @@ numbered and nothing refers to any more (claviger hsm prune); or foreign. DAMAGE
 token made a key: nothing was ever encrypted with it; destroy it with the HSM's own tool.
 
 Exit status 3: the token and the metastore do not fit together, or the token lacks keys of the metastore, which are named.`, hsm.Look,
-		func(ctx context.Context, p *hsm.Provider, out *output) error {
+		func(ctx context.Context, p *hsm.Provider, out *terminal.Output) error {
 			objects, err := p.Objects(ctx)
 			if err != nil {
 				return err
 			}
-			return errors.Join(out.write(objects, func(w io.Writer) { objectTable(w, objects) }), misfit(ctx, p))
+			return errors.Join(out.Write(objects, func(w io.Writer) { objectTable(w, objects) }), misfit(ctx, p))
 		})
 }
 
@@ -268,7 +238,7 @@ func alarm(o hsm.Object) string {
 func newHSMInspect() *cobra.Command {
 	return hsmCommand("inspect --conf DIR", "Show the token, its mechanism, and whether its keys are guarded",
 		"inspect shows which token is used and how, and says how many of its keys could leave it.", hsm.Look,
-		func(ctx context.Context, p *hsm.Provider, out *output) error {
+		func(ctx context.Context, p *hsm.Provider, out *terminal.Output) error {
 			objects, err := p.Objects(ctx)
 			if err != nil {
 				return err
@@ -281,7 +251,7 @@ func newHSMInspect() *cobra.Command {
 				}
 			}
 			i := p.Info()
-			err = out.write(map[string]any{"token": i, "keys": marks, "unguarded": weak}, func(w io.Writer) {
+			err = out.Write(map[string]any{"token": i, "keys": marks, "unguarded": weak}, func(w io.Writer) {
 				fmt.Fprintf(w, "token\t%s\nserial\t%s\nslot\t%d\nmaker\t%s %s, firmware %s\nprofile\t%s\nmechanism\t%s\nsessions\tup to %d\none call\tup to %d bytes\n",
 					i.Label, i.Serial, i.Slot, i.Manufacturer, i.Model, i.Firmware, i.Profile, i.Mechanism, i.MaxSessions, i.MaxData)
 				for _, m := range hsm.Marks() {
@@ -313,7 +283,7 @@ func newHSMBench() *cobra.Command {
 	return hsmCommand("bench --conf DIR", "Measure the token's latency and what batches gain",
 		`bench encrypts with the newest version of some key of the metastore (it needs one) and prints the latency of calls for one EDEK and for a
 NameNode's batch of 1,000. Exit status 3 where the median is above the 30 ms that Cloudera's procedure recommends at most.`, hsm.Read,
-		func(ctx context.Context, p *hsm.Provider, out *output) error {
+		func(ctx context.Context, p *hsm.Provider, out *terminal.Output) error {
 			version, err := someVersion(ctx, p)
 			if err != nil {
 				return err
@@ -330,7 +300,7 @@ NameNode's batch of 1,000. Exit status 3 where the median is above the 30 ms tha
 				r.What = b.what
 				results = append(results, r)
 			}
-			err = out.write(results, func(w io.Writer) {
+			err = out.Write(results, func(w io.Writer) {
 				fmt.Fprintln(w, "WHAT\tMEDIAN\tP99\tEDEKS/S, ONE AFTER ANOTHER")
 				for _, r := range results {
 					fmt.Fprintf(w, "%s\t%v\t%v\t%.0f\n", r.What, r.Median.Round(time.Microsecond), r.P99.Round(time.Microsecond), r.PerSec)

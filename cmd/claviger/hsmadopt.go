@@ -16,6 +16,7 @@ import (
 
 	"claviger"
 	"claviger/provider/hsm"
+	"claviger/terminal"
 	"claviger/typo"
 )
 
@@ -54,7 +55,8 @@ type adoption struct {
 
 func newHSMAdopt() *cobra.Command {
 	var f adoptFlags
-	var conf, format string
+	var conf string
+	var out terminal.Output
 	cmd := &cobra.Command{
 		Use:   "adopt --conf DIR [NAME | NAME@VERSION]... [--all] [--confirm DIGEST]",
 		Short: "Make the records of keys anew that the token holds and the metastore does not know",
@@ -79,10 +81,6 @@ token lacks keys that the metastore knows, it was initialised anew or they were 
 that new keys can be made. Exit status 0: done, or nothing to do; 3: there is something to adopt, and it is not confirmed, or cannot be adopted.`,
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		out, err := newOutput(cmd.OutOrStdout(), format)
-		if err != nil {
-			return err
-		}
 		f.args, f.described = args, cmd.Flags().Changed("description")
 		if (f.aclName != "" || f.described) && (len(args) != 1 || f.all || f.aside) {
 			return &exitError{exitUsage, errors.New("--acl-name and --description are for one key: name it, and nothing else")}
@@ -90,11 +88,11 @@ that new keys can be made. Exit status 0: done, or nothing to do; 3: there is so
 		if f.all && len(args) > 0 {
 			return &exitError{exitUsage, errors.New("--all and names exclude each other")}
 		}
-		return adoptKeys(cmd, conf, &f, out)
+		return adoptKeys(cmd, conf, &f, &out)
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&conf, "conf", "", "configuration folder")
-	flags.StringVarP(&format, "output", "o", "text", "text or json")
+	out.Flag(cmd)
 	flags.BoolVar(&f.all, "all", false, "all keys that are listed, but for those set aside and those of which you must decide")
 	flags.BoolVar(&f.aside, "aside", false, "set the versions aside instead of adopting them")
 	flags.BoolVar(&f.oneKey, "one-key", false, "the versions of each name are of one key, though their CKA_IDs do not say so")
@@ -107,9 +105,29 @@ that new keys can be made. Exit status 0: done, or nothing to do; 3: there is so
 	return cmd
 }
 
+// doneText says what was done.
+func (r *adoption) doneText(conf string, f *adoptFlags) string {
+	verb := "adopted"
+	if f.aside {
+		verb = "set aside"
+	}
+	text := fmt.Sprintf("%s: %d keys\n", verb, len(r.Done))
+	if f.rebind && len(r.Lost) > 0 {
+		text += fmt.Sprintf("given up: %d key versions that the token lacks\n", len(r.Lost))
+	}
+	if r.Source != "" && !f.aside && len(r.Done) > 0 {
+		text += fmt.Sprintf("next: claviger migrate plan --conf %s tells which of them the source %s has too; those "+
+			"that were migrated from it before are taken over again by claviger migrate run --adopted NAME\n", conf, r.Source)
+	}
+	if r.Rebound {
+		text += "the token belongs to this metastore now\n"
+	}
+	return text
+}
+
 // adoptKeys looks first, and opens the metastore for writing only once the list is
 // confirmed: a metastore that is not there must not be made by a look.
-func adoptKeys(cmd *cobra.Command, conf string, f *adoptFlags, out *output) error {
+func adoptKeys(cmd *cobra.Command, conf string, f *adoptFlags, out *terminal.Output) error {
 	var report adoption
 	err := withHSMService(cmd, conf, hsm.Look, func(ctx context.Context, svc *service, p *hsm.Provider) (err error) {
 		if report, err = f.look(ctx, p); err != nil {
@@ -129,14 +147,14 @@ func adoptKeys(cmd *cobra.Command, conf string, f *adoptFlags, out *output) erro
 	if err != nil {
 		return err
 	}
-	if !out.json {
-		if err := out.write(report, report.text); err != nil {
+	if !out.JSON() {
+		if err := out.Write(report, report.text); err != nil {
 			return err
 		}
 	}
 	done := func(err error) error {
-		if out.json {
-			return errors.Join(err, out.write(report, nil))
+		if out.JSON() {
+			return errors.Join(err, out.Write(report, nil))
 		}
 		return err
 	}
@@ -149,10 +167,7 @@ func adoptKeys(cmd *cobra.Command, conf string, f *adoptFlags, out *output) erro
 		if report.misfit != nil {
 			return done(&exitError{exitRefused, fmt.Errorf("nothing was done, and the token and the metastore do not fit together: %w", report.misfit)})
 		}
-		if !out.json {
-			fmt.Fprintln(out.w, f.idle(&report))
-		}
-		return done(nil)
+		return done(out.Printf("%s\n", f.idle(&report)))
 	case len(report.Chosen) == 0 && !binds && len(report.Left) > 0:
 		return done(report.leftOut(conf))
 	case hsm.IsStale(report.misfit) && !f.rebind:
@@ -193,21 +208,8 @@ func adoptKeys(cmd *cobra.Command, conf string, f *adoptFlags, out *output) erro
 		}
 		return f.act(ctx, p, now.Chosen, &report)
 	})
-	if err == nil && !out.json {
-		verb := "adopted"
-		if f.aside {
-			verb = "set aside"
-		}
-		fmt.Fprintf(out.w, "%s: %d keys\n", verb, len(report.Done))
-		if f.rebind && len(report.Lost) > 0 {
-			fmt.Fprintf(out.w, "given up: %d key versions that the token lacks\n", len(report.Lost))
-		}
-		if report.Source != "" && !f.aside && len(report.Done) > 0 {
-			fmt.Fprintf(out.w, "next: claviger migrate plan --conf %s tells which of them the source %s has too; those that were migrated from it before are taken over again by claviger migrate run --adopted NAME\n", conf, report.Source)
-		}
-		if report.Rebound {
-			fmt.Fprintln(out.w, "the token belongs to this metastore now")
-		}
+	if err == nil {
+		err = out.Printf("%s", report.doneText(conf, f))
 	}
 	if err == nil {
 		err = report.leftOut(conf)

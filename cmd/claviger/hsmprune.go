@@ -15,6 +15,7 @@ import (
 
 	"claviger"
 	"claviger/provider/hsm"
+	"claviger/terminal"
 )
 
 // confirmation is how a person confirms a list that a command has shown: with its
@@ -71,7 +72,7 @@ An orphan is a key that this metastore once numbered and that nothing refers to 
 What the metastore does not know, what the journal names, and what was begun or deleted is never destroyed. prune refuses while a server uses
 the metastore. Exit status 3: there is something to destroy, and it is not confirmed; or the token and the metastore do not fit together.`,
 		hsm.Destroy,
-		func(ctx context.Context, p *hsm.Provider, out *output) (err error) {
+		func(ctx context.Context, p *hsm.Provider, out *terminal.Output) (err error) {
 			if err := misfit(ctx, p); err != nil {
 				return fmt.Errorf("nothing was destroyed: %w", err)
 			}
@@ -81,9 +82,9 @@ the metastore. Exit status 3: there is something to destroy, and it is not confi
 			}
 			report := pruned{Prunable: found, Destroyed: []hsm.Object{}}
 			if n := len(found.Orphans); n > 0 {
-				if !out.json {
+				if !out.JSON() {
 					// What is to be confirmed must be seen.
-					if err := out.write(nil, func(w io.Writer) { objectTable(w, found.Orphans) }); err != nil {
+					if err := out.Write(nil, func(w io.Writer) { objectTable(w, found.Orphans) }); err != nil {
 						return err
 					}
 				}
@@ -91,7 +92,7 @@ the metastore. Exit status 3: there is something to destroy, and it is not confi
 					report.Destroyed, err = p.Prune(ctx, found.Orphans)
 				}
 			}
-			return errors.Join(err, out.write(report, func(w io.Writer) {
+			return errors.Join(err, out.Write(report, func(w io.Writer) {
 				for _, o := range report.Destroyed {
 					fmt.Fprintf(w, "destroyed\t%s\t%s\n", o.ID, claviger.Printable(o.Label))
 				}

@@ -18,13 +18,14 @@ import (
 	"claviger/kmswire"
 	"claviger/provider"
 	"claviger/provider/kmsclient"
+	"claviger/terminal"
 )
 
 // keyTimeout ends a command about keys.
 const keyTimeout = 2 * time.Minute
 
 // keyFlags are those of all of `claviger key`.
-type keyFlags struct{ provider, conf, format string }
+type keyFlags struct{ provider, conf string }
 
 func newKeyCommand() *cobra.Command {
 	cmd := &cobra.Command{
@@ -38,25 +39,22 @@ func newKeyCommand() *cobra.Command {
 }
 
 // keyCommand makes a subcommand that works with a KMS.
-func keyCommand(use, short, long string, args cobra.PositionalArgs, run func(ctx context.Context, cmd *cobra.Command, kms *kmsclient.Provider, out *output, args []string) error) *cobra.Command {
+func keyCommand(use, short, long string, args cobra.PositionalArgs, run func(ctx context.Context, cmd *cobra.Command, kms *kmsclient.Provider, out *terminal.Output, args []string) error) *cobra.Command {
 	var f keyFlags
+	var out terminal.Output
 	cmd := &cobra.Command{Use: use, Short: short, Long: long, Args: args}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		out, err := newOutput(cmd.OutOrStdout(), f.format)
-		if err != nil {
-			return err
-		}
 		ctx, cancel := context.WithTimeout(cmd.Context(), keyTimeout)
 		defer cancel()
 		kms, err := f.open()
 		if err != nil {
 			return err
 		}
-		return errors.Join(run(ctx, cmd, kms, out, args), kms.Close())
+		return errors.Join(run(ctx, cmd, kms, &out, args), kms.Close())
 	}
 	cmd.Flags().StringVar(&f.provider, "provider", "", "the KMS, as in kms://https@HOST:9600/kms")
 	cmd.Flags().StringVar(&f.conf, "conf", "", "configuration folder with the truststore of ssl-client.xml and the login of claviger.client.kerberos.*; without it, the system's roots and the tickets of kinit")
-	cmd.Flags().StringVarP(&f.format, "output", "o", "text", "text or json")
+	out.Flag(cmd)
 	_ = cmd.MarkFlagRequired("provider") // the flag is defined above
 	return cmd
 }
@@ -96,7 +94,7 @@ func newKeyList() *cobra.Command {
 	cmd := keyCommand("list --provider URI [--deleted]", "List the names of keys, or the deleted keys",
 		`list lists the keys that the KMS tells of. --deleted lists the deleted ones that can be brought back and that you may manage, longest deleted first,
 for which keytrustee.kms.acl.UNDELETE or keytrustee.kms.acl.PURGE must admit the user.`, cobra.NoArgs,
-		func(ctx context.Context, _ *cobra.Command, kms *kmsclient.Provider, out *output, _ []string) error {
+		func(ctx context.Context, _ *cobra.Command, kms *kmsclient.Provider, out *terminal.Output, _ []string) error {
 			if deleted {
 				return listDeleted(ctx, kms, out)
 			}
@@ -108,7 +106,7 @@ for which keytrustee.kms.acl.UNDELETE or keytrustee.kms.acl.PURGE must admit the
 			if names == nil {
 				names = []string{}
 			}
-			return out.write(names, func(w io.Writer) {
+			return out.Write(names, func(w io.Writer) {
 				for _, n := range names {
 					fmt.Fprintln(w, claviger.Printable(n))
 				}
@@ -118,7 +116,7 @@ for which keytrustee.kms.acl.UNDELETE or keytrustee.kms.acl.PURGE must admit the
 	return cmd
 }
 
-func listDeleted(ctx context.Context, kms *kmsclient.Provider, out *output) error {
+func listDeleted(ctx context.Context, kms *kmsclient.Provider, out *terminal.Output) error {
 	keys, err := kms.DeletedKeys(ctx)
 	if err != nil {
 		return err
@@ -126,7 +124,7 @@ func listDeleted(ctx context.Context, kms *kmsclient.Provider, out *output) erro
 	if keys == nil {
 		keys = []kmswire.DeletedKey{}
 	}
-	return out.write(keys, func(w io.Writer) {
+	return out.Write(keys, func(w io.Writer) {
 		fmt.Fprintln(w, "KEY\tBITS\tVERSIONS\tNEWEST\tDELETED\tLAST USED")
 		for _, k := range keys {
 			last := "none recorded"
@@ -161,14 +159,14 @@ func newKeyUndelete() *cobra.Command {
 		`undelete brings back a deleted key NAME, with all of its versions: the one that has the version of --key-version; without that, the
 one that was deleted last of those that you may manage. Where a key of that name is there now, it is refused: delete that one first, which
 can be undeleted as well.`, cobra.ExactArgs(1),
-		func(ctx context.Context, cmd *cobra.Command, kms *kmsclient.Provider, out *output, args []string) error {
+		func(ctx context.Context, cmd *cobra.Command, kms *kmsclient.Provider, out *terminal.Output, args []string) error {
 			if err := givenVersion(cmd, version); err != nil {
 				return err
 			}
 			if err := kms.Undelete(ctx, args[0], version); err != nil {
 				return err
 			}
-			return out.write(map[string]string{"undeleted": args[0]}, func(w io.Writer) { fmt.Fprintf(w, "key %s is back\n", claviger.Printable(args[0])) })
+			return out.Write(map[string]string{"undeleted": args[0]}, func(w io.Writer) { fmt.Fprintf(w, "key %s is back\n", claviger.Printable(args[0])) })
 		})
 	versionFlag(cmd, &version)
 	return cmd

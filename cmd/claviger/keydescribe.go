@@ -12,6 +12,7 @@ import (
 	"claviger"
 	"claviger/kmswire"
 	"claviger/provider/kmsclient"
+	"claviger/terminal"
 )
 
 func newKeyDescribe() *cobra.Command {
@@ -19,7 +20,7 @@ func newKeyDescribe() *cobra.Command {
 		`describe shows cipher, length, description, attributes and the versions of the key NAME, oldest first, each with the time it was made, when it
 was last used, and the object in the HSM that holds it; then the same of the deleted keys of that name, for who may undelete or purge.
 The user needs GET_METADATA and the key's READ. A KMS that isn't claviger tells the key's metadata alone. Material is never asked for.`, cobra.ExactArgs(1),
-		func(ctx context.Context, _ *cobra.Command, kms *kmsclient.Provider, out *output, args []string) error {
+		func(ctx context.Context, _ *cobra.Command, kms *kmsclient.Provider, out *terminal.Output, args []string) error {
 			keys, err := kms.Describe(ctx, args[0])
 			if claviger.Is(err, claviger.Unsupported) {
 				keys, err = describeForeign(ctx, kms, args[0])
@@ -27,7 +28,7 @@ The user needs GET_METADATA and the key's READ. A KMS that isn't claviger tells 
 			if err != nil {
 				return err
 			}
-			return out.write(keys, func(w io.Writer) {
+			return out.Write(keys, func(w io.Writer) {
 				for i, k := range keys {
 					if i > 0 {
 						fmt.Fprintln(w)

@@ -19,6 +19,7 @@ import (
 	"claviger/keyhsm"
 	"claviger/owner"
 	"claviger/pkcs11"
+	"claviger/terminal"
 )
 
 // keyHSMModules are where the makers' clients put their libraries.
@@ -265,20 +266,17 @@ func readKeyHSM(w io.Writer, dir string) (keyhsm.Settings, error) {
 }
 
 func newKeyHSMSettings() *cobra.Command {
-	var conf, format string
+	var conf string
+	var out terminal.Output
 	cmd := &cobra.Command{
 		Use: "settings --conf DIR", Short: "Show the settings in force", Args: cobra.NoArgs,
 		Long: "settings shows what " + keyhsm.SettingsFile + " says, and what is assumed where it says nothing. There is no secret in it.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			out, err := newOutput(cmd.OutOrStdout(), format)
-			if err != nil {
-				return err
-			}
 			s, err := readKeyHSM(cmd.ErrOrStderr(), conf)
 			if err != nil {
 				return err
 			}
-			return out.write(s, func(w io.Writer) {
+			return out.Write(s, func(w io.Writer) {
 				token := "token " + s.Token
 				if s.Serial != "" {
 					token = "serial " + s.Serial
@@ -291,6 +289,6 @@ func newKeyHSMSettings() *cobra.Command {
 		},
 	}
 	keyHSMConf(cmd, &conf)
-	cmd.Flags().StringVarP(&format, "output", "o", "text", "text or json")
+	out.Flag(cmd)
 	return cmd
 }

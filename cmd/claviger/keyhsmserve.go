@@ -23,6 +23,7 @@ import (
 	"claviger/owner"
 	"claviger/pkcs11"
 	"claviger/secret"
+	"claviger/terminal"
 	"claviger/web"
 )
 
@@ -227,15 +228,12 @@ func askKeyHSM(ctx context.Context, set *keyhsm.Settings, run runState) (st keyh
 }
 
 func newKeyHSMStatus() *cobra.Command {
-	var conf, format string
+	var conf string
+	var out terminal.Output
 	cmd := &cobra.Command{
 		Use: "status --conf DIR", Short: "Show how the server is that runs", Args: cobra.NoArgs,
 		Long: "status asks the server that runs with DIR, which has its pair wrap and unwrap once. Exit status 3 where it cannot, or where none runs.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			out, err := newOutput(cmd.OutOrStdout(), format)
-			if err != nil {
-				return err
-			}
 			set, err := readKeyHSM(cmd.ErrOrStderr(), conf)
 			if err != nil {
 				return err
@@ -248,7 +246,7 @@ func newKeyHSMStatus() *cobra.Command {
 			if err != nil {
 				return noAnswer(err)
 			}
-			err = out.write(struct {
+			err = out.Write(struct {
 				runState
 				keyhsm.Status
 			}{run, st}, func(w io.Writer) {
@@ -277,7 +275,7 @@ func newKeyHSMStatus() *cobra.Command {
 		},
 	}
 	keyHSMConf(cmd, &conf)
-	cmd.Flags().StringVarP(&format, "output", "o", "text", "text or json")
+	out.Flag(cmd)
 	return cmd
 }
 

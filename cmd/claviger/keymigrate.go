@@ -10,6 +10,7 @@ import (
 
 	"claviger"
 	"claviger/provider/kmsclient"
+	"claviger/terminal"
 )
 
 // migratedKey is what `claviger key migrate` tells of one key.
@@ -23,7 +24,7 @@ func newKeyMigrate() *cobra.Command {
 		`migrate has the KMS, which must be claviger with a source configured, take the keys over into its HSM now, without a restart. The user needs the
 right MIGRATE for each (key.acl.NAME.MIGRATE, default.key.acl.MIGRATE or whitelist.key.acl.MIGRATE in the KMS's kms-acls.xml), which is
 nobody's where it is not set. A key that is there already stays as it is. After an error the same command goes on where it was.`, cobra.MinimumNArgs(1),
-		func(ctx context.Context, _ *cobra.Command, kms *kmsclient.Provider, out *output, args []string) error {
+		func(ctx context.Context, _ *cobra.Command, kms *kmsclient.Provider, out *terminal.Output, args []string) error {
 			done := []migratedKey{}
 			var failed error
 			for _, name := range args {
@@ -34,7 +35,7 @@ nobody's where it is not set. A key that is there already stays as it is. After 
 				}
 				done = append(done, migratedKey{name, versions})
 			}
-			if err := out.write(done, func(w io.Writer) {
+			if err := out.Write(done, func(w io.Writer) {
 				for _, k := range done {
 					fmt.Fprintf(w, "key %s: %s\n", claviger.Printable(k.Key), claviger.Printable(strings.Join(k.Versions, " ")))
 				}

@@ -14,6 +14,7 @@ import (
 	"claviger"
 	"claviger/kmswire"
 	"claviger/provider/kmsclient"
+	"claviger/terminal"
 )
 
 // purge is what `claviger key purge` is to do.
@@ -31,7 +32,7 @@ func newKeyPurge() *cobra.Command {
 deleted keys of that name, purge lists them and does nothing, unless --key-version names one or --all says that all of them are meant. What
 they encrypted can never be read again. It lists what it would destroy, and asks you to type the name once more; --yes-purge NAME does that
 for scripts. The KMS refuses while the key was deleted, or used, within its claviger.purge.min.unused.`, cobra.ExactArgs(1),
-		func(ctx context.Context, cmd *cobra.Command, kms *kmsclient.Provider, out *output, args []string) error {
+		func(ctx context.Context, cmd *cobra.Command, kms *kmsclient.Provider, out *terminal.Output, args []string) error {
 			if err := givenVersion(cmd, p.version); err != nil {
 				return err
 			}
@@ -58,7 +59,7 @@ type purged struct {
 	Keys    []kmswire.DeletedKey `json:"keys"`
 }
 
-func (p *purge) run(ctx context.Context, cmd *cobra.Command, kms *kmsclient.Provider, out *output) error {
+func (p *purge) run(ctx context.Context, cmd *cobra.Command, kms *kmsclient.Provider, out *terminal.Output) error {
 	list, err := kms.DeletedKeys(ctx)
 	if err != nil {
 		return err
@@ -72,8 +73,8 @@ func (p *purge) run(ctx context.Context, cmd *cobra.Command, kms *kmsclient.Prov
 	}
 	if len(keys) > 1 && p.version == "" && !p.all {
 		err := &exitError{exitRefused, fmt.Errorf("nothing was purged: %d deleted keys have the name %s, listed above; name one of them by --key-version NAME@N, or say --all", len(keys), claviger.Printable(p.name))}
-		if out.json {
-			return errors.Join(out.write(purged{Refused: p.name, Keys: keys}, nil), err)
+		if out.JSON() {
+			return errors.Join(out.Write(purged{Refused: p.name, Keys: keys}, nil), err)
 		}
 		return err
 	}
@@ -96,7 +97,7 @@ func (p *purge) run(ctx context.Context, cmd *cobra.Command, kms *kmsclient.Prov
 	if err != nil {
 		return err
 	}
-	return out.write(purged{Purged: p.name, Keys: keys}, func(w io.Writer) { fmt.Fprintf(w, "key %s is gone for ever\n", claviger.Printable(p.name)) })
+	return out.Write(purged{Purged: p.name, Keys: keys}, func(w io.Writer) { fmt.Fprintf(w, "key %s is gone for ever\n", claviger.Printable(p.name)) })
 }
 
 // confirm wants the name once more.

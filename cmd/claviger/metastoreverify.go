@@ -21,6 +21,7 @@ import (
 	"claviger/provider"
 	"claviger/provider/builtin"
 	"claviger/provider/hsm"
+	"claviger/terminal"
 )
 
 // storeReport is what `metastore verify` finds.
@@ -56,7 +57,8 @@ type tokenReport struct {
 }
 
 func newMetastoreVerify() *cobra.Command {
-	var dir, format string
+	var dir string
+	var out terminal.Output
 	var noToken bool
 	cmd := &cobra.Command{
 		Use:   "verify --conf DIR [--no-token] [FILE]",
@@ -68,10 +70,6 @@ may run.
 Exit status: 0 store and token fit, 1 the store cannot be used, 3 one of them lacks keys of the other, or the store was moved.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			out, err := newOutput(cmd.OutOrStdout(), format)
-			if err != nil {
-				return err
-			}
 			conf, log, err := quietConf(dir)
 			if err != nil {
 				return err
@@ -84,7 +82,7 @@ Exit status: 0 store and token fit, 1 the store cannot be used, 3 one of them la
 			if err != nil {
 				return err
 			}
-			if err := out.write(r, r.text); err != nil {
+			if err := out.Write(r, r.text); err != nil {
 				return err
 			}
 			if r.Moved != nil && file == "" {
@@ -97,7 +95,7 @@ Exit status: 0 store and token fit, 1 the store cannot be used, 3 one of them la
 		},
 	}
 	cmd.Flags().StringVar(&dir, "conf", "", "configuration folder")
-	cmd.Flags().StringVarP(&format, "output", "o", "text", "text or json")
+	out.Flag(cmd)
 	cmd.Flags().BoolVar(&noToken, "no-token", false, "do not ask the token")
 	_ = cmd.MarkFlagRequired("conf") // the flag is defined above
 	return cmd

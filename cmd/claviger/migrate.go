@@ -12,20 +12,19 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"claviger"
 	"claviger/audit"
 	"claviger/hadoopconf"
 	"claviger/migrate"
 	"claviger/provider/hsm"
+	"claviger/terminal"
 )
 
 // migrateFlags are the flags of `claviger migrate`; not every subcommand has
 // all of them.
 type migrateFlags struct {
 	conf         string
-	format       string
 	versions     string
 	hdfs         string
 	asUser       string
@@ -39,6 +38,7 @@ type migrateFlags struct {
 	leftovers    []string
 	adopted      []string
 	allAdopted   bool
+	quiet        bool
 }
 
 func newMigrateCommand() *cobra.Command {
@@ -112,6 +112,7 @@ over by claviger key migrate.`,
 			cmd.Flags().StringSliceVar(&f.adopted, "adopted", nil,
 				"keys that claviger hsm adopt brought back, and that were migrated from this source before: they are "+
 					"taken over with the versions that are here")
+			cmd.Flags().BoolVar(&f.quiet, "quiet", false, "show no progress on standard error")
 			cmd.Flags().BoolVar(&f.allAdopted, "all-adopted", false,
 				"--adopted with each key that claviger hsm adopt brought back and the source lists")
 		},
@@ -119,6 +120,8 @@ over by claviger key migrate.`,
 			if err := m.mayMake(); err != nil {
 				return err
 			}
+			progress := terminal.NewProgress(m.stderr, "keys", m.flags.quiet)
+			m.cfg.Progress = func(p migrate.Progress) { progress.Show(p.Keys, p.KeysTotal, progressStep(p)) }
 			end, err := m.audited()
 			if err != nil {
 				return err
@@ -132,7 +135,7 @@ over by claviger key migrate.`,
 				return err
 			}
 			result, err := m.engine.Run(m.ctx)
-			m.bar.end()
+			progress.End()
 			if err != nil {
 				return err
 			}
@@ -144,6 +147,14 @@ over by claviger key migrate.`,
 			}
 			return nil
 		})
+}
+
+// progressStep names the step of a run that is under way.
+func progressStep(p migrate.Progress) string {
+	if p.Key == "" {
+		return p.Step
+	}
+	return claviger.Printable(p.Key) + ": " + p.Step
 }
 
 func newMigrateStatus() *cobra.Command {
@@ -214,8 +225,7 @@ type migration struct {
 	svc    *service
 	engine *migrate.Engine
 	cfg    migrate.Config
-	bar    *progressBar
-	out    *output
+	out    *terminal.Output
 	stdin  io.Reader
 	stderr io.Writer
 }
@@ -254,26 +264,20 @@ func (m *migration) audited() (end func() error, err error) {
 
 // write writes a report in the format that was asked for.
 func (m *migration) write(r interface{ WriteText(io.Writer) error }) error {
-	if m.out.json {
-		return m.out.write(r, nil)
-	}
-	return r.WriteText(m.out.w)
+	return m.out.Write(r, func(w io.Writer) { _ = r.WriteText(w) }) // Write returns the errors of the output
 }
 
 // migrateCommand is a subcommand over the service that a folder configures.
 func migrateCommand(use, short, long string, access hsm.Access, flags func(*cobra.Command, *migrateFlags), work func(*migration) error) *cobra.Command {
 	var f migrateFlags
+	var out terminal.Output
 	cmd := &cobra.Command{Use: use, Short: short, Long: long, Args: cobra.NoArgs}
 	cmd.RunE = func(cmd *cobra.Command, args []string) (err error) {
-		m := &migration{ctx: cmd.Context(), args: args, flags: &f, stdin: cmd.InOrStdin(), stderr: cmd.ErrOrStderr(), bar: newProgressBar(os.Stderr, term.IsTerminal(int(os.Stderr.Fd())))}
-		if m.out, err = newOutput(cmd.OutOrStdout(), f.format); err != nil {
-			return err
-		}
+		m := &migration{ctx: cmd.Context(), args: args, flags: &f, stdin: cmd.InOrStdin(), stderr: cmd.ErrOrStderr(), out: &out}
 		cfg, err := f.config()
 		if err != nil {
 			return &exitError{exitUsage, err}
 		}
-		cfg.Progress = m.bar.show
 		if cfg.Log, err = newLogger("warn"); err != nil {
 			return err
 		}
@@ -292,7 +296,7 @@ func migrateCommand(use, short, long string, access hsm.Access, flags func(*cobr
 		return ofMisfit(err)
 	}
 	cmd.Flags().StringVar(&f.conf, "conf", "", "configuration folder")
-	cmd.Flags().StringVarP(&f.format, "output", "o", "text", "text or json")
+	out.Flag(cmd)
 	_ = cmd.MarkFlagRequired("conf") // the flag is defined above
 	if flags != nil {
 		flags(cmd, &f)
