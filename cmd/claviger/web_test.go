@@ -2,22 +2,16 @@ package main
 
 import (
 	"bufio"
-	"crypto/tls"
-	"fmt"
 	"io"
 	"maps"
 	"net"
 	"net/http"
-	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"claviger/hadoopconf"
-	"claviger/internal/certtest"
 )
 
 // serveWith runs a KMS with properties over what it needs, and returns its
@@ -99,223 +93,48 @@ func TestRequestShapes(t *testing.T) {
 	}
 }
 
-// TestSlowClients: who dribbles, or says nothing, is cut off, and who reads a
-// keep-alive connection without using it, too.
-func TestSlowClients(t *testing.T) {
-	addr := serveWith(t, map[string]string{"claviger.http.head.timeout": "300ms", "claviger.http.request.timeout": "600ms", "hadoop.http.idle_timeout.ms": "300"})
-	for name, first := range map[string]string{
-		"says nothing":     "",
-		"dribbles a head":  "GET /healthz HTTP/1.1\r\nHost: kms\r\nX-Slow: ",
-		"dribbles a body":  "POST /kms/v1/keys?user.name=a HTTP/1.1\r\nHost: kms\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{",
-		"dribbles chunks":  "POST /kms/v1/keys?user.name=a HTTP/1.1\r\nHost: kms\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n",
-		"keeps a good one": goodRequest,
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			conn := dial(t, addr)
-			began := time.Now()
-			if _, err := io.WriteString(conn, first); err != nil {
-				t.Fatal(err)
-			}
-			stop := make(chan struct{})
-			var dribble sync.WaitGroup
-			if strings.HasPrefix(name, "dribbles") {
-				drop := "a"
-				if name == "dribbles chunks" {
-					drop = "1\r\na\r\n"
-				}
-				dribble.Go(func() {
-					tick := time.NewTicker(50 * time.Millisecond)
-					defer tick.Stop()
-					for {
-						select {
-						case <-stop:
-							return
-						case <-tick.C:
-							if _, err := io.WriteString(conn, drop); err != nil {
-								return
-							}
-						}
-					}
-				})
-			}
-			_, err := io.Copy(io.Discard, conn) // until the server has closed it
-			close(stop)
-			dribble.Wait()
-			if took := time.Since(began); took > 10*time.Second || took < 150*time.Millisecond {
-				t.Errorf("it was cut off after %v (%v)", took, err)
-			}
-		})
+// TestKMSLimits: the properties of connections and headers reach the server, its metrics and
+// its readiness.
+func TestKMSLimits(t *testing.T) {
+	addr := serveWith(t, map[string]string{maxConnectionsName: "8", perAddressName: "3", unlimitedName: "127.0.0.8/30",
+		detailsName: "127.0.0.0/8", headerPrefix + "X-Frame-Options": "DENY"})
+	for range 3 {
+		from(t, "127.0.0.2", addr)
 	}
-}
-
-// TestSlowHandshakes: a TLS handshake has as long as a head.
-func TestSlowHandshakes(t *testing.T) {
-	dir := t.TempDir()
-	writeFile(t, filepath.Join(dir, "ssl-server.xml"), siteXML("ssl.server.keystore.type", "pem", "ssl.server.keystore.location", certtest.New(t, dir).Issue("server", "127.0.0.1")))
-	writeSite(t, dir, map[string]string{
-		hadoopconf.ProviderURI: "jceks://file@" + filepath.Join(dir, "kms.keystore"), "hadoop.kms.http.host": "127.0.0.1", "claviger.audit.file": filepath.Join(dir, "audit.log"),
-		"hadoop.kms.ssl.enabled": "true", "claviger.http.head.timeout": "300ms",
-	})
-	addr := strings.TrimSuffix(strings.TrimPrefix(serve(t, dir), "https://"), "/kms")
-	for name, first := range map[string]string{"says nothing": "", "begins": "\x16\x03\x01\x02\x00"} {
-		t.Run(name, func(t *testing.T) {
-			conn := dial(t, addr)
-			began := time.Now()
-			if _, err := io.WriteString(conn, first); err != nil {
-				t.Fatal(err)
-			}
-			_, err := io.Copy(io.Discard, conn)
-			if took := time.Since(began); took > 10*time.Second || took < 150*time.Millisecond {
-				t.Errorf("it was cut off after %v (%v)", took, err)
-			}
-		})
-	}
-}
-
-// TestMaxConnections: no more than so many, and one that ends makes room.
-func TestMaxConnections(t *testing.T) {
-	const most = 5
-	addr := serveWith(t, map[string]string{maxConnectionsName: fmt.Sprint(most)})
-	var held []net.Conn
-	for range most {
-		conn := dial(t, addr)
-		held = append(held, conn)
-		if _, err := io.WriteString(conn, goodRequest); err != nil {
-			t.Fatal(err)
+	other := from(t, "127.0.0.3", addr)
+	for tries := 0; !strings.Contains(page(t, other, "/metrics"), "claviger_http_connections_of_one_address 3\n"); tries++ {
+		if tries == 500 {
+			t.Fatal("three connections of one address are not counted")
 		}
-		if _, err := http.ReadResponse(bufio.NewReader(conn), nil); err != nil { //nolint:bodyclose // the connection is kept
-			t.Fatalf("connection %d: %v", len(held), err)
+		time.Sleep(10 * time.Millisecond)
+	}
+	if got := page(t, from(t, "127.0.0.2", addr), "/healthz"); got != "" {
+		t.Errorf("one address has one more than its limit: %q", got)
+	}
+	for range 2 { // more than a limited address gets now
+		if got := page(t, from(t, "127.0.0.9", addr), "/healthz"); got != "ok\n" {
+			t.Errorf("an unlimited address: %q", got)
 		}
 	}
-	began := time.Now()
-	if got := status(t, addr, goodRequest); got != 0 || time.Since(began) > 5*time.Second {
-		t.Errorf("one too many is answered %d after %v", got, time.Since(began))
-	}
-	_ = held[0].Close()
-	for tries := 0; ; tries++ {
-		if status(t, addr, goodRequest) == 200 {
-			break
-		}
-		if tries == 200 {
-			t.Fatal("a connection that has ended makes no room")
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-}
-
-// descriptors counts those that this process has open.
-func descriptors(t *testing.T) int {
-	t.Helper()
-	list, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return len(list)
-}
-
-// dropped opens connections, so many at once, speaks on each, drops half of them
-// by a reset, and demands that goroutines and descriptors are then as before.
-func dropped(t *testing.T, addr string, total, atOnce int, speak func(i int, conn net.Conn)) {
-	t.Helper()
-	http.DefaultClient.CloseIdleConnections()
-	time.Sleep(50 * time.Millisecond)
-	goroutines, open := runtime.NumGoroutine(), descriptors(t)
-	for i := 0; i < total; i += atOnce {
-		conns := make([]net.Conn, atOnce)
-		for j := range conns {
-			conn, err := net.DialTimeout("tcp", addr, 5*time.Second)
-			if err != nil {
-				t.Fatalf("connection %d: %v", i+j, err)
-			}
-			conns[j] = conn
-			speak(i+j, conn)
-		}
-		for j, conn := range conns {
-			if j%2 == 0 {
-				_ = conn.(*net.TCPConn).SetLinger(0) // ends with a reset
-			}
-			_ = conn.Close()
+	figures := page(t, other, "/metrics")
+	for _, want := range []string{"claviger_http_connections_max 8\n", "claviger_http_connections_of_one_address_max 3\n",
+		"claviger_http_connections_refused_address_total 1\n"} {
+		if !strings.Contains(figures, want) {
+			t.Errorf("/metrics lacks %q", want)
 		}
 	}
-	var g, fd int
-	for range 500 {
-		if g, fd = runtime.NumGoroutine(), descriptors(t); g <= goroutines+2 && fd <= open+2 {
-			return
-		}
-		time.Sleep(20 * time.Millisecond)
+	if got := page(t, other, "/readyz"); !strings.Contains(got, "connections of 127.0.0.2 are refused") ||
+		!strings.Contains(got, unlimitedName) || !strings.Contains(got, `"ready": true`) {
+		t.Errorf("/readyz: %s", got)
 	}
-	t.Errorf("goroutines %d, before %d; descriptors %d, before %d", g, goroutines, fd, open)
-}
-
-const namesRequest = "GET /kms/v1/keys/names?user.name=a HTTP/1.1\r\nHost: kms\r\n\r\n"
-
-// droppedRequests are what is said before a connection is dropped.
-var droppedRequests = []string{"", "GET /kms/v1/k", goodRequest, "POST /kms/v1/keys?user.name=a HTTP/1.1\r\nHost: kms\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{", namesRequest}
-
-// TestConnectionsLeaveNothing opens 10,000 connections and drops them in every
-// state.
-func TestConnectionsLeaveNothing(t *testing.T) {
-	addr := serveWith(t, nil)
-	// So that what is made once is there before.
-	if status(t, addr, goodRequest) != 200 || status(t, addr, namesRequest) != 200 {
-		t.Fatal("no answer")
-	}
-	dropped(t, addr, 10000, 100, func(i int, conn net.Conn) { _, _ = io.WriteString(conn, droppedRequests[i%len(droppedRequests)]) })
-}
-
-// TestTLSConnectionsLeaveNothing does so before, in and after the handshake, which
-// costs both sides too much to do it as often.
-func TestTLSConnectionsLeaveNothing(t *testing.T) {
-	dir := t.TempDir()
-	authority := certtest.New(t, dir)
-	writeFile(t, filepath.Join(dir, "ssl-server.xml"), siteXML("ssl.server.keystore.type", "pem", "ssl.server.keystore.location", authority.Issue("server", "127.0.0.1")))
-	writeSite(t, dir, map[string]string{
-		hadoopconf.ProviderURI: "jceks://file@" + filepath.Join(dir, "kms.keystore"), "hadoop.kms.http.host": "127.0.0.1", "claviger.audit.file": filepath.Join(dir, "audit.log"),
-		"hadoop.kms.ssl.enabled": "true",
-	})
-	addr := strings.TrimSuffix(strings.TrimPrefix(serve(t, dir), "https://"), "/kms")
-	client := &tls.Config{InsecureSkipVerify: true, ClientSessionCache: tls.NewLRUClientSessionCache(1)} //nolint:gosec // whom it talks to is not what is tested
-	shake := func(conn net.Conn) *tls.Conn {
-		_ = conn.SetDeadline(time.Now().Add(15 * time.Second))
-		c := tls.Client(conn, client)
-		if err := c.HandshakeContext(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		return c
-	}
-	c := shake(dial(t, addr))
-	_, _ = io.WriteString(c, namesRequest)
-	if resp, err := http.ReadResponse(bufio.NewReader(c), nil); err != nil || resp.StatusCode != 200 {
-		t.Fatal(resp, err)
-	} else {
-		_ = resp.Body.Close()
-	}
-	_ = c.Close()
-	dropped(t, addr, 2000, 50, func(i int, conn net.Conn) {
-		switch i % 4 {
-		case 0:
-			_, _ = io.WriteString(conn, "\x16\x03\x01\x02\x00\x01") // the beginning of a ClientHello
-		case 1:
-			_, _ = io.WriteString(conn, goodRequest) // no TLS at all
-		case 2:
-			_, _ = io.WriteString(shake(conn), droppedRequests[i/4%len(droppedRequests)])
-		}
-	})
-}
-
-func TestHeadersOfEveryAnswer(t *testing.T) {
-	addr := serveWith(t, map[string]string{headerPrefix + "Strict-Transport-Security": "max-age=63072000", headerPrefix + "X-Frame-Options": "DENY", headerPrefix + "X-XSS-Protection": "0"})
 	for _, path := range []string{"/healthz", "/kms/v1/keys/names?user.name=a", "/nothing"} {
-		resp, err := http.Get("http://" + addr + path) //nolint:noctx // of a server of this test
+		resp, err := http.Get("http://" + addr + path) //nolint:noctx // a server of this test
 		if err != nil {
 			t.Fatal(err)
 		}
 		_ = resp.Body.Close()
-		for name, want := range map[string]string{"Strict-Transport-Security": "max-age=63072000", "X-Frame-Options": "DENY", "X-XSS-Protection": "0"} {
-			if got := resp.Header.Values(name); len(got) != 1 || got[0] != want {
-				t.Errorf("%s: %s is %q, want %q", path, name, got, want)
-			}
+		if got := resp.Header.Values("X-Frame-Options"); len(got) != 1 || got[0] != "DENY" {
+			t.Errorf("%s: X-Frame-Options is %q", path, got)
 		}
 	}
 	http.DefaultClient.CloseIdleConnections()
