@@ -64,6 +64,9 @@ func (r *runner) test(ctx context.Context, binary, pkg, tests string, limit time
 	ctx, cancel := context.WithTimeout(ctx, limit+20*time.Second)
 	defer cancel()
 	args := []string{"-test.failfast", "-test.timeout", limit.String()}
+	if usesRapid(filepath.Join(r.root, pkg)) {
+		args = append(args, "-rapid.nofailfile") // it would write into the tree
+	}
 	if tests != "" {
 		args = append(args, "-test.run", tests)
 	}
@@ -76,6 +79,18 @@ func (r *runner) test(ctx context.Context, binary, pkg, tests string, limit time
 	cmd.Stdout, cmd.Stderr = &text, &text
 	err := cmd.Run()
 	return err == nil, text.Bytes()
+}
+
+// usesRapid tells whether a package has property tests.
+func usesRapid(dir string) bool {
+	names, _ := filepath.Glob(filepath.Join(dir, "*_test.go")) // the pattern is right
+	for _, name := range names {
+		text, err := os.ReadFile(name)
+		if err == nil && bytes.Contains(text, []byte(`"pgregory.net/rapid"`)) {
+			return true
+		}
+	}
+	return false
 }
 
 // try makes one change and runs a package's tests.
