@@ -171,6 +171,29 @@ func TestDelegationLife(t *testing.T) {
 	}
 }
 
+// TestDelegationExpiresOnTime: a token is good until the moment to which it was issued or renewed,
+// and not a millisecond longer.
+func TestDelegationExpiresOnTime(t *testing.T) {
+	d := newDelegating(t)
+	token := d.get("renewer=yarn&user.name=alice")
+	until := d.now.Add(24 * time.Hour) // renew-interval.sec of newDelegating
+	for _, when := range []string{"issued", "renewed"} {
+		d.now = until
+		if got := d.use(token); got != "alice" {
+			t.Errorf("at the end of the time to which it was %s: %s", when, got)
+		}
+		d.now = until.Add(time.Millisecond)
+		if got := d.use(token); !strings.Contains(got, "has expired") {
+			t.Errorf("a millisecond after the time to which it was %s: %s", when, got)
+		}
+		d.now = until.Add(-time.Hour)
+		res := d.do(http.MethodPut, "op=renewdelegationtoken&user.name=yarn&token="+token)
+		if until = d.now.Add(24 * time.Hour); !res.Expires.Equal(until) {
+			t.Fatalf("renewed until %v, %+v", res.Expires, res.Refusal)
+		}
+	}
+}
+
 func TestMemoryTokens(t *testing.T) {
 	storetest.Delegations(t, func(*testing.T) (metastore.Delegations, metastore.Delegations) {
 		m := newMemoryTokens(time.Now)

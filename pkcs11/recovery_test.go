@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -462,40 +464,76 @@ func (s spy) Encrypt(h p11.SessionHandle, data []byte) ([]byte, error) {
 	return s.Boundary.Encrypt(h, data)
 }
 
-// TestMadeAnyway: C_GenerateKey made the key and then said that the device had
-// failed. The second try takes that key for what it is.
+// TestMadeAnyway: C_GenerateKey made a key and then said that the device had failed. The second
+// try takes that key where it is what was ordered, and no other.
 func TestMadeAnyway(t *testing.T) {
-	c := config(softhsmtest.New(t))
-	first := true
-	c.Wrap = func(b Boundary) Boundary { return &liar{b, &first} }
-	tok, err := Open(t.Context(), c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer tok.Close() //nolint:errcheck // the calls below are what is tested
-	id, label := generate(t, tok, 1, 256)
-	if list, err := tok.List(t.Context()); err != nil || len(list) != 1 {
-		t.Errorf("%d keys, %v", len(list), err)
-	}
-	if err := tok.GenerateKey(t.Context(), id, label, 256); !claviger.Is(err, claviger.KeyExists) {
-		t.Errorf("made twice: %v", err)
+	for _, c := range []struct {
+		name   string
+		change map[uint]any // of the order, before the token sees it
+		keys   int          // that are left on the token
+		text   string
+	}{
+		{"as ordered", nil, 1, ""},
+		{"another length", map[uint]any{p11.CKA_VALUE_LEN: 16}, 0, "not what was asked for"},
+		{"extractable", map[uint]any{p11.CKA_EXTRACTABLE: true}, 0, "not what was asked for"},
+		{"not sensitive", map[uint]any{p11.CKA_SENSITIVE: false}, 0, "not what was asked for"},
+		{"decrypts", map[uint]any{p11.CKA_DECRYPT: true}, 0, "not what was asked for"},
+		// Another process may have made it under the same id.
+		{"another label", map[uint]any{p11.CKA_LABEL: "other@0"}, 1, "already"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			cfg := config(softhsmtest.New(t))
+			first := true
+			cfg.Wrap = func(b Boundary) Boundary { return &liar{b, &first, c.change} }
+			tok, err := Open(t.Context(), cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer tok.Close() //nolint:errcheck // the calls below are what is tested
+			id, label := []byte{0, 1}, "k@0"
+			err = tok.GenerateKey(t.Context(), id, label, 256)
+			switch {
+			case c.text == "" && err != nil:
+				t.Errorf("made: %v", err)
+			case c.text != "" && (err == nil || !strings.Contains(err.Error(), c.text)):
+				t.Errorf("made: %v, want %q", err, c.text)
+			}
+			if list, err := tok.List(t.Context()); err != nil || len(list) != c.keys {
+				t.Errorf("%d keys, want %d, %v", len(list), c.keys, err)
+			}
+			if c.keys == 0 {
+				return
+			}
+			if err := tok.GenerateKey(t.Context(), id, label, 256); !claviger.Is(err, claviger.KeyExists) {
+				t.Errorf("made twice: %v", err)
+			}
+		})
 	}
 }
 
+// liar makes the first key with other attributes, and then says that the device has failed.
 type liar struct {
 	Boundary
-	first *bool
+	first  *bool
+	change map[uint]any
 }
 
 func (l *liar) GenerateKey(s p11.SessionHandle, m []*p11.Mechanism, a []*p11.Attribute) (p11.ObjectHandle, error) {
-	o, err := l.Boundary.GenerateKey(s, m, a)
-	for _, x := range a {
-		if x.Type == p11.CKA_ID && *l.first && err == nil {
-			*l.first = false
-			return 0, p11.Error(p11.CKR_DEVICE_ERROR)
+	if !*l.first || !slices.ContainsFunc(a, func(x *p11.Attribute) bool { return x.Type == p11.CKA_ID }) {
+		return l.Boundary.GenerateKey(s, m, a)
+	}
+	a = slices.Clone(a)
+	for i, x := range a {
+		if to, ok := l.change[x.Type]; ok {
+			a[i] = p11.NewAttribute(x.Type, to)
 		}
 	}
-	return o, err
+	o, err := l.Boundary.GenerateKey(s, m, a)
+	if err != nil {
+		return o, err
+	}
+	*l.first = false
+	return 0, p11.Error(p11.CKR_DEVICE_ERROR)
 }
 
 // TestDataLimit: where the token takes less in one call than the profile says,

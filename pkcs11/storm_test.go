@@ -3,8 +3,15 @@ package pkcs11
 import (
 	"bytes"
 	"crypto/rand"
+	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
+
+	p11 "github.com/miekg/pkcs11"
+
+	"claviger/internal/softhsm/softhsmtest"
 )
 
 // queued is a gatherer whose queue is looked at by hand.
@@ -100,6 +107,94 @@ func TestQueueForgetsWhoLeft(t *testing.T) {
 		t.Error("the call goes on without anybody")
 	}
 }
+
+// TestQueuedCopiesAreWiped: the copy of a waiter's blocks is wiped when he has his result, and when
+// he has left before that.
+func TestQueuedCopiesAreWiped(t *testing.T) {
+	g, all := queued(32<<10, 32, 16000, 32, 32)
+	for _, w := range all {
+		copy(w.in, bytes.Repeat([]byte{0xff}, len(w.in)))
+		w.blocks = make([]byte, len(w.in))
+	}
+	all[0].state.Store(left)
+	all[1].state.Store(left)
+	g.next()
+	all[2].finish(nil)
+	all[3].finish(errHung)
+	for i, w := range all {
+		if !zero(w.in) {
+			t.Errorf("the copy of waiter %d was not wiped", i)
+		}
+	}
+	if !bytes.Equal(all[2].blocks, bytes.Repeat([]byte{0xff}, 32)) || !zero(all[3].blocks) {
+		t.Error("results were not handed out, or handed out beside an error")
+	}
+}
+
+// keeper keeps the buffers that go to the library and come from it.
+type keeper struct {
+	Boundary
+	on   *atomic.Bool
+	mu   *sync.Mutex
+	kept *[][]byte
+}
+
+func (k keeper) Encrypt(h p11.SessionHandle, data []byte) ([]byte, error) {
+	out, err := k.Boundary.Encrypt(h, data)
+	if k.on.Load() {
+		k.mu.Lock()
+		*k.kept = append(*k.kept, data, out)
+		k.mu.Unlock()
+	}
+	return out, err
+}
+
+// TestBuffersAreWiped: counter blocks and keystream do not stay in the buffers of a call, whether
+// it is one caller's, several callers', or cut into parts.
+func TestBuffersAreWiped(t *testing.T) {
+	var on atomic.Bool
+	var mu sync.Mutex
+	var kept [][]byte
+	meter := new(Meter)
+	c := config(softhsmtest.New(t))
+	c.Wrap = func(b Boundary) Boundary { return keeper{meter.Wrap(b), &on, &mu, &kept} }
+	tok, err := Open(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = tok.Close() })
+	id, label := generate(t, tok, 1, 256)
+	on.Store(true)
+	for _, c := range []struct{ callers, bytes int }{{1, 32}, {64, 32}, {3, 20 << 10}, {1, 200 << 10}} {
+		if c.callers > 1 {
+			meter.SetLatency(20 * time.Millisecond) // so that callers share a call
+		}
+		var wg sync.WaitGroup
+		for range c.callers {
+			wg.Go(func() {
+				if err := tok.EncryptBlocks(t.Context(), id, label, bytes.Repeat([]byte{0xff}, c.bytes)); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		meter.SetLatency(0)
+		// A caller has his blocks before the call has tidied up.
+		eventually(t, func() error {
+			mu.Lock()
+			defer mu.Unlock()
+			for i, b := range kept {
+				if !zero(b) {
+					return fmt.Errorf("%d callers of %d bytes: %s of call %d was not wiped", c.callers, c.bytes,
+						[]string{"the input", "the output"}[i%2], i/2)
+				}
+			}
+			return nil
+		})
+	}
+}
+
+func zero(b []byte) bool { return len(bytes.Trim(b, "\x00")) == 0 }
 
 // TestStorm: batches of all sizes, cut into parts or not, come back as they do
 // one by one.
