@@ -240,19 +240,18 @@ func (o *options) runRoom(ctx context.Context, r *runner, room string, reasons m
 		return 0, nil
 	}
 	tests := &roomTests{runner: r, root: o.root, packages: append([]string{room}, alsoTestedBy[room]...)}
-	state, err := tests.digest()
+	state, err := tests.state()
 	if err != nil {
 		return 0, err
 	}
 	count := map[outcome]int{}
 	for i, m := range all {
-		key := keyOf(state, m.ID)
-		got, have := known.of[key]
+		got, have := known.known(state, m.ID)
 		if !have {
 			if got, err = tests.try(ctx, m); err != nil {
 				return unexplained, err
 			}
-			if err := known.add(key, got); err != nil {
+			if err := known.keep(state, m.ID, got); err != nil {
 				return unexplained, err
 			}
 			fmt.Fprintf(o.progress, "%s %d of %d: %s: %s\n", room, i+1, len(all), got, m.ID)
@@ -292,18 +291,25 @@ type roomTests struct {
 	limits   map[string]time.Duration
 }
 
-// digest names the state of all code on which the outcomes depend most: the
-// room's, and the tests'.
-func (t *roomTests) digest() (string, error) {
+// state names the code on which the outcomes depend most: the room's, and that of
+// the packages that test it.
+func (t *roomTests) state() (s state, err error) {
 	var all []string
-	for _, p := range t.packages {
-		d, err := digest(t.root, p)
+	for i, p := range t.packages {
+		source, err := digest(t.root, p, false)
 		if err != nil {
-			return "", err
+			return s, err
 		}
-		all = append(all, d)
+		whole, err := digest(t.root, p, true)
+		if err != nil {
+			return s, err
+		}
+		if all = append(all, whole); i == 0 {
+			s.source = source
+		}
 	}
-	return strings.Join(all, " "), nil
+	s.all = strings.Join(all, " ")
+	return s, nil
 }
 
 // try runs the packages' tests on a change until one fails.

@@ -188,6 +188,15 @@ func TestRun(t *testing.T) {
 	if got := progress.String(); strings.Count(got, "\n") != 1 {
 		t.Errorf("changes were tried again: %s", got)
 	}
+	// A new test: only what has survived is tried again.
+	write(t, root, "room/more_test.go", "package room\n\nimport \"testing\"\n\nfunc TestMore(t *testing.T) {}\n")
+	run(0)
+	if got := progress.String(); strings.Count(got, "\n") != 2 || !strings.Contains(got, "survived: room Add") {
+		t.Errorf("after a test was added: %s", got)
+	}
+	if err := os.Remove(filepath.Join(root, "room", "more_test.go")); err != nil {
+		t.Fatal(err)
+	}
 	write(t, root, "scripts/mutate-survivors.txt",
 		"room Add drop-call: quiet()\n\tit does nothing\nroom Add drop-call: gone()\n\tit was there\n")
 	run(1)

@@ -54,14 +54,40 @@ func (r *results) add(key string, o outcome) error {
 	return f.Close()
 }
 
-// digest names the state of a package's Go files.
-func digest(root, room string) (string, error) {
+// A state names the content of a room's Go files, without its tests and with
+// them.
+type state struct{ source, all string }
+
+// known returns the outcome of a change of this state. A change that was killed
+// stays so while the source is the same: tests are added all the time, and
+// --fresh finds the one that was lost.
+func (r *results) known(s state, id string) (outcome, bool) {
+	if o, ok := r.of[keyOf(s.source, id)]; ok {
+		return o, true
+	}
+	o, ok := r.of[keyOf(s.all, id)]
+	return o, ok
+}
+
+// keep is add for a change of this state.
+func (r *results) keep(s state, id string, o outcome) error {
+	if o == survived {
+		return r.add(keyOf(s.all, id), o)
+	}
+	return r.add(keyOf(s.source, id), o)
+}
+
+// digest names the content of a package's Go files.
+func digest(root, room string, tests bool) (string, error) {
 	names, err := filepath.Glob(filepath.Join(root, room, "*.go"))
 	if err != nil {
 		return "", err
 	}
 	h := sha256.New()
 	for _, name := range names {
+		if strings.HasSuffix(name, "_test.go") && !tests {
+			continue
+		}
 		src, err := os.ReadFile(name)
 		if err != nil {
 			return "", err

@@ -1,0 +1,110 @@
+package eek
+
+import (
+	"context"
+	"fmt"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"claviger"
+)
+
+// filled is a queue of which key k is full, and the number of calls of its fill function.
+func filled(t *testing.T) (*Queue, *atomic.Int32) {
+	t.Helper()
+	calls := new(atomic.Int32)
+	q, err := NewQueue(QueueConfig{Size: 100, LowWatermark: 0.3, Expiry: time.Hour, Workers: 1, FillTimeout: time.Minute,
+		Fill: func(_ context.Context, _ string, n int) ([]claviger.EDEK, error) {
+			calls.Add(1)
+			made := make([]claviger.EDEK, n)
+			for i := range made {
+				made[i].IV = fmt.Append(nil, i)
+			}
+			return made, nil
+		}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(q.Close)
+	if _, err := q.Take(t.Context(), "k", 1); err != nil {
+		t.Fatal(err)
+	}
+	synctest.Wait()
+	if n := q.Len("k"); n != 100 {
+		t.Fatalf("%d EDEKs are ready", n)
+	}
+	calls.Store(0)
+	return q, calls
+}
+
+// TestHandedOutIsForgotten: the array of what is ready keeps nothing of what was handed out.
+func TestHandedOutIsForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q, _ := filled(t)
+		ready := q.keys["k"].ready
+		if _, err := q.Take(t.Context(), "k", 5); err != nil {
+			t.Fatal(err)
+		}
+		for i, e := range ready {
+			if kept := e.IV != nil; kept != (i >= 5) {
+				t.Errorf("EDEK %d of the array: %t", i, kept)
+			}
+		}
+	})
+}
+
+// TestFullLineIsNotRefilled: a refill that comes when a Take has filled the line makes nothing.
+func TestFullLineIsNotRefilled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q, calls := filled(t)
+		q.mu.Lock()
+		q.refill("k", q.keys["k"])
+		q.mu.Unlock()
+		if n := calls.Load(); n != 0 {
+			t.Errorf("the fill function was called %d times", n)
+		}
+	})
+}
+
+// TestDrainedKeysAreForgotten: a key that holds nothing, and that nobody uses, takes no room.
+func TestDrainedKeysAreForgotten(t *testing.T) {
+	for name, drain := range map[string]func(*Queue){
+		"one": func(q *Queue) { q.Drain("k") },
+		"all": (*Queue).DrainAll,
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			q, _ := filled(t)
+			if drain(q); q.Keys() != 0 {
+				t.Errorf("%s: the queue holds %d keys", name, q.Keys())
+			}
+		})
+	}
+}
+
+// TestCloseWaits: when Close returns, no fill is under way.
+func TestCloseWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var filling, ended atomic.Bool
+		q, err := NewQueue(QueueConfig{Size: 100, LowWatermark: 0.3, Expiry: time.Hour, Workers: 1, FillTimeout: time.Hour,
+			Fill: func(ctx context.Context, _ string, n int) ([]claviger.EDEK, error) {
+				if filling.Swap(true) { // in the background
+					<-ctx.Done()
+					time.Sleep(time.Second)
+					ended.Store(true)
+				}
+				return make([]claviger.EDEK, n), nil
+			}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := q.Take(t.Context(), "k", 1); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if q.Close(); !ended.Load() {
+			t.Error("Close returned while a refill was under way")
+		}
+	})
+}
