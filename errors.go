@@ -77,7 +77,7 @@ func (k Kind) String() string {
 // Error is the one error type that crosses package borders. Its text is for
 // people: it has Key and Err, and not Op, which a log shows apart (LogHandler).
 type Error struct {
-	Op   string // "package.Operation", for those who read the source
+	Op   string // "package.Operation", with the path of a package whose name is not unique; shown in the log alone
 	Key  string // a key or version name, see Kind
 	Kind Kind
 	Err  error // may be nil where Kind and Key say it all

@@ -43,8 +43,6 @@ type Config struct {
 	Damaged string
 	// Shown is the path in errors; "" is the file's own.
 	Shown string
-	// CheckPages reads every page when the file is opened, and refuses a damaged file.
-	CheckPages bool
 	// KeepWAL leaves it to the store to move the -wal into the file.
 	KeepWAL bool
 	// Finish: a transaction that has begun is not broken off when its context ends.
@@ -82,7 +80,7 @@ func LockFile(path string) string {
 }
 
 // Open opens the database in the file path, which must be there. It brings an older
-// schema up to date. It refuses a newer schema, a damaged file and another program's file, and
+// schema up to date, and reads every page. It refuses a newer schema, a damaged file and another program's file, and
 // changes nothing of those.
 func Open(ctx context.Context, path string, c Config) (*DB, error) {
 	const op = "sqlitedb.Open"
@@ -121,18 +119,16 @@ func (d *DB) prepare(ctx context.Context) error {
 	if err := d.upgrade(ctx); err != nil {
 		return err
 	}
-	if d.cfg.CheckPages {
-		fault, err := Fault(ctx, d.Writer, "quick_check")
-		if err != nil {
-			return err
-		}
-		if fault != "" {
-			return claviger.Errorf("sqlitedb.Open", claviger.Unavailable, "", "%s is damaged (%s); %s",
-				d.cfg.named(d.path), fault, d.cfg.Damaged)
-		}
+	fault, err := Fault(ctx, d.Writer, "quick_check")
+	if err != nil {
+		return err
+	}
+	if fault != "" {
+		return claviger.Errorf("sqlitedb.Open", claviger.Unavailable, "", "%s is damaged (%s); %s",
+			d.cfg.named(d.path), fault, d.cfg.Damaged)
 	}
 	// Not before we know that the file is ours: the mode is written into it.
-	_, err := d.Writer.ExecContext(ctx, "PRAGMA journal_mode = WAL")
+	_, err = d.Writer.ExecContext(ctx, "PRAGMA journal_mode = WAL")
 	return err
 }
 

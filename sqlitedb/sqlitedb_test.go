@@ -23,7 +23,7 @@ const up = "-- +goose Up\n"
 // testConfig is a store of one table. Its newest schema is 2.
 func testConfig() Config {
 	return Config{
-		What: "test store", Readers: 2, Busy: 5 * time.Second, CheckPages: true, Damaged: "mend it",
+		What: "test store", Readers: 2, Busy: 5 * time.Second, Damaged: "mend it",
 		Schema: Schema{
 			ApplicationID: 0x54455354, Version: 2, Back: "go back",
 			Migrations: fstest.MapFS{
@@ -213,17 +213,20 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// TestUncheckedPages: without CheckPages a damaged page is found when it is read.
-func TestUncheckedPages(t *testing.T) {
+// TestDamagedLater: a page that is damaged while the file is open is found when it is read.
+func TestDamagedLater(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s.db")
-	c := testConfig()
-	c.CheckPages = false
-	d := created(t, path, c)
+	d := created(t, path, testConfig())
 	var root int64
 	err := d.Reader.QueryRow(`SELECT rootpage FROM sqlite_schema WHERE name = 'thing'`).Scan(&root)
 	if err = errors.Join(err, insert(t.Context(), d, "a", 1), d.Close()); err != nil {
 		t.Fatal(err)
 	}
+	d, err = Open(t.Context(), path, testConfig())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)
 	if err == nil {
 		_, err = f.WriteAt([]byte("\xff\xff\xff\xff\xff\xff\xff\xff"), (root-1)*4096)
@@ -232,18 +235,12 @@ func TestUncheckedPages(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d, err = Open(t.Context(), path, c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer d.Close()
 	var n int
 	err = d.Reader.QueryRowContext(t.Context(), "SELECT size FROM thing").Scan(&n)
 	if err = d.Fail("x", "", err); !Damaged(err) || !strings.Contains(err.Error(), path+" is damaged") {
 		t.Error(err)
 	}
-	checked := testConfig()
-	if again, err := Open(t.Context(), path, checked); err == nil || !strings.Contains(err.Error(), path+" is damaged") {
+	if again, err := Open(t.Context(), path, testConfig()); err == nil || !strings.Contains(err.Error(), path+" is damaged") {
 		t.Errorf("opened: %v, %v", again, err)
 	}
 }

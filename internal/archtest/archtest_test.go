@@ -167,6 +167,7 @@ var rules = []rule{
 	{"trustee/replica", []string{"", "typo", "trustee", "trustee/server"},
 		"one of two servers: it knows the protocol, the contract of stores, and what a server wants of it"},
 	{"trustee/server/storetest", []string{"", "trustee", "trustee/server"}, "the suite knows the contract alone"},
+	{"pgdb/pgdbtest", []string{"", "durable", "pgdb"}, "the suite knows what it tests"},
 	{"trustee/server/postgres", []string{"", "secret", "trustee", "trustee/server", "pgdb"},
 		"a store knows the contract alone, and its database"},
 	{"trustee/server/sqlite", []string{"", "secret", "trustee", "trustee/server", "trustee/replica", "sqlitedb", "durable"},

@@ -26,7 +26,7 @@ const claimMark = "claviger claim "
 // Claim takes the store for a process, which shares it with others unless it
 // wants it alone.
 func (s *Store) Claim(ctx context.Context, o owner.Owner, alone bool) (release func(), err error) {
-	const op = "postgres.Claim"
+	const op = "metastore/postgres.Claim"
 	if err := s.db.Usable(op); err != nil {
 		return nil, err
 	}
@@ -124,7 +124,7 @@ func claimName(o owner.Owner) string {
 // Owners returns the processes that have a claim. Those of another database user have no
 // Since (it is now), unless this one may read all of pg_stat_activity.
 func (s *Store) Owners(ctx context.Context) (all []owner.Owner, err error) {
-	const op = "postgres.Owners"
+	const op = "metastore/postgres.Owners"
 	if err := s.db.Usable(op); err != nil {
 		return nil, err
 	}

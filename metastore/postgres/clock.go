@@ -12,7 +12,7 @@ const clockMillis = `(extract(epoch FROM clock_timestamp()) * 1000)::bigint`
 
 // Clocks compares this host's clock with the database server's.
 func (s *Store) Clocks(ctx context.Context) (c metastore.Clocks, err error) {
-	err = s.db.Read(ctx, "postgres.Clocks", "", func(ctx context.Context) error {
+	err = s.db.Read(ctx, "metastore/postgres.Clocks", "", func(ctx context.Context) error {
 		var there int64
 		asked := time.Now()
 		if err := s.db.Pool().QueryRow(ctx, `SELECT `+clockMillis).Scan(&there); err != nil {

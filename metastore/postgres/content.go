@@ -21,7 +21,7 @@ const tokenSequence, masterKeySequence = "token_sequence", "master_key_id"
 
 // Content reads all that the store holds.
 func (s *Store) Content(ctx context.Context) (c *metastore.Content, err error) {
-	const op = "postgres.Content"
+	const op = "metastore/postgres.Content"
 	if err := s.whole(op, ""); err != nil {
 		return nil, err
 	}
@@ -112,7 +112,7 @@ func contentOf(ctx context.Context, tx pgx.Tx) (*metastore.Content, error) {
 
 // Fill writes another store's content into this one, which is empty.
 func (s *Store) Fill(ctx context.Context, c *metastore.Content) error {
-	const op = "postgres.Fill"
+	const op = "metastore/postgres.Fill"
 	if err := s.whole(op, ""); err != nil {
 		return err
 	}
@@ -143,7 +143,7 @@ func fillTable(ctx context.Context, tx pgx.Tx, t metastore.Table, rows [][]any) 
 	for _, row := range rows {
 		for i, value := range row {
 			if text, ok := value.(string); ok && (!utf8.ValidString(text) || strings.ContainsRune(text, 0)) {
-				return claviger.Errorf("postgres.Fill", claviger.Invalid, "", "the row of %s has in column %s a text that PostgreSQL cannot keep, "+
+				return claviger.Errorf("metastore/postgres.Fill", claviger.Invalid, "", "the row of %s has in column %s a text that PostgreSQL cannot keep, "+
 					"since it is not UTF-8 or holds a NUL: change it in the old metastore, while nothing uses that", claviger.Printable(fmt.Sprint(row[name])), t.Columns[i])
 			}
 		}

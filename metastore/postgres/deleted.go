@@ -17,7 +17,7 @@ import (
 
 // Shelve moves a key to the deleted ones, and tells of it as of any deletion.
 func (s *Store) Shelve(ctx context.Context, key string) error {
-	const op = "postgres.Shelve"
+	const op = "metastore/postgres.Shelve"
 	return s.update(ctx, op, key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
 		var id int64
 		err := tx.QueryRow(ctx, `
@@ -60,11 +60,11 @@ func (s *Store) Shelved(ctx context.Context, names ...string) (all []metastore.S
 	if len(names) > 0 {
 		names = slices.DeleteFunc(slices.Clone(names), func(n string) bool { return !storable(n) })
 		if len(names) == 0 {
-			return nil, s.db.Usable("postgres.Shelved")
+			return nil, s.db.Usable("metastore/postgres.Shelved")
 		}
 		which, args = "WHERE k.name = ANY($1) ", []any{names} // a text of its own, so that the index is used
 	}
-	err = s.db.Read(ctx, "postgres.Shelved", "", func(ctx context.Context) error {
+	err = s.db.Read(ctx, "metastore/postgres.Shelved", "", func(ctx context.Context) error {
 		all = nil
 		rows, _ := s.db.Pool().Query(ctx, `
 			SELECT k.id, k.name, k.since, k.cipher, k.bit_length, k.description, k.attributes, k.created, v.id, v.object, v.created, v.check_value
@@ -99,7 +99,7 @@ func (s *Store) Shelved(ctx context.Context, names ...string) (all []metastore.S
 // Unshelve moves the deleted key with that version back, and tells of it as of a new
 // one.
 func (s *Store) Unshelve(ctx context.Context, key, version string) error {
-	const op = "postgres.Unshelve"
+	const op = "metastore/postgres.Unshelve"
 	return s.update(ctx, op, key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
 		if !storable(key) || !storable(version) {
 			return claviger.E(op, claviger.KeyNotFound, key, nil)
@@ -140,7 +140,7 @@ func (s *Store) Unshelve(ctx context.Context, key, version string) error {
 // Discard takes deleted keys of a name away and leaves an intent to delete their HSM
 // objects. No node served them before, so no node needs a notice.
 func (s *Store) Discard(ctx context.Context, key string, ids ...string) (in metastore.Intent, err error) {
-	const op = "postgres.Discard"
+	const op = "metastore/postgres.Discard"
 	ids = slices.DeleteFunc(slices.Clone(ids), func(id string) bool { return !storable(id) })
 	err = s.update(ctx, op, key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
 		if !storable(key) {
@@ -172,7 +172,7 @@ func (s *Store) Discard(ctx context.Context, key string, ids ...string) (in meta
 // Touch moves last uses forward, all in one transaction, and none beyond the server's
 // clock: a node whose own is ahead would write a time that stays.
 func (s *Store) Touch(ctx context.Context, uses []metastore.LastUse) error {
-	const op = "postgres.Touch"
+	const op = "metastore/postgres.Touch"
 	if len(uses) == 0 {
 		return s.db.Usable(op)
 	}
@@ -191,7 +191,7 @@ func (s *Store) Touch(ctx context.Context, uses []metastore.LastUse) error {
 
 // LastUses returns when versions were last used.
 func (s *Store) LastUses(ctx context.Context, versions ...string) (last []time.Time, since time.Time, err error) {
-	const op = "postgres.LastUses"
+	const op = "metastore/postgres.LastUses"
 	value, _, err := s.Setting(ctx, metastore.SettingLastUsesSince)
 	if err != nil {
 		return nil, time.Time{}, err
@@ -223,7 +223,7 @@ func (s *Store) LastUses(ctx context.Context, versions ...string) (last []time.T
 // NeverUsed tells whether no version of that name can have been used. A node of before
 // this record that goes on beside an upgrade tells of uses by their times alone.
 func (s *Store) NeverUsed(ctx context.Context, version string) (never bool, err error) {
-	err = s.db.Read(ctx, "postgres.NeverUsed", version, func(ctx context.Context) error {
+	err = s.db.Read(ctx, "metastore/postgres.NeverUsed", version, func(ctx context.Context) error {
 		if !storable(version) {
 			return nil
 		}
@@ -235,6 +235,6 @@ func (s *Store) NeverUsed(ctx context.Context, version string) (never bool, err 
 
 // ForgetUnused has every version count as one that may have been used.
 func (s *Store) ForgetUnused(ctx context.Context) error {
-	_, err := s.write(ctx, "postgres.ForgetUnused", "", `DELETE FROM version_unused`)
+	_, err := s.write(ctx, "metastore/postgres.ForgetUnused", "", `DELETE FROM version_unused`)
 	return err
 }

@@ -139,7 +139,7 @@ func (t *changeTx) record(ctx context.Context, n metastore.Notice) error {
 			return err
 		}
 		t.store.lose(others)
-		return t.store.whole("postgres.change", n.Key)
+		return t.store.whole("metastore/postgres.change", n.Key)
 	}
 	*t.made = m
 	return err
@@ -259,7 +259,7 @@ func (s *Store) lose(missing []mark) {
 	if !s.history.lost.CompareAndSwap(nil, &lostChanges{missing}) {
 		return
 	}
-	s.log.Error("the metastore lacks changes that were acknowledged; nothing is changed until they are back or given up", "error", s.whole("postgres.history", ""))
+	s.log.Error("the metastore lacks changes that were acknowledged; nothing is changed until they are back or given up", "error", s.whole("metastore/postgres.history", ""))
 }
 
 // whole tells what the store is known to lack.
@@ -336,14 +336,14 @@ func (s *Store) poll(ctx context.Context, fn func(metastore.Notice)) {
 		s.history.heard.Store(max(1, int64(begun)))
 		if time.Since(pruned) > pruneEvery {
 			pruned = time.Now()
-			_ = s.change(ctx, "postgres.poll", "", `DELETE FROM change WHERE seq < (SELECT max(seq) FROM change) - $1`, keptChanges) // next time
+			_ = s.change(ctx, "metastore/postgres.poll", "", `DELETE FROM change WHERE seq < (SELECT max(seq) FROM change) - $1`, keptChanges) // next time
 		}
 	}
 }
 
 // catchUp reads the newest changes once.
 func (s *Store) catchUp(ctx context.Context, fn func(metastore.Notice)) error {
-	const op = "postgres.catchUp"
+	const op = "metastore/postgres.catchUp"
 	var rows, others []mark
 	var given int64
 	err := s.db.Read(ctx, op, "", func(ctx context.Context) (err error) {
@@ -421,7 +421,7 @@ func (s *Store) settle(ctx context.Context, others []mark, given int64) (resumed
 		if m.At <= given || slices.Contains(others, m) {
 			continue
 		}
-		if err := s.change(ctx, "postgres.settle", m.Key, tellLost,
+		if err := s.change(ctx, "metastore/postgres.settle", m.Key, tellLost,
 			m.ID, m.Seq, m.Key, m.At, millis(now()), m.Change, settingAccepted); err != nil {
 			return false, err
 		}
@@ -438,7 +438,7 @@ func (s *Store) back(ctx context.Context, marks []mark, given int64) (bool, erro
 		}
 	}
 	var there int
-	err := s.db.Read(ctx, "postgres.back", "", func(ctx context.Context) error {
+	err := s.db.Read(ctx, "metastore/postgres.back", "", func(ctx context.Context) error {
 		return s.db.Pool().QueryRow(ctx, `SELECT count(*) FROM change WHERE id = ANY($1)`, ids).Scan(&there)
 	})
 	return there == len(ids), err
@@ -453,7 +453,7 @@ type LostChange struct {
 
 // Lost returns what nodes have found missing, oldest first.
 func (s *Store) Lost(ctx context.Context) (all []LostChange, err error) {
-	err = s.db.Read(ctx, "postgres.Lost", "", func(ctx context.Context) error {
+	err = s.db.Read(ctx, "metastore/postgres.Lost", "", func(ctx context.Context) error {
 		rows, _ := s.db.Pool().Query(ctx, selectLost) // the rows carry the error
 		marks, err := pgx.CollectRows(rows, scanMark)
 		all = nil
@@ -467,7 +467,7 @@ func (s *Store) Lost(ctx context.Context) (all []LostChange, err error) {
 
 // Accept gives up what the store lacks: every node changes keys again, soon.
 func (s *Store) Accept(ctx context.Context) error {
-	return s.db.Update(ctx, "postgres.Accept", "", pgx.ReadCommitted, func(ctx context.Context, tx pgx.Tx) error {
+	return s.db.Update(ctx, "metastore/postgres.Accept", "", pgx.ReadCommitted, func(ctx context.Context, tx pgx.Tx) error {
 		// The clock of the server that is gone may have been ahead of this one's.
 		if _, err := tx.Exec(ctx, `INSERT INTO setting (name, value)
 			SELECT $1, greatest((extract(epoch FROM clock_timestamp()) * 1000)::bigint, max(at))::text FROM lost_change

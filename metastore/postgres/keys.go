@@ -46,13 +46,13 @@ func storable(s string) bool { return utf8.ValidString(s) && !strings.ContainsRu
 
 // Names returns all key names, sorted by bytes.
 func (s *Store) Names(ctx context.Context) (names []string, err error) {
-	err = s.db.Read(ctx, "postgres.Names", "", func(ctx context.Context) error {
+	err = s.db.Read(ctx, "metastore/postgres.Names", "", func(ctx context.Context) error {
 		rows, _ := s.db.Pool().Query(ctx, `SELECT name FROM ez_key ORDER BY name`) // the rows carry the error
 		names, err = pgx.CollectRows(rows, pgx.RowTo[string])
 		return err
 	})
 	if err == nil && !metastore.IsAsItIs(ctx) { // a list that lacks names says of them that they are not there
-		err = s.whole("postgres.Names", "")
+		err = s.whole("metastore/postgres.Names", "")
 	}
 	return names, err
 }
@@ -65,7 +65,7 @@ func (s *Store) Get(ctx context.Context, names ...string) ([]*metastore.Key, err
 	if len(names) == 1 {
 		one = names[0]
 	}
-	err := s.db.Read(ctx, "postgres.Get", one, func(ctx context.Context) error {
+	err := s.db.Read(ctx, "metastore/postgres.Get", one, func(ctx context.Context) error {
 		found = make(map[string]*metastore.Key, len(names))
 		rows, _ := s.db.Pool().Query(ctx, selectByName, asked) // the rows carry the error
 		defer rows.Close()
@@ -80,7 +80,7 @@ func (s *Store) Get(ctx context.Context, names ...string) ([]*metastore.Key, err
 		return nil, err
 	}
 	if len(found) < len(asked) {
-		if err := s.absent(ctx, "postgres.Get", one, nil); err != nil {
+		if err := s.absent(ctx, "metastore/postgres.Get", one, nil); err != nil {
 			return nil, err
 		}
 	}
@@ -134,7 +134,7 @@ func scanKey(rows pgx.Rows, found map[string]*metastore.Key) error {
 
 // ByVersion returns the version of that full name and its key.
 func (s *Store) ByVersion(ctx context.Context, version string) (*claviger.Metadata, metastore.Version, error) {
-	const op = "postgres.ByVersion"
+	const op = "metastore/postgres.ByVersion"
 	if err := s.db.Usable(op); err != nil {
 		return nil, metastore.Version{}, err
 	}
@@ -169,13 +169,13 @@ func (s *Store) ByVersion(ctx context.Context, version string) (*claviger.Metada
 // Epoch returns a number that differs after each change of the key; 0 where there
 // is none.
 func (s *Store) Epoch(ctx context.Context, key string) (epoch int64, err error) {
-	err = s.db.Read(ctx, "postgres.Epoch", key, func(ctx context.Context) error {
+	err = s.db.Read(ctx, "metastore/postgres.Epoch", key, func(ctx context.Context) error {
 		if !storable(key) {
 			return nil
 		}
 		err := s.db.Pool().QueryRow(ctx, `SELECT epoch FROM ez_key WHERE name = $1`, key).Scan(&epoch)
 		if errors.Is(err, pgx.ErrNoRows) {
-			return s.absent(ctx, "postgres.Epoch", key, nil)
+			return s.absent(ctx, "metastore/postgres.Epoch", key, nil)
 		}
 		return err
 	})
@@ -184,7 +184,7 @@ func (s *Store) Epoch(ctx context.Context, key string) (epoch int64, err error) 
 
 // Insert adds a key, drops its intent, and tells of it.
 func (s *Store) Insert(ctx context.Context, k metastore.Key) error {
-	const op = "postgres.Insert"
+	const op = "metastore/postgres.Insert"
 	if len(k.List) == 0 {
 		return claviger.Errorf(op, claviger.Invalid, k.Name, "a key needs one version at least")
 	}
@@ -248,7 +248,7 @@ func insertVersion(ctx context.Context, tx pgx.Tx, op, name string, key int64, s
 
 // Append adds a version, drops the key's intent, and tells of it.
 func (s *Store) Append(ctx context.Context, key string, v metastore.Version) error {
-	const op = "postgres.Append"
+	const op = "metastore/postgres.Append"
 	return s.update(ctx, op, key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
 		if err := addVersion(ctx, tx, op, key, `SELECT max(seq) + 1 FROM key_version WHERE key_id = $1`, v); err != nil {
 			return err
@@ -277,7 +277,7 @@ func addVersion(ctx context.Context, tx pgx.Tx, op, key, place string, v metasto
 
 // Prepend adds a version before all others, and tells of it.
 func (s *Store) Prepend(ctx context.Context, key string, v metastore.Version) error {
-	const op = "postgres.Prepend"
+	const op = "metastore/postgres.Prepend"
 	return s.update(ctx, op, key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
 		if err := addVersion(ctx, tx, op, key, `SELECT min(seq) - 1 FROM key_version WHERE key_id = $1`, v); err != nil {
 			return err
@@ -288,7 +288,7 @@ func (s *Store) Prepend(ctx context.Context, key string, v metastore.Version) er
 
 // Amend changes a key's description, attributes and creation time, and tells of it.
 func (s *Store) Amend(ctx context.Context, m claviger.Metadata) error {
-	const op = "postgres.Amend"
+	const op = "metastore/postgres.Amend"
 	attributes, err := encodeAttributes(m.Attributes)
 	if err != nil {
 		return s.db.Fail(op, m.Name, err)
@@ -309,7 +309,7 @@ func (s *Store) Amend(ctx context.Context, m claviger.Metadata) error {
 // Remove takes a key away, leaves an intent to delete its HSM objects, and tells
 // of it.
 func (s *Store) Remove(ctx context.Context, key string) (in metastore.Intent, err error) {
-	const op = "postgres.Remove"
+	const op = "metastore/postgres.Remove"
 	err = s.update(ctx, op, key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
 		rows, _ := tx.Query(ctx, `SELECT v.id, v.object FROM key_version v JOIN ez_key k ON k.id = v.key_id WHERE k.name = $1 ORDER BY v.seq`, key) // the rows carry the error
 		refs, err := pgx.CollectRows(rows, pgx.RowToStructByPos[metastore.Ref])

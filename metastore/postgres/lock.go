@@ -53,7 +53,7 @@ func (s *Store) Hold(ctx context.Context, name string, wait bool) (held context.
 		}
 		select {
 		case <-ctx.Done():
-			return nil, nil, false, claviger.Errorf("postgres.Lock", claviger.Unavailable, "", "lock %q of metastore %s is held by another node, process or task: %w", name, s.db.URI(), context.Cause(ctx))
+			return nil, nil, false, claviger.Errorf("metastore/postgres.Lock", claviger.Unavailable, "", "lock %q of metastore %s is held by another node, process or task: %w", name, s.db.URI(), context.Cause(ctx))
 		case <-time.After(pgdb.Jitter(lockPoll)):
 		}
 	}
@@ -66,7 +66,7 @@ func (s *Store) TryLock(ctx context.Context, name string) (unlock func(), ok boo
 }
 
 func (s *Store) try(ctx context.Context, name string) (held context.Context, unlock func(), ok bool, err error) {
-	const op = "postgres.Lock"
+	const op = "metastore/postgres.Lock"
 	if err := s.db.Usable(op); err != nil {
 		return nil, nil, false, err
 	}
@@ -92,7 +92,7 @@ func (s *Store) try(ctx context.Context, name string) (held context.Context, unl
 	watching, stop := context.WithCancel(context.WithoutCancel(ctx))
 	l := &lock{store: s, name: name, conn: conn, lost: lost, stop: stop, done: make(chan struct{})}
 	s.mu.Lock()
-	closed := s.db.Usable("postgres.Lock") != nil
+	closed := s.db.Usable("metastore/postgres.Lock") != nil
 	if !closed {
 		s.locks[l] = struct{}{}
 	}
@@ -120,7 +120,7 @@ func (l *lock) watch(ctx context.Context) {
 		err := l.conn.Ping(check)
 		cancel()
 		if err != nil && ctx.Err() == nil {
-			err = claviger.Errorf("postgres.Lock", claviger.Unavailable, "", "lock %q of metastore %s (property %s) was lost with its connection: %w; another node may hold it now", l.name, l.store.db.URI(), l.store.cfg.Property, err)
+			err = claviger.Errorf("metastore/postgres.Lock", claviger.Unavailable, "", "lock %q of metastore %s (property %s) was lost with its connection: %w; another node may hold it now", l.name, l.store.db.URI(), l.store.cfg.Property, err)
 			l.store.log.Error("a lock of the metastore was lost", "lock", l.name, "error", err)
 			l.lost(err)
 			return

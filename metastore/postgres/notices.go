@@ -44,16 +44,16 @@ func (s *Store) Announce(ctx context.Context, n metastore.Notice) error {
 	}
 	text, err := json.Marshal(payload{Key: n.Key, Change: n.Change})
 	if err != nil {
-		return s.db.Fail("postgres.Announce", n.Key, err)
+		return s.db.Fail("metastore/postgres.Announce", n.Key, err)
 	}
-	return s.change(ctx, "postgres.Announce", n.Key, `SELECT pg_notify($1, $2)`, channel, string(text))
+	return s.change(ctx, "metastore/postgres.Announce", n.Key, `SELECT pg_notify($1, $2)`, channel, string(text))
 }
 
 // Watch calls fn for each notice, until ctx ends or the store is closed. Beside them it
 // reads the table of changes now and then, by another connection: a notice that does
 // not come delays what it would have told by some seconds.
 func (s *Store) Watch(ctx context.Context, fn func(metastore.Notice)) error {
-	const op = "postgres.Watch"
+	const op = "metastore/postgres.Watch"
 	if err := s.db.Usable(op); err != nil {
 		return err
 	}

@@ -17,7 +17,7 @@ const (
 
 // NextNumber returns the next number of a version of that name.
 func (s *Store) NextNumber(ctx context.Context, key string) (next int, err error) {
-	err = s.db.Read(ctx, "postgres.NextNumber", key, func(ctx context.Context) error {
+	err = s.db.Read(ctx, "metastore/postgres.NextNumber", key, func(ctx context.Context) error {
 		if !storable(key) {
 			return nil
 		}
@@ -28,7 +28,7 @@ func (s *Store) NextNumber(ctx context.Context, key string) (next int, err error
 
 // SkipNumbers raises the next number of a name.
 func (s *Store) SkipNumbers(ctx context.Context, key string, next int) error {
-	const op = "postgres.SkipNumbers"
+	const op = "metastore/postgres.SkipNumbers"
 	if next < 0 || next > claviger.MaxVersion {
 		return claviger.Errorf(op, claviger.Invalid, key, "%d cannot be the number of a version: it must be from 0 to %d", next, claviger.MaxVersion)
 	}
@@ -44,7 +44,7 @@ func (s *Store) SkipNumbers(ctx context.Context, key string, next int) error {
 
 // Numbered tells whether the number was given to a version of that name.
 func (s *Store) Numbered(ctx context.Context, key string, n int) (given bool, err error) {
-	err = s.db.Read(ctx, "postgres.Numbered", key, func(ctx context.Context) error {
+	err = s.db.Read(ctx, "metastore/postgres.Numbered", key, func(ctx context.Context) error {
 		if !storable(key) || n < 0 || n > claviger.MaxVersion {
 			return nil
 		}

@@ -121,7 +121,7 @@ func (s *Store) URI() string { return s.db.URI() }
 
 // Check reads from the table of keys. The server must be the primary.
 func (s *Store) Check(ctx context.Context) error {
-	const op = "postgres.Check"
+	const op = "metastore/postgres.Check"
 	standby, err := s.db.Standby(ctx, op)
 	if err == nil && standby {
 		s.db.Pool().Reset() // whoever comes next looks for the primary

@@ -2,7 +2,6 @@ package postgres_test
 
 import (
 	"context"
-	"flag"
 	"os"
 	"strings"
 	"testing"
@@ -12,7 +11,7 @@ import (
 	"claviger/metastore"
 	"claviger/metastore/postgres"
 	"claviger/metastore/storetest"
-	"claviger/pgdb"
+	"claviger/pgdb/pgdbtest"
 )
 
 func open(ctx context.Context, where string) (metastore.Store, error) {
@@ -115,48 +114,19 @@ func TestUpgraded(t *testing.T) {
 	storetest.Upgraded(t, s)
 }
 
-var update = flag.Bool("update", false, "write parts.txt anew, after a new migration")
-
-// TestParts: parts.txt names what a fresh database has, and a database that lacks one of
-// them, as after a restoration that was broken off, is not opened.
 func TestParts(t *testing.T) {
-	ctx := t.Context()
-	uri := pgtest.Database(t)
-	s, err := postgres.Open(ctx, postgres.Config{URI: uri})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
-	}
-	db, err := pgdb.Open(ctx, pgdb.Config{URI: uri, What: "test", Where: "test"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	parts, err := db.Parts(ctx, "goose_db_version")
-	db.Close()
-	if err != nil {
-		t.Fatal(err)
-	}
-	got := strings.Join(parts, "\n") + "\n"
-	if *update {
-		if err := os.WriteFile("parts.txt", []byte(got), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile("parts.txt")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got != string(want) || len(parts) < 5 {
-		t.Errorf("a fresh database has\n%s\nparts.txt has\n%s\nrun go test -run TestParts -update after a new migration", got, want)
-	}
-	exec(t, uri, `ALTER TABLE key_version DROP CONSTRAINT key_version_object_key`)
-	again, err := postgres.Open(ctx, postgres.Config{URI: uri, ReadOnly: true})
-	if err == nil {
-		_ = again.Close() // it should not be there
-	}
-	if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "lacks 2 parts of its schema (constraint key_version.key_version_object_key, index key_version_object_key)") {
-		t.Errorf("without a constraint: %v", err)
-	}
+	uri, made := pgtest.Database(t), false
+	pgdbtest.TestParts(t, pgdbtest.Parts{
+		URI: uri, Table: "goose_db_version", File: "parts.txt",
+		Open: func() error {
+			s, err := postgres.Open(t.Context(), postgres.Config{URI: uri, ReadOnly: made})
+			made = true
+			if err != nil {
+				return err
+			}
+			return s.Close()
+		},
+		Break: []string{`ALTER TABLE key_version DROP CONSTRAINT key_version_object_key`},
+		Lacks: "lacks 2 parts of its schema (constraint key_version.key_version_object_key, index key_version_object_key)",
+	})
 }

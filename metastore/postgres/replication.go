@@ -21,7 +21,7 @@ const (
 // standbys: commits that wait for none of them, and hosts that do not agree on which of
 // them is the primary.
 func (s *Store) Replication(ctx context.Context) error {
-	const op = "postgres.Replication"
+	const op = "metastore/postgres.Replication"
 	if err := s.db.Lineage(); err != nil {
 		return err
 	}
@@ -51,7 +51,7 @@ const followPause = 20 * time.Millisecond
 // Followed is metastore.Replicated. A standby that is promoted replays all that it has written,
 // so that is what counts. Only a role with pg_read_all_stats is told.
 func (s *Store) Followed(ctx context.Context) error {
-	const op = "postgres.Followed"
+	const op = "metastore/postgres.Followed"
 	upTo, err := s.db.Written(ctx, op)
 	for err == nil {
 		var behind int

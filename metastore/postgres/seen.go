@@ -47,7 +47,7 @@ func (c *Config) recall() (was seen, err error) {
 	if errors.Is(err, fs.ErrPermission) {
 		cure = "give it to the user that the server runs as, or move it away"
 	}
-	return seen{}, claviger.Errorf("postgres.Open", claviger.Invalid, "",
+	return seen{}, claviger.Errorf("metastore/postgres.Open", claviger.Invalid, "",
 		"the file %s (property %s) keeps what this node has seen of the metastore, and cannot be used: %w; %s; without it the node does not notice what was lost before its start", c.Seen, c.SeenProperty, err, cure)
 }
 

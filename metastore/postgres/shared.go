@@ -21,7 +21,7 @@ var (
 // NextSequences reserves n sequence numbers. The sequence's own lock makes the
 // reservation of several one step: nextval and setval apart would not be.
 func (s *Store) NextSequences(ctx context.Context, n int32) (first int32, err error) {
-	const op = "postgres.NextSequences"
+	const op = "metastore/postgres.NextSequences"
 	if n <= 0 {
 		return 0, claviger.Errorf(op, claviger.Invalid, "", "%d sequence numbers were asked for", n)
 	}
@@ -37,7 +37,7 @@ func (s *Store) NextSequences(ctx context.Context, n int32) (first int32, err er
 
 // NextKeyID returns an id that no master key has had.
 func (s *Store) NextKeyID(ctx context.Context) (id int32, err error) {
-	err = s.db.Read(ctx, "postgres.NextKeyID", "", func(ctx context.Context) error { // an id that gets lost is no harm
+	err = s.db.Read(ctx, "metastore/postgres.NextKeyID", "", func(ctx context.Context) error { // an id that gets lost is no harm
 		return s.db.Pool().QueryRow(ctx, `SELECT nextval('master_key_id')`).Scan(&id)
 	})
 	return id, err
@@ -45,7 +45,7 @@ func (s *Store) NextKeyID(ctx context.Context) (id int32, err error) {
 
 // PutMasterKey writes or replaces a key.
 func (s *Store) PutMasterKey(ctx context.Context, k metastore.MasterKey) error {
-	_, err := s.write(ctx, "postgres.PutMasterKey", "", `
+	_, err := s.write(ctx, "metastore/postgres.PutMasterKey", "", `
 		INSERT INTO master_key (id, expires, key) VALUES ($1, $2, $3)
 		ON CONFLICT (id) DO UPDATE SET expires = excluded.expires, key = excluded.key`, k.ID, millis(k.Expires), []byte(k.Key))
 	return err
@@ -53,7 +53,7 @@ func (s *Store) PutMasterKey(ctx context.Context, k metastore.MasterKey) error {
 
 // MasterKeys returns all keys, by ID.
 func (s *Store) MasterKeys(ctx context.Context) (all []metastore.MasterKey, err error) {
-	err = s.db.Read(ctx, "postgres.MasterKeys", "", func(ctx context.Context) error {
+	err = s.db.Read(ctx, "metastore/postgres.MasterKeys", "", func(ctx context.Context) error {
 		rows, _ := s.db.Pool().Query(ctx, `SELECT id, expires, key FROM master_key ORDER BY id`) // the rows carry the error
 		all, err = pgx.CollectRows(rows, func(r pgx.CollectableRow) (k metastore.MasterKey, err error) {
 			var expires int64
@@ -68,13 +68,13 @@ func (s *Store) MasterKeys(ctx context.Context) (all []metastore.MasterKey, err 
 
 // RemoveMasterKey takes a key away.
 func (s *Store) RemoveMasterKey(ctx context.Context, id int32) error {
-	_, err := s.write(ctx, "postgres.RemoveMasterKey", "", `DELETE FROM master_key WHERE id = $1`, id)
+	_, err := s.write(ctx, "metastore/postgres.RemoveMasterKey", "", `DELETE FROM master_key WHERE id = $1`, id)
 	return err
 }
 
 // PutDelegation writes or replaces a token.
 func (s *Store) PutDelegation(ctx context.Context, d metastore.Delegation) error {
-	_, err := s.write(ctx, "postgres.PutDelegation", "", `
+	_, err := s.write(ctx, "metastore/postgres.PutDelegation", "", `
 		INSERT INTO delegation (sequence, identifier, password, renew) VALUES ($1, $2, $3, $4)
 		ON CONFLICT (sequence) DO UPDATE SET identifier = excluded.identifier, password = excluded.password, renew = excluded.renew`,
 		d.Sequence, d.Identifier, []byte(d.Password), millis(d.Renew))
@@ -83,13 +83,13 @@ func (s *Store) PutDelegation(ctx context.Context, d metastore.Delegation) error
 
 // RenewDelegation changes Renew of a token that is still there.
 func (s *Store) RenewDelegation(ctx context.Context, sequence int32, renew time.Time) (ok bool, err error) {
-	n, err := s.write(ctx, "postgres.RenewDelegation", "", `UPDATE delegation SET renew = $2 WHERE sequence = $1`, sequence, millis(renew))
+	n, err := s.write(ctx, "metastore/postgres.RenewDelegation", "", `UPDATE delegation SET renew = $2 WHERE sequence = $1`, sequence, millis(renew))
 	return n == 1, err
 }
 
 // Delegation returns a token as it is now.
 func (s *Store) Delegation(ctx context.Context, sequence int32) (d metastore.Delegation, ok bool, err error) {
-	err = s.db.Read(ctx, "postgres.Delegation", "", func(ctx context.Context) error {
+	err = s.db.Read(ctx, "metastore/postgres.Delegation", "", func(ctx context.Context) error {
 		var renew int64
 		err := s.db.Pool().QueryRow(ctx, `SELECT identifier, password, renew FROM delegation WHERE sequence = $1`, sequence).Scan(&d.Identifier, (*[]byte)(&d.Password), &renew)
 		if errors.Is(err, pgx.ErrNoRows) {
@@ -104,19 +104,19 @@ func (s *Store) Delegation(ctx context.Context, sequence int32) (d metastore.Del
 // RemoveDelegation takes a token away. Of a removal whose answer was lost it is
 // found out what became of it, so that ok is true once.
 func (s *Store) RemoveDelegation(ctx context.Context, sequence int32) (ok bool, err error) {
-	n, err := s.write(ctx, "postgres.RemoveDelegation", "", `DELETE FROM delegation WHERE sequence = $1`, sequence)
+	n, err := s.write(ctx, "metastore/postgres.RemoveDelegation", "", `DELETE FROM delegation WHERE sequence = $1`, sequence)
 	return n == 1, err
 }
 
 // RemoveExpired takes expired tokens away. Rows that another node is removing are
 // left to it.
 func (s *Store) RemoveExpired(ctx context.Context, before time.Time) (n int, err error) {
-	return s.write(ctx, "postgres.RemoveExpired", "", `DELETE FROM delegation WHERE sequence IN (SELECT sequence FROM delegation WHERE renew < $1 FOR UPDATE SKIP LOCKED)`, millis(before))
+	return s.write(ctx, "metastore/postgres.RemoveExpired", "", `DELETE FROM delegation WHERE sequence IN (SELECT sequence FROM delegation WHERE renew < $1 FOR UPDATE SKIP LOCKED)`, millis(before))
 }
 
 // CountDelegations counts the tokens.
 func (s *Store) CountDelegations(ctx context.Context) (n int, err error) {
-	err = s.db.Read(ctx, "postgres.CountDelegations", "", func(ctx context.Context) error {
+	err = s.db.Read(ctx, "metastore/postgres.CountDelegations", "", func(ctx context.Context) error {
 		return s.db.Pool().QueryRow(ctx, `SELECT count(*) FROM delegation`).Scan(&n)
 	})
 	return n, err
@@ -125,7 +125,7 @@ func (s *Store) CountDelegations(ctx context.Context) (n int, err error) {
 // Identifiers calls fn with the identifier of each token.
 func (s *Store) Identifiers(ctx context.Context, fn func(identifier []byte)) error {
 	var all [][]byte // fn must not be called again where the read is
-	err := s.db.Read(ctx, "postgres.Identifiers", "", func(ctx context.Context) (err error) {
+	err := s.db.Read(ctx, "metastore/postgres.Identifiers", "", func(ctx context.Context) (err error) {
 		rows, _ := s.db.Pool().Query(ctx, `SELECT identifier FROM delegation`) // the rows carry the error
 		all, err = pgx.CollectRows(rows, pgx.RowTo[[]byte])
 		return err
@@ -141,7 +141,7 @@ func (s *Store) Identifiers(ctx context.Context, fn func(identifier []byte)) err
 
 // SignerSecrets returns what is there.
 func (s *Store) SignerSecrets(ctx context.Context) (out metastore.SignerSecrets, ok bool, err error) {
-	err = s.db.Read(ctx, "postgres.SignerSecrets", "", func(ctx context.Context) error {
+	err = s.db.Read(ctx, "metastore/postgres.SignerSecrets", "", func(ctx context.Context) error {
 		var rollover int64
 		err := s.db.Pool().QueryRow(ctx, `SELECT version, next, current, previous, rollover FROM signer_secrets`).
 			Scan(&out.Version, (*[]byte)(&out.Next), (*[]byte)(&out.Current), (*[]byte)(&out.Previous), &rollover)
@@ -160,6 +160,6 @@ func (s *Store) SwapSignerSecrets(ctx context.Context, v metastore.SignerSecrets
 	if v.Version == 0 {
 		statement = `INSERT INTO signer_secrets (version, next, current, previous, rollover) VALUES ($1 + 1::bigint, $2, $3, $4, $5) ON CONFLICT DO NOTHING`
 	}
-	n, err := s.write(ctx, "postgres.SwapSignerSecrets", "", statement, v.Version, []byte(v.Next), []byte(v.Current), []byte(v.Previous), millis(v.Rollover))
+	n, err := s.write(ctx, "metastore/postgres.SwapSignerSecrets", "", statement, v.Version, []byte(v.Next), []byte(v.Current), []byte(v.Previous), millis(v.Rollover))
 	return n == 1, err
 }

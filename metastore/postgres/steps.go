@@ -15,7 +15,7 @@ import (
 
 // Begin writes an intent, or returns the one of the same key and Op.
 func (s *Store) Begin(ctx context.Context, i metastore.Intent) (out metastore.Intent, err error) {
-	const op = "postgres.Begin"
+	const op = "metastore/postgres.Begin"
 	if i.Key == "" || i.Op == "" {
 		return metastore.Intent{}, claviger.Errorf(op, claviger.Invalid, i.Key, "an intent needs a key and an operation")
 	}
@@ -88,7 +88,7 @@ func splitRefs(refs []metastore.Ref) (ids, objects []string) {
 
 // Pending returns all intents, oldest first.
 func (s *Store) Pending(ctx context.Context) (all []metastore.Intent, err error) {
-	err = s.db.Read(ctx, "postgres.Pending", "", func(ctx context.Context) error {
+	err = s.db.Read(ctx, "metastore/postgres.Pending", "", func(ctx context.Context) error {
 		rows, _ := s.db.Pool().Query(ctx, `SELECT key, op, ids, objects, begun, payload FROM intent ORDER BY seq`) // the rows carry the error
 		all, err = pgx.CollectRows(rows, scanIntent)
 		return err
@@ -98,7 +98,7 @@ func (s *Store) Pending(ctx context.Context) (all []metastore.Intent, err error)
 
 // Drop ends an intent; dropping what is not there does nothing.
 func (s *Store) Drop(ctx context.Context, key string) error {
-	_, err := s.write(ctx, "postgres.Drop", key, `DELETE FROM intent WHERE key = $1`, key)
+	_, err := s.write(ctx, "metastore/postgres.Drop", key, `DELETE FROM intent WHERE key = $1`, key)
 	return err
 }
 
@@ -113,7 +113,7 @@ func (s *Store) change(ctx context.Context, op, key, statement string, args ...a
 
 // AddUse adds to the counters, all in one transaction.
 func (s *Store) AddUse(ctx context.Context, uses []metastore.Use) error {
-	const op = "postgres.AddUse"
+	const op = "metastore/postgres.AddUse"
 	if len(uses) == 0 {
 		return s.db.Usable(op)
 	}
@@ -136,7 +136,7 @@ func (s *Store) AddUse(ctx context.Context, uses []metastore.Use) error {
 
 // Uses returns all counters.
 func (s *Store) Uses(ctx context.Context) (all []metastore.Use, err error) {
-	err = s.db.Read(ctx, "postgres.Uses", "", func(ctx context.Context) error {
+	err = s.db.Read(ctx, "metastore/postgres.Uses", "", func(ctx context.Context) error {
 		rows, _ := s.db.Pool().Query(ctx, `SELECT source, version, op, count, last FROM source_use ORDER BY source, version, op`) // the rows carry the error
 		all, err = pgx.CollectRows(rows, func(r pgx.CollectableRow) (u metastore.Use, err error) {
 			var last int64
@@ -152,7 +152,7 @@ func (s *Store) Uses(ctx context.Context) (all []metastore.Use, err error) {
 // Put writes or replaces a record of the journal; a replaced one keeps its
 // place.
 func (s *Store) Put(ctx context.Context, run, item string, record []byte) error {
-	const op = "postgres.Put"
+	const op = "metastore/postgres.Put"
 	if run == "" {
 		return claviger.Errorf(op, claviger.Invalid, item, "a record of the journal needs the name of its run")
 	}
@@ -167,7 +167,7 @@ func (s *Store) Put(ctx context.Context, run, item string, record []byte) error 
 
 // Records returns a run's records in order of first writing.
 func (s *Store) Records(ctx context.Context, run string) (all []metastore.Record, err error) {
-	err = s.db.Read(ctx, "postgres.Records", "", func(ctx context.Context) error {
+	err = s.db.Read(ctx, "metastore/postgres.Records", "", func(ctx context.Context) error {
 		rows, _ := s.db.Pool().Query(ctx, `SELECT item, data, at FROM journal WHERE run = $1 ORDER BY seq`, run) // the rows carry the error
 		all, err = pgx.CollectRows(rows, func(r pgx.CollectableRow) (rec metastore.Record, err error) {
 			var at int64
@@ -182,7 +182,7 @@ func (s *Store) Records(ctx context.Context, run string) (all []metastore.Record
 
 // Runs returns the names of all runs, oldest first.
 func (s *Store) Runs(ctx context.Context) (all []string, err error) {
-	err = s.db.Read(ctx, "postgres.Runs", "", func(ctx context.Context) error {
+	err = s.db.Read(ctx, "metastore/postgres.Runs", "", func(ctx context.Context) error {
 		rows, _ := s.db.Pool().Query(ctx, `SELECT run FROM journal GROUP BY run ORDER BY min(seq)`) // the rows carry the error
 		all, err = pgx.CollectRows(rows, pgx.RowTo[string])
 		return err
@@ -192,7 +192,7 @@ func (s *Store) Runs(ctx context.Context) (all []string, err error) {
 
 // Setting returns a named value.
 func (s *Store) Setting(ctx context.Context, name string) (value string, ok bool, err error) {
-	err = s.db.Read(ctx, "postgres.Setting", "", func(ctx context.Context) error {
+	err = s.db.Read(ctx, "metastore/postgres.Setting", "", func(ctx context.Context) error {
 		err := s.db.Pool().QueryRow(ctx, `SELECT value FROM setting WHERE name = $1`, name).Scan(&value)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return nil
@@ -205,7 +205,7 @@ func (s *Store) Setting(ctx context.Context, name string) (value string, ok bool
 
 // SetSetting writes or replaces a named value.
 func (s *Store) SetSetting(ctx context.Context, name, value string) error {
-	const op = "postgres.SetSetting"
+	const op = "metastore/postgres.SetSetting"
 	statement := `INSERT INTO setting (name, value) VALUES ($1, $2) ON CONFLICT (` + digestName + `) DO UPDATE SET value = excluded.value`
 	if name == metastore.SettingMoved {
 		return s.change(ctx, op, "", statement, name, value)

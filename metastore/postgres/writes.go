@@ -54,7 +54,7 @@ func (s *Store) LastRead() (metastore.Seen, bool) {
 // is committed, which takes a primary that is not read-only, room on its disk, and its
 // synchronous standbys.
 func (s *Store) CheckWrites(ctx context.Context) error {
-	const op = "postgres.CheckWrites"
+	const op = "metastore/postgres.CheckWrites"
 	if err := s.whole(op, ""); err != nil {
 		return err
 	}

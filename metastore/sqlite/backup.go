@@ -74,7 +74,7 @@ func copyInto(ctx context.Context, from, to, work string) (f Facts, err error) {
 	}
 	_, err = db.ExecContext(ctx, "VACUUM INTO ?", work)
 	if err = errors.Join(err, db.Close()); err != nil {
-		return f, config(from).Fail(from, "sqlite.Backup", "", unwritten(to, err))
+		return f, config(from).Fail(from, "metastore/sqlite.Backup", "", unwritten(to, err))
 	}
 	if err := seal(ctx, work); err != nil {
 		return f, fmt.Errorf("the copy of %s: %w", from, unwritten(to, err))
@@ -92,88 +92,8 @@ func unwritten(to string, err error) error {
 	if !sqlitedb.Full(err) {
 		return err
 	}
-	return claviger.Errorf("sqlite.Backup", claviger.Unavailable, "",
+	return claviger.Errorf("metastore/sqlite.Backup", claviger.Unavailable, "",
 		"the backup %s cannot be written: its disk is full, or a quota is reached (%w); no backup was made; make room in %s, or name a file on another disk", to, err, filepath.Dir(to))
-}
-
-// keepCopy keeps a copy of the store beside it as it is, with the schema in its name. The
-// way back may have been gone before, so a copy of another content may have that name:
-// then this one is numbered. A copy of the same content is there where an upgrade was
-// broken off.
-func keepCopy(ctx context.Context, path string, version int64) error {
-	copied := fmt.Sprintf("%s.schema-%d", path, version)
-	if err := keepCopyAs(ctx, path, copied); err != nil {
-		return claviger.Errorf("metastore/sqlite.Open", claviger.Unavailable, "",
-			"the schema of metastore %s is not brought up to date, for the copy that is kept of it, %s, could not be made: "+
-				"%w; make room, and let this user write into the folder", path, copied, err)
-	}
-	return nil
-}
-
-func keepCopyAs(ctx context.Context, path, copied string) error {
-	work, err := sqlitedb.NewWork(copied, "backup")
-	if err != nil {
-		return err
-	}
-	defer work.Discard()
-	if _, err := copyInto(ctx, path, copied, work.Path); err != nil {
-		return err
-	}
-	for n, name := 2, copied; ; n, name = n+1, fmt.Sprint(copied, "-", n) {
-		err := durable.Publish(work.Path, name)
-		if !errors.As(err, new(*durable.AlreadyError)) {
-			return err
-		}
-		if sameRows(ctx, work.Path, name) {
-			return nil
-		}
-	}
-}
-
-// sameRows tells whether two copies of one schema hold the same, but for when they were
-// made. A file that cannot be read does not.
-func sameRows(ctx context.Context, a, b string) bool {
-	db, err := sqlitedb.Connect(a, busyTimeout, "mode=ro", "immutable=1") // one, which b is attached to
-	if err != nil {
-		return false
-	}
-	defer func() { _ = db.Close() }() // it is read alone
-	if _, err := db.ExecContext(ctx, `ATTACH ? AS other`, sqlitedb.URI(b, busyTimeout, "mode=ro", "immutable=1")); err != nil {
-		return false
-	}
-	tables, err := tablesOf(ctx, db)
-	if err != nil || len(tables) == 0 {
-		return false
-	}
-	for _, table := range tables {
-		where := ""
-		if table == "setting" {
-			where = " WHERE name <> '" + metastore.SettingBackup + "'"
-		}
-		here, there := `SELECT * FROM main."`+table+`"`+where, `SELECT * FROM other."`+table+`"`+where
-		var differ bool
-		err := db.QueryRowContext(ctx, `SELECT EXISTS (`+here+` EXCEPT `+there+`) OR EXISTS (`+there+` EXCEPT `+here+`)`).Scan(&differ)
-		if err != nil || differ {
-			return false
-		}
-	}
-	return true
-}
-
-func tablesOf(ctx context.Context, db *sql.DB) (tables []string, err error) {
-	rows, err := db.QueryContext(ctx, `SELECT name FROM main.sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite\_%' ESCAPE '\'`)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	for rows.Next() {
-		var name string
-		if err := rows.Scan(&name); err != nil {
-			return nil, err
-		}
-		tables = append(tables, name)
-	}
-	return tables, rows.Err()
 }
 
 // seal takes the secrets out of a copy, and marks it.
@@ -228,7 +148,7 @@ func Inspect(ctx context.Context, path string) (f Facts, err error) {
 	if err == nil {
 		err = f.count(ctx, db.Reader)
 	}
-	return f, db.Fail("sqlite.Inspect", "", err)
+	return f, db.Fail("metastore/sqlite.Inspect", "", err)
 }
 
 // integrity has SQLite look at every page, index and reference.
@@ -363,8 +283,8 @@ func Stage(ctx context.Context, from, path string, plain bool) (s *Staged, err e
 		return nil, err
 	}
 	s = &Staged{Store: store, Facts: facts, work: work, path: path}
-	if _, err = store.exec(ctx, "sqlite.Stage", `DELETE FROM setting WHERE name = ?`, metastore.SettingBackup); err == nil {
-		err = store.fail("sqlite.Stage", "", integrity(ctx, store.db.Writer))
+	if _, err = store.exec(ctx, "metastore/sqlite.Stage", `DELETE FROM setting WHERE name = ?`, metastore.SettingBackup); err == nil {
+		err = store.fail("metastore/sqlite.Stage", "", integrity(ctx, store.db.Writer))
 	}
 	if err != nil {
 		return nil, errors.Join(err, store.Close())
@@ -378,7 +298,7 @@ func Stage(ctx context.Context, from, path string, plain bool) (s *Staged, err e
 func (s *Staged) SkipNumbersOf(ctx context.Context, other *Store) error {
 	next, err := other.nextNumbers(ctx)
 	if err != nil {
-		return other.fail("sqlite.SkipNumbersOf", "", err)
+		return other.fail("metastore/sqlite.SkipNumbersOf", "", err)
 	}
 	for name, n := range next {
 		if err := s.Store.SkipNumbers(ctx, name, min(n, claviger.MaxVersion)); err != nil {
@@ -479,7 +399,7 @@ func copyFile(from, to string) error {
 func Occupy(path string, o owner.Owner) (release func(), err error) {
 	release, err = owner.Claim(sqlitedb.LockFile(path), "metastore sqlite://"+path, o)
 	if err != nil {
-		return nil, claviger.E("sqlite.Occupy", claviger.Unavailable, "", err)
+		return nil, claviger.E("metastore/sqlite.Occupy", claviger.Unavailable, "", err)
 	}
 	return release, nil
 }

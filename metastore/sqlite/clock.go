@@ -17,7 +17,7 @@ const newestTime = `max(coalesce((SELECT max(last) FROM version_use), 0),
 // Clocks compares this host's clock with the newest time in the store, which it cannot be
 // behind unless it is, or was, wrong. That it is ahead does not show.
 func (s *Store) Clocks(ctx context.Context) (c metastore.Clocks, err error) {
-	const op = "sqlite.Clocks"
+	const op = "metastore/sqlite.Clocks"
 	if err := s.usable(op); err != nil {
 		return c, err
 	}
@@ -39,7 +39,7 @@ func (s *Store) Clocks(ctx context.Context) (c metastore.Clocks, err error) {
 // now, and returns how many there were. Each of them was written before, so now is not too
 // early, unless this host's clock is behind.
 func (s *Store) EndFuture(ctx context.Context) (n int64, err error) {
-	err = s.update(ctx, "sqlite.EndFuture", "", func(tx *sql.Tx) error {
+	err = s.update(ctx, "metastore/sqlite.EndFuture", "", func(tx *sql.Tx) error {
 		to := millis(now())
 		for _, statement := range []string{
 			`UPDATE version_use SET last = ?1 WHERE last > ?1`,

@@ -14,7 +14,7 @@ var _ metastore.Movable = (*Store)(nil)
 
 // Content reads all that the store holds.
 func (s *Store) Content(ctx context.Context) (*metastore.Content, error) {
-	const op = "sqlite.Content"
+	const op = "metastore/sqlite.Content"
 	if err := s.usable(op); err != nil {
 		return nil, err
 	}
@@ -67,7 +67,7 @@ func contentOf(ctx context.Context, tx *sql.Tx) (*metastore.Content, error) {
 
 // Fill writes another store's content into this one, which is empty.
 func (s *Store) Fill(ctx context.Context, c *metastore.Content) error {
-	const op = "sqlite.Fill"
+	const op = "metastore/sqlite.Fill"
 	return s.update(ctx, op, "", func(tx *sql.Tx) error {
 		has, err := contentOf(ctx, tx)
 		if err != nil {

@@ -16,12 +16,12 @@ var _ metastore.Delegations = (*Store)(nil)
 
 // NextSequences reserves n sequence numbers.
 func (s *Store) NextSequences(ctx context.Context, n int32) (first int32, err error) {
-	return s.next(ctx, "sqlite.NextSequences", "token", n)
+	return s.next(ctx, "metastore/sqlite.NextSequences", "token", n)
 }
 
 // NextKeyID returns an id that no master key has had.
 func (s *Store) NextKeyID(ctx context.Context) (id int32, err error) {
-	return s.next(ctx, "sqlite.NextKeyID", "master key", 1)
+	return s.next(ctx, "metastore/sqlite.NextKeyID", "master key", 1)
 }
 
 // next takes n numbers from a counter.
@@ -46,7 +46,7 @@ func (s *Store) next(ctx context.Context, op, counter string, n int32) (first in
 
 // PutMasterKey writes or replaces a key.
 func (s *Store) PutMasterKey(ctx context.Context, k metastore.MasterKey) error {
-	_, err := s.exec(ctx, "sqlite.PutMasterKey", `
+	_, err := s.exec(ctx, "metastore/sqlite.PutMasterKey", `
 		INSERT INTO master_key (id, expires, key) VALUES (?, ?, ?)
 		ON CONFLICT (id) DO UPDATE SET expires = excluded.expires, key = excluded.key`, k.ID, millis(k.Expires), []byte(k.Key))
 	return err
@@ -54,7 +54,7 @@ func (s *Store) PutMasterKey(ctx context.Context, k metastore.MasterKey) error {
 
 // MasterKeys returns all keys, by ID.
 func (s *Store) MasterKeys(ctx context.Context) (all []metastore.MasterKey, err error) {
-	const op = "sqlite.MasterKeys"
+	const op = "metastore/sqlite.MasterKeys"
 	if err := s.usable(op); err != nil {
 		return nil, err
 	}
@@ -77,13 +77,13 @@ func (s *Store) MasterKeys(ctx context.Context) (all []metastore.MasterKey, err 
 
 // RemoveMasterKey takes a key away.
 func (s *Store) RemoveMasterKey(ctx context.Context, id int32) error {
-	_, err := s.exec(ctx, "sqlite.RemoveMasterKey", `DELETE FROM master_key WHERE id = ?`, id)
+	_, err := s.exec(ctx, "metastore/sqlite.RemoveMasterKey", `DELETE FROM master_key WHERE id = ?`, id)
 	return err
 }
 
 // PutDelegation writes or replaces a token.
 func (s *Store) PutDelegation(ctx context.Context, d metastore.Delegation) error {
-	_, err := s.exec(ctx, "sqlite.PutDelegation", `
+	_, err := s.exec(ctx, "metastore/sqlite.PutDelegation", `
 		INSERT INTO delegation (sequence, identifier, password, renew) VALUES (?, ?, ?, ?)
 		ON CONFLICT (sequence) DO UPDATE SET identifier = excluded.identifier, password = excluded.password, renew = excluded.renew`,
 		d.Sequence, d.Identifier, []byte(d.Password), millis(d.Renew))
@@ -92,13 +92,13 @@ func (s *Store) PutDelegation(ctx context.Context, d metastore.Delegation) error
 
 // RenewDelegation changes Renew of a token that is still there.
 func (s *Store) RenewDelegation(ctx context.Context, sequence int32, renew time.Time) (ok bool, err error) {
-	n, err := s.exec(ctx, "sqlite.RenewDelegation", `UPDATE delegation SET renew = ? WHERE sequence = ?`, millis(renew), sequence)
+	n, err := s.exec(ctx, "metastore/sqlite.RenewDelegation", `UPDATE delegation SET renew = ? WHERE sequence = ?`, millis(renew), sequence)
 	return n == 1, err
 }
 
 // Delegation returns a token as it is now.
 func (s *Store) Delegation(ctx context.Context, sequence int32) (d metastore.Delegation, ok bool, err error) {
-	const op = "sqlite.Delegation"
+	const op = "metastore/sqlite.Delegation"
 	if err := s.usable(op); err != nil {
 		return d, false, err
 	}
@@ -116,19 +116,19 @@ func (s *Store) Delegation(ctx context.Context, sequence int32) (d metastore.Del
 
 // RemoveDelegation takes a token away.
 func (s *Store) RemoveDelegation(ctx context.Context, sequence int32) (ok bool, err error) {
-	n, err := s.exec(ctx, "sqlite.RemoveDelegation", `DELETE FROM delegation WHERE sequence = ?`, sequence)
+	n, err := s.exec(ctx, "metastore/sqlite.RemoveDelegation", `DELETE FROM delegation WHERE sequence = ?`, sequence)
 	return n == 1, err
 }
 
 // RemoveExpired takes expired tokens away.
 func (s *Store) RemoveExpired(ctx context.Context, before time.Time) (int, error) {
-	n, err := s.exec(ctx, "sqlite.RemoveExpired", `DELETE FROM delegation WHERE renew < ?`, millis(before))
+	n, err := s.exec(ctx, "metastore/sqlite.RemoveExpired", `DELETE FROM delegation WHERE renew < ?`, millis(before))
 	return int(n), err
 }
 
 // CountDelegations counts the tokens.
 func (s *Store) CountDelegations(ctx context.Context) (n int, err error) {
-	const op = "sqlite.CountDelegations"
+	const op = "metastore/sqlite.CountDelegations"
 	if err := s.usable(op); err != nil {
 		return 0, err
 	}
@@ -138,7 +138,7 @@ func (s *Store) CountDelegations(ctx context.Context) (n int, err error) {
 
 // Identifiers calls fn with the identifier of each token.
 func (s *Store) Identifiers(ctx context.Context, fn func(identifier []byte)) error {
-	const op = "sqlite.Identifiers"
+	const op = "metastore/sqlite.Identifiers"
 	if err := s.usable(op); err != nil {
 		return err
 	}

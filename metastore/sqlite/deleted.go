@@ -17,7 +17,7 @@ import (
 
 // Shelve moves a key to the deleted ones.
 func (s *Store) Shelve(ctx context.Context, key string) error {
-	const op = "sqlite.Shelve"
+	const op = "metastore/sqlite.Shelve"
 	return s.update(ctx, op, key, func(tx *sql.Tx) error {
 		var id int64
 		err := tx.QueryRowContext(ctx, `
@@ -53,7 +53,7 @@ func noStep(ctx context.Context, tx *sql.Tx, op, key, what string) error {
 
 // Shelved returns the deleted keys of these names, or all.
 func (s *Store) Shelved(ctx context.Context, names ...string) ([]metastore.Shelved, error) {
-	const op = "sqlite.Shelved"
+	const op = "metastore/sqlite.Shelved"
 	if err := s.usable(op); err != nil {
 		return nil, err
 	}
@@ -103,7 +103,7 @@ func (s *Store) Shelved(ctx context.Context, names ...string) ([]metastore.Shelv
 
 // Unshelve moves the deleted key with that version back.
 func (s *Store) Unshelve(ctx context.Context, key, version string) error {
-	const op = "sqlite.Unshelve"
+	const op = "metastore/sqlite.Unshelve"
 	return s.update(ctx, op, key, func(tx *sql.Tx) error {
 		var from, id int64
 		err := tx.QueryRowContext(ctx, `
@@ -139,7 +139,7 @@ func (s *Store) Unshelve(ctx context.Context, key, version string) error {
 // Discard takes deleted keys of a name away and leaves an intent to delete their HSM
 // objects.
 func (s *Store) Discard(ctx context.Context, key string, ids ...string) (in metastore.Intent, err error) {
-	const op = "sqlite.Discard"
+	const op = "metastore/sqlite.Discard"
 	list, err := json.Marshal(ids)
 	if err != nil {
 		return metastore.Intent{}, claviger.E(op, claviger.Internal, key, err)
@@ -167,7 +167,7 @@ func (s *Store) Discard(ctx context.Context, key string, ids ...string) (in meta
 
 // Touch moves last uses forward, all in one transaction.
 func (s *Store) Touch(ctx context.Context, uses []metastore.LastUse) error {
-	const op = "sqlite.Touch"
+	const op = "metastore/sqlite.Touch"
 	if len(uses) == 0 {
 		return s.usable(op)
 	}
@@ -186,7 +186,7 @@ func (s *Store) Touch(ctx context.Context, uses []metastore.LastUse) error {
 
 // LastUses returns when versions were last used.
 func (s *Store) LastUses(ctx context.Context, versions ...string) (last []time.Time, since time.Time, err error) {
-	const op = "sqlite.LastUses"
+	const op = "metastore/sqlite.LastUses"
 	value, _, err := s.Setting(ctx, metastore.SettingLastUsesSince)
 	if err != nil {
 		return nil, time.Time{}, err
@@ -212,7 +212,7 @@ func (s *Store) LastUses(ctx context.Context, versions ...string) (last []time.T
 // NeverUsed tells whether no version of that name can have been used. A server of before
 // this record that goes on beside an upgrade tells of uses by their times alone.
 func (s *Store) NeverUsed(ctx context.Context, version string) (never bool, err error) {
-	const op = "sqlite.NeverUsed"
+	const op = "metastore/sqlite.NeverUsed"
 	if err := s.usable(op); err != nil {
 		return false, err
 	}
@@ -223,6 +223,6 @@ func (s *Store) NeverUsed(ctx context.Context, version string) (never bool, err 
 
 // ForgetUnused has every version count as one that may have been used.
 func (s *Store) ForgetUnused(ctx context.Context) error {
-	_, err := s.exec(ctx, "sqlite.ForgetUnused", `DELETE FROM version_unused`)
+	_, err := s.exec(ctx, "metastore/sqlite.ForgetUnused", `DELETE FROM version_unused`)
 	return err
 }

@@ -30,7 +30,7 @@ const (
 
 // Names returns all key names, sorted by bytes.
 func (s *Store) Names(ctx context.Context) ([]string, error) {
-	const op = "sqlite.Names"
+	const op = "metastore/sqlite.Names"
 	if err := s.usable(op); err != nil {
 		return nil, err
 	}
@@ -43,7 +43,7 @@ func (s *Store) Names(ctx context.Context) ([]string, error) {
 
 // Get returns the keys of those names, nil for a missing one.
 func (s *Store) Get(ctx context.Context, names ...string) ([]*metastore.Key, error) {
-	const op = "sqlite.Get"
+	const op = "metastore/sqlite.Get"
 	if err := s.usable(op); err != nil {
 		return nil, err
 	}
@@ -90,7 +90,7 @@ func (s *Store) get(ctx context.Context, name string) (*metastore.Key, error) {
 
 // ByVersion returns the version of that full name and its key.
 func (s *Store) ByVersion(ctx context.Context, version string) (*claviger.Metadata, metastore.Version, error) {
-	const op = "sqlite.ByVersion"
+	const op = "metastore/sqlite.ByVersion"
 	if err := s.usable(op); err != nil {
 		return nil, metastore.Version{}, err
 	}
@@ -121,7 +121,7 @@ func (s *Store) ByVersion(ctx context.Context, version string) (*claviger.Metada
 
 // Insert adds a key and drops its intent.
 func (s *Store) Insert(ctx context.Context, k metastore.Key) error {
-	const op = "sqlite.Insert"
+	const op = "metastore/sqlite.Insert"
 	if len(k.List) == 0 {
 		return claviger.Errorf(op, claviger.Invalid, k.Name, "a key needs one version at least")
 	}
@@ -168,7 +168,7 @@ func insertVersion(ctx context.Context, tx *sql.Tx, op, name string, key int64, 
 
 // Append adds a version and drops the key's intent.
 func (s *Store) Append(ctx context.Context, key string, v metastore.Version) error {
-	const op = "sqlite.Append"
+	const op = "metastore/sqlite.Append"
 	return s.update(ctx, op, key, func(tx *sql.Tx) error {
 		if err := addVersion(ctx, tx, op, key, `SELECT k.id, max(v.seq) + 1 FROM ez_key k JOIN key_version v ON v.key_id = k.id WHERE k.name = ? GROUP BY k.id`, v); err != nil {
 			return err
@@ -194,7 +194,7 @@ func addVersion(ctx context.Context, tx *sql.Tx, op, key, place string, v metast
 
 // Prepend adds a version before all others.
 func (s *Store) Prepend(ctx context.Context, key string, v metastore.Version) error {
-	const op = "sqlite.Prepend"
+	const op = "metastore/sqlite.Prepend"
 	return s.update(ctx, op, key, func(tx *sql.Tx) error {
 		return addVersion(ctx, tx, op, key, `SELECT k.id, min(v.seq) - 1 FROM ez_key k JOIN key_version v ON v.key_id = k.id WHERE k.name = ? GROUP BY k.id`, v)
 	})
@@ -202,7 +202,7 @@ func (s *Store) Prepend(ctx context.Context, key string, v metastore.Version) er
 
 // Amend changes a key's description, attributes and creation time.
 func (s *Store) Amend(ctx context.Context, m claviger.Metadata) error {
-	const op = "sqlite.Amend"
+	const op = "metastore/sqlite.Amend"
 	attributes, err := encodeAttributes(m.Attributes)
 	if err != nil {
 		return s.fail(op, m.Name, err)
@@ -221,7 +221,7 @@ func (s *Store) Amend(ctx context.Context, m claviger.Metadata) error {
 
 // Remove takes a key away and leaves an intent to delete its HSM objects.
 func (s *Store) Remove(ctx context.Context, key string) (metastore.Intent, error) {
-	const op = "sqlite.Remove"
+	const op = "metastore/sqlite.Remove"
 	var in metastore.Intent
 	err := s.update(ctx, op, key, func(tx *sql.Tx) error {
 		refs, err := collect(ctx, tx, scanRef, `SELECT v.id, v.object FROM key_version v JOIN ez_key k ON k.id = v.key_id WHERE k.name = ? ORDER BY v.seq`, key)

@@ -14,7 +14,7 @@ import (
 
 // Lock takes the named lock, and waits for it until ctx is done.
 func (s *Store) Lock(ctx context.Context, name string) (unlock func(), err error) {
-	if err := s.usable("sqlite.Lock"); err != nil {
+	if err := s.usable("metastore/sqlite.Lock"); err != nil {
 		return nil, err
 	}
 	return s.db.Lock(ctx, name)
@@ -22,7 +22,7 @@ func (s *Store) Lock(ctx context.Context, name string) (unlock func(), err error
 
 // TryLock takes the named lock if it is free.
 func (s *Store) TryLock(ctx context.Context, name string) (unlock func(), ok bool, err error) {
-	if err := s.usable("sqlite.TryLock"); err != nil {
+	if err := s.usable("metastore/sqlite.TryLock"); err != nil {
 		return nil, false, err
 	}
 	return s.db.TryLock(ctx, name)
@@ -30,7 +30,7 @@ func (s *Store) TryLock(ctx context.Context, name string) (unlock func(), ok boo
 
 // Claim takes the store for a process. There is one claim at a time.
 func (s *Store) Claim(ctx context.Context, o owner.Owner, _ bool) (release func(), err error) {
-	const op = "sqlite.Claim"
+	const op = "metastore/sqlite.Claim"
 	if s.db.InMemory() {
 		return func() {}, nil
 	}
@@ -90,7 +90,7 @@ func (s *Store) oneName(op string) error {
 
 // Owners returns the process that has the store, if one has.
 func (s *Store) Owners(ctx context.Context) ([]owner.Owner, error) {
-	const op = "sqlite.Owners"
+	const op = "metastore/sqlite.Owners"
 	if s.db.InMemory() {
 		return nil, nil
 	}

@@ -16,7 +16,7 @@ const (
 
 // NextNumber returns the next number of a version of that name.
 func (s *Store) NextNumber(ctx context.Context, key string) (next int, err error) {
-	const op = "sqlite.NextNumber"
+	const op = "metastore/sqlite.NextNumber"
 	if err := s.usable(op); err != nil {
 		return 0, err
 	}
@@ -26,7 +26,7 @@ func (s *Store) NextNumber(ctx context.Context, key string) (next int, err error
 
 // SkipNumbers raises the next number of a name.
 func (s *Store) SkipNumbers(ctx context.Context, key string, next int) error {
-	const op = "sqlite.SkipNumbers"
+	const op = "metastore/sqlite.SkipNumbers"
 	if next < 0 || next > claviger.MaxVersion {
 		return claviger.Errorf(op, claviger.Invalid, key, "%d cannot be the number of a version: it must be from 0 to %d", next, claviger.MaxVersion)
 	}
@@ -42,7 +42,7 @@ func (s *Store) SkipNumbers(ctx context.Context, key string, next int) error {
 
 // Numbered tells whether the number was given to a version of that name.
 func (s *Store) Numbered(ctx context.Context, key string, n int) (given bool, err error) {
-	const op = "sqlite.Numbered"
+	const op = "metastore/sqlite.Numbered"
 	if err := s.usable(op); err != nil {
 		return false, err
 	}

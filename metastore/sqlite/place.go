@@ -196,7 +196,7 @@ func (s *Store) setForeign(why string) {
 	}
 	p.foreign.Store(&why)
 	p.log.Error("the metastore was written over; nothing is read from it or written to it, and key versions that are in memory are served", "file", p.path, "why", "it "+why)
-	s.writes.note(time.Now(), s.refusal("sqlite.place", "", why))
+	s.writes.note(time.Now(), s.refusal("metastore/sqlite.place", "", why))
 }
 
 // counted compares the count of a change with the highest that this process has seen:
@@ -241,11 +241,11 @@ func (s *Store) keep(ctx context.Context) (release func(), err error) {
 	p := &s.place
 	db, err := sqlitedb.Connect(s.place.path, 0, "_pragma=synchronous(FULL)", "_pragma=wal_autocheckpoint(0)")
 	if err != nil {
-		return nil, s.fail("sqlite.Claim", "", err)
+		return nil, s.fail("metastore/sqlite.Claim", "", err)
 	}
 	var n int64
 	if err := db.QueryRowContext(ctx, readChanges).Scan(&n); err != nil && !errors.Is(err, sql.ErrNoRows) {
-		return nil, errors.Join(s.fail("sqlite.Claim", "", err), db.Close())
+		return nil, errors.Join(s.fail("metastore/sqlite.Claim", "", err), db.Close())
 	}
 	p.saw(n)
 	p.mu.Lock()
@@ -307,10 +307,10 @@ func (s *Store) lookOnce(ctx context.Context, db *sql.DB) {
 		return
 	}
 	if err != nil {
-		s.writes.note(began, s.fail("sqlite.fold", "", err))
+		s.writes.note(began, s.fail("metastore/sqlite.fold", "", err))
 		return
 	}
-	if err := s.inPlace("sqlite.place", "", true); err != nil {
+	if err := s.inPlace("metastore/sqlite.place", "", true); err != nil {
 		s.writes.note(began, err)
 		return
 	}

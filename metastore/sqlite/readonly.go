@@ -15,7 +15,7 @@ import (
 // meanwhile. Methods that write fail with kind Unavailable; so does the opening of a
 // schema other than this program's.
 func OpenReadOnly(ctx context.Context, path string) (*Store, error) {
-	const op = "sqlite.OpenReadOnly"
+	const op = "metastore/sqlite.OpenReadOnly"
 	path, err := filepath.Abs(path)
 	if err != nil {
 		return nil, claviger.Errorf(op, claviger.Invalid, "", "metastore: %w", err)
@@ -57,7 +57,7 @@ func OpenEmpty(ctx context.Context, path string) (*Store, error) {
 	}
 	s := storeOf(db, path)
 	if err := s.prepare(ctx); err != nil {
-		return nil, errors.Join(s.fail("sqlite.OpenEmpty", "", err), s.Close())
+		return nil, errors.Join(s.fail("metastore/sqlite.OpenEmpty", "", err), s.Close())
 	}
 	return s, nil
 }

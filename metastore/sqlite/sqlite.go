@@ -18,7 +18,6 @@ import (
 
 	"claviger"
 	"claviger/metastore"
-	"claviger/owner"
 	"claviger/sqlitedb"
 )
 
@@ -55,14 +54,16 @@ var _ metastore.Store = (*Store)(nil)
 // config is how the metastore in the file path is kept.
 func config(path string) sqlitedb.Config {
 	return sqlitedb.Config{
-		What: "metastore", Readers: 4, Busy: busyTimeout, CheckPages: true, KeepWAL: true,
+		What: "metastore", Readers: 4, Busy: busyTimeout, KeepWAL: true,
 		Damaged: "restore the file from a backup (claviger metastore restore); the keys in the HSM are not touched by " +
 			"this, and claviger hsm adopt brings back what the backup does not know",
 		Schema: sqlitedb.Schema{
 			ApplicationID: applicationID, Migrations: migrations, Version: SchemaVersion,
 			Back: fmt.Sprintf("put the copy that was kept at the upgrade (%s.schema-%d, or the newest that is named so) "+
 				"in its place while no server runs", path, SchemaVersion),
-			Before: beforeUpgrade,
+			Before: sqlitedb.KeepCopy(sqlitedb.Copies{
+				Seal: seal, Except: map[string]string{"setting": "name = '" + metastore.SettingBackup + "'"},
+			}),
 		},
 	}
 }
@@ -127,26 +128,12 @@ func (s *Store) prepare(ctx context.Context) (err error) {
 	return err
 }
 
-// beforeUpgrade keeps a copy of a store of an older schema. It refuses to change the schema
-// under a server, which would work on with what it does not know.
-func beforeUpgrade(ctx context.Context, d *sqlitedb.DB, from int64) error {
-	o, used, err := owner.Of(d.LockFile())
-	if err == nil && !used {
-		return keepCopy(ctx, d.Path(), from)
-	}
-	if err == nil {
-		err = &owner.InUseError{Store: "sqlite://" + d.Path(), Owners: []owner.Owner{o}}
-	}
-	return claviger.Errorf("metastore/sqlite.Open", claviger.Unavailable, "",
-		"the schema of metastore %w, and cannot be brought up to date meanwhile; stop that process first", err)
-}
-
 // URI is "sqlite://" and the absolute path, as the configuration has it.
 func (s *Store) URI() string { return "sqlite://" + s.db.Path() }
 
 // Check reads the schema's version.
 func (s *Store) Check(ctx context.Context) error {
-	const op = "sqlite.Check"
+	const op = "metastore/sqlite.Check"
 	if err := s.usable(op); err != nil {
 		return err
 	}

@@ -17,7 +17,7 @@ func now() time.Time { return time.Now().UTC().Truncate(time.Millisecond) }
 
 // Begin writes an intent, or returns the one of the same key and Op.
 func (s *Store) Begin(ctx context.Context, i metastore.Intent) (metastore.Intent, error) {
-	const op = "sqlite.Begin"
+	const op = "metastore/sqlite.Begin"
 	if i.Key == "" || i.Op == "" {
 		return metastore.Intent{}, claviger.Errorf(op, claviger.Invalid, i.Key, "an intent needs a key and an operation")
 	}
@@ -116,7 +116,7 @@ func decodeRefs(ids, objects string) ([]metastore.Ref, error) {
 
 // Pending returns all intents, oldest first.
 func (s *Store) Pending(ctx context.Context) ([]metastore.Intent, error) {
-	const op = "sqlite.Pending"
+	const op = "metastore/sqlite.Pending"
 	if err := s.usable(op); err != nil {
 		return nil, err
 	}
@@ -126,7 +126,7 @@ func (s *Store) Pending(ctx context.Context) ([]metastore.Intent, error) {
 
 // Drop ends an intent; dropping what is not there does nothing.
 func (s *Store) Drop(ctx context.Context, key string) error {
-	return s.update(ctx, "sqlite.Drop", key, func(tx *sql.Tx) error { return dropIntent(ctx, tx, key) })
+	return s.update(ctx, "metastore/sqlite.Drop", key, func(tx *sql.Tx) error { return dropIntent(ctx, tx, key) })
 }
 
 func dropIntent(ctx context.Context, tx *sql.Tx, key string) error {
@@ -136,7 +136,7 @@ func dropIntent(ctx context.Context, tx *sql.Tx, key string) error {
 
 // AddUse adds to the counters, all in one transaction.
 func (s *Store) AddUse(ctx context.Context, uses []metastore.Use) error {
-	const op = "sqlite.AddUse"
+	const op = "metastore/sqlite.AddUse"
 	if len(uses) == 0 {
 		return s.usable(op)
 	}
@@ -159,7 +159,7 @@ func (s *Store) AddUse(ctx context.Context, uses []metastore.Use) error {
 
 // Uses returns all counters.
 func (s *Store) Uses(ctx context.Context) ([]metastore.Use, error) {
-	const op = "sqlite.Uses"
+	const op = "metastore/sqlite.Uses"
 	if err := s.usable(op); err != nil {
 		return nil, err
 	}
@@ -175,7 +175,7 @@ func (s *Store) Uses(ctx context.Context) ([]metastore.Use, error) {
 // Put writes or replaces a record of the journal; a replaced one keeps its
 // place.
 func (s *Store) Put(ctx context.Context, run, item string, record []byte) error {
-	const op = "sqlite.Put"
+	const op = "metastore/sqlite.Put"
 	if run == "" {
 		return claviger.Errorf(op, claviger.Invalid, item, "a record of the journal needs the name of its run")
 	}
@@ -189,7 +189,7 @@ func (s *Store) Put(ctx context.Context, run, item string, record []byte) error 
 
 // Records returns a run's records in order of first writing.
 func (s *Store) Records(ctx context.Context, run string) ([]metastore.Record, error) {
-	const op = "sqlite.Records"
+	const op = "metastore/sqlite.Records"
 	if err := s.usable(op); err != nil {
 		return nil, err
 	}
@@ -204,7 +204,7 @@ func (s *Store) Records(ctx context.Context, run string) ([]metastore.Record, er
 
 // Runs returns the names of all runs, oldest first.
 func (s *Store) Runs(ctx context.Context) ([]string, error) {
-	const op = "sqlite.Runs"
+	const op = "metastore/sqlite.Runs"
 	if err := s.usable(op); err != nil {
 		return nil, err
 	}
@@ -217,7 +217,7 @@ func (s *Store) Runs(ctx context.Context) ([]string, error) {
 
 // Setting returns a named value.
 func (s *Store) Setting(ctx context.Context, name string) (value string, ok bool, err error) {
-	const op = "sqlite.Setting"
+	const op = "metastore/sqlite.Setting"
 	if err := s.usable(op); err != nil {
 		return "", false, err
 	}
@@ -233,7 +233,7 @@ func (s *Store) Setting(ctx context.Context, name string) (value string, ok bool
 
 // SetSetting writes or replaces a named value.
 func (s *Store) SetSetting(ctx context.Context, name, value string) error {
-	return s.update(ctx, "sqlite.SetSetting", "", func(tx *sql.Tx) error {
+	return s.update(ctx, "metastore/sqlite.SetSetting", "", func(tx *sql.Tx) error {
 		_, err := tx.ExecContext(ctx, `INSERT INTO setting (name, value) VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value`, name, value)
 		return err
 	})

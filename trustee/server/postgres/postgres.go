@@ -68,7 +68,7 @@ var _ server.Store = (*Store)(nil)
 // Open opens the store, and brings its schema up to date. Kind Invalid where the
 // database is that of another identity.
 func Open(ctx context.Context, c Config) (*Store, error) {
-	const op = "postgres.Open"
+	const op = "trustee/server/postgres.Open"
 	db, err := pgdb.Open(ctx, pgdb.Config{
 		URI: c.URI, What: "trustee's store", Where: c.Where, Log: c.Log, Patience: c.Patience, Standby: true,
 		Doubt: "the client asks again, and is told what became of it",
@@ -85,7 +85,7 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 }
 
 func (s *Store) prepare(ctx context.Context, c Config) error {
-	const op = "postgres.Open"
+	const op = "trustee/server/postgres.Open"
 	err := s.db.Migrate(ctx, pgdb.Schema{Migrations: migrations, Version: schemaVersion, Table: "trustee_db_version", Parts: parts, Lock: s.lockSchema})
 	if err != nil {
 		return err
@@ -147,7 +147,7 @@ func (s *Store) Check(ctx context.Context) error {
 
 // Role is RolePassive for a standby, and RoleActive for a primary.
 func (s *Store) Role(ctx context.Context) (server.Role, error) {
-	const op = "postgres.Role"
+	const op = "trustee/server/postgres.Role"
 	standby, err := s.db.Standby(ctx, op)
 	if standby {
 		return server.RolePassive, s.fail(op, "", err)
@@ -157,7 +157,7 @@ func (s *Store) Role(ctx context.Context) (server.Role, error) {
 
 // Release empties the database, and makes it no identity's again.
 func (s *Store) Release(ctx context.Context) error {
-	const op = "postgres.Release"
+	const op = "trustee/server/postgres.Release"
 	return s.change(ctx, op, "", server.Once{}, func(ctx context.Context, tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, `TRUNCATE trustee_org, trustee_client, trustee_deposit, trustee_once, trustee_identity`)
 		return err
@@ -170,7 +170,7 @@ const promoteTimeout = 60 * time.Second
 // Promote makes the standby that is the database a primary. The role needs
 // EXECUTE on the function pg_promote.
 func (s *Store) Promote(ctx context.Context) error {
-	const op = "postgres.Promote"
+	const op = "trustee/server/postgres.Promote"
 	return s.db.Once(ctx, op, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(ctx context.Context, tx pgx.Tx) error {
 		var done bool
 		err := tx.QueryRow(ctx, `SELECT pg_promote(true, $1)`, int(promoteTimeout.Seconds())).Scan(&done)
@@ -186,7 +186,7 @@ func (s *Store) Promote(ctx context.Context) error {
 
 // Deposits counts those that are live and those that are deleted and can come back.
 func (s *Store) Deposits(ctx context.Context) (live, deleted int64, err error) {
-	const op = "postgres.Deposits"
+	const op = "trustee/server/postgres.Deposits"
 	err = s.db.Read(ctx, op, "", func(ctx context.Context) error {
 		return s.db.Pool().QueryRow(ctx, `SELECT count(*) FILTER (WHERE deleted IS NULL), count(deleted) FROM trustee_deposit`).Scan(&live, &deleted)
 	})
@@ -196,7 +196,7 @@ func (s *Store) Deposits(ctx context.Context) (live, deleted int64, err error) {
 // Wrapped calls f for each live deposit that a Keeper has wrapped, with the first bytes
 // of its content.
 func (s *Store) Wrapped(ctx context.Context, bytes int, f func(uuid string, head []byte)) error {
-	const op = "postgres.Wrapped"
+	const op = "trustee/server/postgres.Wrapped"
 	err := s.db.Read(ctx, op, "", func(ctx context.Context) error {
 		rows, err := s.db.Pool().Query(ctx, `SELECT uuid, substring(content FROM 1 FOR $1) FROM trustee_deposit WHERE wrapped AND deleted IS NULL`, bytes)
 		if err != nil {
@@ -219,7 +219,7 @@ func (s *Store) CheckWrites(ctx context.Context) error {
 	if role, err := s.Role(ctx); err != nil || role == server.RolePassive {
 		return err
 	}
-	return s.change(ctx, "postgres.CheckWrites", "", server.Once{}, func(ctx context.Context, tx pgx.Tx) error {
+	return s.change(ctx, "trustee/server/postgres.CheckWrites", "", server.Once{}, func(ctx context.Context, tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, `SELECT pg_logical_emit_message(true, 'claviger', $1)`, strings.Repeat("0", probeRoom))
 		return err
 	})
@@ -283,14 +283,14 @@ func one(ctx context.Context, tx pgx.Tx, op, key, query string, args ...any) err
 
 // AddOrg adds an organization.
 func (s *Store) AddOrg(ctx context.Context, o server.Org) error {
-	return s.change(ctx, "postgres.AddOrg", o.Name, server.Once{}, func(ctx context.Context, tx pgx.Tx) error {
+	return s.change(ctx, "trustee/server/postgres.AddOrg", o.Name, server.Once{}, func(ctx context.Context, tx pgx.Tx) error {
 		return insert(ctx, tx, server.Record{Org: &o})
 	})
 }
 
 // SetAuth sets the secret of an organization.
 func (s *Store) SetAuth(ctx context.Context, org, auth string) error {
-	const op = "postgres.SetAuth"
+	const op = "trustee/server/postgres.SetAuth"
 	return s.change(ctx, op, org, server.Once{}, func(ctx context.Context, tx pgx.Tx) error {
 		return one(ctx, tx, op, org, `UPDATE trustee_org SET auth = $2 WHERE name = $1`, org, auth)
 	})
@@ -298,7 +298,7 @@ func (s *Store) SetAuth(ctx context.Context, org, auth string) error {
 
 // AddClient adds a client.
 func (s *Store) AddClient(ctx context.Context, c server.Client, once server.Once) (server.Client, error) {
-	const op = "postgres.AddClient"
+	const op = "trustee/server/postgres.AddClient"
 	err := s.change(ctx, op, c.Fingerprint, once, func(ctx context.Context, tx pgx.Tx) error {
 		if c.State == server.Pending {
 			// Those who count wait for each other.
@@ -339,7 +339,7 @@ func (s *Store) AddClient(ctx context.Context, c server.Client, once server.Once
 
 // SetState lets a client in, or keeps it out.
 func (s *Store) SetState(ctx context.Context, fingerprint string, state server.State) error {
-	const op = "postgres.SetState"
+	const op = "trustee/server/postgres.SetState"
 	return s.change(ctx, op, fingerprint, server.Once{}, func(ctx context.Context, tx pgx.Tx) error {
 		return one(ctx, tx, op, fingerprint, `UPDATE trustee_client SET state = $2 WHERE fingerprint = $1`, fingerprint, state)
 	})
@@ -347,7 +347,7 @@ func (s *Store) SetState(ctx context.Context, fingerprint string, state server.S
 
 // Put makes a deposit live.
 func (s *Store) Put(ctx context.Context, r server.Row, replaces string, once server.Once) error {
-	const op = "postgres.Put"
+	const op = "trustee/server/postgres.Put"
 	return s.change(ctx, op, r.Label, once, func(ctx context.Context, tx pgx.Tx) error {
 		if replaces != "" {
 			if err := one(ctx, tx, op, replaces, `DELETE FROM trustee_deposit WHERE uuid = $1 AND owner = $2 AND deleted IS NULL`, replaces, r.Owner); err != nil {
@@ -375,22 +375,22 @@ func (s *Store) each(ctx context.Context, op, owner string, uuids []string, once
 
 // Delete makes deposits unreadable.
 func (s *Store) Delete(ctx context.Context, owner string, uuids []string, at time.Time, once server.Once) error {
-	return s.each(ctx, "postgres.Delete", owner, uuids, once, `UPDATE trustee_deposit SET deleted = $3 WHERE uuid = $1 AND owner = $2 AND deleted IS NULL`, at.UnixMilli())
+	return s.each(ctx, "trustee/server/postgres.Delete", owner, uuids, once, `UPDATE trustee_deposit SET deleted = $3 WHERE uuid = $1 AND owner = $2 AND deleted IS NULL`, at.UnixMilli())
 }
 
 // Undelete brings deposits back.
 func (s *Store) Undelete(ctx context.Context, owner string, uuids []string, once server.Once) error {
-	return s.each(ctx, "postgres.Undelete", owner, uuids, once, `UPDATE trustee_deposit SET deleted = NULL WHERE uuid = $1 AND owner = $2 AND deleted IS NOT NULL`)
+	return s.each(ctx, "trustee/server/postgres.Undelete", owner, uuids, once, `UPDATE trustee_deposit SET deleted = NULL WHERE uuid = $1 AND owner = $2 AND deleted IS NOT NULL`)
 }
 
 // Purge removes deposits.
 func (s *Store) Purge(ctx context.Context, owner string, uuids []string, once server.Once) error {
-	return s.each(ctx, "postgres.Purge", owner, uuids, once, `DELETE FROM trustee_deposit WHERE uuid = $1 AND owner = $2 AND deleted IS NOT NULL`)
+	return s.each(ctx, "trustee/server/postgres.Purge", owner, uuids, once, `DELETE FROM trustee_deposit WHERE uuid = $1 AND owner = $2 AND deleted IS NOT NULL`)
 }
 
 // Forget drops what is past.
 func (s *Store) Forget(ctx context.Context, now time.Time) error {
-	return s.change(ctx, "postgres.Forget", "", server.Once{}, func(ctx context.Context, tx pgx.Tx) error {
+	return s.change(ctx, "trustee/server/postgres.Forget", "", server.Once{}, func(ctx context.Context, tx pgx.Tx) error {
 		for _, query := range []string{`DELETE FROM trustee_once WHERE until < $1`, `DELETE FROM trustee_deposit WHERE expires < $1`} {
 			if _, err := tx.Exec(ctx, query, now.UnixMilli()); err != nil {
 				return fmt.Errorf("forget: %w", err)

@@ -1,7 +1,6 @@
 package postgres
 
 import (
-	"flag"
 	"os"
 	"strings"
 	"testing"
@@ -11,7 +10,7 @@ import (
 
 	"claviger"
 	"claviger/internal/pgtest"
-	"claviger/pgdb"
+	"claviger/pgdb/pgdbtest"
 	"claviger/trustee"
 	"claviger/trustee/server"
 	"claviger/trustee/server/storetest"
@@ -193,44 +192,18 @@ func TestStandby(t *testing.T) {
 	}
 }
 
-var update = flag.Bool("update", false, "write parts.txt anew, after a new migration")
-
-// TestParts: parts.txt names what a fresh database has, and a database that lacks one of
-// them, as after a restoration that was broken off, is not opened.
 func TestParts(t *testing.T) {
-	ctx := t.Context()
 	uri := pgtest.Database(t)
-	if err := open(t, uri).Close(); err != nil {
-		t.Fatal(err)
-	}
-	db, err := pgdb.Open(ctx, pgdb.Config{URI: uri, What: "test", Where: "test"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	parts, err := db.Parts(ctx, "trustee_db_version")
-	db.Close()
-	if err != nil {
-		t.Fatal(err)
-	}
-	got := strings.Join(parts, "\n") + "\n"
-	if *update {
-		if err := os.WriteFile("parts.txt", []byte(got), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile("parts.txt")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got != string(want) || len(parts) < 5 {
-		t.Errorf("a fresh database has\n%s\nparts.txt has\n%s\nrun go test -run TestParts -update after a new migration", got, want)
-	}
-	pgtest.Shared(t).Exec(t, uri[strings.LastIndex(uri, "/")+1:strings.Index(uri, "?")], `DROP INDEX trustee_deposit_live`, `DROP INDEX trustee_client_org`)
-	again, err := Open(ctx, Config{URI: uri, Where: "test", Identity: "AB12"})
-	if err == nil {
-		_ = again.Close() // it should not be there
-	}
-	if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "lacks 2 parts of its schema (index trustee_client_org, index trustee_deposit_live)") {
-		t.Errorf("without two indexes: %v", err)
-	}
+	pgdbtest.TestParts(t, pgdbtest.Parts{
+		URI: uri, Table: "trustee_db_version", File: "parts.txt",
+		Open: func() error {
+			s, err := Open(t.Context(), Config{URI: uri, Where: "test", Identity: "AB12", Claim: true})
+			if err != nil {
+				return err
+			}
+			return s.Close()
+		},
+		Break: []string{`DROP INDEX trustee_deposit_live`, `DROP INDEX trustee_client_org`},
+		Lacks: "lacks 2 parts of its schema (index trustee_client_org, index trustee_deposit_live)",
+	})
 }

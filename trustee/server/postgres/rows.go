@@ -141,37 +141,37 @@ func first[T any](ctx context.Context, s *Store, op, key, query string, scan pgx
 
 // Orgs returns all organizations.
 func (s *Store) Orgs(ctx context.Context) ([]server.Org, error) {
-	return list(ctx, s, "postgres.Orgs", "", selectOrg+`ORDER BY name`, scanOrg)
+	return list(ctx, s, "trustee/server/postgres.Orgs", "", selectOrg+`ORDER BY name`, scanOrg)
 }
 
 // Org returns one.
 func (s *Store) Org(ctx context.Context, name string) (server.Org, error) {
-	return first(ctx, s, "postgres.Org", name, selectOrg+`WHERE name = $1`, scanOrg, name)
+	return first(ctx, s, "trustee/server/postgres.Org", name, selectOrg+`WHERE name = $1`, scanOrg, name)
 }
 
 // Client returns a client.
 func (s *Store) Client(ctx context.Context, fingerprint string) (server.Client, error) {
-	return first(ctx, s, "postgres.Client", fingerprint, selectClient+`WHERE fingerprint = $1`, scanClient, fingerprint)
+	return first(ctx, s, "trustee/server/postgres.Client", fingerprint, selectClient+`WHERE fingerprint = $1`, scanClient, fingerprint)
 }
 
 // Clients returns those of an organization.
 func (s *Store) Clients(ctx context.Context, org string) ([]server.Client, error) {
-	return list(ctx, s, "postgres.Clients", org, selectClient+`WHERE org = $1 OR $1 = '' ORDER BY fingerprint`, scanClient, org)
+	return list(ctx, s, "trustee/server/postgres.Clients", org, selectClient+`WHERE org = $1 OR $1 = '' ORDER BY fingerprint`, scanClient, org)
 }
 
 // Get returns a live deposit.
 func (s *Store) Get(ctx context.Context, uuid string) (server.Row, error) {
-	return first(ctx, s, "postgres.Get", uuid, selectDeposit+`content FROM trustee_deposit WHERE uuid = $1 AND deleted IS NULL`, scanDeposit, uuid)
+	return first(ctx, s, "trustee/server/postgres.Get", uuid, selectDeposit+`content FROM trustee_deposit WHERE uuid = $1 AND deleted IS NULL`, scanDeposit, uuid)
 }
 
 // Find returns a live deposit by its label.
 func (s *Store) Find(ctx context.Context, owner, label string) (server.Row, error) {
-	return first(ctx, s, "postgres.Find", label, selectDeposit+`content FROM trustee_deposit WHERE owner = $1 AND label = $2 AND deleted IS NULL`, scanDeposit, owner, label)
+	return first(ctx, s, "trustee/server/postgres.Find", label, selectDeposit+`content FROM trustee_deposit WHERE owner = $1 AND label = $2 AND deleted IS NULL`, scanDeposit, owner, label)
 }
 
 // List returns deposits without content.
 func (s *Store) List(ctx context.Context, owner string, a trustee.ListArgs) ([]server.Row, error) {
-	const op = "postgres.List"
+	const op = "trustee/server/postgres.List"
 	query := selectDeposit + `NULL::bytea FROM trustee_deposit WHERE owner = $1 AND label >= $2 AND starts_with(label, $2) AND (label, uuid) > ($3, $4) AND deleted IS NULL ORDER BY label, uuid LIMIT $5`
 	if a.Deleted {
 		query = strings.Replace(query, "deleted IS NULL", "deleted IS NOT NULL", 1)
@@ -185,7 +185,7 @@ func (s *Store) List(ctx context.Context, owner string, a trustee.ListArgs) ([]s
 
 // Export calls f with all that the store held at one moment.
 func (s *Store) Export(ctx context.Context, f func(server.Record) error) error {
-	const op = "postgres.Export"
+	const op = "trustee/server/postgres.Export"
 	err := s.db.Once(ctx, op, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(ctx context.Context, tx pgx.Tx) error {
 		for _, table := range []struct {
 			query string
@@ -241,7 +241,7 @@ const importBatch = 200
 
 // Import replaces all that the store holds.
 func (s *Store) Import(ctx context.Context, next func() (server.Record, error)) error {
-	const op = "postgres.Import"
+	const op = "trustee/server/postgres.Import"
 	err := s.db.Once(ctx, op, pgx.TxOptions{}, func(ctx context.Context, tx pgx.Tx) error {
 		// Whoever changes something meanwhile would do it to what goes.
 		if _, err := tx.Exec(ctx, `LOCK TABLE trustee_org, trustee_client, trustee_deposit, trustee_once IN EXCLUSIVE MODE`); err != nil {

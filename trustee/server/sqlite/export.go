@@ -15,7 +15,7 @@ var errEmptyRecord = errors.New("a record that holds nothing")
 
 // Export calls f with all that the store held at one moment.
 func (s *Store) Export(ctx context.Context, f func(server.Record) error) error {
-	return s.snapshot(ctx, "sqlite.Export", func(tx *sql.Tx) error { return export(ctx, tx, f) })
+	return s.snapshot(ctx, "trustee/server/sqlite.Export", func(tx *sql.Tx) error { return export(ctx, tx, f) })
 }
 
 func (s *Store) snapshot(ctx context.Context, op string, f func(tx *sql.Tx) error) error {
@@ -69,7 +69,7 @@ func export(ctx context.Context, tx *sql.Tx, f func(server.Record) error) error 
 // peer must be given all, and no change of the peer's may be lost by that without
 // an operator.
 func (s *Store) Import(ctx context.Context, next func() (server.Record, error)) error {
-	const op = "sqlite.Import"
+	const op = "trustee/server/sqlite.Import"
 	return s.change(ctx, op, "", func(ctx context.Context, tx *sql.Tx) error {
 		st, err := standing(ctx, tx)
 		if err != nil {

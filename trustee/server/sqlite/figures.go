@@ -7,7 +7,7 @@ import (
 
 // Deposits counts those that are live and those that are deleted and can come back.
 func (s *Store) Deposits(ctx context.Context) (live, deleted int64, err error) {
-	const op = "sqlite.Deposits"
+	const op = "trustee/server/sqlite.Deposits"
 	err = s.db.Reader.QueryRowContext(ctx, "SELECT count(*) FILTER (WHERE deleted IS NULL), count(deleted) FROM deposit").Scan(&live, &deleted)
 	if err != nil {
 		return 0, 0, s.fail(op, "", err)
@@ -26,7 +26,7 @@ func (s *Store) Wrapped(ctx context.Context, bytes int, f func(uuid string, head
 		return err
 	})
 	if err != nil {
-		return s.fail("sqlite.Wrapped", "", err)
+		return s.fail("trustee/server/sqlite.Wrapped", "", err)
 	}
 	return nil
 }

@@ -47,7 +47,7 @@ func stand(ctx context.Context, tx *sql.Tx, st *replica.Standing) error {
 func (s *Store) Standing(ctx context.Context) (replica.Standing, error) {
 	st, err := standing(ctx, s.db.Reader)
 	if err != nil {
-		return st, s.fail("sqlite.Standing", "", err)
+		return st, s.fail("trustee/server/sqlite.Standing", "", err)
 	}
 	return st, nil
 }
@@ -60,7 +60,7 @@ func (s *Store) Role(ctx context.Context) (server.Role, error) {
 
 // Stand changes it.
 func (s *Store) Stand(ctx context.Context, f func(*replica.Standing) error) (st replica.Standing, err error) {
-	err = s.change(ctx, "sqlite.Stand", "", func(ctx context.Context, tx *sql.Tx) error {
+	err = s.change(ctx, "trustee/server/sqlite.Stand", "", func(ctx context.Context, tx *sql.Tx) error {
 		if st, err = standing(ctx, tx); err != nil {
 			return err
 		}
@@ -134,7 +134,7 @@ func prune(ctx context.Context, tx *sql.Tx, st *replica.Standing, keep uint64) e
 
 // Entries returns a part of the log.
 func (s *Store) Entries(ctx context.Context, after replica.Head, limit, bytes int) (list []replica.Entry, err error) {
-	const op = "sqlite.Entries"
+	const op = "trustee/server/sqlite.Entries"
 	broken := claviger.E(op, claviger.Invalid, "", replica.ErrChain)
 	err = s.snapshot(ctx, op, func(tx *sql.Tx) error {
 		st, err := standing(ctx, tx)
@@ -178,7 +178,7 @@ func (s *Store) Entries(ctx context.Context, after replica.Head, limit, bytes in
 
 // Apply makes changes that the peer has logged.
 func (s *Store) Apply(ctx context.Context, as server.Role, epoch uint64, list []replica.Entry) error {
-	const op = "sqlite.Apply"
+	const op = "trustee/server/sqlite.Apply"
 	return s.change(ctx, op, "", func(ctx context.Context, tx *sql.Tx) error {
 		st, err := standing(ctx, tx)
 		if err != nil {
@@ -231,7 +231,7 @@ func has(ctx context.Context, tx *sql.Tx, st *replica.Standing, h replica.Head) 
 
 // Has tells whether the log holds that head.
 func (s *Store) Has(ctx context.Context, h replica.Head) (had bool, err error) {
-	const op = "sqlite.Has"
+	const op = "trustee/server/sqlite.Has"
 	err = s.snapshot(ctx, op, func(tx *sql.Tx) error {
 		st, err := standing(ctx, tx)
 		if err == nil {
@@ -244,7 +244,7 @@ func (s *Store) Has(ctx context.Context, h replica.Head) (had bool, err error) {
 
 // Snapshot is Export with the log's head.
 func (s *Store) Snapshot(ctx context.Context, head func(replica.Head) error, f func(server.Record) error) error {
-	return s.snapshot(ctx, "sqlite.Snapshot", func(tx *sql.Tx) error {
+	return s.snapshot(ctx, "trustee/server/sqlite.Snapshot", func(tx *sql.Tx) error {
 		st, err := standing(ctx, tx)
 		if err != nil {
 			return err
@@ -258,7 +258,7 @@ func (s *Store) Snapshot(ctx context.Context, head func(replica.Head) error, f f
 
 // Load replaces all by a peer's snapshot.
 func (s *Store) Load(ctx context.Context, epoch uint64, head replica.Head, next func() (server.Record, error)) error {
-	const op = "sqlite.Load"
+	const op = "trustee/server/sqlite.Load"
 	return s.change(ctx, op, "", func(ctx context.Context, tx *sql.Tx) error {
 		st, err := standing(ctx, tx)
 		if err != nil {
@@ -280,14 +280,14 @@ func (s *Store) Load(ctx context.Context, epoch uint64, head replica.Head, next 
 // Save copies the store to a file beside it, readable by its owner alone. The copy is
 // there whole or not at all.
 func (s *Store) Save(ctx context.Context, why string) (string, error) {
-	const op = "sqlite.Save"
+	const op = "trustee/server/sqlite.Save"
 	name := fmt.Sprintf("%s.%s-%s", s.db.Path(), why, time.Now().UTC().Format("20060102T150405.000000000Z"))
 	work, err := sqlitedb.NewWork(name, "backup")
 	if err != nil {
 		return "", s.fail(op, "", err)
 	}
 	defer work.Discard()
-	if _, err = s.db.Writer.ExecContext(ctx, "VACUUM INTO ?", work.Path); err == nil {
+	if err = s.db.CopyTo(ctx, work.Path); err == nil {
 		err = durable.Publish(work.Path, name)
 	}
 	if err != nil {

@@ -33,7 +33,7 @@ func head(t *testing.T, s *Store) replica.Head {
 // loaded makes a passive that is a store's equal.
 func loaded(t *testing.T, from *Store) *Store {
 	t.Helper()
-	to := open(t)
+	to := opened(t)
 	as(t, to, server.RolePassive, 0)
 	var h replica.Head
 	var list []server.Record

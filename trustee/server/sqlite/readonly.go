@@ -15,7 +15,7 @@ import (
 // a folder for temporary files, and that copy is brought up to date. Kind Invalid where
 // the file is empty, or no trustee's store.
 func OpenReadOnly(ctx context.Context, path string) (_ *Store, release func() error, err error) {
-	const op = "sqlite.OpenReadOnly"
+	const op = "trustee/server/sqlite.OpenReadOnly"
 	info, err := os.Stat(path)
 	switch {
 	case err != nil:
@@ -41,13 +41,15 @@ func OpenReadOnly(ctx context.Context, path string) (_ *Store, release func() er
 		return nil, nil, errors.Join(s.fail(op, "", err), s.Close())
 	}
 	name := filepath.Join(dir, "store")
-	if _, err := s.db.Reader.ExecContext(ctx, "VACUUM INTO ?", name); err != nil {
+	if err := s.db.CopyTo(ctx, name); err != nil {
 		return nil, nil, errors.Join(s.fail(op, "", err), s.Close(), os.RemoveAll(dir))
 	}
 	if err := s.Close(); err != nil {
 		return nil, nil, errors.Join(err, os.RemoveAll(dir))
 	}
-	c, err := Open(ctx, name, false)
+	temporary := config
+	temporary.Schema.Before = nil // the original file is the copy
+	c, err := open(ctx, name, temporary)
 	if err != nil {
 		return nil, nil, errors.Join(err, os.RemoveAll(dir))
 	}
@@ -58,7 +60,7 @@ func OpenReadOnly(ctx context.Context, path string) (_ *Store, release func() er
 func (s *Store) known(ctx context.Context) (int64, error) {
 	version, err := s.db.Version(ctx)
 	if err == nil && version == 0 {
-		err = claviger.Errorf("sqlite.OpenReadOnly", claviger.Invalid, "", "%s is no trustee's store, or its copy was "+
+		err = claviger.Errorf("trustee/server/sqlite.OpenReadOnly", claviger.Invalid, "", "%s is no trustee's store, or its copy was "+
 			"broken off: name the file that a trustee's server left, or copy it anew", s.db.Path())
 	}
 	return version, err

@@ -16,7 +16,7 @@ const probeRoom = 2 << 20
 // CheckWrites sees that there is room beside the store's file, and commits a change that
 // changes nothing.
 func (s *Store) CheckWrites(ctx context.Context) error {
-	const op = "sqlite.CheckWrites"
+	const op = "trustee/server/sqlite.CheckWrites"
 	if err := s.room(); err != nil {
 		s.failures.Add(1)
 		return claviger.Errorf(op, claviger.Unavailable, "", "beside the trustee's store %s no %d bytes can be written: %w", s.db.Path(), probeRoom, err)

@@ -42,7 +42,9 @@ var config = sqlitedb.Config{
 	Damaged: "restore it from a backup, or bring it up anew from the other trustee",
 	Schema: sqlitedb.Schema{
 		ApplicationID: applicationID, Migrations: migrations, Version: schemaVersion,
-		Back: "restore the copy that was taken before",
+		Back: "put the copy that was kept at the upgrade (the newest file that is named after the store and " +
+			".schema-NUMBER) in its place while no server runs",
+		Before: sqlitedb.KeepCopy(sqlitedb.Copies{}),
 	},
 }
 
@@ -72,7 +74,12 @@ func Open(ctx context.Context, path string, make bool) (*Store, error) {
 			"put the file back, restore a backup (claviger trustee restore), or bring this host up as the passive one "+
 			"of two; `claviger trustee init` makes an empty one", err)
 	}
-	db, err := sqlitedb.Open(ctx, path, config)
+	return open(ctx, path, config)
+}
+
+func open(ctx context.Context, path string, c sqlitedb.Config) (*Store, error) {
+	const op = "trustee/server/sqlite.Open"
+	db, err := sqlitedb.Open(ctx, path, c)
 	if err != nil {
 		return nil, err
 	}
@@ -88,13 +95,13 @@ func (s *Store) Close() error { return s.db.Close() }
 
 // Check asks for one row, and sees that the file is in its place.
 func (s *Store) Check(ctx context.Context) error {
-	if s.inPlace("sqlite.Check", "") != nil {
+	if s.inPlace("trustee/server/sqlite.Check", "") != nil {
 		s.rescue(ctx)
-		return s.inPlace("sqlite.Check", "")
+		return s.inPlace("trustee/server/sqlite.Check", "")
 	}
 	var n int
 	if err := s.db.Reader.QueryRowContext(ctx, "SELECT 1").Scan(&n); err != nil {
-		return s.fail("sqlite.Check", "", err)
+		return s.fail("trustee/server/sqlite.Check", "", err)
 	}
 	return nil
 }
@@ -146,18 +153,18 @@ func changed(op, key string, res sql.Result, n int) error {
 
 // AddOrg adds an organization.
 func (s *Store) AddOrg(ctx context.Context, o server.Org) error {
-	const op = "sqlite.AddOrg"
+	const op = "trustee/server/sqlite.AddOrg"
 	return s.mutate(ctx, op, o.Name, &replica.Change{Op: replica.OpAddOrg, Org: &o})
 }
 
 // Orgs returns all organizations.
 func (s *Store) Orgs(ctx context.Context) ([]server.Org, error) {
-	return s.orgs(ctx, "sqlite.Orgs", "", "")
+	return s.orgs(ctx, "trustee/server/sqlite.Orgs", "", "")
 }
 
 // Org returns one.
 func (s *Store) Org(ctx context.Context, name string) (server.Org, error) {
-	const op = "sqlite.Org"
+	const op = "trustee/server/sqlite.Org"
 	list, err := s.orgs(ctx, op, name, "WHERE name = ?", name)
 	if err != nil {
 		return server.Org{}, err
@@ -183,12 +190,12 @@ func (s *Store) orgs(ctx context.Context, op, key, where string, args ...any) ([
 
 // SetAuth sets the secret of an organization.
 func (s *Store) SetAuth(ctx context.Context, org, auth string) error {
-	return s.mutate(ctx, "sqlite.SetAuth", org, &replica.Change{Op: replica.OpSetAuth, Name: org, Auth: auth})
+	return s.mutate(ctx, "trustee/server/sqlite.SetAuth", org, &replica.Change{Op: replica.OpSetAuth, Name: org, Auth: auth})
 }
 
 // AddClient adds a client.
 func (s *Store) AddClient(ctx context.Context, c server.Client, once server.Once) (server.Client, error) {
-	if err := s.mutate(ctx, "sqlite.AddClient", c.Fingerprint, &replica.Change{Op: replica.OpAddClient, Client: &c, Once: once}); err != nil {
+	if err := s.mutate(ctx, "trustee/server/sqlite.AddClient", c.Fingerprint, &replica.Change{Op: replica.OpAddClient, Client: &c, Once: once}); err != nil {
 		return server.Client{}, err
 	}
 	return c, nil
@@ -196,7 +203,7 @@ func (s *Store) AddClient(ctx context.Context, c server.Client, once server.Once
 
 // Client returns a client.
 func (s *Store) Client(ctx context.Context, fingerprint string) (server.Client, error) {
-	const op = "sqlite.Client"
+	const op = "trustee/server/sqlite.Client"
 	list, err := s.clients(ctx, op, fingerprint, "WHERE fingerprint = ?", fingerprint)
 	if err != nil {
 		return server.Client{}, err
@@ -209,7 +216,7 @@ func (s *Store) Client(ctx context.Context, fingerprint string) (server.Client, 
 
 // Clients returns those of an organization.
 func (s *Store) Clients(ctx context.Context, org string) ([]server.Client, error) {
-	return s.clients(ctx, "sqlite.Clients", org, "WHERE org = ?1 OR ?1 = ''", org)
+	return s.clients(ctx, "trustee/server/sqlite.Clients", org, "WHERE org = ?1 OR ?1 = ''", org)
 }
 
 func (s *Store) clients(ctx context.Context, op, key, where string, args ...any) ([]server.Client, error) {
@@ -227,22 +234,22 @@ func (s *Store) clients(ctx context.Context, op, key, where string, args ...any)
 
 // SetState lets a client in, or keeps it out.
 func (s *Store) SetState(ctx context.Context, fingerprint string, state server.State) error {
-	return s.mutate(ctx, "sqlite.SetState", fingerprint, &replica.Change{Op: replica.OpSetState, Name: fingerprint, State: state})
+	return s.mutate(ctx, "trustee/server/sqlite.SetState", fingerprint, &replica.Change{Op: replica.OpSetState, Name: fingerprint, State: state})
 }
 
 // Put makes a deposit live.
 func (s *Store) Put(ctx context.Context, r server.Row, replaces string, once server.Once) error {
-	return s.mutate(ctx, "sqlite.Put", r.Label, &replica.Change{Op: replica.OpPut, Deposit: &r, Replaces: replaces, Once: once})
+	return s.mutate(ctx, "trustee/server/sqlite.Put", r.Label, &replica.Change{Op: replica.OpPut, Deposit: &r, Replaces: replaces, Once: once})
 }
 
 // Get returns a live deposit.
 func (s *Store) Get(ctx context.Context, uuid string) (server.Row, error) {
-	return s.row(ctx, "sqlite.Get", uuid, "uuid = ? AND deleted IS NULL", uuid)
+	return s.row(ctx, "trustee/server/sqlite.Get", uuid, "uuid = ? AND deleted IS NULL", uuid)
 }
 
 // Find returns a live deposit by its label.
 func (s *Store) Find(ctx context.Context, owner, label string) (server.Row, error) {
-	return s.row(ctx, "sqlite.Find", label, "owner = ? AND label = ? AND deleted IS NULL", owner, label)
+	return s.row(ctx, "trustee/server/sqlite.Find", label, "owner = ? AND label = ? AND deleted IS NULL", owner, label)
 }
 
 func (s *Store) row(ctx context.Context, op, key, where string, args ...any) (server.Row, error) {
@@ -262,7 +269,7 @@ func (s *Store) List(ctx context.Context, owner string, a trustee.ListArgs) ([]s
 	if a.Deleted {
 		where = "WHERE owner = ? AND label || char(0) || uuid > ? AND substr(label, 1, ?) = ? AND deleted IS NOT NULL"
 	}
-	return s.rows(ctx, "sqlite.List", a.Prefix, "NULL", where+" ORDER BY label, uuid LIMIT ?", owner, a.After, len([]rune(a.Prefix)), a.Prefix, a.Limit)
+	return s.rows(ctx, "trustee/server/sqlite.List", a.Prefix, "NULL", where+" ORDER BY label, uuid LIMIT ?", owner, a.After, len([]rune(a.Prefix)), a.Prefix, a.Limit)
 }
 
 func (s *Store) rows(ctx context.Context, op, key, content, rest string, args ...any) ([]server.Row, error) {
@@ -280,20 +287,20 @@ func (s *Store) rows(ctx context.Context, op, key, content, rest string, args ..
 
 // Delete makes deposits unreadable.
 func (s *Store) Delete(ctx context.Context, owner string, uuids []string, at time.Time, once server.Once) error {
-	return s.mutate(ctx, "sqlite.Delete", strings.Join(uuids, " "), &replica.Change{Op: replica.OpDelete, Owner: owner, UUIDs: uuids, At: at, Once: once})
+	return s.mutate(ctx, "trustee/server/sqlite.Delete", strings.Join(uuids, " "), &replica.Change{Op: replica.OpDelete, Owner: owner, UUIDs: uuids, At: at, Once: once})
 }
 
 // Undelete brings deposits back.
 func (s *Store) Undelete(ctx context.Context, owner string, uuids []string, once server.Once) error {
-	return s.mutate(ctx, "sqlite.Undelete", strings.Join(uuids, " "), &replica.Change{Op: replica.OpUndelete, Owner: owner, UUIDs: uuids, Once: once})
+	return s.mutate(ctx, "trustee/server/sqlite.Undelete", strings.Join(uuids, " "), &replica.Change{Op: replica.OpUndelete, Owner: owner, UUIDs: uuids, Once: once})
 }
 
 // Purge removes deposits.
 func (s *Store) Purge(ctx context.Context, owner string, uuids []string, once server.Once) error {
-	return s.mutate(ctx, "sqlite.Purge", strings.Join(uuids, " "), &replica.Change{Op: replica.OpPurge, Owner: owner, UUIDs: uuids, Once: once})
+	return s.mutate(ctx, "trustee/server/sqlite.Purge", strings.Join(uuids, " "), &replica.Change{Op: replica.OpPurge, Owner: owner, UUIDs: uuids, Once: once})
 }
 
 // Forget drops what is past.
 func (s *Store) Forget(ctx context.Context, now time.Time) error {
-	return s.mutate(ctx, "sqlite.Forget", "", &replica.Change{Op: replica.OpForget, At: now})
+	return s.mutate(ctx, "trustee/server/sqlite.Forget", "", &replica.Change{Op: replica.OpForget, At: now})
 }

@@ -2,6 +2,7 @@ package sqlite
 
 import (
 	"database/sql"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -75,6 +76,49 @@ func TestSchemaVersion(t *testing.T) {
 	defer s.Close()
 	if v, err := s.db.Version(t.Context()); err != nil || v != schemaVersion {
 		t.Errorf("version %d, %v", v, err)
+	}
+}
+
+// TestUpgradeKeepsACopy: the first opening of an older store keeps a copy of it as it was.
+func TestUpgradeKeepsACopy(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "trustee.db")
+	olderStore(t, path)
+	s, err := Open(t.Context(), path, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	check(t, s.Close())
+	kept, release, err := OpenReadOnly(t.Context(), path+fmt.Sprintf(".schema-%d", schemaVersion-1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if orgs, err := kept.Orgs(t.Context()); err != nil || len(orgs) != 1 {
+		t.Errorf("%+v, %v", orgs, err)
+	}
+	check(t, release())
+}
+
+// TestDamagedStore: a store with a damaged page is not opened, and the error says what to do.
+func TestDamagedStore(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "trustee.db")
+	s, err := Open(t.Context(), path, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var root int64
+	err = s.db.Reader.QueryRow(`SELECT rootpage FROM sqlite_schema WHERE name = 'deposit'`).Scan(&root)
+	if err = errors.Join(err, s.Close()); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err == nil {
+		_, err = f.WriteAt([]byte("\xff\xff\xff\xff"), (root-1)*4096)
+		err = errors.Join(err, f.Close())
+	}
+	check(t, err)
+	if _, err := Open(t.Context(), path, false); !claviger.Is(err, claviger.Unavailable) ||
+		!strings.Contains(err.Error(), path+" is damaged") || !strings.Contains(err.Error(), "from the other trustee") {
+		t.Errorf("opened: %v", err)
 	}
 }
 

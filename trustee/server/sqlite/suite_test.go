@@ -16,7 +16,7 @@ func TestStore(t *testing.T) {
 	})
 }
 
-func open(t *testing.T) *Store {
+func opened(t *testing.T) *Store {
 	t.Helper()
 	s, err := Open(t.Context(), filepath.Join(t.TempDir(), "trustee.db"), true)
 	check(t, err)
@@ -30,7 +30,7 @@ func open(t *testing.T) *Store {
 
 func filled(t *testing.T) *Store {
 	t.Helper()
-	s := open(t)
+	s := opened(t)
 	storetest.Fill(t, s)
 	return s
 }

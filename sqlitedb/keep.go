@@ -1,0 +1,168 @@
+package sqlitedb
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"path/filepath"
+
+	"claviger"
+	"claviger/durable"
+	"claviger/owner"
+)
+
+// Copies says how the copy is made that stays beside a file whose schema is upgraded.
+type Copies struct {
+	// Seal removes from a copy what must not be kept, and marks it; nil changes nothing. It is
+	// called with the path of the copy before the copy has its name.
+	Seal func(ctx context.Context, path string) error
+	// Except has, for a table, the condition of the rows that Seal writes for each copy anew. Two
+	// copies that differ in these rows alone are equal.
+	Except map[string]string
+}
+
+// KeepCopy is for Schema.Before. It keeps a copy of the file as it is, with the schema in its
+// name (claviger.db.schema-3), for the program that wrote it: the way back from an upgrade. If a
+// copy of another content has that name already, as after a way back, the new copy gets a number
+// (claviger.db.schema-3-2). If a copy of the same content is there, an earlier upgrade was broken
+// off, and there is no second one.
+//
+// The upgrade is refused, kind Unavailable, where another process serves the file, and where no
+// copy can be made.
+func KeepCopy(k Copies) func(ctx context.Context, d *DB, from int64) error {
+	return func(ctx context.Context, d *DB, from int64) error {
+		const op = "sqlitedb.KeepCopy"
+		o, used, err := owner.Of(d.lockFile)
+		if err == nil && used {
+			err = &owner.InUseError{Store: d.cfg.named(d.path), Owners: []owner.Owner{o}}
+		}
+		if err != nil {
+			return claviger.Errorf(op, claviger.Unavailable, "",
+				"%w; its schema cannot be upgraded meanwhile: stop that process first", err)
+		}
+		name := fmt.Sprintf("%s.schema-%d", d.path, from)
+		if err := k.keep(ctx, d, name); err != nil {
+			return claviger.Errorf(op, claviger.Unavailable, "",
+				"%s: its schema was not upgraded, because the copy %s could not be made: %w; "+
+					"make room, and let this user write into the folder", d.cfg.named(d.path), name, err)
+		}
+		return nil
+	}
+}
+
+// keep makes the copy under a work name, and then gives it the first name that is free.
+func (k Copies) keep(ctx context.Context, d *DB, name string) error {
+	work, err := NewWork(name, "backup")
+	if err != nil {
+		return err
+	}
+	defer work.Discard()
+	if err := d.CopyTo(ctx, work.Path); err != nil {
+		return unwritten(name, err)
+	}
+	if k.Seal != nil {
+		if err := k.Seal(ctx, work.Path); err != nil {
+			return unwritten(name, err)
+		}
+	}
+	if err := whole(ctx, work.Path); err != nil {
+		return err
+	}
+	for n, free := 2, name; ; n, free = n+1, fmt.Sprint(name, "-", n) {
+		err := durable.Publish(work.Path, free)
+		if !errors.As(err, new(*durable.AlreadyError)) {
+			return err
+		}
+		if k.same(ctx, work.Path, free) {
+			return nil
+		}
+	}
+}
+
+// CopyTo writes all that the database holds at one moment into the empty file path.
+func (d *DB) CopyTo(ctx context.Context, path string) error {
+	_, err := d.Writer.ExecContext(ctx, "VACUUM INTO ?", path)
+	return err
+}
+
+// unwritten says of a full disk that it is the copy's: of the two files, SQLite writes to the
+// copy alone.
+func unwritten(name string, err error) error {
+	if Full(err) {
+		return fmt.Errorf("the disk of %s is full, or a quota is reached (%w)", filepath.Dir(name), err)
+	}
+	return err
+}
+
+// whole checks every page, index and reference of a file that no process has open.
+func whole(ctx context.Context, path string) (err error) {
+	db, err := Connect(path, 0, "mode=ro", "immutable=1")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, db.Close()) }()
+	fault, err := Fault(ctx, db, "integrity_check")
+	if err != nil {
+		return err
+	}
+	var broken bool
+	err = db.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM pragma_foreign_key_check)`).Scan(&broken)
+	switch {
+	case err != nil:
+		return err
+	case fault != "":
+		return fmt.Errorf("it is damaged: %s", fault)
+	case broken:
+		return errors.New("it is damaged: rows refer to rows that are missing")
+	}
+	return nil
+}
+
+// same reports whether two copies of one schema hold the same rows. A file that cannot be read
+// is not the same.
+func (k Copies) same(ctx context.Context, a, b string) bool {
+	db, err := Connect(a, 0, "mode=ro", "immutable=1") // one connection, to which b is attached
+	if err != nil {
+		return false
+	}
+	defer func() { _ = db.Close() }() // nothing was written
+	if _, err := db.ExecContext(ctx, `ATTACH ? AS other`, URI(b, 0, "mode=ro", "immutable=1")); err != nil {
+		return false
+	}
+	tables, err := tablesOf(ctx, db)
+	if err != nil || len(tables) == 0 {
+		return false
+	}
+	for _, table := range tables {
+		where := ""
+		if except := k.Except[table]; except != "" {
+			where = " WHERE NOT (" + except + ")"
+		}
+		here, there := `SELECT * FROM main."`+table+`"`+where, `SELECT * FROM other."`+table+`"`+where
+		var differ bool
+		err := db.QueryRowContext(ctx,
+			`SELECT EXISTS (`+here+` EXCEPT `+there+`) OR EXISTS (`+there+` EXCEPT `+here+`)`).Scan(&differ)
+		if err != nil || differ {
+			return false
+		}
+	}
+	return true
+}
+
+func tablesOf(ctx context.Context, db *sql.DB) (tables []string, err error) {
+	rows, err := db.QueryContext(ctx,
+		`SELECT name FROM main.sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite\_%' ESCAPE '\'`)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	for rows.Next() {
+		var name string
+		if err := rows.Scan(&name); err != nil {
+			return nil, err
+		}
+		tables = append(tables, name)
+	}
+	return tables, rows.Err()
+}
