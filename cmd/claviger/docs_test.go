@@ -165,7 +165,7 @@ func sortedKeys(m map[string]bool) []string {
 var (
 	codeBlock   = regexp.MustCompile("(?ms)^```[a-z]*\n(.*?)^```")
 	inline      = regexp.MustCompile("`((?:sudo -u [a-z]+ )?claviger [^`\n]+)`")
-	commandLine = regexp.MustCompile(`^(?:\$ |# )?(?:[A-Z0-9_]+=\S+ )*(?:sudo (?:-u \S+ )?)?(?:/usr/bin/|bin/|ExecStart=/usr/bin/)?claviger ([a-z].*)$`)
+	commandLine = regexp.MustCompile(`^(?:\$ |# )?(?:[A-Z0-9_]+=\S+ )*(?:sudo (?:-u \S+ )?)?(?:/usr/bin/|(?:\.\./)?bin/|ExecStart=/usr/bin/)?claviger ([a-z].*)$`)
 	endOfOne    = regexp.MustCompile(`\s(?:\||>|&&|;|2>|#|&\s*$).*$`)
 )
 
