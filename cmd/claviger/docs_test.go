@@ -344,40 +344,25 @@ func TestThreatModel(t *testing.T) {
 	}
 }
 
-// TestRunbook: each check of docs/monitoring.md, which TestReadiness holds, has a row of
-// docs/runbook.md, which names no other.
+// TestRunbook: each check of docs/monitoring.md, which TestReadiness holds, has a part of
+// docs/runbook.md, which names no other. A part says what the check means, where to look
+// first and what to do first.
 func TestRunbook(t *testing.T) {
-	checks := func(page, head string) []string {
-		_, table, ok := strings.Cut(pages(t)[page], head)
-		if !ok {
-			t.Fatalf("docs/%s has no table %q", page, head)
-		}
-		var names []string
-		for i, line := range strings.Split(table, "\n") {
-			if i > 1 && !strings.HasPrefix(line, "|") {
-				break
-			}
-			cells := strings.Split(line, " | ")
-			if i < 2 {
-				continue
-			}
-			for _, m := range regexp.MustCompile("`([^`]+)`").FindAllStringSubmatch(cells[0], -1) {
-				names = append(names, m[1])
-			}
-			if page == "runbook.md" && (len(cells) != 4 ||
-				slices.ContainsFunc(cells, func(c string) bool { return strings.Trim(c, " |") == "" })) {
-				t.Errorf("docs/%s does not say what it means, where to look and what to do: %s", page, line)
-			}
-		}
-		slices.Sort(names)
-		return slices.Compact(names)
+	_, checks, ok := strings.Cut(pages(t)["monitoring.md"], "\n## Checks\n")
+	checks, _, end := strings.Cut(checks, "\nA Key Trustee Server ")
+	if !ok || !end {
+		t.Fatal("docs/monitoring.md has no part \"Checks\"")
 	}
-	want, got := checks("monitoring.md", "| check | red where | for |"), checks("runbook.md", runbookTable)
-	if len(want) < 25 || !slices.Equal(got, want) {
+	var want []string
+	for _, m := range regexp.MustCompile("(?m)^- (`.*?) \\(").FindAllStringSubmatch(checks, -1) {
+		want = append(want, codeSpans(m[1])...)
+	}
+	slices.Sort(want)
+	if got := runbookParts(t, "## Each check"); len(want) < 25 || !slices.Equal(got, slices.Compact(want)) {
 		t.Errorf("docs/runbook.md has the checks %q, docs/monitoring.md %q", got, want)
 	}
 
-	want = nil // of a trustee and a Key HSM, as their code has them
+	want = []string{"certificate"} // of a trustee and a Key HSM, as their code and package console have them
 	for _, file := range []string{"metricslisten.go", "trustee.go"} {
 		text, err := os.ReadFile(file)
 		if err != nil {
@@ -388,9 +373,36 @@ func TestRunbook(t *testing.T) {
 		}
 	}
 	slices.Sort(want)
-	if got := checks("runbook.md", "| check of a trustee or a Key HSM | it means | look first | do first |"); len(want) < 7 || !slices.Equal(got, slices.Compact(want)) {
+	got := runbookParts(t, "## Checks of a Key Trustee Server and a Key HSM")
+	if len(want) < 7 || !slices.Equal(got, slices.Compact(want)) {
 		t.Errorf("docs/runbook.md has the checks %q of trustees and Key HSMs, the code %q", got, want)
 	}
 }
 
-const runbookTable = "| check | it means | look first | do first |"
+func codeSpans(text string) (names []string) {
+	for _, m := range regexp.MustCompile("`([^`]+)`").FindAllStringSubmatch(text, -1) {
+		names = append(names, m[1])
+	}
+	return names
+}
+
+// runbookParts returns the checks below a heading of docs/runbook.md.
+func runbookParts(t *testing.T, heading string) (names []string) {
+	t.Helper()
+	_, text, ok := strings.Cut(pages(t)["runbook.md"], "\n"+heading+"\n")
+	if !ok {
+		t.Fatalf("docs/runbook.md has no part %q", heading)
+	}
+	text, _, _ = strings.Cut(text, "\n## ")
+	for _, part := range strings.Split(text, "\n### ")[1:] {
+		title, body, _ := strings.Cut(part, "\n")
+		names = append(names, codeSpans(title)...)
+		for _, say := range []string{"- **It means:** ", "- **Look first:** ", "- **Do first:** "} {
+			if strings.Count(body, say) != 1 {
+				t.Errorf("docs/runbook.md: %s does not say once %q", title, say)
+			}
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}

@@ -60,9 +60,9 @@ func TestReadiness(t *testing.T) {
 	}
 	for _, c := range r.Checks {
 		name, _, _ := strings.Cut(c.Name, " "+source) // the page says URI
-		row := regexp.MustCompile("(?m)^\\|.*`" + regexp.QuoteMeta(name) + "( URI)?`.*\\| (.*) \\|$").FindSubmatch(page)
+		row := regexp.MustCompile("(?m)^- `.*`?" + regexp.QuoteMeta(name) + "( URI)?`.* \\((.*?)\\): ").FindSubmatch(page)
 		if row == nil {
-			t.Errorf("the table of docs/monitoring.md lacks %s", c.Name)
+			t.Errorf("docs/monitoring.md lacks %s", c.Name)
 		} else if told := strings.HasPrefix(string(row[2]), "information"); told != c.Informational {
 			t.Errorf("docs/monitoring.md says of %s: %s", c.Name, row[2])
 		}
