@@ -218,6 +218,7 @@ func OpenEmpty(ctx context.Context, conf *hadoopconf.Conf) (metastore.Store, err
 	return sqlite.OpenEmpty(ctx, place.File)
 }
 
+// IsPostgres says whether uri names a PostgreSQL database.
 func IsPostgres(uri string) bool {
 	return strings.HasPrefix(uri, "postgresql://") || strings.HasPrefix(uri, "postgres://")
 }
