@@ -81,15 +81,44 @@ type EDEK struct {
 	Material []byte // as long as the DEK
 }
 
-// KeyOfVersion returns the key name inside a version name: what stands before
-// the last '@'. The NameNode relies on that rule. ok is false where there is no
-// '@', or nothing before or after it.
-func KeyOfVersion(version string) (key string, ok bool) {
-	i := strings.LastIndexByte(version, '@')
-	if i <= 0 || i == len(version)-1 {
-		return "", false
+// VersionRef is the name of a key version, parsed once: the key's name is the part before the last '@', the id the
+// part after it. The NameNode relies on that rule. A name that does not have this form has an empty Key and no
+// version is called by it.
+type VersionRef struct {
+	Key string // of the EZ key; "" where the name cannot be that of a version
+	ID  string // a number, or an opaque id; see NumberOfID
+
+	name string
+}
+
+// ParseVersion parses a full version name.
+func ParseVersion(name string) VersionRef {
+	i := strings.LastIndexByte(name, '@')
+	if i <= 0 || i == len(name)-1 {
+		return VersionRef{name: name}
 	}
-	return version[:i], true
+	return VersionRef{Key: name[:i], ID: name[i+1:], name: name}
+}
+
+// Name returns the full version name, byte for byte as it was parsed.
+func (v VersionRef) Name() string { return v.name }
+
+// Valid reports whether a version can have the name.
+func (v VersionRef) Valid() bool { return v.Key != "" }
+
+// Number returns N of a version name "<key>@N"; ok is false for an opaque name.
+func (v VersionRef) Number() (n int, ok bool) {
+	if !v.Valid() {
+		return 0, false
+	}
+	return NumberOfID(v.ID)
+}
+
+// KeyOfVersion returns the key's name in a version name; see VersionRef. ok is false where no version can have the
+// name.
+func KeyOfVersion(version string) (key string, ok bool) {
+	v := ParseVersion(version)
+	return v.Key, v.Valid()
 }
 
 // MaxName caps the name of a key, in bytes of UTF-8, and MaxVersionName that of a
@@ -135,13 +164,7 @@ func NumberOfID(id string) (n int, ok bool) {
 
 // VersionNumber returns N of a version name "<key>@N"; ok is false for an opaque
 // name.
-func VersionNumber(version string) (n int, ok bool) {
-	key, ok := KeyOfVersion(version)
-	if !ok {
-		return 0, false
-	}
-	return NumberOfID(version[len(key)+1:])
-}
+func VersionNumber(version string) (n int, ok bool) { return ParseVersion(version).Number() }
 
 // CountVersions returns what Metadata.Versions says of a key whose newest version
 // has the id given, and which has so many versions.

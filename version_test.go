@@ -28,3 +28,20 @@ func TestVersionNumber(t *testing.T) {
 		}
 	}
 }
+
+// TestParseVersion: the last '@' parts key and id, and the name's bytes survive whatever they are.
+func TestParseVersion(t *testing.T) {
+	for name, want := range map[string][2]string{
+		"k@0": {"k", "0"}, "a@b@c": {"a@b", "c"}, "@@1": {"@", "1"}, "k@00112233aabbccdd": {"k", "00112233aabbccdd"},
+		"\xff\x00@\xfe": {"\xff\x00", "\xfe"}, "k@ 0": {"k", " 0"},
+		"": {}, "@": {}, "@@": {}, "k": {}, "k@": {}, "@0": {}, "a@b@": {},
+	} {
+		v := claviger.ParseVersion(name)
+		if v.Key != want[0] || v.ID != want[1] || v.Valid() != (want[0] != "") || v.Name() != name {
+			t.Errorf("ParseVersion(%q) = key %q, id %q, valid %v, name %q; want %q", name, v.Key, v.ID, v.Valid(), v.Name(), want)
+		}
+		if v.Valid() && claviger.VersionName(v.Key, v.ID) != name {
+			t.Errorf("key and id of %q do not make the name again", name)
+		}
+	}
+}

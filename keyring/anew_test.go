@@ -181,7 +181,7 @@ func TestMissingAtOneNode(t *testing.T) {
 	e, want := made(t, w.far.blocks, "payroll@3", 1)
 	lacks := "payroll@3"
 	node := missing{w.far, &lacks}
-	w.sources[0].service, w.sources[0].Provider = node, node
+	w.sources.list[0].crypter, w.sources.list[0].Provider = remote{node, node}, node
 	ops := map[string]func(claviger.EDEK) error{
 		"decrypt": func(e claviger.EDEK) error { _, err := w.decrypt(t, e); return err },
 		"re-encrypt": func(e claviger.EDEK) error {
@@ -221,7 +221,7 @@ func TestMissingAtOneNode(t *testing.T) {
 	all("not counted", "404", more)
 	counts := func() { // by what it said a moment ago
 		t.Helper()
-		if _, err := w.metadataAt(t.Context(), w.sources[0], "payroll"); err != nil {
+		if _, err := w.sources.list[0].metadata(t.Context(), "payroll"); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -13,17 +13,17 @@ import (
 	"claviger/provider"
 )
 
-// blame tells whose calls to a source got no answer since one last did. One user's calls
-// may hang at a source that answers others: a directory hangs at that name, a proxy drops
-// requests of that size. Such a user must not have the source left alone for all.
+// blame records whose calls to a source got no answer since the last answer. One user's calls may hang at a source
+// that answers others: a directory hangs at that user's name, a proxy drops requests of that size. The calls of
+// such a user alone must not open the breaker for all.
 type blame struct {
 	mu    sync.Mutex
-	user  string // of the first
-	other bool   // another user's got none either, or a question of this server's own
+	user  string // of the first call without an answer
+	other bool   // a call of another user got no answer either, or a probe
 }
 
-// note takes in how a call of a user ended, "" for this server itself.
-func (b *blame) note(user string, err error) {
+// record takes in how a call of a user ended; user is "" for a probe.
+func (b *blame) record(user string, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch {
@@ -37,91 +37,101 @@ func (b *blame) note(user string, err error) {
 	}
 }
 
-// shared tells whether more than one user is without an answer.
+// shared reports whether more than one user is without an answer.
 func (b *blame) shared() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.other
 }
 
-// asking is a question of this server's own to a source, which those who need its outcome
-// wait for together.
-type asking struct {
+// probing is a probe of a source that is under way. All calls that need its outcome wait for the same probe.
+type probing struct {
 	mu   sync.Mutex
-	done chan struct{} // closed when it ends; nil: none is under way
+	done chan struct{} // closed when the probe ends; nil: none is under way
 }
 
-// call calls the source within its time, unless it is being left alone. Where users' calls
-// alone got no answer, and after a pause, the source is asked for a sign of life first.
+// call calls the source within its time, unless the breaker is open. After a pause of the breaker, and where the
+// calls of one user alone got no answer, the source is probed.
 func (s *source) call(ctx context.Context, fn func(context.Context) error) error {
 	if s.health != nil && s.breaker.State() == gobreaker.StateHalfOpen {
-		s.ask(ctx)
+		s.probe(ctx)
 	}
 	err := s.execute(ctx, provider.CallerOf(ctx), fn)
 	if s.health != nil && err != nil && silent(err) && s.breaker.State() == gobreaker.StateClosed &&
 		s.breaker.Counts().ConsecutiveFailures >= s.failures {
-		s.ask(ctx)
+		s.probe(ctx)
 	}
 	return err
 }
 
-// ask asks the source for a sign of life in this server's own name, and waits for the
-// answer or the end of ctx. The breaker heeds it as any call.
-func (s *source) ask(ctx context.Context) {
-	a := &s.asking
-	a.mu.Lock()
-	done := a.done
+// probe checks the source's health in this server's own name, and waits for the end of the check or of ctx. The
+// breaker counts the probe as any call.
+func (s *source) probe(ctx context.Context) {
+	p := &s.probing
+	p.mu.Lock()
+	done := p.done
 	if done == nil {
 		done = make(chan struct{})
-		a.done = done
-		go func() { //nolint:gosec // it outlives the request on purpose: others wait for it
+		p.done = done
+		go func() { //nolint:gosec // the probe outlives the request on purpose: others wait for it
 			_ = s.execute(context.Background(), "", s.health.Check)
-			a.mu.Lock()
-			a.done = nil
-			a.mu.Unlock()
+			p.mu.Lock()
+			p.done = nil
+			p.mu.Unlock()
 			close(done)
 		}()
 	}
-	a.mu.Unlock()
+	p.mu.Unlock()
 	select {
 	case <-done:
 	case <-ctx.Done():
 	}
 }
 
-// execute calls the source for a user within its time, unless it is being left alone.
+// execute calls the source for a user within its time, unless the breaker is open.
 func (s *source) execute(ctx context.Context, user string, fn func(context.Context) error) error {
 	_, err := s.breaker.Execute(func() (struct{}, error) {
 		begun := time.Now()
 		limited, cancel := context.WithTimeout(ctx, s.timeout)
 		defer cancel()
-		err := fn(limited)
-		switch {
-		case err == nil || !silent(err) && claviger.KindOf(err) != claviger.Internal:
-			// An answer, whatever the time.
-		case ctx.Err() != nil:
-			// The request's own end came first. If it was a deadline, and the source
-			// had much of its time, the source is to blame.
-			if errors.Is(ctx.Err(), context.Canceled) || time.Since(begun) < s.timeout/2 {
-				err = fmt.Errorf("%w: %w", errLeft, err)
-			} else {
-				err = fmt.Errorf("%w %v: %w", errTimeout, time.Since(begun).Round(time.Millisecond), err)
-			}
-		case limited.Err() != nil:
-			err = fmt.Errorf("%w %v: %w", errTimeout, s.timeout, err)
-		}
-		switch {
-		case errors.Is(err, errLeft):
-		case err != nil && (silent(err) || claviger.KindOf(err) == claviger.Internal):
-			s.lastCall.Store(&SourceCall{At: time.Now(), Took: time.Since(begun), Err: errors.New(said(err))})
-		default:
-			s.lastCall.Store(&SourceCall{At: time.Now(), Took: time.Since(begun)})
-		}
-		if err != nil && silent(err) && !errors.Is(err, errLeft) {
-			s.lastFail.Store(&SourceFailure{At: time.Now(), Err: err})
-		}
-		s.blame.note(user, err)
+		err := s.withoutAnswer(ctx, limited, begun, fn(limited))
+		s.record(user, begun, err)
 		return struct{}{}, err
 	})
 	return err
+}
+
+// withoutAnswer marks the error of a call that got no answer: the call's context ended, or the limit of one call
+// to the source. Any other error is the source's answer.
+func (s *source) withoutAnswer(ctx, limited context.Context, begun time.Time, err error) error {
+	switch {
+	case err == nil || !silent(err) && claviger.KindOf(err) != claviger.Internal:
+		return err // an answer, however long it took
+	case ctx.Err() != nil:
+		// The request ended first. If its deadline did, and the source had much of its own time, the source is to
+		// blame.
+		took := time.Since(begun)
+		if errors.Is(ctx.Err(), context.Canceled) || took < s.timeout/2 {
+			return fmt.Errorf("%w: %w", errLeft, err)
+		}
+		return fmt.Errorf("%w %v: %w", errTimeout, took.Round(time.Millisecond), err)
+	case limited.Err() != nil:
+		return fmt.Errorf("%w %v: %w", errTimeout, s.timeout, err)
+	}
+	return err
+}
+
+// record keeps how a call of a user ended. A call that its caller gave up says nothing about the source.
+func (s *source) record(user string, begun time.Time, err error) {
+	if !errors.Is(err, errLeft) {
+		call := &SourceCall{At: time.Now(), Took: time.Since(begun)}
+		if err != nil && (silent(err) || claviger.KindOf(err) == claviger.Internal) {
+			call.Err = errors.New(reason(err))
+		}
+		s.lastCall.Store(call)
+		if err != nil && silent(err) {
+			s.lastFail.Store(&SourceFailure{At: time.Now(), Err: err})
+		}
+	}
+	s.blame.record(user, err)
 }

@@ -33,7 +33,7 @@ type clashes struct {
 // the source's key may be shut out: by a key that another user made before the source
 // was named, or named again. The error is for an operator.
 func (r *Ring) CheckNames(ctx context.Context) error {
-	if len(r.sources) == 0 {
+	if r.sources.none() {
 		return nil
 	}
 	c := &r.clashes
@@ -65,7 +65,7 @@ func (r *Ring) CheckMigrations(ctx context.Context) error {
 	var missing []string
 	for _, list := range byKey {
 		for _, o := range list {
-			if o.Finished.IsZero() && !r.hasSource(o.Source) && !slices.Contains(missing, o.Source) {
+			if o.Finished.IsZero() && !r.sources.configured(o.Source) && !slices.Contains(missing, o.Source) {
 				missing = append(missing, o.Source)
 			}
 		}
@@ -85,7 +85,7 @@ func (c *clash) Error() string { return c.text }
 
 func (r *Ring) findClashes(ctx context.Context) error {
 	r.origins.forget() // a key that was migrated a moment ago is in the journal now
-	names, err := r.cfg.Primary.Keys(ctx)
+	names, err := r.primary.Keys(ctx)
 	if err != nil {
 		return err
 	}
@@ -95,10 +95,10 @@ func (r *Ring) findClashes(ctx context.Context) error {
 		ours[fold] = append(ours[fold], name)
 	}
 	var texts []string
-	for _, s := range r.sources {
+	for _, s := range r.sources.list {
 		found, err := r.clashesWith(ctx, s, ours)
 		if err != nil {
-			return fmt.Errorf("which keys the source %s (property %s) has is not known: %s", s.URI(), s.property, said(err))
+			return fmt.Errorf("which keys the source %s (property %s) has is not known: %s", s.URI(), s.property, reason(err))
 		}
 		if len(found) == 0 {
 			continue
@@ -148,7 +148,7 @@ func (r *Ring) clashesWith(ctx context.Context, s *source, ours map[string][]str
 	for len(both) > 0 {
 		some := both[:min(len(both), sourceChunk)]
 		both = both[len(some):]
-		ms, err := r.cfg.Primary.Metadata(ctx, some...)
+		ms, err := r.primary.Metadata(ctx, some...)
 		if err != nil {
 			return nil, err
 		}
@@ -164,7 +164,7 @@ func (r *Ring) clashesWith(ctx context.Context, s *source, ours map[string][]str
 				continue
 			}
 			if !listed[m.Name] { // another spelling: what the source answers to counts
-				switch _, err := r.metadataAt(ctx, s, m.Name); {
+				switch _, err := s.metadata(ctx, m.Name); {
 				case claviger.Is(err, claviger.KeyNotFound):
 					continue
 				case err != nil:

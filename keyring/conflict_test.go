@@ -225,14 +225,14 @@ func TestConflictOutlivesTheConfiguration(t *testing.T) {
 			t.Errorf("%s: readiness: %v", when, err)
 		}
 	}
-	sources := w.sources
-	w.sources = nil
+	sources := w.sources.list
+	w.sources.list = nil
 	w.compare(t)
 	refused("without the source")
 	w.restart()
 	w.compare(t)
 	refused("without the source, after a restart")
-	w.sources = sources
+	w.sources.list = sources
 	w.past.mu.Lock()
 	w.past.list[0].Source = "kms://http@the-other-name:9600/kms"
 	w.past.mu.Unlock()
@@ -249,7 +249,7 @@ func TestConflictOutlivesTheConfiguration(t *testing.T) {
 	if _, err := w.decrypt(t, es[0]); err != nil {
 		t.Errorf("another version: %v", err)
 	}
-	w.sources = nil
+	w.sources.list = nil
 	if err := w.primary.Delete(t.Context(), "payroll"); err != nil {
 		t.Fatal(err)
 	}
@@ -300,7 +300,7 @@ func TestConflictOutlivesTheKeys(t *testing.T) {
 	if w.Conflicts() != 0 {
 		t.Errorf("the key is deleted, and is in conflict: %v", w.CheckConflicts(t.Context()))
 	}
-	w.sources = nil
+	w.sources.list = nil
 	w.compare(t)
 	if err := w.primary.Undelete(t.Context(), "payroll", w.shared); err != nil {
 		t.Fatal(err)
@@ -393,14 +393,14 @@ func TestNoConflictByCount(t *testing.T) {
 	}
 	w.past.list[0].Created = ms[0].Created // it is the key that was migrated
 	w.origins.forget()
-	w.sources[0].Provider, w.sources[0].service = opaque, opaque
+	w.sources.list[0].Provider, w.sources.list[0].crypter = opaque, remote{opaque, opaque}
 	w.compare(t)
 	if dek, err := w.decrypt(t, w.ours); err != nil || !dek.Equal(w.mine) {
 		t.Errorf("a source of opaque names: %v", err)
 	}
 	// Without an answer the count decides.
 	w.forgetAll()
-	w.conflicts.probed.Clear()
+	w.sources.list[0].has.Clear()
 	asked := 0
 	opaque.setFail(func(context.Context) error {
 		if asked++; asked > 1 { // metadata, then the made-up EDEK
@@ -586,7 +586,8 @@ func (o otherwise) Metadata(ctx context.Context, names ...string) ([]*claviger.M
 // key is called here, is compared by what it was asked for.
 func TestConflictOfASpelling(t *testing.T) {
 	s := newShadowLab(t, never, "present", "Payroll", false)
-	s.sources[0].Provider, s.sources[0].service = otherwise{folding{s.far}}, otherwise{folding{s.far}}
+	far := otherwise{folding{s.far}}
+	s.sources.list[0].Provider, s.sources.list[0].crypter = far, remote{far, far}
 	m, err := s.far.Provider.Metadata(t.Context(), "payroll")
 	if err != nil {
 		t.Fatal(err)

@@ -23,15 +23,6 @@ type DeletedKey struct {
 	LastUse time.Time
 }
 
-// softDeleter returns the primary, if it keeps deleted keys.
-func (r *Ring) softDeleter(op, key string) (provider.SoftDeleter, error) {
-	s, ok := r.cfg.Primary.(provider.SoftDeleter)
-	if !ok {
-		return nil, claviger.Errorf(op, claviger.Unsupported, key, "the provider %s destroys a key when it is deleted, so that there is nothing to undelete or purge", r.PrimaryURI())
-	}
-	return s, nil
-}
-
 // Deleted returns the deleted keys that can come back and that the caller may manage,
 // longest deleted first.
 // Kinds Denied, Unsupported.
@@ -40,7 +31,7 @@ func (r *Ring) Deleted(ctx context.Context, c claviger.Caller) ([]DeletedKey, er
 	if err != nil {
 		return nil, err
 	}
-	soft, err := r.softDeleter("keyring.Deleted", "")
+	soft, err := r.primary.softDeleter("keyring.Deleted", "")
 	if err != nil {
 		return nil, err
 	}
@@ -72,7 +63,7 @@ func (r *Ring) Undelete(ctx context.Context, c claviger.Caller, key, version str
 	if err != nil {
 		return err
 	}
-	soft, err := r.softDeleter(op, key)
+	soft, err := r.primary.softDeleter(op, key)
 	if err != nil {
 		return err
 	}
@@ -81,7 +72,7 @@ func (r *Ring) Undelete(ctx context.Context, c claviger.Caller, key, version str
 		return err
 	}
 	defer unlock()
-	keys, err := r.deletedOf(ctx, soft, key, version)
+	keys, err := r.primary.deletedOf(ctx, key, version)
 	if err != nil {
 		return err
 	}
@@ -89,7 +80,7 @@ func (r *Ring) Undelete(ctx context.Context, c claviger.Caller, key, version str
 		return err
 	}
 	if len(keys) == 0 {
-		return q.noDeleted(ctx, soft, op, key, version)
+		return q.noDeleted(ctx, op, key, version)
 	}
 	last := &keys[len(keys)-1]
 	// A key that a migration made is the source's key under its rules. Any other is a
@@ -100,7 +91,7 @@ func (r *Ring) Undelete(ctx context.Context, c claviger.Caller, key, version str
 	}
 	migrated := slices.ContainsFunc(origins, func(o Origin) bool { return o.madeHere(&last.Metadata) })
 	if migrated {
-		err = r.away(ctx, op, key, func() error { return r.needNoNewer(ctx, op, &last.Metadata) })
+		err = r.waitForSource(ctx, op, key, func() error { return r.needNoNewer(ctx, op, &last.Metadata) })
 	} else {
 		err = r.needFreeName(ctx, op, key)
 	}
@@ -110,7 +101,7 @@ func (r *Ring) Undelete(ctx context.Context, c claviger.Caller, key, version str
 	if migrated {
 		// The source may have rolled to a version of it a moment ago. One that does not answer
 		// stands in nobody's way here.
-		err = r.away(ctx, op, key, func() error { _ = r.CompareSources(ctx); return nil })
+		err = r.waitForSource(ctx, op, key, func() error { _ = r.CompareSources(ctx); return nil })
 		if err != nil {
 			return err
 		}
@@ -146,7 +137,7 @@ func (r *Ring) purge(ctx context.Context, c claviger.Caller, key, version string
 	if err != nil {
 		return err
 	}
-	soft, err := r.softDeleter(op, key)
+	soft, err := r.primary.softDeleter(op, key)
 	if err != nil {
 		return err
 	}
@@ -155,7 +146,7 @@ func (r *Ring) purge(ctx context.Context, c claviger.Caller, key, version string
 		return err
 	}
 	defer unlock()
-	keys, err := r.deletedOf(ctx, soft, key, version)
+	keys, err := r.primary.deletedOf(ctx, key, version)
 	if err != nil {
 		return err
 	}
@@ -184,7 +175,7 @@ func (r *Ring) purge(ctx context.Context, c claviger.Caller, key, version string
 	defer r.forget(key)
 	if err := soft.Purge(ctx, key, versions...); err != nil {
 		if len(keys) == 0 && claviger.Is(err, claviger.KeyNotFound) {
-			return q.noDeleted(ctx, soft, op, key, version)
+			return q.noDeleted(ctx, op, key, version)
 		}
 		return err
 	}
@@ -200,11 +191,10 @@ func (r *Ring) purge(ctx context.Context, c claviger.Caller, key, version string
 // caller has found that no key has the name before: a key that is deleted later was not
 // there, or is among the deleted ones that are read here.
 func (q *request) needUnshelvedName(ctx context.Context, op, name string) error {
-	soft, ok := q.ring.cfg.Primary.(provider.SoftDeleter)
-	if !ok || !q.ring.cfg.KeyAuthorization {
+	if !q.ring.cfg.KeyAuthorization {
 		return nil
 	}
-	keys, err := q.ring.deletedOf(ctx, soft, name, "")
+	keys, err := q.ring.primary.deletedOf(ctx, name, "")
 	if err != nil {
 		return err
 	}
@@ -243,8 +233,8 @@ func (e *OtherDeletedError) Error() string {
 
 // noDeleted says that no deleted key of the name has the version, and which ones the
 // caller may manage, if any.
-func (q *request) noDeleted(ctx context.Context, soft provider.SoftDeleter, op, key, version string) error {
-	keys, err := q.ring.deletedOf(ctx, soft, key, "")
+func (q *request) noDeleted(ctx context.Context, op, key, version string) error {
+	keys, err := q.ring.primary.deletedOf(ctx, key, "")
 	if err != nil {
 		return err
 	}
@@ -274,18 +264,6 @@ func newestOf(k *provider.Deleted) string {
 }
 
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
-
-// deletedOf returns the deleted keys of that name; where version is not "", those that
-// have it.
-func (r *Ring) deletedOf(ctx context.Context, soft provider.SoftDeleter, key, version string) ([]provider.Deleted, error) {
-	keys, err := soft.Deleted(ctx, key)
-	if err != nil {
-		return nil, err
-	}
-	return slices.DeleteFunc(keys, func(k provider.Deleted) bool {
-		return k.Name != key || version != "" && !slices.Contains(k.List, version)
-	}), nil
-}
 
 // lastUse returns the latest time at which a use of a version of the key is recorded, or
 // was possible before there was a record.

@@ -42,8 +42,8 @@ func (r *Ring) Describe(ctx context.Context, c claviger.Caller, key string) ([]D
 	if err != nil {
 		return nil, err
 	}
-	if soft, ok := r.cfg.Primary.(provider.SoftDeleter); ok && (q.has(authz.Undelete) || q.has(authz.Purge)) {
-		deleted, err := r.deletedOf(ctx, soft, key, "")
+	if r.primary.keepsDeleted() && (q.has(authz.Undelete) || q.has(authz.Purge)) {
+		deleted, err := r.primary.deletedOf(ctx, key, "")
 		if err != nil {
 			return nil, err
 		}
@@ -84,7 +84,7 @@ func (r *Ring) describeLive(ctx context.Context, q *request, key string) ([]Desc
 		if err := q.needKey(ctx, m, authz.KeyRead); err != nil {
 			return nil, err
 		}
-		facts, err := r.facts(ctx, key)
+		facts, err := r.primary.describe(ctx, key)
 		if err != nil {
 			return nil, err
 		}
@@ -98,21 +98,6 @@ func (r *Ring) describeLive(ctx context.Context, q *request, key string) ([]Desc
 		return []Description{d}, err
 	}
 	return nil, claviger.Errorf("keyring.Describe", claviger.Unavailable, key, "the key was deleted and made anew %d times while it was read", readings)
-}
-
-// facts is what the primary knows of a key's versions, oldest first.
-func (r *Ring) facts(ctx context.Context, key string) (facts []provider.VersionFacts, err error) {
-	if p, ok := r.cfg.Primary.(provider.Describer); ok {
-		facts, err = p.Describe(ctx, key)
-	} else {
-		var versions []claviger.KeyVersion
-		versions, err = r.cfg.Primary.Versions(ctx, key)
-		for _, v := range versions {
-			v.Material.Wipe()
-			facts = append(facts, provider.VersionFacts{Name: v.Name})
-		}
-	}
-	return facts, err
 }
 
 // withUses adds when each version was last used.

@@ -202,6 +202,9 @@ func (o Origin) madeHere(m *claviger.Metadata) bool {
 	return (o.TakenOver || o.Rolled > 0) && sameOrigin(m, o.Created, o.ACLName)
 }
 
+// opaqueAt reports whether the key was taken over from that source, which names its versions by opaque ids.
+func (o Origin) opaqueAt(s *source) bool { return o.TakenOver && !o.Numbered && o.Source == s.URI() }
+
 func sameOrigin(m *claviger.Metadata, created time.Time, aclName string) bool {
 	return m.Created.UnixMilli() == created.UnixMilli() && m.ACLName() == aclName
 }

@@ -96,16 +96,18 @@ func (u *lastUses) note(version string) {
 	}
 }
 
-// beginEDEKs is begin for the versions of EDEKs that were made or opened.
-func (u *lastUses) beginEDEKs(ctx context.Context, edeks []claviger.EDEK, but map[string]struct{}) error {
+// beginEDEKs is begin for the versions of EDEKs that were made or opened, without the foreign ones.
+func (u *lastUses) beginEDEKs(ctx context.Context, edeks []claviger.EDEK,
+	foreign map[string]claviger.VersionRef) error {
 	for i, e := range edeks {
 		if i > 0 && e.Version == edeks[i-1].Version {
 			continue
 		}
-		if _, foreign := but[e.Version]; !foreign {
-			if err := u.begin(ctx, e.Version); err != nil {
-				return err
-			}
+		if _, ok := foreign[e.Version]; ok {
+			continue
+		}
+		if err := u.begin(ctx, e.Version); err != nil {
+			return err
 		}
 	}
 	return nil

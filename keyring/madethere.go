@@ -10,14 +10,13 @@ import (
 
 // madeThere returns the URI of what was the primary when a migration made a version there; ""
 // for versions that none made, or whose names no two keys share.
-func (r *Ring) madeThere(ctx context.Context, version string) (string, error) {
-	key, ok := claviger.KeyOfVersion(version)
-	if !ok {
+func (r *Ring) madeThere(ctx context.Context, v claviger.VersionRef) (string, error) {
+	if !v.Valid() {
 		return "", nil
 	}
-	list, err := r.origins.of(ctx, key)
+	list, err := r.origins.of(ctx, v.Key)
 	for _, o := range list {
-		if slices.Contains(o.MadeThere, version) {
+		if slices.Contains(o.MadeThere, v.Name()) {
 			return o.Source, err
 		}
 	}
@@ -28,64 +27,64 @@ func (r *Ring) madeThere(ctx context.Context, version string) (string, error) {
 // are not opened by s: another source has a version of that name too, or may have it, where
 // EDEKs are re-encrypted. To open them, the bound of a source's roll holds as it does for
 // versions that are here: a silent source is believed as it told before.
-func (r *Ring) ofTwoSources(ctx context.Context, s *source, use, version, made string) (twice, err error) {
+func (r *Ring) ofTwoSources(ctx context.Context, s *source, use string, v claviger.VersionRef,
+	made string) (twice, err error) {
 	if s.URI() != made {
-		return r.madeTwice(use, version, made, s.URI()), nil // if s has it
+		return r.madeTwice(use, v, made, s.URI()), nil // if s has it
 	}
-	if uri, known := r.conflictsNow()[version]; known {
-		return r.madeTwice(use, version, made, uri), nil
+	if uri, known := r.conflictsNow()[v.Name()]; known {
+		return r.madeTwice(use, v, made, uri), nil
 	}
-	key, _ := claviger.KeyOfVersion(version)
-	number, _ := claviger.VersionNumber(version)
-	list, err := r.origins.of(ctx, key)
+	number, _ := v.Number()
+	list, err := r.origins.of(ctx, v.Key)
 	if err != nil {
 		return nil, err
 	}
-	for _, other := range r.sources {
-		opaque := func(o Origin) bool { return o.Source == other.URI() && o.TakenOver && !o.Numbered }
-		if other == s || slices.ContainsFunc(list, opaque) {
+	for _, other := range r.sources.list {
+		if other == s || slices.ContainsFunc(list, func(o Origin) bool { return o.opaqueAt(other) }) {
 			continue
 		}
-		m, err := r.metadataAt(ctx, other, key)
+		m, err := other.metadata(ctx, v.Key)
 		switch {
 		case claviger.Is(err, claviger.KeyNotFound):
 		case err != nil && use == useReencrypt:
-			return nil, other.explain(err, question{what: "the metadata of key '" + key + "'", name: version})
+			return nil, other.explain(err, aboutMetadata(v.Key, v.Name()))
 		case err != nil, m.Versions <= number:
-		case r.sourceHas(ctx, other, key, version):
-			return r.madeTwice(use, version, made, other.URI()), nil
-		case use == useReencrypt && !r.settled(other, version):
-			return nil, claviger.Errorf("keyring.Reencrypt", claviger.SourceUnreachable, version, "EDEKs of '%s' are not "+
+		case other.mayHave(ctx, v):
+			return r.madeTwice(use, v, made, other.URI()), nil
+		case use == useReencrypt && !other.settled(v):
+			return nil, claviger.Errorf("keyring.Reencrypt", claviger.SourceUnreachable, v.Name(), "EDEKs of '%s' are not "+
 				"re-encrypted yet: the source %s counts a version of that name, and says that it has none; it is asked "+
-				"again, and believed after %v", version, other.URI(), absentSettles)
+				"again, and believed after %v", v.Name(), other.URI(), absentSettles)
 		}
 	}
 	return nil, nil
 }
 
 // madeTwice refuses EDEKs of a version that was made at a former primary and that a source has too.
-func (r *Ring) madeTwice(use, version, made, source string) error {
+func (r *Ring) madeTwice(use string, v claviger.VersionRef, made, source string) error {
+	version := v.Name()
 	op, kind := "keyring.Decrypt", claviger.Unavailable
 	if use == useReencrypt {
 		op, kind = "keyring.Reencrypt", claviger.Invalid
 	}
 	err := claviger.Errorf(op, kind, version, "'%s' is one key in %s, into which the key was taken over, and another one at %s, "+
-		"so it cannot be known which of the two an EDEK is of: %s", version, made, source, r.madeTwiceCure(version, made))
+		"so it cannot be known which of the two an EDEK is of: %s", version, made, source, r.madeTwiceCure(v, made))
 	return claviger.Answer(err, fmt.Sprintf("key version '%s' is one key where it was made by a migration, and another one at "+
 		"the KMS that the key was migrated from, so nothing is opened or re-encrypted with it; this server's log says "+
 		"what to do", version))
 }
 
 // madeTwiceCure says what to do about such a version.
-func (r *Ring) madeTwiceCure(version, made string) string {
+func (r *Ring) madeTwiceCure(v claviger.VersionRef, made string) string {
 	return fmt.Sprintf("stop rolls at the source. Copy the files that were made while the server had its keys in %s, from a "+
 		"server that has it and not the source; then set claviger.migration.theirs to %s and restart: then the source "+
-		"opens all EDEKs of that name", made, claviger.NamesWith(r.cfg.Theirs, version))
+		"opens all EDEKs of that name", made, claviger.NamesWith(r.cfg.Theirs, v.Name()))
 }
 
 // madeElsewhere are the versions that migrations into other places than a source have made of a
 // key, and that have numbers below that.
-func (r *Ring) madeElsewhere(all []Origin, uri, key string, number int) []string {
+func madeElsewhere(all []Origin, uri, key string, number int) []string {
 	var names []string
 	for _, o := range all {
 		if o.Key != key || o.Source == uri {

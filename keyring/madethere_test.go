@@ -110,7 +110,7 @@ func madeAtAFormerPrimary(t *testing.T, order string) {
 		far.setFail(nil)
 	}
 	l.cfg.Theirs = map[string]bool{version: true}
-	for _, s := range l.sources { // the failure above has it left alone
+	for _, s := range l.sources.list { // the failure above has it left alone
 		s.keys.drop(key)
 	}
 	opens("by the operator's word", theirs[0], theirDEKs[0])

@@ -87,8 +87,7 @@ func (r *Ring) create(ctx context.Context, q *request, spec provider.Spec) (clav
 		return claviger.KeyVersion{}, err
 	}
 	defer unlock()
-	_, soft := r.cfg.Primary.(provider.SoftDeleter)
-	if spec.Material != nil || soft || r.mayBeTaken() {
+	if spec.Material != nil || r.primary.keepsDeleted() || r.mayBeTaken() {
 		_, err := r.askMetadata(ctx, spec.Name)
 		if err == nil {
 			return claviger.KeyVersion{}, claviger.E(op, claviger.KeyExists, spec.Name, nil)
@@ -112,7 +111,7 @@ func (r *Ring) create(ctx context.Context, q *request, spec provider.Spec) (clav
 	// Also after an error: that a call failed towards us does not prove that it
 	// did nothing.
 	defer r.forget(spec.Name)
-	return r.cfg.Primary.Create(ctx, spec)
+	return r.primary.Create(ctx, spec)
 }
 
 // Roll adds a version; material as in Create. The next request through this
@@ -158,10 +157,7 @@ func (r *Ring) roll(ctx context.Context, q *request, key string, material secret
 		}
 	}
 	defer r.forget(key)
-	if p, ok := r.cfg.Primary.(provider.Conditional); ok {
-		return p.RollIf(ctx, key, material, q.stillMay(ctx, m))
-	}
-	return r.cfg.Primary.Roll(ctx, key, material)
+	return r.primary.rollIf(ctx, key, material, q.stillMay(ctx, m))
 }
 
 // stillMay asks the rules again, in the step that changes the key, where it is no
@@ -215,10 +211,7 @@ func (r *Ring) delete(ctx context.Context, q *request, key string) error {
 		return err
 	}
 	defer r.forget(key)
-	if p, ok := r.cfg.Primary.(provider.Conditional); ok {
-		return p.DeleteIf(ctx, key, q.stillMay(ctx, m))
-	}
-	return r.cfg.Primary.Delete(ctx, key)
+	return r.primary.deleteIf(ctx, key, q.stillMay(ctx, m))
 }
 
 // mayDestroy asks Config.MayDestroy, if it is there.

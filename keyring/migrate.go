@@ -10,7 +10,6 @@ import (
 	"claviger"
 	"claviger/audit"
 	"claviger/authz"
-	"claviger/provider"
 )
 
 // Migrator takes over keys from the source of a migration into the primary.
@@ -71,7 +70,7 @@ func (r *Ring) Migrate(ctx context.Context, c claviger.Caller, key string) ([]st
 		return nil, err
 	}
 	defer unlock()
-	if _, ok := r.cfg.Primary.(provider.SoftDeleter); ok {
+	if r.primary.keepsDeleted() {
 		// As a key that is made by hand, unless the key is here.
 		switch _, err := r.askMetadata(ctx, key); {
 		case claviger.Is(err, claviger.KeyNotFound):
@@ -85,7 +84,7 @@ func (r *Ring) Migrate(ctx context.Context, c claviger.Caller, key string) ([]st
 	defer r.forget(key)
 	defer r.origins.forget()
 	var versions []string
-	err = r.away(ctx, op, key, func() (err error) {
+	err = r.waitForSource(ctx, op, key, func() (err error) {
 		versions, err = r.cfg.Migrator.RunKey(ctx, key)
 		return err
 	})
@@ -102,17 +101,17 @@ func (r *Ring) Migrate(ctx context.Context, c claviger.Caller, key string) ([]st
 // askMigrator asks the source of the migration for a key, without the request's
 // turn, within the source's time, and not while it is left alone.
 func (r *Ring) askMigrator(ctx context.Context, key string) (m *claviger.Metadata, err error) {
-	src := r.migrationSource()
+	src := r.sources.migration()
 	ask := func(ctx context.Context) (err error) {
 		m, err = r.cfg.Migrator.SourceMetadata(ctx, key)
 		return err
 	}
 	var missing error
-	err = r.away(ctx, "keyring.Migrate", key, func() error {
+	err = r.waitForSource(ctx, "keyring.Migrate", key, func() error {
 		if src == nil {
 			missing = ask(ctx)
 		} else if missing = src.call(ctx, ask); missing != nil && noAnswer(missing) || errors.Is(missing, gobreaker.ErrOpenState) {
-			return src.explain(missing, question{what: "the metadata of key '" + key + "'", name: key})
+			return src.explain(missing, aboutMetadata(key, key))
 		}
 		if claviger.Is(missing, claviger.KeyNotFound) {
 			return nil
@@ -123,18 +122,4 @@ func (r *Ring) askMigrator(ctx context.Context, key string) (m *claviger.Metadat
 		err = missing
 	}
 	return m, err
-}
-
-// migrationSource is the source that keys are migrated from: the one named for
-// re-encryption, or else the last of the provider list.
-func (r *Ring) migrationSource() *source {
-	for i, s := range r.sources {
-		if r.cfg.Sources[i].Reencryption {
-			return s
-		}
-	}
-	if n := len(r.sources); n > 0 {
-		return r.sources[n-1]
-	}
-	return nil
 }

@@ -12,11 +12,11 @@ import (
 
 // mayBeOurs reports whether EDEKs of a name may be of a version that this server had, and
 // has no longer, or not again: it is not certain that the version was never used.
-func (r *Ring) mayBeOurs(ctx context.Context, version string) (bool, error) {
+func (r *Ring) mayBeOurs(ctx context.Context, version claviger.VersionRef) (bool, error) {
 	if !r.recordsUses() {
 		return false, nil
 	}
-	if !r.used.at(version).IsZero() {
+	if !r.used.at(version.Name()).IsZero() {
 		return true, nil
 	}
 	return metastore.MayHaveUsed(ctx, r.cfg.Numbers, r.cfg.LastUses, version)
@@ -28,21 +28,22 @@ func (r *Ring) recordsUses() bool { return r.cfg.Numbers != nil && r.cfg.LastUse
 // mayBeAnothers returns why EDEKs of a version may be of another key than the one that the
 // source would open them with, whose metadata is theirs; nil where nothing says so, or where
 // an operator has said that they are the source's. ours: the version may be one of ours.
-func (r *Ring) mayBeAnothers(ctx context.Context, s *source, use, version string, theirs *claviger.Metadata,
-	ours bool) (error, error) {
-	if r.cfg.Theirs[version] {
+func (r *Ring) mayBeAnothers(ctx context.Context, s *source, use string, v claviger.VersionRef,
+	theirs *claviger.Metadata, ours bool) (error, error) {
+	if r.cfg.Theirs[v.Name()] {
 		return nil, nil
 	}
+	version := v.Name()
 	op, kind := "keyring.Decrypt", claviger.Unavailable
 	if use == useReencrypt {
 		op, kind = "keyring.Reencrypt", claviger.Invalid
 	}
-	made, err := r.madeThere(ctx, version)
+	made, err := r.madeThere(ctx, v)
 	if err != nil {
 		return nil, err
 	}
 	if made != "" {
-		twice, err := r.ofTwoSources(ctx, s, use, version, made)
+		twice, err := r.ofTwoSources(ctx, s, use, v, made)
 		if twice != nil || err != nil {
 			return twice, err
 		}
@@ -50,12 +51,12 @@ func (r *Ring) mayBeAnothers(ctx context.Context, s *source, use, version string
 	if ours {
 		err := claviger.Errorf(op, kind, version, "'%s' was deleted here after EDEKs of it may have been made, and %s has a "+
 			"version of that name too, so it cannot be known which of the two an EDEK is of: %s",
-			version, s.URI(), r.deletedCure(version))
+			version, s.URI(), r.deletedCure(v))
 		return claviger.Answer(err, fmt.Sprintf("key version '%s' was one key here, which is deleted, and is another "+
 			"one at the KMS that the key was migrated from, so nothing is opened or re-encrypted with it; this server's log "+
 			"says what to do", version)), nil
 	}
-	was, err := r.migratedAs(ctx, s, version, theirs)
+	was, err := r.migratedAs(ctx, s, v, theirs)
 	if err != nil || was.IsZero() {
 		return nil, err
 	}
@@ -73,23 +74,23 @@ func (r *Ring) mayBeAnothers(ctx context.Context, s *source, use, version string
 // migratedAs returns when the key of a source was made that a migration has taken over under
 // the version's name, where the source has another key of the name by now; zero where it is the
 // same, where the times do not tell, and where versions have names that no two keys share.
-func (r *Ring) migratedAs(ctx context.Context, s *source, version string, now *claviger.Metadata) (time.Time, error) {
-	key, _ := claviger.KeyOfVersion(version)
-	list, err := r.origins.of(ctx, key)
-	if _, numbered := claviger.VersionNumber(version); err != nil || !numbered {
+func (r *Ring) migratedAs(ctx context.Context, s *source, v claviger.VersionRef,
+	now *claviger.Metadata) (time.Time, error) {
+	list, err := r.origins.of(ctx, v.Key)
+	if _, numbered := v.Number(); err != nil || !numbered {
 		return time.Time{}, err
 	}
 	var was time.Time
 	for _, o := range list {
 		apart := madeApart(o.Created, now.Created)
 		switch {
-		case o.Key != key && !o.Folded:
+		case o.Key != v.Key && !o.Folded:
 		case o.Source == s.URI():
 			if !o.TakenOver && o.Rolled == 0 || o.Freed || !apart {
 				return time.Time{}, nil
 			}
 			return o.Created, nil
-		case r.hasSource(o.Source) || !o.Finished.IsZero() || !o.TakenOver:
+		case r.sources.configured(o.Source) || !o.Finished.IsZero() || !o.TakenOver:
 		case !apart: // the same source may have had another URI
 			return time.Time{}, nil
 		default:
@@ -118,8 +119,8 @@ func preciseStamp(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:
 // needNotThere refuses by twice EDEKs of a version that may be of another key than the
 // source's, where the source has a version of that name: the source would open either, to what
 // may be no DEK. It gets none of them to see. Kind VersionNotFound where it has none.
-func (r *Ring) needNotThere(ctx context.Context, s *source, key, version string, twice error) error {
-	err := s.probe(ctx, key, version)
+func needNotThere(ctx context.Context, s *source, v claviger.VersionRef, twice error) error {
+	err := s.probeVersion(ctx, v)
 	if err != nil && (notThere(err) || noAnswer(err)) {
 		return err
 	}
@@ -127,69 +128,61 @@ func (r *Ring) needNotThere(ctx context.Context, s *source, key, version string,
 }
 
 // deletedCure says what to do about a version in conflict that was used, and deleted.
-func (r *Ring) deletedCure(version string) string {
-	key, _ := claviger.KeyOfVersion(version)
+func (r *Ring) deletedCure(v claviger.VersionRef) string {
 	return fmt.Sprintf("bring key %s back here (claviger key undelete), and do then what the log and /readyz say. "+
 		"Where it was purged, or no file needs what was made here under that version, set claviger.migration.theirs to "+
 		"%s and restart: then the source opens all EDEKs of that name",
-		claviger.Printable(key), claviger.NamesWith(r.cfg.Theirs, version))
+		claviger.Printable(v.Key), claviger.NamesWith(r.cfg.Theirs, v.Name()))
 }
 
 // oursWith is the value of claviger.migration.ours by which a version in conflict is opened
 // again, and no other one of its key stays, or comes to be, closed.
-func (r *Ring) oursWith(version string) string {
-	more := []string{version}
-	key, _ := claviger.KeyOfVersion(version)
-	for v := range load(&r.conflicts.here) {
-		if k, _ := claviger.KeyOfVersion(v); k == key {
-			more = append(more, v)
+func (r *Ring) oursWith(v claviger.VersionRef) string {
+	more := []string{v.Name()}
+	for other := range load(&r.conflicts.here) {
+		if claviger.ParseVersion(other).Key == v.Key {
+			more = append(more, other)
 		}
 	}
 	return claviger.NamesWith(r.cfg.Ours, more...)
 }
 
 // conflictCure says what to do about a version in conflict.
-func (r *Ring) conflictCure(ctx context.Context, version string) string {
-	has, err := provider.MayHave(ctx, r.cfg.Primary, version)
+func (r *Ring) conflictCure(ctx context.Context, v claviger.VersionRef) string {
+	has, err := provider.MayHave(ctx, r.primary.Provider, v.Name())
 	if err == nil && !has {
-		if made, err := r.madeThere(ctx, version); err == nil && made != "" {
-			return r.madeTwiceCure(version, made)
+		if made, err := r.madeThere(ctx, v); err == nil && made != "" {
+			return r.madeTwiceCure(v, made)
 		}
-		return r.deletedCure(version)
+		return r.deletedCure(v)
 	}
-	return r.cureHere(ctx, version)
+	return r.cureHere(ctx, v)
 }
 
 // cureHere is conflictCure of a version that is here. Only a key of which no version was ever
 // used may be deleted for it: EDEKs of its versions would open nowhere. That one was used
 // stays so, and is asked once: for weeks each request for an old file may be refused with this.
-func (r *Ring) cureHere(ctx context.Context, version string) string {
-	key, _ := claviger.KeyOfVersion(version)
-	if _, used := r.conflicts.used.Load(version); !used {
-		never, err := r.neverUsed(ctx, key)
+func (r *Ring) cureHere(ctx context.Context, v claviger.VersionRef) string {
+	if _, used := r.conflicts.used.Load(v.Name()); !used {
+		never, err := r.neverUsed(ctx, v.Key)
 		if never && err == nil {
 			return fmt.Sprintf("stop rolls at the source. No version of key %s was ever used here: delete the key here and "+
-				"run the migration again, which takes the next number", claviger.Printable(key))
+				"run the migration again, which takes the next number", claviger.Printable(v.Key))
 		}
 		if err == nil {
-			r.conflicts.used.Store(version, true)
+			r.conflicts.used.Store(v.Name(), true)
 		}
 	}
 	return fmt.Sprintf("stop rolls at the source. Do not delete key %s here: EDEKs may have been made under it. Roll it "+
 		"here, so that new files can be read; copy the files that were made through the source since its roll, through "+
-		"the source; then set claviger.migration.ours to %s and restart", claviger.Printable(key), r.oursWith(version))
+		"the source; then set claviger.migration.ours to %s and restart", claviger.Printable(v.Key), r.oursWith(v))
 }
 
 // neverUsed reports whether it is certain that no version that a key has here was ever used.
 func (r *Ring) neverUsed(ctx context.Context, key string) (bool, error) {
-	vs, err := r.cfg.Primary.Versions(ctx, key)
+	names, err := r.primary.versionNames(ctx, key)
 	if err != nil {
 		return false, err
-	}
-	names := make([]string, len(vs))
-	for i, v := range vs {
-		v.Material.Wipe()
-		names[i] = v.Name
 	}
 	return r.neverUsedAny(ctx, names)
 }

@@ -285,5 +285,5 @@ func (w *twice) restartOn(t *testing.T, store *sqlite.Store) {
 	w.used = newLastUses(store, w.log)
 	w.restart()
 	w.forgetAll()
-	w.conflicts.probed.Clear()
+	w.sources.list[0].has.Clear()
 }

@@ -15,7 +15,7 @@ func (r *Ring) Names(ctx context.Context, c claviger.Caller) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	names, err := r.cfg.Primary.Keys(ctx)
+	names, err := r.primary.Keys(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -32,7 +32,7 @@ func (r *Ring) KeysMetadata(ctx context.Context, c claviger.Caller, keys []strin
 	}
 	ms := []*claviger.Metadata{}
 	if len(keys) > 0 {
-		if ms, err = r.cfg.Primary.Metadata(ctx, keys...); err != nil {
+		if ms, err = r.primary.Metadata(ctx, keys...); err != nil {
 			return nil, err
 		}
 	}
@@ -127,7 +127,7 @@ func (r *Ring) Version(ctx context.Context, c claviger.Caller, version string) (
 	q.did.version = version
 	v, err := r.ownVersion(ctx, version)
 	if claviger.Is(err, claviger.VersionNotFound) {
-		return r.versionAtSource(ctx, &q, version)
+		return r.versionAtSource(ctx, &q, claviger.ParseVersion(version))
 	}
 	if err != nil {
 		return nil, err

@@ -14,7 +14,6 @@ import (
 	"claviger/eek"
 	"claviger/metastore"
 	"claviger/provider"
-	"claviger/shares"
 )
 
 // Source is a provider that is asked for versions which the primary does not
@@ -145,18 +144,15 @@ const (
 type Ring struct {
 	cfg     Config
 	log     *slog.Logger
-	guard   audit.Guard             // cfg.Audit, if it is one
-	blocks  provider.BlockEncrypter // the primary, if it is one; else
-	pinned  provider.Pinned         // blocks, where it may give a version's name away again
-	service provider.EDEKService    // the primary is this
-	queue   *eek.Queue              // nil where service is not
+	guard   audit.Guard // cfg.Audit, if it is one
+	primary primary
+	queue   *eek.Queue // nil where the primary keeps ready-made EDEKs itself
 
 	versions *cache[claviger.KeyVersion]
 	current  *cache[claviger.KeyVersion] // by key
 	keys     *cache[*claviger.Metadata]  // by key; entries are shared and not changed
 
-	sources []*source
-	homes   *cache[*source] // which source has served a version
+	sources *sources
 	usage   *usage
 	// unserved bounds what is counted of versions that no source is asked for.
 	unserved unserved
@@ -171,8 +167,6 @@ type Ring struct {
 	aliased   atomic.Bool    // there are any
 
 	epochs *epochs // nil: nobody else changes keys
-
-	waits waits // of requests, for sources
 
 	manage keyLocks
 	closed atomic.Bool
@@ -206,9 +200,13 @@ func New(cfg Config) (*Ring, error) {
 	cfg.CompareEvery = orDefault(cfg.CompareEvery, defaultCompareEvery)
 	cfg.SourceFailures = orDefault(cfg.SourceFailures, defaultSourceFailures)
 
-	r := &Ring{cfg: cfg, log: cfg.Log, waits: waits{places: shares.New(int64(cfg.SourceWaiting), true)}}
+	r := &Ring{cfg: cfg, log: cfg.Log}
 	r.guard, _ = cfg.Audit.(audit.Guard)
-	if err := r.useProviders(); err != nil {
+	var err error
+	if r.primary, err = newPrimary(cfg.Primary); err != nil {
+		return nil, err
+	}
+	if r.sources, err = newSources(cfg, r.log); err != nil {
 		return nil, err
 	}
 	if cfg.CacheEnable {
@@ -216,8 +214,7 @@ func New(cfg Config) (*Ring, error) {
 		r.keys = newCache[*claviger.Metadata](cfg.CacheTimeout, true, cachedKeys)
 		r.current = newCache[claviger.KeyVersion](cfg.CurrentCacheTimeout, false, cachedKeys)
 	}
-	if r.blocks != nil {
-		var err error
+	if r.primary.queued {
 		r.queue, err = eek.NewQueue(eek.QueueConfig{
 			Fill: r.makeEDEKs, Size: cfg.QueueSize, LowWatermark: cfg.QueueLowWatermark, Expiry: cfg.QueueExpiry,
 			Workers: cfg.QueueFillers, FillTimeout: fillTimeout,
@@ -228,9 +225,7 @@ func New(cfg Config) (*Ring, error) {
 		if err != nil {
 			return nil, err
 		}
-		if p, ok := cfg.Primary.(provider.Losses); ok {
-			p.OnLost(r.queue.Drain) // nobody could open what was made under the lost version
-		}
+		r.primary.onLost(r.queue.Drain) // EDEKs made under the lost version could not be opened
 	}
 	if cfg.Shared != nil {
 		r.epochs = newEpochs(cfg.Shared.Epoch, r.forget)
@@ -248,35 +243,6 @@ func orDefault[T ~int64 | ~uint32](v, otherwise T) T {
 		return otherwise
 	}
 	return v
-}
-
-// useProviders sorts out what the primary and the sources can do.
-func (r *Ring) useProviders() (err error) {
-	if r.blocks, r.service, err = abilities(r.cfg.Primary); err != nil {
-		return err
-	}
-	r.pinned, _ = r.cfg.Primary.(provider.Pinned)
-	for _, s := range r.cfg.Sources {
-		src, err := newSource(s, r.cfg, r.log)
-		if err != nil {
-			return err
-		}
-		r.sources = append(r.sources, src)
-	}
-	if len(r.sources) > 0 {
-		r.homes = newCache[*source](homeTimeout, true, cachedVersions)
-	}
-	return nil
-}
-
-// abilities returns the one way in which a provider uses its keys.
-func abilities(p provider.Provider) (provider.BlockEncrypter, provider.EDEKService, error) {
-	b, isBlocks := p.(provider.BlockEncrypter)
-	s, isService := p.(provider.EDEKService)
-	if isBlocks == isService {
-		return nil, nil, claviger.Errorf("keyring.New", claviger.Internal, "", "provider %s must be exactly one of BlockEncrypter and EDEKService", p.URI())
-	}
-	return b, s, nil
 }
 
 // Queued returns how many ready-made EDEKs there are, of all keys. It is for those
@@ -306,7 +272,7 @@ func (r *Ring) Close() error {
 }
 
 // PrimaryURI names the primary provider as Hadoop's messages do.
-func (r *Ring) PrimaryURI() string { return r.cfg.Primary.URI() }
+func (r *Ring) PrimaryURI() string { return r.primary.URI() }
 
 // Health asks the primary for a sign of life. An error is for an operator. What
 // sources do is told by Sources: a dead one leaves this service usable.
@@ -314,8 +280,5 @@ func (r *Ring) Health(ctx context.Context) error {
 	if r.closed.Load() {
 		return claviger.E("keyring.Health", claviger.Closed, "", nil)
 	}
-	if h, ok := r.cfg.Primary.(provider.Health); ok {
-		return h.Check(ctx)
-	}
-	return nil
+	return r.primary.check(ctx)
 }

@@ -8,11 +8,10 @@ import (
 
 	"claviger"
 	"claviger/authz"
-	"claviger/provider"
 )
 
 // mayBeTaken reports whether names can be others' here at all.
-func (r *Ring) mayBeTaken() bool { return len(r.sources) > 0 || r.origins.history != nil }
+func (r *Ring) mayBeTaken() bool { return !r.sources.none() || r.origins.history != nil }
 
 // needFreeName lets a key be made under a name that no other key has a claim to:
 // one that a source has, or may have while it does not answer; one that the journal
@@ -32,7 +31,7 @@ func (r *Ring) needFreeName(ctx context.Context, op, name string) error {
 		return claviger.Errorf(op, claviger.Invalid, name, "key '%s' cannot be made: it is another spelling of key '%s', which was migrated from a KMS that does not tell "+
 			"upper from lower case, and EDEKs may name it in either; choose another name", name, here)
 	}
-	if err := r.away(ctx, op, name, func() error { return r.needNoSource(ctx, op, name) }); err != nil {
+	if err := r.waitForSource(ctx, op, name, func() error { return r.needNoSource(ctx, op, name) }); err != nil {
 		return err
 	}
 	return r.needUnlisted(ctx, op, name)
@@ -40,8 +39,8 @@ func (r *Ring) needFreeName(ctx context.Context, op, name string) error {
 
 // needNoSource asks each source whether it answers to the name.
 func (r *Ring) needNoSource(ctx context.Context, op, name string) error {
-	for _, s := range r.sources {
-		_, err := r.metadataAt(ctx, s, name)
+	for _, s := range r.sources.list {
+		_, err := s.metadata(ctx, name)
 		switch {
 		case claviger.Is(err, claviger.KeyNotFound):
 		case err == nil:
@@ -49,10 +48,10 @@ func (r *Ring) needNoSource(ctx context.Context, op, name string) error {
 				"(claviger migrate run, claviger key migrate, or POST trustee/key/%s?trusteeOp=migrate); a key that was migrated and deleted here comes back by "+
 				"trusteeOp=undelete, or may be made anew once it is deleted at the source too", name, s.URI(), name)
 		default:
-			err = s.explain(err, question{what: "the metadata of key '" + name + "'", name: name})
+			err = s.explain(err, aboutMetadata(name, name))
 			switch kind := claviger.KindOf(err); kind {
 			case claviger.SourceUnreachable, claviger.SourceRefused:
-				return claviger.Errorf(op, kind, name, "key '%s' cannot be made while it is not known whether the source %s has a key of that name: %s", name, s.URI(), said(err))
+				return claviger.Errorf(op, kind, name, "key '%s' cannot be made while it is not known whether the source %s has a key of that name: %s", name, s.URI(), reason(err))
 			}
 			return err
 		}
@@ -65,9 +64,9 @@ func (r *Ring) needNoSource(ctx context.Context, op, name string) error {
 // both number their versions. A source that does not say keeps no key from coming back, for
 // what was migrated is its own.
 func (r *Ring) needNoNewer(ctx context.Context, op string, ours *claviger.Metadata) error {
-	for _, s := range r.sources {
+	for _, s := range r.sources.list {
 		s.keys.drop(ours.Name) // what it said a moment ago may be of the older key
-		theirs, err := r.metadataAt(ctx, s, ours.Name)
+		theirs, err := s.metadata(ctx, ours.Name)
 		if err != nil {
 			continue
 		}
@@ -92,7 +91,7 @@ func (r *Ring) needUnlisted(ctx context.Context, op, name string) error {
 		return err
 	}
 	for _, o := range list {
-		asked := slices.ContainsFunc(r.sources, func(s *source) bool { return s.URI() == o.Source })
+		asked := r.sources.configured(o.Source)
 		switch {
 		case o.Key != name && !o.Folded || o.Freed || asked:
 		case o.Finished.IsZero():
@@ -135,11 +134,6 @@ type Taken struct{ text string }
 
 func (t *Taken) Error() string { return t.text }
 
-// hasSource tells whether a source is configured.
-func (r *Ring) hasSource(uri string) bool {
-	return slices.ContainsFunc(r.sources, func(s *source) bool { return s.URI() == uri })
-}
-
 // explainMissing adds to "not found" what the journal knows of the key.
 func (r *Ring) explainMissing(ctx context.Context, err error, name string) error {
 	kind := claviger.KindOf(err)
@@ -172,7 +166,7 @@ func (r *Ring) explainMissing(ctx context.Context, err error, name string) error
 		why = fmt.Sprintf("key '%s' was migrated from %s and has been deleted here since", key, o.Source)
 	case slices.ContainsFunc(list, func(o Origin) bool { return slices.Contains(o.Made, name) }):
 		why = fmt.Sprintf("it was made here for key '%s', and is gone for ever: %s never had it", key, o.Source)
-	case o.Finished.IsZero() && r.hasSource(o.Source):
+	case o.Finished.IsZero() && r.sources.configured(o.Source):
 		return err // it was asked
 	case o.Finished.IsZero():
 		// No final answer: what is encrypted under it is there to be read again.
@@ -185,13 +179,9 @@ func (r *Ring) explainMissing(ctx context.Context, err error, name string) error
 	return claviger.E("keyring.history", kind, name, &Taken{why})
 }
 
-// shelvedVersion tells whether a deleted key of that name has the version of that full name.
-// False where that is not known.
+// shelvedVersion reports whether a deleted key of that name has the version of that full name. False where that is
+// not known.
 func (r *Ring) shelvedVersion(ctx context.Context, key, version string) bool {
-	soft, ok := r.cfg.Primary.(provider.SoftDeleter)
-	if !ok {
-		return false
-	}
-	keys, err := soft.Deleted(ctx, key)
-	return err == nil && slices.ContainsFunc(keys, func(k provider.Deleted) bool { return slices.Contains(k.List, version) })
+	keys, err := r.primary.deletedOf(ctx, key, version)
+	return err == nil && len(keys) > 0
 }

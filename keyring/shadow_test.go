@@ -429,7 +429,7 @@ func (s *shadowLab) onlyAliceOpens(t *testing.T, key string, e claviger.EDEK) {
 // its answers or its place in the configuration. Nothing of alice's opens for him.
 func (s *shadowLab) bobHasNothing(t *testing.T, key string) {
 	t.Helper()
-	if len(s.sources) == 0 {
+	if len(s.sources.list) == 0 {
 		return
 	}
 	if _, err := s.far.Create(t.Context(), provider.Spec{Name: "payroll", Cipher: claviger.DefaultCipher, BitLength: 128,

@@ -223,7 +223,7 @@ func TestReencryptFromSourceRefused(t *testing.T) {
 		l, far := withSource(t, nil, "k")
 		es, _ := made(t, far.blocks, "k@0", 2)
 		keep := &keepingService{farKMS: far}
-		l.sources[0].service = keep
+		l.sources.list[0].crypter = remote{keep, keep}
 		if _, err := l.ReencryptBatch(t.Context(), caller("hdfs"), "k", es); err != nil {
 			t.Fatal(err)
 		}
@@ -237,7 +237,7 @@ func TestReencryptFromSourceRefused(t *testing.T) {
 		l, far := withSource(t, nil, "k")
 		es, _ := made(t, far.blocks, "k@0", 2)
 		short := &shortService{farKMS: far}
-		l.sources[0].service = short
+		l.sources.list[0].crypter = remote{short, short}
 		_, err := l.ReencryptBatch(t.Context(), caller("hdfs"), "k", es)
 		wantKind(t, err, claviger.SourceUnreachable)
 		if strings.Contains(err.Error(), "DEK") {

@@ -418,22 +418,22 @@ func (r *Ring) noteUnserved(ctx context.Context, q *request, err error, right au
 	if !claviger.Is(err, claviger.VersionNotFound) || !errors.As(err, &e) {
 		return
 	}
-	version := e.Key
-	key, ok := claviger.KeyOfVersion(version)
-	if !ok {
+	version := claviger.ParseVersion(e.Key)
+	if !version.Valid() {
 		return
 	}
-	list, err := r.origins.of(ctx, key)
+	list, err := r.origins.of(ctx, version.Key)
 	if err != nil {
 		return
 	}
+	number, isNumber := version.Number()
 	for _, o := range list {
-		number, isNumber := claviger.VersionNumber(version)
-		if !o.Finished.IsZero() || r.hasSource(o.Source) || o.Key != key && !o.Folded || o.Numbered && (!isNumber || number >= max(o.Counted, o.Rolled)) {
-			continue
-		}
-		if q.mayKey(o.ACLName, right) && r.unserved.admits(o.Source+"\x00"+key, version, max(o.Counted, 1)) {
-			r.usage.add(o.Source, version, UseUnserved, n)
+		switch {
+		case !o.Finished.IsZero() || r.sources.configured(o.Source) || o.Key != version.Key && !o.Folded:
+		case o.Numbered && (!isNumber || number >= max(o.Counted, o.Rolled)):
+		case q.mayKey(o.ACLName, right) &&
+			r.unserved.admits(o.Source+"\x00"+version.Key, version.Name(), max(o.Counted, 1)):
+			r.usage.add(o.Source, version.Name(), UseUnserved, n)
 		}
 	}
 }
@@ -452,7 +452,7 @@ func (r *Ring) SourceUse(ctx context.Context) ([]metastore.Use, error) {
 // earlier runs. A store that can't be read is no reason not to serve: the
 // sources are then asked in order.
 func (r *Ring) rememberHomes() {
-	if len(r.sources) == 0 || r.cfg.Usage == nil {
+	if r.sources.none() || r.cfg.Usage == nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), flushTimeout)
@@ -462,13 +462,5 @@ func (r *Ring) rememberHomes() {
 		r.log.Warn("the counters of source key versions could not be read", "error", err)
 		return
 	}
-	byURI := make(map[string]*source, len(r.sources))
-	for _, s := range r.sources {
-		byURI[s.URI()] = s
-	}
-	for _, use := range list {
-		if s := byURI[use.Source]; s != nil && use.Version != OtherVersions {
-			r.homes.put(use.Version, s)
-		}
-	}
+	r.sources.remember(list)
 }

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"claviger"
+	"claviger/eek"
 	"claviger/provider"
 )
 
@@ -25,7 +26,7 @@ func (r *Ring) metadata(ctx context.Context, key string) (*claviger.Metadata, er
 
 // askMetadata has an error for an absent key, so that this isn't remembered.
 func (r *Ring) askMetadata(ctx context.Context, key string) (*claviger.Metadata, error) {
-	return oneMetadata(ctx, r.cfg.Primary, key)
+	return oneMetadata(ctx, r.primary.Provider, key)
 }
 
 func oneMetadata(ctx context.Context, from provider.Reader, key string) (*claviger.Metadata, error) {
@@ -51,7 +52,7 @@ func (r *Ring) currentVersion(ctx context.Context, key string) (claviger.KeyVers
 }
 
 func (r *Ring) askCurrent(ctx context.Context, key string) (claviger.KeyVersion, error) {
-	v, err := withMetadata(ctx, r, key, func() (claviger.KeyVersion, error) { return r.cfg.Primary.Current(ctx, key) },
+	v, err := withMetadata(ctx, r, key, func() (claviger.KeyVersion, error) { return r.primary.Current(ctx, key) },
 		func(v *claviger.KeyVersion, of *claviger.Metadata) bool { return attach(v, of) })
 	if err == nil {
 		r.used.learn(ctx, v.Name)
@@ -70,7 +71,7 @@ func (r *Ring) ownVersion(ctx context.Context, version string) (claviger.KeyVers
 
 func (r *Ring) askVersion(ctx context.Context, version string) (claviger.KeyVersion, error) {
 	key, _ := claviger.KeyOfVersion(version)
-	v, err := withMetadata(ctx, r, key, func() (claviger.KeyVersion, error) { return r.cfg.Primary.Version(ctx, version) },
+	v, err := withMetadata(ctx, r, key, func() (claviger.KeyVersion, error) { return r.primary.Version(ctx, version) },
 		func(v *claviger.KeyVersion, of *claviger.Metadata) bool { return attach(v, of) })
 	if err == nil {
 		r.used.learn(ctx, v.Name)
@@ -80,7 +81,7 @@ func (r *Ring) askVersion(ctx context.Context, version string) (claviger.KeyVers
 
 // ownVersions returns all versions of a key of the primary, oldest first.
 func (r *Ring) ownVersions(ctx context.Context, key string) ([]claviger.KeyVersion, error) {
-	return withMetadata(ctx, r, key, func() ([]claviger.KeyVersion, error) { return r.cfg.Primary.Versions(ctx, key) },
+	return withMetadata(ctx, r, key, func() ([]claviger.KeyVersion, error) { return r.primary.Versions(ctx, key) },
 		func(vs *[]claviger.KeyVersion, of *claviger.Metadata) bool {
 			all := true
 			for i := range *vs {
@@ -155,44 +156,11 @@ func sameKey(a, b *claviger.Metadata) bool {
 	return a.Name == b.Name && a.Created.Equal(b.Created) && a.ACLName() == b.ACLName() && a.Cipher == b.Cipher && a.BitLength == b.BitLength
 }
 
-// under returns what encrypts under that very version, also where another key's
-// version may have taken its name.
-func (r *Ring) under(v claviger.KeyVersion) provider.BlockEncrypter {
-	if r.pinned == nil {
-		return r.blocks
-	}
-	return pin{r.pinned, v}
-}
-
-// pin encrypts under one version.
-type pin struct {
-	provider.Pinned
-	v claviger.KeyVersion
-}
-
-func (p pin) EncryptBlocks(ctx context.Context, version string, blocks []byte) error {
-	if version != p.v.Name {
-		return claviger.Errorf("keyring.encrypt", claviger.Internal, version, "asked for while %s is used", p.v.Name)
-	}
-	return encryptOf(ctx, p.Pinned, p.v, blocks)
-}
-
-// errReplaced marks what failed because a version's name was given to another one.
-var errReplaced = errors.New("the version was deleted since it was read")
-
-func encryptOf(ctx context.Context, p provider.Pinned, v claviger.KeyVersion, blocks []byte) error {
-	err := p.EncryptBlocksOf(ctx, v, blocks)
-	if claviger.Is(err, claviger.VersionNotFound) {
-		return claviger.E("keyring.encrypt", claviger.VersionNotFound, v.Name, errReplaced)
-	}
-	return err
-}
-
 // replaced reports whether a version that was read can no longer be used because
 // another one may have its name. What was remembered of its key is forgotten
 // then, and the work is worth a second try.
 func (r *Ring) replaced(err error, key string) bool {
-	if !errors.Is(err, errReplaced) {
+	if !errors.Is(err, eek.ErrReplaced) {
 		return false
 	}
 	r.forget(key)
@@ -209,9 +177,7 @@ func (r *Ring) forget(key string) {
 	r.keys.drop(key)
 	r.current.drop(key)
 	r.versions.dropAll(ofKey)
-	for _, s := range r.sources {
-		s.keys.drop(key)
-	}
+	r.sources.forget(key)
 	if r.queue != nil {
 		r.queue.Drain(key)
 	}
@@ -223,9 +189,7 @@ func (r *Ring) forgetAll() {
 	r.keys.dropAll(all)
 	r.current.dropAll(all)
 	r.versions.dropAll(all)
-	for _, s := range r.sources {
-		s.keys.dropAll(all)
-	}
+	r.sources.forgetAll()
 	r.aliases.dropAll(all)
 	r.origins.forget()
 	if r.queue != nil {

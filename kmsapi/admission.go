@@ -142,17 +142,17 @@ func (c *call) admit(ctx context.Context, of class, n int64) (err error) {
 	return nil
 }
 
-// Leave and Return are keyring.Turn: a request that waits for a source gives its
-// turn up, and takes one again for the rest of its work.
-func (c *call) Leave() {
+// Release and Acquire make a call a keyring.Slot: a request that waits for a source gives its slot up, and takes
+// one again for the rest of its work.
+func (c *call) Release() {
 	if c.turn != nil {
 		c.turn.shares.Release(c.caller.Short, c.turns)
 		c.away, c.turn = c.turn, nil
 	}
 }
 
-// Return waits as long as the request may last: half of its work is done.
-func (c *call) Return(ctx context.Context) error {
+// Acquire waits as long as the request may last: half of its work is done.
+func (c *call) Acquire(ctx context.Context) error {
 	l := c.away
 	if l == nil {
 		return nil

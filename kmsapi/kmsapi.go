@@ -328,7 +328,7 @@ func (c *call) serve() {
 	}
 	ctx, cancel := context.WithTimeout(c.r.Context(), c.route.deadline)
 	defer cancel()
-	ctx = provider.WithCaller(keyring.WithTurn(ctx, c), c.caller.Short)
+	ctx = provider.WithCaller(keyring.WithSlot(ctx, c), c.caller.Short)
 	if c.route.body == batchBody {
 		// Before a long body is waited for, and kept.
 		if err := c.Ring.MayReencryptBatch(ctx, c.caller, c.name); err != nil {

@@ -36,20 +36,18 @@ func SetConflicts(ctx context.Context, s Settings, bySource map[string][]string)
 	return s.SetSetting(ctx, settingConflicts, string(text))
 }
 
-// MayHaveUsed reports whether EDEKs of that version name may be of a version that this store
-// had: it gave the number, and is not certain that the version was never used. It does not
-// matter what became of the version since. A version with another name than a number's shares
-// it with none of a source.
-func MayHaveUsed(ctx context.Context, numbers Numbers, uses LastUses, version string) (bool, error) {
-	n, ok := claviger.VersionNumber(version)
+// MayHaveUsed reports whether EDEKs of that version name may be of a version that this store had: the store gave
+// the number, and it is not certain that the version was never used. Whether the version is still there does not
+// matter. A version with an opaque id shares its name with no version of a source.
+func MayHaveUsed(ctx context.Context, numbers Numbers, uses LastUses, version claviger.VersionRef) (bool, error) {
+	n, ok := version.Number()
 	if !ok {
 		return false, nil
 	}
-	key, _ := claviger.KeyOfVersion(version)
-	given, err := numbers.Numbered(ctx, key, n)
+	given, err := numbers.Numbered(ctx, version.Key, n)
 	if err != nil || !given {
 		return false, err
 	}
-	never, err := uses.NeverUsed(ctx, version)
+	never, err := uses.NeverUsed(ctx, version.Name())
 	return !never, err
 }

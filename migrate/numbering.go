@@ -238,7 +238,7 @@ func (e *Engine) settleConflicts(ctx context.Context) error {
 // mayHaveUsed reports whether EDEKs may have been made under a version of that name here;
 // true where that cannot be found out.
 func (e *Engine) mayHaveUsed(ctx context.Context, version string) bool {
-	used, err := metastore.MayHaveUsed(ctx, e.cfg.Store, e.cfg.Store, version)
+	used, err := metastore.MayHaveUsed(ctx, e.cfg.Store, e.cfg.Store, claviger.ParseVersion(version))
 	return used || err != nil
 }
 

@@ -72,7 +72,7 @@ func TestSourceWaitsByUser(t *testing.T) {
 	}
 	// With all places taken, the condition of readiness says so.
 	for i := range places {
-		l.waits.places.Try(fmt.Sprint("user", i), 1)
+		l.sources.waits.places.Try(fmt.Sprint("user", i), 1)
 	}
 	e := es[0]
 	e.Version = "other@0"

@@ -1,0 +1,151 @@
+package keyring
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/sony/gobreaker/v2"
+
+	"claviger"
+	"claviger/provider"
+)
+
+var (
+	errTimeout = errors.New("no answer within")
+	// errLeft marks a call that its caller gave up. The error says nothing about the source.
+	errLeft = errors.New("the caller has gone")
+)
+
+// noAnswer reports whether the error means that the source cannot be reached, rather than that it refused.
+func noAnswer(err error) bool {
+	if errors.Is(err, errTimeout) || errors.Is(err, context.DeadlineExceeded) {
+		return true
+	}
+	switch claviger.KindOf(err) {
+	case claviger.Unavailable, claviger.SourceUnreachable, claviger.Closed:
+		return true
+	}
+	return false
+}
+
+// silent is noAnswer of a call that reached nothing. A source that answers that it cannot serve one user now is
+// alive: the calls of that user must not open the breaker for all others.
+func silent(err error) bool { return noAnswer(err) && !errors.Is(err, provider.ErrAnswered) }
+
+// notThere reports whether a source said that it has no such version.
+func notThere(err error) bool {
+	if errors.As(err, new(ruled)) {
+		return false
+	}
+	switch claviger.KindOf(err) {
+	case claviger.VersionNotFound, claviger.KeyNotFound:
+		return true
+	}
+	return false
+}
+
+// ruled is a refusal by our own rules in a walk over the sources. It ends the walk, and no source said it.
+type ruled struct{ error }
+
+func (r ruled) Unwrap() error { return r.error }
+
+// question is what a source was asked, for messages.
+type question struct {
+	what string // "key version 'k@0'"
+	name string // Error.Key
+	as   string // the user on whose behalf, "" for ourselves
+}
+
+// aboutVersion is the question for a version, on behalf of the user as.
+func aboutVersion(version, as string) question {
+	return question{what: "key version '" + version + "'", name: version, as: as}
+}
+
+// aboutMetadata is the question for a key's metadata; name is Error.Key.
+func aboutMetadata(key, name string) question {
+	return question{what: "the metadata of key '" + key + "'", name: name}
+}
+
+// verdict returns the error that ends a walk over the sources: a refusal by our rules as it is, an error of the
+// source explained.
+func (s *source) verdict(err error, q question) error {
+	var own ruled
+	if errors.As(err, &own) {
+		return own.error
+	}
+	return s.explain(err, q)
+}
+
+// explain makes of a source's error what the caller and the operator need.
+func (s *source) explain(err error, q question) error {
+	const op = "keyring.source"
+	switch kind := claviger.KindOf(err); {
+	case errors.Is(err, errLeft):
+		return claviger.E(op, claviger.Unavailable, q.name, err)
+	case errors.Is(err, gobreaker.ErrOpenState), errors.Is(err, gobreaker.ErrTooManyRequests):
+		why := "it is left alone for a while after failures"
+		if f := s.lastFail.Load(); f != nil {
+			why = fmt.Sprintf("%s, the last at %s: %s", why, stamp(f.At), reason(f.Err))
+		}
+		return s.unreachable(q, s.lastError(), why)
+	case errors.Is(err, provider.ErrAnswered):
+		return claviger.Errorf(op, claviger.SourceUnreachable, q.name, "%s is not held here, and the source %s, which "+
+			"may hold it, cannot serve this now: %s", q.what, s.URI(), reason(err))
+	case noAnswer(err):
+		return s.unreachable(q, err, reason(err))
+	case kind == claviger.Denied || kind == claviger.KeyDenied:
+		asker := "this KMS, which asked in its own name,"
+		if q.as != "" {
+			asker = "user '" + q.as + "'"
+		}
+		// The error of the source's provider names the property at the source that would allow it.
+		return claviger.Errorf(op, claviger.SourceRefused, q.name, "the source %s refused %s %s: %s",
+			s.URI(), asker, q.what, reason(err))
+	case kind == claviger.Internal:
+		// Its text is for the log only, see claviger.Internal.
+		s.log.Error("a source of key versions failed", "source", s.URI(), "asked for", q.what, "error", err)
+		return claviger.E(op, claviger.SourceUnreachable, q.name, &brokenSource{uri: s.URI(), what: q.what, err: err})
+	default: // BadIV, WrongKey and the like: of what was asked, not of the source
+		return err
+	}
+}
+
+// brokenSource is an error of a source whose own words are not for the caller.
+type brokenSource struct {
+	uri, what string
+	err       error
+}
+
+func (b *brokenSource) Error() string {
+	return fmt.Sprintf("%s is not held here, and the source %s, which may hold it, failed at it; see the logs of both",
+		b.what, b.uri)
+}
+
+func (b *brokenSource) Unwrap() error { return b.err }
+
+func (s *source) unreachable(q question, err error, why string) error {
+	cure := fmt.Sprintf("check that it runs, that this host reaches it, and the property %s", s.property)
+	if login := (*provider.LoginError)(nil); errors.As(err, &login) {
+		cure = "the cure is at this server's login: claviger.client.kerberos.*"
+	}
+	return claviger.Errorf("keyring.source", claviger.SourceUnreachable, q.name,
+		"%s is not held here, and the source %s, which may hold it, %s: %s; %s",
+		q.what, s.URI(), silence(err), why, cure)
+}
+
+// silence words an error of a source that gave no answer. A source at which our own login fails may answer all
+// others.
+func silence(err error) string {
+	if login := (*provider.LoginError)(nil); errors.As(err, &login) {
+		return "does not let this server log in"
+	}
+	return "does not answer"
+}
+
+// reason is the first line of what went wrong at a source.
+func reason(err error) string {
+	line, _, _ := strings.Cut(claviger.Reason(err), "\n")
+	return line
+}

@@ -1,0 +1,172 @@
+package keyring
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"claviger"
+	"claviger/authz"
+	"claviger/secret"
+)
+
+// mayBeForeign reports whether err, from looking for the version at the primary, leaves it possible that a source
+// has it. That no source has a version is not remembered: a source may roll to it a moment later, and "not found"
+// is a client's final answer. Requests in vain are bounded as all waiting is, see waitForSource.
+func (r *Ring) mayBeForeign(err error, v claviger.VersionRef) bool {
+	return claviger.Is(err, claviger.VersionNotFound) && !r.sources.none() && v.Valid() && !r.cfg.Ours[v.Name()]
+}
+
+// decryptForeign opens an EDEK of the version v, which only a source can know. The rules of the key are asked
+// before the source is.
+func (r *Ring) decryptForeign(ctx context.Context, q *request, named *string, v claviger.VersionRef,
+	e claviger.EDEK) (secret.Bytes, error) {
+	if r.cfg.KeyAuthorization {
+		if err := r.belongs(ctx, v.Name(), v.Key, named); err != nil {
+			return nil, err
+		}
+		if err := q.needOurs(ctx, v.Key, authz.KeyDecryptEEK); err != nil {
+			return nil, err
+		}
+	}
+	guard := func(m *claviger.Metadata) error { return q.needKey(ctx, m, authz.KeyDecryptEEK) }
+	var deks []secret.Bytes
+	err := r.waitForSource(ctx, "keyring.Decrypt", v.Name(), func() (err error) {
+		deks, err = r.openAtSource(ctx, q, useDecrypt, v, q.caller.Short, guard, []claviger.EDEK{e})
+		return err
+	})
+	if err != nil {
+		wipeAll(deks)
+		return nil, err
+	}
+	return deks[0], nil
+}
+
+// needOurs asks the rules of the key of that name here, if there is one. They guard a source's key of that name
+// beside its own rules.
+func (q *request) needOurs(ctx context.Context, key string, right authz.KeyOp) error {
+	ours, err := q.ring.metadataHere(ctx, key)
+	if err != nil {
+		return err
+	}
+	return q.needKey(ctx, ours, right)
+}
+
+// openAtSource finds the source that has the version v of all the EDEKs, and has it open them on behalf of the
+// user as ("" = in our own name), if guard does not refuse the source's key.
+func (r *Ring) openAtSource(ctx context.Context, q *request, use string, v claviger.VersionRef, as string,
+	guard func(*claviger.Metadata) error, edeks []claviger.EDEK) ([]secret.Bytes, error) {
+	ours, err := r.mayBeOurs(ctx, v)
+	if err != nil {
+		return nil, err
+	}
+	made, err := r.madeThere(ctx, v)
+	if err != nil {
+		return nil, err
+	}
+	var deks []secret.Bytes
+	s, err := r.sources.find(v.Name(), aboutVersion(v.Name(), as), func(s *source) error {
+		if r.cfg.Theirs[v.Name()] && s.URI() == made {
+			// An operator has said that EDEKs of the name are of another source's version.
+			return claviger.E("keyring.source", claviger.VersionNotFound, v.Name(), nil)
+		}
+		m, err := s.guarded(ctx, v.Key, guard)
+		if err != nil {
+			return err
+		}
+		twice, err := r.mayBeAnothers(ctx, s, use, v, m, ours)
+		switch {
+		case err != nil:
+			return ruled{err}
+		case twice != nil:
+			err = needNotThere(ctx, s, v, twice)
+		default:
+			deks, err = s.open(ctx, v, as, edeks)
+		}
+		return r.needNotCounted(ctx, s, v, err)
+	})
+	if err != nil {
+		return nil, err
+	}
+	q.did.askedOf(s.URI())
+	r.sources.homes.put(v.Name(), s)
+	r.usage.add(s.URI(), v.Name(), use, len(edeks))
+	return deks, nil
+}
+
+// needNotCounted takes the outcome err of a question to a source for a version. "No such version" is no final
+// answer where the source counts so many: one of its nodes may not have seen the roll yet, and another node knows
+// the version. Then the kind is SourceUnreachable, until the answer is settled; else err is returned as it is.
+func (r *Ring) needNotCounted(ctx context.Context, s *source, v claviger.VersionRef, err error) error {
+	if err == nil {
+		s.absent.Delete(v.Name())
+		return nil
+	}
+	number, ok := v.Number()
+	if !ok || !notThere(err) {
+		return err
+	}
+	list, readErr := r.origins.of(ctx, v.Key)
+	if readErr != nil {
+		return ruled{readErr}
+	}
+	if slices.ContainsFunc(list, func(o Origin) bool { return o.opaqueAt(s) }) {
+		return err // it names no version by a number
+	}
+	s.keys.drop(v.Key) // what it said a while ago may be of before a roll, or a deletion
+	m, again := s.metadata(ctx, v.Key)
+	switch {
+	case again != nil:
+		return again
+	case m.Versions <= number || s.settled(v):
+		return err
+	}
+	s.recordAbsent(v)
+	err = claviger.Errorf("keyring.source", claviger.SourceUnreachable, v.Name(), "key version '%s' is not held here, "+
+		"and the source %s counts %d versions of the key, and says that it has none of that name: another of its nodes "+
+		"may have it. It is asked again, and believed after %v; if all its nodes say so, it has lost the version: restore "+
+		"it there from a backup",
+		v.Name(), s.URI(), m.Versions, absentSettles)
+	return ruled{claviger.Answer(err, fmt.Sprintf("the KMS that may hold key version '%s' counts a version of that "+
+		"name, and says now that it has none; try again", v.Name()))}
+}
+
+// versionAtSource tells of a version that the primary does not know: without material, whatever the source would
+// show.
+func (r *Ring) versionAtSource(ctx context.Context, q *request, version claviger.VersionRef) (*claviger.KeyVersion, error) {
+	notFound := claviger.E("keyring.Version", claviger.VersionNotFound, version.Name(), nil)
+	if !r.mayBeForeign(notFound, version) {
+		return nil, nil
+	}
+	if r.cfg.KeyAuthorization {
+		if err := q.needOurs(ctx, version.Key, authz.KeyRead); err != nil {
+			return nil, err
+		}
+	}
+	var v claviger.KeyVersion
+	var s *source
+	guard := func(m *claviger.Metadata) error { return q.needKey(ctx, m, authz.KeyRead) }
+	err := r.waitForSource(ctx, "keyring.Version", version.Name(), func() (err error) {
+		s, err = r.sources.find(version.Name(), aboutVersion(version.Name(), ""), func(s *source) error {
+			if _, err := s.guarded(ctx, version.Key, guard); err != nil {
+				return err
+			}
+			err := s.call(ctx, func(ctx context.Context) (err error) {
+				v, err = s.Version(ctx, version.Name())
+				return err
+			})
+			return r.needNotCounted(ctx, s, version, err)
+		})
+		return err
+	})
+	if claviger.Is(err, claviger.VersionNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	v.Material = nil // not wiped: the source may hold on to it
+	q.did.askedOf(s.URI())
+	q.ok(ctx, v.Key, "")
+	return &v, nil
+}

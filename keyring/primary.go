@@ -1,0 +1,126 @@
+package keyring
+
+import (
+	"context"
+	"slices"
+
+	"claviger"
+	"claviger/provider"
+	"claviger/secret"
+)
+
+// primary is the primary provider with what it can do beyond the contract's core. What it can do is found out
+// once; the rest of the package asks for the work, and not for the kind of provider.
+type primary struct {
+	provider.Provider
+	crypter
+	// queued: ready-made EDEKs are kept. A KMS elsewhere keeps its own.
+	queued bool
+	// reuses: the name of a deleted key's version may be given to another key's.
+	reuses bool
+	soft   provider.SoftDeleter // nil: a deleted key is gone
+	strict provider.Conditional // nil: the rules of a key cannot be asked in the step that changes it
+	facts  provider.Describer   // nil: nothing is known of a version but its name
+	health provider.Health      // nil: it cannot fail by itself
+	losses provider.Losses      // nil: it finds no losses by itself
+}
+
+func newPrimary(p provider.Provider) (primary, error) {
+	c, err := crypterOf(p, true)
+	if err != nil {
+		return primary{}, err
+	}
+	r := primary{Provider: p, crypter: c}
+	_, r.queued = p.(provider.BlockEncrypter)
+	_, r.reuses = p.(provider.Pinned)
+	r.soft, _ = p.(provider.SoftDeleter)
+	r.strict, _ = p.(provider.Conditional)
+	r.facts, _ = p.(provider.Describer)
+	r.health, _ = p.(provider.Health)
+	r.losses, _ = p.(provider.Losses)
+	return r, nil
+}
+
+// rollIf adds a version, if may allows it in the very step; where the provider cannot ask may there, it is not
+// asked again.
+func (p *primary) rollIf(ctx context.Context, key string, material secret.Bytes,
+	may func(*claviger.Metadata) error) (claviger.KeyVersion, error) {
+	if p.strict == nil {
+		return p.Roll(ctx, key, material)
+	}
+	return p.strict.RollIf(ctx, key, material, may)
+}
+
+// deleteIf is rollIf of a deletion.
+func (p *primary) deleteIf(ctx context.Context, key string, may func(*claviger.Metadata) error) error {
+	if p.strict == nil {
+		return p.Delete(ctx, key)
+	}
+	return p.strict.DeleteIf(ctx, key, may)
+}
+
+// keepsDeleted reports whether deleted keys are kept.
+func (p *primary) keepsDeleted() bool { return p.soft != nil }
+
+// deletedOf returns the deleted keys of that name, longest deleted first; where version is not "", those that have
+// it. None where deleted keys are not kept.
+func (p *primary) deletedOf(ctx context.Context, key, version string) ([]provider.Deleted, error) {
+	if p.soft == nil {
+		return nil, nil
+	}
+	keys, err := p.soft.Deleted(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(keys, func(k provider.Deleted) bool {
+		return k.Name != key || version != "" && !slices.Contains(k.List, version)
+	}), nil
+}
+
+// softDeleter returns what keeps deleted keys. Kind Unsupported where they are not kept.
+func (p *primary) softDeleter(op, key string) (provider.SoftDeleter, error) {
+	if p.soft == nil {
+		return nil, claviger.Errorf(op, claviger.Unsupported, key, "the provider %s destroys a key when it is deleted, "+
+			"so that there is nothing to undelete or purge", p.URI())
+	}
+	return p.soft, nil
+}
+
+// describe returns what is known of a key's versions, oldest first.
+func (p *primary) describe(ctx context.Context, key string) ([]provider.VersionFacts, error) {
+	if p.facts != nil {
+		return p.facts.Describe(ctx, key)
+	}
+	names, err := p.versionNames(ctx, key)
+	facts := make([]provider.VersionFacts, len(names))
+	for i, name := range names {
+		facts[i].Name = name
+	}
+	return facts, err
+}
+
+// versionNames returns the full names of a key's versions, oldest first.
+func (p *primary) versionNames(ctx context.Context, key string) ([]string, error) {
+	versions, err := p.Versions(ctx, key)
+	names := make([]string, len(versions))
+	for i := range versions {
+		versions[i].Material.Wipe()
+		names[i] = versions[i].Name
+	}
+	return names, err
+}
+
+// onLost has f called with the name of a key of which a version is newly lost.
+func (p *primary) onLost(f func(key string)) {
+	if p.losses != nil {
+		p.losses.OnLost(f)
+	}
+}
+
+// check makes one cheap round trip to the provider's backing, where it has one.
+func (p *primary) check(ctx context.Context) error {
+	if p.health == nil {
+		return nil
+	}
+	return p.health.Check(ctx)
+}

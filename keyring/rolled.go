@@ -1,0 +1,72 @@
+package keyring
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"claviger"
+)
+
+// rolledKey is a migrated key that its source has rolled since. Its versions have other
+// names than ours, so its EDEKs open through the source; but something uses the source.
+type rolledKey struct {
+	key, source    string
+	counted, since int
+}
+
+func (k rolledKey) String() string {
+	return fmt.Sprintf("key %s of %s (%d versions when it was migrated, %d more now)",
+		claviger.Printable(k.key), k.source, k.counted, k.since)
+}
+
+// rolledCure says what to do about a key that was rolled at its source, where the names
+// of versions are no numbers.
+const rolledCure = "look whether HDFS, or another cluster, is pointed at the source " +
+	"(hadoop.security.key.provider.path), point it here, stop rolls at the source " +
+	"and re-encrypt the key's zones; claviger migrate finish asks whether that was done"
+
+// setRolled publishes the keys that were rolled at their sources, and logs new ones.
+func (r *Ring) setRolled(all []rolledKey) {
+	c := &r.conflicts
+	slices.SortStableFunc(all, func(a, b rolledKey) int { return strings.Compare(a.source, b.source) })
+	before := load(&c.rolled)
+	for _, k := range all {
+		if !slices.Contains(before, k) {
+			r.log.Warn("a key was rolled at its source since it was migrated, so something uses the source",
+				"key", claviger.Printable(k.key), "source", k.source, "migrated", k.counted,
+				"more now", k.since, "cure", rolledCure)
+		}
+	}
+	c.rolled.Store(&all)
+}
+
+// withBefore adds the keys of a source that was not read whole, as it told of them before.
+func withBefore(now, before []rolledKey, uri string) []rolledKey {
+	for _, k := range before {
+		again := func(n rolledKey) bool { return n.source == uri && n.key == k.key }
+		if k.source == uri && !slices.ContainsFunc(now, again) {
+			now = append(now, k)
+		}
+	}
+	return now
+}
+
+// CheckRolled names the migrated keys that their sources have rolled since, where the
+// versions have other names than ours. The error is for an operator.
+func (r *Ring) CheckRolled(context.Context) error {
+	keys, more := load(&r.conflicts.rolled), ""
+	if len(keys) == 0 {
+		return nil
+	}
+	if n := len(keys) - conflictsShown; n > 0 {
+		keys, more = keys[:conflictsShown], fmt.Sprintf(" and %d more", n)
+	}
+	shown := make([]string, len(keys))
+	for i, k := range keys {
+		shown[i] = k.String()
+	}
+	return claviger.Errorf("keyring.CheckRolled", claviger.Unavailable, "",
+		"rolled at the source since the migration: %s%s; %s", strings.Join(shown, ", "), more, rolledCure)
+}

@@ -1,0 +1,247 @@
+package keyring
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sony/gobreaker/v2"
+
+	"claviger"
+	"claviger/provider"
+	"claviger/secret"
+)
+
+const (
+	// foreignTimeout is how long a source's metadata of a key is used: as long as Hadoop uses a current version.
+	// For that long the old rules may guard a key that was made anew at the source under other rules.
+	foreignTimeout = 30 * time.Second
+	// sourceChunk is how many EDEKs go into one call to a source, which has SourceTimeout for them.
+	sourceChunk = 250
+)
+
+// absentSettles is how long a source that numbers its versions must say that it has no version of a name, though
+// it counts so many, before EDEKs of that name are re-encrypted: longer than Hadoop's KMS keeps what it has read
+// (hadoop.kms.cache.timeout.ms). It is a variable for tests.
+var absentSettles = 10 * time.Minute
+
+// source is a provider that is asked for versions which the primary does not know. A circuit breaker keeps
+// requests from waiting for a dead source.
+type source struct {
+	provider.Provider
+	crypter
+	reencryption bool   // see Source.Reencryption
+	property     string // of the configuration, that names the source; for messages
+	log          *slog.Logger
+
+	timeout  time.Duration // of one call
+	failures uint32        // calls in a row without an answer that open the breaker
+	breaker  *gobreaker.CircuitBreaker[struct{}]
+	health   provider.Health // nil: the source cannot be probed
+	blame    blame
+	probing  probing
+
+	keys     *cache[*claviger.Metadata] // what the source said of its keys
+	lastFail atomic.Pointer[SourceFailure]
+	lastCall atomic.Pointer[SourceCall]
+	// has holds the names of versions that the source was found to have. absent holds those that it says it does
+	// not have, each with the time of the first such answer; an answer that it has the version ends that.
+	has, absent sync.Map
+}
+
+// SourceFailure is a call to a source that got no answer.
+type SourceFailure struct {
+	At  time.Time
+	Err error
+}
+
+// SourceCall is a call to a source, with or without an answer.
+type SourceCall struct {
+	At   time.Time // when it ended
+	Took time.Duration
+	Err  error // nil: the source answered
+}
+
+func newSource(s Source, cfg Config, log *slog.Logger) (*source, error) {
+	c, err := crypterOf(s.Provider, false)
+	if err != nil {
+		return nil, err
+	}
+	src := &source{
+		Provider: s.Provider, crypter: c, reencryption: s.Reencryption, property: "hadoop.kms.key.provider.uri", log: log,
+		timeout: cfg.SourceTimeout, failures: cfg.SourceFailures,
+		keys: newCache[*claviger.Metadata](foreignTimeout, false, cachedKeys),
+	}
+	src.health, _ = s.Provider.(provider.Health)
+	if s.Reencryption {
+		src.property = "hadoop.kms.key.provider.reencryption.source.uri"
+	}
+	src.breaker = gobreaker.NewCircuitBreaker[struct{}](gobreaker.Settings{
+		Name:        s.URI(),
+		MaxRequests: 1,
+		Timeout:     cfg.SourcePause,
+		ReadyToTrip: func(n gobreaker.Counts) bool {
+			return n.ConsecutiveFailures >= cfg.SourceFailures && (src.health == nil || src.blame.shared())
+		},
+		IsSuccessful: func(err error) bool { return err == nil || !silent(err) },
+		IsExcluded:   func(err error) bool { return errors.Is(err, errLeft) },
+		OnStateChange: func(uri string, from, to gobreaker.State) {
+			log.Warn("circuit breaker of a source of key versions", "source", uri, "from", from.String(), "to", to.String())
+		},
+	})
+	return src, nil
+}
+
+// metadata returns what the source says of a key, for foreignTimeout after the source said it. The source is asked
+// for that very spelling: what a source answers to counts, not what it lists. Kind KeyNotFound, which is not
+// remembered.
+func (s *source) metadata(ctx context.Context, key string) (*claviger.Metadata, error) {
+	return s.keys.fetch(ctx, key, func(ctx context.Context, key string) (m *claviger.Metadata, err error) {
+		err = s.call(ctx, func(ctx context.Context) (err error) {
+			m, err = oneMetadata(ctx, s, key)
+			return err
+		})
+		return m, err
+	})
+}
+
+// guarded returns the source's metadata of a key, unless guard refuses it. A source without the key has no version
+// of it, whatever else it would answer.
+func (s *source) guarded(ctx context.Context, key string, guard func(*claviger.Metadata) error) (*claviger.Metadata, error) {
+	m, err := s.metadata(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	if err := guard(m); err != nil {
+		return nil, ruled{err}
+	}
+	return m, nil
+}
+
+// counts returns the source's metadata of keys, which count their versions. A key that the source does not have is
+// not in the map. Where the question fails, each key is asked for by itself: one key that cannot be read makes
+// Hadoop's KMS refuse them all. What was read stands beside an error.
+func (s *source) counts(ctx context.Context, names []string) (map[string]*claviger.Metadata, error) {
+	var ms []*claviger.Metadata
+	err := s.call(ctx, func(ctx context.Context) (err error) {
+		ms, err = s.Metadata(ctx, names...)
+		return err
+	})
+	counts := make(map[string]*claviger.Metadata, len(names))
+	switch {
+	case err == nil && len(ms) != len(names):
+		return nil, claviger.Errorf("keyring.CompareSources", claviger.Internal, "",
+			"the source %s told of %d keys where it was asked for %d", s.URI(), len(ms), len(names))
+	case err == nil:
+		for i, m := range ms { // a source that folds case may spell the name in another way
+			if m != nil {
+				counts[names[i]] = m
+			}
+		}
+		return counts, nil
+	case len(names) == 1 || noAnswer(err) || ctx.Err() != nil:
+		return nil, err
+	}
+	var errs []error
+	for _, name := range names {
+		one, err := s.counts(ctx, []string{name})
+		maps.Copy(counts, one)
+		if errs = append(errs, err); err != nil && noAnswer(err) {
+			break
+		}
+	}
+	return counts, errors.Join(errs...)
+}
+
+// open has the source open EDEKs that are all of the version v, on behalf of the user as ("" = in our own name).
+func (s *source) open(ctx context.Context, v claviger.VersionRef, as string,
+	edeks []claviger.EDEK) ([]secret.Bytes, error) {
+	deks := make([]secret.Bytes, 0, len(edeks))
+	for chunk := range slices.Chunk(edeks, sourceChunk) {
+		var opened []secret.Bytes
+		err := s.call(ctx, func(ctx context.Context) (err error) {
+			opened, err = s.Unwrap(ctx, unread(v), as, chunk)
+			if err == nil && len(chunk[0].Material) == 0 {
+				// An EDEK without material may have been opened without a question to the source. Ask one: an
+				// opened version is counted and remembered.
+				err = s.openRandom(ctx, v, as)
+			}
+			return err
+		})
+		if err == nil {
+			err = checkOpened(chunk, opened)
+		}
+		deks = append(deks, opened...)
+		if err != nil {
+			wipeAll(deks)
+			return nil, err
+		}
+	}
+	return deks, nil
+}
+
+// unread is a version of which only the name is known.
+func unread(v claviger.VersionRef) claviger.KeyVersion {
+	return claviger.KeyVersion{Key: v.Key, Name: v.Name()}
+}
+
+// openRandom has a made-up EDEK of a version opened, and throws the result away.
+func (s *source) openRandom(ctx context.Context, v claviger.VersionRef, as string) error {
+	random := make([]byte, 2*claviger.IVSize)
+	_, _ = rand.Read(random) // never fails: crypto/rand
+	edek := claviger.EDEK{Version: v.Name(), IV: random[:claviger.IVSize], Material: random[claviger.IVSize:]}
+	deks, err := s.Unwrap(ctx, unread(v), as, []claviger.EDEK{edek})
+	wipeAll(deks)
+	return err
+}
+
+// probeVersion finds out, in our own name, whether the source can open EDEKs of a version. That needs the right
+// that a re-encryption needs. Kind VersionNotFound where the source has no such version.
+func (s *source) probeVersion(ctx context.Context, v claviger.VersionRef) error {
+	return s.call(ctx, func(ctx context.Context) error { return s.openRandom(ctx, v, "") })
+}
+
+// mayHave reports whether the source has a version of that name. A source that counts so many versions and does
+// not tell their names may name them otherwise: a Key Trustee KMS. So the version is probed; without an answer the
+// count decides. "No" is not remembered as an answer, only its time: a source of several nodes may have been asked
+// at a node that has not seen the roll yet.
+func (s *source) mayHave(ctx context.Context, v claviger.VersionRef) bool {
+	if _, has := s.has.Load(v.Name()); has {
+		return true
+	}
+	err := s.probeVersion(ctx, v)
+	switch {
+	case err == nil:
+		s.has.Store(v.Name(), true)
+		s.absent.Delete(v.Name())
+	case claviger.Is(err, claviger.VersionNotFound):
+		s.recordAbsent(v)
+		return false
+	}
+	return true
+}
+
+// recordAbsent records that the source said now that it has no version of that name.
+func (s *source) recordAbsent(v claviger.VersionRef) { s.absent.LoadOrStore(v.Name(), time.Now()) }
+
+// settled reports whether the source has said for long enough that it has no version of that name, though it
+// counts so many.
+func (s *source) settled(v claviger.VersionRef) bool {
+	since, ok := s.absent.Load(v.Name())
+	at, _ := since.(time.Time)
+	return ok && time.Since(at) >= absentSettles
+}
+
+// lastError is the last failure; nil where there was none.
+func (s *source) lastError() error {
+	if f := s.lastFail.Load(); f != nil {
+		return f.Err
+	}
+	return nil
+}
