@@ -7,23 +7,13 @@ import (
 	"io"
 	"maps"
 	"slices"
-	"time"
 
 	"github.com/spf13/cobra"
 
 	"claviger/keyhsm"
-	"claviger/pkcs11"
+	keyhsmhost "claviger/keyhsm/host"
 	"claviger/terminal"
 )
-
-// keyHSMCheck is one line of `keyhsm validate`.
-type keyHSMCheck struct {
-	Name   string `json:"name"`
-	OK     bool   `json:"ok"`
-	Detail string `json:"detail"`
-	// NotTried: it is neither right nor wrong as far as is known.
-	NotTried bool `json:"notTried,omitempty"`
-}
 
 func newKeyHSMValidate() *cobra.Command {
 	var conf, dir string
@@ -41,7 +31,13 @@ func newKeyHSMValidate() *cobra.Command {
 			warnOnConsole(set.SecretFiles(conf), cmd.ErrOrStderr())
 			ctx, cancel := context.WithTimeout(cmd.Context(), hsmTimeout)
 			defer cancel()
-			checks := validateKeyHSM(ctx, &set, dir)
+			var deposits keyhsmhost.Deposits
+			if dir != "" {
+				deposits = func(ctx context.Context, keeper *keyhsm.Keeper) (string, error) {
+					return openDeposits(ctx, keeper, dir)
+				}
+			}
+			checks := keyhsmhost.Validate(ctx, &set, deposits)
 			failed, tried := 0, 0
 			for _, c := range checks {
 				if c.NotTried {
@@ -73,114 +69,6 @@ func newKeyHSMValidate() *cobra.Command {
 	cmd.Flags().StringVar(&dir, "trustee", "", "folder of a trustee whose wrapped deposits are to be opened, as "+trusteeFolder)
 	out.Flag(cmd)
 	return cmd
-}
-
-// validateKeyHSM makes all checks that can be made; those that need one that
-// failed are not tried.
-// dir is a trustee's folder, or "".
-func validateKeyHSM(ctx context.Context, set *keyhsm.Settings, dir string) []keyHSMCheck {
-	checks := validateToken(ctx, set, dir)
-	add := func(name string, err error, format string, args ...any) {
-		c := keyHSMCheck{Name: name, OK: err == nil, Detail: fmt.Sprintf(format, args...)}
-		if err != nil {
-			c.Detail = err.Error()
-		}
-		checks = append(checks, c)
-	}
-	identity, err := set.Identity()
-	if err != nil {
-		add("certificates", err, "")
-		return checks
-	}
-	cert := identity.Certificate.Leaf
-	add("server certificate", nil, "%q, good until %s", cert.Subject, cert.NotAfter.UTC().Format(time.DateOnly))
-	if identity.Trust.Len() == 0 {
-		err = errors.New("no certificate is trusted; cure: claviger keyhsm trust --conf DIR TRUSTEE-CERTIFICATE")
-	}
-	for _, c := range identity.Trust.Certificates() {
-		if now := time.Now(); now.After(c.NotAfter) || now.Before(c.NotBefore) {
-			err = errors.Join(err, fmt.Errorf("that of %q is good from %s to %s only", c.Subject, c.NotBefore.UTC().Format(time.DateOnly), c.NotAfter.UTC().Format(time.DateOnly)))
-		}
-	}
-	add("trusted certificates", err, "%d", identity.Trust.Len())
-	return checks
-}
-
-// validateToken opens the token, and tells by the calls that were made how far it
-// came.
-func validateToken(ctx context.Context, set *keyhsm.Settings, dir string) (checks []keyHSMCheck) {
-	ok := func(name, format string, args ...any) {
-		checks = append(checks, keyHSMCheck{Name: name, OK: true, Detail: fmt.Sprintf(format, args...)})
-	}
-	fail := func(name string, err error) []keyHSMCheck {
-		return append(checks, keyHSMCheck{Name: name, Detail: err.Error()})
-	}
-	cfg, err := set.PKCS11()
-	if err != nil {
-		return fail("settings", err)
-	}
-	pin, err := cfg.PIN()
-	if err != nil {
-		return fail("PIN file", err)
-	}
-	pin.Wipe()
-	ok("PIN file", "%s", set.PINFile)
-	loaded := false
-	meter := new(pkcs11.Meter)
-	cfg.Wrap = func(b pkcs11.Boundary) pkcs11.Boundary {
-		loaded = true
-		return meter.Wrap(b)
-	}
-	tok, err := pkcs11.Open(ctx, cfg)
-	if !loaded {
-		return fail("module loads", err)
-	}
-	ok("module loads", "%s", set.Module)
-	if meter.Count("OpenSession") == 0 && err != nil {
-		return fail("token is found", err)
-	}
-	if meter.Count("GetMechanismList") == 0 && err != nil {
-		return fail("login", err)
-	}
-	if err != nil {
-		return fail("token works", err)
-	}
-	info := tok.Info()
-	ok("token is found", "%s, serial %s, slot %d, %s %s", info.Label, info.Serial, info.Slot, info.Manufacturer, info.Model)
-	ok("login", "as user, by the PIN in the file")
-	defer func() {
-		if err := tok.Close(); err != nil {
-			checks = fail("token is closed", err)
-		}
-	}()
-	key, err := tok.FindPair(ctx, set.ID())
-	switch {
-	case err != nil:
-		return fail("key is there", err)
-	case key == nil:
-		return fail("key is there", fmt.Errorf("%w: no RSA private key on the token has CKA_ID %s; it was destroyed, or this is another token", keyhsm.ErrKeyGone, set.KeyID))
-	case key.Label != set.KeyLabel:
-		return fail("key is there", fmt.Errorf("the RSA private key with CKA_ID %s has the label %q, and the settings say %q", set.KeyID, key.Label, set.KeyLabel))
-	case key.Extractable || !key.Sensitive:
-		return fail("key is there", fmt.Errorf("the private key could be read out of the token: sensitive=%t, extractable=%t", key.Sensitive, key.Extractable))
-	}
-	ok("key is there", "%s, id %s, RSA of %d bits, sensitive, not extractable", key.Label, set.KeyID, key.Public.N.BitLen())
-	keeper := keyhsm.NewKeeper(tok, set.ID(), set.KeyLabel)
-	st := keeper.Status(ctx)
-	if st.State != keyhsm.Ready {
-		return fail("wraps and unwraps", errors.New(st.Detail))
-	}
-	ok("wraps and unwraps", "RSA-OAEP with %s", st.OAEP)
-	const deposits = "deposits"
-	if dir == "" {
-		return append(checks, keyHSMCheck{Name: deposits, NotTried: true, Detail: "which pair a trustee's deposits are wrapped by is not known here: --trustee DIR"})
-	}
-	text, err := openDeposits(ctx, keeper, dir)
-	if err != nil {
-		return fail(deposits, err)
-	}
-	ok(deposits, "%s", text)
-	return checks
 }
 
 // openDeposits opens one deposit of each pair that deposits of a trustee are wrapped by.

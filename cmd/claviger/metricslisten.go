@@ -10,7 +10,6 @@ import (
 	"claviger/buildinfo"
 	"claviger/console"
 	"claviger/keyhsm"
-	"claviger/pkcs11"
 	"claviger/trustee/replica"
 	"claviger/trustee/server"
 	"claviger/web"
@@ -72,19 +71,6 @@ func resultOf(err error) string {
 	return claviger.KindOf(err).String()
 }
 
-// keyHSMMetrics are the figures of a Key HSM.
-func keyHSMMetrics(s *keyhsm.Server, token *pkcs11.Token, connections *web.Connections) *console.Metrics {
-	m := console.NewServiceMetrics("keyhsm")
-	buildinfo.Read().Metric(m)
-	s.OnRequest(m.Served)
-	m.HSMFunctions(token.Sessions)
-	token.OnFunction(func(f pkcs11.Function) { m.Function(f.Name, f.Result, f.Took) })
-	m.Counter("claviger_keyhsm_refused_total", "Handshakes and requests that were refused.", func() float64 { return float64(s.Refused()) })
-	m.ServerCertificate(s.Certificate)
-	connections.Figures(m)
-	return m
-}
-
 // trusteeChecks are a trustee's conditions of readiness. Without its Key HSM it
 // accepts no deposit and opens none that it has wrapped.
 func trusteeChecks(store server.Store, replica *replica.Replica, keeper *keyhsm.Client,
@@ -106,17 +92,4 @@ func trusteeChecks(store server.Store, replica *replica.Replica, keeper *keyhsm.
 		}})
 	}
 	return checks
-}
-
-// keyHSMChecks are those of a Key HSM.
-func keyHSMChecks(s *keyhsm.Server, keeper *keyhsm.Keeper) []console.Check {
-	return []console.Check{
-		{Name: "HSM key", Run: func(ctx context.Context) error {
-			if st := keeper.Status(ctx); st.State != keyhsm.Ready {
-				return fmt.Errorf("%s: %s", st.State, st.Detail)
-			}
-			return nil
-		}},
-		console.CertificateCheck(s.Certificate),
-	}
 }

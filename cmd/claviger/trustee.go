@@ -256,7 +256,7 @@ func serveTrustee(ctx context.Context, f trusteeFlags, log *slog.Logger) (err er
 	if err := owner.RefuseRoot(folder.Path); err != nil {
 		return err
 	}
-	secrets := watchSecrets(log, func() []secret.File { return trusteeSecretFiles(folder) })
+	secrets := console.WatchSecretFiles(log, func() []secret.File { return trusteeSecretFiles(folder) })
 	store, err := openTrusteeStore(ctx, folder, log)
 	if err != nil {
 		return err
@@ -313,7 +313,7 @@ func serveTrustee(ctx context.Context, f trusteeFlags, log *slog.Logger) (err er
 	}
 	handler := server.New(cfg)
 	checks := append(trusteeChecks(store, replica, keeper, certificate), console.Check{Name: "wrapped deposits", Run: wrapped.check}, console.ConnectionCheck(connections),
-		secrets.check(), console.Check{Name: "requests", Informational: true, Run: handler.CheckTurns})
+		secrets.Check(), console.Check{Name: "requests", Informational: true, Run: handler.CheckTurns})
 	stopConsole, err := console.Serve(ctx, metricsListenName, f.metrics, console.Config{Log: log, Metrics: metrics, Checks: checks})
 	if err != nil {
 		return err

@@ -19,6 +19,7 @@ import (
 	"claviger"
 	"claviger/internal/softhsm/softhsmtest"
 	"claviger/keyhsm"
+	keyhsmhost "claviger/keyhsm/host"
 	"claviger/pkcs11"
 	"claviger/trustee"
 	"claviger/trustee/server"
@@ -126,16 +127,16 @@ func TestTrusteeWithKeyHSM(t *testing.T) {
 		t.Fatal(err)
 	}
 	tok := softhsmtest.New(t)
-	setup := keyHSMSetup{conf: conf, bits: 2048, hosts: []string{"127.0.0.1"}, set: keyhsm.Settings{
+	setup := keyhsmhost.Setup{Folder: conf, Bits: 2048, Hosts: []string{"127.0.0.1"}, Settings: keyhsm.Settings{
 		HSM: pkcs11.SoftHSM, Module: tok.Module, Token: tok.Label, PINFile: tok.PINFile, KeyLabel: "claviger-keyhsm", Listen: "127.0.0.1:0"}}
-	if err := setup.run(ctx, io.Discard); err != nil {
+	if err := setupKeyHSM(ctx, io.Discard, &setup); err != nil {
 		t.Fatal(err)
 	}
 	var hsmLog, log metricsLog
 	startHSM := func(conf string) (url string, stop func()) {
 		ready := filepath.Join(t.TempDir(), "ready")
 		return untilReady(t, ready, func(ctx context.Context) error {
-			return serveKeyHSM(ctx, keyHSMFlags{conf: conf, listen: "127.0.0.1:0", ready: ready, metrics: "127.0.0.1:0"}, hsmLog.logger())
+			return keyhsmhost.Run(ctx, keyhsmhost.Config{Folder: conf, Listen: "127.0.0.1:0", ReadyFile: ready, Metrics: "127.0.0.1:0", Log: hsmLog.logger()})
 		})
 	}
 	store, err := sqlite.Open(ctx, filepath.Join(dir, trusteeStore), false)
@@ -231,16 +232,16 @@ func TestTrusteeWithKeyHSM(t *testing.T) {
 	stop()
 
 	// A second Key HSM, of another folder and certificate, with the same key of the HSM.
-	second := keyHSMSetup{conf: t.TempDir(), bits: 2048, hosts: []string{"127.0.0.1"}, set: setup.set}
-	second.set.Certificate, second.set.PrivateKey, second.set.Trust = "", "", ""
-	if err := second.run(ctx, io.Discard); err != nil {
+	second := keyhsmhost.Setup{Folder: t.TempDir(), Bits: 2048, Hosts: []string{"127.0.0.1"}, Settings: setup.Settings}
+	second.Settings.Certificate, second.Settings.PrivateKey, second.Settings.Trust = "", "", ""
+	if err := setupKeyHSM(ctx, io.Discard, &second); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, _, err := keyhsm.AddTrusted(filepath.Join(second.conf, "trust"), filepath.Join(dir, trusteeTLSCert)); err != nil {
+	if _, _, _, err := keyhsm.AddTrusted(filepath.Join(second.Folder, "trust"), filepath.Join(dir, trusteeTLSCert)); err != nil {
 		t.Fatal(err)
 	}
-	f.keyhsm, stopHSM = startHSM(second.conf)
-	f.keyhsmCert = filepath.Join(second.conf, keyhsm.CertificateFile)
+	f.keyhsm, stopHSM = startHSM(second.Folder)
+	f.keyhsmCert = filepath.Join(second.Folder, keyhsm.CertificateFile)
 	url, stop = startTrusteeBy(t, f, slog.New(slog.DiscardHandler))
 	c = client(url)
 	find(c, "after", "stored after")
@@ -272,19 +273,19 @@ func TestTrusteeWithKeyHSM(t *testing.T) {
 	// A Key HSM with another key of the HSM opens none, says so, and has clients ask the
 	// other trustee.
 	tok = softhsmtest.New(t)
-	other := keyHSMSetup{conf: t.TempDir(), bits: 2048, hosts: []string{"127.0.0.1"}, set: setup.set}
-	other.set.Certificate, other.set.PrivateKey, other.set.Trust = "", "", ""
-	other.set.Token, other.set.PINFile = tok.Label, tok.PINFile
-	other.set.KeyID = ""
-	if err := other.run(ctx, io.Discard); err != nil {
+	other := keyhsmhost.Setup{Folder: t.TempDir(), Bits: 2048, Hosts: []string{"127.0.0.1"}, Settings: setup.Settings}
+	other.Settings.Certificate, other.Settings.PrivateKey, other.Settings.Trust = "", "", ""
+	other.Settings.Token, other.Settings.PINFile = tok.Label, tok.PINFile
+	other.Settings.KeyID = ""
+	if err := setupKeyHSM(ctx, io.Discard, &other); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, _, err := keyhsm.AddTrusted(filepath.Join(other.conf, "trust"), filepath.Join(dir, trusteeTLSCert)); err != nil {
+	if _, _, _, err := keyhsm.AddTrusted(filepath.Join(other.Folder, "trust"), filepath.Join(dir, trusteeTLSCert)); err != nil {
 		t.Fatal(err)
 	}
-	f.keyhsm, stopHSM = startHSM(other.conf)
+	f.keyhsm, stopHSM = startHSM(other.Folder)
 	defer stopHSM()
-	f.keyhsmCert = filepath.Join(other.conf, keyhsm.CertificateFile)
+	f.keyhsmCert = filepath.Join(other.Folder, keyhsm.CertificateFile)
 	var otherLog metricsLog
 	url, stop = startTrusteeBy(t, f, otherLog.logger())
 	defer stop()
@@ -335,7 +336,7 @@ func untilReady(t *testing.T, ready string, serve func(context.Context) error) (
 // validateDeposits: keyhsm validate knows the pair that the trustee's deposits are wrapped
 // by from another one, that works as well, and says nothing of deposits that it has not
 // seen.
-func validateDeposits(t *testing.T, setup keyHSMSetup, dir string) {
+func validateDeposits(t *testing.T, setup keyhsmhost.Setup, dir string) {
 	t.Helper()
 	validate := func(conf, want string, more ...string) {
 		t.Helper()
@@ -344,19 +345,19 @@ func validateDeposits(t *testing.T, setup keyHSMSetup, dir string) {
 			t.Errorf("%v; want %q, got:\n%s", err, want, out)
 		}
 	}
-	id := keyIDOf(t, setup.conf)
-	validate(setup.conf, "ok deposits 1 wrapped by "+id+", one of each was opened", "--trustee", dir)
-	validate(setup.conf, "- deposits which pair")
-	another := keyHSMSetup{conf: t.TempDir(), bits: 2048, hosts: setup.hosts, set: keyhsm.Settings{HSM: setup.set.HSM, Module: setup.set.Module,
-		Token: setup.set.Token, PINFile: setup.set.PINFile, KeyLabel: "new-pair", Listen: "127.0.0.1:0"}}
-	if err := another.run(t.Context(), io.Discard); err != nil {
+	id := keyIDOf(t, setup.Folder)
+	validate(setup.Folder, "ok deposits 1 wrapped by "+id+", one of each was opened", "--trustee", dir)
+	validate(setup.Folder, "- deposits which pair")
+	another := keyhsmhost.Setup{Folder: t.TempDir(), Bits: 2048, Hosts: setup.Hosts, Settings: keyhsm.Settings{HSM: setup.Settings.HSM, Module: setup.Settings.Module,
+		Token: setup.Settings.Token, PINFile: setup.Settings.PINFile, KeyLabel: "new-pair", Listen: "127.0.0.1:0"}}
+	if err := setupKeyHSM(t.Context(), io.Discard, &another); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, _, err := keyhsm.AddTrusted(filepath.Join(another.conf, "trust"), filepath.Join(dir, trusteeTLSCert)); err != nil {
+	if _, _, _, err := keyhsm.AddTrusted(filepath.Join(another.Folder, "trust"), filepath.Join(dir, trusteeTLSCert)); err != nil {
 		t.Fatal(err)
 	}
-	validate(another.conf, "- deposits which pair")
-	validate(another.conf, "FAILED deposits 1 deposits are wrapped by key "+id+", which this Key HSM does not open", "--trustee", dir)
+	validate(another.Folder, "- deposits which pair")
+	validate(another.Folder, "FAILED deposits 1 deposits are wrapped by key "+id+", which this Key HSM does not open", "--trustee", dir)
 	older := olderTrustee(t, dir)
 	content := func() string {
 		t.Helper()
@@ -367,7 +368,7 @@ func validateDeposits(t *testing.T, setup keyHSMSetup, dir string) {
 		return string(text)
 	}
 	before := content()
-	validate(setup.conf, "ok deposits 1 wrapped by "+id+", one of each was opened", "--trustee", older)
+	validate(setup.Folder, "ok deposits 1 wrapped by "+id+", one of each was opened", "--trustee", older)
 	if content() != before {
 		t.Error("validate has changed an older trustee's store")
 	}

@@ -132,6 +132,8 @@ var rules = []rule{
 	{"pkcs11", []string{"", "secret", "durable"}, "pkcs11 knows no Hadoop"},
 	{"keyhsm", []string{"", "secret", "pkcs11", "keystore", "durable", "web"},
 		"Key HSM knows its token, and nothing of trustees and Hadoop"},
+	{"keyhsm/host", []string{"", "secret", "keyhsm", "pkcs11", "durable", "owner", "web", "console", "buildinfo",
+		"internal/softhsm"}, "it wires a Key HSM, as cmd does, and knows nothing of trustees and Hadoop"},
 	{"web", []string{"", "secret", "keystore", "durable"},
 		"web serves any handler: it knows no keys, no providers and no configuration files"},
 	{"gssapi", []string{"", "secret"}, "the binding to the Kerberos library knows no HTTP and no Hadoop"},
