@@ -1,0 +1,87 @@
+package authz_test
+
+import (
+	"strings"
+	"testing"
+
+	"claviger/authz"
+)
+
+// TestAdmitsToKeys: a rule at key level counts only where it admits somebody, wherever it stands.
+func TestAdmitsToKeys(t *testing.T) {
+	for _, c := range []struct {
+		name, value string
+		want        bool
+	}{
+		{"hadoop.kms.acl.GET", "*", false}, // at operation level
+		{"key.acl.k.READ", "", false},
+		{"key.acl.k.READ", "alice", true},
+		{"key.acl.k.READ", " staff", true},
+		{"key.acl.k.READ", "*", true},
+		{"default.key.acl.READ", "", false},
+		{"default.key.acl.READ", "alice", true},
+		{"whitelist.key.acl.READ", "", false},
+		{"whitelist.key.acl.READ", " staff", true},
+	} {
+		policy, warnings := authz.Parse([]authz.Property{{Name: c.name, Value: c.value}})
+		if got := policy.AdmitsToKeys(); got != c.want || len(warnings) > 0 {
+			t.Errorf("%s=%q: %t, want %t; %q", c.name, c.value, got, c.want, warnings)
+		}
+	}
+}
+
+// TestMayMigrateAny: a caller may have some key taken over only where a rule of MIGRATE names the
+// caller.
+func TestMayMigrateAny(t *testing.T) {
+	nobody := func(string) []string { return nil }
+	for _, name := range []string{"key.acl.k.MIGRATE", "default.key.acl.MIGRATE", "whitelist.key.acl.MIGRATE"} {
+		policy, _ := authz.Parse([]authz.Property{{Name: name, Value: "alice"}, {Name: "key.acl.k.ALL", Value: "bob"}})
+		if !policy.MayMigrateAny(user("alice"), nobody) {
+			t.Errorf("%s: alice may not", name)
+		}
+		if policy.MayMigrateAny(user("bob"), nobody) {
+			t.Errorf("%s: bob may", name)
+		}
+	}
+	var none *authz.Policy
+	if none.MayMigrateAny(user("alice"), nobody) {
+		t.Error("without rules alice may")
+	}
+}
+
+// TestDoubtsSayWhere: a doubt about a default names the file and line of the default, or says that it
+// is in no file.
+func TestDoubtsSayWhere(t *testing.T) {
+	for where, want := range map[string]string{"acls:7": "(acls:7)", "": "(not in a file)"} {
+		policy, _ := authz.Parse([]authz.Property{
+			{Name: "key.acl.k.MANAGEMENT", Value: "alice", Where: "acls:1"},
+			{Name: "default.key.acl.READ", Value: "*", Where: where},
+		})
+		if got := strings.Join(policy.Doubts([]string{"k"}), "\n"); !strings.Contains(got, want) {
+			t.Errorf("%q: %q says nothing of %s", where, got, want)
+		}
+	}
+}
+
+// TestExplainBlacklist: the steps say whether a blacklist is set, and that it does not shut the caller
+// out.
+func TestExplainBlacklist(t *testing.T) {
+	r, _, _ := authz.FindRequest("DECRYPT_EEK")
+	for value, want := range map[string]string{"": "not set: nobody is shut out", "hdfs": "alice (in no group) is not in it"} {
+		props := []authz.Property{{Name: "key.acl.k.DECRYPT_EEK", Value: "alice"}}
+		if value != "" {
+			props = append(props, authz.Property{Name: "hadoop.kms.blacklist.DECRYPT_EEK", Value: value})
+		}
+		policy, _ := authz.Parse(props)
+		d := policy.Explain(r, "k", user("alice"), func(string) []string { return nil })
+		says := ""
+		for _, s := range d.Steps {
+			if s.Property == "hadoop.kms.blacklist.DECRYPT_EEK" {
+				says += s.Says
+			}
+		}
+		if !d.Allowed || !strings.Contains(says, want) {
+			t.Errorf("with the blacklist %q: %t, %q, want %q", value, d.Allowed, says, want)
+		}
+	}
+}
