@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -35,6 +36,61 @@ func (s *slow) EncryptBlocksOf(ctx context.Context, v claviger.KeyVersion, block
 	return s.EncryptBlocks(ctx, v.Name, blocks)
 }
 
+// madeEDEK is an EDEK as the server writes it.
+type madeEDEK struct {
+	Version string `json:"versionName"`
+	IV      string `json:"iv"`
+	Inner   struct {
+		Material string `json:"material"`
+	} `json:"encryptedKeyVersion"`
+}
+
+// oneEDEK has an EDEK of key k made.
+func oneEDEK(t *testing.T, addr string) madeEDEK {
+	t.Helper()
+	a := ask(t, addr, "GET", "/kms/v1/key/k/_eek?eek_op=generate&num_keys=1", "")
+	var edeks []madeEDEK
+	if err := json.Unmarshal(a.body, &edeks); err != nil || len(edeks) != 1 {
+		t.Fatalf("%v: %s", err, a.body)
+	}
+	return edeks[0]
+}
+
+const (
+	generate  = "/kms/v1/key/k/_eek?eek_op=generate&num_keys=300"
+	reencrypt = "/kms/v1/key/k/_reencryptbatch"
+	decrypt   = "/kms/v1/keyversion/k@0/_eek?eek_op=decrypt"
+)
+
+// inTheStorm has requests of the classes that are full refused, and those of others served. one is
+// the body of a decrypt.
+func inTheStorm(t *testing.T, addr, one, batch string) {
+	t.Helper()
+	for _, c := range []struct{ method, target, body, what string }{
+		{"GET", generate, "", "generate"},
+		{"GET", "/kms/v1/key/k/_eek?eek_op=generate&num_keys=1000", "", "generate"}, // two units
+		{"POST", reencrypt, batch, "re-encryption"},
+	} {
+		a := ask(t, addr, c.method, c.target, c.body)
+		class, message := a.thrown(t)
+		if a.status != 503 || class != "org.apache.hadoop.ipc.StandbyException" || a.header("Retry-After") == "" ||
+			message != "this node has as many "+c.what+" requests as it takes; ask another, or this one later" {
+			t.Errorf("%s beyond the limit: %d %s %q", c.what, a.status, class, message)
+		}
+	}
+	for _, c := range []struct{ method, target, body string }{
+		{"POST", decrypt, one},
+		{"POST", "/kms/v1/keyversion/k@0/_eek?eek_op=reencrypt", one},
+		{"POST", "/kms/v1/key/k/_invalidatecache", ""},
+		{"GET", "/kms/v1/key/k/_metadata", ""},
+		{"GET", "/kms/v1/keys/names", ""},
+	} {
+		if a := ask(t, addr, c.method, c.target, c.body); a.status != 200 {
+			t.Errorf("%s %s in the storm: %d %s", c.method, c.target, a.status, a.body)
+		}
+	}
+}
+
 // TestAdmission: with all places of generates and of batches taken, more of them are sent to
 // another node, while decrypts, single re-encryptions, management and reading are
 // served. Later there are places again.
@@ -52,19 +108,9 @@ func TestAdmission(t *testing.T) {
 	}
 	addr := withKey(t, stack{Primary: s, Trail: tr, Waited: waited, Admission: kmsapi.Admission{Decrypts: 4, Generates: 2, Batches: 1, Management: 1, Wait: 20 * time.Millisecond}})
 	// Of what the first generate leaves in the queue, singles are served.
-	first := ask(t, addr, "GET", "/kms/v1/key/k/_eek?eek_op=generate&num_keys=1", "")
-	var edeks []struct {
-		Version string `json:"versionName"`
-		IV      string `json:"iv"`
-		Inner   struct {
-			Material string `json:"material"`
-		} `json:"encryptedKeyVersion"`
-	}
-	if err := json.Unmarshal(first.body, &edeks); err != nil || len(edeks) != 1 {
-		t.Fatalf("%v: %s", err, first.body)
-	}
-	one := fmt.Sprintf(`{"name":"k","iv":"%s","material":"%s"}`, edeks[0].IV, edeks[0].Inner.Material)
-	item := fmt.Sprintf(`{"versionName":"%s","iv":"%s","encryptedKeyVersion":{"versionName":"EEK","material":"%s"}}`, edeks[0].Version, edeks[0].IV, edeks[0].Inner.Material)
+	e := oneEDEK(t, addr)
+	one := fmt.Sprintf(`{"name":"k","iv":"%s","material":"%s"}`, e.IV, e.Inner.Material)
+	item := fmt.Sprintf(`{"versionName":"%s","iv":"%s","encryptedKeyVersion":{"versionName":"EEK","material":"%s"}}`, e.Version, e.IV, e.Inner.Material)
 	if a := ask(t, addr, "POST", "/kms/v1/key/k", "{}"); a.status != 200 { // so that a batch has work to do
 		t.Fatal(a.status)
 	}
@@ -73,17 +119,8 @@ func TestAdmission(t *testing.T) {
 	if a := ask(t, addr, "GET", "/kms/v1/key/k/_eek?eek_op=generate&num_keys=1", ""); a.status != 200 {
 		t.Fatal(a.status)
 	}
-	batch := "["
-	for i := range 200 {
-		if i > 0 {
-			batch += ","
-		}
-		batch += item
-	}
-	batch += "]"
+	batch := "[" + strings.TrimSuffix(strings.Repeat(item+",", 200), ",") + "]"
 
-	const generate, reencrypt = "/kms/v1/key/k/_eek?eek_op=generate&num_keys=300", "/kms/v1/key/k/_reencryptbatch"
-	const decrypt = "/kms/v1/keyversion/k@0/_eek?eek_op=decrypt"
 	var storm sync.WaitGroup
 	for _, user := range []string{"bob", "carol"} { // one of them could not have both places
 		storm.Go(func() {
@@ -101,29 +138,7 @@ func TestAdmission(t *testing.T) {
 	<-s.hanging
 
 	for range 3 {
-		for _, c := range []struct{ method, target, body, what string }{
-			{"GET", generate, "", "generate"},
-			{"GET", "/kms/v1/key/k/_eek?eek_op=generate&num_keys=1000", "", "generate"}, // two units
-			{"POST", reencrypt, batch, "re-encryption"},
-		} {
-			a := ask(t, addr, c.method, c.target, c.body)
-			class, message := a.thrown(t)
-			if a.status != 503 || class != "org.apache.hadoop.ipc.StandbyException" || a.header("Retry-After") == "" ||
-				message != "this node has as many "+c.what+" requests as it takes; ask another, or this one later" {
-				t.Errorf("%s beyond the limit: %d %s %q", c.what, a.status, class, message)
-			}
-		}
-		for _, c := range []struct{ method, target, body string }{
-			{"POST", decrypt, one},
-			{"POST", "/kms/v1/keyversion/k@0/_eek?eek_op=reencrypt", one},
-			{"POST", "/kms/v1/key/k/_invalidatecache", ""},
-			{"GET", "/kms/v1/key/k/_metadata", ""},
-			{"GET", "/kms/v1/keys/names", ""},
-		} {
-			if a := ask(t, addr, c.method, c.target, c.body); a.status != 200 {
-				t.Errorf("%s %s in the storm: %d %s", c.method, c.target, a.status, a.body)
-			}
-		}
+		inTheStorm(t, addr, one, batch)
 	}
 	close(s.release)
 	storm.Wait()

@@ -3,6 +3,7 @@ package kmsapi_test
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -95,60 +96,39 @@ func spelling(t *rapid.T, text, label string) string {
 	return text
 }
 
-// TestTokensStayOutOfLogs: wherever in a request a live delegation token stands,
-// and however it is spelt, neither Hadoop's audit log nor the chain nor the
-// server's log at level debug shows it.
-func TestTokensStayOutOfLogs(t *testing.T) {
-	tr, log := &trail{}, &logBuffer{}
-	addr := withKey(t, stack{
-		Primary: memory.New(memory.Config{SequentialIDs: true}), Trail: tr, Auth: authn.Config{Delegations: delegations(t, time.Now)},
-		Log: secret.LogHandler(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug})),
-	})
-	a := ask(t, addr, "GET", "/kms/v1/?op=GETDELEGATIONTOKEN&renewer=alice", "")
-	var issued struct{ Token struct{ URLString string } }
-	if err := json.Unmarshal(a.body, &issued); err != nil || len(issued.Token.URLString) < 70 {
-		t.Fatalf("%d %s: %v", a.status, a.body, err)
+// writtenBy is what Hadoop's audit log and the chain make of the events, which are forgotten.
+func writtenBy(t *testing.T, tr *trail) string {
+	t.Helper()
+	var b bytes.Buffer
+	hadoop := audit.NewHadoop(&b, 0)
+	chain, err := audit.OpenChain(t.Context(), audit.ChainConfig{Node: "n",
+		Streams: []audit.Stream{audit.NewWriter("w", &b)}})
+	if err != nil {
+		t.Fatal(err)
 	}
-	token := issued.Token.URLString
-	if a := askAs(t, addr, "GET", "/kms/v1/keys/names?a=b;delegation="+token, ""); a.status != http.StatusOK {
-		t.Fatalf("the token is not live: %d %s", a.status, a.body)
+	for _, e := range tr.all() {
+		hadoop.Log(t.Context(), e)
 	}
-	written := func() string {
-		var b bytes.Buffer
-		hadoop := audit.NewHadoop(&b, 0)
-		chain, err := audit.OpenChain(t.Context(), audit.ChainConfig{Node: "n", Streams: []audit.Stream{audit.NewWriter("w", &b)}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, e := range tr.all() {
-			hadoop.Log(t.Context(), e)
-		}
-		for _, e := range tr.all() {
-			chain.Log(t.Context(), e)
-		}
-		if err := hadoop.Close(); err != nil {
-			t.Fatal(err)
-		}
-		if err := chain.Close(); err != nil {
-			t.Fatal(err)
-		}
-		tr.mu.Lock()
-		tr.events = nil
-		tr.mu.Unlock()
-		return b.String() + log.take()
+	for _, e := range tr.all() {
+		chain.Log(t.Context(), e)
 	}
-	if text := written(); revealed(text, token) || !strings.Contains(text, "GET_KEYS") {
-		t.Fatalf("the log shows the token, or nothing:\n%s", text)
+	if err := errors.Join(hadoop.Close(), chain.Close()); err != nil {
+		t.Fatal(err)
 	}
-	if !revealed(url.QueryEscape(strings.ReplaceAll(token, "A", "%41")), token) {
-		t.Fatal("the test finds no token")
-	}
+	tr.forget()
+	return b.String()
+}
 
+// placed makes a request with a parameter's name and a value somewhere in it.
+type placed func(name, value string) (method, target, body string, headers []string)
+
+// tokenPlaces are the places of a request in which a token may stand.
+func tokenPlaces(token string) map[string]placed {
 	const (
 		query = "/kms/v1/keys/names?"
 		key   = "/kms/v1/key/"
 	)
-	places := map[string]func(name, value string) (method, target, body string, headers []string){
+	return map[string]placed{
 		"parameter": func(n, v string) (string, string, string, []string) { return "GET", query + n + "=" + v, "", nil },
 		"after ;": func(n, v string) (string, string, string, []string) {
 			return "GET", query + "a=b;" + n + "=" + v, "", nil
@@ -209,6 +189,35 @@ func TestTokensStayOutOfLogs(t *testing.T) {
 			return "GET", "/logLevel?log=" + v + "&user.name=alice", "", nil
 		},
 	}
+}
+
+// TestTokensStayOutOfLogs: wherever in a request a live delegation token stands,
+// and however it is spelt, neither Hadoop's audit log nor the chain nor the
+// server's log at level debug shows it.
+func TestTokensStayOutOfLogs(t *testing.T) {
+	tr, log := &trail{}, &logBuffer{}
+	addr := withKey(t, stack{
+		Primary: memory.New(memory.Config{SequentialIDs: true}), Trail: tr, Auth: authn.Config{Delegations: delegations(t, time.Now)},
+		Log: secret.LogHandler(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+	})
+	a := ask(t, addr, "GET", "/kms/v1/?op=GETDELEGATIONTOKEN&renewer=alice", "")
+	var issued struct{ Token struct{ URLString string } }
+	if err := json.Unmarshal(a.body, &issued); err != nil || len(issued.Token.URLString) < 70 {
+		t.Fatalf("%d %s: %v", a.status, a.body, err)
+	}
+	token := issued.Token.URLString
+	if a := askAs(t, addr, "GET", "/kms/v1/keys/names?a=b;delegation="+token, ""); a.status != http.StatusOK {
+		t.Fatalf("the token is not live: %d %s", a.status, a.body)
+	}
+	written := func() string { return writtenBy(t, tr) + log.take() }
+	if text := written(); revealed(text, token) || !strings.Contains(text, "GET_KEYS") {
+		t.Fatalf("the log shows the token, or nothing:\n%s", text)
+	}
+	if !revealed(url.QueryEscape(strings.ReplaceAll(token, "A", "%41")), token) {
+		t.Fatal("the test finds no token")
+	}
+
+	places := tokenPlaces(token)
 	var names []string
 	for name := range places {
 		names = append(names, name)

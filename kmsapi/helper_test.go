@@ -38,6 +38,13 @@ func (t *trail) all() []audit.Event {
 	return append([]audit.Event(nil), t.events...)
 }
 
+// forget drops what was logged.
+func (t *trail) forget() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.events = nil
+}
+
 // stack is what a server of the tests is made of; what is zero gets a value that
 // allows everything.
 type stack struct {

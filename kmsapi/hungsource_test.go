@@ -2,7 +2,6 @@ package kmsapi_test
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"net/http"
 	"strings"
@@ -41,6 +40,16 @@ func (h hung) SourceMetadata(ctx context.Context, key string) (*claviger.Metadat
 
 func (h hung) RunKey(context.Context, string) ([]string, error) { return nil, nil }
 
+func makeKeys(t *testing.T, p provider.Writer, names ...string) {
+	t.Helper()
+	for _, name := range names {
+		spec := provider.Spec{Name: name, Cipher: claviger.DefaultCipher, BitLength: 128}
+		if _, err := p.Create(t.Context(), spec); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // TestHungSourceHoldsNoTurns: with one place in each class, requests that wait for a
 // source that hangs keep none of those away that need no source.
 func TestHungSourceHoldsNoTurns(t *testing.T) {
@@ -52,30 +61,16 @@ func TestHungSourceHoldsNoTurns(t *testing.T) {
 	if len(warnings) > 0 {
 		t.Fatal(warnings)
 	}
-	for _, name := range []string{"k", "k2", "k3", "k4"} {
-		if _, err := primary.Create(t.Context(), provider.Spec{Name: name, Cipher: claviger.DefaultCipher, BitLength: 128}); err != nil {
-			t.Fatal(err)
-		}
-	}
+	makeKeys(t, primary, "k", "k2", "k3", "k4")
 	addr := start(t, stack{
 		Primary: primary, KeyAuthorization: true, Policy: policy, Migrator: source,
 		Sources: []keyring.Source{{Provider: source, Reencryption: true}}, SourceTimeout: 3 * time.Second, Reencryption: true,
 		Admission: kmsapi.Admission{Decrypts: 1, Generates: 1, Batches: 1, Management: 1, Wait: 200 * time.Millisecond},
 	})
-	first := ask(t, addr, "GET", "/kms/v1/key/k/_eek?eek_op=generate&num_keys=1", "")
-	var edeks []struct {
-		Version string `json:"versionName"`
-		IV      string `json:"iv"`
-		Inner   struct {
-			Material string `json:"material"`
-		} `json:"encryptedKeyVersion"`
-	}
-	if err := json.Unmarshal(first.body, &edeks); err != nil || len(edeks) != 1 {
-		t.Fatalf("%v: %s", err, first.body)
-	}
-	one := fmt.Sprintf(`{"name":"k","iv":"%s","material":"%s"}`, edeks[0].IV, edeks[0].Inner.Material)
+	e := oneEDEK(t, addr)
+	one := fmt.Sprintf(`{"name":"k","iv":"%s","material":"%s"}`, e.IV, e.Inner.Material)
 	batchOf := func(version string) string {
-		return fmt.Sprintf(`[{"versionName":"%s","iv":"%s","encryptedKeyVersion":{"versionName":"EEK","material":"%s"}}]`, version, edeks[0].IV, edeks[0].Inner.Material)
+		return fmt.Sprintf(`[{"versionName":"%s","iv":"%s","encryptedKeyVersion":{"versionName":"EEK","material":"%s"}}]`, version, e.IV, e.Inner.Material)
 	}
 	var storm sync.WaitGroup
 	waits := func(what, method, target, body string) {

@@ -16,6 +16,41 @@ import (
 	"claviger/provider/memory"
 )
 
+// earlyRefusal is a request that is refused before an operation is known, and what is said of it:
+// by whom it was, why, the label of the metric, and parts of the warning in the log.
+type earlyRefusal struct {
+	what, target, header      string
+	status                    int
+	user, real, reason, label string
+	said                      []string
+}
+
+func negotiate(who string) string {
+	return "Authorization: Negotiate " + base64.StdEncoding.EncodeToString([]byte(who))
+}
+
+func earlyRefusals(token string) []earlyRefusal {
+	const names = "/kms/v1/keys/names?"
+	return []earlyRefusal{
+		{"no rule at all", names + "doAs=alice", negotiate("hive@EXAMPLE.COM"), 403, "alice", "hive@EXAMPLE.COM", "is not allowed to impersonate alice", "impersonation",
+			[]string{"property=hadoop.kms.proxyuser.hive.users", "set hadoop.kms.proxyuser.hive.hosts", "realUser=hive@EXAMPLE.COM user=alice"}},
+		{"another user", names + "doAs=alice", negotiate("oozie@EXAMPLE.COM"), 403, "alice", "oozie@EXAMPLE.COM", "is not allowed to impersonate alice", "impersonation",
+			[]string{"hadoop.kms.proxyuser.oozie.users does not name alice"}},
+		{"wrong address", names + "doAs=alice", negotiate("far@EXAMPLE.COM"), 403, "alice", "far@EXAMPLE.COM", "Unauthorized connection for super-user", "impersonation",
+			[]string{"hadoop.kms.proxyuser.far.hosts does not list 127.0.0.1"}},
+		{"null user", names + "doAs=", negotiate("oozie@EXAMPLE.COM"), 500, "", "oozie@EXAMPLE.COM", "Null user", "name", []string{"parameter doAs is empty"}},
+		{"doAs without a rule", names + "doAs=a%40OTHER.ORG", negotiate("oozie@EXAMPLE.COM"), 500, "a@OTHER.ORG", "oozie@EXAMPLE.COM", "Illegal principal name a@OTHER.ORG", "name",
+			[]string{"hadoop.kms.authentication.kerberos.name.rules"}},
+		{"no rule of auth_to_local", names, negotiate("x@OTHER.ORG"), 500, "x@OTHER.ORG", "", "No rules applied to x@OTHER.ORG", "auth_to_local",
+			[]string{"hadoop.kms.authentication.kerberos.name.rules"}},
+		{"bad ticket", names, negotiate("nonsense"), 403, "", "", "java.util.NoSuchElementException", "ticket", []string{"no token of a recording"}},
+		{"bad token", names + "delegation=nonsense", "X: y", 403, "", "", "java.io.EOFException", "delegation_token", []string{"it was cut, or is of another kind"}},
+		{"a token for a proxy", "/kms/v1/?op=GETDELEGATIONTOKEN&doAs=carl", negotiate("oozie@EXAMPLE.COM"), 403, "carl", "oozie", "is not allowed to impersonate carl", "impersonation", nil},
+		{"expired token", names + "delegation=" + token, "X: y", 403, "oozie", "", "has expired", "delegation_token",
+			[]string{"the delegation token of oozie, number 1, has expired"}},
+	}
+}
+
 // TestEarlyRefusals: each refusal before the operation leaves one audit record with
 // who and whom and from where, one warning that names what to change, and a count.
 func TestEarlyRefusals(t *testing.T) {
@@ -42,41 +77,13 @@ func TestEarlyRefusals(t *testing.T) {
 		Primary: memory.New(memory.Config{}), Trail: tr, Log: slog.NewTextHandler(log, nil), Refused: func(reason string) { n, _ := counts.LoadOrStore(reason, 0); counts.Store(reason, n.(int)+1) },
 		Auth: authn.Config{Handler: kerberos(t, known), Rules: rules, ProxyUsers: proxies, Delegations: delegations(t, tellTime), Now: tellTime},
 	})
-	negotiate := func(who string) string {
-		return "Authorization: Negotiate " + base64.StdEncoding.EncodeToString([]byte(who))
-	}
 	a := askAs(t, addr, "GET", "/kms/v1/?op=GETDELEGATIONTOKEN&renewer=yarn", "", negotiate("oozie@EXAMPLE.COM"))
 	issued := issuedToken.FindSubmatch(a.body)
 	if issued == nil {
 		t.Fatalf("%d %s", a.status, a.body)
 	}
-	tr.mu.Lock()
-	tr.events = nil
-	tr.mu.Unlock()
-	const names = "/kms/v1/keys/names?"
-	for _, c := range []struct {
-		what, target, header      string
-		status                    int
-		user, real, reason, label string
-		said                      []string
-	}{
-		{"no rule at all", names + "doAs=alice", negotiate("hive@EXAMPLE.COM"), 403, "alice", "hive@EXAMPLE.COM", "is not allowed to impersonate alice", "impersonation",
-			[]string{"property=hadoop.kms.proxyuser.hive.users", "set hadoop.kms.proxyuser.hive.hosts", "realUser=hive@EXAMPLE.COM user=alice"}},
-		{"another user", names + "doAs=alice", negotiate("oozie@EXAMPLE.COM"), 403, "alice", "oozie@EXAMPLE.COM", "is not allowed to impersonate alice", "impersonation",
-			[]string{"hadoop.kms.proxyuser.oozie.users does not name alice"}},
-		{"wrong address", names + "doAs=alice", negotiate("far@EXAMPLE.COM"), 403, "alice", "far@EXAMPLE.COM", "Unauthorized connection for super-user", "impersonation",
-			[]string{"hadoop.kms.proxyuser.far.hosts does not list 127.0.0.1"}},
-		{"null user", names + "doAs=", negotiate("oozie@EXAMPLE.COM"), 500, "", "oozie@EXAMPLE.COM", "Null user", "name", []string{"parameter doAs is empty"}},
-		{"doAs without a rule", names + "doAs=a%40OTHER.ORG", negotiate("oozie@EXAMPLE.COM"), 500, "a@OTHER.ORG", "oozie@EXAMPLE.COM", "Illegal principal name a@OTHER.ORG", "name",
-			[]string{"hadoop.kms.authentication.kerberos.name.rules"}},
-		{"no rule of auth_to_local", names, negotiate("x@OTHER.ORG"), 500, "x@OTHER.ORG", "", "No rules applied to x@OTHER.ORG", "auth_to_local",
-			[]string{"hadoop.kms.authentication.kerberos.name.rules"}},
-		{"bad ticket", names, negotiate("nonsense"), 403, "", "", "java.util.NoSuchElementException", "ticket", []string{"no token of a recording"}},
-		{"bad token", names + "delegation=nonsense", "X: y", 403, "", "", "java.io.EOFException", "delegation_token", []string{"it was cut, or is of another kind"}},
-		{"a token for a proxy", "/kms/v1/?op=GETDELEGATIONTOKEN&doAs=carl", negotiate("oozie@EXAMPLE.COM"), 403, "carl", "oozie", "is not allowed to impersonate carl", "impersonation", nil},
-		{"expired token", names + "delegation=" + string(issued[1]), "X: y", 403, "oozie", "", "has expired", "delegation_token",
-			[]string{"the delegation token of oozie, number 1, has expired"}},
-	} {
+	tr.forget()
+	for _, c := range earlyRefusals(string(issued[1])) {
 		if c.what == "expired token" {
 			clock.Lock()
 			now = now.Add(25 * time.Hour)
@@ -85,9 +92,7 @@ func TestEarlyRefusals(t *testing.T) {
 		before, _ := counts.LoadOrStore(c.label, 0)
 		a := askAs(t, addr, "GET", c.target, "", c.header)
 		events := tr.all()
-		tr.mu.Lock()
-		tr.events = nil
-		tr.mu.Unlock()
+		tr.forget()
 		if a.status != c.status || len(events) != 1 {
 			t.Errorf("%s: %d %s, events %+v", c.what, a.status, a.body, events)
 			continue
