@@ -196,7 +196,11 @@ func TestKerberosRefusals(t *testing.T) {
 		!strings.Contains(res.SetCookie, "u=alice&p=alice@EXAMPLE.COM&t=kerberos-dt&") {
 		t.Errorf("a ticket beside a bad cookie: %+v, refusal %+v", res, res.Refusal)
 	}
-	// The whitelist is of servlets, whole.
+}
+
+// TestKerberosWhitelist: the whitelist is of servlets, whole.
+func TestKerberosWhitelist(t *testing.T) {
+	a := newAuthenticator(t, authn.Config{Handler: newKerberos(t, "/jmx")})
 	for path, anonymous := range map[string]bool{"/jmx": true, "/jmx2": false, "/jmx/x": false, "/kms/jmx": false,
 		"/kms/v1/jmx": false} {
 		r := negotiating("", "")

@@ -94,59 +94,68 @@ func TestTokenLimits(t *testing.T) {
 				t.Errorf("after one was cancelled: %s", reason)
 			}
 
-			// By the rate: what is cancelled at once can't be asked for again and again.
-			refused := false
-			for range 2 * l.Burst {
-				token, kind, reason := one.ask("hasty")
-				if token == "" {
-					refused = kind == StoreAway && strings.Contains(reason, "too many delegation tokens")
-					break
-				}
-				if res := one.do(http.MethodPut, "op=CANCELDELEGATIONTOKEN&user.name=hasty&token="+token); res.Refusal != nil {
-					t.Fatal(res.Refusal)
-				}
-			}
-			if !refused {
-				t.Error("an owner may ask as fast as can be")
-			}
-			if token, _, reason := one.ask("bob"); token == "" {
-				t.Errorf("bob gets none since hasty is: %s", reason)
-			}
-			one.now = one.now.Add(time.Second)
-			if token, _, reason := one.ask("hasty"); token == "" {
-				t.Errorf("a second later: %s", reason)
-			}
-
-			// By the total: many owners who take what they get never fill the store.
-			for i := range 20 {
-				for range l.PerOwner {
-					if token, _, _ := one.ask(fmt.Sprint("crowd", i)); token == "" {
-						break
-					}
-				}
-			}
-			if n, err := one.tokens.Count(t.Context()); err != nil || n > l.Total {
-				t.Errorf("%d tokens are kept (%v), and %d may be", n, err, l.Total)
-			}
-			if _, kind, reason = one.ask("crowd3"); kind != TooManyTokens || !strings.Contains(reason, "40 may be kept") {
-				t.Errorf("with hardly any room: %v %q", kind, reason)
-			}
-			if one.tokens.Full() == nil {
-				t.Error("it does not say that it is full")
-			}
-			// All that is old goes.
-			one.now = one.now.Add(25 * time.Hour)
-			if token, _, reason := one.ask("carol"); token == "" {
-				t.Errorf("when the others' tokens have expired: %s", reason)
-			}
-			if s := one.tokens.Stats(); s.RefusedOwner == 0 || s.RefusedTotal == 0 || s.RefusedRate == 0 {
-				t.Errorf("figures: %+v", s)
-			}
-			if res := one.do(http.MethodGet, "op=GETDELEGATIONTOKEN&user.name=alice&renewer="+strings.Repeat("r",
-				l.Renewer+1)); res.Refusal == nil || res.Refusal.Kind != BadOperation {
-				t.Errorf("a long renewer: %+v", res.Refusal)
-			}
+			limitedByRate(t, one, l)
+			limitedByTotal(t, one, l)
 		})
+	}
+}
+
+// limitedByRate: what is cancelled at once cannot be asked for again and again.
+func limitedByRate(t *testing.T, one *delegating, l TokenLimits) {
+	t.Helper()
+	refused := false
+	for range 2 * l.Burst {
+		token, kind, reason := one.ask("hasty")
+		if token == "" {
+			refused = kind == StoreAway && strings.Contains(reason, "too many delegation tokens")
+			break
+		}
+		if res := one.do(http.MethodPut, "op=CANCELDELEGATIONTOKEN&user.name=hasty&token="+token); res.Refusal != nil {
+			t.Fatal(res.Refusal)
+		}
+	}
+	if !refused {
+		t.Error("an owner may ask as fast as can be")
+	}
+	if token, _, reason := one.ask("bob"); token == "" {
+		t.Errorf("bob gets none since hasty is: %s", reason)
+	}
+	one.now = one.now.Add(time.Second)
+	if token, _, reason := one.ask("hasty"); token == "" {
+		t.Errorf("a second later: %s", reason)
+	}
+}
+
+// limitedByTotal: many owners who take what they get never fill the store.
+func limitedByTotal(t *testing.T, one *delegating, l TokenLimits) {
+	t.Helper()
+	for i := range 20 {
+		for range l.PerOwner {
+			if token, _, _ := one.ask(fmt.Sprint("crowd", i)); token == "" {
+				break
+			}
+		}
+	}
+	if n, err := one.tokens.Count(t.Context()); err != nil || n > l.Total {
+		t.Errorf("%d tokens are kept (%v), and %d may be", n, err, l.Total)
+	}
+	if _, kind, reason := one.ask("crowd3"); kind != TooManyTokens || !strings.Contains(reason, "40 may be kept") {
+		t.Errorf("with hardly any room: %v %q", kind, reason)
+	}
+	if one.tokens.Full() == nil {
+		t.Error("it does not say that it is full")
+	}
+	// All that is old goes.
+	one.now = one.now.Add(25 * time.Hour)
+	if token, _, reason := one.ask("carol"); token == "" {
+		t.Errorf("when the others' tokens have expired: %s", reason)
+	}
+	if s := one.tokens.Stats(); s.RefusedOwner == 0 || s.RefusedTotal == 0 || s.RefusedRate == 0 {
+		t.Errorf("figures: %+v", s)
+	}
+	if res := one.do(http.MethodGet, "op=GETDELEGATIONTOKEN&user.name=alice&renewer="+strings.Repeat("r",
+		l.Renewer+1)); res.Refusal == nil || res.Refusal.Kind != BadOperation {
+		t.Errorf("a long renewer: %+v", res.Refusal)
 	}
 }
 

@@ -76,6 +76,28 @@ func (u *unflagged) GetTokenInfo(slot uint) (p11.TokenInfo, error) {
 	return info, err
 }
 
+// TestFailedOnce: a login that fails once, as beside another process that writes the token's file, is
+// tried again.
+func TestFailedOnce(t *testing.T) {
+	tok := softhsmtest.New(t)
+	for name, wrap := range map[string]func(Boundary) Boundary{
+		"a general error": failsOnce("Login", p11.Error(p11.CKR_GENERAL_ERROR)),
+		"no PIN":          failsOnce("Login", p11.Error(p11.CKR_USER_PIN_NOT_INITIALIZED)),
+		"no flag of a PIN": func(b Boundary) Boundary {
+			return &unflagged{Boundary: b}
+		},
+	} {
+		c := config(tok)
+		c.Wrap = wrap
+		opened, err := Open(t.Context(), c)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+		} else if err := opened.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // listed is a library that calls then after it has first listed its slots.
 type listed struct {
 	Boundary
@@ -120,23 +142,6 @@ func TestReadWhileWritten(t *testing.T) {
 		}
 		if err := <-written; err != nil {
 			t.Fatal(err)
-		}
-	}
-
-	for name, wrap := range map[string]func(Boundary) Boundary{
-		"a general error": failsOnce("Login", p11.Error(p11.CKR_GENERAL_ERROR)),
-		"no PIN":          failsOnce("Login", p11.Error(p11.CKR_USER_PIN_NOT_INITIALIZED)),
-		"no flag of a PIN": func(b Boundary) Boundary {
-			return &unflagged{Boundary: b}
-		},
-	} {
-		c := config(tok)
-		c.Wrap = wrap
-		opened, err := Open(t.Context(), c)
-		if err != nil {
-			t.Errorf("%s: %v", name, err)
-		} else if err := opened.Close(); err != nil {
-			t.Error(err)
 		}
 	}
 
