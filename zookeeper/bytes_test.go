@@ -174,7 +174,7 @@ func TestFlights(t *testing.T) {
 	fn := func() (int64, error) {
 		calls.Add(1)
 		seen := now.Load()
-		time.Sleep(time.Millisecond)
+		time.Sleep(time.Millisecond) // how long the answer takes
 		return seen, nil
 	}
 	var group sync.WaitGroup

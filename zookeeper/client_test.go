@@ -261,7 +261,7 @@ func TestStall(t *testing.T) {
 	}
 	waiting := make(chan error, 1)
 	go func() { waiting <- longer.Check(t.Context()) }()
-	time.Sleep(200 * time.Millisecond)
+	time.Sleep(200 * time.Millisecond) // so that the call meets a stalled server
 	server.Resume()
 	if err := <-waiting; err != nil {
 		t.Errorf("after the server went on: %v", err)

@@ -140,9 +140,14 @@ func TestJavaTokens(t *testing.T) {
 	java.must("start-tokens")
 	c := open(t, server.Addr, nil)
 	ours := tokens(t, c)
-	ctx := t.Context()
+	d, keys := theirTokens(t, c, ours, java)
+	ourTokens(t, ours, java, d.Sequence, keys)
+}
 
-	// Theirs.
+// theirTokens has us read, renew and look for a token of Hadoop's, and returns it with Hadoop's keys.
+func theirTokens(t *testing.T, c *Client, ours *Tokens, java *peer) (metastore.Delegation, []metastore.MasterKey) {
+	t.Helper()
+	ctx := t.Context()
 	text := java.must("new", "alice", "yarn")
 	d, ok, err := ours.Delegation(ctx, sequenceOf(t, text))
 	if err != nil || !ok || urlToken(d) != text {
@@ -183,8 +188,30 @@ func TestJavaTokens(t *testing.T) {
 	if _, ok, err := ours.Delegation(ctx, d.Sequence); err != nil || ok {
 		t.Errorf("Hadoop cancelled its token, and we find it (%v)", err)
 	}
+	return d, keys
+}
 
-	// Ours, with a key of ours.
+// tokenOfBob is a token as Hadoop makes it, which yarn may renew.
+func tokenOfBob(sequence, keyID int32, key secret.Bytes, renew time.Time) metastore.Delegation {
+	id := []byte{0}
+	for _, s := range []string{"bob", "yarn", ""} {
+		id = writable.AppendText(id, s)
+	}
+	now := time.Now()
+	for _, n := range []int64{now.UnixMilli(), now.Add(24 * time.Hour).UnixMilli(), int64(sequence), int64(keyID)} {
+		id = writable.AppendLong(id, n)
+	}
+	mac := hmac.New(sha1.New, key)
+	mac.Write(id)
+	return metastore.Delegation{Sequence: sequence, Identifier: id, Password: mac.Sum(nil), Renew: renew}
+}
+
+// ourTokens has Hadoop read, renew and cancel tokens that we made with a key of ours. last is the
+// sequence number of Hadoop's token.
+func ourTokens(t *testing.T, ours *Tokens, java *peer, last int32, keys []metastore.MasterKey) {
+	t.Helper()
+	ctx := t.Context()
+	later := time.UnixMilli(time.Now().Add(time.Hour).UnixMilli())
 	keyID, err := ours.NextKeyID(ctx)
 	if err != nil {
 		t.Fatal(err)
@@ -194,37 +221,26 @@ func TestJavaTokens(t *testing.T) {
 			t.Errorf("key id %d is not above Hadoop's %d", keyID, k.ID)
 		}
 	}
-	key := make(secret.Bytes, 32)
-	_, _ = rand.Read(key) // never fails
+	key := random()
 	if err := ours.PutMasterKey(ctx, metastore.MasterKey{ID: keyID, Expires: later, Key: key}); err != nil {
 		t.Fatal(err)
 	}
 	first, err := ours.NextSequences(ctx, 100)
-	if err != nil || first <= d.Sequence {
-		t.Fatalf("sequence %d after Hadoop's %d (%v)", first, d.Sequence, err)
+	if err != nil || first <= last {
+		t.Fatalf("sequence %d after Hadoop's %d (%v)", first, last, err)
 	}
 	make1 := func(sequence int32) metastore.Delegation {
-		id := []byte{0}
-		for _, s := range []string{"bob", "yarn", ""} {
-			id = writable.AppendText(id, s)
-		}
-		now := time.Now()
-		for _, n := range []int64{now.UnixMilli(), now.Add(24 * time.Hour).UnixMilli(), int64(sequence), int64(keyID)} {
-			id = writable.AppendLong(id, n)
-		}
-		mac := hmac.New(sha1.New, key)
-		mac.Write(id)
-		d := metastore.Delegation{Sequence: sequence, Identifier: id, Password: mac.Sum(nil), Renew: later}
+		d := tokenOfBob(sequence, keyID, key, later)
 		if err := ours.PutDelegation(ctx, d); err != nil {
 			t.Fatal(err)
 		}
 		return d
 	}
-	d = make1(first)
+	d := make1(first)
 	if who := java.must("verify", urlToken(d)); who != "bob" {
 		t.Errorf("Hadoop takes bob's token for %s's", who)
 	}
-	until, err = strconv.ParseInt(java.must("renew", urlToken(d), "yarn"), 10, 64)
+	until, err := strconv.ParseInt(java.must("renew", urlToken(d), "yarn"), 10, 64)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -247,10 +263,16 @@ func TestJavaTokens(t *testing.T) {
 			t.Fatal("Hadoop goes on taking a token that we cancelled")
 		}
 	}
-	text = java.must("new", "carol", "yarn")
+	text := java.must("new", "carol", "yarn")
 	if n := sequenceOf(t, text); n >= first && n < first+100 {
 		t.Errorf("Hadoop uses sequence number %d, of those that are ours", n)
 	}
+}
+
+func random() secret.Bytes {
+	b := make(secret.Bytes, 32)
+	_, _ = rand.Read(b) // never fails
+	return b
 }
 
 // TestJavaSecrets has Hadoop's ZKSignerSecretProvider sign and check with the same
@@ -266,11 +288,6 @@ func TestJavaSecrets(t *testing.T) {
 	c := open(t, server.Addr, nil)
 	ours := signers(t, c)
 	ctx := t.Context()
-	random := func() secret.Bytes {
-		b := make(secret.Bytes, 32)
-		_, _ = rand.Read(b) // never fails
-		return b
-	}
 	signed := func(text string, key secret.Bytes) string {
 		mac := hmac.New(sha256.New, key)
 		mac.Write([]byte(text))
@@ -301,7 +318,7 @@ func TestJavaSecrets(t *testing.T) {
 	if ok, err := ours.SwapSignerSecrets(ctx, rolled); err != nil || !ok {
 		t.Fatalf("%v, %v", ok, err)
 	}
-	time.Sleep(time.Until(s.Rollover))
+	time.Sleep(time.Until(s.Rollover)) // Hadoop's clock cannot be set
 	for deadline := time.Now().Add(30 * time.Second); java.must("sign", "u=x") != signed("u=x",
 		rolled.Current); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {

@@ -19,6 +19,7 @@ import (
 	"claviger/metastore/sqlite"
 	"claviger/migrate"
 	"claviger/provider"
+	"claviger/provider/kmsclient"
 	"claviger/provider/memory"
 	"claviger/secret"
 )
@@ -102,8 +103,14 @@ func TestJavaKMSAsOddSource(t *testing.T) {
 	}
 	servesEverySpelling(t, source, target, store)
 
-	// Rolled at the source, "plain@1" is two keys: it is found by a made-up EDEK, and not
-	// opened. "Finance" was not rolled, and is not shut.
+	rolledThere(t, engine, source, target, store)
+}
+
+// rolledThere has key plain rolled at the source: "plain@1" is two keys then. That is found by a made-up
+// EDEK, and not opened. "Finance" was not rolled, and is not shut.
+func rolledThere(t *testing.T, engine *migrate.Engine, source *kmsclient.Provider, target *memory.Provider,
+	store *sqlite.Store) {
+	t.Helper()
 	if _, err := source.Roll(t.Context(), "plain", nil); err != nil {
 		t.Fatal(err)
 	}
@@ -126,7 +133,7 @@ func TestJavaKMSAsOddSource(t *testing.T) {
 	if _, err := ring.Decrypt(t.Context(), alice, "plain", true, theirs[0]); theirs[0].Version != "plain@1" || !claviger.Is(err, claviger.Unavailable) {
 		t.Errorf("an EDEK of %s: %v, want it refused for now", theirs[0].Version, err)
 	}
-	if v, err = engine.Verify(t.Context()); err != nil || v.Different != 2 {
+	if v, err := engine.Verify(t.Context()); err != nil || v.Different != 2 {
 		t.Errorf("verify: %+v, %v", v, err)
 	}
 }

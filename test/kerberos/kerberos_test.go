@@ -298,7 +298,7 @@ func TestWhoDoesNot(t *testing.T) {
 		strict := startKMS(t, k, k.Conf("strict.conf", time.Second), keytab)
 		brief := k.LoginFor(users, "alice", 5*time.Second)
 		old := java(t, k, brief, "alice", "token", "HTTP/localhost@"+realm)
-		time.Sleep(7 * time.Second)
+		time.Sleep(7 * time.Second) // the ticket expires by the clock of another process
 		refused(t, strict, http.MethodGet, old, http.StatusForbidden, failure+"Ticket expired (32))", "the client has to log in anew")
 	})
 	t.Run("a key that has changed", func(t *testing.T) {
@@ -336,57 +336,74 @@ func (s *kms) readyz(check string) (ready bool, wrong string) {
 	return false, ""
 }
 
+// loginLab is a KMS whose keytab changes.
+type loginLab struct {
+	t             *testing.T
+	realm         *kdctest.KDC
+	kms           *kms
+	keytab, users string
+	life          time.Duration
+}
+
+// put replaces the keytab.
+func (l *loginLab) put(from string) {
+	t := l.t
+	t.Helper()
+	b, err := os.ReadFile(from)
+	if err == nil {
+		err = os.WriteFile(l.keytab, b, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// login has alice log in with a new ticket.
+func (l *loginLab) login() (status int, body string) {
+	t := l.t
+	t.Helper()
+	l.life -= time.Minute // a file of its own: its ticket is of the key that the KDC has now
+	i, err := gssapi.NewInitiator(gssapi.InitiatorConfig{CCache: "FILE:" + l.realm.LoginFor(l.users, "alice", l.life), Target: "HTTP@localhost", SPNEGO: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = i.Close() }()
+	token, _, err := i.Step(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l.kms.send(http.MethodGet, base64.StdEncoding.EncodeToString(token))
+}
+
+// check waits, for a probe holds for a second.
+func (l *loginLab) check(what, name string, ready bool, want string) {
+	t := l.t
+	t.Helper()
+	var got string
+	var is bool
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(200 * time.Millisecond) {
+		is, got = l.kms.readyz(name)
+		if is == ready && (want == "") == (got == "") && strings.Contains(got, want) {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: ready is %v, check %s says %q; want %v and %q", what, is, name, got, ready, want)
+		}
+	}
+}
+
 // TestReadinessOfLogins: a server that no client can log in at says so, by its keytab or by
 // what the last logins came to; and its refusals name no file of its host.
 func TestReadinessOfLogins(t *testing.T) {
 	hadoop.Require(t)
 	k := kdctest.StartRealm(t, realm)
-	users := k.Keytab("users.keytab", "alice")
-	good := k.Keytab("good.keytab", "HTTP/localhost")
 	keytab := filepath.Join(k.Dir, "served.keytab")
-	put := func(from string) {
-		t.Helper()
-		b, err := os.ReadFile(from)
-		if err == nil {
-			err = os.WriteFile(keytab, b, 0o600)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	put(good)
-	s := startKMS(t, k, k.Krb5Conf, keytab)
+	good := k.Keytab("good.keytab", "HTTP/localhost")
+	l := &loginLab{t: t, realm: k, keytab: keytab, users: k.Keytab("users.keytab", "alice"), life: 30 * time.Minute}
+	l.put(good)
+	l.kms = startKMS(t, k, k.Krb5Conf, keytab)
 	t.Setenv("KRB5_CONFIG", k.Krb5Conf)
-	life := 30 * time.Minute
-	login := func() (int, string) {
-		t.Helper()
-		life -= time.Minute // a file of its own: its ticket is of the key that the KDC has now
-		i, err := gssapi.NewInitiator(gssapi.InitiatorConfig{CCache: "FILE:" + k.LoginFor(users, "alice", life), Target: "HTTP@localhost", SPNEGO: true})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer func() { _ = i.Close() }()
-		token, _, err := i.Step(nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return s.send(http.MethodGet, base64.StdEncoding.EncodeToString(token))
-	}
-	// check waits, for a probe holds for a second.
-	check := func(what, name string, ready bool, want string) {
-		t.Helper()
-		var got string
-		var is bool
-		for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(200 * time.Millisecond) {
-			is, got = s.readyz(name)
-			if is == ready && (want == "") == (got == "") && strings.Contains(got, want) {
-				return
-			}
-			if time.Now().After(deadline) {
-				t.Fatalf("%s: ready is %v, check %s says %q; want %v and %q", what, is, name, got, ready, want)
-			}
-		}
-	}
+	check, login, put := l.check, l.login, l.put
 	if status, body := login(); status != http.StatusOK {
 		t.Fatalf("a good login: %d %s", status, body)
 	}

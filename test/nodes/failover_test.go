@@ -40,18 +40,7 @@ func TestLostByAFailover(t *testing.T) {
 		}
 	}
 	sealed, opened := map[string][]claviger.EDEK{}, map[string]secret.Bytes{}
-	seal := func(key string) {
-		t.Helper()
-		e, err := one.Generate(ctx, key, 1)
-		if err != nil {
-			t.Fatal(err)
-		}
-		dek, err := one.Unwrap(ctx, key, "", e)
-		if err != nil {
-			t.Fatal(err)
-		}
-		sealed[key], opened[key] = e, dek[0]
-	}
+	seal := func(key string) { t.Helper(); sealed[key], opened[key] = sealedBy(t, one, key) }
 	create("old")
 	create("rolled")
 	seal("old")
@@ -68,40 +57,7 @@ func TestLostByAFailover(t *testing.T) {
 	standby.Start(t)
 	standby.Promote(t)
 
-	refused := func(err error) bool {
-		return err != nil && (strings.Contains(err.Error(), "503") || strings.Contains(err.Error(), "claviger hsm adopt"))
-	}
-	elsewhere := func(what string, n *kmsclient.Provider) {
-		t.Helper()
-		for key, e := range sealed {
-			if key == "old" {
-				continue
-			}
-			if err := opens(t, n, key, e); err == nil || !strings.Contains(err.Error(), "503") {
-				t.Errorf("%s, a DEK of %s: %v", what, e[0].Version, err)
-			}
-		}
-		// What is asked for by the name, as clients ask before they write.
-		_, current := n.Current(ctx, "new")
-		_, metadata := n.Metadata(ctx, "new")
-		_, versions := n.Versions(ctx, "new")
-		_, generate := n.Generate(ctx, "new", 1)
-		_, roll := n.Roll(ctx, "new", nil)
-		for asked, err := range map[string]error{
-			"current version": current, "metadata": metadata, "versions": versions,
-			"new EDEK": generate, "roll": roll, "deletion": n.Delete(ctx, "new"),
-		} {
-			if err == nil || !strings.Contains(err.Error(), "503") {
-				t.Errorf("%s, %s of the lost key: %v", what, asked, err)
-			}
-		}
-		if v, err := n.Create(ctx, provider.Spec{Name: "new", Cipher: claviger.DefaultCipher, BitLength: 128}); !refused(err) {
-			t.Errorf("%s, making the lost key: %+v, %v", what, v, err)
-		}
-		if v, err := n.Roll(ctx, "rolled", nil); !refused(err) {
-			t.Errorf("%s, making the lost version: %+v, %v", what, v, err)
-		}
-	}
+	elsewhere := func(what string, n *kmsclient.Provider) { t.Helper(); closedAt(t, what, n, sealed) }
 	for begun := time.Now(); opens(t, two, "old", sealed["old"]) != nil; time.Sleep(100 * time.Millisecond) {
 		if time.Since(begun) > 30*time.Second {
 			t.Fatal("the standby is not used")
@@ -120,36 +76,18 @@ func TestLostByAFailover(t *testing.T) {
 		t.Errorf("what is there is not served: %s", why)
 	}
 
-	gone := regexp.MustCompile(`(?m)^new .* created +not in the store; the token holds new@0, which the store does not know`)
-	older := regexp.MustCompile(`(?m)^rolled .* rolled +in the store, newest version rolled@0; the token holds rolled@1, which the store does not know`)
-	if out := hadoop.Claviger(t, s.hsm.Env, "metastore", "accept", "--conf", s.conf, "--yes"); !gone.MatchString(out) ||
-		!older.MatchString(out) {
-		t.Errorf("what is given up: %s", out)
-	}
+	acceptLoss(t, s)
 	// Now the store lacks nothing that it knows of: the token alone tells. The nodes go on.
 	nodes := map[string]*node{"a node that runs": second, "a node that was started after the failover": third}
 	for what, n := range nodes {
-		for begun := time.Now(); ; time.Sleep(100 * time.Millisecond) {
-			ready, why := n.ready(t, "write")
-			if ready {
-				break
-			}
-			if time.Since(begun) > 30*time.Second {
-				t.Fatalf("%s changes no key after the loss was accepted: %s", what, why)
-			}
-		}
+		writesAgain(t, what, n)
 	}
 	nodes["a node that starts after the loss was accepted"] = s.start(t)
 	clients := map[string]*kmsclient.Provider{}
 	for what, n := range nodes {
 		clients[what] = n.client(t)
 		elsewhere(what+", the loss accepted", clients[what])
-		if names, err := clients[what].Keys(ctx); err != nil || !slices.Equal(slices.Sorted(slices.Values(names)), []string{"old", "rolled"}) {
-			t.Errorf("%s lists %v, %v", what, names, err)
-		}
-		if list, err := clients[what].Metadata(ctx, "old", "new"); err != nil || list[0] == nil || list[1] != nil {
-			t.Errorf("%s, one lost key among others: %+v, %v", what, list, err)
-		}
+		listsKept(t, what, clients[what])
 	}
 	var found struct{ Digest string }
 	if out := hadoop.Claviger(t, s.hsm.Env, "hsm", "adopt", "--conf", s.conf, "--all", "--dry-run", "-o", "json"); json.Unmarshal([]byte(out), &found) != nil || found.Digest == "" {
@@ -157,21 +95,118 @@ func TestLostByAFailover(t *testing.T) {
 	}
 	hadoop.Claviger(t, s.hsm.Env, "hsm", "adopt", "--conf", s.conf, "--all", "--confirm", found.Digest)
 	for what, n := range clients {
-		if m, err := n.Metadata(ctx, "new"); err != nil || m[0] == nil || m[0].Versions != 1 {
-			t.Errorf("%s, the lost key after the adoption: %+v, %v", what, m, err)
-		}
-		for key, e := range sealed {
-			dek, err := n.Unwrap(ctx, key, "", e)
-			if err != nil || !bytes.Equal(dek[0], opened[key]) {
-				t.Errorf("%s, a DEK of %s after the adoption: %v", what, e[0].Version, err)
-			}
-		}
-		if e, err := n.Generate(ctx, "rolled", 1); err != nil || e[0].Version != "rolled@1" {
-			t.Errorf("%s, a new EDEK after the adoption: %+v, %v", what, e, err)
-		}
+		adoptedAt(t, what, n, sealed, opened)
 	}
 	if v, err := two.Roll(ctx, "rolled", nil); err != nil || v.Name != "rolled@2" {
 		t.Errorf("the next version: %+v, %v", v, err)
+	}
+}
+
+// sealedBy has a node make an EDEK of a key, and open it.
+func sealedBy(t *testing.T, n *kmsclient.Provider, key string) ([]claviger.EDEK, secret.Bytes) {
+	t.Helper()
+	e, err := n.Generate(t.Context(), key, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dek, err := n.Unwrap(t.Context(), key, "", e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e, dek[0]
+}
+
+// acceptLoss gives the lost changes up, as an operator does.
+func acceptLoss(t *testing.T, s *site) {
+	t.Helper()
+	gone := regexp.MustCompile(`(?m)^new .* created +not in the store; the token holds new@0, which the store does not know`)
+	older := regexp.MustCompile(`(?m)^rolled .* rolled +in the store, newest version rolled@0; the token holds rolled@1, which the store does not know`)
+	if out := hadoop.Claviger(t, s.hsm.Env, "metastore", "accept", "--conf", s.conf, "--yes"); !gone.MatchString(out) ||
+		!older.MatchString(out) {
+		t.Errorf("what is given up: %s", out)
+	}
+}
+
+// closedAt wants a node to know that key new and the second version of key rolled were lost: neither is
+// "not found", and nothing is made in their place.
+func closedAt(t *testing.T, what string, n *kmsclient.Provider, sealed map[string][]claviger.EDEK) {
+	t.Helper()
+	ctx := t.Context()
+	refused := func(err error) bool {
+		return err != nil && (strings.Contains(err.Error(), "503") || strings.Contains(err.Error(), "claviger hsm adopt"))
+	}
+	for key, e := range sealed {
+		if key == "old" {
+			continue
+		}
+		if err := opens(t, n, key, e); err == nil || !strings.Contains(err.Error(), "503") {
+			t.Errorf("%s, a DEK of %s: %v", what, e[0].Version, err)
+		}
+	}
+	// What is asked for by the name, as clients ask before they write.
+	_, current := n.Current(ctx, "new")
+	_, metadata := n.Metadata(ctx, "new")
+	_, versions := n.Versions(ctx, "new")
+	_, generate := n.Generate(ctx, "new", 1)
+	_, roll := n.Roll(ctx, "new", nil)
+	for asked, err := range map[string]error{
+		"current version": current, "metadata": metadata, "versions": versions,
+		"new EDEK": generate, "roll": roll, "deletion": n.Delete(ctx, "new"),
+	} {
+		if err == nil || !strings.Contains(err.Error(), "503") {
+			t.Errorf("%s, %s of the lost key: %v", what, asked, err)
+		}
+	}
+	if v, err := n.Create(ctx, provider.Spec{Name: "new", Cipher: claviger.DefaultCipher, BitLength: 128}); !refused(err) {
+		t.Errorf("%s, making the lost key: %+v, %v", what, v, err)
+	}
+	if v, err := n.Roll(ctx, "rolled", nil); !refused(err) {
+		t.Errorf("%s, making the lost version: %+v, %v", what, v, err)
+	}
+}
+
+// writesAgain waits until a node is ready to change keys.
+func writesAgain(t *testing.T, what string, n *node) {
+	t.Helper()
+	for begun := time.Now(); ; time.Sleep(100 * time.Millisecond) {
+		ready, why := n.ready(t, "write")
+		if ready {
+			return
+		}
+		if time.Since(begun) > 30*time.Second {
+			t.Fatalf("%s changes no key after the loss was accepted: %s", what, why)
+		}
+	}
+}
+
+// listsKept wants a node to list what the failover has left.
+func listsKept(t *testing.T, what string, n *kmsclient.Provider) {
+	t.Helper()
+	ctx := t.Context()
+	if names, err := n.Keys(ctx); err != nil || !slices.Equal(slices.Sorted(slices.Values(names)), []string{"old", "rolled"}) {
+		t.Errorf("%s lists %v, %v", what, names, err)
+	}
+	if list, err := n.Metadata(ctx, "old", "new"); err != nil || list[0] == nil || list[1] != nil {
+		t.Errorf("%s, one lost key among others: %+v, %v", what, list, err)
+	}
+}
+
+// adoptedAt wants a node to open what was sealed before the failover.
+func adoptedAt(t *testing.T, what string, n *kmsclient.Provider, sealed map[string][]claviger.EDEK,
+	opened map[string]secret.Bytes) {
+	t.Helper()
+	ctx := t.Context()
+	if m, err := n.Metadata(ctx, "new"); err != nil || m[0] == nil || m[0].Versions != 1 {
+		t.Errorf("%s, the lost key after the adoption: %+v, %v", what, m, err)
+	}
+	for key, e := range sealed {
+		dek, err := n.Unwrap(ctx, key, "", e)
+		if err != nil || !bytes.Equal(dek[0], opened[key]) {
+			t.Errorf("%s, a DEK of %s after the adoption: %v", what, e[0].Version, err)
+		}
+	}
+	if e, err := n.Generate(ctx, "rolled", 1); err != nil || e[0].Version != "rolled@1" {
+		t.Errorf("%s, a new EDEK after the adoption: %+v, %v", what, e, err)
 	}
 }
 

@@ -54,40 +54,29 @@ func TestDeletedKeyCloses(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	closes := func(key string, bound time.Duration) {
-		t.Helper()
-		begun := time.Now()
-		for time.Since(begun) < 4*bound {
-			began := time.Now()
-			if err := opens(t, there, key, edeks[key]); err != nil {
-				t.Logf("%s is closed %v after its deletion: %v", key, time.Since(begun).Round(time.Millisecond), err)
-				return
-			}
-			if late := began.Sub(begun); late > bound {
-				t.Errorf("%s is open %v after its deletion, the bound is %v", key, late, bound)
-				return
-			}
-			time.Sleep(50 * time.Millisecond)
-		}
-	}
 	proxy.HangListening()
 	if err := here.Delete(ctx, "listen"); err != nil {
 		t.Fatal(err)
 	}
 	const bound = 10 * time.Second // two readings of the changes, on a busy machine
-	closes("listen", bound)
+	closes(t, there, "listen", edeks["listen"], bound)
 
+	cut := time.Now()
 	proxy.Hang()
 	if err := here.Delete(ctx, "cut"); err != nil {
 		t.Fatal(err)
 	}
-	if err := opens(t, there, "stays", edeks["stays"]); err != nil {
-		t.Errorf("within its lease a node that is cut off serves nothing: %v", err)
-	}
-	if ready, why := node2.ready(t, "decrypt"); !ready {
+	served := opens(t, there, "stays", edeks["stays"])
+	ready, why := node2.ready(t, "decrypt")
+	switch {
+	case time.Since(cut) > lease/2: // the lease was up to half over when the node was cut off
+		t.Log("the machine was too busy to tell what is served within the lease")
+	case served != nil:
+		t.Errorf("within its lease a node that is cut off serves nothing: %v", served)
+	case !ready:
 		t.Errorf("within its lease a node that is cut off is not ready for decrypts: %s", why)
 	}
-	closes("cut", lease+2*time.Second)
+	closes(t, there, "cut", edeks["cut"], lease+2*time.Second)
 	for _, what := range []string{"generate", "write"} {
 		if ready, _ := node2.ready(t, what); ready {
 			t.Errorf("a node that is cut off is ready to %s", what)
@@ -119,6 +108,24 @@ func TestDeletedKeyCloses(t *testing.T) {
 		if !ready {
 			t.Errorf("a node that reaches the metastore again is not ready to %s: %s", what, why)
 		}
+	}
+}
+
+// closes wants a key to be closed at a node within a time after its deletion.
+func closes(t *testing.T, at *kmsclient.Provider, key string, e []claviger.EDEK, bound time.Duration) {
+	t.Helper()
+	begun := time.Now()
+	for time.Since(begun) < 4*bound {
+		began := time.Now()
+		if err := opens(t, at, key, e); err != nil {
+			t.Logf("%s is closed %v after its deletion: %v", key, time.Since(begun).Round(time.Millisecond), err)
+			return
+		}
+		if late := began.Sub(begun); late > bound {
+			t.Errorf("%s is open %v after its deletion, the bound is %v", key, late, bound)
+			return
+		}
+		time.Sleep(50 * time.Millisecond)
 	}
 }
 
