@@ -139,7 +139,7 @@ func TestSilentToOneUser(t *testing.T) {
 	// It is back, and bob's call is the first after the pause, again and again.
 	inner.setFail(failFor("bob"))
 	far.setCheck(nil)
-	time.Sleep(2 * pause)
+	time.Sleep(2 * pause) // the breaker lets a call through after its pause
 	for range 5 {
 		wantKind(t, decrypt("bob"), claviger.SourceUnreachable)
 	}
@@ -166,7 +166,7 @@ func TestRefusalsCloseTheBreaker(t *testing.T) {
 		far.setFail(failing(claviger.Unavailable, "connection refused"))
 		_, err := l.Decrypt(t.Context(), caller("bob"), "k", true, es[0])
 		wantKind(t, err, claviger.SourceUnreachable)
-		time.Sleep(40 * time.Millisecond)
+		time.Sleep(40 * time.Millisecond) // the breaker lets a call through after its pause
 		far.setFail(failing(kind, "no"))
 		_, _ = l.Decrypt(t.Context(), caller("bob"), "k", true, es[0])
 		if s := l.Sources()[0].State; s != "closed" {

@@ -49,7 +49,7 @@ func (s *sharedKeys) Roll(ctx context.Context, key string, m secret.Bytes) (clav
 func (s *sharedKeys) Epoch(context.Context, string) (int64, error) {
 	s.asked.Add(1)
 	epoch := s.epoch.Load() // before the delay: an answer is as old as it can be
-	time.Sleep(s.slow)
+	time.Sleep(s.slow)      // how long the store takes
 	if err := s.fail.Load(); err != nil {
 		return 0, *err
 	}

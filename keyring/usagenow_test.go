@@ -60,7 +60,7 @@ func TestUseAfterAPauseIsWrittenAtOnce(t *testing.T) {
 	es, _ := made(t, far.blocks, "k@0", 1)
 	for i := range 4 {
 		if i > 0 {
-			time.Sleep(flushEvery + 20*time.Millisecond)
+			time.Sleep(flushEvery + 20*time.Millisecond) // the next use is a first one again
 		}
 		before := time.Now().Truncate(time.Millisecond)
 		if _, err := l.Decrypt(t.Context(), caller("u"), "k", true, es[0]); err != nil {

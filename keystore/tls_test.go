@@ -185,7 +185,7 @@ func TestReloader(t *testing.T) {
 	}
 	first := get()
 	put([]byte("broken"))
-	time.Sleep(50 * time.Millisecond)
+	time.Sleep(50 * time.Millisecond) // nothing is to happen meanwhile
 	if !get().Equal(first) {
 		t.Error("a broken file ended the use of the certificate before it")
 	}

@@ -20,7 +20,7 @@ func TestMain(m *testing.M) {
 	if file := os.Getenv("CLAIM_FILE"); file != "" {
 		_, err := owner.Claim(file, "sqlite://x", owner.Self("claviger kms", "/etc/c"))
 		fmt.Println("claimed", err)
-		time.Sleep(time.Minute)
+		time.Sleep(time.Minute) // until the parent kills it
 	}
 	os.Exit(m.Run())
 }

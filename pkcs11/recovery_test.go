@@ -80,7 +80,7 @@ type away struct {
 }
 
 func (a away) EncryptInit(s p11.SessionHandle, m []*p11.Mechanism, o p11.ObjectHandle) error {
-	time.Sleep(5 * time.Millisecond)
+	time.Sleep(5 * time.Millisecond) // how long the token takes
 	if a.gone.Load() {
 		return p11.Error(p11.CKR_DEVICE_REMOVED)
 	}
@@ -95,7 +95,7 @@ func (a away) Finalize() error {
 // GenerateRandom works all the time, and takes long enough that there is always
 // one under way.
 func (a away) GenerateRandom(s p11.SessionHandle, n int) ([]byte, error) {
-	time.Sleep(20 * time.Millisecond)
+	time.Sleep(20 * time.Millisecond) // how long the token takes
 	return a.Boundary.GenerateRandom(s, n)
 }
 
@@ -177,7 +177,7 @@ func TestHungCall(t *testing.T) {
 		t.Errorf("%d sessions are open, want the login's, an idle one, and the one that hangs", n)
 	}
 	// The same call holds nobody back for a second time.
-	time.Sleep(firstBackoff + 50*time.Millisecond)
+	time.Sleep(firstBackoff + 50*time.Millisecond) // the token is tried again after that
 	m.Fail("EncryptInit", 1, p11.Error(p11.CKR_DEVICE_REMOVED))
 	if err := tok.EncryptBlocks(t.Context(), id, label, make([]byte, 16)); !errors.Is(err, errHung) || tok.module.epoch != 1 {
 		t.Errorf("%v; waited %d times", err, tok.module.epoch)

@@ -117,7 +117,7 @@ func (h *host) start() {
 	if err := h.cmd.Start(); err != nil {
 		h.t.Fatal(err)
 	}
-	for range 1500 {
+	for range 6000 {
 		if text, err := os.ReadFile(ready); err == nil && len(text) > 0 {
 			return
 		}
@@ -298,7 +298,7 @@ func TestTwoTrustees(t *testing.T) {
 		}
 	}
 	before := l.count.Load()
-	time.Sleep(200 * time.Millisecond)
+	time.Sleep(200 * time.Millisecond) // nothing is to happen meanwhile
 	if said, _ := l.said.Load().(string); l.count.Load() != before || !strings.Contains(said, "claviger trustee alone on") {
 		t.Errorf("%d deposits were acknowledged without the passive; %s", l.count.Load()-before, said)
 	}
@@ -334,7 +334,7 @@ func TestTwoTrustees(t *testing.T) {
 
 	// The active is killed.
 	l.until.Store(1000)
-	time.Sleep(50 * time.Millisecond)
+	time.Sleep(50 * time.Millisecond) // deposits are under way then
 	a.kill()
 	l.acked.Range(func(uuid, label any) bool {
 		if d, err := c.Get(ctx, uuid.(string)); err != nil || d.Label != label {
@@ -356,7 +356,7 @@ func TestTwoTrustees(t *testing.T) {
 
 	// Both are killed in the middle of it.
 	l.until.Store(1000)
-	time.Sleep(50 * time.Millisecond)
+	time.Sleep(50 * time.Millisecond) // deposits are under way then
 	a.kill()
 	b.kill()
 	cancel()

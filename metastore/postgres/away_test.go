@@ -68,7 +68,7 @@ func TestServerRestarts(t *testing.T) {
 		inserted := make(chan error, 1)
 		name := fmt.Sprintf("meanwhile%d", i)
 		go func() { inserted <- patient.Insert(ctx, key(name, name)) }()
-		time.Sleep(50 * time.Millisecond)
+		time.Sleep(50 * time.Millisecond) // so that the insert meets no server; later, it meets one
 		// That it is away is remembered: no call waits again.
 		begun := time.Now()
 		for range 20 {

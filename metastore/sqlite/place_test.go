@@ -411,7 +411,7 @@ func TestOthersAreNoHarm(t *testing.T) {
 	if err := errors.Join(os.Link(path, path+".link"), os.Chmod(path, 0o640)); err != nil { //nolint:gosec // it is what others do
 		t.Fatal(err)
 	}
-	time.Sleep(lookEvery + lookEvery/2)
+	time.Sleep(lookEvery + lookEvery/2) // the store checks its file meanwhile, and is to find nothing
 	mustInsert(t, s, "last", "09")
 	if seen, ok := s.LastWrite(); !ok || seen.Err != nil {
 		t.Errorf("%+v", seen)

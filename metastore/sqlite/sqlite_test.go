@@ -183,7 +183,7 @@ func TestKilledAtTheFirstOpening(t *testing.T) {
 		for began := time.Now(); !begun() && time.Since(began) < 10*time.Second; {
 			time.Sleep(time.Millisecond)
 		}
-		time.Sleep(time.Duration(i) * time.Millisecond)
+		time.Sleep(time.Duration(i) * time.Millisecond) // each child is killed at another moment
 		if err := child.Process.Kill(); err != nil {
 			t.Fatal(err)
 		}

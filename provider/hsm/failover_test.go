@@ -97,7 +97,7 @@ func TestFailoverAfterAStart(t *testing.T) {
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
-	time.Sleep(time.Second)
+	time.Sleep(time.Second) // nothing is to happen meanwhile
 	if taken() {
 		t.Error("the token has what the standby lacks")
 	}

@@ -361,7 +361,7 @@ func TestExpiry(t *testing.T) {
 	if err := enc.EncryptBlocks(ctx, v.Name, make([]byte, 16)); err != nil {
 		t.Logf("the second had passed already: %v", err) // a slow machine
 	}
-	time.Sleep(1100 * time.Millisecond)
+	time.Sleep(1100 * time.Millisecond) // what is remembered holds for a second
 	if err := enc.EncryptBlocks(ctx, v.Name, make([]byte, 16)); !claviger.Is(err, claviger.Unavailable) {
 		t.Errorf("after its time: %v", err)
 	}

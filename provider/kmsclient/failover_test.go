@@ -348,7 +348,7 @@ func TestDeadline(t *testing.T) {
 	// Close ends what is under way.
 	done := make(chan error)
 	go func() { _, err := p.Keys(t.Context()); done <- err }()
-	time.Sleep(20 * time.Millisecond)
+	time.Sleep(20 * time.Millisecond) // so that the call is under way; later, it is refused just so
 	_ = p.Close()
 	if err := <-done; !claviger.Is(err, claviger.Closed) {
 		t.Errorf("Close during a call: %v", err)
@@ -381,7 +381,7 @@ func TestConnectionsAreBounded(t *testing.T) {
 			defer inside.Add(-1)
 			for m := most.Load(); v > m && !most.CompareAndSwap(m, v); m = most.Load() {
 			}
-			time.Sleep(time.Millisecond)
+			time.Sleep(time.Millisecond) // how long the KMS takes
 			return false
 		}
 	})

@@ -258,7 +258,7 @@ func (s *site) background(ready string, args ...string) string {
 	}
 	s.killed = end
 	s.t.Cleanup(end)
-	for range 1000 {
+	for range 6000 {
 		if text, err := os.ReadFile(s.path(ready)); err == nil {
 			return strings.TrimSpace(string(text))
 		}

@@ -289,7 +289,7 @@ func (s *site) tokens(job *hadoop.Program) {
 	s.must(job.Ask("use", two), "200 ")
 	s.must(job.Ask("use", one), "200 ")
 	first := s.until(job.Ask("renew", "yarn", one))
-	time.Sleep(10 * time.Millisecond)
+	time.Sleep(10 * time.Millisecond) // the times of renewals are to differ
 	if second := s.until(job.Ask("renew", "yarn", two)); second <= first {
 		s.t.Errorf("renewed until %d, then until %d", first, second)
 	}

@@ -109,7 +109,7 @@ func cookie(t *testing.T, k *hadoop.KMS) string {
 func takesCookie(t *testing.T, from, at *hadoop.KMS) {
 	t.Helper()
 	var a answer
-	for range 5 {
+	for range 50 {
 		if a = send(t, http.MethodGet, at.URL+names, "Cookie", cookie(t, from)); a.status == http.StatusOK {
 			return
 		}
@@ -155,7 +155,7 @@ func tokensAmong(t *testing.T, servers ...*hadoop.KMS) {
 			if a := use(t, k, token); a.status != http.StatusOK {
 				t.Errorf("%s refuses a token of %s: %+v", k.Name, from.Name, a)
 			}
-			time.Sleep(10 * time.Millisecond)
+			time.Sleep(10 * time.Millisecond) // the times of renewals are to differ
 			next := renew(t, k, token)
 			if next <= until {
 				t.Errorf("%s renews a token until %d, where it was good until %d", k.Name, next, until)

@@ -111,7 +111,7 @@ func TestRestart(t *testing.T) {
 		}
 		put := make(chan error, 1)
 		go func() { put <- patient.Put(ctx, storetest.Row(70+i), "", storetest.Until("meanwhile")) }()
-		time.Sleep(50 * time.Millisecond)
+		time.Sleep(50 * time.Millisecond) // so that the put meets no server; later, it meets one
 		pg.Start(t)
 		err := <-put
 		if i == 0 && err != nil || i == 1 && !claviger.Is(err, claviger.Invalid) { // what was told of is remembered
