@@ -297,7 +297,7 @@ func TestOpenRefuses(t *testing.T) {
 	ctx := t.Context()
 	server := pgtest.Shared(t)
 	good := pgtest.Database(t)
-	server.Exec(t, "postgres", `CREATE ROLE guarded LOGIN PASSWORD 'pillow'`)
+	server.Exec(t, "postgres", `DROP ROLE IF EXISTS guarded`, `CREATE ROLE guarded LOGIN PASSWORD 'pillow'`)
 	newer := pgtest.Database(t)
 	openConfig(t, postgres.Config{URI: newer})
 	exec(t, newer, `INSERT INTO goose_db_version (version_id, is_applied) VALUES (99, true)`)
@@ -319,7 +319,7 @@ func TestOpenRefuses(t *testing.T) {
 		{"newer schema", newer, claviger.Unavailable, "newer claviger"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			s, err := postgres.Open(ctx, postgres.Config{URI: c.uri, Property: "the.property", Patience: 50 * time.Millisecond})
+			s, err := postgres.Open(ctx, postgres.Config{URI: c.uri, Property: "the.property", Patience: 500 * time.Millisecond})
 			if err == nil {
 				_ = s.Close()
 				t.Fatal("it was opened")
