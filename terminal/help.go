@@ -1,8 +1,11 @@
 package terminal
 
 import (
+	"io"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/spf13/cobra"
 )
 
 // HelpWidth is the number of columns that a help text may take.
@@ -54,4 +57,64 @@ func writeWords(b *strings.Builder, words []string, width int, indent string) {
 		used += n
 	}
 	b.WriteByte('\n')
+}
+
+// Help lays the help texts of a command and of its subcommands out for HelpWidth columns.
+func Help(root *cobra.Command) {
+	root.SetUsageFunc(usage)
+	wrapLong(root)
+}
+
+func wrapLong(cmd *cobra.Command) {
+	if cmd.Long == "" {
+		cmd.Long = cmd.Short
+	}
+	cmd.Long = Wrap(cmd.Long, HelpWidth, "")
+	for _, sub := range cmd.Commands() {
+		wrapLong(sub)
+	}
+}
+
+// usage writes what cobra's template writes, in HelpWidth columns.
+func usage(cmd *cobra.Command) error {
+	var b strings.Builder
+	b.WriteString("Usage:\n")
+	if cmd.Runnable() {
+		b.WriteString(indented(cmd.UseLine()))
+	}
+	if cmd.HasAvailableSubCommands() {
+		b.WriteString(indented(cmd.CommandPath() + " [command]"))
+		b.WriteString("\nAvailable Commands:\n")
+		for _, sub := range cmd.Commands() {
+			if sub.IsAvailableCommand() || sub.Name() == "help" {
+				b.WriteString(entry(sub.Name(), cmd.NamePadding(), sub.Short))
+			}
+		}
+	}
+	if flags := cmd.LocalFlags(); flags.HasAvailableFlags() {
+		b.WriteString("\nFlags:\n" + flags.FlagUsagesWrapped(HelpWidth-flagOverhang))
+	}
+	if cmd.HasAvailableSubCommands() {
+		b.WriteString("\n" + Wrap("Use \""+cmd.CommandPath()+" [command] --help\" for more information about a command.",
+			HelpWidth, "") + "\n")
+	}
+	_, err := io.WriteString(cmd.OutOrStderr(), b.String())
+	return err
+}
+
+// flagOverhang is how far pflag goes beyond its width to spare a short last line.
+const flagOverhang = 5
+
+// indented is a line of usage, on several lines where it is long.
+func indented(line string) string {
+	const indent = "  "
+	return indent + strings.ReplaceAll(Wrap(line, HelpWidth-len(indent), "    "), "\n", "\n"+indent) + "\n"
+}
+
+// entry is a line of the list of commands.
+func entry(name string, padding int, short string) string {
+	column := strings.Repeat(" ", max(padding-len(name), 0)+1)
+	text := "  " + name + column
+	room := HelpWidth - len(text)
+	return text + strings.ReplaceAll(Wrap(short, room, ""), "\n", "\n"+strings.Repeat(" ", len(text))) + "\n"
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -38,12 +37,14 @@ func newHSMInit() *cobra.Command {
 	var slot int
 	var profile string
 	var noCheck bool
+	var out terminal.Output
 	cmd := &cobra.Command{
-		Use:   "init --module LIBRARY (--token LABEL | --serial SERIAL | --slot N) (--pin-file FILE | --pin-env NAME | --credential NAME) FILE",
-		Short: "Write the small file that says which token claviger uses",
-		Long: `init writes FILE, which a provider URI names: cloudera.hsmkp://file@/path/of/FILE. The file holds no secret: the PIN stays where it is.
-Unless --no-check is given, the token is opened, and has to make a key, encrypt with it and destroy it before anything is written. FILE is
-never overwritten.`,
+		Use: "init --module LIBRARY (--token LABEL | --serial SERIAL | --slot N) " +
+			"(--pin-file FILE | --pin-env NAME | --credential NAME) FILE",
+		Short: "Write the small file that names the token for claviger",
+		Long: `init writes FILE, which a provider URI names: cloudera.hsmkp://file@/path/of/FILE. The file holds no secret: the PIN
+stays where it is. Before it writes, init opens the token, makes a key there, encrypts with it and destroys it; --no-check
+leaves that out. FILE is never overwritten.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if slot >= 0 {
@@ -59,83 +60,76 @@ never overwritten.`,
 					return err
 				}
 			}
-			return initHSM(cmd.Context(), cmd.OutOrStdout(), args[0], c, !noCheck)
+			done, err := initHSM(cmd.Context(), args[0], c, !noCheck)
+			if err != nil {
+				return err
+			}
+			return out.Write(done, done.text)
 		},
 	}
+	out.Flag(cmd)
 	f := cmd.Flags()
 	f.StringVar(&c.Module, "module", "", "path of the HSM's PKCS#11 library")
 	f.StringVar(&c.Token, "token", "", "label of the token")
 	f.StringVar(&c.Serial, "serial", "", "serial number of the token")
 	f.IntVar(&slot, "slot", -1, "slot of the token")
 	f.StringVar(&c.PINFile, "pin-file", "", "file that holds the user's PIN and nothing else")
-	f.StringVar(&c.PINEnv, "pin-env", "", "environment variable that holds it")
-	f.StringVar(&c.Credential, "credential", "", "systemd credential that holds it")
+	f.StringVar(&c.PINEnv, "pin-env", "", "environment variable that holds the PIN")
+	f.StringVar(&c.Credential, "credential", "", "systemd credential that holds the PIN")
 	f.StringVar(&profile, "profile", "", "luna, ncipher, softhsm or generic; otherwise by the token's maker")
-	f.IntVar(&c.MaxSessions, "max-sessions", 0, "calls under way at once; otherwise by the profile")
+	f.IntVar(&c.MaxSessions, "max-sessions", 0, "concurrent calls; otherwise by the profile")
 	f.BoolVar(&noCheck, "no-check", false, "write the file without opening the token")
 	_ = cmd.MarkFlagRequired("module") // the flag is defined above
 	return cmd
 }
 
-// initHSM writes the file beside its place, opens the token by it, and only then
-// puts it there.
-func initHSM(ctx context.Context, out io.Writer, path string, c pkcs11.FileConfig, check bool) error {
-	if err := c.Check(path); err != nil { // before the PIN is tried in vain
-		return &exitError{exitUsage, err}
+// initialized is the result of hsm init.
+type initialized struct {
+	File  string            `json:"file"`
+	URI   string            `json:"providerURI"`
+	Token *pkcs11.TokenInfo `json:"token,omitempty"` // nil with --no-check
+}
+
+func (i *initialized) text(w io.Writer) {
+	if t := i.Token; t != nil {
+		fmt.Fprintf(w, "token %s, serial %s, %s %s: logged in, encrypts by %s, made and destroyed a key of 256 bits\n",
+			t.Label, t.Serial, t.Manufacturer, t.Model, t.Mechanism)
+	}
+	fmt.Fprintf(w, "wrote %s; in kms-site.xml: hadoop.kms.key.provider.uri = %s\n", i.File, i.URI)
+}
+
+// initHSM checks everything that can fail before it writes the file.
+func initHSM(ctx context.Context, path string, c pkcs11.FileConfig, check bool) (*initialized, error) {
+	if err := c.Check(path); err != nil { // a try of the PIN would be wasted
+		return nil, &exitError{exitUsage, err}
 	}
 	if err := pkcs11.CheckNew(path); err != nil {
-		return err
-	}
-	if check {
-		cfg, err := c.Config(filepath.Dir(path))
-		if err != nil {
-			return &exitError{exitUsage, err}
-		}
-		ctx, cancel := context.WithTimeout(ctx, hsmTimeout)
-		defer cancel()
-		tok, err := pkcs11.Open(ctx, cfg)
-		if err != nil {
-			return err
-		}
-		info := tok.Info()
-		if err := errors.Join(tryKey(ctx, tok), tok.Close()); err != nil {
-			return err
-		}
-		fmt.Fprintf(out, "token %s, serial %s, %s %s: logged in, encrypts by %s, made and destroyed a key of 256 bits\n", info.Label, info.Serial, info.Manufacturer, info.Model, info.Mechanism)
-	}
-	if err := pkcs11.WriteKeystoreFile(path, c); err != nil {
-		return err
+		return nil, err
 	}
 	abs, err := filepath.Abs(path)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	fmt.Fprintf(out, "wrote %s; in kms-site.xml: hadoop.kms.key.provider.uri = cloudera.hsmkp://file@%s\n", path, abs)
-	return nil
-}
-
-// tryKey makes a key as the server makes them, uses it, and destroys it again: what
-// the token's policies refuse is found here, not at the first creation.
-func tryKey(ctx context.Context, tok *pkcs11.Token) error {
-	id := make([]byte, 8)
-	_, _ = rand.Read(id) // never fails: it ends the process first
-	label := fmt.Sprintf("claviger hsm init %x", id)
-	const bits = 256
-	if err := tok.GenerateKey(ctx, id, label, bits); err != nil {
-		return fmt.Errorf("the token makes no key of the kind that is needed (AES, %d bits, not extractable, to encrypt alone), so nothing was written: %w", bits, err)
+	done := &initialized{File: path, URI: "cloudera.hsmkp://file@" + abs}
+	if check {
+		cfg, err := c.Config(filepath.Dir(path))
+		if err != nil {
+			return nil, &exitError{exitUsage, err}
+		}
+		ctx, cancel := context.WithTimeout(ctx, hsmTimeout)
+		defer cancel()
+		info, err := pkcs11.Try(ctx, cfg)
+		if err != nil {
+			return nil, err
+		}
+		done.Token = &info
 	}
-	_, err := tok.CheckValue(ctx, id, label)
-	if err != nil {
-		err = fmt.Errorf("the token made a key and does not encrypt with it, so nothing was written: %w", err)
-	}
-	if gone := tok.Destroy(ctx, id, label); gone != nil {
-		err = errors.Join(err, fmt.Errorf("the key that was made to try the token could not be destroyed; destroy the key %q with the HSM's own tool: %w", label, gone))
-	}
-	return err
+	return done, pkcs11.WriteKeystoreFile(path, c)
 }
 
 // hsmCommand is a subcommand that works on the token of a configuration folder.
-func hsmCommand(use, short, long string, access hsm.Access, run func(ctx context.Context, p *hsm.Provider, out *terminal.Output) error) *cobra.Command {
+func hsmCommand(use, short, long string, access hsm.Access,
+	run func(ctx context.Context, p *hsm.Provider, out *terminal.Output) error) *cobra.Command {
 	var conf string
 	var out terminal.Output
 	cmd := &cobra.Command{Use: use, Short: short, Long: long, Args: cobra.NoArgs}
@@ -176,14 +170,26 @@ func withHSMService(cmd *cobra.Command, conf string, access hsm.Access, work fun
 
 func newHSMList() *cobra.Command {
 	return hsmCommand("list --conf DIR", "List the AES keys on the token",
-		`list shows every AES key on the token and what it is: in use by a version that the metastore knows; deleted, of a key that
-was deleted and can be brought back (claviger key undelete) or ended (claviger key purge); pending, of a step that was broken
-off and that the next run of the same step uses; unknown, named like ours and not known to this metastore, which is older than
-the token or another's (claviger hsm adopt); set aside, unknown and left so by an operator; an orphan, which this metastore once
-numbered and nothing refers to any more (claviger hsm prune); or foreign. DAMAGED is what a process left that was killed while the
-token made a key: nothing was ever encrypted with it; destroy it with the HSM's own tool.
+		`list shows every AES key on the token with its state:
 
-Exit status 3: the token and the metastore do not fit together, or the token lacks keys of the metastore, which are named.`, hsm.Look,
+  in use     a version that the metastore knows uses it
+  deleted    its key was deleted, and can be brought back (claviger key
+             undelete) or destroyed (claviger key purge)
+  pending    it belongs to a step that was interrupted; the next run of that
+             step uses it
+  unknown    it is named like ours, and this metastore does not know it: the
+             metastore is older than the token, or the key is another
+             metastore's (claviger hsm adopt)
+  set aside  it is unknown, and an operator has left it so
+  orphan     this metastore once numbered it, and nothing refers to it any
+             more (claviger hsm prune)
+  foreign    it is not ours
+
+DAMAGED marks what a process left that was killed while the token made a key. Nothing was ever encrypted with it: destroy it
+with the HSM's own tool.
+
+Exit status 3: the token and the metastore do not fit together, or the token lacks keys of the metastore. list names these.`,
+		hsm.Look,
 		func(ctx context.Context, p *hsm.Provider, out *terminal.Output) error {
 			objects, err := p.Objects(ctx)
 			if err != nil {
@@ -193,8 +199,7 @@ Exit status 3: the token and the metastore do not fit together, or the token lac
 		})
 }
 
-// misfit refuses, after what there is was shown, where the token and the metastore do not
-// fit together or the token lacks keys.
+// misfit returns an error where the token and the metastore do not fit together, or the token lacks keys.
 func misfit(ctx context.Context, p *hsm.Provider) error {
 	if err := p.Misfit(); err != nil {
 		return &exitError{exitRefused, err}
@@ -204,12 +209,13 @@ func misfit(ctx context.Context, p *hsm.Provider) error {
 		return err
 	}
 	if n := len(h.All()); n > 0 {
-		return &exitError{exitRefused, fmt.Errorf("the token lacks %d key versions of the metastore: %s; %s", n, h.Names(), p.CureLost())}
+		return &exitError{exitRefused, fmt.Errorf("the token lacks %d key versions of the metastore: %s; %s",
+			n, h.Names(), p.CureLost())}
 	}
 	return nil
 }
 
-// objectTable writes objects for people, by label.
+// objectTable writes objects by label.
 func objectTable(w io.Writer, objects []hsm.Object) {
 	slices.SortFunc(objects, func(a, b hsm.Object) int { return strings.Compare(a.Label, b.Label) })
 	fmt.Fprintln(w, "CKA_ID\tLABEL\tBITS\tSTATE")
@@ -222,7 +228,7 @@ func objectTable(w io.Writer, objects []hsm.Object) {
 	}
 }
 
-// alarm shouts where a key is less guarded than it should be.
+// alarm returns a warning about a key that is less protected than it should be.
 func alarm(o hsm.Object) string {
 	switch {
 	case o.Damaged:
@@ -235,41 +241,55 @@ func alarm(o hsm.Object) string {
 	return ""
 }
 
+// inspection is the report of hsm inspect.
+type inspection struct {
+	Keys      map[hsm.Mark]int `json:"keys"`
+	Token     pkcs11.TokenInfo `json:"token"`
+	Unguarded int              `json:"unguarded"`
+}
+
+func (i *inspection) text(w io.Writer) {
+	t := i.Token
+	fmt.Fprintf(w, "token\t%s\nserial\t%s\nslot\t%d\nmaker\t%s %s, firmware %s\n", t.Label, t.Serial, t.Slot, t.Manufacturer,
+		t.Model, t.Firmware)
+	fmt.Fprintf(w, "profile\t%s\nmechanism\t%s\nsessions\tup to %d\none call\tup to %d bytes\n", t.Profile, t.Mechanism,
+		t.MaxSessions, t.MaxData)
+	for _, m := range hsm.Marks() {
+		fmt.Fprintf(w, "keys %s\t%d\n", m, i.Keys[m])
+	}
+	fmt.Fprintf(w, "of ours not sensitive, or extractable\t%d\n", i.Unguarded)
+}
+
 func newHSMInspect() *cobra.Command {
-	return hsmCommand("inspect --conf DIR", "Show the token, its mechanism, and whether its keys are guarded",
+	return hsmCommand("inspect --conf DIR", "Show the token, its mechanism, and whether its keys are protected",
 		"inspect shows which token is used and how, and says how many of its keys could leave it.", hsm.Look,
 		func(ctx context.Context, p *hsm.Provider, out *terminal.Output) error {
 			objects, err := p.Objects(ctx)
 			if err != nil {
 				return err
 			}
-			marks, weak := map[hsm.Mark]int{}, 0
+			found := &inspection{Keys: map[hsm.Mark]int{}, Token: p.Info()}
 			for _, o := range objects {
-				marks[o.Mark]++
+				found.Keys[o.Mark]++
 				if alarm(o) != "" && !o.Damaged && o.Mark != hsm.Foreign {
-					weak++
+					found.Unguarded++
 				}
 			}
-			i := p.Info()
-			err = out.Write(map[string]any{"token": i, "keys": marks, "unguarded": weak}, func(w io.Writer) {
-				fmt.Fprintf(w, "token\t%s\nserial\t%s\nslot\t%d\nmaker\t%s %s, firmware %s\nprofile\t%s\nmechanism\t%s\nsessions\tup to %d\none call\tup to %d bytes\n",
-					i.Label, i.Serial, i.Slot, i.Manufacturer, i.Model, i.Firmware, i.Profile, i.Mechanism, i.MaxSessions, i.MaxData)
-				for _, m := range hsm.Marks() {
-					fmt.Fprintf(w, "keys %s\t%d\n", m, marks[m])
-				}
-				fmt.Fprintf(w, "of ours not sensitive, or extractable\t%d\n", weak)
-			})
-			if err == nil {
-				err = misfit(ctx, p)
+			if err := out.Write(found, found.text); err != nil {
+				return err
 			}
-			if err == nil && weak > 0 {
-				err = &exitError{exitRefused, fmt.Errorf("%d keys could leave the token: roll the EZ keys they belong to, and find out who changed them", weak)}
+			if err := misfit(ctx, p); err != nil {
+				return err
 			}
-			return err
+			if n := found.Unguarded; n > 0 {
+				return &exitError{exitRefused, fmt.Errorf("%d keys could leave the token: "+
+					"roll the EZ keys they belong to, and find out who changed them", n)}
+			}
+			return nil
 		})
 }
 
-// benchResult is one line of `hsm bench`.
+// benchResult is one line of hsm bench.
 type benchResult struct {
 	What   string        `json:"what"`
 	EDEKs  int           `json:"edeks"`
@@ -280,68 +300,33 @@ type benchResult struct {
 }
 
 func newHSMBench() *cobra.Command {
-	return hsmCommand("bench --conf DIR", "Measure the token's latency and what batches gain",
-		`bench encrypts with the newest version of some key of the metastore (it needs one) and prints the latency of calls for one EDEK and for a
-NameNode's batch of 1,000. Exit status 3 where the median is above the 30 ms that Cloudera's procedure recommends at most.`, hsm.Read,
+	return hsmCommand("bench --conf DIR", "Measure the token's latency and the gain of batches",
+		`bench encrypts with the newest version of some key of the metastore, and fails where there is no key. It prints the
+latency of calls for one EDEK and for a NameNode's batch of 1,000. Exit status 3: the median is above the 30 ms that
+Cloudera's procedure recommends at most.`, hsm.Read,
 		func(ctx context.Context, p *hsm.Provider, out *terminal.Output) error {
-			version, err := someVersion(ctx, p)
-			if err != nil {
-				return err
-			}
 			var results []benchResult
 			for _, b := range []struct {
 				what         string
 				edeks, calls int
 			}{{"one EDEK a call", 1, 200}, {"1,000 EDEKs a call", 1000, 50}} {
-				r, err := benchHSM(ctx, p, version, b.edeks, b.calls)
+				l, err := p.MeasureLatency(ctx, b.edeks, b.calls)
 				if err != nil {
 					return err
 				}
-				r.What = b.what
-				results = append(results, r)
+				results = append(results, benchResult{b.what, l.EDEKs, l.Calls, l.Median, l.P99, l.PerSec})
 			}
-			err = out.Write(results, func(w io.Writer) {
+			err := out.Write(results, func(w io.Writer) {
 				fmt.Fprintln(w, "WHAT\tMEDIAN\tP99\tEDEKS/S, ONE AFTER ANOTHER")
 				for _, r := range results {
-					fmt.Fprintf(w, "%s\t%v\t%v\t%.0f\n", r.What, r.Median.Round(time.Microsecond), r.P99.Round(time.Microsecond), r.PerSec)
+					fmt.Fprintf(w, "%s\t%v\t%v\t%.0f\n", r.What, r.Median.Round(time.Microsecond),
+						r.P99.Round(time.Microsecond), r.PerSec)
 				}
 			})
 			if err == nil && results[0].Median > hsmLatency {
-				err = &exitError{exitRefused, fmt.Errorf("the median latency is above %v: requests may time out; move the server nearer to the HSM", hsmLatency)}
+				err = &exitError{exitRefused, fmt.Errorf("the median latency is above %v: requests may time out; "+
+					"move the server nearer to the HSM", hsmLatency)}
 			}
 			return err
 		})
-}
-
-func someVersion(ctx context.Context, p *hsm.Provider) (string, error) {
-	names, err := p.Keys(ctx)
-	if err != nil {
-		return "", err
-	}
-	for _, n := range names {
-		if v, err := p.Current(ctx, n); err == nil {
-			return v.Name, nil
-		}
-	}
-	return "", errors.New("there is no key yet to measure with; create one: hadoop key create bench -provider kms://...")
-}
-
-func benchHSM(ctx context.Context, p *hsm.Provider, version string, edeks, calls int) (benchResult, error) {
-	const edekBytes = 32 // of a 256-bit DEK: two counter blocks
-	blocks := make([]byte, edeks*edekBytes)
-	if _, err := rand.Read(blocks); err != nil {
-		return benchResult{}, err
-	}
-	times := make([]time.Duration, calls)
-	var total time.Duration
-	for i := range times {
-		began := time.Now()
-		if err := p.EncryptBlocks(ctx, version, blocks); err != nil {
-			return benchResult{}, err
-		}
-		times[i] = time.Since(began)
-		total += times[i]
-	}
-	slices.Sort(times)
-	return benchResult{EDEKs: edeks, Calls: calls, Median: times[calls/2], P99: times[calls*99/100], PerSec: float64(edeks*calls) / total.Seconds()}, nil
 }

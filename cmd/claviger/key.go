@@ -30,7 +30,7 @@ type keyFlags struct{ provider, conf string }
 func newKeyCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "key",
-		Short: "List and describe keys at a KMS, take them over, bring back deleted ones, and end them",
+		Short: "List, describe, migrate, undelete and purge keys at a KMS",
 		Args:  cobra.NoArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}

@@ -22,6 +22,7 @@ import (
 	"claviger/owner"
 	"claviger/pkcs11"
 	"claviger/secret"
+	"claviger/terminal"
 )
 
 // Exit codes. They are part of the command line's contract.
@@ -133,10 +134,13 @@ Its encryption-zone keys are born in a hardware security module and never leave 
 	root.SetHelpCommand(newHelpCommand())
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &exitError{exitUsage, err} })
-	root.AddCommand(newKMSCommand(), newMigrateCommand(), newHSMCommand(), newKeyCommand(), newTrusteeCommand(), newOrgtoolCommand(), newKeyHSMCommand(), newACLCommand(), newAuditCommand(), newMetastoreCommand(), newDemoCommand(), newVersionCommand())
+	root.AddCommand(newKMSCommand(), newMigrateCommand(), newHSMCommand(), newKeyCommand(), newTrusteeCommand(),
+		newOrgtoolCommand(), newKeyHSMCommand(), newACLCommand(), newAuditCommand(), newMetastoreCommand(),
+		newDemoCommand(), newVersionCommand())
 	root.Version = buildinfo.Read().String()
 	root.SetVersionTemplate("{{.Version}}\n")
 	usageErrors(root)
+	terminal.Help(root)
 	return root
 }
 

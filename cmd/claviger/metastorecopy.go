@@ -42,7 +42,8 @@ Exit status: 0 moved, 1 one of the two cannot be used, 3 nothing was done, and t
 		},
 	}
 	cmd.Flags().StringVar(&dir, "conf", "", "configuration folder")
-	cmd.Flags().StringVar(&to, "to", "", "where the metastore goes: postgresql://USER@HOST:PORT/DATABASE?passfile=FILE, or sqlite:// and an absolute path")
+	cmd.Flags().StringVar(&to, "to", "", "where the metastore goes: postgresql://USER@HOST:PORT/DATABASE, "+
+		"with ?passfile=FILE for a password; or sqlite:// and an absolute path")
 	for _, name := range []string{"conf", "to"} {
 		_ = cmd.MarkFlagRequired(name) // the flags are defined above
 	}

@@ -63,7 +63,7 @@ func newTrusteeInit() *cobra.Command {
 one lies in DIR/` + trusteeTLSCert + ` and DIR/` + trusteeTLSKey + ` already. An identity that is there is never overwritten; init may be called again after
 it was broken off. Where a trustee has served a store from DIR that is gone, an empty one is made with --empty-store alone.
 
-The store is the file DIR/` + trusteeStore + `, or with --store a PostgreSQL database, which DB_CONNECT in DIR/` + trustee.ConfFile + ` then names. On the host of a
+The store is the file DIR/` + trusteeStore + `, or with --store a PostgreSQL database (postgresql://USER@HOST:PORT/DATABASE?sslmode=verify-full), which DB_CONNECT in DIR/` + trustee.ConfFile + ` then names. On the host of a
 standby, with DIR copied from the other trustee, --store names the standby.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"os"
 	"strings"
-	"testing"
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -99,19 +98,5 @@ func scriptDeposit(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	if string(text) != args[2] {
 		ts.Fatalf("%q came back for %q", text, args[2])
-	}
-}
-
-func TestReadFingerprint(t *testing.T) {
-	const want = "62CE5FDAFED5E6780B79D34343F656C58C1B970F"
-	for _, s := range []string{want, strings.ToLower(want), "4096R/" + want, "62CE 5FDA FED5 E678 0B79  D343 43F6 56C5 8C1B 970F"} {
-		if got, err := readFingerprint(s); err != nil || got != want {
-			t.Errorf("%q: %q, %v", s, got, err)
-		}
-	}
-	for _, s := range []string{"", want[:39], want + "0", "G" + want[1:], "4096R/"} {
-		if got, err := readFingerprint(s); err == nil {
-			t.Errorf("%q: %q", s, got)
-		}
 	}
 }

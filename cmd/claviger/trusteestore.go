@@ -26,7 +26,8 @@ import (
 // trusteeStore is the store of a trustee whose keytrustee.conf names no database.
 const trusteeStore = "keytrustee.db"
 
-const trusteeStoreHelp = "PostgreSQL database for the deposits, postgresql://USER@HOST:PORT/DATABASE?sslmode=verify-full, without a password; else the file " + trusteeStore
+const trusteeStoreHelp = "PostgreSQL database for the deposits, as postgresql://USER@HOST:PORT/DATABASE, without a " +
+	"password; otherwise the file " + trusteeStore
 
 // loadTrustee reads a trustee's folder.
 func loadTrustee(dir string) (*trustee.Folder, error) {

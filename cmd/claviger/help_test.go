@@ -1,0 +1,110 @@
+package main
+
+import (
+	"bytes"
+	"slices"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"github.com/spf13/cobra"
+
+	"claviger/terminal"
+)
+
+// eachCommand calls do with each command that a user can name, groups of commands included.
+func eachCommand(do func(path string, cmd *cobra.Command)) {
+	var walk func(cmd *cobra.Command)
+	walk = func(cmd *cobra.Command) {
+		do(cmd.CommandPath(), cmd)
+		for _, sub := range cmd.Commands() {
+			walk(sub)
+		}
+	}
+	walk(newRootCommand())
+}
+
+// TestHelpFitsATerminal: no help text is wider than a terminal of 80 columns.
+func TestHelpFitsATerminal(t *testing.T) {
+	n := 0
+	eachCommand(func(path string, cmd *cobra.Command) {
+		var out bytes.Buffer
+		cmd.SetOut(&out)
+		cmd.InitDefaultHelpFlag()
+		if err := cmd.Help(); err != nil {
+			t.Fatal(path, err)
+		}
+		for line := range strings.Lines(out.String()) {
+			line = strings.TrimSuffix(line, "\n")
+			if w := utf8.RuneCountInString(line); w > terminal.HelpWidth || strings.HasSuffix(line, " ") {
+				t.Errorf("%s --help: %d columns, or a blank at the end: %q", path, w, line)
+			}
+		}
+		if cmd.HasPersistentFlags() {
+			t.Errorf("%s has flags for its subcommands, which terminal.Help does not show", path)
+		}
+		if !strings.Contains(out.String(), "Usage:\n  claviger") || !strings.Contains(out.String(), "--help") {
+			t.Errorf("%s --help lacks the usage or a flag:\n%s", path, &out)
+		}
+		n++
+	})
+	if n < 50 {
+		t.Errorf("only %d commands", n)
+	}
+}
+
+// printNoData are the commands without the flag -o, each with the reason.
+var printNoData = map[string]string{
+	"claviger kms":               "a server; its log has a format of its own",
+	"claviger trustee serve":     "a server; its log has a format of its own",
+	"claviger keyhsm start":      "a server; its log has a format of its own",
+	"claviger demo":              "a play for people, step by step",
+	"claviger orgtool set-auth":  "it prints nothing",
+	"claviger keyhsm reload":     "it says what it did, in a sentence",
+	"claviger keyhsm setup":      "it says what it did, in a sentence",
+	"claviger keyhsm trust":      "it says what it did, in a sentence",
+	"claviger metastore accept":  "it says what it did, in a sentence",
+	"claviger metastore backup":  "it says what it did, in a sentence",
+	"claviger metastore clock":   "it says what it did, in a sentence",
+	"claviger metastore copy":    "it says what it did, in a sentence",
+	"claviger metastore restore": "it says what it did, in a sentence",
+	"claviger trustee adopt":     "it says what it did, in a sentence",
+	"claviger trustee alone":     "it says what it did, in a sentence",
+	"claviger trustee backup":    "it says what it did, in a sentence",
+	"claviger trustee init":      "it says what it did, in a sentence",
+	"claviger trustee promote":   "it says what it did, in a sentence",
+	"claviger trustee recover":   "it says what it did, in a sentence",
+	"claviger trustee restore":   "it says what it did, in a sentence",
+	"claviger trustee resync":    "it says what it did, in a sentence",
+}
+
+// TestOutputFlag: every command that prints data prints JSON with -o json.
+func TestOutputFlag(t *testing.T) {
+	seen := map[string]bool{}
+	eachCommand(func(path string, cmd *cobra.Command) {
+		if cmd.HasSubCommands() {
+			return // a group prints its help
+		}
+		seen[path] = true
+		flag := cmd.Flags().ShorthandLookup("o")
+		_, exception := printNoData[path]
+		switch {
+		case flag == nil && !exception:
+			t.Errorf("%s has no -o: use terminal.Output, or say in printNoData why it prints no data", path)
+		case flag != nil && exception:
+			t.Errorf("%s has -o, and is listed as a command without", path)
+		case flag != nil:
+			if _, ok := flag.Value.(*terminal.Format); !ok && path != "claviger trustee status" || flag.Name != "output" {
+				t.Errorf("%s has an -o that is not of terminal.Output", path)
+			}
+		}
+	})
+	for path := range printNoData {
+		if !seen[path] {
+			t.Errorf("%s is listed, and is no command", path)
+		}
+	}
+	if len(seen) < 40 || !slices.Contains(sortedKeys(seen), "claviger key list") {
+		t.Errorf("only %d commands", len(seen))
+	}
+}

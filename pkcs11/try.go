@@ -1,0 +1,38 @@
+package pkcs11
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+)
+
+// Try opens a token, makes a key there as a server does, encrypts with it and destroys it again. A policy of
+// the token that refuses one of these is found here, and not at the first creation of a key.
+func Try(ctx context.Context, cfg Config) (TokenInfo, error) {
+	tok, err := Open(ctx, cfg)
+	if err != nil {
+		return TokenInfo{}, err
+	}
+	return tok.Info(), errors.Join(tok.tryKey(ctx), tok.Close())
+}
+
+func (t *Token) tryKey(ctx context.Context) error {
+	id := make([]byte, 8)
+	_, _ = rand.Read(id) // it never fails
+	label := fmt.Sprintf("claviger hsm init %x", id)
+	const bits = 256
+	if err := t.GenerateKey(ctx, id, label, bits); err != nil {
+		return fmt.Errorf("the token makes no key of the kind that is needed (AES, %d bits, not extractable, to encrypt "+
+			"alone), so nothing was written: %w", bits, err)
+	}
+	_, err := t.CheckValue(ctx, id, label)
+	if err != nil {
+		err = fmt.Errorf("the token made a key and does not encrypt with it, so nothing was written: %w", err)
+	}
+	if failed := t.Destroy(ctx, id, label); failed != nil {
+		err = errors.Join(err, fmt.Errorf("the key that was made to try the token could not be destroyed; destroy the "+
+			"key %q with the HSM's own tool: %w", label, failed))
+	}
+	return err
+}
