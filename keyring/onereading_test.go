@@ -9,6 +9,7 @@ import (
 
 	"claviger"
 	"claviger/provider"
+	"claviger/secret"
 )
 
 // between is a Ring whose primary is changed between two readings: once, when the
@@ -44,23 +45,37 @@ func guardedBy(t *testing.T, l *lab, aclName string) claviger.KeyVersion {
 	return v
 }
 
+// replaced returns what another process does to key "k": it deletes the key, and a user makes one of the name, guarded
+// by that ACL name.
+func replaced(t *testing.T, aclName string) func(*lab) {
+	return func(l *lab) {
+		if err := l.primary.Delete(t.Context(), "k"); err != nil {
+			t.Error(err)
+		}
+		guardedBy(t, l, aclName)
+	}
+}
+
+// replacedAndRolled is replaced by a key that is rolled at once.
+func replacedAndRolled(t *testing.T, aclName string) func(*lab) {
+	return func(l *lab) {
+		replaced(t, aclName)(l)
+		rolled(t, l)
+	}
+}
+
+// rolled rolls key "k", past the Ring.
+func rolled(t *testing.T, l *lab) {
+	t.Helper()
+	if _, err := l.primary.Provider.Roll(t.Context(), "k", nil); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestRightsAndAnswerAreOfOneReading: whatever happens to a key between the
 // readings that a request makes of it, nobody is shown a key whose rules he was not
 // asked for. mallory asks each time, and may read keys of the ACL name mallorys.
 func TestRightsAndAnswerAreOfOneReading(t *testing.T) {
-	made := func(l *lab) { guardedBy(t, l, "alices") }
-	replaced := func(l *lab) {
-		if err := l.primary.Delete(t.Context(), "k"); err != nil {
-			t.Error(err)
-		}
-		guardedBy(t, l, "alices")
-	}
-	given := func(l *lab) { // alice's is deleted, mallory makes one
-		if err := l.primary.Delete(t.Context(), "k"); err != nil {
-			t.Error(err)
-		}
-		guardedBy(t, l, "mallorys")
-	}
 	mallory := caller("mallory")
 	ops := map[string]func(l *lab) (shown bool, err error){
 		"current": func(l *lab) (bool, error) {
@@ -102,7 +117,9 @@ func TestRightsAndAnswerAreOfOneReading(t *testing.T) {
 					change func(*lab)
 					now    string // whose key it is afterwards
 				}{
-					"made": {"", made, "alices"}, "replaced": {"mallorys", replaced, "alices"}, "given": {"alices", given, "mallorys"},
+					"made":     {"", func(l *lab) { guardedBy(t, l, "alices") }, "alices"},
+					"replaced": {"mallorys", replaced(t, "alices"), "alices"},
+					"given":    {"alices", replaced(t, "mallorys"), "mallorys"},
 				} {
 					l := between(t, elsewhere, call, n, c.change)
 					if c.before != "" {
@@ -134,10 +151,8 @@ func TestMaterialIsOfTheKeyThatWasAsked(t *testing.T) {
 				other := map[string]string{"alices": "mallorys", "mallorys": "alices"}[old]
 				var second claviger.KeyVersion
 				l := between(t, elsewhere, call, n, func(l *lab) {
-					if err := l.primary.Delete(t.Context(), "k"); err != nil {
-						t.Error(err)
-					}
-					second = guardedBy(t, l, other)
+					replaced(t, other)(l)
+					second, _ = l.primary.Provider.Current(t.Context(), "k")
 				})
 				first := guardedBy(t, l, old)
 				check := func(what string, got []byte) {
@@ -163,101 +178,93 @@ func TestMaterialIsOfTheKeyThatWasAsked(t *testing.T) {
 	}
 }
 
-// TestUseIsOfTheKeyThatWasAsked: version names begin anew with a key that is made
-// anew. Whose rules were asked for the old one opens, makes and re-encrypts
-// nothing under the new one.
+// TestUseIsOfTheKeyThatWasAsked: version names begin anew with a key that is made anew. A user whose rights were asked
+// for the old key opens, makes and re-encrypts nothing under the new key.
 func TestUseIsOfTheKeyThatWasAsked(t *testing.T) {
-	var hers claviger.EDEK
-	replaced := func(l *lab) {
-		if err := l.primary.Delete(t.Context(), "k"); err != nil {
-			t.Error(err)
-		}
-		guardedBy(t, l, "alices")
-		es, _ := made(t, l.primary.Provider, "k@0", 1)
-		hers = es[0]
-	}
-	mallory := caller("mallory")
-	for _, cached := range []bool{false, true} {
-		l := between(t, false, "EncryptBlocks", 1, replaced)
-		if cached {
-			first := l
-			l = newLab(t, func(c *Config) {
-				c.Primary = first.primary
-				c.Policy = rules(t, "key.acl.alices.ALL", "alice", "key.acl.mallorys.ALL", "mallory")
-			})
-			l.primary = first.primary
-		}
-		guardedBy(t, l, "mallorys")
-		e := claviger.EDEK{Version: "k@0", IV: make([]byte, claviger.IVSize), Material: make([]byte, 16)}
-		if _, err := l.Decrypt(t.Context(), mallory, "k", true, e); err == nil {
-			t.Error("an EDEK was opened under the key of alice's")
-		}
-		// And with what is remembered of the old key, against alice's own EDEK.
-		_, err := l.Decrypt(t.Context(), mallory, "k", true, hers)
-		wantKind(t, err, claviger.KeyDenied)
-		if _, err := l.Decrypt(t.Context(), caller("alice"), "k", true, hers); err != nil {
-			t.Errorf("alice: %v", err)
-		}
-	}
-	t.Run("re-encryption", func(t *testing.T) {
-		// alice's EDEK must not come under mallory's key of the same name: k@1 is
-		// hers, then the key is deleted and mallory makes and rolls one.
-		l := between(t, false, "Current", 1, func(l *lab) {
-			if err := l.primary.Delete(t.Context(), "k"); err != nil {
-				t.Error(err)
-			}
-			guardedBy(t, l, "mallorys")
-			if _, err := l.primary.Provider.Roll(t.Context(), "k", nil); err != nil {
-				t.Error(err)
-			}
-		})
-		guardedBy(t, l, "alices")
-		es, deks := made(t, l.primary.Provider, "k@0", 1)
-		out, err := l.Reencrypt(t.Context(), mallory, "k", true, es[0])
-		if err != nil {
-			if !claviger.Is(err, claviger.Unavailable) && !claviger.Is(err, claviger.KeyDenied) || errors.Is(err, context.Canceled) {
-				t.Error(err)
-			}
-			return
-		}
-		if dek, err := l.Decrypt(t.Context(), mallory, "k", true, out); err == nil && dek.Equal(deks[0]) {
-			t.Error("alice's DEK came under mallory's key")
+	t.Run("decryption", func(t *testing.T) {
+		for _, cached := range []bool{false, true} {
+			decryptionWhileReplaced(t, cached)
 		}
 	})
-	t.Run("re-encryption while the DEK is open", func(t *testing.T) {
-		// alice re-encrypts her own EDEK. Between its decryption and its encryption the key
-		// is deleted, and mallory makes and rolls one of the name.
-		l := between(t, false, "EncryptBlocks", 2, func(l *lab) {
-			if err := l.primary.Delete(t.Context(), "k"); err != nil {
-				t.Error(err)
-			}
-			guardedBy(t, l, "mallorys")
-			if _, err := l.primary.Provider.Roll(t.Context(), "k", nil); err != nil {
-				t.Error(err)
-			}
-		})
-		guardedBy(t, l, "alices")
-		if _, err := l.primary.Provider.Roll(t.Context(), "k", nil); err != nil {
-			t.Fatal(err)
-		}
-		es, deks := made(t, l.primary.Provider, "k@0", 1)
-		out, err := l.Reencrypt(t.Context(), caller("alice"), "k", true, es[0])
-		if err == nil {
-			t.Errorf("alice's EDEK was re-encrypted under %s of a key that she did not ask for", out.Version)
-		}
-		if dek, err := l.Decrypt(t.Context(), mallory, "k", true, out); err == nil && dek.Equal(deks[0]) {
-			t.Error("alice's DEK came under mallory's key")
-		}
-	})
+	t.Run("re-encryption", reencryptionWhileReplaced)
+	t.Run("re-encryption while the DEK is open", reencryptionWhileOpen)
 	t.Run("queue", func(t *testing.T) {
-		// What the queue hands out is guarded by the key that it was made under.
-		l := between(t, false, "EncryptBlocks", 1, replaced)
+		// The EDEKs of the queue are guarded by the key that they were made under.
+		l := between(t, false, "EncryptBlocks", 1, replaced(t, "alices"))
 		guardedBy(t, l, "mallorys")
-		es, err := l.Generate(t.Context(), mallory, "k", 1)
+		es, err := l.Generate(t.Context(), caller("mallory"), "k", 1)
 		if err == nil {
 			t.Errorf("mallory has an EDEK under alice's key: %v", es)
 		}
 	})
+}
+
+func decryptionWhileReplaced(t *testing.T, cached bool) {
+	mallory := caller("mallory")
+	var hers claviger.EDEK
+	l := between(t, false, "EncryptBlocks", 1, func(l *lab) {
+		replaced(t, "alices")(l)
+		es, _ := made(t, l.primary.Provider, "k@0", 1)
+		hers = es[0]
+	})
+	if cached {
+		first := l
+		l = newLab(t, func(c *Config) {
+			c.Primary = first.primary
+			c.Policy = rules(t, "key.acl.alices.ALL", "alice", "key.acl.mallorys.ALL", "mallory")
+		})
+		l.primary = first.primary
+	}
+	guardedBy(t, l, "mallorys")
+	e := claviger.EDEK{Version: "k@0", IV: make([]byte, claviger.IVSize), Material: make([]byte, 16)}
+	if _, err := l.Decrypt(t.Context(), mallory, "k", true, e); err == nil {
+		t.Error("an EDEK was opened under the key of alice's")
+	}
+	// And with what is remembered of the old key, against alice's own EDEK.
+	_, err := l.Decrypt(t.Context(), mallory, "k", true, hers)
+	wantKind(t, err, claviger.KeyDenied)
+	if _, err := l.Decrypt(t.Context(), caller("alice"), "k", true, hers); err != nil {
+		t.Errorf("alice: %v", err)
+	}
+}
+
+// reencryptionWhileReplaced: alice's EDEK must not come under mallory's key of the same name. k@0 is alice's, then the
+// key is deleted, and mallory makes and rolls one.
+func reencryptionWhileReplaced(t *testing.T) {
+	l := between(t, false, "Current", 1, replacedAndRolled(t, "mallorys"))
+	guardedBy(t, l, "alices")
+	es, deks := made(t, l.primary.Provider, "k@0", 1)
+	out, err := l.Reencrypt(t.Context(), caller("mallory"), "k", true, es[0])
+	if err != nil {
+		if !claviger.Is(err, claviger.Unavailable) && !claviger.Is(err, claviger.KeyDenied) ||
+			errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+		return
+	}
+	notMallorys(t, l, out, deks[0])
+}
+
+// reencryptionWhileOpen: alice re-encrypts her own EDEK. Between its decryption and its encryption the key is deleted,
+// and mallory makes and rolls one of the name.
+func reencryptionWhileOpen(t *testing.T) {
+	l := between(t, false, "EncryptBlocks", 2, replacedAndRolled(t, "mallorys"))
+	guardedBy(t, l, "alices")
+	rolled(t, l)
+	es, deks := made(t, l.primary.Provider, "k@0", 1)
+	out, err := l.Reencrypt(t.Context(), caller("alice"), "k", true, es[0])
+	if err == nil {
+		t.Errorf("alice's EDEK was re-encrypted under %s of a key that she did not ask for", out.Version)
+	}
+	notMallorys(t, l, out, deks[0])
+}
+
+// notMallorys wants that mallory cannot open an EDEK to alice's DEK.
+func notMallorys(t *testing.T, l *lab, e claviger.EDEK, dek secret.Bytes) {
+	t.Helper()
+	if got, err := l.Decrypt(t.Context(), caller("mallory"), "k", true, e); err == nil && got.Equal(dek) {
+		t.Error("alice's DEK came under mallory's key")
+	}
 }
 
 // TestChangesAreOfTheKeyThatWasAsked: another process deletes the key and makes one
@@ -270,12 +277,7 @@ func TestChangesAreOfTheKeyThatWasAsked(t *testing.T) {
 		},
 		"delete": func(l *lab) error { return l.Delete(t.Context(), caller("mallory"), "k") },
 	} {
-		l := between(t, false, "Change", 1, func(l *lab) {
-			if err := l.primary.Delete(t.Context(), "k"); err != nil {
-				t.Error(err)
-			}
-			guardedBy(t, l, "alices")
-		})
+		l := between(t, false, "Change", 1, replaced(t, "alices"))
 		guardedBy(t, l, "mallorys")
 		wantKind(t, change(l), claviger.KeyDenied)
 		if vs, err := l.primary.Versions(t.Context(), "k"); err != nil || len(vs) != 1 {

@@ -1,0 +1,332 @@
+package keyring
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"claviger"
+	"claviger/provider"
+	"claviger/provider/memory"
+)
+
+// TestConflictIsFoundInTime: a roll at the source is found by the server itself, within
+// the interval of its comparisons. Until then what comes out is no DEK: this holds the
+// bound that docs/sources.md and docs/threat-model.md state.
+func TestConflictIsFoundInTime(t *testing.T) {
+	if defaultCompareEvery != 30*time.Second {
+		t.Errorf("the pages say 30 s, and it is %v", defaultCompareEvery)
+	}
+	w := newTwice(t)
+	const every = time.Second
+	w.cfg.CompareEvery = every
+	began := time.Now()
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	go w.WatchSources(ctx)
+	if dek, err := w.decrypt(t, w.theirs); err != nil || dek.Equal(w.theirDEK) {
+		t.Fatalf("before the comparison: %v", err) // the window that the pages tell of
+	}
+	for {
+		if _, err := w.decrypt(t, w.theirs); claviger.Is(err, claviger.Unavailable) {
+			break
+		}
+		if time.Since(began) > 10*every { // a busy machine
+			t.Fatal("the server does not find the roll")
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if took := time.Since(began); took < every/2 {
+		t.Errorf("found after %v, so this tells nothing of the interval %v", took, every)
+	}
+}
+
+// TestConflictSurvivesSilence: a conflict that is known, by the source's word or by the
+// journal's, stands while the source is silent; what was never told shuts nothing.
+func TestConflictSurvivesSilence(t *testing.T) {
+	w := newTwice(t)
+	w.silence()
+	if err := w.CompareSources(t.Context()); err == nil {
+		t.Error("a silent source is compared")
+	}
+	if _, err := w.decrypt(t, w.ours); err != nil {
+		t.Errorf("nothing is known, and nothing is opened: %v", err)
+	}
+	w.far.setFail(nil)
+	w.cfg.Settings = openStore(t)
+	w.compare(t)
+	w.silence()
+	_ = w.CompareSources(t.Context())
+	w.closed(t, w.ours)
+	w.restart()
+	_ = w.CompareSources(t.Context())
+	w.closed(t, w.ours)
+
+	w = newTwice(t)
+	w.silence()
+	w.record(func(o *Origin) { o.Rolled = 2 })
+	_ = w.CompareSources(t.Context())
+	w.closed(t, w.ours)
+	w.record(func(o *Origin) { o.Finished = time.Now() }) // then the operator has decided
+	_ = w.CompareSources(t.Context())
+	if _, err := w.decrypt(t, w.ours); err != nil {
+		t.Errorf("after the end of the migration: %v", err)
+	}
+}
+
+// TestConflictOutlivesTheConfiguration: what a source has told stands when it is taken out
+// of the configuration, or is named by another URI, after a restart and on another node: the
+// EDEKs in question are still there. A version that no key here has is in nobody's way.
+func TestConflictOutlivesTheConfiguration(t *testing.T) {
+	w := newTwice(t)
+	w.cfg.Settings = openStore(t)
+	w.compare(t)
+	next := w.rollHere(t)
+	refused := func(when string) {
+		t.Helper()
+		w.refuses(t, when)
+		if err := w.CheckConflicts(t.Context()); err == nil || !strings.Contains(err.Error(), w.shared) {
+			t.Errorf("%s: readiness: %v", when, err)
+		}
+	}
+	sources := w.sources.list
+	w.sources.list = nil
+	w.compare(t)
+	refused("without the source")
+	w.restart()
+	w.compare(t)
+	refused("without the source, after a restart")
+	w.sources.list = sources
+	w.record(func(o *Origin) { o.Source = "kms://http@the-other-name:9600/kms" })
+	w.restart()
+	w.compare(t)
+	refused("under another URI")
+	// Nothing was kept, as where the source was rolled after its URI was changed.
+	w.cfg.Settings = openStore(t)
+	w.restart()
+	w.compare(t)
+	refused("rolled under another URI")
+	es, _ := made(t, w.primary.Provider, next.Name, 1)
+	if _, err := w.decrypt(t, es[0]); err != nil {
+		t.Errorf("another version: %v", err)
+	}
+	w.sources.list = nil
+	if err := w.primary.Delete(t.Context(), "payroll"); err != nil {
+		t.Fatal(err)
+	}
+	w.compare(t)
+	if err := w.CheckConflicts(t.Context()); err != nil {
+		t.Errorf("the key was deleted: %v", err)
+	}
+}
+
+// TestConflictOutlivesTheKeys: a conflict stands where the key at the source goes, or counts
+// fewer versions, as after a restored backup; and where the key here is deleted, comes back
+// at once with it.
+func TestConflictOutlivesTheKeys(t *testing.T) {
+	for what, lose := range map[string]func(w *twice) error{
+		"deleted at the source": func(w *twice) error { return w.far.Delete(t.Context(), "payroll") },
+		"an older copy at the source": func(w *twice) error {
+			if err := w.far.Delete(t.Context(), "payroll"); err != nil {
+				return err
+			}
+			_, err := w.far.Create(t.Context(), provider.Spec{Name: "payroll", Cipher: claviger.DefaultCipher,
+				BitLength: 128})
+			return err
+		},
+	} {
+		w := newTwice(t)
+		w.cfg.Settings = openStore(t)
+		w.compare(t)
+		if err := lose(w); err != nil {
+			t.Fatal(err)
+		}
+		w.compare(t)
+		w.conflicts.last = nil
+		w.compare(t)
+		w.refuses(t, what)
+		if w.Conflicts() != 1 {
+			t.Errorf("%s: %d conflicts", what, w.Conflicts())
+		}
+	}
+
+	w := newTwice(t)
+	w.cfg.Settings = openStore(t)
+	w.compare(t)
+	if err := w.primary.Delete(t.Context(), "payroll"); err != nil {
+		t.Fatal(err)
+	}
+	w.forget("payroll")
+	w.compare(t)
+	if w.Conflicts() != 0 {
+		t.Errorf("the key is deleted, and is in conflict: %v", w.CheckConflicts(t.Context()))
+	}
+	w.sources.list = nil
+	w.compare(t)
+	if err := w.primary.Undelete(t.Context(), "payroll", w.shared); err != nil {
+		t.Fatal(err)
+	}
+	w.forget("payroll")
+	w.refuses(t, "undeleted, before anything is compared")
+	w.compare(t)
+	w.refuses(t, "undeleted")
+}
+
+// TestNoConflictByCount: what counts is whether the source has a version of that name.
+func TestNoConflictByCount(t *testing.T) {
+	// One that does not number its versions, as a Key Trustee KMS, counts as many.
+	w := newTwice(t)
+	w.far.setFail(nil)
+	opaque := &farKMS{Provider: memory.New(memory.Config{URI: farURI, OpaqueIDs: true}), uri: farURI}
+	t.Cleanup(func() { _ = opaque.Provider.Close() })
+	opaque.blocks, _ = opaque.Provider.(provider.BlockEncrypter)
+	create(t, opaque, "payroll")
+	if _, err := opaque.Roll(t.Context(), "payroll", nil); err != nil {
+		t.Fatal(err)
+	}
+	ms, err := opaque.Metadata(t.Context(), "payroll")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.record(func(o *Origin) { o.Created = ms[0].Created }) // it is the key that was migrated
+	w.sources.list[0].Provider, w.sources.list[0].crypter = opaque, remote{opaque, opaque}
+	w.compare(t)
+	if dek, err := w.decrypt(t, w.ours); err != nil || !dek.Equal(w.mine) {
+		t.Errorf("a source of opaque names: %v", err)
+	}
+	// Without an answer the count decides.
+	w.forgetAll()
+	w.sources.list[0].has.Clear()
+	asked := 0
+	opaque.setFail(func(context.Context) error {
+		if asked++; asked > 1 { // metadata, then the made-up EDEK
+			return claviger.Errorf("far.call", claviger.Denied, "", "no DECRYPT_EEK")
+		}
+		return nil
+	})
+	w.compare(t)
+	w.closed(t, w.ours)
+}
+
+// TestStaleNode: a source of several nodes is asked at one that has not seen its roll yet, and
+// counts the version at another. That answer is not kept, and nothing is re-encrypted by it.
+func TestStaleNode(t *testing.T) {
+	w := newTwice(t)
+	next := w.rollHere(t)
+	stale := true
+	again := w.staleEverySecond(&stale)
+	w.compare(t)
+	again()
+	if out, err := w.reencryptOne(t, w.theirs); !claviger.Is(err, claviger.SourceUnreachable) {
+		t.Errorf("re-encrypted by a stale answer: %v, %v", out, err)
+	}
+	stale = false
+	w.compare(t)
+	w.closed(t, w.theirs)
+	_, err := w.reencryptOne(t, w.theirs)
+	wantKind(t, err, claviger.Invalid)
+
+	// One that says so for long enough has other names.
+	settles := absentSettles
+	absentSettles = 0
+	defer func() { absentSettles = settles }()
+	w = newTwice(t)
+	w.rollHere(t)
+	stale = true
+	w.staleEverySecond(&stale)
+	if out, err := w.reencryptOne(t, w.ours); err != nil || out.Version != next.Name {
+		t.Errorf("after long enough: %v, %v", out, err)
+	}
+}
+
+// TestGapOfNumbers: numbers that leave room for rolls at the source make its versions the
+// source's, which opens them; and a key that cannot be read hides no other.
+func TestGapOfNumbers(t *testing.T) {
+	far := newFarKMS(t, farURI, "a", "bad", "z")
+	primary := &counting{Provider: memory.New(memory.Config{Sealed: true})}
+	t.Cleanup(func() { _ = primary.Provider.Close() })
+	past := &journal{}
+	for key, first := range map[string]int{"a": 1000, "z": 1} {
+		ms, err := far.Provider.Metadata(t.Context(), key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := primary.Import(t.Context(), *ms[0], 1, first, nil); err != nil {
+			t.Fatal(err)
+		}
+		past.list = append(past.list, Origin{Key: key, Source: farURI, TakenOver: true, Created: ms[0].Created, ACLName: key, Numbered: true, Counted: 1})
+	}
+	past.list = append(past.list, Origin{Key: "bad", Source: farURI, TakenOver: true, Numbered: true, Counted: 1})
+	l := newLab(t, func(c *Config) {
+		c.Primary, c.History, c.Reencryption = primary, past, true
+		c.Sources = []Source{{Provider: unreadable{far, "bad"}, Reencryption: true}}
+	})
+	for _, key := range []string{"a", "z"} {
+		if _, err := far.Roll(t.Context(), key, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := l.CompareSources(t.Context()); err == nil || !strings.Contains(err.Error(), "damaged") {
+		t.Errorf("a key that cannot be read: %v", err)
+	}
+	if l.Conflicts() != 1 || l.conflictsNow()["z@1"] == "" {
+		t.Errorf("in conflict: %v", l.conflictsNow())
+	}
+	es, deks := made(t, far.blocks, "a@1", 1)
+	if dek, err := l.Decrypt(t.Context(), caller("u"), "a", true, es[0]); err != nil || !dek.Equal(deks[0]) {
+		t.Errorf("the version that the source has rolled to: %v", err)
+	}
+	if out, err := l.Reencrypt(t.Context(), caller("u"), "a", true, es[0]); err != nil || out.Version != "a@1000" {
+		t.Errorf("re-encrypted: %+v, %v", out, err)
+	} else if dek, err := l.Decrypt(t.Context(), caller("u"), "a", true, out); err != nil || !dek.Equal(deks[0]) {
+		t.Errorf("after the re-encryption: %v", err)
+	}
+}
+
+// unreadable is a source that tells nothing of any key while it is asked for one of them.
+type unreadable struct {
+	*farKMS
+	key string
+}
+
+func (u unreadable) Metadata(ctx context.Context, names ...string) ([]*claviger.Metadata, error) {
+	for _, n := range names {
+		if n == u.key {
+			return nil, claviger.Errorf("far.Metadata", claviger.Internal, n, "a damaged entry")
+		}
+	}
+	return u.farKMS.Metadata(ctx, names...)
+}
+
+// otherwise is a source that answers to every spelling, and gives its own.
+type otherwise struct{ folding }
+
+func (o otherwise) Metadata(ctx context.Context, names ...string) ([]*claviger.Metadata, error) {
+	return o.farKMS.Metadata(ctx, strings.ToLower(names[0]))
+}
+
+// TestConflictOfASpelling: a source that has "payroll" and answers to "Payroll", as the
+// key is called here, is compared by what it was asked for.
+func TestConflictOfASpelling(t *testing.T) {
+	s := newShadowLab(t, never, "present", "Payroll", false)
+	far := otherwise{folding{s.far}}
+	s.sources.list[0].Provider, s.sources.list[0].crypter = far, remote{far, far}
+	m, err := s.far.Provider.Metadata(t.Context(), "payroll")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours := *m[0]
+	ours.Name = "Payroll"
+	if _, err := s.primary.Import(t.Context(), ours, 1, 1, nil); err != nil {
+		t.Fatal(err)
+	}
+	s.past.list = append(s.past.list, Origin{Key: "Payroll", Source: farURI, TakenOver: true, Folded: true, Created: ours.Created, ACLName: "payroll", Numbered: true, Counted: 1})
+	s.origins.forget()
+	for n := range 2 {
+		if err := s.CompareSources(t.Context()); err != nil || s.Conflicts() != n {
+			t.Errorf("after %d rolls at the source: %v, %v", n, s.conflictsNow(), err)
+		}
+		s.rollThere(t)
+	}
+}

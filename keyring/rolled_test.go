@@ -1,0 +1,42 @@
+package keyring
+
+import (
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestRolledAtAnOpaqueSource: a migrated key whose source names no versions by numbers, as
+// a Key Trustee KMS, and has rolled it since, is told, once in the log. Its old and new
+// EDEKs open through the source.
+func TestRolledAtAnOpaqueSource(t *testing.T) {
+	s := newShadowLab(t, migrated, "present", "payroll", false)
+	s.record(func(o *Origin) { o.Counted = 1 }) // and Numbered is false
+	var logged strings.Builder
+	s.log = slog.New(slog.NewTextHandler(&logged, nil))
+	check := func(when string, want bool) {
+		t.Helper()
+		s.origins.forget()
+		_ = s.CompareSources(t.Context()) // a silent source is told by a check of its own
+		err := s.CheckRolled(t.Context())
+		if (err != nil) != want || want &&
+			!strings.Contains(err.Error(), "key payroll of "+farURI+" (1 versions when it was migrated, 1 more now)") {
+			t.Errorf("%s: %v", when, err)
+		}
+		if s.Conflicts() != 0 {
+			t.Errorf("%s: in conflict: %v", when, s.conflictsNow())
+		}
+	}
+	check("as it was", false)
+	s.rollThere(t)
+	check("rolled", true)
+	s.silence()
+	check("rolled, and silent since", true)
+	if n := strings.Count(logged.String(), "a key was rolled at its source"); n != 1 {
+		t.Errorf("logged %d times: %s", n, logged.String())
+	}
+	s.record(func(o *Origin) { o.Finished = time.Now() })
+	s.far.setFail(nil)
+	check("after the end of the migration", false)
+}
