@@ -7,48 +7,31 @@ import (
 	"testing"
 )
 
+const settingsHead = `# Properties
+
+All properties of ` + "`core-site.xml` and `kms-site.xml`" + ` that ` + "`claviger kms`" + ` and the commands with
+` + "`--conf`" + ` read. A property of their families that is not here causes a warning at the start, which names the
+property that was probably meant. If that one decides on keys, users, TLS or records, and is not set, the start is
+refused ([hadoop-divergences.md](hadoop-divergences.md)).
+
+Other files have pages of their own: ` + "`kms-acls.xml` [acls.md](acls.md), `ssl-server.xml` and `ssl-client.xml`" + `
+[tls.md](tls.md), ` + "`kts-site.xml` [kt-kms.md](kt-kms.md), `application.properties` [keyhsm.md](keyhsm.md)" + `.
+
+In brackets stand the type, the bounds, the unit of a value without one, and the default. A property without a type
+takes a text. A time needs a unit (` + "`30s`, `10m`, `1h`, `7d`" + `), but for Hadoop's times, which may have one. "Secret"
+is a password: keep it in a credential store ([tls.md](tls.md)). "Reloaded" means that a change takes effect while the
+server runs; any other change needs a restart. ` + "`*`" + ` in a name stands for any text.
+
+The program writes this page: ` + "`go test ./hadoopconf -run TestSettingsPage -update`" + `.
+`
+
 // TestSettingsPage: docs/settings.md is the table of properties, each of them once. -update
 // writes it.
 func TestSettingsPage(t *testing.T) {
-	var b strings.Builder
-	b.WriteString(`# Properties
-
-All properties that ` + "`claviger kms`" + ` and the commands with ` + "`--conf`" + ` read, of ` +
-		"`core-site.xml` and `kms-site.xml`" + `. The page
-is written from the program's own table (` + "`go test ./hadoopconf -run TestSettingsPage -update`" + `). A property of
-these families that is not here is warned of at the start, with the one that was probably meant, and refused where
-that is not set and decides on keys, users, TLS or records ([hadoop-divergences.md](hadoop-divergences.md)). The rules of
-` + "`kms-acls.xml`" + ` are in [acls.md](acls.md), the stores of ` + "`ssl-server.xml` and `ssl-client.xml`" + ` in
-[tls.md](tls.md), ` + "`kts-site.xml` in [kt-kms.md](kt-kms.md), `application.properties` in [keyhsm.md](keyhsm.md)" + `.
-
-Times of our own properties need a unit (` + "`30s`, `10m`, `1h`, `7d`" + `); Hadoop's without one have the unit that Hadoop
-gives them. ` + "`*`" + ` stands for any text.
-`)
-	table := func(title, intro string, has func(k *Known) bool) {
-		fmt.Fprintf(&b, "\n## %s\n\n%s\n\n| property | default | what |\n|---|---|---|\n", title, intro)
-		for i := range KMS {
-			k := &KMS[i]
-			if !has(k) {
-				continue
-			}
-			value := ""
-			if k.Default != "" {
-				value = "`" + k.Default + "`"
-			}
-			doc := strings.TrimPrefix(strings.TrimPrefix(k.Doc, notUsed), ": ")
-			fmt.Fprintf(&b, "| `%s` | %s | %s |\n", k.Name, strings.ReplaceAll(value, "|", `\|`),
-				strings.NewReplacer("|", `\|`, "<", "&lt;").Replace(doc))
-		}
-	}
-	own := func(k *Known) bool { return strings.HasPrefix(k.Name, "claviger.") }
-	idle := func(k *Known) bool { return strings.HasPrefix(k.Doc, notUsed) }
-	table("Our own", "They have no counterpart in Hadoop.", func(k *Known) bool { return own(k) && !idle(k) })
-	table("Hadoop's and Cloudera's", "They mean here what they mean there, but for [hadoop-divergences.md](hadoop-divergences.md).", func(k *Known) bool { return !own(k) && !idle(k) })
-	table("Taken and not used", "They may stand in a file that is taken over. A value other than the default is warned of, with the reason.", idle)
-
+	want := settingsPage()
 	const page = "../docs/settings.md"
 	if *update {
-		if err := os.WriteFile(page, []byte(b.String()), 0o644); err != nil {
+		if err := os.WriteFile(page, []byte(want), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -56,15 +39,83 @@ gives them. ` + "`*`" + ` stands for any text.
 	if err != nil {
 		t.Fatal(err)
 	}
-	if string(text) != b.String() {
+	if string(text) != want {
 		t.Errorf("%s is not the table of properties: run this test with -update", page)
 	}
+	known := map[string]bool{}
 	for _, k := range KMS {
-		if n := strings.Count(b.String(), "\n| `"+k.Name+"` |"); n != 1 {
+		known[k.Name] = true
+		if n := strings.Count(want, "\n- `"+k.Name+"`"); n != 1 {
 			t.Errorf("property %s stands on the page %d times", k.Name, n)
 		}
 		if k.Doc == "" {
 			t.Errorf("nothing is said of property %s", k.Name)
 		}
 	}
+	for name := range Values {
+		if !known[name] {
+			t.Errorf("%s has a type, and is no property", name)
+		}
+	}
+}
+
+func settingsPage() string {
+	var b strings.Builder
+	b.WriteString(settingsHead)
+	part := func(title, intro string, has func(k *Known) bool) {
+		fmt.Fprintf(&b, "\n## %s\n\n%s\n\n", title, intro)
+		for i := range KMS {
+			if has(&KMS[i]) {
+				writeSetting(&b, &KMS[i])
+			}
+		}
+	}
+	own := func(k *Known) bool { return strings.HasPrefix(k.Name, "claviger.") }
+	idle := func(k *Known) bool { return strings.HasPrefix(k.Doc, notUsed) }
+	part("Our own", "They have no counterpart in Hadoop.", func(k *Known) bool { return own(k) && !idle(k) })
+	part("Hadoop's and Cloudera's", "They mean here what they mean there, but for what\n"+
+		"[hadoop-divergences.md](hadoop-divergences.md) lists.", func(k *Known) bool { return !own(k) && !idle(k) })
+	part("Taken and not used", "They may stand in a file that is taken over. A value other than the default causes a "+
+		"warning, with\nthe reason.", idle)
+	return b.String()
+}
+
+// writeSetting writes one property, in lines of at most 120 columns.
+func writeSetting(b *strings.Builder, k *Known) {
+	var facts []string
+	v := Values[k.Name]
+	typ := map[string]string{"bool": "true or false", "int": "whole number"}[v.Type]
+	if typ == "" {
+		typ = v.Type
+	}
+	for _, fact := range []string{typ + strings.TrimRight(" "+v.Bounds, " "), v.Unit} {
+		if fact != "" {
+			facts = append(facts, fact)
+		}
+	}
+	if k.Default != "" {
+		facts = append(facts, "default `"+k.Default+"`")
+	}
+	if clearSecret.MatchString(k.Name) {
+		facts = append(facts, "secret")
+	}
+	if strings.HasPrefix(k.Name, "hadoop.kms.proxyuser.") {
+		facts = append(facts, "reloaded")
+	}
+	head := "- `" + k.Name + "`"
+	if len(facts) > 0 {
+		head += " (" + strings.Join(facts, "; ") + ")"
+	}
+	b.WriteString(head + ":\n ")
+	column := 1
+	doc := strings.TrimPrefix(strings.TrimPrefix(k.Doc, notUsed), ": ")
+	for _, word := range strings.Fields(strings.ReplaceAll(doc, "<", "&lt;")) {
+		if column+1+len(word) > 120 {
+			b.WriteString("\n ")
+			column = 1
+		}
+		b.WriteString(" " + word)
+		column += 1 + len(word)
+	}
+	b.WriteString("\n")
 }

@@ -2,9 +2,11 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"maps"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -308,6 +310,9 @@ func TestWrongValues(t *testing.T) {
 		name = strings.Replace(name, "*", "x", 1) // of a family that has no effect
 		log, err := start(with, name, value)
 		unused := strings.HasPrefix(k.Doc, "taken and not used") || w.warned
+		if why := otherType(k.Name, err); why != "" {
+			t.Errorf("hadoopconf.Values has another type of %s: %s", k.Name, why)
+		}
 		shown := strings.ReplaceAll(value, "&#9;", `\t`)
 		switch where := filepath.Join(dir, "kms-site.xml:2") + ": property " + name; {
 		case err == nil && unused && (strings.Contains(log, where) || strings.Contains(log, name) && w.warned):
@@ -320,6 +325,55 @@ func TestWrongValues(t *testing.T) {
 	for name := range wrongValues {
 		if !known[name] {
 			t.Errorf("%s is no property of hadoopconf.KMS", name)
+		}
+	}
+}
+
+// otherType compares the refusal of a wrong value with the type that hadoopconf.Values has.
+func otherType(name string, refusal error) string {
+	v, text := hadoopconf.Values[name], fmt.Sprint(refusal)
+	of := map[string]string{"bool": "it must be true or false", "int": "it must be a whole number from ",
+		"number": "it must be a number between ", "time": "it must be a time"}
+	want := of[v.Type] + v.Bounds
+	switch {
+	case v.Type == "number":
+		want = of[v.Type] + strings.Replace(v.Bounds, " to ", " and ", 1)
+	case v.Type == "one of", v.Type == "time" && v.Bounds != "":
+		want = "it must be " + v.Bounds
+	case of[v.Type] == "":
+		for typ, says := range of {
+			if strings.Contains(text, says) {
+				return "it is of type " + typ
+			}
+		}
+		return ""
+	}
+	if !strings.Contains(text, want) {
+		return fmt.Sprintf("%q lacks %q", text, want)
+	}
+	return ""
+}
+
+// unitInCode finds where a time of a property is read, and in which unit.
+var unitInCode = regexp.MustCompile(`uration\((?:[A-Za-z]+ ?\+ ?)?"([a-zA-Z._-]+)", time\.(Second|Millisecond)\)`)
+
+// TestUnits: a time of Hadoop's without a unit has the unit that hadoopconf.Values has.
+func TestUnits(t *testing.T) {
+	units := map[string]string{}
+	goFiles(t, func(_, text string) {
+		for _, m := range unitInCode.FindAllStringSubmatch(text, -1) {
+			units[m[1]] = map[string]string{"Second": "s", "Millisecond": "ms"}[m[2]]
+		}
+	})
+	for name, v := range hadoopconf.Values {
+		if v.Type != "time" || strings.HasPrefix(name, "claviger.") {
+			continue
+		}
+		found := slices.ContainsFunc(slices.Collect(maps.Keys(units)), func(end string) bool {
+			return strings.HasSuffix(name, end) && units[end] == v.Unit
+		})
+		if !found {
+			t.Errorf("no code reads %s in %q", name, v.Unit)
 		}
 	}
 }
