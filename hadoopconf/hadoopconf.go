@@ -19,6 +19,7 @@ import (
 	"strconv"
 	"strings"
 
+	"claviger"
 	"claviger/secret"
 )
 
@@ -124,6 +125,22 @@ func (c *Conf) Refuse(name, want string) error {
 	}
 	v, _ := c.Get(name)
 	return &ValueError{Property: p, Value: v, Want: want}
+}
+
+// Placed returns the error of another room about a property with file, line and value added; nil where err
+// is about no property, or names its line itself.
+func (c *Conf) Placed(err error) error {
+	var there *ValueError
+	var of *claviger.PropertyError
+	if errors.As(err, &there) || !errors.As(err, &of) {
+		return nil
+	}
+	p, set := c.Lookup(of.Name)
+	if !set {
+		return of
+	}
+	v, _ := c.Get(of.Name)
+	return &ValueError{Property: p, Value: v, Want: of.Want, Err: of.Err}
 }
 
 // Dir is the configuration folder.

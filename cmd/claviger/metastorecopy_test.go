@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -20,9 +19,10 @@ import (
 	"claviger/internal/pgtest"
 	"claviger/internal/softhsm/softhsmtest"
 	"claviger/metastore/location"
-	"claviger/owner"
+	"claviger/metastore/sqlite"
 	"claviger/pkcs11"
 	"claviger/provider/hsm"
+	"claviger/recovery"
 )
 
 // copySite is a server whose metastore moves.
@@ -88,13 +88,7 @@ func (s *copySite) want(status int, method, path, body string) string {
 // copied runs the command.
 func (s *copySite) copied(to string) (out string, err error) {
 	s.t.Helper()
-	conf, err := hadoopconf.LoadKMS(s.dir, os.LookupEnv)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	var b bytes.Buffer
-	err = copyStore(context.WithoutCancel(s.t.Context()), &b, conf, to, slog.New(slog.DiscardHandler))
-	return b.String(), err
+	return s.command("copy", "--conf", s.dir, "--to", to)
 }
 
 func (s *copySite) refused(to string, texts ...string) {
@@ -179,7 +173,7 @@ func TestMetastoreCopy(t *testing.T) {
 	s.startRefused("was moved to " + shown)
 	if conf, err := hadoopconf.LoadKMS(dir, os.LookupEnv); err != nil {
 		t.Error(err)
-	} else if r, err := verifyStore(t.Context(), conf, "", true, slog.New(slog.DiscardHandler)); err != nil || r.Moved == nil || r.Moved.To != shown {
+	} else if r, err := recovery.Verify(t.Context(), conf, "", true, slog.New(slog.DiscardHandler)); err != nil || r.Moved == nil || r.Moved.To != shown {
 		t.Errorf("verify: %+v, %v", r, err)
 	}
 
@@ -288,8 +282,9 @@ func TestMetastoreCopyKeepsWhatNodesSaw(t *testing.T) {
 func TestCopyShowsNoPassword(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "a.db")
 	writeFile(t, file, "")
-	conf := siteConf(t, map[string]string{hadoopconf.MetastoreURI: "sqlite://" + file})
-	err := copyStore(t.Context(), io.Discard, conf, "postgresql:/claviger/hunter2@db1:5432", slog.New(slog.DiscardHandler))
+	s := &copySite{t: t, dir: t.TempDir(), props: map[string]string{}}
+	s.on("sqlite://" + file)
+	_, err := s.copied("postgresql:/claviger/hunter2@db1:5432")
 	if err == nil || !strings.HasPrefix(err.Error(), "--to has a value of the scheme postgresql that names no metastore") ||
 		strings.Contains(err.Error(), "hunter2") {
 		t.Errorf("--to: %v", err)
@@ -298,8 +293,7 @@ func TestCopyShowsNoPassword(t *testing.T) {
 
 // isRefused tells whether a command ends with exitRefused.
 func isRefused(err error) bool {
-	var coded *exitError
-	return errors.As(err, &coded) && coded.code == exitRefused
+	return exitCode(err) == exitRefused
 }
 
 // command runs a command of claviger metastore.
@@ -315,31 +309,22 @@ func (s *copySite) command(args ...string) (out string, err error) {
 	return b.String(), err
 }
 
-// unmark takes the mark of a move from a store, as if the run had ended before it.
+// unmark takes the mark of a move from an SQLite store, as if the command had ended before it.
 func (s *copySite) unmark(uri string) {
 	s.t.Helper()
-	place, _ := location.Parse(uri)
-	st, err := openMovable(s.t.Context(), place, "", owner.Self("test", ""), slog.New(slog.DiscardHandler))
+	file := strings.TrimPrefix(uri, "sqlite://")
+	st, err := sqlite.Open(s.t.Context(), file)
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	c, err := st.Content(s.t.Context())
-	if err == nil {
-		err = st.Close()
-	}
-	if err == nil {
-		err = os.Remove(place.File)
-	}
-	if err != nil {
+	if err = errors.Join(err, st.Close(), os.Remove(file)); err != nil {
 		s.t.Fatal(err)
 	}
-	if st, err = openMovable(s.t.Context(), place, "", owner.Self("test", ""), slog.New(slog.DiscardHandler)); err == nil {
-		err = st.Fill(s.t.Context(), c)
+	if st, err = sqlite.Open(s.t.Context(), file); err != nil {
+		s.t.Fatal(err)
 	}
-	if err == nil {
-		err = st.Close()
-	}
-	if err != nil {
+	if err := errors.Join(st.Fill(s.t.Context(), c), st.Close()); err != nil {
 		s.t.Fatal(err)
 	}
 }

@@ -184,6 +184,8 @@ var rules = []rule{
 	{"migrate", append([]string{"", "secret", "typo", "eek"}, contracts...), "the engine works on contracts"},
 	{"migrate/shred", []string{"", "durable", "owner", "hadoopconf", "trustee", "provider/keytrustee", "migrate"},
 		"it knows the files of a Key Trustee KMS, and neither keys nor stores"},
+	{"recovery", []string{"", "typo", "owner", "hadoopconf", "provider", "provider/builtin", "provider/hsm", "metastore",
+		"metastore/*"}, "it joins a store and a token, both of which it opens; it knows no server, and prints nothing"},
 	{"kmsapi", append([]string{"", "secret", "keyring", "kmswire", "authn", "eek", "shares"}, contracts...),
 		"a face imports keyring; it knows no provider"},
 	{"buildinfo", []string{"console"}, "which build this is; shown in a log and on the console"},

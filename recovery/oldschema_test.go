@@ -1,8 +1,7 @@
-package main
+package recovery
 
 import (
 	"database/sql"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -14,10 +13,10 @@ import (
 	"claviger/provider/hsm"
 )
 
-// TestOldSchema: verify, before an upgrade, says what to do; and a copy from before it
-// that is put in the place of today's store keeps the id that the token is bound to.
+// TestOldSchema: before an upgrade Verify says what to do. A restored copy that is older than store ids keeps
+// the id of the store that it replaces, because the token is bound to that id.
 func TestOldSchema(t *testing.T) {
-	dump, err := os.ReadFile("../../metastore/sqlite/testdata/schema3.sql")
+	dump, err := os.ReadFile("../metastore/sqlite/testdata/schema3.sql")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -37,12 +36,12 @@ func TestOldSchema(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	writeSite(t, dir, map[string]string{hadoopconf.ProviderURI: "cloudera.hsmkp://file@/nowhere/luna.keystore", hadoopconf.MetastoreURI: "sqlite://" + now})
-	conf, err := hadoopconf.LoadKMS(dir, os.LookupEnv)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := verifyStore(t.Context(), conf, "", true, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "has schema version 3") {
+	conf := siteConf(t, map[string]string{
+		hadoopconf.ProviderURI:  "cloudera.hsmkp://file@/nowhere/luna.keystore",
+		hadoopconf.MetastoreURI: "sqlite://" + now,
+	})
+	if _, err := Verify(t.Context(), conf, "", true, slog.New(slog.DiscardHandler)); err == nil ||
+		!strings.Contains(err.Error(), "has schema version 3") {
 		t.Errorf("verify of a store of schema 3: %v", err)
 	}
 	store, err := sqlite.Open(t.Context(), now)
@@ -55,10 +54,10 @@ func TestOldSchema(t *testing.T) {
 	if err := store.Close(); err != nil {
 		t.Fatal(err)
 	}
-	f := restoreFlags{noToken: true, plain: true, lose: true}
-	var out strings.Builder
-	if err := f.restore(t.Context(), io.Writer(&out), conf, old, slog.New(slog.DiscardHandler)); err != nil || !strings.Contains(out.String(), "the older claviger that wrote it cannot use it any more") {
-		t.Fatalf("%v\n%s", err, out.String())
+	o := RestoreOptions{NoToken: true, PlainCopy: true, LoseKeys: true}
+	r, err := Restore(t.Context(), conf, old, o, slog.New(slog.DiscardHandler))
+	if err != nil || !r.Done || r.Facts.Schema != 3 {
+		t.Fatalf("%+v, %v", r, err)
 	}
 	if store, err = sqlite.OpenReadOnly(t.Context(), now); err != nil {
 		t.Fatal(err)

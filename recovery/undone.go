@@ -1,4 +1,4 @@
-package main
+package recovery
 
 import (
 	"context"
@@ -10,21 +10,22 @@ import (
 	"claviger/metastore"
 )
 
-// undone is what a restored backup would undo of the changes that were made since it
-// was written, beside the versions that it does not know.
+// undone is what a restored backup would undo of the changes that were made since it was written. Versions
+// that the backup does not know are not part of it.
 type undone struct {
 	revived []string // versions that were deleted since, and could be used again
 	deleted []string // versions that were brought back since, and would be deleted again
 	changed []string // keys whose metadata were set since, as sentences
 }
 
-// lines are the undone changes as restore lists them.
+// lines returns the undone changes as restore lists them.
 func (u undone) lines() (list []string) {
 	for _, v := range u.revived {
 		list = append(list, fmt.Sprintf("REVIVED  %s was deleted since the backup was written, and comes back", v))
 	}
 	for _, v := range u.deleted {
-		list = append(list, fmt.Sprintf("DELETED  %s was brought back since the backup was written, and is a deleted key's again", v))
+		list = append(list, fmt.Sprintf(
+			"DELETED  %s was brought back since the backup was written, and is a deleted key's again", v))
 	}
 	for _, c := range u.changed {
 		list = append(list, "CHANGED  "+c)
@@ -32,40 +33,13 @@ func (u undone) lines() (list []string) {
 	return list
 }
 
-// whereabouts is where a store has a version.
-type whereabouts int
-
-const (
-	absent whereabouts = iota
-	shelved
-	live
-)
-
-// versionPlaces returns the live keys of a store, and where it has each version, by name and object.
-func versionPlaces(ctx context.Context, s metastore.Store) (keys map[string]*metastore.Key, places map[storedVersion]whereabouts, err error) {
-	keys, places = map[string]*metastore.Key{}, map[storedVersion]whereabouts{}
-	if err := metastore.Each(ctx, s, func(k *metastore.Key) { keys[k.Name] = k }); err != nil {
-		return nil, nil, err
-	}
-	all, err := versionsOf(ctx, s)
-	for _, v := range all {
-		place := live
-		if v.shelved {
-			place = shelved
-		}
-		v.shelved = false
-		places[v] = place
-	}
-	return keys, places, err
-}
-
 // undoes compares a backup with the store that it would replace.
 func undoes(ctx context.Context, backup, current metastore.Store) (u undone, err error) {
-	then, thenAt, err := versionPlaces(ctx, backup)
+	then, thenAt, err := versionStates(ctx, backup)
 	if err != nil {
 		return u, err
 	}
-	now, nowAt, err := versionPlaces(ctx, current)
+	now, nowAt, err := versionStates(ctx, current)
 	if err != nil {
 		return u, err
 	}
@@ -74,7 +48,7 @@ func undoes(ctx context.Context, backup, current metastore.Store) (u undone, err
 		case at < is:
 			u.deleted = append(u.deleted, v.name)
 		case at > is:
-			known, err := knewOf(ctx, current, v.name)
+			known, err := mayHaveHad(ctx, current, v.name)
 			if err != nil {
 				return u, err
 			}
@@ -96,10 +70,9 @@ func undoes(ctx context.Context, backup, current metastore.Store) (u undone, err
 	return u, nil
 }
 
-// knewOf tells whether a store that does not have a version may have had it: it has
-// given its number, or the version is of the time before numbers. What it has not had
-// is newer than the store.
-func knewOf(ctx context.Context, s metastore.Store, version string) (bool, error) {
+// mayHaveHad reports whether a store that lacks a version may have had it: the store has given that number
+// to the key, or the version is older than numbers. Other versions are newer than the store.
+func mayHaveHad(ctx context.Context, s metastore.Store, version string) (bool, error) {
 	n, numbered := claviger.VersionNumber(version)
 	if !numbered {
 		return true, nil
@@ -108,7 +81,7 @@ func knewOf(ctx context.Context, s metastore.Store, version string) (bool, error
 	return s.Numbered(ctx, key, n)
 }
 
-// differences says how a key's metadata in a backup differ from those that are there.
+// differences says how a key's metadata in a backup differ from the current ones.
 func differences(then, now *claviger.Metadata) (list []string) {
 	differ := func(what, was, is string) {
 		if was != is {

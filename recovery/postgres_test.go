@@ -1,10 +1,9 @@
-package main
+package recovery
 
 import (
 	"context"
 	"encoding/json"
 	"log/slog"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -55,12 +54,13 @@ func TestVerifyPostgres(t *testing.T) {
 		}
 	}
 	dir := t.TempDir()
-	writeSite(t, dir, map[string]string{hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + filepath.Join(dir, "luna.keystore"), hadoopconf.MetastoreURI: to})
-	conf, err := hadoopconf.LoadKMS(dir, os.LookupEnv)
-	if err != nil {
-		t.Fatal(err)
+	site := func(uri string) *hadoopconf.Conf {
+		return siteConf(t, map[string]string{
+			hadoopconf.ProviderURI:  "cloudera.hsmkp://file@" + filepath.Join(dir, "luna.keystore"),
+			hadoopconf.MetastoreURI: uri,
+		})
 	}
-	r, err := verifyStore(context.WithoutCancel(ctx), conf, "", false, slog.New(slog.DiscardHandler))
+	r, err := Verify(context.WithoutCancel(ctx), site(to), "", false, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -69,11 +69,7 @@ func TestVerifyPostgres(t *testing.T) {
 		t.Errorf("report %s", text)
 	}
 
-	writeSite(t, dir, map[string]string{hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + filepath.Join(dir, "luna.keystore"), hadoopconf.MetastoreURI: half})
-	if conf, err = hadoopconf.LoadKMS(dir, os.LookupEnv); err != nil {
-		t.Fatal(err)
-	}
-	_, err = verifyStore(context.WithoutCancel(ctx), conf, "", false, slog.New(slog.DiscardHandler))
+	_, err = Verify(context.WithoutCancel(ctx), site(half), "", false, slog.New(slog.DiscardHandler))
 	if err == nil || !strings.Contains(err.Error(), "parts of its schema") || !strings.Contains(err.Error(), "--single-transaction") {
 		t.Errorf("a restoration that was broken off: %v", err)
 	}

@@ -1,4 +1,4 @@
-package main
+package recovery
 
 import (
 	"fmt"
@@ -8,10 +8,8 @@ import (
 	"time"
 
 	"claviger"
-	"claviger/internal/softhsm/softhsmtest"
 	"claviger/metastore"
 	"claviger/metastore/sqlite"
-	"claviger/pkcs11"
 )
 
 // TestUndoes: what a backup would undo is named: keys that were deleted, brought back,
@@ -74,49 +72,5 @@ func TestUndoes(t *testing.T) {
 	}
 	if u, err := undoes(ctx, current, current); err != nil || len(u.lines()) != 0 {
 		t.Errorf("a store undoes %q of itself, %v", u.lines(), err)
-	}
-}
-
-// TestVerifyAsAdopt: verify calls unknown what adopt takes, and nothing else: a label
-// like ours on a key whose CKA_ID is not ours is foreign to both.
-func TestVerifyAsAdopt(t *testing.T) {
-	token := softhsmtest.New(t)
-	dir := t.TempDir()
-	keystore := filepath.Join(dir, "luna.keystore")
-	if err := pkcs11.WriteKeystoreFile(keystore, pkcs11.FileConfig{Module: token.Module, Token: token.Label, PINFile: token.PINFile, Profile: pkcs11.SoftHSM}); err != nil {
-		t.Fatal(err)
-	}
-	writeSite(t, dir, map[string]string{"hadoop.kms.key.provider.uri": "cloudera.hsmkp://file@" + keystore})
-	store, err := sqlite.Open(t.Context(), filepath.Join(dir, "claviger.db"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := store.Close(); err != nil {
-		t.Fatal(err)
-	}
-	cfg, _, err := pkcs11.ReadKeystoreFile(keystore)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, step := range []struct {
-		label string
-		id    []byte
-		want  int
-	}{{"short@0", []byte{1, 2, 3, 4}, 0}, {"k@0", []byte{1, 2, 3, 4, 5, 6, 7, 8}, exitRefused}} {
-		tok, err := pkcs11.Open(t.Context(), cfg)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := tok.GenerateKey(t.Context(), step.id, step.label, 128); err != nil {
-			t.Fatal(err)
-		}
-		if err := tok.Close(); err != nil {
-			t.Fatal(err)
-		}
-		for _, command := range [][]string{{"metastore", "verify"}, {"hsm", "adopt"}} {
-			if got := run(append(command, "--conf", dir)); got != step.want {
-				t.Errorf("%s: %v ends with %d, want %d", step.label, command, got, step.want)
-			}
-		}
 	}
 }

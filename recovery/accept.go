@@ -1,0 +1,248 @@
+package recovery
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+
+	"claviger"
+	"claviger/hadoopconf"
+	"claviger/metastore"
+	"claviger/metastore/postgres"
+	"claviger/provider/hsm"
+)
+
+// acceptor is a store that may lack acknowledged changes.
+type acceptor interface {
+	Lost(ctx context.Context) ([]postgres.LostChange, error)
+	Accept(ctx context.Context) error
+}
+
+// Losses is what Accept found, and what it gave up. Accept returns it with an error too, as far as it came.
+type Losses struct {
+	Store string `json:"store"` // URI
+	// Tracked: the store can say which acknowledged changes it lacks.
+	Tracked bool   `json:"tracked"`
+	Lost    []Loss `json:"lost"` // in the order in which nodes saw the changes; then keys that no node remembers
+	// NotCompared says why Now leaves the token out; "" where it does not.
+	NotCompared string `json:"notCompared,omitempty"`
+	GivenUp     bool   `json:"givenUp"`
+
+	// TokenUnknown says why it is not known whether another copy of the store has used the token.
+	TokenUnknown string `json:"tokenUnknown,omitempty"`
+	// Stale says that another copy has used the token since, and was not replaced; "" if not.
+	Stale string `json:"stale,omitempty"`
+	// TakenFrom is the URI of the copy from which this store has taken the token up; "" if it has not.
+	TakenFrom string `json:"takenFrom,omitempty"`
+	// Written: the token says so too.
+	Written bool `json:"written"`
+
+	stale bool // another copy had used the token
+}
+
+// Loss is a change of a key that the store lacks.
+type Loss struct {
+	Key string `json:"key"`
+	At  string `json:"at"` // RFC 3339; "" where no node remembers a change
+	// Change is what was done; "" where an older program did not record it.
+	Change string `json:"change,omitempty"`
+	// Now says what store and token have of the key now; "" where an earlier Loss of the key says it.
+	Now string `json:"now,omitempty"`
+}
+
+// Found reports whether there is, or was, something to accept.
+func (l *Losses) Found() bool { return len(l.Lost) > 0 || l.stale }
+
+// Accept lists the acknowledged changes that the configured store lacks, and says whether another copy of the
+// store has used the token since. With giveUp it gives the changes up, and the store takes the token up; nodes
+// that share the store may go on.
+func Accept(ctx context.Context, conf *hadoopconf.Conf, giveUp bool, log *slog.Logger) (l *Losses, err error) {
+	l = &Losses{Lost: []Loss{}}
+	store, err := openStore(ctx, conf, "claviger metastore accept", giveUp, false, log)
+	if err != nil {
+		return l, err
+	}
+	defer func() { err = errors.Join(err, store.Close()) }()
+	l.Store = store.URI()
+	if err := l.acceptChanges(ctx, conf, store, giveUp); err != nil {
+		return l, err
+	}
+	if err := l.acceptToken(ctx, conf, store, giveUp, log); err != nil {
+		return l, err
+	}
+	if l.Found() && !giveUp {
+		return l, claviger.Refuse("repeat this with --yes, and then adopt what the HSM holds: claviger hsm adopt")
+	}
+	return l, nil
+}
+
+// acceptChanges lists the changes that a store of several nodes lacks, and gives them up.
+func (l *Losses) acceptChanges(ctx context.Context, conf *hadoopconf.Conf, store metastore.Store, giveUp bool) error {
+	s, ok := store.(acceptor)
+	if l.Tracked = ok; !ok {
+		return nil
+	}
+	lost, err := s.Lost(ctx)
+	if err != nil || len(lost) == 0 {
+		return err
+	}
+	if err := l.list(ctx, conf, store, lost); err != nil || !giveUp {
+		return err
+	}
+	// The ends of steps may be among the lost changes.
+	if err := hsm.EndSteps(ctx, store); err != nil {
+		return err
+	}
+	err = s.Accept(ctx)
+	l.GivenUp = err == nil
+	return err
+}
+
+// acceptToken finds whether another copy of the store has used the token since this one. With giveUp the
+// store takes the token up.
+func (l *Losses) acceptToken(ctx context.Context, conf *hadoopconf.Conf, store metastore.Store, giveUp bool,
+	log *slog.Logger) (err error) {
+	access := hsm.Look
+	if giveUp {
+		access = hsm.Mend
+	}
+	p, err := openToken(ctx, conf, store, access, log)
+	if err != nil {
+		l.TokenUnknown = err.Error()
+		return nil
+	}
+	if p == nil {
+		return nil
+	}
+	defer func() { err = errors.Join(err, p.Close()) }()
+	err = p.Stale(ctx)
+	switch {
+	case !hsm.IsStale(err):
+		return err
+	case !giveUp:
+		l.stale, l.Stale = true, err.Error()
+		return nil
+	}
+	l.stale = true
+	from, written, err := p.TakeUp(ctx)
+	if from != "" && err != nil {
+		return fmt.Errorf("this metastore may use the token again, but that was not written to the token, so another copy that "+
+			"runs makes keys until a server has started on this one, or this command succeeds: %w", err)
+	}
+	l.TakenFrom, l.Written = from, written
+	return err
+}
+
+// list describes, key by key, the changes that the store lacks, and what store and token have of the key now.
+func (l *Losses) list(ctx context.Context, conf *hadoopconf.Conf, store metastore.Store, lost []postgres.LostChange) error {
+	token, notCompared := compareToken(ctx, conf, store, false, slog.New(slog.DiscardHandler))
+	if notCompared == nil && token == nil {
+		notCompared = errors.New("the first provider is no HSM")
+	}
+	if notCompared != nil {
+		l.NotCompared = notCompared.Error()
+	}
+	var listed []string
+	add := func(loss Loss) error {
+		if slices.Contains(listed, loss.Key) {
+			l.Lost = append(l.Lost, loss)
+			return nil
+		}
+		listed = append(listed, loss.Key)
+		now, err := keyNow(ctx, store, token, lost, loss.Key)
+		loss.Now = now
+		l.Lost = append(l.Lost, loss)
+		return err
+	}
+	for _, c := range lost {
+		if err := add(Loss{Key: c.Key, At: c.At.Format(time.RFC3339), Change: string(c.Change)}); err != nil {
+			return err
+		}
+	}
+	for _, key := range differingKeys(token) { // nodes remember the newest changes only
+		if slices.Contains(listed, key) {
+			continue
+		}
+		if err := add(Loss{Key: key}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// keyNow says what store and token have of a key whose changes the store lacks.
+func keyNow(ctx context.Context, store metastore.Store, token *Token, lost []postgres.LostChange, key string) (string, error) {
+	keys, err := store.Get(metastore.AsItIs(ctx), key)
+	if err != nil {
+		return "", err
+	}
+	var last metastore.Change
+	for _, l := range lost {
+		if l.Key == key && l.Change != metastore.Invalidated {
+			last = l.Change
+		}
+	}
+	k := keys[0]
+	var says []string
+	if here := inStore(k, key, last); here != "" {
+		says = append(says, here)
+	}
+	if token == nil {
+		return strings.Join(says, "; "), nil
+	}
+	for _, name := range ofKey(token.Unknown, key) {
+		says = append(says, fmt.Sprintf("the token holds %s, which the store does not know: made or rolled since "+
+			"(claviger hsm adopt)", claviger.Printable(name)))
+	}
+	for _, name := range ofKey(token.Missing, key) {
+		says = append(says, fmt.Sprintf("the token lacks %s: destroyed since, by a deletion or a purge", claviger.Printable(name)))
+	}
+	if len(says) == 1 && k != nil && last == "" {
+		says = append(says, "the token holds the same versions: rules, attributes or a soft deletion may be what was changed")
+	}
+	return strings.Join(says, "; "), nil
+}
+
+// inStore says what the store has of a key (nil: nothing) whose last lost change is last.
+func inStore(k *metastore.Key, key string, last metastore.Change) string {
+	switch {
+	case k == nil && last == metastore.Deleted:
+		return "not in the store, as it should be"
+	case k == nil:
+		return "not in the store"
+	case last == metastore.Deleted:
+		return "BACK, and open to the users whom its rules of then allow: delete it again (hadoop key delete)"
+	case len(k.List) > 0:
+		newest := claviger.VersionName(key, k.List[len(k.List)-1].ID)
+		return "in the store, newest version " + claviger.Printable(newest)
+	}
+	return ""
+}
+
+// differingKeys names the keys of which store and token have different versions.
+func differingKeys(token *Token) (keys []string) {
+	if token == nil {
+		return nil
+	}
+	for _, name := range slices.Concat(token.Unknown, token.Missing) {
+		if key, ok := claviger.KeyOfVersion(name); ok {
+			keys = append(keys, key)
+		}
+	}
+	slices.Sort(keys)
+	return slices.Compact(keys)
+}
+
+// ofKey returns the version names that belong to a key.
+func ofKey(names []string, key string) (of []string) {
+	for _, name := range names {
+		if k, ok := claviger.KeyOfVersion(name); ok && k == key {
+			of = append(of, name)
+		}
+	}
+	return of
+}

@@ -1,0 +1,134 @@
+package recovery
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"claviger"
+	"claviger/provider/hsm"
+)
+
+// Binds reports whether the choice gives the token to this store.
+func (a *Adoption) Binds() bool { return a.Choice.Rebind && a.unbound }
+
+// GivesUp returns the versions that the choice gives up.
+func (a *Adoption) GivesUp() []string {
+	if a.Choice.Rebind {
+		return a.Lost
+	}
+	return nil
+}
+
+// Check finds whether the choice can be done. idle says that there is nothing to do, and why; it is "" where
+// there is something. conf is the configuration folder, for the commands in the error.
+func (a *Adoption) Check(conf string) (idle string, err error) {
+	none := len(a.Chosen) == 0 && !a.Binds()
+	switch {
+	case none && len(a.Left) == 0 && (len(a.Candidates) == 0 || a.Choice.Rebind || len(a.known) > 0):
+		if a.misfit != nil {
+			return "", claviger.Refuse("nothing was done, and the token and the metastore do not fit together: %w", a.misfit)
+		}
+		return a.idle(), nil
+	case none && len(a.Left) > 0:
+		return "", a.LeftOut(conf)
+	case hsm.IsStale(a.misfit) && !a.Choice.Rebind:
+		return "", claviger.Refuse("nothing was done: %w", a.misfit)
+	case a.BoundTo != "" && !a.Choice.Rebind:
+		return "", claviger.Refuse("nothing was done; the token is bound to the metastore %s; if that is the one that this "+
+			"server should use, name it by claviger.metastore.uri; if it is lost, say --rebind as well", a.BoundTo)
+	case none:
+		return "", claviger.Refuse("nothing was done; name the keys that are to be used (a deleted one looks like the others), " +
+			"or say --all")
+	case a.Aside:
+		return "", nil
+	}
+	for _, c := range a.Chosen {
+		if err := c.MayAdopt(a.Choice.adoption()); err != nil {
+			return "", claviger.Refuse("key %s cannot be adopted: %s; nothing was done; leave it out, or set it aside with --aside",
+				c.Key, claviger.Reason(err))
+		}
+	}
+	return "", nil
+}
+
+// idle says that there was nothing to do, and what was left.
+func (a *Adoption) idle() string {
+	if !a.Choice.Rebind || len(a.known) > 0 || len(a.Candidates) == 0 {
+		return "nothing to do"
+	}
+	return "nothing was done: the token belongs to this metastore already and lacks none of its keys, " +
+		"so there is nothing to rebind; the keys above were not adopted: name those that are to be used, or say --all"
+}
+
+// Adopt makes the records of the chosen keys, one key after the other. It refuses where the choice would now
+// be another one than the survey found. p may have been opened anew, for changes.
+func (a *Adoption) Adopt(ctx context.Context, p *hsm.Provider) error {
+	now, err := survey(ctx, p, a.Choice)
+	if err != nil {
+		return err
+	}
+	if now.Digest != a.Digest {
+		return claviger.Refuse("the token or the metastore has changed meanwhile; nothing was done; look again")
+	}
+	do := p.Adopt
+	if a.Aside {
+		do = p.SetAside
+	}
+	for _, c := range now.Chosen {
+		if err := do(ctx, c, a.Choice.adoption()); err != nil {
+			return err
+		}
+		a.Done = append(a.Done, c.Key)
+	}
+	if !a.Choice.Rebind {
+		return nil
+	}
+	// Rebind is last: until then the next call finds the same.
+	if err := p.Rebind(ctx); err != nil {
+		return err
+	}
+	a.Rebound = true
+	return nil
+}
+
+// LeftOut is the error for the keys that All has left out; nil where there are none. It lists the commands
+// among which the operator chooses.
+func (a *Adoption) LeftOut(conf string) error {
+	if len(a.Left) == 0 {
+		return nil
+	}
+	var b strings.Builder
+	for _, c := range a.Left {
+		fmt.Fprintf(&b, "\nkey %s cannot be adopted: %s%s", claviger.Printable(c.Key),
+			claviger.Reason(c.MayAdopt(a.Choice.adoption())), decisions(conf, c))
+	}
+	return claviger.Refuse("--all has left out %d keys; choose for each of the commands below it:%s", len(a.Left), b.String())
+}
+
+// decisions returns the commands, one a line, among which an operator chooses for a candidate.
+func decisions(conf string, c hsm.Candidate) string {
+	var b strings.Builder
+	line := func(flag string, names []string) {
+		fmt.Fprintf(&b, "\n  claviger hsm adopt --conf %s%s %s", conf, flag, claviger.Printable(strings.Join(names, " ")))
+	}
+	if c.Why != "" {
+		line(" --aside", labels(c))
+		return b.String()
+	}
+	rest := slices.DeleteFunc(labels(c), func(name string) bool {
+		return slices.ContainsFunc(c.Keys, func(names []string) bool { return slices.Contains(names, name) })
+	})
+	if len(rest) > 0 { // they are of the metastore's key
+		line("", rest)
+	}
+	aside := ""
+	if c.Known {
+		aside = " --aside"
+	}
+	for _, names := range c.Keys {
+		line(aside, names)
+	}
+	return b.String()
+}

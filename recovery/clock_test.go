@@ -1,0 +1,67 @@
+package recovery
+
+import (
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"claviger/hadoopconf"
+	"claviger/metastore"
+	"claviger/metastore/sqlite"
+	"claviger/owner"
+)
+
+// TestClock: a time that was written while the clock was ahead prevents purges, and the error names the
+// command that ends this. The command changes nothing while a server has the store, or before the operator has
+// said that the clock is right.
+func TestClock(t *testing.T) {
+	ctx, dir := t.Context(), t.TempDir()
+	file := filepath.Join(dir, "meta.db")
+	conf := siteConf(t, map[string]string{
+		hadoopconf.ProviderURI:  "cloudera.hsmkp://file@" + filepath.Join(dir, "luna.keystore"),
+		hadoopconf.MetastoreURI: "sqlite://" + file,
+	})
+	store, err := sqlite.Open(ctx, file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = store.Close() }() // its end is no matter
+	run := func(right bool) (Times, error) { return Clock(ctx, conf, right, slog.New(slog.DiscardHandler)) }
+	if got, err := run(false); err != nil || got.Apart != "" {
+		t.Errorf("nothing is to come: %+v, %v", got, err)
+	}
+	use := metastore.LastUse{Version: "k@0", Last: time.Now().AddDate(1, 0, 0)}
+	if err := store.Touch(ctx, []metastore.LastUse{use}); err != nil {
+		t.Fatal(err)
+	}
+	behind := func() error {
+		t.Helper()
+		c, err := store.Clocks(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c.Apart()
+	}
+	if err := behind(); err == nil || !strings.Contains(err.Error(), "claviger metastore clock --conf DIR --right") {
+		t.Errorf("the check of /readyz and a refused purge say %v", err)
+	}
+	release, err := store.Claim(ctx, owner.Self("claviger kms", dir), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := run(true); err == nil || !strings.Contains(err.Error(), "stop it first") {
+		t.Errorf("while a server has it: %+v, %v", got, err)
+	}
+	release()
+	if got, err := run(false); err != nil || !strings.Contains(got.Apart, "behind the newest time") {
+		t.Errorf("the clock may be wrong: %+v, %v", got, err)
+	}
+	if behind() == nil {
+		t.Error("it was set although the clock may be wrong")
+	}
+	if got, err := run(true); err != nil || got.Set != 1 || behind() != nil {
+		t.Errorf("the clock is right: %+v, %v, %v", got, err, behind())
+	}
+}

@@ -1,0 +1,127 @@
+package recovery
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+
+	"claviger/hadoopconf"
+	"claviger/metastore"
+	"claviger/provider"
+	"claviger/provider/hsm"
+)
+
+// Token compares a store with the token.
+type Token struct {
+	Serial string `json:"serial"`
+	Label  string `json:"label"`
+	// Unknown are keys on the token, named like ours, that the store does not know.
+	Unknown []string `json:"unknownToTheStore"`
+	// Adopt is the command that makes records of them, without their names.
+	Adopt string `json:"adopt,omitempty"`
+	// Misfit says why token and store do not fit together.
+	Misfit string `json:"misfit,omitempty"`
+	// Older says that the token was used since a backup was made, as is usual.
+	Older string `json:"older,omitempty"`
+	// Missing are versions of the store whose key is not on the token.
+	Missing []string `json:"missingOnTheToken"`
+	// Unread names the files of the token that this user may not read: they may hold the missing keys.
+	Unread string `json:"unreadable,omitempty"`
+	// GivenUp are the missing versions that an operator has given up.
+	GivenUp []string `json:"givenUpOnTheToken"`
+
+	// Hidden is the error behind Unread.
+	Hidden error `json:"-"`
+
+	stale     bool   // Misfit says that another copy of the store has used the token
+	takenFrom string // URI of that copy, where the store has taken the token up
+}
+
+// Fits reports whether the token and the store have the same keys, as far as this user can read them.
+func (t *Token) Fits() bool {
+	return len(t.Unknown)+len(t.Missing) == 0 && t.Hidden == nil && t.Misfit == ""
+}
+
+// openToken opens the token of the first provider with a store; nil where the first provider has no token.
+func openToken(ctx context.Context, conf *hadoopconf.Conf, store metastore.Store, access hsm.Access,
+	log *slog.Logger) (*hsm.Provider, error) {
+	list, err := provider.SplitURIs(conf.String(hadoopconf.ProviderURI))
+	if err != nil || len(list) == 0 {
+		return nil, conf.Refuse(hadoopconf.ProviderURI, "it must name a provider")
+	}
+	if scheme, _, _ := strings.Cut(list[0], ":"); scheme != "cloudera.hsmkp" && scheme != "pkcs11" {
+		return nil, nil //nolint:nilnil // there is no token
+	}
+	theStore := func(context.Context, func(context.Context, string) error) (metastore.Store, error) { return store, nil }
+	p, err := hsm.Open(ctx, list[0],
+		provider.Env{Get: conf.Get, Getenv: os.Getenv, ConfDir: conf.Dir(), Log: log},
+		hsm.Options{Access: access, Store: theStore})
+	if of := conf.Placed(err); of != nil {
+		return nil, of
+	}
+	if err != nil {
+		return nil, fmt.Errorf("the token cannot be asked which keys it has: %w", err)
+	}
+	return p, nil
+}
+
+// compareToken compares a store with the token of the first provider; nil where that has no token. With takeUp
+// the store takes the token up, because it replaces another store; that writes nothing to the token.
+func compareToken(ctx context.Context, conf *hadoopconf.Conf, store metastore.Store, takeUp bool,
+	log *slog.Logger) (t *Token, err error) {
+	p, err := openToken(ctx, conf, store, hsm.Look, log)
+	if err != nil || p == nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, p.Close()) }()
+	from := ""
+	if takeUp {
+		if from, _, err = p.TakeUp(ctx); err != nil {
+			return nil, err
+		}
+	}
+	objects, err := p.Objects(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("the token cannot be asked which keys it has: %w", err)
+	}
+	i := p.Info()
+	t = &Token{Serial: i.Serial, Label: i.Label, Unknown: []string{}, Missing: []string{}, takenFrom: from}
+	for _, o := range objects {
+		if o.Mark == hsm.Unknown { // the marks of hsm list, and what adopt takes
+			t.Unknown = append(t.Unknown, o.Label)
+		}
+	}
+	h, err := p.Holdings(ctx)
+	if err != nil {
+		return nil, err
+	}
+	t.Missing, t.GivenUp, t.Hidden = h.All(), h.GivenUp, p.Hidden()
+	if err := p.Misfit(); err != nil {
+		t.Misfit, t.stale = err.Error(), hsm.IsStale(err)
+	}
+	if len(t.Unknown) > 0 {
+		if t.Adopt, err = adoptCommand(ctx, conf, p); err != nil {
+			return nil, err
+		}
+	}
+	slices.Sort(t.Unknown)
+	slices.Sort(t.Missing)
+	return t, nil
+}
+
+// adoptCommand returns the command that adopts unknown keys, without their names.
+func adoptCommand(ctx context.Context, conf *hadoopconf.Conf, p *hsm.Provider) (string, error) {
+	bound, mine, err := p.Bindings(ctx)
+	if err != nil {
+		return "", err
+	}
+	command := "claviger hsm adopt --conf " + conf.Dir()
+	if len(bound) > 0 && !mine {
+		command += " --rebind"
+	}
+	return command, nil
+}

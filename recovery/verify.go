@@ -1,0 +1,108 @@
+package recovery
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"claviger/hadoopconf"
+	"claviger/metastore"
+	"claviger/metastore/location"
+	"claviger/metastore/sqlite"
+)
+
+// Report says what a store holds, and whether it fits the token.
+type Report struct {
+	Store string `json:"store"`
+	sqlite.Facts
+	Token *Token           `json:"token,omitempty"` // nil: it was not asked
+	Moved *metastore.Moved `json:"moved,omitempty"` // by Copy
+}
+
+// Verify checks the configured store, or a backup of it in file, and with token compares it with the token.
+// It changes nothing, and a server may run.
+func Verify(ctx context.Context, conf *hadoopconf.Conf, file string, token bool, log *slog.Logger) (r *Report, err error) {
+	r = &Report{Store: file}
+	backup := file != ""
+	if !backup {
+		place, err := location.Of(conf)
+		if err != nil {
+			return nil, err
+		}
+		r.Store, file = place.URI, place.File
+		if file != "" && place.Missing() {
+			return nil, place.Wrap(fmt.Errorf("%w at %s", location.ErrNone, file))
+		}
+	}
+	store, err := r.open(ctx, conf, file, log)
+	if store != nil {
+		defer func() { err = errors.Join(err, store.Close()) }()
+	}
+	if err != nil || !token {
+		return r, err
+	}
+	r.Token, err = compareToken(ctx, conf, store, false, log)
+	if t := r.Token; t != nil && backup && t.stale {
+		t.Misfit = ""
+		t.Older = "the token was used since this backup was made, as is usual; metastore restore has the restored store " +
+			"take the token up"
+	}
+	return r, err
+}
+
+// open opens the store in file, or the configured one where file is "", and fills the report. It may return
+// an error beside the store.
+func (r *Report) open(ctx context.Context, conf *hadoopconf.Conf, file string, log *slog.Logger) (metastore.Store, error) {
+	if file == "" {
+		store, err := location.OpenReadOnly(ctx, conf, log)
+		if err == nil {
+			r.Facts, err = factsOf(ctx, store)
+		}
+		return store, err
+	}
+	var err error
+	if r.Facts, err = sqlite.Inspect(ctx, file); err != nil {
+		return nil, err
+	}
+	store, err := sqlite.OpenReadOnly(ctx, file)
+	if err != nil {
+		return nil, err // not store: a nil pointer in an interface is not nil
+	}
+	r.Moved, err = metastore.MovedTo(ctx, store)
+	return store, err
+}
+
+// factsOf counts what a store outside an SQLite file holds.
+func factsOf(ctx context.Context, s metastore.Store) (f sqlite.Facts, err error) {
+	versions, err := versionsOf(ctx, s)
+	if err != nil {
+		return f, err
+	}
+	names, err := s.Names(ctx)
+	if err != nil {
+		return f, err
+	}
+	shelved, err := s.Shelved(ctx)
+	if err != nil {
+		return f, err
+	}
+	pending, err := s.Pending(ctx)
+	if err != nil {
+		return f, err
+	}
+	runs, err := s.Runs(ctx)
+	if err != nil {
+		return f, err
+	}
+	f.Keys, f.Deleted, f.Pending, f.Runs = len(names), len(shelved), len(pending), len(runs)
+	for _, v := range versions {
+		if !v.shelved {
+			f.Versions++
+		}
+	}
+	if f.TokenSerial, _, err = s.Setting(ctx, "hsm.token.serial"); err == nil {
+		f.TokenLabel, _, err = s.Setting(ctx, "hsm.token.label")
+	}
+	return f, err
+}

@@ -1,0 +1,95 @@
+package recovery
+
+import (
+	"context"
+
+	"claviger"
+	"claviger/metastore"
+)
+
+// storedVersion is a version of a store.
+type storedVersion struct {
+	name    string
+	object  string // CKA_ID in hex
+	shelved bool
+}
+
+// versionsOf returns all versions of a store, those of deleted keys too.
+func versionsOf(ctx context.Context, s metastore.Store) (all []storedVersion, err error) {
+	err = metastore.Each(ctx, s, func(k *metastore.Key) {
+		for _, v := range k.List {
+			all = append(all, storedVersion{claviger.VersionName(k.Name, v.ID), v.Object, false})
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	shelved, err := s.Shelved(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, k := range shelved {
+		for _, v := range k.List {
+			all = append(all, storedVersion{claviger.VersionName(k.Name, v.ID), v.Object, true})
+		}
+	}
+	return all, nil
+}
+
+// state is what a store has of a version.
+type state int
+
+const (
+	absent state = iota
+	shelved
+	live
+)
+
+// versionStates returns the live keys of a store by name, and the state of each version.
+func versionStates(ctx context.Context, s metastore.Store) (keys map[string]*metastore.Key,
+	states map[storedVersion]state, err error) {
+	keys, states = map[string]*metastore.Key{}, map[storedVersion]state{}
+	if err := metastore.Each(ctx, s, func(k *metastore.Key) { keys[k.Name] = k }); err != nil {
+		return nil, nil, err
+	}
+	all, err := versionsOf(ctx, s)
+	for _, v := range all {
+		at := live
+		if v.shelved {
+			at = shelved
+		}
+		v.shelved = false
+		states[v] = at
+	}
+	return keys, states, err
+}
+
+// missingIn returns the versions of one store that another does not know.
+func missingIn(ctx context.Context, in, of metastore.Store) (missing []string, err error) {
+	have, err := versionsOf(ctx, in)
+	if err != nil {
+		return nil, err
+	}
+	want, err := versionsOf(ctx, of)
+	if err != nil {
+		return nil, err
+	}
+	known := map[string]bool{}
+	for _, v := range have {
+		known[v.name+" "+v.object] = true
+	}
+	for _, v := range want {
+		if !known[v.name+" "+v.object] {
+			missing = append(missing, v.name)
+		}
+	}
+	return missing, nil
+}
+
+// cutVersion splits a version's name into key and id.
+func cutVersion(version string) (key, id string, ok bool) {
+	if key, ok = claviger.KeyOfVersion(version); !ok {
+		return "", "", false
+	}
+	return key, version[len(key)+1:], true
+}
