@@ -27,6 +27,8 @@ const (
 	ConfFile    = "keytrustee.conf"
 	PublicRing  = "pubring.gpg"
 	PrivateRing = "secring.gpg"
+	TLSCert     = ".ssl/ssl-cert-keytrustee.pem"
+	TLSKey      = ".ssl/ssl-cert-keytrustee-pk.pem"
 )
 
 // newRing is the private ring of an identity that is being made. It gets its own name

@@ -13,6 +13,8 @@ import (
 	"claviger/keyhsm"
 	keyhsmhost "claviger/keyhsm/host"
 	"claviger/terminal"
+	"claviger/trustee/location"
+	"claviger/trustee/server"
 )
 
 func newKeyHSMValidate() *cobra.Command {
@@ -73,17 +75,17 @@ func newKeyHSMValidate() *cobra.Command {
 
 // openDeposits opens one deposit of each pair that deposits of a trustee are wrapped by.
 func openDeposits(ctx context.Context, keeper *keyhsm.Keeper, dir string) (text string, err error) {
-	folder, err := loadTrustee(dir)
+	folder, err := location.Load(dir)
 	if err != nil {
 		return "", err
 	}
-	store, release, err := readTrusteeStore(ctx, folder)
+	store, release, err := location.OpenReadOnly(ctx, folder)
 	if err != nil {
 		return "", err
 	}
 	defer func() { err = errors.Join(err, release()) }()
-	w := &wrappedDeposits{store: store, keeper: keeper}
-	counts, _, err := w.count(ctx)
+	w := server.NewWrapped(store, keeper)
+	counts, err := w.Count(ctx)
 	if err != nil {
 		return "", err
 	}
@@ -93,5 +95,5 @@ func openDeposits(ctx context.Context, keeper *keyhsm.Keeper, dir string) (text 
 	for _, id := range slices.Sorted(maps.Keys(counts)) {
 		text += fmt.Sprintf("%d wrapped by %s, ", counts[id], id)
 	}
-	return text + "one of each was opened", errors.Join(w.unopened(ctx)...)
+	return text + "one of each was opened", errors.Join(w.Unopened(ctx)...)
 }

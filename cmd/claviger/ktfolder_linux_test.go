@@ -11,6 +11,7 @@ import (
 
 	"claviger/hadoopconf"
 	"claviger/migrate/shred"
+	"claviger/trustee"
 )
 
 // TestKTKMSWithoutItsFolder: a KT KMS whose folder is moved under it changes no key, is not
@@ -24,7 +25,7 @@ func TestKTKMSWithoutItsFolder(t *testing.T) {
 	dir := t.TempDir()
 	var trust []byte
 	for _, h := range []*host{a, b} {
-		pem, err := os.ReadFile(filepath.Join(h.dir, trusteeTLSCert))
+		pem, err := os.ReadFile(filepath.Join(h.dir, trustee.TLSCert))
 		if err != nil {
 			t.Fatal(err)
 		}

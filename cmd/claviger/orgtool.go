@@ -14,6 +14,7 @@ import (
 	"claviger"
 	"claviger/terminal"
 	"claviger/trustee"
+	"claviger/trustee/location"
 	"claviger/trustee/server"
 	"claviger/typo"
 )
@@ -38,11 +39,11 @@ func orgCommand(use, short, long string, work func(ctx context.Context, store se
 	var dir string
 	cmd := &cobra.Command{Use: use, Short: short, Long: long, Args: cobra.NoArgs}
 	cmd.RunE = func(cmd *cobra.Command, _ []string) (err error) {
-		folder, err := loadTrustee(dir)
+		folder, err := location.Load(dir)
 		if err != nil {
 			return err
 		}
-		store, err := openTrusteeStore(cmd.Context(), folder, nil)
+		store, err := location.Open(cmd.Context(), folder, nil)
 		if err != nil {
 			return err
 		}

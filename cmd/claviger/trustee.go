@@ -21,25 +21,21 @@ import (
 
 	"claviger/buildinfo"
 	"claviger/console"
-	"claviger/durable"
 	"claviger/keyhsm"
-	"claviger/keystore"
 	"claviger/owner"
 	"claviger/secret"
 	"claviger/trustee"
+	"claviger/trustee/location"
+	"claviger/trustee/replica"
 	"claviger/trustee/server"
 	"claviger/web"
 )
 
-// Places in a trustee's folder. Those of TLS are Cloudera's.
-const (
-	trusteeFolder  = "/var/lib/keytrustee/.keytrustee"
-	trusteeTLSCert = ".ssl/ssl-cert-keytrustee.pem"
-	trusteeTLSKey  = ".ssl/ssl-cert-keytrustee-pk.pem"
-)
+// trusteeFolder is where Cloudera keeps a trustee's folder.
+const trusteeFolder = "/var/lib/keytrustee/.keytrustee"
 
-// trusteeCertificateLife is that of the certificate that init makes.
-const trusteeCertificateLife = 2 * 365 * 24 * time.Hour
+const trusteeStoreHelp = "PostgreSQL database for the deposits, as postgresql://USER@HOST:PORT/DATABASE, without a " +
+	"password; otherwise the file " + location.FileName
 
 func newTrusteeCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "trustee", Short: "Set up and run a Key Trustee Server", Args: cobra.NoArgs,
@@ -60,10 +56,10 @@ func newTrusteeInit() *cobra.Command {
 		Use:   "init [--confdir DIR] [--hostname NAME]... [--store URI] [--empty-store]",
 		Short: "Make a trustee's identity, certificate and store",
 		Long: `init makes DIR: the OpenPGP identity that signs answers (4096 bits, which takes some seconds), a store, and a self-signed TLS certificate, unless
-one lies in DIR/` + trusteeTLSCert + ` and DIR/` + trusteeTLSKey + ` already. An identity that is there is never overwritten; init may be called again after
+one lies in DIR/` + trustee.TLSCert + ` and DIR/` + trustee.TLSKey + ` already. An identity that is there is never overwritten; init may be called again after
 it was broken off. Where a trustee has served a store from DIR that is gone, an empty one is made with --empty-store alone.
 
-The store is the file DIR/` + trusteeStore + `, or with --store a PostgreSQL database (postgresql://USER@HOST:PORT/DATABASE?sslmode=verify-full), which DB_CONNECT in DIR/` + trustee.ConfFile + ` then names. On the host of a
+The store is the file DIR/` + location.FileName + `, or with --store a PostgreSQL database (postgresql://USER@HOST:PORT/DATABASE?sslmode=verify-full), which DB_CONNECT in DIR/` + trustee.ConfFile + ` then names. On the host of a
 standby, with DIR copied from the other trustee, --store names the standby.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -77,7 +73,7 @@ standby, with DIR copied from the other trustee, --store names the standby.`,
 			if slices.Contains(hosts, "") {
 				return &exitError{exitUsage, errors.New("--hostname: a name is empty")}
 			}
-			return initTrustee(cmd.Context(), cmd.OutOrStdout(), dir, hosts, store, empty)
+			return initTrustee(cmd.Context(), cmd.OutOrStdout(), dir, location.InitOptions{Hosts: hosts, Store: store, Empty: empty})
 		},
 	}
 	trusteeDirFlag(cmd, &dir)
@@ -87,73 +83,18 @@ standby, with DIR copied from the other trustee, --store names the standby.`,
 	return cmd
 }
 
-// initTrustee makes what is not there yet, for a host of these names, the first its
-// own. store is the URI of a database, or "".
-func initTrustee(ctx context.Context, out io.Writer, dir string, hosts []string, store string, empty bool) error {
-	if err := owner.RefuseRoot(dir); err != nil {
-		return err
-	}
-	folder, err := trustee.LoadFolder(dir)
-	if _, missing := os.Stat(filepath.Join(dir, trustee.ConfFile)); errors.Is(missing, fs.ErrNotExist) || trustee.Unfinished(dir) {
-		if err := trustee.MakeFolder(dir); err != nil {
-			return err
-		}
-		id, err := trustee.NewIdentity("keytrustee", "keytrustee Server Key", "keytrustee@"+hosts[0], trustee.KeyBits, time.Now())
-		if err != nil {
-			return err
-		}
-		if folder, err = trustee.NewFolder(dir, id); err != nil {
-			return err
-		}
-	} else if err != nil {
-		return err
-	} else if err := notOfClient(folder); err != nil {
-		return err
-	}
-	cert, key := filepath.Join(dir, trusteeTLSCert), filepath.Join(dir, trusteeTLSKey)
-	made := false
-	if _, err := os.Stat(key); errors.Is(err, fs.ErrNotExist) {
-		if _, err := os.Stat(cert); err == nil && !initBrokenOff(folder) {
-			return fmt.Errorf("%s is there without its key %s: put that beside it, or remove the certificate to have a new one made", cert, key)
-		}
-		if err := selfSigned(cert, key, hosts); err != nil {
-			return err
-		}
-		made = true
-	}
-	if err := initTrusteeStore(ctx, folder, store, empty); err != nil {
-		return err
-	}
-	fmt.Fprintf(out, "Initialized directory for %s\n", folder.Identity)
-	if made {
-		fmt.Fprintf(out, "self-signed certificate for %s, good until %s: %s; clients must trust it, or put one of your authority in its place\n",
-			strings.Join(hosts, ", "), time.Now().Add(trusteeCertificateLife).UTC().Format(time.DateOnly), cert)
-	}
-	return nil
-}
-
-// initBrokenOff: the store, which init makes last, is not there. A certificate
-// without a key is its own then.
-func initBrokenOff(f *trustee.Folder) bool {
-	_, err := os.Stat(filepath.Join(f.Path, trusteeStore))
-	return f.Store == "" && errors.Is(err, fs.ErrNotExist)
-}
-
-// selfSigned makes a certificate. The key comes last, as a whole: it is what init
-// looks for.
-func selfSigned(certFile, keyFile string, hosts []string) error {
-	cert, key, err := keystore.SelfSigned(hosts[0], hosts, trusteeCertificateLife)
+// initTrustee makes what is missing in a folder, and prints what it made.
+func initTrustee(ctx context.Context, out io.Writer, dir string, o location.InitOptions) error {
+	done, err := location.Init(ctx, dir, o)
 	if err != nil {
 		return err
 	}
-	defer clear(key)
-	if err := durable.MakeFolder(filepath.Dir(keyFile), 0o700); err != nil {
-		return err
+	fmt.Fprintf(out, "Initialized directory for %s\n", done.Folder.Identity)
+	if done.Certificate != "" {
+		fmt.Fprintf(out, "self-signed certificate for %s, good until %s: %s; clients must trust it, or put one of your authority in its place\n",
+			strings.Join(o.Hosts, ", "), done.Expires.UTC().Format(time.DateOnly), done.Certificate)
 	}
-	if err := durable.Replace(certFile, cert, 0o600); err != nil {
-		return err
-	}
-	return durable.Create(keyFile, key, 0o600)
+	return nil
 }
 
 type trusteeFlags struct {
@@ -200,7 +141,7 @@ func newTrusteeServe() *cobra.Command {
 
 // trusteeTLS reads the certificate, and follows its files.
 func trusteeTLS(dir string, log *slog.Logger) (*web.TLS, error) {
-	cert, key := filepath.Join(dir, trusteeTLSCert), filepath.Join(dir, trusteeTLSKey)
+	cert, key := filepath.Join(dir, trustee.TLSCert), filepath.Join(dir, trustee.TLSKey)
 	for _, file := range []string{cert, key} {
 		if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("%s is missing: a copy without .ssl, as rsync --exclude .ssl makes it, needs a certificate of this host's own; claviger trustee init makes one", file)
@@ -240,7 +181,7 @@ func trusteeKeeper(ctx context.Context, f trusteeFlags, own *tls.Config, log *sl
 		err = fmt.Errorf("its state is %s", status.State)
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("--keyhsm %s: %w; see claviger keyhsm status and validate on its host, and claviger keyhsm trust %s", f.keyhsm, err, filepath.Join(f.dir, trusteeTLSCert)), c.Close())
+		return nil, errors.Join(fmt.Errorf("--keyhsm %s: %w; see claviger keyhsm status and validate on its host, and claviger keyhsm trust %s", f.keyhsm, err, filepath.Join(f.dir, trustee.TLSCert)), c.Close())
 	}
 	log.Info("deposits are wrapped by the Key HSM", "url", f.keyhsm, "key", status.KeyID)
 	return c, nil
@@ -249,7 +190,7 @@ func trusteeKeeper(ctx context.Context, f trusteeFlags, own *tls.Config, log *sl
 // serveTrustee runs the server until ctx ends.
 func serveTrustee(ctx context.Context, f trusteeFlags, log *slog.Logger) (err error) {
 	buildinfo.Read().Log(log)
-	folder, err := loadTrustee(f.dir)
+	folder, err := location.Load(f.dir)
 	if err != nil {
 		return err
 	}
@@ -257,12 +198,12 @@ func serveTrustee(ctx context.Context, f trusteeFlags, log *slog.Logger) (err er
 		return err
 	}
 	secrets := console.WatchSecretFiles(log, func() []secret.File { return trusteeSecretFiles(folder) })
-	store, err := openTrusteeStore(ctx, folder, log)
+	store, err := location.Open(ctx, folder, log)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
-	release, err := claimTrusteeStore(folder)
+	release, err := location.Claim(folder)
 	if err != nil {
 		return err
 	}
@@ -279,17 +220,17 @@ func serveTrustee(ctx context.Context, f trusteeFlags, log *slog.Logger) (err er
 	if keeper != nil {
 		defer func() { err = errors.Join(err, keeper.Close()) }()
 	}
-	wrapped := &wrappedDeposits{store: store}
+	wrapped := server.NewWrapped(store, nil)
 	if keeper != nil {
-		wrapped.keeper = keeper
+		wrapped = server.NewWrapped(store, keeper)
 	}
-	if err := wrapped.mayServe(ctx, f.withoutKeyHSM); err != nil {
+	if err := wrapped.MayServe(ctx, f.withoutKeyHSM); err != nil {
 		return err
 	}
-	if err := wrapped.check(ctx); err != nil {
+	if err := wrapped.Check(ctx); err != nil {
 		log.Error("not all deposits can be opened", "err", err)
 	}
-	replica, closePeer, err := trusteeReplica(ctx, f, folder.Identity, store, log)
+	one, closePeer, err := replica.Open(ctx, folder, store, f.peer.pair(), log)
 	if err != nil {
 		return err
 	}
@@ -299,8 +240,8 @@ func serveTrustee(ctx context.Context, f trusteeFlags, log *slog.Logger) (err er
 		return err
 	}
 	cfg := server.Config{Identity: folder.Identity, Store: store, Log: log}
-	if replica != nil {
-		cfg.Replica = replica
+	if one != nil {
+		cfg.Replica = one
 	}
 	if keeper != nil {
 		cfg.Keeper = keeper
@@ -308,11 +249,11 @@ func serveTrustee(ctx context.Context, f trusteeFlags, log *slog.Logger) (err er
 	connections := web.NewConnections(limits, log)
 	certificate := conf.Certificate
 	metrics := trusteeMetrics(&cfg, certificate, connections) // it sets cfg.Observe
-	if replica != nil {
-		replicaMetrics(metrics, replica)
+	if one != nil {
+		replicaMetrics(metrics, one)
 	}
 	handler := server.New(cfg)
-	checks := append(trusteeChecks(store, replica, keeper, certificate), console.Check{Name: "wrapped deposits", Run: wrapped.check}, console.ConnectionCheck(connections),
+	checks := append(trusteeChecks(store, one, keeper, certificate), console.Check{Name: "wrapped deposits", Run: wrapped.Check}, console.ConnectionCheck(connections),
 		secrets.Check(), console.Check{Name: "requests", Informational: true, Run: handler.CheckTurns})
 	stopConsole, err := console.Serve(ctx, metricsListenName, f.metrics, console.Config{Log: log, Metrics: metrics, Checks: checks})
 	if err != nil {
@@ -323,10 +264,10 @@ func serveTrustee(ctx context.Context, f trusteeFlags, log *slog.Logger) (err er
 	var group sync.WaitGroup
 	defer func() { stopBackground(); group.Wait() }()
 	group.Go(func() {
-		web.WarnOfExpiry(background, certificate, "put another into "+filepath.Join(f.dir, trusteeTLSCert)+" and its key beside it, which is taken over without a restart; have clients trust it first", log)
+		web.WarnOfExpiry(background, certificate, "put another into "+filepath.Join(f.dir, trustee.TLSCert)+" and its key beside it, which is taken over without a restart; have clients trust it first", log)
 	})
-	if replica != nil {
-		group.Go(func() { replica.Run(background) })
+	if one != nil {
+		group.Go(func() { one.Run(background) })
 	}
 	server := &web.Server{
 		Address: f.listen, AddressName: "--listen", Connections: connections, Limits: trusteeLimits, TLS: conf.Config,

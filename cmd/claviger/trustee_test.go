@@ -22,6 +22,7 @@ import (
 	keyhsmhost "claviger/keyhsm/host"
 	"claviger/pkcs11"
 	"claviger/trustee"
+	"claviger/trustee/location"
 	"claviger/trustee/server"
 	"claviger/trustee/server/sqlite"
 	"claviger/web"
@@ -33,10 +34,10 @@ func newTrustee(t *testing.T, hosts ...string) (dir, said string) {
 	t.Helper()
 	var out strings.Builder
 	dir = filepath.Join(t.TempDir(), ".keytrustee")
-	if err := initTrustee(t.Context(), &out, dir, hosts, "", false); err != nil {
+	if err := initTrustee(t.Context(), &out, dir, location.InitOptions{Hosts: hosts}); err != nil {
 		t.Fatal(err)
 	}
-	store, err := sqlite.Open(t.Context(), filepath.Join(dir, trusteeStore), false)
+	store, err := sqlite.Open(t.Context(), filepath.Join(dir, location.FileName), false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -51,7 +52,7 @@ func newTrustee(t *testing.T, hosts ...string) (dir, said string) {
 // a deposit, and finds it after a restart.
 func TestTrustee(t *testing.T) {
 	dir, said := newTrustee(t, "127.0.0.1", "trustee.example.com")
-	pem, err := os.ReadFile(filepath.Join(dir, trusteeTLSCert))
+	pem, err := os.ReadFile(filepath.Join(dir, trustee.TLSCert))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,7 +61,7 @@ func TestTrustee(t *testing.T) {
 		t.Fatal("no certificate")
 	}
 	for _, host := range []string{"127.0.0.1", "trustee.example.com"} {
-		cert, err := tls.LoadX509KeyPair(filepath.Join(dir, trusteeTLSCert), filepath.Join(dir, trusteeTLSKey))
+		cert, err := tls.LoadX509KeyPair(filepath.Join(dir, trustee.TLSCert), filepath.Join(dir, trustee.TLSKey))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -123,7 +124,7 @@ func TestTrustee(t *testing.T) {
 // more; without it they cannot be read, and what was stored before still can.
 func TestTrusteeWithKeyHSM(t *testing.T) {
 	ctx, dir, conf := t.Context(), filepath.Join(t.TempDir(), ".keytrustee"), t.TempDir()
-	if err := initTrustee(ctx, io.Discard, dir, []string{"127.0.0.1", "trustee.example.com"}, "", false); err != nil {
+	if err := initTrustee(ctx, io.Discard, dir, location.InitOptions{Hosts: []string{"127.0.0.1", "trustee.example.com"}}); err != nil {
 		t.Fatal(err)
 	}
 	tok := softhsmtest.New(t)
@@ -139,7 +140,7 @@ func TestTrusteeWithKeyHSM(t *testing.T) {
 			return keyhsmhost.Run(ctx, keyhsmhost.Config{Folder: conf, Listen: "127.0.0.1:0", ReadyFile: ready, Metrics: "127.0.0.1:0", Log: hsmLog.logger()})
 		})
 	}
-	store, err := sqlite.Open(ctx, filepath.Join(dir, trusteeStore), false)
+	store, err := sqlite.Open(ctx, filepath.Join(dir, location.FileName), false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -147,7 +148,7 @@ func TestTrusteeWithKeyHSM(t *testing.T) {
 	if err := store.AddOrg(ctx, server.Org{Name: "ORG", UUID: "u", Auth: "walrus", Created: time.Now()}); err != nil {
 		t.Fatal(err)
 	}
-	pem, err := os.ReadFile(filepath.Join(dir, trusteeTLSCert))
+	pem, err := os.ReadFile(filepath.Join(dir, trustee.TLSCert))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -189,11 +190,11 @@ func TestTrusteeWithKeyHSM(t *testing.T) {
 
 	hsm, stopHSM := startHSM(conf)
 	f := trusteeFlags{dir: dir, keyhsm: hsm, keyhsmCert: filepath.Join(conf, keyhsm.CertificateFile), listen: "127.0.0.1:0"}
-	if err := serveTrustee(ctx, f, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "claviger keyhsm trust "+filepath.Join(dir, trusteeTLSCert)) {
+	if err := serveTrustee(ctx, f, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "claviger keyhsm trust "+filepath.Join(dir, trustee.TLSCert)) {
 		t.Errorf("a Key HSM that does not trust us: %v", err)
 	}
 	stopHSM()
-	if _, _, _, err := keyhsm.AddTrusted(filepath.Join(conf, "trust"), filepath.Join(dir, trusteeTLSCert)); err != nil {
+	if _, _, _, err := keyhsm.AddTrusted(filepath.Join(conf, "trust"), filepath.Join(dir, trustee.TLSCert)); err != nil {
 		t.Fatal(err)
 	}
 	f.keyhsm, stopHSM = startHSM(conf)
@@ -237,7 +238,7 @@ func TestTrusteeWithKeyHSM(t *testing.T) {
 	if err := setupKeyHSM(ctx, io.Discard, &second); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, _, err := keyhsm.AddTrusted(filepath.Join(second.Folder, "trust"), filepath.Join(dir, trusteeTLSCert)); err != nil {
+	if _, _, _, err := keyhsm.AddTrusted(filepath.Join(second.Folder, "trust"), filepath.Join(dir, trustee.TLSCert)); err != nil {
 		t.Fatal(err)
 	}
 	f.keyhsm, stopHSM = startHSM(second.Folder)
@@ -280,7 +281,7 @@ func TestTrusteeWithKeyHSM(t *testing.T) {
 	if err := setupKeyHSM(ctx, io.Discard, &other); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, _, err := keyhsm.AddTrusted(filepath.Join(other.Folder, "trust"), filepath.Join(dir, trusteeTLSCert)); err != nil {
+	if _, _, _, err := keyhsm.AddTrusted(filepath.Join(other.Folder, "trust"), filepath.Join(dir, trustee.TLSCert)); err != nil {
 		t.Fatal(err)
 	}
 	f.keyhsm, stopHSM = startHSM(other.Folder)
@@ -353,7 +354,7 @@ func validateDeposits(t *testing.T, setup keyhsmhost.Setup, dir string) {
 	if err := setupKeyHSM(t.Context(), io.Discard, &another); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, _, err := keyhsm.AddTrusted(filepath.Join(another.Folder, "trust"), filepath.Join(dir, trusteeTLSCert)); err != nil {
+	if _, _, _, err := keyhsm.AddTrusted(filepath.Join(another.Folder, "trust"), filepath.Join(dir, trustee.TLSCert)); err != nil {
 		t.Fatal(err)
 	}
 	validate(another.Folder, "- deposits which pair")
@@ -361,7 +362,7 @@ func validateDeposits(t *testing.T, setup keyhsmhost.Setup, dir string) {
 	older := olderTrustee(t, dir)
 	content := func() string {
 		t.Helper()
-		text, err := os.ReadFile(filepath.Join(older, trusteeStore))
+		text, err := os.ReadFile(filepath.Join(older, location.FileName))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -389,12 +390,12 @@ func olderTrustee(t *testing.T, dir string) (older string) {
 		}
 	}
 	for _, step := range []struct{ dir, statement string }{
-		{dir, "VACUUM INTO '" + filepath.Join(older, trusteeStore) + "'"},
+		{dir, "VACUUM INTO '" + filepath.Join(older, location.FileName) + "'"},
 		{older, "DROP TABLE change"}, {older, "DROP TABLE standing"}, {older, "DELETE FROM goose_db_version WHERE version_id = 3"},
 	} {
 		var db *sql.DB
 		if err == nil {
-			db, err = sql.Open("sqlite", filepath.Join(step.dir, trusteeStore))
+			db, err = sql.Open("sqlite", filepath.Join(step.dir, location.FileName))
 		}
 		if err == nil {
 			_, err = db.ExecContext(t.Context(), step.statement)
@@ -437,7 +438,7 @@ func TestTrusteeInitKilled(t *testing.T) {
 	if out, err := command(t, "trustee", "init", "--confdir", dir, "--hostname", "h"); err != nil || strings.Contains(out, id.String()) {
 		t.Fatalf("%v: %s", err, out)
 	}
-	if f, err := loadTrustee(dir); err != nil || f.Identity.String() == id.String() {
+	if f, err := location.Load(dir); err != nil || f.Identity.String() == id.String() {
 		t.Errorf("%+v, %v", f, err)
 	}
 	if _, err := os.Stat(ring + ".new"); !errors.Is(err, fs.ErrNotExist) {

@@ -10,6 +10,7 @@ import (
 
 	"claviger"
 	"claviger/provider"
+	"claviger/trustee/location"
 	"claviger/trustee/server/sqlite"
 )
 
@@ -18,7 +19,7 @@ import (
 func TestTrusteeAdopt(t *testing.T) {
 	conf := t.TempDir()
 	dir, _ := newTrustee(t, "127.0.0.1")
-	file := filepath.Join(dir, trusteeStore)
+	file := filepath.Join(dir, location.FileName)
 	url, stop := startTrustee(t, trusteeFlags{dir: dir})
 	write := func(name string, pairs ...string) { writeFile(t, filepath.Join(conf, name), siteXML(pairs...)) }
 	const kts = "cloudera.trustee.keyprovider."

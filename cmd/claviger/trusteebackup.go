@@ -6,15 +6,14 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"claviger/durable"
 	"claviger/owner"
-	"claviger/trustee"
 	"claviger/trustee/backup"
+	"claviger/trustee/location"
 	"claviger/trustee/replica"
 	"claviger/trustee/server"
 )
@@ -42,15 +41,15 @@ no store: without its secring.gpg nobody can read that KMS's deposits. FILE is n
 			passive := ""
 			if client != "" {
 				dir = client
-				if err := notOfServer(dir); err != nil {
+				if err := location.RefuseServer(dir); err != nil {
 					return err
 				}
 			} else {
-				folder, err := loadTrustee(dir)
+				folder, err := location.Load(dir)
 				if err != nil {
 					return err
 				}
-				s, err := openTrusteeStore(cmd.Context(), folder, nil)
+				s, err := location.Open(cmd.Context(), folder, nil)
 				if err != nil {
 					return err
 				}
@@ -97,24 +96,6 @@ no store: without its secring.gpg nobody can read that KMS's deposits. FILE is n
 	return cmd
 }
 
-// notOfServer refuses the folder of a Key Trustee Server, whose deposits a backup of the
-// files alone would leave out.
-func notOfServer(dir string) error {
-	folder, err := trustee.LoadFolder(dir)
-	if err != nil {
-		return err
-	}
-	left, err := servedBefore(folder)
-	if err != nil {
-		return err
-	}
-	_, missing := os.Stat(filepath.Join(dir, trusteeStore))
-	if missing != nil && len(left) == 0 && folder.Store == "" {
-		return nil
-	}
-	return &exitError{exitRefused, fmt.Errorf("--keytrustee: %s is the folder of a Key Trustee Server, whose deposits would not be in the backup: nothing was written. claviger trustee backup --confdir %s saves them, too", dir, dir)}
-}
-
 func printBackup(w io.Writer, what string, m backup.Manifest) {
 	fmt.Fprintf(w, "%s: %s, of %s, made at %s on %s\n", what, m.Identity, map[bool]string{true: "a trustee", false: "a client"}[m.Store != nil], m.Made.Format(time.RFC3339), m.Host)
 	if s := m.Store; s != nil {
@@ -137,7 +118,7 @@ passphrase, as gpg --export-secret-keys writes it; without --identity, FILE is t
   gpg --decrypt FILE | claviger trustee restore --confdir DIR -
 
 All of it is compared with the manifest, the store as it then is too, before DIR is there; a restoration that fails or is killed leaves no DIR.
-With --store the deposits go into a PostgreSQL database, which must be empty, or filled by a restoration of this backup that was killed; without it into DIR/` + trusteeStore + `, wherever they were: backup and
+With --store the deposits go into a PostgreSQL database, which must be empty, or filled by a restoration of this backup that was killed; without it into DIR/` + location.FileName + `, wherever they were: backup and
 restore take them from one store to the other. A trustee that was one of two starts by itself; give it its partner anew by trustee serve --peer.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -166,7 +147,7 @@ restore take them from one store to the other. A trustee that was one of two sta
 			}
 			undo := func(context.Context) error { return nil }
 			m, err := backup.Read(cmd.Context(), in, dir, func(ctx context.Context, folder string) (server.Store, error) {
-				store, back, err := restoreTrusteeStore(ctx, folder, uri)
+				store, back, err := location.OpenRestored(ctx, folder, uri)
 				if err == nil {
 					undo = back
 				}

@@ -16,6 +16,7 @@ import (
 	"claviger"
 	"claviger/provider"
 	"claviger/provider/keytrustee"
+	"claviger/trustee"
 )
 
 // kmsOfHosts is a KT KMS's provider at these hosts, the active first.
@@ -28,7 +29,7 @@ func kmsOfHosts(t *testing.T, hosts ...*host) provider.Provider {
 	}
 	for i, h := range hosts {
 		property([]string{"hostname-ACTIVE", "hostname-PASSIVE"}[i], h.addr)
-		pem, err := os.ReadFile(filepath.Join(h.dir, trusteeTLSCert))
+		pem, err := os.ReadFile(filepath.Join(h.dir, trustee.TLSCert))
 		if err != nil || !roots.AppendCertsFromPEM(pem) {
 			t.Fatal(err)
 		}

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"claviger/trustee"
+	"claviger/trustee/location"
 	"claviger/trustee/replica"
 )
 
@@ -22,7 +23,7 @@ func TestActiveStoreLost(t *testing.T) {
 	a.awaitEqual("the deposit")
 	a.kill()
 	for _, end := range []string{"", "-wal", "-shm"} {
-		if err := os.Remove(filepath.Join(a.dir, trusteeStore+end)); err != nil && !os.IsNotExist(err) {
+		if err := os.Remove(filepath.Join(a.dir, location.FileName+end)); err != nil && !os.IsNotExist(err) {
 			t.Fatal(err)
 		}
 	}

@@ -6,17 +6,15 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
-	"slices"
-	"strings"
 
 	"github.com/spf13/cobra"
 
 	"claviger"
 	"claviger/owner"
 	"claviger/trustee"
+	"claviger/trustee/location"
 	"claviger/trustee/replica"
 	"claviger/trustee/server"
-	"claviger/trustee/server/sqlite"
 )
 
 func newTrusteeRecover() *cobra.Command {
@@ -25,8 +23,8 @@ func newTrusteeRecover() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "recover [--confdir DIR] [--revive KEY]... [FILE]",
 		Short: "Bring back what a trustee's store has dropped",
-		Long: `recover adds to the store what it lacks of FILE: a store that resync --drop left (` + trusteeStore + `.dropped-*), that a server saved of a file which was
-moved or removed (` + trusteeStore + `.rescued-*), or another copy of a trustee's store. It is for the host of the active trustee, whose server may run; FILE
+		Long: `recover adds to the store what it lacks of FILE: a store that resync --drop left (` + location.FileName + `.dropped-*), that a server saved of a file which was
+moved or removed (` + location.FileName + `.rescued-*), or another copy of a trustee's store. It is for the host of the active trustee, whose server may run; FILE
 may come from the other host. FILE is only read, and nothing that the store holds is changed.
 
 It works by keys. A key that the store has deleted is left and named (REVIVED); --revive adds it. Where the store has the key in another state, or
@@ -42,14 +40,14 @@ Without FILE it lists the files beside the store, and what the store lacks of ea
 nothing of a name that --revive gives, and nothing was changed.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
-			folder, err := loadTrustee(dir)
+			folder, err := location.Load(dir)
 			if err != nil {
 				return err
 			}
 			if err := owner.RefuseRoot(folder.Path); err != nil {
 				return err
 			}
-			store, err := openTrusteeStore(cmd.Context(), folder, nil)
+			store, err := location.Open(cmd.Context(), folder, nil)
 			if err != nil {
 				return err
 			}
@@ -58,7 +56,7 @@ nothing of a name that --revive gives, and nothing was changed.`,
 				if len(revive) > 0 {
 					return &exitError{exitUsage, errors.New("--revive is for a FILE: name the one that holds the key")}
 				}
-				return listDropped(cmd.Context(), cmd.OutOrStdout(), store, filepath.Join(folder.Path, trusteeStore))
+				return listDropped(cmd.Context(), cmd.OutOrStdout(), store, folder)
 			}
 			return recoverFrom(cmd.Context(), cmd.OutOrStdout(), store, args[0], revive)
 		},
@@ -68,22 +66,14 @@ nothing of a name that --revive gives, and nothing was changed.`,
 	return cmd
 }
 
-// listDropped says what the store lacks of each file beside it.
-func listDropped(ctx context.Context, out io.Writer, store server.Store, file string) error {
-	var files []string
-	for _, pattern := range []string{".dropped-*", ".rescued-*"} {
-		list, err := filepath.Glob(globEscape(file) + pattern)
-		if err != nil {
-			return err
-		}
-		files = append(files, list...)
+// listDropped prints what the store lacks of each file beside it.
+func listDropped(ctx context.Context, out io.Writer, store server.Store, folder *trustee.Folder) error {
+	files, err := location.Dropped(folder)
+	if err != nil {
+		return err
 	}
-	// SQLite's own, beside a copy that is open elsewhere.
-	files = slices.DeleteFunc(files, func(name string) bool {
-		return strings.HasSuffix(name, "-wal") || strings.HasSuffix(name, "-shm")
-	})
 	for _, name := range files {
-		r, err := recovered(ctx, store, name, replica.RecoverOptions{Dry: true})
+		r, err := location.Recover(ctx, store, name, replica.RecoverOptions{Dry: true})
 		if err != nil {
 			return err
 		}
@@ -96,29 +86,15 @@ func listDropped(ctx context.Context, out io.Writer, store server.Store, file st
 		}
 	}
 	if len(files) == 0 {
+		file := filepath.Join(folder.Path, location.FileName)
 		_, err := fmt.Fprintf(out, "there is no %s.dropped-* and no %s.rescued-*\n", file, file)
 		return err
 	}
 	return nil
 }
 
-func recovered(ctx context.Context, store server.Store, name string, o replica.RecoverOptions) (_ *replica.Recovered,
-	err error) {
-	from, release, err := sqlite.OpenReadOnly(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, release()) }()
-	if orgs, err := from.Orgs(ctx); err != nil {
-		return nil, err
-	} else if len(orgs) == 0 {
-		return nil, fmt.Errorf("%s is a trustee's store that holds nothing, no organization either: name the file that has the deposits", name)
-	}
-	return replica.Recover(ctx, store, from, o)
-}
-
 func recoverFrom(ctx context.Context, out io.Writer, store server.Store, name string, revive []string) error {
-	r, err := recovered(ctx, store, name, replica.RecoverOptions{Revive: revive})
+	r, err := location.Recover(ctx, store, name, replica.RecoverOptions{Revive: revive})
 	begun := r != nil && !(r.Added.None() && len(r.Aside) == 0)
 	switch {
 	case err == nil:

@@ -2,30 +2,21 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
-	"os"
-	"path/filepath"
 	"strconv"
-	"time"
 
 	"github.com/spf13/cobra"
 
 	"claviger"
 	"claviger/console"
 	"claviger/trustee"
+	"claviger/trustee/location"
 	"claviger/trustee/replica"
 	"claviger/trustee/server"
 )
-
-// peerTimeout bounds the longest question to a trustee: one over its whole store.
-const peerTimeout = time.Minute
 
 // peerFlags name the other of two trustees.
 type peerFlags struct {
@@ -34,44 +25,14 @@ type peerFlags struct {
 
 func (p *peerFlags) define(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&p.url, "peer", "", "URL of the other of two Key Trustee Servers, as https://HOST:11371; it has the same identity")
-	cmd.Flags().StringVar(&p.cert, "peer-cert", "", "file with the other's certificate, a copy of its "+trusteeTLSCert)
+	cmd.Flags().StringVar(&p.cert, "peer-cert", "", "file with the other's certificate, a copy of its "+trustee.TLSCert)
 	cmd.Flags().StringVar(&p.role, "role", "", "active or passive: at the first start with --peer; afterwards claviger trustee promote changes it")
 	cmd.MarkFlagsRequiredTogether("peer", "peer-cert")
 }
 
-// trusteeReplica makes the server one of two; nil without --peer.
-func trusteeReplica(ctx context.Context, f trusteeFlags, id *trustee.Identity, held server.Store, log *slog.Logger) (*replica.Replica, func(), error) {
-	store, ok := held.(replica.Logged)
-	if !ok {
-		if f.peer.url != "" || f.peer.role != "" {
-			return nil, nil, errors.New("--peer and --role are not for a trustee whose deposits are in PostgreSQL: streaming replication keeps the second copy; run the other trustee on a standby, which makes it the passive one")
-		}
-		return nil, func() {}, nil
-	}
-	if f.peer.url == "" {
-		st, err := store.Standing(ctx)
-		if err == nil && st.Role != server.RoleSingle {
-			err = fmt.Errorf("this Key Trustee Server is the %s one of two: name the other by --peer and --peer-cert. Where that is lost for good, start this one with both options all the same, and then: %sclaviger trustee alone on", st.Role, map[server.Role]string{server.RolePassive: "claviger trustee promote --force, "}[st.Role])
-		}
-		return nil, func() {}, err
-	}
-	data, err := os.ReadFile(f.peer.cert)
-	if err != nil {
-		return nil, nil, fmt.Errorf("--peer-cert: %w", err)
-	}
-	roots := x509.NewCertPool()
-	if !roots.AppendCertsFromPEM(data) {
-		return nil, nil, fmt.Errorf("--peer-cert: %s holds no certificate in PEM", f.peer.cert)
-	}
-	peer, err := trustee.NewClient(trustee.ClientConfig{Identity: id, Servers: []trustee.Endpoint{{URL: f.peer.url, Server: &id.Party}}, TLS: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}, Timeout: peerTimeout, Log: log})
-	if err != nil {
-		return nil, nil, fmt.Errorf("--peer: %w", err)
-	}
-	r, err := replica.New(ctx, replica.Config{Identity: id, Store: store, Peer: peer, Spool: f.dir, Log: log}, server.Role(f.peer.role))
-	if err != nil {
-		return nil, nil, err
-	}
-	return r, peer.Close, nil
+// pair is what the flags say.
+func (p *peerFlags) pair() replica.Pair {
+	return replica.Pair{URL: p.url, Cert: p.cert, First: server.Role(p.role)}
 }
 
 // replicaMetrics adds how one of two trustees stands.
@@ -100,43 +61,22 @@ func truth(b bool) float64 {
 	return 0
 }
 
-// askTrustee asks the server of this host as its operator: with its identity, and
-// over TLS to whoever has its certificate.
+// askTrustee sends an operator's request to the server of this host.
 func askTrustee(ctx context.Context, folder *trustee.Folder, url, verb string, args, into any) error {
-	file := filepath.Join(folder.Path, trusteeTLSCert)
-	data, err := os.ReadFile(file)
+	conf, err := replica.OperatorConfig(folder, url)
 	if err != nil {
 		return err
 	}
-	block, _ := pem.Decode(data)
-	if block == nil {
-		return fmt.Errorf("%s holds no certificate in PEM", file)
-	}
-	cert, err := x509.ParseCertificate(block.Bytes)
-	if err != nil {
-		return fmt.Errorf("%s: %w", file, err)
-	}
-	// The server is asked by the name of this host, whatever its certificate is for.
-	conf := &tls.Config{RootCAs: x509.NewCertPool(), MinVersion: tls.VersionTLS12}
-	conf.RootCAs.AddCert(cert)
-	switch {
-	case len(cert.DNSNames) > 0:
-		conf.ServerName = cert.DNSNames[0]
-	case len(cert.IPAddresses) > 0:
-		conf.ServerName = cert.IPAddresses[0].String()
-	}
-	c, err := trustee.NewClient(trustee.ClientConfig{Identity: folder.Identity, Servers: []trustee.Endpoint{{URL: url, Server: &folder.Identity.Party}}, TLS: conf, Timeout: peerTimeout})
+	c, err := trustee.NewClient(conf)
 	if err != nil {
 		return &exitError{exitUsage, fmt.Errorf("--url: %w", err)}
 	}
 	defer c.Close()
-	if err := c.Ask(ctx, verb, args, into); err != nil {
-		if claviger.Is(err, claviger.Invalid) {
-			return &exitError{exitRefused, err}
-		}
-		return err
+	err = c.Ask(ctx, verb, args, into)
+	if claviger.Is(err, claviger.Invalid) {
+		return &exitError{exitRefused, err}
 	}
-	return nil
+	return err
 }
 
 // trusteeCommand is a subcommand that asks the server of this host, or works on its
@@ -145,7 +85,7 @@ func trusteeCommand(use, short, long string, args cobra.PositionalArgs, database
 	work func(cmd *cobra.Command, args []string, ask func(verb string, args, into any) error) error) *cobra.Command {
 	var dir, url string
 	cmd := &cobra.Command{Use: use, Short: short, Long: long, Args: args, RunE: func(cmd *cobra.Command, a []string) error {
-		folder, err := loadTrustee(dir)
+		folder, err := location.Load(dir)
 		if err != nil {
 			return err
 		}
@@ -214,7 +154,7 @@ func newTrusteeStatus() *cobra.Command {
 			} else {
 				err = printTrusteeStatus(cmd.OutOrStdout(), &report)
 			}
-			if err == nil && apart(&report) {
+			if err == nil && !report.InStep() {
 				err = &exitError{code: exitRefused} // all was said
 			}
 			return err
@@ -222,11 +162,6 @@ func newTrusteeStatus() *cobra.Command {
 	cmd.Flags().BoolVar(&digest, "digest", false, "compare all that both hold, by digest")
 	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
 	return cmd
-}
-
-// apart tells that two trustees are not in step, or that nobody can say.
-func apart(r *replica.StatusReport) bool {
-	return r.Fault != "" || r.Peer == nil || r.Peer.Fault != "" || r.Peer.Role == r.Role || r.Lag > 0 || r.Diverged || r.Role == server.RoleActive && !r.Synced || r.Digest != r.PeerDigest
 }
 
 func printTrusteeStatus(out io.Writer, r *replica.StatusReport) error {
@@ -331,4 +266,38 @@ names that and changes nothing. With --drop the passive loses it; a copy of the 
 		})
 	cmd.Flags().BoolVar(&drop, "drop", false, "even where the passive holds what the active lacks")
 	return cmd
+}
+
+func printDatabaseStatus(cmd *cobra.Command, f *trustee.Folder, digest bool, output string) error {
+	st, err := location.StatusOf(cmd.Context(), f, digest)
+	if err != nil {
+		return err
+	}
+	if output == "json" {
+		enc := json.NewEncoder(cmd.OutOrStdout())
+		enc.SetIndent("", "  ")
+		return enc.Encode(st)
+	}
+	_, err = fmt.Fprintf(cmd.OutOrStdout(), "this   %-8s %d deposits, %d deleted, in %s\n", st.Role, st.Deposits, st.Deleted, st.Store)
+	if err == nil && digest {
+		_, err = fmt.Fprintf(cmd.OutOrStdout(), "digest %s\n", st.Digest)
+	}
+	return err
+}
+
+// promoteDatabase makes the standby that holds the deposits a primary.
+func promoteDatabase(cmd *cobra.Command, f *trustee.Folder, force bool) error {
+	uri, err := location.Promote(cmd.Context(), f, force)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s is the primary now: this trustee is the active one\n", uri)
+	return err
+}
+
+// notOfDatabase refuses what PostgreSQL's replication does by itself.
+func notOfDatabase(*cobra.Command, []string, *trustee.Folder) error {
+	return &exitError{exitUsage, errors.New("the deposits of this trustee are in PostgreSQL, whose replication keeps the " +
+		"second copy: synchronous_standby_names says whether a deposit waits for it, and pg_basebackup or pg_rewind brings " +
+		"a standby back")}
 }

@@ -24,6 +24,7 @@ import (
 
 	"claviger"
 	"claviger/trustee"
+	"claviger/trustee/location"
 	"claviger/trustee/replica"
 	"claviger/trustee/server"
 	"claviger/trustee/server/sqlite"
@@ -85,12 +86,12 @@ func twoHosts(t *testing.T) (a, b *host) {
 	}
 	for _, h := range []*host{a, b} {
 		var said strings.Builder
-		if err := initTrustee(t.Context(), &said, h.dir, []string{"127.0.0.1"}, "", false); err != nil {
+		if err := initTrustee(t.Context(), &said, h.dir, location.InitOptions{Hosts: []string{"127.0.0.1"}}); err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(h.kill)
 	}
-	store, err := sqlite.Open(t.Context(), filepath.Join(a.dir, trusteeStore), false)
+	store, err := sqlite.Open(t.Context(), filepath.Join(a.dir, location.FileName), false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -108,7 +109,7 @@ func (h *host) start() {
 	ready := filepath.Join(h.t.TempDir(), "ready")
 	args := []string{"trustee", "serve", "--confdir", h.dir, "--listen", h.addr, "--metrics-listen", h.metrics, "--ready-file", ready}
 	if h.peer != nil {
-		args = append(args, "--peer", h.peer.url(), "--peer-cert", filepath.Join(h.peer.dir, trusteeTLSCert), "--role", h.role)
+		args = append(args, "--peer", h.peer.url(), "--peer-cert", filepath.Join(h.peer.dir, trustee.TLSCert), "--role", h.role)
 	}
 	h.cmd = exec.Command("claviger", args...) //nolint:noctx // kill ends it
 	h.cmd.Stdout, h.cmd.Stderr = &h.log, &h.log
@@ -247,7 +248,7 @@ func clientOfHosts(t *testing.T, id *trustee.Identity, hosts ...*host) *trustee.
 		if err != nil {
 			t.Fatal(err)
 		}
-		pem, err := os.ReadFile(filepath.Join(h.dir, trusteeTLSCert))
+		pem, err := os.ReadFile(filepath.Join(h.dir, trustee.TLSCert))
 		if err != nil || !cfg.TLS.RootCAs.AppendCertsFromPEM(pem) {
 			t.Fatal(err)
 		}

@@ -15,6 +15,7 @@ import (
 	"claviger"
 	"claviger/internal/pgtest"
 	"claviger/trustee"
+	"claviger/trustee/location"
 	"claviger/trustee/server"
 )
 
@@ -55,7 +56,7 @@ func TestTrusteesInPostgreSQL(t *testing.T) {
 	if out, err := command(t, "trustee", "init", "--confdir", a.dir, "--hostname", "127.0.0.1", "--store", uri); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	if _, err := os.Stat(filepath.Join(a.dir, trusteeStore)); err == nil {
+	if _, err := os.Stat(filepath.Join(a.dir, location.FileName)); err == nil {
 		t.Error("there is a file too")
 	}
 	if out, err := command(t, "orgtool", "add", "--confdir", a.dir, "-n", "ORG"); err != nil {
@@ -135,7 +136,7 @@ func TestTrusteesInPostgreSQL(t *testing.T) {
 	t.Logf("%d deposits acknowledged, %d refused: %v", l.count.Load(), l.refused.Load(), l.said.Load())
 
 	// Into a file, and into a third database.
-	status := func(dir string) (st databaseStatus) {
+	status := func(dir string) (st location.DatabaseStatus) {
 		t.Helper()
 		out, err := command(t, "trustee", "status", "--confdir", dir, "--digest", "-o", "json")
 		if err == nil {
@@ -163,11 +164,11 @@ func TestTrusteesInPostgreSQL(t *testing.T) {
 	if out, err := restore("file", file); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	folder, err := loadTrustee(filepath.Join(dir, "file"))
+	folder, err := location.Load(filepath.Join(dir, "file"))
 	if err != nil || folder.Store != "" {
 		t.Fatalf("%+v, %v", folder, err)
 	}
-	store, err := openTrusteeStore(t.Context(), folder, nil)
+	store, err := location.Open(t.Context(), folder, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -196,7 +197,7 @@ func TestTrusteesInPostgreSQL(t *testing.T) {
 		t.Errorf("a backup that was cut: %s", out)
 	}
 	empty := &trustee.Folder{Path: "x", Identity: id, Store: third}
-	if _, err := openTrusteeDatabase(t.Context(), empty, nil); !claviger.Is(err, claviger.Invalid) {
+	if _, err := location.Open(t.Context(), empty, nil); !claviger.Is(err, claviger.Invalid) {
 		t.Errorf("after a restoration that failed the database is somebody's: %v", err)
 	}
 	if out, err := restore("third", file, "--store", third); err != nil {

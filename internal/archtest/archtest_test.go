@@ -168,6 +168,8 @@ var rules = []rule{
 		"a face: it knows the protocol, its store's contract, the Key HSM, and how turns are shared out"},
 	{"trustee/replica", []string{"", "typo", "trustee", "trustee/server"},
 		"one of two servers: it knows the protocol, the contract of stores, and what a server wants of it"},
+	{"trustee/location", []string{"", "trustee", "trustee/server", "trustee/replica", "trustee/server/*", "durable",
+		"keystore", "owner"}, "it makes and opens what a trustee's folder names, and is the one list of its stores"},
 	{"trustee/server/storetest", []string{"", "trustee", "trustee/server"}, "the suite knows the contract alone"},
 	{"pgdb/pgdbtest", []string{"", "durable", "pgdb"}, "the suite knows what it tests"},
 	{"trustee/server/postgres", []string{"", "secret", "trustee", "trustee/server", "pgdb"},

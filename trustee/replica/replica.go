@@ -403,6 +403,13 @@ type StatusReport struct {
 	PeerDigest string `json:"peerDigest,omitempty"`
 }
 
+// InStep reports whether the two servers hold the same and both take changes. It is false where that
+// is not known.
+func (s *StatusReport) InStep() bool {
+	return s.Fault == "" && s.Peer != nil && s.Peer.Fault == "" && s.Peer.Role != s.Role && s.Lag == 0 && !s.Diverged &&
+		(s.Role != server.RoleActive || s.Synced) && s.Digest == s.PeerDigest
+}
+
 func (r *Replica) status(ctx context.Context, a StatusArgs) (any, error) {
 	st, synced, err := r.State(ctx)
 	if err != nil {

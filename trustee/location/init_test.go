@@ -1,4 +1,4 @@
-package main
+package location
 
 import (
 	"crypto/tls"
@@ -9,13 +9,14 @@ import (
 	"testing"
 
 	"claviger/durable/durabletest"
+	"claviger/trustee"
 )
 
 // TestTrusteeKeyLasts fails and cuts off each step of making a trustee's certificate:
 // where its private key is, it is whole, and belongs to the certificate.
 func TestTrusteeKeyLasts(t *testing.T) {
 	files := func(dir string) (cert, key string) {
-		return filepath.Join(dir, trusteeTLSCert), filepath.Join(dir, trusteeTLSKey)
+		return filepath.Join(dir, trustee.TLSCert), filepath.Join(dir, trustee.TLSKey)
 	}
 	durabletest.Run(t, durabletest.Case{
 		Do: func(dir string) error {

@@ -1,0 +1,167 @@
+package location
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"claviger"
+	"claviger/durable"
+	"claviger/keystore"
+	"claviger/owner"
+	"claviger/trustee"
+	"claviger/trustee/server/postgres"
+	"claviger/trustee/server/sqlite"
+)
+
+// certificateLife is the life of the certificate that Init makes.
+const certificateLife = 2 * 365 * 24 * time.Hour
+
+// InitOptions are what a folder is made for.
+type InitOptions struct {
+	// Hosts are the names and addresses of this host; the first is its own.
+	Hosts []string
+	// Store is the URI of a database in PostgreSQL, or "" for the file in the folder.
+	Store string
+	// Empty makes an empty store in the place of a store that was served and is gone.
+	Empty bool
+}
+
+// Initialized is a folder after Init.
+type Initialized struct {
+	Folder *trustee.Folder
+	// Certificate is the self-signed certificate that Init made, and Expires its end; "" if one
+	// was there.
+	Certificate string
+	Expires     time.Time
+}
+
+// Init makes what a Key Trustee Server's folder does not have yet: identity, certificate, store.
+// It may be repeated after it was broken off, and never overwrites an identity.
+func Init(ctx context.Context, dir string, o InitOptions) (done Initialized, err error) {
+	if err := owner.RefuseRoot(dir); err != nil {
+		return done, err
+	}
+	if done.Folder, err = initFolder(dir, o.Hosts[0]); err != nil {
+		return done, err
+	}
+	cert, key := filepath.Join(dir, trustee.TLSCert), filepath.Join(dir, trustee.TLSKey)
+	if _, err := os.Stat(key); errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Stat(cert); err == nil && !brokenOff(done.Folder) {
+			return done, fmt.Errorf("%s is there without its key %s: put that beside it, or remove the certificate to have "+
+				"a new one made", cert, key)
+		}
+		if err := selfSigned(cert, key, o.Hosts); err != nil {
+			return done, err
+		}
+		done.Certificate, done.Expires = cert, time.Now().Add(certificateLife)
+	}
+	return done, initStore(ctx, done.Folder, o)
+}
+
+// initFolder loads a folder, or makes it with a new identity.
+func initFolder(dir, host string) (*trustee.Folder, error) {
+	_, missing := os.Stat(filepath.Join(dir, trustee.ConfFile))
+	if !errors.Is(missing, fs.ErrNotExist) && !trustee.Unfinished(dir) {
+		f, err := trustee.LoadFolder(dir)
+		if err != nil {
+			return nil, err
+		}
+		return f, refuseClient(f)
+	}
+	if err := trustee.MakeFolder(dir); err != nil {
+		return nil, err
+	}
+	id, err := trustee.NewIdentity("keytrustee", "keytrustee Server Key", "keytrustee@"+host, trustee.KeyBits, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	return trustee.NewFolder(dir, id)
+}
+
+// brokenOff reports whether an earlier Init was broken off: it makes the store last. A
+// certificate without a key is its own then.
+func brokenOff(f *trustee.Folder) bool {
+	_, err := os.Stat(file(f))
+	return f.Store == "" && errors.Is(err, fs.ErrNotExist)
+}
+
+// selfSigned makes a certificate. The key comes last and whole, because Init looks for the key.
+func selfSigned(certFile, keyFile string, hosts []string) error {
+	cert, key, err := keystore.SelfSigned(hosts[0], hosts, certificateLife)
+	if err != nil {
+		return err
+	}
+	defer clear(key)
+	if err := durable.MakeFolder(filepath.Dir(keyFile), 0o700); err != nil {
+		return err
+	}
+	if err := durable.Replace(certFile, cert, 0o600); err != nil {
+		return err
+	}
+	return durable.Create(keyFile, key, 0o600)
+}
+
+// initStore makes the store of a folder if it is missing. A database that o.Store names is
+// written into the folder's configuration.
+func initStore(ctx context.Context, f *trustee.Folder, o InitOptions) error {
+	if o.Store == "" && f.Store == "" {
+		return initFile(ctx, f, o.Empty)
+	}
+	conf := postgres.Config{URI: o.Store, Where: "--store", Identity: f.Identity.Fingerprint()}
+	switch _, err := os.Stat(file(f)); {
+	case o.Store == "":
+		conf.URI, conf.Where, conf.Claim = f.Store, whereStore(f), true
+	case f.Store == "" && err == nil:
+		return fmt.Errorf("--store: this trustee's deposits are in %s; to take them along: claviger trustee backup, then "+
+			"claviger trustee restore --store into another folder", file(f))
+	default:
+		// A database that the folder does not name yet must belong to this identity already: a
+		// standby, or the same database under another name.
+		conf.Claim = f.Store == "" || f.Store == o.Store
+	}
+	store, err := postgres.Open(ctx, conf)
+	if err != nil {
+		return err
+	}
+	if err := store.Close(); err != nil || conf.URI == f.Store {
+		return err
+	}
+	f.Store = conf.URI
+	return f.Save()
+}
+
+// initFile makes the SQLite store of a folder. If a store was served from the folder and is gone,
+// initFile makes none unless empty is true.
+func initFile(ctx context.Context, f *trustee.Folder, empty bool) error {
+	path := file(f)
+	left, err := servedBefore(f)
+	if err != nil {
+		return err
+	}
+	if len(left) > 0 && !empty {
+		return claviger.Refuse("%s is gone, and a trustee has served it from this folder before: %s. An empty store would "+
+			"answer that no deposit is there, so none was made. Put the file back, a copy that is named here in its place, "+
+			"or restore a backup into another folder (claviger trustee restore). Where the other of two trustees holds the "+
+			"deposits, or none is needed: claviger trustee init --empty-store, and of two start this one with --role passive",
+			path, strings.Join(left, ", "))
+	}
+	// SQLite would remove the log of changes of the store that is gone.
+	if slices.Contains(left, path+"-wal") {
+		aside := path + ".left-" + time.Now().UTC().Format("20060102T150405Z") + "-wal"
+		if err := durable.Rename(path+"-wal", aside); err != nil {
+			return err
+		}
+	}
+	store, err := sqlite.Open(ctx, path, true)
+	if err != nil {
+		return err
+	}
+	return store.Close()
+}

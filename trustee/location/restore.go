@@ -1,0 +1,90 @@
+package location
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+
+	"claviger/trustee"
+	"claviger/trustee/server"
+	"claviger/trustee/server/postgres"
+	"claviger/trustee/server/sqlite"
+)
+
+// OpenRestored opens the empty store of a folder that is being restored: in the folder, or in the
+// database that uri names. undo empties the database again. A database that holds what is
+// restored, and nothing else, is taken as it is.
+func OpenRestored(ctx context.Context, dir, uri string) (_ server.Store, undo func(context.Context) error, err error) {
+	folder, err := trustee.LoadFolder(dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	// The folder in the backup names where the store was.
+	if folder.Store != uri {
+		folder.Store = uri
+		if err := folder.Save(); err != nil {
+			return nil, nil, err
+		}
+	}
+	undo = func(context.Context) error { return nil } // a file goes with its folder
+	if uri == "" {
+		store, err := sqlite.Open(ctx, filepath.Join(dir, FileName), true)
+		return store, undo, err
+	}
+	conf := postgres.Config{URI: uri, Where: "--store", Identity: folder.Identity.Fingerprint(), Claim: true}
+	store, err := postgres.Open(ctx, conf)
+	if err != nil {
+		return nil, nil, err
+	}
+	full := errors.New("not empty")
+	switch err := store.Export(ctx, func(server.Record) error { return full }); {
+	case errors.Is(err, full): // a restoration may have been killed after it had filled the database
+		return &restoredBefore{Store: store, uri: store.URI()}, undo, nil
+	case err != nil:
+		return nil, nil, errors.Join(err, store.Close())
+	}
+	undo = func(ctx context.Context) (err error) {
+		store, err := postgres.Open(ctx, conf)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, store.Close()) }()
+		return store.Release(ctx)
+	}
+	return store, undo, nil
+}
+
+// restoredBefore is a database that holds deposits already. If a restoration was killed after it
+// had filled the database, a second restoration of the same backup finishes it.
+type restoredBefore struct {
+	server.Store
+	uri string
+}
+
+// Import writes nothing. It compares what the database holds with what is restored.
+func (s *restoredBefore) Import(ctx context.Context, next func() (server.Record, error)) error {
+	given, held := new(server.Digester), new(server.Digester)
+	for {
+		r, err := next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err == nil {
+			err = given.Add(r)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if err := s.Export(ctx, held.Add); err != nil {
+		return err
+	}
+	if given.Sum() != held.Sum() {
+		return fmt.Errorf("--store: %s holds deposits of this trustee already (%d, where the backup has %d), and other ones "+
+			"than the backup: nothing is overwritten; name an empty database, or point this folder to it by claviger "+
+			"trustee init --store", s.uri, held.Deposits, given.Deposits)
+	}
+	return nil
+}
