@@ -3,7 +3,6 @@ package hsm
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -31,18 +30,6 @@ const (
 	// versions that an operator has given up on that token, as a JSON list.
 	settingLost = "hsm.lost."
 )
-
-// misfitError says that a token and a store do not fit together.
-type misfitError struct{ error }
-
-func (e misfitError) Unwrap() error { return e.error }
-
-// IsMisfit tells an error which says that a token and a store do not fit together. An
-// operator must decide what is done.
-func IsMisfit(err error) bool {
-	var m misfitError
-	return errors.As(err, &m)
-}
 
 // depth is how much a look compares.
 type depth int

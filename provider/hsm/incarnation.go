@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"slices"
 	"time"
 
@@ -52,37 +51,6 @@ type incarnation struct {
 	Put bool `json:"put,omitempty"`
 	// URI is where the store was, in the newest entry of each token.
 	URI string `json:"uri,omitempty"`
-}
-
-// staleError says that a store is a copy, or older than its token.
-type staleError struct{ error }
-
-func (e staleError) Unwrap() error { return e.error }
-
-// stalef makes the error for the log, with an answer for callers as misfit does.
-func stalef(format string, args ...any) staleError {
-	return staleError{misfitOf("this server's metastore may be a copy, or an older state, of the one that has used "+
-		"the HSM token, so no key is made or rolled; an operator must decide which of them goes on (claviger metastore "+
-		"accept); the server's log and /readyz say why", format, args...)}
-}
-
-// IsStale tells an error which says that another copy of the store has used the token
-// since this one did. It is a misfit.
-func IsStale(err error) bool {
-	var s staleError
-	return errors.As(err, &s)
-}
-
-// hereError is a misfit of a store that the token was last used with at this very place: no
-// other store uses the token, as far as can be seen. A server starts all the same, and serves
-// the keys that are there.
-type hereError struct{ error }
-
-func (e hereError) Unwrap() error { return e.error }
-
-func isHere(err error) bool {
-	var h hereError
-	return errors.As(err, &h)
 }
 
 // usedHere tells whether a store was at this place when it was last used with this token, by

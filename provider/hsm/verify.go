@@ -9,7 +9,6 @@ import (
 
 	"claviger"
 	"claviger/pkcs11"
-	"claviger/provider"
 )
 
 // verify compares a version's check value with the store's, once per epoch.
@@ -61,17 +60,4 @@ func (p *Provider) checkValue(ctx context.Context, e *entry) ([]byte, error) {
 	}
 	p.log.Warn("the token holds several keys of one id and label; the one with the right check value is used", "version", e.name, "id", hex.EncodeToString(e.id))
 	return p.tok.CheckValue(ctx, e.id, e.name)
-}
-
-// errMismatch marks a check value that differs.
-var errMismatch error = unusable{errors.New("check value differs")}
-
-// unusable is an error that is a provider.ErrUnusable too.
-type unusable struct{ error }
-
-func (u unusable) Unwrap() []error { return []error{u.error, provider.ErrUnusable} }
-
-// unfit tells a version that is missing on the token, or another there.
-func unfit(err error) bool {
-	return errors.Is(err, provider.ErrUnusable) || claviger.Is(err, claviger.KeyNotFound)
 }

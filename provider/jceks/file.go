@@ -118,51 +118,6 @@ func readLimited(path string) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(r, keystore.MaxJCEKS+1))
 }
 
-// contentError is a keystore file that could be read from disk and is not what
-// it should be. Its text is for the operator.
-type contentError struct {
-	path string
-	err  error
-}
-
-func (e *contentError) Error() string {
-	text := fmt.Sprintf("keystore %s: %v", e.path, e.err)
-	switch {
-	case errors.Is(e.err, keystore.ErrPassword):
-		return text + "; the password is that of the environment variable " + passwordEnv +
-			", else of the file that the property " + passwordFileProperty + " names, else \"none\""
-	case e.other() != "":
-		return text +
-			"; name the keystore that Hadoop's KMS has written, or a file that is not there yet, to begin a new one. A key that Java's keytool made is no key of Hadoop's in any keystore"
-	case errors.As(e.err, new(*keystore.DamagedError)) || e.corrupt():
-		return text + "; put back a backup of the file"
-	}
-	return text
-}
-
-func (e *contentError) Unwrap() error { return e.err }
-
-// corrupt reports whether Hadoop, too, would take the file for damaged, and not
-// the password for wrong: it cannot be parsed.
-func (e *contentError) corrupt() bool {
-	var format *keystore.FormatError
-	return errors.As(e.err, &format)
-}
-
-// other is what the file is, where it is a keystore of another kind.
-func (e *contentError) other() keystore.Format {
-	var format *keystore.FormatError
-	if !errors.As(e.err, &format) {
-		return ""
-	}
-	return format.Is
-}
-
-func isCorrupt(err error) bool {
-	var c *contentError
-	return errors.As(err, &c) && c.corrupt()
-}
-
 // settled reports whether no write is under way or was cut off, so that the file
 // can be read as it is.
 func (f *file) settled() bool {
@@ -365,13 +320,6 @@ func inode(path string) identity {
 	id, _ := identify(path) // none where that fails
 	return identity{dev: id.dev, inode: id.inode}
 }
-
-// doubtError: a write failed when its result was in place, and could not be taken
-// back.
-type doubtError struct{ err error }
-
-func (e *doubtError) Error() string { return e.err.Error() }
-func (e *doubtError) Unwrap() error { return e.err }
 
 // handOver gives a file the owner of another one. Only root can do that, and
 // only then it matters: an administrator's command must not take the keystore

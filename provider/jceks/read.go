@@ -72,16 +72,6 @@ func (p *Provider) reload() error {
 	return nil
 }
 
-// complain logs why the file cannot be read, once as long as it stays the
-// reason. It needs the gate.
-func (p *Provider) complain(err error) {
-	if text := err.Error(); text != p.complaint {
-		p.complaint = text
-		p.log.Error("keystore cannot be read; what was read before is used, and nothing is written", "file", p.file.path,
-			"reason", err)
-	}
-}
-
 // openMetadata returns a key's metadata, nil where there is no such key. A secret key
 // under a key's name is an error, as for Hadoop: it is there, and it is no key of Hadoop's.
 func (p *Provider) openMetadata(st *state, name string) (*metadata, error) {

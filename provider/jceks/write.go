@@ -3,12 +3,9 @@ package jceks
 import (
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
-	"io/fs"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"claviger"
@@ -99,23 +96,6 @@ func (p *Provider) catchUp() error {
 
 func (p *Provider) gone() error {
 	return fmt.Errorf("keystore %s is gone since it was read; put it back", p.file.path)
-}
-
-// writeError says what to do about a write that failed.
-func (p *Provider) writeError(err error) error {
-	cure := ""
-	switch {
-	case errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT):
-		cure = "; make room on the disk: a write needs twice the keystore's size"
-	case errors.Is(err, fs.ErrPermission):
-		cure = "; the server's user must be allowed to make files in the keystore's folder"
-	case errors.Is(err, syscall.EROFS):
-		cure = "; the file system is mounted read-only"
-	}
-	if errors.As(err, new(*doubtError)) {
-		return fmt.Errorf("keystore %s was written, but may not outlast a power cut: %w; see the kernel's log for the disk, and look at the key before doing it again", p.file.path, err)
-	}
-	return fmt.Errorf("keystore %s could not be written, and nothing was changed: %w%s", p.file.path, err, cure)
 }
 
 // setVersion puts a version into the draft. material belongs to the draft from now on.
@@ -251,14 +231,6 @@ func (p *Provider) Create(ctx context.Context, spec provider.Spec) (claviger.Key
 		return claviger.KeyVersion{}, err
 	}
 	return p.made(spec.Name, name), nil
-}
-
-// internal keeps nil nil.
-func internal(op, key string, err error) error {
-	if err == nil {
-		return nil
-	}
-	return claviger.E(op, claviger.Internal, key, err)
 }
 
 // made returns a version that was made a moment ago. Where another process has

@@ -193,3 +193,8 @@ func (p *Provider) denied(ctx context.Context, r request, message string) (kind 
 	}
 	return claviger.Denied, ""
 }
+
+// closedError is what every call gives after Close.
+func closedError(op, about string) error {
+	return claviger.E(op, claviger.Closed, about, errors.New("the connection to the KMS was closed"))
+}

@@ -39,28 +39,6 @@ func (p *Provider) DeletedKeys(ctx context.Context) ([]kmswire.DeletedKey, error
 	return list, nil
 }
 
-// Describe tells of the key of that name and of the deleted ones of that name that
-// the user may undelete or purge. Kinds KeyNotFound, Denied, KeyDenied; Unsupported
-// where the KMS isn't claviger.
-func (p *Provider) Describe(ctx context.Context, key string) ([]kmswire.KeyDescription, error) {
-	if p.ctx.Err() != nil {
-		return nil, closedError(opDescribe, key)
-	}
-	if key == "" {
-		return nil, claviger.E(opDescribe, claviger.KeyNotFound, key, nil)
-	}
-	body, err := p.do(ctx, request{op: opDescribe, key: key, method: http.MethodGet, path: "/v1/trustee/key/" +
-		escape(key), status: http.StatusOK, safe: true})
-	if err != nil {
-		return nil, err
-	}
-	var list []kmswire.KeyDescription
-	if err := json.Unmarshal(body, &list); err != nil {
-		return nil, claviger.Errorf(opDescribe, claviger.Internal, key, "KMS %s: the description of the key: %w", p.uri, err)
-	}
-	return list, nil
-}
-
 // Undelete brings back the deleted key of that name that has the version of that full
 // name; where version is "", the one that was deleted last of those that the user may
 // manage. Kinds KeyNotFound, KeyExists, Denied, KeyDenied.
@@ -83,23 +61,6 @@ func (p *Provider) Purge(ctx context.Context, key, version string) error {
 	}
 	_, err := p.trusteeOp(ctx, opPurge, value, key, version)
 	return err
-}
-
-// Migrate has the KMS, which is claviger, take the key over from the source of its
-// migration, and returns the full names of the versions that were made for it. It
-// may be called again after an error, and where the key is there already. Kinds
-// KeyNotFound where the source has no such key, KeyDenied, Unsupported where the
-// KMS has no source; Invalid where the key cannot be taken over.
-func (p *Provider) Migrate(ctx context.Context, key string) ([]string, error) {
-	body, err := p.trusteeOp(ctx, opMigrate, kmswire.OpMigrate, key, "")
-	if err != nil {
-		return nil, err
-	}
-	var m kmswire.MigratedKey
-	if err := json.Unmarshal(body, &m); err != nil {
-		return nil, claviger.Errorf(opMigrate, claviger.Internal, key, "KMS %s: the answer to a migration: %w", p.uri, err)
-	}
-	return m.Versions, nil
 }
 
 func (p *Provider) trusteeOp(ctx context.Context, op, value, key, version string) ([]byte, error) {

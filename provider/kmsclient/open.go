@@ -15,7 +15,6 @@ package kmsclient
 import (
 	"context"
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -24,7 +23,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"claviger"
 	"claviger/provider"
 	"claviger/secret"
 )
@@ -204,9 +202,4 @@ func (p *Provider) Check(ctx context.Context) error {
 	_, err := p.do(ctx, request{op: "kmsclient.Check", method: http.MethodOptions, path: "/v1/keys/names", safe: true,
 		status: http.StatusOK, noBody: true})
 	return err
-}
-
-// closedError is what every call gives after Close.
-func closedError(op, about string) error {
-	return claviger.E(op, claviger.Closed, about, errors.New("the connection to the KMS was closed"))
 }
