@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -23,6 +22,7 @@ import (
 	"time"
 
 	"claviger"
+	"claviger/internal/porttest"
 	"claviger/trustee"
 	"claviger/trustee/location"
 	"claviger/trustee/replica"
@@ -43,16 +43,14 @@ type host struct {
 
 func (h *host) url() string { return "https://" + h.addr }
 
-// freeAddr is one of loopback that was free a moment ago: each of two trustees
-// must know the other's before that runs.
+// freeAddr is an address of loopback: each of two trustees must know the other's before that runs.
 func freeAddr(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // closed at once
+	address, err := porttest.Address()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	return l.Addr().String()
+	return address
 }
 
 // twoHosts makes the folders of two trustees of one identity, as rsync does.

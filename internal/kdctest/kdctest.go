@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"claviger/internal/porttest"
 )
 
 // Realm is the name of the realm that Start makes.
@@ -52,7 +54,11 @@ func StartRealm(t testing.TB, realm string) *KDC {
 		}
 		t.Skipf("%s is not installed; tests with a real KDC are left out; `make test` has them", tool)
 	}
-	k := &KDC{t: t, Dir: t.TempDir(), realm: realm, address: freePort(t)}
+	address, err := porttest.Address()
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := &KDC{t: t, Dir: t.TempDir(), realm: realm, address: address}
 	k.Krb5Conf = k.Conf("krb5.conf", 5*time.Minute)
 	profile := k.write("kdc.conf", fmt.Sprintf(`[kdcdefaults]
  kdc_listen = %[2]s
@@ -190,15 +196,4 @@ func (k *KDC) LoginFor(keytab, principal string, life time.Duration) string {
 	path := filepath.Join(k.Dir, "cc_"+strings.ReplaceAll(principal, "/", "_")+"_"+life.String())
 	k.run("kinit", "-k", "-t", keytab, "-c", "FILE:"+path, "-l", fmt.Sprintf("%ds", int(life.Seconds())), principal)
 	return path
-}
-
-// freePort is an address on loopback that nobody listens at.
-func freePort(t testing.TB) string {
-	t.Helper()
-	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_ = l.Close() // it never accepted
-	return l.Addr().String()
 }

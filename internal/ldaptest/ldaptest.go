@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"claviger/internal/porttest"
 )
 
 // User and Password are what a client binds with.
@@ -71,12 +73,11 @@ directory %s/db
 	if out, err := add.CombinedOutput(); err != nil {
 		t.Fatalf("slapadd: %v\n%s", err, out)
 	}
-	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	address, err := porttest.Address()
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.URL = "ldap://" + l.Addr().String()
-	_ = l.Close()
+	s.URL = "ldap://" + address
 	s.Start(t)
 	t.Cleanup(s.Stop)
 	return s

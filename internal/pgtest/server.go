@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"claviger/internal/porttest"
 )
 
 const (
@@ -203,7 +205,7 @@ func makeServer(bin string, extra []string, fill func(*Server) error) (_ *Server
 	if err := fill(s); err != nil {
 		return nil, err
 	}
-	port, err := freePort()
+	port, err := porttest.Free()
 	if err != nil {
 		return nil, err
 	}
@@ -440,21 +442,6 @@ func (s *Server) signalAll(signal syscall.Signal) {
 
 func (s *Server) remove() error {
 	return errors.Join(s.end(syscall.SIGKILL), os.RemoveAll(s.dir))
-}
-
-// freePort finds a port below the range that systems give to outgoing
-// connections: a server that is started again must find it free.
-func freePort() (int, error) {
-	const low, high = 12000, 32000
-	for port := low + int(time.Now().UnixNano()/1000%(high-low)); port < high; port++ {
-		l, err := new(net.ListenConfig).Listen(context.Background(), "tcp", fmt.Sprintf("127.0.0.1:%d", port))
-		if err != nil {
-			continue
-		}
-		_ = l.Close() // it never accepted
-		return port, nil
-	}
-	return 0, fmt.Errorf("no free port below %d", high)
 }
 
 // Promote makes a primary of a standby, and waits until it takes writes.

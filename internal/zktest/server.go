@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -16,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"claviger/internal/porttest"
 )
 
 // startTimeout bounds one start. Two seconds are enough for it alone on a
@@ -324,20 +325,11 @@ func write(t testing.TB, dir, name, text string) string {
 	return path
 }
 
-// freePort finds a port below the range that systems give to outgoing
-// connections: a server that is started again must find it free.
 func freePort(t testing.TB) int {
 	t.Helper()
-	const low, high = 12000, 32000
-	for range 1000 {
-		port := low + rand.IntN(high-low) //nolint:gosec // a port is no secret
-		l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", fmt.Sprintf("127.0.0.1:%d", port))
-		if err != nil {
-			continue
-		}
-		_ = l.Close() // it never accepted
-		return port
+	port, err := porttest.Free()
+	if err != nil {
+		t.Fatal(err)
 	}
-	t.Fatalf("no free port from %d to %d", low, high)
-	return 0
+	return port
 }
