@@ -13,7 +13,7 @@ import (
 	"claviger/secret"
 )
 
-// Limits of what is wrapped.
+// Limits of a deposit and of its envelope.
 const (
 	// MaxContent is the longest deposit, in bytes.
 	MaxContent = 1 << 20
@@ -24,15 +24,15 @@ const (
 )
 
 const (
-	magic       = "CKHSM" // and a byte with the version
+	magic       = "CKHSM" // a byte with the version follows
 	version     = 1
 	headSize    = len(magic) + 3 // magic, version, OAEP hash, length of the key id
 	maxKeyID    = 64
 	dataKeySize = 32
-	gcmOverhead = 12 + 16 // nonce before, tag behind
+	gcmOverhead = 12 + 16 // nonce before, tag after the ciphertext
 )
 
-// The bytes that say which hash RSA-OAEP was done with.
+// hashCodes are the bytes that name the hash of RSA-OAEP.
 var hashCodes = map[byte]crypto.Hash{1: crypto.SHA1, 2: crypto.SHA256}
 
 func hashCode(h crypto.Hash) (byte, bool) {
@@ -44,7 +44,7 @@ func hashCode(h crypto.Hash) (byte, bool) {
 	return 0, false
 }
 
-// Envelope is a wrapped deposit in its parts. In bytes, version 1:
+// Envelope is a parsed wrapped deposit. Its bytes, in version 1, are:
 //
 //	"CKHSM"            5 bytes
 //	version            1 byte, 1
@@ -54,24 +54,23 @@ func hashCode(h crypto.Hash) (byte, bool) {
 //	length of data key 2 bytes, big-endian, 256 to 512
 //	data key           32 bytes, by RSA-OAEP with an empty label
 //	nonce              12 bytes
-//	deposit            AES-256-GCM, with its tag of 16 bytes behind
+//	deposit            AES-256-GCM, and then its tag of 16 bytes
 //
-// The associated data of AES-GCM is all that stands before the nonce, then the
-// deposit's uuid: an envelope opens under the uuid that it was made for, and with
-// the head that it was made with, or not at all.
+// The associated data of AES-GCM is everything before the nonce, and then the deposit's uuid.
+// So an envelope opens only under the uuid and with the head that it was made with.
 type Envelope struct {
 	Hash    crypto.Hash
 	KeyID   []byte
 	DataKey []byte // encrypted
 	sealed  []byte // nonce, ciphertext, tag
-	head    []byte
+	head    []byte // everything before sealed
 }
 
-// KeyIDOf is the envelope's key id as messages and configuration write it.
+// KeyIDOf is the envelope's key id in hexadecimal, as messages and settings write it.
 func (e *Envelope) KeyIDOf() string { return hex.EncodeToString(e.KeyID) }
 
-// ParseEnvelope takes a wrapped deposit apart, without opening it. The parts are
-// slices of data. Kind Invalid where it is none.
+// ParseEnvelope parses a wrapped deposit, without opening it. The parts are slices of data.
+// The error is of kind Invalid.
 func ParseEnvelope(data []byte) (*Envelope, error) {
 	const op = "keyhsm.ParseEnvelope"
 	bad := func(format string, args ...any) (*Envelope, error) {
@@ -117,11 +116,11 @@ func ParseEnvelope(data []byte) (*Envelope, error) {
 	return e, nil
 }
 
-// MaxHead is how many bytes of an envelope hold its key id, at most.
+// MaxHead is how many first bytes of an envelope are enough to read its key id.
 const MaxHead = headSize + maxKeyID
 
-// KeyIDOfHead reads the key id, as messages write it, from an envelope's first MaxHead
-// bytes; "?" where they are none.
+// KeyIDOfHead reads the key id, in hexadecimal, from the first MaxHead bytes of an envelope.
+// It returns "?" if data is not the beginning of an envelope.
 func KeyIDOfHead(data []byte) string {
 	if len(data) < headSize || string(data[:len(magic)]) != magic || data[len(magic)] != version {
 		return "?"
@@ -133,12 +132,14 @@ func KeyIDOfHead(data []byte) string {
 	return hex.EncodeToString(data[headSize : headSize+n])
 }
 
-// newEnvelope seals content for uuid under a data key, which is given as it is
-// and as the RSA pair encrypted it, and returns the bytes.
-func newEnvelope(hash crypto.Hash, keyID, encryptedKey []byte, dataKey secret.Bytes, uuid string, content []byte) ([]byte, error) {
+// newEnvelope encrypts content for uuid under dataKey, and returns the envelope. encryptedKey
+// is dataKey as the RSA pair has encrypted it.
+func newEnvelope(hash crypto.Hash, keyID, encryptedKey []byte, dataKey secret.Bytes, uuid string,
+	content []byte) ([]byte, error) {
 	code, ok := hashCode(hash)
 	if !ok || len(keyID) == 0 || len(keyID) > maxKeyID || len(encryptedKey) > pkcs11.MaxPairBits/8 {
-		return nil, fmt.Errorf("hash %v, a key id of %d bytes and an encrypted data key of %d have no form in an envelope", hash, len(keyID), len(encryptedKey))
+		return nil, fmt.Errorf("an envelope cannot hold hash %v, a key id of %d bytes and an encrypted data key of %d", hash,
+			len(keyID), len(encryptedKey))
 	}
 	aead, err := newGCM(dataKey)
 	if err != nil {
@@ -149,10 +150,10 @@ func newEnvelope(hash crypto.Hash, keyID, encryptedKey []byte, dataKey secret.By
 	out = append(out, keyID...)
 	out = binary.BigEndian.AppendUint16(out, uint16(len(encryptedKey))) //nolint:gosec // at most 512
 	out = append(out, encryptedKey...)
-	return aead.Seal(out, nil, content, associated(out, uuid)), nil //nolint:gosec // nil: newGCM's makes a random nonce
+	return aead.Seal(out, nil, content, associated(out, uuid)), nil //nolint:gosec // newGCM's AEAD makes a random nonce
 }
 
-// open returns the deposit. Its error says nothing of which part is wrong.
+// open returns the deposit. Its error does not say which part is wrong.
 func (e *Envelope) open(dataKey secret.Bytes, uuid string) ([]byte, error) {
 	aead, err := newGCM(dataKey)
 	if err != nil {
@@ -161,7 +162,8 @@ func (e *Envelope) open(dataKey secret.Bytes, uuid string) ([]byte, error) {
 	return aead.Open(nil, nil, e.sealed, associated(e.head, uuid))
 }
 
-// associated is unambiguous: the head tells its own length.
+// associated returns the associated data. It is unambiguous, since the head contains its own
+// length.
 func associated(head []byte, uuid string) []byte {
 	return append(append(make([]byte, 0, len(head)+len(uuid)), head...), uuid...)
 }
@@ -177,14 +179,16 @@ func newGCM(dataKey secret.Bytes) (cipher.AEAD, error) {
 	return cipher.NewGCMWithRandomNonce(block)
 }
 
-// checkUUID demands what a uuid of the trustee's is made of.
+// checkUUID refuses what cannot be a uuid of the trustee.
 func checkUUID(op, uuid string) error {
 	if uuid == "" || len(uuid) > MaxUUID {
-		return claviger.Errorf(op, claviger.Invalid, "", "the deposit's uuid has %d bytes; 1 to %d are possible", len(uuid), MaxUUID)
+		return claviger.Errorf(op, claviger.Invalid, "", "the deposit's uuid has %d bytes; 1 to %d are possible", len(uuid),
+			MaxUUID)
 	}
 	for i := range len(uuid) {
 		if c := uuid[i]; c <= ' ' || c > '~' {
-			return claviger.Errorf(op, claviger.Invalid, "", "the deposit's uuid %q holds a character that is not printable ASCII", uuid)
+			return claviger.Errorf(op, claviger.Invalid, "",
+				"the deposit's uuid %q holds a character that is not printable ASCII", uuid)
 		}
 	}
 	return nil

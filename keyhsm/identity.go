@@ -13,22 +13,23 @@ import (
 	"claviger/keystore"
 	"claviger/pkcs11"
 	"claviger/secret"
+	"claviger/web"
 )
 
-// certificateLife is how long a certificate that CreateCertificate makes is good.
-// Trustees have its very file, so there is nobody who could renew it for them.
+// certificateLife is the lifetime of a certificate that CreateCertificate makes. It is long,
+// since a new certificate must be copied to each trustee.
 const certificateLife = 10 * 365 * 24 * time.Hour
 
-// Files that CreateCertificate makes: the certificate, to be given to trustees,
-// and its private key.
+// Files that CreateCertificate makes: the certificate, which trustees need, and its private
+// key.
 const (
 	CertificateFile = "server.crt"
 	PrivateKeyFile  = "server.key"
 )
 
-// CreateCertificate makes a key and a self-signed certificate, good for hosts
-// (names and addresses), in a folder. Neither file is overwritten. The key gets its name
-// last: what was cut off before that is made anew.
+// CreateCertificate makes a key and a self-signed certificate for hosts (names and addresses)
+// in a folder. It overwrites neither file. The key gets its name last, so a call after an
+// interrupted one makes both again.
 func CreateCertificate(dir string, hosts []string) error {
 	certPEM, keyPEM, err := keystore.SelfSigned("claviger Key HSM", hosts, certificateLife)
 	if err != nil {
@@ -37,13 +38,13 @@ func CreateCertificate(dir string, hosts []string) error {
 	defer clear(keyPEM)
 	key, cert := filepath.Join(dir, PrivateKeyFile), filepath.Join(dir, CertificateFile)
 	fresh := key + ".new"
-	if there(key) {
+	if exists(key) {
 		return &durable.AlreadyError{Path: key}
 	}
 	write := durable.Create
-	if there(fresh) { // its certificate was never used
+	if exists(fresh) { // of an interrupted call, whose certificate was never used
 		write = durable.Replace
-	} else if there(cert) {
+	} else if exists(cert) {
 		return &durable.AlreadyError{Path: cert}
 	}
 	if err := durable.Replace(fresh, keyPEM, 0o600); err != nil {
@@ -55,37 +56,36 @@ func CreateCertificate(dir string, hosts []string) error {
 	return durable.Rename(fresh, key)
 }
 
-func there(path string) bool {
+func exists(path string) bool {
 	_, err := os.Lstat(path)
 	return err == nil
 }
 
-// HasCertificate tells whether a setup that was killed before it wrote the settings has
-// made both files, which are used then. The error says that they are not good for one of
-// the hosts.
+// HasCertificate returns whether an interrupted setup has made both files but no settings; the
+// next setup uses them. It is an error if the certificate is not valid for one of the hosts.
 func HasCertificate(dir string, hosts []string) (bool, error) {
 	key, cert := filepath.Join(dir, PrivateKeyFile), filepath.Join(dir, CertificateFile)
-	if there(filepath.Join(dir, SettingsFile)) || !there(key) || !there(cert) {
+	if exists(filepath.Join(dir, SettingsFile)) || !exists(key) || !exists(cert) {
 		return false, nil
 	}
 	pair, err := tls.LoadX509KeyPair(cert, key)
 	if err != nil {
-		return false, nil //nolint:nilerr // CreateCertificate refuses what is there
+		return false, nil //nolint:nilerr // CreateCertificate refuses to overwrite the files
 	}
-	made, err := leaf(&pair)
+	made, err := web.Leaf(&pair)
 	if err != nil {
 		return false, err
 	}
 	for _, host := range hosts {
 		if err := made.VerifyHostname(host); err != nil {
-			return false, fmt.Errorf("%s is there, of a setup that was broken off, and is not good for %s (%w): remove it "+
-				"and %s, and call this again", cert, host, err, key)
+			return false, fmt.Errorf("an interrupted setup has made %s, which is not valid for %s (%w): remove it and %s, "+
+				"and call this again", cert, host, err, key)
 		}
 	}
 	return true, nil
 }
 
-// Identity reads the server's certificate, and whom it trusts.
+// Identity reads the server's certificate, and those that it trusts.
 func (s *Settings) Identity() (*Identity, error) {
 	cert, err := s.certificate()
 	if err != nil {
@@ -100,11 +100,14 @@ func (s *Settings) Identity() (*Identity, error) {
 
 func privateKeyFile(path string) secret.File { return secret.File{Path: path, What: "private key"} }
 
-// SecretFiles are the files of a folder's settings that others must not read or change.
+// SecretFiles are the files that other users must not read or change. dir is the folder of the
+// settings.
 func (s *Settings) SecretFiles(dir string) []secret.File {
-	return []secret.File{pkcs11.SettingsFile("", filepath.Join(dir, SettingsFile)), pkcs11.PINFile(s.PINFile), privateKeyFile(s.PrivateKey)}
+	return []secret.File{pkcs11.SettingsFile("", filepath.Join(dir, SettingsFile)), pkcs11.PINFile(s.PINFile),
+		privateKeyFile(s.PrivateKey)}
 }
 
+// certificate reads the server's certificate and its private key.
 func (s *Settings) certificate() (*tls.Certificate, error) {
 	if _, err := os.Stat(s.PrivateKey); err != nil {
 		return nil, fmt.Errorf("%s: %w; put the file back, or name another in %s", propPrivateKey, err, SettingsFile)
@@ -125,7 +128,7 @@ func (s *Settings) certificate() (*tls.Certificate, error) {
 	if err != nil {
 		return nil, fmt.Errorf("certificate %s with private key %s: %w", s.Certificate, s.PrivateKey, err)
 	}
-	leaf, err := leaf(&cert)
+	leaf, err := web.Leaf(&cert)
 	if err != nil {
 		return nil, err
 	}
@@ -133,29 +136,29 @@ func (s *Settings) certificate() (*tls.Certificate, error) {
 		return nil, fmt.Errorf("%s: %w", s.Certificate, err)
 	}
 	if len(leaf.DNSNames)+len(leaf.IPAddresses) == 0 {
-		return nil, fmt.Errorf("certificate %s is good for no host: it has no subject alternative name", s.Certificate)
+		return nil, fmt.Errorf("certificate %s is valid for no host: it has no subject alternative name", s.Certificate)
 	}
 	return &cert, nil
 }
 
-// Admin makes a client for the administrator of the server of these settings,
-// at the address that it listens at: it shows the server's own certificate, and
-// takes no other for the server's.
+// Admin makes a client for an administrator of the server with these settings, which listens at
+// url. The client shows the server's own certificate, and trusts no other server.
 func (s *Settings) Admin(url string) (*Client, error) {
 	cert, err := s.certificate()
 	if err != nil {
 		return nil, err
 	}
-	leaf, err := leaf(cert)
+	leaf, err := web.Leaf(cert)
 	if err != nil {
 		return nil, err
 	}
-	c := ClientConfig{URL: url, Certificate: func() (*tls.Certificate, error) { return cert, nil }, Servers: x509.NewCertPool(), MaxConnections: 1}
+	c := ClientConfig{URL: url, Certificate: func() (*tls.Certificate, error) { return cert, nil },
+		Servers: x509.NewCertPool(), MaxConnections: 1}
 	c.Servers.AddCert(leaf)
-	// It listens where it is told, not where its certificate is good for.
+	// The address that it listens at need not be a name of its certificate.
 	switch {
 	case len(leaf.DNSNames) > 0:
-		c.ServerName = strings.Replace(leaf.DNSNames[0], "*", "keyhsm", 1) // a name that a wildcard stands for
+		c.ServerName = strings.Replace(leaf.DNSNames[0], "*", "keyhsm", 1) // a name that matches a wildcard
 	case len(leaf.IPAddresses) > 0:
 		c.ServerName = leaf.IPAddresses[0].String()
 	}

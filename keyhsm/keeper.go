@@ -14,33 +14,33 @@ import (
 	"claviger/secret"
 )
 
-// ErrKeyGone is in the chain of errors of kind Invalid that say that the HSM key
-// of a deposit is not on the token. Error.Key is the key's id. What it wrapped
-// cannot be read unless the token, or a backup of it, comes back.
+// ErrKeyGone is wrapped by errors of kind Invalid if the HSM key of a deposit is not on the
+// token. Error.Key is the id of that key. The deposits that the key wrapped cannot be read
+// unless the token, or a backup of it, comes back.
 var ErrKeyGone = errors.New("the HSM key is gone")
 
-// Keeper wraps and unwraps deposits with a pair of an open token. Its methods may
-// be called from many goroutines. It does not close the token.
+// Keeper wraps and unwraps deposits with a pair of an open token. Its methods may be called
+// from many goroutines. It does not close the token.
 type Keeper struct {
 	token *pkcs11.Token
 	id    []byte
 	label string
 
 	mu    sync.Mutex
-	pair  *pair // nil where the token must be asked
-	reset int   // how often the token was lost
+	pair  *pair // nil: read it from the token before the next use
+	reset int   // how often the session with the token was lost
 }
 
-// pair is what of the token's pair is needed to wrap.
+// pair is what Wrap needs to know of the token's pair.
 type pair struct {
 	public *rsa.PublicKey
 	hash   crypto.Hash
 }
 
-// NewKeeper makes a keeper that wraps by the pair with that CKA_ID, and unwraps
-// what any pair with that label on the token wrapped: after a change of pairs
-// older deposits stay readable until the older pair is destroyed, and no other
-// key of the token is used, whatever an envelope names.
+// NewKeeper makes a keeper that wraps by the pair with the CKA_ID id, and unwraps by any pair
+// on the token with the same label. So older deposits stay readable after a change of pairs,
+// until the older pair is destroyed. Keys of the token with other labels are never used, even
+// if an envelope names one.
 func NewKeeper(token *pkcs11.Token, id []byte, label string) *Keeper {
 	k := &Keeper{token: token, id: id, label: label}
 	token.OnReset(func() {
@@ -52,19 +52,20 @@ func NewKeeper(token *pkcs11.Token, id []byte, label string) *Keeper {
 	return k
 }
 
-// KeyID is the id of the pair that new deposits are wrapped by.
+// KeyID is the id of the pair that wraps new deposits.
 func (k *Keeper) KeyID() string { return hex.EncodeToString(k.id) }
 
-// Wrap wraps a deposit for its uuid. Before it returns, the token has opened the
-// data key once: a deposit is never accepted that the HSM cannot open, as one
-// made in the moment when the pair is destroyed. That is one C_Decrypt.
+// Wrap wraps a deposit for its uuid. Before it returns, the token opens the data key once
+// (one C_Decrypt). So Wrap never returns a deposit that the HSM cannot open, even if the pair
+// is destroyed at that moment.
 func (k *Keeper) Wrap(ctx context.Context, uuid string, content []byte) ([]byte, error) {
 	const op = "keyhsm.Wrap"
 	if err := checkUUID(op, uuid); err != nil {
 		return nil, err
 	}
 	if len(content) > MaxContent {
-		return nil, claviger.Errorf(op, claviger.Invalid, uuid, "the deposit has %d bytes; at most %d are possible", len(content), MaxContent)
+		return nil, claviger.Errorf(op, claviger.Invalid, uuid, "the deposit has %d bytes; at most %d are possible",
+			len(content), MaxContent)
 	}
 	p, err := k.current(ctx)
 	if err != nil {
@@ -85,7 +86,8 @@ func (k *Keeper) Wrap(ctx context.Context, uuid string, content []byte) ([]byte,
 	}
 	defer opened.Wipe()
 	if !opened.Equal(dataKey) {
-		return nil, claviger.Errorf(op, claviger.Internal, uuid, "the HSM key %s opens a data key to other bytes than were sealed", k.KeyID())
+		return nil, claviger.Errorf(op, claviger.Internal, uuid,
+			"the HSM key %s decrypts a data key to other bytes than were encrypted", k.KeyID())
 	}
 	out, err := newEnvelope(p.hash, k.id, encrypted, dataKey, uuid, content)
 	if err != nil {
@@ -94,9 +96,9 @@ func (k *Keeper) Wrap(ctx context.Context, uuid string, content []byte) ([]byte,
 	return out, nil
 }
 
-// Unwrap returns the deposit that Wrap was given for uuid: one C_Decrypt. Kind
-// Invalid where it is damaged or another's, or, with ErrKeyGone, where its HSM
-// key is gone.
+// Unwrap returns the deposit that Wrap wrapped for uuid. It costs one C_Decrypt. The error is
+// of kind Invalid if wrapped is damaged or belongs to another uuid, and also, with ErrKeyGone,
+// if its HSM key is gone.
 func (k *Keeper) Unwrap(ctx context.Context, uuid string, wrapped []byte) ([]byte, error) {
 	const op = "keyhsm.Unwrap"
 	if err := checkUUID(op, uuid); err != nil {
@@ -118,7 +120,8 @@ func (k *Keeper) Unwrap(ctx context.Context, uuid string, wrapped []byte) ([]byt
 	return content, nil
 }
 
-// current returns the pair that wraps, which is asked for once in a login.
+// current returns the pair that wraps new deposits. It reads the pair from the token once per
+// login.
 func (k *Keeper) current(ctx context.Context) (*pair, error) {
 	const op = "keyhsm.Keeper"
 	k.mu.Lock()
@@ -135,7 +138,9 @@ func (k *Keeper) current(ctx context.Context) (*pair, error) {
 		return nil, k.gone(op, k.id)
 	}
 	if info.Extractable || !info.Sensitive {
-		return nil, claviger.Errorf(op, claviger.Invalid, k.KeyID(), "the HSM key could be read out of the token (sensitive=%t, extractable=%t), so deposits wrapped by it would not depend on the HSM; make another with: claviger keyhsm setup",
+		return nil, claviger.Errorf(op, claviger.Invalid, k.KeyID(),
+			"the HSM key could be read out of the token (sensitive=%t, extractable=%t), "+
+				"so deposits wrapped by it would not depend on the HSM; make another with: claviger keyhsm setup",
 			info.Sensitive, info.Extractable)
 	}
 	hash, err := k.token.ProbeOAEP(ctx, k.id, k.label)
@@ -151,7 +156,7 @@ func (k *Keeper) current(ctx context.Context) (*pair, error) {
 	return p, nil
 }
 
-// explain says what a missing key means.
+// explain turns the error of a missing key into one with ErrKeyGone.
 func (k *Keeper) explain(op string, id []byte, err error) error {
 	if claviger.Is(err, claviger.KeyNotFound) {
 		return k.gone(op, id)
@@ -161,6 +166,7 @@ func (k *Keeper) explain(op string, id []byte, err error) error {
 
 func (k *Keeper) gone(op string, id []byte) error {
 	return claviger.Errorf(op, claviger.Invalid, hex.EncodeToString(id),
-		"%w: token %q holds no RSA private key with this CKA_ID and the label %q; it was destroyed, or this is another token, and what it wrapped cannot be read without it",
+		"%w: token %q holds no RSA private key with this CKA_ID and the label %q; "+
+			"the key was destroyed, or this is another token; the deposits that it wrapped cannot be read without it",
 		ErrKeyGone, k.token.Info().Label, k.label)
 }

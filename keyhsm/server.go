@@ -23,23 +23,23 @@ import (
 var Limits = web.Limits{HeadBytes: 16 << 10, Head: 10 * time.Second, Request: 30 * time.Second,
 	Answer: time.Minute, Idle: 2 * time.Minute, Stop: 10 * time.Second}
 
-// Limits of the work.
+// Limits of the work on a request.
 const (
-	workLimit = 20 * time.Second // for the HSM
-	// maxInFlight bounds the deposits in memory, each a few times: as JSON, base64,
-	// ciphertext and plaintext.
+	workLimit = 20 * time.Second // of the HSM
+	// maxInFlight bounds the requests at one time, since each holds its deposit in memory as
+	// JSON, base64, ciphertext and plaintext.
 	maxInFlight = 32
-	// queueLimit is how long a request waits for its turn.
-	queueLimit = 5 * time.Second
+	// slotLimit is how long a request waits for one of the maxInFlight slots.
+	slotLimit = 5 * time.Second
 )
 
-// Server offers a Keeper over HTTPS to those who are trusted.
+// Server offers a Keeper over HTTPS to clients with a trusted certificate.
 type Server struct {
-	keeper *Keeper
-	load   func() (*Identity, error)
-	log    *slog.Logger
-	turns  chan struct{}
-	queue  time.Duration // queueLimit, but in tests
+	keeper   *Keeper
+	load     func() (*Identity, error)
+	log      *slog.Logger
+	slots    chan struct{} // one element for each request under way
+	slotWait time.Duration // slotLimit; tests make it shorter
 
 	identity atomic.Pointer[Identity]
 	loading  sync.Mutex
@@ -54,32 +54,33 @@ type Server struct {
 	observe func(op, result string, took time.Duration) // or nil
 }
 
-// NewServer makes a server. load reads its certificate and whom it trusts; it is
-// called here and by Reload.
+// NewServer makes a server. load reads its certificate and those that it trusts; NewServer and
+// Reload call it.
 func NewServer(keeper *Keeper, load func() (*Identity, error), log *slog.Logger) (*Server, error) {
-	s := &Server{keeper: keeper, load: load, log: log, turns: make(chan struct{}, maxInFlight), queue: queueLimit, started: time.Now()}
+	s := &Server{keeper: keeper, load: load, log: log, slots: make(chan struct{}, maxInFlight), slotWait: slotLimit,
+		started: time.Now()}
 	if err := s.Reload(); err != nil {
 		return nil, err
 	}
 	return s, nil
 }
 
-// OnRequest sets who is told of each request of a client that is trusted, and of one
-// that no longer is: what was asked for ("wrap", "unwrap", "status"), "ok" or the kind
-// of error that was answered, and its time. It must be called before Serve.
+// OnRequest makes the server call f after each request: with "wrap", "unwrap" or "status", with
+// "ok" or the kind of the error that was answered, and with the duration. A refused handshake
+// is not a request. Call OnRequest before the server starts.
 func (s *Server) OnRequest(f func(op, result string, took time.Duration)) { s.observe = f }
 
-// Refused is how many handshakes and requests were refused.
+// Refused is the number of refused handshakes and requests.
 func (s *Server) Refused() int64 { return s.refused.Load() }
 
-// Certificate is the one that is shown to clients now.
+// Certificate is the certificate that the server shows to clients now.
 func (s *Server) Certificate() (*x509.Certificate, error) {
-	return leaf(&s.identity.Load().Certificate)
+	return web.Leaf(&s.identity.Load().Certificate)
 }
 
-// Reload takes over certificates anew. Where they cannot be read, those in force
-// stay. Who is no longer trusted is refused from his next request on, also on a
-// connection that he has.
+// Reload reads the certificates again. If they cannot be read, those that were read before stay
+// in force. A client that is no longer trusted is refused at its next request, even on an open
+// connection.
 func (s *Server) Reload() error {
 	s.loading.Lock()
 	defer s.loading.Unlock()
@@ -100,8 +101,8 @@ func (s *Server) Reload() error {
 	return nil
 }
 
-// TLS is the server's side of TLS: version 1.3, and no handshake without a
-// certificate that is trusted at that moment.
+// TLS is the server's side of TLS: version 1.3, and a handshake only with a client whose
+// certificate is trusted at that moment.
 func (s *Server) TLS() *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13,
@@ -109,7 +110,8 @@ func (s *Server) TLS() *tls.Config {
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 			return &s.identity.Load().Certificate, nil
 		},
-		// Which certificates, VerifyConnection says: it is asked at resumptions too.
+		// VerifyConnection decides about the certificate. Unlike VerifyPeerCertificate, it is
+		// called for resumed sessions too.
 		ClientAuth: tls.RequireAnyClientCert,
 		VerifyConnection: func(c tls.ConnectionState) error {
 			_, err := s.identity.Load().admits(c.PeerCertificates)
@@ -122,17 +124,17 @@ func (s *Server) TLS() *tls.Config {
 	}
 }
 
-// Handler is the protocol. It must be served by TLS with the configuration of
-// TLS.
+// Handler answers the protocol. It must be served with the configuration of TLS.
 func (s *Server) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("POST /v1/wrap", s.serve(false, s.serveWrap))
 	mux.Handle("POST /v1/unwrap", s.serve(false, s.serveUnwrap))
-	mux.Handle("GET /v1/status", s.serve(true, func(ctx context.Context, _ *http.Request) (any, error) { return s.status(ctx), nil }))
+	mux.Handle("GET /v1/status", s.serve(true, s.serveStatus))
 	return mux
 }
 
-// serve is what all requests have in common: who may, how many at once, how long.
+// serve is the common part of all requests: it checks the peer, waits for a slot, limits the
+// time, and writes the answer of f. admins is whether administrators may make the request.
 func (s *Server) serve(admins bool, f func(context.Context, *http.Request) (any, error)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		began, result := time.Now(), "ok"
@@ -147,19 +149,19 @@ func (s *Server) serve(admins bool, f func(context.Context, *http.Request) (any,
 			status := writeError(w, err)
 			s.log.Warn("a request was not served", "path", r.URL.Path, "from", r.RemoteAddr, "status", status, "err", err)
 		}
-		if err := s.may(r, admins); err != nil {
+		if err := s.authorize(r, admins); err != nil {
 			w.Header().Set("Connection", "close")
 			fail(claviger.E("keyhsm.Server", claviger.Denied, "", err))
 			return
 		}
 		ctx, cancel := context.WithTimeout(r.Context(), workLimit)
 		defer cancel()
-		leave, err := s.turn(ctx)
+		release, err := s.slot(ctx)
 		if err != nil {
 			fail(err)
 			return
 		}
-		defer leave()
+		defer release()
 		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 		answer, err := f(ctx, r)
 		if err != nil {
@@ -170,31 +172,36 @@ func (s *Server) serve(admins bool, f func(context.Context, *http.Request) (any,
 	})
 }
 
-// may checks the peer for each request: he may have lost our trust since the
-// handshake.
-func (s *Server) may(r *http.Request, admins bool) error {
+// authorize checks the peer of a request. It does so for each request, since the peer may have
+// lost our trust since the handshake.
+func (s *Server) authorize(r *http.Request, admins bool) error {
 	var peers []*x509.Certificate
 	if r.TLS != nil {
 		peers = r.TLS.PeerCertificates
 	}
 	admin, err := s.identity.Load().admits(peers)
 	if err == nil && admin && !admins {
-		err = errors.New("the server's own certificate may ask for its status only; use that of a trustee")
+		err = errors.New("with the server's own certificate, only its status can be requested; use that of a trustee")
 	}
 	return err
 }
 
-// turn waits until fewer than maxInFlight requests are under way.
-func (s *Server) turn(ctx context.Context) (leave func(), err error) {
-	timer := time.NewTimer(s.queue)
+// slot waits for one of the maxInFlight slots. The caller must call release.
+func (s *Server) slot(ctx context.Context) (release func(), err error) {
+	timer := time.NewTimer(s.slotWait)
 	defer timer.Stop()
 	select {
-	case s.turns <- struct{}{}:
-		return func() { <-s.turns }, nil
+	case s.slots <- struct{}{}:
+		return func() { <-s.slots }, nil
 	case <-timer.C:
 	case <-ctx.Done():
 	}
-	return nil, claviger.Errorf("keyhsm.Server", claviger.Unavailable, "", "%d requests are under way, which is as many as may be", cap(s.turns))
+	return nil, claviger.Errorf("keyhsm.Server", claviger.Unavailable, "",
+		"%d requests are under way, which is as many as may be", cap(s.slots))
+}
+
+func (s *Server) serveStatus(ctx context.Context, _ *http.Request) (any, error) {
+	return s.status(ctx), nil
 }
 
 func (s *Server) serveWrap(ctx context.Context, r *http.Request) (any, error) {
@@ -223,7 +230,7 @@ func (s *Server) serveUnwrap(ctx context.Context, r *http.Request) (any, error) 
 	return unwrapAnswer{content}, nil
 }
 
-// readJSON reads a body that is one JSON value of that form.
+// readJSON reads the body of a request, which must be one JSON value, into v.
 func readJSON(r *http.Request, v any) error {
 	const op = "keyhsm.Server"
 	data, err := io.ReadAll(r.Body)
@@ -236,12 +243,12 @@ func readJSON(r *http.Request, v any) error {
 	return nil
 }
 
-// status asks the token; what it says is part of the answer.
+// status returns the status of the server and of its keeper.
 func (s *Server) status(ctx context.Context) Status {
 	st := s.keeper.Status(ctx)
 	identity := s.identity.Load()
 	st.Trusted, st.Started = identity.Trust.Len(), s.started
-	if cert, err := leaf(&identity.Certificate); err == nil {
+	if cert, err := web.Leaf(&identity.Certificate); err == nil {
 		st.CertificateUntil = cert.NotAfter
 	}
 	s.mu.Lock()
@@ -251,21 +258,12 @@ func (s *Server) status(ctx context.Context) Status {
 	return st
 }
 
-func leaf(c *tls.Certificate) (*x509.Certificate, error) {
-	if c.Leaf != nil {
-		return c.Leaf, nil
-	}
-	if len(c.Certificate) == 0 {
-		return nil, errors.New("no certificate")
-	}
-	return x509.ParseCertificate(c.Certificate[0])
-}
-
-// Status says what state the pair is in: the token is asked for it, and has to
-// open something by it.
+// Status returns the state of the pair that wraps new deposits. It wraps and unwraps a test
+// deposit with the token.
 func (k *Keeper) Status(ctx context.Context) Status {
 	info := k.token.Info()
-	st := Status{State: Ready, KeyID: k.KeyID(), KeyLabel: k.label, Token: info.Label, Serial: info.Serial, Manufacturer: info.Manufacturer, Model: info.Model}
+	st := Status{State: Ready, KeyID: k.KeyID(), KeyLabel: k.label, Token: info.Label, Serial: info.Serial,
+		Manufacturer: info.Manufacturer, Model: info.Model}
 	p, err := k.check(ctx)
 	if p != nil {
 		st.KeyBits, st.OAEP = p.public.N.BitLen(), p.hash.String()
@@ -279,7 +277,7 @@ func (k *Keeper) Status(ctx context.Context) Status {
 	return st
 }
 
-// check is a round trip with the pair.
+// check wraps and unwraps a test deposit.
 func (k *Keeper) check(ctx context.Context) (*pair, error) {
 	const uuid = "claviger-status"
 	p, err := k.current(ctx)
@@ -293,7 +291,7 @@ func (k *Keeper) check(ctx context.Context) (*pair, error) {
 	}
 	got, err := k.Unwrap(ctx, uuid, wrapped)
 	if err == nil && string(got) != string(want) {
-		err = fmt.Errorf("the pair opened %q to other bytes than were wrapped", uuid)
+		err = fmt.Errorf("the pair unwrapped %q to other bytes than it had wrapped", uuid)
 	}
 	return p, err
 }

@@ -298,7 +298,7 @@ func TestReload(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	removeFile(t, filepath.Join(r.trustDir, short(cert)+".pem"))
+	removeFile(t, filepath.Join(r.trustDir, shortFingerprint(cert)+".pem"))
 	if err := r.Reload(); err != nil {
 		t.Fatal(err)
 	}
@@ -364,16 +364,16 @@ func TestGoneAndBack(t *testing.T) {
 // TestBusy: no more than so many at a time, and those who wait too long hear so.
 func TestBusy(t *testing.T) {
 	r := start(t)
-	r.queue = 100 * time.Millisecond
-	for range cap(r.turns) {
-		r.turns <- struct{}{}
+	r.slotWait = 100 * time.Millisecond
+	for range cap(r.slots) {
+		r.slots <- struct{}{}
 	}
 	c := r.client(t, r.trustee)
 	if _, err := c.Status(t.Context()); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "as many as may be") {
 		t.Errorf("a busy server: %v", err)
 	}
-	for range cap(r.turns) {
-		<-r.turns
+	for range cap(r.slots) {
+		<-r.slots
 	}
 	if _, err := c.Status(t.Context()); err != nil {
 		t.Error(err)

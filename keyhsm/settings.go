@@ -18,12 +18,10 @@ import (
 	"claviger/web"
 )
 
-// SettingsFile is the name of the settings' file in a Key HSM's folder; it is
-// Cloudera's.
+// SettingsFile is the name of the settings file in a Key HSM's folder. The name is Cloudera's.
 const SettingsFile = "application.properties"
 
-// DefaultListen is where Key HSM listens unless it is told otherwise: for a
-// trustee on the same host, as Cloudera advises.
+// DefaultListen is the default address: for a trustee on the same host, as Cloudera advises.
 const DefaultListen = "localhost:9090"
 
 const (
@@ -31,18 +29,18 @@ const (
 	maxSettings           = 64 << 10
 )
 
-// Settings are what the file says. Paths in it that are relative are taken from
-// the file's folder, and are absolute here.
+// Settings are the settings of a Key HSM. Relative paths in the file are relative to its
+// folder; here, all paths are absolute.
 type Settings struct {
 	HSM    pkcs11.Profile `json:"hsm"`
 	Module string         `json:"module"`
-	// The token, by one of these.
+	// The token, by exactly one of these.
 	Token  string `json:"token,omitempty"`
 	Serial string `json:"serial,omitempty"`
 	Slot   *uint  `json:"slot,omitempty"`
-	// PINFile holds the PIN alone.
+	// PINFile holds the PIN and nothing else.
 	PINFile string `json:"pinFile"`
-	// The pair that wraps new deposits; all with the label unwrap.
+	// The pair that wraps new deposits. Every pair with KeyLabel unwraps.
 	KeyLabel string `json:"keyLabel"`
 	KeyID    string `json:"keyId"` // hexadecimal CKA_ID
 	Listen   string `json:"listen"`
@@ -52,14 +50,14 @@ type Settings struct {
 	// Trust is the folder of the trustees' certificates.
 	Trust          string `json:"trust"`
 	MaxConnections int    `json:"maxConnections"`
-	// MaxPerAddress is how many of them one address may have; nil: half, 0: all.
+	// MaxPerAddress is the limit of connections of one address; nil is half, 0 is all.
 	MaxPerAddress *int `json:"maxConnectionsPerAddress,omitempty"`
-	// Unlimited is a comma list of the addresses and networks without that limit; nil: this
-	// host's.
+	// Unlimited is a comma list of the addresses and networks without that limit; nil is
+	// web.Loopback.
 	Unlimited *string `json:"unlimitedAddresses,omitempty"`
 }
 
-// names of the properties, in the order in which they are written.
+// Names of the properties, in the order in which they are written.
 const (
 	propHSM         = "keyhsm.hsm"
 	propModule      = "keyhsm.module"
@@ -67,7 +65,7 @@ const (
 	propSerial      = "keyhsm.serial"
 	propSlot        = "keyhsm.slot"
 	propPINFile     = "keyhsm.pin.file"
-	propPIN         = "keyhsm.pin" // is refused
+	propPIN         = "keyhsm.pin" // refused
 	propKeyLabel    = "keyhsm.key.label"
 	propKeyID       = "keyhsm.key.id"
 	propListen      = "keyhsm.listen"
@@ -105,28 +103,31 @@ func (s *Settings) Connections(dir string) (web.ConnectionLimits, error) {
 	return l, nil
 }
 
-// clouderas are properties of Cloudera's file that mean nothing here.
-var clouderas = map[string]string{
-	"keyhsm.log.size":  "the log goes to standard error; who keeps it rotates it",
-	"keyhsm.roll.size": "the log goes to standard error; who keeps it rotates it",
+// ignored are properties of Cloudera's file that have no effect here, with the reason.
+var ignored = map[string]string{
+	"keyhsm.log.size":  logNotKept,
+	"keyhsm.roll.size": logNotKept,
 }
 
-// Check says why WriteSettings would refuse to write s into a folder.
+const logNotKept = "the log goes to standard error; rotate it where it is stored, as in journald"
+
+// Check returns why WriteSettings would refuse to write s into a folder.
 func (s *Settings) Check(dir string) error {
 	path := filepath.Join(dir, SettingsFile)
 	if _, err := os.Lstat(path); err == nil {
-		return isThere(path)
+		return alreadyExists(path)
 	}
 	_, err := s.format(path)
 	return err
 }
 
-func isThere(path string) error {
-	return fmt.Errorf("%s is there already and is not overwritten: deposits depend on the key that it names; move it away if they do not, or choose another folder", path)
+func alreadyExists(path string) error {
+	return fmt.Errorf("%s already exists and was not overwritten: deposits depend on the key that it names; "+
+		"move it away if they do not, or choose another folder", path)
 }
 
-// WriteSettings writes the file into a folder. It never overwrites one: deposits
-// depend on the key that it names.
+// WriteSettings writes the settings file into a folder. It never overwrites a file, since
+// deposits depend on the key that the file names.
 func WriteSettings(dir string, s Settings) error {
 	path := filepath.Join(dir, SettingsFile)
 	data, err := s.format(path)
@@ -135,12 +136,12 @@ func WriteSettings(dir string, s Settings) error {
 	}
 	err = durable.Create(path, data, 0o600)
 	if errors.Is(err, fs.ErrExist) {
-		return isThere(path)
+		return alreadyExists(path)
 	}
 	return err
 }
 
-// format writes the file such that it is read back the same.
+// format returns the bytes of the settings file. It fails if reading them would not give s.
 func (s *Settings) format(path string) ([]byte, error) {
 	var slot, connections, perAddress, unlimited string
 	if s.MaxPerAddress != nil {
@@ -155,11 +156,12 @@ func (s *Settings) format(path string) ([]byte, error) {
 	if s.MaxConnections != 0 {
 		connections = strconv.Itoa(s.MaxConnections)
 	}
-	b := bytes.NewBufferString("# Key HSM. This file holds no secret; the PIN is where it says.\n")
+	b := bytes.NewBufferString("# Key HSM. This file holds no secret; the PIN is in the file " + propPINFile + ".\n")
 	for _, l := range []struct{ name, value string }{
-		{propHSM, string(s.HSM)}, {propModule, s.Module}, {propToken, s.Token}, {propSerial, s.Serial}, {propSlot, slot}, {propPINFile, s.PINFile},
-		{propKeyLabel, s.KeyLabel}, {propKeyID, s.KeyID}, {propListen, s.Listen}, {propCertificate, s.Certificate}, {propPrivateKey, s.PrivateKey},
-		{propTrust, s.Trust}, {propConnections, connections}, {propPerAddress, perAddress}, {propUnlimited, unlimited},
+		{propHSM, string(s.HSM)}, {propModule, s.Module}, {propToken, s.Token}, {propSerial, s.Serial}, {propSlot, slot},
+		{propPINFile, s.PINFile}, {propKeyLabel, s.KeyLabel}, {propKeyID, s.KeyID}, {propListen, s.Listen},
+		{propCertificate, s.Certificate}, {propPrivateKey, s.PrivateKey}, {propTrust, s.Trust},
+		{propConnections, connections}, {propPerAddress, perAddress}, {propUnlimited, unlimited},
 	} {
 		if l.value == "" {
 			continue
@@ -173,12 +175,13 @@ func (s *Settings) format(path string) ([]byte, error) {
 	return b.Bytes(), err
 }
 
-// ReadSettings reads the file of a folder. warnings say what in it is odd.
+// ReadSettings reads the settings file of a folder. warnings are about lines without effect.
 func ReadSettings(dir string) (s Settings, warnings []string, err error) {
 	path := filepath.Join(dir, SettingsFile)
 	data, err := readFile(path, maxSettings)
 	if errors.Is(err, fs.ErrNotExist) {
-		return s, nil, fmt.Errorf("%s is not there; make it with: claviger keyhsm setup luna|ncipher|softhsm --conf %s --token LABEL --pin-file FILE", path, dir)
+		return s, nil, fmt.Errorf("%s is not there; make it with: claviger keyhsm setup luna|ncipher|softhsm --conf %s "+
+			"--token LABEL --pin-file FILE", path, dir)
 	}
 	if err != nil {
 		return s, nil, err
@@ -201,7 +204,7 @@ func ReadSettings(dir string) (s Settings, warnings []string, err error) {
 	return s, warnings, nil
 }
 
-// parseSettings reads lines "name = value"; path is for messages.
+// parseSettings parses lines "name = value". path is the file's, for messages.
 func parseSettings(path string, data []byte) (s Settings, warnings []string, err error) {
 	seen := map[string]bool{}
 	lines := bufio.NewScanner(bytes.NewReader(data))
@@ -220,17 +223,18 @@ func parseSettings(path string, data []byte) (s Settings, warnings []string, err
 		case !ok:
 			return fail("there is no '=' in this line; lines are like \"%s = /path/of/library.so\"", propModule)
 		case seen[name]:
-			return fail("%s stands there twice; keep one", name)
+			return fail("%s is there twice; keep one", name)
 		case value == "":
 			return fail("%s has no value; give it one or take the line out", name)
 		}
 		seen[name] = true
-		if why, ok := clouderas[name]; ok {
+		if why, ok := ignored[name]; ok {
 			warnings = append(warnings, fmt.Sprintf("%s:%d: %s has no effect here: %s", path, n, name, why))
 			continue
 		}
-		if name == propPIN { // its value belongs into no message
-			return fail("%s: a PIN must not stand in this file; put it into a file of its own (mode 0400) and name that: %s = PATH", name, propPINFile)
+		if name == propPIN { // no message may show its value
+			return fail("%s: a PIN must not stand in this file; put it into a file of its own (mode 0400) and name that: %s = PATH",
+				name, propPINFile)
 		}
 		if known, err := s.set(name, value); err != nil {
 			return fail("%s has the value %q; %v", name, value, err)
@@ -300,7 +304,7 @@ func (s *Settings) set(name, value string) (known bool, err error) {
 	return true, err
 }
 
-// check demands what every use needs.
+// check checks that the settings are complete.
 func (s *Settings) check() error {
 	named := 0
 	for _, is := range []bool{s.Token != "", s.Serial != "", s.Slot != nil} {
@@ -309,11 +313,12 @@ func (s *Settings) check() error {
 		}
 	}
 	if named != 1 {
-		return fmt.Errorf("the token must be named once, by one of %s (its label), %s or %s", propToken, propSerial, propSlot)
+		return fmt.Errorf("the token must be named once, by one of %s (its label), %s or %s", propToken, propSerial,
+			propSlot)
 	}
 	for _, p := range []struct{ name, value string }{
-		{propModule, s.Module}, {propPINFile, s.PINFile}, {propKeyLabel, s.KeyLabel}, {propKeyID, s.KeyID}, {propListen, s.Listen},
-		{propCertificate, s.Certificate}, {propPrivateKey, s.PrivateKey}, {propTrust, s.Trust},
+		{propModule, s.Module}, {propPINFile, s.PINFile}, {propKeyLabel, s.KeyLabel}, {propKeyID, s.KeyID},
+		{propListen, s.Listen}, {propCertificate, s.Certificate}, {propPrivateKey, s.PrivateKey}, {propTrust, s.Trust},
 	} {
 		if p.value == "" {
 			return fmt.Errorf("%s is missing", p.name)
@@ -323,7 +328,8 @@ func (s *Settings) check() error {
 		return fmt.Errorf("%s has the value %q; it must be an absolute path", propModule, s.Module)
 	}
 	if id, err := hex.DecodeString(s.KeyID); err != nil || len(id) > maxKeyID {
-		return fmt.Errorf("%s has the value %q; it must be at most %d bytes in hexadecimal, as setup writes it", propKeyID, s.KeyID, maxKeyID)
+		return fmt.Errorf("%s has the value %q; it must be at most %d bytes in hexadecimal, as setup writes it", propKeyID,
+			s.KeyID, maxKeyID)
 	}
 	if _, _, err := net.SplitHostPort(s.Listen); err != nil {
 		return fmt.Errorf("%s has the value %q; it must be like %s", propListen, s.Listen, DefaultListen)
@@ -333,12 +339,13 @@ func (s *Settings) check() error {
 
 // ID is the CKA_ID of the pair.
 func (s *Settings) ID() []byte {
-	id, _ := hex.DecodeString(s.KeyID) // check has seen to it
+	id, _ := hex.DecodeString(s.KeyID) // check has checked it
 	return id
 }
 
-// PKCS11 is how the token is opened.
+// PKCS11 returns the configuration that opens the token.
 func (s *Settings) PKCS11() (pkcs11.Config, error) {
-	c := pkcs11.FileConfig{Module: s.Module, Token: s.Token, Serial: s.Serial, Slot: s.Slot, PINFile: s.PINFile, Profile: s.HSM}
+	c := pkcs11.FileConfig{Module: s.Module, Token: s.Token, Serial: s.Serial, Slot: s.Slot, PINFile: s.PINFile,
+		Profile: s.HSM}
 	return c.Config("/") // the PIN file's path is absolute
 }

@@ -77,7 +77,7 @@ func TestSettingsRefused(t *testing.T) {
 		"x":                                                    "x:1: there is no '='",
 		"keyhsm.module =":                                      "has no value",
 		"keyhsm.modul = /x":                                    `"keyhsm.modul" is not known`,
-		sample + "keyhsm.token = again\n":                      "stands there twice",
+		sample + "keyhsm.token = again\n":                      "is there twice",
 		sample + "keyhsm.slot = 3\n":                           "the token must be named once",
 		without("keyhsm.token"):                                "the token must be named once",
 		without("keyhsm.key.label"):                            "keyhsm.key.label is missing",

@@ -19,22 +19,22 @@ import (
 	"claviger/durable"
 )
 
-// maxPEM bounds a file of certificates, and maxTrusted how many there may be.
+// maxPEM bounds the bytes of a file of certificates, and maxTrusted the number of files.
 const (
 	maxPEM     = 256 << 10
 	maxTrusted = 1000
 )
 
-// fingerprint is SHA-256 over a certificate.
+// fingerprint is the SHA-256 of a certificate.
 type fingerprint [sha256.Size]byte
 
-// Trust is a set of certificates of trustees: those very certificates, and none
-// that they may have issued. The zero Trust trusts nobody.
+// Trust is a set of trusted certificates of trustees. A certificate that one of them has issued
+// is not trusted. The zero Trust is empty.
 type Trust struct {
 	certs map[fingerprint]*x509.Certificate
 }
 
-// ReadTrust reads all *.pem of a folder. One that is not there trusts nobody.
+// ReadTrust reads all *.pem of a folder. A missing folder is an empty Trust.
 func ReadTrust(dir string) (*Trust, error) {
 	names, err := filepath.Glob(filepath.Join(escapeGlob(dir), "*.pem"))
 	if err != nil {
@@ -58,10 +58,10 @@ func escapeGlob(dir string) string {
 	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(dir)
 }
 
-// Len is how many certificates are trusted.
+// Len is the number of trusted certificates.
 func (t *Trust) Len() int { return len(t.certs) }
 
-// Certificates returns them in no order.
+// Certificates returns the trusted certificates, in no order.
 func (t *Trust) Certificates() []*x509.Certificate {
 	var list []*x509.Certificate
 	for _, c := range t.certs {
@@ -70,30 +70,32 @@ func (t *Trust) Certificates() []*x509.Certificate {
 	return list
 }
 
-// check says why a certificate is not trusted now.
+// check returns why a certificate is not trusted now.
 func (t *Trust) check(cert *x509.Certificate, now time.Time) error {
 	if _, ok := t.certs[sha256.Sum256(cert.Raw)]; !ok {
-		return fmt.Errorf("certificate %s of %q is not trusted; cure: claviger keyhsm trust FILE, with the file of that certificate, then claviger keyhsm reload", short(cert), cert.Subject)
+		return fmt.Errorf("certificate %s of %q is not trusted; cure: claviger keyhsm trust FILE, with the file of that "+
+			"certificate, then claviger keyhsm reload", shortFingerprint(cert), cert.Subject)
 	}
 	return inTime(cert, now)
 }
 
+// inTime returns why a certificate is not valid now.
 func inTime(cert *x509.Certificate, now time.Time) error {
 	if now.Before(cert.NotBefore) || now.After(cert.NotAfter) {
-		return fmt.Errorf("certificate %s of %q is good from %s to %s, and it is %s now", short(cert), cert.Subject,
+		return fmt.Errorf("certificate %s of %q is good from %s to %s, and it is %s now", shortFingerprint(cert), cert.Subject,
 			cert.NotBefore.UTC().Format(time.RFC3339), cert.NotAfter.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
 	}
 	return nil
 }
 
-// short names a certificate by the beginning of its fingerprint.
-func short(cert *x509.Certificate) string {
+// shortFingerprint is the beginning of a certificate's fingerprint, in hexadecimal.
+func shortFingerprint(cert *x509.Certificate) string {
 	sum := sha256.Sum256(cert.Raw)
 	return hex.EncodeToString(sum[:8])
 }
 
-// AddTrusted copies the certificate of a file into the folder, and returns it and
-// the file that it is in now. added is false where it was there before.
+// AddTrusted copies the certificate of the file path into the folder dir, and returns the
+// certificate and the new file. added is false if the certificate was in the folder before.
 func AddTrusted(dir, path string) (cert *x509.Certificate, file string, added bool, err error) {
 	if cert, err = ReadCertificate(path); err != nil {
 		return nil, "", false, err
@@ -104,16 +106,16 @@ func AddTrusted(dir, path string) (cert *x509.Certificate, file string, added bo
 	if err := durable.MakeFolder(dir, 0o755); err != nil { // certificates are public
 		return nil, "", false, err
 	}
-	file = filepath.Join(dir, short(cert)+".pem")
+	file = filepath.Join(dir, shortFingerprint(cert)+".pem")
 	var out bytes.Buffer
 	fmt.Fprintf(&out, "# %q, until %s\n", cert.Subject, cert.NotAfter.UTC().Format(time.RFC3339))
 	if err := pem.Encode(&out, &pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw}); err != nil {
 		return nil, "", false, err
 	}
-	// It is *.pem only when it is whole: a reload may come at any time.
+	// A reload may come at any time, so the file gets its name only when it is whole.
 	err = durable.Create(file, out.Bytes(), 0o644)
 	if errors.Is(err, fs.ErrExist) {
-		return cert, file, false, durable.SyncFolder(dir) // its maker may have been killed before that
+		return cert, file, false, durable.SyncFolder(dir) // the process that made it may have been killed before the sync
 	}
 	if err != nil {
 		return nil, "", false, err
@@ -121,9 +123,8 @@ func AddTrusted(dir, path string) (cert *x509.Certificate, file string, added bo
 	return cert, file, true, nil
 }
 
-// ReadCertificate reads a file that holds a certificate, in PEM or DER. Of
-// several in PEM it is the first: that of the peer itself, where the rest is its
-// chain.
+// ReadCertificate reads the certificate of a file in PEM or DER. Of several certificates in
+// PEM it returns the first: in a chain, that is the certificate of the peer itself.
 func ReadCertificate(path string) (*x509.Certificate, error) {
 	data, err := readFile(path, maxPEM)
 	if err != nil {
@@ -150,29 +151,28 @@ func ReadCertificate(path string) (*x509.Certificate, error) {
 	return cert, nil
 }
 
-// readFile reads a file of at most so many bytes.
-func readFile(path string, most int64) ([]byte, error) {
+// readFile reads a file of at most limit bytes.
+func readFile(path string, limit int64) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, most+1))
-	if err == nil && int64(len(data)) > most {
-		err = fmt.Errorf("%s is longer than %d bytes, which is no file of that kind", path, most)
+	data, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err == nil && int64(len(data)) > limit {
+		err = fmt.Errorf("%s is longer than %d bytes, so it is not a file of that kind", path, limit)
 	}
 	return data, err
 }
 
-// Identity is what a server shows and whom it trusts; both may change while it
-// runs.
+// Identity is the certificate of a server and the certificates that it trusts.
 type Identity struct {
 	Certificate tls.Certificate
 	Trust       *Trust
 }
 
-// admits says why a peer may not speak to a server of that identity. One who has
-// the server's own certificate, and so its private key, is its administrator.
+// admits returns why a server with this identity refuses a peer. A peer that shows the
+// server's own certificate has the server's private key, and is an administrator.
 func (i *Identity) admits(peers []*x509.Certificate) (admin bool, err error) {
 	if len(peers) == 0 {
 		return false, errors.New("the client shows no certificate")

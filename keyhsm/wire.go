@@ -9,14 +9,14 @@ import (
 	"claviger"
 )
 
-// Port is where Key HSM listens unless it is told otherwise.
+// Port is the default port of Key HSM.
 const Port = 9090
 
-// maxBody bounds requests and answers: base64 of the longest envelope, and the
+// maxBody bounds the bodies of requests and answers: the longest envelope in base64, and the
 // JSON around it.
 const maxBody int64 = int64(MaxWrapped+2)/3*4 + 1<<10
 
-// The bodies of the protocol. Bytes are in base64, as encoding/json writes them.
+// The bodies of the protocol. encoding/json writes bytes in base64.
 type (
 	wrapRequest struct {
 		UUID    string `json:"uuid"`
@@ -42,14 +42,13 @@ type (
 	}
 )
 
-// Status is what a Server tells of itself.
+// Status is what a Server reports of itself.
 type Status struct {
-	// State is "ready", "key gone" or "HSM unavailable"; Detail says why it is not
-	// the first.
+	// State is Ready, KeyGone or HSMUnavailable. Detail is the reason if it is not Ready.
 	State  string `json:"state"`
 	Detail string `json:"detail,omitempty"`
 
-	KeyID    string `json:"keyId"` // of the pair that wraps
+	KeyID    string `json:"keyId"` // of the pair that wraps new deposits
 	KeyLabel string `json:"keyLabel"`
 	KeyBits  int    `json:"keyBits,omitempty"`
 	OAEP     string `json:"oaep,omitempty"` // the hash, "SHA-1" or "SHA-256"
@@ -59,18 +58,19 @@ type Status struct {
 	Manufacturer string `json:"manufacturer"`
 	Model        string `json:"model"`
 
-	Trusted          int       `json:"trusted"` // certificates
+	Trusted          int       `json:"trusted"` // number of trusted certificates
 	CertificateUntil time.Time `json:"certificateUntil"`
 	Started          time.Time `json:"started"`
-	Loaded           time.Time `json:"loaded"` // certificates, last
+	Loaded           time.Time `json:"loaded"` // when certificates were last read, or failed to be
 	LoadError        string    `json:"loadError,omitempty"`
 
-	Wrapped   int64 `json:"wrapped"` // deposits since the start
+	// Counted since the start.
+	Wrapped   int64 `json:"wrapped"`
 	Unwrapped int64 `json:"unwrapped"`
 	Refused   int64 `json:"refused"` // requests that were answered with an error
 }
 
-// The states.
+// The states of a Status.
 const (
 	Ready          = "ready"
 	KeyGone        = "key gone"
@@ -86,11 +86,11 @@ const (
 	wireInternal    = "internal"
 )
 
-// writeError is the one place that maps an error to a status and a body. The text
-// of what should not happen goes to the log only.
+// writeError alone maps an error to an HTTP status and a body. The text of an internal error
+// goes to the log only.
 func writeError(w http.ResponseWriter, err error) (status int) {
 	var e *claviger.Error
-	body := errorBody{Kind: wireInternal, Message: "Key HSM failed; its log tells why"}
+	body := errorBody{Kind: wireInternal, Message: "Key HSM failed; see its log for the reason"}
 	status = http.StatusInternalServerError
 	if errors.As(err, &e) {
 		kind := ""
@@ -112,7 +112,7 @@ func writeError(w http.ResponseWriter, err error) (status int) {
 	return status
 }
 
-// text is what an error says without its Op and Key.
+// text is the text of an error without its Op and Key.
 func text(e *claviger.Error) string {
 	if e.Err == nil {
 		return e.Kind.String()
@@ -120,7 +120,7 @@ func text(e *claviger.Error) string {
 	return e.Err.Error()
 }
 
-// readError is the way back from writeError.
+// readError makes an error of an answer that writeError wrote.
 func readError(op string, status int, data []byte) error {
 	var a errorAnswer
 	if err := json.Unmarshal(data, &a); err == nil {
@@ -137,10 +137,11 @@ func readError(op string, status int, data []byte) error {
 			return claviger.E(op, claviger.Internal, a.Error.Key, remoteError{a.Error.Message, nil})
 		}
 	}
-	return claviger.Errorf(op, claviger.Unavailable, "", "Key HSM answered %d, and not in its protocol; is the address that of a Key HSM?", status)
+	return claviger.Errorf(op, claviger.Unavailable, "",
+		"Key HSM answered %d, and not in its protocol; is the address that of a Key HSM?", status)
 }
 
-// remoteError is a message of the server's, which stands for a sentinel here.
+// remoteError is an error message from the server. is, unless nil, is the error that it wraps.
 type remoteError struct {
 	message string
 	is      error
@@ -151,12 +152,12 @@ func (e remoteError) Unwrap() error { return e.is }
 
 func writeJSON(w http.ResponseWriter, status int, v any) {
 	data, err := json.Marshal(v)
-	if err != nil { // of types above: it cannot be
+	if err != nil { // it cannot fail: v is of the types above
 		status, data = http.StatusInternalServerError, []byte("{}")
 	}
 	h := w.Header()
 	h.Set("Content-Type", "application/json")
 	h.Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
-	_, _ = w.Write(append(data, '\n')) // a client that left
+	_, _ = w.Write(append(data, '\n')) // it fails if the client has left
 }
