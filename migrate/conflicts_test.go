@@ -1,12 +1,12 @@
 package migrate_test
 
 import (
-	"bytes"
 	"strings"
 	"testing"
 
 	"claviger/metastore"
 	"claviger/migrate"
+	"claviger/migrate/report"
 )
 
 // TestSecondConflict: a roll at the source that meets a roll here is a conflict for plan and
@@ -73,10 +73,8 @@ func TestNotedConflict(t *testing.T) {
 		if r.Complete() || r.Counts.Done != 1 || r.Counts.Blocked != 1 || states(r.Keys)["k"] != migrate.Conflict {
 			t.Errorf("run: %+v", r)
 		}
-		var out bytes.Buffer
-		must(t, r.WriteText(&out))
-		if !strings.Contains(out.String(), "2 keys: 1 done, 1 that could not be imported or are in conflict") {
-			t.Errorf("%s", out.String())
+		if text := textOf(report.Result, r); !strings.Contains(text, "2 keys: 1 done, 1 that could not be imported or are in conflict") {
+			t.Error(text)
 		}
 	}
 	b.cfg.Ours = map[string]bool{"k@1": true}

@@ -3,8 +3,6 @@ package migrate
 import (
 	"context"
 	"encoding/json"
-	"fmt"
-	"io"
 	"time"
 
 	"claviger"
@@ -29,24 +27,6 @@ type FreedNames struct {
 	Freed  []Freed `json:"freed"`
 	// Shelved are the newest versions of deleted keys of these names that can still come back.
 	Shelved []string `json:"shelved,omitempty"`
-}
-
-// WriteText writes the report for people.
-func (f *FreedNames) WriteText(w io.Writer) error {
-	for _, k := range f.Freed {
-		if _, err := fmt.Fprintf(w, "The name %s is free: each user who may create keys can make a key of that name.\n", claviger.Printable(k.Key)); err != nil {
-			return err
-		}
-	}
-	for _, v := range f.Shelved {
-		key, _ := claviger.KeyOfVersion(v)
-		if _, err := fmt.Fprintf(w, "The deleted key of version %s stays, and its files open again once it is undeleted "+
-			"(claviger key undelete %s --key-version %s). A new key of the name has to be deleted first.\n",
-			claviger.Printable(v), claviger.Printable(key), claviger.Printable(v)); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // FreeNames frees names that the journal keeps for keys of sources whose migration was

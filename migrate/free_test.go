@@ -9,6 +9,7 @@ import (
 	"claviger"
 	"claviger/metastore"
 	"claviger/migrate"
+	"claviger/migrate/report"
 	"claviger/provider"
 )
 
@@ -62,13 +63,13 @@ func TestFreeNames(t *testing.T) {
 	refused("here", "key here is here")
 	freed("") // one name that cannot be freed keeps the others
 	b.cfg.Store = shelved{b.store, metastore.Shelved{Key: metastore.Key{Metadata: claviger.Metadata{Name: "gone"}, List: []metastore.Version{{ID: "0"}, {ID: "1"}}}}}
-	report, err := b.engine(t).FreeNames(t.Context(), "root", "gone")
-	if text := textOf(t, report.WriteText); !strings.Contains(text, "The name gone is free") ||
+	names, err := b.engine(t).FreeNames(t.Context(), "root", "gone")
+	if text := textOf(report.Freed, names); !strings.Contains(text, "The name gone is free") ||
 		!strings.Contains(text, "(claviger key undelete gone --key-version gone@1)") {
 		t.Errorf("%s", text)
 	}
-	if err != nil || len(report.Freed) != 1 || report.Freed[0].User != "root" || report.Freed[0].Host != "new.example.com" {
-		t.Fatalf("%+v, %v", report, err)
+	if err != nil || len(names.Freed) != 1 || names.Freed[0].User != "root" || names.Freed[0].Host != "new.example.com" {
+		t.Fatalf("%+v, %v", names, err)
 	}
 	freed("gone")
 	standing, err := b.engine(t).Status(t.Context())
@@ -78,10 +79,8 @@ func TestFreeNames(t *testing.T) {
 	if c := standing.Counts; c.Total != 2 || c.Done != 1 || c.Deleted != 0 || c.Freed != 1 {
 		t.Errorf("a name that was freed counts as done: %+v", c)
 	}
-	var text strings.Builder
-	if err := standing.WriteText(&text); err != nil ||
-		!strings.Contains(text.String(), "2 keys: 1 done, 1 deleted here and freed, 0 under way") {
-		t.Errorf("%s, %v", text.String(), err)
+	if text := textOf(report.Status, standing); !strings.Contains(text, "2 keys: 1 done, 1 deleted here and freed, 0 under way") {
+		t.Error(text)
 	}
 	// Somebody makes a key of the freed name: it is not the one that was migrated.
 	now = now.Add(time.Hour)

@@ -1,7 +1,6 @@
 package migrate_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"flag"
@@ -11,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -185,13 +185,10 @@ func (b *bench) sameMetadata(t *testing.T, keys ...string) {
 	}
 }
 
-func textOf(t *testing.T, write func(io.Writer) error) string {
-	t.Helper()
-	var buf bytes.Buffer
-	if err := write(&buf); err != nil {
-		t.Fatal(err)
-	}
-	return buf.String()
+func textOf[T any](write func(io.Writer, *T), v *T) string {
+	var text strings.Builder
+	write(&text, v)
+	return text.String()
 }
 
 // stub is a source that also refuses, lies and fails.

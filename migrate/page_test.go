@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"claviger/migrate"
+	"claviger/migrate/report"
 )
 
 // TestPage: what docs/migration.md shows of status, verify, finish and free is what they
@@ -39,9 +40,9 @@ func TestPage(t *testing.T) {
 		{Key: "finance", State: migrate.Done, Versions: []migrate.VersionMapping{{Target: "finance@0"}, {Target: "finance@1"}, used(f1, 200), used(f2, 200)}},
 		{Key: "web-logs", State: migrate.Done, Versions: []migrate.VersionMapping{{Target: "web-logs@0"}, used(w1, 400)}},
 	}}
-	shows("status", textOf(t, standing.WriteText))
+	shows("status", textOf(report.Status, &standing))
 	verified := migrate.Verification{At: at("2026-11-28T22:58:29Z"), Source: source, Target: target, Same: 2, Keys: []migrate.KeyDiff{{Key: "finance", Same: true}, {Key: "web-logs", Same: true}}}
-	shows("verify", textOf(t, verified.WriteText))
+	shows("verify", textOf(report.Verification, &verified))
 
 	// From the journal of a real migration: the words of a refusal, and of the end.
 	b := newBench(t)
@@ -65,9 +66,9 @@ func TestPage(t *testing.T) {
 		{Path: "/var/lib/kms-keytrustee/keytrustee/.keytrustee", What: "a copy of the Key Trustee KMS's .keytrustee folder, with its private OpenPGP keys", Secret: true},
 		{Path: "/etc/claviger/kts-site.xml", What: "a copy of kts-site.xml, with the organization's auth secret", Secret: true},
 	}
-	shows("finish", textOf(t, finished.WriteText))
+	shows("finish", textOf(report.Ending, finished))
 	freed := migrate.FreedNames{Freed: []migrate.Freed{{Key: "web-logs"}}}
-	shows("free", textOf(t, freed.WriteText))
+	shows("free", textOf(report.Freed, &freed))
 
 	// A plan of two keys: its head, its table and its end.
 	plan := migrate.Plan{At: at("2026-11-28T22:58:12Z"), Source: source, Target: target, Read: true, Counts: migrate.Counts{Total: 2, Planned: 2, NewVersions: 3}}
@@ -75,7 +76,7 @@ func TestPage(t *testing.T) {
 		fields := migrate.Fields{Cipher: "AES/CTR/NoPadding", Length: 256 / (i + 1), Created: at("2026-11-28T22:58:10Z")}
 		plan.Keys = append(plan.Keys, migrate.KeyLine{Key: key, State: migrate.Planned, Versions: 2 - i, Source: &fields})
 	}
-	head, rest, _ := strings.Cut(textOf(t, plan.WriteText), "Checks\n")
+	head, rest, _ := strings.Cut(textOf(report.Plan, &plan), "Checks\n")
 	shows("plan", head+"Checks")
 	shows("plan", rest)
 	shows("plan", fmt.Sprintf("  %-9s  %s", migrate.OK, "rights at the source: all 2 keys are readable"))

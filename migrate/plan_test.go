@@ -9,6 +9,7 @@ import (
 
 	"claviger"
 	"claviger/migrate"
+	"claviger/migrate/report"
 )
 
 // TestPlanAndBlocked: keys that cannot be imported keep nobody from being so,
@@ -58,7 +59,7 @@ func TestPlanAndBlocked(t *testing.T) {
 	if runs, err := b.store.Runs(t.Context()); err != nil || len(runs) != 0 || b.target.Objects() != objects {
 		t.Errorf("the plan changed something: %q, %v, %d objects", runs, err, b.target.Objects())
 	}
-	golden(t, "plan", textOf(t, p.WriteText))
+	golden(t, "plan", textOf(report.Plan, p))
 
 	r := b.run(t)
 	want["good"], want["many"] = migrate.Done, migrate.Done
@@ -93,14 +94,14 @@ func TestPlanOfNoKeys(t *testing.T) {
 	b := newBench(t)
 	p, err := b.engine(t).Plan(t.Context())
 	must(t, err)
-	text := textOf(t, p.WriteText)
+	text := textOf(report.Plan, p)
 	if p.Ready() || !strings.Contains(text, "not tried  rights at the source: the source lists no key") ||
 		!strings.Contains(text, "see that hadoop.kms.key.provider.reencryption.source.uri names") {
 		t.Errorf("ready %v:\n%s", p.Ready(), text)
 	}
 	v, err := b.engine(t).Verify(t.Context())
 	must(t, err)
-	if text := textOf(t, v.WriteText); !v.Empty() || !strings.Contains(text, "Nothing was compared") {
+	if text := textOf(report.Verification, v); !v.Empty() || !strings.Contains(text, "Nothing was compared") {
 		t.Errorf("verify: empty %v:\n%s", v.Empty(), text)
 	}
 	b.add(t, "k", 1)

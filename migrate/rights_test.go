@@ -10,6 +10,7 @@ import (
 	"claviger"
 	"claviger/eek"
 	"claviger/migrate"
+	"claviger/migrate/report"
 	"claviger/provider"
 	"claviger/secret"
 )
@@ -132,29 +133,29 @@ func TestPlanOfWhatIsComplete(t *testing.T) {
 		return p
 	}
 	const says = "The migration is complete"
-	if p := plan(); p.Complete || strings.Contains(textOf(t, p.WriteText), says) {
+	if p := plan(); p.Complete || strings.Contains(textOf(report.Plan, p), says) {
 		t.Error("complete before it was begun")
 	}
 	b.run(t)
-	if p := plan(); !p.Complete || !p.Ready() || !strings.Contains(textOf(t, p.WriteText), says) {
-		t.Errorf("after the run: %s", textOf(t, p.WriteText))
+	if p := plan(); !p.Complete || !p.Ready() || !strings.Contains(textOf(report.Plan, p), says) {
+		t.Errorf("after the run: %s", textOf(report.Plan, p))
 	}
 	// Then HDFS is right to ask this server.
 	b.cfg.Probes = migrate.Probes{Own: []string{"192.0.2.1:9600"}, HDFS: func(string) (string, bool) { return "kms://http@192.0.2.1:9600/kms", true }}
 	if p := plan(); !p.Ready() {
-		t.Errorf("with HDFS here: %s", textOf(t, p.WriteText))
+		t.Errorf("with HDFS here: %s", textOf(report.Plan, p))
 	}
 	// What else was not tried makes it no plan that is not ready: there is nothing to run.
 	b.cfg.Probes = migrate.Probes{More: func(context.Context) []migrate.Check {
 		return []migrate.Check{{Name: "more", Status: migrate.NotTried, Needed: true}}
 	}}
-	if p := plan(); p.Ready() || strings.Contains(textOf(t, p.WriteText), "Not ready") || !strings.Contains(textOf(t, p.WriteText), "is not proved by this plan") {
-		t.Errorf("with a check that was not tried: %s", textOf(t, p.WriteText))
+	if p := plan(); p.Ready() || strings.Contains(textOf(report.Plan, p), "Not ready") || !strings.Contains(textOf(report.Plan, p), "is not proved by this plan") {
+		t.Errorf("with a check that was not tried: %s", textOf(report.Plan, p))
 	}
 	b.cfg.Probes = migrate.Probes{Own: []string{"192.0.2.1:9600"}, HDFS: func(string) (string, bool) { return "kms://http@192.0.2.1:9600/kms", true }}
 	b.add(t, "late", 1)
 	if p := plan(); p.Complete || p.Ready() {
-		t.Errorf("with a new key and HDFS here: %s", textOf(t, p.WriteText))
+		t.Errorf("with a new key and HDFS here: %s", textOf(report.Plan, p))
 	}
 }
 
@@ -174,13 +175,13 @@ func TestRootIsNotAdmitted(t *testing.T) {
 			t.Errorf("%+v", c)
 		}
 	}
-	if text := textOf(t, p.WriteText); !strings.Contains(text, "admit the user that the server runs as") || !strings.Contains(text, "hadoop.kms.proxyuser.USER.users") {
+	if text := textOf(report.Plan, p); !strings.Contains(text, "admit the user that the server runs as") || !strings.Contains(text, "hadoop.kms.proxyuser.USER.users") {
 		t.Error(text)
 	}
 	b.cfg.Source = &refusing{Source: b.source}
 	p, err = b.engine(t).Plan(t.Context())
 	must(t, err)
-	text := textOf(t, p.WriteText)
+	text := textOf(report.Plan, p)
 	if strings.Count(text, "must admit root)") != 2 || strings.Count(text, "this command asks as root") != 2 || strings.Count(text, "let whitelist.key.acl.READ") != 1 {
 		t.Error(text) // the reason once a key, the cure once
 	}

@@ -9,6 +9,7 @@ import (
 	"claviger"
 	"claviger/metastore"
 	"claviger/migrate"
+	"claviger/migrate/report"
 	"claviger/provider"
 	"claviger/provider/memory"
 )
@@ -119,7 +120,7 @@ func TestConflictKeepsFinish(t *testing.T) {
 	// The source was restored from an older backup since, and counts as at the run.
 	must(t, metastore.SetConflicts(t.Context(), b.cfg.Store, map[string][]string{uri: {"k@1"}}))
 	if v, err := b.engine(t).Verify(t.Context()); err != nil || v.Different != 1 ||
-		!strings.Contains(textOf(t, v.WriteText), "k@1") {
+		!strings.Contains(textOf(report.Verification, v), "k@1") {
 		t.Errorf("verify: %+v, %v", v, err)
 	}
 	b.cfg.Source = nil
@@ -138,10 +139,9 @@ func TestConflictKeepsFinish(t *testing.T) {
 	}
 	s, err := b.engine(t).Status(t.Context())
 	must(t, err)
-	var text strings.Builder
-	must(t, s.WriteText(&text))
-	if len(s.Conflicts) != 1 || !strings.Contains(text.String(), "k@1 is one key here and another one at "+uri) {
-		t.Errorf("status: %v\n%s", s.Conflicts, text.String())
+	text := textOf(report.Status, s)
+	if len(s.Conflicts) != 1 || !strings.Contains(text, "k@1 is one key here and another one at "+uri) {
+		t.Errorf("status: %v\n%s", s.Conflicts, text)
 	}
 	b.cfg.Ours = map[string]bool{"k@1": true}
 	if f := finish(); !f.Finished {
@@ -181,7 +181,7 @@ func TestMadeAnewAtTheSource(t *testing.T) {
 		for range 2 {
 			v, err := b.engine(t).Verify(t.Context())
 			must(t, err)
-			text := textOf(t, v.WriteText)
+			text := textOf(report.Verification, v)
 			if v.Different != 1 || !strings.Contains(text, says[3:]) || strings.Contains(text, "rolled at the source") ||
 				strings.Contains(text, "versions of the source") {
 				t.Errorf("verify: %s", text)

@@ -10,6 +10,7 @@ import (
 	"claviger"
 	"claviger/metastore"
 	"claviger/migrate"
+	"claviger/migrate/report"
 )
 
 // folding is a source as Ranger's: it lists names in lower case, answers to every
@@ -66,7 +67,7 @@ func TestSourceFoldsCase(t *testing.T) {
 	b.cfg.Source = &folding{Source: b.source}
 	plan, err := b.engine(t).Plan(t.Context())
 	must(t, err)
-	golden(t, "folding", textOf(t, plan.WriteText))
+	golden(t, "folding", textOf(report.Plan, plan))
 
 	r := b.run(t)
 	if want := map[string]migrate.State{"Finance": migrate.Done, "plain": migrate.Done, "shared": migrate.Done}; !maps.Equal(states(r.Keys), want) || !r.Complete() {
@@ -90,7 +91,7 @@ func TestSourceFoldsCase(t *testing.T) {
 	}
 	v, err := b.engine(t).Verify(t.Context())
 	if must(t, err); v.Same != 3 || v.Different != 0 {
-		t.Errorf("verify: %s", textOf(t, v.WriteText))
+		t.Errorf("verify: %s", textOf(report.Verification, v))
 	}
 	if names, err := b.engine(t).RunKey(t.Context(), "FINANCE"); err != nil || len(names) != len(r.Keys[0].TargetVersions) {
 		t.Errorf("one key by another spelling: %v, %v", names, err)

@@ -11,6 +11,7 @@ import (
 	"claviger"
 	"claviger/metastore"
 	"claviger/migrate"
+	"claviger/migrate/report"
 )
 
 func TestVerify(t *testing.T) {
@@ -50,7 +51,7 @@ func TestVerify(t *testing.T) {
 	if want := map[string]bool{"same": true, "rolled": true, "rolledThere": false, "lost": false, "changed": false, "new": false}; !maps.Equal(same, want) || v.Same != 2 || v.Different != 4 {
 		t.Errorf("%v, want %v", same, want)
 	}
-	golden(t, "verify", textOf(t, v.WriteText))
+	golden(t, "verify", textOf(report.Verification, v))
 }
 
 // TestNamesNotShown: a source that rightly denies us GET tells no version
@@ -102,7 +103,7 @@ func TestStatusAndFinish(t *testing.T) {
 	}))
 	s, err := b.engine(t).Status(ctx)
 	must(t, err)
-	status := textOf(t, s.WriteText)
+	status := textOf(report.Status, s)
 	for i, v := range r.Keys[0].TargetVersions { // the ids are random
 		status = strings.ReplaceAll(status, v, fmt.Sprintf("k@%032d", i))
 	}
@@ -112,14 +113,14 @@ func TestStatusAndFinish(t *testing.T) {
 	o := opts
 	o.EDEKsDone = false
 	f := finish(o)
-	golden(t, "finish-refused", textOf(t, f.WriteText))
+	golden(t, "finish-refused", textOf(report.Ending, f))
 	if len(f.Refusals) != 3 || f.Finished || len(f.Properties) != 0 {
 		t.Errorf("%+v", f)
 	}
 	b.run(t)
 	opts.Since = noon.Add(-time.Hour)
 	f = finish(opts)
-	golden(t, "finish-properties", textOf(t, f.WriteText))
+	golden(t, "finish-properties", textOf(report.Ending, f))
 	if len(f.Refusals) != 0 || f.Finished || len(f.Properties) != 5 {
 		t.Errorf("%+v", f)
 	}
@@ -131,7 +132,7 @@ func TestStatusAndFinish(t *testing.T) {
 			t.Errorf("%+v", f)
 		}
 	}
-	golden(t, "finish", textOf(t, f.WriteText))
+	golden(t, "finish", textOf(report.Ending, f))
 	s, err = b.engine(t).Status(ctx)
 	if err != nil || s.Runs[len(s.Runs)-1].State != migrate.Finished {
 		t.Errorf("%+v, %v", s, err)

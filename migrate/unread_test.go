@@ -11,6 +11,7 @@ import (
 
 	"claviger"
 	"claviger/migrate"
+	"claviger/migrate/report"
 )
 
 // odd is a source that lists keys which it cannot tell of.
@@ -66,7 +67,7 @@ func TestEveryNameIsARow(t *testing.T) {
 	if got := states(plan.Keys); !maps.Equal(got, want) || plan.Ready() || plan.Counts.Blocked != 2 || plan.Counts.Total != 4 {
 		t.Errorf("plan: %v, ready %v, %+v; want %v, not ready", got, plan.Ready(), plan.Counts, want)
 	}
-	golden(t, "unreadable", textOf(t, plan.WriteText))
+	golden(t, "unreadable", textOf(report.Plan, plan))
 
 	r := b.run(t)
 	want["a"], want["z"] = migrate.Done, migrate.Done
@@ -76,7 +77,7 @@ func TestEveryNameIsARow(t *testing.T) {
 	if err := r.Err(); err == nil || !strings.Contains(err.Error(), "silent (unreadable)") || !strings.Contains(err.Error(), "ClassCastException") {
 		t.Errorf("run's error: %v", err)
 	}
-	for _, text := range []string{textOf(t, plan.WriteText), textOf(t, r.WriteText)} {
+	for _, text := range []string{textOf(report.Plan, plan), textOf(report.Result, r)} {
 		if strings.Contains(text, "does not answer") || strings.Contains(text, "no keys") {
 			t.Errorf("said of a source that answers and has keys:\n%s", text)
 		}
@@ -152,7 +153,7 @@ func TestVerifyComparesLists(t *testing.T) {
 	if want := map[string]bool{"kept": true, "lost": false, "broken": false, "late": false}; !maps.Equal(same, want) || v.Different != 3 {
 		t.Errorf("%v, %d different; want %v", same, v.Different, want)
 	}
-	golden(t, "verifylists", textOf(t, v.WriteText))
+	golden(t, "verifylists", textOf(report.Verification, v))
 	// The run's record of a key that is here is not taken back.
 	if r := b.run(t); states(r.Keys)["broken"] != migrate.Done {
 		t.Errorf("%v", states(r.Keys))
@@ -179,7 +180,7 @@ func TestSlowKeyAndDeadSource(t *testing.T) {
 	if !claviger.Is(err, claviger.SourceUnreachable) || src.asked != 4 { // the batch, and three keys
 		t.Errorf("%d requests, %v", src.asked, err)
 	}
-	if text := textOf(t, plan.WriteText); strings.Contains(text, "no keys") || !strings.Contains(text, "keys were not read") || plan.Read {
+	if text := textOf(report.Plan, plan); strings.Contains(text, "no keys") || !strings.Contains(text, "keys were not read") || plan.Read {
 		t.Errorf("said of a source that was not read:\n%s", text)
 	}
 }

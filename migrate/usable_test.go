@@ -11,6 +11,7 @@ import (
 	"claviger"
 	"claviger/metastore"
 	"claviger/migrate"
+	"claviger/migrate/report"
 	"claviger/provider/memory"
 )
 
@@ -87,7 +88,7 @@ func TestDeletedSince(t *testing.T) {
 	if !f.Finished || !slices.Equal(f.Deleted, []string{"dropped"}) {
 		t.Errorf("%+v", f)
 	}
-	golden(t, "finish-deleted", textOf(t, f.WriteText))
+	golden(t, "finish-deleted", textOf(report.Ending, f))
 }
 
 // lossy is a target on whose token an operator has given versions up.
@@ -119,7 +120,7 @@ func TestStatusOfGivenUp(t *testing.T) {
 			t.Errorf("%+v, want %+v", k, want)
 		}
 	}
-	if text := textOf(t, s.WriteText); !strings.Contains(text, "3 keys: 2 done, 1 given up, 0 under way") {
+	if text := textOf(report.Status, s); !strings.Contains(text, "3 keys: 2 done, 1 given up, 0 under way") {
 		t.Error(text)
 	}
 }

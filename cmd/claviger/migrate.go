@@ -17,6 +17,7 @@ import (
 	"claviger/audit"
 	"claviger/hadoopconf"
 	"claviger/migrate"
+	"claviger/migrate/report"
 	"claviger/provider/hsm"
 	"claviger/terminal"
 )
@@ -72,7 +73,7 @@ func newMigratePlan() *cobra.Command {
 		func(m *migration) error {
 			plan, err := m.engine.Plan(m.ctx)
 			if plan != nil { // the checks tell more than the error does
-				if failed := m.write(plan); failed != nil {
+				if failed := write(m, plan, report.Plan); failed != nil {
 					return errors.Join(failed, err)
 				}
 				if err != nil {
@@ -139,7 +140,7 @@ over by claviger key migrate.`,
 			if err != nil {
 				return err
 			}
-			if err := m.write(result); err != nil {
+			if err := write(m, result, report.Result); err != nil {
 				return err
 			}
 			if !result.Complete() {
@@ -165,7 +166,7 @@ func newMigrateStatus() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := m.write(standing); err != nil {
+			if err := write(m, standing, report.Status); err != nil {
 				return err
 			}
 			if slices.ContainsFunc(standing.Keys, func(k migrate.KeyStanding) bool { return k.State == migrate.Elsewhere }) {
@@ -183,7 +184,7 @@ func newMigrateVerify() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := m.write(v); err != nil {
+			if err := write(m, v, report.Verification); err != nil {
 				return err
 			}
 			if v.Empty() {
@@ -207,7 +208,7 @@ keeps which user freed which name, and when.`, hsm.Note, nil,
 			if err != nil {
 				return err
 			}
-			return m.write(freed)
+			return write(m, freed, report.Freed)
 		})
 	cmd.Args = cobra.MinimumNArgs(1)
 	return cmd
@@ -262,9 +263,9 @@ func (m *migration) audited() (end func() error, err error) {
 	return func() error { return errors.Join(trail.Err(), trail.Close()) }, nil
 }
 
-// write writes a report in the format that was asked for.
-func (m *migration) write(r interface{ WriteText(io.Writer) error }) error {
-	return m.out.Write(r, func(w io.Writer) { _ = r.WriteText(w) }) // Write returns the errors of the output
+// write writes what the engine found in the format that the flag -o chooses.
+func write[T any](m *migration, found *T, text func(io.Writer, *T)) error {
+	return m.out.Write(found, func(w io.Writer) { text(w, found) })
 }
 
 // migrateCommand is a subcommand over the service that a folder configures.

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"claviger/migrate"
+	"claviger/migrate/report"
 	"claviger/migrate/shred"
 	"claviger/provider/hsm"
 )
@@ -66,7 +67,7 @@ func finishMigration(m *migration) error {
 	if m.flags.shred {
 		shredErr = m.shred(ending)
 	}
-	if err := m.write(ending); err != nil {
+	if err := write(m, ending, report.Ending); err != nil {
 		return errors.Join(shredErr, err)
 	}
 	if shredErr == nil && !ending.Finished {

@@ -184,6 +184,7 @@ var rules = []rule{
 	{"authn", append([]string{"", "secret", "writable", "hadoopconf", "gssapi"}, contracts...),
 		"who is it: no keys, no HTTP statuses"},
 	{"migrate", append([]string{"", "secret", "typo", "eek"}, contracts...), "the engine works on contracts"},
+	{"migrate/report", []string{"", "hadoopconf", "migrate"}, "it words what the engine found, and finds nothing itself"},
 	{"migrate/shred", []string{"", "durable", "owner", "hadoopconf", "trustee", "provider/keytrustee", "migrate"},
 		"it knows the files of a Key Trustee KMS, and neither keys nor stores"},
 	{"recovery", []string{"", "typo", "owner", "hadoopconf", "provider", "provider/builtin", "provider/hsm", "metastore",

@@ -18,6 +18,7 @@ import (
 	"claviger/metastore"
 	"claviger/metastore/sqlite"
 	"claviger/migrate"
+	"claviger/migrate/report"
 	"claviger/provider"
 	"claviger/provider/kmsclient"
 	"claviger/provider/memory"
@@ -60,9 +61,7 @@ func TestJavaKMSAsOddSource(t *testing.T) {
 		t.Fatal(err)
 	}
 	var text bytes.Buffer
-	if err := plan.WriteText(&text); err != nil {
-		t.Fatal(err)
-	}
+	report.Plan(&text, plan)
 	for _, want := range []string{"clocks: 127.0.0.1 agrees with ours", "and 1 cannot be read there", "Can't cast key for keytool", "lists finance and answers to FINANCE", "key.acl.name spells them: Finance"} {
 		if !strings.Contains(text.String(), want) {
 			t.Errorf("the plan does not say %q:\n%s", want, &text)
