@@ -48,7 +48,7 @@ func TestClockOfANode(t *testing.T) {
 		t.Helper()
 		var status int
 		var body string
-		for began := time.Now(); time.Since(began) < clocksHold; time.Sleep(100 * time.Millisecond) {
+		for began := time.Now(); time.Since(began) < 30*time.Second; time.Sleep(100 * time.Millisecond) {
 			status, body = fetch(t, kms, "/kms/v1/keys/names?delegation="+issued.Token.URLString, "")
 			if status == want && strings.Contains(body, says) {
 				return
@@ -60,7 +60,7 @@ func TestClockOfANode(t *testing.T) {
 	clocks := func(ok bool, ahead time.Duration) {
 		t.Helper()
 		var got check
-		for began := time.Now(); time.Since(began) < 3*clocksHold; time.Sleep(100 * time.Millisecond) {
+		for began := time.Now(); time.Since(began) < 30*time.Second; time.Sleep(100 * time.Millisecond) {
 			status, r := readyz(t, kms)
 			got = r.Checks[slices.IndexFunc(r.Checks, func(c check) bool { return c.Name == "clock" })]
 			if status != http.StatusOK || !r.Ready || !got.Informational {

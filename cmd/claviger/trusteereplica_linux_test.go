@@ -161,7 +161,7 @@ func (h *host) await(what string, digest bool, ok func(*replica.StatusReport) bo
 		args = append(args, "--digest")
 	}
 	var out string
-	for begun := time.Now(); time.Since(begun) < 20*time.Second; time.Sleep(100 * time.Millisecond) {
+	for begun := time.Now(); time.Since(begun) < time.Minute; time.Sleep(100 * time.Millisecond) {
 		var err error
 		var failed *exec.ExitError
 		if out, err = h.do(args...); err != nil && (!errors.As(err, &failed) || failed.ExitCode() != exitRefused) {
