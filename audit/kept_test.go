@@ -1,0 +1,214 @@
+package audit
+
+import (
+	"bytes"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+
+	"claviger/durable"
+)
+
+// picky is a stream that takes some lines, and may fail at its end.
+type picky struct {
+	takes func(line string) bool
+	close error
+}
+
+func (p *picky) Send(line []byte) error {
+	if p.takes(string(line)) {
+		return nil
+	}
+	return errors.New("not this one")
+}
+
+func (p *picky) Err() error   { return nil }
+func (p *picky) Close() error { return p.close }
+func (p *picky) Name() string { return "picky" }
+
+// TestTakenByAStream: records are taken only where one stream has all of them, whichever it lacks.
+func TestTakenByAStream(t *testing.T) {
+	lines := []byte("a\nb\nc\n")
+	for lacks, want := range map[string]bool{"": true, "a": false, "b": false, "c": false} {
+		c := &Chain{cfg: ChainConfig{Streams: []Stream{
+			&picky{takes: func(line string) bool { return lacks == "" || line != lacks+"\n" }},
+		}}}
+		if got := c.send(lines, []int{2, 4, 6}); got != want {
+			t.Errorf("without %q: %t, want %t", lacks, got, want)
+		}
+	}
+}
+
+// TestCloseSaysWhatFailed: a stream that fails at its end is named by Close.
+func TestCloseSaysWhatFailed(t *testing.T) {
+	failed := errors.New("the peer is gone")
+	c := chainAt(t, filepath.Join(t.TempDir(), "audit.json"), func(cfg *ChainConfig) {
+		cfg.Streams = []Stream{&picky{takes: func(string) bool { return true }, close: failed}}
+	})
+	if err := c.Close(); !errors.Is(err, failed) {
+		t.Errorf("Close: %v", err)
+	}
+}
+
+// halfDisk writes half of what it gets while full is true, and truncates only while it can.
+type halfDisk struct {
+	durable.OS
+	full, stuck atomic.Bool
+}
+
+func (d *halfDisk) OpenFile(name string, flag int, mode fs.FileMode) (durable.File, error) {
+	f, err := d.OS.OpenFile(name, flag, mode)
+	return &halfFile{f, d}, err
+}
+
+type halfFile struct {
+	durable.File
+	disk *halfDisk
+}
+
+func (f *halfFile) Write(b []byte) (int, error) {
+	if !f.disk.full.Load() {
+		return f.File.Write(b)
+	}
+	n, err := f.File.Write(b[:len(b)/2])
+	return n, errors.Join(err, syscall.ENOSPC)
+}
+
+func (f *halfFile) Truncate(size int64) error {
+	if f.disk.stuck.Load() {
+		return syscall.EIO
+	}
+	return f.File.Truncate(size)
+}
+
+// TestHalfWritten: half a line is taken back. Where that fails, the next line does not continue it.
+func TestHalfWritten(t *testing.T) {
+	for stuck, want := range map[bool]string{false: "first\nlast\n", true: "first\nsec\nlast\n"} {
+		dir, disk := t.TempDir(), &halfDisk{}
+		unmount := durable.Mount(dir, disk)
+		f, err := OpenFile(filepath.Join(dir, "audit.json"), Rotation{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		write := func(text string) error { _, err := f.Write([]byte(text)); return err }
+		if err := write("first\n"); err != nil {
+			t.Fatal(err)
+		}
+		disk.full.Store(true)
+		disk.stuck.Store(stuck)
+		if err := write("second"); !errors.Is(err, syscall.ENOSPC) {
+			t.Errorf("a full disk: %v", err)
+		}
+		disk.full.Store(false)
+		if err := errors.Join(write("last\n"), f.Close()); err != nil {
+			t.Error(err)
+		}
+		unmount()
+		if got, err := os.ReadFile(f.Path()); string(got) != want || err != nil {
+			t.Errorf("truncation fails %t: %q, %v, want %q", stuck, got, err, want)
+		}
+	}
+}
+
+// TestReopenAfterCreate: after a rotation that has made the new file already, as logrotate's "create" does,
+// lines go into the new file; where nothing was moved, into the same one.
+func TestReopenAfterCreate(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "kms-audit.log")
+	f, err := OpenFile(path, Rotation{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	write := func(text string) {
+		t.Helper()
+		if _, err := f.Write([]byte(text)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("a\n")
+	same := f.f
+	if err := f.Reopen(); err != nil || f.f != same {
+		t.Errorf("a file that was not moved: %v, opened anew %t", err, f.f != same)
+	}
+	if err := errors.Join(os.Rename(path, path+".1"), os.WriteFile(path, nil, 0o600), f.Reopen()); err != nil {
+		t.Fatal(err)
+	}
+	write("b\n")
+	for name, want := range map[string]string{path: "b\n", path + ".1": "a\n"} {
+		if got, err := os.ReadFile(name); string(got) != want || err != nil {
+			t.Errorf("%s: %q, %v, want %q", filepath.Base(name), got, err, want)
+		}
+	}
+}
+
+// TestParseHeadRefuses: a head without node, number or a proper hash is none.
+func TestParseHeadRefuses(t *testing.T) {
+	good := `{"node":"n","seq":1,"hash":"` + strings.Repeat("0", 64) + `"}`
+	if h, err := ParseHead([]byte(good)); err != nil || h.Seq != 1 {
+		t.Errorf("%+v, %v", h, err)
+	}
+	for _, text := range []string{
+		"", "[]", good[:len(good)-3] + `"}`, strings.Replace(good, "000", "xyz", 1), strings.Replace(good, `"n"`, `""`, 1),
+		strings.Replace(good, `:1`, `:0`, 1), good + strings.Repeat(" ", maxHead),
+	} {
+		if h, err := ParseHead([]byte(text)); err == nil {
+			t.Errorf("%.100q: %+v", text, h)
+		}
+	}
+}
+
+// stoppedLogger is a logger that cannot record operations.
+type stoppedLogger struct {
+	Logger
+	err error
+}
+
+func (s stoppedLogger) Stopped() error { return s.err }
+
+// TestTeeStopped: what stops one of the loggers stops the Tee.
+func TestTeeStopped(t *testing.T) {
+	stopped := errors.New("the disk is full")
+	if err := (&Tee{Loggers: []Logger{stoppedLogger{err: stopped}}}).Stopped(); !errors.Is(err, stopped) {
+		t.Errorf("Stopped: %v", err)
+	}
+	if err := (&Tee{Loggers: []Logger{stoppedLogger{}}}).Stopped(); err != nil {
+		t.Errorf("Stopped: %v", err)
+	}
+}
+
+// TestOrderOfEqualFiles: files that begin alike stay in the order in which they were given.
+func TestOrderOfEqualFiles(t *testing.T) {
+	dir := t.TempDir()
+	var paths []string
+	for _, name := range []string{"c", "a", "d", "b"} {
+		paths = append(paths, filepath.Join(dir, name))
+		if err := os.WriteFile(paths[len(paths)-1], nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := inOrder(paths); err != nil || !slices.Equal(got, paths) {
+		t.Errorf("%q, %v, want %q", got, err, paths)
+	}
+}
+
+// TestVeryLongLine: of a line of many times the longest record the beginning is returned, and then the
+// next line.
+func TestVeryLongLine(t *testing.T) {
+	for _, length := range []int{maxRecord + 2, 2 * (maxRecord + 1), 5 * maxRecord} {
+		text := append(bytes.Repeat([]byte{'x'}, length), "\nnext\n"...)
+		in := newLines(bytes.NewReader(text))
+		line, whole, err := in.next()
+		if whole || err != nil || !bytes.Equal(line, text[:200]) {
+			t.Errorf("%d bytes: %d bytes, whole %t, %v", length, len(line), whole, err)
+		}
+		if line, whole, err = in.next(); !whole || err != nil || string(line) != "next" {
+			t.Errorf("after %d bytes: %.20q, whole %t, %v", length, line, whole, err)
+		}
+	}
+}
