@@ -11,28 +11,12 @@ import (
 
 	"claviger"
 	"claviger/hadoopconf"
-	"claviger/internal/softhsm/softhsmtest"
+	"claviger/kms/kmstest"
 	"claviger/migrate"
-	"claviger/pkcs11"
 	"claviger/provider"
 	"claviger/provider/hsm"
 	"claviger/provider/memory"
 )
-
-// hsmSite is the folder and the properties of a server on a token of its own.
-func hsmSite(t *testing.T) (dir string, site map[string]string) {
-	t.Helper()
-	dir, tok := t.TempDir(), softhsmtest.New(t)
-	file := filepath.Join(dir, "luna.keystore")
-	if err := pkcs11.WriteKeystoreFile(file, pkcs11.FileConfig{Module: tok.Module, Token: tok.Label,
-		PINFile: tok.PINFile, Profile: pkcs11.SoftHSM}); err != nil {
-		t.Fatal(err)
-	}
-	return dir, map[string]string{
-		hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + file, hadoopconf.MetastoreURI: "sqlite://" + filepath.Join(dir, "c.db"),
-		"hadoop.kms.http.host": "127.0.0.1", "hadoop.kms.key.authorization.enable": "false", "claviger.audit.file": filepath.Join(dir, "audit.log"),
-	}
-}
 
 // wants runs a command that must end well, or must not, and say each of some words.
 func wants(t *testing.T, well bool, args []string, says ...string) string {
@@ -108,9 +92,9 @@ func TestAdoptedKeyIsTakenOverAgain(t *testing.T) {
 	}
 	second := seal(source, "ledger", "ledger@1")
 
-	dir, site := hsmSite(t)
+	dir, site := kmstest.HSM(t)
 	site[hadoopconf.SourceURI], site[hadoopconf.ReencryptionEnable] = kmsURI(sourceURL), "true"
-	writeSite(t, dir, site)
+	kmstest.WriteSite(t, dir, site)
 	during := func(work func(url string)) {
 		t.Helper()
 		url, end := serveToEnd(t, dir)
@@ -195,7 +179,7 @@ func TestAdoptedKeyIsTakenOverAgain(t *testing.T) {
 	wants(t, false, finish, "every key is here and can be used")
 	delete(site, hadoopconf.SourceURI)
 	delete(site, hadoopconf.ReencryptionEnable)
-	writeSite(t, dir, site)
+	kmstest.WriteSite(t, dir, site)
 	wants(t, true, finish, "The migration is finished")
 }
 
@@ -205,8 +189,8 @@ func TestAdoptedKeyIsTakenOverAgain(t *testing.T) {
 // keys that users made are not, whatever the operator says.
 func TestAdoptedAfterABrokenRun(t *testing.T) {
 	ctx := t.Context()
-	dir, site := hsmSite(t)
-	writeSite(t, dir, site)
+	dir, site := kmstest.HSM(t)
+	kmstest.WriteSite(t, dir, site)
 	source := memory.New(memory.Config{URI: "kms://http@old.example.com:16000/kms", OpaqueIDs: true})
 	t.Cleanup(func() { _ = source.Close() })
 	for _, name := range []string{"m", "mine"} {

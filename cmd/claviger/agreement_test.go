@@ -20,6 +20,7 @@ import (
 
 	"claviger/hadoopconf"
 	"claviger/internal/pgtest"
+	"claviger/kms/kmstest"
 	"claviger/metastore/postgres"
 	"claviger/owner"
 	"claviger/provider/hsm"
@@ -48,7 +49,7 @@ func TestNodesWithOtherSettings(t *testing.T) {
 		for name, value := range props {
 			all[name] = value
 		}
-		writeSite(t, dir, all)
+		kmstest.WriteSite(t, dir, all)
 		conf, err := hadoopconf.LoadKMS(dir, os.LookupEnv)
 		if err != nil {
 			t.Fatal(err)
@@ -75,7 +76,7 @@ func TestNodesWithOtherSettings(t *testing.T) {
 	if got := strings.Count(log.String(), want); got != 1 {
 		t.Errorf("the log has it %d times: %s", got, log.String())
 	}
-	writeSite(t, one.conf.Dir(), map[string]string{hadoopconf.ProviderURI: one.conf.String(hadoopconf.ProviderURI), hadoopconf.MetastoreURI: uri, "hadoop.kms.proxyuser.hive.hosts": "*"})
+	kmstest.WriteSite(t, one.conf.Dir(), map[string]string{hadoopconf.ProviderURI: one.conf.String(hadoopconf.ProviderURI), hadoopconf.MetastoreURI: uri, "hadoop.kms.proxyuser.hive.hosts": "*"})
 	if err := one.check(ctx); err == nil || strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), strings.TrimSuffix(want, ", hadoop.kms.proxyuser.*")) {
 		t.Errorf("rules that are taken without a restart: %v", err)
 	}
@@ -92,7 +93,7 @@ func TestNodesThatLookAlike(t *testing.T) {
 	node := func(id, soft string) (*agreement, func()) {
 		t.Helper()
 		dir := t.TempDir()
-		writeSite(t, dir, map[string]string{hadoopconf.MetastoreURI: uri, hsm.PropertySoftDelete: soft})
+		kmstest.WriteSite(t, dir, map[string]string{hadoopconf.MetastoreURI: uri, hsm.PropertySoftDelete: soft})
 		conf, err := hadoopconf.LoadKMS(dir, os.LookupEnv)
 		if err != nil {
 			t.Fatal(err)
@@ -158,7 +159,7 @@ func TestDestroysOnlyInAgreement(t *testing.T) {
 
 func destroysOnlyInAgreement(t *testing.T, containers bool) {
 	t.Helper()
-	dir, site := hsmSite(t)
+	dir, site := kmstest.HSM(t)
 	uri := pgtest.Database(t)
 	node := func(name string, props map[string]string) (do func(method, path, body string) (int, string), end func()) {
 		t.Helper()
@@ -169,7 +170,7 @@ func destroysOnlyInAgreement(t *testing.T, containers bool) {
 		all := maps.Clone(site)
 		all[hadoopconf.MetastoreURI], all["claviger.audit.file"] = uri, filepath.Join(conf, "audit.log")
 		maps.Copy(all, props)
-		writeSite(t, conf, all)
+		kmstest.WriteSite(t, conf, all)
 		acls := "<configuration><property><name>keytrustee.kms.acl.PURGE</name><value>*</value></property></configuration>"
 		if err := os.WriteFile(filepath.Join(conf, "kms-acls.xml"), []byte(acls), 0o600); err != nil {
 			t.Fatal(err)

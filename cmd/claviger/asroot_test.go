@@ -10,6 +10,7 @@ import (
 
 	"claviger/hadoopconf"
 	"claviger/internal/softhsm/softhsmtest"
+	"claviger/kms/kmstest"
 	"claviger/metastore/sqlite"
 	"claviger/owner"
 	"claviger/pkcs11"
@@ -49,7 +50,7 @@ func TestNotAsRoot(t *testing.T) {
 	} {
 		t.Run(c.what, func(t *testing.T) {
 			conf := t.TempDir()
-			writeSite(t, conf, map[string]string{hadoopconf.ProviderURI: c.provider, hadoopconf.MetastoreURI: "sqlite://" +
+			kmstest.WriteSite(t, conf, map[string]string{hadoopconf.ProviderURI: c.provider, hadoopconf.MetastoreURI: "sqlite://" +
 				c.store, "hadoop.kms.http.host": "127.0.0.1"})
 			if c.makes {
 				if err := os.WriteFile(c.theirs, nil, 0o600); err != nil {
@@ -87,7 +88,7 @@ func TestBackupAsRoot(t *testing.T) {
 	}
 	dir := t.TempDir()
 	store := filepath.Join(dir, "claviger.db")
-	writeSite(t, dir, map[string]string{hadoopconf.ProviderURI: "jceks://file@" + filepath.Join(dir, "kms.jceks"),
+	kmstest.WriteSite(t, dir, map[string]string{hadoopconf.ProviderURI: "jceks://file@" + filepath.Join(dir, "kms.jceks"),
 		hadoopconf.MetastoreURI: "sqlite://" + store})
 	s, err := sqlite.Open(t.Context(), store)
 	if err != nil {

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"claviger/hadoopconf"
+	"claviger/kms/kmstest"
 )
 
 // serverPEM writes a file with a key and a certificate that is good between two times.
@@ -50,8 +51,8 @@ func TestCertificates(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "server.pem")
 	now := time.Now()
-	writeFile(t, filepath.Join(dir, "kms-site.xml"), siteXML("hadoop.kms.ssl.enabled", "true"))
-	writeFile(t, filepath.Join(dir, "ssl-server.xml"), siteXML("ssl.server.keystore.location", path, "ssl.server.keystore.type", "pem"))
+	kmstest.WriteFile(t, filepath.Join(dir, "kms-site.xml"), kmstest.SiteXML("hadoop.kms.ssl.enabled", "true"))
+	kmstest.WriteFile(t, filepath.Join(dir, "ssl-server.xml"), kmstest.SiteXML("ssl.server.keystore.location", path, "ssl.server.keystore.type", "pem"))
 	conf, err := hadoopconf.LoadKMS(dir, nil)
 	if err != nil {
 		t.Fatal(err)

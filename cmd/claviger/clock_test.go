@@ -17,6 +17,7 @@ import (
 	"claviger/hadoopconf"
 	"claviger/internal/logtest"
 	"claviger/internal/pgtest"
+	"claviger/kms/kmstest"
 	"claviger/metastore"
 	"claviger/metastore/location"
 )
@@ -38,7 +39,7 @@ func TestClockOfANode(t *testing.T) {
 			$$ SELECT pg_catalog.clock_timestamp() + by FROM clock.shift $$`,
 		`ALTER DATABASE `+strings.TrimPrefix(u.Path, "/")+` SET search_path = public, clock, pg_catalog`)
 	kms, _ := onHSM(t, map[string]string{hadoopconf.MetastoreURI: uri})
-	_, body := fetch(t, kms, "/kms/v1/?op=GETDELEGATIONTOKEN&renewer=a", "a")
+	_, body := kmstest.Get(t, kms, "/kms/v1/?op=GETDELEGATIONTOKEN&renewer=a", "a")
 	var issued struct{ Token struct{ URLString string } }
 	if err := json.Unmarshal([]byte(body), &issued); err != nil || issued.Token.URLString == "" {
 		t.Fatalf("%s: %v", body, err)
@@ -49,7 +50,7 @@ func TestClockOfANode(t *testing.T) {
 		var status int
 		var body string
 		for began := time.Now(); time.Since(began) < 30*time.Second; time.Sleep(100 * time.Millisecond) {
-			status, body = fetch(t, kms, "/kms/v1/keys/names?delegation="+issued.Token.URLString, "")
+			status, body = kmstest.Get(t, kms, "/kms/v1/keys/names?delegation="+issued.Token.URLString, "")
 			if status == want && strings.Contains(body, says) {
 				return
 			}
@@ -59,10 +60,10 @@ func TestClockOfANode(t *testing.T) {
 	// clocks waits until the answers of before are too old to be given again.
 	clocks := func(ok bool, ahead time.Duration) {
 		t.Helper()
-		var got check
+		var got kmstest.Check
 		for began := time.Now(); time.Since(began) < 30*time.Second; time.Sleep(100 * time.Millisecond) {
-			status, r := readyz(t, kms)
-			got = r.Checks[slices.IndexFunc(r.Checks, func(c check) bool { return c.Name == "clock" })]
+			status, r := kmstest.Readyz(t, kms)
+			got = r.Checks[slices.IndexFunc(r.Checks, func(c kmstest.Check) bool { return c.Name == "clock" })]
 			if status != http.StatusOK || !r.Ready || !got.Informational {
 				t.Fatalf("%d, ready %t, %+v", status, r.Ready, got)
 			}
@@ -73,7 +74,7 @@ func TestClockOfANode(t *testing.T) {
 		if got.OK != ok || !ok && !strings.Contains(got.Error, "48h0m0s ahead of PostgreSQL's") {
 			t.Errorf("the check says %+v, want ok %t", got, ok)
 		}
-		_, text := fetch(t, kms, "/metrics", "")
+		_, text := kmstest.Get(t, kms, "/metrics", "")
 		m := regexp.MustCompile(`(?m)^claviger_clock_ahead_seconds\{clock="metastore"\} (\S+)$`).FindStringSubmatch(text)
 		if m == nil {
 			t.Fatalf("no figure in %s", text)

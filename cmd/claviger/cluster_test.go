@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"crypto/tls"
-	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -15,29 +14,10 @@ import (
 	"claviger/hadoopconf"
 	"claviger/internal/certtest"
 	"claviger/keystore"
+	"claviger/kms/kmstest"
 	"claviger/secret"
 	"claviger/zookeeper"
 )
-
-// siteConf is a configuration folder with one kms-site.xml.
-func siteConf(t *testing.T, site map[string]string) *hadoopconf.Conf {
-	t.Helper()
-	dir := t.TempDir()
-	var b strings.Builder
-	b.WriteString("<configuration>\n")
-	for name, value := range site {
-		fmt.Fprintf(&b, "<property><name>%s</name><value>%s</value></property>\n", name, value)
-	}
-	b.WriteString("</configuration>\n")
-	if err := os.WriteFile(filepath.Join(dir, "kms-site.xml"), []byte(b.String()), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	conf, err := hadoopconf.LoadKMS(dir, os.LookupEnv)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return conf
-}
 
 // with is a site that is right but for some properties.
 func with(base map[string]string, pairs ...string) map[string]string {
@@ -85,7 +65,7 @@ func TestClusterRefused(t *testing.T) {
 		"a batch of none":          {with(tokensSite, tokensPrefix+"token.seqnum.batch.size", "0"), []string{"kms-site.xml", tokensPrefix + "token.seqnum.batch.size", "0"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			c1, err := openCluster(t.Context(), siteConf(t, c.site), slog.New(slog.DiscardHandler))
+			c1, err := openCluster(t.Context(), kmstest.Conf(t, c.site), slog.New(slog.DiscardHandler))
 			if err == nil {
 				if err := c1.Close(); err != nil {
 					t.Error(err)
@@ -122,7 +102,7 @@ func TestClusterTaken(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var log bytes.Buffer
-			got, err := openCluster(t.Context(), siteConf(t, c.site), slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelWarn, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+			got, err := openCluster(t.Context(), kmstest.Conf(t, c.site), slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelWarn, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
 				if a.Key == "err" || a.Key == slog.TimeKey { // that nobody answers is no matter here
 					return slog.Attr{}
 				}
@@ -151,7 +131,7 @@ func TestClusterTaken(t *testing.T) {
 // TestClusterUnreachable: where nobody answers, the error names property, servers
 // and reason.
 func TestClusterUnreachable(t *testing.T) {
-	conf := siteConf(t, with(tokensSite, tokensPrefix+"zkConnectionTimeout", "300"))
+	conf := kmstest.Conf(t, with(tokensSite, tokensPrefix+"zkConnectionTimeout", "300"))
 	shared, err := openCluster(t.Context(), conf, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
@@ -166,7 +146,7 @@ func TestClusterUnreachable(t *testing.T) {
 	if !claviger.IsAway(err) {
 		t.Errorf("a start does not wait for it: %v", err)
 	}
-	if _, err := shared.rollingSecrets(t.Context(), siteConf(t, map[string]string{signerKind: "string"}), time.Hour, slog.Default()); err == nil || !strings.Contains(err.Error(), "zookeeper or sql") {
+	if _, err := shared.rollingSecrets(t.Context(), kmstest.Conf(t, map[string]string{signerKind: "string"}), time.Hour, slog.Default()); err == nil || !strings.Contains(err.Error(), "zookeeper or sql") {
 		t.Errorf("an unknown provider: %v", err)
 	}
 }
@@ -203,11 +183,11 @@ func TestZooKeeperTLSPasswords(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	writeFile(t, filepath.Join(dir, "c.jceks"), string(data))
+	kmstest.WriteFile(t, filepath.Join(dir, "c.jceks"), string(data))
 	open := func(props map[string]string) (*tls.Config, error) {
 		c := new(cluster)
 		defer func() { _ = c.Close() }()
-		return c.zookeeperTLS(siteConf(t, props), slog.New(slog.DiscardHandler), signerPrefix)
+		return c.zookeeperTLS(kmstest.Conf(t, props), slog.New(slog.DiscardHandler), signerPrefix)
 	}
 	settings, err := open(props)
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	"claviger"
 	"claviger/hadoopconf"
 	"claviger/internal/softhsm/softhsmtest"
+	"claviger/kms/kmstest"
 	"claviger/pkcs11"
 	"claviger/provider"
 	"claviger/provider/kmsclient"
@@ -82,7 +83,7 @@ func TestRolledAtTheSource(t *testing.T) {
 		"hadoop.kms.http.host": "127.0.0.1", "hadoop.kms.key.authorization.enable": "false", "claviger.audit.file": filepath.Join(dir, "audit.log"),
 		hadoopconf.SourceURI: kmsURI(sourceURL), hadoopconf.ReencryptionEnable: "true", "claviger.source.compare.interval": "100ms",
 	}
-	writeSite(t, dir, site)
+	kmstest.WriteSite(t, dir, site)
 	migrate := func(want bool, args ...string) string {
 		t.Helper()
 		out, err := command(t, append([]string{"migrate"}, append(args, "--conf", dir)...)...)
@@ -146,7 +147,7 @@ func TestRolledAtTheSource(t *testing.T) {
 
 	// Nothing was made through the source meanwhile. The next key gets room for rolls.
 	site["claviger.migration.ours"], site["claviger.migration.gap"] = "ledger@1", "10"
-	writeSite(t, dir, site)
+	kmstest.WriteSite(t, dir, site)
 	spec.Name = "books"
 	if _, err := source.Create(ctx, spec); err != nil {
 		t.Fatal(err)
@@ -220,9 +221,9 @@ func TestDeletedForAConflict(t *testing.T) {
 		hadoopconf.ReencryptionEnable: "true", "claviger.source.compare.interval": "100ms",
 		"claviger.purge.min.unused": "0",
 	}
-	writeSite(t, dir, site)
-	writeFile(t, filepath.Join(dir, "kms-acls.xml"),
-		siteXML("keytrustee.kms.acl.UNDELETE", "*", "keytrustee.kms.acl.PURGE", "*"))
+	kmstest.WriteSite(t, dir, site)
+	kmstest.WriteFile(t, filepath.Join(dir, "kms-acls.xml"),
+		kmstest.SiteXML("keytrustee.kms.acl.UNDELETE", "*", "keytrustee.kms.acl.PURGE", "*"))
 	migrate := func(want bool, args ...string) string {
 		t.Helper()
 		out, err := command(t, append([]string{"migrate"}, append(args, "--conf", dir)...)...)
@@ -314,7 +315,7 @@ func TestDeletedForAConflict(t *testing.T) {
 		t.Errorf("finish: %s", out)
 	}
 	site["claviger.migration.theirs"] = "used@1"
-	writeSite(t, dir, site)
+	kmstest.WriteSite(t, dir, site)
 	start()
 	opens("by the operator's word", used)
 }

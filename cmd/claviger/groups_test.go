@@ -9,6 +9,7 @@ import (
 
 	"claviger/authn"
 	"claviger/hadoopconf"
+	"claviger/kms/kmstest"
 )
 
 const compositeClass = "org.apache.hadoop.security.CompositeGroupsMapping"
@@ -66,7 +67,7 @@ func TestGroupMapping(t *testing.T) {
 			for k, v := range test.props {
 				props[k] = v
 			}
-			writeSite(t, dir, props)
+			kmstest.WriteSite(t, dir, props)
 			conf, err := hadoopconf.LoadKMS(dir, os.LookupEnv)
 			if err != nil {
 				t.Fatal(err)
@@ -77,7 +78,7 @@ func TestGroupMapping(t *testing.T) {
 			}
 		})
 	}
-	writeSite(t, dir, map[string]string{
+	kmstest.WriteSite(t, dir, map[string]string{
 		hadoopconf.ProviderURI: "jceks://file@/k.jceks", hadoopconf.GroupMapping: ldap, authn.LDAPPrefix + "url": "ldap://a:1,ldap://b", authn.LDAPPrefix + "ssl": "true", authn.LDAPPrefix + "base": "dc=x",
 		authn.LDAPPrefix + "groupbase": "ou=g", authn.LDAPPrefix + "bind.user": "cn=r", authn.LDAPPrefix + "bind.password.file": file,
 	})

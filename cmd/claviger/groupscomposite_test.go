@@ -14,6 +14,7 @@ import (
 	"claviger/authz"
 	"claviger/hadoopconf"
 	"claviger/internal/ldaptest"
+	"claviger/kms/kmstest"
 )
 
 const groupsLDIF = `dn: dc=example,dc=com
@@ -112,7 +113,7 @@ func TestCompositeGroupsMapping(t *testing.T) {
 			dir := t.TempDir()
 			props := maps.Clone(common)
 			maps.Copy(props, test.own)
-			writeSite(t, dir, props)
+			kmstest.WriteSite(t, dir, props)
 			conf, err := hadoopconf.LoadKMS(dir, os.LookupEnv)
 			if err != nil {
 				t.Fatal(err)

@@ -13,6 +13,7 @@ import (
 
 	"claviger/hadoopconf"
 	"claviger/internal/softhsm"
+	"claviger/kms/kmstest"
 	"claviger/provider"
 	"claviger/provider/hsm"
 )
@@ -37,7 +38,7 @@ func TestObjectsOfRoot(t *testing.T) {
 	if err := os.WriteFile(keystore, []byte("module = "+token.Module+"\ntoken = kms\npin-file = "+token.PINFile+"\nprofile = softhsm\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	writeSite(t, conf, map[string]string{hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + keystore, hadoopconf.MetastoreURI: "sqlite://" + filepath.Join(conf, "claviger.db"), "hadoop.kms.http.host": "127.0.0.1"})
+	kmstest.WriteSite(t, conf, map[string]string{hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + keystore, hadoopconf.MetastoreURI: "sqlite://" + filepath.Join(conf, "claviger.db"), "hadoop.kms.http.host": "127.0.0.1"})
 	make1 := func(name string) {
 		t.Helper()
 		svc, err := openService(t.Context(), conf, "claviger kms", hsm.Serve, slog.New(slog.DiscardHandler))

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"claviger/hadoopconf"
+	"claviger/kms/kmstest"
 	"claviger/migrate/shred"
 	"claviger/trustee"
 )
@@ -31,14 +32,14 @@ func TestKTKMSWithoutItsFolder(t *testing.T) {
 		}
 		trust = append(trust, pem...)
 	}
-	writeFile(t, filepath.Join(dir, "trust.pem"), string(trust))
+	kmstest.WriteFile(t, filepath.Join(dir, "trust.pem"), string(trust))
 	const kts = "cloudera.trustee.keyprovider."
-	writeFile(t, filepath.Join(dir, "kts-site.xml"),
-		siteXML(kts+"hostname-ACTIVE", a.addr, kts+"hostname-PASSIVE", b.addr, kts+"org", "ORG", kts+"auth", "walrus",
+	kmstest.WriteFile(t, filepath.Join(dir, "kts-site.xml"),
+		kmstest.SiteXML(kts+"hostname-ACTIVE", a.addr, kts+"hostname-PASSIVE", b.addr, kts+"org", "ORG", kts+"auth", "walrus",
 			kts+"keylength", "2048"))
-	writeFile(t, filepath.Join(dir, "kms-acls.xml"), siteXML("default.key.acl.MANAGEMENT", "*"))
+	kmstest.WriteFile(t, filepath.Join(dir, "kms-acls.xml"), kmstest.SiteXML("default.key.acl.MANAGEMENT", "*"))
 	folder := filepath.Join(dir, ".keytrustee")
-	writeSite(t, dir, map[string]string{
+	kmstest.WriteSite(t, dir, map[string]string{
 		hadoopconf.ProviderURI:    "keytrustee://file@" + folder,
 		"claviger.ssl.truststore": filepath.Join(dir, "trust.pem"),
 		"hadoop.kms.http.host":    "127.0.0.1", "claviger.audit.file": filepath.Join(dir, "audit.log"),
@@ -56,7 +57,7 @@ func TestKTKMSWithoutItsFolder(t *testing.T) {
 	ready := func(purpose string, want int) {
 		t.Helper()
 		for began := time.Now(); ; time.Sleep(100 * time.Millisecond) { // a probe holds a second
-			status, body := fetch(t, kms, "/readyz?for="+purpose, "")
+			status, body := kmstest.Get(t, kms, "/readyz?for="+purpose, "")
 			if status == want {
 				return
 			}
@@ -72,8 +73,8 @@ func TestKTKMSWithoutItsFolder(t *testing.T) {
 		t.Errorf("shredding the folder of a KMS that runs: %v", err)
 	}
 	const private = "private key in its folder"
-	_, r := readyz(t, kms)
-	if at := slices.IndexFunc(r.Checks, func(c check) bool { return c.Name == private }); at < 0 || !r.Checks[at].OK {
+	_, r := kmstest.Readyz(t, kms)
+	if at := slices.IndexFunc(r.Checks, func(c kmstest.Check) bool { return c.Name == private }); at < 0 || !r.Checks[at].OK {
 		t.Fatalf("the checks are %+v", r.Checks)
 	}
 	if err := os.Rename(folder, folder+".away"); err != nil {

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"claviger/hadoopconf"
+	"claviger/kms/kmstest"
 )
 
 // comeLater are figures of docs/limits.md by labels, which are there from the first event
@@ -47,7 +48,7 @@ func TestLimitsPage(t *testing.T) {
 	}
 
 	dir := t.TempDir()
-	writeSite(t, dir, props)
+	kmstest.WriteSite(t, dir, props)
 	conf, err := hadoopconf.LoadKMS(dir, func(string) (string, bool) { return "", false })
 	if err != nil {
 		t.Fatal(err)
@@ -58,7 +59,7 @@ func TestLimitsPage(t *testing.T) {
 
 	source := "jceks://file@" + filepath.Join(t.TempDir(), "old.keystore")
 	kms, _ := onHSM(t, map[string]string{hadoopconf.SourceURI: source})
-	_, text := fetch(t, kms, "/metrics", "")
+	_, text := kmstest.Get(t, kms, "/metrics", "")
 	shown := map[string]bool{}
 	for _, m := range regexp.MustCompile(`(?m)^# TYPE (\w+) `).FindAllStringSubmatch(text, -1) {
 		shown[m[1]] = true
@@ -77,9 +78,9 @@ func TestLimitsPage(t *testing.T) {
 			t.Errorf("/metrics has no %s", f)
 		}
 	}
-	_, ready := readyz(t, kms)
+	_, ready := kmstest.Readyz(t, kms)
 	for _, name := range checks {
-		if name != "requests" && !slices.ContainsFunc(ready.Checks, func(c check) bool { return c.Name == name }) {
+		if name != "requests" && !slices.ContainsFunc(ready.Checks, func(c kmstest.Check) bool { return c.Name == name }) {
 			t.Errorf("/readyz has no check %q", name)
 		}
 	}

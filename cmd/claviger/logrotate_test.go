@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"claviger/audit"
+	"claviger/kms/kmstest"
 )
 
 // TestLogrotate has the real logrotate rotate by the file in packaging, while events
@@ -127,7 +128,7 @@ func filesOf(t *testing.T, log string) []string {
 // TestRotatesByDefault: without a setting audit files are put aside, and none is
 // removed.
 func TestRotatesByDefault(t *testing.T) {
-	r := &reader{conf: siteConf(t, map[string]string{"hadoop.kms.key.provider.uri": "jceks://file@/x"})}
+	r := &reader{conf: kmstest.Conf(t, map[string]string{"hadoop.kms.key.provider.uri": "jceks://file@/x"})}
 	set := r.audit()
 	if r.err != nil {
 		t.Fatal(r.err)

@@ -18,6 +18,7 @@ import (
 	"claviger/hadoopconf"
 	"claviger/internal/pgtest"
 	"claviger/internal/softhsm/softhsmtest"
+	"claviger/kms/kmstest"
 	"claviger/metastore/location"
 	"claviger/metastore/sqlite"
 	"claviger/pkcs11"
@@ -37,7 +38,7 @@ type copySite struct {
 func (s *copySite) on(store string) {
 	s.t.Helper()
 	s.props[hadoopconf.MetastoreURI] = store
-	writeSite(s.t, s.dir, s.props)
+	kmstest.WriteSite(s.t, s.dir, s.props)
 }
 
 func (s *copySite) start() {
@@ -54,7 +55,7 @@ func newCopySite(t *testing.T) *copySite {
 	if err := pkcs11.WriteKeystoreFile(file, pkcs11.FileConfig{Module: tok.Module, Token: tok.Label, PINFile: tok.PINFile, Profile: pkcs11.SoftHSM}); err != nil {
 		t.Fatal(err)
 	}
-	writeFile(t, filepath.Join(dir, "kms-acls.xml"), siteXML("default.key.acl.MANAGEMENT", "*", "default.key.acl.GENERATE_EEK", "*", "default.key.acl.DECRYPT_EEK", "*", "default.key.acl.READ", "*", "keytrustee.kms.acl.UNDELETE", "*"))
+	kmstest.WriteFile(t, filepath.Join(dir, "kms-acls.xml"), kmstest.SiteXML("default.key.acl.MANAGEMENT", "*", "default.key.acl.GENERATE_EEK", "*", "default.key.acl.DECRYPT_EEK", "*", "default.key.acl.READ", "*", "keytrustee.kms.acl.UNDELETE", "*"))
 	return &copySite{t: t, dir: dir, props: map[string]string{hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + file, "hadoop.kms.http.host": "127.0.0.1"}}
 }
 
@@ -281,7 +282,7 @@ func TestMetastoreCopyKeepsWhatNodesSaw(t *testing.T) {
 // TestCopyShowsNoPassword: the refusal of --to does not repeat what it was given.
 func TestCopyShowsNoPassword(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "a.db")
-	writeFile(t, file, "")
+	kmstest.WriteFile(t, file, "")
 	s := &copySite{t: t, dir: t.TempDir(), props: map[string]string{}}
 	s.on("sqlite://" + file)
 	_, err := s.copied("postgresql:/claviger/hunter2@db1:5432")

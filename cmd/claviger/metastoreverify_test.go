@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"claviger/internal/softhsm/softhsmtest"
+	"claviger/kms/kmstest"
 	"claviger/metastore/sqlite"
 	"claviger/pkcs11"
 )
@@ -18,7 +19,7 @@ func TestVerifyAsAdopt(t *testing.T) {
 	if err := pkcs11.WriteKeystoreFile(keystore, pkcs11.FileConfig{Module: token.Module, Token: token.Label, PINFile: token.PINFile, Profile: pkcs11.SoftHSM}); err != nil {
 		t.Fatal(err)
 	}
-	writeSite(t, dir, map[string]string{"hadoop.kms.key.provider.uri": "cloudera.hsmkp://file@" + keystore})
+	kmstest.WriteSite(t, dir, map[string]string{"hadoop.kms.key.provider.uri": "cloudera.hsmkp://file@" + keystore})
 	store, err := sqlite.Open(t.Context(), filepath.Join(dir, "claviger.db"))
 	if err != nil {
 		t.Fatal(err)

@@ -10,6 +10,7 @@ import (
 	"claviger/hadoopconf"
 	"claviger/internal/certtest"
 	"claviger/internal/softhsm/softhsmtest"
+	"claviger/kms/kmstest"
 	"claviger/pkcs11"
 )
 
@@ -24,15 +25,15 @@ func onHSM(t *testing.T, props map[string]string) (kms, dir string) {
 		t.Fatal(err)
 	}
 	authority := certtest.New(t, dir)
-	writeFile(t, filepath.Join(dir, "ssl-server.xml"), siteXML("ssl.server.keystore.type", "pem", "ssl.server.keystore.location", authority.Issue("server", "127.0.0.1")))
-	writeFile(t, filepath.Join(dir, "kms-acls.xml"), siteXML("default.key.acl.MANAGEMENT", "*",
+	kmstest.WriteFile(t, filepath.Join(dir, "ssl-server.xml"), kmstest.SiteXML("ssl.server.keystore.type", "pem", "ssl.server.keystore.location", authority.Issue("server", "127.0.0.1")))
+	kmstest.WriteFile(t, filepath.Join(dir, "kms-acls.xml"), kmstest.SiteXML("default.key.acl.MANAGEMENT", "*",
 		"default.key.acl.GENERATE_EEK", "*", "default.key.acl.DECRYPT_EEK", "*"))
 	all := map[string]string{
 		hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + file, hadoopconf.MetastoreURI: "sqlite://" + filepath.Join(dir, "c.db"),
 		"hadoop.kms.http.host": "127.0.0.1", "claviger.audit.file": filepath.Join(dir, "audit.log"),
 	}
 	maps.Copy(all, props)
-	writeSite(t, dir, all)
+	kmstest.WriteSite(t, dir, all)
 	return serve(t, dir), dir
 }
 
@@ -44,13 +45,13 @@ func TestMetrics(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = resp.Body.Close()
-	if status, body := fetch(t, kms, "/kms/v1/key/k/_eek?eek_op=generate&num_keys=300", "a"); resp.StatusCode != http.StatusCreated || status != http.StatusOK {
+	if status, body := kmstest.Get(t, kms, "/kms/v1/key/k/_eek?eek_op=generate&num_keys=300", "a"); resp.StatusCode != http.StatusCreated || status != http.StatusOK {
 		t.Fatalf("%d %d %s", resp.StatusCode, status, body)
 	}
-	if status, body := fetch(t, kms, "/kms/v1/?op=GETDELEGATIONTOKEN&renewer=a", "a"); status != http.StatusOK {
+	if status, body := kmstest.Get(t, kms, "/kms/v1/?op=GETDELEGATIONTOKEN&renewer=a", "a"); status != http.StatusOK {
 		t.Fatalf("a delegation token: %d %s", status, body)
 	}
-	_, text := fetch(t, kms, "/metrics", "")
+	_, text := kmstest.Get(t, kms, "/metrics", "")
 	for _, want := range []string{
 		`claviger_kms_turn_refused_total{class="key management"} 0`, `claviger_kms_refused_total{reason="impersonation"} 0`, // before their first event
 		`claviger_hsm_call_seconds_count{result="ok"}`, `claviger_hsm_call_blocks_bucket{le="512"}`, "claviger_hsm_call_callers_count", "claviger_hsm_wait_seconds_count",

@@ -22,6 +22,7 @@ import (
 
 	"claviger"
 	"claviger/internal/softhsm"
+	"claviger/kms/kmstest"
 	"claviger/migrate"
 	"claviger/pkcs11"
 	"claviger/provider"
@@ -184,26 +185,12 @@ func newSite(t *testing.T, source string) *site {
 	if err := pkcs11.WriteKeystoreFile(file, pkcs11.FileConfig{Module: s.token.Module, Token: s.token.Label, PINFile: s.token.PINFile}); err != nil {
 		t.Fatal(err)
 	}
-	writeSite(t, s.dir, map[string]string{
+	kmstest.WriteSite(t, s.dir, map[string]string{
 		"hadoop.kms.key.provider.uri":                     "cloudera.hsmkp://file@" + file,
 		"hadoop.kms.key.provider.reencryption.source.uri": source,
 		"claviger.metastore.uri":                          "sqlite://" + filepath.Join(s.dir, "claviger.db"),
 	})
 	return s
-}
-
-// writeSite writes kms-site.xml.
-func writeSite(t *testing.T, dir string, properties map[string]string) {
-	t.Helper()
-	var b strings.Builder
-	b.WriteString("<configuration>\n")
-	for name, value := range properties {
-		fmt.Fprintf(&b, "<property><name>%s</name><value>%s</value></property>\n", name, value)
-	}
-	b.WriteString("</configuration>\n")
-	if err := os.WriteFile(filepath.Join(dir, "kms-site.xml"), []byte(b.String()), 0o600); err != nil {
-		t.Fatal(err)
-	}
 }
 
 // processTimeout bounds one process; it takes far less, also on a busy machine.
@@ -268,62 +255,13 @@ func killSource(t *testing.T) (uri string, keys []claviger.Metadata) {
 	if err := p.Close(); err != nil {
 		t.Fatal(err)
 	}
-	writeSite(t, dir, map[string]string{
+	kmstest.WriteSite(t, dir, map[string]string{
 		"hadoop.kms.key.provider.uri":         keystore,
 		"hadoop.kms.http.host":                "127.0.0.1",
 		"hadoop.kms.key.authorization.enable": "false",
 		"claviger.audit.file":                 filepath.Join(dir, "audit.log"),
 	})
 	return "kms://" + strings.Replace(serve(t, dir), "://", "@", 1), keys
-}
-
-// serve runs a KMS by the configuration in dir until the test is over, and
-// returns its base URL.
-func serve(t *testing.T, dir string) string {
-	t.Helper()
-	url, end := serveToEnd(t, dir)
-	t.Cleanup(func() {
-		if err := end(); err != nil {
-			t.Errorf("the source KMS ended: %v", err)
-		}
-	})
-	return url
-}
-
-// serveToEnd is serve for a KMS whose end is of interest: end stops it and returns
-// how it ended.
-func serveToEnd(t *testing.T, dir string) (url string, end func() error) {
-	t.Helper()
-	return serveLogged(t, dir, slog.New(slog.DiscardHandler))
-}
-
-// serveLogged is serveToEnd with a log.
-func serveLogged(t *testing.T, dir string, log *slog.Logger) (url string, end func() error) {
-	t.Helper()
-	ctx, stop := context.WithCancel(context.Background())
-	ready := filepath.Join(dir, "ready")
-	ended := make(chan error, 1)
-	go func() {
-		ended <- serveKMS(ctx, kmsFlags{conf: dir, port: 0, ready: ready}, log, new(slog.LevelVar))
-	}()
-	end = func() error {
-		stop()
-		err := <-ended
-		return errors.Join(err, os.Remove(ready)) // so that nobody takes it for the next server's
-	}
-	for range 1000 {
-		if url, err := os.ReadFile(ready); err == nil {
-			return strings.TrimSpace(string(url)), end
-		}
-		select {
-		case err := <-ended:
-			stop()
-			t.Fatalf("the source KMS did not start: %v", err)
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
-	t.Fatalf("the source KMS did not start in time (%v)", end())
-	return "", nil
 }
 
 // check compares a resumed run's end with that of a run without a kill.

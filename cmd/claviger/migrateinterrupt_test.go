@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"claviger/kms/kmstest"
 )
 
 // TestInterruptedIsNoFaultOfTheSource: a signal while a source is waited for is
@@ -21,12 +23,12 @@ func TestInterruptedIsNoFaultOfTheSource(t *testing.T) {
 	defer source.Close()
 	defer close(release)
 	dir := t.TempDir()
-	writeFile(t, filepath.Join(dir, "kms-site.xml"), siteXML(
+	kmstest.WriteFile(t, filepath.Join(dir, "kms-site.xml"), kmstest.SiteXML(
 		"hadoop.kms.key.provider.uri", "jceks://file@"+filepath.Join(dir, "kms.keystore"),
 		"claviger.metastore.uri", "sqlite://"+filepath.Join(dir, "claviger.db"),
 		"hadoop.kms.key.provider.reencryption.source.uri", "kms://http@"+strings.TrimPrefix(source.URL, "http://")+"/kms",
 	))
-	writeFile(t, filepath.Join(dir, "kms-acls.xml"), siteXML())
+	kmstest.WriteFile(t, filepath.Join(dir, "kms-acls.xml"), kmstest.SiteXML())
 	for _, verb := range []string{"run", "plan", "verify"} {
 		ctx, interrupt := context.WithCancel(t.Context())
 		go func() {

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"claviger/hadoopconf"
+	"claviger/kms/kmstest"
 	"claviger/migrate"
 	"claviger/migrate/shred"
 	"claviger/owner"
@@ -29,7 +30,7 @@ func copyOf(t *testing.T) string {
 		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 			t.Fatal(err)
 		}
-		writeFile(t, path, text)
+		kmstest.WriteFile(t, path, text)
 	}
 	return dir
 }
@@ -61,7 +62,7 @@ func TestShredSparesTheOriginal(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		writeFile(t, filepath.Join(in, keytrustee.ServedFile), fmt.Sprintf(`{"folder":%q,"started":"2026-01-02T03:04:05Z"}`, mark))
+		kmstest.WriteFile(t, filepath.Join(in, keytrustee.ServedFile), fmt.Sprintf(`{"folder":%q,"started":"2026-01-02T03:04:05Z"}`, mark))
 	}
 	for _, made := range []struct{ what, mark, doubt string }{
 		{"a folder without a mark, as Cloudera's KMS and older ones leave it", "", "no mark in it"},

@@ -10,6 +10,7 @@ import (
 
 	"claviger/hadoopconf"
 	"claviger/internal/certtest"
+	"claviger/kms/kmstest"
 	"claviger/migrate"
 )
 
@@ -49,9 +50,9 @@ func TestPlanTriesTrustees(t *testing.T) {
 				for i := 0; i < len(tt.kts); i += 2 {
 					pairs = append(pairs, "cloudera.trustee.keyprovider."+tt.kts[i], tt.kts[i+1])
 				}
-				writeFile(t, filepath.Join(conf, "kts-site.xml"), siteXML(pairs...))
+				kmstest.WriteFile(t, filepath.Join(conf, "kts-site.xml"), kmstest.SiteXML(pairs...))
 			}
-			writeFile(t, filepath.Join(conf, "kms-site.xml"), siteXML(append([]string{"hadoop.kms.key.provider.uri", "jceks://file@/nowhere"}, tt.site...)...))
+			kmstest.WriteFile(t, filepath.Join(conf, "kms-site.xml"), kmstest.SiteXML(append([]string{"hadoop.kms.key.provider.uri", "jceks://file@/nowhere"}, tt.site...)...))
 			c, err := hadoopconf.LoadKMS(conf, os.LookupEnv)
 			if err != nil {
 				t.Fatal(err)

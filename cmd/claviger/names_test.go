@@ -16,6 +16,7 @@ import (
 	"claviger/hadoopconf"
 	"claviger/internal/logtest"
 	"claviger/internal/softhsm/softhsmtest"
+	"claviger/kms/kmstest"
 	"claviger/pkcs11"
 )
 
@@ -39,13 +40,13 @@ func TestNamesStayOnTheirLines(t *testing.T) {
 	if err := pkcs11.WriteKeystoreFile(file, pkcs11.FileConfig{Module: tok.Module, Token: tok.Label, PINFile: tok.PINFile, Profile: pkcs11.SoftHSM}); err != nil {
 		t.Fatal(err)
 	}
-	acls := siteXML("default.key.acl.MANAGEMENT", "*", "default.key.acl.READ", "*", "default.key.acl.DECRYPT_EEK", "*")
+	acls := kmstest.SiteXML("default.key.acl.MANAGEMENT", "*", "default.key.acl.READ", "*", "default.key.acl.DECRYPT_EEK", "*")
 	sites := map[string]string{hadoopconf.ProviderURI: "jceks://file@" + filepath.Join(sourceDir, "old.jceks"), "hadoop.kms.http.host": "127.0.0.1", "claviger.audit.file": filepath.Join(sourceDir, "audit.log")}
-	writeFile(t, filepath.Join(sourceDir, "kms-acls.xml"), acls)
-	writeSite(t, sourceDir, sites)
+	kmstest.WriteFile(t, filepath.Join(sourceDir, "kms-acls.xml"), acls)
+	kmstest.WriteSite(t, sourceDir, sites)
 	source := serve(t, sourceDir)
-	writeFile(t, filepath.Join(dir, "kms-acls.xml"), acls)
-	writeSite(t, dir, map[string]string{
+	kmstest.WriteFile(t, filepath.Join(dir, "kms-acls.xml"), acls)
+	kmstest.WriteSite(t, dir, map[string]string{
 		hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + file, hadoopconf.MetastoreURI: "sqlite://" + filepath.Join(dir, "c.db"), "hadoop.kms.http.host": "127.0.0.1",
 		"claviger.audit.file": filepath.Join(dir, "audit.log"), "claviger.audit.json.file": filepath.Join(dir, "audit.json"),
 	})
@@ -124,13 +125,13 @@ func TestNamesStayOnTheirLines(t *testing.T) {
 			t.Errorf("%s has %d creations", name, n)
 		}
 	}
-	writeSite(t, dir, map[string]string{
+	kmstest.WriteSite(t, dir, map[string]string{
 		hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + file, hadoopconf.MetastoreURI: "sqlite://" + filepath.Join(dir, "c.db"), "claviger.audit.file": filepath.Join(dir, "audit.log"),
 		hadoopconf.SourceURI: "kms://" + strings.Replace(source, "://", "@", 1),
 	})
 	rows("migrate plan", tell(t, "migrate", "plan", "--conf", dir), old...)
 	// Another store knows none of these keys.
-	writeSite(t, dir, map[string]string{hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + file, hadoopconf.MetastoreURI: "sqlite://" + filepath.Join(dir, "other.db"), "claviger.audit.file": filepath.Join(dir, "audit.log")})
+	kmstest.WriteSite(t, dir, map[string]string{hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + file, hadoopconf.MetastoreURI: "sqlite://" + filepath.Join(dir, "other.db"), "claviger.audit.file": filepath.Join(dir, "audit.log")})
 	rows("hsm adopt", tell(t, "hsm", "adopt", "--conf", dir), oddNames...)
 }
 

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"claviger/hadoopconf"
+	"claviger/kms/kmstest"
 	"claviger/metastore/sqlite"
 )
 
@@ -65,7 +66,7 @@ func TestNoSecretIsShown(t *testing.T) {
 // password in it.
 func TestNoSecretOfACommandIsShown(t *testing.T) {
 	dir := t.TempDir()
-	writeSite(t, dir, map[string]string{hadoopconf.MetastoreURI: "sqlite://" + filepath.Join(dir, "c.db")})
+	kmstest.WriteSite(t, dir, map[string]string{hadoopconf.MetastoreURI: "sqlite://" + filepath.Join(dir, "c.db")})
 	st, err := sqlite.Open(t.Context(), filepath.Join(dir, "c.db"))
 	if err != nil {
 		t.Fatal(err)

@@ -12,6 +12,7 @@ import (
 
 	"claviger/hadoopconf"
 	"claviger/internal/softhsm/softhsmtest"
+	"claviger/kms/kmstest"
 	"claviger/pkcs11"
 )
 
@@ -35,8 +36,8 @@ func TestNoStoreIsMade(t *testing.T) {
 					Profile: pkcs11.SoftHSM}); err != nil {
 				t.Fatal(err)
 			}
-			writeFile(t, filepath.Join(dir, "kms-acls.xml"), "<configuration/>")
-			writeSite(t, dir, map[string]string{
+			kmstest.WriteFile(t, filepath.Join(dir, "kms-acls.xml"), "<configuration/>")
+			kmstest.WriteSite(t, dir, map[string]string{
 				hadoopconf.ProviderURI:  "cloudera.hsmkp://file@" + keystore,
 				hadoopconf.MetastoreURI: "sqlite://" + filepath.Join(dir, "claviger.db"),
 				hadoopconf.SourceURI:    "jceks://file@" + filepath.Join(dir, "source.jceks"),

@@ -10,6 +10,7 @@ import (
 	"claviger"
 	"claviger/hadoopconf"
 	"claviger/internal/softhsm/softhsmtest"
+	"claviger/kms/kmstest"
 	"claviger/pkcs11"
 	"claviger/provider"
 	"claviger/provider/kmsclient"
@@ -22,7 +23,7 @@ func numberingSource(t *testing.T) (url string, stop func() error) {
 	t.Helper()
 	t.Setenv("HADOOP_USER_NAME", "hsmkms")
 	old := t.TempDir()
-	writeSite(t, old, map[string]string{
+	kmstest.WriteSite(t, old, map[string]string{
 		hadoopconf.ProviderURI: "jceks://file@" + filepath.Join(old, "kms.keystore"), "hadoop.kms.http.host": "127.0.0.1",
 		"hadoop.kms.key.authorization.enable": "false", "claviger.audit.file": filepath.Join(old, "audit.log"),
 		"hadoop.kms.proxyuser.hsmkms.users": "*", "hadoop.kms.proxyuser.hsmkms.hosts": "*",
@@ -113,7 +114,7 @@ func TestOldVersionsStayForeign(t *testing.T) {
 	for k, v := range site {
 		named[k] = v
 	}
-	writeSite(t, dir, named)
+	kmstest.WriteSite(t, dir, named)
 	if out, err := command(t, "migrate", "run", "--conf", dir); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
@@ -156,7 +157,7 @@ func TestOldVersionsStayForeign(t *testing.T) {
 	if err := end(); err != nil {
 		t.Error(err)
 	}
-	writeSite(t, dir, site)
+	kmstest.WriteSite(t, dir, site)
 	// What is asked for now is noticed by the end: the source is needed.
 	url, end = serveToEnd(t, dir)
 	opens("without the source in the configuration", client(url), false, theirs[1])

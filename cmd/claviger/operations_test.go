@@ -1,43 +1,19 @@
 package main
 
 import (
-	"io"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"claviger/hadoopconf"
+	"claviger/kms/kmstest"
 )
-
-// fetch gets a path of a server, as a user.
-func fetch(t *testing.T, kms, path, user string) (status int, body string) {
-	t.Helper()
-	url := strings.TrimSuffix(kms, "/kms") + path
-	if user != "" {
-		sep := "?"
-		if strings.Contains(path, "?") {
-			sep = "&"
-		}
-		url += sep + "user.name=" + user
-	}
-	resp, err := http.Get(url) //nolint:noctx,gosec // of a server of this test
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = resp.Body.Close() }()
-	text, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return resp.StatusCode, string(text)
-}
 
 // TestOperations: a configuration folder decides what the servlets show, and to whom.
 func TestOperations(t *testing.T) {
 	dir := t.TempDir()
-	writeSite(t, dir, map[string]string{
+	kmstest.WriteSite(t, dir, map[string]string{
 		hadoopconf.ProviderURI: "jceks://file@" + filepath.Join(dir, "kms.keystore"), "hadoop.kms.http.host": "127.0.0.1",
 		"hadoop.kms.metrics.process.name": "KMS7", "hadoop.kms.metrics.session.id": "s1", "hadoop.prometheus.endpoint.enabled": "true",
 		"hadoop.security.authorization": "true", "hadoop.security.instrumentation.requires.admin": "true", "hadoop.kms.http.administrators": "ops",
@@ -66,7 +42,7 @@ func TestOperations(t *testing.T) {
 		{"/prom", "", 401, ""},
 		{"/metrics", "", 200, "claviger_kms_request_seconds_count"},
 	} {
-		if status, body := fetch(t, kms, c.path, c.user); status != c.status || !strings.Contains(body, c.holds) || strings.Contains(body, "hunter2") {
+		if status, body := kmstest.Get(t, kms, c.path, c.user); status != c.status || !strings.Contains(body, c.holds) || strings.Contains(body, "hunter2") {
 			t.Errorf("%s for %q: %d, without %q:\n%.2000s", c.path, c.user, status, c.holds, body)
 		}
 	}

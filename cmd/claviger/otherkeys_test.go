@@ -9,6 +9,7 @@ import (
 
 	"claviger"
 	"claviger/hadoopconf"
+	"claviger/kms/kmstest"
 	"claviger/metastore"
 	"claviger/metastore/location"
 	"claviger/metastore/sqlite"
@@ -68,7 +69,7 @@ func TestNoOtherKeys(t *testing.T) {
 // wantOpen opens what the properties name; want are parts of the error, nil: there is none.
 func wantOpen(t *testing.T, dir string, site map[string]string, access hsm.Access, want []string) {
 	t.Helper()
-	writeSite(t, dir, site)
+	kmstest.WriteSite(t, dir, site)
 	svc, err := openService(t.Context(), dir, "claviger test", access, slog.New(slog.DiscardHandler))
 	if err == nil {
 		if err := svc.Close(); err != nil {

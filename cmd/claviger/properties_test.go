@@ -18,6 +18,7 @@ import (
 	"claviger/internal/kdctest"
 	"claviger/internal/logtest"
 	"claviger/internal/softhsm/softhsmtest"
+	"claviger/kms/kmstest"
 	"claviger/pkcs11"
 )
 
@@ -176,9 +177,9 @@ func wrongSettings(t *testing.T, dir string) map[string]map[string]string {
 	}
 	authority := certtest.New(t, dir)
 	pem := authority.CA
-	writeFile(t, filepath.Join(dir, "ssl-server.xml"), siteXML("ssl.server.keystore.location",
+	kmstest.WriteFile(t, filepath.Join(dir, "ssl-server.xml"), kmstest.SiteXML("ssl.server.keystore.location",
 		authority.Issue("server", "localhost")))
-	writeFile(t, filepath.Join(dir, "kts-site.xml"), siteXML("cloudera.trustee.keyprovider.hostname-ACTIVE", "127.0.0.1:1",
+	kmstest.WriteFile(t, filepath.Join(dir, "kts-site.xml"), kmstest.SiteXML("cloudera.trustee.keyprovider.hostname-ACTIVE", "127.0.0.1:1",
 		"cloudera.trustee.keyprovider.org", "o"))
 
 	tok := softhsmtest.New(t)
@@ -265,7 +266,7 @@ func startWith(t *testing.T, dir string, settings map[string]string, name, value
 	if name != "hadoop.kms.http.port" {
 		pairs = append(pairs, "hadoop.kms.http.port", "0")
 	}
-	writeFile(t, filepath.Join(dir, "kms-site.xml"), siteXML(pairs...))
+	kmstest.WriteFile(t, filepath.Join(dir, "kms-site.xml"), kmstest.SiteXML(pairs...))
 	return startOnce(t, dir)
 }
 

@@ -14,34 +14,15 @@ import (
 
 	"claviger/hadoopconf"
 	"claviger/internal/pgtest"
+	"claviger/kms/kmstest"
 )
-
-// readiness is the answer of /readyz.
-type readiness struct {
-	Ready  bool
-	Checks []check
-}
-
-type check struct {
-	Name, Error, By   string
-	OK, Informational bool
-}
-
-func readyz(t *testing.T, kms string) (status int, r readiness) {
-	t.Helper()
-	status, body := fetch(t, kms, "/readyz", "")
-	if err := json.Unmarshal([]byte(body), &r); err != nil {
-		t.Fatalf("%v in %s", err, body)
-	}
-	return status, r
-}
 
 // TestReadiness: each part that a server stands on is a check by its name; rules
 // that cannot be read do not take it out of service, and are told.
 func TestReadiness(t *testing.T) {
 	source := "jceks://file@" + filepath.Join(t.TempDir(), "old.keystore")
 	kms, dir := onHSM(t, map[string]string{hadoopconf.SourceURI: source})
-	status, r := readyz(t, kms)
+	status, r := kmstest.Readyz(t, kms)
 	var names []string
 	for _, c := range r.Checks {
 		names = append(names, c.Name)
@@ -68,10 +49,10 @@ func TestReadiness(t *testing.T) {
 		}
 	}
 
-	writeFile(t, filepath.Join(dir, "kms-acls.xml"), "<configuration><property>")
+	kmstest.WriteFile(t, filepath.Join(dir, "kms-acls.xml"), "<configuration><property>")
 	for began := time.Now(); ; time.Sleep(100 * time.Millisecond) {
-		status, r = readyz(t, kms)
-		acls := r.Checks[slices.IndexFunc(r.Checks, func(c check) bool { return c.Name == "acls" })]
+		status, r = kmstest.Readyz(t, kms)
+		acls := r.Checks[slices.IndexFunc(r.Checks, func(c kmstest.Check) bool { return c.Name == "acls" })]
 		if !acls.OK {
 			if status != http.StatusOK || !r.Ready || !acls.Informational || !strings.Contains(acls.Error, "kms-acls.xml") {
 				t.Errorf("%d, ready %t, %+v", status, r.Ready, acls)
@@ -87,18 +68,18 @@ func TestReadiness(t *testing.T) {
 // TestReadinessOfASource: what requests saw last of a source is what /readyz says of it.
 func TestReadinessOfASource(t *testing.T) {
 	dir := t.TempDir()
-	writeFile(t, filepath.Join(dir, "kms-acls.xml"), siteXML("default.key.acl.READ", "*"))
-	writeSite(t, dir, map[string]string{hadoopconf.ProviderURI: "jceks://file@" + filepath.Join(dir, "kms.keystore"),
+	kmstest.WriteFile(t, filepath.Join(dir, "kms-acls.xml"), kmstest.SiteXML("default.key.acl.READ", "*"))
+	kmstest.WriteSite(t, dir, map[string]string{hadoopconf.ProviderURI: "jceks://file@" + filepath.Join(dir, "kms.keystore"),
 		"hadoop.kms.http.host": "127.0.0.1"})
 	old, end := serveToEnd(t, dir)
 	source := kmsURI(old)
 	kms, _ := onHSM(t, map[string]string{hadoopconf.SourceURI: source})
-	said := func() check {
+	said := func() kmstest.Check {
 		t.Helper()
-		_, r := readyz(t, kms)
-		return r.Checks[slices.IndexFunc(r.Checks, func(c check) bool { return c.Name == "source "+source })]
+		_, r := kmstest.Readyz(t, kms)
+		return r.Checks[slices.IndexFunc(r.Checks, func(c kmstest.Check) bool { return c.Name == "source "+source })]
 	}
-	if status, body := fetch(t, kms, "/kms/v1/keyversion/one@0", "a"); status != http.StatusOK {
+	if status, body := kmstest.Get(t, kms, "/kms/v1/keyversion/one@0", "a"); status != http.StatusOK {
 		t.Fatalf("%d %s", status, body)
 	}
 	if c := said(); !c.OK || c.By != "request" {
@@ -107,7 +88,7 @@ func TestReadinessOfASource(t *testing.T) {
 	if err := end(); err != nil {
 		t.Fatal(err)
 	}
-	if status, body := fetch(t, kms, "/kms/v1/keyversion/two@0", "a"); status != http.StatusServiceUnavailable {
+	if status, body := kmstest.Get(t, kms, "/kms/v1/keyversion/two@0", "a"); status != http.StatusServiceUnavailable {
 		t.Fatalf("%d %s", status, body)
 	}
 	if c := said(); c.OK || c.By != "request" || !strings.Contains(c.Error, "connection refused") {
@@ -121,11 +102,11 @@ func TestStrangersReadNoNames(t *testing.T) {
 	source := "jceks://file@" + filepath.Join(t.TempDir(), "old.keystore")
 	kms, dir := onHSM(t, map[string]string{hadoopconf.SourceURI: source,
 		"claviger.console.details": "10.9.8.7, 2001:db8::/32"})
-	writeFile(t, filepath.Join(dir, "kms-acls.xml"), "<configuration><property>")
+	kmstest.WriteFile(t, filepath.Join(dir, "kms-acls.xml"), "<configuration><property>")
 	for began := time.Now(); ; time.Sleep(100 * time.Millisecond) {
-		status, r := readyz(t, kms)
-		acls := r.Checks[slices.IndexFunc(r.Checks, func(c check) bool { return c.Name == "acls" })]
-		if slices.ContainsFunc(r.Checks, func(c check) bool { return c.Name == "source 1" }) &&
+		status, r := kmstest.Readyz(t, kms)
+		acls := r.Checks[slices.IndexFunc(r.Checks, func(c kmstest.Check) bool { return c.Name == "acls" })]
+		if slices.ContainsFunc(r.Checks, func(c kmstest.Check) bool { return c.Name == "source 1" }) &&
 			status == http.StatusOK && !acls.OK {
 			break
 		}
@@ -134,7 +115,7 @@ func TestStrangersReadNoNames(t *testing.T) {
 		}
 	}
 	for _, path := range []string{"/healthz", "/readyz", "/readyz?for=write", "/metrics"} {
-		_, text := fetch(t, kms, path, "")
+		_, text := kmstest.Get(t, kms, path, "")
 		for _, name := range []string{dir, source, "file@", "CN="} {
 			if strings.Contains(text, name) {
 				t.Errorf("%s names %q to a stranger: %s", path, name, text)
@@ -150,16 +131,16 @@ func TestReadinessOfAKeystoreSource(t *testing.T) {
 	source := "jceks://file@" + file
 	kms, _ := onHSM(t, map[string]string{hadoopconf.SourceURI: source})
 	for spoilt, began := false, time.Now(); ; time.Sleep(100 * time.Millisecond) {
-		if status, body := fetch(t, kms, "/kms/v1/keyversion/k@0", "a"); status != http.StatusOK {
+		if status, body := kmstest.Get(t, kms, "/kms/v1/keyversion/k@0", "a"); status != http.StatusOK {
 			t.Fatalf("%d %s", status, body)
 		}
-		_, r := readyz(t, kms)
-		c := r.Checks[slices.IndexFunc(r.Checks, func(c check) bool { return c.Name == "source "+source })]
+		_, r := kmstest.Readyz(t, kms)
+		c := r.Checks[slices.IndexFunc(r.Checks, func(c kmstest.Check) bool { return c.Name == "source "+source })]
 		switch {
 		case !spoilt && !c.OK:
 			t.Fatalf("%+v", c)
 		case !spoilt:
-			writeFile(t, file, "no keystore")
+			kmstest.WriteFile(t, file, "no keystore")
 			spoilt = true
 		case !c.OK:
 			if !strings.Contains(c.Error, file) {
@@ -189,7 +170,7 @@ func TestReadinessWithoutDatabase(t *testing.T) {
 	if status := post("keys?", `{"name":"k"}`); status != http.StatusCreated {
 		t.Fatal(status)
 	}
-	status, body := fetch(t, kms, "/kms/v1/key/k/_eek?eek_op=generate&num_keys=1", "a")
+	status, body := kmstest.Get(t, kms, "/kms/v1/key/k/_eek?eek_op=generate&num_keys=1", "a")
 	var made []struct {
 		IV        string
 		Encrypted struct{ Material string } `json:"encryptedKeyVersion"`
@@ -206,7 +187,7 @@ func TestReadinessWithoutDatabase(t *testing.T) {
 		for began := time.Now(); ; time.Sleep(100 * time.Millisecond) {
 			got := map[string]int{}
 			for purpose := range want {
-				got[purpose], _ = fetch(t, kms, "/readyz?for="+purpose, "")
+				got[purpose], _ = kmstest.Get(t, kms, "/readyz?for="+purpose, "")
 			}
 			if maps.Equal(got, want) {
 				break
@@ -231,8 +212,8 @@ func TestReadinessWithoutDatabase(t *testing.T) {
 	without := map[string]int{"decrypt": 200, "generate": 503, "write": 503}
 	become("without it", without)
 	for began := time.Now(); ; time.Sleep(100 * time.Millisecond) { // until what a request saw before is not believed any more
-		_, r := readyz(t, kms)
-		if !r.Checks[slices.IndexFunc(r.Checks, func(c check) bool { return c.Name == "metastore" })].OK {
+		_, r := kmstest.Readyz(t, kms)
+		if !r.Checks[slices.IndexFunc(r.Checks, func(c kmstest.Check) bool { return c.Name == "metastore" })].OK {
 			break
 		}
 		if time.Since(began) > 60*time.Second {
@@ -240,7 +221,7 @@ func TestReadinessWithoutDatabase(t *testing.T) {
 		}
 	}
 	for purpose, want := range without {
-		if got, body := fetch(t, kms, "/readyz?for="+purpose, ""); got != want {
+		if got, body := kmstest.Get(t, kms, "/readyz?for="+purpose, ""); got != want {
 			t.Errorf("without PostgreSQL, for %s: %d, want %d: %s", purpose, got, want, body)
 		}
 	}
@@ -254,10 +235,10 @@ func TestReadinessWithoutDatabase(t *testing.T) {
 // TestReadinessAfterARestartWithoutDatabase: a node that has used no version since its start
 // opens nothing while PostgreSQL is away, and says so to balancers.
 func TestReadinessAfterARestartWithoutDatabase(t *testing.T) {
-	dir, site := hsmSite(t)
+	dir, site := kmstest.HSM(t)
 	server := pgtest.Start(t)
 	site[hadoopconf.MetastoreURI] = server.Database(t)
-	writeSite(t, dir, site)
+	kmstest.WriteSite(t, dir, site)
 	post := func(url, body string) int {
 		t.Helper()
 		resp, err := http.Post(url+"user.name=a", "application/json", strings.NewReader(body)) //nolint:noctx // of a server of this test
@@ -272,7 +253,7 @@ func TestReadinessAfterARestartWithoutDatabase(t *testing.T) {
 		t.Fatal(status)
 	}
 	kms := strings.TrimSuffix(url, "/kms")
-	status, body := fetch(t, kms, "/kms/v1/key/k/_eek?eek_op=generate&num_keys=1", "a")
+	status, body := kmstest.Get(t, kms, "/kms/v1/key/k/_eek?eek_op=generate&num_keys=1", "a")
 	var made []struct {
 		IV        string
 		Encrypted struct{ Material string } `json:"encryptedKeyVersion"`
@@ -288,7 +269,7 @@ func TestReadinessAfterARestartWithoutDatabase(t *testing.T) {
 	become := func(when string, want int) {
 		t.Helper()
 		for began := time.Now(); ; time.Sleep(200 * time.Millisecond) {
-			asked, body := fetch(t, kms, "/readyz?for=decrypt", "")
+			asked, body := kmstest.Get(t, kms, "/readyz?for=decrypt", "")
 			opened := post(url+"/v1/keyversion/k@0/_eek?eek_op=decrypt&",
 				`{"name":"k","iv":"`+made[0].IV+`","material":"`+made[0].Encrypted.Material+`"}`)
 			if asked == want && opened == want {
@@ -309,25 +290,25 @@ func TestReadinessAfterARestartWithoutDatabase(t *testing.T) {
 // audited, and makes no key; users go on reading.
 func TestNotReady(t *testing.T) {
 	dir := t.TempDir()
-	writeFile(t, filepath.Join(dir, "kms-acls.xml"), siteXML("default.key.acl.MANAGEMENT", "*"))
-	writeSite(t, dir, map[string]string{
+	kmstest.WriteFile(t, filepath.Join(dir, "kms-acls.xml"), kmstest.SiteXML("default.key.acl.MANAGEMENT", "*"))
+	kmstest.WriteSite(t, dir, map[string]string{
 		hadoopconf.ProviderURI: "jceks://file@" + filepath.Join(dir, "kms.keystore"), "hadoop.kms.http.host": "127.0.0.1", "claviger.audit.file": "/dev/full",
 	})
 	kms, end := serveToEnd(t, dir)
-	fetch(t, kms, "/kms/v1/keys/names", "a") // leaves a line that cannot be written
+	kmstest.Get(t, kms, "/kms/v1/keys/names", "a") // leaves a line that cannot be written
 	var status int
-	var r readiness
+	var r kmstest.Readiness
 	for began := time.Now(); time.Since(began) < 20*time.Second; time.Sleep(100 * time.Millisecond) {
-		if status, r = readyz(t, kms); status != http.StatusOK {
+		if status, r = kmstest.Readyz(t, kms); status != http.StatusOK {
 			break
 		}
 	}
-	i := slices.IndexFunc(r.Checks, func(c check) bool { return c.Name == "audit" })
+	i := slices.IndexFunc(r.Checks, func(c kmstest.Check) bool { return c.Name == "audit" })
 	if i < 0 || status != http.StatusServiceUnavailable || r.Ready || r.Checks[i].OK || r.Checks[i].Informational || !strings.Contains(r.Checks[i].Error, "no space left") {
 		t.Errorf("%d, %+v", status, r)
 	}
 	for purpose, want := range map[string]int{"write": http.StatusServiceUnavailable, "generate": http.StatusOK, "decrypt": http.StatusOK} {
-		if status, body := fetch(t, kms, "/readyz?for="+purpose, ""); status != want {
+		if status, body := kmstest.Get(t, kms, "/readyz?for="+purpose, ""); status != want {
 			t.Errorf("for %s: %d %s", purpose, status, body)
 		}
 	}
@@ -339,7 +320,7 @@ func TestNotReady(t *testing.T) {
 	if resp.StatusCode != http.StatusServiceUnavailable {
 		t.Errorf("a key is to be made though nobody could tell later: %d", resp.StatusCode)
 	}
-	if status, names := fetch(t, kms, "/kms/v1/keys/names", "a"); status != http.StatusOK || strings.TrimSpace(names) != "[]" {
+	if status, names := kmstest.Get(t, kms, "/kms/v1/keys/names", "a"); status != http.StatusOK || strings.TrimSpace(names) != "[]" {
 		t.Errorf("reading: %d %s", status, names)
 	}
 	if err := end(); err == nil || !strings.Contains(err.Error(), "/dev/full: no space left") {

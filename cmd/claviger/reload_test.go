@@ -12,6 +12,7 @@ import (
 
 	"claviger/authn"
 	"claviger/hadoopconf"
+	"claviger/kms/kmstest"
 )
 
 // watchedSite is a site file as a server reads it at its start, with an authenticator by
@@ -26,7 +27,7 @@ type watchedSite struct {
 
 func newWatchedSite(t *testing.T, dir string, props map[string]string) *watchedSite {
 	t.Helper()
-	writeSite(t, dir, props)
+	kmstest.WriteSite(t, dir, props)
 	conf, err := hadoopconf.LoadKMS(dir, os.LookupEnv)
 	if err != nil {
 		t.Fatal(err)
@@ -68,7 +69,7 @@ func TestSiteWatcher(t *testing.T) {
 		t.Fatalf("before any change: %s", site.logged.String())
 	}
 
-	writeSite(t, dir, map[string]string{provider: "jceks://file@/k.jceks", hosts: "*", users: "alice"})
+	kmstest.WriteSite(t, dir, map[string]string{provider: "jceks://file@/k.jceks", hosts: "*", users: "alice"})
 	w.check(later)
 	if !site.allowed(t) {
 		t.Errorf("oozie may not act for alice after the change:\n%s", site.logged.String())
@@ -89,7 +90,7 @@ func TestSiteWatcher(t *testing.T) {
 		t.Errorf("the broken file is complained of %d times:\n%s", n, site.logged.String())
 	}
 
-	writeSite(t, dir, map[string]string{provider: "jceks://file@/other.jceks", hosts: "10.0.0.0/8", users: "alice"})
+	kmstest.WriteSite(t, dir, map[string]string{provider: "jceks://file@/other.jceks", hosts: "10.0.0.0/8", users: "alice"})
 	w.check(later)
 	if site.allowed(t) {
 		t.Error("oozie may still act from anywhere")
@@ -101,7 +102,7 @@ func TestSiteWatcher(t *testing.T) {
 		t.Errorf("a flag is no change of the files:\n%s", site.logged.String())
 	}
 	// Moved away by an editor: nothing changes, and it is told until it is back.
-	writeSite(t, dir, map[string]string{provider: "jceks://file@/other.jceks", hosts: "*", users: "alice"})
+	kmstest.WriteSite(t, dir, map[string]string{provider: "jceks://file@/other.jceks", hosts: "*", users: "alice"})
 	w.check(later)
 	file := filepath.Join(dir, "kms-site.xml")
 	if err := os.Rename(file, file+"~"); err != nil {
@@ -119,11 +120,11 @@ func TestSiteWatcher(t *testing.T) {
 	if err := w.Err(); !site.allowed(t) || err != nil {
 		t.Errorf("with the file: %v", err)
 	}
-	writeSite(t, dir, map[string]string{provider: "jceks://file@/other.jceks", hosts: "10.0.0.0/8", users: "alice"})
+	kmstest.WriteSite(t, dir, map[string]string{provider: "jceks://file@/other.jceks", hosts: "10.0.0.0/8", users: "alice"})
 	w.check(later)
 
 	// Just written: the writer may not be done.
-	writeSite(t, dir, map[string]string{provider: "jceks://file@/other.jceks", hosts: "*", users: "alice"})
+	kmstest.WriteSite(t, dir, map[string]string{provider: "jceks://file@/other.jceks", hosts: "*", users: "alice"})
 	w.check(time.Now())
 	if site.allowed(t) {
 		t.Error("the file was read while it was being written")
@@ -144,7 +145,7 @@ func TestSiteChangedBeforeTheStart(t *testing.T) {
 	if !site.allowed(t) {
 		t.Fatal("oozie may not act for alice") // else this tests nothing
 	}
-	writeSite(t, dir, map[string]string{hadoopconf.ProviderURI: "jceks://file@/other.jceks"})
+	kmstest.WriteSite(t, dir, map[string]string{hadoopconf.ProviderURI: "jceks://file@/other.jceks"})
 	w := site.watch()
 	w.check(time.Now().Add(time.Hour))
 	if site.allowed(t) {

@@ -12,6 +12,7 @@ import (
 	"claviger/hadoopconf"
 	"claviger/internal/logtest"
 	"claviger/keystore"
+	"claviger/kms/kmstest"
 	"claviger/pkcs11"
 	"claviger/secret"
 	"claviger/trustee"
@@ -62,17 +63,17 @@ func TestSecretFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, name := range append(files, ring) {
-		writeFile(t, in(name), "")
+		kmstest.WriteFile(t, in(name), "")
 	}
-	writeFile(t, in("ssl-server.xml"), siteXML("ssl.server.keystore.location", in("server.jks"), "ssl.server.keystore.password", "changeit"))
-	writeFile(t, in("ssl-client.xml"), siteXML("ssl.client.keystore.location", in("client.jks")))
-	writeFile(t, in("kts-site.xml"), siteXML("cloudera.trustee.keyprovider.hostname-ACTIVE", "kts1", "cloudera.trustee.keyprovider.auth.file", in("org.auth")))
+	kmstest.WriteFile(t, in("ssl-server.xml"), kmstest.SiteXML("ssl.server.keystore.location", in("server.jks"), "ssl.server.keystore.password", "changeit"))
+	kmstest.WriteFile(t, in("ssl-client.xml"), kmstest.SiteXML("ssl.client.keystore.location", in("client.jks")))
+	kmstest.WriteFile(t, in("kts-site.xml"), kmstest.SiteXML("cloudera.trustee.keyprovider.hostname-ACTIVE", "kts1", "cloudera.trustee.keyprovider.auth.file", in("org.auth")))
 	files = slices.DeleteFunc(files, func(name string) bool { return name == "kts-site.xml" }) // the secret is in the other file
 	if err := pkcs11.WriteKeystoreFile(in("luna.keystore"), pkcs11.FileConfig{Module: "/lib/x.so", Token: "kms", PINFile: in("pin"), Profile: pkcs11.Luna}); err != nil {
 		t.Fatal(err)
 	}
-	writeFile(t, in("kms-acls.xml"), siteXML())
-	writeSite(t, dir, props)
+	kmstest.WriteFile(t, in("kms-acls.xml"), kmstest.SiteXML())
+	kmstest.WriteSite(t, dir, props)
 	conf, err := hadoopconf.LoadKMS(dir, os.LookupEnv)
 	if err != nil {
 		t.Fatal(err)
@@ -118,7 +119,7 @@ func TestSecretFiles(t *testing.T) {
 		}
 	}
 	props["hadoop.security.group.mapping.ldap.bind.password"] = "in clear"
-	writeSite(t, dir, props)
+	kmstest.WriteSite(t, dir, props)
 	if conf, err = hadoopconf.LoadKMS(dir, os.LookupEnv); err != nil {
 		t.Fatal(err)
 	}
@@ -144,19 +145,19 @@ func TestSecretFiles(t *testing.T) {
 func TestSecretFilesTold(t *testing.T) {
 	dir := t.TempDir()
 	signature := filepath.Join(dir, "signature.secret")
-	writeFile(t, signature, "secret")
+	kmstest.WriteFile(t, signature, "secret")
 	if err := os.Chmod(signature, 0o644); err != nil { //nolint:gosec // it is what is tested
 		t.Fatal(err)
 	}
-	writeFile(t, filepath.Join(dir, "kms-acls.xml"), siteXML("default.key.acl.MANAGEMENT", "*"))
-	writeSite(t, dir, map[string]string{
+	kmstest.WriteFile(t, filepath.Join(dir, "kms-acls.xml"), kmstest.SiteXML("default.key.acl.MANAGEMENT", "*"))
+	kmstest.WriteSite(t, dir, map[string]string{
 		hadoopconf.ProviderURI: "jceks://file@" + filepath.Join(dir, "kms.keystore"), "hadoop.kms.http.host": "127.0.0.1", "claviger.audit.file": filepath.Join(dir, "audit.log"),
 		signerKind: "file", "hadoop.kms.authentication.signature.secret.file": signature,
 	})
 	log := &logtest.Buffer{}
 	kms, end := serveLogged(t, dir, slog.New(slog.NewTextHandler(log, nil)))
-	status, r := readyz(t, kms)
-	i := slices.IndexFunc(r.Checks, func(c check) bool { return c.Name == "files with secrets" })
+	status, r := kmstest.Readyz(t, kms)
+	i := slices.IndexFunc(r.Checks, func(c kmstest.Check) bool { return c.Name == "files with secrets" })
 	want := "signature secret " + signature + " may be read by everybody (mode 0644); cure: chmod o= " + signature
 	if status != http.StatusOK || !r.Ready || i < 0 || r.Checks[i].OK || !r.Checks[i].Informational || r.Checks[i].Error == "" || strings.Contains(r.Checks[i].Error, dir) {
 		t.Errorf("%d, %+v", status, r)

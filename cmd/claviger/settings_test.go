@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"claviger/hadoopconf"
+	"claviger/kms/kmstest"
 )
 
 // TestMigrationSettings: properties of migrations that cannot be used stop the start, and
@@ -30,7 +31,7 @@ func TestMigrationSettings(t *testing.T) {
 		site := map[string]string{hadoopconf.ProviderURI: "jceks://file@" + filepath.Join(dir, "kms.keystore"),
 			"claviger.migration.ours": "both@1"}
 		site[c.name] = c.value
-		writeSite(t, dir, site)
+		kmstest.WriteSite(t, dir, site)
 		conf, err := hadoopconf.LoadKMS(dir, os.LookupEnv)
 		if err != nil {
 			t.Fatal(err)
@@ -53,7 +54,7 @@ func TestMigrationSettings(t *testing.T) {
 // TestNoHSM: a command on a token says what to give where the configuration has none.
 func TestNoHSM(t *testing.T) {
 	dir := t.TempDir()
-	writeSite(t, dir, map[string]string{hadoopconf.ProviderURI: "jceks://file@" + filepath.Join(dir, "kms.keystore")})
+	kmstest.WriteSite(t, dir, map[string]string{hadoopconf.ProviderURI: "jceks://file@" + filepath.Join(dir, "kms.keystore")})
 	for _, name := range []string{"list", "inspect"} {
 		out, err := command(t, "hsm", name, "--conf", dir)
 		if err == nil || !strings.Contains(out, "kms-site.xml") || !strings.Contains(out, "is no HSM; give the configuration folder of a server with an HSM") || !strings.Contains(out, "claviger key list --provider") {

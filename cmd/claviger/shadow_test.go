@@ -8,6 +8,7 @@ import (
 	"claviger"
 	"claviger/hadoopconf"
 	"claviger/internal/softhsm/softhsmtest"
+	"claviger/kms/kmstest"
 	"claviger/pkcs11"
 	"claviger/provider"
 	"claviger/provider/kmsclient"
@@ -20,9 +21,9 @@ import (
 func TestShadowingOverTheWire(t *testing.T) {
 	t.Setenv("HADOOP_USER_NAME", "hsmkms")
 	old := t.TempDir()
-	writeFile(t, filepath.Join(old, "kms-acls.xml"), siteXML("key.acl.payroll.ALL", "alice", "key.acl.payroll.MANAGEMENT", "alice",
+	kmstest.WriteFile(t, filepath.Join(old, "kms-acls.xml"), kmstest.SiteXML("key.acl.payroll.ALL", "alice", "key.acl.payroll.MANAGEMENT", "alice",
 		"whitelist.key.acl.READ", "hsmkms", "whitelist.key.acl.DECRYPT_EEK", "hsmkms"))
-	writeSite(t, old, map[string]string{
+	kmstest.WriteSite(t, old, map[string]string{
 		hadoopconf.ProviderURI: "jceks://file@" + filepath.Join(old, "kms.keystore"), "hadoop.kms.http.host": "127.0.0.1",
 		"claviger.audit.file":               filepath.Join(old, "audit.log"),
 		"hadoop.kms.proxyuser.hsmkms.users": "*", "hadoop.kms.proxyuser.hsmkms.hosts": "*",
@@ -67,9 +68,9 @@ func TestShadowingOverTheWire(t *testing.T) {
 	if err := pkcs11.WriteKeystoreFile(file, pkcs11.FileConfig{Module: tok.Module, Token: tok.Label, PINFile: tok.PINFile, Profile: pkcs11.SoftHSM}); err != nil {
 		t.Fatal(err)
 	}
-	writeFile(t, filepath.Join(dir, "kms-acls.xml"), siteXML("key.acl.payroll.ALL", "alice", "key.acl.scratch.ALL", "bob", "key.acl.scratch.MANAGEMENT", "bob",
+	kmstest.WriteFile(t, filepath.Join(dir, "kms-acls.xml"), kmstest.SiteXML("key.acl.payroll.ALL", "alice", "key.acl.scratch.ALL", "bob", "key.acl.scratch.MANAGEMENT", "bob",
 		"whitelist.key.acl.GENERATE_EEK", "nn", "default.key.acl.MIGRATE", "mover"))
-	writeSite(t, dir, map[string]string{
+	kmstest.WriteSite(t, dir, map[string]string{
 		hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + file, hadoopconf.SourceURI: sourceURI, hadoopconf.ReencryptionEnable: "true",
 		hadoopconf.MetastoreURI: "sqlite://" + filepath.Join(dir, "c.db"), "hadoop.kms.http.host": "127.0.0.1", "claviger.audit.file": filepath.Join(dir, "audit.log"),
 	})

@@ -17,6 +17,7 @@ import (
 	"claviger/internal/pgtest"
 	"claviger/internal/softhsm/softhsmtest"
 	"claviger/internal/zktest"
+	"claviger/kms/kmstest"
 	"claviger/pkcs11"
 )
 
@@ -72,7 +73,7 @@ func (s *starting) listens() bool {
 }
 
 func (s *starting) ready() bool {
-	status, _ := fetch(s.t, s.kms, "/readyz", "")
+	status, _ := kmstest.Get(s.t, s.kms, "/readyz", "")
 	return status == http.StatusOK
 }
 
@@ -89,8 +90,8 @@ func TestStartWaits(t *testing.T) {
 	if err := pkcs11.WriteKeystoreFile(file, pkcs11.FileConfig{Module: tok.Module, Token: tok.Label, PINFile: tok.PINFile, Profile: pkcs11.SoftHSM}); err != nil {
 		t.Fatal(err)
 	}
-	writeFile(t, filepath.Join(dir, "kms-acls.xml"), siteXML("default.key.acl.MANAGEMENT", "*"))
-	writeSite(t, dir, map[string]string{hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + file, hadoopconf.MetastoreURI: uri, "hadoop.kms.http.host": "127.0.0.1", "claviger.audit.file": filepath.Join(dir, "audit.log")})
+	kmstest.WriteFile(t, filepath.Join(dir, "kms-acls.xml"), kmstest.SiteXML("default.key.acl.MANAGEMENT", "*"))
+	kmstest.WriteSite(t, dir, map[string]string{hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + file, hadoopconf.MetastoreURI: uri, "hadoop.kms.http.host": "127.0.0.1", "claviger.audit.file": filepath.Join(dir, "audit.log")})
 	node := newStarting(t, dir)
 	kms := node.kms
 	_, end := node.begin()
@@ -101,11 +102,11 @@ func TestStartWaits(t *testing.T) {
 
 	log, end := node.begin()
 	node.until("it listens", node.listens)
-	status, body := fetch(t, kms, "/readyz", "")
+	status, body := kmstest.Get(t, kms, "/readyz", "")
 	if status != http.StatusServiceUnavailable || !strings.Contains(body, "waits to start") || !strings.Contains(body, server.Addr) || !strings.Contains(body, hadoopconf.MetastoreURI) {
 		t.Errorf("%d %s", status, body)
 	}
-	if status, body := fetch(t, kms, "/kms/v1/keys/names", "a"); status != http.StatusServiceUnavailable || !strings.Contains(body, "StandbyException") {
+	if status, body := kmstest.Get(t, kms, "/kms/v1/keys/names", "a"); status != http.StatusServiceUnavailable || !strings.Contains(body, "StandbyException") {
 		t.Errorf("a client: %d %s", status, body)
 	}
 	if _, err := os.Stat(filepath.Join(dir, "ready")); err == nil {
@@ -113,7 +114,7 @@ func TestStartWaits(t *testing.T) {
 	}
 	server.Start(t)
 	node.until("it serves", node.ready)
-	if status, names := fetch(t, kms, "/kms/v1/keys/names", "a"); status != http.StatusOK || strings.TrimSpace(names) != "[]" {
+	if status, names := kmstest.Get(t, kms, "/kms/v1/keys/names", "a"); status != http.StatusOK || strings.TrimSpace(names) != "[]" {
 		t.Errorf("a client: %d %s", status, names)
 	}
 	if said := log.String(); strings.Count(said, "is away; it is tried again") != 1 {
@@ -124,7 +125,7 @@ func TestStartWaits(t *testing.T) {
 	}
 
 	// What a person must mend is not waited for.
-	writeSite(t, dir, map[string]string{hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + file, hadoopconf.MetastoreURI: server.URI("nobody_here", "test1"), "hadoop.kms.http.host": "127.0.0.1"})
+	kmstest.WriteSite(t, dir, map[string]string{hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + file, hadoopconf.MetastoreURI: server.URI("nobody_here", "test1"), "hadoop.kms.http.host": "127.0.0.1"})
 	if err := serveKMS(t.Context(), kmsFlags{conf: dir, port: node.port}, slog.New(slog.DiscardHandler),
 		new(slog.LevelVar)); err == nil || !strings.Contains(err.Error(), "nobody_here") {
 		t.Errorf("a role that does not exist: %v", err)
@@ -137,8 +138,8 @@ func TestStartWaitsForZooKeeper(t *testing.T) {
 	server := zktest.Start(t, zktest.Options{})
 	server.Stop()
 	dir := t.TempDir()
-	writeFile(t, filepath.Join(dir, "kms-acls.xml"), siteXML("default.key.acl.MANAGEMENT", "*"))
-	writeSite(t, dir, with(signerSite, signerEnsemble, server.Addr, signerPrefix+"auth.type", "none",
+	kmstest.WriteFile(t, filepath.Join(dir, "kms-acls.xml"), kmstest.SiteXML("default.key.acl.MANAGEMENT", "*"))
+	kmstest.WriteSite(t, dir, with(signerSite, signerEnsemble, server.Addr, signerPrefix+"auth.type", "none",
 		tokensEnable, "true", tokensEnsemble, server.Addr, tokensPrefix+"zkAuthType", "none",
 		hadoopconf.ProviderURI, "jceks://file@"+filepath.Join(dir, "kms.keystore"), "hadoop.kms.http.host", "127.0.0.1", "claviger.audit.file", filepath.Join(dir, "audit.log")))
 	node := newStarting(t, dir)
@@ -147,11 +148,11 @@ func TestStartWaitsForZooKeeper(t *testing.T) {
 		if !node.listens() {
 			return false
 		}
-		status, body := fetch(t, node.kms, "/readyz", "")
+		status, body := kmstest.Get(t, node.kms, "/readyz", "")
 		return status == http.StatusServiceUnavailable && strings.Contains(body, "waits to start") &&
 			strings.Contains(body, server.Addr)
 	})
-	if status, body := fetch(t, node.kms, "/kms/v1/keys/names", "a"); status != http.StatusServiceUnavailable ||
+	if status, body := kmstest.Get(t, node.kms, "/kms/v1/keys/names", "a"); status != http.StatusServiceUnavailable ||
 		!strings.Contains(body, "StandbyException") {
 		t.Errorf("a client: %d %s", status, body)
 	}

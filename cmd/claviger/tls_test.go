@@ -17,6 +17,7 @@ import (
 
 	"claviger/hadoopconf"
 	"claviger/keystore"
+	"claviger/kms/kmstest"
 	"claviger/provider"
 	"claviger/secret"
 )
@@ -67,30 +68,14 @@ func tlsFolder(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	writeFile(t, filepath.Join(dir, "c.jceks"), string(data))
+	kmstest.WriteFile(t, filepath.Join(dir, "c.jceks"), string(data))
 	return dir
-}
-
-func writeFile(t *testing.T, path, text string) {
-	t.Helper()
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-}
-
-func siteXML(pairs ...string) string {
-	var b strings.Builder
-	b.WriteString("<configuration>\n")
-	for i := 0; i < len(pairs); i += 2 {
-		fmt.Fprintf(&b, "<property><name>%s</name><value>%s</value></property>\n", pairs[i], pairs[i+1])
-	}
-	return b.String() + "</configuration>\n"
 }
 
 // tlsServer is a server on the folder, whose TLS alone is looked at.
 func tlsServer(t *testing.T, dir string, log *slog.Logger, site ...string) *kmsServer {
 	t.Helper()
-	writeFile(t, filepath.Join(dir, "kms-site.xml"), siteXML(append([]string{
+	kmstest.WriteFile(t, filepath.Join(dir, "kms-site.xml"), kmstest.SiteXML(append([]string{
 		"hadoop.kms.ssl.enabled", "true",
 		keystore.CredentialPathProperty, "localjceks://file" + filepath.Join(dir, "c.jceks"),
 		keystore.CredentialFallbackProperty, "false",
@@ -137,7 +122,7 @@ func TestTLS(t *testing.T) {
 	t.Run("Java client", func(t *testing.T) { javaTLSClient(t, dir) })
 	t.Run("refused", func(t *testing.T) { tlsRefused(t, dir) })
 	t.Run("environment", func(t *testing.T) {
-		writeFile(t, filepath.Join(dir, "ssl-server.xml"), siteXML("ssl.server.keystore.location", filepath.Join(dir, "missing.jks")))
+		kmstest.WriteFile(t, filepath.Join(dir, "ssl-server.xml"), kmstest.SiteXML("ssl.server.keystore.location", filepath.Join(dir, "missing.jks")))
 		t.Setenv("KMS_SSL_KEYSTORE_FILE", filepath.Join(dir, "server.jks"))
 		var log bytes.Buffer
 		s := tlsServer(t, dir, slog.New(slog.NewTextHandler(&log, nil)))
@@ -154,7 +139,7 @@ func TestTLS(t *testing.T) {
 // suite that is left out, and client certificates.
 func javaTLSClient(t *testing.T, dir string) {
 	const excluded = "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"
-	writeFile(t, filepath.Join(dir, "ssl-server.xml"), siteXML("ssl.server.keystore.location", filepath.Join(dir, "server.jks"),
+	kmstest.WriteFile(t, filepath.Join(dir, "ssl-server.xml"), kmstest.SiteXML("ssl.server.keystore.location", filepath.Join(dir, "server.jks"),
 		"ssl.server.exclude.cipher.list", excluded+",.*_CHACHA20_.*"))
 	javaTool(t, "javac", "-d", dir, "testdata/java/TLSClient.java")
 	client := func(port, protocol, suite, keys string) []string {
@@ -199,7 +184,7 @@ func javaTLSClient(t *testing.T, dir string) {
 	defer stopOnly()
 	expect(client(listenTLS(t, conf), "TLSv1.3", "-", "-"), "refused", "refused")
 
-	writeFile(t, filepath.Join(dir, "ssl-server.xml"), siteXML("ssl.server.keystore.location", filepath.Join(dir, "server.jks"),
+	kmstest.WriteFile(t, filepath.Join(dir, "ssl-server.xml"), kmstest.SiteXML("ssl.server.keystore.location", filepath.Join(dir, "server.jks"),
 		"ssl.server.truststore.location", filepath.Join(dir, "trust.jks"), "ssl.server.need.client.auth", "true"))
 	conf, stopNeed, err := serverTLS(s.conf, s.log)
 	if err != nil {
@@ -249,7 +234,7 @@ func tlsRefused(t *testing.T, dir string) {
 		{nil, []string{"ssl.server.keystore.password", "clear"}, ""}, // the credential store's goes first
 		{[]string{keystore.CredentialPathProperty, "localjceks://file/nowhere/none.jceks"}, []string{"ssl.server.keystore.password", "clear"}, keystore.CredentialFallbackProperty + "=false forbids"},
 	} {
-		writeFile(t, filepath.Join(dir, "ssl-server.xml"), siteXML(append([]string{"ssl.server.keystore.location", filepath.Join(dir, "server.jks")}, test.server...)...))
+		kmstest.WriteFile(t, filepath.Join(dir, "ssl-server.xml"), kmstest.SiteXML(append([]string{"ssl.server.keystore.location", filepath.Join(dir, "server.jks")}, test.server...)...))
 		s := tlsServer(t, dir, slog.New(slog.DiscardHandler), test.site...)
 		_, stop, err := serverTLS(s.conf, s.log)
 		stop()
@@ -286,7 +271,7 @@ func clientTrust(t *testing.T, dir string) {
 	if _, err := trusts(nil); err == nil || !strings.Contains(err.Error(), "wrong password") {
 		t.Errorf("with a wrong password: %v", err)
 	}
-	writeFile(t, filepath.Join(dir, "ssl-client.xml"), siteXML("ssl.client.truststore.location", trust))
+	kmstest.WriteFile(t, filepath.Join(dir, "ssl-client.xml"), kmstest.SiteXML("ssl.client.truststore.location", trust))
 	if ok, err := trusts(nil); !ok || err != nil {
 		t.Errorf("from ssl-client.xml, before the environment: %t, %v", ok, err)
 	}

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"claviger"
+	"claviger/kms/kmstest"
 	"claviger/provider"
 	"claviger/trustee/location"
 	"claviger/trustee/server/sqlite"
@@ -21,7 +22,9 @@ func TestTrusteeAdopt(t *testing.T) {
 	dir, _ := newTrustee(t, "127.0.0.1")
 	file := filepath.Join(dir, location.FileName)
 	url, stop := startTrustee(t, trusteeFlags{dir: dir})
-	write := func(name string, pairs ...string) { writeFile(t, filepath.Join(conf, name), siteXML(pairs...)) }
+	write := func(name string, pairs ...string) {
+		kmstest.WriteFile(t, filepath.Join(conf, name), kmstest.SiteXML(pairs...))
+	}
 	const kts = "cloudera.trustee.keyprovider."
 	site := func(url string) {
 		write("kts-site.xml", kts+"hostname-ACTIVE", strings.TrimPrefix(url, "https://"), kts+"org", "ORG", kts+"auth", "walrus",

@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"claviger/kms/kmstest"
 )
 
 // maxExposure is the most that systemd-analyze may say of the unit, of 10: it is 1.6.
@@ -50,12 +52,12 @@ func TestUnit(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
 			file := filepath.Join(dir, "claviger-kms.service")
-			writeFile(t, file, unit)
+			kmstest.WriteFile(t, file, unit)
 			if dropIn != "" {
 				if err := os.Mkdir(file+".d", 0o755); err != nil {
 					t.Fatal(err)
 				}
-				writeFile(t, filepath.Join(file+".d", "one.conf"), dropIn)
+				kmstest.WriteFile(t, filepath.Join(file+".d", "one.conf"), dropIn)
 			}
 			out, err := exec.CommandContext(t.Context(), analyze, "verify", file).CombinedOutput()
 			if err != nil || strings.Contains(string(out), "claviger-kms.service") {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"claviger/hadoopconf"
+	"claviger/kms/kmstest"
 )
 
 // serveWith runs a KMS with properties over what it needs, and returns its
@@ -21,7 +22,7 @@ func serveWith(t *testing.T, props map[string]string) string {
 	dir := t.TempDir()
 	all := map[string]string{hadoopconf.ProviderURI: "jceks://file@" + filepath.Join(dir, "kms.keystore"), "hadoop.kms.http.host": "127.0.0.1", "claviger.audit.file": filepath.Join(dir, "audit.log")}
 	maps.Copy(all, props)
-	writeSite(t, dir, all)
+	kmstest.WriteSite(t, dir, all)
 	return strings.TrimSuffix(strings.TrimPrefix(serve(t, dir), "http://"), "/kms")
 }
 

@@ -1,0 +1,155 @@
+// Package kmstest holds what tests of a whole KMS share: configuration folders, a KMS that is started by
+// one, and requests to it. It does not import package kms, so that the tests of kms itself can use it.
+package kmstest
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"claviger/hadoopconf"
+	"claviger/internal/softhsm/softhsmtest"
+	"claviger/pkcs11"
+)
+
+// WriteFile writes a file that its owner alone can read.
+func WriteFile(t testing.TB, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// SiteXML returns a configuration file with these names and values, each pair in a line of its own.
+func SiteXML(pairs ...string) string {
+	var b strings.Builder
+	b.WriteString("<configuration>\n")
+	for i := 0; i < len(pairs); i += 2 {
+		fmt.Fprintf(&b, "<property><name>%s</name><value>%s</value></property>\n", pairs[i], pairs[i+1])
+	}
+	return b.String() + "</configuration>\n"
+}
+
+// WriteSite writes a kms-site.xml with these properties into dir.
+func WriteSite(t testing.TB, dir string, properties map[string]string) {
+	t.Helper()
+	var pairs []string
+	for name, value := range properties {
+		pairs = append(pairs, name, value)
+	}
+	WriteFile(t, filepath.Join(dir, "kms-site.xml"), SiteXML(pairs...))
+}
+
+// Conf loads a new configuration folder with these properties.
+func Conf(t testing.TB, properties map[string]string) *hadoopconf.Conf {
+	t.Helper()
+	dir := t.TempDir()
+	WriteSite(t, dir, properties)
+	conf, err := hadoopconf.LoadKMS(dir, os.LookupEnv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return conf
+}
+
+// HSM makes a SoftHSM token and a folder with its keystore file. It returns the folder, into which the
+// caller writes a kms-site.xml, and properties for a KMS on the token.
+func HSM(t testing.TB) (dir string, properties map[string]string) {
+	t.Helper()
+	dir, tok := t.TempDir(), softhsmtest.New(t)
+	file := filepath.Join(dir, "luna.keystore")
+	if err := pkcs11.WriteKeystoreFile(file, pkcs11.FileConfig{Module: tok.Module, Token: tok.Label,
+		PINFile: tok.PINFile, Profile: pkcs11.SoftHSM}); err != nil {
+		t.Fatal(err)
+	}
+	return dir, map[string]string{
+		hadoopconf.ProviderURI:                "cloudera.hsmkp://file@" + file,
+		hadoopconf.MetastoreURI:               "sqlite://" + filepath.Join(dir, "c.db"),
+		"hadoop.kms.http.host":                "127.0.0.1",
+		"hadoop.kms.key.authorization.enable": "false",
+		"claviger.audit.file":                 filepath.Join(dir, "audit.log"),
+	}
+}
+
+// Start runs serve, which is to write its base URL into the file ready, until stop is called. stop
+// returns the error of serve.
+func Start(t testing.TB, serve func(ctx context.Context, ready string) error) (url string, stop func() error) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	ready := filepath.Join(t.TempDir(), "ready")
+	ended := make(chan error, 1)
+	go func() { ended <- serve(ctx, ready) }()
+	stop = func() error {
+		cancel()
+		return <-ended
+	}
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		if url, err := os.ReadFile(ready); err == nil {
+			return strings.TrimSpace(string(url)), stop
+		}
+		select {
+		case err := <-ended:
+			cancel()
+			t.Fatalf("the KMS did not start: %v", err)
+		default:
+		}
+	}
+	t.Fatalf("the KMS did not start in time (%v)", stop())
+	return "", nil
+}
+
+// Get gets a path of a server, as a user; "" is no user.
+func Get(t testing.TB, base, path, user string) (status int, body string) {
+	t.Helper()
+	url := strings.TrimSuffix(base, "/kms") + path
+	if user != "" {
+		sep := "?"
+		if strings.Contains(path, "?") {
+			sep = "&"
+		}
+		url += sep + "user.name=" + user
+	}
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := io.ReadAll(resp.Body)
+	if err := errors.Join(err, resp.Body.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode, string(text)
+}
+
+// Readiness is the answer of /readyz.
+type Readiness struct {
+	Ready  bool
+	Checks []Check
+}
+
+// Check is one condition of readiness.
+type Check struct {
+	Name, Error, By   string
+	OK, Informational bool
+}
+
+// Readyz asks a server whether it is ready.
+func Readyz(t testing.TB, base string) (status int, r Readiness) {
+	t.Helper()
+	status, body := Get(t, base, "/readyz", "")
+	if err := json.Unmarshal([]byte(body), &r); err != nil {
+		t.Fatalf("%v in %s", err, body)
+	}
+	return status, r
+}
