@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"slices"
 	"strings"
@@ -14,7 +13,6 @@ import (
 
 	"claviger/audit"
 	"claviger/hadoopconf"
-	"claviger/metastore/location"
 	"claviger/terminal"
 )
 
@@ -125,17 +123,12 @@ func (f *auditVerifyFlags) noted(ctx context.Context, paths []string) ([]audit.H
 		if err != nil {
 			return nil, err
 		}
-		r := &reader{conf: conf}
-		set := r.audit()
-		if r.err != nil {
-			return nil, r.err
-		}
-		store, err := location.OpenReadOnly(ctx, conf, slog.New(slog.DiscardHandler))
+		stored, end, err := auditHead(ctx, conf)
 		if err != nil {
 			return nil, err
 		}
-		defer func() { _ = store.Close() }()
-		from = append(from, storedHead{store, set.node})
+		defer end()
+		from = append(from, stored)
 	}
 	var heads []audit.Head
 	for _, source := range from {

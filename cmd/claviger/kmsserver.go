@@ -26,28 +26,39 @@ import (
 	"claviger/web"
 )
 
-// serveKMS runs the server until ctx ends.
-func serveKMS(ctx context.Context, f kmsFlags, log *slog.Logger, level *slog.LevelVar) (err error) {
+// Options are what a command line adds to a configuration folder.
+type Options struct {
+	Conf      string // the configuration folder
+	Port      int    // to listen at instead of hadoop.kms.http.port; 0: any free one, negative: as configured
+	TLS       bool   // serve https, as hadoop.kms.ssl.enabled does
+	ReadyFile string // gets the base URL once requests are served; "": no file
+	Log       *slog.Logger
+	Level     *slog.LevelVar // of Log, which /logLevel changes
+}
+
+// serveKMS runs a KMS until ctx ends.
+func serveKMS(ctx context.Context, o Options) (err error) {
+	log := o.Log
 	buildinfo.Read().Log(log)
-	conf, err := hadoopconf.LoadKMS(f.conf, os.LookupEnv)
+	conf, err := hadoopconf.LoadKMS(o.Conf, os.LookupEnv)
 	if err != nil {
 		return err
 	}
 	for _, w := range conf.Warnings() {
 		log.Warn(w)
 	}
-	if f.port >= 0 {
-		conf.Override("hadoop.kms.http.port", strconv.Itoa(f.port), "--http-port")
+	if o.Port >= 0 {
+		conf.Override("hadoop.kms.http.port", strconv.Itoa(o.Port), "--http-port")
 	}
-	if f.tls {
+	if o.TLS {
 		conf.Override("hadoop.kms.ssl.enabled", "true", "--tls")
 	}
-	// All that can be wrong is found before anything is opened.
+	// All settings are checked before anything is opened.
 	set, err := readKMSSettings(conf)
 	if err != nil {
 		return err
 	}
-	s, front, err := openPatiently(ctx, conf, set, log, level)
+	s, front, err := openPatiently(ctx, conf, set, log, o.Level)
 	if err != nil {
 		return err
 	}
@@ -56,7 +67,7 @@ func serveKMS(ctx context.Context, f kmsFlags, log *slog.Logger, level *slog.Lev
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
 	defer func() { err = errors.Join(err, front.close(set.shutdown)) }()
-	return s.run(ctx, front, f.ready)
+	return s.run(ctx, front, o.ReadyFile)
 }
 
 // firstComparison is how long a start waits for the sources' word on rolls of migrated

@@ -14,7 +14,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"claviger"
-	"claviger/audit"
 	"claviger/hadoopconf"
 	"claviger/migrate"
 	"claviger/migrate/report"
@@ -245,13 +244,7 @@ func (m *migration) mayMake() error {
 
 // audited makes the engine anew, so that it audits; end closes the log.
 func (m *migration) audited() (end func() error, err error) {
-	r := &reader{conf: m.svc.Conf}
-	settings := r.audit()
-	if r.err != nil {
-		return nil, r.err
-	}
-	settings.rotation = audit.Rotation{}                                           // which a server that runs here may do at the same time
-	trail, err := openAudit(m.ctx, settings, m.svc, struct{ io.Writer }{m.stderr}) // not to be closed with the log
+	trail, err := m.svc.openTrail(m.ctx, m.stderr)
 	if err != nil {
 		return nil, fmt.Errorf("%w (where a server is running here, it can take the keys over itself: claviger key migrate NAME --provider URI)", err)
 	}

@@ -250,7 +250,7 @@ func startOnce(t *testing.T, dir string) (log string, err error) {
 	defer stop()
 	text := &logtest.Buffer{}
 	h := startLog{slog.NewTextHandler(text, nil), stop}
-	err = serveKMS(ctx, kmsFlags{conf: dir, port: -1}, slog.New(h), new(slog.LevelVar))
+	err = serveKMS(ctx, Options{Conf: dir, Port: -1, Log: slog.New(h), Level: new(slog.LevelVar)})
 	return text.String(), err
 }
 

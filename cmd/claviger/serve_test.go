@@ -30,6 +30,6 @@ func serveToEnd(t *testing.T, dir string) (url string, end func() error) {
 func serveLogged(t *testing.T, dir string, log *slog.Logger) (url string, end func() error) {
 	t.Helper()
 	return kmstest.Start(t, func(ctx context.Context, ready string) error {
-		return serveKMS(ctx, kmsFlags{conf: dir, port: 0, ready: ready}, log, new(slog.LevelVar))
+		return serveKMS(ctx, Options{Conf: dir, ReadyFile: ready, Log: log, Level: new(slog.LevelVar)})
 	})
 }

@@ -10,8 +10,8 @@ import (
 	"claviger/kms/kmstest"
 )
 
-// TestMigrationSettings: properties of migrations that cannot be used stop the start, and
-// the commands, also where there is no source yet.
+// TestMigrationSettings: properties of migrations that cannot be used stop the start,
+// also where there is no source yet.
 func TestMigrationSettings(t *testing.T) {
 	for _, c := range []struct{ name, value, want string }{
 		{"claviger.migration.versions", "bogus", "it must be auto, all or current"},
@@ -42,23 +42,6 @@ func TestMigrationSettings(t *testing.T) {
 		_, err = readKMSSettings(conf)
 		if (err == nil) != (c.want == "") || err != nil && (!strings.Contains(err.Error(), c.name) || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), "kms-site.xml")) {
 			t.Errorf("%s = %q: %v, want an error that says %q", c.name, c.value, err, c.want)
-		}
-		if c.name == "claviger.migration.versions" && c.want != "" {
-			if out, err := command(t, "migrate", "status", "--conf", dir); err == nil || !strings.Contains(out, c.want) {
-				t.Errorf("migrate status: %v\n%s", err, out)
-			}
-		}
-	}
-}
-
-// TestNoHSM: a command on a token says what to give where the configuration has none.
-func TestNoHSM(t *testing.T) {
-	dir := t.TempDir()
-	kmstest.WriteSite(t, dir, map[string]string{hadoopconf.ProviderURI: "jceks://file@" + filepath.Join(dir, "kms.keystore")})
-	for _, name := range []string{"list", "inspect"} {
-		out, err := command(t, "hsm", name, "--conf", dir)
-		if err == nil || !strings.Contains(out, "kms-site.xml") || !strings.Contains(out, "is no HSM; give the configuration folder of a server with an HSM") || !strings.Contains(out, "claviger key list --provider") {
-			t.Errorf("hsm %s: %v\n%s", name, err, out)
 		}
 	}
 }

@@ -48,8 +48,8 @@ func (s *starting) begin() (log *logtest.Buffer, end func() error) {
 	log = &logtest.Buffer{}
 	ended := make(chan error, 1)
 	go func() {
-		ended <- serveKMS(ctx, kmsFlags{conf: s.dir, port: s.port, ready: filepath.Join(s.dir, "ready")},
-			slog.New(slog.NewTextHandler(log, nil)), new(slog.LevelVar))
+		ended <- serveKMS(ctx, Options{Conf: s.dir, Port: s.port, ReadyFile: filepath.Join(s.dir, "ready"),
+			Log: slog.New(slog.NewTextHandler(log, nil)), Level: new(slog.LevelVar)})
 	}()
 	return log, func() error { stop(); return <-ended }
 }
@@ -126,8 +126,8 @@ func TestStartWaits(t *testing.T) {
 
 	// What a person must mend is not waited for.
 	kmstest.WriteSite(t, dir, map[string]string{hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + file, hadoopconf.MetastoreURI: server.URI("nobody_here", "test1"), "hadoop.kms.http.host": "127.0.0.1"})
-	if err := serveKMS(t.Context(), kmsFlags{conf: dir, port: node.port}, slog.New(slog.DiscardHandler),
-		new(slog.LevelVar)); err == nil || !strings.Contains(err.Error(), "nobody_here") {
+	if err := serveKMS(t.Context(), Options{Conf: dir, Port: node.port, Log: slog.New(slog.DiscardHandler),
+		Level: new(slog.LevelVar)}); err == nil || !strings.Contains(err.Error(), "nobody_here") {
 		t.Errorf("a role that does not exist: %v", err)
 	}
 }

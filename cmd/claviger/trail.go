@@ -17,7 +17,9 @@ import (
 
 	"claviger/audit"
 	"claviger/console"
+	"claviger/hadoopconf"
 	"claviger/metastore"
+	"claviger/metastore/location"
 	"claviger/provider"
 	"claviger/secret"
 	"claviger/typo"
@@ -288,6 +290,33 @@ func (s storedHead) Save(ctx context.Context, h audit.Head) error {
 		return err
 	}
 	return s.settings.SetSetting(ctx, s.setting(), string(text))
+}
+
+// auditHead opens the head of a node's chain that is in the metastore of its configuration. end closes the
+// metastore.
+func auditHead(ctx context.Context, conf *hadoopconf.Conf) (head audit.Heads, end func(), err error) {
+	r := &reader{conf: conf}
+	set := r.audit()
+	if r.err != nil {
+		return nil, nil, r.err
+	}
+	store, err := location.OpenReadOnly(ctx, conf, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return nil, nil, err
+	}
+	return storedHead{store, set.node}, func() { _ = store.Close() }, nil // nothing was written
+}
+
+// openTrail opens the audit log of a command that works with svc. Files are not rotated: a server that
+// runs at the same time may do so. out stands for standard output, and is not closed.
+func (s *service) openTrail(ctx context.Context, out io.Writer) (*auditTrail, error) {
+	r := &reader{conf: s.Conf}
+	set := r.audit()
+	if r.err != nil {
+		return nil, r.err
+	}
+	set.rotation = audit.Rotation{}
+	return openAudit(ctx, set, s, struct{ io.Writer }{out})
 }
 
 // standardOutput is not ours to close.

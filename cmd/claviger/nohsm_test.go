@@ -1,0 +1,34 @@
+package main
+
+import (
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"claviger/hadoopconf"
+	"claviger/kms/kmstest"
+)
+
+// TestNoHSM: a command on a token says what to give where the configuration has none.
+func TestNoHSM(t *testing.T) {
+	dir := t.TempDir()
+	kmstest.WriteSite(t, dir, map[string]string{hadoopconf.ProviderURI: "jceks://file@" + filepath.Join(dir, "kms.keystore")})
+	for _, name := range []string{"list", "inspect"} {
+		out, err := command(t, "hsm", name, "--conf", dir)
+		if err == nil || !strings.Contains(out, "kms-site.xml") || !strings.Contains(out, "is no HSM; give the configuration folder of a server with an HSM") || !strings.Contains(out, "claviger key list --provider") {
+			t.Errorf("hsm %s: %v\n%s", name, err, out)
+		}
+	}
+}
+
+// TestCommandsReadSettings: a command refuses a property of migrations that cannot be used, as the server
+// does.
+func TestCommandsReadSettings(t *testing.T) {
+	dir := t.TempDir()
+	kmstest.WriteSite(t, dir, map[string]string{hadoopconf.ProviderURI: "jceks://file@" + filepath.Join(dir, "kms.keystore"),
+		"claviger.migration.versions": "bogus"})
+	out, err := command(t, "migrate", "status", "--conf", dir)
+	if err == nil || !strings.Contains(out, "it must be auto, all or current") {
+		t.Errorf("migrate status: %v\n%s", err, out)
+	}
+}
