@@ -19,7 +19,6 @@ import (
 	"strconv"
 	"strings"
 
-	"claviger"
 	"claviger/secret"
 )
 
@@ -114,33 +113,6 @@ func New(dir string, env func(string) (string, bool)) *Conf {
 		c.system["user.dir"] = wd
 	}
 	return c
-}
-
-// Refuse returns the error for a property that is missing, or whose value cannot be used. want says
-// what value would be right.
-func (c *Conf) Refuse(name, want string) error {
-	p, set := c.Lookup(name)
-	if !set {
-		return fmt.Errorf("property %s is not set: %s", name, want)
-	}
-	v, _ := c.Get(name)
-	return &ValueError{Property: p, Value: v, Want: want}
-}
-
-// Placed returns the error of another room about a property with file, line and value added; nil where err
-// is about no property, or names its line itself.
-func (c *Conf) Placed(err error) error {
-	var there *ValueError
-	var of *claviger.PropertyError
-	if errors.As(err, &there) || !errors.As(err, &of) {
-		return nil
-	}
-	p, set := c.Lookup(of.Name)
-	if !set {
-		return of
-	}
-	v, _ := c.Get(of.Name)
-	return &ValueError{Property: p, Value: v, Want: of.Want, Err: of.Err}
 }
 
 // Dir is the configuration folder.

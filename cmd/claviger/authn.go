@@ -59,7 +59,7 @@ func newAuthenticator(ctx context.Context, conf *hadoopconf.Conf, shared *cluste
 		return nil, err
 	}
 	if validity == 0 {
-		return nil, refuse(conf, prefix+"token.validity", "it must be at least one second")
+		return nil, conf.Refuse(prefix+"token.validity", "it must be at least one second")
 	}
 	groups, err := newGroups(conf, log)
 	if err != nil {
@@ -78,7 +78,7 @@ func newAuthenticator(ctx context.Context, conf *hadoopconf.Conf, shared *cluste
 		return nil, err
 	}
 	if a.Authenticator, err = authn.New(cfg); err != nil {
-		if of := placed(conf, err); of != nil {
+		if of := conf.Placed(err); of != nil {
 			return nil, of
 		}
 		return nil, err
@@ -107,10 +107,10 @@ func (a *authenticator) secretProvider(ctx context.Context, conf *hadoopconf.Con
 		const file = "hadoop.kms.authentication.signature.secret.file"
 		path, ok := conf.Path(file)
 		if !ok {
-			return nil, refuse(conf, signerKind, "set "+file+" to the file that holds the secret")
+			return nil, conf.Refuse(signerKind, "set "+file+" to the file that holds the secret")
 		}
 		secret, err := authn.NewFileSecret(path)
-		if of := placed(conf, err); of != nil {
+		if of := conf.Placed(err); of != nil {
 			return nil, of
 		}
 		return secret, err

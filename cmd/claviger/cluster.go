@@ -86,7 +86,7 @@ func openCluster(ctx context.Context, conf *hadoopconf.Conf, log *slog.Logger) (
 		}
 		const path = signerPrefix + "path"
 		if c.signers, err = zookeeper.NewSigners(client, conf.String(path)); err != nil {
-			return nil, refuse(conf, path, err.Error())
+			return nil, conf.Refuse(path, err.Error())
 		}
 	} else if how := conf.String(signerPrefix + "auth.type"); how == "sasl" {
 		log.Warn(signerPrefix + "auth.type is sasl and has no effect: " + signerKind + " is " + conf.String(signerKind) + "; set it to zookeeper on every node, so that they take each other's cookies")
@@ -104,7 +104,7 @@ func openCluster(ctx context.Context, conf *hadoopconf.Conf, log *slog.Logger) (
 	}
 	const path = tokensPrefix + "znodeWorkingPath"
 	if c.tokens, err = zookeeper.NewTokens(client, conf.String(path)); err != nil {
-		return nil, refuse(conf, path, err.Error())
+		return nil, conf.Refuse(path, err.Error())
 	}
 	return c, nil
 }
@@ -120,11 +120,11 @@ func (c *cluster) connect(conf *hadoopconf.Conf, log *slog.Logger, e ensemble) (
 	servers := e.prefix + e.servers
 	text, set := conf.Get(servers)
 	if !set || strings.Contains(text, "#") { // the template of kms-default.xml
-		return nil, refuse(conf, servers, "set it to the servers of ZooKeeper: HOST:PORT,HOST:PORT")
+		return nil, conf.Refuse(servers, "set it to the servers of ZooKeeper: HOST:PORT,HOST:PORT")
 	}
 	at, err := zookeeper.ParseEnsemble(text)
 	if err != nil {
-		return nil, refuse(conf, servers, err.Error())
+		return nil, conf.Refuse(servers, err.Error())
 	}
 	settings := zookeeper.Config{Ensemble: at, Property: servers, SessionTimeout: e.session, ConnectTimeout: e.connect, Patience: e.connect, Log: log}
 	switch how := conf.String(e.prefix + e.auth); how {
@@ -137,7 +137,7 @@ func (c *cluster) connect(conf *hadoopconf.Conf, log *slog.Logger, e ensemble) (
 			return nil, err
 		}
 	default:
-		return nil, refuse(conf, e.prefix+e.auth, "it must be none or sasl")
+		return nil, conf.Refuse(e.prefix+e.auth, "it must be none or sasl")
 	}
 	if settings.TLS, err = c.zookeeperTLS(conf, log, e.prefix); err != nil {
 		return nil, err
@@ -162,16 +162,16 @@ func zookeeperSASL(conf *hadoopconf.Conf, prefix string) (func(ctx context.Conte
 	}
 	keytab, ok := conf.Path(keytabName)
 	if !ok {
-		return nil, "", refuse(conf, keytabName, "SASL needs a keytab")
+		return nil, "", conf.Refuse(keytabName, "SASL needs a keytab")
 	}
 	if f, err := os.Open(keytab); err != nil {
-		return nil, "", refuse(conf, keytabName, fmt.Sprintf("it must be a keytab that this process can read, with the key of %s: %v", conf.String(principalName), err))
+		return nil, "", conf.Refuse(keytabName, fmt.Sprintf("it must be a keytab that this process can read, with the key of %s: %v", conf.String(principalName), err))
 	} else if err := f.Close(); err != nil {
 		return nil, "", err
 	}
 	principal, err := withHost(conf.String(principalName))
 	if err != nil || principal == "" || strings.Contains(principal, "#") { // the template of kms-default.xml
-		return nil, "", refuse(conf, principalName, "set it to a principal of the keytab, such as kms/_HOST@REALM")
+		return nil, "", conf.Refuse(principalName, "set it to a principal of the keytab, such as kms/_HOST@REALM")
 	}
 	owner := principal
 	if i := strings.IndexAny(owner, "/@"); i >= 0 {
@@ -227,11 +227,11 @@ func (c *cluster) zookeeperTLS(conf *hadoopconf.Conf, log *slog.Logger, prefix s
 		return nil, err
 	}
 	if !ok {
-		return nil, refuse(conf, name, "TLS to ZooKeeper needs a truststore with the certificate of its authority: JKS, PKCS#12 or PEM")
+		return nil, conf.Refuse(name, "TLS to ZooKeeper needs a truststore with the certificate of its authority: JKS, PKCS#12 or PEM")
 	}
 	roots, err := trust.Roots()
 	if err != nil {
-		return nil, badFile(conf, name, err, "")
+		return nil, conf.BadFile(name, err, "")
 	}
 	settings := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots}
 	// Hadoop demands a keystore. Without one, servers that demand no certificate of
@@ -242,7 +242,7 @@ func (c *cluster) zookeeperTLS(conf *hadoopconf.Conf, log *slog.Logger, prefix s
 	}
 	certificate, err := keystore.NewReloader(own.Files(), own.Certificate, keystore.ReloadInterval, log)
 	if err != nil {
-		return nil, badFile(conf, name, err, "")
+		return nil, conf.BadFile(name, err, "")
 	}
 	c.close = append(c.close, func() error { certificate.Close(); return nil })
 	settings.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
@@ -255,7 +255,7 @@ func (c *cluster) zookeeperTLS(conf *hadoopconf.Conf, log *slog.Logger, prefix s
 // rollingSecrets are the cookies' secrets that nodes share.
 func (c *cluster) rollingSecrets(ctx context.Context, conf *hadoopconf.Conf, validity time.Duration, log *slog.Logger) (*authn.RollingSecrets, error) {
 	if c.signers == nil {
-		return nil, refuse(conf, signerKind, "it must be random, file, zookeeper or sql")
+		return nil, conf.Refuse(signerKind, "it must be random, file, zookeeper or sql")
 	}
 	secrets, err := authn.NewRollingSecrets(ctx, authn.RollingConfig{Store: c.signers, Period: validity, Log: log})
 	if err != nil {

@@ -53,7 +53,7 @@ func openGroups(conf *hadoopconf.Conf, log *slog.Logger) (*authn.Groups, error) 
 	}
 	groups, err := authn.NewGroups(conf.String(authn.StaticMappingProperty), ttl, log)
 	if err != nil {
-		return nil, refusedFor(conf, authn.StaticMappingProperty, err, "%v", err)
+		return nil, conf.RefuseFor(authn.StaticMappingProperty, err, "%v", err)
 	}
 	if mappingClass(conf, hadoopconf.GroupMapping) == "CompositeGroupsMapping" {
 		d, err := compositeDirectory(conf, log)
@@ -88,16 +88,16 @@ func compositeDirectory(conf *hadoopconf.Conf, log *slog.Logger) (authn.Director
 	for i, name := range names {
 		switch {
 		case name == "" || strings.TrimSpace(name) != name:
-			return nil, refuse(conf, hadoopconf.GroupProviders, "it must be names of providers, separated by commas without blanks, as in shell,ad")
+			return nil, conf.Refuse(hadoopconf.GroupProviders, "it must be names of providers, separated by commas without blanks, as in shell,ad")
 		case slices.Contains(names[:i], name):
-			return nil, refuse(conf, hadoopconf.GroupProviders, fmt.Sprintf("it names %q twice; take one out", name))
+			return nil, conf.Refuse(hadoopconf.GroupProviders, fmt.Sprintf("it names %q twice; take one out", name))
 		}
 	}
 	var parts []authn.NamedDirectory
 	for _, name := range names {
 		property := hadoopconf.GroupProviderPrefix + name
 		if mappingClass(conf, property) == "" {
-			return nil, refuse(conf, hadoopconf.GroupProviderPrefix+secret.Value(name),
+			return nil, conf.Refuse(hadoopconf.GroupProviderPrefix+secret.Value(name),
 				fmt.Sprintf("%s names the provider %q; set this to its class, or take it out of the list",
 					hadoopconf.GroupProviders, secret.Value(name)))
 		}
@@ -131,7 +131,7 @@ func groupDirectory(conf *hadoopconf.Conf, property string, log *slog.Logger) (a
 		}
 		d, err := authn.LDAPGroups(c)
 		if err != nil {
-			if of := placed(conf, err); of != nil {
+			if of := conf.Placed(err); of != nil {
 				return nil, of
 			}
 			return nil, fmt.Errorf("%s in %s: %w", property, conf.Dir(), err)
@@ -142,7 +142,7 @@ func groupDirectory(conf *hadoopconf.Conf, property string, log *slog.Logger) (a
 	if property == hadoopconf.GroupMapping {
 		want += "CompositeGroupsMapping, "
 	}
-	return nil, refuse(conf, property, want+"or one of the classes that ask the operating system, such as org.apache.hadoop.security.JniBasedUnixGroupsMappingWithFallback")
+	return nil, conf.Refuse(property, want+"or one of the classes that ask the operating system, such as org.apache.hadoop.security.JniBasedUnixGroupsMappingWithFallback")
 }
 
 // conversionRule is what RuleBasedLdapGroupsMapping does with the names of groups.
@@ -156,7 +156,7 @@ func conversionRule(conf *hadoopconf.Conf) (func(string) string, error) {
 	case "none":
 		return nil, nil
 	}
-	return nil, refuse(conf, property, "it must be to_upper, to_lower or none")
+	return nil, conf.Refuse(property, "it must be to_upper, to_lower or none")
 }
 
 // ldapConfig reads the properties of Hadoop's LdapGroupsMapping.
@@ -202,7 +202,7 @@ func ldapConfig(conf *hadoopconf.Conf, log *slog.Logger) (authn.LDAPConfig, erro
 	c.Reread = func() (secret.Bytes, error) { return passwordOrFile(conf, quiet, p+"bind.password") }
 	if c.BindUser != "" && len(c.BindPassword) == 0 {
 		// An LDAP server takes a name without a password for nobody, and lets it in.
-		return c, refuse(conf, p+"bind.user", "set his password, in "+p+"bind.password.file or in a credential store")
+		return c, conf.Refuse(p+"bind.user", "set his password, in "+p+"bind.password.file or in a credential store")
 	}
 	c.TLS, err = ldapTLS(conf, log)
 	return c, err
@@ -222,7 +222,7 @@ func ldapTLS(conf *hadoopconf.Conf, log *slog.Logger) (*tls.Config, error) {
 		return nil, err
 	}
 	if c.RootCAs, err = store.Roots(); err != nil {
-		return nil, badFile(conf, property, err, "")
+		return nil, conf.BadFile(property, err, "")
 	}
 	return c, nil
 }
@@ -243,15 +243,15 @@ func passwordOrFile(conf *hadoopconf.Conf, log *slog.Logger, property string) (s
 	}
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, badFile(conf, property+".file", err, "")
+		return nil, conf.BadFile(property+".file", err, "")
 	}
 	defer f.Close()
 	b, err := io.ReadAll(io.LimitReader(f, maxPasswordFile+1))
 	switch {
 	case err != nil:
-		return nil, badFile(conf, property+".file", err, "")
+		return nil, conf.BadFile(property+".file", err, "")
 	case len(b) > maxPasswordFile:
-		return nil, refuse(conf, property+".file", fmt.Sprintf("%s is longer than %d bytes; is it the right file?", path, maxPasswordFile))
+		return nil, conf.Refuse(property+".file", fmt.Sprintf("%s is longer than %d bytes; is it the right file?", path, maxPasswordFile))
 	}
 	return bytes.TrimSpace(b), nil
 }

@@ -32,7 +32,7 @@ func authHandler(conf *hadoopconf.Conf, anonymous bool, log *slog.Logger) (authn
 	// The names of Hadoop's AuthenticationMethod; one that is none stops it, too.
 	methods := []string{"", "simple", "kerberos", "token", "certificate", "kerberos_ssl", "proxy"}
 	if !slices.Contains(methods, strings.ToLower(conf.String(secured))) {
-		return nil, nil, refuse(conf, secured, "it must be simple or kerberos")
+		return nil, nil, conf.Refuse(secured, "it must be simple or kerberos")
 	}
 	var k *authn.Kerberos
 	var err error
@@ -50,7 +50,7 @@ func authHandler(conf *hadoopconf.Conf, anonymous bool, log *slog.Logger) (authn
 			k = authn.MultiScheme(k)
 		}
 	default:
-		err = refuse(conf, authType, "it must be simple, kerberos, or "+delegationBy+"MultiSchemeDelegationTokenAuthenticationHandler")
+		err = conf.Refuse(authType, "it must be simple, kerberos, or "+delegationBy+"MultiSchemeDelegationTokenAuthenticationHandler")
 	}
 	if err != nil {
 		return nil, nil, err
@@ -65,26 +65,26 @@ func newKerberos(conf *hadoopconf.Conf) (*authn.Kerberos, error) {
 	service := conf.String(authService)
 	switch {
 	case strings.Contains(service, "_HOST"):
-		return nil, refuse(conf, authService, "_HOST is not replaced here, nor in Hadoop's KMS; write the host name that clients use, or * for every HTTP principal of the keytab")
+		return nil, conf.Refuse(authService, "_HOST is not replaced here, nor in Hadoop's KMS; write the host name that clients use, or * for every HTTP principal of the keytab")
 	case service != "*" && !strings.HasPrefix(service, "HTTP/"):
-		return nil, refuse(conf, authService, "it must be HTTP/ and the host name that clients use, or * for every HTTP principal of the keytab")
+		return nil, conf.Refuse(authService, "it must be HTTP/ and the host name that clients use, or * for every HTTP principal of the keytab")
 	}
 	keytab, ok := conf.Path(authKeytab)
 	if !ok {
-		return nil, refuse(conf, authKeytab, "it must be the path of a keytab with the key of "+service)
+		return nil, conf.Refuse(authKeytab, "it must be the path of a keytab with the key of "+service)
 	}
 	acceptor, err := gssapi.NewAcceptor(gssapi.AcceptorConfig{Keytab: keytab, Principals: []string{service}})
 	if errors.Is(err, gssapi.ErrNotBuilt) {
-		return nil, refuse(conf, authType, err.Error())
+		return nil, conf.Refuse(authType, err.Error())
 	}
 	if err != nil {
-		return nil, refusedFor(conf, authKeytab, err,
+		return nil, conf.RefuseFor(authKeytab, err,
 			"it must be a keytab that this process can read, with the key of %s: %v", service, err)
 	}
 	const whitelist = authPrefix + "kerberos.endpoint.whitelist"
 	k, err := authn.NewKerberos(negotiator{acceptor}, conf.Strings(whitelist))
 	if err != nil {
-		return nil, refuse(conf, whitelist, err.Error())
+		return nil, conf.Refuse(whitelist, err.Error())
 	}
 	return k, nil
 }
@@ -141,21 +141,21 @@ func checkSchemes(conf *hadoopconf.Conf) error {
 	)
 	schemes, err := authn.ParseSchemes(conf.String(schemesName))
 	if err != nil {
-		return refuse(conf, schemesName, err.Error())
+		return conf.Refuse(schemesName, err.Error())
 	}
 	for _, s := range schemes {
 		handler := authPrefix + authn.SchemeHandlerProperty(s)
 		if err := authn.CheckScheme(s, conf.String(handler)); err != nil {
-			return refuse(conf, handler, err.Error())
+			return conf.Refuse(handler, err.Error())
 		}
 	}
 	delegation, err := authn.ParseSchemes(conf.String(delegationName))
 	if err != nil {
-		return refuse(conf, delegationName, err.Error())
+		return conf.Refuse(delegationName, err.Error())
 	}
 	for _, s := range delegation {
 		if !slices.Contains(schemes, s) {
-			return refuse(conf, delegationName, s+" is not among those of "+schemesName)
+			return conf.Refuse(delegationName, s+" is not among those of "+schemesName)
 		}
 	}
 	return nil
@@ -194,14 +194,14 @@ func readRules(conf *hadoopconf.Conf, name string) (*authn.Rules, error) {
 		}
 		var err error
 		if mechanism, err = authn.ParseMechanism(text); err != nil {
-			return nil, refuse(conf, property, err.Error())
+			return nil, conf.Refuse(property, err.Error())
 		}
 		break
 	}
 	text := conf.String(name)
 	rules, err := authn.ParseRules(text, mechanism, "")
 	if err != nil {
-		return nil, refuse(conf, name, err.Error())
+		return nil, conf.Refuse(name, err.Error())
 	}
 	if !rules.UsesDefaultRealm() {
 		return rules, nil
@@ -211,7 +211,7 @@ func readRules(conf *hadoopconf.Conf, name string) (*authn.Rules, error) {
 		realm, err = own, nil
 	}
 	if err != nil {
-		return nil, refuse(conf, name, fmt.Sprintf("DEFAULT needs the default realm, and there is none (%v); set default_realm in krb5.conf", err))
+		return nil, conf.Refuse(name, fmt.Sprintf("DEFAULT needs the default realm, and there is none (%v); set default_realm in krb5.conf", err))
 	}
 	return authn.ParseRules(text, mechanism, realm)
 }

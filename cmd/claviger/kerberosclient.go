@@ -59,16 +59,16 @@ func clientLogin(conf *hadoopconf.Conf) (login gssapi.InitiatorConfig, from stri
 		if named {
 			name = clientKeytab
 		}
-		return login, "", refuse(conf, name, clientPrincipal+" and "+clientKeytab+" go together: set both, or none")
+		return login, "", conf.Refuse(name, clientPrincipal+" and "+clientKeytab+" go together: set both, or none")
 	case named && ccache != "":
-		return login, "", refuse(conf, clientCCache, "there is "+clientKeytab+" too: set one of them")
+		return login, "", conf.Refuse(clientCCache, "there is "+clientKeytab+" too: set one of them")
 	case named:
 		if principal, err = withHost(principal); err != nil {
 			return login, "", err
 		}
 		f, err := os.Open(keytab)
 		if err != nil {
-			return login, "", refuse(conf, clientKeytab, fmt.Sprintf("the keytab can't be read (%v); it must hold the key of %s", err, principal))
+			return login, "", conf.Refuse(clientKeytab, fmt.Sprintf("the keytab can't be read (%v); it must hold the key of %s", err, principal))
 		}
 		if err := f.Close(); err != nil {
 			return login, "", err

@@ -28,11 +28,11 @@ func (r *reader) migration() migrationSettings {
 		theirs:   r.versionNames(migrate.PropTheirs),
 	}
 	if !s.versions.Valid() {
-		r.keep(refuse(r.conf, migrate.PropVersions, "it must be auto, all or current"))
+		r.keep(r.conf.Refuse(migrate.PropVersions, "it must be auto, all or current"))
 	}
 	for v := range s.theirs {
 		if s.ours[v] {
-			r.keep(refuse(r.conf, migrate.PropTheirs, migrate.PropOurs+" names "+claviger.Printable(v)+
+			r.keep(r.conf.Refuse(migrate.PropTheirs, migrate.PropOurs+" names "+claviger.Printable(v)+
 				" too, and an EDEK is of one of the two"))
 		}
 	}
@@ -44,7 +44,7 @@ func (r *reader) versionNames(property string) map[string]bool {
 	names := map[string]bool{}
 	for _, v := range r.conf.Strings(property) {
 		if _, ok := claviger.VersionNumber(v); !ok {
-			r.keep(refuse(r.conf, property, "it must be a comma list of key versions, as in finance@3; "+
+			r.keep(r.conf.Refuse(property, "it must be a comma list of key versions, as in finance@3; "+
 				claviger.Printable(v)+" is none"))
 		}
 		names[v] = true

@@ -101,7 +101,7 @@ func (s *service) open(ctx context.Context) error {
 		return err
 	}
 	if len(list) == 0 {
-		return refuse(s.Conf, hadoopconf.ProviderURI, "name the place of the keys in kms-site.xml, as in "+
+		return s.Conf.Refuse(hadoopconf.ProviderURI, "name the place of the keys in kms-site.xml, as in "+
 			"cloudera.hsmkp://file@/etc/claviger/luna.keystore for an HSM; Hadoop's default, a Java keystore in the user's "+
 			"home folder, is not taken. Known schemes: "+strings.Join(registry.Schemes(), ", "))
 	}
@@ -246,7 +246,7 @@ func (s *service) blame(property string, err error) error {
 	if errors.As(err, &there) {
 		return err // of kts-site.xml, ssl-client.xml: it names its own line
 	}
-	if of := placed(s.Conf, err); of != nil {
+	if of := s.Conf.Placed(err); of != nil {
 		return of
 	}
 	p, _ := s.Conf.Lookup(property)

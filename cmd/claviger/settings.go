@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"math"
 	"strings"
@@ -64,7 +63,7 @@ func (r *reader) duration(name string, unit time.Duration) time.Duration {
 func (r *reader) positive(name string, unit time.Duration) time.Duration {
 	d := r.duration(name, unit)
 	if d <= 0 && r.err == nil {
-		r.keep(refuse(r.conf, name, "it must be longer than 0, as in 30s"))
+		r.keep(r.conf.Refuse(name, "it must be longer than 0, as in 30s"))
 	}
 	return d
 }
@@ -119,7 +118,7 @@ func readKMSSettings(conf *hadoopconf.Conf) (kmsSettings, error) {
 		return s, r.err
 	}
 	if _, ok := conf.Get(hadoopconf.SourceURI); s.migrate && !ok && !strings.Contains(conf.String(hadoopconf.ProviderURI), ",") {
-		return s, refuse(conf, hadoopconf.InitiateMigration, fmt.Sprintf("a migration needs a source: set %s to kms://http@HOST:PORT/kms, or this to false", hadoopconf.SourceURI))
+		return s, conf.Refuse(hadoopconf.InitiateMigration, fmt.Sprintf("a migration needs a source: set %s to kms://http@HOST:PORT/kms, or this to false", hadoopconf.SourceURI))
 	}
 	return s, nil
 }
@@ -132,9 +131,9 @@ func (r *reader) newKeys(ring *keyring.Config) {
 	spec := provider.Spec{Name: "k", Cipher: ring.DefaultCipher, BitLength: ring.DefaultBitLength}
 	switch err := provider.CheckSpec("", spec); {
 	case claviger.Is(err, claviger.UnknownCipher):
-		r.keep(refuse(r.conf, "hadoop.security.key.default.cipher", "only AES is known, as in "+claviger.DefaultCipher))
+		r.keep(r.conf.Refuse("hadoop.security.key.default.cipher", "only AES is known, as in "+claviger.DefaultCipher))
 	case err != nil:
-		r.keep(refuse(r.conf, "hadoop.security.key.default.bitlength", "it must be 128, 192 or 256"))
+		r.keep(r.conf.Refuse("hadoop.security.key.default.bitlength", "it must be 128, 192 or 256"))
 	}
 }
 
@@ -156,11 +155,11 @@ func readLimits(r *reader) kmsapi.Limits {
 		l.MaxMemory = r.int(maxMemoryName, 1, 1<<40)
 		if r.err == nil && l.MaxMemory < 2*l.MaxBody {
 			// One user gets half of it.
-			r.keep(refuse(r.conf, maxMemoryName, fmt.Sprintf("it must be at least twice claviger.kms.max.body.bytes, %d, or no user could send the longest body", 2*l.MaxBody)))
+			r.keep(r.conf.Refuse(maxMemoryName, fmt.Sprintf("it must be at least twice claviger.kms.max.body.bytes, %d, or no user could send the longest body", 2*l.MaxBody)))
 		}
 	}
 	if r.err == nil && l.Slow.Grace == 0 {
-		r.keep(refuse(r.conf, "claviger.http.slow.grace", "it must be more than 0: a body has to have some time to come"))
+		r.keep(r.conf.Refuse("claviger.http.slow.grace", "it must be more than 0: a body has to have some time to come"))
 	}
 	return l
 }
@@ -174,42 +173,3 @@ func readAdmission(r *reader) kmsapi.Admission {
 		Wait: max(r.duration("claviger.kms.max.wait", time.Second), time.Millisecond),
 	}
 }
-
-// placed finds in err what another room says of a property, and adds file, line and
-// value; nil where err is of no property, or names its line itself.
-func placed(conf *hadoopconf.Conf, err error) error {
-	var there *hadoopconf.ValueError
-	var of *claviger.PropertyError
-	if errors.As(err, &there) || !errors.As(err, &of) {
-		return nil
-	}
-	p, set := conf.Lookup(of.Name)
-	if !set {
-		return of
-	}
-	v, _ := conf.Get(of.Name)
-	return &hadoopconf.ValueError{Property: p, Value: v, Want: of.Want, Err: of.Err}
-}
-
-// refusedFor is refuse with the error that showed it.
-func refusedFor(conf *hadoopconf.Conf, name string, err error, want string, args ...any) error {
-	of := claviger.BadProperty(name, err, want, args...)
-	if there := placed(conf, of); there != nil {
-		return there
-	}
-	return of
-}
-
-// badFile says that the file which a property names cannot be used. cure may be empty.
-func badFile(conf *hadoopconf.Conf, name string, err error, cure string) error {
-	if of := placed(conf, err); of != nil {
-		return of // of its password, say
-	}
-	if cure != "" {
-		cure = "; " + cure
-	}
-	return refusedFor(conf, name, err, "%v%s", err, cure)
-}
-
-// refuse says that a property's value can't be used.
-func refuse(conf *hadoopconf.Conf, name, want string) error { return conf.Refuse(name, want) }

@@ -121,7 +121,7 @@ func openFront(ctx context.Context, conf *hadoopconf.Conf, set kmsSettings, log 
 		f.stopTLS()
 		var unresolved *net.DNSError
 		if errors.As(err, &unresolved) || errors.Is(err, syscall.EADDRNOTAVAIL) {
-			return nil, refusedFor(conf, "hadoop.kms.http.host", err, "it must be a name or an address of this host, or 0.0.0.0 for all of them: %v", err)
+			return nil, conf.RefuseFor("hadoop.kms.http.host", err, "it must be a name or an address of this host, or 0.0.0.0 for all of them: %v", err)
 		}
 		return nil, fmt.Errorf("listening at the address of hadoop.kms.http.host and hadoop.kms.http.port: %w", err)
 	}

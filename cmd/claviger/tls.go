@@ -34,11 +34,11 @@ func password(site, c *hadoopconf.Conf, log *slog.Logger, name string) (secret.B
 		}
 		storePassword, err := keystore.CredentialPassword(os.LookupEnv, file, site.Dir())
 		if err != nil {
-			return nil, badFile(site, keystore.CredentialPasswordProperty, err, "")
+			return nil, site.BadFile(keystore.CredentialPasswordProperty, err, "")
 		}
 		stores, missing, err := keystore.OpenCredentials(path, storePassword)
 		if err != nil {
-			return nil, badFile(of, keystore.CredentialPathProperty, err, "")
+			return nil, of.BadFile(keystore.CredentialPathProperty, err, "")
 		}
 		for _, m := range missing {
 			log.Warn("a credential store is not there, and taken for empty", "file", secret.Value(m), "property",
@@ -93,7 +93,7 @@ func sslStores(conf *hadoopconf.Conf, log *slog.Logger, property, fallback strin
 	// Cloudera Manager names the usual files whether they are there or not.
 	err := c.AddFile(name, filepath.Base(name) == fallback)
 	if errors.Is(err, fs.ErrNotExist) {
-		return stores{}, badFile(conf, property, err, "make it, or take the property out for "+fallback)
+		return stores{}, conf.BadFile(property, err, "make it, or take the property out for "+fallback)
 	}
 	if err != nil {
 		return stores{}, err
@@ -139,7 +139,7 @@ func serverTLS(site *hadoopconf.Conf, log *slog.Logger) (conf *tls.Config, stop 
 	}
 	r, err := keystore.NewReloader(file.Files(), load, keystore.ReloadInterval, log)
 	if err != nil {
-		return nil, stop, badFile(st.c, "ssl.server.keystore.location", err, "")
+		return nil, stop, st.c.BadFile("ssl.server.keystore.location", err, "")
 	}
 	conf.GetCertificate = keystore.GetCertificate(r)
 	need, err := st.c.Bool("ssl.server.need.client.auth")
@@ -164,7 +164,7 @@ func (s stores) limit(conf *tls.Config) error {
 	if names := s.site.Strings(enabled); len(names) > 0 {
 		lowest, highest, unsafe, err := keystore.Protocols(names)
 		if err != nil {
-			return refuse(s.site, enabled, err.Error())
+			return s.site.Refuse(enabled, err.Error())
 		}
 		if conf.MinVersion, conf.MaxVersion = lowest, highest; len(unsafe) > 0 {
 			s.log.Warn("protocols that are not safe are not spoken", "property", enabled, "left out", strings.Join(unsafe, ", "))
@@ -172,7 +172,7 @@ func (s stores) limit(conf *tls.Config) error {
 	}
 	suites, fixed, err := keystore.Suites(s.c.Strings(excluded))
 	if err != nil {
-		return refuse(s.c, excluded, err.Error())
+		return s.c.Refuse(excluded, err.Error())
 	}
 	if conf.CipherSuites = suites; len(fixed) > 0 && conf.MaxVersion == tls.VersionTLS13 {
 		s.log.Warn("the cipher suites of TLS 1.3 cannot be left out; leave TLSv1.3 out of "+enabled, "property", excluded, "suites", strings.Join(fixed, ", "))
@@ -191,7 +191,7 @@ func (s stores) needClients(conf *tls.Config) (*keystore.Reloader[*x509.CertPool
 	}
 	r, err := keystore.NewReloader(trust.Files(), trust.Roots, keystore.ReloadInterval, s.log)
 	if err != nil {
-		return nil, badFile(s.c, "ssl.server.truststore.location", err, "")
+		return nil, s.c.BadFile("ssl.server.truststore.location", err, "")
 	}
 	conf.ClientAuth = tls.RequireAndVerifyClientCert
 	conf.ClientCAs = r.Get()
@@ -233,7 +233,7 @@ func (s *service) clientTLS(provider.Env) (*tls.Config, error) {
 	if ok {
 		cert, err := own.Certificate()
 		if err != nil {
-			return nil, badFile(st.c, "ssl.client.keystore.location", err, "")
+			return nil, st.c.BadFile("ssl.client.keystore.location", err, "")
 		}
 		conf.Certificates = []tls.Certificate{cert}
 	}
@@ -247,9 +247,9 @@ func (s *service) clientTLS(provider.Env) (*tls.Config, error) {
 func (s stores) badTrust(setting string, err error, cure string) error {
 	switch setting {
 	case ourTrust:
-		return badFile(s.site, "claviger.ssl.truststore", err, cure)
+		return s.site.BadFile("claviger.ssl.truststore", err, cure)
 	case siteTrust:
-		return badFile(s.c, "ssl.client.truststore.location", err, cure)
+		return s.c.BadFile("ssl.client.truststore.location", err, cure)
 	}
 	if cure != "" {
 		cure = "; " + cure

@@ -64,15 +64,15 @@ func (r *reader) audit() auditSettings {
 	}
 	switch {
 	case s.node == "":
-		r.keep(refuse(r.conf, "claviger.audit.node", "this host has no name: name it here"))
+		r.keep(r.conf.Refuse("claviger.audit.node", "this host has no name: name it here"))
 	case !s.hadoop && !s.chained():
-		r.keep(refuse(r.conf, "claviger.audit.hadoop.enabled", "nothing would be audited: set it to true, or set claviger.audit.json.file"))
+		r.keep(r.conf.Refuse("claviger.audit.hadoop.enabled", "nothing would be audited: set it to true, or set claviger.audit.json.file"))
 	case s.hadoop && s.file == "" && s.stdout:
-		r.keep(refuse(r.conf, "claviger.audit.json.stdout", "Hadoop's lines go to standard output too: set claviger.audit.file, or claviger.audit.hadoop.enabled to false"))
+		r.keep(r.conf.Refuse("claviger.audit.json.stdout", "Hadoop's lines go to standard output too: set claviger.audit.file, or claviger.audit.hadoop.enabled to false"))
 	case s.json != "" && s.json == s.file:
-		r.keep(refuse(r.conf, "claviger.audit.json.file", "claviger.audit.file names the same file: name another"))
+		r.keep(r.conf.Refuse("claviger.audit.json.file", "claviger.audit.file names the same file: name another"))
 	case s.keyFile != "" && !s.chained():
-		r.keep(refuse(r.conf, "claviger.audit.json.key.file", "there is no JSON audit log to use it for: set claviger.audit.json.file"))
+		r.keep(r.conf.Refuse("claviger.audit.json.key.file", "there is no JSON audit log to use it for: set claviger.audit.json.file"))
 	}
 	return s
 }
@@ -100,7 +100,7 @@ func (r *reader) mustAudit() []audit.Op {
 			if near, ok := typo.Nearest(string(op), known); ok {
 				want = fmt.Sprintf("%s is no operation; did you mean %s?", word, near)
 			}
-			r.keep(refuse(r.conf, name, want))
+			r.keep(r.conf.Refuse(name, want))
 		}
 	}
 	return ops
@@ -125,7 +125,7 @@ func openAudit(ctx context.Context, s auditSettings, svc *service, out io.Writer
 		w := out
 		if s.file != "" {
 			if w, err = audit.OpenFile(s.file, s.rotation); err != nil {
-				return nil, badFile(svc.Conf, "claviger.audit.file", err, "")
+				return nil, svc.Conf.BadFile("claviger.audit.file", err, "")
 			}
 		}
 		t.Loggers = append(t.Loggers, audit.NewHadoop(w, s.window))
@@ -144,7 +144,7 @@ func openChain(ctx context.Context, s auditSettings, svc *service, out io.Writer
 	cfg := audit.ChainConfig{Node: s.node, Log: svc.Log}
 	if s.keyFile != "" {
 		if cfg.Key, err = readAuditKey(s.keyFile); err != nil {
-			return nil, badFile(svc.Conf, "claviger.audit.json.key.file", err, "")
+			return nil, svc.Conf.BadFile("claviger.audit.json.key.file", err, "")
 		}
 	}
 	defer func() {
@@ -168,13 +168,13 @@ func openChain(ctx context.Context, s auditSettings, svc *service, out io.Writer
 		}
 		stream, err := audit.OpenSyslog(uri, roots)
 		if err != nil {
-			return nil, refusedFor(svc.Conf, "claviger.audit.json.syslog", err, "%q: %v", secret.Value(uri), err)
+			return nil, svc.Conf.RefuseFor("claviger.audit.json.syslog", err, "%q: %v", secret.Value(uri), err)
 		}
 		cfg.Streams = append(cfg.Streams, stream)
 	}
 	if s.json != "" {
 		if cfg.File, err = audit.OpenExclusiveFile(s.json, s.rotation); err != nil {
-			return nil, badFile(svc.Conf, "claviger.audit.json.file", err, "")
+			return nil, svc.Conf.BadFile("claviger.audit.json.file", err, "")
 		}
 		cfg.Heads = append(cfg.Heads, audit.HeadFileOf(s.json))
 		if svc.Store != nil {

@@ -60,13 +60,13 @@ func (r *reader) web() webSettings {
 	for _, name := range []string{"claviger.http.head.timeout", "claviger.http.request.timeout", "claviger.http.answer.timeout", "hadoop.http.idle_timeout.ms"} {
 		// To net/http 0 means no limit at all.
 		if d, err := r.conf.Duration(name, time.Second); err == nil && d == 0 {
-			r.keep(refuse(r.conf, name, "it must be more than 0, or clients could keep their connections for ever"))
+			r.keep(r.conf.Refuse(name, "it must be more than 0, or clients could keep their connections for ever"))
 		}
 	}
 	list, _ := r.conf.Get(detailsName)
 	var err error
 	if w.details, err = web.ParseAddresses(list); err != nil {
-		r.keep(refuse(r.conf, detailsName, err.Error()))
+		r.keep(r.conf.Refuse(detailsName, err.Error()))
 	}
 	for name, value := range r.conf.Under(headerPrefix) {
 		value = strings.TrimSpace(value)
@@ -74,7 +74,7 @@ func (r *reader) web() webSettings {
 		case !headerName.MatchString(name):
 			r.keep(fmt.Errorf("property %s%s: a header's name has only letters, '-' and '_'", headerPrefix, name))
 		case strings.ContainsFunc(value, func(c rune) bool { return c < ' ' || c == 0x7f }):
-			r.keep(refuse(r.conf, headerPrefix+name, "it must have no control characters, line ends among them"))
+			r.keep(r.conf.Refuse(headerPrefix+name, "it must have no control characters, line ends among them"))
 		default:
 			w.headers[name] = value
 		}
@@ -93,11 +93,11 @@ func (r *reader) connections() web.ConnectionLimits {
 	}
 	var err error
 	if l.PerAddress, err = web.PerAddress(of, strings.TrimSpace(value) != "", l.Total); err != nil {
-		r.keep(refuse(r.conf, perAddressName, err.Error()))
+		r.keep(r.conf.Refuse(perAddressName, err.Error()))
 	}
 	list, _ := r.conf.Get(unlimitedName)
 	if l.Unlimited, err = web.ParseAddresses(list); err != nil {
-		r.keep(refuse(r.conf, unlimitedName, err.Error()))
+		r.keep(r.conf.Refuse(unlimitedName, err.Error()))
 	}
 	return l
 }

@@ -1,0 +1,55 @@
+package hadoopconf
+
+import (
+	"errors"
+	"fmt"
+
+	"claviger"
+)
+
+// Refuse returns the error for a property that is missing, or whose value cannot be used. want says
+// what value would be right.
+func (c *Conf) Refuse(name, want string) error {
+	p, set := c.Lookup(name)
+	if !set {
+		return fmt.Errorf("property %s is not set: %s", name, want)
+	}
+	v, _ := c.Get(name)
+	return &ValueError{Property: p, Value: v, Want: want}
+}
+
+// RefuseFor is Refuse with the error that showed that the value cannot be used.
+func (c *Conf) RefuseFor(name string, err error, want string, args ...any) error {
+	of := claviger.BadProperty(name, err, want, args...)
+	if there := c.Placed(of); there != nil {
+		return there
+	}
+	return of
+}
+
+// BadFile returns the error for a file that a property names and that cannot be used. cure may be empty.
+func (c *Conf) BadFile(name string, err error, cure string) error {
+	if of := c.Placed(err); of != nil {
+		return of // the error names another property, such as the file's password
+	}
+	if cure != "" {
+		cure = "; " + cure
+	}
+	return c.RefuseFor(name, err, "%v%s", err, cure)
+}
+
+// Placed adds file, line and value to an error about a property that another room returned. It returns
+// nil where err is about no property, or names its line already.
+func (c *Conf) Placed(err error) error {
+	var there *ValueError
+	var of *claviger.PropertyError
+	if errors.As(err, &there) || !errors.As(err, &of) {
+		return nil
+	}
+	p, set := c.Lookup(of.Name)
+	if !set {
+		return of
+	}
+	v, _ := c.Get(of.Name)
+	return &ValueError{Property: p, Value: v, Want: of.Want, Err: of.Err}
+}
