@@ -165,7 +165,7 @@ func withHSMService(cmd *cobra.Command, conf string, access hsm.Access, work fun
 			"The keys of this one are listed by claviger key list --provider kms://https@HOST:9600/kms", svc.Primary.URI())
 		return errors.Join(svc.blame(hadoopconf.ProviderURI, err), svc.Close())
 	}
-	return errors.Join(ofMisfit(work(ctx, svc, p)), svc.Close())
+	return errors.Join(refuseMisfit(work(ctx, svc, p)), svc.Close())
 }
 
 func newHSMList() *cobra.Command {

@@ -69,8 +69,8 @@ func (s *service) noteLeftovers(ctx context.Context, given []string) ([]string, 
 	}
 	for _, p := range given {
 		if !slices.Contains(noted, p) && len(shred.Known([]string{p})) == 0 && !there(p) {
-			return nil, &exitError{exitRefused, fmt.Errorf("--leftover %s: there is nothing%s; nothing was done",
-				claviger.Printable(p), typo.DidYouMean(p, beside(p), claviger.Printable))}
+			return nil, claviger.Refuse("--leftover %s: there is nothing%s; nothing was done",
+				claviger.Printable(p), typo.DidYouMean(p, beside(p), claviger.Printable))
 		}
 	}
 	all := slices.Clone(noted)

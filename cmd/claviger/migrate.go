@@ -287,7 +287,7 @@ func migrateCommand(use, short, long string, access hsm.Access, flags func(*cobr
 		if claviger.Is(err, claviger.SourceRefused) || errors.Is(err, migrate.ErrNoSource) {
 			err = &exitError{exitRefused, err} // a person must grant, or name, something
 		}
-		return ofMisfit(err)
+		return refuseMisfit(err)
 	}
 	cmd.Flags().StringVar(&f.conf, "conf", "", "configuration folder")
 	out.Flag(cmd)

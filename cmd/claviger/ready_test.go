@@ -72,7 +72,7 @@ func TestReadinessOfASource(t *testing.T) {
 	kmstest.WriteSite(t, dir, map[string]string{hadoopconf.ProviderURI: "jceks://file@" + filepath.Join(dir, "kms.keystore"),
 		"hadoop.kms.http.host": "127.0.0.1"})
 	old, end := serveToEnd(t, dir)
-	source := kmsURI(old)
+	source := "kms://" + strings.Replace(old, "://", "@", 1)
 	kms, _ := onHSM(t, map[string]string{hadoopconf.SourceURI: source})
 	said := func() kmstest.Check {
 		t.Helper()

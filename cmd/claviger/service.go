@@ -50,7 +50,7 @@ type service struct {
 // openService loads the configuration in dir, says on log what is odd about it,
 // and opens what it names, for a command. command is what this process is called where it
 // has the store to itself. A token and a metastore that do not fit together are an error
-// with exitRefused.
+// of package claviger's kind RefusedError.
 func openService(ctx context.Context, dir, command string, access hsm.Access, log *slog.Logger) (*service, error) {
 	conf, err := hadoopconf.LoadKMS(dir, os.LookupEnv)
 	if err != nil {
@@ -60,17 +60,16 @@ func openService(ctx context.Context, dir, command string, access hsm.Access, lo
 		log.Warn(w)
 	}
 	s, err := openConfigured(ctx, conf, command, access, log)
-	return s, ofMisfit(err)
+	return s, refuseMisfit(err)
 }
 
-// ofMisfit gives the error of a command exitRefused where it says that a token and a
-// metastore do not fit together: a person must decide.
-func ofMisfit(err error) error {
-	var coded *exitError
-	if !hsm.IsMisfit(err) || errors.As(err, &coded) {
-		return err
+// refuseMisfit makes a claviger.RefusedError of an error which says that a token and a metastore do not fit
+// together: a person must decide what to do.
+func refuseMisfit(err error) error {
+	if hsm.IsMisfit(err) {
+		return &claviger.RefusedError{Err: err}
 	}
-	return &exitError{exitRefused, err}
+	return err
 }
 
 // openConfigured opens what a loaded configuration names.
