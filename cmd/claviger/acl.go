@@ -17,6 +17,7 @@ import (
 	"claviger"
 	"claviger/authz"
 	"claviger/hadoopconf"
+	"claviger/kms"
 	"claviger/metastore"
 	"claviger/metastore/location"
 	"claviger/terminal"
@@ -134,7 +135,7 @@ func explain(ctx context.Context, f explainFlags, givenGroups bool, args []strin
 	if err != nil {
 		return nil, err
 	}
-	policy, warnings, notes, err := loadPolicy(conf)
+	policy, warnings, notes, err := kms.LoadPolicy(conf)
 	if err != nil {
 		return nil, err
 	}
@@ -143,7 +144,7 @@ func explain(ctx context.Context, f explainFlags, givenGroups bool, args []strin
 	}
 	groups := func(string) []string { return f.groups }
 	if !givenGroups {
-		mapping, err := newGroups(conf, slog.New(slog.DiscardHandler))
+		mapping, err := kms.NewGroups(conf, slog.New(slog.DiscardHandler))
 		if err != nil {
 			return nil, err
 		}
@@ -153,7 +154,7 @@ func explain(ctx context.Context, f explainFlags, givenGroups bool, args []strin
 	if f.real != "" {
 		who.Real = &claviger.Principal{Name: f.real, Short: f.real}
 	}
-	x := &explanation{User: args[0], Real: f.real, Groups: append([]string{}, groups(args[0])...), Request: request.Name, File: aclFile(conf), Notes: notes}
+	x := &explanation{User: args[0], Real: f.real, Groups: append([]string{}, groups(args[0])...), Request: request.Name, File: kms.ACLFile(conf), Notes: notes}
 	if len(args) == 3 {
 		x.Key = args[2]
 	}
@@ -317,9 +318,9 @@ func rulesByKey(conf *hadoopconf.Conf) bool {
 // noACLFile says what the want of kms-acls.xml means.
 func noACLFile(conf *hadoopconf.Conf) string {
 	if !rulesByKey(conf) {
-		return "there is no " + aclFile(conf) + ": everybody may do everything with every key; write the file, with hadoop.kms.acl.* properties"
+		return "there is no " + kms.ACLFile(conf) + ": everybody may do everything with every key; write the file, with hadoop.kms.acl.* properties"
 	}
-	return "there is no " + aclFile(conf) + ": nobody may use any key; write the file, with default.key.acl.* or key.acl.* properties"
+	return "there is no " + kms.ACLFile(conf) + ": nobody may use any key; write the file, with default.key.acl.* or key.acl.* properties"
 }
 
 func checkACLs(ctx context.Context, dir string) (*aclDoubts, error) {
@@ -327,7 +328,7 @@ func checkACLs(ctx context.Context, dir string) (*aclDoubts, error) {
 	if err != nil {
 		return nil, err
 	}
-	policy, warnings, notes, err := loadPolicy(conf)
+	policy, warnings, notes, err := kms.LoadPolicy(conf)
 	if err != nil {
 		return nil, err
 	}
@@ -346,7 +347,7 @@ func checkACLs(ctx context.Context, dir string) (*aclDoubts, error) {
 		known = slices.Compact(slices.Sorted(slices.Values(known)))
 		return err
 	})
-	d := &aclDoubts{File: aclFile(conf), Doubts: conf.MisplacedRules()}
+	d := &aclDoubts{File: kms.ACLFile(conf), Doubts: conf.MisplacedRules()}
 	switch {
 	case err != nil && !errors.Is(err, location.ErrNone):
 		known = nil

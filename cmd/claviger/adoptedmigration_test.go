@@ -11,6 +11,7 @@ import (
 
 	"claviger"
 	"claviger/hadoopconf"
+	"claviger/kms"
 	"claviger/kms/kmstest"
 	"claviger/migrate"
 	"claviger/provider"
@@ -202,9 +203,9 @@ func TestAdoptedAfterABrokenRun(t *testing.T) {
 	if _, err := source.Roll(ctx, "m", nil); err != nil {
 		t.Fatal(err)
 	}
-	with := func(cfg migrate.Config, work func(*service, *migrate.Engine)) {
+	with := func(cfg migrate.Config, work func(*kms.Service, *migrate.Engine)) {
 		t.Helper()
-		svc, err := openService(ctx, dir, "test", hsm.Serve, slog.New(slog.DiscardHandler))
+		svc, err := kms.Open(ctx, dir, "test", hsm.Serve, slog.New(slog.DiscardHandler))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -214,7 +215,7 @@ func TestAdoptedAfterABrokenRun(t *testing.T) {
 			}
 		}()
 		cfg.Source = source
-		e, err := svc.engine(ctx, cfg)
+		e, err := svc.Engine(ctx, cfg)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -226,7 +227,7 @@ func TestAdoptedAfterABrokenRun(t *testing.T) {
 			return killed
 		}
 		return nil
-	}}, func(svc *service, e *migrate.Engine) {
+	}}, func(svc *kms.Service, e *migrate.Engine) {
 		if _, err := svc.Primary.(provider.Writer).Create(ctx,
 			provider.Spec{Name: "mine", Cipher: claviger.DefaultCipher, BitLength: 128}); err != nil {
 			t.Fatal(err)
@@ -253,14 +254,14 @@ func TestAdoptedAfterABrokenRun(t *testing.T) {
 		}
 		return r
 	}
-	with(migrate.Config{}, func(_ *service, e *migrate.Engine) {
+	with(migrate.Config{}, func(_ *kms.Service, e *migrate.Engine) {
 		want(e, migrate.Conflict)
 		if _, err := e.RunKey(ctx, "m"); !claviger.Is(err, claviger.Invalid) ||
 			!strings.Contains(err.Error(), "--adopted m") {
 			t.Errorf("at a user's request: %v", err)
 		}
 	})
-	with(migrate.Config{Adopted: []string{"mine"}}, func(_ *service, e *migrate.Engine) {
+	with(migrate.Config{Adopted: []string{"mine"}}, func(_ *kms.Service, e *migrate.Engine) {
 		if _, err := e.Run(ctx); !claviger.Is(err, claviger.Invalid) ||
 			!strings.Contains(err.Error(), "not here by claviger hsm adopt") {
 			t.Errorf("of a key that a user made: %v", err)
@@ -272,12 +273,12 @@ func TestAdoptedAfterABrokenRun(t *testing.T) {
 			return killed
 		}
 		return nil
-	}}, func(_ *service, e *migrate.Engine) {
+	}}, func(_ *kms.Service, e *migrate.Engine) {
 		if _, err := e.Run(ctx); !errors.Is(err, killed) {
 			t.Fatalf("the run was not killed: %v", err)
 		}
 	})
-	with(migrate.Config{}, func(svc *service, e *migrate.Engine) {
+	with(migrate.Config{}, func(svc *kms.Service, e *migrate.Engine) {
 		r := want(e, migrate.Done)
 		i := slices.IndexFunc(r.Keys, func(k migrate.KeyLine) bool { return k.Key == "m" })
 		if got := r.Keys[i].TargetVersions; !slices.Equal(got, []string{"m@0"}) || r.Counts.NewVersions != 0 {

@@ -10,6 +10,7 @@ import (
 
 	"claviger/hadoopconf"
 	"claviger/internal/softhsm/softhsmtest"
+	"claviger/kms"
 	"claviger/kms/kmstest"
 	"claviger/metastore/sqlite"
 	"claviger/owner"
@@ -71,7 +72,7 @@ func TestNotAsRoot(t *testing.T) {
 				t.Errorf("as root: %v", err)
 			}
 			for _, access := range []hsm.Access{hsm.Serve, hsm.Note} {
-				if svc, err := openService(t.Context(), conf, "claviger migrate", access,
+				if svc, err := kms.Open(t.Context(), conf, "claviger migrate", access,
 					slog.New(slog.DiscardHandler)); !errors.As(err, &root) {
 					t.Errorf("access %v: %v, %v", access, svc, err)
 				}

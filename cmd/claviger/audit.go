@@ -13,6 +13,7 @@ import (
 
 	"claviger/audit"
 	"claviger/hadoopconf"
+	"claviger/kms"
 	"claviger/terminal"
 )
 
@@ -65,7 +66,7 @@ func verifyAudit(cmd *cobra.Command, paths []string, f auditVerifyFlags, out *te
 	var cfg audit.VerifyConfig
 	var err error
 	if f.key != "" {
-		if cfg.Key, err = readAuditKey(f.key); err != nil {
+		if cfg.Key, err = kms.ReadAuditKey(f.key); err != nil {
 			return fmt.Errorf("--key-file: %w", err)
 		}
 	}
@@ -123,7 +124,7 @@ func (f *auditVerifyFlags) noted(ctx context.Context, paths []string) ([]audit.H
 		if err != nil {
 			return nil, err
 		}
-		stored, end, err := auditHead(ctx, conf)
+		stored, end, err := kms.AuditHead(ctx, conf)
 		if err != nil {
 			return nil, err
 		}

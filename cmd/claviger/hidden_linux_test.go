@@ -13,6 +13,7 @@ import (
 
 	"claviger/hadoopconf"
 	"claviger/internal/softhsm"
+	"claviger/kms"
 	"claviger/kms/kmstest"
 	"claviger/provider"
 	"claviger/provider/hsm"
@@ -41,7 +42,7 @@ func TestObjectsOfRoot(t *testing.T) {
 	kmstest.WriteSite(t, conf, map[string]string{hadoopconf.ProviderURI: "cloudera.hsmkp://file@" + keystore, hadoopconf.MetastoreURI: "sqlite://" + filepath.Join(conf, "claviger.db"), "hadoop.kms.http.host": "127.0.0.1"})
 	make1 := func(name string) {
 		t.Helper()
-		svc, err := openService(t.Context(), conf, "claviger kms", hsm.Serve, slog.New(slog.DiscardHandler))
+		svc, err := kms.Open(t.Context(), conf, "claviger kms", hsm.Serve, slog.New(slog.DiscardHandler))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -14,6 +14,7 @@ import (
 
 	"claviger"
 	"claviger/hadoopconf"
+	"claviger/kms"
 	"claviger/pkcs11"
 	"claviger/provider/hsm"
 	"claviger/terminal"
@@ -144,18 +145,18 @@ func hsmCommand(use, short, long string, access hsm.Access,
 
 // withHSM has work use the token of a configuration folder.
 func withHSM(cmd *cobra.Command, conf string, access hsm.Access, work func(context.Context, *hsm.Provider) error) error {
-	return withHSMService(cmd, conf, access, func(ctx context.Context, _ *service, p *hsm.Provider) error { return work(ctx, p) })
+	return withHSMService(cmd, conf, access, func(ctx context.Context, _ *kms.Service, p *hsm.Provider) error { return work(ctx, p) })
 }
 
 // withHSMService is withHSM for work that needs more of the service than its HSM.
-func withHSMService(cmd *cobra.Command, conf string, access hsm.Access, work func(context.Context, *service, *hsm.Provider) error) error {
+func withHSMService(cmd *cobra.Command, conf string, access hsm.Access, work func(context.Context, *kms.Service, *hsm.Provider) error) error {
 	log, err := newLogger("warn")
 	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(cmd.Context(), hsmTimeout)
 	defer cancel()
-	svc, err := openService(ctx, conf, cmd.CommandPath(), access, log)
+	svc, err := kms.Open(ctx, conf, cmd.CommandPath(), access, log)
 	if err != nil {
 		return err
 	}
@@ -163,9 +164,9 @@ func withHSMService(cmd *cobra.Command, conf string, access hsm.Access, work fun
 	if !ok {
 		err := fmt.Errorf("the first provider is %s, which is no HSM; give the configuration folder of a server with an HSM (cloudera.hsmkp:// or pkcs11:) by --conf. "+
 			"The keys of this one are listed by claviger key list --provider kms://https@HOST:9600/kms", svc.Primary.URI())
-		return errors.Join(svc.blame(hadoopconf.ProviderURI, err), svc.Close())
+		return errors.Join(svc.Blame(hadoopconf.ProviderURI, err), svc.Close())
 	}
-	return errors.Join(refuseMisfit(work(ctx, svc, p)), svc.Close())
+	return errors.Join(kms.RefuseMisfit(work(ctx, svc, p)), svc.Close())
 }
 
 func newHSMList() *cobra.Command {

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"claviger"
+	"claviger/kms"
 	"claviger/provider/hsm"
 	"claviger/recovery"
 	"claviger/terminal"
@@ -46,7 +47,7 @@ token lacks keys that the metastore knows, it was initialised anew or they were 
 that new keys can be made. Exit status 0: done, or nothing to do; 3: there is something to adopt, and it is not confirmed, or cannot be adopted.`,
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		c.Names, c.By = args, ourselves().Name
+		c.Names, c.By = args, kms.OwnCaller().Name
 		if cmd.Flags().Changed("description") {
 			c.Description = &description
 		}
@@ -90,11 +91,11 @@ that new keys can be made. Exit status 0: done, or nothing to do; 3: there is so
 
 // surveyKeys opens the metastore for reading: a survey must not make a metastore that is not there.
 func surveyKeys(cmd *cobra.Command, conf string, c recovery.Choice) (a *recovery.Adoption, err error) {
-	err = withHSMService(cmd, conf, hsm.Look, func(ctx context.Context, svc *service, p *hsm.Provider) (err error) {
+	err = withHSMService(cmd, conf, hsm.Look, func(ctx context.Context, svc *kms.Service, p *hsm.Provider) (err error) {
 		if a, err = recovery.Survey(ctx, p, c); err != nil {
 			return err
 		}
-		if source, ok := svc.reencryptionSource(); ok {
+		if source, ok := svc.ReencryptionSource(); ok {
 			a.Source = source.URI()
 		}
 		return nil

@@ -15,6 +15,7 @@ import (
 
 	"claviger"
 	"claviger/hadoopconf"
+	"claviger/kms"
 	"claviger/kmswire"
 	"claviger/provider"
 	"claviger/provider/kmsclient"
@@ -75,14 +76,14 @@ func (f keyFlags) open() (*kmsclient.Provider, error) {
 			return nil, err
 		}
 	}
-	negotiate, err := clientKerberos(conf)
+	negotiate, err := kms.ClientKerberos(conf)
 	if err != nil {
 		return nil, err
 	}
-	opt := kmsclient.Options{User: osUser(), Negotiate: negotiate, Log: log}
+	opt := kmsclient.Options{User: kms.OSUser(), Negotiate: negotiate, Log: log}
 	if f.conf != "" && strings.HasPrefix(f.provider, "kms://https@") {
-		s := &service{Conf: conf, Log: log}
-		if opt.TLS, err = s.clientTLS(provider.Env{}); err != nil {
+		s := &kms.Service{Conf: conf, Log: log}
+		if opt.TLS, err = s.ClientTLS(provider.Env{}); err != nil {
 			return nil, err
 		}
 	}

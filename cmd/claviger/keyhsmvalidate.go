@@ -12,6 +12,7 @@ import (
 
 	"claviger/keyhsm"
 	keyhsmhost "claviger/keyhsm/host"
+	"claviger/kms"
 	"claviger/terminal"
 	"claviger/trustee/location"
 	"claviger/trustee/server"
@@ -30,7 +31,7 @@ func newKeyHSMValidate() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			warnOnConsole(set.SecretFiles(conf), cmd.ErrOrStderr())
+			kms.WarnOnConsole(set.SecretFiles(conf), cmd.ErrOrStderr())
 			ctx, cancel := context.WithTimeout(cmd.Context(), hsmTimeout)
 			defer cancel()
 			var deposits keyhsmhost.Deposits

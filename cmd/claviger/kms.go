@@ -2,10 +2,12 @@ package main
 
 import (
 	"github.com/spf13/cobra"
+
+	"claviger/kms"
 )
 
 func newKMSCommand() *cobra.Command {
-	var o Options
+	var o kms.Options
 	var log logFlags
 	cmd := &cobra.Command{
 		Use:   "kms --conf DIR",
@@ -17,11 +19,11 @@ It ends on SIGTERM or SIGINT when the requests under way are served.`,
 			if o.Log, o.Level, err = log.open(); err != nil {
 				return err
 			}
-			return serveKMS(cmd.Context(), o)
+			return kms.Serve(cmd.Context(), o)
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&o.Conf, "conf", "", "configuration folder")
+	flags.StringVar(&o.Dir, "conf", "", "configuration folder")
 	flags.IntVar(&o.Port, "http-port", -1, "listen at this port instead of hadoop.kms.http.port; 0 takes any free one")
 	flags.StringVar(&o.ReadyFile, "ready-file", "", "write the base URL into this file once requests are served")
 	flags.BoolVar(&o.TLS, "tls", false, "serve https, as hadoop.kms.ssl.enabled does")

@@ -18,6 +18,7 @@ import (
 	"claviger/hadoopconf"
 	"claviger/internal/pgtest"
 	"claviger/internal/softhsm/softhsmtest"
+	"claviger/kms"
 	"claviger/kms/kmstest"
 	"claviger/metastore/location"
 	"claviger/metastore/sqlite"
@@ -105,7 +106,7 @@ func (s *copySite) refused(to string, texts ...string) {
 // startRefused wants no server to start.
 func (s *copySite) startRefused(text string) {
 	s.t.Helper()
-	if svc, err := openService(s.t.Context(), s.dir, kmsCommand, hsm.Serve, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), text) {
+	if svc, err := kms.Open(s.t.Context(), s.dir, kms.Command, hsm.Serve, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), text) {
 		if err == nil {
 			_ = svc.Close()
 		}

@@ -10,6 +10,7 @@ import (
 	"claviger/buildinfo"
 	"claviger/console"
 	"claviger/keyhsm"
+	"claviger/kms"
 	"claviger/trustee/replica"
 	"claviger/trustee/server"
 	"claviger/web"
@@ -77,7 +78,7 @@ func trusteeChecks(store server.Store, replica *replica.Replica, keeper *keyhsm.
 	certificate func() (*x509.Certificate, error)) []console.Check {
 	checks := []console.Check{{Name: "store", Run: store.Check},
 		{Name: "store takes changes", For: []console.Purpose{console.Write}, Run: store.CheckWrites,
-			Holds: writeProbeHolds}, console.CertificateCheck(certificate)}
+			Holds: kms.WriteProbeHolds}, console.CertificateCheck(certificate)}
 	if replica != nil {
 		checks = append(checks, console.Check{Name: "the other trustee", For: []console.Purpose{console.Write},
 			Run: replica.Check})

@@ -15,6 +15,7 @@ import (
 
 	"claviger"
 	"claviger/hadoopconf"
+	"claviger/kms"
 	"claviger/migrate"
 	"claviger/migrate/report"
 	"claviger/provider/hsm"
@@ -131,7 +132,7 @@ over by claviger key migrate.`,
 					err = errors.Join(err, failed)
 				}
 			}()
-			if _, err := m.svc.noteLeftovers(m.ctx, nil); err != nil {
+			if _, err := m.svc.RecordLeftovers(m.ctx, nil); err != nil {
 				return err
 			}
 			result, err := m.engine.Run(m.ctx)
@@ -203,7 +204,7 @@ never taken over. A name is kept since the source may be named again, and then t
 source's key out. Free a name when the source and the backups of its keys are gone for good. A running server notices within seconds. The journal
 keeps which user freed which name, and when.`, hsm.Note, nil,
 		func(m *migration) error {
-			freed, err := m.engine.FreeNames(m.ctx, osUser(), m.args...)
+			freed, err := m.engine.FreeNames(m.ctx, kms.OSUser(), m.args...)
 			if err != nil {
 				return err
 			}
@@ -222,7 +223,7 @@ type migration struct {
 	ctx    context.Context
 	args   []string
 	flags  *migrateFlags
-	svc    *service
+	svc    *kms.Service
 	engine *migrate.Engine
 	cfg    migrate.Config
 	out    *terminal.Output
@@ -244,12 +245,12 @@ func (m *migration) mayMake() error {
 
 // audited makes the engine anew, so that it audits; end closes the log.
 func (m *migration) audited() (end func() error, err error) {
-	trail, err := m.svc.openTrail(m.ctx, m.stderr)
+	trail, err := m.svc.OpenAudit(m.ctx, m.stderr)
 	if err != nil {
 		return nil, fmt.Errorf("%w (where a server is running here, it can take the keys over itself: claviger key migrate NAME --provider URI)", err)
 	}
-	m.cfg.Audit, m.cfg.Caller = trail, ourselves()
-	m.engine, err = m.svc.engine(m.ctx, m.cfg)
+	m.cfg.Audit, m.cfg.Caller = trail, kms.OwnCaller()
+	m.engine, err = m.svc.Engine(m.ctx, m.cfg)
 	if err != nil {
 		return nil, errors.Join(err, trail.Close())
 	}
@@ -275,19 +276,19 @@ func migrateCommand(use, short, long string, access hsm.Access, flags func(*cobr
 		if cfg.Log, err = newLogger("warn"); err != nil {
 			return err
 		}
-		if m.svc, err = openService(m.ctx, f.conf, cmd.CommandPath(), access, cfg.Log); err != nil {
+		if m.svc, err = kms.Open(m.ctx, f.conf, cmd.CommandPath(), access, cfg.Log); err != nil {
 			return err
 		}
 		defer func() { err = errors.Join(err, m.svc.Close()) }()
 		m.cfg = cfg
-		if m.engine, err = m.svc.engine(m.ctx, cfg); err != nil {
+		if m.engine, err = m.svc.Engine(m.ctx, cfg); err != nil {
 			return err
 		}
 		err = work(m)
 		if claviger.Is(err, claviger.SourceRefused) || errors.Is(err, migrate.ErrNoSource) {
 			err = &exitError{exitRefused, err} // a person must grant, or name, something
 		}
-		return refuseMisfit(err)
+		return kms.RefuseMisfit(err)
 	}
 	cmd.Flags().StringVar(&f.conf, "conf", "", "configuration folder")
 	out.Flag(cmd)

@@ -22,6 +22,7 @@ import (
 
 	"claviger"
 	"claviger/internal/softhsm"
+	"claviger/kms"
 	"claviger/kms/kmstest"
 	"claviger/migrate"
 	"claviger/pkcs11"
@@ -75,13 +76,13 @@ func migrateByEnv(ctx context.Context, out io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	svc, err := openService(ctx, os.Getenv(envMigrateConf), "claviger migrate run", hsm.Serve, slog.New(slog.DiscardHandler))
+	svc, err := kms.Open(ctx, os.Getenv(envMigrateConf), "claviger migrate run", hsm.Serve, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, svc.Close()) }()
 	var found afterwards
-	engine, err := svc.engine(ctx, migrate.Config{Versions: migrate.All, Parallel: parallel, OnStep: func(key, step string) error {
+	engine, err := svc.Engine(ctx, migrate.Config{Versions: migrate.All, Parallel: parallel, OnStep: func(key, step string) error {
 		found.Steps = append(found.Steps, key+": "+step)
 		if len(found.Steps) == 1 && after > 0 {
 			time.AfterFunc(after, die)
@@ -114,7 +115,7 @@ func die() {
 }
 
 // look reads everything back, and has the HSM use each version.
-func (a *afterwards) look(ctx context.Context, svc *service, engine *migrate.Engine) error {
+func (a *afterwards) look(ctx context.Context, svc *kms.Service, engine *migrate.Engine) error {
 	p := svc.Primary.(*hsm.Provider)
 	names, err := p.Keys(ctx)
 	if err != nil {

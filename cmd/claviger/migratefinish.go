@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"claviger/kms"
 	"claviger/migrate"
 	"claviger/migrate/report"
 	"claviger/migrate/shred"
@@ -49,11 +50,11 @@ func finishMigration(m *migration) error {
 		}
 		given = append(given, p)
 	}
-	paths, err := m.svc.noteLeftovers(m.ctx, given)
+	paths, err := m.svc.RecordLeftovers(m.ctx, given)
 	if err != nil {
 		return err
 	}
-	servers, err := m.svc.notRestarted(m.ctx)
+	servers, err := m.svc.NotRestarted(m.ctx)
 	if err != nil {
 		return err
 	}
@@ -62,7 +63,7 @@ func finishMigration(m *migration) error {
 	if err != nil {
 		return err
 	}
-	ending.Leftovers = m.svc.leftovers(paths)
+	ending.Leftovers = m.svc.Leftovers(paths)
 	var shredErr error
 	if m.flags.shred {
 		shredErr = m.shred(ending)
@@ -89,7 +90,7 @@ func (m *migration) shred(f *migrate.Ending) error {
 		}
 		return refuse("the source is still needed, see above")
 	}
-	if named := namedLeftovers(m.svc.Conf); len(named) > 0 {
+	if named := kms.ConfiguredLeftovers(m.svc.Conf); len(named) > 0 {
 		return refuse("the configuration still names %s: change hadoop.kms.key.provider.uri first", named[0])
 	}
 	var failed error

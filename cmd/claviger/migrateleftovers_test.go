@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"claviger/hadoopconf"
+	"claviger/kms"
 	"claviger/kms/kmstest"
 	"claviger/migrate"
 	"claviger/migrate/shred"
@@ -52,7 +53,7 @@ func TestShredSparesTheOriginal(t *testing.T) {
 	finish := func(path, typed string, yes bool) (migrate.Leftover, error) {
 		t.Helper()
 		f := &migrate.Ending{Finished: true, Leftovers: shred.Known([]string{path})}
-		m := &migration{svc: &service{Conf: hadoopconf.New(t.TempDir(), nil)}, flags: &migrateFlags{yes: yes}, stdin: strings.NewReader(typed + "\n"), stderr: io.Discard}
+		m := &migration{svc: &kms.Service{Conf: hadoopconf.New(t.TempDir(), nil)}, flags: &migrateFlags{yes: yes}, stdin: strings.NewReader(typed + "\n"), stderr: io.Discard}
 		err := m.shred(f)
 		return f.Leftovers[0], err
 	}

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"testing"
 
+	"claviger/kms"
 	"claviger/kms/kmstest"
 )
 
@@ -30,6 +31,6 @@ func serveToEnd(t *testing.T, dir string) (url string, end func() error) {
 func serveLogged(t *testing.T, dir string, log *slog.Logger) (url string, end func() error) {
 	t.Helper()
 	return kmstest.Start(t, func(ctx context.Context, ready string) error {
-		return serveKMS(ctx, Options{Conf: dir, ReadyFile: ready, Log: log, Level: new(slog.LevelVar)})
+		return kms.Serve(ctx, kms.Options{Dir: dir, ReadyFile: ready, Log: log, Level: new(slog.LevelVar)})
 	})
 }

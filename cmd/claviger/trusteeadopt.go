@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"claviger/hadoopconf"
+	"claviger/kms"
 	"claviger/owner"
 	"claviger/provider"
 	"claviger/provider/builtin"
@@ -70,12 +71,12 @@ func openKeyTrustee(ctx context.Context, dir string) (*keytrustee.Provider, erro
 	if err != nil {
 		return nil, err
 	}
-	s := &service{Conf: conf, Log: log}
-	registry := builtin.Registry(builtin.Options{ClientTLS: s.clientTLS})
+	s := &kms.Service{Conf: conf, Log: log}
+	registry := builtin.Registry(builtin.Options{ClientTLS: s.ClientTLS})
 	opened, err := registry.Open(ctx, list[0],
-		provider.Env{Get: conf.Get, Getenv: os.Getenv, ConfDir: conf.Dir(), User: osUser(), Log: log, Source: true})
+		provider.Env{Get: conf.Get, Getenv: os.Getenv, ConfDir: conf.Dir(), User: kms.OSUser(), Log: log, Source: true})
 	if err != nil {
-		return nil, s.blame(hadoopconf.ProviderURI, err)
+		return nil, s.Blame(hadoopconf.ProviderURI, err)
 	}
 	p, ok := opened.(*keytrustee.Provider)
 	if !ok {

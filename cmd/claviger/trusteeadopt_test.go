@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"claviger"
+	"claviger/kms"
 	"claviger/kms/kmstest"
 	"claviger/provider"
 	"claviger/trustee/location"
@@ -40,7 +41,7 @@ func TestTrusteeAdopt(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	svc, err := openService(t.Context(), conf, "test", 0, log)
+	svc, err := kms.Open(t.Context(), conf, "test", 0, log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,7 +69,7 @@ func TestTrusteeAdopt(t *testing.T) {
 		url, stop = startTrustee(t, trusteeFlags{dir: dir})
 		site(url)
 		_ = svc.Close()
-		if svc, err = openService(t.Context(), conf, "test", 0, log); err != nil {
+		if svc, err = kms.Open(t.Context(), conf, "test", 0, log); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := svc.Primary.Roll(t.Context(), "k", nil); err != nil {
@@ -103,7 +104,7 @@ func TestTrusteeAdopt(t *testing.T) {
 	url, stop = startTrustee(t, trusteeFlags{dir: dir})
 	defer stop()
 	site(url)
-	if svc, err := openService(t.Context(), conf, "test", 0, log); err == nil {
+	if svc, err := kms.Open(t.Context(), conf, "test", 0, log); err == nil {
 		_ = svc.Close()
 		t.Error("the KMS starts although an acknowledged version is in no key")
 	}
@@ -113,7 +114,7 @@ func TestTrusteeAdopt(t *testing.T) {
 	if out, err := command(t, "trustee", "adopt", "--conf", conf, version); err != nil || !strings.Contains(out, "adopted "+version) {
 		t.Fatalf("%v: %s", err, out)
 	}
-	if svc, err = openService(t.Context(), conf, "test", 0, log); err != nil {
+	if svc, err = kms.Open(t.Context(), conf, "test", 0, log); err != nil {
 		t.Fatal(err)
 	}
 	defer svc.Close()

@@ -3,6 +3,7 @@ package main
 import (
 	"path/filepath"
 
+	"claviger/kms"
 	"claviger/secret"
 	"claviger/trustee"
 	"claviger/trustee/location"
@@ -12,7 +13,7 @@ import (
 func trusteeSecretFiles(folder *trustee.Folder) []secret.File {
 	list := append(trustee.SecretFiles(folder.Path), secret.File{Path: filepath.Join(folder.Path, trustee.TLSKey), What: "private key"})
 	if folder.Store != "" {
-		return append(list, databaseFiles(folder.Store)...)
+		return append(list, kms.DatabaseFiles(folder.Store)...)
 	}
-	return append(list, sqliteFiles(filepath.Join(folder.Path, location.FileName))...)
+	return append(list, kms.SQLiteFiles(filepath.Join(folder.Path, location.FileName))...)
 }

@@ -194,6 +194,8 @@ var rules = []rule{
 	{"buildinfo", []string{"console"}, "which build this is; shown in a log and on the console"},
 	{"console", []string{"", "secret", "metastore", "web"},
 		"a face: it shows what others measure, and knows no keys"},
+	{"kms", []string{"*"}, "it wires a KMS from its configuration"},
+	{"kms/kmstest", []string{"hadoopconf", "pkcs11", "internal/*"}, "tests of package kms use it, so it does not know kms"},
 	{"demo", []string{"*"}, "the demo wires, as cmd does"},
 	{"bench", []string{"*"}, "benchmarks wire, as cmd does"},
 	{"cmd/*", []string{"*"}, "cmd wires"},

@@ -30,7 +30,7 @@ func TestDurable(t *testing.T) {
 	for _, p := range packages(t) {
 		room := p.room()
 		if strings.HasPrefix(room, "durable") || strings.HasPrefix(room, "test/") || strings.HasPrefix(room, "internal/") ||
-			room == "demo" || room == "bench" {
+			room == "demo" || room == "bench" || room == "kms/kmstest" {
 			continue
 		}
 		for _, name := range p.sources() {

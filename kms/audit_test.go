@@ -1,0 +1,50 @@
+package kms
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"claviger/audit"
+)
+
+// TestHangup sends what logrotate sends.
+func TestHangup(t *testing.T) {
+	dir := t.TempDir()
+	set := auditSettings{hadoop: true, file: filepath.Join(dir, "kms-audit.log"), json: filepath.Join(dir, "audit.json"), node: "n"}
+	trail, err := openAudit(t.Context(), set, &Service{Log: slog.New(slog.DiscardHandler)}, standardOutput{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ignored := make(chan os.Signal, 1) // a hangup must not end the test before reopenOnHangup listens
+	signal.Notify(ignored, syscall.SIGHUP)
+	defer signal.Stop(ignored)
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); trail.reopenOnHangup(ctx) }()
+	trail.Log(ctx, audit.Event{Status: audit.OK, Op: audit.GetKeys})
+	for _, f := range []string{set.file, set.json} {
+		if err := os.Rename(f, f+".1"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	there := func(f string) bool { _, err := os.Stat(f); return err == nil }
+	for end := time.Now().Add(20 * time.Second); !there(set.file) || !there(set.json); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the files are not opened anew")
+		}
+		if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stop()
+	<-done
+	if err := trail.Close(); err != nil {
+		t.Fatal(err)
+	}
+}

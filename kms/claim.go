@@ -1,0 +1,70 @@
+package kms
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"claviger/hadoopconf"
+	"claviger/metastore"
+	"claviger/owner"
+	"claviger/provider/hsm"
+)
+
+// claimStore takes a metastore for this process until the store is closed. It is
+// the one rule of who may change keys: a server while it runs, and a command that
+// changes keys while it works, has a claim; a command that only reads, or that
+// writes the journal alone, has none, and goes on beside either. A command that
+// destroys keys, or gives a token to another store, works while no node serves.
+func claimStore(ctx context.Context, store metastore.Store, self owner.Owner, access hsm.Access) error {
+	if !access.Changes() {
+		return nil
+	}
+	_, err := store.Claim(ctx, self, access.Alone())
+	return InUse(err, self, "give each server a "+hadoopconf.MetastoreURI+" of its own, and an HSM token of its own with it (docs/hsm.md), or have all nodes share one in PostgreSQL (docs/nodes.md)")
+}
+
+// keystoreFile is a provider over a keystore file, as the jceks provider.
+type keystoreFile interface {
+	Claim(o owner.Owner, alone bool) (release func(), among bool, err error)
+}
+
+// claimKeystore takes the primary's keystore file, if it has one. Several servers
+// may share it, as Hadoop's do; a command that changes keys wants it alone.
+func (s *Service) claimKeystore() error {
+	file, ok := s.Primary.(keystoreFile)
+	if !ok || !s.access.Changes() {
+		return nil
+	}
+	release, among, err := file.Claim(s.self, s.self.What != Command)
+	if err != nil {
+		return InUse(err, s.self, "")
+	}
+	s.release = release
+	if among {
+		s.Log.Warn("another server uses the same keystore file: what one of them deletes or rolls, the other serves from memory for as long as " +
+			"hadoop.kms.cache.timeout.ms and hadoop.kms.current.key.cache.timeout.ms say; several nodes need an HSM, with " +
+			hadoopconf.MetastoreURI + " in PostgreSQL (docs/nodes.md)")
+	}
+	return nil
+}
+
+// InUse adds the cure to an error that says who has a store.
+func InUse(err error, self owner.Owner, servers string) error {
+	var in *owner.InUseError
+	switch {
+	case !errors.As(err, &in):
+		return err
+	case self.What == Command && len(in.Owners) > 0 && in.Owners[0].What != Command:
+		return fmt.Errorf("%w; start this server when that command has ended", err)
+	case self.What == Command:
+		return fmt.Errorf("%w; a second server would serve keys that the first one deleted, so it does not start: stop that one, or %s", err, servers)
+	case strings.HasPrefix(self.What, "claviger migrate"):
+		return fmt.Errorf("%w; %s changes keys, which that process would not see: have a running server take keys over itself, by claviger key migrate NAME --provider URI, or stop it first", err, self.What)
+	}
+	return fmt.Errorf("%w; %s changes what that process relies on: stop it first", err, self.What)
+}
+
+// Command is what a server calls itself.
+const Command = "claviger kms"

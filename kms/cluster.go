@@ -1,0 +1,265 @@
+package kms
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"net"
+	"os"
+	"strings"
+	"time"
+
+	"claviger/authn"
+	"claviger/console"
+	"claviger/gssapi"
+	"claviger/hadoopconf"
+	"claviger/keystore"
+	"claviger/metastore"
+	"claviger/zookeeper"
+)
+
+// The properties of what nodes share in ZooKeeper.
+const (
+	signerKind     = authPrefix + "signer.secret.provider"
+	signerPrefix   = signerKind + ".zookeeper."
+	tokensPrefix   = authPrefix + "zk-dt-secret-manager."
+	tokensEnable   = tokensPrefix + "enable"
+	signerEnsemble = signerPrefix + "connection.string"
+	tokensEnsemble = tokensPrefix + "zkConnectionString"
+)
+
+// Times of the connection for signer secrets, which no property says: Hadoop's are
+// those of its library. An operation is tried for as long as connecting may take.
+const (
+	signerSession = time.Minute
+	signerConnect = 15 * time.Second
+)
+
+// cluster is what this node shares with others beside keys.
+type cluster struct {
+	signers metastore.Signers     // nil: the cookies' secrets are ours alone
+	tokens  metastore.Delegations // nil: delegation tokens are in our memory
+	digests bool                  // of the tokens' passwords, no more, are in the store
+	batch   int32                 // of sequence numbers
+	checks  []console.Check
+	store   metastore.Store // that keeps them; nil: none does
+	close   []func() error
+}
+
+// Close ends the connections.
+func (c *cluster) Close() error {
+	var errs []error
+	for i := len(c.close) - 1; i >= 0; i-- {
+		errs = append(errs, c.close[i]())
+	}
+	return errors.Join(errs...)
+}
+
+// openCluster reads what is shared and how, and makes the connections; whether
+// anybody answers shows when they are used.
+func openCluster(ctx context.Context, conf *hadoopconf.Conf, log *slog.Logger) (_ *cluster, err error) {
+	c := &cluster{}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, c.Close())
+		}
+	}()
+	r := &reader{conf: conf}
+	tokens := r.bool(tokensEnable)
+	c.batch = int32(r.int(tokensPrefix+"token.seqnum.batch.size", 1, 1<<20))
+	r.int(tokensPrefix+"zkNumRetries", 0, math.MaxInt32)
+	session := r.duration(tokensPrefix+"zkSessionTimeout", time.Millisecond)
+	connect := r.duration(tokensPrefix+"zkConnectionTimeout", time.Millisecond)
+	if r.err != nil {
+		return nil, r.err
+	}
+	if err := c.shareByMetastore(ctx, conf, log, !tokens); err != nil {
+		return nil, err
+	}
+	var client *zookeeper.Client
+	if conf.String(signerKind) == "zookeeper" {
+		if client, err = c.connect(conf, log, ensemble{prefix: signerPrefix, servers: "connection.string", auth: "auth.type", session: signerSession, connect: signerConnect}); err != nil {
+			return nil, err
+		}
+		const path = signerPrefix + "path"
+		if c.signers, err = zookeeper.NewSigners(client, conf.String(path)); err != nil {
+			return nil, conf.Refuse(path, err.Error())
+		}
+	} else if how := conf.String(signerPrefix + "auth.type"); how == "sasl" {
+		log.Warn(signerPrefix + "auth.type is sasl and has no effect: " + signerKind + " is " + conf.String(signerKind) + "; set it to zookeeper on every node, so that they take each other's cookies")
+	}
+	if !tokens {
+		return c, nil
+	}
+	if client == nil {
+		if client, err = c.connect(conf, log, ensemble{prefix: tokensPrefix, servers: "zkConnectionString", auth: "zkAuthType", session: session, connect: connect}); err != nil {
+			return nil, err
+		}
+	} else if own, set := conf.Get(tokensEnsemble); set && own != conf.String(signerEnsemble) {
+		// As in Hadoop: there is one connection.
+		log.Warn(tokensEnsemble + " is not used: delegation tokens are kept where the signer secrets are, at " + signerEnsemble + "; remove one of the two")
+	}
+	const path = tokensPrefix + "znodeWorkingPath"
+	if c.tokens, err = zookeeper.NewTokens(client, conf.String(path)); err != nil {
+		return nil, conf.Refuse(path, err.Error())
+	}
+	return c, nil
+}
+
+// ensemble says how the properties of a connection are called.
+type ensemble struct {
+	prefix, servers, auth string
+	session, connect      time.Duration
+}
+
+// connect opens a connection by its properties.
+func (c *cluster) connect(conf *hadoopconf.Conf, log *slog.Logger, e ensemble) (*zookeeper.Client, error) {
+	servers := e.prefix + e.servers
+	text, set := conf.Get(servers)
+	if !set || strings.Contains(text, "#") { // the template of kms-default.xml
+		return nil, conf.Refuse(servers, "set it to the servers of ZooKeeper: HOST:PORT,HOST:PORT")
+	}
+	at, err := zookeeper.ParseEnsemble(text)
+	if err != nil {
+		return nil, conf.Refuse(servers, err.Error())
+	}
+	settings := zookeeper.Config{Ensemble: at, Property: servers, SessionTimeout: e.session, ConnectTimeout: e.connect, Patience: e.connect, Log: log}
+	switch how := conf.String(e.prefix + e.auth); how {
+	case "none":
+	case "sasl", "kerberos":
+		if how == "kerberos" { // Ambari writes it; Hadoop takes it for none
+			log.Warn("kerberos is taken for sasl; Hadoop's own KMS takes it for none and leaves its nodes open to everybody: write sasl on every node", "property", e.prefix+e.auth)
+		}
+		if settings.SASL, settings.Owner, err = zookeeperSASL(conf, e.prefix); err != nil {
+			return nil, err
+		}
+	default:
+		return nil, conf.Refuse(e.prefix+e.auth, "it must be none or sasl")
+	}
+	if settings.TLS, err = c.zookeeperTLS(conf, log, e.prefix); err != nil {
+		return nil, err
+	}
+	client, err := zookeeper.Open(settings)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", servers, err)
+	}
+	c.close = append(c.close, client.Close)
+	// Not a condition of readiness: cookies hold without it, and the other nodes
+	// are no better off.
+	c.checks = append(c.checks, console.Check{Name: "zookeeper " + at.String(), Informational: true, Run: client.Check})
+	return client, nil
+}
+
+// zookeeperSASL reads who we are towards ZooKeeper. It returns the owner of the
+// nodes that we make, too: the first component of our principal.
+func zookeeperSASL(conf *hadoopconf.Conf, prefix string) (func(ctx context.Context, host string) (zookeeper.Initiator, error), string, error) {
+	keytabName, principalName, serverName := prefix+"kerberos.keytab", prefix+"kerberos.principal", prefix+"kerberos.server.principal"
+	if !gssapi.Available {
+		return nil, "", fmt.Errorf("SASL to ZooKeeper: %w", gssapi.ErrNotBuilt)
+	}
+	keytab, ok := conf.Path(keytabName)
+	if !ok {
+		return nil, "", conf.Refuse(keytabName, "SASL needs a keytab")
+	}
+	if f, err := os.Open(keytab); err != nil {
+		return nil, "", conf.Refuse(keytabName, fmt.Sprintf("it must be a keytab that this process can read, with the key of %s: %v", conf.String(principalName), err))
+	} else if err := f.Close(); err != nil {
+		return nil, "", err
+	}
+	principal, err := withHost(conf.String(principalName))
+	if err != nil || principal == "" || strings.Contains(principal, "#") { // the template of kms-default.xml
+		return nil, "", conf.Refuse(principalName, "set it to a principal of the keytab, such as kms/_HOST@REALM")
+	}
+	owner := principal
+	if i := strings.IndexAny(owner, "/@"); i >= 0 {
+		owner = owner[:i]
+	}
+	server := conf.String(serverName)
+	return func(_ context.Context, host string) (zookeeper.Initiator, error) {
+		target := "zookeeper@" + host
+		if server != "" {
+			target = strings.Replace(server, "_HOST", host, 1)
+		}
+		in, err := gssapi.NewInitiator(gssapi.InitiatorConfig{Keytab: keytab, Principal: principal, Target: target, Mutual: true})
+		if err != nil {
+			return nil, fmt.Errorf("%s of %s: %w", principal, keytab, err)
+		}
+		return in, nil
+	}, owner, nil
+}
+
+// withHost puts our own name for _HOST, as Hadoop does: the canonical one, in
+// lower case.
+func withHost(principal string) (string, error) {
+	if !strings.Contains(principal, "_HOST") {
+		return principal, nil
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		return "", err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if name, err := net.DefaultResolver.LookupCNAME(ctx, host); err == nil {
+		host = strings.TrimSuffix(name, ".")
+	}
+	return strings.Replace(principal, "_HOST", strings.ToLower(host), 1), nil
+}
+
+// zookeeperTLS reads how a connection is protected; nil where it is not.
+func (c *cluster) zookeeperTLS(conf *hadoopconf.Conf, log *slog.Logger, prefix string) (*tls.Config, error) {
+	on, err := conf.Bool(prefix + "ssl.enabled")
+	if err != nil || !on {
+		return nil, err
+	}
+	file := func(which string) (f keystore.TLSFile, name string, ok bool, err error) {
+		name = prefix + "ssl." + which + ".location"
+		if f.Path, ok = conf.Path(name); ok {
+			f.Password, err = password(conf, conf, log, prefix+"ssl."+which+".password")
+		}
+		return f, name, ok, err
+	}
+	trust, name, ok, err := file("truststore")
+	if err != nil {
+		return nil, err
+	}
+	if !ok {
+		return nil, conf.Refuse(name, "TLS to ZooKeeper needs a truststore with the certificate of its authority: JKS, PKCS#12 or PEM")
+	}
+	roots, err := trust.Roots()
+	if err != nil {
+		return nil, conf.BadFile(name, err, "")
+	}
+	settings := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots}
+	// Hadoop demands a keystore. Without one, servers that demand no certificate of
+	// their clients are served all the same.
+	own, name, ok, err := file("keystore")
+	if err != nil || !ok {
+		return settings, err
+	}
+	certificate, err := keystore.NewReloader(own.Files(), own.Certificate, keystore.ReloadInterval, log)
+	if err != nil {
+		return nil, conf.BadFile(name, err, "")
+	}
+	c.close = append(c.close, func() error { certificate.Close(); return nil })
+	settings.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+		now := certificate.Get()
+		return &now, nil
+	}
+	return settings, nil
+}
+
+// rollingSecrets are the cookies' secrets that nodes share.
+func (c *cluster) rollingSecrets(ctx context.Context, conf *hadoopconf.Conf, validity time.Duration, log *slog.Logger) (*authn.RollingSecrets, error) {
+	if c.signers == nil {
+		return nil, conf.Refuse(signerKind, "it must be random, file, zookeeper or sql")
+	}
+	secrets, err := authn.NewRollingSecrets(ctx, authn.RollingConfig{Store: c.signers, Period: validity, Log: log})
+	if err != nil {
+		return nil, fmt.Errorf("%s is %s, and no cookie can be signed without its secrets: %w", signerKind, conf.String(signerKind), err)
+	}
+	return secrets, nil
+}

@@ -1,0 +1,88 @@
+package kms
+
+import (
+	"fmt"
+	"os"
+	"strings"
+
+	"claviger/gssapi"
+	"claviger/hadoopconf"
+	"claviger/provider/kmsclient"
+)
+
+const (
+	clientPrincipal = "claviger.client.kerberos.principal"
+	clientKeytab    = "claviger.client.kerberos.keytab"
+	clientCCache    = "claviger.client.kerberos.ccache"
+)
+
+// ClientKerberos reads who we are at another KMS, for the case that it wants
+// Kerberos: whether it does is known only once it is asked.
+func ClientKerberos(conf *hadoopconf.Conf) (kmsclient.Negotiate, error) {
+	login, from, err := clientLogin(conf)
+	if err != nil {
+		return nil, err
+	}
+	return func(host string) (kmsclient.Negotiation, error) {
+		c := login
+		// A service at a host, and no principal: the realm is that host's.
+		c.Target, c.SPNEGO, c.Mutual = "HTTP@"+host, true, true
+		i, err := gssapi.NewInitiator(c)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", from, err)
+		}
+		return initiator{i, from}, nil
+	}, nil
+}
+
+// initiator says in its errors where the login came from.
+type initiator struct {
+	*gssapi.Initiator
+	from string
+}
+
+func (i initiator) Step(in []byte) ([]byte, bool, error) {
+	out, done, err := i.Initiator.Step(in)
+	if err != nil {
+		err = fmt.Errorf("%s: %w", i.from, err)
+	}
+	return out, done, err
+}
+
+// clientLogin finds the login, and the words for where it comes from.
+func clientLogin(conf *hadoopconf.Conf) (login gssapi.InitiatorConfig, from string, err error) {
+	keytab, named := conf.Path(clientKeytab)
+	principal, ccache := conf.String(clientPrincipal), conf.String(clientCCache)
+	switch {
+	case named != (principal != ""):
+		name := clientPrincipal
+		if named {
+			name = clientKeytab
+		}
+		return login, "", conf.Refuse(name, clientPrincipal+" and "+clientKeytab+" go together: set both, or none")
+	case named && ccache != "":
+		return login, "", conf.Refuse(clientCCache, "there is "+clientKeytab+" too: set one of them")
+	case named:
+		if principal, err = withHost(principal); err != nil {
+			return login, "", err
+		}
+		f, err := os.Open(keytab)
+		if err != nil {
+			return login, "", conf.Refuse(clientKeytab, fmt.Sprintf("the keytab can't be read (%v); it must hold the key of %s", err, principal))
+		}
+		if err := f.Close(); err != nil {
+			return login, "", err
+		}
+		return gssapi.InitiatorConfig{Keytab: keytab, Principal: principal}, principal + " of " + keytab, nil
+	case ccache != "":
+		return gssapi.InitiatorConfig{CCache: ccache}, "the tickets of " + ccache, nil
+	}
+	// The server's own, where it has one: a keytab of its type kerberos. The
+	// default name of that file says nothing for the other types.
+	if server := conf.String(authService); !strings.EqualFold(conf.String(authType), "simple") && strings.HasPrefix(server, "HTTP/") {
+		if keytab, ok := conf.Path(authKeytab); ok {
+			return gssapi.InitiatorConfig{Keytab: keytab, Principal: server}, server + " of " + keytab, nil
+		}
+	}
+	return login, "the tickets of this user (kinit, or set " + clientPrincipal + " and " + clientKeytab + ")", nil
+}

@@ -1,0 +1,123 @@
+package kms
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"claviger"
+	"claviger/hadoopconf"
+	"claviger/migrate"
+	"claviger/migrate/shred"
+	"claviger/typo"
+)
+
+const (
+	leftTrust = "the truststore, perhaps with the source's certificates: remove those (keytool -delete) unless " +
+		"something else needs them; nothing in it is secret"
+	leftGuess = "looks like a Key Trustee KMS's own folder or a copy of it; if it is a copy, name it by --leftover"
+)
+
+// settingLeftovers is the metastore's setting with the paths that the configuration
+// named while it named them: a JSON list. When the source may go they no longer
+// stand in any file.
+const settingLeftovers = "migration.leftovers"
+
+// usualFolder is where Cloudera's packages have the folder.
+const usualFolder = "/var/lib/kms-keytrustee/keytrustee/.keytrustee"
+
+// keytrusteeURI begins the URI of a .keytrustee folder.
+const keytrusteeURI = "keytrustee://file@"
+
+// ConfiguredLeftovers are the paths that the configuration names now.
+func ConfiguredLeftovers(conf *hadoopconf.Conf) []string {
+	var paths []string
+	for _, property := range []string{hadoopconf.ProviderURI, hadoopconf.SourceURI} {
+		for _, uri := range strings.Split(conf.String(property), ",") {
+			if p, ok := strings.CutPrefix(strings.TrimSpace(uri), keytrusteeURI); ok {
+				paths = append(paths, filepath.Clean(p))
+			}
+		}
+	}
+	if p, ok := conf.Path(hadoopconf.TrusteeConf); ok && p != "" {
+		paths = append(paths, filepath.Clean(p)) // a file, although its property's name ends in "dir"
+	}
+	return paths
+}
+
+// RecordLeftovers adds to the setting what the configuration names, and the paths that an
+// operator gives, and returns all. A given path where nothing is, nor was before on any host
+// of this metastore, is misspelt: what is meant would stay.
+func (s *Service) RecordLeftovers(ctx context.Context, given []string) ([]string, error) {
+	store, err := s.store(ctx)
+	if err != nil {
+		return nil, err
+	}
+	text, ok, err := store.Setting(ctx, settingLeftovers)
+	if err != nil {
+		return nil, err
+	}
+	var noted []string
+	if ok {
+		if err := json.Unmarshal([]byte(text), &noted); err != nil {
+			return nil, fmt.Errorf("metastore %s: setting %s: %w", store.URI(), settingLeftovers, err)
+		}
+	}
+	for _, p := range given {
+		if !slices.Contains(noted, p) && len(shred.Known([]string{p})) == 0 && !there(p) {
+			return nil, claviger.Refuse("--leftover %s: there is nothing%s; nothing was done",
+				claviger.Printable(p), typo.DidYouMean(p, beside(p), claviger.Printable))
+		}
+	}
+	all := slices.Clone(noted)
+	for _, p := range slices.Concat(ConfiguredLeftovers(s.Conf), given) {
+		if !slices.Contains(all, p) {
+			all = append(all, p)
+		}
+	}
+	if len(all) == len(noted) {
+		return all, nil
+	}
+	b, err := json.Marshal(all)
+	if err != nil {
+		return nil, err
+	}
+	return all, store.SetSetting(ctx, settingLeftovers, string(b))
+}
+
+func there(p string) bool {
+	_, err := os.Lstat(p)
+	return err == nil
+}
+
+// beside returns the paths of what is in the folder of p.
+func beside(p string) (paths []string) {
+	entries, _ := os.ReadDir(filepath.Dir(p)) // none: nothing is near
+	for _, e := range entries {
+		paths = append(paths, filepath.Join(filepath.Dir(p), e.Name()))
+	}
+	return paths
+}
+
+// Leftovers is shred.Known, and what may be one beside them.
+func (s *Service) Leftovers(paths []string) []migrate.Leftover {
+	list := shred.Known(paths)
+	guess := func(p, what string) {
+		if _, err := os.Lstat(p); err == nil && !slices.ContainsFunc(list, func(l migrate.Leftover) bool { return l.Path == p }) {
+			list = append(list, migrate.Leftover{Path: p, What: what})
+		}
+	}
+	guess(usualFolder, leftGuess)
+	// Copied over a folder of that name, scp -r makes a folder in it.
+	guess("/var/lib/kms-keytrustee/kms-keytrustee/keytrustee/.keytrustee", leftGuess)
+	if st, err := sslStores(s.Conf, s.Log, "hadoop.ssl.client.conf", "ssl-client.xml"); err == nil { // else there is no store to name
+		if trust, setting, err := st.clientTrust(); err == nil && setting != "" {
+			guess(trust.Path, leftTrust)
+		}
+	}
+	return list
+}

@@ -1,0 +1,139 @@
+package kms
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"os/signal"
+	"os/user"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"claviger/audit"
+	"claviger/kms/kmstest"
+)
+
+// TestLogrotate has the real logrotate rotate by the file in packaging, while events
+// come: no record is missing, and the chain verifies over all files.
+func TestLogrotate(t *testing.T) {
+	program, err := exec.LookPath("logrotate")
+	if err != nil {
+		program = "/usr/sbin/logrotate" // which is not in every PATH
+	}
+	if _, err := os.Stat(program); err != nil {
+		if os.Getenv("CLAVIGER_REQUIRE_LOGROTATE") == "1" {
+			t.Fatal(err)
+		}
+		t.Skip(err)
+	}
+	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	me, err := user.Current()
+	if err != nil {
+		t.Fatal(err)
+	}
+	group, err := user.LookupGroupId(me.Gid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sample, err := os.ReadFile("../packaging/logrotate/claviger")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := string(sample)
+	for from, to := range map[string]string{
+		"/var/log/claviger":                     dir,
+		"su claviger claviger":                  "su " + me.Username + " " + group.Name,
+		"systemctl reload claviger-kms.service": fmt.Sprintf("kill -HUP %d", os.Getpid()),
+		"dateformat -%Y%m%d-%s":                 "dateformat -%Y%m%d-%s",
+	} {
+		if !strings.Contains(text, from) {
+			t.Fatalf("the sample does not say %q", from)
+		}
+		text = strings.ReplaceAll(text, from, to)
+	}
+	conf := filepath.Join(dir, "logrotate.conf")
+	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+
+	set := auditSettings{hadoop: true, file: filepath.Join(dir, "kms-audit.log"), json: filepath.Join(dir, "audit.json"), node: "n"}
+	trail, err := openAudit(t.Context(), set, &Service{Log: slog.New(slog.DiscardHandler)}, standardOutput{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ignored := make(chan os.Signal, 1) // a hangup must not end the test before reopenOnHangup listens
+	signal.Notify(ignored, syscall.SIGHUP)
+	defer signal.Stop(ignored)
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); trail.reopenOnHangup(ctx) }()
+	time.Sleep(100 * time.Millisecond) // it listens
+	const rotations, each = 3, 50
+	for range rotations {
+		for i := range each {
+			trail.Log(ctx, audit.Event{Status: audit.OK, Op: audit.GetKeys, Key: fmt.Sprint(i)})
+		}
+		if err := trail.Begin(ctx, audit.Event{Op: audit.CreateKey, Key: "k"}); err != nil { // all before is on the disk
+			t.Fatal(err)
+		}
+		if out, err := exec.CommandContext(t.Context(), program, "--force", "--state", filepath.Join(dir, "state"), conf).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		time.Sleep(1100 * time.Millisecond) // dateformat has seconds
+	}
+	stop()
+	<-done
+	if err := trail.Close(); err != nil {
+		t.Fatal(err)
+	}
+	files := filesOf(t, filepath.Join(dir, "audit.json"))
+	if len(files) != rotations+1 {
+		t.Fatalf("files %q, want %d", files, rotations+1)
+	}
+	if !slices.ContainsFunc(files, func(name string) bool { return strings.HasSuffix(name, ".gz") }) {
+		t.Fatalf("none of the files %q is compressed", files)
+	}
+	head, ok, err := audit.HeadFileOf(set.json).Load(t.Context())
+	if err != nil || !ok {
+		t.Fatal(ok, err)
+	}
+	r, err := audit.Verify(files, audit.VerifyConfig{Heads: []audit.Head{head}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(r.Findings) != 0 || r.Records < rotations*(each+1) || r.First != 1 {
+		t.Errorf("report %+v", r)
+	}
+}
+
+// filesOf are the files of a log, those that are compressed too.
+func filesOf(t *testing.T, log string) []string {
+	t.Helper()
+	names, err := filepath.Glob(log + "*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return slices.DeleteFunc(names, func(name string) bool { return strings.HasSuffix(name, ".head") })
+}
+
+// TestRotatesByDefault: without a setting audit files are put aside, and none is
+// removed.
+func TestRotatesByDefault(t *testing.T) {
+	r := &reader{conf: kmstest.Conf(t, map[string]string{"hadoop.kms.key.provider.uri": "jceks://file@/x"})}
+	set := r.audit()
+	if r.err != nil {
+		t.Fatal(r.err)
+	}
+	if want := (audit.Rotation{Size: 256 << 20}); set.rotation != want {
+		t.Errorf("rotation %+v, want %+v", set.rotation, want)
+	}
+}

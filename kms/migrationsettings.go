@@ -1,0 +1,53 @@
+package kms
+
+import (
+	"claviger"
+	"claviger/migrate"
+)
+
+// mostGap bounds claviger.migration.gap: numbers go to 2^31-2, and a key has room for
+// two thousand such gaps.
+const mostGap = 1_000_000
+
+// migrationSettings are the properties of migrations that the server and the commands
+// read alike.
+type migrationSettings struct {
+	versions migrate.Versions
+	gap      int
+	// Whose all EDEKs of a version's name are, by the operator's word.
+	ours, theirs map[string]bool
+}
+
+// migration reads them, also where no source is configured: a value that cannot be used
+// must not wait for the day of the migration.
+func (r *reader) migration() migrationSettings {
+	s := migrationSettings{
+		versions: migrate.Versions(r.conf.String(migrate.PropVersions)),
+		gap:      int(r.int(migrate.PropGap, 0, mostGap)),
+		ours:     r.versionNames(migrate.PropOurs),
+		theirs:   r.versionNames(migrate.PropTheirs),
+	}
+	if !s.versions.Valid() {
+		r.keep(r.conf.Refuse(migrate.PropVersions, "it must be auto, all or current"))
+	}
+	for v := range s.theirs {
+		if s.ours[v] {
+			r.keep(r.conf.Refuse(migrate.PropTheirs, migrate.PropOurs+" names "+claviger.Printable(v)+
+				" too, and an EDEK is of one of the two"))
+		}
+	}
+	return s
+}
+
+// versionNames reads a list of full names of versions.
+func (r *reader) versionNames(property string) map[string]bool {
+	names := map[string]bool{}
+	for _, v := range r.conf.Strings(property) {
+		if _, ok := claviger.VersionNumber(v); !ok {
+			r.keep(r.conf.Refuse(property, "it must be a comma list of key versions, as in finance@3; "+
+				claviger.Printable(v)+" is none"))
+		}
+		names[v] = true
+	}
+	return names
+}

@@ -1,0 +1,71 @@
+package kms
+
+import (
+	"claviger"
+	"claviger/authz"
+	"claviger/console"
+	"claviger/hadoopconf"
+	"claviger/kmsapi"
+)
+
+// operationSettings are the properties of the servlets for operators.
+type operationSettings struct {
+	authorization   bool // hadoop.security.authorization
+	instrumentation bool // hadoop.security.instrumentation.requires.admin
+	prometheus      bool // hadoop.prometheus.endpoint.enabled
+}
+
+func (r *reader) operations() operationSettings {
+	return operationSettings{
+		authorization:   r.bool("hadoop.security.authorization"),
+		instrumentation: r.bool("hadoop.security.instrumentation.requires.admin"),
+		prometheus:      r.bool("hadoop.prometheus.endpoint.enabled"),
+	}
+}
+
+// operations are the servlets as the configuration has them. port is where the
+// server listens.
+func (s *server) operations(port int, metrics *console.Metrics) (kmsapi.Operations, error) {
+	// What cannot be hidden must not wait for somebody to look.
+	if err := s.conf.CheckPublic(); err != nil {
+		return kmsapi.Operations{}, err
+	}
+	op := kmsapi.Operations{
+		ProcessName: s.conf.String("hadoop.kms.metrics.process.name"), SessionID: s.conf.String("hadoop.kms.metrics.session.id"),
+		Port: port, Properties: s.properties, Level: s.level,
+		InstrumentationAdmin: s.set.operations.instrumentation,
+	}
+	if s.set.operations.authorization {
+		// Not trimmed: a leading blank is what sets groups apart from users. Without
+		// either, nobody is one.
+		acl := authz.ParseACL(s.conf.Under("hadoop.kms.http.")["administrators"])
+		op.Administrator = func(who claviger.Principal) bool { return acl.Admits(who, s.auth.groups.Of) }
+	}
+	if s.set.operations.prometheus && metrics != nil {
+		op.Prometheus = metrics.Handler(s.log, s.set.web.showsDetails)
+	}
+	return op, nil
+}
+
+// properties are those of /conf, with their sources named as Hadoop names them.
+func (s *server) properties() ([]kmsapi.Property, error) {
+	shown, err := s.conf.Public()
+	if err != nil {
+		return nil, err
+	}
+	list := make([]kmsapi.Property, len(shown))
+	for i, p := range shown {
+		list[i] = kmsapi.Property{Name: p.Name, Written: p.Written, Value: p.Value, Final: p.Final, Source: sourceName(p)}
+	}
+	return list, nil
+}
+
+func sourceName(p hadoopconf.Shown) string {
+	switch {
+	case p.Source == "":
+		return "kms-default.xml"
+	case p.Source[0] == '/':
+		return "file:" + p.Source
+	}
+	return p.Source // a flag, or the environment
+}

@@ -1,0 +1,314 @@
+package kms
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"claviger"
+	"claviger/authz"
+	"claviger/hadoopconf"
+	"claviger/migrate"
+	"claviger/provider"
+	"claviger/provider/keytrustee"
+	"claviger/secret"
+)
+
+// probes are what a migration measures of the providers that are open.
+func (s *Service) probes(ctx context.Context) (migrate.Probes, error) {
+	p := migrate.Probes{User: OSUser(), Own: ownAddresses(ctx, s.Conf), More: s.moreChecks}
+	login, _, err := clientLogin(s.Conf)
+	if err != nil {
+		return p, err
+	}
+	if p.KerberosUser, _, _ = strings.Cut(login.Principal, "/"); p.KerberosUser == "" {
+		p.KerberosUser = "the user of our Kerberos tickets"
+	}
+	p.KerberosUser, _, _ = strings.Cut(p.KerberosUser, "@")
+	p.Rules = func(context.Context) (migrate.Check, migrate.Decide) { return rulesHere(s.Conf) }
+	if t, ok := s.Primary.(interface {
+		Latency(context.Context) ([]time.Duration, error)
+	}); ok {
+		p.Latency = t.Latency
+	}
+	if t, ok := s.Primary.(interface {
+		Room(context.Context) (keys int, known bool, err error)
+	}); ok {
+		p.Room = t.Room
+	}
+	src, ok := s.ReencryptionSource()
+	if !ok {
+		return p, nil
+	}
+	uri, err := provider.ParseKMS(src.URI())
+	if err != nil { // it was opened, so it is well-formed: it is no KMS
+		if h, ok := src.(provider.Health); ok {
+			p.Alive = h.Check
+		}
+		return p, nil //nolint:nilerr // that it is no KMS is no fault
+	}
+	for _, other := range s.Sources {
+		if strings.HasPrefix(other.URI(), "keytrustee:") {
+			p.Others = append(p.Others, other.Provider)
+		}
+	}
+	conf, err := s.ClientTLS(provider.Env{})
+	if err != nil {
+		return p, err
+	}
+	kms := &migrate.SourceKMS{TLS: conf}
+	for _, host := range uri.Hosts {
+		kms.Bases = append(kms.Bases, uri.Scheme+"://"+net.JoinHostPort(host, strconv.Itoa(uri.Port))+uri.Path)
+	}
+	p.Source = kms.Probe
+	return p, nil
+}
+
+// moreChecks are of what else this server stands on.
+func (s *Service) moreChecks(ctx context.Context) []migrate.Check {
+	checks := append(s.trustees(ctx), s.simpleBeforeKerberos()...)
+	if faults := secret.Exposed(secretFiles(s.Conf)...); len(faults) > 0 {
+		checks = append(checks, migrate.Check{Name: "files with secrets", Status: migrate.Warning, Measured: strings.Join(faults, "; "), Cure: "as said of each"})
+	}
+	return checks
+}
+
+// simpleBeforeKerberos fails where a source wants Kerberos and this server believes each
+// caller's name: a caller need only name the right user, and this server opens for him what
+// the source opens for tickets alone.
+func (s *Service) simpleBeforeKerberos() (checks []migrate.Check) {
+	if s.Conf.String(authType) != "simple" {
+		return nil
+	}
+	for _, src := range s.Sources {
+		if k, ok := src.Provider.(interface{ WantsKerberos() bool }); ok && k.WantsKerberos() {
+			checks = append(checks, migrate.Check{
+				Name: "authentication here", Needed: true, Status: migrate.Failure,
+				Measured: fmt.Sprintf("%s wants Kerberos, and %s is simple here: who reaches this server opens the source's EDEKs as whatever user he names", src.URI(), authType),
+				Cure:     "take over hadoop.kms.authentication.*, hadoop.kms.proxyuser.* and hadoop.security.auth_to_local from the configuration of the source",
+			})
+		}
+	}
+	return checks
+}
+
+// lookupTimeout bounds the question for our own full name.
+const lookupTimeout = 2 * time.Second
+
+// ownAddresses are the "host:port" under which clients may reach this server:
+// the host as configured, or every name and address of the machine where it
+// listens at all of them. With a port that the system picks there are none.
+func ownAddresses(ctx context.Context, conf *hadoopconf.Conf) []string {
+	port, err := conf.Int("hadoop.kms.http.port", 0, 65535)
+	if err != nil || port == 0 {
+		return nil
+	}
+	hosts := []string{conf.String("hadoop.kms.http.host")}
+	if ip := net.ParseIP(hosts[0]); hosts[0] == "" || ip != nil && ip.IsUnspecified() {
+		hosts = []string{"localhost"}
+		if name, err := os.Hostname(); err == nil {
+			hosts = append(hosts, name)
+			ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+			defer cancel()
+			// Without a name service the short name has to do.
+			if full, err := net.DefaultResolver.LookupCNAME(ctx, name); err == nil {
+				hosts = append(hosts, strings.TrimSuffix(full, "."))
+			}
+		}
+		if list, err := net.InterfaceAddrs(); err == nil {
+			for _, a := range list {
+				if n, ok := a.(*net.IPNet); ok {
+					hosts = append(hosts, n.IP.String())
+				}
+			}
+		}
+	}
+	var own []string
+	for _, h := range hosts {
+		own = append(own, net.JoinHostPort(h, strconv.FormatInt(port, 10)))
+	}
+	slices.Sort(own)
+	return slices.Compact(own)
+}
+
+// rulesHere reads the rules by which this server will serve, and returns what decides by
+// them; nil where there are none.
+func rulesHere(conf *hadoopconf.Conf) (migrate.Check, migrate.Decide) {
+	file := ACLFile(conf)
+	c := migrate.Check{Name: "rules of this server", Needed: true}
+	fail := func(measured, cure string) (migrate.Check, migrate.Decide) {
+		c.Status, c.Measured, c.Cure = migrate.Failure, measured, cure
+		return c, nil
+	}
+	if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
+		return fail(file+" is not there: nobody may use any key here", "copy the kms-acls.xml that is in use at the source to "+conf.Dir())
+	}
+	policy, warnings, _, err := LoadPolicy(conf)
+	if err != nil {
+		return fail(err.Error(), "mend the file: claviger acl check --conf "+conf.Dir())
+	}
+	byKey, err := conf.Bool("hadoop.kms.key.authorization.enable")
+	if err != nil {
+		return fail(err.Error(), "set it to true or false")
+	}
+	groups, err := NewGroups(conf, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return fail(err.Error(), "mend the group mapping")
+	}
+	c.Measured = file + " is read"
+	if n := len(warnings); n > 0 {
+		c.Status = migrate.Warning
+		c.Measured += fmt.Sprintf("; odd in it: %d", n)
+		c.Cure = "see what: claviger acl check --conf " + conf.Dir()
+	}
+	return c, func(user, request, aclName string) (may bool, by, cure string) {
+		r, _, _ := authz.FindRequest(request)
+		if !byKey {
+			aclName = ""
+		}
+		d := policy.Explain(r, aclName, claviger.Principal{Name: user, Short: user}, groups.Of)
+		if step, ok := d.DecidedBy(); ok && !d.Allowed {
+			by, cure = step.Property, admitBy(step, user)
+		}
+		return d.Allowed, by, cure
+	}
+}
+
+// admitBy says which change of the rules admits a user whom this step shut out. Where a
+// key has no rule for a right, it advises none of the key's own: one such rule shuts out
+// all whom the defaults admit.
+func admitBy(step authz.Step, user string) string {
+	switch {
+	case strings.HasPrefix(step.Property, "hadoop.kms.blacklist."):
+		return fmt.Sprintf("set %s so that it does not name %s", step.Property, user)
+	case step.Level == "key" && !step.Set:
+		right := step.Property[strings.LastIndexByte(step.Property, '.')+1:]
+		return fmt.Sprintf("let whitelist.key.acl.%s admit %s", right, user)
+	}
+	return fmt.Sprintf("let %s admit %s", step.Property, user)
+}
+
+// nameNode is the user that the NameNode comes as: the one that the flag names, else what
+// this server's rules make of its principal in HDFS' configuration, else the superuser.
+func nameNode(conf *hadoopconf.Conf, flag string, hdfs func(string) (string, bool)) migrate.NameNode {
+	if flag != "" {
+		return migrate.NameNode{User: flag, From: "--namenode-user"}
+	}
+	const principalName, security = "dfs.namenode.kerberos.principal", "hadoop.security.authentication"
+	if hdfs != nil {
+		principal, _ := hdfs(principalName)
+		if kind, _ := hdfs(security); principal != "" && strings.EqualFold(kind, "kerberos") {
+			read := kerberosRules
+			if conf.String(authType) == "simple" {
+				read = simpleRules
+			}
+			rules, err := read(conf, slog.New(slog.DiscardHandler))
+			user, _, _ := strings.Cut(principal, "/")
+			user, _, _ = strings.Cut(user, "@")
+			if err == nil && rules != nil { // without rules it is the first component
+				user, err = rules.Short(strings.Replace(principal, "/_HOST@", "/namenode.example.com@", 1))
+			}
+			if err != nil {
+				return migrate.NameNode{Err: fmt.Errorf("%s is %s, of which the rules here make no user: %w",
+					principalName, principal, err)}
+			}
+			return migrate.NameNode{User: user, From: "of " + principal}
+		}
+	}
+	users, _, _ := strings.Cut(conf.Under(hadoopconf.HDFSSuperusers)[""], " ")
+	for _, user := range strings.Split(users, ",") {
+		if user != "" && user != "*" {
+			return migrate.NameNode{User: user, From: hadoopconf.HDFSSuperusers}
+		}
+	}
+	return migrate.NameNode{User: "hdfs", From: "Hadoop's own name for it"}
+}
+
+// trustees tries the Key Trustee Servers of a kts-site.xml: whether TLS to each is
+// trusted, and whether a keytrustee:// source can use them.
+func (s *Service) trustees(ctx context.Context) []migrate.Check {
+	place, named := s.Conf.Get(hadoopconf.TrusteeConf)
+	var sources []provider.Provider
+	for _, src := range s.Sources {
+		if strings.HasPrefix(src.URI(), "keytrustee:") {
+			sources = append(sources, src.Provider)
+		}
+	}
+	if !named && len(sources) == 0 {
+		return nil
+	}
+	// Without a keytrustee:// source nothing here asks the trustee.
+	bad := migrate.Warning
+	if len(sources) > 0 {
+		bad = migrate.Failure
+	}
+	tlsCheck := s.trusteesTLS(ctx, place, bad)
+	checks := []migrate.Check{tlsCheck}
+	for _, src := range sources {
+		c := migrate.Check{Name: "Key Trustee Server used", Measured: src.URI() + " answers to us", Needed: true}
+		if h, ok := src.(provider.Health); !ok {
+			c.Status, c.Measured = migrate.NotTried, src.URI()+" cannot be asked"
+		} else if err := h.Check(ctx); err != nil {
+			c.Status, c.Measured, c.Cure = migrate.Failure, err.Error(), "see claviger trustee status at the Key Trustee Server's host, and that this host can reach its port"
+		}
+		checks = append(checks, c)
+	}
+	return append(checks, migrate.Check{Name: "Key HSM behind the trustee", Status: migrate.NotTried, Measured: "a Key Trustee Server does not tell its clients whether it has one",
+		Cure: "the procedure wants it with Luna or nShield: at the trustee's host, claviger keyhsm status, or keytrustee-keyhsm's own status command"})
+}
+
+func (s *Service) trusteesTLS(ctx context.Context, place string, bad migrate.Status) migrate.Check {
+	c := migrate.Check{Name: "TLS to the Key Trustee Servers", Needed: bad == migrate.Failure}
+	hosts, insecure, err := keytrustee.Hosts(place, s.Conf.Dir())
+	if err != nil {
+		c.Status, c.Measured, c.Cure = bad, err.Error(), "copy kts-site.xml from a KT KMS host (step 1 of the procedure)"
+		return c
+	}
+	conf, err := s.ClientTLS(provider.Env{})
+	if err != nil {
+		c.Status, c.Measured, c.Cure = bad, err.Error(), "correct the truststore (steps 3 and 4 of the procedure)"
+		return c
+	}
+	if insecure {
+		c.Status, c.Measured = migrate.NotTried, "kts-site.xml sets cloudera.trustee.keyprovider.insecure: no certificate is verified"
+		return c
+	}
+	var measured []string
+	for _, host := range hosts {
+		if err := handshake(ctx, host, conf); err != nil {
+			c.Status = bad
+			measured = append(measured, host+": "+err.Error())
+			cure := claviger.CertificateCure(err, "the truststore, and name that by claviger.ssl.truststore or in "+
+				"ssl-client.xml (steps 3 and 4 of the procedure)")
+			if cure == "" {
+				cure = "see that the Key Trustee Server runs there, and that this host can reach its port"
+			}
+			c.Cure = cure
+			continue
+		}
+		measured = append(measured, host+" is trusted")
+	}
+	c.Measured = strings.Join(measured, "; ")
+	return c
+}
+
+// handshake makes one TLS connection and ends it.
+func handshake(ctx context.Context, host string, conf *tls.Config) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	d := tls.Dialer{Config: conf}
+	conn, err := d.DialContext(ctx, "tcp", host)
+	if err != nil {
+		return err
+	}
+	return conn.Close()
+}

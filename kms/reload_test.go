@@ -1,0 +1,158 @@
+package kms
+
+import (
+	"bytes"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"claviger/authn"
+	"claviger/hadoopconf"
+	"claviger/kms/kmstest"
+)
+
+// watchedSite is a site file as a server reads it at its start, with an authenticator by
+// its rules of proxy users.
+type watchedSite struct {
+	conf    *hadoopconf.Conf
+	auth    *authn.Authenticator
+	proxies *authn.ProxyUsers
+	logged  bytes.Buffer
+	log     *slog.Logger
+}
+
+func newWatchedSite(t *testing.T, dir string, props map[string]string) *watchedSite {
+	t.Helper()
+	kmstest.WriteSite(t, dir, props)
+	conf, err := hadoopconf.LoadKMS(dir, os.LookupEnv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conf.Override("hadoop.kms.http.port", "1", "--http-port")
+	s := &watchedSite{conf: conf}
+	s.log = slog.New(slog.NewTextHandler(&s.logged, nil))
+	s.proxies, _ = authn.NewProxyUsers(conf.Under(authn.ProxyUserPrefix), noGroups, s.log)
+	s.auth, err = authn.New(authn.Config{Handler: authn.Simple{}, Validity: time.Hour,
+		Secrets: authn.NewRandomSecrets(time.Hour, nil), ProxyUsers: s.proxies})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func noGroups(string) []string { return nil }
+
+func (s *watchedSite) watch() *siteWatcher { return newSiteWatcher(s.conf, s.proxies, noGroups, s.log) }
+
+// allowed tells whether oozie may act for alice.
+func (s *watchedSite) allowed(t *testing.T) bool {
+	t.Helper()
+	res := s.auth.Authenticate(t.Context(), authn.Request{RawQuery: "user.name=oozie&doAs=alice",
+		RemoteIP: netip.MustParseAddr("127.0.0.1")})
+	return res.Principal != nil
+}
+
+// A changed kms-site.xml changes who may act for whom, as a whole or not at all;
+// anything else in it waits for a start.
+func TestSiteWatcher(t *testing.T) {
+	dir := t.TempDir()
+	const provider, hosts, users = hadoopconf.ProviderURI, authn.ProxyUserPrefix + "oozie.hosts", authn.ProxyUserPrefix + "oozie.users"
+	site := newWatchedSite(t, dir, map[string]string{provider: "jceks://file@/k.jceks"})
+	w := site.watch()
+	later := time.Now().Add(time.Hour)
+	w.check(later)
+	if site.allowed(t) || site.logged.Len() > 0 {
+		t.Fatalf("before any change: %s", site.logged.String())
+	}
+
+	kmstest.WriteSite(t, dir, map[string]string{provider: "jceks://file@/k.jceks", hosts: "*", users: "alice"})
+	w.check(later)
+	if !site.allowed(t) {
+		t.Errorf("oozie may not act for alice after the change:\n%s", site.logged.String())
+	}
+	if strings.Contains(site.logged.String(), "started anew") {
+		t.Errorf("nothing else has changed:\n%s", site.logged.String())
+	}
+
+	if err := os.WriteFile(filepath.Join(dir, "kms-site.xml"), []byte("<configuration><property>"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w.check(later)
+	w.check(later)
+	if !site.allowed(t) {
+		t.Error("a broken file took the rules away")
+	}
+	if n := strings.Count(site.logged.String(), "is not usable"); n != 1 {
+		t.Errorf("the broken file is complained of %d times:\n%s", n, site.logged.String())
+	}
+
+	kmstest.WriteSite(t, dir, map[string]string{provider: "jceks://file@/other.jceks", hosts: "10.0.0.0/8", users: "alice"})
+	w.check(later)
+	if site.allowed(t) {
+		t.Error("oozie may still act from anywhere")
+	}
+	if !strings.Contains(site.logged.String(), "started anew") || !strings.Contains(site.logged.String(), provider) {
+		t.Errorf("the provider needs a start:\n%s", site.logged.String())
+	}
+	if strings.Contains(site.logged.String(), "http.port") {
+		t.Errorf("a flag is no change of the files:\n%s", site.logged.String())
+	}
+	// Moved away by an editor: nothing changes, and it is told until it is back.
+	kmstest.WriteSite(t, dir, map[string]string{provider: "jceks://file@/other.jceks", hosts: "*", users: "alice"})
+	w.check(later)
+	file := filepath.Join(dir, "kms-site.xml")
+	if err := os.Rename(file, file+"~"); err != nil {
+		t.Fatal(err)
+	}
+	w.check(later)
+	w.check(later)
+	if err := w.Err(); !site.allowed(t) || err == nil || !strings.Contains(err.Error(), "kms-site.xml is gone") {
+		t.Errorf("without the file: %v", err)
+	}
+	if err := os.Rename(file+"~", file); err != nil {
+		t.Fatal(err)
+	}
+	w.check(later)
+	if err := w.Err(); !site.allowed(t) || err != nil {
+		t.Errorf("with the file: %v", err)
+	}
+	kmstest.WriteSite(t, dir, map[string]string{provider: "jceks://file@/other.jceks", hosts: "10.0.0.0/8", users: "alice"})
+	w.check(later)
+
+	// Just written: the writer may not be done.
+	kmstest.WriteSite(t, dir, map[string]string{provider: "jceks://file@/other.jceks", hosts: "*", users: "alice"})
+	w.check(time.Now())
+	if site.allowed(t) {
+		t.Error("the file was read while it was being written")
+	}
+	w.check(time.Now().Add(siteSettleTime))
+	if !site.allowed(t) {
+		t.Error("the file was not read after it was written")
+	}
+}
+
+// TestSiteChangedBeforeTheStart: what the files say is in force, too, where they were
+// changed between their reading and the start, which waits for other machines.
+func TestSiteChangedBeforeTheStart(t *testing.T) {
+	dir := t.TempDir()
+	const hosts, users = authn.ProxyUserPrefix + "oozie.hosts", authn.ProxyUserPrefix + "oozie.users"
+	site := newWatchedSite(t, dir, map[string]string{hadoopconf.ProviderURI: "jceks://file@/k.jceks", hosts: "*",
+		users: "alice"})
+	if !site.allowed(t) {
+		t.Fatal("oozie may not act for alice") // else this tests nothing
+	}
+	kmstest.WriteSite(t, dir, map[string]string{hadoopconf.ProviderURI: "jceks://file@/other.jceks"})
+	w := site.watch()
+	w.check(time.Now().Add(time.Hour))
+	if site.allowed(t) {
+		t.Error("the rule that was taken away stays in force")
+	}
+	if text := site.logged.String(); !strings.Contains(text, "started anew") ||
+		!strings.Contains(text, hadoopconf.ProviderURI) || strings.Contains(text, "http.port") {
+		t.Errorf("what needs a start:\n%s", text)
+	}
+}

@@ -1,0 +1,246 @@
+package kms
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"claviger/console"
+	"claviger/hadoopconf"
+	"claviger/keystore"
+	"claviger/metastore/location"
+	"claviger/pkcs11"
+	"claviger/provider"
+	"claviger/provider/keytrustee"
+	"claviger/secret"
+	"claviger/trustee"
+)
+
+const jceksPasswordFile = "hadoop.security.keystore.java-keystore-provider.password-file"
+
+// secretFiles are the files of a KMS's configuration that others on this machine must not
+// read or change. What the configuration names and is not there is left to the part of
+// the server that needs it.
+func secretFiles(conf *hadoopconf.Conf) []secret.File {
+	l := secretList{conf: conf}
+	l.clear(conf)
+	for _, name := range []string{"core-site.xml", "kms-site.xml", filepath.Base(ACLFile(conf))} {
+		l.put(secret.File{Path: filepath.Join(conf.Dir(), name), Deny: 0o002, Harm: "who could change who may use which key"})
+	}
+	l.providers()
+	l.metastore()
+	l.path("hadoop.kms.authentication.signature.secret.file", "signature secret")
+	l.path("claviger.audit.json.key.file", "key of the audit log")
+	l.path(authKeytab, "keytab")
+	l.path(clientKeytab, "keytab")
+	if cache, ok := strings.CutPrefix(conf.String("claviger.client.kerberos.ccache"), "FILE:"); ok {
+		l.add(cache, "cache of Kerberos tickets")
+	}
+	for _, prefix := range []string{signerKind + ".zookeeper.", "hadoop.kms.authentication.zk-dt-secret-manager."} {
+		l.path(prefix+"kerberos.keytab", "keytab")
+		l.path(prefix+"ssl.keystore.location", "keystore")
+	}
+	l.path(jceksPasswordFile, "password of the keystore")
+	l.groups()
+	l.credentials(conf)
+	for _, file := range [][2]string{{"hadoop.ssl.server.conf", "ssl-server.xml"}, {"hadoop.ssl.client.conf", "ssl-client.xml"}} {
+		st, err := sslStores(conf, slog.New(slog.DiscardHandler), file[0], file[1])
+		if err != nil {
+			continue // the server's TLS says so
+		}
+		l.clear(st.c)
+		l.credentials(st.c)
+		for _, prefix := range []string{"ssl.server.keystore.location", "ssl.client.keystore.location"} {
+			if path, ok := st.c.Path(prefix); ok {
+				l.add(path, "private key")
+			}
+		}
+	}
+	return l.files
+}
+
+// secretList collects files; each path stands there once.
+type secretList struct {
+	conf  *hadoopconf.Conf
+	files []secret.File
+}
+
+func (l *secretList) put(files ...secret.File) {
+	for _, f := range files {
+		if !slices.ContainsFunc(l.files, func(o secret.File) bool { return o.Path == f.Path }) {
+			l.files = append(l.files, f)
+		}
+	}
+}
+
+func (l *secretList) add(path, what string) { l.put(secret.File{Path: path, What: what}) }
+
+// path adds the file that a property names.
+func (l *secretList) path(property, what string) {
+	if path, ok := l.conf.Path(property); ok {
+		l.add(path, what)
+	}
+}
+
+// clear adds the files of a configuration in which secrets stand in clear.
+func (l *secretList) clear(c *hadoopconf.Conf) {
+	for file, property := range c.ClearSecrets() {
+		l.put(secret.File{Path: file, Harm: "and holds the value of " + property})
+	}
+}
+
+// providers adds what the providers of the configuration keep in files.
+func (l *secretList) providers() {
+	for _, property := range []string{hadoopconf.ProviderURI, hadoopconf.SourceURI} {
+		list, err := provider.SplitURIs(l.conf.String(property))
+		if err != nil {
+			continue
+		}
+		for _, uri := range list {
+			scheme, _, _ := strings.Cut(uri, ":")
+			path, err := provider.UnnestPath(uri)
+			switch scheme = strings.ToLower(scheme); {
+			case scheme == "pkcs11":
+				if c, _, err := pkcs11.ParseURI(uri); err == nil {
+					l.put(c.Files...)
+				}
+			case err != nil:
+			case scheme == "cloudera.hsmkp":
+				if c, _, err := pkcs11.ReadKeystoreFile(path); err == nil {
+					l.put(c.Files...)
+				}
+			case scheme == "jceks" || scheme == "localjceks":
+				l.add(path, "keystore")
+			case scheme == "keytrustee":
+				l.put(trustee.SecretFiles(path)...)
+				l.put(keytrustee.SecretFiles(l.conf.String(hadoopconf.TrusteeConf), l.conf.Dir())...)
+			}
+		}
+	}
+}
+
+// metastore adds the store: a file with what SQLite keeps beside it, or what opens the
+// database.
+func (l *secretList) metastore() {
+	place, err := location.Of(l.conf)
+	switch {
+	case err != nil:
+	case place.File != "":
+		l.put(SQLiteFiles(place.File)...)
+	default:
+		l.put(DatabaseFiles(place.URI)...)
+	}
+}
+
+// SQLiteFiles are the files of an SQLite store, those that SQLite keeps beside it included.
+func SQLiteFiles(path string) []secret.File {
+	var list []secret.File
+	for _, suffix := range []string{"", "-wal", "-shm", "-journal"} {
+		list = append(list, secret.File{Path: path + suffix, What: "store"})
+	}
+	return list
+}
+
+// DatabaseFiles are the password file and the private key of a libpq URI.
+func DatabaseFiles(uri string) []secret.File {
+	u, err := url.Parse(uri)
+	if err != nil {
+		return nil
+	}
+	var list []secret.File
+	for _, p := range []struct{ name, env, what string }{{"passfile", "PGPASSFILE", "password file"}, {"sslkey", "PGSSLKEY", "private key"}} {
+		path := u.Query().Get(p.name)
+		if path == "" {
+			path = os.Getenv(p.env)
+		}
+		if path != "" {
+			list = append(list, secret.File{Path: path, What: p.what})
+		}
+	}
+	return list
+}
+
+// groups adds the passwords by which LDAP servers are asked.
+func (l *secretList) groups() {
+	const file = "ldap.bind.password.file"
+	l.path(hadoopconf.GroupMapping+"."+file, "password of LDAP")
+	for _, name := range l.conf.Names() {
+		if strings.HasPrefix(name, hadoopconf.GroupProviderPrefix) && strings.HasSuffix(name, "."+file) {
+			l.path(name, "password of LDAP")
+		}
+	}
+}
+
+// credentials adds the credential stores that c names, and the file of their password.
+func (l *secretList) credentials(c *hadoopconf.Conf) {
+	stores, _ := keystore.CredentialFiles(c.String(keystore.CredentialPathProperty)) // reading a password says what is wrong
+	for _, path := range stores {
+		l.add(path, "credential store")
+	}
+	if name := c.String(keystore.CredentialPasswordProperty); name != "" {
+		if !filepath.IsAbs(name) {
+			name = filepath.Join(l.conf.Dir(), name)
+		}
+		l.add(name, "password of the credential stores")
+	}
+}
+
+// WarnOnConsole warns of the files in a command.
+func WarnOnConsole(files []secret.File, w io.Writer) {
+	for _, fault := range secret.Exposed(files...) {
+		fmt.Fprintf(w, "claviger: warning: %s\n", fault)
+	}
+}
+
+// secretsWatch logs once what others could do with files. It refuses none: what is refused,
+// the part of the server that reads the file refuses.
+type secretsWatch struct {
+	files func() []secret.File
+	log   *slog.Logger
+
+	mu   sync.Mutex
+	told map[string]bool
+}
+
+// WatchSecrets logs what is wrong now.
+func WatchSecrets(log *slog.Logger, files func() []secret.File) *secretsWatch {
+	w := &secretsWatch{files: files, log: log, told: make(map[string]bool)}
+	w.look()
+	return w
+}
+
+// look returns how many faults there are.
+func (w *secretsWatch) look() int {
+	faults := secret.Exposed(w.files()...)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, fault := range faults {
+		if !w.told[fault] {
+			w.told[fault] = true
+			w.log.Warn(fault)
+		}
+	}
+	return len(faults)
+}
+
+// secretsHold is for how long an answer of check holds.
+const secretsHold = time.Minute
+
+// Check shows in /readyz that there are such files. Everybody may ask that page, so the
+// log alone names them.
+func (w *secretsWatch) Check() console.Check {
+	return console.Check{Name: "files with secrets", Informational: true, Holds: secretsHold, Run: func(context.Context) error {
+		if n := w.look(); n > 0 {
+			return fmt.Errorf("other users of this host can read or change files of this server, in %d ways; the server's log says which and what to do", n)
+		}
+		return nil
+	}}
+}

@@ -1,0 +1,35 @@
+package kms
+
+import (
+	"context"
+	"log/slog"
+	"testing"
+
+	"claviger/kms/kmstest"
+)
+
+// serve runs a KMS by a configuration folder until the test ends, and returns its base URL.
+func serve(t *testing.T, dir string) string {
+	t.Helper()
+	url, end := serveToEnd(t, dir)
+	t.Cleanup(func() {
+		if err := end(); err != nil {
+			t.Errorf("the KMS ended: %v", err)
+		}
+	})
+	return url
+}
+
+// serveToEnd is serve for a KMS whose end matters: end stops it and returns its error.
+func serveToEnd(t *testing.T, dir string) (url string, end func() error) {
+	t.Helper()
+	return serveLogged(t, dir, slog.New(slog.DiscardHandler))
+}
+
+// serveLogged is serveToEnd with a log.
+func serveLogged(t *testing.T, dir string, log *slog.Logger) (url string, end func() error) {
+	t.Helper()
+	return kmstest.Start(t, func(ctx context.Context, ready string) error {
+		return Serve(ctx, Options{Dir: dir, ReadyFile: ready, Log: log, Level: new(slog.LevelVar)})
+	})
+}

@@ -1,0 +1,283 @@
+package kms
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"claviger/authz"
+	"claviger/buildinfo"
+	"claviger/console"
+	"claviger/durable"
+	"claviger/hadoopconf"
+	"claviger/keyring"
+	"claviger/kmsapi"
+	"claviger/migrate"
+	"claviger/provider/hsm"
+	"claviger/secret"
+	"claviger/web"
+)
+
+// Options are what a command line adds to a configuration folder.
+type Options struct {
+	Dir       string // the configuration folder
+	Port      int    // to listen at instead of hadoop.kms.http.port; 0: any free one, negative: as configured
+	TLS       bool   // serve https, as hadoop.kms.ssl.enabled does
+	ReadyFile string // gets the base URL once requests are served; "": no file
+	Log       *slog.Logger
+	Level     *slog.LevelVar // of Log, which /logLevel changes
+}
+
+// Serve runs a KMS until ctx ends.
+func Serve(ctx context.Context, o Options) (err error) {
+	log := o.Log
+	buildinfo.Read().Log(log)
+	conf, err := hadoopconf.LoadKMS(o.Dir, os.LookupEnv)
+	if err != nil {
+		return err
+	}
+	for _, w := range conf.Warnings() {
+		log.Warn(w)
+	}
+	if o.Port >= 0 {
+		conf.Override("hadoop.kms.http.port", strconv.Itoa(o.Port), "--http-port")
+	}
+	if o.TLS {
+		conf.Override("hadoop.kms.ssl.enabled", "true", "--tls")
+	}
+	// All settings are checked before anything is opened.
+	set, err := readSettings(conf)
+	if err != nil {
+		return err
+	}
+	s, front, err := openPatiently(ctx, conf, set, log, o.Level)
+	if err != nil {
+		return err
+	}
+	if s == nil { // it was stopped while it waited
+		return front.close(set.shutdown)
+	}
+	defer func() { err = errors.Join(err, s.close()) }()
+	defer func() { err = errors.Join(err, front.close(set.shutdown)) }()
+	return s.run(ctx, front, o.ReadyFile)
+}
+
+// firstComparison is how long a start waits for the sources' word on rolls of migrated
+// keys.
+const firstComparison = 2 * time.Second
+
+// server is the server while it runs.
+type server struct {
+	conf    *hadoopconf.Conf
+	set     settings
+	log     *slog.Logger
+	level   *slog.LevelVar
+	svc     *Service
+	auth    *authenticator
+	shared  *cluster
+	trail   *auditTrail
+	ring    *keyring.Ring
+	policy  *authz.Watcher
+	closers []func() error // of what is open, in order
+	lanes   kmsapi.Lanes
+	secrets *secretsWatch
+	// agreement compares this node with the others; nil where there can be none.
+	agreement *agreement
+	clocks    *clockWatch
+	// waiting is why KMS requests are not served yet; "" once they are.
+	waiting atomic.Pointer[string]
+	// skipped: the migration at start was left out.
+	skipped atomic.Bool
+}
+
+// close closes what is open, the newest first.
+func (s *server) close() error {
+	var errs []error
+	for i := len(s.closers) - 1; i >= 0; i-- {
+		errs = append(errs, s.closers[i]())
+	}
+	s.closers = nil
+	return errors.Join(errs...)
+}
+
+// run migrates if the settings say so, then serves until ctx ends.
+func (s *server) run(ctx context.Context, front *front, readyFile string) (err error) {
+	s.secrets = WatchSecrets(s.log, func() []secret.File { return secretFiles(s.conf) })
+	starting := "the server is starting"
+	s.waiting.Store(&starting)
+	if front.secured != nil {
+		s.svc.certificateCheck.served = front.secured.GetCertificate
+	}
+	handler, err := s.handler(front.listener.Addr(), front.connections)
+	if err != nil {
+		return err
+	}
+	front.show(handler)
+
+	background, stop := context.WithCancel(ctx)
+	var group sync.WaitGroup
+	defer func() { stop(); group.Wait() }()
+	group.Go(func() { s.policy.Run(background) })
+	for _, run := range s.auth.background {
+		group.Go(func() { run(background) })
+	}
+	group.Go(func() { s.trail.reopenOnHangup(background) })
+	group.Go(func() { s.heedOthers(background) })
+	group.Go(func() { s.agree(background) })
+	if err := s.noteSettings(ctx); err != nil {
+		s.log.Warn("what this server runs with was not noted in the metastore", "err", err)
+	}
+	group.Go(func() { s.clocks.run(background) })
+
+	if err := s.svc.noSourceIsItself(ctx); err != nil {
+		return err
+	}
+	if s.set.migrate {
+		if err := s.migrate(ctx); err != nil {
+			return err
+		}
+	}
+	// Before the first decrypt; a silent source does not keep the server from serving.
+	compared, cancel := context.WithTimeout(ctx, firstComparison)
+	_ = s.ring.CompareSources(compared)
+	cancel()
+	none := ""
+	s.waiting.Store(&none)
+	group.Go(func() { s.ring.WatchSources(background) })
+	if err := s.ring.CheckMigrations(ctx); err != nil {
+		s.log.Warn("a migration is not finished", "err", err)
+	}
+	group.Go(func() {
+		// What clashes stands in the log; what is not known, in /readyz.
+		_ = s.ring.CheckNames(background)
+	})
+	url := baseURL(front.scheme, s.set.host, front.listener.Addr())
+	if readyFile != "" {
+		if err := writeReady(readyFile, url); err != nil {
+			return err
+		}
+	}
+	s.log.Info("serving", "url", url, "provider", s.svc.Primary.URI(), "sources", len(s.svc.Sources))
+	select {
+	case <-ctx.Done():
+		s.log.Info("stopping: requests under way are served to their end")
+		return nil
+	case err := <-front.served:
+		front.served <- err
+		return err
+	}
+}
+
+// handler is the REST face, with the console beside it.
+func (s *server) handler(addr net.Addr, connections *web.Connections) (http.Handler, error) {
+	var metrics *console.Metrics
+	var observe func(string, int, int, time.Duration)
+	var waited func(string, time.Duration, bool)
+	var refused func(string)
+	if s.set.metrics {
+		metrics = s.metrics(connections)
+		metrics.Expect(kmsapi.Classes(), kmsapi.Reasons())
+		observe, waited, refused = metrics.Observe, metrics.Waited, metrics.Refused
+	}
+	port := s.set.port
+	if tcp, ok := addr.(*net.TCPAddr); ok {
+		port = tcp.Port
+	}
+	operations, err := s.operations(port, metrics)
+	if err != nil {
+		return nil, err
+	}
+	api, err := kmsapi.New(kmsapi.Config{
+		Ring: s.ring, Auth: s.auth.Authenticator, Audit: s.trail, Log: s.log, KeyAuthorization: s.set.ring.KeyAuthorization,
+		Limits: s.set.limits, Lanes: &s.lanes, Admission: s.set.admission, Operations: operations,
+		StoreName: s.svc.storeName,
+		NotReady:  func() string { return *s.waiting.Load() },
+		Observe:   observe,
+		Waited:    waited,
+		Refused:   refused,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return console.New(console.Config{Checks: append(s.checks(), console.ConnectionCheck(connections)), Metrics: metrics,
+		Log: s.log, Details: s.set.web.showsDetails}, api), nil
+}
+
+// baseURL is where clients find the server: the host as configured, localhost
+// where it listens at every address.
+func baseURL(scheme, host string, addr net.Addr) string {
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		host = "localhost"
+	}
+	_, port, _ := net.SplitHostPort(addr.String()) // a TCP address always has one
+	return scheme + "://" + net.JoinHostPort(host, port) + "/kms"
+}
+
+// writeReady puts the URL and a newline into the file, at once.
+func writeReady(path, url string) error {
+	if err := durable.Replace(path, []byte(url+"\n"), 0o644); err != nil { // others wait for it
+		return fmt.Errorf("--ready-file: %w", err)
+	}
+	return nil
+}
+
+// migrate takes over the source's metadata before requests are served. While the token and
+// the metastore do not fit together no key can be made: then it is skipped, for the keys that
+// are there are served.
+func (s *server) migrate(ctx context.Context) error {
+	if s.skipsMigration(ctx) {
+		return nil
+	}
+	why := "the migration of key metadata at start is under way"
+	s.waiting.Store(&why)
+	engine, err := s.svc.Engine(ctx, migrate.Config{
+		Log: s.log, Audit: s.trail, Caller: OwnCaller(),
+		Progress: func(p migrate.Progress) {
+			text := fmt.Sprintf("%s: %d of %d keys", why, p.Keys, p.KeysTotal)
+			s.waiting.Store(&text)
+		},
+	})
+	if err != nil {
+		return err
+	}
+	if _, err := s.svc.RecordLeftovers(ctx, nil); err != nil {
+		return err
+	}
+	_, err = engine.AtStart(ctx)
+	return err
+}
+
+// skipsMigration says so, in the log and for readiness, where the token and the metastore do
+// not fit together.
+func (s *server) skipsMigration(ctx context.Context) bool {
+	p, ok := s.svc.Primary.(*hsm.Provider)
+	if !ok {
+		return false
+	}
+	err := p.CheckFit(ctx)
+	if !hsm.IsMisfit(err) {
+		return false
+	}
+	s.skipped.Store(true)
+	s.log.Error("the migration at start is skipped, since the token and the metastore do not fit together; "+
+		"the keys that are here and at the source are served", "err", err,
+		"next", "mend that as the error says, then restart this server; the restart migrates")
+	return true
+}
+
+// checkMigrations says what is open of migrations.
+func (s *server) checkMigrations(ctx context.Context) error {
+	if s.skipped.Load() {
+		return errors.New("the migration at start was skipped, since the token and the metastore did not fit together; " +
+			"see that the check \"token and metastore fit\" is green, then restart this server; the restart migrates")
+	}
+	return s.ring.CheckMigrations(ctx)
+}

@@ -1,0 +1,175 @@
+package kms
+
+import (
+	"fmt"
+	"math"
+	"strings"
+	"time"
+
+	"claviger"
+	"claviger/hadoopconf"
+	"claviger/keyring"
+	"claviger/kmsapi"
+	"claviger/provider"
+)
+
+// settings are the properties of the server, read and checked.
+type settings struct {
+	host       string
+	port       int
+	tls        bool
+	web        webSettings
+	shutdown   time.Duration
+	limits     kmsapi.Limits
+	admission  kmsapi.Admission
+	metrics    bool
+	migrate    bool
+	audit      auditSettings
+	operations operationSettings
+	ring       keyring.Config // all but what is opened later
+}
+
+// reader collects the first error, so that a table of properties reads as one.
+type reader struct {
+	conf *hadoopconf.Conf
+	err  error
+}
+
+func (r *reader) keep(err error) {
+	if r.err == nil {
+		r.err = err
+	}
+}
+
+func (r *reader) int(name string, lo, hi int64) int64 {
+	n, err := r.conf.Int(name, lo, hi)
+	r.keep(err)
+	return n
+}
+
+func (r *reader) bool(name string) bool {
+	b, err := r.conf.Bool(name)
+	r.keep(err)
+	return b
+}
+
+func (r *reader) duration(name string, unit time.Duration) time.Duration {
+	d, err := r.conf.Duration(name, unit)
+	r.keep(err)
+	return d
+}
+
+// positive is duration for what must not be 0.
+func (r *reader) positive(name string, unit time.Duration) time.Duration {
+	d := r.duration(name, unit)
+	if d <= 0 && r.err == nil {
+		r.keep(r.conf.Refuse(name, "it must be longer than 0, as in 30s"))
+	}
+	return d
+}
+
+func (r *reader) float(name string, lo, hi float64) float64 {
+	f, err := r.conf.Float(name, lo, hi)
+	r.keep(err)
+	return f
+}
+
+// readSettings reads every property that the server uses itself; a value that
+// cannot be used is an error that names file, line, property and cure.
+func readSettings(conf *hadoopconf.Conf) (settings, error) {
+	r := &reader{conf: conf}
+	const queue = "hadoop.security.kms.encrypted.key.cache."
+	s := settings{
+		host:      conf.String("hadoop.kms.http.host"),
+		port:      int(r.int("hadoop.kms.http.port", 0, 65535)),
+		tls:       r.bool("hadoop.kms.ssl.enabled"),
+		web:       r.web(),
+		shutdown:  r.duration("claviger.shutdown.timeout", time.Second),
+		limits:    readLimits(r),
+		admission: readAdmission(r),
+		metrics:   r.bool("claviger.metrics.enabled"),
+		migrate:   r.bool(hadoopconf.InitiateMigration),
+		ring: keyring.Config{
+			KeyAuthorization:    r.bool("hadoop.kms.key.authorization.enable"),
+			Reencryption:        r.bool(hadoopconf.ReencryptionEnable),
+			DefaultCipher:       conf.String("hadoop.security.key.default.cipher"),
+			DefaultBitLength:    int(r.int("hadoop.security.key.default.bitlength", 128, 256)),
+			CacheEnable:         r.bool("hadoop.kms.cache.enable"),
+			CacheTimeout:        r.duration("hadoop.kms.cache.timeout.ms", time.Millisecond),
+			CurrentCacheTimeout: r.duration("hadoop.kms.current.key.cache.timeout.ms", time.Millisecond),
+			QueueSize:           int(r.int(queue+"size", 1, 1<<20)),
+			QueueLowWatermark:   r.float(hadoopconf.LowWatermark, 0, 1),
+			QueueExpiry:         r.duration(queue+"expiry", time.Millisecond),
+			QueueFillers:        int(r.int(queue+"num.fill.threads", 1, 1024)),
+			SourceTimeout:       r.duration("claviger.source.timeout", time.Second),
+			Lease:               max(r.duration(hadoopconf.MetastoreLease, time.Second), time.Nanosecond),
+			SourceWaiting:       int(r.int("claviger.source.max.waiting", 1, 1<<20)),
+			CompareEvery:        r.positive("claviger.source.compare.interval", time.Second),
+			PurgeMinUnused:      r.duration(minUnused, time.Second),
+		},
+	}
+	set := r.migration()
+	s.ring.Ours, s.ring.Theirs = set.ours, set.theirs
+	r.newKeys(&s.ring)
+	s.audit = r.audit()
+	s.operations = r.operations()
+	r.keep(conf.CheckRules())
+	if r.err != nil {
+		return s, r.err
+	}
+	if _, ok := conf.Get(hadoopconf.SourceURI); s.migrate && !ok && !strings.Contains(conf.String(hadoopconf.ProviderURI), ",") {
+		return s, conf.Refuse(hadoopconf.InitiateMigration, fmt.Sprintf("a migration needs a source: set %s to kms://http@HOST:PORT/kms, or this to false", hadoopconf.SourceURI))
+	}
+	return s, nil
+}
+
+// newKeys checks what a key gets that is created without cipher and length.
+func (r *reader) newKeys(ring *keyring.Config) {
+	if r.err != nil {
+		return
+	}
+	spec := provider.Spec{Name: "k", Cipher: ring.DefaultCipher, BitLength: ring.DefaultBitLength}
+	switch err := provider.CheckSpec("", spec); {
+	case claviger.Is(err, claviger.UnknownCipher):
+		r.keep(r.conf.Refuse("hadoop.security.key.default.cipher", "only AES is known, as in "+claviger.DefaultCipher))
+	case err != nil:
+		r.keep(r.conf.Refuse("hadoop.security.key.default.bitlength", "it must be 128, 192 or 256"))
+	}
+}
+
+const maxMemoryName = "claviger.kms.max.memory.bytes"
+
+// readLimits reads what one request may ask for.
+func readLimits(r *reader) kmsapi.Limits {
+	l := kmsapi.Limits{
+		MaxKeys:        int(r.int("claviger.kms.max.num.keys", 1, math.MaxInt32)),
+		MaxBatch:       int(r.int("claviger.kms.max.batch", 1, math.MaxInt32)),
+		MaxBody:        r.int("claviger.kms.max.body.bytes", 1<<16, 1<<32),
+		MaxNames:       int(r.int("claviger.kms.max.metadata.names", 1, 1<<16)),
+		MaxMaterial:    int(r.int("claviger.kms.max.edek.bytes", 64, 1<<20)),
+		MaxNewVersions: int(r.int("claviger.kms.max.new.versions", 0, math.MaxInt32)),
+		MaxParameters:  int(r.int("claviger.http.max.parameters", 16, 1<<16)),
+		Slow:           kmsapi.Slow{Grace: r.duration("claviger.http.slow.grace", time.Second), Rate: r.int("claviger.http.slow.rate", 1, 1<<40)},
+	}
+	if text, _ := r.conf.Get(maxMemoryName); text != "" {
+		l.MaxMemory = r.int(maxMemoryName, 1, 1<<40)
+		if r.err == nil && l.MaxMemory < 2*l.MaxBody {
+			// One user gets half of it.
+			r.keep(r.conf.Refuse(maxMemoryName, fmt.Sprintf("it must be at least twice claviger.kms.max.body.bytes, %d, or no user could send the longest body", 2*l.MaxBody)))
+		}
+	}
+	if r.err == nil && l.Slow.Grace == 0 {
+		r.keep(r.conf.Refuse("claviger.http.slow.grace", "it must be more than 0: a body has to have some time to come"))
+	}
+	return l
+}
+
+// readAdmission reads how many requests of a class are worked on at once.
+func readAdmission(r *reader) kmsapi.Admission {
+	const prefix = "claviger.kms.max.concurrent."
+	atOnce := func(class string) int { return int(r.int(prefix+class, 1, 1<<20)) }
+	return kmsapi.Admission{
+		Decrypts: atOnce("decrypts"), Generates: atOnce("generates"), Batches: atOnce("batches"), Management: atOnce("management"), Reads: atOnce("reads"),
+		Wait: max(r.duration("claviger.kms.max.wait", time.Second), time.Millisecond),
+	}
+}

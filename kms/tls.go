@@ -1,0 +1,309 @@
+package kms
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"claviger/hadoopconf"
+	"claviger/keystore"
+	"claviger/provider"
+	"claviger/secret"
+)
+
+// password is Hadoop's Configuration.getPassword: of the property in c, from the
+// credential stores that c or else site names, or in clear text where that is
+// allowed.
+func password(site, c *hadoopconf.Conf, log *slog.Logger, name string) (secret.Bytes, error) {
+	of := site
+	if _, ok := c.Get(keystore.CredentialPathProperty); ok {
+		of = c
+	}
+	p := &keystore.Passwords{ClearText: true}
+	if path, ok := of.Get(keystore.CredentialPathProperty); ok && path != "" {
+		file := of.String(keystore.CredentialPasswordProperty)
+		if file == "" {
+			file = site.String(keystore.CredentialPasswordProperty)
+		}
+		storePassword, err := keystore.CredentialPassword(os.LookupEnv, file, site.Dir())
+		if err != nil {
+			return nil, site.BadFile(keystore.CredentialPasswordProperty, err, "")
+		}
+		stores, missing, err := keystore.OpenCredentials(path, storePassword)
+		if err != nil {
+			return nil, of.BadFile(keystore.CredentialPathProperty, err, "")
+		}
+		for _, m := range missing {
+			log.Warn("a credential store is not there, and taken for empty", "file", secret.Value(m), "property",
+				keystore.CredentialPathProperty)
+		}
+		p.Credentials = stores
+	}
+	for _, conf := range []*hadoopconf.Conf{site, c} {
+		if _, set := conf.Lookup(keystore.CredentialFallbackProperty); set {
+			var err error
+			if p.ClearText, err = conf.Bool(keystore.CredentialFallbackProperty); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return p.Get(name, c.Get)
+}
+
+// stores reads the TLS stores of one file, or of kms-site.xml.
+type stores struct {
+	site, c     *hadoopconf.Conf
+	log         *slog.Logger
+	environment []string // warnings of what it overrides
+}
+
+// file reads a store's place and passwords; ok is false where none is named.
+// prefix is "ssl.server.keystore." and the like.
+func (s stores) file(prefix string) (f keystore.TLSFile, ok bool, err error) {
+	if f.Path, ok = s.c.Path(prefix + "location"); !ok {
+		return f, false, nil
+	}
+	f.Type = s.c.String(prefix + "type")
+	f.TypeProperty, f.PasswordProperty = prefix+"type", prefix+"password"
+	if f.Password, err = password(s.site, s.c, s.log, prefix+"password"); err != nil {
+		return f, true, err
+	}
+	f.KeyPassword, err = password(s.site, s.c, s.log, prefix+"keypassword")
+	return f, true, err
+}
+
+// sslStores reads one of the two files beside kms-site.xml. One that is not there
+// is empty.
+func sslStores(conf *hadoopconf.Conf, log *slog.Logger, property, fallback string) (stores, error) {
+	name := fallback
+	if v, ok := conf.Get(property); ok {
+		name = v
+	}
+	if !filepath.IsAbs(name) {
+		name = filepath.Join(conf.Dir(), name)
+	}
+	c := hadoopconf.New(filepath.Dir(name), nil)
+	// Cloudera Manager names the usual files whether they are there or not.
+	err := c.AddFile(name, filepath.Base(name) == fallback)
+	if errors.Is(err, fs.ErrNotExist) {
+		return stores{}, conf.BadFile(property, err, "make it, or take the property out for "+fallback)
+	}
+	if err != nil {
+		return stores{}, err
+	}
+	st := stores{site: conf, c: c, log: log}
+	if property == "hadoop.ssl.server.conf" {
+		st.environment = c.ServerTLSEnvironment()
+	}
+	return st, nil
+}
+
+// serverTLS is the configuration of https, which follows its stores' changes
+// until stop is called.
+func serverTLS(site *hadoopconf.Conf, log *slog.Logger) (conf *tls.Config, stop func(), err error) {
+	stop = func() {}
+	st, err := sslStores(site, log, "hadoop.ssl.server.conf", "ssl-server.xml")
+	if err != nil {
+		return nil, stop, err
+	}
+	for _, w := range st.environment {
+		log.Warn(w)
+	}
+	file, ok, err := st.file("ssl.server.keystore.")
+	if err != nil {
+		return nil, stop, err
+	}
+	if !ok {
+		return nil, stop, fmt.Errorf("hadoop.kms.ssl.enabled is true, but ssl.server.keystore.location is not set in %s; name the keystore there, or set hadoop.kms.ssl.enabled to false",
+			filepath.Join(st.c.Dir(), "ssl-server.xml"))
+	}
+	conf = &tls.Config{NextProtos: []string{"http/1.1"}}
+	if err := st.limit(conf); err != nil {
+		return nil, stop, err
+	}
+	load := func() (tls.Certificate, error) {
+		c, err := file.Certificate()
+		if err == nil {
+			if err := untimely(c); err != nil {
+				log.Error("clients refuse the server's certificate", "file", file.Path, "reason", err)
+			}
+		}
+		return c, err
+	}
+	r, err := keystore.NewReloader(file.Files(), load, keystore.ReloadInterval, log)
+	if err != nil {
+		return nil, stop, st.c.BadFile("ssl.server.keystore.location", err, "")
+	}
+	conf.GetCertificate = keystore.GetCertificate(r)
+	need, err := st.c.Bool("ssl.server.need.client.auth")
+	if err != nil || !need {
+		if err != nil {
+			r.Close()
+		}
+		return conf, r.Close, err
+	}
+	trusted, err := st.needClients(conf)
+	if err != nil {
+		r.Close()
+		return nil, stop, err
+	}
+	return conf, func() { trusted.Close(); r.Close() }, nil
+}
+
+// limit sets protocols and cipher suites.
+func (s stores) limit(conf *tls.Config) error {
+	conf.MinVersion, conf.MaxVersion = tls.VersionTLS12, tls.VersionTLS13
+	const enabled, excluded = "hadoop.ssl.enabled.protocols", "ssl.server.exclude.cipher.list"
+	if names := s.site.Strings(enabled); len(names) > 0 {
+		lowest, highest, unsafe, err := keystore.Protocols(names)
+		if err != nil {
+			return s.site.Refuse(enabled, err.Error())
+		}
+		if conf.MinVersion, conf.MaxVersion = lowest, highest; len(unsafe) > 0 {
+			s.log.Warn("protocols that are not safe are not spoken", "property", enabled, "left out", strings.Join(unsafe, ", "))
+		}
+	}
+	suites, fixed, err := keystore.Suites(s.c.Strings(excluded))
+	if err != nil {
+		return s.c.Refuse(excluded, err.Error())
+	}
+	if conf.CipherSuites = suites; len(fixed) > 0 && conf.MaxVersion == tls.VersionTLS13 {
+		s.log.Warn("the cipher suites of TLS 1.3 cannot be left out; leave TLSv1.3 out of "+enabled, "property", excluded, "suites", strings.Join(fixed, ", "))
+	}
+	return nil
+}
+
+// needClients demands of each client a certificate that the truststore trusts.
+func (s stores) needClients(conf *tls.Config) (*keystore.Reloader[*x509.CertPool], error) {
+	trust, ok, err := s.file("ssl.server.truststore.")
+	if err != nil {
+		return nil, err
+	}
+	if !ok {
+		return nil, errors.New("ssl.server.need.client.auth is true, but ssl.server.truststore.location is not set in ssl-server.xml")
+	}
+	r, err := keystore.NewReloader(trust.Files(), trust.Roots, keystore.ReloadInterval, s.log)
+	if err != nil {
+		return nil, s.c.BadFile("ssl.server.truststore.location", err, "")
+	}
+	conf.ClientAuth = tls.RequireAndVerifyClientCert
+	conf.ClientCAs = r.Get()
+	// Session tickets stay those of conf, see tls.Config.GetConfigForClient.
+	conf.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		now := conf.Clone()
+		now.ClientCAs = r.Get()
+		return now, nil
+	}
+	return r, nil
+}
+
+// ClientTLS is for https towards another KMS: what it trusts is in the store that
+// claviger.ssl.truststore names, or ssl-client.xml, or the Java option
+// javax.net.ssl.trustStore in the environment, or else in the system's roots.
+func (s *Service) ClientTLS(provider.Env) (*tls.Config, error) {
+	st, err := sslStores(s.Conf, s.Log, "hadoop.ssl.client.conf", "ssl-client.xml")
+	if err != nil {
+		return nil, err
+	}
+	trust, setting, err := st.clientTrust()
+	if err != nil {
+		return nil, err
+	}
+	conf := &tls.Config{MinVersion: tls.VersionTLS12}
+	if setting != "" {
+		conf.RootCAs, err = trust.Roots()
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, st.badTrust(setting, err, "import the source's certificate into it, as docs/migration.md shows")
+		}
+		if err != nil {
+			return nil, st.badTrust(setting, err, "")
+		}
+	}
+	own, ok, err := st.file("ssl.client.keystore.")
+	if err != nil {
+		return nil, err
+	}
+	if ok {
+		cert, err := own.Certificate()
+		if err != nil {
+			return nil, st.c.BadFile("ssl.client.keystore.location", err, "")
+		}
+		conf.Certificates = []tls.Certificate{cert}
+	}
+	if setting == "" && !ok {
+		return nil, nil
+	}
+	return conf, nil
+}
+
+// badTrust says that the store that setting names cannot be used.
+func (s stores) badTrust(setting string, err error, cure string) error {
+	switch setting {
+	case ourTrust:
+		return s.site.BadFile("claviger.ssl.truststore", err, cure)
+	case siteTrust:
+		return s.c.BadFile("ssl.client.truststore.location", err, cure)
+	}
+	if cure != "" {
+		cure = "; " + cure
+	}
+	return fmt.Errorf("%s: %w%s", setting, err, cure)
+}
+
+// What clientTrust names of the settings that are properties.
+const (
+	ourTrust  = "property claviger.ssl.truststore"
+	siteTrust = "property ssl.client.truststore.location of ssl-client.xml"
+)
+
+// clientTrust finds the store that says whom to trust; setting names the setting,
+// "" where there is none.
+func (s stores) clientTrust() (f keystore.TLSFile, setting string, err error) {
+	const ours = "claviger.ssl.truststore"
+	if path, ok := s.site.Path(ours); ok {
+		f = keystore.TLSFile{Path: path, Type: s.site.String(ours + ".type"), TypeProperty: ours + ".type", PasswordProperty: ours + ".password"}
+		f.Password, err = password(s.site, s.site, s.log, ours+".password")
+		return f, ourTrust, err
+	}
+	f, ok, err := s.file("ssl.client.truststore.")
+	if err != nil || ok {
+		return f, siteTrust, err
+	}
+	f, setting = javaTrust(os.LookupEnv)
+	return f, setting, nil
+}
+
+// javaOptions are the environment variables from which a Java KMS gets its
+// options, the one that counts most first.
+var javaOptions = []string{"KMS_OPTS", "CATALINA_OPTS", "CSD_JAVA_OPTS", "HADOOP_OPTS"}
+
+var javaTrustOption = regexp.MustCompile(`-Djavax\.net\.ssl\.trustStore(Password|Type)?=("[^"]*"|'[^']*'|\S+)`)
+
+// javaTrust reads -Djavax.net.ssl.trustStore=... out of the environment, of which
+// Java would read the last.
+func javaTrust(env func(string) (string, bool)) (f keystore.TLSFile, setting string) {
+	for _, name := range javaOptions {
+		options, _ := env(name)
+		for _, m := range javaTrustOption.FindAllStringSubmatch(options, -1) {
+			switch value := strings.Trim(m[2], `"'`); m[1] {
+			case "":
+				f.Path = value
+			case "Type":
+				f.Type = value
+			case "Password":
+				f.Password = secret.Bytes(value)
+			}
+		}
+		if f.Path != "" {
+			return f, "option -Djavax.net.ssl.trustStore in the environment variable " + name
+		}
+	}
+	return keystore.TLSFile{}, ""
+}

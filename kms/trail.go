@@ -1,0 +1,325 @@
+package kms
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"math"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"claviger/audit"
+	"claviger/console"
+	"claviger/hadoopconf"
+	"claviger/metastore"
+	"claviger/metastore/location"
+	"claviger/provider"
+	"claviger/secret"
+	"claviger/typo"
+)
+
+// auditSettings are the properties of the audit trail.
+type auditSettings struct {
+	window   time.Duration
+	hadoop   bool
+	file     string
+	json     string // file
+	stdout   bool
+	syslog   []string
+	keyFile  string
+	node     string
+	rotation audit.Rotation
+	must     []audit.Op
+}
+
+func (s auditSettings) chained() bool { return s.json != "" || s.stdout || len(s.syslog) > 0 }
+
+// audit reads them.
+func (r *reader) audit() auditSettings {
+	s := auditSettings{
+		window: r.duration("hadoop.kms.audit.aggregation.window.ms", time.Millisecond),
+		hadoop: r.bool("claviger.audit.hadoop.enabled"),
+		stdout: r.bool("claviger.audit.json.stdout"),
+		syslog: r.conf.Strings("claviger.audit.json.syslog"),
+		node:   r.conf.String("claviger.audit.node"),
+		rotation: audit.Rotation{
+			Size:  r.int("claviger.audit.rotate.size", 0, math.MaxInt64),
+			Every: r.duration("claviger.audit.rotate.interval", time.Second),
+			Keep:  int(r.int("claviger.audit.rotate.keep", 0, math.MaxInt32)),
+		},
+	}
+	s.file, _ = r.conf.Path("claviger.audit.file")
+	s.json, _ = r.conf.Path("claviger.audit.json.file")
+	s.keyFile, _ = r.conf.Path("claviger.audit.json.key.file")
+	s.must = r.mustAudit()
+	if s.node == "" {
+		s.node, _ = os.Hostname() // the next line says what is wrong
+	}
+	switch {
+	case s.node == "":
+		r.keep(r.conf.Refuse("claviger.audit.node", "this host has no name: name it here"))
+	case !s.hadoop && !s.chained():
+		r.keep(r.conf.Refuse("claviger.audit.hadoop.enabled", "nothing would be audited: set it to true, or set claviger.audit.json.file"))
+	case s.hadoop && s.file == "" && s.stdout:
+		r.keep(r.conf.Refuse("claviger.audit.json.stdout", "Hadoop's lines go to standard output too: set claviger.audit.file, or claviger.audit.hadoop.enabled to false"))
+	case s.json != "" && s.json == s.file:
+		r.keep(r.conf.Refuse("claviger.audit.json.file", "claviger.audit.file names the same file: name another"))
+	case s.keyFile != "" && !s.chained():
+		r.keep(r.conf.Refuse("claviger.audit.json.key.file", "there is no JSON audit log to use it for: set claviger.audit.json.file"))
+	}
+	return s
+}
+
+// mustAudit reads which operations are refused where they can't be audited.
+func (r *reader) mustAudit() []audit.Op {
+	const name = "claviger.audit.must"
+	var ops []audit.Op
+	words := r.conf.Strings(name)
+	for _, word := range words {
+		switch op := audit.Op(strings.ToUpper(word)); {
+		case op == "MANAGEMENT":
+			ops = append(ops, audit.Management...)
+		case op == "ALL":
+			ops = append(ops, audit.Operations...)
+		case op == "NONE" && len(words) == 1:
+		case slices.Contains(audit.Operations, op):
+			ops = append(ops, op)
+		default:
+			want := "it must be management, all, none, or a list of operations such as CREATE_KEY"
+			var known []string
+			for _, o := range audit.Operations {
+				known = append(known, string(o))
+			}
+			if near, ok := typo.Nearest(string(op), known); ok {
+				want = fmt.Sprintf("%s is no operation; did you mean %s?", word, near)
+			}
+			r.keep(r.conf.Refuse(name, want))
+		}
+	}
+	return ops
+}
+
+// auditTrail is the audit log of a server.
+type auditTrail struct {
+	*audit.Tee
+	chain *audit.Chain // nil where there is none
+	log   *slog.Logger
+}
+
+// openAudit opens what the settings name; out stands for standard output.
+func openAudit(ctx context.Context, s auditSettings, svc *Service, out io.Writer) (_ *auditTrail, err error) {
+	t := &auditTrail{Tee: &audit.Tee{Must: s.must}, log: svc.Log}
+	defer func() {
+		if err != nil {
+			_ = t.Close() // the first error counts
+		}
+	}()
+	if s.hadoop {
+		w := out
+		if s.file != "" {
+			if w, err = audit.OpenFile(s.file, s.rotation); err != nil {
+				return nil, svc.Conf.BadFile("claviger.audit.file", err, "")
+			}
+		}
+		t.Loggers = append(t.Loggers, audit.NewHadoop(w, s.window))
+	}
+	if s.chained() {
+		if t.chain, err = openChain(ctx, s, svc, out); err != nil {
+			return nil, err
+		}
+		t.Loggers = append(t.Loggers, t.chain)
+	}
+	return t, nil
+}
+
+// openChain opens the JSON log. What it has opened is closed where it fails.
+func openChain(ctx context.Context, s auditSettings, svc *Service, out io.Writer) (_ *audit.Chain, err error) {
+	cfg := audit.ChainConfig{Node: s.node, Log: svc.Log}
+	if s.keyFile != "" {
+		if cfg.Key, err = ReadAuditKey(s.keyFile); err != nil {
+			return nil, svc.Conf.BadFile("claviger.audit.json.key.file", err, "")
+		}
+	}
+	defer func() {
+		if err == nil {
+			return
+		}
+		for _, stream := range cfg.Streams {
+			_ = stream.Close()
+		}
+		if cfg.File != nil {
+			_ = cfg.File.Close()
+		}
+	}()
+	if s.stdout {
+		cfg.Streams = append(cfg.Streams, audit.NewWriter("standard output", out))
+	}
+	for _, uri := range s.syslog {
+		roots, err := svc.ClientTLS(provider.Env{})
+		if err != nil {
+			return nil, err
+		}
+		stream, err := audit.OpenSyslog(uri, roots)
+		if err != nil {
+			return nil, svc.Conf.RefuseFor("claviger.audit.json.syslog", err, "%q: %v", secret.Value(uri), err)
+		}
+		cfg.Streams = append(cfg.Streams, stream)
+	}
+	if s.json != "" {
+		if cfg.File, err = audit.OpenExclusiveFile(s.json, s.rotation); err != nil {
+			return nil, svc.Conf.BadFile("claviger.audit.json.file", err, "")
+		}
+		cfg.Heads = append(cfg.Heads, audit.HeadFileOf(s.json))
+		if svc.Store != nil {
+			cfg.Heads = append(cfg.Heads, storedHead{svc.Store, s.node})
+		}
+	}
+	return audit.OpenChain(ctx, cfg)
+}
+
+// ReadAuditKey reads the key of the chain's hashes.
+func ReadAuditKey(path string) (secret.Bytes, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	key := secret.Bytes(bytes.TrimRight(b, "\r\n"))
+	if len(key) < 16 || len(key) > 1024 {
+		return nil, fmt.Errorf("%s holds a key of %d bytes; it must have 16 to 1024, as `openssl rand -hex 32` makes", path, len(key))
+	}
+	return key, nil
+}
+
+// reopenOnHangup opens the files anew on SIGHUP, as logrotate sends it.
+func (t *auditTrail) reopenOnHangup(ctx context.Context) {
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-hangup:
+			if err := t.Reopen(); err != nil {
+				t.log.Error("the audit log cannot be opened anew, writing goes on where it was", "err", err)
+			} else {
+				t.log.Info("the audit log was opened anew")
+			}
+		}
+	}
+}
+
+// checks of readiness. What need not be recorded before it is done is done though nothing
+// can be recorded.
+func (t *auditTrail) checks() []console.Check {
+	records := console.Check{Name: "audit", Informational: len(t.Must) == 0, Run: func(context.Context) error { return t.Stopped() }}
+	for _, p := range console.Purposes {
+		if slices.ContainsFunc(t.Must, func(op audit.Op) bool { return purposeOf(op) == p }) {
+			records.For = append(records.For, p)
+		}
+	}
+	return []console.Check{
+		records,
+		{Name: "audit head", Informational: true, Run: func(context.Context) error {
+			if t.chain == nil {
+				return nil
+			}
+			return t.chain.Aside()
+		}},
+		{Name: "audit streams", Informational: true, Run: func(context.Context) error { return t.streamErr() }},
+	}
+}
+
+// purposeOf is what a node is asked for by an operation.
+func purposeOf(op audit.Op) console.Purpose {
+	switch {
+	case op == audit.DecryptEEK:
+		return console.Decrypt
+	case slices.Contains(audit.Management, op):
+		return console.Write
+	}
+	return console.Generate
+}
+
+func (t *auditTrail) streamErr() error {
+	if t.chain == nil {
+		return nil
+	}
+	return t.chain.StreamErr()
+}
+
+// metrics of the streams.
+func (t *auditTrail) metrics(m *console.Metrics) {
+	if t.chain != nil {
+		m.Counter("claviger_audit_replaced_total", "Audit records that fit no datagram to syslog, in whose place a short one was sent.", func() float64 { return float64(t.chain.Replaced()) })
+	}
+}
+
+// storedHead keeps the head of a node's chain in the metastore.
+type storedHead struct {
+	settings metastore.Settings
+	node     string
+}
+
+func (s storedHead) setting() string { return "audit.head." + s.node }
+
+// Name says where it lies.
+func (s storedHead) Name() string { return "the metastore" }
+
+// Load reads the setting.
+func (s storedHead) Load(ctx context.Context) (audit.Head, bool, error) {
+	text, ok, err := s.settings.Setting(ctx, s.setting())
+	if err != nil || !ok {
+		return audit.Head{}, false, err
+	}
+	h, err := audit.ParseHead([]byte(text))
+	return h, err == nil, err
+}
+
+// Save writes it.
+func (s storedHead) Save(ctx context.Context, h audit.Head) error {
+	text, err := json.Marshal(h)
+	if err != nil {
+		return err
+	}
+	return s.settings.SetSetting(ctx, s.setting(), string(text))
+}
+
+// AuditHead opens the head of a node's chain that is in the metastore of its configuration. end closes the
+// metastore.
+func AuditHead(ctx context.Context, conf *hadoopconf.Conf) (head audit.Heads, end func(), err error) {
+	r := &reader{conf: conf}
+	set := r.audit()
+	if r.err != nil {
+		return nil, nil, r.err
+	}
+	store, err := location.OpenReadOnly(ctx, conf, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return nil, nil, err
+	}
+	return storedHead{store, set.node}, func() { _ = store.Close() }, nil // nothing was written
+}
+
+// OpenAudit opens the audit log of a command that works with svc. Files are not rotated: a server that
+// runs at the same time may do so. out stands for standard output, and is not closed.
+func (s *Service) OpenAudit(ctx context.Context, out io.Writer) (*auditTrail, error) {
+	r := &reader{conf: s.Conf}
+	set := r.audit()
+	if r.err != nil {
+		return nil, r.err
+	}
+	set.rotation = audit.Rotation{}
+	return openAudit(ctx, set, s, struct{ io.Writer }{out})
+}
+
+// standardOutput is not ours to close.
+type standardOutput struct{}
+
+func (standardOutput) Write(p []byte) (int, error) { return os.Stdout.Write(p) }
