@@ -18,7 +18,9 @@ import (
 func (e *Engine) AtStart(ctx context.Context) (*Result, error) {
 	const op = "migrate.AtStart"
 	if e.cfg.Source == nil {
-		return nil, claviger.Errorf(op, claviger.Invalid, "", "%s is true, but there is nothing to migrate from: set %s to the old KMS (kms://https@HOST:PORT/kms) in kms-site.xml, or name it second in %s; or set %s to false",
+		return nil, claviger.Errorf(op, claviger.Invalid, "",
+			"%s is true, but there is nothing to migrate from: set %s to the old KMS (kms://https@HOST:PORT/kms) in "+
+				"kms-site.xml, or name it second in %s; or set %s to false",
 			propInitiate, propSource, propProvider, propInitiate)
 	}
 	held, unlock, ok, err := metastore.Hold(ctx, e.cfg.Store, LockName, false)
@@ -33,7 +35,8 @@ func (e *Engine) AtStart(ctx context.Context) (*Result, error) {
 	r, err := e.run(held, nil)
 	if err != nil {
 		if r := e.completeBefore(ctx, err); r != nil {
-			e.log.Warn("migration: the source cannot be read; serving, for an earlier run took over all of its keys", "source", e.cfg.Source.URI(), "run", r.Run.Name, "err", err,
+			e.log.Warn("migration: the source cannot be read; serving, for an earlier run took over all of its keys",
+				"source", e.cfg.Source.URI(), "run", r.Run.Name, "err", err,
 				"cure", "set "+propInitiate+" to false now that the migration is complete")
 			return r, nil
 		}
@@ -48,9 +51,11 @@ func (e *Engine) AtStart(ctx context.Context) (*Result, error) {
 		}
 	}
 	if err := r.Err(); err != nil {
-		return r, claviger.Errorf(op, claviger.Invalid, "", "%w\nCure these, or set %s to false to start without them", err, propInitiate)
+		return r, claviger.Errorf(op, claviger.Invalid, "", "%w\nCure these, or set %s to false to start without them",
+			err, propInitiate)
 	}
-	e.log.Info("migration: complete", "source", r.Run.Source, "run", r.Run.Name, "keys", r.Counts.Total, "newVersions", r.Counts.NewVersions, "changed", r.Changed, "took", r.Took,
+	e.log.Info("migration: complete", "source", r.Run.Source, "run", r.Run.Name, "keys", r.Counts.Total, "newVersions",
+		r.Counts.NewVersions, "changed", r.Changed, "took", r.Took,
 		"next", "set "+propInitiate+" to false, re-encrypt the zones, then: claviger migrate finish")
 	return r, nil
 }

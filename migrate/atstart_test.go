@@ -17,7 +17,8 @@ func TestAtStart(t *testing.T) {
 	// Another process migrates: wait for it.
 	unlock, err := b.store.Lock(ctx, migrate.LockName)
 	must(t, err)
-	if _, err := b.engine(t).Run(ctx); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "another process is migrating") {
+	if _, err := b.engine(t).Run(ctx); !claviger.Is(err, claviger.Unavailable) ||
+		!strings.Contains(err.Error(), "another process is migrating") {
 		t.Errorf("run beside another: %v", err)
 	}
 	done := make(chan error)
@@ -35,7 +36,8 @@ func TestAtStart(t *testing.T) {
 	b.sameMetadata(t, "k")
 
 	// The source goes away afterwards: a cluster must start all the same.
-	away := claviger.Errorf("kmsclient.Keys", claviger.Unavailable, "", "dial tcp 192.0.2.1:16000: connect: connection refused")
+	away := claviger.Errorf("kmsclient.Keys", claviger.Unavailable, "",
+		"dial tcp 192.0.2.1:16000: connect: connection refused")
 	b.cfg.Source = &stub{Source: b.source, keysErr: away}
 	if r, err := b.engine(t).AtStart(ctx); err != nil || !r.Complete() || len(r.Keys) != 1 {
 		t.Errorf("%+v, %v", r, err)
@@ -49,7 +51,8 @@ func TestAtStart(t *testing.T) {
 	}
 	golden(t, "unreachable", err.Error()+"\n")
 
-	fresh.cfg.Source = &stub{Source: b.source, keysErr: claviger.Errorf("kmsclient.Keys", claviger.Denied, "", "User:mig not allowed to do 'GET_KEYS'")}
+	fresh.cfg.Source = &stub{Source: b.source, keysErr: claviger.Errorf("kmsclient.Keys", claviger.Denied, "",
+		"User:mig not allowed to do 'GET_KEYS'")}
 	fresh.cfg.Probes.User = "mig"
 	_, err = fresh.engine(t).AtStart(ctx)
 	if !claviger.Is(err, claviger.SourceRefused) {

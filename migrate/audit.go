@@ -14,7 +14,8 @@ func (e *Engine) auditBegin(ctx context.Context, key string) error {
 	if !ok {
 		return nil
 	}
-	return guard.Begin(ctx, audit.Event{Op: audit.MigrateKey, Key: key, Caller: e.cfg.Caller, Provider: e.cfg.Target.URI()})
+	return guard.Begin(ctx, audit.Event{Op: audit.MigrateKey, Key: key, Caller: e.cfg.Caller,
+		Provider: e.cfg.Target.URI()})
 }
 
 // auditEnd records what became of it, also when ctx has ended meanwhile.
@@ -22,7 +23,8 @@ func (e *Engine) auditEnd(ctx context.Context, key string, versions []string, er
 	if e.cfg.Audit == nil {
 		return
 	}
-	event := audit.Event{Status: audit.OK, Op: audit.MigrateKey, Key: key, Caller: e.cfg.Caller, Provider: e.cfg.Target.URI()}
+	event := audit.Event{Status: audit.OK, Op: audit.MigrateKey, Key: key, Caller: e.cfg.Caller,
+		Provider: e.cfg.Target.URI()}
 	if err != nil {
 		event.Status, event.Message = audit.Error, claviger.Reason(err)
 	} else {

@@ -124,7 +124,8 @@ func (p *Probes) elsewhere(ctx context.Context) Check {
 		return c
 	}
 	if err := p.Alive(ctx); err != nil {
-		c.Status, c.Measured, c.Cure = Failure, claviger.Reason(err), "see that what the source's keys are kept in can be reached and used from here"
+		c.Status, c.Measured, c.Cure = Failure, claviger.Reason(err), "see that what the source's keys are kept in "+
+			"can be reached and used from here"
 		return c
 	}
 	c.Measured += ", which answers"
@@ -142,15 +143,19 @@ func (p *Probes) latency(ctx context.Context) Check {
 		err = fmt.Errorf("no round trip was made")
 	}
 	if err != nil {
-		c.Status, c.Measured, c.Cure = Failure, claviger.Reason(err), "see that the HSM can be reached and used: claviger hsm inspect"
+		c.Status, c.Measured, c.Cure = Failure, claviger.Reason(err), "see that the HSM can be reached and used: "+
+			"claviger hsm inspect"
 		return c
 	}
 	slices.Sort(times)
 	p50, p99 := percentile(times, 50), percentile(times, 99)
-	c.Measured = fmt.Sprintf("p50 %s, p99 %s of %d round trips; at most %v is advised", milli(p50), milli(p99), len(times), maxLatency)
+	c.Measured = fmt.Sprintf("p50 %s, p99 %s of %d round trips; at most %v is advised", milli(p50), milli(p99),
+		len(times), maxLatency)
 	if p99 > maxLatency {
 		c.Status = Warning
-		c.Cure = "bring the server nearer to the HSM; or make requests for new EDEKs shorter: hadoop.security.kms.client.encrypted.key.cache.size in the NameNode's core-site.xml, and hadoop.security.kms.encrypted.key.cache.size in kms-site.xml"
+		c.Cure = "bring the server nearer to the HSM; or make requests for new EDEKs shorter: " +
+			"hadoop.security.kms.client.encrypted.key.cache.size in the NameNode's core-site.xml, and " +
+			"hadoop.security.kms.encrypted.key.cache.size in kms-site.xml"
 	}
 	return c
 }
@@ -204,13 +209,17 @@ func (p *Probes) otherHost(facts []HostFacts) Check {
 	}
 	var measured []string
 	for _, f := range facts {
-		switch i := slices.IndexFunc(f.Addrs, func(a netip.Addr) bool { return a.IsLoopback() || slices.Contains(local, a.Unmap()) }); {
+		switch i := slices.IndexFunc(f.Addrs, func(a netip.Addr) bool {
+			return a.IsLoopback() ||
+				slices.Contains(local, a.Unmap())
+		}); {
 		case len(f.Addrs) == 0:
 			c.Status = Warning
 			measured = append(measured, f.Host+" has no address")
 		case i >= 0:
 			c.Status = Warning
-			c.Cure = "run source and target on hosts of their own, so that neither takes the other's port, memory or failure"
+			c.Cure = "run source and target on hosts of their own, so that neither takes the other's port, memory or " +
+				"failure"
 			measured = append(measured, fmt.Sprintf("%s (%s) is this host", f.Host, f.Addrs[i]))
 		default:
 			measured = append(measured, fmt.Sprintf("%s is %s", f.Host, f.Addrs[0]))
@@ -288,7 +297,8 @@ func clocks(facts []HostFacts, now func() time.Time) Check {
 		}
 	}
 	if len(measured) == 0 {
-		c.Status, measured = NotTried, []string{fmt.Sprintf("no answer with a date (ours says %s)", now().Format(time.RFC3339))}
+		c.Status, measured = NotTried, []string{fmt.Sprintf("no answer with a date (ours says %s)",
+			now().Format(time.RFC3339))}
 	}
 	c.Measured = strings.Join(measured, "; ")
 	return c

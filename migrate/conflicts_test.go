@@ -42,7 +42,8 @@ func TestSecondConflict(t *testing.T) {
 	const cure = "set claviger.migration.ours to payroll@1,payroll@2, run the migration again"
 	plan, err := b.engine(t).Plan(ctx)
 	must(t, err)
-	if plan.Ready() || plan.Complete || plan.Keys[0].State != migrate.Conflict || !strings.Contains(plan.Keys[0].Why, cure) {
+	if plan.Ready() || plan.Complete || plan.Keys[0].State != migrate.Conflict ||
+		!strings.Contains(plan.Keys[0].Why, cure) {
 		t.Errorf("plan: %+v", plan.Keys)
 	}
 	if r := b.run(t); r.Complete() || r.Keys[0].State != migrate.Conflict || !strings.Contains(r.Keys[0].Why, cure) {
@@ -73,7 +74,8 @@ func TestNotedConflict(t *testing.T) {
 		if r.Complete() || r.Counts.Done != 1 || r.Counts.Blocked != 1 || states(r.Keys)["k"] != migrate.Conflict {
 			t.Errorf("run: %+v", r)
 		}
-		if text := textOf(report.Result, r); !strings.Contains(text, "2 keys: 1 done, 1 that could not be imported or are in conflict") {
+		if text := textOf(report.Result, r); !strings.Contains(text,
+			"2 keys: 1 done, 1 that could not be imported or are in conflict") {
 			t.Error(text)
 		}
 	}

@@ -49,12 +49,14 @@ func TestElsewhere(t *testing.T) {
 		}
 		return atSource, atKeystore
 	}
-	if s, k := origins(); s.Key == "" || s.TakenOver || len(s.Made) > 0 || k.Key == "" || k.TakenOver || k.Metadata.Versions != 4 {
+	if s, k := origins(); s.Key == "" || s.TakenOver || len(s.Made) > 0 || k.Key == "" || k.TakenOver ||
+		k.Metadata.Versions != 4 {
 		t.Errorf("origins %+v, %+v", s, k)
 	}
 	wants := func(what, text string) {
 		t.Helper()
-		for _, want := range []string{"was taken over into " + keystoreURI, "finance@3", "keep the key at its source", "run the migration again"} {
+		for _, want := range []string{"was taken over into " + keystoreURI, "finance@3", "keep the key at its source",
+			"run the migration again"} {
 			if !strings.Contains(text, want) {
 				t.Errorf("%s: %s; want %q", what, text, want)
 			}
@@ -76,7 +78,8 @@ func TestElsewhere(t *testing.T) {
 	}
 	standing, err := b.engine(t).Status(t.Context())
 	must(t, err)
-	if len(standing.Keys) != 2 || standing.Keys[0].State != migrate.Elsewhere || standing.Counts.Blocked != 2 || standing.Counts.Done != 0 {
+	if len(standing.Keys) != 2 || standing.Keys[0].State != migrate.Elsewhere || standing.Counts.Blocked != 2 ||
+		standing.Counts.Done != 0 {
 		t.Fatalf("status %+v", standing)
 	}
 	wants("status", standing.Keys[0].Why)
@@ -93,7 +96,8 @@ func TestElsewhere(t *testing.T) {
 	}
 	wants("finish", ending.Refusals[0])
 
-	if s, k := origins(); s.Key == "" || s.TakenOver || len(s.Made) > 0 || k.Key == "" || k.TakenOver || k.Metadata.Versions != 4 {
+	if s, k := origins(); s.Key == "" || s.TakenOver || len(s.Made) > 0 || k.Key == "" || k.TakenOver ||
+		k.Metadata.Versions != 4 {
 		t.Errorf("origins %+v, %+v", s, k)
 	}
 
@@ -104,10 +108,12 @@ func TestElsewhere(t *testing.T) {
 		t.Errorf("status %+v, %v", standing, err)
 	}
 	ending, err = b.engine(t).Finish(t.Context(), migrate.FinishOptions{Since: noon, EDEKsDone: true})
-	if err != nil || ending.Finished || !strings.Contains(ending.Refusals[0], "which is a source now: run the migration again") {
+	if err != nil || ending.Finished || !strings.Contains(ending.Refusals[0],
+		"which is a source now: run the migration again") {
 		t.Errorf("finish %+v, %v", ending, err)
 	}
-	if _, err = b.engine(t).Run(t.Context()); err == nil || !strings.Contains(err.Error(), "cannot be asked how many versions") {
+	if _, err = b.engine(t).Run(t.Context()); err == nil || !strings.Contains(err.Error(),
+		"cannot be asked how many versions") {
 		t.Errorf("run: %v", err)
 	}
 
@@ -127,7 +133,8 @@ func TestElsewhere(t *testing.T) {
 	if v.Different != 0 || v.Same != 2 {
 		t.Errorf("verify %+v", v)
 	}
-	if ending, err = b.engine(t).Finish(t.Context(), migrate.FinishOptions{Since: noon, EDEKsDone: true}); err != nil || len(ending.Refusals) > 0 {
+	if ending, err = b.engine(t).Finish(t.Context(), migrate.FinishOptions{Since: noon, EDEKsDone: true}); err != nil ||
+		len(ending.Refusals) > 0 {
 		t.Errorf("finish %+v, %v", ending, err)
 	}
 }
@@ -160,13 +167,15 @@ func TestElsewhereTwice(t *testing.T) {
 	const want = "payroll@1 is one key here and another one in " + keystoreURI
 	plan, err := b.engine(t).Plan(t.Context())
 	must(t, err)
-	if plan.Ready() || plan.Complete || plan.Keys[0].State != migrate.Conflict || !strings.Contains(plan.Keys[0].Why, want) {
+	if plan.Ready() || plan.Complete || plan.Keys[0].State != migrate.Conflict ||
+		!strings.Contains(plan.Keys[0].Why, want) {
 		t.Errorf("plan %+v", plan)
 	}
 	if r := b.run(t); r.Complete() || !strings.Contains(r.Keys[0].Why, want) {
 		t.Errorf("run %+v", r)
 	}
-	if got, err := metastore.Conflicts(t.Context(), b.store); err != nil || !slices.Equal(got[keystoreURI], []string{"payroll@1"}) {
+	if got, err := metastore.Conflicts(t.Context(), b.store); err != nil || !slices.Equal(got[keystoreURI],
+		[]string{"payroll@1"}) {
 		t.Errorf("conflicts %q, %v", got, err)
 	}
 	v, err := b.engine(t).Verify(t.Context())
@@ -289,7 +298,8 @@ func elsewhereRolled(t *testing.T, late bool) {
 	if r := b.run(t); !r.Complete() {
 		t.Errorf("run by the operator's word: %+v", r)
 	}
-	ending, err = b.engine(t).Finish(t.Context(), migrate.FinishOptions{Since: noon, EDEKsDone: true, SourceRolled: true})
+	ending, err = b.engine(t).Finish(t.Context(), migrate.FinishOptions{Since: noon, EDEKsDone: true,
+		SourceRolled: true})
 	if err != nil || strings.Contains(strings.Join(ending.Refusals, "\n"), "pin@1") {
 		t.Errorf("finish by the operator's word: %+v, %v", ending, err)
 	}

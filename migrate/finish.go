@@ -61,9 +61,11 @@ type Ending struct {
 
 // notReached names where EDEKs are beside the extended attributes of HDFS' files.
 var notReached = []string{
-	"ORC files with encrypted columns: the key version is in the file's footer; write the files anew (INSERT OVERWRITE, CTAS)",
+	"ORC files with encrypted columns: the key version is in the file's footer; write the files anew (INSERT " +
+		"OVERWRITE, CTAS)",
 	"Ozone: its own database keeps the EDEKs of an encrypted bucket; copy the bucket's keys into a new bucket",
-	"copies outside of HDFS: backups, and trees that distcp has copied from /.reserved/raw; copy them anew, from re-encrypted files",
+	"copies outside of HDFS: backups, and trees that distcp has copied from /.reserved/raw; copy them anew, from " +
+		"re-encrypted files",
 	"snapshots from before the re-encryption: delete them",
 }
 
@@ -91,14 +93,16 @@ type Property struct {
 // remove, and once they are gone it writes the end into the journal; from then
 // on a call finds it finished.
 func (e *Engine) Finish(ctx context.Context, o FinishOptions) (*Ending, error) {
-	f := &Ending{Format: "claviger migrate finish 1", At: e.now(), Since: o.Since.UTC(), Refusals: []string{}, Properties: []Property{}, NotReached: notReached}
+	f := &Ending{Format: "claviger migrate finish 1", At: e.now(), Since: o.Since.UTC(), Refusals: []string{},
+		Properties: []Property{}, NotReached: notReached}
 	h, err := e.read(ctx, "")
 	if err != nil {
 		return nil, err
 	}
 	last := h.last()
 	for _, a := range h.left() {
-		f.Refusals = append(f.Refusals, fmt.Sprintf("key %s is not here: %s", claviger.Printable(a.Key), e.whyElsewhere(a)))
+		f.Refusals = append(f.Refusals, fmt.Sprintf("key %s is not here: %s", claviger.Printable(a.Key),
+			e.whyElsewhere(a)))
 	}
 	if last == nil && len(f.Refusals) > 0 {
 		return f, nil
@@ -200,7 +204,9 @@ func (e *Engine) refusals(ctx context.Context, f *Ending, h *history, o FinishOp
 		refuse("version %s: %s", claviger.Printable(c.Version), c.Why)
 	}
 	if f.Compared = last.Compared; f.Compared == nil && last.State != Finished && !o.SourceGone && e.cfg.Source == nil {
-		refuse("the source was not asked, since the run, whether it has got other keys: name it by %s again, and call claviger migrate finish once before it is taken out of the configuration. If it is gone for good, say so by --source-gone: keys that it has got since the run are lost with it", propSource)
+		refuse("the source was not asked, since the run, whether it has got other keys: name it by %s again, and "+
+			"call claviger migrate finish once before it is taken out of the configuration. If it is gone for good, "+
+			"say so by --source-gone: keys that it has got since the run are lost with it", propSource)
 	}
 	uses, err := e.cfg.Store.Uses(ctx)
 	if err != nil {
@@ -212,20 +218,25 @@ func (e *Engine) refusals(ctx context.Context, f *Ending, h *history, o FinishOp
 		known := h.knows(key)
 		if u.Source == last.Source && !known && u.Op != unserved && !missed[key] {
 			missed[key] = true
-			refuse("%s was asked of %s (%s) at %s, and key %s was never migrated: name that KMS by %s again, and run the migration again", claviger.Printable(u.Version), u.Source, u.Op,
+			refuse("%s was asked of %s (%s) at %s, and key %s was never migrated: name that KMS by %s again, and run "+
+				"the migration again", claviger.Printable(u.Version), u.Source, u.Op,
 				u.Last.UTC().Format(time.RFC3339), claviger.Printable(key), propSource)
 		}
 		switch {
 		case !u.Last.After(o.Since):
 		case u.Op == unserved:
-			refuse("%s was asked for at %s, after %s, and %s, which may have it, was not configured: something still needs it; name that KMS by %s again",
+			refuse("%s was asked for at %s, after %s, and %s, which may have it, was not configured: something still "+
+				"needs it; name that KMS by %s again",
 				u.Version, u.Last.UTC().Format(time.RFC3339), o.Since.UTC().Format(time.RFC3339), u.Source, propSource)
 		default:
-			refuse("%s was asked of %s (%s) at %s, after %s: something still needs it", u.Version, u.Source, u.Op, u.Last.UTC().Format(time.RFC3339), o.Since.UTC().Format(time.RFC3339))
+			refuse("%s was asked of %s (%s) at %s, after %s: something still needs it", u.Version, u.Source, u.Op,
+				u.Last.UTC().Format(time.RFC3339), o.Since.UTC().Format(time.RFC3339))
 		}
 	}
 	if !o.EDEKsDone {
-		refuse("nobody has said that all EDEKs are re-encrypted: re-encrypt every zone (hdfs crypto -reencryptZone -start -path ZONE), delete snapshots from before it, then say so with --edeks-done. That reaches HDFS' files alone: neither ORC's footers, nor Ozone, nor copies outside of HDFS")
+		refuse("nobody has said that all EDEKs are re-encrypted: re-encrypt every zone (hdfs crypto -reencryptZone " +
+			"-start -path ZONE), delete snapshots from before it, then say so with --edeks-done. That reaches HDFS' " +
+			"files alone: neither ORC's footers, nor Ozone, nor copies outside of HDFS")
 	}
 	return nil
 }
@@ -237,7 +248,8 @@ const unserved = "unserved"
 // versions are not those of the run. It notes a key that is not here in the journal: it
 // is known when the source is no longer configured, and nobody makes a key of its name.
 // Where nothing was found, the run has the time of the comparison.
-func (e *Engine) compareSource(ctx context.Context, f *Ending, h *history, o FinishOptions, refuse func(string, ...any)) error {
+func (e *Engine) compareSource(ctx context.Context, f *Ending, h *history, o FinishOptions,
+	refuse func(string, ...any)) error {
 	if e.cfg.Source == nil {
 		return nil
 	}
@@ -247,15 +259,18 @@ func (e *Engine) compareSource(ctx context.Context, f *Ending, h *history, o Fin
 	case ctx.Err() != nil:
 		return err
 	default:
-		refuse("the source could not be asked for keys that are new there: %s. If it is gone for good, take %s out of the configuration, and say --source-gone", claviger.Reason(err), propSource)
+		refuse("the source could not be asked for keys that are new there: %s. If it is gone for good, take %s out "+
+			"of the configuration, and say --source-gone", claviger.Reason(err), propSource)
 		return nil
 	}
 	if err := e.noteTwice(ctx, sv.twice); err != nil { // they are refused with the other conflicts
 		return err
 	}
 	last, all := h.last(), len(sv.twice) == 0
-	if n := h.taken(); n > 0 && !slices.ContainsFunc(sv.items, func(it Item) bool { return h.items[it.Key].State.settled() }) {
-		refuse("the source lists none of the %d keys that were migrated from %s: is it that KMS? Name the right one by %s; if it is gone for good, take the property out, and say --source-gone", n, last.Source, propSource)
+	if n := h.taken(); n > 0 &&
+		!slices.ContainsFunc(sv.items, func(it Item) bool { return h.items[it.Key].State.settled() }) {
+		refuse("the source lists none of the %d keys that were migrated from %s: is it that KMS? Name the right one "+
+			"by %s; if it is gone for good, take the property out, and say --source-gone", n, last.Source, propSource)
 		last.Compared = nil
 		return e.putRun(ctx, *last)
 	}

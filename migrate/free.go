@@ -39,7 +39,8 @@ func (e *Engine) FreeNames(ctx context.Context, user string, keys ...string) (*F
 		return nil, err
 	}
 	if !ok {
-		return nil, claviger.Errorf(op, claviger.Unavailable, "", "a process is migrating now; try again when it has ended")
+		return nil, claviger.Errorf(op, claviger.Unavailable, "",
+			"a process is migrating now; try again when it has ended")
 	}
 	defer unlock()
 	origins, err := Origins(ctx, e.cfg.Store, e.cfg.Target.URI())
@@ -55,7 +56,9 @@ func (e *Engine) FreeNames(ctx context.Context, user string, keys ...string) (*F
 			}
 			known = true
 			if o.Finished == nil {
-				return nil, claviger.Errorf(op, claviger.Invalid, key, "key %s is at %s, whose migration was not finished: claviger migrate finish ends it", claviger.Printable(key), o.Source)
+				return nil, claviger.Errorf(op, claviger.Invalid, key,
+					"key %s is at %s, whose migration was not finished: claviger migrate finish ends it",
+					claviger.Printable(key), o.Source)
 			}
 		}
 		if !known {
@@ -63,15 +66,18 @@ func (e *Engine) FreeNames(ctx context.Context, user string, keys ...string) (*F
 			for i, o := range origins {
 				names[i] = o.Key
 			}
-			return nil, claviger.Errorf(op, claviger.Invalid, key, "the journal has no key %s%s; claviger migrate status "+
-				"lists the names that it keeps", claviger.Printable(key), typo.DidYouMean(key, names, claviger.Printable))
+			return nil, claviger.Errorf(op, claviger.Invalid, key,
+				"the journal has no key %s%s; claviger migrate status "+
+					"lists the names that it keeps", claviger.Printable(key), typo.DidYouMean(key, names,
+					claviger.Printable))
 		}
 		here, err := e.cfg.Target.Metadata(ctx, key)
 		if err != nil {
 			return nil, err
 		}
 		if len(here) == 1 && here[0] != nil {
-			return nil, claviger.Errorf(op, claviger.Invalid, key, "key %s is here, so its name cannot be freed; delete the key first", claviger.Printable(key))
+			return nil, claviger.Errorf(op, claviger.Invalid, key,
+				"key %s is here, so its name cannot be freed; delete the key first", claviger.Printable(key))
 		}
 		report.Freed = append(report.Freed, Freed{Key: key, At: e.now(), User: user, Host: e.cfg.Host})
 		shelved, err := e.cfg.Store.Shelved(ctx, key)
@@ -102,7 +108,8 @@ func freedNames(ctx context.Context, store metastore.Journal) (map[string]Freed,
 	for _, r := range records {
 		var f Freed
 		if err := json.Unmarshal(r.Data, &f); err != nil {
-			return nil, claviger.Errorf("migrate.Journal", claviger.Internal, r.Item, "the journal's record of a freed name is damaged: %w; restore the metastore from a backup", err)
+			return nil, claviger.Errorf("migrate.Journal", claviger.Internal, r.Item,
+				"the journal's record of a freed name is damaged: %w; restore the metastore from a backup", err)
 		}
 		freed[f.Key] = f
 	}

@@ -48,7 +48,8 @@ func TestFreeNames(t *testing.T) {
 	finish := func() {
 		t.Helper()
 		b.cfg.Source = nil
-		end, err := b.engine(t).Finish(t.Context(), migrate.FinishOptions{Since: noon, EDEKsDone: true, SourceGone: true, Get: func(string) (string, string, bool) { return "", "", false }})
+		end, err := b.engine(t).Finish(t.Context(), migrate.FinishOptions{Since: noon, EDEKsDone: true,
+			SourceGone: true, Get: func(string) (string, string, bool) { return "", "", false }})
 		if err != nil || !end.Finished {
 			t.Fatalf("%v, %v", end, err)
 		}
@@ -62,13 +63,15 @@ func TestFreeNames(t *testing.T) {
 	refused("never", "has no key never")
 	refused("here", "key here is here")
 	freed("") // one name that cannot be freed keeps the others
-	b.cfg.Store = shelved{b.store, metastore.Shelved{Key: metastore.Key{Metadata: claviger.Metadata{Name: "gone"}, List: []metastore.Version{{ID: "0"}, {ID: "1"}}}}}
+	b.cfg.Store = shelved{b.store, metastore.Shelved{Key: metastore.Key{Metadata: claviger.Metadata{Name: "gone"},
+		List: []metastore.Version{{ID: "0"}, {ID: "1"}}}}}
 	names, err := b.engine(t).FreeNames(t.Context(), "root", "gone")
 	if text := textOf(report.Freed, names); !strings.Contains(text, "The name gone is free") ||
 		!strings.Contains(text, "(claviger key undelete gone --key-version gone@1)") {
 		t.Errorf("%s", text)
 	}
-	if err != nil || len(names.Freed) != 1 || names.Freed[0].User != "root" || names.Freed[0].Host != "new.example.com" {
+	if err != nil || len(names.Freed) != 1 || names.Freed[0].User != "root" ||
+		names.Freed[0].Host != "new.example.com" {
 		t.Fatalf("%+v, %v", names, err)
 	}
 	freed("gone")
@@ -79,12 +82,14 @@ func TestFreeNames(t *testing.T) {
 	if c := standing.Counts; c.Total != 2 || c.Done != 1 || c.Deleted != 0 || c.Freed != 1 {
 		t.Errorf("a name that was freed counts as done: %+v", c)
 	}
-	if text := textOf(report.Status, standing); !strings.Contains(text, "2 keys: 1 done, 1 deleted here and freed, 0 under way") {
+	if text := textOf(report.Status, standing); !strings.Contains(text,
+		"2 keys: 1 done, 1 deleted here and freed, 0 under way") {
 		t.Error(text)
 	}
 	// Somebody makes a key of the freed name: it is not the one that was migrated.
 	now = now.Add(time.Hour)
-	if _, err := b.target.Create(t.Context(), provider.Spec{Name: "gone", Cipher: claviger.DefaultCipher, BitLength: 128}); err != nil {
+	if _, err := b.target.Create(t.Context(), provider.Spec{Name: "gone", Cipher: claviger.DefaultCipher,
+		BitLength: 128}); err != nil {
 		t.Fatal(err)
 	}
 	standing, err = b.engine(t).Status(t.Context())

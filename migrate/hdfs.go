@@ -38,7 +38,8 @@ func (p *Probes) hdfs(ctx context.Context, facts []HostFacts, complete bool) Che
 		}
 		c.Measured = fmt.Sprintf("%s is %s", name, value)
 		if len(p.Own) == 0 {
-			return notTried(c.Measured+"; which port this server will listen at is not known", "set hadoop.kms.http.port")
+			return notTried(c.Measured+"; which port this server will listen at is not known",
+				"set hadoop.kms.http.port")
 		}
 		own, source := p.endpoints(ctx, p.Own, true), sourceEndpoints(facts)
 		elsewhere, unknown, why := "", "", error(nil)
@@ -50,7 +51,8 @@ func (p *Probes) hdfs(ctx context.Context, facts []HostFacts, complete bool) Che
 					return c // as it shall be: every key is here
 				}
 				c.Status = Failure
-				c.Cure = fmt.Sprintf("HDFS asks %s already: until the migration is complete, creating and opening files in encrypted zones fails; migrate before HDFS is restarted", host)
+				c.Cure = fmt.Sprintf("HDFS asks %s already: until the migration is complete, creating and opening "+
+					"files in encrypted zones fails; migrate before HDFS is restarted", host)
 				return c
 			case err != nil:
 				unknown, why = host, err
@@ -59,7 +61,8 @@ func (p *Probes) hdfs(ctx context.Context, facts []HostFacts, complete bool) Che
 			}
 		}
 		if unknown != "" {
-			return notTried(fmt.Sprintf("%s; %s cannot be resolved here: %v", c.Measured, unknown, why), "correct the name, or the name service: whether it is this server is not known")
+			return notTried(fmt.Sprintf("%s; %s cannot be resolved here: %v", c.Measured, unknown, why),
+				"correct the name, or the name service: whether it is this server is not known")
 		}
 		if elsewhere != "" {
 			c.Status = Warning
@@ -68,7 +71,8 @@ func (p *Probes) hdfs(ctx context.Context, facts []HostFacts, complete bool) Che
 		}
 		return c
 	}
-	return notTried("HDFS has no key provider configured", "see that the folder is that of HDFS' own core-site.xml; encryption zones need "+hdfsProviderProps[0])
+	return notTried("HDFS has no key provider configured",
+		"see that the folder is that of HDFS' own core-site.xml; encryption zones need "+hdfsProviderProps[0])
 }
 
 // endpoints are addresses with their ports.

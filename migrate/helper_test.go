@@ -90,7 +90,8 @@ func newBench(t *testing.T) *bench {
 			t.Error(err)
 		}
 	})
-	b.cfg = migrate.Config{Source: b.source, Target: b.target, Store: b.store, Parallel: 1, Host: "new.example.com", Now: func() time.Time { return noon }}
+	b.cfg = migrate.Config{Source: b.source, Target: b.target, Store: b.store, Parallel: 1, Host: "new.example.com",
+		Now: func() time.Time { return noon }}
 	return b
 }
 
@@ -102,7 +103,8 @@ func (b *bench) add(t *testing.T, name string, n int, change ...func(*claviger.M
 
 func addTo(t *testing.T, to provider.Importer, name string, n, first int, change ...func(*claviger.Metadata)) {
 	t.Helper()
-	m := claviger.Metadata{Name: name, Cipher: "AES/CTR/NoPadding", BitLength: 256, Description: text("zone " + name), Created: born,
+	m := claviger.Metadata{Name: name, Cipher: "AES/CTR/NoPadding", BitLength: 256, Description: text("zone " + name),
+		Created:    born,
 		Attributes: map[string]string{claviger.ACLNameAttribute: name, "owner": "ops"}}
 	for _, c := range change {
 		c(&m)
@@ -178,8 +180,10 @@ func (b *bench) sameMetadata(t *testing.T, keys ...string) {
 				t.Errorf("version %d of key %q is %s, want %s", n, k, v, want)
 			}
 		}
-		if s.Name != o.Name || s.Cipher != o.Cipher || s.BitLength != o.BitLength || s.Versions+made != o.Versions || !s.Created.Equal(o.Created) || !maps.Equal(s.Attributes, o.Attributes) ||
-			(s.Description == nil) != (o.Description == nil) || s.Description != nil && *s.Description != *o.Description {
+		if s.Name != o.Name || s.Cipher != o.Cipher || s.BitLength != o.BitLength || s.Versions+made != o.Versions ||
+			!s.Created.Equal(o.Created) || !maps.Equal(s.Attributes, o.Attributes) ||
+			(s.Description == nil) != (o.Description == nil) || s.Description != nil &&
+			*s.Description != *o.Description {
 			t.Errorf("key %q: %+v at the source, %+v at the target", k, s, o)
 		}
 	}
@@ -210,7 +214,8 @@ func (s *stub) Keys(ctx context.Context) ([]string, error) {
 func (s *stub) Metadata(ctx context.Context, names ...string) ([]*claviger.Metadata, error) {
 	for _, n := range names {
 		if kind, ok := s.refuse[n]; ok {
-			return nil, claviger.Errorf("kmsclient.Metadata", kind, n, "User [mig] is not authorized to perform [READ] on key with ACL name [%s]!!", n)
+			return nil, claviger.Errorf("kmsclient.Metadata", kind, n,
+				"User [mig] is not authorized to perform [READ] on key with ACL name [%s]!!", n)
 		}
 	}
 	ms, err := s.Source.Metadata(ctx, names...)
@@ -224,7 +229,8 @@ func (s *stub) Metadata(ctx context.Context, names ...string) ([]*claviger.Metad
 
 func (s *stub) Versions(ctx context.Context, key string) ([]claviger.KeyVersion, error) {
 	if s.noNames {
-		return nil, claviger.Errorf("kmsclient.Versions", claviger.Denied, key, "User:mig not allowed to do 'GET_KEY_VERSIONS' on '%s'", key)
+		return nil, claviger.Errorf("kmsclient.Versions", claviger.Denied, key,
+			"User:mig not allowed to do 'GET_KEY_VERSIONS' on '%s'", key)
 	}
 	return s.Source.Versions(ctx, key)
 }
@@ -236,7 +242,8 @@ type failing struct {
 	calls int
 }
 
-func (f *failing) Import(ctx context.Context, m claviger.Metadata, n, first int, step func(string) error) ([]claviger.KeyVersion, error) {
+func (f *failing) Import(ctx context.Context, m claviger.Metadata, n, first int,
+	step func(string) error) ([]claviger.KeyVersion, error) {
 	f.calls++
 	if err := f.errs[m.Name]; err != nil {
 		return nil, err

@@ -63,7 +63,8 @@ type Fields struct {
 }
 
 func fieldsOf(m *claviger.Metadata) Fields {
-	f := Fields{Cipher: m.Cipher, Length: m.BitLength, Description: m.Description, Attributes: maps.Clone(m.Attributes), Created: m.Created.UTC().Truncate(time.Millisecond), Versions: m.Versions}
+	f := Fields{Cipher: m.Cipher, Length: m.BitLength, Description: m.Description, Attributes: maps.Clone(m.Attributes),
+		Created: m.Created.UTC().Truncate(time.Millisecond), Versions: m.Versions}
 	if f.Attributes == nil {
 		f.Attributes = map[string]string{}
 	}
@@ -212,7 +213,8 @@ func decodeRun(name string, records []metastore.Record) (run Run, items []Item, 
 			items = append(items, it)
 		}
 		if err != nil {
-			return run, nil, claviger.Errorf("migrate.Journal", claviger.Internal, r.Item, "the journal's record of run %s is damaged: %w; restore the metastore from a backup", name, err)
+			return run, nil, claviger.Errorf("migrate.Journal", claviger.Internal, r.Item,
+				"the journal's record of run %s is damaged: %w; restore the metastore from a backup", name, err)
 		}
 	}
 	return run, items, nil
@@ -260,5 +262,6 @@ func (e *Engine) newRun(h *history) Run {
 	if slices.ContainsFunc(runs, func(r Run) bool { return r.Name >= name }) { // a clock that was set back
 		name = fmt.Sprintf("%s-%d", name, len(runs)+1)
 	}
-	return Run{Name: name, State: Running, Source: e.cfg.Source.URI(), Target: e.cfg.Target.URI(), Versions: e.cfg.Versions, Host: e.cfg.Host, Started: started}
+	return Run{Name: name, State: Running, Source: e.cfg.Source.URI(), Target: e.cfg.Target.URI(),
+		Versions: e.cfg.Versions, Host: e.cfg.Host, Started: started}
 }

@@ -95,7 +95,8 @@ func (e *Engine) look(ctx context.Context, op string) (*survey, error) {
 				return nil, err
 			}
 			if len(ours) != len(batch) {
-				return nil, claviger.Errorf(op, claviger.Internal, "", "asked the target for the metadata of %d keys, got %d", len(batch), len(ours))
+				return nil, claviger.Errorf(op, claviger.Internal, "",
+					"asked the target for the metadata of %d keys, got %d", len(batch), len(ours))
 			}
 			sv.ours = append(sv.ours, ours...)
 		}
@@ -109,7 +110,8 @@ func (e *Engine) look(ctx context.Context, op string) (*survey, error) {
 		}
 		if other := sv.spelling.clash(name, slices.Concat(keys, sv.onlyTarget)); other != "" && it.State != Done {
 			it.State = Conflict
-			it.Why = fmt.Sprintf("the source answers to every spelling of a name, and key %s differs in case only; delete or rename the one that no zone uses, before the next run", claviger.Printable(other))
+			it.Why = fmt.Sprintf("the source answers to every spelling of a name, and key %s differs in case only; "+
+				"delete or rename the one that no zone uses, before the next run", claviger.Printable(other))
 		}
 		if askVersions && theirs[i] != nil && it.SourceVersions == nil {
 			if it.SourceVersions, askVersions, err = e.sourceVersions(ctx, sv, name); err != nil {
@@ -175,7 +177,8 @@ func (sv *survey) unlistedSince() []Item {
 		case it.State.settled():
 			continue
 		default:
-			it.State, it.Why = Gone, "the source no longer lists it, or has it under another spelling; it was never taken over under this one"
+			it.State, it.Why = Gone, "the source no longer lists it, or has it under another spelling; it was never "+
+				"taken over under this one"
 		}
 		items = append(items, it)
 	}
@@ -227,7 +230,8 @@ func (e *Engine) sourceMetadata(ctx context.Context, op string, names []string) 
 // unlisted lists the source's keys again where it told no metadata of some, and
 // leaves out those that are no longer listed: they were deleted in between. The
 // others are unreadable.
-func (e *Engine) unlisted(ctx context.Context, op string, names []string, theirs []*claviger.Metadata, unread []error) ([]string, []*claviger.Metadata, []error, error) {
+func (e *Engine) unlisted(ctx context.Context, op string, names []string, theirs []*claviger.Metadata,
+	unread []error) ([]string, []*claviger.Metadata, []error, error) {
 	untold := false
 	for i := range names {
 		untold = untold || theirs[i] == nil && unread[i] == nil
@@ -258,6 +262,7 @@ func (e *Engine) whyUnread(ctx context.Context, key string, err error) string {
 	if refused(err) {
 		return "the source refused us: " + e.whyRefused(ctx, key, err)
 	}
-	return fmt.Sprintf("the source lists it, and it cannot be read there: %s; see the source's log, and look at the key there (hadoop key list -metadata): "+
+	return fmt.Sprintf("the source lists it, and it cannot be read there: %s; see the source's log, and look at the "+
+		"key there (hadoop key list -metadata): "+
 		"an entry that is no Hadoop key must be taken out of the source's store", claviger.Reason(err))
 }

@@ -171,7 +171,8 @@ func New(cfg Config) (*Engine, error) {
 		cfg.Versions = Auto
 	}
 	if !cfg.Versions.Valid() {
-		return nil, claviger.Errorf(op, claviger.Invalid, "", "versions: %q is none of %q, %q, %q", cfg.Versions, Auto, All, Current)
+		return nil, claviger.Errorf(op, claviger.Invalid, "", "versions: %q is none of %q, %q, %q", cfg.Versions, Auto,
+			All, Current)
 	}
 	if cfg.MaxVersions <= 0 {
 		cfg.MaxVersions = 1000
@@ -220,10 +221,16 @@ func (e *Engine) noSource(ctx context.Context, op string) error {
 		return err
 	}
 	if last := h.last(); last != nil && last.State == Finished && last.Ended != nil {
-		return claviger.E(op, claviger.Invalid, "", fault(ErrNoSource, "the migration from %s was finished at %s, and no source is configured any more, so there is nothing to read; claviger migrate status shows what was done. For another migration set %s",
-			last.Source, last.Ended.UTC().Format(time.RFC3339), propSource))
+		return claviger.E(op, claviger.Invalid, "",
+			fault(ErrNoSource,
+				"the migration from %s was finished at %s, and no source is configured any more, so there is nothing "+
+					"to read; claviger migrate status shows what was done. For another migration set %s",
+				last.Source, last.Ended.UTC().Format(time.RFC3339), propSource))
 	}
-	return claviger.E(op, claviger.Invalid, "", fault(ErrNoSource, "there is nothing to migrate from: set %s to the old KMS (kms://https@HOST:PORT/kms) in kms-site.xml, or name it second in %s", propSource, propProvider))
+	return claviger.E(op, claviger.Invalid, "",
+		fault(ErrNoSource,
+			"there is nothing to migrate from: set %s to the old KMS (kms://https@HOST:PORT/kms) in kms-site.xml, or "+
+				"name it second in %s", propSource, propProvider))
 }
 
 // sourceError puts into words why the source could not be read, with the
@@ -234,7 +241,8 @@ func (e *Engine) sourceError(ctx context.Context, op, key string, err error) err
 	}
 	uri := e.cfg.Source.URI()
 	if errors.Is(err, provider.ErrItself) {
-		return claviger.E(op, claviger.SourceRefused, key, fault(err, "the source %s cannot be used: %v; correct %s", uri,
+		return claviger.E(op, claviger.SourceRefused, key, fault(err, "the source %s cannot be used: %v; correct %s",
+			uri,
 			provider.ErrItself, propSource))
 	}
 	if login := (*provider.LoginError)(nil); errors.As(err, &login) {
@@ -247,19 +255,22 @@ func (e *Engine) sourceError(ctx context.Context, op, key string, err error) err
 	}
 	switch claviger.KindOf(err) {
 	case claviger.Denied, claviger.KeyDenied, claviger.SourceRefused, claviger.Unsupported:
-		return claviger.E(op, claviger.SourceRefused, key, fault(err, "the source %s refused us: %s", uri, e.whyRefused(ctx, key, err)))
+		return claviger.E(op, claviger.SourceRefused, key, fault(err, "the source %s refused us: %s", uri,
+			e.whyRefused(ctx, key, err)))
 	case claviger.Unavailable, claviger.SourceUnreachable:
 		hint := "see that it runs and that its port can be reached from here"
 		if better := e.cfg.Probes.whyUnreachable(ctx); better != "" {
 			hint = better
 		}
-		return claviger.E(op, claviger.SourceUnreachable, key, fault(err, "the source %s does not answer: %s; %s", uri, claviger.Reason(err), hint))
+		return claviger.E(op, claviger.SourceUnreachable, key, fault(err, "the source %s does not answer: %s; %s", uri,
+			claviger.Reason(err), hint))
 	}
 	kind := claviger.KindOf(err)
 	if kind == claviger.Internal { // an answer that makes no sense, or a 500
 		kind = claviger.SourceUnreachable
 	}
-	return claviger.E(op, kind, key, fault(err, "the source %s answers, and cannot be read: %s; see its log", uri, claviger.Reason(err)))
+	return claviger.E(op, kind, key, fault(err, "the source %s answers, and cannot be read: %s; see its log", uri,
+		claviger.Reason(err)))
 }
 
 // stopped is the error of work that its caller ended: an operator, by a signal, or a
@@ -269,7 +280,8 @@ func stopped(ctx context.Context, op, key string) error {
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		what = "the time for it is up"
 	}
-	return claviger.E(op, claviger.Unavailable, key, fault(ctx.Err(), "%s; what was done is kept, and the next run goes on from here", what))
+	return claviger.E(op, claviger.Unavailable, key,
+		fault(ctx.Err(), "%s; what was done is kept, and the next run goes on from here", what))
 }
 
 // worded is an error with a text of its own.
@@ -300,7 +312,9 @@ func (e *Engine) whyRefused(ctx context.Context, key string, err error) string {
 	case e.ranger(ctx) || !strings.Contains(reason, ".xml must admit "):
 		return reason + "; " + e.rightsCure(ctx, key, err)
 	case e.seenAs(err) == "root":
-		return reason + "; this command asks as root: run it as the user that the server runs as (sudo -u USER), who must be admitted in root's place"
+		return reason +
+			"; this command asks as root: run it as the user that the server runs as (sudo -u USER), who must be " +
+			"admitted in root's place"
 	}
 	return reason
 }
@@ -310,15 +324,19 @@ func (e *Engine) whyRefused(ctx context.Context, key string, err error) string {
 func (e *Engine) rightsCure(ctx context.Context, key string, err error) string {
 	who := e.admitted(err)
 	if e.ranger(ctx) {
-		return fmt.Sprintf("the source is a Ranger KMS: in Ranger Admin, a policy of its service must allow %s Get Keys and Get Metadata (getkeys, getmetadata) on key *, and Decrypt EEK (decrypteek) for re-encryption", who)
+		return fmt.Sprintf("the source is a Ranger KMS: in Ranger Admin, a policy of its service must allow %s Get "+
+			"Keys and Get Metadata (getkeys, getmetadata) on key *, and Decrypt EEK (decrypteek) for "+
+			"re-encryption", who)
 	}
 	if key == "" {
-		return fmt.Sprintf("at the source, in kms-acls.xml: let hadoop.kms.acl.GET_KEYS and hadoop.kms.acl.GET_METADATA admit %s, and no hadoop.kms.blacklist.* of these name it", who)
+		return fmt.Sprintf("at the source, in kms-acls.xml: let hadoop.kms.acl.GET_KEYS and "+
+			"hadoop.kms.acl.GET_METADATA admit %s, and no hadoop.kms.blacklist.* of these name it", who)
 	}
 	if claviger.Is(err, claviger.Denied) {
 		return fmt.Sprintf("at the source, in kms-acls.xml: let hadoop.kms.acl.GET_METADATA admit %s", who)
 	}
-	return fmt.Sprintf("at the source, in kms-acls.xml: let whitelist.key.acl.READ admit %s (it works beside the key's own entries), and hadoop.kms.acl.GET_METADATA too", who)
+	return fmt.Sprintf("at the source, in kms-acls.xml: let whitelist.key.acl.READ admit %s (it works beside the "+
+		"key's own entries), and hadoop.kms.acl.GET_METADATA too", who)
 }
 
 // us is who we are at the source, for messages: as far as it is known here.
@@ -362,5 +380,6 @@ func (e *Engine) ranger(ctx context.Context) bool {
 // refused tells the errors by which a source says no, as against not
 // answering.
 func refused(err error) bool {
-	return claviger.Is(err, claviger.Denied) || claviger.Is(err, claviger.KeyDenied) || claviger.Is(err, claviger.SourceRefused)
+	return claviger.Is(err, claviger.Denied) || claviger.Is(err, claviger.KeyDenied) ||
+		claviger.Is(err, claviger.SourceRefused)
 }

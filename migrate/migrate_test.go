@@ -22,7 +22,8 @@ func TestJSON(t *testing.T) {
 	r.Took = "1ms"
 	s, err := b.engine(t).Status(t.Context())
 	must(t, err)
-	f, err := b.engine(t).Finish(t.Context(), migrate.FinishOptions{Since: noon, EDEKsDone: true, Get: func(string) (string, string, bool) { return "", "", false }})
+	f, err := b.engine(t).Finish(t.Context(), migrate.FinishOptions{Since: noon, EDEKsDone: true,
+		Get: func(string) (string, string, bool) { return "", "", false }})
 	must(t, err)
 	var out bytes.Buffer
 	enc := json.NewEncoder(&out)

@@ -28,7 +28,8 @@ const (
 // version is by nothing but the name.
 //
 // Of a source that numbers versions, the default is one fresh version with the next
-// number, or with one that leaves room for rolls at the source (Config.Gap). Of another, as many as it counts, from 0 on.
+// number, or with one that leaves room for rolls at the source (Config.Gap). Of another, as many as it counts, from 0
+// on.
 func (e *Engine) number(ctx context.Context, sv *survey, it *Item, theirs *claviger.Metadata) {
 	count := theirs.Versions
 	if first := theirs.Versions; e.naming(ctx, sv, it) != opaque {
@@ -50,7 +51,8 @@ func (e *Engine) number(ctx context.Context, sv *survey, it *Item, theirs *clavi
 	it.Count = count
 	if it.State == Planned && count > e.cfg.MaxVersions {
 		it.State = Unsupported
-		it.Why = fmt.Sprintf("the source counts %d versions, more than the %d that are made of one key; use --versions current", theirs.Versions, e.cfg.MaxVersions)
+		it.Why = fmt.Sprintf("the source counts %d versions, more than the %d that are made of one key; use "+
+			"--versions current", theirs.Versions, e.cfg.MaxVersions)
 	}
 }
 
@@ -83,7 +85,8 @@ func (e *Engine) probeNaming(ctx context.Context, key string, versions int) nami
 	}
 	random := make([]byte, 2*claviger.IVSize)
 	_, _ = rand.Read(random) // never fails: crypto/rand
-	edek := claviger.EDEK{Version: claviger.VersionName(key, strconv.Itoa(versions-1)), IV: random[:claviger.IVSize], Material: random[claviger.IVSize:]}
+	edek := claviger.EDEK{Version: claviger.VersionName(key, strconv.Itoa(versions-1)), IV: random[:claviger.IVSize],
+		Material: random[claviger.IVSize:]}
 	deks, err := service.Unwrap(ctx, key, "", []claviger.EDEK{edek})
 	for _, d := range deks {
 		d.Wipe()
@@ -155,7 +158,8 @@ func (it *Item) numbered() bool {
 
 // collided is the item of a key that is in conflict by that version. here are all versions that
 // it has here.
-func (e *Engine) collided(ctx context.Context, it Item, theirs *claviger.Metadata, version string, here ...string) Item {
+func (e *Engine) collided(ctx context.Context, it Item, theirs *claviger.Metadata, version string,
+	here ...string) Item {
 	more := slices.DeleteFunc(slices.Clone(here), func(v string) bool {
 		n, ok := claviger.VersionNumber(v)
 		return !ok || n >= theirs.Versions
@@ -262,21 +266,28 @@ func (e *Engine) whyCollision(ctx context.Context, version string, more ...strin
 	has, err := provider.MayHave(ctx, e.cfg.Target, version)
 	switch {
 	case err == nil && !has:
-		return fmt.Sprintf("%sEDEKs of it may have been made here before it was deleted: bring the key back (claviger key "+
-			"undelete %s), and run the migration again; where it was purged, or no file needs what was made here under %s, "+
+		return fmt.Sprintf("%sEDEKs of it may have been made here before it was deleted: bring the key back "+
+			"(claviger key "+
+			"undelete %s), and run the migration again; where it was purged, or no file needs what was made here "+
+			"under %s, "+
 			"set %s to %s, %s", why, name, shown, PropTheirs, claviger.NamesWith(e.cfg.Theirs, version), thenRun)
 	case !e.keyUsed(ctx, key):
-		return fmt.Sprintf("%sstop rolls at the source; no version of the key was ever used here, so delete it here (hadoop "+
-			"key delete) and run the migration again, which takes the next number (%s leaves room for more rolls)", why, PropGap)
+		return fmt.Sprintf("%sstop rolls at the source; no version of the key was ever used here, so delete it here "+
+			"(hadoop "+
+			"key delete) and run the migration again, which takes the next number (%s leaves room for more "+
+			"rolls)", why, PropGap)
 	}
-	return fmt.Sprintf("%sstop rolls at the source; do not delete the key here, EDEKs may have been made under it: roll "+
-		"key %s here, so that new files can be read, copy the files that were made through the source since its roll, from there, "+
+	return fmt.Sprintf("%sstop rolls at the source; do not delete the key here, EDEKs may have been made under it: "+
+		"roll "+
+		"key %s here, so that new files can be read, copy the files that were made through the source since its "+
+		"roll, from there, "+
 		"set %s to %s, %s", why, name, PropOurs, e.oursWith(ctx, version, more), thenRun)
 }
 
 // thenRun is what is to be done after a property was set. With SQLite no run is made beside a
 // server.
-const thenRun = "run the migration again (with a metastore in SQLite while the server is stopped), and restart every node"
+const thenRun = "run the migration again (with a metastore in SQLite while the server is stopped), and restart every " +
+	"node"
 
 // oursWith is the value of claviger.migration.ours that settles a version in conflict, and all
 // others of its key that are known; more are versions here that the source has numbered too.

@@ -91,7 +91,8 @@ func TestNumbering(t *testing.T) {
 			}
 			ms, err := b.target.Metadata(t.Context(), "k")
 			must(t, err)
-			if current, err := b.target.Current(t.Context(), "k"); err != nil || current.Name != fmt.Sprintf("k@%d", ms[0].Versions-1) {
+			if current, err := b.target.Current(t.Context(), "k"); err != nil ||
+				current.Name != fmt.Sprintf("k@%d", ms[0].Versions-1) {
 				t.Errorf("current is %s (%v), and the metadata counts %d", current.Name, err, ms[0].Versions)
 			}
 			v, err := b.engine(t).Verify(t.Context())
@@ -144,14 +145,17 @@ func TestNumbersAreKept(t *testing.T) {
 	}
 	r, err := b.engine(t).Run(ctx)
 	must(t, err)
-	if k := r.Keys[0]; k.State != migrate.Conflict || !strings.Contains(k.Why, "k@2 is one key there and another one here") || r.Complete() {
+	if k := r.Keys[0]; k.State != migrate.Conflict || !strings.Contains(k.Why,
+		"k@2 is one key there and another one here") || r.Complete() {
 		t.Errorf("rolled at the source: %+v", k)
 	}
-	if f, err := b.engine(t).Finish(ctx, migrate.FinishOptions{Since: noon, EDEKsDone: true}); err != nil || !strings.Contains(strings.Join(f.Refusals, "\n"), "key k is conflict") {
+	if f, err := b.engine(t).Finish(ctx, migrate.FinishOptions{Since: noon, EDEKsDone: true}); err != nil ||
+		!strings.Contains(strings.Join(f.Refusals, "\n"), "key k is conflict") {
 		t.Errorf("finish: %+v, %v", f, err)
 	}
 	must(t, b.target.Delete(ctx, "k"))
-	if r := b.run(t); states(r.Keys)["k"] != migrate.Done || !slices.Equal(versions(t, b.target, "k"), []string{"k@3"}) {
+	if r := b.run(t); states(r.Keys)["k"] != migrate.Done || !slices.Equal(versions(t, b.target, "k"),
+		[]string{"k@3"}) {
 		t.Errorf("after the cure: %v, %q", states(r.Keys), versions(t, b.target, "k"))
 	}
 	// Deleted here and made anew, after the source has gone.
@@ -208,7 +212,8 @@ func TestGap(t *testing.T) {
 		t.Errorf("the journal: %+v", o)
 	}
 	roll() // k@5
-	if v := same("rolled three times", false); !strings.Contains(strings.Join(v.Keys[0].Remarks, ""), "claviger.migration.ours to k@5") {
+	if v := same("rolled three times", false); !strings.Contains(strings.Join(v.Keys[0].Remarks, ""),
+		"claviger.migration.ours to k@5") {
 		t.Errorf("%+v", v.Keys)
 	}
 	if r := b.run(t); states(r.Keys)["k"] != migrate.Conflict || r.Complete() {

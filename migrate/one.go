@@ -39,7 +39,8 @@ func (e *Engine) RunKey(ctx context.Context, key string) ([]string, error) {
 		return nil, err
 	}
 	if !ok {
-		return nil, claviger.Errorf(op, claviger.Unavailable, key, "a migration into this metastore is under way; try again when it has ended")
+		return nil, claviger.Errorf(op, claviger.Unavailable, key,
+			"a migration into this metastore is under way; try again when it has ended")
 	}
 	defer unlock()
 	asked := func(name string, folded bool) bool {
@@ -56,7 +57,8 @@ func (e *Engine) RunKey(ctx context.Context, key string) ([]string, error) {
 		if k.State == Done {
 			return k.TargetVersions, nil
 		}
-		return nil, claviger.Errorf(op, claviger.Invalid, key, "key %s is not taken over (%s): %s", claviger.Printable(key), k.State, k.Why)
+		return nil, claviger.Errorf(op, claviger.Invalid, key, "key %s is not taken over (%s): %s",
+			claviger.Printable(key), k.State, k.Why)
 	}
 	return nil, claviger.E(op, claviger.KeyNotFound, key, nil)
 }

@@ -32,7 +32,10 @@ func TestRunKey(t *testing.T) {
 		t.Errorf("again: %q, %v, %d objects; want the same", again, err, b.target.Objects())
 	}
 	f, err := e.Finish(t.Context(), migrate.FinishOptions{Since: noon, EDEKsDone: true})
-	if err != nil || !slices.ContainsFunc(f.Refusals, func(s string) bool { return strings.Contains(s, "key b is planned") }) {
+	if err != nil || !slices.ContainsFunc(f.Refusals, func(s string) bool {
+		return strings.Contains(s,
+			"key b is planned")
+	}) {
 		t.Errorf("finish does not see that b is missing: %q, %v", f.Refusals, err)
 	}
 	r := b.run(t)

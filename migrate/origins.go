@@ -75,7 +75,8 @@ func Origins(ctx context.Context, store metastore.Journal, target string, source
 			if was, ok := taken[p]; ok && it.hides(was) {
 				it = was // the key here is still that one
 			}
-			o := Origin{Key: it.Key, Source: r.Source, TakenOver: it.State == Done || it.State == Deleted, Folded: it.Folded, Metadata: it.Source,
+			o := Origin{Key: it.Key, Source: r.Source, TakenOver: it.State == Done || it.State == Deleted,
+				Folded: it.Folded, Metadata: it.Source,
 				Numbered: it.numbered() && len(it.TargetVersions) > 0, Rolled: it.Rolled, Made: it.TargetVersions}
 			if f, ok := freed[it.Key]; ok && !f.At.Before(r.Started) {
 				o.Freed = &f.At // a run that lists the name later keeps it again

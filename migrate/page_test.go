@@ -30,18 +30,27 @@ func TestPage(t *testing.T) {
 	}
 	ptr := func(when time.Time) *time.Time { return &when }
 	const source, target = "kms://http@127.0.0.1:46057/kms", "cloudera.hsmkp://file@/var/lib/claviger/luna.keystore"
-	run := migrate.Run{Name: "migration-20261128T225813.394Z", State: migrate.Complete, Source: source, Host: "kms-2", Started: at("2026-11-28T22:58:13.394Z"), Ended: ptr(at("2026-11-28T22:58:14Z"))}
+	run := migrate.Run{Name: "migration-20261128T225813.394Z", State: migrate.Complete, Source: source, Host: "kms-2",
+		Started: at("2026-11-28T22:58:13.394Z"), Ended: ptr(at("2026-11-28T22:58:14Z"))}
 	last := ptr(at("2026-11-28T22:58:28Z"))
 	used := func(version string, n int64) migrate.VersionMapping {
 		return migrate.VersionMapping{Source: version, LastUse: last, Decrypted: n, Reencrypted: n}
 	}
-	const f1, f2, w1 = "finance@3e9240dcdce2685152e7727f50428285", "finance@c7d6226a7411528c1ecb5bf856ff8da2", "web-logs@084d11d9659e4ed2455b5f3a504830a6"
-	standing := migrate.Standing{Runs: []migrate.Run{run}, Counts: migrate.Counts{Total: 2, Done: 2}, LastUse: last, Keys: []migrate.KeyStanding{
-		{Key: "finance", State: migrate.Done, Versions: []migrate.VersionMapping{{Target: "finance@0"}, {Target: "finance@1"}, used(f1, 200), used(f2, 200)}},
-		{Key: "web-logs", State: migrate.Done, Versions: []migrate.VersionMapping{{Target: "web-logs@0"}, used(w1, 400)}},
-	}}
+	const (
+		f1 = "finance@3e9240dcdce2685152e7727f50428285"
+		f2 = "finance@c7d6226a7411528c1ecb5bf856ff8da2"
+		w1 = "web-logs@084d11d9659e4ed2455b5f3a504830a6"
+	)
+	standing := migrate.Standing{Runs: []migrate.Run{run}, Counts: migrate.Counts{Total: 2, Done: 2}, LastUse: last,
+		Keys: []migrate.KeyStanding{
+			{Key: "finance", State: migrate.Done, Versions: []migrate.VersionMapping{{Target: "finance@0"},
+				{Target: "finance@1"}, used(f1, 200), used(f2, 200)}},
+			{Key: "web-logs", State: migrate.Done, Versions: []migrate.VersionMapping{{Target: "web-logs@0"},
+				used(w1, 400)}},
+		}}
 	shows("status", textOf(report.Status, &standing))
-	verified := migrate.Verification{At: at("2026-11-28T22:58:29Z"), Source: source, Target: target, Same: 2, Keys: []migrate.KeyDiff{{Key: "finance", Same: true}, {Key: "web-logs", Same: true}}}
+	verified := migrate.Verification{At: at("2026-11-28T22:58:29Z"), Source: source, Target: target, Same: 2,
+		Keys: []migrate.KeyDiff{{Key: "finance", Same: true}, {Key: "web-logs", Same: true}}}
 	shows("verify", textOf(report.Verification, &verified))
 
 	// From the journal of a real migration: the words of a refusal, and of the end.
@@ -54,27 +63,33 @@ func TestPage(t *testing.T) {
 		t.Fatalf("%d refusals: %q", n, refused.Refusals)
 	}
 	shows("finish", "  - "+refused.Refusals[0])
-	finished, err := b.engine(t).Finish(t.Context(), migrate.FinishOptions{Since: at("2026-11-29T23:10:31Z"), EDEKsDone: true, Get: func(name string) (string, string, bool) {
-		if name != "hadoop.kms.key.provider.uri" {
-			return "", "", false
-		}
-		return target, "", true
-	}})
+	finished, err := b.engine(t).Finish(t.Context(), migrate.FinishOptions{Since: at("2026-11-29T23:10:31Z"),
+		EDEKsDone: true, Get: func(name string) (string, string, bool) {
+			if name != "hadoop.kms.key.provider.uri" {
+				return "", "", false
+			}
+			return target, "", true
+		}})
 	must(t, err)
 	finished.Compared = ptr(at("2026-11-30T23:05:30Z"))
 	finished.Leftovers = []migrate.Leftover{
-		{Path: "/var/lib/kms-keytrustee/keytrustee/.keytrustee", What: "a copy of the Key Trustee KMS's .keytrustee folder, with its private OpenPGP keys", Secret: true},
-		{Path: "/etc/claviger/kts-site.xml", What: "a copy of kts-site.xml, with the organization's auth secret", Secret: true},
+		{Path: "/var/lib/kms-keytrustee/keytrustee/.keytrustee",
+			What: "a copy of the Key Trustee KMS's .keytrustee folder, with its private OpenPGP keys", Secret: true},
+		{Path: "/etc/claviger/kts-site.xml", What: "a copy of kts-site.xml, with the organization's auth secret",
+			Secret: true},
 	}
 	shows("finish", textOf(report.Ending, finished))
 	freed := migrate.FreedNames{Freed: []migrate.Freed{{Key: "web-logs"}}}
 	shows("free", textOf(report.Freed, &freed))
 
 	// A plan of two keys: its head, its table and its end.
-	plan := migrate.Plan{At: at("2026-11-28T22:58:12Z"), Source: source, Target: target, Read: true, Counts: migrate.Counts{Total: 2, Planned: 2, NewVersions: 3}}
+	plan := migrate.Plan{At: at("2026-11-28T22:58:12Z"), Source: source, Target: target, Read: true,
+		Counts: migrate.Counts{Total: 2, Planned: 2, NewVersions: 3}}
 	for i, key := range []string{"finance", "web-logs"} {
-		fields := migrate.Fields{Cipher: "AES/CTR/NoPadding", Length: 256 / (i + 1), Created: at("2026-11-28T22:58:10Z")}
-		plan.Keys = append(plan.Keys, migrate.KeyLine{Key: key, State: migrate.Planned, Versions: 2 - i, Source: &fields})
+		fields := migrate.Fields{Cipher: "AES/CTR/NoPadding", Length: 256 / (i + 1),
+			Created: at("2026-11-28T22:58:10Z")}
+		plan.Keys = append(plan.Keys, migrate.KeyLine{Key: key, State: migrate.Planned, Versions: 2 - i,
+			Source: &fields})
 	}
 	head, rest, _ := strings.Cut(textOf(report.Plan, &plan), "Checks\n")
 	shows("plan", head+"Checks")

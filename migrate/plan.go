@@ -48,7 +48,8 @@ func (e *Engine) Plan(ctx context.Context) (*Plan, error) {
 	if e.cfg.Source == nil {
 		return nil, e.noSource(ctx, op)
 	}
-	p := &Plan{Format: "claviger migrate plan 1", At: e.now(), Source: e.cfg.Source.URI(), Target: e.cfg.Target.URI(), Versions: e.cfg.Versions, Keys: []KeyLine{}}
+	p := &Plan{Format: "claviger migrate plan 1", At: e.now(), Source: e.cfg.Source.URI(), Target: e.cfg.Target.URI(),
+		Versions: e.cfg.Versions, Keys: []KeyLine{}}
 	var facts []HostFacts
 	p.Checks, facts = e.cfg.Probes.run(ctx, e.now)
 	sv, err := e.look(ctx, op)
@@ -59,7 +60,8 @@ func (e *Engine) Plan(ctx context.Context) (*Plan, error) {
 		p.Checks = append(p.Checks, c)
 	}
 	if err != nil {
-		p.Checks = append(p.Checks, e.cfg.Probes.hdfs(ctx, facts, false), Check{Name: "keys of the source", Status: Failure, Measured: "not readable", Cure: claviger.Reason(err)})
+		p.Checks = append(p.Checks, e.cfg.Probes.hdfs(ctx, facts, false), Check{Name: "keys of the source",
+			Status: Failure, Measured: "not readable", Cure: claviger.Reason(err)})
 		return p, err
 	}
 	p.Read = true
@@ -84,8 +86,10 @@ func (e *Engine) Plan(ctx context.Context) (*Plan, error) {
 	}
 	p.OnlyTarget = sv.onlyTarget
 	last := sv.history.last()
-	p.Complete = last != nil && (last.State == Complete || last.State == Finished) && p.Counts.Blocked+p.Counts.Planned == 0
-	p.Checks = append(p.Checks, e.cfg.Probes.hdfs(ctx, facts, p.Complete), e.readable(ctx, sv), e.room(ctx, p.Counts.NewVersions))
+	p.Complete = last != nil && (last.State == Complete || last.State == Finished) &&
+		p.Counts.Blocked+p.Counts.Planned == 0
+	p.Checks = append(p.Checks, e.cfg.Probes.hdfs(ctx, facts, p.Complete), e.readable(ctx, sv),
+		e.room(ctx, p.Counts.NewVersions))
 	p.Checks = append(p.Checks, e.others(ctx, sv)...)
 	list := e.try(ctx, sv)
 	p.Checks = append(p.Checks, e.rights(ctx, list)...)
@@ -94,14 +98,16 @@ func (e *Engine) Plan(ctx context.Context) (*Plan, error) {
 		p.Checks = append(p.Checks, c)
 	}
 	if sv.material {
-		p.Checks = append(p.Checks, Check{Name: "material at the source", Status: Warning, Measured: "the source shows us key material",
+		p.Checks = append(p.Checks, Check{Name: "material at the source", Status: Warning,
+			Measured: "the source shows us key material",
 			Cure: fmt.Sprintf("not needed here: at the source, in kms-acls.xml, set hadoop.kms.acl.GET so that it "+
 				"does not admit %s (where it is not set it is *), or name %s in hadoop.kms.blacklist.GET",
 				e.admitted(nil), e.admitted(nil))})
 	}
 	busy, err := e.busy(ctx)
 	if busy {
-		p.Checks = append(p.Checks, Check{Name: "no other run", Status: Warning, Measured: "a process is migrating now", Cure: "wait for it: claviger migrate status"})
+		p.Checks = append(p.Checks, Check{Name: "no other run", Status: Warning, Measured: "a process is migrating now",
+			Cure: "wait for it: claviger migrate status"})
 	}
 	return p, err
 }
@@ -132,7 +138,8 @@ func (e *Engine) readable(ctx context.Context, sv *survey) Check {
 		}
 	}
 	if refusals+unread > 0 {
-		c.Status, c.Measured = Failure, fmt.Sprintf("of %d keys, %d are refused to us and %d cannot be read there", len(sv.items), refusals, unread)
+		c.Status, c.Measured = Failure, fmt.Sprintf("of %d keys, %d are refused to us and %d cannot be read there",
+			len(sv.items), refusals, unread)
 	}
 	return c
 }
@@ -141,7 +148,8 @@ func (e *Engine) readable(ctx context.Context, sv *survey) Check {
 func (e *Engine) room(ctx context.Context, need int) Check {
 	c := Check{Name: "room in the HSM"}
 	if e.cfg.Probes.Room == nil {
-		c.Status, c.Measured = NotTried, fmt.Sprintf("%d new keys; the target does not tell how many it has room for", need)
+		c.Status, c.Measured = NotTried, fmt.Sprintf("%d new keys; the target does not tell how many it has room for",
+			need)
 		return c
 	}
 	free, known, err := e.cfg.Probes.Room(ctx)
@@ -149,7 +157,8 @@ func (e *Engine) room(ctx context.Context, need int) Check {
 	case err != nil:
 		c.Status, c.Measured, c.Cure = Failure, claviger.Reason(err), "see that the HSM can be reached"
 	case !known:
-		c.Status, c.Measured = NotTried, fmt.Sprintf("%d new keys; the token does not tell how many it has room for", need)
+		c.Status, c.Measured = NotTried, fmt.Sprintf("%d new keys; the token does not tell how many it has room for",
+			need)
 	case free < need:
 		c.Status, c.Measured = Failure, fmt.Sprintf("%d new keys, room for %d", need, free)
 		c.Cure = "run with --versions current (one new version a key), or make room in the token"

@@ -48,12 +48,15 @@ func TestPlanAndBlocked(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := map[string]migrate.State{"done": migrate.Done, "good": migrate.Planned, "clash": migrate.Conflict, "many": migrate.Planned,
-		"sm4": migrate.Unsupported, "short": migrate.Unsupported, "empty": migrate.Unsupported, "secret": migrate.Refused}
+	want := map[string]migrate.State{"done": migrate.Done, "good": migrate.Planned, "clash": migrate.Conflict,
+		"many": migrate.Planned,
+		"sm4":  migrate.Unsupported, "short": migrate.Unsupported,
+		"empty": migrate.Unsupported, "secret": migrate.Refused}
 	if got := states(p.Keys); !maps.Equal(got, want) {
 		t.Errorf("planned %v, want %v", got, want)
 	}
-	if p.Ready() || p.Counts.Blocked != 5 || p.Counts.Planned != 2 || p.Counts.NewVersions != 2 || !slices.Equal(p.OnlyTarget, []string{"ours"}) {
+	if p.Ready() || p.Counts.Blocked != 5 || p.Counts.Planned != 2 || p.Counts.NewVersions != 2 ||
+		!slices.Equal(p.OnlyTarget, []string{"ours"}) {
 		t.Errorf("plan %+v", p)
 	}
 	if runs, err := b.store.Runs(t.Context()); err != nil || len(runs) != 0 || b.target.Objects() != objects {
@@ -68,7 +71,8 @@ func TestPlanAndBlocked(t *testing.T) {
 	}
 	golden(t, "conflicts", r.Err().Error()+"\n")
 	_, err = b.engine(t).AtStart(t.Context())
-	if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "cloudera.hsmkp.initiatemigration") || !strings.Contains(err.Error(), "key clash (conflict)") {
+	if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "cloudera.hsmkp.initiatemigration") ||
+		!strings.Contains(err.Error(), "key clash (conflict)") {
 		t.Errorf("start: %v", err)
 	}
 

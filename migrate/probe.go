@@ -74,7 +74,8 @@ func (s *SourceKMS) probe(ctx context.Context, base string) HostFacts {
 	// The list of key names, which a KMS refuses to strangers.
 	resp, body, err := get(ctx, base, "/v1/keys/names", s.TLS) //nolint:bodyclose // get has read and closed it
 	f.Took = time.Since(f.Asked)
-	if scheme, _, _ := strings.Cut(base, ":"); err != nil || scheme == "http" && resp.StatusCode == http.StatusBadRequest {
+	if scheme, _, _ := strings.Cut(base, ":"); err != nil || scheme == "http" &&
+		resp.StatusCode == http.StatusBadRequest {
 		s.explain(ctx, &f, scheme, err)
 		return f
 	}
@@ -82,7 +83,8 @@ func (s *SourceKMS) probe(ctx context.Context, base string) HostFacts {
 	if !f.dated(resp, f.Asked, f.Took) && resp.StatusCode < 500 {
 		// Hadoop's KMS puts no date on the page that refuses strangers, and one on this.
 		asked := time.Now()
-		if resp, _, err := get(ctx, base, "/v1/?op=GETDELEGATIONTOKEN", s.TLS); err == nil { //nolint:bodyclose // as above
+		resp, _, err := get(ctx, base, "/v1/?op=GETDELEGATIONTOKEN", s.TLS) //nolint:bodyclose // as above
+		if err == nil {
 			f.dated(resp, asked, time.Since(asked))
 		}
 	}
@@ -99,7 +101,8 @@ func (s *SourceKMS) probe(ctx context.Context, base string) HostFacts {
 	case resp.StatusCode >= 500:
 		f.Err, f.Cure = status, "see the log of the KMS there"
 	case resp.StatusCode >= 300 && resp.StatusCode < 400:
-		f.Err = fmt.Errorf("HTTP status %s: it sends us to %s", resp.Status, claviger.Printable(resp.Header.Get("Location")))
+		f.Err = fmt.Errorf("HTTP status %s: it sends us to %s", resp.Status,
+			claviger.Printable(resp.Header.Get("Location")))
 		f.Cure = fmt.Sprintf("name the KMS itself in %s", propSource)
 	}
 	return f
@@ -133,7 +136,8 @@ func (s *SourceKMS) explain(ctx context.Context, f *HostFacts, scheme string, er
 			return
 		case errors.As(err, &header), strings.Contains(err.Error(), "server gave HTTP response to HTTPS client"):
 			f.Err = errors.New("http answers where https was asked")
-			f.Cure = fmt.Sprintf("write http in %s: kms://http@%s; better: turn on TLS at the source", propSource, afterScheme(f.Base))
+			f.Cure = fmt.Sprintf("write http in %s: kms://http@%s; better: turn on TLS at the source", propSource,
+				afterScheme(f.Base))
 			return
 		}
 	}
@@ -153,7 +157,8 @@ func (f *HostFacts) dated(resp *http.Response, asked time.Time, took time.Durati
 func get(ctx context.Context, base, page string, config *tls.Config) (*http.Response, string, error) {
 	t := &http.Transport{TLSClientConfig: config, DisableKeepAlives: true, MaxResponseHeaderBytes: 64 << 10}
 	defer t.CloseIdleConnections()
-	c := &http.Client{Transport: t, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	c := &http.Client{Transport: t,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, base+page, nil)
 	if err != nil {
 		return nil, "", err

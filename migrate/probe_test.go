@@ -89,15 +89,19 @@ func TestProbe(t *testing.T) {
 		{"http", plain.URL + "/kms", nil, "", ""},
 		{"https", secure.URL + "/kms/", trust, "", ""},
 		{"http where https answers", "http" + strings.TrimPrefix(secure.URL, "https") + "/kms", nil,
-			"https answers where http was asked", "write https in hadoop.kms.key.provider.reencryption.source.uri: kms://https@127.0.0.1:"},
+			"https answers where http was asked", "write https in hadoop.kms.key.provider.reencryption.source.uri: " +
+				"kms://https@127.0.0.1:"},
 		{"https where http answers", "https" + strings.TrimPrefix(plain.URL, "http") + "/kms", nil,
-			"http answers where https was asked", "write http in hadoop.kms.key.provider.reencryption.source.uri: kms://http@127.0.0.1:"},
-		{"unknown authority", secure.URL + "/kms", x509.NewCertPool(), "certificate signed by unknown authority", "truststore"},
+			"http answers where https was asked", "write http in hadoop.kms.key.provider.reencryption.source.uri: " +
+				"kms://http@127.0.0.1:"},
+		{"unknown authority", secure.URL + "/kms", x509.NewCertPool(), "certificate signed by unknown authority",
+			"truststore"},
 		{"ended", ended.URL + "/kms", authority.Pool(), "certificate has expired",
 			"the certificate CN=old-kms ended at "},
 		{"wrong path", plain.URL, nil, "404", "a KMS is usually at /kms"},
 		{"failing", serve(t, false, answer(503)).URL, nil, "503", "the log of the KMS"},
-		{"redirect", serve(t, false, answer(302, "Location", "https://elsewhere/")).URL, nil, "sends us to https://elsewhere/", "name the KMS itself"},
+		{"redirect", serve(t, false, answer(302, "Location", "https://elsewhere/")).URL, nil,
+			"sends us to https://elsewhere/", "name the KMS itself"},
 		{"bad request, no TLS", serve(t, false, answer(400)).URL, nil, "HTTP status 400", "see that it runs"},
 		{"nobody there", "http://" + closedPort(t) + "/kms", nil, "connection refused", "can be reached from here"},
 		{"unknown host", "http://kms.invalid:16000/kms", nil, "kms.invalid", `correct the host name "kms.invalid"`},
@@ -110,7 +114,8 @@ func TestProbe(t *testing.T) {
 			}
 			f := facts[0]
 			if tt.err == "" {
-				if f.Err != nil || f.Cure != "" || f.Server != "Jetty(9.4)" || time.Since(f.Date).Abs() > time.Minute || len(f.Addrs) == 0 {
+				if f.Err != nil || f.Cure != "" || f.Server != "Jetty(9.4)" || time.Since(f.Date).Abs() > time.Minute ||
+					len(f.Addrs) == 0 {
 					t.Errorf("%+v", f)
 				}
 				return
@@ -165,7 +170,8 @@ func TestStartWithWrongScheme(t *testing.T) {
 		"wrong-scheme-https": "https://" + plain.Listener.Addr().String(),
 	} {
 		b := newBench(t)
-		b.cfg.Source = &stub{Source: b.source, keysErr: claviger.Errorf("kmsclient.Keys", claviger.Unavailable, "", "malformed HTTP response")}
+		b.cfg.Source = &stub{Source: b.source, keysErr: claviger.Errorf("kmsclient.Keys", claviger.Unavailable, "",
+			"malformed HTTP response")}
 		b.cfg.Probes.Source = (&migrate.SourceKMS{Bases: []string{source + "/kms"}}).Probe
 		_, err := b.engine(t).AtStart(t.Context())
 		if !claviger.Is(err, claviger.SourceUnreachable) {
@@ -181,9 +187,12 @@ func TestChecks(t *testing.T) {
 	addr := netip.MustParseAddr
 	here := func() ([]netip.Addr, error) { return []netip.Addr{addr("192.0.2.1")}, nil }
 	host := func(name, ip string, ahead time.Duration) migrate.HostFacts {
-		return migrate.HostFacts{Base: "https://" + name + ":16000/kms", Host: name, Addrs: []netip.Addr{addr(ip)}, Asked: noon, Took: 4 * time.Millisecond, Date: noon.Add(ahead), DateAsked: noon, DateTook: 4 * time.Millisecond, Server: "Jetty(9.4)"}
+		return migrate.HostFacts{Base: "https://" + name + ":16000/kms", Host: name, Addrs: []netip.Addr{addr(ip)},
+			Asked: noon, Took: 4 * time.Millisecond, Date: noon.Add(ahead), DateAsked: noon,
+			DateTook: 4 * time.Millisecond, Server: "Jetty(9.4)"}
 	}
-	down := migrate.HostFacts{Base: "https://kms-2:16000/kms", Host: "kms-2", Addrs: []netip.Addr{addr("192.0.2.8")}, Err: io.ErrUnexpectedEOF, Cure: "see that it runs"}
+	down := migrate.HostFacts{Base: "https://kms-2:16000/kms", Host: "kms-2", Addrs: []netip.Addr{addr("192.0.2.8")},
+		Err: io.ErrUnexpectedEOF, Cure: "see that it runs"}
 	source := func(facts ...migrate.HostFacts) func(context.Context) []migrate.HostFacts {
 		return func(context.Context) []migrate.HostFacts { return facts }
 	}
@@ -198,7 +207,8 @@ func TestChecks(t *testing.T) {
 	}
 	const path, pointed = "hadoop.security.key.provider.path", "HDFS not yet pointed here"
 	names := func(_ context.Context, host string) ([]netip.Addr, error) {
-		a, ok := map[string]string{"new": "192.0.2.1", "service.example.com": "192.0.2.1", "kms-1": "192.0.2.7", "alias-1": "192.0.2.7", "kms-2": "192.0.2.8", "localhost": "127.0.0.1", "debian": "127.0.1.1"}[host]
+		a, ok := map[string]string{"new": "192.0.2.1", "service.example.com": "192.0.2.1", "kms-1": "192.0.2.7",
+			"alias-1": "192.0.2.7", "kms-2": "192.0.2.8", "localhost": "127.0.0.1", "debian": "127.0.1.1"}[host]
 		if !ok {
 			return nil, errors.New("no such host")
 		}
@@ -213,44 +223,89 @@ func TestChecks(t *testing.T) {
 		measured string
 		cure     string
 	}{
-		{"fast", migrate.Probes{Latency: latency(3*time.Millisecond, time.Millisecond, 2*time.Millisecond)}, "latency of the HSM", migrate.OK, "p50 2.00 ms, p99 3.00 ms of 3 round trips", ""},
-		{"slow", migrate.Probes{Latency: latency(time.Millisecond, 31*time.Millisecond)}, "latency of the HSM", migrate.Warning, "p99 31.00 ms", "encrypted.key.cache.size"},
-		{"HSM away", migrate.Probes{Latency: func(context.Context) ([]time.Duration, error) { return nil, away }}, "latency of the HSM", migrate.Failure, "CKR_DEVICE_REMOVED", "hsm inspect"},
-		{"no round trip", migrate.Probes{Latency: latency()}, "latency of the HSM", migrate.Failure, "no round trip", ""},
-		{"alive", migrate.Probes{Source: source(host("kms-1", "192.0.2.7", 0))}, "source alive", migrate.OK, "https://kms-1:16000/kms answers in 4.00 ms (Jetty(9.4))", ""},
-		{"one of two", migrate.Probes{Source: source(host("kms-1", "192.0.2.7", 0), down)}, "source alive", migrate.Warning, "unexpected EOF", "see that it runs"},
-		{"dead", migrate.Probes{Source: source(down, down)}, "source alive", migrate.Failure, "unexpected EOF", "see that it runs"},
-		{"elsewhere", migrate.Probes{Alive: func(context.Context) error { return nil }}, "source alive", migrate.OK, "which answers", ""},
+		{"fast", migrate.Probes{Latency: latency(3*time.Millisecond, time.Millisecond, 2*time.Millisecond)},
+			"latency of the HSM", migrate.OK, "p50 2.00 ms, p99 3.00 ms of 3 round trips", ""},
+		{"slow", migrate.Probes{Latency: latency(time.Millisecond, 31*time.Millisecond)}, "latency of the HSM",
+			migrate.Warning, "p99 31.00 ms", "encrypted.key.cache.size"},
+		{"HSM away", migrate.Probes{Latency: func(context.Context) ([]time.Duration, error) { return nil, away }},
+			"latency of the HSM", migrate.Failure, "CKR_DEVICE_REMOVED", "hsm inspect"},
+		{"no round trip", migrate.Probes{Latency: latency()}, "latency of the HSM", migrate.Failure, "no round trip",
+			""},
+		{"alive", migrate.Probes{Source: source(host("kms-1", "192.0.2.7", 0))}, "source alive", migrate.OK,
+			"https://kms-1:16000/kms answers in 4.00 ms (Jetty(9.4))", ""},
+		{"one of two", migrate.Probes{Source: source(host("kms-1", "192.0.2.7", 0), down)}, "source alive",
+			migrate.Warning, "unexpected EOF", "see that it runs"},
+		{"dead", migrate.Probes{Source: source(down, down)}, "source alive", migrate.Failure, "unexpected EOF",
+			"see that it runs"},
+		{"elsewhere", migrate.Probes{Alive: func(context.Context) error { return nil }}, "source alive", migrate.OK,
+			"which answers", ""},
 		{"elsewhere, not asked", migrate.Probes{}, "source alive", migrate.NotTried, "no KMS", ""},
 		{"elsewhere, dead", migrate.Probes{Alive: func(context.Context) error {
 			return claviger.Errorf("t", claviger.Unavailable, "", "no trustee answers")
 		}}, "source alive", migrate.Failure, "no trustee answers", "can be reached"},
-		{"other host", migrate.Probes{LocalAddrs: here, Source: source(host("kms-1", "192.0.2.7", 0))}, "source on another host", migrate.OK, "kms-1 is 192.0.2.7", ""},
-		{"this host", migrate.Probes{LocalAddrs: here, Source: source(host("kms-1", "192.0.2.1", 0))}, "source on another host", migrate.Warning, "is this host", "hosts of their own"},
-		{"this very server, not started", migrate.Probes{Own: []string{"new:16000"}, Lookup: names, Source: source(host("alias", "192.0.2.1", 0))}, "source is another server", migrate.Failure, "https://alias:16000/kms is the address and port of this server", "another port"},
-		{"loopback", migrate.Probes{Source: source(host("localhost", "127.0.0.1", 0))}, "source on another host", migrate.Warning, "is this host", ""},
-		{"clocks agree", migrate.Probes{Source: source(host("kms-1", "192.0.2.7", time.Second))}, "clocks", migrate.OK, "agrees with ours", ""},
-		{"clock behind", migrate.Probes{Source: source(host("kms-1", "192.0.2.7", -45*time.Second))}, "clocks", migrate.Warning, "45s behind ours", "NTP"},
-		{"clock ahead", migrate.Probes{Source: source(host("kms-1", "192.0.2.7", 10*time.Minute))}, "clocks", migrate.Failure, "10m0s ahead of ours", "NTP"},
+		{"other host", migrate.Probes{LocalAddrs: here, Source: source(host("kms-1", "192.0.2.7", 0))},
+			"source on another host", migrate.OK, "kms-1 is 192.0.2.7", ""},
+		{"this host", migrate.Probes{LocalAddrs: here, Source: source(host("kms-1", "192.0.2.1", 0))},
+			"source on another host", migrate.Warning, "is this host", "hosts of their own"},
+		{"this very server, not started", migrate.Probes{Own: []string{"new:16000"}, Lookup: names,
+			Source: source(host("alias", "192.0.2.1",
+				0))}, "source is another server", migrate.Failure, "https://alias:16000/kms is the address and port " +
+			"of this server", "another port"},
+		{"loopback", migrate.Probes{Source: source(host("localhost", "127.0.0.1", 0))}, "source on another host",
+			migrate.Warning, "is this host", ""},
+		{"clocks agree", migrate.Probes{Source: source(host("kms-1", "192.0.2.7", time.Second))}, "clocks", migrate.OK,
+			"agrees with ours", ""},
+		{"clock behind", migrate.Probes{Source: source(host("kms-1", "192.0.2.7", -45*time.Second))}, "clocks",
+			migrate.Warning, "45s behind ours", "NTP"},
+		{"clock ahead", migrate.Probes{Source: source(host("kms-1", "192.0.2.7", 10*time.Minute))}, "clocks",
+			migrate.Failure, "10m0s ahead of ours", "NTP"},
 		{"no clock", migrate.Probes{Source: source(down)}, "clocks", migrate.NotTried, "no answer with a date", ""},
-		{"HDFS there", migrate.Probes{Own: []string{"new:9600"}, Lookup: names, HDFS: hdfs(path, "kms://https@kms-1;kms-2:16000/kms")}, pointed, migrate.OK, path + " is kms://", ""},
-		{"HDFS at the source by another name", migrate.Probes{Own: []string{"new:9600"}, Lookup: names, Source: source(host("kms-1", "192.0.2.7", 0)), HDFS: hdfs(path, "kms://https@alias-1:16000/kms")}, pointed, migrate.OK, "", ""},
-		{"HDFS at a third", migrate.Probes{Own: []string{"new:9600"}, Lookup: names, Source: source(host("kms-1", "192.0.2.7", 0)), HDFS: hdfs(path, "kms://https@kms-2:16000/kms")}, pointed, migrate.Warning, "kms-2:16000 is neither", "is the KMS that HDFS uses"},
-		{"HDFS at another port of the source", migrate.Probes{Own: []string{"new:9600"}, Lookup: names, Source: source(host("kms-1", "192.0.2.7", 0)), HDFS: hdfs(path, "kms://https@kms-1:9292/kms")}, pointed, migrate.Warning, "neither", ""},
-		{"HDFS here", migrate.Probes{Own: []string{"new2:9600"}, Lookup: names, HDFS: hdfs(path, "kms://https@new1;NEW2:9600/kms")}, pointed, migrate.Failure, "", "HDFS asks NEW2:9600 already"},
-		{"HDFS here, old name", migrate.Probes{Own: []string{"new:9600"}, Lookup: names, HDFS: hdfs("dfs.encryption.key.provider.uri", "kms://http@new:9600/kms")}, pointed, migrate.Failure, "dfs.encryption", "already"},
-		{"HDFS here by an alias", migrate.Probes{Own: []string{"new:9600"}, Lookup: names, HDFS: hdfs(path, "kms://https@kms-1;service.example.com:9600/kms")}, pointed, migrate.Failure, "service.example.com:9600 is this server", "already"},
-		{"HDFS here by an address", migrate.Probes{Own: []string{"new:9600"}, Lookup: names, HDFS: hdfs(path, "kms://http@192.0.2.1:9600/kms")}, pointed, migrate.Failure, "", "already"},
-		{"HDFS here by an address of a server that listens at all", migrate.Probes{Own: []string{"127.0.0.1:9600"}, LocalAddrs: here, Lookup: names, HDFS: hdfs(path, "kms://http@service.example.com:9600/kms")}, pointed, migrate.Failure, "", "already"},
-		{"HDFS here by Debian's own name", migrate.Probes{Own: []string{"localhost:9600"}, LocalAddrs: here, Lookup: names, HDFS: hdfs(path, "kms://http@debian:9600/kms")}, pointed, migrate.Failure, "", "already"},
-		{"HDFS at another port of this host", migrate.Probes{Own: []string{"new:9600"}, Lookup: names, HDFS: hdfs(path, "kms://http@new:9601/kms")}, pointed, migrate.OK, "", ""},
-		{"HDFS at a name that is none here", migrate.Probes{Own: []string{"new:9600"}, Lookup: names, HDFS: hdfs(path, "kms://http@nowhere:9600/kms")}, pointed, migrate.NotTried, "nowhere:9600 cannot be resolved", "name service"},
-		{"HDFS, and a port that is not known", migrate.Probes{Lookup: names, HDFS: hdfs(path, "kms://http@new:9600/kms")}, pointed, migrate.NotTried, "not known", "hadoop.kms.http.port"},
+		{"HDFS there", migrate.Probes{Own: []string{"new:9600"}, Lookup: names,
+			HDFS: hdfs(path, "kms://https@kms-1;kms-2:16000/kms")}, pointed, migrate.OK, path + " is kms://", ""},
+		{"HDFS at the source by another name", migrate.Probes{Own: []string{"new:9600"}, Lookup: names,
+			Source: source(host("kms-1", "192.0.2.7", 0)), HDFS: hdfs(path,
+				"kms://https@alias-1:16000/kms")}, pointed, migrate.OK, "", ""},
+		{"HDFS at a third", migrate.Probes{Own: []string{"new:9600"}, Lookup: names,
+			Source: source(host("kms-1", "192.0.2.7", 0)), HDFS: hdfs(path,
+				"kms://https@kms-2:16000/kms")}, pointed, migrate.Warning,
+			"kms-2:16000 is neither", "is the KMS that HDFS uses"},
+		{"HDFS at another port of the source", migrate.Probes{Own: []string{"new:9600"}, Lookup: names,
+			Source: source(host("kms-1", "192.0.2.7", 0)), HDFS: hdfs(path,
+				"kms://https@kms-1:9292/kms")}, pointed, migrate.Warning, "neither", ""},
+		{"HDFS here", migrate.Probes{Own: []string{"new2:9600"}, Lookup: names,
+			HDFS: hdfs(path,
+				"kms://https@new1;NEW2:9600/kms")}, pointed, migrate.Failure, "", "HDFS asks NEW2:9600 already"},
+		{"HDFS here, old name", migrate.Probes{Own: []string{"new:9600"}, Lookup: names,
+			HDFS: hdfs("dfs.encryption.key.provider.uri",
+				"kms://http@new:9600/kms")}, pointed, migrate.Failure, "dfs.encryption", "already"},
+		{"HDFS here by an alias", migrate.Probes{Own: []string{"new:9600"}, Lookup: names,
+			HDFS: hdfs(path,
+				"kms://https@kms-1;service.example.com:9600/kms")}, pointed, migrate.Failure,
+			"service.example.com:9600 is this server", "already"},
+		{"HDFS here by an address", migrate.Probes{Own: []string{"new:9600"}, Lookup: names,
+			HDFS: hdfs(path, "kms://http@192.0.2.1:9600/kms")}, pointed, migrate.Failure, "", "already"},
+		{"HDFS here by an address of a server that listens at all", migrate.Probes{Own: []string{"127.0.0.1:9600"},
+			LocalAddrs: here, Lookup: names, HDFS: hdfs(path,
+				"kms://http@service.example.com:9600/kms")}, pointed, migrate.Failure, "", "already"},
+		{"HDFS here by Debian's own name", migrate.Probes{Own: []string{"localhost:9600"}, LocalAddrs: here,
+			Lookup: names, HDFS: hdfs(path, "kms://http@debian:9600/kms")}, pointed, migrate.Failure, "", "already"},
+		{"HDFS at another port of this host", migrate.Probes{Own: []string{"new:9600"}, Lookup: names,
+			HDFS: hdfs(path, "kms://http@new:9601/kms")}, pointed, migrate.OK, "", ""},
+		{"HDFS at a name that is none here", migrate.Probes{Own: []string{"new:9600"}, Lookup: names,
+			HDFS: hdfs(path,
+				"kms://http@nowhere:9600/kms")}, pointed, migrate.NotTried,
+			"nowhere:9600 cannot be resolved", "name service"},
+		{"HDFS, and a port that is not known", migrate.Probes{Lookup: names,
+			HDFS: hdfs(path,
+				"kms://http@new:9600/kms")}, pointed, migrate.NotTried, "not known", "hadoop.kms.http.port"},
 		{"HDFS without", migrate.Probes{HDFS: hdfs("", "")}, pointed, migrate.NotTried, "no key provider", path},
 		{"room", migrate.Probes{Room: room(1, true, nil)}, "room in the HSM", migrate.OK, "1 new keys, room for 1", ""},
-		{"no room", migrate.Probes{Room: room(0, true, nil)}, "room in the HSM", migrate.Failure, "1 new keys, room for 0", "--versions current"},
-		{"room unknown", migrate.Probes{Room: room(0, false, nil)}, "room in the HSM", migrate.NotTried, "does not tell", ""},
-		{"room not asked", migrate.Probes{Room: room(0, false, away)}, "room in the HSM", migrate.Failure, "CKR_DEVICE_REMOVED", "reached"},
+		{"no room", migrate.Probes{Room: room(0, true, nil)}, "room in the HSM", migrate.Failure,
+			"1 new keys, room for 0", "--versions current"},
+		{"room unknown", migrate.Probes{Room: room(0, false, nil)}, "room in the HSM", migrate.NotTried,
+			"does not tell", ""},
+		{"room not asked", migrate.Probes{Room: room(0, false, away)}, "room in the HSM", migrate.Failure,
+			"CKR_DEVICE_REMOVED", "reached"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			b := newBench(t)
@@ -267,7 +322,8 @@ func TestChecks(t *testing.T) {
 					continue
 				}
 				found++
-				if c.Status != tt.status || !strings.Contains(c.Measured, tt.measured) || !strings.Contains(c.Cure, tt.cure) {
+				if c.Status != tt.status || !strings.Contains(c.Measured, tt.measured) ||
+					!strings.Contains(c.Cure, tt.cure) {
 					t.Errorf("%+v, want %v, %q, %q", c, tt.status, tt.measured, tt.cure)
 				}
 				if tt.status == migrate.OK && c.Cure != "" {
@@ -287,7 +343,8 @@ func TestChecks(t *testing.T) {
 // TestPlanWithoutSource: the checks are told though the keys cannot be.
 func TestPlanWithoutSource(t *testing.T) {
 	b := newBench(t)
-	b.cfg.Source = &stub{Source: b.source, keysErr: claviger.Errorf("kmsclient.Keys", claviger.Unavailable, "", "connection refused")}
+	b.cfg.Source = &stub{Source: b.source, keysErr: claviger.Errorf("kmsclient.Keys", claviger.Unavailable, "",
+		"connection refused")}
 	p, err := b.engine(t).Plan(t.Context())
 	if !claviger.Is(err, claviger.SourceUnreachable) || p == nil || p.Ready() || len(p.Checks) < 3 {
 		t.Errorf("%+v, %v", p, err)
@@ -298,7 +355,8 @@ func TestPlanWithoutSource(t *testing.T) {
 	_, errRun := e.Run(t.Context())
 	_, errVerify := e.Verify(t.Context())
 	for _, err := range []error{errPlan, errRun, errVerify} {
-		if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "hadoop.kms.key.provider.reencryption.source.uri") {
+		if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(),
+			"hadoop.kms.key.provider.reencryption.source.uri") {
 			t.Errorf("%v", err)
 		}
 	}

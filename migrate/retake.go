@@ -96,7 +96,8 @@ func (e *Engine) whyAdoptedBelow(ctx context.Context, key, version string) strin
 		"too: either key %s is another key than the source's, or the source rolled it after it was migrated. "+
 		"Do not delete it: files may be under it. If it was migrated, stop rolls at the source, roll key %s here, so "+
 		"that new files can be read, copy the files that were made through the source under %s from there, "+
-		"set %s to %s, run claviger migrate run --adopted %s (with a metastore in SQLite while the server is stopped), and "+
+		"set %s to %s, run claviger migrate run --adopted %s (with a metastore in SQLite while the server is "+
+		"stopped), and "+
 		"restart every node; if not, copy the files of one of the two "+
 		"to a zone with another key", version, key, key, version, PropOurs, ours, key)
 }

@@ -175,10 +175,12 @@ func (e *Engine) usersRight(ctx context.Context, list []*tried, user string) Che
 		if us == "root" {
 			us, note = "USER", ", where USER is "+e.admitted(n.first)
 		}
-		c.Cure = fmt.Sprintf("at the source, in kms-site.xml: hadoop.kms.proxyuser.%s.users (or .groups) must admit %s, and hadoop.kms.proxyuser.%s.hosts this host%s; restart it", us, user, us, note)
+		c.Cure = fmt.Sprintf("at the source, in kms-site.xml: hadoop.kms.proxyuser.%s.users (or .groups) must admit "+
+			"%s, and hadoop.kms.proxyuser.%s.hosts this host%s; restart it", us, user, us, note)
 	case n.failed > 0 && n.opened == 0:
 		c.Status = Failure
-		c.Cure = fmt.Sprintf("name a user by --as-user who may open files there; where %s may, look at the source's rules for him", user)
+		c.Cure = fmt.Sprintf("name a user by --as-user who may open files there; where %s may, look at the source's "+
+			"rules for him", user)
 	case n.failed > 0:
 		c.Status = OK // each user has keys of his own
 	case n.unproved > 0:
@@ -190,7 +192,8 @@ func (e *Engine) usersRight(ctx context.Context, list []*tried, user string) Che
 // impersonation tells that the source lets us ask for nobody, or not for this user,
 // or not from here: the texts are those of Hadoop's ProxyUsers.
 func impersonation(err error) bool {
-	return strings.Contains(err.Error(), "is not allowed to impersonate") || strings.Contains(err.Error(), "Unauthorized connection for super-user")
+	return strings.Contains(err.Error(), "is not allowed to impersonate") ||
+		strings.Contains(err.Error(), "Unauthorized connection for super-user")
 }
 
 // outcome counts what became of the EDEKs.
@@ -235,7 +238,8 @@ func (c *Check) measure(n outcome, who string) {
 	}
 	if n.unproved > 0 {
 		c.Status = NotTried
-		c.Measured += fmt.Sprintf("; of %d keys the request was admitted, and the key's own rules were not tried: no EDEK is made for us there, and the names of versions are not shown to us", n.unproved)
+		c.Measured += fmt.Sprintf("; of %d keys the request was admitted, and the key's own rules were not tried: no "+
+			"EDEK is made for us there, and the names of versions are not shown to us", n.unproved)
 	}
 	if n.left > 0 {
 		c.Status = NotTried

@@ -26,12 +26,14 @@ type kms struct {
 }
 
 func (k *kms) Versions(ctx context.Context, key string) ([]claviger.KeyVersion, error) {
-	return nil, claviger.Errorf("kmsclient.Versions", claviger.Denied, key, "User:mig not allowed to do 'GET_KEY_VERSIONS' on '%s'", key)
+	return nil, claviger.Errorf("kmsclient.Versions", claviger.Denied, key,
+		"User:mig not allowed to do 'GET_KEY_VERSIONS' on '%s'", key)
 }
 
 func (k *kms) Generate(ctx context.Context, key string, n int) ([]claviger.EDEK, error) {
 	if k.noGenerate {
-		return nil, claviger.Errorf("kmsclient.Generate", claviger.Denied, key, "User:mig not allowed to do 'GENERATE_EEK' on '%s'", key)
+		return nil, claviger.Errorf("kmsclient.Generate", claviger.Denied, key,
+			"User:mig not allowed to do 'GENERATE_EEK' on '%s'", key)
 	}
 	v, err := k.Source.Current(ctx, key)
 	if err != nil {
@@ -63,13 +65,16 @@ func (k *kms) Reencrypt(context.Context, string, []claviger.EDEK) ([]claviger.ED
 
 func (k *kms) Unwrap(ctx context.Context, key, as string, edeks []claviger.EDEK) ([]secret.Bytes, error) {
 	if as != "" && !slices.Contains(k.proxies, as) {
-		return nil, claviger.Errorf("kmsclient.Unwrap", claviger.Denied, key, "KMS http://old:16000/kms: User: mig is not allowed to impersonate %s", as)
+		return nil, claviger.Errorf("kmsclient.Unwrap", claviger.Denied, key,
+			"KMS http://old:16000/kms: User: mig is not allowed to impersonate %s", as)
 	}
 	if k.opaque && k.noGenerate {
-		return nil, claviger.Errorf("kmsclient.Unwrap", claviger.VersionNotFound, edeks[0].Version, "'%s' not found", edeks[0].Version)
+		return nil, claviger.Errorf("kmsclient.Unwrap", claviger.VersionNotFound, edeks[0].Version, "'%s' not found",
+			edeks[0].Version)
 	}
 	if k.may != nil && !slices.Contains(k.may[as], key) {
-		return nil, claviger.Errorf("kmsclient.Unwrap", claviger.KeyDenied, key, "User [%s] is not authorized to perform [DECRYPT_EEK] on key with ACL name [%s]!!", as, key)
+		return nil, claviger.Errorf("kmsclient.Unwrap", claviger.KeyDenied, key,
+			"User [%s] is not authorized to perform [DECRYPT_EEK] on key with ACL name [%s]!!", as, key)
 	}
 	return eek.Unwrap(ctx, k.blocks, edeks)
 }
@@ -88,15 +93,24 @@ func TestRightsAreTried(t *testing.T) {
 		cure     string
 		ready    bool
 	}{
-		{"all", kms{proxies: []string{"alice"}}, "alice", own, migrate.OK, "as mig, an EDEK was opened of 2 of 2 keys", "", true},
-		{"for alice", kms{proxies: []string{"alice"}}, "alice", users, migrate.OK, "on behalf of alice, an EDEK was opened of 2 of 2", "", true},
-		{"of random bytes", kms{proxies: []string{"alice"}, noGenerate: true}, "alice", own, migrate.OK, "2 of 2", "", true},
-		{"no DECRYPT_EEK", kms{proxies: []string{"alice"}, may: map[string][]string{"": {"a"}, "alice": {"a", "b"}}}, "alice", own, migrate.Failure, "1 of 2 keys; not of b: ", "whitelist.key.acl.DECRYPT_EEK admit mig", false},
-		{"no proxy-user rule", kms{}, "alice", users, migrate.Failure, "0 of 2 keys; not of a, b", "hadoop.kms.proxyuser.mig.users (or .groups) must admit alice", false},
-		{"alice reads one key", kms{proxies: []string{"alice"}, may: map[string][]string{"": {"a", "b"}, "alice": {"b"}}}, "alice", users, migrate.OK, "1 of 2 keys", "", true},
-		{"alice reads none", kms{proxies: []string{"alice"}, may: map[string][]string{"": {"a", "b"}}}, "alice", users, migrate.Failure, "0 of 2 keys", "may open files there", false},
+		{"all", kms{proxies: []string{"alice"}}, "alice", own, migrate.OK, "as mig, an EDEK was opened of 2 of 2 keys",
+			"", true},
+		{"for alice", kms{proxies: []string{"alice"}}, "alice", users, migrate.OK,
+			"on behalf of alice, an EDEK was opened of 2 of 2", "", true},
+		{"of random bytes", kms{proxies: []string{"alice"}, noGenerate: true}, "alice", own, migrate.OK, "2 of 2", "",
+			true},
+		{"no DECRYPT_EEK", kms{proxies: []string{"alice"}, may: map[string][]string{"": {"a"}, "alice": {"a", "b"}}},
+			"alice", own, migrate.Failure, "1 of 2 keys; not of b: ", "whitelist.key.acl.DECRYPT_EEK admit mig", false},
+		{"no proxy-user rule", kms{}, "alice", users, migrate.Failure, "0 of 2 keys; not of a, b",
+			"hadoop.kms.proxyuser.mig.users (or .groups) must admit alice", false},
+		{"alice reads one key", kms{proxies: []string{"alice"}, may: map[string][]string{"": {"a", "b"},
+			"alice": {"b"}}}, "alice", users, migrate.OK, "1 of 2 keys", "", true},
+		{"alice reads none", kms{proxies: []string{"alice"}, may: map[string][]string{"": {"a", "b"}}}, "alice", users,
+			migrate.Failure, "0 of 2 keys", "may open files there", false},
 		{"nobody to ask for", kms{}, "", users, migrate.NotTried, "no user was given", "--as-user", false},
-		{"names that cannot be guessed", kms{proxies: []string{"alice"}, noGenerate: true, opaque: true}, "alice", own, migrate.NotTried, "0 of 2 keys; of 2 keys the request was admitted, and the key's own rules were not tried", "GENERATE_EEK", false},
+		{"names that cannot be guessed", kms{proxies: []string{"alice"}, noGenerate: true, opaque: true}, "alice", own,
+			migrate.NotTried, "0 of 2 keys; of 2 keys the request was admitted, and the key's own rules were " +
+				"not tried", "GENERATE_EEK", false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			b := newBench(t)
@@ -141,7 +155,10 @@ func TestPlanOfWhatIsComplete(t *testing.T) {
 		t.Errorf("after the run: %s", textOf(report.Plan, p))
 	}
 	// Then HDFS is right to ask this server.
-	b.cfg.Probes = migrate.Probes{Own: []string{"192.0.2.1:9600"}, HDFS: func(string) (string, bool) { return "kms://http@192.0.2.1:9600/kms", true }}
+	b.cfg.Probes = migrate.Probes{Own: []string{"192.0.2.1:9600"}, HDFS: func(string) (string,
+		bool) {
+		return "kms://http@192.0.2.1:9600/kms", true
+	}}
 	if p := plan(); !p.Ready() {
 		t.Errorf("with HDFS here: %s", textOf(report.Plan, p))
 	}
@@ -149,10 +166,14 @@ func TestPlanOfWhatIsComplete(t *testing.T) {
 	b.cfg.Probes = migrate.Probes{More: func(context.Context) []migrate.Check {
 		return []migrate.Check{{Name: "more", Status: migrate.NotTried, Needed: true}}
 	}}
-	if p := plan(); p.Ready() || strings.Contains(textOf(report.Plan, p), "Not ready") || !strings.Contains(textOf(report.Plan, p), "is not proved by this plan") {
+	if p := plan(); p.Ready() || strings.Contains(textOf(report.Plan, p), "Not ready") ||
+		!strings.Contains(textOf(report.Plan, p), "is not proved by this plan") {
 		t.Errorf("with a check that was not tried: %s", textOf(report.Plan, p))
 	}
-	b.cfg.Probes = migrate.Probes{Own: []string{"192.0.2.1:9600"}, HDFS: func(string) (string, bool) { return "kms://http@192.0.2.1:9600/kms", true }}
+	b.cfg.Probes = migrate.Probes{Own: []string{"192.0.2.1:9600"}, HDFS: func(string) (string,
+		bool) {
+		return "kms://http@192.0.2.1:9600/kms", true
+	}}
 	b.add(t, "late", 1)
 	if p := plan(); p.Complete || p.Ready() {
 		t.Errorf("with a new key and HDFS here: %s", textOf(report.Plan, p))
@@ -175,14 +196,16 @@ func TestRootIsNotAdmitted(t *testing.T) {
 			t.Errorf("%+v", c)
 		}
 	}
-	if text := textOf(report.Plan, p); !strings.Contains(text, "admit the user that the server runs as") || !strings.Contains(text, "hadoop.kms.proxyuser.USER.users") {
+	if text := textOf(report.Plan, p); !strings.Contains(text, "admit the user that the server runs as") ||
+		!strings.Contains(text, "hadoop.kms.proxyuser.USER.users") {
 		t.Error(text)
 	}
 	b.cfg.Source = &refusing{Source: b.source}
 	p, err = b.engine(t).Plan(t.Context())
 	must(t, err)
 	text := textOf(report.Plan, p)
-	if strings.Count(text, "must admit root)") != 2 || strings.Count(text, "this command asks as root") != 2 || strings.Count(text, "let whitelist.key.acl.READ") != 1 {
+	if strings.Count(text, "must admit root)") != 2 || strings.Count(text, "this command asks as root") != 2 ||
+		strings.Count(text, "let whitelist.key.acl.READ") != 1 {
 		t.Error(text) // the reason once a key, the cure once
 	}
 }
@@ -191,6 +214,8 @@ func TestRootIsNotAdmitted(t *testing.T) {
 type refusing struct{ migrate.Source }
 
 func (refusing) Metadata(_ context.Context, names ...string) ([]*claviger.Metadata, error) {
-	return nil, claviger.Errorf("kmsclient.Metadata", claviger.KeyDenied, names[0], "User [root] is not authorized to perform [READ] on key with ACL name [%s]!! (whitelist.key.acl.READ, "+
-		"or key.acl.%[1]s.READ where that key has entries of its own, in that KMS's kms-acls.xml must admit root)", names[0])
+	return nil, claviger.Errorf("kmsclient.Metadata", claviger.KeyDenied, names[0],
+		"User [root] is not authorized to perform [READ] on key with ACL name [%s]!! (whitelist.key.acl.READ, "+
+			"or key.acl.%[1]s.READ where that key has entries of its own, in that KMS's kms-acls.xml must "+
+			"admit root)", names[0])
 }

@@ -18,7 +18,8 @@ import (
 // says so and finish refuses, however the source names its versions and whether or not it
 // shows the names. A further run changes nothing about that; an operator's word does.
 func TestRolledSince(t *testing.T) {
-	const rolled, lost = "rolled at the source since the migration: 1 more", "the source has lost 1 versions since the migration"
+	const rolled, lost = "rolled at the source since the migration: 1 more", "the source has lost 1 versions since " +
+		"the migration"
 	for _, tt := range []struct {
 		name   string
 		opaque bool
@@ -182,7 +183,8 @@ func TestMadeAnewAtTheSource(t *testing.T) {
 			v, err := b.engine(t).Verify(t.Context())
 			must(t, err)
 			text := textOf(report.Verification, v)
-			if v.Different != 1 || !strings.Contains(text, says[3:]) || strings.Contains(text, "rolled at the source") ||
+			if v.Different != 1 || !strings.Contains(text, says[3:]) || strings.Contains(text,
+				"rolled at the source") ||
 				strings.Contains(text, "versions of the source") {
 				t.Errorf("verify: %s", text)
 			}
@@ -195,7 +197,8 @@ func TestMadeAnewAtTheSource(t *testing.T) {
 				t.Errorf("a further run: %+v", r.Keys)
 			}
 		}
-		if origins, err := migrate.Origins(t.Context(), b.cfg.Store, b.target.URI()); err != nil || !origins[0].TakenOver {
+		if origins, err := migrate.Origins(t.Context(), b.cfg.Store, b.target.URI()); err != nil ||
+			!origins[0].TakenOver {
 			t.Errorf("%+v, %v", origins, err)
 		}
 		if gone {
@@ -239,8 +242,10 @@ func TestConflictOfAnOlderProgram(t *testing.T) {
 			}
 			put("", `{"run":"`+run+`","state":"incomplete","source":"`+b.source.URI()+`","target":"`+b.target.URI()+
 				`","versionsMode":"auto","host":"h","started":"2026-11-23T13:00:00Z"}`)
-			put("k", `{"key":"k","state":"`+string(noted)+`","source":{"cipher":"AES/CTR/NoPadding","length":256,"created":"`+
-				ms[0].Created.UTC().Format(time.RFC3339Nano)+`","versions":2},"count":0,"why":"created differs"}`)
+			put("k",
+				`{"key":"k","state":"`+string(noted)+
+					`","source":{"cipher":"AES/CTR/NoPadding","length":256,"created":"`+
+					ms[0].Created.UTC().Format(time.RFC3339Nano)+`","versions":2},"count":0,"why":"created differs"}`)
 			known := func(when string) {
 				t.Helper()
 				origins, err := migrate.Origins(t.Context(), b.cfg.Store, b.target.URI())
@@ -275,8 +280,10 @@ func TestConflictOfAnOlderProgram(t *testing.T) {
 			if another {
 				continue
 			}
-			put("k", `{"key":"k","state":"conflict","source":{"created":"`+born.Format(time.RFC3339Nano)+`"},"count":0}`)
-			if origins, err := migrate.Origins(t.Context(), b.cfg.Store, b.target.URI()); err != nil || origins[0].TakenOver {
+			put("k",
+				`{"key":"k","state":"conflict","source":{"created":"`+born.Format(time.RFC3339Nano)+`"},"count":0}`)
+			if origins, err := migrate.Origins(t.Context(), b.cfg.Store, b.target.URI()); err != nil ||
+				origins[0].TakenOver {
 				t.Errorf("a conflict of that very key: %+v, %v", origins, err)
 			}
 		}

@@ -47,8 +47,11 @@ func TestRulesHere(t *testing.T) {
 		{"one that the source refuses too", kms{proxies: []string{"alice", "hdfs"},
 			may: map[string][]string{"": {"a", "b"}, "alice": {"a", "b"},
 				"hdfs": {"a"}}}, without("hdfs GENERATE_EEK", "a"),
-			migrate.NameNode{User: "hdfs"}, files, migrate.OK, "on 1 of 2 keys; the source refuses the others too", true},
-		{"one that the source was not asked of", kms{proxies: []string{"alice"}}, without("hdfs GENERATE_EEK", "a"), migrate.NameNode{User: "hdfs"}, files, migrate.Failure, "not on b, of which the source was not asked or did not say", false},
+			migrate.NameNode{User: "hdfs"}, files, migrate.OK, "on 1 of 2 keys; the source refuses the " +
+				"others too", true},
+		{"one that the source was not asked of", kms{proxies: []string{"alice"}}, without("hdfs GENERATE_EEK", "a"),
+			migrate.NameNode{User: "hdfs"}, files, migrate.Failure, "not on b, of which the source was not asked or " +
+				"did not say", false},
 		{"zones alone", asked, without("hdfs GET_METADATA", "a"), migrate.NameNode{User: "hdfs"}, zones,
 			migrate.Warning, "not on b", true},
 		{"a user loses one key", asked, without("alice DECRYPT_EEK", "a"), migrate.NameNode{User: "hdfs"}, users,
@@ -107,7 +110,8 @@ func TestOwnRights(t *testing.T) {
 			b.add(t, "a", 1)
 			b.add(t, "b", 1)
 			b.cfg.Probes = migrate.Probes{User: "mig", Rules: func(context.Context) (migrate.Check, migrate.Decide) {
-				return migrate.Check{Name: "rules of this server"}, func(user, request, aclName string) (bool, string, string) {
+				return migrate.Check{Name: "rules of this server"}, func(user, request, aclName string) (bool, string,
+					string) {
 					return request != "DECRYPT_EEK" || tt.may(user, aclName), "a.rule", ""
 				}
 			}}
@@ -117,7 +121,8 @@ func TestOwnRights(t *testing.T) {
 			for _, c := range p.Checks {
 				if c.Name == "own user here" {
 					told = true
-					if c.Status != migrate.Warning || !strings.Contains(c.Measured, "may DECRYPT_EEK on all of 2 keys here") ||
+					if c.Status != migrate.Warning || !strings.Contains(c.Measured,
+						"may DECRYPT_EEK on all of 2 keys here") ||
 						!strings.Contains(c.Cure, "take mig out of whitelist.key.acl.DECRYPT_EEK") {
 						t.Errorf("%+v", c)
 					}

@@ -50,7 +50,8 @@ type KeyLine struct {
 }
 
 func lineOf(it Item) KeyLine {
-	l := KeyLine{Key: it.Key, State: it.State, Listed: it.Listed, Folded: it.Folded, Versions: it.Count, SourceVersions: it.SourceVersions, TargetVersions: it.TargetVersions, Why: it.Why}
+	l := KeyLine{Key: it.Key, State: it.State, Listed: it.Listed, Folded: it.Folded, Versions: it.Count,
+		SourceVersions: it.SourceVersions, TargetVersions: it.TargetVersions, Why: it.Why}
 	if it.State != Refused && it.State != Unreadable {
 		l.Source = &it.Source
 	}
@@ -109,7 +110,9 @@ func (e *Engine) Run(ctx context.Context) (*Result, error) {
 		return nil, err
 	}
 	if !ok {
-		return nil, claviger.Errorf(op, claviger.Unavailable, "", "another process is migrating into this metastore now; wait until it is done, and see claviger migrate status")
+		return nil, claviger.Errorf(op, claviger.Unavailable, "",
+			"another process is migrating into this metastore now; wait until it is done, and see claviger migrate "+
+				"status")
 	}
 	defer unlock()
 	r, err := e.run(ctx, nil)
@@ -232,11 +235,13 @@ func (w *work) begin(ctx context.Context, h *history) error {
 			}
 		}
 		before, known := h.items[it.Key]
-		if known && before.State == it.State && before.Folded == it.Folded && before.Run != w.run.Name && it.State == Done {
+		if known && before.State == it.State && before.Folded == it.Folded && before.Run != w.run.Name &&
+			it.State == Done {
 			it.Run = before.Run // an earlier run brought it; its record stays the only one
 			continue
 		}
-		if known && before.Run == w.run.Name && before.State == it.State && before.Folded == it.Folded && before.Why == it.Why {
+		if known && before.Run == w.run.Name && before.State == it.State && before.Folded == it.Folded &&
+			before.Why == it.Why {
 			continue
 		}
 		if err := w.e.putItem(ctx, w.run.Name, *it); err != nil {
@@ -290,8 +295,9 @@ func (w *work) importOne(ctx context.Context, it *Item) error {
 	if err := w.step(it.Key, "importing"); err != nil {
 		return err
 	}
-	m := claviger.Metadata{Name: it.Key, Cipher: it.Source.Cipher, BitLength: it.Source.Length, Description: it.Source.Description,
-		Attributes: it.Source.Attributes, Created: it.Source.Created, Versions: it.Count}
+	m := claviger.Metadata{Name: it.Key, Cipher: it.Source.Cipher, BitLength: it.Source.Length,
+		Description: it.Source.Description,
+		Attributes:  it.Source.Attributes, Created: it.Source.Created, Versions: it.Count}
 	var stop error // what OnStep said
 	err := e.alias(ctx, it)
 	if err == nil {
@@ -335,7 +341,8 @@ func (w *work) importOne(ctx context.Context, it *Item) error {
 		}
 	case claviger.Is(err, claviger.KeyExists):
 		it.State = Conflict
-		it.Why = "a key of that name was made here while the migration ran; run the migration again to see how it differs"
+		it.Why = "a key of that name was made here while the migration ran; run the migration again to see how it " +
+			"differs"
 	default:
 		it.State = Failed
 		it.Why = claviger.Reason(err)
@@ -389,7 +396,8 @@ func (w *work) step(key, step string) error {
 }
 
 func (w *work) result(run Run, changed bool, took time.Duration) *Result {
-	r := &Result{Format: "claviger migrate run 1", Run: run, Changed: changed, Took: took.Round(time.Millisecond).String(), Keys: []KeyLine{}}
+	r := &Result{Format: "claviger migrate run 1", Run: run, Changed: changed,
+		Took: took.Round(time.Millisecond).String(), Keys: []KeyLine{}}
 	for _, it := range w.items {
 		r.Keys = append(r.Keys, lineOf(it))
 		r.Counts.add(it)
@@ -424,5 +432,6 @@ func (r *Result) Err() error {
 	if n > most {
 		text += fmt.Sprintf("\n  and %d more: see claviger migrate plan", n-most)
 	}
-	return claviger.E("migrate.Run", claviger.Invalid, "", errors.New(fmt.Sprintf("%d of %d keys of %s could not be migrated:", n, r.Counts.Total, r.Run.Source)+text))
+	return claviger.E("migrate.Run", claviger.Invalid, "",
+		errors.New(fmt.Sprintf("%d of %d keys of %s could not be migrated:", n, r.Counts.Total, r.Run.Source)+text))
 }

@@ -31,11 +31,13 @@ func TestRun(t *testing.T) {
 	if last.Keys != 3 || last.KeysTotal != 3 || last.Versions != 3 || last.VersionsTotal != 3 {
 		t.Errorf("last progress %+v", last)
 	}
-	if want := "zone2:importing zone2:intent zone2:generated 1 of 1 zone2:committed zone2:done"; !strings.Contains(strings.Join(steps, " "), want) {
+	const want = "zone2:importing zone2:intent zone2:generated 1 of 1 zone2:committed zone2:done"
+	if !strings.Contains(strings.Join(steps, " "), want) {
 		t.Errorf("steps %q", steps)
 	}
 	for _, k := range r.Keys {
-		if !slices.Equal(k.SourceVersions, versions(t, b.source, k.Key)) || !slices.Equal(k.TargetVersions, versions(t, b.target, k.Key)) {
+		if !slices.Equal(k.SourceVersions, versions(t, b.source, k.Key)) || !slices.Equal(k.TargetVersions,
+			versions(t, b.target, k.Key)) {
 			t.Errorf("%s: %q -> %q", k.Key, k.SourceVersions, k.TargetVersions)
 		}
 	}
@@ -62,7 +64,8 @@ func TestRun(t *testing.T) {
 	// leaves the others alone.
 	b.add(t, "zone0", 1)
 	r3 := b.run(t)
-	if !r3.Changed || !r3.Complete() || r3.Run.Name == r.Run.Name || r3.Counts.NewVersions != 1 || b.target.Objects() != objects+1 {
+	if !r3.Changed || !r3.Complete() || r3.Run.Name == r.Run.Name || r3.Counts.NewVersions != 1 ||
+		b.target.Objects() != objects+1 {
 		t.Errorf("third run: %+v", r3)
 	}
 	if recs, err := b.store.Records(t.Context(), r3.Run.Name); err != nil || len(recs) != 2 {
@@ -80,7 +83,8 @@ func TestCurrentVersionOnly(t *testing.T) {
 		t.Errorf("%+v, %d objects", r, b.target.Objects())
 	}
 	v, err := b.engine(t).Verify(t.Context())
-	if err != nil || v.Different != 0 || len(v.Keys) != 1 || !strings.Contains(strings.Join(v.Keys[0].Remarks, " "), "one version was made for 5") {
+	if err != nil || v.Different != 0 || len(v.Keys) != 1 || !strings.Contains(strings.Join(v.Keys[0].Remarks, " "),
+		"one version was made for 5") {
 		t.Errorf("verify %+v, %v", v, err)
 	}
 	s, err := b.engine(t).Status(t.Context())
@@ -134,7 +138,8 @@ func TestTargetAway(t *testing.T) {
 	}
 	b.cfg.Target = f
 	r := b.run(t)
-	if f.calls > 5 || r.Complete() || r.Counts.Planned < 15 || !strings.Contains(r.Err().Error(), "not begun") && !strings.Contains(r.Err().Error(), "more") {
+	if f.calls > 5 || r.Complete() || r.Counts.Planned < 15 || !strings.Contains(r.Err().Error(), "not begun") &&
+		!strings.Contains(r.Err().Error(), "more") {
 		t.Errorf("%d imports tried, %+v", f.calls, r.Counts)
 	}
 	f.errs = nil

@@ -28,14 +28,16 @@ type spelling struct {
 
 // spelling asks the source for a key that it lists under another spelling of its
 // name, one that it does not list.
-func (e *Engine) spelling(ctx context.Context, op string, names []string, theirs []*claviger.Metadata) (spelling, error) {
+func (e *Engine) spelling(ctx context.Context, op string, names []string, theirs []*claviger.Metadata) (spelling,
+	error) {
 	tried := 0
 	for i, name := range names {
 		other := strings.ToUpper(name)
 		if other == name {
 			other = claviger.FoldName(name)
 		}
-		if _, listed := slices.BinarySearch(names, other); theirs[i] == nil || listed || claviger.FoldName(other) != claviger.FoldName(name) {
+		if _, listed := slices.BinarySearch(names, other); theirs[i] == nil || listed ||
+			claviger.FoldName(other) != claviger.FoldName(name) {
 			continue
 		}
 		ms, err := e.cfg.Source.Metadata(ctx, other)
@@ -91,7 +93,9 @@ func (s spelling) check(items []Item) (Check, bool) {
 	if !s.folds {
 		return Check{}, false
 	}
-	c := Check{Name: "spelling of names", Measured: fmt.Sprintf("the source lists %s and answers to %s: it folds case, as Ranger's and Java's keystores do", claviger.Printable(s.listed), claviger.Printable(s.answered))}
+	c := Check{Name: "spelling of names",
+		Measured: fmt.Sprintf("the source lists %s and answers to %s: it folds case, as Ranger's and Java's "+
+			"keystores do", claviger.Printable(s.listed), claviger.Printable(s.answered))}
 	var changed []string
 	for _, it := range items {
 		if it.Listed != "" {
@@ -104,7 +108,8 @@ func (s spelling) check(items []Item) (Check, bool) {
 		if n > most {
 			more = fmt.Sprintf(" and %d more", n-most)
 		}
-		c.Measured += fmt.Sprintf("; %d keys are taken over as key.acl.name spells them: %s%s", n, strings.Join(changed[:min(n, most)], ", "), more)
+		c.Measured += fmt.Sprintf("; %d keys are taken over as key.acl.name spells them: %s%s", n,
+			strings.Join(changed[:min(n, most)], ", "), more)
 	}
 	c.Measured += "; each is found here by any spelling, for EDEKs have that of their zone"
 	return c, true

@@ -70,18 +70,22 @@ func TestSourceFoldsCase(t *testing.T) {
 	golden(t, "folding", textOf(report.Plan, plan))
 
 	r := b.run(t)
-	if want := map[string]migrate.State{"Finance": migrate.Done, "plain": migrate.Done, "shared": migrate.Done}; !maps.Equal(states(r.Keys), want) || !r.Complete() {
+	if want := map[string]migrate.State{"Finance": migrate.Done, "plain": migrate.Done,
+		"shared": migrate.Done}; !maps.Equal(states(r.Keys), want) || !r.Complete() {
 		t.Fatalf("%v, want %v", states(r.Keys), want)
 	}
-	if k := r.Keys[0]; k.Listed != "finance" || !k.Folded || !slices.Equal(k.SourceVersions, []string{"Finance@0", "Finance@1"}) {
+	if k := r.Keys[0]; k.Listed != "finance" || !k.Folded || !slices.Equal(k.SourceVersions,
+		[]string{"Finance@0", "Finance@1"}) {
 		t.Errorf("%+v", k)
 	}
 	ms, err := b.target.Metadata(t.Context(), "Finance", "finance", "plain", "shared")
 	must(t, err)
-	if ms[0] == nil || ms[1] != nil || ms[2] == nil || ms[3] == nil || ms[0].Attributes[claviger.ACLNameAttribute] != "Finance" {
+	if ms[0] == nil || ms[1] != nil || ms[2] == nil || ms[3] == nil ||
+		ms[0].Attributes[claviger.ACLNameAttribute] != "Finance" {
 		t.Errorf("here: %v", ms)
 	}
-	for spelling, want := range map[string]string{"finance": "Finance", "FINANCE": "Finance", "Plain": "plain", "SHARED": "shared"} {
+	for spelling, want := range map[string]string{"finance": "Finance", "FINANCE": "Finance", "Plain": "plain",
+		"SHARED": "shared"} {
 		if here, ok, err := metastore.Alias(t.Context(), b.store, spelling); err != nil || !ok || here != want {
 			t.Errorf("alias of %s: %q, %v, %v; want %s", spelling, here, ok, err, want)
 		}
@@ -93,14 +97,17 @@ func TestSourceFoldsCase(t *testing.T) {
 	if must(t, err); v.Same != 3 || v.Different != 0 {
 		t.Errorf("verify: %s", textOf(report.Verification, v))
 	}
-	if names, err := b.engine(t).RunKey(t.Context(), "FINANCE"); err != nil || len(names) != len(r.Keys[0].TargetVersions) {
+	if names, err := b.engine(t).RunKey(t.Context(), "FINANCE"); err != nil ||
+		len(names) != len(r.Keys[0].TargetVersions) {
 		t.Errorf("one key by another spelling: %v, %v", names, err)
 	}
 
-	must(t, b.store.AddUse(t.Context(), []metastore.Use{{Source: b.source.URI(), Version: "FINANCE@1", Op: "decrypt", Count: 7, Last: noon}}))
+	must(t, b.store.AddUse(t.Context(), []metastore.Use{{Source: b.source.URI(), Version: "FINANCE@1", Op: "decrypt",
+		Count: 7, Last: noon}}))
 	s, err := b.engine(t).Status(t.Context())
 	must(t, err)
-	if last := s.Keys[0].Versions[len(s.Keys[0].Versions)-1]; s.Keys[0].Key != "Finance" || last.Source != "FINANCE@1" || last.Decrypted != 7 {
+	if last := s.Keys[0].Versions[len(s.Keys[0].Versions)-1]; s.Keys[0].Key != "Finance" ||
+		last.Source != "FINANCE@1" || last.Decrypted != 7 {
 		t.Errorf("%+v", s.Keys[0])
 	}
 }
@@ -127,7 +134,8 @@ func TestAliasIsThereBeforeTheKey(t *testing.T) {
 	}
 	b.cfg.OnStep = nil
 	r := b.run(t)
-	if want := map[string]migrate.State{"finance": migrate.Done, "Sales": migrate.Done}; !maps.Equal(states(r.Keys), want) {
+	if want := map[string]migrate.State{"finance": migrate.Done, "Sales": migrate.Done}; !maps.Equal(states(r.Keys),
+		want) {
 		t.Errorf("%v, want %v", states(r.Keys), want)
 	}
 	if here, _, _ := metastore.Alias(t.Context(), b.store, "FINANCE"); here != "finance" {
@@ -145,7 +153,8 @@ func TestSpellingsClash(t *testing.T) {
 	b.cfg.Source = &folding{Source: b.source}
 	plan, err := b.engine(t).Plan(t.Context())
 	must(t, err)
-	if s := states(plan.Keys); s["Finance"] != migrate.Conflict || s["other"] != migrate.Planned || plan.Ready() || !strings.Contains(plan.Keys[0].Why, "FINANCE differs in case only") {
+	if s := states(plan.Keys); s["Finance"] != migrate.Conflict || s["other"] != migrate.Planned || plan.Ready() ||
+		!strings.Contains(plan.Keys[0].Why, "FINANCE differs in case only") {
 		t.Errorf("%v %+v", s, plan.Keys[0])
 	}
 
@@ -165,9 +174,11 @@ func TestSpellingsClash(t *testing.T) {
 func TestRangersPolicies(t *testing.T) {
 	b := newBench(t)
 	b.cfg.Probes.User = "mig"
-	b.cfg.Source = &folding{Source: b.source, ranger: true, refuse: claviger.Errorf("kmsclient.Keys", claviger.Denied, "", "User:mig not allowed to do 'GET_KEYS'")}
+	b.cfg.Source = &folding{Source: b.source, ranger: true, refuse: claviger.Errorf("kmsclient.Keys", claviger.Denied,
+		"", "User:mig not allowed to do 'GET_KEYS'")}
 	_, err := b.engine(t).Run(t.Context())
-	if err == nil || !strings.Contains(err.Error(), "getkeys, getmetadata) on key *") || strings.Contains(err.Error(), "kms-acls.xml") {
+	if err == nil || !strings.Contains(err.Error(), "getkeys, getmetadata) on key *") ||
+		strings.Contains(err.Error(), "kms-acls.xml") {
 		t.Errorf("%v", err)
 	}
 }

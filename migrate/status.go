@@ -120,7 +120,8 @@ func (e *Engine) Status(ctx context.Context) (*Standing, error) {
 			it = lostHere(it, lost)
 		}
 		s.Counts.add(it)
-		s.Keys = append(s.Keys, KeyStanding{Key: key, State: it.State, Run: it.Run, Versions: mapping(it, byKey[key]), Why: it.Why})
+		s.Keys = append(s.Keys, KeyStanding{Key: key, State: it.State, Run: it.Run, Versions: mapping(it, byKey[key]),
+			Why: it.Why})
 	}
 	return s, nil
 }
@@ -172,7 +173,8 @@ func lostHere(it Item, lost map[string]bool) Item {
 	if len(gone) == len(it.TargetVersions) {
 		it.State = Lost
 	}
-	it.Why = fmt.Sprintf("given up here, since the token does not hold it: %s; what it encrypted opens nowhere, but for what the source can open", strings.Join(gone, ", "))
+	it.Why = fmt.Sprintf("given up here, since the token does not hold it: %s; what it encrypted opens nowhere, but "+
+		"for what the source can open", strings.Join(gone, ", "))
 	return it
 }
 
@@ -314,7 +316,8 @@ func (e *Engine) Verify(ctx context.Context) (*Verification, error) {
 	if err != nil {
 		return nil, err
 	}
-	v := &Verification{Format: "claviger migrate verify 1", At: e.now(), Source: e.cfg.Source.URI(), Target: e.cfg.Target.URI(), Keys: []KeyDiff{}, OnlyTarget: sv.onlyTarget}
+	v := &Verification{Format: "claviger migrate verify 1", At: e.now(), Source: e.cfg.Source.URI(),
+		Target: e.cfg.Target.URI(), Keys: []KeyDiff{}, OnlyTarget: sv.onlyTarget}
 	var here []string
 	for i, it := range sv.items {
 		if sv.unread[i] == nil && sv.ours[i] != nil {
@@ -334,7 +337,8 @@ func (e *Engine) Verify(ctx context.Context) (*Verification, error) {
 		theirs, ours := sv.theirs[i], sv.ours[i]
 		switch {
 		case sv.unread[i] != nil:
-			d.Differences = []Difference{{Field: "key", Source: "not readable: " + e.whyUnread(ctx, it.Key, sv.unread[i]), Target: presence(ours)}}
+			d.Differences = []Difference{{Field: "key", Source: "not readable: " +
+				e.whyUnread(ctx, it.Key, sv.unread[i]), Target: presence(ours)}}
 		case ours == nil:
 			d.Differences = []Difference{{Field: "key", Source: "there", Target: presence(nil)}}
 			if it.State == Elsewhere {
@@ -376,7 +380,9 @@ func (e *Engine) Verify(ctx context.Context) (*Verification, error) {
 		if _, found := slices.BinarySearch(sv.onlyTarget, it.Key); found {
 			here = "there"
 		}
-		v.add(KeyDiff{Key: it.Key, Differences: []Difference{{Field: "key", Source: "no longer listed (old EDEKs of it open nowhere)", Target: here}}})
+		v.add(KeyDiff{Key: it.Key,
+			Differences: []Difference{{Field: "key", Source: "no longer listed (old EDEKs of it open nowhere)",
+				Target: here}}})
 	}
 	return v, nil
 }
@@ -400,20 +406,24 @@ func presence(m *claviger.Metadata) string {
 // verifyVersions compares the versions: names are those of the target, bad says why
 // some of them cannot be used, both is one that the source has too, and since is what
 // became of the source's.
-func (d *KeyDiff) verifyVersions(it Item, theirs *claviger.Metadata, names []string, bad map[string]string, both VersionConflict,
+func (d *KeyDiff) verifyVersions(it Item, theirs *claviger.Metadata, names []string, bad map[string]string,
+	both VersionConflict,
 	since *sinceRun) {
 	for _, name := range names {
 		if why := bad[name]; why != "" {
-			d.Differences = append(d.Differences, Difference{Field: "version " + name, Source: "its own", Target: "not usable (" + why + ")"})
+			d.Differences = append(d.Differences, Difference{Field: "version " + name, Source: "its own",
+				Target: "not usable (" + why + ")"})
 		}
 	}
 	for _, name := range it.TargetVersions {
 		if !slices.Contains(names, name) {
-			d.Differences = append(d.Differences, Difference{Field: "version " + name, Source: "made by " + it.Run, Target: "none"})
+			d.Differences = append(d.Differences, Difference{Field: "version " + name, Source: "made by " + it.Run,
+				Target: "none"})
 		}
 	}
 	if both.Version != "" {
-		d.Differences = append(d.Differences, Difference{Field: "version " + both.Version, Source: "another key", Target: "another key"})
+		d.Differences = append(d.Differences, Difference{Field: "version " + both.Version, Source: "another key",
+			Target: "another key"})
 		d.Remarks = append(d.Remarks, both.Why)
 		return
 	}
@@ -428,7 +438,8 @@ func (d *KeyDiff) verifyVersions(it Item, theirs *claviger.Metadata, names []str
 		return
 	}
 	if made := len(names); made != theirs.Versions {
-		d.Differences = append(d.Differences, Difference{Field: "versions", Source: fmt.Sprint(theirs.Versions), Target: fmt.Sprint(made)})
+		d.Differences = append(d.Differences, Difference{Field: "versions", Source: fmt.Sprint(theirs.Versions),
+			Target: fmt.Sprint(made)})
 	}
 }
 
@@ -437,10 +448,12 @@ func (d *KeyDiff) verifyVersions(it Item, theirs *claviger.Metadata, names []str
 func (d *KeyDiff) verifyMade(it Item, have int) {
 	made := len(it.TargetVersions)
 	if made != it.Count {
-		d.Differences = append(d.Differences, Difference{Field: "versions", Source: fmt.Sprintf("%d were to be made", it.Count), Target: fmt.Sprint(made)})
+		d.Differences = append(d.Differences, Difference{Field: "versions", Source: fmt.Sprintf("%d were to be made",
+			it.Count), Target: fmt.Sprint(made)})
 	}
 	if made == 1 && it.Source.Versions > 1 {
-		d.Remarks = append(d.Remarks, fmt.Sprintf("one version was made for %d: %s", it.Source.Versions, claviger.Printable(it.TargetVersions[0])))
+		d.Remarks = append(d.Remarks, fmt.Sprintf("one version was made for %d: %s", it.Source.Versions,
+			claviger.Printable(it.TargetVersions[0])))
 	}
 	if n := have - made; n > 0 {
 		d.Remarks = append(d.Remarks, fmt.Sprintf("rolled here since: %d more", n))

@@ -48,7 +48,8 @@ func TestVerify(t *testing.T) {
 	for _, k := range v.Keys {
 		same[k.Key] = k.Same
 	}
-	if want := map[string]bool{"same": true, "rolled": true, "rolledThere": false, "lost": false, "changed": false, "new": false}; !maps.Equal(same, want) || v.Same != 2 || v.Different != 4 {
+	if want := map[string]bool{"same": true, "rolled": true, "rolledThere": false, "lost": false, "changed": false,
+		"new": false}; !maps.Equal(same, want) || v.Same != 2 || v.Different != 4 {
 		t.Errorf("%v, want %v", same, want)
 	}
 	golden(t, "verify", textOf(report.Verification, v))
@@ -64,13 +65,15 @@ func TestNamesNotShown(t *testing.T) {
 	if !r.Complete() || r.Keys[0].SourceVersions != nil || !slices.Equal(r.Keys[0].TargetVersions, []string{"k@2"}) {
 		t.Errorf("%+v", r)
 	}
-	must(t, b.store.AddUse(t.Context(), []metastore.Use{{Source: b.source.URI(), Version: "k@1", Op: "reencrypt", Count: 1000, Last: noon.Add(-time.Hour)}}))
+	must(t, b.store.AddUse(t.Context(), []metastore.Use{{Source: b.source.URI(), Version: "k@1", Op: "reencrypt",
+		Count: 1000, Last: noon.Add(-time.Hour)}}))
 	s, err := b.engine(t).Status(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	vs := s.Keys[0].Versions
-	if len(vs) != 3 || vs[2].Source != "k@1" || vs[2].Reencrypted != 1000 || vs[0].Target != "" || vs[1].Target != "k@2" {
+	if len(vs) != 3 || vs[2].Source != "k@1" || vs[2].Reencrypted != 1000 || vs[0].Target != "" ||
+		vs[1].Target != "k@2" {
 		t.Errorf("%+v", vs)
 	}
 }
@@ -88,9 +91,11 @@ func TestStatusAndFinish(t *testing.T) {
 		"cloudera.hsmkp.initiatemigration":                "true",
 		"hadoop.kms.key.provider.reencryption.source.uri": "kms://http@old.example.com:16000/kms",
 		"hadoop.kms.reencryption.crypto.enable":           "true",
-		"hadoop.kms.key.provider.uri":                     "cloudera.hsmkp://file@/etc/luna.keystore,keytrustee://file@/var/lib/kms-keytrustee/keytrustee/.keytrustee",
+		"hadoop.kms.key.provider.uri": "cloudera.hsmkp://file@/etc/luna.keystore," +
+			"keytrustee://file@/var/lib/kms-keytrustee/keytrustee/.keytrustee",
 	}
-	opts := migrate.FinishOptions{Since: noon.Add(-24 * time.Hour), EDEKsDone: true, Get: func(n string) (string, string, bool) { v, ok := conf[n]; return v, "/etc/kms/kms-site.xml:12", ok }}
+	opts := migrate.FinishOptions{Since: noon.Add(-24 * time.Hour), EDEKsDone: true,
+		Get: func(n string) (string, string, bool) { v, ok := conf[n]; return v, "/etc/kms/kms-site.xml:12", ok }}
 
 	if f := finish(opts); len(f.Refusals) != 1 || !strings.Contains(f.Refusals[0], "nothing was migrated") {
 		t.Errorf("before any run: %q", f.Refusals)
@@ -125,7 +130,8 @@ func TestStatusAndFinish(t *testing.T) {
 		t.Errorf("%+v", f)
 	}
 
-	conf = map[string]string{"hadoop.kms.key.provider.uri": "cloudera.hsmkp://file@/etc/luna.keystore", "cloudera.hsmkp.initiatemigration": "false"}
+	conf = map[string]string{"hadoop.kms.key.provider.uri": "cloudera.hsmkp://file@/etc/luna.keystore",
+		"cloudera.hsmkp.initiatemigration": "false"}
 	b.cfg.Source = nil // it is no longer configured
 	for range 2 {
 		if f = finish(opts); !f.Finished {

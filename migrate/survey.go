@@ -37,7 +37,8 @@ func (e *Engine) sourceVersions(ctx context.Context, sv *survey, key string) (na
 }
 
 // judge says what is to be done with one key.
-func (e *Engine) judge(ctx context.Context, sv *survey, name string, theirs, ours *claviger.Metadata, unread error) (Item, error) {
+func (e *Engine) judge(ctx context.Context, sv *survey, name string, theirs, ours *claviger.Metadata,
+	unread error) (Item, error) {
 	before, known := sv.history.items[name]
 	another, err := e.another(ctx, before, ours)
 	if err != nil {
@@ -171,7 +172,8 @@ func (e *Engine) judge(ctx context.Context, sv *survey, name string, theirs, our
 func deletedHere(it Item) Item {
 	if it.State == Done {
 		it.State = Deleted
-		it.Why = "was migrated and has been deleted here since, so it is not brought back; undelete it here, or delete it at the source too: then the name is free"
+		it.Why = "was migrated and has been deleted here since, so it is not brought back; undelete it here, or " +
+			"delete it at the source too: then the name is free"
 	}
 	return it
 }
@@ -209,13 +211,17 @@ func (e *Engine) unsupported(m *claviger.Metadata) string {
 	algorithm, _, _ := strings.Cut(m.Cipher, "/")
 	switch {
 	case !strings.EqualFold(algorithm, "AES"):
-		return fmt.Sprintf("cipher %q: only AES keys can be made; copy the zone's files into a new zone with an AES key (distcp)", m.Cipher)
+		return fmt.Sprintf("cipher %q: only AES keys can be made; copy the zone's files into a new zone with an AES "+
+			"key (distcp)", m.Cipher)
 	case m.BitLength != 128 && m.BitLength != 192 && m.BitLength != 256:
-		return fmt.Sprintf("length %d: AES keys have 128, 192 or 256 bits; copy the zone's files into a new zone (distcp)", m.BitLength)
+		return fmt.Sprintf("length %d: AES keys have 128, 192 or 256 bits; copy the zone's files into a new zone "+
+			"(distcp)", m.BitLength)
 	case m.Versions < 1:
-		return fmt.Sprintf("the source counts %d versions; a key has one at least: look at it there (hadoop key list -metadata)", m.Versions)
+		return fmt.Sprintf("the source counts %d versions; a key has one at least: look at it there (hadoop key list "+
+			"-metadata)", m.Versions)
 	case m.Versions > claviger.MaxVersion:
-		return fmt.Sprintf("the source counts %d versions, and none can have a higher number: copy the zone's files into a new zone (distcp)", m.Versions)
+		return fmt.Sprintf("the source counts %d versions, and none can have a higher number: copy the zone's files "+
+			"into a new zone (distcp)", m.Versions)
 	}
 	return ""
 }

@@ -47,7 +47,9 @@ func (o *odd) Metadata(ctx context.Context, names ...string) ([]*claviger.Metada
 }
 
 func castError() error {
-	return claviger.Errorf("kmsclient.Metadata", claviger.Internal, "keytool", "KMS http://old.example.com:16000/kms: SecretKeySpec cannot be cast to KeyMetadata (ClassCastException, 500 Internal Server Error)")
+	return claviger.Errorf("kmsclient.Metadata", claviger.Internal, "keytool",
+		"KMS http://old.example.com:16000/kms: SecretKeySpec cannot be cast to KeyMetadata (ClassCastException, 500 "+
+			"Internal Server Error)")
 }
 
 // TestEveryNameIsARow: a key that the source lists, and of which it tells nothing or
@@ -58,13 +60,16 @@ func TestEveryNameIsARow(t *testing.T) {
 	for _, name := range []string{"a", "silent", "z"} {
 		b.add(t, name, 1)
 	}
-	src := &odd{Source: b.source, untold: map[string]bool{"silent": true}, fails: map[string]error{"keytool": castError()}, names: []string{"keytool"}}
+	src := &odd{Source: b.source, untold: map[string]bool{"silent": true},
+		fails: map[string]error{"keytool": castError()}, names: []string{"keytool"}}
 	b.cfg.Source = src
 
 	plan, err := b.engine(t).Plan(t.Context())
 	must(t, err)
-	want := map[string]migrate.State{"a": migrate.Planned, "z": migrate.Planned, "silent": migrate.Unreadable, "keytool": migrate.Unreadable}
-	if got := states(plan.Keys); !maps.Equal(got, want) || plan.Ready() || plan.Counts.Blocked != 2 || plan.Counts.Total != 4 {
+	want := map[string]migrate.State{"a": migrate.Planned, "z": migrate.Planned, "silent": migrate.Unreadable,
+		"keytool": migrate.Unreadable}
+	if got := states(plan.Keys); !maps.Equal(got, want) || plan.Ready() || plan.Counts.Blocked != 2 ||
+		plan.Counts.Total != 4 {
 		t.Errorf("plan: %v, ready %v, %+v; want %v, not ready", got, plan.Ready(), plan.Counts, want)
 	}
 	golden(t, "unreadable", textOf(report.Plan, plan))
@@ -74,7 +79,8 @@ func TestEveryNameIsARow(t *testing.T) {
 	if got := states(r.Keys); !maps.Equal(got, want) || r.Complete() || r.Run.State != migrate.Incomplete {
 		t.Errorf("run: %v, %s; want %v, incomplete", got, r.Run.State, want)
 	}
-	if err := r.Err(); err == nil || !strings.Contains(err.Error(), "silent (unreadable)") || !strings.Contains(err.Error(), "ClassCastException") {
+	if err := r.Err(); err == nil || !strings.Contains(err.Error(), "silent (unreadable)") ||
+		!strings.Contains(err.Error(), "ClassCastException") {
 		t.Errorf("run's error: %v", err)
 	}
 	for _, text := range []string{textOf(report.Plan, plan), textOf(report.Result, r)} {
@@ -90,7 +96,8 @@ func TestEveryNameIsARow(t *testing.T) {
 	}
 	f, err := b.engine(t).Finish(t.Context(), migrate.FinishOptions{Since: noon, EDEKsDone: true, Get: nothingSet})
 	must(t, err)
-	if text := strings.Join(f.Refusals, "\n"); f.Finished || !strings.Contains(text, "key silent is unreadable") || !strings.Contains(text, "key keytool is unreadable") {
+	if text := strings.Join(f.Refusals, "\n"); f.Finished || !strings.Contains(text, "key silent is unreadable") ||
+		!strings.Contains(text, "key keytool is unreadable") {
 		t.Errorf("finish: %v, %q", f.Finished, f.Refusals)
 	}
 
@@ -101,7 +108,8 @@ func TestEveryNameIsARow(t *testing.T) {
 	if got := states(r.Keys); !maps.Equal(got, want) || !r.Complete() {
 		t.Errorf("second run: %v, %s; want %v, complete", got, r.Run.State, want)
 	}
-	if f, err = b.engine(t).Finish(t.Context(), migrate.FinishOptions{Since: noon, EDEKsDone: true, Get: nothingSet}); err != nil || !f.Finished {
+	if f, err = b.engine(t).Finish(t.Context(), migrate.FinishOptions{Since: noon, EDEKsDone: true,
+		Get: nothingSet}); err != nil || !f.Finished {
 		t.Errorf("finish: %+v, %v", f, err)
 	}
 }
@@ -150,7 +158,8 @@ func TestVerifyComparesLists(t *testing.T) {
 	for _, k := range v.Keys {
 		same[k.Key] = k.Same
 	}
-	if want := map[string]bool{"kept": true, "lost": false, "broken": false, "late": false}; !maps.Equal(same, want) || v.Different != 3 {
+	if want := map[string]bool{"kept": true, "lost": false, "broken": false, "late": false}; !maps.Equal(same, want) ||
+		v.Different != 3 {
 		t.Errorf("%v, %d different; want %v", same, v.Different, want)
 	}
 	golden(t, "verifylists", textOf(report.Verification, v))
@@ -180,7 +189,8 @@ func TestSlowKeyAndDeadSource(t *testing.T) {
 	if !claviger.Is(err, claviger.SourceUnreachable) || src.asked != 4 { // the batch, and three keys
 		t.Errorf("%d requests, %v", src.asked, err)
 	}
-	if text := textOf(report.Plan, plan); strings.Contains(text, "no keys") || !strings.Contains(text, "keys were not read") || plan.Read {
+	if text := textOf(report.Plan, plan); strings.Contains(text, "no keys") ||
+		!strings.Contains(text, "keys were not read") || plan.Read {
 		t.Errorf("said of a source that was not read:\n%s", text)
 	}
 }
@@ -203,7 +213,8 @@ func TestInterrupted(t *testing.T) {
 		return nil
 	}
 	_, err := b.engine(t).Run(ctx)
-	if !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "interrupted") || strings.Contains(err.Error(), "source") {
+	if !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "interrupted") ||
+		strings.Contains(err.Error(), "source") {
 		t.Errorf("run: %v", err)
 	}
 	if plan, err := b.engine(t).Plan(ctx); plan != nil || !strings.Contains(err.Error(), "interrupted") {
@@ -229,13 +240,16 @@ func TestFinishAsksTheSource(t *testing.T) {
 	b := newBench(t)
 	b.add(t, "k", 1)
 	b.run(t)
-	b.cfg.Source = &stub{Source: b.source, keysErr: claviger.Errorf("kmsclient.Keys", claviger.Internal, "", "the KMS's answer cannot be read: the answer is null")}
+	b.cfg.Source = &stub{Source: b.source, keysErr: claviger.Errorf("kmsclient.Keys", claviger.Internal, "",
+		"the KMS's answer cannot be read: the answer is null")}
 	finish := func() *migrate.Ending {
-		f, err := b.engine(t).Finish(t.Context(), migrate.FinishOptions{Since: noon, EDEKsDone: true, SourceGone: true, Get: nothingSet})
+		f, err := b.engine(t).Finish(t.Context(), migrate.FinishOptions{Since: noon, EDEKsDone: true, SourceGone: true,
+			Get: nothingSet})
 		must(t, err)
 		return f
 	}
-	if f := finish(); f.Finished || !strings.Contains(strings.Join(f.Refusals, "\n"), "could not be asked for keys that are new there") {
+	if f := finish(); f.Finished || !strings.Contains(strings.Join(f.Refusals, "\n"),
+		"could not be asked for keys that are new there") {
 		t.Errorf("%+v", f)
 	}
 	b.cfg.Source = nil

@@ -57,7 +57,8 @@ func (e *Engine) unusable(ctx context.Context, versions []string) (map[string]st
 
 // tryKeys reads the versions that the target has of each key, and has it encrypt with
 // them all: why has those with which it does not.
-func (e *Engine) tryKeys(ctx context.Context, keys []string) (have map[string][]string, why map[string]string, err error) {
+func (e *Engine) tryKeys(ctx context.Context, keys []string) (have map[string][]string, why map[string]string,
+	err error) {
 	have = make(map[string][]string, len(keys))
 	var all []string
 	for _, key := range keys {

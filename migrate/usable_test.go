@@ -55,11 +55,13 @@ func TestKeysThatCannotBeUsed(t *testing.T) {
 	v, err := b.engine(t).Verify(ctx)
 	must(t, err)
 	i := slices.IndexFunc(v.Keys, func(d migrate.KeyDiff) bool { return d.Key == "bad" })
-	want := migrate.Difference{Field: "version " + last, Source: "its own", Target: "not usable (the token holds no such key)"}
+	want := migrate.Difference{Field: "version " + last, Source: "its own",
+		Target: "not usable (the token holds no such key)"}
 	if v.Different != 1 || v.Same != 41 || !slices.Equal(v.Keys[i].Differences, []migrate.Difference{want}) {
 		t.Errorf("%d different: %+v, want %+v", v.Different, v.Keys[i], want)
 	}
-	if got := finish(); len(got) != 1 || !strings.Contains(got[0], last+" cannot be used here: the token holds no such key") {
+	if got := finish(); len(got) != 1 ||
+		!strings.Contains(got[0], last+" cannot be used here: the token holds no such key") {
 		t.Errorf("without %s: %q", last, got)
 	}
 	// With most keys lost, it is not told of each.
@@ -80,10 +82,12 @@ func TestDeletedSince(t *testing.T) {
 	must(t, b.target.Delete(ctx, "dropped"))
 	s, err := b.engine(t).Status(ctx)
 	must(t, err)
-	if s.Keys[0].State != migrate.Deleted || !strings.Contains(s.Keys[0].Why, "deleted here since") || s.Keys[1].State != migrate.Done {
+	if s.Keys[0].State != migrate.Deleted || !strings.Contains(s.Keys[0].Why, "deleted here since") ||
+		s.Keys[1].State != migrate.Done {
 		t.Errorf("%+v", s.Keys)
 	}
-	f, err := b.engine(t).Finish(ctx, migrate.FinishOptions{Since: noon, EDEKsDone: true, Get: func(string) (string, string, bool) { return "", "", false }})
+	f, err := b.engine(t).Finish(ctx, migrate.FinishOptions{Since: noon, EDEKsDone: true,
+		Get: func(string) (string, string, bool) { return "", "", false }})
 	must(t, err)
 	if !f.Finished || !slices.Equal(f.Deleted, []string{"dropped"}) {
 		t.Errorf("%+v", f)
@@ -115,8 +119,11 @@ func TestStatusOfGivenUp(t *testing.T) {
 	for i, want := range []struct {
 		state migrate.State
 		why   string
-	}{{migrate.Done, ""}, {migrate.Lost, "given up here, since the token does not hold it: lost@2, lost@3"}, {migrate.Done, "does not hold it: partly@2;"}} {
-		if k := s.Keys[i]; k.State != want.state || !strings.Contains(k.Why, want.why) || want.why == "" && k.Why != "" {
+	}{{migrate.Done, ""}, {migrate.Lost,
+		"given up here, since the token does not hold it: lost@2, lost@3"}, {migrate.Done, "does not hold " +
+		"it: partly@2;"}} {
+		if k := s.Keys[i]; k.State != want.state || !strings.Contains(k.Why, want.why) || want.why == "" &&
+			k.Why != "" {
 			t.Errorf("%+v, want %+v", k, want)
 		}
 	}
@@ -143,7 +150,8 @@ func TestFinishedStaysFinished(t *testing.T) {
 	if f, err = b.engine(t).Finish(ctx, again); err != nil || !f.Finished || len(f.Refusals) > 0 {
 		t.Errorf("said again without a flag: %v, %+v", err, f)
 	}
-	if _, err := b.engine(t).Verify(ctx); err == nil || !strings.Contains(err.Error(), "was finished at 2026-11-23T12:00:00Z") {
+	if _, err := b.engine(t).Verify(ctx); err == nil || !strings.Contains(err.Error(),
+		"was finished at 2026-11-23T12:00:00Z") {
 		t.Errorf("verify without a source: %v", err)
 	}
 }
@@ -188,20 +196,24 @@ func TestKeysSinceTheRun(t *testing.T) {
 	finish := func(source migrate.Source, gone bool) *migrate.Ending {
 		t.Helper()
 		b.cfg.Source = source
-		f, err := b.engine(t).Finish(ctx, migrate.FinishOptions{Since: noon, EDEKsDone: true, SourceGone: gone, Get: nothingSet})
+		f, err := b.engine(t).Finish(ctx, migrate.FinishOptions{Since: noon, EDEKsDone: true, SourceGone: gone,
+			Get: nothingSet})
 		must(t, err)
 		return f
 	}
 	source := b.cfg.Source
-	if f := finish(nil, false); f.Finished || len(f.Refusals) != 1 || !strings.Contains(f.Refusals[0], "--source-gone") {
+	if f := finish(nil, false); f.Finished || len(f.Refusals) != 1 || !strings.Contains(f.Refusals[0],
+		"--source-gone") {
 		t.Errorf("never asked: %+v", f)
 	}
 	b.add(t, "late", 1)
-	if f := finish(source, false); f.Finished || f.Compared != nil || len(f.Refusals) != 1 || !strings.Contains(f.Refusals[0], "key late is at the source and was not migrated") {
+	if f := finish(source, false); f.Finished || f.Compared != nil || len(f.Refusals) != 1 ||
+		!strings.Contains(f.Refusals[0], "key late is at the source and was not migrated") {
 		t.Errorf("a new key: %+v", f)
 	}
 	for _, gone := range []bool{false, true} {
-		if f := finish(nil, gone); f.Finished || !strings.Contains(strings.Join(f.Refusals, "\n"), "key late is planned: is at the source and was not migrated") {
+		if f := finish(nil, gone); f.Finished || !strings.Contains(strings.Join(f.Refusals, "\n"),
+			"key late is planned: is at the source and was not migrated") {
 			t.Errorf("a new key, and the source taken out, gone %t: %+v", gone, f)
 		}
 	}
@@ -228,14 +240,16 @@ func TestUsesOfOtherKeys(t *testing.T) {
 	finish := func(source migrate.Source) *migrate.Ending {
 		t.Helper()
 		b.cfg.Source = source
-		f, err := b.engine(t).Finish(ctx, migrate.FinishOptions{Since: noon.Add(24 * time.Hour), EDEKsDone: true, Get: nothingSet})
+		f, err := b.engine(t).Finish(ctx, migrate.FinishOptions{Since: noon.Add(24 * time.Hour), EDEKsDone: true,
+			Get: nothingSet})
 		must(t, err)
 		return f
 	}
 	if f := finish(source); f.Compared == nil {
 		t.Fatalf("%+v", f)
 	}
-	must(t, b.store.AddUse(ctx, []metastore.Use{{Source: b.source.URI(), Version: "late@0", Op: "decrypt", Count: 1, Last: noon}}))
+	must(t, b.store.AddUse(ctx, []metastore.Use{{Source: b.source.URI(), Version: "late@0", Op: "decrypt", Count: 1,
+		Last: noon}}))
 	if f := finish(nil); f.Finished || !strings.Contains(strings.Join(f.Refusals, "\n"), "late@0 was asked of") {
 		t.Errorf("a key that was never migrated: %+v", f)
 	}
@@ -243,7 +257,8 @@ func TestUsesOfOtherKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.add(t, "other", 1)
-	if f := finish(source); f.Finished || f.Compared != nil || !strings.Contains(strings.Join(f.Refusals, "\n"), "lists none of the 1 keys that were migrated") {
+	if f := finish(source); f.Finished || f.Compared != nil || !strings.Contains(strings.Join(f.Refusals, "\n"),
+		"lists none of the 1 keys that were migrated") {
 		t.Errorf("another source: %+v", f)
 	}
 }

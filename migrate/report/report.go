@@ -98,7 +98,8 @@ func Plan(w io.Writer, p *migrate.Plan) {
 	}
 	l.keys(p.Keys)
 	l.line("")
-	l.line("%d keys: %d to import (%d new versions), %d done, %d that cannot be imported.", p.Counts.Total, p.Counts.Planned,
+	l.line("%d keys: %d to import (%d new versions), %d done, %d that cannot be imported.", p.Counts.Total,
+		p.Counts.Planned,
 		p.Counts.NewVersions, p.Counts.Done, p.Counts.Blocked)
 	if n := len(p.OnlyTarget); n > 0 {
 		l.line("%d keys are at the target only, and stay as they are.", n)
@@ -132,7 +133,8 @@ func Result(w io.Writer, r *migrate.Result) {
 	case !r.Changed:
 		l.line("%d keys; nothing was left to do.", r.Counts.Total)
 	default:
-		l.line("%d keys: %d done (%d new versions), %d that could not be imported; took %s.", r.Counts.Total, r.Counts.Done,
+		l.line("%d keys: %d done (%d new versions), %d that could not be imported; took %s.", r.Counts.Total,
+			r.Counts.Done,
 			r.Counts.NewVersions, n+r.Counts.Planned, r.Took)
 	}
 }
@@ -145,14 +147,16 @@ func Status(w io.Writer, s *migrate.Standing) {
 		l.line("")
 		l.standings(s.Keys)
 		l.line("")
-		l.line("%d keys: %s, %d under way, %d that could not be imported.", s.Counts.Total, done(&s.Counts), s.Counts.Planned,
+		l.line("%d keys: %s, %d under way, %d that could not be imported.", s.Counts.Total, done(&s.Counts),
+			s.Counts.Planned,
 			s.Counts.Blocked)
 	}
 	for _, c := range s.Conflicts {
 		l.line("%s is one key here and another one at %s: %s.", claviger.Printable(c.Version), c.Source, c.Why)
 	}
 	for _, f := range s.Freed {
-		l.line("The name %s was freed at %s by %s on %s.", claviger.Printable(f.Key), f.At.UTC().Format(time.RFC3339), f.User, f.Host)
+		l.line("The name %s was freed at %s by %s on %s.", claviger.Printable(f.Key), f.At.UTC().Format(time.RFC3339),
+			f.User, f.Host)
 	}
 	if s.LastUse != nil {
 		l.line("The source was last needed at %s.", s.LastUse.UTC().Format(time.RFC3339))
@@ -281,7 +285,8 @@ func Ending(w io.Writer, f *migrate.Ending) {
 	}
 	l.proof(f)
 	l.line("")
-	l.line("The re-encryption of zones does not reach these. What of them has a key version of the source cannot be read " +
+	l.line("The re-encryption of zones does not reach these. What of them has a key version of the source cannot be " +
+		"read " +
 		"once the source has gone:")
 	for _, s := range f.NotReached {
 		l.line("  - %s", s)
@@ -291,10 +296,12 @@ func Ending(w io.Writer, f *migrate.Ending) {
 	l.line("")
 	switch {
 	case f.Finished && anySecret(f):
-		l.line("The migration is finished. The source can be stopped; keep its backup as long as backups of HDFS hold EDEKs " +
+		l.line("The migration is finished. The source can be stopped; keep its backup as long as backups of HDFS " +
+			"hold EDEKs " +
 			"of it. Copies of its secrets are still on this host: see above.")
 	case f.Finished:
-		l.line("The migration is finished. The source can be stopped; keep its backup as long as backups of HDFS hold EDEKs of it.")
+		l.line("The migration is finished. The source can be stopped; keep its backup as long as backups of HDFS " +
+			"hold EDEKs of it.")
 	default:
 		l.line("Change what is to do, restart the nodes one after the other, then run this command again.")
 	}
@@ -316,7 +323,8 @@ func (l lines) proof(f *migrate.Ending) {
 	}
 	if len(f.Deleted) > 0 {
 		l.line("")
-		l.line("These keys were migrated and have been deleted here since. What they encrypted opens nowhere once the source " +
+		l.line("These keys were migrated and have been deleted here since. What they encrypted opens nowhere once " +
+			"the source " +
 			"has gone; if that is not meant: claviger key undelete.")
 		for _, key := range f.Deleted {
 			l.line("  - %s", claviger.Printable(key))
@@ -378,7 +386,8 @@ func anySecret(f *migrate.Ending) bool {
 func Freed(w io.Writer, f *migrate.FreedNames) {
 	l := lines{w}
 	for _, k := range f.Freed {
-		l.line("The name %s is free: each user who may create keys can make a key of that name.", claviger.Printable(k.Key))
+		l.line("The name %s is free: each user who may create keys can make a key of that name.",
+			claviger.Printable(k.Key))
 	}
 	for _, v := range f.Shelved {
 		key, _ := claviger.KeyOfVersion(v)
