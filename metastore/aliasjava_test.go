@@ -28,7 +28,8 @@ func TestAliasAsJava(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, want := range map[string]string{
-		"finance": "Finance", "FINANCE": "Finance", "ΟΔΟΣ": "ΟΔΟΣ", "Isis": "isis", "\u0130sis": "", "\u0130SIS": "", "\u0130": "\u0130", "other": "",
+		"finance": "Finance", "FINANCE": "Finance", "ΟΔΟΣ": "ΟΔΟΣ", "Isis": "isis", "\u0130sis": "", "\u0130SIS": "",
+		"\u0130": "\u0130", "other": "",
 	} {
 		if here, ok, err := metastore.Alias(t.Context(), s, name); err != nil || here != want || ok != (want != "") {
 			t.Errorf("alias of %+q: %+q, %t, %v; want %+q", name, here, ok, err, want)

@@ -22,13 +22,15 @@ func TestCompare(t *testing.T) {
 		{-metastore.ClockMargin, metastore.ClockMargin, ""},
 		{10*time.Second + metastore.ClockMargin, -metastore.ClockMargin, ""},
 		{-metastore.ClockMargin - time.Second, metastore.ClockMargin + time.Second, "1m1s ahead of Whose's"},
-		{10*time.Second + metastore.ClockMargin + time.Second, -metastore.ClockMargin - time.Second, "1m1s behind Whose's"},
+		{10*time.Second + metastore.ClockMargin + time.Second, -metastore.ClockMargin - time.Second,
+			"1m1s behind Whose's"},
 	} {
 		c := metastore.Compare(asked, asked.Add(tt.there), answered, "Whose's")
 		if c.Ahead != tt.ahead {
 			t.Errorf("%v: ahead %v, want %v", tt.there, c.Ahead, tt.ahead)
 		}
-		if err := c.Apart(); (err == nil) != (tt.apart == "") || err != nil && !strings.Contains(err.Error(), tt.apart) {
+		if err := c.Apart(); (err == nil) != (tt.apart == "") || err != nil &&
+			!strings.Contains(err.Error(), tt.apart) {
 			t.Errorf("%v: apart: %v, want %q", tt.there, err, tt.apart)
 		}
 		early, late := answered, answered

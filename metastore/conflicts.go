@@ -22,7 +22,8 @@ func Conflicts(ctx context.Context, s Settings) (map[string][]string, error) {
 	}
 	var bySource map[string][]string
 	if err := json.Unmarshal([]byte(text), &bySource); err != nil {
-		return nil, claviger.E("metastore.Conflicts", claviger.Internal, "", fmt.Errorf("setting %s of the metastore: %w", settingConflicts, err))
+		return nil, claviger.E("metastore.Conflicts", claviger.Internal, "",
+			fmt.Errorf("setting %s of the metastore: %w", settingConflicts, err))
 	}
 	return bySource, nil
 }

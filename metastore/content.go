@@ -38,7 +38,8 @@ type Table struct {
 var Tables = []Table{
 	{"ez_key", []string{"id", "name", "cipher", "bit_length", "description", "attributes", "created"}, "id", "id"},
 	{"key_version", []string{"key_id", "seq", "id", "object", "created", "check_value"}, "key_id, seq", ""},
-	{"deleted_key", []string{"id", "name", "since", "cipher", "bit_length", "description", "attributes", "created"}, "id", "id"},
+	{"deleted_key", []string{"id", "name", "since", "cipher", "bit_length", "description", "attributes", "created"},
+		"id", "id"},
 	{"deleted_version", []string{"key_id", "seq", "id", "object", "created", "check_value"}, "key_id, seq", ""},
 	{"key_number", []string{"name", "first", "next"}, "name, first", ""},
 	{"intent", []string{"seq", "key", "op", "ids", "objects", "begun", "payload"}, "seq", "seq"},

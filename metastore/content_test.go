@@ -31,10 +31,12 @@ func fill(t *testing.T, s full) {
 	object := 0
 	version := func(id string) metastore.Version {
 		object++
-		return metastore.Version{ID: id, Object: fmt.Sprintf("%016x", object), Created: at.Add(time.Duration(object) * time.Second), Check: []byte{1, 2, 3, 4, 5, 6, 7, byte(object)}}
+		return metastore.Version{ID: id, Object: fmt.Sprintf("%016x", object),
+			Created: at.Add(time.Duration(object) * time.Second), Check: []byte{1, 2, 3, 4, 5, 6, 7, byte(object)}}
 	}
 	key := func(name string, d *string, attributes map[string]string, ids ...string) metastore.Key {
-		k := metastore.Key{Metadata: claviger.Metadata{Name: name, Cipher: claviger.DefaultCipher, BitLength: 256, Created: at, Description: d, Attributes: attributes}}
+		k := metastore.Key{Metadata: claviger.Metadata{Name: name, Cipher: claviger.DefaultCipher, BitLength: 256,
+			Created: at, Description: d, Attributes: attributes}}
 		for _, id := range ids {
 			k.List = append(k.List, version(id))
 		}
@@ -53,14 +55,17 @@ func fill(t *testing.T, s full) {
 		func() error { return s.Shelve(ctx, "gone") },
 		func() error { return s.SkipNumbers(ctx, "elsewhere", 40) },
 		func() error {
-			_, err := s.Begin(ctx, metastore.Intent{Key: "begun", Op: "create", Refs: []metastore.Ref{{Object: "00000000000000aa"}, {Object: "00000000000000bb"}}, Begun: at, Payload: []byte(`{"bits":128}`)})
+			_, err := s.Begin(ctx, metastore.Intent{Key: "begun", Op: "create",
+				Refs: []metastore.Ref{{Object: "00000000000000aa"},
+					{Object: "00000000000000bb"}}, Begun: at, Payload: []byte(`{"bits":128}`)})
 			return err
 		},
 		func() error { return s.Put(ctx, "migration-1", "", []byte(`{"state":"done"}`)) },
 		func() error { return s.Put(ctx, "migration-1", "zone", []byte{0, 255, 7}) },
 		func() error { return s.Put(ctx, "adoption", "", nil) },
 		func() error {
-			return s.AddUse(ctx, []metastore.Use{{Source: "kms://a", Version: "zone@3", Op: "decrypt", Count: 7, Last: at}})
+			return s.AddUse(ctx, []metastore.Use{{Source: "kms://a", Version: "zone@3", Op: "decrypt", Count: 7,
+				Last: at}})
 		},
 		func() error { return s.Touch(ctx, []metastore.LastUse{{Version: "zone@7", Last: at}}) },
 		func() error { return s.SetSetting(ctx, "store.id", strings.Repeat("ab", 16)) },
@@ -71,7 +76,8 @@ func fill(t *testing.T, s full) {
 			return s.PutMasterKey(ctx, metastore.MasterKey{ID: 1, Expires: at, Key: []byte("secret")})
 		},
 		func() error {
-			return s.PutDelegation(ctx, metastore.Delegation{Sequence: 12, Identifier: []byte("id"), Password: []byte("pw"), Renew: at})
+			return s.PutDelegation(ctx, metastore.Delegation{Sequence: 12, Identifier: []byte("id"),
+				Password: []byte("pw"), Renew: at})
 		},
 	}
 	for i, step := range steps {
@@ -168,7 +174,8 @@ func TestContent(t *testing.T) {
 				if err := b.Fill(ctx, c); err != nil {
 					t.Fatal(err)
 				}
-				if got, err := b.Content(ctx); err != nil || c.Differ(got) != nil || got.NextToken != c.NextToken || got.NextMasterKey != c.NextMasterKey {
+				if got, err := b.Content(ctx); err != nil || c.Differ(got) != nil || got.NextToken != c.NextToken ||
+					got.NextMasterKey != c.NextMasterKey {
 					t.Errorf("%v, differing in %q: %v", err, c.Differ(got), got)
 				}
 				if want, got := seenBy(t, a), seenBy(t, b); !reflect.DeepEqual(got, want) {
@@ -208,7 +215,8 @@ func goesOn(ctx context.Context, t *testing.T, s full) {
 	if list, err := s.Shelved(ctx); err != nil || len(list) != 3 || list[2].Name != "zone" || len(list[2].List) != 4 {
 		t.Errorf("%+v, %v", list, err)
 	}
-	in, err := s.Begin(ctx, metastore.Intent{Key: "zone", Op: "create", Refs: []metastore.Ref{{Object: "00000000000000cc"}}})
+	in, err := s.Begin(ctx, metastore.Intent{Key: "zone", Op: "create",
+		Refs: []metastore.Ref{{Object: "00000000000000cc"}}})
 	if err != nil || in.Refs[0].ID != "8" {
 		t.Errorf("%+v, %v", in, err)
 	}
@@ -236,8 +244,10 @@ func TestTextThatPostgreSQLCannotKeep(t *testing.T) {
 	defer func() { _ = pg.Close() }()
 	insert := func(name string, description string, attributes map[string]string) {
 		t.Helper()
-		k := metastore.Key{Metadata: claviger.Metadata{Name: name, Cipher: claviger.DefaultCipher, BitLength: 128, Created: time.UnixMilli(1), Description: &description, Attributes: attributes},
-			List: []metastore.Version{{ID: "0", Object: fmt.Sprintf("%016x", len(name)), Created: time.UnixMilli(1), Check: make([]byte, 8)}}}
+		k := metastore.Key{Metadata: claviger.Metadata{Name: name, Cipher: claviger.DefaultCipher, BitLength: 128,
+			Created: time.UnixMilli(1), Description: &description, Attributes: attributes},
+			List: []metastore.Version{{ID: "0", Object: fmt.Sprintf("%016x", len(name)), Created: time.UnixMilli(1),
+				Check: make([]byte, 8)}}}
 		if err := lite.Insert(ctx, k); err != nil {
 			t.Fatal(err)
 		}
@@ -248,7 +258,8 @@ func TestTextThatPostgreSQLCannotKeep(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := pg.Fill(ctx, c); !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "ez_key") || !strings.Contains(err.Error(), "mined") || !strings.Contains(err.Error(), "description") {
+	if err := pg.Fill(ctx, c); !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "ez_key") ||
+		!strings.Contains(err.Error(), "mined") || !strings.Contains(err.Error(), "description") {
 		t.Errorf("%v", err)
 	}
 	if names, err := pg.Names(ctx); err != nil || len(names) > 0 {

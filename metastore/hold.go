@@ -20,7 +20,8 @@ type Locks interface {
 // Hold takes a named lock of a store and returns the context under which to work:
 // it ends where the lock is lost. ok is false where another has the lock and wait
 // is false.
-func Hold(ctx context.Context, s Locks, name string, wait bool) (held context.Context, unlock func(), ok bool, err error) {
+func Hold(ctx context.Context, s Locks, name string, wait bool) (held context.Context, unlock func(), ok bool,
+	err error) {
 	if h, can := s.(Holder); can {
 		return h.Hold(ctx, name, wait)
 	}

@@ -20,7 +20,9 @@ var notCopied = []string{
 	"ez_key.epoch",                                                        // of the nodes of one database
 	"change.seq", "change.id", "change.key", "change.change", "change.at", // its history
 	"lost_change.id", "lost_change.seq", "lost_change.key", "lost_change.at", "lost_change.told", "lost_change.change",
-	"signer_secrets.one", "signer_secrets.version", "signer_secrets.next", "signer_secrets.current", "signer_secrets.previous", "signer_secrets.rollover", // clients log in once more
+	// clients log in once more
+	"signer_secrets.one", "signer_secrets.version", "signer_secrets.next", "signer_secrets.current",
+	"signer_secrets.previous", "signer_secrets.rollover",
 }
 
 // TestEveryColumnIsCopied: what a schema gets is copied, or is among what is not.
@@ -39,7 +41,8 @@ func TestEveryColumnIsCopied(t *testing.T) {
 		}
 		for _, column := range has {
 			if !slices.Contains(want, column) && !slices.Contains(notCopied, column) {
-				t.Errorf("%s: column %s is not copied to another store: add it to Tables, or say why not", store, column)
+				t.Errorf("%s: column %s is not copied to another store: add it to Tables, or say why not", store,
+					column)
 			}
 		}
 	}
@@ -57,7 +60,9 @@ func TestEveryColumnIsCopied(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer db.Close()
-	rows, err := db.QueryContext(ctx, `SELECT t.name || '.' || c.name FROM sqlite_schema t JOIN pragma_table_info(t.name) c WHERE t.type = 'table' AND t.name NOT LIKE 'sqlite_%' AND t.name <> 'goose_db_version'`)
+	rows, err := db.QueryContext(ctx,
+		`SELECT t.name || '.' || c.name FROM sqlite_schema t JOIN pragma_table_info(t.name) c WHERE t.type = 'table'
+			AND t.name NOT LIKE 'sqlite_%' AND t.name <> 'goose_db_version'`)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -88,7 +93,9 @@ func TestEveryColumnIsCopied(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close(ctx) //nolint:errcheck // of a test
-	list, _ := conn.Query(ctx, `SELECT table_name || '.' || column_name FROM information_schema.columns WHERE table_schema = 'public' AND table_name <> 'goose_db_version'`)
+	list, _ := conn.Query(ctx,
+		`SELECT table_name || '.' || column_name FROM information_schema.columns
+			WHERE table_schema = 'public' AND table_name <> 'goose_db_version'`)
 	if has, err = pgx.CollectRows(list, pgx.RowTo[string]); err != nil {
 		t.Fatal(err)
 	}

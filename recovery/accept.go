@@ -130,15 +130,17 @@ func (l *Losses) acceptToken(ctx context.Context, conf *hadoopconf.Conf, store m
 	l.stale = true
 	from, written, err := p.TakeUp(ctx)
 	if from != "" && err != nil {
-		return fmt.Errorf("this metastore may use the token again, but that was not written to the token, so another copy that "+
-			"runs makes keys until a server has started on this one, or this command succeeds: %w", err)
+		return fmt.Errorf("this metastore may use the token again, but that was not written to the token, so "+
+			"another copy that runs makes keys until a server has started on this one, or this command succeeds: %w",
+			err)
 	}
 	l.TakenFrom, l.Written = from, written
 	return err
 }
 
 // list describes, key by key, the changes that the store lacks, and what store and token have of the key now.
-func (l *Losses) list(ctx context.Context, conf *hadoopconf.Conf, store metastore.Store, lost []postgres.LostChange) error {
+func (l *Losses) list(ctx context.Context, conf *hadoopconf.Conf, store metastore.Store,
+	lost []postgres.LostChange) error {
 	token, notCompared := compareToken(ctx, conf, store, false, slog.New(slog.DiscardHandler))
 	if notCompared == nil && token == nil {
 		notCompared = errors.New("the first provider is no HSM")
@@ -175,7 +177,8 @@ func (l *Losses) list(ctx context.Context, conf *hadoopconf.Conf, store metastor
 }
 
 // keyNow says what store and token have of a key whose changes the store lacks.
-func keyNow(ctx context.Context, store metastore.Store, token *Token, lost []postgres.LostChange, key string) (string, error) {
+func keyNow(ctx context.Context, store metastore.Store, token *Token, lost []postgres.LostChange, key string) (string,
+	error) {
 	keys, err := store.Get(metastore.AsItIs(ctx), key)
 	if err != nil {
 		return "", err
@@ -199,10 +202,12 @@ func keyNow(ctx context.Context, store metastore.Store, token *Token, lost []pos
 			"(claviger hsm adopt)", claviger.Printable(name)))
 	}
 	for _, name := range ofKey(token.Missing, key) {
-		says = append(says, fmt.Sprintf("the token lacks %s: destroyed since, by a deletion or a purge", claviger.Printable(name)))
+		says = append(says, fmt.Sprintf("the token lacks %s: destroyed since, by a deletion or a purge",
+			claviger.Printable(name)))
 	}
 	if len(says) == 1 && k != nil && last == "" {
-		says = append(says, "the token holds the same versions: rules, attributes or a soft deletion may be what was changed")
+		says = append(says, "the token holds the same versions: rules, attributes or a soft deletion may be what "+
+			"was changed")
 	}
 	return strings.Join(says, "; "), nil
 }

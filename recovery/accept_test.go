@@ -45,8 +45,9 @@ func TestAccept(t *testing.T) {
 		t.Fatal(err)
 	}
 	zone3 := metastore.Key{
-		Metadata: claviger.Metadata{Name: "zone3", Cipher: claviger.DefaultCipher, BitLength: 128, Created: time.Now()},
-		List:     []metastore.Version{{ID: "0", Object: "00", Created: time.Now(), Check: make([]byte, 8)}},
+		Metadata: claviger.Metadata{Name: "zone3", Cipher: claviger.DefaultCipher, BitLength: 128,
+			Created: time.Now()},
+		List: []metastore.Version{{ID: "0", Object: "00", Created: time.Now(), Check: make([]byte, 8)}},
 	}
 	if err := store.Insert(ctx, zone3); err != nil {
 		t.Fatal(err)
@@ -67,7 +68,8 @@ func TestAccept(t *testing.T) {
 	if !strings.Contains(l.NotCompared, "luna.keystore") || l.TokenUnknown == "" {
 		t.Errorf("the token: %q, %q", l.NotCompared, l.TokenUnknown)
 	}
-	if want := (Loss{Key: "zone1", At: "2023-11-14T22:13:20Z", Now: "not in the store"}); !slices.Contains(l.Lost, want) {
+	if want := (Loss{Key: "zone1", At: "2023-11-14T22:13:20Z", Now: "not in the store"}); !slices.Contains(l.Lost,
+		want) {
 		t.Errorf("%+v is not in %+v", want, l.Lost)
 	}
 	if !slices.ContainsFunc(l.Lost, func(c Loss) bool {

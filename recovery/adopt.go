@@ -28,7 +28,8 @@ func (a *Adoption) Check(conf string) (idle string, err error) {
 	switch {
 	case none && len(a.Left) == 0 && (len(a.Candidates) == 0 || a.Choice.Rebind || len(a.known) > 0):
 		if a.misfit != nil {
-			return "", claviger.Refuse("nothing was done, and the token and the metastore do not fit together: %w", a.misfit)
+			return "", claviger.Refuse("nothing was done, and the token and the metastore do not fit together: %w",
+				a.misfit)
 		}
 		return a.idle(), nil
 	case none && len(a.Left) > 0:
@@ -36,17 +37,19 @@ func (a *Adoption) Check(conf string) (idle string, err error) {
 	case hsm.IsStale(a.misfit) && !a.Choice.Rebind:
 		return "", claviger.Refuse("nothing was done: %w", a.misfit)
 	case a.BoundTo != "" && !a.Choice.Rebind:
-		return "", claviger.Refuse("nothing was done; the token is bound to the metastore %s; if that is the one that this "+
-			"server should use, name it by claviger.metastore.uri; if it is lost, say --rebind as well", a.BoundTo)
+		return "", claviger.Refuse("nothing was done; the token is bound to the metastore %s; if that is the one "+
+			"that this server should use, name it by claviger.metastore.uri; if it is lost, say --rebind as well",
+			a.BoundTo)
 	case none:
-		return "", claviger.Refuse("nothing was done; name the keys that are to be used (a deleted one looks like the others), " +
-			"or say --all")
+		return "", claviger.Refuse("nothing was done; name the keys that are to be used (a deleted one looks like " +
+			"the others), or say --all")
 	case a.Aside:
 		return "", nil
 	}
 	for _, c := range a.Chosen {
 		if err := c.MayAdopt(a.Choice.adoption()); err != nil {
-			return "", claviger.Refuse("key %s cannot be adopted: %s; nothing was done; leave it out, or set it aside with --aside",
+			return "", claviger.Refuse("key %s cannot be adopted: %s; nothing was done; leave it out, or set it "+
+				"aside with --aside",
 				c.Key, claviger.Reason(err))
 		}
 	}
@@ -104,14 +107,16 @@ func (a *Adoption) LeftOut(conf string) error {
 		fmt.Fprintf(&b, "\nkey %s cannot be adopted: %s%s", claviger.Printable(c.Key),
 			claviger.Reason(c.MayAdopt(a.Choice.adoption())), decisions(conf, c))
 	}
-	return claviger.Refuse("--all has left out %d keys; choose for each of the commands below it:%s", len(a.Left), b.String())
+	return claviger.Refuse("--all has left out %d keys; choose for each of the commands below it:%s", len(a.Left),
+		b.String())
 }
 
 // decisions returns the commands, one a line, among which an operator chooses for a candidate.
 func decisions(conf string, c hsm.Candidate) string {
 	var b strings.Builder
 	line := func(flag string, names []string) {
-		fmt.Fprintf(&b, "\n  claviger hsm adopt --conf %s%s %s", conf, flag, claviger.Printable(strings.Join(names, " ")))
+		fmt.Fprintf(&b, "\n  claviger hsm adopt --conf %s%s %s", conf, flag,
+			claviger.Printable(strings.Join(names, " ")))
 	}
 	if c.Why != "" {
 		line(" --aside", labels(c))

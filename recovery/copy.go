@@ -60,7 +60,8 @@ type Copied struct {
 // Copy moves the configured store to another location, which is empty: it writes all rows there in one
 // transaction, reads them again, compares, and marks the first store as moved, so that no server starts on it.
 // It refuses while a process uses one of the two. Called again, it finishes what was broken off.
-func Copy(ctx context.Context, conf *hadoopconf.Conf, to location.Location, log *slog.Logger) (done Copied, err error) {
+func Copy(ctx context.Context, conf *hadoopconf.Conf, to location.Location, log *slog.Logger) (done Copied,
+	err error) {
 	from, err := location.Of(conf)
 	if err != nil {
 		return done, err
@@ -97,8 +98,9 @@ func moveStore(ctx context.Context, from, to movable) (done Copied, err error) {
 		return done, err
 	}
 	if was != nil && was.To != to.URI() {
-		return done, refuseMove("metastore %s was moved to %s at %s: copy that one, or name it by %s. Where it is lost, with its "+
-			"backups, see docs/nodes.md, From SQLite to PostgreSQL, and back", from.URI(), was.To, was.At.Format(time.RFC3339),
+		return done, refuseMove("metastore %s was moved to %s at %s: copy that one, or name it by %s. Where it is "+
+			"lost, with its backups, see docs/nodes.md, From SQLite to PostgreSQL, and back", from.URI(), was.To,
+			was.At.Format(time.RFC3339),
 			hadoopconf.MetastoreURI)
 	}
 	if gone, err := metastore.MovedTo(ctx, to); err != nil || gone != nil {
@@ -131,13 +133,17 @@ func moveStore(ctx context.Context, from, to movable) (done Copied, err error) {
 
 // transfer fills the store to, which has the content has, with the content c of from. was is the mark of an
 // earlier move of from to the same place, or nil. It returns was where there is nothing to do any more.
-func transfer(ctx context.Context, from, to movable, c, has *metastore.Content, was *metastore.Moved) (*metastore.Moved, error) {
+func transfer(ctx context.Context, from, to movable, c, has *metastore.Content,
+	was *metastore.Moved) (*metastore.Moved,
+	error) {
 	switch {
 	case has.Empty() && was != nil:
-		return nil, refuseMove("metastore %s was moved to %s at %s, which is empty now: restore that one from its backup",
+		return nil, refuseMove("metastore %s was moved to %s at %s, which is empty now: restore that one from its "+
+			"backup",
 			from.URI(), was.To, was.At.Format(time.RFC3339))
 	case c.Empty():
-		return nil, refuseMove("metastore %s holds nothing: name the new one by %s at once", from.URI(), hadoopconf.MetastoreURI)
+		return nil, refuseMove("metastore %s holds nothing: name the new one by %s at once", from.URI(),
+			hadoopconf.MetastoreURI)
 	case has.Empty():
 		return nil, fillEmpty(ctx, from, to, c)
 	case was != nil && settingOf(has, hsm.SettingID) == settingOf(c, hsm.SettingID):
@@ -147,7 +153,8 @@ func transfer(ctx context.Context, from, to movable, c, has *metastore.Content, 
 		if id := settingOf(c, hsm.SettingID); id != "" && id == settingOf(has, hsm.SettingID) {
 			what = "a copy of this one that differs from it in " + strings.Join(c.Differ(has), ", ")
 		}
-		return nil, refuseMove("metastore %s is not empty: it holds %s; make it empty, or name another", to.URI(), what)
+		return nil, refuseMove("metastore %s is not empty: it holds %s; make it empty, or name another", to.URI(),
+			what)
 	}
 	return nil, nil //nolint:nilnil // the copy is whole, and only the mark is missing
 }
@@ -162,7 +169,8 @@ func fillEmpty(ctx context.Context, from, to movable, c *metastore.Content) erro
 		return fmt.Errorf("the copy cannot be read again: %w; say the same once more", err)
 	}
 	if differ := c.Differ(has); differ != nil {
-		return fmt.Errorf("the copy %s differs from %s in %s, and is not used; make it empty, and say the same once more",
+		return fmt.Errorf("the copy %s differs from %s in %s, and is not used; make it empty, and say the same once "+
+			"more",
 			to.URI(), from.URI(), strings.Join(differ, ", "))
 	}
 	return nil

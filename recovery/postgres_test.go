@@ -23,9 +23,11 @@ func TestVerifyPostgres(t *testing.T) {
 	server := pgtest.Shared(t)
 	from, to, half := server.Database(t), server.Database(t), server.Database(t)
 	fill := func(s *postgres.Store) error {
-		k := metastore.Key{Metadata: claviger.Metadata{Name: "zone1", Cipher: claviger.DefaultCipher, BitLength: 128, Created: time.Now()}}
+		k := metastore.Key{Metadata: claviger.Metadata{Name: "zone1", Cipher: claviger.DefaultCipher, BitLength: 128,
+			Created: time.Now()}}
 		for _, id := range []string{"0", "1"} {
-			k.List = append(k.List, metastore.Version{ID: id, Object: "000000000000000" + id, Created: time.Now(), Check: make([]byte, 8)})
+			k.List = append(k.List, metastore.Version{ID: id, Object: "000000000000000" + id, Created: time.Now(),
+				Check: make([]byte, 8)})
 		}
 		if err := s.Insert(ctx, k); err != nil {
 			return err
@@ -44,8 +46,10 @@ func TestVerifyPostgres(t *testing.T) {
 	}
 	dump := filepath.Join(t.TempDir(), "claviger.dump")
 	for _, args := range [][]string{
-		{"pg_dump", "--format=custom", "--file=" + dump, "--exclude-table-data=master_key", "--exclude-table-data=delegation", "--exclude-table-data=signer_secrets", from},
-		{"pg_restore", "--exit-on-error", "--single-transaction", "--no-owner", "--role=" + pgtest.Superuser, "--dbname=" + to, dump},
+		{"pg_dump", "--format=custom", "--file=" + dump, "--exclude-table-data=master_key",
+			"--exclude-table-data=delegation", "--exclude-table-data=signer_secrets", from},
+		{"pg_restore", "--exit-on-error", "--single-transaction", "--no-owner", "--role=" + pgtest.Superuser,
+			"--dbname=" + to, dump},
 		// As a restoration does that is broken off before the end: all rows are there.
 		{"pg_restore", "--section=pre-data", "--section=data", "--no-owner", "--dbname=" + half, dump},
 	} {
@@ -70,7 +74,8 @@ func TestVerifyPostgres(t *testing.T) {
 	}
 
 	_, err = Verify(context.WithoutCancel(ctx), site(half), "", false, slog.New(slog.DiscardHandler))
-	if err == nil || !strings.Contains(err.Error(), "parts of its schema") || !strings.Contains(err.Error(), "--single-transaction") {
+	if err == nil || !strings.Contains(err.Error(), "parts of its schema") ||
+		!strings.Contains(err.Error(), "--single-transaction") {
 		t.Errorf("a restoration that was broken off: %v", err)
 	}
 }

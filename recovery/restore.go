@@ -30,13 +30,14 @@ type Restored struct {
 	// Incomparable says why the store that is there could not be compared; "" where it was, or is missing.
 	Incomparable string `json:"incomparable,omitempty"`
 	// TakenFrom is the URI of another copy of the store, which used the token last; "" if there is none.
-	TakenFrom string       `json:"takenFrom,omitempty"`
-	Undone    []string     `json:"undone"`         // the changes since the backup that it undoes, as lines
-	Lost      []string     `json:"lost"`           // versions that the store or the token has, and the backup does not know
-	Done      bool         `json:"done"`           // the store was replaced
-	Kept      string       `json:"kept,omitempty"` // file in which the replaced store was kept; "" where there was none
-	Store     string       `json:"store"`          // file
-	Facts     sqlite.Facts `json:"backup"`
+	TakenFrom string   `json:"takenFrom,omitempty"`
+	Undone    []string `json:"undone"` // the changes since the backup that it undoes, as lines
+	// versions that the store or the token has, and the backup does not know
+	Lost  []string     `json:"lost"`
+	Done  bool         `json:"done"`           // the store was replaced
+	Kept  string       `json:"kept,omitempty"` // file in which the replaced store was kept; "" where there was none
+	Store string       `json:"store"`          // file
+	Facts sqlite.Facts `json:"backup"`
 	// MustAccept: neither the token nor the replaced store was compared, so the restored store may change no
 	// key before it takes the token up.
 	MustAccept bool `json:"mustAccept,omitempty"`
@@ -103,8 +104,8 @@ func (r *restoration) prepare(ctx context.Context) error {
 		return err
 	}
 	if r.blind && !r.place.Missing() && !r.LoseKeys {
-		return claviger.Refuse("neither the store that is there nor a token can tell which keys the backup lacks; nothing " +
-			"was changed. Let the token be asked (leave out --no-token), or say --lose-keys")
+		return claviger.Refuse("neither the store that is there nor a token can tell which keys the backup lacks; " +
+			"nothing was changed. Let the token be asked (leave out --no-token), or say --lose-keys")
 	}
 	gone, err := metastore.MovedTo(ctx, r.staged.Store)
 	if err != nil {
@@ -129,13 +130,14 @@ func (r *restoration) mayReplace(file string) error {
 	case r.LoseKeys:
 		return nil
 	case len(r.Lost) > 0:
-		return claviger.Refuse("%s does not know %d versions of keys, listed above, that the store or the token has; what is "+
-			"encrypted with them could no longer be read. Nothing was changed. Restore a newer backup; or say --lose-keys, "+
-			"then have the records of those on the token made again by claviger hsm adopt", file, len(r.Lost))
+		return claviger.Refuse("%s does not know %d versions of keys, listed above, that the store or the token "+
+			"has; what is encrypted with them could no longer be read. Nothing was changed. Restore a newer backup; "+
+			"or say --lose-keys, then have the records of those on the token made again by claviger hsm adopt",
+			file, len(r.Lost))
 	case len(r.Undone) > 0:
-		return claviger.Refuse("%s undoes %d changes, listed above, that were made since it was written: a deleted key that "+
-			"comes back can be used by whom the rules of then allow. Nothing was changed. Restore a newer backup; or say "+
-			"--lose-keys, then delete again what was deleted", file, len(r.Undone))
+		return claviger.Refuse("%s undoes %d changes, listed above, that were made since it was written: a deleted "+
+			"key that comes back can be used by whom the rules of then allow. Nothing was changed. Restore a newer "+
+			"backup; or say --lose-keys, then delete again what was deleted", file, len(r.Undone))
 	}
 	return nil
 }
@@ -244,8 +246,8 @@ func (r *restoration) skipLostNumbers(ctx context.Context) error {
 
 // movedLine says that a store was moved, so that later changes of keys are known at the other place only.
 func movedLine(m *metastore.Moved) string {
-	return fmt.Sprintf("MOVED  to %s at %s (claviger metastore copy): keys that were made, rolled or deleted there since "+
-		"are not known here", m.To, m.At.Format(time.RFC3339))
+	return fmt.Sprintf("MOVED  to %s at %s (claviger metastore copy): keys that were made, rolled or deleted there "+
+		"since are not known here", m.To, m.At.Format(time.RFC3339))
 }
 
 // forgetDestroyed removes from a backup the marks that say a key is destroyed, for keys that the store which

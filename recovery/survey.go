@@ -59,8 +59,8 @@ func Survey(ctx context.Context, p *hsm.Provider, c Choice) (*Adoption, error) {
 		return a, err
 	}
 	if hidden := p.Hidden(); hidden != nil {
-		return a, claviger.Refuse("the token lacks these key versions of the metastore: %s; they may be in these files, so "+
-			"nothing was given up or adopted: %w", strings.Join(a.Lost, ", "), hidden)
+		return a, claviger.Refuse("the token lacks these key versions of the metastore: %s; they may be in these "+
+			"files, so nothing was given up or adopted: %w", strings.Join(a.Lost, ", "), hidden)
 	}
 	return a, nil
 }
@@ -212,8 +212,8 @@ func (a *Adoption) named(ctx context.Context, p *hsm.Provider, c hsm.Candidate) 
 	}
 	switch some := slices.ContainsFunc(c.Versions, wanted); {
 	case !some && whole:
-		return c, false, claviger.Refuse("all versions of %s that the metastore does not know were set aside; nothing was done; "+
-			"name those that are to be adopted: %s", c.Key, strings.Join(labels(c), " "))
+		return c, false, claviger.Refuse("all versions of %s that the metastore does not know were set aside; "+
+			"nothing was done; name those that are to be adopted: %s", c.Key, strings.Join(labels(c), " "))
 	case !some:
 		return c, false, nil
 	}

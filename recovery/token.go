@@ -56,7 +56,10 @@ func openToken(ctx context.Context, conf *hadoopconf.Conf, store metastore.Store
 	if scheme, _, _ := strings.Cut(list[0], ":"); scheme != "cloudera.hsmkp" && scheme != "pkcs11" {
 		return nil, nil //nolint:nilnil // there is no token
 	}
-	theStore := func(context.Context, func(context.Context, string) error) (metastore.Store, error) { return store, nil }
+	theStore := func(context.Context, func(context.Context, string) error) (metastore.Store, error) {
+		return store,
+			nil
+	}
 	p, err := hsm.Open(ctx, list[0],
 		provider.Env{Get: conf.Get, Getenv: os.Getenv, ConfDir: conf.Dir(), Log: log},
 		hsm.Options{Access: access, Store: theStore})

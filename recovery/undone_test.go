@@ -35,9 +35,11 @@ func TestUndoes(t *testing.T) {
 	insert := func(name string, attributes map[string]string, number int, stores ...*sqlite.Store) {
 		t.Helper()
 		object++
-		v := metastore.Version{ID: fmt.Sprint(number), Object: fmt.Sprintf("%016x", object), Created: time.Now(), Check: []byte{1, 2, 3, 4, 5, 6, 7, 8}}
+		v := metastore.Version{ID: fmt.Sprint(number), Object: fmt.Sprintf("%016x", object), Created: time.Now(),
+			Check: []byte{1, 2, 3, 4, 5, 6, 7, 8}}
 		for _, s := range stores {
-			m := claviger.Metadata{Name: name, Cipher: claviger.DefaultCipher, BitLength: 128, Created: time.Now(), Attributes: attributes, Versions: number + 1}
+			m := claviger.Metadata{Name: name, Cipher: claviger.DefaultCipher, BitLength: 128, Created: time.Now(),
+				Attributes: attributes, Versions: number + 1}
 			check(s.Insert(ctx, metastore.Key{Metadata: m, List: []metastore.Version{v}}))
 		}
 	}
@@ -67,8 +69,9 @@ func TestUndoes(t *testing.T) {
 	if want := []string{"back@0"}; !slices.Equal(u.deleted, want) {
 		t.Errorf("deleted: %q, want %q", u.deleted, want)
 	}
-	if want := []string{`anew: attribute key.acl.name is "closed" now, and unset in the backup`}; !slices.Equal(u.changed, want) {
-		t.Errorf("changed: %q, want %q", u.changed, want)
+	changed := []string{`anew: attribute key.acl.name is "closed" now, and unset in the backup`}
+	if !slices.Equal(u.changed, changed) {
+		t.Errorf("changed: %q, want %q", u.changed, changed)
 	}
 	if u, err := undoes(ctx, current, current); err != nil || len(u.lines()) != 0 {
 		t.Errorf("a store undoes %q of itself, %v", u.lines(), err)

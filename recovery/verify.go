@@ -22,7 +22,8 @@ type Report struct {
 
 // Verify checks the configured store, or a backup of it in file, and with token compares it with the token.
 // It changes nothing, and a server may run.
-func Verify(ctx context.Context, conf *hadoopconf.Conf, file string, token bool, log *slog.Logger) (r *Report, err error) {
+func Verify(ctx context.Context, conf *hadoopconf.Conf, file string, token bool, log *slog.Logger) (r *Report,
+	err error) {
 	r = &Report{Store: file}
 	backup := file != ""
 	if !backup {
@@ -45,15 +46,16 @@ func Verify(ctx context.Context, conf *hadoopconf.Conf, file string, token bool,
 	r.Token, err = compareToken(ctx, conf, store, false, log)
 	if t := r.Token; t != nil && backup && t.stale {
 		t.Misfit = ""
-		t.Older = "the token was used since this backup was made, as is usual; metastore restore has the restored store " +
-			"take the token up"
+		t.Older = "the token was used since this backup was made, as is usual; metastore restore has the restored " +
+			"store take the token up"
 	}
 	return r, err
 }
 
 // open opens the store in file, or the configured one where file is "", and fills the report. It may return
 // an error beside the store.
-func (r *Report) open(ctx context.Context, conf *hadoopconf.Conf, file string, log *slog.Logger) (metastore.Store, error) {
+func (r *Report) open(ctx context.Context, conf *hadoopconf.Conf, file string, log *slog.Logger) (metastore.Store,
+	error) {
 	if file == "" {
 		store, err := location.OpenReadOnly(ctx, conf, log)
 		if err == nil {

@@ -92,13 +92,14 @@ func Parse(uri string) (Location, error) {
 		of = " of the scheme " + scheme
 	}
 	return Location{}, fmt.Errorf("has a value%s that names no metastore (not shown, since it may hold a password); "+
-		"it must be sqlite:// and an absolute path, as in sqlite:///var/lib/claviger/claviger.db, or for several nodes "+
-		"postgresql://USER@HOST:PORT/DATABASE", of)
+		"it must be sqlite:// and an absolute path, as in sqlite:///var/lib/claviger/claviger.db, or for several "+
+		"nodes postgresql://USER@HOST:PORT/DATABASE", of)
 }
 
 // defaultPlace is beside the file that the first provider's URI names.
 func defaultPlace(conf *hadoopconf.Conf) (Location, error) {
-	const cure = "set it in kms-site.xml to sqlite:///var/lib/claviger/claviger.db, or for several nodes to postgresql://USER@HOST:PORT/DATABASE"
+	const cure = "set it in kms-site.xml to sqlite:///var/lib/claviger/claviger.db, or for several nodes to " +
+		"postgresql://USER@HOST:PORT/DATABASE"
 	list, err := provider.SplitURIs(conf.String(hadoopconf.ProviderURI))
 	if err != nil || len(list) == 0 {
 		return Location{}, conf.Refuse(hadoopconf.MetastoreURI, cure)
@@ -106,7 +107,8 @@ func defaultPlace(conf *hadoopconf.Conf) (Location, error) {
 	scheme, _, _ := strings.Cut(list[0], ":")
 	keystore, err := provider.UnnestPath(list[0])
 	if err != nil || !slices.Contains([]string{"cloudera.hsmkp", "jceks", "localjceks"}, strings.ToLower(scheme)) {
-		return Location{}, conf.Refuse(hadoopconf.MetastoreURI, "the first provider, of scheme "+scheme+", names no file beside which the metastore could be; "+cure)
+		return Location{}, conf.Refuse(hadoopconf.MetastoreURI,
+			"the first provider, of scheme "+scheme+", names no file beside which the metastore could be; "+cure)
 	}
 	place := Location{File: filepath.Join(filepath.Dir(keystore), FileName)}
 	place.URI = "sqlite://" + place.File
@@ -122,7 +124,9 @@ func (p Location) notForgotten() error {
 	for _, home := range homes() {
 		old := filepath.Join(home, FileName)
 		if st, err := os.Stat(old); err == nil && st.Mode().IsRegular() && old != p.File {
-			return fmt.Errorf("property %s is not set, and there is no metastore at its default place %s, but one at %s, which was the default of earlier versions; if that is the metastore of this server, set the property to sqlite://%[3]s in kms-site.xml; if not, set it to sqlite://%[2]s",
+			return fmt.Errorf("property %s is not set, and there is no metastore at its default place %s, but one "+
+				"at %s, which was the default of earlier versions; if that is the metastore of this server, set the "+
+				"property to sqlite://%[3]s in kms-site.xml; if not, set it to sqlite://%[2]s",
 				hadoopconf.MetastoreURI, p.File, old)
 		}
 	}
@@ -204,7 +208,8 @@ func OpenReadOnly(ctx context.Context, conf *hadoopconf.Conf, log *slog.Logger) 
 	if place.File != "" {
 		st, err = sqlite.OpenReadOnly(ctx, place.File)
 	} else {
-		st, err = postgres.Open(ctx, postgres.Config{URI: place.URI, Property: hadoopconf.MetastoreURI, Log: log, ReadOnly: true})
+		st, err = postgres.Open(ctx, postgres.Config{URI: place.URI, Property: hadoopconf.MetastoreURI, Log: log,
+			ReadOnly: true})
 	}
 	return place.unlessMoved(ctx, st, err)
 }
@@ -249,6 +254,8 @@ func (p Location) notMoved(ctx context.Context, st metastore.Store) error {
 	if err != nil || m == nil {
 		return p.Wrap(err)
 	}
-	return p.Wrap(fmt.Errorf("metastore %s was moved to %s at %s (claviger metastore copy): name that one by %s. Where it is lost, with its backups, this one can be used again (docs/nodes.md, From SQLite to PostgreSQL, and back)",
+	return p.Wrap(fmt.Errorf("metastore %s was moved to %s at %s (claviger metastore copy): name that one by %s. "+
+		"Where it is lost, with its backups, this one can be used again (docs/nodes.md, From SQLite to PostgreSQL, "+
+		"and back)",
 		st.URI(), m.To, m.At.Format(time.RFC3339), hadoopconf.MetastoreURI))
 }

@@ -32,11 +32,15 @@ func siteConf(t *testing.T, site map[string]string) *hadoopconf.Conf {
 func TestLocation(t *testing.T) {
 	dir := t.TempDir()
 	for name, c := range map[string]struct{ provider, property, want, refusal string }{
-		"an HSM":             {"cloudera.hsmkp://file@" + dir + "/luna.keystore", "", "sqlite://" + dir + "/claviger.db", ""},
-		"a Java keystore":    {"jceks://file@" + dir + "/kms.jceks,kms://http@h:1/kms", "", "sqlite://" + dir + "/claviger.db", ""},
-		"named":              {"pkcs11:token=x", "sqlite:///srv/x.db", "sqlite:///srv/x.db", ""},
-		"several nodes":      {"pkcs11:token=x", "postgresql://u@h:1/d", "postgresql://u@h:1/d", ""},
-		"a token by a URI":   {"pkcs11:token=x?module-path=/l.so", "", "", "of scheme pkcs11, names no file beside which the metastore could be; set it in kms-site.xml to sqlite:///"},
+		"an HSM": {"cloudera.hsmkp://file@" + dir + "/luna.keystore", "", "sqlite://" + dir +
+			"/claviger.db", ""},
+		"a Java keystore": {"jceks://file@" + dir + "/kms.jceks,kms://http@h:1/kms", "", "sqlite://" + dir +
+			"/claviger.db", ""},
+		"named":         {"pkcs11:token=x", "sqlite:///srv/x.db", "sqlite:///srv/x.db", ""},
+		"several nodes": {"pkcs11:token=x", "postgresql://u@h:1/d", "postgresql://u@h:1/d", ""},
+		"a token by a URI": {"pkcs11:token=x?module-path=/l.so", "", "",
+			"of scheme pkcs11, names no file beside which the metastore could be; set it in kms-site.xml to " +
+				"sqlite:///"},
 		"another KMS":        {"kms://http@h:1/kms", "", "", "of scheme kms, names no file"},
 		"a Key Trustee":      {"keytrustee://host", "", "", "of scheme keytrustee, names no file"},
 		"a path of no kind":  {"jceks://file@/x", "claviger.db", "", "absolute path"},
@@ -86,7 +90,8 @@ func TestShowsNoPassword(t *testing.T) {
 		_, err := Of(conf)
 		p, _ := conf.Lookup(hadoopconf.MetastoreURI)
 		if err == nil || !strings.HasPrefix(err.Error(), p.Where()+": property claviger.metastore.uri"+want) ||
-			!strings.Contains(err.Error(), "; it must be sqlite:// and an absolute path") || strings.Contains(err.Error(), "hunter2") {
+			!strings.Contains(err.Error(), "; it must be sqlite:// and an absolute path") ||
+			strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("%s: %v", uri, err)
 		}
 		if _, err := Parse(uri); err == nil || !strings.HasPrefix(err.Error(), want[1:]) ||

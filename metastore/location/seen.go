@@ -47,9 +47,11 @@ func SeenFile(conf *hadoopconf.Conf, log *slog.Logger) (string, error) {
 	}
 	if err := writableFolder(filepath.Dir(path)); err != nil {
 		if set {
-			return "", conf.Refuse(hadoopconf.MetastoreSeen, err.Error()+"; name a file in a folder that the server may write to, as in /var/lib/claviger/"+SeenName+", or none")
+			return "", conf.Refuse(hadoopconf.MetastoreSeen, err.Error()+"; name a file in a folder that the server "+
+				"may write to, as in /var/lib/claviger/"+SeenName+", or none")
 		}
-		log.Warn("this node does not keep what it sees of the metastore, so it would not notice after a restart what was lost before: name a file in a folder that the server may write to",
+		log.Warn("this node does not keep what it sees of the metastore, so it would not notice after a restart "+
+			"what was lost before: name a file in a folder that the server may write to",
 			"property", hadoopconf.MetastoreSeen, "file", path, "err", err)
 		return "", nil
 	}
@@ -90,7 +92,8 @@ func (u Uses) Load() (list []metastore.Use, err error) {
 		err = json.Unmarshal(text, &list)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w; restore the file, or move it away and look in the audit log for uses of the source", u.path, err)
+		return nil, fmt.Errorf("%s: %w; restore the file, or move it away and look in the audit log for uses of the "+
+			"source", u.path, err)
 	}
 	return list, nil
 }

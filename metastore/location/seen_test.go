@@ -38,7 +38,8 @@ func TestSeenFile(t *testing.T) {
 		{uri: hsm, store: "sqlite://" + dir + "/claviger.db"},
 		{uri: hsm, store: "sqlite://" + dir + "/claviger.db", value: "mine.json"},
 		{uri: "pkcs11:token=x", store: pg},
-		{uri: "cloudera.hsmkp://file@" + dir + "/nowhere/luna.keystore", store: pg, warned: dir + "/nowhere/" + SeenName},
+		{uri: "cloudera.hsmkp://file@" + dir + "/nowhere/luna.keystore", store: pg, warned: dir + "/nowhere/" +
+			SeenName},
 	} {
 		props := map[string]string{hadoopconf.ProviderURI: c.uri, hadoopconf.MetastoreURI: c.store}
 		if c.value != "" {
@@ -47,7 +48,9 @@ func TestSeenFile(t *testing.T) {
 		var log bytes.Buffer
 		got, err := SeenFile(siteConf(t, props), slog.New(slog.NewTextHandler(&log, nil)))
 		if c.refused != "" {
-			if err == nil || !strings.Contains(err.Error(), c.refused) || !strings.Contains(err.Error(), hadoopconf.MetastoreSeen) || !strings.Contains(err.Error(), "kms-site.xml") {
+			if err == nil || !strings.Contains(err.Error(), c.refused) ||
+				!strings.Contains(err.Error(), hadoopconf.MetastoreSeen) ||
+				!strings.Contains(err.Error(), "kms-site.xml") {
 				t.Errorf("%+v: %v", c, err)
 			}
 			continue
@@ -75,7 +78,8 @@ func TestUsesKept(t *testing.T) {
 	if list, err := kept.Load(); err != nil || list != nil {
 		t.Errorf("at first: %v, %v", list, err)
 	}
-	want := []metastore.Use{{Source: "kms://http@old:9600/kms", Version: "k@0", Op: "decrypt", Count: 3, Last: time.Unix(1700000000, 0).UTC()}}
+	want := []metastore.Use{{Source: "kms://http@old:9600/kms", Version: "k@0", Op: "decrypt", Count: 3,
+		Last: time.Unix(1700000000, 0).UTC()}}
 	if err := kept.Keep(want); err != nil {
 		t.Fatal(err)
 	}

@@ -34,9 +34,11 @@ func openConfig(t *testing.T, c postgres.Config) *postgres.Store {
 }
 
 func key(name string, ids ...string) metastore.Key {
-	k := metastore.Key{Metadata: claviger.Metadata{Name: name, Cipher: "AES/CTR/NoPadding", BitLength: 128, Created: time.UnixMilli(5)}}
+	k := metastore.Key{Metadata: claviger.Metadata{Name: name, Cipher: "AES/CTR/NoPadding", BitLength: 128,
+		Created: time.UnixMilli(5)}}
 	for _, id := range ids {
-		k.List = append(k.List, metastore.Version{ID: id, Object: id + "0b", Created: time.UnixMilli(6), Check: []byte("12345678")})
+		k.List = append(k.List, metastore.Version{ID: id, Object: id + "0b", Created: time.UnixMilli(6),
+			Check: []byte("12345678")})
 	}
 	return k
 }
@@ -61,7 +63,8 @@ func TestServerRestarts(t *testing.T) {
 			"Check":  func() error { return s.Check(ctx) },
 			"Lock":   func() error { _, err := s.Lock(ctx, "l"); return err },
 		} {
-			if err := call(); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "the.property") || !strings.Contains(err.Error(), server.Addr) {
+			if err := call(); !claviger.Is(err, claviger.Unavailable) ||
+				!strings.Contains(err.Error(), "the.property") || !strings.Contains(err.Error(), server.Addr) {
 				t.Errorf("%s without a server: %v", what, err)
 			}
 		}
@@ -72,7 +75,8 @@ func TestServerRestarts(t *testing.T) {
 		// That it is away is remembered: no call waits again.
 		begun := time.Now()
 		for range 20 {
-			if _, err := s.Get(ctx, "before"); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "has not been reached since") {
+			if _, err := s.Get(ctx, "before"); !claviger.Is(err, claviger.Unavailable) ||
+				!strings.Contains(err.Error(), "has not been reached since") {
 				t.Errorf("a call after others have failed: %v", err)
 			}
 		}
@@ -83,7 +87,8 @@ func TestServerRestarts(t *testing.T) {
 		if err := <-inserted; err != nil {
 			t.Errorf("a patient insert: %v", err)
 		}
-		eventually(t, "it is noticed that the server is back", func() bool { _, err := s.Get(ctx, "before"); return err == nil })
+		eventually(t, "it is noticed that the server is back",
+			func() bool { _, err := s.Get(ctx, "before"); return err == nil })
 		keys, err := s.Get(ctx, "before", "never", name)
 		if err != nil || keys[0] == nil || keys[1] != nil || keys[2] == nil {
 			t.Errorf("after the restart: %v, %v", keys, err)
@@ -194,7 +199,8 @@ func TestNoticesAfterBreak(t *testing.T) {
 // may have it.
 func TestLockIsLost(t *testing.T) {
 	uri := pgtest.Database(t)
-	s := openConfig(t, postgres.Config{URI: uri, LockCheck: 250 * time.Millisecond}) // twice that is enough for an answer
+	// twice that is enough for an answer
+	s := openConfig(t, postgres.Config{URI: uri, LockCheck: 250 * time.Millisecond})
 	held, unlock, ok, err := metastore.Hold(t.Context(), s, "migration", true)
 	if err != nil || !ok {
 		t.Fatal(ok, err)
@@ -204,13 +210,15 @@ func TestLockIsLost(t *testing.T) {
 	if held.Err() != nil {
 		t.Fatalf("lost: %v", context.Cause(held))
 	}
-	exec(t, uri, `SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`)
+	exec(t, uri, `SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND database = (SELECT oid
+		FROM pg_database WHERE datname = current_database())`)
 	select {
 	case <-held.Done():
 	case <-time.After(20 * time.Second):
 		t.Fatal("the holder does not hear of it")
 	}
-	if err := context.Cause(held); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), `"migration"`) {
+	if err := context.Cause(held); !claviger.Is(err, claviger.Unavailable) ||
+		!strings.Contains(err.Error(), `"migration"`) {
 		t.Errorf("lost because of: %v", err)
 	}
 	again, err := s.Lock(t.Context(), "migration")
@@ -257,7 +265,9 @@ func TestKilledUnderLoad(t *testing.T) {
 			if err != nil {
 				continue
 			}
-			tag, _ := conn.Exec(ctx, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`)
+			tag, _ := conn.Exec(ctx,
+				`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()
+					AND pid <> pg_backend_pid()`)
 			cuts.Add(tag.RowsAffected())
 			_ = conn.Close(ctx)
 			time.Sleep(3 * time.Millisecond << min(cutsOfAppend.Add(1), 9))
@@ -312,14 +322,18 @@ func TestOpenRefuses(t *testing.T) {
 		{"other scheme", "mysql://u@h/d", claviger.Invalid, "mysql"},
 		{"bad parameter", "postgresql://u@127.0.0.1/d?sslmode=sometimes", claviger.Invalid, "sslmode"},
 		{"no such database", server.URI(pgtest.Superuser, "nowhere"), claviger.Unavailable, "CREATE DATABASE"},
-		{"no password", server.URI("guarded", "postgres") + "&passfile=/nonexistent", claviger.Unavailable, "open /nonexistent: no such file"},
-		{"a password file that cannot be read", server.URI("guarded", "postgres") + "&passfile=/proc/self/mem/pass", claviger.Unavailable, "cannot be read: open /proc/self/mem/pass: not a directory"},
-		{"no line for the role", server.URI("guarded", "postgres") + "&passfile=/dev/null", claviger.Unavailable, "check the role, its password file"},
+		{"no password", server.URI("guarded", "postgres") + "&passfile=/nonexistent", claviger.Unavailable,
+			"open /nonexistent: no such file"},
+		{"a password file that cannot be read", server.URI("guarded", "postgres") + "&passfile=/proc/self/mem/pass",
+			claviger.Unavailable, "cannot be read: open /proc/self/mem/pass: not a directory"},
+		{"no line for the role", server.URI("guarded", "postgres") + "&passfile=/dev/null", claviger.Unavailable,
+			"check the role, its password file"},
 		{"nobody there", "postgresql://u@127.0.0.1:1/d", claviger.Unavailable, "the.property"},
 		{"newer schema", newer, claviger.Unavailable, "newer claviger"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			s, err := postgres.Open(ctx, postgres.Config{URI: c.uri, Property: "the.property", Patience: 500 * time.Millisecond})
+			s, err := postgres.Open(ctx, postgres.Config{URI: c.uri, Property: "the.property",
+				Patience: 500 * time.Millisecond})
 			if err == nil {
 				_ = s.Close()
 				t.Fatal("it was opened")

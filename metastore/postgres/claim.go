@@ -41,7 +41,8 @@ func (s *Store) Claim(ctx context.Context, o owner.Owner, alone bool) (release f
 	}
 	if !ok {
 		who, err := s.Owners(ctx)
-		return nil, claviger.Errorf(op, claviger.Unavailable, "", "metastore %w", errors.Join(&owner.InUseError{Store: s.db.URI(), Owners: who}, err))
+		return nil, claviger.Errorf(op, claviger.Unavailable, "", "metastore %w",
+			errors.Join(&owner.InUseError{Store: s.db.URI(), Owners: who}, err))
 	}
 	if alone {
 		s.exclusive.Store(true)
@@ -107,7 +108,8 @@ func (s *Store) keepClaim(ctx context.Context, conn *pgx.Conn, o owner.Owner, al
 			if ok {
 				conn = again
 			} else if err == nil {
-				s.log.Warn("the store is in use by a process that wants it alone, and so is not shown as used by this one", "metastore", s.db.URI())
+				s.log.Warn("the store is in use by a process that wants it alone, and so is not shown as used by "+
+					"this one", "metastore", s.db.URI())
 			}
 		}
 		cancel()

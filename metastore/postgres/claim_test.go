@@ -29,7 +29,8 @@ func TestClaimsOfContainers(t *testing.T) {
 			t.Fatalf("%+v, %v", got, err)
 		}
 		for i, o := range got {
-			if o.ID != want[i].ID || o.What != what || o.PID != want[i].PID || o.Host == "" || !strings.HasPrefix(want[i].Host, o.Host) {
+			if o.ID != want[i].ID || o.What != what || o.PID != want[i].PID || o.Host == "" ||
+				!strings.HasPrefix(want[i].Host, o.Host) {
 				t.Errorf("%+v, want %+v", o, want[i])
 			}
 		}

@@ -76,7 +76,8 @@ func fillHistory(ctx context.Context, tx pgx.Tx, text string) error {
 	for i, m := range marks {
 		rows[i] = []any{m.Seq, m.ID, m.Key, m.Change, m.At}
 	}
-	return fillTable(ctx, tx, metastore.Table{Name: "change", Columns: []string{"seq", "id", "key", "change", "at"}, Serial: "seq"}, rows)
+	return fillTable(ctx, tx, metastore.Table{Name: "change", Columns: []string{"seq", "id", "key", "change", "at"},
+		Serial: "seq"}, rows)
 }
 
 func contentOf(ctx context.Context, tx pgx.Tx) (*metastore.Content, error) {
@@ -84,9 +85,12 @@ func contentOf(ctx context.Context, tx pgx.Tx) (*metastore.Content, error) {
 	for _, t := range metastore.Tables {
 		columns := strings.Join(t.Columns, ", ")
 		if t.Name == "intent" {
-			columns = strings.Replace(columns, "ids, objects", "array_to_json(ids)::text, array_to_json(objects)::text", 1)
+			columns = strings.Replace(columns, "ids, objects",
+				"array_to_json(ids)::text, array_to_json(objects)::text",
+				1)
 		}
-		rows, _ := tx.Query(ctx, fmt.Sprintf("SELECT %s FROM %s ORDER BY %s", columns, t.Name, t.Order)) // the rows carry the error
+		// the rows carry the error
+		rows, _ := tx.Query(ctx, fmt.Sprintf("SELECT %s FROM %s ORDER BY %s", columns, t.Name, t.Order))
 		all, err := pgx.CollectRows(rows, func(r pgx.CollectableRow) ([]any, error) {
 			row, err := r.Values()
 			for i, v := range row {
@@ -130,7 +134,9 @@ func (s *Store) Fill(ctx context.Context, c *metastore.Content) error {
 			}
 		}
 		for sequence, next := range map[string]int64{tokenSequence: c.NextToken, masterKeySequence: c.NextMasterKey} {
-			if _, err := tx.Exec(ctx, `SELECT setval('`+sequence+`', greatest($1, (SELECT last_value + is_called::int FROM `+sequence+`)), false)`, next); err != nil {
+			if _, err := tx.Exec(ctx,
+				`SELECT setval('`+sequence+`', greatest($1,
+					(SELECT last_value + is_called::int FROM `+sequence+`)), false)`, next); err != nil {
 				return err
 			}
 		}
@@ -143,8 +149,10 @@ func fillTable(ctx context.Context, tx pgx.Tx, t metastore.Table, rows [][]any) 
 	for _, row := range rows {
 		for i, value := range row {
 			if text, ok := value.(string); ok && (!utf8.ValidString(text) || strings.ContainsRune(text, 0)) {
-				return claviger.Errorf("metastore/postgres.Fill", claviger.Invalid, "", "the row of %s has in column %s a text that PostgreSQL cannot keep, "+
-					"since it is not UTF-8 or holds a NUL: change it in the old metastore, while nothing uses that", claviger.Printable(fmt.Sprint(row[name])), t.Columns[i])
+				return claviger.Errorf("metastore/postgres.Fill", claviger.Invalid, "",
+					"the row of %s has in column %s a text that PostgreSQL cannot keep, "+
+						"since it is not UTF-8 or holds a NUL: change it in the old metastore, while nothing uses that",
+					claviger.Printable(fmt.Sprint(row[name])), t.Columns[i])
 			}
 		}
 	}
@@ -157,14 +165,18 @@ func fillTable(ctx context.Context, tx pgx.Tx, t metastore.Table, rows [][]any) 
 				}
 				continue
 			}
-			if _, err := tx.Exec(ctx, `INSERT INTO setting (name, value) VALUES ($1, $2) ON CONFLICT (`+digestName+`) DO UPDATE SET value = excluded.value`, row...); err != nil {
+			if _, err := tx.Exec(ctx,
+				`INSERT INTO setting (name, value) VALUES ($1, $2)
+					ON CONFLICT (`+digestName+`) DO UPDATE SET value = excluded.value`, row...); err != nil {
 				return err
 			}
 		}
 	case "intent": // lists are arrays here
 		for _, row := range rows {
-			if _, err := tx.Exec(ctx, `INSERT INTO intent (seq, key, op, ids, objects, begun, payload) OVERRIDING SYSTEM VALUE
-				VALUES ($1, $2, $3, ARRAY(SELECT json_array_elements_text($4::json)), ARRAY(SELECT json_array_elements_text($5::json)), $6, $7)`, row...); err != nil {
+			if _, err := tx.Exec(ctx, `INSERT INTO intent (seq, key, op, ids, objects, begun,
+				payload) OVERRIDING SYSTEM VALUE
+				VALUES ($1, $2, $3, ARRAY(SELECT json_array_elements_text($4::json)),
+					ARRAY(SELECT json_array_elements_text($5::json)), $6, $7)`, row...); err != nil {
 				return err
 			}
 		}
@@ -174,7 +186,8 @@ func fillTable(ctx context.Context, tx pgx.Tx, t metastore.Table, rows [][]any) 
 		}
 	}
 	if t.Serial != "" && len(rows) > 0 { // the next row comes after these
-		_, err = tx.Exec(ctx, fmt.Sprintf("SELECT setval(pg_get_serial_sequence('%[1]s', '%[2]s'), (SELECT max(%[2]s) FROM %[1]s))", t.Name, t.Serial))
+		_, err = tx.Exec(ctx, fmt.Sprintf("SELECT setval(pg_get_serial_sequence('%[1]s', '%[2]s'), (SELECT "+
+			"max(%[2]s) FROM %[1]s))", t.Name, t.Serial))
 	}
 	return err
 }

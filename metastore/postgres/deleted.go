@@ -22,7 +22,9 @@ func (s *Store) Shelve(ctx context.Context, key string) error {
 		var id int64
 		err := tx.QueryRow(ctx, `
 			INSERT INTO deleted_key (name, since, cipher, bit_length, description, attributes, created)
-			SELECT name, greatest($1, `+clockMillis+`), cipher, bit_length, description, attributes, created FROM ez_key WHERE name = $2 RETURNING id`, millis(now()), key).Scan(&id)
+			SELECT name, greatest($1,
+				`+clockMillis+`), cipher, bit_length, description, attributes, created
+				FROM ez_key WHERE name = $2 RETURNING id`, millis(now()), key).Scan(&id)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return claviger.E(op, claviger.KeyNotFound, key, nil)
 		}
@@ -34,7 +36,8 @@ func (s *Store) Shelve(ctx context.Context, key string) error {
 		}
 		if _, err := tx.Exec(ctx, `
 			INSERT INTO deleted_version (key_id, seq, id, object, created, check_value)
-			SELECT $1, v.seq, v.id, v.object, v.created, v.check_value FROM key_version v JOIN ez_key k ON k.id = v.key_id WHERE k.name = $2`, id, key); err != nil {
+			SELECT $1, v.seq, v.id, v.object, v.created, v.check_value FROM key_version v
+				JOIN ez_key k ON k.id = v.key_id WHERE k.name = $2`, id, key); err != nil {
 			return err
 		}
 		if _, err := tx.Exec(ctx, `DELETE FROM ez_key WHERE name = $1`, key); err != nil {
@@ -51,7 +54,8 @@ func noStep(ctx context.Context, tx pgx.Tx, op, key, what string) error {
 	if err != nil || len(there) == 0 {
 		return err
 	}
-	return claviger.Errorf(op, claviger.Unavailable, key, "a %s of this key, begun %s, must be finished before its %s", there[0].Op, there[0].Begun.Format(time.RFC3339), what)
+	return claviger.Errorf(op, claviger.Unavailable, key, "a %s of this key, begun %s, must be finished before its %s",
+		there[0].Op, there[0].Begun.Format(time.RFC3339), what)
 }
 
 // Shelved returns the deleted keys of these names, or all.
@@ -67,8 +71,11 @@ func (s *Store) Shelved(ctx context.Context, names ...string) (all []metastore.S
 	err = s.db.Read(ctx, "metastore/postgres.Shelved", "", func(ctx context.Context) error {
 		all = nil
 		rows, _ := s.db.Pool().Query(ctx, `
-			SELECT k.id, k.name, k.since, k.cipher, k.bit_length, k.description, k.attributes, k.created, v.id, v.object, v.created, v.check_value
-			FROM deleted_key k JOIN deleted_version v ON v.key_id = k.id `+which+`ORDER BY k.id, v.seq`, args...) // the rows carry the error
+			SELECT k.id, k.name, k.since, k.cipher, k.bit_length, k.description, k.attributes, k.created, v.id,
+				v.object, v.created, v.check_value
+			FROM deleted_key k
+				JOIN deleted_version v ON v.key_id = k.id `+which+`ORDER BY k.id, v.seq`,
+			args...) // the rows carry the error
 		defer rows.Close()
 		var last int64
 		for rows.Next() {
@@ -76,7 +83,8 @@ func (s *Store) Shelved(ctx context.Context, names ...string) (all []metastore.S
 			var v metastore.Version
 			var name string
 			var id, since, created int64
-			if err := rows.Scan(&id, &name, &since, &m.cipher, &m.bits, &m.description, &m.attributes, &m.created, &v.ID, &v.Object, &created, &v.Check); err != nil {
+			if err := rows.Scan(&id, &name, &since, &m.cipher, &m.bits, &m.description, &m.attributes, &m.created,
+				&v.ID, &v.Object, &created, &v.Check); err != nil {
 				return err
 			}
 			if len(all) == 0 || id != last {
@@ -106,7 +114,8 @@ func (s *Store) Unshelve(ctx context.Context, key, version string) error {
 		}
 		var from, id int64
 		err := tx.QueryRow(ctx, `
-			SELECT k.id FROM deleted_key k JOIN deleted_version v ON v.key_id = k.id WHERE k.name = $1 AND v.id = $2 ORDER BY k.id DESC LIMIT 1`, key, version).Scan(&from)
+			SELECT k.id FROM deleted_key k JOIN deleted_version v ON v.key_id = k.id WHERE k.name = $1 AND v.id = $2
+				ORDER BY k.id DESC LIMIT 1`, key, version).Scan(&from)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return claviger.E(op, claviger.KeyNotFound, key, nil)
 		}
@@ -115,7 +124,8 @@ func (s *Store) Unshelve(ctx context.Context, key, version string) error {
 		}
 		err = tx.QueryRow(ctx, `
 			INSERT INTO ez_key (name, cipher, bit_length, description, attributes, created)
-			SELECT name, cipher, bit_length, description, attributes, created FROM deleted_key WHERE id = $1 RETURNING id`, from).Scan(&id)
+			SELECT name, cipher, bit_length, description, attributes, created FROM deleted_key WHERE id = $1
+				RETURNING id`, from).Scan(&id)
 		if pgdb.UniqueOn(err, "ez_key_name_digest") {
 			return claviger.E(op, claviger.KeyExists, key, nil)
 		}
@@ -127,7 +137,8 @@ func (s *Store) Unshelve(ctx context.Context, key, version string) error {
 		}
 		if _, err := tx.Exec(ctx, `
 			INSERT INTO key_version (key_id, seq, id, object, created, check_value)
-			SELECT $1, seq, id, object, created, check_value FROM deleted_version WHERE key_id = $2`, id, from); err != nil {
+			SELECT $1, seq, id, object, created, check_value FROM deleted_version
+				WHERE key_id = $2`, id, from); err != nil {
 			return err
 		}
 		if _, err := tx.Exec(ctx, `DELETE FROM deleted_key WHERE id = $1`, from); err != nil {
@@ -146,8 +157,11 @@ func (s *Store) Discard(ctx context.Context, key string, ids ...string) (in meta
 		if !storable(key) {
 			return claviger.E(op, claviger.KeyNotFound, key, nil)
 		}
-		const which = `SELECT k.id FROM deleted_key k JOIN deleted_version v ON v.key_id = k.id WHERE k.name = $1 AND v.id = ANY($2)`
-		rows, _ := tx.Query(ctx, `SELECT id, object FROM deleted_version WHERE key_id IN (`+which+`) ORDER BY key_id, seq`, key, ids) // the rows carry the error
+		const which = `SELECT k.id FROM deleted_key k JOIN deleted_version v ON v.key_id = k.id WHERE k.name = $1
+			AND v.id = ANY($2)`
+		// the rows carry the error
+		rows, _ := tx.Query(ctx,
+			`SELECT id, object FROM deleted_version WHERE key_id IN (`+which+`) ORDER BY key_id, seq`, key, ids)
 		refs, err := pgx.CollectRows(rows, pgx.RowToStructByPos[metastore.Ref])
 		if err != nil {
 			return err
@@ -182,7 +196,10 @@ func (s *Store) Touch(ctx context.Context, uses []metastore.LastUse) error {
 	return s.fenced(ctx, op, "", func(ctx context.Context, tx pgx.Tx) error {
 		var batch pgx.Batch
 		for _, u := range sorted {
-			batch.Queue(`INSERT INTO version_use AS u (version, last) VALUES ($1, least($2, `+clockMillis+`)) ON CONFLICT (`+digestVersion+`) DO UPDATE SET last = greatest(u.last, excluded.last)`, u.Version, millis(u.Last))
+			batch.Queue(`INSERT INTO version_use AS u (version, last)
+				VALUES ($1, least($2,
+					`+clockMillis+`)) ON CONFLICT (`+digestVersion+`)
+					DO UPDATE SET last = greatest(u.last, excluded.last)`, u.Version, millis(u.Last))
 			batch.Queue(`DELETE FROM version_unused WHERE version = $1`, u.Version)
 		}
 		return tx.SendBatch(ctx, &batch).Close()
@@ -198,11 +215,13 @@ func (s *Store) LastUses(ctx context.Context, versions ...string) (last []time.T
 	}
 	ms, err := strconv.ParseInt(value, 10, 64)
 	if err != nil {
-		return nil, time.Time{}, claviger.Errorf(op, claviger.Internal, "", "metastore %s: setting %s: %w", s.db.URI(), metastore.SettingLastUsesSince, err)
+		return nil, time.Time{}, claviger.Errorf(op, claviger.Internal, "", "metastore %s: setting %s: %w", s.db.URI(),
+			metastore.SettingLastUsesSince, err)
 	}
 	found := map[string]int64{}
 	err = s.db.Read(ctx, op, "", func(ctx context.Context) error {
-		rows, _ := s.db.Pool().Query(ctx, `SELECT version, last FROM version_use WHERE version = ANY($1)`, versions) // the rows carry the error
+		// the rows carry the error
+		rows, _ := s.db.Pool().Query(ctx, `SELECT version, last FROM version_use WHERE version = ANY($1)`, versions)
 		var version string
 		var at int64
 		_, err := pgx.ForEachRow(rows, []any{&version, &at}, func() error { found[version] = at; return nil })

@@ -44,7 +44,8 @@ func (p pair) uri() string {
 // watched opens a store as a server does, which hears of changes.
 func (p pair) watched(t *testing.T, uri string) *postgres.Store {
 	t.Helper()
-	s := openConfig(t, postgres.Config{URI: uri, Property: "the.property", Patience: 3 * time.Second, Log: slog.New(slog.NewTextHandler(&synced{}, nil))})
+	s := openConfig(t, postgres.Config{URI: uri, Property: "the.property", Patience: 3 * time.Second,
+		Log: slog.New(slog.NewTextHandler(&synced{}, nil))})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- s.Watch(ctx, func(metastore.Notice) {}) }()
@@ -103,18 +104,23 @@ func TestPromotedBehind(t *testing.T) {
 	refuses := func(s *postgres.Store, what string) {
 		t.Helper()
 		for name, call := range map[string]func() error{
-			"a new key":                 func() error { return s.Insert(ctx, key("other", "ee")) },
-			"a key of the lost name":    func() error { return s.Insert(ctx, key("new", "ff")) },
-			"a roll":                    func() error { return s.Append(ctx, "rolled", key("rolled", "ab").List[0]) },
-			"a deletion":                func() error { return s.Shelve(ctx, "old") },
-			"the step of a change":      func() error { _, err := s.Begin(ctx, metastore.Intent{Key: "other", Op: "create"}); return err },
+			"a new key":              func() error { return s.Insert(ctx, key("other", "ee")) },
+			"a key of the lost name": func() error { return s.Insert(ctx, key("new", "ff")) },
+			"a roll":                 func() error { return s.Append(ctx, "rolled", key("rolled", "ab").List[0]) },
+			"a deletion":             func() error { return s.Shelve(ctx, "old") },
+			"the step of a change": func() error {
+				_,
+					err := s.Begin(ctx, metastore.Intent{Key: "other", Op: "create"})
+				return err
+			},
 			"the lost version":          func() error { _, _, err := s.ByVersion(ctx, "new@cc"); return err },
 			"the version of a roll":     func() error { _, _, err := s.ByVersion(ctx, "rolled@dd"); return err },
 			"the lost key":              func() error { _, err := s.Get(ctx, "old", "new"); return err },
 			"the epoch of the lost key": func() error { _, err := s.Epoch(ctx, "new"); return err },
 			"the names":                 func() error { _, err := s.Names(ctx); return err },
 		} {
-			if err := call(); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "lacks changes") || !strings.Contains(err.Error(), "metastore accept") {
+			if err := call(); !claviger.Is(err, claviger.Unavailable) ||
+				!strings.Contains(err.Error(), "lacks changes") || !strings.Contains(err.Error(), "metastore accept") {
 				t.Errorf("%s, %s: %v", what, name, err)
 			}
 		}
@@ -135,7 +141,10 @@ func TestPromotedBehind(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i, s := range []*postgres.Store{one, two, late} {
-		eventually(t, "changes are made again", func() bool { return s.Insert(ctx, key(fmt.Sprint("again", i), fmt.Sprint("9", i))) == nil })
+		eventually(t, "changes are made again", func() bool {
+			return s.Insert(ctx,
+				key(fmt.Sprint("again", i), fmt.Sprint("9", i))) == nil
+		})
 		if keys, err := s.Get(ctx, "new"); err != nil || keys[0] != nil {
 			t.Errorf("what was given up: %v, %v", keys, err)
 		}
@@ -167,10 +176,12 @@ func TestOldPrimaryComesBack(t *testing.T) {
 	}
 	eventually(t, "readiness names the old primary", func() bool {
 		err := started.Replication(ctx)
-		return err != nil && strings.Contains(err.Error(), p.primary.Addr) && strings.Contains(err.Error(), "fence it off")
+		return err != nil && strings.Contains(err.Error(), p.primary.Addr) &&
+			strings.Contains(err.Error(), "fence it off")
 	})
 	p.standby.Kill(t)
-	if err := running.Insert(ctx, key("never", "dd")); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "fence it off") {
+	if err := running.Insert(ctx, key("never", "dd")); !claviger.Is(err, claviger.Unavailable) ||
+		!strings.Contains(err.Error(), "fence it off") {
 		t.Errorf("with the old primary alone: %v", err)
 	}
 	p.standby.Start(t)

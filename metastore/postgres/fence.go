@@ -46,7 +46,8 @@ func (s *Store) fence(ctx context.Context, tx pgx.Tx, op, key string) error {
 	var moved string
 	batch := &pgx.Batch{} // one round trip
 	if !free {
-		batch.Queue(`SELECT pg_try_advisory_xact_lock_shared($1)`, claimLock).QueryRow(func(row pgx.Row) error { return row.Scan(&free) })
+		batch.Queue(`SELECT pg_try_advisory_xact_lock_shared($1)`,
+			claimLock).QueryRow(func(row pgx.Row) error { return row.Scan(&free) })
 	}
 	batch.Queue(`SELECT value FROM setting WHERE name = $1`, metastore.SettingMoved).QueryRow(func(row pgx.Row) error {
 		if err := row.Scan(&moved); !errors.Is(err, pgx.ErrNoRows) {
@@ -58,7 +59,8 @@ func (s *Store) fence(ctx context.Context, tx pgx.Tx, op, key string) error {
 		return err
 	}
 	if !free {
-		return claviger.Errorf(op, claviger.Unavailable, key, "%w: metastore %s is in use by a process that has it alone", errFenced, s.db.URI())
+		return claviger.Errorf(op, claviger.Unavailable, key, "%w: metastore %s is in use by a process that has it "+
+			"alone", errFenced, s.db.URI())
 	}
 	if moved == "" {
 		return nil
@@ -67,6 +69,8 @@ func (s *Store) fence(ctx context.Context, tx pgx.Tx, op, key string) error {
 	if err != nil {
 		return err
 	}
-	return claviger.Errorf(op, claviger.Unavailable, key, "%w: metastore %s was moved to %s at %s (claviger metastore copy); "+
-		"name that one by %s, and start this process anew", errFenced, s.db.URI(), m.To, m.At.Format(time.RFC3339), s.cfg.Property)
+	return claviger.Errorf(op, claviger.Unavailable, key, "%w: metastore %s was moved to %s at %s (claviger "+
+		"metastore copy); name that one by %s, and start this process anew",
+		errFenced, s.db.URI(), m.To, m.At.Format(time.RFC3339),
+		s.cfg.Property)
 }

@@ -26,12 +26,14 @@ func TestFence(t *testing.T) {
 	if err := node.Insert(ctx, key("before", "aa")); err != nil {
 		t.Fatal(err)
 	}
-	exec(t, uri, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'claviger claim %' AND datname = current_database()`)
+	exec(t, uri, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'claviger claim %'
+		AND datname = current_database()`)
 	release, err := alone.Claim(ctx, owner.Self("claviger metastore copy", ""), true)
 	if err != nil {
 		t.Fatal(err)
 	}
-	token := metastore.Delegation{Sequence: 1, Identifier: []byte("t"), Password: []byte("p"), Renew: time.Now().Add(time.Hour)}
+	token := metastore.Delegation{Sequence: 1, Identifier: []byte("t"), Password: []byte("p"),
+		Renew: time.Now().Add(time.Hour)}
 	secrets := metastore.SignerSecrets{Next: []byte("n"), Current: []byte("c"), Rollover: time.Now()}
 	must := func(err error) {
 		t.Helper()
@@ -47,17 +49,19 @@ func TestFence(t *testing.T) {
 	refused := func(text string) {
 		t.Helper()
 		for what, err := range map[string]error{
-			"a key":    node.Insert(ctx, key("late", "bb")),
-			"a use":    node.AddUse(ctx, []metastore.Use{{Source: "kms://x", Version: "k@0", Op: "decrypt", Count: 1, Last: time.Now()}}),
+			"a key": node.Insert(ctx, key("late", "bb")),
+			"a use": node.AddUse(ctx, []metastore.Use{{Source: "kms://x", Version: "k@0", Op: "decrypt", Count: 1,
+				Last: time.Now()}}),
 			"a number": node.SkipNumbers(ctx, "before", 7),
 			"a probe":  node.CheckWrites(ctx),
 
-			"a token":                node.PutDelegation(ctx, token),
-			"a renewal":              of(node.RenewDelegation(ctx, 1, time.Now())),
-			"a cancellation":         of(node.RemoveDelegation(ctx, 1)),
-			"an expiry":              of(node.RemoveExpired(ctx, time.Now().Add(2*time.Hour))),
-			"a sequence number":      of(node.NextSequences(ctx, 1)),
-			"a master key":           node.PutMasterKey(ctx, metastore.MasterKey{ID: 2, Expires: time.Now(), Key: []byte("k")}),
+			"a token":           node.PutDelegation(ctx, token),
+			"a renewal":         of(node.RenewDelegation(ctx, 1, time.Now())),
+			"a cancellation":    of(node.RemoveDelegation(ctx, 1)),
+			"an expiry":         of(node.RemoveExpired(ctx, time.Now().Add(2*time.Hour))),
+			"a sequence number": of(node.NextSequences(ctx, 1)),
+			"a master key": node.PutMasterKey(ctx,
+				metastore.MasterKey{ID: 2, Expires: time.Now(), Key: []byte("k")}),
 			"a master key's removal": node.RemoveMasterKey(ctx, 1),
 			"signer secrets":         of(node.SwapSignerSecrets(ctx, secrets)),
 			"a setting":              node.SetSetting(ctx, "a", "c"),

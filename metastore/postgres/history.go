@@ -76,7 +76,8 @@ type changeTx struct {
 // update runs f, which changes a key, in one transaction, and remembers the change
 // once it is committed. Nothing is changed where the store lacks changes that were
 // acknowledged.
-func (s *Store) update(ctx context.Context, op, key string, level pgx.TxIsoLevel, f func(context.Context, pgx.Tx) error) error {
+func (s *Store) update(ctx context.Context, op, key string, level pgx.TxIsoLevel,
+	f func(context.Context, pgx.Tx) error) error {
 	var made mark
 	began := time.Now()
 	// An older dump may have been restored under the connections since the last look. Not
@@ -118,7 +119,8 @@ const writeDown = `
 		INSERT INTO change (id, key, change, at) SELECT $1, $2, $3, ` + clockMillis + `
 		WHERE NOT EXISTS (SELECT FROM lost_change) RETURNING seq, at)
 	SELECT made.seq, made.at, pg_notify($4, json_build_object('key', $5::text, 'change', $3::text,
-		'mark', json_build_object('seq', made.seq, 'id', $1::text, 'key', $5::text, 'at', made.at, 'change', $3::text))::text) FROM made`
+		'mark', json_build_object('seq', made.seq, 'id', $1::text, 'key', $5::text, 'at', made.at, 'change',
+			$3::text))::text) FROM made`
 
 // record writes a change down.
 func (t *changeTx) record(ctx context.Context, n metastore.Notice) error {
@@ -195,7 +197,8 @@ func (h *history) fresh(m mark) bool {
 func (s *Store) connected(ctx context.Context, conn *pgx.Conn) error {
 	missing, err := s.compare(ctx, conn)
 	for _, m := range missing { // the other nodes are to know at once; where this fails, catchUp does it
-		_, _ = conn.Exec(ctx, tellLost, pgx.QueryExecModeExec, m.ID, m.Seq, m.Key, m.At, millis(now()), m.Change, settingAccepted)
+		_, _ = conn.Exec(ctx, tellLost, pgx.QueryExecModeExec, m.ID, m.Seq, m.Key, m.At, millis(now()), m.Change,
+			settingAccepted)
 	}
 	return err
 }
@@ -222,7 +225,8 @@ func (s *Store) compare(ctx context.Context, q rower) (missing []mark, err error
 	var there []string
 	var oldest int64 // of the table, which forgets
 	var until string
-	err = q.QueryRow(ctx, `SELECT ARRAY(SELECT id FROM change WHERE seq = ANY($1)), (SELECT coalesce(min(seq), 0) FROM change), coalesce((SELECT value FROM setting WHERE name = $2), '0')`,
+	err = q.QueryRow(ctx, `SELECT ARRAY(SELECT id FROM change WHERE seq = ANY($1)), (SELECT coalesce(min(seq), 0)
+		FROM change), coalesce((SELECT value FROM setting WHERE name = $2), '0')`,
 		pgx.QueryExecModeExec, numbers, settingAccepted).Scan(&there, &oldest, &until)
 	if err != nil && pgdb.Code(err) != pgdb.UndefinedTable { // a schema that is older than all that was seen
 		return nil, err
@@ -259,7 +263,8 @@ func (s *Store) lose(missing []mark) {
 	if !s.history.lost.CompareAndSwap(nil, &lostChanges{missing}) {
 		return
 	}
-	s.log.Error("the metastore lacks changes that were acknowledged; nothing is changed until they are back or given up", "error", s.whole("metastore/postgres.history", ""))
+	s.log.Error("the metastore lacks changes that were acknowledged; nothing is changed until they are back or "+
+		"given up", "error", s.whole("metastore/postgres.history", ""))
 }
 
 // whole tells what the store is known to lack.
@@ -281,8 +286,10 @@ func (s *Store) whole(op, key string) error {
 	}
 	newest := lost.marks[len(lost.marks)-1]
 	return claviger.Errorf(op, claviger.Unavailable, key,
-		"metastore %s (property %s) lacks changes that were acknowledged, the newest at %s, of the keys %q%s: its server was replaced by a standby that was behind, or by an older copy; nothing is changed, and what is not found is not called missing; "+
-			"bring the server back that has them; or give up what is missing by claviger metastore accept, and rebuild the records of keys from the HSM by claviger hsm adopt",
+		"metastore %s (property %s) lacks changes that were acknowledged, the newest at %s, of the keys %q%s: its "+
+			"server was replaced by a standby that was behind, or by an older copy; nothing is changed, and what is "+
+			"not found is not called missing; bring the server back that has them; or give up what is missing by "+
+			"claviger metastore accept, and rebuild the records of keys from the HSM by claviger hsm adopt",
 		s.db.URI(), s.cfg.Property, when(newest.At).Format(time.RFC3339), keys, more)
 }
 
@@ -336,7 +343,9 @@ func (s *Store) poll(ctx context.Context, fn func(metastore.Notice)) {
 		s.history.heard.Store(max(1, int64(begun)))
 		if time.Since(pruned) > pruneEvery {
 			pruned = time.Now()
-			_ = s.change(ctx, "metastore/postgres.poll", "", `DELETE FROM change WHERE seq < (SELECT max(seq) FROM change) - $1`, keptChanges) // next time
+			// next time
+			_ = s.change(ctx, "metastore/postgres.poll", "",
+				`DELETE FROM change WHERE seq < (SELECT max(seq) FROM change) - $1`, keptChanges)
 		}
 	}
 }
@@ -347,7 +356,9 @@ func (s *Store) catchUp(ctx context.Context, fn func(metastore.Notice)) error {
 	var rows, others []mark
 	var given int64
 	err := s.db.Read(ctx, op, "", func(ctx context.Context) (err error) {
-		r, _ := s.db.Pool().Query(ctx, `SELECT seq, id, key, at, change FROM change ORDER BY seq DESC LIMIT $1`, recentChanges) // the rows carry the error
+		// the rows carry the error
+		r, _ := s.db.Pool().Query(ctx, `SELECT seq, id, key, at, change FROM change ORDER BY seq DESC LIMIT $1`,
+			recentChanges)
 		if rows, err = pgx.CollectRows(r, scanMark); err != nil {
 			return err
 		}
@@ -355,7 +366,8 @@ func (s *Store) catchUp(ctx context.Context, fn func(metastore.Notice)) error {
 		if others, err = pgx.CollectRows(r, scanMark); err != nil {
 			return err
 		}
-		if err := s.db.Pool().QueryRow(ctx, `SELECT coalesce((SELECT value::bigint FROM setting WHERE name = $1), 0)`, settingAccepted).Scan(&given); err != nil {
+		if err := s.db.Pool().QueryRow(ctx, `SELECT coalesce((SELECT value::bigint FROM setting WHERE name = $1), 0)`,
+			settingAccepted).Scan(&given); err != nil {
 			return err
 		}
 		_, err = s.compare(ctx, s.db.Pool()) // connections outlive a dump that is restored
@@ -411,7 +423,8 @@ func (s *Store) settle(ctx context.Context, others []mark, given int64) (resumed
 			h.seen, h.known, h.loaded = nil, nil, false
 			h.mu.Unlock()
 			s.history.lost.Store(nil)
-			s.log.Warn("what the metastore lacked is back, or was given up by an operator; this node changes keys again", "metastore", s.db.URI())
+			s.log.Warn("what the metastore lacked is back, or was given up by an operator; this node changes keys "+
+				"again", "metastore", s.db.URI())
 		}
 		if back || err != nil {
 			return back, err
@@ -467,16 +480,17 @@ func (s *Store) Lost(ctx context.Context) (all []LostChange, err error) {
 
 // Accept gives up what the store lacks: every node changes keys again, soon.
 func (s *Store) Accept(ctx context.Context) error {
-	return s.db.Update(ctx, "metastore/postgres.Accept", "", pgx.ReadCommitted, func(ctx context.Context, tx pgx.Tx) error {
-		// The clock of the server that is gone may have been ahead of this one's.
-		if _, err := tx.Exec(ctx, `INSERT INTO setting (name, value)
+	return s.db.Update(ctx, "metastore/postgres.Accept", "", pgx.ReadCommitted,
+		func(ctx context.Context, tx pgx.Tx) error {
+			// The clock of the server that is gone may have been ahead of this one's.
+			if _, err := tx.Exec(ctx, `INSERT INTO setting (name, value)
 			SELECT $1, greatest((extract(epoch FROM clock_timestamp()) * 1000)::bigint, max(at))::text FROM lost_change
 			ON CONFLICT (`+digestName+`) DO UPDATE SET value = excluded.value`, settingAccepted); err != nil {
+				return err
+			}
+			_, err := tx.Exec(ctx, `DELETE FROM lost_change`)
 			return err
-		}
-		_, err := tx.Exec(ctx, `DELETE FROM lost_change`)
-		return err
-	})
+		})
 }
 
 // payload is a notice on its way.

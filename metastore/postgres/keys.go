@@ -20,7 +20,8 @@ const (
 	// One statement, so that all keys and their versions are of one moment. A key
 	// has a version at least, hence the inner join.
 	selectByName = `
-		SELECT k.name, k.cipher, k.bit_length, k.description, k.attributes, k.created, v.id, v.object, v.created, v.check_value
+		SELECT k.name, k.cipher, k.bit_length, k.description, k.attributes, k.created, v.id, v.object, v.created,
+			v.check_value
 		FROM ez_key k JOIN key_version v ON v.key_id = k.id
 		WHERE k.name = ANY($1) ORDER BY k.id, v.seq`
 	selectByVersion = `
@@ -114,7 +115,8 @@ func scanKey(rows pgx.Rows, found map[string]*metastore.Key) error {
 	var v metastore.Version
 	var name string
 	var created int64
-	if err := rows.Scan(&name, &m.cipher, &m.bits, &m.description, &m.attributes, &m.created, &v.ID, &v.Object, &created, &v.Check); err != nil {
+	if err := rows.Scan(&name, &m.cipher, &m.bits, &m.description, &m.attributes, &m.created, &v.ID, &v.Object,
+		&created, &v.Check); err != nil {
 		return err
 	}
 	k := found[name]
@@ -148,7 +150,8 @@ func (s *Store) ByVersion(ctx context.Context, version string) (*claviger.Metada
 	var created int64
 	v := metastore.Version{ID: version[len(key)+1:]}
 	err := s.db.Read(ctx, op, version, func(ctx context.Context) error {
-		err := s.db.Pool().QueryRow(ctx, selectByVersion, key, v.ID).Scan(&m.cipher, &m.bits, &m.description, &m.attributes, &m.created, &newest, &count, &v.Object, &created, &v.Check)
+		err := s.db.Pool().QueryRow(ctx, selectByVersion, key, v.ID).Scan(&m.cipher, &m.bits, &m.description,
+			&m.attributes, &m.created, &newest, &count, &v.Object, &created, &v.Check)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return s.absent(ctx, op, version, claviger.E(op, claviger.VersionNotFound, version, nil))
 		}
@@ -194,7 +197,9 @@ func (s *Store) Insert(ctx context.Context, k metastore.Key) error {
 	}
 	return s.update(ctx, op, k.Name, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
 		var id int64
-		err := tx.QueryRow(ctx, `INSERT INTO ez_key (name, cipher, bit_length, description, attributes, created) VALUES ($1, $2, $3, $4, $5, $6) RETURNING id`,
+		err := tx.QueryRow(ctx,
+			`INSERT INTO ez_key (name, cipher, bit_length, description, attributes, created)
+				VALUES ($1, $2, $3, $4, $5, $6) RETURNING id`,
 			k.Name, k.Cipher, k.BitLength, k.Description, attributes, millis(k.Created)).Scan(&id)
 		if pgdb.UniqueOn(err, "ez_key_name_digest") {
 			return claviger.E(op, claviger.KeyExists, k.Name, nil)
@@ -230,15 +235,20 @@ func finish(ctx context.Context, tx pgx.Tx, key string, change metastore.Change)
 
 func insertVersion(ctx context.Context, tx pgx.Tx, op, name string, key int64, seq int, v metastore.Version) error {
 	if v.ID == "" || v.Object == "" {
-		return claviger.Errorf(op, claviger.Invalid, name, "a version needs an id and an HSM object, and has %q and %q", v.ID, v.Object)
+		return claviger.Errorf(op, claviger.Invalid, name,
+			"a version needs an id and an HSM object, and has %q and %q",
+			v.ID, v.Object)
 	}
 	check := v.Check
 	if check == nil {
 		check = []byte{} // the column is NOT NULL
 	}
-	_, err := tx.Exec(ctx, `INSERT INTO key_version (key_id, seq, id, object, created, check_value) VALUES ($1, $2, $3, $4, $5, $6)`, key, seq, v.ID, v.Object, millis(v.Created), check)
+	_, err := tx.Exec(ctx,
+		`INSERT INTO key_version (key_id, seq, id, object, created, check_value)
+			VALUES ($1, $2, $3, $4, $5, $6)`, key, seq, v.ID, v.Object, millis(v.Created), check)
 	if pgdb.UniqueOn(err, "key_version_object_key") || pgdb.UniqueOn(err, "key_version_key_id_id_key") {
-		return fmt.Errorf("version %s or HSM object %s is in use already, and two versions can share neither: %w", claviger.VersionName(name, v.ID), v.Object, err)
+		return fmt.Errorf("version %s or HSM object %s is in use already, and two versions can share neither: %w",
+			claviger.VersionName(name, v.ID), v.Object, err)
 	}
 	if err != nil {
 		return err
@@ -250,7 +260,8 @@ func insertVersion(ctx context.Context, tx pgx.Tx, op, name string, key int64, s
 func (s *Store) Append(ctx context.Context, key string, v metastore.Version) error {
 	const op = "metastore/postgres.Append"
 	return s.update(ctx, op, key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
-		if err := addVersion(ctx, tx, op, key, `SELECT max(seq) + 1 FROM key_version WHERE key_id = $1`, v); err != nil {
+		if err := addVersion(ctx, tx, op, key, `SELECT max(seq) + 1 FROM key_version WHERE key_id = $1`,
+			v); err != nil {
 			return err
 		}
 		return finish(ctx, tx, key, metastore.Rolled)
@@ -262,7 +273,8 @@ func addVersion(ctx context.Context, tx pgx.Tx, op, key, place string, v metasto
 	var id int64
 	var seq int
 	// The row's lock makes two who roll one key wait for each other.
-	err := tx.QueryRow(ctx, `UPDATE ez_key SET epoch = nextval('key_epoch') WHERE name = $1 RETURNING id`, key).Scan(&id)
+	err := tx.QueryRow(ctx, `UPDATE ez_key SET epoch = nextval('key_epoch') WHERE name = $1 RETURNING id`,
+		key).Scan(&id)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return claviger.E(op, claviger.KeyNotFound, key, nil)
 	}
@@ -279,7 +291,8 @@ func addVersion(ctx context.Context, tx pgx.Tx, op, key, place string, v metasto
 func (s *Store) Prepend(ctx context.Context, key string, v metastore.Version) error {
 	const op = "metastore/postgres.Prepend"
 	return s.update(ctx, op, key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
-		if err := addVersion(ctx, tx, op, key, `SELECT min(seq) - 1 FROM key_version WHERE key_id = $1`, v); err != nil {
+		if err := addVersion(ctx, tx, op, key, `SELECT min(seq) - 1 FROM key_version WHERE key_id = $1`,
+			v); err != nil {
 			return err
 		}
 		return notify(ctx, tx, metastore.Notice{Key: key, Change: metastore.Invalidated})
@@ -294,7 +307,9 @@ func (s *Store) Amend(ctx context.Context, m claviger.Metadata) error {
 		return s.db.Fail(op, m.Name, err)
 	}
 	return s.update(ctx, op, m.Name, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
-		r, err := tx.Exec(ctx, `UPDATE ez_key SET description = $1, attributes = $2, created = $3, epoch = nextval('key_epoch') WHERE name = $4`,
+		r, err := tx.Exec(ctx,
+			`UPDATE ez_key SET description = $1, attributes = $2, created = $3, epoch = nextval('key_epoch')
+				WHERE name = $4`,
 			m.Description, attributes, millis(m.Created), m.Name)
 		if err != nil {
 			return err
@@ -311,7 +326,10 @@ func (s *Store) Amend(ctx context.Context, m claviger.Metadata) error {
 func (s *Store) Remove(ctx context.Context, key string) (in metastore.Intent, err error) {
 	const op = "metastore/postgres.Remove"
 	err = s.update(ctx, op, key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
-		rows, _ := tx.Query(ctx, `SELECT v.id, v.object FROM key_version v JOIN ez_key k ON k.id = v.key_id WHERE k.name = $1 ORDER BY v.seq`, key) // the rows carry the error
+		// the rows carry the error
+		rows, _ := tx.Query(ctx,
+			`SELECT v.id, v.object FROM key_version v JOIN ez_key k ON k.id = v.key_id WHERE k.name = $1
+				ORDER BY v.seq`, key)
 		refs, err := pgx.CollectRows(rows, pgx.RowToStructByPos[metastore.Ref])
 		if err != nil {
 			return err
@@ -369,7 +387,8 @@ type metadataRow struct {
 }
 
 func (r *metadataRow) metadata(name string) (claviger.Metadata, error) {
-	m := claviger.Metadata{Name: name, Cipher: r.cipher, BitLength: r.bits, Description: r.description, Created: when(r.created)}
+	m := claviger.Metadata{Name: name, Cipher: r.cipher, BitLength: r.bits, Description: r.description,
+		Created: when(r.created)}
 	if err := json.Unmarshal([]byte(r.attributes), &m.Attributes); err != nil {
 		return m, fmt.Errorf("attributes of the key are damaged: %w", err)
 	}

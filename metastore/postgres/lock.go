@@ -45,7 +45,8 @@ func (s *Store) Lock(ctx context.Context, name string) (unlock func(), err error
 }
 
 // Hold is Lock, or TryLock, for who must stop where the lock is lost.
-func (s *Store) Hold(ctx context.Context, name string, wait bool) (held context.Context, unlock func(), ok bool, err error) {
+func (s *Store) Hold(ctx context.Context, name string, wait bool) (held context.Context, unlock func(), ok bool,
+	err error) {
 	for {
 		held, unlock, ok, err := s.try(ctx, name)
 		if err != nil || ok || !wait {
@@ -53,7 +54,9 @@ func (s *Store) Hold(ctx context.Context, name string, wait bool) (held context.
 		}
 		select {
 		case <-ctx.Done():
-			return nil, nil, false, claviger.Errorf("metastore/postgres.Lock", claviger.Unavailable, "", "lock %q of metastore %s is held by another node, process or task: %w", name, s.db.URI(), context.Cause(ctx))
+			return nil, nil, false, claviger.Errorf("metastore/postgres.Lock", claviger.Unavailable, "",
+				"lock %q of metastore %s is held by another node, process or task: %w", name, s.db.URI(),
+				context.Cause(ctx))
 		case <-time.After(pgdb.Jitter(lockPoll)):
 		}
 	}
@@ -120,7 +123,9 @@ func (l *lock) watch(ctx context.Context) {
 		err := l.conn.Ping(check)
 		cancel()
 		if err != nil && ctx.Err() == nil {
-			err = claviger.Errorf("metastore/postgres.Lock", claviger.Unavailable, "", "lock %q of metastore %s (property %s) was lost with its connection: %w; another node may hold it now", l.name, l.store.db.URI(), l.store.cfg.Property, err)
+			err = claviger.Errorf("metastore/postgres.Lock", claviger.Unavailable, "",
+				"lock %q of metastore %s (property %s) was lost with its connection: %w; another node may hold it now",
+				l.name, l.store.db.URI(), l.store.cfg.Property, err)
 			l.store.log.Error("a lock of the metastore was lost", "lock", l.name, "error", err)
 			l.lost(err)
 			return

@@ -95,7 +95,8 @@ func (s *Store) Watch(ctx context.Context, fn func(metastore.Notice)) error {
 		}
 		if time.Since(warned) > warnEvery {
 			warned = time.Now()
-			s.log.Warn("notices of other nodes' changes do not come: the connection to the metastore is broken; what is remembered is checked at each use until it is back", "metastore", s.db.URI(), "error", err)
+			s.log.Warn("notices of other nodes' changes do not come: the connection to the metastore is broken; "+
+				"what is remembered is checked at each use until it is back", "metastore", s.db.URI(), "error", err)
 		}
 		first = false // what happens until we listen is lost
 		select {

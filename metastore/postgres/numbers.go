@@ -30,7 +30,8 @@ func (s *Store) NextNumber(ctx context.Context, key string) (next int, err error
 func (s *Store) SkipNumbers(ctx context.Context, key string, next int) error {
 	const op = "metastore/postgres.SkipNumbers"
 	if next < 0 || next > claviger.MaxVersion {
-		return claviger.Errorf(op, claviger.Invalid, key, "%d cannot be the number of a version: it must be from 0 to %d", next, claviger.MaxVersion)
+		return claviger.Errorf(op, claviger.Invalid, key, "%d cannot be the number of a version: it must be from 0 "+
+			"to %d", next, claviger.MaxVersion)
 	}
 	return s.update(ctx, op, key, pgx.Serializable, func(ctx context.Context, tx pgx.Tx) error {
 		var now int
@@ -62,7 +63,9 @@ func number(ctx context.Context, tx pgx.Tx, op, name string, refs []metastore.Re
 				return err
 			}
 			if next > claviger.MaxVersion {
-				return claviger.Errorf(op, claviger.Unsupported, name, "the numbers of this key's versions are used up at %d: make a key of another name", claviger.MaxVersion)
+				return claviger.Errorf(op, claviger.Unsupported, name,
+					"the numbers of this key's versions are used up at %d: make a key of another name",
+					claviger.MaxVersion)
 			}
 			refs[i].ID = strconv.Itoa(next)
 			if _, err := tx.Exec(ctx, `INSERT INTO version_unused (version) VALUES ($1)`,

@@ -1,7 +1,8 @@
 // Package postgres is the metastore of several nodes: one PostgreSQL database
 // that all of them use, version 13 or newer.
 //
-// Transactions that change keys are serializable, see package pgdb. Named locks are advisory locks of sessions of their own, so
+// Transactions that change keys are serializable, see package pgdb. Named locks are advisory locks of sessions
+// of their own, so
 // they go when their holder does. Notices are LISTEN and NOTIFY, sent by the
 // transaction that makes the change.
 package postgres
@@ -91,7 +92,8 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 		return nil, err
 	}
 	db, err := pgdb.Open(ctx, pgdb.Config{
-		URI: c.URI, What: "metastore", Where: "property " + c.Property, Log: c.Log, Patience: c.Patience, ReadOnly: c.ReadOnly,
+		URI: c.URI, What: "metastore", Where: "property " +
+			c.Property, Log: c.Log, Patience: c.Patience, ReadOnly: c.ReadOnly,
 		Doubt: "look at the key before doing it again: the same step made again finishes what was begun",
 		// Two first intents of one key collide at the index rather than in their reads.
 		Conflicts: []string{"intent_key_digest", "key_number_name_digest"},
@@ -125,7 +127,9 @@ func (s *Store) Check(ctx context.Context) error {
 	standby, err := s.db.Standby(ctx, op)
 	if err == nil && standby {
 		s.db.Pool().Reset() // whoever comes next looks for the primary
-		return claviger.Errorf(op, claviger.Unavailable, "", "metastore %s (property %s): the server is a standby and takes no writes; name all hosts in the URI, as in postgresql://USER@HOST1,HOST2/DATABASE", s.db.URI(), s.cfg.Property)
+		return claviger.Errorf(op, claviger.Unavailable, "", "metastore %s (property %s): the server is a standby "+
+			"and takes no writes; name all hosts in the URI, as in postgresql://USER@HOST1,HOST2/DATABASE", s.db.URI(),
+			s.cfg.Property)
 	}
 	if err != nil {
 		return err

@@ -74,7 +74,8 @@ func TestReadOnly(t *testing.T) {
 	look := func() (*postgres.Store, error) {
 		return postgres.Open(ctx, postgres.Config{URI: where, ReadOnly: true})
 	}
-	if _, err := look(); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "start a server once") {
+	if _, err := look(); !claviger.Is(err, claviger.Unavailable) ||
+		!strings.Contains(err.Error(), "start a server once") {
 		t.Fatalf("an empty database: %v", err)
 	}
 	s, err := postgres.Open(ctx, postgres.Config{URI: where})
@@ -127,6 +128,7 @@ func TestParts(t *testing.T) {
 			return s.Close()
 		},
 		Break: []string{`ALTER TABLE key_version DROP CONSTRAINT key_version_object_key`},
-		Lacks: "lacks 2 parts of its schema (constraint key_version.key_version_object_key, index key_version_object_key)",
+		Lacks: "lacks 2 parts of its schema (constraint key_version.key_version_object_key, index " +
+			"key_version_object_key)",
 	})
 }

@@ -41,7 +41,9 @@ func (s *Store) Replication(ctx context.Context) error {
 		what = fmt.Sprintf("its URI names %d hosts", hosts)
 	}
 	return claviger.Errorf(op, claviger.Unavailable, "",
-		"metastore %s (property %s): %s, and synchronous_standby_names is empty: a commit waits for none of them, so that keys and versions which were acknowledged are lost where a standby that is behind takes over; set synchronous_standby_names on every server, see docs/nodes.md",
+		"metastore %s (property %s): %s, and synchronous_standby_names is empty: a commit waits for none of them, "+
+			"so that keys and versions which were acknowledged are lost where a standby that is behind takes over; "+
+			"set synchronous_standby_names on every server, see docs/nodes.md",
 		s.db.URI(), s.cfg.Property, what)
 }
 
@@ -61,7 +63,8 @@ func (s *Store) Followed(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return claviger.Errorf(op, claviger.Unavailable, "",
-				"%d standbys of metastore %s (property %s) lack the newest: %w", behind, s.db.URI(), s.cfg.Property, ctx.Err())
+				"%d standbys of metastore %s (property %s) lack the newest: %w", behind, s.db.URI(), s.cfg.Property,
+				ctx.Err())
 		case <-time.After(pgdb.Jitter(followPause)):
 		}
 	}
@@ -71,7 +74,9 @@ func (s *Store) Followed(ctx context.Context) error {
 // unfollowed is the error of a server whose commits wait for a standby that is not there.
 func (s *Store) unfollowed(op, key string, standbys pgdb.Standbys) error {
 	return claviger.Errorf(op, claviger.Unavailable, key,
-		"metastore %s (property %s): %v, so no change of a key can be acknowledged; nothing was changed; bring a standby back (after a failover: make the old primary a standby), or take what is gone out of synchronous_standby_names and reload the server's configuration, see docs/nodes.md",
+		"metastore %s (property %s): %v, so no change of a key can be acknowledged; nothing was changed; bring a "+
+			"standby back (after a failover: make the old primary a standby), or take what is gone out of "+
+			"synchronous_standby_names and reload the server's configuration, see docs/nodes.md",
 		s.db.URI(), s.cfg.Property, standbys)
 }
 

@@ -48,7 +48,8 @@ func (c *Config) recall() (was seen, err error) {
 		cure = "give it to the user that the server runs as, or move it away"
 	}
 	return seen{}, claviger.Errorf("metastore/postgres.Open", claviger.Invalid, "",
-		"the file %s (property %s) keeps what this node has seen of the metastore, and cannot be used: %w; %s; without it the node does not notice what was lost before its start", c.Seen, c.SeenProperty, err, cure)
+		"the file %s (property %s) keeps what this node has seen of the metastore, and cannot be used: %w; %s; "+
+			"without it the node does not notice what was lost before its start", c.Seen, c.SeenProperty, err, cure)
 }
 
 // readSeen reads the file, which has a bound.
@@ -141,7 +142,8 @@ func (s *Store) keepSeen() {
 			kept = text
 		} else if time.Since(warned) > warnEvery {
 			warned = time.Now()
-			s.log.Warn("what this node has seen of the metastore is not kept, so it would not notice after a restart what was lost before", "file", s.cfg.Seen, "property", s.cfg.SeenProperty, "err", err)
+			s.log.Warn("what this node has seen of the metastore is not kept, so it would not notice after a "+
+				"restart what was lost before", "file", s.cfg.Seen, "property", s.cfg.SeenProperty, "err", err)
 		}
 	}
 }

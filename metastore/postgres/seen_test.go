@@ -61,7 +61,8 @@ func TestSeenBeforeARestart(t *testing.T) {
 	node = open()
 	lacks := func(what string, err error) {
 		t.Helper()
-		if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "lacks changes") || !strings.Contains(err.Error(), `"new"`) {
+		if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "lacks changes") ||
+			!strings.Contains(err.Error(), `"new"`) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
@@ -72,7 +73,8 @@ func TestSeenBeforeARestart(t *testing.T) {
 		t.Errorf("a key that is there: %v, %v", keys, err)
 	}
 	var has []string
-	if err := metastore.Each(ctx, node, func(k *metastore.Key) { has = append(has, k.Name) }); err != nil || !slices.Equal(has, []string{"old"}) {
+	if err := metastore.Each(ctx, node, func(k *metastore.Key) { has = append(has, k.Name) }); err != nil ||
+		!slices.Equal(has, []string{"old"}) {
 		t.Errorf("what the store has: %v, %v", has, err)
 	}
 	if lost, err := node.Lost(ctx); err != nil || len(lost) != 1 || lost[0].Key != "new" {
@@ -91,7 +93,8 @@ func TestSeenBeforeARestart(t *testing.T) {
 	if err := node.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if text, err := os.ReadFile(file); err != nil || strings.Contains(string(text), `"key":"new"`) || !strings.Contains(string(text), `"key":"after"`) {
+	if text, err := os.ReadFile(file); err != nil || strings.Contains(string(text), `"key":"new"`) ||
+		!strings.Contains(string(text), `"key":"after"`) {
 		t.Errorf("kept: %s, %v", text, err)
 	}
 
@@ -100,7 +103,8 @@ func TestSeenBeforeARestart(t *testing.T) {
 	p.primary.Start(t)
 	alone, _, _ := strings.Cut(p.uri(), ",")
 	alone += "/test1?sslmode=disable"
-	if s, err := postgres.Open(ctx, config(alone)); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "fence it off") || !strings.Contains(err.Error(), file) {
+	if s, err := postgres.Open(ctx, config(alone)); !claviger.Is(err, claviger.Unavailable) ||
+		!strings.Contains(err.Error(), "fence it off") || !strings.Contains(err.Error(), file) {
 		t.Errorf("an old primary that this node has seen replaced: %v, %v", s, err)
 	}
 	openOnce(t, alone) // without the file it is taken
@@ -110,24 +114,31 @@ func TestSeenBeforeARestart(t *testing.T) {
 func TestSeenFileDamaged(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "seen.json")
 	open := func() error {
-		_, err := postgres.Open(t.Context(), postgres.Config{URI: "postgresql://nobody@127.0.0.1:1/none", Seen: file, SeenProperty: "the.file", Patience: time.Millisecond})
+		_, err := postgres.Open(t.Context(), postgres.Config{URI: "postgresql://nobody@127.0.0.1:1/none", Seen: file,
+			SeenProperty: "the.file", Patience: time.Millisecond})
 		return err
 	}
 	for _, text := range []string{
-		`{"changes":[`, ``, `null`, `[]`, `7`, `"x"`, `{}`, `{"changes":[]}`, `{"changes":null,"servers":null}`, `{"changes":null,"servers":{}}x`, `{"changes":[],"servers":{},"more":1}`,
-		`{"changes":{},"servers":{}}`, `{"changes":[7],"servers":{}}`, `{"changes":[{}],"servers":{}}`, `{"changes":[{"seq":"1","id":"a","key":"k","at":1}],"servers":{}}`,
-		`{"changes":[],"servers":[]}`, `{"changes":[],"servers":{"1":{}}}`, `{"changes":[],"servers":{"1":{"host":"a","timeline":-1}}}`,
+		`{"changes":[`, ``, `null`, `[]`, `7`, `"x"`, `{}`, `{"changes":[]}`, `{"changes":null,"servers":null}`,
+		`{"changes":null,"servers":{}}x`, `{"changes":[],"servers":{},"more":1}`,
+		`{"changes":{},"servers":{}}`, `{"changes":[7],"servers":{}}`, `{"changes":[{}],"servers":{}}`,
+		`{"changes":[{"seq":"1","id":"a","key":"k","at":1}],"servers":{}}`,
+		`{"changes":[],"servers":[]}`, `{"changes":[],"servers":{"1":{}}}`,
+		`{"changes":[],"servers":{"1":{"host":"a","timeline":-1}}}`,
 	} {
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		err := open()
-		if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), file) || !strings.Contains(err.Error(), "the.file") ||
-			!strings.Contains(err.Error(), "move it away") || strings.Contains(err.Error(), "the user that the server runs as") {
+		if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), file) ||
+			!strings.Contains(err.Error(), "the.file") ||
+			!strings.Contains(err.Error(), "move it away") || strings.Contains(err.Error(), "the user that the "+
+			"server runs as") {
 			t.Errorf("%s: %v", text, err)
 		}
 	}
-	for _, text := range []string{`{"changes":null,"servers":{}}`, `{"changes":[{"seq":1,"id":"a","key":"k","at":1}],"servers":{"7":{"host":"db1","timeline":2}}}`} {
+	for _, text := range []string{`{"changes":null,"servers":{}}`,
+		`{"changes":[{"seq":1,"id":"a","key":"k","at":1}],"servers":{"7":{"host":"db1","timeline":2}}}`} {
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -173,13 +184,15 @@ func TestRestoredUnderANode(t *testing.T) {
 		t.Fatal(err)
 	}
 	server.Restore(t, database, dump)
-	if err := node.Insert(ctx, key("other", "ff")); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "lacks changes") {
+	if err := node.Insert(ctx, key("other", "ff")); !claviger.Is(err, claviger.Unavailable) ||
+		!strings.Contains(err.Error(), "lacks changes") {
 		t.Errorf("a change after the restoration: %v", err)
 	}
 	watched, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go func() { _ = node.Watch(watched, func(metastore.Notice) {}) }() // ends with the test
-	want := map[string]metastore.Change{"rolled": metastore.Rolled, "deleted": metastore.Deleted, "made": metastore.Created}
+	want := map[string]metastore.Change{"rolled": metastore.Rolled, "deleted": metastore.Deleted,
+		"made": metastore.Created}
 	eventually(t, "others learn what was done", func() bool {
 		lost, err := node.Lost(ctx)
 		got := map[string]metastore.Change{}

@@ -30,14 +30,16 @@ func (s *Store) NextSequences(ctx context.Context, n int32) (first int32, err er
 			return err
 		}
 		return tx.QueryRow(ctx, `WITH first AS MATERIALIZED (SELECT nextval('token_sequence') AS n)
-			SELECT first.n FROM first, LATERAL (SELECT setval('token_sequence', first.n + $1 - 1)) AS moved`, n).Scan(&first)
+			SELECT first.n FROM first, LATERAL (SELECT setval('token_sequence',
+				first.n + $1 - 1)) AS moved`, n).Scan(&first)
 	})
 	return first, err
 }
 
 // NextKeyID returns an id that no master key has had.
 func (s *Store) NextKeyID(ctx context.Context) (id int32, err error) {
-	err = s.db.Read(ctx, "metastore/postgres.NextKeyID", "", func(ctx context.Context) error { // an id that gets lost is no harm
+	// an id that gets lost is no harm
+	err = s.db.Read(ctx, "metastore/postgres.NextKeyID", "", func(ctx context.Context) error {
 		return s.db.Pool().QueryRow(ctx, `SELECT nextval('master_key_id')`).Scan(&id)
 	})
 	return id, err
@@ -47,14 +49,16 @@ func (s *Store) NextKeyID(ctx context.Context) (id int32, err error) {
 func (s *Store) PutMasterKey(ctx context.Context, k metastore.MasterKey) error {
 	_, err := s.write(ctx, "metastore/postgres.PutMasterKey", "", `
 		INSERT INTO master_key (id, expires, key) VALUES ($1, $2, $3)
-		ON CONFLICT (id) DO UPDATE SET expires = excluded.expires, key = excluded.key`, k.ID, millis(k.Expires), []byte(k.Key))
+		ON CONFLICT (id) DO UPDATE SET expires = excluded.expires,
+			key = excluded.key`, k.ID, millis(k.Expires), []byte(k.Key))
 	return err
 }
 
 // MasterKeys returns all keys, by ID.
 func (s *Store) MasterKeys(ctx context.Context) (all []metastore.MasterKey, err error) {
 	err = s.db.Read(ctx, "metastore/postgres.MasterKeys", "", func(ctx context.Context) error {
-		rows, _ := s.db.Pool().Query(ctx, `SELECT id, expires, key FROM master_key ORDER BY id`) // the rows carry the error
+		// the rows carry the error
+		rows, _ := s.db.Pool().Query(ctx, `SELECT id, expires, key FROM master_key ORDER BY id`)
 		all, err = pgx.CollectRows(rows, func(r pgx.CollectableRow) (k metastore.MasterKey, err error) {
 			var expires int64
 			err = r.Scan(&k.ID, &expires, (*[]byte)(&k.Key))
@@ -76,14 +80,16 @@ func (s *Store) RemoveMasterKey(ctx context.Context, id int32) error {
 func (s *Store) PutDelegation(ctx context.Context, d metastore.Delegation) error {
 	_, err := s.write(ctx, "metastore/postgres.PutDelegation", "", `
 		INSERT INTO delegation (sequence, identifier, password, renew) VALUES ($1, $2, $3, $4)
-		ON CONFLICT (sequence) DO UPDATE SET identifier = excluded.identifier, password = excluded.password, renew = excluded.renew`,
+		ON CONFLICT (sequence) DO UPDATE
+			SET identifier = excluded.identifier, password = excluded.password, renew = excluded.renew`,
 		d.Sequence, d.Identifier, []byte(d.Password), millis(d.Renew))
 	return err
 }
 
 // RenewDelegation changes Renew of a token that is still there.
 func (s *Store) RenewDelegation(ctx context.Context, sequence int32, renew time.Time) (ok bool, err error) {
-	n, err := s.write(ctx, "metastore/postgres.RenewDelegation", "", `UPDATE delegation SET renew = $2 WHERE sequence = $1`, sequence, millis(renew))
+	n, err := s.write(ctx, "metastore/postgres.RenewDelegation", "",
+		`UPDATE delegation SET renew = $2 WHERE sequence = $1`, sequence, millis(renew))
 	return n == 1, err
 }
 
@@ -91,7 +97,8 @@ func (s *Store) RenewDelegation(ctx context.Context, sequence int32, renew time.
 func (s *Store) Delegation(ctx context.Context, sequence int32) (d metastore.Delegation, ok bool, err error) {
 	err = s.db.Read(ctx, "metastore/postgres.Delegation", "", func(ctx context.Context) error {
 		var renew int64
-		err := s.db.Pool().QueryRow(ctx, `SELECT identifier, password, renew FROM delegation WHERE sequence = $1`, sequence).Scan(&d.Identifier, (*[]byte)(&d.Password), &renew)
+		err := s.db.Pool().QueryRow(ctx, `SELECT identifier, password, renew FROM delegation WHERE sequence = $1`,
+			sequence).Scan(&d.Identifier, (*[]byte)(&d.Password), &renew)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return nil
 		}
@@ -104,14 +111,17 @@ func (s *Store) Delegation(ctx context.Context, sequence int32) (d metastore.Del
 // RemoveDelegation takes a token away. Of a removal whose answer was lost it is
 // found out what became of it, so that ok is true once.
 func (s *Store) RemoveDelegation(ctx context.Context, sequence int32) (ok bool, err error) {
-	n, err := s.write(ctx, "metastore/postgres.RemoveDelegation", "", `DELETE FROM delegation WHERE sequence = $1`, sequence)
+	n, err := s.write(ctx, "metastore/postgres.RemoveDelegation", "", `DELETE FROM delegation WHERE sequence = $1`,
+		sequence)
 	return n == 1, err
 }
 
 // RemoveExpired takes expired tokens away. Rows that another node is removing are
 // left to it.
 func (s *Store) RemoveExpired(ctx context.Context, before time.Time) (n int, err error) {
-	return s.write(ctx, "metastore/postgres.RemoveExpired", "", `DELETE FROM delegation WHERE sequence IN (SELECT sequence FROM delegation WHERE renew < $1 FOR UPDATE SKIP LOCKED)`, millis(before))
+	return s.write(ctx, "metastore/postgres.RemoveExpired", "",
+		`DELETE FROM delegation WHERE sequence IN (SELECT sequence FROM delegation
+			WHERE renew < $1 FOR UPDATE SKIP LOCKED)`, millis(before))
 }
 
 // CountDelegations counts the tokens.
@@ -156,10 +166,13 @@ func (s *Store) SignerSecrets(ctx context.Context) (out metastore.SignerSecrets,
 
 // SwapSignerSecrets writes v if the version is still v.Version.
 func (s *Store) SwapSignerSecrets(ctx context.Context, v metastore.SignerSecrets) (ok bool, err error) {
-	statement := `UPDATE signer_secrets SET version = version + 1, next = $2, current = $3, previous = $4, rollover = $5 WHERE version = $1`
+	statement := `UPDATE signer_secrets SET version = version + 1, next = $2, current = $3, previous = $4, rollover = $5
+		WHERE version = $1`
 	if v.Version == 0 {
-		statement = `INSERT INTO signer_secrets (version, next, current, previous, rollover) VALUES ($1 + 1::bigint, $2, $3, $4, $5) ON CONFLICT DO NOTHING`
+		statement = `INSERT INTO signer_secrets (version, next, current, previous, rollover)
+			VALUES ($1 + 1::bigint, $2, $3, $4, $5) ON CONFLICT DO NOTHING`
 	}
-	n, err := s.write(ctx, "metastore/postgres.SwapSignerSecrets", "", statement, v.Version, []byte(v.Next), []byte(v.Current), []byte(v.Previous), millis(v.Rollover))
+	n, err := s.write(ctx, "metastore/postgres.SwapSignerSecrets", "", statement, v.Version, []byte(v.Next),
+		[]byte(v.Current), []byte(v.Previous), millis(v.Rollover))
 	return n == 1, err
 }

@@ -17,7 +17,8 @@ import (
 func (s *Store) Begin(ctx context.Context, i metastore.Intent) (out metastore.Intent, err error) {
 	const op = "metastore/postgres.Begin"
 	if i.Key == "" || i.Op == "" {
-		return metastore.Intent{}, claviger.Errorf(op, claviger.Invalid, i.Key, "an intent needs a key and an operation")
+		return metastore.Intent{}, claviger.Errorf(op, claviger.Invalid, i.Key,
+			"an intent needs a key and an operation")
 	}
 	if i.Begun.IsZero() {
 		i.Begun = now()
@@ -42,7 +43,8 @@ func begin(ctx context.Context, tx pgx.Tx, op string, i metastore.Intent) (metas
 		if there[0].Op == i.Op {
 			return there[0], nil
 		}
-		return i, claviger.Errorf(op, claviger.Unavailable, i.Key, "a %s of this key, begun %s, must be finished before its %s can begin",
+		return i, claviger.Errorf(op, claviger.Unavailable, i.Key, "a %s of this key, begun %s, must be finished "+
+			"before its %s can begin",
 			there[0].Op, there[0].Begun.Format(time.RFC3339), i.Op)
 	}
 	i.Refs = slices.Clone(i.Refs)
@@ -54,7 +56,9 @@ func begin(ctx context.Context, tx pgx.Tx, op string, i metastore.Intent) (metas
 	if payload == nil {
 		payload = []byte{} // the column is NOT NULL
 	}
-	if _, err := tx.Exec(ctx, `INSERT INTO intent (key, op, ids, objects, begun, payload) VALUES ($1, $2, $3, $4, $5, $6)`, i.Key, i.Op, ids, objects, millis(i.Begun), payload); err != nil {
+	if _, err := tx.Exec(ctx,
+		`INSERT INTO intent (key, op, ids, objects, begun, payload)
+			VALUES ($1, $2, $3, $4, $5, $6)`, i.Key, i.Op, ids, objects, millis(i.Begun), payload); err != nil {
 		return i, err
 	}
 	i.Begun = when(millis(i.Begun)) // as it will be read back
@@ -89,7 +93,8 @@ func splitRefs(refs []metastore.Ref) (ids, objects []string) {
 // Pending returns all intents, oldest first.
 func (s *Store) Pending(ctx context.Context) (all []metastore.Intent, err error) {
 	err = s.db.Read(ctx, "metastore/postgres.Pending", "", func(ctx context.Context) error {
-		rows, _ := s.db.Pool().Query(ctx, `SELECT key, op, ids, objects, begun, payload FROM intent ORDER BY seq`) // the rows carry the error
+		// the rows carry the error
+		rows, _ := s.db.Pool().Query(ctx, `SELECT key, op, ids, objects, begun, payload FROM intent ORDER BY seq`)
 		all, err = pgx.CollectRows(rows, scanIntent)
 		return err
 	})
@@ -127,7 +132,8 @@ func (s *Store) AddUse(ctx context.Context, uses []metastore.Use) error {
 		for _, u := range sorted {
 			batch.Queue(`
 				INSERT INTO source_use AS u (source, version, op, count, last) VALUES ($1, $2, $3, $4, $5)
-				ON CONFLICT (`+digestSource+`, `+digestVersion+`, op) DO UPDATE SET count = u.count + excluded.count, last = greatest(u.last, excluded.last)`,
+				ON CONFLICT (`+digestSource+`, `+digestVersion+`, op) DO UPDATE SET count = u.count + excluded.count,
+					last = greatest(u.last, excluded.last)`,
 				u.Source, u.Version, u.Op, u.Count, millis(u.Last))
 		}
 		return tx.SendBatch(ctx, &batch).Close()
@@ -137,7 +143,9 @@ func (s *Store) AddUse(ctx context.Context, uses []metastore.Use) error {
 // Uses returns all counters.
 func (s *Store) Uses(ctx context.Context) (all []metastore.Use, err error) {
 	err = s.db.Read(ctx, "metastore/postgres.Uses", "", func(ctx context.Context) error {
-		rows, _ := s.db.Pool().Query(ctx, `SELECT source, version, op, count, last FROM source_use ORDER BY source, version, op`) // the rows carry the error
+		// the rows carry the error
+		rows, _ := s.db.Pool().Query(ctx,
+			`SELECT source, version, op, count, last FROM source_use ORDER BY source, version, op`)
 		all, err = pgx.CollectRows(rows, func(r pgx.CollectableRow) (u metastore.Use, err error) {
 			var last int64
 			err = r.Scan(&u.Source, &u.Version, &u.Op, &u.Count, &last)
@@ -161,14 +169,16 @@ func (s *Store) Put(ctx context.Context, run, item string, record []byte) error 
 	}
 	_, err := s.write(ctx, op, item, `
 		INSERT INTO journal (run, item, data, at) VALUES ($1, $2, $3, $4)
-		ON CONFLICT (run, `+digestItem+`) DO UPDATE SET data = excluded.data, at = excluded.at`, run, item, record, millis(now()))
+		ON CONFLICT (run,
+			`+digestItem+`) DO UPDATE SET data = excluded.data, at = excluded.at`, run, item, record, millis(now()))
 	return err
 }
 
 // Records returns a run's records in order of first writing.
 func (s *Store) Records(ctx context.Context, run string) (all []metastore.Record, err error) {
 	err = s.db.Read(ctx, "metastore/postgres.Records", "", func(ctx context.Context) error {
-		rows, _ := s.db.Pool().Query(ctx, `SELECT item, data, at FROM journal WHERE run = $1 ORDER BY seq`, run) // the rows carry the error
+		// the rows carry the error
+		rows, _ := s.db.Pool().Query(ctx, `SELECT item, data, at FROM journal WHERE run = $1 ORDER BY seq`, run)
 		all, err = pgx.CollectRows(rows, func(r pgx.CollectableRow) (rec metastore.Record, err error) {
 			var at int64
 			err = r.Scan(&rec.Item, &rec.Data, &at)
@@ -183,7 +193,8 @@ func (s *Store) Records(ctx context.Context, run string) (all []metastore.Record
 // Runs returns the names of all runs, oldest first.
 func (s *Store) Runs(ctx context.Context) (all []string, err error) {
 	err = s.db.Read(ctx, "metastore/postgres.Runs", "", func(ctx context.Context) error {
-		rows, _ := s.db.Pool().Query(ctx, `SELECT run FROM journal GROUP BY run ORDER BY min(seq)`) // the rows carry the error
+		// the rows carry the error
+		rows, _ := s.db.Pool().Query(ctx, `SELECT run FROM journal GROUP BY run ORDER BY min(seq)`)
 		all, err = pgx.CollectRows(rows, pgx.RowTo[string])
 		return err
 	})
@@ -206,7 +217,8 @@ func (s *Store) Setting(ctx context.Context, name string) (value string, ok bool
 // SetSetting writes or replaces a named value.
 func (s *Store) SetSetting(ctx context.Context, name, value string) error {
 	const op = "metastore/postgres.SetSetting"
-	statement := `INSERT INTO setting (name, value) VALUES ($1, $2) ON CONFLICT (` + digestName + `) DO UPDATE SET value = excluded.value`
+	statement := `INSERT INTO setting (name, value) VALUES ($1, $2) ON CONFLICT (` + digestName +
+		`) DO UPDATE SET value = excluded.value`
 	if name == metastore.SettingMoved {
 		return s.change(ctx, op, "", statement, name, value)
 	}

@@ -29,7 +29,8 @@ type writes struct {
 
 // noteWrite remembers how a change ended, unless that tells of the key alone.
 func (s *Store) noteWrite(began time.Time, err error) {
-	if err != nil && s.writes.unfollowed.Load() == nil && pgdb.Code(err) == "" && !pgdb.Unreachable(err) && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, errFenced) && s.history.lost.Load() == nil {
+	if err != nil && s.writes.unfollowed.Load() == nil && pgdb.Code(err) == "" && !pgdb.Unreachable(err) &&
+		!errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, errFenced) && s.history.lost.Load() == nil {
 		return
 	}
 	s.writes.full.Store(pgdb.DiskFull(err))
@@ -73,7 +74,8 @@ func (s *Store) CheckWrites(ctx context.Context) error {
 		if err := s.fence(ctx, tx, op, ""); err != nil {
 			return err
 		}
-		_, err := tx.Exec(ctx, `INSERT INTO setting (name, value) SELECT $1, string_agg(md5(random()::text), '') FROM generate_series(1, $2)
+		_, err := tx.Exec(ctx, `INSERT INTO setting (name, value) SELECT $1, string_agg(md5(random()::text), '')
+			FROM generate_series(1, $2)
 			ON CONFLICT (`+digestName+`) DO UPDATE SET value = excluded.value`, metastore.SettingProbe, size/32)
 		return err
 	})
@@ -81,7 +83,8 @@ func (s *Store) CheckWrites(ctx context.Context) error {
 		s.writes.full.Store(false)
 	}
 	if err != nil && errors.Is(err, context.DeadlineExceeded) && standbys.Names != "" {
-		err = fmt.Errorf("%w; commits wait for a standby (synchronous_standby_names is %q), and %d standbys follow: see that those which are named do (pg_stat_replication)", err, standbys.Names, standbys.Following)
+		err = fmt.Errorf("%w; commits wait for a standby (synchronous_standby_names is %q), and %d standbys follow: "+
+			"see that those which are named do (pg_stat_replication)", err, standbys.Names, standbys.Following)
 	}
 	return err
 }

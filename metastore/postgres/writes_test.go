@@ -38,11 +38,13 @@ func TestCheckWrites(t *testing.T) {
 	refused := func(when, text string, probe bool) {
 		t.Helper()
 		if probe {
-			if err := s.CheckWrites(ctx); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), text) {
+			if err := s.CheckWrites(ctx); !claviger.Is(err, claviger.Unavailable) ||
+				!strings.Contains(err.Error(), text) {
 				t.Errorf("%s, a probe: %v", when, err)
 			}
 		}
-		if err := s.Insert(ctx, key("never", "bb")); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), text) {
+		if err := s.Insert(ctx, key("never", "bb")); !claviger.Is(err, claviger.Unavailable) ||
+			!strings.Contains(err.Error(), text) {
 			t.Errorf("%s, a change: %v", when, err)
 		}
 		if last, ok := s.LastWrite(); !ok || last.Err == nil || !strings.Contains(last.Err.Error(), text) {
@@ -58,7 +60,8 @@ func TestCheckWrites(t *testing.T) {
 	server.Exec(t, "postgres", `ALTER SYSTEM SET default_transaction_read_only = on`, `SELECT pg_reload_conf()`)
 	eventually(t, "the server is read-only", func() bool { return s.CheckWrites(ctx) != nil })
 	refused("read-only", "default_transaction_read_only", true)
-	server.Exec(t, "postgres", `SET default_transaction_read_only = off`, `ALTER SYSTEM RESET default_transaction_read_only`, `SELECT pg_reload_conf()`)
+	server.Exec(t, "postgres", `SET default_transaction_read_only = off`,
+		`ALTER SYSTEM RESET default_transaction_read_only`, `SELECT pg_reload_conf()`)
 	works("again")
 
 	// As PostgreSQL says it where an extension of a table finds no room.
@@ -81,7 +84,8 @@ func TestCheckWrites(t *testing.T) {
 	works("with room")
 
 	server.Exec(t, "postgres", `ALTER SYSTEM SET synchronous_standby_names = 'nobody'`, `SELECT pg_reload_conf()`)
-	missing := `a commit waits for a standby (synchronous_standby_names is "nobody"), and of 0 standbys that follow none is one of these`
+	missing := `a commit waits for a standby (synchronous_standby_names is "nobody"), and of 0 ` +
+		`standbys that follow none is one of these`
 	// A probe whose commit was under way when the setting came waits in vain, and the database
 	// counts as away for a moment after it.
 	eventually(t, "commits wait for a standby", func() bool {
@@ -99,7 +103,8 @@ func TestCheckWrites(t *testing.T) {
 	if err := s.Replication(ctx); err == nil || !strings.Contains(err.Error(), missing) {
 		t.Errorf("readiness without a synchronous standby: %v", err)
 	}
-	server.Exec(t, "postgres", `SET synchronous_commit = local`, `ALTER SYSTEM RESET synchronous_standby_names`, `SELECT pg_reload_conf()`)
+	server.Exec(t, "postgres", `SET synchronous_commit = local`, `ALTER SYSTEM RESET synchronous_standby_names`,
+		`SELECT pg_reload_conf()`)
 	works("without a standby to wait for")
 
 	// Refused is no answer, though the database is there.

@@ -93,7 +93,8 @@ func unwritten(to string, err error) error {
 		return err
 	}
 	return claviger.Errorf("metastore/sqlite.Backup", claviger.Unavailable, "",
-		"the backup %s cannot be written: its disk is full, or a quota is reached (%w); no backup was made; make room in %s, or name a file on another disk", to, err, filepath.Dir(to))
+		"the backup %s cannot be written: its disk is full, or a quota is reached (%w); no backup was made; make "+
+			"room in %s, or name a file on another disk", to, err, filepath.Dir(to))
 }
 
 // seal takes the secrets out of a copy, and marks it.
@@ -104,7 +105,8 @@ func seal(ctx context.Context, work string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
-	for table, empty := range map[string]string{"delegation": `DELETE FROM delegation`, "master_key": `DELETE FROM master_key`} {
+	for table, empty := range map[string]string{"delegation": `DELETE FROM delegation`,
+		"master_key": `DELETE FROM master_key`} {
 		has, err := hasTable(ctx, db, table)
 		if err == nil && has {
 			_, err = db.ExecContext(ctx, empty)
@@ -113,13 +115,15 @@ func seal(ctx context.Context, work string) (err error) {
 			return err
 		}
 	}
-	_, err = db.ExecContext(ctx, `INSERT INTO setting (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value`,
+	_, err = db.ExecContext(ctx,
+		`INSERT INTO setting (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value`,
 		metastore.SettingBackup, time.Now().UTC().Format(time.RFC3339))
 	return err
 }
 
 func hasTable(ctx context.Context, db *sql.DB, name string) (has bool, err error) {
-	err = db.QueryRowContext(ctx, `SELECT count(*) > 0 FROM sqlite_schema WHERE type = 'table' AND name = ?`, name).Scan(&has)
+	err = db.QueryRowContext(ctx, `SELECT count(*) > 0 FROM sqlite_schema WHERE type = 'table' AND name = ?`,
+		name).Scan(&has)
 	return has, err
 }
 
@@ -158,21 +162,25 @@ func integrity(ctx context.Context, db *sql.DB) error {
 		return err
 	}
 	if first != "" {
-		return fmt.Errorf("it is damaged: %s; a store is restored from a backup, a backup is taken anew; the keys in the HSM are not touched by this", first)
+		return fmt.Errorf("it is damaged: %s; a store is restored from a backup, a backup is taken anew; the keys "+
+			"in the HSM are not touched by this", first)
 	}
 	var broken bool
-	if err := db.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM pragma_foreign_key_check)`).Scan(&broken); err != nil {
+	if err := db.QueryRowContext(ctx,
+		`SELECT EXISTS (SELECT 1 FROM pragma_foreign_key_check)`).Scan(&broken); err != nil {
 		return err
 	}
 	if broken {
-		return errors.New("it is damaged: versions belong to no key; a store is restored from a backup, a backup is taken anew; the keys in the HSM are not touched by this")
+		return errors.New("it is damaged: versions belong to no key; a store is restored from a backup, a backup is " +
+			"taken anew; the keys in the HSM are not touched by this")
 	}
 	return nil
 }
 
 // count reads the figures. A table that an older schema lacks counts nothing.
 func (f *Facts) count(ctx context.Context, db *sql.DB) error {
-	for table, n := range map[string]*int{"ez_key": &f.Keys, "key_version": &f.Versions, "deleted_key": &f.Deleted, "intent": &f.Pending} {
+	for table, n := range map[string]*int{"ez_key": &f.Keys, "key_version": &f.Versions, "deleted_key": &f.Deleted,
+		"intent": &f.Pending} {
 		has, err := hasTable(ctx, db, table)
 		if err == nil && has {
 			err = db.QueryRowContext(ctx, "SELECT count(*) FROM "+table).Scan(n)
@@ -185,7 +193,8 @@ func (f *Facts) count(ctx context.Context, db *sql.DB) error {
 		return err
 	}
 	made := ""
-	for name, value := range map[string]*string{"hsm.token.serial": &f.TokenSerial, "hsm.token.label": &f.TokenLabel, metastore.SettingBackup: &made} {
+	for name, value := range map[string]*string{"hsm.token.serial": &f.TokenSerial, "hsm.token.label": &f.TokenLabel,
+		metastore.SettingBackup: &made} {
 		err := db.QueryRowContext(ctx, "SELECT value FROM setting WHERE name = ?", name).Scan(value)
 		if err != nil && !errors.Is(err, sql.ErrNoRows) {
 			return err
@@ -216,10 +225,12 @@ func checkHead(path string) error {
 	}
 	head := make([]byte, 100)
 	if _, err := io.ReadFull(f, head); err != nil || string(head[:16]) != "SQLite format 3\x00" {
-		return fmt.Errorf("%s is no metastore: it is not an SQLite database, or its head is damaged; name a file that claviger metastore backup has written", path)
+		return fmt.Errorf("%s is no metastore: it is not an SQLite database, or its head is damaged; name a file "+
+			"that claviger metastore backup has written", path)
 	}
 	if id := binary.BigEndian.Uint32(head[68:]); id != applicationID {
-		return fmt.Errorf("%s is no metastore but the SQLite database of another program (application id %#x, ours is %#x); name a file that claviger metastore backup has written", path, id, applicationID)
+		return fmt.Errorf("%s is no metastore but the SQLite database of another program (application id %#x, ours "+
+			"is %#x); name a file that claviger metastore backup has written", path, id, applicationID)
 	}
 	page := int64(binary.BigEndian.Uint16(head[16:]))
 	if page == 1 {
@@ -228,7 +239,8 @@ func checkHead(path string) error {
 	pages := int64(binary.BigEndian.Uint32(head[28:]))
 	fresh := binary.BigEndian.Uint32(head[24:]) == binary.BigEndian.Uint32(head[92:]) // else the count may be old
 	if fresh && st.Size() < page*pages {
-		return fmt.Errorf("%s is cut short: it has %d bytes, and its head says %d; copy it again, or take another backup", path, st.Size(), page*pages)
+		return fmt.Errorf("%s is cut short: it has %d bytes, and its head says %d; copy it again, or take another "+
+			"backup", path, st.Size(), page*pages)
 	}
 	return nil
 }
@@ -256,7 +268,9 @@ func Stage(ctx context.Context, from, path string, plain bool) (s *Staged, err e
 		return nil, err
 	}
 	if facts.Made.IsZero() && !plain {
-		return nil, fmt.Errorf("%s was not written by claviger metastore backup: a copy of the file alone may lack what its -wal held; take a file of metastore backup, or, if no server had the store when it was copied or the -wal is beside it, say --plain-copy", from)
+		return nil, fmt.Errorf("%s was not written by claviger metastore backup: a copy of the file alone may lack "+
+			"what its -wal held; take a file of metastore backup, or, if no server had the store when it was copied "+
+			"or the -wal is beside it, say --plain-copy", from)
 	}
 	work, err := sqlitedb.NewWork(path, "restore")
 	if err != nil {
@@ -283,7 +297,8 @@ func Stage(ctx context.Context, from, path string, plain bool) (s *Staged, err e
 		return nil, err
 	}
 	s = &Staged{Store: store, Facts: facts, work: work, path: path}
-	if _, err = store.exec(ctx, "metastore/sqlite.Stage", `DELETE FROM setting WHERE name = ?`, metastore.SettingBackup); err == nil {
+	if _, err = store.exec(ctx, "metastore/sqlite.Stage", `DELETE FROM setting WHERE name = ?`,
+		metastore.SettingBackup); err == nil {
 		err = store.fail("metastore/sqlite.Stage", "", integrity(ctx, store.db.Writer))
 	}
 	if err != nil {

@@ -41,7 +41,8 @@ func TestBackupWhileWriting(t *testing.T) {
 	password := []byte("a token's password, 20 b")
 	err := s.PutMasterKey(ctx, metastore.MasterKey{ID: 1, Expires: time.Now().Add(time.Hour), Key: secret})
 	if err == nil {
-		err = s.PutDelegation(ctx, metastore.Delegation{Sequence: 1, Identifier: []byte("id"), Password: password, Renew: time.Now().Add(time.Hour)})
+		err = s.PutDelegation(ctx, metastore.Delegation{Sequence: 1, Identifier: []byte("id"), Password: password,
+			Renew: time.Now().Add(time.Hour)})
 	}
 	if err == nil {
 		err = s.SetSetting(ctx, "hsm.token.serial", "5e71a1")
@@ -83,7 +84,8 @@ func TestBackupWhileWriting(t *testing.T) {
 			t.Errorf("mode %v, %v", st.Mode(), err)
 		}
 		got, err := Inspect(ctx, to)
-		if err != nil || got != f || f.Keys != f.Versions || f.Keys < last || f.TokenSerial != "5e71a1" || time.Since(f.Made) > time.Minute || f.Schema != SchemaVersion {
+		if err != nil || got != f || f.Keys != f.Versions || f.Keys < last || f.TokenSerial != "5e71a1" ||
+			time.Since(f.Made) > time.Minute || f.Schema != SchemaVersion {
 			t.Errorf("copy %d: %+v, inspected %+v, %v", i, f, got, err)
 		}
 		last = f.Keys
@@ -160,7 +162,8 @@ func TestNoBackup(t *testing.T) {
 		"damaged": {damaged, "damaged"},
 		"foreign": {foreign, "database of another program (application id 0x12345678"},
 		"newer":   {tooNew, "has schema version 99, this program knows versions up to"},
-		"half":    {half, "was not written by claviger metastore backup: a copy of the file alone may lack what its -wal held"},
+		"half": {half, "was not written by claviger metastore backup: a copy of the file alone may lack what its " +
+			"-wal held"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			place := t.TempDir()
@@ -169,7 +172,8 @@ func TestNoBackup(t *testing.T) {
 				t.Fatal(err)
 			}
 			_, err := Stage(ctx, file, filepath.Join(place, "store.db"), false)
-			if err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), file) || strings.Contains(err.Error(), ".restore-") {
+			if err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), file) ||
+				strings.Contains(err.Error(), ".restore-") {
 				t.Errorf("error %v, want %q and the file's name", err, c.want)
 			}
 			if entries, err := os.ReadDir(place); err != nil || len(entries) != 1 {
@@ -344,7 +348,8 @@ func TestBackupOnAFullDisk(t *testing.T) {
 	})
 	to := filepath.Join(small, "backup.db")
 	_, err := Backup(t.Context(), path, to)
-	if err == nil || !strings.Contains(err.Error(), "the backup "+to+" cannot be written: its disk is full") || strings.Contains(err.Error(), filepath.Dir(path)) {
+	if err == nil || !strings.Contains(err.Error(), "the backup "+to+" cannot be written: its disk is full") ||
+		strings.Contains(err.Error(), filepath.Dir(path)) {
 		t.Errorf("the message is %v", err)
 	}
 	if left, err := os.ReadDir(small); err != nil || len(left) > 0 {

@@ -42,7 +42,9 @@ func TestUpgradeInUse(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Open(t.Context(), path); err == nil || !strings.Contains(err.Error(), "in use by claviger kms, process") || !strings.Contains(err.Error(), "stop that process first") {
+	if _, err := Open(t.Context(), path); err == nil ||
+		!strings.Contains(err.Error(), "in use by claviger kms, process") ||
+		!strings.Contains(err.Error(), "stop that process first") {
 		t.Errorf("the schema was changed under a server: %v", err)
 	}
 	release()

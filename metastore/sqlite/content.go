@@ -77,7 +77,9 @@ func (s *Store) Fill(ctx context.Context, c *metastore.Content) error {
 			return claviger.Errorf(op, claviger.Invalid, "", "metastore %s is not empty", s.URI())
 		}
 		for _, t := range metastore.Tables {
-			insert := fmt.Sprintf("INSERT OR REPLACE INTO %s (%s) VALUES (?%s)", t.Name, strings.Join(t.Columns, ", "), strings.Repeat(", ?", len(t.Columns)-1)) //nolint:gosec // names of ours
+			// nolint:gosec // names of ours
+			insert := fmt.Sprintf("INSERT OR REPLACE INTO %s (%s) VALUES (?%s)", t.Name, strings.Join(t.Columns, ", "),
+				strings.Repeat(", ?", len(t.Columns)-1))
 			for _, row := range c.Rows[t.Name] {
 				if _, err := tx.ExecContext(ctx, insert, row...); err != nil {
 					return fmt.Errorf("table %s: %w", t.Name, err)
@@ -85,7 +87,8 @@ func (s *Store) Fill(ctx context.Context, c *metastore.Content) error {
 			}
 		}
 		for counter, next := range map[string]int64{"token": c.NextToken, "master key": c.NextMasterKey} {
-			if _, err := tx.ExecContext(ctx, `UPDATE counter SET next = max(next, ?) WHERE name = ?`, next, counter); err != nil {
+			if _, err := tx.ExecContext(ctx, `UPDATE counter SET next = max(next, ?) WHERE name = ?`, next,
+				counter); err != nil {
 				return err
 			}
 		}

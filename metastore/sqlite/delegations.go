@@ -35,7 +35,8 @@ func (s *Store) next(ctx context.Context, op, counter string, n int32) (first in
 			return err
 		}
 		if next > math.MaxInt32-int64(n)+1 {
-			return claviger.Errorf(op, claviger.Internal, "", "metastore %s: the numbers of %ss are used up at %d", s.db.Path(), counter, next)
+			return claviger.Errorf(op, claviger.Internal, "", "metastore %s: the numbers of %ss are used up at %d",
+				s.db.Path(), counter, next)
 		}
 		first = int32(next)
 		_, err := tx.ExecContext(ctx, `UPDATE counter SET next = next + ? WHERE name = ?`, n, counter)
@@ -48,7 +49,8 @@ func (s *Store) next(ctx context.Context, op, counter string, n int32) (first in
 func (s *Store) PutMasterKey(ctx context.Context, k metastore.MasterKey) error {
 	_, err := s.exec(ctx, "metastore/sqlite.PutMasterKey", `
 		INSERT INTO master_key (id, expires, key) VALUES (?, ?, ?)
-		ON CONFLICT (id) DO UPDATE SET expires = excluded.expires, key = excluded.key`, k.ID, millis(k.Expires), []byte(k.Key))
+		ON CONFLICT (id) DO UPDATE SET expires = excluded.expires,
+			key = excluded.key`, k.ID, millis(k.Expires), []byte(k.Key))
 	return err
 }
 
@@ -85,14 +87,16 @@ func (s *Store) RemoveMasterKey(ctx context.Context, id int32) error {
 func (s *Store) PutDelegation(ctx context.Context, d metastore.Delegation) error {
 	_, err := s.exec(ctx, "metastore/sqlite.PutDelegation", `
 		INSERT INTO delegation (sequence, identifier, password, renew) VALUES (?, ?, ?, ?)
-		ON CONFLICT (sequence) DO UPDATE SET identifier = excluded.identifier, password = excluded.password, renew = excluded.renew`,
+		ON CONFLICT (sequence) DO UPDATE
+			SET identifier = excluded.identifier, password = excluded.password, renew = excluded.renew`,
 		d.Sequence, d.Identifier, []byte(d.Password), millis(d.Renew))
 	return err
 }
 
 // RenewDelegation changes Renew of a token that is still there.
 func (s *Store) RenewDelegation(ctx context.Context, sequence int32, renew time.Time) (ok bool, err error) {
-	n, err := s.exec(ctx, "metastore/sqlite.RenewDelegation", `UPDATE delegation SET renew = ? WHERE sequence = ?`, millis(renew), sequence)
+	n, err := s.exec(ctx, "metastore/sqlite.RenewDelegation", `UPDATE delegation SET renew = ? WHERE sequence = ?`,
+		millis(renew), sequence)
 	return n == 1, err
 }
 
@@ -103,7 +107,8 @@ func (s *Store) Delegation(ctx context.Context, sequence int32) (d metastore.Del
 		return d, false, err
 	}
 	var renew int64
-	err = s.db.Reader.QueryRowContext(ctx, `SELECT identifier, password, renew FROM delegation WHERE sequence = ?`, sequence).Scan(&d.Identifier, (*[]byte)(&d.Password), &renew)
+	err = s.db.Reader.QueryRowContext(ctx, `SELECT identifier, password, renew FROM delegation WHERE sequence = ?`,
+		sequence).Scan(&d.Identifier, (*[]byte)(&d.Password), &renew)
 	if errors.Is(err, sql.ErrNoRows) {
 		return metastore.Delegation{}, false, nil
 	}

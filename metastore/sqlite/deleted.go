@@ -22,7 +22,9 @@ func (s *Store) Shelve(ctx context.Context, key string) error {
 		var id int64
 		err := tx.QueryRowContext(ctx, `
 			INSERT INTO deleted_key (name, since, cipher, bit_length, description, attributes, created)
-			SELECT name, max(?, `+newestTime+`), cipher, bit_length, description, attributes, created FROM ez_key WHERE name = ? RETURNING id`, millis(now()), key).Scan(&id)
+			SELECT name, max(?,
+				`+newestTime+`), cipher, bit_length, description, attributes, created
+				FROM ez_key WHERE name = ? RETURNING id`, millis(now()), key).Scan(&id)
 		if errors.Is(err, sql.ErrNoRows) {
 			return claviger.E(op, claviger.KeyNotFound, key, nil)
 		}
@@ -34,7 +36,8 @@ func (s *Store) Shelve(ctx context.Context, key string) error {
 		}
 		if _, err := tx.ExecContext(ctx, `
 			INSERT INTO deleted_version (key_id, seq, id, object, created, check_value)
-			SELECT ?, v.seq, v.id, v.object, v.created, v.check_value FROM key_version v JOIN ez_key k ON k.id = v.key_id WHERE k.name = ?`, id, key); err != nil {
+			SELECT ?, v.seq, v.id, v.object, v.created, v.check_value FROM key_version v
+				JOIN ez_key k ON k.id = v.key_id WHERE k.name = ?`, id, key); err != nil {
 			return err
 		}
 		_, err = tx.ExecContext(ctx, `DELETE FROM ez_key WHERE name = ?`, key)
@@ -48,7 +51,8 @@ func noStep(ctx context.Context, tx *sql.Tx, op, key, what string) error {
 	if err != nil || len(there) == 0 {
 		return err
 	}
-	return claviger.Errorf(op, claviger.Unavailable, key, "a %s of this key, begun %s, must be finished before its %s", there[0].Op, there[0].Begun.Format(time.RFC3339), what)
+	return claviger.Errorf(op, claviger.Unavailable, key, "a %s of this key, begun %s, must be finished before its %s",
+		there[0].Op, there[0].Begun.Format(time.RFC3339), what)
 }
 
 // Shelved returns the deleted keys of these names, or all.
@@ -64,26 +68,30 @@ func (s *Store) Shelved(ctx context.Context, names ...string) ([]metastore.Shelv
 	}
 	which, args := "", []any(nil)
 	if len(names) > 0 {
-		names = slices.DeleteFunc(slices.Clone(names), func(n string) bool { return !utf8.ValidString(n) }) // no key has such a name
+		// no key has such a name
+		names = slices.DeleteFunc(slices.Clone(names), func(n string) bool { return !utf8.ValidString(n) })
 		list, err := json.Marshal(names)
 		if err != nil {
 			return nil, claviger.E(op, claviger.Internal, "", err)
 		}
-		which, args = "WHERE k.name IN (SELECT value FROM json_each(?)) ", []any{string(list)} // a text of its own, so that the index is used
+		// a text of its own, so that the index is used
+		which, args = "WHERE k.name IN (SELECT value FROM json_each(?)) ", []any{string(list)}
 	}
 	rows, err := collect(ctx, s.db.Reader, func(r *sql.Rows) (row, error) {
 		var x row
 		var m metadataRow
 		var name string
 		var since, created int64
-		if err := r.Scan(&x.id, &name, &since, &m.cipher, &m.bits, &m.description, &m.attributes, &m.created, &x.v.ID, &x.v.Object, &created, &x.v.Check); err != nil {
+		if err := r.Scan(&x.id, &name, &since, &m.cipher, &m.bits, &m.description, &m.attributes, &m.created, &x.v.ID,
+			&x.v.Object, &created, &x.v.Check); err != nil {
 			return x, err
 		}
 		md, err := m.metadata(name)
 		x.key, x.v.Created = metastore.Shelved{Key: metastore.Key{Metadata: md}, Since: when(since)}, when(created)
 		return x, err
 	}, `
-		SELECT k.id, k.name, k.since, k.cipher, k.bit_length, k.description, k.attributes, k.created, v.id, v.object, v.created, v.check_value
+		SELECT k.id, k.name, k.since, k.cipher, k.bit_length, k.description, k.attributes, k.created, v.id, v.object,
+			v.created, v.check_value
 		FROM deleted_key k JOIN deleted_version v ON v.key_id = k.id `+which+`ORDER BY k.id, v.seq`, args...)
 	if err != nil {
 		return nil, s.fail(op, "", err)
@@ -107,7 +115,8 @@ func (s *Store) Unshelve(ctx context.Context, key, version string) error {
 	return s.update(ctx, op, key, func(tx *sql.Tx) error {
 		var from, id int64
 		err := tx.QueryRowContext(ctx, `
-			SELECT k.id FROM deleted_key k JOIN deleted_version v ON v.key_id = k.id WHERE k.name = ? AND v.id = ? ORDER BY k.id DESC LIMIT 1`, key, version).Scan(&from)
+			SELECT k.id FROM deleted_key k JOIN deleted_version v ON v.key_id = k.id WHERE k.name = ? AND v.id = ?
+				ORDER BY k.id DESC LIMIT 1`, key, version).Scan(&from)
 		if errors.Is(err, sql.ErrNoRows) {
 			return claviger.E(op, claviger.KeyNotFound, key, nil)
 		}
@@ -116,7 +125,8 @@ func (s *Store) Unshelve(ctx context.Context, key, version string) error {
 		}
 		err = tx.QueryRowContext(ctx, `
 			INSERT INTO ez_key (name, cipher, bit_length, description, attributes, created)
-			SELECT name, cipher, bit_length, description, attributes, created FROM deleted_key WHERE id = ? RETURNING id`, from).Scan(&id)
+			SELECT name, cipher, bit_length, description, attributes, created FROM deleted_key WHERE id = ?
+				RETURNING id`, from).Scan(&id)
 		if sqlitedb.NotUnique(err) {
 			return claviger.E(op, claviger.KeyExists, key, nil)
 		}
@@ -128,7 +138,8 @@ func (s *Store) Unshelve(ctx context.Context, key, version string) error {
 		}
 		if _, err := tx.ExecContext(ctx, `
 			INSERT INTO key_version (key_id, seq, id, object, created, check_value)
-			SELECT ?, seq, id, object, created, check_value FROM deleted_version WHERE key_id = ?`, id, from); err != nil {
+			SELECT ?, seq, id, object, created, check_value FROM deleted_version
+				WHERE key_id = ?`, id, from); err != nil {
 			return err
 		}
 		_, err = tx.ExecContext(ctx, `DELETE FROM deleted_key WHERE id = ?`, from)
@@ -145,15 +156,19 @@ func (s *Store) Discard(ctx context.Context, key string, ids ...string) (in meta
 		return metastore.Intent{}, claviger.E(op, claviger.Internal, key, err)
 	}
 	err = s.update(ctx, op, key, func(tx *sql.Tx) error {
-		const which = `SELECT k.id FROM deleted_key k JOIN deleted_version v ON v.key_id = k.id WHERE k.name = ? AND v.id IN (SELECT value FROM json_each(?))`
-		refs, err := collect(ctx, tx, scanRef, `SELECT id, object FROM deleted_version WHERE key_id IN (`+which+`) ORDER BY key_id, seq`, key, string(list))
+		const which = `SELECT k.id FROM deleted_key k JOIN deleted_version v ON v.key_id = k.id WHERE k.name = ?
+			AND v.id IN (SELECT value FROM json_each(?))`
+		refs, err := collect(ctx, tx, scanRef,
+			`SELECT id, object FROM deleted_version
+				WHERE key_id IN (`+which+`) ORDER BY key_id, seq`, key, string(list))
 		if err != nil {
 			return err
 		}
 		if len(refs) == 0 {
 			return claviger.E(op, claviger.KeyNotFound, key, nil)
 		}
-		if _, err := tx.ExecContext(ctx, `DELETE FROM deleted_key WHERE id IN (`+which+`)`, key, string(list)); err != nil {
+		if _, err := tx.ExecContext(ctx, `DELETE FROM deleted_key WHERE id IN (`+which+`)`, key,
+			string(list)); err != nil {
 			return err
 		}
 		in, err = condemn(ctx, tx, op, key, refs)
@@ -173,7 +188,9 @@ func (s *Store) Touch(ctx context.Context, uses []metastore.LastUse) error {
 	}
 	return s.update(ctx, op, "", func(tx *sql.Tx) error {
 		for _, u := range uses {
-			if _, err := tx.ExecContext(ctx, `INSERT INTO version_use (version, last) VALUES (?, ?) ON CONFLICT DO UPDATE SET last = max(last, excluded.last)`, u.Version, millis(u.Last)); err != nil {
+			if _, err := tx.ExecContext(ctx,
+				`INSERT INTO version_use (version, last) VALUES (?, ?) ON CONFLICT DO UPDATE
+					SET last = max(last, excluded.last)`, u.Version, millis(u.Last)); err != nil {
 				return err
 			}
 			if _, err := tx.ExecContext(ctx, `DELETE FROM version_unused WHERE version = ?`, u.Version); err != nil {
@@ -193,7 +210,9 @@ func (s *Store) LastUses(ctx context.Context, versions ...string) (last []time.T
 	}
 	ms, err := strconv.ParseInt(value, 10, 64)
 	if err != nil {
-		return nil, time.Time{}, claviger.Errorf(op, claviger.Internal, "", "metastore %s: setting %s: %w", s.db.Path(), metastore.SettingLastUsesSince, err)
+		return nil, time.Time{}, claviger.Errorf(op, claviger.Internal, "", "metastore %s: setting %s: %w",
+			s.db.Path(),
+			metastore.SettingLastUsesSince, err)
 	}
 	last = make([]time.Time, len(versions))
 	for i, v := range versions {

@@ -44,7 +44,8 @@ func TestSchemaVersion(t *testing.T) {
 		t.Fatal(files, err)
 	}
 	var newest int
-	if _, err := fmt.Sscanf(filepath.Base(files[len(files)-1]), "%d_", &newest); err != nil || newest != SchemaVersion {
+	if _, err := fmt.Sscanf(filepath.Base(files[len(files)-1]), "%d_", &newest); err != nil ||
+		newest != SchemaVersion {
 		t.Errorf("newest migration is %d (%v), SchemaVersion is %d", newest, err, SchemaVersion)
 	}
 }
@@ -164,7 +165,8 @@ func TestFull(t *testing.T) {
 	big := testKey("big", "02")
 	big.Attributes = map[string]string{"a": strings.Repeat("x", 100_000)}
 	err := s.Insert(ctx, big)
-	if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "the disk is full") {
+	if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), path) ||
+		!strings.Contains(err.Error(), "the disk is full") {
 		t.Errorf("insert on a full disk: %v", err)
 	}
 	got, err := s.Get(ctx, "before", "big")

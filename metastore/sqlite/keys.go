@@ -69,7 +69,8 @@ func (s *Store) get(ctx context.Context, name string) (*metastore.Key, error) {
 		var m metadataRow
 		var v metastore.Version
 		var created int64
-		if err := rows.Scan(&m.cipher, &m.bits, &m.description, &m.attributes, &m.created, &v.ID, &v.Object, &created, &v.Check); err != nil {
+		if err := rows.Scan(&m.cipher, &m.bits, &m.description, &m.attributes, &m.created, &v.ID, &v.Object, &created,
+			&v.Check); err != nil {
 			return nil, err
 		}
 		if k == nil {
@@ -103,7 +104,8 @@ func (s *Store) ByVersion(ctx context.Context, version string) (*claviger.Metada
 	var count int
 	var created int64
 	v := metastore.Version{ID: version[len(key)+1:]}
-	err := s.byVersion.QueryRowContext(ctx, key, v.ID).Scan(&m.cipher, &m.bits, &m.description, &m.attributes, &m.created, &newest, &count, &v.Object, &created, &v.Check)
+	err := s.byVersion.QueryRowContext(ctx, key, v.ID).Scan(&m.cipher, &m.bits, &m.description, &m.attributes,
+		&m.created, &newest, &count, &v.Object, &created, &v.Check)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, metastore.Version{}, claviger.E(op, claviger.VersionNotFound, version, nil)
 	}
@@ -130,7 +132,8 @@ func (s *Store) Insert(ctx context.Context, k metastore.Key) error {
 		return s.fail(op, k.Name, err)
 	}
 	return s.update(ctx, op, k.Name, func(tx *sql.Tx) error {
-		r, err := tx.ExecContext(ctx, `INSERT INTO ez_key (name, cipher, bit_length, description, attributes, created) VALUES (?, ?, ?, ?, ?, ?)`,
+		r, err := tx.ExecContext(ctx,
+			`INSERT INTO ez_key (name, cipher, bit_length, description, attributes, created) VALUES (?, ?, ?, ?, ?, ?)`,
 			k.Name, k.Cipher, k.BitLength, k.Description, attributes, millis(k.Created))
 		if sqlitedb.NotUnique(err) {
 			return claviger.E(op, claviger.KeyExists, k.Name, nil)
@@ -153,12 +156,16 @@ func (s *Store) Insert(ctx context.Context, k metastore.Key) error {
 
 func insertVersion(ctx context.Context, tx *sql.Tx, op, name string, key int64, seq int, v metastore.Version) error {
 	if v.ID == "" || v.Object == "" {
-		return claviger.Errorf(op, claviger.Invalid, name, "a version needs an id and an HSM object, and has %q and %q", v.ID, v.Object)
+		return claviger.Errorf(op, claviger.Invalid, name,
+			"a version needs an id and an HSM object, and has %q and %q",
+			v.ID, v.Object)
 	}
-	_, err := tx.ExecContext(ctx, `INSERT INTO key_version (key_id, seq, id, object, created, check_value) VALUES (?, ?, ?, ?, ?, ?)`,
+	_, err := tx.ExecContext(ctx,
+		`INSERT INTO key_version (key_id, seq, id, object, created, check_value) VALUES (?, ?, ?, ?, ?, ?)`,
 		key, seq, v.ID, v.Object, millis(v.Created), notNil(v.Check))
 	if sqlitedb.NotUnique(err) {
-		return fmt.Errorf("version %s or HSM object %s is in use already, and two versions can share neither: %w", claviger.VersionName(name, v.ID), v.Object, err)
+		return fmt.Errorf("version %s or HSM object %s is in use already, and two versions can share neither: %w",
+			claviger.VersionName(name, v.ID), v.Object, err)
 	}
 	if err != nil {
 		return err
@@ -170,7 +177,9 @@ func insertVersion(ctx context.Context, tx *sql.Tx, op, name string, key int64, 
 func (s *Store) Append(ctx context.Context, key string, v metastore.Version) error {
 	const op = "metastore/sqlite.Append"
 	return s.update(ctx, op, key, func(tx *sql.Tx) error {
-		if err := addVersion(ctx, tx, op, key, `SELECT k.id, max(v.seq) + 1 FROM ez_key k JOIN key_version v ON v.key_id = k.id WHERE k.name = ? GROUP BY k.id`, v); err != nil {
+		if err := addVersion(ctx, tx, op, key,
+			`SELECT k.id, max(v.seq) + 1 FROM ez_key k JOIN key_version v ON v.key_id = k.id WHERE k.name = ?
+				GROUP BY k.id`, v); err != nil {
 			return err
 		}
 		return dropIntent(ctx, tx, key)
@@ -196,7 +205,9 @@ func addVersion(ctx context.Context, tx *sql.Tx, op, key, place string, v metast
 func (s *Store) Prepend(ctx context.Context, key string, v metastore.Version) error {
 	const op = "metastore/sqlite.Prepend"
 	return s.update(ctx, op, key, func(tx *sql.Tx) error {
-		return addVersion(ctx, tx, op, key, `SELECT k.id, min(v.seq) - 1 FROM ez_key k JOIN key_version v ON v.key_id = k.id WHERE k.name = ? GROUP BY k.id`, v)
+		return addVersion(ctx, tx, op, key,
+			`SELECT k.id, min(v.seq) - 1 FROM ez_key k JOIN key_version v ON v.key_id = k.id WHERE k.name = ?
+				GROUP BY k.id`, v)
 	})
 }
 
@@ -208,7 +219,8 @@ func (s *Store) Amend(ctx context.Context, m claviger.Metadata) error {
 		return s.fail(op, m.Name, err)
 	}
 	return s.update(ctx, op, m.Name, func(tx *sql.Tx) error {
-		r, err := tx.ExecContext(ctx, `UPDATE ez_key SET description = ?, attributes = ?, created = ? WHERE name = ?`, m.Description, attributes, millis(m.Created), m.Name)
+		r, err := tx.ExecContext(ctx, `UPDATE ez_key SET description = ?, attributes = ?, created = ? WHERE name = ?`,
+			m.Description, attributes, millis(m.Created), m.Name)
 		if err != nil {
 			return err
 		}
@@ -224,7 +236,9 @@ func (s *Store) Remove(ctx context.Context, key string) (metastore.Intent, error
 	const op = "metastore/sqlite.Remove"
 	var in metastore.Intent
 	err := s.update(ctx, op, key, func(tx *sql.Tx) error {
-		refs, err := collect(ctx, tx, scanRef, `SELECT v.id, v.object FROM key_version v JOIN ez_key k ON k.id = v.key_id WHERE k.name = ? ORDER BY v.seq`, key)
+		refs, err := collect(ctx, tx, scanRef,
+			`SELECT v.id, v.object FROM key_version v JOIN ez_key k ON k.id = v.key_id WHERE k.name = ?
+				ORDER BY v.seq`, key)
 		if err != nil {
 			return err
 		}
@@ -260,7 +274,8 @@ func condemn(ctx context.Context, tx *sql.Tx, op, key string, refs []metastore.R
 		if !slices.Contains(in.Refs, ref) {
 			in.Refs, more = append(in.Refs, ref), true
 		}
-		if _, err := tx.ExecContext(ctx, `DELETE FROM version_use WHERE version = ?`, claviger.VersionName(key, ref.ID)); err != nil {
+		if _, err := tx.ExecContext(ctx, `DELETE FROM version_use WHERE version = ?`,
+			claviger.VersionName(key, ref.ID)); err != nil {
 			return in, err
 		}
 	}
@@ -317,7 +332,8 @@ type querier interface {
 }
 
 // collect runs a query and scans all of its rows.
-func collect[T any](ctx context.Context, q querier, scan func(*sql.Rows) (T, error), query string, args ...any) ([]T, error) {
+func collect[T any](ctx context.Context, q querier, scan func(*sql.Rows) (T, error), query string, args ...any) ([]T,
+	error) {
 	rows, err := q.QueryContext(ctx, query, args...)
 	if err != nil {
 		return nil, err

@@ -84,8 +84,10 @@ func (s *Store) oneName(op string) error {
 			break
 		}
 	}
-	return claviger.Errorf(op, claviger.Unavailable, "", "metastore %s has %d names (hard links), under each of which another server could use it; "+
-		"%s; remove the other names, with no server running, and keep %[1]s with its -wal", s.db.Path(), st.Nlink, others)
+	return claviger.Errorf(op, claviger.Unavailable, "", "metastore %s has %d names (hard links), under each of "+
+		"which another server could use it; %s; remove the other names, with no server running, and keep %[1]s with "+
+		"its -wal", s.db.Path(), st.Nlink,
+		others)
 }
 
 // Owners returns the process that has the store, if one has.

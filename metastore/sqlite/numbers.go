@@ -28,7 +28,8 @@ func (s *Store) NextNumber(ctx context.Context, key string) (next int, err error
 func (s *Store) SkipNumbers(ctx context.Context, key string, next int) error {
 	const op = "metastore/sqlite.SkipNumbers"
 	if next < 0 || next > claviger.MaxVersion {
-		return claviger.Errorf(op, claviger.Invalid, key, "%d cannot be the number of a version: it must be from 0 to %d", next, claviger.MaxVersion)
+		return claviger.Errorf(op, claviger.Invalid, key, "%d cannot be the number of a version: it must be from 0 "+
+			"to %d", next, claviger.MaxVersion)
 	}
 	return s.update(ctx, op, key, func(tx *sql.Tx) error {
 		var now int
@@ -59,7 +60,9 @@ func number(ctx context.Context, tx *sql.Tx, op, name string, refs []metastore.R
 				return err
 			}
 			if next > claviger.MaxVersion {
-				return claviger.Errorf(op, claviger.Unsupported, name, "the numbers of this key's versions are used up at %d: make a key of another name", claviger.MaxVersion)
+				return claviger.Errorf(op, claviger.Unsupported, name,
+					"the numbers of this key's versions are used up at %d: make a key of another name",
+					claviger.MaxVersion)
 			}
 			refs[i].ID = strconv.Itoa(next)
 			if _, err := tx.ExecContext(ctx, `INSERT INTO version_unused (version) VALUES (?)`,

@@ -49,7 +49,8 @@ func markOf(path string) (mark, error) {
 }
 
 func markOfStat(st *unix.Stat_t) mark {
-	return mark{dev: uint64(st.Dev), ino: st.Ino, size: st.Size, modified: st.Mtim} //nolint:unconvert // not uint64 everywhere
+	// nolint:unconvert // not uint64 everywhere
+	return mark{dev: uint64(st.Dev), ino: st.Ino, size: st.Size, modified: st.Mtim}
 }
 
 func (m mark) sameFile(o mark) bool { return m.dev == o.dev && m.ino == o.ino }
@@ -88,8 +89,9 @@ type place struct {
 var beside = [2]string{"-wal", "-shm"}
 
 // placeAnswer is what a client reads.
-const placeAnswer = "this server's metastore was moved, replaced or written over while the server used it, so nothing is changed; " +
-	"an operator must stop the server, put the right file in its place, and start the server again"
+const placeAnswer = "this server's metastore was moved, replaced or written over while the server used it, so " +
+	"nothing is changed; an operator must stop the server, put the right file in its place, and start the server " +
+	"again"
 
 // inPlace refuses to read from a file that was written over, and to write to one that is
 // not in its place: what is written then is lost, or destroys what was put there.
@@ -114,7 +116,9 @@ func (s *Store) inPlace(op, key string, write bool) error {
 }
 
 func (s *Store) refusal(op, key, why string) error {
-	return claviger.Answer(claviger.Errorf(op, claviger.Unavailable, key, "metastore %s %s; stop the server, put the right file in its place, see that claviger metastore verify finds nothing, and start again",
+	return claviger.Answer(claviger.Errorf(op, claviger.Unavailable, key,
+		"metastore %s %s; stop the server, put the right file in its place, see that claviger metastore verify "+
+			"finds nothing, and start again",
 		s.db.Path(), why), placeAnswer)
 }
 
@@ -143,15 +147,19 @@ func (s *Store) lookAgain() {
 	}
 	switch {
 	case err != nil, !now.sameFile(*was):
-		p.setApart("is no longer the file that this process has open: it was moved, removed or replaced meanwhile, and what is written now would be lost")
+		p.setApart("is no longer the file that this process has open: it was moved, removed or replaced meanwhile, " +
+			"and what is written now would be lost")
 	case p.kept.Load() && now != *was && p.holdsTheSame(now):
-		p.log.Info("the metastore's file has another time and the same content; it is used as before", "file", p.path, "time", stamp(now))
+		p.log.Info("the metastore's file has another time and the same content; it is used as before", "file", p.path,
+			"time", stamp(now))
 		p.file.Store(&now)
 		p.content.of = now
 	case p.kept.Load() && now != *was:
-		s.setForeign(fmt.Sprintf("was written over in place by another program (%d bytes of %s, and this server left %d bytes of %s)", now.size, stamp(now), was.size, stamp(*was)))
+		s.setForeign(fmt.Sprintf("was written over in place by another program (%d bytes of %s, and this server "+
+			"left %d bytes of %s)", now.size, stamp(now), was.size, stamp(*was)))
 	case p.kept.Load() && !p.besidesHold():
-		p.setApart("was parted from its " + filepath.Base(p.real) + "-wal or -shm, which was removed or replaced meanwhile, and what is written now could be lost")
+		p.setApart("was parted from its " + filepath.Base(p.real) + "-wal or -shm, which was removed or replaced " +
+			"meanwhile, and what is written now could be lost")
 	default:
 		if p.apart.Swap(nil) != nil {
 			p.log.Info("the metastore is in its place again", "metastore", s.URI())
@@ -177,7 +185,8 @@ func (p *place) besidesHold() bool {
 
 func (p *place) setApart(why string) {
 	if was := p.apart.Swap(&why); was == nil {
-		p.log.Error("the metastore is not in its place; no key is made, rolled or deleted until it is", "file", p.path, "why", "it "+why)
+		p.log.Error("the metastore is not in its place; no key is made, rolled or deleted until it is", "file", p.path,
+			"why", "it "+why)
 	}
 }
 
@@ -189,13 +198,15 @@ func (s *Store) setForeign(why string) {
 	if now, err := markOf(wal); err == nil && p.besides[0] != nil && now.sameFile(*p.besides[0]) && now.size > 0 {
 		aside := wal + ".replaced-" + time.Now().UTC().Format("20060102T150405.000Z")
 		if err := durable.Rename(wal, aside); err != nil {
-			why += fmt.Sprintf("; remove %s before the next start, for its changes do not belong to the file that is there now (%s)", wal, err)
+			why += fmt.Sprintf("; remove %s before the next start, for its changes do not belong to the file that "+
+				"is there now (%s)", wal, err)
 		} else {
 			why += "; changes of the last moment, which do not belong to that file, are in " + aside
 		}
 	}
 	p.foreign.Store(&why)
-	p.log.Error("the metastore was written over; nothing is read from it or written to it, and key versions that are in memory are served", "file", p.path, "why", "it "+why)
+	p.log.Error("the metastore was written over; nothing is read from it or written to it, and key versions that "+
+		"are in memory are served", "file", p.path, "why", "it "+why)
 	s.writes.note(time.Now(), s.refusal("metastore/sqlite.place", "", why))
 }
 
@@ -208,7 +219,9 @@ func (s *Store) counted(n, atLeast int64) bool {
 	s.place.mu.Lock()
 	defer s.place.mu.Unlock()
 	if s.place.foreign.Load() == nil {
-		s.setForeign(fmt.Sprintf("was replaced by an older copy (it counts %d changes, and this server has seen %d)", n, atLeast))
+		s.setForeign(fmt.Sprintf("was replaced by an older copy (it counts %d changes, and this server has seen %d)",
+			n,
+			atLeast))
 	}
 	return false
 }
@@ -222,7 +235,8 @@ func (s *Store) unreadable(err error) {
 	s.place.mu.Lock()
 	defer s.place.mu.Unlock()
 	if s.place.foreign.Load() == nil {
-		s.setForeign(fmt.Sprintf("was written over in place by another program, or is damaged: its count of changes cannot be read (%v)", err))
+		s.setForeign(fmt.Sprintf("was written over in place by another program, or is damaged: its count of changes "+
+			"cannot be read (%v)", err))
 	}
 }
 

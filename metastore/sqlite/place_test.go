@@ -83,7 +83,8 @@ func noticed(t *testing.T, s *Store, texts ...string) {
 
 func wantRefused(t *testing.T, what string, err error) {
 	t.Helper()
-	if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(claviger.AnswerOf(err), "nothing is changed") || !strings.Contains(err.Error(), "claviger metastore verify") {
+	if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(claviger.AnswerOf(err), "nothing is changed") ||
+		!strings.Contains(err.Error(), "claviger metastore verify") {
 		t.Errorf("%s: %v", what, err)
 	}
 }
@@ -115,7 +116,10 @@ func TestWrittenOver(t *testing.T) {
 		late bool // after the -wal was moved into the file
 		with func(t *testing.T, copied string) string
 	}{
-		"an old copy":                    {late: true, with: func(_ *testing.T, copied string) string { return copied }},
+		"an old copy": {late: true, with: func(_ *testing.T,
+			copied string) string {
+			return copied
+		}},
 		"an old copy, just after change": {with: func(_ *testing.T, copied string) string { return copied }},
 		"any file": {late: true, with: func(t *testing.T, _ string) string {
 			path := filepath.Join(t.TempDir(), "any")
@@ -145,7 +149,9 @@ func TestWrittenOver(t *testing.T) {
 			_, err := s.Names(t.Context())
 			wantRefused(t, "reading", err)
 			noticed(t, s, path, "was written over in place")
-			for what, err := range map[string]error{"insert": s.Insert(t.Context(), testKey("lost", "04")), "delete": s.Shelve(t.Context(), "old"), "readiness": s.Check(t.Context()), "readiness for changes": s.CheckWrites(t.Context())} {
+			for what, err := range map[string]error{"insert": s.Insert(t.Context(), testKey("lost", "04")),
+				"delete": s.Shelve(t.Context(),
+					"old"), "readiness": s.Check(t.Context()), "readiness for changes": s.CheckWrites(t.Context())} {
 				wantRefused(t, what, err)
 			}
 			if err := s.Close(); err != nil {
@@ -196,7 +202,8 @@ func TestWrittenOverWithWAL(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := reader.QueryContext(t.Context(), "SELECT name FROM ez_key"); err != nil { //nolint:rowserrcheck,sqlclosecheck // to have begun
+	// nolint:rowserrcheck,sqlclosecheck // to have begun
+	if _, err := reader.QueryContext(t.Context(), "SELECT name FROM ez_key"); err != nil {
 		t.Fatal(err)
 	}
 	mustInsert(t, s, "third", "03")
@@ -408,7 +415,8 @@ func TestOthersAreNoHarm(t *testing.T) {
 	if _, err := Backup(t.Context(), path, path+".copy"); err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(os.Link(path, path+".link"), os.Chmod(path, 0o640)); err != nil { //nolint:gosec // it is what others do
+	// nolint:gosec // it is what others do
+	if err := errors.Join(os.Link(path, path+".link"), os.Chmod(path, 0o640)); err != nil {
 		t.Fatal(err)
 	}
 	time.Sleep(lookEvery + lookEvery/2) // the store checks its file meanwhile, and is to find nothing

@@ -19,7 +19,8 @@ func TestOpenReadOnly(t *testing.T) {
 	ctx := t.Context()
 	dir := t.TempDir()
 	path := filepath.Join(dir, "a b%?.db")
-	if _, err := sqlite.OpenReadOnly(ctx, path); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "no such file") {
+	if _, err := sqlite.OpenReadOnly(ctx, path); !claviger.Is(err, claviger.Unavailable) ||
+		!strings.Contains(err.Error(), "no such file") {
 		t.Errorf("a store that is not there: %v", err)
 	}
 	if files := list(t, dir); len(files) != 0 {
@@ -31,7 +32,8 @@ func TestOpenReadOnly(t *testing.T) {
 	}
 	add := func(name string) {
 		t.Helper()
-		key := metastore.Key{Metadata: claviger.Metadata{Name: name, Cipher: "AES/CTR/NoPadding", BitLength: 128, Created: time.Now(), Attributes: map[string]string{}},
+		key := metastore.Key{Metadata: claviger.Metadata{Name: name, Cipher: "AES/CTR/NoPadding", BitLength: 128,
+			Created: time.Now(), Attributes: map[string]string{}},
 			List: []metastore.Version{{ID: name, Object: name, Created: time.Now(), Check: make([]byte, 8)}}}
 		if err := s.Insert(ctx, key); err != nil {
 			t.Fatal(err)

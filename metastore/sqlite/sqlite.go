@@ -55,12 +55,12 @@ var _ metastore.Store = (*Store)(nil)
 func config(path string) sqlitedb.Config {
 	return sqlitedb.Config{
 		What: "metastore", Readers: 4, Busy: busyTimeout, KeepWAL: true,
-		Damaged: "restore the file from a backup (claviger metastore restore); the keys in the HSM are not touched by " +
-			"this, and claviger hsm adopt brings back what the backup does not know",
+		Damaged: "restore the file from a backup (claviger metastore restore); the keys in the HSM are not touched " +
+			"by this, and claviger hsm adopt brings back what the backup does not know",
 		Schema: sqlitedb.Schema{
 			ApplicationID: applicationID, Migrations: migrations, Version: SchemaVersion,
-			Back: fmt.Sprintf("put the copy that was kept at the upgrade (%s.schema-%d, or the newest that is named so) "+
-				"in its place while no server runs", path, SchemaVersion),
+			Back: fmt.Sprintf("put the copy that was kept at the upgrade (%s.schema-%d, or the newest that is named "+
+				"so) in its place while no server runs", path, SchemaVersion),
 			Before: sqlitedb.KeepCopy(sqlitedb.Copies{
 				Seal: seal, Except: map[string]string{"setting": "name = '" + metastore.SettingBackup + "'"},
 			}),

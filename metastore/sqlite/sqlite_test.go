@@ -71,7 +71,8 @@ func TestUpgraded(t *testing.T) {
 	}
 	defer func() { _ = s.Close() }()
 	storetest.Upgraded(t, s)
-	if f, err := sqlite.Inspect(t.Context(), path+".schema-3"); err != nil || f.Schema != 3 || f.Keys == 0 || f.Pending != 2 {
+	if f, err := sqlite.Inspect(t.Context(), path+".schema-3"); err != nil || f.Schema != 3 || f.Keys == 0 ||
+		f.Pending != 2 {
 		t.Errorf("the copy that is kept: %+v, %v", f, err)
 	}
 
@@ -81,7 +82,9 @@ func TestUpgraded(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = beside.Close() }()
-	if _, err := beside.ExecContext(t.Context(), `INSERT INTO intent (key, op, ids, begun, payload) VALUES ('late', 'create', '["a1f1000000000009"]', 1, x'')`); err != nil {
+	if _, err := beside.ExecContext(t.Context(),
+		`INSERT INTO intent (key, op, ids, begun, payload)
+			VALUES ('late', 'create', '["a1f1000000000009"]', 1, x'')`); err != nil {
 		t.Fatal(err)
 	}
 	pending, err := s.Pending(t.Context())
@@ -159,7 +162,8 @@ func TestUpgradedAgain(t *testing.T) {
 	}
 	defer func() { _ = db.Close() }()
 	var value string
-	if err := db.QueryRowContext(t.Context(), `SELECT value FROM setting WHERE name = 'since'`).Scan(&value); err != nil || value != "then" {
+	if err := db.QueryRowContext(t.Context(),
+		`SELECT value FROM setting WHERE name = 'since'`).Scan(&value); err != nil || value != "then" {
 		t.Errorf("the second copy holds %q, %v", value, err)
 	}
 }

@@ -19,7 +19,8 @@ func now() time.Time { return time.Now().UTC().Truncate(time.Millisecond) }
 func (s *Store) Begin(ctx context.Context, i metastore.Intent) (metastore.Intent, error) {
 	const op = "metastore/sqlite.Begin"
 	if i.Key == "" || i.Op == "" {
-		return metastore.Intent{}, claviger.Errorf(op, claviger.Invalid, i.Key, "an intent needs a key and an operation")
+		return metastore.Intent{}, claviger.Errorf(op, claviger.Invalid, i.Key,
+			"an intent needs a key and an operation")
 	}
 	if i.Begun.IsZero() {
 		i.Begun = now()
@@ -44,7 +45,8 @@ func begin(ctx context.Context, tx *sql.Tx, op string, i metastore.Intent) (meta
 		if there[0].Op == i.Op {
 			return there[0], nil
 		}
-		return i, claviger.Errorf(op, claviger.Unavailable, i.Key, "a %s of this key, begun %s, must be finished before its %s can begin",
+		return i, claviger.Errorf(op, claviger.Unavailable, i.Key, "a %s of this key, begun %s, must be finished "+
+			"before its %s can begin",
 			there[0].Op, there[0].Begun.Format(time.RFC3339), i.Op)
 	}
 	i.Refs = slices.Clone(i.Refs)
@@ -55,7 +57,9 @@ func begin(ctx context.Context, tx *sql.Tx, op string, i metastore.Intent) (meta
 	if err != nil {
 		return i, err
 	}
-	if _, err := tx.ExecContext(ctx, `INSERT INTO intent (key, op, ids, objects, begun, payload) VALUES (?, ?, ?, ?, ?, ?)`, i.Key, i.Op, ids, objects, millis(i.Begun), notNil(i.Payload)); err != nil {
+	if _, err := tx.ExecContext(ctx,
+		`INSERT INTO intent (key, op, ids, objects, begun, payload)
+			VALUES (?, ?, ?, ?, ?, ?)`, i.Key, i.Op, ids, objects, millis(i.Begun), notNil(i.Payload)); err != nil {
 		return i, err
 	}
 	i.Begun = when(millis(i.Begun)) // as it will be read back
@@ -120,7 +124,8 @@ func (s *Store) Pending(ctx context.Context) ([]metastore.Intent, error) {
 	if err := s.usable(op); err != nil {
 		return nil, err
 	}
-	all, err := collect(ctx, s.db.Reader, scanIntent, `SELECT key, op, ids, objects, begun, payload FROM intent ORDER BY seq`)
+	all, err := collect(ctx, s.db.Reader, scanIntent,
+		`SELECT key, op, ids, objects, begun, payload FROM intent ORDER BY seq`)
 	return all, s.fail(op, "", err)
 }
 
@@ -182,7 +187,8 @@ func (s *Store) Put(ctx context.Context, run, item string, record []byte) error 
 	return s.update(ctx, op, item, func(tx *sql.Tx) error {
 		_, err := tx.ExecContext(ctx, `
 			INSERT INTO journal (run, item, data, at) VALUES (?, ?, ?, ?)
-			ON CONFLICT (run, item) DO UPDATE SET data = excluded.data, at = excluded.at`, run, item, notNil(record), millis(now()))
+			ON CONFLICT (run, item) DO UPDATE
+				SET data = excluded.data, at = excluded.at`, run, item, notNil(record), millis(now()))
 		return err
 	})
 }
@@ -234,7 +240,9 @@ func (s *Store) Setting(ctx context.Context, name string) (value string, ok bool
 // SetSetting writes or replaces a named value.
 func (s *Store) SetSetting(ctx context.Context, name, value string) error {
 	return s.update(ctx, "metastore/sqlite.SetSetting", "", func(tx *sql.Tx) error {
-		_, err := tx.ExecContext(ctx, `INSERT INTO setting (name, value) VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value`, name, value)
+		_, err := tx.ExecContext(ctx,
+			`INSERT INTO setting (name, value) VALUES (?, ?) ON CONFLICT DO UPDATE
+				SET value = excluded.value`, name, value)
 		return err
 	})
 }

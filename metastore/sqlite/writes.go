@@ -41,7 +41,9 @@ func (s *Store) LastWrite() (metastore.Seen, bool) {
 // be written.
 func (s *Store) CheckWrites(ctx context.Context) error {
 	return s.update(ctx, "metastore/sqlite.CheckWrites", "", func(tx *sql.Tx) error {
-		_, err := tx.ExecContext(ctx, `INSERT INTO setting (name, value) VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value`, metastore.SettingProbe, time.Now().UTC().Format(time.RFC3339Nano))
+		_, err := tx.ExecContext(ctx,
+			`INSERT INTO setting (name, value) VALUES (?, ?) ON CONFLICT DO UPDATE
+				SET value = excluded.value`, metastore.SettingProbe, time.Now().UTC().Format(time.RFC3339Nano))
 		return err
 	})
 }

@@ -17,15 +17,18 @@ func testAmend(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	before, err := s.Get(ctx, "k", "other")
 	must(t, err)
 	text := ""
-	want := claviger.Metadata{Name: "k", Cipher: "none", BitLength: 8, Description: &text, Attributes: map[string]string{"a": "b"}, Created: time.UnixMilli(1234567).UTC()}
+	want := claviger.Metadata{Name: "k", Cipher: "none", BitLength: 8, Description: &text,
+		Attributes: map[string]string{"a": "b"}, Created: time.UnixMilli(1234567).UTC()}
 	must(t, s.Amend(ctx, want))
 	after, err := s.Get(ctx, "k", "other")
 	must(t, err)
 	k, was := after[0], before[0]
-	if k.Description == nil || *k.Description != text || !maps.Equal(k.Attributes, want.Attributes) || !k.Created.Equal(want.Created) {
+	if k.Description == nil || *k.Description != text || !maps.Equal(k.Attributes, want.Attributes) ||
+		!k.Created.Equal(want.Created) {
 		t.Errorf("the key is %+v", k.Metadata)
 	}
-	if k.Cipher != was.Cipher || k.BitLength != was.BitLength || k.Versions != was.Versions || len(k.List) != 2 || k.List[0].ID != "3" || k.List[1].Object != was.List[1].Object {
+	if k.Cipher != was.Cipher || k.BitLength != was.BitLength || k.Versions != was.Versions || len(k.List) != 2 ||
+		k.List[0].ID != "3" || k.List[1].Object != was.List[1].Object {
 		t.Errorf("the key is %+v, and was %+v", k, was)
 	}
 	if o, was := after[1], before[1]; !o.Created.Equal(was.Created) || !maps.Equal(o.Attributes, was.Attributes) {

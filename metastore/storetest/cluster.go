@@ -154,7 +154,8 @@ func checkToken(t *testing.T, node metastore.Delegations, want metastore.Delegat
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !ok || got.Sequence != want.Sequence || !bytes.Equal(got.Identifier, want.Identifier) || !bytes.Equal(got.Password, want.Password) || !got.Renew.Equal(want.Renew) {
+	if !ok || got.Sequence != want.Sequence || !bytes.Equal(got.Identifier, want.Identifier) ||
+		!bytes.Equal(got.Password, want.Password) || !got.Renew.Equal(want.Renew) {
 		t.Errorf("token %+v (%v), want %+v", got, ok, want)
 	}
 }
@@ -330,7 +331,8 @@ func testIdentifiers(t *testing.T, a, b metastore.Delegations) {
 	}
 	gone := string(token(7, day(1)).Identifier)
 	if got := list(a); len(got) != len(want)-1 || slices.Contains(got, gone) {
-		t.Errorf("with one token cancelled by another node: %d tokens, the cancelled one among them: %v", len(got), slices.Contains(got, gone))
+		t.Errorf("with one token cancelled by another node: %d tokens, the cancelled one among them: %v", len(got),
+			slices.Contains(got, gone))
 	}
 }
 
@@ -351,10 +353,12 @@ func testSwap(t *testing.T, a, b metastore.Signers) {
 	if s, ok, err := a.SignerSecrets(ctx); err != nil || ok {
 		t.Fatalf("an empty store has secrets: %v, %v", s, err)
 	}
-	if ok, err := a.SwapSignerSecrets(ctx, metastore.SignerSecrets{Next: secret.Bytes("n"), Current: secret.Bytes("c"), Rollover: day(1), Version: 1}); err != nil || ok {
+	if ok, err := a.SwapSignerSecrets(ctx, metastore.SignerSecrets{Next: secret.Bytes("n"), Current: secret.Bytes("c"),
+		Rollover: day(1), Version: 1}); err != nil || ok {
 		t.Errorf("what is not there was replaced (%v)", err)
 	}
-	want := metastore.SignerSecrets{Next: bytes.Repeat([]byte{0, 1}, 16), Current: bytes.Repeat([]byte{255}, 32), Rollover: day(1)}
+	want := metastore.SignerSecrets{Next: bytes.Repeat([]byte{0, 1}, 16), Current: bytes.Repeat([]byte{255}, 32),
+		Rollover: day(1)}
 	swap := func(node metastore.Signers) {
 		t.Helper()
 		if ok, err := node.SwapSignerSecrets(ctx, want); err != nil || !ok {
@@ -365,7 +369,8 @@ func testSwap(t *testing.T, a, b metastore.Signers) {
 			if err != nil || !ok {
 				t.Fatalf("secrets: %v, %v", ok, err)
 			}
-			if !bytes.Equal(got.Next, want.Next) || !bytes.Equal(got.Current, want.Current) || !bytes.Equal(got.Previous, want.Previous) ||
+			if !bytes.Equal(got.Next, want.Next) || !bytes.Equal(got.Current, want.Current) ||
+				!bytes.Equal(got.Previous, want.Previous) ||
 				(got.Previous == nil) != (want.Previous == nil) || !got.Rollover.Equal(want.Rollover) {
 				t.Errorf("secrets %+v, want %+v", got, want)
 			}
@@ -379,7 +384,8 @@ func testSwap(t *testing.T, a, b metastore.Signers) {
 	}
 	swap(a)
 	stale := want
-	want.Next, want.Current, want.Previous, want.Rollover = secret.Bytes("third secret"), want.Next, want.Current, day(2)
+	want.Next, want.Current, want.Previous = secret.Bytes("third secret"), want.Next, want.Current
+	want.Rollover = day(2)
 	swap(b)
 	swap(a)
 	for _, version := range []int64{0, stale.Version} {
@@ -399,7 +405,9 @@ func testOneWins(t *testing.T, a, b metastore.Signers) {
 		for i, node := range []metastore.Signers{a, b, a, b, a, b} {
 			group.Go(func() (err error) {
 				one := byte(round*len(won) + i)
-				won[i], err = node.SwapSignerSecrets(ctx, metastore.SignerSecrets{Next: secret.Bytes{one}, Current: secret.Bytes{one}, Rollover: day(1), Version: version})
+				won[i], err = node.SwapSignerSecrets(ctx,
+					metastore.SignerSecrets{Next: secret.Bytes{one}, Current: secret.Bytes{one}, Rollover: day(1),
+						Version: version})
 				return err
 			})
 		}
@@ -417,7 +425,8 @@ func testOneWins(t *testing.T, a, b metastore.Signers) {
 			}
 		}
 		if len(winners) != 1 || s.Current[0] != byte(round*len(won)+winners[0]) {
-			t.Fatalf("round %d: %v won, and the secret is that of %d", round, winners, int(s.Current[0])-round*len(won))
+			t.Fatalf("round %d: %v won, and the secret is that of %d", round, winners,
+				int(s.Current[0])-round*len(won))
 		}
 		version = s.Version
 	}

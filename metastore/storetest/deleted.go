@@ -64,7 +64,8 @@ func testShelf(t *testing.T, b Backend, s metastore.Store, where string) {
 	wantKey(t, &list[0].Key, first)
 	wantKey(t, &list[1].Key, second)
 	for _, k := range list {
-		if k.Since.Before(before) || k.Since.After(time.Now().Add(10*time.Second)) || !k.Since.Equal(k.Since.Truncate(time.Millisecond)) {
+		if k.Since.Before(before) || k.Since.After(time.Now().Add(10*time.Second)) ||
+			!k.Since.Equal(k.Since.Truncate(time.Millisecond)) {
 			t.Errorf("shelved at %v", k.Since)
 		}
 	}
@@ -101,7 +102,8 @@ func testShelf(t *testing.T, b Backend, s metastore.Store, where string) {
 	if in.Key != "k" || in.Op != "delete" || !slices.Equal(in.Refs, refs("03", "01", "02")) {
 		t.Errorf("Discard returned %+v", in)
 	}
-	if p, err := s.Pending(ctx); err != nil || len(p) != 1 || p[0].Op != "delete" || !slices.Equal(p[0].Refs, in.Refs) {
+	if p, err := s.Pending(ctx); err != nil || len(p) != 1 || p[0].Op != "delete" ||
+		!slices.Equal(p[0].Refs, in.Refs) {
 		t.Errorf("Pending after Discard: %+v, %v", p, err)
 	}
 	if list := shelved(t, s); len(list) != 0 {
@@ -149,7 +151,8 @@ func testLastUses(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	if d := time.Since(since); d < -time.Minute || d > time.Hour {
 		t.Errorf("last uses are kept since %v", since)
 	}
-	must(t, s.Touch(ctx, []metastore.LastUse{{Version: "k@01", Last: at(5)}, {Version: "k@02", Last: at(9)}, {Version: "k@03", Last: at(7)}}))
+	must(t, s.Touch(ctx, []metastore.LastUse{{Version: "k@01", Last: at(5)}, {Version: "k@02", Last: at(9)},
+		{Version: "k@03", Last: at(7)}}))
 	must(t, s.Touch(ctx, []metastore.LastUse{{Version: "k@02", Last: at(3)}, {Version: "k@01", Last: at(8)}}))
 	want := func(versions []string, times ...time.Time) {
 		t.Helper()
@@ -227,7 +230,8 @@ func testClockOf(t *testing.T, s metastore.Clock) {
 		if ended := time.Now(); c.Here.Before(begun) || c.Here.After(ended) {
 			t.Errorf("our clock shows %v, between %v and %v", c.Here, begun, ended)
 		}
-		if c.There.Sub(c.Here).Abs() > 10*time.Second || c.Ahead.Abs() > time.Second || c.Apart() != nil || c.Whose == "" {
+		if c.There.Sub(c.Here).Abs() > 10*time.Second || c.Ahead.Abs() > time.Second || c.Apart() != nil ||
+			c.Whose == "" {
 			t.Errorf("%+v: %v", c, c.Apart())
 		}
 		time.Sleep(1200 * time.Millisecond)
@@ -237,11 +241,14 @@ func testClockOf(t *testing.T, s metastore.Clock) {
 // shelfCalls is what Shelf and LastUses add to calls.
 func shelfCalls(s metastore.Store) map[string]func(context.Context) error {
 	return map[string]func(context.Context) error{
-		"Shelve":       func(ctx context.Context) error { return s.Shelve(ctx, "k") },
-		"Shelved":      func(ctx context.Context) error { _, err := s.Shelved(ctx); return err },
-		"Unshelve":     func(ctx context.Context) error { return s.Unshelve(ctx, "k", "01") },
-		"Discard":      func(ctx context.Context) error { _, err := s.Discard(ctx, "k", "01"); return err },
-		"Touch":        func(ctx context.Context) error { return s.Touch(ctx, []metastore.LastUse{{Version: "k@01"}}) },
+		"Shelve":   func(ctx context.Context) error { return s.Shelve(ctx, "k") },
+		"Shelved":  func(ctx context.Context) error { _, err := s.Shelved(ctx); return err },
+		"Unshelve": func(ctx context.Context) error { return s.Unshelve(ctx, "k", "01") },
+		"Discard":  func(ctx context.Context) error { _, err := s.Discard(ctx, "k", "01"); return err },
+		"Touch": func(ctx context.Context) error {
+			return s.Touch(ctx,
+				[]metastore.LastUse{{Version: "k@01"}})
+		},
 		"LastUses":     func(ctx context.Context) error { _, _, err := s.LastUses(ctx, "k@01"); return err },
 		"Clocks":       func(ctx context.Context) error { _, err := s.Clocks(ctx); return err },
 		"NeverUsed":    func(ctx context.Context) error { _, err := s.NeverUsed(ctx, "k@0"); return err },

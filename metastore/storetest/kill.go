@@ -56,7 +56,8 @@ const (
 
 func childKey(n int) string { return fmt.Sprintf("key%05d", n) }
 
-func writeForever(ctx context.Context, open func(context.Context, string) (metastore.Store, error), where string, first int) error {
+func writeForever(ctx context.Context, open func(context.Context, string) (metastore.Store, error), where string,
+	first int) error {
 	s, err := open(ctx, where)
 	if err != nil {
 		return err
@@ -82,7 +83,8 @@ func writeForever(ctx context.Context, open func(context.Context, string) (metas
 			case stepAppend:
 				err = s.Append(ctx, k, version(k+"b", 1))
 			case stepUse:
-				err = s.AddUse(ctx, []metastore.Use{{Source: "s", Version: k, Op: "decrypt", Count: 1, Last: at(int64(n))}, {Source: "s", Version: k, Op: "reencrypt", Count: 1, Last: at(int64(n))}})
+				err = s.AddUse(ctx, []metastore.Use{{Source: "s", Version: k, Op: "decrypt", Count: 1,
+					Last: at(int64(n))}, {Source: "s", Version: k, Op: "reencrypt", Count: 1, Last: at(int64(n))}})
 			case stepPut:
 				err = s.Put(ctx, "run", k, []byte(k))
 			case stepShelve:

@@ -38,13 +38,15 @@ func concurrently(t *testing.T, stores ...metastore.Store) {
 			}
 			for r := range rounds {
 				id := fmt.Sprintf("%02d%02d", w, r)
-				if _, err := s.Begin(ctx, metastore.Intent{Key: "own" + id, Op: "create", Refs: refs("f" + id)}); err != nil {
+				if _, err := s.Begin(ctx, metastore.Intent{Key: "own" + id, Op: "create",
+					Refs: refs("f" + id)}); err != nil {
 					t.Errorf("begin: %v", err)
 				}
 				if err := s.Append(ctx, "shared", version(id, int64(r))); err != nil {
 					t.Errorf("append: %v", err)
 				}
-				if err := s.AddUse(ctx, []metastore.Use{{Source: "s", Version: "v", Op: "decrypt", Count: 1, Last: at(int64(r))}}); err != nil {
+				if err := s.AddUse(ctx, []metastore.Use{{Source: "s", Version: "v", Op: "decrypt", Count: 1,
+					Last: at(int64(r))}}); err != nil {
 					t.Errorf("use: %v", err)
 				}
 				got, err := s.Get(ctx, "shared")
@@ -52,7 +54,8 @@ func concurrently(t *testing.T, stores ...metastore.Store) {
 					t.Errorf("get: %v", err)
 					continue
 				}
-				if k := got[0]; k.Versions != len(k.List) || !slices.ContainsFunc(k.List, func(v metastore.Version) bool { return v.ID == id }) {
+				if k := got[0]; k.Versions != len(k.List) ||
+					!slices.ContainsFunc(k.List, func(v metastore.Version) bool { return v.ID == id }) {
 					t.Errorf("own write not seen, or a torn key: %d, %v", k.Versions, k.List)
 				}
 				if _, _, err := s.ByVersion(ctx, "shared@"+id); err != nil {
@@ -83,7 +86,8 @@ func concurrently(t *testing.T, stores ...metastore.Store) {
 				last[w] = v.ID
 			}
 		}
-		if us, err := s.Uses(ctx); err != nil || len(us) != 1 || us[0].Count != workers*rounds || !us[0].Last.Equal(at(rounds-1)) {
+		if us, err := s.Uses(ctx); err != nil || len(us) != 1 || us[0].Count != workers*rounds ||
+			!us[0].Last.Equal(at(rounds-1)) {
 			t.Errorf("uses %v, %v", us, err)
 		}
 		if names, err := s.Names(ctx); err != nil || len(names) != 2+workers*rounds {
@@ -121,7 +125,8 @@ func testReopen(t *testing.T, b Backend, _ metastore.Store, _ string) {
 	if got[1] != nil {
 		t.Error("a removed key is back")
 	}
-	if p, err := s.Pending(ctx); err != nil || len(p) != 1 || p[0].Key != "gone" || !slices.Equal(p[0].Refs, gone.Refs) {
+	if p, err := s.Pending(ctx); err != nil || len(p) != 1 || p[0].Key != "gone" ||
+		!slices.Equal(p[0].Refs, gone.Refs) {
 		t.Errorf("Pending %v, %v", p, err)
 	}
 	if us, err := s.Uses(ctx); err != nil || len(us) != 1 || us[0].Count != 7 || !us[0].Last.Equal(at(9)) {
@@ -188,7 +193,8 @@ func testCancelled(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	for name, call := range calls(s) {
 		err := call(ctx)
 		if !claviger.Is(err, claviger.Unavailable) || !errors.Is(err, context.Canceled) {
-			t.Errorf("%s with a cancelled context: %v, want kind %q and context.Canceled", name, err, claviger.Unavailable)
+			t.Errorf("%s with a cancelled context: %v, want kind %q and context.Canceled", name, err,
+				claviger.Unavailable)
 		}
 	}
 	// Nothing happened, and the store is as good as before.

@@ -25,7 +25,8 @@ func testClaims(t *testing.T, b Backend, s metastore.Store, where string) {
 			var names []string
 			for _, o := range got {
 				names = append(names, o.What)
-				if host, _ := os.Hostname(); o.ID != owner.Self("", "").ID || o.ID == "" || o.PID != os.Getpid() || o.Host != host || time.Since(o.Since).Abs() > time.Minute {
+				if host, _ := os.Hostname(); o.ID != owner.Self("", "").ID || o.ID == "" || o.PID != os.Getpid() ||
+					o.Host != host || time.Since(o.Since).Abs() > time.Minute {
 					t.Errorf("owner is %+v", o)
 				}
 			}

@@ -75,7 +75,8 @@ func testNumbers(t *testing.T, b Backend, s metastore.Store, where string) {
 		return in
 	}
 	key := func(list []metastore.Version) metastore.Key {
-		return metastore.Key{Metadata: claviger.Metadata{Name: name, Cipher: claviger.DefaultCipher, BitLength: 128, Attributes: map[string]string{}, Created: at(1)}, List: list}
+		return metastore.Key{Metadata: claviger.Metadata{Name: name, Cipher: claviger.DefaultCipher, BitLength: 128,
+			Attributes: map[string]string{}, Created: at(1)}, List: list}
 	}
 	count := func(want int, list ...metastore.Version) {
 		t.Helper()
@@ -123,7 +124,8 @@ func testNumbers(t *testing.T, b Backend, s metastore.Store, where string) {
 	fresh := listOf(begin("create", 1, "7"))
 	must(t, s.Insert(ctx, key(fresh)))
 	must(t, s.Shelve(ctx, name))
-	if sh := shelved(t, s); len(sh) != 2 || sh[0].Versions != 7 || sh[1].Versions != 8 || !slices.EqualFunc(sh[0].List, list, sameVersion) {
+	if sh := shelved(t, s); len(sh) != 2 || sh[0].Versions != 7 || sh[1].Versions != 8 ||
+		!slices.EqualFunc(sh[0].List, list, sameVersion) {
 		t.Errorf("shelved %+v", sh)
 	}
 	must(t, s.Unshelve(ctx, name, fresh[0].ID))
@@ -143,7 +145,8 @@ func testNumbers(t *testing.T, b Backend, s metastore.Store, where string) {
 	wantNext(t, s, name, 8, 0, 1, 2, 3, 6, 7)
 
 	// A key that is written with numbers of its own takes them, wherever they lie.
-	given := []metastore.Version{{ID: "9", Object: "aa09"}, {ID: "5", Object: "aa05"}, {ID: "0123456789012345", Object: "aa00"}}
+	given := []metastore.Version{{ID: "9", Object: "aa09"}, {ID: "5", Object: "aa05"},
+		{ID: "0123456789012345", Object: "aa00"}}
 	must(t, s.Insert(ctx, key(given)))
 	count(3, given...)
 	wantNext(t, s, name, 10, 0, 1, 2, 3, 5, 6, 7, 9)
@@ -215,7 +218,8 @@ func testNumbersTogether(t *testing.T, b Backend, s metastore.Store, where strin
 				if err := s.SkipNumbers(ctx, fmt.Sprint("skipped", r), w+1); err != nil {
 					t.Error(err)
 				}
-				if _, err := s.Begin(ctx, metastore.Intent{Key: fmt.Sprint("together", r), Op: "create", Refs: numbered(1)}); err != nil {
+				if _, err := s.Begin(ctx, metastore.Intent{Key: fmt.Sprint("together", r), Op: "create",
+					Refs: numbered(1)}); err != nil {
 					t.Error(err)
 				}
 			}

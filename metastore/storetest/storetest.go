@@ -94,7 +94,8 @@ func text(s string) *string { return &s }
 func key(name string, ids ...string) metastore.Key {
 	k := metastore.Key{Metadata: claviger.Metadata{
 		Name: name, Cipher: "AES/CTR/NoPadding", BitLength: 256, Description: text("zone of " + name),
-		Attributes: map[string]string{claviger.ACLNameAttribute: name + "-acl", "": "", "ключ": "<\u2028>"}, Created: at(123),
+		Attributes: map[string]string{claviger.ACLNameAttribute: name + "-acl", "": "",
+			"ключ": "<\u2028>"}, Created: at(123),
 	}}
 	for i, id := range ids {
 		k.List = append(k.List, version(id, int64(i)))
@@ -104,7 +105,8 @@ func key(name string, ids ...string) metastore.Key {
 }
 
 func version(id string, n int64) metastore.Version {
-	return metastore.Version{ID: id, Object: object(id), Created: at(1000 * n), Check: []byte{byte(n), 0xff, 0, 4, 5, 6, 7, 8}}
+	return metastore.Version{ID: id, Object: object(id), Created: at(1000 * n),
+		Check: []byte{byte(n), 0xff, 0, 4, 5, 6, 7, 8}}
 }
 
 // object is the HSM object that the suite gives to the version of an id. Ids that
@@ -150,9 +152,11 @@ func wantKey(t *testing.T, got *metastore.Key, want metastore.Key) {
 
 func metadataDiff(got, want claviger.Metadata) string {
 	switch {
-	case got.Name != want.Name || got.Cipher != want.Cipher || got.BitLength != want.BitLength || got.Versions != want.Versions:
+	case got.Name != want.Name || got.Cipher != want.Cipher || got.BitLength != want.BitLength ||
+		got.Versions != want.Versions:
 		return fmt.Sprintf("got %+v, want %+v", got, want)
-	case (got.Description == nil) != (want.Description == nil) || got.Description != nil && *got.Description != *want.Description:
+	case (got.Description == nil) != (want.Description == nil) || got.Description != nil &&
+		*got.Description != *want.Description:
 		return fmt.Sprintf("description %v, want %v", got.Description, want.Description)
 	case got.Attributes == nil:
 		return "Attributes is nil"
@@ -202,7 +206,8 @@ func testEmpty(t *testing.T, _ Backend, s metastore.Store, _ string) {
 func testInsertGet(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	ctx := t.Context()
 	keys := []metastore.Key{
-		key("b", "0b01"), key("a", "0a02", "0a01"), key("B", "0c01"), key("a b/c@d?%", "0d01"), key("schlüssel", "0e01"), key(" ' \" ; --", "0f01"),
+		key("b", "0b01"), key("a", "0a02", "0a01"), key("B", "0c01"), key("a b/c@d?%", "0d01"), key("schlüssel",
+			"0e01"), key(" ' \" ; --", "0f01"),
 	}
 	keys[0].Description, keys[0].Attributes = nil, nil
 	keys[1].Description, keys[1].Attributes = text(""), map[string]string{}
@@ -360,13 +365,15 @@ func testIntents(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	must(t, err)
 	same := func(got, want metastore.Intent) {
 		t.Helper()
-		if got.Key != want.Key || got.Op != want.Op || !slices.Equal(got.Refs, want.Refs) || !got.Begun.Equal(want.Begun) || !bytes.Equal(got.Payload, want.Payload) {
+		if got.Key != want.Key || got.Op != want.Op || !slices.Equal(got.Refs, want.Refs) ||
+			!got.Begun.Equal(want.Begun) || !bytes.Equal(got.Payload, want.Payload) {
 			t.Errorf("intent %+v, want %+v", got, want)
 		}
 	}
 	same(got, first)
 	// The same step again: the one that is there is what counts.
-	got, err = s.Begin(ctx, metastore.Intent{Key: "z", Op: "import", Refs: refs("09"), Begun: at(9), Payload: []byte("x")})
+	got, err = s.Begin(ctx, metastore.Intent{Key: "z", Op: "import", Refs: refs("09"), Begun: at(9),
+		Payload: []byte("x")})
 	must(t, err)
 	same(got, first)
 	_, err = s.Begin(ctx, metastore.Intent{Key: "z", Op: "create", Refs: refs("08")})
@@ -414,8 +421,10 @@ func testUsage(t *testing.T, _ Backend, s metastore.Store, _ string) {
 		{Source: "kms://a", Version: "k@1", Op: "decrypt", Count: 1, Last: at(10)},
 		{Source: "kms://a", Version: "k@1", Op: "decrypt", Count: 2, Last: at(20)},
 	}))
-	must(t, s.AddUse(ctx, []metastore.Use{{Source: "kms://b", Version: "k@0", Op: "decrypt", Count: 4, Last: at(40)}})) // late news
-	must(t, s.AddUse(ctx, []metastore.Use{{Source: "kms://a", Version: "k@1", Op: "reencrypt", Count: 1, Last: at(11)}}))
+	// late news
+	must(t, s.AddUse(ctx, []metastore.Use{{Source: "kms://b", Version: "k@0", Op: "decrypt", Count: 4, Last: at(40)}}))
+	must(t, s.AddUse(ctx, []metastore.Use{{Source: "kms://a", Version: "k@1", Op: "reencrypt", Count: 1,
+		Last: at(11)}}))
 	got, err := s.Uses(ctx)
 	must(t, err)
 	want := []metastore.Use{
@@ -424,7 +433,8 @@ func testUsage(t *testing.T, _ Backend, s metastore.Store, _ string) {
 		{Source: "kms://b", Version: "k@0", Op: "decrypt", Count: 7, Last: at(50)},
 	}
 	if !slices.EqualFunc(got, want, func(a, b metastore.Use) bool {
-		return a.Source == b.Source && a.Version == b.Version && a.Op == b.Op && a.Count == b.Count && a.Last.Equal(b.Last)
+		return a.Source == b.Source && a.Version == b.Version && a.Op == b.Op && a.Count == b.Count &&
+			a.Last.Equal(b.Last)
 	}) {
 		t.Errorf("Uses\n%v, want\n%v", got, want)
 	}
@@ -434,7 +444,8 @@ func testJournal(t *testing.T, _ Backend, s metastore.Store, _ string) {
 	ctx := t.Context()
 	begin := time.Now().Add(-time.Second)
 	for _, p := range [][3]string{
-		{"run2", "", `{"v":1}`}, {"run2", "k2", `1`}, {"run1", "", `{}`}, {"run2", "k1", `2`}, {"run1", "k1", ``}, {"run2", "", `{"v":2}`}, {"run2", "k2", `3`},
+		{"run2", "", `{"v":1}`}, {"run2", "k2", `1`}, {"run1", "", `{}`}, {"run2", "k1", `2`}, {"run1", "k1",
+			``}, {"run2", "", `{"v":2}`}, {"run2", "k2", `3`},
 	} {
 		must(t, s.Put(ctx, p[0], p[1], []byte(p[2])))
 	}

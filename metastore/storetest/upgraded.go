@@ -16,14 +16,17 @@ func Upgraded(t *testing.T, s metastore.Store) {
 	ctx := t.Context()
 	list := func(ids ...string) (list []metastore.Version) {
 		for i, id := range ids {
-			list = append(list, metastore.Version{ID: id, Object: id, Created: at(int64(10 + i)), Check: []byte{1, 2, 3, 4, 5, 6, 7, byte(i)}})
+			list = append(list, metastore.Version{ID: id, Object: id, Created: at(int64(10 + i)),
+				Check: []byte{1, 2, 3, 4, 5, 6, 7, byte(i)}})
 		}
 		return list
 	}
 	want := func(k *metastore.Key, name string, versions int, list []metastore.Version) {
 		t.Helper()
-		if k == nil || k.Name != name || k.Versions != versions || k.BitLength != 256 || k.Description == nil || *k.Description != "zone" ||
-			k.Attributes[claviger.ACLNameAttribute] != "acl" || !k.Created.Equal(at(1)) || !slices.EqualFunc(k.List, list, sameVersion) {
+		if k == nil || k.Name != name || k.Versions != versions || k.BitLength != 256 || k.Description == nil ||
+			*k.Description != "zone" ||
+			k.Attributes[claviger.ACLNameAttribute] != "acl" || !k.Created.Equal(at(1)) ||
+			!slices.EqualFunc(k.List, list, sameVersion) {
 			t.Errorf("%q is %+v, want %d of %v", name, k, versions, list)
 		}
 	}
@@ -36,7 +39,8 @@ func Upgraded(t *testing.T, s metastore.Store) {
 		{"k@0", slices.Concat(list("b0f1000000000001"), list("b0f1000000000002")), 2},
 		{"migrated", list("c0f1000000000001"), 5}, // its source counts five
 		{"plain", list(digits), 1},
-		{"rolled", list("a0f1000000000005", "a0f1000000000006", "a0f1000000000007"), 4}, // one that was deleted has four
+		// one that was deleted has four
+		{"rolled", list("a0f1000000000005", "a0f1000000000006", "a0f1000000000007"), 4},
 	}
 	names, err := s.Names(ctx)
 	must(t, err)
@@ -59,7 +63,8 @@ func Upgraded(t *testing.T, s metastore.Store) {
 	if len(shelf) != 2 {
 		t.Fatalf("shelved %+v", shelf)
 	}
-	want(&shelf[0].Key, "rolled", 4, list("a0f1000000000001", "a0f1000000000002", "a0f1000000000003", "a0f1000000000004"))
+	want(&shelf[0].Key, "rolled", 4, list("a0f1000000000001", "a0f1000000000002", "a0f1000000000003",
+		"a0f1000000000004"))
 	want(&shelf[1].Key, "shelf", 2, list("d0f1000000000001", "d0f1000000000002"))
 	wantNext(t, s, "shelf", 2)
 	wantNext(t, s, "gone", 4) // a source has, or had, a key of that name
@@ -68,7 +73,8 @@ func Upgraded(t *testing.T, s metastore.Store) {
 	pending, err := s.Pending(ctx)
 	must(t, err)
 	if got, want := fmt.Sprint(refsOf(pending)),
-		"[half create [{e0f1000000000001 e0f1000000000001}] dying delete [{f0f1000000000001 f0f1000000000001} {f0f1000000000002 f0f1000000000002}]]"; got != want {
+		"[half create [{e0f1000000000001 e0f1000000000001}] dying delete [{f0f1000000000001 f0f1000000000001} "+
+			"{f0f1000000000002 f0f1000000000002}]]"; got != want {
 		t.Errorf("intents %s, want %s", got, want)
 	}
 	if last, _, err := s.LastUses(ctx, claviger.VersionName("plain", digits)); err != nil || !last[0].Equal(at(40)) {

@@ -103,16 +103,21 @@ func (p *Provider) candidate(ctx context.Context, key string, versions []Object)
 		}
 		return -1
 	}
-	slices.SortFunc(versions, func(a, b Object) int { return cmp.Or(cmp.Compare(number(a), number(b)), cmp.Compare(a.ID, b.ID)) })
+	slices.SortFunc(versions, func(a, b Object) int {
+		return cmp.Or(cmp.Compare(number(a), number(b)),
+			cmp.Compare(a.ID, b.ID))
+	})
 	opaque := 0
 	for i, o := range versions {
 		if number(o) < 0 {
 			opaque++
 		} else if i > 0 && versions[i-1].Label == o.Label {
-			c.Why = fmt.Sprintf("the token holds two keys of the label %s; which of them is right cannot be known: give one another label with the HSM's own tool", o.Label)
+			c.Why = fmt.Sprintf("the token holds two keys of the label %s; which of them is right cannot be known: "+
+				"give one another label with the HSM's own tool", o.Label)
 		}
 		if o.Bits != versions[0].Bits {
-			c.Why = fmt.Sprintf("%s has %d bits and %s has %d; all versions of a key have one length", versions[0].Label, versions[0].Bits, o.Label, o.Bits)
+			c.Why = fmt.Sprintf("%s has %d bits and %s has %d; all versions of a key have one length",
+				versions[0].Label, versions[0].Bits, o.Label, o.Bits)
 		}
 	}
 	c.Unordered = opaque > 1
@@ -129,8 +134,8 @@ func (p *Provider) candidate(ctx context.Context, key string, versions []Object)
 		shelved, err := p.store.Shelved(ctx, key)
 		for _, k := range shelved {
 			if c.Why == "" && len(keysOf(versions, k.List)) < max(1, len(c.Keys)) {
-				c.Why = fmt.Sprintf("versions of it are of the deleted key that has %s; bring that one back before, by claviger "+
-					"key undelete",
+				c.Why = fmt.Sprintf("versions of it are of the deleted key that has %s; bring that one back before, "+
+					"by claviger key undelete",
 					claviger.VersionName(key, k.List[0].ID))
 			}
 		}
@@ -141,7 +146,8 @@ func (p *Provider) candidate(ctx context.Context, key string, versions []Object)
 	switch {
 	case c.Why != "":
 	case k.BitLength != versions[0].Bits:
-		c.Why = fmt.Sprintf("the metastore's key %s has %d bits, and %s has %d", key, k.BitLength, versions[0].Label, versions[0].Bits)
+		c.Why = fmt.Sprintf("the metastore's key %s has %d bits, and %s has %d", key, k.BitLength, versions[0].Label,
+			versions[0].Bits)
 	}
 	return c, nil
 }
@@ -182,14 +188,14 @@ func (c Candidate) severalKeys() string {
 		lists[i] = some(names)
 	}
 	if c.Known {
-		return fmt.Sprintf("the token does not say that %s are versions of the key %s that the metastore has; they may be "+
-			"of another one, which had that name before or after it, under other rules. Set them aside (--aside); or delete "+
-			"the key of the metastore and adopt these in its place; or, where you know that they are its versions, say "+
-			"--one-key", strings.Join(lists, ", "), c.Key)
+		return fmt.Sprintf("the token does not say that %s are versions of the key %s that the metastore has; they "+
+			"may be of another one, which had that name before or after it, under other rules. Set them aside "+
+			"(--aside); or delete the key of the metastore and adopt these in its place; or, where you know that "+
+			"they are its versions, say --one-key", strings.Join(lists, ", "), c.Key)
 	}
-	return fmt.Sprintf("the token does not say that its versions are of one key; they may be of several that had the "+
-		"name %s one after the other, under other rules: %s. Name the versions of one of them, and set the others aside "+
-		"(--aside); or, where you know that all of these are versions of one key, say --one-key", c.Key,
+	return fmt.Sprintf("the token does not say that its versions are of one key; they may be of several that had "+
+		"the name %s one after the other, under other rules: %s. Name the versions of one of them, and set the "+
+		"others aside (--aside); or, where you know that all of these are versions of one key, say --one-key", c.Key,
 		strings.Join(lists, "; "))
 }
 
@@ -236,7 +242,8 @@ type adopted struct {
 const journalRun = "adoption"
 
 // note writes an adoption into the journal. made is as adopted.Made.
-func (p *Provider) note(ctx context.Context, c Candidate, a Adoption, made *time.Time, aside bool, state string) error {
+func (p *Provider) note(ctx context.Context, c Candidate, a Adoption, made *time.Time, aside bool,
+	state string) error {
 	rec := adopted{Key: c.Key, Aside: aside, OneKey: a.OneKey, ACLName: a.ACLName, Made: made, By: a.By,
 		At: time.Now().UTC().Truncate(time.Second), State: state}
 	for _, o := range c.Versions {
@@ -275,9 +282,11 @@ func (p *Provider) again(ctx context.Context, op string, c Candidate) (Candidate
 		at := slices.IndexFunc(marked, func(o Object) bool { return o.ID == was.ID && o.Label == was.Label })
 		switch {
 		case at < 0:
-			return c, claviger.Errorf(op, claviger.Invalid, c.Key, "the token does not hold %s any more; nothing was done with key %s; look again", was.Label, c.Key)
+			return c, claviger.Errorf(op, claviger.Invalid, c.Key, "the token does not hold %s any more; nothing "+
+				"was done with key %s; look again", was.Label, c.Key)
 		case !marked[at].adoptable():
-			return c, claviger.Errorf(op, claviger.Invalid, c.Key, "%s is %q by now; nothing was done with key %s; look again", was.Label, marked[at].Mark, c.Key)
+			return c, claviger.Errorf(op, claviger.Invalid, c.Key, "%s is %q by now; nothing was done with key %s; "+
+				"look again", was.Label, marked[at].Mark, c.Key)
 		}
 		versions[i] = marked[at]
 	}
@@ -286,9 +295,11 @@ func (p *Provider) again(ctx context.Context, op string, c Candidate) (Candidate
 	case err != nil:
 		return c, err
 	case c.Known && !now.Known:
-		return c, claviger.Errorf(op, claviger.Invalid, c.Key, "key %s was deleted since it was looked at; nothing was done with it; look again", c.Key)
+		return c, claviger.Errorf(op, claviger.Invalid, c.Key, "key %s was deleted since it was looked at; nothing "+
+			"was done with it; look again", c.Key)
 	case !c.Known && now.Known:
-		return c, claviger.Errorf(op, claviger.Invalid, c.Key, "a key of the name %s was made since it was looked at; nothing was done with it; look again", c.Key)
+		return c, claviger.Errorf(op, claviger.Invalid, c.Key, "a key of the name %s was made since it was looked "+
+			"at; nothing was done with it; look again", c.Key)
 	}
 	return now, nil
 }
@@ -319,7 +330,8 @@ func (p *Provider) Adopt(ctx context.Context, c Candidate, a Adoption) error {
 	}
 	for _, i := range pending {
 		if i.Key == c.Key && i.Op == opDelete {
-			return claviger.Errorf(op, claviger.Invalid, c.Key, "a deletion of this key was broken off; the next start of a server finishes it")
+			return claviger.Errorf(op, claviger.Invalid, c.Key, "a deletion of this key was broken off; the next "+
+				"start of a server finishes it")
 		}
 	}
 	list := make([]metastore.Version, len(c.Versions))
@@ -345,7 +357,8 @@ func (p *Provider) Adopt(ctx context.Context, c Candidate, a Adoption) error {
 			return err
 		}
 	} else {
-		m := claviger.Metadata{Name: c.Key, Cipher: claviger.DefaultCipher, BitLength: c.Versions[0].Bits, Description: a.Description, Created: list[0].Created, Attributes: map[string]string{}}
+		m := claviger.Metadata{Name: c.Key, Cipher: claviger.DefaultCipher, BitLength: c.Versions[0].Bits,
+			Description: a.Description, Created: list[0].Created, Attributes: map[string]string{}}
 		if s := c.Step; s != nil {
 			maps.Copy(m.Attributes, s.Attributes)
 			m.Description = cmp.Or(a.Description, s.Description)

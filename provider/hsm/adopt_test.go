@@ -90,7 +90,8 @@ func TestAdoptAll(t *testing.T) {
 		}
 	}
 	m, err := p.Metadata(t.Context(), "k", "old")
-	if err != nil || m[0].Versions != 12 || m[0].BitLength != 256 || m[0].Cipher != claviger.DefaultCipher || m[1].Versions != 2 {
+	if err != nil || m[0].Versions != 12 || m[0].BitLength != 256 || m[0].Cipher != claviger.DefaultCipher ||
+		m[1].Versions != 2 {
 		t.Errorf("%+v, %v", m, err)
 	}
 	if v, err := p.Roll(t.Context(), "k", nil); err != nil || v.Name != "k@12" {
@@ -101,7 +102,9 @@ func TestAdoptAll(t *testing.T) {
 	}
 	mustClose(t, p)
 	b.withStore(t, func(s metastore.Store) {
-		if list, err := s.Records(t.Context(), "adoption"); err != nil || len(list) != 3 || !strings.Contains(string(list[0].Data), `"state":"done"`) || !strings.Contains(string(list[0].Data), `"by":"root"`) {
+		if list, err := s.Records(t.Context(), "adoption"); err != nil || len(list) != 3 ||
+			!strings.Contains(string(list[0].Data), `"state":"done"`) ||
+			!strings.Contains(string(list[0].Data), `"by":"root"`) {
 			t.Errorf("journal: %s, %v", list, err)
 		}
 	})
@@ -136,11 +139,14 @@ func TestAdoptStep(t *testing.T) {
 	attributes := map[string]string{claviger.ACLNameAttribute: "finance", "owner": "x"}
 	steps := map[string]func(p *hsm.Provider) error{
 		"create": func(p *hsm.Provider) error {
-			_, err := p.Create(t.Context(), provider.Spec{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128, Description: &text, Attributes: attributes})
+			_, err := p.Create(t.Context(), provider.Spec{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128,
+				Description: &text, Attributes: attributes})
 			return err
 		},
 		"import": func(p *hsm.Provider) error {
-			_, err := p.Import(t.Context(), claviger.Metadata{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128, Description: &text, Attributes: attributes, Created: made}, 2, 0, nil)
+			_, err := p.Import(t.Context(), claviger.Metadata{Name: "k", Cipher: claviger.DefaultCipher,
+				BitLength:   128,
+				Description: &text, Attributes: attributes, Created: made}, 2, 0, nil)
 			return err
 		},
 	}
@@ -156,7 +162,8 @@ func TestAdoptStep(t *testing.T) {
 		b.access = hsm.Mend
 		p = b.mustOpen(t) // the adoption is killed, too
 		list, err := p.Candidates(t.Context())
-		if err != nil || len(list) != 1 || list[0].Step == nil || list[0].Step.Op != op || !maps.Equal(list[0].Step.Attributes, attributes) {
+		if err != nil || len(list) != 1 || list[0].Step == nil || list[0].Step.Op != op ||
+			!maps.Equal(list[0].Step.Attributes, attributes) {
 			t.Fatalf("%s: %+v, %v", op, list, err)
 		}
 		if err := p.Adopt(t.Context(), list[0], hsm.Adoption{}); !errors.Is(err, errKilled) {
@@ -167,10 +174,12 @@ func TestAdoptStep(t *testing.T) {
 		b.adoptAll(t, hsm.Adoption{})
 		p = b.mustOpen(t)
 		m, err := p.Metadata(t.Context(), "k")
-		if err != nil || m[0] == nil || !maps.Equal(m[0].Attributes, attributes) || m[0].Description == nil || *m[0].Description != text {
+		if err != nil || m[0] == nil || !maps.Equal(m[0].Attributes, attributes) || m[0].Description == nil ||
+			*m[0].Description != text {
 			t.Fatalf("%s: %+v, %v", op, m, err)
 		}
-		if at := m[0].Created; op == "import" && !at.Equal(made) || op == "create" && (at.Before(began) || time.Since(at) > time.Minute) {
+		if at := m[0].Created; op == "import" && !at.Equal(made) || op == "create" &&
+			(at.Before(began) || time.Since(at) > time.Minute) {
 			t.Errorf("%s: created at %v", op, at)
 		}
 		mustClose(t, p)
@@ -228,7 +237,8 @@ func TestAdoptMadeAnew(t *testing.T) {
 		}
 	}
 	// The first key, which was migrated, has k@0 and k@1.
-	if _, err := p.Import(t.Context(), claviger.Metadata{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 256}, 2, 0, nil); err != nil {
+	if _, err := p.Import(t.Context(), claviger.Metadata{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 256}, 2,
+		0, nil); err != nil {
 		t.Fatal(err)
 	}
 	if err := p.Delete(t.Context(), "k"); err != nil {
@@ -266,7 +276,8 @@ func TestAdoptMadeAnew(t *testing.T) {
 		}
 	})
 	p = b.mustOpen(t)
-	if err := p.Adopt(t.Context(), only(t, p), hsm.Adoption{OneKey: true}); !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "of the deleted key that has k@2") {
+	if err := p.Adopt(t.Context(), only(t, p), hsm.Adoption{OneKey: true}); !claviger.Is(err, claviger.Invalid) ||
+		!strings.Contains(err.Error(), "of the deleted key that has k@2") {
 		t.Errorf("adopted beside a deleted key that it is of: %v", err)
 	}
 	mustClose(t, p)
@@ -281,7 +292,8 @@ func TestAdoptMadeAnew(t *testing.T) {
 	wantNotMerged := func(c hsm.Candidate, says string) {
 		t.Helper()
 		err := p.Adopt(t.Context(), c, hsm.Adoption{})
-		if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), says) || !strings.Contains(err.Error(), "--one-key") {
+		if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), says) ||
+			!strings.Contains(err.Error(), "--one-key") {
 			t.Errorf("%+v was adopted: %v", c, err)
 		}
 	}
@@ -355,11 +367,13 @@ func oldCopy(t *testing.T) *backing {
 func TestOldCopy(t *testing.T) {
 	b := oldCopy(t)
 	p := b.mustOpen(t)
-	if err := p.CheckUnknown(t.Context()); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "2 keys") || !strings.Contains(err.Error(), "k@1, later@0") {
+	if err := p.CheckUnknown(t.Context()); !claviger.Is(err, claviger.Unavailable) ||
+		!strings.Contains(err.Error(), "2 keys") || !strings.Contains(err.Error(), "k@1, later@0") {
 		t.Errorf("readiness says %v", err)
 	}
 	for _, v := range []string{"k@1", "later@0"} {
-		if _, err := p.Version(t.Context(), v); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "claviger hsm adopt") {
+		if _, err := p.Version(t.Context(), v); !claviger.Is(err, claviger.Unavailable) ||
+			!strings.Contains(err.Error(), "claviger hsm adopt") {
 			t.Errorf("%s: %v", v, err)
 		}
 		if err := p.EncryptBlocks(t.Context(), v, make([]byte, 16)); !claviger.Is(err, claviger.Unavailable) {
@@ -373,7 +387,8 @@ func TestOldCopy(t *testing.T) {
 	}
 	refused := func(what string, err error, hidden string) {
 		t.Helper()
-		if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), hidden) || !strings.Contains(err.Error(), "claviger hsm adopt") {
+		if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), hidden) ||
+			!strings.Contains(err.Error(), "claviger hsm adopt") {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
@@ -382,7 +397,8 @@ func TestOldCopy(t *testing.T) {
 	_, err = p.Create(t.Context(), provider.Spec{Name: "later", Cipher: claviger.DefaultCipher, BitLength: 256})
 	refused("create", err, "later@0")
 	wantLost(t, p, "later", "later@0")
-	if list, err := p.Metadata(t.Context(), "k", "later", "never"); err != nil || list[0] == nil || list[1] != nil || list[2] != nil {
+	if list, err := p.Metadata(t.Context(), "k", "later", "never"); err != nil || list[0] == nil || list[1] != nil ||
+		list[2] != nil {
 		t.Errorf("one lost key among others: %+v, %v", list, err)
 	}
 	if names, err := p.Keys(t.Context()); err != nil || len(names) != 1 {
@@ -435,7 +451,8 @@ func TestSetAside(t *testing.T) {
 	mustClose(t, p)
 	b.adoptAll(t, hsm.Adoption{OneKey: true}) // they are two
 	p = b.mustOpen(t)
-	wantMarks(t, p, map[string]hsm.Mark{"k@0": hsm.InUse, "k@1": hsm.InUse, "later@0": hsm.InUse, "later@1": hsm.InUse})
+	wantMarks(t, p, map[string]hsm.Mark{"k@0": hsm.InUse, "k@1": hsm.InUse, "later@0": hsm.InUse,
+		"later@1": hsm.InUse})
 	keystream(t, p, "later@0")
 	if vs, err := p.Versions(t.Context(), "later"); err != nil || len(vs) != 2 || vs[1].Name != "later@1" {
 		t.Errorf("%+v, %v", vs, err)
@@ -456,7 +473,8 @@ func TestLostWhileServing(t *testing.T) {
 			t.Errorf("%s: %v", v, err)
 		}
 	}
-	if _, err := p.Create(t.Context(), provider.Spec{Name: "fresh", Cipher: claviger.DefaultCipher, BitLength: 256}); !claviger.Is(err, claviger.Invalid) {
+	if _, err := p.Create(t.Context(), provider.Spec{Name: "fresh", Cipher: claviger.DefaultCipher,
+		BitLength: 256}); !claviger.Is(err, claviger.Invalid) {
 		t.Errorf("hides fresh@0: %v", err)
 	}
 	calls := func(version string, want claviger.Kind) int {
@@ -468,7 +486,8 @@ func TestLostWhileServing(t *testing.T) {
 		}
 		return b.meter.Count("FindObjectsInit")
 	}
-	for version, want := range map[string]int{"k@0": 0, "source@5": 1, "source@opaque": 0, "source@00000000000000cc": 1} {
+	for version, want := range map[string]int{"k@0": 0, "source@5": 1, "source@opaque": 0,
+		"source@00000000000000cc": 1} {
 		if n := calls(version, claviger.VersionNotFound); n != want {
 			t.Errorf("%s: %d searches, want %d", version, n, want)
 		}
@@ -476,7 +495,8 @@ func TestLostWhileServing(t *testing.T) {
 	// The token away: what the store has numbers of is in doubt, other names are left
 	// to the sources.
 	b.meter.Fail("FindObjectsInit", 100, p11.Error(p11.CKR_FUNCTION_CANCELED))
-	for version, want := range map[string]claviger.Kind{"k@7": claviger.Unavailable, "away@5": claviger.VersionNotFound} {
+	for version, want := range map[string]claviger.Kind{"k@7": claviger.Unavailable,
+		"away@5": claviger.VersionNotFound} {
 		if _, err := p.Version(t.Context(), version); !claviger.Is(err, want) {
 			t.Errorf("%s: %v", version, err)
 		}

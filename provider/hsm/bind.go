@@ -62,14 +62,16 @@ func (p *Provider) bind(ctx context.Context) (later []string, st standing, err e
 		err := wrong[0]
 		if known && serial != info.Serial {
 			return nil, st, claviger.Errorf("hsm.Open", claviger.Invalid, "",
-				"the metastore %s belongs to token %q (serial %s), and this is token %s: %w; name the right token in the keystore file, or the metastore of this token by claviger.metastore.uri",
+				"the metastore %s belongs to token %q (serial %s), and this is token %s: %w; name the right token "+
+					"in the keystore file, or the metastore of this token by claviger.metastore.uri",
 				p.store.URI(), label, serial, tokenName(info), err)
 		}
 		if len(wrong) == len(first) {
 			return nil, st, p.noneFits(ctx, err)
 		}
 		for _, err := range wrong {
-			p.log.Error("a key version of the metastore is not on this node's token as it should be; it is refused, others are served", "err", err)
+			p.log.Error("a key version of the metastore is not on this node's token as it should be; it is refused, "+
+				"others are served", "err", err)
 		}
 	}
 	if st, err = p.stands(ctx, all, all-len(first)+len(wrong)); err != nil {
@@ -86,7 +88,9 @@ func (p *Provider) bind(ctx context.Context) (later []string, st standing, err e
 		for _, k := range shelved {
 			if err := p.verifyShelved(ctx, k); err != nil {
 				return nil, st, claviger.Errorf("hsm.Open", claviger.Invalid, "",
-					"the metastore %s belongs to token %q (serial %s), which holds keys that were deleted and can come back, and this is token %s: %w; name the right token in the keystore file, or another metastore by claviger.metastore.uri",
+					"the metastore %s belongs to token %q (serial %s), which holds keys that were deleted and can "+
+						"come back, and this is token %s: %w; name the right token in the keystore file, or another "+
+						"metastore by claviger.metastore.uri",
 					p.store.URI(), label, serial, tokenName(info), err)
 			}
 		}
@@ -101,12 +105,16 @@ func (p *Provider) bind(ctx context.Context) (later []string, st standing, err e
 		}
 		if len(pending) > 0 {
 			return nil, st, claviger.Errorf("hsm.Open", claviger.Invalid, "",
-				"the metastore %s belongs to token %q (serial %s), where the step %q of key %q was broken off, and this is token %s; name the right token in the keystore file, or another metastore by claviger.metastore.uri",
+				"the metastore %s belongs to token %q (serial %s), where the step %q of key %q was broken off, and "+
+					"this is token %s; name the right token in the keystore file, or another metastore by "+
+					"claviger.metastore.uri",
 				p.store.URI(), label, serial, pending[0].Op, pending[0].Key, tokenName(info))
 		}
-		p.log.Warn("the metastore, which holds no key, was bound to another token", "was", label, "wasSerial", serial, "is", info.Label, "isSerial", info.Serial)
+		p.log.Warn("the metastore, which holds no key, was bound to another token", "was", label, "wasSerial", serial,
+			"is", info.Label, "isSerial", info.Serial)
 	case known:
-		p.log.Warn("the metastore was bound to another token whose keys this one has: a clone or a restored backup", "was", label, "wasSerial", serial, "is", info.Label, "isSerial", info.Serial)
+		p.log.Warn("the metastore was bound to another token whose keys this one has: a clone or a restored backup",
+			"was", label, "wasSerial", serial, "is", info.Label, "isSerial", info.Serial)
 	}
 	st.moved = true
 	return later, st, nil
@@ -124,12 +132,14 @@ func (p *Provider) noneFits(ctx context.Context, err error) error {
 	if len(h.All()) > 0 {
 		lacks = "; the token lacks these key versions of it: " + h.Names()
 		if hidden := p.tok.Hidden(); hidden != nil {
-			return claviger.Errorf("hsm.Open", claviger.Invalid, "", "token %s lacks these key versions of metastore %s: %s; they may be in these files: %w",
+			return claviger.Errorf("hsm.Open", claviger.Invalid, "", "token %s lacks these key versions of "+
+				"metastore %s: %s; they may be in these files: %w",
 				tokenName(p.tok.Info()), p.store.URI(), h.Names(), hidden)
 		}
 		cure += "; if these keys are lost for good, " + p.adopt("--rebind") + " gives them up by name"
 	}
-	return claviger.Errorf("hsm.Open", claviger.Invalid, "", "metastore %s and token %s do not fit together%s: %w; %s", p.store.URI(), tokenName(p.tok.Info()), lacks, err, cure)
+	return claviger.Errorf("hsm.Open", claviger.Invalid, "", "metastore %s and token %s do not fit together%s: %w; %s",
+		p.store.URI(), tokenName(p.tok.Info()), lacks, err, cure)
 }
 
 // stands says how store and token stand to each other, of which so many versions
@@ -167,7 +177,8 @@ func (p *Provider) stands(ctx context.Context, seen, wrong int) (st standing, er
 // noteToken has the store remember its token.
 func (p *Provider) noteToken(ctx context.Context) error {
 	info := p.tok.Info()
-	return errors.Join(p.store.SetSetting(ctx, settingSerial, info.Serial), p.store.SetSetting(ctx, settingLabel, info.Label))
+	return errors.Join(p.store.SetSetting(ctx, settingSerial, info.Serial),
+		p.store.SetSetting(ctx, settingLabel, info.Label))
 }
 
 // toVerify returns all versions, the newest of each key first, in two parts.
@@ -305,7 +316,8 @@ func (p *Provider) CheckKeys(ctx context.Context) error {
 		cure = "they may be in these files: " + hidden.Error()
 	}
 	return claviger.Errorf("hsm.CheckKeys", claviger.Unavailable, "",
-		"token %s does not hold these key versions of metastore %s, or holds others of their names, so this node refuses them: %s; %s",
+		"token %s does not hold these key versions of metastore %s, or holds others of their names, so this node "+
+			"refuses them: %s; %s",
 		tokenName(p.tok.Info()), p.store.URI(), some(names), cure)
 }
 
@@ -328,9 +340,11 @@ func (p *Provider) verifyLater(ctx context.Context, versions []string) {
 		switch {
 		case err == nil, ctx.Err() != nil, claviger.Is(err, claviger.VersionNotFound): // the last: deleted since
 		case claviger.Is(err, claviger.Unavailable) && !unfit(err):
-			p.log.Warn("a key version could not be verified; it will be before its first use", "version", v, "err", err)
+			p.log.Warn("a key version could not be verified; it will be before its first use", "version", v, "err",
+				err)
 		default:
-			p.log.Error("a key version on the token is not as the metastore says; it is not used", "version", v, "err", err)
+			p.log.Error("a key version on the token is not as the metastore says; it is not used", "version", v, "err",
+				err)
 		}
 	}
 }

@@ -27,14 +27,16 @@ func TestOtherToken(t *testing.T) {
 	own, other := b.token, softhsmtest.In(t, filepath.Dir(b.token.PINFile), "other")
 	file := b.file
 	b.file = filepath.Join(t.TempDir(), "other.keystore")
-	if err := pkcs11.WriteKeystoreFile(b.file, pkcs11.FileConfig{Module: other.Module, Token: other.Label, PINFile: other.PINFile}); err != nil {
+	if err := pkcs11.WriteKeystoreFile(b.file, pkcs11.FileConfig{Module: other.Module, Token: other.Label,
+		PINFile: other.PINFile}); err != nil {
 		t.Fatal(err)
 	}
 	_, err := b.open(t.Context())
 	if !claviger.Is(err, claviger.Invalid) {
 		t.Fatalf("opened at another token: %v", err)
 	}
-	for _, want := range []string{own.Label, own.Serial, other.Label, other.Serial, version, b.db, "name the right token in the keystore file"} {
+	for _, want := range []string{own.Label, own.Serial, other.Label, other.Serial, version, b.db,
+		"name the right token in the keystore file"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%q is not in %v", want, err)
 		}
@@ -65,12 +67,15 @@ func TestOtherTokenWithoutKeys(t *testing.T) {
 	mustClose(t, b.mustOpen(t))
 	serial(b.token.Serial, true)
 	b.withStore(t, func(s metastore.Store) {
-		if _, err := s.Begin(t.Context(), metastore.Intent{Key: "half", Op: "create", Refs: []metastore.Ref{{ID: "0", Object: "0123456789abcdef"}}, Begun: time.Now(), Payload: []byte("{}")}); err != nil {
+		if _, err := s.Begin(t.Context(), metastore.Intent{Key: "half", Op: "create",
+			Refs: []metastore.Ref{{ID: "0",
+				Object: "0123456789abcdef"}}, Begun: time.Now(), Payload: []byte("{}")}); err != nil {
 			t.Error(err)
 		}
 	})
 	_, err := b.open(t.Context())
-	if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), `the step "create" of key "half" was broken off`) || !strings.Contains(err.Error(), "serial elsewhere") {
+	if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(),
+		`the step "create" of key "half" was broken off`) || !strings.Contains(err.Error(), "serial elsewhere") {
 		t.Errorf("a key was begun on the other token: %v", err)
 	}
 	serial("elsewhere", false)
@@ -110,8 +115,14 @@ func TestKeysThatDoNotFit(t *testing.T) {
 		name, want string
 		change     func(*pkcs11.Token) error
 	}{
-		{"gone", "the token holds no key", func(tok *pkcs11.Token) error { return tok.Destroy(t.Context(), id, label) }},
-		{"another", "check value differs", func(tok *pkcs11.Token) error { return tok.GenerateKey(t.Context(), id, label, 256) }},
+		{"gone", "the token holds no key", func(tok *pkcs11.Token) error {
+			return tok.Destroy(t.Context(), id,
+				label)
+		}},
+		{"another", "check value differs", func(tok *pkcs11.Token) error {
+			return tok.GenerateKey(t.Context(), id,
+				label, 256)
+		}},
 	} {
 		b.withToken(t, func(tok *pkcs11.Token) {
 			if err := c.change(tok); err != nil {
@@ -120,10 +131,13 @@ func TestKeysThatDoNotFit(t *testing.T) {
 		})
 		p := b.mustOpen(t)
 		for range 2 { // at start, and after its use
-			if err := p.CheckKeys(t.Context()); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), label) || strings.Contains(err.Error(), otherLabel) {
+			if err := p.CheckKeys(t.Context()); !claviger.Is(err, claviger.Unavailable) ||
+				!strings.Contains(err.Error(), label) || strings.Contains(err.Error(), otherLabel) {
 				t.Errorf("%s: the check of keys says %v", c.name, err)
 			}
-			if err := p.EncryptBlocks(t.Context(), version, make([]byte, 16)); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), label) {
+			if err := p.EncryptBlocks(t.Context(), version, make([]byte, 16)); !claviger.Is(err,
+				claviger.Unavailable) || !strings.Contains(err.Error(), c.want) ||
+				!strings.Contains(err.Error(), label) {
 				t.Errorf("%s: used: %v", c.name, err)
 			}
 		}
@@ -197,7 +211,8 @@ func TestObjectsMeanwhile(t *testing.T) {
 	b.around = func(s metastore.Store) metastore.Store { slow.Store = s; return slow }
 	p := b.mustOpen(t)
 	slow.meanwhile = func() {
-		if _, err := beginner.Create(t.Context(), provider.Spec{Name: "beginning", Cipher: claviger.DefaultCipher, BitLength: 256}); !errors.Is(err, errKilled) {
+		if _, err := beginner.Create(t.Context(), provider.Spec{Name: "beginning", Cipher: claviger.DefaultCipher,
+			BitLength: 256}); !errors.Is(err, errKilled) {
 			t.Error(err)
 		}
 		if err := ender.Delete(t.Context(), "ending"); err != nil {
@@ -261,7 +276,8 @@ func TestRollCrashes(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			ctx := t.Context()
 			p := b.mustOpen(t)
-			if _, err := p.Create(ctx, provider.Spec{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 256}); err != nil {
+			if _, err := p.Create(ctx, provider.Spec{Name: "k", Cipher: claviger.DefaultCipher,
+				BitLength: 256}); err != nil {
 				t.Fatal(err)
 			}
 			store.n = 0
@@ -353,7 +369,8 @@ func TestURIs(t *testing.T) {
 	version := b.create(t, "k")
 	for _, uri := range []string{
 		"cloudera.hsmkp://file@" + b.file,
-		"pkcs11:token=" + b.token.Label + ";serial=" + b.token.Serial + "?module-path=" + b.token.Module + "&pin-source=file:" + b.token.PINFile,
+		"pkcs11:token=" + b.token.Label + ";serial=" + b.token.Serial + "?module-path=" + b.token.Module +
+			"&pin-source=file:" + b.token.PINFile,
 	} {
 		b.uri = uri
 		p := b.mustOpen(t)
@@ -371,7 +388,8 @@ func TestURIs(t *testing.T) {
 		"pkcs11:token=x?module-path=/x.so&pin-value=1234": "use pin-source=file:/path",
 	} {
 		b.uri = uri
-		if _, err := b.open(t.Context()); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "1234") {
+		if _, err := b.open(t.Context()); err == nil || !strings.Contains(err.Error(), want) ||
+			strings.Contains(err.Error(), "1234") {
 			t.Errorf("%s: %v", uri, err)
 		}
 	}

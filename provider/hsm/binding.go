@@ -134,7 +134,9 @@ func (p *Provider) bindIDs(ctx context.Context, st standing) error {
 	switch {
 	case len(mine) > 0, len(others) == 0:
 	case st.fits && !before:
-		p.log.Warn("the token is shared with another metastore, since before metastores and tokens were bound; neither of them prunes it; move one of them to a token of its own", "token", tokenName(p.tok.Info()), "other", others[0].String())
+		p.log.Warn("the token is shared with another metastore, since before metastores and tokens were bound; "+
+			"neither of them prunes it; move one of them to a token of its own", "token", tokenName(p.tok.Info()),
+			"other", others[0].String())
 	default:
 		return boundElsewhere(p.tok.Info(), others[0], p.store.URI(), p.confDir)
 	}
@@ -148,11 +150,14 @@ func (p *Provider) bindIDs(ctx context.Context, st standing) error {
 		return nil // a command takes the token before its first change, see take
 	}
 	if keepsNone {
-		p.log.Warn("the token keeps no data objects, so that it cannot be bound to its metastore: two new metastores on it are not told apart before one of them has a key, and no key is taken for an orphan", "token", tokenName(p.tok.Info()))
+		p.log.Warn("the token keeps no data objects, so that it cannot be bound to its metastore: two new "+
+			"metastores on it are not told apart before one of them has a key, and no key is taken for an orphan",
+			"token", tokenName(p.tok.Info()))
 		return nil
 	}
 	if len(mine) == 0 && before && st.fits {
-		p.log.Warn("the token did not know this metastore, whose keys it holds: a clone or a restored backup", "token", tokenName(p.tok.Info()), "metastore", p.store.URI())
+		p.log.Warn("the token did not know this metastore, whose keys it holds: a clone or a restored backup", "token",
+			tokenName(p.tok.Info()), "metastore", p.store.URI())
 	}
 	if bond.older {
 		h, err := p.Holdings(ctx)
@@ -167,8 +172,9 @@ func (p *Provider) bindIDs(ctx context.Context, st standing) error {
 	err = p.bindTo(ctx, id, mine, len(others) == 0)
 	if err != nil && len(mine) > 0 && !claviger.IsAway(err) && ctx.Err() == nil {
 		// A token or a disk without room serves the keys that are there.
-		p.log.Error("the metastore and the token did not take a new incarnation, so that a copy of the metastore would not "+
-			"notice this process; no key is made or rolled before they do", "token", tokenName(p.tok.Info()), "metastore", p.store.URI(), "err", err)
+		p.log.Error("the metastore and the token did not take a new incarnation, so that a copy of the metastore "+
+			"would not notice this process; no key is made or rolled before they do", "token", tokenName(p.tok.Info()),
+			"metastore", p.store.URI(), "err", err)
 		return nil
 	}
 	return err
@@ -206,11 +212,11 @@ func (p *Provider) objectLost(ctx context.Context, b bond, list []incarnation) e
 	if len(labels) == 0 {
 		return nil
 	}
-	err = stalef("the object that bound token %s to metastore %s is gone, and the token holds keys of claviger "+
-		"that this metastore does not know: %s; so the metastore may be a copy, or an older state, of the one that made them; "+
-		"two copies would destroy each other's keys, so nothing is made or destroyed with this one; if it is an old copy, name "+
-		"the right one by claviger.metastore.uri; if it is the one to go on, see that no other is used, and give the token "+
-		"to it: %s; then %s makes records of what it does not know",
+	err = stalef("the object that bound token %s to metastore %s is gone, and the token holds keys of claviger that "+
+		"this metastore does not know: %s; so the metastore may be a copy, or an older state, of the one that made "+
+		"them; two copies would destroy each other's keys, so nothing is made or destroyed with this one; if it is "+
+		"an old copy, name the right one by claviger.metastore.uri; if it is the one to go on, see that no other is "+
+		"used, and give the token to it: %s; then %s makes records of what it does not know",
 		tokenName(info), p.store.URI(), some(labels), p.accept(), p.adopt(""))
 	if p.usedHere(list) {
 		return hereError{err}
@@ -255,7 +261,9 @@ func boundElsewhere(info pkcs11.TokenInfo, other Binding, uri, confDir string) e
 		uri += ", at the same place but another: it was lost, or put there in place of the first"
 	}
 	return claviger.Errorf("hsm.Open", claviger.Invalid, "",
-		"token %s belongs to the metastore %s, and this is the metastore %s: two metastores on one token cannot tell each other's keys from lost ones; name the first by claviger.metastore.uri, or another token in the keystore file; if the first is lost, %s",
+		"token %s belongs to the metastore %s, and this is the metastore %s: two metastores on one token cannot "+
+			"tell each other's keys from lost ones; name the first by claviger.metastore.uri, or another token in the "+
+			"keystore file; if the first is lost, %s",
 		tokenName(info), other, uri, cureLostStore(confDir, true))
 }
 
@@ -300,8 +308,8 @@ func (p *Provider) bindTo(ctx context.Context, id string, mine []Binding, alone 
 	err = p.tok.PutData(ctx, pkcs11.Data{Application: application, Label: bindingLabel + id, Value: value})
 	if claviger.Is(err, claviger.Unsupported) && len(mine) > 0 {
 		p.putIncarnation.Store(true) // it is not tried again
-		p.log.Warn("the token does not let its data object be replaced, so that a copy of the metastore would not notice "+
-			"this process", "token", tokenName(p.tok.Info()), "err", err)
+		p.log.Warn("the token does not let its data object be replaced, so that a copy of the metastore would not "+
+			"notice this process", "token", tokenName(p.tok.Info()), "err", err)
 		return nil
 	}
 	if claviger.Is(err, claviger.Unsupported) {
@@ -309,7 +317,9 @@ func (p *Provider) bindTo(ctx context.Context, id string, mine []Binding, alone 
 		if err := p.store.SetSetting(ctx, settingKeepsNone, p.tok.Info().Serial); err != nil {
 			return err
 		}
-		p.log.Warn("the token keeps no data objects, so that it cannot be bound to its metastore: two new metastores on it are not told apart before one of them has a key, and no key is taken for an orphan", "token", tokenName(p.tok.Info()), "err", err)
+		p.log.Warn("the token keeps no data objects, so that it cannot be bound to its metastore: two new "+
+			"metastores on it are not told apart before one of them has a key, and no key is taken for an orphan",
+			"token", tokenName(p.tok.Info()), "err", err)
 		return nil
 	}
 	if err != nil {
@@ -332,9 +342,11 @@ func (p *Provider) bindTo(ctx context.Context, id string, mine []Binding, alone 
 	case len(mine) > 0 && mine[0].URI == p.store.URI():
 		return nil
 	case len(mine) == 0:
-		p.log.Info("the token and the metastore were bound to each other", "token", tokenName(p.tok.Info()), "metastore", p.store.URI(), "id", id)
+		p.log.Info("the token and the metastore were bound to each other", "token", tokenName(p.tok.Info()),
+			"metastore", p.store.URI(), "id", id)
 	default:
-		p.log.Warn("the metastore that the token belongs to was at another place before; see that no server uses what is left there", "was", mine[0].URI, "is", p.store.URI(), "id", id)
+		p.log.Warn("the metastore that the token belongs to was at another place before; see that no server uses "+
+			"what is left there", "was", mine[0].URI, "is", p.store.URI(), "id", id)
 	}
 	return p.store.SetSetting(ctx, settingBound, b.Since.Format(time.RFC3339))
 }

@@ -56,7 +56,8 @@ func TestBinding(t *testing.T) {
 	}
 	id := b.setting(t, "store.id", "")
 	list := bound(t, b)
-	if len(list) != 1 || len(id) != 32 || list[0].Label != "metastore "+id || !strings.Contains(string(list[0].Value), b.db) {
+	if len(list) != 1 || len(id) != 32 || list[0].Label != "metastore "+id ||
+		!strings.Contains(string(list[0].Value), b.db) {
 		t.Fatalf("store %q, token %+v", id, list)
 	}
 	first := b.db
@@ -70,7 +71,8 @@ func TestBinding(t *testing.T) {
 		if !claviger.Is(err, claviger.Invalid) {
 			t.Fatalf("access %d: a second store was taken: %v", access, err)
 		}
-		for _, want := range []string{first, b.db, id, b.token.Label, "another token in the keystore file", "--rebind"} {
+		for _, want := range []string{first, b.db, id, b.token.Label, "another token in the keystore file",
+			"--rebind"} {
 			if !strings.Contains(err.Error(), want) {
 				t.Errorf("%q is not in %v", want, err)
 			}
@@ -115,7 +117,8 @@ func TestBindingOfOldStores(t *testing.T) {
 	}
 	older := func() { // as a store was before it had an id
 		b.withStore(t, func(s metastore.Store) {
-			err := errors.Join(s.SetSetting(t.Context(), "store.id", ""), s.SetSetting(t.Context(), "store.incarnations", ""))
+			err := errors.Join(s.SetSetting(t.Context(), "store.id", ""),
+				s.SetSetting(t.Context(), "store.incarnations", ""))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -316,7 +319,8 @@ func TestRestartOnAFullDisk(t *testing.T) {
 	fill()
 	p := b.mustOpen(t)
 	keystream(t, p, "k@0")
-	if _, err := p.Create(t.Context(), provider.Spec{Name: "new", Cipher: claviger.DefaultCipher, BitLength: 256}); !claviger.Is(err, claviger.Unavailable) {
+	if _, err := p.Create(t.Context(), provider.Spec{Name: "new", Cipher: claviger.DefaultCipher,
+		BitLength: 256}); !claviger.Is(err, claviger.Unavailable) {
 		t.Errorf("%v", err)
 	}
 	mustClose(t, p)

@@ -96,7 +96,8 @@ func TestCopies(t *testing.T) {
 			if got := keystream(t, p, "k@0"); !bytes.Equal(got, want) {
 				t.Error("another key was used after a new login")
 			}
-			if err := errors.Join(p.Check(t.Context()), p.CheckFit(t.Context()), p.CheckKeys(t.Context())); err != nil {
+			if err := errors.Join(p.Check(t.Context()), p.CheckFit(t.Context()),
+				p.CheckKeys(t.Context())); err != nil {
 				t.Error(err)
 			}
 			if _, err := p.Roll(t.Context(), "k", nil); err != nil {
@@ -126,7 +127,8 @@ func TestCopiesOfNone(t *testing.T) {
 	}
 	b.double(t, other, id, label, true)
 	p = b.mustOpen(t)
-	if err := p.EncryptBlocks(t.Context(), "k@0", make([]byte, 16)); !claviger.Is(err, claviger.Unavailable) || !errors.Is(err, provider.ErrUnusable) {
+	if err := p.EncryptBlocks(t.Context(), "k@0", make([]byte, 16)); !claviger.Is(err, claviger.Unavailable) ||
+		!errors.Is(err, provider.ErrUnusable) {
 		t.Errorf("%v", err)
 	}
 	if err := p.CheckKeys(t.Context()); err == nil || !strings.Contains(err.Error(), "k@0") {
@@ -177,7 +179,8 @@ func TestCopiesOfOneStep(t *testing.T) {
 			p = b.mustOpen(t)
 			vs, err := p.Import(t.Context(), m, 1, 0, nil)
 			if keepsNone {
-				if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "several objects") || !strings.Contains(err.Error(), "moved@0") {
+				if !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "several objects") ||
+					!strings.Contains(err.Error(), "moved@0") {
 					t.Errorf("%v", err)
 				}
 				if list := objects(t, p); len(list) != 3 {
@@ -220,7 +223,8 @@ func TestDeletionThatCannotBeFinished(t *testing.T) {
 	if list := objects(t, p); len(list) != 1 || list[0].Mark != hsm.InUse {
 		t.Errorf("%+v", list)
 	}
-	if _, err := p.Create(t.Context(), provider.Spec{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 256}); err != nil {
+	if _, err := p.Create(t.Context(), provider.Spec{Name: "k", Cipher: claviger.DefaultCipher,
+		BitLength: 256}); err != nil {
 		t.Error(err)
 	}
 }
@@ -253,7 +257,8 @@ func TestDamagedToken(t *testing.T) {
 		mustClose(t, p)
 		t.Fatal("it was opened")
 	}
-	if !strings.Contains(err.Error(), "is damaged") || !strings.Contains(err.Error(), "make no new token") || strings.Contains(err.Error(), "--init-token") {
+	if !strings.Contains(err.Error(), "is damaged") || !strings.Contains(err.Error(), "make no new token") ||
+		strings.Contains(err.Error(), "--init-token") {
 		t.Error(err)
 	}
 	restore()

@@ -41,6 +41,8 @@ func (p *Provider) holdsCurrent(ctx context.Context, op string, k *metastore.Key
 	}
 	p.refused.Store(e.name, struct{}{})
 	return claviger.Errorf(op, claviger.Unavailable, k.Name,
-		"token %s of this node does not hold the current version %s as metastore %s knows it, so a new version made here might be missing on other nodes; nothing was made: %w; where another node's HSM holds it, roll there and synchronise this node's HSM with it; otherwise %s, and the key can be rolled then",
+		"token %s of this node does not hold the current version %s as metastore %s knows it, so a new version made "+
+			"here might be missing on other nodes; nothing was made: %w; where another node's HSM holds it, roll "+
+			"there and synchronise this node's HSM with it; otherwise %s, and the key can be rolled then",
 		tokenName(p.tok.Info()), e.name, p.store.URI(), err, p.CureLost())
 }

@@ -41,7 +41,8 @@ func TestRollWithoutTheCurrentVersion(t *testing.T) {
 				}
 			})
 			before := len(objects(t, p))
-			if v, err := p.Roll(ctx, "lacks", nil); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "does not hold the current version "+versions[0]) {
+			if v, err := p.Roll(ctx, "lacks", nil); !claviger.Is(err, claviger.Unavailable) ||
+				!strings.Contains(err.Error(), "does not hold the current version "+versions[0]) {
 				t.Errorf("a roll without the current version: %+v, %v", v, err)
 			}
 			if vs, err := p.Versions(ctx, "lacks"); err != nil || len(vs) != 1 {
@@ -76,7 +77,8 @@ func TestRollWithoutTheCurrentVersion(t *testing.T) {
 			if err := p.Rebind(ctx); err != nil {
 				t.Fatal(err)
 			}
-			if given, err := p.GivenUp(ctx, append([]string{"never@7"}, versions...)); err != nil || !slices.Equal(given, versions[:1]) {
+			if given, err := p.GivenUp(ctx, append([]string{"never@7"}, versions...)); err != nil ||
+				!slices.Equal(given, versions[:1]) {
 				t.Errorf("given up: %q, %v, want %s", given, err, versions[0])
 			}
 			mustClose(t, p)

@@ -57,7 +57,8 @@ func (p *Provider) shelve(ctx context.Context, op, key string, k *metastore.Key)
 
 // finishRoll adds the version of a roll that was broken off, if the token holds it, and
 // returns the key with it.
-func (p *Provider) finishRoll(ctx context.Context, op string, k *metastore.Key, i metastore.Intent) (*metastore.Key, error) {
+func (p *Provider) finishRoll(ctx context.Context, op string, k *metastore.Key, i metastore.Intent) (*metastore.Key,
+	error) {
 	made, err := p.made(ctx, i)
 	if err != nil {
 		return nil, err
@@ -147,7 +148,9 @@ func (p *Provider) verifyShelved(ctx context.Context, k metastore.Shelved) error
 		err = p.verify(ctx, e)
 		p.refused.Delete(e.name) // nobody can ask for it, so that nobody need be told
 		if claviger.Is(err, claviger.KeyNotFound) {
-			return claviger.Errorf("hsm.Undelete", claviger.Unavailable, e.name, "%w; the metastore knows it, as a version of a deleted key: is this the right token, and was it restored whole?", err)
+			return claviger.Errorf("hsm.Undelete", claviger.Unavailable, e.name,
+				"%w; the metastore knows it, as a version of a deleted key: is this the right token, and was it "+
+					"restored whole?", err)
 		}
 		if err != nil {
 			return err

@@ -58,7 +58,8 @@ func TestDeletedCrashes(t *testing.T) {
 	b := newBacking(t)
 	b.soft = "true"
 	made := func(ctx context.Context, p *hsm.Provider) error {
-		if _, err := p.Create(ctx, provider.Spec{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 256}); err != nil {
+		if _, err := p.Create(ctx, provider.Spec{Name: "k", Cipher: claviger.DefaultCipher,
+			BitLength: 256}); err != nil {
 			return err
 		}
 		_, err := p.Roll(ctx, "k", nil)
@@ -75,7 +76,10 @@ func TestDeletedCrashes(t *testing.T) {
 	faults := map[string]func(){"none": func() {}}
 	for at := 1; at <= 3; at++ {
 		for _, after := range []bool{false, true} {
-			faults[fmt.Sprintf("store write %d, after=%t", at, after)] = func() { store.at, store.after, store.n = at, after, 0 }
+			faults[fmt.Sprintf("store write %d, after=%t", at, after)] = func() {
+				store.at, store.after, store.n = at,
+					after, 0
+			}
 		}
 	}
 	for _, call := range []string{"DestroyObject", "Encrypt", "FindObjectsInit"} {
@@ -93,9 +97,12 @@ func TestDeletedCrashes(t *testing.T) {
 		mark             hsm.Mark      // of the objects at the end
 		objects, deleted int
 	}{
-		{"delete", made, func(ctx context.Context, p *hsm.Provider) error { return p.Delete(ctx, "k") }, claviger.KeyNotFound, hsm.Deleted, 2, 1},
-		{"undelete", deleted, func(ctx context.Context, p *hsm.Provider) error { return undelete(ctx, p) }, claviger.KeyExists, hsm.InUse, 2, 0},
-		{"purge", deleted, func(ctx context.Context, p *hsm.Provider) error { return purge(ctx, p) }, claviger.KeyNotFound, "", 0, 0},
+		{"delete", made, func(ctx context.Context, p *hsm.Provider) error { return p.Delete(ctx, "k") },
+			claviger.KeyNotFound, hsm.Deleted, 2, 1},
+		{"undelete", deleted, func(ctx context.Context, p *hsm.Provider) error { return undelete(ctx, p) },
+			claviger.KeyExists, hsm.InUse, 2, 0},
+		{"purge", deleted, func(ctx context.Context, p *hsm.Provider) error { return purge(ctx, p) },
+			claviger.KeyNotFound, "", 0, 0},
 	} {
 		for name, fault := range faults {
 			t.Run(s.name+"/"+name, func(t *testing.T) {
@@ -122,7 +129,8 @@ func TestDeletedCrashes(t *testing.T) {
 				}
 				keys, err := p.Deleted(ctx)
 				if err != nil || len(keys) != s.deleted || len(list) != s.objects {
-					t.Errorf("%d objects, deleted keys %+v, %v; want %d and %d (first: %v)", len(list), keys, err, s.objects, s.deleted, first)
+					t.Errorf("%d objects, deleted keys %+v, %v; want %d and %d (first: %v)", len(list), keys, err,
+						s.objects, s.deleted, first)
 				}
 				if s.mark == hsm.InUse {
 					if err := p.Delete(ctx, "k"); err != nil {
@@ -219,7 +227,8 @@ func TestUndeleteLost(t *testing.T) {
 		}
 	})
 	p = b.mustOpen(t)
-	if err := undelete(t.Context(), p); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), version) {
+	if err := undelete(t.Context(), p); !claviger.Is(err, claviger.Unavailable) ||
+		!strings.Contains(err.Error(), version) {
 		t.Errorf("Undelete of what the token lacks: %v", err)
 	}
 	if list, err := p.Deleted(t.Context()); err != nil || len(list) != 1 {
@@ -230,7 +239,8 @@ func TestUndeleteLost(t *testing.T) {
 	}
 	mustClose(t, p)
 	elsewhere()
-	if _, err := b.open(t.Context()); !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "serial elsewhere") {
+	if _, err := b.open(t.Context()); !claviger.Is(err, claviger.Invalid) ||
+		!strings.Contains(err.Error(), "serial elsewhere") {
 		t.Errorf("another token without the deleted key: %v", err)
 	}
 }
@@ -239,7 +249,8 @@ func TestUndeleteLost(t *testing.T) {
 func TestDeletedSetting(t *testing.T) {
 	b := newBacking(t)
 	b.soft = "maybe"
-	if _, err := b.open(t.Context()); !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), hsm.PropertySoftDelete) {
+	if _, err := b.open(t.Context()); !claviger.Is(err, claviger.Invalid) ||
+		!strings.Contains(err.Error(), hsm.PropertySoftDelete) {
 		t.Errorf("%v", err)
 	}
 }

@@ -74,7 +74,8 @@ func TestCommandAtACopy(t *testing.T) {
 		}
 		goesOn(fmt.Sprint("nothing with access ", access))
 		if does != nil {
-			if err := does(p); !hsm.IsStale(err) || !strings.Contains(err.Error(), b.db) || !strings.Contains(err.Error(), "claviger metastore accept") {
+			if err := does(p); !hsm.IsStale(err) || !strings.Contains(err.Error(), b.db) ||
+				!strings.Contains(err.Error(), "claviger metastore accept") {
 				t.Errorf("access %d: %v", access, err)
 			}
 			goesOn(fmt.Sprint("a refusal with access ", access))

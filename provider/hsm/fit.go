@@ -96,7 +96,8 @@ type stored struct {
 func (p *Provider) stored(ctx context.Context) (list []stored, err error) {
 	err = metastore.Each(ctx, p.store, func(k *metastore.Key) {
 		for i, v := range k.List {
-			list = append(list, stored{name: claviger.VersionName(k.Name, v.ID), object: v.Object, current: i == len(k.List)-1})
+			list = append(list, stored{name: claviger.VersionName(k.Name, v.ID), object: v.Object,
+				current: i == len(k.List)-1})
 		}
 	})
 	if err != nil {
@@ -192,7 +193,8 @@ func (p *Provider) givenUp(ctx context.Context) (map[string]bool, error) {
 	}
 	var list []string
 	if err := json.Unmarshal([]byte(text), &list); err != nil {
-		return nil, claviger.Errorf("hsm.Holdings", claviger.Internal, "", "setting %s of metastore %s: %w", name, p.store.URI(), err)
+		return nil, claviger.Errorf("hsm.Holdings", claviger.Internal, "", "setting %s of metastore %s: %w", name,
+			p.store.URI(), err)
 	}
 	given := make(map[string]bool, len(list))
 	for _, id := range list {
@@ -215,7 +217,8 @@ func (p *Provider) giveUp(ctx context.Context) error {
 		return err
 	}
 	if hidden := p.tok.Hidden(); hidden != nil && len(h.All()) > 0 {
-		return claviger.Errorf("hsm.Adopt", claviger.Invalid, "", "these key versions are not given up: %s; they may be in these files: %w", h.Names(), hidden)
+		return claviger.Errorf("hsm.Adopt", claviger.Invalid, "", "these key versions are not given up: %s; they "+
+			"may be in these files: %w", h.Names(), hidden)
 	}
 	given, err := p.givenUp(ctx)
 	if err != nil || len(h.ids) == 0 && len(given) == 0 {
@@ -226,7 +229,8 @@ func (p *Provider) giveUp(ctx context.Context) error {
 		return err
 	}
 	if lost := h.All(); len(lost) > 0 {
-		rec, err := json.Marshal(givenUp{Token: p.tok.Info().Serial, Versions: lost, At: time.Now().UTC().Truncate(time.Second)})
+		rec, err := json.Marshal(givenUp{Token: p.tok.Info().Serial, Versions: lost,
+			At: time.Now().UTC().Truncate(time.Second)})
 		if err != nil {
 			return err
 		}
@@ -254,7 +258,8 @@ func (p *Provider) fits(ctx context.Context, much depth) error {
 	if err != nil && !IsMisfit(err) {
 		return err
 	}
-	if err == nil && p.access == Serve && len(b.mine) > 0 && !b.older && !p.putIncarnation.Load() && !p.keepsNone.Load() {
+	if err == nil && p.access == Serve && len(b.mine) > 0 && !b.older && !p.putIncarnation.Load() &&
+		!p.keepsNone.Load() {
 		if err = p.renew(ctx); err != nil && !IsMisfit(err) {
 			return err
 		}
@@ -285,9 +290,12 @@ func (p *Provider) fits(ctx context.Context, much depth) error {
 	f.mu.Unlock()
 	switch {
 	case err != nil && was == nil:
-		p.log.Error("the token and the metastore no longer fit together; no key is made or rolled until they do", "err", err)
+		p.log.Error("the token and the metastore no longer fit together; no key is made or rolled until they do",
+			"err",
+			err)
 	case err == nil && was != nil:
-		p.log.Info("the token and the metastore fit together again; keys are made and rolled", "token", tokenName(p.tok.Info()), "metastore", p.store.URI())
+		p.log.Info("the token and the metastore fit together again; keys are made and rolled", "token",
+			tokenName(p.tok.Info()), "metastore", p.store.URI())
 	}
 	return err
 }
@@ -303,7 +311,8 @@ func (p *Provider) bindingHolds(ctx context.Context) (b bond, err error) {
 		return b, err
 	}
 	if id != p.id {
-		return b, p.misfit("the metastore %s was replaced while this server used it (id %q, before %q); stop the server, put the right one in its place, and start again", p.store.URI(), id, p.id)
+		return b, p.misfit("the metastore %s was replaced while this server used it (id %q, before %q); stop the "+
+			"server, put the right one in its place, and start again", p.store.URI(), id, p.id)
 	}
 	b, err = p.bond(ctx, id)
 	if claviger.Is(err, claviger.Unsupported) {
@@ -317,7 +326,8 @@ func (p *Provider) bindingHolds(ctx context.Context) (b bond, err error) {
 	}
 	p.alone.Store(len(b.mine) > 0 && len(b.others) == 0)
 	if len(b.mine) == 0 && len(b.others) > 0 {
-		return b, p.misfit("token %s was bound to the metastore %s while this server used it with %s; one of the two must go to another token", tokenName(p.tok.Info()), b.others[0], p.store.URI())
+		return b, p.misfit("token %s was bound to the metastore %s while this server used it with %s; one of the "+
+			"two must go to another token", tokenName(p.tok.Info()), b.others[0], p.store.URI())
 	}
 	return b, nil
 }
@@ -342,7 +352,8 @@ func (p *Provider) compared(has Holdings) {
 		}
 	}
 	if len(news) > 0 {
-		p.log.Error("the token has lost key versions of the metastore; they are refused, others are served", "token", tokenName(p.tok.Info()), "metastore", p.store.URI(), "lost", some(news), "cure", p.CureLost())
+		p.log.Error("the token has lost key versions of the metastore; they are refused, others are served", "token",
+			tokenName(p.tok.Info()), "metastore", p.store.URI(), "lost", some(news), "cure", p.CureLost())
 	}
 }
 
@@ -355,7 +366,8 @@ func (p *Provider) judge(ctx context.Context, bound, older bool, h *Holdings) er
 	case bound && older && p.access != Serve: // see take
 		return nil
 	case bound && older:
-		p.log.Warn("the token is older than the metastore (a restored backup, or a clone), and every key is there; it is used on",
+		p.log.Warn("the token is older than the metastore (a restored backup, or a clone), and every key is there; "+
+			"it is used on",
 			"token", tokenName(p.tok.Info()), "metastore", p.store.URI())
 		return p.renew(ctx)
 	case bound && !h.most():
@@ -366,7 +378,8 @@ func (p *Provider) judge(ctx context.Context, bound, older bool, h *Holdings) er
 	case len(h.All()) > 0:
 		return p.misfit("%s", p.notBound(h))
 	}
-	p.log.Warn("the object that binds the token to its metastore was gone, and every key was there; it is made anew", "token", tokenName(p.tok.Info()), "metastore", p.store.URI())
+	p.log.Warn("the object that binds the token to its metastore was gone, and every key was there; it is made anew",
+		"token", tokenName(p.tok.Info()), "metastore", p.store.URI())
 	ctx, unlock, err := p.bindingLock(ctx)
 	if err != nil {
 		return err
@@ -377,7 +390,8 @@ func (p *Provider) judge(ctx context.Context, bound, older bool, h *Holdings) er
 
 // notBound says that a token has no object of the store and lacks keys of it.
 func (p *Provider) notBound(h *Holdings) string {
-	return fmt.Sprintf("token %s has no object that binds it to metastore %s, and lacks these key versions of it: %s; it was initialised anew, or it is another; keys that were made since are no proof; %s",
+	return fmt.Sprintf("token %s has no object that binds it to metastore %s, and lacks these key versions of it: "+
+		"%s; it was initialised anew, or it is another; keys that were made since are no proof; %s",
 		tokenName(p.tok.Info()), p.store.URI(), h.Names(), p.CureLost())
 }
 
@@ -386,7 +400,8 @@ func (p *Provider) CureLost() string {
 	if hidden := p.tok.Hidden(); hidden != nil {
 		return "they may be in these files: " + hidden.Error()
 	}
-	return "restore the HSM from its backup, or name the right token in the keystore file; if these keys are lost for good, " + p.adopt("--rebind") + " gives them up by name"
+	return "restore the HSM from its backup, or name the right token in the keystore file; if these keys are lost " +
+		"for good, " + p.adopt("--rebind") + " gives them up by name"
 }
 
 // Hidden is pkcs11.Token.Hidden.
@@ -413,8 +428,9 @@ func ourCommand(command, confDir, flags string) string {
 // the names of others' keys.
 func (p *Provider) misfit(format string, args ...any) error {
 	return misfitOf("the HSM token and this server's metastore no longer fit together, so no key is made or rolled: "+
-		"one of them was replaced, or the token has lost keys; an operator must restore the token or the metastore, or "+
-		"give up what is lost (claviger hsm adopt --rebind); the server's log and /readyz say what is missing", format,
+		"one of them was replaced, or the token has lost keys; an operator must restore the token or the metastore, "+
+		"or give up what is lost (claviger hsm adopt --rebind); the server's log and /readyz say what is missing",
+		format,
 		args...)
 }
 
@@ -443,7 +459,8 @@ func (p *Provider) watch(background context.Context) {
 		case <-time.After(watchPause):
 		}
 		if err := p.fits(background, nextKeys); err != nil && !IsMisfit(err) && background.Err() == nil {
-			p.log.Warn("whether the token and the metastore fit together could not be seen; the next attempt follows", "err", err, "in", watchPause)
+			p.log.Warn("whether the token and the metastore fit together could not be seen; the next attempt follows",
+				"err", err, "in", watchPause)
 		}
 		p.tryRefused(background)
 	}
@@ -493,7 +510,9 @@ func (p *Provider) CheckCurrent(context.Context) error {
 	if h.Current == 0 || h.LostCurrent < h.Current {
 		return nil
 	}
-	return claviger.Errorf("hsm.CheckCurrent", claviger.Unavailable, "", "token %s holds the current version of no key of metastore %s; %s", tokenName(p.tok.Info()), p.store.URI(), p.CureLost())
+	return claviger.Errorf("hsm.CheckCurrent", claviger.Unavailable, "",
+		"token %s holds the current version of no key of metastore %s; %s", tokenName(p.tok.Info()), p.store.URI(),
+		p.CureLost())
 }
 
 // CheckAny fails where the token holds no version at all: then no EDEK can be opened.
@@ -502,5 +521,6 @@ func (p *Provider) CheckAny(context.Context) error {
 	if h.Versions == 0 || len(h.Lost) < h.Versions {
 		return nil
 	}
-	return claviger.Errorf("hsm.CheckAny", claviger.Unavailable, "", "token %s holds no key version of metastore %s; %s", tokenName(p.tok.Info()), p.store.URI(), p.CureLost())
+	return claviger.Errorf("hsm.CheckAny", claviger.Unavailable, "",
+		"token %s holds no key version of metastore %s; %s", tokenName(p.tok.Info()), p.store.URI(), p.CureLost())
 }

@@ -92,7 +92,8 @@ func TestWipedToken(t *testing.T) {
 		mustClose(t, next)
 		t.Error("a start, though no key is there")
 	}
-	for name, check := range map[string]error{"generate": p.CheckCurrent(ctx), "decrypt": p.CheckAny(ctx), "keys": p.CheckKeys(ctx)} {
+	for name, check := range map[string]error{"generate": p.CheckCurrent(ctx), "decrypt": p.CheckAny(ctx),
+		"keys": p.CheckKeys(ctx)} {
 		if err := check; !claviger.Is(err, claviger.Unavailable) {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -115,7 +116,8 @@ func TestWipedToken(t *testing.T) {
 			mustClose(t, p)
 			t.Errorf("access %d: bound anew on the word of a young key", access)
 		} else if !hsm.IsMisfit(err) || !strings.Contains(err.Error(), "a@0, b@0") ||
-			!strings.Contains(err.Error(), "claviger hsm adopt --rebind") || strings.Contains(err.Error(), "young@0,") {
+			!strings.Contains(err.Error(), "claviger hsm adopt --rebind") ||
+			strings.Contains(err.Error(), "young@0,") {
 			t.Errorf("access %d: %v", access, err)
 		}
 	}
@@ -262,7 +264,8 @@ func TestStoreReplaced(t *testing.T) {
 		}
 		was := b.setting(t, "store.id", strings.Repeat("0", 32))
 		wantStopped(t, p, "a", "was replaced while this server used it", was)
-		if err := p.Purge(t.Context(), "deleted", "deleted@0"); !claviger.Is(err, claviger.Unavailable) || !hsm.IsMisfit(err) {
+		if err := p.Purge(t.Context(), "deleted", "deleted@0"); !claviger.Is(err, claviger.Unavailable) ||
+			!hsm.IsMisfit(err) {
 			t.Errorf("what may be another store's is destroyed: %v", err)
 		}
 		wantMarks(t, p, map[string]hsm.Mark{"a@0": hsm.InUse, "deleted@0": hsm.Deleted})
@@ -277,7 +280,9 @@ func TestStoreReplaced(t *testing.T) {
 			t.Fatal(err)
 		}
 		for range 2 { // gone, and then another
-			if _, err := p.Create(t.Context(), provider.Spec{Name: "young", Cipher: claviger.DefaultCipher, BitLength: 256}); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "is no longer the file that this process has open") {
+			if _, err := p.Create(t.Context(), provider.Spec{Name: "young", Cipher: claviger.DefaultCipher,
+				BitLength: 256}); !claviger.Is(err, claviger.Unavailable) ||
+				!strings.Contains(err.Error(), "is no longer the file that this process has open") {
 				t.Errorf("a key was made in a file that nobody finds again: %v", err)
 			}
 			keystream(t, p, "a@0")

@@ -69,7 +69,8 @@ func (s *seen) worked(e *entry, began time.Duration) {
 // broke notes that one failed, unless that tells of the caller or of a version that
 // does not exist.
 func (s *seen) broke(ctx context.Context, version string, began time.Duration, err error) {
-	if claviger.Is(err, claviger.VersionNotFound) || claviger.Is(err, claviger.Closed) || errors.Is(ctx.Err(), context.Canceled) {
+	if claviger.Is(err, claviger.VersionNotFound) || claviger.Is(err, claviger.Closed) ||
+		errors.Is(ctx.Err(), context.Canceled) {
 		return
 	}
 	f := Seen{At: time.Now(), Took: time.Since(start) - began, Err: err}
@@ -120,7 +121,9 @@ func (p *Provider) CheckEncryptions(context.Context) error {
 	if len(names) == 0 {
 		return nil
 	}
-	return claviger.Errorf("hsm.CheckEncryptions", claviger.Unavailable, "", "the last encryption with these key versions failed: %s; the newest at %s: %w", some(names), newest.At.UTC().Format(time.RFC3339), newest.Err)
+	return claviger.Errorf("hsm.CheckEncryptions", claviger.Unavailable, "",
+		"the last encryption with these key versions failed: %s; the newest at %s: %w", some(names),
+		newest.At.UTC().Format(time.RFC3339), newest.Err)
 }
 
 // Check has the token do what it is there for: encrypt the check block with a key that
@@ -165,7 +168,8 @@ func (p *Provider) Check(ctx context.Context) error {
 	case first == nil:
 		return p.tok.Ping(ctx)
 	}
-	return claviger.Errorf(op, claviger.Unavailable, "", "token %s does not encrypt, with %s: %w", tokenName(p.tok.Info()), strings.Join(failed, ", "), first)
+	return claviger.Errorf(op, claviger.Unavailable, "", "token %s does not encrypt, with %s: %w",
+		tokenName(p.tok.Info()), strings.Join(failed, ", "), first)
 }
 
 // used returns a few versions that requests have used, the last one first.

@@ -41,7 +41,8 @@ func TestCheckEncrypts(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if last, ok := p.Last(); !ok || last.Err != nil || time.Since(last.At) > time.Minute || last.Took <= 0 || last.Took > time.Minute {
+	if last, ok := p.Last(); !ok || last.Err != nil || time.Since(last.At) > time.Minute || last.Took <= 0 ||
+		last.Took > time.Minute {
 		t.Errorf("after encryptions: %+v, %t", last, ok)
 	}
 	b.meter.Fail("GenerateRandom", always, p11.Error(p11.CKR_FUNCTION_FAILED))
@@ -49,9 +50,12 @@ func TestCheckEncrypts(t *testing.T) {
 		t.Errorf("random numbers alone fail: %v", err)
 	}
 	b.meter.Heal()
-	for _, code := range []uint{p11.CKR_GENERAL_ERROR, p11.CKR_OPERATION_ACTIVE, p11.CKR_HOST_MEMORY, p11.CKR_FUNCTION_FAILED, p11.CKR_DEVICE_ERROR, p11.CKR_KEY_FUNCTION_NOT_PERMITTED, p11.CKR_VENDOR_DEFINED + 7} {
+	for _, code := range []uint{p11.CKR_GENERAL_ERROR, p11.CKR_OPERATION_ACTIVE, p11.CKR_HOST_MEMORY,
+		p11.CKR_FUNCTION_FAILED, p11.CKR_DEVICE_ERROR, p11.CKR_KEY_FUNCTION_NOT_PERMITTED, p11.CKR_VENDOR_DEFINED +
+			7} {
 		b.meter.Fail("EncryptInit", always, p11.Error(code))
-		if err := p.Check(ctx); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "does not encrypt") {
+		if err := p.Check(ctx); !claviger.Is(err, claviger.Unavailable) ||
+			!strings.Contains(err.Error(), "does not encrypt") {
 			t.Errorf("%v at each encryption: %v", p11.Error(code), err)
 		}
 		b.meter.Heal()
@@ -69,7 +73,8 @@ func TestCheckEncrypts(t *testing.T) {
 	if last, ok := p.Last(); !ok || last.Err == nil || !strings.Contains(last.Err.Error(), "CKR_FUNCTION_FAILED") {
 		t.Errorf("after a failure: %+v, %t", last, ok)
 	}
-	if err := p.CheckEncryptions(ctx); err == nil || !strings.Contains(err.Error(), versions[0]) || strings.Contains(err.Error(), versions[1]) {
+	if err := p.CheckEncryptions(ctx); err == nil || !strings.Contains(err.Error(), versions[0]) ||
+		strings.Contains(err.Error(), versions[1]) {
 		t.Errorf("after a failure with %s: %v", versions[0], err)
 	}
 	b.meter.Heal()

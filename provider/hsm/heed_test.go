@@ -70,8 +70,11 @@ func TestAdoptBesideANode(t *testing.T) {
 			}
 		}
 	})
-	for key, why := range map[string]string{"twice": "in use", "made": "was made since", "deleted": "was deleted since", "free": "does not hold free@0 any more"} {
-		if err := m.Adopt(t.Context(), was[key], hsm.Adoption{}); !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), why) {
+	for key, why := range map[string]string{"twice": "in use", "made": "was made since",
+		"deleted": "was deleted since",
+		"free":    "does not hold free@0 any more"} {
+		if err := m.Adopt(t.Context(), was[key], hsm.Adoption{}); !claviger.Is(err, claviger.Invalid) ||
+			!strings.Contains(err.Error(), why) {
 			t.Errorf("%s: %v", key, err)
 		}
 		if err := m.SetAside(t.Context(), was[key], hsm.Adoption{}); !claviger.Is(err, claviger.Invalid) {

@@ -65,7 +65,8 @@ func newBackingAt(t testing.TB, token softhsm.Token) *backing {
 	t.Helper()
 	dir := t.TempDir()
 	b := &backing{token: token, file: filepath.Join(dir, "luna.keystore"), db: filepath.Join(dir, "claviger.db")}
-	if err := pkcs11.WriteKeystoreFile(b.file, pkcs11.FileConfig{Module: b.token.Module, Token: b.token.Label, PINFile: b.token.PINFile, Profile: pkcs11.SoftHSM}); err != nil {
+	if err := pkcs11.WriteKeystoreFile(b.file, pkcs11.FileConfig{Module: b.token.Module, Token: b.token.Label,
+		PINFile: b.token.PINFile, Profile: pkcs11.SoftHSM}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -103,7 +104,8 @@ func (b *backing) open(ctx context.Context) (*hsm.Provider, error) {
 		}
 		return s, nil
 	}
-	return hsm.Open(ctx, uri, provider.Env{Log: b.log, Get: get}, hsm.Options{Store: store, Access: b.access, Wrap: wrap})
+	return hsm.Open(ctx, uri, provider.Env{Log: b.log, Get: get},
+		hsm.Options{Store: store, Access: b.access, Wrap: wrap})
 }
 
 func (b *backing) openStore(ctx context.Context, create func(context.Context, string) error) (metastore.Store, error) {
@@ -280,9 +282,11 @@ func TestCrashes(t *testing.T) {
 		again    claviger.Kind // what a second call may say where the first had in fact ended
 		versions int
 	}{
-		{"create", nil, func(ctx context.Context, p *hsm.Provider) error { _, err := p.Create(ctx, spec); return err }, claviger.KeyExists, 1},
+		{"create", nil, func(ctx context.Context, p *hsm.Provider) error { _, err := p.Create(ctx, spec); return err },
+			claviger.KeyExists, 1},
 		{"import", nil, func(ctx context.Context, p *hsm.Provider) error {
-			_, err := p.Import(ctx, claviger.Metadata{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128}, 3, 0, nil)
+			_, err := p.Import(ctx, claviger.Metadata{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128}, 3, 0,
+				nil)
 			return err
 		}, claviger.KeyExists, 3},
 		{"delete", func(ctx context.Context, p *hsm.Provider) error { _, err := p.Create(ctx, spec); return err },
@@ -293,7 +297,10 @@ func TestCrashes(t *testing.T) {
 	b.around = func(s metastore.Store) metastore.Store { store.Store = s; return store }
 	for at := 1; at <= 3; at++ {
 		for _, after := range []bool{false, true} {
-			faults[fmt.Sprintf("store write %d, after=%t", at, after)] = func() { store.at, store.after, store.n = at, after, 0 }
+			faults[fmt.Sprintf("store write %d, after=%t", at, after)] = func() {
+				store.at, store.after, store.n = at,
+					after, 0
+			}
 		}
 	}
 	for _, call := range []string{"GenerateKey", "DestroyObject", "Encrypt", "FindObjectsInit"} {
@@ -334,7 +341,8 @@ func TestCrashes(t *testing.T) {
 				}
 				vs, err := p.Versions(ctx, "k")
 				if err != nil || len(list) != s.versions || len(vs) != s.versions {
-					t.Errorf("%d objects, %d versions, %v; want %d of both (first: %v)", len(list), len(vs), err, s.versions, firstErr)
+					t.Errorf("%d objects, %d versions, %v; want %d of both (first: %v)", len(list), len(vs), err,
+						s.versions, firstErr)
 				}
 				if s.versions > 0 {
 					if err := p.Delete(ctx, "k"); err != nil {

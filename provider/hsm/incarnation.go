@@ -174,14 +174,15 @@ func (p *Provider) stale(b Binding) error {
 	where, why := "at "+b.URI, "another copy was started"
 	if here {
 		where = "at this very place"
-		why = "the file was put back from an older copy, the database was restored or has failed over to a standby that lacks the newest, " +
-			"an older program has used it meanwhile, or another host has a copy at the same path"
+		why = "the file was put back from an older copy, the database was restored or has failed over to a standby " +
+			"that lacks the newest, an older program has used it meanwhile, or another host has a copy at the same " +
+			"path"
 	}
-	err := stalef("metastore %s is a copy of the metastore %s (or an older state of it) that has used token %s since %s, "+
-		"which this one does not know of: %s; "+
-		"two copies would destroy each other's keys, so nothing is made or destroyed with this one; "+
-		"if it is an old copy, name the other by claviger.metastore.uri; if this is the one to go on, "+
-		"stop the other, and give the token to this one: %s; then %s makes records of what the other has made",
+	err := stalef("metastore %s is a copy of the metastore %s (or an older state of it) that has used token %s "+
+		"since %s, which this one does not know of: %s; two copies would destroy each other's keys, so nothing is "+
+		"made or destroyed with this one; if it is an old copy, name the other by claviger.metastore.uri; if this "+
+		"is the one to go on, stop the other, and give the token to this one: %s; then %s makes records of what the "+
+		"other has made",
 		p.store.URI(), where, tokenName(p.tok.Info()), b.served().UTC().Format(time.RFC3339), why,
 		p.accept(), p.adopt(""))
 	if here {
@@ -201,10 +202,10 @@ func (p *Provider) elsewhere(ctx context.Context, mine []Binding) error {
 	if err != nil || b == nil {
 		return err
 	}
-	return stalef("token %s was last used with the metastore at %s, since %s, and metastore %s may be a copy of that "+
-		"one; a command on it would stop a server that uses the other, so nothing is made, destroyed or adopted with it; "+
-		"if it is a copy, name the other by claviger.metastore.uri; if this is the one to go on, stop the other, and give "+
-		"the token to this one: %s (or start a server on it)",
+	return stalef("token %s was last used with the metastore at %s, since %s, and metastore %s may be a copy of "+
+		"that one; a command on it would stop a server that uses the other, so nothing is made, destroyed or "+
+		"adopted with it; if it is a copy, name the other by claviger.metastore.uri; if this is the one to go on, "+
+		"stop the other, and give the token to this one: %s (or start a server on it)",
 		tokenName(p.tok.Info()), b.URI, b.served().UTC().Format(time.RFC3339), p.store.URI(), p.accept())
 }
 
@@ -350,8 +351,10 @@ func (p *Provider) renewChanged(ctx context.Context) {
 	}
 	if err := p.renew(ctx); err != nil && !IsMisfit(err) {
 		p.changed.Store(true)
-		p.log.Warn("the token did not take a new incarnation of the metastore after changes; a copy of the metastore from "+
-			"before them would not be noticed", "token", tokenName(p.tok.Info()), "metastore", p.store.URI(), "err", err)
+		p.log.Warn("the token did not take a new incarnation of the metastore after changes; a copy of the "+
+			"metastore from before them would not be noticed",
+			"token", tokenName(p.tok.Info()), "metastore", p.store.URI(), "err",
+			err)
 	}
 }
 
@@ -438,7 +441,8 @@ func (p *Provider) takeUp(ctx context.Context) (from string, err error) {
 		taken, from = b.Incarnation, b.URI
 	}
 	for _, b := range mine {
-		if b.Incarnation == "" || slices.ContainsFunc(list, func(e incarnation) bool { return e.ID == b.Incarnation }) {
+		if b.Incarnation == "" || slices.ContainsFunc(list,
+			func(e incarnation) bool { return e.ID == b.Incarnation }) {
 			continue
 		}
 		taken, from = b.Incarnation, b.URI

@@ -75,7 +75,8 @@ func takeUp(t *testing.T, b *backing) {
 			t.Errorf("set aside: %v", err)
 		}
 	}
-	if from, written, err := p.TakeUp(t.Context()); err != nil || !written || !strings.HasPrefix(from, "sqlite:///") || strings.HasSuffix(from, b.db) {
+	if from, written, err := p.TakeUp(t.Context()); err != nil || !written || !strings.HasPrefix(from, "sqlite:///") ||
+		strings.HasSuffix(from, b.db) {
 		t.Fatal(from, err)
 	}
 	if err := p.Stale(t.Context()); err != nil {
@@ -169,14 +170,16 @@ func TestTwoCopies(t *testing.T) {
 	// The first is to go on. What it once had destroyed is no orphan any more.
 	takeUp(t, b)
 	server = b.mustOpen(t)
-	wantMarks(t, server, map[string]hsm.Mark{"k@0": hsm.InUse, "shelved@0": hsm.Deleted, "orphan@0": hsm.Unknown, "new@0": hsm.Unknown, "k@1": hsm.Unknown})
+	wantMarks(t, server, map[string]hsm.Mark{"k@0": hsm.InUse, "shelved@0": hsm.Deleted, "orphan@0": hsm.Unknown,
+		"new@0": hsm.Unknown, "k@1": hsm.Unknown})
 	create(t, server, "mine")
 	wantStopped(t, other, "k", "is a copy of the metastore", b.db)
 	keystream(t, other, "new@0")
 	mustClose(t, other)
 	wantStale(t, c, b)
 	b.forgetWhole(t, server, "mine")
-	wantMarks(t, server, map[string]hsm.Mark{"k@0": hsm.InUse, "shelved@0": hsm.Deleted, "orphan@0": hsm.Unknown, "new@0": hsm.Unknown, "k@1": hsm.Unknown, "mine@0": hsm.Orphan})
+	wantMarks(t, server, map[string]hsm.Mark{"k@0": hsm.InUse, "shelved@0": hsm.Deleted, "orphan@0": hsm.Unknown,
+		"new@0": hsm.Unknown, "k@1": hsm.Unknown, "mine@0": hsm.Orphan})
 	mustClose(t, server)
 	// Rebinding is the same decision.
 	c.rebind(t)
@@ -222,8 +225,12 @@ func TestKilledBetweenTheWrites(t *testing.T) {
 		written bool // to the token
 	}{
 		{"before the history", func(_ *backing, s *settingFails) { s.at = 1 }, false},
-		{"before the token", func(b *backing, _ *settingFails) { b.meter.Fail("CreateObject", 1000, errKilled) }, false},
-		{"before the old object is destroyed", func(b *backing, _ *settingFails) { b.meter.Fail("DestroyObject", 1, errKilled) }, true},
+		{"before the token", func(b *backing, _ *settingFails) { b.meter.Fail("CreateObject", 1000, errKilled) },
+			false},
+		{"before the old object is destroyed", func(b *backing,
+			_ *settingFails) {
+			b.meter.Fail("DestroyObject", 1, errKilled)
+		}, true},
 		{"before the note", func(_ *backing, s *settingFails) { s.at = 2 }, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -281,7 +288,8 @@ func TestTokenThatTakesNoIncarnation(t *testing.T) {
 	b.meter.Fail("CreateObject", 1000, errKilled)
 	p := b.mustOpen(t)
 	keystream(t, p, "k@0")
-	if _, err := p.Create(t.Context(), provider.Spec{Name: "new", Cipher: claviger.DefaultCipher, BitLength: 256}); !errors.Is(err, errKilled) {
+	if _, err := p.Create(t.Context(), provider.Spec{Name: "new", Cipher: claviger.DefaultCipher,
+		BitLength: 256}); !errors.Is(err, errKilled) {
 		t.Errorf("%v", err)
 	}
 	b.meter.Heal()
@@ -323,7 +331,8 @@ func TestHistoryKeepsTheTokensOwn(t *testing.T) {
 	b.meter.Fail("CreateObject", 10000, errKilled)
 	p := b.mustOpen(t)
 	for range 520 { // more than the history keeps
-		if _, err := p.Create(ctx, provider.Spec{Name: "x", Cipher: claviger.DefaultCipher, BitLength: 256}); !errors.Is(err, errKilled) {
+		if _, err := p.Create(ctx, provider.Spec{Name: "x", Cipher: claviger.DefaultCipher,
+			BitLength: 256}); !errors.Is(err, errKilled) {
 			t.Fatal(err)
 		}
 	}
@@ -571,7 +580,8 @@ func TestHistoryIsBounded(t *testing.T) {
 	if places != 1 {
 		t.Errorf("%d entries of this token have a place", places)
 	}
-	if len(now) != 513 || now[0].ID != "02" || slices.ContainsFunc(now[1:], func(e entry) bool { return e.Serial == "away" }) {
+	if len(now) != 513 || now[0].ID != "02" || slices.ContainsFunc(now[1:],
+		func(e entry) bool { return e.Serial == "away" }) {
 		t.Errorf("%d entries, %+v", len(now), now[:2])
 	}
 }

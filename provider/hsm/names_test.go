@@ -30,7 +30,8 @@ func wantLost(t *testing.T, p *hsm.Provider, key, version string) {
 	_, errs["versions"] = p.Versions(t.Context(), key)
 	_, errs["describe"] = p.Describe(t.Context(), key)
 	for what, err := range errs {
-		if !claviger.Is(err, claviger.Unavailable) || !errors.Is(err, provider.ErrLost) || !strings.Contains(err.Error(), version) || !strings.Contains(err.Error(), "claviger hsm adopt") {
+		if !claviger.Is(err, claviger.Unavailable) || !errors.Is(err, provider.ErrLost) ||
+			!strings.Contains(err.Error(), version) || !strings.Contains(err.Error(), "claviger hsm adopt") {
 			t.Errorf("%s of the lost key %s: %v", what, key, err)
 		}
 	}

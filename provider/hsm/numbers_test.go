@@ -63,7 +63,8 @@ func TestVersionNames(t *testing.T) {
 		roll(5)
 	}
 	for _, o := range objects(t, p) {
-		if o.Mark != hsm.InUse || len(o.ID) != 16 || ids[o.ID] || !strings.HasSuffix(o.Label, "@4") && !strings.HasSuffix(o.Label, "@5") {
+		if o.Mark != hsm.InUse || len(o.ID) != 16 || ids[o.ID] || !strings.HasSuffix(o.Label, "@4") &&
+			!strings.HasSuffix(o.Label, "@5") {
 			t.Errorf("object %+v", o)
 		}
 		ids[o.ID] = true
@@ -81,7 +82,8 @@ func wantVersion(t *testing.T, p *hsm.Provider, v claviger.KeyVersion, err error
 		t.Fatal(err)
 	}
 	if want := fmt.Sprintf("%s@%d", key, n); v.Name != want || current.Name != want || ms[0].Versions != n+1 {
-		t.Errorf("%.40q: version %.60q, current %.60q, versions %d; want number %d", key, v.Name, current.Name, ms[0].Versions, n)
+		t.Errorf("%.40q: version %.60q, current %.60q, versions %d; want number %d", key, v.Name, current.Name,
+			ms[0].Versions, n)
 	}
 	if err := p.EncryptBlocks(t.Context(), v.Name, make([]byte, 16)); err != nil {
 		t.Error(err)
@@ -95,7 +97,8 @@ func TestKeysWithoutNumbers(t *testing.T) {
 	ctx := t.Context()
 	b := newBacking(t)
 	old := []string{"00000000000000a1", "00000000000000a2", "1234567890123456"}
-	key := metastore.Key{Metadata: claviger.Metadata{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128, Created: time.UnixMilli(5)}}
+	key := metastore.Key{Metadata: claviger.Metadata{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128,
+		Created: time.UnixMilli(5)}}
 	b.withToken(t, func(tok *pkcs11.Token) {
 		for _, id := range append(slices.Clone(old), "00000000000000b1") {
 			raw, err := hex.DecodeString(id)
@@ -114,19 +117,24 @@ func TestKeysWithoutNumbers(t *testing.T) {
 				t.Fatal(err)
 			}
 			if strings.HasPrefix(name, "k@") {
-				key.List = append(key.List, metastore.Version{ID: id, Object: id, Created: time.UnixMilli(5), Check: check})
+				key.List = append(key.List, metastore.Version{ID: id, Object: id, Created: time.UnixMilli(5),
+					Check: check})
 			}
 		}
 	})
 	b.withStore(t, func(s metastore.Store) {
-		_, err := s.Begin(ctx, metastore.Intent{Key: "half", Op: "create", Refs: []metastore.Ref{{ID: "00000000000000b1", Object: "00000000000000b1"}}, Payload: []byte(`{"bits":128}`)})
-		if err := errors.Join(err, s.Insert(ctx, key), s.SkipNumbers(ctx, "k", len(old))); err != nil { // as the schema's migration does
+		_, err := s.Begin(ctx, metastore.Intent{Key: "half", Op: "create",
+			Refs: []metastore.Ref{{ID: "00000000000000b1",
+				Object: "00000000000000b1"}}, Payload: []byte(`{"bits":128}`)})
+		// as the schema's migration does
+		if err := errors.Join(err, s.Insert(ctx, key), s.SkipNumbers(ctx, "k", len(old))); err != nil {
 			t.Fatal(err)
 		}
 	})
 	p := b.mustOpen(t)
 	for _, o := range objects(t, p) {
-		if want := map[bool]hsm.Mark{true: hsm.InUse, false: hsm.Pending}[strings.HasPrefix(o.Label, "k@")]; o.Mark != want {
+		if want := map[bool]hsm.Mark{true: hsm.InUse, false: hsm.Pending}[strings.HasPrefix(o.Label,
+			"k@")]; o.Mark != want {
 			t.Errorf("object %+v, want %s", o, want)
 		}
 	}
@@ -148,7 +156,8 @@ func TestKeysWithoutNumbers(t *testing.T) {
 	v, err := p.Roll(ctx, "k", nil)
 	wantVersion(t, p, v, err, "k", 3)
 	half := provider.Spec{Name: "half", Cipher: claviger.DefaultCipher, BitLength: 128}
-	if _, err := p.Create(ctx, half); !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "claviger hsm adopt half") {
+	if _, err := p.Create(ctx, half); !claviger.Is(err, claviger.Invalid) ||
+		!strings.Contains(err.Error(), "claviger hsm adopt half") {
 		t.Errorf("over what an old program's step has made: %v", err)
 	}
 	mustClose(t, p)
@@ -157,7 +166,8 @@ func TestKeysWithoutNumbers(t *testing.T) {
 	v, err = p.Create(ctx, half)
 	wantVersion(t, p, v, err, "half", 0)
 	for _, o := range objects(t, p) {
-		if want := map[bool]hsm.Mark{true: hsm.Aside, false: hsm.InUse}[o.Label == "half@00000000000000b1"]; o.Mark != want {
+		if want := map[bool]hsm.Mark{true: hsm.Aside,
+			false: hsm.InUse}[o.Label == "half@00000000000000b1"]; o.Mark != want {
 			t.Errorf("object %+v, want %s", o, want)
 		}
 	}
@@ -196,7 +206,8 @@ func TestImportAbove(t *testing.T) {
 	if err != nil || vs[0].Name != "k@5" || vs[1].Name != "k@6" || len(objects(t, p)) != 4 {
 		t.Errorf("%v, %v, %+v", vs, err, objects(t, p))
 	}
-	if _, err := p.Import(ctx, claviger.Metadata{Name: "last", Cipher: claviger.DefaultCipher, BitLength: 128}, 1, claviger.MaxVersion, nil); err != nil {
+	if _, err := p.Import(ctx, claviger.Metadata{Name: "last", Cipher: claviger.DefaultCipher, BitLength: 128}, 1,
+		claviger.MaxVersion, nil); err != nil {
 		t.Error(err)
 	}
 	if _, err := p.Roll(ctx, "last", nil); !claviger.Is(err, claviger.Unsupported) {

@@ -177,7 +177,8 @@ func (p *Provider) mark(ctx context.Context, found []pkcs11.KeyInfo) ([]Object, 
 func (p *Provider) markBy(ctx context.Context, keys []pkcs11.KeyInfo, r *records) (_ []Object, err error) {
 	list := make([]Object, 0, len(keys))
 	for _, k := range keys {
-		o := Object{ID: fmt.Sprintf("%x", k.ID), Label: k.Label, Bits: k.Bits, Extractable: k.Extractable, Sensitive: k.Sensitive, Damaged: k.Bits == 0, Mark: Foreign}
+		o := Object{ID: fmt.Sprintf("%x", k.ID), Label: k.Label, Bits: k.Bits, Extractable: k.Extractable,
+			Sensitive: k.Sensitive, Damaged: k.Bits == 0, Mark: Foreign}
 		switch {
 		case r.live[o.ID]:
 			o.Mark = InUse
@@ -230,7 +231,8 @@ func (p *Provider) unreferred(ctx context.Context, k pkcs11.KeyInfo, o Object, r
 // records reads what the store knows of the objects of these keys; of all keys, where no name
 // is given.
 func (p *Provider) records(ctx context.Context, names ...string) (*records, error) {
-	r := &records{begun: map[string]string{}, live: map[string]bool{}, shelved: map[string]bool{}, aside: map[string]bool{}, kept: map[string]bool{}}
+	r := &records{begun: map[string]string{}, live: map[string]bool{}, shelved: map[string]bool{},
+		aside: map[string]bool{}, kept: map[string]bool{}}
 	r.journal = sync.OnceValues(func() (map[string]bool, error) { return p.journalled(ctx) })
 	pending, err := p.store.Pending(ctx)
 	if err != nil {
@@ -285,7 +287,8 @@ func (p *Provider) asides(ctx context.Context) ([]string, error) {
 	}
 	var list []string
 	if err := json.Unmarshal([]byte(text), &list); err != nil {
-		return nil, claviger.Errorf("hsm.Objects", claviger.Internal, "", "setting %s of metastore %s: %w", settingAside, p.store.URI(), err)
+		return nil, claviger.Errorf("hsm.Objects", claviger.Internal, "", "setting %s of metastore %s: %w",
+			settingAside, p.store.URI(), err)
 	}
 	return list, nil
 }

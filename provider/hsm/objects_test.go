@@ -125,7 +125,8 @@ func TestMarks(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.meter.Fail("Encrypt", 1, errKilled)
-	if _, err := p.Create(t.Context(), provider.Spec{Name: "half", Cipher: claviger.DefaultCipher, BitLength: 256}); err == nil {
+	if _, err := p.Create(t.Context(), provider.Spec{Name: "half", Cipher: claviger.DefaultCipher,
+		BitLength: 256}); err == nil {
 		t.Fatal("created")
 	}
 	b.meter.Heal()
@@ -151,7 +152,8 @@ func TestMarks(t *testing.T) {
 		t.Errorf("young: %+v, %v", young, err)
 	}
 	list, err := p.Prunable(t.Context(), 0)
-	if err != nil || len(list.Orphans) != 1 || list.Orphans[0].Label != "gone@0" || list.Digest == young.Digest || list.Orphans[0].Since == nil {
+	if err != nil || len(list.Orphans) != 1 || list.Orphans[0].Label != "gone@0" || list.Digest == young.Digest ||
+		list.Orphans[0].Since == nil {
 		t.Fatalf("%+v, %v", list, err)
 	}
 	// What has changed since it was listed is not destroyed.
@@ -221,7 +223,8 @@ func TestOrphanAge(t *testing.T) {
 	b.access = hsm.Destroy
 	p := b.mustOpen(t)
 	for age, want := range map[time.Duration]int{72 * time.Hour: 0, 24 * time.Hour: 1} {
-		if list, err := p.Prunable(t.Context(), age); err != nil || len(list.Orphans) != want || len(list.Young) != 1-want {
+		if list, err := p.Prunable(t.Context(), age); err != nil || len(list.Orphans) != want ||
+			len(list.Young) != 1-want {
 			t.Errorf("older than %v: %+v, %v", age, list, err)
 		}
 	}
@@ -257,7 +260,8 @@ func TestEmptyStore(t *testing.T) {
 				t.Errorf("%s, access %d: %v", c, access, err)
 				continue
 			}
-			for _, want := range []string{"k@0", b.db, b.token.Serial, "claviger.metastore.uri", "claviger hsm adopt"} {
+			for _, want := range []string{"k@0", b.db, b.token.Serial, "claviger.metastore.uri",
+				"claviger hsm adopt"} {
 				if !strings.Contains(err.Error(), want) {
 					t.Errorf("%s: %q is not in %v", c, want, err)
 				}

@@ -59,7 +59,8 @@ func TestOldCopyWithSteps(t *testing.T) {
 	b.meter.Heal()
 	mustClose(t, p)
 	b.withStore(t, func(s metastore.Store) { // a roll that goes no further than its intent
-		if _, err := s.Begin(ctx, metastore.Intent{Key: "kk", Op: "roll", Refs: []metastore.Ref{{Object: "00112233aabbccdd"}}, Payload: []byte(`{"bits":256}`)}); err != nil {
+		if _, err := s.Begin(ctx, metastore.Intent{Key: "kk", Op: "roll",
+			Refs: []metastore.Ref{{Object: "00112233aabbccdd"}}, Payload: []byte(`{"bits":256}`)}); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -83,10 +84,12 @@ func TestOldCopyWithSteps(t *testing.T) {
 	// Back to the copy.
 	b.putUnnoticed(t, old)
 	p = b.mustOpen(t)
-	if _, err := p.Create(ctx, provider.Spec{Name: "x", Cipher: claviger.DefaultCipher, BitLength: 128}); !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "x@0") {
+	if _, err := p.Create(ctx, provider.Spec{Name: "x", Cipher: claviger.DefaultCipher,
+		BitLength: 128}); !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), "x@0") {
 		t.Errorf("another key of the name: %v", err)
 	}
-	bobs := provider.Spec{Name: "x", Cipher: claviger.DefaultCipher, BitLength: 256, Attributes: map[string]string{claviger.ACLNameAttribute: "scratch"}}
+	bobs := provider.Spec{Name: "x", Cipher: claviger.DefaultCipher, BitLength: 256,
+		Attributes: map[string]string{claviger.ACLNameAttribute: "scratch"}}
 	if _, err := p.Create(ctx, bobs); !claviger.Is(err, claviger.Invalid) {
 		t.Errorf("the same key under other rules: %v", err)
 	}
@@ -165,7 +168,8 @@ func TestEndSteps(t *testing.T) {
 	}
 	p := b.mustOpen(t)
 	b.meter.Fail("Encrypt", 1, errKilled)
-	if _, err := p.Create(ctx, provider.Spec{Name: "made", Cipher: claviger.DefaultCipher, BitLength: 256}); err == nil {
+	if _, err := p.Create(ctx, provider.Spec{Name: "made", Cipher: claviger.DefaultCipher,
+		BitLength: 256}); err == nil {
 		t.Fatal("created")
 	}
 	b.meter.Heal()
@@ -202,7 +206,8 @@ func TestEndSteps(t *testing.T) {
 		}
 	})
 	p = b.mustOpen(t)
-	wantMarks(t, p, map[string]hsm.Mark{"kept@0": hsm.InUse, "made@0": hsm.Unknown, "gone@0": hsm.Orphan, "revived@0": hsm.Unknown})
+	wantMarks(t, p, map[string]hsm.Mark{"kept@0": hsm.InUse, "made@0": hsm.Unknown, "gone@0": hsm.Orphan,
+		"revived@0": hsm.Unknown})
 }
 
 // TestLostEndOfAStep: a store that lost the end of a creation beside a server, which has

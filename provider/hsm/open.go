@@ -249,9 +249,11 @@ func tokenConfig(uri string) (pkcs11.Config, []string, error) {
 
 // newProvider makes a provider of an open token, which it closes, and a store, which
 // it does not. It refuses a store that belongs to another token.
-func newProvider(ctx context.Context, uri, confDir string, tok *pkcs11.Token, store metastore.Store, access Access, searches int, log *slog.Logger) (*Provider, error) {
+func newProvider(ctx context.Context, uri, confDir string, tok *pkcs11.Token, store metastore.Store, access Access,
+	searches int, log *slog.Logger) (*Provider, error) {
 	background, stop := context.WithCancel(context.Background())
-	p := &Provider{uri: uri, confDir: confDir, tok: &writing{token: tok}, store: store, access: access, log: log, stop: stop}
+	p := &Provider{uri: uri, confDir: confDir, tok: &writing{token: tok}, store: store, access: access, log: log,
+		stop: stop}
 	p.searches.most = searches
 	tok.OnReset(func() { p.epoch.Add(1) })
 	later, err := p.join(ctx)
@@ -291,8 +293,8 @@ func (p *Provider) join(ctx context.Context) (later []string, err error) {
 	}
 	err = p.bindIDs(ctx, st)
 	if p.access == Serve && isHere(err) {
-		p.log.Error("the server starts, and serves the keys that are there; no key is made or rolled until an operator "+
-			"has decided", "err", err)
+		p.log.Error("the server starts, and serves the keys that are there; no key is made or rolled until an "+
+			"operator has decided", "err", err)
 		p.fit.bad, p.fit.at = err, time.Now()
 		p.id, _, err = p.store.Setting(ctx, SettingID)
 		return later, err

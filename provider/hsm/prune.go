@@ -30,7 +30,8 @@ func (p *Provider) since(ctx context.Context, orphans []Object) ([]Object, error
 	was, now := map[string]int64{}, map[string]int64{}
 	if text != "" {
 		if err := json.Unmarshal([]byte(text), &was); err != nil {
-			return nil, claviger.Errorf("hsm.Prune", claviger.Internal, "", "setting %s of metastore %s: %w", settingOrphans, p.store.URI(), err)
+			return nil, claviger.Errorf("hsm.Prune", claviger.Internal, "", "setting %s of metastore %s: %w",
+				settingOrphans, p.store.URI(), err)
 		}
 	}
 	list := slices.Clone(orphans)

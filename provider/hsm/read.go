@@ -72,7 +72,8 @@ func (p *Provider) gone(ctx context.Context, op string, e *entry, err error) err
 	if errors.Is(err, fs.ErrPermission) { // it may be among the files that the error names
 		return claviger.E(op, claviger.Unavailable, e.name, unusable{err})
 	}
-	return claviger.E(op, claviger.Unavailable, e.name, unusable{fmt.Errorf("%w; the metastore knows it: is this the right token, and was it restored whole?", err)})
+	return claviger.E(op, claviger.Unavailable, e.name, unusable{fmt.Errorf("%w; the metastore knows it: is this "+
+		"the right token, and was it restored whole?", err)})
 }
 
 // entry returns a version's entry, from the cache or the store.
@@ -107,7 +108,8 @@ func newEntry(m *claviger.Metadata, v metastore.Version) (*entry, error) {
 func objectID(op, version, object string) ([]byte, error) {
 	id, err := hex.DecodeString(object)
 	if err != nil || len(id) == 0 {
-		return nil, claviger.Errorf(op, claviger.Internal, version, "the metastore holds the CKA_ID %q, which is not hexadecimal", object)
+		return nil, claviger.Errorf(op, claviger.Internal, version, "the metastore holds the CKA_ID %q, which is "+
+			"not hexadecimal", object)
 	}
 	return id, nil
 }
@@ -198,7 +200,8 @@ func versionsOf(k *metastore.Key) []claviger.KeyVersion {
 	vs := make([]claviger.KeyVersion, len(k.List))
 	of := shared(&k.Metadata)
 	for i, v := range k.List {
-		vs[i] = claviger.KeyVersion{Key: k.Name, Name: claviger.VersionName(k.Name, v.ID), BitLength: k.BitLength, Of: of}
+		vs[i] = claviger.KeyVersion{Key: k.Name, Name: claviger.VersionName(k.Name, v.ID), BitLength: k.BitLength,
+			Of: of}
 	}
 	return vs
 }

@@ -56,9 +56,11 @@ func (p *Provider) Retake(ctx context.Context, m claviger.Metadata) error {
 	case err != nil:
 		return err
 	case !madeBy(k, records[m.Name]):
-		return claviger.Errorf(op, claviger.Invalid, m.Name, "key %s was not brought back by claviger hsm adopt, or was made anew since", claviger.Printable(m.Name))
+		return claviger.Errorf(op, claviger.Invalid, m.Name, "key %s was not brought back by claviger hsm adopt, or "+
+			"was made anew since", claviger.Printable(m.Name))
 	case k.Cipher != m.Cipher || k.BitLength != m.BitLength:
-		return claviger.Errorf(op, claviger.Invalid, m.Name, "key %s has cipher %s and %d bits here, and %s and %d bits there", claviger.Printable(m.Name), k.Cipher, k.BitLength, m.Cipher, m.BitLength)
+		return claviger.Errorf(op, claviger.Invalid, m.Name, "key %s has cipher %s and %d bits here, and %s and %d "+
+			"bits there", claviger.Printable(m.Name), k.Cipher, k.BitLength, m.Cipher, m.BitLength)
 	}
 	if err := p.store.Amend(ctx, m); err != nil {
 		return err
@@ -79,7 +81,9 @@ func (p *Provider) adoptions(ctx context.Context) (map[string][]adopted, error) 
 	for _, r := range records {
 		var rec adopted
 		if err := json.Unmarshal(r.Data, &rec); err != nil {
-			return nil, claviger.Errorf("hsm.Adopted", claviger.Internal, "", "the journal's record %q of run %s is damaged: %w; restore the metastore from a backup", r.Item, journalRun, err)
+			return nil, claviger.Errorf("hsm.Adopted", claviger.Internal, "",
+				"the journal's record %q of run %s is damaged: %w; restore the metastore from a backup", r.Item,
+				journalRun, err)
 		}
 		if rec.Made != nil && !rec.Aside { // the run has records of keys that were given up, too
 			byKey[rec.Key] = append(byKey[rec.Key], rec)
@@ -93,6 +97,9 @@ func (p *Provider) adoptions(ctx context.Context) (map[string][]adopted, error) 
 func madeBy(k *metastore.Key, records []adopted) bool {
 	return slices.ContainsFunc(records, func(rec adopted) bool {
 		return rec.Made.UnixMilli() == k.Created.UnixMilli() &&
-			slices.ContainsFunc(k.List, func(v metastore.Version) bool { return slices.Contains(rec.Objects, v.Object) })
+			slices.ContainsFunc(k.List, func(v metastore.Version) bool {
+				return slices.Contains(rec.Objects,
+					v.Object)
+			})
 	})
 }

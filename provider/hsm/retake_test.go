@@ -64,7 +64,8 @@ func TestAdoptedKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	text := "as at the source"
-	m := claviger.Metadata{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128, Description: &text, Created: time.UnixMilli(1234567890123), Attributes: map[string]string{claviger.ACLNameAttribute: "finance"}}
+	m := claviger.Metadata{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128, Description: &text,
+		Created: time.UnixMilli(1234567890123), Attributes: map[string]string{claviger.ACLNameAttribute: "finance"}}
 	if err := p.Retake(ctx, m); !claviger.Is(err, claviger.Invalid) {
 		t.Errorf("with another length: %v", err)
 	}
@@ -74,7 +75,8 @@ func TestAdoptedKeys(t *testing.T) {
 	}
 	for _, version := range []string{"k@0", "k@1"} {
 		v, err := p.Version(ctx, version)
-		if err != nil || v.Of == nil || !v.Of.Created.Equal(m.Created) || *v.Of.Description != text || !maps.Equal(v.Of.Attributes, m.Attributes) || v.Of.Versions != 2 {
+		if err != nil || v.Of == nil || !v.Of.Created.Equal(m.Created) || *v.Of.Description != text ||
+			!maps.Equal(v.Of.Attributes, m.Attributes) || v.Of.Versions != 2 {
 			t.Errorf("%s is of %+v, %v", version, v.Of, err)
 		}
 	}

@@ -76,7 +76,8 @@ func (p *Provider) someKeys(ctx context.Context, much depth) ([]*metastore.Key, 
 // that have lost a version, else any.
 func (p *Provider) sample(names []string, much depth) []string {
 	if much == fewKeys {
-		rand.Shuffle(len(names), func(i, j int) { names[i], names[j] = names[j], names[i] }) //nolint:gosec // a sample, no secret
+		// nolint:gosec // a sample, no secret
+		rand.Shuffle(len(names), func(i, j int) { names[i], names[j] = names[j], names[i] })
 		return names[:min(sampled, len(names))]
 	}
 	n := min(watched, len(names))

@@ -95,7 +95,10 @@ func (p *Provider) turn(ctx context.Context, key string) (*turn, error) {
 	if !t.free && !t.s.allow(t.caller, false) {
 		return nil, errSearches
 	}
-	_, own, err := t.s.turns.Acquire(t.caller, 1, func() (context.Context, context.CancelFunc) { return ctx, func() {} })
+	_, own, err := t.s.turns.Acquire(t.caller, 1, func() (context.Context, context.CancelFunc) {
+		return ctx,
+			func() {}
+	})
 	if err != nil {
 		if !own {
 			t.s.mu.Lock()
@@ -150,6 +153,8 @@ func (p *Provider) CheckSearches(context.Context) error {
 		return nil
 	}
 	f := p.Searches()
-	return fmt.Errorf("the token is not searched for names that the metastore does not know: %d of %d searches a minute (property %s) were made, %d of them for one user; names that the last survey did not find are answered with \"not found\"",
+	return fmt.Errorf("the token is not searched for names that the metastore does not know: %d of %d searches a "+
+		"minute (property %s) were made, %d of them for one user; names that the last survey did not find are "+
+		"answered with \"not found\"",
 		f.Used, f.Most, PropertyMaxSearches, f.OfOne)
 }

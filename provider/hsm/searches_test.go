@@ -69,12 +69,14 @@ func TestSearchesAreLimited(t *testing.T) {
 	// A version of a key that is here is never "not found" without a search.
 	mallory := provider.WithCaller(t.Context(), "mallory")
 	b.meter.Reset()
-	if _, err := p.Version(mallory, "gone@9"); !claviger.Is(err, claviger.VersionNotFound) || b.meter.Count("FindObjectsInit") != 1 {
+	if _, err := p.Version(mallory, "gone@9"); !claviger.Is(err, claviger.VersionNotFound) ||
+		b.meter.Count("FindObjectsInit") != 1 {
 		t.Errorf("a key in use at the last survey: %v, %d searches", err, b.meter.Count("FindObjectsInit"))
 	}
 	wantLost(t, p, "other", "other@7")
 	create(t, p, "new") // in use since the last survey
-	if _, err := p.Version(mallory, "new@9"); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), hsm.PropertyMaxSearches) {
+	if _, err := p.Version(mallory, "new@9"); !claviger.Is(err, claviger.Unavailable) ||
+		!strings.Contains(err.Error(), hsm.PropertyMaxSearches) {
 		t.Errorf("a number that the key has not had yet: %v", err)
 	}
 	if v, err := p.Version(mallory, "new@0"); err != nil || v.Key != "new" {
@@ -112,7 +114,8 @@ func TestBadSearchLimit(t *testing.T) {
 	b := newBacking(t)
 	for _, bad := range []string{"0", "-1", "many", "1000001"} {
 		b.most = bad
-		if _, err := b.open(t.Context()); !claviger.Is(err, claviger.Invalid) || !strings.Contains(err.Error(), hsm.PropertyMaxSearches) {
+		if _, err := b.open(t.Context()); !claviger.Is(err, claviger.Invalid) ||
+			!strings.Contains(err.Error(), hsm.PropertyMaxSearches) {
 			t.Errorf("%q: %v", bad, err)
 		}
 	}

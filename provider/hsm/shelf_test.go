@@ -120,7 +120,8 @@ func BenchmarkCreateBesideShelf(b *testing.B) {
 						Name: name, Cipher: claviger.DefaultCipher, BitLength: 128, Created: time.Now(),
 						Attributes: map[string]string{"fat": strings.Repeat("x", 16<<10)},
 					},
-					List: []metastore.Version{{ID: "0", Object: fmt.Sprintf("%016x", i), Created: time.Now(), Check: make([]byte, 8)}},
+					List: []metastore.Version{{ID: "0", Object: fmt.Sprintf("%016x", i), Created: time.Now(),
+						Check: make([]byte, 8)}},
 				}
 				if err := store.Insert(b.Context(), k); err != nil {
 					b.Fatal(err)
@@ -134,7 +135,8 @@ func BenchmarkCreateBesideShelf(b *testing.B) {
 				i++
 				name := fmt.Sprintf("k%d", i)
 				for range 2 { // the second time the token holds what the first one has left
-					if _, err := p.Create(b.Context(), provider.Spec{Name: name, Cipher: claviger.DefaultCipher, BitLength: 128}); err != nil {
+					if _, err := p.Create(b.Context(), provider.Spec{Name: name, Cipher: claviger.DefaultCipher,
+						BitLength: 128}); err != nil {
 						b.Fatal(err)
 					}
 					if err := p.Delete(b.Context(), name); err != nil {

@@ -81,14 +81,16 @@ func TestSingleVersionsLost(t *testing.T) {
 	if slices.Sort(told); strings.Join(told, " ") != "b rolled" {
 		t.Errorf("the losses of %q were told", told)
 	}
-	if err := p.CheckKeys(ctx); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "b@0, rolled@0;") {
+	if err := p.CheckKeys(ctx); !claviger.Is(err, claviger.Unavailable) ||
+		!strings.Contains(err.Error(), "b@0, rolled@0;") {
 		t.Errorf("readiness: %v", err)
 	}
 	if h := p.Holds(); strings.Join(h.Lost, " ") != "b@0 rolled@0" || h.LostCurrent != 1 || h.Versions != 5 {
 		t.Errorf("%+v", h)
 	}
 	for _, v := range []string{"b@0", "rolled@0"} {
-		if err := p.EncryptBlocks(ctx, v, make([]byte, 16)); !claviger.Is(err, claviger.Unavailable) || !errors.Is(err, provider.ErrUnusable) {
+		if err := p.EncryptBlocks(ctx, v, make([]byte, 16)); !claviger.Is(err, claviger.Unavailable) ||
+			!errors.Is(err, provider.ErrUnusable) {
 			t.Errorf("%s: %v", v, err)
 		}
 	}

@@ -80,7 +80,8 @@ func (p *Provider) lock(ctx context.Context, op, key string) (held context.Conte
 
 // make makes a key with n versions, numbered from first at least: an intent, the
 // HSM's objects, then the key itself in one transaction.
-func (p *Provider) make(ctx context.Context, op, kind string, m claviger.Metadata, n, first int, step func(string) error) ([]claviger.KeyVersion, error) {
+func (p *Provider) make(ctx context.Context, op, kind string, m claviger.Metadata, n, first int,
+	step func(string) error) ([]claviger.KeyVersion, error) {
 	ctx, unlock, err := p.lock(ctx, op, m.Name)
 	if err != nil {
 		return nil, err
@@ -165,7 +166,8 @@ func (p *Provider) begin(ctx context.Context, kind, key string, want plan, n, fi
 			continue
 		}
 		var was plan
-		if i.Op == kind && len(i.Refs) == n && numberedFrom(first, i.Refs) && json.Unmarshal(i.Payload, &was) == nil && was.Bits == want.Bits && maps.Equal(was.Attributes, want.Attributes) {
+		if i.Op == kind && len(i.Refs) == n && numberedFrom(first, i.Refs) && json.Unmarshal(i.Payload, &was) == nil &&
+			was.Bits == want.Bits && maps.Equal(was.Attributes, want.Attributes) {
 			p.log.Info("a step that was broken off is taken up again", "key", key, "step", kind, "begun", i.Begun)
 			return i, nil
 		}
@@ -214,7 +216,9 @@ func (p *Provider) end(ctx context.Context, i metastore.Intent) error {
 		var was plan
 		_ = json.Unmarshal(i.Payload, &was) // an older program's has none
 		return claviger.Errorf("hsm.end", claviger.Invalid, i.Key,
-			"the step %q of key %q was broken off, and the token holds what it made: %s; something may be encrypted with it, if the metastore is an old copy. Make the same step again (%d bits, %d versions, the same attributes), or have an operator adopt it (claviger hsm adopt %s) or set it aside (with --aside)",
+			"the step %q of key %q was broken off, and the token holds what it made: %s; something may be encrypted "+
+				"with it, if the metastore is an old copy. Make the same step again (%d bits, %d versions, the same "+
+				"attributes), or have an operator adopt it (claviger hsm adopt %s) or set it aside (with --aside)",
 			i.Op, i.Key, some(made), was.Bits, len(i.Refs), i.Key)
 	}
 	return p.store.Drop(ctx, i.Key)
@@ -317,7 +321,8 @@ func keyLock(key string) string { return "key " + key }
 
 // ensure makes the HSM object of a version, or adopts the one that is there
 // under its CKA_ID, if that is as it would have been made.
-func (p *Provider) ensure(ctx context.Context, op, key string, ref metastore.Ref, bits int) (metastore.Version, error) {
+func (p *Provider) ensure(ctx context.Context, op, key string, ref metastore.Ref, bits int) (metastore.Version,
+	error) {
 	name := claviger.VersionName(key, ref.ID)
 	raw, err := objectID(op, name, ref.Object)
 	if err != nil {
@@ -329,10 +334,13 @@ func (p *Provider) ensure(ctx context.Context, op, key string, ref metastore.Ref
 		// had made. In a store that is no old copy no version stands on any of them yet.
 		if p.keepsNone.Load() {
 			return metastore.Version{}, claviger.Errorf(op, claviger.Invalid, key,
-				"the token holds several objects of a step with key %q that was broken off (version %s, CKA_ID %s); something may be encrypted with one of them, if the metastore is an old copy, "+
-					"and this token keeps no data objects that would tell; destroy those that are not used with the HSM's own tool, and make the same step again", key, name, ref.Object)
+				"the token holds several objects of a step with key %q that was broken off (version %s, CKA_ID "+
+					"%s); something may be encrypted with one of them, if the metastore is an old copy, "+
+					"and this token keeps no data objects that would tell; destroy those that are not used with "+
+					"the HSM's own tool, and make the same step again", key, name, ref.Object)
 		}
-		p.log.Warn("the token holds several objects of a step that was broken off; it is made anew", "version", name, "err", err)
+		p.log.Warn("the token holds several objects of a step that was broken off; it is made anew", "version", name,
+			"err", err)
 		if err = p.mayDestroy(ctx); err == nil {
 			err = p.tok.Destroy(ctx, raw, name)
 		}
@@ -347,7 +355,10 @@ func (p *Provider) ensure(ctx context.Context, op, key string, ref metastore.Ref
 		err = p.tok.GenerateKey(ctx, raw, name, bits)
 	case info.Label != name || info.Bits != bits || !info.Sensitive || info.Extractable || !info.Encrypt:
 		err = claviger.Errorf(op, claviger.Internal, name,
-			"the token holds an object with CKA_ID %s that was not made for this version (label %q, %d bits, sensitive=%t, extractable=%t); see claviger hsm list", ref.Object, info.Label, info.Bits, info.Sensitive, info.Extractable)
+			"the token holds an object with CKA_ID %s that was not made for this version (label %q, %d bits, "+
+				"sensitive=%t, extractable=%t); see claviger hsm list", ref.Object, info.Label, info.Bits,
+			info.Sensitive,
+			info.Extractable)
 	}
 	if err != nil {
 		return metastore.Version{}, err
@@ -357,7 +368,8 @@ func (p *Provider) ensure(ctx context.Context, op, key string, ref metastore.Ref
 		// An object of ours that is no working key. SoftHSM, killed within
 		// C_GenerateKey, leaves one that has all attributes but its value. Nothing was
 		// ever encrypted with it: no version stands on it yet.
-		p.log.Warn("the token holds an unusable object of a step that was broken off; it is made anew", "version", name, "err", err)
+		p.log.Warn("the token holds an unusable object of a step that was broken off; it is made anew", "version",
+			name, "err", err)
 		if err = p.mayDestroy(ctx); err == nil {
 			err = p.tok.Destroy(ctx, raw, name)
 		}
@@ -371,7 +383,8 @@ func (p *Provider) ensure(ctx context.Context, op, key string, ref metastore.Ref
 	if err != nil {
 		return metastore.Version{}, err
 	}
-	return metastore.Version{ID: ref.ID, Object: ref.Object, Created: time.Now().Truncate(time.Millisecond), Check: check}, nil
+	return metastore.Version{ID: ref.ID, Object: ref.Object, Created: time.Now().Truncate(time.Millisecond),
+		Check: check}, nil
 }
 
 // finishPending finishes deletions, and tells of other steps that were broken
@@ -383,7 +396,8 @@ func (p *Provider) finishPending(ctx context.Context) error {
 	}
 	for _, i := range pending {
 		if i.Op != opDelete {
-			p.log.Info("a step was broken off; making it again finishes it", "key", i.Key, "step", i.Op, "begun", i.Begun)
+			p.log.Info("a step was broken off; making it again finishes it", "key", i.Key, "step", i.Op, "begun",
+				i.Begun)
 			continue
 		}
 		unlock, ok, err := p.store.TryLock(ctx, keyLock(i.Key))
@@ -399,7 +413,8 @@ func (p *Provider) finishPending(ctx context.Context) error {
 			if ctx.Err() != nil {
 				return err
 			}
-			p.log.Error("a deleted key's objects are still on the token; they are destroyed at the next start, or when a key of that name is made", "key", i.Key, "err", err)
+			p.log.Error("a deleted key's objects are still on the token; they are destroyed at the next start, or "+
+				"when a key of that name is made", "key", i.Key, "err", err)
 		}
 	}
 	return nil

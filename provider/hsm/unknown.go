@@ -89,7 +89,8 @@ func emptyStore(uri string, info pkcs11.TokenInfo, labels []string, bound []Bind
 		place = ", which was at " + bound[0].URI
 	}
 	return claviger.Errorf("hsm.Open", claviger.Invalid, "",
-		"the metastore %s knows no key, but token %s holds %d keys of claviger: %s; name the metastore that knows them%s, by claviger.metastore.uri, or restore it from a backup; if it is lost, %s",
+		"the metastore %s knows no key, but token %s holds %d keys of claviger: %s; name the metastore that knows "+
+			"them%s, by claviger.metastore.uri, or restore it from a backup; if it is lost, %s",
 		uri, tokenName(info), len(labels), some(labels), place, cureLostStore(confDir, len(bound) > 0))
 }
 
@@ -100,7 +101,8 @@ func cureLostStore(confDir string, bound bool) string {
 	if bound {
 		flags, more = "--rebind NAME...", ", and gives the token to this metastore"
 	}
-	return adoptCommand(confDir, "") + " lists the keys of the token, those that were deleted among them, and " + adoptCommand(confDir, flags) + " makes new records of those that you name" + more
+	return adoptCommand(confDir, "") + " lists the keys of the token, those that were deleted among them, and " +
+		adoptCommand(confDir, flags) + " makes new records of those that you name" + more
 }
 
 // survey is what a provider knows of the objects on its token that its store does
@@ -198,7 +200,8 @@ func (p *Provider) look(ctx context.Context) error {
 	defer s.mu.Unlock()
 	if s.err = err; err != nil {
 		if ctx.Err() == nil {
-			p.log.Warn("the token could not be surveyed for keys that the metastore does not know; the next attempt follows", "err", err, "in", surveyRetry)
+			p.log.Warn("the token could not be surveyed for keys that the metastore does not know; the next attempt "+
+				"follows", "err", err, "in", surveyRetry)
 		}
 		return err
 	}
@@ -209,7 +212,8 @@ func (p *Provider) look(ctx context.Context) error {
 		}
 	}
 	if len(news) > 0 {
-		p.log.Error("the token holds keys of claviger that the metastore does not know: it is older than the token, or another's; see claviger hsm list and claviger hsm adopt",
+		p.log.Error("the token holds keys of claviger that the metastore does not know: it is older than the token, "+
+			"or another's; see claviger hsm list and claviger hsm adopt",
 			"token", tokenName(p.tok.Info()), "metastore", p.store.URI(), "count", len(news), "keys", some(news))
 	}
 	if s.at.IsZero() {
@@ -269,7 +273,8 @@ func (p *Provider) CheckUnknown(context.Context) error {
 	switch {
 	case len(s.Unknown) > 0:
 	case s.At.IsZero() && s.Err != nil:
-		return claviger.Errorf("hsm.CheckUnknown", claviger.Unavailable, "", "the token was not surveyed yet: %w", s.Err)
+		return claviger.Errorf("hsm.CheckUnknown", claviger.Unavailable, "", "the token was not surveyed yet: %w",
+			s.Err)
 	default:
 		return nil
 	}
@@ -278,7 +283,9 @@ func (p *Provider) CheckUnknown(context.Context) error {
 		labels[i] = o.Label
 	}
 	return claviger.Errorf("hsm.CheckUnknown", claviger.Unavailable, "",
-		"token %s holds %d keys of claviger that metastore %s does not know: %s; the metastore is older than the token, or the keys are another's; requests for them are answered with 503; restore the newest metastore, or look at claviger hsm adopt",
+		"token %s holds %d keys of claviger that metastore %s does not know: %s; the metastore is older than the "+
+			"token, or the keys are another's; requests for them are answered with 503; restore the newest metastore, "+
+			"or look at claviger hsm adopt",
 		tokenName(p.tok.Info()), len(labels), p.store.URI(), some(labels))
 }
 
@@ -293,7 +300,8 @@ func (p *Provider) unhide(ctx context.Context, op, key string, have []metastore.
 		select {
 		case <-p.survey.first:
 		case <-ctx.Done():
-			return claviger.Errorf(op, claviger.Unavailable, key, "the token is still being surveyed for keys that the metastore does not know: %w", context.Cause(ctx))
+			return claviger.Errorf(op, claviger.Unavailable, key, "the token is still being surveyed for keys that "+
+				"the metastore does not know: %w", context.Cause(ctx))
 		}
 	}
 	next, err := p.store.NextNumber(ctx, key)
@@ -339,7 +347,9 @@ func (p *Provider) unhide(ctx context.Context, op, key string, have []metastore.
 		return nil
 	}
 	return claviger.Errorf(op, claviger.Invalid, key,
-		"the token holds versions of key %q that this server's metastore does not know: %s; a new version would hide them, and what is encrypted with them; an operator must bring them back (claviger hsm adopt %s) or set them aside (claviger hsm adopt --aside %[3]s) first", key, some(hidden), key)
+		"the token holds versions of key %q that this server's metastore does not know: %s; a new version would "+
+			"hide them, and what is encrypted with them; an operator must bring them back (claviger hsm adopt %s) or "+
+			"set them aside (claviger hsm adopt --aside %[3]s) first", key, some(hidden), key)
 }
 
 func (p *Provider) noteUnknown(o Object) {
@@ -415,7 +425,8 @@ func (p *Provider) missing(ctx context.Context, op, version string, err error) e
 	case ferr == nil:
 		return p.lost(ctx, op, version, err)
 	case known:
-		return claviger.Errorf(op, claviger.Unavailable, version, "the metastore does not know the version, and the token, which may hold it, cannot be asked: %w", ferr)
+		return claviger.Errorf(op, claviger.Unavailable, version, "the metastore does not know the version, and the "+
+			"token, which may hold it, cannot be asked: %w", ferr)
 	}
 	return err // of a source, most likely; the sources are asked next
 }
@@ -466,7 +477,8 @@ func (p *Provider) lost(ctx context.Context, op, version string, err error) erro
 		}
 	}
 	return claviger.Errorf(op, claviger.Unavailable, version,
-		"the token holds this version, and metastore %s does not know it: it is older than the token; restore the newest one, or have the version's record made anew by claviger hsm adopt", p.store.URI())
+		"the token holds this version, and metastore %s does not know it: it is older than the token; restore the "+
+			"newest one, or have the version's record made anew by claviger hsm adopt", p.store.URI())
 }
 
 // oldID tells whether a version id is one of the time before numbers.

@@ -37,7 +37,8 @@ func (p *Provider) verify(ctx context.Context, e *entry) error {
 		p.refused.Store(e.name, struct{}{})
 		// Another node's HSM may well hold the right one.
 		return claviger.Errorf("hsm.verify", claviger.Unavailable, e.name,
-			"%w: the key on token %s has the check value %x, the metastore says %x, so it is another key of the same name; it is not used", errMismatch, tokenName(p.tok.Info()), got, e.check)
+			"%w: the key on token %s has the check value %x, the metastore says %x, so it is another key of the "+
+				"same name; it is not used", errMismatch, tokenName(p.tok.Info()), got, e.check)
 	}
 	e.verified.Store(epoch)
 	p.refused.Delete(e.name)
@@ -58,6 +59,7 @@ func (p *Provider) checkValue(ctx context.Context, e *entry) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.log.Warn("the token holds several keys of one id and label; the one with the right check value is used", "version", e.name, "id", hex.EncodeToString(e.id))
+	p.log.Warn("the token holds several keys of one id and label; the one with the right check value is used",
+		"version", e.name, "id", hex.EncodeToString(e.id))
 	return p.tok.CheckValue(ctx, e.id, e.name)
 }

@@ -23,7 +23,9 @@ func TestVerifiedLater(t *testing.T) {
 	b := newBacking(t)
 	p := b.mustOpen(t)
 	const n = 66 // the current one and the 63 oldest are verified at start
-	vs, err := p.Import(t.Context(), claviger.Metadata{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128}, n, 0, nil)
+	vs, err := p.Import(t.Context(), claviger.Metadata{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128}, n,
+		0,
+		nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -42,14 +44,16 @@ func TestVerifiedLater(t *testing.T) {
 	b.log = slog.New(slog.NewTextHandler(log, nil))
 	p = b.mustOpen(t)
 	for range 2 {
-		if err := p.EncryptBlocks(t.Context(), wrong, make([]byte, 16)); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "check value differs") {
+		if err := p.EncryptBlocks(t.Context(), wrong, make([]byte, 16)); !claviger.Is(err, claviger.Unavailable) ||
+			!strings.Contains(err.Error(), "check value differs") {
 			t.Errorf("another key under a version's name: %v", err)
 		}
 	}
 	if err := p.EncryptBlocks(t.Context(), right, make([]byte, 16)); err != nil {
 		t.Error(err)
 	}
-	for deadline := time.Now().Add(30 * time.Second); !strings.Contains(log.String(), "is not as the metastore says; it is not used\" version="+wrong); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); !strings.Contains(log.String(),
+		"is not as the metastore says; it is not used\" version="+wrong); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("the background has not told: %s", log)
 		}
@@ -94,7 +98,8 @@ func TestAnotherKeyCameBack(t *testing.T) {
 	swap.Store(true)
 	b.meter.Fail("EncryptInit", 1, p11.Error(p11.CKR_DEVICE_REMOVED))
 	for range 2 {
-		if err := p.EncryptBlocks(t.Context(), version, make([]byte, 16)); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "check value differs") {
+		if err := p.EncryptBlocks(t.Context(), version, make([]byte, 16)); !claviger.Is(err, claviger.Unavailable) ||
+			!strings.Contains(err.Error(), "check value differs") {
 			t.Errorf("encrypted with another key: %v", err)
 		}
 	}

@@ -19,7 +19,8 @@ func (p *Provider) Create(ctx context.Context, spec provider.Spec) (claviger.Key
 	if err := provider.CheckSpec(op, spec); err != nil {
 		return claviger.KeyVersion{}, err
 	}
-	m := claviger.Metadata{Name: spec.Name, Cipher: spec.Cipher, BitLength: spec.BitLength, Description: spec.Description, Attributes: spec.Attributes, Created: time.Now().Truncate(time.Millisecond)}
+	m := claviger.Metadata{Name: spec.Name, Cipher: spec.Cipher, BitLength: spec.BitLength,
+		Description: spec.Description, Attributes: spec.Attributes, Created: time.Now().Truncate(time.Millisecond)}
 	vs, err := p.make(ctx, op, opCreate, m, 1, spec.First, nil)
 	if err != nil {
 		return claviger.KeyVersion{}, err
@@ -28,12 +29,14 @@ func (p *Provider) Create(ctx context.Context, spec provider.Spec) (claviger.Key
 }
 
 // Import makes a key after another's metadata, with n versions.
-func (p *Provider) Import(ctx context.Context, m claviger.Metadata, n, first int, step func(string) error) ([]claviger.KeyVersion, error) {
+func (p *Provider) Import(ctx context.Context, m claviger.Metadata, n, first int,
+	step func(string) error) ([]claviger.KeyVersion, error) {
 	const op = "hsm.Import"
 	if err := provider.CheckImport(op, m.Name, n, first); err != nil {
 		return nil, err
 	}
-	if err := provider.CheckSpec(op, provider.Spec{Name: m.Name, Cipher: m.Cipher, BitLength: m.BitLength}); err != nil {
+	if err := provider.CheckSpec(op, provider.Spec{Name: m.Name, Cipher: m.Cipher,
+		BitLength: m.BitLength}); err != nil {
 		return nil, err
 	}
 	return p.make(ctx, op, opImport, m, n, first, step)
@@ -45,7 +48,8 @@ func (p *Provider) Roll(ctx context.Context, key string, material secret.Bytes) 
 }
 
 // RollIf is Roll where may allows it.
-func (p *Provider) RollIf(ctx context.Context, key string, material secret.Bytes, may func(*claviger.Metadata) error) (claviger.KeyVersion, error) {
+func (p *Provider) RollIf(ctx context.Context, key string, material secret.Bytes,
+	may func(*claviger.Metadata) error) (claviger.KeyVersion, error) {
 	const op = "hsm.Roll"
 	if err := refuseMaterial(op, key, material); err != nil {
 		return claviger.KeyVersion{}, err
@@ -133,7 +137,8 @@ func (p *Provider) DeleteIf(ctx context.Context, key string, may func(*claviger.
 	// From here on the key is gone for everybody; that its objects are, too, is
 	// house-keeping that may be finished later.
 	if err := p.clear(ctx, intent); err != nil {
-		p.log.Warn("a deleted key's objects are still on the token; they are destroyed at the next start", "key", key, "err", err)
+		p.log.Warn("a deleted key's objects are still on the token; they are destroyed at the next start", "key", key,
+			"err", err)
 	}
 	return nil
 }
@@ -143,5 +148,6 @@ func refuseMaterial(op, key string, material secret.Bytes) error {
 	if material == nil {
 		return nil
 	}
-	return claviger.Errorf(op, claviger.Unsupported, key, "key material cannot be put into an HSM, where keys are made and stay: create or roll key %q without material", key)
+	return claviger.Errorf(op, claviger.Unsupported, key, "key material cannot be put into an HSM, where keys are "+
+		"made and stay: create or roll key %q without material", key)
 }

@@ -55,7 +55,8 @@ func (w *writing) PutData(ctx context.Context, d pkcs11.Data) error {
 func (w *written) note(ctx context.Context, began time.Time, data bool, err error) {
 	switch {
 	case err == nil:
-	case errors.Is(ctx.Err(), context.Canceled), claviger.Is(err, claviger.Unsupported), claviger.Is(err, claviger.KeyExists), claviger.Is(err, claviger.Invalid), claviger.Is(err, claviger.Closed):
+	case errors.Is(ctx.Err(), context.Canceled), claviger.Is(err, claviger.Unsupported),
+		claviger.Is(err, claviger.KeyExists), claviger.Is(err, claviger.Invalid), claviger.Is(err, claviger.Closed):
 		return
 	}
 	w.mu.Lock()
@@ -74,7 +75,9 @@ func (p *Provider) LastWrite() (s Seen, ok bool) {
 	defer w.mu.Unlock()
 	s = w.last
 	if s.Err != nil {
-		s.Err = claviger.Errorf("hsm.CheckWrites", claviger.Unavailable, "", "token %s refused to make an object at %s: %w; make room on it (SoftHSM: in the file system of directories.tokendir); a minute passes at most until that is tried again",
+		s.Err = claviger.Errorf("hsm.CheckWrites", claviger.Unavailable, "",
+			"token %s refused to make an object at %s: %w; make room on it (SoftHSM: in the file system of "+
+				"directories.tokendir); a minute passes at most until that is tried again",
 			tokenName(p.tok.Info()), s.At.UTC().Format(time.RFC3339), s.Err)
 	}
 	return s, !s.At.IsZero()
@@ -107,7 +110,8 @@ func (p *Provider) CheckWrites(ctx context.Context) error {
 // probeWrite makes an object such as the token has refused, and destroys it.
 func (p *Provider) probeWrite(ctx context.Context, data bool) {
 	if data {
-		if p.tok.PutData(ctx, pkcs11.Data{Application: application, Label: probeLabel, Value: []byte(time.Now().UTC().Format(time.RFC3339))}) == nil {
+		if p.tok.PutData(ctx, pkcs11.Data{Application: application, Label: probeLabel,
+			Value: []byte(time.Now().UTC().Format(time.RFC3339))}) == nil {
 			_ = p.tok.DestroyData(ctx, application, probeLabel) // the next probe takes its place
 		}
 		return
@@ -119,6 +123,7 @@ func (p *Provider) probeWrite(ctx context.Context, data bool) {
 	const bits = 256
 	_ = p.tok.GenerateKey(ctx, id, probeLabel, bits) // which notes how it ended
 	if err := p.tok.Destroy(ctx, id, probeLabel); err != nil {
-		p.log.Warn("an object that was made to see whether the token has room is still there; destroy it with the HSM's tool", "label", probeLabel, "err", err)
+		p.log.Warn("an object that was made to see whether the token has room is still there; destroy it with the "+
+			"HSM's tool", "label", probeLabel, "err", err)
 	}
 }

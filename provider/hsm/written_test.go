@@ -25,11 +25,14 @@ func TestTokenWithoutRoom(t *testing.T) {
 		if code == p11.CKR_FUNCTION_FAILED { // it is tried anew with another session
 			b.meter.Fail("GenerateKey", 5, code)
 		}
-		if _, err := p.Create(ctx, provider.Spec{Name: "b", Cipher: claviger.DefaultCipher, BitLength: 256}); !claviger.Is(err, claviger.Unavailable) {
+		if _, err := p.Create(ctx, provider.Spec{Name: "b", Cipher: claviger.DefaultCipher,
+			BitLength: 256}); !claviger.Is(err, claviger.Unavailable) {
 			t.Fatalf("%v: %v", code, err)
 		}
 		for range 2 {
-			if err := p.CheckWrites(ctx); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "refused to make an object") || !strings.Contains(err.Error(), "make room") {
+			if err := p.CheckWrites(ctx); !claviger.Is(err, claviger.Unavailable) ||
+				!strings.Contains(err.Error(), "refused to make an object") ||
+				!strings.Contains(err.Error(), "make room") {
 				t.Errorf("%v: %v", code, err)
 			}
 		}
