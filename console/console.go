@@ -1,6 +1,6 @@
-// Package console tells people and machines how the server is: /healthz,
-// /readyz and /metrics. It asks for no credentials and shows no secret. Names of keys,
-// users, hosts and files it shows only to peers that Config.Details admits.
+// Package console shows the state of a server to people and programs: /healthz, /readyz and
+// /metrics. It needs no credentials and shows no secret. It shows names of keys, users, hosts
+// and files only to peers that Config.Details admits.
 package console
 
 import (
@@ -8,26 +8,26 @@ import (
 	"net/http"
 )
 
-// Config is what a console is made of.
+// Config is what New needs.
 type Config struct {
 	Checks  []Check
 	Metrics *Metrics // nil: no /metrics
 	Log     *slog.Logger
-	// Details tells who may read what names keys, users, hosts or files: texts of failed
-	// checks and some labels of figures. nil: each peer that reaches the console.
+	// Details returns whether the peer of a request may read names of keys, users, hosts and
+	// files: in the texts of failed checks and in some labels of metrics. If Details is nil,
+	// every peer may.
 	Details func(*http.Request) bool
 }
 
 func (c *Config) details(r *http.Request) bool { return c.Details == nil || c.Details(r) }
 
-// console is what New makes.
+// console is the handler of New.
 type console struct {
 	Config
 	probes []*probe
 }
 
-// New returns a handler that serves the console's paths and hands all others
-// to next.
+// New returns a handler that serves the console's paths, and passes all other requests to next.
 func New(cfg Config, next http.Handler) http.Handler {
 	c := &console{Config: cfg}
 	if c.Log == nil {
@@ -55,8 +55,8 @@ func New(cfg Config, next http.Handler) http.Handler {
 	})
 }
 
-// healthz says that the process answers; whether it can serve is readyz's.
+// healthz answers that the process runs. readyz answers whether the server can serve.
 func healthz(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	_, _ = w.Write([]byte("ok\n")) // the client is gone if this fails
+	_, _ = w.Write([]byte("ok\n")) // it fails if the client has left
 }

@@ -25,7 +25,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// get asks a handler and returns status and body.
+// get sends a request to a handler and returns its answer.
 func get(h http.Handler, method, path string) *httptest.ResponseRecorder {
 	w := httptest.NewRecorder()
 	h.ServeHTTP(w, httptest.NewRequest(method, path, nil))
@@ -131,8 +131,8 @@ func TestReady(t *testing.T) {
 	}
 }
 
-// TestManyProbes: a check runs once, however many ask, and again when what it
-// said has become old.
+// TestManyProbes: requests at the same time share one run of a check. The check runs again when
+// its result is too old.
 func TestManyProbes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var runs atomic.Int32
@@ -168,14 +168,15 @@ func TestManyProbes(t *testing.T) {
 	})
 }
 
-// TestStuckCheck: a check that ends late, whatever its context says, fails in
-// time, and does not pile up.
+// TestStuckCheck: /readyz answers in time although a check ignores its context, and does not
+// start the check again while it runs.
 func TestStuckCheck(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		release := make(chan struct{})
 		var runs atomic.Int32
 		h := console.New(console.Config{Checks: []console.Check{{Name: "hsm",
-			Run: func(context.Context) error { runs.Add(1); <-release; return nil }}, {Name: "audit", Run: works}}}, elsewhere)
+			Run: func(context.Context) error { runs.Add(1); <-release; return nil }}, {Name: "audit", Run: works}}},
+			elsewhere)
 		for range 3 {
 			began := time.Now()
 			status, r := readyz(t, h)
@@ -207,8 +208,8 @@ func metrics(t *testing.T, m *console.Metrics, log *slog.Logger) string {
 func TestMetrics(t *testing.T) {
 	last := time.UnixMilli(1795442610500)
 	m := console.NewMetrics(func(context.Context) ([]metastore.Use, error) {
-		return []metastore.Use{{Source: "kms://http@old:9600/kms", Version: `k"\1@0`, Op: "decrypt", Count: 42, Last: last}},
-			nil
+		return []metastore.Use{{Source: "kms://http@old:9600/kms", Version: `k"\1@0`, Op: "decrypt", Count: 42,
+			Last: last}}, nil
 	})
 	m.Observe("decrypt_eek", 200, 1, 3*time.Millisecond)
 	m.Observe("reencrypt_eek_batch", 200, 1000, 30*time.Millisecond)
@@ -245,7 +246,8 @@ func TestMetrics(t *testing.T) {
 		`claviger_kms_request_seconds_count{op="reencrypt_eek_batch",status="400"} 1`,
 		`claviger_kms_edeks_total{op="reencrypt_eek_batch"} 1000`,
 		`claviger_source_edeks_total{op="decrypt",source="kms://http@old:9600/kms",version="k\"\\1@0"} 42`,
-		`claviger_source_last_use_seconds{op="decrypt",source="kms://http@old:9600/kms",version="k\"\\1@0"} 1.7954426105e+09`,
+		`claviger_source_last_use_seconds{op="decrypt",source="kms://http@old:9600/kms",version="k\"\\1@0"} ` +
+			`1.7954426105e+09`,
 		`go_goroutines `,
 	} {
 		if !strings.Contains(text, "\n"+line) {
@@ -254,8 +256,8 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
-// TestStrangers: a peer that Details does not admit gets each status and figure, and nothing
-// that names a key, a host, a user or a file; the log has what is wrong, once.
+// TestStrangers: a peer that Details does not admit gets each status and metric, but no name of
+// a key, host, user or file. The log gets each failure once.
 func TestStrangers(t *testing.T) {
 	m := console.NewMetrics(func(context.Context) ([]metastore.Use, error) {
 		return []metastore.Use{{Source: "kms://http@secrethost:9600/kms", Version: "payroll@0", Op: "decrypt",
@@ -314,8 +316,8 @@ func TestStrangers(t *testing.T) {
 	}
 }
 
-// TestInFlight: a request counts while it is served, however it ends; probes do
-// not.
+// TestInFlight: a request counts until it ends, even by a panic. Requests to the console do not
+// count.
 func TestInFlight(t *testing.T) {
 	m := console.NewMetrics(nil)
 	var during string
@@ -333,8 +335,7 @@ func TestInFlight(t *testing.T) {
 	}
 }
 
-// TestMetricsWithoutStore: the use of sources cannot be read; everything else is
-// still there.
+// TestMetricsWithoutStore: if the use of sources cannot be read, the other metrics are served.
 func TestMetricsWithoutStore(t *testing.T) {
 	m := console.NewMetrics(func(context.Context) ([]metastore.Use, error) { return nil, errors.New("disk I/O error") })
 	m.Observe("get_keys", 200, 0, time.Millisecond)
@@ -346,7 +347,7 @@ func TestMetricsWithoutStore(t *testing.T) {
 	}
 }
 
-// TestMetricsHang: a store that does not answer costs its own figure only.
+// TestMetricsHang: if a store does not answer, only its own metric is missing.
 func TestMetricsHang(t *testing.T) {
 	m := console.NewMetrics(func(ctx context.Context) ([]metastore.Use, error) { <-ctx.Done(); return nil, ctx.Err() })
 	m.Query("claviger_never", "x", func(ctx context.Context) (float64, error) { <-ctx.Done(); return 0, ctx.Err() })
@@ -358,7 +359,7 @@ func TestMetricsHang(t *testing.T) {
 	}
 }
 
-// TestMetricsForeignBytes: labels hold what others have written.
+// TestMetricsForeignBytes: names in labels may hold bytes that are not UTF-8.
 func TestMetricsForeignBytes(t *testing.T) {
 	m := console.NewMetrics(func(context.Context) ([]metastore.Use, error) {
 		return []metastore.Use{{Source: "kms://http@old:9600/kms", Version: "k\xff@0", Op: "decrypt", Count: 1}}, nil
@@ -367,14 +368,17 @@ func TestMetricsForeignBytes(t *testing.T) {
 		return []console.Expiry{{Name: "store", Subject: "CN=\xe9", Ends: time.Unix(1, 0)}}, nil
 	})
 	text := metrics(t, m, nil)
-	for _, want := range []string{`claviger_source_edeks_total{op="decrypt",source="kms://http@old:9600/kms",version="k\uFFFD@0"} 1`, `claviger_expiry{name="store",subject="CN=\uFFFD"} 1`} {
+	for _, want := range []string{
+		`claviger_source_edeks_total{op="decrypt",source="kms://http@old:9600/kms",version="k\uFFFD@0"} 1`,
+		`claviger_expiry{name="store",subject="CN=\uFFFD"} 1`,
+	} {
 		if want = strings.ReplaceAll(want, `\uFFFD`, "\uFFFD"); !strings.Contains(text, want) {
 			t.Errorf("no %s in\n%s", want, text)
 		}
 	}
 }
 
-// TestMetricsOften: a store is not asked as often as anybody likes.
+// TestMetricsOften: many requests of /metrics are few queries of a store.
 func TestMetricsOften(t *testing.T) {
 	m := console.NewMetrics(nil)
 	asked := 0

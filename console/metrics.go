@@ -16,21 +16,21 @@ import (
 	"claviger/metastore"
 )
 
-// buckets of the request histogram, in seconds: an HSM answers in tenths of
-// milliseconds to tens of them, a source over the network in more.
+// buckets are those of histograms of time, in seconds. An HSM answers in tenths of
+// milliseconds to tens of milliseconds; a source over the network needs longer.
 var buckets = []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10}
 
-// queryTimeout bounds what is asked of a store for one answer of /metrics, well
-// below checkTimeout: then the answer as a whole would be given up.
+// queryTimeout bounds a query of a store for /metrics. It is well below checkTimeout, after
+// which the whole answer fails.
 const queryTimeout = checkTimeout / 2
 
-// sizes of what goes into one call of the HSM.
+// sizes are the buckets of histograms of the sizes of calls of the HSM.
 var sizes = prometheus.ExponentialBuckets(1, 2, 13) // 1 to 4096
 
-// Metrics are the server's figures, on a registry of their own.
+// Metrics are the metrics of a server, in a registry of their own.
 type Metrics struct {
 	registry *prometheus.Registry
-	// nameless has no labels that name keys, hosts or people. It is for those that
+	// nameless has no labels with names of keys, hosts or people. It is for peers that
 	// Config.Details does not admit.
 	nameless *prometheus.Registry
 
@@ -43,28 +43,28 @@ type Metrics struct {
 	functions  *prometheus.HistogramVec
 	hsmBlocks  prometheus.Histogram
 	hsmCallers prometheus.Histogram
-	turns      *prometheus.HistogramVec
+	slotWaits  *prometheus.HistogramVec
 	refused    *prometheus.CounterVec
 	early      *prometheus.CounterVec
 }
 
-// NewMetrics makes them. use, if not nil, returns how often the versions of
-// sources were asked for.
+// NewMetrics makes the metrics of a KMS. use, unless nil, returns how often each key version of
+// a source was used.
 func NewMetrics(use func(context.Context) ([]metastore.Use, error)) *Metrics {
 	m := newMetrics("kms", "status")
-	m.register(m.edeks, m.turns, m.refused, m.early)
+	m.register(m.edeks, m.slotWaits, m.refused, m.early)
 	if use != nil {
-		m.registry.MustRegister(&sourceUse{recent[[]metastore.Use]{ask: use}})
+		m.registry.MustRegister(&sourceUse{recent[[]metastore.Use]{query: use}})
 	}
 	return m
 }
 
-// NewServiceMetrics makes those of another server than a KMS: "trustee", "keyhsm".
-// Its requests are told to Served.
+// NewServiceMetrics makes the metrics of a server that is not a KMS. service is "trustee" or
+// "keyhsm". The server reports its requests to Served.
 func NewServiceMetrics(service string) *Metrics { return newMetrics(service, "result") }
 
-// newMetrics makes all, and registers those that every server has. outcome is the
-// label that says how a request ended.
+// newMetrics makes all metrics, and registers those of every server. outcome is the label with
+// the result of a request.
 func newMetrics(service, outcome string) *Metrics {
 	m := &Metrics{
 		registry: prometheus.NewRegistry(), nameless: prometheus.NewRegistry(),
@@ -86,70 +86,70 @@ func newMetrics(service, outcome string) *Metrics {
 			Help: "Blocks of 16 bytes in one encryption on the HSM; an EDEK has one or two.", Buckets: sizes}),
 		hsmCallers: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "claviger_hsm_call_callers",
 			Help: "Requests that shared one encryption on the HSM.", Buckets: sizes}),
-		turns: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "claviger_kms_turn_wait_seconds",
+		slotWaits: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "claviger_kms_turn_wait_seconds",
 			Help:    "How long requests waited for their turn, by class; those that did not wait are not counted.",
 			Buckets: buckets}, []string{"class"}),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "claviger_kms_turn_refused_total",
 			Help: "Requests sent to another node since their turn did not come."}, []string{"class"}),
 		early: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "claviger_kms_refused_total",
-			Help: "Requests refused before their operation: impersonation without a rule, names, tickets, tokens; a handshake begins with one."}, []string{"reason"}),
+			Help: "Requests refused before their operation: impersonation without a rule, names, tickets, tokens; a " +
+				"handshake begins with one."}, []string{"reason"}),
 	}
 	m.register(m.requests, m.inFlight, collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
 
-// register adds figures that anybody may see.
+// register adds metrics that every peer may see.
 func (m *Metrics) register(list ...prometheus.Collector) {
 	m.registry.MustRegister(list...)
 	m.nameless.MustRegister(list...)
 }
 
-// Counter adds a figure that only grows, and that f tells when it is asked for.
+// Counter adds a metric that only grows. f returns its value now.
 func (m *Metrics) Counter(name, help string, f func() float64) {
 	m.register(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help}, f))
 }
 
-// Gauge adds a figure that f tells when it is asked for.
+// Gauge adds a metric. f returns its value now.
 func (m *Metrics) Gauge(name, help string, f func() float64) {
 	m.register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, f))
 }
 
-// Info adds a figure that is always 1: its labels are what it tells.
+// Info adds a metric that is always 1 and shows labels.
 func (m *Metrics) Info(name, help string, labels map[string]string) {
 	g := prometheus.NewGauge(prometheus.GaugeOpts{Name: name, Help: help, ConstLabels: labels})
 	g.Set(1)
 	m.register(g)
 }
 
-// Gauges adds figures that f tells by the values of a label.
+// Gauges adds a metric with one label. f returns its values now, by the value of the label.
 func (m *Metrics) Gauges(name, help, label string, f func() map[string]float64) {
 	m.register(&labelled{prometheus.NewDesc(name, help, []string{label}, nil), f})
 }
 
 type labelled struct {
-	desc *prometheus.Desc
-	ask  func() map[string]float64
+	desc   *prometheus.Desc
+	values func() map[string]float64
 }
 
 func (l *labelled) Describe(ch chan<- *prometheus.Desc) { ch <- l.desc }
 
 func (l *labelled) Collect(ch chan<- prometheus.Metric) {
-	for label, v := range l.ask() {
+	for label, v := range l.values() {
 		ch <- constant(l.desc, prometheus.GaugeValue, v, label)
 	}
 }
 
-// Query is Gauge for a figure that is asked of something that may not answer: then
-// it is left out.
+// Query adds a metric whose query f may fail, like one to a store. A failed query leaves it out.
 func (m *Metrics) Query(name, help string, f func(context.Context) (float64, error)) {
-	m.register(&query{prometheus.NewDesc(name, help, nil, nil), recent[float64]{ask: f}})
+	m.register(&query{prometheus.NewDesc(name, help, nil, nil), recent[float64]{query: f}})
 }
 
-// recent is an answer of a store. It is believed for as long as that of a check:
-// anybody may ask for metrics, as often as he likes.
+// recent keeps the result of a query for probeLife, since anonymous clients can request
+// /metrics as often as they like.
 type recent[T any] struct {
-	ask func(context.Context) (T, error)
+	query func(context.Context) (T, error)
 
 	mu    sync.Mutex
 	at    time.Time
@@ -160,10 +160,10 @@ type recent[T any] struct {
 func (r *recent[T]) get() (T, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.at.IsZero() || time.Since(r.at) >= believed {
+	if r.at.IsZero() || time.Since(r.at) >= probeLife {
 		ctx, cancel := context.WithTimeout(context.Background(), queryTimeout)
 		defer cancel()
-		r.value, r.err = r.ask(ctx)
+		r.value, r.err = r.query(ctx)
 		r.at = time.Now()
 	}
 	return r.value, r.err
@@ -185,8 +185,8 @@ func (q *query) Collect(ch chan<- prometheus.Metric) {
 	ch <- constant(q.desc, prometheus.GaugeValue, v)
 }
 
-// constant is a figure of this moment. Subjects of certificates and names of
-// versions come from elsewhere, and may hold bytes that no label may.
+// constant is a metric with the value v. It replaces bytes that a label cannot hold, since
+// subjects of certificates and names of versions may contain any bytes.
 func constant(desc *prometheus.Desc, kind prometheus.ValueType, v float64, labels ...string) prometheus.Metric {
 	for i, l := range labels {
 		labels[i] = strings.ToValidUTF8(l, "\uFFFD")
@@ -198,9 +198,9 @@ func constant(desc *prometheus.Desc, kind prometheus.ValueType, v float64, label
 	return m
 }
 
-// HSM adds the figures of an HSM, of which call is told; sessions tells how many of
-// its sessions are in use, and how many may be.
-func (m *Metrics) HSM(sessions func() (used, most int)) (call func(callers, blocks int, waited, took time.Duration,
+// HSM adds the metrics of an HSM. The caller reports each encryption to call. sessions returns
+// how many sessions of the HSM are in use, and how many may be.
+func (m *Metrics) HSM(sessions func() (used, limit int)) (call func(callers, blocks int, waited, took time.Duration,
 	err error)) {
 	m.register(m.hsmCalls, m.hsmWaits, m.hsmBlocks, m.hsmCallers)
 	m.HSMFunctions(sessions)
@@ -217,35 +217,35 @@ func (m *Metrics) HSM(sessions func() (used, most int)) (call func(callers, bloc
 	}
 }
 
-// HSMFunctions adds the part of HSM that does not depend on encryptions: Function's
-// figures, and the sessions.
-func (m *Metrics) HSMFunctions(sessions func() (used, most int)) {
+// HSMFunctions adds the part of HSM that does not depend on encryptions: the metrics of
+// Function, and of the sessions.
+func (m *Metrics) HSMFunctions(sessions func() (used, limit int)) {
 	m.register(m.functions)
 	m.Gauge("claviger_hsm_sessions_in_use", "Sessions of the HSM in use.",
 		func() float64 { used, _ := sessions(); return float64(used) })
 	m.Gauge("claviger_hsm_sessions_max", "Sessions that may be in use at once.",
-		func() float64 { _, most := sessions(); return float64(most) })
+		func() float64 { _, limit := sessions(); return float64(limit) })
 }
 
-// Function is told of each call of the PKCS #11 library, where HSM or HSMFunctions was
-// called.
+// Function counts a call of the PKCS #11 library. Call HSM or HSMFunctions first.
 func (m *Metrics) Function(name, result string, took time.Duration) {
 	m.functions.WithLabelValues(name, result).Observe(took.Seconds())
 }
 
-// Waited is kmsapi's hook.
-func (m *Metrics) Waited(class string, took time.Duration, came bool) {
-	m.turns.WithLabelValues(class).Observe(took.Seconds())
-	if !came {
+// Waited counts a request that waited for a slot of its class. admitted is false if it got
+// none. It is kmsapi's hook.
+func (m *Metrics) Waited(class string, took time.Duration, admitted bool) {
+	m.slotWaits.WithLabelValues(class).Observe(took.Seconds())
+	if !admitted {
 		m.refused.WithLabelValues(class).Inc()
 	}
 }
 
-// Expect shows the figures of these classes and reasons before their first event, which
-// the rate of a figure that is not there yet would miss.
+// Expect shows the metrics of these classes and reasons with 0 before their first event.
+// Otherwise Prometheus's rate would miss the first event.
 func (m *Metrics) Expect(classes, reasons []string) {
 	for _, class := range classes {
-		m.turns.WithLabelValues(class)
+		m.slotWaits.WithLabelValues(class)
 		m.refused.WithLabelValues(class)
 	}
 	for _, reason := range reasons {
@@ -253,17 +253,17 @@ func (m *Metrics) Expect(classes, reasons []string) {
 	}
 }
 
-// Refused is kmsapi's hook.
+// Refused counts a request that was refused before its operation. It is kmsapi's hook.
 func (m *Metrics) Refused(reason string) { m.early.WithLabelValues(reason).Inc() }
 
-// Expiry is when something that must be renewed ends.
+// Expiry is the end of something that must be renewed, such as a certificate.
 type Expiry struct {
 	Name, Subject string
 	Ends          time.Time
 }
 
-// Expiries adds what list tells, when it is asked for, of things that end: each
-// is a figure of that name, in seconds since 1970.
+// Expiries adds a metric of the ends that list returns, in seconds since 1970. Peers without
+// details do not see the subjects.
 func (m *Metrics) Expiries(name, help string, list func() ([]Expiry, error)) {
 	m.registry.MustRegister(&expiries{prometheus.NewDesc(name, help, []string{"name", "subject"}, nil), list, true})
 	m.nameless.MustRegister(&expiries{prometheus.NewDesc(name, help, []string{"name"}, nil), list, false})
@@ -292,12 +292,12 @@ func (e *expiries) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-// underWay counts the requests that next is serving.
+// underWay counts the requests that next is serving now.
 func (m *Metrics) underWay(next http.Handler) http.Handler {
 	return promhttp.InstrumentHandlerInFlight(m.inFlight, next)
 }
 
-// Observe is kmsapi's hook.
+// Observe counts a request and, if it succeeded, its EDEKs. It is kmsapi's hook.
 func (m *Metrics) Observe(op string, status, edeks int, took time.Duration) {
 	m.requests.WithLabelValues(op, strconv.Itoa(status)).Observe(took.Seconds())
 	if edeks > 0 && status == http.StatusOK {
@@ -305,24 +305,23 @@ func (m *Metrics) Observe(op string, status, edeks int, took time.Duration) {
 	}
 }
 
-// Served is told of each request to a server of NewServiceMetrics: what was asked for,
-// and "ok" or what kind of error was answered.
+// Served counts a request to a server of NewServiceMetrics. result is "ok" or the kind of the
+// error that was answered.
 func (m *Metrics) Served(op, result string, took time.Duration) {
 	m.requests.WithLabelValues(op, result).Observe(took.Seconds())
 }
 
-// Timed adds a histogram of something that the server asks of others, in seconds by
-// operation and result, and returns whom to tell.
-func (m *Metrics) Timed(name, help string) (told func(op, result string, took time.Duration)) {
+// Timed adds a histogram of requests of this server to another one, in seconds by operation and
+// result. The caller reports each request to observe.
+func (m *Metrics) Timed(name, help string) (observe func(op, result string, took time.Duration)) {
 	h := prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: name, Help: help, Buckets: buckets},
 		[]string{"op", "result"})
 	m.register(h)
 	return func(op, result string, took time.Duration) { h.WithLabelValues(op, result).Observe(took.Seconds()) }
 }
 
-// Handler serves the figures. Those that cannot be had are left out and logged;
-// the others are not lost with them. Labels that name keys, hosts or people are for those
-// that details admits, see Config.Details.
+// Handler serves the metrics. A metric that cannot be read is left out and logged; the others
+// are served. Only peers that details admits see labels with names, see Config.Details.
 func (m *Metrics) Handler(log *slog.Logger, details func(*http.Request) bool) http.Handler {
 	serve := func(g prometheus.Gatherer) http.Handler {
 		return promhttp.HandlerFor(g, promhttp.HandlerOpts{
@@ -340,8 +339,7 @@ func (m *Metrics) Handler(log *slog.Logger, details func(*http.Request) bool) ht
 	})
 }
 
-// sourceUse shows by version who still needs a source, which is what its
-// retirement waits for.
+// sourceUse counts the uses of a source by key version. A source can be retired when they end.
 type sourceUse struct {
 	recent[[]metastore.Use]
 }

@@ -10,19 +10,19 @@ import (
 	"time"
 )
 
-// checkTimeout bounds one check, so that a probe gets its answer in time.
+// checkTimeout bounds one check, so that /readyz answers in time.
 const checkTimeout = 5 * time.Second
 
 const (
-	// believed is how long the outcome of a probe holds for others. Anybody may ask, and
-	// probes go to the HSM.
-	believed = time.Second
-	// trusted is how long what a request saw holds, if it went well. Nothing is probed
-	// then. What failed is probed again once it is as old as believed.
-	trusted = 10 * time.Second
+	// probeLife is how long the result of a probe is used again. It protects the HSM, since
+	// anonymous clients can request /readyz.
+	probeLife = time.Second
+	// requestLife is how long a success that a request has seen replaces a probe. A failure
+	// replaces a probe for probeLife only.
+	requestLife = 10 * time.Second
 )
 
-// Purpose is what a node can be asked for.
+// Purpose is a kind of requests to a node.
 type Purpose string
 
 // The purposes.
@@ -32,33 +32,32 @@ const (
 	Write    Purpose = "write"    // create, roll, delete keys
 )
 
-// Purposes are all of them.
+// Purposes are all purposes.
 var Purposes = []Purpose{Decrypt, Generate, Write}
 
-// Observation is what a request, or a probe, saw of a part.
+// Observation is the result of a request, or of a probe, that used a part of the server.
 type Observation struct {
 	At   time.Time // when it ended
 	Took time.Duration
-	Err  error // nil: all was well
+	Err  error // nil: it succeeded
 }
 
 // Check is one named condition of readiness.
 type Check struct {
 	Name string
-	// Anonymous is the name for those who may not see details, where Name names more than
-	// a part; "": Name.
+	// Anonymous is the name that peers without details see, if Name contains the name of a key,
+	// user, host or file; "" is Name.
 	Anonymous string
-	// Informational: a failure is shown and does not make the node unready.
+	// If Informational is true, a failure is shown and does not make the node unready.
 	Informational bool
-	// For is what can't be served where it fails; none: nothing can.
+	// For are the purposes that a failure prevents; none is all of them.
 	For []Purpose
-	// Last is what requests saw last, ok is false where none has used the part; nil where
-	// there are no requests that tell. It is quick.
+	// Last, unless nil, returns the latest observation by a request. ok is false if no request
+	// has used the part. Last must be quick.
 	Last func() (o Observation, ok bool)
-	// Run probes the part. It says what is wrong, in words for an operator and without
-	// secrets.
+	// Run probes the part. Its error is for an operator, and contains no secret.
 	Run func(ctx context.Context) error
-	// Holds is how long a probe holds that went well; 0 is a second.
+	// Holds is how long a successful probe is used again; 0 is a second.
 	Holds time.Duration
 }
 
@@ -72,30 +71,30 @@ type result struct {
 	For           []Purpose `json:"for,omitempty"`
 	Error         string    `json:"error,omitempty"`
 	By            string    `json:"by"`       // "request" or "probe"
-	Observed      string    `json:"observed"` // when, in UTC; "" where a probe has not ended
+	Observed      string    `json:"observed"` // time in UTC; "" while the first probe runs
 	Took          string    `json:"took"`
 }
 
-// probe runs one check, for however many ask, once at a time.
+// probe runs one check. Requests at the same time share one run.
 type probe struct {
 	Check
 
 	mu   sync.Mutex
-	last Observation   // of the probe; its time is zero where none has ended
-	done chan struct{} // closed when the run under way ends; nil: none is
-	// logged is when the log was last told what is wrong.
+	last Observation   // of the latest run; its time is zero before the first has ended
+	done chan struct{} // closed when the current run ends; nil: none runs
+	// logged is when a failure was last logged.
 	logged time.Time
 }
 
-// logAgain is how long a check that goes on failing is not logged again.
-const logAgain = time.Hour
+// logInterval is how often the failure of one check is logged.
+const logInterval = time.Hour
 
-// log tells what is wrong, for those who may not read it in an answer. It is not told of
-// each change of a part that comes and goes: anybody may ask.
+// log logs a failure, since not every peer may read it in the answer. It logs once in
+// logInterval, so that anonymous clients cannot fill the log while a part comes and goes.
 func (p *probe) log(log *slog.Logger, r result) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if r.OK || time.Since(p.logged) < logAgain {
+	if r.OK || time.Since(p.logged) < logInterval {
 		return
 	}
 	p.logged = time.Now()
@@ -112,29 +111,29 @@ func (p *probe) show(o Observation, by string) result {
 	return r
 }
 
-// result returns what was seen last, by a request or by a probe; it probes where that is
-// too old, and says where the probe does not end before ctx does.
+// result returns the latest observation, by a request or by a probe. It probes if that is too
+// old. If the probe does not end before ctx does, the result is a failure.
 func (p *probe) result(ctx context.Context) result {
 	p.mu.Lock()
-	last, by, holds := p.last, "probe", believed
+	last, by, life := p.last, "probe", probeLife
 	if p.last.Err == nil {
-		holds = max(believed, p.Holds)
+		life = max(probeLife, p.Holds)
 	}
 	if p.Last != nil {
 		if o, ok := p.Last(); ok && o.At.After(last.At) {
-			last, by, holds = o, "request", believed
+			last, by, life = o, "request", probeLife
 			if o.Err == nil {
-				holds = trusted
+				life = requestLife
 			}
 		}
 	}
-	if p.done == nil && !last.At.IsZero() && time.Since(last.At) < holds {
+	if p.done == nil && !last.At.IsZero() && time.Since(last.At) < life {
 		p.mu.Unlock()
 		return p.show(last, by)
 	}
 	if p.done == nil {
 		p.done = make(chan struct{})
-		go p.run() //nolint:gosec // it outlives the probe on purpose: others wait for it
+		go p.run() //nolint:gosec // it outlives ctx on purpose, since other requests may wait for it
 	}
 	done := p.done
 	p.mu.Unlock()
@@ -150,7 +149,7 @@ func (p *probe) result(ctx context.Context) result {
 }
 
 func (p *probe) run() {
-	// Not the context of one who asks: another may wait for it, too.
+	// Not the context of a request, since other requests may wait for this run.
 	ctx, cancel := context.WithTimeout(context.Background(), checkTimeout)
 	defer cancel()
 	began := time.Now()
@@ -162,11 +161,11 @@ func (p *probe) run() {
 	p.done = nil
 }
 
-// notShown stands in the place of an error for those who may not see details.
+// notShown replaces an error for peers that may not see details.
 const notShown = "what is wrong is not shown to this address; " +
 	"ask from an address that the property claviger.console.details names, or see the server's log"
 
-// anonymous is a result for those who may not see details.
+// anonymous returns a result without details.
 func (p *probe) anonymous(r result) result {
 	if p.Anonymous != "" {
 		r.Name = p.Anonymous
@@ -181,37 +180,37 @@ func (p *probe) anonymous(r result) result {
 type answer struct {
 	Ready bool             `json:"ready"`
 	Can   map[Purpose]bool `json:"can"`
-	// Checks are all, or those that concern the purpose which was asked for.
+	// Checks are all checks, or those for the requested purpose.
 	Checks []result `json:"checks"`
 }
 
-// readyz answers with the outcome of the checks: 200, or 503 where one that counts
-// fails. ?for= asks for one purpose alone.
+// readyz answers with the results of the checks: 200, or 503 if a check fails that is not
+// informational. ?for= selects the checks of one purpose.
 func (c *console) readyz(w http.ResponseWriter, r *http.Request) {
 	purposes := Purposes
-	if asked, ok := r.URL.Query()["for"]; ok {
-		if len(asked) != 1 || !slices.Contains(Purposes, Purpose(asked[0])) {
+	if values, ok := r.URL.Query()["for"]; ok {
+		if len(values) != 1 || !slices.Contains(Purposes, Purpose(values[0])) {
 			http.Error(w, "for must be decrypt, generate or write, as in /readyz?for=decrypt", http.StatusBadRequest)
 			return
 		}
-		purposes = []Purpose{Purpose(asked[0])}
+		purposes = []Purpose{Purpose(values[0])}
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), checkTimeout)
 	defer cancel()
-	var asked []*probe
+	var probes []*probe
 	for _, p := range c.probes {
 		if slices.ContainsFunc(purposes, p.concerns) {
-			asked = append(asked, p)
+			probes = append(probes, p)
 		}
 	}
-	a := answer{Ready: true, Can: map[Purpose]bool{}, Checks: make([]result, len(asked))}
+	a := answer{Ready: true, Can: map[Purpose]bool{}, Checks: make([]result, len(probes))}
 	var wg sync.WaitGroup
-	for i, p := range asked {
+	for i, p := range probes {
 		wg.Go(func() { a.Checks[i] = p.result(ctx) })
 	}
 	wg.Wait()
 	anonymous := !c.details(r)
-	for i, p := range asked {
+	for i, p := range probes {
 		p.log(c.Log, a.Checks[i])
 		if anonymous {
 			a.Checks[i] = p.anonymous(a.Checks[i])
@@ -219,7 +218,7 @@ func (c *console) readyz(w http.ResponseWriter, r *http.Request) {
 	}
 	for _, purpose := range purposes {
 		a.Can[purpose] = true
-		for i, p := range asked {
+		for i, p := range probes {
 			if !a.Checks[i].OK && !p.Informational && p.concerns(purpose) {
 				a.Can[purpose], a.Ready = false, false
 			}
@@ -237,5 +236,5 @@ func (c *console) readyz(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
-	_, _ = w.Write(append(body, '\n')) // the client is gone if this fails
+	_, _ = w.Write(append(body, '\n')) // it fails if the client has left
 }

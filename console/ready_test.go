@@ -14,7 +14,7 @@ import (
 	"claviger/console"
 )
 
-// purposes is the answer of /readyz, with what it says of purposes and observations.
+// purposes is an answer of /readyz with its purposes and observations.
 type purposes struct {
 	Ready  bool
 	Can    map[string]bool
@@ -25,7 +25,7 @@ type purposes struct {
 	}
 }
 
-// TestPurposes: what can be served has a status apart from what cannot.
+// TestPurposes: each purpose has a status of its own.
 func TestPurposes(t *testing.T) {
 	h := console.New(console.Config{Checks: []console.Check{
 		{Name: "hsm", Run: works},
@@ -73,8 +73,8 @@ func TestPurposes(t *testing.T) {
 	}
 }
 
-// TestObserved: a check shows what requests saw last, and nothing is probed while that is
-// recent; a failure shows at once, and a probe tells when it is over.
+// TestObserved: a recent observation by a request replaces a probe. A failure shows at once,
+// and a probe shows when it has ended.
 func TestObserved(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var mu sync.Mutex

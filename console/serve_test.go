@@ -18,7 +18,8 @@ func TestServe(t *testing.T) {
 	for address, warns := range map[string]bool{"": false, "127.0.0.1:0": false, ":0": true} {
 		var text logtest.Buffer
 		log := slog.New(slog.NewTextHandler(&text, nil))
-		stop, err := Serve(t.Context(), "--metrics-listen", address, Config{Log: log, Metrics: NewServiceMetrics("test")})
+		stop, err := Serve(t.Context(), "--metrics-listen", address,
+			Config{Log: log, Metrics: NewServiceMetrics("test")})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -70,7 +70,9 @@ func NewClient(c ClientConfig) (*Client, error) {
 		DialContext: (&net.Dialer{Timeout: 5 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
 		TLSClientConfig: &tls.Config{
 			MinVersion: tls.VersionTLS13, RootCAs: c.Servers, ServerName: c.ServerName,
-			GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return c.Certificate() },
+			GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+				return c.Certificate()
+			},
 		},
 		TLSHandshakeTimeout:    5 * time.Second,
 		MaxConnsPerHost:        c.MaxConnections,
@@ -171,14 +173,14 @@ func (c *Client) request(ctx context.Context, op, method, path string, in, out a
 	case err != nil:
 		return c.unreachable(op, err)
 	case int64(len(data)) > maxBody:
-		return claviger.Errorf(op, claviger.Internal, "", "the answer of the Key HSM at %s has more than %d bytes", c.base,
-			maxBody)
+		return claviger.Errorf(op, claviger.Internal, "", "the answer of the Key HSM at %s has more than %d bytes",
+			c.base, maxBody)
 	case resp.StatusCode != http.StatusOK:
 		return readError(op, resp.StatusCode, data)
 	}
 	if err := json.Unmarshal(data, out); err != nil {
-		return claviger.Errorf(op, claviger.Internal, "", "the answer of the Key HSM at %s is not of its protocol: %w", c.base,
-			err)
+		return claviger.Errorf(op, claviger.Internal, "", "the answer of the Key HSM at %s is not of its protocol: %w",
+			c.base, err)
 	}
 	return nil
 }
@@ -194,15 +196,18 @@ func (c *Client) unreachable(op string, err error) error {
 		if errors.As(err, &request) {
 			err = &url.Error{Op: request.Op, URL: request.URL, Err: remote}
 		}
-		return claviger.Errorf(op, claviger.Denied, "", "Key HSM at %s refuses this certificate: %w; its log tells why, "+
-			"cure there: claviger keyhsm trust FILE, then claviger keyhsm reload", c.base, err)
+		return claviger.Errorf(op, claviger.Denied, "",
+			"Key HSM at %s refuses this certificate: %w; its log tells why, "+
+				"cure there: claviger keyhsm trust FILE, then claviger keyhsm reload", c.base, err)
 	case errors.As(err, &cert):
 		if expired := (x509.CertificateInvalidError{}); errors.As(err, &expired) {
-			return claviger.Errorf(op, claviger.Unavailable, "", "the certificate of Key HSM at %s is not taken: %w; %s",
+			return claviger.Errorf(op, claviger.Unavailable, "",
+				"the certificate of Key HSM at %s is not taken: %w; %s",
 				c.base, err, claviger.CertificateCure(err, "--keyhsm-cert"))
 		}
-		return claviger.Errorf(op, claviger.Unavailable, "", "the certificate of Key HSM at %s is not the one expected: %w; "+
-			"give the file of its certificate, or of who issued it", c.base, err)
+		return claviger.Errorf(op, claviger.Unavailable, "",
+			"the certificate of Key HSM at %s is not the one expected: %w; "+
+				"give the file of its certificate, or of who issued it", c.base, err)
 	}
 	return claviger.Errorf(op, claviger.Unavailable, "", "Key HSM at %s does not answer: %w", c.base, err)
 }

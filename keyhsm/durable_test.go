@@ -16,8 +16,8 @@ import (
 	"claviger/pkcs11"
 )
 
-// TestFilesLast fails and cuts off each step of what a Key HSM writes: its settings,
-// its certificate and key, and a trustee's certificate.
+// TestFilesLast fails and cuts off each step in which a Key HSM writes its settings, its
+// certificate and key, and a trustee's certificate.
 func TestFilesLast(t *testing.T) {
 	other := filepath.Join(t.TempDir(), "trustee.pem")
 	cert, _, err := keystore.SelfSigned("trustee", []string{"kts"}, time.Hour)
@@ -27,8 +27,8 @@ func TestFilesLast(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	settings := Settings{HSM: pkcs11.SoftHSM, Module: "/lib/x.so", Token: "t", PINFile: "/etc/pin", KeyLabel: "k", KeyID: "00ff", Listen: "[::1]:9090",
-		Certificate: "/c", PrivateKey: "/k", Trust: "/t"}
+	settings := Settings{HSM: pkcs11.SoftHSM, Module: "/lib/x.so", Token: "t", PINFile: "/etc/pin", KeyLabel: "k",
+		KeyID: "00ff", Listen: "[::1]:9090", Certificate: "/c", PrivateKey: "/k", Trust: "/t"}
 	for name, c := range map[string]durabletest.Case{
 		"settings": {
 			Do: func(dir string) error { return WriteSettings(dir, settings) },
@@ -49,7 +49,8 @@ func TestFilesLast(t *testing.T) {
 				return CreateCertificate(dir, hosts)
 			},
 			Look: func(dir string) (string, error) {
-				s := Settings{Certificate: filepath.Join(dir, CertificateFile), PrivateKey: filepath.Join(dir, PrivateKeyFile)}
+				s := Settings{Certificate: filepath.Join(dir, CertificateFile),
+					PrivateKey: filepath.Join(dir, PrivateKeyFile)}
 				if _, err := os.Stat(s.PrivateKey); errors.Is(err, fs.ErrNotExist) {
 					return "none", nil
 				}
@@ -88,8 +89,8 @@ func (s *folderSyncs) SyncFolder(name string) error {
 	return s.OS.SyncFolder(name)
 }
 
-// TestTrustedAgain: a call that was killed after it gave a certificate its name may not have
-// synced the folder. The next call, which finds the file, does.
+// TestTrustedAgain: a process that was killed after it gave a certificate its name may not have
+// synced the folder. The next call finds the file and syncs the folder.
 func TestTrustedAgain(t *testing.T) {
 	other, dir := filepath.Join(t.TempDir(), "trustee.pem"), t.TempDir()
 	cert, _, err := keystore.SelfSigned("trustee", []string{"kts"}, time.Hour)

@@ -138,8 +138,8 @@ func newEnvelope(hash crypto.Hash, keyID, encryptedKey []byte, dataKey secret.By
 	content []byte) ([]byte, error) {
 	code, ok := hashCode(hash)
 	if !ok || len(keyID) == 0 || len(keyID) > maxKeyID || len(encryptedKey) > pkcs11.MaxPairBits/8 {
-		return nil, fmt.Errorf("an envelope cannot hold hash %v, a key id of %d bytes and an encrypted data key of %d", hash,
-			len(keyID), len(encryptedKey))
+		return nil, fmt.Errorf("an envelope cannot hold hash %v, a key id of %d bytes and an encrypted data key of %d",
+			hash, len(keyID), len(encryptedKey))
 	}
 	aead, err := newGCM(dataKey)
 	if err != nil {
@@ -182,8 +182,8 @@ func newGCM(dataKey secret.Bytes) (cipher.AEAD, error) {
 // checkUUID refuses what cannot be a uuid of the trustee.
 func checkUUID(op, uuid string) error {
 	if uuid == "" || len(uuid) > MaxUUID {
-		return claviger.Errorf(op, claviger.Invalid, "", "the deposit's uuid has %d bytes; 1 to %d are possible", len(uuid),
-			MaxUUID)
+		return claviger.Errorf(op, claviger.Invalid, "", "the deposit's uuid has %d bytes; 1 to %d are possible",
+			len(uuid), MaxUUID)
 	}
 	for i := range len(uuid) {
 		if c := uuid[i]; c <= ' ' || c > '~' {

@@ -78,8 +78,8 @@ func HasCertificate(dir string, hosts []string) (bool, error) {
 	}
 	for _, host := range hosts {
 		if err := made.VerifyHostname(host); err != nil {
-			return false, fmt.Errorf("an interrupted setup has made %s, which is not valid for %s (%w): remove it and %s, "+
-				"and call this again", cert, host, err, key)
+			return false, fmt.Errorf("an interrupted setup has made %s, which is not valid for %s (%w): remove it "+
+				"and %s, and call this again", cert, host, err, key)
 		}
 	}
 	return true, nil

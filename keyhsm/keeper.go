@@ -115,7 +115,8 @@ func (k *Keeper) Unwrap(ctx context.Context, uuid string, wrapped []byte) ([]byt
 	defer dataKey.Wipe()
 	content, err := e.open(dataKey, uuid)
 	if err != nil {
-		return nil, claviger.Errorf(op, claviger.Invalid, uuid, "the wrapped deposit is damaged, or belongs to another uuid")
+		return nil, claviger.Errorf(op, claviger.Invalid, uuid,
+			"the wrapped deposit is damaged, or belongs to another uuid")
 	}
 	return content, nil
 }

@@ -71,7 +71,8 @@ func wrap(t *testing.T, k *Keeper, uuid string, content []byte) []byte {
 
 func TestRoundTrip(t *testing.T) {
 	k, _, m := newKeeper(t)
-	for _, content := range [][]byte{{}, []byte("x"), bytes.Repeat([]byte("deposit "), 1000), make([]byte, MaxContent)} {
+	for _, content := range [][]byte{{}, []byte("x"), bytes.Repeat([]byte("deposit "), 1000),
+		make([]byte, MaxContent)} {
 		w := wrap(t, k, uuid1, content)
 		if len(w) > MaxWrapped || len(content) > 4 && bytes.Contains(w, content[:4]) {
 			t.Errorf("%d bytes wrapped to %d, or in the clear", len(content), len(w))
@@ -115,8 +116,8 @@ func TestRoundTrip(t *testing.T) {
 	}
 }
 
-// TestSwappedAndDamaged: an envelope opens under its own uuid and as it was made,
-// or not at all; and none of it disturbs the token.
+// TestSwappedAndDamaged: an envelope opens only under its own uuid and unchanged. Others do not
+// disturb the token.
 func TestSwappedAndDamaged(t *testing.T) {
 	k, _, m := newKeeper(t)
 	content := []byte("a deposit of thirty-one bytes..")
@@ -158,7 +159,8 @@ func TestSwappedAndDamaged(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := k.Unwrap(t.Context(), uuid1, append(bytes.Clone(e.head), other.sealed...)); !claviger.Is(err, claviger.Invalid) {
+	if _, err := k.Unwrap(t.Context(), uuid1, append(bytes.Clone(e.head), other.sealed...)); !claviger.Is(err,
+		claviger.Invalid) {
 		t.Errorf("the head of one with the deposit of another: %v", err)
 	}
 	if m.Count("Initialize") != 0 || m.Count("Login") != 0 {
@@ -169,8 +171,8 @@ func TestSwappedAndDamaged(t *testing.T) {
 	}
 }
 
-// TestKeyGone: what a destroyed key wrapped is unreadable, what another wrapped
-// is not, and nothing is wrapped any more.
+// TestKeyGone: deposits of a destroyed key are unreadable, those of another key are readable, and
+// no new deposit is wrapped.
 func TestKeyGone(t *testing.T) {
 	k, tok, _ := newKeeper(t)
 	ctx := t.Context()
@@ -203,7 +205,8 @@ func TestKeyGone(t *testing.T) {
 		t.Errorf("unwrapping what a destroyed key wrapped: %v", err)
 	}
 	// The keeper knows the public key still, and must not use it.
-	if w, err := k.Wrap(ctx, uuid1, []byte("lost")); !claviger.Is(err, claviger.Invalid) || !errors.Is(err, ErrKeyGone) || w != nil {
+	if w, err := k.Wrap(ctx, uuid1, []byte("lost")); !claviger.Is(err, claviger.Invalid) ||
+		!errors.Is(err, ErrKeyGone) || w != nil {
 		t.Errorf("wrapped by a destroyed key: %v", err)
 	}
 	fresh := wrap(t, second, uuid2, []byte("new"))
@@ -212,7 +215,7 @@ func TestKeyGone(t *testing.T) {
 	}
 }
 
-// TestTokenComesBack: the token is lost under many callers, who are served again.
+// TestTokenComesBack: the token is lost while many callers use it, and later serves them again.
 func TestTokenComesBack(t *testing.T) {
 	k, _, m := newKeeper(t)
 	w := wrap(t, k, uuid1, []byte("x"))
@@ -251,8 +254,8 @@ func TestTokenComesBack(t *testing.T) {
 	}
 }
 
-// FuzzParseEnvelope: what is taken for an envelope has all its parts, within
-// their limits, and nothing besides.
+// FuzzParseEnvelope: a parsed envelope has all its parts, within their limits, and no other
+// bytes.
 func FuzzParseEnvelope(f *testing.F) {
 	if list, err := os.ReadDir(filepath.Join("testdata", "fuzz", f.Name())); err != nil || len(list) < 5 {
 		f.Fatalf("%d seeds, %v", len(list), err)
@@ -265,10 +268,12 @@ func FuzzParseEnvelope(f *testing.F) {
 			}
 			return
 		}
-		if len(e.KeyID) == 0 || len(e.KeyID) > maxKeyID || len(e.DataKey) < 256 || len(e.DataKey) > 512 || len(e.sealed) < gcmOverhead || !e.Hash.Available() {
+		if len(e.KeyID) == 0 || len(e.KeyID) > maxKeyID || len(e.DataKey) < 256 || len(e.DataKey) > 512 ||
+			len(e.sealed) < gcmOverhead || !e.Hash.Available() {
 			t.Fatalf("%+v", e)
 		}
-		if all := append(bytes.Clone(e.head), e.sealed...); !bytes.Equal(all, data) || !bytes.Contains(e.head, e.DataKey) || !bytes.Contains(e.head, e.KeyID) {
+		if all := append(bytes.Clone(e.head), e.sealed...); !bytes.Equal(all, data) ||
+			!bytes.Contains(e.head, e.DataKey) || !bytes.Contains(e.head, e.KeyID) {
 			t.Fatal("the parts are not the whole")
 		}
 		if _, err := e.open(make([]byte, dataKeySize), uuid1); err == nil {

@@ -147,7 +147,8 @@ func (s *Server) serve(admins bool, f func(context.Context, *http.Request) (any,
 			result = claviger.KindOf(err).String()
 			s.refused.Add(1)
 			status := writeError(w, err)
-			s.log.Warn("a request was not served", "path", r.URL.Path, "from", r.RemoteAddr, "status", status, "err", err)
+			s.log.Warn("a request was not served", "path", r.URL.Path, "from", r.RemoteAddr, "status", status, "err",
+				err)
 		}
 		if err := s.authorize(r, admins); err != nil {
 			w.Header().Set("Connection", "close")

@@ -24,8 +24,8 @@ import (
 	"claviger/web"
 )
 
-// running is a Key HSM with a trustee that it trusts, and a stranger whose
-// certificate is of the same authority.
+// running is a Key HSM with certificates of a trustee that it trusts and of a stranger. The same
+// authority has issued both.
 type running struct {
 	*Server
 	keeper                 *Keeper
@@ -43,7 +43,8 @@ func start(t *testing.T) *running {
 	k, tok, m := newKeeper(t)
 	dir := t.TempDir()
 	r := &running{keeper: k, token: tok, meter: m, trustDir: filepath.Join(dir, "trust"), ca: certtest.New(t, dir)}
-	r.own, r.trustee, r.stranger = r.ca.Issue("keyhsm", "localhost", "127.0.0.1"), r.ca.Issue("trustee"), r.ca.Issue("stranger")
+	r.own, r.trustee, r.stranger = r.ca.Issue("keyhsm", "localhost", "127.0.0.1"), r.ca.Issue("trustee"),
+		r.ca.Issue("stranger")
 	if _, _, added, err := AddTrusted(r.trustDir, r.trustee); err != nil || !added {
 		t.Fatal(added, err)
 	}
@@ -83,14 +84,15 @@ func (r *running) serve(t *testing.T, address string) {
 	t.Cleanup(r.stop)
 }
 
-// client is one with the certificate of that file.
+// client is a client with the certificate of a file.
 func (r *running) client(t *testing.T, file string) *Client {
 	t.Helper()
 	cert, err := tls.LoadX509KeyPair(file, file)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := NewClient(ClientConfig{URL: "https://" + r.address, Servers: r.ca.Pool(), Certificate: func() (*tls.Certificate, error) { return &cert, nil }, Timeout: 10 * time.Second})
+	c, err := NewClient(ClientConfig{URL: "https://" + r.address, Servers: r.ca.Pool(),
+		Certificate: func() (*tls.Certificate, error) { return &cert, nil }, Timeout: 10 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -128,7 +130,8 @@ func TestServer(t *testing.T) {
 		t.Errorf("no uuid: %v", err)
 	}
 	st, err := c.Status(ctx)
-	if err != nil || st.State != Ready || st.KeyID != "ab01" || st.KeyBits != 2048 || st.Trusted != 1 || st.Wrapped != 1 || st.Unwrapped != 1 || st.Refused != 2 ||
+	if err != nil || st.State != Ready || st.KeyID != "ab01" || st.KeyBits != 2048 || st.Trusted != 1 ||
+		st.Wrapped != 1 || st.Unwrapped != 1 || st.Refused != 2 ||
 		st.CertificateUntil.Before(time.Now()) || !strings.HasPrefix(st.OAEP, "SHA-") {
 		t.Errorf("%+v, %v", st, err)
 	}
@@ -150,7 +153,7 @@ func TestServer(t *testing.T) {
 	wg.Wait()
 }
 
-// TestRequests are those that no Client of ours makes.
+// TestRequests sends requests that no Client makes.
 func TestRequests(t *testing.T) {
 	r := start(t)
 	c := r.client(t, r.trustee)
@@ -188,13 +191,14 @@ func TestRequests(t *testing.T) {
 	}
 }
 
-// TestMethods: a method that a path does not have is 405, and nothing is a fault of the
-// server.
+// TestMethods: a method that a path does not have is answered with 405, and never with 5xx.
 func TestMethods(t *testing.T) {
 	r := start(t)
 	c := r.client(t, r.trustee)
-	for path, has := range map[string]string{"/v1/wrap": "POST", "/v1/unwrap": "POST", "/v1/status": "GET HEAD", "/v1/none": "", "/": ""} {
-		for _, method := range []string{"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "PROPFIND", "get", "FOO"} {
+	for path, has := range map[string]string{"/v1/wrap": "POST", "/v1/unwrap": "POST", "/v1/status": "GET HEAD",
+		"/v1/none": "", "/": ""} {
+		for _, method := range []string{"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "PROPFIND",
+			"get", "FOO"} {
 			req, err := http.NewRequestWithContext(t.Context(), method, c.base+path, nil)
 			if err != nil {
 				t.Fatal(err)
@@ -204,15 +208,17 @@ func TestMethods(t *testing.T) {
 				t.Fatal(err)
 			}
 			_ = resp.Body.Close()
-			if refused := has != "" && !slices.Contains(strings.Fields(has), method); resp.StatusCode >= 500 || refused != (resp.StatusCode == http.StatusMethodNotAllowed) || refused == (resp.Header.Get("Allow") == "") {
+			if refused := has != "" && !slices.Contains(strings.Fields(has), method); resp.StatusCode >= 500 ||
+				refused != (resp.StatusCode == http.StatusMethodNotAllowed) ||
+				refused == (resp.Header.Get("Allow") == "") {
 				t.Errorf("%s %s: %d, Allow %q", method, path, resp.StatusCode, resp.Header.Get("Allow"))
 			}
 		}
 	}
 }
 
-// TestUntrusted: a certificate of the same authority is not enough, none is not,
-// and the server's own may see its status and no more.
+// TestUntrusted: a certificate of the same authority is refused, and so is none. The server's own
+// certificate may request the status only.
 func TestUntrusted(t *testing.T) {
 	r := start(t)
 	ctx := t.Context()
@@ -231,7 +237,8 @@ func TestUntrusted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	conn, err := (&tls.Dialer{Config: &tls.Config{RootCAs: r.ca.Pool(), ServerName: "localhost", Certificates: []tls.Certificate{strange}}}).DialContext(ctx, "tcp", r.address)
+	conn, err := (&tls.Dialer{Config: &tls.Config{RootCAs: r.ca.Pool(), ServerName: "localhost",
+		Certificates: []tls.Certificate{strange}}}).DialContext(ctx, "tcp", r.address)
 	if err != nil {
 		t.Fatal(err) // TLS 1.3: the client's side is done before the server has looked
 	}
@@ -240,7 +247,8 @@ func TestUntrusted(t *testing.T) {
 	if _, err := conn.Read(make([]byte, 1)); !errors.As(err, &remote) || remote.Op != "remote error" {
 		t.Errorf("a stranger after his handshake: %v", err)
 	}
-	none, err := NewClient(ClientConfig{URL: "https://" + r.address, Servers: r.ca.Pool(), Certificate: func() (*tls.Certificate, error) { return new(tls.Certificate), nil }})
+	none, err := NewClient(ClientConfig{URL: "https://" + r.address, Servers: r.ca.Pool(),
+		Certificate: func() (*tls.Certificate, error) { return new(tls.Certificate), nil }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -260,11 +268,13 @@ func TestUntrusted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	wrong, err := NewClient(ClientConfig{URL: "https://" + r.address, Servers: x509.NewCertPool(), Certificate: func() (*tls.Certificate, error) { return &cert, nil }})
+	wrong, err := NewClient(ClientConfig{URL: "https://" + r.address, Servers: x509.NewCertPool(),
+		Certificate: func() (*tls.Certificate, error) { return &cert, nil }})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := wrong.Wrap(ctx, uuid1, []byte("x")); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "not the one expected") {
+	if _, err := wrong.Wrap(ctx, uuid1, []byte("x")); !claviger.Is(err, claviger.Unavailable) ||
+		!strings.Contains(err.Error(), "not the one expected") {
 		t.Errorf("a server that is not trusted: %v", err)
 	}
 	_ = wrong.Close()
@@ -273,8 +283,8 @@ func TestUntrusted(t *testing.T) {
 	}
 }
 
-// TestReload: trust is gained, and lost, without a restart, on connections that
-// are open too; and what cannot be read changes nothing.
+// TestReload: trust changes without a restart, on open connections too. Certificates that cannot
+// be read change nothing.
 func TestReload(t *testing.T) {
 	r := start(t)
 	ctx := t.Context()
@@ -315,8 +325,8 @@ func TestReload(t *testing.T) {
 	}
 }
 
-// TestGoneAndBack: the server restarted, the HSM away, the key destroyed, each as
-// a trustee sees it.
+// TestGoneAndBack: a client's errors when the server restarts, the HSM is away, and the key is
+// destroyed.
 func TestGoneAndBack(t *testing.T) {
 	r := start(t)
 	c := r.client(t, r.trustee)
@@ -350,7 +360,8 @@ func TestGoneAndBack(t *testing.T) {
 	}
 	_, err = c.Unwrap(ctx, uuid1, w)
 	var e *claviger.Error
-	if !claviger.Is(err, claviger.Invalid) || !errors.Is(err, ErrKeyGone) || !errors.As(err, &e) || e.Key != "ab01" || !strings.Contains(err.Error(), "destroyed") {
+	if !claviger.Is(err, claviger.Invalid) || !errors.Is(err, ErrKeyGone) || !errors.As(err, &e) || e.Key != "ab01" ||
+		!strings.Contains(err.Error(), "destroyed") {
 		t.Errorf("the key is destroyed: %v", err)
 	}
 	if _, err := c.Wrap(ctx, uuid1, []byte("x")); !errors.Is(err, ErrKeyGone) {
@@ -361,7 +372,7 @@ func TestGoneAndBack(t *testing.T) {
 	}
 }
 
-// TestBusy: no more than so many at a time, and those who wait too long hear so.
+// TestBusy: a request that gets no slot in time is refused as unavailable.
 func TestBusy(t *testing.T) {
 	r := start(t)
 	r.slotWait = 100 * time.Millisecond
@@ -369,7 +380,8 @@ func TestBusy(t *testing.T) {
 		r.slots <- struct{}{}
 	}
 	c := r.client(t, r.trustee)
-	if _, err := c.Status(t.Context()); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "as many as may be") {
+	if _, err := c.Status(t.Context()); !claviger.Is(err, claviger.Unavailable) ||
+		!strings.Contains(err.Error(), "as many as may be") {
 		t.Errorf("a busy server: %v", err)
 	}
 	for range cap(r.slots) {
@@ -382,15 +394,18 @@ func TestBusy(t *testing.T) {
 
 func TestNewClient(t *testing.T) {
 	cert := func() (*tls.Certificate, error) { return nil, nil }
-	for _, u := range []string{"", "localhost:9090", "http://localhost:9090", "https://", "https://u:p@h", "https://h/x", "https://h?x=1", "https://h:9090#x", "https://[::1"} {
-		if _, err := NewClient(ClientConfig{URL: u, Certificate: cert, Servers: x509.NewCertPool()}); !claviger.Is(err, claviger.Invalid) {
+	for _, u := range []string{"", "localhost:9090", "http://localhost:9090", "https://", "https://u:p@h",
+		"https://h/x", "https://h?x=1", "https://h:9090#x", "https://[::1"} {
+		if _, err := NewClient(ClientConfig{URL: u, Certificate: cert, Servers: x509.NewCertPool()}); !claviger.Is(err,
+			claviger.Invalid) {
 			t.Errorf("%q: %v", u, err)
 		}
 	}
 	if _, err := NewClient(ClientConfig{URL: "https://h"}); !claviger.Is(err, claviger.Invalid) {
 		t.Errorf("without certificates: %v", err)
 	}
-	for u, want := range map[string]string{"https://h": "https://h:9090", "https://[::1]/": "https://[::1]:9090", "https://h:1": "https://h:1"} {
+	for u, want := range map[string]string{"https://h": "https://h:9090", "https://[::1]/": "https://[::1]:9090",
+		"https://h:1": "https://h:1"} {
 		c, err := NewClient(ClientConfig{URL: u, Certificate: cert, Servers: x509.NewCertPool()})
 		if err != nil || c.base != want {
 			t.Errorf("%q: %v, %v", u, c, err)

@@ -158,7 +158,8 @@ func (s *Settings) format(path string) ([]byte, error) {
 	}
 	b := bytes.NewBufferString("# Key HSM. This file holds no secret; the PIN is in the file " + propPINFile + ".\n")
 	for _, l := range []struct{ name, value string }{
-		{propHSM, string(s.HSM)}, {propModule, s.Module}, {propToken, s.Token}, {propSerial, s.Serial}, {propSlot, slot},
+		{propHSM, string(s.HSM)}, {propModule, s.Module}, {propToken, s.Token}, {propSerial, s.Serial},
+		{propSlot, slot},
 		{propPINFile, s.PINFile}, {propKeyLabel, s.KeyLabel}, {propKeyID, s.KeyID}, {propListen, s.Listen},
 		{propCertificate, s.Certificate}, {propPrivateKey, s.PrivateKey}, {propTrust, s.Trust},
 		{propConnections, connections}, {propPerAddress, perAddress}, {propUnlimited, unlimited},
@@ -167,7 +168,8 @@ func (s *Settings) format(path string) ([]byte, error) {
 			continue
 		}
 		if strings.TrimSpace(l.value) != l.value || strings.ContainsAny(l.value, "\r\n\x00") {
-			return nil, fmt.Errorf("%s: %s has the value %q, which a line of the file cannot hold", path, l.name, l.value)
+			return nil, fmt.Errorf("%s: %s has the value %q, which a line of the file cannot hold", path, l.name,
+				l.value)
 		}
 		fmt.Fprintf(b, "%s = %s\n", l.name, l.value)
 	}
@@ -180,8 +182,8 @@ func ReadSettings(dir string) (s Settings, warnings []string, err error) {
 	path := filepath.Join(dir, SettingsFile)
 	data, err := readFile(path, maxSettings)
 	if errors.Is(err, fs.ErrNotExist) {
-		return s, nil, fmt.Errorf("%s is not there; make it with: claviger keyhsm setup luna|ncipher|softhsm --conf %s "+
-			"--token LABEL --pin-file FILE", path, dir)
+		return s, nil, fmt.Errorf("%s is not there; make it with: claviger keyhsm setup luna|ncipher|softhsm --conf "+
+			"%s --token LABEL --pin-file FILE", path, dir)
 	}
 	if err != nil {
 		return s, nil, err
@@ -233,8 +235,8 @@ func parseSettings(path string, data []byte) (s Settings, warnings []string, err
 			continue
 		}
 		if name == propPIN { // no message may show its value
-			return fail("%s: a PIN must not stand in this file; put it into a file of its own (mode 0400) and name that: %s = PATH",
-				name, propPINFile)
+			return fail("%s: a PIN must not stand in this file; put it into a file of its own (mode 0400) and name "+
+				"that: %s = PATH", name, propPINFile)
 		}
 		if known, err := s.set(name, value); err != nil {
 			return fail("%s has the value %q; %v", name, value, err)
@@ -328,8 +330,8 @@ func (s *Settings) check() error {
 		return fmt.Errorf("%s has the value %q; it must be an absolute path", propModule, s.Module)
 	}
 	if id, err := hex.DecodeString(s.KeyID); err != nil || len(id) > maxKeyID {
-		return fmt.Errorf("%s has the value %q; it must be at most %d bytes in hexadecimal, as setup writes it", propKeyID,
-			s.KeyID, maxKeyID)
+		return fmt.Errorf("%s has the value %q; it must be at most %d bytes in hexadecimal, as setup writes it",
+			propKeyID, s.KeyID, maxKeyID)
 	}
 	if _, _, err := net.SplitHostPort(s.Listen); err != nil {
 		return fmt.Errorf("%s has the value %q; it must be like %s", propListen, s.Listen, DefaultListen)

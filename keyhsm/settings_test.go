@@ -28,8 +28,10 @@ keyhsm.trust = trust
 func TestSettings(t *testing.T) {
 	dir := t.TempDir()
 	slot := uint(7)
-	want := Settings{HSM: pkcs11.Luna, Module: "/lib/x.so", Slot: &slot, PINFile: "/etc/pin", KeyLabel: "a = b", KeyID: "00ff", Listen: "[::1]:9090",
-		Certificate: "/c", PrivateKey: "/k", Trust: "/t", MaxConnections: 3, MaxPerAddress: new(int), Unlimited: new("10.0.0.0/8")}
+	want := Settings{HSM: pkcs11.Luna, Module: "/lib/x.so", Slot: &slot, PINFile: "/etc/pin", KeyLabel: "a = b",
+		KeyID: "00ff", Listen: "[::1]:9090",
+		Certificate: "/c", PrivateKey: "/k", Trust: "/t", MaxConnections: 3, MaxPerAddress: new(int),
+		Unlimited: new("10.0.0.0/8")}
 	if err := WriteSettings(dir, want); err != nil {
 		t.Fatal(err)
 	}
@@ -43,7 +45,8 @@ func TestSettings(t *testing.T) {
 	path := filepath.Join(dir, SettingsFile)
 	writeFile(t, path, sample+"keyhsm.log.size = 100000000\n")
 	got, warnings, err = ReadSettings(dir)
-	if err != nil || got.PINFile != filepath.Join(dir, "pin") || got.PrivateKey != "/etc/keyhsm/server.key" || got.Trust != filepath.Join(dir, "trust") || got.MaxConnections != 256 {
+	if err != nil || got.PINFile != filepath.Join(dir, "pin") || got.PrivateKey != "/etc/keyhsm/server.key" ||
+		got.Trust != filepath.Join(dir, "trust") || got.MaxConnections != 256 {
 		t.Errorf("%+v, %v", got, err)
 	}
 	if len(warnings) != 1 || !strings.Contains(warnings[0], "keyhsm.log.size has no effect") {
@@ -96,12 +99,13 @@ func TestSettingsRefused(t *testing.T) {
 			t.Errorf("%.80q: %v; want %s", text, err, want)
 		}
 	}
-	if _, _, err := parseSettings("x", []byte("keyhsm.pin = 31415926\n")); err == nil || strings.Contains(err.Error(), "31415926") {
+	if _, _, err := parseSettings("x", []byte("keyhsm.pin = 31415926\n")); err == nil ||
+		strings.Contains(err.Error(), "31415926") {
 		t.Errorf("a PIN is told of: %v", err)
 	}
 }
 
-// FuzzSettings: what is read is whole, and is written so that the same is read.
+// FuzzSettings: parsed settings are complete, and writing and parsing them gives the same.
 func FuzzSettings(f *testing.F) {
 	if list, err := os.ReadDir(filepath.Join("testdata", "fuzz", f.Name())); err != nil || len(list) < 3 {
 		f.Fatalf("%d seeds, %v", len(list), err)
@@ -130,7 +134,8 @@ func TestIdentity(t *testing.T) {
 	if err := CreateCertificate(dir, []string{"x"}); err == nil {
 		t.Error("a certificate was overwritten")
 	}
-	s := Settings{Certificate: filepath.Join(dir, CertificateFile), PrivateKey: filepath.Join(dir, PrivateKeyFile), Trust: filepath.Join(dir, "trust")}
+	s := Settings{Certificate: filepath.Join(dir, CertificateFile), PrivateKey: filepath.Join(dir, PrivateKeyFile),
+		Trust: filepath.Join(dir, "trust")}
 	i, err := s.Identity()
 	if err != nil || i.Trust.Len() != 0 {
 		t.Fatal(i, err)
@@ -155,17 +160,20 @@ func TestIdentity(t *testing.T) {
 	if _, err := s.Identity(); err == nil || !strings.Contains(err.Error(), "chmod o=") {
 		t.Errorf("a private key for everybody: %v", err)
 	}
-	if err := inTime(leaf, leaf.NotAfter.Add(time.Second)); err == nil || !strings.Contains(err.Error(), "is good from") {
+	if err := inTime(leaf, leaf.NotAfter.Add(time.Second)); err == nil ||
+		!strings.Contains(err.Error(), "is good from") {
 		t.Errorf("an old certificate: %v", err)
 	}
 	writeFile(t, filepath.Join(dir, "x.pem"), "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
 	for _, name := range []string{"x.pem", "server.key", "nowhere"} {
-		if _, _, _, err := AddTrusted(s.Trust, filepath.Join(dir, name)); err == nil || !strings.Contains(err.Error(), name) {
+		if _, _, _, err := AddTrusted(s.Trust, filepath.Join(dir, name)); err == nil ||
+			!strings.Contains(err.Error(), name) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	writeFile(t, filepath.Join(dir, "x.der"), string(leaf.Raw))
-	if cert, file, added, err := AddTrusted(s.Trust, filepath.Join(dir, "x.der")); err != nil || !added || !cert.Equal(leaf) || filepath.Dir(file) != s.Trust {
+	if cert, file, added, err := AddTrusted(s.Trust, filepath.Join(dir, "x.der")); err != nil || !added ||
+		!cert.Equal(leaf) || filepath.Dir(file) != s.Trust {
 		t.Error(file, added, err)
 	}
 }

@@ -73,8 +73,8 @@ func (t *Trust) Certificates() []*x509.Certificate {
 // check returns why a certificate is not trusted now.
 func (t *Trust) check(cert *x509.Certificate, now time.Time) error {
 	if _, ok := t.certs[sha256.Sum256(cert.Raw)]; !ok {
-		return fmt.Errorf("certificate %s of %q is not trusted; cure: claviger keyhsm trust FILE, with the file of that "+
-			"certificate, then claviger keyhsm reload", shortFingerprint(cert), cert.Subject)
+		return fmt.Errorf("certificate %s of %q is not trusted; cure: claviger keyhsm trust FILE, with the file of "+
+			"that certificate, then claviger keyhsm reload", shortFingerprint(cert), cert.Subject)
 	}
 	return inTime(cert, now)
 }
@@ -82,8 +82,9 @@ func (t *Trust) check(cert *x509.Certificate, now time.Time) error {
 // inTime returns why a certificate is not valid now.
 func inTime(cert *x509.Certificate, now time.Time) error {
 	if now.Before(cert.NotBefore) || now.After(cert.NotAfter) {
-		return fmt.Errorf("certificate %s of %q is good from %s to %s, and it is %s now", shortFingerprint(cert), cert.Subject,
-			cert.NotBefore.UTC().Format(time.RFC3339), cert.NotAfter.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
+		return fmt.Errorf("certificate %s of %q is good from %s to %s, and it is %s now", shortFingerprint(cert),
+			cert.Subject, cert.NotBefore.UTC().Format(time.RFC3339), cert.NotAfter.UTC().Format(time.RFC3339),
+			now.UTC().Format(time.RFC3339))
 	}
 	return nil
 }
@@ -115,7 +116,8 @@ func AddTrusted(dir, path string) (cert *x509.Certificate, file string, added bo
 	// A reload may come at any time, so the file gets its name only when it is whole.
 	err = durable.Create(file, out.Bytes(), 0o644)
 	if errors.Is(err, fs.ErrExist) {
-		return cert, file, false, durable.SyncFolder(dir) // the process that made it may have been killed before the sync
+		// The process that made the file may have been killed before it synced the folder.
+		return cert, file, false, durable.SyncFolder(dir)
 	}
 	if err != nil {
 		return nil, "", false, err

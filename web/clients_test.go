@@ -24,8 +24,8 @@ import (
 func withTLS(t *testing.T, s *Server) {
 	t.Helper()
 	file := certtest.New(t, t.TempDir()).Issue("server", "127.0.0.1")
-	conf, err := FollowCertificate([]string{file}, func() (tls.Certificate, error) { return tls.LoadX509KeyPair(file, file) },
-		s.Log)
+	load := func() (tls.Certificate, error) { return tls.LoadX509KeyPair(file, file) }
+	conf, err := FollowCertificate([]string{file}, load, s.Log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -213,7 +213,8 @@ func TestConnectionsOfOneAddress(t *testing.T) {
 		}
 	}
 	if err := s.Connections.Check(t.Context()); err == nil ||
-		!strings.Contains(err.Error(), "connections of 127.0.0.2 are refused") || !strings.Contains(err.Error(), "unlimited") {
+		!strings.Contains(err.Error(), "connections of 127.0.0.2 are refused") ||
+		!strings.Contains(err.Error(), "unlimited") {
 		t.Error(err)
 	}
 	for i := range 4 {

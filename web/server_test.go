@@ -74,7 +74,8 @@ func TestRun(t *testing.T) {
 	ready := filepath.Join(t.TempDir(), "ready")
 	var text logtest.Buffer
 	s := newServer()
-	s.Path, s.ReadyFile, s.About, s.Log = "/kms", ready, []any{"provider", "p1"}, slog.New(slog.NewTextHandler(&text, nil))
+	s.Path, s.ReadyFile, s.About, s.Log = "/kms", ready, []any{"provider", "p1"},
+		slog.New(slog.NewTextHandler(&text, nil))
 	urls := make(chan string, 1)
 	s.OnReady = func(url string) error { urls <- url; return nil }
 	ctx, cancel := context.WithCancel(t.Context())
@@ -112,9 +113,11 @@ func TestRunFails(t *testing.T) {
 		change func(*Server)
 		want   string
 	}{
-		"port in use":       {func(s *Server) { s.Address = taken.Addr().String() }, "--listen: "},
-		"no folder":         {func(s *Server) { s.ReadyFile = filepath.Join(t.TempDir(), "none", "ready") }, "--ready-file: "},
-		"OnReady says none": {func(s *Server) { s.OnReady = func(string) error { return errors.New("no room") } }, "no room"},
+		"port in use": {func(s *Server) { s.Address = taken.Addr().String() }, "--listen: "},
+		"no folder": {func(s *Server) { s.ReadyFile = filepath.Join(t.TempDir(), "none", "ready") },
+			"--ready-file: "},
+		"OnReady says none": {func(s *Server) { s.OnReady = func(string) error { return errors.New("no room") } },
+			"no room"},
 	} {
 		s := newServer()
 		c.change(s)
@@ -125,8 +128,8 @@ func TestRunFails(t *testing.T) {
 }
 
 func TestURL(t *testing.T) {
-	for address, host := range map[string]string{":0": "localhost", "0.0.0.0:0": "localhost", "127.0.0.1:0": "127.0.0.1",
-		"localhost:0": "localhost", "[::]:0": "localhost"} {
+	for address, host := range map[string]string{":0": "localhost", "0.0.0.0:0": "localhost",
+		"127.0.0.1:0": "127.0.0.1", "localhost:0": "localhost", "[::]:0": "localhost"} {
 		s := newServer()
 		s.Address = address
 		r := start(t, s)
@@ -247,7 +250,8 @@ func TestHeadersOfEveryAnswer(t *testing.T) {
 	s := newServer()
 	s.Headers = map[string]string{"Strict-Transport-Security": "max-age=63072000", "X-XSS-Protection": "0"}
 	addr := start(t, s).Addr().String()
-	for _, request := range []string{goodRequest, "OPTIONS * HTTP/1.1\r\nHost: kms\r\n\r\n", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"} {
+	for _, request := range []string{goodRequest, "OPTIONS * HTTP/1.1\r\nHost: kms\r\n\r\n",
+		"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"} {
 		conn := dial(t, addr)
 		if _, err := io.WriteString(conn, request); err != nil {
 			t.Fatal(err)

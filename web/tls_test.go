@@ -15,8 +15,8 @@ func TestFollowClients(t *testing.T) {
 	authority, other := certtest.New(t, t.TempDir()), certtest.New(t, t.TempDir())
 	file := authority.Issue("server", "127.0.0.1")
 	s := newServer()
-	conf, err := FollowCertificate([]string{file}, func() (tls.Certificate, error) { return tls.LoadX509KeyPair(file, file) },
-		s.Log)
+	load := func() (tls.Certificate, error) { return tls.LoadX509KeyPair(file, file) }
+	conf, err := FollowCertificate([]string{file}, load, s.Log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -30,7 +30,8 @@ func TestFollowClients(t *testing.T) {
 	for name, c := range map[string]struct {
 		certificate string // file; "": none
 		served      bool
-	}{"of the roots": {authority.Issue("alice"), true}, "of others": {other.Issue("alice"), false}, "none": {"", false}} {
+	}{"of the roots": {authority.Issue("alice"), true}, "of others": {other.Issue("alice"), false},
+		"none": {"", false}} {
 		client := &tls.Config{RootCAs: authority.Pool(), NextProtos: []string{"h2", "http/1.1"}}
 		if c.certificate != "" {
 			cert, err := tls.LoadX509KeyPair(c.certificate, c.certificate)

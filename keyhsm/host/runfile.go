@@ -40,7 +40,8 @@ func claim(dir string) (*runFile, error) {
 	}
 	if err != nil {
 		if errors.Is(err, syscall.EWOULDBLOCK) {
-			err = fmt.Errorf("a Key HSM runs with the folder %s already; claviger keyhsm status --conf %s shows it", dir, dir)
+			err = fmt.Errorf("a Key HSM runs with the folder %s already; claviger keyhsm status --conf %s shows it",
+				dir, dir)
 		}
 		return nil, errors.Join(err, f.Close())
 	}

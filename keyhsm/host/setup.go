@@ -114,8 +114,8 @@ func (s *Setup) onToken(ctx context.Context, tok *pkcs11.Token, report func(stri
 	if st.State != keyhsm.Ready {
 		return fmt.Errorf("the pair does not wrap and unwrap: %s", st.Detail)
 	}
-	report(fmt.Sprintf("RSA pair %q, id %s, %d bits: wraps and unwraps by RSA-OAEP with %s", label, st.KeyID, st.KeyBits,
-		st.OAEP))
+	report(fmt.Sprintf("RSA pair %q, id %s, %d bits: wraps and unwraps by RSA-OAEP with %s", label, st.KeyID,
+		st.KeyBits, st.OAEP))
 	if err := durable.MakeFolder(s.Folder, 0o700); err != nil {
 		return err
 	}
@@ -129,8 +129,8 @@ func (s *Setup) onToken(ctx context.Context, tok *pkcs11.Token, report func(stri
 	if err := keyhsm.WriteSettings(s.Folder, s.Settings); err != nil {
 		return err
 	}
-	report(fmt.Sprintf("wrote %s; next: claviger keyhsm trust --conf %s TRUSTEE-CERTIFICATE, then claviger keyhsm validate "+
-		"--conf %s", filepath.Join(s.Folder, keyhsm.SettingsFile), s.Folder, s.Folder))
+	report(fmt.Sprintf("wrote %s; next: claviger keyhsm trust --conf %s TRUSTEE-CERTIFICATE, then claviger keyhsm "+
+		"validate --conf %s", filepath.Join(s.Folder, keyhsm.SettingsFile), s.Folder, s.Folder))
 	return nil
 }
 

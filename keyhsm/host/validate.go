@@ -140,7 +140,8 @@ func (v *validation) open(ctx context.Context, set *keyhsm.Settings) *pkcs11.Tok
 		return nil
 	}
 	info := tok.Info()
-	v.ok("token is found", "%s, serial %s, slot %d, %s %s", info.Label, info.Serial, info.Slot, info.Manufacturer, info.Model)
+	v.ok("token is found", "%s, serial %s, slot %d, %s %s", info.Label, info.Serial, info.Slot, info.Manufacturer,
+		info.Model)
 	v.ok("login", "as user, by the PIN in the file")
 	return tok
 }
@@ -152,8 +153,8 @@ func (v *validation) pair(ctx context.Context, set *keyhsm.Settings, tok *pkcs11
 	switch {
 	case err != nil:
 	case key == nil:
-		err = fmt.Errorf("%w: no RSA private key on the token has CKA_ID %s; it was destroyed, or this is another token",
-			keyhsm.ErrKeyGone, set.KeyID)
+		err = fmt.Errorf("%w: no RSA private key on the token has CKA_ID %s; it was destroyed, or this is another "+
+			"token", keyhsm.ErrKeyGone, set.KeyID)
 	case key.Label != set.KeyLabel:
 		err = fmt.Errorf("the RSA private key with CKA_ID %s has the label %q, and the settings say %q", set.KeyID,
 			key.Label, set.KeyLabel)
