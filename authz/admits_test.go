@@ -85,3 +85,28 @@ func TestExplainBlacklist(t *testing.T) {
 		}
 	}
 }
+
+// TestMigrateNames: MIGRATE is the last word of a property, behind a dot and a key's name.
+func TestMigrateNames(t *testing.T) {
+	nobody := func(string) []string { return nil }
+	for name, want := range map[string]bool{
+		"key.acl.k.MIGRATE": true, "key.acl.a.b.MIGRATE": true, "key.acl.kMIGRATE": false, "key.acl..MIGRATE": false,
+		"key.acl.MIGRATE": false, "keyMIGRATE": false,
+	} {
+		policy, warnings := authz.Parse([]authz.Property{{Name: name, Value: "alice"}})
+		if got := policy.MayMigrateAny(user("alice"), nobody); got != want || (len(warnings) == 0) != want {
+			t.Errorf("%s: %t, %q, want %t", name, got, warnings, want)
+		}
+	}
+}
+
+// TestPrincipalInAList: a principal in a list of users is warned of; what begins with a slash has no short
+// name that could be written in its place.
+func TestPrincipalInAList(t *testing.T) {
+	for value, want := range map[string]string{"nn/host@R": "write nn unless", "a@R": "write a unless", "/alice": ""} {
+		_, warnings := authz.Parse([]authz.Property{{Name: "hadoop.kms.acl.GET", Value: value}})
+		if got := strings.Join(warnings, "\n"); !strings.Contains(got, want) || (got == "") != (want == "") {
+			t.Errorf("%s: %q, want %q", value, got, want)
+		}
+	}
+}
