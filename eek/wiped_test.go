@@ -1,0 +1,139 @@
+package eek
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"testing"
+
+	"claviger"
+	"claviger/secret"
+)
+
+var errBroken = errors.New("broken")
+
+// leaky keeps what it is given to fill and to encrypt, and fails in the middle of it.
+type leaky struct {
+	kept              [][]byte
+	reads, encrypts   int // how many go well
+	readBy, encrypted int
+}
+
+func (l *leaky) Read(p []byte) (int, error) {
+	l.kept = append(l.kept, p)
+	if l.readBy++; l.readBy > l.reads {
+		copy(p, bytes.Repeat([]byte{0xab}, len(p)/2))
+		return len(p) / 2, errBroken
+	}
+	copy(p, bytes.Repeat([]byte{0xab}, len(p)))
+	return len(p), nil
+}
+
+func (l *leaky) EncryptBlocks(_ context.Context, _ string, blocks []byte) error {
+	l.kept = append(l.kept, blocks)
+	if l.encrypted++; l.encrypted > l.encrypts {
+		copy(blocks, bytes.Repeat([]byte{0xcd}, len(blocks)/2))
+		return errBroken
+	}
+	copy(blocks, bytes.Repeat([]byte{0xcd}, len(blocks)))
+	return nil
+}
+
+func (l *leaky) wantWiped(t *testing.T, when string) {
+	t.Helper()
+	if len(l.kept) == 0 {
+		t.Errorf("%s: nothing was kept", when)
+	}
+	for i, b := range l.kept {
+		if len(bytes.Trim(b, "\x00")) > 0 {
+			t.Errorf("%s: buffer %d was not wiped: %x", when, i, b)
+		}
+	}
+}
+
+// TestNothingIsLeft: DEKs and keystream are wiped where an operation fails, and keystream where it does not.
+func TestNothingIsLeft(t *testing.T) {
+	ctx := t.Context()
+	iv := bytes.Repeat([]byte{1}, claviger.IVSize)
+	edeks := func() []claviger.EDEK {
+		return []claviger.EDEK{{Version: "k@0", IV: iv, Material: make([]byte, 32)},
+			{Version: "k@1", IV: iv, Material: make([]byte, 32)}}
+	}
+	for when, c := range map[string]struct {
+		reads, encrypts int
+		fails           bool
+		do              func(l *leaky) error
+	}{
+		"random numbers fail": {0, 0, true, func(l *leaky) error {
+			_, err := Generate(ctx, l, "k@0", 32, 3,
+				l)
+			return err
+		}},
+		"generate fails": {1, 0, true, func(l *leaky) error {
+			_, err := Generate(ctx, l, "k@0", 32, 3,
+				l)
+			return err
+		}},
+		"unwrap fails":         {0, 0, true, func(l *leaky) error { _, err := Unwrap(ctx, l, edeks()); return err }},
+		"half an unwrap fails": {0, 1, true, func(l *leaky) error { _, err := Unwrap(ctx, l, edeks()); return err }},
+		"unwrap":               {0, 2, false, func(l *leaky) error { _, err := Unwrap(ctx, l, edeks()); return err }},
+		"re-encryption's first half fails": {0, 1, true, func(l *leaky) error {
+			_, err := Reencrypt(ctx, l, l, "k@2", edeks())
+			return err
+		}},
+		"re-encryption's second half fails": {0, 2, true, func(l *leaky) error {
+			_, err := Reencrypt(ctx, l, l, "k@2", edeks())
+			return err
+		}},
+		"re-encryption": {0, 3, false, func(l *leaky) error {
+			_, err := Reencrypt(ctx, l, l, "k@2",
+				edeks())
+			return err
+		}},
+		"wrap fails": {0, 0, true, func(l *leaky) error {
+			_, err := Wrap(ctx, l, "k@0", [][]byte{iv}, []secret.Bytes{make([]byte, 32)})
+			return err
+		}},
+	} {
+		l := &leaky{reads: c.reads, encrypts: c.encrypts}
+		if err := c.do(l); (err != nil) != c.fails {
+			t.Errorf("%s: %v", when, err)
+		}
+		l.wantWiped(t, when)
+	}
+	// What a good generate leaves of its random bytes are IVs; its keystream is gone.
+	l := &leaky{reads: 1, encrypts: 1}
+	made, err := Generate(ctx, l, "k@0", 32, 2, l)
+	if err != nil || len(l.kept) != 2 {
+		t.Fatalf("%v, %d buffers", err, len(l.kept))
+	}
+	l.kept = l.kept[1:]
+	l.wantWiped(t, "generate")
+	for _, e := range made {
+		if bytes.Equal(e.Material, bytes.Repeat([]byte{0xab}, 32)) {
+			t.Error("an EDEK is its DEK")
+		}
+	}
+}
+
+// TestSmallestQueue: a queue of one EDEK works, and taking none asks for none.
+func TestSmallestQueue(t *testing.T) {
+	calls := 0
+	q, err := NewQueue(QueueConfig{Size: 1, LowWatermark: 1, Expiry: 1, Workers: 1, FillTimeout: 1,
+		Fill: func(_ context.Context, _ string, n int) ([]claviger.EDEK, error) {
+			calls++
+			return make([]claviger.EDEK, n), nil
+		}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer q.Close()
+	for _, n := range []int{0, -1} {
+		if got, err := q.Take(t.Context(), "k", n); err != nil || got == nil || len(got) != 0 {
+			t.Errorf("taking %d: %v, %v", n, got, err)
+		}
+	}
+	if calls != 0 || q.Keys() != 0 {
+		t.Errorf("%d calls for nothing, %d keys", calls, q.Keys())
+	}
+}
