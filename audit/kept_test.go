@@ -154,7 +154,8 @@ func TestParseHeadRefuses(t *testing.T) {
 		t.Errorf("%+v, %v", h, err)
 	}
 	for _, text := range []string{
-		"", "[]", good[:len(good)-3] + `"}`, strings.Replace(good, "000", "xyz", 1), strings.Replace(good, `"n"`, `""`, 1),
+		"", "[]", good[:len(good)-3] + `"}`, strings.Replace(good, "000", "xyz", 1), strings.Replace(good, `"n"`, `""`,
+			1),
 		strings.Replace(good, `:1`, `:0`, 1), good + strings.Repeat(" ", maxHead),
 	} {
 		if h, err := ParseHead([]byte(text)); err == nil {

@@ -86,7 +86,8 @@ func TestTokenLimits(t *testing.T) {
 			if _, kind, _ = two.ask("mallory"); kind != TooManyTokens {
 				t.Errorf("the other node issues one more: %v", kind)
 			}
-			if res := two.do(http.MethodPut, "op=CANCELDELEGATIONTOKEN&user.name=mallory&token="+had[0]); res.Refusal != nil {
+			if res := two.do(http.MethodPut,
+				"op=CANCELDELEGATIONTOKEN&user.name=mallory&token="+had[0]); res.Refusal != nil {
 				t.Fatal(res.Refusal)
 			}
 			one.now = one.now.Add(recount)
@@ -164,7 +165,8 @@ func limitedByTotal(t *testing.T, one *delegating, l TokenLimits) {
 func TestTokenCountsRarely(t *testing.T) {
 	counts := 0
 	now := time.Unix(0, 0)
-	q := newQuota(TokenLimits{Total: 100, PerOwner: 2, Rate: 1e6, Burst: 1e6, Renewer: 1}, func() time.Time { return now },
+	q := newQuota(TokenLimits{Total: 100, PerOwner: 2, Rate: 1e6, Burst: 1e6, Renewer: 1},
+		func() time.Time { return now },
 		quiet,
 		func(context.Context, func(string)) error { counts++; return nil })
 	// What is in the store is none of it: each count begins anew.

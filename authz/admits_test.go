@@ -67,7 +67,8 @@ func TestDoubtsSayWhere(t *testing.T) {
 // out.
 func TestExplainBlacklist(t *testing.T) {
 	r, _, _ := authz.FindRequest("DECRYPT_EEK")
-	for value, want := range map[string]string{"": "not set: nobody is shut out", "hdfs": "alice (in no group) is not in it"} {
+	for value, want := range map[string]string{"": "not set: nobody is shut out",
+		"hdfs": "alice (in no group) is not in it"} {
 		props := []authz.Property{{Name: "key.acl.k.DECRYPT_EEK", Value: "alice"}}
 		if value != "" {
 			props = append(props, authz.Property{Name: "hadoop.kms.blacklist.DECRYPT_EEK", Value: value})

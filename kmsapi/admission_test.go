@@ -95,7 +95,8 @@ func inTheStorm(t *testing.T, addr, one, batch string) {
 // another node, while decrypts, single re-encryptions, management and reading are
 // served. Later there are places again.
 func TestAdmission(t *testing.T) {
-	s := &slow{Provider: memory.New(memory.Config{SequentialIDs: true}), hanging: make(chan struct{}), release: make(chan struct{})}
+	s := &slow{Provider: memory.New(memory.Config{SequentialIDs: true}), hanging: make(chan struct{}),
+		release: make(chan struct{})}
 	tr := &trail{}
 	var mu sync.Mutex
 	away := map[string]int{}
@@ -106,11 +107,13 @@ func TestAdmission(t *testing.T) {
 			away[class]++
 		}
 	}
-	addr := withKey(t, stack{Primary: s, Trail: tr, Waited: waited, Admission: kmsapi.Admission{Decrypts: 4, Generates: 2, Batches: 1, Management: 1, Wait: 20 * time.Millisecond}})
+	addr := withKey(t, stack{Primary: s, Trail: tr, Waited: waited, Admission: kmsapi.Admission{Decrypts: 4,
+		Generates: 2, Batches: 1, Management: 1, Wait: 20 * time.Millisecond}})
 	// Of what the first generate leaves in the queue, singles are served.
 	e := oneEDEK(t, addr)
 	one := fmt.Sprintf(`{"name":"k","iv":"%s","material":"%s"}`, e.IV, e.Inner.Material)
-	item := fmt.Sprintf(`{"versionName":"%s","iv":"%s","encryptedKeyVersion":{"versionName":"EEK","material":"%s"}}`, e.Version, e.IV, e.Inner.Material)
+	item := fmt.Sprintf(`{"versionName":"%s","iv":"%s","encryptedKeyVersion":{"versionName":"EEK","material":"%s"}}`,
+		e.Version, e.IV, e.Inner.Material)
 	if a := ask(t, addr, "POST", "/kms/v1/key/k", "{}"); a.status != 200 { // so that a batch has work to do
 		t.Fatal(a.status)
 	}

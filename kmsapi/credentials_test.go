@@ -129,7 +129,10 @@ func tokenPlaces(token string) map[string]placed {
 		key   = "/kms/v1/key/"
 	)
 	return map[string]placed{
-		"parameter": func(n, v string) (string, string, string, []string) { return "GET", query + n + "=" + v, "", nil },
+		"parameter": func(n, v string) (string, string, string, []string) {
+			return "GET", query + n + "=" + v, "",
+				nil
+		},
 		"after ;": func(n, v string) (string, string, string, []string) {
 			return "GET", query + "a=b;" + n + "=" + v, "", nil
 		},
@@ -143,11 +146,17 @@ func tokenPlaces(token string) map[string]placed {
 		"wrong operation": func(n, v string) (string, string, string, []string) {
 			return "GET", query + "op=RENEWDELEGATIONTOKEN&token=" + v, "", nil
 		},
-		"not found": func(n, v string) (string, string, string, []string) { return "GET", "/kms/v2/" + n + "=" + v, "", nil },
+		"not found": func(n, v string) (string, string, string, []string) {
+			return "GET", "/kms/v2/" + n + "=" + v, "",
+				nil
+		},
 		"renewal": func(n, v string) (string, string, string, []string) {
 			return "PUT", query + "op=RENEWDELEGATIONTOKEN&token=" + v + "x", "", nil
 		},
-		"user's name": func(_, v string) (string, string, string, []string) { return "GET", query + "user.name=" + v, "", nil },
+		"user's name": func(_, v string) (string, string, string, []string) {
+			return "GET", query + "user.name=" + v,
+				"", nil
+		},
 		"doAs": func(_, v string) (string, string, string, []string) {
 			return "GET", query + "user.name=alice&doAs=" + v, "", nil
 		},
@@ -197,8 +206,9 @@ func tokenPlaces(token string) map[string]placed {
 func TestTokensStayOutOfLogs(t *testing.T) {
 	tr, log := &trail{}, &logBuffer{}
 	addr := withKey(t, stack{
-		Primary: memory.New(memory.Config{SequentialIDs: true}), Trail: tr, Auth: authn.Config{Delegations: delegations(t, time.Now)},
-		Log: secret.LogHandler(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Primary: memory.New(memory.Config{SequentialIDs: true}), Trail: tr,
+		Auth: authn.Config{Delegations: delegations(t, time.Now)},
+		Log:  secret.LogHandler(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
 	a := ask(t, addr, "GET", "/kms/v1/?op=GETDELEGATIONTOKEN&renewer=alice", "")
 	var issued struct{ Token struct{ URLString string } }
@@ -224,7 +234,8 @@ func TestTokensStayOutOfLogs(t *testing.T) {
 	}
 	rapid.Check(t, func(rt *rapid.T) {
 		place := rapid.SampledFrom(names).Draw(rt, "place")
-		name := rapid.SampledFrom([]string{"delegation", "Delegation", "DELEGATION", "+delegation", "delegation+", "delegation[]", "token", "x"}).Draw(rt, "name")
+		name := rapid.SampledFrom([]string{"delegation", "Delegation", "DELEGATION", "+delegation", "delegation+",
+			"delegation[]", "token", "x"}).Draw(rt, "name")
 		plain := token
 		if rapid.IntRange(0, 4).Draw(rt, "lines") == 0 {
 			plain = token[:40] + "%0A" + token[40:]

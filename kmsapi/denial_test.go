@@ -65,14 +65,17 @@ func TestUnreadAnswers(t *testing.T) {
 				}
 			}
 		},
-		Limits:    kmsapi.Limits{MaxKeys: 60_000, MaxBatch: 1000, MaxBody: 32 << 20, Slow: impatient},
-		Admission: kmsapi.Admission{Decrypts: 4, Generates: 240, Batches: 4, Management: 4, Wait: 300 * time.Millisecond},
+		Limits: kmsapi.Limits{MaxKeys: 60_000, MaxBatch: 1000, MaxBody: 32 << 20, Slow: impatient},
+		Admission: kmsapi.Admission{Decrypts: 4, Generates: 240, Batches: 4, Management: 4,
+			Wait: 300 * time.Millisecond},
 	})
 	var conns []*net.TCPConn
 	for range 4 {
-		conns = append(conns, beginning(t, addr, "GET /kms/v1/key/k/_eek?eek_op=generate&num_keys=60000&user.name=mallory HTTP/1.1\r\nHost: kms\r\n\r\n"))
+		conns = append(conns, beginning(t, addr,
+			"GET /kms/v1/key/k/_eek?eek_op=generate&num_keys=60000&user.name=mallory HTTP/1.1\r\nHost: kms\r\n\r\n"))
 	}
-	for deadline := time.Now().Add(30 * time.Second); lanes.Figures()["large"].Used == 0 && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(30 * time.Second); lanes.Figures()["large"].Used == 0 &&
+		time.Now().Before(deadline); {
 		time.Sleep(time.Millisecond)
 	}
 	// The places are given back while the answers are still there.
@@ -116,18 +119,21 @@ func TestUnreadAnswers(t *testing.T) {
 // TestIdleBodies: bodies of which nothing more comes take no memory from others, and
 // are waited for only so long. A caller without the right is refused before the body.
 func TestIdleBodies(t *testing.T) {
-	policy, _ := authz.Parse(append([]authz.Property{{Name: "hadoop.kms.blacklist.GENERATE_EEK", Value: "eve"}}, openRules...))
+	policy, _ := authz.Parse(append([]authz.Property{{Name: "hadoop.kms.blacklist.GENERATE_EEK", Value: "eve"}},
+		openRules...))
 	lanes := &kmsapi.Lanes{}
 	addr := withKey(t, stack{
 		Lanes: lanes, Policy: policy,
 		Limits:    kmsapi.Limits{MaxKeys: 1000, MaxBatch: 10_000, MaxBody: 1 << 20, Slow: impatient},
 		Admission: kmsapi.Admission{Decrypts: 4, Generates: 4, Batches: 4, Management: 4, Wait: 200 * time.Millisecond},
 	})
-	const head = "POST /kms/v1/key/k/_reencryptbatch?user.name=%s HTTP/1.1\r\nHost: kms\r\nContent-Type: application/json\r\n%s\r\n\r\n"
+	const head = "POST /kms/v1/key/k/_reencryptbatch?user.name=%s HTTP/1.1\r\nHost: kms\r\nContent-Type: " +
+		"application/json\r\n%s\r\n\r\n"
 	var conns []*net.TCPConn
 	for i := range 12 {
 		conns = append(conns,
-			beginning(t, addr, fmt.Sprintf(head+"1\r\n[\r\n", fmt.Sprint("mallory", i%3), "Transfer-Encoding: chunked")),
+			beginning(t, addr, fmt.Sprintf(head+"1\r\n[\r\n", fmt.Sprint("mallory", i%3),
+				"Transfer-Encoding: chunked")),
 			beginning(t, addr, fmt.Sprintf(head+"[", fmt.Sprint("mallory", i%3), "Content-Length: 1048576")))
 	}
 	long := "[" + strings.Repeat(" ", 900<<10) + "]"
@@ -166,9 +172,11 @@ func TestIdleBodies(t *testing.T) {
 
 // TestFairClasses: a user whose requests hang keeps half of a class at most.
 func TestFairClasses(t *testing.T) {
-	s := &slow{Provider: memory.New(memory.Config{SequentialIDs: true}), hanging: make(chan struct{}), release: make(chan struct{})}
+	s := &slow{Provider: memory.New(memory.Config{SequentialIDs: true}), hanging: make(chan struct{}),
+		release: make(chan struct{})}
 	lanes := &kmsapi.Lanes{}
-	addr := withKey(t, stack{Primary: s, Lanes: lanes, Admission: kmsapi.Admission{Decrypts: 4, Generates: 4, Batches: 4, Management: 4, Wait: 100 * time.Millisecond}})
+	addr := withKey(t, stack{Primary: s, Lanes: lanes, Admission: kmsapi.Admission{Decrypts: 4, Generates: 4,
+		Batches: 4, Management: 4, Wait: 100 * time.Millisecond}})
 	const one = "/kms/v1/key/k/_eek?eek_op=generate&num_keys=1"
 	const many = "/kms/v1/key/k/_eek?eek_op=generate&num_keys=300&user.name=mallory"
 	if a := ask(t, addr, "GET", one, ""); a.status != 200 { // the first is waited for by the others
@@ -217,7 +225,8 @@ func TestFairClasses(t *testing.T) {
 // and no metadata are longer than they need be.
 func TestNamesInBodies(t *testing.T) {
 	tr := &trail{}
-	addr := withKey(t, stack{Trail: tr, Limits: kmsapi.Limits{MaxKeys: 1000, MaxBatch: 1000, MaxBody: 4 << 20, MaxNames: 20, MaxParameters: 40}})
+	addr := withKey(t, stack{Trail: tr, Limits: kmsapi.Limits{MaxKeys: 1000, MaxBatch: 1000, MaxBody: 4 << 20,
+		MaxNames: 20, MaxParameters: 40}})
 	long := strings.Repeat("n", 4097)
 	text := func(v any) string { return jsonOf(t, v) }
 	attributes := make(map[string]string)
@@ -234,16 +243,23 @@ func TestNamesInBodies(t *testing.T) {
 			text(map[string]any{"name": "n", "attributes": map[string]string{"x": "a\x00b"}})},
 		"a NUL in its name": {"POST", create,
 			text(map[string]any{"name": "n", "attributes": map[string]string{"a\x00b": "x"}})},
-		"a long cipher":             {"POST", create, text(map[string]any{"name": "a", "cipher": strings.Repeat("c", 129)})},
-		"a long description":        {"POST", create, text(map[string]any{"name": "a", "description": strings.Repeat("d", 8193)})},
-		"many attributes":           {"POST", create, text(map[string]any{"name": "a", "attributes": attributes})},
-		"a long attribute":          {"POST", create, text(map[string]any{"name": "a", "attributes": map[string]string{"x": strings.Repeat("v", 4097)}})},
-		"a long attribute's name":   {"POST", create, text(map[string]any{"name": "a", "attributes": map[string]string{long: "v"}})},
-		"a long version in a batch": {"POST", "/kms/v1/key/k/_reencryptbatch", `[{"versionName":"` + strings.Repeat("n", 4118) + `","iv":"AAAAAAAAAAAAAAAAAAAAAA","encryptedKeyVersion":{"versionName":"EEK","material":"AAAAAAAAAAAAAAAAAAAAAA"}}]`},
-		"a long name in a decrypt":  {"POST", "/kms/v1/keyversion/k@0/_eek?eek_op=decrypt", `{"name":"` + long + `","iv":"AAAAAAAAAAAAAAAAAAAAAA","material":"AAAAAAAAAAAAAAAAAAAAAA"}`},
-		"a long version in a path":  {"GET", "/kms/v1/keyversion/" + strings.Repeat("n", 4118), ""},
-		"a long name in a query":    {"GET", "/kms/v1/keys/metadata?key=" + long, ""},
-		"many names":                {"GET", "/kms/v1/keys/metadata?" + strings.Repeat("key=k&", 21), ""},
+		"a long cipher": {"POST", create, text(map[string]any{"name": "a", "cipher": strings.Repeat("c",
+			129)})},
+		"a long description": {"POST", create, text(map[string]any{"name": "a",
+			"description": strings.Repeat("d", 8193)})},
+		"many attributes": {"POST", create, text(map[string]any{"name": "a", "attributes": attributes})},
+		"a long attribute": {"POST", create, text(map[string]any{"name": "a",
+			"attributes": map[string]string{"x": strings.Repeat("v", 4097)}})},
+		"a long attribute's name": {"POST", create, text(map[string]any{"name": "a",
+			"attributes": map[string]string{long: "v"}})},
+		"a long version in a batch": {"POST", "/kms/v1/key/k/_reencryptbatch", `[{"versionName":"` +
+			strings.Repeat("n", 4118) +
+			`","iv":"AAAAAAAAAAAAAAAAAAAAAA","encryptedKeyVersion":{"versionName":"EEK","material":"AAAAAAAAAAAAAAAAAAAAAA"}}]`},
+		"a long name in a decrypt": {"POST", "/kms/v1/keyversion/k@0/_eek?eek_op=decrypt", `{"name":"` + long +
+			`","iv":"AAAAAAAAAAAAAAAAAAAAAA","material":"AAAAAAAAAAAAAAAAAAAAAA"}`},
+		"a long version in a path": {"GET", "/kms/v1/keyversion/" + strings.Repeat("n", 4118), ""},
+		"a long name in a query":   {"GET", "/kms/v1/keys/metadata?key=" + long, ""},
+		"many names":               {"GET", "/kms/v1/keys/metadata?" + strings.Repeat("key=k&", 21), ""},
 	} {
 		a := ask(t, addr, c.method, c.target, c.body)
 		if a.status != 400 || !strings.Contains(string(a.body), "IllegalArgumentException") {
@@ -291,19 +307,22 @@ func TestLongestNames(t *testing.T) {
 			VersionName, IV     string
 			EncryptedKeyVersion struct{ VersionName, Material string }
 		}
-		if err := json.Unmarshal(a.body, &edeks); err != nil || a.status != 200 || len(edeks) != 1 || len(edeks[0].VersionName) <= n {
+		if err := json.Unmarshal(a.body, &edeks); err != nil || a.status != 200 || len(edeks) != 1 ||
+			len(edeks[0].VersionName) <= n {
 			t.Fatalf("generate for a name of %d bytes: %d %s, %v", n, a.status, a.body, err)
 		}
 		e := edeks[0]
 		if a := ask(t, addr, "POST", "/kms/v1/keyversion/"+url.PathEscape(e.VersionName)+"/_eek?eek_op=decrypt",
-			text(map[string]any{"name": name, "iv": e.IV, "material": e.EncryptedKeyVersion.Material})); a.status != 200 {
+			text(map[string]any{"name": name, "iv": e.IV,
+				"material": e.EncryptedKeyVersion.Material})); a.status != 200 {
 			t.Errorf("decrypt for a name of %d bytes: %d %s", n, a.status, a.body)
 		}
 		one := a.body
 		if a := ask(t, addr, "POST", "/kms/v1/key/"+name+"/_reencryptbatch", string(one)); a.status != 200 {
 			t.Errorf("re-encryption for a name of %d bytes: %d %s", n, a.status, a.body)
 		}
-		if a := ask(t, addr, "GET", "/kms/v1/keyversion/"+url.PathEscape(e.VersionName), ""); a.status != 200 || len(a.body) < n {
+		if a := ask(t, addr, "GET", "/kms/v1/keyversion/"+url.PathEscape(e.VersionName), ""); a.status != 200 ||
+			len(a.body) < n {
 			t.Errorf("version for a name of %d bytes: %d %s", n, a.status, a.body)
 		}
 	}
@@ -332,13 +351,15 @@ func TestAuditURLEnds(t *testing.T) {
 func TestManyHalfBodies(t *testing.T) {
 	lanes := &kmsapi.Lanes{}
 	addr := withKey(t, stack{
-		Lanes:     lanes,
-		Limits:    kmsapi.Limits{MaxKeys: 1000, MaxBatch: 10_000, MaxBody: 1 << 20, MaxMemory: 8 << 20, Slow: kmsapi.Slow{Grace: 3 * time.Second, Rate: 1 << 20}},
+		Lanes: lanes,
+		Limits: kmsapi.Limits{MaxKeys: 1000, MaxBatch: 10_000, MaxBody: 1 << 20, MaxMemory: 8 << 20,
+			Slow: kmsapi.Slow{Grace: 3 * time.Second, Rate: 1 << 20}},
 		Admission: kmsapi.Admission{Decrypts: 4, Generates: 4, Batches: 4, Management: 4, Wait: 200 * time.Millisecond},
 	})
 	// 100 times 100 kB would be 10 MB.
 	const part = 100 << 10
-	head := fmt.Sprintf("POST /kms/v1/key/k/_reencryptbatch?user.name=mallory HTTP/1.1\r\nHost: kms\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n[%s", 1<<20, strings.Repeat(" ", part))
+	head := fmt.Sprintf("POST /kms/v1/key/k/_reencryptbatch?user.name=mallory HTTP/1.1\r\nHost: "+
+		"kms\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n[%s", 1<<20, strings.Repeat(" ", part))
 	for range 100 {
 		beginning(t, addr, head)
 	}
@@ -368,8 +389,10 @@ func TestLongMaterial(t *testing.T) {
 	for bytes, want := range map[int]int{16: 200, 64: 200, 1024: 200, 1025: 400, 300_000: 400} {
 		material := base64.RawURLEncoding.EncodeToString(make([]byte, bytes))
 		for what, a := range map[string]answer{
-			"decrypt":   ask(t, addr, "POST", "/kms/v1/keyversion/k@0/_eek?eek_op=decrypt", fmt.Sprintf(`{"name":"k","iv":"%s","material":"%s"}`, iv, material)),
-			"reencrypt": ask(t, addr, "POST", "/kms/v1/keyversion/k@0/_eek?eek_op=reencrypt", fmt.Sprintf(`{"name":"k","iv":"%s","material":"%s"}`, iv, material)),
+			"decrypt": ask(t, addr, "POST", "/kms/v1/keyversion/k@0/_eek?eek_op=decrypt",
+				fmt.Sprintf(`{"name":"k","iv":"%s","material":"%s"}`, iv, material)),
+			"reencrypt": ask(t, addr, "POST", "/kms/v1/keyversion/k@0/_eek?eek_op=reencrypt",
+				fmt.Sprintf(`{"name":"k","iv":"%s","material":"%s"}`, iv, material)),
 			"batch": ask(t, addr, "POST", "/kms/v1/key/k/_reencryptbatch",
 				fmt.Sprintf(`[{"versionName":"k@0","iv":"%s","encryptedKeyVersion":{"versionName":"EEK","material":"%s"}}]`, iv, material)),
 		} {

@@ -44,7 +44,8 @@ func longLists(t *testing.T, keys int, lanes *kmsapi.Lanes) (addr string) {
 		Limits: kmsapi.Limits{MaxKeys: 5000, MaxBatch: 100_000, MaxBody: 8 << 20, MaxMemory: 32 << 20,
 			// The tests close their connections; a slow machine must not be cut off before.
 			Slow: kmsapi.Slow{Grace: time.Minute, Rate: 64 << 20}},
-		Admission: kmsapi.Admission{Decrypts: 64, Generates: 64, Batches: 400, Management: 4, Reads: 512, Wait: 500 * time.Millisecond},
+		Admission: kmsapi.Admission{Decrypts: 64, Generates: 64, Batches: 400, Management: 4, Reads: 512,
+			Wait: 500 * time.Millisecond},
 	})
 }
 
@@ -64,9 +65,10 @@ func TestUnreadLists(t *testing.T) {
 		target string
 		conns  int
 	}{
-		"names":                {"/kms/v1/keys/names?x=1", 60},
-		"one key, again":       {"/kms/v1/keys/metadata?" + strings.Repeat("key=f&", 60), 20},
-		"EDEKs of a long name": {"/kms/v1/key/" + strings.ReplaceAll(inflated(0), "\x01", "%01") + "/_eek?eek_op=generate&num_keys=300", 20},
+		"names":          {"/kms/v1/keys/names?x=1", 60},
+		"one key, again": {"/kms/v1/keys/metadata?" + strings.Repeat("key=f&", 60), 20},
+		"EDEKs of a long name": {"/kms/v1/key/" + strings.ReplaceAll(inflated(0), "\x01", "%01") +
+			"/_eek?eek_op=generate&num_keys=300", 20},
 	} {
 		t.Run(what, func(t *testing.T) {
 			lanes := &kmsapi.Lanes{}
@@ -74,7 +76,8 @@ func TestUnreadLists(t *testing.T) {
 			before := heap()
 			var conns []*net.TCPConn
 			for range c.conns {
-				conns = append(conns, beginning(t, addr, "GET "+c.target+"&user.name=nobody9 HTTP/1.1\r\nHost: kms\r\n\r\n"))
+				conns = append(conns, beginning(t, addr,
+					"GET "+c.target+"&user.name=nobody9 HTTP/1.1\r\nHost: kms\r\n\r\n"))
 			}
 			var used, took int64
 			// From the first answer on, the memory is watched for two seconds.
@@ -150,7 +153,8 @@ func TestLongLists(t *testing.T) {
 	one("/kms/v1/key/f/_metadata", &f)
 	var many []metadata
 	one("/kms/v1/keys/metadata?key=k&"+strings.Repeat("key=f&", 40)+"key=k&key=gone&key=f", &many)
-	if len(many) != 44 || many[0].Name != "k" || many[41].Name != "k" || many[42].Name != "" || !reflect.DeepEqual(many[43], f) {
+	if len(many) != 44 || many[0].Name != "k" || many[41].Name != "k" || many[42].Name != "" ||
+		!reflect.DeepEqual(many[43], f) {
 		t.Fatalf("%d entries", len(many))
 	}
 	for i := 1; i <= 40; i++ {

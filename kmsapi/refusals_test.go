@@ -32,20 +32,30 @@ func negotiate(who string) string {
 func earlyRefusals(token string) []earlyRefusal {
 	const names = "/kms/v1/keys/names?"
 	return []earlyRefusal{
-		{"no rule at all", names + "doAs=alice", negotiate("hive@EXAMPLE.COM"), 403, "alice", "hive@EXAMPLE.COM", "is not allowed to impersonate alice", "impersonation",
-			[]string{"property=hadoop.kms.proxyuser.hive.users", "set hadoop.kms.proxyuser.hive.hosts", "realUser=hive@EXAMPLE.COM user=alice"}},
-		{"another user", names + "doAs=alice", negotiate("oozie@EXAMPLE.COM"), 403, "alice", "oozie@EXAMPLE.COM", "is not allowed to impersonate alice", "impersonation",
+		{"no rule at all", names + "doAs=alice", negotiate("hive@EXAMPLE.COM"), 403, "alice", "hive@EXAMPLE.COM",
+			"is not allowed to impersonate alice", "impersonation",
+			[]string{"property=hadoop.kms.proxyuser.hive.users", "set hadoop.kms.proxyuser.hive.hosts",
+				"realUser=hive@EXAMPLE.COM user=alice"}},
+		{"another user", names + "doAs=alice", negotiate("oozie@EXAMPLE.COM"), 403, "alice", "oozie@EXAMPLE.COM",
+			"is not allowed to impersonate alice", "impersonation",
 			[]string{"hadoop.kms.proxyuser.oozie.users does not name alice"}},
-		{"wrong address", names + "doAs=alice", negotiate("far@EXAMPLE.COM"), 403, "alice", "far@EXAMPLE.COM", "Unauthorized connection for super-user", "impersonation",
+		{"wrong address", names + "doAs=alice", negotiate("far@EXAMPLE.COM"), 403, "alice", "far@EXAMPLE.COM",
+			"Unauthorized connection for super-user", "impersonation",
 			[]string{"hadoop.kms.proxyuser.far.hosts does not list 127.0.0.1"}},
-		{"null user", names + "doAs=", negotiate("oozie@EXAMPLE.COM"), 500, "", "oozie@EXAMPLE.COM", "Null user", "name", []string{"parameter doAs is empty"}},
-		{"doAs without a rule", names + "doAs=a%40OTHER.ORG", negotiate("oozie@EXAMPLE.COM"), 500, "a@OTHER.ORG", "oozie@EXAMPLE.COM", "Illegal principal name a@OTHER.ORG", "name",
+		{"null user", names + "doAs=", negotiate("oozie@EXAMPLE.COM"), 500, "", "oozie@EXAMPLE.COM", "Null user",
+			"name", []string{"parameter doAs is empty"}},
+		{"doAs without a rule", names + "doAs=a%40OTHER.ORG", negotiate("oozie@EXAMPLE.COM"), 500, "a@OTHER.ORG",
+			"oozie@EXAMPLE.COM", "Illegal principal name a@OTHER.ORG", "name",
 			[]string{"hadoop.kms.authentication.kerberos.name.rules"}},
-		{"no rule of auth_to_local", names, negotiate("x@OTHER.ORG"), 500, "x@OTHER.ORG", "", "No rules applied to x@OTHER.ORG", "auth_to_local",
+		{"no rule of auth_to_local", names, negotiate("x@OTHER.ORG"), 500, "x@OTHER.ORG", "",
+			"No rules applied to x@OTHER.ORG", "auth_to_local",
 			[]string{"hadoop.kms.authentication.kerberos.name.rules"}},
-		{"bad ticket", names, negotiate("nonsense"), 403, "", "", "java.util.NoSuchElementException", "ticket", []string{"no token of a recording"}},
-		{"bad token", names + "delegation=nonsense", "X: y", 403, "", "", "java.io.EOFException", "delegation_token", []string{"it was cut, or is of another kind"}},
-		{"a token for a proxy", "/kms/v1/?op=GETDELEGATIONTOKEN&doAs=carl", negotiate("oozie@EXAMPLE.COM"), 403, "carl", "oozie", "is not allowed to impersonate carl", "impersonation", nil},
+		{"bad ticket", names, negotiate("nonsense"), 403, "", "", "java.util.NoSuchElementException", "ticket",
+			[]string{"no token of a recording"}},
+		{"bad token", names + "delegation=nonsense", "X: y", 403, "", "", "java.io.EOFException", "delegation_token",
+			[]string{"it was cut, or is of another kind"}},
+		{"a token for a proxy", "/kms/v1/?op=GETDELEGATIONTOKEN&doAs=carl", negotiate("oozie@EXAMPLE.COM"), 403,
+			"carl", "oozie", "is not allowed to impersonate carl", "impersonation", nil},
 		{"expired token", names + "delegation=" + token, "X: y", 403, "oozie", "", "has expired", "delegation_token",
 			[]string{"the delegation token of oozie, number 1, has expired"}},
 	}
@@ -74,8 +84,10 @@ func TestEarlyRefusals(t *testing.T) {
 		known[who] = ticket{client: who}
 	}
 	addr := start(t, stack{
-		Primary: memory.New(memory.Config{}), Trail: tr, Log: slog.NewTextHandler(log, nil), Refused: func(reason string) { n, _ := counts.LoadOrStore(reason, 0); counts.Store(reason, n.(int)+1) },
-		Auth: authn.Config{Handler: kerberos(t, known), Rules: rules, ProxyUsers: proxies, Delegations: delegations(t, tellTime), Now: tellTime},
+		Primary: memory.New(memory.Config{}), Trail: tr, Log: slog.NewTextHandler(log, nil),
+		Refused: func(reason string) { n, _ := counts.LoadOrStore(reason, 0); counts.Store(reason, n.(int)+1) },
+		Auth: authn.Config{Handler: kerberos(t, known), Rules: rules, ProxyUsers: proxies, Delegations: delegations(t,
+			tellTime), Now: tellTime},
 	})
 	a := askAs(t, addr, "GET", "/kms/v1/?op=GETDELEGATIONTOKEN&renewer=yarn", "", negotiate("oozie@EXAMPLE.COM"))
 	issued := issuedToken.FindSubmatch(a.body)
@@ -102,7 +114,9 @@ func TestEarlyRefusals(t *testing.T) {
 		if e.Caller.Real != nil {
 			real = e.Caller.Real.Name
 		}
-		if e.Status != audit.Unauthenticated || e.Caller.Name != c.user || real != c.real || !strings.Contains(e.Message, c.reason) || e.Caller.RemoteAddr != "127.0.0.1" || !strings.Contains(e.URL, "/kms/v1/") || strings.Contains(e.URL, "nonsense") {
+		if e.Status != audit.Unauthenticated || e.Caller.Name != c.user || real != c.real ||
+			!strings.Contains(e.Message, c.reason) || e.Caller.RemoteAddr != "127.0.0.1" || !strings.Contains(e.URL,
+			"/kms/v1/") || strings.Contains(e.URL, "nonsense") {
 			t.Errorf("%s: %+v, real %q", c.what, e, real)
 		}
 		if after, _ := counts.Load(c.label); after.(int) != before.(int)+1 {

@@ -90,19 +90,31 @@ func TestLimits(t *testing.T) {
 		status                   int
 		class, message           string
 	}{
-		{"a billion EDEKs", "GET", "/kms/v1/key/k/_eek?eek_op=generate&num_keys=1000000000", "", 400, illegal, "num_keys=1000000000 is more than the 500"},
-		{"one EDEK too many", "GET", "/kms/v1/key/k/_eek?eek_op=generate&num_keys=501", "", 400, illegal, "num_keys=501"},
-		{"no number", "GET", "/kms/v1/key/k/_eek?eek_op=generate&num_keys=%22a%0Ab", "", 500, "com.sun.jersey.api.ParamException$QueryParamException", `java.lang.NumberFormatException: For input string: ""a`},
-		{"a batch too long", "POST", "/kms/v1/key/k/_reencryptbatch", "[" + strings.Repeat(edek+",", 3) + edek + "]", 400, illegal, "more than 3 EDEKs"},
-		{"a body too long", "POST", "/kms/v1/keys", `{"name":"` + strings.Repeat("x", 1<<20) + `"}`, 413, "java.io.IOException", "longer than 1048576 bytes"},
-		{"a batch's body too long", "POST", "/kms/v1/key/k/_reencryptbatch", strings.Repeat(" ", 2<<20+1), 413, "java.io.IOException", "longer than 2097152 bytes"},
-		{"a name too long", "GET", "/kms/v1/key/" + strings.Repeat("n", 4097) + "/_metadata", "", 400, illegal, "longer than 4096 bytes"},
-		{"deep arrays", "POST", "/kms/v1/keys", `{"name":"deep","x":` + strings.Repeat("[", 100_000) + strings.Repeat("]", 100_000) + "}", 500, jackson, ""},
-		{"deep objects", "POST", "/kms/v1/key/k/_reencryptbatch", `[{"x":` + strings.Repeat(`{"x":`, 100_000), 500, jackson, ""},
-		{"deep in a body's place", "POST", "/kms/v1/keyversion/k@0/_eek?eek_op=decrypt", strings.Repeat("[", 100_000), 500, jackson, ""},
+		{"a billion EDEKs", "GET", "/kms/v1/key/k/_eek?eek_op=generate&num_keys=1000000000", "", 400, illegal,
+			"num_keys=1000000000 is more than the 500"},
+		{"one EDEK too many", "GET", "/kms/v1/key/k/_eek?eek_op=generate&num_keys=501", "", 400, illegal,
+			"num_keys=501"},
+		{"no number", "GET", "/kms/v1/key/k/_eek?eek_op=generate&num_keys=%22a%0Ab", "", 500,
+			"com.sun.jersey.api.ParamException$QueryParamException",
+			`java.lang.NumberFormatException: For input string: ""a`},
+		{"a batch too long", "POST", "/kms/v1/key/k/_reencryptbatch", "[" + strings.Repeat(edek+",", 3) + edek + "]",
+			400, illegal, "more than 3 EDEKs"},
+		{"a body too long", "POST", "/kms/v1/keys", `{"name":"` + strings.Repeat("x", 1<<20) + `"}`, 413,
+			"java.io.IOException", "longer than 1048576 bytes"},
+		{"a batch's body too long", "POST", "/kms/v1/key/k/_reencryptbatch", strings.Repeat(" ", 2<<20+1), 413,
+			"java.io.IOException", "longer than 2097152 bytes"},
+		{"a name too long", "GET", "/kms/v1/key/" + strings.Repeat("n", 4097) + "/_metadata", "", 400, illegal,
+			"longer than 4096 bytes"},
+		{"deep arrays", "POST", "/kms/v1/keys", `{"name":"deep","x":` + strings.Repeat("[", 100_000) +
+			strings.Repeat("]", 100_000) + "}", 500, jackson, ""},
+		{"deep objects", "POST", "/kms/v1/key/k/_reencryptbatch", `[{"x":` + strings.Repeat(`{"x":`, 100_000), 500,
+			jackson, ""},
+		{"deep in a body's place", "POST", "/kms/v1/keyversion/k@0/_eek?eek_op=decrypt", strings.Repeat("[", 100_000),
+			500, jackson, ""},
 		{"broken UTF-8", "POST", "/kms/v1/keys", "{\"name\":\"\xff\xfe\"}", 500, jackson, "UTF-8"},
 		{"half a surrogate", "POST", "/kms/v1/keys", "{\"name\":\"a\xed\xa0\x80\"}", 500, jackson, "UTF-8"},
-		{"no base64", "POST", "/kms/v1/keyversion/k@0/_eek?eek_op=decrypt", `{"name":"k","iv":"AAAAAAAAAAAAAAAAAAAAAA","material":"***"}`, 400, illegal, "not base64"},
+		{"no base64", "POST", "/kms/v1/keyversion/k@0/_eek?eek_op=decrypt",
+			`{"name":"k","iv":"AAAAAAAAAAAAAAAAAAAAAA","material":"***"}`, 400, illegal, "not base64"},
 	} {
 		t.Run(c.what, func(t *testing.T) {
 			a := ask(t, addr, c.method, c.path, c.body)
@@ -117,13 +129,15 @@ func TestLimits(t *testing.T) {
 	}
 	t.Run("a chunked body too long", func(t *testing.T) {
 		chunk := fmt.Sprintf("%x\r\n%s\r\n", 1<<16, strings.Repeat(" ", 1<<16))
-		request := "POST /kms/v1/keys?user.name=alice HTTP/1.1\r\nHost: kms\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n" + strings.Repeat(chunk, 16) + chunk
+		request := "POST /kms/v1/keys?user.name=alice HTTP/1.1\r\nHost: kms\r\nContent-Type: " +
+			"application/json\r\nTransfer-Encoding: chunked\r\n\r\n" + strings.Repeat(chunk, 16) + chunk
 		if a := exchange(t, addr, "POST", []byte(request)); a.status != http.StatusRequestEntityTooLarge {
 			t.Errorf("%d %s", a.status, a.body)
 		}
 	})
 	t.Run("an endless head", func(t *testing.T) {
-		request := "GET /kms/v1/keys/names?user.name=alice HTTP/1.1\r\nHost: kms\r\nX-Much: " + strings.Repeat("x", 1<<17) + "\r\n\r\n"
+		request := "GET /kms/v1/keys/names?user.name=alice HTTP/1.1\r\nHost: kms\r\nX-Much: " + strings.Repeat("x",
+			1<<17) + "\r\n\r\n"
 		if a := exchange(t, addr, "GET", []byte(request)); a.status != http.StatusRequestHeaderFieldsTooLarge {
 			t.Errorf("%d %s", a.status, a.body)
 		}
@@ -135,8 +149,11 @@ func TestLimits(t *testing.T) {
 
 // TestAnnouncedBody: memory is not given for bytes that have not come.
 func TestAnnouncedBody(t *testing.T) {
-	addr := withKey(t, stack{Limits: kmsapi.Limits{MaxKeys: 1, MaxBatch: 1, MaxBody: 1 << 40}, Server: func(s *http.Server) { s.ReadTimeout = 500 * time.Millisecond }})
-	a := exchange(t, addr, "POST", []byte("POST /kms/v1/key/k/_reencryptbatch?user.name=alice HTTP/1.1\r\nHost: kms\r\nContent-Type: application/json\r\nContent-Length: 1099511627776\r\n\r\n[")) // 1 TiB
+	addr := withKey(t, stack{Limits: kmsapi.Limits{MaxKeys: 1, MaxBatch: 1, MaxBody: 1 << 40},
+		Server: func(s *http.Server) { s.ReadTimeout = 500 * time.Millisecond }})
+	a := exchange(t, addr, "POST",
+		[]byte("POST /kms/v1/key/k/_reencryptbatch?user.name=alice HTTP/1.1\r\nHost: kms\r\nContent-Type: "+
+			"application/json\r\nContent-Length: 1099511627776\r\n\r\n[")) // 1 TiB
 	if class, _ := a.thrown(t); a.status != 500 || class != "java.io.IOException" {
 		t.Errorf("%d %s", a.status, a.body)
 	}
@@ -149,7 +166,8 @@ func TestSlowClients(t *testing.T) {
 	addr := withKey(t, stack{Server: func(s *http.Server) { s.ReadHeaderTimeout, s.ReadTimeout = limit, limit }})
 	for what, sent := range map[string]string{
 		"head": "GET /kms/v1/keys/names?user.name=alice HTTP/1.1\r\nX-Slow: ",
-		"body": "POST /kms/v1/keys?user.name=alice HTTP/1.1\r\nHost: kms\r\nContent-Type: application/json\r\nContent-Length: 1000000\r\n\r\n{\"name\":\"slow\",\"x\":\"",
+		"body": "POST /kms/v1/keys?user.name=alice HTTP/1.1\r\nHost: kms\r\nContent-Type: " +
+			"application/json\r\nContent-Length: 1000000\r\n\r\n{\"name\":\"slow\",\"x\":\"",
 	} {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
@@ -189,7 +207,8 @@ func TestBase64(t *testing.T) {
 	iv := bytes.Repeat([]byte{0xfb, 0xff, 0xbe, 0x3f}, 4)
 	material := bytes.Repeat([]byte{0xff, 0xef, 0xfe, 0xf8}, 4)
 	var first answer
-	for i, e := range []*base64.Encoding{base64.StdEncoding, base64.RawStdEncoding, base64.URLEncoding, base64.RawURLEncoding} {
+	for i, e := range []*base64.Encoding{base64.StdEncoding, base64.RawStdEncoding, base64.URLEncoding,
+		base64.RawURLEncoding} {
 		open := fmt.Sprintf(`{"name":"k","iv":%q,"material":%q}`, e.EncodeToString(iv), e.EncodeToString(material))
 		batch := fmt.Sprintf(`[{"versionName":"k@0","iv":%q,"encryptedKeyVersion":{"versionName":"EEK","material":%q}}]`, e.EncodeToString(iv), e.EncodeToString(material))
 		a := ask(t, addr, "POST", "/kms/v1/keyversion/k%400/_eek?eek_op=decrypt", open)
@@ -198,7 +217,8 @@ func TestBase64(t *testing.T) {
 		if i == 0 {
 			first = a
 		}
-		if a.status != 200 || b.status != 200 || !bytes.Equal(a.body, first.body) || !strings.Contains(string(b.body), base64.RawURLEncoding.EncodeToString(material)) {
+		if a.status != 200 || b.status != 200 || !bytes.Equal(a.body, first.body) || !strings.Contains(string(b.body),
+			base64.RawURLEncoding.EncodeToString(material)) {
 			t.Errorf("dialect %d: %d %d %s, want %s", i, a.status, b.status, a.body, first.body)
 		}
 	}
@@ -208,13 +228,16 @@ func TestNotReady(t *testing.T) {
 	var mu sync.Mutex
 	why := "the migration is under way"
 	tr := &trail{}
-	addr := start(t, stack{Primary: memory.New(memory.Config{}), Trail: tr, NotReady: func() string { mu.Lock(); defer mu.Unlock(); return why }})
+	addr := start(t, stack{Primary: memory.New(memory.Config{}), Trail: tr,
+		NotReady: func() string { mu.Lock(); defer mu.Unlock(); return why }})
 	for _, c := range []struct{ method, target string }{
-		{"GET", "/kms/v1/keys/names"}, {"OPTIONS", "/kms/v1/keys/names"}, {"POST", "/kms/v1/keys"}, {"GET", "/kms/v1/nothing"}, {"GET", "/kms/jmx"},
+		{"GET", "/kms/v1/keys/names"}, {"OPTIONS", "/kms/v1/keys/names"}, {"POST", "/kms/v1/keys"}, {"GET",
+			"/kms/v1/nothing"}, {"GET", "/kms/jmx"},
 	} {
 		a := ask(t, addr, c.method, c.target, "{}")
 		class, message := a.thrown(t)
-		if a.status != 503 || class != "org.apache.hadoop.ipc.StandbyException" || message != why || a.header("Retry-After") == "" || a.headers["Set-Cookie"] != nil {
+		if a.status != 503 || class != "org.apache.hadoop.ipc.StandbyException" || message != why ||
+			a.header("Retry-After") == "" || a.headers["Set-Cookie"] != nil {
 			t.Errorf("%s %s: %d %v %s", c.method, c.target, a.status, a.headers, a.body)
 		}
 	}
@@ -252,7 +275,8 @@ func (f *faulty) err() error {
 	return with()
 }
 
-func (f *faulty) RollIf(ctx context.Context, key string, material secret.Bytes, may func(*claviger.Metadata) error) (claviger.KeyVersion, error) {
+func (f *faulty) RollIf(ctx context.Context, key string, material secret.Bytes,
+	may func(*claviger.Metadata) error) (claviger.KeyVersion, error) {
 	if err := f.err(); err != nil {
 		return claviger.KeyVersion{}, err
 	}
@@ -286,8 +310,10 @@ func TestFaults(t *testing.T) {
 	}{
 		{"unavailable", e(claviger.Unavailable, secretText), 503, standby, "this node cannot serve the request now"},
 		{"closed", e(claviger.Closed, nil), 503, standby, "this node cannot serve the request now"},
-		{"unavailable, as it took too long", e(claviger.Unavailable, context.DeadlineExceeded), 503, standby, "this node"},
-		{"too long", e(claviger.Internal, context.DeadlineExceeded), 500, io500, "look whether it was done before you repeat it"},
+		{"unavailable, as it took too long", e(claviger.Unavailable, context.DeadlineExceeded), 503, standby,
+			"this node"},
+		{"too long", e(claviger.Internal, context.DeadlineExceeded), 500, io500,
+			"look whether it was done before you repeat it"},
 		{"too long, bare", func() error { return context.DeadlineExceeded }, 500, io500, "given up after 1m0s"},
 		{"unknown", func() error { return secretText }, 500, io500, "internal error"},
 		{"of no error kind", e(claviger.Internal, secretText), 500, io500, "internal error"},
@@ -351,7 +377,8 @@ func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
 func TestObserve(t *testing.T) {
 	var mu sync.Mutex
 	var got []string
-	addr := start(t, stack{Primary: memory.New(memory.Config{SequentialIDs: true}), Observe: func(op string, status, edeks int, took time.Duration) {
+	addr := start(t, stack{Primary: memory.New(memory.Config{SequentialIDs: true}), Observe: func(op string, status,
+		edeks int, took time.Duration) {
 		mu.Lock()
 		defer mu.Unlock()
 		if took < 0 {
@@ -371,7 +398,8 @@ func TestObserve(t *testing.T) {
 	ask(t, addr, "GET", "/kms/jmx", "")
 	mu.Lock()
 	defer mu.Unlock()
-	want := []string{"create_key 201 0", "generate_eek 200 7", "decrypt_eek 200 1", "reencrypt_eek 200 1", "reencrypt_eek_batch 200 2", "unknown 404 0", "unknown 401 0", "jmx 200 0"}
+	want := []string{"create_key 201 0", "generate_eek 200 7", "decrypt_eek 200 1", "reencrypt_eek 200 1",
+		"reencrypt_eek_batch 200 2", "unknown 404 0", "unknown 401 0", "jmx 200 0"}
 	if !slices.Equal(got, want) {
 		t.Errorf("observed %q, want %q", got, want)
 	}
@@ -395,7 +423,9 @@ func TestJMX(t *testing.T) {
 		t.Helper()
 		a := ask(t, addr, "GET", "/kms/jmx"+query, "")
 		var b beans
-		if err := json.Unmarshal(a.body, &b); err != nil || a.status != status || a.header("Content-Type") != "application/json; charset=utf8" || a.header("Access-Control-Allow-Origin") != "*" {
+		if err := json.Unmarshal(a.body, &b); err != nil || a.status != status ||
+			a.header("Content-Type") != "application/json; charset=utf8" ||
+			a.header("Access-Control-Allow-Origin") != "*" {
 			t.Errorf("%s: %d %v %s, %v", query, a.status, a.headers, a.body, err)
 		}
 		return b
@@ -408,32 +438,40 @@ func TestJMX(t *testing.T) {
 			t.Errorf("%v", b)
 		}
 	}
-	if want := "map[admin:1 decrypt_eek:0 generate_eek:1 invalid:1 key:1 reencrypt_eek:0 reencrypt_eek_batch:0 unauthenticated:2 unauthorized:0]"; fmt.Sprint(counts) != want {
+	if want := "map[admin:1 decrypt_eek:0 generate_eek:1 invalid:1 key:1 reencrypt_eek:0 reencrypt_eek_batch:0 " +
+		"unauthenticated:2 unauthorized:0]"; fmt.Sprint(counts) != want {
 		t.Errorf("meters %v, want %s", counts, want)
 	}
-	if b := get("?get=metrics:name=hadoop.kms.key.calls.meter::Count", 200).Beans; len(b) != 1 || len(b[0]) != 3 || b[0]["Count"] != 1.0 {
+	if b := get("?get=metrics:name=hadoop.kms.key.calls.meter::Count", 200).Beans; len(b) != 1 || len(b[0]) != 3 ||
+		b[0]["Count"] != 1.0 {
 		t.Errorf("one attribute: %v", b)
 	}
 	memory := get("?qry=java.lang:type=Memory", 200).Beans
 	if len(memory) != 1 {
 		t.Fatalf("%v", memory)
 	}
-	if heap := memory[0]["HeapMemoryUsage"].(map[string]any); heap["used"].(float64) < 1<<16 || heap["committed"].(float64) < heap["used"].(float64) {
+	if heap := memory[0]["HeapMemoryUsage"].(map[string]any); heap["used"].(float64) < 1<<16 ||
+		heap["committed"].(float64) < heap["used"].(float64) {
 		t.Errorf("heap %v", heap)
 	}
 	if b := get("", 200).Beans; len(b) != 14 {
 		t.Errorf("%d beans", len(b))
 	}
-	if b := get("?qry=Hadoop:name=HttpServer2-*,*", 200); len(b.Beans) != 1 || b.Beans[0]["Responses4xx"].(float64) < 2 || b.Beans[0]["RequestsActive"] != 1.0 || b.Beans[0]["ResponsesBytesTotal"].(float64) < 1000 {
+	if b := get("?qry=Hadoop:name=HttpServer2-*,*", 200); len(b.Beans) != 1 ||
+		b.Beans[0]["Responses4xx"].(float64) < 2 || b.Beans[0]["RequestsActive"] != 1.0 ||
+		b.Beans[0]["ResponsesBytesTotal"].(float64) < 1000 {
 		t.Errorf("%v", b)
 	}
-	if b := get("?qry=Hadoop:service=KMS,name=JvmMetrics", 200); len(b.Beans) != 1 || b.Beans[0]["MemHeapUsedM"].(float64) < .1 || b.Beans[0]["ThreadsWaiting"].(float64) < 1 || b.Beans[0]["ThreadsRunnable"].(float64) < 1 {
+	if b := get("?qry=Hadoop:service=KMS,name=JvmMetrics", 200); len(b.Beans) != 1 ||
+		b.Beans[0]["MemHeapUsedM"].(float64) < .1 || b.Beans[0]["ThreadsWaiting"].(float64) < 1 ||
+		b.Beans[0]["ThreadsRunnable"].(float64) < 1 {
 		t.Errorf("%v", b)
 	}
 	if b := get("?qry=None:*", 200); len(b.Beans) != 0 {
 		t.Errorf("%v", b)
 	}
-	for query, status := range map[string]int{"?qry=nothing": 400, "?get=metrics:name=x": 400, "?get=a:b=c::d::e": 400, "?get=java.lang:type=Memory::Nothing": 404} {
+	for query, status := range map[string]int{"?qry=nothing": 400, "?get=metrics:name=x": 400, "?get=a:b=c::d::e": 400,
+		"?get=java.lang:type=Memory::Nothing": 404} {
 		if b := get(query, status); b.Result != "ERROR" || b.Message == "" {
 			t.Errorf("%s: %+v", query, b)
 		}
@@ -459,12 +497,18 @@ func wantTokenRefusals(t *testing.T, addr, token string) {
 	}{
 		{"nobody", "GET", "/kms/v1/?op=GETDELEGATIONTOKEN", 403, "", ""},
 		{"a token for a token", "GET", "/kms/v1/?op=GETDELEGATIONTOKEN&delegation=" + token, 403, "", ""},
-		{"the wrong method", "GET", "/kms/v1/?op=RENEWDELEGATIONTOKEN&user.name=yarn&token=" + token, 400, "java.lang.IllegalArgumentException", "Wrong HTTP method [GET] for operation [RENEWDELEGATIONTOKEN], it should be [PUT]"},
-		{"no token", "PUT", "/kms/v1/?op=RENEWDELEGATIONTOKEN&user.name=yarn", 400, "java.lang.IllegalArgumentException", "Operation [RENEWDELEGATIONTOKEN] requires the parameter [token]"},
-		{"not the renewer", "PUT", "/kms/v1/?op=RENEWDELEGATIONTOKEN&user.name=alice&token=" + token, 403, "java.io.IOException", "alice tries to renew a token (kms-dt owner=alice, renewer=yarn"},
-		{"rubbish", "PUT", "/kms/v1/?op=RENEWDELEGATIONTOKEN&user.name=yarn&token=AAAA", 403, "java.io.IOException", "java.io.EOFException"},
+		{"the wrong method", "GET", "/kms/v1/?op=RENEWDELEGATIONTOKEN&user.name=yarn&token=" + token, 400,
+			"java.lang.IllegalArgumentException",
+			"Wrong HTTP method [GET] for operation [RENEWDELEGATIONTOKEN], it should be [PUT]"},
+		{"no token", "PUT", "/kms/v1/?op=RENEWDELEGATIONTOKEN&user.name=yarn", 400,
+			"java.lang.IllegalArgumentException", "Operation [RENEWDELEGATIONTOKEN] requires the parameter [token]"},
+		{"not the renewer", "PUT", "/kms/v1/?op=RENEWDELEGATIONTOKEN&user.name=alice&token=" + token, 403,
+			"java.io.IOException", "alice tries to renew a token (kms-dt owner=alice, renewer=yarn"},
+		{"rubbish", "PUT", "/kms/v1/?op=RENEWDELEGATIONTOKEN&user.name=yarn&token=AAAA", 403, "java.io.IOException",
+			"java.io.EOFException"},
 		{"rubbish, used", "GET", "/kms/v1/keys/names?delegation=AAAA", 403, badToken, "java.io.EOFException"},
-		{"rubbish, cancelled", "PUT", "/kms/v1/?op=CANCELDELEGATIONTOKEN&token=AAAA", 404, "java.io.IOException", "Invalid delegation token, cannot cancel"},
+		{"rubbish, cancelled", "PUT", "/kms/v1/?op=CANCELDELEGATIONTOKEN&token=AAAA", 404, "java.io.IOException",
+			"Invalid delegation token, cannot cancel"},
 		{"another op", "GET", "/kms/v1/?op=FOO&user.name=alice", 405, "javax.ws.rs.WebApplicationException", ""},
 	} {
 		a := askAs(t, addr, c.method, c.target, "")
@@ -473,7 +517,8 @@ func wantTokenRefusals(t *testing.T, addr, token string) {
 			continue
 		}
 		if c.class == "" {
-			if len(a.body) > 0 || a.header("WWW-Authenticate") != authn.PseudoAuth || a.header("Content-Type") != "text/plain;charset=utf-8" {
+			if len(a.body) > 0 || a.header("WWW-Authenticate") != authn.PseudoAuth ||
+				a.header("Content-Type") != "text/plain;charset=utf-8" {
 				t.Errorf("%s: %v %s", c.what, a.headers, a.body)
 			}
 			continue
@@ -487,7 +532,8 @@ func wantTokenRefusals(t *testing.T, addr, token string) {
 // TestDelegationTokens: the answers recorded as dt-*, whose tokens only their
 // own server takes.
 func TestDelegationTokens(t *testing.T) {
-	tokens, err := authn.NewDelegations(authn.DelegationConfig{KeyUpdate: time.Hour, MaxLife: 2 * time.Hour, Renewal: time.Hour, Scan: time.Hour})
+	tokens, err := authn.NewDelegations(authn.DelegationConfig{KeyUpdate: time.Hour, MaxLife: 2 * time.Hour,
+		Renewal: time.Hour, Scan: time.Hour})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -495,7 +541,8 @@ func TestDelegationTokens(t *testing.T) {
 	addr := withKey(t, stack{Trail: tr, Auth: authn.Config{Delegations: tokens}})
 	a := ask(t, addr, "GET", "/kms/v1/?op=GETDELEGATIONTOKEN&renewer=yarn", "")
 	var issued struct{ Token struct{ URLString string } }
-	if err := json.Unmarshal(a.body, &issued); err != nil || a.status != 200 || a.header("Content-Type") != "application/json" || a.headers["Set-Cookie"] != nil {
+	if err := json.Unmarshal(a.body, &issued); err != nil || a.status != 200 ||
+		a.header("Content-Type") != "application/json" || a.headers["Set-Cookie"] != nil {
 		t.Fatalf("%d %v %s, %v", a.status, a.headers, a.body, err)
 	}
 	token := issued.Token.URLString
@@ -508,10 +555,12 @@ func TestDelegationTokens(t *testing.T) {
 	wantTokenRefusals(t, addr, token)
 	a = askAs(t, addr, "PUT", "/kms/v1/?op=RENEWDELEGATIONTOKEN&user.name=yarn&token="+token, "")
 	var renewed struct{ Long int64 }
-	if err := json.Unmarshal(a.body, &renewed); err != nil || a.status != 200 || time.Until(time.UnixMilli(renewed.Long)) < 30*time.Minute {
+	if err := json.Unmarshal(a.body, &renewed); err != nil || a.status != 200 ||
+		time.Until(time.UnixMilli(renewed.Long)) < 30*time.Minute {
 		t.Errorf("renewed: %d %s, %v", a.status, a.body, err)
 	}
-	if a := askAs(t, addr, "PUT", "/kms/v1/?op=CANCELDELEGATIONTOKEN&token="+token, ""); a.status != 200 || len(a.body) > 0 {
+	if a := askAs(t, addr, "PUT", "/kms/v1/?op=CANCELDELEGATIONTOKEN&token="+token, ""); a.status != 200 ||
+		len(a.body) > 0 {
 		t.Errorf("cancelled: %d %s", a.status, a.body)
 	}
 	if class, message := use().thrown(t); class != badToken || !strings.Contains(message, "can't be found in cache") {
@@ -521,7 +570,8 @@ func TestDelegationTokens(t *testing.T) {
 	var done []string
 	for _, e := range tr.all() {
 		if e.Token != 0 || e.Caller.Token != 0 {
-			done = append(done, fmt.Sprintf("%s by %q token %d brought %d", e.Op, e.Caller.Name, e.Token, e.Caller.Token))
+			done = append(done, fmt.Sprintf("%s by %q token %d brought %d", e.Op, e.Caller.Name, e.Token,
+				e.Caller.Token))
 		}
 		if strings.Contains(e.URL, token) {
 			t.Errorf("the audit log holds a token: %+v", e)
@@ -555,15 +605,18 @@ func TestErrorPages(t *testing.T) {
 	tr := &trail{}
 	addr := start(t, stack{Primary: memory.New(memory.Config{}), Trail: tr})
 	a := askAs(t, addr, "GET", `/kms/v1/"<script>alert(1)</script>'`, "", `Cookie: hadoop.auth="<script>ü&s=x"`)
-	if a.status != 401 || bytes.Contains(a.body, []byte("<script>")) || bytes.ContainsFunc(a.body, func(r rune) bool { return r >= 0x80 }) {
+	if a.status != 401 || bytes.Contains(a.body, []byte("<script>")) || bytes.ContainsFunc(a.body,
+		func(r rune) bool { return r >= 0x80 }) {
 		t.Errorf("%d %s", a.status, a.body)
 	}
-	if events := tr.all(); len(events) != 1 || events[0].Status != audit.Unauthenticated || events[0].Caller.RemoteAddr != "127.0.0.1" {
+	if events := tr.all(); len(events) != 1 || events[0].Status != audit.Unauthenticated ||
+		events[0].Caller.RemoteAddr != "127.0.0.1" {
 		t.Errorf("audit events %+v", events)
 	}
 	a = askAs(t, addr, "GET", "/elsewhere?user.name=alice", "", "Accept: application/json")
 	var page struct{ Message, URL, Status string }
-	if err := json.Unmarshal(a.body, &page); err != nil || a.status != 404 || page.URL != "/elsewhere" || page.Status != "404" || page.Message != "Not Found" {
+	if err := json.Unmarshal(a.body, &page); err != nil || a.status != 404 || page.URL != "/elsewhere" ||
+		page.Status != "404" || page.Message != "Not Found" {
 		t.Errorf("%d %s, %v", a.status, a.body, err)
 	}
 }

@@ -81,22 +81,36 @@ func TestTrusteeOps(t *testing.T) {
 		{"not deleted", "alice", http.MethodPost, trusteePath + trusteeOp + "purge", 500, missing},
 		{"delete", "alice", http.MethodDelete, "key/a%2Fb%20c", 200, ""},
 		{"no op", "alice", http.MethodPost, trusteePath, 400, "Parameter 'trusteeOp' cannot be null"},
-		{"other op", "alice", http.MethodPost, trusteePath + trusteeOp + "UNDELETE", 400, "it must be undelete, undeleteVersion, purge, purgeVersion or migrate"},
-		{"no source", "alice", http.MethodPost, trusteePath + trusteeOp + "migrate", 400, "this server has no source to take keys over from"},
+		{"other op", "alice", http.MethodPost, trusteePath + trusteeOp + "UNDELETE", 400,
+			"it must be undelete, undeleteVersion, purge, purgeVersion or migrate"},
+		{"no source", "alice", http.MethodPost, trusteePath + trusteeOp + "migrate", 400,
+			"this server has no source to take keys over from"},
 		{"by DELETE", "alice", http.MethodDelete, trusteePath + trusteeOp + "undelete", 405, "WebApplicationException"},
-		{"may not", "bob", http.MethodPost, trusteePath + trusteeOp + "undelete", 403, "User:bob not allowed to do 'UNDELETE_KEY' on '" + key + "'"},
-		{"may not", "bob", http.MethodPost, trusteePath + trusteeOp + "purge", 403, "User:bob not allowed to do 'PURGE_KEY' on '" + key + "'"},
-		{"may not", "bob", http.MethodGet, "trustee/keys/deleted", 403, "User:bob not allowed to do 'GET_DELETED_KEYS'"},
-		{"no version", "alice", http.MethodPost, trusteePath + trusteeOp + "undeleteVersion", 400, "Parameter 'version' cannot be null"},
-		{"no version", "alice", http.MethodPost, trusteePath + trusteeOp + "purgeVersion&version=", 400, "Parameter 'version' cannot be null"},
-		{"another's version", "alice", http.MethodPost, trusteePath + trusteeOp + "undeleteVersion&version=other@0", 500, missing + " has the version other@0; the newest versions of those that are there are " + key + "@"},
-		{"another's version", "alice", http.MethodPost, trusteePath + trusteeOp + "purgeVersion&version=a%2Fb%20c@none", 500, missing + " has the version " + key + "@none; the newest"},
-		{"all of one", "alice", http.MethodPost, trusteePath + trusteeOp + "purgeVersion&version=a%2Fb%20c@none&all=true", 400, "Parameter 'all' must be true, and goes with trusteeOp=purge alone"},
-		{"not all", "alice", http.MethodPost, trusteePath + trusteeOp + "purge&all=false", 400, "Parameter 'all' must be true"},
-		{"may not", "bob", http.MethodPost, trusteePath + trusteeOp + "undeleteVersion&version=x", 403, "'UNDELETE_KEY'"},
+		{"may not", "bob", http.MethodPost, trusteePath + trusteeOp + "undelete", 403,
+			"User:bob not allowed to do 'UNDELETE_KEY' on '" + key + "'"},
+		{"may not", "bob", http.MethodPost, trusteePath + trusteeOp + "purge", 403,
+			"User:bob not allowed to do 'PURGE_KEY' on '" + key + "'"},
+		{"may not", "bob", http.MethodGet, "trustee/keys/deleted", 403,
+			"User:bob not allowed to do 'GET_DELETED_KEYS'"},
+		{"no version", "alice", http.MethodPost, trusteePath + trusteeOp + "undeleteVersion", 400,
+			"Parameter 'version' cannot be null"},
+		{"no version", "alice", http.MethodPost, trusteePath + trusteeOp + "purgeVersion&version=", 400,
+			"Parameter 'version' cannot be null"},
+		{"another's version", "alice", http.MethodPost, trusteePath + trusteeOp + "undeleteVersion&version=other@0",
+			500, missing + " has the version other@0; the newest versions of those that are there are " + key + "@"},
+		{"another's version", "alice", http.MethodPost, trusteePath + trusteeOp +
+			"purgeVersion&version=a%2Fb%20c@none", 500, missing + " has the version " + key + "@none; the newest"},
+		{"all of one", "alice", http.MethodPost, trusteePath + trusteeOp +
+			"purgeVersion&version=a%2Fb%20c@none&all=true", 400,
+			"Parameter 'all' must be true, and goes with trusteeOp=purge alone"},
+		{"not all", "alice", http.MethodPost, trusteePath + trusteeOp + "purge&all=false", 400,
+			"Parameter 'all' must be true"},
+		{"may not", "bob", http.MethodPost, trusteePath + trusteeOp + "undeleteVersion&version=x", 403,
+			"'UNDELETE_KEY'"},
 		{"may not", "bob", http.MethodPost, trusteePath + trusteeOp + "purgeVersion&version=x", 403, "'PURGE_KEY'"},
 		{"undelete", "alice", http.MethodPost, trusteePath + trusteeOp + "undelete", 200, ""},
-		{"described", "alice", http.MethodGet, trusteePath, 200, `[{"name":"a/b c","provider":"memory:","cipher":"AES/CTR/NoPadding","length":128,"description":null,"attributes":{},"created":`},
+		{"described", "alice", http.MethodGet, trusteePath, 200,
+			`[{"name":"a/b c","provider":"memory:","cipher":"AES/CTR/NoPadding","length":128,"description":null,"attributes":{},"created":`},
 		{"is back", "alice", http.MethodGet, "key/a%2Fb%20c/_metadata", 200, `"name":"a/b c"`},
 		{"delete again", "alice", http.MethodDelete, "key/a%2Fb%20c", 200, ""},
 	} {
@@ -117,12 +131,14 @@ func TestPurge(t *testing.T) {
 	const key = trusteeKey
 	l.ask("alice", http.MethodDelete, "key/a%2Fb%20c")
 	l.make()
-	if status, body := l.ask("alice", http.MethodPost, trusteePath+trusteeOp+"undelete"); status != 500 || !strings.Contains(body, "Key "+key+" already exists in memory:; the deleted key") {
+	if status, body := l.ask("alice", http.MethodPost, trusteePath+trusteeOp+"undelete"); status != 500 ||
+		!strings.Contains(body, "Key "+key+" already exists in memory:; the deleted key") {
 		t.Errorf("undelete where the name is taken: %d %s", status, body)
 	}
 	status, body := l.ask("alice", http.MethodGet, "trustee/keys/deleted")
 	var list []kmswire.DeletedKey
-	if err := json.Unmarshal([]byte(body), &list); err != nil || status != 200 || len(list) != 1 || list[0].Name != key || len(list[0].Versions) != 1 {
+	if err := json.Unmarshal([]byte(body), &list); err != nil || status != 200 || len(list) != 1 ||
+		list[0].Name != key || len(list[0].Versions) != 1 {
 		t.Fatalf("%d %s, %v", status, body, err)
 	}
 	if ago := time.Since(time.UnixMilli(list[0].Deleted)); ago < 0 || ago > time.Minute {
@@ -131,7 +147,8 @@ func TestPurge(t *testing.T) {
 	if status, body := l.ask("alice", http.MethodPost, trusteePath+trusteeOp+"purge"); status != 200 {
 		t.Errorf("purge: %d %s", status, body)
 	}
-	if status, body := l.ask("alice", http.MethodGet, "trustee/keys/deleted"); status != 200 || strings.TrimSpace(body) != "[]" {
+	if status, body := l.ask("alice", http.MethodGet, "trustee/keys/deleted"); status != 200 ||
+		strings.TrimSpace(body) != "[]" {
 		t.Errorf("after the purge: %d %s", status, body)
 	}
 	if n := l.primary.Objects(); n != 1 {
@@ -152,13 +169,16 @@ func TestPurgeOfSeveral(t *testing.T) {
 	l.ask("alice", http.MethodDelete, "key/a%2Fb%20c")
 	l.make()
 	l.ask("alice", http.MethodDelete, "key/a%2Fb%20c")
-	if status, body := l.ask("alice", http.MethodPost, trusteePath+trusteeOp+"purge"); status != 400 || !strings.Contains(body, "2 deleted keys have the name 'a/b c'") || !strings.Contains(body, "trusteeOp=purge&all=true") {
+	if status, body := l.ask("alice", http.MethodPost, trusteePath+trusteeOp+"purge"); status != 400 ||
+		!strings.Contains(body, "2 deleted keys have the name 'a/b c'") || !strings.Contains(body,
+		"trusteeOp=purge&all=true") {
 		t.Errorf("purge of two: %d %s", status, body)
 	}
 	if n := l.primary.Objects(); n != 2 {
 		t.Errorf("%d versions are left, want both", n)
 	}
-	if status, body := l.ask("alice", http.MethodPost, trusteePath+trusteeOp+"purge&all=true"); status != 200 || l.primary.Objects() != 0 {
+	if status, body := l.ask("alice", http.MethodPost, trusteePath+trusteeOp+"purge&all=true"); status != 200 ||
+		l.primary.Objects() != 0 {
 		t.Errorf("purge of all: %d %s, %d versions are left", status, body, l.primary.Objects())
 	}
 }
@@ -193,7 +213,9 @@ func TestMigrateOp(t *testing.T) {
 		{"bob", "none", 403, "User [bob] is not authorized to perform [MIGRATE] on key with ACL name [none]!!"},
 		{"alice", "none", 500, "The source of the migration has no key none"},
 	} {
-		a := exchange(t, addr, http.MethodPost, fmt.Appendf(nil, "POST /kms/v1/trustee/key/%s?trusteeOp=migrate&user.name=%s HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nConnection: close\r\n\r\n", tt.key, tt.user))
+		a := exchange(t, addr, http.MethodPost, fmt.Appendf(nil,
+			"POST /kms/v1/trustee/key/%s?trusteeOp=migrate&user.name=%s HTTP/1.1\r\nHost: "+
+				"localhost\r\nContent-Length: 0\r\nConnection: close\r\n\r\n", tt.key, tt.user))
 		if a.status != tt.status || !strings.Contains(string(a.body), tt.says) {
 			t.Errorf("%s migrates %s: %d %s, want %d %s", tt.user, tt.key, a.status, a.body, tt.status, tt.says)
 		}

@@ -165,7 +165,8 @@ func TestHungCall(t *testing.T) {
 	pingHangs(t, tok, m, "GenerateRandom")
 	m.Fail("EncryptInit", 1, p11.Error(p11.CKR_DEVICE_REMOVED))
 	within(t, 20*time.Second, "a lost token beside a call that hangs", func() {
-		if err := tok.EncryptBlocks(t.Context(), id, label, make([]byte, 16)); !claviger.Is(err, claviger.Unavailable) || !errors.Is(err, errHung) {
+		if err := tok.EncryptBlocks(t.Context(), id, label, make([]byte, 16)); !claviger.Is(err,
+			claviger.Unavailable) || !errors.Is(err, errHung) {
 			t.Errorf("%v", err)
 		}
 	})
@@ -179,7 +180,8 @@ func TestHungCall(t *testing.T) {
 	// The same call holds nobody back for a second time.
 	time.Sleep(firstBackoff + 50*time.Millisecond) // the token is tried again after that
 	m.Fail("EncryptInit", 1, p11.Error(p11.CKR_DEVICE_REMOVED))
-	if err := tok.EncryptBlocks(t.Context(), id, label, make([]byte, 16)); !errors.Is(err, errHung) || tok.module.epoch != 1 {
+	if err := tok.EncryptBlocks(t.Context(), id, label, make([]byte, 16)); !errors.Is(err, errHung) ||
+		tok.module.epoch != 1 {
 		t.Errorf("%v; waited %d times", err, tok.module.epoch)
 	}
 	release()
@@ -309,7 +311,8 @@ func TestSuspectSession(t *testing.T) {
 		retry  bool
 	}{
 		{p11.CKR_DATA_INVALID, 0, false}, {p11.CKR_MECHANISM_INVALID, 0, false},
-		{vendor, 1, false}, {p11.CKR_HOST_MEMORY, 1, false}, {p11.CKR_BUFFER_TOO_SMALL, 1, false}, {p11.CKR_FUNCTION_CANCELED, 1, false},
+		{vendor, 1, false}, {p11.CKR_HOST_MEMORY, 1, false}, {p11.CKR_BUFFER_TOO_SMALL, 1, false},
+		{p11.CKR_FUNCTION_CANCELED, 1, false},
 		{p11.CKR_OPERATION_ACTIVE, 1, true},
 	} {
 		t.Run(p11.Error(c.code).Error(), func(t *testing.T) {
@@ -348,7 +351,8 @@ func TestLoggedOut(t *testing.T) {
 	if resets != 1 {
 		t.Errorf("%d resets told", resets)
 	}
-	if err := tok.EncryptBlocks(t.Context(), []byte("nil"), "no@1", make([]byte, 16)); !claviger.Is(err, claviger.KeyNotFound) {
+	if err := tok.EncryptBlocks(t.Context(), []byte("nil"), "no@1", make([]byte, 16)); !claviger.Is(err,
+		claviger.KeyNotFound) {
 		t.Errorf("a key that is not there: %v", err)
 	}
 	if resets != 1 {
@@ -556,7 +560,8 @@ func TestDataLimit(t *testing.T) {
 	for range 2 {
 		m.Reset()
 		got := bytes.Repeat([]byte{3}, 32_000)
-		if err := tok.EncryptBlocks(t.Context(), id, label, got); err != nil || !bytes.Equal(got, bytes.Repeat(one, 2000)) {
+		if err := tok.EncryptBlocks(t.Context(), id, label, got); err != nil || !bytes.Equal(got, bytes.Repeat(one,
+			2000)) {
 			t.Fatalf("%v; the blocks are right: %t", err, bytes.Equal(got, bytes.Repeat(one, 2000)))
 		}
 	}

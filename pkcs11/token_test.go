@@ -28,7 +28,8 @@ func TestMain(m *testing.M) {
 
 // config names a SoftHSM token.
 func config(tok softhsm.Token) Config {
-	return Config{Module: tok.Module, TokenLabel: tok.Label, PIN: pinFile(tok.PINFile), PINSource: "file " + tok.PINFile, Profile: SoftHSM}
+	return Config{Module: tok.Module, TokenLabel: tok.Label, PIN: pinFile(tok.PINFile), PINSource: "file " +
+		tok.PINFile, Profile: SoftHSM}
 }
 
 // open opens a fresh token, with a Meter before it.
@@ -72,7 +73,8 @@ func TestKeys(t *testing.T) {
 		if err != nil || k == nil {
 			t.Fatalf("%v, %v", k, err)
 		}
-		if k.Bits != bits || k.Label != label || !bytes.Equal(k.ID, id) || !k.Sensitive || k.Extractable || !k.NeverExtractable || !k.Local || !k.Encrypt || k.Decrypt {
+		if k.Bits != bits || k.Label != label || !bytes.Equal(k.ID, id) || !k.Sensitive || k.Extractable ||
+			!k.NeverExtractable || !k.Local || !k.Encrypt || k.Decrypt {
 			t.Errorf("made %+v", *k)
 		}
 		if err := tok.GenerateKey(ctx, id, label, bits); !claviger.Is(err, claviger.KeyExists) {
@@ -211,7 +213,8 @@ func TestOneCallHoweverLong(t *testing.T) {
 		t.Fatal(err)
 	}
 	m.Reset()
-	for _, c := range []struct{ bytes, limit, calls int }{{32_000, 32_000, 1}, {32_016, 32_000, 2}, {1 << 20, 4 << 20, 1}} {
+	for _, c := range []struct{ bytes, limit, calls int }{{32_000, 32_000, 1}, {32_016, 32_000, 2}, {1 << 20, 4 << 20,
+		1}} {
 		tok.maxData.Store(int64(c.limit))
 		m.Reset()
 		if err := tok.EncryptBlocks(t.Context(), id, label, make([]byte, c.bytes)); err != nil {
@@ -225,8 +228,10 @@ func TestOneCallHoweverLong(t *testing.T) {
 
 // TestRecovery: what goes wrong once is mended without the caller's noticing.
 func TestRecovery(t *testing.T) {
-	for _, code := range []uint{p11.CKR_SESSION_HANDLE_INVALID, p11.CKR_SESSION_CLOSED, p11.CKR_USER_NOT_LOGGED_IN, p11.CKR_OBJECT_HANDLE_INVALID,
-		p11.CKR_KEY_HANDLE_INVALID, p11.CKR_DEVICE_ERROR, p11.CKR_DEVICE_REMOVED, p11.CKR_TOKEN_NOT_PRESENT, p11.CKR_CRYPTOKI_NOT_INITIALIZED, p11.CKR_GENERAL_ERROR} {
+	for _, code := range []uint{p11.CKR_SESSION_HANDLE_INVALID, p11.CKR_SESSION_CLOSED, p11.CKR_USER_NOT_LOGGED_IN,
+		p11.CKR_OBJECT_HANDLE_INVALID,
+		p11.CKR_KEY_HANDLE_INVALID, p11.CKR_DEVICE_ERROR, p11.CKR_DEVICE_REMOVED, p11.CKR_TOKEN_NOT_PRESENT,
+		p11.CKR_CRYPTOKI_NOT_INITIALIZED, p11.CKR_GENERAL_ERROR} {
 		t.Run(p11.Error(code).Error(), func(t *testing.T) {
 			tok, m := open(t)
 			id, label := generate(t, tok, 1, 256)

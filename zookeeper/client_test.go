@@ -34,8 +34,9 @@ func open(t testing.TB, servers string, change func(*Config)) *Client {
 	if err != nil {
 		t.Fatal(err)
 	}
-	conf := Config{Ensemble: e, Property: "the.property", SessionTimeout: 6 * time.Second, ConnectTimeout: 5 * time.Second,
-		Patience: 15 * time.Second}
+	conf := Config{Ensemble: e, Property: "the.property", SessionTimeout: 6 * time.Second,
+		ConnectTimeout: 5 * time.Second,
+		Patience:       15 * time.Second}
 	if change != nil {
 		change(&conf)
 	}
@@ -180,7 +181,8 @@ func TestRestart(t *testing.T) {
 				}
 				first, err := d.NextSequences(ctx, 1)
 				if err == nil {
-					err = d.PutDelegation(ctx, metastore.Delegation{Sequence: first, Identifier: []byte{0, 0, 0, 0, 0, 0, 0, 0},
+					err = d.PutDelegation(ctx, metastore.Delegation{Sequence: first, Identifier: []byte{0, 0, 0, 0, 0,
+						0, 0, 0},
 						Password: secret.Bytes("p"), Renew: time.Now()})
 				}
 				if err != nil {
@@ -340,8 +342,9 @@ func TestEnsemble(t *testing.T) {
 	}
 	put := func(node *Tokens, sequence int32) metastore.Delegation {
 		t.Helper()
-		d := metastore.Delegation{Sequence: sequence, Identifier: []byte{0, 0, 0, 0, 0, 0, 0, 0}, Password: secret.Bytes("p"),
-			Renew: time.Now()}
+		d := metastore.Delegation{Sequence: sequence, Identifier: []byte{0, 0, 0, 0, 0, 0, 0, 0},
+			Password: secret.Bytes("p"),
+			Renew:    time.Now()}
 		if err := node.PutDelegation(t.Context(), d); err != nil {
 			t.Fatal(err)
 		}

@@ -27,7 +27,8 @@ func TestSleeps(t *testing.T) {
 			}
 			for _, line := range bareSleeps(fset, f) {
 				if !explained[line] {
-					t.Errorf("%s/%s:%d: a bare sleep: wait for a condition, use testing/synctest, or give the reason in a comment"+
+					t.Errorf("%s/%s:%d: a bare sleep: wait for a condition, use testing/synctest, or give the "+
+						"reason in a comment"+
 						" on the line", p.room(), name, line)
 				}
 			}
@@ -96,7 +97,8 @@ func f() {
 `
 	for imports, want := range map[string][]int{"": {4, 7, 13}, `import "testing/synctest"`: nil} {
 		fset := token.NewFileSet()
-		f, err := parser.ParseFile(fset, "x.go", strings.Replace(source, "package p\n", "package p; "+imports+"\n", 1), 0)
+		f, err := parser.ParseFile(fset, "x.go", strings.Replace(source, "package p\n", "package p; "+imports+"\n", 1),
+			0)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -59,7 +59,8 @@ func TestRules(t *testing.T) {
 		"room Box.Close and-or: if n < 3 && b.f != nil { => if n < 3 || b.f != nil {",
 		"room Box.Close boundary: if n < 3 && b.f != nil { => if n <= 3 && b.f != nil {",
 		"room Box.Close drop-call: clear([]byte{1}) => if false { clear([]byte{1}) }",
-		"room Box.Close drop-check: if err := b.f.Sync(); err != nil { => if err := b.f.Sync(); false && (err != nil) {",
+		"room Box.Close drop-check: if err := b.f.Sync(); err != nil { => if err := b.f.Sync(); false && (err != " +
+			"nil) {",
 		"room Box.Close drop-sync: if err := b.f.Sync(); err != nil { => if err := error(nil); err != nil {",
 		"room Box.Close nil-error: return err => return nil",
 		"room Box.Close negate: for n > 0 { => for !(n > 0) {",
@@ -217,7 +218,8 @@ func TestFailingTests(t *testing.T) {
 		t.Skip("builds test binaries")
 	}
 	root := module(t)
-	write(t, root, "room/bad_test.go", "package room\n\nimport \"testing\"\n\nfunc TestBad(t *testing.T) { t.Fail() }\n")
+	write(t, root, "room/bad_test.go",
+		"package room\n\nimport \"testing\"\n\nfunc TestBad(t *testing.T) { t.Fail() }\n")
 	o := options{root: root, all: true, rooms: []string{"room"}, results: filepath.Join(root, "results"),
 		progress: io.Discard, survivors: io.Discard}
 	if _, err := o.run(t.Context()); err == nil || !strings.Contains(err.Error(), "fail without a change") {

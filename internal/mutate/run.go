@@ -94,7 +94,8 @@ func usesRapid(dir string) bool {
 }
 
 // try makes one change and runs a package's tests.
-func (r *runner) try(ctx context.Context, pkg, tests, file string, content []byte, limit time.Duration) (outcome, error) {
+func (r *runner) try(ctx context.Context, pkg, tests, file string, content []byte, limit time.Duration) (outcome,
+	error) {
 	binary, err := r.build(ctx, pkg, file, content)
 	switch {
 	case ctx.Err() != nil:

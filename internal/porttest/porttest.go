@@ -40,7 +40,8 @@ func Free() (int, error) {
 		if lock == nil {
 			continue
 		}
-		l, err := new(net.ListenConfig).Listen(context.Background(), "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+		l, err := new(net.ListenConfig).Listen(context.Background(), "tcp", net.JoinHostPort("127.0.0.1",
+			strconv.Itoa(port)))
 		if err != nil {
 			_ = lock.Close() // somebody else's port
 			continue

@@ -35,7 +35,8 @@ func TestJavaKMSAsOddSource(t *testing.T) {
 	kms := StartJavaKMS(t, KMSOptions{Keystore: file, Env: quick})
 	admin := openJava(t, kms, keyAdmin)
 	for name, acl := range map[string]string{"finance": "Finance", "plain": "plain"} {
-		if _, err := admin.Create(t.Context(), provider.Spec{Name: name, Cipher: "AES/CTR/NoPadding", BitLength: 128, Attributes: map[string]string{claviger.ACLNameAttribute: acl}}); err != nil {
+		if _, err := admin.Create(t.Context(), provider.Spec{Name: name, Cipher: "AES/CTR/NoPadding", BitLength: 128,
+			Attributes: map[string]string{claviger.ACLNameAttribute: acl}}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -62,7 +63,8 @@ func TestJavaKMSAsOddSource(t *testing.T) {
 	}
 	var text bytes.Buffer
 	report.Plan(&text, plan)
-	for _, want := range []string{"clocks: 127.0.0.1 agrees with ours", "and 1 cannot be read there", "Can't cast key for keytool", "lists finance and answers to FINANCE", "key.acl.name spells them: Finance"} {
+	for _, want := range []string{"clocks: 127.0.0.1 agrees with ours", "and 1 cannot be read there",
+		"Can't cast key for keytool", "lists finance and answers to FINANCE", "key.acl.name spells them: Finance"} {
 		if !strings.Contains(text.String(), want) {
 			t.Errorf("the plan does not say %q:\n%s", want, &text)
 		}
@@ -80,7 +82,8 @@ func TestJavaKMSAsOddSource(t *testing.T) {
 	for _, k := range r.Keys {
 		got[k.Key] = k.State
 	}
-	if want := map[string]migrate.State{"Finance": migrate.Done, "plain": migrate.Done, "keytool": migrate.Unreadable}; !maps.Equal(got, want) || r.Complete() {
+	if want := map[string]migrate.State{"Finance": migrate.Done, "plain": migrate.Done,
+		"keytool": migrate.Unreadable}; !maps.Equal(got, want) || r.Complete() {
 		t.Errorf("%v, complete %v; want %v, not complete", got, r.Complete(), want)
 	}
 	v, err := engine.Verify(t.Context())
@@ -94,7 +97,8 @@ func TestJavaKMSAsOddSource(t *testing.T) {
 		t.Fatal(err)
 	}
 	key, _ := claviger.KeyOfVersion(edeks[0].Version)
-	if here, ok, err := metastore.Alias(t.Context(), store, key); key != "FINANCE" || err != nil || !ok || here != "Finance" {
+	if here, ok, err := metastore.Alias(t.Context(), store, key); key != "FINANCE" || err != nil || !ok ||
+		here != "Finance" {
 		t.Errorf("EDEK of %s: key %q, %v, %v", edeks[0].Version, here, ok, err)
 	}
 	if deks, err := source.Unwrap(t.Context(), key, "", edeks); err != nil || len(deks) != 1 {
@@ -114,7 +118,8 @@ func rolledThere(t *testing.T, engine *migrate.Engine, source *kmsclient.Provide
 		t.Fatal(err)
 	}
 	policy, _ := authz.Parse(nil)
-	ring, err := keyring.New(keyring.Config{Primary: target, Sources: []keyring.Source{{Provider: source, Reencryption: true}}, History: past{store, target.URI()},
+	ring, err := keyring.New(keyring.Config{Primary: target, Sources: []keyring.Source{{Provider: source,
+		Reencryption: true}}, History: past{store, target.URI()},
 		Policy: func() *authz.Policy { return policy }, Audit: audit.NewHadoop(closer{io.Discard}, time.Second),
 		QueueSize: 1, QueueLowWatermark: 1, QueueExpiry: time.Hour, QueueFillers: 1})
 	if err != nil {
@@ -129,7 +134,8 @@ func rolledThere(t *testing.T, engine *migrate.Engine, source *kmsclient.Provide
 		t.Fatal(err)
 	}
 	alice := claviger.Caller{Principal: claviger.Principal{Name: "alice", Short: "alice"}}
-	if _, err := ring.Decrypt(t.Context(), alice, "plain", true, theirs[0]); theirs[0].Version != "plain@1" || !claviger.Is(err, claviger.Unavailable) {
+	if _, err := ring.Decrypt(t.Context(), alice, "plain", true, theirs[0]); theirs[0].Version != "plain@1" ||
+		!claviger.Is(err, claviger.Unavailable) {
 		t.Errorf("an EDEK of %s: %v, want it refused for now", theirs[0].Version, err)
 	}
 	if v, err := engine.Verify(t.Context()); err != nil || v.Different != 2 {

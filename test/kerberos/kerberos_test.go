@@ -43,17 +43,19 @@ func startKMSWith(t testing.TB, k *kdctest.KDC, krb5conf, keytab string, further
 	dir := t.TempDir()
 	s := &kms{t: t, audit: filepath.Join(dir, "audit.log")}
 	conf := hadoop.Conf{
-		"hadoop.kms.key.provider.uri":                   "jceks://file@" + filepath.Join(dir, "kms.keystore"),
-		"hadoop.kms.authentication.type":                "kerberos",
-		"hadoop.kms.authentication.kerberos.keytab":     keytab,
-		"hadoop.kms.authentication.kerberos.principal":  "HTTP/localhost",
-		"hadoop.kms.authentication.kerberos.name.rules": "RULE:[2:$1@$0](nn@EXAMPLE\\.COM)s/.*/hdfs/ RULE:[1:$1@$0](.*@EXAMPLE\\.COM)s/@.*//",
-		"hadoop.kms.http.host":                          "127.0.0.1",
-		"claviger.audit.file":                           s.audit,
+		"hadoop.kms.key.provider.uri":                  "jceks://file@" + filepath.Join(dir, "kms.keystore"),
+		"hadoop.kms.authentication.type":               "kerberos",
+		"hadoop.kms.authentication.kerberos.keytab":    keytab,
+		"hadoop.kms.authentication.kerberos.principal": "HTTP/localhost",
+		"hadoop.kms.authentication.kerberos.name.rules": "RULE:[2:$1@$0](nn@EXAMPLE\\.COM)s/.*/hdfs/ " +
+			"RULE:[1:$1@$0](.*@EXAMPLE\\.COM)s/@.*//",
+		"hadoop.kms.http.host": "127.0.0.1",
+		"claviger.audit.file":  s.audit,
 	}
 	maps.Copy(conf, further)
 	conf.Write(t, filepath.Join(dir, "kms-site.xml"))
-	hadoop.Conf{"default.key.acl.READ": "*", "default.key.acl.MANAGEMENT": "*"}.Write(t, filepath.Join(dir, "kms-acls.xml"))
+	hadoop.Conf{"default.key.acl.READ": "*", "default.key.acl.MANAGEMENT": "*"}.Write(t, filepath.Join(dir,
+		"kms-acls.xml"))
 	ready := filepath.Join(dir, "ready")
 	cmd := exec.Command(hadoop.Binary(t), "kms", "--conf", dir, "--http-port", "0", "--ready-file", ready)
 	cmd.Env = append(k.Env(), "KRB5_CONFIG="+krb5conf)
@@ -112,7 +114,8 @@ func (s *kms) negotiate(conf gssapi.InitiatorConfig) error {
 		return err
 	}
 	_ = resp.Body.Close()
-	answer, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(resp.Header.Get("WWW-Authenticate"), "Negotiate "))
+	answer, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(resp.Header.Get("WWW-Authenticate"),
+		"Negotiate "))
 	if err != nil || resp.StatusCode != http.StatusOK {
 		return fmt.Errorf("status %d; %w", resp.StatusCode, err)
 	}
@@ -151,7 +154,8 @@ func java(t testing.TB, k *kdctest.KDC, ccache, principal string, args ...string
 	classes := hadoop.Javac(t, cp, src)
 	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
 	defer cancel()
-	all := append([]string{"-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xmx128m", "-Djava.security.krb5.conf=" + k.Krb5Conf,
+	all := append([]string{"-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xmx128m", "-Djava.security.krb5.conf=" +
+		k.Krb5Conf,
 		"-cp", classes + string(os.PathListSeparator) + cp, "Login", ccache, principal}, args...)
 	cmd := exec.CommandContext(ctx, "java", all...)
 	cmd.Env = k.Env()
@@ -178,7 +182,8 @@ func TestWhoGetsIn(t *testing.T) {
 	curl := exec.Command("curl", "-sS", "-i", "--max-time", "30", "--negotiate", "-u", ":", s.names())
 	curl.Env = append(k.Env(), "KRB5CCNAME=FILE:"+alice)
 	out, err := curl.CombinedOutput()
-	if err != nil || !strings.Contains(string(out), "HTTP/1.1 200 OK") || !strings.Contains(string(out), `hadoop.auth="u=alice&p=alice@EXAMPLE.COM&t=kerberos-dt&`) {
+	if err != nil || !strings.Contains(string(out), "HTTP/1.1 200 OK") || !strings.Contains(string(out),
+		`hadoop.auth="u=alice&p=alice@EXAMPLE.COM&t=kerberos-dt&`) {
 		t.Errorf("curl: %v\n%s", err, out)
 	}
 	for _, c := range []struct{ what, ccache, principal, want string }{
@@ -187,7 +192,8 @@ func TestWhoGetsIn(t *testing.T) {
 		{"hadoop", nn, "nn/localhost", "u=hdfs&p=nn/localhost@EXAMPLE.COM&t=kerberos-dt&"},
 		{"raw", alice, "alice", " proved"},
 	} {
-		if got := java(t, k, c.ccache, c.principal, c.what, s.names()); !strings.HasPrefix(got, "200 []") || !strings.Contains(got, c.want) || strings.Contains(got, "not proved") {
+		if got := java(t, k, c.ccache, c.principal, c.what, s.names()); !strings.HasPrefix(got, "200 []") ||
+			!strings.Contains(got, c.want) || strings.Contains(got, "not proved") {
 			t.Errorf("%s as %s: %s", c.what, c.principal, got)
 		}
 	}
@@ -201,7 +207,8 @@ func TestWhoGetsIn(t *testing.T) {
 			t.Errorf("a Go client with %+v: %v", conf, err)
 		}
 	}
-	if log := since(t, s.audit, 0); strings.Contains(log, "Exception") || !strings.Contains(log, "user=nn/localhost@EXAMPLE.COM") {
+	if log := since(t, s.audit, 0); strings.Contains(log, "Exception") || !strings.Contains(log,
+		"user=nn/localhost@EXAMPLE.COM") {
 		t.Errorf("audit log:\n%s", log)
 	}
 }
@@ -221,7 +228,8 @@ func TestMultiScheme(t *testing.T) {
 	})
 	alice := k.Login(users, "alice")
 	for _, client := range []string{"jdk", "hadoop"} {
-		if got := java(t, k, alice, "alice", client, s.names()); !strings.HasPrefix(got, "200 []") || !strings.Contains(got, "u=alice&p=alice@EXAMPLE.COM&t=") {
+		if got := java(t, k, alice, "alice", client, s.names()); !strings.HasPrefix(got, "200 []") ||
+			!strings.Contains(got, "u=alice&p=alice@EXAMPLE.COM&t=") {
 			t.Errorf("%s: %s", client, got)
 		}
 	}
@@ -235,6 +243,30 @@ func TestMultiScheme(t *testing.T) {
 	}
 }
 
+// refused wants a token to be refused: with reason to the client and in one line of the audit log, with
+// explanation in the log alone.
+func refused(t *testing.T, s *kms, method, token string, status int, reason, explanation string) {
+	t.Helper()
+	lines, logged := len(since(t, s.audit, 0)), len(since(t, s.process.Log, 0))
+	got, body := s.send(method, token)
+	if got != status || method == http.MethodGet && !strings.Contains(body, reason) {
+		t.Errorf("status %d, want %d and %s:\n%s", got, status, reason, body)
+	}
+	line := since(t, s.audit, lines)
+	if !strings.Contains(line,
+		"UNAUTHENTICATED RemoteHost:127.0.0.1 Method:"+method+" URL:"+s.names()+" ErrorMsg:'"+reason) ||
+		strings.Count(line, "\n") != 1 {
+		t.Errorf("audit lines %q, want one with %s", line, reason)
+	}
+	// The same warning comes once a minute.
+	if log := since(t, s.process.Log, 0); !strings.Contains(log, explanation) {
+		t.Errorf("log %q, want %q", log[logged:], explanation)
+	}
+	if strings.Contains(body, explanation) {
+		t.Errorf("the caller is told what is for the operator: %s", body)
+	}
+}
+
 func TestWhoDoesNot(t *testing.T) {
 	hadoop.Require(t)
 	k := kdctest.StartRealm(t, realm)
@@ -245,25 +277,10 @@ func TestWhoDoesNot(t *testing.T) {
 	token := func(service string, more ...string) string {
 		return java(t, k, alice, "alice", append([]string{"token", service}, more...)...)
 	}
-	refused := func(t *testing.T, s *kms, method, token string, status int, reason, explanation string) {
-		t.Helper()
-		lines, logged := len(since(t, s.audit, 0)), len(since(t, s.process.Log, 0))
-		got, body := s.send(method, token)
-		if got != status || method == http.MethodGet && !strings.Contains(body, reason) {
-			t.Errorf("status %d, want %d and %s:\n%s", got, status, reason, body)
-		}
-		line := since(t, s.audit, lines)
-		if !strings.Contains(line, "UNAUTHENTICATED RemoteHost:127.0.0.1 Method:"+method+" URL:"+s.names()+" ErrorMsg:'"+reason) || strings.Count(line, "\n") != 1 {
-			t.Errorf("audit lines %q, want one with %s", line, reason)
-		}
-		// The same warning comes once a minute.
-		if log := since(t, s.process.Log, 0); !strings.Contains(log, explanation) {
-			t.Errorf("log %q, want %q", log[logged:], explanation)
-		}
-		if strings.Contains(body, explanation) {
-			t.Errorf("the caller is told what is for the operator: %s", body)
-		}
-	}
+	// It expires while the others are tried.
+	const life = 15 * time.Second
+	begun := time.Now()
+	brief := java(t, k, k.LoginFor(users, "alice", life), "alice", "token", "HTTP/localhost@"+realm)
 	const failure = "GSSException: Failure unspecified at GSS-API level (Mechanism level: "
 
 	t.Run("a replayed token", func(t *testing.T) {
@@ -272,41 +289,50 @@ func TestWhoDoesNot(t *testing.T) {
 			if status, body := s.send(http.MethodGet, one); status != http.StatusOK {
 				t.Fatalf("a fresh token: %d %s", status, body)
 			}
-			refused(t, s, http.MethodGet, one, http.StatusForbidden, failure+"Request is a replay (34))", "the same token came twice")
-			refused(t, s, http.MethodOptions, one, http.StatusForbidden, failure+"Request is a replay (34))", "the same token came twice")
+			refused(t, s, http.MethodGet, one, http.StatusForbidden, failure+"Request is a replay (34))",
+				"the same token came twice")
+			refused(t, s, http.MethodOptions, one, http.StatusForbidden, failure+"Request is a replay (34))",
+				"the same token came twice")
 		}
 	})
 	t.Run("a ticket for another service", func(t *testing.T) {
-		refused(t, s, http.MethodGet, token("ftp/localhost@"+realm), http.StatusForbidden, "GSSException: No valid credentials provided", "the ticket of alice@EXAMPLE.COM is for ftp/localhost@EXAMPLE.COM")
+		refused(t, s, http.MethodGet, token("ftp/localhost@"+realm), http.StatusForbidden,
+			"GSSException: No valid credentials provided",
+			"the ticket of alice@EXAMPLE.COM is for ftp/localhost@EXAMPLE.COM")
 	})
 	t.Run("a principal that no rule names", func(t *testing.T) {
 		foo := java(t, k, k.Login(users, "foo/localhost"), "foo/localhost", "token", "HTTP/localhost@"+realm)
-		refused(t, s, http.MethodGet, foo, http.StatusInternalServerError, "org.apache.hadoop.security.authentication.util.KerberosName$NoMatchingRule: No rules applied to foo/localhost@EXAMPLE.COM", "the ticket of foo/localhost@EXAMPLE.COM is good, but")
+		refused(t, s, http.MethodGet, foo, http.StatusInternalServerError,
+			"org.apache.hadoop.security.authentication.util.KerberosName$NoMatchingRule: No rules applied to "+
+				"foo/localhost@EXAMPLE.COM", "the ticket of foo/localhost@EXAMPLE.COM is good, but")
 	})
 	t.Run("a forged realm", func(t *testing.T) {
 		// Somebody's own KDC, which calls itself as it likes.
 		evil := kdctest.StartRealm(t, realm)
 		own := evil.Keytab("own.keytab", "hdfs", "HTTP/localhost")
 		forged := java(t, evil, evil.Login(own, "hdfs"), "hdfs", "token", "HTTP/localhost@"+realm)
-		refused(t, s, http.MethodGet, forged, http.StatusForbidden, failure+"Checksum failed", "the keytab lacks the key")
+		refused(t, s, http.MethodGet, forged, http.StatusForbidden, failure+"Checksum failed",
+			"the keytab lacks the key")
 		other := kdctest.StartRealm(t, "EVIL.ORG")
 		own = other.Keytab("own.keytab", "alice", "HTTP/localhost")
 		forged = java(t, other, other.Login(own, "alice"), "alice", "token", "HTTP/localhost@EVIL.ORG")
-		refused(t, s, http.MethodGet, forged, http.StatusForbidden, failure+"Checksum failed", "the keytab lacks the key")
+		refused(t, s, http.MethodGet, forged, http.StatusForbidden, failure+"Checksum failed",
+			"the keytab lacks the key")
 	})
 	t.Run("an expired ticket", func(t *testing.T) {
 		strict := startKMS(t, k, k.Conf("strict.conf", time.Second), keytab)
-		brief := k.LoginFor(users, "alice", 5*time.Second)
-		old := java(t, k, brief, "alice", "token", "HTTP/localhost@"+realm)
-		time.Sleep(7 * time.Second) // the ticket expires by the clock of another process
-		refused(t, strict, http.MethodGet, old, http.StatusForbidden, failure+"Ticket expired (32))", "the client has to log in anew")
+		time.Sleep(time.Until(begun.Add(life + 2*time.Second))) // it expires by the clock of another process
+		refused(t, strict, http.MethodGet, brief, http.StatusForbidden, failure+"Ticket expired (32))",
+			"the client has to log in anew")
 	})
 	t.Run("a key that has changed", func(t *testing.T) {
 		k.Admin("change_password -randkey HTTP/localhost")
-		refused(t, s, http.MethodGet, java(t, k, k.LoginFor(users, "alice", 30*time.Minute), "alice", "token", "HTTP/localhost@"+realm), http.StatusForbidden, failure+"Checksum failed", "the keytab lacks the key")
+		refused(t, s, http.MethodGet, java(t, k, k.LoginFor(users, "alice", 30*time.Minute), "alice", "token",
+			"HTTP/localhost@"+realm), http.StatusForbidden, failure+"Checksum failed", "the keytab lacks the key")
 		// The new key is taken from the keytab without a restart.
 		k.Admin("ktadd -norandkey -k " + keytab + " HTTP/localhost")
-		if status, body := s.send(http.MethodGet, java(t, k, k.LoginFor(users, "alice", 29*time.Minute), "alice", "token", "HTTP/localhost@"+realm)); status != http.StatusOK {
+		if status, body := s.send(http.MethodGet, java(t, k, k.LoginFor(users, "alice", 29*time.Minute), "alice",
+			"token", "HTTP/localhost@"+realm)); status != http.StatusOK {
 			t.Errorf("after the keytab got the new key: %d %s", status, body)
 		}
 	})
@@ -363,7 +389,8 @@ func (l *loginLab) login() (status int, body string) {
 	t := l.t
 	t.Helper()
 	l.life -= time.Minute // a file of its own: its ticket is of the key that the KDC has now
-	i, err := gssapi.NewInitiator(gssapi.InitiatorConfig{CCache: "FILE:" + l.realm.LoginFor(l.users, "alice", l.life), Target: "HTTP@localhost", SPNEGO: true})
+	i, err := gssapi.NewInitiator(gssapi.InitiatorConfig{CCache: "FILE:" + l.realm.LoginFor(l.users, "alice", l.life),
+		Target: "HTTP@localhost", SPNEGO: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -420,7 +447,8 @@ func TestReadinessOfLogins(t *testing.T) {
 	} {
 		change.do()
 		status, body := login()
-		if status != http.StatusForbidden || strings.Contains(body, keytab) || strings.Contains(body, filepath.Base(keytab)) {
+		if status != http.StatusForbidden || strings.Contains(body, keytab) || strings.Contains(body,
+			filepath.Base(keytab)) {
 			t.Errorf("keytab %s: %d %s", what, status, body)
 		}
 		check("keytab "+what, "keytab", false, change.want)

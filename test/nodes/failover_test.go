@@ -29,13 +29,15 @@ func TestLostByAFailover(t *testing.T) {
 	primary := pgtest.StartReplicated(t)
 	primary.Database(t)
 	standby := primary.Standby(t)
-	s := &site{conf: t.TempDir(), hsm: hadoop.NewHSM(t), store: fmt.Sprintf("postgresql://%s@%s,%s/test1?sslmode=disable", pgtest.Superuser, primary.Addr, standby.Addr)}
+	s := &site{conf: t.TempDir(), hsm: hadoop.NewHSM(t),
+		store: fmt.Sprintf("postgresql://%s@%s,%s/test1?sslmode=disable", pgtest.Superuser, primary.Addr, standby.Addr)}
 	s.write(t, hadoop.Conf{"claviger.delete.soft": "true"})
 	first, second := s.start(t), s.start(t)
 	one, two := first.client(t), second.client(t)
 	create := func(key string) {
 		t.Helper()
-		if _, err := one.Create(ctx, provider.Spec{Name: key, Cipher: claviger.DefaultCipher, BitLength: 128}); err != nil {
+		if _, err := one.Create(ctx, provider.Spec{Name: key, Cipher: claviger.DefaultCipher,
+			BitLength: 128}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -90,7 +92,8 @@ func TestLostByAFailover(t *testing.T) {
 		listsKept(t, what, clients[what])
 	}
 	var found struct{ Digest string }
-	if out := hadoop.Claviger(t, s.hsm.Env, "hsm", "adopt", "--conf", s.conf, "--all", "--dry-run", "-o", "json"); json.Unmarshal([]byte(out), &found) != nil || found.Digest == "" {
+	if out := hadoop.Claviger(t, s.hsm.Env, "hsm", "adopt", "--conf", s.conf, "--all", "--dry-run", "-o",
+		"json"); json.Unmarshal([]byte(out), &found) != nil || found.Digest == "" {
 		t.Fatalf("what can be adopted: %s", out)
 	}
 	hadoop.Claviger(t, s.hsm.Env, "hsm", "adopt", "--conf", s.conf, "--all", "--confirm", found.Digest)
@@ -133,7 +136,8 @@ func closedAt(t *testing.T, what string, n *kmsclient.Provider, sealed map[strin
 	t.Helper()
 	ctx := t.Context()
 	refused := func(err error) bool {
-		return err != nil && (strings.Contains(err.Error(), "503") || strings.Contains(err.Error(), "claviger hsm adopt"))
+		return err != nil && (strings.Contains(err.Error(), "503") || strings.Contains(err.Error(),
+			"claviger hsm adopt"))
 	}
 	for key, e := range sealed {
 		if key == "old" {
@@ -157,7 +161,8 @@ func closedAt(t *testing.T, what string, n *kmsclient.Provider, sealed map[strin
 			t.Errorf("%s, %s of the lost key: %v", what, asked, err)
 		}
 	}
-	if v, err := n.Create(ctx, provider.Spec{Name: "new", Cipher: claviger.DefaultCipher, BitLength: 128}); !refused(err) {
+	if v, err := n.Create(ctx, provider.Spec{Name: "new", Cipher: claviger.DefaultCipher,
+		BitLength: 128}); !refused(err) {
 		t.Errorf("%s, making the lost key: %+v, %v", what, v, err)
 	}
 	if v, err := n.Roll(ctx, "rolled", nil); !refused(err) {
@@ -183,7 +188,8 @@ func writesAgain(t *testing.T, what string, n *node) {
 func listsKept(t *testing.T, what string, n *kmsclient.Provider) {
 	t.Helper()
 	ctx := t.Context()
-	if names, err := n.Keys(ctx); err != nil || !slices.Equal(slices.Sorted(slices.Values(names)), []string{"old", "rolled"}) {
+	if names, err := n.Keys(ctx); err != nil || !slices.Equal(slices.Sorted(slices.Values(names)), []string{"old",
+		"rolled"}) {
 		t.Errorf("%s lists %v, %v", what, names, err)
 	}
 	if list, err := n.Metadata(ctx, "old", "new"); err != nil || list[0] == nil || list[1] != nil {

@@ -42,7 +42,8 @@ func TestDeletedKeyCloses(t *testing.T) {
 	here, there := s.start(t).client(t), node2.client(t)
 	edeks := map[string][]claviger.EDEK{}
 	for _, key := range []string{"listen", "cut", "stays"} {
-		if _, err := here.Create(ctx, provider.Spec{Name: key, Cipher: claviger.DefaultCipher, BitLength: 128}); err != nil {
+		if _, err := here.Create(ctx, provider.Spec{Name: key, Cipher: claviger.DefaultCipher,
+			BitLength: 128}); err != nil {
 			t.Fatal(err)
 		}
 		e, err := here.Generate(ctx, key, 1)
