@@ -6,11 +6,10 @@ import (
 	"time"
 )
 
-// ClockMargin is how far a process's clock and its store's may be apart before one of
-// the two is taken for wrong.
+// ClockMargin is how far the clocks of a process and its store may differ before one of them counts as wrong.
 const ClockMargin = time.Minute
 
-// Clock compares this process's clock with the one that all users of a store share.
+// Clock compares this process's clock with the clock of a store, which all its users share.
 type Clock interface {
 	// Clocks reads both.
 	Clocks(ctx context.Context) (Clocks, error)
@@ -19,20 +18,20 @@ type Clock interface {
 // Clocks are two clocks that were read together.
 type Clocks struct {
 	Here time.Time // this process's
-	// There is the store's. A store that has none takes the newest time that was written
-	// into it for the lower bound of what its clock would show.
+	// There is the store's. For a store without a clock it is the newest time that was
+	// written into the store, a lower bound of the true time.
 	There time.Time
-	Whose string // what There is, in words: "PostgreSQL's clock"
-	// Bound: There is such a bound and no clock. It may have been written by this host's own
-	// clock, while that was ahead.
+	Whose string // names There: "PostgreSQL's clock"
+	// Bound: There is such a lower bound. This host's own clock may have written it while
+	// that clock was ahead.
 	Bound bool
-	// Ahead is how far this process's clock is ahead of the store's at least: what the
-	// round trip leaves open is not counted. Negative: it is behind.
+	// Ahead is by how much, at least, this process's clock is ahead of the store's: the
+	// time of the round trip is not counted. Negative: it is behind.
 	Ahead time.Duration
 }
 
-// Compare returns the clocks where the store's, called whose, showed there at a moment
-// between asked and answered of this process's clock.
+// Compare returns the clocks when the store's clock, called whose, showed the time there at some moment
+// between asked and answered, which this process's clock showed.
 func Compare(asked, there, answered time.Time, whose string) Clocks {
 	c := Clocks{Here: answered, There: there, Whose: whose}
 	switch {
@@ -44,7 +43,7 @@ func Compare(asked, there, answered time.Time, whose string) Clocks {
 	return c
 }
 
-// Earliest is the earlier of the two: what has passed by it has passed by both.
+// Earliest is the earlier of the two: a time that is before it is past by both clocks.
 func (c Clocks) Earliest() time.Time {
 	if c.There.Before(c.Here) {
 		return c.There

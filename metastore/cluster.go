@@ -7,10 +7,9 @@ import (
 	"claviger/secret"
 )
 
-// Cluster is what several nodes share beside keys, so that any of them can answer
-// any request. PostgreSQL does all of it; ZooKeeper (package zookeeper) does
-// Delegations and Signers, in Hadoop's own layout. SQLite does Delegations, for
-// the one node that it is the store of, over its restarts.
+// Cluster is what several nodes share beside keys, so that any of them can answer any request. PostgreSQL
+// implements all of it. ZooKeeper (package zookeeper) implements Delegations and Signers, in Hadoop's own
+// layout. SQLite implements Delegations for its one node, whose tokens then survive a restart.
 type Cluster interface {
 	Delegations
 	Signers
@@ -20,16 +19,16 @@ type Cluster interface {
 // MasterKey makes the passwords of delegation tokens.
 type MasterKey struct {
 	ID      int32
-	Expires time.Time // whole milliseconds; then no token that it made is good any more
+	Expires time.Time // whole milliseconds; the tokens that it made are valid until then at most
 	Key     secret.Bytes
 }
 
 // Delegation is an issued delegation token.
 type Delegation struct {
-	Sequence   int32  // of the identifier; the token is found by it
+	Sequence   int32  // of the identifier; tokens are looked up by it
 	Identifier []byte // Hadoop's bytes, see package authn
 	Password   secret.Bytes
-	Renew      time.Time // whole milliseconds; good until then, unless renewed
+	Renew      time.Time // whole milliseconds; valid until then, unless renewed
 }
 
 // Delegations keeps delegation tokens and the keys that made them.
@@ -44,30 +43,30 @@ type Delegations interface {
 	PutMasterKey(ctx context.Context, k MasterKey) error
 	// MasterKeys returns all keys, by ID.
 	MasterKeys(ctx context.Context) ([]MasterKey, error)
-	// RemoveMasterKey takes a key away, if it is there.
+	// RemoveMasterKey removes a key, if it exists.
 	RemoveMasterKey(ctx context.Context, id int32) error
 	// PutDelegation writes a token, or replaces the one of its Sequence.
 	PutDelegation(ctx context.Context, d Delegation) error
-	// RenewDelegation changes Renew of a token that is still there; ok is false
-	// where it is not, so that a renewal can't revive what another node cancelled.
+	// RenewDelegation changes Renew of a token. ok is false where the token does not exist,
+	// so a renewal cannot bring back a token that another node has cancelled.
 	RenewDelegation(ctx context.Context, sequence int32, renew time.Time) (ok bool, err error)
-	// Delegation returns a token as every node sees it now: what another node has
-	// cancelled before the call is not found. ok is false where there is none.
+	// Delegation returns the current state of a token: a token that any node has cancelled
+	// before the call is not found. ok is false where there is none.
 	Delegation(ctx context.Context, sequence int32) (d Delegation, ok bool, err error)
-	// RemoveDelegation takes a token away; ok is false where there was none.
+	// RemoveDelegation removes a token; ok is false where there was none.
 	RemoveDelegation(ctx context.Context, sequence int32) (ok bool, err error)
-	// RemoveExpired takes away tokens whose Renew is before a time, and returns how
-	// many they were. Several nodes may do it at once.
+	// RemoveExpired removes the tokens whose Renew is before a time, and returns their
+	// number. Several nodes may call it at once.
 	RemoveExpired(ctx context.Context, before time.Time) (int, error)
-	// Identifiers calls fn with the Identifier of each token that is kept, in no order.
-	// It reads them all, so it is not for each request.
+	// Identifiers calls fn with the Identifier of each token, in no order. It reads all
+	// tokens, so it is too slow to be called for each request.
 	Identifiers(ctx context.Context, fn func(identifier []byte)) error
-	// CountDelegations returns how many tokens are kept, expired ones that nobody has
-	// removed yet among them.
+	// CountDelegations returns the number of tokens, including expired ones that no node has
+	// removed yet.
 	CountDelegations(ctx context.Context) (int, error)
 }
 
-// SignerSecrets are the secrets that sign cookies, as all nodes agree on them.
+// SignerSecrets are the secrets that sign cookies. All nodes use the same ones.
 type SignerSecrets struct {
 	Next, Current secret.Bytes
 	Previous      secret.Bytes // nil: none yet
@@ -79,10 +78,10 @@ type SignerSecrets struct {
 // Signers keeps the secrets that sign cookies. Nodes roll them without a leader:
 // each tries to write the next state, and one wins.
 type Signers interface {
-	// SignerSecrets returns what is there; ok is false where nothing is.
+	// SignerSecrets returns the current state; ok is false where none is written yet.
 	SignerSecrets(ctx context.Context) (s SignerSecrets, ok bool, err error)
-	// SwapSignerSecrets writes s if the store's version is still s.Version (0: if
-	// nothing is there); ok is false where another node was first.
+	// SwapSignerSecrets writes s if the store's version is still s.Version (0: none is
+	// written yet); ok is false where another node was first.
 	SwapSignerSecrets(ctx context.Context, s SignerSecrets) (ok bool, err error)
 }
 
@@ -94,44 +93,44 @@ const (
 	Created     Change = "created"
 	Rolled      Change = "rolled"
 	Deleted     Change = "deleted"
-	Invalidated Change = "invalidated" // caches are to forget it; nothing has changed
+	Invalidated Change = "invalidated" // nothing has changed, but caches must forget the key
 )
 
-// Notice tells nodes of a change that one of them made.
+// Notice reports a change that a node has made.
 type Notice struct {
 	Key    string // "": any key may have changed, since notices may have been lost
 	Change Change
 }
 
-// Notices carries changes from node to node at once. Whoever needs to be sure
-// asks the store: a notice may come late, and after a broken connection only as
-// "any key". Insert, Append and Remove of Keys tell their own changes.
+// Notices carries changes from node to node at once. A notice may come late, and after a broken connection only
+// as "any key", so code that must be certain reads the store. Insert, Append and Remove of Keys announce their
+// own changes.
 type Notices interface {
-	// Announce tells the other nodes, and this one.
+	// Announce sends a notice to the other nodes, and to this one.
 	Announce(ctx context.Context, n Notice) error
-	// Watch calls fn for each notice, one after the other, until ctx ends. It
-	// connects anew by itself, and then sends a notice without a key. It returns
-	// nil after ctx has ended, an error where watching can't begin.
+	// Watch calls fn for each notice, one after the other, until ctx ends. It connects
+	// again by itself, and then calls fn with a notice without a key. It returns nil after
+	// ctx has ended, and an error where watching cannot begin.
 	Watch(ctx context.Context, fn func(Notice)) error
 }
 
-// Hearing tells how well a store hears of what other nodes change.
+// Hearing says how recent the notices of a store are.
 type Hearing interface {
-	// Heard is the time before which each change, whichever node made it, has been told
-	// to Watch's fn; zero where nothing was heard yet. It stands still while the store
-	// can't be reached. It is for each request: it asks nothing.
+	// Heard returns a time: every change that any node made before it was passed to Watch's
+	// fn. It is zero where none was passed yet, and stands still while the store cannot be
+	// reached. It sends no query, so it is cheap enough to be called for each request.
 	Heard() time.Time
 }
 
-// Seen is how something that was asked of a store ended.
+// Seen is the result of a query or a change of a store.
 type Seen struct {
 	At   time.Time // when it ended
 	Took time.Duration
-	Err  error // nil: all was well
+	Err  error // nil: it succeeded
 }
 
-// Watched is a store that remembers how it did, and that can be asked whether it takes
-// changes. Its Last methods ask nothing; ok is false where nothing was asked yet.
+// Watched is a store that remembers its last results, and that can test whether it takes changes. LastRead and
+// LastWrite send no query; ok is false where there is no result yet.
 type Watched interface {
 	LastRead() (s Seen, ok bool)
 	LastWrite() (s Seen, ok bool)
@@ -139,19 +138,19 @@ type Watched interface {
 	CheckWrites(ctx context.Context) error
 }
 
-// Replicated is a store that has copies which may take its place, and may be behind.
+// Replicated is a store with copies that may take its place, and that may be behind.
 type Replicated interface {
-	// Followed waits until the copies that follow now have what was committed before the call.
-	// It does not wait for one that is away, nor where the store is not told how far they are.
-	// The error says that ctx ended before, or that the store did not answer.
+	// Followed waits until the copies that are connected now have all that was committed before
+	// the call. It does not wait for a copy that is not connected, nor where the store does not
+	// know how far its copies are. The error says that ctx ended before, or that the store did
+	// not answer.
 	Followed(ctx context.Context) error
 }
 
-// Epochs tell whether what is remembered of a key is still true. A store whose
-// keys other nodes change has them.
+// Epochs show whether a cached key is still current. A store that other nodes change implements them.
 type Epochs interface {
-	// Epoch returns a number that differs after each change of the key (Insert,
-	// Append, Remove), whoever made it; 0 where there is no such key. What was
-	// changed before the call is seen by it.
+	// Epoch returns a number that differs after each change of the key (Insert, Append,
+	// Remove) by any node; 0 where there is no such key. It covers all changes before
+	// the call.
 	Epoch(ctx context.Context, key string) (int64, error)
 }

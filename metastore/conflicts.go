@@ -11,10 +11,9 @@ import (
 // settingConflicts is the setting of Conflicts: a JSON object of lists.
 const settingConflicts = "sources.conflicts"
 
-// Conflicts are the versions of migrated keys, by the source's URI, whose names the source
-// has given to versions of its own since: an EDEK of such a name may be of either. Whoever
-// compares the source with the keys here keeps them, since the source may be silent, or no
-// longer configured, when the EDEK comes.
+// Conflicts returns, by the URI of the source, the versions of migrated keys whose names the source has given
+// to versions of its own since the migration: an EDEK with such a name may belong to either. Each comparison
+// with the source stores them, because the source may not answer, or not be configured, when the EDEK comes.
 func Conflicts(ctx context.Context, s Settings) (map[string][]string, error) {
 	text, ok, err := s.Setting(ctx, settingConflicts)
 	if err != nil || !ok {

@@ -13,28 +13,28 @@ import (
 
 // Settings that belong to a store and not to what it holds.
 const (
-	// SettingMoved says where a store was moved to (JSON of Moved): nothing is served from
-	// it any more.
+	// SettingMoved says where a store was moved to (JSON of Moved). No server uses the store
+	// after that.
 	SettingMoved = "store.moved"
 	// SettingChanges counts the changes of a store in a file.
 	SettingChanges = "store.changes"
-	// SettingProbe is written to see whether a store takes changes.
+	// SettingProbe is written to test whether a store takes changes.
 	SettingProbe = "probe.write"
 	// SettingBackup marks a file that was written as a backup, with the time (RFC 3339).
 	SettingBackup = "backup.made"
 )
 
-// Table is a table that the stores have in common. What is in it is copied row by row,
-// with the numbers that the store gave its rows: their order has a meaning.
+// Table is a table that the stores have in common. It is copied row by row, with the numbers that the store
+// gave its rows, because their order has a meaning.
 type Table struct {
 	Name    string
 	Columns []string
 	Order   string // of its rows; the same in each store
-	Serial  string // the column that the store numbers, if one is
+	Serial  string // the column that the store numbers; "" for none
 }
 
-// Tables are those that are copied, each after those that its rows refer to. The columns
-// of lists (ids and objects of intents) are JSON.
+// Tables are the tables that are copied, each after the tables that its rows refer to. Columns that hold a list
+// (ids and objects of intents) are JSON.
 var Tables = []Table{
 	{"ez_key", []string{"id", "name", "cipher", "bit_length", "description", "attributes", "created"}, "id", "id"},
 	{"key_version", []string{"key_id", "seq", "id", "object", "created", "check_value"}, "key_id, seq", ""},
@@ -52,12 +52,12 @@ var Tables = []Table{
 	{"delegation", []string{"sequence", "identifier", "password", "renew"}, "sequence", ""},
 }
 
-// Content is all that a store holds, at one moment, delegation tokens and the keys that
-// made them among it. It is as secret as the store.
+// Content is all that a store holds at one moment, including delegation tokens and the keys that made them. It
+// is as secret as the store.
 type Content struct {
-	// Rows are those of each table, in its order: int64, string, []byte, and nil.
+	// Rows are the rows of each table, in its order; a value is an int64, string, []byte or nil.
 	Rows map[string][][]any
-	// NextToken and NextMasterKey are numbers that no delegation token and no key has had.
+	// NextToken and NextMasterKey are the next numbers of delegation tokens and their keys.
 	NextToken, NextMasterKey int64
 }
 
@@ -69,14 +69,14 @@ type Movable interface {
 	Fill(ctx context.Context, c *Content) error
 }
 
-// Tidy leaves out the settings of the store itself.
+// Tidy removes the settings of the store itself.
 func (c *Content) Tidy() {
 	c.Rows["setting"] = slices.DeleteFunc(c.Rows["setting"], func(row []any) bool {
 		return slices.Contains([]any{SettingMoved, SettingChanges, SettingProbe, SettingBackup}, row[0])
 	})
 }
 
-// Empty tells whether there is nothing but what a new store has.
+// Empty reports whether there is nothing but the content of a new store.
 func (c *Content) Empty() bool {
 	for name, rows := range c.Rows {
 		for _, row := range rows {
@@ -88,7 +88,7 @@ func (c *Content) Empty() bool {
 	return true
 }
 
-// Differ says in which tables a copy differs; nil: in none. Its next numbers may be higher.
+// Differ returns the tables in which the copy o differs; nil for none. The next numbers of o may be higher.
 func (c *Content) Differ(o *Content) (tables []string) {
 	for _, t := range Tables {
 		if len(c.Rows[t.Name])+len(o.Rows[t.Name]) > 0 && !reflect.DeepEqual(c.Rows[t.Name], o.Rows[t.Name]) {
@@ -107,7 +107,7 @@ type Moved struct {
 	At time.Time `json:"at"`
 }
 
-// MovedTo returns where a store was moved to, nil where it was not.
+// MovedTo returns the mark of a store that was moved, or nil.
 func MovedTo(ctx context.Context, s Settings) (*Moved, error) {
 	text, ok, err := s.Setting(ctx, SettingMoved)
 	if err != nil || !ok || text == "" {
@@ -125,10 +125,10 @@ func ParseMoved(text string) (*Moved, error) {
 	return m, nil
 }
 
-// ClearMoved has a store served again that was moved, since the other place is lost.
+// ClearMoved removes the mark of a move, so that servers may use the store again: the other place is lost.
 func ClearMoved(ctx context.Context, s Settings) error { return s.SetSetting(ctx, SettingMoved, "") }
 
-// SetMoved has nothing served from a store any more.
+// SetMoved marks a store as moved, so that no server uses it any more.
 func SetMoved(ctx context.Context, s Settings, to string) error {
 	text, err := json.Marshal(Moved{To: to, At: time.Now().UTC().Truncate(time.Second)})
 	if err != nil {

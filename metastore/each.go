@@ -5,21 +5,21 @@ import (
 	"slices"
 )
 
-// eachAtOnce is how many keys Each reads by one Get.
+// eachAtOnce is the number of keys that Each reads by one Get.
 const eachAtOnce = 256
 
 type asItIs struct{}
 
-// AsItIs has reads with ctx tell what a store has, also where it is known to lack
-// changes that were acknowledged, and is in doubt of all that it does not have. It is
-// for comparing a store with a token, never for an answer to a client.
+// AsItIs returns a context for reads that return the store's content as it is, even where the store is known to
+// lack acknowledged changes and other reads fail. It is for comparing a store with a token, and never for an
+// answer to a client.
 func AsItIs(ctx context.Context) context.Context { return context.WithValue(ctx, asItIs{}, true) }
 
-// IsAsItIs is for stores.
+// IsAsItIs reports whether ctx comes from AsItIs. Stores call it.
 func IsAsItIs(ctx context.Context) bool { return ctx.Value(asItIs{}) != nil }
 
-// Each calls fn with every key that a store has, see AsItIs, by name. A key that is
-// deleted meanwhile may be left out, and so may one that is made meanwhile.
+// Each calls fn with every key of a store, by name; see AsItIs. Keys that are made or deleted during the call may
+// be left out.
 func Each(ctx context.Context, s Keys, fn func(*Key)) error {
 	ctx = AsItIs(ctx)
 	names, err := s.Names(ctx)

@@ -2,12 +2,12 @@ package metastore
 
 import "context"
 
-// Holder is implemented by a store whose locks can be lost while they are held:
-// one that is reached over a network.
+// Holder is implemented by a store that can lose a lock while it is held, because the store is reached over a
+// network.
 type Holder interface {
-	// Hold is Lock, or TryLock where wait is false, for who must stop where the lock
+	// Hold is Lock, or TryLock where wait is false, for work that must stop when the lock
 	// is lost: held ends then, with a cause of kind Unavailable that names the lock.
-	// It ends with ctx, too, and at unlock.
+	// It also ends with ctx, and at unlock.
 	Hold(ctx context.Context, name string, wait bool) (held context.Context, unlock func(), ok bool, err error)
 }
 
@@ -17,9 +17,8 @@ type Locks interface {
 	TryLock(ctx context.Context, name string) (unlock func(), ok bool, err error)
 }
 
-// Hold takes a named lock of a store and returns the context under which to work:
-// it ends where the lock is lost. ok is false where another has the lock and wait
-// is false.
+// Hold takes a named lock of a store and returns the context for the work under it, which ends when the lock is
+// lost. ok is false where the lock is taken and wait is false.
 func Hold(ctx context.Context, s Locks, name string, wait bool) (held context.Context, unlock func(), ok bool,
 	err error) {
 	if h, can := s.(Holder); can {

@@ -25,14 +25,14 @@ import (
 // FileName is the name of a metastore file that no property names.
 const FileName = "claviger.db"
 
-// Location is where the metastore is.
+// Location is where a configuration has its metastore.
 type Location struct {
 	URI      string
 	File     string // of an SQLite store; "" otherwise
 	property hadoopconf.Property
 }
 
-// named puts the property before an error about the store.
+// Wrap puts the property and its line before an error about the store. nil stays nil.
 func (p Location) Wrap(err error) error {
 	if err == nil {
 		return nil
@@ -40,7 +40,7 @@ func (p Location) Wrap(err error) error {
 	return fmt.Errorf("%s: property %s: %w", p.Where(), hadoopconf.MetastoreURI, err)
 }
 
-// where says which line names the store, or why it is where it is.
+// Where names the line that sets the location, or says that it is the default.
 func (p Location) Where() string {
 	if p.property.File == "" {
 		return "built-in default, beside the keystore file of " + hadoopconf.ProviderURI
@@ -48,7 +48,7 @@ func (p Location) Where() string {
 	return p.property.Where()
 }
 
-// missing tells whether the store is a file that is not there.
+// Missing reports whether the store is a file that does not exist.
 func (p Location) Missing() bool {
 	if p.File == "" {
 		return false
@@ -57,14 +57,13 @@ func (p Location) Missing() bool {
 	return errors.Is(err, fs.ErrNotExist)
 }
 
-// Of is where the configuration has the metastore. The place depends on
-// the files of the configuration alone, never on the user who calls, his HOME or his
-// working folder: two commands with one --conf must not see two stores.
+// Of returns the location of a configuration's metastore. It depends on the configuration files only, and not
+// on the user, HOME or the working folder: two commands with one --conf must not use two stores.
 func Of(conf *hadoopconf.Conf) (Location, error) {
 	uri, set := conf.Get(hadoopconf.MetastoreURI)
 	p, _ := conf.Lookup(hadoopconf.MetastoreURI)
 	if !set {
-		return defaultPlace(conf)
+		return byDefault(conf)
 	}
 	place, err := Parse(uri)
 	if err != nil {
@@ -96,8 +95,8 @@ func Parse(uri string) (Location, error) {
 		"nodes postgresql://USER@HOST:PORT/DATABASE", of)
 }
 
-// defaultPlace is beside the file that the first provider's URI names.
-func defaultPlace(conf *hadoopconf.Conf) (Location, error) {
+// byDefault returns the location beside the file that the first provider's URI names.
+func byDefault(conf *hadoopconf.Conf) (Location, error) {
 	const cure = "set it in kms-site.xml to sqlite:///var/lib/claviger/claviger.db, or for several nodes to " +
 		"postgresql://USER@HOST:PORT/DATABASE"
 	list, err := provider.SplitURIs(conf.String(hadoopconf.ProviderURI))
@@ -115,8 +114,8 @@ func defaultPlace(conf *hadoopconf.Conf) (Location, error) {
 	return place, place.notForgotten()
 }
 
-// notForgotten refuses a default place without a store where an earlier version,
-// whose default was the caller's home folder, has left one.
+// notForgotten refuses the default location where it holds no store and the user's home folder, the default of
+// earlier versions, holds one.
 func (p Location) notForgotten() error {
 	if !p.Missing() {
 		return nil
@@ -133,7 +132,7 @@ func (p Location) notForgotten() error {
 	return nil
 }
 
-// homes are the folders that ${user.home} stood for in earlier versions.
+// homes returns the folders that were the default in earlier versions.
 func homes() []string {
 	var list []string
 	if home := os.Getenv("HOME"); filepath.IsAbs(home) {
@@ -180,22 +179,21 @@ func Open(ctx context.Context, conf *hadoopconf.Conf, o Options) (metastore.Stor
 	return place.unlessMoved(ctx, st, err)
 }
 
-// ErrNone: there is no metastore to read.
+// ErrNone says that there is no metastore.
 var ErrNone = errors.New("there is no metastore yet")
 
-// MakeNone is the Creator of commands that change a metastore and make none.
+// MakeNone is the Creator that always refuses.
 func MakeNone(_ context.Context, uri string) error {
 	return fmt.Errorf("%w at %s", ErrNone, strings.TrimPrefix(uri, "sqlite://"))
 }
 
-// OpenExisting opens the metastore for changes, and makes none where there is none.
+// OpenExisting opens the metastore for changes. Where there is none, the error is ErrNone.
 func OpenExisting(ctx context.Context, conf *hadoopconf.Conf, log *slog.Logger) (metastore.Store, error) {
 	return Open(ctx, conf, Options{Create: MakeNone, Log: log})
 }
 
-// OpenReadOnly opens the metastore for a command that only looks. Such a command may be
-// run by another user than the server's, so it writes nothing and makes no file.
-// ErrNone where there is none.
+// OpenReadOnly opens the metastore for a command that only reads. Another user than the server's may run such a
+// command, so it writes nothing and makes no file. Where there is no metastore, the error is ErrNone.
 func OpenReadOnly(ctx context.Context, conf *hadoopconf.Conf, log *slog.Logger) (metastore.Store, error) {
 	place, err := Of(conf)
 	if err != nil {
@@ -214,7 +212,7 @@ func OpenReadOnly(ctx context.Context, conf *hadoopconf.Conf, log *slog.Logger) 
 	return place.unlessMoved(ctx, st, err)
 }
 
-// OpenEmpty stands for a store that is not there, while a command looks.
+// OpenEmpty returns an empty store for a command that reads where there is no metastore.
 func OpenEmpty(ctx context.Context, conf *hadoopconf.Conf) (metastore.Store, error) {
 	place, err := Of(conf)
 	if err != nil {
@@ -228,7 +226,7 @@ func IsPostgres(uri string) bool {
 	return strings.HasPrefix(uri, "postgresql://") || strings.HasPrefix(uri, "postgres://")
 }
 
-// Read has work look into the metastore, if there is one.
+// Read opens the metastore read-only for the function work. Where there is none, the error is ErrNone.
 func Read(ctx context.Context, conf *hadoopconf.Conf, work func(metastore.Store) error) error {
 	store, err := OpenReadOnly(ctx, conf, slog.New(slog.DiscardHandler))
 	if err != nil {
@@ -237,7 +235,7 @@ func Read(ctx context.Context, conf *hadoopconf.Conf, work func(metastore.Store)
 	return errors.Join(work(store), store.Close())
 }
 
-// unlessMoved hands on an opened store, and closes one that was moved.
+// unlessMoved returns the result of opening the store, but closes and refuses a store that was moved.
 func (p Location) unlessMoved(ctx context.Context, st metastore.Store, err error) (metastore.Store, error) {
 	if err != nil {
 		return nil, p.Wrap(err)
@@ -248,14 +246,13 @@ func (p Location) unlessMoved(ctx context.Context, st metastore.Store, err error
 	return st, nil
 }
 
-// notMoved refuses a store that was moved: what is made in it is missing at the other.
+// notMoved refuses a store that was moved: keys that it got now would be missing in the other store.
 func (p Location) notMoved(ctx context.Context, st metastore.Store) error {
 	m, err := metastore.MovedTo(ctx, st)
 	if err != nil || m == nil {
 		return p.Wrap(err)
 	}
 	return p.Wrap(fmt.Errorf("metastore %s was moved to %s at %s (claviger metastore copy): name that one by %s. "+
-		"Where it is lost, with its backups, this one can be used again (docs/nodes.md, From SQLite to PostgreSQL, "+
-		"and back)",
-		st.URI(), m.To, m.At.Format(time.RFC3339), hadoopconf.MetastoreURI))
+		"Where it is lost, with its backups, this one can be used again (docs/nodes.md, From SQLite to PostgreSQL, and "+
+		"back)", st.URI(), m.To, m.At.Format(time.RFC3339), hadoopconf.MetastoreURI))
 }

@@ -22,14 +22,13 @@ import (
 const (
 	// SeenName is the name of the file that no property names.
 	SeenName = "claviger.seen.json"
-	// seenNone is the value of the property that keeps nothing.
+	// seenNone is the value of the property that turns the recording off.
 	seenNone = "none"
 )
 
-// SeenFile is where this node keeps what it has seen of a metastore of several nodes;
-// "" where it keeps nothing. A folder that is named must be there and be writable; one
-// that no property names may be otherwise, for a keystore file can lie in a folder that
-// the server does not write to.
+// SeenFile returns the file in which this node records what it has seen of a metastore of several nodes; "" where
+// it records nothing. Where a property names the file, its folder must exist and be writable. Where none does, a
+// folder that is not writable means "": a keystore file may be in a folder to which the server does not write.
 func SeenFile(conf *hadoopconf.Conf, log *slog.Logger) (string, error) {
 	if !IsPostgres(conf.String(hadoopconf.MetastoreURI)) {
 		return "", nil
@@ -58,17 +57,16 @@ func SeenFile(conf *hadoopconf.Conf, log *slog.Logger) (string, error) {
 	return filepath.Clean(path), nil
 }
 
-// UsesName is the file in which a node keeps, beside what it has seen, the uses of sources
-// that the metastore did not take.
+// UsesName is the name of the file of Uses, which is in the folder of SeenFile.
 const UsesName = "claviger.uses.json"
 
-// usesMost bounds that file: as many counters as there are, with long names.
+// usesMost bounds the file of Uses, in bytes: it has room for all counters with long names.
 const usesMost = 64 << 20
 
 // Uses is the file in which a node keeps the uses of sources that the metastore did not take.
 type Uses struct{ path string }
 
-// OpenUses returns the node's file of uses; false where the node keeps nothing of its metastore.
+// OpenUses returns the node's file of uses; false where SeenFile is "".
 func OpenUses(conf *hadoopconf.Conf) (Uses, bool, error) {
 	seen, err := SeenFile(conf, slog.New(slog.DiscardHandler)) // opening the store has logged its warnings
 	if err != nil || seen == "" {
@@ -86,7 +84,7 @@ func (u Uses) Load() (list []metastore.Use, err error) {
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = f.Close() }() // it is read alone
+	defer func() { _ = f.Close() }() // the file is only read
 	text, err := io.ReadAll(io.LimitReader(f, usesMost))
 	if err == nil {
 		err = json.Unmarshal(text, &list)
@@ -110,8 +108,8 @@ func (u Uses) Keep(list []metastore.Use) error {
 	return durable.Replace(u.path, text, 0o600)
 }
 
-// besideKeystore is a file's place beside the keystore file of the first provider; ""
-// where its URI names none, of which the provider tells if that is wrong.
+// besideKeystore returns the path of a file beside the keystore file of the first provider; "" where the
+// provider's URI names no file. Opening the provider reports a URI that is wrong.
 func besideKeystore(conf *hadoopconf.Conf, name string) string {
 	list, err := provider.SplitURIs(conf.String(hadoopconf.ProviderURI))
 	if err != nil || len(list) == 0 {
@@ -125,7 +123,7 @@ func besideKeystore(conf *hadoopconf.Conf, name string) string {
 	return filepath.Join(filepath.Dir(keystore), name)
 }
 
-// writableFolder tells why no file can be made in a folder.
+// writableFolder returns an error where this process cannot make a file in a folder.
 func writableFolder(path string) error {
 	st, err := os.Stat(path)
 	if err != nil {
