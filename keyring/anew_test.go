@@ -91,13 +91,15 @@ func TestOlderVersionOfAKeyMadeAnew(t *testing.T) {
 		{"the operator's word", then, later, func(a *anew) { a.cfg.Theirs = map[string]bool{"payroll@0": true} }, true},
 		{"not in the journal", then, later, func(a *anew) { a.past.list = nil }, true},
 		{"another key's record", then, later, change(func(o *Origin) { o.Key = "PAYROLL" }), true},
-		{"a record by another spelling", then, later, change(func(o *Origin) { o.Key, o.Folded = "PAYROLL", true }), false},
+		{"a record by another spelling", then, later, change(func(o *Origin) { o.Key, o.Folded = "PAYROLL", true }),
+			false},
 		{"not taken over", then, later, change(func(o *Origin) { o.TakenOver = false }), true},
 		{"in conflict", then, later, change(func(o *Origin) { o.TakenOver, o.Rolled = false, 2 }), false},
 		{"finished", then, later, change(func(o *Origin) { o.Finished = later }), false},
 		{"the name was freed", then, later, change(func(o *Origin) { o.Freed = true }), true},
 		{"under another URI", then, later, change(func(o *Origin) { o.Source = "kms://http@other:9600/kms" }), false},
-		{"the same, under another URI", then, then, change(func(o *Origin) { o.Source = "kms://http@other:9600/kms" }), true},
+		{"the same, under another URI", then, then,
+			change(func(o *Origin) { o.Source = "kms://http@other:9600/kms" }), true},
 		{"finished, under another URI", then, later, change(func(o *Origin) {
 			o.Source, o.Finished = "kms://http@other:9600/kms", later
 		}), true},
@@ -123,7 +125,8 @@ func TestOlderVersionOfAKeyMadeAnew(t *testing.T) {
 						t.Errorf("%q does not say %q", err, says)
 					}
 				}
-				if answer := claviger.AnswerOf(err); !strings.Contains(answer, "payroll@0") || strings.Contains(answer, farURI) {
+				if answer := claviger.AnswerOf(err); !strings.Contains(answer, "payroll@0") ||
+					strings.Contains(answer, farURI) {
 					t.Errorf("the caller is shown %q", answer)
 				}
 			}

@@ -57,7 +57,8 @@ func TestWhatEventsTell(t *testing.T) {
 		if a.Op != op || o.Op != op || a.Caller.RequestID != u.RequestID || o.Caller != a.Caller {
 			t.Errorf("attempt %+v, outcome %+v, want op %s of request %s", a, o, op, u.RequestID)
 		}
-		if o.Key != key || o.Version != version || !slices.Equal(o.From, from) || o.EDEKs != edeks || o.Provider != provider {
+		if o.Key != key || o.Version != version || !slices.Equal(o.From, from) || o.EDEKs != edeks ||
+			o.Provider != provider {
 			t.Errorf("%s: key %q, version %q, from %q, %d EDEKs, provider %q; want %q, %q, %q, %d, %q",
 				op, o.Key, o.Version, o.From, o.EDEKs, o.Provider, key, version, from, edeks, provider)
 		}

@@ -15,14 +15,16 @@ func TestBatchWithoutRight(t *testing.T) {
 	many := func(key string) []claviger.EDEK {
 		es := make([]claviger.EDEK, 1000)
 		for i := range es {
-			es[i] = claviger.EDEK{Version: fmt.Sprintf("%s@%d", key, 7000+i), IV: make([]byte, 16), Material: make([]byte, 16)}
+			es[i] = claviger.EDEK{Version: fmt.Sprintf("%s@%d", key, 7000+i), IV: make([]byte, 16),
+				Material: make([]byte, 16)}
 		}
 		return es
 	}
 	for _, c := range []struct {
 		user, key string
 		kind      claviger.Kind
-	}{{"nobody", "k", claviger.KeyDenied}, {"nobody", "zzq", claviger.KeyNotFound}, {"alice", "zzq", claviger.KeyNotFound}} {
+	}{{"nobody", "k", claviger.KeyDenied}, {"nobody", "zzq", claviger.KeyNotFound}, {"alice", "zzq",
+		claviger.KeyNotFound}} {
 		before := l.primary.versions.Load()
 		_, err := l.ReencryptBatch(t.Context(), caller(c.user), c.key, many(c.key))
 		wantKind(t, err, c.kind)

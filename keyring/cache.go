@@ -10,26 +10,24 @@ import (
 	"claviger"
 )
 
-// cache remembers, for a while, what a provider said. A hit takes one shard's
-// read lock and allocates nothing; misses of one name that come together ask
-// the provider once. It is bounded: a full shard gives up one of its older
-// entries. Errors are never remembered, so what is absent is asked for anew
-// each time, as in Hadoop's CachingKeyProvider.
+// cache keeps readings from a provider for a while. A hit takes one shard's read lock and allocates nothing; misses
+// of one name at the same time share one reading. The cache is bounded: a full shard drops one of its older entries.
+// Errors are never kept, so an absent name is read anew each time, as in Hadoop's CachingKeyProvider.
 //
-// A nil *cache remembers nothing.
+// A nil *cache keeps nothing.
 type cache[V any] struct {
 	ttl     time.Duration
 	renewed bool // a hit begins the ttl anew: "after access" rather than "after write"
 	limit   int  // entries per shard
 	seed    maphash.Seed
-	now     func() time.Duration // since some fixed moment
+	now     func() time.Duration // since the cache was made
 	shards  [cacheShards]shard[V]
 }
 
 const (
 	cacheShards = 16
-	// evictionSample is how many entries of a full shard are looked at to find
-	// one to give up. Go's maps are walked from a random place.
+	// evictionSample is the number of entries of a full shard that are compared to find one to drop. Go's maps are
+	// walked from a random place.
 	evictionSample = 8
 )
 
@@ -45,17 +43,20 @@ type entry[V any] struct {
 	stamp atomic.Int64 // cache.now when the ttl began
 }
 
-// loading is a question to the provider that is under way.
+// loading is a reading from the provider that is under way.
 type loading[V any] struct {
-	done  chan struct{} // closed at the end; what follows is read after that
+	done  chan struct{} // closed at the end; read the other fields after that
 	value V
 	err   error
-	// gaveUp: err tells of the one who asked (his context ended, he panicked),
-	// not of the name; who waited for him asks again.
+	// gaveUp: err says something about the reader (its context ended, it panicked), and nothing about the name. Those
+	// that waited read again.
 	gaveUp bool
 }
 
-// newCache makes a cache of about size entries. A ttl <= 0 remembers nothing.
+// readFunc reads the value of a name.
+type readFunc[V any] func(ctx context.Context, name string) (V, error)
+
+// newCache makes a cache of about size entries; nil where ttl <= 0.
 func newCache[V any](ttl time.Duration, renewed bool, size int) *cache[V] {
 	if ttl <= 0 {
 		return nil
@@ -76,7 +77,7 @@ func (c *cache[V]) shard(name string) *shard[V] {
 	return &c.shards[maphash.String(c.seed, name)%cacheShards]
 }
 
-// get returns what is remembered under the name.
+// get returns the value under the name, if the cache has one.
 func (c *cache[V]) get(name string) (value V, ok bool) {
 	if c == nil {
 		return value, false
@@ -84,11 +85,11 @@ func (c *cache[V]) get(name string) (value V, ok bool) {
 	s := c.shard(name)
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	return c.look(s, name)
+	return c.lookup(s, name)
 }
 
-// look is get under the shard's lock, for reading at least.
-func (c *cache[V]) look(s *shard[V], name string) (value V, ok bool) {
+// lookup is get under the shard's lock, at least for reading.
+func (c *cache[V]) lookup(s *shard[V], name string) (value V, ok bool) {
 	e := s.entries[name]
 	if e == nil {
 		return value, false
@@ -98,15 +99,14 @@ func (c *cache[V]) look(s *shard[V], name string) (value V, ok bool) {
 	if age >= int64(c.ttl) {
 		return value, false
 	}
-	// A much used entry is stamped now and then only: its cache line is shared by
-	// all who read it.
+	// A busy entry is not stamped at each hit: all readers share its cache line.
 	if c.renewed && age > int64(c.ttl/64) {
 		e.stamp.Store(now)
 	}
 	return e.value, true
 }
 
-// put remembers value under the name.
+// put keeps value under the name.
 func (c *cache[V]) put(name string, value V) {
 	if c == nil {
 		return
@@ -127,7 +127,7 @@ func (c *cache[V]) store(s *shard[V], name string, value V) {
 	s.entries[name] = e
 }
 
-// evict drops the oldest of a few entries.
+// evict drops the oldest of evictionSample entries.
 func (s *shard[V]) evict() {
 	var victim string
 	var oldest int64
@@ -143,18 +143,17 @@ func (s *shard[V]) evict() {
 	delete(s.entries, victim)
 }
 
-// fetch returns what is remembered under the name, or what ask says, which is
-// then remembered. Of several callers at a time one asks and the others wait
-// for him, each within his own ctx. An answer that was asked for before a drop
-// of the name is not remembered after it, nor given to who comes after it.
-func (c *cache[V]) fetch(ctx context.Context, name string, ask func(context.Context, string) (V, error)) (value V, err error) {
+// fetch returns the value under the name, or else calls read and keeps its value. Of several callers at a time one
+// reads and the others wait, each within its own ctx. A value whose reading began before a drop of the name is not
+// kept after the drop, and not given to callers that come after it.
+func (c *cache[V]) fetch(ctx context.Context, name string, read readFunc[V]) (value V, err error) {
 	if c == nil {
-		return ask(ctx, name)
+		return read(ctx, name)
 	}
 	s := c.shard(name)
 	for {
 		s.mu.Lock()
-		if value, ok := c.look(s, name); ok {
+		if value, ok := c.lookup(s, name); ok {
 			s.mu.Unlock()
 			return value, nil
 		}
@@ -163,7 +162,7 @@ func (c *cache[V]) fetch(ctx context.Context, name string, ask func(context.Cont
 			l = &loading[V]{done: make(chan struct{}), gaveUp: true}
 			s.loading[name] = l
 			s.mu.Unlock()
-			return c.load(ctx, s, name, l, ask)
+			return c.load(ctx, s, name, l, read)
 		}
 		s.mu.Unlock()
 		select {
@@ -177,11 +176,11 @@ func (c *cache[V]) fetch(ctx context.Context, name string, ask func(context.Cont
 	}
 }
 
-// load asks, and hands the answer to all who wait, even where ask panics.
-func (c *cache[V]) load(ctx context.Context, s *shard[V], name string, l *loading[V], ask func(context.Context, string) (V, error)) (V, error) {
+// load reads, and hands the value to all that wait, even where read panics.
+func (c *cache[V]) load(ctx context.Context, s *shard[V], name string, l *loading[V], read readFunc[V]) (V, error) {
 	defer func() {
 		s.mu.Lock()
-		if s.loading[name] == l { // else it was dropped meanwhile
+		if s.loading[name] == l { // else the name was dropped meanwhile
 			delete(s.loading, name)
 			if !l.gaveUp && l.err == nil {
 				c.store(s, name, l.value)
@@ -190,12 +189,12 @@ func (c *cache[V]) load(ctx context.Context, s *shard[V], name string, l *loadin
 		s.mu.Unlock()
 		close(l.done)
 	}()
-	l.value, l.err = ask(ctx, name)
+	l.value, l.err = read(ctx, name)
 	l.gaveUp = l.err != nil && ctx.Err() != nil
 	return l.value, l.err
 }
 
-// empty tells whether nothing is remembered that could be used now.
+// empty reports whether the cache has no entry that could be used now.
 func (c *cache[V]) empty() bool {
 	if c == nil {
 		return true
@@ -214,7 +213,7 @@ func (c *cache[V]) empty() bool {
 	return true
 }
 
-// drop forgets the name.
+// drop removes the name.
 func (c *cache[V]) drop(name string) {
 	if c == nil {
 		return
@@ -226,8 +225,7 @@ func (c *cache[V]) drop(name string) {
 	delete(s.loading, name)
 }
 
-// dropAll forgets each name that is to go. It looks at all of them: it is for
-// management operations.
+// dropAll removes each name for which toGo is true. It visits all names, so it is for management operations.
 func (c *cache[V]) dropAll(toGo func(name string) bool) {
 	if c == nil {
 		return

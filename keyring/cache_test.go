@@ -51,7 +51,10 @@ func TestCacheOfNothing(t *testing.T) {
 		}
 		asked := 0
 		for range 3 {
-			v, err := c.fetch(t.Context(), "k", func(context.Context, string) (string, error) { asked++; return "v", nil })
+			v, err := c.fetch(t.Context(), "k", func(context.Context, string) (string, error) {
+				asked++
+				return "v", nil
+			})
 			if v != "v" || err != nil {
 				t.Error(v, err)
 			}
@@ -189,7 +192,9 @@ func TestCacheAskerPanics(t *testing.T) {
 			})
 		})
 		synctest.Wait()
-		if v, err := c.fetch(t.Context(), "k", func(context.Context, string) (string, error) { return "v", nil }); v != "v" || err != nil {
+		if v, err := c.fetch(t.Context(), "k", func(context.Context, string) (string, error) {
+			return "v", nil
+		}); v != "v" || err != nil {
 			t.Error(v, err)
 		}
 		wg.Wait()
@@ -269,7 +274,8 @@ func TestCachingOfTheRing(t *testing.T) {
 			if !enabled {
 				want = [3]int64{5 + 5, 5, 5} // a version comes with what guards it
 			}
-			if got := [3]int64{l.primary.versions.Load(), l.primary.currents.Load(), l.primary.metadata.Load()}; got != want {
+			if got := [3]int64{l.primary.versions.Load(), l.primary.currents.Load(),
+				l.primary.metadata.Load()}; got != want {
 				t.Errorf("the primary was asked for %v versions, currents, metadata; want %v", got, want)
 			}
 			if v, err := l.Roll(t.Context(), u, "k", nil); err != nil || v.Name != "k@1" {

@@ -74,8 +74,10 @@ func (r *Ring) CheckMigrations(ctx context.Context) error {
 		return nil
 	}
 	slices.Sort(missing)
-	return claviger.Errorf("keyring.CheckMigrations", claviger.SourceUnreachable, "", "the migration from %s is not finished, and it is no source here: EDEKs under its key versions cannot be opened; "+
-		"name it in hadoop.kms.key.provider.reencryption.source.uri again, or end the migration with claviger migrate finish", strings.Join(missing, ", "))
+	return claviger.Errorf("keyring.CheckMigrations", claviger.SourceUnreachable, "", "the migration from %s is not "+
+		"finished, and it is no source here: EDEKs under its key versions cannot be opened; name it in "+
+		"hadoop.kms.key.provider.reencryption.source.uri again, or end the migration with claviger migrate "+
+		"finish", strings.Join(missing, ", "))
 }
 
 // clash is the error of CheckNames that tells names.
@@ -98,7 +100,8 @@ func (r *Ring) findClashes(ctx context.Context) error {
 	for _, s := range r.sources.list {
 		found, err := r.clashesWith(ctx, s, ours)
 		if err != nil {
-			return fmt.Errorf("which keys the source %s (property %s) has is not known: %s", s.URI(), s.property, reason(err))
+			return fmt.Errorf("which keys the source %s (property %s) has is not known: %s", s.URI(), s.property,
+				reason(err))
 		}
 		if len(found) == 0 {
 			continue
@@ -108,12 +111,15 @@ func (r *Ring) findClashes(ctx context.Context) error {
 		if n := len(found) - clashesShown; n > 0 {
 			found, more = found[:clashesShown], fmt.Sprintf(" and %d more", n)
 		}
-		texts = append(texts, fmt.Sprintf("%s%s: at the source %s too, and not migrated from it", strings.Join(found, ", "), more, s.URI()))
+		texts = append(texts, fmt.Sprintf("%s%s: at the source %s too, and not migrated from it", strings.Join(found,
+			", "), more, s.URI()))
 	}
 	if len(texts) == 0 {
 		return nil
 	}
-	return &clash{strings.Join(texts, "; ") + "; the rules of the key here stand before the source's EDEKs of that name: see claviger migrate plan, and let the users of one of the two copy their files to a zone with another key"}
+	return &clash{strings.Join(texts, "; ") + "; the rules of the key here stand before the source's EDEKs of that " +
+		"name: see claviger migrate plan, and let the users of one of the two copy their files to a zone with another " +
+		"key"}
 }
 
 // migratedFrom reports whether a key here was migrated, from whichever source, or from

@@ -32,7 +32,8 @@ func TestNamesClash(t *testing.T) {
 			if (err != nil) != c.clashes {
 				t.Errorf("%s, %s: %v", c.here, c.spelt, err)
 			}
-			if err != nil && (!strings.Contains(err.Error(), "payroll: at the source "+farURI) || strings.Count(logged.String(), "payroll") != 1) {
+			if err != nil && (!strings.Contains(err.Error(), "payroll: at the source "+farURI) ||
+				strings.Count(logged.String(), "payroll") != 1) {
 				t.Errorf("%s, %s: %v; logged %q", c.here, c.spelt, err, logged.String())
 			}
 		}
@@ -46,7 +47,8 @@ func TestNamesClash(t *testing.T) {
 	}
 	// Another key that the source answers to by another spelling alone.
 	s := newShadowLab(t, migrated, "present", "Payroll", false)
-	if _, err := s.primary.Provider.Create(t.Context(), provider.Spec{Name: "PAYROLL", Cipher: claviger.DefaultCipher, BitLength: 128}); err != nil {
+	if _, err := s.primary.Provider.Create(t.Context(), provider.Spec{Name: "PAYROLL", Cipher: claviger.DefaultCipher,
+		BitLength: 128}); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.CheckNames(t.Context()); err == nil || !strings.Contains(err.Error(), "PAYROLL: at the source") {
@@ -64,7 +66,8 @@ func TestNamesClash(t *testing.T) {
 func TestSourceTakenOutTooEarly(t *testing.T) {
 	for here, told := range map[string]bool{migrated: true, inJournal: true, ended: false} {
 		s := newShadowLab(t, here, "gone", "payroll", false)
-		if err := s.CheckMigrations(t.Context()); told != (err != nil) || told && !strings.Contains(err.Error(), "the migration from "+farURI+" is not finished") {
+		if err := s.CheckMigrations(t.Context()); told != (err != nil) || told && !strings.Contains(err.Error(),
+			"the migration from "+farURI+" is not finished") {
 			t.Errorf("%s: %v", here, err)
 		}
 	}

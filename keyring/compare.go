@@ -13,14 +13,13 @@ import (
 )
 
 const (
-	// defaultCompareEvery is how long a roll at a source may stay unknown here.
+	// defaultCompareEvery is the time after which a roll at a source is known here at the latest.
 	defaultCompareEvery = 30 * time.Second
-	// comparedAtOnce is how many keys a source is asked for in one question.
+	// comparedAtOnce is the number of keys in one question to a source.
 	comparedAtOnce = 50
 )
 
-// WatchSources compares the migrated keys with their sources, now and then, until ctx
-// ends.
+// WatchSources compares the migrated keys with their sources, every Config.CompareEvery, until ctx ends.
 func (r *Ring) WatchSources(ctx context.Context) {
 	if r.sources.none() && r.origins.history == nil {
 		return
@@ -37,9 +36,9 @@ func (r *Ring) WatchSources(ctx context.Context) {
 	}
 }
 
-// CompareSources asks the sources how many versions they count of the keys that were
-// migrated from them, and finds the version names that are another key there. What a
-// source does not tell now is believed as it told it before.
+// CompareSources reads from the sources how many versions they count of the keys that were migrated from them, and
+// finds the version names that belong to another version there. What a source does not answer now stays as it
+// answered before.
 func (r *Ring) CompareSources(ctx context.Context) error {
 	c := &r.conflicts
 	c.mu.Lock()
@@ -52,25 +51,57 @@ func (r *Ring) CompareSources(ctx context.Context) error {
 	for _, list := range byKey {
 		all = append(all, list...)
 	}
-	known := map[string]string{}
 	var errs []error
-	// Read each time: another node may have other sources, and what it found stands here too.
+	// The stored conflicts are read each time: another node may have other sources, and its findings count here too.
 	if last, err := r.readConflicts(ctx); err == nil {
 		c.last = last
 	} else if errs = append(errs, err); c.last == nil {
 		return err
 	}
-	changed := false
-	for _, o := range all {
-		if o.Rolled > 0 && o.Finished.IsZero() { // the journal has it so
-			versions, err := r.below(ctx, o.Key, o.Rolled)
-			errs = append(errs, err)
-			for _, v := range versions {
-				known[v] = o.Source
+	known, err := r.inJournal(ctx, all)
+	errs = append(errs, err)
+	rolled, err := r.compareEach(ctx, all, known)
+	errs = append(errs, err)
+	// A conflict stands also where its source was taken out of the configuration, or has another URI now.
+	for uri, versions := range c.last {
+		for v := range versions {
+			if _, found := known[v]; !found {
+				known[v] = uri
 			}
 		}
 	}
+	maps.DeleteFunc(known, func(v, _ string) bool { return r.cfg.Ours[v] })
+	here, err := r.stillHere(ctx, known)
+	errs = append(errs, err)
+	r.setConflicts(ctx, known, here)
+	r.setRolled(rolled)
+	return errors.Join(errs...)
+}
+
+// inJournal returns the versions that the journal of a migration has in conflict, with their sources.
+func (r *Ring) inJournal(ctx context.Context, all []Origin) (map[string]string, error) {
+	known := map[string]string{}
+	var errs []error
+	for _, o := range all {
+		if o.Rolled == 0 || !o.Finished.IsZero() {
+			continue
+		}
+		versions, err := r.below(ctx, o.Key, o.Rolled)
+		errs = append(errs, err)
+		for _, v := range versions {
+			known[v] = o.Source
+		}
+	}
+	return known, errors.Join(errs...)
+}
+
+// compareEach compares with each source, adds the versions in conflict to known, and stores new ones. It returns the
+// keys that were rolled at sources with opaque ids.
+func (r *Ring) compareEach(ctx context.Context, all []Origin, known map[string]string) ([]rolledKey, error) {
+	c := &r.conflicts
 	var rolled []rolledKey
+	var errs []error
+	changed := false
 	for _, s := range r.sources.list {
 		now, keys, err := r.compareWith(ctx, s, all)
 		rolled = append(rolled, keys...)
@@ -78,8 +109,8 @@ func (r *Ring) CompareSources(ctx context.Context) error {
 			errs = append(errs, err)
 			rolled = withBefore(rolled, load(&c.rolled), s.URI())
 		}
-		// What was found stays: the source may have lost the version since, or the key, and
-		// may be another KMS today. The EDEKs in question are still there.
+		// A conflict that was found once stands. The source may have lost the version since, or the key, and may be
+		// another KMS today; the EDEKs in question still exist.
 		before := len(c.last[s.URI()])
 		maps.Copy(now, c.last[s.URI()])
 		if len(now) > before {
@@ -89,65 +120,67 @@ func (r *Ring) CompareSources(ctx context.Context) error {
 			known[v] = s.URI()
 		}
 	}
-	// So it does where its source is taken out of the configuration, or named by another URI.
-	for uri, versions := range c.last {
-		for v := range versions {
-			if _, told := known[v]; !told {
-				known[v] = uri
-			}
-		}
-	}
 	if changed {
 		errs = append(errs, r.writeConflicts(ctx))
 	}
-	maps.DeleteFunc(known, func(v, _ string) bool { return r.cfg.Ours[v] })
-	here, err := r.stillHere(ctx, known)
-	errs = append(errs, err)
-	before := load(&c.here)
-	c.known.Store(&known)
-	c.here.Store(&here)
-	for _, v := range slices.Sorted(maps.Keys(here)) {
-		if _, told := before[v]; !told {
-			r.log.Error("a key version here has the name of another one at its source, so EDEKs of that name are not opened",
-				"version", claviger.Printable(v), "source", here[v], "cure", r.conflictCure(ctx, claviger.ParseVersion(v)))
-		}
-	}
-	r.setRolled(rolled)
-	return errors.Join(errs...)
+	return rolled, errors.Join(errs...)
 }
 
-// compareWith returns the versions here that the source has too, of keys that were
-// migrated from it, and the keys that it has rolled since where it does not number them.
-// What was found stands beside an error.
+// setConflicts publishes the versions in conflict, and logs the new ones of those that are here.
+func (r *Ring) setConflicts(ctx context.Context, known, here map[string]string) {
+	before := load(&r.conflicts.here)
+	r.conflicts.known.Store(&known)
+	r.conflicts.here.Store(&here)
+	for _, v := range slices.Sorted(maps.Keys(here)) {
+		if _, logged := before[v]; !logged {
+			r.log.Error("a key version here has the name of another one at its source, so EDEKs of that name are not opened",
+				"version", claviger.Printable(v), "source", here[v],
+				"cure", r.conflictCure(ctx, claviger.ParseVersion(v)))
+		}
+	}
+}
+
+// compared is a key that is compared with a source.
+type compared struct {
+	counted int       // versions when the key was migrated
+	opaque  bool      // the source names its versions by opaque ids
+	made    time.Time // when it was made at the source
+	any     bool      // the journal does not say when: any key of the name is compared
+}
+
+// toCompare returns the keys, by their names at the source, that are compared with it.
+func (r *Ring) toCompare(s *source, all []Origin) map[string]compared {
+	keys := map[string]compared{}
+	migrated := func(o Origin) bool { return o.Numbered || o.TakenOver && o.Counted > 0 && o.Finished.IsZero() }
+	for _, o := range all {
+		if o.Source == s.URI() && migrated(o) {
+			keys[o.Key] = compared{counted: o.Counted, opaque: !o.Numbered, made: o.Created, any: o.Created.IsZero()}
+		}
+	}
+	for _, o := range all {
+		// The source of this key is not configured any more. s may be the same source under another URI (another
+		// name of the host, TLS, a port, one more node), if it has the very key.
+		_, known := keys[o.Key]
+		if !known && !r.sources.configured(o.Source) && o.Finished.IsZero() && migrated(o) {
+			keys[o.Key] = compared{counted: o.Counted, opaque: !o.Numbered, made: o.Created}
+		}
+	}
+	for _, o := range all { // versions that were made at a former primary can be in conflict with the source's, too
+		if _, known := keys[o.Key]; !known && len(o.MadeThere) > 0 && o.Source != s.URI() {
+			keys[o.Key] = compared{made: o.Created}
+		}
+	}
+	return keys
+}
+
+// compareWith returns the versions here that the source has too, of keys that were migrated from it, and the keys that
+// it has rolled since where its ids are opaque. The findings stand beside an error.
 func (r *Ring) compareWith(ctx context.Context, s *source, all []Origin) (map[string]bool, []rolledKey, error) {
 	found := map[string]bool{}
 	var rolled []rolledKey
-	counted := map[string]int{} // when the key was migrated
-	opaque := map[string]bool{}
-	made := map[string]time.Time{} // by the source, where the journal has it
-	for _, o := range all {
-		if o.Source == s.URI() && (o.Numbered || o.TakenOver && o.Counted > 0 && o.Finished.IsZero()) {
-			counted[o.Key], opaque[o.Key] = o.Counted, !o.Numbered
-			if !o.Created.IsZero() {
-				made[o.Key] = o.Created
-			}
-		}
-	}
-	for _, o := range all {
-		// A key of a source that is configured no more: this one may be the same under another
-		// URI (another name of the host, TLS, a port, one more node), if it has the very key.
-		_, known := counted[o.Key]
-		if !known && !r.sources.configured(o.Source) && o.Finished.IsZero() && (o.Numbered || o.TakenOver && o.Counted > 0) {
-			counted[o.Key], opaque[o.Key], made[o.Key] = o.Counted, !o.Numbered, o.Created
-		}
-	}
-	for _, o := range all { // what was made at a former primary stands against a source's, too
-		if _, known := counted[o.Key]; !known && len(o.MadeThere) > 0 && o.Source != s.URI() {
-			counted[o.Key], made[o.Key] = 0, o.Created
-		}
-	}
+	keys := r.toCompare(s, all)
 	var errs []error
-	for names := range slices.Chunk(slices.Sorted(maps.Keys(counted)), comparedAtOnce) {
+	for names := range slices.Chunk(slices.Sorted(maps.Keys(keys)), comparedAtOnce) {
 		counts, err := s.counts(ctx, names)
 		if err != nil {
 			errs = append(errs, err)
@@ -156,17 +189,17 @@ func (r *Ring) compareWith(ctx context.Context, s *source, all []Origin) (map[st
 			}
 		}
 		for _, key := range names {
-			m := counts[key]
-			if m == nil || m.Versions <= counted[key] {
+			m, c := counts[key], keys[key]
+			if m == nil || m.Versions <= c.counted {
 				continue
 			}
-			// A key that was made anew there is not the one that was migrated. Else any user who may
-			// make keys there could close the migrated key to its users.
-			if created, ok := made[key]; ok && created.UnixMilli() != m.Created.UnixMilli() {
+			// A key that was made anew at the source is not the migrated one. Else any user who may make keys there
+			// could close the migrated key to its users.
+			if !c.any && c.made.UnixMilli() != m.Created.UnixMilli() {
 				continue
 			}
-			if opaque[key] {
-				rolled = append(rolled, rolledKey{key, s.URI(), counted[key], m.Versions - counted[key]})
+			if c.opaque {
+				rolled = append(rolled, rolledKey{key, s.URI(), c.counted, m.Versions - c.counted})
 				continue
 			}
 			versions, err := r.below(ctx, key, m.Versions)
@@ -193,8 +226,8 @@ func (r *Ring) skipNumbers(ctx context.Context, key string, next int) error {
 	return r.cfg.Numbers.SkipNumbers(ctx, key, min(next, claviger.MaxVersion))
 }
 
-// below returns the versions of a key here that have a number below that, those of deleted
-// keys of its name among them: they may come back.
+// below returns the versions of a key here whose numbers are below number. Versions of deleted keys of its name are
+// among them: these keys may come back.
 func (r *Ring) below(ctx context.Context, key string, number int) ([]string, error) {
 	all, err := r.primary.versionNames(ctx, key)
 	if err != nil && !claviger.Is(err, claviger.KeyNotFound) {
@@ -213,8 +246,8 @@ func (r *Ring) below(ctx context.Context, key string, number int) ([]string, err
 	}), nil
 }
 
-// stillHere returns those of the versions that a key here has, or that may have been used.
-// A version stays where it cannot be read.
+// stillHere returns those of the versions that a key here has, or that may have been used. A version that cannot be
+// read counts as here.
 func (r *Ring) stillHere(ctx context.Context, versions map[string]string) (map[string]string, error) {
 	here := map[string]string{}
 	var errs []error
@@ -237,8 +270,7 @@ func (r *Ring) stillHere(ctx context.Context, versions map[string]string) (map[s
 	return here, errors.Join(errs...)
 }
 
-// readConflicts is what the sources told an earlier process, or another node: a source
-// may be silent now.
+// readConflicts reads what earlier processes and other nodes have found: a source may be silent now.
 func (r *Ring) readConflicts(ctx context.Context) (map[string]map[string]bool, error) {
 	last := map[string]map[string]bool{}
 	if r.cfg.Settings == nil {
@@ -258,7 +290,7 @@ func (r *Ring) readConflicts(ctx context.Context) (map[string]map[string]bool, e
 	return last, nil
 }
 
-// writeConflicts keeps what the sources have told.
+// writeConflicts stores the versions in conflict, for later processes and other nodes.
 func (r *Ring) writeConflicts(ctx context.Context) error {
 	if r.cfg.Settings == nil {
 		return nil

@@ -255,7 +255,8 @@ func TestGapOfNumbers(t *testing.T) {
 		if _, err := primary.Import(t.Context(), *ms[0], 1, first, nil); err != nil {
 			t.Fatal(err)
 		}
-		past.list = append(past.list, Origin{Key: key, Source: farURI, TakenOver: true, Created: ms[0].Created, ACLName: key, Numbered: true, Counted: 1})
+		past.list = append(past.list, Origin{Key: key, Source: farURI, TakenOver: true, Created: ms[0].Created,
+			ACLName: key, Numbered: true, Counted: 1})
 	}
 	past.list = append(past.list, Origin{Key: "bad", Source: farURI, TakenOver: true, Numbered: true, Counted: 1})
 	l := newLab(t, func(c *Config) {
@@ -321,7 +322,8 @@ func TestConflictOfASpelling(t *testing.T) {
 	if _, err := s.primary.Import(t.Context(), ours, 1, 1, nil); err != nil {
 		t.Fatal(err)
 	}
-	s.past.list = append(s.past.list, Origin{Key: "Payroll", Source: farURI, TakenOver: true, Folded: true, Created: ours.Created, ACLName: "payroll", Numbered: true, Counted: 1})
+	s.past.list = append(s.past.list, Origin{Key: "Payroll", Source: farURI, TakenOver: true, Folded: true,
+		Created: ours.Created, ACLName: "payroll", Numbered: true, Counted: 1})
 	s.origins.forget()
 	for n := range 2 {
 		if err := s.CompareSources(t.Context()); err != nil || s.Conflicts() != n {

@@ -12,28 +12,28 @@ import (
 	"claviger"
 )
 
-// conflictsShown is how many versions a message has.
+// conflictsShown is the number of versions in a message.
 const conflictsShown = 10
 
-// conflicts are the versions of migrated keys that have the name of another version at
-// the source, which has rolled its key since. An EDEK tells its version by that name
-// alone, so what comes out of such an EDEK here may be no DEK.
+// conflicts are the versions of migrated keys that have the name of another version at the source, which has rolled
+// its key since. An EDEK identifies its version by that name alone. So the result of opening such an EDEK here may be
+// no DEK.
 type conflicts struct {
-	// known is by version, with the URI of the source. It has versions of keys that were
-	// deleted here, too: these may come back, and no version of another key gets their names.
+	// known has the URI of the source, by version. It has versions of keys that were deleted here, too: these keys
+	// may come back, and no version of another key gets the names.
 	known atomic.Pointer[map[string]string]
-	// here are those of known that a key has now, or that may have been used.
+	// here are those of known that a key here has now, or that may have been used.
 	here atomic.Pointer[map[string]string]
-	// rolled are migrated keys of sources whose version names are no numbers, which count
-	// more versions there than were migrated, as each source last told.
+	// rolled are migrated keys of sources with opaque ids that count more versions there than were migrated, as each
+	// source last said.
 	rolled atomic.Pointer[[]rolledKey]
 
 	mu   sync.Mutex                 // held while sources are compared
-	last map[string]map[string]bool // by source: the versions in conflict, as it last told; nil: not read yet
-	used sync.Map                   // versions in conflict of whose keys it is known that one was used
+	last map[string]map[string]bool // by URI of the source, the versions in conflict; nil: not read yet
+	used sync.Map                   // the versions in conflict of whose keys a version was used
 }
 
-// load returns what was published last, the zero value before that. It is not changed.
+// load returns the value that was stored last; the zero value before that. The value must not be changed.
 func load[T any](from *atomic.Pointer[T]) T {
 	if published := from.Load(); published != nil {
 		return *published
@@ -42,10 +42,10 @@ func load[T any](from *atomic.Pointer[T]) T {
 	return none
 }
 
-// conflictsNow are the versions in conflict, with their sources. The map is not changed.
+// conflictsNow returns the URIs of the sources of all versions in conflict, by version. The map must not be changed.
 func (r *Ring) conflictsNow() map[string]string { return load(&r.conflicts.known) }
 
-// Conflicts counts the versions in conflict of keys that are here, or that may have been used.
+// Conflicts counts the versions in conflict that are here, or that may have been used.
 func (r *Ring) Conflicts() int { return len(load(&r.conflicts.here)) }
 
 // CheckConflicts names the versions in conflict. The error is for an operator.
@@ -67,23 +67,23 @@ func (r *Ring) CheckConflicts(ctx context.Context) error {
 			"EDEKs of these names are not opened; %s", strings.Join(versions, ", "), more, cure)
 }
 
-// needNotInConflict refuses a version whose name is another key's at the source, too.
+// needNotInConflict refuses a version whose name another version at the source has, too.
 func (r *Ring) needNotInConflict(ctx context.Context, op string, v *claviger.KeyVersion) error {
 	source, ok := r.conflictsNow()[v.Name]
 	if !ok {
 		return nil
 	}
-	err := claviger.Errorf(op, claviger.Unavailable, v.Name, "'%s' is one key here and another one at %s, which was rolled after the "+
-		"migration, so it cannot be known which of them an EDEK is of: %s", v.Name, source, r.cureHere(ctx, claviger.ParseVersion(v.Name)))
-	return claviger.Answer(err, fmt.Sprintf("key version '%s' is one key here and another one at the KMS that the key was migrated from, "+
-		"so nothing is opened with it; this server's log and /readyz say what to do", v.Name))
+	err := claviger.Errorf(op, claviger.Unavailable, v.Name, "'%s' is one key here and another one at %s, which was "+
+		"rolled after the migration, so it cannot be known which of them an EDEK is of: "+
+		"%s", v.Name, source, r.cureHere(ctx, claviger.ParseVersion(v.Name)))
+	return claviger.Answer(err, fmt.Sprintf("key version '%s' is one key here and another one at the KMS that the key "+
+		"was migrated from, so nothing is opened with it; this server's log and /readyz say what to do", v.Name))
 }
 
-// needNoConflict refuses to re-encrypt EDEKs of a version of ours whose name may be
-// another key's at a source: what comes out of such an EDEK here is no DEK, and to hand
-// out that in its place would lose the file for good. So each source is asked, whether the
-// key was migrated from it or not. A silent one stands in the way unless the key came from
-// a source whose names are no numbers, as a Key Trustee KMS.
+// needNoConflict refuses to re-encrypt EDEKs of a version of ours whose name another version at a source may have.
+// Such an EDEK may open to no DEK here, and to replace it by the result would lose the file for good. So each source
+// is asked, whether the key was migrated from it or not. A silent source ends the re-encryption, unless the key came
+// from a source with opaque ids, as a Key Trustee KMS.
 func (r *Ring) needNoConflict(ctx context.Context, op string, v *claviger.KeyVersion) error {
 	if err := r.needNoKnownConflict(ctx, op, v); err != nil {
 		return err
@@ -100,8 +100,9 @@ func (r *Ring) needNoConflict(ctx context.Context, op string, v *claviger.KeyVer
 	opaque, numbered := false, false
 	for _, o := range origins {
 		if !o.TakenOver && o.Finished.IsZero() { // the journal's newest word
-			return claviger.Errorf(op, claviger.Invalid, v.Name, "key '%s' is in conflict with the one at its source, so "+
-				"EDEKs of '%s' may be of either, and are not re-encrypted: claviger migrate plan says what to do", v.Key, v.Name)
+			return claviger.Errorf(op, claviger.Invalid, v.Name, "key '%s' is in conflict with the one at its source, "+
+				"so EDEKs of '%s' may be of either, and are not re-encrypted: claviger migrate plan says what to "+
+				"do", v.Key, v.Name)
 		}
 		opaque = opaque || o.TakenOver && !o.Numbered
 		numbered = numbered || o.Numbered
@@ -123,9 +124,9 @@ func (r *Ring) needNoConflict(ctx context.Context, op string, v *claviger.KeyVer
 			case s.mayHave(ctx, ref):
 				return r.taken(ctx, op, v, s, m)
 			case numbered && !s.settled(ref):
-				return claviger.Errorf(op, claviger.SourceUnreachable, v.Name, "EDEKs of '%s' are not re-encrypted yet: the "+
-					"source %s counts a version of that name, and says that it has none; it is asked again, and believed "+
-					"after %v", v.Name, s.URI(), absentSettles)
+				return claviger.Errorf(op, claviger.SourceUnreachable, v.Name, "EDEKs of '%s' are not re-encrypted "+
+					"yet: the source %s counts a version of that name, and says that it has none; it is asked again, "+
+					"and believed after %v", v.Name, s.URI(), absentSettles)
 			}
 		}
 		return nil
@@ -133,15 +134,16 @@ func (r *Ring) needNoConflict(ctx context.Context, op string, v *claviger.KeyVer
 }
 
 // taken refuses EDEKs of a version whose name the source has too, for its key theirs.
-func (r *Ring) taken(ctx context.Context, op string, v *claviger.KeyVersion, s *source, theirs *claviger.Metadata) error {
+func (r *Ring) taken(ctx context.Context, op string, v *claviger.KeyVersion, s *source,
+	theirs *claviger.Metadata) error {
 	if v.Of != nil && v.Of.Created.UnixMilli() != theirs.Created.UnixMilli() {
 		return r.otherKey(op, v, s.URI(), theirs)
 	}
 	return r.notReencrypted(ctx, op, v, s.URI())
 }
 
-// needNoKnownConflict is needNoConflict by what is known already. It holds for the current
-// version too, whose EDEKs would be handed back as they are, and counted as re-encrypted.
+// needNoKnownConflict is needNoConflict without a question to a source. It is for the current version, whose EDEKs
+// would be returned as they are, and counted as re-encrypted.
 func (r *Ring) needNoKnownConflict(ctx context.Context, op string, v *claviger.KeyVersion) error {
 	if uri, ok := r.conflictsNow()[v.Name]; ok {
 		return r.notReencrypted(ctx, op, v, uri)
@@ -154,27 +156,29 @@ func (r *Ring) notReencrypted(ctx context.Context, op string, v *claviger.KeyVer
 		"may be of either, and are not re-encrypted: %s", v.Name, uri, r.cureHere(ctx, claviger.ParseVersion(v.Name)))
 }
 
-// otherKey is notReencrypted where the source's key was not rolled, but is another one.
+// otherKey is notReencrypted where the source's key was not rolled, but is another key.
 func (r *Ring) otherKey(op string, v *claviger.KeyVersion, uri string, theirs *claviger.Metadata) error {
-	return claviger.Errorf(op, claviger.Invalid, v.Name, "the source %s has another key '%s', made %s, than the one here, "+
-		"made %s, and both have a version '%s', so its EDEKs may be of either, and are not re-encrypted: where files are "+
-		"under the source's key, copy them, through the source, to a zone with a key of another name; then delete it at "+
-		"the source, or set claviger.migration.ours to %s and restart; do not delete the key here", uri, v.Key,
+	return claviger.Errorf(op, claviger.Invalid, v.Name, "the source %s has another key '%s', made %s, than the one "+
+		"here, made %s, and both have a version '%s', so its EDEKs may be of either, and are not re-encrypted: where "+
+		"files are under the source's key, copy them, through the source, to a zone with a key of another name; "+
+		"then delete it at the source, or set claviger.migration.ours to %s and restart; do not delete the key "+
+		"here", uri, v.Key,
 		preciseStamp(theirs.Created), preciseStamp(v.Of.Created), v.Name, r.oursWith(claviger.ParseVersion(v.Name)))
 }
 
-// notKnown says that a source does not tell whether it has another version of that name.
+// notKnown is the error where a source does not say whether it has another version of that name.
 func notKnown(op string, v *claviger.KeyVersion, s *source, err error) error {
 	err = s.explain(err, aboutMetadata(v.Key, v.Key))
 	switch kind := claviger.KindOf(err); kind {
 	case claviger.SourceUnreachable, claviger.SourceRefused:
-		return claviger.Errorf(op, kind, v.Name, "EDEKs of '%s' are not re-encrypted while it is not known whether the source %s "+
-			"has rolled its key to a version of that name: %s; a source that has gone for good must be taken out of the configuration", v.Name, s.URI(), reason(err))
+		return claviger.Errorf(op, kind, v.Name, "EDEKs of '%s' are not re-encrypted while it is not known whether the "+
+			"source %s has rolled its key to a version of that name: %s; a source that has gone for good must be taken "+
+			"out of the configuration", v.Name, s.URI(), reason(err))
 	}
 	return err
 }
 
-// originsOf is what the journal says of where a version's key came from.
+// originsOf returns the journal's records of the migration that made a version's key.
 func (r *Ring) originsOf(ctx context.Context, v *claviger.KeyVersion) ([]Origin, error) {
 	if v.Of == nil || r.origins.history == nil {
 		return nil, nil

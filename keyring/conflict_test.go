@@ -26,10 +26,12 @@ func TestConflictIsNotDecrypted(t *testing.T) {
 		for what, e := range w.both() {
 			_, err := w.decrypt(t, e)
 			wantKind(t, err, claviger.Unavailable)
-			if err == nil || !strings.Contains(err.Error(), "claviger.migration.ours to "+w.shared) || !strings.Contains(err.Error(), farURI) {
+			if err == nil || !strings.Contains(err.Error(), "claviger.migration.ours to "+w.shared) ||
+				!strings.Contains(err.Error(), farURI) {
 				t.Errorf("%s: %v", what, err)
 			}
-			if answer := claviger.AnswerOf(err); !strings.Contains(answer, w.shared) || strings.Contains(answer, farURI) {
+			if answer := claviger.AnswerOf(err); !strings.Contains(answer, w.shared) || strings.Contains(answer,
+				farURI) {
 				t.Errorf("%s: the caller is shown %q", what, answer)
 			}
 		}
@@ -37,7 +39,8 @@ func TestConflictIsNotDecrypted(t *testing.T) {
 	if n := strings.Count(logged.String(), "level=ERROR"); n != 1 {
 		t.Errorf("logged %d times: %s", n, logged.String())
 	}
-	if err := w.CheckConflicts(t.Context()); w.Conflicts() != 1 || err == nil || !strings.Contains(err.Error(), w.shared+" of "+farURI) {
+	if err := w.CheckConflicts(t.Context()); w.Conflicts() != 1 || err == nil || !strings.Contains(err.Error(),
+		w.shared+" of "+farURI) {
 		t.Errorf("%d, %v", w.Conflicts(), err)
 	}
 	// Nothing is made that could not be opened.

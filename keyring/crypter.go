@@ -61,8 +61,8 @@ func (r remote) Unwrap(ctx context.Context, v claviger.KeyVersion, as string,
 }
 
 func (r remote) Wrap(_ context.Context, v claviger.KeyVersion, _ [][]byte, _ []secret.Bytes) ([]claviger.EDEK, error) {
-	return nil, claviger.Errorf("keyring.Reencrypt", claviger.Unsupported, v.Key, "the provider %s wraps no DEK that it "+
-		"has not made, so EDEKs of other providers' key versions can't be re-encrypted under it", r.provider.URI())
+	return nil, claviger.Errorf("keyring.Reencrypt", claviger.Unsupported, v.Key, "the provider %s wraps no DEK that "+
+		"it has not made, so EDEKs of other providers' key versions can't be re-encrypted under it", r.provider.URI())
 }
 
 // Reencrypt sends only the EDEKs that are not under to.

@@ -159,8 +159,9 @@ func (r *Ring) purge(ctx context.Context, c claviger.Caller, key, version string
 		return err
 	}
 	if len(keys) > 1 && version == "" && !all {
-		return claviger.Errorf(op, claviger.Invalid, key, "%d deleted keys have the name '%s': name the one to purge by a version of it (claviger key purge --key-version, trusteeOp=purgeVersion), "+
-			"or say that all are meant (--all, trusteeOp=purge&all=true); the newest versions are %s", len(keys), key, newest(keys))
+		return claviger.Errorf(op, claviger.Invalid, key, "%d deleted keys have the name '%s': name the one to purge "+
+			"by a version of it (claviger key purge --key-version, trusteeOp=purgeVersion), or say that all are meant "+
+			"(--all, trusteeOp=purge&all=true); the newest versions are %s", len(keys), key, newest(keys))
 	}
 	versions := make([]string, len(keys))
 	for i := range keys {
@@ -201,8 +202,9 @@ func (q *request) needUnshelvedName(ctx context.Context, op, name string) error 
 	for _, k := range keys {
 		if !q.mayManage(k.ACLName()) {
 			_ = q.needKey(ctx, &k.Metadata, authz.KeyManagement) // for its audit line; its text tells the ACL name
-			return claviger.Errorf(op, claviger.KeyDenied, name, "User [%s] is not authorized to create key '%s': the name is kept for a deleted key. Choose another name, "+
-				"or have a user who may manage the deleted key create this one, or purge the deleted one", q.caller.Short, name)
+			return claviger.Errorf(op, claviger.KeyDenied, name, "User [%s] is not authorized to create key '%s': the "+
+				"name is kept for a deleted key. Choose another name, or have a user who may manage the deleted key "+
+				"create this one, or purge the deleted one", q.caller.Short, name)
 		}
 	}
 	return nil
@@ -309,7 +311,8 @@ func (r *Ring) needUnused(ctx context.Context, op string, k *provider.Deleted) e
 			if clocks.Bound {
 				kind = claviger.Invalid
 			}
-			return claviger.Errorf(op, kind, k.Name, "key '%s' is not purged: when it was used last cannot be told, since %w", k.Name, err)
+			return claviger.Errorf(op, kind, k.Name, "key '%s' is not purged: when it was used last cannot be told, "+
+				"since %w", k.Name, err)
 		}
 		now = clocks.Earliest()
 	}
@@ -321,11 +324,13 @@ func (r *Ring) needUnused(ctx context.Context, op string, k *provider.Deleted) e
 	if err != nil {
 		return err
 	}
-	if settled := latest(k.Since, created).Add(r.servedAfterDeletion() + underWay); never && r.cfg.PurgeMinUnused > settled.Sub(k.Since) {
+	if settled := latest(k.Since, created).Add(r.servedAfterDeletion() + underWay); never &&
+		r.cfg.PurgeMinUnused > settled.Sub(k.Since) {
 		if !now.Before(settled) {
 			return nil
 		}
-		return claviger.Errorf(op, claviger.Invalid, k.Name, "no use of key '%s', deleted %s, is known, and one may still be under way: it can be purged from %s on",
+		return claviger.Errorf(op, claviger.Invalid, k.Name, "no use of key '%s', deleted %s, is known, and one may "+
+			"still be under way: it can be purged from %s on",
 			k.Name, stamp(k.Since), stamp(settled.Add(time.Second)))
 	}
 	last, err := r.lastUse(ctx, *k)
@@ -339,10 +344,12 @@ func (r *Ring) needUnused(ctx context.Context, op string, k *provider.Deleted) e
 	}
 	wrong := ""
 	if last.After(now.Add(r.servedAfterDeletion() + metastore.ClockMargin)) {
-		wrong = "; that time has not come yet, so a clock was ahead when it was written: undelete the key and delete it again to have its deletion written anew"
+		wrong = "; that time has not come yet, so a clock was ahead when it was written: undelete the key and delete " +
+			"it again to have its deletion written anew"
 	}
 	return claviger.Errorf(op, claviger.Invalid, k.Name,
-		"key '%s', deleted %s, may have been used until %s, which is less than %v ago (claviger.purge.min.unused): it can be purged from %s on%s",
+		"key '%s', deleted %s, may have been used until %s, which is less than %v ago (claviger.purge.min.unused): it "+
+			"can be purged from %s on%s",
 		k.Name, stamp(k.Since), stamp(last), r.cfg.PurgeMinUnused, stamp(free.Add(time.Second)), wrong)
 }
 

@@ -15,7 +15,8 @@ import (
 
 // trusteeRules opens undelete to restorers and purge to the reaper.
 func trusteeRules(more ...string) []string {
-	return append(append(slices.Clone(everything), "keytrustee.kms.acl.UNDELETE", "restorer,reaper", "keytrustee.kms.acl.PURGE", "reaper"), more...)
+	return append(append(slices.Clone(everything), "keytrustee.kms.acl.UNDELETE", "restorer,reaper",
+		"keytrustee.kms.acl.PURGE", "reaper"), more...)
 }
 
 // softLab is a lab whose primary keeps deleted keys.
@@ -60,7 +61,8 @@ func TestUndelete(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []string{
-		"UNAUTHORIZED[op=UNDELETE_KEY, key=k, user=u] ", "UNAUTHORIZED[op=PURGE_KEY, key=k, user=restorer] ", "UNAUTHORIZED[op=GET_DELETED_KEYS, user=u] ",
+		"UNAUTHORIZED[op=UNDELETE_KEY, key=k, user=u] ", "UNAUTHORIZED[op=PURGE_KEY, key=k, " +
+			"user=restorer] ", "UNAUTHORIZED[op=GET_DELETED_KEYS, user=u] ",
 		"OK[op=GET_DELETED_KEYS, user=restorer] ", "OK[op=UNDELETE_KEY, key=k, user=restorer] ",
 	}
 	if got := l.audit.take(); !slices.Equal(got, want) {
@@ -214,7 +216,8 @@ func TestPurgeUnused(t *testing.T) {
 func TestPurgeUnknownUse(t *testing.T) {
 	for name, store := range map[string]metastore.LastUses{"old key": openStore(t), "no record": nil} {
 		l := softLab(t, func(c *Config) { c.PurgeMinUnused, c.LastUses = time.Hour, store })
-		key := claviger.Metadata{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128, Created: time.Now().Add(-10 * time.Hour)}
+		key := claviger.Metadata{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128,
+			Created: time.Now().Add(-10 * time.Hour)}
 		if _, err := l.primary.Import(t.Context(), key, 1, 0, nil); err != nil {
 			t.Fatal(err)
 		}
@@ -271,7 +274,8 @@ func TestPurgeByTheClock(t *testing.T) {
 		t.Error(err)
 	}
 
-	young := claviger.Metadata{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128, Created: time.Now().Add(2 * limit)}
+	young := claviger.Metadata{Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128,
+		Created: time.Now().Add(2 * limit)}
 	if _, err := l.primary.Import(ctx, young, 1, 0, nil); err != nil {
 		t.Fatal(err)
 	}

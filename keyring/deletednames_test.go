@@ -14,7 +14,8 @@ import (
 // deleted keys had. alice and bob each may do all with keys of their own rules, root with
 // both's, and every user has every right of an operation.
 func TestNamesOfDeletedKeys(t *testing.T) {
-	policy := rules(t, "key.acl.hers.ALL", "alice,root", "key.acl.his.ALL", "bob,root", "default.key.acl.MANAGEMENT", "root",
+	policy := rules(t, "key.acl.hers.ALL", "alice,root", "key.acl.his.ALL", "bob,root", "default.key.acl.MANAGEMENT",
+		"root",
 		"keytrustee.kms.acl.UNDELETE", "*", "keytrustee.kms.acl.PURGE", "*")
 	const (
 		yes     = claviger.Kind(-1)
@@ -76,7 +77,8 @@ func TestNamesOfDeletedKeys(t *testing.T) {
 			ctx := t.Context()
 			l := softLab(t, func(c *Config) { c.Policy = policy })
 			of := func(acl string) provider.Spec {
-				return provider.Spec{Name: "reports", Cipher: claviger.DefaultCipher, BitLength: 128, Attributes: map[string]string{claviger.ACLNameAttribute: acl}}
+				return provider.Spec{Name: "reports", Cipher: claviger.DefaultCipher, BitLength: 128,
+					Attributes: map[string]string{claviger.ACLNameAttribute: acl}}
 			}
 			var versions []string
 			for acl := range strings.SplitSeq(tt.deleted, ",") {
@@ -122,7 +124,8 @@ func TestNamesOfDeletedKeys(t *testing.T) {
 			case tt.want != yes:
 				wantKind(t, err, tt.want)
 			}
-			if op == "create" && err != nil && (strings.Contains(err.Error(), "hers") || strings.Contains(err.Error(), "gone")) {
+			if op == "create" && err != nil && (strings.Contains(err.Error(), "hers") || strings.Contains(err.Error(),
+				"gone")) {
 				t.Errorf("the refusal tells the ACL name of another user's key: %v", err)
 			}
 			list, err := l.primary.Deleted(ctx)
@@ -153,10 +156,12 @@ func TestNamesOfDeletedKeys(t *testing.T) {
 func TestDeletedKeyComesBack(t *testing.T) {
 	ctx := t.Context()
 	l := softLab(t, func(c *Config) {
-		c.Policy = rules(t, "key.acl.hers.ALL", "alice", "key.acl.hers.GENERATE_EEK", "maker", "key.acl.his.ALL", "bob", "keytrustee.kms.acl.UNDELETE", "alice", "keytrustee.kms.acl.PURGE", "bob")
+		c.Policy = rules(t, "key.acl.hers.ALL", "alice", "key.acl.hers.GENERATE_EEK", "maker", "key.acl.his.ALL",
+			"bob", "keytrustee.kms.acl.UNDELETE", "alice", "keytrustee.kms.acl.PURGE", "bob")
 	})
 	made := func(user, acl string) error {
-		_, err := l.Create(ctx, caller(user), provider.Spec{Name: "reports", Attributes: map[string]string{claviger.ACLNameAttribute: acl}})
+		_, err := l.Create(ctx, caller(user), provider.Spec{Name: "reports",
+			Attributes: map[string]string{claviger.ACLNameAttribute: acl}})
 		return err
 	}
 	if err := made("alice", "hers"); err != nil {
@@ -167,7 +172,8 @@ func TestDeletedKeyComesBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantKind(t, made("bob", "his"), claviger.KeyDenied)
-	if _, err := l.primary.Provider.Create(ctx, provider.Spec{Name: "reports", Cipher: claviger.DefaultCipher, BitLength: 128,
+	if _, err := l.primary.Provider.Create(ctx, provider.Spec{Name: "reports", Cipher: claviger.DefaultCipher,
+		BitLength:  128,
 		Attributes: map[string]string{claviger.ACLNameAttribute: "his"}}); err != nil {
 		t.Fatal(err)
 	}

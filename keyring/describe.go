@@ -97,7 +97,8 @@ func (r *Ring) describeLive(ctx context.Context, q *request, key string) ([]Desc
 		d, err := r.withUses(ctx, *m, facts)
 		return []Description{d}, err
 	}
-	return nil, claviger.Errorf("keyring.Describe", claviger.Unavailable, key, "the key was deleted and made anew %d times while it was read", readings)
+	return nil, claviger.Errorf("keyring.Describe", claviger.Unavailable, key, "the key was deleted and made anew %d "+
+		"times while it was read", readings)
 }
 
 // withUses adds when each version was last used.

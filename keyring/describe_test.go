@@ -57,7 +57,8 @@ func TestDescribeForOthers(t *testing.T) {
 	create(t, plain, "k")
 	l := newLab(t, func(c *Config) { c.Primary = plain })
 	got, err := l.Describe(t.Context(), caller("u"), "k")
-	if err != nil || len(got) != 1 || len(got[0].List) != 1 || got[0].List[0].Label != "" || !got[0].UsesSince.IsZero() {
+	if err != nil || len(got) != 1 || len(got[0].List) != 1 || got[0].List[0].Label != "" ||
+		!got[0].UsesSince.IsZero() {
 		t.Errorf("%+v, %v", got, err)
 	}
 }

@@ -11,21 +11,21 @@ import (
 	"claviger/secret"
 )
 
-// MaxGenerate is how many EDEKs one Generate makes. Hadoop has no such limit, and
-// goes out of memory; its clients ask for 500.
+// MaxGenerate is the number of EDEKs that one Generate can make. Hadoop has no such limit, and runs out of memory;
+// its clients request 500.
 const MaxGenerate = 100_000
 
-// Generate makes n EDEKs under the key's current version; n <= 0 makes none, and
-// then the key's rules are not asked and the key need not exist, as in Hadoop.
-// What the queue does not hold is made in one call. Kinds KeyNotFound, and
-// Invalid where n is above MaxGenerate.
+// Generate makes n EDEKs under the key's current version. n <= 0 makes none, asks no rules of the key, and the key
+// need not exist, as in Hadoop. One call to the provider makes the EDEKs that the queue does not hold. Kinds
+// KeyNotFound, and Invalid where n is above MaxGenerate.
 func (r *Ring) Generate(ctx context.Context, c claviger.Caller, key string, n int) ([]claviger.EDEK, error) {
 	q, err := r.enter(ctx, &c, audit.GenerateEEK, &key, authz.GenerateEEK)
 	if err != nil {
 		return nil, err
 	}
 	if n > MaxGenerate {
-		return nil, claviger.Errorf("keyring.Generate", claviger.Invalid, key, "%d EDEKs were asked for; at most %d are made in one request", n, MaxGenerate)
+		return nil, claviger.Errorf("keyring.Generate", claviger.Invalid, key, "%d EDEKs were asked for; at most %d "+
+			"are made in one request", n, MaxGenerate)
 	}
 	edeks := []claviger.EDEK{}
 	if n > 0 {
@@ -43,8 +43,8 @@ func (r *Ring) Generate(ctx context.Context, c claviger.Caller, key string, n in
 	return edeks, nil
 }
 
-// generate asks the rules of the key whose EDEKs it hands out: the queue may have
-// made them under a key that took the name after the rules were asked.
+// generate asks the rules of the key of the EDEKs that it returns: the queue may have made them under a key that took
+// the name after the first reading.
 func (r *Ring) generate(ctx context.Context, q *request, key string, n int) ([]claviger.EDEK, error) {
 	if !r.primary.queued {
 		if err := r.epochs.catchUp(ctx, key); err != nil {
@@ -63,7 +63,7 @@ func (r *Ring) generate(ctx context.Context, q *request, key string, n int) ([]c
 	if err := q.needVersion(ctx, &v, authz.KeyGenerateEEK); err != nil {
 		return nil, err
 	}
-	// Nothing would open what is made with it.
+	// EDEKs under a version in conflict could not be opened.
 	if err := r.needNotInConflict(ctx, "keyring.Generate", &v); err != nil {
 		return nil, err
 	}
@@ -74,7 +74,7 @@ func (r *Ring) generate(ctx context.Context, q *request, key string, n int) ([]c
 	asked := v.Name
 	for _, e := range edeks {
 		if e.Version == asked {
-			continue // of the key that was asked about; as a rule all are
+			continue // of the version whose rules were asked; usually all EDEKs are
 		}
 		made, err := r.ownVersion(ctx, e.Version)
 		if err != nil {
@@ -99,8 +99,8 @@ func (r *Ring) generate(ctx context.Context, q *request, key string, n int) ([]c
 	return edeks, nil
 }
 
-// needSame asks the rules anew where a version that was read later is not of the
-// key that they were asked for.
+// needSame asks the rules again where a version that was read later is of another key than the one whose rules were
+// asked.
 func (q *request) needSame(ctx context.Context, asked, later *claviger.KeyVersion, right authz.KeyOp) error {
 	if sameKey(asked.Of, later.Of) {
 		return nil
@@ -123,9 +123,8 @@ func (r *Ring) makeEDEKs(ctx context.Context, key string, n int) ([]claviger.EDE
 	}
 }
 
-// Decrypt opens one EDEK. key is the name that the request gave, "" and
-// hasKey false where it gave none. The caller owns the DEK, and wipes it. Kinds
-// VersionNotFound, WrongKey, BadIV, and where a source is asked
+// Decrypt opens one EDEK. key is the key's name in the request; "" with hasKey false where the request has none. The
+// caller owns the DEK, and wipes it. Kinds VersionNotFound, WrongKey, BadIV, and where a source is asked
 // SourceUnreachable and SourceRefused.
 func (r *Ring) Decrypt(ctx context.Context, c claviger.Caller, key string, hasKey bool,
 	e claviger.EDEK) (secret.Bytes, error) {
@@ -137,7 +136,7 @@ func (r *Ring) Decrypt(ctx context.Context, c claviger.Caller, key string, hasKe
 	q.did = work{version: e.Version, edeks: 1}
 	dek, err := r.decrypt(ctx, &q, named, claviger.ParseVersion(e.Version), e)
 	if err != nil {
-		r.noteUnserved(ctx, &q, err, authz.KeyDecryptEEK, 1)
+		r.countUnserved(ctx, &q, err, authz.KeyDecryptEEK, 1)
 		return nil, r.explainMissing(ctx, err, key)
 	}
 	q.ok(ctx, key, "")
@@ -158,7 +157,7 @@ func (r *Ring) decrypt(ctx context.Context, q *request, named *string, version c
 		case r.mayBeForeign(err, version):
 			return r.decryptForeign(ctx, q, named, version, e)
 		default:
-			r.opened.saw(err)
+			r.opened.record(err)
 			return nil, err
 		}
 	}
@@ -198,7 +197,7 @@ func (r *Ring) decryptOwn(ctx context.Context, q *request, named *string, v *cla
 	}
 	// A client may make an EDEK by having random bytes opened, as ORC does.
 	err = r.used.begin(ctx, e.Version)
-	r.opened.saw(err)
+	r.opened.record(err)
 	if err != nil {
 		deks[0].Wipe()
 		return nil, err
@@ -206,8 +205,8 @@ func (r *Ring) decryptOwn(ctx context.Context, q *request, named *string, v *cla
 	return deks[0], nil
 }
 
-// drainUnusable gives up the EDEKs of a key that were made beforehand, where a version
-// of it proves to be lost: those under it would never be opened.
+// drainUnusable drops the ready-made EDEKs of a key where err says that a version of the key is lost: EDEKs under
+// that version could not be opened.
 func (r *Ring) drainUnusable(err error, key string) {
 	if r.queue != nil && errors.Is(err, provider.ErrUnusable) {
 		r.queue.Drain(key)
@@ -236,5 +235,6 @@ func (r *Ring) belongs(ctx context.Context, version, owner string, named *string
 	if named != nil {
 		name = *named
 	}
-	return claviger.Errorf("keyring.belongs", claviger.WrongKey, version, "KeyVersion '%s' does not belong to the key '%s'", version, name)
+	return claviger.Errorf("keyring.belongs", claviger.WrongKey, version, "KeyVersion '%s' does not belong to the key "+
+		"'%s'", version, name)
 }

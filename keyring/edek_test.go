@@ -176,7 +176,8 @@ func TestConcurrentDecrypts(t *testing.T) {
 	}
 	wg.Wait()
 	if v, m := l.primary.versions.Load(), l.primary.metadata.Load(); v != 1 || m != 0 {
-		t.Errorf("the primary was asked for the version %d times, for the metadata %d times; want one reading of both", v, m)
+		t.Errorf("the primary was asked for the version %d times, for the metadata %d times; want one reading of "+
+			"both", v, m)
 	}
 }
 

@@ -94,7 +94,8 @@ func shuffle(t *testing.T, n int, swap func(i, j int)) {
 
 // checkReencrypted demands that out is es under the version: same order, same
 // DEK, same IV.
-func checkReencrypted(t testing.TB, by provider.BlockEncrypter, version string, es, out []claviger.EDEK, deks []secret.Bytes) {
+func checkReencrypted(t testing.TB, by provider.BlockEncrypter, version string, es, out []claviger.EDEK,
+	deks []secret.Bytes) {
 	t.Helper()
 	if len(out) != len(es) {
 		t.Fatalf("%d EDEKs for %d", len(out), len(es))
@@ -139,11 +140,13 @@ func TestReencryptBatchRefused(t *testing.T) {
 		kind claviger.Kind
 		text string
 	}{
-		{"other key", "k", []claviger.EDEK{good[0], other[0], good[1]}, claviger.WrongKey, "KeyVersion 'k256@0' does not belong to the key 'k'"},
+		{"other key", "k", []claviger.EDEK{good[0], other[0], good[1]}, claviger.WrongKey,
+			"KeyVersion 'k256@0' does not belong to the key 'k'"},
 		{"missing version", "k", []claviger.EDEK{good[0], missing}, claviger.VersionNotFound, ""},
 		{"missing, then other key", "k", []claviger.EDEK{missing, other[0]}, claviger.VersionNotFound, ""},
 		{"bad IV", "k", []claviger.EDEK{good[0], badIV}, claviger.BadIV, ""},
-		{"missing key", "nokey", []claviger.EDEK{{Version: "nokey@0", IV: make([]byte, 16)}}, claviger.VersionNotFound, ""},
+		{"missing key", "nokey", []claviger.EDEK{{Version: "nokey@0", IV: make([]byte, 16)}},
+			claviger.VersionNotFound, ""},
 		{"key not allowed", "shut", shut, claviger.KeyDenied, ""},
 		{"key not allowed, wrong version", "shut", []claviger.EDEK{shut[0], good[0]}, claviger.KeyDenied, ""}, // Hadoop: wrong key
 		{"wrong version first", "shut", []claviger.EDEK{good[0], shut[0]}, claviger.WrongKey, ""},
@@ -167,7 +170,8 @@ func TestReencryptBatchRefused(t *testing.T) {
 	if out, err := l.ReencryptBatch(t.Context(), caller("u"), "shut", nil); err != nil || out == nil || len(out) != 0 {
 		t.Errorf("empty batch: %v, %v", out, err)
 	}
-	if got := l.audit.take(); len(got) != 1 || got[0] != "OK[op=REENCRYPT_EEK_BATCH, key=shut, user=u] reencrypted 0 keys" {
+	if got := l.audit.take(); len(got) != 1 || got[0] != "OK[op=REENCRYPT_EEK_BATCH, key=shut, user=u] reencrypted 0 "+
+		"keys" {
 		t.Errorf("audit %q", got)
 	}
 }

@@ -11,7 +11,8 @@ import (
 
 func benchRing(b *testing.B, primary provider.Provider) *Ring {
 	cfg := config(b, primary)
-	cfg.Policy = rules(b, "key.acl.k.GENERATE_EEK", "nn", "key.acl.k.DECRYPT_EEK", "u,nn", "hadoop.kms.blacklist.DECRYPT_EEK", "hdfs")
+	cfg.Policy = rules(b, "key.acl.k.GENERATE_EEK", "nn", "key.acl.k.DECRYPT_EEK", "u,nn",
+		"hadoop.kms.blacklist.DECRYPT_EEK", "hdfs")
 	cfg.QueueSize = 500
 	r, err := New(cfg)
 	if err != nil {

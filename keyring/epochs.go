@@ -9,42 +9,41 @@ import (
 	"claviger/metastore"
 )
 
-// epochTimeout ends a question for an epoch that takes longer.
+// epochTimeout limits one reading of an epoch.
 const epochTimeout = 15 * time.Second
 
-// epochs makes what is remembered of keys as new as the store that other nodes
-// change. A question for a key's epoch answers all who came before it was begun,
-// so however many ask at a time, two are on their way at most.
+// epochs keeps the caches as new as the store that other nodes change. All callers that came before a reading of a
+// key's epoch began share that reading. So at most two readings of a key are needed at a time: one under way and the
+// next one.
 type epochs struct {
-	ask    func(ctx context.Context, key string) (int64, error)
-	forget func(key string)
+	read   func(ctx context.Context, key string) (int64, error) // from the store
+	forget func(key string)                                     // drops the key from the caches
 
 	ctx  context.Context // ends with close
 	stop context.CancelFunc
 	wg   sync.WaitGroup
 
 	mu    sync.Mutex
-	seen  map[string]int64 // of keys that are there
-	lines map[string]*line // of keys that are asked for now
+	seen  map[string]int64 // the epochs of keys that exist, as they were last read
+	lines map[string]*line // by key, while its epoch is read
 }
 
-// line is what is asked of one key: a question is under way, and the next one, if
-// there is, begins at its end.
+// line is the readings of one key's epoch: one is under way, and next, if it is not nil, begins at its end.
 type line struct{ next *epochCall }
 
 type epochCall struct {
-	done chan struct{} // closed at the end; err is read after that
+	done chan struct{} // closed at the end; read err after that
 	err  error
 }
 
-func newEpochs(ask func(context.Context, string) (int64, error), forget func(string)) *epochs {
-	e := &epochs{ask: ask, forget: forget, seen: map[string]int64{}, lines: map[string]*line{}}
+func newEpochs(read func(context.Context, string) (int64, error), forget func(string)) *epochs {
+	e := &epochs{read: read, forget: forget, seen: map[string]int64{}, lines: map[string]*line{}}
 	e.ctx, e.stop = context.WithCancel(context.Background())
 	return e
 }
 
-// catchUp forgets what is remembered of the key if the store has changed it since;
-// what was changed before the call is seen. A nil *epochs has nothing to do.
+// catchUp drops the key from the caches if the store has changed the key since it was read. Every change before the
+// call counts. A nil *epochs does nothing.
 func (e *epochs) catchUp(ctx context.Context, key string) error {
 	if e == nil {
 		return nil
@@ -61,7 +60,7 @@ func (e *epochs) catchUp(ctx context.Context, key string) error {
 	}
 }
 
-// join returns a question that has not begun yet.
+// join returns a reading that has not begun yet.
 func (e *epochs) join(key string) (*epochCall, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -80,11 +79,11 @@ func (e *epochs) join(key string) (*epochCall, error) {
 	return q, nil
 }
 
-// run asks until nobody waits.
+// run reads the epoch until no caller waits.
 func (e *epochs) run(key string, l *line, q *epochCall) {
 	for q != nil {
 		ctx, cancel := context.WithTimeout(e.ctx, epochTimeout)
-		epoch, err := e.ask(ctx, key)
+		epoch, err := e.read(ctx, key)
 		cancel()
 		if err == nil {
 			e.apply(key, epoch)
@@ -100,8 +99,7 @@ func (e *epochs) run(key string, l *line, q *epochCall) {
 	}
 }
 
-// apply forgets the key if it was changed. It is called for one answer after the
-// other.
+// apply drops the key from the caches if its epoch changed. It is called for one reading of a key after the other.
 func (e *epochs) apply(key string, epoch int64) {
 	e.mu.Lock()
 	known := e.seen[key] == epoch
@@ -129,8 +127,8 @@ func (e *epochs) close() {
 	e.wg.Wait()
 }
 
-// leased is a cache of what other nodes may change, or nil, which remembers nothing,
-// once the lease is over: then the store is asked each time.
+// leased returns c, a cache of keys that other nodes may change; once the lease is over it returns nil, which keeps
+// nothing: then each request reads the store.
 func leased[V any](r *Ring, c *cache[V]) *cache[V] {
 	if r.cfg.Shared == nil || r.cfg.Lease <= 0 || time.Since(r.cfg.Shared.Heard()) < r.cfg.Lease {
 		return c
@@ -138,8 +136,8 @@ func leased[V any](r *Ring, c *cache[V]) *cache[V] {
 	return nil
 }
 
-// Leased tells whether what is remembered of keys may be used: nil, or since when
-// nothing was heard of other nodes' changes.
+// Leased returns nil where cached keys may be used. Its error says since when no change of other nodes could be
+// heard.
 func (r *Ring) Leased() error {
 	if r.cfg.Shared == nil || r.cfg.Lease <= 0 {
 		return nil
@@ -150,13 +148,13 @@ func (r *Ring) Leased() error {
 		return claviger.Errorf("keyring.Leased", claviger.Unavailable, "", "the metastore has not been heard from yet")
 	case time.Since(heard) >= r.cfg.Lease:
 		return claviger.Errorf("keyring.Leased", claviger.Unavailable, "",
-			"the metastore was last heard from %s, which is longer ago than claviger.metastore.lease (%v): another node may have deleted a key since, so nothing is served from memory", stamp(heard), r.cfg.Lease)
+			"the metastore was last heard from %s, which is longer ago than claviger.metastore.lease (%v): another "+
+				"node may have deleted a key since, so nothing is served from memory", stamp(heard), r.cfg.Lease)
 	}
 	return nil
 }
 
-// Heed forgets what a change, of whichever node, has made untrue; a notice without
-// a key makes it forget everything.
+// Heed drops from the caches the key that a node has changed; all keys for a notice without a key.
 func (r *Ring) Heed(n metastore.Notice) {
 	if n.Key != "" {
 		r.forget(n.Key)

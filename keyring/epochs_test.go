@@ -212,7 +212,8 @@ func TestHeed(t *testing.T) {
 				t.Fatal(err)
 			}
 			// A refill in the background remembers the key again.
-			for limit := time.Now().Add(10 * time.Second); r.queue.Len(k) < r.cfg.QueueSize/2 && time.Now().Before(limit); {
+			for limit := time.Now().Add(10 * time.Second); r.queue.Len(k) < r.cfg.QueueSize/2 &&
+				time.Now().Before(limit); {
 				time.Sleep(time.Millisecond)
 			}
 		}

@@ -88,7 +88,7 @@ func (r *Ring) openAtSource(ctx context.Context, q *request, use string, v clavi
 	if err != nil {
 		return nil, err
 	}
-	q.did.askedOf(s.URI())
+	q.did.addSource(s.URI())
 	r.sources.homes.put(v.Name(), s)
 	r.usage.add(s.URI(), v.Name(), use, len(edeks))
 	return deks, nil
@@ -124,8 +124,8 @@ func (r *Ring) needNotCounted(ctx context.Context, s *source, v claviger.Version
 	s.recordAbsent(v)
 	err = claviger.Errorf("keyring.source", claviger.SourceUnreachable, v.Name(), "key version '%s' is not held here, "+
 		"and the source %s counts %d versions of the key, and says that it has none of that name: another of its nodes "+
-		"may have it. It is asked again, and believed after %v; if all its nodes say so, it has lost the version: restore "+
-		"it there from a backup",
+		"may have it. It is asked again, and believed after %v; if all its nodes say so, it has lost the version: "+
+		"restore it there from a backup",
 		v.Name(), s.URI(), m.Versions, absentSettles)
 	return ruled{claviger.Answer(err, fmt.Sprintf("the KMS that may hold key version '%s' counts a version of that "+
 		"name, and says now that it has none; try again", v.Name()))}
@@ -133,7 +133,8 @@ func (r *Ring) needNotCounted(ctx context.Context, s *source, v claviger.Version
 
 // versionAtSource tells of a version that the primary does not know: without material, whatever the source would
 // show.
-func (r *Ring) versionAtSource(ctx context.Context, q *request, version claviger.VersionRef) (*claviger.KeyVersion, error) {
+func (r *Ring) versionAtSource(ctx context.Context, q *request, version claviger.VersionRef) (*claviger.KeyVersion,
+	error) {
 	notFound := claviger.E("keyring.Version", claviger.VersionNotFound, version.Name(), nil)
 	if !r.mayBeForeign(notFound, version) {
 		return nil, nil
@@ -166,7 +167,7 @@ func (r *Ring) versionAtSource(ctx context.Context, q *request, version claviger
 		return nil, err
 	}
 	v.Material = nil // not wiped: the source may hold on to it
-	q.did.askedOf(s.URI())
+	q.did.addSource(s.URI())
 	q.ok(ctx, v.Key, "")
 	return &v, nil
 }

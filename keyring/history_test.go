@@ -51,7 +51,8 @@ func (j *journal) takeOver(t testing.TB, from provider.Reader, to provider.Impor
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.list = append(j.list, Origin{Key: key, Source: uri, TakenOver: true, Created: ms[0].Created, ACLName: ms[0].ACLName()})
+	j.list = append(j.list, Origin{Key: key, Source: uri, TakenOver: true, Created: ms[0].Created,
+		ACLName: ms[0].ACLName()})
 }
 
 // TestOtherSpellings: a zone keeps the spelling that it was made with, "Finance",
@@ -114,7 +115,8 @@ func TestOtherSpellings(t *testing.T) {
 			bob := caller("bob")
 			for op, do := range map[string]func() error{
 				"invalidate": func() error {
-					for end := time.Now().Add(10 * time.Second); l.Queued() == 0 && time.Now().Before(end); time.Sleep(time.Millisecond) {
+					for end := time.Now().Add(10 * time.Second); l.Queued() == 0 &&
+						time.Now().Before(end); time.Sleep(time.Millisecond) {
 						if _, err := l.Generate(t.Context(), nn, "k", 1); err != nil {
 							t.Fatal(err)
 						}
@@ -122,7 +124,8 @@ func TestOtherSpellings(t *testing.T) {
 					before := l.Queued()
 					err := l.Invalidate(t.Context(), bob, spelt)
 					if after := l.Queued(); after < before || before == 0 {
-						t.Errorf("invalidate of %s, remembered %t: %d ready-made EDEKs, %d before", spelt, remembered, after, before)
+						t.Errorf("invalidate of %s, remembered %t: %d ready-made EDEKs, %d before", spelt, remembered,
+							after, before)
 					}
 					return err
 				},
@@ -186,13 +189,20 @@ func TestMissingByTheJournal(t *testing.T) {
 		kind claviger.Kind
 		says []string // none: nothing is added
 	}{
-		{decrypt("ended", "ended@3"), claviger.VersionNotFound, []string{"of key 'ended' at " + farURI + ", whose migration was finished at 2026-11-20T10:00:00Z", "reencryption.source.uri"}},
-		{generate("left"), claviger.KeyNotFound, []string{"'left' was at " + farURI, "finished at 2026-11-20T10:00:00Z without it"}},
-		{generate("waits"), claviger.KeyNotFound, []string{"'waits' is at " + farURI + " and was not migrated yet", "claviger migrate run"}},
-		{generate("deleted"), claviger.KeyNotFound, []string{"'deleted' was migrated from " + farURI + " and has been deleted here since"}},
-		{decrypt("shelved", made.Name), claviger.VersionNotFound, []string{"a version of key 'shelved' here, which was deleted", "claviger key undelete"}},
-		{decrypt("shelved", "shelved@77"), claviger.VersionNotFound, []string{"can be read only while that KMS is a source"}},
-		{decrypt("purged", "purged@1"), claviger.VersionNotFound, []string{"made here for key 'purged'", "gone for ever", farURI + " never had it"}},
+		{decrypt("ended", "ended@3"), claviger.VersionNotFound, []string{"of key 'ended' at " + farURI + ", whose " +
+			"migration was finished at 2026-11-20T10:00:00Z", "reencryption.source.uri"}},
+		{generate("left"), claviger.KeyNotFound, []string{"'left' was at " + farURI, "finished at 2026-11-20T10:00:00Z " +
+			"without it"}},
+		{generate("waits"), claviger.KeyNotFound, []string{"'waits' is at " + farURI + " and was not migrated yet",
+			"claviger migrate run"}},
+		{generate("deleted"), claviger.KeyNotFound, []string{"'deleted' was migrated from " + farURI + " and has been " +
+			"deleted here since"}},
+		{decrypt("shelved", made.Name), claviger.VersionNotFound, []string{"a version of key 'shelved' here, which was " +
+			"deleted", "claviger key undelete"}},
+		{decrypt("shelved", "shelved@77"), claviger.VersionNotFound, []string{"can be read only while that KMS is a " +
+			"source"}},
+		{decrypt("purged", "purged@1"), claviger.VersionNotFound, []string{"made here for key 'purged'",
+			"gone for ever", farURI + " never had it"}},
 		{generate("unheard"), claviger.KeyNotFound, nil},
 		{decrypt("unheard", "unheard@0"), claviger.VersionNotFound, nil},
 	} {

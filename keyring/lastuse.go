@@ -11,16 +11,16 @@ import (
 	"claviger/metastore"
 )
 
-// writeUsesEvery is how much of the last uses a crash can lose, and how much of them other
-// nodes do not know. So no purge relies on them alone: see needUnused.
+// writeUsesEvery is the interval in which last uses are written. A crash can lose those of one interval, and other
+// nodes do not know them. So no purge relies on them alone: see needUnused.
 const writeUsesEvery = time.Minute
 
-// lastUses remembers when each of our versions was last used, and writes it down
-// now and then. Noting a use is a look into a map and a store: no lock, no write.
+// lastUses records when each of our versions was last used, and writes the times every writeUsesEvery. To record a
+// use takes no lock, and writes nothing to the store, but for the first use of a version.
 type lastUses struct {
-	store    metastore.LastUses // nil: nothing is noted
+	store    metastore.LastUses // nil: nothing is recorded
 	log      *slog.Logger
-	versions sync.Map // full name to *lastUse, of versions that may have been used by any node
+	versions sync.Map // by full name, *lastUse of each version that any node may have used
 	stop     chan struct{}
 	stopped  chan struct{}
 }
@@ -39,9 +39,8 @@ func newLastUses(store metastore.LastUses, log *slog.Logger) *lastUses {
 	return u
 }
 
-// begin is note, before the answer of a use goes out: where no node has used the version
-// before, the store knows of it when begin returns. From then on an EDEK of its name may be
-// ours, whatever becomes of the version (see Ring.mayBeOurs).
+// begin records a use before its answer goes out. Where no node has used the version before, begin writes the use to
+// the store. From then on an EDEK of its name may be ours, even after the version is deleted (see Ring.mayBeOurs).
 func (u *lastUses) begin(ctx context.Context, version string) error {
 	if u.store == nil {
 		return nil
@@ -53,21 +52,20 @@ func (u *lastUses) begin(ctx context.Context, version string) error {
 	if err != nil {
 		return err
 	}
-	u.note(version)
+	u.record(version)
 	return nil
 }
 
-// learn is told of a version of ours that was read from the store, and will be served from
-// memory while the store is away. That it may have been used is remembered for good then, so
-// that begin needs the store only for versions that certainly were not.
+// learn takes a version of ours that was read from the store, and that is served from memory while the store is away.
+// It finds out whether the version may have been used, and keeps a yes for good, so that begin needs the store only
+// for versions that were certainly never used.
 func (u *lastUses) learn(ctx context.Context, version string) {
 	if u.store != nil {
-		_, _ = u.neverUsed(ctx, version) // begin asks again
+		_, _ = u.neverUsed(ctx, version) // begin repeats it
 	}
 }
 
-// neverUsed reports whether it is certain that no node has used the version. That it is not
-// certain stays so, and is asked once.
+// neverUsed reports whether it is certain that no node has used the version. A "no" stays true, so it is kept.
 func (u *lastUses) neverUsed(ctx context.Context, version string) (bool, error) {
 	if _, known := u.versions.Load(version); known {
 		return false, nil
@@ -79,9 +77,9 @@ func (u *lastUses) neverUsed(ctx context.Context, version string) (bool, error) 
 	return never, err
 }
 
-// note notes that a version was used now. It must be one of ours: what a client
-// makes up would stay.
-func (u *lastUses) note(version string) {
+// record records that a version was used now. It must be one of ours: a name that a client made up would stay in
+// memory.
+func (u *lastUses) record(version string) {
 	if u.store == nil {
 		return
 	}
@@ -90,7 +88,7 @@ func (u *lastUses) note(version string) {
 		v, _ = u.versions.LoadOrStore(version, new(lastUse))
 	}
 	use, _ := v.(*lastUse)
-	// To the second, so that processors don't fight over a busy key's time.
+	// Once a second, so that processors do not fight over a busy key's time.
 	if now := time.Now().UnixMilli(); now-use.at.Load() >= 1000 {
 		use.at.Store(now)
 	}
@@ -113,7 +111,7 @@ func (u *lastUses) beginEDEKs(ctx context.Context, edeks []claviger.EDEK,
 	return nil
 }
 
-// at returns when this node used a version last, zero for never.
+// at returns when this node used a version last; zero: never.
 func (u *lastUses) at(version string) time.Time {
 	v, ok := u.versions.Load(version)
 	if !ok {
@@ -135,7 +133,8 @@ func (u *lastUses) run() {
 		select {
 		case <-tick.C:
 			if err := u.flush(); err != nil {
-				u.log.Error("the times of the last uses of keys could not be written; they are kept and written later", "error", err)
+				u.log.Error("the times of the last uses of keys could not be written; they are kept and written "+
+					"later", "error", err)
 			}
 		case <-u.stop:
 			return
@@ -143,7 +142,7 @@ func (u *lastUses) run() {
 	}
 }
 
-// flush writes what is new. What could not be written is new the next time.
+// flush writes the new times. A time that could not be written stays new.
 func (u *lastUses) flush() error {
 	type fresh struct {
 		metastore.LastUse
@@ -177,7 +176,7 @@ func (u *lastUses) flush() error {
 	}, func([]fresh) {})
 }
 
-// close ends the writing after one last time.
+// close flushes once more, and ends the writing.
 func (u *lastUses) close() error {
 	if u.store == nil {
 		return nil

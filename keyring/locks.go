@@ -7,19 +7,19 @@ import (
 	"claviger"
 )
 
-// keyLocks lets one management operation at a time at each key, and never lets
-// one key wait for another. Readers don't take it.
+// keyLocks allows one management operation at a time for each key. Operations on different keys do not wait for each
+// other. Readers take no lock.
 type keyLocks struct {
 	mu   sync.Mutex
 	held map[string]*keyLock
 }
 
 type keyLock struct {
-	turn  chan struct{} // holds one element while somebody has the key
-	users int           // who has it or waits for it
+	held  chan struct{} // holds one element while an operation has the lock
+	users int           // operations that have the lock or wait for it
 }
 
-// lock waits for its turn at the key, or until ctx is done (kind Unavailable).
+// lock waits for the lock of the key, or until ctx is done (kind Unavailable).
 func (l *keyLocks) lock(ctx context.Context, key string) (unlock func(), err error) {
 	l.mu.Lock()
 	k := l.held[key]
@@ -27,7 +27,7 @@ func (l *keyLocks) lock(ctx context.Context, key string) (unlock func(), err err
 		if l.held == nil {
 			l.held = map[string]*keyLock{}
 		}
-		k = &keyLock{turn: make(chan struct{}, 1)}
+		k = &keyLock{held: make(chan struct{}, 1)}
 		l.held[key] = k
 	}
 	k.users++
@@ -40,10 +40,11 @@ func (l *keyLocks) lock(ctx context.Context, key string) (unlock func(), err err
 		}
 	}
 	select {
-	case k.turn <- struct{}{}:
-		return func() { <-k.turn; leave() }, nil
+	case k.held <- struct{}{}:
+		return func() { <-k.held; leave() }, nil
 	case <-ctx.Done():
 		leave()
-		return nil, claviger.Errorf("keyring.manage", claviger.Unavailable, key, "another operation on the key is under way: %w", context.Cause(ctx))
+		return nil, claviger.Errorf("keyring.manage", claviger.Unavailable, key, "another operation on the key is "+
+			"under way: %w", context.Cause(ctx))
 	}
 }

@@ -19,7 +19,8 @@ func TestNoEDEKsOfLostVersions(t *testing.T) {
 	var lost atomic.Bool
 	l.primary.before = func(_ context.Context, call string) error {
 		if call == "EncryptBlocks" && lost.Load() {
-			return claviger.E("hsm.EncryptBlocks", claviger.Unavailable, "k@0", fmt.Errorf("gone: %w", provider.ErrUnusable))
+			return claviger.E("hsm.EncryptBlocks", claviger.Unavailable, "k@0", fmt.Errorf("gone: %w",
+				provider.ErrUnusable))
 		}
 		return nil
 	}
@@ -59,7 +60,8 @@ func TestLostVersionsAreTold(t *testing.T) {
 	}
 	l.primary.before = func(_ context.Context, call string) error {
 		if call == "EncryptBlocks" {
-			return claviger.E("hsm.EncryptBlocks", claviger.Unavailable, "k@0", fmt.Errorf("gone: %w", provider.ErrUnusable))
+			return claviger.E("hsm.EncryptBlocks", claviger.Unavailable, "k@0", fmt.Errorf("gone: %w",
+				provider.ErrUnusable))
 		}
 		return nil
 	}

@@ -8,8 +8,8 @@ import (
 	"claviger"
 )
 
-// madeThere returns the URI of what was the primary when a migration made a version there; ""
-// for versions that none made, or whose names no two keys share.
+// madeThere returns the URI of a former primary in which a migration made the version; "" where no migration made it,
+// or where no two keys can share its name.
 func (r *Ring) madeThere(ctx context.Context, v claviger.VersionRef) (string, error) {
 	if !v.Valid() {
 		return "", nil
@@ -23,10 +23,9 @@ func (r *Ring) madeThere(ctx context.Context, v claviger.VersionRef) (string, er
 	return "", err
 }
 
-// ofTwoSources returns why EDEKs of a version that was made at a former primary, by its URI,
-// are not opened by s: another source has a version of that name too, or may have it, where
-// EDEKs are re-encrypted. To open them, the bound of a source's roll holds as it does for
-// versions that are here: a silent source is believed as it told before.
+// ofTwoSources returns why s does not open EDEKs of a version that was made at a former primary, whose URI is made:
+// another source has a version of that name too, or, for a re-encryption, may have it. A decrypt does not wait for a
+// silent source: as for versions that are here, its last answer counts.
 func (r *Ring) ofTwoSources(ctx context.Context, s *source, use string, v claviger.VersionRef,
 	made string) (twice, err error) {
 	if s.URI() != made {
@@ -53,37 +52,38 @@ func (r *Ring) ofTwoSources(ctx context.Context, s *source, use string, v clavig
 		case other.mayHave(ctx, v):
 			return r.madeTwice(use, v, made, other.URI()), nil
 		case use == useReencrypt && !other.settled(v):
-			return nil, claviger.Errorf("keyring.Reencrypt", claviger.SourceUnreachable, v.Name(), "EDEKs of '%s' are not "+
-				"re-encrypted yet: the source %s counts a version of that name, and says that it has none; it is asked "+
-				"again, and believed after %v", v.Name(), other.URI(), absentSettles)
+			return nil, claviger.Errorf("keyring.Reencrypt", claviger.SourceUnreachable, v.Name(), "EDEKs of '%s' are "+
+				"not re-encrypted yet: the source %s counts a version of that name, and says that it has none; it is "+
+				"asked again, and believed after %v", v.Name(), other.URI(), absentSettles)
 		}
 	}
 	return nil, nil
 }
 
-// madeTwice refuses EDEKs of a version that was made at a former primary and that a source has too.
+// madeTwice is the error of EDEKs of a version that was made at a former primary and that a source has too.
 func (r *Ring) madeTwice(use string, v claviger.VersionRef, made, source string) error {
 	version := v.Name()
 	op, kind := "keyring.Decrypt", claviger.Unavailable
 	if use == useReencrypt {
 		op, kind = "keyring.Reencrypt", claviger.Invalid
 	}
-	err := claviger.Errorf(op, kind, version, "'%s' is one key in %s, into which the key was taken over, and another one at %s, "+
-		"so it cannot be known which of the two an EDEK is of: %s", version, made, source, r.madeTwiceCure(v, made))
-	return claviger.Answer(err, fmt.Sprintf("key version '%s' is one key where it was made by a migration, and another one at "+
-		"the KMS that the key was migrated from, so nothing is opened or re-encrypted with it; this server's log says "+
-		"what to do", version))
+	err := claviger.Errorf(op, kind, version, "'%s' is one key in %s, into which the key was taken over, and another "+
+		"one at %s, so it cannot be known which of the two an EDEK is of: "+
+		"%s", version, made, source, r.madeTwiceCure(v, made))
+	return claviger.Answer(err, fmt.Sprintf("key version '%s' is one key where it was made by a migration, and another "+
+		"one at the KMS that the key was migrated from, so nothing is opened or re-encrypted with it; this server's "+
+		"log says what to do", version))
 }
 
 // madeTwiceCure says what to do about such a version.
 func (r *Ring) madeTwiceCure(v claviger.VersionRef, made string) string {
-	return fmt.Sprintf("stop rolls at the source. Copy the files that were made while the server had its keys in %s, from a "+
-		"server that has it and not the source; then set claviger.migration.theirs to %s and restart: then the source "+
-		"opens all EDEKs of that name", made, claviger.NamesWith(r.cfg.Theirs, v.Name()))
+	return fmt.Sprintf("stop rolls at the source. Copy the files that were made while the server had its keys in %s, "+
+		"from a server that has it and not the source; then set claviger.migration.theirs to %s and restart: then the "+
+		"source opens all EDEKs of that name", made, claviger.NamesWith(r.cfg.Theirs, v.Name()))
 }
 
-// madeElsewhere are the versions that migrations into other places than a source have made of a
-// key, and that have numbers below that.
+// madeElsewhere returns the versions of a key whose numbers are below number, and that migrations made in other
+// places than the source with that URI.
 func madeElsewhere(all []Origin, uri, key string, number int) []string {
 	var names []string
 	for _, o := range all {

@@ -84,7 +84,8 @@ func madeAtAFormerPrimary(t *testing.T, order string) {
 		t.Helper()
 		for what, e := range map[string]claviger.EDEK{"the keystore's": ours[0], "the source's": theirs[0]} {
 			_, err := l.Decrypt(ctx, caller("u"), key, true, e)
-			if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "claviger.migration.theirs to "+version) {
+			if !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(),
+				"claviger.migration.theirs to "+version) {
 				t.Errorf("%s: decrypt of %s: %v", when, what, err)
 			}
 			if _, err = l.Reencrypt(ctx, caller("u"), key, true, e); !claviger.Is(err, claviger.Invalid) {

@@ -62,7 +62,8 @@ func (q *request) needCreate(ctx context.Context, key string, attributes map[str
 		attributes[claviger.ACLNameAttribute] = key
 	}
 	if !q.hasKey(ctx, aclName, authz.KeyManagement) {
-		return nil, claviger.Errorf("keyring.Create", claviger.KeyDenied, key, "User [%s] is not authorized to create key !!", q.caller.Short)
+		return nil, claviger.Errorf("keyring.Create", claviger.KeyDenied, key, "User [%s] is not authorized to create "+
+			"key !!", q.caller.Short)
 	}
 	return attributes, nil
 }
@@ -88,7 +89,7 @@ func (r *Ring) create(ctx context.Context, q *request, spec provider.Spec) (clav
 	}
 	defer unlock()
 	if spec.Material != nil || r.primary.keepsDeleted() || r.mayBeTaken() {
-		_, err := r.askMetadata(ctx, spec.Name)
+		_, err := r.readMetadata(ctx, spec.Name)
 		if err == nil {
 			return claviger.KeyVersion{}, claviger.E(op, claviger.KeyExists, spec.Name, nil)
 		}
@@ -116,7 +117,8 @@ func (r *Ring) create(ctx context.Context, q *request, spec provider.Spec) (clav
 
 // Roll adds a version; material as in Create. The next request through this
 // Ring sees it.
-func (r *Ring) Roll(ctx context.Context, c claviger.Caller, key string, material secret.Bytes) (claviger.KeyVersion, error) {
+func (r *Ring) Roll(ctx context.Context, c claviger.Caller, key string, material secret.Bytes) (claviger.KeyVersion,
+	error) {
 	q, err := r.enter(ctx, &c, audit.RollNewVersion, &key, authz.Rollover)
 	if err != nil {
 		return claviger.KeyVersion{}, err
@@ -226,7 +228,7 @@ func (r *Ring) mayDestroy(ctx context.Context, purge bool) error {
 // in force rather than what is remembered: a key made anew elsewhere may have
 // another ACL name and another length. Kinds KeyNotFound, KeyDenied.
 func (r *Ring) needManagement(ctx context.Context, q *request, key string) (*claviger.Metadata, error) {
-	m, err := r.askMetadata(ctx, key)
+	m, err := r.readMetadata(ctx, key)
 	if err != nil {
 		return nil, err
 	}

@@ -28,14 +28,18 @@ func TestCreate(t *testing.T) {
 	}{
 		{"bit length", provider.Spec{Name: "n", BitLength: 100}, claviger.InvalidKeySize, ""},
 		{"negative bit length", provider.Spec{Name: "n", BitLength: -1}, claviger.InvalidKeySize, ""},
-		{"bit length of given material", provider.Spec{Name: "n", BitLength: 64, Material: material[:8]}, claviger.InvalidKeySize, ""},
+		{"bit length of given material", provider.Spec{Name: "n", BitLength: 64, Material: material[:8]},
+			claviger.InvalidKeySize, ""},
 		{"cipher", provider.Spec{Name: "n", Cipher: "FOO/CTR/NoPadding"}, claviger.UnknownCipher, ""},
 		{"no name", provider.Spec{}, claviger.Invalid, ""},
 		{"exists", provider.Spec{Name: "k"}, claviger.KeyExists, ""},
 		{"exists, short material", provider.Spec{Name: "k", Material: material[:3]}, claviger.KeyExists, ""},
-		{"short material", provider.Spec{Name: "n", Material: material[:15]}, claviger.MaterialLength, "Wrong key length. Required 128, but got 120"},
-		{"empty material", provider.Spec{Name: "n", Material: secret.Bytes{}}, claviger.MaterialLength, "Wrong key length. Required 128, but got 0"},
-		{"material of another length", provider.Spec{Name: "n", BitLength: 256, Material: material}, claviger.MaterialLength, "Wrong key length. Required 256, but got 128"},
+		{"short material", provider.Spec{Name: "n", Material: material[:15]}, claviger.MaterialLength,
+			"Wrong key length. Required 128, but got 120"},
+		{"empty material", provider.Spec{Name: "n", Material: secret.Bytes{}}, claviger.MaterialLength,
+			"Wrong key length. Required 128, but got 0"},
+		{"material of another length", provider.Spec{Name: "n", BitLength: 256, Material: material},
+			claviger.MaterialLength, "Wrong key length. Required 256, but got 128"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			l := newLab(t, nil)
@@ -55,14 +59,17 @@ func TestCreate(t *testing.T) {
 	}
 	t.Run("defaults", func(t *testing.T) {
 		l := newLab(t, func(c *Config) { c.DefaultCipher, c.DefaultBitLength = "AES/CBC/NoPadding", 256 })
-		if _, err := l.Create(t.Context(), caller("u"), provider.Spec{Name: "k", Description: &description}); err != nil {
+		if _, err := l.Create(t.Context(), caller("u"), provider.Spec{Name: "k",
+			Description: &description}); err != nil {
 			t.Fatal(err)
 		}
 		m, err := l.Metadata(t.Context(), caller("u"), "k")
-		if err != nil || m.Cipher != "AES/CBC/NoPadding" || m.BitLength != 256 || *m.Description != description || m.Attributes[claviger.ACLNameAttribute] != "k" {
+		if err != nil || m.Cipher != "AES/CBC/NoPadding" || m.BitLength != 256 || *m.Description != description ||
+			m.Attributes[claviger.ACLNameAttribute] != "k" {
 			t.Errorf("%+v, %v", m, err)
 		}
-		if got := l.audit.take()[0]; got != "OK[op=CREATE_KEY, key=k, user=u] UserProvidedMaterial:false Description:"+description {
+		if got := l.audit.take()[0]; got != "OK[op=CREATE_KEY, key=k, user=u] UserProvidedMaterial:false "+
+			"Description:"+description {
 			t.Errorf("audit %q", got)
 		}
 		if es, _ := l.edeks(t, "k", 1); len(es[0].Material) != 32 {
@@ -73,7 +80,8 @@ func TestCreate(t *testing.T) {
 		for given, want := range map[string]string{"other": "other", "": "k"} {
 			l := newLab(t, nil)
 			attributes := map[string]string{claviger.ACLNameAttribute: given, "x": "y"}
-			if _, err := l.Create(t.Context(), caller("u"), provider.Spec{Name: "k", Attributes: attributes}); err != nil {
+			if _, err := l.Create(t.Context(), caller("u"), provider.Spec{Name: "k",
+				Attributes: attributes}); err != nil {
 				t.Fatal(err)
 			}
 			m, err := l.Metadata(t.Context(), caller("u"), "k")
@@ -138,7 +146,8 @@ func TestMaterialIsWithheld(t *testing.T) {
 		if shown := made.Material != nil && rolled.Material != nil; shown != (user == "reader") {
 			t.Errorf("%s: material shown: %t", user, shown)
 		}
-		if lines := l.audit.take(); len(lines) != 2 || !strings.HasPrefix(lines[1], "OK[op=ROLL_NEW_VERSION") || !strings.Contains(lines[1], "UserProvidedMaterial:true NewVersion:"+key+"@1") {
+		if lines := l.audit.take(); len(lines) != 2 || !strings.HasPrefix(lines[1], "OK[op=ROLL_NEW_VERSION") ||
+			!strings.Contains(lines[1], "UserProvidedMaterial:true NewVersion:"+key+"@1") {
 			t.Errorf("audit %q", lines)
 		}
 	}
@@ -237,7 +246,8 @@ func TestFailedRollIsForgotten(t *testing.T) {
 // lostAnswer rolls, and its answer gets lost.
 type lostAnswer struct{ *counting }
 
-func (p *lostAnswer) RollIf(ctx context.Context, key string, material secret.Bytes, may func(*claviger.Metadata) error) (claviger.KeyVersion, error) {
+func (p *lostAnswer) RollIf(ctx context.Context, key string, material secret.Bytes,
+	may func(*claviger.Metadata) error) (claviger.KeyVersion, error) {
 	if _, err := p.counting.RollIf(ctx, key, material, may); err != nil {
 		return claviger.KeyVersion{}, err
 	}

@@ -31,25 +31,28 @@ type Migrator interface {
 // source has such a key. Kinds KeyDenied, Unsupported, and those of Migrator.
 func (r *Ring) Migrate(ctx context.Context, c claviger.Caller, key string) ([]string, error) {
 	const op = "keyring.Migrate"
-	q, err := r.enterUnasked(&c, audit.MigrateKey, key)
+	q, err := r.admit(&c, audit.MigrateKey, key)
 	if err != nil {
 		return nil, err
 	}
 	if r.cfg.Migrator == nil {
-		return nil, claviger.Errorf(op, claviger.Unsupported, key, "this server has no source to take keys over from (hadoop.kms.key.provider.reencryption.source.uri), or one that cannot be migrated from")
+		return nil, claviger.Errorf(op, claviger.Unsupported, key, "this server has no source to take keys over from "+
+			"(hadoop.kms.key.provider.reencryption.source.uri), or one that cannot be migrated from")
 	}
 	refuse := func(aclName string) error {
-		r.cfg.Audit.Log(ctx, audit.Event{Status: audit.Unauthorized, Op: audit.Op(authz.KeyMigrate), KeyRight: true, Key: aclName, Caller: c})
+		r.cfg.Audit.Log(ctx, audit.Event{Status: audit.Unauthorized, Op: audit.Op(authz.KeyMigrate), KeyRight: true,
+			Key: aclName, Caller: c})
 		// The name that was asked for, also where the rules stand under another: what the
 		// source calls its key's rules is not everybody's to know.
-		return claviger.Errorf("keyring.access", claviger.KeyDenied, key, "User [%s] is not authorized to perform [%s] on key with ACL name [%s]!!", c.Short, authz.KeyMigrate, key)
+		return claviger.Errorf("keyring.access", claviger.KeyDenied, key, "User [%s] is not authorized to perform [%s] "+
+			"on key with ACL name [%s]!!", c.Short, authz.KeyMigrate, key)
 	}
 	// First without the source, which may hang, and is not everybody's to be asked.
 	if !q.policy.MayMigrateAny(c.Principal, r.cfg.Groups) {
 		return nil, refuse(key)
 	}
 	aclName := key
-	m, missing := r.askMigrator(ctx, key)
+	m, missing := r.sourceMetadata(ctx, key)
 	switch {
 	case missing == nil:
 		aclName = m.ACLName()
@@ -72,7 +75,7 @@ func (r *Ring) Migrate(ctx context.Context, c claviger.Caller, key string) ([]st
 	defer unlock()
 	if r.primary.keepsDeleted() {
 		// As a key that is made by hand, unless the key is here.
-		switch _, err := r.askMetadata(ctx, key); {
+		switch _, err := r.readMetadata(ctx, key); {
 		case claviger.Is(err, claviger.KeyNotFound):
 			if err := q.needUnshelvedName(ctx, op, key); err != nil {
 				return nil, err
@@ -98,9 +101,9 @@ func (r *Ring) Migrate(ctx context.Context, c claviger.Caller, key string) ([]st
 	return versions, nil
 }
 
-// askMigrator asks the source of the migration for a key, without the request's
+// sourceMetadata asks the source of the migration for a key, without the request's
 // turn, within the source's time, and not while it is left alone.
-func (r *Ring) askMigrator(ctx context.Context, key string) (m *claviger.Metadata, err error) {
+func (r *Ring) sourceMetadata(ctx context.Context, key string) (m *claviger.Metadata, err error) {
 	src := r.sources.migration()
 	ask := func(ctx context.Context) (err error) {
 		m, err = r.cfg.Migrator.SourceMetadata(ctx, key)
@@ -110,7 +113,8 @@ func (r *Ring) askMigrator(ctx context.Context, key string) (m *claviger.Metadat
 	err = r.waitForSource(ctx, "keyring.Migrate", key, func() error {
 		if src == nil {
 			missing = ask(ctx)
-		} else if missing = src.call(ctx, ask); missing != nil && noAnswer(missing) || errors.Is(missing, gobreaker.ErrOpenState) {
+		} else if missing = src.call(ctx, ask); missing != nil && noAnswer(missing) ||
+			errors.Is(missing, gobreaker.ErrOpenState) {
 			return src.explain(missing, aboutMetadata(key, key))
 		}
 		if claviger.Is(missing, claviger.KeyNotFound) {

@@ -28,7 +28,8 @@ func (o oneKey) RunKey(_ context.Context, key string) ([]string, error) {
 func TestMigrate(t *testing.T) {
 	for _, byKey := range []bool{true, false} {
 		l := newLab(t, func(c *Config) {
-			c.Policy = rules(t, append(slices.Clone(everything), "key.acl.guard.MIGRATE", "mover", "key.acl.k.MIGRATE", "other", "key.acl.none.MIGRATE", "mover")...)
+			c.Policy = rules(t, append(slices.Clone(everything), "key.acl.guard.MIGRATE", "mover",
+				"key.acl.k.MIGRATE", "other", "key.acl.none.MIGRATE", "mover")...)
 			c.KeyAuthorization, c.Migrator = byKey, oneKey{}
 		})
 		ctx := t.Context()
@@ -48,7 +49,8 @@ func TestMigrate(t *testing.T) {
 			t.Errorf("%q, %v", got, err)
 		}
 		want := []string{
-			"UNAUTHORIZED[op=MIGRATE, key=k, user=u] ", "UNAUTHORIZED[op=MIGRATE, key=guard, user=other] ", "UNAUTHORIZED[op=MIGRATE, key=none, user=u] ",
+			"UNAUTHORIZED[op=MIGRATE, key=k, user=u] ", "UNAUTHORIZED[op=MIGRATE, key=guard, " +
+				"user=other] ", "UNAUTHORIZED[op=MIGRATE, key=none, user=u] ",
 			"OK[op=MIGRATE_KEY, key=k, user=mover] Versions:k@1,k@2",
 		}
 		if lines := l.audit.take(); !slices.Equal(lines, want) {

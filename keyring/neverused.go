@@ -49,26 +49,27 @@ func (r *Ring) mayBeAnothers(ctx context.Context, s *source, use string, v clavi
 		}
 	}
 	if ours {
-		err := claviger.Errorf(op, kind, version, "'%s' was deleted here after EDEKs of it may have been made, and %s has a "+
-			"version of that name too, so it cannot be known which of the two an EDEK is of: %s",
+		err := claviger.Errorf(op, kind, version, "'%s' was deleted here after EDEKs of it may have been made, and %s "+
+			"has a version of that name too, so it cannot be known which of the two an EDEK is of: %s",
 			version, s.URI(), r.deletedCure(v))
 		return claviger.Answer(err, fmt.Sprintf("key version '%s' was one key here, which is deleted, and is another "+
-			"one at the KMS that the key was migrated from, so nothing is opened or re-encrypted with it; this server's log "+
-			"says what to do", version)), nil
+			"one at the KMS that the key was migrated from, so nothing is opened or re-encrypted with it; this "+
+			"server's log says what to do", version)), nil
 	}
 	was, err := r.migratedAs(ctx, s, v, theirs)
 	if err != nil || was.IsZero() {
 		return nil, err
 	}
-	err = claviger.Errorf(op, kind, version, "the source %s has a key '%s' made %s, and the one that was migrated from there was "+
-		"made %s: it was deleted there, and another one made, so it cannot be known which of the two '%s' an EDEK is of. "+
-		"EDEKs of the older one open nowhere, unless a backup of the source from before is restored. Where no file needs "+
-		"them, or where that source gives a key a new time at each roll, as a Ranger KMS does on a cloud's key vault, "+
-		"set claviger.migration.theirs to %s and restart: then the source opens all EDEKs of that name",
+	err = claviger.Errorf(op, kind, version, "the source %s has a key '%s' made %s, and the one that was migrated from "+
+		"there was made %s: it was deleted there, and another one made, so it cannot be known which of the two '%s' an "+
+		"EDEK is of. EDEKs of the older one open nowhere, unless a backup of the source from before is restored. "+
+		"Where no file needs them, or where that source gives a key a new time at each roll, as a Ranger KMS "+
+		"does on a cloud's key vault, set claviger.migration.theirs to %s and restart: then the source "+
+		"opens all EDEKs of that name",
 		s.URI(), theirs.Name, preciseStamp(theirs.Created), preciseStamp(was), version,
 		claviger.NamesWith(r.cfg.Theirs, version))
-	return claviger.Answer(err, fmt.Sprintf("key version '%s' may be of either of two keys that the KMS has had under that "+
-		"name, so nothing is opened or re-encrypted with it; this server's log says what to do", version)), nil
+	return claviger.Answer(err, fmt.Sprintf("key version '%s' may be of either of two keys that the KMS has had under "+
+		"that name, so nothing is opened or re-encrypted with it; this server's log says what to do", version)), nil
 }
 
 // migratedAs returns when the key of a source was made that a migration has taken over under
@@ -166,16 +167,17 @@ func (r *Ring) cureHere(ctx context.Context, v claviger.VersionRef) string {
 	if _, used := r.conflicts.used.Load(v.Name()); !used {
 		never, err := r.neverUsed(ctx, v.Key)
 		if never && err == nil {
-			return fmt.Sprintf("stop rolls at the source. No version of key %s was ever used here: delete the key here and "+
-				"run the migration again, which takes the next number", claviger.Printable(v.Key))
+			return fmt.Sprintf("stop rolls at the source. No version of key %s was ever used here: delete the key here "+
+				"and run the migration again, which takes the next number", claviger.Printable(v.Key))
 		}
 		if err == nil {
 			r.conflicts.used.Store(v.Name(), true)
 		}
 	}
-	return fmt.Sprintf("stop rolls at the source. Do not delete key %s here: EDEKs may have been made under it. Roll it "+
-		"here, so that new files can be read; copy the files that were made through the source since its roll, through "+
-		"the source; then set claviger.migration.ours to %s and restart", claviger.Printable(v.Key), r.oursWith(v))
+	return fmt.Sprintf("stop rolls at the source. Do not delete key %s here: EDEKs may have been made under it. Roll "+
+		"it here, so that new files can be read; copy the files that were made through the source since its roll, "+
+		"through the source; then set claviger.migration.ours to %s and "+
+		"restart", claviger.Printable(v.Key), r.oursWith(v))
 }
 
 // neverUsed reports whether it is certain that no version that a key has here was ever used.

@@ -42,7 +42,10 @@ func TestDeletedVersionOfTwoKeys(t *testing.T) {
 		for _, compared := range []bool{false, true} { // before the key is deleted
 			for _, gone := range []string{"deleted", "purged", "made again", "purged, made again"} {
 				name := fmt.Sprintf("used=%t/%s/%s/compared=%t/%s", r.used, r.source, r.word, compared, gone)
-				t.Run(name, func(t *testing.T) { oneDeletedVersion(t, r.used, compared, gone, r.source, r.word, r.opens) })
+				t.Run(name, func(t *testing.T) {
+					oneDeletedVersion(t, r.used, compared, gone, r.source, r.word,
+						r.opens)
+				})
 			}
 		}
 	}

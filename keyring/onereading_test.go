@@ -35,9 +35,10 @@ func between(t *testing.T, elsewhere bool, call string, n int32, change func(*la
 // guardedBy makes key "k" under that ACL name, past the Ring, as another process does.
 func guardedBy(t *testing.T, l *lab, aclName string) claviger.KeyVersion {
 	t.Helper()
-	time.Sleep(2 * time.Millisecond) // so that two keys of one name differ in their time of creation, as they do outside tests
+	time.Sleep(2 * time.Millisecond) // two keys of one name differ in their times of creation, as outside tests
 	v, err := l.primary.Provider.Create(t.Context(), provider.Spec{
-		Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128, Attributes: map[string]string{claviger.ACLNameAttribute: aclName},
+		Name: "k", Cipher: claviger.DefaultCipher, BitLength: 128,
+		Attributes: map[string]string{claviger.ACLNameAttribute: aclName},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -134,7 +135,8 @@ func TestRightsAndAnswerAreOfOneReading(t *testing.T) {
 					}
 					// What was shown may be mallory's own key only, before or after.
 					if c.before != "mallorys" && c.now != "mallorys" {
-						t.Errorf("%s, the key %s at the %d. %s: mallory was shown a key of alice's", name, event, n, call)
+						t.Errorf("%s, the key %s at the %d. %s: mallory was shown a key of alice's", name, event, n,
+							call)
 					}
 				}
 			}
@@ -161,7 +163,8 @@ func TestMaterialIsOfTheKeyThatWasAsked(t *testing.T) {
 						hers = second.Material
 					}
 					if len(got) > 0 && string(got) == string(hers) {
-						t.Errorf("%s, %s then %s at the %d. %s: mallory was shown alice's material", what, old, other, n, call)
+						t.Errorf("%s, %s then %s at the %d. %s: mallory was shown alice's material", what, old, other,
+							n, call)
 					}
 				}
 				if v, err := l.Current(t.Context(), caller("mallory"), "k"); err == nil && v != nil {

@@ -8,28 +8,27 @@ import (
 )
 
 const (
-	// unopenedInARow decrypts must have failed for want of the store, and none gone well
-	// for openedHolds, before a node counts as one that opens nothing. So a user who asks for
-	// versions that are not in memory puts no node out of service that opens others.
+	// A node counts as one that opens nothing where unopenedInARow decrypts in a row failed because the store is
+	// away, and none succeeded for openedHolds. So requests of one user for versions that are not in memory put no
+	// node out of service that serves others.
 	unopenedInARow = 3
 	openedHolds    = 10 * time.Second
 )
 
-// openings remembers whether decrypts of own versions were served, as far as that is the
-// store's doing.
+// openings records whether decrypts of own versions were served, as far as that depends on the store.
 type openings struct {
-	row  atomic.Int64 // failed since one went well
-	well atomic.Int64 // the last one that went well, in milliseconds since 1970; 0: none
+	row  atomic.Int64 // failures since the last success
+	well atomic.Int64 // time of the last success, in milliseconds since 1970; 0: none
 }
 
-// saw takes what reading a version, or noting its use, came to.
-func (o *openings) saw(err error) {
+// record records the outcome of reading a version, or of recording its use.
+func (o *openings) record(err error) {
 	switch {
 	case err == nil:
 		if o.row.Load() != 0 {
 			o.row.Store(0)
 		}
-		// To the second, so that processors don't fight over it.
+		// Once a second, so that processors do not fight over it.
 		if now := time.Now().UnixMilli(); now-o.well.Load() >= 1000 {
 			o.well.Store(now)
 		}
@@ -38,9 +37,9 @@ func (o *openings) saw(err error) {
 	}
 }
 
-// OpensFromMemory returns nil where EDEKs of own versions can be opened while the store is
-// away, as far as this node knows: it remembers versions, within the lease, and decrypts were
-// not all refused lately. Its error does not say that the store is away.
+// OpensFromMemory returns nil where EDEKs of own versions can be opened while the store is away, as far as this node
+// knows: its cache holds versions, the lease is not over, and not all recent decrypts failed. The error does not say
+// that the store is away.
 func (r *Ring) OpensFromMemory() error {
 	if err := r.Leased(); err != nil {
 		return err

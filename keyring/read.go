@@ -9,7 +9,7 @@ import (
 	"claviger/authz"
 )
 
-// Names returns all key names. The key-level rules don't guard names.
+// Names returns all key names. The key-level rules do not guard names.
 func (r *Ring) Names(ctx context.Context, c claviger.Caller) ([]string, error) {
 	q, err := r.enter(ctx, &c, audit.GetKeys, nil, authz.GetKeys)
 	if err != nil {
@@ -23,8 +23,8 @@ func (r *Ring) Names(ctx context.Context, c claviger.Caller) ([]string, error) {
 	return names, nil
 }
 
-// KeysMetadata returns one entry per key in order, nil for missing ones. One
-// key that the caller may not read fails the whole.
+// KeysMetadata returns one entry for each key, in order, nil for missing keys. One key that the caller may not read
+// fails the whole.
 func (r *Ring) KeysMetadata(ctx context.Context, c claviger.Caller, keys []string) ([]*claviger.Metadata, error) {
 	q, err := r.enter(ctx, &c, audit.GetKeysMetadata, nil, authz.GetMetadata)
 	if err != nil {
@@ -63,13 +63,12 @@ func (r *Ring) Metadata(ctx context.Context, c claviger.Caller, key string) (*cl
 		return nil, nil
 	}
 	own := *m
-	own.Name = key // as it was asked for: clients compare
+	own.Name = key // in the spelling of the request: clients compare it
 	own.Attributes = maps.Clone(m.Attributes)
 	return &own, nil
 }
 
-// needKey asks the rules of a key that is known by its name, for operations that
-// show nothing of it.
+// needKey asks the rules of a key by its name, for operations that show nothing of the key.
 func (r *Ring) needKey(ctx context.Context, q *request, key string, right authz.KeyOp) error {
 	if !r.cfg.KeyAuthorization {
 		return nil
@@ -81,8 +80,7 @@ func (r *Ring) needKey(ctx context.Context, q *request, key string, right authz.
 	return q.needKey(ctx, m, right)
 }
 
-// needVersion asks the rules of the key that the version was a version of when it
-// was read.
+// needVersion asks the rules of the key to which the version belonged when it was read.
 func (q *request) needVersion(ctx context.Context, v *claviger.KeyVersion, right authz.KeyOp) error {
 	of := v.Of
 	if of == nil {
@@ -91,9 +89,8 @@ func (q *request) needVersion(ctx context.Context, v *claviger.KeyVersion, right
 	return q.needKey(ctx, of, right)
 }
 
-// Current returns nil without an error for a missing key, which is not guarded.
-// The rules are those of the very reading that the answer comes from. The caller
-// owns the material, and wipes it.
+// Current returns a key's current version; nil without an error for a missing key, which no rule guards. The rules
+// are those of the key in the same reading. The caller owns the material, and wipes it.
 func (r *Ring) Current(ctx context.Context, c claviger.Caller, key string) (*claviger.KeyVersion, error) {
 	q, err := r.enter(ctx, &c, audit.GetCurrentKey, &key, authz.Get)
 	if err != nil {
@@ -116,9 +113,9 @@ func (r *Ring) Current(ctx context.Context, c claviger.Caller, key string) (*cla
 	return &v, nil
 }
 
-// Version returns nil without an error for a missing version; this alone leaves
-// no audit line, as in Hadoop. The caller owns the material, and wipes it. A
-// version that only a source knows is told of without its material.
+// Version returns the version of that full name; nil without an error for a missing version, which alone writes no
+// audit line, as in Hadoop. The caller owns the material, and wipes it. A version that only a source knows is
+// returned without its material.
 func (r *Ring) Version(ctx context.Context, c claviger.Caller, version string) (*claviger.KeyVersion, error) {
 	q, err := r.enter(ctx, &c, audit.GetKeyVersion, nil, authz.Get)
 	if err != nil {

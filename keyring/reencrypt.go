@@ -15,9 +15,10 @@ import (
 // as of Decrypt; Invalid where the version is a source's and
 // Config.Reencryption is false.
 //
-// That the version must belong to the key is asked even with key authorization
-// off, where Hadoop would wrap one key's DEK under another.
-func (r *Ring) Reencrypt(ctx context.Context, c claviger.Caller, key string, hasKey bool, e claviger.EDEK) (claviger.EDEK, error) {
+// The version must belong to the key even with key authorization off, where Hadoop would wrap one key's DEK under
+// another key.
+func (r *Ring) Reencrypt(ctx context.Context, c claviger.Caller, key string, hasKey bool,
+	e claviger.EDEK) (claviger.EDEK, error) {
 	named := nameIf(hasKey, &key)
 	q, err := r.enter(ctx, &c, audit.ReencryptEEK, named, authz.GenerateEEK)
 	if err != nil {
@@ -32,10 +33,10 @@ func (r *Ring) Reencrypt(ctx context.Context, c claviger.Caller, key string, has
 	return out[0], nil
 }
 
-// ReencryptBatch does so for many, in order; an EDEK that is at the current
-// version already comes back as it was. One that can't be re-encrypted fails the
-// whole. For an empty batch the key's rules are not asked, as in Hadoop.
-func (r *Ring) ReencryptBatch(ctx context.Context, c claviger.Caller, key string, es []claviger.EDEK) ([]claviger.EDEK, error) {
+// ReencryptBatch re-encrypts many EDEKs, in order. An EDEK of the current version comes back as it was. One that
+// cannot be re-encrypted fails the whole. For an empty batch the key's rules are not asked, as in Hadoop.
+func (r *Ring) ReencryptBatch(ctx context.Context, c claviger.Caller, key string,
+	es []claviger.EDEK) ([]claviger.EDEK, error) {
 	q, err := r.enter(ctx, &c, audit.ReencryptEEKBatch, &key, authz.GenerateEEK)
 	if err != nil {
 		return nil, err
@@ -51,10 +52,10 @@ func (r *Ring) ReencryptBatch(ctx context.Context, c claviger.Caller, key string
 	return out, nil
 }
 
-// MayReencryptBatch asks the rules that ReencryptBatch asks first, for a face that does
-// not want to wait for a long body of a caller without the right. Kind Denied.
+// MayReencryptBatch asks the rules that ReencryptBatch asks first. A face calls it before it reads the long body of a
+// request. Kind Denied.
 func (r *Ring) MayReencryptBatch(ctx context.Context, c claviger.Caller, key string) error {
-	q, err := r.enterUnasked(&c, audit.ReencryptEEKBatch, key)
+	q, err := r.admit(&c, audit.ReencryptEEKBatch, key)
 	if err != nil {
 		return err
 	}
@@ -66,7 +67,7 @@ func (r *Ring) MayReencryptBatch(ctx context.Context, c claviger.Caller, key str
 func (r *Ring) reencrypt(ctx context.Context, q *request, named *string, es []claviger.EDEK) ([]claviger.EDEK, error) {
 	var here string // the key's name
 	if named != nil {
-		// As new as the store before any version is looked up; and Hadoop looks for the
+		// The store's epoch comes before any version is looked up; and Hadoop looks for the
 		// key first where it has no rules to ask.
 		v, err := r.newest(ctx, *named)
 		if here = v.Key; here == "" {
@@ -138,7 +139,7 @@ func (r *Ring) reencryptOnce(ctx context.Context, q *request, named *string, her
 // missingInBatch counts what a source that is not configured may have, and explains the error of a version that is
 // not found.
 func (r *Ring) missingInBatch(ctx context.Context, q *request, err error, edeks int) error {
-	r.noteUnserved(ctx, q, err, authz.KeyGenerateEEK, edeks)
+	r.countUnserved(ctx, q, err, authz.KeyGenerateEEK, edeks)
 	return r.explainMissing(ctx, err, "")
 }
 

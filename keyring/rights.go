@@ -10,8 +10,8 @@ import (
 	"claviger/authz"
 )
 
-// request is one request that was let in: who asks, and by which rules. The
-// rules stay the same to its end even where the file changes meanwhile.
+// request is one request: its caller, and the rules that decide about it. The rules stay the same to its end even
+// where the file changes meanwhile.
 type request struct {
 	ring   *Ring
 	caller *claviger.Caller
@@ -20,26 +20,26 @@ type request struct {
 	did    work
 }
 
-// work is what the audit log is told of a request beside Hadoop's line.
+// work is what the audit log records of a request beside Hadoop's line.
 type work struct {
-	version string   // that was used, made or asked for
-	from    []string // versions that EDEKs were re-encrypted from
+	version string   // that was used, made or named by the request
+	from    []string // the versions of the EDEKs before a re-encryption
 	edeks   int
-	sources []string // URIs of the sources that answered; none: the primary did
+	sources []string // URIs of the sources that did the work; none: the primary did
 }
 
-// askedOf notes that a source did the work, or a part of it.
-func (w *work) askedOf(uri string) {
+// addSource records that a source did the work, or a part of it.
+func (w *work) addSource(uri string) {
 	if !slices.Contains(w.sources, uri) {
 		w.sources = append(w.sources, uri)
 	}
 }
 
-// enter asks the operation-level rules, then has the attempt recorded where that
-// must be. Any one of rights will do. key is what messages and the audit line
-// name; nil where the operation has none.
-func (r *Ring) enter(ctx context.Context, c *claviger.Caller, op audit.Op, key *string, rights ...authz.Op) (request, error) {
-	q, err := r.enterUnasked(c, op, deref(key))
+// enter asks the operation-level rules, then records the attempt where the audit trail demands that. Any one of the
+// rights suffices. key is the name in messages and in the audit line; nil where the operation has none.
+func (r *Ring) enter(ctx context.Context, c *claviger.Caller, op audit.Op, key *string, rights ...authz.Op) (request,
+	error) {
+	q, err := r.admit(c, op, deref(key))
 	if err != nil {
 		return q, err
 	}
@@ -49,15 +49,15 @@ func (r *Ring) enter(ctx context.Context, c *claviger.Caller, op audit.Op, key *
 	return q, q.begin(ctx, deref(key))
 }
 
-// enterUnasked is enter without its rules and its record.
-func (r *Ring) enterUnasked(c *claviger.Caller, op audit.Op, key string) (request, error) {
+// admit is enter without the rules and the record.
+func (r *Ring) admit(c *claviger.Caller, op audit.Op, key string) (request, error) {
 	if r.closed.Load() {
 		return request{}, claviger.E("keyring."+string(op), claviger.Closed, key, nil)
 	}
 	return request{ring: r, caller: c, op: op, policy: r.cfg.Policy()}, nil
 }
 
-// begin has the attempt recorded where that must be before anything is done.
+// begin records the attempt where the audit trail demands a record before anything is done.
 func (q *request) begin(ctx context.Context, key string) error {
 	if q.ring.guard == nil {
 		return nil
@@ -75,19 +75,20 @@ func (q *request) need(ctx context.Context, key *string, rights ...authz.Op) err
 	name := deref(key)
 	q.log(ctx, audit.Unauthorized, q.op, name, "")
 	if key == nil {
-		return claviger.Errorf("keyring.access", claviger.Denied, "", "User:%s not allowed to do '%s'", q.caller.Short, q.op)
+		return claviger.Errorf("keyring.access", claviger.Denied, "", "User:%s not allowed to do '%s'",
+			q.caller.Short, q.op)
 	}
-	return claviger.Errorf("keyring.access", claviger.Denied, name, "User:%s not allowed to do '%s' on '%s'", q.caller.Short, q.op, name)
+	return claviger.Errorf("keyring.access", claviger.Denied, name, "User:%s not allowed to do '%s' on '%s'",
+		q.caller.Short, q.op, name)
 }
 
-// has is need without consequences.
+// has is need without an audit line.
 func (q *request) has(right authz.Op) bool {
 	return q.policy.May(right, q.caller.Principal, q.ring.cfg.Groups)
 }
 
-// needKey is Hadoop's KeyAuthorizationKeyProvider.doAccessCheck: the key-level
-// rules under the name that the key's metadata gives. A key without metadata
-// does not exist, and is not guarded.
+// needKey is Hadoop's KeyAuthorizationKeyProvider.doAccessCheck: the key-level rules under the ACL name in the key's
+// metadata. A key without metadata does not exist, and no rule guards it.
 func (q *request) needKey(ctx context.Context, m *claviger.Metadata, right authz.KeyOp) error {
 	if m == nil || !q.ring.cfg.KeyAuthorization {
 		return nil
@@ -100,8 +101,8 @@ func (q *request) needKey(ctx context.Context, m *claviger.Metadata, right authz
 		"User [%s] is not authorized to perform [%s] on key with ACL name [%s]!!", q.caller.Short, right, aclName)
 }
 
-// hasKey is mayKey with an audit line for each right that the rules refuse, also
-// where ALL then says yes, as in Hadoop.
+// hasKey is mayKey with an audit line for each right that the rules refuse, also where ALL then allows the operation,
+// as in Hadoop.
 func (q *request) hasKey(ctx context.Context, aclName string, right authz.KeyOp) bool {
 	return q.policy.MayKey(aclName, right, q.caller.Principal, q.ring.cfg.Groups, func(op authz.KeyOp) {
 		q.ring.cfg.Audit.Log(ctx, audit.Event{
@@ -113,14 +114,14 @@ func (q *request) hasKey(ctx context.Context, aclName string, right authz.KeyOp)
 // mayManage is mayKey of MANAGEMENT.
 func (q *request) mayManage(aclName string) bool { return q.mayKey(aclName, authz.KeyManagement) }
 
-// mayKey is needKey without consequences.
+// mayKey is needKey without an audit line.
 func (q *request) mayKey(aclName string, right authz.KeyOp) bool {
 	return !q.ring.cfg.KeyAuthorization ||
 		q.policy.MayKey(aclName, right, q.caller.Principal, q.ring.cfg.Groups, nil)
 }
 
-// ok leaves the audit line of a request that was served. Lines of kind ERROR
-// name method and URL and are therefore left by the face that knows them.
+// ok writes the audit line of a request that was served. The face writes the lines of kind ERROR, because it knows
+// method and URL.
 func (q *request) ok(ctx context.Context, key, message string) {
 	q.log(ctx, audit.OK, q.op, key, message)
 }

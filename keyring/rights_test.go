@@ -95,8 +95,10 @@ func TestRightsAsRecorded(t *testing.T) {
 		held bool   // the real KMS held the line back, for aggregation
 	}{
 		{"names", "alice", func(c claviger.Caller) error { _, err := l.Names(ctx, c); return err }, ok, "", false},
-		{"create-denied", "bob", create("ka", nil), claviger.Denied, "User:bob not allowed to do 'CREATE_KEY' on 'ka'", false},
-		{"create-unlisted-key", "alice", create("nope", nil), claviger.KeyDenied, "User [alice] is not authorized to create key !!", false},
+		{"create-denied", "bob", create("ka", nil), claviger.Denied, "User:bob not allowed to do 'CREATE_KEY' on " +
+			"'ka'", false},
+		{"create-unlisted-key", "alice", create("nope", nil), claviger.KeyDenied, "User [alice] is not authorized to " +
+			"create key !!", false},
 		{"create-no-get", "creator", create("ka", nil), ok, "", false},
 		{"create-material-denied", "mat", func(c claviger.Caller) error {
 			_, err := l.Create(ctx, c, provider.Spec{Name: "kall", BitLength: 128, Material: make(secret.Bytes, 16)})
@@ -107,14 +109,20 @@ func TestRightsAsRecorded(t *testing.T) {
 		{"create-with-acl-name", "alice", create("other", map[string]string{"key.acl.name": "ka"}), ok, "", false},
 		{"metadata-acl-name", "alice", metadata("other"), ok, "", false},
 		{"roll-no-get", "creator", roll(nil), ok, "", false},
-		{"roll-denied-op", "bob", roll(nil), claviger.Denied, "User:bob not allowed to do 'ROLL_NEW_VERSION' on 'ka'", false},
+		{"roll-denied-op", "bob", roll(nil), claviger.Denied, "User:bob not allowed to do 'ROLL_NEW_VERSION' on 'ka'",
+			false},
 		{"roll-denied-key", "roller", roll(nil), claviger.KeyDenied, keyText("roller", "MANAGEMENT", "ka"), false},
-		{"roll-material-denied", "creator", roll(make(secret.Bytes, 16)), claviger.Denied, "User:creator not allowed to do 'ROLL_NEW_VERSION' on 'ka'", false},
-		{"delete-denied-op", "bob", remove("ka"), claviger.Denied, "User:bob not allowed to do 'DELETE_KEY' on 'ka'", false},
-		{"delete-denied-key", "deleter", remove("ka"), claviger.KeyDenied, keyText("deleter", "MANAGEMENT", "ka"), false},
+		{"roll-material-denied", "creator", roll(make(secret.Bytes, 16)), claviger.Denied,
+			"User:creator not allowed to do 'ROLL_NEW_VERSION' on 'ka'", false},
+		{"delete-denied-op", "bob", remove("ka"), claviger.Denied, "User:bob not allowed to do 'DELETE_KEY' on 'ka'",
+			false},
+		{"delete-denied-key", "deleter", remove("ka"), claviger.KeyDenied, keyText("deleter", "MANAGEMENT", "ka"),
+			false},
 		{"delete-missing-deleter", "deleter", remove("nokey"), claviger.KeyNotFound, "", false},
-		{"names-denied", "bob", func(c claviger.Caller) error { _, err := l.Names(ctx, c); return err }, claviger.Denied, "User:bob not allowed to do 'GET_KEYS'", false},
-		{"metadata-denied-op", "bob", metadata("ka"), claviger.Denied, "User:bob not allowed to do 'GET_METADATA' on 'ka'", false},
+		{"names-denied", "bob", func(c claviger.Caller) error { _, err := l.Names(ctx, c); return err },
+			claviger.Denied, "User:bob not allowed to do 'GET_KEYS'", false},
+		{"metadata-denied-op", "bob", metadata("ka"), claviger.Denied, "User:bob not allowed to do 'GET_METADATA' on " +
+			"'ka'", false},
 		{"metadata-denied-key", "reader", metadata("ka"), claviger.KeyDenied, keyText("reader", "READ", "ka"), false},
 		{"metadata-whitelist", "hdfs", metadata("ka"), ok, "", false},
 		{"metadata-missing", "reader", metadata("nokey"), ok, "", false},
@@ -122,30 +130,46 @@ func TestRightsAsRecorded(t *testing.T) {
 			_, err := l.KeysMetadata(ctx, c, []string{"ka", "kb"})
 			return err
 		}, claviger.KeyDenied, keyText("reader", "READ", "ka"), false},
-		{"keyversion-denied-op", "bob", version("ka@0"), claviger.Denied, "User:bob not allowed to do 'GET_KEY_VERSION'", false},
-		{"keyversion-denied-key", "reader", version("ka@0"), claviger.KeyDenied, keyText("reader", "READ", "ka"), false},
+		{"keyversion-denied-op", "bob", version("ka@0"), claviger.Denied,
+			"User:bob not allowed to do 'GET_KEY_VERSION'", false},
+		{"keyversion-denied-key", "reader", version("ka@0"), claviger.KeyDenied, keyText("reader", "READ", "ka"),
+			false},
 		{"keyversion-missing", "reader", version("ka@9"), ok, "", false},
-		{"currentversion-denied-op", "bob", current, claviger.Denied, "User:bob not allowed to do 'GET_CURRENT_KEY' on 'ka'", false},
+		{"currentversion-denied-op", "bob", current, claviger.Denied, "User:bob not allowed to do 'GET_CURRENT_KEY' on " +
+			"'ka'", false},
 		{"currentversion-denied-key", "reader", current, claviger.KeyDenied, keyText("reader", "READ", "ka"), false},
 		{"versions-denied-key", "reader", versions("ka"), claviger.KeyDenied, keyText("reader", "READ", "ka"), false},
 		{"versions-missing", "reader", versions("nokey"), ok, "", false},
-		{"generate-denied-op", "bob", generate("ka"), claviger.Denied, "User:bob not allowed to do 'GENERATE_EEK' on 'ka'", false},
-		{"generate-denied-key", "alice", generate("ka"), claviger.KeyDenied, keyText("alice", "GENERATE_EEK", "ka"), false},
-		{"generate-denied-key-unlisted", "hdfs", generate("kb"), claviger.KeyDenied, keyText("hdfs", "GENERATE_EEK", "kb"), false},
+		{"generate-denied-op", "bob", generate("ka"), claviger.Denied, "User:bob not allowed to do 'GENERATE_EEK' on " +
+			"'ka'", false},
+		{"generate-denied-key", "alice", generate("ka"), claviger.KeyDenied, keyText("alice", "GENERATE_EEK", "ka"),
+			false},
+		{"generate-denied-key-unlisted", "hdfs", generate("kb"), claviger.KeyDenied, keyText("hdfs", "GENERATE_EEK",
+			"kb"), false},
 		{"generate-ok", "hdfs", generate("ka"), ok, "", false},
-		{"decrypt-blacklisted", "hdfs", decrypt("ka@1"), claviger.Denied, "User:hdfs not allowed to do 'DECRYPT_EEK' on 'ka'", false},
-		{"decrypt-denied-op", "creator", decrypt("ka@1"), claviger.Denied, "User:creator not allowed to do 'DECRYPT_EEK' on 'ka'", false},
-		{"decrypt-denied-key", "alice", decrypt("ka@1"), claviger.KeyDenied, keyText("alice", "DECRYPT_EEK", "ka"), false},
+		{"decrypt-blacklisted", "hdfs", decrypt("ka@1"), claviger.Denied, "User:hdfs not allowed to do 'DECRYPT_EEK' " +
+			"on 'ka'", false},
+		{"decrypt-denied-op", "creator", decrypt("ka@1"), claviger.Denied, "User:creator not allowed to do " +
+			"'DECRYPT_EEK' on 'ka'", false},
+		{"decrypt-denied-key", "alice", decrypt("ka@1"), claviger.KeyDenied, keyText("alice", "DECRYPT_EEK", "ka"),
+			false},
 		{"decrypt-denied-key-missing-version", "alice", decrypt("ka@9"), claviger.VersionNotFound, "", false},
 		{"decrypt-ok", "bob", decrypt("ka@1"), ok, "", false},
-		{"reencrypt-denied-op", "bob", reencrypt, claviger.Denied, "User:bob not allowed to do 'REENCRYPT_EEK' on 'ka'", false},
-		{"reencrypt-denied-key", "creator", reencrypt, claviger.KeyDenied, keyText("creator", "GENERATE_EEK", "ka"), false},
-		{"reencryptbatch-denied-op", "bob", batch(1), claviger.Denied, "User:bob not allowed to do 'REENCRYPT_EEK_BATCH' on 'ka'", false},
-		{"reencryptbatch-denied-key", "creator", batch(1), claviger.KeyDenied, keyText("creator", "GENERATE_EEK", "ka"), false},
+		{"reencrypt-denied-op", "bob", reencrypt, claviger.Denied, "User:bob not allowed to do 'REENCRYPT_EEK' on " +
+			"'ka'", false},
+		{"reencrypt-denied-key", "creator", reencrypt, claviger.KeyDenied, keyText("creator", "GENERATE_EEK", "ka"),
+			false},
+		{"reencryptbatch-denied-op", "bob", batch(1), claviger.Denied,
+			"User:bob not allowed to do 'REENCRYPT_EEK_BATCH' on 'ka'", false},
+		{"reencryptbatch-denied-key", "creator", batch(1), claviger.KeyDenied, keyText("creator", "GENERATE_EEK",
+			"ka"), false},
 		{"reencryptbatch-empty-denied-key", "creator", batch(0), ok, "", false},
-		{"invalidate-denied-op", "bob", invalidate("ka"), claviger.Denied, "User:bob not allowed to do 'INVALIDATE_CACHE' on 'ka'", false},
-		{"invalidate-denied-key", "roller", invalidate("ka"), claviger.KeyDenied, keyText("roller", "MANAGEMENT", "ka"), false},
-		{"invalidate-deleter", "deleter", invalidate("ka"), claviger.KeyDenied, keyText("deleter", "MANAGEMENT", "ka"), false},
+		{"invalidate-denied-op", "bob", invalidate("ka"), claviger.Denied,
+			"User:bob not allowed to do 'INVALIDATE_CACHE' on 'ka'", false},
+		{"invalidate-denied-key", "roller", invalidate("ka"), claviger.KeyDenied, keyText("roller", "MANAGEMENT",
+			"ka"), false},
+		{"invalidate-deleter", "deleter", invalidate("ka"), claviger.KeyDenied, keyText("deleter", "MANAGEMENT",
+			"ka"), false},
 		{"invalidate-missing-deleter", "deleter", invalidate("nokey"), ok, "", false},
 		{"doas-decrypt", "bob", decrypt("ka@1"), ok, "", true},
 		{"all-generate", "alice", generate("kall"), ok, "", false},
@@ -175,7 +199,8 @@ func TestRightsAsRecorded(t *testing.T) {
 	if want := recordedLines(t); !slices.Equal(lines, want) {
 		for i := range max(len(lines), len(want)) {
 			if i >= len(lines) || i >= len(want) || lines[i] != want[i] {
-				t.Fatalf("audit line %d differs:\ngot  %q\nwant %q", i+1, lines[min(i, len(lines)):], want[min(i, len(want)):])
+				t.Fatalf("audit line %d differs:\ngot  %q\nwant %q", i+1, lines[min(i, len(lines)):],
+					want[min(i, len(want)):])
 			}
 		}
 	}

@@ -16,8 +16,7 @@ import (
 	"claviger/provider"
 )
 
-// Source is a provider that is asked for versions which the primary does not
-// know.
+// Source is a provider that holds versions which the primary does not know.
 type Source struct {
 	provider.Provider
 	// Reencryption: named by hadoop.kms.key.provider.reencryption.source.uri
@@ -28,8 +27,8 @@ type Source struct {
 // Config is what a Ring is made of.
 type Config struct {
 	Primary provider.Provider
-	Sources []Source // in the order in which they are asked
-	// Policy returns the ACLs in force; it is called once per request.
+	Sources []Source // in the order in which versions are looked for
+	// Policy returns the ACLs in force; it is called once for each request.
 	Policy func() *authz.Policy
 	// KeyAuthorization is hadoop.kms.key.authorization.enable.
 	KeyAuthorization bool
@@ -43,48 +42,45 @@ type Config struct {
 	// Usage keeps the counters of source versions; nil keeps none across
 	// restarts.
 	Usage metastore.Usage
-	// UsesKept holds what Usage did not take yet beyond the end of this process; nil: such
-	// counts are lost with it.
+	// UsesKept keeps counts that Usage did not take yet beyond the end of this process; nil: they are lost with the
+	// process.
 	UsesKept UsesKept
 	// LastUses keeps when versions of the primary were last used; nil keeps nothing.
 	LastUses metastore.LastUses
-	// PurgeMinUnused is how long a deleted key must have been deleted and unused before it
-	// can be purged: claviger.purge.min.unused. 0: it does not matter.
+	// PurgeMinUnused is how long a key must have been deleted and unused before a purge: claviger.purge.min.unused.
+	// 0: a purge needs no such time.
 	PurgeMinUnused time.Duration
-	// Clock is the store's. It tells whether the times by which that is judged can be
-	// right, and dates what Usage keeps; nil: this process's clock is believed.
+	// Clock is the store's clock. It dates what Usage keeps, and shows whether the times that a purge compares can be
+	// right; nil: this process's clock is used.
 	Clock metastore.Clock
-	// MayDestroy is asked before keys are destroyed by a deletion, or, with purge, by a
-	// purge. It returns an error of kind Unavailable where another node's settings would keep
-	// them; nil: there is no other node.
+	// MayDestroy is called before a deletion, or with purge before a purge, destroys keys. It returns an error of
+	// kind Unavailable where another node's settings would keep the keys; nil: there is no other node.
 	MayDestroy func(ctx context.Context, purge bool) error
 
-	// Migrator takes keys over at users' requests; nil where there is no source to
-	// migrate from.
+	// Migrator takes over keys when users request it; nil where there is no source to migrate from.
 	Migrator Migrator
 
-	// History is what migrations have left in the metastore; nil where there is none.
+	// History reads the records of migrations from the metastore; nil where there is none.
 	History History
 
-	// Ours are versions, full names, that are this KMS's though a source has others of
-	// these names: claviger.migration.ours.
+	// Ours are full names of versions. EDEKs of these names are of this KMS's versions, though a source has other
+	// versions of these names: claviger.migration.ours.
 	Ours map[string]bool
-	// Theirs are versions, full names, that are deleted here, or that two keys of the source have
-	// had: all EDEKs of these names are of the source's versions. claviger.migration.theirs.
+	// Theirs are full names of versions that are deleted here, or that two keys of the source have had. All EDEKs of
+	// these names are of the source's versions: claviger.migration.theirs.
 	Theirs map[string]bool
-	// CompareEvery is how often WatchSources compares; 0 is 30 s.
+	// CompareEvery is the interval in which WatchSources compares; 0 is 30 s.
 	CompareEvery time.Duration
-	// Settings keeps which versions are in conflict with a source; nil keeps nothing.
+	// Settings keeps the names of versions that are in conflict with a source; nil keeps nothing.
 	Settings metastore.Settings
-	// Numbers keeps the numbers that a source has used from being given to versions
-	// here; nil where the primary does not number by it.
+	// Numbers gives no version here a number that a source has used; nil where the primary does not take its numbers
+	// from it.
 	Numbers metastore.Numbers
 
-	// Shared is set where other nodes change the primary's keys, too. It is how they
-	// are noticed; nil where nobody else does.
+	// Shared reports changes that other nodes make to the primary's keys; nil where no other node makes any.
 	Shared Shared
-	// Lease is how long what is remembered of keys is used since Shared was last heard
-	// from: claviger.metastore.lease. 0: without end.
+	// Lease is how long cached keys are used after the last word from Shared: claviger.metastore.lease. 0: without
+	// end.
 	Lease time.Duration
 
 	DefaultCipher    string // hadoop.security.key.default.cipher; "" is Hadoop's default
@@ -94,8 +90,8 @@ type Config struct {
 	CacheTimeout        time.Duration // hadoop.kms.cache.timeout.ms, after last access
 	CurrentCacheTimeout time.Duration // hadoop.kms.current.key.cache.timeout.ms, after write
 
-	// The queue of ready-made EDEKs. Where the primary is a KMS elsewhere there is
-	// none, and these are not looked at.
+	// The queue of ready-made EDEKs. A primary that is a KMS elsewhere has a queue of its own, and these are not
+	// used.
 	QueueSize         int           // hadoop.security.kms.encrypted.key.cache.size
 	QueueLowWatermark float64       // ...low.watermark
 	QueueExpiry       time.Duration // ...expiry
@@ -103,13 +99,13 @@ type Config struct {
 
 	// SourceTimeout is the limit of one call to a source; 0 is 10 s.
 	SourceTimeout time.Duration
-	// SourcePause is how long a source that failed SourceFailures calls on end is
-	// left alone before one request may try it again; 0 is 5 s.
+	// SourcePause is how long no call goes to a source that failed SourceFailures calls in a row, before one request
+	// may try it again; 0 is 5 s.
 	SourcePause time.Duration
-	// SourceWaiting is how many requests may wait for sources at a time; 0 is 256.
+	// SourceWaiting is the number of requests that may wait for sources at a time; 0 is 256.
 	SourceWaiting int
-	// SourceFailures is how many calls to a source must fail, one after another
-	// and for want of an answer, until it is left alone; 0 is 3.
+	// SourceFailures is the number of calls in a row without an answer after which the breaker of a source opens; 0
+	// is 3.
 	SourceFailures uint32
 }
 
@@ -127,24 +123,21 @@ const (
 	defaultSourceFailures = 3
 	defaultSourceWaiting  = 256
 
-	// fillTimeout ends a refill of the queue in the background.
+	// fillTimeout limits a refill of the queue in the background.
 	fillTimeout = time.Minute
-	// cachedKeys and cachedVersions bound the caches; a cluster has some hundred
-	// keys.
+	// cachedKeys and cachedVersions bound the caches. A cluster has some hundred keys.
 	cachedKeys     = 1 << 14
 	cachedVersions = 1 << 15
 )
 
-// Ring is the key management service. Its methods may be called from many
-// goroutines. Each takes who asks, decides whether he may, and leaves audit
-// events as Hadoop's KMS does: UNAUTHORIZED where rules say no, OK where the
-// request was served. ERROR events, which name method and URL, are left to the
-// face that knows these. Errors are *claviger.Error. After Close they are of
-// kind Closed.
+// Ring is the key management service. Its methods may be called from many goroutines. Each takes the caller, asks the
+// rules, and writes audit events as Hadoop's KMS does: UNAUTHORIZED where the rules refuse, OK where the request was
+// served. The face writes ERROR events, because it knows method and URL. Errors are *claviger.Error. After Close they
+// are of kind Closed.
 type Ring struct {
 	cfg     Config
 	log     *slog.Logger
-	guard   audit.Guard // cfg.Audit, if it is one
+	guard   audit.Guard // cfg.Audit, where that is one; else nil
 	primary primary
 	queue   *eek.Queue // nil where the primary keeps ready-made EDEKs itself
 
@@ -154,7 +147,7 @@ type Ring struct {
 
 	sources *sources
 	usage   *usage
-	// unserved bounds what is counted of versions that no source is asked for.
+	// unserved bounds the counters of versions whose source is not configured.
 	unserved unserved
 	used     *lastUses
 	opened   openings
@@ -163,43 +156,24 @@ type Ring struct {
 	clashes clashes
 	// conflicts are versions that have the name of another one at their source.
 	conflicts conflicts
-	aliases   *cache[string] // name here of a key that was asked for by another spelling
-	aliased   atomic.Bool    // there are any
+	aliases   *cache[string] // by another spelling of a key's name, the name that the key has here
+	aliased   atomic.Bool    // aliases may hold an entry
 
-	epochs *epochs // nil: nobody else changes keys
+	epochs *epochs // nil: no other node changes keys
 
 	manage keyLocks
 	closed atomic.Bool
 	close  sync.Once
 }
 
-// New builds a Ring and starts its queue. The providers remain the caller's to
-// close, after the Ring. Kind Invalid where the figures cannot work.
+// New builds a Ring and starts its queue. The caller closes the providers, after the Ring. Kind Invalid where the
+// figures cannot work.
 func New(cfg Config) (*Ring, error) {
 	const op = "keyring.New"
 	if cfg.Primary == nil || cfg.Policy == nil || cfg.Audit == nil {
 		return nil, claviger.Errorf(op, claviger.Internal, "", "Primary, Policy and Audit must be given")
 	}
-	if cfg.Groups == nil {
-		cfg.Groups = func(string) []string { return nil }
-	}
-	if cfg.Log == nil {
-		cfg.Log = slog.New(slog.DiscardHandler)
-	}
-	if cfg.DefaultCipher == "" {
-		cfg.DefaultCipher = claviger.DefaultCipher
-	}
-	if cfg.DefaultBitLength == 0 {
-		cfg.DefaultBitLength = claviger.DefaultBitLength
-	}
-	cfg.SourceTimeout = orDefault(cfg.SourceTimeout, defaultSourceTimeout)
-	cfg.SourcePause = orDefault(cfg.SourcePause, defaultSourcePause)
-	if cfg.SourceWaiting <= 0 {
-		cfg.SourceWaiting = defaultSourceWaiting
-	}
-	cfg.CompareEvery = orDefault(cfg.CompareEvery, defaultCompareEvery)
-	cfg.SourceFailures = orDefault(cfg.SourceFailures, defaultSourceFailures)
-
+	cfg.setDefaults()
 	r := &Ring{cfg: cfg, log: cfg.Log}
 	r.guard, _ = cfg.Audit.(audit.Guard)
 	var err error
@@ -238,6 +212,29 @@ func New(cfg Config) (*Ring, error) {
 	return r, nil
 }
 
+// setDefaults fills in what the caller left out.
+func (cfg *Config) setDefaults() {
+	if cfg.Groups == nil {
+		cfg.Groups = func(string) []string { return nil }
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.DefaultCipher == "" {
+		cfg.DefaultCipher = claviger.DefaultCipher
+	}
+	if cfg.DefaultBitLength == 0 {
+		cfg.DefaultBitLength = claviger.DefaultBitLength
+	}
+	if cfg.SourceWaiting <= 0 {
+		cfg.SourceWaiting = defaultSourceWaiting
+	}
+	cfg.SourceTimeout = orDefault(cfg.SourceTimeout, defaultSourceTimeout)
+	cfg.SourcePause = orDefault(cfg.SourcePause, defaultSourcePause)
+	cfg.CompareEvery = orDefault(cfg.CompareEvery, defaultCompareEvery)
+	cfg.SourceFailures = orDefault(cfg.SourceFailures, defaultSourceFailures)
+}
+
 func orDefault[T ~int64 | ~uint32](v, otherwise T) T {
 	if v <= 0 {
 		return otherwise
@@ -245,8 +242,7 @@ func orDefault[T ~int64 | ~uint32](v, otherwise T) T {
 	return v
 }
 
-// Queued returns how many ready-made EDEKs there are, of all keys. It is for those
-// who ask now and then.
+// Queued returns the number of ready-made EDEKs of all keys. It visits each key: do not call it for each request.
 func (r *Ring) Queued() int {
 	if r.queue == nil {
 		return 0
@@ -254,10 +250,9 @@ func (r *Ring) Queued() int {
 	return r.queue.Ready()
 }
 
-// Close stops the queues and writes the counters. It does not close the
-// providers. It is called when the faces have ended their requests: what a
-// request still under way counts is lost. The error tells that the counters
-// could not be written.
+// Close stops the queue and writes the counters. It does not close the providers. Call it when the faces have ended
+// their requests: the counts of a request that is still under way are lost. The error says that the counters could
+// not be written.
 func (r *Ring) Close() error {
 	var err error
 	r.close.Do(func() {
@@ -274,8 +269,8 @@ func (r *Ring) Close() error {
 // PrimaryURI names the primary provider as Hadoop's messages do.
 func (r *Ring) PrimaryURI() string { return r.primary.URI() }
 
-// Health asks the primary for a sign of life. An error is for an operator. What
-// sources do is told by Sources: a dead one leaves this service usable.
+// Health checks the primary. The error is for an operator. See Sources for the sources: this service is usable while
+// one is dead.
 func (r *Ring) Health(ctx context.Context) error {
 	if r.closed.Load() {
 		return claviger.E("keyring.Health", claviger.Closed, "", nil)

@@ -104,7 +104,8 @@ func recordedRules(t *testing.T) func() *authz.Policy {
 }
 
 func caller(user string) claviger.Caller {
-	return claviger.Caller{Principal: claviger.Principal{Name: user, Short: user}, RemoteAddr: "127.0.0.1", RequestID: "1"}
+	return claviger.Caller{Principal: claviger.Principal{Name: user, Short: user}, RemoteAddr: "127.0.0.1",
+		RequestID: "1"}
 }
 
 // counting counts what a provider is asked for.
@@ -190,7 +191,8 @@ func (p *counting) Metadata(ctx context.Context, names ...string) ([]*claviger.M
 	return p.Provider.Metadata(ctx, names...)
 }
 
-func (p *counting) RollIf(ctx context.Context, key string, material secret.Bytes, may func(*claviger.Metadata) error) (claviger.KeyVersion, error) {
+func (p *counting) RollIf(ctx context.Context, key string, material secret.Bytes,
+	may func(*claviger.Metadata) error) (claviger.KeyVersion, error) {
 	if err := p.at(ctx, "Change"); err != nil {
 		return claviger.KeyVersion{}, err
 	}

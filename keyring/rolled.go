@@ -9,8 +9,8 @@ import (
 	"claviger"
 )
 
-// rolledKey is a migrated key that its source has rolled since. Its versions have other
-// names than ours, so its EDEKs open through the source; but something uses the source.
+// rolledKey is a migrated key that its source, whose ids are opaque, has rolled since. The source's versions have
+// other names than ours, so their EDEKs open through the source; but some client uses the source.
 type rolledKey struct {
 	key, source    string
 	counted, since int
@@ -21,8 +21,7 @@ func (k rolledKey) String() string {
 		claviger.Printable(k.key), k.source, k.counted, k.since)
 }
 
-// rolledCure says what to do about a key that was rolled at its source, where the names
-// of versions are no numbers.
+// rolledCure says what to do about a key that was rolled at a source with opaque ids.
 const rolledCure = "look whether HDFS, or another cluster, is pointed at the source " +
 	"(hadoop.security.key.provider.path), point it here, stop rolls at the source " +
 	"and re-encrypt the key's zones; claviger migrate finish asks whether that was done"
@@ -42,7 +41,7 @@ func (r *Ring) setRolled(all []rolledKey) {
 	c.rolled.Store(&all)
 }
 
-// withBefore adds the keys of a source that was not read whole, as it told of them before.
+// withBefore adds the earlier findings of a source that could not be read whole now.
 func withBefore(now, before []rolledKey, uri string) []rolledKey {
 	for _, k := range before {
 		again := func(n rolledKey) bool { return n.source == uri && n.key == k.key }
@@ -53,8 +52,7 @@ func withBefore(now, before []rolledKey, uri string) []rolledKey {
 	return now
 }
 
-// CheckRolled names the migrated keys that their sources have rolled since, where the
-// versions have other names than ours. The error is for an operator.
+// CheckRolled names the migrated keys that sources with opaque ids have rolled since. The error is for an operator.
 func (r *Ring) CheckRolled(context.Context) error {
 	keys, more := load(&r.conflicts.rolled), ""
 	if len(keys) == 0 {

@@ -28,8 +28,9 @@ func (r *Ring) needFreeName(ctx context.Context, op, name string) error {
 		return err
 	}
 	if here != name {
-		return claviger.Errorf(op, claviger.Invalid, name, "key '%s' cannot be made: it is another spelling of key '%s', which was migrated from a KMS that does not tell "+
-			"upper from lower case, and EDEKs may name it in either; choose another name", name, here)
+		return claviger.Errorf(op, claviger.Invalid, name, "key '%s' cannot be made: it is another spelling of key "+
+			"'%s', which was migrated from a KMS that does not tell upper from lower case, and EDEKs may name it in "+
+			"either; choose another name", name, here)
 	}
 	if err := r.waitForSource(ctx, op, name, func() error { return r.needNoSource(ctx, op, name) }); err != nil {
 		return err
@@ -44,14 +45,17 @@ func (r *Ring) needNoSource(ctx context.Context, op, name string) error {
 		switch {
 		case claviger.Is(err, claviger.KeyNotFound):
 		case err == nil:
-			return claviger.Errorf(op, claviger.Invalid, name, "key '%s' is at the source %s, so a key of that name is made here by migration alone: have it taken over "+
-				"(claviger migrate run, claviger key migrate, or POST trustee/key/%s?trusteeOp=migrate); a key that was migrated and deleted here comes back by "+
-				"trusteeOp=undelete, or may be made anew once it is deleted at the source too", name, s.URI(), name)
+			return claviger.Errorf(op, claviger.Invalid, name, "key '%s' is at the source %s, so a key of that name is "+
+				"made here by migration alone: have it taken over (claviger migrate run, claviger key migrate, or POST "+
+				"trustee/key/%s?trusteeOp=migrate); a key that was migrated and deleted here comes back by "+
+				"trusteeOp=undelete, or may be made anew once it is deleted at the source "+
+				"too", name, s.URI(), name)
 		default:
 			err = s.explain(err, aboutMetadata(name, name))
 			switch kind := claviger.KindOf(err); kind {
 			case claviger.SourceUnreachable, claviger.SourceRefused:
-				return claviger.Errorf(op, kind, name, "key '%s' cannot be made while it is not known whether the source %s has a key of that name: %s", name, s.URI(), reason(err))
+				return claviger.Errorf(op, kind, name, "key '%s' cannot be made while it is not known whether the "+
+					"source %s has a key of that name: %s", name, s.URI(), reason(err))
 			}
 			return err
 		}
@@ -73,8 +77,9 @@ func (r *Ring) needNoNewer(ctx context.Context, op string, ours *claviger.Metada
 		if !sameOrigin(ours, theirs.Created, theirs.ACLName()) {
 			return claviger.Errorf(op, claviger.Invalid, ours.Name,
 				"the source %s has another key '%s' by now, made %s: the deleted key, made %s and migrated, does not "+
-					"come back beside it. Delete or rename that key at the source, or take the source out of the configuration once "+
-					"its EDEKs are re-encrypted", s.URI(), ours.Name, stamp(theirs.Created), stamp(ours.Created))
+					"come back beside it. Delete or rename that key at the source, or take the source out of the "+
+					"configuration once its EDEKs are "+
+					"re-encrypted", s.URI(), ours.Name, stamp(theirs.Created), stamp(ours.Created))
 		}
 	}
 	return nil
@@ -95,11 +100,15 @@ func (r *Ring) needUnlisted(ctx context.Context, op, name string) error {
 		switch {
 		case o.Key != name && !o.Folded || o.Freed || asked:
 		case o.Finished.IsZero():
-			return claviger.Errorf(op, claviger.Invalid, name, "key '%s' is at %s by the journal of a migration that was not ended, and this server does not ask that source now: "+
-				"name it in hadoop.kms.key.provider.reencryption.source.uri again, or end the migration with claviger migrate finish", name, o.Source)
+			return claviger.Errorf(op, claviger.Invalid, name, "key '%s' is at %s by the journal of a migration that "+
+				"was not ended, and this server does not ask that source now: name it in "+
+				"hadoop.kms.key.provider.reencryption.source.uri again, or end the migration with claviger migrate "+
+				"finish", name, o.Source)
 		default:
-			return claviger.Errorf(op, claviger.Invalid, name, "the name '%s' is kept for the key that %s had, whose migration was finished at %s: its EDEKs may come back with that source; "+
-				"undelete the migrated key where it was deleted here, choose another name, or have an administrator free it with claviger migrate free %s", name, o.Source, stamp(o.Finished), name)
+			return claviger.Errorf(op, claviger.Invalid, name, "the name '%s' is kept for the key that %s had, whose "+
+				"migration was finished at %s: its EDEKs may come back with that source; undelete the migrated key "+
+				"where it was deleted here, choose another name, or have an administrator free it with claviger "+
+				"migrate free %s", name, o.Source, stamp(o.Finished), name)
 		}
 	}
 	return nil
@@ -109,11 +118,12 @@ func (r *Ring) needUnlisted(ctx context.Context, op, name string) error {
 // where our key was made for the source's by a migration. The caller of a re-encryption
 // need not be allowed to decrypt, and a user who may decrypt with our key can read the
 // result.
-func (r *Ring) needSameOrigin(ctx context.Context, q *request, current *claviger.KeyVersion, theirs *claviger.Metadata) error {
+func (r *Ring) needSameOrigin(ctx context.Context, q *request, current *claviger.KeyVersion,
+	theirs *claviger.Metadata) error {
 	ours := current.Of
 	if ours == nil {
 		var err error
-		if ours, err = r.askMetadata(ctx, current.Key); err != nil {
+		if ours, err = r.readMetadata(ctx, current.Key); err != nil {
 			return err
 		}
 	}
@@ -122,9 +132,10 @@ func (r *Ring) needSameOrigin(ctx context.Context, q *request, current *claviger
 		return err
 	}
 	if !same {
-		return claviger.Errorf("keyring.Reencrypt", claviger.Invalid, current.Key, "EDEKs of the source's key '%s' are not brought under key '%s' of this KMS, which was not "+
-			"migrated from it: claviger migrate plan says how the two differ and what to do; do not delete the key "+
-			"here while files are under it", theirs.Name, current.Key)
+		return claviger.Errorf("keyring.Reencrypt", claviger.Invalid, current.Key, "EDEKs of the source's key '%s' are "+
+			"not brought under key '%s' of this KMS, which was not migrated from it: claviger migrate plan says how "+
+			"the two differ and what to do; do not delete the key here while files are under "+
+			"it", theirs.Name, current.Key)
 	}
 	return q.needKey(ctx, theirs, authz.KeyGenerateEEK)
 }
@@ -157,11 +168,14 @@ func (r *Ring) explainMissing(ctx context.Context, err error, name string) error
 	var why string
 	switch {
 	case kind == claviger.VersionNotFound && r.shelvedVersion(ctx, key, name):
-		why = fmt.Sprintf("it is a version of key '%s' here, which was deleted: claviger key undelete brings the key back", key)
+		why = fmt.Sprintf("it is a version of key '%s' here, which was deleted: claviger key undelete brings the key "+
+			"back", key)
 	case kind == claviger.KeyNotFound && !o.TakenOver && o.Finished.IsZero():
-		why = fmt.Sprintf("key '%s' is at %s and was not migrated yet: claviger migrate run takes it over", key, o.Source)
+		why = fmt.Sprintf("key '%s' is at %s and was not migrated yet: claviger migrate run takes it over", key,
+			o.Source)
 	case kind == claviger.KeyNotFound && !o.TakenOver:
-		why = fmt.Sprintf("key '%s' was at %s, whose migration was finished at %s without it", key, o.Source, stamp(o.Finished))
+		why = fmt.Sprintf("key '%s' was at %s, whose migration was finished at %s without it", key, o.Source,
+			stamp(o.Finished))
 	case kind == claviger.KeyNotFound:
 		why = fmt.Sprintf("key '%s' was migrated from %s and has been deleted here since", key, o.Source)
 	case slices.ContainsFunc(list, func(o Origin) bool { return slices.Contains(o.Made, name) }):
@@ -170,11 +184,14 @@ func (r *Ring) explainMissing(ctx context.Context, err error, name string) error
 		return err // it was asked
 	case o.Finished.IsZero():
 		// No final answer: what is encrypted under it is there to be read again.
-		return claviger.Errorf("keyring.history", claviger.SourceUnreachable, name, "'%s' may be a version of key '%s' at %s, whose migration is not finished, and that KMS is not configured here any more: "+
-			"name it in hadoop.kms.key.provider.reencryption.source.uri again, or end the migration with claviger migrate finish", name, key, o.Source)
+		return claviger.Errorf("keyring.history", claviger.SourceUnreachable, name, "'%s' may be a version of key '%s' "+
+			"at %s, whose migration is not finished, and that KMS is not configured here any more: name it in "+
+			"hadoop.kms.key.provider.reencryption.source.uri again, or end the migration with claviger migrate "+
+			"finish", name, key, o.Source)
 	default:
-		why = fmt.Sprintf("it may be a version of key '%s' at %s, whose migration was finished at %s: what is encrypted under it can be read only while that KMS "+
-			"is a source (hadoop.kms.key.provider.reencryption.source.uri)", key, o.Source, stamp(o.Finished))
+		why = fmt.Sprintf("it may be a version of key '%s' at %s, whose migration was finished at %s: what is "+
+			"encrypted under it can be read only while that KMS is a source "+
+			"(hadoop.kms.key.provider.reencryption.source.uri)", key, o.Source, stamp(o.Finished))
 	}
 	return claviger.E("keyring.history", kind, name, &Taken{why})
 }

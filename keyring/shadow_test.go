@@ -129,7 +129,8 @@ func TestShadowing(t *testing.T) {
 					if got := outcomeOf(err); got != outcome {
 						t.Errorf("%s: %s (%v), want %s", what, got, err, outcome)
 					}
-					if outcome == "no" && claviger.Is(err, claviger.Invalid) && !strings.Contains(err.Error(), "migrat") {
+					if outcome == "no" && claviger.Is(err, claviger.Invalid) && !strings.Contains(err.Error(),
+						"migrat") {
 						t.Errorf("%s: %v says nothing of what to do", what, err)
 					}
 				}
@@ -373,7 +374,8 @@ func newShadowLab(t *testing.T, here, source, spelt string, listed bool) *shadow
 		}
 	case before, beforeSame:
 		time.Sleep(2 * time.Millisecond) // two keys that two users make differ in this
-		if _, err := primary.Provider.Create(t.Context(), provider.Spec{Name: "payroll", Cipher: claviger.DefaultCipher, BitLength: 128,
+		if _, err := primary.Provider.Create(t.Context(), provider.Spec{Name: "payroll",
+			Cipher: claviger.DefaultCipher, BitLength: 128,
 			Attributes: map[string]string{claviger.ACLNameAttribute: "scratch"}}); err != nil {
 			t.Fatal(err)
 		}
@@ -432,8 +434,10 @@ func (s *shadowLab) bobHasNothing(t *testing.T, key string) {
 	if len(s.sources.list) == 0 {
 		return
 	}
-	if _, err := s.far.Create(t.Context(), provider.Spec{Name: "payroll", Cipher: claviger.DefaultCipher, BitLength: 128,
-		Attributes: map[string]string{claviger.ACLNameAttribute: "payroll"}}); err != nil && !claviger.Is(err, claviger.KeyExists) {
+	if _, err := s.far.Create(t.Context(), provider.Spec{Name: "payroll", Cipher: claviger.DefaultCipher,
+		BitLength:  128,
+		Attributes: map[string]string{claviger.ACLNameAttribute: "payroll"}}); err != nil &&
+		!claviger.Is(err, claviger.KeyExists) {
 		t.Fatal(err)
 	}
 	s.forgetAll() // as time does

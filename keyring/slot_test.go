@@ -36,7 +36,8 @@ func TestSourceWaitsByUser(t *testing.T) {
 			name := fmt.Sprint("unknown", i)
 			e.Version = claviger.VersionName(name, "0")
 			_, err := l.Decrypt(as("mallory"), caller("mallory"), name, true, e)
-			if claviger.Is(err, claviger.Unavailable) && strings.Contains(claviger.AnswerOf(err), "your requests wait") {
+			if claviger.Is(err, claviger.Unavailable) && strings.Contains(claviger.AnswerOf(err),
+				"your requests wait") {
 				mu.Lock()
 				refused++
 				mu.Unlock()

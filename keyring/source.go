@@ -92,7 +92,8 @@ func newSource(s Source, cfg Config, log *slog.Logger) (*source, error) {
 		IsSuccessful: func(err error) bool { return err == nil || !silent(err) },
 		IsExcluded:   func(err error) bool { return errors.Is(err, errLeft) },
 		OnStateChange: func(uri string, from, to gobreaker.State) {
-			log.Warn("circuit breaker of a source of key versions", "source", uri, "from", from.String(), "to", to.String())
+			log.Warn("circuit breaker of a source of key versions", "source", uri, "from", from.String(), "to",
+				to.String())
 		},
 	})
 	return src, nil
@@ -113,7 +114,8 @@ func (s *source) metadata(ctx context.Context, key string) (*claviger.Metadata, 
 
 // guarded returns the source's metadata of a key, unless guard refuses it. A source without the key has no version
 // of it, whatever else it would answer.
-func (s *source) guarded(ctx context.Context, key string, guard func(*claviger.Metadata) error) (*claviger.Metadata, error) {
+func (s *source) guarded(ctx context.Context, key string, guard func(*claviger.Metadata) error) (*claviger.Metadata,
+	error) {
 	m, err := s.metadata(ctx, key)
 	if err != nil {
 		return nil, err

@@ -104,7 +104,8 @@ func TestSourceIsAskedLast(t *testing.T) {
 // the source tells.
 func TestKeyOnlyAtSource(t *testing.T) {
 	l, far := withSource(t, func(c *Config) {
-		c.Policy = rules(t, "key.acl.finance.DECRYPT_EEK", "bob", "key.acl.theirs.DECRYPT_EEK", "carol", "key.acl.theirs.READ", "carol")
+		c.Policy = rules(t, "key.acl.finance.DECRYPT_EEK", "bob", "key.acl.theirs.DECRYPT_EEK", "carol",
+			"key.acl.theirs.READ", "carol")
 	})
 	if _, err := far.Create(t.Context(), provider.Spec{
 		Name: "theirs", Cipher: claviger.DefaultCipher, BitLength: 128,
@@ -128,7 +129,8 @@ func TestKeyOnlyAtSource(t *testing.T) {
 	}
 	// Without the source's word nobody is let in.
 	l, far = withSource(t, nil, "theirs")
-	far.setFail(failing(claviger.Denied, "User:mig not allowed to do 'GET_METADATA' on 'theirs' (hadoop.kms.acl.GET_METADATA must admit mig)"))
+	far.setFail(failing(claviger.Denied, "User:mig not allowed to do 'GET_METADATA' on 'theirs' "+
+		"(hadoop.kms.acl.GET_METADATA must admit mig)"))
 	_, err = l.Decrypt(t.Context(), caller("bob"), "theirs", true, es[0])
 	wantKind(t, err, claviger.SourceRefused)
 	if s := text(t, err); !strings.Contains(s, "hadoop.kms.acl.GET_METADATA") || !strings.Contains(s, farURI) {
@@ -185,7 +187,8 @@ func TestReencryptFromSourceRefused(t *testing.T) {
 		es, _ := made(t, far.blocks, "k@0", 1)
 		_, err := l.ReencryptBatch(t.Context(), caller("hdfs"), "k", es)
 		wantKind(t, err, claviger.Invalid)
-		if s := text(t, err); !strings.Contains(s, "hadoop.kms.reencryption.crypto.enable") || !strings.Contains(s, "'k'") {
+		if s := text(t, err); !strings.Contains(s, "hadoop.kms.reencryption.crypto.enable") || !strings.Contains(s,
+			"'k'") {
 			t.Errorf("%q", s)
 		}
 		if calls := far.calls(); len(calls) != 0 {
@@ -256,7 +259,8 @@ type keepingService struct {
 	given []secret.Bytes
 }
 
-func (s *keepingService) Unwrap(ctx context.Context, key, as string, es []claviger.EDEK) (deks []secret.Bytes, err error) {
+func (s *keepingService) Unwrap(ctx context.Context, key, as string, es []claviger.EDEK) (deks []secret.Bytes,
+	err error) {
 	s.given, err = s.farKMS.Unwrap(ctx, key, as, es)
 	return s.given, err
 }
@@ -289,16 +293,23 @@ func TestSourceErrors(t *testing.T) {
 		{"missing", failing(claviger.VersionNotFound, "no such version"), false, claviger.VersionNotFound, nil},
 		{"key missing", failing(claviger.KeyNotFound, "no such key"), false, claviger.VersionNotFound, nil},
 		{"down", failing(claviger.Unavailable, "connection refused"), false, claviger.SourceUnreachable,
-			[]string{"key version 'k@0' is not held here", farURI, "connection refused", "hadoop.kms.key.provider.reencryption.source.uri"}},
-		{"silent", func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }, false, claviger.SourceUnreachable,
+			[]string{"key version 'k@0' is not held here", farURI, "connection refused",
+				"hadoop.kms.key.provider.reencryption.source.uri"}},
+		{"silent", func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }, false,
+			claviger.SourceUnreachable,
 			[]string{"no answer within 50ms", farURI}},
 		{"closed", failing(claviger.Closed, "closed"), false, claviger.SourceUnreachable, []string{farURI}},
-		{"broken", failing(claviger.Internal, "secret words"), false, claviger.SourceUnreachable, []string{farURI, "failed at it"}},
-		{"op denied", failing(claviger.Denied, "User:bob not allowed to do 'DECRYPT_EEK' on 'k' (hadoop.kms.acl.DECRYPT_EEK must admit bob)"), false, claviger.SourceRefused,
-			[]string{farURI, "refused user 'bob' key version 'k@0': User:bob not allowed", "(hadoop.kms.acl.DECRYPT_EEK must admit bob)"}},
-		{"key denied", failing(claviger.KeyDenied, "User [bob] is not authorized (whitelist.key.acl.DECRYPT_EEK)"), false, claviger.SourceRefused,
+		{"broken", failing(claviger.Internal, "secret words"), false, claviger.SourceUnreachable, []string{farURI,
+			"failed at it"}},
+		{"op denied", failing(claviger.Denied, "User:bob not allowed to do 'DECRYPT_EEK' on 'k' "+
+			"(hadoop.kms.acl.DECRYPT_EEK must admit bob)"), false, claviger.SourceRefused,
+			[]string{farURI, "refused user 'bob' key version 'k@0': User:bob not allowed",
+				"(hadoop.kms.acl.DECRYPT_EEK must admit bob)"}},
+		{"key denied", failing(claviger.KeyDenied, "User [bob] is not authorized (whitelist.key.acl.DECRYPT_EEK)"),
+			false, claviger.SourceRefused,
 			[]string{"(whitelist.key.acl.DECRYPT_EEK)"}},
-		{"own name", failing(claviger.Denied, "User:mig not allowed to do 'DECRYPT_EEK' on 'k'"), true, claviger.SourceRefused,
+		{"own name", failing(claviger.Denied, "User:mig not allowed to do 'DECRYPT_EEK' on 'k'"), true,
+			claviger.SourceRefused,
 			[]string{"this KMS, which asked in its own name, key version 'k@0': User:mig"}},
 		{"bad EDEK", failing(claviger.BadIV, "Wrong IV length"), false, claviger.BadIV, nil},
 	}
@@ -340,7 +351,8 @@ func TestTwoSources(t *testing.T) {
 		a, b *farKMS
 	}
 	build := func(t *testing.T, change func(*Config)) lab2 {
-		a, b := newFarKMS(t, "kms://http@a:9600/kms", "both", "onlya"), newFarKMS(t, "kms://http@b:9600/kms", "both", "onlyb", "k")
+		a, b := newFarKMS(t, "kms://http@a:9600/kms", "both", "onlya"), newFarKMS(t, "kms://http@b:9600/kms", "both",
+			"onlyb", "k")
 		primary := &counting{Provider: memory.New(memory.Config{Sealed: true, OpaqueIDs: true})}
 		for _, key := range []string{"both", "onlya", "onlyb", "k"} {
 			create(t, primary, key)
@@ -394,7 +406,8 @@ func TestTwoSources(t *testing.T) {
 		e, _ := edek(t, l.a, "both@0")
 		_, err := open(t, l, "both", e)
 		wantKind(t, err, claviger.SourceUnreachable)
-		if s := text(t, err); !strings.Contains(s, l.a.uri) || strings.Contains(s, l.b.uri) || !strings.Contains(s, "hadoop.kms.key.provider.uri") {
+		if s := text(t, err); !strings.Contains(s, l.a.uri) || strings.Contains(s, l.b.uri) || !strings.Contains(s,
+			"hadoop.kms.key.provider.uri") {
 			t.Errorf("%q", s)
 		}
 		if got, err := open(t, l, "onlyb", known); err != nil || !got.Equal(dek) {

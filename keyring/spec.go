@@ -38,7 +38,8 @@ func checkSpec(spec provider.Spec) error {
 	case spec.Description != nil && len(*spec.Description) > maxDescription:
 		return tooLong("the description", len(*spec.Description), maxDescription)
 	case len(spec.Attributes) > maxAttributes:
-		return claviger.Errorf(op, claviger.Invalid, "", "the key has %d attributes, and may have %d", len(spec.Attributes), maxAttributes)
+		return claviger.Errorf(op, claviger.Invalid, "", "the key has %d attributes, and may have %d",
+			len(spec.Attributes), maxAttributes)
 	}
 	all := 0
 	for name, value := range spec.Attributes {
@@ -56,7 +57,8 @@ func checkSpec(spec provider.Spec) error {
 	if all > maxAllAttributes {
 		return tooLong("all attributes together", all, maxAllAttributes)
 	}
-	if why := claviger.BadName(spec.Attributes[claviger.ACLNameAttribute]); why != "" && spec.Attributes[claviger.ACLNameAttribute] != "" {
+	if why := claviger.BadName(spec.Attributes[claviger.ACLNameAttribute]); why != "" &&
+		spec.Attributes[claviger.ACLNameAttribute] != "" {
 		return claviger.Errorf(op, claviger.Invalid, "", "the attribute %s %s", claviger.ACLNameAttribute, why)
 	}
 	return nil

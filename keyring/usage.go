@@ -79,8 +79,9 @@ type useCount struct {
 }
 
 func newUsage(store metastore.Usage, clock metastore.Clock, kept UsesKept, log *slog.Logger) *usage {
-	u := &usage{store: store, clock: clock, kept: kept, log: log, limit: countedVersions, pending: map[useName]*useCount{},
-		used: map[useName]time.Time{}, now: make(chan chan struct{})}
+	u := &usage{store: store, clock: clock, kept: kept, log: log, limit: countedVersions,
+		pending: map[useName]*useCount{},
+		used:    map[useName]time.Time{}, now: make(chan chan struct{})}
 	if store != nil {
 		u.recall()
 		u.stop, u.stopped = make(chan struct{}), make(chan struct{})
@@ -330,7 +331,8 @@ func writeParts[T any](list []T, write func([]T) error, kept func([]T)) error {
 func uses(counts map[useName]*useCount) []metastore.Use {
 	list := make([]metastore.Use, 0, len(counts))
 	for name, c := range counts {
-		list = append(list, metastore.Use{Source: name.source, Version: name.version, Op: name.op, Count: c.count, Last: c.last})
+		list = append(list, metastore.Use{Source: name.source, Version: name.version, Op: name.op, Count: c.count,
+			Last: c.last})
 	}
 	return list
 }
@@ -408,12 +410,12 @@ func (u *unserved) admits(key, version string, most int) bool {
 	return true
 }
 
-// noteUnserved counts EDEKs of a version that is not found, where a migration that is not
+// countUnserved counts EDEKs of a version that is not found, where a migration that is not
 // finished has the key from a source that is not configured: that source is needed, so
 // the migration must not be ended as if nobody had asked. A caller without the right to
 // the key is not counted, nor a version that the source did not have when the key was
 // taken over.
-func (r *Ring) noteUnserved(ctx context.Context, q *request, err error, right authz.KeyOp, n int) {
+func (r *Ring) countUnserved(ctx context.Context, q *request, err error, right authz.KeyOp, n int) {
 	var e *claviger.Error
 	if !claviger.Is(err, claviger.VersionNotFound) || !errors.As(err, &e) {
 		return

@@ -177,7 +177,7 @@ func TestUsesBesideOneThatIsRefused(t *testing.T) {
 	u.mu.Lock() // so that they are written together
 	for _, v := range versions {
 		u.merge(useName{"s", v, useDecrypt}, 2, time.Now())
-		last.note(v)
+		last.record(v)
 	}
 	u.mu.Unlock()
 	if err := errors.Join(u.flush(), u.close()); err != nil {
@@ -187,7 +187,8 @@ func TestUsesBesideOneThatIsRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, want := counts(uses), []string{"s (others) decrypt 2", "s a@0 decrypt 2", "s b@0 decrypt 2", "s c@0 decrypt 2", "s d@0 decrypt 2"}; !slices.Equal(got, want) {
+	if got, want := counts(uses), []string{"s (others) decrypt 2", "s a@0 decrypt 2", "s b@0 decrypt 2",
+		"s c@0 decrypt 2", "s d@0 decrypt 2"}; !slices.Equal(got, want) {
 		t.Errorf("in the store %q, want %q", got, want)
 	}
 	if err := last.flush(); !claviger.Is(err, claviger.Invalid) {
@@ -279,7 +280,8 @@ func TestUnservedUses(t *testing.T) {
 		asks("alice", s.edek)
 		want(s, here, farURI+" payroll@0 unserved 2")
 		if here == migrated {
-			if _, err := s.ReencryptBatch(t.Context(), caller("nn"), "payroll", []claviger.EDEK{s.edek, s.edek}); !claviger.Is(err, claviger.SourceUnreachable) {
+			if _, err := s.ReencryptBatch(t.Context(), caller("nn"), "payroll", []claviger.EDEK{s.edek,
+				s.edek}); !claviger.Is(err, claviger.SourceUnreachable) {
 				t.Error(err)
 			}
 			want(s, "re-encrypted", farURI+" payroll@0 unserved 4")
@@ -356,7 +358,8 @@ func TestUsesAreDatedByTheStore(t *testing.T) {
 	}
 	// What an earlier process kept, by whatever clock, counts as of its writing.
 	store := openStore(t)
-	u := newUsage(store, &clocks{}, &heldUses{list: []metastore.Use{{Source: "kms://old", Version: "k@0", Op: useDecrypt, Count: 2,
+	u := newUsage(store, &clocks{}, &heldUses{list: []metastore.Use{{Source: "kms://old", Version: "k@0",
+		Op: useDecrypt, Count: 2,
 		Last: time.Now().Add(-3 * day)}}}, slog.New(slog.DiscardHandler))
 	if err := u.close(); err != nil {
 		t.Fatal(err)

@@ -10,22 +10,22 @@ import (
 	"claviger/provider"
 )
 
-// metadata returns what is known of a key here; nil without an error for a key
-// that does not exist. It is shared: callers of the Ring get copies.
+// metadata returns the metadata of a key here; nil without an error for a key that does not exist. They are shared:
+// callers of the Ring get copies.
 func (r *Ring) metadata(ctx context.Context, key string) (*claviger.Metadata, error) {
 	keys := leased(r, r.keys)
 	if m, ok := keys.get(key); ok {
 		return m, nil
 	}
-	m, err := keys.fetch(ctx, key, r.askMetadata)
+	m, err := keys.fetch(ctx, key, r.readMetadata)
 	if claviger.Is(err, claviger.KeyNotFound) {
 		return nil, nil
 	}
 	return m, err
 }
 
-// askMetadata has an error for an absent key, so that this isn't remembered.
-func (r *Ring) askMetadata(ctx context.Context, key string) (*claviger.Metadata, error) {
+// readMetadata reads a key's metadata past the cache. Kind KeyNotFound, which no cache keeps.
+func (r *Ring) readMetadata(ctx context.Context, key string) (*claviger.Metadata, error) {
 	return oneMetadata(ctx, r.primary.Provider, key)
 }
 
@@ -35,7 +35,8 @@ func oneMetadata(ctx context.Context, from provider.Reader, key string) (*clavig
 	case err != nil:
 		return nil, err
 	case len(ms) != 1:
-		return nil, claviger.Errorf("keyring.metadata", claviger.Internal, key, "provider told of %d keys where it was asked for one", len(ms))
+		return nil, claviger.Errorf("keyring.metadata", claviger.Internal, key, "provider told of %d keys where it was "+
+			"asked for one", len(ms))
 	case ms[0] == nil:
 		return nil, claviger.E("keyring.metadata", claviger.KeyNotFound, key, nil)
 	}
@@ -48,10 +49,10 @@ func (r *Ring) currentVersion(ctx context.Context, key string) (claviger.KeyVers
 	if v, ok := current.get(key); ok {
 		return v, nil
 	}
-	return current.fetch(ctx, key, r.askCurrent)
+	return current.fetch(ctx, key, r.readCurrent)
 }
 
-func (r *Ring) askCurrent(ctx context.Context, key string) (claviger.KeyVersion, error) {
+func (r *Ring) readCurrent(ctx context.Context, key string) (claviger.KeyVersion, error) {
 	v, err := withMetadata(ctx, r, key, func() (claviger.KeyVersion, error) { return r.primary.Current(ctx, key) },
 		func(v *claviger.KeyVersion, of *claviger.Metadata) bool { return attach(v, of) })
 	if err == nil {
@@ -66,10 +67,10 @@ func (r *Ring) ownVersion(ctx context.Context, version string) (claviger.KeyVers
 	if v, ok := versions.get(version); ok {
 		return v, nil
 	}
-	return versions.fetch(ctx, version, r.askVersion)
+	return versions.fetch(ctx, version, r.readVersion)
 }
 
-func (r *Ring) askVersion(ctx context.Context, version string) (claviger.KeyVersion, error) {
+func (r *Ring) readVersion(ctx context.Context, version string) (claviger.KeyVersion, error) {
 	key, _ := claviger.KeyOfVersion(version)
 	v, err := withMetadata(ctx, r, key, func() (claviger.KeyVersion, error) { return r.primary.Version(ctx, version) },
 		func(v *claviger.KeyVersion, of *claviger.Metadata) bool { return attach(v, of) })
@@ -91,7 +92,7 @@ func (r *Ring) ownVersions(ctx context.Context, key string) ([]claviger.KeyVersi
 		})
 }
 
-// attach gives a version its metadata; true where it has some already, or gets it.
+// attach gives a version the metadata, if it has none. It reports whether the version has metadata now.
 func attach(v *claviger.KeyVersion, of *claviger.Metadata) bool {
 	if v.Of == nil {
 		v.Of = of
@@ -99,15 +100,15 @@ func attach(v *claviger.KeyVersion, of *claviger.Metadata) bool {
 	return v.Of != nil
 }
 
-// readings is how often versions and metadata are read from a provider that
-// cannot give both at once, until no change came between.
+// readings is how often versions and metadata are read from a provider that cannot read both at once, until no change
+// comes in between.
 const readings = 5
 
-// withMetadata reads versions of a key together with the metadata that guards
-// them. Most providers give both in one reading. A KMS elsewhere cannot: there
-// the metadata is read before and after, and must be of the same key. Without
-// rules nothing is to be guarded.
-func withMetadata[T any](ctx context.Context, r *Ring, key string, read func() (T, error), attached func(*T, *claviger.Metadata) bool) (T, error) {
+// withMetadata reads versions of a key together with the metadata that guards them. Most providers give both in one
+// reading. A KMS elsewhere cannot: there the metadata is read before and after, and must be of the same key. Without
+// key authorization no metadata is needed.
+func withMetadata[T any](ctx context.Context, r *Ring, key string, read func() (T, error),
+	attached func(*T, *claviger.Metadata) bool) (T, error) {
 	v, err := read()
 	if err != nil || !r.cfg.KeyAuthorization || attached(&v, nil) {
 		return v, err
@@ -126,39 +127,39 @@ func withMetadata[T any](ctx context.Context, r *Ring, key string, read func() (
 			return none, err
 		}
 		if sameKey(before, after) {
-			if after == nil { // a version without a key: guarded by the name
+			if after == nil { // a version without a key: the rules of its name guard it
 				after = &claviger.Metadata{Name: key}
 			}
 			attached(&v, after)
 			return v, nil
 		}
 	}
-	return none, claviger.Errorf("keyring.read", claviger.Unavailable, key, "the key was deleted and made anew %d times while it was read", readings)
+	return none, claviger.Errorf("keyring.read", claviger.Unavailable, key, "the key was deleted and made anew %d "+
+		"times while it was read", readings)
 }
 
 // metadataNow is metadata past the cache.
 func (r *Ring) metadataNow(ctx context.Context, key string) (*claviger.Metadata, error) {
-	m, err := r.askMetadata(ctx, key)
+	m, err := r.readMetadata(ctx, key)
 	if claviger.Is(err, claviger.KeyNotFound) {
 		return nil, nil
 	}
 	return m, err
 }
 
-// sameKey reports whether two readings are of one key, and not of two that had the
-// name one after the other. A key's time of creation and attributes never change. Two
-// that agree in these are guarded by the same rules, so taking one for the other
-// gives nothing away.
+// sameKey reports whether two readings are of one key, and not of two keys that had the name one after the other. A
+// key's time of creation and attributes never change. Two keys that agree in these are guarded by the same rules, so
+// to take one for the other gives nothing away.
 func sameKey(a, b *claviger.Metadata) bool {
 	if a == nil || b == nil {
 		return a == b
 	}
-	return a.Name == b.Name && a.Created.Equal(b.Created) && a.ACLName() == b.ACLName() && a.Cipher == b.Cipher && a.BitLength == b.BitLength
+	return a.Name == b.Name && a.Created.Equal(b.Created) && a.ACLName() == b.ACLName() && a.Cipher == b.Cipher &&
+		a.BitLength == b.BitLength
 }
 
-// replaced reports whether a version that was read can no longer be used because
-// another one may have its name. What was remembered of its key is forgotten
-// then, and the work is worth a second try.
+// replaced reports whether a version that was read can no longer be used, because another version may have its name.
+// Then it drops the key from the caches, and the caller can try the work a second time.
 func (r *Ring) replaced(err error, key string) bool {
 	if !errors.Is(err, eek.ErrReplaced) {
 		return false
@@ -167,8 +168,8 @@ func (r *Ring) replaced(err error, key string) bool {
 	return true
 }
 
-// forget drops what is remembered of a key, then its ready-made EDEKs: in this
-// order, so that EDEKs made from then on are made under what is true now.
+// forget drops a key from the caches, then its ready-made EDEKs: in this order, so that the queue is filled again
+// under the current version.
 func (r *Ring) forget(key string) {
 	ofKey := func(version string) bool {
 		k, _ := claviger.KeyOfVersion(version)
@@ -197,8 +198,7 @@ func (r *Ring) forgetAll() {
 	}
 }
 
-// owned returns a copy whose material is the caller's own to wipe: what was
-// returned to us may be remembered.
+// owned returns a copy of v with material that its caller may wipe: the material of v may be in the cache.
 func owned(v claviger.KeyVersion) claviger.KeyVersion {
 	v.Material = slices.Clone(v.Material)
 	return v
