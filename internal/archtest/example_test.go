@@ -1,0 +1,89 @@
+package archtest
+
+import (
+	"go/doc"
+	"go/parser"
+	"go/token"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// noExample says why a package has no runnable example.
+var noExample = map[string]string{
+	"buildinfo":                "its output differs with each build",
+	"demo":                     "it plays with real servers, for a minute",
+	"gssapi":                   "it needs a KDC",
+	"keyhsm":                   "it needs an RSA pair in a token",
+	"keyhsm/host":              "it needs a token",
+	"kms/kmstest":              "it serves tests of the server",
+	"kms":                      "README.md shows it",
+	"kmsapi":                   "its example is each recording in testdata/wire",
+	"metastore":                "a contract; metastore/sqlite has an example",
+	"metastore/location":       "it chooses between stores that have examples",
+	"metastore/postgres":       "it needs PostgreSQL",
+	"metastore/storetest":      "a suite, which its stores run",
+	"migrate":                  "docs/migration.md shows it, held by TestPage",
+	"migrate/report":           "docs/migration.md shows what it prints",
+	"migrate/shred":            "it destroys files",
+	"pgdb":                     "it needs PostgreSQL",
+	"pgdb/pgdbtest":            "a suite, which its users run",
+	"provider/builtin":         "a list",
+	"provider/hsm":             "it needs a token",
+	"provider/keytrustee":      "it needs a Key Trustee Server",
+	"provider/kmsclient":       "it needs another KMS",
+	"provider/providertest":    "a suite, which each provider runs",
+	"recovery":                 "the scripts of cmd/claviger show it",
+	"sqlitedb":                 "metastore/sqlite shows how a store uses it",
+	"durable/durabletest":      "a suite, which writers run",
+	"trustee/backup":           "it needs a store with deposits",
+	"trustee/location":         "it chooses between stores that have tests",
+	"trustee/replica":          "it needs two servers",
+	"trustee/server":           "it needs a client with an identity; docs/trustee.md shows it",
+	"trustee/server/postgres":  "it needs PostgreSQL",
+	"trustee/server/sqlite":    "its use is that of any store of trustee/server",
+	"trustee/server/storetest": "a suite, which its stores run",
+	"web":                      "it serves until it is stopped",
+}
+
+// TestExamples: each package that others could import has an example that a test runs.
+func TestExamples(t *testing.T) {
+	used := map[string]bool{}
+	for _, p := range packages(t) {
+		room := p.room()
+		if strings.HasPrefix(room, "cmd/") || strings.HasPrefix(room, "internal/") || strings.HasPrefix(room, "test/") {
+			continue
+		}
+		has := false
+		for _, name := range p.XTestGoFiles {
+			has = has || runnable(t, filepath.Join(p.Dir, name))
+		}
+		switch reason := noExample[room]; {
+		case !has && reason == "":
+			t.Errorf("%s has no example with an output: add one, or say in noExample why there is none", p.ImportPath)
+		case has && reason != "":
+			t.Errorf("%s has an example: take it out of noExample", p.ImportPath)
+		}
+		used[room] = true
+	}
+	for room := range noExample {
+		if !used[room] && room != "kms" {
+			t.Errorf("noExample names %s, which is no package", room)
+		}
+	}
+}
+
+// runnable reports whether file has an example that go test runs.
+func runnable(t *testing.T, file string) bool {
+	t.Helper()
+	f, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ParseComments)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range doc.Examples(f) {
+		if e.Output != "" {
+			return true
+		}
+	}
+	return false
+}

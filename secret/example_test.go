@@ -1,0 +1,18 @@
+package secret_test
+
+import (
+	"fmt"
+
+	"claviger/secret"
+)
+
+// Secret bytes print redacted, under every verb, until they are wiped.
+func ExampleBytes() {
+	pin := secret.Bytes("1234")
+	fmt.Printf("%s %v %x\n", pin, pin, pin)
+	pin.Wipe()
+	fmt.Println([]byte(pin))
+	// Output:
+	// [redacted] [redacted] [redacted]
+	// [0 0 0 0]
+}

@@ -1,0 +1,19 @@
+package typo_test
+
+import (
+	"fmt"
+
+	"claviger/typo"
+)
+
+// A misspelt word is found, and a word that is far from all others is not.
+func ExampleNearest() {
+	known := []string{"DECRYPT_EEK", "GENERATE_EEK", "ROLLOVER"}
+	for _, word := range []string{"DECRYPT_EKK", "PURGE"} {
+		nearest, ok := typo.Nearest(word, known)
+		fmt.Printf("%q %v\n", nearest, ok)
+	}
+	// Output:
+	// "DECRYPT_EEK" true
+	// "" false
+}
