@@ -42,6 +42,17 @@ func (f *Format) Type() string { return "string" }
 type Output struct {
 	cmd    *cobra.Command
 	format Format
+	w      io.Writer // where there is no command
+}
+
+// To returns the output, as text, of work that no command line started.
+func To(w io.Writer) *Output { return &Output{w: w, format: Text} }
+
+func (o *Output) writer() io.Writer {
+	if o.cmd == nil {
+		return o.w
+	}
+	return o.cmd.OutOrStdout()
 }
 
 // Flag gives a command the flag -o, with Text as its default.
@@ -68,11 +79,11 @@ func (o *Output) Write(v any, text func(io.Writer)) error {
 		if err := enc.Encode(v); err != nil {
 			return err
 		}
-		_, err := io.WriteString(o.cmd.OutOrStdout(), Safe(b.String()))
+		_, err := io.WriteString(o.writer(), Safe(b.String()))
 		return err
 	}
 	text(&b)
-	w := tabwriter.NewWriter(o.cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
+	w := tabwriter.NewWriter(o.writer(), 0, 0, 2, ' ', 0)
 	if _, err := io.WriteString(w, Safe(b.String())); err != nil {
 		return err
 	}
@@ -84,7 +95,7 @@ func (o *Output) Printf(format string, args ...any) error {
 	if o.JSON() {
 		return nil
 	}
-	return Fprintf(o.cmd.OutOrStdout(), format, args...)
+	return Fprintf(o.writer(), format, args...)
 }
 
 // Fprintf is fmt.Fprintf for a terminal: the text passes through Safe.

@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -31,6 +33,7 @@ func keyHSMConf(cmd *cobra.Command, conf *string) {
 func newKeyHSMSetup() *cobra.Command {
 	var s keyhsmhost.Setup
 	var slot int
+	var out terminal.Output
 	cmd := &cobra.Command{
 		Use:   "setup (luna | ncipher | softhsm | generic) --conf DIR (--token LABEL | --serial SERIAL | --slot N) --pin-file FILE",
 		Short: "Make the pair in the token, and write the settings",
@@ -47,10 +50,11 @@ With --key-id, an existing pair is used: for a second Key HSM at the same HSM, o
 				n := uint(slot)
 				s.Settings.Slot = &n
 			}
-			return setupKeyHSM(cmd.Context(), cmd.OutOrStdout(), &s)
+			return setupKeyHSM(cmd.Context(), &out, &s)
 		},
 	}
 	keyHSMConf(cmd, &s.Folder)
+	out.Flag(cmd)
 	f := cmd.Flags()
 	f.StringVar(&s.Settings.Module, "module", "", "path of the HSM's PKCS#11 library; otherwise where its client puts it")
 	f.StringVar(&s.Settings.Token, "token", "", "label of the token")
@@ -69,17 +73,22 @@ With --key-id, an existing pair is used: for a second Key HSM at the same HSM, o
 }
 
 // setupKeyHSM makes the folder of a Key HSM, and prints each step.
-func setupKeyHSM(ctx context.Context, out io.Writer, s *keyhsmhost.Setup) error {
+func setupKeyHSM(ctx context.Context, out *terminal.Output, s *keyhsmhost.Setup) error {
 	if err := s.Complete(); err != nil {
 		return &exitError{exitUsage, err}
 	}
 	ctx, cancel := context.WithTimeout(ctx, hsmTimeout)
 	defer cancel()
-	return s.Run(ctx, func(text string) { fmt.Fprintln(out, text) })
+	var unwritten error
+	if err := s.Run(ctx, func(text string) { unwritten = errors.Join(unwritten, out.Printf("%s\n", text)) }); err != nil {
+		return err
+	}
+	return errors.Join(unwritten, out.Write(s.Settings, func(io.Writer) {})) // people have seen the steps
 }
 
 func newKeyHSMTrust() *cobra.Command {
 	var conf string
+	var out terminal.Output
 	cmd := &cobra.Command{
 		Use:   "trust --conf DIR FILE",
 		Short: "Trust the certificate of a trustee",
@@ -95,16 +104,27 @@ It is that very certificate: one that replaces it must be trusted anew. A server
 			if err != nil {
 				return err
 			}
-			word := "now"
-			if !added {
-				word = "already"
-			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%q, until %s, is trusted %s: %s\n", cert.Subject, cert.NotAfter.UTC().Format("2006-01-02"), word, file)
-			return nil
+			trusted := trustedCertificate{cert.Subject.String(), cert.NotAfter.UTC(), file, added}
+			return out.Write(trusted, func(w io.Writer) {
+				word := "now"
+				if !added {
+					word = "already"
+				}
+				fmt.Fprintf(w, "%q, until %s, is trusted %s: %s\n", trusted.Subject, trusted.Until.Format(time.DateOnly), word, file)
+			})
 		},
 	}
 	keyHSMConf(cmd, &conf)
+	out.Flag(cmd)
 	return cmd
+}
+
+// trustedCertificate is the report of keyhsm trust.
+type trustedCertificate struct {
+	Subject string    `json:"subject"`
+	Until   time.Time `json:"until"`
+	File    string    `json:"file"`
+	Added   bool      `json:"added"` // false: it was trusted before
 }
 
 // readKeyHSM reads the settings, and tells what in them is odd.

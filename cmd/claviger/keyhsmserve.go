@@ -91,6 +91,7 @@ func newKeyHSMStatus() *cobra.Command {
 
 func newKeyHSMReload() *cobra.Command {
 	var conf string
+	var out terminal.Output
 	cmd := &cobra.Command{
 		Use: "reload --conf DIR", Short: "Have the server that runs take over its certificates anew", Args: cobra.NoArgs,
 		Long: "reload sends SIGHUP to the server that runs with DIR, and waits until it has read its own certificate and those that it trusts. Where it cannot read them, those in force stay.",
@@ -107,11 +108,13 @@ func newKeyHSMReload() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "reloaded: %d certificates are trusted; the server's own is good until %s\n",
-				st.Trusted, st.CertificateUntil.Format(time.DateOnly))
-			return nil
+			return out.Write(st, func(w io.Writer) {
+				fmt.Fprintf(w, "reloaded: %d certificates are trusted; the server's own is good until %s\n", st.Trusted,
+					st.CertificateUntil.Format(time.DateOnly))
+			})
 		},
 	}
 	keyHSMConf(cmd, &conf)
+	out.Flag(cmd)
 	return cmd
 }

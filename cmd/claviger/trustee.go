@@ -24,6 +24,7 @@ import (
 	"claviger/keyhsm"
 	"claviger/owner"
 	"claviger/secret"
+	"claviger/terminal"
 	"claviger/trustee"
 	"claviger/trustee/location"
 	"claviger/trustee/replica"
@@ -52,6 +53,7 @@ func newTrusteeInit() *cobra.Command {
 	var dir, store string
 	var hosts []string
 	var empty bool
+	var out terminal.Output
 	cmd := &cobra.Command{
 		Use:   "init [--confdir DIR] [--hostname NAME]... [--store URI] [--empty-store]",
 		Short: "Make a trustee's identity, certificate and store",
@@ -73,28 +75,41 @@ standby, with DIR copied from the other trustee, --store names the standby.`,
 			if slices.Contains(hosts, "") {
 				return &exitError{exitUsage, errors.New("--hostname: a name is empty")}
 			}
-			return initTrustee(cmd.Context(), cmd.OutOrStdout(), dir, location.InitOptions{Hosts: hosts, Store: store, Empty: empty})
+			return initTrustee(cmd.Context(), &out, dir, location.InitOptions{Hosts: hosts, Store: store, Empty: empty})
 		},
 	}
 	trusteeDirFlag(cmd, &dir)
+	out.Flag(cmd)
 	cmd.Flags().StringVar(&store, "store", "", trusteeStoreHelp)
 	cmd.Flags().BoolVar(&empty, "empty-store", false, "make an empty store in the place of one that was served and is gone")
 	cmd.Flags().StringArrayVar(&hosts, "hostname", nil, "a name or address by which clients know this host; may be given several times, the first being its own; otherwise the system's")
 	return cmd
 }
 
+// initializedTrustee is the report of trustee init.
+type initializedTrustee struct {
+	Identity    string     `json:"identity"`
+	Certificate string     `json:"certificate,omitempty"` // file; empty: the certificate existed
+	Expires     *time.Time `json:"expires,omitempty"`
+}
+
 // initTrustee makes what is missing in a folder, and prints what it made.
-func initTrustee(ctx context.Context, out io.Writer, dir string, o location.InitOptions) error {
+func initTrustee(ctx context.Context, out *terminal.Output, dir string, o location.InitOptions) error {
 	done, err := location.Init(ctx, dir, o)
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "Initialized directory for %s\n", done.Folder.Identity)
+	report := initializedTrustee{Identity: fmt.Sprint(done.Folder.Identity), Certificate: done.Certificate}
 	if done.Certificate != "" {
-		fmt.Fprintf(out, "self-signed certificate for %s, good until %s: %s; clients must trust it, or put one of your authority in its place\n",
-			strings.Join(o.Hosts, ", "), done.Expires.UTC().Format(time.DateOnly), done.Certificate)
+		report.Expires = &done.Expires
 	}
-	return nil
+	return out.Write(report, func(w io.Writer) {
+		fmt.Fprintf(w, "Initialized directory for %s\n", report.Identity)
+		if report.Expires != nil {
+			fmt.Fprintf(w, "self-signed certificate for %s, good until %s: %s; clients must trust it, or put one of your "+
+				"authority in its place\n", strings.Join(o.Hosts, ", "), report.Expires.UTC().Format(time.DateOnly), report.Certificate)
+		}
+	})
 }
 
 type trusteeFlags struct {

@@ -21,6 +21,7 @@ import (
 	"claviger/keyhsm"
 	keyhsmhost "claviger/keyhsm/host"
 	"claviger/pkcs11"
+	"claviger/terminal"
 	"claviger/trustee"
 	"claviger/trustee/location"
 	"claviger/trustee/server"
@@ -34,7 +35,7 @@ func newTrustee(t *testing.T, hosts ...string) (dir, said string) {
 	t.Helper()
 	var out strings.Builder
 	dir = filepath.Join(t.TempDir(), ".keytrustee")
-	if err := initTrustee(t.Context(), &out, dir, location.InitOptions{Hosts: hosts}); err != nil {
+	if err := initTrustee(t.Context(), terminal.To(&out), dir, location.InitOptions{Hosts: hosts}); err != nil {
 		t.Fatal(err)
 	}
 	store, err := sqlite.Open(t.Context(), filepath.Join(dir, location.FileName), false)
@@ -124,13 +125,13 @@ func TestTrustee(t *testing.T) {
 // more; without it they cannot be read, and what was stored before still can.
 func TestTrusteeWithKeyHSM(t *testing.T) {
 	ctx, dir, conf := t.Context(), filepath.Join(t.TempDir(), ".keytrustee"), t.TempDir()
-	if err := initTrustee(ctx, io.Discard, dir, location.InitOptions{Hosts: []string{"127.0.0.1", "trustee.example.com"}}); err != nil {
+	if err := initTrustee(ctx, terminal.To(io.Discard), dir, location.InitOptions{Hosts: []string{"127.0.0.1", "trustee.example.com"}}); err != nil {
 		t.Fatal(err)
 	}
 	tok := softhsmtest.New(t)
 	setup := keyhsmhost.Setup{Folder: conf, Bits: 2048, Hosts: []string{"127.0.0.1"}, Settings: keyhsm.Settings{
 		HSM: pkcs11.SoftHSM, Module: tok.Module, Token: tok.Label, PINFile: tok.PINFile, KeyLabel: "claviger-keyhsm", Listen: "127.0.0.1:0"}}
-	if err := setupKeyHSM(ctx, io.Discard, &setup); err != nil {
+	if err := setupKeyHSM(ctx, terminal.To(io.Discard), &setup); err != nil {
 		t.Fatal(err)
 	}
 	var hsmLog, log metricsLog
@@ -235,7 +236,7 @@ func TestTrusteeWithKeyHSM(t *testing.T) {
 	// A second Key HSM, of another folder and certificate, with the same key of the HSM.
 	second := keyhsmhost.Setup{Folder: t.TempDir(), Bits: 2048, Hosts: []string{"127.0.0.1"}, Settings: setup.Settings}
 	second.Settings.Certificate, second.Settings.PrivateKey, second.Settings.Trust = "", "", ""
-	if err := setupKeyHSM(ctx, io.Discard, &second); err != nil {
+	if err := setupKeyHSM(ctx, terminal.To(io.Discard), &second); err != nil {
 		t.Fatal(err)
 	}
 	if _, _, _, err := keyhsm.AddTrusted(filepath.Join(second.Folder, "trust"), filepath.Join(dir, trustee.TLSCert)); err != nil {
@@ -278,7 +279,7 @@ func TestTrusteeWithKeyHSM(t *testing.T) {
 	other.Settings.Certificate, other.Settings.PrivateKey, other.Settings.Trust = "", "", ""
 	other.Settings.Token, other.Settings.PINFile = tok.Label, tok.PINFile
 	other.Settings.KeyID = ""
-	if err := setupKeyHSM(ctx, io.Discard, &other); err != nil {
+	if err := setupKeyHSM(ctx, terminal.To(io.Discard), &other); err != nil {
 		t.Fatal(err)
 	}
 	if _, _, _, err := keyhsm.AddTrusted(filepath.Join(other.Folder, "trust"), filepath.Join(dir, trustee.TLSCert)); err != nil {
@@ -351,7 +352,7 @@ func validateDeposits(t *testing.T, setup keyhsmhost.Setup, dir string) {
 	validate(setup.Folder, "- deposits which pair")
 	another := keyhsmhost.Setup{Folder: t.TempDir(), Bits: 2048, Hosts: setup.Hosts, Settings: keyhsm.Settings{HSM: setup.Settings.HSM, Module: setup.Settings.Module,
 		Token: setup.Settings.Token, PINFile: setup.Settings.PINFile, KeyLabel: "new-pair", Listen: "127.0.0.1:0"}}
-	if err := setupKeyHSM(t.Context(), io.Discard, &another); err != nil {
+	if err := setupKeyHSM(t.Context(), terminal.To(io.Discard), &another); err != nil {
 		t.Fatal(err)
 	}
 	if _, _, _, err := keyhsm.AddTrusted(filepath.Join(another.Folder, "trust"), filepath.Join(dir, trustee.TLSCert)); err != nil {

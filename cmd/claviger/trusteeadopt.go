@@ -17,11 +17,13 @@ import (
 	"claviger/provider"
 	"claviger/provider/builtin"
 	"claviger/provider/keytrustee"
+	"claviger/terminal"
 	"claviger/trustee"
 )
 
 func newTrusteeAdopt() *cobra.Command {
 	var conf string
+	var out terminal.Output
 	cmd := &cobra.Command{
 		Use:   "adopt --conf DIR [NAME@VERSION]...",
 		Short: "Merge versions that recover has kept into their keys, at the KT KMS",
@@ -37,10 +39,11 @@ Without names it lists the versions that are kept. A change that was broken off 
 			if err != nil {
 				return err
 			}
-			return errors.Join(adoptVersions(cmd.Context(), cmd.OutOrStdout(), p, args), p.Close())
+			return errors.Join(adoptVersions(cmd.Context(), &out, p, args), p.Close())
 		},
 	}
 	cmd.Flags().StringVar(&conf, "conf", "", "configuration folder of the KT KMS")
+	out.Flag(cmd)
 	_ = cmd.MarkFlagRequired("conf") // the flag is defined above
 	return cmd
 }
@@ -85,30 +88,33 @@ func openKeyTrustee(ctx context.Context, dir string) (*keytrustee.Provider, erro
 	return p, nil
 }
 
-// adoptVersions adopts the versions, or lists them where none is named.
-func adoptVersions(ctx context.Context, out io.Writer, p *keytrustee.Provider, versions []string) error {
+// adoptVersions adopts the versions. Without versions it lists those that can be adopted.
+func adoptVersions(ctx context.Context, out *terminal.Output, p *keytrustee.Provider, versions []string) error {
 	if len(versions) == 0 {
 		list, err := p.Aside(ctx)
 		if err != nil {
 			return err
 		}
-		for _, a := range list {
-			if _, err := fmt.Fprintf(out, "%s\tmade %s\n", a.Version, a.Made.UTC().Format(time.RFC3339)); err != nil {
-				return err
+		return out.Write(append([]keytrustee.Aside{}, list...), func(w io.Writer) {
+			for _, a := range list {
+				fmt.Fprintf(w, "%s\tmade %s\n", a.Version, a.Made.UTC().Format(time.RFC3339))
 			}
-		}
-		if len(list) == 0 {
-			_, err = fmt.Fprintln(out, "the Key Trustee Server keeps no version that no key names")
-		}
-		return err
+			if len(list) == 0 {
+				fmt.Fprintln(w, "the Key Trustee Server keeps no version that no key names")
+			}
+		})
 	}
+	adopted := []string{}
+	var failed error
 	for _, version := range versions {
-		if err := p.Adopt(ctx, version); err != nil {
-			return err
+		if failed = p.Adopt(ctx, version); failed != nil {
+			break
 		}
-		if _, err := fmt.Fprintf(out, "adopted %s: its EDEKs open now\n", version); err != nil {
-			return err
-		}
+		adopted = append(adopted, version)
 	}
-	return nil
+	return errors.Join(failed, out.Write(map[string][]string{"adopted": adopted}, func(w io.Writer) {
+		for _, version := range adopted {
+			fmt.Fprintf(w, "adopted %s: its EDEKs open now\n", version)
+		}
+	}))
 }

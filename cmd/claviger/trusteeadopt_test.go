@@ -108,7 +108,7 @@ func TestTrusteeAdopt(t *testing.T) {
 		_ = svc.Close()
 		t.Error("the KMS starts although an acknowledged version is in no key")
 	}
-	if out, err := command(t, "trustee", "adopt", "--conf", conf); err != nil || !strings.Contains(out, version+"\tmade 2") {
+	if out, err := command(t, "trustee", "adopt", "--conf", conf); err != nil || !strings.Contains(out, version+"  made 2") {
 		t.Errorf("%v: %s", err, out)
 	}
 	if out, err := command(t, "trustee", "adopt", "--conf", conf, version); err != nil || !strings.Contains(out, "adopted "+version) {

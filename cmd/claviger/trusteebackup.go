@@ -12,6 +12,7 @@ import (
 
 	"claviger/durable"
 	"claviger/owner"
+	"claviger/terminal"
 	"claviger/trustee/backup"
 	"claviger/trustee/location"
 	"claviger/trustee/replica"
@@ -19,7 +20,8 @@ import (
 )
 
 func newTrusteeBackup() *cobra.Command {
-	var dir, client, recipient, out string
+	var dir, client, recipient, file string
+	var out terminal.Output
 	cmd := &cobra.Command{
 		Use:   "backup (--confdir DIR | --keytrustee DIR) --recipient KEYFILE --out FILE",
 		Short: "Write a trustee, or a KT KMS's identity, as one encrypted file",
@@ -69,26 +71,26 @@ no store: without its secring.gpg nobody can read that KMS's deposits. FILE is n
 				return backup.Write(cmd.Context(), w, to, dir, store, time.Now())
 			}
 			fmt.Fprint(cmd.ErrOrStderr(), passive)
-			if out == "-" {
+			if file == "-" {
 				_, err := write(cmd.OutOrStdout())
 				return err
 			}
 			var m backup.Manifest
-			err = durable.CreateFrom(out, 0o600, func(w io.Writer) (err error) {
+			err = durable.CreateFrom(file, 0o600, func(w io.Writer) (err error) {
 				m, err = write(w)
 				return err
 			})
 			if err != nil {
 				return fmt.Errorf("--out: %w", err)
 			}
-			printBackup(cmd.OutOrStdout(), "wrote "+out, m)
-			return nil
+			return out.Write(m, func(w io.Writer) { printBackup(w, "wrote "+file, m) })
 		},
 	}
 	trusteeDirFlag(cmd, &dir)
 	cmd.Flags().StringVar(&client, "keytrustee", "", "the .keytrustee folder of a KT KMS, in place of a trustee's")
 	cmd.Flags().StringVar(&recipient, "recipient", "", "file with the OpenPGP public keys that the backup is encrypted to")
-	cmd.Flags().StringVar(&out, "out", "", "file to write; - is standard output")
+	out.Flag(cmd)
+	cmd.Flags().StringVar(&file, "out", "", "file to write; - is standard output")
 	cmd.MarkFlagsMutuallyExclusive("confdir", "keytrustee")
 	for _, name := range []string{"recipient", "out"} {
 		_ = cmd.MarkFlagRequired(name) // the flags are defined above
@@ -109,6 +111,7 @@ const restoredNote = "What clients deposited after %s is not in it. A KT KMS who
 
 func newTrusteeRestore() *cobra.Command {
 	var dir, identity, uri string
+	var out terminal.Output
 	cmd := &cobra.Command{
 		Use:   "restore --confdir DIR [--identity KEYRING] [--store URI] FILE",
 		Short: "Restore what backup wrote",
@@ -156,14 +159,16 @@ restore take them from one store to the other. A trustee that was one of two sta
 			if err != nil {
 				return errors.Join(err, undo(context.WithoutCancel(cmd.Context())))
 			}
-			printBackup(cmd.OutOrStdout(), "restored "+dir, m)
-			if m.Store != nil {
-				fmt.Fprintf(cmd.OutOrStdout(), restoredNote+"\n", m.Made.Format(time.RFC3339))
-			}
-			return nil
+			return out.Write(m, func(w io.Writer) {
+				printBackup(w, "restored "+dir, m)
+				if m.Store != nil {
+					fmt.Fprintf(w, restoredNote+"\n", m.Made.Format(time.RFC3339))
+				}
+			})
 		},
 	}
 	trusteeDirFlag(cmd, &dir)
+	out.Flag(cmd)
 	cmd.Flags().StringVar(&uri, "store", "", trusteeStoreHelp)
 	cmd.Flags().StringVar(&identity, "identity", "", "file with the private key that opens the backup")
 	_ = cmd.MarkFlagRequired("confdir") // the flag is defined above

@@ -11,6 +11,7 @@ import (
 
 	"claviger"
 	"claviger/owner"
+	"claviger/terminal"
 	"claviger/trustee"
 	"claviger/trustee/location"
 	"claviger/trustee/replica"
@@ -20,6 +21,7 @@ import (
 func newTrusteeRecover() *cobra.Command {
 	var dir string
 	var revive []string
+	var out terminal.Output
 	cmd := &cobra.Command{
 		Use:   "recover [--confdir DIR] [--revive KEY]... [FILE]",
 		Short: "Bring back what a trustee's store has dropped",
@@ -56,68 +58,77 @@ nothing of a name that --revive gives, and nothing was changed.`,
 				if len(revive) > 0 {
 					return &exitError{exitUsage, errors.New("--revive is for a FILE: name the one that holds the key")}
 				}
-				return listDropped(cmd.Context(), cmd.OutOrStdout(), store, folder)
+				return listDropped(cmd.Context(), &out, store, folder)
 			}
-			return recoverFrom(cmd.Context(), cmd.OutOrStdout(), store, args[0], revive)
+			return recoverFrom(cmd.Context(), &out, store, args[0], revive)
 		},
 	}
 	trusteeDirFlag(cmd, &dir)
+	out.Flag(cmd)
 	cmd.Flags().StringArrayVar(&revive, "revive", nil, "add this key although the store has deleted it")
 	return cmd
 }
 
+// droppedFile is a file beside the store, and the number of things that the store lacks of it.
+type droppedFile struct {
+	File  string       `json:"file"`
+	Lacks replica.Loss `json:"lacks"`
+}
+
 // listDropped prints what the store lacks of each file beside it.
-func listDropped(ctx context.Context, out io.Writer, store server.Store, folder *trustee.Folder) error {
+func listDropped(ctx context.Context, out *terminal.Output, store server.Store, folder *trustee.Folder) error {
 	files, err := location.Dropped(folder)
 	if err != nil {
 		return err
 	}
+	list := []droppedFile{}
 	for _, name := range files {
 		r, err := location.Recover(ctx, store, name, replica.RecoverOptions{Dry: true})
 		if err != nil {
 			return err
 		}
-		text := "the store holds all of it"
-		if !r.Lacked.None() {
-			text = "the store lacks " + r.Lacked.String()
-		}
-		if _, err := fmt.Fprintf(out, "%s: %s\n", name, text); err != nil {
-			return err
-		}
+		list = append(list, droppedFile{name, r.Lacked})
 	}
-	if len(files) == 0 {
-		file := filepath.Join(folder.Path, location.FileName)
-		_, err := fmt.Fprintf(out, "there is no %s.dropped-* and no %s.rescued-*\n", file, file)
-		return err
-	}
-	return nil
+	return out.Write(list, func(w io.Writer) {
+		for _, f := range list {
+			text := "the store holds all of it"
+			if !f.Lacks.None() {
+				text = "the store lacks " + f.Lacks.String()
+			}
+			fmt.Fprintf(w, "%s: %s\n", f.File, text)
+		}
+		if len(list) == 0 {
+			file := filepath.Join(folder.Path, location.FileName)
+			fmt.Fprintf(w, "there is no %s.dropped-* and no %s.rescued-*\n", file, file)
+		}
+	})
 }
 
-func recoverFrom(ctx context.Context, out io.Writer, store server.Store, name string, revive []string) error {
+// recovered is the report of a recovery.
+type recovered struct {
+	Added replica.Loss `json:"added"`
+	Names []string     `json:"names,omitempty"` // of what was added
+	Left  []string     `json:"left,omitempty"`  // what was not added, each with its reason
+	Kept  []string     `json:"kept,omitempty"`  // full names of versions that must be adopted
+	Idle  []string     `json:"idle,omitempty"`  // names of --revive of which the store lacks nothing
+}
+
+func recoverFrom(ctx context.Context, out *terminal.Output, store server.Store, name string, revive []string) error {
 	r, err := location.Recover(ctx, store, name, replica.RecoverOptions{Revive: revive})
 	begun := r != nil && !(r.Added.None() && len(r.Aside) == 0)
 	switch {
 	case err == nil:
-	case begun: // a second call tells of what it adds itself alone
-		_, werr := io.WriteString(out, toldOf(r))
-		return errors.Join(fmt.Errorf("%w; what was added before stays, and the command may be repeated", err), werr)
+	case begun: // a second call reports only what it adds itself
+		return errors.Join(fmt.Errorf("%w; what was added before stays, and the command may be repeated", err), printRecovered(out, r))
 	case errors.Is(err, trustee.ErrPassive):
-		return &exitError{exitRefused, fmt.Errorf("%w; nothing was changed: copy %s to the host of the active one and run this there, or run claviger trustee promote here first", err, name)}
+		return &exitError{exitRefused, fmt.Errorf("%w; nothing was changed: copy %s to the host of the active one and run "+
+			"this there, or run claviger trustee promote here first", err, name)}
 	case claviger.Is(err, claviger.KeyNotFound):
 		return &exitError{exitRefused, fmt.Errorf("%w; nothing was changed", err)}
 	default:
 		return fmt.Errorf("%w; nothing was changed", err)
 	}
-	for _, name := range r.Idle {
-		if _, err := fmt.Fprintf(out, "nothing to revive of %s: the store holds all of it\n", claviger.Printable(name)); err != nil {
-			return err
-		}
-	}
-	if r.Lacked.None() {
-		_, err := fmt.Fprintln(out, "the store holds all of it: nothing was changed")
-		return err
-	}
-	if _, err := io.WriteString(out, toldOf(r)); err != nil {
+	if err := printRecovered(out, r); err != nil || r.Lacked.None() {
 		return err
 	}
 	var errs []error
@@ -125,7 +136,8 @@ func recoverFrom(ctx context.Context, out io.Writer, store server.Store, name st
 		errs = append(errs, fmt.Errorf("%d of them were not added; %s alone has these: keep that file", len(r.Left), name))
 	}
 	if len(r.Aside) > 0 {
-		errs = append(errs, fmt.Errorf("%d versions cannot be used before they are adopted: keep %s until then", len(r.Aside), name))
+		errs = append(errs, fmt.Errorf("%d versions cannot be used before they are adopted: keep %s until then",
+			len(r.Aside), name))
 	}
 	if len(errs) > 0 {
 		return &exitError{exitRefused, errors.Join(errs...)}
@@ -133,21 +145,28 @@ func recoverFrom(ctx context.Context, out io.Writer, store server.Store, name st
 	return nil
 }
 
-// toldOf says what was added, left and kept, a line each.
-func toldOf(r *replica.Recovered) string {
-	text := ""
-	if n := &r.Added; !n.None() {
-		text = fmt.Sprintf("added %d organizations, %d clients and %d deposits\n", n.Orgs, n.Clients, n.Deposits)
-	}
-	for _, name := range r.Names {
-		text += "added " + name + "\n"
-	}
-	for _, left := range r.Left {
-		text += "left " + left + "\n"
-	}
-	for _, version := range r.Aside {
-		text += fmt.Sprintf("kept version %q, which no key names: its EDEKs stay unreadable until, on a host of the KT KMS, claviger trustee adopt --conf DIR %q\n",
-			version, version)
-	}
-	return text
+func printRecovered(out *terminal.Output, r *replica.Recovered) error {
+	report := recovered{r.Added, r.Names, r.Left, r.Aside, r.Idle}
+	return out.Write(report, func(w io.Writer) {
+		for _, name := range r.Idle {
+			fmt.Fprintf(w, "nothing to revive of %s: the store holds all of it\n", claviger.Printable(name))
+		}
+		if r.Lacked.None() {
+			fmt.Fprintln(w, "the store holds all of it: nothing was changed")
+			return
+		}
+		if n := &r.Added; !n.None() {
+			fmt.Fprintf(w, "added %d organizations, %d clients and %d deposits\n", n.Orgs, n.Clients, n.Deposits)
+		}
+		for _, name := range r.Names {
+			fmt.Fprintf(w, "added %s\n", name)
+		}
+		for _, left := range r.Left {
+			fmt.Fprintf(w, "left %s\n", left)
+		}
+		for _, version := range r.Aside {
+			fmt.Fprintf(w, "kept version %q, which no key names: its EDEKs stay unreadable until, on a host of the KT KMS, "+
+				"claviger trustee adopt --conf DIR %q\n", version, version)
+		}
+	})
 }

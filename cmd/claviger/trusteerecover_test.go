@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"claviger"
+	"claviger/terminal"
 	"claviger/trustee"
 	"claviger/trustee/server"
 	"claviger/trustee/server/sqlite"
@@ -74,7 +75,7 @@ func TestRecoverBrokenOff(t *testing.T) {
 	} {
 		var out strings.Builder
 		store := &fullAfter{open(fmt.Sprint("store", i)), c.room, c.err}
-		err := recoverFrom(ctx, &out, store, filepath.Join(dir, "file"), nil)
+		err := recoverFrom(ctx, terminal.To(&out), store, filepath.Join(dir, "file"), nil)
 		if err == nil || !strings.Contains(err.Error(), c.whole) || !strings.Contains(out.String(), c.added) ||
 			strings.Count(out.String(), "added deposit") != c.room {
 			t.Errorf("case %d: %v\n%s", i, err, &out)

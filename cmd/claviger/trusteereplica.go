@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +11,7 @@ import (
 
 	"claviger"
 	"claviger/console"
+	"claviger/terminal"
 	"claviger/trustee"
 	"claviger/trustee/location"
 	"claviger/trustee/replica"
@@ -103,121 +103,97 @@ func trusteeCommand(use, short, long string, args cobra.PositionalArgs, database
 
 func newTrusteeStatus() *cobra.Command {
 	var digest bool
-	var output string
-	checked := func() error {
-		if output != "text" && output != "json" {
-			return &exitError{exitUsage, fmt.Errorf("-o %q: text or json", output)}
-		}
-		return nil
-	}
-	cmd := trusteeCommand("status [--digest] [-o json]", "Show which of two trustees is active, and whether the other has all",
-		"Exit status: 0 the other has all, or there is none; 3 the other does not answer, the two are not in step, or a store takes no changes.", cobra.NoArgs,
+	var out terminal.Output
+	cmd := trusteeCommand("status [--digest] [-o json]", "Show which of two trustees is active, and whether they are in step",
+		`Exit status: 0 the other trustee holds everything, or there is none; 3 the other does not answer, the two are not in
+step, or a store takes no changes.`, cobra.NoArgs,
 		func(cmd *cobra.Command, _ []string, folder *trustee.Folder) error {
-			if err := checked(); err != nil {
-				return err
-			}
-			return printDatabaseStatus(cmd, folder, digest, output)
+			return printDatabaseStatus(cmd.Context(), &out, folder, digest)
 		},
-		func(cmd *cobra.Command, _ []string, ask func(string, any, any) error) error {
-			if err := checked(); err != nil {
-				return err
-			}
+		func(_ *cobra.Command, _ []string, ask func(string, any, any) error) error {
 			var report replica.StatusReport
 			err := ask(trustee.VerbStatus, replica.StatusArgs{Digest: digest}, &report)
 			if server.IsSingle(err) {
-				text := "this   single: it answers, and has no other Key Trustee Server that it could be compared with\n"
-				if output == "json" {
-					text = "{\n  \"role\": \"single\"\n}\n"
-				}
-				fault := server.SingleFault(err)
-				if fault != "" && output != "json" {
-					text = fmt.Sprintf("this   single: its store takes no changes: %s\n", fault)
-				} else if fault != "" {
-					list, err := json.MarshalIndent(map[string]string{"role": "single", "fault": fault}, "", "  ")
-					if err != nil {
-						return err
-					}
-					text = string(list) + "\n"
-				}
-				if _, err = io.WriteString(cmd.OutOrStdout(), text); err == nil && fault != "" {
-					err = &exitError{code: exitRefused} // all was said
-				}
-				return err
+				return printSingle(&out, server.SingleFault(err))
 			}
 			if err != nil {
 				return err
 			}
-			if output == "json" {
-				enc := json.NewEncoder(cmd.OutOrStdout())
-				enc.SetIndent("", "  ")
-				err = enc.Encode(report)
-			} else {
-				err = printTrusteeStatus(cmd.OutOrStdout(), &report)
-			}
+			err = out.Write(report, func(w io.Writer) { printTrusteeStatus(w, &report) })
 			if err == nil && !report.InStep() {
-				err = &exitError{code: exitRefused} // all was said
+				err = &exitError{code: exitRefused} // the output gives the reason
 			}
 			return err
 		})
-	cmd.Flags().BoolVar(&digest, "digest", false, "compare all that both hold, by digest")
-	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
+	cmd.Flags().BoolVar(&digest, "digest", false, "compare everything that both hold, by digest")
+	out.Flag(cmd)
 	return cmd
 }
 
-func printTrusteeStatus(out io.Writer, r *replica.StatusReport) error {
-	line := func(who string, st *replica.Standing, digest string) error {
-		_, err := fmt.Fprintf(out, "%-6s %-8s epoch %d  change %d  alone %t", who, st.Role, st.Epoch, st.Head.Seq, st.Alone)
-		if err == nil && digest != "" {
-			_, err = fmt.Fprintf(out, "  digest %s", digest)
-		}
-		if err == nil {
-			_, err = fmt.Fprintln(out)
-		}
-		if err == nil && st.Fault != "" {
-			_, err = fmt.Fprintf(out, "       its store takes no changes: %s\n", st.Fault)
-		}
-		return err
+// printSingle shows a trustee that has no other. A fault is why its store takes no changes.
+func printSingle(out *terminal.Output, fault string) error {
+	single := struct {
+		Fault string `json:"fault,omitempty"`
+		Role  string `json:"role"`
+	}{fault, "single"}
+	text := "it answers, and has no other Key Trustee Server that it could be compared with"
+	if fault != "" {
+		text = "its store takes no changes: " + fault
 	}
-	err := line("this", &r.Standing, r.Digest)
-	if r.Peer != nil {
-		err = errors.Join(err, line("other", r.Peer, r.PeerDigest))
-	} else {
-		_, e := fmt.Fprintf(out, "other  does not answer: %s\n", r.PeerError)
-		err = errors.Join(err, e)
-	}
-	if r.Lag > 0 {
-		_, e := fmt.Fprintf(out, "the passive lacks %d changes\n", r.Lag)
-		err = errors.Join(err, e)
-	}
-	if r.Peer != nil && r.Peer.Role == r.Role && r.Role == server.RolePassive {
-		_, e := fmt.Fprintln(out, "both are passive, so that neither takes changes: claviger trustee promote at the one whose deposits count")
-		err = errors.Join(err, e)
-	}
-	if r.Why != "" && (r.Diverged || r.Role == server.RoleActive && !r.Synced) {
-		_, e := fmt.Fprintf(out, "not in step: %s\n", r.Why)
-		err = errors.Join(err, e)
+	err := out.Write(single, func(w io.Writer) { fmt.Fprintf(w, "this   single: %s\n", text) })
+	if err == nil && fault != "" {
+		err = &exitError{code: exitRefused} // the output gives the reason
 	}
 	return err
 }
 
-// printStanding tells what became of the server of this host.
-func printStanding(cmd *cobra.Command, st *replica.Standing) error {
-	_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s, epoch %d, alone %t\n", st.Role, st.Epoch, st.Alone)
-	return err
+func printTrusteeStatus(w io.Writer, r *replica.StatusReport) {
+	line := func(who string, st *replica.Standing, digest string) {
+		fmt.Fprintf(w, "%-6s %-8s epoch %d  change %d  alone %t", who, st.Role, st.Epoch, st.Head.Seq, st.Alone)
+		if digest != "" {
+			fmt.Fprintf(w, "  digest %s", digest)
+		}
+		fmt.Fprintln(w)
+		if st.Fault != "" {
+			fmt.Fprintf(w, "       its store takes no changes: %s\n", st.Fault)
+		}
+	}
+	line("this", &r.Standing, r.Digest)
+	if r.Peer != nil {
+		line("other", r.Peer, r.PeerDigest)
+	} else {
+		fmt.Fprintf(w, "other  does not answer: %s\n", r.PeerError)
+	}
+	if r.Lag > 0 {
+		fmt.Fprintf(w, "the passive lacks %d changes\n", r.Lag)
+	}
+	if r.Peer != nil && r.Peer.Role == r.Role && r.Role == server.RolePassive {
+		fmt.Fprintln(w, "both are passive, so that neither takes changes: claviger trustee promote at the one whose deposits count")
+	}
+	if r.Why != "" && (r.Diverged || r.Role == server.RoleActive && !r.Synced) {
+		fmt.Fprintf(w, "not in step: %s\n", r.Why)
+	}
+}
+
+// printStanding shows the state of this host's server after a change.
+func printStanding(out *terminal.Output, st *replica.Standing) error {
+	return out.Write(st, func(w io.Writer) { fmt.Fprintf(w, "%s, epoch %d, alone %t\n", st.Role, st.Epoch, st.Alone) })
 }
 
 func newTrusteePromote() *cobra.Command {
 	var force bool
+	var out terminal.Output
 	cmd := trusteeCommand("promote [--force]", "Make the passive trustee of this host the active one",
-		`promote has the active one yield, takes over what it has more, and becomes active; the other is passive from then on. It is refused where the other
-does not answer: it may have acknowledged deposits alone. --force does it nevertheless. With the other away, changes need claviger trustee alone on too.
+		`promote asks the active trustee to yield, takes over the changes that only that one has, and makes this one active. The
+other is passive from then on. Where the other does not answer, promote is refused, since the other may have acknowledged
+deposits alone; --force promotes nevertheless. While the other is away, changes need claviger trustee alone on too.
 
-Where the deposits are in PostgreSQL, the standby that this trustee uses becomes the primary; that needs --force, since a standby cannot ask its
-primary to yield, and EXECUTE on the function pg_promote.`, cobra.NoArgs,
+Where the deposits are in PostgreSQL, the standby that this trustee uses becomes the primary. That needs --force, since a
+standby cannot ask its primary to yield, and EXECUTE on the function pg_promote.`, cobra.NoArgs,
 		func(cmd *cobra.Command, _ []string, folder *trustee.Folder) error {
-			return promoteDatabase(cmd, folder, force)
+			return promoteDatabase(cmd.Context(), &out, folder, force)
 		},
-		func(cmd *cobra.Command, _ []string, ask func(string, any, any) error) error {
+		func(_ *cobra.Command, _ []string, ask func(string, any, any) error) error {
 			var st replica.Standing
 			if err := ask(trustee.VerbPromote, replica.PromoteArgs{Force: force}, &st); err != nil {
 				if claviger.Is(err, claviger.Unavailable) {
@@ -225,16 +201,19 @@ primary to yield, and EXECUTE on the function pg_promote.`, cobra.NoArgs,
 				}
 				return err
 			}
-			return printStanding(cmd, &st)
+			return printStanding(&out, &st)
 		})
-	cmd.Flags().BoolVar(&force, "force", false, "whatever the other one says, or does not say")
+	cmd.Flags().BoolVar(&force, "force", false, "promote even where the other does not answer or does not agree")
+	out.Flag(cmd)
 	return cmd
 }
 
 func newTrusteeAlone() *cobra.Command {
-	return trusteeCommand("alone on|off", "Let the active trustee of this host go on without the passive",
-		`alone on has the active acknowledge deposits that it alone has, while the passive is away. It ends by itself as soon as the passive has all again, or
-by off.`, cobra.ExactArgs(1), notOfDatabase, func(cmd *cobra.Command, args []string, ask func(string, any, any) error) error {
+	var out terminal.Output
+	cmd := trusteeCommand("alone on|off", "Let the active trustee of this host go on without the passive",
+		`alone on lets the active trustee acknowledge deposits that it alone has, while the passive is away. It ends by itself as
+soon as the passive has everything again, or by alone off.`, cobra.ExactArgs(1), notOfDatabase,
+		func(_ *cobra.Command, args []string, ask func(string, any, any) error) error {
 			if args[0] != "on" && args[0] != "off" {
 				return &exitError{exitUsage, fmt.Errorf("%q: on or off", args[0])}
 			}
@@ -242,57 +221,63 @@ by off.`, cobra.ExactArgs(1), notOfDatabase, func(cmd *cobra.Command, args []str
 			if err := ask(trustee.VerbAlone, replica.AloneArgs{On: args[0] == "on"}, &st); err != nil {
 				return err
 			}
-			return printStanding(cmd, &st)
+			return printStanding(&out, &st)
 		})
+	out.Flag(cmd)
+	return cmd
 }
 
 func newTrusteeResync() *cobra.Command {
 	var drop bool
-	cmd := trusteeCommand("resync [--drop]", "Bring the passive trustee up to date from the active one of this host, and compare them by digest",
-		`resync is what the active does by itself. Where the passive holds what the active lacks, organizations, clients, deposits, or another state of them, it
-names that and changes nothing. With --drop the passive loses it; a copy of the passive's store stays beside it, of which claviger trustee recover brings things back.`, cobra.NoArgs, notOfDatabase, func(cmd *cobra.Command, _ []string, ask func(string, any, any) error) error {
+	var out terminal.Output
+	cmd := trusteeCommand("resync [--drop]", "Bring the passive trustee up to date from the active one, and compare them by digest",
+		`resync, on the host of the active trustee, does at once what that trustee does by itself. Where the passive holds
+organizations, clients or deposits that the active lacks, or another state of them, resync names these and changes nothing.
+With --drop the passive loses them; a copy of the passive's store stays beside it, from which claviger trustee recover brings
+things back.`, cobra.NoArgs, notOfDatabase,
+		func(_ *cobra.Command, _ []string, ask func(string, any, any) error) error {
 			var r replica.ResyncResult
 			if err := ask(trustee.VerbResync, replica.ResyncArgs{Drop: drop}, &r); err != nil {
 				return err
 			}
-			if !r.Dropped.None() {
-				fmt.Fprintf(cmd.OutOrStdout(), "dropped at the passive: %s\n", r.Dropped)
-			}
-			if r.Kept != "" {
-				fmt.Fprintf(cmd.OutOrStdout(), "what the passive held before is in %s on its host; claviger trustee recover lists it there, and with its name at the active one brings it back\n", r.Kept)
-			}
-			_, err := fmt.Fprintf(cmd.OutOrStdout(), "equal by digest, at change %d\n", r.Head.Seq)
-			return err
+			return out.Write(r, func(w io.Writer) {
+				if !r.Dropped.None() {
+					fmt.Fprintf(w, "dropped at the passive: %s\n", r.Dropped)
+				}
+				if r.Kept != "" {
+					fmt.Fprintf(w, "what the passive held before is in %s on its host; claviger trustee recover lists it there, and "+
+						"with its name at the active one brings it back\n", r.Kept)
+				}
+				fmt.Fprintf(w, "equal by digest, at change %d\n", r.Head.Seq)
+			})
 		})
 	cmd.Flags().BoolVar(&drop, "drop", false, "even where the passive holds what the active lacks")
+	out.Flag(cmd)
 	return cmd
 }
 
-func printDatabaseStatus(cmd *cobra.Command, f *trustee.Folder, digest bool, output string) error {
-	st, err := location.StatusOf(cmd.Context(), f, digest)
+func printDatabaseStatus(ctx context.Context, out *terminal.Output, f *trustee.Folder, digest bool) error {
+	st, err := location.StatusOf(ctx, f, digest)
 	if err != nil {
 		return err
 	}
-	if output == "json" {
-		enc := json.NewEncoder(cmd.OutOrStdout())
-		enc.SetIndent("", "  ")
-		return enc.Encode(st)
-	}
-	_, err = fmt.Fprintf(cmd.OutOrStdout(), "this   %-8s %d deposits, %d deleted, in %s\n", st.Role, st.Deposits, st.Deleted, st.Store)
-	if err == nil && digest {
-		_, err = fmt.Fprintf(cmd.OutOrStdout(), "digest %s\n", st.Digest)
-	}
-	return err
+	return out.Write(st, func(w io.Writer) {
+		fmt.Fprintf(w, "this   %-8s %d deposits, %d deleted, in %s\n", st.Role, st.Deposits, st.Deleted, st.Store)
+		if digest {
+			fmt.Fprintf(w, "digest %s\n", st.Digest)
+		}
+	})
 }
 
-// promoteDatabase makes the standby that holds the deposits a primary.
-func promoteDatabase(cmd *cobra.Command, f *trustee.Folder, force bool) error {
-	uri, err := location.Promote(cmd.Context(), f, force)
+// promoteDatabase makes the PostgreSQL standby of this trustee the primary.
+func promoteDatabase(ctx context.Context, out *terminal.Output, f *trustee.Folder, force bool) error {
+	uri, err := location.Promote(ctx, f, force)
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s is the primary now: this trustee is the active one\n", uri)
-	return err
+	return out.Write(map[string]string{"primary": uri, "role": string(server.RoleActive)}, func(w io.Writer) {
+		fmt.Fprintf(w, "%s is the primary now: this trustee is the active one\n", uri)
+	})
 }
 
 // notOfDatabase refuses what PostgreSQL's replication does by itself.

@@ -23,6 +23,7 @@ import (
 
 	"claviger"
 	"claviger/internal/porttest"
+	"claviger/terminal"
 	"claviger/trustee"
 	"claviger/trustee/location"
 	"claviger/trustee/replica"
@@ -84,7 +85,7 @@ func twoHosts(t *testing.T) (a, b *host) {
 	}
 	for _, h := range []*host{a, b} {
 		var said strings.Builder
-		if err := initTrustee(t.Context(), &said, h.dir, location.InitOptions{Hosts: []string{"127.0.0.1"}}); err != nil {
+		if err := initTrustee(t.Context(), terminal.To(&said), h.dir, location.InitOptions{Hosts: []string{"127.0.0.1"}}); err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(h.kill)
