@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"claviger/keystore"
+	"claviger/web"
 )
 
 // validity is from when to when all certificates of a TLS store are good.
@@ -29,9 +30,6 @@ func validityOf(store string, certs []*x509.Certificate) validity {
 	return validity{store, first.Subject.String(), last.NotBefore, first.NotAfter}
 }
 
-// soon is how long before a certificate's end a check begins to tell of it.
-const soon = 30 * 24 * time.Hour
-
 // fault says what is wrong with the time of it.
 func (v validity) fault() error {
 	at := func(t time.Time) string { return t.UTC().Format(time.RFC3339) }
@@ -40,7 +38,7 @@ func (v validity) fault() error {
 		return fmt.Errorf("the certificate of %s has ended at %s", v.Subject, at(v.NotAfter))
 	case now.Before(v.NotBefore):
 		return fmt.Errorf("the certificate of %s is not valid before %s", v.Subject, at(v.NotBefore))
-	case v.NotAfter.Sub(now) < soon:
+	case v.NotAfter.Sub(now) < web.ExpiryNotice:
 		return fmt.Errorf("the certificate of %s ends at %s", v.Subject, at(v.NotAfter))
 	}
 	return nil

@@ -42,7 +42,7 @@ func (s *server) operations(port int, metrics *console.Metrics) (kmsapi.Operatio
 		op.Administrator = func(who claviger.Principal) bool { return acl.Admits(who, s.auth.groups.Of) }
 	}
 	if s.set.operations.prometheus && metrics != nil {
-		op.Prometheus = metrics.Handler(s.log, s.set.web.showsDetails)
+		op.Prometheus = metrics.Handler(s.log, s.set.web.details)
 	}
 	return op, nil
 }

@@ -236,7 +236,7 @@ type startLog struct {
 }
 
 func (l startLog) Handle(ctx context.Context, r slog.Record) error {
-	if r.Message == "serving" || strings.Contains(r.Message, "is away; it is tried again") {
+	if r.Message == "serving" || strings.Contains(r.Message, "is away; the start is tried again") {
 		l.stop()
 	}
 	return l.Handler.Handle(ctx, r)

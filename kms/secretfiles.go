@@ -1,7 +1,6 @@
 package kms
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -10,10 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
-	"time"
 
-	"claviger/console"
 	"claviger/hadoopconf"
 	"claviger/keystore"
 	"claviger/metastore/location"
@@ -198,49 +194,4 @@ func WarnOnConsole(files []secret.File, w io.Writer) {
 	for _, fault := range secret.Exposed(files...) {
 		fmt.Fprintf(w, "claviger: warning: %s\n", fault)
 	}
-}
-
-// secretsWatch logs once what others could do with files. It refuses none: what is refused,
-// the part of the server that reads the file refuses.
-type secretsWatch struct {
-	files func() []secret.File
-	log   *slog.Logger
-
-	mu   sync.Mutex
-	told map[string]bool
-}
-
-// WatchSecrets logs what is wrong now.
-func WatchSecrets(log *slog.Logger, files func() []secret.File) *secretsWatch {
-	w := &secretsWatch{files: files, log: log, told: make(map[string]bool)}
-	w.look()
-	return w
-}
-
-// look returns how many faults there are.
-func (w *secretsWatch) look() int {
-	faults := secret.Exposed(w.files()...)
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for _, fault := range faults {
-		if !w.told[fault] {
-			w.told[fault] = true
-			w.log.Warn(fault)
-		}
-	}
-	return len(faults)
-}
-
-// secretsHold is for how long an answer of check holds.
-const secretsHold = time.Minute
-
-// Check shows in /readyz that there are such files. Everybody may ask that page, so the
-// log alone names them.
-func (w *secretsWatch) Check() console.Check {
-	return console.Check{Name: "files with secrets", Informational: true, Holds: secretsHold, Run: func(context.Context) error {
-		if n := w.look(); n > 0 {
-			return fmt.Errorf("other users of this host can read or change files of this server, in %d ways; the server's log says which and what to do", n)
-		}
-		return nil
-	}}
 }

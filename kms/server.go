@@ -16,7 +16,6 @@ import (
 	"claviger/authz"
 	"claviger/buildinfo"
 	"claviger/console"
-	"claviger/durable"
 	"claviger/hadoopconf"
 	"claviger/keyring"
 	"claviger/kmsapi"
@@ -58,16 +57,16 @@ func Serve(ctx context.Context, o Options) (err error) {
 	if err != nil {
 		return err
 	}
-	s, front, err := openPatiently(ctx, conf, set, log, o.Level)
+	s, e, err := openPatiently(ctx, o, conf, set)
 	if err != nil {
 		return err
 	}
-	if s == nil { // it was stopped while it waited
-		return front.close(set.shutdown)
+	if s == nil { // ctx ended before the start
+		return e.close()
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
-	defer func() { err = errors.Join(err, front.close(set.shutdown)) }()
-	return s.run(ctx, front, o.ReadyFile)
+	defer func() { err = errors.Join(err, e.close()) }()
+	return s.run(ctx, e)
 }
 
 // firstComparison is how long a start waits for the sources' word on rolls of migrated
@@ -88,7 +87,7 @@ type server struct {
 	policy  *authz.Watcher
 	closers []func() error // of what is open, in order
 	lanes   kmsapi.Lanes
-	secrets *secretsWatch
+	secrets *console.SecretFiles
 	// agreement compares this node with the others; nil where there can be none.
 	agreement *agreement
 	clocks    *clockWatch
@@ -109,18 +108,18 @@ func (s *server) close() error {
 }
 
 // run migrates if the settings say so, then serves until ctx ends.
-func (s *server) run(ctx context.Context, front *front, readyFile string) (err error) {
-	s.secrets = WatchSecrets(s.log, func() []secret.File { return secretFiles(s.conf) })
+func (s *server) run(ctx context.Context, e *endpoint) (err error) {
+	s.secrets = console.WatchSecretFiles(s.log, func() []secret.File { return secretFiles(s.conf) })
 	starting := "the server is starting"
 	s.waiting.Store(&starting)
-	if front.secured != nil {
-		s.svc.certificateCheck.served = front.secured.GetCertificate
+	if e.tls != nil {
+		s.svc.certificateCheck.served = e.tls.Config.GetCertificate
 	}
-	handler, err := s.handler(front.listener.Addr(), front.connections)
+	handler, err := s.handler(e.Addr(), e.connections)
 	if err != nil {
 		return err
 	}
-	front.show(handler)
+	e.Handle(handler)
 
 	background, stop := context.WithCancel(ctx)
 	var group sync.WaitGroup
@@ -159,21 +158,10 @@ func (s *server) run(ctx context.Context, front *front, readyFile string) (err e
 		// What clashes stands in the log; what is not known, in /readyz.
 		_ = s.ring.CheckNames(background)
 	})
-	url := baseURL(front.scheme, s.set.host, front.listener.Addr())
-	if readyFile != "" {
-		if err := writeReady(readyFile, url); err != nil {
-			return err
-		}
-	}
-	s.log.Info("serving", "url", url, "provider", s.svc.Primary.URI(), "sources", len(s.svc.Sources))
-	select {
-	case <-ctx.Done():
-		s.log.Info("stopping: requests under way are served to their end")
-		return nil
-	case err := <-front.served:
-		front.served <- err
+	if err := e.Ready("provider", s.svc.Primary.URI(), "sources", len(s.svc.Sources)); err != nil {
 		return err
 	}
+	return e.Wait(ctx)
 }
 
 // handler is the REST face, with the console beside it.
@@ -208,25 +196,7 @@ func (s *server) handler(addr net.Addr, connections *web.Connections) (http.Hand
 		return nil, err
 	}
 	return console.New(console.Config{Checks: append(s.checks(), console.ConnectionCheck(connections)), Metrics: metrics,
-		Log: s.log, Details: s.set.web.showsDetails}, api), nil
-}
-
-// baseURL is where clients find the server: the host as configured, localhost
-// where it listens at every address.
-func baseURL(scheme, host string, addr net.Addr) string {
-	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
-		host = "localhost"
-	}
-	_, port, _ := net.SplitHostPort(addr.String()) // a TCP address always has one
-	return scheme + "://" + net.JoinHostPort(host, port) + "/kms"
-}
-
-// writeReady puts the URL and a newline into the file, at once.
-func writeReady(path, url string) error {
-	if err := durable.Replace(path, []byte(url+"\n"), 0o644); err != nil { // others wait for it
-		return fmt.Errorf("--ready-file: %w", err)
-	}
-	return nil
+		Log: s.log, Details: s.set.web.details}, api), nil
 }
 
 // migrate takes over the source's metadata before requests are served. While the token and

@@ -19,7 +19,6 @@ type settings struct {
 	port       int
 	tls        bool
 	web        webSettings
-	shutdown   time.Duration
 	limits     kmsapi.Limits
 	admission  kmsapi.Admission
 	metrics    bool
@@ -84,7 +83,6 @@ func readSettings(conf *hadoopconf.Conf) (settings, error) {
 		port:      int(r.int("hadoop.kms.http.port", 0, 65535)),
 		tls:       r.bool("hadoop.kms.ssl.enabled"),
 		web:       r.web(),
-		shutdown:  r.duration("claviger.shutdown.timeout", time.Second),
 		limits:    readLimits(r),
 		admission: readAdmission(r),
 		metrics:   r.bool("claviger.metrics.enabled"),

@@ -2,15 +2,10 @@ package kms
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
-	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
-	"strconv"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"claviger"
@@ -22,143 +17,75 @@ import (
 	"claviger/metastore/location"
 	"claviger/owner"
 	"claviger/provider/hsm"
-	"claviger/web"
 )
 
 const (
-	// startPause and startPauseMost lie between two attempts to start while a part that
-	// the server stands on is away.
-	startPause, startPauseMost = time.Second, 10 * time.Second
-	// startRemind is how often the log says that it still is.
-	startRemind = time.Minute
+	// startPause is the first pause between two attempts to start, while a part that the server
+	// needs is away. Each pause is twice the one before, up to maxStartPause.
+	startPause, maxStartPause = time.Second, 10 * time.Second
+	// startLogInterval is how often the log says that the part still is away.
+	startLogInterval = time.Minute
 )
 
-// openPatiently opens all that the server stands on. While a database, ZooKeeper or the
-// HSM is away it waits for it, listens, and tells so in the log and by /readyz; whatever
-// a person must mend is an error at once. It returns no server, and no error, where ctx
-// ended while it waited.
-func openPatiently(ctx context.Context, conf *hadoopconf.Conf, set settings, log *slog.Logger, level *slog.LevelVar) (_ *server, _ *front, err error) {
-	var f *front
+// openPatiently opens all parts of the server and its endpoint. While a database, ZooKeeper or
+// the HSM is away, it listens, reports that in the log and by /readyz, and tries again. A fault
+// that a person must mend is an error at once. If ctx ends while it waits, it returns an
+// endpoint at most, and no error.
+func openPatiently(ctx context.Context, o Options, conf *hadoopconf.Conf, set settings) (_ *server, _ *endpoint,
+	err error) {
+	var e *endpoint
 	defer func() {
-		if err != nil && f != nil {
-			err = errors.Join(err, f.close(set.shutdown))
+		if err != nil && e != nil {
+			err = errors.Join(err, e.close())
 		}
 	}()
 	var why atomic.Pointer[string]
-	var told time.Time
-	for pause := startPause; ; pause = min(2*pause, startPauseMost) {
-		s := &server{conf: conf, set: set, log: log, level: level}
+	var logged time.Time
+	for pause := startPause; ; pause = min(2*pause, maxStartPause) {
+		s := &server{conf: conf, set: set, log: o.Log, level: o.Level}
 		err := s.open(ctx)
 		if err != nil {
 			err = errors.Join(err, s.close())
 		}
 		if err == nil {
-			if f == nil {
-				if f, err = openFront(ctx, conf, set, log); err != nil {
+			if e == nil {
+				if e, err = openEndpoint(ctx, conf, set, o.ReadyFile, o.Log); err != nil {
 					return nil, nil, errors.Join(err, s.close())
 				}
 			}
-			return s, f, nil
+			return s, e, nil
 		}
 		if ctx.Err() != nil || !claviger.IsAway(err) {
-			return nil, f, err
+			return nil, e, err
 		}
 		text := "the server waits to start: " + err.Error()
 		last := why.Swap(&text)
-		if f == nil {
-			if f, err = openFront(ctx, conf, set, log); err != nil {
+		if e == nil {
+			if e, err = openEndpoint(ctx, conf, set, o.ReadyFile, o.Log); err != nil {
 				return nil, nil, err
 			}
-			f.show(waitingRoom(func() string { return *why.Load() }, set.web.showsDetails, log))
+			e.Handle(startingHandler(func() string { return *why.Load() }, set.web.details, o.Log))
 		}
-		if last == nil || time.Since(told) > startRemind {
-			told = time.Now()
-			log.Warn("a part that the server stands on is away; it is tried again until it is there", "why", text, "again", pause)
+		if last == nil || time.Since(logged) > startLogInterval {
+			logged = time.Now()
+			o.Log.Warn("a part that the server needs is away; the start is tried again until it is there", "why", text,
+				"again", pause)
 		}
 		select {
 		case <-ctx.Done():
-			return nil, f, nil
-		case err := <-f.served:
-			f.served <- err
-			return nil, f, err
+			return nil, e, nil
+		case <-e.Ended():
+			return nil, e, e.Wait(ctx)
 		case <-time.After(pause):
 		}
 	}
 }
 
-// waitingRoom answers while the server can't start.
-func waitingRoom(why func() string, details func(*http.Request) bool, log *slog.Logger) http.Handler {
+// startingHandler answers while the server cannot start.
+func startingHandler(why func() string, details func(*http.Request) bool, log *slog.Logger) http.Handler {
 	check := console.Check{Name: "started", Run: func(context.Context) error { return errors.New(why()) }}
 	return console.New(console.Config{Checks: []console.Check{check}, Log: log, Details: details},
 		kmsapi.Standby("this node is starting; its log tells more"))
-}
-
-// front is where clients come in.
-type front struct {
-	listener    net.Listener
-	connections *web.Connections
-	scheme      string
-	server      *http.Server
-	served      chan error
-	secured     *tls.Config // nil: plain http
-	stopTLS     func()
-	handler     atomic.Pointer[http.Handler]
-	log         *slog.Logger
-}
-
-// openFront listens, and serves what show says.
-func openFront(ctx context.Context, conf *hadoopconf.Conf, set settings, log *slog.Logger) (*front, error) {
-	f := &front{log: log, scheme: "http", served: make(chan error, 1), stopTLS: func() {}}
-	if set.tls {
-		var err error
-		if f.secured, f.stopTLS, err = serverTLS(conf, log); err != nil {
-			return nil, err
-		}
-		f.scheme = "https"
-	}
-	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort(set.host, strconv.Itoa(set.port)))
-	if err != nil {
-		f.stopTLS()
-		var unresolved *net.DNSError
-		if errors.As(err, &unresolved) || errors.Is(err, syscall.EADDRNOTAVAIL) {
-			return nil, conf.RefuseFor("hadoop.kms.http.host", err, "it must be a name or an address of this host, or 0.0.0.0 for all of them: %v", err)
-		}
-		return nil, fmt.Errorf("listening at the address of hadoop.kms.http.host and hadoop.kms.http.port: %w", err)
-	}
-	f.listener, f.connections = listener, web.NewConnections(set.web.connections, log)
-	f.show(waitingRoom(func() string { return "the server is starting" }, set.web.showsDetails, log))
-	f.server = set.web.newServer(f, log)
-	f.connections.Watch(f.server)
-	listener = f.connections.Bound(listener)
-	if f.secured != nil {
-		listener = tls.NewListener(listener, f.secured)
-	}
-	go func() { f.served <- f.server.Serve(listener) }()
-	return f, nil
-}
-
-// show has requests from now on answered by h.
-func (f *front) show(h http.Handler) { f.handler.Store(&h) }
-
-func (f *front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	(*f.handler.Load()).ServeHTTP(w, r)
-}
-
-// close lets requests under way end, for as long as the setting says.
-func (f *front) close(patience time.Duration) error {
-	defer f.stopTLS()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	if err := f.server.Shutdown(ctx); err != nil {
-		f.log.Warn("requests were still under way at the end of claviger.shutdown.timeout and are cut off", "err", err)
-		if err := f.server.Close(); err != nil {
-			return err
-		}
-	}
-	if err := <-f.served; !errors.Is(err, http.ErrServerClosed) {
-		return err
-	}
-	return nil
 }
 
 // open opens the server's parts; close closes those that were opened.

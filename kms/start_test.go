@@ -117,7 +117,7 @@ func TestStartWaits(t *testing.T) {
 	if status, names := kmstest.Get(t, kms, "/kms/v1/keys/names", "a"); status != http.StatusOK || strings.TrimSpace(names) != "[]" {
 		t.Errorf("a client: %d %s", status, names)
 	}
-	if said := log.String(); strings.Count(said, "is away; it is tried again") != 1 {
+	if said := log.String(); strings.Count(said, "is away; the start is tried again") != 1 {
 		t.Errorf("the log says\n%s", said)
 	}
 	if err := end(); err != nil {
@@ -158,7 +158,7 @@ func TestStartWaitsForZooKeeper(t *testing.T) {
 	}
 	server.Start()
 	node.until("it serves", node.ready)
-	if said := log.String(); strings.Count(said, "is away; it is tried again") != 1 {
+	if said := log.String(); strings.Count(said, "is away; the start is tried again") != 1 {
 		t.Errorf("the log says\n%s", said)
 	}
 	if err := end(); err != nil {

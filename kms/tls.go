@@ -2,7 +2,6 @@ package kms
 
 import (
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -16,6 +15,7 @@ import (
 	"claviger/keystore"
 	"claviger/provider"
 	"claviger/secret"
+	"claviger/web"
 )
 
 // password is Hadoop's Configuration.getPassword: of the property in c, from the
@@ -105,28 +105,23 @@ func sslStores(conf *hadoopconf.Conf, log *slog.Logger, property, fallback strin
 	return st, nil
 }
 
-// serverTLS is the configuration of https, which follows its stores' changes
-// until stop is called.
-func serverTLS(site *hadoopconf.Conf, log *slog.Logger) (conf *tls.Config, stop func(), err error) {
-	stop = func() {}
+// serverTLS is the TLS of https, whose certificates follow their stores.
+func serverTLS(site *hadoopconf.Conf, log *slog.Logger) (t *web.TLS, err error) {
 	st, err := sslStores(site, log, "hadoop.ssl.server.conf", "ssl-server.xml")
 	if err != nil {
-		return nil, stop, err
+		return nil, err
 	}
 	for _, w := range st.environment {
 		log.Warn(w)
 	}
 	file, ok, err := st.file("ssl.server.keystore.")
 	if err != nil {
-		return nil, stop, err
+		return nil, err
 	}
 	if !ok {
-		return nil, stop, fmt.Errorf("hadoop.kms.ssl.enabled is true, but ssl.server.keystore.location is not set in %s; name the keystore there, or set hadoop.kms.ssl.enabled to false",
+		return nil, fmt.Errorf("hadoop.kms.ssl.enabled is true, but ssl.server.keystore.location is not set in %s; "+
+			"name the keystore there, or set hadoop.kms.ssl.enabled to false",
 			filepath.Join(st.c.Dir(), "ssl-server.xml"))
-	}
-	conf = &tls.Config{NextProtos: []string{"http/1.1"}}
-	if err := st.limit(conf); err != nil {
-		return nil, stop, err
 	}
 	load := func() (tls.Certificate, error) {
 		c, err := file.Certificate()
@@ -137,24 +132,23 @@ func serverTLS(site *hadoopconf.Conf, log *slog.Logger) (conf *tls.Config, stop 
 		}
 		return c, err
 	}
-	r, err := keystore.NewReloader(file.Files(), load, keystore.ReloadInterval, log)
-	if err != nil {
-		return nil, stop, st.c.BadFile("ssl.server.keystore.location", err, "")
+	if t, err = web.FollowCertificate(file.Files(), load, log); err != nil {
+		return nil, st.c.BadFile("ssl.server.keystore.location", err, "")
 	}
-	conf.GetCertificate = keystore.GetCertificate(r)
+	defer func() {
+		if err != nil {
+			t.Close()
+			t = nil
+		}
+	}()
+	if err := st.limit(t.Config); err != nil {
+		return t, err
+	}
 	need, err := st.c.Bool("ssl.server.need.client.auth")
 	if err != nil || !need {
-		if err != nil {
-			r.Close()
-		}
-		return conf, r.Close, err
+		return t, err
 	}
-	trusted, err := st.needClients(conf)
-	if err != nil {
-		r.Close()
-		return nil, stop, err
-	}
-	return conf, func() { trusted.Close(); r.Close() }, nil
+	return t, st.needClients(t)
 }
 
 // limit sets protocols and cipher suites.
@@ -180,28 +174,20 @@ func (s stores) limit(conf *tls.Config) error {
 	return nil
 }
 
-// needClients demands of each client a certificate that the truststore trusts.
-func (s stores) needClients(conf *tls.Config) (*keystore.Reloader[*x509.CertPool], error) {
+// needClients demands a certificate of each client, which the truststore trusts.
+func (s stores) needClients(t *web.TLS) error {
 	trust, ok, err := s.file("ssl.server.truststore.")
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if !ok {
-		return nil, errors.New("ssl.server.need.client.auth is true, but ssl.server.truststore.location is not set in ssl-server.xml")
+		return errors.New("ssl.server.need.client.auth is true, but ssl.server.truststore.location is not set in " +
+			"ssl-server.xml")
 	}
-	r, err := keystore.NewReloader(trust.Files(), trust.Roots, keystore.ReloadInterval, s.log)
-	if err != nil {
-		return nil, s.c.BadFile("ssl.server.truststore.location", err, "")
+	if err := t.FollowClients(trust.Files(), trust.Roots, s.log); err != nil {
+		return s.c.BadFile("ssl.server.truststore.location", err, "")
 	}
-	conf.ClientAuth = tls.RequireAndVerifyClientCert
-	conf.ClientCAs = r.Get()
-	// Session tickets stay those of conf, see tls.Config.GetConfigForClient.
-	conf.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
-		now := conf.Clone()
-		now.ClientCAs = r.Get()
-		return now, nil
-	}
-	return r, nil
+	return nil
 }
 
 // ClientTLS is for https towards another KMS: what it trusts is in the store that

@@ -126,11 +126,11 @@ func TestTLS(t *testing.T) {
 		t.Setenv("KMS_SSL_KEYSTORE_FILE", filepath.Join(dir, "server.jks"))
 		var log bytes.Buffer
 		s := tlsServer(t, dir, slog.New(slog.NewTextHandler(&log, nil)))
-		conf, stop, err := serverTLS(s.conf, s.log)
-		if err != nil || conf == nil || !strings.Contains(log.String(), "KMS_SSL_KEYSTORE_FILE overrides property ssl.server.keystore.location") {
-			t.Errorf("%v; log: %s", err, log.String())
+		served, err := serverTLS(s.conf, s.log)
+		if err != nil || !strings.Contains(log.String(), "KMS_SSL_KEYSTORE_FILE overrides property ssl.server.keystore.location") {
+			t.Fatalf("%v; log: %s", err, log.String())
 		}
-		stop()
+		served.Close()
 	})
 	t.Run("client's trust", func(t *testing.T) { clientTrust(t, dir) })
 }
@@ -161,12 +161,12 @@ func javaTLSClient(t *testing.T, dir string) {
 		}
 	}
 	s := tlsServer(t, dir, slog.New(slog.DiscardHandler))
-	conf, stop, err := serverTLS(s.conf, s.log)
+	served, err := serverTLS(s.conf, s.log)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer stop()
-	port := listenTLS(t, conf)
+	defer served.Close()
+	port := listenTLS(t, served.Config)
 	expect(client(port, "TLSv1.3", "-", "-"), "TLS 1.3 TLS_", "resumed=true")
 	// Go's tickets of TLS 1.2 have the lifetime hint 0, with which Java throws them
 	// away: it resumes with TLS 1.3 only. Others resume with 1.2 too.
@@ -177,21 +177,21 @@ func javaTLSClient(t *testing.T, dir string) {
 	expect(client(port, "TLSv1.2", "TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA", "-"), "refused", "refused")
 
 	only := tlsServer(t, dir, slog.New(slog.DiscardHandler), "hadoop.ssl.enabled.protocols", "TLSv1.2,TLSv1")
-	conf, stopOnly, err := serverTLS(only.conf, only.log)
+	limited, err := serverTLS(only.conf, only.log)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer stopOnly()
-	expect(client(listenTLS(t, conf), "TLSv1.3", "-", "-"), "refused", "refused")
+	defer limited.Close()
+	expect(client(listenTLS(t, limited.Config), "TLSv1.3", "-", "-"), "refused", "refused")
 
 	kmstest.WriteFile(t, filepath.Join(dir, "ssl-server.xml"), kmstest.SiteXML("ssl.server.keystore.location", filepath.Join(dir, "server.jks"),
 		"ssl.server.truststore.location", filepath.Join(dir, "trust.jks"), "ssl.server.need.client.auth", "true"))
-	conf, stopNeed, err := serverTLS(s.conf, s.log)
+	mutual, err := serverTLS(s.conf, s.log)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer stopNeed()
-	port = listenTLS(t, conf)
+	defer mutual.Close()
+	port = listenTLS(t, mutual.Config)
 	expect(client(port, "TLSv1.2", "-", "-"), "refused", "refused")
 	expect(client(port, "TLSv1.3", "-", "client.jks"), "TLS 1.3", "resumed=true")
 
@@ -236,8 +236,10 @@ func tlsRefused(t *testing.T, dir string) {
 	} {
 		kmstest.WriteFile(t, filepath.Join(dir, "ssl-server.xml"), kmstest.SiteXML(append([]string{"ssl.server.keystore.location", filepath.Join(dir, "server.jks")}, test.server...)...))
 		s := tlsServer(t, dir, slog.New(slog.DiscardHandler), test.site...)
-		_, stop, err := serverTLS(s.conf, s.log)
-		stop()
+		served, err := serverTLS(s.conf, s.log)
+		if err == nil {
+			served.Close()
+		}
 		if test.want == "" && err != nil || test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)) {
 			t.Errorf("%q %q: %v, want %q", test.site, test.server, err, test.want)
 		}

@@ -1,39 +1,29 @@
 package kms
 
 import (
-	"crypto/tls"
+	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
-	"net/netip"
 	"regexp"
-	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
+	"claviger/hadoopconf"
 	"claviger/web"
 )
 
-// webSettings bound what clients may take of the web server.
+// webSettings are the settings of the HTTP server and of its console.
 type webSettings struct {
-	headBytes   int
-	head        time.Duration // a request's head must have come, and a TLS handshake be done
-	request     time.Duration // all of it
-	answer      time.Duration // from the head on
-	idle        time.Duration
+	limits      web.Limits
 	connections web.ConnectionLimits
-	headers     map[string]string // of every answer
-	details     []netip.Prefix    // which peers the console shows names to
-}
-
-// showsDetails tells whether the console shows names of keys, hosts and files to the peer.
-func (w *webSettings) showsDetails(r *http.Request) bool {
-	peer, err := netip.ParseAddrPort(r.RemoteAddr)
-	if err != nil {
-		return false
-	}
-	from := peer.Addr().Unmap().WithZone("")
-	return slices.ContainsFunc(w.details, func(p netip.Prefix) bool { return p.Contains(from) })
+	headers     map[string]string
+	// details returns whether the console shows names of keys, hosts and files to a peer.
+	details func(*http.Request) bool
 }
 
 const (
@@ -49,25 +39,30 @@ var headerName = regexp.MustCompile(`^[a-zA-Z\-_]+$`)
 
 func (r *reader) web() webSettings {
 	w := webSettings{
-		headBytes:   int(r.int("hadoop.http.max.request.header.size", 1024, 1<<20)),
-		head:        r.duration("claviger.http.head.timeout", time.Second),
-		request:     r.duration("claviger.http.request.timeout", time.Second),
-		answer:      r.duration("claviger.http.answer.timeout", time.Second),
-		idle:        r.duration("hadoop.http.idle_timeout.ms", time.Millisecond),
+		limits: web.Limits{
+			HeadBytes: int(r.int("hadoop.http.max.request.header.size", 1024, 1<<20)),
+			Head:      r.duration("claviger.http.head.timeout", time.Second),
+			Request:   r.duration("claviger.http.request.timeout", time.Second),
+			Answer:    r.duration("claviger.http.answer.timeout", time.Second),
+			Idle:      r.duration("hadoop.http.idle_timeout.ms", time.Millisecond),
+			Stop:      r.duration("claviger.shutdown.timeout", time.Second),
+		},
 		connections: r.connections(),
 		headers:     map[string]string{},
 	}
-	for _, name := range []string{"claviger.http.head.timeout", "claviger.http.request.timeout", "claviger.http.answer.timeout", "hadoop.http.idle_timeout.ms"} {
-		// To net/http 0 means no limit at all.
+	for _, name := range []string{"claviger.http.head.timeout", "claviger.http.request.timeout",
+		"claviger.http.answer.timeout", "hadoop.http.idle_timeout.ms"} {
+		// To net/http, 0 is no limit at all.
 		if d, err := r.conf.Duration(name, time.Second); err == nil && d == 0 {
 			r.keep(r.conf.Refuse(name, "it must be more than 0, or clients could keep their connections for ever"))
 		}
 	}
 	list, _ := r.conf.Get(detailsName)
-	var err error
-	if w.details, err = web.ParseAddresses(list); err != nil {
+	details, err := web.ParseAddresses(list)
+	if err != nil {
 		r.keep(r.conf.Refuse(detailsName, err.Error()))
 	}
+	w.details = web.PeersOf(details)
 	for name, value := range r.conf.Under(headerPrefix) {
 		value = strings.TrimSpace(value)
 		switch {
@@ -82,17 +77,18 @@ func (r *reader) web() webSettings {
 	return w
 }
 
-// connections reads how many connections are taken.
+// connections reads the limits of connections.
 func (r *reader) connections() web.ConnectionLimits {
 	l := web.ConnectionLimits{Total: r.int(maxConnectionsName, 1, 1<<20), TotalName: maxConnectionsName,
 		PerAddressName: perAddressName, UnlimitedName: unlimitedName}
 	value, _ := r.conf.Get(perAddressName)
-	var of int64
-	if strings.TrimSpace(value) != "" {
-		of = r.int(perAddressName, 0, 1<<20)
+	var perAddress int64
+	set := strings.TrimSpace(value) != ""
+	if set {
+		perAddress = r.int(perAddressName, 0, 1<<20)
 	}
 	var err error
-	if l.PerAddress, err = web.PerAddress(of, strings.TrimSpace(value) != "", l.Total); err != nil {
+	if l.PerAddress, err = web.PerAddress(perAddress, set, l.Total); err != nil {
 		r.keep(r.conf.Refuse(perAddressName, err.Error()))
 	}
 	list, _ := r.conf.Get(unlimitedName)
@@ -102,33 +98,50 @@ func (r *reader) connections() web.ConnectionLimits {
 	return l
 }
 
-// newServer makes the web server.
-func (w webSettings) newServer(handler http.Handler, log *slog.Logger) *http.Server {
-	return &http.Server{
-		Handler:           web.HTTP1(w.withHeaders(handler)),
-		ReadHeaderTimeout: w.head,
-		ReadTimeout:       w.request,
-		WriteTimeout:      w.answer,
-		IdleTimeout:       w.idle,
-		MaxHeaderBytes:    w.headBytes,
-		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
-		// HTTP/1.1 alone, as Hadoop's.
-		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){},
-		// OPTIONS * goes to the handler as everything else does.
-		DisableGeneralOptionsHandler: true,
-	}
+// endpoint is the listening HTTP server of a KMS.
+type endpoint struct {
+	*web.Running
+	connections *web.Connections
+	tls         *web.TLS // nil: plain http
 }
 
-// withHeaders puts the headers of hadoop.http.header.* on every answer.
-func (w webSettings) withHeaders(next http.Handler) http.Handler {
-	if len(w.headers) == 0 {
-		return next
+// openEndpoint listens. Until Handle is called, requests are answered that the server is
+// starting.
+func openEndpoint(ctx context.Context, conf *hadoopconf.Conf, set settings, readyFile string,
+	log *slog.Logger) (*endpoint, error) {
+	e := &endpoint{connections: web.NewConnections(set.web.connections, log)}
+	s := &web.Server{
+		Address:     net.JoinHostPort(set.host, strconv.Itoa(set.port)),
+		AddressName: "hadoop.kms.http.host and hadoop.kms.http.port",
+		Connections: e.connections, Limits: set.web.limits, Headers: set.web.headers, Path: "/kms", ReadyFile: readyFile,
+		Handler: startingHandler(func() string { return "the server is starting" }, set.web.details, log), Log: log,
 	}
-	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
-		h := rw.Header()
-		for name, value := range w.headers {
-			h[name] = []string{value} // spelt as configured
+	var err error
+	if set.tls {
+		if e.tls, err = serverTLS(conf, log); err != nil {
+			return nil, err
 		}
-		next.ServeHTTP(rw, r)
-	})
+		s.TLS = e.tls.Config
+	}
+	if e.Running, err = s.Start(ctx); err == nil {
+		return e, nil
+	}
+	if e.tls != nil {
+		e.tls.Close()
+	}
+	var unresolved *net.DNSError
+	if errors.As(err, &unresolved) || errors.Is(err, syscall.EADDRNOTAVAIL) {
+		err = errors.Unwrap(err) // without the properties, one of which is named again
+		return nil, conf.RefuseFor("hadoop.kms.http.host", err,
+			"it must be a name or an address of this host, or 0.0.0.0 for all of them: %v", err)
+	}
+	return nil, err
+}
+
+// close stops the server.
+func (e *endpoint) close() error {
+	if e.tls != nil {
+		defer e.tls.Close()
+	}
+	return e.Stop()
 }

@@ -75,6 +75,19 @@ func ParseAddresses(list string) ([]netip.Prefix, error) {
 	return out, nil
 }
 
+// PeersOf returns a function that reports whether the peer of a request is in one of the
+// networks.
+func PeersOf(networks []netip.Prefix) func(*http.Request) bool {
+	return func(r *http.Request) bool {
+		peer, err := netip.ParseAddrPort(r.RemoteAddr)
+		if err != nil {
+			return false
+		}
+		address := peer.Addr().Unmap().WithZone("")
+		return slices.ContainsFunc(networks, func(p netip.Prefix) bool { return p.Contains(address) })
+	}
+}
+
 // reservedDescriptors are kept for files, the HSM, the metastore and sources; connections
 // never get them.
 const reservedDescriptors = 256

@@ -2,9 +2,9 @@ package web
 
 import "net/http"
 
-// HTTP1 refuses the beginning of HTTP/2 without TLS ("PRI * HTTP/2.0"), which net/http
+// http1 refuses the beginning of HTTP/2 without TLS ("PRI * HTTP/2.0"), which net/http
 // passes on to handlers.
-func HTTP1(next http.Handler) http.Handler {
+func http1(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.ProtoMajor != 1 {
 			w.Header().Set("Connection", "close")

@@ -48,7 +48,7 @@ type Server struct {
 	OnReady func(url string) error
 	// ReadyFile gets the base URL when the server is ready; "" is no file.
 	ReadyFile string
-	// About are the attributes of the log line that says that the server is ready.
+	// About are the attributes of the log line with which Run says that the server is ready.
 	About []any
 	Log   *slog.Logger
 }
@@ -60,7 +60,7 @@ func (s *Server) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err = r.Ready(); err == nil {
+	if err = r.Ready(s.About...); err == nil {
 		err = r.Wait(ctx)
 	}
 	return errors.Join(err, r.Stop())
@@ -100,7 +100,7 @@ func (s *Server) Start(ctx context.Context) (*Running, error) {
 // httpServer makes net/http's server.
 func (s *Server) httpServer(handler http.Handler) *http.Server {
 	return &http.Server{
-		Handler:           s.withHeaders(HTTP1(handler)),
+		Handler:           s.withHeaders(http1(handler)),
 		ReadHeaderTimeout: s.Limits.Head,
 		ReadTimeout:       s.Limits.Request,
 		WriteTimeout:      s.Limits.Answer,
@@ -154,8 +154,9 @@ func (r *Running) URL() string {
 	return scheme + "://" + net.JoinHostPort(host, port) + r.server.Path
 }
 
-// Ready says that the server is ready: to OnReady, in the ready file, and in the log.
-func (r *Running) Ready() error {
+// Ready says that the server is ready: to OnReady, in the ready file, and in the log, with the
+// attributes about.
+func (r *Running) Ready(about ...any) error {
 	s, url := r.server, r.URL()
 	if s.OnReady != nil {
 		if err := s.OnReady(url); err != nil {
@@ -167,7 +168,7 @@ func (r *Running) Ready() error {
 			return fmt.Errorf("--ready-file: %w", err)
 		}
 	}
-	s.Log.Info("serving", append([]any{"url", url}, s.About...)...)
+	s.Log.Info("serving", append([]any{"url", url}, about...)...)
 	return nil
 }
 
