@@ -165,8 +165,8 @@ func TestDelegationLife(t *testing.T) {
 		t.Errorf("renewed until %v, want %v", res.Expires, time.UnixMilli(id.maxDate))
 	}
 	d.now = d.now.Add(2 * time.Hour)
-	if res := renew("yarn"); res.Refusal == nil || !strings.Contains(res.Refusal.Reason,
-		"tried to renew an expired token") {
+	if res := renew("yarn"); res.Refusal == nil ||
+		!strings.Contains(res.Refusal.Reason, "tried to renew an expired token") {
 		t.Errorf("renewed beyond its life: %+v", res)
 	}
 }
@@ -264,8 +264,8 @@ func testDelegationNodes(t *testing.T, digests bool) {
 	if id, err := b.verify(ctx, text); err == nil {
 		t.Errorf("b takes %v, which a has cancelled", id)
 	}
-	if _, err := b.renew(ctx, text, "yarn"); err == nil || !strings.Contains(err.Error(),
-		"Renewal request for unknown token") {
+	if _, err := b.renew(ctx, text, "yarn"); err == nil ||
+		!strings.Contains(err.Error(), "Renewal request for unknown token") {
 		t.Errorf("b renews it: %v", err)
 	}
 }

@@ -138,8 +138,8 @@ func TestHungSourceHoldsNoTurns(t *testing.T) {
 	}
 	// The key that was wanted is named.
 	a := ask(t, addr, "POST", "/kms/v1/keys", `{"name":"fresh2","length":128}`)
-	if class, message := a.thrown(t); a.status != http.StatusServiceUnavailable || !strings.Contains(class,
-		"StandbyException") ||
+	if class, message := a.thrown(t); a.status != http.StatusServiceUnavailable ||
+		!strings.Contains(class, "StandbyException") ||
 		strings.Contains(message, "old:9600") || !strings.Contains(message, "fresh2") {
 		t.Errorf("a creation while the source hangs: %d %s %s", a.status, class, message)
 	}

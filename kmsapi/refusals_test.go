@@ -115,8 +115,8 @@ func TestEarlyRefusals(t *testing.T) {
 			real = e.Caller.Real.Name
 		}
 		if e.Status != audit.Unauthenticated || e.Caller.Name != c.user || real != c.real ||
-			!strings.Contains(e.Message, c.reason) || e.Caller.RemoteAddr != "127.0.0.1" || !strings.Contains(e.URL,
-			"/kms/v1/") || strings.Contains(e.URL, "nonsense") {
+			!strings.Contains(e.Message, c.reason) || e.Caller.RemoteAddr != "127.0.0.1" ||
+			!strings.Contains(e.URL, "/kms/v1/") || strings.Contains(e.URL, "nonsense") {
 			t.Errorf("%s: %+v, real %q", c.what, e, real)
 		}
 		if after, _ := counts.Load(c.label); after.(int) != before.(int)+1 {

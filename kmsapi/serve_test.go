@@ -217,8 +217,8 @@ func TestBase64(t *testing.T) {
 		if i == 0 {
 			first = a
 		}
-		if a.status != 200 || b.status != 200 || !bytes.Equal(a.body, first.body) || !strings.Contains(string(b.body),
-			base64.RawURLEncoding.EncodeToString(material)) {
+		if a.status != 200 || b.status != 200 || !bytes.Equal(a.body, first.body) ||
+			!strings.Contains(string(b.body), base64.RawURLEncoding.EncodeToString(material)) {
 			t.Errorf("dialect %d: %d %d %s, want %s", i, a.status, b.status, a.body, first.body)
 		}
 	}

@@ -170,8 +170,8 @@ func TestPurgeOfSeveral(t *testing.T) {
 	l.make()
 	l.ask("alice", http.MethodDelete, "key/a%2Fb%20c")
 	if status, body := l.ask("alice", http.MethodPost, trusteePath+trusteeOp+"purge"); status != 400 ||
-		!strings.Contains(body, "2 deleted keys have the name 'a/b c'") || !strings.Contains(body,
-		"trusteeOp=purge&all=true") {
+		!strings.Contains(body, "2 deleted keys have the name 'a/b c'") ||
+		!strings.Contains(body, "trusteeOp=purge&all=true") {
 		t.Errorf("purge of two: %d %s", status, body)
 	}
 	if n := l.primary.Objects(); n != 2 {

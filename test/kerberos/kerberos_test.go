@@ -182,8 +182,8 @@ func TestWhoGetsIn(t *testing.T) {
 	curl := exec.Command("curl", "-sS", "-i", "--max-time", "30", "--negotiate", "-u", ":", s.names())
 	curl.Env = append(k.Env(), "KRB5CCNAME=FILE:"+alice)
 	out, err := curl.CombinedOutput()
-	if err != nil || !strings.Contains(string(out), "HTTP/1.1 200 OK") || !strings.Contains(string(out),
-		`hadoop.auth="u=alice&p=alice@EXAMPLE.COM&t=kerberos-dt&`) {
+	if err != nil || !strings.Contains(string(out), "HTTP/1.1 200 OK") ||
+		!strings.Contains(string(out), `hadoop.auth="u=alice&p=alice@EXAMPLE.COM&t=kerberos-dt&`) {
 		t.Errorf("curl: %v\n%s", err, out)
 	}
 	for _, c := range []struct{ what, ccache, principal, want string }{
@@ -207,8 +207,8 @@ func TestWhoGetsIn(t *testing.T) {
 			t.Errorf("a Go client with %+v: %v", conf, err)
 		}
 	}
-	if log := since(t, s.audit, 0); strings.Contains(log, "Exception") || !strings.Contains(log,
-		"user=nn/localhost@EXAMPLE.COM") {
+	if log := since(t, s.audit, 0); strings.Contains(log, "Exception") ||
+		!strings.Contains(log, "user=nn/localhost@EXAMPLE.COM") {
 		t.Errorf("audit log:\n%s", log)
 	}
 }
@@ -447,8 +447,8 @@ func TestReadinessOfLogins(t *testing.T) {
 	} {
 		change.do()
 		status, body := login()
-		if status != http.StatusForbidden || strings.Contains(body, keytab) || strings.Contains(body,
-			filepath.Base(keytab)) {
+		if status != http.StatusForbidden || strings.Contains(body, keytab) ||
+			strings.Contains(body, filepath.Base(keytab)) {
 			t.Errorf("keytab %s: %d %s", what, status, body)
 		}
 		check("keytab "+what, "keytab", false, change.want)

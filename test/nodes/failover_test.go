@@ -136,8 +136,8 @@ func closedAt(t *testing.T, what string, n *kmsclient.Provider, sealed map[strin
 	t.Helper()
 	ctx := t.Context()
 	refused := func(err error) bool {
-		return err != nil && (strings.Contains(err.Error(), "503") || strings.Contains(err.Error(),
-			"claviger hsm adopt"))
+		return err != nil && (strings.Contains(err.Error(), "503") ||
+			strings.Contains(err.Error(), "claviger hsm adopt"))
 	}
 	for key, e := range sealed {
 		if key == "old" {
