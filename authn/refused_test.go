@@ -1,6 +1,7 @@
 package authn
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net"
@@ -8,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"claviger/metastore"
 )
 
 // TestNamesInCookies: a cookie without a user or without a principal is refused, whichever is empty.
@@ -92,5 +95,60 @@ func TestSilentDirectoryIsLeft(t *testing.T) {
 		}
 	case <-time.After(20 * time.Second):
 		t.Error("the connection stays open")
+	}
+}
+
+// failingTokens is a store in which one operation fails.
+type failingTokens struct {
+	*memoryTokens
+	fails string
+}
+
+var errStore = errors.New("the store is away")
+
+func (f failingTokens) err(op string) error {
+	if f.fails == op {
+		return errStore
+	}
+	return nil
+}
+
+func (f failingTokens) Clocks(ctx context.Context) (metastore.Clocks, error) {
+	c, err := f.memoryTokens.Clocks(ctx)
+	return c, errors.Join(err, f.err("Clocks"))
+}
+
+func (f failingTokens) RemoveExpired(ctx context.Context, before time.Time) (int, error) {
+	n, err := f.memoryTokens.RemoveExpired(ctx, before)
+	return n, errors.Join(err, f.err("RemoveExpired"))
+}
+
+func (f failingTokens) MasterKeys(ctx context.Context) ([]metastore.MasterKey, error) {
+	keys, err := f.memoryTokens.MasterKeys(ctx)
+	return keys, errors.Join(err, f.err("MasterKeys"))
+}
+
+func (f failingTokens) RemoveMasterKey(ctx context.Context, id int32) error {
+	return errors.Join(f.memoryTokens.RemoveMasterKey(ctx, id), f.err("RemoveMasterKey"))
+}
+
+// TestScanSaysWhatFailed: a scan for expired tokens reports each failure of the store.
+func TestScanSaysWhatFailed(t *testing.T) {
+	for _, op := range []string{"", "Clocks", "RemoveExpired", "MasterKeys", "RemoveMasterKey"} {
+		now := time.UnixMilli(1795442630957)
+		clock := func() time.Time { return now }
+		store := failingTokens{newMemoryTokens(clock), op}
+		d, err := NewDelegations(DelegationConfig{KeyUpdate: time.Hour, MaxLife: time.Hour, Renewal: time.Hour,
+			Scan: time.Hour, Now: clock, Store: store})
+		if err != nil {
+			t.Fatal(err)
+		}
+		old := metastore.MasterKey{ID: 1, Expires: now.Add(-1000 * time.Hour), Key: make([]byte, 32)}
+		if err := store.PutMasterKey(t.Context(), old); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.scan(t.Context()); (op == "") != (err == nil) || op != "" && !errors.Is(err, errStore) {
+			t.Errorf("%q fails: %v", op, err)
+		}
 	}
 }

@@ -113,3 +113,29 @@ func TestCloseWaits(t *testing.T) {
 		}
 	})
 }
+
+// TestFailedRefillIsForgotten: a key of which nothing is left takes no room after its refill failed.
+func TestFailedRefillIsForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		calls := 0
+		q, err := NewQueue(QueueConfig{Size: 10, LowWatermark: 0.5, Expiry: time.Hour, Workers: 1,
+			FillTimeout: time.Minute,
+			Fill: func(_ context.Context, _ string, n int) ([]claviger.EDEK, error) {
+				if calls++; calls > 1 {
+					return nil, claviger.E("test", claviger.Unavailable, "k", nil)
+				}
+				return make([]claviger.EDEK, n), nil
+			}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer q.Close()
+		if _, err := q.Take(t.Context(), "k", 5); err != nil { // all of the first fill
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if calls != 2 || q.Keys() != 0 {
+			t.Errorf("%d calls; the queue holds %d keys", calls, q.Keys())
+		}
+	})
+}

@@ -1,0 +1,113 @@
+package eek
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"testing"
+
+	"claviger"
+	"claviger/secret"
+)
+
+// keystreams is a provider whose keystream is a version's creation time, and that knows versions by their
+// names, or by what was read of them.
+type keystreams struct {
+	names []string // under which it encrypted
+	err   error
+}
+
+func (k *keystreams) EncryptBlocks(ctx context.Context, version string, blocks []byte) error {
+	return k.EncryptBlocksOf(ctx, claviger.KeyVersion{Name: version}, blocks)
+}
+
+func (k *keystreams) EncryptBlocksOf(_ context.Context, v claviger.KeyVersion, blocks []byte) error {
+	k.names = append(k.names, v.Name)
+	for i := range blocks {
+		blocks[i] = byte(v.BitLength)
+	}
+	return k.err
+}
+
+// TestService: each operation encrypts under the versions that it was given; a pinned Service under what was
+// read of them, and under no other.
+func TestService(t *testing.T) {
+	ctx := t.Context()
+	old := claviger.KeyVersion{Name: "k@0", BitLength: 128}
+	current := claviger.KeyVersion{Name: "k@1", BitLength: 64}
+	for name, pinned := range map[string]bool{"by name": false, "pinned": true} {
+		k := &keystreams{}
+		s := NewService(k)
+		if pinned {
+			s = NewPinnedService(k)
+		}
+		stream := func(v claviger.KeyVersion) byte {
+			if !pinned {
+				return 0
+			}
+			return byte(v.BitLength)
+		}
+		iv := bytes.Repeat([]byte{7}, claviger.IVSize)
+		dek := secret.Bytes(bytes.Repeat([]byte{1}, 16))
+		wrapped, err := s.Wrap(ctx, old, [][]byte{iv}, []secret.Bytes{dek})
+		if err != nil || len(wrapped) != 1 || wrapped[0].Material[0] != 1^stream(old) {
+			t.Fatalf("%s: wrap: %+v, %v", name, wrapped, err)
+		}
+		if deks, err := s.Unwrap(ctx, old, "", wrapped); err != nil || !deks[0].Equal(dek) {
+			t.Errorf("%s: unwrap: %v, %v", name, deks, err)
+		}
+		fresh, err := s.Reencrypt(ctx, []claviger.KeyVersion{current, old}, current, wrapped)
+		if err != nil || fresh[0].Version != "k@1" || fresh[0].Material[0] != 1^stream(current) {
+			t.Errorf("%s: re-encryption: %+v, %v", name, fresh, err)
+		}
+		if made, err := s.Generate(ctx, current, 2); err != nil || len(made) != 2 || len(made[0].Material) != 8 {
+			t.Errorf("%s: generate: %+v, %v", name, made, err)
+		}
+	}
+}
+
+// TestPinnedService: a version that was not read is not used, and one that was deleted since is said to be
+// replaced; other errors stay what they are.
+func TestPinnedService(t *testing.T) {
+	ctx := t.Context()
+	v := claviger.KeyVersion{Name: "k@0", BitLength: 128}
+	other := []claviger.EDEK{{Version: "k@5", IV: make([]byte, claviger.IVSize), Material: make([]byte, 16)}}
+	k := &keystreams{}
+	s := NewPinnedService(k)
+	if _, err := s.Unwrap(ctx, v, "", other); !claviger.Is(err, claviger.Internal) {
+		t.Errorf("an EDEK of another version: %v", err)
+	}
+	if _, err := s.Reencrypt(ctx, []claviger.KeyVersion{v}, v, other); !claviger.Is(err, claviger.Internal) {
+		t.Errorf("re-encryption of a version that was not read: %v", err)
+	}
+	if len(k.names) != 0 {
+		t.Errorf("the provider encrypted under %q", k.names)
+	}
+	k.err = claviger.E("test", claviger.VersionNotFound, "k@0", nil)
+	if _, err := s.Generate(ctx, v, 1); !errors.Is(err, ErrReplaced) || !claviger.Is(err, claviger.VersionNotFound) {
+		t.Errorf("a version that was deleted: %v", err)
+	}
+	k.err = claviger.E("test", claviger.Unavailable, "k@0", nil)
+	if _, err := s.Generate(ctx, v, 1); errors.Is(err, ErrReplaced) || !claviger.Is(err, claviger.Unavailable) {
+		t.Errorf("an HSM that is away: %v", err)
+	}
+}
+
+// TestEndedContext: a caller that has gone has nothing made for it.
+func TestEndedContext(t *testing.T) {
+	calls := 0
+	q, err := NewQueue(QueueConfig{Size: 10, LowWatermark: 1, Expiry: 1, Workers: 1, FillTimeout: 1,
+		Fill: func(_ context.Context, _ string, n int) ([]claviger.EDEK, error) {
+			calls++
+			return make([]claviger.EDEK, n), nil
+		}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer q.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if got, err := q.Take(ctx, "k", 1); !claviger.Is(err, claviger.Unavailable) || calls != 0 {
+		t.Errorf("%v, %v, %d calls", got, err, calls)
+	}
+}
