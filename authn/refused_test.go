@@ -152,3 +152,16 @@ func TestScanSaysWhatFailed(t *testing.T) {
 		}
 	}
 }
+
+// TestSpellingsOfTokens: a token has one spelling, but for the signs at its end that fill it up.
+func TestSpellingsOfTokens(t *testing.T) {
+	token := newDelegating(t).get("renewer=yarn&user.name=alice")
+	for text, want := range map[string]bool{
+		token: true, token + "=": true, token + "==": true, token + "!": false, token + " ": false, "!" + token: false,
+		token + "A": false, strings.ToLower(token): false, token[:len(token)-1]: false,
+	} {
+		if _, _, err := parseDelegation(text); (err == nil) != want {
+			t.Errorf("%s: %v, want %t", text, err, want)
+		}
+	}
+}
