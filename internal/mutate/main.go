@@ -317,10 +317,6 @@ func (t *roomTests) try(ctx context.Context, m Mutant) (outcome, error) {
 	if t.limits == nil {
 		t.limits = map[string]time.Duration{}
 	}
-	src, err := os.ReadFile(filepath.Join(t.root, m.File))
-	if err != nil {
-		return "", err
-	}
 	for _, p := range t.packages {
 		if t.limits[p] == 0 {
 			took, err := t.baseline(ctx, "./"+p, "")
@@ -329,7 +325,7 @@ func (t *roomTests) try(ctx context.Context, m Mutant) (outcome, error) {
 			}
 			t.limits[p] = limitOf(took)
 		}
-		got, err := t.runner.try(ctx, "./"+p, "", m.File, m.apply(src), t.limits[p])
+		got, err := t.runner.try(ctx, "./"+p, "", m.File, m.apply(), t.limits[p])
 		if got != survived || err != nil {
 			return got, err
 		}

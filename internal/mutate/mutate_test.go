@@ -48,7 +48,7 @@ func TestRules(t *testing.T) {
 	}
 	var got []string
 	for _, m := range all {
-		after := string(m.apply([]byte(source)))
+		after := string(m.apply())
 		line := strings.Split(after, "\n")[m.Line-1]
 		got = append(got, m.ID+" => "+strings.TrimSpace(line))
 	}

@@ -18,14 +18,15 @@ type Mutant struct {
 	ID   string
 	File string // relative to the module
 	Line int
-	// The bytes from Start to End of the file become Text.
-	Start, End int
-	Text       string
+	// The bytes from Start to End of the file become Text. Source is the file as it
+	// was read: it may be edited while a run is under way.
+	Start, End   int
+	Text, Source string
 }
 
 // apply returns the changed file.
-func (m Mutant) apply(src []byte) []byte {
-	return slices.Concat(src[:m.Start], []byte(m.Text), src[m.End:])
+func (m Mutant) apply() []byte {
+	return []byte(m.Source[:m.Start] + m.Text + m.Source[m.End:])
 }
 
 // mutants lists the changes by rule of a package's files, in the order of the
@@ -70,7 +71,7 @@ func mutantsOf(room, name string, src []byte) ([]Mutant, error) {
 	if ast.IsGenerated(f) {
 		return nil, nil
 	}
-	w := &walker{room: room, name: name, src: src, fset: fset}
+	w := &walker{room: room, name: name, src: src, source: string(src), fset: fset}
 	for _, d := range f.Decls {
 		if fn, ok := d.(*ast.FuncDecl); ok && fn.Body != nil {
 			w.function(fn)
@@ -82,6 +83,7 @@ func mutantsOf(room, name string, src []byte) ([]Mutant, error) {
 type walker struct {
 	room, name string
 	src        []byte
+	source     string // the same
 	fset       *token.FileSet
 	fn         string // the function whose body is walked
 	found      []Mutant
@@ -245,6 +247,6 @@ func (w *walker) addAt(rule string, at token.Pos, start, end int, text string) {
 	whole := strings.Split(string(w.src), "\n")[line-1]
 	w.found = append(w.found, Mutant{
 		ID:   fmt.Sprintf("%s %s %s: %s", w.room, w.fn, rule, strings.Join(strings.Fields(whole), " ")),
-		File: w.name, Line: line, Start: start, End: end, Text: text,
+		File: w.name, Line: line, Start: start, End: end, Text: text, Source: w.source,
 	})
 }
