@@ -269,7 +269,7 @@ func serveTrustee(ctx context.Context, f trusteeFlags, log *slog.Logger) (err er
 	}
 	handler := server.New(cfg)
 	checks := append(trusteeChecks(store, one, keeper, certificate), console.Check{Name: "wrapped deposits", Run: wrapped.Check}, console.ConnectionCheck(connections),
-		secrets.Check(), console.Check{Name: "requests", Informational: true, Run: handler.CheckTurns})
+		secrets.Check(), console.Check{Name: "requests", Informational: true, Run: handler.CheckSlots})
 	stopConsole, err := console.Serve(ctx, metricsListenName, f.metrics, console.Config{Log: log, Metrics: metrics, Checks: checks})
 	if err != nil {
 		return err

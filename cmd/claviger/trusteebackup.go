@@ -58,7 +58,7 @@ no store: without its secring.gpg nobody can read that KMS's deposits. FILE is n
 				defer s.Close() //nolint:errcheck // it was only read
 				store = s
 				if logged, ok := s.(replica.Logged); ok {
-					st, err := logged.Standing(cmd.Context())
+					st, err := logged.Position(cmd.Context())
 					if err != nil {
 						return err
 					}

@@ -39,13 +39,13 @@ func (p *peerFlags) pair() replica.Pair {
 func replicaMetrics(m *console.Metrics, r *replica.Replica) {
 	for name, figure := range map[string]struct {
 		help string
-		of   func(st *replica.Standing, synced bool) float64
+		of   func(st *replica.Position, synced bool) float64
 	}{
-		"active": {"1 where this is the active one of two, 0 the passive.", func(st *replica.Standing, _ bool) float64 { return truth(st.Role == server.RoleActive) }},
-		"synced": {"1 where this is the active one and knows that the passive has all.", func(_ *replica.Standing, synced bool) float64 { return truth(synced) }},
-		"alone":  {"1 while the active one goes on without the passive, as an operator said.", func(st *replica.Standing, _ bool) float64 { return truth(st.Alone) }},
-		"epoch":  {"How many promotions there have been.", func(st *replica.Standing, _ bool) float64 { return float64(st.Epoch) }},
-		"change": {"Number of the last change in the log.", func(st *replica.Standing, _ bool) float64 { return float64(st.Head.Seq) }},
+		"active": {"1 where this is the active one of two, 0 the passive.", func(st *replica.Position, _ bool) float64 { return truth(st.Role == server.RoleActive) }},
+		"synced": {"1 where this is the active one and knows that the passive has all.", func(_ *replica.Position, synced bool) float64 { return truth(synced) }},
+		"alone":  {"1 while the active one goes on without the passive, as an operator said.", func(st *replica.Position, _ bool) float64 { return truth(st.Alone) }},
+		"epoch":  {"How many promotions there have been.", func(st *replica.Position, _ bool) float64 { return float64(st.Epoch) }},
+		"change": {"Number of the last change in the log.", func(st *replica.Position, _ bool) float64 { return float64(st.Head.Seq) }},
 	} {
 		m.Query("claviger_trustee_"+name, figure.help, func(ctx context.Context) (float64, error) {
 			st, synced, err := r.State(ctx)
@@ -148,7 +148,7 @@ func printSingle(out *terminal.Output, fault string) error {
 }
 
 func printTrusteeStatus(w io.Writer, r *replica.StatusReport) {
-	line := func(who string, st *replica.Standing, digest string) {
+	line := func(who string, st *replica.Position, digest string) {
 		fmt.Fprintf(w, "%-6s %-8s epoch %d  change %d  alone %t", who, st.Role, st.Epoch, st.Head.Seq, st.Alone)
 		if digest != "" {
 			fmt.Fprintf(w, "  digest %s", digest)
@@ -158,7 +158,7 @@ func printTrusteeStatus(w io.Writer, r *replica.StatusReport) {
 			fmt.Fprintf(w, "       its store takes no changes: %s\n", st.Fault)
 		}
 	}
-	line("this", &r.Standing, r.Digest)
+	line("this", &r.Position, r.Digest)
 	if r.Peer != nil {
 		line("other", r.Peer, r.PeerDigest)
 	} else {
@@ -176,7 +176,7 @@ func printTrusteeStatus(w io.Writer, r *replica.StatusReport) {
 }
 
 // printStanding shows the state of this host's server after a change.
-func printStanding(out *terminal.Output, st *replica.Standing) error {
+func printStanding(out *terminal.Output, st *replica.Position) error {
 	return out.Write(st, func(w io.Writer) { fmt.Fprintf(w, "%s, epoch %d, alone %t\n", st.Role, st.Epoch, st.Alone) })
 }
 
@@ -194,7 +194,7 @@ standby cannot ask its primary to yield, and EXECUTE on the function pg_promote.
 			return promoteDatabase(cmd.Context(), &out, folder, force)
 		},
 		func(_ *cobra.Command, _ []string, ask func(string, any, any) error) error {
-			var st replica.Standing
+			var st replica.Position
 			if err := ask(trustee.VerbPromote, replica.PromoteArgs{Force: force}, &st); err != nil {
 				if claviger.Is(err, claviger.Unavailable) {
 					return &exitError{exitRefused, err}
@@ -217,7 +217,7 @@ soon as the passive has everything again, or by alone off.`, cobra.ExactArgs(1),
 			if args[0] != "on" && args[0] != "off" {
 				return &exitError{exitUsage, fmt.Errorf("%q: on or off", args[0])}
 			}
-			var st replica.Standing
+			var st replica.Position
 			if err := ask(trustee.VerbAlone, replica.AloneArgs{On: args[0] == "on"}, &st); err != nil {
 				return err
 			}

@@ -120,7 +120,8 @@ func TestOlderBackup(t *testing.T) {
 
 	// It is noticed while the KMS runs, by the next change of any key and by the check;
 	// what is in memory of lost versions is not used, and no later change hides it.
-	if _, err := p.Create(ctx, provider.Spec{Name: "third", Cipher: claviger.DefaultCipher, BitLength: 128}); err != nil {
+	if _, err := p.Create(ctx, provider.Spec{Name: "third", Cipher: claviger.DefaultCipher,
+		BitLength: 128}); err != nil {
 		t.Fatal(err)
 	}
 	full := s.records()
@@ -140,12 +141,14 @@ func TestOlderBackup(t *testing.T) {
 		"a deletion": func() error { return p.Delete(ctx, "k") },
 		"the check":  func() error { return p.(provider.Health).Check(ctx) },
 	} {
-		if err := change(); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "has acknowledged version "+current.Name) {
+		if err := change(); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "has "+
+			"acknowledged version "+current.Name) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
 	// Its EDEKs are queued, and in files: the answer is not a final "not found".
-	if err := encrypt(); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "restored from an older backup") {
+	if err := encrypt(); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(),
+		"restored from an older backup") {
 		t.Errorf("a lost version: %v", err)
 	}
 	file := filepath.Join(one, "newest.json")
@@ -267,10 +270,11 @@ func TestTrusteeTakesNoChanges(t *testing.T) {
 	}
 	before := len(s.records())
 	full := errors.New("database or disk is full")
-	s.store.(replica.Logged).Guard(func(context.Context, replica.Standing, replica.Entry) (bool, error) {
+	s.store.(replica.Logged).Guard(func(context.Context, replica.Position, replica.Entry) (bool, error) {
 		return false, claviger.E("test", claviger.Unavailable, "", full)
 	})
-	if _, err := s.store.(replica.Logged).Stand(ctx, func(st *replica.Standing) error { st.Role, st.Epoch = server.RoleActive, 1; return nil }); err != nil {
+	if _, err := s.store.(replica.Logged).UpdatePosition(ctx,
+		func(st *replica.Position) error { st.Role, st.Epoch = server.RoleActive, 1; return nil }); err != nil {
 		t.Fatal(err)
 	}
 	if err := p.CheckWrites(ctx); err != nil {
@@ -280,21 +284,26 @@ func TestTrusteeTakesNoChanges(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 { // the first of them tries it
-		if err := p.CheckWrites(ctx); !claviger.Is(err, claviger.Unavailable) || !strings.Contains(err.Error(), "is its disk full?") || !strings.Contains(err.Error(), s.web.URL) {
+		if err := p.CheckWrites(ctx); !claviger.Is(err, claviger.Unavailable) ||
+			!strings.Contains(err.Error(), "is its disk full?") || !strings.Contains(err.Error(), s.web.URL) {
 			t.Errorf("while none is taken: %v", err)
 		}
 	}
 	if err := p.Check(ctx); err != nil {
 		t.Errorf("what it reads: %v", err)
 	}
-	s.store.(replica.Logged).Guard(func(context.Context, replica.Standing, replica.Entry) (bool, error) { return false, nil })
+	s.store.(replica.Logged).Guard(func(context.Context, replica.Position, replica.Entry) (bool,
+		error) {
+		return false, nil
+	})
 	keytrustee.TryAgain(p)
 	if err := p.CheckWrites(ctx); err != nil {
 		t.Errorf("once there is room: %v", err)
 	}
 	left := 0
 	for _, r := range s.records() {
-		if r.Deposit != nil && !strings.HasPrefix(r.Deposit.Label, "key/") && !strings.HasPrefix(r.Deposit.Label, "version/") {
+		if r.Deposit != nil && !strings.HasPrefix(r.Deposit.Label, "key/") &&
+			!strings.HasPrefix(r.Deposit.Label, "version/") {
 			left++
 		}
 	}
@@ -346,7 +355,8 @@ func TestOlderBackupAfterAClockAhead(t *testing.T) {
 		t.Fatal(err)
 	}
 	log, err := reopen()
-	if err != nil || !strings.Contains(log, "change of key \\\"other\\\" at "+future.Format(time.RFC3339)+", which is still to come") {
+	if err != nil || !strings.Contains(log, "change of key \\\"other\\\" at "+future.Format(time.RFC3339)+", which "+
+		"is still to come") {
 		t.Fatalf("%v; log %s", err, log)
 	}
 	backup := s.records()

@@ -10,39 +10,38 @@ import (
 )
 
 const (
-	// currentTime is how long a passive server answers without asking the active one
-	// whether it lacks anything: longer than a tick, in which that brings it up to date.
+	// currentTime is how long a passive server answers before it asks the active server again
+	// whether it lacks anything. It is longer than a tick, in which it is brought up to date.
 	currentTime = 2 * time.Second
-	// aloneTime is the same while the active one does not answer.
+	// aloneTime is the same while the active server does not answer.
 	aloneTime = 5 * time.Second
-	// currentAsk bounds that question; readers wait for it.
+	// currentAsk bounds that request; readers wait for it.
 	currentAsk = time.Second
 )
 
-// Current is nil where what this server holds may be answered from. Else a client must
-// ask the other; kind Unavailable.
+// Current reports what may be answered from this server's store; see server.Replica.
 //
-// sure: what this server does not find is not there. An active server knows that once
-// it has been equal to the passive since its start, or was told to go on alone, and
-// does not know of anything that the passive holds. A passive server knows it from the
-// active one, at this moment: were that away, it might have gone on alone. Then it
-// still lists what it holds where it has held all since its start.
+// An active server is sure of what it lacks if it was equal to the passive server since its start,
+// or if an operator lets it go on alone, and if it knows of nothing that only the passive server
+// holds. A passive server is sure if the active server says so now: an active server that does not
+// answer may have gone on alone. Even then the passive server answers lists, if it was complete
+// when it last reached the active server since its start.
 func (r *Replica) Current(ctx context.Context) (server.Knowledge, error) {
 	const op = "replica.Current"
-	if c := r.known.Load(); c != nil && time.Now().Before(c.until) {
+	if c := r.learned.Load(); c != nil && time.Now().Before(c.until) {
 		return c.Knowledge, nil
 	}
-	r.asking.Lock()
-	defer r.asking.Unlock()
-	if c := r.known.Load(); c != nil && time.Now().Before(c.until) {
+	r.learning.Lock()
+	defer r.learning.Unlock()
+	if c := r.learned.Load(); c != nil && time.Now().Before(c.until) {
 		return c.Knowledge, nil
 	}
-	// What is learned meanwhile drops what is stored here.
-	st, err := r.store.Standing(ctx)
+	// An event from here on clears r.learned after this call has stored it.
+	st, err := r.store.Position(ctx)
 	if err != nil {
 		return server.Knowledge{}, err
 	}
-	c := &known{until: time.Now().Add(currentTime)}
+	c := &learned{until: time.Now().Add(currentTime)}
 	if st.Role == server.RoleActive {
 		r.mu.Lock()
 		defer r.mu.Unlock()
@@ -51,38 +50,38 @@ func (r *Replica) Current(ctx context.Context) (server.Knowledge, error) {
 		}
 		c.Sure = (r.equal || st.Alone) && !r.lacking
 		c.Lists = c.Sure
-		r.known.Store(c)
+		r.learned.Store(c)
 		return c.Knowledge, nil
 	}
-	var p Standing
-	// Whoever waits behind this one asks on, so it does not end with him.
-	if err := r.ask(context.WithoutCancel(ctx), currentAsk, trustee.VerbPeerHello, st, &p); err != nil {
+	var p Position
+	// Others wait for this request, so it does not end with its own client.
+	if err := r.request(context.WithoutCancel(ctx), currentAsk, trustee.VerbPeerHello, st, &p); err != nil {
 		c.until = time.Now().Add(aloneTime)
-		c.Lists = r.abreastOnce.Load()
-		r.known.Store(c)
+		c.Lists = r.wasComplete.Load()
+		r.learned.Store(c)
 		return c.Knowledge, nil
 	}
-	if st, err = r.store.Standing(ctx); err == nil { // it may have been brought on meanwhile
-		c.Sure, err = r.abreast(ctx, &st, &p)
+	if st, err = r.store.Position(ctx); err == nil { // it may have got changes meanwhile
+		c.Sure, err = r.complete(ctx, &st, &p)
 	}
 	if err != nil {
 		return server.Knowledge{}, err
 	}
 	c.Lists = c.Sure
-	r.abreastOnce.Store(c.Sure)
-	r.known.Store(c)
+	r.wasComplete.Store(c.Sure)
+	r.learned.Store(c)
 	return c.Knowledge, nil
 }
 
-// known is what was learned, and for how long that holds.
-type known struct {
+// learned is an answer of Current, and how long it may be repeated.
+type learned struct {
 	server.Knowledge
 	until time.Time
 }
 
-// abreast tells whether this passive server has all that the active one has. In step
-// it has each change before that one.
-func (r *Replica) abreast(ctx context.Context, st, p *Standing) (bool, error) {
+// complete reports whether this passive server has every change of the active server. While the
+// two are in step, the passive server has each change first.
+func (r *Replica) complete(ctx context.Context, st, p *Position) (bool, error) {
 	if p.Role != server.RoleActive {
 		return false, nil
 	}

@@ -11,18 +11,18 @@ import (
 	"claviger/trustee/server"
 )
 
-// namedLosses is how many records a Loss names; it counts the others.
+// namedLosses is how many records a Loss names. It counts the others.
 const namedLosses = 5
 
-// Loss is what one store holds and another lacks, or holds in another state.
+// Loss is what one store holds that another store lacks or holds in another state.
 type Loss struct {
 	Orgs     int      `json:"orgs"`
 	Clients  int      `json:"clients"`
 	Deposits int      `json:"deposits"`
-	Names    []string `json:"names"` // of the first few, for people
+	Names    []string `json:"names"` // of the first records, for people
 }
 
-// None tells whether nothing is lost.
+// None reports whether nothing is lost.
 func (l *Loss) None() bool { return l == nil || l.Orgs+l.Clients+l.Deposits == 0 }
 
 // String counts and names what is lost.
@@ -35,7 +35,7 @@ func (l *Loss) String() string {
 	return text
 }
 
-// held is what goes into the state of a record.
+// held is hashed as the state of a record.
 type held struct {
 	Names   []string
 	Lists   [][]string
@@ -46,14 +46,13 @@ type held struct {
 
 func list(l []string) []string { return append([]string{}, l...) } // nil and empty are equal
 
-// holdings is what a store holds, without the contents of deposits: by kind and
-// name, a digest of the state.
+// holdings are the records of a store without the contents of deposits: a digest of the state of
+// each record, by kind and name.
 type holdings map[string][sha256.Size]byte
 
-// holding returns the key and state of a record in holdings, and its name for
-// people. ok is false for what may be dropped: requests that are remembered, and
-// deposits that have expired. A deposit's uuid stands for its content, which its
-// owner has signed.
+// holding returns a record's key and state in holdings, and its name for people. ok is false for
+// records that may be dropped: remembered requests and expired deposits. A deposit's uuid stands for
+// its content, which the owner has signed.
 func holding(r server.Record, now time.Time) (key, name string, state [sha256.Size]byte, ok bool, err error) {
 	var s held
 	switch {
@@ -85,7 +84,7 @@ func holding(r server.Record, now time.Time) (key, name string, state [sha256.Si
 	return key, name, sha256.Sum256(text), true, nil
 }
 
-// add notes a record.
+// add adds a record.
 func (h holdings) add(r server.Record, now time.Time) error {
 	key, _, state, ok, err := holding(r, now)
 	if ok {
@@ -94,8 +93,7 @@ func (h holdings) add(r server.Record, now time.Time) error {
 	return err
 }
 
-// lacks counts a record of another store in lost where h does not hold it in the
-// same state.
+// lacks counts a record of another store in lost if h does not hold it in the same state.
 func (h holdings) lacks(r server.Record, now time.Time, lost *Loss) error {
 	key, name, state, ok, err := holding(r, now)
 	if err != nil || !ok {
@@ -108,7 +106,7 @@ func (h holdings) lacks(r server.Record, now time.Time, lost *Loss) error {
 	return nil
 }
 
-// count adds a record.
+// count counts a record.
 func (l *Loss) count(r server.Record, name string) {
 	switch {
 	case r.Org != nil:

@@ -238,7 +238,7 @@ func TestLongAway(t *testing.T) {
 		must(t, err)
 		return d.UUID
 	}()))
-	st, err := a.store.Standing(t.Context())
+	st, err := a.store.Position(t.Context())
 	must(t, err)
 	db, err := sql.Open("sqlite", a.path)
 	must(t, err)

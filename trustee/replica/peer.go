@@ -17,29 +17,30 @@ import (
 
 // Arguments of an operator.
 type (
-	// StatusArgs asks for digests too, for which both stores are read as a whole.
+	// StatusArgs: with Digest, both stores are read as a whole.
 	StatusArgs struct {
 		Digest bool `json:"digest"`
 	}
-	// PromoteArgs make it active: with Force whatever the other server says or does not say.
+	// PromoteArgs make the server active: with Force even if the other server does not answer or
+	// holds more.
 	PromoteArgs struct {
 		Force bool `json:"force"`
 	}
-	// AloneArgs lets the active go on without the passive, until that has all again,
-	// or no more.
+	// AloneArgs let the active server go on without the passive server, until that has every
+	// change again; or end this.
 	AloneArgs struct {
 		On bool `json:"on"`
 	}
-	// ResyncArgs brings the passive up to date: with Drop even where the passive holds
-	// what the active lacks, which is dropped.
+	// ResyncArgs bring the passive server up to date. With Drop, it loses what the active server
+	// lacks.
 	ResyncArgs struct {
 		Drop bool `json:"drop"`
 	}
-	// ResyncResult is how the active stands then. Dropped is what the passive held and
-	// the active does not, nil where there was none; Kept is the file on the passive's
-	// host that has it.
+	// ResyncResult is the active server's position afterwards. Dropped is what the passive server
+	// held and the active server does not, or nil; Kept is the file on the passive server's host
+	// that has it.
 	ResyncResult struct {
-		Standing
+		Position
 		Dropped *Loss  `json:"dropped,omitempty"`
 		Kept    string `json:"kept,omitempty"`
 	}
@@ -53,7 +54,7 @@ type (
 	entriesArgs struct {
 		After Head `json:"after"`
 	}
-	// loadArgs is a page of a copy; pages of a session come in order, from 0.
+	// loadArgs is a page of a copy. The pages of a session come in order, from 0.
 	loadArgs struct {
 		Session string            `json:"session"`
 		Page    int               `json:"page"`
@@ -61,16 +62,16 @@ type (
 		Head    Head              `json:"head"`
 		Records []json.RawMessage `json:"records"`
 		Last    bool              `json:"last"`
-		// Drop: the copy may replace what it does not hold.
+		// Drop lets the copy replace records that it does not hold.
 		Drop bool `json:"drop,omitempty"`
-		// Compare: the copy is not to be taken, whatever it holds.
+		// Compare has the copy compared only, and not taken.
 		Compare bool `json:"compare,omitempty"`
 	}
-	// loadResult is how the passive stands after a copy. Lost is what it holds and the
-	// copy does not: without Drop the copy was refused then, and all is as it was.
-	// Kept is the file that has what the copy has replaced.
+	// loadResult is the passive server's position after a copy. Lost is what the server holds and
+	// the copy does not; without Drop the copy was refused, and nothing was changed. Kept is the
+	// file with what the copy has replaced.
 	loadResult struct {
-		Standing
+		Position
 		Lost *Loss  `json:"lost,omitempty"`
 		Kept string `json:"kept,omitempty"`
 	}
@@ -84,7 +85,7 @@ type (
 	none struct{}
 )
 
-// peerVerbs are what the servers' own identity may ask for, and nobody else.
+// peerVerbs answer the requests that only the servers' own identity may send.
 var peerVerbs = map[string]func(*Replica, context.Context, *trustee.Request) (any, error){
 	trustee.VerbStatus:     with((*Replica).status),
 	trustee.VerbPromote:    with(func(r *Replica, ctx context.Context, a PromoteArgs) (any, error) { return r.promote(ctx, a.Force) }),
@@ -113,7 +114,7 @@ func (r *Replica) Do(ctx context.Context, req *trustee.Request) (any, error) {
 	return do(r, ctx, req)
 }
 
-// with reads the arguments.
+// with makes an answering function that gets its arguments decoded.
 func with[A any](f func(*Replica, context.Context, A) (any, error)) func(*Replica, context.Context, *trustee.Request) (any, error) {
 	return func(r *Replica, ctx context.Context, req *trustee.Request) (any, error) {
 		var a A
@@ -124,34 +125,34 @@ func with[A any](f func(*Replica, context.Context, A) (any, error)) func(*Replic
 	}
 }
 
-// ask asks the peer.
-func (r *Replica) ask(ctx context.Context, limit time.Duration, verb string, args, into any) error {
+// request sends a request to the peer.
+func (r *Replica) request(ctx context.Context, limit time.Duration, verb string, args, into any) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	return r.peer.Ask(ctx, verb, args, into)
 }
 
-// hello tells the peer what this server is, and asks what it is itself.
-func (r *Replica) hello(ctx context.Context, st Standing) (*Standing, error) {
-	var p Standing
-	return &p, r.ask(ctx, shipTime, trustee.VerbPeerHello, st, &p)
+// hello sends the peer this server's position, and returns the peer's.
+func (r *Replica) hello(ctx context.Context, st Position) (*Position, error) {
+	var p Position
+	return &p, r.request(ctx, shipTime, trustee.VerbPeerHello, st, &p)
 }
 
-func (r *Replica) append(ctx context.Context, epoch uint64, list []Entry) (*Standing, error) {
-	var p Standing
-	return &p, r.ask(ctx, shipTime, trustee.VerbPeerAppend, appendArgs{epoch, list}, &p)
+func (r *Replica) append(ctx context.Context, epoch uint64, list []Entry) (*Position, error) {
+	var p Position
+	return &p, r.request(ctx, shipTime, trustee.VerbPeerAppend, appendArgs{epoch, list}, &p)
 }
 
 func (r *Replica) peerDigest(ctx context.Context) (digestResult, error) {
 	var d digestResult
-	return d, r.ask(ctx, longTime, trustee.VerbPeerDigest, none{}, &d)
+	return d, r.request(ctx, longTime, trustee.VerbPeerDigest, none{}, &d)
 }
 
-func (r *Replica) onHello(ctx context.Context, from Standing) (any, error) {
-	st, err := r.store.Standing(ctx)
+func (r *Replica) onHello(ctx context.Context, from Position) (any, error) {
+	st, err := r.store.Position(ctx)
 	if err == nil && from.Role == server.RoleActive && st.Role == server.RoleActive && from.Epoch > st.Epoch {
 		if err = r.stepDown(ctx, from.Epoch); err == nil {
-			st, err = r.store.Standing(ctx)
+			st, err = r.store.Position(ctx)
 		}
 	}
 	if err == nil && from.Role == server.RoleActive && st.Role == server.RolePassive {
@@ -159,7 +160,7 @@ func (r *Replica) onHello(ctx context.Context, from Standing) (any, error) {
 		if err != nil {
 			return nil, err
 		}
-		r.abreastOnce.Store(had)
+		r.wasComplete.Store(had)
 	}
 	st.Fault = r.faults.Fault(ctx, r.store, time.Now())
 	return st, err
@@ -170,11 +171,11 @@ func (r *Replica) onAppend(ctx context.Context, a appendArgs) (any, error) {
 		r.faults.Forget()
 		return nil, err
 	}
-	return r.store.Standing(ctx)
+	return r.store.Position(ctx)
 }
 
 func (r *Replica) onYield(ctx context.Context, a yieldArgs) (any, error) {
-	st, err := r.store.Stand(ctx, func(st *Standing) error {
+	st, err := r.store.UpdatePosition(ctx, func(st *Position) error {
 		if a.Epoch <= st.Epoch {
 			return claviger.Errorf("replica.yield", claviger.Denied, "", "epoch %d is over: it is %d", a.Epoch, st.Epoch)
 		}
@@ -184,27 +185,27 @@ func (r *Replica) onYield(ctx context.Context, a yieldArgs) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	r.yielded()
+	r.forget()
 	r.log.Warn("this Key Trustee Server is passive from now on: the other is being promoted", "epoch", a.Epoch)
 	return st, nil
 }
 
-// incomingFiles are the names of copies of which pages come.
+// incomingFiles are the names of the files for copies that are arriving.
 const incomingFiles = ".incoming-*"
 
-// incoming is a copy of which pages come.
+// incoming is a copy that is arriving.
 type incoming struct {
 	session string
 	next    int
 	file    *os.File
 }
 
-// onLoad gathers a copy, and takes it when it is whole. It refuses one that would
-// lose something, unless the operator of the active one has said so. What this
-// server had stays in a file beside the store.
+// onLoad collects the pages of a copy, and takes the copy when it is whole. It refuses a copy that
+// would lose something, unless an operator of the active server said --drop. What this server held
+// stays in a file beside the store.
 func (r *Replica) onLoad(ctx context.Context, a loadArgs) (any, error) {
 	const op = "replica.load"
-	st, err := r.store.Standing(ctx)
+	st, err := r.store.Position(ctx)
 	if err == nil && !a.Compare {
 		err = st.MayApply(op, server.RolePassive, a.Epoch)
 	}
@@ -244,11 +245,11 @@ func (r *Replica) onLoad(ctx context.Context, a loadArgs) (any, error) {
 		return nil, err
 	}
 	if a.Compare {
-		return loadResult{Standing: st, Lost: lost}, nil
+		return loadResult{Position: st, Lost: lost}, nil
 	}
 	if !lost.None() && !a.Drop {
 		r.log.Error("the active Key Trustee Server has sent a copy that lacks what this one holds; it was refused, and nothing was changed", "lost", lost, "seq", st.Head.Seq, "of the copy", a.Head.Seq)
-		return loadResult{Standing: st, Lost: lost}, nil
+		return loadResult{Position: st, Lost: lost}, nil
 	}
 	res := loadResult{Lost: lost}
 	if held {
@@ -264,11 +265,11 @@ func (r *Replica) onLoad(ctx context.Context, a loadArgs) (any, error) {
 	if err := r.store.Load(ctx, a.Epoch, a.Head, next); err != nil {
 		return nil, err
 	}
-	res.Standing, err = r.store.Standing(ctx)
+	res.Position, err = r.store.Position(ctx)
 	return res, err
 }
 
-// records reads the copy from its start, until io.EOF.
+// records returns a function that reads the copy from its start, until io.EOF.
 func (i *incoming) records() (func() (server.Record, error), error) {
 	const op = "replica.load"
 	if _, err := i.file.Seek(0, io.SeekStart); err != nil {
@@ -285,9 +286,9 @@ func (i *incoming) records() (func() (server.Record, error), error) {
 	}, nil
 }
 
-// losses compares this server's store with a copy: what the store holds and the copy
-// does not; held: the store holds anything. It notes both, and the
-// opposite, for promote and status.
+// losses compares this server's store with a copy. lost is what the store holds and the copy does
+// not, and held is true if the store holds anything. It stores lost and the opposite, what only the
+// copy holds, in r.offer for promote and status.
 func (r *Replica) losses(ctx context.Context, in *incoming, offer offered) (lost *Loss, held bool, err error) {
 	now := time.Now()
 	theirs, mine := holdings{}, holdings{}
@@ -328,7 +329,7 @@ func (r *Replica) losses(ctx context.Context, in *incoming, offer offered) (lost
 	return lost, held, nil
 }
 
-// alone lets the active go on without the passive.
+// alone lets the active server go on without the passive server, or ends this.
 func (r *Replica) alone(ctx context.Context, a AloneArgs) (any, error) {
 	const op = "replica.alone"
 	r.op.Lock()
@@ -337,13 +338,13 @@ func (r *Replica) alone(ctx context.Context, a AloneArgs) (any, error) {
 	synced := r.synced
 	r.mu.Unlock()
 	if a.On && synced {
-		if st, err := r.store.Standing(ctx); err == nil && st.Role == server.RoleActive {
+		if st, err := r.store.Position(ctx); err == nil && st.Role == server.RoleActive {
 			if _, err := r.hello(ctx, st); err == nil {
 				return nil, claviger.Errorf(op, claviger.Invalid, "", "the passive Key Trustee Server answers and has all: there is nothing to go on without")
 			}
 		}
 	}
-	st, err := r.store.Stand(ctx, func(st *Standing) error {
+	st, err := r.store.UpdatePosition(ctx, func(st *Position) error {
 		if st.Role != server.RoleActive {
 			return claviger.Errorf(op, claviger.Invalid, "", "this Key Trustee Server is passive: the active one goes on alone, or this one after claviger trustee promote")
 		}
@@ -359,18 +360,18 @@ func (r *Replica) alone(ctx context.Context, a AloneArgs) (any, error) {
 		r.why = fmt.Errorf("the passive has to be asked first")
 	}
 	r.mu.Unlock()
-	r.known.Store(nil)
+	r.learned.Store(nil)
 	r.wake()
 	r.log.Warn("an operator has said whether this Key Trustee Server goes on without the passive", "alone", a.On)
 	return st, nil
 }
 
-// resync brings the passive up to date now, and drops what the passive alone holds
-// only where the operator has said so.
+// resync brings the passive server up to date now. It drops what only the passive server holds if
+// a.Drop is true.
 func (r *Replica) resync(ctx context.Context, a ResyncArgs) (any, error) {
 	r.op.Lock()
 	defer r.op.Unlock()
-	st, err := r.store.Standing(ctx)
+	st, err := r.store.Position(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -380,11 +381,11 @@ func (r *Replica) resync(ctx context.Context, a ResyncArgs) (any, error) {
 	r.refused = refusal{}
 	r.dropped = loadResult{}
 	err = r.sync(ctx, a.Drop)
-	r.tell(err)
+	r.report(err)
 	if err != nil {
 		return nil, err
 	}
 	res := ResyncResult{Dropped: r.dropped.Lost, Kept: r.dropped.Kept}
-	res.Standing, err = r.store.Standing(ctx)
+	res.Position, err = r.store.Position(ctx)
 	return res, err
 }

@@ -15,45 +15,45 @@ import (
 	"claviger/typo"
 )
 
-// Recovered is what Recover has found and done.
+// Recovered is what Recover found and did.
 type Recovered struct {
-	// Lacked is what the store lacked, or held in another state, but for what it has
-	// replaced since by something newer.
+	// Lacked is what the store lacked or held in another state. It leaves out what the store has
+	// replaced by something newer.
 	Lacked Loss
-	// Added is what it has got and can be used, and Names all of it, for people.
+	// Added is what was added and can be used. Names names all of it, for people.
 	Added Loss
 	Names []string
-	// Aside are full names of versions of keys which the store holds, and holds deleted, as
-	// no key document names them. Their EDEKs open once the KT KMS adopts them.
+	// Aside are the full names of key versions that the store holds as deleted, because no key
+	// document names them. Their EDEKs open after the KT KMS has adopted them.
 	Aside []string
-	// Left says for people why something of Lacked was not added.
+	// Left says, for people, why parts of Lacked were not added.
 	Left []string
-	// Idle are the names of Revive of which the store lacks nothing.
+	// Idle are the names in Revive of which the store lacks nothing.
 	Idle []string
 }
 
-// RecoverOptions are Recover's.
+// RecoverOptions are the options of Recover.
 type RecoverOptions struct {
-	// Dry: it only looks.
+	// Dry changes nothing.
 	Dry bool
-	// Revive names keys, or labels of other deposits, that are added although the store has
-	// deleted them.
+	// Revive names keys, or labels of other deposits, that are added even if the store has deleted
+	// them.
 	Revive []string
 }
 
-// Recover adds to a store what it lacks of another, which kept what was dropped. It
+// Recover adds to the store into what it lacks of the store from, which kept what was dropped. It
 // changes nothing that the store holds. The deposits of a key go together:
 //
 //   - A key of which the store holds nothing is added, its versions before its document.
-//   - A key that the store has deleted is left, unless Revive names it.
-//   - Where the store has the key, in another state or as another key of that name, the
-//     document is left, and the versions that the store lacks are added as deleted ones,
-//     Aside: nothing takes them for what a change left that was broken off, and the owner,
-//     who alone can read and sign documents, can merge them into his.
+//   - A key that the store has deleted is not added, unless Revive names it.
+//   - If the store has the key in another state, or another key of that name, the document is not
+//     added. The versions that the store lacks are added as deleted ones, Aside: they look like
+//     no remains of a change that was broken off, and the owner, who alone can read and sign
+//     documents, can merge them into the key.
 //
-// A deposit that is older than the newest one which both hold was once in both; where the
-// store lacks it, the store has deleted or replaced it. Kind KeyNotFound, and nothing is
-// changed, where Revive has a name of which the other store holds nothing.
+// A deposit that is older than the newest deposit in both stores was once in both. If the store lacks
+// it, the store has deleted or replaced it. Kind KeyNotFound, and nothing is changed, if Revive has a
+// name of which the other store holds nothing.
 func Recover(ctx context.Context, into, from server.Store, o RecoverOptions) (*Recovered, error) {
 	r := &recovery{into: into, now: time.Now(), revive: o.Revive, dry: o.Dry, mine: holdings{}, res: new(Recovered),
 		kept: map[string]kept{}, theirs: map[string]bool{}, groups: map[depositsOf]*depositGroup{},
@@ -88,8 +88,7 @@ func Recover(ctx context.Context, into, from server.Store, o RecoverOptions) (*R
 	return r.res, r.deposits(ctx)
 }
 
-// checkRevive refuses a name to revive that the other store does not know: it is misspelt,
-// and the key that is meant would be left.
+// checkRevive refuses a name to revive of which the other store holds nothing. The name is misspelt.
 func (r *recovery) checkRevive() error {
 	for _, name := range r.revive {
 		if !r.names[name] {
@@ -100,7 +99,7 @@ func (r *recovery) checkRevive() error {
 	return nil
 }
 
-// lacksAny tells whether the store lacks anything of that name.
+// lacksAny reports whether the store lacks anything of that name.
 func (r *recovery) lacksAny(name string) bool {
 	for of := range r.groups {
 		if of.name == name {
@@ -120,13 +119,13 @@ type recovery struct {
 
 	mine holdings
 	kept map[string]kept // deposits of the store, by uuid
-	// theirs has the deposits that the other holds live, and names those of all its deposits.
+	// theirs is true for the live deposits of the other store; names are the names of all its deposits.
 	theirs map[string]bool
 	names  map[string]bool
-	// parted is when the newest deposit was made that both hold.
+	// parted is when the newest deposit in both stores was made.
 	parted time.Time
 	groups map[depositsOf]*depositGroup
-	// put has the versions that were added, before the key's document.
+	// put has the versions that were added before their key's document.
 	put map[depositsOf][]*server.Row
 }
 
@@ -138,13 +137,13 @@ type kept struct {
 	made time.Time
 }
 
-// depositsOf names deposits that belong together: of a key, or of another label.
+// depositsOf names deposits that belong together: those of a key, or of another label.
 type depositsOf struct {
 	owner, name string
 	key         bool
 }
 
-// depositGroup is what the other store holds of them and the store lacks.
+// depositGroup is what the store lacks of deposits that belong together.
 type depositGroup struct {
 	of   depositsOf
 	rows []lackedRow
@@ -156,7 +155,7 @@ type lackedRow struct {
 	made time.Time
 }
 
-// sorted tells what a deposit belongs to.
+// sorted returns what a deposit belongs to.
 func sorted(d *server.Row) (kind string, of depositsOf) {
 	kind, key := trustee.KeyOfLabel(d.Label)
 	if kind == "" {
@@ -165,7 +164,7 @@ func sorted(d *server.Row) (kind string, of depositsOf) {
 	return kind, depositsOf{d.Owner, key, true}
 }
 
-// holds notes what the store holds.
+// holds adds a record that the store holds.
 func (r *recovery) holds(rec server.Record) error {
 	if d := rec.Deposit; d != nil {
 		made, err := d.Sealed.Made()
@@ -178,7 +177,7 @@ func (r *recovery) holds(rec server.Record) error {
 	return r.mine.add(rec, r.now)
 }
 
-// lacks notes a record of the other store, and tells whether the store lacks it.
+// lacks adds a record of the other store, and reports whether the store lacks it.
 func (r *recovery) lacks(rec server.Record) (bool, error) {
 	if d := rec.Deposit; d != nil {
 		_, of := sorted(d)
@@ -243,7 +242,7 @@ func (r *recovery) take(ctx context.Context, rec server.Record) error {
 	return err
 }
 
-// outcome tells whether something was added; what the store refuses is left.
+// outcome reports whether a record was added. A record that the store refuses goes into Left.
 func (r *recovery) outcome(name string, err error) (added bool, _ error) {
 	switch {
 	case claviger.Is(err, claviger.KeyExists):
@@ -269,9 +268,9 @@ type step struct {
 	aside bool
 }
 
-// deposits decides on each group, and adds what is to be added in the order in which it
-// was made: where that is broken off, all that is still lacked is newer than what was
-// added, so that the next call does not take it for deleted.
+// deposits decides on each group, and adds deposits in the order in which they were made. If that is
+// broken off, every deposit that is still lacking is newer than those that were added, so the next
+// call does not take it for deleted.
 func (r *recovery) deposits(ctx context.Context) error {
 	groups := make([]*depositGroup, 0, len(r.groups))
 	for _, g := range r.groups {
@@ -303,13 +302,13 @@ func (r *recovery) deposits(ctx context.Context) error {
 	return nil
 }
 
-// state is what the store holds of a key, or of another label.
+// state is what the store holds of a key or of another label.
 type state struct {
 	live    bool // the key's document, or a deposit of that label
-	deleted bool // a document of the key as a deleted one, which the other store lacks
+	deleted bool // a document of the deleted key, which the other store lacks
 }
 
-// group decides what is added of a group.
+// group returns the steps that add deposits of a group.
 func (r *recovery) group(g *depositGroup, has state) (steps []step) {
 	revive := slices.Contains(r.revive, g.of.name)
 	last := time.Time{}
@@ -369,10 +368,10 @@ func rank(s step) int {
 	return 1
 }
 
-// ended tells whether the store has deleted or replaced what it lacks.
+// ended reports whether the store has deleted or replaced the deposit that it lacks.
 func (r *recovery) ended(l lackedRow) bool { return l.made.Before(r.parted) }
 
-// refuse leaves a group that the store has deleted.
+// refuse puts a group that the store has deleted into Left.
 func (r *recovery) refuse(g *depositGroup) {
 	var versions []string
 	live := false
@@ -400,7 +399,7 @@ func (r *recovery) refuse(g *depositGroup) {
 
 func nameOf(d *server.Row) string { return strings.TrimPrefix(d.Label, trustee.LabelVersion) }
 
-// count counts a deposit, by what people call it.
+// count counts a deposit under its name for people.
 func (r *recovery) count(l *Loss, d *server.Row) {
 	l.count(server.Record{Deposit: d}, fmt.Sprintf("deposit %.200q", d.Label))
 }
@@ -437,8 +436,8 @@ func (r *recovery) add(ctx context.Context, s step) error {
 	return nil
 }
 
-// faster sets the versions of a key aside whose document could not be added, as the KT KMS
-// has made a key of that name meanwhile.
+// faster sets the versions of a key aside whose document could not be added because the KT KMS made a
+// key of that name meanwhile.
 func (r *recovery) faster(ctx context.Context, of depositsOf) error {
 	var uuids []string
 	for _, row := range r.put[of] {

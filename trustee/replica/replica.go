@@ -17,20 +17,19 @@ import (
 )
 
 const (
-	// shipTime is how long the passive may take to commit a change. The active's store
-	// is locked meanwhile, for orgtool too: it must be shorter than the store waits
-	// for another process.
+	// shipTime bounds how long the passive server may take to commit a change. The store of the
+	// active server is locked meanwhile, for orgtool too, so shipTime must be shorter than the
+	// store waits for another process.
 	shipTime = 4 * time.Second
-	// longTime is that of a question over a whole store.
+	// longTime bounds a request over a whole store.
 	longTime = 50 * time.Second
-	// readyTime is how long a change waits for the passive to be brought up to date.
+	// readyTime bounds how long a change waits until the passive server is up to date.
 	readyTime = 3 * time.Second
-	// tick is how often the active looks whether the passive lacks something.
+	// tick is how often the active server checks whether the passive server lacks changes.
 	tick = time.Second
-	// idle is how often an active that has nothing to send asks whether the passive is
-	// there, and still what it was.
+	// idle is how often the active server probes the passive server when it has nothing to send.
 	idle = 10 * time.Second
-	// pageEntries of a log go to the peer at once.
+	// pageEntries is the largest number of log entries in one request.
 	pageEntries = 500
 	// pageBytes ends a page early: in base64 twice it is well within trustee.MaxBody.
 	pageBytes = 768 << 10
@@ -38,87 +37,85 @@ const (
 
 // Config is what a Replica is made of.
 type Config struct {
-	Identity *trustee.Identity // that of both
+	Identity *trustee.Identity // of both servers
 	Store    Logged
-	// Peer asks the other server; as Identity.
+	// Peer sends requests to the other server, signed by Identity.
 	Peer *trustee.Client
-	// Spool is the folder in which a whole copy from the peer is gathered.
+	// Spool is the folder for a whole copy from the other server, until all its pages are here.
 	Spool string
 	Log   *slog.Logger
 }
 
-// Replica is one of two Key Trustee Servers that hold the same, the active or the
-// passive. A change is committed by the passive first, then by the active, then
-// acknowledged; see docs/trustee.md.
+// Replica makes a server the active or the passive one of two.
 type Replica struct {
-	id    *trustee.Identity
-	store Logged
-	peer  *trustee.Client
-	spool string
-	log   *slog.Logger
-	kick  chan struct{}
+	id     *trustee.Identity
+	store  Logged
+	peer   *trustee.Client
+	spool  string
+	log    *slog.Logger
+	wakeup chan struct{}
 
 	faults server.WriteProbe
 
-	op    sync.Mutex // one synchronization, or operator's command, at a time
-	asked time.Time  // when the last look asked the peer; under op
-	// refused is the last copy that the passive refused, and dropped what the last one
-	// that it took has replaced; under op.
+	op     sync.Mutex // one synchronization, or operator's command, at a time
+	probed time.Time  // when the peer was last probed; guarded by op
+	// refused is the last copy that the passive server refused; dropped is what the last copy that
+	// it took has replaced. Both are guarded by op.
 	refused refusal
 	dropped loadResult
 
 	mu sync.Mutex
-	// synced: the passive has all up to peerHead, and takes the next change.
+	// synced is true if the passive server has every change up to peerHead and can take the next.
 	synced   bool
 	peerHead Head
-	tried    bool // the peer has been asked since the start
-	// equal: as the active one, this server was equal to the passive since its start.
-	// lacking: it knows that the passive holds what it lacks.
+	tried    bool // the peer was asked since the start
+	// equal is true if this server, as the active one, was equal to the passive server since its
+	// start. lacking is true if it knows that the passive server holds what it lacks.
 	equal, lacking bool
 	why            error // why it is not synced
 	round          chan struct{}
-	told           string // what the log said last of why
-	// doubt is the last change that this server has sent and refused, since the answer
-	// did not come: a passive that stands there has acknowledged nothing with it.
-	doubt Head
-	// offer is the last copy that came to be taken or compared.
+	logged         string // the text of why that was logged last
+	// unanswered is the last change that was refused because the passive server did not answer. A
+	// passive server whose log ends there has acknowledged nothing with it.
+	unanswered Head
+	// offer is the last copy that came, to be taken or to be compared.
 	offer offered
 
-	asking sync.Mutex // of who asks whether this server lacks anything
-	// known is what was learned last of whether absence here is absence; nil: nothing.
-	known atomic.Pointer[known]
-	// abreastOnce: as the passive one, this server lacked nothing when it last reached the
-	// active one, since its start.
-	abreastOnce atomic.Bool
+	learning sync.Mutex // one request at a time that finds out whether this server lacks anything
+	// learned is what Current answered last; nil for nothing.
+	learned atomic.Pointer[learned]
+	// wasComplete is true if this server, as the passive one, lacked nothing when it last reached
+	// the active server since its start.
+	wasComplete atomic.Bool
 
 	arriving sync.Mutex
 	incoming *incoming
 }
 
-// refusal is that of a copy by the passive, which holds what the copy does not.
+// refusal is a copy that the passive server refused, because it holds what the copy lacks.
 type refusal struct {
 	mine, theirs Head
 	at           time.Time
 	err          error
 }
 
-// offered is a copy of the other's store: its head, what it lacks of this store at the
-// head mine, and what it has more.
+// offered is a copy of the other server's store, with the head of its log. less is what the copy
+// lacks of this store, whose head was mine; more is what the copy has beyond this store.
 type offered struct {
 	head, mine Head
 	less, more Loss
 }
 
-// New makes one of two, which at its first start gets the role first.
-// It takes over the store's guard. Kind Invalid where the store has no role yet
-// and first is none.
+// New makes a server one of two. At its first start the server gets the role first. New sets the
+// store's guard. Kind Invalid where the store has no role yet and first is neither active nor
+// passive.
 func New(ctx context.Context, cfg Config, first server.Role) (*Replica, error) {
 	const op = "replica.New"
-	r := &Replica{id: cfg.Identity, store: cfg.Store, peer: cfg.Peer, spool: cfg.Spool, log: cfg.Log, kick: make(chan struct{}, 1), round: make(chan struct{})}
+	r := &Replica{id: cfg.Identity, store: cfg.Store, peer: cfg.Peer, spool: cfg.Spool, log: cfg.Log, wakeup: make(chan struct{}, 1), round: make(chan struct{})}
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
 	}
-	// Who was killed while a copy came has left a part of it.
+	// A server that was killed while a copy came has left the pages of it.
 	left, err := filepath.Glob(filepath.Join(r.spool, incomingFiles))
 	for _, file := range left {
 		err = errors.Join(err, os.Remove(file))
@@ -126,7 +123,7 @@ func New(ctx context.Context, cfg Config, first server.Role) (*Replica, error) {
 	if err != nil {
 		return nil, claviger.E(op, claviger.Unavailable, "", err)
 	}
-	st, err := r.store.Standing(ctx)
+	st, err := r.store.Position(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -134,7 +131,7 @@ func New(ctx context.Context, cfg Config, first server.Role) (*Replica, error) {
 	case st.Role == server.RoleSingle && first != server.RoleActive && first != server.RolePassive:
 		return nil, claviger.Errorf(op, claviger.Invalid, "", "this is the first start with a peer: say by --role whether this Key Trustee Server is the active one, whose deposits count, or the passive one, which takes them over")
 	case st.Role == server.RoleSingle:
-		st, err = r.store.Stand(ctx, func(st *Standing) error {
+		st, err = r.store.UpdatePosition(ctx, func(st *Position) error {
 			st.Role = first
 			if first == server.RoleActive {
 				st.Epoch = 1
@@ -150,50 +147,50 @@ func New(ctx context.Context, cfg Config, first server.Role) (*Replica, error) {
 	return r, nil
 }
 
-// Run keeps the passive equal until ctx ends.
+// Run keeps the passive server equal until ctx ends.
 func (r *Replica) Run(ctx context.Context) {
 	t := time.NewTicker(tick)
 	defer t.Stop()
 	for {
-		r.look(ctx)
+		r.check(ctx)
 		select {
 		case <-ctx.Done():
 			r.forgetIncoming()
 			return
-		case <-r.kick:
+		case <-r.wakeup:
 		case <-t.C:
 		}
 	}
 }
 
-// look brings the passive up to date where it is not.
-func (r *Replica) look(ctx context.Context) {
+// check brings the passive server up to date if it is not.
+func (r *Replica) check(ctx context.Context) {
 	r.op.Lock()
 	defer r.op.Unlock()
-	st, err := r.store.Standing(ctx)
+	st, err := r.store.Position(ctx)
 	if err == nil && st.Role == server.RoleActive {
 		r.mu.Lock()
 		synced, at := r.synced, r.peerHead
 		r.mu.Unlock()
 		switch {
-		case synced && at == st.Head && st.Unshared == 0 && time.Since(r.asked) < idle:
+		case synced && at == st.Head && st.Unshared == 0 && time.Since(r.probed) < idle:
 			return
 		case synced && at == st.Head && st.Unshared == 0:
-			r.asked = time.Now()
-			err = r.visit(ctx, st)
+			r.probed = time.Now()
+			err = r.probe(ctx, st)
 		case synced:
-			err = r.trail(ctx)
+			err = r.sendTrailing(ctx)
 		default:
 			err = r.sync(ctx, false)
 		}
 	}
 	if ctx.Err() == nil {
-		r.tell(err)
+		r.report(err)
 	}
 }
 
-// visit asks a passive that should have all whether it does.
-func (r *Replica) visit(ctx context.Context, st Standing) error {
+// probe asks a passive server that should have every change whether it has.
+func (r *Replica) probe(ctx context.Context, st Position) error {
 	p, err := r.hello(ctx, st)
 	switch {
 	case err != nil:
@@ -201,15 +198,15 @@ func (r *Replica) visit(ctx context.Context, st Standing) error {
 	case p.Epoch > st.Epoch:
 		return r.stepDown(ctx, p.Epoch)
 	case p.Fault != "":
-		return peerFault("replica.visit", p)
-	case p.Role != server.RolePassive || p.Head.Seq < st.Head.Seq: // it has each change before the active
-		return claviger.Errorf("replica.visit", claviger.Unavailable, "", "the other Key Trustee Server was the passive one with change %d, and is %s with change %d: it is brought up to date", st.Head.Seq, p.Role, p.Head.Seq)
+		return peerFault("replica.probe", p)
+	case p.Role != server.RolePassive || p.Head.Seq < st.Head.Seq: // the passive server has each change first
+		return claviger.Errorf("replica.probe", claviger.Unavailable, "", "the other Key Trustee Server was the passive one with change %d, and is %s with change %d now; it will be brought up to date", st.Head.Seq, p.Role, p.Head.Seq)
 	}
 	return nil
 }
 
-// tell notes how a look ended, wakes who waits for it, and logs what is new.
-func (r *Replica) tell(err error) {
+// report stores how a check ended, wakes the changes that wait for it, and logs a new error.
+func (r *Replica) report(err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	text := ""
@@ -220,23 +217,23 @@ func (r *Replica) tell(err error) {
 	r.tried, r.why = true, err
 	close(r.round)
 	r.round = make(chan struct{})
-	if text != r.told && err != nil {
+	if text != r.logged && err != nil {
 		r.log.Error("the two Key Trustee Servers are not in step", "err", err)
 	}
-	r.told = text
-	r.known.Store(nil)
+	r.logged = text
+	r.learned.Store(nil)
 }
 
-// wake has the passive looked after at once.
+// wake makes Run check at once.
 func (r *Replica) wake() {
 	select {
-	case r.kick <- struct{}{}:
-	default: // it was woken already
+	case r.wakeup <- struct{}{}:
+	default: // Run is about to check
 	}
 }
 
-// lost: the passive may have something, or not.
-func (r *Replica) lost(err error) error {
+// uncommitted is the error of a change that the passive server may have or not have.
+func (r *Replica) uncommitted(err error) error {
 	r.mu.Lock()
 	r.synced, r.why = false, err
 	r.mu.Unlock()
@@ -244,8 +241,8 @@ func (r *Replica) lost(err error) error {
 	return claviger.Errorf("replica.guard", claviger.Unavailable, "", "%w (%w)", server.ErrAway, err)
 }
 
-// Ready waits a moment until changes can be taken. Kind Unavailable, with
-// ErrPassive or server.ErrAway.
+// Ready waits up to readyTime until changes can be made. Kind Unavailable, with
+// trustee.ErrPassive or server.ErrAway in it, where they cannot.
 func (r *Replica) Ready(ctx context.Context) error {
 	const op = "replica.Ready"
 	limit := time.NewTimer(readyTime)
@@ -253,9 +250,9 @@ func (r *Replica) Ready(ctx context.Context) error {
 	away := func(why error) error {
 		return claviger.Errorf(op, claviger.Unavailable, "", "%w (%w)", server.ErrAway, errors.Join(why))
 	}
-	// The first look that ends may have begun before; what the second finds is so.
-	for looks := 0; ; looks++ {
-		st, err := r.store.Standing(ctx)
+	// The first check that ends may have begun before this call, so the second one decides.
+	for checks := 0; ; checks++ {
+		st, err := r.store.Position(ctx)
 		if err != nil {
 			return err
 		}
@@ -268,7 +265,7 @@ func (r *Replica) Ready(ctx context.Context) error {
 		if way != noWay {
 			return nil
 		}
-		if looks >= 2 && why != nil {
+		if checks >= 2 && why != nil {
 			return away(why)
 		}
 		r.wake()
@@ -294,7 +291,7 @@ const (
 // wayOf is the one rule by which a change is admitted. The active server goes on alone only where
 // an operator says so, and only after it has asked the passive server since its start: the passive
 // server may have been promoted meanwhile. The caller holds r.mu.
-func (r *Replica) wayOf(st *Standing) way {
+func (r *Replica) wayOf(st *Position) way {
 	switch {
 	case r.synced:
 		return both
@@ -304,9 +301,9 @@ func (r *Replica) wayOf(st *Standing) way {
 	return noWay
 }
 
-// guard has the passive commit a change before the active does. Its end does not
-// depend on the client's patience.
-func (r *Replica) guard(ctx context.Context, before Standing, e Entry) (shared bool, err error) {
+// guard makes the passive server commit a change before the active server does. A client that
+// disconnects does not stop it.
+func (r *Replica) guard(ctx context.Context, before Position, e Entry) (shared bool, err error) {
 	r.mu.Lock()
 	way, why, at := r.wayOf(&before), r.why, r.peerHead
 	r.mu.Unlock()
@@ -323,17 +320,16 @@ func (r *Replica) guard(ctx context.Context, before Standing, e Entry) (shared b
 	return true, nil
 }
 
-// ship sends the passive what it lacks of before, whose head it has up to at, and
-// then e, if there is one. It is called within a transaction of the store, so that
-// nothing comes between.
-func (r *Replica) ship(ctx context.Context, before Standing, at Head, e *Entry) (err error) {
+// ship sends the passive server, whose log ends at the head at, the entries up to before, and then
+// e unless it is nil. It is called in a transaction of the store, so no other change comes between.
+func (r *Replica) ship(ctx context.Context, before Position, at Head, e *Entry) (err error) {
 	var list []Entry
-	if before.Head != at { // orgtool has made changes meanwhile
+	if before.Head != at { // orgtool made changes meanwhile
 		if list, err = r.store.Entries(ctx, at, pageEntries, pageBytes); err != nil {
-			return r.lost(err)
+			return r.uncommitted(err)
 		}
 		if n := len(list); n == 0 || list[n-1].Head != before.Head {
-			return r.lost(errors.New("the passive lacks more than one page of changes"))
+			return r.uncommitted(errors.New("the passive lacks more than one page of changes"))
 		}
 	}
 	head := before.Head
@@ -344,10 +340,10 @@ func (r *Replica) ship(ctx context.Context, before Standing, at Head, e *Entry) 
 		if _, err := r.append(ctx, before.Epoch, list); err != nil {
 			if e != nil {
 				r.mu.Lock()
-				r.doubt = e.Head
+				r.unanswered = e.Head
 				r.mu.Unlock()
 			}
-			return r.lost(err)
+			return r.uncommitted(err)
 		}
 	}
 	r.mu.Lock()
@@ -356,14 +352,15 @@ func (r *Replica) ship(ctx context.Context, before Standing, at Head, e *Entry) 
 	return nil
 }
 
-// trail sends the passive, which has all else, what orgtool has changed.
-func (r *Replica) trail(ctx context.Context) error {
-	_, err := r.store.Stand(ctx, func(st *Standing) error {
+// sendTrailing sends the passive server the changes that orgtool made. The passive server has all
+// others.
+func (r *Replica) sendTrailing(ctx context.Context) error {
+	_, err := r.store.UpdatePosition(ctx, func(st *Position) error {
 		r.mu.Lock()
 		synced, at := r.synced, r.peerHead
 		r.mu.Unlock()
 		if !synced || st.Role != server.RoleActive {
-			return nil // the next look does what is to be done
+			return nil // the next check does the rest
 		}
 		if err := r.ship(ctx, *st, at, nil); err != nil {
 			return err
@@ -374,10 +371,10 @@ func (r *Replica) trail(ctx context.Context) error {
 	return err
 }
 
-// State is what the server is beside the other, which it does not ask. synced: it
-// is the active one, and knows that the passive has all.
-func (r *Replica) State(ctx context.Context) (st Standing, synced bool, err error) {
-	if st, err = r.store.Standing(ctx); err != nil {
+// State returns the server's position, without asking the other server. synced is true for an
+// active server which knows that the passive server has every change.
+func (r *Replica) State(ctx context.Context) (st Position, synced bool, err error) {
+	if st, err = r.store.Position(ctx); err != nil {
 		return st, false, err
 	}
 	r.mu.Lock()
@@ -385,19 +382,19 @@ func (r *Replica) State(ctx context.Context) (st Standing, synced bool, err erro
 	return st, r.synced && st.Role == server.RoleActive, nil
 }
 
-// StatusReport is what status tells.
+// StatusReport is the result of trustee.VerbStatus.
 type StatusReport struct {
-	Standing
-	// Synced: the active knows that the passive has all.
+	Position
+	// Synced is true for an active server which knows that the passive server has every change.
 	Synced bool `json:"synced"`
-	// Peer is nil where it does not answer; PeerError says why.
-	Peer      *Standing `json:"peer,omitempty"`
+	// Peer is nil if the other server does not answer; PeerError says why.
+	Peer      *Position `json:"peer,omitempty"`
 	PeerError string    `json:"peerError,omitempty"`
-	// Lag is how many changes the passive lacks.
+	// Lag is the number of changes that the passive server lacks.
 	Lag uint64 `json:"lag"`
-	// Diverged: the passive has changes that the active lacks, or another history.
+	// Diverged is true if the passive server has changes that the active server lacks.
 	Diverged bool `json:"diverged,omitempty"`
-	// Why the two are not in step.
+	// Why says why the two servers are not in step.
 	Why        string `json:"why,omitempty"`
 	Digest     string `json:"digest,omitempty"`
 	PeerDigest string `json:"peerDigest,omitempty"`
@@ -416,13 +413,13 @@ func (r *Replica) status(ctx context.Context, a StatusArgs) (any, error) {
 		return nil, err
 	}
 	st.Fault = r.faults.Fault(ctx, r.store, time.Now())
-	report := StatusReport{Standing: st, Synced: synced}
+	report := StatusReport{Position: st, Synced: synced}
 	r.mu.Lock()
 	if r.why != nil {
 		report.Why = r.why.Error()
 	}
 	r.mu.Unlock()
-	if report.Peer, err = r.hello(ctx, Standing{Role: server.RolePassive}); err != nil {
+	if report.Peer, err = r.hello(ctx, Position{Role: server.RolePassive}); err != nil {
 		report.Peer, report.PeerError = nil, err.Error()
 	} else if ahead, behind := st.Head.Seq, report.Peer.Head.Seq; st.Role == server.RoleActive && ahead > behind {
 		report.Lag = ahead - behind
@@ -448,7 +445,7 @@ func (r *Replica) status(ctx context.Context, a StatusArgs) (any, error) {
 	return report, nil
 }
 
-// diverged looks at the two heads from the passive's side; the active knows by itself
+// diverged compares the heads of the two logs at the passive server. The active server knows
 // whether the two are in step.
 func (r *Replica) diverged(ctx context.Context, report *StatusReport) error {
 	if report.Role != server.RolePassive || report.Peer == nil || report.Peer.Role != server.RoleActive || report.Lag > 0 {
@@ -469,10 +466,10 @@ func (r *Replica) diverged(ctx context.Context, report *StatusReport) error {
 	return nil
 }
 
-// curePassive is what to do at a passive that holds what the active lacks.
+// curePassive is the cure at a passive server that holds what the active server lacks.
 const curePassive = "where this server's store is the right one, claviger trustee promote here; where the other's is, claviger trustee resync --drop there, which drops this one's"
 
-// forgetIncoming drops what has come of a copy.
+// forgetIncoming drops the pages of a copy that have come.
 func (r *Replica) forgetIncoming() {
 	r.arriving.Lock()
 	defer r.arriving.Unlock()
@@ -482,7 +479,7 @@ func (r *Replica) forgetIncoming() {
 	}
 }
 
-// drop removes the spool; it was only ours.
+// drop removes the spool file, which no other process uses.
 func (i *incoming) drop() {
 	_ = i.file.Close()
 	_ = os.Remove(i.file.Name())

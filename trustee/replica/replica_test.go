@@ -140,7 +140,7 @@ func (h *half) start() {
 
 // operator does what the command of that name does.
 func (h *half) operator(verb string, args any) error {
-	var st replica.ResyncResult // whose fields those of a Standing are
+	var st replica.ResyncResult // whose fields those of a Position are
 	return h.client(identities()[0]).Ask(h.t.Context(), verb, args, &st)
 }
 

@@ -12,16 +12,16 @@ import (
 	"claviger/trustee/server"
 )
 
-// syncRounds bounds how often the passive is brought up to date in one go: who
-// makes changes faster than they can be sent is looked after again later.
+// syncRounds bounds the pages that one synchronization sends. If changes are made faster than they
+// can be sent, the next synchronization goes on.
 const syncRounds = 10_000
 
-// sync brings the passive up to date and proves that it is equal. discard: what
-// the passive has acknowledged without this server may be dropped; a copy stays
-// beside its store. It holds r.op.
+// sync brings the passive server up to date and proves by digest that it is equal. With discard it
+// drops what the passive server acknowledged without this server; a copy stays beside its store.
+// The caller holds r.op.
 func (r *Replica) sync(ctx context.Context, discard bool) error {
 	const op = "replica.sync"
-	st, err := r.store.Standing(ctx)
+	st, err := r.store.Position(ctx)
 	if err != nil {
 		return err
 	}
@@ -42,23 +42,23 @@ func (r *Replica) sync(ctx context.Context, discard bool) error {
 		return err
 	}
 	alone := false
-	// From now on no change is made that the passive lacks.
-	if _, err := r.store.Stand(ctx, func(st *Standing) error { alone, st.Alone = st.Alone, false; return nil }); err != nil {
+	// From now on no change is made that the passive server lacks.
+	if _, err := r.store.UpdatePosition(ctx, func(st *Position) error { alone, st.Alone = st.Alone, false; return nil }); err != nil {
 		return err
 	}
 	head, err := r.prove(ctx, *p, discard)
 	if err == nil {
-		_, err = r.store.Stand(ctx, func(st *Standing) error {
+		_, err = r.store.UpdatePosition(ctx, func(st *Position) error {
 			if st.Role != server.RoleActive || st.Head != head {
-				return claviger.Errorf(op, claviger.Unavailable, "", "there was one change more, or this server is the active one no more")
+				return claviger.Errorf(op, claviger.Unavailable, "", "another change was made, or this server is not the active one any more")
 			}
 			st.Unshared = 0
 			return nil
 		})
 	}
 	if err != nil {
-		if alone { // it remains as the operator has said
-			_, again := r.store.Stand(ctx, func(st *Standing) error { st.Alone = st.Role == server.RoleActive; return nil })
+		if alone { // the operator's decision stays
+			_, again := r.store.UpdatePosition(ctx, func(st *Position) error { st.Alone = st.Role == server.RoleActive; return nil })
 			err = errors.Join(err, again)
 		}
 		return err
@@ -73,9 +73,9 @@ func (r *Replica) sync(ctx context.Context, discard bool) error {
 	return nil
 }
 
-// stepDown: the other server was made active in this one's place.
+// stepDown makes this server passive, after the other server was promoted.
 func (r *Replica) stepDown(ctx context.Context, epoch uint64) error {
-	_, err := r.store.Stand(ctx, func(st *Standing) error {
+	_, err := r.store.UpdatePosition(ctx, func(st *Position) error {
 		if epoch > st.Epoch {
 			st.Role, st.Epoch, st.Alone = server.RolePassive, epoch, false
 		}
@@ -84,25 +84,25 @@ func (r *Replica) stepDown(ctx context.Context, epoch uint64) error {
 	if err != nil {
 		return err
 	}
-	r.yielded()
+	r.forget()
 	r.log.Warn("this Key Trustee Server is passive from now on: the other was made active in its place", "epoch", epoch)
 	return nil
 }
 
-// yielded forgets what this server knew as the active one.
-func (r *Replica) yielded() {
+// forget drops what this server knew as the active one.
+func (r *Replica) forget() {
 	r.mu.Lock()
 	r.synced, r.equal, r.lacking = false, false, false
 	r.mu.Unlock()
-	r.abreastOnce.Store(false)
-	r.known.Store(nil)
+	r.wasComplete.Store(false)
+	r.learned.Store(nil)
 }
 
-// catchUp sends what the passive lacks, or fetches what it has ahead, until both
-// logs end at the same.
-func (r *Replica) catchUp(ctx context.Context, p Standing, discard bool) (*Standing, error) {
+// catchUp sends what the passive server lacks, or fetches what it has ahead, until both logs end at
+// the same head.
+func (r *Replica) catchUp(ctx context.Context, p Position, discard bool) (*Position, error) {
 	for range syncRounds {
-		st, err := r.store.Standing(ctx)
+		st, err := r.store.Position(ctx)
 		if err != nil {
 			return nil, err
 		}
@@ -117,7 +117,7 @@ func (r *Replica) catchUp(ctx context.Context, p Standing, discard bool) (*Stand
 		if !claviger.Is(err, claviger.Invalid) {
 			return nil, err
 		}
-		past, err := r.ofOurPast(ctx, p.Head)
+		past, err := r.inOurPast(ctx, p.Head)
 		if err != nil {
 			return nil, err
 		}
@@ -129,22 +129,22 @@ func (r *Replica) catchUp(ctx context.Context, p Standing, discard bool) (*Stand
 	return nil, claviger.Errorf("replica.catchUp", claviger.Unavailable, "", "changes are made faster than the passive Key Trustee Server takes them")
 }
 
-// ofOurPast tells whether a passive that stands at h has acknowledged nothing that
-// this store lacks: h is in this store's log, whose entries after it are dropped, or
-// h is a change that this server has refused since the passive's answer did not come.
-func (r *Replica) ofOurPast(ctx context.Context, h Head) (bool, error) {
+// inOurPast reports whether a passive server whose log ends at h has acknowledged nothing that this
+// store lacks: h is in this store's log, whose entries after it were dropped, or h is the change that
+// this server refused because the passive server did not answer.
+func (r *Replica) inOurPast(ctx context.Context, h Head) (bool, error) {
 	r.mu.Lock()
-	doubt := r.doubt
+	unanswered := r.unanswered
 	r.mu.Unlock()
-	if h == doubt && doubt != (Head{}) {
+	if h == unanswered && unanswered != (Head{}) {
 		return true, nil
 	}
 	had, err := r.store.Has(ctx, h)
 	if err != nil || !had {
 		return false, err
 	}
-	// Where the log goes on from there, the passive was sent what follows and could not
-	// take it: what it holds did not come about by this log.
+	// If the log has the entries after h, the passive server was sent them and could not take them,
+	// so its records were not made by this log.
 	_, err = r.store.Entries(ctx, h, 1, 1)
 	if errors.Is(err, ErrChain) {
 		return true, nil
@@ -152,10 +152,10 @@ func (r *Replica) ofOurPast(ctx context.Context, h Head) (bool, error) {
 	return false, err
 }
 
-// follow has one log follow the other by a page: the passive this one, or this one
-// the passive, which may have a change that it has told nobody of, since its
-// answer was lost. Kind Invalid where neither can.
-func (r *Replica) follow(ctx context.Context, st, p Standing) (*Standing, error) {
+// follow moves one log by a page of entries: the passive server's, or this server's, since the
+// passive server may have committed a change whose answer was lost. Kind Invalid if neither log
+// follows the other.
+func (r *Replica) follow(ctx context.Context, st, p Position) (*Position, error) {
 	list, err := r.store.Entries(ctx, p.Head, pageEntries, pageBytes)
 	if err == nil {
 		return r.append(ctx, st.Epoch, list)
@@ -166,10 +166,10 @@ func (r *Replica) follow(ctx context.Context, st, p Standing) (*Standing, error)
 	return &p, r.fetch(ctx, st, server.RoleActive)
 }
 
-// fetch applies one page of what the peer has more than st.
-func (r *Replica) fetch(ctx context.Context, st Standing, as server.Role) error {
+// fetch applies one page of the entries that the peer has after st.
+func (r *Replica) fetch(ctx context.Context, st Position, as server.Role) error {
 	var list []Entry
-	if err := r.ask(ctx, shipTime, trustee.VerbPeerEntries, entriesArgs{st.Head}, &list); err != nil {
+	if err := r.request(ctx, shipTime, trustee.VerbPeerEntries, entriesArgs{st.Head}, &list); err != nil {
 		return err
 	}
 	if len(list) == 0 {
@@ -178,9 +178,8 @@ func (r *Replica) fetch(ctx context.Context, st Standing, as server.Role) error 
 	return r.store.Apply(ctx, as, st.Epoch, list)
 }
 
-// prove demands that both hold the same by digest; where they do not, the passive
-// gets all anew, once.
-func (r *Replica) prove(ctx context.Context, p Standing, discard bool) (Head, error) {
+// prove compares both stores by digest. If they differ, the passive server gets a whole copy, once.
+func (r *Replica) prove(ctx context.Context, p Position, discard bool) (Head, error) {
 	const op = "replica.prove"
 	for round := range 3 {
 		now, err := r.catchUp(ctx, p, discard)
@@ -196,7 +195,7 @@ func (r *Replica) prove(ctx context.Context, p Standing, discard bool) (Head, er
 		switch {
 		case err != nil:
 			return Head{}, err
-		case theirs.Head != mine.Head: // orgtool was at work
+		case theirs.Head != mine.Head: // orgtool made a change
 			p.Head = theirs.Head
 			continue
 		case theirs.Digest == mine.Digest:
@@ -206,7 +205,7 @@ func (r *Replica) prove(ctx context.Context, p Standing, discard bool) (Head, er
 		if round > 0 {
 			break
 		}
-		st, err := r.store.Standing(ctx)
+		st, err := r.store.Position(ctx)
 		if err != nil {
 			return Head{}, err
 		}
@@ -227,13 +226,13 @@ func (r *Replica) digest(ctx context.Context) (digestResult, error) {
 	return res, err
 }
 
-// refusedFor is how long a copy that the passive has refused is not sent again, where
-// the passive still stands at the same.
+// refusedFor is how long a copy that the passive server refused is not sent again, if the passive
+// server has not changed.
 const refusedFor = time.Minute
 
-// load gives the passive a whole copy. The passive refuses it where it holds what the
-// copy lacks, unless drop says that this may be dropped. The caller holds r.op.
-func (r *Replica) load(ctx context.Context, st, was Standing, drop bool) (*Standing, error) {
+// load sends the passive server a whole copy. The passive server refuses the copy if it holds what
+// the copy lacks, unless drop is true. The caller holds r.op.
+func (r *Replica) load(ctx context.Context, st, was Position, drop bool) (*Position, error) {
 	const op = "replica.load"
 	if no := r.refused; !drop && no.err != nil && no.theirs == was.Head && (no.mine == st.Head || time.Since(no.at) < refusedFor) {
 		return nil, no.err
@@ -254,20 +253,20 @@ func (r *Replica) load(ctx context.Context, st, was Standing, drop bool) (*Stand
 		r.mu.Lock()
 		r.lacking = true
 		r.mu.Unlock()
-		r.known.Store(nil)
+		r.learned.Store(nil)
 		return nil, err
 	}
 	r.refused, r.dropped = refusal{}, *res
 	r.log.Info("the passive Key Trustee Server has the copy", "took", time.Since(begun).Round(time.Millisecond))
-	return &res.Standing, nil
+	return &res.Position, nil
 }
 
-// send sends the peer a copy, of one moment, in pages.
+// send sends the peer a copy of one moment, in pages.
 func (r *Replica) send(ctx context.Context, a loadArgs) (*loadResult, error) {
 	a.Session = trustee.NewUUID()
 	size := 0
 	page := func(into any) error {
-		err := r.ask(ctx, longTime, trustee.VerbPeerLoad, a, into)
+		err := r.request(ctx, longTime, trustee.VerbPeerLoad, a, into)
 		a.Page, a.Records, size = a.Page+1, nil, 0
 		return err
 	}
@@ -293,25 +292,25 @@ func (r *Replica) send(ctx context.Context, a loadArgs) (*loadResult, error) {
 	return &res, page(&res)
 }
 
-// promote makes the passive active. It first takes over what the active has more;
-// with force it does so only as far as it can.
-func (r *Replica) promote(ctx context.Context, force bool) (*Standing, error) {
+// promote makes the passive server active. First it takes over what only the active server has; with
+// force it does so as far as it can.
+func (r *Replica) promote(ctx context.Context, force bool) (*Position, error) {
 	const op = "replica.promote"
 	r.op.Lock()
 	defer r.op.Unlock()
-	st, err := r.store.Standing(ctx)
+	st, err := r.store.Position(ctx)
 	if err != nil {
 		return nil, err
 	}
 	epoch, all := st.Epoch+1, false
-	p, err := r.hello(ctx, Standing{Role: server.RolePassive})
+	p, err := r.hello(ctx, Position{Role: server.RolePassive})
 	switch {
 	case err != nil && !force:
 		return nil, claviger.Errorf(op, claviger.Unavailable, "", "the other Key Trustee Server does not answer: whether it has acknowledged changes alone, which this one lacks, is not known; where an operator knows that it has not, or that it is lost: --force (%w)", err)
 	case err == nil:
 		epoch = max(st.Epoch, p.Epoch) + 1
 		if st.Role == server.RoleActive && (p.Role != server.RoleActive || p.Epoch < st.Epoch) {
-			return &st, nil // it is that already
+			return &st, nil // it is active already
 		}
 		err := r.takeOver(ctx, epoch)
 		if all = err == nil; !all && !force {
@@ -320,7 +319,7 @@ func (r *Replica) promote(ctx context.Context, force bool) (*Standing, error) {
 			r.log.Warn("this Key Trustee Server becomes active without all that the other has: claviger trustee resync --drop, once both run, drops that", "err", err)
 		}
 	}
-	st, err = r.store.Stand(ctx, func(st *Standing) error {
+	st, err = r.store.UpdatePosition(ctx, func(st *Position) error {
 		if st.Epoch >= epoch {
 			return claviger.Errorf(op, claviger.Unavailable, "", "the other Key Trustee Server has just been promoted, to epoch %d", st.Epoch)
 		}
@@ -334,22 +333,22 @@ func (r *Replica) promote(ctx context.Context, force bool) (*Standing, error) {
 	r.synced, r.why = false, fmt.Errorf("this server has just been promoted")
 	r.equal, r.lacking = all, false
 	r.mu.Unlock()
-	r.known.Store(nil)
+	r.learned.Store(nil)
 	r.wake()
 	r.log.Warn("this Key Trustee Server is active from now on", "epoch", epoch)
 	return &st, nil
 }
 
-// takeOver fetches what the active has, has it yield, and fetches the rest. All
-// that it has acknowledged must be here then.
+// takeOver fetches the active server's changes, makes it yield, and fetches the rest. Without an
+// error, this server has everything that the active server has acknowledged.
 func (r *Replica) takeOver(ctx context.Context, epoch uint64) error {
 	for yielded := false; ; {
-		p, err := r.hello(ctx, Standing{Role: server.RolePassive})
+		p, err := r.hello(ctx, Position{Role: server.RolePassive})
 		if err != nil {
 			return err
 		}
 		for range syncRounds {
-			st, err := r.store.Standing(ctx)
+			st, err := r.store.Position(ctx)
 			if err != nil {
 				return err
 			}
@@ -357,35 +356,35 @@ func (r *Replica) takeOver(ctx context.Context, epoch uint64) error {
 				break
 			}
 			if _, err = r.store.Entries(ctx, p.Head, 1, 1); err == nil {
-				break // it has no more than this one
+				break // it has no more changes than this server
 			}
 			if err := r.fetch(ctx, st, st.Role); claviger.Is(err, claviger.Invalid) {
-				if err := r.mayPass(ctx, p); err != nil {
+				if err := r.mayTakeOver(ctx, p); err != nil {
 					return err
 				}
 				break
 			} else if err != nil {
 				return err
 			}
-			if p, err = r.hello(ctx, Standing{Role: server.RolePassive}); err != nil {
+			if p, err = r.hello(ctx, Position{Role: server.RolePassive}); err != nil {
 				return err
 			}
 		}
 		if yielded {
 			return nil
 		}
-		if err := r.ask(ctx, shipTime, trustee.VerbPeerYield, yieldArgs{epoch}, nil); err != nil {
+		if err := r.request(ctx, shipTime, trustee.VerbPeerYield, yieldArgs{epoch}, nil); err != nil {
 			return err
 		}
 		yielded = true
 	}
 }
 
-// mayPass is nil where this server may become active without the history of the
-// other, which holds nothing that this one lacks.
-func (r *Replica) mayPass(ctx context.Context, p *Standing) error {
+// mayTakeOver is nil if this server may become active without the history of the other server,
+// because that holds nothing that this server lacks.
+func (r *Replica) mayTakeOver(ctx context.Context, p *Position) error {
 	const op = "replica.takeOver"
-	if err := r.ask(ctx, longTime, trustee.VerbPeerCompare, none{}, nil); err != nil {
+	if err := r.request(ctx, longTime, trustee.VerbPeerCompare, none{}, nil); err != nil {
 		return err
 	}
 	r.mu.Lock()

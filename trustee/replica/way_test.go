@@ -14,7 +14,7 @@ func TestWayOf(t *testing.T) {
 		{true, false, false, both}, {true, false, true, both}, {true, true, false, both}, {true, true, true, both},
 	} {
 		r := &Replica{synced: c.synced, tried: c.tried}
-		if got := r.wayOf(&Standing{Alone: c.alone}); got != c.want {
+		if got := r.wayOf(&Position{Alone: c.alone}); got != c.want {
 			t.Errorf("synced %t, tried %t, alone %t: way %d, want %d", c.synced, c.tried, c.alone, got, c.want)
 		}
 	}

@@ -63,7 +63,7 @@ func (s *Server) get(ctx context.Context, req *trustee.Request) (any, error) {
 	for _, f := range row.Access {
 		mine = mine || f == c.Fingerprint && row.Org == c.Org
 	}
-	if !mine || s.expired(&row) { // who may not read it does not learn that it is there
+	if !mine || s.expired(&row) { // a client that may not read it does not learn that it exists
 		return nil, claviger.E(op, claviger.KeyNotFound, a.UUID, nil)
 	}
 	return s.opened(ctx, &row)
@@ -86,7 +86,7 @@ func (s *Server) find(ctx context.Context, req *trustee.Request) (any, error) {
 	return s.opened(ctx, &row)
 }
 
-// opened returns a deposit as its owner sent it.
+// opened returns a deposit as the owner sent it.
 func (s *Server) opened(ctx context.Context, row *Row) (any, error) {
 	if !row.Wrapped {
 		return row.Sealed, nil
@@ -130,7 +130,7 @@ func (s *Server) list(ctx context.Context, req *trustee.Request) (any, error) {
 	return list, nil
 }
 
-// named reads the uuids of a request.
+// named returns the uuids of a request.
 func named(req *trustee.Request) ([]string, error) {
 	var a trustee.UUIDArgs
 	if err := req.ReadArgs(&a); err != nil {

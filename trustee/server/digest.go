@@ -11,9 +11,8 @@ import (
 	"claviger"
 )
 
-// stated is what goes into the digest of a record: a form that no store, time
-// zone or way of writing an empty list changes. Times are milliseconds since 1970,
-// 0 is never.
+// stated is hashed for a record. The form is the same for every store, time zone and way of writing an
+// empty list. Times are milliseconds since 1970; 0 is never.
 type stated struct {
 	Kind  string
 	Names []string
@@ -32,13 +31,12 @@ func millis(t time.Time) int64 {
 
 func list(l []string) []string { return append([]string{}, l...) }
 
-// A Digester makes the digest of a state of the records that Export hands out, in
-// their order. Two stores of equal digest hold the same organizations, clients and
-// deposits; what is remembered of requests does not count. The zero value is
-// ready.
+// A Digester makes a digest of the records of Export, in their order. Two stores with equal digests
+// hold the same organizations, clients and deposits. Remembered requests do not count. The zero value
+// is ready.
 type Digester struct {
 	sum hash.Hash
-	// Orgs, Clients and Deposits have been counted.
+	// Orgs, Clients and Deposits are how many of each were added.
 	Orgs, Clients, Deposits int
 }
 
@@ -79,7 +77,7 @@ func (d *Digester) Add(r Record) error {
 	return nil
 }
 
-// Sum is the digest of what was added, 64 hex digits.
+// Sum is the digest of all records that were added, 64 hex digits.
 func (d *Digester) Sum() string {
 	if d.sum == nil {
 		d.sum = sha256.New()
@@ -87,7 +85,7 @@ func (d *Digester) Sum() string {
 	return hex.EncodeToString(d.sum.Sum(nil))
 }
 
-// StateDigest is the digest of all that a store holds now.
+// StateDigest is the digest of everything that a store holds now.
 func StateDigest(ctx context.Context, s Store) (string, error) {
 	var d Digester
 	if err := s.Export(ctx, d.Add); err != nil {

@@ -8,15 +8,14 @@ import (
 )
 
 const (
-	// remembered bounds the reads that are remembered so that none is answered twice.
+	// remembered bounds the table of reads, by which no read is answered twice.
 	remembered = 1 << 17
-	// sweepEvery is how often they are all looked at for lack of room.
+	// sweepEvery is how often the whole table is searched for want of room.
 	sweepEvery = 10 * time.Second
 )
 
-// seenReads are the requests that read something and were answered. A client never has
-// more of them remembered than there is room left for those of all others, so one client
-// with many reads does not end those of others.
+// seenReads are the reads that were answered. A client never has more reads in the table than there
+// is room left for all others, so one client with many reads cannot stop the reads of others.
 type seenReads struct {
 	reads    map[string]seenRead // by digest
 	byClient map[string]int
@@ -28,7 +27,7 @@ type seenRead struct {
 	until  time.Time
 }
 
-// first notes a read until its time is past, and refuses one that was noted before.
+// first remembers a read until its time is over, and refuses a read that it remembers.
 func (s *seenReads) first(digest, client string, until, now time.Time) error {
 	const op = "server.first"
 	if s.reads == nil {
@@ -53,7 +52,7 @@ func (s *seenReads) full(client string) bool {
 	return s.byClient[client] >= remembered-len(s.reads)
 }
 
-// sweep drops what is past.
+// sweep removes the reads whose time is over.
 func (s *seenReads) sweep(now time.Time) {
 	s.swept = now
 	for digest, r := range s.reads {

@@ -23,89 +23,87 @@ import (
 )
 
 const (
-	// concurrent is how many requests of all clients are worked on at once; more get
-	// 503.
-	concurrent = 64
-	// arriving is how many bodies are read at once, which is 256 MiB at most, and
-	// arrival how long one may take. They are no turns: who sends slowly, and may be
-	// nobody, keeps no client from being served.
-	arriving = 128
-	arrival  = 10 * time.Second
-	// newcomers is how many registrations are worked on at once. What is needed to refuse
-	// one costs more than for other requests, since each brings a key of its own.
-	newcomers = 4
-	// peering is how many requests of the other server, and of operators, are worked
-	// on at once.
-	peering = 8
-	// pageBytes ends a page early: in base64 twice it is well within trustee.MaxBody.
+	// maxRequests is how many requests of all clients are served at once. Others get 503.
+	maxRequests = 64
+	// maxBodies is how many bodies are read at once, 256 MiB at most, and bodyTime bounds the
+	// reading of one. Reading a body takes no request slot, so a slow or unauthenticated sender
+	// cannot block clients.
+	maxBodies = 128
+	bodyTime  = 10 * time.Second
+	// maxRegistrations is how many registrations are served at once. To refuse one costs more than
+	// to refuse another request, because each brings its own public key.
+	maxRegistrations = 4
+	// maxPeerRequests is how many requests of the other server and of operators are served at once.
+	maxPeerRequests = 8
+	// pageBytes ends a page of a list early. In base64 twice it is below trustee.MaxBody.
 	pageBytes = 768 << 10
-	// maxUUIDs of one delete, undelete or purge.
+	// maxUUIDs is how many uuids one delete, undelete or purge may name.
 	maxUUIDs = 1000
-	// failures of registrations in a row, and how long until one more may be tried:
-	// a secret that a person has thought of must not be guessed.
-	failures     = 20
-	failureEvery = time.Second
-	// forgetEvery is how often what is past is dropped.
-	forgetEvery = 10 * time.Minute
+	// guessBurst is how many registrations of an address may fail in a row, and guessEvery how long
+	// until one more is served: a secret that a person chose must not be guessed.
+	guessBurst = 20
+	guessEvery = time.Second
+	// sweepStoreEvery is how often what is past is dropped.
+	sweepStoreEvery = 10 * time.Minute
 )
 
 // Config is what a Server is made of.
 type Config struct {
 	Identity *trustee.Identity
 	Store    Store
-	// Keeper, if not nil, wraps each new deposit. What was stored without one stays
+	// Keeper, if not nil, wraps each new deposit. Deposits that were stored without one stay
 	// readable.
 	Keeper Keeper
 	// Replica is nil for a server that is not one of two.
 	Replica Replica
 	Log     *slog.Logger
 	Now     func() time.Time // time.Now where nil
-	// Observe, if not nil, is told of each request: its verb, "ok" or the kind of error
-	// that was answered, and its time.
+	// Observe, if not nil, is called for each request with its verb, "ok" or the kind of error in
+	// the answer, and the time that it took.
 	Observe func(verb, result string, took time.Duration)
 }
 
 // Server answers requests. It is an http.Handler.
 type Server struct {
-	id      *trustee.Identity
-	store   Store
-	keeper  Keeper
-	replica Replica // or nil
-	log     *slog.Logger
-	now     func() time.Time
-	observe func(verb, result string, took time.Duration) // or nil
-	faults  WriteProbe
-	turns   *shares.Shares // by client: none takes what others need
-	doors   *doors         // of bodies that arrive
-	peers   chan struct{}  // turns of the other server and of operators, whom no client keeps out
-	joining chan struct{}  // turns of registrations, which keep no registered client out
-	// wrong lets registrations of an address through as long as few of it have failed.
-	wrong *failed
-	// lines are of requests that were refused before it was known whose they are.
-	lines *rate.Limiter
+	id                *trustee.Identity
+	store             Store
+	keeper            Keeper
+	replica           Replica // or nil
+	log               *slog.Logger
+	now               func() time.Time
+	observe           func(verb, result string, took time.Duration) // or nil
+	faults            WriteProbe
+	slots             *shares.Shares // of requests, by client: no client takes what others need
+	bodies            *bodies        // that are being read
+	peerSlots         chan struct{}  // of the other server and of operators, which clients cannot take
+	registrationSlots chan struct{}  // which registered clients do not need
+	// guesses limits the registrations of an address that fail.
+	guesses *guesses
+	// logLimit bounds the log lines about requests of unknown senders.
+	logLimit *rate.Limiter
 
-	registering sync.Mutex // of those who are to be alone
+	registering sync.Mutex // one registration at a time of a client that wants to be alone
 
-	mu     sync.Mutex
-	seen   seenReads
-	forgot time.Time
-	full   time.Time // when a request was last refused though its client had no turn
+	mu    sync.Mutex
+	seen  seenReads
+	swept time.Time
+	full  time.Time // when a client without a slot was last refused
 }
 
-// New makes a server. The store remains the caller's to close.
+// New makes a server. The caller closes the store.
 func New(cfg Config) *Server {
-	s := &Server{id: cfg.Identity, store: cfg.Store, keeper: cfg.Keeper, replica: cfg.Replica, log: cfg.Log, now: cfg.Now, observe: cfg.Observe, turns: shares.New(concurrent, true), peers: make(chan struct{}, peering), joining: make(chan struct{}, newcomers), wrong: newFailed(), lines: rate.NewLimiter(rate.Every(refusedEvery), refusedLines)}
+	s := &Server{id: cfg.Identity, store: cfg.Store, keeper: cfg.Keeper, replica: cfg.Replica, log: cfg.Log, now: cfg.Now, observe: cfg.Observe, slots: shares.New(maxRequests, true), peerSlots: make(chan struct{}, maxPeerRequests), registrationSlots: make(chan struct{}, maxRegistrations), guesses: newGuesses(), logLimit: rate.NewLimiter(rate.Every(refusedEvery), refusedLines)}
 	if s.now == nil {
 		s.now = time.Now
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
-	s.doors = newDoors(s.log, s.now)
+	s.bodies = newBodies(s.log, s.now)
 	return s
 }
 
-// verbs are what the server does. Each returns the result.
+// verbs answer clients. Each returns the result.
 var verbs = map[string]func(*Server, context.Context, *trustee.Request) (any, error){
 	trustee.VerbRegister: (*Server).register,
 	trustee.VerbPut:      (*Server).put,
@@ -118,11 +116,11 @@ var verbs = map[string]func(*Server, context.Context, *trustee.Request) (any, er
 	trustee.VerbClients:  (*Server).clients,
 }
 
-// known tells whether there is such a verb.
+// known reports whether there is such a verb.
 func known(verb string) bool { return verbs[verb] != nil || trustee.ForPeer(verb) }
 
-// reads are the verbs that change nothing of the deposits: their replays are kept
-// off in memory. Those between two servers do no harm when they come twice.
+// reads are the verbs that change no deposits. Their replays are refused by a table in memory. The
+// verbs between two servers may be repeated.
 var reads = map[string]bool{trustee.VerbGet: true, trustee.VerbFind: true, trustee.VerbList: true, trustee.VerbClients: true, trustee.VerbStatus: true, trustee.VerbPromote: true, trustee.VerbAlone: true, trustee.VerbResync: true}
 
 // ServeHTTP answers GET /?a=fingerprint, GET /?a=publickey and the verbs.
@@ -134,7 +132,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Allow", "GET, HEAD")
 		http.Error(w, "GET /?a=fingerprint or /?a=publickey", http.StatusMethodNotAllowed)
 	case isVerb && known(verb) && r.Method == http.MethodPost:
-		s.observed(w, r, verb)
+		s.serveObserved(w, r, verb)
 	case isVerb && known(verb):
 		w.Header().Set("Allow", http.MethodPost)
 		http.Error(w, "POST a signed request", http.StatusMethodNotAllowed)
@@ -143,7 +141,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// about tells who the server is: "4096R/<40 hex digits>", or the public key.
+// about answers with the server's identity, "4096R/<40 hex digits>", or with its public key.
 func (s *Server) about(w http.ResponseWriter, r *http.Request) {
 	switch r.URL.Query().Get("a") {
 	case "fingerprint":
@@ -157,83 +155,82 @@ func (s *Server) about(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// turn takes a turn for a client. One client never has more turns than are left for all
-// others. Where there is none for it, turn answers 503.
-func (s *Server) turn(w http.ResponseWriter, client string) (leave func(), ok bool) {
-	granted, own := s.turns.Try(client, 1)
+// acquire takes a request slot for a client. One client never has more slots than are left for all
+// others. If there is none for the client, acquire answers 503.
+func (s *Server) acquire(w http.ResponseWriter, client string) (leave func(), ok bool) {
+	granted, own := s.slots.Try(client, 1)
 	switch {
 	case granted > 0:
-		return func() { s.turns.Release(client, granted) }, true
+		return func() { s.slots.Release(client, granted) }, true
 	case own:
 		w.Header().Set("Retry-After", "1")
 		http.Error(w, "as many requests of this client as the server takes are being served", http.StatusServiceUnavailable)
 	default:
-		s.noteFull()
+		s.recordFull()
 		tooMany(w)
 	}
 	return nil, false
 }
 
-func (s *Server) noteFull() {
+func (s *Server) recordFull() {
 	s.mu.Lock()
 	s.full = s.now()
 	s.mu.Unlock()
 }
 
-// enter takes a place in a channel of places; where there is none it answers 503.
-func (s *Server) enter(w http.ResponseWriter, places chan struct{}) (leave func(), ok bool) {
+// acquirePlace takes a place in a channel of places. If there is none, it answers 503.
+func (s *Server) acquirePlace(w http.ResponseWriter, places chan struct{}) (leave func(), ok bool) {
 	select {
 	case places <- struct{}{}:
 		return func() { <-places }, true
 	default:
-		if places != s.joining {
-			s.noteFull()
+		if places != s.registrationSlots {
+			s.recordFull()
 		}
 		tooMany(w)
 		return nil, false
 	}
 }
 
-// fullFor is how long after a refusal CheckTurns is an error.
+// fullFor is how long after a refusal CheckSlots is an error.
 const fullFor = time.Minute
 
-// CheckTurns is an error where a request of a client who had no turn was refused within
-// the last minute, since as many as the server takes were being worked on. Registrations
-// do not count.
-func (s *Server) CheckTurns(context.Context) error {
+// CheckSlots is an error if, within the last minute, a client that had no slot was refused because
+// all slots were taken. Registrations do not count.
+func (s *Server) CheckSlots(context.Context) error {
 	s.mu.Lock()
 	full := s.full
 	s.mu.Unlock()
 	if full.IsZero() || s.now().Sub(full) >= fullFor {
 		return nil
 	}
-	used, most := s.turns.Figures()
-	return fmt.Errorf("requests of clients were refused at %s: %d were being worked on, and %d are now, %d of one client", full.UTC().Format(time.RFC3339), concurrent, used, most)
+	used, most := s.slots.Figures()
+	return fmt.Errorf("requests of clients were refused at %s: %d were being worked on, and %d are now, %d of one client", full.UTC().Format(time.RFC3339), maxRequests, used, most)
 }
 
 func tooMany(w http.ResponseWriter) {
 	w.Header().Set("Retry-After", "1")
-	w.Header().Set("Connection", "close") // else net/http waits for the body before it answers
+	w.Header().Set("Connection", "close") // otherwise net/http reads the body before it answers
 	http.Error(w, "as many requests as the server takes are being served", http.StatusServiceUnavailable)
 }
 
-// arrived reads a request's body; where it cannot it answers.
-// The place that the body took is kept until leave is called, which may be done again.
-func (s *Server) arrived(w http.ResponseWriter, r *http.Request) (body []byte, leave func(), ok bool) {
-	door, ok := s.doors.enter(addressOf(r))
+// readBody reads a request's body; if it cannot, it answers. The body's place is taken until leave is
+// called, which may be called twice.
+func (s *Server) readBody(w http.ResponseWriter, r *http.Request) (body []byte, leave func(), ok bool) {
+	leaveBody, ok := s.bodies.enter(addressOf(r))
 	if !ok {
 		tooMany(w)
 		return nil, nil, false
 	}
-	door = sync.OnceFunc(door)
+	leaveBody = sync.OnceFunc(leaveBody)
 	defer func() {
 		if leave == nil {
-			door()
+			leaveBody()
 		}
 	}()
-	// Where the connection has no deadline, the web server's own counts.
+	// If the connection takes no deadline, the web server's own applies.
 	control := http.NewResponseController(w)
-	_ = control.SetReadDeadline(time.Now().Add(arrival))
+	_ = control.SetReadDeadline(time.Now().Add(bodyTime))
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, trustee.MaxBody))
 	var tooLong *http.MaxBytesError
 	switch {
@@ -244,116 +241,121 @@ func (s *Server) arrived(w http.ResponseWriter, r *http.Request) (body []byte, l
 		http.Error(w, "the request did not arrive whole", http.StatusBadRequest)
 		return nil, nil, false
 	}
-	_ = control.SetReadDeadline(time.Time{}) // else it would end the work on the request
-	return body, door, true
+	_ = control.SetReadDeadline(time.Time{}) // otherwise it would end the request later
+	return body, leaveBody, true
 }
 
-// storeAway is what is answered before it is known whom to sign an answer for.
+// storeAway is the answer to a sender that is not known, for whom no answer can be signed.
 const storeAway = "the server's store does not answer"
 
+// serve answers one request.
 func (s *Server) serve(w http.ResponseWriter, r *http.Request, verb string) {
-	body, arrived, ok := s.arrived(w, r)
+	body, leaveBody, ok := s.readBody(w, r)
 	if !ok {
 		return
 	}
-	// The place among the bodies, which are shared out by address, is kept until it is
-	// known whose the request is: strangers take no turns of clients and of the other
-	// server.
-	defer arrived()
+	// The body's place, which counts by address, is kept until the sender is known: an unknown
+	// sender takes no slot of clients or of the other server.
+	defer leaveBody()
 	if verb == trustee.VerbRegister {
-		arrived()
-		leave, ok := s.enter(w, s.joining)
+		leaveBody()
+		leave, ok := s.acquirePlace(w, s.registrationSlots)
 		if !ok {
 			return
 		}
 		defer leave()
 	}
 	ctx := context.WithValue(r.Context(), addressKey{}, addressOf(r))
-	know := Knowledge{Sure: true, Lists: true}
-	if s.replica != nil && !trustee.ForPeer(verb) {
-		// Before anything is looked up: whether the client is known, too.
-		var err error
-		if know, err = s.replica.Current(ctx); err != nil {
-			text := storeAway
-			switch {
-			case errors.Is(err, ErrBehind):
-				text = ErrBehind.Error()
-			case errors.Is(err, ErrLacking):
-				text = ErrLacking.Error()
-			default:
-				s.log.Warn("a request was refused", "verb", verb, "from", r.RemoteAddr, "err", err)
-			}
-			w.Header().Set("Retry-After", "1")
-			http.Error(w, text, http.StatusServiceUnavailable)
-			return
-		}
+	known, ok := s.current(ctx, w, r, verb)
+	if !ok {
+		return
 	}
-	req, err := s.id.ReadRequest(verb, body, s.now(), func(fingerprint string) (*trustee.Party, error) {
-		if trustee.ForPeer(verb) {
-			return s.self(fingerprint)
-		}
-		return s.client(ctx, fingerprint, know.Sure)
-	})
-	if err != nil {
-		// Whom to sign an answer for is not known.
-		if s.lines.AllowN(s.now(), 1) {
-			s.log.Warn("a request was refused", "verb", verb, "from", r.RemoteAddr, "err", err)
-		}
-		status := http.StatusBadRequest
-		switch {
-		case claviger.Is(err, claviger.Denied):
-			status = http.StatusForbidden
-		case claviger.Is(err, claviger.Unavailable):
-			text := storeAway
-			if errors.Is(err, trustee.ErrUnsure) {
-				text = trustee.ErrUnsure.Error()
-			}
-			http.Error(w, text, http.StatusServiceUnavailable)
-			return
-		}
-		http.Error(w, err.Error(), status)
+	req, ok := s.authenticate(ctx, w, r, verb, body, known.Sure)
+	if !ok {
 		return
 	}
 	if verb != trustee.VerbRegister {
-		arrived()
-		var leave func()
-		if trustee.ForPeer(verb) {
-			leave, ok = s.enter(w, s.peers)
-		} else {
-			leave, ok = s.turn(w, req.Client.Fingerprint())
-		}
+		leaveBody()
+		leave, ok := s.slotFor(w, req)
 		if !ok {
 			return
 		}
 		defer leave()
 	}
-	s.doors.prove(addressOf(r))
+	s.bodies.prove(addressOf(r))
 	result, err := s.do(ctx, req)
-	if !know.Sure && claviger.Is(err, claviger.KeyNotFound) || !know.Lists && err == nil && verb == trustee.VerbList {
+	if !known.Sure && claviger.Is(err, claviger.KeyNotFound) || !known.Lists && err == nil && verb == trustee.VerbList {
 		result, err = nil, claviger.E("server.serve", claviger.Unavailable, "", trustee.ErrUnsure)
 	}
-	ended(w, err)
-	log := s.log.With("verb", verb, "client", req.Client.Fingerprint(), "from", r.RemoteAddr, "request", req.Digest[:16])
-	switch {
-	case err == nil:
-		log.Debug("done")
-	case errors.Is(err, trustee.ErrPassive):
-		log.Debug("a change was asked of the passive")
-	case errors.Is(err, ErrAway):
-		log.Error("a change was not made", "err", err)
-		err = claviger.E("server.serve", claviger.Unavailable, "", ErrAway)
-	case errors.Is(err, trustee.ErrUnsure):
-		log.Warn("a request was not answered", "err", err)
-		err = claviger.E("server.serve", claviger.Unavailable, "", trustee.ErrUnsure)
-	case claviger.Is(err, claviger.Internal), claviger.Is(err, claviger.Unavailable):
-		log.Error("a request has failed", "err", err)
-		if !trustee.ForPeer(verb) && claviger.Is(err, claviger.Unavailable) {
-			err = claviger.Errorf("server.serve", claviger.Unavailable, "", "the server cannot do this now, since its store takes no changes (is its disk full?) or its Key HSM is away; its log says which")
-		}
-	default:
-		log.Info("a request was refused", "err", err)
+	recordResult(w, err)
+	s.answer(w, r, req, result, err)
+}
+
+// current is Replica.Current for a client's request; if there is an error, it answers. It comes first,
+// because it decides also whether a client that is not found is unknown.
+func (s *Server) current(ctx context.Context, w http.ResponseWriter, r *http.Request, verb string) (Knowledge, bool) {
+	if s.replica == nil || trustee.ForPeer(verb) {
+		return Knowledge{Sure: true, Lists: true}, true
 	}
-	answer, err := s.id.NewAnswer(req.Digest, result, err, s.now())
+	known, err := s.replica.Current(ctx)
+	if err == nil {
+		return known, true
+	}
+	text := storeAway
+	switch {
+	case errors.Is(err, ErrBehind):
+		text = ErrBehind.Error()
+	case errors.Is(err, ErrLacking):
+		text = ErrLacking.Error()
+	default:
+		s.log.Warn("a request was refused", "verb", verb, "from", r.RemoteAddr, "err", err)
+	}
+	w.Header().Set("Retry-After", "1")
+	http.Error(w, text, http.StatusServiceUnavailable)
+	return known, false
+}
+
+// authenticate reads a request and checks its signature. If it cannot, it answers: the sender is not
+// known then, so no answer can be signed for it.
+func (s *Server) authenticate(ctx context.Context, w http.ResponseWriter, r *http.Request, verb string, body []byte,
+	sure bool) (*trustee.Request, bool) {
+	req, err := s.id.ReadRequest(verb, body, s.now(), func(fingerprint string) (*trustee.Party, error) {
+		if trustee.ForPeer(verb) {
+			return s.self(fingerprint)
+		}
+		return s.client(ctx, fingerprint, sure)
+	})
+	if err == nil {
+		return req, true
+	}
+	if s.logLimit.AllowN(s.now(), 1) {
+		s.log.Warn("a request was refused", "verb", verb, "from", r.RemoteAddr, "err", err)
+	}
+	text, status := err.Error(), http.StatusBadRequest
+	switch {
+	case claviger.Is(err, claviger.Denied):
+		status = http.StatusForbidden
+	case errors.Is(err, trustee.ErrUnsure) && claviger.Is(err, claviger.Unavailable):
+		text, status = trustee.ErrUnsure.Error(), http.StatusServiceUnavailable
+	case claviger.Is(err, claviger.Unavailable):
+		text, status = storeAway, http.StatusServiceUnavailable
+	}
+	http.Error(w, text, status)
+	return nil, false
+}
+
+// slotFor takes a slot for a request of a known sender.
+func (s *Server) slotFor(w http.ResponseWriter, req *trustee.Request) (leave func(), ok bool) {
+	if trustee.ForPeer(req.Verb) {
+		return s.acquirePlace(w, s.peerSlots)
+	}
+	return s.acquire(w, req.Client.Fingerprint())
+}
+
+// answer logs how a request ended, and sends the signed answer.
+func (s *Server) answer(w http.ResponseWriter, r *http.Request, req *trustee.Request, result any, err error) {
+	log := s.log.With("verb", req.Verb, "client", req.Client.Fingerprint(), "from", r.RemoteAddr, "request", req.Digest[:16])
+	answer, err := s.id.NewAnswer(req.Digest, result, shown(log, req.Verb, err), s.now())
 	if err != nil {
 		log.Error("an answer cannot be signed", "err", err)
 		http.Error(w, "the server has failed", http.StatusInternalServerError)
@@ -363,10 +365,36 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, verb string) {
 	_, _ = w.Write(answer) //nolint:gosec // JSON that we signed; the client may be gone
 }
 
+// shown logs the error of a request, and returns the error that the sender may see.
+func shown(log *slog.Logger, verb string, err error) error {
+	const op = "server.serve"
+	switch {
+	case err == nil:
+		log.Debug("done")
+	case errors.Is(err, trustee.ErrPassive):
+		log.Debug("a client sent a change to the passive server")
+	case errors.Is(err, ErrAway):
+		log.Error("a change was not made", "err", err)
+		return claviger.E(op, claviger.Unavailable, "", ErrAway)
+	case errors.Is(err, trustee.ErrUnsure):
+		log.Warn("a request was not answered", "err", err)
+		return claviger.E(op, claviger.Unavailable, "", trustee.ErrUnsure)
+	case claviger.Is(err, claviger.Internal), claviger.Is(err, claviger.Unavailable):
+		log.Error("a request has failed", "err", err)
+		if !trustee.ForPeer(verb) && claviger.Is(err, claviger.Unavailable) {
+			return claviger.Errorf(op, claviger.Unavailable, "", "the server cannot do this now, since its store takes no "+
+				"changes (is its disk full?) or its Key HSM is away; its log says which")
+		}
+	default:
+		log.Info("a request was refused", "err", err)
+	}
+	return err
+}
+
 const notOneOfTwo = "this Key Trustee Server is not one of two"
 
-// IsSingle tells whether an answer says that the server has no other: then there is
-// nothing to compare, and no role to change.
+// IsSingle reports whether an answer says that the server is not one of two. Then there is nothing
+// to compare, and no role to change.
 func IsSingle(err error) bool {
 	return claviger.Is(err, claviger.Invalid) && strings.Contains(err.Error(), notOneOfTwo)
 }
@@ -388,12 +416,12 @@ func (s *Server) do(ctx context.Context, req *trustee.Request) (any, error) {
 			return nil, err
 		}
 	}
-	s.forget(ctx)
+	s.sweep(ctx)
 	return verbs[req.Verb](s, ctx, req)
 }
 
-// self lets in who has this server's own identity: the other server, and an
-// operator on either's host.
+// self lets in requests that this server's own identity has signed: those of the other server, and
+// of an operator on either host.
 func (s *Server) self(fingerprint string) (*trustee.Party, error) {
 	if fingerprint != s.id.Fingerprint() {
 		return nil, claviger.Errorf("server.self", claviger.Denied, "", "this is for the Key Trustee Servers' own identity, %s, alone", s.id)
@@ -401,8 +429,8 @@ func (s *Server) self(fingerprint string) (*trustee.Party, error) {
 	return &s.id.Party, nil
 }
 
-// client returns the public key of a client that may come in.
-// sure: one that is not found is not there.
+// client returns the public key of an active client. If sure is false, a client that is not found
+// may be registered at the other server.
 func (s *Server) client(ctx context.Context, fingerprint string, sure bool) (*trustee.Party, error) {
 	const op = "server.client"
 	c, err := s.store.Client(ctx, fingerprint)
@@ -425,20 +453,20 @@ func (s *Server) client(ctx context.Context, fingerprint string, sure bool) (*tr
 	return p, nil
 }
 
-// first refuses a read that came before.
+// first refuses a read that was sent before.
 func (s *Server) first(req *trustee.Request) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.seen.first(req.Digest, req.Client.Fingerprint(), req.Time.Add(2*trustee.MaxSkew), s.now())
 }
 
-// forget drops what is past, now and then.
-func (s *Server) forget(ctx context.Context) {
+// sweep removes expired records, every few minutes.
+func (s *Server) sweep(ctx context.Context) {
 	now := s.now()
 	s.mu.Lock()
-	due := now.Sub(s.forgot) >= forgetEvery
+	due := now.Sub(s.swept) >= sweepStoreEvery
 	if due {
-		s.forgot = now
+		s.swept = now
 		s.seen.sweep(now)
 	}
 	s.mu.Unlock()
@@ -453,8 +481,8 @@ func once(req *trustee.Request) Once {
 	return Once{Digest: req.Digest, Until: req.Time.Add(2 * trustee.MaxSkew)}
 }
 
-// register lets a client in by its organization's secret, or has it wait for an
-// operator where there is none. Which of the two was wrong is not said.
+// register lets a client in by its organization's secret. If the organization has no secret, the
+// client waits for an operator. The answer does not say whether organization or secret was wrong.
 func (s *Server) register(ctx context.Context, req *trustee.Request) (any, error) {
 	const op = "server.register"
 	var a trustee.RegisterArgs
@@ -462,7 +490,7 @@ func (s *Server) register(ctx context.Context, req *trustee.Request) (any, error
 		return nil, err
 	}
 	address, _ := ctx.Value(addressKey{}).(string)
-	if s.wrong.many(address, s.now()) {
+	if s.guesses.tooMany(address, s.now()) {
 		return nil, claviger.Errorf(op, claviger.Denied, "", "too many registrations have failed lately from this address, which looks like guessing: try again in a minute; the server's log says from where they came")
 	}
 	org, err := s.store.Org(ctx, a.Org)
@@ -473,7 +501,7 @@ func (s *Server) register(ctx context.Context, req *trustee.Request) (any, error
 	given, want := sha256.Sum256([]byte(a.Auth)), sha256.Sum256([]byte(org.Auth))
 	same := subtle.ConstantTimeCompare(given[:], want[:]) == 1
 	if !known || org.Auth != "" && !same {
-		s.wrong.note(address, s.now())
+		s.guesses.record(address, s.now())
 		return nil, claviger.Errorf(op, claviger.Denied, "", "the organization or its secret is wrong: see claviger orgtool list at the server")
 	}
 	state := Active
@@ -481,7 +509,7 @@ func (s *Server) register(ctx context.Context, req *trustee.Request) (any, error
 		state = Pending
 	}
 	if a.Alone {
-		// Two that come at one moment must not both be the only one.
+		// Of two clients that register at one time, one must be refused.
 		s.registering.Lock()
 		defer s.registering.Unlock()
 		if err := s.alone(ctx, org.Name, req.Client.Fingerprint()); err != nil {
@@ -499,8 +527,8 @@ func (s *Server) register(ctx context.Context, req *trustee.Request) (any, error
 	return trustee.RegisterResult{Active: c.State == Active}, nil
 }
 
-// alone refuses a client that is not to have others beside it where one that is not
-// disabled was there before.
+// alone refuses a client that wants to be the only one of its organization, if another client that
+// is not disabled was registered before.
 func (s *Server) alone(ctx context.Context, org, fingerprint string) error {
 	list, err := s.store.Clients(ctx, org)
 	if err != nil {
@@ -524,7 +552,7 @@ func sortByAge(list []Client) {
 	})
 }
 
-// clients tells a client who else is of its organization.
+// clients returns the clients of the sender's organization.
 func (s *Server) clients(ctx context.Context, req *trustee.Request) (any, error) {
 	me, err := s.store.Client(ctx, req.Client.Fingerprint())
 	if err != nil {

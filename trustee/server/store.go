@@ -30,8 +30,8 @@ const (
 	Disabled State = "disabled"
 )
 
-// MaxPending is how many clients of an organization may wait for an operator:
-// whoever reaches the server may register, and the store must not grow by that.
+// MaxPending is how many clients of an organization may wait for an operator. Anybody who reaches the
+// server may register, and must not fill the store.
 const MaxPending = 100
 
 // Org is an organization: clients that an operator lets in by one secret.
@@ -39,7 +39,7 @@ type Org struct {
 	Name     string
 	UUID     string
 	Contacts []string
-	// Auth is the secret by which clients register; "": each waits for an operator.
+	// Auth is the secret by which clients register. If it is "", each client waits for an operator.
 	Auth    string
 	Created time.Time
 }
@@ -53,28 +53,26 @@ type Client struct {
 	Created     time.Time
 }
 
-// Row is a deposit in the store. What the owner has signed is in Sealed; the rest
-// is taken from it, to be found by.
+// Row is a deposit in the store. Sealed is what the owner has signed. The other fields are copied from
+// it, for queries.
 type Row struct {
 	UUID, Owner, Org, Label string
 	Access                  []string
 	Expires                 time.Time // zero: never
 	Sealed                  trustee.Sealed
-	// Wrapped: the content is as a Keeper has wrapped it.
+	// Wrapped is true if a Keeper has wrapped the content.
 	Wrapped bool
 }
 
-// A Keeper wraps contents once more before they are stored: the Key HSM. Kinds
-// Unavailable where it cannot be asked, and Invalid where a content cannot be
-// unwrapped any more; the error says why.
+// A Keeper wraps contents once more before they are stored: the Key HSM. Kinds Unavailable if the
+// Keeper does not answer, and Invalid if a content cannot be unwrapped any more; the error says why.
 type Keeper interface {
 	Wrap(ctx context.Context, uuid string, content []byte) ([]byte, error)
 	Unwrap(ctx context.Context, uuid string, wrapped []byte) ([]byte, error)
 }
 
-// Once names a request that changes something. The store does it in the same
-// transaction in which it remembers Digest until Until, and refuses it, with kind
-// Invalid, where it remembers it already.
+// Once names a request that changes something. The store remembers Digest until Until, in the
+// transaction of the change, and refuses a request whose Digest it remembers.
 type Once struct {
 	Digest string
 	Until  time.Time

@@ -71,7 +71,7 @@ func export(ctx context.Context, tx *sql.Tx, f func(server.Record) error) error 
 func (s *Store) Import(ctx context.Context, next func() (server.Record, error)) error {
 	const op = "trustee/server/sqlite.Import"
 	return s.change(ctx, op, "", func(ctx context.Context, tx *sql.Tx) error {
-		st, err := standing(ctx, tx)
+		st, err := readPosition(ctx, tx)
 		if err != nil {
 			return err
 		}
@@ -83,7 +83,7 @@ func (s *Store) Import(ctx context.Context, next func() (server.Record, error)) 
 		}
 		st.Head = st.Head.Anew(st.Epoch)
 		st.Unshared = st.Head.Seq
-		return stand(ctx, tx, &st)
+		return writePosition(ctx, tx, &st)
 	})
 }
 

@@ -31,37 +31,37 @@ type rower interface {
 	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
 }
 
-func standing(ctx context.Context, q rower) (st replica.Standing, err error) {
+func readPosition(ctx context.Context, q rower) (st replica.Position, err error) {
 	err = q.QueryRowContext(ctx, "SELECT role, epoch, alone, unshared, seq, made, digest FROM standing").
 		Scan(&st.Role, &st.Epoch, &st.Alone, &st.Unshared, &st.Head.Seq, &st.Head.Epoch, &st.Head.Digest)
 	return st, err
 }
 
-func stand(ctx context.Context, tx *sql.Tx, st *replica.Standing) error {
+func writePosition(ctx context.Context, tx *sql.Tx, st *replica.Position) error {
 	_, err := tx.ExecContext(ctx, "UPDATE standing SET role = ?, epoch = ?, alone = ?, unshared = ?, seq = ?, made = ?, digest = ?",
 		st.Role, st.Epoch, st.Alone, st.Unshared, st.Head.Seq, st.Head.Epoch, st.Head.Digest)
 	return err
 }
 
-// Standing is what the store is beside its peer.
-func (s *Store) Standing(ctx context.Context) (replica.Standing, error) {
-	st, err := standing(ctx, s.db.Reader)
+// Position is what the store is beside its peer.
+func (s *Store) Position(ctx context.Context) (replica.Position, error) {
+	st, err := readPosition(ctx, s.db.Reader)
 	if err != nil {
-		return st, s.fail("trustee/server/sqlite.Standing", "", err)
+		return st, s.fail("trustee/server/sqlite.Position", "", err)
 	}
 	return st, nil
 }
 
 // Role is the store's role.
 func (s *Store) Role(ctx context.Context) (server.Role, error) {
-	st, err := s.Standing(ctx)
+	st, err := s.Position(ctx)
 	return st.Role, err
 }
 
 // Stand changes it.
-func (s *Store) Stand(ctx context.Context, f func(*replica.Standing) error) (st replica.Standing, err error) {
-	err = s.change(ctx, "trustee/server/sqlite.Stand", "", func(ctx context.Context, tx *sql.Tx) error {
-		if st, err = standing(ctx, tx); err != nil {
+func (s *Store) UpdatePosition(ctx context.Context, f func(*replica.Position) error) (st replica.Position, err error) {
+	err = s.change(ctx, "trustee/server/sqlite.UpdatePosition", "", func(ctx context.Context, tx *sql.Tx) error {
+		if st, err = readPosition(ctx, tx); err != nil {
 			return err
 		}
 		was := st
@@ -76,7 +76,7 @@ func (s *Store) Stand(ctx context.Context, f func(*replica.Standing) error) (st 
 				return err
 			}
 		}
-		return stand(ctx, tx, &st)
+		return writePosition(ctx, tx, &st)
 	})
 	return st, err
 }
@@ -91,7 +91,7 @@ func (s *Store) mutate(ctx context.Context, op, key string, ch *replica.Change) 
 		return claviger.E(op, claviger.Internal, key, err)
 	}
 	return s.change(ctx, op, key, func(ctx context.Context, tx *sql.Tx) error {
-		st, err := standing(ctx, tx)
+		st, err := readPosition(ctx, tx)
 		if err != nil {
 			return err
 		}
@@ -110,7 +110,7 @@ func (s *Store) mutate(ctx context.Context, op, key string, ch *replica.Change) 
 }
 
 // logged adds an entry.
-func logged(ctx context.Context, tx *sql.Tx, st *replica.Standing, e replica.Entry, shared bool) error {
+func logged(ctx context.Context, tx *sql.Tx, st *replica.Position, e replica.Entry, shared bool) error {
 	if _, err := tx.ExecContext(ctx, "INSERT INTO change (seq, epoch, digest, payload) VALUES (?, ?, ?, ?)", e.Seq, e.Epoch, e.Digest, []byte(e.Change)); err != nil {
 		return err
 	}
@@ -122,12 +122,12 @@ func logged(ctx context.Context, tx *sql.Tx, st *replica.Standing, e replica.Ent
 	if err := prune(ctx, tx, st, keep); err != nil {
 		return err
 	}
-	return stand(ctx, tx, st)
+	return writePosition(ctx, tx, st)
 }
 
 // prune keeps the newest entries, and the one at which the peer went away: it proves
 // that a peer which comes back there has nothing that this store lacks.
-func prune(ctx context.Context, tx *sql.Tx, st *replica.Standing, keep uint64) error {
+func prune(ctx context.Context, tx *sql.Tx, st *replica.Position, keep uint64) error {
 	_, err := tx.ExecContext(ctx, "DELETE FROM change WHERE seq + ?1 <= ?2 AND seq + 1 <> ?3", keep, st.Head.Seq, st.Unshared)
 	return err
 }
@@ -137,7 +137,7 @@ func (s *Store) Entries(ctx context.Context, after replica.Head, limit, bytes in
 	const op = "trustee/server/sqlite.Entries"
 	broken := claviger.E(op, claviger.Invalid, "", replica.ErrChain)
 	err = s.snapshot(ctx, op, func(tx *sql.Tx) error {
-		st, err := standing(ctx, tx)
+		st, err := readPosition(ctx, tx)
 		if err != nil || st.Head == after {
 			return err
 		}
@@ -180,7 +180,7 @@ func (s *Store) Entries(ctx context.Context, after replica.Head, limit, bytes in
 func (s *Store) Apply(ctx context.Context, as server.Role, epoch uint64, list []replica.Entry) error {
 	const op = "trustee/server/sqlite.Apply"
 	return s.change(ctx, op, "", func(ctx context.Context, tx *sql.Tx) error {
-		st, err := standing(ctx, tx)
+		st, err := readPosition(ctx, tx)
 		if err != nil {
 			return err
 		}
@@ -212,12 +212,12 @@ func (s *Store) Apply(ctx context.Context, as server.Role, epoch uint64, list []
 				return err
 			}
 		}
-		return stand(ctx, tx, &st)
+		return writePosition(ctx, tx, &st)
 	})
 }
 
 // has tells whether the log holds that entry, or had it and has dropped it.
-func has(ctx context.Context, tx *sql.Tx, st *replica.Standing, h replica.Head) (bool, error) {
+func has(ctx context.Context, tx *sql.Tx, st *replica.Position, h replica.Head) (bool, error) {
 	if h == st.Head {
 		return true, nil
 	}
@@ -233,7 +233,7 @@ func has(ctx context.Context, tx *sql.Tx, st *replica.Standing, h replica.Head) 
 func (s *Store) Has(ctx context.Context, h replica.Head) (had bool, err error) {
 	const op = "trustee/server/sqlite.Has"
 	err = s.snapshot(ctx, op, func(tx *sql.Tx) error {
-		st, err := standing(ctx, tx)
+		st, err := readPosition(ctx, tx)
 		if err == nil {
 			had, err = has(ctx, tx, &st, h)
 		}
@@ -245,7 +245,7 @@ func (s *Store) Has(ctx context.Context, h replica.Head) (had bool, err error) {
 // Snapshot is Export with the log's head.
 func (s *Store) Snapshot(ctx context.Context, head func(replica.Head) error, f func(server.Record) error) error {
 	return s.snapshot(ctx, "trustee/server/sqlite.Snapshot", func(tx *sql.Tx) error {
-		st, err := standing(ctx, tx)
+		st, err := readPosition(ctx, tx)
 		if err != nil {
 			return err
 		}
@@ -260,7 +260,7 @@ func (s *Store) Snapshot(ctx context.Context, head func(replica.Head) error, f f
 func (s *Store) Load(ctx context.Context, epoch uint64, head replica.Head, next func() (server.Record, error)) error {
 	const op = "trustee/server/sqlite.Load"
 	return s.change(ctx, op, "", func(ctx context.Context, tx *sql.Tx) error {
-		st, err := standing(ctx, tx)
+		st, err := readPosition(ctx, tx)
 		if err != nil {
 			return err
 		}
@@ -273,7 +273,7 @@ func (s *Store) Load(ctx context.Context, epoch uint64, head replica.Head, next 
 		if _, err := tx.ExecContext(ctx, "DELETE FROM change"); err != nil {
 			return err
 		}
-		return stand(ctx, tx, &replica.Standing{Role: server.RolePassive, Epoch: epoch, Head: head})
+		return writePosition(ctx, tx, &replica.Position{Role: server.RolePassive, Epoch: epoch, Head: head})
 	})
 }
 

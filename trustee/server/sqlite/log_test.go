@@ -16,16 +16,16 @@ import (
 	"claviger/trustee/server/storetest"
 )
 
-func as(t *testing.T, s *Store, role server.Role, epoch uint64) replica.Standing {
+func as(t *testing.T, s *Store, role server.Role, epoch uint64) replica.Position {
 	t.Helper()
-	st, err := s.Stand(t.Context(), func(st *replica.Standing) error { st.Role, st.Epoch = role, epoch; return nil })
+	st, err := s.UpdatePosition(t.Context(), func(st *replica.Position) error { st.Role, st.Epoch = role, epoch; return nil })
 	check(t, err)
 	return st
 }
 
 func head(t *testing.T, s *Store) replica.Head {
 	t.Helper()
-	st, err := s.Standing(t.Context())
+	st, err := s.Position(t.Context())
 	check(t, err)
 	return st.Head
 }
@@ -132,7 +132,7 @@ func TestGuard(t *testing.T) {
 	as(t, a, server.RoleActive, 1)
 	before, was := head(t, a), storetest.Digest(t, a)
 	no := claviger.Errorf("x", claviger.Unavailable, "", "no")
-	a.Guard(func(_ context.Context, st replica.Standing, e replica.Entry) (bool, error) {
+	a.Guard(func(_ context.Context, st replica.Position, e replica.Entry) (bool, error) {
 		if st.Head != before || e.Seq != before.Seq+1 {
 			t.Errorf("%+v, %+v", st, e)
 		}
@@ -142,14 +142,14 @@ func TestGuard(t *testing.T) {
 		t.Error(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	a.Guard(func(ctx context.Context, _ replica.Standing, _ replica.Entry) (bool, error) {
+	a.Guard(func(ctx context.Context, _ replica.Position, _ replica.Entry) (bool, error) {
 		cancel()
 		return true, ctx.Err()
 	})
 	if err := a.SetAuth(ctx, "ORG", "new"); err != nil || head(t, a).Seq != before.Seq+1 {
 		t.Error(err)
 	}
-	if st, _ := a.Standing(t.Context()); st.Unshared != 0 {
+	if st, _ := a.Position(t.Context()); st.Unshared != 0 {
 		t.Errorf("%+v", st)
 	}
 }
@@ -170,10 +170,10 @@ func TestPrune(t *testing.T) {
 	for i := range keepShared + 50 {
 		check(t, a.SetAuth(ctx, "ORG", fmt.Sprint(i)))
 	}
-	if st, _ := a.Standing(ctx); count() != keepShared+50 || st.Unshared != start.Seq+1 {
+	if st, _ := a.Position(ctx); count() != keepShared+50 || st.Unshared != start.Seq+1 {
 		t.Errorf("%d entries, %+v", count(), st)
 	}
-	_, err := a.Stand(ctx, func(st *replica.Standing) error { st.Unshared = 0; return nil })
+	_, err := a.UpdatePosition(ctx, func(st *replica.Position) error { st.Unshared = 0; return nil })
 	check(t, err)
 	if count() != keepShared {
 		t.Errorf("%d entries", count())

@@ -7,17 +7,17 @@ import (
 	"claviger"
 )
 
-// observer notes how a request ends, for Config.Observe.
+// observer records how a request ends, for Config.Observe.
 type observer struct {
 	http.ResponseWriter
 	status int
-	err    error // of the verb, which is answered with 200 too
+	err    error // of the verb; its status is 200 too
 }
 
 // Unwrap lets http.ResponseController reach the connection.
 func (o *observer) Unwrap() http.ResponseWriter { return o.ResponseWriter }
 
-// WriteHeader notes the status.
+// WriteHeader records the status.
 func (o *observer) WriteHeader(status int) {
 	if o.status == 0 {
 		o.status = status
@@ -25,8 +25,8 @@ func (o *observer) WriteHeader(status int) {
 	o.ResponseWriter.WriteHeader(status)
 }
 
-// observed is serve, told to Config.Observe.
-func (s *Server) observed(w http.ResponseWriter, r *http.Request, verb string) {
+// serveObserved is serve, and reports to Config.Observe.
+func (s *Server) serveObserved(w http.ResponseWriter, r *http.Request, verb string) {
 	if s.observe == nil {
 		s.serve(w, r, verb)
 		return
@@ -37,15 +37,15 @@ func (s *Server) observed(w http.ResponseWriter, r *http.Request, verb string) {
 	s.observe(verb, o.result(), time.Since(began))
 }
 
-// ended notes what became of the verb.
-func ended(w http.ResponseWriter, err error) {
+// recordResult records the error of the verb.
+func recordResult(w http.ResponseWriter, err error) {
 	if o, ok := w.(*observer); ok {
 		o.err = err
 	}
 }
 
-// result is "ok", a kind of error, or of what was refused before it was a request of
-// somebody known: "denied", "invalid", "unavailable".
+// result is "ok" or a kind of error. For a sender that is not known it is "denied", "invalid" or
+// "unavailable".
 func (o *observer) result() string {
 	switch {
 	case o.err != nil:

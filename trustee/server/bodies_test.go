@@ -20,7 +20,7 @@ func TestHalfSentBodies(t *testing.T) {
 	defer web.Close()
 	addr := web.Listener.Addr().String()
 	from := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}
-	for range arriving {
+	for range maxBodies {
 		c, err := from.DialContext(t.Context(), "tcp", addr)
 		if err != nil {
 			t.Fatal(err)
@@ -31,11 +31,11 @@ func TestHalfSentBodies(t *testing.T) {
 		}
 	}
 	open := func() int {
-		s.doors.mu.Lock()
-		defer s.doors.mu.Unlock()
-		return s.doors.all + s.doors.refused
+		s.bodies.mu.Lock()
+		defer s.bodies.mu.Unlock()
+		return s.bodies.all + s.bodies.refused
 	}
-	for deadline := time.Now().Add(30 * time.Second); open() < arriving; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); open() < maxBodies; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("%d bodies have begun", open())
 		}
@@ -52,11 +52,11 @@ func TestHalfSentBodies(t *testing.T) {
 	http.DefaultClient.CloseIdleConnections()
 }
 
-// TestDoors: however many strangers come, an address from which a client has proved
+// TestBodies: however many strangers come, an address from which a client has proved
 // itself gets in.
-func TestDoors(t *testing.T) {
+func TestBodies(t *testing.T) {
 	now := time.Unix(1, 0)
-	d := New(Config{Now: func() time.Time { return now }}).doors
+	d := New(Config{Now: func() time.Time { return now }}).bodies
 	d.prove("client")
 	in := 0
 	for i := range 1000 {
@@ -64,22 +64,22 @@ func TestDoors(t *testing.T) {
 			in++
 		}
 	}
-	if in != strangers {
-		t.Errorf("%d strangers are in, want %d", in, strangers)
+	if in != maxUnknown {
+		t.Errorf("%d maxUnknown are in, want %d", in, maxUnknown)
 	}
 	var leave []func()
-	for range 2 * arriving {
+	for range 2 * maxBodies {
 		if l, ok := d.enter("client"); ok {
 			leave = append(leave, l)
 		}
 	}
-	if len(leave) != arriving-strangers {
-		t.Errorf("a client's address has %d places, want %d", len(leave), arriving-strangers)
+	if len(leave) != maxBodies-maxUnknown {
+		t.Errorf("a client's address has %d places, want %d", len(leave), maxBodies-maxUnknown)
 	}
 	for _, l := range leave {
 		l()
 	}
-	if d.all != strangers || d.open["client"] != 0 {
+	if d.all != maxUnknown || d.open["client"] != 0 {
 		t.Errorf("%d places are taken, %d of them by the client", d.all, d.open["client"])
 	}
 	now = now.Add(provedFor)

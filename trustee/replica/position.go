@@ -27,8 +27,8 @@ const (
 	OpForget    = "forget"
 )
 
-// A Change is one change of a Store, so described that it has the same effect on
-// each store of the same state: the arguments of the method that Op names.
+// A Change describes one change of a Store by the arguments of the method that Op names. It has the
+// same effect on every store of the same state.
 type Change struct {
 	Op       string         `json:"op"`
 	Org      *server.Org    `json:"org,omitempty"`
@@ -44,21 +44,21 @@ type Change struct {
 	Once     server.Once    `json:"once,omitzero"`
 }
 
-// Head is where a log ends. Two logs of equal heads hold the same changes, from
-// the same start. Seq 0 is a log that never began.
+// Head is the end of a log. Two logs with equal heads hold the same changes from the same start.
+// Seq is 0 for a log that never began.
 type Head struct {
 	Seq    uint64 `json:"seq"`
-	Epoch  uint64 `json:"epoch"` // in which the last change was made
+	Epoch  uint64 `json:"epoch"` // of the last change
 	Digest string `json:"digest"`
 }
 
-// An Entry is a change in the log. Its digest is over that of the entry before.
+// An Entry is a change in the log. Its digest covers the digest of the entry before it.
 type Entry struct {
 	Head
 	Change json.RawMessage `json:"change"`
 }
 
-// Next is the entry of a change that follows h.
+// Next makes the entry that follows h.
 func (h Head) Next(epoch uint64, change []byte) Entry {
 	seq := h.Seq + 1
 	sum := sha256.New()
@@ -67,40 +67,39 @@ func (h Head) Next(epoch uint64, change []byte) Entry {
 	return Entry{Head{seq, epoch, hex.EncodeToString(sum.Sum(nil))}, change}
 }
 
-// Anew is a head that no other log has: of a state that did not come about by
-// changes in this log.
+// Anew makes a head that no other log has, for a state that was not made by the changes in this log.
 func (h Head) Anew(epoch uint64) Head {
 	var b [sha256.Size]byte
 	_, _ = rand.Read(b[:]) // it never fails
 	return Head{h.Seq + 1, epoch, hex.EncodeToString(b[:])}
 }
 
-// Standing is what a store knows of itself as one of two.
-type Standing struct {
+// Position is a store's role as one of two, and the end of its log.
+type Position struct {
 	Role server.Role `json:"role"`
-	// Epoch counts promotions: of two actives the one of the lower has been replaced.
+	// Epoch counts promotions. Of two active servers, the one with the lower epoch was replaced.
 	Epoch uint64 `json:"epoch"`
-	// Alone: an operator lets the active acknowledge what the passive does not have.
+	// Alone is true if an operator lets the active server make changes that the passive server
+	// does not have.
 	Alone bool `json:"alone"`
-	// Unshared is the first change that this store has committed without its peer; 0
-	// where the peer has all.
+	// Unshared is the first change that this store committed without its peer, or 0 if the peer
+	// has every change.
 	Unshared uint64 `json:"unshared,omitempty"`
 	Head     Head   `json:"head"`
-	// Fault is why the store takes no changes, by the server's word; "" where it takes
-	// them. No store keeps it.
+	// Fault says why the store takes no changes, or is "". The server fills it in; no store keeps it.
 	Fault string `json:"fault,omitempty"`
 }
 
-// A Guard is asked, inside the transaction, before a change is committed: the
-// change comes about if and only if err is nil. shared: the peer has it. before is
-// what the store stood at, without e.
-type Guard func(ctx context.Context, before Standing, e Entry) (shared bool, err error)
+// A Guard is called in the transaction of a change, before its commit. The change is committed if
+// and only if err is nil. shared is true if the peer has the change. before is the store's position
+// without e.
+type Guard func(ctx context.Context, before Position, e Entry) (shared bool, err error)
 
 // Admit decides whether a store at s may commit a change, which the caller has made in an open
 // transaction. It returns the change's entry in the log. shared is true if the peer has every
 // change up to e; else s.Unshared is the first that the peer may lack. g is nil for a process
 // without a Replica, as orgtool is: its changes reach the peer later.
-func (s *Standing) Admit(ctx context.Context, g *Guard, change []byte) (e Entry, shared bool, err error) {
+func (s *Position) Admit(ctx context.Context, g *Guard, change []byte) (e Entry, shared bool, err error) {
 	e = s.Head.Next(s.Epoch, change)
 	if g != nil {
 		if shared, err = (*g)(ctx, *s, e); err != nil {
@@ -113,45 +112,42 @@ func (s *Standing) Admit(ctx context.Context, g *Guard, change []byte) (e Entry,
 	return e, shared && s.Unshared == 0, nil
 }
 
-// ErrChain is in the error, of kind Invalid, of entries that do not follow what a
-// log holds.
+// ErrChain is in the error, of kind Invalid, of entries that do not follow the entries of a log.
 var ErrChain = errors.New("the changes do not follow those that this Key Trustee Server has")
 
-// Logged is a Store that keeps a log of its changes, from which a second one is
-// kept equal. All changes of a store whose role is not RoleSingle go through the
-// log, whichever process makes them. Its changes are refused, trustee.ErrPassive, where
-// the role is RolePassive.
+// Logged is a Store that keeps a log of its changes, from which a second store is kept equal. Every
+// change of a store whose role is not RoleSingle goes into the log, whichever process makes it.
 type Logged interface {
 	server.Store
-	// Standing is that of the last change.
-	Standing(ctx context.Context) (Standing, error)
-	// Stand changes the standing by f, durably; f must leave Head alone. A single
-	// store that gets a role begins its log. An error of f ends it.
-	Stand(ctx context.Context, f func(*Standing) error) (Standing, error)
-	// Guard has g asked from now on for changes of this process.
+	// Position returns the store's position after its last change.
+	Position(ctx context.Context) (Position, error)
+	// UpdatePosition changes the position by f, durably; f must not change Head. A single store
+	// that becomes active begins its log. After an error of f nothing is changed.
+	UpdatePosition(ctx context.Context, f func(*Position) error) (Position, error)
+	// Guard makes the store call g for each change that this process makes.
 	Guard(g Guard)
-	// Entries returns what follows after: at most limit entries, and no more than
-	// bytes of changes, but one at least where there is one. ErrChain where the log
-	// does not go back so far, or after's digest is not that of the log.
+	// Entries returns the entries that follow after: at most limit entries, and at most bytes of
+	// changes, but one at least if there is one. ErrChain if the log does not go back so far, or
+	// has another digest there.
 	Entries(ctx context.Context, after Head, limit, bytes int) ([]Entry, error)
-	// Has tells whether the log holds that head: the state is one of this store's own
-	// past. False is no proof of the opposite, since a log forgets.
+	// Has reports whether the log holds that head, so that it is in this store's past. The
+	// opposite proves nothing, because a log drops its oldest entries.
 	Has(ctx context.Context, h Head) (bool, error)
-	// Apply makes changes that the peer has logged, all in one transaction; those that
-	// the log has already are passed over. It does so only as the role as, and, as
-	// the passive, of an epoch that is not below the store's own, which it takes on.
-	// Kinds Denied for the wrong role or epoch; ErrChain.
+	// Apply makes changes that the peer has logged, in one transaction, and skips changes that
+	// this log has already. The store's role must be as. A passive store takes no changes of an
+	// epoch below its own, and takes over a higher epoch. Kind Denied for the wrong role or
+	// epoch; ErrChain.
 	Apply(ctx context.Context, as server.Role, epoch uint64, list []Entry) error
-	// Snapshot is Export with the head of that moment.
+	// Snapshot is Export, and calls head first with the log's head of the same moment.
 	Snapshot(ctx context.Context, head func(Head) error, f func(server.Record) error) error
-	// Load is Import of a peer's Snapshot, by the passive. Kind Denied as for Apply.
+	// Load is Import of the peer's Snapshot into a passive store. Kind Denied as for Apply.
 	Load(ctx context.Context, epoch uint64, head Head, next func() (server.Record, error)) error
-	// Save writes a copy of the whole store beside it, and returns its name.
+	// Save writes a copy of the whole store beside it, with why in its name, and returns the name.
 	Save(ctx context.Context, why string) (string, error)
 }
 
-// MayApply tells whether a store of that standing takes the peer's changes.
-func (s *Standing) MayApply(op string, as server.Role, epoch uint64) error {
+// MayApply is an error if a store at this position does not take the peer's changes.
+func (s *Position) MayApply(op string, as server.Role, epoch uint64) error {
 	switch {
 	case s.Role != as:
 		return claviger.Errorf(op, claviger.Denied, "", "this Key Trustee Server is %s, not %s", s.Role, as)

@@ -10,19 +10,18 @@ import (
 	"claviger/trustee"
 )
 
-// faultHolds is how long it is believed that a store takes changes, or takes none: each
-// look writes to the disk.
+// faultHolds is how long an answer of a WriteProbe is repeated. Each probe writes to the disk.
 const faultHolds = 5 * time.Second
 
-// WriteProbe remembers whether the store took changes when it was last tried.
+// WriteProbe remembers whether a store took changes when it was last probed.
 type WriteProbe struct {
-	mu   sync.Mutex // held while the store is tried: other callers wait for that answer
+	mu   sync.Mutex // held during a probe: other callers wait for its answer
 	at   time.Time
 	text string
 }
 
-// Fault says why the store takes no changes, a full disk above all; "" where it takes them.
-// Where the caller gives up meanwhile, what was known before stays.
+// Fault says why the store takes no changes, a full disk for example, or "" if it takes them. If ctx
+// ends during the probe, the earlier answer stays.
 func (f *WriteProbe) Fault(ctx context.Context, store Store, now time.Time) string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -39,17 +38,17 @@ func (f *WriteProbe) Fault(ctx context.Context, store Store, now time.Time) stri
 	return f.text
 }
 
-// Forget has the next one look again.
+// Forget makes the next Fault probe the store.
 func (f *WriteProbe) Forget() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.at = time.Time{}
 }
 
-// takesNone begins what status says of a store that takes no changes.
+// takesNone precedes the fault in the status of a server that is not one of two.
 const takesNone = "its store takes no changes: "
 
-// single is the error for what one of two is asked for, of a server that is alone.
+// single is the answer to an operator's request for one of two servers, of a server that is alone.
 func (s *Server) single(ctx context.Context, verb string) error {
 	text := ""
 	if verb == trustee.VerbStatus {
@@ -60,8 +59,8 @@ func (s *Server) single(ctx context.Context, verb string) error {
 	return claviger.Errorf("server.do", claviger.Invalid, "", "%s: claviger trustee serve --peer makes it that%s", notOneOfTwo, text)
 }
 
-// SingleFault is what the status of a server that has no other says of a store that takes
-// no changes; "" where it takes them.
+// SingleFault returns the fault in the status of a server that is not one of two, or "" if its store
+// takes changes.
 func SingleFault(err error) string {
 	_, fault, _ := strings.Cut(err.Error(), takesNone)
 	return fault

@@ -7,8 +7,8 @@ import (
 	"claviger/trustee/server"
 )
 
-// Check is an error while this server is the active one and the two are not in step, so
-// that no change is acknowledged. The passive acknowledges none to clients anyway.
+// Check is an error while this server is the active one and the two are not in step, so that it
+// makes no changes.
 func (r *Replica) Check(ctx context.Context) error {
 	st, synced, err := r.State(ctx)
 	if err != nil || st.Role != server.RoleActive || synced {
@@ -17,13 +17,13 @@ func (r *Replica) Check(ctx context.Context) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.why == nil {
-		return nil // it has just begun, or the two have come in step since
+		return nil // the server has just started, or the two are in step since
 	}
 	return claviger.Errorf("replica.Check", claviger.Unavailable, "", "the two Key Trustee Servers are not in step: %w", r.why)
 }
 
-// peerFault is an error where the passive's store takes no changes.
-func peerFault(op string, p *Standing) error {
+// peerFault is an error if the passive server's store takes no changes.
+func peerFault(op string, p *Position) error {
 	if p.Fault == "" {
 		return nil
 	}

@@ -13,9 +13,9 @@ import (
 	"claviger/trustee"
 )
 
-// TestRegistrationsTakeNoTurns: however many registrations there are, requests of
+// TestRegistrationsTakeNoSlots: however many registrations there are, requests of
 // registered clients are worked on; and where those are refused, the server says so.
-func TestRegistrationsTakeNoTurns(t *testing.T) {
+func TestRegistrationsTakeNoSlots(t *testing.T) {
 	id, err := trustee.NewIdentity("keytrustee", "", "kts@h.example.com", 2048, time.Now().Add(-time.Hour))
 	if err != nil {
 		t.Fatal(err)
@@ -32,73 +32,73 @@ func TestRegistrationsTakeNoTurns(t *testing.T) {
 		_ = resp.Body.Close()
 		return resp.StatusCode
 	}
-	for range newcomers {
-		s.joining <- struct{}{}
+	for range maxRegistrations {
+		s.registrationSlots <- struct{}{}
 	}
 	if got := post(trustee.VerbRegister); got != http.StatusServiceUnavailable {
-		t.Errorf("a registration beyond %d is answered %d", newcomers, got)
+		t.Errorf("a registration beyond %d is answered %d", maxRegistrations, got)
 	}
 	if got := post(trustee.VerbGet); got != http.StatusBadRequest { // {} is no request
 		t.Errorf("a read is answered %d", got)
 	}
-	if err := s.CheckTurns(t.Context()); err != nil {
+	if err := s.CheckSlots(t.Context()); err != nil {
 		t.Errorf("with registrations refused: %v", err)
 	}
 	// Strangers need no turn to be refused, neither one of clients nor one of the other
 	// server: they would keep these out.
-	for i := range concurrent {
-		if _, ok := s.turn(httptest.NewRecorder(), fmt.Sprint("client", i)); !ok {
+	for i := range maxRequests {
+		if _, ok := s.acquire(httptest.NewRecorder(), fmt.Sprint("client", i)); !ok {
 			t.Fatalf("%d turns of %d clients", i, i)
 		}
 	}
-	for range peering {
-		s.peers <- struct{}{}
+	for range maxPeerRequests {
+		s.peerSlots <- struct{}{}
 	}
 	for _, verb := range []string{trustee.VerbGet, trustee.VerbPeerAppend} {
 		if got := post(verb); got != http.StatusBadRequest {
 			t.Errorf("a stranger's %s, while all turns are taken, is answered %d", verb, got)
 		}
 	}
-	if err := s.CheckTurns(t.Context()); err != nil {
-		t.Errorf("with strangers refused: %v", err)
+	if err := s.CheckSlots(t.Context()); err != nil {
+		t.Errorf("with maxUnknown refused: %v", err)
 	}
-	if _, ok := s.turn(httptest.NewRecorder(), "late"); ok {
-		t.Errorf("more than %d turns", concurrent)
+	if _, ok := s.acquire(httptest.NewRecorder(), "late"); ok {
+		t.Errorf("more than %d turns", maxRequests)
 	}
-	if err := s.CheckTurns(t.Context()); err == nil {
+	if err := s.CheckSlots(t.Context()); err == nil {
 		t.Error("with reads refused: no error")
 	}
 	http.DefaultClient.CloseIdleConnections()
 }
 
-// TestTurnsByClient: a client that sends more than the server works on leaves turns to the
+// TestSlotsByClient: a client that sends more than the server works on leaves turns to the
 // others, and what it is refused is no want of others.
-func TestTurnsByClient(t *testing.T) {
+func TestSlotsByClient(t *testing.T) {
 	id, err := trustee.NewIdentity("keytrustee", "", "kts@h.example.com", 2048, time.Now().Add(-time.Hour))
 	if err != nil {
 		t.Fatal(err)
 	}
 	s := New(Config{Identity: id})
 	take := func(client string) (got int) {
-		for range concurrent {
-			if _, ok := s.turn(httptest.NewRecorder(), client); ok {
+		for range maxRequests {
+			if _, ok := s.acquire(httptest.NewRecorder(), client); ok {
 				got++
 			}
 		}
 		return got
 	}
-	if got := take("greedy"); got != concurrent/2 {
-		t.Errorf("one client has %d turns, want %d", got, concurrent/2)
+	if got := take("greedy"); got != maxRequests/2 {
+		t.Errorf("one client has %d turns, want %d", got, maxRequests/2)
 	}
-	if err := s.CheckTurns(t.Context()); err != nil {
+	if err := s.CheckSlots(t.Context()); err != nil {
 		t.Errorf("a client was refused what it may not have: %v", err)
 	}
-	leave, ok := s.turn(httptest.NewRecorder(), "other")
+	leave, ok := s.acquire(httptest.NewRecorder(), "other")
 	if !ok {
 		t.Fatal("another client has no turn")
 	}
 	leave()
-	if used, most := s.turns.Figures(); used != concurrent/2 || most != concurrent/2 {
+	if used, most := s.slots.Figures(); used != maxRequests/2 || most != maxRequests/2 {
 		t.Errorf("%d turns are taken, %d of one client", used, most)
 	}
 }
@@ -133,29 +133,29 @@ func TestStrangersLines(t *testing.T) {
 // TestWrongRegistrationsByAddress: a stranger's wrong registrations keep nobody at another
 // address from registering, and addresses without number are no way around the limit.
 func TestWrongRegistrationsByAddress(t *testing.T) {
-	f, now := newFailed(), time.Now()
-	for range failures {
-		if f.many("10.0.0.1", now) {
+	f, now := newGuesses(), time.Now()
+	for range guessBurst {
+		if f.tooMany("10.0.0.1", now) {
 			t.Fatal("too early")
 		}
-		f.note("10.0.0.1", now)
+		f.record("10.0.0.1", now)
 	}
-	if !f.many("10.0.0.1", now) || f.many("10.0.0.2", now) {
+	if !f.tooMany("10.0.0.1", now) || f.tooMany("10.0.0.2", now) {
 		t.Error("the limit is not that of the address which failed")
 	}
-	if f.many("10.0.0.1", now.Add(2*failureEvery)) {
+	if f.tooMany("10.0.0.1", now.Add(2*guessEvery)) {
 		t.Error("the limit stays")
 	}
-	for i := range 2 * maxFailed {
-		f.note(fmt.Sprint("host", i), now)
+	for i := range 2 * maxGuessers {
+		f.record(fmt.Sprint("host", i), now)
 	}
-	if len(f.byAddress) > maxFailed || !f.many("another", now) || f.many("host5", now) {
+	if len(f.byAddress) > maxGuessers || !f.tooMany("another", now) || f.tooMany("host5", now) {
 		t.Errorf("%d addresses are remembered", len(f.byAddress))
 	}
-	if f.note("yet another", now.Add(failureEvery-1)); !f.swept.Equal(now) {
+	if f.record("yet another", now.Add(guessEvery-1)); !f.swept.Equal(now) {
 		t.Errorf("the table is searched %v after the last search", f.swept.Sub(now))
 	}
-	f.note("another", now.Add(time.Hour)) // all have recovered
+	f.record("another", now.Add(time.Hour)) // all have recovered
 	if len(f.byAddress) != 1 {
 		t.Errorf("%d addresses are remembered after an hour", len(f.byAddress))
 	}
